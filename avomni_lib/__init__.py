@@ -1,0 +1,7 @@
+"""AV-Omni: multi-camera driving clips to a fine-tuned vision-language model and a score that can be believed."""
+
+import logging
+
+__version__ = "0.1.0"
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())

@@ -1,0 +1,138 @@
+"""Files that appear whole or not at all, their hashes, and room on the disk.
+
+Everything is written beside its final name, flushed to the disk and renamed (`os.replace`), so that a
+process killed at any moment leaves either the old file or the new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from avomni_lib.errors import AvomniError
+
+PROJECT_ROOT = Path(__file__).resolve().parents[1]
+PARTIAL_SUFFIX = ".partial"
+BLOCK_BYTES = 1 << 20
+
+
+def resolve(path: str | Path) -> Path:
+    """A path from a params file: relative ones are taken from the project root, whatever the kernel's folder."""
+    path = Path(path).expanduser()
+    return path if path.is_absolute() else PROJECT_ROOT / path
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename inside `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def write_whole(path: Path, mode: str = "wb") -> Iterator[IO]:
+    """Open a partial file beside `path`; on success it is flushed to the disk and takes the name.
+
+    Raises:
+        AvomniError: no room on the disk (the partial file is removed).
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+    try:
+        with open(partial, mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        fsync_folder(path.parent)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise no_room(path, None) from None
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    with write_whole(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        AvomniError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise AvomniError("file not found", where=str(path)) from None
+    except ValueError as error:
+        raise AvomniError(
+            f"not a JSON file: {error}", where=str(path), fix="remove it and run the stage again"
+        ) from None
+
+
+def sha256_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_json(value: Any) -> str:
+    """A sha256 of plain values that does not depend on the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def free_bytes(path: Path) -> int:
+    """Room on the volume that `path` lies on, or will lie on."""
+    path = Path(path)
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def need_room(path: Path, num_bytes: int, purpose: str, keep_free: int = 1 << 28) -> None:
+    """Refuse to start what cannot end: `num_bytes` for `purpose` plus a reserve of 256 MiB must fit.
+
+    Raises:
+        AvomniError: they do not.
+    """
+    free = free_bytes(path)
+    if num_bytes + keep_free > free:
+        raise AvomniError(
+            f"no room on the disk for {purpose}: {num_bytes / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free",
+            where=str(path),
+            fix="free some space, move run.outputs_dir or dataset.local_dir to a larger disk, "
+            "or lower download.target_size_gb",
+        )
+
+
+def no_room(path: Path, num_bytes: int | None) -> AvomniError:
+    needed = f" ({num_bytes / 1e9:.2f} GB needed)" if num_bytes else ""
+    return AvomniError(
+        f"no room left on the disk{needed}, {free_bytes(Path(path).parent) / 1e9:.2f} GB free",
+        where=str(path),
+        fix="free some space and run the same command again: it goes on from here",
+    )
+
+
+def sweep_partials(folder: Path) -> int:
+    """Remove what killed processes left half-written below `folder`; returns how many files."""
+    leftovers = list(Path(folder).rglob(f".*{PARTIAL_SUFFIX}"))
+    for path in leftovers:
+        path.unlink(missing_ok=True)
+    return len(leftovers)

@@ -1,0 +1,87 @@
+"""What a stage says before it works, and how it says how far it is.
+
+A room takes `progress: type[Bar] = Bar`; the silent bar here is the default, `notebook/progress.py` has the
+ones that people see.
+"""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a dry run returns: counts, sizes and times, before anything is done.
+
+    Attributes:
+        title: One line.
+        rows: (name, value, note) as shown.
+        warnings: Sentences that a user should read before starting.
+        figures: The same as numbers, for `result.json` and `--json`.
+    """
+
+    title: str
+    rows: list[tuple[str, str, str]]
+    warnings: list[str] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        width = max((len(name) for name, _, _ in self.rows), default=0)
+        lines = [self.title]
+        lines += [
+            f"  {name:<{width}}  {value}" + (f"  ({note})" if note else "")
+            for name, value, note in self.rows
+        ]
+        lines += [f"  ! {warning}" for warning in self.warnings]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        cells = "".join(
+            "<tr>"
+            + "".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in row)
+            + "</tr>"
+            for row in self.rows
+        )
+        warnings = "".join(
+            f"<p><b>Note:</b> {html.escape(warning)}</p>" for warning in self.warnings
+        )
+        return f"<b>{html.escape(self.title)}</b><table>{cells}</table>{warnings}"
+
+
+class Bar:
+    """A silent progress bar: `with progress(total=9, unit="clip", label="ETL") as bar: bar.update(1)`."""
+
+    def __init__(self, total: float | None = None, unit: str = "", label: str = ""):
+        self.total, self.unit, self.label = total, unit, label
+        self.count = 0.0
+
+    def update(self, amount: float = 1, note: str = "") -> None:
+        self.count += amount
+
+    def close(self) -> None:
+        pass
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def gigabytes(num_bytes: float) -> str:
+    """Bytes as people read them, in powers of ten."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.{1 if num_bytes >= 10 * size else 2}f} {unit}"
+    return f"{num_bytes:.0f} B"
+
+
+def minutes(seconds: float) -> str:
+    """Seconds as people read them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
