@@ -1,0 +1,137 @@
+"""Bars: what they say at the start, in between and at the end, and which one suits whom."""
+
+import io
+import re
+import threading
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from avomni_lib.notebook import progress
+from avomni_lib.plan import Bar
+
+STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  "
+
+
+class Clock:
+    """A clock that is moved by hand."""
+
+    def __init__(self):
+        self.now_s = 1000.0
+
+    def __call__(self):
+        return self.now_s
+
+
+def lines_of(total, unit, updates, fail=False):
+    """The lines written for (seconds passed, amount) updates, without their times of day."""
+    clock, stream = Clock(), io.StringIO()
+    try:
+        with progress.LineBar(total, unit, "ETL", stream=stream, clock=clock) as bar:
+            for seconds, amount in updates:
+                clock.now_s += seconds
+                bar.update(amount)
+            if fail:
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        pass
+    lines = stream.getvalue().splitlines()
+    assert all(re.match(STAMP, line) for line in lines)
+    return [re.sub(STAMP, "", line, count=1) for line in lines]
+
+
+def test_first_and_last_line_of_short_work():
+    lines = lines_of(4, "clip", [(0.5, 1)] * 4)
+    assert lines == ["ETL: 4 clips", "ETL: 4 clips in 2 s (2.0 clips/s)"]
+
+
+def test_a_line_every_ten_seconds_with_share_rate_and_time_left():
+    lines = lines_of(100, "clip", [(1, 1)] * 35)
+    assert lines[0] == "ETL: 100 clips"
+    assert lines[1] == "ETL: 10 of 100 clips (10%), 1.0 clips/s, 90 s left".replace("90 s", "2 min")
+    assert len(lines) == 1 + 3 + 1
+    assert lines[-1] == "ETL: 35 of 100 clips (35%) in 35 s (1.0 clips/s)"
+
+
+def test_bytes_are_worded_in_powers_of_ten():
+    lines = lines_of(2e9, "byte", [(11, 5e8), (1, 1.5e9)])
+    assert lines[1].startswith("ETL: 500.0 MB of 2.00 GB (25%), 45.5 MB/s, 33 s left")
+    assert lines[-1].startswith("ETL: 2.00 GB in 12 s")
+
+
+def test_the_rate_forgets_what_a_resumed_run_found_done():
+    updates = [(0, 900)] + [(2, 1)] * 60
+    line = lines_of(1000, "clip", updates)[-2]
+    assert "0.5 clips/s, 80 s left" in line, line
+
+
+def test_interrupted_work_says_where_it_stopped():
+    assert lines_of(10, "step", [(1, 3)], fail=True)[-1].startswith("ETL: stopped at 3 of 10 steps")
+
+
+def test_unknown_total_counts_without_a_share():
+    lines = lines_of(None, "row", [(11, 2000)])
+    assert lines[0] == "ETL" and lines[1].startswith("ETL: 2,000 rows, ")
+    assert "%" not in "".join(lines) and "left" not in "".join(lines)
+
+
+def test_no_work_at_all_is_no_error():
+    assert lines_of(0, "clip", []) == ["ETL: 0 clips", "ETL: 0 clips in 0 s"]
+
+
+@pytest.mark.parametrize("kind", [progress.LineBar, progress.WidgetBar])
+def test_threads_lose_no_count(kind, capsys):
+    with kind(4000, "file", "fetch") as bar:
+        threads = [
+            threading.Thread(target=lambda: [bar.update(1) for _ in range(1000)]) for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert bar.count == bar.meter.count == 4000
+
+
+def test_lines_where_nobody_looks(monkeypatch):
+    assert progress.bar() is progress.LineBar
+    assert issubclass(progress.LineBar, Bar) and issubclass(progress.WidgetBar, Bar)
+
+
+def run_cells(sources, allow_stdin):
+    """Execute cells in a real kernel; with `allow_stdin` as JupyterLab does."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s) for s in sources])
+    client = NotebookClient(notebook, timeout=60, kernel_name="python3")
+    with client.setup_kernel():
+        client.kc.allow_stdin = allow_stdin
+        for place, cell in enumerate(notebook.cells):
+            client.execute_cell(cell, place)
+    return notebook
+
+
+WORK = """
+from avomni_lib.notebook import progress
+with progress.bar()(3, "clip", "ETL") as bar:
+    for _ in range(3):
+        bar.update(1)
+type(bar).__name__
+"""
+
+
+def test_a_batch_kernel_gets_lines_and_lab_a_widget_that_leaves_its_last_line(monkeypatch):
+    monkeypatch.delenv(progress.HEADLESS_VARIABLE, raising=False)
+    headless = "import os; os.environ['AVOMNI_HEADLESS'] = '1'"
+    for allow_stdin, first, expected in (
+        (False, "", "'LineBar'"),
+        (True, "", "'WidgetBar'"),
+        (True, headless, "'LineBar'"),
+    ):
+        cell = run_cells([first, WORK], allow_stdin).cells[1]
+        assert cell.outputs[-1].data["text/plain"] == expected
+        shown = cell.outputs[:-1]
+        if expected == "'WidgetBar'":
+            assert [list(output.data) for output in shown] == [["text/plain"]]
+            text = shown[0].data["text/plain"]
+        else:
+            text = "".join(output.text for output in shown)
+        assert "ETL: 3 clips in 0 s" in text, "the output that stays is the closing line"
