@@ -1,4 +1,4 @@
-"""AV-Omni: multi-camera driving clips to a fine-tuned vision-language model and a score that can be believed."""
+"""AV-Omni: driving clips to a fine-tuned vision-language model and a score to be believed."""
 
 import logging
 

@@ -25,7 +25,8 @@ class AvomniError(Exception):
         return "\n".join(parts)
 
     def __reduce__(self):
-        # Exceptions with keyword arguments do not pickle by default; worker processes send these back.
+        # Exceptions with keyword arguments do not pickle by default; worker processes send these
+        # back.
         return (_rebuild, (type(self), self.what, self.where, self.fix))
 
     def _render_traceback_(self) -> list[str]:

@@ -1,7 +1,7 @@
 """Files that appear whole or not at all, their hashes, and room on the disk.
 
-Everything is written beside its final name, flushed to the disk and renamed (`os.replace`), so that a
-process killed at any moment leaves either the old file or the new one.
+Everything is written beside its final name, flushed to the disk and renamed (`os.replace`), so that
+a process killed at any moment leaves either the old file or the new one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BLOCK_BYTES = 1 << 20
 
 
 def resolve(path: str | Path) -> Path:
-    """A path from a params file: relative ones are taken from the project root, whatever the kernel's folder."""
+    """A path of a params file; relative ones start at the project root, in any working folder."""
     path = Path(path).expanduser()
     return path if path.is_absolute() else PROJECT_ROOT / path
 
@@ -106,7 +106,7 @@ def free_bytes(path: Path) -> int:
 
 
 def need_room(path: Path, num_bytes: int, purpose: str, keep_free: int = 1 << 28) -> None:
-    """Refuse to start what cannot end: `num_bytes` for `purpose` plus a reserve of 256 MiB must fit.
+    """Refuse to start what cannot end: `num_bytes` for `purpose` plus 256 MiB in reserve must fit.
 
     Raises:
         AvomniError: they do not.
@@ -114,7 +114,8 @@ def need_room(path: Path, num_bytes: int, purpose: str, keep_free: int = 1 << 28
     free = free_bytes(path)
     if num_bytes + keep_free > free:
         raise AvomniError(
-            f"no room on the disk for {purpose}: {num_bytes / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free",
+            f"no room on the disk for {purpose}: "
+            f"{num_bytes / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free",
             where=str(path),
             fix="free some space, move run.outputs_dir or dataset.local_dir to a larger disk, "
             "or lower download.target_size_gb",

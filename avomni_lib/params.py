@@ -1,6 +1,7 @@
-"""One schema for every params file: eight sections, checked before any kernel starts and again in the notebook.
+"""One schema for every params file, checked before any kernel starts and in the notebook.
 
-A params file may leave out what it does not change; the defaults are those of the real run on one MI300X.
+A params file may leave out what it does not change; the defaults are those of the real run on one
+MI300X.
 `params/demo.yaml` states what the embedded default changes.
 """
 
@@ -222,7 +223,7 @@ class Params(Section):
 
     @classmethod
     def from_files(cls, paths: Sequence[str | Path], changes: Sequence[str] = ()) -> Params:
-        """Params files laid over each other, key by key (a later file wins), then `section.key=value` changes."""
+        """Params files laid over each other, key by key, then `section.key=value` changes."""
         merged: dict[str, Any] = {}
         for path in paths:
             merged = _merge(merged, _read_yaml(Path(path)))
@@ -232,7 +233,7 @@ class Params(Section):
 
     @classmethod
     def from_notebook(cls, names: Mapping[str, Any]) -> Params:
-        """The sections of a notebook's `parameters` cell; an empty section takes `params/demo.yaml`'s values."""
+        """A notebook's `parameters` cell; an empty section takes `params/demo.yaml`'s values."""
         demo = _read_yaml(DEMO_FILE)
         values = {name: names.get(name) or demo.get(name, {}) for name in cls.model_fields}
         return cls.from_values(values, source="the notebook's parameters")
@@ -254,7 +255,7 @@ class Params(Section):
         return files.resolve(self.dataset.local_dir)
 
     def values(self, *names: str) -> dict[str, Any]:
-        """The named parameters as plain values; `processing` is a section, `processing.sample_hz` one key."""
+        """The named sections (`processing`) or keys (`processing.sample_hz`) as plain values."""
         plain = self.model_dump(mode="json")
         picked = {}
         for name in names or tuple(plain):
@@ -299,7 +300,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             where=str(path),
             fix="start from params/demo.yaml",
         )
-    # A section written with no keys below it is read as None by YAML: it means "nothing changed here".
+    # A section written with no keys below it is read as None by YAML: it means "nothing changed
+    # here".
     return {name: {} if section is None else section for name, section in (values or {}).items()}
 
 
@@ -330,7 +332,7 @@ def _keys_of(model: type[BaseModel], prefix: str = "") -> dict[str, str]:
 
 
 def _nearest(dotted: str) -> str:
-    """How to go on from an unknown name: the same word in another section, or the nearest spelling."""
+    """How to go on from an unknown name: the same word in another section or a near one."""
     known = _keys_of(Params)
     section, _, word = dotted.rpartition(".")
     elsewhere = [name for name, last in known.items() if last == word]

@@ -1,7 +1,7 @@
 """What a stage says before it works, and how it says how far it is.
 
-A room takes `progress: type[Bar] = Bar`; the silent bar here is the default, `notebook/progress.py` has the
-ones that people see.
+A room takes `progress: type[Bar] = Bar`; the silent bar here is the default, `notebook/progress.py`
+has the ones that people see.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Plan:
 
 
 class Bar:
-    """A silent progress bar: `with progress(total=9, unit="clip", label="ETL") as bar: bar.update(1)`."""
+    """A silent bar: `with progress(total=9, unit="clip", label="ETL") as bar: bar.update(1)`."""
 
     def __init__(self, total: float | None = None, unit: str = "", label: str = ""):
         self.total, self.unit, self.label = total, unit, label

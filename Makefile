@@ -1,0 +1,81 @@
+# `make demo` and `make test` need Python 3.11 or 3.12 and pip, nothing else; both set up .venv first.
+#   VENV=system      use the Python (and the torch) of the machine or image as it is; nothing is installed
+#   PYTHON=python3.12  the Python that .venv is made with
+#   PARAMS=params/x.yaml  another run for `make run`
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+VENV   ?= .venv
+PARAMS ?= params/demo.yaml
+
+ifeq ($(VENV),system)
+  PY    := $(PYTHON)
+  READY :=
+else
+  PY    := $(VENV)/bin/python
+  READY := $(VENV)/.ready
+endif
+
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help demo run test lint lab setup rocm cuda clean
+
+help:
+	@sed -n 's/^## //p' $(MAKEFILE_LIST)
+
+## make demo    the six notebooks on the embedded default, no GPU, no account
+demo: $(READY)
+	$(PY) -m avomni_lib run params/demo.yaml
+
+## make run     the same for PARAMS=params/mi300x.yaml
+run: $(READY)
+	$(PY) -m avomni_lib run $(PARAMS)
+
+## make test    lint and every test
+test: $(READY) lint
+	$(PY) -m pytest
+
+lint: $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+## make lab     JupyterLab on the notebooks
+lab: $(READY)
+	$(PY) -m jupyter lab --notebook-dir=. notebooks
+
+## make setup   only the environment
+setup: $(READY)
+
+# torch first and alone: with the CPU build present nothing below asks for another one. The +cpu in the version keeps
+# the CUDA build of several GB out, whichever index answers first.
+$(VENV)/.ready: pyproject.toml constraints-cpu.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 13) else \
+	  f"Python 3.11 or 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=/path/to/python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --retries 1 --extra-index-url $(TORCH_CPU_INDEX) -c constraints-cpu.txt torch
+	$(PY) -m pip install --quiet -c constraints-cpu.txt -e '.[train,test]'
+	touch $@
+
+## make rocm    an AMD machine: .venv with ROCm 7.2's torch (ROCM=6.4 for the older one). Not tested on the card.
+# The order matters: torch from the ROCm index, then our set under the constraints (which name that very torch), then
+# Unsloth with --no-deps, because its dependencies bring PyPI's triton, which unpacks over ROCm's (both are the folder
+# site-packages/triton), and xformers, which is CUDA only.
+ROCM ?= 7.2
+rocm:
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -c constraints-rocm$(ROCM).txt --index-url https://download.pytorch.org/whl/rocm$(ROCM) torch torchvision
+	$(PY) -m pip install -c constraints-rocm$(ROCM).txt --extra-index-url https://download.pytorch.org/whl/rocm$(ROCM) -e '.[train,test]'
+	$(PY) -m pip install -c constraints-rocm$(ROCM).txt --no-deps unsloth unsloth_zoo
+	$(PY) -m pip install -c constraints-rocm$(ROCM).txt cut-cross-entropy --no-deps
+	$(PY) -m pip install tyro msgspec typer structlog hf_transfer einops protobuf sentencepiece
+	touch $(VENV)/.ready
+
+## make cuda    an NVIDIA machine: .venv with PyPI's torch (CUDA) and Unsloth
+cuda:
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -c constraints-cuda.txt torch torchvision
+	$(PY) -m pip install -c constraints-cuda.txt -e '.[train,gpu,test]'
+	touch $(VENV)/.ready
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,150 @@
+"""The command line: `python -m avomni_lib run|status|plan params/demo.yaml` (or `avomni`)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from avomni_lib.errors import AvomniError
+from avomni_lib.params import Params
+
+EXAMPLES = """examples:
+  python -m avomni_lib plan params/mi300x.yaml                        what the run would take; no
+  GPU, no network python -m avomni_lib run params/demo.yaml                           every stage
+  that is not done python -m avomni_lib run params/demo.yaml --from 05_train --set
+  training.num_epochs=4 python -m avomni_lib run --params data_config.yaml finetuning_config.yaml
+  several files, later ones win key by key python -m avomni_lib status params/demo.yaml
+  what is done, what is stale and why
+
+exit codes: 0 done, 1 something to mend (the message says what), 2 wrong use, 130 stopped by
+Ctrl-C"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        paths = [*options.params, *options.params_files]
+        if not paths:
+            raise AvomniError(
+                "no params file named", fix="python -m avomni_lib run params/demo.yaml"
+            )
+        p = Params.from_files(paths, options.set)
+        return {"run": _run, "status": _status, "plan": _plan}[options.command](p, options)
+    except AvomniError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; run the same command again: it goes on from here", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="avomni",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run the notebooks that are not done, by papermill")
+    status = commands.add_parser("status", help="say what is done, what is stale and why")
+    plan = commands.add_parser("plan", help="say what a run would take, before anything is done")
+    for command in (run, status, plan):
+        command.add_argument(
+            "params", nargs="*", metavar="PARAMS.yaml", help="params files; later ones win"
+        )
+        command.add_argument(
+            "--params", dest="params_files", nargs="+", default=[], metavar="PARAMS.yaml"
+        )
+        command.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="SECTION.KEY=VALUE",
+            help="change one parameter",
+        )
+    for command in (status, plan):
+        command.add_argument("--json", action="store_true", help="for machines")
+    run.add_argument("--from", dest="first", metavar="STAGE", help="start here: 03_etl, 03 or etl")
+    run.add_argument("--only", nargs="+", default=[], metavar="STAGE", help="these stages alone")
+    run.add_argument("--force", action="store_true", help="run them though they are done")
+    run.add_argument("--dry-run", action="store_true", help="say what would run, touch nothing")
+    return parser
+
+
+def _run(p: Params, options: argparse.Namespace) -> int:
+    # papermill and its kin take a second to import; `plan` and `status` do without them.
+    from avomni_lib.notebook import pipeline
+
+    stages = pipeline.choose(options.first, options.only)
+    started = time.monotonic()
+    table = Table("stage", "", "seconds", "what came out", title=f"run {p.run.name}")
+    for outcome in pipeline.run(p, stages, force=options.force, dry_run=options.dry_run):
+        print(f"{outcome.stage}: {outcome.action} ({outcome.reason})", flush=True)
+        table.add_row(
+            outcome.stage, outcome.action, f"{outcome.seconds:.0f}", _in_short(outcome.figures)
+        )
+    # Wide enough for the figures also where there is no terminal to measure.
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    console.print(table)
+    console.print(f"{time.monotonic() - started:.0f} s in all", highlight=False)
+    if not options.dry_run:
+        console.print(
+            f"executed notebooks: {p.run_dir}/NN_stage/NN_stage.ipynb",
+            highlight=False,
+            soft_wrap=True,
+        )
+        console.print(
+            f"the score:          {p.run_dir}/06_evaluate/result.json",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return 0
+
+
+def _status(p: Params, options: argparse.Namespace) -> int:
+    from avomni_lib.notebook import runs
+
+    states = runs.states(p)
+    if options.json:
+        rows = [{"stage": s.stage.name, "done": s.done, "reason": s.reason} for s in states]
+        print(json.dumps({"run": str(p.run_dir), "stages": rows}, indent=2))
+        return 0
+    table = Table("stage", "purpose", "state", title=f"run {p.run.name} in {p.run_dir}")
+    for state in states:
+        table.add_row(state.stage.name, state.stage.purpose, state.reason)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    return 0
+
+
+def _plan(p: Params, options: argparse.Namespace) -> int:
+    from avomni_lib.training import estimate
+
+    plan = estimate.plan_run(p)
+    print(
+        json.dumps({"title": plan.title, **plan.figures, "warnings": plan.warnings}, indent=2)
+        if options.json
+        else plan
+    )
+    return 0
+
+
+def _in_short(figures: dict) -> str:
+    """A stage's figures on one line: the first few plain ones, `headline` first if there is one."""
+    if "headline" in figures:
+        return str(figures["headline"])
+    plain = {name: value for name, value in figures.items() if isinstance(value, int | float | str)}
+    return ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in plain.items()
+    )[:110]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""The chain: the same notebooks that people open, run headless by papermill, one YAML a run."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+import psutil
+from jupyter_client.kernelspec import NoSuchKernel
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
+
+from avomni_lib.errors import AvomniError
+from avomni_lib.notebook import runs
+from avomni_lib.params import Params
+
+HEADLESS = "AVOMNI_HEADLESS"
+KERNEL_LOST = "the kernel was killed, usually because memory ran out"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one stage: `skipped`, `ran` or `would run`, and why."""
+
+    stage: str
+    action: str
+    reason: str
+    seconds: float
+    figures: dict[str, Any]
+
+
+def choose(first: str | None = None, only: Sequence[str] = ()) -> list[runs.Stage]:
+    """The stages asked for, in the order of the chain; `03` and `etl` name one too.
+
+    Raises:
+        AvomniError: a name fits no stage, or several.
+    """
+    if only:
+        wanted = {_find(name).name for name in only}
+        return [stage for stage in runs.STAGES if stage.name in wanted]
+    start = runs.STAGES.index(_find(first)) if first else 0
+    return list(runs.STAGES[start:])
+
+
+def run(
+    p: Params,
+    stages: Sequence[runs.Stage] = runs.STAGES,
+    *,
+    force: bool = False,
+    dry_run: bool = False,
+) -> Iterator[Outcome]:
+    """Run what is not done, stage by stage; yields an outcome after each.
+
+    Args:
+        stages: In the order of the chain.
+        force: Run them though they are done.
+        dry_run: Say what would run, touch nothing.
+
+    Raises:
+        AvomniError: a notebook failed; what it said, and where it is kept.
+    """
+    if dry_run:
+        yield from _would_run(p, stages, force)
+        return
+    with _alone(p.run_dir):
+        for stage in stages:
+            state = runs.state(p, stage.name)
+            if state.done and not force:
+                yield Outcome(stage.name, "skipped", state.reason, 0.0, state.result["figures"])
+                continue
+            started = time.monotonic()
+            _execute(p, stage)
+            result = runs.read_result(p, stage.name)
+            if result is None:
+                raise AvomniError(
+                    "the notebook ended and left no result.json: its last cell did not run",
+                    where=str(executed_path(p, stage)),
+                    fix="open it, look at the last cell that has an output, run it again",
+                )
+            seconds = time.monotonic() - started
+            yield Outcome(stage.name, "ran", state.reason, seconds, result["figures"])
+
+
+def executed_path(p: Params, stage: runs.Stage) -> Path:
+    return runs.stage_dir(p, stage.name) / f"{stage.name}.ipynb"
+
+
+def _find(name: str) -> runs.Stage:
+    fitting = [stage for stage in runs.STAGES if name in (stage.name, *stage.name.split("_"))]
+    if len(fitting) != 1:
+        names = ", ".join(stage.name for stage in runs.STAGES)
+        raise AvomniError(f"no stage is called {name!r}", fix=f"the stages are {names}")
+    return fitting[0]
+
+
+def _would_run(p: Params, stages: Sequence[runs.Stage], force: bool) -> Iterator[Outcome]:
+    rerun: set[str] = set()
+    for stage in stages:
+        state = runs.state(p, stage.name)
+        before = [need for need in stage.needs if need in rerun]
+        if state.done and not force and not before:
+            yield Outcome(stage.name, "would skip", state.reason, 0.0, state.result["figures"])
+            continue
+        rerun.add(stage.name)
+        reason = (
+            state.reason if not state.done else "forced" if force else f"{before[0]} runs before it"
+        )
+        yield Outcome(stage.name, "would run", reason, 0.0, {})
+
+
+def _execute(p: Params, stage: runs.Stage) -> None:
+    output = executed_path(p, stage)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    (output.parent / runs.RESULT).unlink(missing_ok=True)
+    os.environ[HEADLESS] = "1"
+    # ipykernel 7.3 and later warn on every start unless the connection to the kernel is encrypted.
+    config = Config({"KernelManager": {"transport_encryption": "required"}})
+    try:
+        papermill.execute_notebook(
+            str(stage.notebook),
+            str(output),
+            parameters=p.values(),
+            kernel_name="python3",
+            cwd=str(stage.notebook.parent),
+            progress_bar=False,
+            stdout_file=sys.stdout,
+            config=config,
+        )
+    except PapermillExecutionError as error:
+        raise _failed(stage, output, error) from None
+    except DeadKernelError:
+        memory = psutil.virtual_memory()
+        raise AvomniError(
+            f"{KERNEL_LOST} ({memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free now)",
+            where=f"{stage.name}, {output} (its cells say `completed`: do not believe them)",
+            fix="lower training.batch_size or the tile size if it was memory; "
+            "run the same command again: it goes on from what is whole",
+        ) from None
+    except CellTimeoutError as error:
+        raise AvomniError(f"a cell took too long: {error}", where=str(output)) from None
+    except NoSuchKernel:
+        raise AvomniError(
+            "no kernel called python3 in this environment",
+            where=sys.prefix,
+            fix="make setup, or pip install ipykernel",
+        ) from None
+    finally:
+        _sign(output)
+
+
+def _failed(stage: runs.Stage, output: Path, error: PapermillExecutionError) -> AvomniError:
+    if error.ename == "KeyboardInterrupt":
+        return AvomniError(
+            "stopped by hand",
+            where=stage.name,
+            fix="run the same command again: it goes on from here",
+        )
+    if error.ename == "AvomniError":
+        # The message already says what, where and what to do.
+        return AvomniError(f"{stage.name}: {error.evalue}")
+    return AvomniError(
+        f"{stage.name} failed with {error.ename}: {error.evalue}",
+        where=f"{output}, cell {error.exec_count}",
+        fix="the traceback stands in that notebook; run the same command again once it is mended",
+    )
+
+
+def _sign(path: Path) -> None:
+    """Jupyter shows an executed notebook's widgets only where it trusts it; we made it."""
+    if path.exists():
+        from nbformat.sign import NotebookNotary
+
+        NotebookNotary().sign(nbformat.read(path, as_version=4))
+
+
+@contextmanager
+def _alone(run_dir: Path) -> Iterator[None]:
+    """Two chains in one run folder would write over each other: the second is refused."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with open(run_dir / ".lock", "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AvomniError(
+                "another `avomni run` works in this run folder",
+                where=str(run_dir),
+                fix="wait for it, or give this one another run.name",
+            ) from None
+        yield

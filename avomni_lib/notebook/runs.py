@@ -1,0 +1,265 @@
+"""A run's folder: its stages, which are done and still fit, and the proof that each leaves.
+
+A stage is done when its `result.json` exists; it is written last and whole. It still fits while the
+parameters that the stage reads, what the stages before it made, and its own outputs are unchanged.
+A notebook proves nothing: after a killed kernel every cell of it says "completed".
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import datetime
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from avomni_lib import files, hardware
+from avomni_lib.dataset import download
+from avomni_lib.dataset.hub import Hub
+from avomni_lib.errors import AvomniError
+from avomni_lib.params import Params
+from avomni_lib.plan import Bar
+from avomni_lib.world import local_hub, publish
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One notebook: its purpose, what must be done before it, the parameters that it reads."""
+
+    name: str
+    purpose: str
+    needs: tuple[str, ...]
+    reads: tuple[str, ...]
+
+    @property
+    def notebook(self) -> Path:
+        return files.PROJECT_ROOT / "notebooks" / f"{self.name}.ipynb"
+
+
+_SOURCE = ("dataset", "download", "vision.camera_setup")
+_CACHE = tuple(
+    f"processing.{key}"
+    for key in ("sample_hz", "tile_width", "tile_height", "fit", "decoder", "horizon_s")
+)
+_WINDOWS = ("processing.sequence_length", "processing.stride")
+
+STAGES = (
+    Stage("01_audit", "what the source holds, what is on disk, what is damaged", (), _SOURCE),
+    Stage("02_download", "the chosen chunks, whole and checked", ("01_audit",), _SOURCE),
+    Stage(
+        "03_etl",
+        "clips to the cache of grid frames",
+        ("02_download",),
+        ("vision.camera_setup", *_CACHE),
+    ),
+    Stage(
+        "04_tiles",
+        "what the model will see",
+        ("03_etl",),
+        (*_WINDOWS, "vision.camera_setup", "model.backbone"),
+    ),
+    Stage("05_train", "the adapter", ("03_etl",), (*_WINDOWS, "run.seed", "model", "training")),
+    Stage(
+        "06_evaluate",
+        "the score",
+        ("05_train",),
+        (*_WINDOWS, "model", "training.target", "evaluation"),
+    ),
+)
+BY_NAME = {stage.name: stage for stage in STAGES}
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class State:
+    """Whether a stage is done, and why or why not."""
+
+    stage: Stage
+    done: bool
+    reason: str
+    result: dict[str, Any] | None = None
+
+
+def stage_dir(p: Params, name: str) -> Path:
+    return p.run_dir / name
+
+
+def read_result(p: Params, name: str) -> dict[str, Any] | None:
+    """The stage's proof, or None where there is none (one that cannot be read proves as little)."""
+    path = stage_dir(p, name) / RESULT
+    try:
+        return files.read_json(path) if path.exists() else None
+    except AvomniError:
+        return None
+
+
+def state(p: Params, name: str) -> State:
+    """Whether the stage has to run, with the reason in words."""
+    stage = BY_NAME[name]
+    result = read_result(p, name)
+    if result is None:
+        return State(stage, False, "not run yet")
+    changed = _changed_params(p, stage, result)
+    if changed:
+        return State(stage, False, f"stale: {', '.join(changed)} changed", result)
+    for need in stage.needs:
+        before = read_result(p, need)
+        if before is None:
+            return State(stage, False, f"stale: {need} has to run first", result)
+        if before["digest"] != result["inputs"].get(need):
+            return State(stage, False, f"stale: {need} made something else since", result)
+    missing = _first_missing(result)
+    if missing:
+        return State(stage, False, f"stale: {missing} is missing or has another size", result)
+    finished = result["finished_at"]
+    if name == "02_download":
+        return _state_of_raw_files(p, stage, result, finished)
+    return State(stage, True, f"done {finished}, nothing that it reads has changed", result)
+
+
+def states(p: Params) -> list[State]:
+    return [state(p, stage.name) for stage in STAGES]
+
+
+class OpenStage:
+    """A stage at work in its notebook; `finish` writes the proof."""
+
+    def __init__(self, p: Params, stage: Stage):
+        self.p, self.stage = p, stage
+        self.folder = stage_dir(p, stage.name)
+        self.figures_dir = self.folder / "figures"
+        self._started = time.monotonic()
+
+    def save(self, figure: Any, name: str) -> Any:
+        """Keep a picture as `figures/<name>.png` beside the notebook and return it."""
+        with files.write_whole(self.figures_dir / f"{name}.png") as file:
+            figure.savefig(file, format="png", dpi=100)
+        return figure
+
+    def finish(
+        self, figures: dict[str, Any], outputs: list[Path] | None = None, digest: str | None = None
+    ) -> dict[str, Any]:
+        """Write `result.json`: the stage is done.
+
+        Args:
+            figures: What came out, as numbers.
+            outputs: Files whose loss makes the stage stale.
+            digest: What the next stages depend on: the same digest means that nothing changed for
+            them.
+                Left out, it is the hash of the outputs.
+        """
+        outputs = outputs or []
+        if digest is None:
+            digest = files.hash_json([files.sha256_file(path) for path in outputs])
+        before = {need: read_result(self.p, need) for need in self.stage.needs}
+        result = {
+            "stage": self.stage.name,
+            "finished_at": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - self._started, 1),
+            "peak_memory_gb": round(peak_memory_gb(), 2),
+            "figures": figures,
+            "digest": digest,
+            "inputs": {need: result["digest"] for need, result in before.items() if result},
+            "params_digest": self.p.digest(*self.stage.reads),
+            "params": self.p.values(*self.stage.reads),
+            "outputs": {str(path): path.stat().st_size for path in outputs},
+            "provenance": hardware.provenance(),
+        }
+        files.write_json(self.folder / RESULT, result)
+        return {key: result[key] for key in ("stage", "seconds", "peak_memory_gb", "figures")}
+
+
+def start(p: Params, name: str) -> OpenStage:
+    """Open a stage: its old proof is removed, half-written files are swept.
+
+    Raises:
+        AvomniError: a stage before it is not done.
+    """
+    stage = BY_NAME[name]
+    for need in stage.needs:
+        if read_result(p, need) is None:
+            raise AvomniError(
+                f"{name} needs what {need} makes, and {need} is not done",
+                where=str(stage_dir(p, need) / RESULT),
+                fix=f"run notebooks/{need}.ipynb first or all: python -m avomni_lib run",
+            )
+    folder = stage_dir(p, name)
+    (folder / RESULT).unlink(missing_ok=True)
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    files.sweep_partials(folder)
+    return OpenStage(p, stage)
+
+
+def world_dir(p: Params) -> Path:
+    """Where the embedded default's world is published, for all runs that ask for the same one."""
+    return files.resolve(p.run.outputs_dir) / "world" / p.digest("dataset.world")[:12]
+
+
+def open_hub(p: Params, progress: type[Bar] = Bar) -> Hub | None:
+    """What the stages fetch from, or None for `dataset.source: folder`, already on the disk.
+
+    For the embedded default the world is rendered if it is missing, and a hub on a free port of
+    127.0.0.1 serves it for as long as this process lives.
+    """
+    if p.dataset.source == "folder":
+        return None
+    if p.dataset.source == "hub":
+        return Hub(p.dataset.repo_id, revision=p.dataset.revision, endpoint=p.dataset.endpoint)
+    folder = publish.publish(p, world_dir(p), progress=progress)
+    server = _serving.enter_context(local_hub.serve(folder, p.dataset.repo_id))
+    revision = p.dataset.revision or server.commit
+    return Hub(p.dataset.repo_id, revision=revision, endpoint=server.endpoint)
+
+
+_serving = contextlib.ExitStack()
+atexit.register(_serving.close)
+
+
+def peak_memory_gb() -> float:
+    """The most memory that this process or one of its children held, GB (1e9)."""
+    # ru_maxrss counts KiB on Linux.
+    usages = (
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    return max(usages) * 1024 / 1e9
+
+
+def _changed_params(p: Params, stage: Stage, result: dict[str, Any]) -> list[str]:
+    if result["params_digest"] == p.digest(*stage.reads):
+        return []
+    then, now = result["params"], p.values(*stage.reads)
+    changed = []
+    for name in now:
+        if isinstance(now[name], dict) and isinstance(then.get(name), dict):
+            changed += [
+                f"{name}.{key}" for key in now[name] if now[name][key] != then[name].get(key)
+            ]
+        elif now[name] != then.get(name):
+            changed.append(name)
+    return changed or ["a parameter"]
+
+
+def _first_missing(result: dict[str, Any]) -> str | None:
+    for path, size in result["outputs"].items():
+        if not Path(path).exists() or Path(path).stat().st_size != size:
+            return path
+    return None
+
+
+def _state_of_raw_files(p: Params, stage: Stage, result: dict[str, Any], finished: str) -> State:
+    """Raw files may go once the cache is built: evicted is a state, not a fault."""
+    gone = download.missing_files(p)
+    if not gone:
+        return State(stage, True, f"done {finished}, every file is in place", result)
+    if state(p, "03_etl").done:
+        return State(
+            stage,
+            True,
+            f"done {finished}; {len(gone)} raw files evicted, the cache holds them",
+            result,
+        )
+    return State(stage, False, f"stale: {len(gone)} raw files are gone, such as {gone[0]}", result)
