@@ -1,0 +1,87 @@
+"""Files appear whole or not at all."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from avomni_lib import files
+from avomni_lib.errors import AvomniError
+
+WRITER = """
+import sys
+from pathlib import Path
+from avomni_lib import files
+n = 0
+while True:
+    n += 1
+    files.write_text(Path(sys.argv[1]), f"{n:>8}" * 40_000)
+"""
+
+
+def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path):
+    path = tmp_path / "value.txt"
+    for _ in range(5):
+        process = subprocess.Popen([sys.executable, "-c", WRITER, str(path)])
+        while not path.exists():
+            time.sleep(0.01)
+        time.sleep(0.05)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        text = path.read_text()
+        assert len(text) == 320_000
+        assert {text[i : i + 8] for i in range(0, len(text), 8)} == {text[:8]}
+        path.unlink()
+    files.sweep_partials(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_inside_leaves_the_old_file(tmp_path: Path):
+    path = tmp_path / "value.txt"
+    files.write_text(path, "old")
+    with pytest.raises(ZeroDivisionError), files.write_whole(path) as file:
+        file.write(b"half")
+        _ = 1 / 0
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["value.txt"]
+
+
+def test_no_room_is_one_message_with_what_to_do(tmp_path: Path):
+    """/dev/full answers every write as a full disk does."""
+    full = Path("/dev/full")
+    with pytest.raises(OSError) as caught, open(full, "wb", buffering=0) as file:
+        file.write(b"x")
+    error = files.no_room(tmp_path / "frames.npy", 10**9)
+    assert caught.value.errno == 28
+    assert "no room left on the disk (1.00 GB needed)" in str(error)
+    assert "run the same command again" in str(error)
+
+
+def test_need_room_refuses_what_cannot_fit(tmp_path: Path):
+    with pytest.raises(
+        AvomniError, match="no room on the disk for the cache: 1000000.00 GB needed"
+    ):
+        files.need_room(tmp_path / "not" / "made" / "yet", 10**15, "the cache")
+    files.need_room(tmp_path, 1, "the cache", keep_free=0)
+
+
+def test_a_damaged_json_file_is_named(tmp_path: Path):
+    (tmp_path / "x.json").write_text('{"a": ')
+    with pytest.raises(AvomniError, match="not a JSON file") as caught:
+        files.read_json(tmp_path / "x.json")
+    assert str(tmp_path / "x.json") in str(caught.value)
+
+
+def test_relative_paths_start_at_the_project_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert files.resolve("outputs/x") == files.PROJECT_ROOT / "outputs" / "x"
+    assert files.resolve(tmp_path / "y") == tmp_path / "y"
+
+
+def test_hash_does_not_depend_on_the_order_of_keys():
+    assert files.hash_json({"a": 1, "b": 2}) == files.hash_json({"b": 2, "a": 1})
+    assert files.hash_json({"a": 1}) != files.hash_json({"a": 2})

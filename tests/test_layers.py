@@ -1,0 +1,73 @@
+"""Data flows one way: a room imports only from rooms above it; heavy libraries have one door."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from avomni_lib import files
+
+PACKAGE = files.PROJECT_ROOT / "avomni_lib"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+# The rooms in the order in which data flows; `""` is the package's own top level.
+ROOMS = ["", "dataset", "world", "etl", "training", "evaluation", "notebook"]
+DOORS = {
+    "huggingface_hub": {"dataset/hub.py"},
+    "papermill": {"notebook/pipeline.py"},
+    "unsloth": {"training/model.py", "training/doctor.py"},
+    "peft": {"training/model.py", "training/doctor.py"},
+    "bitsandbytes": {"training/model.py", "training/doctor.py"},
+    "panda3d": {"world/render.py"},
+    "decord": {"etl/video.py"},
+}
+
+
+def room_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0] if len(parts) > 1 else "" if path.name != "__main__.py" else "notebook"
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Dotted names of all that the module imports, inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide the room"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_only_upwards_in_the_flow_of_data(path: Path):
+    own = ROOMS.index(room_of(path))
+    for name in imports_of(path):
+        parts = name.split(".")
+        if parts[0] == "avomni_lib":
+            room = parts[1] if len(parts) > 1 and parts[1] in ROOMS else ""
+            assert ROOMS.index(room) <= own, f"{path.name} ({room_of(path)}) imports {name}"
+
+
+@pytest.mark.parametrize(("library", "allowed"), DOORS.items(), ids=DOORS)
+def test_each_heavy_library_has_one_door(library: str, allowed: set[str]):
+    users = {
+        str(path.relative_to(PACKAGE))
+        for path in MODULES
+        if any(name.split(".")[0] == library for name in imports_of(path))
+    }
+    assert users <= allowed
+    assert users or library == "unsloth"
+
+
+@pytest.mark.parametrize("module", ["", ".params", ".__main__", ".etl.build", ".dataset.audit"])
+def test_no_torch_where_nothing_is_trained(module: str):
+    code = f"import sys, avomni_lib{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_modules_are_nouns_of_a_readable_size():
+    for path in MODULES:
+        assert path.stem not in {"utils", "helpers", "common", "core", "misc"}
+        assert len(path.read_text().splitlines()) <= 400, path

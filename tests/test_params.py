@@ -1,0 +1,157 @@
+"""Params files: checked at once, in the words of the YAML."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from avomni_lib import files
+from avomni_lib.errors import AvomniError
+from avomni_lib.params import Params
+
+SHIPPED = sorted((files.PROJECT_ROOT / "params").glob("*.yaml"))
+
+# The user's two config files, as the sections of the design name their keys.
+DATA_CONFIG = """
+dataset:
+  repo_id: nvidia/PhysicalAI-Autonomous-Vehicles
+  local_dir: data/physicalai
+download:
+  target_chunks: 1
+  target_size_gb: 150
+processing:
+  sequence_length: 16
+  stride: 8
+"""
+FINETUNING_CONFIG = """
+vision:
+  camera_setup: 4-cam
+  window_size: 16
+model:
+  base_model: unsloth/Qwen3-VL-8B-Instruct-bnb-4bit
+  max_seq_length: 65536
+  lora_rank: 64
+  lora_alpha: 64
+training:
+  batch_size: 2
+  gradient_accumulation_steps: 8
+  learning_rate: 1e-4
+  num_epochs: 2
+  optimizer: paged_adamw_8bit
+"""
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_shipped_file_loads_and_states_every_section(path: Path):
+    """A notebook takes the demo's values for an empty section: a real run leaves none empty."""
+    values = yaml.safe_load(path.read_text())
+    assert set(values) == set(Params.model_fields)
+    assert all(values.values())
+    assert Params.from_files([path]).run.name == path.stem
+
+
+def test_defaults_are_the_one_mi300x_run():
+    shipped = Params.from_files([files.PROJECT_ROOT / "params" / "mi300x.yaml"])
+    differing = {
+        f"{section}.{key}"
+        for section, values in shipped.values().items()
+        for key, value in values.items()
+        if Params().values()[section][key] != value
+    }
+    assert differing == {
+        "vision.window_size",
+        "training.save_steps",
+        "evaluation.max_windows",
+        "evaluation.batch_size",
+    }
+
+
+def test_users_two_config_files_load_as_they_are(tmp_path: Path):
+    data, finetuning = tmp_path / "data_config.yaml", tmp_path / "finetuning_config.yaml"
+    data.write_text(DATA_CONFIG)
+    finetuning.write_text(FINETUNING_CONFIG)
+    p = Params.from_files([data, finetuning])
+    assert p.training.learning_rate == 1e-4
+    assert (p.download.target_size_gb, p.model.lora_rank, p.vision.window_size) == (150, 64, 16)
+
+
+def test_later_file_wins_key_by_key(tmp_path: Path):
+    below, above = tmp_path / "below.yaml", tmp_path / "above.yaml"
+    below.write_text("processing: {stride: 4, sequence_length: 8}\n")
+    above.write_text("processing: {stride: 2}\n")
+    p = Params.from_files([below, above], ["run.name=mine", "processing.sample_hz=5"])
+    assert (p.processing.stride, p.processing.sequence_length) == (2, 8)
+    assert (p.run.name, p.processing.sample_hz) == ("mine", 5.0)
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1.0e-4"])
+def test_a_learning_rate_that_yaml_reads_as_text_is_a_number(text: str):
+    values = yaml.safe_load(f"training: {{learning_rate: {text}}}")
+    assert Params.from_values(values).training.learning_rate == 1e-4
+
+
+def test_every_mistake_is_told_at_once_with_the_nearest_name():
+    with pytest.raises(AvomniError) as caught:
+        Params.from_values(
+            {
+                "processing": {"strid": 3, "sequence_length": "many", "sample_hz": 0},
+                "dataset": {"lora_rank": 8, "world": {"seconds": 3}},
+                "trainin": {},
+                "model": 7,
+            }
+        )
+    text = str(caught.value)
+    assert text.startswith("7 parameters to fix")
+    assert "processing.strid: unknown parameter; did you mean processing.stride?" in text
+    assert "processing.sequence_length: Input should be a valid integer" in text
+    assert "(got 'many')" in text
+    assert "processing.sample_hz: Input should be greater than 0 (got 0)" in text
+    assert "dataset.lora_rank: unknown parameter; did you mean model.lora_rank?" in text
+    assert (
+        "dataset.world.seconds: unknown parameter; did you mean dataset.world.clip_seconds?" in text
+    )
+    assert "trainin: unknown parameter; did you mean training?" in text
+    assert "pydantic" not in text
+
+
+def test_window_size_is_another_name_of_sequence_length():
+    with pytest.raises(AvomniError, match="window_size is 8 and processing.sequence_length is 16"):
+        Params.from_values({"vision": {"window_size": 8}})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("a: [1\n", "not valid YAML"), ("- 1\n", "holds sections of keys"), ("\xff", None)],
+)
+def test_a_file_that_is_no_params_file(tmp_path: Path, content: str, message: str | None):
+    path = tmp_path / "x.yaml"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(AvomniError, match=message or "cannot be read") as caught:
+        Params.from_files([path])
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_names_those_that_are_there():
+    with pytest.raises(AvomniError, match="params file not found") as caught:
+        Params.from_files(["params/dem.yaml"])
+    assert "params/demo.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize("change", ["stride=4", "processing.stride", "processing.stride=[", "=3"])
+def test_a_change_that_cannot_be_read(change: str):
+    with pytest.raises(AvomniError, match="--set"):
+        Params.from_files([], [change])
+
+
+def test_notebook_takes_the_demo_for_an_empty_section_only():
+    p = Params.from_notebook({"run": {}, "processing": {"stride": 2}, "unrelated": 3})
+    assert p.run.name == "demo"
+    assert p.processing.stride == 2
+    assert p.processing.sample_hz == Params().processing.sample_hz
+
+
+def test_digest_follows_only_the_named_parameters():
+    a = Params.from_values({"processing": {"stride": 2}})
+    b = Params.from_values({"processing": {"stride": 4}})
+    assert a.digest("processing") != b.digest("processing")
+    assert a.digest("processing.sample_hz", "model") == b.digest("processing.sample_hz", "model")
