@@ -1,0 +1,53 @@
+"""The vision-language models that can be trained, each one file behind one small interface.
+
+Nothing here loads torch before pixels are made, so that `plan` can count tokens on any machine.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from avomni_lib.errors import AvomniError
+from avomni_lib.training.backbones.qwen3_vl import Qwen3VL
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Backbone(Protocol):
+    """How frames and words become what one family of models takes."""
+
+    name: str
+    prompt_form: str  # recorded beside an adapter: training and serving must agree on it
+    side_multiple: int  # px; a grid's height and width are multiples of it
+    end_of_turn: str  # the token that ends an answer
+    vision_token: str  # the placeholder that stands for one vision token
+    lora_pattern: str  # full names of the modules that LoRA adapts
+    skip_modules: tuple[str, ...]  # kept out of 4 bit
+
+    def num_vision_tokens(self, num_frames: int, height: int, width: int) -> int:
+        """Tokens that a window's frames take."""
+
+    def chat(self, text: str, *, num_frames: int, height: int, width: int, sample_hz: float) -> str:
+        """One user turn, video first, then `text`, up to where the model's answer starts."""
+
+    def inputs(self, frames: torch.Tensor, dtype: torch.dtype | None = None) -> dict[str, Any]:
+        """uint8 frames (B, T, H, W, 3), on their device -> the model's vision inputs."""
+
+
+BACKBONES = {"qwen3_vl": Qwen3VL}
+
+
+def backbone(name: str, config: Any = None) -> Backbone:
+    """The backbone called `name`, with the numbers of a model's `config` where one is given.
+
+    Raises:
+        AvomniError: there is none.
+    """
+    if name not in BACKBONES:
+        raise AvomniError(
+            f"unknown backbone {name!r}",
+            where="model.backbone",
+            fix=f"choose one of {', '.join(BACKBONES)}",
+        )
+    return BACKBONES[name]() if config is None else BACKBONES[name].from_config(config)
