@@ -1,5 +1,5 @@
 # `make demo` and `make test` need Python 3.11 or 3.12 and pip, nothing else; both set up .venv first.
-#   VENV=system      use the Python (and the torch) of the machine or image as it is; nothing is installed
+#   VENV=system      use the Python of the machine or image and the torch that it brings, which stays as it is
 #   PYTHON=python3.12  the Python that .venv is made with
 #   PARAMS=params/x.yaml  another run for `make run`
 
@@ -9,7 +9,7 @@ PARAMS ?= params/demo.yaml
 
 ifeq ($(VENV),system)
   PY    := $(PYTHON)
-  READY :=
+  READY := outputs/.system-ready
 else
   PY    := $(VENV)/bin/python
   READY := $(VENV)/.ready
@@ -54,6 +54,14 @@ $(VENV)/.ready: pyproject.toml constraints-cpu.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --retries 1 --extra-index-url $(TORCH_CPU_INDEX) -c constraints-cpu.txt torch
 	$(PY) -m pip install --quiet -c constraints-cpu.txt -e '.[train,test]'
+	touch $@
+
+# A rented image brings a torch built for its card: everything else is installed around exactly that one.
+outputs/.system-ready: pyproject.toml constraints-rocm7.2.txt
+	$(PY) -c 'import torch; print(f"torch=={torch.__version__}")' > outputs/.own-versions.txt || \
+	  { echo "VENV=system uses the image's own torch, and $(PY) has none: use make demo, make rocm or make cuda"; exit 1; }
+	grep -vE '^(torch|torchvision|unsloth)' constraints-rocm7.2.txt >> outputs/.own-versions.txt
+	$(PY) -m pip install --quiet -c outputs/.own-versions.txt -e '.[train,test]'
 	touch $@
 
 ## make rocm    an AMD machine: .venv with ROCm 7.2's torch (ROCM=6.4 for the older one). Not tested on the card.
