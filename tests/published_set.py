@@ -1,0 +1,371 @@
+"""A small published folder in the data set's own layout, made without the renderer.
+
+Every frame carries its own name: `frame_bits` paints clip, camera and frame number as light and
+dark squares that survive H.264 and shrinking, and `read_frame` reads them back. The ego vehicle
+drives along a circle with a swinging speed, so that `Drive` knows speed, position and path length
+in closed form.
+
+    folder = write_published_set(tmp_path / "published", num_chunks=2, clips_per_chunk=3)
+    read_frame(image)  # -> (clip number, camera's place in rig.CAMERAS, frame_idx)
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import uuid
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from avomni_lib.dataset import rig
+
+SPLITS = ("train", "val", "test")
+FPS = 30
+LABELS = ("egomotion", "egomotion.offline", "obstacle.offline")
+CALIBRATION = (
+    "camera_intrinsics",
+    "camera_intrinsics.offline",
+    "lidar_intrinsics.offline",
+    "sensor_extrinsics",
+    "sensor_extrinsics.offline",
+    "vehicle_dimensions",
+)
+LIDARS = ("lidar_top_360fov",)
+RADARS = (
+    "radar_corner_front_left_srr_0",
+    "radar_corner_front_left_srr_3",
+    "radar_corner_front_right_srr_0",
+    "radar_corner_front_right_srr_3",
+    "radar_corner_rear_left_srr_0",
+    "radar_corner_rear_left_srr_3",
+    "radar_corner_rear_right_srr_0",
+    "radar_corner_rear_right_srr_3",
+    "radar_front_center_imaging_lrr_1",
+    "radar_front_center_mrr_2",
+    "radar_front_center_srr_0",
+    "radar_rear_left_mrr_2",
+    "radar_rear_left_srr_0",
+    "radar_rear_right_mrr_2",
+    "radar_rear_right_srr_0",
+    "radar_side_left_srr_0",
+    "radar_side_left_srr_3",
+    "radar_side_right_srr_0",
+    "radar_side_right_srr_3",
+)
+CAMERAS = tuple(sorted(rig.BY_NAME))
+FEATURES = LABELS + CALIBRATION + CAMERAS + LIDARS + RADARS
+PUBLISHED = (
+    "egomotion",
+    "camera_intrinsics",
+    "sensor_extrinsics",
+    "vehicle_dimensions",
+    *CAMERAS,
+)
+BIT_ROWS, BIT_COLS = 4, 8
+
+
+def clip_id_of(clip_number: int) -> str:
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"published-set/{clip_number}"))
+
+
+@dataclass(frozen=True)
+class Drive:
+    """The ego motion of one clip: a circle of constant curvature, the speed swings around its mean."""
+
+    clip_number: int
+
+    @property
+    def mean_speed(self) -> float:
+        return 4.0 + 2.0 * self.clip_number
+
+    @property
+    def curvature(self) -> float:
+        return (-1) ** self.clip_number / (40.0 + 10.0 * self.clip_number)
+
+    swing_mps = 1.5
+    swing_hz = 0.2
+
+    def speed(self, t_s: np.ndarray | float) -> np.ndarray:
+        """m/s at times in s."""
+        return self.mean_speed + self.swing_mps * np.sin(
+            2 * np.pi * self.swing_hz * np.asarray(t_s)
+        )
+
+    def travelled(self, t_s: np.ndarray | float) -> np.ndarray:
+        """Path length in m since t = 0."""
+        turn = 2 * np.pi * self.swing_hz
+        t_s = np.asarray(t_s)
+        return self.mean_speed * t_s + self.swing_mps / turn * (1 - np.cos(turn * t_s))
+
+    def position(self, t_s: np.ndarray | float) -> np.ndarray:
+        """(..., 3) m in the anchor frame (the rig at t = 0, x forward, y left, z up)."""
+        yaw = self.curvature * self.travelled(t_s)
+        x, y = np.sin(yaw) / self.curvature, (1 - np.cos(yaw)) / self.curvature
+        return np.stack([x, y, np.zeros_like(x)], axis=-1)
+
+    def chord(self, start_s: float, end_s: float) -> float:
+        return float(np.linalg.norm(self.position(end_s) - self.position(start_s)))
+
+    def egomotion(self, t_us: np.ndarray) -> dict[str, np.ndarray]:
+        """The 15 columns of the data set at `t_us` (N,) int64."""
+        t_s = t_us / 1e6
+        speed, yaw = self.speed(t_s), self.curvature * self.travelled(t_s)
+        turn = 2 * np.pi * self.swing_hz
+        along = self.swing_mps * turn * np.cos(turn * t_s)
+        across = speed**2 * self.curvature
+        zero = np.zeros_like(t_s)
+        columns = {"timestamp": t_us, "qx": zero, "qy": zero}
+        columns |= {"qz": np.sin(yaw / 2), "qw": np.cos(yaw / 2)}
+        columns |= dict(zip("xyz", self.position(t_s).T, strict=True))
+        columns |= {"vx": speed * np.cos(yaw), "vy": speed * np.sin(yaw), "vz": zero}
+        columns |= {
+            "ax": along * np.cos(yaw) - across * np.sin(yaw),
+            "ay": along * np.sin(yaw) + across * np.cos(yaw),
+            "az": zero,
+        }
+        return columns | {"curvature": np.full_like(t_s, self.curvature)}
+
+
+def camera_times(clip_number: int, camera_idx: int, seconds: float) -> np.ndarray:
+    """(N,) int64 µs, about 30 a second and never exactly.
+
+    Each camera starts at its own time, and every second camera has one frame more.
+    """
+    num_frames = round(seconds * FPS) + camera_idx % 2
+    jitter = np.random.default_rng([clip_number, camera_idx]).integers(-400, 400, num_frames)
+    start = -14_200 + 7_000 * camera_idx
+    return (start + np.arange(num_frames) * 1_000_000 / FPS).astype(np.int64) + jitter
+
+
+def egomotion_times(clip_number: int, seconds: float) -> np.ndarray:
+    """(N,) int64 µs from -0.2 s to 9 s past the video, about 100 a second and uneven."""
+    steps = np.random.default_rng([clip_number, 99]).integers(
+        8_000, 12_000, int((seconds + 9.4) * 100)
+    )
+    times = -200_000 + np.cumsum(steps)
+    return times[times <= (seconds + 9.0) * 1e6].astype(np.int64)
+
+
+def frame_bits(
+    clip_number: int, camera_idx: int, frame_idx: int, width: int, height: int
+) -> np.ndarray:
+    """(height, width, 3) uint8: 32 squares, light for 1, the least bit at the top left."""
+    name = clip_number << 20 | camera_idx << 16 | frame_idx
+    bits = np.array([name >> place & 1 for place in range(BIT_ROWS * BIT_COLS)], np.uint8)
+    squares = np.where(bits, 220, 40).astype(np.uint8).reshape(BIT_ROWS, BIT_COLS)
+    rows = np.arange(height) * BIT_ROWS // height
+    cols = np.arange(width) * BIT_COLS // width
+    return np.repeat(squares[rows][:, cols, None], 3, axis=2)
+
+
+def read_frame(image: np.ndarray) -> tuple[int, int, int]:
+    """(clip number, place in rig.CAMERAS, frame_idx) of an (H, W, 3) picture of any size ≥ 8×4."""
+    height, width = image.shape[:2]
+    rows = (np.arange(BIT_ROWS) + 0.5) * height / BIT_ROWS
+    cols = (np.arange(BIT_COLS) + 0.5) * width / BIT_COLS
+    light = image[rows.astype(int)][:, cols.astype(int)].mean(axis=-1) > 130
+    name = sum(int(bit) << place for place, bit in enumerate(light.ravel()))
+    return name >> 20, name >> 16 & 0xF, name & 0xFFFF
+
+
+def encode_video(pictures: Sequence[np.ndarray], codec: str = "libx264", gop: int = 15) -> bytes:
+    """An mp4 of (H, W, 3) uint8 pictures at 30 frames a second."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream(codec, rate=FPS)
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt, stream.gop_size = "yuv420p", gop
+        stream.options = {"preset": "ultrafast", "crf": "20"}
+        stream.codec_context.thread_count = 1
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+def parquet_bytes(columns: dict) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.table(columns), file)
+    return file.getvalue()
+
+
+def write_published_set(
+    folder: Path,
+    num_chunks: int = 2,
+    clips_per_chunk: int = 3,
+    seconds: float = 2.0,
+    *,
+    width: int = 64,
+    height: int = 48,
+    codec: str = "libx264",
+    presence: str = "feature_presence",
+) -> Path:
+    """Write the folder.
+
+    Clip n has split SPLITS[n % 3], lies in chunk n // clips_per_chunk and drives `Drive(n)`.
+    `presence` is `feature_presence`, or `sensor_presence` as before 26.03.
+    """
+    folder = Path(folder)
+    clip_ids = [clip_id_of(n) for n in range(num_chunks * clips_per_chunk)]
+    _put(folder / "features.csv", features_csv())
+    _put(folder / "README.md", b"# A small published set\n")
+    _put(
+        folder / "clip_index.parquet",
+        parquet_bytes(
+            {
+                "clip_is_valid": [True] * len(clip_ids),
+                "chunk": [n // clips_per_chunk for n in range(len(clip_ids))],
+                "split": [SPLITS[n % 3] for n in range(len(clip_ids))],
+                "clip_id": clip_ids,
+            }
+        ),
+    )
+    _write_metadata(folder, clip_ids, presence)
+    for chunk in range(num_chunks):
+        numbers = range(chunk * clips_per_chunk, (chunk + 1) * clips_per_chunk)
+        _write_calibration(folder, chunk, numbers, width, height)
+        members = {}
+        for n in numbers:
+            columns = Drive(n).egomotion(egomotion_times(n, seconds))
+            members[f"{clip_id_of(n)}.egomotion.parquet"] = parquet_bytes(columns)
+        write_zip(folder / chunk_path("egomotion", chunk), members)
+        for camera_idx, camera in enumerate(rig.CAMERAS):
+            members = {}
+            for n in numbers:
+                members |= _camera_members(
+                    n, camera_idx, camera.name, seconds, (width, height), codec
+                )
+            write_zip(folder / chunk_path(camera.name, chunk), members)
+    return folder
+
+
+def features_csv() -> bytes:
+    """The data set's own file byte for byte (git blob 65de094a4037902a40bd42de7b17082029b78fe2)."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["feature", "directory", "chunk_path", "clip_files_in_zip"])
+    for feature in FEATURES:
+        path = chunk_path(feature, None)
+        rows.writerow([feature, path.split("/")[0], path, _members_json(feature)])
+    return text.getvalue().encode()
+
+
+def chunk_path(feature: str, chunk: int | None) -> str:
+    groups = {"labels": LABELS, "calibration": CALIBRATION, "camera": CAMERAS, "lidar": LIDARS}
+    directory = next((name for name, held in groups.items() if feature in held), "radar")
+    number = "{chunk_id:04d}" if chunk is None else f"{chunk:04d}"
+    ending = "parquet" if directory == "calibration" else "zip"
+    return f"{directory}/{feature}/{feature}.chunk_{number}.{ending}"
+
+
+def write_zip(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in members.items():
+            archive.writestr(zipfile.ZipInfo(name), content, compression)
+
+
+def read_zip(path: Path) -> dict[str, bytes]:
+    """All members of a zip, to change one and write them again."""
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def _members_json(feature: str) -> str:
+    if feature in CALIBRATION:
+        return ""
+    if feature in CAMERAS:
+        endings = {
+            "video": "mp4",
+            "frame_timestamps": "timestamps.parquet",
+            "blurred_boxes": "blurred_boxes.parquet",
+        }
+    else:
+        kind = {"lidar": "pointclouds", "radar": "scans"}.get(feature.split("_")[0], feature)
+        endings = {kind: "parquet"}
+    return json.dumps({kind: f"{{clip_id}}.{feature}.{end}" for kind, end in endings.items()})
+
+
+def _put(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def _write_metadata(folder: Path, clip_ids: list[str], presence: str) -> None:
+    count = len(clip_ids)
+    columns: dict = {name: [name in PUBLISHED] * count for name in FEATURES}
+    if presence == "sensor_presence":
+        columns = {name: columns[name] for name in CAMERAS + LIDARS + RADARS}
+        columns["radar_config"] = pa.array([None] * count, pa.string())
+    _put(folder / f"metadata/{presence}.parquet", parquet_bytes(columns | {"clip_id": clip_ids}))
+    collection = {
+        "country": ["United States"] * count,
+        "month": [6] * count,
+        "hour_of_day": [12] * count,
+        "platform_class": ["hyperion_8.1"] * count,
+        "radar_config": pa.array([None] * count, pa.string()),
+        "clip_id": clip_ids,
+    }
+    _put(folder / "metadata/data_collection.parquet", parquet_bytes(collection))
+
+
+def _write_calibration(folder: Path, chunk: int, numbers: range, width: int, height: int) -> None:
+    names = [camera.name for camera in rig.CAMERAS]
+    keys = [(clip_id_of(n), name) for n in numbers for name in names]
+    focal = {name: width / np.radians(rig.BY_NAME[name].fov_deg) for name in names}
+    intrinsics: dict = {
+        "clip_id": [clip_id for clip_id, _ in keys],
+        "camera_name": [name for _, name in keys],
+        "width": [width] * len(keys),
+        "height": [height] * len(keys),
+        "cx": [width / 2] * len(keys),
+        "cy": [height / 2] * len(keys),
+    }
+    for power in range(5):
+        linear = 1.0 if power == 1 else 0.0
+        intrinsics[f"bw_poly_{power}"] = [linear / focal[name] for _, name in keys]
+        intrinsics[f"fw_poly_{power}"] = [linear * focal[name] for _, name in keys]
+    extrinsics: dict = {"clip_id": intrinsics["clip_id"], "sensor_name": intrinsics["camera_name"]}
+    places = [names.index(name) for _, name in keys]
+    extrinsics |= {column: [0.5] * len(keys) for column in ("qx", "qy", "qz", "qw")}
+    extrinsics |= {"x": [1.5] * len(keys), "y": [0.1 * k for k in places], "z": [1.4] * len(keys)}
+    sizes = {"length": 4.87, "width": 2.12, "height": 1.47, "rear_axle_to_bbox_center": 1.42}
+    sizes |= {"wheelbase": 2.85, "track_width": 1.6}
+    vehicle = {name: [size] * len(numbers) for name, size in sizes.items()}
+    vehicle["clip_id"] = [clip_id_of(n) for n in numbers]
+    for feature, columns in (
+        ("camera_intrinsics", intrinsics),
+        ("sensor_extrinsics", extrinsics),
+        ("vehicle_dimensions", vehicle),
+    ):
+        _put(folder / chunk_path(feature, chunk), parquet_bytes(columns))
+
+
+def _camera_members(
+    clip_number: int,
+    camera_idx: int,
+    camera: str,
+    seconds: float,
+    size: tuple[int, int],
+    codec: str,
+) -> dict[str, bytes]:
+    times = camera_times(clip_number, camera_idx, seconds)
+    pictures = [frame_bits(clip_number, camera_idx, i, *size) for i in range(len(times))]
+    stem = f"{clip_id_of(clip_number)}.{camera}"
+    no_boxes = {name: np.zeros(0, np.int64) for name in ("frame_index", "x1", "y1", "x2", "y2")}
+    frame_index = np.arange(len(times))
+    return {
+        f"{stem}.mp4": encode_video(pictures, codec),
+        f"{stem}.timestamps.parquet": parquet_bytes(
+            {"timestamp": times, "frame_index": frame_index}
+        ),
+        f"{stem}.blurred_boxes.parquet": parquet_bytes(no_boxes),
+    }
