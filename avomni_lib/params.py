@@ -362,3 +362,19 @@ def _all_mistakes(error: ValidationError, source: str) -> AvomniError:
         where=source,
         fix="every parameter, its unit and default: README, section Parameters",
     )
+
+
+def table() -> str:
+    """Every parameter with its default and meaning, as the README shows it (a test compares)."""
+    lines = ["| parameter | default | meaning |", "| --- | --- | --- |"]
+
+    def add(model: type[BaseModel], prefix: str) -> None:
+        for key, field in model.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                add(field.annotation, f"{prefix}{key}.")
+            else:
+                default = yaml.safe_dump(field.default, default_flow_style=True).split("\n")[0]
+                lines.append(f"| `{prefix}{key}` | `{default}` | {field.description} |")
+
+    add(Params, "")
+    return "\n".join(lines)

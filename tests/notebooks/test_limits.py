@@ -1,0 +1,100 @@
+"""The notebooks keep the house limits: short cells, no definitions, the schema's parameters."""
+
+import re
+import statistics
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+from avomni_lib import files
+from avomni_lib.notebook import runs
+from avomni_lib.params import Params
+
+NOTEBOOKS = sorted((files.PROJECT_ROOT / "notebooks").glob("*.ipynb"))
+FORBIDDEN = [
+    r"^\s*(async )?def ",
+    r"^\s*class ",
+    r"^\s*try:",
+    r"!\s*pip",
+    r"%pip",
+    r"sys\.path",
+    r"[\"']/\w",
+]
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def path(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
+@pytest.fixture
+def cells(path: Path) -> list:
+    return nbformat.read(path, as_version=4).cells
+
+
+def code_of(cells: list) -> list[str]:
+    return [cell.source for cell in cells if cell.cell_type == "code"]
+
+
+def test_there_is_one_a_stage():
+    assert [path.stem for path in NOTEBOOKS] == [stage.name for stage in runs.STAGES]
+
+
+def test_code_cells_are_short(cells: list):
+    lengths = [len(source.splitlines()) for source in code_of(cells)]
+    assert statistics.median(lengths) <= 6
+    assert max(lengths) <= 20
+    assert sum(lengths) <= 150
+
+
+@pytest.mark.parametrize("pattern", FORBIDDEN)
+def test_nothing_that_belongs_in_the_package(cells: list, pattern: str):
+    for source in code_of(cells):
+        assert not re.search(pattern, source, re.MULTILINE), source
+
+
+def test_every_code_cell_follows_a_sentence(cells: list):
+    for before, cell in zip([None, *cells], cells, strict=False):
+        if cell.cell_type == "code":
+            assert before is not None and before.cell_type == "markdown", cell.source
+
+
+def test_skeleton(cells: list, path: Path):
+    prose = [cell.source for cell in cells if cell.cell_type == "markdown"]
+    assert prose[0].startswith("# ")
+    assert all(word in prose[0] for word in ("Reads", "Writes", "Takes"))
+    headings = [line for text in prose for line in text.splitlines() if line.startswith("#")]
+    assert sum(line.startswith("# ") for line in headings) == 1
+    assert 3 <= sum(line.startswith("## ") for line in headings) <= 8
+    assert "## What came out" in headings
+    assert f'runs.start(p, "{path.stem}")' in "\n".join(code_of(cells))
+    assert "stage.finish(" in code_of(cells)[-1]
+
+
+def test_sections_are_declared_one_a_line_and_known_to_papermill(cells: list, path: Path):
+    declared = papermill.inspect_notebook(path)
+    assert list(declared) == list(Params.model_fields)
+    for parameter in declared.values():
+        assert parameter["inferred_type_name"] == "dict"
+        assert parameter["default"] == "{}"
+        assert parameter["help"] == "see params/demo.yaml"
+
+
+def test_params_are_made_before_any_room_is_imported(cells: list):
+    code = "\n".join(code_of(cells))
+    made = code.index("p = Params.from_notebook(globals())")
+    rooms = [match.start() for match in re.finditer(r"from avomni_lib\.(?!params)", code)]
+    assert rooms and made < min(rooms)
+    # A room's package has the name of a section: modules are imported, never the package.
+    assert not re.search(r"^(import avomni_lib|from avomni_lib import)", code, re.MULTILINE)
+
+
+def test_committed_without_outputs(cells: list, path: Path):
+    for cell in cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == [] and cell.execution_count is None
+    metadata = nbformat.read(path, as_version=4).metadata
+    assert "widgets" not in metadata and "papermill" not in metadata
+    assert metadata.kernelspec.name == "python3"
