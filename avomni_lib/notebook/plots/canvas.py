@@ -1,0 +1,165 @@
+"""What all pictures share: a figure that shows itself, colours for every eye, named tiles."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Sequence
+
+import matplotlib.style
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+
+from avomni_lib.dataset.rig import Grid
+
+DPI = 100
+MAX_WIDTH_PX = 1200
+# Ten colours that stay apart under colour-vision deficiency: M. A. Petroff, arXiv:2107.02270.
+COLOURS = tuple(matplotlib.style.library["petroff10"]["axes.prop_cycle"].by_key()["color"])
+BLUE, ORANGE, RED, GREY, PURPLE = COLOURS[:5]
+LIGHT = "#e4e6e6"
+INK = "#22262a"
+CAPTION_PX = 18
+
+
+class Picture(Figure):
+    """A figure that a notebook shows once, with no pyplot state to close.
+
+    pyplot keeps every figure that it makes alive, and the inline backend shows it a second time; a
+    plain `Figure` has neither fault, but shows no picture until somebody imports pyplot.
+    """
+
+    def __init__(self, width_px: int, height_px: int):
+        super().__init__(
+            figsize=(min(width_px, MAX_WIDTH_PX) / DPI, height_px / DPI),
+            dpi=DPI,
+            layout="constrained",
+            facecolor="white",
+        )
+
+    def finding(self, text: str) -> None:
+        """Put what the picture shows above it, as a sentence."""
+        width = int(self.get_figwidth() * DPI / 10.6)  # px of a bold letter
+        self.suptitle(
+            "\n".join(textwrap.wrap(text, width)),
+            x=0.01,
+            ha="left",
+            fontsize=12,
+            fontweight="bold",
+            color=INK,
+        )
+
+    def png(self) -> bytes:
+        """The picture as PNG bytes."""
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=DPI)
+        return buffer.getvalue()
+
+    def _repr_png_(self) -> bytes:
+        return self.png()
+
+
+def quiet(axes: Axes, grid: str | None = "y") -> Axes:
+    """Leave the frame of an axes to its two readable sides."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_axisbelow(True)
+    if grid:
+        axes.grid(axis=grid, color=LIGHT, linewidth=0.8)
+    axes.tick_params(colors=INK, labelsize=9)
+    return axes
+
+
+def bare(axes: Axes) -> Axes:
+    """An axes that only holds an image or text."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    return axes
+
+
+def short(clip_id: str) -> str:
+    """The first eight characters of a clip's UUID, which tell the clips of a run apart."""
+    return clip_id[:8]
+
+
+def scale_for(width_px: int, wanted_px: int) -> int:
+    """The whole factor by which small grids are enlarged for the eye; never less than 1."""
+    return max(wanted_px // width_px, 1)
+
+
+def name_tiles(
+    image: np.ndarray, grid: Grid, scale: int = 1, caption_px: int = CAPTION_PX
+) -> np.ndarray:
+    """A grid image with each camera's name in a band above its tile, so that no pixel is covered.
+
+    Args:
+        image: (H, W, 3) uint8 RGB, the grid as the model sees it.
+        grid: Whose cells the tiles are.
+        scale: Whole factor by which pixels are repeated.
+        caption_px: Height of a band; more where the result will be shrunk.
+
+    Returns:
+        (H * scale + rows * caption_px, W * scale, 3) uint8 RGB; `tile_box` tells where tiles are.
+    """
+    height, width = image.shape[:2]
+    sheet = Image.new("RGB", (width * scale, height * scale + grid.rows * caption_px), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=caption_px * 0.72)
+    large = image.repeat(scale, axis=0).repeat(scale, axis=1)
+    for place, camera in enumerate(grid.cells):
+        row, col = divmod(place, grid.cols)
+        left, top, right, bottom = tile_box(image.shape, grid, row, col, scale, caption_px)
+        source_top = top - (row + 1) * caption_px
+        tile = large[source_top : source_top + bottom - top, left:right]
+        sheet.paste(Image.fromarray(tile), (left, top))
+        if camera is not None:
+            draw.text((left + 3, top - caption_px), camera.label, fill=INK, font=font)
+    return np.asarray(sheet)
+
+
+def tile_box(
+    shape: Sequence[int],
+    grid: Grid,
+    row: int,
+    col: int,
+    scale: int = 1,
+    caption_px: int = CAPTION_PX,
+) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) px of a tile in what `name_tiles` returns."""
+    tile_height, tile_width = shape[0] // grid.rows * scale, shape[1] // grid.cols * scale
+    top = row * (tile_height + caption_px) + caption_px
+    return col * tile_width, top, (col + 1) * tile_width, top + tile_height
+
+
+def show_grid(axes: Axes, image: np.ndarray, grid: Grid, width_px: int, caption: str = "") -> None:
+    """A grid with its cameras' names, in an axes that is `width_px` wide on the picture."""
+    scale = scale_for(image.shape[1], width_px)
+    shrunk = max(image.shape[1] * scale / width_px, 1.0)
+    show_image(axes, name_tiles(image, grid, scale, round(CAPTION_PX * shrunk)), caption)
+
+
+def height_of(image: np.ndarray, grid: Grid, width_px: int) -> int:
+    """px that `show_grid` needs for an image at that width."""
+    return int(width_px * image.shape[0] / image.shape[1]) + grid.rows * CAPTION_PX
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """(H, W, 3) uint8 RGB as PNG bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def show_image(axes: Axes, image: np.ndarray, caption: str = "") -> None:
+    """An image with a caption below it; small ones are enlarged pixel by pixel."""
+    bare(axes).imshow(image, interpolation="nearest" if image.shape[1] < 400 else "antialiased")
+    axes.set_anchor("N")
+    if caption:
+        axes.set_xlabel(caption, fontsize=9, color=INK)
+
+
+def wrapped(text: str, width: int) -> str:
+    """Text broken into lines of at most `width` characters, its own line breaks kept."""
+    lines = text.splitlines() or [""]
+    return "\n".join("\n".join(textwrap.wrap(line, width)) or "" for line in lines)
