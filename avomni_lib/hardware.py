@@ -1,0 +1,200 @@
+"""What machine this is, and the choices that follow from it: each one a (value, reason).
+
+torch is imported only by the functions that look for an accelerator, and only `provenance` of a
+process that already uses torch names it: counting and planning work without.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata, util
+from typing import Any, NamedTuple
+
+from avomni_lib.errors import AvomniError
+from avomni_lib.files import PROJECT_ROOT
+
+PACKAGES = (
+    "avomni",
+    "accelerate",
+    "av",
+    "bitsandbytes",
+    "datasets",
+    "decord",
+    "huggingface_hub",
+    "numpy",
+    "panda3d",
+    "papermill",
+    "peft",
+    "pyarrow",
+    "torch",
+    "transformers",
+    "trl",
+    "unsloth",
+)
+
+
+class Choice(NamedTuple):
+    """What was taken for the user, and why."""
+
+    value: Any
+    reason: str
+
+
+class Memory(NamedTuple):
+    """Bytes in all and bytes free."""
+
+    total: int
+    free: int
+
+
+def device() -> Choice:
+    """`cuda` where torch sees an accelerator (ROCm's too, it bears that name), else `cpu`."""
+    import torch
+
+    if not torch.cuda.is_available():
+        build = f"torch {torch.__version__} sees no accelerator"
+        return Choice("cpu", build)
+    # One process drives one card; torchrun tells it which.
+    index = int(os.environ.get("LOCAL_RANK", 0))
+    card = torch.cuda.get_device_properties(index)
+    kind = f"ROCm {torch.version.hip}" if torch.version.hip else f"CUDA {torch.version.cuda}"
+    arch = getattr(card, "gcnArchName", f"sm_{card.major}{card.minor}")
+    memory = card.total_memory / 1e9
+    return Choice(f"cuda:{index}", f"{card.name} ({arch}, {memory:.0f} GB) by {kind}")
+
+
+def dtype(on: str) -> Choice:
+    """The dtype of the arithmetic, by torch's name for it."""
+    if on == "cpu":
+        return Choice("float32", "bfloat16 is some 7 times slower on a CPU without AMX")
+    import torch
+
+    if torch.cuda.is_bf16_supported():
+        return Choice(
+            "bfloat16", "the accelerator computes it natively, and it needs no loss scale"
+        )
+    return Choice("float32", "the accelerator has no bfloat16")
+
+
+def attention(on: str) -> Choice:
+    """The attention implementation, by transformers' name for it."""
+    where = "a CPU" if on == "cpu" else "ROCm and CUDA alike"
+    return Choice("sdpa", f"torch's own, it runs on {where} and needs no other package")
+
+
+def backend(wanted: str, on: str) -> Choice:
+    """Who loads and patches the model: `unsloth` or `transformers`.
+
+    Raises:
+        AvomniError: Unsloth is asked for by name where it cannot work.
+    """
+    installed = util.find_spec("unsloth") is not None
+    if wanted == "unsloth" and (on == "cpu" or not installed):
+        lacks = "has no accelerator" if on == "cpu" else "has no package unsloth"
+        raise AvomniError(
+            f"Unsloth trains vision models on an accelerator only, and this machine {lacks}",
+            where="model.backend",
+            fix="set model.backend: auto"
+            + ("" if on == "cpu" else ", or install it: pip install --no-deps unsloth unsloth_zoo"),
+        )
+    if wanted != "auto":
+        return Choice(wanted, "asked for by model.backend")
+    if on == "cpu":
+        return Choice("transformers", "Unsloth trains no vision model on a CPU; plain PEFT does")
+    if not installed:
+        return Choice("transformers", "unsloth is not installed; plain PEFT does the same, slower")
+    return Choice("unsloth", "an accelerator is there and unsloth is installed")
+
+
+def optimizer(wanted: str, on: str) -> Choice:
+    """The optimizer by transformers' name for it, or the nearest one that works here."""
+    if "8bit" in wanted and util.find_spec("bitsandbytes") is None:
+        return Choice("adamw_torch", f"{wanted} needs bitsandbytes, which is not installed")
+    if wanted.startswith("paged_") and on == "cpu":
+        plain = {"paged_adamw_32bit": "adamw_torch"}.get(wanted, wanted.removeprefix("paged_"))
+        return Choice(plain, f"{wanted} pages between GPU and host memory; there is no GPU")
+    return Choice(wanted, "asked for by training.optimizer")
+
+
+def host_memory() -> Memory:
+    """The machine's memory."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return Memory(memory.total, memory.available)
+
+
+def device_memory(on: str) -> Memory | None:
+    """The accelerator's memory, or None on a CPU."""
+    if on == "cpu":
+        return None
+    import torch
+
+    free, total = torch.cuda.mem_get_info(on)
+    return Memory(total, free)
+
+
+def peak_memory(on: str = "cpu") -> dict[str, float]:
+    """The most that this process held so far in GB (1e9), on the host and on the device."""
+    import resource
+
+    # ru_maxrss counts KiB on Linux and bytes on macOS.
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"host_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9}
+    if on != "cpu":
+        import torch
+
+        peak["device_gb"] = torch.cuda.max_memory_allocated(on) / 1e9
+    return peak
+
+
+def versions() -> dict[str, str | None]:
+    """Installed versions of the packages that a result depends on; None where one is missing."""
+    found: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+@functools.cache
+def git_commit() -> str | None:
+    """The working tree's commit, `+changes` where files differ from it; None outside git."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        changes = _git("status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+changes" if changes else "")
+
+
+def _git(*words: str) -> str:
+    ran = subprocess.run(
+        ["git", "-C", str(PROJECT_ROOT), *words],
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=True,
+    )
+    return ran.stdout.strip()
+
+
+def provenance() -> dict[str, Any]:
+    """What a result was made with; the device is named where torch is in use."""
+    made_with = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "host_memory_gb": round(host_memory().total / 1e9, 1),
+        "git_commit": git_commit(),
+        "packages": versions(),
+    }
+    if "torch" in sys.modules:
+        made_with["device"] = device()._asdict()
+    return made_with
