@@ -78,7 +78,7 @@ def clip_id_of(clip_number: int) -> str:
 
 @dataclass(frozen=True)
 class Drive:
-    """The ego motion of one clip: a circle of constant curvature, the speed swings around its mean."""
+    """The ego motion of one clip: a circle of constant curvature at a swinging speed."""
 
     clip_number: int
 

@@ -1,0 +1,236 @@
+"""The door to huggingface_hub: the real client against a server, every refusal in plain words."""
+
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from huggingface_hub.utils._xet_progress_reporting import XetDownloadProgressReporter
+
+from avomni_lib.dataset import hub as hub_module
+from avomni_lib.dataset.hub import Hub
+from avomni_lib.dataset.remote import RemoteFile, git_blob_id
+from avomni_lib.errors import AvomniError
+from avomni_lib.plan import Bar
+from avomni_lib.world import local_hub
+from avomni_lib.world.local_hub import LocalHub
+from tests import published_set
+
+REPO = "avomni/world"
+ZIP = "labels/egomotion/egomotion.chunk_0000.zip"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("published")
+    return published_set.write_published_set(folder, num_chunks=1, clips_per_chunk=1, seconds=0.2)
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[LocalHub]:
+    with local_hub.serve(folder, REPO) as server:
+        yield server
+
+
+@pytest.fixture
+def hub(server: LocalHub) -> Hub:
+    return Hub(REPO, endpoint=server.endpoint)
+
+
+def one(hub: Hub, path: str) -> RemoteFile:
+    return hub.sizes([path])[path]
+
+
+def test_making_a_hub_asks_nothing_and_the_commit_is_asked_for_once(server: LocalHub, hub: Hub):
+    assert server.requests == []
+    assert hub.commit == hub.commit == server.commit
+    assert len(server.requests) == 1
+
+
+def test_a_branch_is_pinned_to_its_commit(server: LocalHub):
+    assert Hub(REPO, "main", server.endpoint).commit == server.commit
+    assert Hub(REPO, server.commit, server.endpoint).commit == server.commit
+
+
+def test_sizes_are_exact_and_what_is_not_there_is_left_out(hub: Hub, folder: Path):
+    listed = hub.sizes(["features.csv", ZIP, "camera/no_such.zip", "labels"])
+    content = (folder / ZIP).read_bytes()
+    assert listed.keys() == {"features.csv", ZIP}
+    assert listed[ZIP].size == len(content)
+    assert listed[ZIP].sha256 == hashlib.sha256(content).hexdigest()
+    assert listed["features.csv"].sha256 is None
+    assert listed["features.csv"].blob_id == git_blob_id((folder / "features.csv").read_bytes())
+
+
+def test_many_paths_are_asked_for_in_batches(server: LocalHub, hub: Hub):
+    paths = [f"camera/f{n}.zip" for n in range(1200)] + ["features.csv"]
+    assert hub.sizes(paths).keys() == {"features.csv"}
+    assert sum(r.path == "api:paths-info" for r in server.requests) == 3
+
+
+def test_a_fetched_file_is_the_listed_one_and_its_bytes_are_counted(
+    hub: Hub, folder: Path, tmp_path: Path
+):
+    bar = Bar()
+    for path in (ZIP, "features.csv"):
+        assert hub.fetch(one(hub, path), tmp_path, bar) == tmp_path / path
+        assert (tmp_path / path).read_bytes() == (folder / path).read_bytes()
+    assert bar.count == sum((folder / path).stat().st_size for path in (ZIP, "features.csv"))
+
+
+@pytest.mark.parametrize("path", [ZIP, "features.csv"])
+def test_a_bit_flipped_on_the_wire_is_found_and_the_file_fetched_once_more(
+    server: LocalHub, hub: Hub, folder: Path, tmp_path: Path, path: str
+):
+    server.faults.flipped[path] = 1
+    bar = Bar()
+    hub.fetch(one(hub, path), tmp_path, bar)
+    assert (tmp_path / path).read_bytes() == (folder / path).read_bytes()
+    assert server.gets(path) == 2
+    assert bar.count == (folder / path).stat().st_size
+
+
+def test_a_file_damaged_twice_is_an_error_and_is_not_left_behind(
+    server: LocalHub, hub: Hub, tmp_path: Path
+):
+    server.faults.flipped[ZIP] = 9
+    with pytest.raises(AvomniError, match="arrived damaged twice: its sha256 is wrong"):
+        hub.fetch(one(hub, ZIP), tmp_path)
+    assert server.gets(ZIP) == 2
+    assert not (tmp_path / ZIP).exists()
+
+
+def test_a_dropped_connection_is_taken_up_again(
+    server: LocalHub, hub: Hub, folder: Path, tmp_path: Path
+):
+    server.faults.cut["clip_index.parquet"] = 1
+    hub.fetch(one(hub, "clip_index.parquet"), tmp_path)
+    content = (folder / "clip_index.parquet").read_bytes()
+    assert (tmp_path / "clip_index.parquet").read_bytes() == content
+    assert server.gets("clip_index.parquet") == 2
+
+
+def test_a_busy_hub_is_asked_again(server: LocalHub, hub: Hub):
+    server.faults.busy["api:paths-info"] = 2
+    assert hub.sizes(["features.csv"])
+    server.faults.busy["api:paths-info"] = 99
+    with pytest.raises(AvomniError, match="answered 429 when asked for sizes of 1 files"):
+        hub.sizes(["features.csv"])
+    statuses = [r.status for r in server.requests if r.path == "api:paths-info"]
+    assert statuses == [429, 429, 200] + [429] * hub_module.NUM_TRIES
+
+
+def test_a_gated_set_says_what_to_do(folder: Path, tmp_path: Path):
+    with local_hub.serve(folder, REPO, token="hf_right") as server:
+        page = f"{server.endpoint}/datasets/{REPO}"
+        nobody = Hub(REPO, endpoint=server.endpoint)
+        with pytest.raises(AvomniError, match="gated and there is no token") as caught:
+            nobody.check_access()
+        assert page in caught.value.fix and "hf auth login" in caught.value.fix
+        stranger = Hub(REPO, endpoint=server.endpoint, token="hf_wrong")
+        with pytest.raises(AvomniError, match=r"may not read it \(403\)") as caught:
+            stranger.check_access()
+        assert page in caught.value.fix
+        with pytest.raises(AvomniError, match="may not read it"):
+            stranger.fetch(one(stranger, "features.csv"), tmp_path)
+        friend = Hub(REPO, endpoint=server.endpoint, token="hf_right")
+        friend.check_access()
+        assert friend.fetch(one(friend, "features.csv"), tmp_path).exists()
+
+
+def test_an_unknown_revision_or_repository_is_said(server: LocalHub):
+    for revision in ("no-such-tag", "0" * 40):
+        with pytest.raises(AvomniError, match=f"has no revision '{revision}'") as caught:
+            Hub(REPO, revision, server.endpoint).sizes(["features.csv"])
+        assert caught.value.where == "dataset.revision"
+    with pytest.raises(AvomniError, match="no data set someone/else on the hub"):
+        Hub("someone/else", endpoint=server.endpoint).check_access()
+
+
+def test_a_file_that_vanished_since_it_was_listed_is_said(
+    server: LocalHub, hub: Hub, tmp_path: Path
+):
+    remote = one(hub, ZIP)
+    server.faults.vanished.add(ZIP)
+    with pytest.raises(AvomniError, match=f"{ZIP} is gone from the source"):
+        hub.fetch(remote, tmp_path)
+
+
+def test_no_connection_is_one_message():
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        with pytest.raises(AvomniError, match="no connection to the hub") as caught:
+            Hub(REPO, endpoint=endpoint).check_access()
+    assert caught.value.where == endpoint
+
+
+FETCH = """
+import resource, sys
+from pathlib import Path
+from avomni_lib.dataset.hub import Hub
+from avomni_lib.errors import AvomniError
+endpoint, path, folder, limit = sys.argv[1:]
+if int(limit):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+try:
+    hub = Hub("avomni/world", endpoint=endpoint)
+    hub.fetch(hub.sizes([path])[path], Path(folder))
+except AvomniError as error:
+    sys.exit(str(error))
+"""
+
+
+def fetch_elsewhere(server: LocalHub, folder: Path, limit: int = 0, **environment: str):
+    arguments = [sys.executable, "-c", FETCH, server.endpoint, ZIP, str(folder), str(limit)]
+    environment = {**os.environ, **environment}
+    return subprocess.run(arguments, capture_output=True, text=True, env=environment)
+
+
+def test_a_disk_that_takes_no_more_is_one_message(server: LocalHub, tmp_path: Path):
+    """A limit on the size of files stops the real write in the middle, as a quota does."""
+    done = fetch_elsewhere(server, tmp_path, limit=50_000)
+    assert done.returncode == 1
+    assert "no room left on the disk" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / ZIP).exists()
+    assert list(tmp_path.rglob("*.incomplete")) == []
+
+
+def test_a_proxy_is_not_asked_for_this_machines_own_hub(server: LocalHub, tmp_path: Path):
+    nowhere = "http://127.0.0.1:9"
+    done = fetch_elsewhere(server, tmp_path, HTTP_PROXY=nowhere, http_proxy=nowhere, NO_PROXY="")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_clients_own_bars_stay_silent(server: LocalHub, tmp_path: Path):
+    done = fetch_elsewhere(server, tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_offline_mode_is_said(server: LocalHub, tmp_path: Path):
+    done = fetch_elsewhere(server, tmp_path, HF_HUB_OFFLINE="1")
+    assert "HF_HUB_OFFLINE is set" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_bytes_that_come_by_xet_are_counted_once():
+    """The real hub sends large files by Xet: its reporter tells disk and network bytes apart."""
+    bar = Bar()
+    with XetDownloadProgressReporter(
+        reconstruction_desc="", total=100, log_level=30, tqdm_class=hub_module._feed(bar)
+    ) as reporter:
+        for done in (40, 100):
+            reporter.update_progress(
+                SimpleNamespace(
+                    total_bytes=100,
+                    total_bytes_completed=done,
+                    total_transfer_bytes_completed=done,
+                    total_bytes_completion_rate=1.0,
+                    total_transfer_bytes_completion_rate=1.0,
+                )
+            )
+    assert bar.count == 100

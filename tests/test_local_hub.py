@@ -1,0 +1,188 @@
+"""The local hub answers the real huggingface_hub client as huggingface.co does."""
+
+import hashlib
+import socket
+import threading
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from huggingface_hub import errors
+
+from avomni_lib.errors import AvomniError
+from avomni_lib.world import local_hub
+from avomni_lib.world.hub_protocol import PAGE_SIZE
+from avomni_lib.world.local_hub import LocalHub
+from tests import published_set
+
+REPO = "avomni/world"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("published")
+    return published_set.write_published_set(folder, num_chunks=1, clips_per_chunk=1, seconds=0.2)
+
+
+@pytest.fixture
+def hub(folder: Path) -> Iterator[LocalHub]:
+    with local_hub.serve(folder, REPO) as hub:
+        yield hub
+
+
+@pytest.fixture
+def api(hub: LocalHub) -> huggingface_hub.HfApi:
+    return huggingface_hub.HfApi(endpoint=hub.endpoint, token=False)
+
+
+def read(url: str, **headers: str) -> tuple[int, bytes, dict[str, str]]:
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers)) as answer:
+        return answer.status, answer.read(), dict(answer.headers)
+
+
+def test_main_is_the_commit_and_the_commit_follows_from_the_content(
+    hub: LocalHub, api: huggingface_hub.HfApi, folder: Path, tmp_path: Path
+):
+    (main,) = api.list_repo_refs(REPO, repo_type="dataset").branches
+    assert (main.name, main.target_commit) == ("main", hub.commit)
+    assert len(hub.commit) == 40
+    assert api.dataset_info(REPO, revision="main").sha == hub.commit
+    with local_hub.serve(folder, REPO) as again:
+        assert again.commit == hub.commit
+    (tmp_path / "features.csv").write_text("another content")
+    with local_hub.serve(tmp_path, REPO) as other:
+        assert other.commit != hub.commit
+
+
+def test_the_tree_lists_every_file_once_with_its_size_and_hash(
+    hub: LocalHub, api: huggingface_hub.HfApi, folder: Path
+):
+    listed = list(api.list_repo_tree(REPO, repo_type="dataset", recursive=True))
+    found = {f.path: f for f in listed if isinstance(f, huggingface_hub.hf_api.RepoFile)}
+    on_disk = {str(f.relative_to(folder)): f for f in folder.rglob("*") if f.is_file()}
+    assert found.keys() == on_disk.keys()
+    for path, file in on_disk.items():
+        content = file.read_bytes()
+        assert found[path].size == len(content)
+        if path.endswith((".csv", ".md")):
+            assert found[path].lfs is None
+        else:
+            assert found[path].lfs.sha256 == hashlib.sha256(content).hexdigest()
+    # git's own id of the data set's features.csv, as huggingface.co lists it
+    assert found["features.csv"].blob_id == "65de094a4037902a40bd42de7b17082029b78fe2"
+    top = {f.path for f in api.list_repo_tree(REPO, repo_type="dataset")}
+    assert {"camera", "labels", "calibration", "metadata", "features.csv"} <= top
+    assert not any("/" in path for path in top)
+    inside = list(api.list_repo_tree(REPO, "labels/egomotion", repo_type="dataset"))
+    assert [f.path for f in inside] == ["labels/egomotion/egomotion.chunk_0000.zip"]
+
+
+def test_a_long_tree_comes_in_pages(tmp_path: Path):
+    names = {f"labels/f{n:05d}.bin" for n in range(2 * PAGE_SIZE + 3)}
+    (tmp_path / "labels").mkdir()
+    for name in names:
+        (tmp_path / name).touch()
+    with local_hub.serve(tmp_path, REPO) as hub:
+        api = huggingface_hub.HfApi(endpoint=hub.endpoint, token=False)
+        listed = [f.path for f in api.list_repo_tree(REPO, "labels", repo_type="dataset")]
+        assert len(listed) == len(names) and set(listed) == names
+        assert sum(r.path == "api:tree" for r in hub.requests) == 3
+
+
+def test_paths_info_drops_what_is_not_there(api: huggingface_hub.HfApi):
+    infos = api.get_paths_info(REPO, ["features.csv", "no/such.zip"], repo_type="dataset")
+    assert [info.path for info in infos] == ["features.csv"]
+
+
+def test_files_arrive_whole_and_are_counted(hub: LocalHub, folder: Path, tmp_path: Path):
+    path = "labels/egomotion/egomotion.chunk_0000.zip"
+    got = huggingface_hub.hf_hub_download(
+        REPO, path, repo_type="dataset", endpoint=hub.endpoint, token=False, local_dir=tmp_path
+    )
+    assert Path(got).read_bytes() == (folder / path).read_bytes()
+    assert (hub.gets(path), hub.bytes_of(path)) == (1, (folder / path).stat().st_size)
+
+
+@pytest.mark.parametrize(
+    ("asked", "first", "last"),
+    [("bytes=0-3", 0, 3), ("bytes=7000-", 7000, 7075), ("bytes=-5", 7071, 7075)],
+)
+def test_a_range_is_a_part_of_the_file(
+    hub: LocalHub, folder: Path, asked: str, first: int, last: int
+):
+    url = f"{hub.endpoint}/datasets/{REPO}/resolve/main/features.csv"
+    status, body, headers = read(url, Range=asked)
+    assert (status, body) == (206, (folder / "features.csv").read_bytes()[first : last + 1])
+    assert headers["Content-Range"] == f"bytes {first}-{last}/7076"
+
+
+def test_a_range_past_the_end_is_refused(hub: LocalHub):
+    with pytest.raises(urllib.error.HTTPError, match="416"):
+        read(f"{hub.endpoint}/datasets/{REPO}/resolve/main/features.csv", Range="bytes=9999-")
+
+
+def test_gated_files_need_the_right_token(folder: Path):
+    with local_hub.serve(folder, REPO, token="hf_right") as hub:
+        for token, status in ((False, 401), ("hf_wrong", 403)):
+            api = huggingface_hub.HfApi(endpoint=hub.endpoint, token=token)
+            with pytest.raises(errors.GatedRepoError) as caught:
+                api.auth_check(REPO, repo_type="dataset")
+            assert caught.value.response.status_code == status
+            assert api.list_repo_refs(REPO, repo_type="dataset").branches
+        api = huggingface_hub.HfApi(endpoint=hub.endpoint, token="hf_right")
+        api.auth_check(REPO, repo_type="dataset")
+        assert api.whoami()["name"] == "local"
+        assert api.file_exists(REPO, "features.csv", repo_type="dataset")
+
+
+def test_what_does_not_exist_is_said_in_the_clients_words(api: huggingface_hub.HfApi):
+    with pytest.raises(errors.RevisionNotFoundError):
+        api.dataset_info(REPO, revision="no-such-tag")
+    with pytest.raises(errors.RepositoryNotFoundError):
+        api.dataset_info("someone/else")
+    assert not api.file_exists(REPO, "no/such.zip", repo_type="dataset")
+
+
+def test_it_listens_on_this_machine_alone(hub: LocalHub):
+    assert hub.endpoint.startswith("http://127.0.0.1:")
+    port = int(hub.endpoint.rpartition(":")[2])
+    # Every address of 127/8 is this machine; one that is not bound is answered by nobody.
+    with socket.socket() as other, pytest.raises(OSError):
+        other.settimeout(1)
+        other.connect(("127.0.0.2", port))
+
+
+def test_hidden_files_and_folders_above_are_not_served(folder: Path, tmp_path: Path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/features.csv").write_text("x")
+    (tmp_path / "a/.features.csv.1.partial").write_text("half")
+    (tmp_path / "secret").write_text("secret")
+    with local_hub.serve(tmp_path / "a", REPO) as hub:
+        assert list(hub.blobs) == ["features.csv"]
+        for path in ("../secret", "%2e%2e/secret", ".features.csv.1.partial"):
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                read(f"{hub.endpoint}/datasets/{REPO}/resolve/main/{path}")
+
+
+def test_many_clients_at_once_get_their_own_files(hub: LocalHub, folder: Path):
+    paths = list(hub.blobs)
+    got: dict[str, bytes] = {}
+
+    def get(path: str) -> None:
+        got[path] = read(f"{hub.endpoint}/datasets/{REPO}/resolve/{hub.commit}/{path}")[1]
+
+    threads = [threading.Thread(target=get, args=(path,)) for path in paths]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got == {path: (folder / path).read_bytes() for path in paths}
+
+
+def test_an_empty_folder_and_a_taken_port_are_said(folder: Path, hub: LocalHub, tmp_path: Path):
+    with pytest.raises(AvomniError, match="holds no file"):
+        local_hub.serve(tmp_path, REPO)
+    with pytest.raises(AvomniError, match="cannot listen"):
+        local_hub.serve(folder, REPO, port=int(hub.endpoint.rpartition(":")[2]))
