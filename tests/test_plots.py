@@ -68,7 +68,10 @@ def every_picture():
         for i, split in enumerate(("train", "val", "test"))
     ]
     steps = np.arange(1, 200)
-    loss = 3 * np.exp(-steps / 30) + 0.5
+    logged = [
+        {"step": s, "loss": 3 * np.exp(-s / 30) + 0.5, "seconds": 0.5, "data_wait_s": 0.002}
+        for s in steps
+    ]
     made = {
         "matrix": audit.matrix(FEATURES, [str(i) for i in range(200)], states_of()),
         "matrix of nothing": audit.matrix(FEATURES, [], np.zeros((len(FEATURES), 0))),
@@ -91,9 +94,11 @@ def every_picture():
             "a car at rest",
         ),
         "motion": tiles.motion(drive()),
-        "curve": training.curve(steps, loss, np.full(len(steps), 0.004)),
-        "steep curve without wait": training.curve(steps, np.exp(-steps / 20.0)),
-        "curve of no step": training.curve([], []),
+        "curve": training.curve(logged),
+        "steep curve without wait": training.curve(
+            [{"step": step, "loss": np.exp(-step / 20.0)} for step in steps]
+        ),
+        "curve of no step": training.curve([]),
         "before and after": training.before_after(
             frames, grid4, TARGET, TARGET, "$x$ babble_{ " * 60, "Before 5.23 m/s, after unreadable"
         ),
@@ -132,7 +137,7 @@ def test_every_picture_states_a_finding_and_names_its_axes(pictures):
 
 def test_a_picture_is_shown_once_by_a_kernel_that_never_imported_pyplot():
     sources = (
-        "from avomni_lib.notebook.plots import training\ntraining.curve([1, 2], [3.0, 1.0], None)",
+        "from avomni_lib.notebook.plots import training\ntraining.curve([])",
         "import sys\n'matplotlib.pyplot' in sys.modules",
     )
     cells = [nbformat.v4.new_code_cell(source) for source in sources]

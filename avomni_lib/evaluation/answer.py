@@ -103,7 +103,8 @@ def say(model: Any, talk: Conversation, frames: np.ndarray, max_new_tokens: int)
     batch = collate([talk.prompt()] * len(frames), pad_id, side="left")
     del batch["labels"]
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    batch |= talk.backbone.inputs(torch.from_numpy(np.ascontiguousarray(frames)).to(device))
+    seen = torch.from_numpy(np.ascontiguousarray(frames)).to(device)
+    batch |= talk.backbone.inputs(seen, model.dtype)
     was_training = model.training
     model.eval()
     try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,17 +11,18 @@ from avomni_lib.dataset.rig import Grid
 from avomni_lib.notebook.plots import canvas
 
 
-def curve(
-    steps: Sequence[float], loss: Sequence[float], wait_share: Sequence[float] | None = None
-) -> canvas.Picture:
+def curve(metrics: Sequence[Mapping[str, Any]]) -> canvas.Picture:
     """Loss over optimizer steps, and below it the share of each step spent waiting for data.
 
     Args:
-        steps: (n,) optimizer steps.
-        loss: (n,) mean cross entropy of the answer's tokens, nats a token.
-        wait_share: (n,) data wait over step time, 0 to 1; left out where it was not measured.
+        metrics: One row a logged step, as `metrics.jsonl` has them: `step`, `loss` (mean cross
+            entropy of the answer's tokens, nats), and where measured `seconds` and `data_wait_s`.
     """
-    steps, loss = np.asarray(steps, dtype=float), np.asarray(loss, dtype=float)
+    steps = np.array([row["step"] for row in metrics], dtype=float)
+    loss = np.array([row["loss"] for row in metrics], dtype=float)
+    wait_share = None
+    if len(steps) and all("data_wait_s" in row for row in metrics):
+        wait_share = [row["data_wait_s"] / max(row["seconds"], 1e-9) for row in metrics]
     picture = canvas.Picture(1000, 520 if wait_share is not None else 380)
     ratios = [2.4, 1] if wait_share is not None else [1]
     places = np.atleast_1d(
