@@ -1,0 +1,132 @@
+"""One clip out of its chunk's files, read where it lies: nothing is unpacked."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from avomni_lib.dataset.catalog import Catalog
+from avomni_lib.dataset.stored_zip import ByteRange, member
+from avomni_lib.dataset.tables import key_column, number_column, read_table
+from avomni_lib.errors import AvomniError
+
+# fmt: off
+EGOMOTION_COLUMNS = (
+    "timestamp", "qx", "qy", "qz", "qw", "x", "y", "z",
+    "vx", "vy", "vz", "ax", "ay", "az", "curvature",
+)
+# fmt: on
+__all__ = ["EGOMOTION_COLUMNS", "ByteRange", "Clip"]
+
+
+class Clip:
+    """A clip of the data set on the disk.
+
+    Every method raises an AvomniError that names file and clip where something is missing or
+    damaged.
+
+    Args:
+        folder: In the data set's layout.
+        catalog: Of the same revision.
+        clip_id: One of the catalog's.
+    """
+
+    def __init__(self, folder: Path, catalog: Catalog, clip_id: str):
+        self.folder, self.catalog, self.clip_id = Path(folder), catalog, clip_id
+        self.chunk = catalog.chunk_of(clip_id)
+
+    def __repr__(self) -> str:
+        return f"Clip({self.clip_id}, chunk {self.chunk})"
+
+    def video(self, camera: str) -> ByteRange:
+        """The camera's mp4 inside its chunk's zip."""
+        return self._member(camera, "video")
+
+    def timestamps(self, camera: str) -> np.ndarray:
+        """(N,) int64 µs on the clip's clock, one a frame: the end of its exposure."""
+        table, where = self._table(camera, "frame_timestamps")
+        return number_column(table, "timestamp", where).astype(np.int64)
+
+    def egomotion(self) -> dict[str, np.ndarray]:
+        """The columns of the table, each (N,): timestamp int64 µs, the rest float64.
+
+        Pose of the rig (x forward, y left, z up, origin below the rear axle) in the clip's anchor
+        frame, m; quaternion scalar last; velocity and acceleration in the anchor frame; curvature
+        1/m. It starts before the video and runs far past it, at about 100 Hz but not uniformly.
+        """
+        table, where = self._table("egomotion", "egomotion")
+        columns = {name: number_column(table, name, where) for name in EGOMOTION_COLUMNS}
+        return {
+            name: values.astype(np.int64 if name == "timestamp" else np.float64)
+            for name, values in columns.items()
+        }
+
+    def intrinsics(self, camera: str) -> dict[str, float]:
+        """f-theta lens: width, height, cx, cy (px), fw_poly_0..4 (angle -> px), bw_poly_0..4."""
+        return self._row("camera_intrinsics", ("camera_name", camera))
+
+    def extrinsics(self, sensor: str) -> dict[str, float]:
+        """Pose of the sensor in the rig's frame: qx, qy, qz, qw, x, y, z (m)."""
+        return self._row("sensor_extrinsics", ("sensor_name", sensor))
+
+    def vehicle(self) -> dict[str, float]:
+        """length, width, height, rear_axle_to_bbox_center, wheelbase, track_width in m."""
+        return self._row("vehicle_dimensions", None)
+
+    def _path(self, feature: str) -> Path:
+        return self.folder / self.catalog.path(feature, self.chunk)
+
+    def _where(self, feature: str) -> str:
+        return f"clip {self.clip_id} in {self._path(feature)}"
+
+    def _member(self, feature: str, kind: str) -> ByteRange:
+        try:
+            name = self.catalog.member(feature, self.clip_id, kind)
+            return member(self._path(feature), name)
+        except AvomniError as error:
+            raise AvomniError(error.what, where=self._where(feature), fix=error.fix) from None
+
+    def _table(self, feature: str, kind: str) -> tuple[pa.Table, str]:
+        where = self._where(feature)
+        part = self._member(feature, kind)
+        try:
+            content = part.read()
+        except AvomniError as error:
+            raise AvomniError(f"{kind} is {error.what}", where=where) from None
+        return read_table(content, where), where
+
+    def _row(self, feature: str, key: tuple[str, str] | None) -> dict[str, float]:
+        path, where = self._path(feature), self._where(feature)
+        try:
+            state = path.stat()
+            rows = _calibration(path, key and key[0], state.st_size, state.st_mtime_ns)
+        except FileNotFoundError:
+            raise AvomniError(
+                "file not found", where=where, fix="run 02_download: it fetches what is missing"
+            ) from None
+        except AvomniError as error:
+            raise AvomniError(error.what, where=where, fix=error.fix) from None
+        if (self.clip_id, key and key[1]) not in rows:
+            raise AvomniError(f"{feature} has no row{f' of {key[1]}' if key else ''}", where=where)
+        return dict(rows[self.clip_id, key and key[1]])
+
+
+@functools.lru_cache(maxsize=32)
+def _calibration(
+    path: Path, key: str | None, size: int, mtime_ns: int
+) -> dict[tuple[str, str | None], dict[str, float]]:
+    """A chunk's table: (clip_id, sensor) -> its numbers. Kept while the file does not change."""
+    where = str(path)
+    table = read_table(path, where)
+    clip_ids = key_column(table, "clip_id", where)
+    names = key_column(table, key, where, level=1) if key else [None] * len(clip_ids)
+    numbers = [
+        name
+        for name in table.column_names
+        if pa.types.is_integer(table[name].type) or pa.types.is_floating(table[name].type)
+    ]
+    keys = zip(clip_ids, names, strict=True)
+    return dict(zip(keys, table.select(numbers).to_pylist(), strict=True))

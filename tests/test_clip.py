@@ -1,0 +1,242 @@
+"""One clip out of its zips: read in place, exact, and every fault names file and clip."""
+
+import io
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+import av
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from avomni_lib.dataset import rig
+from avomni_lib.dataset.catalog import Catalog
+from avomni_lib.dataset.clip import EGOMOTION_COLUMNS, ByteRange, Clip
+from avomni_lib.errors import AvomniError
+from tests.published_set import (
+    Drive,
+    camera_times,
+    chunk_path,
+    clip_id_of,
+    egomotion_times,
+    parquet_bytes,
+    read_frame,
+    read_zip,
+    write_published_set,
+    write_zip,
+)
+
+CAMERA = rig.FRONT_TELE.name
+CAMERA_IDX = rig.CAMERAS.index(rig.FRONT_TELE)
+NUMBER = 1
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("published")
+    return write_published_set(folder, num_chunks=1, clips_per_chunk=2, seconds=0.4)
+
+
+@pytest.fixture
+def folder(published: Path, tmp_path: Path) -> Path:
+    """A copy that may be spoilt."""
+    return shutil.copytree(published, tmp_path / "copy")
+
+
+def clip_in(folder: Path) -> Clip:
+    return Clip(folder, Catalog.open(folder), clip_id_of(NUMBER))
+
+
+def test_the_video_is_the_clips_own_and_opens_in_place(published: Path):
+    clip = clip_in(published)
+    part = clip.video(CAMERA)
+    with part.open() as file, av.open(file) as container:
+        names = [read_frame(f.to_ndarray(format="rgb24")) for f in container.decode(video=0)]
+    count = len(camera_times(NUMBER, CAMERA_IDX, 0.4))
+    assert names == [(NUMBER, CAMERA_IDX, i) for i in range(count)]
+    held = read_zip(published / chunk_path(CAMERA, 0))
+    assert part.read() == held[f"{clip.clip_id}.{CAMERA}.mp4"]
+
+
+def test_nothing_is_unpacked(published: Path):
+    before = sorted(published.rglob("*"))
+    clip_in(published).video(CAMERA).read()
+    assert sorted(published.rglob("*")) == before
+    assert clip_in(published).video(CAMERA).path == published / chunk_path(CAMERA, 0)
+
+
+def test_timestamps_and_egomotion_are_what_was_published(published: Path):
+    clip = clip_in(published)
+    times = clip.timestamps(CAMERA)
+    assert times.dtype == np.int64
+    np.testing.assert_array_equal(times, camera_times(NUMBER, CAMERA_IDX, 0.4))
+    columns = clip.egomotion()
+    truth = Drive(NUMBER).egomotion(egomotion_times(NUMBER, 0.4))
+    assert tuple(columns) == EGOMOTION_COLUMNS
+    for name, values in columns.items():
+        assert values.dtype == (np.int64 if name == "timestamp" else np.float64)
+        np.testing.assert_array_equal(values, truth[name])
+
+
+def test_calibration_is_the_clips_and_the_sensors_own(published: Path):
+    clip = clip_in(published)
+    lens = clip.intrinsics(CAMERA)
+    assert lens.keys() >= {"width", "height", "cx", "cy", "fw_poly_4", "bw_poly_0"}
+    assert lens["fw_poly_1"] == pytest.approx(64 / np.radians(30))
+    assert clip.extrinsics(CAMERA)["y"] == pytest.approx(0.1 * CAMERA_IDX)
+    assert clip.vehicle()["wheelbase"] == 2.85
+
+
+def test_pandas_index_columns_are_read_the_same(folder: Path, published: Path):
+    """The data set's tables come from pandas: keys may be stored as an index, named or not."""
+    for names in (["clip_id", "camera_name"], [None, None]):
+        path = folder / chunk_path("camera_intrinsics", 0)
+        frame = pd.read_parquet(published / chunk_path("camera_intrinsics", 0))
+        frame = frame.set_index(["clip_id", "camera_name"])
+        frame.index.names = names
+        frame.to_parquet(path)
+        assert clip_in(folder).intrinsics(CAMERA) == clip_in(published).intrinsics(CAMERA)
+    path = folder / chunk_path("vehicle_dimensions", 0)
+    pd.read_parquet(path).set_index("clip_id").rename_axis(None).to_parquet(path)
+    assert clip_in(folder).vehicle() == clip_in(published).vehicle()
+
+
+def test_timestamps_may_have_frame_index_as_the_index(folder: Path):
+    path = folder / chunk_path(CAMERA, 0)
+    members = read_zip(path)
+    name = f"{clip_id_of(NUMBER)}.{CAMERA}.timestamps.parquet"
+    table = pd.read_parquet(io.BytesIO(members[name])).set_index("frame_index")
+    members[name] = table.to_parquet()
+    write_zip(path, members)
+    expected = camera_times(NUMBER, CAMERA_IDX, 0.4)
+    np.testing.assert_array_equal(clip_in(folder).timestamps(CAMERA), expected)
+
+
+def spoil_cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size * 2 // 3)
+
+
+def spoil_missing_member(path: Path) -> None:
+    write_zip(path, {k: v for k, v in read_zip(path).items() if clip_id_of(NUMBER) not in k})
+
+
+def spoil_deflated(path: Path) -> None:
+    write_zip(path, read_zip(path), zipfile.ZIP_DEFLATED)
+
+
+def spoil_empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def spoil_gone(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (spoil_cut, "damaged: not a whole zip"),
+        (spoil_missing_member, "damaged: no member"),
+        (spoil_deflated, "compressed, not stored"),
+        (spoil_empty, "damaged: not a whole zip"),
+        (spoil_gone, "file not found"),
+    ],
+)
+def test_a_faulty_zip_is_one_error_with_file_and_clip(folder: Path, spoil, says: str):
+    path = folder / chunk_path(CAMERA, 0)
+    clip = clip_in(folder)
+    clip.video(CAMERA)
+    spoil(path)
+    for read in (clip.video, clip.timestamps):
+        with pytest.raises(AvomniError, match=says) as caught:
+            read(CAMERA)
+        assert clip.clip_id in caught.value.where and str(path) in caught.value.where
+        assert "02_download" in caught.value.fix
+
+
+def test_a_damaged_table_names_file_and_clip(folder: Path):
+    path = folder / chunk_path("egomotion", 0)
+    members = read_zip(path)
+    name = f"{clip_id_of(NUMBER)}.egomotion.parquet"
+    for content, says in (
+        (members[name][:-40], "not a readable parquet file"),
+        (b"", "not a readable parquet file"),
+        (parquet_bytes({"timestamp": [1, 2]}), "no column qx"),
+        (parquet_bytes({"timestamp": ["a", "b"]}), "holds string, not numbers"),
+    ):
+        write_zip(path, members | {name: content})
+        with pytest.raises(AvomniError, match=says) as caught:
+            clip_in(folder).egomotion()
+        assert clip_id_of(NUMBER) in caught.value.where and str(path) in caught.value.where
+
+
+def test_a_wrong_bit_inside_a_member_is_noticed(folder: Path):
+    path = folder / chunk_path("egomotion", 0)
+    with zipfile.ZipFile(path) as archive:
+        place = archive.getinfo(f"{clip_id_of(NUMBER)}.egomotion.parquet").header_offset + 5000
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(AvomniError, match="checksum is wrong"):
+        clip_in(folder).egomotion()
+
+
+def test_a_damaged_or_incomplete_calibration_names_file_and_clip(folder: Path):
+    path = folder / chunk_path("camera_intrinsics", 0)
+    frame = pd.read_parquet(path)
+    frame[frame.camera_name != CAMERA].to_parquet(path)
+    with pytest.raises(AvomniError, match=f"has no row of {CAMERA}") as caught:
+        clip_in(folder).intrinsics(CAMERA)
+    assert clip_id_of(NUMBER) in caught.value.where and str(path) in caught.value.where
+    path.write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(AvomniError, match="not a readable parquet") as caught:
+        clip_in(folder).intrinsics(CAMERA)
+    assert clip_id_of(NUMBER) in caught.value.where
+    path.unlink()
+    with pytest.raises(AvomniError, match="file not found"):
+        clip_in(folder).intrinsics(CAMERA)
+
+
+def test_an_unknown_clip_is_said(published: Path):
+    with pytest.raises(AvomniError, match="unknown clip no-such-clip"):
+        Clip(published, Catalog.open(published), "no-such-clip")
+
+
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bytes") / "numbered.bin"
+    path.write_bytes(bytes(range(256)) * 4)
+    return path
+
+
+@given(
+    offset=st.integers(0, 1024),
+    length=st.integers(0, 1024),
+    moves=st.lists(
+        st.tuples(st.integers(-40, 1200), st.sampled_from([0, 1, 2]), st.integers(0, 300))
+    ),
+)
+def test_a_byte_range_reads_and_seeks_as_the_cut_out_file_would(
+    numbered: Path, offset: int, length: int, moves: list[tuple[int, int, int]]
+):
+    content = numbered.read_bytes()
+    length = min(length, len(content) - offset)
+    cut_out = io.BytesIO(content[offset : offset + length])
+    with ByteRange(numbered, offset, length).open() as part:
+        assert ByteRange(numbered, offset, length).read() == cut_out.getvalue()
+        for place, whence, count in moves:
+            base = {0: 0, 1: cut_out.tell(), 2: length}[whence]
+            if base + place < 0:
+                continue
+            assert part.seek(place, whence) == cut_out.seek(base + place)
+            assert part.read(count) == cut_out.read(count)
+            assert part.tell() == cut_out.tell()
+
+
+def test_a_range_past_the_files_end_is_said(numbered: Path):
+    with pytest.raises(AvomniError, match="cut short: 24 of 100 bytes"):
+        ByteRange(numbered, 1000, 100).read()
