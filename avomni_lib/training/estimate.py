@@ -1,0 +1,209 @@
+"""What a run takes, by arithmetic alone: no GPU, no network, no torch, nothing on the disk.
+
+Exact: frames, vision tokens, bytes of the cache, batches. From what is published of the data set:
+clips in a chunk, their length, MB of each feature, share of each split. Estimated: tokens of text.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+from avomni_lib.dataset import rig
+from avomni_lib.params import Params
+from avomni_lib.plan import Plan, gigabytes
+from avomni_lib.training.backbones import backbone
+from avomni_lib.training.conversation import prompt_text
+from avomni_lib.training.targets import target
+
+FEW_STEPS = 200  # below it an adapter has hardly begun to learn
+
+# nvidia/PhysicalAI-Autonomous-Vehicles, chunk 0: other chunks differ by some tens of per cent.
+CLIPS_PER_CHUNK = 100
+CLIP_SECONDS = 20.1
+MB_PER_CHUNK = {
+    rig.FRONT_WIDE: 2051,
+    rig.FRONT_TELE: 1627,
+    rig.CROSS_LEFT: 2261,
+    rig.CROSS_RIGHT: 2521,
+    rig.REAR_LEFT: 2130,
+    rig.REAR_RIGHT: 2392,
+    rig.REAR_TELE: 2001,
+}
+MB_PER_CHUNK_BESIDE_CAMERAS = 37  # ego motion and calibration
+MB_METADATA = 34
+# 153,625 of 306,152 clips are `train`.
+TRAIN_SHARE = 0.5
+
+# What Qwen's tokenizer makes one token of: a special token, a word with the space before it, one
+# digit, a run of signs or of whitespace. Long or rare words fall into two.
+_SPECIAL = re.compile(r"<\|\w+\|>")
+_PIECE = re.compile(r" ?[A-Za-z]+|\d|[^\sA-Za-z\d]+|\s+")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is fetched and how much driving it holds."""
+
+    num_chunks: int
+    num_clips: int
+    clip_seconds: float
+    num_bytes: float
+    train_share: float
+    note: str
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens of one sample."""
+
+    vision: int
+    text: int
+
+    @property
+    def total(self) -> int:
+        return self.vision + self.text
+
+
+def grid_size(p: Params) -> tuple[int, int]:
+    """(height, width) of the grid, px."""
+    grid = rig.grid(p.vision.camera_setup)
+    return grid.rows * p.processing.tile_height, grid.cols * p.processing.tile_width
+
+
+def tokens_per_sample(p: Params) -> Tokens:
+    """Vision tokens (exact) and text tokens (estimated) of a window with its answer.
+
+    Raises:
+        AvomniError: the grid does not divide into the backbone's patches.
+    """
+    height, width = grid_size(p)
+    kind, asked = backbone(p.model.backbone), target(p.training.target)
+    length = p.processing.sequence_length
+    vision = kind.num_vision_tokens(length, height, width)
+    chat = kind.chat(
+        prompt_text(rig.grid(p.vision.camera_setup), asked),
+        num_frames=length,
+        height=height,
+        width=width,
+        sample_hz=p.processing.sample_hz,
+    )
+    answer = asked.render(SimpleNamespace(speed_mps=28.13, path_m=211.04))
+    special = len(_SPECIAL.findall(chat)) + 1  # and the end of the turn
+    plain = sum(len(_PIECE.findall(words)) for words in _SPECIAL.split(chat + answer))
+    return Tokens(vision, special + plain - vision)
+
+
+def frames_per_clip(p: Params, clip_seconds: float) -> int:
+    """Sampled frames of a clip, its first included."""
+    return math.floor(clip_seconds * p.processing.sample_hz + 1e-9) + 1
+
+
+def windows_per_clip(p: Params, num_frames: int) -> int:
+    """Windows that a clip's frames hold."""
+    return max(0, (num_frames - p.processing.sequence_length) // p.processing.stride + 1)
+
+
+def optimizer_steps(p: Params, num_windows: int, num_ranks: int = 1) -> int:
+    """Optimizer steps of a training over `num_windows`: all epochs, or `training.max_steps`."""
+    per_step = p.training.batch_size * p.training.gradient_accumulation_steps * num_ranks
+    steps = math.ceil(p.training.num_epochs * num_windows / per_step)
+    return min(steps, p.training.max_steps or steps)
+
+
+def few_steps_warning(p: Params, steps: int) -> list[str]:
+    """A sentence where so few steps are left that the adapter will hardly learn."""
+    if steps >= FEW_STEPS:
+        return []
+    return [
+        f"{steps} optimizer steps are few (below {FEW_STEPS}): raise training.num_epochs or "
+        "download.target_chunks, or lower training.gradient_accumulation_steps or processing.stride"
+    ]
+
+
+def source(p: Params) -> Source:
+    """What the run fetches, as far as it can be said before asking the hub."""
+    if p.dataset.source == "world":
+        world = p.dataset.world
+        chunks = _chosen(p, world.num_chunks)
+        clips = chunks * world.clips_per_chunk
+        # H.264 of the rendered world takes about a tenth of a bit a pixel at 30 frames a second.
+        cameras = len(rig.grid(p.vision.camera_setup).cameras)
+        size = clips * cameras * world.clip_seconds * 30 * world.width * world.height * 0.1 / 8
+        return Source(chunks, clips, world.clip_seconds, size, TRAIN_SHARE, "rendered here, rough")
+    cameras = rig.grid(p.vision.camera_setup).cameras
+    per_chunk = sum(MB_PER_CHUNK[camera] for camera in cameras) + MB_PER_CHUNK_BESIDE_CAMERAS
+    fit = int((p.download.target_size_gb * 1000 - MB_METADATA) // per_chunk)
+    chunks = min(_chosen(p, p.download.target_chunks), fit)
+    size = (chunks * per_chunk + MB_METADATA) * 1e6
+    note = "chunks differ by some tens of per cent; 01_audit asks the hub"
+    return Source(chunks, chunks * CLIPS_PER_CHUNK, CLIP_SECONDS, size, TRAIN_SHARE, note)
+
+
+def plan_run(p: Params) -> Plan:
+    """What the whole run takes, before anything is fetched or made.
+
+    Raises:
+        AvomniError: the grid does not divide into the backbone's patches.
+    """
+    raw, tokens, (height, width) = source(p), tokens_per_sample(p), grid_size(p)
+    frames = frames_per_clip(p, raw.clip_seconds)
+    cache_bytes = raw.num_clips * frames * height * width * 3
+    each = windows_per_clip(p, frames)
+    train_windows = round(raw.num_clips * raw.train_share) * each
+    steps = optimizer_steps(p, train_windows)
+    length, hz = p.processing.sequence_length, p.processing.sample_hz
+    limit = p.model.max_seq_length
+
+    warnings = few_steps_warning(p, steps)
+    if raw.num_chunks == 0:
+        warnings.append("not one chunk fits below download.target_size_gb: raise it")
+    if each == 0:
+        warnings.append(
+            f"a clip has {frames} frames at {hz:g} Hz, a window needs {length}: no window at all; "
+            "raise processing.sample_hz or lower processing.sequence_length"
+        )
+    if tokens.total > limit:
+        warnings.append(
+            f"a sample is about {tokens.total:,} tokens, model.max_seq_length is {limit:,}: "
+            "05_train will refuse it; lower the tile size or processing.sequence_length"
+        )
+    rows = [
+        ("to fetch", gigabytes(raw.num_bytes), f"{raw.num_chunks} chunks; {raw.note}"),
+        ("clips", f"{raw.num_clips:,}", f"{raw.clip_seconds:g} s each"),
+        ("grid", f"{width}×{height} px", f"{p.vision.camera_setup}, {frames} frames a clip"),
+        ("cache", gigabytes(cache_bytes), "uint8 frames, each once, all splits"),
+        ("windows", f"{raw.num_clips * each:,}", f"{length} frames, {(length - 1) / hz:g} s"),
+        ("to train on", f"{train_windows:,}", f"{raw.train_share:.0%} of the clips are train"),
+        ("tokens a sample", f"{tokens.total:,} of {limit:,}", _token_note(tokens)),
+        ("optimizer steps", f"{steps:,}", f"{p.training.num_epochs:g} epochs, {_batch(p)}"),
+    ]
+    figures = {
+        "num_chunks": raw.num_chunks,
+        "fetch_gb": round(raw.num_bytes / 1e9, 3),
+        "num_clips": raw.num_clips,
+        "frames_per_clip": frames,
+        "cache_gb": round(cache_bytes / 1e9, 3),
+        "num_windows": raw.num_clips * each,
+        "num_train_windows": train_windows,
+        "vision_tokens": tokens.vision,
+        "tokens_per_sample": tokens.total,
+        "max_seq_length": limit,
+        "optimizer_steps": steps,
+    }
+    return Plan(f"what run {p.run.name} takes", rows, warnings, figures)
+
+
+def _chosen(p: Params, available: int) -> int:
+    return len(p.download.chunks) if p.download.chunks else min(p.download.target_chunks, available)
+
+
+def _token_note(tokens: Tokens) -> str:
+    return f"{tokens.vision:,} vision tokens; {tokens.text:,} of text, estimated"
+
+
+def _batch(p: Params) -> str:
+    accumulated = p.training.gradient_accumulation_steps
+    return f"{p.training.batch_size} × {accumulated} windows a step"

@@ -1,0 +1,244 @@
+"""The base model in 4 bit and its adapter, by Unsloth or by transformers and PEFT.
+
+Both give the same: a model whose language part bears LoRA on its attention's q, k, v and o,
+everything else frozen.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from avomni_lib import files, hardware
+from avomni_lib.errors import AvomniError
+from avomni_lib.hardware import Choice
+from avomni_lib.params import Params
+from avomni_lib.training.adapter import read_record
+from avomni_lib.training.backbones import Backbone, backbone
+
+log = logging.getLogger(__name__)
+
+TINY = "tiny"
+
+
+class Base(NamedTuple):
+    """A base model ready to answer or to be given an adapter.
+
+    Attributes:
+        model: `PreTrainedModel` on its device.
+        tokenizer: Its tokenizer.
+        choices: device, dtype, attention, backend and quantisation, each a (value, reason).
+    """
+
+    model: Any
+    tokenizer: Any
+    choices: dict[str, Choice]
+
+
+def base_location(name: str) -> str:
+    """Where `model.base_model` lies: the package's own folder, another folder, or a hub name."""
+    if name == TINY:
+        from avomni_lib.training import tiny_base
+
+        return str(tiny_base.folder())
+    folder = files.resolve(name)
+    return str(folder) if folder.is_dir() else name
+
+
+def base_digest(location: str, config: Any) -> str:
+    """What tells base models apart: the hub's commit, or a sha256 of a folder's weights."""
+    folder = Path(location)
+    if not folder.is_dir():
+        return str(getattr(config, "_commit_hash", None))
+    weights = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
+    return files.hash_json({path.name: files.sha256_file(path) for path in weights})
+
+
+def load_base(p: Params) -> Base:
+    """The base model on this machine's device, in 4 bit unless `model.load_in_4bit` is off.
+
+    A checkpoint that is already quantised is loaded as it is.
+
+    Raises:
+        AvomniError: no such base model, it is not the backbone's, or Unsloth is asked for in vain.
+    """
+    device = hardware.device()
+    choices = {
+        "device": device,
+        "dtype": hardware.dtype(device.value),
+        "attention": hardware.attention(device.value),
+        "backend": hardware.backend(p.model.backend, device.value),
+    }
+    if choices["backend"].value == "unsloth":
+        _import_unsloth_first()
+    location = base_location(p.model.base_model)
+    config = read_config(p.model.base_model, location)
+    kind = backbone(p.model.backbone, config)
+    choices["quantisation"] = _quantisation(p, config)
+    load = _by_unsloth if choices["backend"].value == "unsloth" else _by_transformers
+    model, tokenizer = load(p, location, kind, choices)
+    return Base(model, tokenizer, choices)
+
+
+def add_adapter(model: Any, p: Params, kind: Backbone, backend: str = "transformers") -> Any:
+    """The model with a fresh LoRA adapter on the modules that the backbone names; all else frozen.
+
+    A function of `run.seed`: the adapter's start does not depend on what ran before.
+
+    Raises:
+        AvomniError: the model has no module that the backbone names.
+    """
+    if backend == "unsloth":
+        from unsloth import FastVisionModel
+
+        return FastVisionModel.get_peft_model(
+            model,
+            r=p.model.lora_rank,
+            lora_alpha=p.model.lora_alpha,
+            lora_dropout=p.model.lora_dropout,
+            bias="none",
+            finetune_vision_layers=False,
+            finetune_language_layers=True,
+            finetune_attention_modules=True,
+            finetune_mlp_modules=False,
+            random_state=p.run.seed,
+        )
+    from peft import LoraConfig, get_peft_model
+    from transformers import set_seed
+
+    set_seed(p.run.seed)
+    config = LoraConfig(
+        r=p.model.lora_rank,
+        lora_alpha=p.model.lora_alpha,
+        lora_dropout=p.model.lora_dropout,
+        bias="none",
+        target_modules=kind.lora_pattern,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise AvomniError(
+            f"the adapter finds no place in the base model: {error}", where="model.base_model"
+        ) from None
+
+
+def load_adapter(model: Any, folder: Path, p: Params) -> Any:
+    """The base model with the adapter of `folder`, to answer with.
+
+    Raises:
+        AvomniError: no adapter there, or it was made for another base model, target or prompt.
+    """
+    from peft import PeftModel
+
+    record = read_record(folder)
+    kind = backbone(p.model.backbone, model.config)
+    wanted = {
+        "base_model": p.model.base_model,
+        "target": p.training.target,
+        "prompt_form": kind.prompt_form,
+        "camera_setup": p.vision.camera_setup,
+        "sequence_length": p.processing.sequence_length,
+    }
+    differs = [
+        f"{name} {record.get(name)!r}, asked for {value!r}"
+        for name, value in wanted.items()
+        if record.get(name) != value
+    ]
+    if differs:
+        raise AvomniError(
+            f"the adapter was trained with {'; '.join(differs)}",
+            where=str(folder),
+            fix="run 05_train again with these parameters, or evaluate with the adapter's own",
+        )
+    model = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+    return model.eval()
+
+
+def trainable_parameters(model: Any) -> int:
+    """How many numbers the optimizer moves."""
+    return sum(param.numel() for param in model.parameters() if param.requires_grad)
+
+
+def _quantisation(p: Params, config: Any) -> Choice:
+    stored = getattr(config, "quantization_config", None)
+    if stored:
+        method = stored.get("quant_method", "?") if isinstance(stored, dict) else "stored"
+        return Choice("stored", f"the checkpoint is quantised already ({method})")
+    if p.model.load_in_4bit:
+        return Choice("nf4", "model.load_in_4bit; with double quantisation, vision tower left out")
+    return Choice("none", "model.load_in_4bit is false")
+
+
+def read_config(name: str, location: str) -> Any:
+    """The base model's config.
+
+    Raises:
+        AvomniError: there is none at that place.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(location)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise AvomniError(
+            f"base model {name!r} cannot be loaded: {reason}",
+            where="model.base_model",
+            fix="name a folder that holds the checkpoint or a hub name (and be online, with a "
+            "token where it is gated), or `tiny` for the package's own",
+        ) from None
+
+
+def _by_transformers(
+    p: Params, location: str, kind: Backbone, choices: dict[str, Choice]
+) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoTokenizer, BitsAndBytesConfig
+
+    dtype = getattr(torch, choices["dtype"].value)
+    quantisation = None
+    if choices["quantisation"].value == "nf4":
+        quantisation = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            # The name is historical; it holds for 4 bit too.
+            llm_int8_skip_modules=list(kind.skip_modules),
+        )
+    model = AutoModelForImageTextToText.from_pretrained(
+        location,
+        dtype=dtype,
+        attn_implementation=choices["attention"].value,
+        device_map={"": choices["device"].value},
+        quantization_config=quantisation,
+    )
+    return model, AutoTokenizer.from_pretrained(location)
+
+
+def _by_unsloth(
+    p: Params, location: str, kind: Backbone, choices: dict[str, Choice]
+) -> tuple[Any, Any]:
+    import torch
+    from unsloth import FastVisionModel
+
+    model, processor = FastVisionModel.from_pretrained(
+        location,
+        max_seq_length=p.model.max_seq_length,
+        dtype=getattr(torch, choices["dtype"].value),
+        load_in_4bit=choices["quantisation"].value != "none",
+        use_gradient_checkpointing="unsloth" if p.training.gradient_checkpointing else False,
+        device_map={"": choices["device"].value},
+    )
+    return model, getattr(processor, "tokenizer", processor)
+
+
+def _import_unsloth_first() -> None:
+    """Unsloth patches the other packages as it is imported; what was loaded before escapes it."""
+    early = [name for name in ("trl", "transformers", "peft") if name in sys.modules]
+    if early and "unsloth" not in sys.modules:
+        log.warning("unsloth is imported after %s: some of its patches will miss", early)
+    import unsloth  # noqa: F401

@@ -1,0 +1,145 @@
+"""A base model of random weights and windows of moving stripes, for the tests of training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import trl
+
+from avomni_lib.dataset import rig
+from avomni_lib.params import Params
+from avomni_lib.training.conversation import prompt_text
+from avomni_lib.training.targets import target
+
+CHAT_TEMPLATE = Path(trl.__file__).parent / "chat_templates" / "qwen3_vl.jinja"
+HEIGHT, WIDTH, FRAMES, HZ = 64, 96, 4, 10.0
+
+
+@dataclass(frozen=True)
+class Truth:
+    duration_s: float
+    path_m: float
+    chord_m: float
+    speed_mps: float
+
+
+@dataclass(frozen=True)
+class Window:
+    clip_id: str
+    split: str = "train"
+
+
+class Stripes:
+    """Windows whose stripes move with their speed: a function of the index, as a cache's are."""
+
+    def __init__(self, count: int, shape: tuple[int, int, int] = (FRAMES, HEIGHT, WIDTH)):
+        self.count, self.shape = count, shape
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Window:
+        return Window(f"clip-{index // 4}")
+
+    def truth(self, index: int) -> Truth:
+        speed = 1.0 + 20.0 * (index * 0.61803 % 1)
+        duration = (self.shape[0] - 1) / HZ
+        return Truth(duration, speed * duration, speed * duration, speed)
+
+    def frames(self, index: int) -> np.ndarray:
+        length, height, width = self.shape
+        rows = np.arange(height)[None, :, None, None]
+        shift = (self.truth(index).speed_mps * np.arange(length))[:, None, None, None]
+        shade = (rows * 8 + shift + index) % 256
+        return np.broadcast_to(shade, (length, height, width, 3)).astype(np.uint8)
+
+
+def tokenizer():
+    from avomni_lib.training.tiny_tokenizer import make_tokenizer
+
+    ask = target("summary_v1")
+    texts = [prompt_text(grid, ask) for grid in rig.GRIDS.values()]
+    texts += ["user\nassistant\n seconds>", ask.render(Truth(1.5, 42.149, 42.0, 5.23))]
+    return make_tokenizer(texts, CHAT_TEMPLATE.read_text())
+
+
+def config(tokenizer):
+    """A Qwen3-VL of 0.2 M parameters."""
+    from transformers import Qwen3VLConfig
+
+    def ids(*tokens: str) -> list[int]:
+        return [tokenizer.convert_tokens_to_ids(token) for token in tokens]
+
+    image, video, start, end = ids(
+        "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"
+    )
+    return Qwen3VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 32,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 5e6,
+                "mrope_section": [6, 5, 5],
+                "mrope_interleaved": True,
+            },
+            "tie_word_embeddings": True,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 2,
+            "out_hidden_size": 64,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0, 1],
+        },
+        image_token_id=image,
+        video_token_id=video,
+        vision_start_token_id=start,
+        vision_end_token_id=end,
+        tie_word_embeddings=True,
+    )
+
+
+def make_base(folder: Path, seed: int = 0) -> Path:
+    """Save a base model of random weights with its tokenizer into `folder`."""
+    from transformers import Qwen3VLForConditionalGeneration, set_seed
+
+    words = tokenizer()
+    set_seed(seed)
+    model = Qwen3VLForConditionalGeneration(config(words))
+    model.save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+def params(outputs: Path, base: Path, **changes: dict) -> Params:
+    """Parameters of a training over `Stripes`; `changes` are sections of keys."""
+    values = {
+        "run": {"name": "test", "outputs_dir": str(outputs), "seed": 3},
+        "dataset": {"source": "world"},
+        "processing": {"sequence_length": FRAMES, "stride": 2, "sample_hz": HZ}
+        | {"tile_width": WIDTH // 2, "tile_height": HEIGHT // 2},
+        "model": {"base_model": str(base), "max_seq_length": 512, "lora_rank": 4, "lora_alpha": 4},
+        "training": {
+            "batch_size": 2,
+            "gradient_accumulation_steps": 2,
+            "num_epochs": 1,
+            "learning_rate": 1e-2,
+            "gradient_checkpointing": False,
+            "save_steps": 2,
+        },
+    }
+    for section, keys in changes.items():
+        values[section] = values.get(section, {}) | keys
+    return Params.from_values(values)
