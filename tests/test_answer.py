@@ -117,10 +117,12 @@ def test_blind_answers_see_black_frames_of_the_windows_shape(model, talk):
     assert answer.blind_answers(model, talk, windows, [], MAX_NEW_TOKENS) == []
 
 
-def test_the_model_is_left_as_it_was_found(model, talk):
+def test_a_model_in_training_answers_without_dropout_and_goes_on_training(model, talk):
+    frames = RandomWindows(2).images
+    expected = answer.say(model, talk, frames, MAX_NEW_TOKENS)
     model.train()
     try:
-        answer.say(model, talk, RandomWindows(1).images, 16)
+        assert answer.say(model, talk, frames, MAX_NEW_TOKENS) == expected
         assert model.training
     finally:
         model.eval()

@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -57,9 +56,18 @@ def test_an_answer_that_does_not_parse_counts_as_the_mean_and_is_counted():
 
 
 def test_the_mean_stands_in_for_its_own_window_whatever_the_order_of_rows():
-    table = table_of(base=[(10.0, 15.0), None, (0.0, 0.0), None])
-    shuffled = table.take(np.random.default_rng(0).permutation(len(table)))
-    assert metrics.score(shuffled, "base") == metrics.score(table, "base")
+    by_window = [Constant(float(i), 10.0 * i) for i in range(4)]
+    mean = metrics.rows("mean", CLIPS, WINDOWS, TRUE, by_window, [None] * 4)
+    base = metrics.rows("base", CLIPS, WINDOWS, TRUE, [None] * 4, ["?"] * 4)
+    expected = {
+        key: (i - TRUE[i][0], 10 * i - TRUE[i][1])
+        for i, key in enumerate(zip(CLIPS, WINDOWS, strict=True))
+    }
+    for order in ([0, 1, 2, 3], [2, 0, 3, 1]):
+        of = metrics.errors(pa.concat_tables([mean, base.take(order)]), "base")
+        keys = zip(of.clip_ids, of.windows, strict=True)
+        errors = zip(of.speed_mps, of.displacement_m, strict=True)
+        assert dict(zip(keys, errors, strict=True)) == expected
 
 
 def test_figures_can_be_recomputed_from_the_file(tmp_path):

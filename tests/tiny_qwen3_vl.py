@@ -38,6 +38,7 @@ def model(tokens, seed: int = 0) -> Qwen3VLForConditionalGeneration:
                 "mrope_interleaved": True,
             },
             "tie_word_embeddings": False,
+            "attention_dropout": 0.5,  # so that a model left in training mode is found out
         },
         vision_config={
             "depth": 1,
