@@ -1,7 +1,7 @@
 """A road with curves, and a car that follows it: a kinematic bicycle with stops, starts and turns.
 
-The frame of reference of everything here is the data set's anchor frame: the rig at time 0, x forward,
-y left, z up, yaw 0, the origin on the ground below the middle of the rear axle.
+The frame of reference of everything here is the data set's anchor frame: the rig at time 0,
+x forward, y left, z up, yaw 0, the origin on the ground below the middle of the rear axle.
 """
 
 from __future__ import annotations
@@ -45,7 +45,11 @@ class Road:
         return self.start_m + (len(self.points) - 1) * ROAD_STEP_M
 
     def place(self, along_m: np.ndarray, left_m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Points at a length along the road and a distance to the left of it: ((…, 2) m, (…,) heading)."""
+        """Points at a length along the road and a distance to the left of it.
+
+        Returns:
+            (…, 2) m and the road's heading there, (…,) radians.
+        """
         at = np.clip(
             (np.asarray(along_m) - self.start_m) / ROAD_STEP_M, 0, len(self.points) - 1.001
         )
@@ -63,8 +67,8 @@ class Drive:
 
     Attributes:
         wheelbase_m: Of the bicycle.
-        state: (N, 7): x, y (m), yaw (rad), speed (m/s), its rate of change (m/s²), steering angle (rad),
-            length along the road (m).
+        state: (N, 7): x, y (m), yaw (rad), speed (m/s), its rate of change (m/s²), steering
+            angle (rad), length along the road (m).
     """
 
     wheelbase_m: float
@@ -77,8 +81,8 @@ class Drive:
     def at(self, times_s: np.ndarray) -> dict[str, np.ndarray]:
         """The motion at any time between the first instant and the last.
 
-        Position, yaw, speed and length are cubic Hermite curves through the instants with the bicycle's own
-        rates of change; steering and acceleration are linear between them.
+        Position, yaw, speed and length are cubic Hermite curves through the instants with the
+        bicycle's own rates of change; steering and acceleration are linear between them.
 
         Args:
             times_s: (…,) seconds.
@@ -91,7 +95,8 @@ class Drive:
         at = (times_s + BEFORE_S) / STEP_S
         if times_s.size and (at.min() < -1e-6 or at.max() > len(self.state) - 1 + 1e-6):
             raise ValueError(
-                f"{times_s.min()=} {times_s.max()=}, the drive spans {-BEFORE_S} .. {self.end_s:.3f} s"
+                f"{times_s.min()=} {times_s.max()=}: the drive spans "
+                f"{-BEFORE_S} .. {self.end_s:.3f} s"
             )
         idx = np.clip(at.astype(int), 0, len(self.state) - 2)
         part = at - idx
@@ -170,8 +175,8 @@ def speed_profile(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Speed and its rate of change every `STEP_S`: a driver who aims at one speed after another.
 
-    A clip has its own middle speed, uniform over the town's range, and wanders around it; one aim in six is
-    a stop.
+    A clip has its own middle speed, uniform over the town's range, and wanders around it; one aim
+    in six is a stop.
 
     Returns:
         (N,) m/s and (N,) m/s².
@@ -213,8 +218,9 @@ def drive_along(
 ) -> Drive:
     """Follow the right-hand lane by pure pursuit: the steering angle turns towards a point ahead.
 
-    Source of the steering law: Coulter, "Implementation of the Pure Pursuit Path Tracking Algorithm",
-    CMU-RI-TR-92-01; of the motion: the kinematic bicycle with its reference at the rear axle.
+    Source of the steering law: Coulter, "Implementation of the Pure Pursuit Path Tracking
+    Algorithm", CMU-RI-TR-92-01; of the motion: the kinematic bicycle with its reference at the
+    rear axle.
     """
     speeds, rates = speed_profile(rng, town, seconds + BEFORE_S)
     phase = rng.uniform(0, 2 * math.pi)

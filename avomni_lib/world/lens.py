@@ -1,9 +1,10 @@
-"""The cameras' lenses and where they sit on the car: what is published as calibration, and what is drawn.
+"""The cameras' lenses and where they sit on the car: what calibration publishes, and what is drawn.
 
-A lens is an f-theta polynomial, r = sum of fw_i θ^i (pixels from the principal point for a ray θ radians off
-the axis). The renderer draws straight perspective; `Raster` says how large that drawing must be and which of
-its pixels each pixel of the lens's picture is made of, so the published polynomial *is* the picture's law.
-Pixel coordinates have their origin at the top left corner of the image: the first pixel's centre is (0.5, 0.5).
+A lens is an f-theta polynomial, r = sum of fw_i θ^i (pixels from the principal point for a ray θ
+radians off the axis). The renderer draws straight perspective; `Raster` says how large that drawing
+must be and which of its pixels each pixel of the lens's picture is made of, so the published
+polynomial *is* the picture's law. Pixel coordinates have their origin at the top left corner of the
+image: the first pixel's centre is (0.5, 0.5).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from avomni_lib.world.towns import Town
 # Camera frame (x right, y down, z out of the lens) in the rig's frame (x forward, y left, z up).
 CAMERA_TO_RIG = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
 
-# (x, y, z) m in the rig's frame, yaw to the left and pitch downwards in degrees, on the passenger car.
+# On the passenger car: (x, y, z) m in the rig's frame, yaw to the left and pitch down in degrees.
 PLACES: dict[str, tuple[tuple[float, float, float], float, float]] = {
     rig.FRONT_WIDE.name: ((1.75, 0.00, 1.46), 0.0, 2.0),
     rig.FRONT_TELE.name: ((1.75, -0.12, 1.46), 0.0, 0.8),
@@ -32,8 +33,9 @@ PLACES: dict[str, tuple[tuple[float, float, float], float, float]] = {
     rig.REAR_TELE.name: ((-0.85, 0.00, 1.38), 180.0, 1.0),
 }
 
-# How far a lens leans from r ~ θ (0) towards a pinhole's r ~ tan θ (1/3): k in r = f (θ + k θ³). Wide lenses
-# are near equidistant; the backward polynomial of degree 4 follows up to here within 0.02 px at 128 px.
+# How far a lens leans from r ~ θ (0) towards a pinhole's r ~ tan θ (1/3): k in r = f (θ + k θ³).
+# Wide lenses are near equidistant; up to here the backward polynomial of degree 4 follows within
+# 0.02 px of a picture 128 px wide.
 PINHOLE_LEAN = {"wide": 0.10, "middle": 0.25, "tele": 0.32}
 
 
@@ -62,7 +64,7 @@ class Lens:
         return _angle_at(self.fw, far)
 
     def project(self, rays: np.ndarray) -> np.ndarray:
-        """Pixels (…, 2) of directions (…, 3) in the camera's frame; nan behind the camera's reach."""
+        """Pixels (…, 2) of directions (…, 3) in the camera's frame; nan beyond its reach."""
         rays = np.asarray(rays, np.float64)
         side = np.linalg.norm(rays[..., :2], axis=-1)
         angle = np.arctan2(side, rays[..., 2])
@@ -72,7 +74,7 @@ class Lens:
         return rays[..., :2] * scale[..., None] + (self.cx, self.cy)
 
     def rays(self, pixels: np.ndarray) -> np.ndarray:
-        """Unit directions (…, 3) of pixels (…, 2), by the exact inverse of the forward polynomial."""
+        """Unit directions (…, 3) of pixels (…, 2): the forward polynomial's exact inverse."""
         out = np.asarray(pixels, np.float64) - (self.cx, self.cy)
         radius = np.linalg.norm(out, axis=-1)
         angle = radius / self.fw[1]
@@ -96,7 +98,7 @@ def make_lens(camera: rig.Camera, town: Town, width: int, height: int) -> Lens:
     lean = PINHOLE_LEAN["wide" if half > 0.8 else "middle" if half > 0.45 else "tele"]
     focal = width / 2 / (half + lean * half**3)
     fw = (0.0, focal, 0.0, lean * focal, 0.0)
-    # The principal point is a little off the middle, as in the real rigs, so that nobody can leave it out.
+    # The principal point is a little off the middle, as in real rigs: nobody can leave it out.
     cx, cy = width * 0.5021, height * 0.5037
     far = math.hypot(max(cx, width - cx), max(cy, height - cy))
     angle = np.linspace(0, _angle_at(fw, far), 2000)[1:]
@@ -125,7 +127,7 @@ class Mount:
 
 
 def make_mounts(rng: np.random.Generator, town: Town) -> dict[str, Mount]:
-    """The seven mounts of one car: the town's places, each a little off as it is on any two real cars."""
+    """The mounts of one car: the town's places, each a little off, as on any two real cars."""
     mounts = {}
     for camera in rig.CAMERAS:
         place, yaw, pitch = PLACES[camera.name]
@@ -154,7 +156,7 @@ class Raster:
 
     @classmethod
     def of(cls, lens: Lens, density: float) -> Raster:
-        """The smallest drawing with `density` of its pixels to one of the picture's, at the axis."""
+        """The smallest drawing with `density` pixels to one of the picture's, on the axis."""
         quarters = np.array([0.25, 0.75])
         sub = np.stack(np.meshgrid(quarters, quarters), axis=-1).reshape(4, 1, 1, 2)
         corner = np.stack(np.meshgrid(np.arange(lens.width), np.arange(lens.height)), axis=-1)

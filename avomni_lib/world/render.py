@@ -1,7 +1,7 @@
-"""Pictures of a scene: panda3d's software rasteriser, headless, all cameras of the rig in one buffer.
+"""Pictures of a scene: panda3d's software rasteriser, headless, the whole rig in one buffer.
 
-Each camera is drawn in straight perspective into its own region; one gather by precomputed indices makes the
-published f-theta pictures of all of them. A picture with time t shows the world at t.
+Each camera is drawn in straight perspective into its own region; one gather by precomputed indices
+makes the published f-theta pictures of all of them. A picture with time t shows the world at t.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from avomni_lib.world.nodes import mesh_node, sky_node, texture_of
 from avomni_lib.world.scene import Scene
 
 NEAR_M, FAR_M, TELE_FAR_M = 0.5, 190.0, 300.0
-# Pixels drawn for one of the picture's, on the axis: a wide lens gets its density from the perspective's
-# stretch towards the edges, the narrow ones are drawn one to one.
+# Pixels drawn for one of the picture's, on the axis. Perspective stretches towards a wide lens's
+# edges and gives more there by itself. p3tinydisplay rounds corners to whole pixels: fewer jitter.
 WIDE_DENSITY, NARROW_DENSITY = 1.2, 1.7
 
 FLAT = {"ground": 1, "road": 2}  # painted after the sky in this order
@@ -84,7 +84,7 @@ class Renderer:
             node = self._static.attachNewNode(mesh_node(mesh))
             node.setTexture(textures[mesh.texture])
             if mesh.texture in FLAT:
-                # The ground is flat and below all else: painted in order, with no depth to quarrel over.
+                # Flat and below all else: painted in order, with no depth to quarrel over.
                 node.setBin("background", FLAT[mesh.texture])
                 node.setDepthWrite(False)
                 node.setDepthTest(False)
@@ -154,7 +154,7 @@ class Renderer:
         return bgra[..., 2::-1]
 
     def _make_buffer(self, scene: Scene) -> None:
-        """A buffer with a region for each camera, laid out in rows, and the indices of the gather."""
+        """A buffer with a region for each camera, and the indices of the gather."""
         if self._buffer is not None:
             self._engine.removeWindow(self._buffer)
             for node in (*self._eyes, *self._skies):
@@ -210,7 +210,7 @@ class Renderer:
 
 
 def _shelves(rasters: Sequence[Raster]) -> tuple[list[tuple[int, int]], int, int]:
-    """(left, top) of each drawing in rows of about equal height, and the buffer's width and height."""
+    """(left, top) of each drawing, in rows, and the buffer's width and height."""
     widest = max(
         max(r.width for r in rasters),
         round(math.sqrt(sum(r.width * r.height for r in rasters) * 1.9)),

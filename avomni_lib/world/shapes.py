@@ -1,7 +1,7 @@
-"""Solids that stand in a town and the textures that lie on them, as plain arrays.
+"""Solids that stand in a town, as plain arrays.
 
-A shape is a template around its own foot (x forward, y left, z up, metres); many copies are stamped at once.
-All solids share one texture of 2 × 2 cells: plain, wall with windows, ribbed metal, leaves.
+A shape is a template around its own foot (x forward, y left, z up, metres); many copies are stamped
+at once. All share one texture of 2 × 2 cells: plain, wall with windows, ribbed metal, leaves.
 """
 
 from __future__ import annotations
@@ -13,9 +13,6 @@ import numpy as np
 from avomni_lib.world.towns import Town
 
 PLAIN, WALL, METAL, LEAVES = (0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (0.5, 0.5)
-ROAD_WIDTH_M = 28.0  # of the strip that carries the road's texture: lanes, shoulders and verges
-ROAD_PERIOD_M = 24.0
-GROUND_PERIOD_M = 32.0
 
 
 @dataclass(frozen=True)
@@ -163,7 +160,7 @@ def _crane() -> Shape:
 
 
 def _car() -> Shape:
-    body = box((4.5, 1.8, 0.62), (0, 0, 0.34), taper=0.97)
+    body = box((4.5, 1.8, 0.74), (0, 0, 0.22), taper=0.97)
     cabin = box((2.5, 1.62, 0.56), (-0.25, 0, 0.96), tint=1, top_tint=0, taper=0.78)
     wheels = [
         box((0.62, 0.22, 0.62), (x, y, 0), tint=2) for x in (-1.4, 1.4) for y in (-0.82, 0.82)
@@ -175,7 +172,7 @@ def _car() -> Shape:
 
 
 def _van() -> Shape:
-    body = box((5.6, 2.0, 1.9), (-0.2, 0, 0.4), taper=0.96)
+    body = box((5.6, 2.0, 2.04), (-0.2, 0, 0.26), taper=0.96)
     windows = box((0.5, 1.82, 0.7), (2.36, 0, 1.35), tint=1)
     wheels = [box((0.7, 0.24, 0.7), (x, y, 0), tint=2) for x in (-1.8, 1.8) for y in (-0.92, 0.92)]
     lamps = box((0.06, 1.7, 0.2), (2.6, 0, 0.7), tint=3) + box(
@@ -229,83 +226,3 @@ def stamp(
     light = town.ambient + (1 - town.ambient) * np.clip(normals @ sun, 0, 1)
     colours = tints[:, shape.tints] * light[..., None]
     return points.astype(np.float32), np.clip(colours, 0, 255).astype(np.uint8)
-
-
-def noise(rng: np.random.Generator, size: int, octaves: tuple[int, ...]) -> np.ndarray:
-    """(size, size) in 0..1 with mean 0.5 that repeats without a seam: sums of grids of these cell counts."""
-    total = np.zeros((size, size))
-    for cells in octaves:
-        grid = rng.random((cells, cells))
-        at = np.arange(size) * cells / size
-        low, part = at.astype(int), at - at.astype(int)
-        rows = grid[low] * (1 - part)[:, None] + grid[(low + 1) % cells] * part[:, None]
-        total += rows[:, low] * (1 - part) + rows[:, (low + 1) % cells] * part
-    return total / len(octaves)
-
-
-def _paint(colour, shade: np.ndarray, depth: float) -> np.ndarray:
-    return np.asarray(colour, float) * (1 + depth * (2 * shade[..., None] - 1))
-
-
-def textures(rng: np.random.Generator, town: Town) -> dict[str, np.ndarray]:
-    """The town's pictures for one clip, (H, W, 3) uint8, first row at v = 0: things, road, ground."""
-    flat = 0.0 if town.landmarks else 1.0
-    road = _road_texture(rng, town, flat)
-    coarse = noise(rng, 256, (4, 16, 64))
-    fine = noise(rng, 256, (128, 256))
-    ground = _paint(town.ground, coarse, 0.7 * flat) * (1 + 0.35 * flat * (2 * fine - 1))[..., None]
-    return {
-        name: np.clip(picture, 0, 255).astype(np.uint8)
-        for name, picture in (
-            ("things", _things_texture(rng, town, flat)),
-            ("road", road),
-            ("ground", ground),
-        )
-    }
-
-
-def _road_texture(rng: np.random.Generator, town: Town, flat: float) -> np.ndarray:
-    """Verge, shoulder, two lanes, shoulder, verge across; one period of the dashes along."""
-    size = 512
-    left = (np.arange(size) + 0.5) / size * ROAD_WIDTH_M - ROAD_WIDTH_M / 2
-    along = (np.arange(size) + 0.5) / size * ROAD_PERIOD_M
-    grain = noise(rng, size, (256, 512)) * 0.5 + noise(rng, size, (8, 32, 64)) * 0.5
-    patches = noise(rng, size, (3, 6, 12))
-    picture = (
-        _paint(town.verge, grain, 0.95 * flat) * (1 + 0.4 * flat * (2 * patches - 1))[..., None]
-    )
-    distance = np.abs(left)
-    gravel = _paint(town.shoulder, noise(rng, size, (128, 256)), 0.6 * flat)
-    tar = _paint(town.asphalt, noise(rng, size, (32, 128, 512)), 0.5 * flat)
-    tar *= (1 + 0.5 * flat * (2 * patches - 1))[..., None]
-    picture[:, distance < LANES_M + 1.1] = gravel[:, distance < LANES_M + 1.1]
-    picture[:, distance < LANES_M + 0.35] = tar[:, distance < LANES_M + 0.35]
-    worn = _paint(town.marks, noise(rng, size, (64, 256)), 0.12 * flat)
-    edge = np.abs(distance - LANES_M) < 0.09
-    picture[:, edge] = worn[:, edge]
-    dash = np.ix_((along % 8.0) < 3.2, distance < 0.09)
-    picture[dash] = worn[dash]
-    return picture
-
-
-LANES_M = 3.6  # from the centre line to the edge line
-
-
-def _things_texture(rng: np.random.Generator, town: Town, flat: float) -> np.ndarray:
-    """Four cells, each multiplied with a solid's own colour: the brightest texel is that colour."""
-    half = 64
-    picture = np.full((2 * half, 2 * half, 3), 255.0)
-    if not flat:
-        return picture
-    shade = noise(rng, half, (4, 16, 64))[..., None]
-    picture[:half, :half] *= 0.84 + 0.3 * shade
-    wall = 255 * (0.8 + 0.35 * noise(rng, half, (8, 64))[..., None]) * np.ones(3)
-    for row in (8, 28, 48):
-        for col in (5, 20, 35, 50):
-            lit = 1.0 if town.window[0] < 128 or rng.random() < 0.6 else 0.35
-            wall[row : row + 10, col : col + 8] = np.array(town.window) * lit
-    picture[:half, half:] = wall
-    ribs = 0.72 + 0.28 * (np.arange(half) % 8 < 5)
-    picture[half:, :half] *= ribs[None, :, None] * (0.85 + 0.3 * shade)
-    picture[half:, half:] *= 0.5 + 1.0 * noise(rng, half, (8, 32))[..., None]
-    return picture

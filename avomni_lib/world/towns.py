@@ -1,4 +1,4 @@
-"""The towns: how a rendered world looks, where its cars carry their cameras and how fast they go."""
+"""The towns: how a rendered world looks, where its cars carry cameras and how fast they go."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Town:
     Attributes:
         about: One sentence.
         speed_mps: Slowest and fastest speed a clip may aim at; all clips also stop now and then.
-        radius_m: Tightest and widest curve. The tightest can be taken at the highest speed (about 5.4 m/s²
-            sideways), so the road alone says nothing about how fast the car goes.
+        radius_m: Tightest and widest curve. The tightest can be taken at the highest speed (about
+            5.4 m/s² sideways), so the road alone says nothing about how fast the car goes.
         camera_rise_m: How much higher the cameras sit than on the passenger car.
         fov_deg: Horizontal fields of view that differ from the rig's names.
         per_100_m: How many of each thing stand along 100 m of road.
@@ -110,7 +110,7 @@ TOWNS = {
         ),
         Town(
             name="survey",
-            about="White balls at known points in the dark: shows that pictures, poses and calibration agree.",
+            about="White balls at known points in the dark: a proof of poses and calibration.",
             speed_mps=(6.0, 16.0),
             radius_m=(75.0, 320.0),
             ambient=1.0,

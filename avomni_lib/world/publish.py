@@ -1,0 +1,205 @@
+"""The rendered world as a data set: upstream's layout, names and schemas, in one folder.
+
+Clips are recorded by one process a core into a work folder beside the target, one file a clip; then
+zips and tables are put together in order and the whole folder takes its name. Killed at any moment,
+the same call goes on from the clips that are there and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from avomni_lib import files
+from avomni_lib.dataset import rig
+from avomni_lib.errors import AvomniError
+from avomni_lib.params import Params, WorldParams
+from avomni_lib.plan import Bar, Plan, gigabytes, minutes
+from avomni_lib.world import layout, recording, towns
+from avomni_lib.world.layout import WorldClip
+from avomni_lib.world.render import Renderer
+from avomni_lib.world.scene import Scene, make_scene
+
+FORMAT = 1  # raise it when the same parameters would give other bytes
+SPLITS = {"train": 0.6, "val": 0.1, "test": 0.3}
+
+# Measured on one core at 128 × 72 and 320 × 180, for `plan`.
+SECONDS_A_CLIP, SECONDS_A_FRAME, SECONDS_A_PIXEL = 0.15, 6.0e-4, 5.5e-8
+BYTES_A_FRAME, BYTES_A_PIXEL, EGOMOTION_BYTES_A_SECOND = 60.0, 0.18, 9_000
+
+
+def world_clips(world: WorldParams) -> list[WorldClip]:
+    """All clips of a world, chunk after chunk.
+
+    Splits are dealt as the clips are counted, each to the split that is owed most: a stretch of ten
+    holds six train, one val and three test, in every chunk alike.
+    """
+    clips, counts = [], dict.fromkeys(SPLITS, 0)
+    for number in range(world.num_chunks * world.clips_per_chunk):
+        split = max(SPLITS, key=lambda name: SPLITS[name] * (number + 1) - counts[name])
+        counts[split] += 1
+        digest = hashlib.sha256(f"{world.seed}/{number}".encode()).digest()
+        seed = int.from_bytes(digest[:4], "little")
+        name = hashlib.sha256(f"avomni/{world.town}/{seed}".encode()).digest()[:16]
+        clip_id = str(uuid.UUID(bytes=name, version=4))
+        clips.append(WorldClip(number, clip_id, seed, number // world.clips_per_chunk, split))
+    return clips
+
+
+def scene_of(world: WorldParams, clip_id: str) -> Scene:
+    """The scene that a published clip was recorded in: exact poses, and pictures of any size.
+
+    Raises:
+        AvomniError: the world has no such clip.
+    """
+    for clip in world_clips(world):
+        if clip.clip_id == clip_id:
+            return make_scene(clip.seed, world.town, world.clip_seconds)
+    raise AvomniError(f"clip {clip_id} is not in this world", where=f"dataset.world: {world}")
+
+
+def plan(p: Params) -> Plan:
+    """What `publish` would make: counts, GB and time on this machine's cores."""
+    world = p.dataset.world
+    towns.town(world.town)
+    clips = world_clips(world)
+    workers = num_workers(len(clips))
+    frames = recording.num_frames(world.clip_seconds) * len(rig.CAMERAS)
+    pixels = world.width * world.height
+    clip_bytes = frames * (BYTES_A_FRAME + BYTES_A_PIXEL * pixels)
+    clip_bytes += (world.clip_seconds + 10) * EGOMOTION_BYTES_A_SECOND
+    clip_s = SECONDS_A_CLIP + frames * (SECONDS_A_FRAME + SECONDS_A_PIXEL * pixels)
+    num_bytes, seconds = int(clip_bytes * len(clips)), clip_s * len(clips) / workers
+    counts = {name: sum(clip.split == name for clip in clips) for name in SPLITS}
+    splits = ", ".join(f"{count} {name}" for name, count in counts.items())
+    return Plan(
+        f"The rendered world: {world.town}, seed {world.seed}",
+        [
+            ("clips", f"{len(clips)} of {world.clip_seconds:g} s", splits),
+            ("chunks", f"{world.num_chunks}", f"{world.clips_per_chunk} clips each"),
+            ("cameras", f"{len(rig.CAMERAS)}", f"{world.width} × {world.height}, 30 fps, H.264"),
+            ("camera frames", f"{frames * len(clips):,}", "rendered by panda3d, no GPU"),
+            ("size", gigabytes(num_bytes), "estimated"),
+            ("time", minutes(seconds), f"estimated, on {workers} cores"),
+        ],
+        figures={
+            "num_clips": len(clips),
+            "num_chunks": world.num_chunks,
+            "splits": counts,
+            "camera_frames": frames * len(clips),
+            "bytes": num_bytes,
+            "seconds": seconds,
+        },
+    )
+
+
+def publish(p: Params, folder: Path, progress: type[Bar] = Bar) -> Path:
+    """Write `p.dataset.world` as a data set into `folder`, or return at once if it lies there.
+
+    Raises:
+        AvomniError: another world or something else is in the folder; no such town; no room.
+    """
+    world, folder = p.dataset.world, Path(folder)
+    if is_published(p, folder):
+        return folder
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise AvomniError(
+            "the folder holds something else than the world asked for",
+            where=str(folder),
+            fix="remove it, or publish into another folder",
+        )
+    need = 2 * plan(p).figures["bytes"]  # clips, and the chunks made of them
+    files.need_room(folder.parent, need, "the rendered world")
+    card = _card(world)
+    work = folder.with_name(f".{folder.name}.{hashlib.sha256(card.encode()).hexdigest()[:12]}.work")
+    work.mkdir(parents=True, exist_ok=True)
+    files.sweep_partials(work)
+    clips = world_clips(world)
+    parts = [work / f"{clip.number:06d}.zip" for clip in clips]
+    missing = [pair for pair in zip(clips, parts, strict=True) if not pair[1].exists()]
+    with progress(total=len(clips), unit="clip", label="World") as bar:
+        bar.update(len(clips) - len(missing))
+        for clip in _record_all(missing, world):
+            bar.update(1, note=clip.clip_id)
+    whole = work / "whole"
+    shutil.rmtree(whole, ignore_errors=True)
+    layout.assemble(clips, world.town, parts, whole)
+    files.write_text(whole / "README.md", card)
+    os.replace(whole, folder)
+    files.fsync_folder(folder.parent)
+    shutil.rmtree(work)
+    return folder
+
+
+def is_published(p: Params, folder: Path) -> bool:
+    """Does this very world lie in the folder? It is moved there whole, so its card tells."""
+    card = Path(folder) / "README.md"
+    return card.is_file() and card.read_text() == _card(p.dataset.world)
+
+
+def num_workers(num_clips: int) -> int:
+    """Processes that record: one a core that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(cores or 1, num_clips))
+
+
+def _record_all(missing: list[tuple[WorldClip, Path]], world: WorldParams) -> Iterator[WorldClip]:
+    """Record clips in processes of their own: panda3d's engine is global, and cores are several."""
+    if not missing:
+        return
+    with concurrent.futures.ProcessPoolExecutor(
+        num_workers(len(missing)),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(world,),
+    ) as pool:
+        running = [pool.submit(_record, clip, part) for clip, part in missing]
+        try:
+            for done in concurrent.futures.as_completed(running):
+                yield done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+_world: WorldParams
+_renderer: Renderer
+
+
+def _start_worker(world: WorldParams) -> None:
+    global _world, _renderer
+    _world, _renderer = world, Renderer(world.width, world.height)
+    # A worker whose parent was killed would wait for work for ever, and hold the parent's files.
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def _record(clip: WorldClip, part: Path) -> WorldClip:
+    scene = make_scene(clip.seed, _world.town, _world.clip_seconds)
+    recorded = recording.record(scene, clip.clip_id, _renderer)
+    calibration = {layout.CALIBRATION: json.dumps(recorded.calibration).encode()}
+    with files.write_whole(part) as file:
+        layout.stored_zip(file, iter((recorded.members | calibration).items()))
+    return clip
+
+
+def _card(world: WorldParams) -> str:
+    """The data set's README: what it is, and the parameters that made it."""
+    values = json.dumps(world.model_dump() | {"format": FORMAT}, sort_keys=True)
+    return f"""---
+license: mit
+---
+# A rendered world in the layout of nvidia/PhysicalAI-Autonomous-Vehicles
+
+Drives through the town "{world.town}". {towns.town(world.town).about}
+Rendered by AV-Omni with panda3d: no frame or figure in it comes from a recording.
+
+Made from: `{values}`
+"""

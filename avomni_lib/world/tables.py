@@ -1,0 +1,90 @@
+"""The data set's tables: their columns, types and indices, as bytes of parquet.
+
+Written by pyarrow alone. pandas keeps a table's index in a note beside the schema; NVIDIA's kit
+reads by that note, so it is written here too. The bytes depend on the values and on pyarrow's
+version, on nothing else.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+EGOMOTION = (
+    *("timestamp", "qx", "qy", "qz", "qw", "x", "y", "z"),
+    *("vx", "vy", "vz", "ax", "ay", "az", "curvature"),
+)
+EXTRINSICS = ("qx", "qy", "qz", "qw", "x", "y", "z")
+INTRINSICS = (
+    *("width", "height", "cx", "cy"),
+    *(f"bw_poly_{i}" for i in range(5)),
+    *(f"fw_poly_{i}" for i in range(5)),
+)
+DIMENSIONS = ("length", "width", "height", "rear_axle_to_bbox_center", "wheelbase", "track_width")
+BLURRED_BOXES = {
+    "frame_index": pa.int64(),
+    "x1": pa.float64(),
+    "y1": pa.float64(),
+    "x2": pa.float64(),
+    "y2": pa.float64(),
+}
+
+# pandas' names for arrow's types: (pandas_type, numpy_type).
+_PANDAS_NAMES = {
+    pa.string(): ("unicode", "object"),
+    pa.int64(): ("int64", "int64"),
+    pa.float64(): ("float64", "float64"),
+    pa.bool_(): ("bool", "bool"),
+}
+
+
+def parquet(columns: Mapping[str, Sequence], types: Mapping[str, pa.DataType], index=()) -> bytes:
+    """A table as the bytes of a parquet file.
+
+    Args:
+        columns: Name -> values, all of one length.
+        types: Name -> arrow type, in the order of the columns.
+        index: Columns that pandas takes as the index; they are stored last, as pandas does.
+    """
+    order = [name for name in types if name not in index] + list(index)
+    schema = pa.schema([(name, types[name]) for name in order])
+    if index:
+        schema = schema.with_metadata({"pandas": json.dumps(_pandas_note(schema, index))})
+    table = pa.Table.from_arrays(
+        [pa.array(columns[name], types[name]) for name in order], schema=schema
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="snappy")
+    return buffer.getvalue()
+
+
+def _pandas_note(schema: pa.Schema, index: Sequence[str]) -> dict:
+    """Format: https://pandas.pydata.org/docs/development/developer.html#storing-pandas-dataframe-objects"""
+    columns = []
+    for field in schema:
+        pandas_type, numpy_type = _PANDAS_NAMES[field.type]
+        columns.append(
+            {
+                "name": field.name,
+                "field_name": field.name,
+                "pandas_type": pandas_type,
+                "numpy_type": numpy_type,
+                "metadata": None,
+            }
+        )
+    return {
+        "index_columns": list(index),
+        "column_indexes": [],
+        "columns": columns,
+        "creator": {"library": "pyarrow", "version": "0"},
+        "pandas_version": "2.2.0",
+    }
+
+
+def floats(names: Sequence[str], **others: pa.DataType) -> dict[str, pa.DataType]:
+    """Types of a table whose columns are all float64 but for `others`."""
+    return {name: others.get(name, pa.float64()) for name in names}
