@@ -21,7 +21,7 @@ DOORS = {
     "peft": {"training/model.py", "training/doctor.py"},
     "bitsandbytes": {"training/model.py", "training/doctor.py"},
     "panda3d": {"world/render.py"},
-    "decord": {"etl/video.py"},
+    "decord": {"etl/decoders.py"},
 }
 
 
