@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import trl
 
 from avomni_lib.dataset import rig
 from avomni_lib.params import Params
-from avomni_lib.training.conversation import prompt_text
+from avomni_lib.training.backbones import backbone
+from avomni_lib.training.conversation import Conversation, prompt_text
 from avomni_lib.training.targets import target
 
 CHAT_TEMPLATE = Path(trl.__file__).parent / "chat_templates" / "qwen3_vl.jinja"
@@ -56,13 +58,29 @@ class Stripes:
         return np.broadcast_to(shade, (length, height, width, 3)).astype(np.uint8)
 
 
-def tokenizer():
+@functools.cache
+def make_words():
     from avomni_lib.training.tiny_tokenizer import make_tokenizer
 
     ask = target("summary_v1")
     texts = [prompt_text(grid, ask) for grid in rig.GRIDS.values()]
     texts += ["user\nassistant\n seconds>", ask.render(Truth(1.5, 42.149, 42.0, 5.23))]
     return make_tokenizer(texts, CHAT_TEMPLATE.read_text())
+
+
+def conversation(tokenizer=None, max_seq_length: int = 512) -> Conversation:
+    """The conversation about `Stripes`."""
+    return Conversation(
+        tokenizer or make_words(),
+        backbone("qwen3_vl"),
+        grid=rig.grid("4-cam"),
+        target=target("summary_v1"),
+        num_frames=FRAMES,
+        height=HEIGHT,
+        width=WIDTH,
+        sample_hz=HZ,
+        max_seq_length=max_seq_length,
+    )
 
 
 def config(tokenizer):
@@ -115,7 +133,7 @@ def make_base(folder: Path, seed: int = 0) -> Path:
     """Save a base model of random weights with its tokenizer into `folder`."""
     from transformers import Qwen3VLForConditionalGeneration, set_seed
 
-    words = tokenizer()
+    words = make_words()
     set_seed(seed)
     model = Qwen3VLForConditionalGeneration(config(words))
     model.save_pretrained(folder)

@@ -73,6 +73,7 @@ def load_base(p: Params) -> Base:
     }
     if choices["backend"].value == "unsloth":
         _import_unsloth_first()
+    _quieten()
     location = base_location(p.model.base_model)
     config = read_config(p.model.base_model, location)
     kind = backbone(p.model.backbone, config)
@@ -199,9 +200,10 @@ def _by_transformers(
     from transformers import AutoModelForImageTextToText, AutoTokenizer, BitsAndBytesConfig
 
     dtype = getattr(torch, choices["dtype"].value)
-    quantisation = None
+    # Not as None: that would take away what a quantised checkpoint says of itself.
+    quantisation = {}
     if choices["quantisation"].value == "nf4":
-        quantisation = BitsAndBytesConfig(
+        quantisation["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
@@ -214,7 +216,7 @@ def _by_transformers(
         dtype=dtype,
         attn_implementation=choices["attention"].value,
         device_map={"": choices["device"].value},
-        quantization_config=quantisation,
+        **quantisation,
     )
     return model, AutoTokenizer.from_pretrained(location)
 
@@ -234,6 +236,15 @@ def _by_unsloth(
         device_map={"": choices["device"].value},
     )
     return model, getattr(processor, "tokenizer", processor)
+
+
+def _quieten() -> None:
+    """Loading bars and an advice that is none: they would fill the executed notebook."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    # On CPUs with AVX-512 bf16 it advises a kernel from the hub; our arithmetic is float32 there.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def _import_unsloth_first() -> None:

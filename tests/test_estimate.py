@@ -1,0 +1,97 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from avomni_lib.errors import AvomniError
+from avomni_lib.files import PROJECT_ROOT
+from avomni_lib.params import Params
+from avomni_lib.training import estimate
+from tests import training_set
+
+
+def mi300x(**changes):
+    return Params.from_values(changes)
+
+
+def test_a_run_is_planned_without_torch_and_without_the_network():
+    code = f"""
+import socket, sys
+def no_network(*_, **__): raise AssertionError("network")
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = no_network
+from avomni_lib.__main__ import main
+assert main(["plan", {str(PROJECT_ROOT / "params" / "mi300x.yaml")!r}, "--json"]) == 0
+loaded = [name for name in ("torch", "transformers", "huggingface_hub") if name in sys.modules]
+assert not loaded, loaded
+"""
+    ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    planned = json.loads(ran.stdout)
+    assert planned["vision_tokens"] == 3584
+    assert 3700 < planned["tokens_per_sample"] < 3900
+    assert planned["max_seq_length"] == 65536
+    assert planned["num_chunks"] == 1 and 8 < planned["fetch_gb"] < 9
+    # 100 clips of 41 frames of 896×512 RGB
+    assert planned["cache_gb"] == pytest.approx(100 * 41 * 896 * 512 * 3 / 1e9, abs=1e-3)
+    # (41 - 16) // 8 + 1 = 4 windows a clip, half of the clips, 2 epochs, 16 windows a step
+    assert planned["num_windows"] == 400 and planned["optimizer_steps"] == 25
+    assert any("25 optimizer steps are few" in warning for warning in planned["warnings"])
+
+
+def test_the_size_limit_decides_how_many_chunks_are_taken():
+    def chunks(target_size_gb):
+        download = {"target_chunks": 50, "target_size_gb": target_size_gb}
+        return estimate.plan_run(mi300x(download=download)).figures["num_chunks"]
+
+    assert (chunks(150), chunks(10), chunks(5)) == (18, 1, 0)
+    seven = mi300x(
+        download={"target_chunks": 50, "target_size_gb": 150}, vision={"camera_setup": "7-cam"}
+    )
+    assert estimate.plan_run(seven).figures["num_chunks"] == 9
+
+
+def test_what_cannot_work_is_said_before_it_is_tried():
+    def warnings(**changes):
+        return " ".join(estimate.plan_run(mi300x(**changes)).warnings)
+
+    assert "no window at all" in warnings(processing={"sequence_length": 64})
+    assert "not one chunk fits" in warnings(download={"target_size_gb": 1})
+    assert "05_train will refuse it" in warnings(model={"max_seq_length": 2048})
+    with pytest.raises(AvomniError, match="multiples of 32"):
+        warnings(processing={"tile_height": 252})
+
+
+def test_the_estimate_of_text_is_near_the_tokenizers_count():
+    # Qwen's own tokenizer splits words more often than this one, and signs less often.
+    talk = training_set.conversation()
+    sample = talk.sample(talk.target.render(training_set.Truth(0.3, 211.04, 211.0, 28.13)))
+    p = training_set.params("unused", "unused")
+    tokens = estimate.tokens_per_sample(p)
+    assert tokens.vision == talk.num_vision_tokens
+    assert tokens.total == pytest.approx(len(sample), rel=0.1)
+
+
+@given(st.integers(1, 200), st.integers(2, 40), st.integers(1, 40))
+def test_windows_are_counted_as_they_are_cut(num_frames, length, stride):
+    p = mi300x(processing={"sequence_length": length, "stride": stride})
+    starts = range(0, num_frames - length + 1, stride)
+    assert estimate.windows_per_clip(p, num_frames) == len(starts)
+
+
+def test_steps_are_those_of_all_epochs_or_of_max_steps():
+    def steps(num_windows, **training):
+        return estimate.optimizer_steps(mi300x(training=training), num_windows)
+
+    assert steps(200) == 25
+    assert steps(201) == 26
+    assert steps(200, num_epochs=0.5) == 7
+    assert steps(200, max_steps=3) == 3
+    assert steps(200, max_steps=300) == 25
+
+
+def test_frames_of_a_clip_include_its_first():
+    p = mi300x(processing={"sample_hz": 10})
+    assert estimate.frames_per_clip(p, 8.0) == 81
+    assert estimate.frames_per_clip(p, 7.99) == 80

@@ -1,0 +1,79 @@
+import subprocess
+import sys
+
+import pytest
+
+from avomni_lib import hardware
+from avomni_lib.errors import AvomniError
+from avomni_lib.params import TrainingParams
+
+
+def test_no_torch_is_loaded_to_say_what_machine_this_is():
+    code = (
+        "import sys\nfrom avomni_lib import hardware\nmade = hardware.provenance()\n"
+        "assert 'torch' not in sys.modules and 'device' not in made\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_provenance_names_what_a_result_depends_on():
+    import torch
+
+    made = hardware.provenance()
+    assert made["packages"]["torch"] == torch.__version__
+    assert made["packages"]["unsloth"] is None or made["packages"]["unsloth"]
+    assert made["host_memory_gb"] > 0.5
+    assert made["device"]["value"] and made["device"]["reason"]
+
+
+def test_a_cpu_computes_in_float32_by_plain_peft():
+    assert hardware.dtype("cpu").value == "float32"
+    assert hardware.attention("cpu").value == "sdpa"
+    assert hardware.backend("auto", "cpu").value == "transformers"
+    assert hardware.device_memory("cpu") is None
+
+
+def test_unsloth_by_name_is_refused_on_a_cpu():
+    with pytest.raises(AvomniError, match="model.backend: auto"):
+        hardware.backend("unsloth", "cpu")
+
+
+@pytest.mark.parametrize("on", ["cpu", "cuda:0"])
+def test_a_backend_by_name_is_taken(on):
+    assert hardware.backend("transformers", on) == (
+        "transformers",
+        "asked for by model.backend",
+    )
+
+
+@pytest.mark.parametrize(
+    ("wanted", "on", "taken"),
+    [
+        ("paged_adamw_8bit", "cpu", "adamw_8bit"),
+        ("paged_adamw_32bit", "cpu", "adamw_torch"),
+        ("paged_lion_8bit", "cpu", "lion_8bit"),
+        ("paged_adamw_8bit", "cuda:0", "paged_adamw_8bit"),
+        ("adamw_torch", "cpu", "adamw_torch"),
+    ],
+)
+def test_an_optimizer_is_taken_or_its_nearest_that_works(wanted, on, taken):
+    from transformers.training_args import OptimizerNames
+
+    choice = hardware.optimizer(wanted, on)
+    assert choice.value == taken and choice.reason
+    assert taken in {name.value for name in OptimizerNames}
+
+
+def test_every_choice_of_the_default_optimizer_gives_its_reason():
+    choice = hardware.optimizer(TrainingParams().optimizer, "cpu")
+    assert "no GPU" in choice.reason
+
+
+def test_memory_is_counted_in_bytes():
+    memory = hardware.host_memory()
+    assert 1e8 < memory.free < memory.total
+    before = hardware.peak_memory()["host_gb"]
+    block = bytearray(200_000_000)
+    block[::4096] = b"x" * len(block[::4096])
+    assert hardware.peak_memory()["host_gb"] >= before
+    assert hardware.peak_memory()["host_gb"] > 0.2

@@ -1,0 +1,235 @@
+import pytest
+import torch
+
+from avomni_lib.errors import AvomniError
+from avomni_lib.training import adapter, model
+from avomni_lib.training.backbones import backbone
+from avomni_lib.training.conversation import collate
+from tests import training_set
+
+
+@pytest.fixture(scope="module")
+def base_folder(tmp_path_factory):
+    return training_set.make_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def p(tmp_path, base_folder):
+    return training_set.params(tmp_path, base_folder)
+
+
+def plain(p):
+    """The same without 4 bit, for exact comparisons."""
+    return p.model_copy(update={"model": p.model.model_copy(update={"load_in_4bit": False})})
+
+
+def batch_of(talk, indices, side="right"):
+    windows = training_set.Stripes(9)
+    samples = [talk.sample(talk.target.render(windows.truth(i))) for i in indices]
+    frames = torch.stack([torch.from_numpy(windows.frames(i)) for i in indices])
+    padded = collate(samples, talk.tokenizer.pad_token_id, side)
+    return padded | talk.backbone.inputs(frames)
+
+
+def weights_of(tuned):
+    return {name: w.detach().clone() for name, w in tuned.named_parameters() if w.requires_grad}
+
+
+def qwen3_vl_8b():
+    """Qwen/Qwen3-VL-8B-Instruct from its config.json on the meta device: shapes, no numbers."""
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    config = Qwen3VLConfig(
+        text_config={
+            "vocab_size": 151936,
+            "hidden_size": 4096,
+            "intermediate_size": 12288,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "max_position_embeddings": 262144,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 5e6,
+                "mrope_section": [24, 20, 20],
+                "mrope_interleaved": True,
+            },
+        },
+        vision_config={
+            "depth": 27,
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+            "num_heads": 16,
+            "patch_size": 16,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "out_hidden_size": 4096,
+            "num_position_embeddings": 2304,
+            "deepstack_visual_indexes": [8, 16, 24],
+        },
+        tie_word_embeddings=False,
+    )
+    with torch.device("meta"):
+        return Qwen3VLForConditionalGeneration(config)
+
+
+def test_lora_hits_the_language_models_attention_of_the_8b_and_nothing_else(tmp_path):
+    p = training_set.params(tmp_path, "unused", model={"lora_rank": 64, "lora_alpha": 64})
+    big = qwen3_vl_8b()
+    assert sum(w.numel() for w in big.parameters()) == pytest.approx(8.77e9, rel=0.002)
+    kind = backbone("qwen3_vl", big.config)
+    with torch.device("meta"):
+        tuned = model.add_adapter(big, p, kind)
+
+    hit = [name for name, module in tuned.named_modules() if hasattr(module, "lora_A")]
+    expected = {
+        f"base_model.model.model.language_model.layers.{layer}.self_attn.{part}_proj"
+        for layer in range(36)
+        for part in "qkvo"
+    }
+    assert len(hit) == 36 * 4 and set(hit) == expected
+    # LoRA adds rank × (in + out): q and o are 4096 × 4096, k and v 4096 × (8 heads of 128).
+    layer = 64 * (2 * (4096 + 4096) + 2 * (4096 + 1024))
+    assert model.trainable_parameters(tuned) == 36 * layer == 61_341_696
+    learning = [name for name, w in tuned.named_parameters() if w.requires_grad]
+    assert not [name for name in learning if "visual" in name or "lora_" not in name]
+
+
+def test_the_8b_takes_a_window_as_the_tiny_one_does():
+    kind = backbone("qwen3_vl", qwen3_vl_8b().config)
+    assert kind == backbone("qwen3_vl")
+    assert kind.num_vision_tokens(16, 512, 896) == 3584
+
+
+def test_4_bit_holds_the_language_model_and_leaves_the_vision_tower(p):
+    base = model.load_base(p)
+    quantised = [
+        name for name, module in base.model.named_modules() if type(module).__name__ == "Linear4bit"
+    ]
+    assert quantised and all(".language_model." in name for name in quantised)
+    assert len(quantised) == 2 * 7, "q, k, v, o, gate, up, down of both layers"
+    assert base.choices["quantisation"].value == "nf4"
+    module = base.model.get_submodule(quantised[0])
+    assert module.weight.quant_state.quant_type == "nf4" and module.weight.quant_state.nested
+    assert module.compute_dtype == torch.float32
+
+
+def test_every_choice_has_its_reason(p):
+    base = model.load_base(plain(p))
+    assert set(base.choices) == {"device", "dtype", "attention", "backend", "quantisation"}
+    assert all(choice.reason for choice in base.choices.values())
+    assert base.choices["quantisation"].value == "none"
+    assert base.model.config._attn_implementation == base.choices["attention"].value
+
+
+def test_a_checkpoint_that_is_quantised_is_loaded_as_it_is(p, tmp_path):
+    base = model.load_base(p)
+    base.model.save_pretrained(tmp_path / "bnb-4bit")
+    base.tokenizer.save_pretrained(tmp_path / "bnb-4bit")
+    stored = plain(training_set.params(tmp_path, tmp_path / "bnb-4bit"))
+    again = model.load_base(stored)
+    assert again.choices["quantisation"].value == "stored"
+    assert "bitsandbytes" in again.choices["quantisation"].reason
+    name = "model.language_model.layers.0.self_attn.q_proj"
+    assert torch.equal(
+        again.model.get_submodule(name).weight.data, base.model.get_submodule(name).weight.data
+    )
+
+
+def test_a_missing_base_model_is_named_with_what_to_do(tmp_path):
+    p = training_set.params(tmp_path, tmp_path / "nowhere")
+    with pytest.raises(AvomniError, match="nowhere.*cannot be loaded") as caught:
+        model.load_base(p)
+    assert "model.base_model" in str(caught.value) and "tiny" in str(caught.value)
+
+
+def test_a_base_model_of_another_kind_is_refused(tmp_path):
+    from transformers import LlamaConfig
+
+    LlamaConfig().save_pretrained(tmp_path / "llama")
+    with pytest.raises(AvomniError, match="'llama', not a 'qwen3_vl'"):
+        model.load_base(training_set.params(tmp_path, tmp_path / "llama"))
+
+
+def test_the_adapters_start_follows_the_seed_alone(p):
+    def start(p, noise):
+        torch.manual_seed(noise)
+        base = model.load_base(p)
+        return weights_of(model.add_adapter(base.model, p, backbone("qwen3_vl")))
+
+    first, again = start(p, 1), start(p, 2)
+    assert first and all(torch.equal(first[name], again[name]) for name in first)
+    other = start(p.model_copy(update={"run": p.run.model_copy(update={"seed": 4})}), 1)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_a_model_without_the_modules_is_refused(p):
+    with pytest.raises(AvomniError, match="finds no place"):
+        model.add_adapter(torch.nn.Linear(2, 2), p, backbone("qwen3_vl"))
+
+
+@pytest.fixture
+def trained(p):
+    """The base model with an adapter that changes what it says, and that adapter on the disk."""
+    p = plain(p)
+    base = model.load_base(p)
+    tuned = model.add_adapter(base.model, p, backbone("qwen3_vl"))
+    torch.manual_seed(0)
+    for name, w in tuned.named_parameters():
+        if "lora_B" in name:
+            w.data.normal_()
+    record = adapter.record_of(
+        p, training_set.Stripes(8), training_set.conversation(), "digest", base.choices
+    )
+    adapter.export(tuned, adapter.adapter_dir(p), record)
+    return p, tuned
+
+
+def test_an_adapter_read_back_says_what_it_said(trained):
+    p, tuned = trained
+    batch = batch_of(training_set.conversation(), [0, 5])
+    base = model.load_base(p).model
+    with torch.inference_mode():
+        before = base(**batch).logits
+        after = model.load_adapter(base, adapter.adapter_dir(p), p)(**batch).logits
+        expected = tuned.eval()(**batch).logits
+    assert torch.equal(after, expected)
+    assert not torch.allclose(after, before)
+
+
+def test_padding_on_either_side_bears_the_same_loss(trained):
+    _, tuned = trained
+    talk = training_set.conversation()
+    with torch.inference_mode():
+        right, left = (tuned(**batch_of(talk, [1, 3], side)).loss for side in ("right", "left"))
+    assert torch.allclose(left, right, rtol=1e-5)
+
+
+def test_an_adapter_of_another_run_is_refused(trained):
+    p, _ = trained
+    base = model.load_base(p).model
+    other = training_set.params(
+        p.run_dir.parent, p.model.base_model, vision={"camera_setup": "7-cam"}
+    )
+    with pytest.raises(AvomniError, match="camera_setup '4-cam', asked for '7-cam'"):
+        model.load_adapter(base, adapter.adapter_dir(p), other)
+    with pytest.raises(AvomniError, match="run 05_train first"):
+        model.load_adapter(base, p.run_dir / "elsewhere", p)
+
+
+def test_an_adapter_of_clips_that_are_not_ours_says_so(p, tmp_path):
+    talk = training_set.conversation()
+    real = training_set.params(tmp_path, p.model.base_model, dataset={"source": "hub"})
+    record = adapter.record_of(real, training_set.Stripes(8), talk, "digest", {})
+    assert record["notice"] == "contains confidential data: do not share"
+    own = adapter.record_of(p, training_set.Stripes(8), talk, "digest", {})
+    assert own["notice"] is None
+    assert own["training_clip_ids"] == ["clip-0", "clip-1"]
+
+
+def test_base_models_are_told_apart_by_their_weights(base_folder, tmp_path):
+    other = training_set.make_base(tmp_path / "other", seed=1)
+    digests = {model.base_digest(str(folder), None) for folder in (base_folder, other)}
+    assert len(digests) == 2
+    assert model.base_digest(str(base_folder), None) in digests

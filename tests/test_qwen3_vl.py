@@ -1,0 +1,145 @@
+"""Held against transformers' own Qwen3-VL processor, which works without torchvision as far as that
+nothing is resized."""
+
+import functools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import LlamaConfig, Qwen3VLConfig
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
+from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
+from transformers.video_utils import VideoMetadata
+
+from avomni_lib.errors import AvomniError
+from avomni_lib.training.backbones import backbone
+from avomni_lib.training.conversation import Conversation
+from tests import training_set
+
+KIND = backbone("qwen3_vl")
+TEXT = "How fast does the car drive?"
+
+
+class Processor(Qwen3VLProcessor):
+    def check_argument_for_proper_class(self, *_):
+        """The base class of its video processor is a stand-in where torchvision is missing."""
+
+
+@functools.cache
+def processor():
+    words = training_set.make_words()
+    # Normalising is torchvision's; the test does it by the same formula.
+    video = Qwen3VLVideoProcessor(
+        do_resize=False,
+        do_sample_frames=False,
+        do_rescale=False,
+        do_normalize=False,
+        do_convert_rgb=False,
+        cap_pixels_per_frame=False,
+    )
+    return Processor(Qwen2VLImageProcessorPil(), words, video, chat_template=words.chat_template)
+
+
+def processed(frames, sample_hz):
+    """What the real processor makes of frames (T, H, W, 3) and TEXT."""
+    length = len(frames)
+    asked = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": TEXT}]}
+    chat = processor().apply_chat_template([asked], add_generation_prompt=True, tokenize=False)
+    metadata = VideoMetadata(length, fps=sample_hz, frames_indices=list(range(length)))
+    video = (frames.permute(0, 3, 1, 2).float() - 127.5) / 127.5
+    return processor()(text=[chat], videos=[video], video_metadata=[metadata], return_tensors="pt")
+
+
+def random_frames(*shape):
+    return torch.randint(0, 256, (*shape, 3), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("shape", "sample_hz"),
+    [((16, 64, 96), 10.0), ((16, 128, 64), 2.0), ((15, 32, 32), 8.0), ((1, 64, 64), 3.0)],
+)
+def test_pixels_tokens_and_positions_are_the_real_processors(shape, sample_hz):
+    frames = random_frames(*shape)
+    expected = processed(frames, sample_hz)
+
+    ours = KIND.inputs(frames[None])
+    assert torch.equal(ours["pixel_values_videos"], expected["pixel_values_videos"])
+    assert torch.equal(ours["video_grid_thw"], expected["video_grid_thw"])
+    length, height, width = shape
+    chat = KIND.chat(TEXT, num_frames=length, height=height, width=width, sample_hz=sample_hz)
+    words = training_set.make_words()
+    ids = words.encode(chat, add_special_tokens=False)
+    assert ids == expected["input_ids"][0].tolist()
+    types = [2 if token == words.convert_tokens_to_ids("<|video_pad|>") else 0 for token in ids]
+    assert types == expected["mm_token_type_ids"][0].tolist()
+
+
+@given(st.integers(1, 40), st.floats(0.1, 60, allow_nan=False))
+def test_timestamps_are_the_real_processors(length, sample_hz):
+    calculate = Qwen3VLProcessor._calculate_timestamps
+    expected = calculate(None, list(range(length)), sample_hz, 2)
+    assert KIND.timestamps_s(length, sample_hz) == expected
+
+
+@given(st.integers(1, 40), st.integers(1, 8), st.integers(1, 8))
+def test_the_chat_holds_one_placeholder_a_vision_token(length, rows, cols):
+    size = {"num_frames": length, "height": 32 * rows, "width": 32 * cols}
+    chat = KIND.chat(TEXT, **size, sample_hz=2.0)
+    assert chat.count("<|video_pad|>") == KIND.num_vision_tokens(*size.values())
+    assert chat.count("seconds>") == -(-length // 2)
+
+
+def test_a_batch_is_its_windows_one_after_another():
+    windows = random_frames(3, 5, 32, 64)
+    batch = KIND.inputs(windows)
+    alone = [KIND.inputs(window[None])["pixel_values_videos"] for window in windows]
+    assert torch.equal(batch["pixel_values_videos"], torch.cat(alone))
+    assert batch["video_grid_thw"].tolist() == [[3, 2, 4]] * 3
+
+
+def test_pixels_take_the_dtype_of_the_model():
+    frames = random_frames(1, 2, 32, 32)
+    exact, rounded = KIND.inputs(frames), KIND.inputs(frames, torch.bfloat16)
+    assert torch.equal(
+        rounded["pixel_values_videos"], exact["pixel_values_videos"].to(torch.bfloat16)
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "tokens"),
+    [((16, 512, 896), 3584), ((16, 768, 1344), 8064), ((16, 2176, 3840), 65280)],
+)
+def test_a_large_window_is_never_shrunk(size, tokens):
+    # The released processor's "longest_edge" bounds T·H·W and would have shrunk the last two.
+    assert KIND.num_vision_tokens(*size) == tokens
+
+
+@pytest.mark.parametrize("size", [(504, 896), (512, 900), (0, 32)])
+def test_a_grid_that_does_not_divide_is_refused(size):
+    with pytest.raises(AvomniError, match="multiples of 32"):
+        KIND.num_vision_tokens(16, *size)
+
+
+def test_only_uint8_frames_are_taken():
+    with pytest.raises(AvomniError, match="expected"):
+        KIND.inputs(random_frames(2, 32, 32)[None].float())
+    with pytest.raises(AvomniError, match="expected"):
+        KIND.inputs(random_frames(2, 32, 32))
+
+
+def test_numbers_come_from_the_models_config():
+    config = Qwen3VLConfig(vision_config={"patch_size": 14, "spatial_merge_size": 2})
+    assert backbone("qwen3_vl", config).side_multiple == 28
+    with pytest.raises(AvomniError, match="'llama', not a 'qwen3_vl'"):
+        backbone("qwen3_vl", LlamaConfig())
+    with pytest.raises(AvomniError, match="qwen3_vl"):
+        backbone("qwen4_vl")
+
+
+def test_the_conversation_asks_with_the_backbones_chat():
+    talk = training_set.conversation()
+    assert isinstance(talk, Conversation)
+    assert talk.num_vision_tokens == KIND.num_vision_tokens(4, 64, 96)
+    assert talk.text.startswith("<|im_start|>user\n<|vision_start|><0.1 seconds><|vision_start|>")
