@@ -1,0 +1,88 @@
+"""`chosen.json`: what a run has fetched; written last, read by the stages after it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from avomni_lib import files
+from avomni_lib.errors import AvomniError
+from avomni_lib.params import Params
+
+FILE = "chosen.json"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The files and clips of a run.
+
+    Attributes:
+        repo_id: As in the parameters.
+        revision: 40 hex: the source's commit; for `dataset.source: folder` a hash of the files.
+        chunks: In the order in which they were chosen.
+        clip_ids: Split -> the clips that have every feature that the run needs.
+        files: Path below local_dir -> {"size": bytes, "sha256": hex}.
+    """
+
+    repo_id: str
+    revision: str
+    chunks: tuple[int, ...]
+    clip_ids: Mapping[str, tuple[str, ...]]
+    files: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def num_clips(self) -> int:
+        return sum(map(len, self.clip_ids.values()))
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(file["size"] for file in self.files.values())
+
+    @property
+    def digest(self) -> str:
+        """A sha256 of all of it: the same digest means the same input for the next stage."""
+        return files.hash_json(asdict(self))
+
+
+def path_of(p: Params) -> Path:
+    return p.run_dir / FILE
+
+
+def write_chosen(p: Params, chosen: Chosen) -> None:
+    files.write_json(path_of(p), asdict(chosen))
+
+
+def read_chosen(p: Params) -> Chosen:
+    """What the run's 02_download has fetched.
+
+    Raises:
+        AvomniError: it has not run yet, or the file is damaged.
+    """
+    path = path_of(p)
+    if not path.exists():
+        raise AvomniError(
+            "no raw files have been chosen for this run yet",
+            where=str(path),
+            fix="run 02_download first: python -m avomni_lib run PARAMS.yaml --only 02_download",
+        )
+    values = files.read_json(path)
+    try:
+        clip_ids = {split: tuple(ids) for split, ids in values["clip_ids"].items()}
+        chunks = tuple(values["chunks"])
+        return Chosen(values["repo_id"], values["revision"], chunks, clip_ids, values["files"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise AvomniError(
+            f"not a {FILE} of this version: {error!r}", where=str(path), fix="run 02_download again"
+        ) from None
+
+
+def missing_files(p: Params) -> list[str]:
+    """The chosen files that are gone from the disk or have another size. Reads no content."""
+    gone = []
+    for name, file in read_chosen(p).files.items():
+        path = p.local_dir / name
+        if not path.is_file() or path.stat().st_size != file["size"]:
+            gone.append(name)
+    return gone

@@ -1,0 +1,185 @@
+"""What a run takes from its source: the licence first, then the catalog, the chunks, the files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from avomni_lib.dataset import chosen as chosen_file
+from avomni_lib.dataset.catalog import (
+    INDEX_FILE,
+    METADATA_FILES,
+    OLD_PRESENCE_FILE,
+    PRESENCE_FILE,
+    SPLITS,
+    Catalog,
+    required_features,
+)
+from avomni_lib.dataset.choice import Choice, candidates, choose_chunks
+from avomni_lib.dataset.hub import Hub
+from avomni_lib.dataset.remote import RemoteFile
+from avomni_lib.dataset.verified import Verified
+from avomni_lib.errors import AvomniError
+from avomni_lib.params import Params
+
+# NVIDIA Autonomous Vehicle Dataset License Agreement, section 1, as the data set's card quotes it.
+LICENSE_CLAUSE = (
+    "internal development of autonomous vehicles and automated driving assisted systems "
+    "using NVIDIA technology"
+)
+LICENSE_OWNER = "nvidia/"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a run takes.
+
+    Attributes:
+        catalog: Of the pinned revision.
+        choice: The chunks, and why these.
+        features: What a clip must have.
+        files: Metadata first, then chunk by chunk.
+        clip_ids: Split -> clips that have all features.
+    """
+
+    catalog: Catalog
+    choice: Choice
+    features: tuple[str, ...]
+    files: tuple[RemoteFile, ...]
+    clip_ids: dict[str, tuple[str, ...]]
+
+    @property
+    def num_clips(self) -> int:
+        return sum(map(len, self.clip_ids.values()))
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+
+def license_question(p: Params) -> str | None:
+    """What the user has to decide before anything is fetched, or None."""
+    if p.dataset.source != "hub" or p.dataset.license_accepted:
+        return None
+    if p.dataset.repo_id.startswith(LICENSE_OWNER):
+        return (
+            f"the licence of {p.dataset.repo_id} grants use for your "
+            f'"{LICENSE_CLAUSE}", keeps the data confidential and ends 12 months after the download'
+        )
+    return f"{p.dataset.repo_id} comes under its owner's licence"
+
+
+def need_license(p: Params) -> None:
+    """The gate before the first byte.
+
+    Raises:
+        AvomniError: the user has not stated a decision.
+    """
+    question = license_question(p)
+    if question:
+        raise AvomniError(
+            f"dataset.license_accepted is false: {question}",
+            where=f"https://huggingface.co/datasets/{p.dataset.repo_id}",
+            fix="read the licence, decide whether your use is within it, and state your decision: "
+            "dataset.license_accepted: true",
+        )
+
+
+def need_folder(p: Params) -> None:
+    """Nothing is made where a folder was promised.
+
+    Raises:
+        AvomniError: `dataset.source: folder`, and there is none.
+    """
+    if p.dataset.source == "folder" and not p.local_dir.is_dir():
+        raise AvomniError(
+            "dataset.source is folder, and the folder does not exist",
+            where=str(p.local_dir),
+            fix="set dataset.local_dir to a folder in the data set's layout",
+        )
+
+
+def pinned(p: Params, hub: Hub | None) -> Hub | None:
+    """Without dataset.revision a run stays at the commit that its first download took."""
+    if hub is None or hub.revision:
+        return hub
+    try:
+        before = chosen_file.read_chosen(p)
+    except AvomniError:
+        return hub
+    return hub.at(before.revision) if before.repo_id == hub.repo_id else hub
+
+
+def select(p: Params, hub: Hub | None, verified: Verified) -> Selection:
+    """Fetch the metadata if need be, and choose. The caller holds the folder.
+
+    Args:
+        hub: From `pinned`; None where `local_dir` already holds everything.
+
+    Raises:
+        AvomniError: the licence, the access, the metadata or the choice of chunks.
+    """
+    need_license(p)
+    if hub is not None:
+        hub.check_access()
+        metadata = _fetch_metadata(p.local_dir, hub, verified)
+    else:
+        metadata = _on_disk(p.local_dir, METADATA_FILES)
+    catalog = Catalog.open(p.local_dir)
+    features = required_features(p)
+    wanted = catalog.files(candidates(catalog, p), features)
+    sizes = hub.sizes(wanted) if hub else _on_disk(p.local_dir, wanted)
+    choice = choose_chunks(catalog, metadata | sizes, p)
+    clip_ids = {
+        split: tuple(
+            clip_id
+            for chunk in choice.chunks
+            for clip_id in catalog.usable(chunk, features)
+            if catalog.split_of(clip_id) == split
+        )
+        for split in SPLITS
+    }
+    taken = [sizes[path] for path in catalog.files(choice.chunks, features)]
+    return Selection(catalog, choice, features, (*metadata.values(), *taken), clip_ids)
+
+
+def content_revision(files: Iterable[tuple[str, str]]) -> str:
+    """40 hex for a folder that has no commit: a hash of (path, sha256)."""
+    listing = "".join(f"{sha256} {path}\n" for path, sha256 in sorted(files))
+    return hashlib.sha1(listing.encode()).hexdigest()
+
+
+def _fetch_metadata(folder: Path, hub: Hub, verified: Verified) -> dict[str, RemoteFile]:
+    listed = hub.sizes(METADATA_FILES)
+    if PRESENCE_FILE in listed:
+        listed.pop(OLD_PRESENCE_FILE, None)
+    for path in (INDEX_FILE, "features.csv"):
+        if path not in listed:
+            raise AvomniError(
+                f"not a data set in the expected layout: it has no {path}",
+                where=hub.page,
+                fix="check dataset.repo_id and dataset.revision",
+            )
+    for path in METADATA_FILES:
+        if path not in listed:
+            # Another revision's table must not be taken for this one's.
+            (folder / path).unlink(missing_ok=True)
+            continue
+        remote = listed[path]
+        if verified.known(remote):
+            continue
+        if not verified.needs_hash(remote) or verified.find(remote):
+            hub.fetch(remote, folder)
+            verified.remember(remote)
+    verified.save()
+    return listed
+
+
+def _on_disk(folder: Path, paths: Iterable[str]) -> dict[str, RemoteFile]:
+    return {
+        path: RemoteFile(path, (folder / path).stat().st_size)
+        for path in paths
+        if (folder / path).is_file()
+    }
