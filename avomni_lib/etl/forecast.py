@@ -1,0 +1,85 @@
+"""What the ETL would take: clips, frames, windows, bytes and minutes, told before it starts."""
+
+from __future__ import annotations
+
+import math
+
+from avomni_lib import files
+from avomni_lib.dataset import chosen as chosen_files
+from avomni_lib.dataset import forecast as dataset_forecast
+from avomni_lib.dataset import rig
+from avomni_lib.etl import tiling, windows
+from avomni_lib.etl.sampling import Recipe
+from avomni_lib.params import Params
+from avomni_lib.plan import Plan, gigabytes, minutes
+
+# Of nvidia/PhysicalAI-Autonomous-Vehicles: 605 frames of 1920 × 1080 a clip and camera.
+CLIP_SECONDS, FPS, SOURCE_SIZE = 20.0, 30, (1920, 1080)
+# CPU seconds to decode, measured with PyAV 18 on one core of an EPYC: a frame, and a pixel of it.
+FRAME_S, PIXEL_S = 1.0e-4, 4.6e-9
+PATCH_SIDE = 32  # px: patch × merge of Qwen3-VL; a grid that it does not divide cannot be read
+
+
+def clip_seconds(p: Params) -> float:
+    """Seconds of video a clip, as published."""
+    return p.dataset.world.clip_seconds if p.dataset.source == "world" else CLIP_SECONDS
+
+
+def cache_bytes(p: Params, recipe: Recipe, num_clips: int) -> int:
+    """Bytes of the frames of so many clips; the other arrays are less than a hundredth of it."""
+    width, height = tiling.grid_size(rig.grid(recipe.setup), recipe.tile)
+    return num_clips * _frames_a_clip(p, recipe) * width * height * 3
+
+
+def _frames_a_clip(p: Params, recipe: Recipe) -> int:
+    return math.ceil(clip_seconds(p) * recipe.sample_hz)
+
+
+def plan(p: Params, recipe: Recipe, workers: tuple[int, str], decoder: tuple[str, str]) -> Plan:
+    """See `build.plan`."""
+    grid = rig.grid(recipe.setup)
+    if chosen_files.path_of(p).exists():
+        num_clips, source = chosen_files.read_chosen(p).num_clips, "chosen by 02_download"
+    else:
+        num_clips, source = dataset_forecast.forecast(p).num_clips, "estimate; 02 has not run"
+    frames = _frames_a_clip(p, recipe)
+    length, stride = p.processing.sequence_length, p.processing.stride
+    num_windows = num_clips * windows.num_windows(frames, length, stride)
+    num_bytes = cache_bytes(p, recipe, num_clips)
+    world = p.dataset.world
+    size = (world.width, world.height) if p.dataset.source == "world" else SOURCE_SIZE
+    a_camera = clip_seconds(p) * FPS * (FRAME_S + math.prod(size) * PIXEL_S)
+    cpu_seconds = num_clips * len(grid.cameras) * a_camera
+    width, height = tiling.grid_size(grid, recipe.tile)
+    free = files.free_bytes(p.cache_dir)
+    rows = [
+        ("clips", f"{num_clips:,}", source),
+        ("frames", f"{num_clips * frames:,}", f"{frames} a clip at {recipe.sample_hz:g} Hz"),
+        ("grid", f"{width}×{height} px", f"{recipe.setup}, {recipe.fit}"),
+        ("windows", f"{num_windows:,}", f"{length} frames, one every {stride}, all splits"),
+        ("cache", gigabytes(num_bytes), f"{gigabytes(free)} free"),
+        ("time", minutes(cpu_seconds / workers[0]), f"about; {workers[0]} workers, {workers[1]}"),
+        ("decoder", decoder[0], decoder[1]),
+    ]
+    warnings = []
+    if not num_windows and num_clips:
+        warnings.append(
+            f"no window fits on a clip: {length} frames at {recipe.sample_hz:g} Hz are longer than "
+            f"{clip_seconds(p):g} s; lower processing.sequence_length or raise sample_hz"
+        )
+    if num_bytes + (1 << 28) > free:
+        warnings.append(f"the cache needs {gigabytes(num_bytes)} and {gigabytes(free)} are free")
+    if width % PATCH_SIDE or height % PATCH_SIDE:
+        warnings.append(
+            f"the grid of {width}×{height} px is no multiple of {PATCH_SIDE} px, which Qwen3-VL "
+            "needs; change processing.tile_width or tile_height"
+        )
+    figures = {
+        "num_clips": num_clips,
+        "num_frames": num_clips * frames,
+        "num_windows": num_windows,
+        "cache_bytes": num_bytes,
+        "cpu_seconds": cpu_seconds,
+        "seconds": cpu_seconds / workers[0],
+    }
+    return Plan("03 builds the cache", rows, warnings, figures)

@@ -1,0 +1,148 @@
+"""The cache of a run: its shards as one, and the table of all clips that it was made from.
+
+cache/shard_NNNN/     one chunk (see `shard`), each sampled frame once cache/clips.json      every
+clip that was asked for, sound or damaged; written last
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from avomni_lib import files
+from avomni_lib.dataset import rig
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl.shard import (
+    BUILD_AGAIN,
+    EGOMOTION_COLUMNS,
+    FORMAT_VERSION,
+    TRACK_COLUMNS,
+    CachedClip,
+    Shard,
+    check_version,
+    clips_of,
+    open_shard,
+)
+
+__all__ = [
+    "EGOMOTION_COLUMNS",
+    "FORMAT_VERSION",
+    "TRACK_COLUMNS",
+    "Cache",
+    "CachedClip",
+    "Shard",
+    "verify",
+    "write_table",
+]
+CLIPS_FILE = "clips.json"
+
+
+@dataclass(frozen=True)
+class Cache:
+    """All shards of a run; made by `Cache.open`.
+
+    Attributes:
+        folder: The run's cache.
+        header: What the shards have in common: grid, tile, fit, sample_hz, source.
+        shards: In the order of their chunks.
+        clips: In the order of the catalog.
+        table: clips.json's rows, the damaged clips among them.
+    """
+
+    folder: Path
+    header: dict[str, Any]
+    shards: tuple[Shard, ...]
+    clips: tuple[CachedClip, ...]
+    table: tuple[dict[str, Any], ...]
+
+    @classmethod
+    def open(cls, folder: Path) -> Cache:
+        """Open a finished cache; no array is read.
+
+        Raises:
+            AvomniError: there is none, it is unfinished, of another format version, or a file of it
+                is missing or has not the size that the header says.
+        """
+        folder = Path(folder)
+        if not (folder / CLIPS_FILE).exists():
+            what = "the cache is not finished" if folder.exists() else "there is no cache"
+            raise AvomniError(what, where=str(folder), fix="run 03_etl")
+        record = files.read_json(folder / CLIPS_FILE)
+        check_version(record, folder / CLIPS_FILE)
+        shards = tuple(open_shard(folder / name) for name in record["shards"])
+        clips = [clip for n, shard in enumerate(shards) for clip in clips_of(shard, n)]
+        for shard in shards:
+            for key, value in record["common"].items():
+                if shard.header[key] != value:
+                    raise AvomniError(
+                        f"the shards differ in {key}: {shard.header[key]} and {value}",
+                        where=str(shard.folder),
+                        fix=BUILD_AGAIN,
+                    )
+        return cls(folder, record["common"], shards, tuple(clips), tuple(record["clips"]))
+
+    @functools.cached_property
+    def grid(self) -> rig.Grid:
+        grid = self.header["grid"]
+        cells = tuple(name and rig.BY_NAME[name] for name in grid["cells"])
+        return rig.Grid(grid["name"], grid["rows"], grid["cols"], cells)
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """The cameras' names, in the order of the columns of `timestamps`."""
+        return tuple(camera.name for camera in self.grid.cameras)
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """(width, height) px."""
+        return tuple(self.header["tile"])
+
+    @property
+    def sample_hz(self) -> float:
+        return self.header["sample_hz"]
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """A sha256 of the content: of the headers, which hold the arrays' own."""
+        return files.hash_json([shard.header for shard in self.shards])
+
+
+def write_table(
+    folder: Path,
+    common: Mapping[str, Any],
+    shards: Sequence[Path],
+    clips: Sequence[Mapping[str, Any]],
+) -> None:
+    """Write clips.json, which makes a cache of the shards."""
+    record = {
+        "format_version": FORMAT_VERSION,
+        "common": common,
+        "shards": [shard.name for shard in shards],
+        "clips": clips,
+    }
+    files.write_json(folder / CLIPS_FILE, record)
+
+
+def verify(folder: Path) -> int:
+    """Read all of a cache and compare it with its hashes; returns the bytes read.
+
+    Raises:
+        AvomniError: as `Cache.open`, or arrays are not what was written (all of them are named).
+    """
+    total, wrong = 0, []
+    for shard in Cache.open(folder).shards:
+        for name, said in shard.header["arrays"].items():
+            path = shard.folder / f"{name}.npy"
+            total += said["bytes"]
+            if files.sha256_file(path) != said["sha256"]:
+                wrong.append(path)
+    if wrong:
+        raise AvomniError(
+            f"{len(wrong)} array{'s' if len(wrong) > 1 else ''} of the cache changed after writing",
+            where=", ".join(map(str, wrong)),
+            fix=f"remove {', '.join(sorted({str(path.parent) for path in wrong}))}; {BUILD_AGAIN}",
+        )
+    return total

@@ -1,0 +1,146 @@
+"""Clips on their way into a shard: each a part file, whole or not at all, until all are there."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import shutil
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avomni_lib import files
+from avomni_lib.dataset.catalog import Catalog
+from avomni_lib.dataset.clip import Clip
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl import shard
+from avomni_lib.etl.sampling import Recipe, sample_clip
+
+log = logging.getLogger(__name__)
+
+PARTS_FOLDER = ".parts"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One clip for a worker process.
+
+    Attributes:
+        local_dir: The raw files, in the data set's layout.
+        path: Where the part is to lie.
+    """
+
+    clip_id: str
+    chunk: int
+    local_dir: Path
+    recipe: Recipe
+    path: Path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job: why the clip is damaged, or None; and the CPU seconds it took."""
+
+    reason: str | None
+    cpu_s: float
+
+
+def make_part(job: Job) -> Outcome:
+    """Read one clip and write its part; a fault of the clip is an outcome, not an error.
+
+    Raises:
+        AvomniError: no room on the disk, or not enough memory: no fault of the clip.
+    """
+    started = time.process_time()
+    try:
+        clip = Clip(job.local_dir, _catalog(job.local_dir), job.clip_id)
+        arrays = sample_clip(clip, job.recipe)
+    except MemoryError:
+        raise AvomniError(
+            "not enough memory to read a clip",
+            where=f"clip {job.clip_id}",
+            fix="lower processing.num_workers, then run the same command again",
+        ) from None
+    except AvomniError as error:
+        where = f" ({error.where})" if error.where else ""
+        reason = (error.what + where).replace(f"{job.local_dir}/", "")
+        return Outcome(reason, time.process_time() - started)
+    except Exception as error:
+        # One clip that nobody foresaw must not end a night's work; the log keeps the traceback.
+        log.exception("clip %s", job.clip_id)
+        return Outcome(f"{type(error).__name__}: {error}", time.process_time() - started)
+    with files.write_whole(job.path) as file:
+        np.savez(file, **arrays)
+    return Outcome(None, time.process_time() - started)
+
+
+@functools.lru_cache(maxsize=1)
+def _catalog(local_dir: Path) -> Catalog:
+    return Catalog.open(local_dir)
+
+
+class ChunkWork:
+    """One chunk of which a shard is to be made.
+
+    Args:
+        cache_dir: Where shards and parts lie.
+        chunk: Its number.
+        clips: clip_id, split and chunk of each, in the order of the catalog.
+        key: A hash of all that the shard's bytes depend on.
+        raw: The chunk's raw files.
+    """
+
+    def __init__(
+        self,
+        cache_dir: Path,
+        chunk: int,
+        clips: list[dict[str, Any]],
+        key: str,
+        raw: Collection[Path],
+    ):
+        self.chunk, self.clips, self.key, self.raw = chunk, clips, key, raw
+        self.shard_folder = cache_dir / shard.shard_name(chunk)
+        self.parts_folder = cache_dir / PARTS_FOLDER / key[:16]
+
+    def part(self, clip_id: str) -> Path:
+        return self.parts_folder / f"{clip_id}.npz"
+
+    @property
+    def shard(self) -> shard.Shard | None:
+        """The shard that is there, if it is whole and made from what this one is."""
+        try:
+            found = shard.open_shard(self.shard_folder)
+        except AvomniError:
+            return None
+        return found if found.header.get("key") == self.key else None
+
+    def missing(self) -> list[str]:
+        """The clips that have neither a part nor a place in the shard."""
+        found = self.shard
+        have = {clip.clip_id for clip in shard.clips_of(found)} if found else set()
+        ids = [clip["clip_id"] for clip in self.clips]
+        return [i for i in ids if i not in have and not self.part(i).exists()]
+
+    def has_raw(self) -> bool:
+        return all(path.exists() for path in self.raw)
+
+    def assemble(self, common: Mapping[str, Any], damaged: Collection[str]) -> None:
+        """Make the shard of the clips that are not damaged, unless it is there, and drop the parts.
+
+        Clips come from their parts or from the shard that is there.
+        """
+        clips = [clip for clip in self.clips if clip["clip_id"] not in damaged]
+        found = self.shard
+        inside = {clip.clip_id: clip for clip in shard.clips_of(found)} if found else {}
+
+        def load(clip_id: str) -> Mapping[str, np.ndarray]:
+            part = self.part(clip_id)
+            return np.load(part) if part.exists() else found.arrays_of(inside[clip_id])
+
+        if clips and list(inside) != [clip["clip_id"] for clip in clips]:
+            shard.write_shard(self.shard_folder, {**common, "key": self.key}, clips, load)
+        shutil.rmtree(self.parts_folder, ignore_errors=True)

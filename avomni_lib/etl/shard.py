@@ -1,0 +1,224 @@
+"""One shard of the cache: five plain .npy arrays and a header.json, the clips of one chunk.
+
+shard_0000/{frames,timestamps,times,egomotion,track}.npy + header.json
+
+Any program opens the arrays with `np.load(path, mmap_mode="r")`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from avomni_lib import files
+from avomni_lib.errors import AvomniError
+
+FORMAT_VERSION = 1
+HEADER_FILE = "header.json"
+# Explicit byte order: a cache can be carried to another machine.
+ARRAYS = {"frames": "|u1", "timestamps": "<i8", "times": "<i8", "egomotion": "<f8", "track": "<f8"}
+EGOMOTION_COLUMNS = ("x", "y", "z", "qx", "qy", "qz", "qw", "vx", "vy", "vz", "distance_m")
+TRACK_COLUMNS = ("time_us", "x", "y", "z", "qx", "qy", "qz", "qw", "distance_m")
+BUILD_AGAIN = "run 03_etl again; it keeps what is whole"
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class CachedClip:
+    """Where a clip lies in the cache.
+
+    Attributes:
+        shard: Index into `Cache.shards`.
+        start, stop: Its rows of frames, timestamps, times and egomotion.
+        track_start, track_stop: Its rows of track.
+    """
+
+    clip_id: str
+    split: str
+    chunk: int
+    shard: int
+    start: int
+    stop: int
+    track_start: int
+    track_stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One chunk's arrays on the disk, mapped when they are first asked for."""
+
+    folder: Path
+    header: dict[str, Any]
+
+    def _load(self, name: str) -> np.ndarray:
+        return np.load(self.folder / f"{name}.npy", mmap_mode="r")
+
+    @functools.cached_property
+    def frames(self) -> np.ndarray:
+        """(N, H, W, 3) uint8 RGB."""
+        return self._load("frames")
+
+    @functools.cached_property
+    def timestamps(self) -> np.ndarray:
+        """(N, cameras) int64 µs: when each camera's picture was taken."""
+        return self._load("timestamps")
+
+    @functools.cached_property
+    def times(self) -> np.ndarray:
+        """(N,) int64 µs: the wanted times."""
+        return self._load("times")
+
+    @functools.cached_property
+    def egomotion(self) -> np.ndarray:
+        """(N, 11) float64 at `times`, columns `EGOMOTION_COLUMNS`: m, m/s, anchor frame."""
+        return self._load("egomotion")
+
+    @functools.cached_property
+    def track(self) -> np.ndarray:
+        """(M, 9) float64 at 10 Hz, columns `TRACK_COLUMNS`, before and past the frames too."""
+        return self._load("track")
+
+    def arrays_of(self, clip: CachedClip) -> Arrays:
+        """One clip's part of every array."""
+        rows, track = slice(clip.start, clip.stop), slice(clip.track_start, clip.track_stop)
+        return {name: getattr(self, name)[track if name == "track" else rows] for name in ARRAYS}
+
+
+def shard_name(chunk: int) -> str:
+    return f"shard_{chunk:04d}"
+
+
+def check_version(header: Mapping[str, Any], path: Path) -> None:
+    version = header.get("format_version")
+    if version != FORMAT_VERSION:
+        raise AvomniError(
+            f"the cache has format version {version}, this program reads {FORMAT_VERSION}",
+            where=str(path),
+            fix="run 03_etl again: it makes the cache anew; or use the program that wrote it "
+            f"({header.get('generator', 'unknown')})",
+        )
+
+
+def open_shard(folder: Path) -> Shard:
+    """One shard, its files checked for presence and size.
+
+    Raises:
+        AvomniError: as `Cache.open`.
+    """
+    path = folder / HEADER_FILE
+    if not path.exists():
+        raise AvomniError("a shard has no header", where=str(folder), fix=BUILD_AGAIN)
+    header = files.read_json(path)
+    check_version(header, path)
+    for name, said in header["arrays"].items():
+        array = folder / f"{name}.npy"
+        size = array.stat().st_size if array.exists() else None
+        if size != said["bytes"]:
+            state = "is missing" if size is None else f"has {size:,} of {said['bytes']:,} bytes"
+            raise AvomniError(f"an array of the cache {state}", where=str(array), fix=BUILD_AGAIN)
+    return Shard(folder, header)
+
+
+def clips_of(shard: Shard, place: int = 0) -> list[CachedClip]:
+    """The clips of a shard that is the cache's number `place`."""
+    return [
+        CachedClip(row["clip_id"], row["split"], row["chunk"], place, *row["frames"], *row["track"])
+        for row in shard.header["clips"]
+    ]
+
+
+def write_shard(
+    folder: Path,
+    common: Mapping[str, Any],
+    clips: Sequence[Mapping[str, Any]],
+    load: Callable[[str], Arrays],
+) -> Shard:
+    """Write a shard, whole or not at all, in place of what is there.
+
+    Args:
+        folder: Where it will lie.
+        common: Header fields.
+        clips: clip_id, split and chunk of each, in order.
+        load: clip_id -> its arrays, lazily: what is asked for is read, one clip at a time.
+
+    Raises:
+        AvomniError: no room on the disk; nothing is left behind.
+    """
+    fresh = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    try:
+        ids = [clip["clip_id"] for clip in clips]
+        frames = _ranges([len(load(clip_id)["times"]) for clip_id in ids])
+        track = _ranges([len(load(clip_id)["track"]) for clip_id in ids])
+        arrays = {}
+        for name, dtype in ARRAYS.items():
+            num_rows = (track if name == "track" else frames)[-1][1]
+            shape = (num_rows, *load(ids[0])[name].shape[1:])
+            pieces = (load(clip_id)[name] for clip_id in ids)
+            arrays[name] = _write_array(fresh / f"{name}.npy", dtype, shape, pieces)
+        rows = [{**clip, "frames": frames[n], "track": track[n]} for n, clip in enumerate(clips)]
+        header = {"format_version": FORMAT_VERSION, **common, "arrays": arrays, "clips": rows}
+        files.write_json(fresh / HEADER_FILE, header)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    old = folder.with_name(f".{folder.name}.old")
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(fresh, folder)
+    files.fsync_folder(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+    return open_shard(folder)
+
+
+def settle(folder: Path) -> None:
+    """Undo what a killed `write_shard` left half-done in a cache."""
+    for old in folder.glob(".shard_*.old"):
+        name = folder / old.name.removeprefix(".").removesuffix(".old")
+        if not name.exists():
+            os.replace(old, name)
+        shutil.rmtree(old, ignore_errors=True)
+    for fresh in folder.glob(".shard_*.new"):
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _write_array(
+    path: Path, dtype: str, shape: tuple[int, ...], pieces: Iterable[np.ndarray]
+) -> dict[str, Any]:
+    """A .npy of pieces one after another; returns its line of the header."""
+    digest = hashlib.sha256()
+    head = {"descr": dtype, "fortran_order": False, "shape": shape}
+    with files.write_whole(path) as file:
+        np.lib.format.write_array_header_1_0(_Hashing(file, digest), head)
+        for piece in pieces:
+            _Hashing(file, digest).write(np.ascontiguousarray(piece, dtype=dtype).data.cast("B"))
+        size = file.tell()
+    return {"dtype": dtype, "shape": list(shape), "bytes": size, "sha256": digest.hexdigest()}
+
+
+class _Hashing:
+    """Writes through to a file and hashes what it writes."""
+
+    def __init__(self, file: IO[bytes], digest: Any):
+        self.file, self.digest = file, digest
+
+    def write(self, data) -> None:
+        self.digest.update(data)
+        self.file.write(data)
+
+
+def _ranges(counts: Sequence[int]) -> list[list[int]]:
+    stops = np.cumsum(counts).tolist()
+    return [[stop - count, stop] for stop, count in zip(stops, counts, strict=True)]
