@@ -3,8 +3,6 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from avomni_lib.errors import AvomniError
 from avomni_lib.files import PROJECT_ROOT
@@ -73,13 +71,6 @@ def test_the_estimate_of_text_is_near_the_tokenizers_count():
     assert tokens.total == pytest.approx(len(sample), rel=0.1)
 
 
-@given(st.integers(1, 200), st.integers(2, 40), st.integers(1, 40))
-def test_windows_are_counted_as_they_are_cut(num_frames, length, stride):
-    p = mi300x(processing={"sequence_length": length, "stride": stride})
-    starts = range(0, num_frames - length + 1, stride)
-    assert estimate.windows_per_clip(p, num_frames) == len(starts)
-
-
 def test_steps_are_those_of_all_epochs_or_of_max_steps():
     def steps(num_windows, **training):
         return estimate.optimizer_steps(mi300x(training=training), num_windows)
@@ -95,3 +86,11 @@ def test_frames_of_a_clip_include_its_first():
     p = mi300x(processing={"sample_hz": 10})
     assert estimate.frames_per_clip(p, 8.0) == 81
     assert estimate.frames_per_clip(p, 7.99) == 80
+
+
+def test_a_worlds_clips_are_counted_by_its_own_splits():
+    demo = estimate.plan_run(Params.from_files([PROJECT_ROOT / "params" / "demo.yaml"])).figures
+    # 240 frames at 30 a second: the last of them is 7.97 s after the first.
+    assert (demo["num_clips"], demo["frames_per_clip"]) == (100, 80)
+    assert demo["num_windows"] == 100 * ((80 - 16) // 8 + 1)
+    assert demo["num_train_windows"] == 60 * ((80 - 16) // 8 + 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import trl
@@ -35,6 +36,8 @@ class Window:
 
 class Stripes:
     """Windows whose stripes move with their speed: a function of the index, as a cache's are."""
+
+    cache = SimpleNamespace(digest="stripes")
 
     def __init__(self, count: int, shape: tuple[int, int, int] = (FRAMES, HEIGHT, WIDTH)):
         self.count, self.shape = count, shape

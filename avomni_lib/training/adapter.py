@@ -49,7 +49,6 @@ def record_of(
     training = p.values("training")["training"]
     # How often it is written down changes nothing about the weights.
     training = {k: v for k, v in training.items() if k not in ("save_steps", "logging_steps")}
-    headers = sorted(p.cache_dir.rglob("header.json"))
     return {
         "format": 1,
         "base_model": p.model.base_model,
@@ -67,7 +66,7 @@ def record_of(
         "training": training,
         "choices": {name: choice.value for name, choice in choices.items()},
         "num_ranks": num_ranks,
-        "cache": files.hash_json([files.sha256_file(path) for path in headers]),
+        "cache": windows.cache.digest,
         "training_clip_ids": sorted({windows[i].clip_id for i in range(len(windows))}),
         "num_windows": len(windows),
         # A rendered drive is our own; whatever else was trained on is not ours to pass on.

@@ -33,10 +33,11 @@ class Checkpoints:
     def __init__(self, folder: Path, plan: dict[str, Any]):
         self.folder = Path(folder)
         self.partial = self.folder / "partial"
-        shutil.rmtree(self.partial, ignore_errors=True)
+        self.sweep()
         self.folder.mkdir(parents=True, exist_ok=True)
         files.write_json(self.folder / PLAN_FILE, plan)
         self.metrics = Metrics(self.folder / METRICS_FILE)
+        self._drop_old()  # which a kill may have left, whole or in part
 
     def all(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
@@ -51,9 +52,16 @@ class Checkpoints:
         self.metrics.sync()  # whoever finds the checkpoint finds its lines
         written, name = self.partial / f"checkpoint-{step}", self.folder / f"checkpoint-{step}"
         rename_folder(written, name)
+        self._drop_old()
+        return name
+
+    def sweep(self) -> None:
+        """Remove what was written and is no checkpoint."""
+        shutil.rmtree(self.partial, ignore_errors=True)
+
+    def _drop_old(self) -> None:
         for old in self.all()[:-KEPT]:
             shutil.rmtree(old)
-        return name
 
 
 class Metrics:

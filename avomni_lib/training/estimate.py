@@ -1,7 +1,7 @@
 """What a run takes, by arithmetic alone: no GPU, no network, no torch, nothing on the disk.
 
-Exact: frames, vision tokens, bytes of the cache, batches. From what is published of the data set:
-clips in a chunk, their length, MB of each feature, share of each split. Estimated: tokens of text.
+Exact: vision tokens and, for clips of full length, frames, bytes of the cache and batches. From
+what is published of the data set: sizes, clips in a chunk, splits. Estimated: tokens of text.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 from avomni_lib.dataset import rig
+from avomni_lib.dataset.forecast import forecast
+from avomni_lib.etl.windows import num_windows
 from avomni_lib.params import Params
 from avomni_lib.plan import Plan, gigabytes
 from avomni_lib.training.backbones import backbone
@@ -20,24 +22,10 @@ from avomni_lib.training.targets import target
 
 FEW_STEPS = 200  # below it an adapter has hardly begun to learn
 
-# nvidia/PhysicalAI-Autonomous-Vehicles, chunk 0: other chunks differ by some tens of per cent.
-CLIPS_PER_CHUNK = 100
-CLIP_SECONDS = 20.1
-MB_PER_CHUNK = {
-    rig.FRONT_WIDE: 2051,
-    rig.FRONT_TELE: 1627,
-    rig.CROSS_LEFT: 2261,
-    rig.CROSS_RIGHT: 2521,
-    rig.REAR_LEFT: 2130,
-    rig.REAR_RIGHT: 2392,
-    rig.REAR_TELE: 2001,
-}
-MB_PER_CHUNK_BESIDE_CAMERAS = 37  # ego motion and calibration
-MB_METADATA = 34
-# 153,625 of 306,152 clips are `train`.
-TRAIN_SHARE = 0.5
+# nvidia/PhysicalAI-Autonomous-Vehicles: 605 frames at 30 a second; 153,625 of 306,152 clips train.
+FRAMES_PER_S, CLIP_FRAMES, TRAIN_SHARE = 30, 605, 0.5
 
-# What Qwen's tokenizer makes one token of: a special token, a word with the space before it, one
+# What Qwen's tokenizer makes one token of: a special token, a word with the space before it, a
 # digit, a run of signs or of whitespace. Long or rare words fall into two.
 _SPECIAL = re.compile(r"<\|\w+\|>")
 _PIECE = re.compile(r" ?[A-Za-z]+|\d|[^\sA-Za-z\d]+|\s+")
@@ -45,13 +33,13 @@ _PIECE = re.compile(r" ?[A-Za-z]+|\d|[^\sA-Za-z\d]+|\s+")
 
 @dataclass(frozen=True)
 class Source:
-    """What is fetched and how much driving it holds."""
+    """What is fetched and the driving in it; `seconds` from a clip's first to last frame."""
 
     num_chunks: int
     num_clips: int
-    clip_seconds: float
-    num_bytes: float
-    train_share: float
+    num_train_clips: int
+    seconds: float
+    num_bytes: int
     note: str
 
 
@@ -96,14 +84,9 @@ def tokens_per_sample(p: Params) -> Tokens:
     return Tokens(vision, special + plain - vision)
 
 
-def frames_per_clip(p: Params, clip_seconds: float) -> int:
+def frames_per_clip(p: Params, seconds: float) -> int:
     """Sampled frames of a clip, its first included."""
-    return math.floor(clip_seconds * p.processing.sample_hz + 1e-9) + 1
-
-
-def windows_per_clip(p: Params, num_frames: int) -> int:
-    """Windows that a clip's frames hold."""
-    return max(0, (num_frames - p.processing.sequence_length) // p.processing.stride + 1)
+    return math.floor(seconds * p.processing.sample_hz + 1e-9) + 1
 
 
 def optimizer_steps(p: Params, num_windows: int, num_ranks: int = 1) -> int:
@@ -124,22 +107,17 @@ def few_steps_warning(p: Params, steps: int) -> list[str]:
 
 
 def source(p: Params) -> Source:
-    """What the run fetches, as far as it can be said before asking the hub."""
+    """What the run fetches, as far as it can be said without asking the hub."""
+    told = forecast(p)
+    train, frames = round(told.num_clips * TRAIN_SHARE), CLIP_FRAMES
     if p.dataset.source == "world":
-        world = p.dataset.world
-        chunks = _chosen(p, world.num_chunks)
-        clips = chunks * world.clips_per_chunk
-        # H.264 of the rendered world takes about a tenth of a bit a pixel at 30 frames a second.
-        cameras = len(rig.grid(p.vision.camera_setup).cameras)
-        size = clips * cameras * world.clip_seconds * 30 * world.width * world.height * 0.1 / 8
-        return Source(chunks, clips, world.clip_seconds, size, TRAIN_SHARE, "rendered here, rough")
-    cameras = rig.grid(p.vision.camera_setup).cameras
-    per_chunk = sum(MB_PER_CHUNK[camera] for camera in cameras) + MB_PER_CHUNK_BESIDE_CAMERAS
-    fit = int((p.download.target_size_gb * 1000 - MB_METADATA) // per_chunk)
-    chunks = min(_chosen(p, p.download.target_chunks), fit)
-    size = (chunks * per_chunk + MB_METADATA) * 1e6
-    note = "chunks differ by some tens of per cent; 01_audit asks the hub"
-    return Source(chunks, chunks * CLIPS_PER_CHUNK, CLIP_SECONDS, size, TRAIN_SHARE, note)
+        from avomni_lib.world.publish import world_clips  # loads the renderer
+
+        clips = world_clips(p.dataset.world)[: told.num_clips]
+        train = sum(clip.split == "train" for clip in clips)
+        frames = round(p.dataset.world.clip_seconds * FRAMES_PER_S)
+    seconds = (frames - 1) / FRAMES_PER_S
+    return Source(told.num_chunks, told.num_clips, train, seconds, told.num_bytes, told.note)
 
 
 def plan_run(p: Params) -> Plan:
@@ -149,10 +127,10 @@ def plan_run(p: Params) -> Plan:
         AvomniError: the grid does not divide into the backbone's patches.
     """
     raw, tokens, (height, width) = source(p), tokens_per_sample(p), grid_size(p)
-    frames = frames_per_clip(p, raw.clip_seconds)
+    frames = frames_per_clip(p, raw.seconds)
     cache_bytes = raw.num_clips * frames * height * width * 3
-    each = windows_per_clip(p, frames)
-    train_windows = round(raw.num_clips * raw.train_share) * each
+    each = num_windows(frames, p.processing.sequence_length, p.processing.stride)
+    train_windows = raw.num_train_clips * each
     steps = optimizer_steps(p, train_windows)
     length, hz = p.processing.sequence_length, p.processing.sample_hz
     limit = p.model.max_seq_length
@@ -171,12 +149,16 @@ def plan_run(p: Params) -> Plan:
             "05_train will refuse it; lower the tile size or processing.sequence_length"
         )
     rows = [
-        ("to fetch", gigabytes(raw.num_bytes), f"{raw.num_chunks} chunks; {raw.note}"),
-        ("clips", f"{raw.num_clips:,}", f"{raw.clip_seconds:g} s each"),
+        ("to fetch", gigabytes(raw.num_bytes), f"chunks: {raw.num_chunks}; {raw.note}"),
+        ("clips", f"{raw.num_clips:,}", f"{raw.seconds:.1f} s each"),
         ("grid", f"{width}×{height} px", f"{p.vision.camera_setup}, {frames} frames a clip"),
         ("cache", gigabytes(cache_bytes), "uint8 frames, each once, all splits"),
         ("windows", f"{raw.num_clips * each:,}", f"{length} frames, {(length - 1) / hz:g} s"),
-        ("to train on", f"{train_windows:,}", f"{raw.train_share:.0%} of the clips are train"),
+        (
+            "to train on",
+            f"{train_windows:,}",
+            f"of {raw.num_train_clips:,} clips of the split train",
+        ),
         ("tokens a sample", f"{tokens.total:,} of {limit:,}", _token_note(tokens)),
         ("optimizer steps", f"{steps:,}", f"{p.training.num_epochs:g} epochs, {_batch(p)}"),
     ]
@@ -194,10 +176,6 @@ def plan_run(p: Params) -> Plan:
         "optimizer_steps": steps,
     }
     return Plan(f"what run {p.run.name} takes", rows, warnings, figures)
-
-
-def _chosen(p: Params, available: int) -> int:
-    return len(p.download.chunks) if p.download.chunks else min(p.download.target_chunks, available)
 
 
 def _token_note(tokens: Tokens) -> str:

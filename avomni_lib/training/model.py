@@ -20,7 +20,7 @@ from avomni_lib.training.backbones import Backbone, backbone
 
 log = logging.getLogger(__name__)
 
-TINY = "tiny"
+TINY, TINY_FOLDER = "tiny", Path(__file__).with_name("tiny_base_model")
 
 
 class Base(NamedTuple):
@@ -40,9 +40,7 @@ class Base(NamedTuple):
 def base_location(name: str) -> str:
     """Where `model.base_model` lies: the package's own folder, another folder, or a hub name."""
     if name == TINY:
-        from avomni_lib.training import tiny_base
-
-        return str(tiny_base.folder())
+        return str(TINY_FOLDER)
     folder = files.resolve(name)
     return str(folder) if folder.is_dir() else name
 

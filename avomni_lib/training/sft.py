@@ -14,6 +14,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback  # noqa: F401
 from trl import SFTTrainer
 
+from avomni_lib import files
 from avomni_lib.errors import AvomniError
 from avomni_lib.plan import Bar
 from avomni_lib.training.backbones import Backbone
@@ -34,11 +35,13 @@ class WindowTrainer(SFTTrainer):
     def __init__(self, *, loader: Loader, kind: Backbone, checkpoints: Checkpoints, **arguments):
         super().__init__(**arguments)
         self.loader, self.kind, self.checkpoints = loader, kind, checkpoints
+        self.num_trained = 0
         # SFTTrainer casts the adapter of a 4-bit model to bfloat16, whose 8 bits of mantissa
         # swallow small updates. It is less than a hundredth of the model: it stays float32.
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+                self.num_trained += parameter.numel()
 
     def get_train_dataloader(self) -> DataLoader:
         numbers = [[number] for number in range(len(self.loader))]
@@ -52,6 +55,8 @@ class WindowTrainer(SFTTrainer):
         return inputs
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # Weights and two moments of float32 at most, and the tokenizer's files.
+        files.need_room(self.checkpoints.folder, 12 * self.num_trained + 2**25, "a checkpoint")
         # Not SFTTrainer's, which only adds a model card for the hub.
         Trainer._save_checkpoint(self, model, trial)
         self.accelerator.wait_for_everyone()  # each rank writes its own random state

@@ -179,6 +179,7 @@ def train(p: Params, progress: type[Bar] = Bar, windows: Any = None) -> Trained:
         )
         trainer.remove_callback(sft.PrinterCallback)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
+    checkpoints.sweep()
     metrics = checkpoints.metrics.read()
     if arguments.should_save:
         adapter.export(trainer.model, adapter.adapter_dir(p), record)

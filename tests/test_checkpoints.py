@@ -1,0 +1,70 @@
+import os
+
+import pytest
+
+from avomni_lib.errors import AvomniError
+from avomni_lib.training.checkpoints import Checkpoints, Metrics, rename_folder, step_of
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    return Checkpoints(tmp_path / "abc", {"seed": 1})
+
+
+def written(checkpoints, step, content=b"weights"):
+    folder = checkpoints.partial / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    (folder / "weights").write_bytes(content)
+    return folder
+
+
+def names(checkpoints):
+    return [path.name for path in checkpoints.all()]
+
+
+def test_the_newest_two_are_kept_in_the_order_of_their_steps(checkpoints):
+    for step in (5, 90, 100):
+        written(checkpoints, step)
+        assert step_of(checkpoints.adopt(step)) == step
+    assert names(checkpoints) == ["checkpoint-90", "checkpoint-100"]
+    assert checkpoints.last().name == "checkpoint-100"
+
+
+def test_what_was_not_adopted_is_swept_when_the_training_is_opened_again(checkpoints):
+    written(checkpoints, 5)
+    again = Checkpoints(checkpoints.folder, {"seed": 1})
+    assert again.last() is None and not again.partial.exists()
+
+
+def test_a_checkpoint_written_again_replaces_its_elder(checkpoints):
+    for content in (b"old", b"new"):
+        written(checkpoints, 5, content)
+        checkpoints.adopt(5)
+    assert (checkpoints.last() / "weights").read_bytes() == b"new"
+    assert names(checkpoints) == ["checkpoint-5"]
+    assert not [path for path in checkpoints.folder.iterdir() if path.name.startswith(".")]
+
+
+def test_a_folder_that_cannot_be_flushed_is_not_believed(checkpoints, monkeypatch):
+    written(checkpoints, 5)
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(AvomniError, match="No space left"):
+        rename_folder(checkpoints.partial / "checkpoint-5", checkpoints.folder / "checkpoint-5")
+    assert checkpoints.last() is None
+
+
+def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
+    metrics = Metrics(tmp_path / "metrics.jsonl")
+    assert metrics.read() == []
+    for step in range(1, 6):
+        metrics.add({"step": step, "loss": 1 / step})
+    with open(metrics.path, "a") as file:
+        file.write('{"step": 6, "lo')  # killed while writing
+    assert [line["step"] for line in metrics.read()] == [1, 2, 3, 4, 5]
+    metrics.cut_after(3)
+    metrics.add({"step": 4, "loss": 9.0})
+    assert [(line["step"], line["loss"]) for line in metrics.read()][2:] == [(3, 1 / 3), (4, 9.0)]
