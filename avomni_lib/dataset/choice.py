@@ -16,11 +16,16 @@ NUM_SPARE = 8
 
 @dataclass(frozen=True)
 class Choice:
-    """The chunks that a run takes, why these, and what they weigh with the metadata."""
+    """The chunks that a run takes, why these, and what they weigh with the metadata.
+
+    Attributes:
+        passed: Chunks that would have been taken but for a fault -> the fault.
+    """
 
     chunks: tuple[int, ...]
     reason: str
     num_bytes: int
+    passed: Mapping[int, str]
 
 
 def candidates(catalog: Catalog, p: Params) -> tuple[int, ...]:
@@ -57,7 +62,7 @@ def choose_chunks(catalog: Catalog, sizes: Mapping[str, RemoteFile], p: Params) 
     is_named = p.download.chunks is not None
     total = sum(sizes[path].size for path in METADATA_FILES if path in sizes)
     taken: list[int] = []
-    passed: list[str] = []
+    passed: dict[int, str] = {}
     limit = ""
     for chunk in candidates(catalog, p):
         paths = catalog.files([chunk], features)
@@ -69,7 +74,7 @@ def choose_chunks(catalog: Catalog, sizes: Mapping[str, RemoteFile], p: Params) 
                 fix="name other chunks, or leave it out to take the first",
             )
         if fault:
-            passed.append(f"chunk {chunk} is passed over: {fault}")
+            passed[chunk] = fault
             continue
         with_it = total + sum(sizes[path].size for path in paths)
         if with_it > p.download.target_size_gb * 1e9:
@@ -81,13 +86,15 @@ def choose_chunks(catalog: Catalog, sizes: Mapping[str, RemoteFile], p: Params) 
         total = with_it
         if len(taken) == p.download.target_chunks and not is_named:
             break
+    over = [f"chunk {chunk} is passed over: {fault}" for chunk, fault in passed.items()]
     if not taken:
         raise AvomniError(
-            "no chunk can be used: " + "; ".join(passed[:3]),
+            "no chunk can be used: " + "; ".join(over[:3]),
             where=str(catalog.folder),
             fix="check dataset.revision and vision.camera_setup",
         )
-    return Choice(tuple(taken), "; ".join([_reason(p, len(taken), limit), *passed]), total)
+    reason = "; ".join([_reason(p, len(taken), limit), *over])
+    return Choice(tuple(taken), reason, total, passed)
 
 
 def _fault(
