@@ -115,6 +115,8 @@ class Renderer:
         Yields:
             (cameras, height, width, 3) uint8 RGB.
         """
+        if self.scene is None:
+            raise ValueError("no scene is open")
         times_s = np.asarray(times_s, np.float64)
         if times_s.ndim == 1:
             times_s = np.repeat(times_s[:, None], len(self.cameras), axis=1)
@@ -229,3 +231,20 @@ def _shelves(rasters: Sequence[Raster]) -> tuple[list[tuple[int, int]], int, int
 
 def _colour(rgb: tuple[int, int, int]) -> panda.LVecBase4f:
     return panda.LVecBase4f(rgb[0] / 255, rgb[1] / 255, rgb[2] / 255, 1)
+
+
+def picture(
+    scene: Scene,
+    time_s: float,
+    width: int = 480,
+    height: int = 270,
+    cameras: Sequence[rig.Camera] = rig.CAMERAS,
+) -> np.ndarray:
+    """One instant of a scene at any size, for people to look at.
+
+    Returns:
+        (cameras, height, width, 3) uint8 RGB.
+    """
+    with Renderer(width, height, cameras) as renderer:
+        renderer.open(scene)
+        return next(renderer.frames(np.array([time_s]))).copy()

@@ -123,7 +123,7 @@ def cone(radius, height, foot_z, sides=6, tint=0, cell=LEAVES, bottom=0.0) -> Sh
     return shape
 
 
-def ball(radius: float, around: int = 10, rings: int = 6) -> Shape:
+def ball(radius: float, around: int = 8, rings: int = 4) -> Shape:
     """A sphere around its own foot's origin, one colour."""
     lat = np.linspace(-np.pi / 2, np.pi / 2, rings + 1)
     lon = np.linspace(0, 2 * np.pi, around + 1)

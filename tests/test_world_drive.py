@@ -1,0 +1,98 @@
+"""The road, the bicycle on it and the anchor frame, for any seed."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from avomni_lib.world import drive, towns
+
+SECONDS = 12.0
+seeds = st.integers(0, 2**32 - 1)
+town_names = st.sampled_from(["meadow", "harbour"])
+
+
+def driven(seed: int, name: str) -> tuple[drive.Road, drive.Drive]:
+    rng, town = np.random.default_rng(seed), towns.town(name)
+    road = drive.make_road(rng, town, town.speed_mps[1] * (SECONDS + 1))
+    return drive.anchor(road, drive.drive_along(rng, road, town, 2.85, SECONDS))
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=seeds, name=town_names)
+def test_the_motion_is_a_bicycles(seed, name):
+    _, car = driven(seed, name)
+    times, step = np.arange(-0.4, SECONDS - 0.1, 0.0173), 1e-3
+    here, there = car.at(times), car.at(times + step)
+    middle = car.at(times + step / 2)
+    speed, yaw = middle["speed"], middle["yaw"]
+    # The rear axle moves where the car points; the yaw turns by speed times curvature.
+    assert np.abs((there["x"] - here["x"]) / step - speed * np.cos(yaw)).max() < 0.02
+    assert np.abs((there["y"] - here["y"]) / step - speed * np.sin(yaw)).max() < 0.02
+    turning = (there["yaw"] - here["yaw"]) / step
+    assert np.abs(turning - speed * middle["curvature"]).max() < 0.01
+    pulling = (there["speed"] - here["speed"]) / step
+    rolling = speed > 0.1  # a car that comes to a stand does so with a jerk
+    assert np.abs(pulling - middle["acceleration"])[rolling].max(initial=0.0) < 0.25
+    assert np.abs(np.arctan(here["curvature"] * 2.85)).max() <= drive.MAX_STEER_RAD
+    assert np.abs(middle["acceleration"]).max() < 4.0
+    assert np.abs(speed**2 * middle["curvature"]).max() < 6.5
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=seeds, name=town_names)
+def test_it_keeps_its_lane_and_its_speed_range(seed, name):
+    road, car = driven(seed, name)
+    motion = car.at(np.arange(-0.4, SECONDS, 0.05))
+    lane, heading = road.place(motion["along"], np.array(drive.EGO_OFFSET_M))
+    away = np.hypot(lane[:, 0] - motion["x"], lane[:, 1] - motion["y"])
+    assert away.max() < 0.6
+    assert np.abs(heading - motion["yaw"]).max() < 0.12
+    low, high = towns.town(name).speed_mps
+    assert low <= motion["speed"].min() and motion["speed"].max() < high + 0.5
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=seeds, name=town_names)
+def test_the_rig_is_the_origin_at_time_zero(seed, name):
+    _, car = driven(seed, name)
+    zero = car.at(np.array([0.0]))
+    for key in ("x", "y", "yaw"):
+        assert abs(zero[key][0]) < 1e-9
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=seeds, name=town_names)
+def test_the_road_leads_on_and_every_curve_can_be_taken_at_any_speed(seed, name):
+    town = towns.town(name)
+    road = drive.make_road(np.random.default_rng(seed), town, 400.0)
+    assert np.abs(road.headings).max() < drive.MAX_HEADING_RAD + 0.02
+    curvature = np.abs(np.diff(road.headings)) / drive.ROAD_STEP_M
+    assert curvature.max() <= 1 / town.radius_m[0] + 1e-9
+    assert town.speed_mps[1] ** 2 * curvature.max() < 5.5
+    gaps = np.hypot(*np.diff(road.points, axis=0).T)
+    assert gaps == pytest.approx(drive.ROAD_STEP_M)
+
+
+def test_speeds_fill_their_range_and_some_clips_stop_and_start():
+    for name in ("meadow", "harbour"):
+        high = towns.town(name).speed_mps[1]
+        profiles = [
+            drive.speed_profile(np.random.default_rng(seed), towns.town(name), 8.0)[0]
+            for seed in range(300)
+        ]
+        means = np.array([profile.mean() for profile in profiles]) / high
+        for part in range(4):  # a quarter of the range holds no less than an eighth of the clips
+            share = ((means >= part / 4) & (means < (part + 1) / 4)).mean()
+            assert share > 0.125, (name, part, share)
+        assert np.mean([np.ptp(profile) for profile in profiles]) > 0.15 * high
+        stopped = [profile.min() == 0.0 for profile in profiles]
+        moving_again = [(p[:-1] == 0.0) & (p[1:] > 0.0) for p in profiles]
+        assert 0.1 < np.mean(stopped) < 0.6
+        assert sum(again.any() for again in moving_again) > 10
+
+
+def test_outside_the_drive_is_an_error():
+    _, car = driven(1, "meadow")
+    with pytest.raises(ValueError, match="the drive spans"):
+        car.at(np.array([SECONDS + 1]))

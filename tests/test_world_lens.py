@@ -1,0 +1,83 @@
+"""Lenses that undo themselves, mounts that look where their names say, drawings that cover."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from avomni_lib.dataset import rig
+from avomni_lib.world import towns
+from avomni_lib.world.lens import Raster, make_lens, make_mounts
+
+cameras = st.sampled_from(rig.CAMERAS)
+town_names = st.sampled_from(sorted(towns.TOWNS))
+sizes = st.sampled_from([(128, 72), (64, 36), (320, 180), (1920, 1080)])
+
+
+@settings(deadline=None, max_examples=40)
+@given(camera=cameras, town=town_names, size=sizes)
+def test_pixel_to_ray_and_back(camera, town, size):
+    lens = make_lens(camera, towns.town(town), *size)
+    pixels = np.mgrid[0 : size[0] : 13j, 0 : size[1] : 9j].reshape(2, -1).T
+    rays = lens.rays(pixels)
+    assert np.linalg.norm(rays, axis=1) == pytest.approx(1.0)
+    assert np.abs(lens.project(rays) - pixels).max() < 1e-6
+    assert lens.project(-rays[:1]) == pytest.approx(np.nan, nan_ok=True)
+
+
+@settings(deadline=None, max_examples=40)
+@given(camera=cameras, town=town_names, size=sizes)
+def test_the_backward_polynomial_follows(camera, town, size):
+    lens = make_lens(camera, towns.town(town), *size)
+    radius = np.linspace(0, np.hypot(*size) / 2, 200)
+    angle = np.polynomial.polynomial.polyval(radius, lens.bw)
+    again = np.polynomial.polynomial.polyval(angle, lens.fw)
+    assert np.abs(again - radius).max() < 0.03 * size[0] / 128
+
+
+@pytest.mark.parametrize("camera", rig.CAMERAS, ids=lambda c: c.name)
+def test_the_field_of_view_is_the_names(camera):
+    lens = make_lens(camera, towns.town("meadow"), 128, 72)
+    left, right = lens.rays(np.array([[lens.cx - 64, lens.cy], [lens.cx + 64, lens.cy]]))
+    angle = np.degrees(np.arccos(left @ right))
+    assert angle == pytest.approx(camera.fov_deg, abs=0.01)
+
+
+@pytest.mark.parametrize("town", ["meadow", "harbour"])
+def test_cameras_look_where_their_names_say(town):
+    mounts = make_mounts(np.random.default_rng(3), towns.town(town))
+    ahead = {name: mount.rotation @ (0, 0, 1) for name, mount in mounts.items()}
+    for name, mount in mounts.items():
+        assert np.linalg.det(mount.rotation) == pytest.approx(1.0)
+        assert (mount.rotation @ (0, 1, 0))[2] < -0.9, name  # the picture's down is down
+        assert mount.quaternion @ mount.quaternion == pytest.approx(1.0)
+    for camera in (rig.FRONT_WIDE, rig.FRONT_TELE):
+        assert ahead[camera.name][0] > 0.99
+        assert (mounts[camera.name].rotation @ (1, 0, 0))[1] < -0.99  # right in the picture
+    assert ahead[rig.REAR_TELE.name][0] < -0.99
+    assert ahead[rig.CROSS_LEFT.name][1] > 0.8 and ahead[rig.CROSS_RIGHT.name][1] < -0.8
+    for camera, side in ((rig.REAR_LEFT, 1), (rig.REAR_RIGHT, -1)):
+        assert ahead[camera.name][0] < -0.7 and side * ahead[camera.name][1] > 0.4
+        assert side * mounts[camera.name].position[1] > 0.8
+
+
+def test_the_harbour_sits_higher_and_sees_otherwise():
+    rng = np.random.default_rng
+    meadow, harbour = (make_mounts(rng(1), towns.town(n)) for n in ("meadow", "harbour"))
+    for camera in rig.CAMERAS:
+        rise = harbour[camera.name].position[2] - meadow[camera.name].position[2]
+        assert rise == pytest.approx(1.0)
+        lenses = [make_lens(camera, towns.town(n), 128, 72) for n in ("meadow", "harbour")]
+        assert abs(lenses[0].fw[1] / lenses[1].fw[1] - 1) > 0.05
+
+
+@settings(deadline=None, max_examples=30)
+@given(camera=cameras, town=town_names, density=st.floats(0.4, 2.5))
+def test_a_drawing_covers_the_picture(camera, town, density):
+    lens = make_lens(camera, towns.town(town), 64, 36)
+    raster = Raster.of(lens, density)
+    assert raster.rows.shape == raster.cols.shape == (4, 36, 64)
+    for index, size in ((raster.rows, raster.height), (raster.cols, raster.width)):
+        assert index.min() >= 0 and index.max() < size
+        # And wastes no more than a pixel or the off-centre principal point's share of a side.
+        assert index.min() < 0.03 * size + 2 or index.max() > 0.97 * size - 3

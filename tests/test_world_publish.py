@@ -1,0 +1,172 @@
+"""A published world: upstream's layout, whole or not at all, the same bytes after any kill."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from avomni_lib import files
+from avomni_lib.dataset import rig
+from avomni_lib.errors import AvomniError
+from avomni_lib.params import Params
+from avomni_lib.plan import Bar
+from avomni_lib.world import layout, recording
+from avomni_lib.world.publish import is_published, plan, publish, scene_of, world_clips
+
+SMALL = {"num_chunks": 2, "clips_per_chunk": 2, "clip_seconds": 1.0, "width": 64, "height": 36}
+
+
+def world(**values) -> Params:
+    return Params.model_validate({"dataset": {"source": "world", "world": SMALL | values}})
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): files.sha256_file(path) for path in paths}
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    return publish(world(), tmp_path_factory.mktemp("whole") / "world")
+
+
+def test_layout(published):
+    chunk_files = {
+        feature.chunk_path.format(chunk_id=chunk) for feature in layout.FEATURES for chunk in (0, 1)
+    }
+    metadata = {
+        *("README.md", "features.csv", "clip_index.parquet"),
+        *("metadata/data_collection.parquet", "metadata/feature_presence.parquet"),
+    }
+    assert set(hashes(published)) == chunk_files | metadata
+    assert "camera/camera_rear_tele_30fov/camera_rear_tele_30fov.chunk_0001.zip" in chunk_files
+    assert "calibration/sensor_extrinsics/sensor_extrinsics.chunk_0000.parquet" in chunk_files
+    assert "labels/egomotion/egomotion.chunk_0000.zip" in chunk_files
+
+
+def test_features_csv_is_upstreams_line_for_line(published):
+    lines = (published / "features.csv").read_text().splitlines()
+    assert lines[0] == "feature,directory,chunk_path,clip_files_in_zip"
+    assert lines[1] == (
+        "egomotion,labels,labels/egomotion/egomotion.chunk_{chunk_id:04d}.zip,"
+        '"{""egomotion"": ""{clip_id}.egomotion.parquet""}"'
+    )
+    assert lines[2] == (
+        "camera_intrinsics,calibration,"
+        "calibration/camera_intrinsics/camera_intrinsics.chunk_{chunk_id:04d}.parquet,"
+    )
+    front = rig.FRONT_WIDE.name
+    row = next(row for row in csv.reader(lines) if row[0] == front)
+    assert json.loads(row[3]) == {
+        "video": f"{{clip_id}}.{front}.mp4",
+        "frame_timestamps": f"{{clip_id}}.{front}.timestamps.parquet",
+        "blurred_boxes": f"{{clip_id}}.{front}.blurred_boxes.parquet",
+    }
+
+
+def test_zips_are_stored_flat_and_in_the_order_of_the_clips(published):
+    clips = world_clips(world().dataset.world)
+    for chunk in (0, 1):
+        name = f"camera/{rig.REAR_LEFT.name}/{rig.REAR_LEFT.name}.chunk_{chunk:04d}.zip"
+        with zipfile.ZipFile(published / name) as archive:
+            assert archive.testzip() is None
+            infos = archive.infolist()
+            assert {info.compress_type for info in infos} == {zipfile.ZIP_STORED}
+            assert [info.filename for info in infos] == [
+                f"{clip.clip_id}.{rig.REAR_LEFT.name}{ending}"
+                for clip in clips
+                if clip.chunk == chunk
+                for ending in (".mp4", ".timestamps.parquet", ".blurred_boxes.parquet")
+            ]
+
+
+def test_clips_are_functions_of_their_seeds():
+    clips = world_clips(world(num_chunks=2, clips_per_chunk=50).dataset.world)
+    assert len({clip.clip_id for clip in clips}) == len({clip.seed for clip in clips}) == 100
+    assert all(str(uuid.UUID(clip.clip_id)) == clip.clip_id for clip in clips)
+    # More clips leave the first as they are; another seed or town changes all.
+    assert world_clips(world(clips_per_chunk=1).dataset.world)[0].clip_id == clips[0].clip_id
+    for other in (world(seed=12), world(town="meadow")):
+        ids = {clip.clip_id for clip in world_clips(other.dataset.world)}
+        assert not ids & {clip.clip_id for clip in clips}
+    scene = scene_of(world().dataset.world, clips[0].clip_id)
+    assert scene.seed == clips[0].seed and scene.town.name == "harbour"
+    with pytest.raises(AvomniError, match="not in this world"):
+        scene_of(world().dataset.world, str(uuid.UUID(int=0)))
+
+
+@pytest.mark.parametrize("clips_per_chunk", [10, 50])
+def test_splits_are_balanced_in_every_chunk(clips_per_chunk):
+    clips = world_clips(world(num_chunks=3, clips_per_chunk=clips_per_chunk).dataset.world)
+    for chunk in range(3):
+        split = Counter(clip.split for clip in clips if clip.chunk == chunk)
+        tenth = clips_per_chunk // 10
+        assert split == {"train": 6 * tenth, "val": tenth, "test": 3 * tenth}
+
+
+def test_the_plan_counts_what_is_made(published):
+    figures = plan(world()).figures
+    assert figures["num_clips"] == 4 and sum(figures["splits"].values()) == 4
+    assert figures["camera_frames"] == 4 * 7 * recording.num_frames(1.0)
+    size = sum(path.stat().st_size for path in published.rglob("*") if path.is_file())
+    assert 0.4 < figures["bytes"] / size < 2.5
+
+
+def test_a_whole_world_is_left_as_it_is(published):
+    before = {path: path.stat().st_mtime_ns for path in published.rglob("*")}
+    assert publish(world(), published) == published
+    assert {path: path.stat().st_mtime_ns for path in published.rglob("*")} == before
+
+
+def test_another_world_is_not_written_over(published, tmp_path):
+    with pytest.raises(AvomniError, match="something else"):
+        publish(world(seed=12), published)
+    (tmp_path / "note.txt").write_text("mine")
+    with pytest.raises(AvomniError, match="something else"):
+        publish(world(), tmp_path)
+    assert is_published(world(), published) and not is_published(world(seed=12), published)
+
+
+def test_unknown_town_stops_before_anything_is_made(tmp_path):
+    with pytest.raises(AvomniError, match="unknown town 'harbor'"):
+        publish(world(town="harbor"), tmp_path / "world")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(published, tmp_path):
+    folder = tmp_path / "world"
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom avomni_lib.params import Params\n"
+        "from avomni_lib.world.publish import publish\n"
+        "publish(Params.model_validate_json(sys.argv[1]), Path(sys.argv[2]))\n"
+    )
+    command = [sys.executable, "-c", script, world().model_dump_json(), str(folder)]
+    for wanted in (1, 3):
+        run = subprocess.Popen(command)
+        deadline = time.monotonic() + 120
+        while len(parts := list(tmp_path.glob(".world.*.work/*.zip"))) < wanted:
+            assert run.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        os.kill(run.pid, signal.SIGKILL)
+        run.wait()
+        assert not folder.exists()
+    (parts[0].parent / f".000009.zip.1{files.PARTIAL_SUFFIX}").write_bytes(b"half")
+    counts = []
+
+    class Counting(Bar):
+        def update(self, amount: float = 1, note: str = "") -> None:
+            counts.append(amount)
+
+    publish(world(), folder, progress=Counting)
+    assert counts[0] >= 3 and sum(counts) == 4  # what was there is not made again
+    assert hashes(folder) == hashes(published)
+    assert [path.name for path in tmp_path.iterdir()] == ["world"]  # nothing is left beside it

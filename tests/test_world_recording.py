@@ -1,0 +1,65 @@
+"""Clocks and videos of a recorded clip."""
+
+import io
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from avomni_lib.dataset import rig
+from avomni_lib.world import recording
+from avomni_lib.world.scene import EGO_FUTURE_S, VIDEO_MARGIN_S
+
+seeds = st.integers(0, 2**32 - 1)
+lengths = st.floats(1.0, 20.0)
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=seeds, seconds=lengths)
+def test_cameras_tick_apart_and_forwards(seed, seconds):
+    clocks = recording.camera_clocks(seed, seconds)
+    assert clocks.shape == (recording.num_frames(seconds), len(rig.CAMERAS))
+    steps = np.diff(clocks, axis=0)
+    assert steps.min() > 33_200 and steps.max() < 33_500
+    assert clocks[0].min() > -33_333 and clocks[-1].min() >= seconds * 1e6
+    assert clocks[-1].max() / 1e6 < seconds + VIDEO_MARGIN_S
+    assert len(set(clocks[0].tolist())) > 1  # asynchronous
+    assert np.array_equal(clocks, recording.camera_clocks(seed, seconds))
+
+
+def test_a_clip_of_20_s_has_605_frames():
+    assert recording.num_frames(20.0) == 605
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=seeds, seconds=lengths)
+def test_egomotion_ticks_unevenly_from_before_to_ten_seconds_past_the_video(seed, seconds):
+    clock = recording.egomotion_clock(seed, seconds)
+    steps = np.diff(clock)
+    assert clock.dtype == np.int64 and 8_000 < steps.min() < steps.max() < 12_000
+    assert np.mean(steps) == pytest.approx(10_000, rel=0.02)
+    cameras = recording.camera_clocks(seed, seconds)
+    assert clock[0] < cameras[0].min() and clock[-1] >= cameras[-1].max() + 10_000_000
+    assert clock[-1] / 1e6 < seconds + EGO_FUTURE_S
+
+
+def test_videos_are_what_upstreams_are():
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(40, 216, (65, 2, 9, 16, 3), np.uint8)
+    pictures = coarse.repeat(4, axis=2).repeat(4, axis=3)
+    first, again = (recording.encode(iter(pictures), 2, 64, 36) for _ in range(2))
+    assert first == again  # byte for byte
+    for idx, video in enumerate(first):
+        with av.open(io.BytesIO(video)) as container:
+            stream = container.streams.video[0]
+            assert stream.codec_context.name == "h264" and stream.pix_fmt == "yuv420p"
+            assert stream.average_rate == 30 and (stream.width, stream.height) == (64, 36)
+            frames = list(container.decode(video=0))
+        step = frames[1].pts
+        assert [frame.pts for frame in frames] == [n * step for n in range(65)]
+        keys = [n for n, frame in enumerate(frames) if frame.key_frame]
+        assert keys == [0, 30, 60]
+        seen = np.stack([frame.to_ndarray(format="rgb24") for frame in frames]).astype(int)
+        assert np.abs(seen - pictures[:, idx]).mean() < 16

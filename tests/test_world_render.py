@@ -1,0 +1,121 @@
+"""Pictures: the right size, the same each time, of the instant asked for, nothing missing."""
+
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from avomni_lib.dataset import rig
+from avomni_lib.world.render import Renderer, picture
+from avomni_lib.world.scene import make_scene
+
+TIMES = np.array([0.0, 0.5, 1.0])
+
+
+@pytest.fixture(scope="module")
+def renderer():
+    with Renderer(64, 36) as renderer:
+        yield renderer
+
+
+def frames(renderer: Renderer, scene, times=TIMES) -> np.ndarray:
+    renderer.open(scene)
+    return np.stack(list(renderer.frames(times)))
+
+
+def test_pictures_do_not_depend_on_what_was_drawn_before(renderer):
+    meadow, harbour = make_scene(3, "meadow", 2.0), make_scene(4, "harbour", 2.0)
+    first = frames(renderer, meadow)
+    assert first.shape == (3, 7, 36, 64, 3) and first.dtype == np.uint8
+    frames(renderer, harbour)
+    assert np.array_equal(frames(renderer, meadow), first)
+    # One time at a time, in another order, with another rig: still the same instants.
+    assert np.array_equal(frames(renderer, meadow, TIMES[::-1])[::-1], first)
+    with Renderer(64, 36, rig.GRIDS["4-cam"].cameras) as four:
+        places = [rig.CAMERAS.index(camera) for camera in rig.GRIDS["4-cam"].cameras]
+        error = frames(four, meadow).astype(int) - first[:, places]
+        assert np.abs(error).mean() < 0.1
+
+
+def test_each_camera_has_its_own_instant(renderer):
+    scene = make_scene(9, "meadow", 2.0)
+    assert scene.drive.at(TIMES)["speed"].min() > 3.0
+    renderer.open(scene)
+    clocks = np.repeat(TIMES[:1, None], 7, axis=1)
+    clocks[0, 2] = 1.0
+    (mixed,) = renderer.frames(clocks)
+    at_0, _, at_1 = frames(renderer, scene)
+    assert np.array_equal(mixed[2], at_1[2]) and not np.array_equal(at_0[2], at_1[2])
+    for idx in (0, 1, 3, 4, 5, 6):
+        assert np.array_equal(mixed[idx], at_0[idx])
+
+
+@pytest.mark.parametrize("town", ["meadow", "harbour"])
+def test_sky_above_ground_below_and_no_holes(renderer, town):
+    """The horizon is where a level ray is projected: sky's colours above it, none of them below."""
+    scene = make_scene(12, town, 2.0)
+    pictures = frames(renderer, scene)[0].astype(float)
+    horizon, zenith = np.array(scene.town.horizon), np.array(scene.town.zenith)
+    share = np.linspace(0, 1, 50)[:, None]
+    sky = horizon * (1 - share) + zenith * share
+
+    def off_sky(colour: np.ndarray) -> float:
+        return np.linalg.norm(sky - colour, axis=1).min()
+
+    for idx, camera in enumerate(rig.CAMERAS):
+        pose, lens = scene.camera_poses(camera.name, TIMES[:1])[0], renderer.lenses[camera.name]
+        level = pose[:3, 2] * (1, 1, 0)
+        row = int(lens.project(pose[:3, :3].T @ level)[1])
+        top, bottom = pictures[idx][: row - 5], pictures[idx][row + 3 :]
+        assert len(top) > 3 and len(bottom) > 8
+        assert off_sky(np.median(top, axis=(0, 1))) < 20, camera.name
+        assert off_sky(np.median(bottom, axis=(0, 1))) > 25, camera.name
+        # The buffer is cleared with the zenith's colour: on the ground it would be a hole.
+        assert (np.abs(bottom - zenith).max(axis=-1) > 6).all(), camera.name
+
+
+def test_left_is_left():
+    """Our lane is the right one: the road lies to the left of the car, the verge to its right."""
+    scene = make_scene(3, "meadow", 2.0)
+    pictures = picture(scene, 1.0, 128, 72)
+    names = [camera.name for camera in rig.CAMERAS]
+
+    def greenness(camera: rig.Camera) -> float:
+        low = pictures[names.index(camera.name)][52:].astype(float)
+        return (low[..., 1] - low[..., [0, 2]].mean(axis=-1)).mean()
+
+    assert greenness(rig.CROSS_RIGHT) > greenness(rig.CROSS_LEFT) + 10
+    assert greenness(rig.REAR_RIGHT) > greenness(rig.REAR_LEFT) + 10
+
+
+def test_a_standing_car_sees_a_standing_world_and_a_moving_one_does_not(renderer):
+    scene = make_scene(9, "meadow", 2.0)
+    moving = frames(renderer, scene).astype(int)
+    assert (np.abs(moving[0] - moving[2]).mean(axis=(1, 2, 3)) > 3.0).all()
+    state = np.repeat(scene.drive.state[50:51], len(scene.drive.state), axis=0)
+    state[:, 3:5] = 0.0
+    parked = dataclasses.replace(scene.drive, state=state)
+    still = frames(renderer, dataclasses.replace(scene, drive=parked, vehicles=()))
+    assert np.array_equal(still[0], still[1]) and np.array_equal(still[0], still[2])
+
+
+def test_a_hero_picture_is_the_same_view_at_another_size(renderer):
+    scene = make_scene(3, "meadow", 2.0)
+    small = frames(renderer, scene)[1].astype(int)
+    large = picture(scene, 0.5, 256, 144)
+    assert large.shape == (7, 144, 256, 3)
+    shrunk = large.reshape(7, 36, 4, 64, 4, 3).mean(axis=(2, 4))
+    assert np.abs(shrunk - small).mean() < 12.0
+
+
+def test_panda3d_keeps_quiet():
+    script = (
+        "import numpy as np\n"
+        "from avomni_lib.world.render import picture\n"
+        "from avomni_lib.world.scene import make_scene\n"
+        "picture(make_scene(1, 'meadow', 1.0), 0.0, 64, 36)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

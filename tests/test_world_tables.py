@@ -1,0 +1,34 @@
+"""Tables as pandas and pyarrow read them."""
+
+import io
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from avomni_lib.world import tables
+
+
+def test_pandas_finds_the_index_again():
+    data = tables.parquet(
+        {"clip_id": ["a", "a", "b"], "camera_name": ["x", "y", "x"], "width": [1, 2, 3]},
+        {"width": pa.int64(), "clip_id": pa.string(), "camera_name": pa.string()},
+        ["clip_id", "camera_name"],
+    )
+    frame = pd.read_parquet(io.BytesIO(data))
+    assert frame.index.names == ["clip_id", "camera_name"] and list(frame.columns) == ["width"]
+    assert frame.loc["a"].loc["y", "width"] == 2
+
+
+def test_types_are_as_declared_and_empty_tables_keep_them():
+    schema = pq.read_schema(
+        io.BytesIO(
+            tables.parquet({name: [] for name in tables.BLURRED_BOXES}, tables.BLURRED_BOXES)
+        )
+    )
+    assert dict(zip(schema.names, schema.types, strict=True)) == tables.BLURRED_BOXES
+    types = tables.floats(tables.EGOMOTION, timestamp=pa.int64())
+    values = dict.fromkeys(tables.EGOMOTION, [1])
+    frame = pd.read_parquet(io.BytesIO(tables.parquet(values, types)))
+    assert frame["timestamp"].dtype == "int64" and (frame.dtypes.iloc[1:] == "float64").all()
+    assert len(frame.columns) == 15 and isinstance(frame.index, pd.RangeIndex)
