@@ -31,9 +31,9 @@ assert not loaded, loaded
     assert 3700 < planned["tokens_per_sample"] < 3900
     assert planned["max_seq_length"] == 65536
     assert planned["num_chunks"] == 1 and 8 < planned["fetch_gb"] < 9
-    # 100 clips of 41 frames of 896×512 RGB
-    assert planned["cache_gb"] == pytest.approx(100 * 41 * 896 * 512 * 3 / 1e9, abs=1e-3)
-    # (41 - 16) // 8 + 1 = 4 windows a clip, half of the clips, 2 epochs, 16 windows a step
+    # 100 clips of 40 frames of 896×512 RGB
+    assert planned["cache_gb"] == pytest.approx(100 * 40 * 896 * 512 * 3 / 1e9, abs=1e-3)
+    # (40 - 16) // 8 + 1 = 4 windows a clip, half of the clips, 2 epochs, 16 windows a step
     assert planned["num_windows"] == 400 and planned["optimizer_steps"] == 25
     assert any("25 optimizer steps are few" in warning for warning in planned["warnings"])
 
@@ -82,15 +82,15 @@ def test_steps_are_those_of_all_epochs_or_of_max_steps():
     assert steps(200, max_steps=300) == 25
 
 
-def test_frames_of_a_clip_include_its_first():
+def test_frames_of_a_clip_begin_with_its_first():
     p = mi300x(processing={"sample_hz": 10})
-    assert estimate.frames_per_clip(p, 8.0) == 81
-    assert estimate.frames_per_clip(p, 7.99) == 80
+    assert estimate.frames_per_clip(p, 8.0) == 80
+    assert estimate.frames_per_clip(p, 8.01) == 81
+    assert estimate.frames_per_clip(p, 1.1) == 11, "1.1 × 10 is a little more than 11 in floats"
 
 
 def test_a_worlds_clips_are_counted_by_its_own_splits():
     demo = estimate.plan_run(Params.from_files([PROJECT_ROOT / "params" / "demo.yaml"])).figures
-    # 240 frames at 30 a second: the last of them is 7.97 s after the first.
     assert (demo["num_clips"], demo["frames_per_clip"]) == (100, 80)
     assert demo["num_windows"] == 100 * ((80 - 16) // 8 + 1)
     assert demo["num_train_windows"] == 60 * ((80 - 16) // 8 + 1)

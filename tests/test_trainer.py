@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from avomni_lib.dataset import download
 from avomni_lib.errors import AvomniError
+from avomni_lib.etl import build
 from avomni_lib.plan import Bar
 from avomni_lib.training import adapter, model, trainer
 from avomni_lib.training.backbones import backbone
-from tests import killed_training, training_set
+from tests import killed_training, published_set, training_set
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -72,7 +74,7 @@ def test_the_adapter_changes_what_the_model_says(straight):
         p, training_set.Stripes(24), base.tokenizer, backbone("qwen3_vl")
     )
     windows = training_set.Stripes(24)
-    batch = trainer._tokens([0, 1], windows, talk, sliced=False)
+    batch = trainer.tokens_of([0, 1], windows, talk, sliced=False)
     batch |= talk.backbone.inputs(
         torch.stack([torch.from_numpy(windows.frames(i)) for i in (0, 1)])
     )
@@ -195,6 +197,52 @@ def test_a_sample_that_is_too_long_is_refused_before_the_first_step(base_folder,
         trainer.train(p, windows=training_set.Stripes(24))
 
 
+@pytest.fixture(scope="module")
+def published_run(tmp_path_factory, base_folder):
+    """Parameters of a run whose cache the ETL has made: three clips, one of them to train on."""
+    folder = tmp_path_factory.mktemp("run")
+    published = published_set.write_published_set(folder / "set", num_chunks=1)
+    p = training_set.params(
+        folder,
+        base_folder,
+        dataset={"source": "folder", "local_dir": str(published), "license_accepted": True},
+        processing={"num_workers": 1},
+    )
+    download.fetch(p, None)
+    build.build(p)
+    return p
+
+
+def test_a_cache_is_planned_and_trained_as_it_was_planned(published_run):
+    # 2 s at 10 Hz are 20 frames: 9 windows of 4 frames, one every 2; 4 windows a step.
+    planned = trainer.plan(published_run).figures
+    assert (planned["num_windows"], planned["num_clips"]) == (9, 1)
+    assert planned["optimizer_steps"] == 3
+    assert "3 optimizer steps are few" in trainer.plan(published_run).warnings[0]
+    figures = trainer.train(published_run).figures
+    assert {name: figures[name] for name in planned if name in figures} == {
+        name: planned[name] for name in planned if name in figures
+    }
+    record = adapter.read_record(adapter.adapter_dir(published_run))
+    assert record["training_clip_ids"] == [published_set.clip_id_of(0)]
+    assert record["notice"] == adapter.CONFIDENTIAL
+    card = (adapter.adapter_dir(published_run) / "README.md").read_text()
+    assert adapter.CONFIDENTIAL in card
+
+
+def test_a_plan_refuses_what_the_training_would(published_run):
+    def plan_with(section, **keys):
+        changed = getattr(published_run, section).model_copy(update=keys)
+        return trainer.plan(published_run.model_copy(update={section: changed}))
+
+    with pytest.raises(AvomniError, match="model.max_seq_length is 100"):
+        plan_with("model", max_seq_length=100)
+    with pytest.raises(AvomniError, match="no training window"):
+        plan_with("processing", sequence_length=64)
+    with pytest.raises(AvomniError, match="run 03_etl"):
+        plan_with("run", name="empty")
+
+
 def test_the_bar_moves_by_one_a_step(base_folder, tmp_path):
     bars = []
 
@@ -227,7 +275,7 @@ def test_logits_of_the_answer_alone_bear_the_same_loss(base_folder, tmp_path):
         torch.stack([torch.from_numpy(windows.frames(i)) for i in (2, 3, 5)])
     )
     full, sliced = (
-        base.model(**trainer._tokens([2, 3, 5], windows, talk, sliced), **pixels)
+        base.model(**trainer.tokens_of([2, 3, 5], windows, talk, sliced), **pixels)
         for sliced in (False, True)
     )
     assert sliced.logits.shape[1] < full.logits.shape[1] / 1.5

@@ -64,7 +64,8 @@ def record_of(
         "seed": p.run.seed,
         "model": p.values("model")["model"],
         "training": training,
-        "choices": {name: choice.value for name, choice in choices.items()},
+        # `cuda:1` is another rank's card, not another training.
+        "choices": {name: choice.value.partition(":")[0] for name, choice in choices.items()},
         "num_ranks": num_ranks,
         "cache": windows.cache.digest,
         "training_clip_ids": sorted({windows[i].clip_id for i in range(len(windows))}),

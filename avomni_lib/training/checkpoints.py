@@ -28,16 +28,19 @@ class Checkpoints:
     Args:
         folder: Below `run/checkpoints`; made if missing.
         plan: What makes this training this one, kept beside it for people.
+        writes: Whether this process writes here; of several that train together one does.
     """
 
-    def __init__(self, folder: Path, plan: dict[str, Any]):
+    def __init__(self, folder: Path, plan: dict[str, Any], writes: bool = True):
         self.folder = Path(folder)
         self.partial = self.folder / "partial"
-        self.sweep()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        files.write_json(self.folder / PLAN_FILE, plan)
+        self.writes = writes
         self.metrics = Metrics(self.folder / METRICS_FILE)
-        self._drop_old()  # which a kill may have left, whole or in part
+        if writes:
+            self.sweep()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            files.write_json(self.folder / PLAN_FILE, plan)
+            self._drop_old()  # which a kill may have left, whole or in part
 
     def all(self) -> list[Path]:
         """Whole checkpoints, oldest first."""

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 from avomni_lib.dataset import rig
 from avomni_lib.dataset.forecast import forecast
+from avomni_lib.etl.forecast import clip_seconds
 from avomni_lib.etl.windows import num_windows
 from avomni_lib.params import Params
 from avomni_lib.plan import Plan, gigabytes
@@ -22,8 +23,7 @@ from avomni_lib.training.targets import target
 
 FEW_STEPS = 200  # below it an adapter has hardly begun to learn
 
-# nvidia/PhysicalAI-Autonomous-Vehicles: 605 frames at 30 a second; 153,625 of 306,152 clips train.
-FRAMES_PER_S, CLIP_FRAMES, TRAIN_SHARE = 30, 605, 0.5
+TRAIN_SHARE = 0.5  # of nvidia/PhysicalAI-Autonomous-Vehicles: 153,625 of 306,152 clips
 
 # What Qwen's tokenizer makes one token of: a special token, a word with the space before it, a
 # digit, a run of signs or of whitespace. Long or rare words fall into two.
@@ -33,7 +33,7 @@ _PIECE = re.compile(r" ?[A-Za-z]+|\d|[^\sA-Za-z\d]+|\s+")
 
 @dataclass(frozen=True)
 class Source:
-    """What is fetched and the driving in it; `seconds` from a clip's first to last frame."""
+    """What is fetched and the driving in it."""
 
     num_chunks: int
     num_clips: int
@@ -85,8 +85,8 @@ def tokens_per_sample(p: Params) -> Tokens:
 
 
 def frames_per_clip(p: Params, seconds: float) -> int:
-    """Sampled frames of a clip, its first included."""
-    return math.floor(seconds * p.processing.sample_hz + 1e-9) + 1
+    """Sampled frames of a clip: its first and those before its end."""
+    return math.ceil(seconds * p.processing.sample_hz - 1e-9)
 
 
 def optimizer_steps(p: Params, num_windows: int, num_ranks: int = 1) -> int:
@@ -109,14 +109,13 @@ def few_steps_warning(p: Params, steps: int) -> list[str]:
 def source(p: Params) -> Source:
     """What the run fetches, as far as it can be said without asking the hub."""
     told = forecast(p)
-    train, frames = round(told.num_clips * TRAIN_SHARE), CLIP_FRAMES
+    train = round(told.num_clips * TRAIN_SHARE)
     if p.dataset.source == "world":
         from avomni_lib.world.publish import world_clips  # loads the renderer
 
         clips = world_clips(p.dataset.world)[: told.num_clips]
         train = sum(clip.split == "train" for clip in clips)
-        frames = round(p.dataset.world.clip_seconds * FRAMES_PER_S)
-    seconds = (frames - 1) / FRAMES_PER_S
+    seconds = clip_seconds(p)
     return Source(told.num_chunks, told.num_clips, train, seconds, told.num_bytes, told.note)
 
 
@@ -150,7 +149,7 @@ def plan_run(p: Params) -> Plan:
         )
     rows = [
         ("to fetch", gigabytes(raw.num_bytes), f"chunks: {raw.num_chunks}; {raw.note}"),
-        ("clips", f"{raw.num_clips:,}", f"{raw.seconds:.1f} s each"),
+        ("clips", f"{raw.num_clips:,}", f"{raw.seconds:g} s each"),
         ("grid", f"{width}×{height} px", f"{p.vision.camera_setup}, {frames} frames a clip"),
         ("cache", gigabytes(cache_bytes), "uint8 frames, each once, all splits"),
         ("windows", f"{raw.num_clips * each:,}", f"{length} frames, {(length - 1) / hz:g} s"),

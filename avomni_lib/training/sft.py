@@ -9,13 +9,16 @@ import math
 import time
 from typing import Any
 
+from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback  # noqa: F401
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
+from avomni_lib.hardware import Choice
+from avomni_lib.params import Params
 from avomni_lib.plan import Bar
 from avomni_lib.training.backbones import Backbone
 from avomni_lib.training.checkpoints import Checkpoints
@@ -60,7 +63,7 @@ class WindowTrainer(SFTTrainer):
         # Not SFTTrainer's, which only adds a model card for the hub.
         Trainer._save_checkpoint(self, model, trial)
         self.accelerator.wait_for_everyone()  # each rank writes its own random state
-        if self.args.should_save:
+        if self.checkpoints.writes:
             self.checkpoints.adopt(self.state.global_step)
         self.accelerator.wait_for_everyone()
 
@@ -74,7 +77,6 @@ class Meter(TrainerCallback):
         bar: Moved by one a step.
         every: Steps between lines.
         epochs_per_step: Passes over the windows that a step makes.
-        writes: Whether this process writes the metrics; one of many does.
     """
 
     def __init__(
@@ -85,10 +87,9 @@ class Meter(TrainerCallback):
         *,
         every: int,
         epochs_per_step: float,
-        writes: bool,
     ):
         self.loader, self.checkpoints, self.bar = loader, checkpoints, bar
-        self.every, self.writes = every, writes
+        self.every = every
         self.epochs_per_step = epochs_per_step
         self.seconds = self.waited = 0.0  # since the last line
 
@@ -105,7 +106,7 @@ class Meter(TrainerCallback):
         self.waited += self.loader.waited_s - self._waited
         self._mark()
         self.bar.update(1, note=f"loss {logs['loss']:.3f}")
-        if self.writes and state.global_step % self.every == 0:
+        if self.checkpoints.writes and state.global_step % self.every == 0:
             self.checkpoints.metrics.add(
                 {
                     "step": state.global_step,
@@ -136,3 +137,45 @@ def not_a_number(name: str, value: float, step: int, checkpoints: Checkpoints) -
         where=str(checkpoints.folder),
         fix="lower training.learning_rate, or raise training.warmup_ratio",
     )
+
+
+def arguments_of(
+    p: Params, checkpoints: Checkpoints, choices: dict[str, Choice], steps: int
+) -> SFTConfig:
+    """TRL's arguments for these parameters and choices."""
+    training, on_cpu = p.training, choices["device"].value == "cpu"
+    schedule = training.lr_scheduler
+    return SFTConfig(
+        output_dir=str(checkpoints.partial),
+        seed=p.run.seed,
+        max_steps=steps,
+        per_device_train_batch_size=training.batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type="constant_with_warmup" if schedule == "constant" else schedule,
+        warmup_steps=math.ceil(training.warmup_ratio * steps),
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        optim=choices["optimizer"].value,
+        gradient_checkpointing=training.gradient_checkpointing,
+        # Left out, TRL would take bfloat16 on a CPU too.
+        bf16=choices["dtype"].value == "bfloat16",
+        use_cpu=on_cpu,
+        save_strategy="steps",
+        save_steps=training.save_steps,
+        # Every step is looked at, so that a loss that is no number stops the training at once;
+        # the filter would hide it.
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        max_length=None,
+    )
+
+
+def named_rows(count: int) -> Dataset:
+    """What SFTTrainer insists on, a `datasets.Dataset`; the loader knows the windows by number."""
+    return Dataset.from_dict({"index": range(count)})

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import gc
-import math
 import os
 import statistics
 from collections.abc import Sequence
@@ -132,25 +131,22 @@ def train(p: Params, progress: type[Bar] = Bar, windows: Any = None) -> Trained:
     digest = model.base_digest(model.base_location(p.model.base_model), base.model.config)
     ranks = _num_ranks()
     record = adapter.record_of(p, windows, talk, digest, base.choices, ranks)
-    checkpoints = Checkpoints(p.checkpoints_dir / files.hash_json(record)[:12], record)
+    folder = p.checkpoints_dir / files.hash_json(record)[:12]
+    checkpoints = Checkpoints(folder, record, writes=_rank() == 0)
     last = checkpoints.last()
     done = step_of(last) if last else 0
-    checkpoints.metrics.cut_after(done)
+    if checkpoints.writes:
+        checkpoints.metrics.cut_after(done)
 
     steps = estimate.optimizer_steps(p, len(windows), ranks)
-    arguments = _arguments(p, checkpoints, choices, steps)
+    batch, accumulated = p.training.batch_size, p.training.gradient_accumulation_steps
     order = loader.Order(
-        len(windows),
-        p.training.batch_size,
-        steps * p.training.gradient_accumulation_steps,
-        p.run.seed,
-        rank=arguments.process_index,
-        num_ranks=ranks,
+        len(windows), batch, steps * accumulated, p.run.seed, rank=_rank(), num_ranks=ranks
     )
     batches = loader.Loader(
         windows,
         order,
-        lambda indices: _tokens(indices, windows, talk, sliced=backend != "unsloth"),
+        lambda indices: tokens_of(indices, windows, talk, sliced=backend != "unsloth"),
         pin=device != "cpu",
     )
     tuned = model.add_adapter(base.model, p, kind, backend)
@@ -161,9 +157,9 @@ def train(p: Params, progress: type[Bar] = Bar, windows: Any = None) -> Trained:
             kind=kind,
             checkpoints=checkpoints,
             model=tuned,
-            args=arguments,
+            args=sft.arguments_of(p, checkpoints, choices, steps),
             processing_class=base.tokenizer,
-            train_dataset=_named_rows(len(windows)),
+            train_dataset=sft.named_rows(len(windows)),
             data_collator=list,  # never called: batches come from the loader
             callbacks=[
                 sft.Meter(
@@ -171,17 +167,15 @@ def train(p: Params, progress: type[Bar] = Bar, windows: Any = None) -> Trained:
                     checkpoints,
                     bar,
                     every=p.training.logging_steps,
-                    epochs_per_step=steps
-                    and len(order) * order.batch_size * ranks / len(windows) / steps,
-                    writes=arguments.should_save,
+                    epochs_per_step=batch * accumulated * ranks / len(windows),
                 )
             ],
         )
         trainer.remove_callback(sft.PrinterCallback)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
-    checkpoints.sweep()
     metrics = checkpoints.metrics.read()
-    if arguments.should_save:
+    if checkpoints.writes:
+        checkpoints.sweep()
         adapter.export(trainer.model, adapter.adapter_dir(p), record)
     figures = _figures(record, metrics, steps, done) | {
         "tokens_per_sample": max(map(len, _few_samples(windows, talk))),
@@ -219,7 +213,7 @@ def _few_samples(windows: Any, talk: Conversation) -> list[Sample]:
     return [_sample(index, windows, talk) for index in {by_path[0], by_path[-1]}]
 
 
-def _tokens(
+def tokens_of(
     indices: Sequence[int], windows: Any, talk: Conversation, sliced: bool
 ) -> dict[str, Any]:
     """A batch's tokens; `sliced`, logits are asked for only where the loss is borne.
@@ -252,50 +246,12 @@ def _optimizer(p: Params, device: str) -> Choice:
     return hardware.optimizer(p.training.optimizer, device)
 
 
-def _arguments(p: Params, checkpoints: Checkpoints, choices: dict[str, Choice], steps: int) -> Any:
-    from trl import SFTConfig
-
-    training, on_cpu = p.training, choices["device"].value == "cpu"
-    schedule = training.lr_scheduler
-    return SFTConfig(
-        output_dir=str(checkpoints.partial),
-        seed=p.run.seed,
-        max_steps=steps,
-        per_device_train_batch_size=training.batch_size,
-        gradient_accumulation_steps=training.gradient_accumulation_steps,
-        learning_rate=training.learning_rate,
-        lr_scheduler_type="constant_with_warmup" if schedule == "constant" else schedule,
-        warmup_steps=math.ceil(training.warmup_ratio * steps),
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        optim=choices["optimizer"].value,
-        gradient_checkpointing=training.gradient_checkpointing,
-        # Left out, TRL would take bfloat16 on a CPU too.
-        bf16=choices["dtype"].value == "bfloat16",
-        use_cpu=on_cpu,
-        save_strategy="steps",
-        save_steps=training.save_steps,
-        # Every step is looked at, so that a loss that is no number stops the training at once;
-        # the filter would hide it.
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        report_to="none",
-        disable_tqdm=True,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        remove_unused_columns=False,
-        max_length=None,
-    )
-
-
-def _named_rows(count: int) -> Any:
-    """What SFTTrainer insists on, a `datasets.Dataset`; the loader knows the windows by number."""
-    from datasets import Dataset
-
-    return Dataset.from_dict({"index": range(count)})
-
-
 def _num_ranks() -> int:
-    return int(os.environ.get("WORLD_SIZE", 1))
+    return int(os.environ.get("WORLD_SIZE", 1))  # as torchrun sets it
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", 0))
 
 
 def _figures(
@@ -304,7 +260,8 @@ def _figures(
     seconds = sum(line["seconds"] for line in metrics)
     waited = sum(line["data_wait_s"] for line in metrics)
     losses = [line["loss"] for line in metrics]
-    begin, end = (statistics.fmean(part) for part in (losses[:10], losses[-10:]))
+    few = max(1, min(10, len(losses) // 2))
+    begin, end = (statistics.fmean(part) for part in (losses[:few], losses[-few:]))
     return {
         "headline": f"loss {begin:.2f} -> {end:.2f} in {steps} steps",
         "num_windows": record["num_windows"],
