@@ -166,7 +166,7 @@ def by_decord(
             where="processing.decoder: decord",
             fix="set processing.decoder to auto or pyav",
         ) from None
-    if stream.leading().any():
+    if len(stream.closed_keys) < len(stream.keys) or stream.leading().any():
         raise _inexact("has open GOPs, in which decord returns a neighbour of the frame", stream)
     try:
         reader = decord.VideoReader(io.BytesIO(stream.content), num_threads=1)

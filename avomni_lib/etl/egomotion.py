@@ -21,7 +21,7 @@ MAX_GAP_S = 0.5
 MAX_JUMP_M = 1.0
 UNIT_TOLERANCE = 1e-3
 PATH_TOLERANCE = (2.0, 0.1)  # m, and share of the path, by which positions and speeds may disagree
-HOP_M = 0.5
+HOP_M, BACK_M = 0.5, 0.1
 
 
 @dataclass(frozen=True)
@@ -153,18 +153,24 @@ def path_length(position: np.ndarray) -> np.ndarray:
 
     The sum of steps between neighbours grows with the noise of each position, above all at
     standstill (1 cm at 100 Hz reads as more than 1 m/s). So the path is the polygon over rows at
-    least 0.5 m apart: noise smaller than that adds nothing at rest and little in motion, and
-    cutting the corner costs 0.04 % on a circle of 5 m radius. Only positions are used, for speeds
-    may be measured otherwise (wheels) and drift.
+    least 0.5 m apart, and over the places where the car turned back by more than 0.1 m: smaller
+    noise adds nothing at rest and little in motion, and cutting the corner costs 0.04 % on a circle
+    of 5 m radius. Only positions are used: speeds may be measured otherwise (wheels) and drift.
     """
     points = position.tolist()
     knot, done = points[0], 0.0
+    far, far_hop = knot, 0.0
     distance = np.zeros(len(points))
     for row, point in enumerate(points):
         hop = math.dist(point, knot)
+        if far_hop - hop > BACK_M:
+            knot, done = far, done + far_hop
+            hop, far_hop = math.dist(point, knot), 0.0
         distance[row] = done + hop
+        if hop >= far_hop:
+            far, far_hop = point, hop
         if hop >= HOP_M:
-            knot, done = point, done + hop
+            knot, done, far_hop = point, done + hop, 0.0
     return np.maximum.accumulate(distance)
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from avomni_lib.dataset.clip import ByteRange
 
 READ_BUFFER_BYTES = 1 << 20
+# Whether a NAL unit's first byte names an IDR picture (H.264 table 7-1, H.265 table 7-1).
+IDR = {"h264": lambda byte: byte & 31 == 5, "hevc": lambda byte: byte >> 1 & 63 in (19, 20)}
 FETCH_AGAIN = "run 02_download again: it compares the file with its sha256; or leave the clip out"
 
 
@@ -56,37 +58,36 @@ class Stream:
         return np.array(microseconds, dtype=np.int64)
 
     @property
+    def keys(self) -> np.ndarray:
+        """Indices of `packets` that are key frames."""
+        return np.flatnonzero([packet.is_keyframe for packet in self.packets])
+
+    @property
+    def closed_keys(self) -> np.ndarray:
+        """Key frames of closed GOPs: nothing from there on refers to what came before.
+
+        In H.264 and HEVC those are the IDR pictures; elsewhere, key frames without leading
+        pictures.
+        """
+        is_idr = IDR.get(self.codec.name)
+        if is_idr and any(self.units(self.packets[0])):
+            closed = [
+                any(is_idr(unit[0]) for unit in self.units(self.packets[key])) for key in self.keys
+            ]
+            return self.keys[closed]
+        leading = np.flatnonzero(self.leading())
+        return np.delete(self.keys, np.searchsorted(self.keys, leading, side="right") - 1)
+
+    @property
     def starts(self) -> list[int]:
         """Indices of `packets` at which a decoder can start; the first packet always counts.
 
         These are the key frames of closed GOPs, and in HEVC all key frames: there a decoder knows
-        the pictures that it must pass over after a start in an open GOP (H.265 §8.1.3); an H.264
-        decoder meets references that it never had.
+        the pictures that it must pass over after a start in an open GOP (H.265 §8.1.3), while one
+        of H.264 meets references that it never had.
         """
-        keys = np.flatnonzero([packet.is_keyframe for packet in self.packets])
-        if self.codec.name != "hevc":
-            gop_of_leading = np.searchsorted(keys, np.flatnonzero(self.leading()), side="right") - 1
-            keys = np.delete(keys, gop_of_leading[gop_of_leading >= 0])
+        keys = self.keys if self.codec.name == "hevc" else self.closed_keys
         return np.union1d([0], keys).astype(int).tolist()
-
-    def has_hole(self, packet: av.Packet) -> bool:
-        """Whether the packet holds a run of zeros that its format forbids.
-
-        No NAL unit of H.264 or HEVC contains three zero bytes in a row (H.264 §7.4.1, H.265
-        §7.4.2.1); a file of which a part was never written does. FFmpeg's HEVC decoder reads on.
-        """
-        extra = self.codec.extradata or b""
-        place = {"h264": 4, "hevc": 21}.get(self.codec.name)
-        if place is None or len(extra) <= place or extra[0] != 1:  # not avcC or hvcC
-            return False
-        prefix = (extra[place] & 3) + 1
-        data, start = bytes(packet), 0
-        while start + prefix < len(data):
-            stop = start + prefix + int.from_bytes(data[start : start + prefix], "big")
-            if b"\0\0\0" in data[start + prefix : stop].rstrip(b"\0"):
-                return True
-            start = stop
-        return False
 
     def leading(self) -> np.ndarray:
         """(num packets,) bool: pictures shown before the key frame that they follow.
@@ -101,6 +102,32 @@ class Stream:
                 key_pts = packet.pts
             flags[i] = packet.pts < key_pts
         return flags
+
+    def units(self, packet: av.Packet) -> Iterator[bytes]:
+        """The NAL units of a packet of H.264 or HEVC in an mp4; nothing for other codecs.
+
+        Each unit follows its length, whose size stands in avcC or hvcC (ISO 14496-15 §5.3.3,
+        §8.3.3).
+        """
+        extra = self.codec.extradata or b""
+        place = {"h264": 4, "hevc": 21}.get(self.codec.name)
+        if place is None or len(extra) <= place or extra[0] != 1:
+            return
+        prefix = (extra[place] & 3) + 1
+        data, start = bytes(packet), 0
+        while start + prefix < len(data):
+            stop = start + prefix + int.from_bytes(data[start : start + prefix], "big")
+            if stop > start + prefix:
+                yield data[start + prefix : stop]
+            start = stop
+
+    def has_hole(self, packet: av.Packet) -> bool:
+        """Whether the packet holds a run of zeros that its format forbids.
+
+        No NAL unit of H.264 or HEVC contains three zero bytes in a row (H.264 §7.4.1, H.265
+        §7.4.2.1); a file of which a part was never written does. FFmpeg's HEVC decoder reads on.
+        """
+        return any(b"\0\0\0" in unit.rstrip(b"\0") for unit in self.units(packet))
 
 
 def describe(source: ByteRange | Path | bytes) -> str:

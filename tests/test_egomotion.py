@@ -1,0 +1,167 @@
+"""Poses at any time, path lengths and futures against drives known in closed form."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl.egomotion import Egomotion, path_length
+from tests.published_set import Drive, egomotion_times
+
+SECONDS = 6.0
+
+
+def drive(clip_number: int = 2) -> tuple[Drive, dict[str, np.ndarray]]:
+    return Drive(clip_number), Drive(clip_number).egomotion(egomotion_times(clip_number, SECONDS))
+
+
+def straight(position: np.ndarray, t_s: np.ndarray) -> dict[str, np.ndarray]:
+    """Columns of a drive along x, looking ahead."""
+    zeros = np.zeros_like(position)
+    names = ("y", "z", "qx", "qy", "qz", "vy", "vz")
+    return {
+        "timestamp": np.rint(t_s * 1e6).astype(np.int64),
+        "x": position,
+        "qw": zeros + 1,
+        "vx": np.gradient(position, t_s),
+        **dict.fromkeys(names, zeros),
+    }
+
+
+def test_poses_agree_with_the_drive():
+    truth, columns = drive()
+    times = np.random.default_rng(0).integers(0, int(SECONDS * 1e6), 200)
+    poses = Egomotion.from_columns(columns).at(times)
+    assert np.abs(poses.position - truth.position(times / 1e6)).max() < 1e-3
+    forward = Rotation.from_quat(poses.quaternion).apply([1, 0, 0])
+    yaw = truth.curvature * truth.travelled(times / 1e6)
+    assert np.abs(forward - np.stack([np.cos(yaw), np.sin(yaw), 0 * yaw], 1)).max() < 1e-4
+    speed = np.linalg.norm(poses.velocity, axis=1)
+    assert np.abs(speed - truth.speed(times / 1e6)).max() < 1e-2
+
+
+def test_path_and_chord_agree_with_the_drive():
+    truth, columns = drive()
+    ego = Egomotion.from_columns(columns)
+    for first, last in [(0.0, 1.5), (1.03, 5.9), (2.0, 2.1)]:
+        path = float(truth.travelled(last) - truth.travelled(first))
+        assert ego.path_m(int(first * 1e6), int(last * 1e6)) == pytest.approx(path, rel=2e-3)
+        chord = float(truth.chord(first, last))
+        assert ego.chord_m(int(first * 1e6), int(last * 1e6)) == pytest.approx(chord, rel=1e-4)
+
+
+def test_the_future_is_told_in_the_ego_frame():
+    truth, columns = drive(3)  # turns right
+    offsets = np.arange(1, 11) * 0.4
+    future = Egomotion.from_columns(columns).future(1_000_000, offsets)
+    way = truth.travelled(1.0 + offsets) - truth.travelled(1.0)
+    angle = truth.curvature * way
+    circle = np.stack([np.sin(angle), 1 - np.cos(angle)], 1) / truth.curvature
+    assert truth.curvature < 0
+    assert (future[:, 0] > 0).all() and (future[:, 1] < 0).all()
+    assert np.abs(future[:, :2] - circle).max() < 1e-2
+    assert np.abs(future[:, 2]).max() < 1e-9
+
+
+def test_rotations_take_the_short_way_whatever_the_quaternions_sign():
+    columns = straight(np.arange(11) * 0.1, np.arange(11) * 0.1)
+    turn = Rotation.from_euler("z", 5 * np.arange(11)[:, None], degrees=True).as_quat()
+    turn[1::2] *= -1
+    columns |= dict(zip(("qx", "qy", "qz", "qw"), turn.T, strict=True))
+    quaternion = Egomotion.from_columns(columns).at(np.array([250_000, 750_000])).quaternion
+    yaw = Rotation.from_quat(quaternion).as_euler("xyz", degrees=True)[:, 2]
+    assert yaw == pytest.approx([12.5, 37.5])
+
+
+def test_noise_at_rest_is_no_way():
+    noise = np.random.default_rng(1).normal(0, 0.02, (3000, 3))
+    distance = path_length(noise)
+    assert distance[-1] < 0.15
+    assert np.linalg.norm(np.diff(noise, axis=0), axis=1).sum() > 90, "what plain summing gives"
+
+
+def test_noise_in_motion_adds_little():
+    t_s = np.arange(0, 20, 0.01)
+    clean = np.stack([8 * t_s, 0 * t_s, 0 * t_s], 1)
+    noisy = clean + np.random.default_rng(2).normal(0, 0.02, clean.shape)
+    assert path_length(noisy)[-1] == pytest.approx(path_length(clean)[-1], rel=0.01)
+    assert np.linalg.norm(np.diff(noisy, axis=0), axis=1).sum() > 1.05 * 8 * t_s[-1]
+
+
+def test_backwards_counts_too():
+    t_s = np.arange(0, 4.01, 0.01)
+    ego = Egomotion.from_columns(straight(2 * np.sin(np.pi * t_s / 2), t_s))
+    assert ego.path_m(0, 4_000_000) == pytest.approx(8, rel=0.02)
+    assert ego.chord_m(0, 4_000_000) == pytest.approx(0, abs=1e-6)
+
+
+@given(
+    radius=st.floats(5, 500),
+    speed=st.floats(0, 35),
+    rate_hz=st.sampled_from([20, 100]),
+    start=st.floats(0, 3),
+    length=st.floats(0.5, 6),
+)
+def test_a_path_on_a_circle_is_as_long_as_the_arc(radius, speed, rate_hz, start, length):
+    t_s = np.arange(0, 10, 1 / rate_hz)
+    angle = speed * t_s / radius
+    position = radius * np.stack([np.sin(angle), 1 - np.cos(angle), 0 * angle], 1)
+    distance = path_length(position)
+    assert (np.diff(distance) >= 0).all()
+    way = np.interp([start, start + length], t_s, distance)
+    assert way[1] - way[0] == pytest.approx(speed * length, rel=0.006, abs=0.02)
+
+
+def spoil(columns: dict, name: str, row: int, value: float) -> dict:
+    values = columns[name].astype(np.float64)
+    values[row] = value
+    return columns | {name: values}
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda c: {k: v for k, v in c.items() if k != "qz"}, "without the columns qz"),
+        (lambda c: spoil(c, "timestamp", 7, np.nan), "row 7 .*time is not a number"),
+        (lambda c: spoil(c, "timestamp", 9, c["timestamp"][8]), "row 9 .*not after the row before"),
+        (lambda c: spoil(c, "x", 20, np.nan), "row 20 .*not a number"),
+        (lambda c: spoil(c, "vy", 21, np.inf), "row 21 .*not a number"),
+        (lambda c: spoil(c, "qw", 22, 3.0), "row 22 .*unit length"),
+        (lambda c: spoil(c, "x", 30, c["x"][30] + 4), "row 30 .*jumps by 4.0 m"),
+        (
+            lambda c: {k: np.delete(v, slice(50, 120)) for k, v in c.items()},
+            r"row 50 .*a gap of 0\.7\d s",
+        ),
+        (lambda c: c | {k: v * 3.6 for k, v in c.items() if k[0] == "v"}, "contradicts itself"),
+        (lambda c: {k: v[:1] for k, v in c.items()}, "1 rows"),
+    ],
+)
+def test_damaged_ego_motion_is_told_with_row_and_reason(damage, told):
+    with pytest.raises(AvomniError, match=told):
+        Egomotion.from_columns(damage(drive()[1]))
+
+
+def test_a_fault_outside_of_the_span_is_no_fault():
+    columns = drive()[1]
+    row = int(np.searchsorted(columns["timestamp"], 8_000_000))
+    spoilt = spoil(columns, "x", row, np.nan)
+    with pytest.raises(AvomniError, match=f"row {row}"):
+        Egomotion.from_columns(spoilt)
+    ego = Egomotion.from_columns(spoilt, (0, 7_000_000))
+    assert ego.t_us[0] <= 0 and 7_000_000 <= ego.t_us[-1] < 8_000_000
+    whole = Egomotion.from_columns(columns)
+    assert ego.path_m(0, 7_000_000) == pytest.approx(whole.path_m(0, 7_000_000), rel=1e-3)
+    with pytest.raises(AvomniError, match=f"row {row}"):
+        Egomotion.from_columns(spoilt, (7_500_000, 8_100_000))
+
+
+def test_a_time_that_is_not_covered_is_refused():
+    ego = Egomotion.from_columns(drive()[1])
+    with pytest.raises(AvomniError, match="no ego motion at 99000000 µs: it lasts from"):
+        ego.at(np.array([0, 99_000_000]))
+    with pytest.raises(AvomniError, match="says nothing about"):
+        Egomotion.from_columns(drive()[1], (90_000_000, 99_000_000))
