@@ -1,6 +1,7 @@
 """Pictures: each fits a notebook, cuts nothing off, is shown once, says what its numbers say."""
 
 import io
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -10,15 +11,27 @@ from nbclient import NotebookClient
 from PIL import Image
 
 from avomni_lib.dataset import rig
+from avomni_lib.dataset.audit import Audit
+from avomni_lib.etl.build import Built
+from avomni_lib.etl.memmap import Cache
+from avomni_lib.etl.windows import Windows
 from avomni_lib.evaluation import metrics
 from avomni_lib.evaluation.baselines import Constant, constants
+from avomni_lib.evaluation.ladder import Spoken
 from avomni_lib.notebook.plots import audit, canvas, download, etl, evaluation, tiles, training
+from tests import cached_run
 
-FEATURES = [camera.name for camera in rig.grid("4-cam").cameras] + ["egomotion"]
+FEATURES = tuple(camera.name for camera in rig.grid("4-cam").cameras) + ("egomotion",)
 TARGET = (
     "<think>\nAvg Velocity: 5.23m/s. Total displacement: 42.15m.\n</think>\n"
     "Action: Displacement of 42.1 meters."
 )
+
+
+@pytest.fixture(scope="module")
+def windows(tmp_path_factory):
+    p = cached_run.make(tmp_path_factory.mktemp("pictures"))
+    return Windows(Cache.open(p.cache_dir), cached_run.LENGTH, cached_run.STRIDE)
 
 
 def noise(height, width, seed=0):
@@ -34,65 +47,96 @@ def drive(num=80, turn=0.8):
     )
 
 
-def answers(num=120, unread=3):
+def found(num_clips, **states_of):
+    """An audit in which all is sound but (clip, feature) pairs: `missing=[(3, 0)]`."""
+    clips = [
+        {"chunk": i // 100, "features": dict.fromkeys(FEATURES, "sound")} for i in range(num_clips)
+    ]
+    for state, places in states_of.items():
+        for clip, feature in places:
+            clips[clip]["features"][FEATURES[feature]] = state
+    return Audit(FEATURES, [], clips, {}, [], "")
+
+
+def file_rows(state, sizes):
+    """Rows of files as 01 and 02 list them, a chunk of each feature."""
+    paths = [f"camera/{name}/{name}.chunk_0000.zip" for name in FEATURES[:4]]
+    paths += ["labels/egomotion/egomotion.chunk_0000.zip", "clip_index.parquet"]
+    return [
+        {"path": path, "size": size, "state": state}
+        for path, size in zip(paths, sizes, strict=False)
+    ]
+
+
+def built(good, reasons=(), seconds=30.0):
+    clips = [{"split": split, "state": "ok", "reason": ""} for split in good]
+    clips += [{"split": "train", "state": "damaged", "reason": reason} for reason in reasons]
+    return Built(None, clips, {"num_clips_read": len(clips), "seconds": seconds})
+
+
+def spoken(before, after, speeds=(None, None), shape=(64, 96)):
+    frames = np.stack([noise(*shape, i) for i in range(16)])
+    return Spoken("25cd4769", frames, TARGET, before, after, 5.23, *speeds)
+
+
+def answers(windows, unread=3):
+    """Answers for all windows; the adapted model's are near, the base's are not."""
     rng = np.random.default_rng(0)
+    num = len(windows)
     true = [(float(speed), float(speed * 1.5)) for speed in rng.uniform(0, 20, num)]
-    clips, windows = [f"{i // 10:08d}-0000" for i in range(num)], [i % 10 for i in range(num)]
+    places = [(window.clip_id, window.number) for window in windows]
     best = constants(true)
-    parts = [metrics.rows(k, clips, windows, true, [best[k]] * num, [None] * num) for k in best]
+    parts = [
+        metrics.rows(name, *zip(*places, strict=True), true, [best[name]] * num, [None] * num)
+        for name in best
+    ]
     for model, spread in (("base", 4.0), ("blind", 9.0), ("adapted", 1.0)):
         said = [Constant(abs(a + rng.normal() * spread), b) for a, b in true]
         said[:unread] = [None] * unread
         text = ["$junk$ $" if one is None else "…" for one in said]
-        parts.append(metrics.rows(model, clips, windows, true, said, text))
+        parts.append(metrics.rows(model, *zip(*places, strict=True), true, said, text))
     return pa.concat_tables(parts)
 
 
-def states_of(num_clips=200):
-    states = np.full((len(FEATURES), num_clips), "sound", dtype=object)
-    states[:, num_clips // 2 :] = "not chosen"
-    states[2, 40], states[4, 50:53] = "damaged", "missing"
-    return states
-
-
-def every_picture():
+@pytest.fixture(scope="module")
+def pictures(windows):
     """One of each, by name, on ordinary and on awkward input."""
-    frames = np.stack([noise(64, 96, i) for i in range(16)])
     grid4, grid7 = rig.grid("4-cam"), rig.grid("7-cam")
-    here = {name: 10_000_000 * (i + 1) for i, name in enumerate(FEATURES)}
-    table = answers()
-    figures = metrics.figures(table)
-    rows = metrics.worst(table, "adapted", 3)
-    lines = [
-        etl.ClipLine(f"{i}bcdef00-1111", split, drive().times_s, drive().speed_mps, [(0, 15)])
-        for i, split in enumerate(("train", "val", "test"))
-    ]
     steps = np.arange(1, 200)
     logged = [
         {"step": s, "loss": 3 * np.exp(-s / 30) + 0.5, "seconds": 0.5, "data_wait_s": 0.002}
         for s in steps
     ]
-    made = {
-        "matrix": audit.matrix(FEATURES, [str(i) for i in range(200)], states_of()),
-        "matrix of nothing": audit.matrix(FEATURES, [], np.zeros((len(FEATURES), 0))),
-        "bytes": download.bytes_by_feature(here, {FEATURES[0]: 5_000_000}, 1e9),
-        "bytes over the budget": download.bytes_by_feature({}, here, 1e7),
-        "bytes of nothing": download.bytes_by_feature({}, {}, 150e9),
-        "contact sheet": etl.contact_sheet([noise(64, 96)] * 7, ["25cd4769 train"] * 7, "7 clips"),
-        "one large contact": etl.contact_sheet([noise(768, 1344)], ["25cd4769 train"], "1 clip"),
-        "no contact": etl.contact_sheet([], [], "no clip went into the cache"),
-        "timelines": etl.timelines(lines, 800),
+    sizes = [30_000_000, 20_000_000, 15_000_000, 10_000_000, 500_000, 20_000]
+    nothing = SimpleNamespace(clips=(), shards=())
+    standing = tiles.Drive(np.arange(4.0), np.zeros((4, 2)), np.zeros(4), np.zeros(4), 0, 4, 0)
+    table = answers(windows)
+    return {
+        "matrix": audit.matrix(
+            found(200, damaged=[(40, 2)], missing=[(50, 4), (51, 4)], absent=[(199, 0)])
+        ),
+        "matrix of nothing": audit.matrix(found(0)),
+        "bytes": download.bytes_by_feature(
+            [*file_rows("sound", sizes), *file_rows("missing", sizes[:1])], 1.0
+        ),
+        "bytes fetched": download.bytes_by_feature(
+            [*file_rows("fetched", sizes), *file_rows("kept", sizes)], 1.0
+        ),
+        "bytes over the budget": download.bytes_by_feature(file_rows("missing", sizes), 0.01),
+        "bytes of nothing": download.bytes_by_feature(file_rows("not chosen", sizes), 150.0),
+        "contact sheet": etl.contact_sheet(windows.cache, 7),
+        "one large contact": canvas.in_rows([noise(768, 1344)], ["25cd4769 train"], "1 clip"),
+        "contact of nothing": etl.contact_sheet(nothing),
+        "timelines": etl.timelines(windows),
         "clips by state": etl.clips_by_state(
-            {"train": 70, "test": 28}, {"camera_rear_left_70fov: the zip is cut short " * 3: 2}, 30
+            built(["train"] * 70 + ["test"] * 28, ["camera_rear_left_70fov: cut short " * 3] * 2)
+        ),
+        "clips with many faults": etl.clips_by_state(
+            built(["train"], [f"fault number {i}" for i in range(40)])
         ),
         "small preview": tiles.preview(noise(64, 96), grid4, drive(), "96 vision tokens"),
         "large preview": tiles.preview(noise(768, 1344), grid7, drive(), "8,064 vision tokens"),
-        "standing": tiles.preview(
-            noise(64, 96),
-            grid4,
-            tiles.Drive(np.arange(4.0), np.zeros((4, 2)), np.zeros(4), np.zeros(4), 0, 4, 0),
-            "a car at rest",
-        ),
+        "standing": tiles.preview(noise(64, 96), grid4, standing, "a car at rest"),
         "motion": tiles.motion(drive()),
         "curve": training.curve(logged),
         "steep curve without wait": training.curve(
@@ -100,20 +144,14 @@ def every_picture():
         ),
         "curve of no step": training.curve([]),
         "before and after": training.before_after(
-            frames, grid4, TARGET, TARGET, "$x$ babble_{ " * 60, "Before 5.23 m/s, after unreadable"
+            spoken(TARGET, "$x$ babble_{ " * 60, (9.99, None)), grid4
         ),
-        "silent model": training.before_after(frames, grid7, TARGET, "", "\n\n", "says nothing"),
-        "ladder": evaluation.ladder(figures),
+        "before alone": training.before_after(spoken("", None), grid4),
+        "silent model": training.before_after(spoken("", "\n\n", shape=(96, 96)), grid7),
+        "ladder": evaluation.ladder(metrics.figures(table)),
         "scatter": evaluation.predicted_against_true(table),
-        "worst": evaluation.worst(rows, [frames] * len(rows), grid4),
-        "no worst": evaluation.worst([], [], grid4),
+        "worst": evaluation.worst(table, windows, 3),
     }
-    return made
-
-
-@pytest.fixture(scope="module")
-def pictures():
-    return every_picture()
 
 
 def test_pictures_are_png_of_1200_px_at_most_with_nothing_cut_off(pictures):
@@ -148,37 +186,78 @@ def test_a_picture_is_shown_once_by_a_kernel_that_never_imported_pyplot():
     assert notebook.cells[1].outputs[0].data["text/plain"] == "False"
 
 
-def test_titles_say_what_the_numbers_say(pictures):
-    title = {name: picture._suptitle for name, picture in pictures.items()}
-    said = {name: text.get_text().replace("\n", " ") for name, text in title.items() if text}
-    assert said["matrix"] == "496 of 500 parts of the chosen clips are sound, 1 damaged, 3 missing"
-    assert "155.0 MB (5.00 MB to fetch, 150.0 MB on disk): 16% of the budget" in said["bytes"]
-    assert "1500% of the budget of 10.0 MB" in said["bytes over the budget"]
-    assert said["clips by state"].startswith("98 clips are in the cache at 196 clips a minute, 2 l")
+def finding(picture):
+    return picture._suptitle.get_text().replace("\n", " ")
+
+
+def test_titles_say_what_the_numbers_say(pictures, windows):
+    said = {name: finding(picture) for name, picture in pictures.items() if name != "motion"}
+    assert said["matrix"] == (
+        "Of the 1,000 parts of 200 clips, 996 are sound, 1 damaged, 2 missing, 1 absent"
+    )
+    assert said["bytes"] == (
+        "The chosen chunks take 105.5 MB (75.5 MB on the disk, 30.0 MB to fetch): "
+        "11% of the budget of 1.00 GB"
+    )
+    assert "(75.5 MB on the disk, 75.5 MB fetched now)" in said["bytes fetched"]
+    assert said["bytes over the budget"].endswith("755% of the budget of 10.0 MB")
+    assert said["clips by state"] == (
+        "98 clips are in the cache, 2 are left out (red: why); 200 clips a minute"
+    )
+    assert said["clips with many faults"].startswith("1 clip is in the cache, 40 are left out")
     assert said["curve"].startswith("Loss went from 3.40 to 0.5") and "0.4% of a" in said["curve"]
+    assert said["before and after"] == (
+        "The car drives 5.23 m/s; the base model says 9.99 m/s, the adapted one what cannot be read"
+    )
+    assert said["before alone"].endswith("the base model says what cannot be read")
+    assert said["timelines"].startswith(f"{len(windows)} windows lie on the clips")
+    assert said["contact sheet"].startswith("7 of the 12 clips in the cache")
     assert said["ladder"].startswith("The adapted model beats every other row")
-    assert "on 120 windows of 12 held-out clips" in said["ladder"]
+    assert f"on {len(windows)} windows of 12 held-out clips" in said["ladder"]
 
 
-def test_the_ladder_says_so_when_the_model_is_beaten():
-    figures = metrics.figures(answers())
+def test_the_ladder_says_so_when_the_model_is_beaten(windows):
+    figures = metrics.figures(answers(windows))
     figures["speed_mae_mps"]["adapted"] = 99.0
-    title = evaluation.ladder(figures)._suptitle.get_text().replace("\n", " ")
+    title = finding(evaluation.ladder(figures))
     assert title.startswith("The adapted model does not beat every row: 99.00 m/s, base model has")
 
 
 def test_all_sound_and_nothing_there_are_told_apart():
-    everything = np.full((2, 3), "sound", dtype=object)
-    assert "All 6 parts" in _finding(everything) and "None of the 6" in _finding(
-        np.full((2, 3), "missing", dtype=object)
-    )
-    everything[0, 0] = "evicted"
-    assert _finding(everything).endswith("5 of 6 parts of the chosen clips are sound, 1 evicted")
+    everything = [(clip, feature) for clip in range(2) for feature in range(len(FEATURES))]
+    assert finding(audit.matrix(found(2))).startswith("All 10 parts of 2 clips are on the disk")
+    assert finding(audit.matrix(found(2, missing=everything))).startswith("None of the 10 parts")
+    assert finding(audit.matrix(found(2, absent=everything))).endswith("0 are sound, 10 absent")
 
 
-def _finding(states):
-    picture = audit.matrix(["a", "b"], ["1", "2", "3"], states)
-    return picture._suptitle.get_text().replace("\n", " ")
+def test_files_belong_to_the_feature_of_their_folder():
+    assert download.feature_of("labels/egomotion/egomotion.chunk_0000.zip") == "egomotion"
+    assert download.feature_of("metadata/data_collection.parquet") == "metadata"
+    assert download.feature_of("features.csv") == "metadata"
+
+
+def test_worst_windows_show_their_own_frames(windows):
+    table = answers(windows)
+    picture = evaluation.worst(table, windows, 2)
+    first = metrics.worst(table, "adapted", 2)[0]
+    texts = [text.get_text() for axes in picture.axes for text in axes.texts]
+    assert f"clip {first['clip_id'][:8]}, window {first['window']}" in texts[0]
+    index = [(w.clip_id, w.number) for w in windows].index((first["clip_id"], first["window"]))
+    grid, shown = windows.cache.grid, picture.axes[0].images[0].get_array()
+    image = windows.frames(index)[0]
+    scale = canvas.scale_for(image.shape[1], 420)
+    assert np.array_equal(shown, canvas.name_tiles(image, grid, scale))
+
+
+def test_a_timeline_marks_every_window_where_it_lies(windows):
+    clip = windows.cache.clips[3]
+    line = etl.line_of(windows, clip)
+    own = [i for i, window in enumerate(windows) if window.clip_id == clip.clip_id]
+    assert len(line.windows) == len(own) > 1
+    start_us = windows.times_us(own[0])[0]
+    for (first, last), i in zip(line.windows, own, strict=True):
+        times = (windows.times_us(i) - start_us) / 1e6
+        assert (line.times_s[first], line.times_s[last]) == pytest.approx((times[0], times[-1]))
 
 
 @pytest.mark.parametrize("setup", ["4-cam", "7-cam"])

@@ -88,6 +88,8 @@ class Spoken:
         true: The target's text.
         base: The base model's answer.
         adapted: The adapted model's; None where it was not asked.
+        speed_true_mps: What the car drove.
+        speed_base_mps, speed_adapted_mps: Read back; None where an answer does not parse.
     """
 
     clip_id: str
@@ -95,6 +97,9 @@ class Spoken:
     true: str
     base: str
     adapted: str | None
+    speed_true_mps: float
+    speed_base_mps: float | None
+    speed_adapted_mps: float | None
 
 
 def held_out_windows(p: Params) -> Windows:
@@ -233,8 +238,18 @@ def before_after(p: Params, window: int = 0, with_adapter: bool = True) -> Spoke
             before = say()
     else:
         before, after = say(), None
-    true = talk.target.render(windows.truth(window))
-    return Spoken(windows[window].clip_id, frames, true, before, after)
+    truth = windows.truth(window)
+    read = [talk.target.parse(text or "") for text in (before, after)]
+    return Spoken(
+        clip_id=windows[window].clip_id,
+        frames=frames,
+        true=talk.target.render(truth),
+        base=before,
+        adapted=after,
+        speed_true_mps=truth.speed_mps,
+        speed_base_mps=read[0] and read[0].speed_mps,
+        speed_adapted_mps=read[1] and read[1].speed_mps,
+    )
 
 
 def _models(

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from avomni_lib.etl.memmap import EGOMOTION_COLUMNS
 from avomni_lib.notebook.plots import canvas
 
+if TYPE_CHECKING:
+    from avomni_lib.etl.build import Built
+    from avomni_lib.etl.memmap import Cache, CachedClip
+    from avomni_lib.etl.windows import Windows
+
 SPLIT_COLOURS = {"train": canvas.BLUE, "val": canvas.ORANGE, "test": canvas.PURPLE}
+MAX_REASONS = 12
+VELOCITY = [EGOMOTION_COLUMNS.index(name) for name in ("vx", "vy", "vz")]
 
 
 @dataclass(frozen=True)
@@ -17,99 +26,94 @@ class ClipLine:
     """One clip on the timeline.
 
     Attributes:
-        clip_id: Whose speed it is.
-        split: train, val or test.
+        clip: Whose speed it is.
         times_s: (N,) of the sampled frames, from the clip's first.
         speed_mps: (N,) at those frames.
         windows: (first, last) frame of each window.
     """
 
-    clip_id: str
-    split: str
+    clip: CachedClip
     times_s: np.ndarray
     speed_mps: np.ndarray
-    windows: Sequence[tuple[int, int]]
+    windows: list[tuple[int, int]]
 
 
-def contact_sheet(
-    images: Sequence[np.ndarray], captions: Sequence[str], title: str, cols: int = 5
-) -> canvas.Picture:
-    """Grid images of some clips, in rows.
-
-    Args:
-        images: (H, W, 3) uint8 RGB each.
-        captions: A line below each.
-        title: The finding.
-        cols: Images in a row.
-    """
-    cols = min(cols, max(len(images), 1))
-    num_rows = max(-(-len(images) // cols), 1)
-    cell_px = 1180 // 5
-    height, width = images[0].shape[:2] if len(images) else (9, 16)
-    cell_height = int(cell_px * height / width) + 26
-    picture = canvas.Picture(max(cell_px * cols, 560), 60 + cell_height * num_rows)
-    places = np.atleast_1d(picture.subplots(num_rows, cols)).ravel()
-    for place in places:
-        canvas.bare(place)
-    for place, image, caption in zip(places, images, captions, strict=False):
-        canvas.show_image(place, image, caption)
-    picture.finding(title)
-    return picture
+def contact_sheet(cache: Cache, num: int = 10) -> canvas.Picture:
+    """The middle frame of some clips of the cache, evenly taken."""
+    clips = _some(list(cache.clips), num)
+    middles = [(clip.start + clip.stop) // 2 for clip in clips]
+    return canvas.in_rows(
+        [cache.shards[clip.shard].frames[i] for clip, i in zip(clips, middles, strict=True)],
+        [f"{canvas.short(clip.clip_id)}, {clip.split}" for clip in clips],
+        f"{len(clips)} of the {len(cache.clips):,} clips in the cache, at their middle frame",
+    )
 
 
-def timelines(clips: Sequence[ClipLine], num_windows: int) -> canvas.Picture:
-    """Speed over time of some clips, with the windows that lie on each below the curve.
-
-    Args:
-        clips: Those drawn, one row each.
-        num_windows: Of all clips of the cache, for the title.
-    """
-    picture = canvas.Picture(1100, 110 + 95 * max(len(clips), 1))
-    places = np.atleast_1d(picture.subplots(max(len(clips), 1), 1, sharex=True)).ravel()
-    top = max((float(clip.speed_mps.max()) for clip in clips), default=1.0)
-    top = max(top, 1.0)
-    for axes, clip in zip(places, clips, strict=False):
-        colour = SPLIT_COLOURS.get(clip.split, canvas.GREY)
-        axes.plot(clip.times_s, clip.speed_mps, color=colour, linewidth=1.8)
-        for number, (first, last) in enumerate(clip.windows):
+def timelines(windows: Windows, num: int = 5) -> canvas.Picture:
+    """Speed over time of some clips, with the windows that lie on each below the curve."""
+    lines = [line_of(windows, clip) for clip in _some(list(windows.cache.clips), num)]
+    picture = canvas.Picture(1100, 110 + 95 * max(len(lines), 1))
+    places = np.atleast_1d(picture.subplots(max(len(lines), 1), 1, sharex=True))
+    top = max([1.0, *(float(line.speed_mps.max()) for line in lines)])
+    for axes, line in zip(places, lines, strict=False):
+        colour = SPLIT_COLOURS.get(line.clip.split, canvas.GREY)
+        axes.plot(line.times_s, line.speed_mps, color=colour, linewidth=1.8)
+        for number, (first, last) in enumerate(line.windows):
             # Windows overlap, so neighbours are drawn one below the other.
             y = -top * (0.12 + 0.13 * (number % 2))
-            span = [clip.times_s[first], clip.times_s[last]]
+            span = [line.times_s[first], line.times_s[last]]
             axes.plot(span, [y, y], color=canvas.INK, linewidth=3, solid_capstyle="butt")
         canvas.quiet(axes).set_ylim(-top * 0.35, top * 1.08)
-        axes.set_ylabel(f"{canvas.short(clip.clip_id)}\n{clip.split}\nm/s", fontsize=8)
+        axes.set_ylabel(f"{canvas.short(line.clip.clip_id)}\n{line.clip.split}\nm/s", fontsize=8)
     places[-1].set_xlabel("seconds from the clip's first frame", fontsize=9)
-    speeds = [float(np.mean(clip.speed_mps)) for clip in clips] or [0.0]
+    means = [float(line.speed_mps.mean()) for line in lines] or [0.0]
     picture.finding(
-        f"{num_windows:,} windows lie on the clips (black: where); the clips shown drive "
-        f"{min(speeds):.1f} to {max(speeds):.1f} m/s on average"
+        f"{len(windows):,} windows lie on the clips (black: where); the clips shown drive "
+        f"{min(means):.1f} to {max(means):.1f} m/s on average"
     )
     return picture
 
 
-def clips_by_state(
-    by_split: Mapping[str, int], bad: Mapping[str, int], seconds: float | None = None
-) -> canvas.Picture:
-    """How many clips went into the cache, by split, and how many did not, by reason.
-
-    Args:
-        by_split: Split -> clips in the cache.
-        bad: Reason -> clips left out.
-        seconds: What the stage took; left out where it only found everything done.
-    """
+def clips_by_state(built: Built) -> canvas.Picture:
+    """How many clips went into the cache, by split, and how many did not, by reason."""
+    by_split = Counter(row["split"] for row in built.clips if row["state"] == "ok")
+    reasons = Counter(row["reason"] for row in built.damaged)
+    bad = dict(reasons.most_common(MAX_REASONS))
+    if rest := reasons.total() - sum(bad.values()):
+        bad[f"{len(reasons) - len(bad)} other reasons"] = rest
     names = [*by_split, *bad]
-    counts = [*by_split.values(), *bad.values()]
-    colours = [SPLIT_COLOURS.get(name, canvas.GREY) for name in by_split]
     picture = canvas.Picture(900, 110 + 30 * max(len(names), 2))
     axes = picture.add_subplot()
-    labels = [canvas.wrapped(name, 48) for name in names]
-    drawn = axes.barh(labels, counts, color=[*colours, *[canvas.RED] * len(bad)], height=0.7)
+    colours = [SPLIT_COLOURS.get(name, canvas.GREY) for name in by_split] + [canvas.RED] * len(bad)
+    drawn = axes.barh(range(len(names)), [*by_split.values(), *bad.values()], color=colours)
+    axes.set_yticks(range(len(names)), [canvas.shortened(name, 48) for name in names])
     axes.bar_label(drawn, fmt="{:,.0f}", padding=3, fontsize=9)
     axes.invert_yaxis()
     canvas.quiet(axes, "x").set_xlabel("clips", fontsize=9)
     axes.margins(x=0.1)
-    good, left_out = sum(by_split.values()), sum(bad.values())
-    pace = f" at {good / seconds * 60:,.0f} clips a minute" if seconds else ""
-    ending = f", {left_out} left out (red, with the reason)" if left_out else ", none left out"
-    picture.finding(f"{good:,} clips are in the cache{pace}{ending}")
+    read, seconds = built.figures["num_clips_read"], built.figures["seconds"]
+    pace = f"; {read / seconds * 60:,.0f} clips a minute" if read and seconds else ""
+    left_out = f"{reasons.total():,} are left out (red: why)" if bad else "none is left out"
+    num = by_split.total()
+    verb = "clip is" if num == 1 else "clips are"
+    picture.finding(f"{num:,} {verb} in the cache, {left_out}{pace}")
     return picture
+
+
+def line_of(windows: Windows, clip: CachedClip) -> ClipLine:
+    """A clip's speed and its windows."""
+    shard = windows.cache.shards[clip.shard]
+    times = shard.times[clip.start : clip.stop]
+    velocity = shard.egomotion[clip.start : clip.stop][:, VELOCITY]
+    spans = [
+        (window.start - clip.start, window.stop - clip.start - 1)
+        for window in windows
+        if window.clip_id == clip.clip_id
+    ]
+    speed = np.linalg.norm(velocity, axis=1)
+    return ClipLine(clip, (times - times[0]) / 1e6, speed, spans)
+
+
+def _some(clips: list[CachedClip], num: int) -> list[CachedClip]:
+    num = min(num, len(clips))
+    return [clips[i * len(clips) // num] for i in range(num)]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from avomni_lib.dataset.rig import Grid
 from avomni_lib.evaluation import metrics
 from avomni_lib.notebook.plots import canvas
+
+if TYPE_CHECKING:
+    from avomni_lib.etl.windows import Windows
 
 WORDS = {
     "mean": "predict the mean",
@@ -122,20 +124,18 @@ def predicted_against_true(
     return picture
 
 
-def worst(
-    rows: Sequence[Mapping[str, Any]], frames: Sequence[np.ndarray], grid: Grid
-) -> canvas.Picture:
-    """The windows with the largest errors: first and last frame, the truth and the answer.
+def worst(table: pa.Table, windows: Windows, num: int, model: str = "adapted") -> canvas.Picture:
+    """The windows with the largest speed errors: first and last frame, the truth and the answer.
 
     Args:
-        rows: As `evaluation.metrics.worst` returns them.
-        frames: (T, H, W, 3) uint8 RGB of each.
-        grid: Which cameras stand where.
+        table: Answers (`evaluation.metrics.SCHEMA`).
+        windows: Those that were asked about, among others.
+        num: How many, one a clip at most.
+        model: Whose errors.
     """
-    if not rows:
-        picture = canvas.Picture(700, 80)
-        picture.finding("There is no window to show")
-        return picture
+    rows, grid = metrics.worst(table, model, num), windows.cache.grid
+    index = {(window.clip_id, window.number): i for i, window in enumerate(windows)}
+    frames = [windows.frames(index[row["clip_id"], row["window"]]) for row in rows]
     height_px = canvas.height_of(frames[0][0], grid, 420) + 26
     picture = canvas.Picture(1180, 50 + len(rows) * height_px)
     places = picture.subplots(len(rows), 3, squeeze=False, width_ratios=[420, 420, 300])
@@ -154,8 +154,7 @@ def worst(
             parse_math=False,
         )
     picture.finding(
-        f"Where the {WORDS.get(rows[0]['model'], rows[0]['model'])} is most wrong, "
-        "one window a clip, the worst first"
+        f"Where the {WORDS.get(model, model)} is most wrong, one window a clip, the worst first"
     )
     return picture
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from avomni_lib.dataset.rig import Grid
 from avomni_lib.notebook.plots import canvas
+
+if TYPE_CHECKING:
+    from avomni_lib.evaluation.ladder import Spoken
 
 
 def curve(metrics: Sequence[Mapping[str, Any]]) -> canvas.Picture:
@@ -62,19 +65,14 @@ def running_mean(values: np.ndarray, width: int) -> np.ndarray:
     return (sums[stops] - sums[starts]) / (stops - starts)
 
 
-def before_after(
-    frames: np.ndarray, grid: Grid, true: str, before: str, after: str, title: str
-) -> canvas.Picture:
+def before_after(spoken: Spoken, grid: Grid) -> canvas.Picture:
     """One window and what is said about it: the truth, the base model, the adapted model.
 
     Args:
-        frames: (T, H, W, 3) uint8 RGB; the first and the last are shown.
+        spoken: The window and its answers; the first and the last frame are shown.
         grid: Which cameras stand where.
-        true: The target's text.
-        before: The base model's answer.
-        after: The adapted model's answer.
-        title: The finding.
     """
+    frames = spoken.frames
     image_px = canvas.height_of(frames[0], grid, 580)
     picture = canvas.Picture(1180, image_px + 240)
     places = picture.add_gridspec(2, 6, height_ratios=[image_px, 160])
@@ -82,8 +80,10 @@ def before_after(
         axes = picture.add_subplot(places[0, 3 * col : 3 * col + 3])
         caption = f"{name} of the window's {len(frames)} frames"
         canvas.show_grid(axes, image, grid, 580, caption)
-    spoken = (("true", true, canvas.INK), ("base", before, canvas.ORANGE))
-    for col, (who, text, colour) in enumerate((*spoken, ("adapted", after, canvas.BLUE))):
+    cards = [("true", spoken.true, canvas.INK), ("base model", spoken.base, canvas.ORANGE)]
+    if spoken.adapted is not None:
+        cards.append(("adapted model", spoken.adapted, canvas.BLUE))
+    for col, (who, text, colour) in enumerate(cards):
         axes = canvas.bare(picture.add_subplot(places[1, 2 * col : 2 * col + 2]))
         # The colour stands in a bar beside the text: orange letters on white are hard to read.
         axes.axvline(0.0, color=colour, linewidth=6)
@@ -91,8 +91,19 @@ def before_after(
         axes.text(0.03, 0.98, who, va="top", fontsize=11, fontweight="bold", color=canvas.INK)
         # What a model babbles may hold dollar signs, which matplotlib would read as mathematics.
         axes.text(0.03, 0.78, fit(text), va="top", fontsize=9, family="monospace", parse_math=False)
-    picture.finding(title)
+    picture.finding(_spoken_finding(spoken))
     return picture
+
+
+def _spoken_finding(spoken: Spoken) -> str:
+    def said(speed_mps: float | None) -> str:
+        return "what cannot be read" if speed_mps is None else f"{speed_mps:.2f} m/s"
+
+    words = f"The car drives {spoken.speed_true_mps:.2f} m/s; the base model says "
+    words += said(spoken.speed_base_mps)
+    if spoken.adapted is None:
+        return words
+    return f"{words}, the adapted one {said(spoken.speed_adapted_mps)}"
 
 
 def fit(text: str, width: int = 46, num_lines: int = 7) -> str:

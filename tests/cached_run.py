@@ -1,0 +1,45 @@
+"""A run with a finished cache, made by the stages themselves from the small published folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from avomni_lib.dataset import download
+from avomni_lib.etl import build
+from avomni_lib.params import Params
+from tests.published_set import write_published_set
+
+CLIPS_PER_CHUNK, SECONDS = 6, 2.0
+HZ, LENGTH, STRIDE = 10.0, 4, 2
+TILE_WIDTH, TILE_HEIGHT = 48, 32
+
+
+def values(folder: Path, **sections: dict) -> dict:
+    """Plain parameters of a run below `folder`; `sections` of keys are laid over them."""
+    plain = {
+        "run": {"name": "test", "outputs_dir": str(folder / "outputs")},
+        "dataset": {"source": "folder", "local_dir": str(folder / "published")},
+        "download": {"target_chunks": 2},
+        "processing": {
+            "sequence_length": LENGTH,
+            "stride": STRIDE,
+            "sample_hz": HZ,
+            "tile_width": TILE_WIDTH,
+            "tile_height": TILE_HEIGHT,
+            "fit": "stretch",
+            "horizon_s": 1.0,
+            "num_workers": 1,
+        },
+    }
+    for section, keys in sections.items():
+        plain[section] = plain.get(section, {}) | keys
+    return plain
+
+
+def make(folder: Path, **sections: dict) -> Params:
+    """Publish, choose and build; returns the parameters of the run."""
+    write_published_set(folder / "published", 2, CLIPS_PER_CHUNK, SECONDS)
+    p = Params.from_values(values(folder, **sections))
+    download.fetch(p, None)
+    build.build(p)
+    return p
