@@ -157,6 +157,10 @@ def too_late(table: pd.DataFrame) -> pd.DataFrame:
     return table[table.timestamp > 100_000]
 
 
+def too_short(table: pd.DataFrame) -> pd.DataFrame:
+    return table[table.timestamp < 100_000]
+
+
 def times(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[bytes], bytes]:
     def spoil(content: bytes) -> bytes:
         return parquet_bytes({"timestamp": change(pd.read_parquet(io.BytesIO(content)).timestamp)})
@@ -184,6 +188,7 @@ def swapped(values: np.ndarray) -> np.ndarray:
         ("egomotion", "parquet", ego(no_rotation), r"no rotation at row 9: \|q\|"),
         ("egomotion", "parquet", ego(gap), "a gap of 0.6[5-9] s in ego motion at 0.0[45] s"),
         ("egomotion", "parquet", ego(too_late), "ego motion covers 0.1. to"),
+        ("egomotion", "parquet", ego(too_short), "ego motion covers -0.1. to 0.0. s, the cameras"),
         ("egomotion", "parquet", ego(lambda t: t.head(1)), "ego motion has 1 rows"),
         ("egomotion", "parquet", ego(lambda t: t.drop(columns="qz")), "no column qz"),
     ],

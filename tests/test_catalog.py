@@ -226,6 +226,11 @@ def test_target_size_gb_stops_before_target_chunks(catalog: Catalog):
     assert "target_size_gb: 0.035 (chunk 3 would make it 0.04 GB)" in choice.reason
 
 
+def test_a_budget_that_is_met_exactly_is_met(catalog: Catalog):
+    p = params(target_chunks=4, target_size_gb=0.03)
+    assert choose_chunks(catalog, sizes_of(catalog, p, 10), p).chunks == (0, 1, 2)
+
+
 def test_metadata_count_towards_the_budget(catalog: Catalog):
     p = params(target_chunks=4, target_size_gb=0.035)
     sizes = sizes_of(catalog, p, 10) | {INDEX_FILE: RemoteFile(INDEX_FILE, 6 * MB)}

@@ -3,6 +3,7 @@
 import io
 import os
 import shutil
+import struct
 import zipfile
 from pathlib import Path
 
@@ -114,6 +115,18 @@ def test_timestamps_may_have_frame_index_as_the_index(folder: Path):
     write_zip(path, members)
     expected = camera_times(NUMBER, CAMERA_IDX, 0.4)
     np.testing.assert_array_equal(clip_in(folder).timestamps(CAMERA), expected)
+
+
+def test_extra_fields_of_the_local_header_are_stepped_over(folder: Path):
+    path = folder / chunk_path(CAMERA, 0)
+    expected = clip_in(folder).video(CAMERA).read()
+    held = read_zip(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in held.items():
+            info = zipfile.ZipInfo(name)
+            info.extra = struct.pack("<HH6s", 0xCAFE, 6, b"extras")
+            archive.writestr(info, content)
+    assert clip_in(folder).video(CAMERA).read() == expected
 
 
 def spoil_cut(path: Path) -> None:

@@ -193,6 +193,18 @@ def test_of_another_revision_only_what_changed_is_fetched(
     assert differing == {changed}
 
 
+def test_the_presence_table_of_another_revision_is_not_taken_for_this_ones(
+    hub: Hub, p: Params, tmp_path: Path
+):
+    fetch(p, hub)
+    old = tmp_path / "old"
+    write_published_set(old, seconds=0.2, presence="sensor_presence")
+    with local_hub.serve(old, REPO) as server:
+        chosen = fetch(p, Hub(REPO, server.commit, server.endpoint)).chosen
+    assert "metadata/sensor_presence.parquet" in chosen.files
+    assert not (p.local_dir / "metadata/feature_presence.parquet").exists()
+
+
 def test_a_run_stays_at_the_commit_that_it_took_from_main(
     server: LocalHub, published: Path, tmp_path: Path
 ):
@@ -291,6 +303,8 @@ def test_ctrl_c_stops_the_files_in_flight(published: Path, p: Params):
         with pytest.raises(KeyboardInterrupt):
             fetch(p, Hub(REPO, slow.commit, slow.endpoint), progress=Interrupted)
         assert len(gets(slow)) < len(wanted(p))
+        # What was on its way was given up, not waited for and kept.
+        assert set(gets(slow)) - contents(p.local_dir).keys()
         assert list(p.local_dir.rglob("*.incomplete")) == []
     with local_hub.serve(published, REPO) as server:
         fetch(p, Hub(REPO, server.commit, server.endpoint))

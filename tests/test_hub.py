@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 from huggingface_hub.utils._xet_progress_reporting import XetDownloadProgressReporter
 
@@ -93,6 +94,38 @@ def test_a_bit_flipped_on_the_wire_is_found_and_the_file_fetched_once_more(
     assert (tmp_path / path).read_bytes() == (folder / path).read_bytes()
     assert server.gets(path) == 2
     assert bar.count == (folder / path).stat().st_size
+
+
+def test_a_damaged_file_of_this_very_commit_is_not_taken_for_whole(
+    server: LocalHub, hub: Hub, folder: Path, tmp_path: Path
+):
+    """The client itself would hand it out again without a request."""
+    hub.fetch(one(hub, ZIP), tmp_path)
+    (tmp_path / ZIP).write_bytes(b"damaged")
+    server.faults.flipped[ZIP] = 1
+    hub.fetch(one(hub, ZIP), tmp_path)
+    assert (tmp_path / ZIP).read_bytes() == (folder / ZIP).read_bytes()
+
+
+def test_a_damaged_copy_in_the_clients_cache_is_fetched_anew(
+    server: LocalHub, folder: Path, tmp_path: Path
+):
+    cache = tmp_path / "cache"
+    cached = huggingface_hub.hf_hub_download(
+        REPO, ZIP, repo_type="dataset", endpoint=server.endpoint, token=False, cache_dir=cache
+    )
+    content = bytearray(Path(cached).read_bytes())
+    content[5000] ^= 1
+    Path(cached).write_bytes(bytes(content))
+    done = fetch_elsewhere(server, tmp_path / "data", HF_HUB_CACHE=str(cache))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "data" / ZIP).read_bytes() == (folder / ZIP).read_bytes()
+
+
+def test_the_users_own_token_is_not_sent_to_a_hub_on_this_machine(folder: Path, tmp_path: Path):
+    with local_hub.serve(folder, REPO, token="hf_users_own") as server:
+        done = fetch_elsewhere(server, tmp_path, HF_TOKEN="hf_users_own")
+    assert "gated and there is no token" in done.stderr
 
 
 def test_a_file_damaged_twice_is_an_error_and_is_not_left_behind(

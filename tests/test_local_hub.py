@@ -79,8 +79,11 @@ def test_the_tree_lists_every_file_once_with_its_size_and_hash(
     assert [f.path for f in inside] == ["labels/egomotion/egomotion.chunk_0000.zip"]
 
 
-def test_a_long_tree_comes_in_pages(tmp_path: Path):
-    names = {f"labels/f{n:05d}.bin" for n in range(2 * PAGE_SIZE + 3)}
+@pytest.mark.parametrize(
+    ("num_files", "num_pages"), [(PAGE_SIZE, 1), (PAGE_SIZE + 1, 2), (2 * PAGE_SIZE + 3, 3)]
+)
+def test_a_long_tree_comes_in_pages(tmp_path: Path, num_files: int, num_pages: int):
+    names = {f"labels/f{n:05d}.bin" for n in range(num_files)}
     (tmp_path / "labels").mkdir()
     for name in names:
         (tmp_path / name).touch()
@@ -88,7 +91,7 @@ def test_a_long_tree_comes_in_pages(tmp_path: Path):
         api = huggingface_hub.HfApi(endpoint=hub.endpoint, token=False)
         listed = [f.path for f in api.list_repo_tree(REPO, "labels", repo_type="dataset")]
         assert len(listed) == len(names) and set(listed) == names
-        assert sum(r.path == "api:tree" for r in hub.requests) == 3
+        assert sum(r.path == "api:tree" for r in hub.requests) == num_pages
 
 
 def test_paths_info_drops_what_is_not_there(api: huggingface_hub.HfApi):

@@ -148,7 +148,7 @@ class Catalog:
     def usable(self, chunk: int, features: Iterable[str]) -> tuple[str, ...]:
         """The valid clips of a chunk that have every one of these features."""
         rows = self._rows_of(chunk)
-        is_usable = self._is_valid[rows].copy()
+        is_usable = self._is_valid[rows]
         for feature in features:
             is_usable &= self._presence[self._feature(feature).name][rows]
         return tuple(self._clip_ids[row] for row in rows[is_usable])

@@ -113,15 +113,16 @@ def pinned(p: Params, hub: Hub | None) -> Hub | None:
 
 
 def select(p: Params, hub: Hub | None, verified: Verified) -> Selection:
-    """Fetch the metadata if need be, and choose. The caller holds the folder.
+    """Fetch the metadata if need be, and choose.
+
+    The caller has seen to the licence and holds the folder.
 
     Args:
         hub: From `pinned`; None where `local_dir` already holds everything.
 
     Raises:
-        AvomniError: the licence, the access, the metadata or the choice of chunks.
+        AvomniError: the access, the metadata or the choice of chunks.
     """
-    need_license(p)
     if hub is not None:
         hub.check_access()
         metadata = _fetch_metadata(p.local_dir, hub, verified)
