@@ -1,0 +1,104 @@
+"""The tiny base's tokenizer: Qwen's pre-tokenizer and special tokens over a few hundred tokens.
+
+Qwen3-VL's own vocabulary has 151,669 entries: at 128 numbers each they would outweigh the rest of
+the model ten to one. Here the words of our prompt and of our answers are whole tokens, digits are
+single tokens as in Qwen's, and everything else falls apart into bytes, so that any text passes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib import resources
+
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+from transformers import AddedToken, Qwen2Tokenizer
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
+# Qwen3-VL's in the order of their ids there, 151643 to 151668. What is special is left out of
+# decoded text: an answer's <think> is not.
+# Source: added_tokens_decoder of Qwen/Qwen3-VL-8B-Instruct's tokenizer_config.json.
+SPECIAL_TOKENS = {
+    "<|endoftext|>": True,
+    "<|im_start|>": True,
+    "<|im_end|>": True,
+    "<|object_ref_start|>": True,
+    "<|object_ref_end|>": True,
+    "<|box_start|>": True,
+    "<|box_end|>": True,
+    "<|quad_start|>": True,
+    "<|quad_end|>": True,
+    "<|vision_start|>": True,
+    "<|vision_end|>": True,
+    "<|vision_pad|>": True,
+    "<|image_pad|>": True,
+    "<|video_pad|>": True,
+    "<tool_call>": False,
+    "</tool_call>": False,
+    "<|fim_prefix|>": False,
+    "<|fim_middle|>": False,
+    "<|fim_suffix|>": False,
+    "<|fim_pad|>": False,
+    "<|repo_name|>": False,
+    "<|file_sep|>": False,
+    "<tool_response>": False,
+    "</tool_response>": False,
+    "<think>": False,
+    "</think>": False,
+}
+
+
+def learn_merges(texts: Sequence[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Byte-level BPE that goes on until every pre-token of `texts` is one token.
+
+    A function of `texts` alone.
+
+    Returns:
+        The vocabulary (token -> id, the 256 bytes first) and the merges, in order.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=1 << 14,  # never reached: the texts run out of pairs first
+        min_frequency=1,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    learnt = json.loads(tokenizer.to_str())["model"]
+    vocab, merges = learnt["vocab"], [tuple(pair) for pair in learnt["merges"]]
+    return vocab, merges
+
+
+def make_tokenizer(texts: Sequence[str], chat_template: str) -> Qwen2Tokenizer:
+    """A tokenizer to which every word of `texts` is one token; the special tokens come last."""
+    vocab, merges = learn_merges(texts)
+    # With fixed ids from the start: the class adds its end token first and would shift the others.
+    for place, token in enumerate(SPECIAL_TOKENS, start=len(vocab)):
+        vocab[token] = place
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocab,
+        merges=merges,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        unk_token=None,
+        chat_template=chat_template,
+        extra_special_tokens=[],
+    )
+    tokenizer.add_tokens(
+        [
+            AddedToken(token, special=special, normalized=False)
+            for token, special in SPECIAL_TOKENS.items()
+        ]
+    )
+    return tokenizer
+
+
+def chat_template() -> str:
+    """Qwen3-VL's chat template, as TRL ships it."""
+    return resources.files("trl").joinpath("chat_templates/qwen3_vl.jinja").read_text()
