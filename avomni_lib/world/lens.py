@@ -13,7 +13,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import brentq
 from scipy.spatial.transform import Rotation
 
 from avomni_lib.dataset import rig
@@ -61,7 +60,7 @@ class Lens:
     def max_angle(self) -> float:
         """θ of the farthest corner, radians."""
         far = math.hypot(max(self.cx, self.width - self.cx), max(self.cy, self.height - self.cy))
-        return _angle_at(self.fw, far)
+        return float(_angles(self.fw, far))
 
     def project(self, rays: np.ndarray) -> np.ndarray:
         """Pixels (…, 2) of directions (…, 3) in the camera's frame; nan beyond its reach."""
@@ -77,19 +76,18 @@ class Lens:
         """Unit directions (…, 3) of pixels (…, 2): the forward polynomial's exact inverse."""
         out = np.asarray(pixels, np.float64) - (self.cx, self.cy)
         radius = np.linalg.norm(out, axis=-1)
-        angle = radius / self.fw[1]
-        slope = np.polynomial.polynomial.polyder(self.fw)
-        for _ in range(8):  # Newton; the polynomials are monotonic over the image
-            error = np.polynomial.polynomial.polyval(angle, self.fw) - radius
-            angle = angle - error / np.polynomial.polynomial.polyval(angle, slope)
+        angle = _angles(self.fw, radius)
         side = np.sin(angle) / np.maximum(radius, 1e-12)
         return np.concatenate([out * side[..., None], np.cos(angle)[..., None]], axis=-1)
 
 
-def _angle_at(fw: tuple[float, ...], radius: float) -> float:
-    return brentq(
-        lambda angle: np.polynomial.polynomial.polyval(angle, fw) - radius, 0.0, math.pi / 2
-    )
+def _angles(fw: tuple[float, ...], radius: np.ndarray) -> np.ndarray:
+    """θ of a radius, by Newton's method: the polynomials are monotonic over an image."""
+    slope, angle = np.polynomial.polynomial.polyder(fw), np.asarray(radius) / fw[1]
+    for _ in range(8):
+        error = np.polynomial.polynomial.polyval(angle, fw) - radius
+        angle = angle - error / np.polynomial.polynomial.polyval(angle, slope)
+    return angle
 
 
 def make_lens(camera: rig.Camera, town: Town, width: int, height: int) -> Lens:
@@ -101,7 +99,7 @@ def make_lens(camera: rig.Camera, town: Town, width: int, height: int) -> Lens:
     # The principal point is a little off the middle, as in real rigs: nobody can leave it out.
     cx, cy = width * 0.5021, height * 0.5037
     far = math.hypot(max(cx, width - cx), max(cy, height - cy))
-    angle = np.linspace(0, _angle_at(fw, far), 2000)[1:]
+    angle = np.linspace(0, _angles(fw, far), 2000)[1:]
     radius = np.polynomial.polynomial.polyval(angle, fw)
     powers = np.stack([(radius / far) ** i for i in range(1, 5)], axis=-1)
     fitted = np.linalg.lstsq(powers, angle, rcond=None)[0] / far ** np.arange(1, 5)
