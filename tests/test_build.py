@@ -1,0 +1,418 @@
+"""The stage: the same bytes whatever happens on the way, and every bad clip a row."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from avomni_lib.dataset import download, rig
+from avomni_lib.dataset.chosen import read_chosen
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl import build, memmap, parts
+from avomni_lib.etl.windows import Windows
+from avomni_lib.files import PROJECT_ROOT
+from avomni_lib.params import Params
+from avomni_lib.plan import Bar
+from tests.published_set import (
+    Drive,
+    chunk_path,
+    clip_id_of,
+    parquet_bytes,
+    read_frame,
+    read_zip,
+    write_published_set,
+    write_zip,
+)
+
+CLIPS_PER_CHUNK, SECONDS = 5, 1.5
+NUM_CLIPS = 2 * CLIPS_PER_CHUNK
+FRONT = rig.FRONT_WIDE.name
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    return write_published_set(tmp_path_factory.mktemp("set"), 2, CLIPS_PER_CHUNK, SECONDS)
+
+
+def values(folder: Path, published: Path, **processing) -> dict:
+    return {
+        "run": {"name": "test", "outputs_dir": str(folder)},
+        "dataset": {"source": "folder", "local_dir": str(published)},
+        "download": {"target_chunks": 2},
+        "processing": {
+            "sequence_length": 4,
+            "stride": 2,
+            "sample_hz": 10.0,
+            "tile_width": 32,
+            "tile_height": 24,
+            "fit": "stretch",
+            "horizon_s": 1.0,
+            "num_workers": 1,
+            **processing,
+        },
+    }
+
+
+def chosen(folder: Path, published: Path, **processing) -> Params:
+    """A run whose raw files are there."""
+    p = Params.from_values(values(folder, published, **processing))
+    download.fetch(p, None)
+    return p
+
+
+def content(cache_dir: Path) -> dict[str, bytes]:
+    """Every file of a cache."""
+    return {
+        str(path.relative_to(cache_dir)): path.read_bytes()
+        for path in sorted(cache_dir.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(published, tmp_path_factory) -> tuple[build.Built, dict[str, bytes]]:
+    p = chosen(tmp_path_factory.mktemp("undisturbed"), published, num_workers=2)
+    return build.build(p), content(p.cache_dir)
+
+
+def test_every_clip_is_in_the_cache_with_its_own_pictures(undisturbed, published):
+    built, _ = undisturbed
+    assert [row["state"] for row in built.clips] == ["ok"] * NUM_CLIPS
+    assert [row["clip_id"] for row in built.clips] == [clip_id_of(n) for n in range(NUM_CLIPS)]
+    for number, clip in enumerate(built.cache.clips):
+        assert clip.clip_id == clip_id_of(number)
+        assert clip.split == ("train", "val", "test")[number % 3]
+        frames = built.cache.shards[clip.shard].frames[clip.start : clip.stop]
+        for place, camera in enumerate(built.cache.grid.cameras):
+            row, col = divmod(place, 2)
+            tile = frames[:, 24 * row : 24 * row + 24, 32 * col : 32 * col + 32]
+            names = [read_frame(image) for image in tile]
+            assert {name[:2] for name in names} == {(number, rig.CAMERAS.index(camera))}
+            assert (np.diff([name[2] for name in names]) >= 2).all()
+
+
+def test_the_truth_of_a_window_is_the_drives(undisturbed):
+    found = Windows(undisturbed[0].cache, 8, 3)
+    assert len(found) == 3 * NUM_CLIPS
+    for i, window in enumerate(found):
+        drive = Drive([clip_id_of(n) for n in range(NUM_CLIPS)].index(window.clip_id))
+        first, last = found.times_us(i)[[0, -1]] / 1e6
+        path = float(drive.travelled(last) - drive.travelled(first))
+        truth = found.truth(i)
+        assert truth.duration_s == pytest.approx(0.7)
+        assert truth.path_m == pytest.approx(path, rel=2e-3)
+        assert truth.speed_mps == pytest.approx(path / 0.7, rel=2e-3)
+        assert truth.chord_m == pytest.approx(float(drive.chord(first, last)), rel=1e-3)
+
+
+def test_the_figures_count_what_is_there(undisturbed):
+    built, files = undisturbed
+    figures = built.figures
+    assert figures["num_clips"] == figures["num_clips_read"] == NUM_CLIPS
+    assert figures["num_damaged"] == 0 and built.damaged == []
+    assert figures["num_frames"] == sum(row["num_frames"] for row in built.clips)
+    arrays = sum(len(data) for name, data in files.items() if name.endswith(".npy"))
+    assert figures["cache_bytes"] == arrays == memmap.verify(built.cache.folder)
+    assert figures["num_windows"] == len(Windows(built.cache, 4, 2))
+    for split, count in figures["windows_by_split"].items():
+        assert count == len(Windows(built.cache, 4, 2, split))
+    assert figures["decoder"] == "pyav" and figures["decoder_reason"]
+
+
+def test_one_worker_makes_the_same_bytes_as_two_and_tells_how_far_it_is(
+    published, undisturbed, tmp_path
+):
+    bars = []
+
+    class Kept(Bar):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            bars.append(self)
+
+    p = chosen(tmp_path, published)
+    build.build(p, Kept)
+    assert content(p.cache_dir) == undisturbed[1]
+    assert [(bar.total, bar.count, bar.unit) for bar in bars] == [(NUM_CLIPS, NUM_CLIPS, "clip")]
+
+
+def test_a_finished_cache_is_left_alone(published, undisturbed, tmp_path):
+    p = chosen(tmp_path, published)
+    shutil.copytree(undisturbed[0].cache.folder, p.cache_dir)
+    again = build.build(p)
+    assert again.figures["num_clips_read"] == 0
+    assert content(p.cache_dir) == undisturbed[1]
+
+
+class Killed:
+    """`build` in a process of its own, which is killed with -9 when `ripe` says so."""
+
+    def __init__(self, p: Params):
+        code = (
+            "import json, sys; from avomni_lib.etl import build; from avomni_lib.params import "
+            "Params; build.build(Params.from_values(json.loads(sys.argv[1])))"
+        )
+        plain = json.dumps(p.values())
+        self.process = subprocess.Popen([sys.executable, "-c", code, plain], cwd=PROJECT_ROOT)
+
+    def when(self, ripe: Callable[[], bool]) -> None:
+        while self.process.poll() is None and not ripe():
+            time.sleep(0.002)
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+def test_a_build_killed_at_any_moment_goes_on_to_the_same_bytes(published, undisturbed, tmp_path):
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    p = chosen(tmp_path, published, num_workers=2)
+    # One kill while parts are made, one while the shards are.
+    for pattern, least in ((f"{parts.PARTS_FOLDER}/*/*", rng.randrange(1, 5)), (".shard_*", 1)):
+        delay = rng.random() * 0.03
+
+        def ripe(pattern: str = pattern, least: int = least, delay: float = delay) -> bool:
+            if len(list(p.cache_dir.glob(pattern))) < least:
+                return False
+            time.sleep(delay)
+            return True
+
+        Killed(p).when(ripe)
+    built = build.build(p)
+    assert built.figures["num_clips_read"] < NUM_CLIPS, "what was whole is kept"
+    assert content(p.cache_dir) == undisturbed[1]
+
+
+def test_a_killed_worker_costs_no_clip(published, undisturbed, tmp_path):
+    p = chosen(tmp_path, published)
+    killed = []
+
+    def kill_one() -> None:
+        while not list(p.cache_dir.glob(f"{parts.PARTS_FOLDER}/*/*.npz")):
+            time.sleep(0.005)
+        for child in psutil.Process().children():
+            if "spawn_main" in " ".join(child.cmdline()):
+                child.send_signal(signal.SIGKILL)
+                killed.append(child.pid)
+                return
+
+    thread = threading.Thread(target=kill_one)
+    thread.start()
+    built = build.build(p)
+    thread.join()
+    assert killed and not built.damaged
+    assert content(p.cache_dir) == undisturbed[1]
+
+
+def spoilt_member(feature: str, number: int, change: Callable[[bytes], bytes | None]):
+    """Change one member of a clip's zip, or take it away."""
+
+    def spoil(folder: Path) -> None:
+        path = folder / chunk_path(feature, number // CLIPS_PER_CHUNK)
+        members = read_zip(path)
+        ending = ".mp4" if feature.startswith("camera") else ".parquet"
+        name = f"{clip_id_of(number)}.{feature}{ending}"
+        members[name] = change(members[name])
+        write_zip(path, {k: v for k, v in members.items() if v is not None})
+
+    return spoil
+
+
+def egomotion(number: int, change: Callable[[dict], dict]):
+    from tests.published_set import egomotion_times
+
+    columns = Drive(number).egomotion(egomotion_times(number, SECONDS))
+    return spoilt_member("egomotion", number, lambda _: parquet_bytes(change(dict(columns))))
+
+
+def with_nan(columns: dict) -> dict:
+    columns["x"] = np.array(columns["x"])
+    columns["x"][60] = np.nan
+    return columns
+
+
+DAMAGE = {
+    0: (spoilt_member(FRONT, 0, lambda _: None), "no member"),
+    2: (spoilt_member(FRONT, 2, lambda c: c[: len(c) // 2]), "not a video"),
+    3: (spoilt_member(rig.REAR_LEFT.name, 3, lambda _: b"no video at all"), "not a video"),
+    4: (egomotion(4, with_nan), "row 60 .*not a number"),
+    6: (
+        egomotion(6, lambda c: {k: np.delete(v, slice(60, 150)) for k, v in c.items()}),
+        "a gap of .* s lies before it",
+    ),
+    8: (spoilt_member(rig.FRONT_TELE.name, 8, lambda _: b""), "is empty"),
+}
+
+
+def test_damaged_clips_are_rows_and_the_rest_go_on(published, undisturbed, tmp_path):
+    folder = tmp_path / "set"
+    shutil.copytree(published, folder)
+    p = chosen(tmp_path, folder)
+    sound = {path: path.read_bytes() for path in folder.rglob("*.zip")}
+    for spoil, _ in DAMAGE.values():
+        spoil(folder)
+    built = build.build(p)
+    rows = {row["clip_id"]: row for row in built.clips}
+    for number in range(NUM_CLIPS):
+        row = rows[clip_id_of(number)]
+        assert row["state"] == ("damaged" if number in DAMAGE else "ok"), row
+        if number in DAMAGE:
+            assert re.search(DAMAGE[number][1], row["reason"]), row
+            assert clip_id_of(number) in row["reason"] or "chunk_000" in row["reason"]
+            assert row["num_frames"] == 0
+    assert [row["clip_id"] for row in built.damaged] == [clip_id_of(n) for n in DAMAGE]
+    assert len(built.cache.clips) == NUM_CLIPS - len(DAMAGE) == built.figures["num_clips"]
+    assert built.figures["num_damaged"] == len(DAMAGE)
+    table = json.loads((p.cache_dir / memmap.CLIPS_FILE).read_text())["clips"]
+    assert table == built.clips
+
+    for path, data in sound.items():  # the files are fetched again
+        path.write_bytes(data)
+    mended = build.build(p)
+    assert mended.figures["num_clips_read"] == len(DAMAGE), "sound clips are not read again"
+    expected = {
+        name: data for name, data in undisturbed[1].items() if name.endswith((".npy", ".lock"))
+    }
+    assert {k: v for k, v in content(p.cache_dir).items() if k in expected} == expected
+    assert not mended.damaged
+
+
+def test_without_its_raw_files_a_damaged_clip_stays_a_row(published, tmp_path):
+    folder = tmp_path / "set"
+    shutil.copytree(published, folder)
+    p = chosen(tmp_path, folder)
+    DAMAGE[3][0](folder)
+    before = build.build(p)
+    for path in folder.rglob("camera_*.zip"):
+        path.unlink()
+    after = build.build(p)
+    assert after.figures["num_clips_read"] == 0
+    assert after.clips == before.clips and len(after.damaged) == 1
+
+
+def test_all_clips_damaged_is_an_error(published, tmp_path):
+    folder = tmp_path / "set"
+    shutil.copytree(published, folder)
+    p = chosen(tmp_path, folder)
+    for path in folder.rglob(f"{FRONT}.chunk_*.zip"):
+        path.unlink()
+    with pytest.raises(AvomniError, match="every one of the 10 clips is damaged") as caught:
+        build.build(p)
+    assert "01_audit" in caught.value.fix and "not found" in caught.value.what
+    with pytest.raises(AvomniError, match="the cache is not finished"):
+        memmap.Cache.open(p.cache_dir)
+
+
+def test_other_parameters_make_the_cache_anew_and_leave_nothing_behind(
+    published, undisturbed, tmp_path
+):
+    p = chosen(tmp_path, published)
+    shutil.copytree(undisturbed[0].cache.folder, p.cache_dir)
+    stray = p.cache_dir / parts.PARTS_FOLDER / "0123456789abcdef" / "clip.npz"
+    stray.parent.mkdir(parents=True)
+    stray.write_bytes(b"of other parameters")
+    (p.cache_dir / f"shard_{7:04d}").mkdir()
+    changed = Params.from_values(values(tmp_path, published, tile_width=16, fit="letterbox"))
+    built = build.build(changed)
+    assert built.figures["num_clips_read"] == NUM_CLIPS
+    assert built.cache.tile == (16, 24) and built.cache.header["fit"] == "letterbox"
+    names = sorted(path.name for path in p.cache_dir.iterdir())
+    assert names == [".lock", "clips.json", "shard_0000", "shard_0001"]
+    fresh = chosen(tmp_path / "fresh", published, tile_width=16, fit="letterbox")
+    build.build(fresh)
+    assert content(p.cache_dir) == content(fresh.cache_dir)
+
+
+def test_another_length_or_stride_needs_no_new_etl(published, undisturbed, tmp_path):
+    p = chosen(tmp_path, published, sequence_length=6, stride=1)
+    shutil.copytree(undisturbed[0].cache.folder, p.cache_dir)
+    built = build.build(p)
+    assert built.figures["num_clips_read"] == 0
+    assert built.figures["num_windows"] == len(Windows(built.cache, 6, 1)) > 0
+
+
+def test_a_cut_shard_is_made_anew(published, undisturbed, tmp_path):
+    p = chosen(tmp_path, published)
+    shutil.copytree(undisturbed[0].cache.folder, p.cache_dir)
+    path = p.cache_dir / "shard_0001" / "frames.npy"
+    path.write_bytes(path.read_bytes()[:-10])
+    assert build.build(p).figures["num_clips_read"] == CLIPS_PER_CHUNK
+    assert content(p.cache_dir) == undisturbed[1]
+
+
+def test_a_full_disk_is_one_message_and_no_fault_of_the_clip(published, tmp_path):
+    """/dev/full answers every write as a full disk does."""
+    p = chosen(tmp_path, published)
+    path = tmp_path / "parts" / f"{clip_id_of(0)}.npz"
+    path.parent.mkdir()
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.symlink_to("/dev/full")
+    job = parts.Job(clip_id_of(0), 0, published, build.recipe_of(p), path)
+    with pytest.raises(AvomniError, match="no room left on the disk") as caught:
+        parts.make_part(job)
+    assert "run the same command again" in caught.value.fix
+    assert list(path.parent.iterdir()) == []
+    assert parts.make_part(job).reason is None, "and the next run goes on"
+
+
+def test_what_cannot_fit_is_not_begun(published, tmp_path):
+    p = chosen(tmp_path, published, tile_width=10**6, tile_height=10**6)
+    with pytest.raises(AvomniError, match="no room on the disk for the cache"):
+        build.build(p)
+    assert any("the cache needs" in warning for warning in build.plan(p).warnings)
+
+
+def test_two_builds_of_one_cache_do_not_meet(published, tmp_path):
+    p = chosen(tmp_path, published)
+    p.cache_dir.mkdir()
+    with open(p.cache_dir / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(AvomniError, match="another process is building this cache"):
+            build.build(p)
+
+
+def test_before_the_download_there_is_a_plan_but_no_build(published, tmp_path):
+    p = Params.from_values(values(tmp_path, published))
+    assert build.plan(p).figures["num_clips"] > 0
+    with pytest.raises(AvomniError, match="no raw files have been chosen"):
+        build.build(p)
+
+
+def test_the_plan_counts_what_the_build_makes(published, undisturbed, tmp_path):
+    """For a rendered world, whose clips are as long as the parameters say."""
+    world = {"source": "world", "local_dir": str(published), "world": {"clip_seconds": SECONDS}}
+    plain = values(tmp_path, published) | {"dataset": world}
+    chosen(tmp_path, published)
+    planned, made = build.plan(Params.from_values(plain)).figures, undisturbed[0].figures
+    assert planned["num_clips"] == made["num_clips"]
+    assert abs(planned["num_frames"] - made["num_frames"]) <= NUM_CLIPS
+    assert abs(planned["num_windows"] - made["num_windows"]) <= NUM_CLIPS
+    assert planned["cache_bytes"] == pytest.approx(made["cache_bytes"], rel=0.15)
+
+
+def test_the_plan_warns_of_what_cannot_be_used(published, tmp_path):
+    p = Params.from_values(values(tmp_path, published, sequence_length=999))
+    warnings = " ".join(build.plan(p).warnings)
+    assert "no window fits on a clip" in warnings and "64×48 px is no multiple of 32" in warnings
+
+
+def test_the_choice_is_kept_in_the_header(undisturbed, published, tmp_path):
+    p = chosen(tmp_path, published)
+    header = undisturbed[0].cache.header
+    assert header["source"]["revision"] == read_chosen(p).revision
+    assert header["sample_hz"] == 10.0 and header["horizon_s"] == 1.0
+    assert header["cameras"] == [camera.name for camera in rig.grid("4-cam").cameras]

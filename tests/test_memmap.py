@@ -1,0 +1,224 @@
+"""The cache's format: what is written is what any program reads back, or one clear message."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from avomni_lib import files
+from avomni_lib.dataset import rig
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl import memmap, shard
+from avomni_lib.etl.memmap import Cache
+
+GRID = rig.grid("4-cam")
+COMMON = {
+    "generator": "avomni 9.9",
+    "source": {"repo_id": "some/set", "revision": "0" * 40},
+    "grid": {
+        "name": GRID.name,
+        "rows": GRID.rows,
+        "cols": GRID.cols,
+        "cells": [cell.name for cell in GRID.cells],
+    },
+    "tile": [6, 4],
+    "fit": "stretch",
+    "sample_hz": 2.0,
+}
+
+
+def arrays(seed: int) -> dict[str, np.ndarray]:
+    """One clip: 3 to 6 frames, more rows of track."""
+    rng = np.random.default_rng(seed)
+    count = 3 + seed % 4
+    return {
+        "frames": rng.integers(0, 256, (count, 8, 12, 3)).astype(np.uint8),
+        "timestamps": rng.integers(-100, 10**7, (count, 4)),
+        "times": np.arange(count) * 500_000 + seed,
+        "egomotion": rng.normal(size=(count, len(memmap.EGOMOTION_COLUMNS))),
+        "track": rng.normal(size=(count * 5, len(memmap.TRACK_COLUMNS))),
+    }
+
+
+def write_cache(folder, chunks=(3, 12), clips_per_chunk=3):
+    """A cache of clips `clip-<chunk>-<n>`, each with `arrays(10 · chunk + n)`."""
+    rows = []
+    for chunk in chunks:
+        clips = [
+            {"clip_id": f"clip-{chunk}-{n}", "split": ("train", "val", "test")[n], "chunk": chunk}
+            for n in range(clips_per_chunk)
+        ]
+        shard.write_shard(
+            folder / shard.shard_name(chunk),
+            COMMON | {"key": f"key {chunk}"},
+            clips,
+            lambda clip_id: arrays(seed_of(clip_id)),
+        )
+        rows += [clip | {"state": "ok", "reason": ""} for clip in clips]
+    rows.append({"clip_id": "bad", "split": "train", "chunk": 3, "state": "damaged", "reason": "x"})
+    memmap.write_table(folder, COMMON, [folder / shard.shard_name(c) for c in chunks], rows)
+    return folder
+
+
+def seed_of(clip_id: str) -> int:
+    _, chunk, n = clip_id.split("-")
+    return 10 * int(chunk) + int(n)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_cache(tmp_path / "cache")
+
+
+def test_what_was_written_is_read_back(folder):
+    cache = Cache.open(folder)
+    assert [clip.clip_id for clip in cache.clips] == [
+        f"clip-{chunk}-{n}" for chunk in (3, 12) for n in range(3)
+    ]
+    assert [clip.split for clip in cache.clips] == ["train", "val", "test"] * 2
+    assert [clip.shard for clip in cache.clips] == [0, 0, 0, 1, 1, 1]
+    for clip in cache.clips:
+        expected = arrays(seed_of(clip.clip_id))
+        assert len(clip) == len(expected["frames"])
+        found = cache.shards[clip.shard].arrays_of(clip)
+        for name in shard.ARRAYS:
+            assert np.array_equal(found[name], expected[name]), name
+            assert not found[name].flags.writeable
+    assert cache.grid == GRID and cache.cameras == tuple(c.name for c in GRID.cameras)
+    assert cache.tile == (6, 4) and cache.sample_hz == 2.0
+    assert cache.table[-1]["state"] == "damaged"
+
+
+def test_plain_numpy_opens_every_array(folder):
+    for name, dtype in shard.ARRAYS.items():
+        array = np.load(folder / "shard_0012" / f"{name}.npy", mmap_mode="r")
+        assert isinstance(array, np.memmap) and array.dtype == np.dtype(dtype)
+        parts = [arrays(120 + n)[name] for n in range(3)]
+        assert np.array_equal(array, np.concatenate(parts))
+
+
+def test_the_header_says_what_the_arrays_are(folder):
+    header = json.loads((folder / "shard_0003" / "header.json").read_text())
+    assert header["format_version"] == memmap.FORMAT_VERSION
+    for key, value in COMMON.items():
+        assert header[key] == value
+    assert header["clips"][1]["frames"] == [5, 11] and header["clips"][2]["track"] == [55, 70]
+    for name, said in header["arrays"].items():
+        content = (folder / "shard_0003" / f"{name}.npy").read_bytes()
+        assert len(content) == said["bytes"]
+        assert hashlib.sha256(content).hexdigest() == said["sha256"]
+
+
+def test_a_grid_with_black_tiles_is_read_back(tmp_path):
+    grid = rig.grid("7-cam")
+    cells = [cell and cell.name for cell in grid.cells]
+    common = COMMON | {"grid": {"name": "7-cam", "rows": 3, "cols": 3, "cells": cells}}
+    memmap.write_table(tmp_path, common, [], [])
+    assert Cache.open(tmp_path).grid == grid
+
+
+def test_verify_finds_a_changed_byte_and_says_where(folder):
+    total = sum(path.stat().st_size for path in folder.glob("*/*.npy"))
+    assert memmap.verify(folder) == total
+    path = folder / "shard_0012" / "frames.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    Cache.open(folder)
+    with pytest.raises(AvomniError, match="1 array of the cache changed") as caught:
+        memmap.verify(folder)
+    assert caught.value.where == str(path)
+    assert "shard_0012" in caught.value.fix
+
+
+@pytest.mark.parametrize("place", ["clips.json", "shard_0003/header.json"])
+def test_another_format_version_is_refused_with_what_to_do(folder, place):
+    record = json.loads((folder / place).read_text())
+    files.write_json(folder / place, record | {"format_version": 7, "generator": "avomni 2.0"})
+    with pytest.raises(AvomniError, match="format version 7, this program reads 1") as caught:
+        Cache.open(folder)
+    assert caught.value.where == str(folder / place)
+    assert "03_etl" in caught.value.fix and "avomni 2.0" in caught.value.fix
+
+
+def test_a_missing_or_cut_array_is_refused(folder):
+    path = folder / "shard_0003" / "track.npy"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    with pytest.raises(AvomniError, match=r"has [\d,]+ of [\d,]+ bytes") as caught:
+        Cache.open(folder)
+    assert caught.value.where == str(path) and "03_etl" in caught.value.fix
+    path.unlink()
+    with pytest.raises(AvomniError, match="an array of the cache is missing"):
+        Cache.open(folder)
+
+
+def test_a_missing_header_shard_or_cache_is_refused(folder, tmp_path):
+    (folder / "shard_0003" / "header.json").unlink()
+    with pytest.raises(AvomniError, match="a shard has no header"):
+        Cache.open(folder)
+    (folder / "clips.json").unlink()
+    with pytest.raises(AvomniError, match="the cache is not finished") as caught:
+        Cache.open(folder)
+    assert caught.value.fix == "run 03_etl"
+    with pytest.raises(AvomniError, match="there is no cache"):
+        Cache.open(tmp_path / "none")
+
+
+def test_shards_of_another_kind_are_refused(folder):
+    path = folder / "shard_0012" / "header.json"
+    files.write_json(path, json.loads(path.read_text()) | {"sample_hz": 5.0})
+    with pytest.raises(AvomniError, match="the shards differ in sample_hz: 5.0 and 2.0"):
+        Cache.open(folder)
+
+
+def test_the_digest_is_the_contents(folder, tmp_path):
+    digest = Cache.open(folder).digest
+    assert Cache.open(write_cache(tmp_path / "same")).digest == digest
+    assert Cache.open(write_cache(tmp_path / "fewer", chunks=(3,))).digest != digest
+
+
+def test_a_write_that_fails_leaves_the_old_shard(folder):
+    before = (folder / "shard_0003" / "header.json").read_bytes()
+
+    def load(clip_id):
+        if clip_id == "clip-3-1":
+            raise OSError("the disk is gone")
+        return arrays(seed_of(clip_id))
+
+    clips = [{"clip_id": f"clip-3-{n}", "split": "train", "chunk": 3} for n in range(2)]
+    with pytest.raises(OSError, match="the disk is gone"):
+        shard.write_shard(folder / "shard_0003", COMMON, clips, load)
+    assert (folder / "shard_0003" / "header.json").read_bytes() == before
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "clips.json",
+        "shard_0003",
+        "shard_0012",
+    ]
+
+
+def test_a_kill_between_the_two_renames_is_undone(folder):
+    kept = (folder / "shard_0003" / "header.json").read_bytes()
+    (folder / "shard_0003").rename(folder / ".shard_0003.old")
+    shutil.copytree(folder / "shard_0012", folder / ".shard_0003.new")
+    shutil.copytree(folder / "shard_0012", folder / ".shard_0012.old")
+    shard.settle(folder)
+    assert (folder / "shard_0003" / "header.json").read_bytes() == kept
+    assert not list(folder.glob(".shard*"))
+    Cache.open(folder)
+
+
+def test_opening_and_reading_load_no_torch(folder):
+    code = (
+        "import sys; from avomni_lib.etl import build, memmap, windows;"
+        f"w = windows.Windows(memmap.Cache.open({str(folder)!r}), 3, 1); w.frames(0).sum();"
+        "print([name for name in ('torch', 'matplotlib', 'pandas') if name in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"

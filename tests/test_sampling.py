@@ -1,0 +1,145 @@
+"""One clip into the cache's arrays: times, pictures, poses."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+
+from avomni_lib.dataset import rig
+from avomni_lib.dataset.catalog import Catalog
+from avomni_lib.dataset.clip import Clip
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl import sampling, shard, tiling
+from avomni_lib.etl.sampling import Recipe, sample_clip
+from tests.published_set import (
+    Drive,
+    camera_times,
+    chunk_path,
+    clip_id_of,
+    egomotion_times,
+    parquet_bytes,
+    read_frame,
+    read_zip,
+    write_published_set,
+    write_zip,
+)
+
+SECONDS = 2.0
+RECIPE = Recipe("4-cam", (32, 24), "stretch", 10.0, 1.5, "pyav")
+DISTANCE = shard.EGOMOTION_COLUMNS.index("distance_m")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_published_set(tmp_path_factory.mktemp("set"), 1, 3, SECONDS)
+
+
+def clip_of(folder, number: int) -> Clip:
+    return Clip(folder, Catalog.open(folder), clip_id_of(number))
+
+
+@pytest.mark.parametrize("setup", ["4-cam", "7-cam"])
+@pytest.mark.parametrize("decoder", ["pyav", "decord"])
+def test_every_tile_shows_its_camera_at_the_last_frame_before_its_time(folder, setup, decoder):
+    recipe = Recipe(setup, (32, 24), "stretch", 10.0, 1.5, decoder)
+    found, grid = sample_clip(clip_of(folder, 1), recipe), rig.grid(setup)
+    assert found["frames"].shape[1:] == (grid.rows * 24, grid.cols * 32, 3)
+    for column, camera in enumerate(grid.cameras):
+        place = rig.CAMERAS.index(camera)
+        stamps = camera_times(1, place, SECONDS)
+        tiles = tiling.tile_of(found["frames"], grid, (32, 24), camera.name)
+        for tile, time, taken in zip(
+            tiles, found["times"], found["timestamps"][:, column], strict=True
+        ):
+            frame_idx = int(np.flatnonzero(stamps <= time)[-1])
+            assert read_frame(tile) == (1, place, frame_idx)
+            assert taken == stamps[frame_idx]
+    if setup == "7-cam":
+        assert not found["frames"][:, 48:, :32].any() and not found["frames"][:, 48:, 64:].any()
+
+
+def test_the_times_begin_when_every_camera_has_a_frame_and_end_with_the_first_to_end(folder):
+    times = sample_clip(clip_of(folder, 0), RECIPE)["times"]
+    stamps = [
+        camera_times(0, rig.CAMERAS.index(camera), SECONDS) for camera in rig.grid("4-cam").cameras
+    ]
+    assert times[0] == max(stamp[0] for stamp in stamps)
+    assert (np.diff(times) == 100_000).all()
+    end = min(stamp[-1] for stamp in stamps)
+    assert end - 100_000 < times[-1] <= end
+
+
+def test_poses_and_distances_are_the_drives(folder):
+    for number in range(3):
+        found, drive = sample_clip(clip_of(folder, number), RECIPE), Drive(number)
+        ego, t_s = found["egomotion"], found["times"] / 1e6
+        assert np.abs(ego[:, :3] - drive.position(t_s)).max() < 1e-3
+        yaw = drive.curvature * drive.travelled(t_s)
+        forward = Rotation.from_quat(ego[:, 3:7]).apply([1, 0, 0])
+        assert np.abs(forward[:, :2] - np.stack([np.cos(yaw), np.sin(yaw)], 1)).max() < 1e-4
+        speed = np.linalg.norm(ego[:, 7:10], axis=1)
+        assert np.abs(speed - drive.speed(t_s)).max() < 1e-2
+        way = drive.travelled(t_s) - drive.travelled(t_s[0])
+        assert ego[0, DISTANCE] == 0
+        assert ego[:, DISTANCE] == pytest.approx(way, abs=2e-3)
+
+
+def test_the_track_goes_on_before_and_past_the_frames(folder):
+    found, drive = sample_clip(clip_of(folder, 2), RECIPE), Drive(2)
+    track, times = found["track"], found["times"]
+    t_s = track[:, 0] / 1e6
+    assert np.allclose(np.diff(track[:, 0]), 100_000)
+    assert times[0] in track[:, 0]
+    # Ego motion begins 0.2 s before the video; 1.5 s are asked for after its last frame.
+    assert 0.1 <= (times[0] - track[0, 0]) / 1e6 <= 0.3
+    assert 1.4 < (track[-1, 0] - times[-1]) / 1e6 <= 1.5
+    assert np.abs(track[:, 1:4] - drive.position(t_s)).max() < 1e-3
+    way = drive.travelled(t_s) - drive.travelled(times[0] / 1e6)
+    assert track[:, -1] == pytest.approx(way, abs=3e-3)
+    long = sample_clip(clip_of(folder, 2), Recipe("4-cam", (32, 24), "crop", 10.0, 60.0, "pyav"))
+    last = egomotion_times(2, SECONDS)[-1]
+    assert last - 100_000 < long["track"][-1, 0] <= last, "as far as it is covered"
+
+
+def test_a_clip_is_a_function_of_its_recipe(folder):
+    first, again = (sample_clip(clip_of(folder, 0), RECIPE) for _ in range(2))
+    assert list(first) == list(shard.ARRAYS)
+    for name in first:
+        assert first[name].tobytes() == again[name].tobytes()
+
+
+@given(
+    starts=st.lists(st.integers(-200_000, 200_000), min_size=1, max_size=4),
+    length=st.integers(0, 20_000_000),
+    sample_hz=st.floats(0.5, 30),
+)
+def test_wanted_times(starts, length, sample_hz):
+    ends = [start + length for start in starts]
+    if min(ends) < max(starts):
+        with pytest.raises(AvomniError, match="share no time"):
+            sampling.sample_times(starts, ends, sample_hz)
+        return
+    times = sampling.sample_times(starts, ends, sample_hz)
+    assert times[0] == max(starts) and times[-1] <= min(ends)
+    assert np.abs(np.diff(times) - 1e6 / sample_hz).max(initial=0) <= 1
+    assert min(ends) - times[-1] < 1e6 / sample_hz + 1
+
+
+def test_a_camera_that_stands_still_is_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "set")
+    camera = rig.REAR_LEFT.name
+    path = tmp_path / "set" / chunk_path(camera, 0)
+    members = read_zip(path)
+    stamps = camera_times(0, rig.CAMERAS.index(rig.REAR_LEFT), SECONDS)
+    stamps[20:] += 700_000
+    name = f"{clip_id_of(0)}.{camera}.timestamps.parquet"
+    members[name] = parquet_bytes({"timestamp": stamps, "frame_index": np.arange(len(stamps))})
+    write_zip(path, members)
+    with pytest.raises(AvomniError, match=r"nothing new for 0\.\d\d s at \d+ µs") as caught:
+        sample_clip(clip_of(tmp_path / "set", 0), RECIPE)
+    assert camera in caught.value.where and clip_id_of(0) in caught.value.where

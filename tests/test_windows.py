@@ -1,0 +1,128 @@
+"""Windows by arithmetic, and that no clip leaks from one split into another."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl import windows
+from avomni_lib.etl.memmap import Cache, CachedClip
+from avomni_lib.etl.windows import Windows
+from tests.test_memmap import arrays, seed_of, write_cache
+
+SPLITS = ("train", "val", "test")
+
+
+def cache_of(lengths: list[int]) -> Cache:
+    """A cache of clips of these lengths, two a shard, without arrays."""
+    clips = []
+    for n, length in enumerate(lengths):
+        start = clips[-1].stop if n % 2 else 0
+        place = CachedClip(f"clip {n}", SPLITS[n % 3], 0, n // 2, start, start + length, 0, 0)
+        clips.append(place)
+    return Cache(Path("cache"), {}, (), tuple(clips), ())
+
+
+@given(
+    lengths=st.lists(st.integers(1, 50), max_size=8),
+    length=st.integers(2, 20),
+    stride=st.integers(1, 25),
+)
+def test_windows_lie_in_their_clips_a_stride_apart_and_none_is_left_out(lengths, length, stride):
+    cache = cache_of(lengths)
+    found = Windows(cache, length, stride)
+    for window in found:
+        clip = cache.clips[window.clip_idx]
+        assert (window.clip_id, window.split, window.shard) == (
+            clip.clip_id,
+            clip.split,
+            clip.shard,
+        )
+        assert clip.start <= window.start and window.stop <= clip.stop
+        assert window.stop - window.start == length
+        assert window.start - clip.start == stride * window.number
+    for clip_idx, clip in enumerate(cache.clips):
+        own = [window for window in found if window.clip_idx == clip_idx]
+        assert [window.number for window in own] == list(range(len(own)))
+        assert len(own) == windows.num_windows(len(clip), length, stride)
+        left = len(clip) - length - stride * (len(own) - 1) if own else len(clip)
+        assert left < (stride if own else length), "another window would have fitted"
+        if length > stride and len(own) > 1:
+            assert own[0].stop - own[1].start == length - stride, "frames that two windows share"
+
+
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=9), stride=st.integers(1, 9))
+def test_the_splits_share_the_windows_out(lengths, stride):
+    cache = cache_of(lengths)
+    by_split = [list(Windows(cache, 5, stride, split)) for split in SPLITS]
+    assert sorted(map(repr, sum(by_split, []))) == sorted(map(repr, Windows(cache, 5, stride)))
+    clips = [{window.clip_id for window in part} for part in by_split]
+    assert not (clips[0] & clips[1] or clips[0] & clips[2] or clips[1] & clips[2])
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return Cache.open(write_cache(tmp_path_factory.mktemp("windows") / "cache"))
+
+
+def test_a_window_is_its_rows(cache):
+    found = Windows(cache, 3, 1)
+    for i, window in enumerate(found):
+        clip = arrays(seed_of(window.clip_id))
+        rows = slice(window.number, window.number + 3)
+        assert np.array_equal(found.frames(i), clip["frames"][rows])
+        assert np.array_equal(found.times_us(i), clip["times"][rows])
+        assert np.array_equal(found.egomotion(i), clip["egomotion"][rows])
+
+
+def test_windows_share_the_frames_on_the_disk(cache):
+    found = Windows(cache, 3, 1)
+    first, second = found.frames(0), found.frames(1)
+    assert found[0].clip_id == found[1].clip_id
+    assert not first.flags.owndata and np.shares_memory(first[1:], second[:2])
+
+
+def test_the_truth_is_path_over_duration(cache):
+    found = Windows(cache, 3, 2)
+    clip = arrays(seed_of(found[0].clip_id))["egomotion"]
+    truth = found.truth(0)
+    chord = float(np.linalg.norm(clip[2, :3] - clip[0, :3]))
+    assert truth.duration_s == 1.0
+    assert truth.chord_m == pytest.approx(chord)
+    assert truth.path_m == pytest.approx(max(clip[2, -1] - clip[0, -1], chord))
+    assert truth.speed_mps == pytest.approx(truth.path_m / 1.0)
+
+
+def test_windows_are_a_sequence(cache):
+    found = Windows(cache, 3, 1, split="val")
+    assert found[-1] == found[len(found) - 1] and len(list(found)) == len(found)
+    with pytest.raises(IndexError):
+        found[len(found)]
+    assert not len(Windows(cache, 500, 1))
+
+
+def with_clip(cache: Cache, number: int, **changes) -> Cache:
+    clips = list(cache.clips)
+    clips[number] = dataclasses.replace(clips[number], **changes)
+    return dataclasses.replace(cache, clips=tuple(clips))
+
+
+def test_a_clip_in_two_splits_is_a_leak(cache):
+    windows.check_leaks(cache)
+    leaking = with_clip(cache, 4, clip_id=cache.clips[0].clip_id)
+    with pytest.raises(
+        AvomniError, match="clip clip-3-0 lies in the cache 2 times, in train and val"
+    ):
+        windows.check_leaks(leaking)
+
+
+@pytest.mark.parametrize("changes", [{"start": 2}, {"stop": 99}])
+def test_clips_that_share_frames_are_a_leak(cache, changes):
+    with pytest.raises(AvomniError, match="clip-3-. has rows .* not its alone"):
+        windows.check_leaks(with_clip(cache, 2 if "stop" in changes else 1, **changes))
