@@ -13,6 +13,7 @@ from rich.table import Table
 
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
+from avomni_lib.plan import gigabytes
 
 EXAMPLES = """examples:
   python -m avomni_lib plan params/mi300x.yaml                        what the run would take; no
@@ -135,15 +136,38 @@ def _plan(p: Params, options: argparse.Namespace) -> int:
     return 0
 
 
-def _in_short(figures: dict) -> str:
-    """A stage's figures on one line: the first few plain ones, `headline` first if there is one."""
-    if "headline" in figures:
-        return str(figures["headline"])
-    plain = {name: value for name, value in figures.items() if isinstance(value, int | float | str)}
-    return ", ".join(
-        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in plain.items()
-    )[:110]
+def _in_short(stage: str, figures: dict) -> str:
+    """What came out of a stage, on one line."""
+    if not figures:
+        return ""
+    return HEADLINES[stage](figures)
+
+
+def _score(figures: dict) -> str:
+    mae, valid = figures["speed_mae_mps"], figures["valid_share"]["adapted"]
+    return (
+        f"speed error {mae['adapted']:.2f} m/s; base {mae['base']:.2f}, blind {mae['blind']:.2f}, "
+        f"best constant {min(mae['mean'], mae['median']):.2f}; {valid:.0%} of answers parse "
+        f"({figures['num_windows']} windows, {figures['num_clips']} clips)"
+    )
+
+
+HEADLINES = {
+    "01_audit": lambda f: f"{f['num_clips']} clips in {f['num_files']} files, {_states(f)}",
+    "02_download": lambda f: f"{gigabytes(f['bytes'])}, {gigabytes(f['bytes_fetched'])} fetched",
+    "03_etl": lambda f: (
+        f"{f['num_clips']} clips, {f['num_damaged']} left out, {f['num_windows']} windows, "
+        f"{gigabytes(f['cache_bytes'])}"
+    ),
+    "04_tiles": lambda f: f"{f['vision_tokens']} vision tokens, {f['tokens_per_sample']} in all",
+    "05_train": lambda f: f["headline"],
+    "06_evaluate": _score,
+}
+
+
+def _states(figures: dict) -> str:
+    states = {state: n for state, n in figures["clips_by_state"].items() if n}
+    return ", ".join(f"{n} {state}" for state, n in states.items())
 
 
 if __name__ == "__main__":
