@@ -89,7 +89,10 @@ def _run(p: Params, options: argparse.Namespace) -> int:
     for outcome in pipeline.run(p, stages, force=options.force, dry_run=options.dry_run):
         print(f"{outcome.stage}: {outcome.action} ({outcome.reason})", flush=True)
         table.add_row(
-            outcome.stage, outcome.action, f"{outcome.seconds:.0f}", _in_short(outcome.figures)
+            outcome.stage,
+            outcome.action,
+            f"{outcome.seconds:.0f}",
+            _in_short(outcome.stage, outcome.figures),
         )
     # Wide enough for the figures also where there is no terminal to measure.
     console = Console() if sys.stdout.isatty() else Console(width=140)
