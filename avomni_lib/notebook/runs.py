@@ -22,7 +22,6 @@ from avomni_lib.dataset.hub import Hub
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
-from avomni_lib.world import local_hub, publish
 
 
 @dataclass(frozen=True)
@@ -208,6 +207,9 @@ def open_hub(p: Params, progress: type[Bar] = Bar) -> Hub | None:
         return None
     if p.dataset.source == "hub":
         return Hub(p.dataset.repo_id, revision=p.dataset.revision, endpoint=p.dataset.endpoint)
+    # The renderer takes a second to import, and only this source needs it.
+    from avomni_lib.world import local_hub, publish
+
     folder = publish.publish(p, world_dir(p), progress=progress)
     server = _serving.enter_context(local_hub.serve(folder, p.dataset.repo_id))
     revision = p.dataset.revision or server.commit

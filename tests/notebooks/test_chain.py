@@ -1,0 +1,248 @@
+"""The chain of notebooks: run, skipped, stale, evicted, killed."""
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+
+from avomni_lib import files
+from avomni_lib.notebook import pipeline, runs
+from avomni_lib.params import Params
+from tests.notebooks.small_run import avomni, command, environment, write_params
+
+NAMES = [stage.name for stage in runs.STAGES]
+
+
+@pytest.fixture(scope="module")
+def params(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A params file whose run is done."""
+    path = write_params(tmp_path_factory.mktemp("undisturbed"))
+    ran = avomni("run", str(path))
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return path
+
+
+def actions(output: str) -> dict[str, str]:
+    return dict(re.findall(r"^(\d\d_\w+): (\w+(?: \w+)?) \(", output, re.MULTILINE))
+
+
+def digests(run_dir: Path) -> dict[str, str]:
+    """sha256 of what the run made: the cache's arrays, the adapter, the answers."""
+    paths = [*run_dir.glob("cache/shard_*/*"), *run_dir.glob("adapter/*.safetensors")]
+    paths += run_dir.glob("06_evaluate/answers.parquet")
+    return {
+        str(path.relative_to(run_dir)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(paths)
+    }
+
+
+def test_every_stage_leaves_its_proof_and_pictures(params: Path):
+    p = Params.from_files([params])
+    for stage in runs.STAGES:
+        result = runs.read_result(p, stage.name)
+        assert result["stage"] == stage.name
+        assert result["seconds"] > 0 and result["peak_memory_gb"] > 0
+        assert result["provenance"]["packages"]["numpy"]
+        assert set(result["inputs"]) == set(stage.needs)
+        assert list((runs.stage_dir(p, stage.name) / "figures").glob("*.png"))
+
+
+def test_executed_notebooks_hold_pictures_and_no_traceback(params: Path):
+    p = Params.from_files([params])
+    for stage in runs.STAGES:
+        notebook = nbformat.read(pipeline.executed_path(p, stage), as_version=4)
+        outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+        assert any("image/png" in o.get("data", {}) for o in outputs), stage.name
+        assert not [o for o in outputs if o.output_type == "error"]
+        text = "".join(o.text for o in outputs if o.output_type == "stream")
+        assert "0%|" not in text, "a dead progress bar"
+        assert "Traceback" not in text and "without encryption" not in text
+
+
+def test_run_again_skips_every_stage_with_its_reason(params: Path):
+    again = avomni("run", str(params))
+    assert again.returncode == 0
+    assert actions(again.stdout) == dict.fromkeys(NAMES, "skipped")
+    assert again.stdout.count("nothing that it reads has changed") >= len(NAMES) - 1
+
+
+def test_another_stride_needs_no_new_etl(params: Path):
+    dry = avomni("run", str(params), "--dry-run", "--set", "processing.stride=4")
+    assert actions(dry.stdout) == {
+        "01_audit": "would skip",
+        "02_download": "would skip",
+        "03_etl": "would skip",
+        "04_tiles": "would run",
+        "05_train": "would run",
+        "06_evaluate": "would run",
+    }
+    assert "stale: processing.stride changed" in dry.stdout
+
+
+def test_a_stage_after_one_that_runs_would_run(params: Path):
+    dry = avomni("run", str(params), "--dry-run", "--set", "processing.sample_hz=5")
+    assert [name for name, action in actions(dry.stdout).items() if action == "would run"] == NAMES[
+        2:
+    ]
+
+
+def test_evicted_raw_files_are_neither_missing_nor_stale(params: Path, tmp_path: Path):
+    p = Params.from_files([params])
+    zips = sorted(p.local_dir.rglob("*.zip"))
+    moved = {path: tmp_path / path.name for path in zips}
+    for path, away in moved.items():
+        path.rename(away)
+    try:
+        told = json.loads(avomni("status", str(params), "--json").stdout)
+        assert all(stage["done"] for stage in told["stages"])
+        assert f"{len(zips)} raw files evicted" in told["stages"][1]["reason"]
+        assert set(actions(avomni("run", str(params)).stdout).values()) == {"skipped"}
+        forced = avomni("status", str(params), "--json", "--set", "processing.sample_hz=5")
+        stages = {stage["stage"]: stage for stage in json.loads(forced.stdout)["stages"]}
+        assert not stages["02_download"]["done"]
+        assert "raw files are gone" in stages["02_download"]["reason"]
+    finally:
+        for path, away in moved.items():
+            away.rename(path)
+
+
+def test_a_lost_output_makes_its_stage_stale(params: Path):
+    p = Params.from_files([params])
+    [first, *_] = sorted(p.cache_dir.glob("shard_*/frames.npy"))
+    away = first.with_name("away.npy")
+    first.rename(away)
+    try:
+        assert "is missing" in runs.state(p, "03_etl").reason
+    finally:
+        away.rename(first)
+    assert runs.state(p, "03_etl").done
+
+
+def test_plain_papermill_runs_a_notebook(params: Path, tmp_path: Path):
+    out = tmp_path / "out.ipynb"
+    ran = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "papermill",
+            "notebooks/04_tiles.ipynb",
+            str(out),
+            "-f",
+            str(params),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=files.PROJECT_ROOT,
+        env=environment(),
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert "unknown parameter" not in ran.stderr
+    assert runs.state(Params.from_files([params]), "04_tiles").done
+
+
+def test_a_stage_before_its_turn_is_told_what_to_run(tmp_path: Path):
+    path = write_params(tmp_path)
+    ran = avomni("run", str(path), "--only", "05")
+    assert ran.returncode == 1
+    assert "05_train needs what 03_etl makes" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_a_mistake_in_the_params_starts_no_kernel(tmp_path: Path):
+    path = write_params(tmp_path)
+    ran = avomni("run", str(path), "--set", "processing.strid=4", "--set", "model.lora_rank=many")
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("error: 2 parameters to fix")
+    assert "did you mean processing.stride?" in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert not (tmp_path / "small").exists()
+
+
+def test_a_second_chain_in_the_same_folder_is_refused(params: Path):
+    p = Params.from_files([params])
+    with pipeline._alone(p.run_dir):
+        second = avomni("run", str(params))
+    assert second.returncode == 1
+    assert "another `avomni run` works in this run folder" in second.stderr
+
+
+def test_a_killed_kernel_is_not_believed(params: Path):
+    """Every cell of a killed kernel's notebook says `completed`; the stage is not done."""
+    p = Params.from_files([params])
+    process = subprocess.Popen(
+        command("run", str(params), "--only", "04", "--force"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    kernel = _wait_for_kernel(process)
+    time.sleep(1.0)
+    kernel.kill()
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert pipeline.KERNEL_LOST in told
+    assert not runs.state(p, "04_tiles").done
+    assert avomni("run", str(params)).returncode == 0
+    assert runs.state(p, "04_tiles").done
+
+
+def test_killed_again_and_again_the_run_ends_byte_identical(params: Path, tmp_path: Path):
+    """kill -9 of the chain with its kernels and workers at random moments of every stage."""
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"{seed=}")
+    moments = random.Random(seed)
+    path = write_params(tmp_path)
+    p = Params.from_files([path])
+    kills = 0
+    for _ in range(60):
+        process = subprocess.Popen(
+            command("run", str(path)),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            env=environment(),
+        )
+        try:
+            # Early kills get little done, so that they grow rarer as the run has to get on.
+            process.wait(timeout=moments.uniform(4, 14) + kills)
+        except subprocess.TimeoutExpired:
+            _kill_tree(process)
+            kills += 1
+            continue
+        assert process.returncode == 0
+        break
+    assert kills >= 4
+    assert all(state.done for state in runs.states(p))
+    undisturbed = Params.from_files([params])
+    assert digests(p.run_dir) == digests(undisturbed.run_dir)
+    assert any("adapter" in name for name in digests(p.run_dir))
+
+
+def _wait_for_kernel(process: subprocess.Popen) -> psutil.Process:
+    for _ in range(600):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            if "ipykernel_launcher" in " ".join(child.cmdline()):
+                return child
+        time.sleep(0.1)
+    raise AssertionError("no kernel was started")
+
+
+def _kill_tree(process: subprocess.Popen) -> None:
+    family = [psutil.Process(process.pid)]
+    family += family[0].children(recursive=True)
+    for member in family:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(member.pid, signal.SIGKILL)
+    process.wait()
