@@ -24,6 +24,7 @@ from avomni_lib.dataset.selection import (
     need_license,
     pinned,
     select,
+    source_in_words,
 )
 from avomni_lib.dataset.verified import Verified, hold
 from avomni_lib.errors import AvomniError
@@ -85,12 +86,12 @@ def plan(p: Params, hub: Hub | None) -> Plan:
     on_disk = list(_files_below(p.local_dir))
     num_bytes = sum(path.stat().st_size for path in on_disk)
     question = license_question(p)
-    where = hub.page if hub else str(p.local_dir)
+    revision = f"revision {(hub.revision or 'main')[:12]}" if hub else "as it lies there"
     rows = [
-        ("source", where, f"revision {hub.revision or 'main'}" if hub else "as it lies there"),
+        ("source", source_in_words(p), revision),
         ("on the disk", f"{len(on_disk)} files", f"{gigabytes(num_bytes)} in {p.local_dir}"),
         ("reads", "headers, tables and clocks", "no picture; a file that changed is hashed"),
-        ("fetches", "34 MB of metadata" if hub else "nothing", "once"),
+        ("fetches", "the metadata" if hub else "nothing", "34 MB of the real set" if hub else ""),
     ]
     warnings = [f"it stops before you decide: {question}"] if question else []
     figures = {"num_files_on_disk": len(on_disk), "bytes_on_disk": num_bytes}

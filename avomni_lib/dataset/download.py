@@ -28,6 +28,7 @@ from avomni_lib.dataset.selection import (
     need_license,
     pinned,
     select,
+    source_in_words,
 )
 from avomni_lib.dataset.verified import Verified, hold
 from avomni_lib.errors import AvomniError
@@ -53,7 +54,7 @@ class Downloaded:
         reason: Why these chunks.
     """
 
-    chosen: Chosen
+    chosen: Chosen = field(repr=False)
     rows: list[dict[str, Any]] = field(repr=False)
     figures: dict[str, Any]
     reason: str
@@ -97,7 +98,7 @@ def plan(p: Params, hub: Hub | None) -> Plan:
     if unchecked:
         here_note += f", {gigabytes(sum(f.size for f in unchecked))} of it to be hashed first"
     rows = [
-        ("source", _source(p), f"revision {hub.commit[:12]}" if hub else "no revision"),
+        ("source", source_in_words(p), f"revision {hub.commit[:12]}" if hub else "no revision"),
         ("chunks", ", ".join(map(str, selection.choice.chunks)), selection.choice.reason),
         ("clips", f"{selection.num_clips}", _in_words(counts)),
         ("files", f"{len(selection.files)}", f"of {len(selection.features)} features"),
@@ -273,7 +274,7 @@ def _forecast_plan(p: Params, question: str | None) -> Plan:
     if expected.num_bytes > free:
         warnings.append(f"no room: {gigabytes(expected.num_bytes)}, {gigabytes(free)} free")
     rows = [
-        ("source", _source(p), expected.note),
+        ("source", source_in_words(p), expected.note),
         ("chunks", f"{expected.num_chunks}", f"download.target_chunks: {p.download.target_chunks}"),
         ("clips", f"about {expected.num_clips}", ""),
         ("files", f"{expected.num_files}", ""),
@@ -289,12 +290,6 @@ def _forecast_plan(p: Params, question: str | None) -> Plan:
         "is_estimate": True,
     }
     return Plan("Download", rows, warnings, figures)
-
-
-def _source(p: Params) -> str:
-    return {"hub": p.dataset.repo_id, "world": "the rendered world, by a hub on 127.0.0.1"}.get(
-        p.dataset.source, str(p.local_dir)
-    )
 
 
 def _line_time(num_bytes: float) -> str:

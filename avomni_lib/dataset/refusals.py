@@ -51,10 +51,10 @@ def explain(
         )
     if status == 401:
         return AvomniError(
-            "the hub does not take this token, or the data set does not exist (401)",
+            "the hub asks for a valid token, or there is no such data set (401)",
             where=page,
-            fix="`hf auth login` with a valid one (HF_TOKEN, if set, comes first), "
-            "and check dataset.repo_id",
+            fix=f"check dataset.repo_id, {accept}, then `hf auth login` "
+            "(HF_TOKEN, if set, comes first)",
         )
     return AvomniError(
         f"the hub answered {status} when asked for {what}",

@@ -59,6 +59,12 @@ class Selection:
         return sum(file.size for file in self.files)
 
 
+def source_in_words(p: Params) -> str:
+    if p.dataset.source == "world":
+        return "the rendered world, by a hub on 127.0.0.1"
+    return p.dataset.repo_id if p.dataset.source == "hub" else str(p.local_dir)
+
+
 def license_question(p: Params) -> str | None:
     """What the user has to decide before anything is fetched, or None."""
     if p.dataset.source != "hub" or p.dataset.license_accepted:
