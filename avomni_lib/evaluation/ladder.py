@@ -211,12 +211,12 @@ def evaluate(p: Params, folder: Path, progress: type[Bar] = Bar) -> Evaluated:
     return Evaluated(table, metrics.figures(table), path)
 
 
-def before_after(p: Params, window: int = 0, with_adapter: bool = True) -> Spoken:
+def before_after(p: Params, window: int = 0, adapted: bool = True) -> Spoken:
     """What the base model and the adapted one say about the same held-out window.
 
     Args:
         window: Index in the windows of `evaluation.split`.
-        with_adapter: Ask the adapted model too; before there is one only the base can be asked.
+        adapted: Ask the adapted model too; before there is one only the base can be asked.
 
     Raises:
         AvomniError: see `plan`; there is no such window.
@@ -227,12 +227,12 @@ def before_after(p: Params, window: int = 0, with_adapter: bool = True) -> Spoke
             f"no window {window}: the split {p.evaluation.split!r} has {len(windows)}, from 0",
         )
     frames = np.array(windows.frames(window))
-    model, talk, _ = _models(p, windows, with_adapter)
+    model, talk, _ = _models(p, windows, adapted)
 
     def say() -> str:
         return answer.say(model, talk, frames[None], p.evaluation.max_new_tokens)[0]
 
-    if with_adapter:
+    if adapted:
         after = say()
         with model.disable_adapter():
             before = say()
@@ -252,9 +252,7 @@ def before_after(p: Params, window: int = 0, with_adapter: bool = True) -> Spoke
     )
 
 
-def _models(
-    p: Params, windows: Windows, with_adapter: bool = True
-) -> tuple[Any, Any, dict[str, Any]]:
+def _models(p: Params, windows: Windows, adapted: bool = True) -> tuple[Any, Any, dict[str, Any]]:
     """The base model with or without its adapter, the conversation, and what was chosen."""
     from avomni_lib.training import model, trainer
     from avomni_lib.training.backbones import backbone
@@ -262,7 +260,7 @@ def _models(
     base = model.load_base(p)
     kind = backbone(p.model.backbone, base.model.config)
     talk = trainer.conversation_of(p, windows, base.tokenizer, kind)
-    if not with_adapter:
+    if not adapted:
         return base.model.eval(), talk, base.choices
     return model.load_adapter(base.model, adapter.adapter_dir(p), p), talk, base.choices
 

@@ -1,0 +1,242 @@
+"""The ladder on a run made by the stages themselves: the tiny base, four steps, twelve clips."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from avomni_lib import files
+from avomni_lib.errors import AvomniError
+from avomni_lib.evaluation import answer, ladder, metrics
+from avomni_lib.params import Params
+from avomni_lib.plan import Bar
+from avomni_lib.training import adapter, trainer
+from tests import cached_run
+from tests.published_set import Drive, clip_id_of
+
+SECTIONS = {
+    "processing": {"sequence_length": 16},
+    "model": {"base_model": "tiny", "max_seq_length": 512, "lora_rank": 8, "lora_alpha": 8},
+    "training": {
+        "batch_size": 4,
+        "gradient_accumulation_steps": 1,
+        "max_steps": 4,
+        "learning_rate": 1.0e-2,
+        "gradient_checkpointing": False,
+    },
+    "evaluation": {"batch_size": 5, "max_new_tokens": 48},
+}
+
+
+def merged(*changes):
+    """Parameters of `SECTIONS` with sections of keys laid over."""
+    sections = {name: dict(keys) for name, keys in SECTIONS.items()}
+    for change in changes:
+        for name, keys in change.items():
+            sections.setdefault(name, {}).update(keys)
+    return sections
+
+
+@pytest.fixture(scope="module")
+def p(tmp_path_factory):
+    """A run that is trained and waits for its score."""
+    folder = tmp_path_factory.mktemp("ladder")
+    p = cached_run.make(folder, **merged())
+    trainer.train(p)
+    return p
+
+
+@pytest.fixture(scope="module")
+def scored(p, tmp_path_factory):
+    return ladder.evaluate(p, tmp_path_factory.mktemp("06_evaluate"))
+
+
+def changed(p, **sections):
+    plain = p.model_dump()
+    for name, keys in sections.items():
+        plain[name] |= keys
+    return Params.from_values(plain)
+
+
+def truths(split):
+    """(speed, path) of the windows of a split, by the closed form of the drives."""
+    values = {}
+    for number in range(2 * cached_run.CLIPS_PER_CHUNK):
+        if ("train", "val", "test")[number % 3] == split:
+            values[clip_id_of(number)] = Drive(number)
+    return values
+
+
+def test_figures_are_those_of_the_issue_and_follow_from_the_file(p, scored):
+    figures = scored.figures
+    assert list(figures) == [
+        "speed_mae_mps",
+        "displacement_mae_m",
+        "valid_share",
+        "num_windows",
+        "num_clips",
+    ]
+    for name in ("speed_mae_mps", "displacement_mae_m", "valid_share"):
+        assert list(figures[name]) == ["mean", "median", "base", "blind", "adapted"]
+        assert all(np.isfinite(value) for value in figures[name].values())
+    windows = ladder.held_out_windows(p)
+    assert (figures["num_windows"], figures["num_clips"]) == (len(windows), 4)
+    assert scored.path.name == "answers.parquet"
+    assert metrics.figures(metrics.read(scored.path)) == figures
+    assert json.loads(json.dumps(figures)) == figures
+    assert [path.name for path in scored.path.parent.iterdir()] == ["answers.parquet"]
+
+
+def test_every_row_bears_its_windows_truth_and_what_its_answer_says(p, scored):
+    windows = ladder.held_out_windows(p)
+    by_place = {(window.clip_id, window.number): i for i, window in enumerate(windows)}
+    drives = truths("test")
+    rows = scored.answers.to_pylist()
+    assert len(rows) == 5 * len(windows)
+    for row in rows:
+        times_s = windows.times_us(by_place[row["clip_id"], row["window"]]) / 1e6
+        path = np.diff(drives[row["clip_id"]].travelled(times_s[[0, -1]]))[0]
+        assert row["displacement_true_m"] == pytest.approx(path, rel=2e-3)
+        assert row["speed_true_mps"] == pytest.approx(path / 1.5, rel=2e-3)
+        if row["model"] in ("mean", "median"):
+            assert row["answer"] is None
+        else:
+            said = f"Avg Velocity: {row['speed_mps']:.2f}m/s"
+            assert row["speed_mps"] is None or said in row["answer"]
+    assert scored.figures["valid_share"]["base"] > 0.5, "else this test says little"
+
+
+def test_constants_are_the_training_clips_alone(p, scored):
+    train = trainer.train_windows(p)
+    assert {train[i].clip_id for i in range(len(train))} == set(truths("train"))
+    speeds = [train.truth(i).speed_mps for i in range(len(train))]
+    paths = [train.truth(i).path_m for i in range(len(train))]
+    for model, best in (("mean", np.mean), ("median", np.median)):
+        rows = [row for row in scored.answers.to_pylist() if row["model"] == model]
+        assert {row["speed_mps"] for row in rows} == {float(best(speeds))}
+        assert {row["displacement_m"] for row in rows} == {float(best(paths))}
+
+
+def test_base_and_adapted_are_two_models_out_of_one(p, scored):
+    texts = {model: [] for model in ladder.ROWS}
+    for row in scored.answers.to_pylist():
+        texts[row["model"]].append(row["answer"])
+    assert texts["base"] != texts["adapted"], "four large steps must change what is said"
+    assert len(set(texts["blind"])) == 1 < len(set(texts["base"]))
+    both = ladder.before_after(p, 2)
+    alone = ladder.before_after(p, 2, adapted=False)
+    assert alone.adapted is None and alone.speed_adapted_mps is None
+    # Asked alone or in a batch, with the adapter switched off or never loaded: the same base.
+    assert both.base == alone.base == texts["base"][2]
+    assert both.adapted == texts["adapted"][2]
+    windows = ladder.held_out_windows(p)
+    assert np.array_equal(both.frames, windows.frames(2)) and both.clip_id == windows[2].clip_id
+    assert f"{windows.truth(2).speed_mps:.2f}m/s" in both.true
+    with pytest.raises(AvomniError, match="no window 99"):
+        ladder.before_after(p, 99)
+
+
+class Killed(Bar):
+    """Ends the work in the middle of the adapted model's answers."""
+
+    def update(self, amount=1, note=""):
+        super().update(amount, note)
+        if note == "adapted":
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_evaluation_ends_in_the_same_bytes(p, scored, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        ladder.evaluate(p, tmp_path, progress=Killed)
+    assert not (tmp_path / "answers.parquet").exists()
+    kept = [json.loads(line) for line in (tmp_path / ladder.KEPT_FILE).read_text().splitlines()]
+    batches = -(-scored.figures["num_windows"] // 5)
+    assert [row["model"] for row in kept] == ["base"] * batches + ["adapted"]
+    again = ladder.evaluate(p, tmp_path)
+    assert again.path.read_bytes() == scored.path.read_bytes()
+    assert not (tmp_path / ladder.KEPT_FILE).exists()
+
+
+def test_answers_of_another_adapter_are_asked_anew(p, scored, tmp_path):
+    other = tmp_path / "outputs"
+    shutil.copytree(p.run_dir, other / p.run.name)
+    moved = changed(p, run={"outputs_dir": str(other)})
+    with pytest.raises(KeyboardInterrupt):
+        ladder.evaluate(moved, tmp_path / "stage", progress=Killed)
+    path = tmp_path / "stage" / ladder.KEPT_FILE
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    spoiled = [row | {"answers": ["spoiled"] * len(row["answers"])} for row in rows]
+    path.write_text("\n".join(json.dumps(row) for row in spoiled))
+    assert "spoiled" in ladder.evaluate(moved, tmp_path / "stage").answers["answer"].to_pylist()
+    path.write_text("\n".join(json.dumps(row) for row in spoiled))
+    record = adapter.adapter_dir(moved) / adapter.RECORD_FILE
+    files.write_json(record, files.read_json(record) | {"seed": 99})
+    again = ladder.evaluate(moved, tmp_path / "stage")
+    assert again.answers.equals(scored.answers)
+
+
+def test_thinning_keeps_windows_all_over_the_clips(p, scored, tmp_path):
+    thin = changed(p, evaluation={"max_windows": 4})
+    plan = ladder.plan(thin)
+    assert plan.figures == {"num_windows": 4, "num_clips": 4, "num_answers": 9}
+    assert "thinned from 12" in str(plan)
+    few = ladder.evaluate(thin, tmp_path)
+    assert (few.figures["num_windows"], few.figures["num_clips"]) == (4, 4)
+
+
+@given(num=st.integers(1, 500), most=st.one_of(st.none(), st.integers(1, 600)))
+def test_thinned_indices_are_even_and_each_once(num, most):
+    chosen = ladder.thinned(num, most)
+    assert len(chosen) == len(set(chosen)) == min(num, most or num)
+    assert chosen[0] == 0 and chosen == sorted(chosen) and chosen[-1] < num
+    gaps = np.diff([*chosen, num])
+    assert gaps.max() - gaps.min() <= 1
+
+
+def test_the_plan_says_what_will_be_asked_and_warns_of_a_coarse_score(p):
+    plan = ladder.plan(p)
+    assert plan.figures == {"num_windows": 12, "num_clips": 4, "num_answers": 25}
+    assert "12 windows of 4 clips make a coarse score" in plan.warnings[0]
+
+
+def test_an_adapter_that_saw_a_held_out_clip_is_refused(p, tmp_path):
+    shutil.copytree(p.run_dir, tmp_path / p.run.name)
+    leaking = changed(p, run={"outputs_dir": str(tmp_path)})
+    path = adapter.adapter_dir(leaking) / adapter.RECORD_FILE
+    record = files.read_json(path)
+    files.write_json(
+        path, record | {"training_clip_ids": [*record["training_clip_ids"], clip_id_of(2)]}
+    )
+    for refused in (ladder.plan, lambda p: ladder.evaluate(p, tmp_path)):
+        with pytest.raises(AvomniError, match="trained on 1 of the 4 clips") as error:
+            refused(leaking)
+        assert clip_id_of(2) in str(error.value) and "05_train" in str(error.value)
+
+
+def test_what_is_missing_is_named_with_the_stage_that_makes_it(p, tmp_path):
+    untrained = changed(p, run={"outputs_dir": str(tmp_path)})
+    with pytest.raises(AvomniError, match="there is no cache") as error:
+        ladder.plan(untrained)
+    assert "03_etl" in str(error.value)
+    shutil.copytree(p.cache_dir, untrained.cache_dir)
+    with pytest.raises(AvomniError, match="no trained adapter") as error:
+        ladder.plan(untrained)
+    assert "05_train" in str(error.value)
+    with pytest.raises(AvomniError, match="no window to score"):
+        ladder.plan(changed(p, processing={"sequence_length": 64}))
+
+
+def test_the_score_shows_itself_as_a_table(scored):
+    lines = str(scored).splitlines()
+    assert len(lines) == 6 and lines[0].split()[0] == "row"
+    assert f"{scored.figures['speed_mae_mps']['adapted']:.3f}" in lines[-1]
+    assert scored._repr_html_().count("<tr>") == 6
+    share = scored.score("base")
+    assert f"{share.num_valid} of {share.num_windows}" in lines[3]
+
+
+def test_a_key_follows_every_value():
+    assert answer.key_of(a=1, b={"c": 2}) != answer.key_of(a=1, b={"c": 3})
