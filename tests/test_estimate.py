@@ -94,3 +94,9 @@ def test_a_worlds_clips_are_counted_by_its_own_splits():
     assert (demo["num_clips"], demo["frames_per_clip"]) == (100, 80)
     assert demo["num_windows"] == 100 * ((80 - 16) // 8 + 1)
     assert demo["num_train_windows"] == 60 * ((80 - 16) // 8 + 1)
+
+
+def test_a_base_model_on_the_disk_is_counted_by_its_own_patches():
+    tiny = Params.from_files([PROJECT_ROOT / "params" / "demo.yaml"])
+    # 16 frames are 8 temporal patches; a grid of 96×64 px has 6 × 4 squares of 16 px (patch 8).
+    assert estimate.tokens_per_sample(tiny).vision == 8 * 6 * 4

@@ -9,15 +9,18 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
+from avomni_lib import files
 from avomni_lib.dataset import rig
 from avomni_lib.dataset.forecast import forecast
 from avomni_lib.etl.forecast import clip_seconds
 from avomni_lib.etl.windows import num_windows
 from avomni_lib.params import Params
 from avomni_lib.plan import Plan, gigabytes
-from avomni_lib.training.backbones import backbone
+from avomni_lib.training import model
+from avomni_lib.training.backbones import Backbone, backbone
 from avomni_lib.training.conversation import prompt_text
 from avomni_lib.training.targets import target
 
@@ -61,6 +64,20 @@ def grid_size(p: Params) -> tuple[int, int]:
     return grid.rows * p.processing.tile_height, grid.cols * p.processing.tile_width
 
 
+def backbone_of(p: Params) -> Backbone:
+    """The run's backbone, with the base model's own numbers where it lies on this disk.
+
+    A base model on the hub is not asked: all released sizes of a family have the same numbers.
+    """
+    config = Path(model.base_location(p.model.base_model)) / "config.json"
+    if not config.is_file():
+        return backbone(p.model.backbone)
+    plain = files.read_json(config)
+    vision = SimpleNamespace(**plain.get("vision_config", {}))
+    kind = SimpleNamespace(model_type=plain.get("model_type"), vision_config=vision)
+    return backbone(p.model.backbone, kind)
+
+
 def tokens_per_sample(p: Params) -> Tokens:
     """Vision tokens (exact) and text tokens (estimated) of a window with its answer.
 
@@ -68,7 +85,7 @@ def tokens_per_sample(p: Params) -> Tokens:
         AvomniError: the grid does not divide into the backbone's patches.
     """
     height, width = grid_size(p)
-    kind, asked = backbone(p.model.backbone), target(p.training.target)
+    kind, asked = backbone_of(p), target(p.training.target)
     length = p.processing.sequence_length
     vision = kind.num_vision_tokens(length, height, width)
     chat = kind.chat(
