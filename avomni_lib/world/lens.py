@@ -10,6 +10,7 @@ image: the first pixel's centre is (0.5, 0.5).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -167,3 +168,21 @@ class Raster:
         cols = np.floor((flat[..., 0] + half_x) * (1 - 0.5 / width)).astype(np.intp)
         rows = np.floor((flat[..., 1] + half_y) * (1 - 0.5 / height)).astype(np.intp)
         return cls(width, height, lens.fw[1] * density, rows, cols)
+
+
+def pack(rasters: Sequence[Raster]) -> tuple[list[tuple[int, int]], int, int]:
+    """(left, top) of each drawing in one buffer, in rows, and the buffer's width and height."""
+    widest = max(
+        max(r.width for r in rasters),
+        round(math.sqrt(sum(r.width * r.height for r in rasters) * 1.9)),
+    )
+    places: list[tuple[int, int]] = [(0, 0)] * len(rasters)
+    left = top = row_height = width = 0
+    for idx in sorted(range(len(rasters)), key=lambda i: -rasters[i].height):
+        if left and left + rasters[idx].width > widest:
+            left, top, row_height = 0, top + row_height, 0
+        places[idx] = (left, top)
+        left += rasters[idx].width
+        row_height = max(row_height, rasters[idx].height)
+        width = max(width, left)
+    return places, width, top + row_height

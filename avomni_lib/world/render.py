@@ -13,13 +13,14 @@ import numpy as np
 from panda3d import core as panda
 
 from avomni_lib.dataset import rig
-from avomni_lib.world.lens import Lens, Raster, make_lens
-from avomni_lib.world.nodes import mesh_node, sky_node, texture_of
+from avomni_lib.world.lens import Lens, Raster, make_lens, pack
 from avomni_lib.world.scene import Scene
+from avomni_lib.world.scenery import sky_mesh
+from avomni_lib.world.shapes import Mesh
 
 NEAR_M, FAR_M, TELE_FAR_M = 0.5, 190.0, 300.0
-# Pixels drawn for one of the picture's, on the axis. Perspective stretches towards a wide lens's
-# edges and gives more there by itself. p3tinydisplay rounds corners to whole pixels: fewer jitter.
+# Pixels drawn for one of the picture's, on the axis; perspective's stretch gives a wide lens's edges
+# more by itself. p3tinydisplay rounds corners to whole pixels: with fewer of them, edges jitter.
 WIDE_DENSITY, NARROW_DENSITY = 1.2, 1.7
 
 FLAT = {"ground": 1, "road": 2}  # painted after the sky in this order
@@ -79,9 +80,9 @@ class Renderer:
         self.scene = scene
         self._static.removeNode()
         self._static = self._root.attachNewNode("static")
-        textures = {name: texture_of(name, picture) for name, picture in scene.textures.items()}
+        textures = {name: _texture(name, picture) for name, picture in scene.textures.items()}
         for mesh in scene.meshes:
-            node = self._static.attachNewNode(mesh_node(mesh))
+            node = self._static.attachNewNode(_mesh_node(mesh))
             node.setTexture(textures[mesh.texture])
             if mesh.texture in FLAT:
                 # Flat and below all else: painted in order, with no depth to quarrel over.
@@ -89,10 +90,12 @@ class Renderer:
                 node.setDepthWrite(False)
                 node.setDepthTest(False)
         self._buffer.setClearColor(_colour(scene.town.zenith))
-        movers = [mesh_node(vehicle.mesh) for vehicle in scene.vehicles]
+        movers = [_mesh_node(vehicle.mesh) for vehicle in scene.vehicles]
         for idx in range(len(self.cameras)):
             self._skies[idx].removeNode()
-            self._skies[idx] = self._root.attachNewNode(sky_node(scene))
+            self._skies[idx] = self._root.attachNewNode(
+                _mesh_node(sky_mesh(scene.seed, scene.town))
+            )
             self._skies[idx].setBin("background", 0)
             self._skies[idx].setDepthWrite(False)
             self._skies[idx].setDepthTest(False)
@@ -170,7 +173,7 @@ class Renderer:
             lens = self.lenses[camera.name]
             wide = lens.max_angle > math.radians(50)
             rasters.append(Raster.of(lens, WIDE_DENSITY if wide else NARROW_DENSITY))
-        places, buffer_width, buffer_height = _shelves(rasters)
+        places, buffer_width, buffer_height = pack(rasters)
         properties = panda.FrameBufferProperties()
         properties.setRgbaBits(8, 8, 8, 8)
         properties.setDepthBits(24)
@@ -211,26 +214,43 @@ class Renderer:
         self._take = np.stack(takes, axis=1)
 
 
-def _shelves(rasters: Sequence[Raster]) -> tuple[list[tuple[int, int]], int, int]:
-    """(left, top) of each drawing, in rows, and the buffer's width and height."""
-    widest = max(
-        max(r.width for r in rasters),
-        round(math.sqrt(sum(r.width * r.height for r in rasters) * 1.9)),
-    )
-    places: list[tuple[int, int]] = [(0, 0)] * len(rasters)
-    left = top = row_height = width = 0
-    for idx in sorted(range(len(rasters)), key=lambda i: -rasters[i].height):
-        if left and left + rasters[idx].width > widest:
-            left, top, row_height = 0, top + row_height, 0
-        places[idx] = (left, top)
-        left += rasters[idx].width
-        row_height = max(row_height, rasters[idx].height)
-        width = max(width, left)
-    return places, width, top + row_height
-
-
 def _colour(rgb: tuple[int, int, int]) -> panda.LVecBase4f:
     return panda.LVecBase4f(rgb[0] / 255, rgb[1] / 255, rgb[2] / 255, 1)
+
+
+def _texture(name: str, picture: np.ndarray) -> panda.Texture:
+    texture = panda.Texture(name)
+    height, width = picture.shape[:2]
+    texture.setup2dTexture(width, height, panda.Texture.TUnsignedByte, panda.Texture.FRgb)
+    texture.setRamImage(np.ascontiguousarray(picture[..., ::-1]).tobytes())
+    texture.setMinfilter(panda.SamplerState.FTNearestMipmapNearest)
+    texture.setMagfilter(panda.SamplerState.FTNearest)
+    return texture
+
+
+def _mesh_node(mesh: Mesh) -> panda.GeomNode:
+    """A mesh as panda3d's interleaved vertices: position, colour, texture coordinates."""
+    layout = panda.GeomVertexFormat.getV3c4t2()
+    rows = np.empty(
+        len(mesh.points), np.dtype([("point", "<f4", 3), ("colour", "u1", 4), ("uv", "<f4", 2)])
+    )
+    rows["point"], rows["uv"] = mesh.points, mesh.uv
+    rows["colour"][:, :3], rows["colour"][:, 3] = mesh.colours, 255
+    data = panda.GeomVertexData("mesh", layout, panda.Geom.UHStatic)
+    data.uncleanSetNumRows(len(rows))
+    view = memoryview(data.modifyArray(0)).cast("B")
+    view[:] = rows.tobytes()
+    primitive = panda.GeomTriangles(panda.Geom.UHStatic)
+    primitive.setIndexType(panda.Geom.NTUint32)
+    indices = primitive.modifyVertices()
+    indices.uncleanSetNumRows(mesh.triangles.size)
+    view = memoryview(indices).cast("B")
+    view[:] = mesh.triangles.astype("<u4").tobytes()
+    geom = panda.Geom(data)
+    geom.addPrimitive(primitive)
+    node = panda.GeomNode("mesh")
+    node.addGeom(geom)
+    return node
 
 
 def picture(

@@ -1,4 +1,4 @@
-"""What stands still in a scene: the road's strip, the ground, all that is solid beside the road."""
+"""What stands still in a scene: the road's strip, the ground, things beside the road, the sky."""
 
 from __future__ import annotations
 
@@ -182,4 +182,38 @@ def merge(parts: list[tuple[np.ndarray, np.ndarray, shapes.Shape]]) -> Mesh:
         np.concatenate(uv).astype(np.float32),
         np.concatenate(triangles).astype(np.int32),
         "things",
+    )
+
+
+def sky_mesh(seed: int, town: towns.Town, radius: float = 100.0, sides: int = 36) -> Mesh:
+    """A ring around a camera: hazy ground, hills against the sky, and the sky's lower part."""
+    turn = np.linspace(0, 2 * np.pi, sides + 1)
+    phases = np.random.default_rng(seed).uniform(0, 2 * np.pi, 3)
+    hills = 2.2 + 1.3 * np.sin(3 * turn + phases[0]) + 0.8 * np.sin(7 * turn + phases[1])
+    hills = np.maximum(hills + 0.5 * np.sin(15 * turn + phases[2]), 0.4)
+    flat = np.zeros(sides + 1)
+    ground = (np.array(town.ground) * 0.8 + np.array(town.hills) * 0.4).clip(0, 255)
+    horizon, zenith = np.array(town.horizon), np.array(town.zenith)
+    levels = [(flat + 8, 0.3), (flat + 20, 0.6), (flat + 38, 0.85), (flat + 70, 1.0)]
+    bands = [(flat - 40, ground, flat, ground), (flat, town.hills, hills, town.hills)]
+    low, low_colour = hills, horizon
+    for high, part in levels:
+        colour = horizon * (1 - part) + zenith * part
+        bands.append((low, low_colour, high, colour))
+        low, low_colour = high, colour
+    around = np.stack([np.cos(turn) * radius, np.sin(turn) * radius], axis=-1)
+    points, colours = [], []
+    for low, low_colour, high, high_colour in bands:
+        for height, colour in ((low, low_colour), (high, high_colour)):
+            points.append(np.concatenate([around, height[:, None]], axis=-1))
+            colours.append(np.broadcast_to(colour, (sides + 1, 3)))
+    a = np.arange(sides) + np.arange(len(bands))[:, None] * 2 * (sides + 1)
+    b = a + sides + 1
+    triangles = np.stack([a, b, a + 1, a + 1, b, b + 1], axis=-1).reshape(-1, 3)
+    return Mesh(
+        np.concatenate(points).astype(np.float32),
+        np.concatenate(colours).astype(np.uint8),
+        np.zeros((len(points) * (sides + 1), 2), np.float32),
+        triangles.astype(np.int32),
+        "sky",
     )
