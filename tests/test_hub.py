@@ -14,6 +14,7 @@ import pytest
 from huggingface_hub.utils._xet_progress_reporting import XetDownloadProgressReporter
 
 from avomni_lib.dataset import hub as hub_module
+from avomni_lib.dataset import refusals
 from avomni_lib.dataset.hub import Hub
 from avomni_lib.dataset.remote import RemoteFile, git_blob_id
 from avomni_lib.errors import AvomniError
@@ -267,3 +268,13 @@ def test_bytes_that_come_by_xet_are_counted_once():
                 )
             )
     assert bar.count == 100
+
+
+@pytest.mark.parametrize(
+    ("status", "says"), [(401, "asks for a valid token"), (500, "answered 500")]
+)
+def test_a_refusal_without_the_hubs_own_code_is_explained_too(status: int, says: str):
+    page = f"https://huggingface.co/datasets/{REPO}"
+    error = refusals.explain(status, None, "refs", page, None)
+    assert says in error.what and error.where == page and error.fix
+    assert ("hf auth login" in error.fix) == (status == 401)
