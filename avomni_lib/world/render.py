@@ -19,8 +19,8 @@ from avomni_lib.world.scenery import sky_mesh
 from avomni_lib.world.shapes import Mesh
 
 NEAR_M, FAR_M, TELE_FAR_M = 0.5, 190.0, 300.0
-# Pixels drawn for one of the picture's, on the axis; perspective's stretch gives a wide lens's edges
-# more by itself. p3tinydisplay rounds corners to whole pixels: with fewer of them, edges jitter.
+# Pixels drawn for one of the picture's, on the axis; perspective itself gives a wide lens's edges
+# more. p3tinydisplay rounds corners to whole pixels: with fewer of them, edges jitter.
 WIDE_DENSITY, NARROW_DENSITY = 1.2, 1.7
 
 FLAT = {"ground": 1, "road": 2}  # painted after the sky in this order
