@@ -18,7 +18,7 @@ endif
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo run test lint lab setup rocm cuda clean
+.PHONY: help demo run test lint lab setup rocm cuda pictures clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -84,6 +84,15 @@ cuda:
 	$(PY) -m pip install -c constraints-cuda.txt torch torchvision
 	$(PY) -m pip install -c constraints-cuda.txt -e '.[train,gpu,test]'
 	touch $(VENV)/.ready
+
+## make pictures  the README's pictures, from the demo's run
+pictures: demo
+	mkdir -p docs
+	cp outputs/demo/04_tiles/figures/tiles.png docs/tiles.png
+	cp outputs/demo/05_train/figures/before_after.png docs/before_after.png
+	cp outputs/demo/06_evaluate/figures/ladder.png docs/ladder.png
+	cp outputs/demo/06_evaluate/figures/predicted.png docs/predicted.png
+	$(PY) -m avomni_lib.world.portrait docs/world.png
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

@@ -58,7 +58,8 @@ def test_each_heavy_library_has_one_door(library: str, allowed: set[str]):
         if any(name.split(".")[0] == library for name in imports_of(path))
     }
     assert users <= allowed
-    assert users or library == "unsloth"
+    # bitsandbytes is reached through transformers alone so far.
+    assert users or library in {"unsloth", "bitsandbytes"}
 
 
 @pytest.mark.parametrize("module", ["", ".params", ".__main__", ".etl.build", ".dataset.audit"])
