@@ -50,7 +50,7 @@ def test_training_leaves_an_adapter_that_knows_what_it_was_made_from(straight):
     assert record["prompt_form"] == "qwen3_vl/outer_vision_pair"
     assert record["grid_size"] == [64, 96] and record["cache"] == "stripes"
     config = json.loads((trained.adapter / "adapter_config.json").read_text())
-    assert (config["r"], config["lora_alpha"]) == (4, 4)
+    assert (config["r"], config["lora_alpha"]) == (64, 64)
 
 
 def test_training_learns_and_says_how_it_went(straight):
@@ -61,7 +61,7 @@ def test_training_learns_and_says_how_it_went(straight):
     assert trained.metrics[-1]["loss"] < trained.metrics[0]["loss"] - 0.1
     figures = trained.figures
     assert figures["optimizer_steps"] == 6 and figures["resumed_from_step"] == 0
-    assert figures["trainable_parameters"] == 2 * 4 * 2 * (64 + 64 + 64 + 32)
+    assert figures["trainable_parameters"] == 2 * 64 * 2 * (64 + 64 + 64 + 32)
     assert 0 <= figures["data_wait_share"] < 1
     assert figures["train_seconds"] > 0 and figures["peak_memory"]["host_gb"] > 0.1
     assert trained.choices["optimizer"].value == "adamw_8bit"
@@ -95,6 +95,16 @@ DEATHS = [
     ("open", ".adapter.unfinished/record.json", 1),  # trained, the adapter half written
     ("os.rename", ".adapter.unfinished", 1),
 ]
+
+
+def test_the_optimizers_state_is_in_8_bit(straight):
+    p, _ = straight
+    (folder,) = p.checkpoints_dir.iterdir()
+    state = torch.load(folder / "checkpoint-6" / "optimizer.pt", weights_only=True)["state"]
+    moments = [each["__bnb_optimizer_quant_state__"]["state1"] for each in state.values()]
+    # bitsandbytes keeps tensors of less than 4096 numbers in 32 bit.
+    assert torch.uint8 in {moment.dtype for moment in moments if moment.numel() >= 4096}
+    assert {moment.dtype for moment in moments if moment.numel() < 4096} == {torch.float32}
 
 
 def test_killed_anywhere_it_ends_with_the_same_bytes(straight, base_folder, tmp_path):

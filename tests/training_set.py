@@ -151,7 +151,7 @@ def params(outputs: Path, base: Path, **changes: dict) -> Params:
         "dataset": {"source": "world"},
         "processing": {"sequence_length": FRAMES, "stride": 2, "sample_hz": HZ}
         | {"tile_width": WIDTH // 2, "tile_height": HEIGHT // 2},
-        "model": {"base_model": str(base), "max_seq_length": 512, "lora_rank": 4, "lora_alpha": 4},
+        "model": {"base_model": str(base), "max_seq_length": 512},
         "training": {
             "batch_size": 2,
             "gradient_accumulation_steps": 2,
