@@ -387,17 +387,15 @@ def test_two_builds_of_one_cache_do_not_meet(published, tmp_path):
 
 def test_before_the_download_there_is_a_plan_but_no_build(published, tmp_path):
     p = Params.from_values(values(tmp_path, published))
-    assert build.plan(p).figures["num_clips"] > 0
+    figures = build.plan(p).figures
+    assert figures["num_frames"] == 200 * figures["num_clips"] > 0, "20 s a clip, as published"
     with pytest.raises(AvomniError, match="no raw files have been chosen"):
         build.build(p)
 
 
 def test_the_plan_counts_what_the_build_makes(published, undisturbed, tmp_path):
-    """For a rendered world, whose clips are as long as the parameters say."""
-    world = {"source": "world", "local_dir": str(published), "world": {"clip_seconds": SECONDS}}
-    plain = values(tmp_path, published) | {"dataset": world}
-    chosen(tmp_path, published)
-    planned, made = build.plan(Params.from_values(plain)).figures, undisturbed[0].figures
+    planned = build.plan(chosen(tmp_path, published)).figures
+    made = undisturbed[0].figures
     assert planned["num_clips"] == made["num_clips"]
     assert abs(planned["num_frames"] - made["num_frames"]) <= NUM_CLIPS
     assert abs(planned["num_windows"] - made["num_windows"]) <= NUM_CLIPS

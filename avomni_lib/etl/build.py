@@ -21,6 +21,7 @@ from avomni_lib import __version__, files
 from avomni_lib.dataset import rig
 from avomni_lib.dataset.catalog import Catalog, required_features
 from avomni_lib.dataset.chosen import Chosen, read_chosen
+from avomni_lib.dataset.clip import Clip
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl import forecast, memmap, pool, shard, video, windows
 from avomni_lib.etl.parts import PARTS_FOLDER, ChunkWork, Job, make_part
@@ -213,9 +214,12 @@ def _work(
     if not jobs:
         return 0.0
     (p.cache_dir / memmap.CLIPS_FILE).unlink(missing_ok=True)
+    clip = Clip(p.local_dir, Catalog.open(p.local_dir), jobs[0].clip_id)
+    frames = forecast.num_frames(forecast.clip_seconds(p, clip), jobs[0].recipe)
     # The parts of one chunk lie beside its shard while that is written.
     num_clips = len(jobs) + max(len(work.clips) for work in works)
-    files.need_room(p.cache_dir, forecast.cache_bytes(p, jobs[0].recipe, num_clips), "the cache")
+    num_bytes = num_clips * frames * forecast.frame_bytes(jobs[0].recipe)
+    files.need_room(p.cache_dir, num_bytes, "the cache")
     cpu_s = 0.0
     with progress(total=len(jobs), unit="clip", label="ETL") as bar:
         for job, outcome in pool.run_jobs(make_part, jobs, min(num_workers(p)[0], len(jobs))):

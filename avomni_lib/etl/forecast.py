@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 
 from avomni_lib import files
-from avomni_lib.dataset import chosen as chosen_files
-from avomni_lib.dataset import forecast as dataset_forecast
 from avomni_lib.dataset import rig
+from avomni_lib.dataset.catalog import Catalog
+from avomni_lib.dataset.chosen import Chosen, path_of, read_chosen
+from avomni_lib.dataset.clip import Clip
+from avomni_lib.dataset.forecast import forecast
+from avomni_lib.errors import AvomniError
 from avomni_lib.etl import tiling, windows
 from avomni_lib.etl.sampling import Recipe
 from avomni_lib.params import Params
@@ -20,35 +25,50 @@ FRAME_S, PIXEL_S = 1.0e-4, 4.6e-9
 PATCH_SIDE = 32  # px: patch × merge of Qwen3-VL; a grid that it does not divide cannot be read
 
 
-def clip_seconds(p: Params) -> float:
-    """Seconds of video a clip, as published."""
+def clip_seconds(p: Params, clip: Clip | None = None) -> float:
+    """Seconds of video a clip: of this one where its timestamps can be read, else as published."""
+    if clip is not None:
+        with contextlib.suppress(AvomniError):
+            stamps = clip.timestamps(rig.grid(p.vision.camera_setup).cameras[0].name)
+            return float(stamps[-1] - stamps[0]) / 1e6
     return p.dataset.world.clip_seconds if p.dataset.source == "world" else CLIP_SECONDS
 
 
-def cache_bytes(p: Params, recipe: Recipe, num_clips: int) -> int:
-    """Bytes of the frames of so many clips; the other arrays are less than a hundredth of it."""
-    width, height = tiling.grid_size(rig.grid(recipe.setup), recipe.tile)
-    return num_clips * _frames_a_clip(p, recipe) * width * height * 3
+def num_frames(seconds: float, recipe: Recipe) -> int:
+    """Sampled frames of so many seconds of video."""
+    return math.ceil(seconds * recipe.sample_hz)
 
 
-def _frames_a_clip(p: Params, recipe: Recipe) -> int:
-    return math.ceil(clip_seconds(p) * recipe.sample_hz)
+def frame_bytes(recipe: Recipe) -> int:
+    """Bytes of one sampled grid frame; all else in the cache is less than a hundredth of it."""
+    return math.prod(tiling.grid_size(rig.grid(recipe.setup), recipe.tile)) * 3
+
+
+def _first_clip(p: Params, chosen: Chosen) -> Clip | None:
+    """A clip that the run has chosen, if the raw files are still there."""
+    with contextlib.suppress(AvomniError):
+        for clip_id in itertools.chain(*chosen.clip_ids.values()):
+            return Clip(p.local_dir, Catalog.open(p.local_dir), clip_id)
+    return None
 
 
 def plan(p: Params, recipe: Recipe, workers: tuple[int, str], decoder: tuple[str, str]) -> Plan:
     """See `build.plan`."""
     grid = rig.grid(recipe.setup)
-    if chosen_files.path_of(p).exists():
-        num_clips, source = chosen_files.read_chosen(p).num_clips, "chosen by 02_download"
+    if path_of(p).exists():
+        chosen = read_chosen(p)
+        num_clips, source = chosen.num_clips, "chosen by 02_download"
+        seconds = clip_seconds(p, _first_clip(p, chosen))
     else:
-        num_clips, source = dataset_forecast.forecast(p).num_clips, "estimate; 02 has not run"
-    frames = _frames_a_clip(p, recipe)
+        num_clips, source = forecast(p).num_clips, "estimate; 02 has not run"
+        seconds = clip_seconds(p)
+    frames = num_frames(seconds, recipe)
     length, stride = p.processing.sequence_length, p.processing.stride
     num_windows = num_clips * windows.num_windows(frames, length, stride)
-    num_bytes = cache_bytes(p, recipe, num_clips)
+    num_bytes = num_clips * frames * frame_bytes(recipe)
     world = p.dataset.world
     size = (world.width, world.height) if p.dataset.source == "world" else SOURCE_SIZE
-    a_camera = clip_seconds(p) * FPS * (FRAME_S + math.prod(size) * PIXEL_S)
+    a_camera = seconds * FPS * (FRAME_S + math.prod(size) * PIXEL_S)
     cpu_seconds = num_clips * len(grid.cameras) * a_camera
     width, height = tiling.grid_size(grid, recipe.tile)
     free = files.free_bytes(p.cache_dir)
@@ -65,7 +85,7 @@ def plan(p: Params, recipe: Recipe, workers: tuple[int, str], decoder: tuple[str
     if not num_windows and num_clips:
         warnings.append(
             f"no window fits on a clip: {length} frames at {recipe.sample_hz:g} Hz are longer than "
-            f"{clip_seconds(p):g} s; lower processing.sequence_length or raise sample_hz"
+            f"{seconds:.3g} s; lower processing.sequence_length or raise sample_hz"
         )
     if num_bytes + (1 << 28) > free:
         warnings.append(f"the cache needs {gigabytes(num_bytes)} and {gigabytes(free)} are free")
