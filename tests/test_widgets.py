@@ -36,10 +36,8 @@ def shown(view):
     grid, (width, height) = rig.grid(view.setup.value), view.tile.value
     shape = (grid.rows * height, grid.cols * width)
     scale = canvas.scale_for(shape[1], widgets.WIDE_PX)
-    assert sheet.shape[:2] == (
-        shape[0] * scale + grid.rows * canvas.CAPTION_PX,
-        shape[1] * scale,
-    )
+    last = canvas.tile_box(shape, grid, grid.rows - 1, grid.cols - 1, scale)
+    assert sheet.shape[:2] == last[:1:-1]
     image = np.zeros((*shape, 3), dtype=np.uint8)
     for row in range(grid.rows):
         for col in range(grid.cols):

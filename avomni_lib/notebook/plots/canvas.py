@@ -21,7 +21,7 @@ COLOURS = tuple(matplotlib.style.library["petroff10"]["axes.prop_cycle"].by_key(
 BLUE, ORANGE, RED, GREY, PURPLE = COLOURS[:5]
 LIGHT = "#e4e6e6"
 INK = "#22262a"
-CAPTION_PX = 18
+CAPTION_PX, GUTTER_PX = 18, 4  # above and between tiles
 
 
 class Picture(Figure):
@@ -92,7 +92,7 @@ def scale_for(width_px: int, wanted_px: int) -> int:
 def name_tiles(
     image: np.ndarray, grid: Grid, scale: int = 1, caption_px: int = CAPTION_PX
 ) -> np.ndarray:
-    """A grid image with each camera's name in a band above its tile, so that no pixel is covered.
+    """A grid image taken apart, with each camera's name above its tile: no pixel is covered.
 
     Args:
         image: (H, W, 3) uint8 RGB, the grid as the model sees it.
@@ -101,17 +101,17 @@ def name_tiles(
         caption_px: Height of a band; more where the result will be shrunk.
 
     Returns:
-        (H * scale + rows * caption_px, W * scale, 3) uint8 RGB; `tile_box` tells where tiles are.
+        (height, width, 3) uint8 RGB; `tile_box` tells where each tile lies.
     """
-    height, width = image.shape[:2]
-    sheet = Image.new("RGB", (width * scale, height * scale + grid.rows * caption_px), "white")
+    last = tile_box(image.shape, grid, grid.rows - 1, grid.cols - 1, scale, caption_px)
+    sheet = Image.new("RGB", last[2:], "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=caption_px * 0.72)
     large = image.repeat(scale, axis=0).repeat(scale, axis=1)
     for place, camera in enumerate(grid.cells):
         row, col = divmod(place, grid.cols)
         left, top, right, bottom = tile_box(image.shape, grid, row, col, scale, caption_px)
-        source_top = top - (row + 1) * caption_px
-        tile = large[source_top : source_top + bottom - top, left:right]
+        height, width = bottom - top, right - left
+        tile = large[row * height : (row + 1) * height, col * width : (col + 1) * width]
         sheet.paste(Image.fromarray(tile), (left, top))
         if camera is not None:
             draw.text((left + 3, top - caption_px), camera.label, fill=INK, font=font)
@@ -129,7 +129,8 @@ def tile_box(
     """(left, top, right, bottom) px of a tile in what `name_tiles` returns."""
     tile_height, tile_width = shape[0] // grid.rows * scale, shape[1] // grid.cols * scale
     top = row * (tile_height + caption_px) + caption_px
-    return col * tile_width, top, (col + 1) * tile_width, top + tile_height
+    left = col * (tile_width + GUTTER_PX)
+    return left, top, left + tile_width, top + tile_height
 
 
 def show_grid(axes: Axes, image: np.ndarray, grid: Grid, width_px: int, caption: str = "") -> None:
