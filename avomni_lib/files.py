@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -129,6 +131,36 @@ def no_room(path: Path, num_bytes: int | None) -> AvomniError:
         where=str(path),
         fix="free some space and run the same command again: it goes on from here",
     )
+
+
+@contextlib.contextmanager
+def hold(lock: Path, busy: str, wait_s: float = 0.0) -> Iterator[None]:
+    """Keep a second process out of what `lock` stands for; a killed one holds nothing.
+
+    Args:
+        lock: A file that stays; its folder is made.
+        busy: What to tell the second one, as in "another process is building this cache".
+        wait_s: How long it waits first.
+
+    Raises:
+        AvomniError: another process still holds it after `wait_s`.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock, "a") as file:
+        stop = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() >= stop:
+                    raise AvomniError(
+                        busy,
+                        where=str(lock.parent),
+                        fix="wait for it, or stop it, and run the same command again",
+                    ) from None
+                time.sleep(0.1)
+        yield
 
 
 def sweep_partials(folder: Path) -> int:

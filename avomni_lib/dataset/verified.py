@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
-import fcntl
 import logging
 import threading
 import time
@@ -115,34 +114,19 @@ class Verified:
 
 @contextlib.contextmanager
 def hold(folder: Path, wait_s: float = WAIT_S) -> Iterator[None]:
-    """Keep a second process from fetching into the same folder; a killed one holds nothing.
+    """Keep a second process from fetching into the same folder.
 
     Raises:
         AvomniError: another process still works there after `wait_s`.
     """
-    path = Path(folder) / LOCK
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "w")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        if error.errno not in READ_ONLY:
-            raise
-        yield  # nobody can fetch into a read-only folder
-        return
-    with file:
-        stop = time.monotonic() + wait_s
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() >= stop:
-                    raise AvomniError(
-                        "another process is fetching into this folder",
-                        where=str(folder),
-                        fix="wait for it, or stop it, and run the same command again",
-                    ) from None
-                time.sleep(0.1)
+    with contextlib.ExitStack() as stack:
+        try:
+            busy = "another process is fetching into this folder"
+            stack.enter_context(files.hold(Path(folder) / LOCK, busy, wait_s))
+        except OSError as error:
+            # Nobody can fetch into a read-only folder.
+            if error.errno not in READ_ONLY:
+                raise
         yield
 
 

@@ -6,13 +6,10 @@ order of the catalog. So the bytes depend neither on the number of workers nor o
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import logging
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +90,7 @@ def build(p: Params, progress: type[Bar] = Bar) -> Built:
     started = time.monotonic()
     chosen, recipe = read_chosen(p), recipe_of(p)
     p.cache_dir.mkdir(parents=True, exist_ok=True)
-    with _alone(p.cache_dir):
+    with files.hold(p.cache_dir / ".lock", "another process is building this cache"):
         common = _common(chosen, recipe)
         works = _works(p, chosen, common)
         reasons = _reasons_before(p.cache_dir)
@@ -104,21 +101,6 @@ def build(p: Params, progress: type[Bar] = Bar) -> Built:
     seconds = {"seconds": time.monotonic() - started, "cpu_seconds": cpu_s}
     figures = _figures(p, cache) | {name: round(s, 2) for name, s in seconds.items()}
     return Built(cache, list(cache.table), figures | {"num_clips_read": len(jobs)})
-
-
-@contextlib.contextmanager
-def _alone(cache_dir: Path) -> Iterator[None]:
-    """Hold the cache; a killed process lets go of it."""
-    with open(cache_dir / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise AvomniError(
-                "another process is building this cache",
-                where=str(cache_dir),
-                fix="wait for it, or stop it and run the same command again",
-            ) from None
-        yield
 
 
 def _common(chosen: Chosen, recipe: Recipe) -> dict[str, Any]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +18,13 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
+from avomni_lib import files
 from avomni_lib.errors import AvomniError
 from avomni_lib.notebook import runs
 from avomni_lib.params import Params
 
 HEADLESS = "AVOMNI_HEADLESS"
+LOCK, BUSY = ".lock", "another `avomni run` works in this run folder"
 KERNEL_LOST = "the kernel was killed, usually because memory ran out"
 
 
@@ -72,7 +72,8 @@ def run(
     if dry_run:
         yield from _would_run(p, stages, force)
         return
-    with _alone(p.run_dir):
+    # Two chains in one run folder would write over each other.
+    with files.hold(p.run_dir / LOCK, BUSY):
         for stage in stages:
             state = runs.state(p, stage.name)
             if state.done and not force:
@@ -181,19 +182,3 @@ def _sign(path: Path) -> None:
         from nbformat.sign import NotebookNotary
 
         NotebookNotary().sign(nbformat.read(path, as_version=4))
-
-
-@contextmanager
-def _alone(run_dir: Path) -> Iterator[None]:
-    """Two chains in one run folder would write over each other: the second is refused."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with open(run_dir / ".lock", "a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise AvomniError(
-                "another `avomni run` works in this run folder",
-                where=str(run_dir),
-                fix="wait for it, or give this one another run.name",
-            ) from None
-        yield

@@ -70,6 +70,8 @@ STAGES = (
 )
 BY_NAME = {stage.name: stage for stage in STAGES}
 RESULT = "result.json"
+# A second notebook waits while the first one renders: the demo takes two minutes.
+WORLD_WAIT_S = 900.0
 
 
 @dataclass(frozen=True)
@@ -210,7 +212,10 @@ def open_hub(p: Params, progress: type[Bar] = Bar) -> Hub | None:
     # The renderer takes a second to import, and only this source needs it.
     from avomni_lib.world import local_hub, publish
 
-    folder = publish.publish(p, world_dir(p), progress=progress)
+    folder = world_dir(p)
+    busy = "another process is rendering this world"
+    with files.hold(folder.with_name(f".{folder.name}.lock"), busy, WORLD_WAIT_S):
+        publish.publish(p, folder, progress=progress)
     server = _serving.enter_context(local_hub.serve(folder, p.dataset.repo_id))
     revision = p.dataset.revision or server.commit
     return Hub(p.dataset.repo_id, revision=revision, endpoint=server.endpoint)
