@@ -1,0 +1,200 @@
+"""The tiny base: what ships is what its maker makes, and it reads speed off the pixels alone."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen3VLForConditionalGeneration
+
+from avomni_lib import files
+from avomni_lib.dataset import rig
+from avomni_lib.training import tiny_base, tiny_drives, tiny_model
+from avomni_lib.training.conversation import prompt_text
+from avomni_lib.training.tiny_drives import Drives
+from avomni_lib.training.tiny_tokenizer import SPECIAL_TOKENS
+from avomni_lib.world import towns
+from avomni_lib.world.scene import make_scene
+
+TARGET = tiny_base.TARGET
+FIRST_STEPS = 30
+
+
+@pytest.fixture(scope="module")
+def words():
+    return AutoTokenizer.from_pretrained(tiny_base.folder())
+
+
+@pytest.fixture(scope="module")
+def model():
+    return AutoModelForImageTextToText.from_pretrained(tiny_base.folder())
+
+
+@pytest.fixture(scope="module")
+def record():
+    return files.read_json(tiny_base.folder() / tiny_base.RECORD)
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_what_ships_is_a_small_qwen3_vl(model, record):
+    assert isinstance(model, Qwen3VLForConditionalGeneration)
+    assert sum(weight.numel() for weight in model.parameters()) == record["parameters"] < 5e6
+    assert sum(path.stat().st_size for path in tiny_base.folder().iterdir()) < 8e6
+    assert model.lm_head.weight is model.model.language_model.embed_tokens.weight
+
+
+def test_the_tokenizer_that_ships_is_the_one_that_is_made(words):
+    made = tiny_base.tokenizer()
+    assert words.get_vocab() == made.get_vocab()
+    assert words.chat_template == made.chat_template
+    text = "Qwen's <think>\nÜbermut 漢字 3.14\n</think> <|im_end|>"
+    assert words.encode(text) == made.encode(text)
+
+
+def test_special_tokens_stand_in_the_order_of_qwen3_vl(words, model):
+    ids = words.convert_tokens_to_ids(list(SPECIAL_TOKENS))
+    assert np.diff(ids).tolist() == [1] * (len(SPECIAL_TOKENS) - 1)
+    assert ids[-1] == len(words) - 1 < model.config.text_config.vocab_size
+    assert model.config.video_token_id == words.convert_tokens_to_ids("<|video_pad|>")
+    assert (words.eos_token, words.pad_token) == ("<|im_end|>", "<|endoftext|>")
+    shown = words.decode(words.encode("<think>1</think><|im_end|>"), skip_special_tokens=True)
+    assert shown == "<think>1</think>"
+
+
+@given(st.text(max_size=60).filter(lambda text: "<" not in text))
+@settings(max_examples=60, deadline=None)
+def test_any_text_goes_through_the_tokenizer(text):
+    words = AutoTokenizer.from_pretrained(tiny_base.folder())
+    normal = words.backend_tokenizer.normalizer.normalize_str(text)
+    assert words.decode(words.encode(text), clean_up_tokenization_spaces=False) == normal
+
+
+@given(st.floats(0, 60), st.floats(0, 90))
+@settings(max_examples=60, deadline=None)
+def test_an_answer_is_few_tokens_and_its_digits_are_single(speed, path):
+    words = AutoTokenizer.from_pretrained(tiny_base.folder())
+    answer = TARGET.render(tiny_base.Truth(speed, path))
+    tokens = words.tokenize(answer)
+    assert len(tokens) <= 39
+    assert all(len(token) == 1 for token in tokens if any(letter.isdigit() for letter in token))
+    for word in (
+        "Avg",
+        "ĠVelocity",
+        "ĠTotal",
+        "Ġdisplacement",
+        "Action",
+        "ĠDisplacement",
+        "Ġmeters",
+    ):
+        assert word in tokens
+
+
+def test_every_word_of_the_prompts_is_one_token(words):
+    for grid in rig.GRIDS.values():
+        text = prompt_text(grid, TARGET)
+        pieces = words.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
+        assert len(words.encode(text)) == len(pieces)
+
+
+def test_the_patch_embedding_starts_with_zero_mean_gratings_that_move():
+    filters = tiny_model.gabors(24, 8, seed=3)
+    assert filters.shape == (24, 3, 2, 8, 8)
+    assert torch.allclose(filters.mean((3, 4)), torch.zeros(()), atol=1e-6)  # blind to light
+    assert torch.equal(filters[:, 0], filters[:, 2])  # and to colour
+    still = (filters[:, 0, 0] - filters[:, 0, 1]).flatten(1).norm(dim=1)
+    assert (still > 0.1).float().mean() > 0.8
+
+
+def test_the_flow_is_one_at_home_and_less_before_high_cameras():
+    assert tiny_drives.relative_flow(make_scene(1, tiny_drives.HOME, 1.0)) == pytest.approx(
+        1, abs=0.05
+    )
+    harbour = make_scene(1, "harbour", 1.0)
+    flow = tiny_drives.relative_flow(harbour)
+    # Front wide: 1 m higher than 1.46 m; the width shows 108° in place of 120°, r = f (θ + 0.1 θ³).
+    half = np.radians([108 / 2, 120 / 2])
+    shown = half + 0.1 * half**3
+    assert flow[0] == pytest.approx(1.46 / 2.46 * shown[0] / shown[1], rel=0.03)
+    assert (flow < 0.8).all()
+
+
+def test_no_town_to_learn_from_is_the_one_to_adapt_to():
+    harbour = towns.town("harbour")
+    made_up = [tiny_drives.random_town(seed) for seed in range(40)]
+    for town in made_up:
+        assert town.fov_deg != harbour.fov_deg and town.ground != harbour.ground
+        assert town.speed_mps[1] ** 2 / town.radius_m[0] <= tiny_drives.HARDEST_TURN + 1e-9
+    assert len({(town.ground, town.zenith) for town in made_up}) == len(made_up)
+    assert tiny_drives.random_town(5) == tiny_drives.random_town(5)
+
+
+def test_the_first_minute_of_the_maker_meets_the_recorded_loss(record, tmp_path, one_thread):
+    recipe = tiny_base.Recipe(**record["recipe"])
+    assert recipe == tiny_base.Recipe()
+    drives = Drives(tmp_path, recipe.num_drives)
+    fresh = tiny_model.start(tiny_base.tokenizer(), recipe.seed)
+    made = np.array(list(islice(tiny_base.warm_up(fresh, drives, recipe), FIRST_STEPS)))
+    recorded = np.array(record["loss"]["warm_up"][:FIRST_STEPS])
+    # Another order of sums (AVX2 for AVX-512, two threads for one) moves a loss by less than 1e-5;
+    # a learning rate that is a tenth lower moves one of the first ten by 0.026.
+    np.testing.assert_allclose(made, recorded, rtol=0.005)
+    assert made[-10:].mean() < 0.75 * made[:5].mean()
+    # The first steps drew on the first drives alone.
+    assert len(list(tmp_path.iterdir())) <= recipe.first_drives + FIRST_STEPS
+
+
+def test_both_lessons_were_learnt(record):
+    recipe = record["recipe"]
+    losses = record["loss"]
+    assert len(losses["warm_up"]) == recipe["warm_steps"]
+    assert len(losses["learn_text"]) == recipe["text_steps"]
+    assert np.mean(losses["warm_up"][-50:]) < 0.15 * np.mean(losses["warm_up"][:5])
+    assert np.mean(losses["learn_text"][-50:]) < 0.1 * np.mean(losses["learn_text"][:5])
+    mae = record["held_out"]["speed_mae_mps"]
+    assert mae["base"] < 0.4 * min(mae["mean"], mae["median"])
+    assert record["held_out"]["valid_share"] >= 0.99
+    weights = load_file(tiny_base.folder() / "model.safetensors")
+    assert all(torch.isfinite(weight).all() for weight in weights.values())
+
+
+def test_it_reads_the_speed_off_the_pixels_alone(model, words, tmp_path):
+    drives = Drives(tmp_path, 10, tiny_drives.HELD_OUT_SEED + 500, tiny_drives.HOME)
+    starts = (0, 20, 40, 60)
+    length = tiny_base.NUM_FRAMES
+    windows = np.stack([[drives[i].frames[s : s + length] for s in starts] for i in range(10)])
+    truth = np.array([[drives[i].speed_mps(s, s + length - 1) for s in starts] for i in range(10)])
+    talk = tiny_base.conversation(model, words)
+
+    def error_of(shown: np.ndarray) -> tuple[float, np.ndarray]:
+        answers = tiny_base.say(model, talk, shown.reshape(-1, *shown.shape[2:]))
+        read = [TARGET.parse(answer) for answer in answers]
+        assert all(read)
+        said = np.array([each.speed_mps for each in read]).reshape(truth.shape)
+        return float(np.abs(said - truth).mean()), said
+
+    best_constant = np.abs(truth - np.median(truth)).mean()
+    own, said = error_of(windows)
+    assert own < 0.45 * best_constant
+    assert np.corrcoef(said.ravel(), truth.ravel())[0, 1] > 0.9
+    # The same pictures, each clip's before another clip's question: nothing else tells the speed.
+    others, _ = error_of(np.roll(windows, 1, axis=0))
+    assert others > best_constant
+    # Every window's frames drawn from all clips: no motion is left in them.
+    rng = np.random.default_rng(0)
+    flat = windows.reshape(-1, *windows.shape[3:])
+    shuffled, _ = error_of(flat[rng.permutation(len(flat))].reshape(windows.shape))
+    assert shuffled > 0.95 * best_constant
+    # Blind, it says one and the same thing.
+    blind, said = error_of(np.zeros_like(windows))
+    assert np.ptp(said) == 0
+    assert blind >= best_constant
