@@ -172,6 +172,9 @@ def arguments_of(
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
+        # The prompt is thousands of tokens and the vocabulary 151,936: logits of all places would
+        # take gigabytes. This one makes them where a label bears the loss, and only there.
+        loss_type="chunked_nll",
         max_length=None,
     )
 

@@ -24,7 +24,7 @@ from avomni_lib.plan import Bar, Plan
 from avomni_lib.training import adapter, estimate, model
 from avomni_lib.training.backbones import Backbone, backbone
 from avomni_lib.training.checkpoints import Checkpoints, step_of
-from avomni_lib.training.conversation import IGNORED, Conversation, Sample, collate
+from avomni_lib.training.conversation import Conversation, Sample, collate
 from avomni_lib.training.targets import target
 
 
@@ -146,7 +146,7 @@ def train(p: Params, progress: type[Bar] = Bar, windows: Any = None) -> Trained:
     batches = loader.Loader(
         windows,
         order,
-        lambda indices: tokens_of(indices, windows, talk, sliced=backend != "unsloth"),
+        lambda indices: tokens_of(indices, windows, talk),
         pin=device != "cpu",
     )
     tuned = model.add_adapter(base.model, p, kind, backend)
@@ -213,23 +213,10 @@ def _few_samples(windows: Any, talk: Conversation) -> list[Sample]:
     return [_sample(index, windows, talk) for index in {by_path[0], by_path[-1]}]
 
 
-def tokens_of(
-    indices: Sequence[int], windows: Any, talk: Conversation, sliced: bool
-) -> dict[str, Any]:
-    """A batch's tokens; `sliced`, logits are asked for only where the loss is borne.
-
-    The prompt is thousands of tokens and the vocabulary 151,936: logits of all places would take
-    gigabytes, and only the answer's are read.
-    """
-    batch = collate(
-        [_sample(index, windows, talk) for index in indices], talk.tokenizer.pad_token_id
-    )
-    if sliced:
-        borne = (batch["labels"] != IGNORED).any(dim=0)
-        # From the place before the first answer token: its logits are what predicts that token.
-        keep = len(borne) - int(borne.int().argmax()) + 1
-        batch |= {"labels": batch["labels"][:, -keep:], "logits_to_keep": keep}
-    return batch
+def tokens_of(indices: Sequence[int], windows: Any, talk: Conversation) -> dict[str, Any]:
+    """A batch's tokens, padded to the right."""
+    samples = [_sample(index, windows, talk) for index in indices]
+    return collate(samples, talk.tokenizer.pad_token_id)
 
 
 def _optimizer(p: Params, device: str) -> Choice:
