@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+
+import pyarrow.parquet as pq
 
 from avomni_lib.dataset import download
 from avomni_lib.etl import build
 from avomni_lib.params import Params
-from tests.published_set import write_published_set
+from tests.published_set import (
+    clip_id_of,
+    parquet_bytes,
+    read_zip,
+    write_published_set,
+    write_zip,
+)
 
 CLIPS_PER_CHUNK, SECONDS = 6, 2.0
 HZ, LENGTH, STRIDE = 10.0, 4, 2
@@ -36,9 +45,20 @@ def values(folder: Path, **sections: dict) -> dict:
     return plain
 
 
-def make(folder: Path, **sections: dict) -> Params:
-    """Publish, choose and build; returns the parameters of the run."""
-    write_published_set(folder / "published", 2, CLIPS_PER_CHUNK, SECONDS)
+def make(folder: Path, shortened: int | None = None, **sections: dict) -> Params:
+    """Publish, choose and build; returns the parameters of the run.
+
+    The ego motion of clip number `shortened` ends after 1.2 s, and the clip in the cache with it.
+    """
+    published = write_published_set(folder / "published", 2, CLIPS_PER_CHUNK, SECONDS)
+    if shortened is not None:
+        chunk = shortened // CLIPS_PER_CHUNK
+        path = published / f"labels/egomotion/egomotion.chunk_{chunk:04d}.zip"
+        members, name = read_zip(path), f"{clip_id_of(shortened)}.egomotion.parquet"
+        table = pq.read_table(io.BytesIO(members[name])).to_pydict()
+        kept = [row for row, t_us in enumerate(table["timestamp"]) if t_us <= 1.2e6]
+        members[name] = parquet_bytes({key: [v[row] for row in kept] for key, v in table.items()})
+        write_zip(path, members)
     p = Params.from_values(values(folder, **sections))
     download.fetch(p, None)
     build.build(p)

@@ -13,6 +13,7 @@ from avomni_lib.training.backbones import backbone
 from avomni_lib.training.conversation import Conversation, collate
 from avomni_lib.training.targets import target
 from tests import tiny_qwen3_vl
+from tests.training_set import make_words
 
 NUM_FRAMES, HEIGHT, WIDTH = 4, 32, 32
 MAX_NEW_TOKENS = 16
@@ -35,7 +36,7 @@ class RandomWindows:
 
 @pytest.fixture(scope="module")
 def tokens():
-    return tiny_qwen3_vl.tokenizer()
+    return make_words()
 
 
 @pytest.fixture(scope="module")

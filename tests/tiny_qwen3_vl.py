@@ -1,22 +1,14 @@
-"""A Qwen3-VL of some 100,000 random numbers with its own tokenizer, for tests of what surrounds a model."""
-
-from pathlib import Path
+"""A Qwen3-VL of some 100,000 random numbers whose answers differ from window to window."""
 
 import torch
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from avomni_lib.dataset import rig
-from avomni_lib.training.conversation import prompt_text
-from avomni_lib.training.targets import target
-from avomni_lib.training.tiny_tokenizer import make_tokenizer
-
-SIDE_MULTIPLE = 16  # patch 8 × merge 2
-
-
-def tokenizer():
-    texts = [prompt_text(rig.grid("4-cam"), target("summary_v1")), "user assistant seconds"]
-    texts.append("<think>\nAvg Velocity: 5.23m/s. Total displacement: 42.15m.\n</think>\n")
-    return make_tokenizer(texts, chat_template="")
+SPECIAL = {
+    "image_token_id": "<|image_pad|>",
+    "video_token_id": "<|video_pad|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+}
 
 
 def model(tokens, seed: int = 0) -> Qwen3VLForConditionalGeneration:
@@ -61,19 +53,3 @@ def model(tokens, seed: int = 0) -> Qwen3VLForConditionalGeneration:
                 parameter.mul_(4.0)
     made.generation_config.pad_token_id = tokens.pad_token_id
     return made
-
-
-SPECIAL = {
-    "image_token_id": "<|image_pad|>",
-    "video_token_id": "<|video_pad|>",
-    "vision_start_token_id": "<|vision_start|>",
-    "vision_end_token_id": "<|vision_end|>",
-}
-
-
-def save(folder: Path, seed: int = 0) -> Path:
-    """A checkpoint folder as `model.base_model` names one."""
-    tokens = tokenizer()
-    model(tokens, seed).save_pretrained(folder)
-    tokens.save_pretrained(folder)
-    return folder

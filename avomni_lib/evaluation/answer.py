@@ -103,7 +103,8 @@ def say(model: Any, talk: Conversation, frames: np.ndarray, max_new_tokens: int)
     batch = collate([talk.prompt()] * len(frames), pad_id, side="left")
     del batch["labels"]
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    seen = torch.from_numpy(np.ascontiguousarray(frames)).to(device)
+    # A view of the memory-mapped cache is read-only, which torch does not like.
+    seen = torch.from_numpy(np.require(frames, requirements=["C", "W"])).to(device)
     batch |= talk.backbone.inputs(seen, model.dtype)
     was_training = model.training
     model.eval()

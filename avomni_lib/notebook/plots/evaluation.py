@@ -50,6 +50,9 @@ def ladder(figures: Mapping[str, Any], model: str = "adapted") -> canvas.Picture
         canvas.quiet(axes, "x").set_xlabel(unit, fontsize=9)
         axes.margins(x=0.14)
     panels[0].invert_yaxis()
+    if min(shares.values()) < 1:
+        note = "An answer that does not parse counts as predict the mean."
+        picture.supxlabel(note, fontsize=9, color=canvas.INK)
     picture.finding(_ladder_finding(figures, model))
     return picture
 
