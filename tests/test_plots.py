@@ -18,7 +18,9 @@ from avomni_lib.etl.windows import Windows
 from avomni_lib.evaluation import metrics
 from avomni_lib.evaluation.baselines import Constant, constants
 from avomni_lib.evaluation.ladder import Spoken
+from avomni_lib.notebook import runs
 from avomni_lib.notebook.plots import audit, canvas, download, etl, evaluation, tiles, training
+from avomni_lib.params import Params
 from tests import cached_run
 
 FEATURES = tuple(camera.name for camera in rig.grid("4-cam").cameras) + ("egomotion",)
@@ -184,6 +186,25 @@ def test_a_picture_is_shown_once_by_a_kernel_that_never_imported_pyplot():
     shown = [sorted(output.data) for output in notebook.cells[0].outputs]
     assert shown == [["image/png", "text/plain"]]
     assert notebook.cells[1].outputs[0].data["text/plain"] == "False"
+
+
+def test_pictures_of_clips_that_are_not_ours_bear_a_banner(tmp_path):
+    def saved(source):
+        p = Params.from_values(
+            {"run": {"outputs_dir": str(tmp_path), "name": source}, "dataset": {"source": source}}
+        )
+        stage = runs.OpenStage(p, runs.BY_NAME["05_train"])
+        picture = stage.save(training.curve([]), "loss")
+        assert stage.save(picture, "loss") is picture
+        image = Image.open(stage.figures_dir / "loss.png").convert("RGB")
+        return np.asarray(image).astype(int)
+
+    plain, marked = saved("world"), saved("hub")
+    assert len(marked) == len(plain) + canvas.BANNER_PX, "once, below the picture"
+    foot = marked[-canvas.BANNER_PX :]
+    assert ((foot[..., 0] > 150) & (foot[..., 1] < 80)).mean() > 0.1, "red"
+    ink = marked[: -canvas.BANNER_PX].min(axis=2) < 250
+    assert ink.sum() == pytest.approx((plain.min(axis=2) < 250).sum(), rel=0.2), "nothing covered"
 
 
 def finding(picture):

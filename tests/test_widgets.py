@@ -64,6 +64,7 @@ def test_the_picture_is_the_caches_array_pixel_for_pixel(p, view):
     view.clip.value = clip_id_of(2)
     assert read_frame(tile_at(shown(view), rig.grid("4-cam"), 0, 0))[0] == 2
     assert "read from the cache" in view.note.value
+    assert "do not share" in view.note.value, "clips of a folder are not ours"
 
 
 def test_values_out_of_range_are_clamped_and_a_shorter_clip_moves_the_window(view):

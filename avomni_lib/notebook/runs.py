@@ -22,6 +22,7 @@ from avomni_lib.dataset.hub import Hub
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
+from avomni_lib.training.adapter import CONFIDENTIAL
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,12 @@ class OpenStage:
         self._started = time.monotonic()
 
     def save(self, figure: Any, name: str) -> Any:
-        """Keep a picture as `figures/<name>.png` beside the notebook and return it."""
+        """Keep a picture as `figures/<name>.png` beside the notebook and return it.
+
+        One that is drawn from clips that are not ours says so, here and in the notebook.
+        """
+        if self.p.dataset.source != "world":
+            figure.banner(CONFIDENTIAL)
         with files.write_whole(self.figures_dir / f"{name}.png") as file:
             figure.savefig(file, format="png", dpi=100)
         return figure

@@ -24,6 +24,7 @@ from avomni_lib.etl.windows import Windows
 from avomni_lib.notebook.plots import canvas, tiles
 from avomni_lib.params import Params
 from avomni_lib.training import estimate
+from avomni_lib.training.adapter import CONFIDENTIAL
 
 Tile = tuple[int, int]  # (width, height) px
 SIZES = (0.5, 1, 1.5, 2)  # of the run's own tile
@@ -239,7 +240,8 @@ class TilePreview(ipywidgets.VBox):
             self.image.value = b""
             return
         source = "the cache" if self.is_own_choice else "the raw clip"
-        self.note.value = _paragraph(f"{self.cost()} (read from {source})")
+        notice = "" if self.p.dataset.source == "world" else f"\n{CONFIDENTIAL}"
+        self.note.value = _paragraph(f"{self.cost()} (read from {source}){notice}")
         scale = canvas.scale_for(image.shape[1], WIDE_PX)
         named = canvas.name_tiles(image, rig.grid(self.setup.value), scale)
         self.image.value = canvas.encode_png(named)

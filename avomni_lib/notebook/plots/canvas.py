@@ -22,6 +22,7 @@ BLUE, ORANGE, RED, GREY, PURPLE = COLOURS[:5]
 LIGHT = "#e4e6e6"
 INK = "#22262a"
 CAPTION_PX, GUTTER_PX = 18, 4  # above and between tiles
+BANNER_PX = 24
 
 
 class Picture(Figure):
@@ -38,6 +39,7 @@ class Picture(Figure):
             layout="constrained",
             facecolor="white",
         )
+        self._has_banner = False
 
     def finding(self, text: str) -> None:
         """Put what the picture shows above it, as a sentence."""
@@ -49,6 +51,27 @@ class Picture(Figure):
             fontsize=12,
             fontweight="bold",
             color=INK,
+        )
+
+    def banner(self, text: str) -> None:
+        """Write a line across the foot of the picture, once; the picture grows by it."""
+        if self._has_banner:
+            return
+        self._has_banner = True
+        height_px = self.get_figheight() * DPI + BANNER_PX
+        share = BANNER_PX / height_px
+        self.set_figheight(height_px / DPI)
+        self.get_layout_engine().set(rect=(0, share, 1, 1 - share))
+        self.text(
+            0.5,
+            share / 2,
+            text,
+            ha="center",
+            va="center",
+            fontsize=10,
+            color="white",
+            fontweight="bold",
+            bbox={"facecolor": RED, "edgecolor": RED, "pad": 3},
         )
 
     def png(self) -> bytes:
