@@ -1,6 +1,9 @@
+import shutil
+
 import pytest
 import torch
 
+from avomni_lib import files
 from avomni_lib.errors import AvomniError
 from avomni_lib.training import adapter, model
 from avomni_lib.training.backbones import backbone
@@ -179,8 +182,9 @@ def trained(p):
     for name, w in tuned.named_parameters():
         if "lora_B" in name:
             w.data.normal_()
+    digest = model.base_digest(p.model.base_model, base.model.config)
     record = adapter.record_of(
-        p, training_set.Stripes(8), training_set.conversation(), "digest", base.choices
+        p, training_set.Stripes(8), training_set.conversation(), digest, base.choices
     )
     adapter.export(tuned, adapter.adapter_dir(p), record)
     return p, tuned
@@ -216,6 +220,17 @@ def test_an_adapter_of_another_run_is_refused(trained):
         model.load_adapter(base, adapter.adapter_dir(p), other)
     with pytest.raises(AvomniError, match="run 05_train first"):
         model.load_adapter(base, p.run_dir / "elsewhere", p)
+
+
+def test_an_adapter_is_not_laid_over_other_weights_of_the_same_name(trained, tmp_path):
+    p, _ = trained
+    base_folder = training_set.make_base(tmp_path / "base", seed=1)
+    record = adapter.read_record(adapter.adapter_dir(p)) | {"base_model": str(base_folder)}
+    moved = shutil.copytree(adapter.adapter_dir(p), tmp_path / "adapter")
+    files.write_json(moved / adapter.RECORD_FILE, record)
+    other = plain(training_set.params(tmp_path, base_folder))
+    with pytest.raises(AvomniError, match="base_digest"):
+        model.load_adapter(model.load_base(other).model, moved, other)
 
 
 def test_an_adapter_of_clips_that_are_not_ours_says_so(p, tmp_path):

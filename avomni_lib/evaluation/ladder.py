@@ -200,7 +200,7 @@ def evaluate(p: Params, folder: Path, progress: type[Bar] = Bar) -> Evaluated:
     texts = {name: [None] * num for name in constants}
     for name, spoken in (("base", base), ("blind", blind), ("adapted", adapted)):
         texts[name], said[name] = spoken, [talk.target.parse(text) for text in spoken]
-    places = [_place(windows, i) for i in chosen]
+    places = [(windows[i].clip_id, windows[i].number) for i in chosen]
     true = list(_truths(windows, chosen))
     table = pa.concat_tables(
         metrics.rows(name, *zip(*places, strict=True), true, said[name], texts[name])
@@ -286,12 +286,6 @@ def _truths(windows: Windows, indices: list[int] | None = None) -> list[tuple[fl
     indices = range(len(windows)) if indices is None else indices
     truths = [windows.truth(i) for i in indices]
     return [(truth.speed_mps, truth.path_m) for truth in truths]
-
-
-def _place(windows: Windows, i: int) -> tuple[str, int]:
-    """(clip_id, index within the clip) of a window."""
-    window = windows[i]
-    return window.clip_id, window.number
 
 
 def _key(p: Params, windows: Windows, choices: dict[str, Any]) -> str:

@@ -139,6 +139,8 @@ def load_adapter(model: Any, folder: Path, p: Params) -> Any:
     kind = backbone(p.model.backbone, model.config)
     wanted = {
         "base_model": p.model.base_model,
+        # A name tells nothing about weights: laid over others, an adapter is noise.
+        "base_digest": base_digest(base_location(p.model.base_model), model.config),
         "target": p.training.target,
         "prompt_form": kind.prompt_form,
         "camera_setup": p.vision.camera_setup,
