@@ -70,7 +70,7 @@ def truths(split):
     return values
 
 
-def test_figures_are_those_of_the_issue_and_follow_from_the_file(p, scored):
+def test_figures_have_their_five_keys_and_follow_from_the_file(p, scored):
     figures = scored.figures
     assert list(figures) == [
         "speed_mae_mps",
