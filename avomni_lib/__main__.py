@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="for machines")
     run.add_argument("--from", dest="first", metavar="STAGE", help="start here: 03_etl, 03 or etl")
     run.add_argument("--only", nargs="+", default=[], metavar="STAGE", help="these stages alone")
-    run.add_argument("--force", action="store_true", help="run them though they are done")
+    run.add_argument("--force", action="store_true", help="run them though they are done, and anew")
     run.add_argument("--dry-run", action="store_true", help="say what would run, touch nothing")
     return parser
 
@@ -147,7 +147,7 @@ def _in_short(stage: str, figures: dict) -> str:
 
 
 def _score(figures: dict) -> str:
-    mae, valid = figures["speed_mae_mps"], figures["valid_share"]["adapted"]
+    mae, valid = figures["speed_mae_mps"], figures["valid_share"]
     return (
         f"speed error {mae['adapted']:.2f} m/s; base {mae['base']:.2f}, blind {mae['blind']:.2f}, "
         f"best constant {min(mae['mean'], mae['median']):.2f}; {valid:.0%} of answers parse "
@@ -169,8 +169,9 @@ HEADLINES = {
 
 
 def _states(figures: dict) -> str:
+    words = {"missing": "not on the disk yet"}
     states = {state: n for state, n in figures["clips_by_state"].items() if n}
-    return ", ".join(f"{n} {state}" for state, n in states.items())
+    return ", ".join(f"{n} {words.get(state, state)}" for state, n in states.items())
 
 
 if __name__ == "__main__":

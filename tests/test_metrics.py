@@ -38,7 +38,8 @@ def test_figures_by_hand():
     assert figures == {
         "speed_mae_mps": {"mean": pytest.approx((2 + 4 + 8 + 4) / 4), "adapted": 1.0},
         "displacement_mae_m": {"mean": pytest.approx((3 + 6 + 12 + 6) / 4), "adapted": 0.75},
-        "valid_share": {"mean": 1.0, "adapted": 1.0},
+        "valid_share": 1.0,
+        "valid_share_by_row": {"mean": 1.0, "adapted": 1.0},
         "num_windows": 4,
         "num_clips": 2,
     }

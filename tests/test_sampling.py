@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -68,10 +69,34 @@ def test_the_times_begin_when_every_camera_has_a_frame_and_end_with_the_first_to
     stamps = [
         camera_times(0, rig.CAMERAS.index(camera), SECONDS) for camera in rig.grid("4-cam").cameras
     ]
-    assert times[0] == max(stamp[0] for stamp in stamps)
+    start = max(stamp[0] for stamp in stamps)
+    assert start < times[0] < start + 33_333
     assert (np.diff(times) == 100_000).all()
     end = min(stamp[-1] for stamp in stamps)
     assert end - 100_000 < times[-1] <= end
+
+
+@pytest.mark.parametrize("setup", ["4-cam", "7-cam"])
+def test_jitter_of_the_stamps_makes_no_interval_longer_than_another(folder, setup):
+    """Every third of 30 frames a second at 10 Hz, though each stamp is off by up to 0.4 ms."""
+    for number in range(3):
+        found = sample_clip(clip_of(folder, number), replace(RECIPE, setup=setup))
+        for column, camera in enumerate(rig.grid(setup).cameras):
+            stamps = camera_times(number, rig.CAMERAS.index(camera), SECONDS)
+            taken = np.searchsorted(stamps, found["timestamps"][:, column])
+            assert set(np.diff(taken)) == {3}
+
+
+@given(
+    st.lists(st.integers(-40_000, 40_000), min_size=1, max_size=7),
+    st.integers(10_000, 100_000),
+)
+def test_sampling_starts_far_from_every_stamp(offsets, interval):
+    stamps = [np.arange(20) * interval + offset for offset in offsets]
+    start, first = sampling.steady_start(stamps), max(offsets)
+    assert first <= start <= first + interval
+    nearest = min(abs(each - start).min() for each in stamps)
+    assert nearest >= interval // (2 * len(offsets)) - 1
 
 
 def test_poses_and_distances_are_the_drives(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,8 +42,8 @@ class Recipe:
 def sample_times(starts_us: list[int], ends_us: list[int], sample_hz: float) -> np.ndarray:
     """The wanted times: t_start + k / sample_hz, (N,) int64 µs.
 
-    t_start is the first time at which every source (each camera, and the ego motion) has something
-    to show, and the times go on as long as all of them do.
+    t_start is the first time at which every source (the cameras by `steady_start`, and the ego
+    motion) has something to show, and the times go on as long as all of them do.
 
     Raises:
         AvomniError: they share no time.
@@ -56,6 +57,24 @@ def sample_times(starts_us: list[int], ends_us: list[int], sample_hz: float) -> 
     count = int((end - start) * sample_hz / 1e6) + 1
     times = start + np.rint(np.arange(count + 1) * 1e6 / sample_hz).astype(np.int64)
     return times[times <= end]
+
+
+def steady_start(stamps: Sequence[np.ndarray]) -> int:
+    """When to start sampling, µs: within a frame of when every camera has its first picture.
+
+    Times that fall on a camera's stamps would take now this frame and now the one before it, as
+    stamps jitter by some tens of µs: 7 to 15 % of the intervals were a frame too short or too long
+    on 30 fps clips sampled at 10 Hz. So the middle of the widest gap between stamps is taken.
+
+    Args:
+        stamps: (N,) int64 µs of each camera.
+    """
+    first = max(int(each[0]) for each in stamps)
+    interval = min(int(np.median(np.diff(each))) for each in stamps if len(each) > 1)
+    within = [each[(each >= first) & (each <= first + interval)] for each in stamps]
+    edges = np.unique(np.concatenate([*within, [first, first + interval]]))
+    widest = int(np.argmax(np.diff(edges)))
+    return int(edges[widest : widest + 2].mean())
 
 
 def sample_clip(clip: Clip, recipe: Recipe) -> dict[str, np.ndarray]:
@@ -80,7 +99,9 @@ def sample_clip(clip: Clip, recipe: Recipe) -> dict[str, np.ndarray]:
         where = error.where or f"egomotion of clip {clip.clip_id}"
         raise AvomniError(error.what, where=where, fix=error.fix) from None
     times = sample_times(
-        [int(first), int(ego.t_us[0])], [int(last), int(ego.t_us[-1])], recipe.sample_hz
+        [steady_start(list(stamps.values())), int(ego.t_us[0])],
+        [int(last), int(ego.t_us[-1])],
+        recipe.sample_hz,
     )
     width, height = tiling.grid_size(grid, recipe.tile)
     frames = np.zeros((len(times), height, width, 3), dtype=np.uint8)

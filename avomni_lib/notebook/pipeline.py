@@ -63,7 +63,7 @@ def run(
 
     Args:
         stages: In the order of the chain.
-        force: Run them though they are done.
+        force: Run them though they are done, and from the start.
         dry_run: Say what would run, touch nothing.
 
     Raises:
@@ -79,6 +79,8 @@ def run(
             if state.done and not force:
                 yield Outcome(stage.name, "skipped", state.reason, 0.0, state.result["figures"])
                 continue
+            if force:
+                runs.forget(p, stage)
             started = time.monotonic()
             _execute(p, stage)
             result = runs.read_result(p, stage.name)

@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import datetime
 import resource
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from avomni_lib import files, hardware
 from avomni_lib.dataset import download
 from avomni_lib.dataset.hub import Hub
 from avomni_lib.errors import AvomniError
+from avomni_lib.evaluation.ladder import KEPT_FILE
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
 from avomni_lib.training.adapter import CONFIDENTIAL
@@ -27,12 +29,20 @@ from avomni_lib.training.adapter import CONFIDENTIAL
 
 @dataclass(frozen=True)
 class Stage:
-    """One notebook: its purpose, what must be done before it, the parameters that it reads."""
+    """One notebook.
+
+    Attributes:
+        purpose: What it is for.
+        needs: Stages that must be done before it.
+        reads: Parameters that it reads.
+        keeps: What it goes on from after a kill, in the run's folder; `--force` removes it.
+    """
 
     name: str
     purpose: str
     needs: tuple[str, ...]
     reads: tuple[str, ...]
+    keeps: tuple[str, ...] = ()
 
     @property
     def notebook(self) -> Path:
@@ -45,6 +55,7 @@ _CACHE = tuple(
     for key in ("sample_hz", "tile_width", "tile_height", "fit", "decoder", "horizon_s")
 )
 _WINDOWS = ("processing.sequence_length", "processing.stride")
+_MODEL = tuple(f"model.{key}" for key in ("base_model", "backbone", "max_seq_length"))
 
 STAGES = (
     Stage("01_audit", "what the source holds, what is on disk, what is damaged", (), _SOURCE),
@@ -54,19 +65,27 @@ STAGES = (
         "clips to the cache of grid frames",
         ("02_download",),
         ("vision.camera_setup", *_CACHE),
+        ("cache",),
     ),
     Stage(
         "04_tiles",
         "what the model will see",
         ("03_etl",),
-        (*_WINDOWS, "vision.camera_setup", "model.backbone"),
+        (*_WINDOWS, "vision.camera_setup", *_MODEL),
     ),
-    Stage("05_train", "the adapter", ("03_etl",), (*_WINDOWS, "run.seed", "model", "training")),
+    Stage(
+        "05_train",
+        "the adapter",
+        ("03_etl",),
+        (*_WINDOWS, "run.seed", "model", "training"),
+        ("checkpoints",),
+    ),
     Stage(
         "06_evaluate",
         "the score",
         ("05_train",),
         (*_WINDOWS, "model", "training.target", "evaluation"),
+        (f"06_evaluate/{KEPT_FILE}",),
     ),
 )
 BY_NAME = {stage.name: stage for stage in STAGES}
@@ -177,6 +196,16 @@ class OpenStage:
         }
         files.write_json(self.folder / RESULT, result)
         return {key: result[key] for key in ("stage", "seconds", "peak_memory_gb", "figures")}
+
+
+def forget(p: Params, stage: Stage) -> None:
+    """Remove what a stage would go on from, so that it starts anew."""
+    for name in stage.keeps:
+        path = p.run_dir / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def start(p: Params, name: str) -> OpenStage:

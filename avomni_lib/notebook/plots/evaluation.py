@@ -31,7 +31,7 @@ def ladder(figures: Mapping[str, Any], model: str = "adapted") -> canvas.Picture
         figures: As `evaluation.metrics.figures` returns them.
         model: The row that the others are compared with.
     """
-    speeds, shares = figures["speed_mae_mps"], figures["valid_share"]
+    speeds, shares = figures["speed_mae_mps"], figures["valid_share_by_row"]
     names = list(speeds)
     picture = canvas.Picture(1100, 130 + 42 * len(names))
     panels = picture.subplots(1, 2, sharey=True)
