@@ -50,5 +50,10 @@ def environment() -> dict[str, str]:
 def avomni(*words: str, timeout_s: float = 600) -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own."""
     return subprocess.run(
-        command(*words), capture_output=True, text=True, timeout=timeout_s, env=environment()
+        command(*words),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        env=environment(),
+        cwd=files.PROJECT_ROOT,
     )

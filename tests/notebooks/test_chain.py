@@ -159,6 +159,41 @@ def test_a_stage_before_its_turn_is_told_what_to_run(tmp_path: Path):
     assert "Traceback" not in ran.stderr
 
 
+def test_a_notebook_says_what_to_do_without_anybodys_insides(tmp_path: Path):
+    """The real data set's licence: papermill by hand, and the error as the notebook keeps it."""
+    out = tmp_path / "out.ipynb"
+    own = f"{{name: gate, outputs_dir: {tmp_path}}}"
+    ran = subprocess.run(
+        [sys.executable, "-m", "papermill", "notebooks/02_download.ipynb", str(out)]
+        + ["-f", "params/mi300x.yaml", "-y", f"run: {own}"],
+        capture_output=True,
+        text=True,
+        cwd=files.PROJECT_ROOT,
+        env=environment(),
+    )
+    assert ran.returncode == 1
+    told = "needs what 01_audit makes"
+    [error] = [
+        output
+        for cell in nbformat.read(out, as_version=4).cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+        if output.output_type == "error"
+    ]
+    assert error.ename == "AvomniError" and told in error.evalue
+    shown = "\n".join(error.traceback)
+    assert told in shown and "what to do:" in shown
+    assert "File " not in shown and "pydantic" not in shown
+
+
+def test_the_licence_is_decided_on_before_anything_is_asked_of_the_hub(tmp_path: Path):
+    ran = avomni("run", "params/mi300x.yaml", "--set", f"run.outputs_dir={tmp_path}")
+    assert ran.returncode == 1
+    assert "dataset.license_accepted is false" in ran.stderr
+    assert "using NVIDIA technology" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
 def test_a_mistake_in_the_params_starts_no_kernel(tmp_path: Path):
     path = write_params(tmp_path)
     ran = avomni("run", str(path), "--set", "processing.strid=4", "--set", "model.lora_rank=many")
