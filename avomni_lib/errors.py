@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
 
 class AvomniError(Exception):
     """A mistake or a fault that a person can act on.
@@ -32,6 +37,22 @@ class AvomniError(Exception):
     def _render_traceback_(self) -> list[str]:
         """IPython asks for this: a notebook shows the message, not our insides."""
         return [f"{type(self).__name__}: {self}"]
+
+
+def pick(options: Mapping[str, T], name: str, kind: str, where: str) -> T:
+    """The option called `name`.
+
+    Args:
+        kind: What the options are, in words.
+        where: The parameter that named it.
+
+    Raises:
+        AvomniError: there is none; it says which there are.
+    """
+    if name not in options:
+        fix = f"choose one of {', '.join(options)}"
+        raise AvomniError(f"unknown {kind} {name!r}", where=where, fix=fix)
+    return options[name]
 
 
 def _rebuild(kind: type[AvomniError], what: str, where: str | None, fix: str | None) -> AvomniError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from avomni_lib.errors import AvomniError
+from avomni_lib.errors import AvomniError, pick
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +79,4 @@ def grid(setup: str) -> Grid:
     Raises:
         AvomniError: no setup has this name.
     """
-    if setup not in GRIDS:
-        raise AvomniError(
-            f"unknown camera setup {setup!r}",
-            where="vision.camera_setup",
-            fix=f"choose one of {', '.join(GRIDS)}",
-        )
-    return GRIDS[setup]
+    return pick(GRIDS, setup, "camera setup", "vision.camera_setup")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from avomni_lib.errors import AvomniError
+from avomni_lib.errors import AvomniError, pick
 
 # What may stand around an answer that a model wrote: the ends of a turn and padding.
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")
@@ -107,10 +107,4 @@ def target(name: str) -> Target:
     Raises:
         AvomniError: there is none.
     """
-    if name not in TARGETS:
-        raise AvomniError(
-            f"unknown target {name!r}",
-            where="training.target",
-            fix=f"choose one of {', '.join(TARGETS)}",
-        )
-    return TARGETS[name]
+    return pick(TARGETS, name, "target", "training.target")

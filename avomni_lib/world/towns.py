@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from avomni_lib.errors import AvomniError
+from avomni_lib.errors import pick
 
 Colour = tuple[int, int, int]
 
@@ -135,10 +135,4 @@ def town(name: str) -> Town:
     Raises:
         AvomniError: there is none.
     """
-    if name not in TOWNS:
-        raise AvomniError(
-            f"unknown town {name!r}",
-            where="dataset.world.town",
-            fix=f"choose one of {', '.join(TOWNS)}",
-        )
-    return TOWNS[name]
+    return pick(TOWNS, name, "town", "dataset.world.town")

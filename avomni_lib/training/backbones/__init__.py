@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from avomni_lib.errors import AvomniError
+from avomni_lib.errors import pick
 from avomni_lib.training.backbones.qwen3_vl import Qwen3VL
 
 if TYPE_CHECKING:
@@ -44,10 +44,5 @@ def backbone(name: str, config: Any = None) -> Backbone:
     Raises:
         AvomniError: there is none.
     """
-    if name not in BACKBONES:
-        raise AvomniError(
-            f"unknown backbone {name!r}",
-            where="model.backbone",
-            fix=f"choose one of {', '.join(BACKBONES)}",
-        )
-    return BACKBONES[name]() if config is None else BACKBONES[name].from_config(config)
+    kind = pick(BACKBONES, name, "backbone", "model.backbone")
+    return kind() if config is None else kind.from_config(config)
