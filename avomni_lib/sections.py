@@ -1,0 +1,178 @@
+"""The eight sections of a params file: every parameter, its type, bounds, default and meaning.
+
+The defaults are those of the real run on one MI300X; `params/demo.yaml` states what the embedded
+default changes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class RunParams(Section):
+    """The run's name and where everything that it makes goes."""
+
+    name: str = Field(
+        "mi300x", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="folder below outputs_dir"
+    )
+    seed: int = Field(0, description="of everything random: LoRA's start, the order of windows")
+    outputs_dir: str = Field("outputs", description="relative paths start at the project root")
+
+
+class WorldParams(Section):
+    """The rendered drives of the embedded default (`dataset.source: world`)."""
+
+    seed: int = Field(11, description="a clip is a function of this and of its number")
+    town: str = Field(
+        "harbour", description="look, camera heights and speeds; `meadow` is the tiny base's own"
+    )
+    num_chunks: Positive = Field(2, description="chunks published")
+    clips_per_chunk: Positive = Field(50, description="clips in each")
+    clip_seconds: Annotated[float, Field(ge=1)] = Field(8.0, description="s of video")
+    width: Annotated[int, Field(ge=32, multiple_of=2)] = Field(
+        128, description="px of each camera's video"
+    )
+    height: Annotated[int, Field(ge=32, multiple_of=2)] = Field(
+        72, description="px of each camera's video"
+    )
+
+
+class DatasetParams(Section):
+    """Which data set, where from, and where its raw files are kept."""
+
+    source: Literal["world", "hub", "folder"] = Field(
+        "hub", description="rendered world, Hugging Face, or a folder that already holds the files"
+    )
+    repo_id: str = Field(
+        "nvidia/PhysicalAI-Autonomous-Vehicles", description="dataset repository on the hub"
+    )
+    revision: str | None = Field(
+        None, description="40-hex commit; null takes main's once and records it"
+    )
+    endpoint: str | None = Field(None, description="another hub's address; null is huggingface.co")
+    local_dir: str = Field(
+        "outputs/data/physicalai_av", description="raw files, shared by all runs"
+    )
+    license_accepted: bool = Field(
+        False, description="you read the data set's licence and decided; see README"
+    )
+    world: WorldParams = WorldParams()
+
+
+class DownloadParams(Section):
+    """How much of the data set is taken."""
+
+    target_chunks: Positive = Field(1, description="chunks wanted (about 100 clips each)")
+    target_size_gb: PositiveFloat = Field(150.0, description="GB (1e9) of raw files at most")
+    chunks: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None, description="these chunks; null takes the first"
+    )
+    max_workers: Positive = Field(4, description="files fetched at a time")
+
+
+class ProcessingParams(Section):
+    """Clips to the cache, and the cache to windows."""
+
+    sequence_length: Annotated[int, Field(ge=2)] = Field(16, description="frames in a window")
+    stride: Positive = Field(8, description="frames from one window's start to the next one's")
+    sample_hz: PositiveFloat = Field(2.0, description="sampled frames a second")
+    tile_width: Annotated[int, Field(ge=8)] = Field(448, description="px of one camera in the grid")
+    tile_height: Annotated[int, Field(ge=8)] = Field(
+        256, description="px of one camera in the grid"
+    )
+    fit: Literal["letterbox", "crop", "stretch"] = Field(
+        "letterbox", description="how a camera fills its tile"
+    )
+    decoder: Literal["auto", "pyav", "decord"] = Field(
+        "auto", description="auto says what it took and why"
+    )
+    num_workers: Positive | None = Field(None, description="processes; null is one a core")
+    horizon_s: Annotated[float, Field(ge=0)] = Field(
+        6.4, description="s of ego motion kept after a clip's last frame"
+    )
+
+
+class VisionParams(Section):
+    """What the model sees."""
+
+    camera_setup: Literal["4-cam", "7-cam"] = Field("4-cam", description="2×2 or 3×3 grid")
+    window_size: int | None = Field(
+        None, description="must equal processing.sequence_length, or be left out"
+    )
+
+
+class ModelParams(Section):
+    """The base model and its adapter."""
+
+    base_model: str = Field(
+        "unsloth/Qwen3-VL-8B-Instruct-bnb-4bit",
+        description="hub name or folder; `tiny` is the package's own",
+    )
+    backbone: Literal["qwen3_vl"] = Field(
+        "qwen3_vl", description="frames to pixel values and tokens"
+    )
+    backend: Literal["auto", "unsloth", "transformers"] = Field(
+        "auto", description="auto: Unsloth on an accelerator"
+    )
+    load_in_4bit: bool = Field(
+        True, description="NF4 with double quantisation; false is bf16 (fp32 on a CPU)"
+    )
+    max_seq_length: Annotated[int, Field(ge=16)] = Field(
+        65_536, description="tokens; a longer sample is refused"
+    )
+    lora_rank: Positive = Field(64, description="higher learns more and takes more memory")
+    lora_alpha: Positive = Field(64, description="scale of the adapter is alpha / rank")
+    lora_dropout: Fraction = Field(0.0, description="share of adapter inputs dropped")
+
+
+class TrainingParams(Section):
+    """How the adapter is trained."""
+
+    target: Literal["summary_v1"] = Field(
+        "summary_v1", description="what the model must say about a window"
+    )
+    batch_size: Positive = Field(2, description="windows a step and device")
+    gradient_accumulation_steps: Positive = Field(
+        8, description="steps gathered before the optimizer moves"
+    )
+    learning_rate: PositiveFloat = Field(1.0e-4, description="peak, after the warm-up")
+    num_epochs: PositiveFloat = Field(2, description="passes over the training windows")
+    max_steps: Positive | None = Field(
+        None, description="optimizer steps at most; null is all epochs"
+    )
+    optimizer: str = Field("paged_adamw_8bit", description="a name of transformers' `optim`")
+    lr_scheduler: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="after the warm-up"
+    )
+    warmup_ratio: Fraction = Field(0.03, description="share of the steps")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="AdamW's")
+    max_grad_norm: PositiveFloat = Field(1.0, description="gradients are clipped to this norm")
+    gradient_checkpointing: bool = Field(True, description="less memory, a third more time")
+    save_steps: Positive = Field(50, description="optimizer steps between checkpoints")
+    logging_steps: Positive = Field(1, description="optimizer steps between lines of metrics")
+
+
+class EvaluationParams(Section):
+    """How the score is made."""
+
+    split: Literal["val", "test"] = Field(
+        "test", description="held-out clips that are answered for"
+    )
+    max_windows: Positive | None = Field(
+        None, description="evenly thinned to this many; null is all"
+    )
+    batch_size: Positive = Field(8, description="windows answered at a time")
+    max_new_tokens: Annotated[int, Field(ge=16)] = Field(
+        96, description="tokens an answer may have"
+    )
+    num_worst: Positive = Field(4, description="worst windows shown")
