@@ -115,5 +115,6 @@ def line_of(windows: Windows, clip: CachedClip) -> ClipLine:
 
 
 def _some(clips: list[CachedClip], num: int) -> list[CachedClip]:
-    num = min(num, len(clips))
-    return [clips[i * len(clips) // num] for i in range(num)]
+    """`num` clips evenly spread, the first and the last among them."""
+    places = np.linspace(0, len(clips) - 1, min(num, len(clips)))
+    return [clips[int(place)] for place in places]
