@@ -21,8 +21,9 @@ from pathlib import Path
 from avomni_lib import files
 from avomni_lib.dataset import rig
 from avomni_lib.errors import AvomniError
-from avomni_lib.params import Params, WorldParams
+from avomni_lib.params import Params
 from avomni_lib.plan import Bar, Plan, gigabytes, minutes
+from avomni_lib.sections import WorldParams
 from avomni_lib.world import layout, recording, towns
 from avomni_lib.world.layout import WorldClip
 from avomni_lib.world.render import Renderer
