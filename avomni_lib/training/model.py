@@ -62,15 +62,7 @@ def load_base(p: Params) -> Base:
     Raises:
         AvomniError: no such base model, it is not the backbone's, or Unsloth is asked for in vain.
     """
-    device = hardware.device()
-    choices = {
-        "device": device,
-        "dtype": hardware.dtype(device.value),
-        "attention": hardware.attention(device.value),
-        "backend": hardware.backend(p.model.backend, device.value),
-    }
-    if choices["backend"].value == "unsloth":
-        _import_unsloth_first()
+    choices = choose(p)
     _quieten()
     location = base_location(p.model.base_model)
     config = read_config(p.model.base_model, location)
@@ -82,6 +74,26 @@ def load_base(p: Params) -> Base:
     model.config.eos_token_id = tokenizer.eos_token_id
     model.config.pad_token_id = tokenizer.pad_token_id
     return Base(model, tokenizer, choices)
+
+
+def choose(p: Params) -> dict[str, Choice]:
+    """Device, dtype, attention and backend; Unsloth is imported where it is the backend.
+
+    Unsloth patches transformers, TRL and PEFT as it is imported, so this comes before them.
+
+    Raises:
+        AvomniError: Unsloth is asked for in vain.
+    """
+    device = hardware.device()
+    choices = {
+        "device": device,
+        "dtype": hardware.dtype(device.value),
+        "attention": hardware.attention(device.value),
+        "backend": hardware.backend(p.model.backend, device.value),
+    }
+    if choices["backend"].value == "unsloth":
+        _import_unsloth_first()
+    return choices
 
 
 def add_adapter(model: Any, p: Params, kind: Backbone, backend: str = "transformers") -> Any:
@@ -251,7 +263,7 @@ def _quieten() -> None:
 
 
 def _import_unsloth_first() -> None:
-    """Unsloth patches the other packages as it is imported; what was loaded before escapes it."""
+    """Import Unsloth, and say so where it comes too late to patch what is loaded already."""
     early = [name for name in ("trl", "transformers", "peft") if name in sys.modules]
     if early and "unsloth" not in sys.modules:
         log.warning("unsloth is imported after %s: some of its patches will miss", early)

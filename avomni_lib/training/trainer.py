@@ -76,6 +76,7 @@ def plan(p: Params) -> Plan:
     Raises:
         AvomniError: no cache, no such base model, or a sample is longer than max_seq_length.
     """
+    choices = model.choose(p)
     from transformers import AutoTokenizer
 
     windows = train_windows(p)
@@ -86,7 +87,7 @@ def plan(p: Params) -> Plan:
     steps = estimate.optimizer_steps(p, len(windows))
     num_clips = len({windows[i].clip_id for i in range(len(windows))})
     batch, accumulated = p.training.batch_size, p.training.gradient_accumulation_steps
-    optimizer = hardware.optimizer(p.training.optimizer, hardware.device().value)
+    optimizer = hardware.optimizer(p.training.optimizer, choices["device"].value)
     rows = [
         ("base model", p.model.base_model, location if location != p.model.base_model else ""),
         ("windows", f"{len(windows):,}", f"of {num_clips:,} clips of the split train"),
