@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        # At exit asyncio would print the traceback of the notebook that was interrupted.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         print("stopped; run the same command again: it goes on from here", file=sys.stderr)
         return 130
 

@@ -233,6 +233,26 @@ def test_a_killed_kernel_is_not_believed(params: Path):
     assert runs.state(p, "04_tiles").done
 
 
+def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(params: Path):
+    p = Params.from_files([params])
+    process = subprocess.Popen(
+        command("run", str(params), "--only", "04", "--force"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=environment(),
+    )
+    _wait_for_kernel(process)
+    time.sleep(1.5)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the chain and its kernel
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert told.strip() == "stopped; run the same command again: it goes on from here"
+    assert not runs.state(p, "04_tiles").done
+    assert avomni("run", str(params)).returncode == 0
+
+
 def test_killed_again_and_again_the_run_ends_byte_identical(params: Path, tmp_path: Path):
     """kill -9 of the chain with its kernels and workers at random moments of every stage."""
     seed = random.SystemRandom().randrange(10**6)
