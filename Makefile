@@ -18,6 +18,9 @@ endif
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 export OMP_NUM_THREADS ?= 1
 
+# Rented images log in as root, which Jupyter refuses unless it is told.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
+
 .PHONY: help demo run test lint lab setup rocm cuda pictures clean
 
 help:
@@ -41,7 +44,7 @@ lint: $(READY)
 
 ## make lab     JupyterLab on the notebooks
 lab: $(READY)
-	$(PY) -m jupyter lab --notebook-dir=. notebooks
+	$(PY) -m jupyter lab $(AS_ROOT) --notebook-dir=. notebooks
 
 ## make setup   only the environment
 setup: $(READY)
