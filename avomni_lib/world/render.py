@@ -23,6 +23,7 @@ NEAR_M, FAR_M, TELE_FAR_M = 0.5, 190.0, 300.0
 # more. p3tinydisplay rounds corners to whole pixels: with fewer of them, edges jitter.
 WIDE_DENSITY, NARROW_DENSITY = 1.2, 1.7
 
+ORDER = 10_000  # more than there are meshes in a scene
 FLAT = {"ground": 1, "road": 2}  # painted after the sky in this order
 
 panda.loadPrcFileData(
@@ -81,14 +82,19 @@ class Renderer:
         self._static.removeNode()
         self._static = self._root.attachNewNode("static")
         textures = {name: _texture(name, picture) for name, picture in scene.textures.items()}
-        for mesh in scene.meshes:
+        # Each thing has its own place in the order of drawing. Left to itself, panda3d goes by the
+        # addresses of states in memory, and where two surfaces have the same depth the picture
+        # would depend on what this process drew before.
+        for number, mesh in enumerate(scene.meshes):
             node = self._static.attachNewNode(_mesh_node(mesh))
             node.setTexture(textures[mesh.texture])
             if mesh.texture in FLAT:
                 # Flat and below all else: painted in order, with no depth to quarrel over.
-                node.setBin("background", FLAT[mesh.texture])
+                node.setBin("background", FLAT[mesh.texture] * ORDER + number)
                 node.setDepthWrite(False)
                 node.setDepthTest(False)
+            else:
+                node.setBin("fixed", number)
         self._buffer.setClearColor(_colour(scene.town.zenith))
         movers = [_mesh_node(vehicle.mesh) for vehicle in scene.vehicles]
         for idx in range(len(self.cameras)):
@@ -102,8 +108,9 @@ class Renderer:
             for node in self._movers[idx]:
                 node.removeNode()
             self._movers[idx] = [self._root.attachNewNode(mover.makeCopy()) for mover in movers]
-            for node in self._movers[idx]:
+            for number, node in enumerate(self._movers[idx]):
                 node.setTexture(textures["things"])
+                node.setBin("fixed", ORDER + number)
             for node in (self._skies[idx], *self._movers[idx]):
                 # Cameras see their own instants: each has its own copy of whatever moves.
                 node.hide(panda.BitMask32.allOn())
