@@ -14,8 +14,10 @@ import nbformat
 import papermill
 import psutil
 from jupyter_client.kernelspec import NoSuchKernel
+from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
+from traitlets import Unicode
 from traitlets.config import Config
 
 from avomni_lib import files
@@ -25,7 +27,22 @@ from avomni_lib.params import Params
 
 HEADLESS = "AVOMNI_HEADLESS"
 LOCK, BUSY = ".lock", "another `avomni run` works in this run folder"
+KERNEL_LOG = "kernel.log"
 KERNEL_LOST = "the kernel was killed, usually because memory ran out"
+
+
+class LoggedKernel(AsyncKernelManager):
+    """A kernel whose own log goes to a file, with that of its worker processes.
+
+    Interrupted, they print tracebacks of their insides between two messages; what a notebook shows
+    does not come this way.
+    """
+
+    log_path = Unicode(config=True)
+
+    async def start_kernel(self, **options: Any) -> None:
+        with open(self.log_path, "wb") as log:
+            await super().start_kernel(stderr=log, **options)
 
 
 @dataclass(frozen=True)
@@ -127,7 +144,8 @@ def _execute(p: Params, stage: runs.Stage) -> None:
     (output.parent / runs.RESULT).unlink(missing_ok=True)
     os.environ[HEADLESS] = "1"
     # ipykernel 7.3 and later warn on every start unless the connection to the kernel is encrypted.
-    config = Config({"KernelManager": {"transport_encryption": "required"}})
+    options = {"transport_encryption": "required", "log_path": str(output.parent / KERNEL_LOG)}
+    config = Config({"LoggedKernel": options})
     try:
         papermill.execute_notebook(
             str(stage.notebook),
@@ -138,6 +156,7 @@ def _execute(p: Params, stage: runs.Stage) -> None:
             progress_bar=False,
             stdout_file=sys.stdout,
             config=config,
+            kernel_manager_class=LoggedKernel,
         )
     except PapermillExecutionError as error:
         raise _failed(stage, output, error) from None
@@ -145,7 +164,8 @@ def _execute(p: Params, stage: runs.Stage) -> None:
         memory = psutil.virtual_memory()
         raise AvomniError(
             f"{KERNEL_LOST} ({memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free now)",
-            where=f"{stage.name}, {output} (its cells say `completed`: do not believe them)",
+            where=f"{stage.name}, {output} (its cells say `completed`: do not believe them); "
+            f"the kernel's own words are in {KERNEL_LOG} beside it",
             fix="lower training.batch_size or the tile size if it was memory; "
             "run the same command again: it goes on from what is whole",
         ) from None
