@@ -297,11 +297,8 @@ def _state_of_raw_files(p: Params, stage: Stage, result: dict[str, Any], finishe
     gone = download.missing_files(p)
     if not gone:
         return State(stage, True, f"done {finished}, every file is in place", result)
+    files_gone = f"{len(gone)} raw file{'s' if len(gone) > 1 else ''}"
     if state(p, "03_etl").done:
-        return State(
-            stage,
-            True,
-            f"done {finished}; {len(gone)} raw files evicted, the cache holds them",
-            result,
-        )
-    return State(stage, False, f"stale: {len(gone)} raw files are gone, such as {gone[0]}", result)
+        reason = f"done {finished}; {files_gone} evicted, the cache holds what is needed"
+        return State(stage, True, reason, result)
+    return State(stage, False, f"stale: {files_gone} gone or cut, such as {gone[0]}", result)
