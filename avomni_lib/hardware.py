@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import resource
 import subprocess
 import sys
 from importlib import metadata, util
@@ -140,16 +141,23 @@ def device_memory(on: str) -> Memory | None:
 
 def peak_memory(on: str = "cpu") -> dict[str, float]:
     """The most that this process held so far in GB (1e9), on the host and on the device."""
-    import resource
-
-    # ru_maxrss counts KiB on Linux and bytes on macOS.
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = {"host_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9}
+    peak = {"host_gb": _peak_gb(resource.RUSAGE_SELF)}
     if on != "cpu":
         import torch
 
         peak["device_gb"] = torch.cuda.max_memory_allocated(on) / 1e9
     return peak
+
+
+def peak_memory_of_children() -> float:
+    """The most that one of this process's ended children held, GB (1e9), on the host."""
+    return _peak_gb(resource.RUSAGE_CHILDREN)
+
+
+def _peak_gb(who: int) -> float:
+    # ru_maxrss counts KiB on Linux and bytes on macOS.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(who).ru_maxrss * unit / 1e9
 
 
 def versions() -> dict[str, str | None]:

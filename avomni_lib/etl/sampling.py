@@ -108,7 +108,7 @@ def sample_clip(clip: Clip, recipe: Recipe) -> dict[str, np.ndarray]:
     taken = np.empty((len(times), len(grid.cameras)), dtype=np.int64)
     for column, camera in enumerate(grid.cameras):
         tile = tiling.tile_of(frames, grid, recipe.tile, camera.name)
-        taken[:, column] = _draw(clip, camera.name, times, stamps[camera.name], recipe, tile)
+        taken[:, column] = draw_camera(clip, camera.name, times, stamps[camera.name], recipe, tile)
     track = _track(ego, times, recipe.horizon_s)
     poses = ego.at(times)
     zero = poses.distance_m[0]
@@ -123,7 +123,7 @@ def sample_clip(clip: Clip, recipe: Recipe) -> dict[str, np.ndarray]:
     }
 
 
-def _draw(
+def draw_camera(
     clip: Clip,
     name: str,
     times: np.ndarray,

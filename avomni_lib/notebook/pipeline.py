@@ -22,10 +22,9 @@ from traitlets.config import Config
 
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
-from avomni_lib.notebook import runs
+from avomni_lib.notebook import progress, runs
 from avomni_lib.params import Params
 
-HEADLESS = "AVOMNI_HEADLESS"
 LOCK, BUSY = ".lock", "another `avomni run` works in this run folder"
 KERNEL_LOG = "kernel.log"
 KERNEL_LOST = "the kernel was killed, usually because memory ran out"
@@ -142,7 +141,7 @@ def _execute(p: Params, stage: runs.Stage) -> None:
     output = executed_path(p, stage)
     output.parent.mkdir(parents=True, exist_ok=True)
     (output.parent / runs.RESULT).unlink(missing_ok=True)
-    os.environ[HEADLESS] = "1"
+    os.environ[progress.HEADLESS_VARIABLE] = "1"
     # ipykernel 7.3 and later warn on every start unless the connection to the kernel is encrypted.
     options = {"transport_encryption": "required", "log_path": str(output.parent / KERNEL_LOG)}
     config = Config({"LoggedKernel": options})

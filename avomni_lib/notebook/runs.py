@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import datetime
-import resource
 import shutil
 import time
 from dataclasses import dataclass
@@ -173,19 +172,19 @@ class OpenStage:
         Args:
             figures: What came out, as numbers.
             outputs: Files whose loss makes the stage stale.
-            digest: What the next stages depend on: the same digest means that nothing changed for
-            them.
+            digest: What the next stages depend on: while it is the same nothing changed for them.
                 Left out, it is the hash of the outputs.
         """
         outputs = outputs or []
         if digest is None:
             digest = files.hash_json([files.sha256_file(path) for path in outputs])
         before = {need: read_result(self.p, need) for need in self.stage.needs}
+        own = hardware.peak_memory()["host_gb"]
         result = {
             "stage": self.stage.name,
             "finished_at": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - self._started, 1),
-            "peak_memory_gb": round(peak_memory_gb(), 2),
+            "peak_memory_gb": round(max(own, hardware.peak_memory_of_children()), 2),
             "figures": figures,
             "digest": digest,
             "inputs": {need: result["digest"] for need, result in before.items() if result},
@@ -258,16 +257,6 @@ def open_hub(p: Params, progress: type[Bar] = Bar) -> Hub | None:
 
 _serving = contextlib.ExitStack()
 atexit.register(_serving.close)
-
-
-def peak_memory_gb() -> float:
-    """The most memory that this process or one of its children held, GB (1e9)."""
-    # ru_maxrss counts KiB on Linux.
-    usages = (
-        resource.getrusage(who).ru_maxrss
-        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
-    return max(usages) * 1024 / 1e9
 
 
 def _changed_params(p: Params, stage: Stage, result: dict[str, Any]) -> list[str]:

@@ -18,7 +18,7 @@ from avomni_lib.dataset import rig
 from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.dataset.clip import Clip
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import tiling, video
+from avomni_lib.etl import build, sampling, tiling
 from avomni_lib.etl.memmap import EGOMOTION_COLUMNS, Cache
 from avomni_lib.etl.windows import Windows
 from avomni_lib.notebook.plots import canvas, tiles
@@ -63,21 +63,15 @@ class RawFrames:
     def _decode(self, clip_id: str, times_us: np.ndarray, grid: rig.Grid, tile: Tile) -> np.ndarray:
         self._catalog = self._catalog or Catalog.open(self.p.local_dir)
         clip = Clip(self.p.local_dir, self._catalog, clip_id)
+        recipe = build.recipe_of(_chosen(self.p, grid.name, tile))
         width, height = tiling.grid_size(grid, tile)
         images = np.zeros((len(times_us), height, width, 3), dtype=np.uint8)
         for camera in grid.cameras:
             stamps = clip.timestamps(camera.name)
             # Cameras that the run does not take may start later or end earlier than its own.
             wanted = np.clip(times_us, stamps[0], stamps[-1])
-            frames = video.read_frames(
-                clip.video(camera.name),
-                wanted,
-                timestamps_us=stamps,
-                size=lambda *source: tiling.fit_tile(source, tile, self.p.processing.fit).resized,
-                decoder=self.p.processing.decoder,
-            )
-            placement = tiling.fit_tile(frames.source_size, tile, self.p.processing.fit)
-            placement.place(frames.images, tiling.tile_of(images, grid, tile, camera.name))
+            place = tiling.tile_of(images, grid, tile, camera.name)
+            sampling.draw_camera(clip, camera.name, wanted, stamps, recipe, place)
         return images
 
 

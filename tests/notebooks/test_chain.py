@@ -215,14 +215,7 @@ def test_a_second_chain_in_the_same_folder_is_refused(params: Path):
 def test_a_killed_kernel_is_not_believed(params: Path):
     """Every cell of a killed kernel's notebook says `completed`; the stage is not done."""
     p = Params.from_files([params])
-    process = subprocess.Popen(
-        command("run", str(params), "--only", "04", "--force"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-    )
-    kernel = _wait_for_kernel(process)
+    process, kernel = _start_one_stage(params)
     time.sleep(1.0)
     kernel.kill()
     _, told = process.communicate(timeout=120)
@@ -235,15 +228,7 @@ def test_a_killed_kernel_is_not_believed(params: Path):
 
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(params: Path):
     p = Params.from_files([params])
-    process = subprocess.Popen(
-        command("run", str(params), "--only", "04", "--force"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env=environment(),
-    )
-    _wait_for_kernel(process)
+    process, _ = _start_one_stage(params)
     time.sleep(1.5)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the chain and its kernel
     _, told = process.communicate(timeout=120)
@@ -284,6 +269,19 @@ def test_killed_again_and_again_the_run_ends_byte_identical(params: Path, tmp_pa
     assert all(state.done for state in runs.states(p))
     assert digests(p.run_dir) == digests(undisturbed.run_dir)
     assert any("adapter" in name for name in digests(p.run_dir))
+
+
+def _start_one_stage(params: Path) -> tuple[subprocess.Popen, psutil.Process]:
+    """A chain at work on 04, in a session of its own as from a terminal, and its kernel."""
+    process = subprocess.Popen(
+        command("run", str(params), "--only", "04", "--force"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=environment(),
+    )
+    return process, _wait_for_kernel(process)
 
 
 def _wait_for_kernel(process: subprocess.Popen) -> psutil.Process:
