@@ -21,7 +21,7 @@ export OMP_NUM_THREADS ?= 1
 # Rented images log in as root, which Jupyter refuses unless it is told.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help demo run test lint lab setup rocm cuda pictures clean
+.PHONY: help demo run test bench lint lab setup rocm cuda pictures clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -37,6 +37,12 @@ run: $(READY)
 ## make test    lint and every test
 test: $(READY) lint
 	$(PY) -m pytest
+
+## make bench   decoding, ETL and catalog measured on this machine, into outputs/benchmarks (20 minutes)
+bench: $(READY)
+	$(PY) -m tests.benchmarks.decode
+	$(PY) -m tests.benchmarks.catalog
+	$(PY) -m tests.benchmarks.etl
 
 lint: $(READY)
 	$(PY) -m ruff check .
@@ -56,7 +62,7 @@ $(VENV)/.ready: pyproject.toml constraints-cpu.txt
 	  f"Python 3.11 or 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=/path/to/python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --retries 1 --extra-index-url $(TORCH_CPU_INDEX) -c constraints-cpu.txt torch
-	$(PY) -m pip install --quiet -c constraints-cpu.txt -e '.[train,test]'
+	$(PY) -m pip install --quiet -c constraints-cpu.txt -e '.[train,scale,test]'
 	touch $@
 
 # A rented image brings a torch built for its card: everything else is installed around exactly that one.
@@ -64,7 +70,7 @@ outputs/.system-ready: pyproject.toml constraints-rocm7.2.txt
 	$(PY) -c 'import torch; print(f"torch=={torch.__version__}")' > outputs/.own-versions.txt || \
 	  { echo "VENV=system uses the image's own torch, and $(PY) has none: use make demo, make rocm or make cuda"; exit 1; }
 	grep -vE '^(torch|torchvision|unsloth)' constraints-rocm7.2.txt >> outputs/.own-versions.txt
-	$(PY) -m pip install --quiet -c outputs/.own-versions.txt -e '.[train,test]'
+	$(PY) -m pip install --quiet -c outputs/.own-versions.txt -e '.[train,scale,test]'
 	touch $@
 
 ## make rocm    an AMD machine: .venv with ROCm 7.2's torch (ROCM=6.4 for the older one). Not tested on the card.
@@ -75,7 +81,7 @@ ROCM ?= 7.2
 rocm:
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -c constraints-rocm$(ROCM).txt --index-url https://download.pytorch.org/whl/rocm$(ROCM) torch torchvision
-	$(PY) -m pip install -c constraints-rocm$(ROCM).txt --extra-index-url https://download.pytorch.org/whl/rocm$(ROCM) -e '.[train,test]'
+	$(PY) -m pip install -c constraints-rocm$(ROCM).txt --extra-index-url https://download.pytorch.org/whl/rocm$(ROCM) -e '.[train,scale,test]'
 	$(PY) -m pip install -c constraints-rocm$(ROCM).txt --no-deps unsloth unsloth_zoo
 	$(PY) -m pip install -c constraints-rocm$(ROCM).txt cut-cross-entropy --no-deps
 	$(PY) -m pip install tyro msgspec typer structlog hf_transfer einops protobuf sentencepiece
@@ -85,7 +91,7 @@ rocm:
 cuda:
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -c constraints-cuda.txt torch torchvision
-	$(PY) -m pip install -c constraints-cuda.txt -e '.[train,gpu,test]'
+	$(PY) -m pip install -c constraints-cuda.txt -e '.[train,gpu,scale,test]'
 	touch $(VENV)/.ready
 
 ## make pictures  the README's pictures, from the demo's run

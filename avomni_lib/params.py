@@ -43,13 +43,21 @@ class Params(Section):
     evaluation: EvaluationParams = EvaluationParams()
 
     @model_validator(mode="after")
-    def _window_size_is_sequence_length(self) -> Params:
+    def _sections_agree(self) -> Params:
+        mistakes = []
         size, length = self.vision.window_size, self.processing.sequence_length
         if size is not None and size != length:
-            raise ValueError(
+            mistakes.append(
                 f"vision.window_size is {size} and processing.sequence_length is {length}: "
                 "both name the frames of a window; make them equal or leave window_size out"
             )
+        if self.download.evict_raw and self.dataset.source == "folder":
+            mistakes.append(
+                "download.evict_raw removes raw files that can be fetched again, and those of "
+                "dataset.source: folder cannot: set evict_raw to false"
+            )
+        if mistakes:
+            raise ValueError("\n".join(mistakes))
         return self
 
     @classmethod
@@ -196,7 +204,7 @@ def _all_mistakes(error: ValidationError, source: str) -> AvomniError:
         if mistake["type"] == "extra_forbidden":
             lines.append(f"{name}: unknown parameter; {_nearest(name)}")
         elif mistake["type"] == "value_error":
-            lines.append(str(mistake["ctx"]["error"]))
+            lines += str(mistake["ctx"]["error"]).splitlines()
         else:
             lines.append(f"{name}: {mistake['msg']} (got {mistake['input']!r})")
     count = f"{len(lines)} parameter{'s' if len(lines) > 1 else ''} to fix"

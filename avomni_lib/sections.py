@@ -39,12 +39,34 @@ class WorldParams(Section):
     num_chunks: Positive = Field(2, description="chunks published")
     clips_per_chunk: Positive = Field(50, description="clips in each")
     clip_seconds: Annotated[float, Field(ge=1)] = Field(8.0, description="s of video")
+    codec: Literal["h264", "hevc"] = Field("h264", description="of each camera's video")
     width: Annotated[int, Field(ge=32, multiple_of=2)] = Field(
         128, description="px of each camera's video"
     )
     height: Annotated[int, Field(ge=32, multiple_of=2)] = Field(
         72, description="px of each camera's video"
     )
+
+
+class ClipsParams(Section):
+    """Which clips are wanted; what is null asks for nothing. All that are named must hold."""
+
+    splits: tuple[Literal["train", "val", "test"], ...] | None = Field(
+        None, description="of the data set's own column"
+    )
+    countries: tuple[str, ...] | None = Field(None, description="full names, as Germany")
+    hours: tuple[Annotated[int, Field(ge=0, le=23)], ...] | None = Field(
+        None, description="hours of the day"
+    )
+    platforms: tuple[str, ...] | None = Field(None, description="as hyperion_8.1")
+    event_clusters: tuple[str, ...] | None = Field(
+        None, description="of reasoning/ood_reasoning.parquet"
+    )
+    clip_ids: tuple[str, ...] | None = Field(None, description="these clips and no others")
+    balance_by: Literal["split", "country", "hour", "platform", "event_cluster"] | None = Field(
+        None, description="as many clips of each, as far as there are"
+    )
+    max_clips: Positive | None = Field(None, description="clips at most; null is all of a chunk")
 
 
 class DatasetParams(Section):
@@ -66,6 +88,11 @@ class DatasetParams(Section):
     license_accepted: bool = Field(
         False, description="you read the data set's licence and decided; see README"
     )
+    audit: Literal["quick", "full"] = Field(
+        "quick",
+        description="depth of 01: names, sizes and zip directories; or hashes, streams, clocks, "
+        "ego motion and calibration too",
+    )
     world: WorldParams = WorldParams()
 
 
@@ -78,6 +105,12 @@ class DownloadParams(Section):
         None, description="these chunks; null takes the first"
     )
     max_workers: Positive = Field(4, description="files fetched at a time")
+    evict_raw: bool = Field(
+        False,
+        description="03 fetches, reads and removes chunk after chunk; target_size_gb then bounds "
+        "raw files and cache together",
+    )
+    clips: ClipsParams = ClipsParams()
 
 
 class ProcessingParams(Section):
@@ -93,8 +126,14 @@ class ProcessingParams(Section):
     fit: Literal["letterbox", "crop", "stretch"] = Field(
         "letterbox", description="how a camera fills its tile"
     )
-    decoder: Literal["auto", "pyav", "decord"] = Field(
+    decoder: Literal["auto", "pyav", "decord", "torchcodec"] = Field(
         "auto", description="auto says what it took and why"
+    )
+    storage: Literal["raw", "jpeg"] = Field(
+        "raw", description="frames as bytes, or as JPEG of quality 90: a tenth of the disk"
+    )
+    engine: Literal["local", "ray"] = Field(
+        "local", description="processes of this machine, or of a Ray cluster"
     )
     num_workers: Positive | None = Field(None, description="processes; null is one a core")
     horizon_s: Annotated[float, Field(ge=0)] = Field(

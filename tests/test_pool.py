@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl.pool import run_jobs
+from avomni_lib.pool import run_jobs
 from avomni_lib.files import PROJECT_ROOT
 
 
@@ -55,7 +55,7 @@ def test_nothing_to_do():
 
 def test_workers_end_with_their_parent(tmp_path):
     code = (
-        "from avomni_lib.etl.pool import run_jobs; from tests.test_pool import sleep;"
+        "from avomni_lib.pool import run_jobs; from tests.test_pool import sleep;"
         "list(run_jobs(sleep, [1, 2], 2))"
     )
     environment = os.environ | {"STARTED": str(tmp_path)}

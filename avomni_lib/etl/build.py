@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from avomni_lib import __version__, files
+from avomni_lib import __version__, files, pool
 from avomni_lib.dataset import rig
 from avomni_lib.dataset.catalog import Catalog, required_features
 from avomni_lib.dataset.chosen import Chosen, read_chosen
 from avomni_lib.dataset.clip import Clip
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import forecast, memmap, pool, shard, video, windows
+from avomni_lib.etl import forecast, memmap, shard, video, windows
 from avomni_lib.etl.parts import PARTS_FOLDER, ChunkWork, Job, make_part
 from avomni_lib.etl.sampling import HISTORY_S, TRACK_HZ, Recipe
 from avomni_lib.params import Params
