@@ -86,7 +86,7 @@ def plan(p: Params) -> Plan:
         [
             ("clips", f"{len(clips)} of {world.clip_seconds:g} s", splits),
             ("chunks", f"{world.num_chunks}", f"{world.clips_per_chunk} clips each"),
-            ("cameras", f"{len(rig.CAMERAS)}", f"{world.width} × {world.height}, 30 fps, H.264"),
+            ("cameras", f"{len(rig.CAMERAS)}", f"{world.width} × {world.height}, 30 fps, {world.codec}"),
             ("camera frames", f"{frames * len(clips):,}", "rendered by panda3d, no GPU"),
             ("size", gigabytes(num_bytes), "estimated"),
             ("time", minutes(seconds), f"estimated, on {workers} cores"),
@@ -184,7 +184,7 @@ def _start_worker(world: WorldParams) -> None:
 
 def _record(clip: WorldClip, part: Path) -> WorldClip:
     scene = make_scene(clip.seed, _world.town, _world.clip_seconds)
-    recorded = recording.record(scene, clip.clip_id, _renderer)
+    recorded = recording.record(scene, clip.clip_id, _renderer, _world.codec)
     calibration = {layout.CALIBRATION: json.dumps(recorded.calibration).encode()}
     with files.write_whole(part) as file:
         layout.stored_zip(file, iter((recorded.members | calibration).items()))

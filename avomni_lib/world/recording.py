@@ -19,7 +19,18 @@ from avomni_lib.world.scene import Scene
 FPS = 30
 EXTRA_FRAMES = 5  # a clip of 20 s has 605 frames of each camera
 KEY_FRAME_INTERVAL = 30
-CRF, PRESET = "20", "ultrafast"  # the road's texture survives: 32 dB at 128 × 72
+# The road's texture survives: 32 dB at 128 × 72.
+QUALITY = {"crf": "20", "preset": "ultrafast"}
+_KEYS = f"keyint={KEY_FRAME_INTERVAL}:min-keyint={KEY_FRAME_INTERVAL}:scenecut=0"
+# H.264 without B frames; HEVC as x265 makes it unless it is told otherwise, with B frames and open
+# GOPs. More threads than one would change the bytes.
+CODECS = {
+    "h264": ("libx264", {"bf": "0", "x264-params": _KEYS}),
+    "hevc": (
+        "libx265",
+        {"x265-params": f"{_KEYS}:bframes=2:open-gop=1:frame-threads=1:pools=none:log-level=none"},
+    ),
+}
 CLOCK_OFFSET_US = (-22_000, 14_000)  # of a camera's first frame
 CLOCK_JITTER_US = 40
 EGO_STEP_US = (8_600, 11_400)  # ego motion's own clock: about 100 Hz, not uniform
@@ -66,17 +77,17 @@ def egomotion_clock(seed: int, seconds: float) -> np.ndarray:
     return clock[: int(np.searchsorted(clock, end)) + 1]
 
 
-def record(scene: Scene, clip_id: str, renderer: Renderer) -> Recording:
+def record(scene: Scene, clip_id: str, renderer: Renderer, codec: str = "h264") -> Recording:
     """Drive through a scene with the cameras on.
 
     Args:
         renderer: For all cameras of the rig, in the rig's order.
+        codec: Of `CODECS`.
     """
     renderer.open(scene)
     clocks = camera_clocks(scene.seed, scene.seconds)
-    videos = encode(
-        renderer.frames(clocks / 1e6), len(rig.CAMERAS), renderer.width, renderer.height
-    )
+    pictures = renderer.frames(clocks / 1e6)
+    videos = encode(pictures, len(rig.CAMERAS), renderer.width, renderer.height, codec)
     members = {}
     for idx, (camera, video) in enumerate(zip(rig.CAMERAS, videos, strict=True)):
         stem = f"{clip_id}.{camera.name}"
@@ -109,27 +120,28 @@ def _calibration(scene: Scene, renderer: Renderer) -> dict[str, dict[str, list[f
 
 
 def encode(
-    pictures: Iterator[np.ndarray], num_cameras: int, width: int, height: int
+    pictures: Iterator[np.ndarray],
+    num_cameras: int,
+    width: int,
+    height: int,
+    codec: str = "h264",
 ) -> Sequence[bytes]:
-    """H.264 in mp4, one a camera: constant 30 fps, a key frame every second, no B frames.
+    """An mp4 a camera: constant 30 fps, a key frame every second.
 
     Args:
         pictures: (cameras, height, width, 3) uint8 RGB, one rig frame after another.
+        codec: Of `CODECS`.
     """
+    encoder, options = CODECS[codec]
     buffers = [io.BytesIO() for _ in range(num_cameras)]
     containers = [av.open(b, "w", format="mp4", options={"fflags": "+bitexact"}) for b in buffers]
     streams = []
     for container in containers:
-        stream, interval = container.add_stream("libx264", rate=FPS), KEY_FRAME_INTERVAL
+        stream = container.add_stream(encoder, rate=FPS)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.codec_context.thread_count = 1  # more threads would change the bytes
-        stream.codec_context.gop_size = interval
-        stream.options = {
-            "crf": CRF,
-            "preset": PRESET,
-            "bf": "0",
-            "x264-params": f"keyint={interval}:min-keyint={interval}:scenecut=0",
-        }
+        stream.codec_context.thread_count = 1
+        stream.codec_context.gop_size = KEY_FRAME_INTERVAL
+        stream.options = QUALITY | options
         streams.append(stream)
     for idx, rig_frame in enumerate(pictures):
         for container, stream, picture in zip(containers, streams, rig_frame, strict=True):
