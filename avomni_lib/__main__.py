@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -17,26 +19,31 @@ from avomni_lib.params import Params
 from avomni_lib.plan import gigabytes
 
 EXAMPLES = """examples:
-  python -m avomni_lib plan params/mi300x.yaml                        what the run would take; no
-  GPU, no network python -m avomni_lib run params/demo.yaml                           every stage
-  that is not done python -m avomni_lib run params/demo.yaml --from 05_train --set
-  training.num_epochs=4 python -m avomni_lib run --params data_config.yaml finetuning_config.yaml
-  several files, later ones win key by key python -m avomni_lib status params/demo.yaml
-  what is done, what is stale and why
+  python -m avomni_lib plan params/mi300x.yaml              what it would take; no GPU, no network
+  python -m avomni_lib run params/demo.yaml                 every stage that is not done
+  python -m avomni_lib run params/demo.yaml --from 05_train --set training.num_epochs=4
+  python -m avomni_lib run params/mi300x.yaml --limit 1     one chunk, to see that all is well
+  python -m avomni_lib run params/mi300x.yaml --shard 3/16  a share of 03_etl, for a Slurm array
+  python -m avomni_lib run --params data.yaml tuning.yaml   several files, later ones win
+  python -m avomni_lib status params/demo.yaml              what is done, what is stale and why
+  python -m avomni_lib verify outputs/demo/cache            every hash and count of a cache
 
-exit codes: 0 done, 1 something to mend (the message says what), 2 wrong use, 130 stopped by
-Ctrl-C"""
+exit codes: 0 done, 1 something to mend (the message says what), 2 wrong use,
+130 stopped by Ctrl-C"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
+        if options.command == "verify":
+            return _verify(options)
         paths = [*options.params, *options.params_files]
         if not paths:
             raise AvomniError(
                 "no params file named", fix="python -m avomni_lib run params/demo.yaml"
             )
         p = Params.from_files(paths, options.set)
+        p = p.limited(options.limit) if options.limit else p
         return {"run": _run, "status": _status, "plan": _plan}[options.command](p, options)
     except AvomniError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -59,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="run the notebooks that are not done, by papermill")
     status = commands.add_parser("status", help="say what is done, what is stale and why")
     plan = commands.add_parser("plan", help="say what a run would take, before anything is done")
+    verify = commands.add_parser("verify", help="read a cache and compare it with its hashes")
+    verify.add_argument("cache", nargs="+", type=Path, metavar="CACHE", help="outputs/RUN/cache")
     for command in (run, status, plan):
         command.add_argument(
             "params", nargs="*", metavar="PARAMS.yaml", help="params files; later ones win"
@@ -73,16 +82,31 @@ def _parser() -> argparse.ArgumentParser:
             metavar="SECTION.KEY=VALUE",
             help="change one parameter",
         )
-    for command in (status, plan):
+        command.add_argument("--limit", type=_count, metavar="N", help="at most so many chunks")
+    for command in (status, plan, verify):
         command.add_argument("--json", action="store_true", help="for machines")
     run.add_argument("--from", dest="first", metavar="STAGE", help="start here: 03_etl, 03 or etl")
     run.add_argument("--only", nargs="+", default=[], metavar="STAGE", help="these stages alone")
     run.add_argument("--force", action="store_true", help="run them though they are done, and anew")
+    run.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="only the I-th of N shares of 03_etl; several may work at a time, and a run without "
+        "it finishes",
+    )
     run.add_argument("--dry-run", action="store_true", help="say what would run, touch nothing")
     return parser
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of chunks")
+    return int(text)
+
+
 def _run(p: Params, options: argparse.Namespace) -> int:
+    if options.shard:
+        return _share(p, options)
     # papermill and its kin take a second to import; `plan` and `status` do without them.
     from avomni_lib.notebook import pipeline
 
@@ -112,6 +136,32 @@ def _run(p: Params, options: argparse.Namespace) -> int:
             highlight=False,
             soft_wrap=True,
         )
+    return 0
+
+
+def _share(p: Params, options: argparse.Namespace) -> int:
+    """One share of the ETL, without a notebook: other shares may work in the same run folder."""
+    from avomni_lib.etl import share
+    from avomni_lib.notebook.progress import LineBar
+
+    index, count = share.parse(options.shard)
+    figures = share.build_share(p, index, count, progress=LineBar)
+    print(f"share {index} of {count}: {json.dumps(figures)}")
+    print("when all shares are done: the same command without --shard")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from avomni_lib.etl import memmap
+    from avomni_lib.notebook.progress import LineBar
+
+    reports = {str(folder): memmap.verify(folder, progress=LineBar) for folder in options.cache}
+    if options.json:
+        rows = {folder: dataclasses.asdict(report) for folder, report in reports.items()}
+        print(json.dumps(rows, indent=2))
+        return 0
+    for folder, report in reports.items():
+        print(f"{folder}: {report}")
     return 0
 
 

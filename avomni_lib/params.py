@@ -105,6 +105,13 @@ class Params(Section):
     def local_dir(self) -> Path:
         return files.resolve(self.dataset.local_dir)
 
+    def limited(self, num_chunks: int) -> Params:
+        """The same run over at most so many chunks (`--limit`)."""
+        few = {"target_chunks": min(num_chunks, self.download.target_chunks)}
+        if self.download.chunks is not None:
+            few["chunks"] = self.download.chunks[:num_chunks]
+        return self.model_copy(update={"download": self.download.model_copy(update=few)})
+
     def values(self, *names: str) -> dict[str, Any]:
         """The named sections (`processing`) or keys (`processing.sample_hz`) as plain values."""
         plain = self.model_dump(mode="json")
