@@ -35,7 +35,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar, Plan, gigabytes, minutes
 
-__all__ = ["Chosen", "Downloaded", "fetch", "missing_files", "plan", "read_chosen"]
+__all__ = ["Chosen", "Downloaded", "fetch", "fetch_files", "missing_files", "plan", "read_chosen"]
 log = logging.getLogger(__name__)
 
 # Where huggingface_hub keeps what it has not finished; a killed process leaves it there for good.
@@ -137,7 +137,7 @@ def fetch(p: Params, hub: Hub | None, progress: type[Bar] = Bar) -> Downloaded:
         _hash_unknown(selection.files, verified, progress)
         todo = [file for file in selection.files if not verified.known(file)]
         if hub is not None:
-            _fetch_all(todo, hub, p, verified, progress)
+            fetch_files(todo, hub, p, verified, progress)
         elif todo:
             raise AvomniError(
                 f"{len(todo)} files are missing from the folder, such as {todo[0].path}",
@@ -184,9 +184,22 @@ def _hash_unknown(wanted: Sequence[RemoteFile], verified: Verified, progress: ty
     verified.save()
 
 
-def _fetch_all(
-    todo: Sequence[RemoteFile], hub: Hub, p: Params, verified: Verified, progress: type[Bar]
+def fetch_files(
+    todo: Sequence[RemoteFile],
+    hub: Hub,
+    p: Params,
+    verified: Verified,
+    progress: type[Bar] = Bar,
+    stop: threading.Event | None = None,
 ) -> None:
+    """Fetch these files into p.local_dir, several at a time; each is checked and remembered.
+
+    Args:
+        stop: Set by another thread: ends soon; what is partial stays for the next one.
+
+    Raises:
+        AvomniError: as `fetch`.
+    """
     _sweep(p.local_dir)
     if not todo:
         return
@@ -206,6 +219,8 @@ def _fetch_all(
             pending = {pool.submit(one, file) for file in todo}
             try:
                 while pending:
+                    if stop is not None and stop.is_set():
+                        raise _Stopped
                     done, pending = concurrent.futures.wait(
                         pending, timeout=0.2, return_when=concurrent.futures.FIRST_COMPLETED
                     )
@@ -216,9 +231,12 @@ def _fetch_all(
                     verified.save(now=False)
             except BaseException as error:
                 # A fault lets the files in flight end: they are worth keeping. Ctrl-C does not.
-                count.is_stopped = not isinstance(error, Exception)
+                count.is_stopped = not isinstance(error, Exception) or isinstance(error, _Stopped)
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+    except _Stopped:
+        if stop is None or not stop.is_set():
+            raise
     finally:
         verified.save()
 
