@@ -24,6 +24,8 @@ class Chosen:
         chunks: In the order in which they were chosen.
         clip_ids: Split -> the clips that have every feature that the run needs.
         files: Path below local_dir -> {"size": bytes, "sha256": hex}.
+        chosen_on: The day (ISO) of the choice, from which a licence's term counts; None where an
+            earlier version wrote the file.
     """
 
     repo_id: str
@@ -31,6 +33,7 @@ class Chosen:
     chunks: tuple[int, ...]
     clip_ids: Mapping[str, tuple[str, ...]]
     files: Mapping[str, Mapping[str, Any]]
+    chosen_on: str | None = None
 
     @property
     def num_clips(self) -> int:
@@ -42,8 +45,10 @@ class Chosen:
 
     @property
     def digest(self) -> str:
-        """A sha256 of all of it: the same digest means the same input for the next stage."""
-        return files.hash_json(asdict(self))
+        """A sha256 of all but the day: the same digest means the same input for the next stage."""
+        values = asdict(self)
+        del values["chosen_on"]
+        return files.hash_json(values)
 
 
 def path_of(p: Params) -> Path:
@@ -70,8 +75,14 @@ def read_chosen(p: Params) -> Chosen:
     values = files.read_json(path)
     try:
         clip_ids = {split: tuple(ids) for split, ids in values["clip_ids"].items()}
-        chunks = tuple(values["chunks"])
-        return Chosen(values["repo_id"], values["revision"], chunks, clip_ids, values["files"])
+        return Chosen(
+            values["repo_id"],
+            values["revision"],
+            tuple(values["chunks"]),
+            clip_ids,
+            values["files"],
+            values.get("chosen_on"),
+        )
     except (KeyError, TypeError, AttributeError) as error:
         raise AvomniError(
             f"not a {FILE} of this version: {error!r}", where=str(path), fix="run 02_download again"

@@ -19,6 +19,7 @@ from avomni_lib.dataset import rig
 from avomni_lib.dataset.catalog import Catalog, required_features
 from avomni_lib.dataset.chosen import Chosen, read_chosen
 from avomni_lib.dataset.clip import Clip
+from avomni_lib.dataset.hub import Hub
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl import forecast, memmap, shard, video, windows
 from avomni_lib.etl.parts import PARTS_FOLDER, ChunkWork, Job, make_part
@@ -77,11 +78,15 @@ def num_workers(p: Params) -> tuple[int, str]:
     return pool.num_cores(), "one a core, each decoding on one thread"
 
 
-def build(p: Params, progress: type[Bar] = Bar) -> Built:
+def build(p: Params, progress: type[Bar] = Bar, hub: Hub | None = None) -> Built:
     """Make the run's cache, or finish the one that was begun.
 
     What is whole and fits the parameters stays; the rest is removed and made anew. Clips that were
     damaged are tried again.
+
+    Args:
+        progress: One bar over the clips to read.
+        hub: What chunks are fetched from with `download.evict_raw`; not asked for anything else.
 
     Raises:
         AvomniError: 02_download has not run; no room on the disk; every clip is damaged; splits
@@ -91,20 +96,21 @@ def build(p: Params, progress: type[Bar] = Bar) -> Built:
     chosen, recipe = read_chosen(p), recipe_of(p)
     p.cache_dir.mkdir(parents=True, exist_ok=True)
     with files.hold(p.cache_dir / ".lock", "another process is building this cache"):
-        common = _common(chosen, recipe)
-        works = _works(p, chosen, common)
+        common = common_header(p, chosen)
+        chunk_works = works(p, chosen, common)
         reasons = _reasons_before(p.cache_dir)
-        _keep_what_fits(p.cache_dir, works)
-        jobs = _jobs(p, works, recipe, reasons)
-        cpu_s = _work(p, works, jobs, common, reasons, progress)
-        cache = _finish(p.cache_dir, works, common, reasons)
+        _keep_what_fits(p.cache_dir, chunk_works)
+        jobs = _jobs(p, chunk_works, recipe, reasons)
+        cpu_s = _work(p, chunk_works, jobs, common, reasons, progress)
+        cache = _finish(p.cache_dir, chunk_works, common, reasons)
     seconds = {"seconds": time.monotonic() - started, "cpu_seconds": cpu_s}
     figures = _figures(p, cache) | {name: round(s, 2) for name, s in seconds.items()}
     return Built(cache, list(cache.table), figures | {"num_clips_read": len(jobs)})
 
 
-def _common(chosen: Chosen, recipe: Recipe) -> dict[str, Any]:
+def common_header(p: Params, chosen: Chosen) -> dict[str, Any]:
     """The header fields that all shards of the cache share."""
+    recipe = recipe_of(p)
     grid = rig.grid(recipe.setup)
     cells = [cell and cell.name for cell in grid.cells]
     return {
@@ -114,6 +120,7 @@ def _common(chosen: Chosen, recipe: Recipe) -> dict[str, Any]:
         "cameras": [camera.name for camera in grid.cameras],
         "tile": list(recipe.tile),
         "fit": recipe.fit,
+        "storage": p.processing.storage,
         "sample_hz": recipe.sample_hz,
         "decoder": recipe.decoder,
         "egomotion_columns": list(memmap.EGOMOTION_COLUMNS),
@@ -124,10 +131,11 @@ def _common(chosen: Chosen, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _works(p: Params, chosen: Chosen, common: dict[str, Any]) -> list[ChunkWork]:
+def works(p: Params, chosen: Chosen, common: dict[str, Any]) -> list[ChunkWork]:
+    """What there is to do, chunk by chunk; `common` is of `common_header`."""
     catalog, features = Catalog.open(p.local_dir), required_features(p)
     split_of = {clip_id: split for split, ids in chosen.clip_ids.items() for clip_id in ids}
-    works = []
+    found = []
     for chunk in sorted(chosen.chunks):
         clips = [
             {"clip_id": clip_id, "split": split_of[clip_id], "chunk": chunk}
@@ -137,8 +145,8 @@ def _works(p: Params, chosen: Chosen, common: dict[str, Any]) -> list[ChunkWork]
         raw = catalog.files([chunk], features)
         contents = {path: chosen.files.get(path) for path in raw}
         key = files.hash_json([shard.FORMAT_VERSION, common, clips, contents])
-        works.append(ChunkWork(p.cache_dir, chunk, clips, key, [p.local_dir / r for r in raw]))
-    return works
+        found.append(ChunkWork(p.cache_dir, chunk, clips, key, [p.local_dir / r for r in raw]))
+    return found
 
 
 def _reasons_before(cache_dir: Path) -> dict[str, str]:
@@ -170,10 +178,16 @@ def _jobs(p: Params, works: list[ChunkWork], recipe: Recipe, reasons: dict[str, 
         if clip_id not in missing or missing[clip_id].has_raw():
             del reasons[clip_id]
     return [
-        Job(clip_id, work.chunk, p.local_dir, recipe, work.part(clip_id))
+        job_of(p, work, clip_id, recipe)
         for clip_id, work in missing.items()
         if clip_id not in reasons
     ]
+
+
+def job_of(p: Params, work: ChunkWork, clip_id: str, recipe: Recipe) -> Job:
+    """One clip of a chunk, for a worker."""
+    path, storage = work.part(clip_id), p.processing.storage
+    return Job(clip_id, work.chunk, p.local_dir, recipe, path, storage)
 
 
 def _work(

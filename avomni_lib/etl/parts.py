@@ -32,6 +32,7 @@ class Job:
     Attributes:
         local_dir: The raw files, in the data set's layout.
         path: Where the part is to lie.
+        storage: How frames are kept, `raw` or `jpeg`.
     """
 
     clip_id: str
@@ -39,6 +40,7 @@ class Job:
     local_dir: Path
     recipe: Recipe
     path: Path
+    storage: str = "raw"
 
 
 @dataclass(frozen=True)
