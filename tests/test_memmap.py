@@ -38,7 +38,7 @@ def arrays(seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     count = 3 + seed % 4
     return {
-        "frames": rng.integers(0, 256, (count, 8, 12, 3)).astype(np.uint8),
+        "frames": pictures(rng, count),
         "timestamps": rng.integers(-100, 10**7, (count, 4)),
         "times": np.arange(count) * 500_000 + seed,
         "egomotion": rng.normal(size=(count, len(memmap.EGOMOTION_COLUMNS))),
@@ -46,9 +46,18 @@ def arrays(seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def write_cache(folder, chunks=(3, 12), clips_per_chunk=3):
+def pictures(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Frames of 8 × 12 px in soft colours with some noise, which a JPEG keeps to a few levels."""
+    y, x = np.mgrid[:8, :12]
+    slopes = rng.uniform(-6, 6, (count, 3, 2))
+    planes = slopes[..., 0, None, None] * y + slopes[..., 1, None, None] * x
+    soft = rng.uniform(80, 170, (count, 3, 1, 1)) + planes + rng.normal(0, 2, planes.shape)
+    return np.ascontiguousarray(soft.clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1))
+
+
+def write_cache(folder, chunks=(3, 12), clips_per_chunk=3, storage="raw"):
     """A cache of clips `clip-<chunk>-<n>`, each with `arrays(10 · chunk + n)`."""
-    rows = []
+    rows, common = [], COMMON | {"storage": storage}
     for chunk in chunks:
         clips = [
             {"clip_id": f"clip-{chunk}-{n}", "split": ("train", "val", "test")[n], "chunk": chunk}
@@ -56,13 +65,17 @@ def write_cache(folder, chunks=(3, 12), clips_per_chunk=3):
         ]
         shard.write_shard(
             folder / shard.shard_name(chunk),
-            COMMON | {"key": f"key {chunk}"},
+            common | {"key": f"key {chunk}"},
             clips,
-            lambda clip_id: arrays(seed_of(clip_id)),
+            lambda clip_id: shard.encode(arrays(seed_of(clip_id)), storage),
         )
-        rows += [clip | {"state": "ok", "reason": ""} for clip in clips]
-    rows.append({"clip_id": "bad", "split": "train", "chunk": 3, "state": "damaged", "reason": "x"})
-    memmap.write_table(folder, COMMON, [folder / shard.shard_name(c) for c in chunks], rows)
+        rows += [
+            clip | {"state": "ok", "reason": "", "num_frames": 3 + seed_of(clip["clip_id"]) % 4}
+            for clip in clips
+        ]
+    bad = {"clip_id": "bad", "split": "train", "chunk": 3, "state": "damaged", "reason": "x"}
+    rows.append(bad | {"num_frames": 0})
+    memmap.write_table(folder, common, [folder / shard.shard_name(c) for c in chunks], rows)
     return folder
 
 
@@ -71,12 +84,17 @@ def seed_of(clip_id: str) -> int:
     return 10 * int(chunk) + int(n)
 
 
+@pytest.fixture(params=["raw", "jpeg"])
+def storage(request) -> str:
+    return request.param
+
+
 @pytest.fixture
-def folder(tmp_path):
-    return write_cache(tmp_path / "cache")
+def folder(tmp_path, storage):
+    return write_cache(tmp_path / "cache", storage=storage)
 
 
-def test_what_was_written_is_read_back(folder):
+def test_what_was_written_is_read_back(folder, storage):
     cache = Cache.open(folder)
     assert [clip.clip_id for clip in cache.clips] == [
         f"clip-{chunk}-{n}" for chunk in (3, 12) for n in range(3)
@@ -87,20 +105,21 @@ def test_what_was_written_is_read_back(folder):
         expected = arrays(seed_of(clip.clip_id))
         assert len(clip) == len(expected["frames"])
         found = cache.shards[clip.shard].arrays_of(clip)
-        for name in shard.ARRAYS:
-            assert np.array_equal(found[name], expected[name]), name
-            assert not found[name].flags.writeable
+        assert list(found) == list(shard.STORAGES[storage])
+        for name, array in shard.encode(expected, storage).items():
+            assert np.array_equal(found[name], array), name
     assert cache.grid == GRID and cache.cameras == tuple(c.name for c in GRID.cameras)
     assert cache.tile == (6, 4) and cache.sample_hz == 2.0
     assert cache.table[-1]["state"] == "damaged"
 
 
-def test_plain_numpy_opens_every_array(folder):
-    for name, dtype in shard.ARRAYS.items():
+def test_plain_numpy_opens_every_array(folder, storage):
+    for name, dtype in shard.STORAGES[storage].items():
         array = np.load(folder / "shard_0012" / f"{name}.npy", mmap_mode="r")
         assert isinstance(array, np.memmap) and array.dtype == np.dtype(dtype)
-        parts = [arrays(120 + n)[name] for n in range(3)]
-        assert np.array_equal(array, np.concatenate(parts))
+        parts = [shard.encode(arrays(120 + n), storage)[name] for n in range(3)]
+        if name != "offsets":
+            assert np.array_equal(array, np.concatenate(parts))
 
 
 def test_the_header_says_what_the_arrays_are(folder):
@@ -123,10 +142,10 @@ def test_a_grid_with_black_tiles_is_read_back(tmp_path):
     assert Cache.open(tmp_path).grid == grid
 
 
-def test_verify_finds_a_changed_byte_and_says_where(folder):
+def test_verify_finds_a_changed_byte_and_says_where(folder, storage):
     total = sum(path.stat().st_size for path in folder.glob("*/*.npy"))
     assert memmap.verify(folder) == total
-    path = folder / "shard_0012" / "frames.npy"
+    path = folder / "shard_0012" / ("frames.npy" if storage == "raw" else "jpeg.npy")
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
@@ -178,10 +197,11 @@ def test_shards_of_another_kind_are_refused(folder):
         Cache.open(folder)
 
 
-def test_the_digest_is_the_contents(folder, tmp_path):
+def test_the_digest_is_the_contents(folder, tmp_path, storage):
     digest = Cache.open(folder).digest
-    assert Cache.open(write_cache(tmp_path / "same")).digest == digest
-    assert Cache.open(write_cache(tmp_path / "fewer", chunks=(3,))).digest != digest
+    same, fewer = tmp_path / "same", tmp_path / "fewer"
+    assert Cache.open(write_cache(same, storage=storage)).digest == digest
+    assert Cache.open(write_cache(fewer, chunks=(3,), storage=storage)).digest != digest
 
 
 def test_a_write_that_fails_leaves_the_old_shard(folder):

@@ -1,8 +1,9 @@
-"""One shard of the cache: five plain .npy arrays and a header.json, the clips of one chunk.
+"""One shard of the cache: plain .npy arrays and a header.json, the clips of one chunk.
 
 shard_0000/{frames,timestamps,times,egomotion,track}.npy + header.json
 
-Any program opens the arrays with `np.load(path, mmap_mode="r")`.
+Any program opens the arrays with `np.load(path, mmap_mode="r")`. Where the header says `"storage":
+"jpeg"`, {jpeg,offsets,crc32}.npy stand for frames.npy (see `jpeg`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import functools
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -19,12 +20,17 @@ from typing import IO, Any
 import numpy as np
 
 from avomni_lib import files
-from avomni_lib.errors import AvomniError
+from avomni_lib.errors import AvomniError, pick
+from avomni_lib.etl import jpeg
 
 FORMAT_VERSION = 1
 HEADER_FILE = "header.json"
 # Explicit byte order: a cache can be carried to another machine.
-ARRAYS = {"frames": "|u1", "timestamps": "<i8", "times": "<i8", "egomotion": "<f8", "track": "<f8"}
+_ROWS = {"timestamps": "<i8", "times": "<i8", "egomotion": "<f8", "track": "<f8"}
+STORAGES = {
+    "raw": {"frames": "|u1", **_ROWS},
+    "jpeg": {"jpeg": "|u1", "offsets": "<i8", "crc32": "<u4", **_ROWS},
+}
 EGOMOTION_COLUMNS = ("x", "y", "z", "qx", "qy", "qz", "qw", "vx", "vy", "vz", "distance_m")
 TRACK_COLUMNS = ("time_us", "x", "y", "z", "qx", "qy", "qz", "qw", "distance_m")
 BUILD_AGAIN = "run 03_etl again; it keeps what is whole"
@@ -56,43 +62,87 @@ class CachedClip:
 
 @dataclass(frozen=True)
 class Shard:
-    """One chunk's arrays on the disk, mapped when they are first asked for."""
+    """One chunk's arrays on the disk, mapped when they are asked for."""
 
     folder: Path
     header: dict[str, Any]
 
     def _load(self, name: str) -> np.ndarray:
-        return np.load(self.folder / f"{name}.npy", mmap_mode="r")
+        path = self.folder / f"{name}.npy"
+        state = path.stat()
+        return _mapped(path, state.st_ino, state.st_mtime_ns, state.st_size)
 
-    @functools.cached_property
-    def frames(self) -> np.ndarray:
-        """(N, H, W, 3) uint8 RGB."""
-        return self._load("frames")
+    @property
+    def storage(self) -> str:
+        """`raw` or `jpeg`; the first caches did not say."""
+        return self.header.get("storage", "raw")
 
-    @functools.cached_property
+    @property
+    def frames(self) -> np.ndarray | jpeg.Frames:
+        """(N, H, W, 3) uint8 RGB: mapped, or decoded as it is read."""
+        if self.storage == "raw":
+            return self._load("frames")
+        encoded = [self._load(name) for name in ("jpeg", "offsets", "crc32")]
+        return jpeg.Frames(*encoded, self.header["frames_shape"], self.describe)
+
+    @property
     def timestamps(self) -> np.ndarray:
         """(N, cameras) int64 µs: when each camera's picture was taken."""
         return self._load("timestamps")
 
-    @functools.cached_property
+    @property
     def times(self) -> np.ndarray:
         """(N,) int64 µs: the wanted times."""
         return self._load("times")
 
-    @functools.cached_property
+    @property
     def egomotion(self) -> np.ndarray:
         """(N, 11) float64 at `times`, columns `EGOMOTION_COLUMNS`: m, m/s, anchor frame."""
         return self._load("egomotion")
 
-    @functools.cached_property
+    @property
     def track(self) -> np.ndarray:
         """(M, 9) float64 at 10 Hz, columns `TRACK_COLUMNS`, before and past the frames too."""
         return self._load("track")
 
+    def describe(self, row: int) -> str:
+        """What a message calls one of the frames."""
+        for clip in clips_of(self):
+            if clip.start <= row < clip.stop:
+                return f"{self.folder}, clip {clip.clip_id}, frame {row - clip.start}"
+        return f"{self.folder}, frame {row}"
+
     def arrays_of(self, clip: CachedClip) -> Arrays:
-        """One clip's part of every array."""
-        rows, track = slice(clip.start, clip.stop), slice(clip.track_start, clip.track_stop)
-        return {name: getattr(self, name)[track if name == "track" else rows] for name in ARRAYS}
+        """One clip's part of every array as it is stored: JPEGs stay encoded."""
+        found = {}
+        for name in STORAGES[self.storage]:
+            array, rows = self._load(name), slice(clip.start, clip.stop)
+            if name == "track":
+                rows = slice(clip.track_start, clip.track_stop)
+            elif name == "offsets":
+                array, rows = array - array[clip.start], slice(clip.start, clip.stop + 1)
+            elif name == "jpeg":
+                rows = slice(*self._load("offsets")[[clip.start, clip.stop]])
+            found[name] = array[rows]
+        return found
+
+
+# A mapping keeps its file open. A thousand shards of a random order of windows would go past what
+# a process may open (1,024 files as most systems set it), and mapping one again takes 0.1 ms.
+@functools.lru_cache(maxsize=256)
+def _mapped(path: Path, *state: int) -> np.ndarray:
+    return np.load(path, mmap_mode="r")
+
+
+def encode(arrays: Arrays, storage: str) -> Arrays:
+    """A clip's arrays, with frames (N, H, W, 3) uint8, as `storage` keeps them.
+
+    Raises:
+        AvomniError: no storage has this name.
+    """
+    layout = pick(STORAGES, storage, "storage", "processing.storage")
+    encoded = {**arrays, **jpeg.encode(arrays["frames"])} if storage == "jpeg" else arrays
+    return {name: encoded[name] for name in layout}
 
 
 def shard_name(chunk: int) -> str:
@@ -148,9 +198,10 @@ def write_shard(
 
     Args:
         folder: Where it will lie.
-        common: Header fields.
+        common: Header fields; `storage` says which arrays there are.
         clips: clip_id, split and chunk of each, in order.
-        load: clip_id -> its arrays, lazily: what is asked for is read, one clip at a time.
+        load: clip_id -> its arrays as `encode` gives them, lazily: what is asked for is read, one
+            clip at a time.
 
     Raises:
         AvomniError: no room on the disk; nothing is left behind.
@@ -160,16 +211,28 @@ def write_shard(
     fresh.mkdir(parents=True)
     try:
         ids = [clip["clip_id"] for clip in clips]
+        storage = common.get("storage", "raw")
         frames = _ranges([len(load(clip_id)["times"]) for clip_id in ids])
         track = _ranges([len(load(clip_id)["track"]) for clip_id in ids])
-        arrays = {}
-        for name, dtype in ARRAYS.items():
-            num_rows = (track if name == "track" else frames)[-1][1]
-            shape = (num_rows, *load(ids[0])[name].shape[1:])
+        header: dict[str, Any] = {"format_version": FORMAT_VERSION, **common, "arrays": {}}
+        lengths = dict.fromkeys(STORAGES[storage], frames[-1][1]) | {"track": track[-1][1]}
+        starts = []
+        if storage == "jpeg":
+            bytes_ = _ranges([int(load(clip_id)["offsets"][-1]) for clip_id in ids])
+            starts = [start for start, _ in bytes_]
+            lengths |= {"jpeg": bytes_[-1][1], "offsets": frames[-1][1] + 1}
+            first = load(ids[0])
+            picture = first["jpeg"][: first["offsets"][1]]
+            header["frames_shape"] = [frames[-1][1], *jpeg.frame_shape(picture)]
+        for name, dtype in STORAGES[storage].items():
+            shape = (lengths[name], *load(ids[0])[name].shape[1:])
             pieces = (load(clip_id)[name] for clip_id in ids)
-            arrays[name] = _write_array(fresh / f"{name}.npy", dtype, shape, pieces)
-        rows = [{**clip, "frames": frames[n], "track": track[n]} for n, clip in enumerate(clips)]
-        header = {"format_version": FORMAT_VERSION, **common, "arrays": arrays, "clips": rows}
+            if name == "offsets":
+                pieces = _joined(pieces, starts)
+            header["arrays"][name] = _write_array(fresh / f"{name}.npy", dtype, shape, pieces)
+        header["clips"] = [
+            {**clip, "frames": frames[n], "track": track[n]} for n, clip in enumerate(clips)
+        ]
         files.write_json(fresh / HEADER_FILE, header)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -217,6 +280,13 @@ class _Hashing:
     def write(self, data) -> None:
         self.digest.update(data)
         self.file.write(data)
+
+
+def _joined(offsets: Iterable[np.ndarray], starts: Sequence[int]) -> Iterator[np.ndarray]:
+    """The clips' own offsets as those of all their pictures together."""
+    yield np.zeros(1, np.int64)
+    for own, start in zip(offsets, starts, strict=True):
+        yield own[1:] + start
 
 
 def _ranges(counts: Sequence[int]) -> list[list[int]]:
