@@ -1,22 +1,25 @@
-"""Jobs over worker processes, of which any may die without ending the run."""
+"""Jobs over processes of this machine, of which any may die or hang without ending the run."""
 
 from __future__ import annotations
 
-import logging
+import contextlib
+import math
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import threading
-from collections import deque
+import traceback
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from multiprocessing.connection import Connection
+from typing import Any
 
-log = logging.getLogger(__name__)
+from avomni_lib.crew import WAIT, Died, Job, Outcome, Wait, run_on
+from avomni_lib.errors import AvomniError
 
-Job = TypeVar("Job")
-Outcome = TypeVar("Outcome")
+__all__ = ["WAIT", "Processes", "Wait", "num_cores", "run_jobs"]
+LEAVE_S = 5.0
+OOM_SCORE = 500
 
 
 def num_cores() -> int:
@@ -25,53 +28,145 @@ def num_cores() -> int:
 
 
 def run_jobs(
-    function: Callable[[Job], Outcome], jobs: Iterable[Job], num_workers: int
+    function: Callable[[Job], Outcome],
+    jobs: Iterable[Job | Wait],
+    num_workers: int,
+    limit_s: float = math.inf,
+    lost: Callable[[str], Outcome] | None = None,
 ) -> Iterator[tuple[Job, Outcome | None]]:
-    """Yield (job, what `function` returned) as jobs finish, in any order.
+    """`run_on` over at most so many processes of this machine.
 
-    A worker that dies (killed, out of memory, a crash inside a library) takes the pool with it. The
-    jobs that were then at work are tried once more, each alone in a process of its own; one that
-    dies again is given back with None, and the rest go on. What `function` raises is raised here.
-
-    Workers are spawned, so that they inherit nothing, and end when this process does.
+    Args:
+        function: Importable by its name; what it takes, returns and raises is pickled.
     """
-    waiting = deque(jobs)
-    while waiting:
-        running: dict[Future, Job] = {}
-        with _pool(num_workers) as pool:
+    return run_on(Processes(function, num_workers), jobs, limit_s, lost)
+
+
+class Processes:
+    """The crew of this machine: spawned processes, started when there is work for them.
+
+    They inherit nothing, hear no Ctrl-C, and end when this process does, however that ends.
+    """
+
+    def __init__(self, function: Callable[[Job], Outcome], num_workers: int):
+        self._function, self._num_workers = function, num_workers
+        self._idle: list[_Worker] = []
+        self._busy: dict[Connection, _Worker] = {}
+
+    def size(self) -> int:
+        return self._num_workers
+
+    def start(self, job: Job, alone: bool) -> Connection:
+        worker = None if alone or not self._idle else self._idle.pop()
+        if worker is None or not worker.send(job):
+            worker = _Worker(self._function)
+            worker.send(job)  # where it is dead already, `finished` tells
+        self._busy[worker.connection] = worker
+        return worker.connection
+
+    def finished(self, timeout_s: float | None) -> list[tuple[Connection, Outcome | Died]]:
+        back = []
+        for ticket in multiprocessing.connection.wait(self._busy, timeout_s):
+            worker = self._busy[ticket]
             try:
-                while waiting or running:
-                    # No more than the workers at hand: what runs when one dies is then known.
-                    while waiting and len(running) < num_workers:
-                        future = pool.submit(function, waiting[0])
-                        running[future] = waiting.popleft()
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        outcome = future.result()
-                        yield running.pop(future), outcome
-            except BrokenProcessPool:
-                log.warning("a worker died; its job is tried once more")
-        for job in running.values():
-            yield job, _alone(function, job)
+                kind, value = ticket.recv()
+            except (EOFError, OSError):
+                del self._busy[ticket]
+                back.append((ticket, Died(worker.end(), worker.began)))
+                continue
+            if kind == "began":
+                worker.began = True
+                continue
+            self._idle.append(self._busy.pop(ticket))
+            if kind == "raised":
+                raise value
+            back.append((ticket, value))
+        return back
+
+    def stop(self, ticket: Connection) -> None:
+        self._busy.pop(ticket).end()
+
+    def close(self) -> None:
+        for worker in self._busy.values():
+            worker.process.kill()
+        for worker in [*self._idle, *self._busy.values()]:
+            worker.connection.close()  # which an idle one takes as its end
+        for worker in [*self._idle, *self._busy.values()]:
+            worker.process.join(LEAVE_S)
+            worker.end()
+        self._idle, self._busy = [], {}
 
 
-def _alone(function: Callable[[Job], Outcome], job: Job) -> Outcome | None:
-    with _pool(1) as pool:
+class _Worker:
+    """One process and our end of its pipe."""
+
+    def __init__(self, function: Callable[[Any], Any]):
+        context = multiprocessing.get_context("spawn")
+        self.began = False
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        # Blocked here, SIGINT is blocked in the child from its first instruction on: Ctrl-C reaches
+        # the whole process group, and children that are still importing would spill tracebacks.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            return pool.submit(function, job).result()
-        except BrokenProcessPool:
-            return None
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+        self.send(function)
+
+    def send(self, job: Any) -> bool:
+        """Whether it was there to take it."""
+        try:
+            self.connection.send(job)
+        except OSError:
+            return False
+        return True
+
+    def end(self) -> str:
+        """Kill the process unless it has ended; returns how it did."""
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+        code = self.process.exitcode
+        if code is None or code >= 0:
+            return f"exit code {code}"
+        return f"killed by {signal.Signals(-code).name}"
 
 
-def _pool(num_workers: int) -> ProcessPoolExecutor:
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(num_workers, mp_context=context, initializer=_end_with_parent)
+def _serve(connection: Connection) -> None:
+    """What a worker process does."""
+    _end_with_parent()
+    _be_killed_first()
+    # One thread a process, also in OpenBLAS and Arrow; they read this when they are first imported,
+    # which is when the function arrives.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with contextlib.suppress(EOFError, OSError):  # our parent is gone, or needs us no more
+        function = connection.recv()
+        connection.send(("began", None))
+        while True:
+            job = connection.recv()
+            try:
+                answer = ("done", function(job))
+            except Exception as error:
+                if not isinstance(error, AvomniError):
+                    error.add_note(f"in a worker process:\n{traceback.format_exc()}")
+                answer = ("raised", error)
+            del job
+            connection.send(answer)
 
 
 def _end_with_parent() -> None:
-    """Without this a worker whose parent is killed waits for its next job for ever."""
+    """Without this a worker whose parent is killed goes on with its job."""
 
     def watch() -> None:
         multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _be_killed_first() -> None:
+    """Where the memory runs out, the kernel is to end a worker rather than the run."""
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write(str(OOM_SCORE))
