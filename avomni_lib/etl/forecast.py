@@ -11,10 +11,11 @@ from avomni_lib.dataset import rig
 from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.dataset.chosen import Chosen, path_of, read_chosen
 from avomni_lib.dataset.clip import Clip
-from avomni_lib.dataset.forecast import forecast
+from avomni_lib.dataset.forecast import CLIPS_A_CHUNK, forecast
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl import tiling, windows
-from avomni_lib.etl.sampling import Recipe
+from avomni_lib.etl.sampling import HISTORY_S, TRACK_HZ, Recipe
+from avomni_lib.etl.shard import EGOMOTION_COLUMNS, TRACK_COLUMNS
 from avomni_lib.params import Params
 from avomni_lib.plan import Plan, gigabytes, minutes
 
@@ -22,6 +23,9 @@ from avomni_lib.plan import Plan, gigabytes, minutes
 CLIP_SECONDS, FPS, SOURCE_SIZE = 20.0, 30, (1920, 1080)
 # CPU seconds to decode, measured with PyAV 18 on one core of an EPYC: a frame, and a pixel of it.
 FRAME_S, PIXEL_S = 1.0e-4, 4.6e-9
+# Of a JPEG of quality 90: its tables, and its share of the pixels' bytes. A real highway drive and
+# rendered streets took 0.06 to 0.09 of grids of 448 px and more, 0.13 of the demo's 96 × 64.
+JPEG_TABLES, JPEG_SHARE, JPEG_SHARE_MOST = 620, 0.09, 0.2
 PATCH_SIDE = 32  # px: patch × merge of Qwen3-VL; a grid that it does not divide cannot be read
 
 
@@ -40,8 +44,37 @@ def num_frames(seconds: float, recipe: Recipe) -> int:
 
 
 def frame_bytes(recipe: Recipe) -> int:
-    """Bytes of one sampled grid frame; all else in the cache is less than a hundredth of it."""
+    """Bytes of one sampled grid frame."""
     return math.prod(tiling.grid_size(rig.grid(recipe.setup), recipe.tile)) * 3
+
+
+def clip_bytes(p: Params, seconds: float, storage: str, jpeg_share: float = JPEG_SHARE) -> int:
+    """Bytes of one clip of so many seconds in the cache."""
+    grid, processing = rig.grid(p.vision.camera_setup), p.processing
+    pixels = math.prod(tiling.grid_size(grid, (processing.tile_width, processing.tile_height)))
+    frame = 3 * pixels if storage == "raw" else JPEG_TABLES + jpeg_share * 3 * pixels
+    row = 8 * (len(grid.cameras) + 1 + len(EGOMOTION_COLUMNS))
+    track = (HISTORY_S + seconds + processing.horizon_s) * TRACK_HZ * 8 * len(TRACK_COLUMNS)
+    return math.ceil(math.ceil(seconds * processing.sample_hz) * (frame + row) + track)
+
+
+def chunk_cache_bytes(p: Params, num_clips: int, seconds: float) -> int:
+    """Bytes in the cache's folder at most while a chunk's shard is made, its parts beside it.
+
+    Half of them stay. This holds as well where some of the clips come from the shard that was
+    there. JPEG is taken at its largest, so that a budget that holds by this holds.
+    """
+    return 2 * num_clips * clip_bytes(p, seconds, p.processing.storage, JPEG_SHARE_MOST)
+
+
+def cache_bytes(p: Params, num_clips: int, seconds: float, clips_a_chunk: int | None = None) -> int:
+    """Bytes of a cache of so many clips at its peak: all shards, and the last one's parts."""
+    if clips_a_chunk is None:
+        is_world = p.dataset.source == "world"
+        clips_a_chunk = p.dataset.world.clips_per_chunk if is_world else CLIPS_A_CHUNK
+    parts = min(num_clips, clips_a_chunk)
+    shards = num_clips * clip_bytes(p, seconds, p.processing.storage, JPEG_SHARE_MOST)
+    return shards + chunk_cache_bytes(p, parts, seconds) // 2
 
 
 def _first_clip(p: Params, chosen: Chosen) -> Clip | None:
