@@ -26,7 +26,10 @@ from avomni_lib.world.local_hub import LocalHub
 from tests.published_set import SPLITS, chunk_path, clip_id_of, write_published_set
 
 REPO = "avomni/world"
-METADATA = ("features.csv", "clip_index.parquet", "metadata/feature_presence.parquet")
+METADATA = (
+    *("features.csv", "clip_index.parquet"),
+    *("metadata/feature_presence.parquet", "metadata/data_collection.parquet"),
+)
 ZIP = chunk_path("camera_front_wide_120fov", 0)
 
 

@@ -2,127 +2,96 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import json
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from avomni_lib.dataset import rig
-from avomni_lib.dataset.tables import key_column, number_column, read_table
+from avomni_lib.dataset.clip_index import INDEX_FILE, SPLITS, ClipIndex, split_by_hash
+from avomni_lib.dataset.features import FEATURES_FILE, Feature, read_features
+from avomni_lib.dataset.metadata import COLLECTION_FILE, REASONING_FILE, SOURCES, Metadata, Values
+from avomni_lib.dataset.tables import ClipTable
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 
-FEATURES_FILE = "features.csv"
-INDEX_FILE = "clip_index.parquet"
+__all__ = ["FEATURES_FILE", "INDEX_FILE", "SPLITS", "Catalog", "Feature", "split_by_hash"]
+
 PRESENCE_FILE = "metadata/feature_presence.parquet"
 # Before revision 26.03; it knows cameras, lidar and radars only.
 OLD_PRESENCE_FILE = "metadata/sensor_presence.parquet"
-METADATA_FILES = (FEATURES_FILE, INDEX_FILE, PRESENCE_FILE, OLD_PRESENCE_FILE)
-SPLITS = ("train", "val", "test")
-
-
-@dataclass(frozen=True)
-class Feature:
-    """One sensor or label stream, and the names of its files.
-
-    Attributes:
-        name: As `camera_front_wide_120fov`.
-        directory: Its group: labels, calibration, camera, lidar, radar.
-        chunk_path: Template of a chunk's file, with `{chunk_id:04d}`.
-        members: Kind -> template of a clip's member in the chunk's zip, with `{clip_id}`; empty
-            where a chunk's file is one parquet table.
-    """
-
-    name: str
-    directory: str
-    chunk_path: str
-    members: Mapping[str, str]
+METADATA_FILES = (
+    *(FEATURES_FILE, INDEX_FILE, PRESENCE_FILE, OLD_PRESENCE_FILE),
+    *(COLLECTION_FILE, REASONING_FILE),
+)
 
 
 class Catalog:
     """What a revision of the data set holds; made by `Catalog.open`.
 
+    The 306,152 clips of the real one are columns: a clip is a row of the clip index. What other
+    tables say of the clips is read column by column, when it is first asked for.
+
     Attributes:
         folder: Where it was read.
         features: Every feature by its name, in the order of features.csv.
+        clips: The clip index.
         chunks: The chunks' numbers, rising.
+        chunk_idx: (clips,) int64 each clip's chunk, as a place in `chunks`.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        features: dict[str, Feature],
-        clip_ids: list[str],
-        chunk: np.ndarray,
-        split: list[str],
-        is_valid: np.ndarray,
-        presence: dict[str, np.ndarray],
+        self, folder: Path, features: dict[str, Feature], clips: ClipIndex, presence: ClipTable
     ):
-        self.folder, self.features = folder, features
-        self._clip_ids, self._chunk, self._split = clip_ids, chunk, split
-        self._is_valid, self._presence = is_valid, presence
-        self._row = {clip_id: row for row, clip_id in enumerate(clip_ids)}
-        order = np.argsort(chunk, kind="stable")
-        numbers, starts = np.unique(chunk[order], return_index=True)
-        rows = np.split(order, starts[1:])
-        self._rows = {int(n): part for n, part in zip(numbers, rows, strict=True)}
-        self.chunks = tuple(self._rows)
+        self.folder, self.features, self.clips = folder, features, clips
+        numbers, self.chunk_idx = np.unique(clips.chunk, return_inverse=True)
+        self.chunks = tuple(numbers.tolist())
+        self._place = {number: place for place, number in enumerate(self.chunks)}
+        self._by_chunk = np.argsort(self.chunk_idx, kind="stable")
+        self._ends = np.cumsum(np.bincount(self.chunk_idx))
+        self._metadata = Metadata(folder, clips.clip_ids)
+        self._presence_table = presence
+        self._presence: dict[str, np.ndarray] = {}
+        self._num_present: dict[str, np.ndarray] = {}
 
     @classmethod
     def open(cls, folder: Path) -> Catalog:
-        """Read `METADATA_FILES` in `folder` (one presence table is enough).
+        """Read features.csv and the clip index; one table of presence is enough.
 
         Raises:
             AvomniError: one is missing, damaged or contradicts itself.
         """
         folder = Path(folder)
-        features = _read_features(folder / FEATURES_FILE)
-        where = str(folder / INDEX_FILE)
-        index = read_table(folder / INDEX_FILE, where)
-        clip_ids = key_column(index, "clip_id", where)
-        if not clip_ids:
-            raise AvomniError("the clip index lists no clip", where=where)
-        ((most, count),) = Counter(clip_ids).most_common(1)
-        if count > 1:
-            raise AvomniError(f"clip {most} is listed {count} times", where=where)
-        is_valid = np.ones(len(clip_ids), bool)
-        if "clip_is_valid" in index.column_names:
-            is_valid = index["clip_is_valid"].fill_null(False).to_numpy().astype(bool)
-        stored = [None] * len(clip_ids)
-        if "split" in index.column_names:
-            stored = index["split"].to_pylist()
-        split = [name or split_by_hash(c) for name, c in zip(stored, clip_ids, strict=True)]
-        unknown = sorted(set(split) - set(SPLITS))
-        if unknown:
-            raise AvomniError(f"unknown split {unknown[0]!r}", where=where)
-        chunk = number_column(index, "chunk", where)
-        presence = _read_presence(folder, features, clip_ids)
-        return cls(folder, features, clip_ids, chunk, split, is_valid, presence)
+        features = read_features(folder / FEATURES_FILE)
+        clips = ClipIndex(folder / INDEX_FILE)
+        presence = folder / PRESENCE_FILE
+        if not presence.exists():
+            presence = folder / OLD_PRESENCE_FILE
+        return cls(folder, features, clips, ClipTable(presence, clips.clip_ids))
 
     def clip_ids(self, chunk: int | None = None, split: str | None = None) -> tuple[str, ...]:
         """The valid clips (of a chunk, of a split), in the order of the clip index."""
-        rows = range(len(self._clip_ids)) if chunk is None else self._rows_of(chunk)
-        return tuple(
-            self._clip_ids[row]
-            for row in rows
-            if self._is_valid[row] and split in (None, self._split[row])
-        )
+        return self.clips.ids(self._rows(chunk, split))
+
+    def count(self, chunk: int | None = None, split: str | None = None) -> int:
+        """How many valid clips there are (in a chunk, in a split)."""
+        return len(self._rows(chunk, split))
 
     def chunk_of(self, clip_id: str) -> int:
-        return int(self._chunk[self._row_of(clip_id)])
+        return self.chunks[self.chunk_idx[self.clips.row_of(clip_id)]]
 
     def split_of(self, clip_id: str) -> str:
         """train, val or test: the data set's own column, else by the clip's id."""
-        return self._split[self._row_of(clip_id)]
+        return SPLITS[self.clips.split[self.clips.row_of(clip_id)]]
+
+    def attributes(self, clip_id: str) -> dict[str, str | int | None]:
+        """country, month (1-12), hour (0-23), platform and event_cluster; None: not known."""
+        row = self.clips.row_of(clip_id)
+        return {name: self.values(name).of(row) for name in SOURCES}
 
     def present(self, clip_id: str, feature: str) -> bool:
         """Whether the source says that the clip has the feature."""
-        return bool(self._presence[self._feature(feature).name][self._row_of(clip_id)])
+        return bool(self.presence(feature)[self.clips.row_of(clip_id)])
 
     def path(self, feature: str, chunk: int) -> str:
         """The file of one feature of one chunk, relative to the folder."""
@@ -137,35 +106,70 @@ class Catalog:
 
     def files(self, chunks: Iterable[int], features: Iterable[str]) -> list[str]:
         """The files of these chunks and features; without those that no clip of the chunk has."""
-        features = list(features)
+        held = [(self._feature(name), self.num_present(name) > 0) for name in features]
         return [
-            self.path(feature, chunk)
+            feature.chunk_path.format(chunk_id=chunk)
             for chunk in chunks
-            for feature in features
-            if self._presence[self._feature(feature).name][self._rows_of(chunk)].any()
+            for feature, in_chunk in held
+            if in_chunk[self.place(chunk)]
         ]
 
     def usable(self, chunk: int, features: Iterable[str]) -> tuple[str, ...]:
         """The valid clips of a chunk that have every one of these features."""
-        rows = self._rows_of(chunk)
-        is_usable = self._is_valid[rows]
+        rows = self._rows(chunk)
         for feature in features:
-            is_usable &= self._presence[self._feature(feature).name][rows]
-        return tuple(self._clip_ids[row] for row in rows[is_usable])
+            rows = rows[self.presence(feature)[rows]]
+        return self.clips.ids(rows)
 
-    def _rows_of(self, chunk: int) -> np.ndarray:
-        if chunk not in self._rows:
+    def values(self, attribute: str) -> Values:
+        """`split`, or one of those of `attributes`, of every clip.
+
+        Raises:
+            AvomniError: its table is damaged.
+        """
+        if attribute == "split":
+            return Values(SPLITS, self.clips.split)
+        return self._metadata.values(attribute)
+
+    def presence(self, feature: str) -> np.ndarray:
+        """(clips,) bool which clips have the feature, as the source says."""
+        name = self._feature(feature).name
+        if name not in self._presence:
+            # The old table names sensors only: as NVIDIA's kit, take the rest for present.
+            is_named = name in self._presence_table.names
+            everywhere = np.ones(len(self.clips), bool)
+            self._presence[name] = self._presence_table.truths(name) if is_named else everywhere
+        return self._presence[name]
+
+    def num_present(self, feature: str) -> np.ndarray:
+        """(chunks,) int64 how many clips of each chunk have the feature."""
+        if feature not in self._num_present:
+            places = self.chunk_idx[self.presence(feature)]
+            self._num_present[feature] = np.bincount(places, minlength=len(self.chunks))
+        return self._num_present[feature]
+
+    def place(self, chunk: int) -> int:
+        """A chunk's place in `chunks`.
+
+        Raises:
+            AvomniError: there is no such chunk; it says which there are.
+        """
+        if chunk not in self._place:
             raise AvomniError(
                 f"unknown chunk {chunk}; there are {ranges(self.chunks)}",
                 where="download.chunks",
                 fix="name chunks that exist, or leave it out to take the first",
             )
-        return self._rows[chunk]
+        return self._place[chunk]
 
-    def _row_of(self, clip_id: str) -> int:
-        if clip_id not in self._row:
-            raise AvomniError(f"unknown clip {clip_id}", where=str(self.folder / INDEX_FILE))
-        return self._row[clip_id]
+    def _rows(self, chunk: int | None, split: str | None = None) -> np.ndarray:
+        if chunk is None:
+            rows = np.arange(len(self.clips))
+        else:
+            place = self.place(chunk)
+            rows = self._by_chunk[self._ends[place - 1] if place else 0 : self._ends[place]]
+        rows = rows[self.clips.is_valid[rows]]
+        return rows if split is None else rows[self.clips.split[rows] == SPLITS.index(split)]
 
     def _feature(self, name: str) -> Feature:
         if name not in self.features:
@@ -180,55 +184,6 @@ def required_features(p: Params) -> tuple[str, ...]:
     """What a clip must have to be used: the setup's cameras, ego motion and calibration."""
     cameras = tuple(camera.name for camera in rig.grid(p.vision.camera_setup).cameras)
     return (*cameras, "egomotion", "camera_intrinsics", "sensor_extrinsics", "vehicle_dimensions")
-
-
-def split_by_hash(clip_id: str) -> str:
-    """For clips without a split at the source: 80 % train, 10 % val, 10 % test, by id alone."""
-    share = int.from_bytes(hashlib.sha256(clip_id.encode()).digest()[:8], "big") / 2**64
-    return "train" if share < 0.8 else "val" if share < 0.9 else "test"
-
-
-def _read_features(path: Path) -> dict[str, Feature]:
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        return {
-            row["feature"]: Feature(
-                row["feature"],
-                row["directory"],
-                row["chunk_path"],
-                json.loads(row["clip_files_in_zip"] or "{}"),
-            )
-            for row in rows
-        }
-    except FileNotFoundError:
-        raise AvomniError(
-            "this folder is not in the data set's layout: no features.csv",
-            where=str(path.parent),
-            fix="run 02_download, or check dataset.local_dir",
-        ) from None
-    except (KeyError, ValueError, TypeError) as error:
-        raise AvomniError(f"not the data set's features.csv: {error!r}", where=str(path)) from None
-
-
-def _read_presence(
-    folder: Path, features: Mapping[str, Feature], clip_ids: list[str]
-) -> dict[str, np.ndarray]:
-    path = folder / PRESENCE_FILE
-    if not path.exists():
-        path = folder / OLD_PRESENCE_FILE
-    table = read_table(path, str(path))
-    row_of = {clip_id: n for n, clip_id in enumerate(key_column(table, "clip_id", str(path)))}
-    rows = np.array([row_of.get(clip_id, -1) for clip_id in clip_ids], int)
-    presence = {}
-    for name in features:
-        if name in table.column_names:
-            column = table[name].fill_null(False).to_numpy().astype(bool)
-            presence[name] = np.append(column, False)[rows]
-        else:
-            # The old table names sensors only: as NVIDIA's kit, take the rest for present.
-            presence[name] = np.ones(len(clip_ids), bool)
-    return presence
 
 
 def ranges(numbers: Iterable[int]) -> str:

@@ -2,29 +2,48 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from avomni_lib.errors import AvomniError
 
 
-def read_table(source: Path | bytes, where: str) -> pa.Table:
+def read_table(source: Path | bytes, where: str, columns: Sequence[str] | None = None) -> pa.Table:
     """A parquet file, or the bytes of one.
 
+    Args:
+        where: What an error names.
+        columns: These alone; left out, all.
+
     Raises:
-        AvomniError: it is missing, damaged or not parquet; `where` names it.
+        AvomniError: it is missing, damaged or not parquet.
     """
+    with _opened(source, where) as file:
+        try:
+            # One thread: clips are read in several processes, each with its own.
+            return file.read(columns, use_threads=False)
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(error, where) from None
+
+
+def _opened(source: Path | bytes, where: str) -> pq.ParquetFile:
     try:
-        # One thread: clips are read in several processes, each with its own.
-        return pq.read_table(pa.BufferReader(source) if isinstance(source, bytes) else source)
+        return pq.ParquetFile(pa.BufferReader(source) if isinstance(source, bytes) else source)
     except FileNotFoundError:
         raise AvomniError("file not found", where=where) from None
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise AvomniError(f"not a readable parquet file: {reason}", where=where) from None
+        raise _unreadable(error, where) from None
+
+
+def _unreadable(error: Exception, where: str) -> AvomniError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return AvomniError(f"not a readable parquet file: {reason}", where=where)
 
 
 def key_column(table: pa.Table, name: str, where: str, level: int = 0) -> list[str]:
@@ -36,10 +55,14 @@ def key_column(table: pa.Table, name: str, where: str, level: int = 0) -> list[s
     Raises:
         AvomniError: there is no such column.
     """
+    return table[_stored_name(table.column_names, name, where, level)].to_pylist()
+
+
+def _stored_name(columns: Sequence[str], name: str, where: str, level: int = 0) -> str:
     for stored in (name, f"__index_level_{level}__"):
-        if stored in table.column_names:
-            return table[stored].to_pylist()
-    raise AvomniError(f"no column {name}; there are {', '.join(table.column_names)}", where=where)
+        if stored in columns:
+            return stored
+    raise AvomniError(f"no column {name}; there are {', '.join(columns)}", where=where)
 
 
 def number_column(table: pa.Table, name: str, where: str) -> np.ndarray:
@@ -57,3 +80,69 @@ def number_column(table: pa.Table, name: str, where: str) -> np.ndarray:
     if pa.types.is_integer(column.type) and column.null_count:
         raise AvomniError(f"{column.null_count} values of {name} are missing", where=where)
     return column.to_numpy()
+
+
+class ClipTable:
+    """A table with one row a clip, whatever its order: columns come in the order of given clips.
+
+    Only the file's footer is read at first; each column when it is asked for.
+
+    Args:
+        path: A parquet file whose column or index `clip_id` names the clips.
+        clip_ids: The clips, in the order wanted; None for the table's own.
+
+    Raises:
+        AvomniError: the file is missing, damaged or names no clips.
+    """
+
+    def __init__(self, path: Path, clip_ids: pa.StringArray | None = None):
+        self.path, self._wanted = path, clip_ids
+        with _opened(path, str(path)) as file:
+            self.names: tuple[str, ...] = tuple(file.schema_arrow.names)
+        self._key = _stored_name(self.names, "clip_id", str(path))
+
+    @functools.cached_property
+    def clip_ids(self) -> pa.StringArray:
+        """The clips that the table lists, in its own order."""
+        found = self._read(self._key)
+        if found.null_count:
+            raise AvomniError(f"{found.null_count} rows have no clip_id", where=str(self.path))
+        try:
+            return found.cast(pa.string())
+        except pa.ArrowException:
+            raise AvomniError(
+                f"clip_id holds {found.type}, not text", where=str(self.path)
+            ) from None
+
+    @functools.cached_property
+    def _rows(self) -> pa.Array | None:
+        """Of each wanted clip, null where it is not listed; None where the order is the same."""
+        if self._wanted is None or self._wanted.equals(self.clip_ids):
+            return None
+        return pc.index_in(self._wanted, value_set=self.clip_ids)
+
+    def column(self, name: str) -> pa.Array:
+        """One column, with null for the clips that the table does not list."""
+        values = self._read(name)
+        return values if self._rows is None else values.take(self._rows)
+
+    def truths(self, name: str) -> np.ndarray:
+        """A column as (clips,) bool, with False for what is null or not listed.
+
+        Raises:
+            AvomniError: it holds something else than truths.
+        """
+        values = self.column(name)
+        try:
+            values = values.cast(pa.bool_())
+        except pa.ArrowException:
+            raise AvomniError(
+                f"column {name} holds {values.type}, not true or false", where=str(self.path)
+            ) from None
+        return values.fill_null(False).to_numpy(zero_copy_only=False)
+
+    def _read(self, name: str) -> pa.Array:
+        column = read_table(self.path, str(self.path), [name])[name]
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        return column.combine_chunks()
