@@ -1,159 +1,33 @@
-"""Packets to pixels by PyAV or decord: exactly the frames that were asked for, or an error."""
+"""Packets to pixels by decord or torchcodec, behind the same function as PyAV and as exact."""
 
 from __future__ import annotations
 
-import bisect
 import gc
 import io
 import re
-from collections.abc import Callable
 
 import av
 import numpy as np
-from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
+from av.video.reformatter import VideoReformatter
 
 from avomni_lib.errors import AvomniError
+from avomni_lib.etl.by_pyav import by_pyav
+from avomni_lib.etl.pictures import Pictures, Size, SizeRule, resolve_size, scale
 from avomni_lib.etl.stream import Stream, damaged
 
-Size = tuple[int, int]
-SizeRule = Callable[[int, int], Size]
-SKIPPING_CODECS = ("h264", "hevc")  # FFmpeg's decoders that heed skip_frame packet by packet
-DECORD_TOLERANCE_S = 1e-3
+PTS_TOLERANCE_S = 1e-3
 DECORD_LEAST_WIDTH = 64  # below it decord 0.6 can mistake a row's padding for a fourth channel
+PROBE_TOLERANCE = 0.5  # levels by which two decoders' noise may make a neighbour look nearer
+TORCHCODEC_BATCH = 8  # frames of the source's size held at a time
 
 
-def plan_runs(stream: Stream, wanted: set[int]) -> list[tuple[int, int]]:
-    """The least that has to be decoded, as (first, last) packets: from a start to the last wanted.
-
-    Where a leading picture is wanted, from the start before, for it may refer to what lies there.
-    """
-    starts, leading = stream.starts, stream.leading()
-    runs: list[tuple[int, int]] = []
-    for i in (i for i, packet in enumerate(stream.packets) if packet.pts in wanted):
-        place = bisect.bisect_right(starts, i) - 1
-        first = starts[max(place - 1, 0) if leading[i] else place]
-        if runs and first <= runs[-1][1]:
-            first = runs.pop()[0]
-        runs.append((first, i))
-    return runs
-
-
-def by_pyav(
-    stream: Stream, rows: np.ndarray, size: Size | SizeRule | None
-) -> tuple[np.ndarray, Size]:
-    """Decode the frames at `rows` (ascending, unique).
-
-    Pictures that nothing refers to are skipped unless they are wanted. A packet that does not
-    decode cleanly fails the call, for what follows it in its GOP would be wrong without a sign of
-    it.
-
-    Returns:
-        (len(rows), H, W, 3) uint8 RGB, and the source's own upright (width, height).
-
-    Raises:
-        AvomniError: a packet is damaged, or a wanted frame did not come out of the decoder.
-    """
-    place_of = {int(stream.pts[row]): place for place, row in enumerate(rows)}
-    runs = plan_runs(stream, set(place_of))
-    skip = "NONREF" if stream.codec.name in SKIPPING_CODECS else "DEFAULT"
-    try:
-        return _decode(stream, runs, place_of, _Canvas(stream, rows, size), skip)
-    except AvomniError:
-        # An unusual stream may need more than was planned, so all of it is tried before it is
-        # called damaged.
-        whole = [(0, len(stream.packets) - 1)]
-        return _decode(stream, whole, place_of, _Canvas(stream, rows, size), "DEFAULT")
-
-
-def _decode(
-    stream: Stream,
-    runs: list[tuple[int, int]],
-    place_of: dict[int, int],
-    canvas: _Canvas,
-    skip: str,
-) -> tuple[np.ndarray, Size]:
-    for first, last in runs:
-        _decode_run(stream, stream.packets[first : last + 1], place_of, canvas, skip)
-    for place in np.flatnonzero(~canvas.drawn)[:1]:
-        row = int(canvas.rows[place])
-        raise damaged("a frame did not come out of the decoder", stream.name, row)
-    return canvas.images, canvas.upright
-
-
-def _decode_run(
-    stream: Stream, packets: list[av.Packet], place_of: dict[int, int], canvas: _Canvas, skip: str
-) -> None:
-    codec = stream.codec
-    codec.flush_buffers()
-    for packet in [*packets, None]:
-        codec.skip_frame = "DEFAULT" if packet is None or packet.pts in place_of else skip
-        row = int(np.searchsorted(stream.pts, (packet or packets[-1]).pts))
-        if packet is not None and stream.has_hole(packet):
-            raise damaged("a part of a frame is zeros", stream.name, row)
-        try:
-            frames = codec.decode(packet)
-        except av.error.FFmpegError as error:
-            raise damaged(f"a frame does not decode: {error.strerror}", stream.name, row) from None
-        for frame in frames:
-            if frame.is_corrupt:
-                row = int(np.searchsorted(stream.pts, frame.pts or 0))
-                raise damaged("a frame decodes only in part", stream.name, row)
-            if frame.pts in place_of:
-                canvas.draw(place_of[frame.pts], frame)
-
-
-class _Canvas:
-    """The array that decoded frames are scaled, turned upright and written into."""
-
-    def __init__(self, stream: Stream, rows: np.ndarray, size: Size | SizeRule | None):
-        self.stream, self.rows, self.size = stream, rows, size
-        self.scaler = VideoReformatter()
-        self.images: np.ndarray | None = None
-        self.upright: Size | None = None
-        self.drawn = np.zeros(len(rows), dtype=bool)
-
-    def draw(self, place: int, frame: av.VideoFrame) -> None:
-        quarter_turns, rest = divmod(frame.rotation, 90)
-        if rest:
-            what = f"the display rotation of {frame.rotation}° is no multiple of 90°"
-            raise damaged(what, self.stream.name, int(self.rows[place]))
-        sideways = quarter_turns % 2 == 1
-        if self.images is None:
-            self.upright = (frame.height, frame.width) if sideways else (frame.width, frame.height)
-            width, height = resolve_size(self.size, self.upright)
-            self.images = np.empty((len(self.rows), height, width, 3), dtype=np.uint8)
-        height, width = self.images.shape[1:3]
-        if sideways:
-            width, height = height, width
-        scaled = self.scaler.reformat(
-            frame,
-            width=width,
-            height=height,
-            format="rgb24",
-            interpolation=Interpolation.AREA,
-            dst_color_range=ColorRange.JPEG,
-            threads=1,
-        )
-        # FFmpeg's and numpy's turns are both counter-clockwise.
-        self.images[place] = np.rot90(scaled.to_ndarray(), quarter_turns)
-        self.drawn[place] = True
-
-
-def resolve_size(size: Size | SizeRule | None, upright: Size) -> Size:
-    """(width, height) to deliver, from what was asked for and the upright size of the source."""
-    if size is None:
-        return upright
-    return size(*upright) if callable(size) else size
-
-
-def by_decord(
-    stream: Stream, rows: np.ndarray, size: Size | SizeRule | None
-) -> tuple[np.ndarray, Size]:
-    """As `by_pyav`, by decord.
+def by_decord(stream: Stream, rows: np.ndarray, size: Size | SizeRule | None) -> Pictures:
+    """As `by_pyav`, by decord, where a probe of the file shows that it is exact; all or nothing.
 
     decord 0.6 finds frames by its own index and returns a neighbour's picture in an open GOP,
-    without an error; so it is refused there, and its times are compared with the file's. It notices
-    broken NAL units, but conceals smaller damage that `by_pyav` reports.
+    without an error. So a file with open GOPs is refused, its pictures at the seam of two GOPs are
+    compared with PyAV's, and its count and its times with the file's. It notices broken NAL units,
+    but conceals smaller damage that `by_pyav` reports.
 
     Raises:
         AvomniError: decord is not installed, would not be exact on this file, or cannot decode it.
@@ -166,27 +40,23 @@ def by_decord(
             where="processing.decoder: decord",
             fix="set processing.decoder to auto or pyav",
         ) from None
-    if len(stream.closed_keys) < len(stream.keys) or stream.leading().any():
+    _refuse_faults(stream, rows)
+    if len(stream.closed_keys) < len(stream.keys) or stream.leading.any():
         raise _inexact("has open GOPs, in which decord returns a neighbour of the frame", stream)
     try:
         reader = decord.VideoReader(io.BytesIO(stream.content), num_threads=1)
+        _compare_count("decord", len(reader), stream)
+        _probe(reader, stream)
         upright = reader[0].shape[1::-1]
         width, height = resolve_size(size, upright)
         if (width, height) != upright and width >= DECORD_LEAST_WIDTH:
             reader = decord.VideoReader(
                 io.BytesIO(stream.content), num_threads=1, width=width, height=height
             )
-        if len(reader) != len(stream.pts):
-            what = f"has {len(stream.pts)} frames, of which decord lists {len(reader)}"
-            raise _inexact(what, stream)
         times_s = reader.get_frame_timestamp(rows.tolist())[:, 0]
-        apart = np.abs(times_s - stream.times_us[rows] / 1e6)
-        if apart.max() > DECORD_TOLERANCE_S:
-            row = int(rows[apart.argmax()])
-            what = f"shows frame {row} {apart.max():.3f} s away from where decord puts it"
-            raise _inexact(what, stream)
+        _compare_times("decord", times_s, stream, rows)
         images = reader.get_batch(rows.tolist()).asnumpy()
-        return _scaled(images, width, height), upright
+        return Pictures(_scaled(images, width, height), upright)
     except (RuntimeError, decord.DECORDError) as error:
         # Its messages begin with a time and a path of the machine that built it, often twice.
         reason = re.sub(r"\[\d\d:\d\d:\d\d\] \S+ ", "", str(error).strip()).partition("\n")[0]
@@ -198,15 +68,89 @@ def by_decord(
         gc.collect()
 
 
+def _probe(reader, stream: Stream) -> None:
+    """Refuse decord where, around the second key frame, its pictures are not PyAV's."""
+    seam = stream.row_of(stream.keys[min(1, len(stream.keys) - 1)])
+    rows = np.arange(max(seam - 2, 0), min(seam + 3, len(stream.pts)))
+    right = by_pyav(stream, rows, None).images.astype(np.int16)
+    for place in range(len(rows) > 1, max(len(rows) - 1, 1)):
+        found = reader[int(rows[place])].asnumpy()
+        apart = [np.abs(found - image).mean() for image in right]
+        if apart[place] > min(apart) + PROBE_TOLERANCE:
+            neighbour = int(rows[int(np.argmin(apart))])
+            what = f"shows frame {neighbour} where decord is asked for {rows[place]}"
+            raise _inexact(what, stream)
+
+
+def by_torchcodec(stream: Stream, rows: np.ndarray, size: Size | SizeRule | None) -> Pictures:
+    """As `by_pyav`, by torchcodec in its exact mode; all or nothing.
+
+    That reads the whole file's times first, and each picture's own is compared with the file's. It
+    conceals damage that `by_pyav` reports, as decord does.
+
+    Raises:
+        AvomniError: torchcodec cannot be imported, would not be exact, or cannot decode the file.
+    """
+    try:
+        from torchcodec.decoders import VideoDecoder
+    except (ImportError, RuntimeError, OSError) as error:
+        reason = "is not installed"
+        if not isinstance(error, ModuleNotFoundError):
+            reason = f"cannot be loaded: {str(error).strip().splitlines()[0][:200]}"
+        raise AvomniError(
+            f"torchcodec {reason}",
+            where="processing.decoder: torchcodec",
+            fix="install FFmpeg's shared libraries and the torchcodec that fits your torch (0.13.0 "
+            "beside a CPU torch 2.13), or set processing.decoder to auto or pyav",
+        ) from None
+    _refuse_faults(stream, rows)
+    try:
+        reader = VideoDecoder(
+            stream.content, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact"
+        )
+        _compare_count("torchcodec", len(reader), stream)
+        images = []
+        for batch in np.array_split(rows, -(-len(rows) // TORCHCODEC_BATCH)):
+            found = reader.get_frames_at(batch.tolist())
+            times_s = found.pts_seconds.numpy() - reader.metadata.begin_stream_seconds
+            _compare_times("torchcodec", times_s, stream, batch)
+            upright = found.data.shape[2:0:-1]
+            images.append(_scaled(found.data.numpy(), *resolve_size(size, tuple(upright))))
+        return Pictures(np.concatenate(images), tuple(upright))
+    except (RuntimeError, ValueError, IndexError) as error:
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise damaged(f"torchcodec cannot decode the file: {reason}", stream.name) from None
+
+
+def _refuse_faults(stream: Stream, rows: np.ndarray) -> None:
+    """Raise where a packet up to the last one wanted is faulty: these decoders read on."""
+    wanted = set(stream.pts[rows].tolist())
+    last = max(i for i, packet in enumerate(stream.packets) if packet.pts in wanted)
+    for i in range(last + 1):
+        if what := stream.fault(i):
+            raise damaged(what, stream.name, stream.row_of(i))
+
+
+def _compare_count(decoder: str, count: int, stream: Stream) -> None:
+    if count != len(stream.pts):
+        raise _inexact(f"has {len(stream.pts)} frames, of which {decoder} lists {count}", stream)
+
+
+def _compare_times(decoder: str, times_s: np.ndarray, stream: Stream, rows: np.ndarray) -> None:
+    """Raise where a decoder shows `rows` at `times_s`, s since the first frame, and not the file"""
+    apart = np.abs(times_s - stream.times_us[rows] / 1e6)
+    if apart.max() > PTS_TOLERANCE_S:
+        row = int(rows[apart.argmax()])
+        what = f"shows frame {row} {apart.max():.3f} s away from where {decoder} puts it"
+        raise _inexact(what, stream)
+
+
 def _scaled(images: np.ndarray, width: int, height: int) -> np.ndarray:
     if images.shape[1:3] == (height, width):
         return images
-    scaler, scaled = VideoReformatter(), []
-    for image in images:
-        frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-        frame = scaler.reformat(frame, width, height, interpolation=Interpolation.AREA, threads=1)
-        scaled.append(frame.to_ndarray())
-    return np.stack(scaled)
+    scaler = VideoReformatter()
+    frames = (av.VideoFrame.from_ndarray(image, format="rgb24") for image in images)
+    return np.stack([scale(scaler, frame, width, height) for frame in frames])
 
 
 def _inexact(what: str, stream: Stream) -> AvomniError:

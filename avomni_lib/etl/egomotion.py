@@ -22,6 +22,13 @@ MAX_JUMP_M = 1.0
 UNIT_TOLERANCE = 1e-3
 PATH_TOLERANCE = (2.0, 0.1)  # m, and share of the path, by which positions and speeds may disagree
 HOP_M, BACK_M = 0.5, 0.1
+MAX_FAULTS = 32  # in one clip's ego motion; with more, none of it is believed
+
+
+class BrokenRow(AvomniError):
+    """A row that cannot be believed; `row` counts from the first one checked."""
+
+    row = 0
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,47 @@ class Egomotion:
         _check(t_us, position, quaternion, velocity, first)
         quaternion = quaternion / np.linalg.norm(quaternion, axis=1, keepdims=True)
         return cls(t_us, position, quaternion, velocity, path_length(position))
+
+    @classmethod
+    def soundest(
+        cls,
+        columns: Mapping[str, np.ndarray],
+        span_us: tuple[int, int],
+        video_us: tuple[int, int],
+    ) -> tuple[Egomotion, AvomniError | None]:
+        """As `from_columns`; where rows are damaged, the part between them that covers most video.
+
+        Returns:
+            The ego motion, and the first damage where it is not all of it.
+
+        Raises:
+            AvomniError: as `from_columns`, where no part is sound or too many rows are damaged.
+        """
+        parts: list[Egomotion] = []
+        faults: dict[int, BrokenRow] = {}
+        todo = [(0, len(columns.get("timestamp", ())))]
+        while todo:
+            start, stop = todo.pop()
+            part = {name: values[start:stop] for name, values in columns.items()}
+            try:
+                parts.append(cls.from_columns(part, span_us))
+            except BrokenRow as error:
+                row = start + error.row
+                faults[row] = error
+                todo += [(start, row), (row + 1, stop)]
+                if len(faults) > MAX_FAULTS:
+                    break
+            except AvomniError:
+                if not faults:
+                    raise
+                # What is left of the rows is too short, or has nothing to do with the video.
+        first = faults[min(faults)] if faults else None
+        if not parts or len(faults) > MAX_FAULTS:
+            raise first
+        return max(parts, key=lambda part: part._overlap_us(video_us)), first
+
+    def _overlap_us(self, span_us: tuple[int, int]) -> int:
+        return int(min(self.t_us[-1], span_us[1]) - max(self.t_us[0], span_us[0]))
 
     def at(self, t_us: np.ndarray) -> Poses:
         """Poses at (T,) times in µs, in any order.
@@ -210,4 +258,6 @@ def _check(t_us, position, quaternion, velocity, first_row: int) -> None:
 def _refuse(bad: np.ndarray, t_us: np.ndarray, why: str, first_row: int = 0) -> None:
     if bad.any():
         row = int(np.argmax(bad))
-        raise AvomniError(f"ego motion is damaged at row {first_row + row} ({t_us[row]} µs): {why}")
+        error = BrokenRow(f"ego motion is damaged at row {first_row + row} ({t_us[row]} µs): {why}")
+        error.row = first_row + row
+        raise error

@@ -45,10 +45,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: why the clip is damaged, or None; and the CPU seconds it took."""
+    """What became of a job.
+
+    Attributes:
+        reason: Why the clip is damaged, or None.
+        cpu_s: CPU seconds it took.
+        note: Which part of the clip was used and why not all of it; None for a whole clip.
+    """
 
     reason: str | None
     cpu_s: float
+    note: str | None = None
 
 
 def make_part(job: Job) -> Outcome:
@@ -60,7 +67,7 @@ def make_part(job: Job) -> Outcome:
     started = time.process_time()
     try:
         clip = Clip(job.local_dir, _catalog(job.local_dir), job.clip_id)
-        arrays = sample_clip(clip, job.recipe)
+        sampled = sample_clip(clip, job.recipe)
     except MemoryError:
         raise AvomniError(
             "not enough memory to read a clip",
@@ -76,8 +83,10 @@ def make_part(job: Job) -> Outcome:
         log.exception("clip %s", job.clip_id)
         return Outcome(f"{type(error).__name__}: {error}", time.process_time() - started)
     with files.write_whole(job.path) as file:
-        np.savez(file, **arrays)
-    return Outcome(None, time.process_time() - started)
+        # A sound clip's part has no note, so that its bytes are those of its arrays alone.
+        note = {"note": np.array(sampled.note)} if sampled.note else {}
+        np.savez(file, **sampled.arrays, **note)
+    return Outcome(None, time.process_time() - started, sampled.note)
 
 
 @functools.lru_cache(maxsize=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,7 +29,7 @@ class Recipe:
         fit: `letterbox`, `crop` or `stretch`.
         sample_hz: Sampled frames a second.
         horizon_s: Seconds of ego motion kept after the last frame.
-        decoder: `pyav` or `decord`.
+        decoder: `pyav`, `decord` or `torchcodec`.
     """
 
     setup: str
@@ -77,27 +78,36 @@ def steady_start(stamps: Sequence[np.ndarray]) -> int:
     return int(edges[widest : widest + 2].mean())
 
 
-def sample_clip(clip: Clip, recipe: Recipe) -> dict[str, np.ndarray]:
-    """The arrays of `memmap.ARRAYS` for one clip, N frames of them.
+@dataclass(frozen=True)
+class Sampled:
+    """What `sample_clip` makes of a clip.
 
-    Each camera's frame is the last one at or before the wanted time. Distances count from the
-    clip's first time, so that those of the track before it are negative.
+    Attributes:
+        arrays: The cache's, N frames of them: frames, timestamps, times, egomotion and track.
+        note: Which part of the clip they are, and why not all of it; None for a whole clip.
+    """
+
+    arrays: dict[str, np.ndarray]
+    note: str | None
+
+
+def sample_clip(clip: Clip, recipe: Recipe) -> Sampled:
+    """One clip's arrays.
+
+    Each camera's frame is the last one at or before the wanted time. Of a clip that is damaged in
+    places the longest run of times is taken at which all cameras and the ego motion are sound.
+    Distances count from the run's first time, so that those of the track before it are negative.
 
     Raises:
-        AvomniError: a part of the clip is missing or damaged, a camera stops for longer than half a
-            second, or cameras and ego motion share no time.
+        AvomniError: a part of the clip is missing, cameras and ego motion share no time, or nothing
+            that lasts is sound.
     """
     grid = rig.grid(recipe.setup)
     stamps = {camera.name: clip.timestamps(camera.name) for camera in grid.cameras}
     for name, stamp in stamps.items():
         video.frame_indices(stamp, stamp[:1], f"{name} of clip {clip.clip_id}")
     first, last = max(s[0] for s in stamps.values()), min(s[-1] for s in stamps.values())
-    try:
-        span = (int(first - HISTORY_S * 1e6), int(last + recipe.horizon_s * 1e6))
-        ego = Egomotion.from_columns(clip.egomotion(), span)
-    except AvomniError as error:
-        where = error.where or f"egomotion of clip {clip.clip_id}"
-        raise AvomniError(error.what, where=where, fix=error.fix) from None
+    ego, fault = _egomotion(clip, int(first), int(last), recipe.horizon_s)
     times = sample_times(
         [steady_start(list(stamps.values())), int(ego.t_us[0])],
         [int(last), int(ego.t_us[-1])],
@@ -106,21 +116,27 @@ def sample_clip(clip: Clip, recipe: Recipe) -> dict[str, np.ndarray]:
     width, height = tiling.grid_size(grid, recipe.tile)
     frames = np.zeros((len(times), height, width, 3), dtype=np.uint8)
     taken = np.empty((len(times), len(grid.cameras)), dtype=np.int64)
+    faults: dict[int, AvomniError] = {}
     for column, camera in enumerate(grid.cameras):
         tile = tiling.tile_of(frames, grid, recipe.tile, camera.name)
-        taken[:, column] = draw_camera(clip, camera.name, times, stamps[camera.name], recipe, tile)
+        drawn = draw_camera(clip, camera.name, times, stamps[camera.name], recipe, tile)
+        taken[:, column] = drawn.timestamps_us
+        faults = {**_faults(drawn, times, f"{camera.name} of clip {clip.clip_id}"), **faults}
+    run, reasons = _longest_run(times, faults)
+    times, reasons = times[run], [fault, *reasons] if fault else reasons
     track = _track(ego, times, recipe.horizon_s)
     poses = ego.at(times)
     zero = poses.distance_m[0]
-    return {
-        "frames": frames,
-        "timestamps": taken,
+    arrays = {
+        "frames": frames[run],
+        "timestamps": taken[run],
         "times": times,
         "egomotion": _columns(poses, poses.velocity, (poses.distance_m - zero)[:, None]),
         "track": np.hstack(
             [track.t_us[:, None], _columns(track, (track.distance_m - zero)[:, None])]
         ),
     }
+    return Sampled(arrays, _note(clip, times, int(first), int(last), reasons))
 
 
 def draw_camera(
@@ -130,24 +146,74 @@ def draw_camera(
     stamps: np.ndarray,
     recipe: Recipe,
     tile: np.ndarray,
-) -> np.ndarray:
-    """Fill one camera's tile in all frames; returns when each picture was taken, (N,) int64 µs."""
+) -> video.Frames:
+    """Fill one camera's tile in all frames that its video yields; returns what was read."""
     frames = video.read_frames(
         clip.video(name),
         times,
         timestamps_us=stamps,
         size=lambda *source: tiling.fit_tile(source, recipe.tile, recipe.fit).resized,
         decoder=recipe.decoder,
+        partly=True,
     )
-    age = times - frames.timestamps_us
-    if age.max() > MAX_AGE_S * 1e6:
-        raise AvomniError(
-            f"nothing new for {age.max() / 1e6:.2f} s at {times[age.argmax()]} µs; "
-            f"{MAX_AGE_S} s is the most",
-            where=f"{name} of clip {clip.clip_id}",
-        )
     tiling.fit_tile(frames.source_size, recipe.tile, recipe.fit).place(frames.images, tile)
-    return frames.timestamps_us
+    return frames
+
+
+def _egomotion(
+    clip: Clip, first_us: int, last_us: int, horizon_s: float
+) -> tuple[Egomotion, AvomniError | None]:
+    """The clip's ego motion, or the most of it that is sound, and why it is not all."""
+    span = (int(first_us - HISTORY_S * 1e6), int(last_us + horizon_s * 1e6))
+    try:
+        return Egomotion.soundest(clip.egomotion(), span, (first_us, last_us))
+    except AvomniError as error:
+        where = error.where or f"egomotion of clip {clip.clip_id}"
+        raise AvomniError(error.what, where=where, fix=error.fix) from None
+
+
+def _faults(frames: video.Frames, times: np.ndarray, where: str) -> dict[int, AvomniError]:
+    """Index of a time -> why the camera has nothing to show then."""
+    age = times - frames.timestamps_us
+    stale = {
+        int(i): AvomniError(
+            f"nothing new for {age[i] / 1e6:.2f} s at {times[i]} µs; {MAX_AGE_S} s is the most",
+            where=where,
+        )
+        for i in np.flatnonzero(age > MAX_AGE_S * 1e6)
+    }
+    return stale | frames.lost
+
+
+def _longest_run(
+    times: np.ndarray, faults: dict[int, AvomniError]
+) -> tuple[slice, list[AvomniError]]:
+    """The longest run of times without a fault, the first of equals; and what bounds it.
+
+    Raises:
+        AvomniError: no two times in a row are without.
+    """
+    if not faults:
+        return slice(None), []
+    edges = [-1, *sorted(faults), len(times)]
+    start, stop = max(
+        ((before + 1, after) for before, after in itertools.pairwise(edges)),
+        key=lambda run: run[1] - run[0],
+    )
+    if stop - start < 2:
+        raise faults[min(faults)]
+    return slice(start, stop), [faults[i] for i in (start - 1, stop) if i in faults]
+
+
+def _note(
+    clip: Clip, times: np.ndarray, first_us: int, last_us: int, reasons: list[AvomniError]
+) -> str | None:
+    if not reasons:
+        return None
+    used = f"used {(times[0] - first_us) / 1e6:.1f} to {(times[-1] - first_us) / 1e6:.1f} s"
+    told = [error.what + (f" ({error.where})" if error.where else "") for error in reasons]
+    why = "; ".join(dict.fromkeys(told)).replace(f"{clip.folder}/", "")
+    return f"{used} of {(last_us - first_us) / 1e6:.1f} s: {why}"
 
 
 def _track(ego: Egomotion, times: np.ndarray, horizon_s: float) -> Poses:

@@ -6,7 +6,9 @@ whose index, interleaving or start time is unusual needs no special care.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
+import functools
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,9 +25,19 @@ if TYPE_CHECKING:
     from avomni_lib.dataset.clip import ByteRange
 
 READ_BUFFER_BYTES = 1 << 20
-# Whether a NAL unit's first byte names an IDR picture (H.264 table 7-1, H.265 table 7-1).
+MOST_MISSING_BYTES = 1 << 28  # of a file cut short; an index that speaks of more is itself broken
+# Whether a NAL unit's first byte names an IDR picture (H.264 table 7-1, H.265 table 7-1); and one
+# at which a decoder can start: of H.265 every IRAP picture.
 IDR = {"h264": lambda byte: byte & 31 == 5, "hevc": lambda byte: byte >> 1 & 63 in (19, 20)}
+STARTS = {"h264": IDR["h264"], "hevc": lambda byte: 16 <= byte >> 1 & 63 <= 23}
+# No NAL unit holds three zero bytes in a row (H.264 §7.4.1, H.265 §7.4.2.1); of other codecs the
+# entropy-coded bytes hardly ever hold so many.
+HOLE, OTHER_HOLE = bytes(3), bytes(32)
 FETCH_AGAIN = "run 02_download again: it compares the file with its sha256; or leave the clip out"
+
+
+class Damaged(AvomniError):
+    """The bytes of a video are not what they should be; everything else is a mistake of a call."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +48,7 @@ class Stream:
         name: The file, for messages.
         content: All bytes of the file.
         codec: PyAV's decoder of the stream, one thread, told to fail rather than to conceal.
-        packets: In decode order.
+        packets: In decode order, all that the file's index names.
         pts: (N,) int64, of the frames in presentation order; row i of the data set's timestamps is
             `pts[i]`.
         time_base: Seconds of one unit of `pts`.
@@ -57,28 +69,25 @@ class Stream:
         ]
         return np.array(microseconds, dtype=np.int64)
 
-    @property
+    def row_of(self, packet: int) -> int:
+        """The frame, in presentation order, that packet number `packet` holds."""
+        return int(np.searchsorted(self.pts, self.packets[packet].pts))
+
+    @functools.cached_property
     def keys(self) -> np.ndarray:
         """Indices of `packets` that are key frames."""
         return np.flatnonzero([packet.is_keyframe for packet in self.packets])
 
-    @property
+    @functools.cached_property
     def closed_keys(self) -> np.ndarray:
         """Key frames of closed GOPs: nothing from there on refers to what came before.
 
         In H.264 and HEVC those are the IDR pictures; elsewhere, key frames without leading
         pictures.
         """
-        is_idr = IDR.get(self.codec.name)
-        if is_idr and any(self.units(self.packets[0])):
-            closed = [
-                any(is_idr(unit[0]) for unit in self.units(self.packets[key])) for key in self.keys
-            ]
-            return self.keys[closed]
-        leading = np.flatnonzero(self.leading())
-        return np.delete(self.keys, np.searchsorted(self.keys, leading, side="right") - 1)
+        return self._keys_of(IDR)
 
-    @property
+    @functools.cached_property
     def starts(self) -> list[int]:
         """Indices of `packets` at which a decoder can start; the first packet always counts.
 
@@ -86,9 +95,16 @@ class Stream:
         the pictures that it must pass over after a start in an open GOP (H.265 §8.1.3), while one
         of H.264 meets references that it never had.
         """
-        keys = self.keys if self.codec.name == "hevc" else self.closed_keys
-        return np.union1d([0], keys).astype(int).tolist()
+        return np.union1d([0], self._keys_of(STARTS)).astype(int).tolist()
 
+    def _keys_of(self, kinds: dict) -> np.ndarray:
+        is_kind = kinds.get(self.codec.name)
+        if is_kind and self._prefix:
+            return self.keys[[any(is_kind(u[0]) for u in self.units(key)) for key in self.keys]]
+        leading = np.flatnonzero(self.leading)
+        return np.delete(self.keys, np.searchsorted(self.keys, leading, side="right") - 1)
+
+    @functools.cached_property
     def leading(self) -> np.ndarray:
         """(num packets,) bool: pictures shown before the key frame that they follow.
 
@@ -103,31 +119,69 @@ class Stream:
             flags[i] = packet.pts < key_pts
         return flags
 
-    def units(self, packet: av.Packet) -> Iterator[bytes]:
-        """The NAL units of a packet of H.264 or HEVC in an mp4; nothing for other codecs.
+    def start_for(self, packet: int) -> int:
+        """Where a decoder must start for this packet's picture.
 
-        Each unit follows its length, whose size stands in avcC or hvcC (ISO 14496-15 §5.3.3,
-        §8.3.3).
+        For a leading picture the start before its own, for it may refer to what lies there.
+        """
+        place = bisect.bisect_right(self.starts, packet) - 1
+        return self.starts[max(place - 1, 0) if self.leading[packet] else place]
+
+    @functools.cached_property
+    def _prefix(self) -> int:
+        """Bytes of a NAL unit's length in H.264 and HEVC as mp4 holds them, 0 in other streams.
+
+        It stands in avcC or hvcC (ISO 14496-15 §5.3.3, §8.3.3).
         """
         extra = self.codec.extradata or b""
         place = {"h264": 4, "hevc": 21}.get(self.codec.name)
         if place is None or len(extra) <= place or extra[0] != 1:
-            return
-        prefix = (extra[place] & 3) + 1
-        data, start = bytes(packet), 0
-        while start + prefix < len(data):
+            return 0
+        return (extra[place] & 3) + 1
+
+    def units(self, packet: int) -> Iterator[bytes]:
+        """The NAL units of a packet of H.264 or HEVC in an mp4; nothing for other codecs.
+
+        The last one may be shorter than its length says, and one of no length is passed over.
+        """
+        data, start, prefix = bytes(self.packets[packet]), 0, self._prefix
+        while prefix and start + prefix < len(data):
             stop = start + prefix + int.from_bytes(data[start : start + prefix], "big")
             if stop > start + prefix:
                 yield data[start + prefix : stop]
             start = stop
 
-    def has_hole(self, packet: av.Packet) -> bool:
-        """Whether the packet holds a run of zeros that its format forbids.
+    def fault(self, packet: int) -> str | None:
+        """What is wrong with a packet's bytes, as far as can be told without decoding them.
 
-        No NAL unit of H.264 or HEVC contains three zero bytes in a row (H.264 §7.4.1, H.265
-        §7.4.2.1); a file of which a part was never written does. FFmpeg's HEVC decoder reads on.
+        FFmpeg's decoders do not mind all of it: that of HEVC reads over zeros.
         """
-        return any(b"\0\0\0" in unit.rstrip(b"\0") for unit in self.units(packet))
+        if self._is_missing(self.packets[packet]):
+            whole = sum(not self._is_missing(each) for each in self.packets)
+            return f"the file is cut short: it holds {whole} of {len(self.packets)} frames"
+        data, prefix = bytes(self.packets[packet]), self._prefix
+        hole = "a part of a frame is zeros"
+        if not prefix:
+            return hole if OTHER_HOLE in data else None
+        start, bare = 0, data.rstrip(b"\0")
+        while start < len(bare):
+            stop = start + prefix + int.from_bytes(data[start : start + prefix], "big")
+            if stop > len(data):
+                return "a part of a frame claims to be longer than the frame"
+            unit = data[start + prefix : stop].rstrip(b"\0")
+            if not unit or HOLE in unit:
+                return hole
+            start = stop
+        # Some files pad their frames with zeros; but then the next frame's length follows.
+        place = self.packets[packet].pos
+        if len(bare) < len(data) and place is not None:
+            after = place + len(data)
+            if self.content[after : after + 4] == bytes(4):
+                return hole
+        return None
+
+    def _is_missing(self, packet: av.Packet) -> bool:
+        return packet.pos is not None and packet.pos + packet.size > len(self.content)
 
 
 def describe(source: ByteRange | Path | bytes) -> str:
@@ -143,9 +197,12 @@ def describe(source: ByteRange | Path | bytes) -> str:
 def opened(source: ByteRange | Path | bytes) -> Iterator[Stream]:
     """Open a video, read its packets and list its frames.
 
+    A file that is cut short is opened where its index is whole (at its front): the index tells
+    which frames there should be, so that those that are there keep their places.
+
     Raises:
-        AvomniError: the file is missing, empty, cut short or no video, or two of its frames share a
-            time.
+        AvomniError: the file is missing, empty, without its index or no video, or two of its frames
+            share a time.
     """
     name = describe(source)
     with contextlib.ExitStack() as stack:
@@ -153,11 +210,12 @@ def opened(source: ByteRange | Path | bytes) -> Iterator[Stream]:
             content = _content(source)
             if not content:
                 raise damaged("the file is empty", name)
-            container = stack.enter_context(
-                av.open(
-                    io.BytesIO(content), buffer_size=READ_BUFFER_BYTES, metadata_errors="replace"
-                )
-            )
+            container = stack.enter_context(_container(io.BytesIO(content)))
+            end = max((entry.pos + entry.size for entry in _entries(container)), default=0)
+            if end > len(content) + MOST_MISSING_BYTES:
+                raise damaged(f"its index names byte {end:,} of {len(content):,}", name)
+            if end > len(content):
+                container = stack.enter_context(_container(_Padded(content, end)))
             stream = _read(name, content, container)
         except FileNotFoundError:
             raise AvomniError("video file not found", where=name, fix=FETCH_AGAIN) from None
@@ -176,6 +234,35 @@ def _content(source: ByteRange | Path | bytes) -> bytes:
         return source.read()  # compares the content with the zip's checksum
     except AvomniError as error:
         raise damaged(f"the video is {error.what}", describe(source)) from None
+
+
+def _container(file: io.BytesIO | _Padded) -> av.container.InputContainer:
+    return av.open(file, buffer_size=READ_BUFFER_BYTES, metadata_errors="replace")
+
+
+def _entries(container: av.container.InputContainer) -> list[av.IndexEntry]:
+    return list(container.streams.video[0].index_entries) if container.streams.video else []
+
+
+class _Padded:
+    """A file cut short, as one of its whole length whose end is zeros: its index is read whole."""
+
+    def __init__(self, content: bytes, length: int):
+        self._content, self._length, self._place = content, length, 0
+
+    def read(self, size: int) -> bytes:
+        size = max(min(size, self._length - self._place), 0)
+        piece = self._content[self._place : self._place + size]
+        self._place += size
+        return piece.ljust(size, b"\0")
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._length}[whence]
+        self._place = base + offset
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
 
 
 def _read(name: str, content: bytes, container: av.container.InputContainer) -> Stream:
@@ -204,6 +291,6 @@ def _read(name: str, content: bytes, container: av.container.InputContainer) -> 
     return Stream(name, content, codec, packets, pts, stream.time_base)
 
 
-def damaged(what: str, name: str, frame_idx: int | None = None) -> AvomniError:
+def damaged(what: str, name: str, frame_idx: int | None = None) -> Damaged:
     where = name if frame_idx is None else f"{name}, frame {frame_idx}"
-    return AvomniError(what, where=where, fix=FETCH_AGAIN)
+    return Damaged(what, where=where, fix=FETCH_AGAIN)
