@@ -69,22 +69,22 @@ class Crew(Protocol[Job, Outcome]):
 def run_on(
     crew: Crew[Job, Outcome],
     jobs: Iterable[Job | Wait],
-    limit_s: float = math.inf,
-    lost: Callable[[str], Outcome] | None = None,
+    limit_s: Callable[[Job], float] = lambda job: math.inf,
+    lost: Callable[[Job, str], Outcome] | None = None,
 ) -> Iterator[tuple[Job, Outcome | None]]:
     """Yield (job, its outcome) as jobs finish, in any order.
 
     A job whose worker dies (killed, out of memory, a crash inside a library) is tried once more,
     alone, as soon as the others at work are done. One that dies again, or that takes longer than
-    `limit_s`, is lost, and the rest go on. What a job raises is raised here.
+    its limit, is lost, and the rest go on. What a job raises is raised here.
 
     Args:
         crew: Ended when this iterator is, however that comes about. (A caller that may stop early
             puts it into `contextlib.closing`.)
         jobs: Asked for the next one when a worker is free, not before. While the answer is `WAIT`
             it is asked again every tenth of a second, and when a job has finished.
-        limit_s: The most seconds for one job.
-        lost: reason -> what to yield for a job that is lost; without it None is.
+        limit_s: Job -> the most seconds that it may take.
+        lost: (job, reason) -> the outcome of a job that is lost; without it that is None.
 
     Raises:
         AvomniError: worker processes die before they have begun.
@@ -96,11 +96,11 @@ def run_on(
     done: deque[tuple[Job, Outcome | None]] = deque()
 
     def hand_out(job: Job, alone: bool = False) -> None:
-        running[crew.start(job, alone)] = _Running(job, alone, time.monotonic() + limit_s)
+        running[crew.start(job, alone)] = _Running(job, alone, time.monotonic() + limit_s(job))
 
     def lose(job: Job, reason: str) -> None:
         log.warning("given up: %s", reason)
-        done.append((job, lost(reason) if lost else None))
+        done.append((job, lost(job, reason) if lost else None))
 
     with contextlib.closing(crew):
         while True:
@@ -137,7 +137,8 @@ def run_on(
             late = [ticket for ticket, at in running.items() if at.stop_s <= time.monotonic()]
             for ticket in late:
                 crew.stop(ticket)
-                lose(running.pop(ticket).job, f"it took longer than {limit_s:g} s and was stopped")
+                job = running.pop(ticket).job
+                lose(job, f"it took longer than {limit_s(job):g} s and was stopped")
 
 
 @dataclass(frozen=True)

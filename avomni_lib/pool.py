@@ -32,14 +32,15 @@ def run_jobs(
     jobs: Iterable[Job | Wait],
     num_workers: int,
     limit_s: float = math.inf,
-    lost: Callable[[str], Outcome] | None = None,
+    lost: Callable[[Job, str], Outcome] | None = None,
 ) -> Iterator[tuple[Job, Outcome | None]]:
     """`run_on` over at most so many processes of this machine.
 
     Args:
         function: Importable by its name; what it takes, returns and raises is pickled.
+        limit_s: The most seconds for one job.
     """
-    return run_on(Processes(function, num_workers), jobs, limit_s, lost)
+    return run_on(Processes(function, num_workers), jobs, lambda job: limit_s, lost)
 
 
 class Processes:

@@ -58,6 +58,15 @@ class Outcome:
     note: str | None = None
 
 
+def do(job: Job | Assembly) -> Outcome:
+    """What worker processes are for: `make_part` of a clip, or a chunk's `assemble`."""
+    if isinstance(job, Job):
+        return make_part(job)
+    started = time.process_time()
+    job.work.assemble(job.common, job.damaged)
+    return Outcome(None, time.process_time() - started)
+
+
 def make_part(job: Job) -> Outcome:
     """Read one clip and write its part; a fault of the clip is an outcome, not an error.
 
@@ -68,6 +77,7 @@ def make_part(job: Job) -> Outcome:
     try:
         clip = Clip(job.local_dir, _catalog(job.local_dir), job.clip_id)
         sampled = sample_clip(clip, job.recipe)
+        arrays = shard.encode(sampled.arrays, job.storage)
     except MemoryError:
         raise AvomniError(
             "not enough memory to read a clip",
@@ -85,7 +95,7 @@ def make_part(job: Job) -> Outcome:
     with files.write_whole(job.path) as file:
         # A sound clip's part has no note, so that its bytes are those of its arrays alone.
         note = {"note": np.array(sampled.note)} if sampled.note else {}
-        np.savez(file, **sampled.arrays, **note)
+        np.savez(file, **arrays, **note)
     return Outcome(None, time.process_time() - started, sampled.note)
 
 
@@ -155,3 +165,15 @@ class ChunkWork:
         if clips and list(inside) != [clip["clip_id"] for clip in clips]:
             shard.write_shard(self.shard_folder, {**common, "key": self.key}, clips, load)
         shutil.rmtree(self.parts_folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """A chunk for a worker process: its shard is to be made, all its clips being there or damaged.
+
+    Hashing and writing gigabytes in the process that hands out the jobs would keep it from that.
+    """
+
+    work: ChunkWork
+    common: Mapping[str, Any]
+    damaged: frozenset[str]
