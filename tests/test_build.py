@@ -127,7 +127,7 @@ def test_the_figures_count_what_is_there(undisturbed):
     assert figures["num_damaged"] == 0 and built.damaged == []
     assert figures["num_frames"] == sum(row["num_frames"] for row in built.clips)
     arrays = sum(len(data) for name, data in files.items() if name.endswith(".npy"))
-    assert figures["cache_bytes"] == arrays == memmap.verify(built.cache.folder)
+    assert figures["cache_bytes"] == arrays == memmap.verify(built.cache.folder).num_bytes
     assert figures["num_windows"] == len(Windows(built.cache, 4, 2))
     for split, count in figures["windows_by_split"].items():
         assert count == len(Windows(built.cache, 4, 2, split))

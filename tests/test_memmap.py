@@ -37,12 +37,13 @@ def arrays(seed: int) -> dict[str, np.ndarray]:
     """One clip: 3 to 6 frames, more rows of track."""
     rng = np.random.default_rng(seed)
     count = 3 + seed % 4
+    times = np.arange(count) * 500_000 + seed
     return {
         "frames": pictures(rng, count),
-        "timestamps": rng.integers(-100, 10**7, (count, 4)),
-        "times": np.arange(count) * 500_000 + seed,
+        "timestamps": times[:, None] - rng.integers(0, 33_000, (count, 4)),
+        "times": times,
         "egomotion": rng.normal(size=(count, len(memmap.EGOMOTION_COLUMNS))),
-        "track": rng.normal(size=(count * 5, len(memmap.TRACK_COLUMNS))),
+        "track": np.column_stack([np.arange(count * 5) * 1e5, rng.normal(size=(count * 5, 8))]),
     }
 
 
@@ -140,20 +141,6 @@ def test_a_grid_with_black_tiles_is_read_back(tmp_path):
     common = COMMON | {"grid": {"name": "7-cam", "rows": 3, "cols": 3, "cells": cells}}
     memmap.write_table(tmp_path, common, [], [])
     assert Cache.open(tmp_path).grid == grid
-
-
-def test_verify_finds_a_changed_byte_and_says_where(folder, storage):
-    total = sum(path.stat().st_size for path in folder.glob("*/*.npy"))
-    assert memmap.verify(folder) == total
-    path = folder / "shard_0012" / ("frames.npy" if storage == "raw" else "jpeg.npy")
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-    Cache.open(folder)
-    with pytest.raises(AvomniError, match="1 array of the cache changed") as caught:
-        memmap.verify(folder)
-    assert caught.value.where == str(path)
-    assert "shard_0012" in caught.value.fix
 
 
 @pytest.mark.parametrize("place", ["clips.json", "shard_0003/header.json"])

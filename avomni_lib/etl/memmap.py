@@ -1,7 +1,7 @@
 """The cache of a run: its shards as one, and the table of all clips that it was made from.
 
-cache/shard_NNNN/     one chunk (see `shard`), each sampled frame once cache/clips.json      every
-clip that was asked for, sound or damaged; written last
+cache/shard_NNNN/ is one chunk (see `shard`), each sampled frame once; cache/clips.json holds every
+clip that was asked for, sound or damaged, and is written last.
 """
 
 from __future__ import annotations
@@ -17,27 +17,30 @@ from avomni_lib.dataset import rig
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.shard import (
     BUILD_AGAIN,
+    CLIPS_FILE,
     EGOMOTION_COLUMNS,
     FORMAT_VERSION,
+    HEADER_FILE,
     TRACK_COLUMNS,
     CachedClip,
     Shard,
-    check_version,
     clips_of,
     open_shard,
 )
+from avomni_lib.etl.verification import Verified, read_record, record_hash, verify
 
 __all__ = [
+    "CLIPS_FILE",
     "EGOMOTION_COLUMNS",
     "FORMAT_VERSION",
     "TRACK_COLUMNS",
     "Cache",
     "CachedClip",
     "Shard",
+    "Verified",
     "verify",
     "write_table",
 ]
-CLIPS_FILE = "clips.json"
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Cache:
 
     Attributes:
         folder: The run's cache.
-        header: What the shards have in common: grid, tile, fit, sample_hz, source.
+        header: What the shards have in common: grid, tile, fit, sample_hz, storage, source.
         shards: In the order of their chunks.
         clips: In the order of the catalog.
         table: clips.json's rows, the damaged clips among them.
@@ -67,11 +70,7 @@ class Cache:
                 is missing or has not the size that the header says.
         """
         folder = Path(folder)
-        if not (folder / CLIPS_FILE).exists():
-            what = "the cache is not finished" if folder.exists() else "there is no cache"
-            raise AvomniError(what, where=str(folder), fix="run 03_etl")
-        record = files.read_json(folder / CLIPS_FILE)
-        check_version(record, folder / CLIPS_FILE)
+        record = read_record(folder)
         shards = tuple(open_shard(folder / name) for name in record["shards"])
         clips = [clip for n, shard in enumerate(shards) for clip in clips_of(shard, n)]
         for shard in shards:
@@ -121,28 +120,7 @@ def write_table(
         "format_version": FORMAT_VERSION,
         "common": common,
         "shards": [shard.name for shard in shards],
-        "clips": clips,
+        "headers": {shard.name: files.sha256_file(shard / HEADER_FILE) for shard in shards},
+        "clips": list(clips),
     }
-    files.write_json(folder / CLIPS_FILE, record)
-
-
-def verify(folder: Path) -> int:
-    """Read all of a cache and compare it with its hashes; returns the bytes read.
-
-    Raises:
-        AvomniError: as `Cache.open`, or arrays are not what was written (all of them are named).
-    """
-    total, wrong = 0, []
-    for shard in Cache.open(folder).shards:
-        for name, said in shard.header["arrays"].items():
-            path = shard.folder / f"{name}.npy"
-            total += said["bytes"]
-            if files.sha256_file(path) != said["sha256"]:
-                wrong.append(path)
-    if wrong:
-        raise AvomniError(
-            f"{len(wrong)} array{'s' if len(wrong) > 1 else ''} of the cache changed after writing",
-            where=", ".join(map(str, wrong)),
-            fix=f"remove {', '.join(sorted({str(path.parent) for path in wrong}))}; {BUILD_AGAIN}",
-        )
-    return total
+    files.write_json(folder / CLIPS_FILE, record | {"sha256": record_hash(record)})

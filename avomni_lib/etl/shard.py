@@ -25,6 +25,7 @@ from avomni_lib.etl import jpeg
 
 FORMAT_VERSION = 1
 HEADER_FILE = "header.json"
+CLIPS_FILE = "clips.json"  # of the whole cache
 # Explicit byte order: a cache can be carried to another machine.
 _ROWS = {"timestamps": "<i8", "times": "<i8", "egomotion": "<f8", "track": "<f8"}
 STORAGES = {
@@ -76,6 +77,10 @@ class Shard:
     def storage(self) -> str:
         """`raw` or `jpeg`; the first caches did not say."""
         return self.header.get("storage", "raw")
+
+    @property
+    def num_frames(self) -> int:
+        return self.header["arrays"]["times"]["shape"][0]
 
     @property
     def frames(self) -> np.ndarray | jpeg.Frames:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from avomni_lib.errors import AvomniError
+from avomni_lib.etl import counts
 from avomni_lib.etl.memmap import EGOMOTION_COLUMNS, Cache
 
 DISTANCE = EGOMOTION_COLUMNS.index("distance_m")
@@ -90,7 +90,11 @@ class Windows(Sequence[Window]):
         return self._windows[index]
 
     def frames(self, index: int) -> np.ndarray:
-        """(T, H, W, 3) uint8 RGB, a read-only view of the memory-mapped cache."""
+        """(T, H, W, 3) uint8 RGB, read-only: a view of the mapped cache, or decoded from its JPEGs.
+
+        Raises:
+            AvomniError: a JPEG is damaged, and which.
+        """
         return self._rows("frames", index)
 
     def times_us(self, index: int) -> np.ndarray:
@@ -122,26 +126,12 @@ def check_leaks(cache: Cache) -> None:
     Raises:
         AvomniError: naming the clips.
     """
-    fix = "remove the cache and run 03_etl; if it stays, the data set's clip index is at fault"
-    counts = Counter(clip.clip_id for clip in cache.clips)
-    twice = [clip_id for clip_id, count in counts.items() if count > 1]
-    if twice:
-        clip_id = twice[0]
-        splits = sorted({clip.split for clip in cache.clips if clip.clip_id == clip_id})
-        what = (
-            f"clip {clip_id} lies in the cache {counts[clip_id]} times, in {' and '.join(splits)}"
+    lengths = [shard.num_frames for shard in cache.shards]
+    found = list(counts.leaks(cache.clips, lengths))
+    if found:
+        raise AvomniError(
+            found[0] + (f"; and {len(found) - 1} more such" if len(found) > 1 else ""),
+            where=str(cache.folder),
+            fix="remove the cache and run 03_etl; if it stays, the data set's clip index is at "
+            "fault",
         )
-        if len(twice) > 1:
-            what += f", and {len(twice) - 1} other clips do too"
-        raise AvomniError(what, where=str(cache.folder), fix=fix)
-    for number, shard in enumerate(cache.shards):
-        stop = 0
-        for clip in sorted((c for c in cache.clips if c.shard == number), key=lambda c: c.start):
-            if clip.start < stop or clip.stop > len(shard.times):
-                raise AvomniError(
-                    f"clip {clip.clip_id} has rows {clip.start} to {clip.stop}, which are not its "
-                    "alone",
-                    where=str(shard.folder),
-                    fix=fix,
-                )
-            stop = clip.stop

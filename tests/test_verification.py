@@ -1,0 +1,306 @@
+"""What a cache must be: any damage is found, all of it at once, and where it lies."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from avomni_lib import files
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl import memmap, shard
+from avomni_lib.plan import Bar
+from tests.test_memmap import write_cache
+
+
+@pytest.fixture(scope="module")
+def caches(tmp_path_factory) -> dict[str, Path]:
+    above = tmp_path_factory.mktemp("caches")
+    return {name: write_cache(above / name, storage=name) for name in shard.STORAGES}
+
+
+@pytest.fixture(params=["raw", "jpeg"])
+def storage(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def folder(caches, tmp_path, storage) -> Path:
+    return shutil.copytree(caches[storage], tmp_path / "cache")
+
+
+def findings(folder: Path) -> list[str]:
+    """The lines of what is wrong."""
+    with pytest.raises(AvomniError, match="the cache is not what was written") as caught:
+        memmap.verify(folder)
+    assert caught.value.where == str(folder)
+    assert "run 03_etl again" in caught.value.fix
+    return [line.removeprefix("  - ") for line in caught.value.what.splitlines()[1:]]
+
+
+def flip(path: Path, place: int, bit: int = 1) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= bit
+    path.write_bytes(content)
+
+
+def change_array(folder: Path, name: str, change) -> None:
+    """Change an array of the first shard and make all hashes fit: a fault of the writer's."""
+    path, header = folder / f"shard_0003/{name}.npy", folder / "shard_0003/header.json"
+    array = change(np.load(path))
+    np.save(path, array)
+    said = files.read_json(header)
+    said["arrays"][name] |= {
+        "sha256": files.sha256_file(path),
+        "bytes": path.stat().st_size,
+        "shape": list(array.shape),
+    }
+    files.write_json(header, said)
+    sign(folder)
+
+
+def change_header(folder: Path, change) -> None:
+    path = folder / "shard_0003/header.json"
+    said = files.read_json(path)
+    change(said)
+    files.write_json(path, said)
+    sign(folder)
+
+
+def change_table(folder: Path, change) -> None:
+    record = files.read_json(folder / "clips.json")
+    change(record["clips"])
+    shards = [folder / name for name in record["shards"]]
+    memmap.write_table(folder, record["common"], shards, record["clips"])
+
+
+def sign(folder: Path) -> None:
+    change_table(folder, lambda rows: None)
+
+
+def test_a_sound_cache_is_counted(folder, storage):
+    report = memmap.verify(folder)
+    arrays = list(folder.glob("*/*.npy"))
+    assert (report.num_shards, report.num_arrays) == (2, len(arrays))
+    assert report.num_arrays == 2 * len(shard.STORAGES[storage])
+    assert report.num_bytes == sum(path.stat().st_size for path in arrays)
+    assert report.num_clips == 6 and report.clips_by_split == {"train": 2, "val": 2, "test": 2}
+    assert report.num_frames == sum(map(len, memmap.Cache.open(folder).clips))
+    assert "sound: 6 clips (2 train, 2 val, 2 test)" in str(report)
+
+
+def test_the_bar_counts_every_byte(folder):
+    bars = []
+
+    class Seen(Bar):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            bars.append(self)
+
+    report = memmap.verify(folder, progress=Seen)
+    assert [(bar.total, bar.count, bar.unit) for bar in bars] == [
+        (report.num_bytes, report.num_bytes, "B")
+    ]
+
+
+def test_any_flipped_bit_in_any_file_is_found(folder):
+    seed = random.randrange(2**32)
+    print(f"{seed=}")
+    dice = random.Random(seed)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in paths * 4:
+        before = path.read_bytes()
+        place, bit = dice.randrange(len(before)), 1 << dice.randrange(8)
+        flip(path, place, bit)
+        same = path.name == "clips.json" and is_same_json(before, path.read_bytes())
+        if not same:
+            with pytest.raises(AvomniError) as caught:
+                memmap.verify(folder)
+            told = f"{caught.value.what} {caught.value.where}"
+            assert str(path.relative_to(folder)) in told, f"byte {place}, bit {bit}: {told}"
+        path.write_bytes(before)
+    memmap.verify(folder)
+
+
+def is_same_json(before: bytes, after: bytes) -> bool:
+    """Whether a flip changed white space alone."""
+    try:
+        return json.loads(before) == json.loads(after)
+    except ValueError:
+        return False
+
+
+def test_a_file_that_is_cut_anywhere_or_gone_is_found(folder):
+    dice = random.Random(5)
+    for path in sorted(folder.glob("*/*")):
+        before = path.read_bytes()
+        for length in (0, 1, 60, dice.randrange(len(before)), len(before) - 1, None):
+            if length is None:
+                path.unlink()
+            else:
+                path.write_bytes(before[:length])
+            lines = findings(folder)
+            assert any(line.startswith(str(path.relative_to(folder))) for line in lines)
+            path.write_bytes(before)
+
+
+def test_all_that_is_wrong_is_told_at_once_with_the_shards_to_remove(folder):
+    flip(folder / "shard_0003/times.npy", -1)
+    (folder / "shard_0003/track.npy").unlink()
+    flip(folder / "shard_0012/egomotion.npy", -1)
+    change_table(folder, lambda rows: rows[1].update(split="train"))
+    with pytest.raises(AvomniError, match="4 things are wrong") as caught:
+        memmap.verify(folder)
+    for told in (
+        "shard_0003/track.npy: is missing",
+        "shard_0003/times.npy: has changed",
+        "shard_0012/egomotion.npy: has changed",
+        "clips.json: clip clip-3-1 is ('train', 3, 6) here",
+    ):
+        assert told in caught.value.what
+    assert caught.value.fix.startswith(f"remove {folder}/shard_0003, {folder}/shard_0012; run 03")
+
+
+@pytest.mark.parametrize("storage", ["jpeg"])
+def test_damaged_jpegs_are_named_by_clip_and_frame(folder):
+    offsets = np.load(folder / "shard_0012/offsets.npy")
+    head = (folder / "shard_0012/jpeg.npy").stat().st_size - offsets[-1]
+    clip = memmap.Cache.open(folder).clips[4]
+    flip(folder / "shard_0012/jpeg.npy", head + offsets[clip.start + 2] + 300)
+    lines = findings(folder)
+    assert "shard_0012/jpeg.npy: clip clip-12-1, frame 2 is damaged" in lines
+    assert len(lines) == 2
+
+
+def test_hashes_that_fit_do_not_excuse_wrong_counts(folder, storage):
+    change_array(folder, "timestamps", lambda stamps: stamps[:, :3])
+    assert any("timestamps.npy: is [14, 3], it should be [14, 4]" in x for x in findings(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "told"),
+    [
+        ("times", lambda a: a[::-1], "times.npy: clip clip-3-0: the times do not rise"),
+        ("timestamps", lambda a: a + 10**6, "a frame is later than its wanted time"),
+        ("timestamps", lambda a: a - 10**7 * np.eye(*a.shape, -2, dtype=int), "clock goes back"),
+        ("track", lambda a: a * -1, "track.npy: clip clip-3-0: the times do not rise"),
+        ("track", lambda a: a[:-1], "ranges of track do not share out its 69 rows"),
+        ("egomotion", lambda a: a * np.nan, "egomotion.npy: holds numbers that are not finite"),
+        ("egomotion", lambda a: a[:, :5], "egomotion.npy: is [14, 5], it should be [14, 11]"),
+        ("egomotion", lambda a: a.astype(np.float32), "float32, it should hold [14, 11] float64"),
+        ("times", lambda a: a[:-1], "ranges of frames do not share out its 13 rows"),
+    ],
+)
+def test_a_writers_faults_are_found(folder, name, change, told):
+    change_array(folder, name, change)
+    assert any(told in line for line in findings(folder))
+
+
+@pytest.mark.parametrize("storage", ["jpeg"])
+@pytest.mark.parametrize("change", [lambda a: a[::-1], lambda a: a + 1, lambda a: a // 2])
+def test_offsets_rise_and_end_at_the_end(folder, change):
+    change_array(folder, "offsets", change)
+    assert any("offsets.npy: the offsets do not rise from 0" in line for line in findings(folder))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda h: h["clips"][0].update(frames=[0, 4]), "ranges of frames do not share out"),
+        (lambda h: h["clips"][1].update(clip_id="clip-3-0"), "clip-3-0 lies in the cache 2 times"),
+        (lambda h: h["clips"][1].update(split="dev"), "in its shard (split, chunk, frames)"),
+        (lambda h: h["clips"][2].update(chunk=7), "holds clip clip-3-2 of chunk 7"),
+        (lambda h: h.update(tile=[6, 5]), "the cache's is [6, 4]"),
+        (lambda h: h.update(format_version=9), "format version 9"),
+        (lambda h: h["arrays"].pop("track"), "names the arrays"),
+        (lambda h: h.pop("clips"), "is no header of a shard: KeyError('clips')"),
+    ],
+)
+def test_a_header_that_does_not_fit_is_found(folder, change, told):
+    change_header(folder, change)
+    assert any(told in line for line in findings(folder))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda rows: rows.append(dict(rows[0])), "clip clip-3-0 has 2 rows"),
+        (lambda rows: rows.pop(0), "clip clip-3-0 lies in a shard and has no row"),
+        (lambda rows: rows[0].update(state="damaged"), "is damaged and lies in a shard"),
+        (lambda rows: rows[-1].update(state="ok"), "clip bad is ok and lies in no shard"),
+        (lambda rows: rows[0].update(state="lost"), "is in the state 'lost'"),
+        (lambda rows: rows[0].update(split="dev"), "is of the split 'dev'"),
+        (lambda rows: rows[0].update(split="test"), "('test', 3, 5) here and ('train', 3, 5)"),
+        (lambda rows: rows[0].update(num_frames=9), "('train', 3, 9) here and ('train', 3, 5)"),
+        (lambda rows: rows[0].update(chunk=12), "('train', 12, 5) here and ('train', 3, 5)"),
+    ],
+)
+def test_a_table_that_does_not_fit_the_shards_is_found(folder, change, told):
+    change_table(folder, change)
+    assert any(told in line and line.startswith("clips.json") for line in findings(folder))
+
+
+def test_a_shard_too_many_or_too_few_is_found(folder):
+    shutil.copytree(folder / "shard_0003", folder / "shard_0004")
+    assert "shard_0004/header.json: clips.json does not name this shard" in findings(folder)
+    shutil.rmtree(folder / "shard_0004")
+    shutil.rmtree(folder / "shard_0012")
+    assert findings(folder) == ["shard_0012/header.json: is missing"]
+
+
+def test_one_damage_a_thousand_times_is_told_in_a_hundred_lines(folder):
+    change_table(
+        folder, lambda rows: [rows.append(rows[0] | {"clip_id": f"{n}"}) for n in range(1000)]
+    )
+    lines = findings(folder)
+    assert len(lines) == 101 and lines[-1] == "and 900 more"
+
+
+def test_what_is_no_cache_is_refused(tmp_path, folder):
+    with pytest.raises(AvomniError, match="there is no cache"):
+        memmap.verify(tmp_path / "none")
+    files.write_json(folder / "clips.json", {"format_version": 1, "clips": [{}]})
+    with pytest.raises(AvomniError, match="not a table of clips"):
+        memmap.verify(folder)
+    (folder / "clips.json").unlink()
+    with pytest.raises(AvomniError, match="the cache is not finished"):
+        memmap.verify(folder)
+
+
+def test_a_cache_written_before_clips_json_had_hashes_is_verified_too(folder):
+    record = files.read_json(folder / "clips.json")
+    old = {key: value for key, value in record.items() if key not in ("headers", "sha256")}
+    files.write_json(folder / "clips.json", old)
+    assert memmap.verify(folder).num_clips == 6
+
+
+def test_ctrl_c_ends_it_and_changes_nothing(tmp_path):
+    """A real process over gigabytes of zeros: sparse files, which take no room."""
+    folder = write_cache(tmp_path / "cache", chunks=(3,))
+    header = folder / "shard_0003/header.json"
+    said = files.read_json(header)
+    with open(folder / "shard_0003/frames.npy", "r+b") as file:
+        file.truncate(20 << 30)
+    said["arrays"]["frames"] |= {"bytes": 20 << 30}
+    files.write_json(header, said)
+    sign(folder)
+    code = (
+        "import sys\nfrom avomni_lib.etl import memmap\nfrom avomni_lib.plan import Bar\n"
+        "class Told(Bar):\n    def update(self, *a):\n        print('going', flush=True)\n"
+        f"memmap.verify({str(folder)!r}, progress=Told)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stdout.readline() == "going\n"
+        run.send_signal(signal.SIGINT)
+        told = run.communicate(timeout=30)[1]
+    assert re.search("KeyboardInterrupt", told) and run.returncode != 0
