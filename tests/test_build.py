@@ -249,12 +249,15 @@ DAMAGE = {
     0: (spoilt_member(FRONT, 0, lambda _: None), "no member"),
     2: (spoilt_member(FRONT, 2, lambda c: c[: len(c) // 2]), "not a video"),
     3: (spoilt_member(rig.REAR_LEFT.name, 3, lambda _: b"no video at all"), "not a video"),
+    8: (spoilt_member(rig.FRONT_TELE.name, 8, lambda _: b""), "is empty"),
+}
+# What is sound of these is used.
+IN_PART = {
     4: (egomotion(4, with_nan), "row 60 .*not a number"),
     6: (
         egomotion(6, lambda c: {k: np.delete(v, slice(60, 150)) for k, v in c.items()}),
         "a gap of .* s lies before it",
     ),
-    8: (spoilt_member(rig.FRONT_TELE.name, 8, lambda _: b""), "is empty"),
 }
 
 

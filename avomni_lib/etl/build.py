@@ -10,26 +10,28 @@ import logging
 import shutil
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from avomni_lib import __version__, files, pool
+from avomni_lib import __version__, files
 from avomni_lib.dataset import rig
 from avomni_lib.dataset.catalog import Catalog, required_features
 from avomni_lib.dataset.chosen import Chosen, read_chosen
-from avomni_lib.dataset.clip import Clip
 from avomni_lib.dataset.hub import Hub
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import forecast, memmap, shard, video, windows
-from avomni_lib.etl.parts import PARTS_FOLDER, ChunkWork, Job, make_part
+from avomni_lib.etl import engines, forecast, memmap, shard, video, windows
+from avomni_lib.etl.parts import PARTS_FOLDER, ChunkWork
+from avomni_lib.etl.reading import REASONS_FILE, Reading, job_of, reasons_before
 from avomni_lib.etl.sampling import HISTORY_S, TRACK_HZ, Recipe
+from avomni_lib.etl.supply import Supply
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar, Plan
 
 log = logging.getLogger(__name__)
 
-DIED = "the process that read it died, and again when it was alone"
+__all__ = ["Built", "build", "common_header", "job_of", "plan", "recipe_of", "works"]
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,17 @@ class Built:
 
     Attributes:
         cache: The finished cache.
-        clips: A row a clip: clip_id, split, chunk, state (`ok` or `damaged`), reason, num_frames.
+        clips: A row a clip: clip_id, split, chunk, state (`ok` or `damaged`), reason (of an `ok`
+            one: why not all of it is used), num_frames.
+        chunks: A row a chunk, as `Supply.rows`.
+        moments: As `Supply.moments`.
         figures: Counts, bytes and seconds, for `result.json`.
     """
 
     cache: memmap.Cache
     clips: list[dict[str, Any]]
+    chunks: list[dict[str, Any]]
+    moments: list[tuple[float, int, int]]
     figures: dict[str, Any]
 
     @property
@@ -55,7 +62,7 @@ class Built:
 def plan(p: Params) -> Plan:
     """Clips, frames, windows, bytes and minutes, before anything is done; needs no raw file."""
     decoder = video.choose_decoder(p.processing.decoder)
-    return forecast.plan(p, recipe_of(p), num_workers(p), decoder)
+    return forecast.plan(p, recipe_of(p), engines.num_workers(p), decoder)
 
 
 def recipe_of(p: Params) -> Recipe:
@@ -71,41 +78,46 @@ def recipe_of(p: Params) -> Recipe:
     )
 
 
-def num_workers(p: Params) -> tuple[int, str]:
-    """(processes, reason)."""
-    if p.processing.num_workers:
-        return p.processing.num_workers, "asked for by processing.num_workers"
-    return pool.num_cores(), "one a core, each decoding on one thread"
-
-
 def build(p: Params, progress: type[Bar] = Bar, hub: Hub | None = None) -> Built:
     """Make the run's cache, or finish the one that was begun.
 
     What is whole and fits the parameters stays; the rest is removed and made anew. Clips that were
-    damaged are tried again.
+    damaged are tried again while their raw files are there. With `download.evict_raw` raw files
+    come and go chunk by chunk.
 
     Args:
         progress: One bar over the clips to read.
         hub: What chunks are fetched from with `download.evict_raw`; not asked for anything else.
 
     Raises:
-        AvomniError: 02_download has not run; no room on the disk; every clip is damaged; splits
-            share a clip; another process builds this cache.
+        AvomniError: 02_download has not run; no room on the disk or in the budget; a chunk cannot
+            be fetched; every clip is damaged; splits share a clip; another process builds this
+            cache.
     """
     started = time.monotonic()
-    chosen, recipe = read_chosen(p), recipe_of(p)
+    chosen = read_chosen(p)
     p.cache_dir.mkdir(parents=True, exist_ok=True)
     with files.hold(p.cache_dir / ".lock", "another process is building this cache"):
         common = common_header(p, chosen)
         chunk_works = works(p, chosen, common)
-        reasons = _reasons_before(p.cache_dir)
+        reasons = reasons_before(p.cache_dir)
         _keep_what_fits(p.cache_dir, chunk_works)
-        jobs = _jobs(p, chunk_works, recipe, reasons)
-        cpu_s = _work(p, chunk_works, jobs, common, reasons, progress)
+        to_read = _to_read(p, chunk_works, reasons)
+        with Supply(p, chosen, chunk_works, to_read, hub) as supply:
+            reading = Reading(p, recipe_of(p), chunk_works, to_read, supply, common, reasons)
+            reading.run(progress)
         cache = _finish(p.cache_dir, chunk_works, common, reasons)
-    seconds = {"seconds": time.monotonic() - started, "cpu_seconds": cpu_s}
-    figures = _figures(p, cache) | {name: round(s, 2) for name, s in seconds.items()}
-    return Built(cache, list(cache.table), figures | {"num_clips_read": len(jobs)})
+    chunks = [supply.rows[chunk] for chunk in sorted(supply.rows)]
+    figures = _figures(p, cache) | {
+        "seconds": round(time.monotonic() - started, 2),
+        "cpu_seconds": round(reading.cpu_s, 2),
+        "num_clips_read": sum(map(len, to_read.values())),
+        "num_chunks": len(chunks),
+        "bytes_fetched": sum(row["bytes_fetched"] for row in chunks),
+        "bytes_evicted": sum(row["bytes_evicted"] for row in chunks),
+        "peak_bytes": supply.peak_bytes,
+    }
+    return Built(cache, list(cache.table), chunks, supply.moments, figures)
 
 
 def common_header(p: Params, chosen: Chosen) -> dict[str, Any]:
@@ -149,15 +161,6 @@ def works(p: Params, chosen: Chosen, common: dict[str, Any]) -> list[ChunkWork]:
     return found
 
 
-def _reasons_before(cache_dir: Path) -> dict[str, str]:
-    """Why clips were damaged when the cache was last finished: clip_id -> reason."""
-    try:
-        rows = files.read_json(cache_dir / memmap.CLIPS_FILE)["clips"]
-        return {row["clip_id"]: row["reason"] for row in rows if row["state"] != "ok"}
-    except (AvomniError, KeyError, TypeError):
-        return {}
-
-
 def _keep_what_fits(cache_dir: Path, works: list[ChunkWork]) -> None:
     """Remove shards and parts of other parameters or another source, and what is not whole."""
     files.sweep_partials(cache_dir)
@@ -171,64 +174,25 @@ def _keep_what_fits(cache_dir: Path, works: list[ChunkWork]) -> None:
             shutil.rmtree(folder)
 
 
-def _jobs(p: Params, works: list[ChunkWork], recipe: Recipe, reasons: dict[str, str]) -> list[Job]:
-    """The clips to read; leaves in `reasons` those known to be damaged whose raw files are gone."""
-    missing = {clip_id: work for work in works for clip_id in work.missing()}
-    for clip_id in list(reasons):
-        if clip_id not in missing or missing[clip_id].has_raw():
-            del reasons[clip_id]
-    return [
-        job_of(p, work, clip_id, recipe)
-        for clip_id, work in missing.items()
-        if clip_id not in reasons
-    ]
-
-
-def job_of(p: Params, work: ChunkWork, clip_id: str, recipe: Recipe) -> Job:
-    """One clip of a chunk, for a worker."""
-    path, storage = work.part(clip_id), p.processing.storage
-    return Job(clip_id, work.chunk, p.local_dir, recipe, path, storage)
-
-
-def _work(
-    p: Params,
-    works: list[ChunkWork],
-    jobs: list[Job],
-    common: dict[str, Any],
-    reasons: dict[str, str],
-    progress: type[Bar],
-) -> float:
-    """Read the clips and make each chunk's shard when its last one is there; returns CPU seconds.
-
-    Adds to `reasons` the clips that are damaged.
-    """
-    left = Counter(job.chunk for job in jobs)
-    work_of = {work.chunk: work for work in works}
-    for work in works:
-        if not left[work.chunk]:
-            work.assemble(common, reasons)
-    if not jobs:
-        return 0.0
-    (p.cache_dir / memmap.CLIPS_FILE).unlink(missing_ok=True)
-    clip = Clip(p.local_dir, Catalog.open(p.local_dir), jobs[0].clip_id)
-    frames = forecast.num_frames(forecast.clip_seconds(p, clip), jobs[0].recipe)
-    # The parts of one chunk lie beside its shard while that is written.
-    num_clips = len(jobs) + max(len(work.clips) for work in works)
-    num_bytes = num_clips * frames * forecast.frame_bytes(jobs[0].recipe)
-    files.need_room(p.cache_dir, num_bytes, "the cache")
-    cpu_s = 0.0
-    with progress(total=len(jobs), unit="clip", label="ETL") as bar:
-        for job, outcome in pool.run_jobs(make_part, jobs, min(num_workers(p)[0], len(jobs))):
-            reason = outcome.reason if outcome else DIED
-            if reason:
-                reasons[job.clip_id] = reason
-                log.warning("clip %s left out: %s", job.clip_id, reason)
-            cpu_s += outcome.cpu_s if outcome else 0.0
-            left[job.chunk] -= 1
-            if not left[job.chunk]:
-                work_of[job.chunk].assemble(common, reasons)
-            bar.update(1, f"{len(reasons)} damaged" if reasons else "")
-    return cpu_s
+def _to_read(
+    p: Params, chunk_works: Sequence[ChunkWork], reasons: dict[str, str]
+) -> dict[int, list[str]]:
+    """Chunk -> its clips to read. Leaves in `reasons` those that stay damaged, as they have no raw
+    files: a chunk that was evicted is not fetched again for them alone."""
+    found = {}
+    for work in chunk_works:
+        missing = work.missing()
+        unknown = [clip_id for clip_id in missing if clip_id not in reasons]
+        if work.has_raw() or (p.download.evict_raw and unknown):
+            unknown = missing
+        for clip in work.clips:
+            if clip["clip_id"] in unknown or clip["clip_id"] not in missing:
+                reasons.pop(clip["clip_id"], None)
+        found[work.chunk] = unknown
+    ids = {clip["clip_id"] for work in chunk_works for clip in work.clips}
+    for clip_id in set(reasons) - ids:
+        del reasons[clip_id]
+    return found
 
 
 def _finish(
@@ -244,26 +208,28 @@ def _finish(
             fix="run 01_audit, which tells what is missing or damaged, then 02_download",
         )
     shards = [work.shard_folder for work in works if work.shard]
-    lengths = {
-        clip.clip_id: len(clip)
-        for folder in shards
-        for clip in shard.clips_of(shard.open_shard(folder))
+    inside = {
+        clip.clip_id: clip for folder in shards for clip in shard.clips_of(shard.open_shard(folder))
     }
     rows = [
-        {
-            **clip,
-            "state": "damaged" if clip["clip_id"] in reasons else "ok",
-            "reason": reasons.get(clip["clip_id"], ""),
-            "num_frames": lengths.get(clip["clip_id"], 0),
-        }
-        for work in works
-        for clip in work.clips
+        _row(clip, inside.get(clip["clip_id"]), reasons) for work in works for clip in work.clips
     ]
     memmap.write_table(cache_dir, common, shards, rows)
+    (cache_dir / REASONS_FILE).unlink(missing_ok=True)
     shutil.rmtree(cache_dir / PARTS_FOLDER, ignore_errors=True)
     cache = memmap.Cache.open(cache_dir)
     windows.check_leaks(cache)
     return cache
+
+
+def _row(
+    clip: dict[str, Any], inside: shard.CachedClip | None, reasons: dict[str, str]
+) -> dict[str, Any]:
+    """A clip's row of the table; `inside` is its place in the cache."""
+    if inside is None:
+        reason = reasons.get(clip["clip_id"], "")
+        return {**clip, "state": "damaged", "reason": reason, "num_frames": 0}
+    return {**clip, "state": "ok", "reason": getattr(inside, "note", ""), "num_frames": len(inside)}
 
 
 def _figures(p: Params, cache: memmap.Cache) -> dict[str, Any]:
@@ -275,6 +241,7 @@ def _figures(p: Params, cache: memmap.Cache) -> dict[str, Any]:
     return {
         "num_clips": len(cache.clips),
         "num_damaged": len(cache.table) - len(cache.clips),
+        "num_in_part": sum(row["state"] == "ok" and bool(row["reason"]) for row in cache.table),
         "clips_by_split": dict(Counter(clip.split for clip in cache.clips)),
         "num_frames": sum(map(len, cache.clips)),
         "num_windows": sum(by_split.values()),

@@ -1,0 +1,185 @@
+"""Bytes on the disk against `download.target_size_gb`, chunk after chunk: pure arithmetic.
+
+With `download.evict_raw` a chunk's raw files come, its clips become parts, the parts a shard, and
+the raw files go. The shards stay. `Ledger` allows each of these steps, or not yet.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+# Files take whole blocks.
+BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one chunk puts on the disk, in bytes.
+
+    Attributes:
+        raw: All its raw files.
+        here: Of these, what lies there already, files that are not whole yet included.
+        cache: At most while its shard is made, the parts beside it.
+        stays: Of the shard, as expected.
+    """
+
+    chunk: int
+    raw: int
+    here: int
+    cache: int
+    stays: int
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Bytes of raw files and of the cache at one time."""
+
+    raw: int
+    cache: int
+
+    @property
+    def total(self) -> int:
+        return self.raw + self.cache
+
+
+def blocks(num_bytes: int) -> int:
+    """What a file of so many bytes takes on the disk."""
+    return -(-num_bytes // BLOCK) * BLOCK
+
+
+def fullest(loads: Sequence[Load], start: Moment) -> list[Moment]:
+    """The fullest moment of each chunk, one after another in this order.
+
+    Args:
+        start: What stays all the time: metadata, and shards that are whole.
+    """
+    waiting, shards, found = sum(load.here for load in loads), start.cache, []
+    for load in loads:
+        waiting -= load.here
+        found.append(Moment(start.raw + waiting + load.raw, shards + load.cache))
+        shards += load.stays
+    return found
+
+
+def most(loads: Sequence[Load], start: Moment) -> Moment:
+    """The most raw bytes, and the most of the cache, not always at the same time."""
+    moments = [start, *fullest(loads, start)]
+    return Moment(max(m.raw for m in moments), max(m.cache for m in moments))
+
+
+def peak(loads: Sequence[Load], start: Moment) -> int:
+    """The most bytes at any time."""
+    return max(moment.total for moment in [start, *fullest(loads, start)])
+
+
+def num_fitting(loads: Sequence[Load], start: Moment, limit: int) -> int:
+    """How many of the chunks, taken in this order, would stay within `limit` bytes."""
+    return bisect.bisect_right(
+        range(len(loads)), limit, key=lambda last: peak(loads[: last + 1], start)
+    )
+
+
+class Ledger:
+    """What lies on the disk and what is promised to it; nothing is allowed beyond `limit`.
+
+    Args:
+        limit: Bytes.
+        start: What is there and stays: metadata, and shards that are whole.
+        parts: Chunk -> bytes of the parts that it has already.
+    """
+
+    def __init__(
+        self, limit: float, start: Moment, loads: Sequence[Load], parts: Mapping[int, int]
+    ):
+        self.limit, self._metadata, self._shards = limit, start.raw, start.cache
+        self._raw = {load.chunk: load.here for load in loads}
+        self._parts = {load.chunk: parts.get(load.chunk, 0) for load in loads}
+        self._promised: dict[int, Load] = {}  # chunks whose clips are read
+        self._under_way: dict[object, int] = {}
+        self.peak = self.now.total
+
+    @property
+    def now(self) -> Moment:
+        """At most this lies there now: what is fetched or written counts in full from its start."""
+        written = sum(self._parts.values()) + sum(self._under_way.values())
+        return Moment(self._metadata + sum(self._raw.values()), self._shards + written)
+
+    @property
+    def standing(self) -> Moment:
+        """What stays: metadata and shards."""
+        return Moment(self._metadata, self._shards)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no worker writes."""
+        return not self._under_way
+
+    def parts_of(self, chunk: int) -> int:
+        return self._parts[chunk]
+
+    def may_fetch(self, load: Load) -> bool:
+        """Whether the chunk's raw files fit beside the chunks at work, and its cache after them."""
+        others = self._metadata + sum(self._raw.values()) - self._raw[load.chunk] + load.raw
+        if others + self._shards + self._cache_to_come() > self.limit:
+            return False
+        waiting = sum(n for chunk, n in self._raw.items() if chunk not in self._promised)
+        after = self._metadata + self._shards + sum(x.stays for x in self._promised.values())
+        after += waiting - self._raw[load.chunk] + load.raw
+        return after + self._parts_of_waiting() - self._parts[load.chunk] + load.cache <= self.limit
+
+    def fetch(self, load: Load) -> None:
+        """The chunk's raw files are on their way."""
+        self._raw[load.chunk] = load.raw
+        self._note()
+
+    def may_work(self, load: Load) -> bool:
+        """Whether the chunk's parts and shard fit beside what lies there and is promised."""
+        to_come = self._cache_to_come() - self._parts[load.chunk] + load.cache
+        raw = self._metadata + sum(self._raw.values())
+        return raw + self._shards + to_come <= self.limit
+
+    def work(self, load: Load) -> None:
+        """The chunk's clips are read from now on."""
+        self._promised[load.chunk] = load
+
+    def may_write(self, num_bytes: int) -> bool:
+        """Whether so many bytes fit beside what really lies there: the bound that always holds."""
+        return self.now.total + num_bytes <= self.limit
+
+    def begin(self, job: object, num_bytes: int) -> None:
+        """A worker writes at most so many bytes."""
+        self._under_way[job] = num_bytes
+        self._note()
+
+    def end(self, job: object, chunk: int, part_bytes: int) -> None:
+        """It has ended and left a part of so many bytes, or none."""
+        self._under_way.pop(job)
+        self._parts[chunk] += part_bytes
+        self._note()
+
+    def release(self, chunk: int, shard_bytes: int, raw_left: int) -> None:
+        """The chunk's shard is whole and so many bytes larger, its parts are gone.
+
+        Args:
+            raw_left: Bytes of its raw files that stay on the disk.
+        """
+        self._promised.pop(chunk, None)
+        self._parts[chunk] = 0
+        self._raw[chunk] = raw_left
+        self._shards += shard_bytes
+        self._note()
+
+    def _cache_to_come(self) -> int:
+        """Parts and shards of the chunks at work, as promised, and parts of the others."""
+        at_work = sum(
+            max(load.cache, 2 * self._parts[chunk]) for chunk, load in self._promised.items()
+        )
+        return at_work + self._parts_of_waiting()
+
+    def _parts_of_waiting(self) -> int:
+        return sum(n for chunk, n in self._parts.items() if chunk not in self._promised)
+
+    def _note(self) -> None:
+        self.peak = max(self.peak, self.now.total)

@@ -1,0 +1,200 @@
+"""What the chunks of a run weigh, and whether they go through under `download.target_size_gb`."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from avomni_lib import files
+from avomni_lib.dataset.chosen import Chosen
+from avomni_lib.dataset.forecast import forecast as expected_files
+from avomni_lib.dataset.remote import RemoteFile
+from avomni_lib.dataset.verified import FOLDER, MANIFEST
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl import budget, forecast
+from avomni_lib.etl.budget import Load, Moment
+from avomni_lib.etl.parts import ChunkWork
+from avomni_lib.params import Params
+from avomni_lib.plan import gigabytes
+
+PARTIAL = f"{FOLDER}/partial"
+# A file's line in verified.json and a clip's in clips.json, each written beside the old one; and a
+# clip's ranges in its shard's header.
+MANIFEST_BYTES, TABLE_BYTES, HEADER_BYTES = 2 * 400, 2 * 400, 300
+FILES_A_SHARD = 8
+# Frames that a clip may have more than its seconds say, as clips are not equally long.
+MORE_FRAMES = 2
+# What a chunk may take beyond the largest before it.
+MEASURED_MARGIN = 1.25
+
+
+def remote_files(p: Params, chosen: Chosen, work: ChunkWork) -> list[RemoteFile]:
+    """A chunk's raw files as chosen."""
+    names = [path.relative_to(p.local_dir).as_posix() for path in work.raw]
+    listed = [(name, chosen.files[name]) for name in names if name in chosen.files]
+    return [RemoteFile(name, file["size"], file["sha256"]) for name, file in listed]
+
+
+def partial_of(p: Params, file: RemoteFile) -> Path:
+    """Where the bytes of a file lie that is not whole yet."""
+    return p.local_dir / PARTIAL / f"{file.path}.{file.sha256}"
+
+
+def load_of(
+    p: Params,
+    chunk: int,
+    remote: Sequence[RemoteFile],
+    num_clips: int,
+    seconds: float,
+    measured: float | None = None,
+) -> Load:
+    """What a chunk puts on the disk.
+
+    Args:
+        seconds: Of a clip.
+        measured: Bytes of a clip in the shards so far; None: none is whole yet.
+    """
+    seconds += MORE_FRAMES / p.processing.sample_hz
+    files_bytes = FILES_A_SHARD * budget.BLOCK + num_clips * HEADER_BYTES
+    if measured is None:
+        stays = num_clips * forecast.clip_bytes(p, seconds, p.processing.storage)
+        cache = forecast.chunk_cache_bytes(p, num_clips, seconds)
+    else:
+        stays = math.ceil(num_clips * measured)
+        cache = math.ceil(2 * stays * MEASURED_MARGIN)
+    return Load(
+        chunk,
+        raw=sum(budget.blocks(file.size) for file in remote),
+        here=sum(here(p, file) for file in remote),
+        cache=cache + 2 * files_bytes + num_clips * budget.BLOCK,
+        stays=stays + files_bytes,
+    )
+
+
+def most_of_part(p: Params, seconds: float) -> int:
+    """Bytes of a clip's part at most, whatever its pictures show: what no JPEG exceeds."""
+    seconds += MORE_FRAMES / p.processing.sample_hz
+    return budget.blocks(forecast.clip_bytes(p, seconds, "raw")) + budget.BLOCK
+
+
+def here(p: Params, file: RemoteFile) -> int:
+    """Bytes of a file that are on the disk, whole or not."""
+    return size_of(p.local_dir / file.path) + size_of(partial_of(p, file))
+
+
+def size_below(folders: Iterable[Path]) -> int:
+    """Bytes of all files in these folders."""
+    total = 0
+    for folder in folders:
+        for where, _, names in os.walk(folder):
+            total += sum(size_of(Path(where, name)) for name in names)
+    return total
+
+
+def metadata_bytes(p: Params, chosen: Chosen, works: Sequence[ChunkWork]) -> int:
+    """What stays beside raw files and shards: the metadata and the records of files and clips."""
+    of_chunks = {path.relative_to(p.local_dir).as_posix() for work in works for path in work.raw}
+    metadata = sum(budget.blocks(size_of(p.local_dir / n)) for n in set(chosen.files) - of_chunks)
+    manifest = max(size_of(p.local_dir / MANIFEST), len(chosen.files) * MANIFEST_BYTES)
+    return metadata + manifest + chosen.num_clips * TABLE_BYTES + 16 * budget.BLOCK
+
+
+def need_budget(p: Params, loads: Sequence[Load], start: Moment, num_done: int) -> None:
+    """Refuse before the first fetch what cannot go through.
+
+    Raises:
+        AvomniError: the chunks' raw files, parts and shards would outgrow the budget; it says how
+            many chunks would not.
+    """
+    limit = round(p.download.target_size_gb * 1e9)
+    needed = budget.peak(loads, start)
+    if needed > limit:
+        fitting = num_done + budget.num_fitting(loads, start, limit)
+        raise too_large(p, fitting, num_done + len(loads), needed)
+
+
+def too_large(p: Params, num_fitting: int, num_chunks: int, needed: int) -> AvomniError:
+    """What to say where raw files, parts and shards outgrow the budget."""
+    gigabytes_needed = math.ceil(needed * 1.001 / 1e4) / 1e5
+    named = p.download.chunks is not None
+    ways = [f"download.target_size_gb: {gigabytes_needed:g} or more"]
+    if num_fitting:
+        fewer = f"name {num_fitting} chunks" if named else f"download.target_chunks: {num_fitting}"
+        ways.insert(0, fewer)
+    if p.processing.storage == "raw":
+        ways.append("processing.storage: jpeg (about a tenth of the cache)")
+    ways.append("smaller tiles (processing.tile_width, tile_height)")
+    return AvomniError(
+        f"{num_fitting} of {num_chunks} chunks go through with a budget of "
+        f"{p.download.target_size_gb:g} GB, raw files and cache together: all of them need "
+        f"{gigabytes(needed)}, as the shards of the chunks before stay",
+        where="download.target_size_gb",
+        fix="set " + ", or ".join(ways),
+    )
+
+
+def need_room(p: Params, loads: Sequence[Load], start: Moment, parts: int) -> None:
+    """Refuse what the disks do not have room for; raw files and cache may lie on different ones.
+
+    Raises:
+        AvomniError: a disk lacks room.
+    """
+    if not loads:
+        return
+    most, raw_here = budget.most(loads, start), start.raw + sum(load.here for load in loads)
+    cache_here = start.cache + parts
+    if not p.download.evict_raw:
+        files.need_room(p.cache_dir, most.cache - cache_here, "the cache")
+    elif _volume(p.local_dir) == _volume(p.cache_dir):
+        to_come = budget.peak(loads, start) - raw_here - cache_here
+        files.need_room(p.cache_dir, to_come, "raw files of one chunk at a time and the cache")
+    else:
+        files.need_room(p.local_dir, most.raw - raw_here, "the raw files of one chunk at a time")
+        files.need_room(p.cache_dir, most.cache - cache_here, "the cache")
+
+
+def verdict(
+    p: Params, loads: Sequence[Load] | None = None, start: Moment | None = None, num_done: int = 0
+) -> tuple[list[tuple[str, str, str]], list[str], dict[str, Any]]:
+    """(rows, warnings, figures) of a plan: whether the chunks go through under the budget.
+
+    Args:
+        loads: As chosen; None: as far as it can be said before 02_download has run.
+    """
+    if not p.download.evict_raw:
+        return [], [], {}
+    if loads is None:
+        told, seconds = expected_files(p), forecast.clip_seconds(p)
+        each, clips = told.num_bytes // max(told.num_chunks, 1), told.num_clips
+        clips = math.ceil(clips / max(told.num_chunks, 1))
+        remote = [RemoteFile("", each)]
+        loads = [load_of(p, chunk, remote, clips, seconds) for chunk in range(told.num_chunks)]
+    start = start or Moment(0, 0)
+    needed = budget.peak(loads, start)
+    limit = round(p.download.target_size_gb * 1e9)
+    note = "at most at a time: raw files of a chunk, its parts, all shards; then the raw files go"
+    rows = [("on the disk", f"{gigabytes(needed)} of {gigabytes(limit)}", note)]
+    warnings = []
+    fitting = num_done + budget.num_fitting(loads, start, limit)
+    if needed > limit:
+        error = too_large(p, fitting, num_done + len(loads), needed)
+        warnings.append(f"{error.what}; {error.fix}")
+    figures = {"peak_bytes": needed, "num_chunks_fitting": fitting}
+    return rows, warnings, figures
+
+
+def size_of(path: Path) -> int:
+    """Bytes that a file takes on the disk; none if it is not there."""
+    try:
+        return budget.blocks(path.stat().st_size)
+    except OSError:
+        return 0
+
+
+def _volume(path: Path) -> int:
+    while not path.exists():
+        path = path.parent
+    return path.stat().st_dev

@@ -1,0 +1,291 @@
+"""Chunks for the ETL as their raw files come: all at once, or under a budget one after another.
+
+With `download.evict_raw` a thread fetches the next chunk while the clips of the one before are
+read; a chunk whose shard is whole is evicted. Raw files, what is partly fetched, parts and shards
+together stay within `download.target_size_gb` at every moment.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from avomni_lib.dataset import evicted, selection
+from avomni_lib.dataset.catalog import Catalog
+from avomni_lib.dataset.chosen import Chosen
+from avomni_lib.dataset.clip import Clip
+from avomni_lib.dataset.hub import Hub
+from avomni_lib.dataset.verified import Verified
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl import budget, costs, forecast
+from avomni_lib.etl.arrival import Arrival
+from avomni_lib.etl.budget import Ledger, Load, Moment
+from avomni_lib.etl.parts import ChunkWork
+from avomni_lib.params import Params
+
+log = logging.getLogger(__name__)
+
+
+class Supply:
+    """Hands out chunks whose raw files are whole; a context manager, for one thread.
+
+    Args:
+        chosen: The run's files.
+        works: All its chunks.
+        to_read: Chunk -> its clips that must be read.
+        hub: What chunks are fetched from; only needed where raw files are missing.
+
+    Attributes:
+        rows: Chunk -> its row: chunk, num_clips, num_read, bytes_fetched, bytes_evicted,
+            cache_bytes.
+        moments: (seconds from the start, raw bytes, cache bytes), whenever they change.
+
+    Raises:
+        AvomniError: the chunks do not go through under the budget, or a disk lacks room; nothing
+            has been fetched then.
+    """
+
+    def __init__(
+        self,
+        p: Params,
+        chosen: Chosen,
+        works: Sequence[ChunkWork],
+        to_read: Mapping[int, Sequence[str]],
+        hub: Hub | None = None,
+    ):
+        self.p, self._chosen, self._hub = p, chosen, hub
+        self._works = {work.chunk: work for work in works}
+        self._remote = {work.chunk: costs.remote_files(p, chosen, work) for work in works}
+        self._verified = Verified(p.local_dir)
+        self._working: dict[int, list[Path]] = {}  # and the raw files that were there
+        self._coming: Arrival | None = None
+        self._error: AvomniError | None = None
+        self._started = time.monotonic()
+        self.rows = {work.chunk: _row(work, to_read[work.chunk]) for work in works}
+        self.moments: list[tuple[float, int, int]] = []
+
+        self._shards = {work.chunk: costs.size_below([work.shard_folder]) for work in works}
+        parts = {work.chunk: costs.size_below([work.parts_folder]) for work in works}
+        done = {work.chunk for work in works if not to_read[work.chunk] and work.shard}
+        self._measure(works, done)
+        loads = {work.chunk: self._load(work.chunk) for work in works}
+        # What lies there already comes first, so that it goes first.
+        left = [loads[chunk] for chunk in loads if chunk not in done]
+        left.sort(key=lambda load: (-load.here - parts[load.chunk], load.chunk))
+        start = Moment(costs.metadata_bytes(p, chosen, works), sum(self._shards.values()))
+        self._limit = float("inf")
+        if p.download.evict_raw:
+            self._limit = p.download.target_size_gb * 1e9
+            costs.need_budget(p, left, start, len(done))
+        costs.need_room(p, left, start, sum(parts.values()))
+        self._ledger = Ledger(self._limit, start, list(loads.values()), parts)
+        unread = [load.chunk for load in left if to_read[load.chunk]]
+        self._whole = deque(chunk for chunk in unread if self._is_whole(chunk))
+        self._waiting = deque(chunk for chunk in unread if chunk not in self._whole)
+        self._note()
+
+    def __enter__(self) -> Supply:
+        if self._waiting:
+            self._open_source()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._coming:
+            self._coming.end()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every chunk has been handed out."""
+        return not (self._whole or self._waiting or self._coming)
+
+    @property
+    def peak_bytes(self) -> int:
+        """So much lay on the disk at most: metadata, raw files, parts and shards."""
+        return self._ledger.peak
+
+    @property
+    def words(self) -> str:
+        """What is being fetched."""
+        return self._coming.words if self._coming else ""
+
+    def ready(self) -> list[int]:
+        """Chunks to read from now on, none twice; has the next one fetched. Does not wait.
+
+        Raises:
+            AvomniError: a chunk cannot be fetched, and what was at work is done; or the shards are
+                larger than was to be expected, so that the next chunk does not fit.
+        """
+        self._collect()
+        handed = self._hand_out()
+        if self._waiting and not (self._whole or self._coming or self._error):
+            self._fetch_next()
+        if not (self._working or self._coming):
+            if self._error:
+                raise self._error
+            if self._whole or self._waiting:
+                raise self._too_large()
+        return handed
+
+    def begin(self, chunk: int, clip_id: str | None = None) -> bool:
+        """Whether there is room now for a clip's part, or for the chunk's shard; then it counts.
+
+        Raises:
+            AvomniError: there is none, and nothing that is at work would make some.
+        """
+        num_bytes = self._ledger.parts_of(chunk) + costs.FILES_A_SHARD * budget.BLOCK
+        if clip_id is not None:
+            num_bytes = costs.most_of_part(self.p, self._seconds)
+        if not self._ledger.may_write(num_bytes):
+            if self._ledger.is_idle:
+                raise self._too_large()
+            return False
+        self._ledger.begin((chunk, clip_id), num_bytes)
+        self._note()
+        return True
+
+    def end(self, chunk: int, clip_id: str | None = None) -> None:
+        """What was begun has ended, well or not."""
+        size = 0
+        if clip_id is not None:
+            size = costs.size_of(self._works[chunk].part(clip_id))
+        self._ledger.end((chunk, clip_id), chunk, size)
+        self._note()
+
+    def release(self, chunk: int) -> None:
+        """The chunk's shard is whole: its raw files go, if the run evicts."""
+        work, row = self._works[chunk], self.rows[chunk]
+        row["cache_bytes"] = costs.size_below([work.shard_folder])
+        if self.p.download.evict_raw:
+            row["bytes_evicted"] = evicted.evict(self.p, [f.path for f in self._remote[chunk]])
+        left = sum(costs.here(self.p, file) for file in self._remote[chunk])
+        self._ledger.release(chunk, row["cache_bytes"] - self._shards[chunk], left)
+        self._working.pop(chunk, None)
+        self._learn_size(work)
+        self._note()
+
+    def check_raw(self, chunk: int) -> None:
+        """Tell a damaged clip from one whose raw files were taken away while it was read.
+
+        Raises:
+            AvomniError: files that were there when the chunk was handed out are gone.
+        """
+        gone = [path for path in self._working[chunk] if not path.exists()]
+        if gone:
+            raise AvomniError(
+                f"{len(gone)} raw files of chunk {chunk} went away while it was read",
+                where=str(gone[0]),
+                fix="does another run that evicts work there? Give it a dataset.local_dir of its "
+                "own; then run 02_download and 03_etl again",
+            )
+
+    def _hand_out(self) -> list[int]:
+        handed = []
+        while self._whole:
+            work = self._works[self._whole[0]]
+            self._learn_seconds(work)
+            load = self._load(work.chunk)
+            if not self._ledger.may_work(load):
+                break
+            self._ledger.work(load)
+            self._working[work.chunk] = [path for path in work.raw if path.exists()]
+            handed.append(self._whole.popleft())
+        return handed
+
+    def _fetch_next(self) -> None:
+        load = self._load(self._waiting[0])
+        if self._ledger.may_fetch(load):
+            chunk = self._waiting.popleft()
+            self._ledger.fetch(load)
+            remote = self._remote[chunk]
+            self._coming = Arrival(self.p, self._hub, self._verified, chunk, remote)
+            self._note()
+
+    def _collect(self) -> None:
+        """Take what a fetch has brought."""
+        if not self._coming or not self._coming.is_over:
+            return
+        came, self._coming = self._coming, None
+        self.rows[came.chunk]["bytes_fetched"] = came.num_bytes
+        if came.error is None:
+            self._whole.append(came.chunk)
+        elif isinstance(came.error, AvomniError):
+            # The chunks at hand are read to their end first.
+            log.warning("chunk %d cannot be fetched: %s", came.chunk, came.error.what)
+            self._waiting.appendleft(came.chunk)
+            self._error = came.error
+        else:
+            raise came.error
+
+    def _open_source(self) -> None:
+        """The licence and the access, before the first byte; then the revision that was chosen."""
+        selection.need_license(self.p)
+        if self._hub is None:
+            raise AvomniError(
+                f"{len(self._waiting)} chunks are not on the disk, and no hub was given to fetch "
+                "them from",
+                where=str(self.p.local_dir),
+                fix="run notebooks/03_etl.ipynb, which opens it",
+            )
+        if self._hub.revision != self._chosen.revision:
+            self._hub = self._hub.at(self._chosen.revision)
+        self._hub.check_access()
+
+    def _is_whole(self, chunk: int) -> bool:
+        return not self.p.download.evict_raw or all(map(self._verified.known, self._remote[chunk]))
+
+    @functools.cached_property
+    def _catalog(self) -> Catalog:
+        return Catalog.open(self.p.local_dir)
+
+    def _measure(self, works: Sequence[ChunkWork], done: set[int]) -> None:
+        """What lies there tells what the rest takes: how long clips are, how large shards."""
+        self._seconds, self._scale = forecast.clip_seconds(self.p), None
+        for work in works:
+            if work.has_raw():
+                self._learn_seconds(work)
+                break
+        for work in works:
+            if work.chunk in done:
+                self._learn_size(work)
+
+    def _learn_seconds(self, work: ChunkWork) -> None:
+        """Clips are as long as the first of a chunk that is there."""
+        if work.clips:
+            clip = Clip(self.p.local_dir, self._catalog, work.clips[0]["clip_id"])
+            self._seconds = forecast.clip_seconds(self.p, clip)
+
+    def _learn_size(self, work: ChunkWork) -> None:
+        """Clips take what they took in the shard where they were largest."""
+        found = work.shard
+        if found is not None and found.header["clips"]:
+            each = costs.size_below([work.shard_folder]) / len(found.header["clips"])
+            self._scale = max(self._scale or 0.0, each)
+
+    def _load(self, chunk: int) -> Load:
+        clips = len(self._works[chunk].clips)
+        return costs.load_of(self.p, chunk, self._remote[chunk], clips, self._seconds, self._scale)
+
+    def _too_large(self) -> AvomniError:
+        left = [self._load(chunk) for chunk in (*self._working, *self._whole, *self._waiting)]
+        needed = max(budget.peak(left, self._ledger.standing), round(self._limit) + 1)
+        return costs.too_large(self.p, len(self._works) - len(left), len(self._works), needed)
+
+    def _note(self) -> None:
+        now = self._ledger.now
+        self.moments.append((time.monotonic() - self._started, now.raw, now.cache))
+
+
+def _row(work: ChunkWork, to_read: Sequence[str]) -> dict[str, Any]:
+    return {
+        "chunk": work.chunk,
+        "num_clips": len(work.clips),
+        "num_read": len(to_read),
+        "bytes_fetched": 0,
+        "bytes_evicted": 0,
+        "cache_bytes": 0,
+    }
