@@ -62,6 +62,12 @@ RADARS = (
 )
 CAMERAS = tuple(sorted(rig.BY_NAME))
 FEATURES = LABELS + CALIBRATION + CAMERAS + LIDARS + RADARS
+# What a release lists: 25.10 knew no offline feature, and its presence table sensors only.
+FEATURES_25_10 = tuple(name for name in FEATURES if ".offline" not in name)
+RELEASES = ("25.10", "26.03", "main")
+COUNTRIES = ("United States", "Germany", "Italy")
+PLATFORMS = ("hyperion_8", "hyperion_8.1")
+EVENT_CLUSTERS = ("WORK_ZONES_TEMP_TRAFFIC_CONTROL", "ANIMALS_BIRDS_ROADKILL")
 PUBLISHED = (
     "egomotion",
     "camera_intrinsics",
@@ -206,29 +212,16 @@ def write_published_set(
     width: int = 64,
     height: int = 48,
     codec: str = "libx264",
-    presence: str = "feature_presence",
+    release: str = "26.03",
 ) -> Path:
-    """Write the folder.
+    """Write the folder, its metadata as in one of `RELEASES`.
 
-    Clip n has split SPLITS[n % 3], lies in chunk n // clips_per_chunk and drives `Drive(n)`.
-    `presence` is `feature_presence`, or `sensor_presence` as before 26.03.
+    Clip n is `listed_clip(n, n // clips_per_chunk)` and drives `Drive(n)`.
     """
     folder = Path(folder)
-    clip_ids = [clip_id_of(n) for n in range(num_chunks * clips_per_chunk)]
-    _put(folder / "features.csv", features_csv())
     _put(folder / "README.md", b"# A small published set\n")
-    _put(
-        folder / "clip_index.parquet",
-        parquet_bytes(
-            {
-                "clip_is_valid": [True] * len(clip_ids),
-                "chunk": [n // clips_per_chunk for n in range(len(clip_ids))],
-                "split": [SPLITS[n % 3] for n in range(len(clip_ids))],
-                "clip_id": clip_ids,
-            }
-        ),
-    )
-    _write_metadata(folder, clip_ids, presence)
+    clips = [listed_clip(n, n // clips_per_chunk) for n in range(num_chunks * clips_per_chunk)]
+    write_metadata(folder, clips, release)
     for chunk in range(num_chunks):
         numbers = range(chunk * clips_per_chunk, (chunk + 1) * clips_per_chunk)
         _write_calibration(folder, chunk, numbers, width, height)
@@ -247,12 +240,104 @@ def write_published_set(
     return folder
 
 
-def features_csv() -> bytes:
+@dataclass(frozen=True)
+class ListedClip:
+    """A clip as the metadata list it; `absent` are features that it lacks."""
+
+    clip_id: str
+    chunk: int = 0
+    split: str | None = "train"
+    country: str | None = "United States"
+    month: int = 6
+    hour: int = 12
+    platform: str = "hyperion_8.1"
+    event_cluster: str | None = None
+    is_valid: bool = True
+    absent: tuple[str, ...] = ()
+
+
+def listed_clip(clip_number: int, chunk: int) -> ListedClip:
+    """Of each kind some: its attributes follow from its number."""
+    n = clip_number
+    return ListedClip(
+        clip_id_of(n),
+        chunk,
+        SPLITS[n % 3],
+        COUNTRIES[n % len(COUNTRIES)],
+        month=n % 12 + 1,
+        hour=8 + n % 5,
+        platform=PLATFORMS[n % 2],
+        event_cluster=EVENT_CLUSTERS[n // 4 % 2] if n % 4 == 1 else None,
+        absent=tuple(name for name in FEATURES if name not in PUBLISHED),
+    )
+
+
+def write_metadata(
+    folder: Path, clips: Sequence[ListedClip], release: str = "26.03", is_indexed: bool = False
+) -> Path:
+    """features.csv and the tables that list the clips, as in one of `RELEASES`.
+
+    `is_indexed`: clip_id is stored as pandas stores an index, and not as a column.
+    """
+    features = FEATURES_25_10 if release == "25.10" else FEATURES
+    _put(folder / "features.csv", features_csv(features))
+
+    def put(path: str, columns: dict, listed: Sequence[ListedClip] = clips) -> None:
+        table = pa.table(columns | {"clip_id": pa.array([c.clip_id for c in listed], pa.string())})
+        if is_indexed:
+            table = pa.Table.from_pandas(table.to_pandas().set_index("clip_id"))
+        file = io.BytesIO()
+        pq.write_table(table, file)
+        _put(folder / path, file.getvalue())
+
+    put(
+        "clip_index.parquet",
+        {
+            "clip_is_valid": [clip.is_valid for clip in clips],
+            "chunk": [clip.chunk for clip in clips],
+            "split": pa.array([clip.split for clip in clips], pa.string()),
+        },
+    )
+    presence: dict = {name: [name not in c.absent for c in clips] for name in features}
+    no_radar = pa.array([None] * len(clips), pa.string())
+    if release == "25.10":
+        presence = {name: presence[name] for name in CAMERAS + LIDARS + RADARS}
+        put("metadata/sensor_presence.parquet", presence | {"radar_config": no_radar})
+    else:
+        put("metadata/feature_presence.parquet", presence)
+    put(
+        "metadata/data_collection.parquet",
+        {
+            "country": pa.array([clip.country for clip in clips], pa.string()),
+            "month": [clip.month for clip in clips],
+            "hour_of_day": [clip.hour for clip in clips],
+            "platform_class": [clip.platform for clip in clips],
+            "radar_config": no_radar,
+        },
+    )
+    if release == "main":
+        special = [clip for clip in clips if clip.event_cluster]
+        # Some have a cluster and no list of events.
+        events = [None if n % 3 == 2 else "[]" for n in range(len(special))]
+        put(
+            "reasoning/ood_reasoning.parquet",
+            {
+                "feature": ["camera_front_wide_120fov"] * len(special),
+                "event_cluster": [clip.event_cluster for clip in special],
+                "events": pa.array(events, pa.string()),
+                "split": [clip.split for clip in special],
+            },
+            special,
+        )
+    return folder
+
+
+def features_csv(features: Sequence[str] = FEATURES) -> bytes:
     """The data set's own file byte for byte (git blob 65de094a4037902a40bd42de7b17082029b78fe2)."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["feature", "directory", "chunk_path", "clip_files_in_zip"])
-    for feature in FEATURES:
+    for feature in features:
         path = chunk_path(feature, None)
         rows.writerow([feature, path.split("/")[0], path, _members_json(feature)])
     return text.getvalue().encode()
@@ -297,24 +382,6 @@ def _members_json(feature: str) -> str:
 def _put(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
-
-
-def _write_metadata(folder: Path, clip_ids: list[str], presence: str) -> None:
-    count = len(clip_ids)
-    columns: dict = {name: [name in PUBLISHED] * count for name in FEATURES}
-    if presence == "sensor_presence":
-        columns = {name: columns[name] for name in CAMERAS + LIDARS + RADARS}
-        columns["radar_config"] = pa.array([None] * count, pa.string())
-    _put(folder / f"metadata/{presence}.parquet", parquet_bytes(columns | {"clip_id": clip_ids}))
-    collection = {
-        "country": ["United States"] * count,
-        "month": [6] * count,
-        "hour_of_day": [12] * count,
-        "platform_class": ["hyperion_8.1"] * count,
-        "radar_config": pa.array([None] * count, pa.string()),
-        "clip_id": clip_ids,
-    }
-    _put(folder / "metadata/data_collection.parquet", parquet_bytes(collection))
 
 
 def _write_calibration(folder: Path, chunk: int, numbers: range, width: int, height: int) -> None:

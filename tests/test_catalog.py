@@ -128,7 +128,7 @@ def test_clip_id_may_be_a_pandas_index(folder: Path, catalog: Catalog, index_nam
 
 
 def test_the_layout_before_26_03_is_understood(tmp_path: Path):
-    write_published_set(tmp_path, 1, 1, seconds=0.1, presence="sensor_presence")
+    write_published_set(tmp_path, 1, 1, seconds=0.1, release="25.10")
     assert (tmp_path / OLD_PRESENCE_FILE).exists() and not (tmp_path / PRESENCE_FILE).exists()
     catalog = Catalog.open(tmp_path)
     assert catalog.present(clip_id_of(0), CAMERAS[0])

@@ -201,7 +201,7 @@ def test_the_presence_table_of_another_revision_is_not_taken_for_this_ones(
 ):
     fetch(p, hub)
     old = tmp_path / "old"
-    write_published_set(old, seconds=0.2, presence="sensor_presence")
+    write_published_set(old, seconds=0.2, release="25.10")
     with local_hub.serve(old, REPO) as server:
         chosen = fetch(p, Hub(REPO, server.commit, server.endpoint)).chosen
     assert "metadata/sensor_presence.parquet" in chosen.files

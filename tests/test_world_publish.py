@@ -46,6 +46,7 @@ def test_layout(published):
     metadata = {
         *("README.md", "features.csv", "clip_index.parquet"),
         *("metadata/data_collection.parquet", "metadata/feature_presence.parquet"),
+        "reasoning/ood_reasoning.parquet",
     }
     assert set(hashes(published)) == chunk_files | metadata
     assert "camera/camera_rear_tele_30fov/camera_rear_tele_30fov.chunk_0001.zip" in chunk_files

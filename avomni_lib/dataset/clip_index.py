@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import difflib
+import functools
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -97,10 +98,13 @@ class ClipIndex:
         are neighbours among the names sorted forwards or backwards.
         """
         near = _neighbours(self._sorted, clip_id)
-        backwards = pc.utf8_reverse(self.clip_ids)
-        backwards = backwards.take(pc.array_sort_indices(backwards))
-        near += [name[::-1] for name in _neighbours(backwards, clip_id[::-1])]
+        near += [name[::-1] for name in _neighbours(self._sorted_backwards, clip_id[::-1])]
         return next(iter(difflib.get_close_matches(clip_id, near, n=1)), None)
+
+    @functools.cached_property
+    def _sorted_backwards(self) -> pa.StringArray:
+        backwards = pc.utf8_reverse(self.clip_ids)
+        return backwards.take(pc.array_sort_indices(backwards))
 
     def _splits(self, table: ClipTable) -> np.ndarray:
         codes = np.full(len(self), -1, np.int32)

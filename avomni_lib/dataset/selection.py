@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from avomni_lib.dataset import chosen as chosen_file
 from avomni_lib.dataset.catalog import (
+    FEATURES_FILE,
     INDEX_FILE,
     METADATA_FILES,
     OLD_PRESENCE_FILE,
@@ -17,9 +18,10 @@ from avomni_lib.dataset.catalog import (
     Catalog,
     required_features,
 )
-from avomni_lib.dataset.choice import Choice, candidates, choose_chunks
-from avomni_lib.dataset.hub import Hub
+from avomni_lib.dataset.choice import Choice, Ranking, choose_chunks, rank
+from avomni_lib.dataset.hub import PATHS_A_REQUEST, Hub
 from avomni_lib.dataset.remote import RemoteFile
+from avomni_lib.dataset.sizes import estimated
 from avomni_lib.dataset.verified import Verified
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
@@ -41,7 +43,7 @@ class Selection:
         choice: The chunks, and why these.
         features: What a clip must have.
         files: Metadata first, then chunk by chunk.
-        clip_ids: Split -> clips that have all features.
+        clip_ids: Split -> the wanted clips: they have all features and fit download.clips.
     """
 
     catalog: Catalog
@@ -135,21 +137,65 @@ def select(p: Params, hub: Hub | None, verified: Verified) -> Selection:
     else:
         metadata = _on_disk(p.local_dir, METADATA_FILES)
     catalog = Catalog.open(p.local_dir)
+    ranking = rank(catalog, p)
+    paths = catalog.files(ranking.chunks, required_features(p))
+    if hub is not None:
+        return _selection(catalog, p, ranking, _Listing(hub, metadata, paths))
+    return _selection(catalog, p, ranking, metadata | _on_disk(p.local_dir, paths))
+
+
+def foretell(p: Params) -> Selection | None:
+    """What `select` would choose, from the metadata that lie in local_dir: no hub is asked.
+
+    Sizes are estimates, from what is published of the data set; chunks and clips are the same, but
+    for files that the source lacks. None where the metadata are not there.
+
+    Raises:
+        AvomniError: as `select`, but for the access.
+    """
+    if not any((p.local_dir / path).is_file() for path in (PRESENCE_FILE, OLD_PRESENCE_FILE)):
+        return None
+    if not all((p.local_dir / path).is_file() for path in (FEATURES_FILE, INDEX_FILE)):
+        return None
+    catalog = Catalog.open(p.local_dir)
+    ranking = rank(catalog, p)
+    return _selection(catalog, p, ranking, estimated(catalog, ranking.chunks, p))
+
+
+def _selection(
+    catalog: Catalog, p: Params, ranking: Ranking, sizes: Mapping[str, RemoteFile]
+) -> Selection:
     features = required_features(p)
-    wanted = catalog.files(candidates(catalog, p), features)
-    sizes = hub.sizes(wanted) if hub else _on_disk(p.local_dir, wanted)
-    choice = choose_chunks(catalog, metadata | sizes, p)
+    choice = choose_chunks(catalog, sizes, p, ranking)
+    split = catalog.clips.split[choice.rows]
     clip_ids = {
-        split: tuple(
-            clip_id
-            for chunk in choice.chunks
-            for clip_id in catalog.usable(chunk, features)
-            if catalog.split_of(clip_id) == split
-        )
-        for split in SPLITS
+        name: catalog.clips.ids(choice.rows[split == place]) for place, name in enumerate(SPLITS)
     }
+    metadata = [sizes[path] for path in METADATA_FILES if path in sizes]
     taken = [sizes[path] for path in catalog.files(choice.chunks, features)]
-    return Selection(catalog, choice, features, (*metadata.values(), *taken), clip_ids)
+    return Selection(catalog, choice, features, (*metadata, *taken), clip_ids)
+
+
+class _Listing(Mapping[str, RemoteFile]):
+    """What the hub lists of a row of paths, asked for in its batches, as far as it is looked at."""
+
+    def __init__(self, hub: Hub, known: dict[str, RemoteFile], paths: Sequence[str]):
+        self._hub, self._known, self._paths = hub, dict(known), paths
+        self._place = {path: place for place, path in enumerate(paths)}
+        self._num_asked = 0
+
+    def __getitem__(self, path: str) -> RemoteFile:
+        while self._num_asked <= self._place.get(path, -1):
+            batch = self._paths[self._num_asked : self._num_asked + PATHS_A_REQUEST]
+            self._known |= self._hub.sizes(batch)
+            self._num_asked += len(batch)
+        return self._known[path]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        return len(self._known)
 
 
 def content_revision(files: Iterable[tuple[str, str]]) -> str:
@@ -162,7 +208,7 @@ def _fetch_metadata(folder: Path, hub: Hub, verified: Verified) -> dict[str, Rem
     listed = hub.sizes(METADATA_FILES)
     if PRESENCE_FILE in listed:
         listed.pop(OLD_PRESENCE_FILE, None)
-    for path in (INDEX_FILE, "features.csv"):
+    for path in (INDEX_FILE, FEATURES_FILE):
         if path not in listed:
             raise AvomniError(
                 f"not a data set in the expected layout: it has no {path}",

@@ -16,8 +16,8 @@ import pyarrow as pa
 from avomni_lib import files
 from avomni_lib.dataset import rig
 from avomni_lib.world import tables
+from avomni_lib.world.circumstances import circumstances
 
-HOUR_OF_DAY = {"meadow": 12, "harbour": 19, "survey": 23}
 CALIBRATION = "calibration.json"  # member of a part
 TEXT, WHOLE, FLOAT, TRUTH = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 
@@ -95,10 +95,13 @@ def stored_zip(file: IO[bytes], members: Iterator[tuple[str, bytes]]) -> None:
             archive.writestr(info, data)
 
 
-def assemble(clips: Sequence[WorldClip], town: str, parts: Sequence[Path], folder: Path) -> None:
+def assemble(
+    clips: Sequence[WorldClip], town: str, seconds: float, parts: Sequence[Path], folder: Path
+) -> None:
     """Write all files of the set: chunks in the order of the clips, then the index and metadata.
 
     Args:
+        seconds: Of each clip's video.
         parts: Each clip's own zip: its members and `CALIBRATION`.
     """
     for chunk in sorted({clip.chunk for clip in clips}):
@@ -122,7 +125,7 @@ def assemble(clips: Sequence[WorldClip], town: str, parts: Sequence[Path], folde
                     file.write(_calibration_table(feature, calibration))
         for _, part in mine:
             part.close()
-    for name, data in _metadata(clips, town):
+    for name, data in _metadata(clips, town, seconds):
         with files.write_whole(folder / name) as file:
             file.write(data)
 
@@ -141,7 +144,7 @@ def _calibration_table(feature: Feature, calibration: dict[str, dict]) -> bytes:
     return tables.parquet(columns, types, feature.index)
 
 
-def _metadata(clips: Sequence[WorldClip], town: str) -> Iterator[tuple[str, bytes]]:
+def _metadata(clips: Sequence[WorldClip], town: str, seconds: float) -> Iterator[tuple[str, bytes]]:
     count = len(clips)
     ids = {"clip_id": [clip.clip_id for clip in clips]}
 
@@ -155,17 +158,29 @@ def _metadata(clips: Sequence[WorldClip], town: str) -> Iterator[tuple[str, byte
         "split": [clip.split for clip in clips],
     }
     yield "clip_index.parquet", table(index, dict(zip(index, (TRUTH, WHOLE, TEXT), strict=True)))
+    of = [circumstances(c.clip_id, c.number, c.chunk, town, seconds) for c in clips]
     collected = {
-        "country": [f"rendered {town}"] * count,
-        "month": [clip.seed % 12 + 1 for clip in clips],
-        "hour_of_day": [HOUR_OF_DAY.get(town, 12)] * count,
-        "platform_class": ["rendered"] * count,
+        "country": [each.country for each in of],
+        "month": [each.month for each in of],
+        "hour_of_day": [each.hour for each in of],
+        "platform_class": [each.platform for each in of],
         "radar_config": [None] * count,
     }
     types = dict(zip(collected, (TEXT, WHOLE, WHOLE, TEXT, TEXT), strict=True))
     yield "metadata/data_collection.parquet", table(collected, types)
     presence = {feature.name: [True] * count for feature in FEATURES}
     yield "metadata/feature_presence.parquet", table(presence, dict.fromkeys(presence, TRUTH))
+    special = [pair for pair in zip(clips, of, strict=True) if pair[1].event_cluster]
+    reasoning = {
+        "feature": [rig.FRONT_WIDE.name] * len(special),
+        "event_cluster": [each.event_cluster for _, each in special],
+        "events": [each.events for _, each in special],
+        # The source's own table knows no test clips.
+        "split": ["train" if clip.split == "train" else "val" for clip, _ in special],
+        "clip_id": [clip.clip_id for clip, _ in special],
+    }
+    types = dict.fromkeys(reasoning, TEXT)
+    yield "reasoning/ood_reasoning.parquet", tables.parquet(reasoning, types, ["clip_id"])
 
 
 def _features_csv() -> bytes:

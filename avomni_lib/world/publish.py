@@ -29,7 +29,7 @@ from avomni_lib.world.layout import WorldClip
 from avomni_lib.world.render import Renderer
 from avomni_lib.world.scene import Scene, make_scene
 
-FORMAT = 1  # raise it when the same parameters would give other bytes
+FORMAT = 2  # raise it when the same parameters would give other bytes
 SPLITS = {"train": 0.6, "val": 0.1, "test": 0.3}
 
 # Measured at 64 × 36, 128 × 72 and 320 × 180 on a core that was shared, for `plan`.
@@ -86,7 +86,11 @@ def plan(p: Params) -> Plan:
         [
             ("clips", f"{len(clips)} of {world.clip_seconds:g} s", splits),
             ("chunks", f"{world.num_chunks}", f"{world.clips_per_chunk} clips each"),
-            ("cameras", f"{len(rig.CAMERAS)}", f"{world.width} × {world.height}, 30 fps, {world.codec}"),
+            (
+                "cameras",
+                f"{len(rig.CAMERAS)}",
+                f"{world.width} × {world.height}, 30 fps, {world.codec}",
+            ),
             ("camera frames", f"{frames * len(clips):,}", "rendered by panda3d, no GPU"),
             ("size", gigabytes(num_bytes), "estimated"),
             ("time", minutes(seconds), f"estimated, on {workers} cores"),
@@ -132,7 +136,7 @@ def publish(p: Params, folder: Path, progress: type[Bar] = Bar) -> Path:
             bar.update(1, note=clip.clip_id)
     whole = work / "whole"
     shutil.rmtree(whole, ignore_errors=True)
-    layout.assemble(clips, world.town, parts, whole)
+    layout.assemble(clips, world.town, world.clip_seconds, parts, whole)
     files.write_text(whole / "README.md", card)
     os.replace(whole, folder)
     files.fsync_folder(folder.parent)
@@ -200,7 +204,8 @@ license: mit
 # A rendered world in the layout of nvidia/PhysicalAI-Autonomous-Vehicles
 
 Drives through the town "{world.town}". {towns.town(world.town).about}
-Rendered by AV-Omni with panda3d: no frame or figure in it comes from a recording.
+Rendered by AV-Omni with panda3d: no frame or figure in it comes from a recording. Countries, hours,
+vehicles and events are dealt by chance, to have something to choose by.
 
 Made from: `{values}`
 """

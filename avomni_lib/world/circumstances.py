@@ -1,0 +1,100 @@
+"""Where, when and by which vehicle a rendered clip is said to have been driven.
+
+So that there is something to choose by. All of it is dealt by the clip's name: the pictures know
+nothing of it, but for the hour, which is that of the town's light.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+HOUR_OF_DAY = {"meadow": 12, "harbour": 19, "survey": 23}
+HOURS_AROUND = (-1, 0, 0, 1)
+COUNTRIES = ("United States", "Germany", "Italy", "Sweden", "Portugal")
+# Of a chunk's clips, from its own country on; the next chunk begins with the next country.
+COUNTRY_SHARES = (0.5, 0.2, 0.1, 0.1, 0.1)
+PLATFORMS = {"hyperion_8.1": 0.7, "hyperion_8": 0.3}
+# The data set's clusters, and how many of its 1,740 clips each has.
+EVENT_CLUSTERS = {
+    "WORK_ZONES_TEMP_TRAFFIC_CONTROL": 856,
+    "PEDESTRIAN_DENSITY_OR_CLOSE_PROXIMITY": 380,
+    "SPECIAL_OR_UNCOMMON_VEHICLE_BEHAVIOR": 260,
+    "CYCLISTS_AND_MICROMOBILITY_COMPLEX": 79,
+    "COMPLEX_INTERSECTION_INTERACTION": 50,
+    "OTHER_LONGTAIL": 39,
+    "EMERGENCY_INCIDENT_SCENE": 30,
+    "ROAD_DEBRIS_OR_SAFETY_TRACES": 23,
+    "ANIMALS_BIRDS_ROADKILL": 23,
+}
+EVENT_EVERY, EVENT_FIRST = 8, 1  # clip 1, 9, 17, … of a world has an event
+WITHOUT_EVENTS_EVERY = 5  # of these, every so many has a cluster and no list of events
+# Frames of an event count about ten a second; frame 16 is at 1,448,872 µs at the source.
+EVENT_STEP_US, EVENT_START_US = 100_000, -151_128
+EVENT_TEXT = "Dealt by chance, to have something to choose by: nothing happens in the picture."
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What the metadata say of a clip.
+
+    Attributes:
+        month: 1-12.
+        hour: 0-23.
+        event_cluster: None for most clips.
+        events: JSON; None for some of those with a cluster.
+    """
+
+    country: str
+    month: int
+    hour: int
+    platform: str
+    event_cluster: str | None
+    events: str | None
+
+
+def circumstances(
+    clip_id: str, number: int, chunk: int, town: str, seconds: float
+) -> Circumstances:
+    """Of one clip of a world; a function of the arguments.
+
+    Args:
+        number: The clip's place in the world.
+        seconds: Its length: the event lies within.
+    """
+    turned = [COUNTRIES[(chunk + place) % len(COUNTRIES)] for place in range(len(COUNTRIES))]
+    country = _deal(clip_id, "country", dict(zip(turned, COUNTRY_SHARES, strict=True)))
+    around = HOURS_AROUND[int(_luck(clip_id, "hour") * len(HOURS_AROUND))]
+    cluster = events = None
+    place, rest = divmod(number, EVENT_EVERY)
+    if rest == EVENT_FIRST:
+        cluster = _deal(clip_id, "event_cluster", EVENT_CLUSTERS)
+        if place % WITHOUT_EVENTS_EVERY != WITHOUT_EVENTS_EVERY - 1:
+            frame = 2 + int(_luck(clip_id, "event") * max(seconds * 10 - 2, 1))
+            start_us = frame * EVENT_STEP_US + EVENT_START_US
+            event = {"event_start_frame": frame, "event_start_timestamp": start_us}
+            events = json.dumps([event | {"coc": EVENT_TEXT}])
+    return Circumstances(
+        country,
+        int(_luck(clip_id, "month") * 12) + 1,
+        (HOUR_OF_DAY.get(town, 12) + around) % 24,
+        _deal(clip_id, "platform", PLATFORMS),
+        cluster,
+        events,
+    )
+
+
+def _luck(clip_id: str, purpose: str) -> float:
+    """In [0, 1), by the clip's name."""
+    return int.from_bytes(hashlib.sha256(f"{purpose}/{clip_id}".encode()).digest()[:6]) / 2**48
+
+
+def _deal(clip_id: str, purpose: str, shares: Mapping[str, float]) -> str:
+    left = _luck(clip_id, purpose) * sum(shares.values())
+    for name, share in shares.items():
+        left -= share
+        if left < 0:
+            return name
+    return name
