@@ -134,25 +134,34 @@ def no_room(path: Path, num_bytes: int | None) -> AvomniError:
 
 
 @contextlib.contextmanager
-def hold(lock: Path, busy: str, wait_s: float = 0.0) -> Iterator[None]:
+def hold(lock: Path, busy: str, wait_s: float = 0.0, shared: bool = False) -> Iterator[None]:
     """Keep a second process out of what `lock` stands for; a killed one holds nothing.
 
     Args:
         lock: A file that stays; its folder is made.
         busy: What to tell the second one, as in "another process is building this cache".
         wait_s: How long it waits first.
+        shared: Let others in that share it too, and keep out only who wants it alone.
 
     Raises:
-        AvomniError: another process still holds it after `wait_s`.
+        AvomniError: another process still holds it after `wait_s`, or the file system has no locks.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with open(lock, "a") as file:
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    with open(lock, "a+") as file:  # NFS wants it readable to share it
         stop = time.monotonic() + wait_s
         while True:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
                 break
-            except OSError:
+            except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise AvomniError(
+                        f"the file system does not lock files: {error.strerror}",
+                        where=str(lock),
+                        fix="mount it with locks (Lustre: -o flock), or set run.outputs_dir and "
+                        "dataset.local_dir to folders on one that has them",
+                    ) from None
                 if time.monotonic() >= stop:
                     raise AvomniError(
                         busy,

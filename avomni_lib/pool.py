@@ -11,6 +11,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -108,6 +109,8 @@ class _Worker:
         self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
         # Blocked here, SIGINT is blocked in the child from its first instruction on: Ctrl-C reaches
         # the whole process group, and children that are still importing would spill tracebacks.
+        # (Starting the tracker, which `start` does where it does not run yet, would unblock it.)
+        resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self.process.start()

@@ -1,4 +1,4 @@
-"""Worker processes that die, and a parent that does."""
+"""Worker processes that die or hang, jobs that come later, and a parent that ends."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.pool import run_jobs
 from avomni_lib.files import PROJECT_ROOT
+from avomni_lib.pool import WAIT, run_jobs
 
 
 def square(job: tuple[Path, int]) -> int:
@@ -29,12 +30,45 @@ def square(job: tuple[Path, int]) -> int:
 
 
 def refuse(number: int) -> int:
+    if number == 7:
+        raise ValueError(f"{number} is not foreseen")
     raise AvomniError(f"no {number}", where="here", fix="that")
 
 
-def sleep(number: int) -> None:
-    Path(os.environ["STARTED"], str(os.getpid())).touch()
-    time.sleep(60)
+def sleep(seconds: float) -> tuple[int, float]:
+    """(process, when it ended), after so many seconds."""
+    if "STARTED" in os.environ:
+        Path(os.environ["STARTED"], str(os.getpid())).touch()
+    time.sleep(seconds)
+    return os.getpid(), time.monotonic()
+
+
+def span(job: tuple[Path, float]) -> tuple[float, float]:
+    """When it began and ended; the first time the one called "dies" does not live to tell."""
+    path, seconds = job
+    with open(path, "a") as file:
+        file.write("+")
+    began = time.monotonic()
+    time.sleep(seconds)
+    if path.name == "dies" and path.read_text() == "+":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return began, time.monotonic()
+
+
+def state(_: int) -> tuple[int, str]:
+    """Threads that this process has after some arithmetic, and what OpenMP is told."""
+    import numpy as np
+
+    np.ones((300, 300)) @ np.ones((300, 300))
+    return psutil.Process().num_threads(), os.environ["OMP_NUM_THREADS"]
+
+
+def end(code: int) -> None:
+    os._exit(code)
+
+
+def lost(job, reason: str) -> str:
+    return reason
 
 
 def test_a_job_that_kills_its_worker_twice_is_given_back_and_the_rest_are_done(tmp_path):
@@ -43,28 +77,172 @@ def test_a_job_that_kills_its_worker_twice_is_given_back_and_the_rest_are_done(t
     assert done == {n: None if n == 3 else n * n for n in range(8)}
 
 
+def test_a_lost_job_says_why():
+    [(job, why)] = run_jobs(end, [4], 1, lost=lost)
+    assert job == 4
+    assert why == ("the process that read it died, and again when it was alone (exit code 4)")
+
+
+def test_a_job_is_tried_again_alone_and_its_death_costs_no_other(tmp_path):
+    seconds = {"a": 0.8, "dies": 0.1, "b": 0.8, "c": 0.1, "d": 0.1}
+    jobs = [(tmp_path / name, s) for name, s in seconds.items()]
+    spans = {job[0].name: outcome for job, outcome in run_jobs(span, jobs, 3)}
+    tries = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert tries == {"a": "+", "dies": "++", "b": "+", "c": "+", "d": "+"}
+    began, ended = spans.pop("dies")
+    for name, other in spans.items():
+        assert other[1] <= began or other[0] >= ended, f"{name} ran beside it"
+
+
+def test_a_worker_that_hangs_is_stopped_and_the_rest_go_on():
+    done = dict(run_jobs(sleep, [600.0, 0.0, 0.01, 0.02], 2, limit_s=8.0, lost=lost))
+    assert done.pop(600.0) == "it took longer than 8 s and was stopped"
+    assert len(done) == 3 and all(isinstance(outcome, tuple) for outcome in done.values())
+    assert not [child for child in psutil.Process().children() if is_worker(child)]
+
+
 def test_what_a_job_raises_is_raised():
     with pytest.raises(AvomniError, match="no 1") as caught:
         list(run_jobs(refuse, [1, 2, 3], 1))
     assert (caught.value.where, caught.value.fix) == ("here", "that")
 
 
+def test_what_nobody_foresaw_tells_where_it_happened():
+    with pytest.raises(ValueError, match="7 is not foreseen") as caught:
+        list(run_jobs(refuse, [7], 1))
+    assert "in refuse" in caught.value.__notes__[0]
+
+
 def test_nothing_to_do():
     assert list(run_jobs(square, [], 2)) == []
 
 
-def test_workers_end_with_their_parent(tmp_path):
-    code = (
-        "from avomni_lib.pool import run_jobs; from tests.test_pool import sleep;"
-        "list(run_jobs(sleep, [1, 2], 2))"
+def test_jobs_are_asked_for_when_a_worker_is_free_and_may_come_later(tmp_path):
+    """While one is at work the source says WAIT; what it makes of the outcomes comes after."""
+    told: list[int] = []
+    asked: list[int] = []
+
+    def source() -> Iterator:
+        for number in (0, 1):
+            asked.append(number)
+            yield tmp_path, number
+        while len(told) < 2:
+            yield WAIT
+        assert sorted(told) == [0, 1]
+        stop = time.monotonic() + 0.5
+        while time.monotonic() < stop:  # nothing runs, and there is nothing to do yet
+            yield WAIT
+        yield tmp_path, 2
+
+    outcomes = run_jobs(square, source(), 2)
+    told.append(next(outcomes)[1])
+    assert asked == [0, 1]
+    told.extend(outcome for _, outcome in outcomes)
+    assert sorted(told) == [0, 1, 4]
+
+
+def test_a_free_worker_has_its_next_job_before_the_caller_has_dealt_with_the_last_one():
+    outcomes = run_jobs(sleep, [0.0, 0.01, 0.02, 0.03], 1)
+    _, first = next(outcomes)
+    time.sleep(1.0)
+    got_on_with = time.monotonic()
+    _, second = next(outcomes)
+    assert second[1] < got_on_with - 0.5
+    assert len(list(outcomes)) == 2
+
+
+def test_workers_are_reused_and_no_more_are_started_than_there_are_jobs():
+    assert len({pid for _, (pid, _) in run_jobs(sleep, [0.0] * 6, 1)}) == 1
+    seen = set()
+    for _, (pid, _) in run_jobs(sleep, [0.0, 0.0], 50):
+        seen |= {pid}
+        assert len([child for child in psutil.Process().children() if is_worker(child)]) <= 2
+    assert len(seen) <= 2
+
+
+def test_a_worker_keeps_to_one_core():
+    # Its own thread, and the one that watches for the parent's end.
+    assert [outcome for _, outcome in run_jobs(state, [0], 1)] == [(2, "1")]
+
+
+def test_an_idle_worker_that_is_killed_is_replaced():
+    def source() -> Iterator[float]:
+        yield 0.0
+        for child in filter(is_worker, psutil.Process().children()):
+            child.kill()
+            child.wait()
+        yield 0.01
+
+    assert [job for job, _ in run_jobs(sleep, source(), 1)] == [0.0, 0.01]
+
+
+def test_workers_that_cannot_begin_are_an_error_and_no_fault_of_the_jobs(tmp_path):
+    script = tmp_path / "script.py"  # without `if __name__ == "__main__"`, spawning starts it again
+    script.write_text(
+        "from avomni_lib.pool import run_jobs\n"
+        "from avomni_lib.errors import AvomniError\n"
+        "from tests.test_pool import square\n"
+        "import multiprocessing as m, sys\n"
+        "try:\n    list(run_jobs(square, [1], 1))\n"
+        "except AvomniError as error:\n    sys.exit(str(error))\n"
     )
-    environment = os.environ | {"STARTED": str(tmp_path)}
-    parent = subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT_ROOT, env=environment)
+    environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT)}
+    ran = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert ran.returncode == 1
+    assert "ended before it had begun" in ran.stderr and '__name__ == "__main__"' in ran.stderr
+
+
+def parent_of_two(tmp_path: Path, seconds: float) -> tuple[subprocess.Popen, list[psutil.Process]]:
+    """A process in a group of its own whose two workers are at work, and these."""
+    code = (
+        "import sys\nfrom avomni_lib.pool import run_jobs\nfrom tests.test_pool import sleep\n"
+        f"try:\n    list(run_jobs(sleep, [{seconds}, {seconds + 1}], 2))\n"
+        "except KeyboardInterrupt:\n    sys.exit(130)\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=PROJECT_ROOT,
+        env=os.environ | {"STARTED": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
     wait_for(lambda: len(list(tmp_path.iterdir())) == 2)
-    workers = [psutil.Process(int(path.name)) for path in tmp_path.iterdir()]
+    return parent, [psutil.Process(int(path.name)) for path in tmp_path.iterdir()]
+
+
+def test_workers_end_with_their_parent(tmp_path):
+    parent, workers = parent_of_two(tmp_path, 60)
     parent.kill()
     parent.wait()
-    gone, alive = psutil.wait_procs(workers, timeout=20)
+    assert parent.stderr.read() == b""
+    assert_gone(workers)
+
+
+def test_an_interrupt_ends_all_without_a_word(tmp_path):
+    """As the terminal does: every process of the group gets the signal."""
+    parent, workers = parent_of_two(tmp_path, 60)
+    assert all(deaf_to_interrupts(worker) for worker in workers)
+    os.killpg(parent.pid, signal.SIGINT)
+    assert parent.wait(timeout=30) == 130
+    assert parent.stderr.read() == b""
+    assert_gone(workers)
+
+
+def is_worker(process: psutil.Process) -> bool:
+    return "spawn_main" in " ".join(process.cmdline())
+
+
+def deaf_to_interrupts(process: psutil.Process) -> bool:
+    """proc(5): SigBlk is the mask of blocked signals in hex, signal 1 its least bit."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    blocked = int(next(line.split()[1] for line in status.splitlines() if "SigBlk" in line), 16)
+    return bool(blocked >> signal.SIGINT - 1 & 1)
+
+
+def assert_gone(processes: list[psutil.Process]) -> None:
+    gone, alive = psutil.wait_procs(processes, timeout=20)
     for process in alive:
         process.kill()
     assert not alive

@@ -1,0 +1,195 @@
+"""Shares of the ETL: several at a time, killed or not, and then the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from avomni_lib.dataset import download
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl import build, parts, share
+from avomni_lib.files import PROJECT_ROOT
+from avomni_lib.params import Params
+from tests.published_set import clip_id_of, write_published_set
+
+NUM_CHUNKS, CLIPS_PER_CHUNK = 2, 4
+NUM_CLIPS = NUM_CHUNKS * CLIPS_PER_CHUNK
+CODE = (
+    "import json, sys; from avomni_lib.etl import share; from avomni_lib.params import Params; "
+    "p = Params.from_values(json.loads(sys.argv[1])); "
+    "print(json.dumps(share.build_share(p, *share.parse(sys.argv[2]))))"
+)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("set")
+    return write_published_set(folder, NUM_CHUNKS, CLIPS_PER_CHUNK, 1.5)
+
+
+def chosen(folder: Path, published: Path) -> Params:
+    """A run whose raw files are there."""
+    p = Params.from_values(
+        {
+            "run": {"name": "test", "outputs_dir": str(folder)},
+            "dataset": {"source": "folder", "local_dir": str(published)},
+            "download": {"target_chunks": NUM_CHUNKS},
+            "processing": {
+                "sequence_length": 4,
+                "sample_hz": 10.0,
+                "tile_width": 32,
+                "tile_height": 24,
+                "horizon_s": 1.0,
+                "num_workers": 1,
+            },
+        }
+    )
+    download.fetch(p, None)
+    return p
+
+
+def content(cache_dir: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(cache_dir)): path.read_bytes()
+        for path in sorted(cache_dir.rglob("*"))
+        if path.is_file()
+    }
+
+
+def part_ids(p: Params) -> set[str]:
+    return {path.stem for path in p.cache_dir.glob(f"{parts.PARTS_FOLDER}/*/*.npz")}
+
+
+def started(p: Params, text: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", CODE, json.dumps(p.values()), text],
+        cwd=PROJECT_ROOT,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(published, tmp_path_factory) -> dict[str, bytes]:
+    p = chosen(tmp_path_factory.mktemp("whole"), published)
+    build.build(p)
+    return content(p.cache_dir)
+
+
+def test_shares_at_one_time_then_a_build_make_the_same_bytes(published, whole, tmp_path):
+    p = chosen(tmp_path, published)
+    shares = [started(p, f"{index}/3") for index in (1, 2, 3)]
+    figures = [json.loads(process.communicate(timeout=120)[0]) for process in shares]
+    assert [process.returncode for process in shares] == [0, 0, 0]
+    assert [f["num_clips"] for f in figures] == [f["num_made"] for f in figures] == [3, 3, 2]
+    assert part_ids(p) == {clip_id_of(n) for n in range(NUM_CLIPS)}
+    assert not list(p.cache_dir.glob("shard_*")), "a share assembles nothing"
+    assert build.build(p).figures["num_clips_read"] == 0
+    assert content(p.cache_dir) == whole
+
+
+def test_a_share_takes_every_nth_clip_once_and_leaves_alone_what_is_there(published, tmp_path):
+    p = chosen(tmp_path, published)
+    first = share.build_share(p, 2, 3)
+    expected = {clip_id_of(n) for n in (1, 4, 7)}
+    assert part_ids(p) == expected
+    assert (first["share"], first["num_made"], first["num_there"]) == ("2/3", 3, 0)
+    stamps = {path: path.stat().st_mtime_ns for path in p.cache_dir.rglob("*.npz")}
+    again = share.build_share(p, 2, 3)
+    assert (again["num_clips"], again["num_made"], again["num_there"]) == (3, 0, 3)
+    assert {path: path.stat().st_mtime_ns for path in p.cache_dir.rglob("*.npz")} == stamps
+
+
+def test_a_killed_share_loses_nothing_of_another_or_its_own(published, whole, tmp_path):
+    p = chosen(tmp_path, published)
+    killed, other = started(p, "1/2"), started(p, "2/2")
+    stop = time.monotonic() + 60
+    while len(part_ids(p)) < 2 and killed.poll() is None:
+        assert time.monotonic() < stop
+        time.sleep(0.002)
+    killed.kill()
+    killed.wait()
+    assert json.loads(other.communicate(timeout=120)[0])["num_made"] == NUM_CLIPS // 2
+    before = part_ids(p)
+    assert before >= {clip_id_of(n) for n in range(1, NUM_CLIPS, 2)}
+    built = build.build(p)
+    assert built.figures["num_clips_read"] == NUM_CLIPS - len(before)
+    assert content(p.cache_dir) == whole
+
+
+def test_a_build_and_a_share_do_not_meet(published, tmp_path):
+    """A build removes what is half-written: that of a share that lives must not be there."""
+    p = chosen(tmp_path, published)
+    code = (
+        "import sys; from pathlib import Path; from avomni_lib import files\n"
+        "with files.hold(Path(sys.argv[1]), 'busy', shared=sys.argv[2] == 'share'):\n"
+        "    print('held', flush=True); sys.stdin.read()\n"
+    )
+
+    def held_by(kind: str) -> subprocess.Popen:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(p.cache_dir / ".lock"), kind],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdout.readline() == b"held\n"
+        return process
+
+    with held_by("share"):
+        assert share.build_share(p, 1, 8)["num_made"] == 1, "shares let each other in"
+        with pytest.raises(AvomniError, match="another process is building this cache"):
+            build.build(p)
+    with held_by("build"), pytest.raises(AvomniError, match="a build of the whole") as caught:
+        share.build_share(p, 1, 8)
+    assert "run the same command again" in caught.value.fix
+
+
+def test_a_damaged_clip_is_counted_and_left_to_the_build(published, tmp_path):
+    folder = tmp_path / "set"
+    for path in published.rglob("*"):
+        target = folder / path.relative_to(published)
+        if path.is_file() and "camera_rear_left" not in path.name:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.link(path, target)
+    p = chosen(tmp_path, published)
+    values = p.values() | {"dataset": {"source": "folder", "local_dir": str(folder)}}
+    figures = share.build_share(Params.from_values(values), 1, 4)
+    assert (figures["num_clips"], figures["num_made"], figures["num_damaged"]) == (2, 0, 2)
+
+
+def test_shares_want_the_raw_files_at_hand(published, tmp_path):
+    values = chosen(tmp_path, published).values()
+    values["dataset"]["source"], values["download"]["evict_raw"] = "hub", True
+    with pytest.raises(AvomniError, match="shares need all raw files") as caught:
+        share.build_share(Params.from_values(values), 1, 2)
+    assert "download.evict_raw: false" in caught.value.fix
+
+
+def test_before_the_download_there_is_no_share(published, tmp_path):
+    p = chosen(tmp_path / "other", published)
+    (p.run_dir / "chosen.json").unlink()
+    with pytest.raises(AvomniError, match="no raw files have been chosen"):
+        share.build_share(p, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("1/1", (1, 1)), ("3/16", (3, 16)), ("16/16", (16, 16)), (" 2/4 ", (2, 4))],
+)
+def test_a_share_is_read(text, expected):
+    assert share.parse(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", "3", "0/4", "5/4", "-1/4", "1/0", "a/b", "1/2/3", "1.5/2", "٣/٤"]
+)
+def test_no_share_is_said_clearly(text):
+    with pytest.raises(AvomniError, match="is no share") as caught:
+        share.parse(text)
+    assert "1/16" in caught.value.fix and caught.value.where == "--shard"
