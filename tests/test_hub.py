@@ -7,14 +7,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
-import huggingface_hub
 import pytest
-from huggingface_hub.utils._xet_progress_reporting import XetDownloadProgressReporter
 
-from avomni_lib.dataset import hub as hub_module
 from avomni_lib.dataset import refusals
+from avomni_lib.dataset.backoff import Backoff
 from avomni_lib.dataset.hub import Hub
 from avomni_lib.dataset.remote import RemoteFile, git_blob_id
 from avomni_lib.errors import AvomniError
@@ -108,21 +105,6 @@ def test_a_damaged_file_of_this_very_commit_is_not_taken_for_whole(
     assert (tmp_path / ZIP).read_bytes() == (folder / ZIP).read_bytes()
 
 
-def test_a_damaged_copy_in_the_clients_cache_is_fetched_anew(
-    server: LocalHub, folder: Path, tmp_path: Path
-):
-    cache = tmp_path / "cache"
-    cached = huggingface_hub.hf_hub_download(
-        REPO, ZIP, repo_type="dataset", endpoint=server.endpoint, token=False, cache_dir=cache
-    )
-    content = bytearray(Path(cached).read_bytes())
-    content[5000] ^= 1
-    Path(cached).write_bytes(bytes(content))
-    done = fetch_elsewhere(server, tmp_path / "data", HF_HUB_CACHE=str(cache))
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "data" / ZIP).read_bytes() == (folder / ZIP).read_bytes()
-
-
 def test_the_users_own_token_is_not_sent_to_a_hub_on_this_machine(folder: Path, tmp_path: Path):
     with local_hub.serve(folder, REPO, token="hf_users_own") as server:
         done = fetch_elsewhere(server, tmp_path, HF_TOKEN="hf_users_own")
@@ -142,21 +124,30 @@ def test_a_file_damaged_twice_is_an_error_and_is_not_left_behind(
 def test_a_dropped_connection_is_taken_up_again(
     server: LocalHub, hub: Hub, folder: Path, tmp_path: Path
 ):
-    server.faults.cut["clip_index.parquet"] = 1
-    hub.fetch(one(hub, "clip_index.parquet"), tmp_path)
-    content = (folder / "clip_index.parquet").read_bytes()
-    assert (tmp_path / "clip_index.parquet").read_bytes() == content
-    assert server.gets("clip_index.parquet") == 2
+    content = (folder / ZIP).read_bytes()
+    server.faults.cuts[ZIP] = [1, len(content) // 2]
+    hub.fetch(one(hub, ZIP), tmp_path)
+    assert (tmp_path / ZIP).read_bytes() == content
+    assert [r.start for r in server.requests if r.path == ZIP] == [0, 1, len(content) // 2]
 
 
-def test_a_busy_hub_is_asked_again(server: LocalHub, hub: Hub):
-    server.faults.busy["api:paths-info"] = 2
+def test_a_busy_hub_is_asked_again(server: LocalHub):
+    hub = Hub(REPO, server.commit, server.endpoint, backoff=Backoff(first_s=0.01, num_tries=4))
+    server.faults.refuse("api:paths-info", 2, 429)
     assert hub.sizes(["features.csv"])
-    server.faults.busy["api:paths-info"] = 99
-    with pytest.raises(AvomniError, match="answered 429 when asked for sizes of 1 files"):
-        hub.sizes(["features.csv"])
+    server.faults.refuse("api:paths-info", 99, 429)
+    with pytest.raises(AvomniError, match="takes no more requests .429, when asked for sizes of 1"):
+        hub.sizes(["clip_index.parquet"])
     statuses = [r.status for r in server.requests if r.path == "api:paths-info"]
-    assert statuses == [429, 429, 200] + [429] * hub_module.NUM_TRIES
+    assert statuses == [429, 429, 200] + [429] * 4
+
+
+def test_what_was_listed_once_is_not_asked_for_again(server: LocalHub, hub: Hub):
+    """A commit cannot change; a plan and the download after it ask the same."""
+    first = hub.sizes(["features.csv", ZIP, "camera/no_such.zip"])
+    assert hub.sizes(["camera/no_such.zip", ZIP]) == {ZIP: first[ZIP]}
+    assert hub.at(server.commit).sizes(["features.csv"]) == {"features.csv": first["features.csv"]}
+    assert sum(r.path == "api:paths-info" for r in server.requests) == 1
 
 
 def test_a_gated_set_says_what_to_do(folder: Path, tmp_path: Path):
@@ -232,7 +223,9 @@ def test_a_disk_that_takes_no_more_is_one_message(server: LocalHub, tmp_path: Pa
     assert done.returncode == 1
     assert "no room left on the disk" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / ZIP).exists()
-    assert list(tmp_path.rglob("*.incomplete")) == []
+    assert fetch_elsewhere(server, tmp_path).returncode == 0
+    # What the disk had taken was not fetched again.
+    assert [r.start for r in server.requests if r.path == ZIP] == [0, 50_000]
 
 
 def test_a_proxy_is_not_asked_for_this_machines_own_hub(server: LocalHub, tmp_path: Path):
@@ -251,30 +244,16 @@ def test_offline_mode_is_said(server: LocalHub, tmp_path: Path):
     assert "HF_HUB_OFFLINE is set" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_bytes_that_come_by_xet_are_counted_once():
-    """The real hub sends large files by Xet: its reporter tells disk and network bytes apart."""
-    bar = Bar()
-    with XetDownloadProgressReporter(
-        reconstruction_desc="", total=100, log_level=30, tqdm_class=hub_module._feed(bar)
-    ) as reporter:
-        for done in (40, 100):
-            reporter.update_progress(
-                SimpleNamespace(
-                    total_bytes=100,
-                    total_bytes_completed=done,
-                    total_transfer_bytes_completed=done,
-                    total_bytes_completion_rate=1.0,
-                    total_transfer_bytes_completion_rate=1.0,
-                )
-            )
-    assert bar.count == 100
-
-
 @pytest.mark.parametrize(
-    ("status", "says"), [(401, "asks for a valid token"), (500, "answered 500")]
+    ("status", "says"),
+    [
+        (401, "asks for a valid token"),
+        (429, "takes no more requests"),
+        (500, "answered 500"),
+    ],
 )
 def test_a_refusal_without_the_hubs_own_code_is_explained_too(status: int, says: str):
     page = f"https://huggingface.co/datasets/{REPO}"
     error = refusals.explain(status, None, "refs", page, None)
     assert says in error.what and error.where == page and error.fix
-    assert ("hf auth login" in error.fix) == (status == 401)
+    assert ("hf auth login" in error.fix) == (status in (401, 429))

@@ -1,23 +1,27 @@
-"""Fetch the chosen chunks: room first, several files at a time, each checked, none fetched twice.
+"""Fetch the chosen chunks: access and room first, each file checked, no byte fetched twice.
 
-A killed run leaves whole, remembered files; the next one goes on with the rest and ends the same.
-`chosen.json` is written last.
+A killed run leaves whole, remembered files and beginnings of others; the next one goes on from
+there and ends the same. `chosen.json` is written last. With `download.evict_raw` the chunks
+themselves are left to 03, which fetches, reads and removes one after another.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
+import contextlib
+import datetime
 import logging
-import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from avomni_lib import files
 from avomni_lib.dataset import chosen as chosen_file
+from avomni_lib.dataset import transfer
+from avomni_lib.dataset.batch import fetch_files
+from avomni_lib.dataset.catalog import METADATA_FILES
 from avomni_lib.dataset.chosen import Chosen, missing_files, read_chosen
-from avomni_lib.dataset.forecast import forecast
+from avomni_lib.dataset.evicted import read_evicted
+from avomni_lib.dataset.forecast import forecast_plan, line_time
 from avomni_lib.dataset.hub import Hub
 from avomni_lib.dataset.remote import RemoteFile
 from avomni_lib.dataset.selection import (
@@ -33,14 +37,10 @@ from avomni_lib.dataset.selection import (
 from avomni_lib.dataset.verified import Verified, hold
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
-from avomni_lib.plan import Bar, Plan, gigabytes, minutes
+from avomni_lib.plan import Bar, Plan, gigabytes
 
 __all__ = ["Chosen", "Downloaded", "fetch", "fetch_files", "missing_files", "plan", "read_chosen"]
 log = logging.getLogger(__name__)
-
-# Where huggingface_hub keeps what it has not finished; a killed process leaves it there for good.
-CLIENT_CACHE = ".cache/huggingface/download"
-EXAMPLE_LINE_BYTES_PER_S = 12.5e6
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class Downloaded:
 
     Attributes:
         chosen: As written to chosen.json.
-        rows: One a file: path, size, state (`fetched`, `kept`).
+        rows: One a file: path, size, state (`fetched`, `kept`; with `download.evict_raw` also
+            `missing`, which 03 fetches, and `evicted`, which it has read and removed).
         figures: The same in numbers.
         reason: Why these chunks.
     """
@@ -71,7 +72,7 @@ def plan(p: Params, hub: Hub | None) -> Plan:
     """
     question = license_question(p)
     if question or (hub is None and p.dataset.source != "folder"):
-        return _forecast_plan(p, question)
+        return forecast_plan(p, question)
     need_folder(p)
     hub = pinned(p, hub)
     with hold(p.local_dir):
@@ -79,8 +80,12 @@ def plan(p: Params, hub: Hub | None) -> Plan:
         selection = select(p, hub, verified)
     here = [f for f in selection.files if verified.known(f) or verified.needs_hash(f)]
     unchecked = [f for f in here if not verified.known(f)]
-    cached = sum(f.size for f in here)
-    to_fetch = selection.num_bytes - cached
+    absent = _without(selection.files, here)
+    partial = sum(transfer.bytes_there(p.local_dir, file) for file in absent)
+    evicted = [file for file in absent if file.path in read_evicted(p)]
+    cached = sum(file.size for file in here) + partial
+    to_fetch = selection.num_bytes - cached - sum(file.size for file in evicted)
+    needed = _largest_chunk(selection, here) if p.download.evict_raw else to_fetch
     free = files.free_bytes(p.local_dir)
     counts = {split: len(ids) for split, ids in selection.clip_ids.items()}
     figures = {
@@ -94,22 +99,28 @@ def plan(p: Params, hub: Hub | None) -> Plan:
         "is_estimate": False,
         "clips_by_split": counts,
     }
-    here_note = f"{len(here)} files"
+    here_note = [f"{len(here)} files"]
+    if partial:
+        here_note.append(f"{gigabytes(partial)} of files that are not whole yet")
     if unchecked:
-        here_note += f", {gigabytes(sum(f.size for f in unchecked))} of it to be hashed first"
+        here_note.append(f"{gigabytes(sum(f.size for f in unchecked))} of it to be hashed first")
+    if evicted:
+        here_note.append(f"{len(evicted)} files evicted, their clips are in the cache")
+    by_03 = ", by 03, chunk after chunk" if p.download.evict_raw else ""
+    budget = f"at most {p.download.target_size_gb:g} GB"
     rows = [
         ("source", source_in_words(p), f"revision {hub.commit[:12]}" if hub else "no revision"),
         ("chunks", ", ".join(map(str, selection.choice.chunks)), selection.choice.reason),
         ("clips", f"{selection.num_clips}", _in_words(counts)),
         ("files", f"{len(selection.files)}", f"of {len(selection.features)} features"),
-        ("size", gigabytes(selection.num_bytes), f"at most {p.download.target_size_gb:g} GB"),
-        ("here already", gigabytes(cached), here_note),
-        ("to fetch", gigabytes(to_fetch), _line_time(to_fetch)),
+        ("size", gigabytes(selection.num_bytes), budget + (" at a time" if by_03 else "")),
+        ("here already", gigabytes(cached), ", ".join(here_note)),
+        ("to fetch", gigabytes(to_fetch), line_time(to_fetch) + by_03),
         ("room on the disk", gigabytes(free), str(p.local_dir)),
     ]
     warnings = []
-    if to_fetch > free:
-        warnings.append(f"no room: {gigabytes(to_fetch)} to fetch, {gigabytes(free)} free")
+    if needed > free:
+        warnings.append(f"no room: {gigabytes(needed)} to fetch, {gigabytes(free)} free")
     for split in ("train", p.evaluation.split):
         if not counts[split]:
             warnings.append(f"no clip of the split {split} in the chosen chunks")
@@ -118,6 +129,8 @@ def plan(p: Params, hub: Hub | None) -> Plan:
 
 def fetch(p: Params, hub: Hub | None, progress: type[Bar] = Bar) -> Downloaded:
     """Fetch what is missing, check everything once, write chosen.json.
+
+    With `download.evict_raw` that is the metadata alone, and one chunk must fit on the disk.
 
     Args:
         hub: None for `dataset.source: folder`: the files must be there.
@@ -133,185 +146,125 @@ def fetch(p: Params, hub: Hub | None, progress: type[Bar] = Bar) -> Downloaded:
     with hold(p.local_dir):
         verified = Verified(p.local_dir)
         selection = select(p, hub, verified)
-        before = {file.path for file in selection.files if verified.known(file)}
-        _hash_unknown(selection.files, verified, progress)
-        todo = [file for file in selection.files if not verified.known(file)]
-        if hub is not None:
-            fetch_files(todo, hub, p, verified, progress)
-        elif todo:
-            raise AvomniError(
-                f"{len(todo)} files are missing from the folder, such as {todo[0].path}",
-                where=str(p.local_dir),
-                fix="complete the folder, or name other chunks in download.chunks",
-            )
-        chosen = _chosen(p, hub, selection, verified)
-        chosen_file.write_chosen(p, chosen)
-    fetched = {file.path for file in todo}
-    rows = [
-        {
-            "path": file.path,
-            "size": file.size,
-            "state": "fetched" if file.path in fetched else "kept",
-        }
-        for file in selection.files
-    ]
+    later = _left_to_the_loop(p, selection)
+    wanted = _without(selection.files, later)
+    num_hashed = _hash_unknown(wanted, verified, progress)
+    todo = [file for file in wanted if not verified.known(file)]
+    if hub is not None:
+        fetch_files(todo, hub, p, verified, progress)
+    elif todo:
+        raise AvomniError(
+            f"{len(todo)} files are missing from the folder, such as {todo[0].path}",
+            where=str(p.local_dir),
+            fix="complete the folder, or name other chunks in download.chunks",
+        )
+    if later:
+        here = [file for file in later if verified.known(file)]
+        files.need_room(p.local_dir, _largest_chunk(selection, here), "the largest chunk")
+    chosen = _chosen(p, hub, selection, {*later}, verified)
+    chosen_file.write_chosen(p, chosen)
+    rows = _rows(p, selection, {*todo}, {*later}, verified)
     figures = {
         "num_chunks": len(chosen.chunks),
         "num_clips": chosen.num_clips,
         "clips_by_split": {split: len(ids) for split, ids in chosen.clip_ids.items()},
         "num_files": len(rows),
-        "num_files_fetched": len(fetched),
-        "num_files_hashed": len(rows) - len(before) - len(fetched),
+        "num_files_fetched": len(todo),
+        "num_files_hashed": num_hashed,
         "bytes": chosen.num_bytes,
         "bytes_fetched": sum(file.size for file in todo),
+        "bytes_to_fetch": sum(row["size"] for row in rows if row["state"] == "missing"),
         "revision": chosen.revision,
+        "chosen_on": chosen.chosen_on,
     }
     return Downloaded(chosen, rows, figures, selection.choice.reason)
 
 
-def _hash_unknown(wanted: Sequence[RemoteFile], verified: Verified, progress: type[Bar]) -> None:
-    """Files that are here but were never looked at, or changed since."""
+def _left_to_the_loop(p: Params, selection: Selection) -> list[RemoteFile]:
+    """What 03 fetches: all but the metadata and what has no hash at the source."""
+    if not p.download.evict_raw:
+        return []
+    return [f for f in selection.files if f.path not in METADATA_FILES and f.sha256]
+
+
+def _largest_chunk(selection: Selection, here: Sequence[RemoteFile]) -> int:
+    """Bytes of the chunk of which most is missing."""
+    missing = {file.path: file.size for file in _without(selection.files, here)}
+    return max(
+        sum(missing.get(path, 0) for path in selection.catalog.files([chunk], selection.features))
+        for chunk in selection.choice.chunks
+    )
+
+
+def _without(all_files: Iterable[RemoteFile], some: Iterable[RemoteFile]) -> list[RemoteFile]:
+    left_out = {*some}
+    return [file for file in all_files if file not in left_out]
+
+
+def _hash_unknown(wanted: Sequence[RemoteFile], verified: Verified, progress: type[Bar]) -> int:
+    """Look at files that nobody has looked at since they changed; returns how many are sound."""
     unknown = [file for file in wanted if verified.needs_hash(file)]
     if not unknown:
-        return
+        return 0
+    num_sound = 0
     with progress(total=sum(f.size for f in unknown), unit="B", label="Check") as bar:
         for file in unknown:
             wrong = verified.find(file)
             if wrong:
                 log.warning("%s is damaged and will be fetched again: %s", file.path, wrong)
+            num_sound += wrong is None
             bar.update(file.size)
             verified.save(now=False)
     verified.save()
+    return num_sound
 
 
-def fetch_files(
-    todo: Sequence[RemoteFile],
-    hub: Hub,
+def _rows(
     p: Params,
+    selection: Selection,
+    fetched: set[RemoteFile],
+    later: set[RemoteFile],
     verified: Verified,
-    progress: type[Bar] = Bar,
-    stop: threading.Event | None = None,
-) -> None:
-    """Fetch these files into p.local_dir, several at a time; each is checked and remembered.
-
-    Args:
-        stop: Set by another thread: ends soon; what is partial stays for the next one.
-
-    Raises:
-        AvomniError: as `fetch`.
-    """
-    _sweep(p.local_dir)
-    if not todo:
-        return
-    total = sum(file.size for file in todo)
-    files.need_room(p.local_dir, total, "the download")
-    count = _Count()
-
-    def one(file: RemoteFile) -> None:
-        hub.fetch(file, p.local_dir, count)
-        verified.remember(file)
-
-    try:
-        with (
-            progress(total=total, unit="B", label="Download") as bar,
-            concurrent.futures.ThreadPoolExecutor(p.download.max_workers) as pool,
-        ):
-            pending = {pool.submit(one, file) for file in todo}
-            try:
-                while pending:
-                    if stop is not None and stop.is_set():
-                        raise _Stopped
-                    done, pending = concurrent.futures.wait(
-                        pending, timeout=0.2, return_when=concurrent.futures.FIRST_COMPLETED
-                    )
-                    finished = len(todo) - len(pending)
-                    bar.update(count.take(), note=f"{finished} of {len(todo)} files")
-                    for future in done:
-                        future.result()
-                    verified.save(now=False)
-            except BaseException as error:
-                # A fault lets the files in flight end: they are worth keeping. Ctrl-C does not.
-                count.is_stopped = not isinstance(error, Exception) or isinstance(error, _Stopped)
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-    except _Stopped:
-        if stop is None or not stop.is_set():
-            raise
-    finally:
-        verified.save()
+) -> list[dict[str, Any]]:
+    evicted = read_evicted(p)
+    rows = []
+    for file in selection.files:
+        state = "fetched" if file in fetched else "kept"
+        if file.path in evicted:
+            state = "evicted"
+        elif file in later and not verified.known(file):
+            state = "missing"
+        rows.append({"path": file.path, "size": file.size, "state": state})
+    return rows
 
 
-class _Count(Bar):
-    """Bytes counted by threads, to be shown by the main one: widgets are not for threads."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.is_stopped = False
-        self._lock = threading.Lock()
-
-    def update(self, amount: float = 1, note: str = "") -> None:
-        if self.is_stopped and amount > 0:
-            raise _Stopped
-        with self._lock:
-            self.count += amount
-
-    def take(self) -> float:
-        with self._lock:
-            count, self.count = self.count, 0.0
-            return count
-
-
-class _Stopped(Exception):
-    """The user has stopped the download."""
-
-
-def _sweep(folder: Path) -> None:
-    files.sweep_partials(folder / ".avomni")
-    for path in (folder / CLIENT_CACHE).rglob("*.incomplete"):
-        path.unlink(missing_ok=True)
-
-
-def _chosen(p: Params, hub: Hub | None, selection: Selection, verified: Verified) -> Chosen:
-    hashes = {file.path: verified.sha256(file.path) for file in selection.files}
+def _chosen(
+    p: Params, hub: Hub | None, selection: Selection, later: set[RemoteFile], verified: Verified
+) -> Chosen:
+    hashes = {
+        file.path: file.sha256 if file in later else verified.sha256(file.path)
+        for file in selection.files
+    }
+    revision = hub.commit if hub else content_revision(hashes.items())
     return Chosen(
         repo_id=p.dataset.repo_id,
-        revision=hub.commit if hub else content_revision(hashes.items()),
+        revision=revision,
         chunks=selection.choice.chunks,
         clip_ids=selection.clip_ids,
         files={
             file.path: {"size": file.size, "sha256": hashes[file.path]} for file in selection.files
         },
+        chosen_on=_chosen_on(p, revision),
     )
 
 
-def _forecast_plan(p: Params, question: str | None) -> Plan:
-    expected, free = forecast(p), files.free_bytes(p.local_dir)
-    warnings = [f"nothing is fetched before you decide: {question}"] if question else []
-    if not expected.num_chunks:
-        warnings.append("download.target_size_gb is too small for one chunk of these cameras")
-    if expected.num_bytes > free:
-        warnings.append(f"no room: {gigabytes(expected.num_bytes)}, {gigabytes(free)} free")
-    rows = [
-        ("source", source_in_words(p), expected.note),
-        ("chunks", f"{expected.num_chunks}", f"download.target_chunks: {p.download.target_chunks}"),
-        ("clips", f"about {expected.num_clips}", ""),
-        ("files", f"{expected.num_files}", ""),
-        ("size", f"about {gigabytes(expected.num_bytes)}", _line_time(expected.num_bytes)),
-        ("room on the disk", gigabytes(free), str(p.local_dir)),
-    ]
-    figures = {
-        "num_chunks": expected.num_chunks,
-        "num_clips": expected.num_clips,
-        "num_files": expected.num_files,
-        "bytes": expected.num_bytes,
-        "bytes_free": free,
-        "is_estimate": True,
-    }
-    return Plan("Download", rows, warnings, figures)
-
-
-def _line_time(num_bytes: float) -> str:
-    return f"{minutes(num_bytes / EXAMPLE_LINE_BYTES_PER_S)} at 100 Mbit/s" if num_bytes else ""
+def _chosen_on(p: Params, revision: str) -> str:
+    """The licence's term counts from the first download of a revision."""
+    with contextlib.suppress(AvomniError):
+        before = chosen_file.read_chosen(p)
+        if (before.repo_id, before.revision) == (p.dataset.repo_id, revision) and before.chosen_on:
+            return before.chosen_on
+    return datetime.date.today().isoformat()
 
 
 def _in_words(counts: dict[str, int]) -> str:

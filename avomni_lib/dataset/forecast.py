@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from avomni_lib import files
 from avomni_lib.dataset import rig
 from avomni_lib.dataset.catalog import required_features
+from avomni_lib.dataset.selection import source_in_words
 from avomni_lib.params import Params
+from avomni_lib.plan import Plan, gigabytes, minutes
 
 # MB (1e6) of each feature of chunk 0 of nvidia/PhysicalAI-Autonomous-Vehicles, read from the hub's
 # listing in July 2026; other chunks differ by some tens of per cent.
@@ -25,6 +28,8 @@ MB_A_CHUNK = {
 }
 MB_METADATA, NUM_METADATA_FILES = 34, 3
 CLIPS_A_CHUNK = 100
+
+EXAMPLE_LINE_BYTES_PER_S = 12.5e6
 
 # Of a rendered world: measured at 128 × 72 and 320 × 180.
 WORLD_FPS = 30
@@ -67,3 +72,39 @@ def forecast(p: Params) -> Forecast:
         int(num_chunks * chunk_bytes + metadata),
         note,
     )
+
+
+def forecast_plan(p: Params, question: str | None) -> Plan:
+    """The plan of a download that has asked nobody yet.
+
+    Args:
+        question: What the user has to decide first, or None.
+    """
+    expected, free = forecast(p), files.free_bytes(p.local_dir)
+    warnings = [f"nothing is fetched before you decide: {question}"] if question else []
+    if not expected.num_chunks:
+        warnings.append("download.target_size_gb is too small for one chunk of these cameras")
+    if expected.num_bytes > free:
+        warnings.append(f"no room: {gigabytes(expected.num_bytes)}, {gigabytes(free)} free")
+    rows = [
+        ("source", source_in_words(p), expected.note),
+        ("chunks", f"{expected.num_chunks}", f"download.target_chunks: {p.download.target_chunks}"),
+        ("clips", f"about {expected.num_clips}", ""),
+        ("files", f"{expected.num_files}", ""),
+        ("size", f"about {gigabytes(expected.num_bytes)}", line_time(expected.num_bytes)),
+        ("room on the disk", gigabytes(free), str(p.local_dir)),
+    ]
+    figures = {
+        "num_chunks": expected.num_chunks,
+        "num_clips": expected.num_clips,
+        "num_files": expected.num_files,
+        "bytes": expected.num_bytes,
+        "bytes_free": free,
+        "is_estimate": True,
+    }
+    return Plan("Download", rows, warnings, figures)
+
+
+def line_time(num_bytes: float) -> str:
+    """How long a line takes that people know."""
+    return f"{minutes(num_bytes / EXAMPLE_LINE_BYTES_PER_S)} at 100 Mbit/s" if num_bytes else ""

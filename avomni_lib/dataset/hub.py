@@ -1,18 +1,17 @@
-"""The only room that talks to huggingface_hub: pinned revision, exact sizes, checked content.
+"""The only room that talks to huggingface_hub: pinned revision, exact sizes, bytes by Range.
 
-huggingface_hub checks the size of what it fetched, not its hash, and never looks again at a file of
-the pinned commit (measured on 1.33.0): here the content is compared with what the hub lists, the
-sha256 of large files and git's blob id of small ones.
+The client's own download starts a killed file anew, checks sizes and no hashes, and never looks
+again at a file of the pinned commit (measured on 1.33.0). Its session, addresses, headers and
+errors are used here; files come through `transfer.py`, which also tells why.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import re
-import time
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,11 +19,14 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import huggingface_hub
-from huggingface_hub import errors
+from huggingface_hub import constants, errors
+from huggingface_hub.utils import build_hf_headers
+from huggingface_hub.utils._runtime import is_xet_available
 
-from avomni_lib import files
-from avomni_lib.dataset import refusals
+from avomni_lib.dataset import answers, refusals, transfer
+from avomni_lib.dataset.backoff import Backoff, Busy
 from avomni_lib.dataset.remote import RemoteFile
+from avomni_lib.dataset.transfer import Body, Dropped, OtherContent
 from avomni_lib.errors import AvomniError
 from avomni_lib.plan import Bar
 
@@ -34,9 +36,12 @@ T = TypeVar("T")
 WEBSITE = "https://huggingface.co"
 # NVIDIA's kit asks for as many paths in one request.
 PATHS_A_REQUEST = 500
-NUM_TRIES = 4
 COMMIT = re.compile(r"[0-9a-f]{40}")
-BUSY_STATUSES = (429, 500, 502, 503, 504)
+BUSY_STATUSES = (408, 429, 500, 502, 503, 504)
+# Of a line before it is dropped and taken up again (HF_HUB_DOWNLOAD_TIMEOUT, 10 s); the API may
+# have to think.
+SILENCE_S = float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
+API_SILENCE_S = 3 * SILENCE_S
 
 
 class Hub:
@@ -47,6 +52,7 @@ class Hub:
         revision: 40 hex, a tag or a branch; None takes main's commit at the first need.
         endpoint: Another hub's address; None is huggingface.co.
         token: None takes the saved one (`hf auth login`, HF_TOKEN).
+        backoff: How long a busy hub and a bad line are borne with.
     """
 
     def __init__(
@@ -55,14 +61,19 @@ class Hub:
         revision: str | None = None,
         endpoint: str | None = None,
         token: str | None = None,
+        backoff: Backoff | None = None,
     ):
         self.repo_id, self.revision, self.endpoint = repo_id, revision, endpoint
+        self.backoff = backoff or Backoff()
         # No hub on this machine needs the user's own token.
         is_loopback = urlsplit(endpoint or "").hostname in ("127.0.0.1", "localhost", "::1")
         self._token = False if is_loopback and token is None else token
         if is_loopback:
             _keep_from_proxies()
         self._api = huggingface_hub.HfApi(endpoint=endpoint, token=self._token)
+        # Commit -> path -> what the hub lists, None where it lists nothing: it cannot change.
+        self._listed: dict[str, dict[str, RemoteFile | None]] = {}
+        self._is_xet_lost = False
 
     def __repr__(self) -> str:
         return f"Hub({self.repo_id!r}, revision={self.revision!r}, endpoint={self.endpoint!r})"
@@ -74,7 +85,9 @@ class Hub:
 
     def at(self, revision: str) -> Hub:
         """The same repository at another revision."""
-        return Hub(self.repo_id, revision, self.endpoint, self._token or None)
+        hub = Hub(self.repo_id, revision, self.endpoint, self._token or None, self.backoff)
+        hub._listed = self._listed
+        return hub
 
     @cached_property
     def commit(self) -> str:
@@ -108,178 +121,193 @@ class Hub:
 
     def sizes(self, paths: Sequence[str]) -> dict[str, RemoteFile]:
         """What the hub lists for these paths at the pinned commit, without those that it lacks."""
-        listed: dict[str, RemoteFile] = {}
-        for start in range(0, len(paths), PATHS_A_REQUEST):
-            batch = list(paths[start : start + PATHS_A_REQUEST])
+        known = self._listed.setdefault(self.commit, {})
+        unknown = [path for path in dict.fromkeys(paths) if path not in known]
+        for start in range(0, len(unknown), PATHS_A_REQUEST):
+            batch = unknown[start : start + PATHS_A_REQUEST]
             infos = self._ask(
                 lambda batch=batch: self._api.get_paths_info(
                     self.repo_id, batch, revision=self.commit, repo_type="dataset"
                 ),
                 f"sizes of {len(batch)} files",
             )
+            known.update(dict.fromkeys(batch))
             for info in infos:
                 if isinstance(info, huggingface_hub.hf_api.RepoFile):
                     sha256 = info.lfs.sha256 if info.lfs else None
-                    listed[info.path] = RemoteFile(info.path, info.size, sha256, info.blob_id)
-        return listed
+                    known[info.path] = RemoteFile(
+                        info.path, info.size, sha256, info.blob_id, info.xet_hash
+                    )
+        return {path: known[path] for path in paths if known[path]}
 
     def fetch(self, remote: RemoteFile, folder: Path, bar: Bar | None = None) -> Path:
-        """Fetch one file to `folder / remote.path` and compare it with what the hub lists.
-
-        A file whose content is wrong is removed and fetched once more.
-
-        Args:
-            remote: From `sizes`.
-            folder: Keeps the repository's own layout.
-            bar: Counts bytes as they arrive.
+        """Fetch one file to `folder / remote.path`, waiting for whoever is at work on it.
 
         Raises:
-            AvomniError: it is wrong twice, is gone from the source, may not be read, or there is no
-                room for it.
+            AvomniError: as `transfer.complete`.
         """
-        path = folder / remote.path
-        for attempt in (1, 2):
-            path.unlink(missing_ok=True)
-            feed = _feed(bar or Bar())
-            try:
-                with self._explained(remote.path, path):
-                    huggingface_hub.hf_hub_download(
-                        self.repo_id,
-                        remote.path,
-                        repo_type="dataset",
-                        revision=self.commit,
-                        endpoint=self.endpoint,
-                        token=self._token,
-                        local_dir=folder,
-                        # A second try must not take the client's own cached copy.
-                        force_download=attempt > 1,
-                        tqdm_class=feed,
-                    )
-                wrong = remote.differs(path)
-            except _Incomplete as error:
-                wrong = str(error)
-            if wrong is None:
-                feed.finish(remote.size)
-                return path
-            log.warning("%s arrived damaged (%s), try %d of 2", remote.path, wrong, attempt)
-            path.unlink(missing_ok=True)
-            feed.finish(0)
-        raise AvomniError(
-            f"{remote.path} arrived damaged twice: {wrong}",
-            where=f"{self.page} at {self.commit[:12]}",
-            fix="check the line and the disk, then run the same command again: "
-            "what is whole is kept",
+        path, was_taken = Path(folder) / remote.path, False
+        while True:
+            with transfer.claim(folder, remote) as partial:
+                if partial and was_taken and path.exists() and remote.differs(path) is None:
+                    return path
+                if partial:
+                    return transfer.complete(partial, self, folder, bar)
+            was_taken = True
+            self.backoff.pause(1)
+
+    @contextlib.contextmanager
+    def read(
+        self, remote: RemoteFile, start: int, stop: threading.Event | None = None
+    ) -> Iterator[Body]:
+        """A file's bytes from `start` on; as `transfer.Source` says."""
+        if remote.xet_hash and is_xet_available() and not self._is_xet_lost:
+            yield Body(start, self._xet_blocks(remote, start))
+            return
+        with contextlib.ExitStack() as stack:
+            response = self.backoff.patiently(
+                lambda: stack.enter_context(self._stream(remote, start)), stop
+            )
+            own, headers = _own(response).headers, response.headers
+            body_start = answers.first_byte(response.status_code, headers, own, remote, start)
+            with self._explained(remote.path):
+                yield Body(body_start, response.iter_bytes())
+
+    @contextlib.contextmanager
+    def _stream(self, remote: RemoteFile, start: int) -> Iterator[Any]:
+        """An open answer with a body. httpx drops the token where a redirect leaves the host."""
+        url = huggingface_hub.hf_hub_url(
+            self.repo_id,
+            remote.path,
+            repo_type="dataset",
+            revision=self.commit,
+            endpoint=self.endpoint,
         )
+        # A packed body could not be continued.
+        headers = self._headers | {"Accept-Encoding": "identity"}
+        if start:
+            headers["Range"] = f"bytes={start}-"
+        with (
+            self._explained(remote.path),
+            _session().stream("GET", url, headers=headers, timeout=SILENCE_S) as response,
+        ):
+            status = response.status_code
+            if status in BUSY_STATUSES:
+                raise self._busy(response, remote.path)
+            if status == 416:
+                raise OtherContent(f"no byte {start:,}, of {remote.size:,} that are listed")
+            if status >= 400:
+                explained = self._explain(response, remote.path)
+                # The address that the hub gave us has run out: the next try gets another one.
+                is_elsewhere = _own(response).url.netloc != response.url.netloc
+                raise Dropped(explained) if is_elsewhere else explained
+            self.backoff.hold(answers.quiet_s(response.headers))
+            yield response
+
+    @cached_property
+    def _headers(self) -> dict[str, str]:
+        return build_hf_headers(token=self._token, library_name="avomni")
+
+    def _xet_blocks(self, remote: RemoteFile, start: int) -> Iterator[bytes]:
+        """The same out of Xet's storage. If that fails, files come by Range from then on."""
+        blocks = None
+        try:
+            from hf_xet import XetFileInfo
+            from huggingface_hub.utils import _xet
+
+            route = _xet.xet_connection_info_refresh_url(
+                token_type=_xet.XetTokenType.READ,
+                repo_id=self.repo_id,
+                repo_type="dataset",
+                revision=self.commit,
+                endpoint=self.endpoint,
+            )
+            access = _xet.refresh_xet_connection_info(
+                file_data=_xet.XetFileData(remote.xet_hash, route), headers=self._headers
+            )
+            group = _xet.get_xet_session().new_download_stream_group(
+                endpoint=access.endpoint,
+                token=access.access_token,
+                token_expiry_unix_secs=access.expiration_unix_epoch,
+                token_refresh_url=route,
+                token_refresh_headers=self._headers,
+                custom_headers=_xet.xet_headers_without_auth(self._headers),
+            )
+            blocks = group.download_stream(XetFileInfo(remote.xet_hash, remote.size), start=start)
+            yield from blocks
+        except Exception as error:
+            if not self._is_xet_lost:
+                log.warning("Xet fails (%s): files come by plain HTTP from here on", error)
+            self._is_xet_lost = True
+            raise Dropped(self._unreachable("Xet", error)) from None
+        finally:
+            if blocks is not None:
+                blocks.cancel()
 
     def _ask(self, call: Callable[[], T], what: str) -> T:
-        """One request of the API; a busy hub is asked again (the client itself does not)."""
-        for attempt in range(NUM_TRIES):
+        """One request of the API."""
+
+        def ask() -> T:
+            _session()
+            with self._explained(what):
+                return call()
+
+        for attempt in (1, 2, 3):
             try:
-                with self._explained(what):
-                    return call()
-            except _Busy as busy:
-                if attempt + 1 == NUM_TRIES:
-                    raise busy.error from None
-                time.sleep(2.0**attempt if busy.wait_s is None else busy.wait_s)
+                return self.backoff.patiently(ask)
+            except Dropped as dropped:
+                # Who is not there at all will not be there in a second.
+                if dropped.is_unreached or attempt == 3:
+                    raise dropped.explained from None
+                self.backoff.pause(attempt)
         raise AssertionError("unreachable")
 
     @contextlib.contextmanager
-    def _explained(self, what: str, path: Path | None = None) -> Iterator[None]:
-        """Turn what the client raises into one message that says what to do."""
+    def _explained(self, what: str) -> Iterator[None]:
+        """Turn what the client raises into what can be done about it."""
         try:
             yield
         except errors.HfHubHTTPError as error:
-            explained = self._explain(error, what)
-            if error.response.status_code in BUSY_STATUSES and path is None:
-                raise _Busy(explained, error.response.headers.get("Retry-After")) from None
-            raise explained from None
+            if error.response.status_code in BUSY_STATUSES:
+                raise self._busy(error.response, what) from None
+            raise self._explain(error.response, what) from None
         except errors.OfflineModeIsEnabled:
-            raise AvomniError(
-                f"cannot ask the hub for {what}: HF_HUB_OFFLINE is set",
-                where=self.page,
-                fix="unset HF_HUB_OFFLINE, or set dataset.source: folder if the files are here",
-            ) from None
-        except errors.LocalEntryNotFoundError as error:
-            # The client's word for "could not ask"; the reason is its cause.
-            if isinstance(error.__cause__, errors.HfHubHTTPError):
-                raise self._explain(error.__cause__, what) from None
-            raise self._unreachable(what, error.__cause__ or error) from None
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and path is not None:
-                raise files.no_room(path, None) from None
-            if "Consistency check failed" in str(error):
-                raise _Incomplete("fewer or more bytes than listed") from None
-            raise
+            raise refusals.offline(what, self.page) from None
         except Exception as error:
-            # httpx's errors, which share no base with OSError, by name: 2.x has another library.
-            if type(error).__module__.split(".")[0] in ("httpx", "httpcore", "httpx2"):
+            # httpx's errors by name: huggingface_hub 2.x has another library.
+            kinds = {kind.__name__ for kind in type(error).__mro__}
+            if "TransportError" in kinds:
+                unreached = "ConnectError" in kinds or "ConnectTimeout" in kinds
+                raise Dropped(self._unreachable(what, error), unreached) from None
+            if "HTTPError" in kinds or "InvalidURL" in kinds:
                 raise self._unreachable(what, error) from None
             raise
 
-    def _explain(self, error: errors.HfHubHTTPError, what: str) -> AvomniError:
-        response = error.response
-        code = response.headers.get("X-Error-Code")
-        return refusals.explain(response.status_code, code, what, self.page, self.revision)
+    def _explain(self, response: Any, what: str) -> AvomniError:
+        status, headers = response.status_code, response.headers
+        told_s, code = answers.told_s(status, headers), headers.get("X-Error-Code")
+        return refusals.explain(status, code, what, self.page, self.revision, told_s)
+
+    def _busy(self, response: Any, what: str) -> Busy:
+        told_s = answers.told_s(response.status_code, response.headers)
+        is_for_all = response.status_code == 429 or told_s is not None
+        return Busy(self._explain(response, what), told_s, is_for_all)
 
     def _unreachable(self, what: str, cause: BaseException) -> AvomniError:
-        return AvomniError(
-            f"no connection to the hub while asking for {what}: {cause}",
-            where=self.endpoint or WEBSITE,
-            fix="check the network, a proxy (HTTPS_PROXY) and dataset.endpoint, then run the same "
-            "command again: what is whole is kept",
-        )
+        return refusals.unreachable(what, self.endpoint or WEBSITE, cause)
 
 
-class _Busy(Exception):
-    """The hub asks for patience."""
-
-    def __init__(self, error: AvomniError, retry_after: str | None):
-        self.error = error
-        self.wait_s = float(retry_after) if (retry_after or "").isdigit() else None
+def _own(response: Any) -> Any:
+    """The hub's own answer, before it redirected."""
+    return response.history[0] if response.history else response
 
 
-class _Incomplete(Exception):
-    """The body had another length than announced."""
-
-
-def _feed(bar: Bar) -> Any:
-    """What huggingface_hub takes for its tqdm: hands the bytes on to our bar and prints nothing.
-
-    `update_transfer` keeps Xet from opening a second one for the same bytes.
-    """
-
-    class Feed:
-        count = 0
-
-        def __init__(self, *_: Any, **__: Any):
-            pass
-
-        def update(self, amount: float = 1) -> None:
-            Feed.count += amount
-            bar.update(amount)
-
-        @staticmethod
-        def finish(num_bytes: int) -> None:
-            """Make the count what really came: a copy from a cache tells less, a retry more."""
-            if Feed.count != num_bytes:
-                bar.update(num_bytes - Feed.count)
-                Feed.count = num_bytes
-
-        def update_transfer(self, amount: float = 1) -> None:
-            pass
-
-        def set_transfer_postfix_str(self, *_: Any, **__: Any) -> None:
-            pass
-
-        set_postfix_str = refresh = close = set_transfer_postfix_str
-
-        def __enter__(self) -> Feed:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-    return Feed
+def _session() -> Any:
+    """The client's own session, which would wait for ever on a silent line."""
+    session = huggingface_hub.get_session()
+    if session.timeout.read is None:
+        session.timeout = API_SILENCE_S
+    return session
 
 
 def _keep_from_proxies() -> None:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from avomni_lib.errors import AvomniError
+from avomni_lib.plan import minutes
 
 
 def explain(
-    status: int, code: str | None, what: str, page: str, revision: str | None
+    status: int,
+    code: str | None,
+    what: str,
+    page: str,
+    revision: str | None,
+    told_s: float | None = None,
 ) -> AvomniError:
     """One message for one refusal.
 
@@ -16,6 +22,7 @@ def explain(
         what: The file, or the question that was asked.
         page: The data set's address on the hub.
         revision: As it was asked for.
+        told_s: The wait that the hub named.
     """
     accept = f"open {page}, read and accept its terms there"
     repo_id = page.partition("/datasets/")[2]
@@ -56,8 +63,35 @@ def explain(
             fix=f"check dataset.repo_id, {accept}, then `hf auth login` "
             "(HF_TOKEN, if set, comes first)",
         )
+    if status == 429:
+        told = f": it asks to wait {minutes(told_s)}" if told_s else ""
+        return AvomniError(
+            f"the hub takes no more requests (429, when asked for {what}){told}",
+            where=page,
+            fix=f"run the same command again {f'in {minutes(told_s)}' if told_s else 'later'}: it "
+            "goes on from here; with a token (`hf auth login`) the hub allows more",
+        )
     return AvomniError(
         f"the hub answered {status} when asked for {what}",
         where=page,
-        fix="wait some minutes and run the same command again: what is whole is kept",
+        fix="wait some minutes and run the same command again: it goes on from here",
+    )
+
+
+def unreachable(what: str, endpoint: str, cause: BaseException) -> AvomniError:
+    """There is no line to the hub, or it broke and stays broken."""
+    return AvomniError(
+        f"no connection to the hub while asking for {what}: {cause or type(cause).__name__}",
+        where=endpoint,
+        fix="check the network, a proxy (HTTPS_PROXY) and dataset.endpoint, then run the same "
+        "command again: it goes on from here",
+    )
+
+
+def offline(what: str, page: str) -> AvomniError:
+    """The user has told the hub's client not to use the network."""
+    return AvomniError(
+        f"cannot ask the hub for {what}: HF_HUB_OFFLINE is set",
+        where=page,
+        fix="unset HF_HUB_OFFLINE, or set dataset.source: folder if the files are here",
     )

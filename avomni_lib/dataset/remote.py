@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from avomni_lib import files
+BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,25 +19,49 @@ class RemoteFile:
         size: Bytes.
         sha256: Of a large file's content.
         blob_id: Git's id: of a small file's content, of the pointer to a large one.
+        xet_hash: By which Xet's storage knows a large file's content, where the hub offers Xet.
     """
 
     path: str
     size: int
     sha256: str | None = None
     blob_id: str | None = None
+    xet_hash: str | None = None
+
+    @property
+    def content_id(self) -> str | None:
+        """What the content is known by: the same id means the same bytes in any revision."""
+        return self.sha256 or self.blob_id
+
+    def new_hash(self) -> Any:
+        """A hash to be fed with the content; `wrong` then judges it.
+
+        Git's id of a file is the sha1 of a header and the content (Pro Git, "Git Objects").
+        """
+        if self.sha256 or not self.blob_id:
+            return hashlib.sha256()
+        return hashlib.sha1(b"blob %d\0" % self.size)
+
+    def wrong(self, size: int, content_hash: Any) -> str | None:
+        """Why `size` bytes with this hash are not this file, or None."""
+        if size != self.size:
+            return f"{size:,} bytes in place of {self.size:,}"
+        if self.content_id is None or content_hash.hexdigest() == self.content_id:
+            return None
+        return "its sha256 is wrong" if self.sha256 else "its git blob id is wrong"
 
     def differs(self, content: Path) -> str | None:
         """Why the file at `content` is not this one, or None. Reads the whole of it."""
         size = content.stat().st_size
-        if size != self.size:
-            return f"{size:,} bytes in place of {self.size:,}"
-        if self.sha256:
-            return None if files.sha256_file(content) == self.sha256 else "its sha256 is wrong"
-        if self.blob_id and git_blob_id(content.read_bytes()) != self.blob_id:
-            return "its git blob id is wrong"
-        return None
+        if size != self.size or self.content_id is None:
+            return self.wrong(size, None)
+        content_hash = self.new_hash()
+        with open(content, "rb") as file:
+            while block := file.read(BLOCK_BYTES):
+                content_hash.update(block)
+        return self.wrong(size, content_hash)
 
 
 def git_blob_id(content: bytes) -> str:
-    """Git's id of a file (Pro Git, "Git Objects"): how the hub knows small files."""
+    """Git's id of a file's content: how the hub knows small files."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

@@ -25,26 +25,32 @@ log = logging.getLogger(__name__)
 FOLDER = ".avomni"
 MANIFEST = f"{FOLDER}/verified.json"
 LOCK = f"{FOLDER}/lock"
-# Another run in the same data folder that has nothing to fetch is done in seconds.
-WAIT_S = 60.0
+MANIFEST_LOCK = f"{FOLDER}/verified.lock"
+# Held while the metadata is fetched and read, which is some seconds, or a minute on a poor line.
+WAIT_S = 300.0
 SAVE_EVERY_S = 2.0
 KEYS = {"size", "mtime_ns", "sha256", "blob_id", "checked_on"}
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class Verified:
-    """The record of one folder; `save` it after `find` and `remember`. Threads may share it."""
+    """The record of one folder; `save` it after `find` and `remember`.
+
+    Threads may share one, and processes a folder: `save` adds to what others have written.
+    """
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
-        self._entries: dict[str, dict[str, Any]] = {}
+        self._entries = _read(self.folder / MANIFEST)
+        self._unsaved: dict[str, dict[str, Any]] = {}
         self._lock = threading.Lock()
-        self._saved_s, self._is_changed = time.monotonic(), False
-        # A record that is missing, damaged or of another version costs only the hashing.
-        with contextlib.suppress(AvomniError, AttributeError, TypeError):
-            for path, entry in files.read_json(self.folder / MANIFEST).items():
-                if entry.keys() == KEYS:
-                    self._entries[path] = entry
+        self._saved_s = time.monotonic()
+
+    def reload(self) -> None:
+        """Learn what other processes have written meanwhile."""
+        entries = _read(self.folder / MANIFEST)
+        with self._lock:
+            self._entries = entries | self._unsaved
 
     def known(self, remote: RemoteFile) -> dict[str, Any] | None:
         """The entry of a file that lies unchanged since it was checked, and is `remote`'s."""
@@ -87,8 +93,7 @@ class Verified:
             "checked_on": datetime.date.today().isoformat(),
         }
         with self._lock:
-            self._entries[remote.path] = entry
-            self._is_changed = True
+            self._entries[remote.path] = self._unsaved[remote.path] = entry
 
     def sha256(self, path: str) -> str:
         return self._entries[path]["sha256"]
@@ -99,12 +104,14 @@ class Verified:
 
     def save(self, now: bool = True) -> None:
         """Write the record; with `now=False` at most every two seconds."""
-        if not self._is_changed or (not now and time.monotonic() - self._saved_s < SAVE_EVERY_S):
+        if not self._unsaved or (not now and time.monotonic() - self._saved_s < SAVE_EVERY_S):
             return
-        with self._lock:
-            entries, self._is_changed = dict(sorted(self._entries.items())), False
         try:
-            files.write_json(self.folder / MANIFEST, entries)
+            busy = "another process is writing down what it has checked"
+            with files.hold(self.folder / MANIFEST_LOCK, busy, WAIT_S), self._lock:
+                self._entries = _read(self.folder / MANIFEST) | self._unsaved
+                files.write_json(self.folder / MANIFEST, dict(sorted(self._entries.items())))
+                self._unsaved = {}
         except OSError as error:
             if error.errno not in READ_ONLY:
                 raise
@@ -114,20 +121,30 @@ class Verified:
 
 @contextlib.contextmanager
 def hold(folder: Path, wait_s: float = WAIT_S) -> Iterator[None]:
-    """Keep a second process from fetching into the same folder.
+    """Keep other processes from changing the metadata of a folder while it is chosen from.
+
+    Each file has its own lock besides (`transfer.claim`), and the record one for its writing.
 
     Raises:
         AvomniError: another process still works there after `wait_s`.
     """
     with contextlib.ExitStack() as stack:
         try:
-            busy = "another process is fetching into this folder"
+            busy = "another process is fetching the metadata into this folder"
             stack.enter_context(files.hold(Path(folder) / LOCK, busy, wait_s))
         except OSError as error:
             # Nobody can fetch into a read-only folder.
             if error.errno not in READ_ONLY:
                 raise
         yield
+
+
+def _read(manifest: Path) -> dict[str, dict[str, Any]]:
+    """A record that is missing, damaged or of another version costs only the hashing."""
+    with contextlib.suppress(AvomniError, AttributeError, TypeError):
+        entries = files.read_json(manifest).items()
+        return {path: entry for path, entry in entries if entry.keys() == KEYS}
+    return {}
 
 
 def _state(path: Path) -> tuple[int, int] | None:

@@ -1,7 +1,7 @@
 """A folder in the data set's layout, served to the real huggingface_hub client on 127.0.0.1.
 
 The demo's 02 thus fetches over HTTP by the very code that fetches from huggingface.co. Standard
-library only; `hub_protocol.py` holds the answers. Xet is not offered.
+library only; `hub_protocol.py` holds the answers, `hub_wire.py` sends them.
 
 It binds to loopback alone: it is no way to pass gated data on.
 """
@@ -10,76 +10,85 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from avomni_lib import files
 from avomni_lib.dataset.remote import git_blob_id
 from avomni_lib.errors import AvomniError
-from avomni_lib.world.hub_protocol import HOST, Blob, Handler, Request, Server, pointer
+from avomni_lib.world.hub_faults import Faults
+from avomni_lib.world.hub_protocol import Handler
+from avomni_lib.world.hub_wire import HOST, Blob, Request, Server, pointer
 
 # What a data set repository keeps in git itself; all else is large and known by its sha256 (LFS).
 TEXT_SUFFIXES = {".csv", ".md", ".txt", ".json", ".yaml", ".yml"}
 TEXT_MAX_BYTES = 10_000_000
 
 
-@dataclass
-class Faults:
-    """What a poor line or a changed source does: path -> how many more times (for tests).
-
-    Attributes:
-        flipped: GETs that carry one wrong bit.
-        cut: GETs whose connection drops half way.
-        busy: Requests that are answered 429; API routes too.
-        vanished: Files that answer 404 although they were listed.
-        sizes: Sizes that paths-info states in place of the true ones.
-    """
-
-    flipped: Counter[str] = field(default_factory=Counter)
-    cut: Counter[str] = field(default_factory=Counter)
-    busy: Counter[str] = field(default_factory=Counter)
-    vanished: set[str] = field(default_factory=set)
-    sizes: dict[str, int] = field(default_factory=dict)
-
-
 class LocalHub:
     """A running hub; use it as a context manager.
 
     Attributes:
-        endpoint: Its address, `http://127.0.0.1:<port>`.
-        commit: 40 hex, a function of the files' names and contents.
+        commit: Main's: 40 hex, a function of the files' names and contents.
+        commits: Every commit that is served -> path -> file.
         requests: Every request so far.
         faults: Nothing, until a test asks for some.
+        storage: The second host, to which requests for large files are sent on; None without one.
+        xet: The address of a Xet storage that is offered; None without one.
     """
 
     def __init__(
-        self, folder: Path, repo_id: str, token: str | None, port: int, bytes_per_s: float | None
+        self,
+        folder: Path,
+        repo_id: str,
+        token: str | None,
+        port: int,
+        bytes_per_s: float | None,
+        has_storage: bool,
+        xet: str | None,
     ):
-        self.folder, self.repo_id = Path(folder), repo_id
-        self.token, self.bytes_per_s = token, bytes_per_s
-        self.blobs = {blob.path: blob for blob in _snapshot(self.folder)}
-        if not self.blobs:
-            raise AvomniError("nothing to serve: the folder holds no file", where=str(folder))
-        listing = "".join(f"{blob.git_id} {path}\n" for path, blob in self.blobs.items())
-        self.commit = hashlib.sha1(listing.encode()).hexdigest()
+        self.repo_id, self.token, self.bytes_per_s, self.xet = repo_id, token, bytes_per_s, xet
+        self.commits: dict[str, dict[str, Blob]] = {}
+        self.move_to(folder)
         self.requests: list[Request] = []
         self.faults = Faults()
         self._lock = threading.Lock()
         try:
             self._server = Server((HOST, port), Handler)
+            self.storage = Server((HOST, 0), Handler) if has_storage else None
         except OSError as error:
             raise AvomniError(f"the local hub cannot listen on port {port}: {error}") from None
-        self._server.hub = self
-        # Looks every 50 ms whether it shall stop.
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.05,), daemon=True
-        )
+        self._servers = [server for server in (self._server, self.storage) if server]
+        self._threads = []
+        for server in self._servers:
+            server.hub = self
+            # Looks every 50 ms whether it shall stop.
+            run = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+            self._threads.append(run)
 
     @property
     def endpoint(self) -> str:
-        return f"http://{HOST}:{self._server.server_address[1]}"
+        """Its address, `http://127.0.0.1:<port>`."""
+        return self._server.address
+
+    @property
+    def blobs(self) -> dict[str, Blob]:
+        """Main's files."""
+        return self.commits[self.commit]
+
+    def move_to(self, folder: Path) -> None:
+        """Main's next commit holds this folder's files; the commits before are served as well.
+
+        Raises:
+            AvomniError: the folder holds no file.
+        """
+        blobs = {blob.path: blob for blob in _snapshot(Path(folder))}
+        if not blobs:
+            raise AvomniError("nothing to serve: the folder holds no file", where=str(folder))
+        listing = "".join(f"{blob.git_id} {path}\n" for path, blob in blobs.items())
+        commit = hashlib.sha1(listing.encode()).hexdigest()
+        self.commits[commit] = blobs
+        self.commit = commit
 
     def gets(self, path: str) -> int:
         """How many GETs of the file were answered with content."""
@@ -94,22 +103,17 @@ class LocalHub:
             self.requests.append(request)
         return request
 
-    def happens(self, fault: Counter[str], path: str) -> bool:
-        """Use up one occurrence of a fault."""
-        with self._lock:
-            if fault[path] > 0:
-                fault[path] -= 1
-                return True
-            return False
-
     def __enter__(self) -> LocalHub:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        for server in self._servers:
+            server.shutdown()
+            server.server_close()
+        for thread in self._threads:
+            thread.join()
 
 
 def serve(
@@ -119,6 +123,8 @@ def serve(
     token: str | None = None,
     port: int = 0,
     bytes_per_s: float | None = None,
+    has_storage: bool = False,
+    xet: str | None = None,
 ) -> LocalHub:
     """A hub that serves `folder` as the data set `repo_id` while its context is open.
 
@@ -128,11 +134,13 @@ def serve(
         token: If given, files are gated: no token is answered 401, another one 403.
         port: 0 takes a free one.
         bytes_per_s: Speed of each answer; None is as fast as it goes.
+        has_storage: Send requests for large files on to a second host, as huggingface.co does.
+        xet: The address of a Xet storage to offer for large files.
 
     Raises:
         AvomniError: the folder holds no file, or the port is taken.
     """
-    return LocalHub(folder, repo_id, token, port, bytes_per_s)
+    return LocalHub(folder, repo_id, token, port, bytes_per_s, has_storage, xet)
 
 
 def _snapshot(folder: Path) -> Iterator[Blob]:
@@ -144,4 +152,4 @@ def _snapshot(folder: Path) -> Iterator[Blob]:
         sha256 = files.sha256_file(path)
         is_large = path.suffix not in TEXT_SUFFIXES or size > TEXT_MAX_BYTES
         git_id = git_blob_id(pointer(sha256, size) if is_large else path.read_bytes())
-        yield Blob(name.as_posix(), size, sha256, git_id, is_large)
+        yield Blob(name.as_posix(), size, sha256, git_id, is_large, path)

@@ -1,0 +1,158 @@
+"""Patience with a busy hub, shared by all threads that ask it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from avomni_lib.errors import AvomniError
+from avomni_lib.plan import minutes
+
+T = TypeVar("T")
+
+FIRST_WAIT_S = 1.0
+MAX_WAIT_S = 60.0
+# Tries without a byte or an answer before a request is given up: about four minutes.
+NUM_TRIES = 10
+# The hub counts requests over 5 minutes; who names a longer wait than this is not waited for.
+MAX_TOLD_S = 900.0
+LOOK_EVERY_S = 0.1
+
+
+class Stopped(Exception):
+    """The work was stopped from outside."""
+
+
+class Busy(Exception):
+    """The hub asks for patience, or is not well.
+
+    Args:
+        explained: What to say if it goes on.
+        told_s: The wait that it named.
+        is_for_all: Whether every request would be refused, not this one alone.
+    """
+
+    def __init__(self, explained: AvomniError, told_s: float | None, is_for_all: bool):
+        self.explained, self.told_s, self.is_for_all = explained, told_s, is_for_all
+
+
+class Backoff:
+    """Who waits how long. After a refusal all threads wait, then one alone tries first.
+
+    Args:
+        first_s: The first wait after a refusal that names none; it doubles each time.
+        num_tries: Refusals in a row that are taken.
+    """
+
+    def __init__(self, first_s: float = FIRST_WAIT_S, num_tries: int = NUM_TRIES):
+        self.first_s, self.num_tries = first_s, num_tries
+        self._changed = threading.Condition()
+        # A turn is the number of refusals known when it was taken: what is sent before a refusal
+        # and answered after it says nothing new.
+        self._turn, self._num_in_a_row = 0, 0
+        self._until_s, self._is_tried = 0.0, False
+
+    @property
+    def note(self) -> str:
+        """For a bar: `the hub asks to wait: 12 s`, or nothing."""
+        left = self._until_s - time.monotonic()
+        return f"the hub asks to wait: {minutes(left)}" if left > 0 else ""
+
+    def take_turn(self, stop: threading.Event | None = None) -> int:
+        """Return when this thread may ask; its number goes to `answered`, `refused` or `left`.
+
+        Raises:
+            Stopped: `stop` was set.
+        """
+        with self._changed:
+            while True:
+                check(stop)
+                left = self._until_s - time.monotonic()
+                if left <= 0 and not self._is_tried:
+                    self._is_tried = self._num_in_a_row > 0
+                    return self._turn
+                self._changed.wait(min(left, LOOK_EVERY_S) if left > 0 else LOOK_EVERY_S)
+
+    def answered(self, turn: int) -> None:
+        """The hub is there."""
+        with self._changed:
+            if turn == self._turn:
+                self._num_in_a_row, self._is_tried = 0, False
+            self._changed.notify_all()
+
+    def hold(self, wait_s: float) -> None:
+        """The hub answers, and says that nothing more may be asked for so long."""
+        with self._changed:
+            self._until_s = max(self._until_s, time.monotonic() + min(wait_s, MAX_TOLD_S))
+
+    def refused(self, turn: int, told_s: float | None) -> bool:
+        """The hub asks for patience; returns whether to go on trying.
+
+        Args:
+            told_s: The wait that it named.
+        """
+        with self._changed:
+            if turn == self._turn:
+                self._turn, self._num_in_a_row = self._turn + 1, self._num_in_a_row + 1
+                self._is_tried = False
+            wait_s = self.wait_s(self._num_in_a_row) if told_s is None else told_s
+            self._until_s = max(self._until_s, time.monotonic() + min(wait_s, MAX_TOLD_S))
+            self._changed.notify_all()
+            return self._num_in_a_row < self.num_tries and wait_s <= MAX_TOLD_S
+
+    def left(self, turn: int) -> None:
+        """The thread that had the turn got no answer: another one may try."""
+        with self._changed:
+            if turn == self._turn:
+                self._is_tried = False
+            self._changed.notify_all()
+
+    def patiently(self, call: Callable[[], T], stop: threading.Event | None = None) -> T:
+        """What `call` returns, which raises Busy where another try is worth while.
+
+        Raises:
+            AvomniError: the hub has been busy for too long.
+            Stopped: `stop` was set.
+        """
+        num_tries = 0
+        while True:
+            turn = self.take_turn(stop)
+            try:
+                answer = call()
+            except Busy as busy:
+                num_tries += 1
+                goes_on = num_tries < self.num_tries
+                if busy.is_for_all:
+                    goes_on = self.refused(turn, busy.told_s) and goes_on
+                else:
+                    self.left(turn)
+                if not goes_on:
+                    raise busy.explained from None
+                if not busy.is_for_all:
+                    self.pause(num_tries, stop)
+            except BaseException:
+                self.left(turn)
+                raise
+            else:
+                self.answered(turn)
+                return answer
+
+    def wait_s(self, num_tries: int) -> float:
+        """The wait after so many tries in vain."""
+        return min(self.first_s * 2.0 ** (num_tries - 1), MAX_WAIT_S)
+
+    def pause(self, num_tries: int, stop: threading.Event | None = None) -> None:
+        """What one thread waits alone after so many tries in vain.
+
+        Raises:
+            Stopped: `stop` was set.
+        """
+        (stop or threading.Event()).wait(self.wait_s(num_tries))
+        check(stop)
+
+
+def check(stop: threading.Event | None) -> None:
+    if stop is not None and stop.is_set():
+        raise Stopped
