@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Sequence
 
 import av
@@ -133,5 +132,6 @@ class _Reader:
             raise self._undecodable(what, min(pending))
 
     def _undecodable(self, what: str, packet: int) -> _Fault:
-        starts = self.stream.starts
-        return _Fault(what, packet, starts[bisect.bisect_right(starts, packet) - 1])
+        keys = self.stream.keys
+        before = int(np.searchsorted(keys, packet, side="right")) - 1
+        return _Fault(what, packet, int(keys[before]) if before >= 0 else 0)
