@@ -1,7 +1,10 @@
 """The audit: every fault is found, is told with its reason, and touches no other clip."""
 
+import dataclasses
+import datetime
 import io
 import json
+import logging
 import os
 import re
 import shutil
@@ -14,8 +17,9 @@ import pandas as pd
 import pytest
 
 from avomni_lib.dataset import rig
-from avomni_lib.dataset.audit import Audit, audit, plan
+from avomni_lib.dataset.audit import Audit, audit, path_of, plan
 from avomni_lib.dataset.download import fetch
+from avomni_lib.dataset.evicted import evict
 from avomni_lib.dataset.hub import Hub
 from avomni_lib.dataset.verified import MANIFEST
 from avomni_lib.errors import AvomniError
@@ -26,7 +30,6 @@ from tests.published_set import (
     Drive,
     chunk_path,
     clip_id_of,
-    egomotion_times,
     encode_video,
     frame_bits,
     parquet_bytes,
@@ -38,7 +41,8 @@ from tests.published_set import (
 REPO = "avomni/world"
 CAMERA = rig.REAR_LEFT.name
 CLIP = clip_id_of(1)
-SECONDS = 0.2
+SECONDS = 0.4
+FAULTS = ("damaged", "odd")
 
 
 @pytest.fixture(scope="module")
@@ -63,14 +67,24 @@ def folder(published: Path, tmp_path: Path) -> Path:
     return shutil.copytree(published, tmp_path / "data")
 
 
-def params(tmp_path: Path, source: str = "world", **download: object) -> Params:
+def params(tmp_path: Path, source: str = "world", depth: str = "quick", **download) -> Params:
     return Params.from_values(
         {
             "run": {"name": "run", "outputs_dir": str(tmp_path / "outputs")},
-            "dataset": {"source": source, "repo_id": REPO, "local_dir": str(tmp_path / "data")},
+            "dataset": {
+                "source": source,
+                "repo_id": REPO,
+                "local_dir": str(tmp_path / "data"),
+                "audit": depth,
+            },
             "download": {"target_chunks": 2, "target_size_gb": 1.0} | download,
+            "processing": {"num_workers": 1},
         }
     )
+
+
+def deep(p: Params) -> Params:
+    return p.model_copy(update={"dataset": p.dataset.model_copy(update={"audit": "full"})})
 
 
 def clip_row(found: Audit, clip_id: str) -> dict:
@@ -83,10 +97,18 @@ def file_row(found: Audit, path: str) -> dict:
     return row
 
 
+def faults(found: Audit) -> list[dict]:
+    return [row for row in found.findings if row["severity"] in FAULTS]
+
+
+def by_state(found: Audit) -> dict[str, int]:
+    return {state: n for state, n in found.figures["clips_by_state"].items() if n}
+
+
 def test_before_the_download_all_is_missing_and_counted(hub: Hub, tmp_path: Path):
     p = params(tmp_path)
     found = audit(p, hub)
-    assert found.figures["clips_by_state"] == {"damaged": 0, "absent": 0, "missing": 6, "sound": 0}
+    assert by_state(found) == {"missing": 6}
     assert (found.states == "missing").all()
     assert found.states.shape == (len(found.features), 6)
     expected = fetch(p, hub).figures
@@ -96,21 +118,47 @@ def test_before_the_download_all_is_missing_and_counted(hub: Hub, tmp_path: Path
     assert found.figures["source"]["num_clips"] == 6
     assert found.figures["source"]["clips_by_split"] == {"train": 2, "val": 2, "test": 2}
     assert found.figures["source"]["num_features"] == 36
+    assert found.findings == []
 
 
-def test_after_the_download_all_is_sound(server: LocalHub, hub: Hub, tmp_path: Path):
+def test_a_sound_set_raises_nothing_at_either_depth(server: LocalHub, hub: Hub, tmp_path: Path):
     p = params(tmp_path)
     before = audit(p, hub)
     fetch(p, hub)
     num_gets = len(server.requests)
-    found = audit(p, hub)
-    assert {row["state"] for row in found.files} == {"sound"}
-    assert (found.states == "sound").all() and found.warnings == []
-    assert found.figures["codecs"] == {"h264": 6 * 4}
-    assert found.figures["bytes_to_fetch"] == 0
+    quick, full = audit(p, hub), audit(deep(p), hub)
+    for found in (quick, full):
+        assert {row["state"] for row in found.files} == {"sound"}
+        assert (found.states == "sound").all() and found.warnings == [] and faults(found) == []
+        assert found.figures["bytes_to_fetch"] == 0
+        assert found.digest == before.digest
     assert not any(r.method == "GET" and "chunk" in r.path for r in server.requests[num_gets:])
-    assert found.digest == before.digest
-    json.dumps([found.files, found.clips, found.figures])
+    assert quick.figures["bytes_read"] == 0 and quick.figures["codecs"] == {}
+    assert full.figures["bytes_read"] == full.figures["bytes"]
+    assert full.figures["codecs"] == {"h264": 6 * 4}
+
+
+def test_the_whole_result_is_written_as_json(folder: Path, tmp_path: Path):
+    p = params(tmp_path, "folder", "full")
+    found = audit(p, None)
+    assert json.loads(path_of(p).read_text()) == json.loads(json.dumps(dataclasses.asdict(found)))
+    assert [path.name for path in path_of(p).parent.iterdir()] == ["audit.json"]
+
+
+def test_streams_and_egomotion_are_told_in_figures(folder: Path, tmp_path: Path):
+    found = audit(params(tmp_path, "folder", "full"), None)
+    told = found.figures["streams"][CAMERA]
+    assert told["num_streams"] == 6 and told["rates"] == {"30": 6} and told["num_open"] == 0
+    assert told["codecs"] == {"h264 Constrained Baseline": 6} and told["sizes"] == {"64×48": 6}
+    # Twelve frames or thirteen, with a key frame every fifteenth: one group, cut by the end.
+    assert sum(told["gops"].values()) == 6 and told["gops"].keys() <= {"12", "13"}
+    assert 0 < told["mbit_per_s"][0] <= told["mbit_per_s"][1] <= told["mbit_per_s"][2] < 10
+    ego = found.figures["egomotion"]
+    assert ego["num_clips"] == 6 and 90 < ego["rate_hz"][1] < 110
+    assert ego["past_video_s"] == pytest.approx([9, 9, 9], abs=0.1)
+    (row,) = found.findings
+    assert (row["severity"], row["what"]) == ("noted", "ego motion runs past the video")
+    assert "by 9.0 s" in row["reason"] and "6 clips" in row["reason"]
 
 
 def test_files_that_the_run_does_not_take_are_named(hub: Hub, folder: Path, tmp_path: Path):
@@ -122,103 +170,117 @@ def test_files_that_the_run_does_not_take_are_named(hub: Hub, folder: Path, tmp_
     assert found.digest != audit(params(tmp_path), hub).digest
 
 
-def video(num_frames: int) -> bytes:
-    return encode_video([frame_bits(1, 0, i, 64, 48) for i in range(num_frames)])
+def test_clips_that_the_run_does_not_take_are_named(folder: Path, tmp_path: Path):
+    """Their part of a zip may be anything; the zip as a whole still counts."""
+    spoil_member(folder, 2, CAMERA, "mp4", lambda content: content[:500])
+    clips = {"clip_ids": [clip_id_of(0), clip_id_of(4)]}
+    found = audit(params(tmp_path, "folder", "full", clips=clips), None)
+    states = [clip_row(found, clip_id_of(n))["state"] for n in range(6)]
+    assert states.count("sound") == 2 and (states[0], states[4]) == ("sound", "sound")
+    assert states.count("not chosen") == 4 and faults(found) == []
 
 
-def ego(change: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[bytes], bytes]:
-    def spoil(content: bytes) -> bytes:
-        table = change(pd.read_parquet(io.BytesIO(content)))
-        return parquet_bytes({name: table[name].to_numpy() for name in table})
-
-    return spoil
-
-
-def nan_in_x(table: pd.DataFrame) -> pd.DataFrame:
-    table.loc[7, "x"] = np.nan
-    return table
-
-
-def not_in_order(table: pd.DataFrame) -> pd.DataFrame:
-    table.loc[[3, 4]] = table.loc[[4, 3]].to_numpy()
-    return table.astype({"timestamp": np.int64})
-
-
-def no_rotation(table: pd.DataFrame) -> pd.DataFrame:
-    table.loc[9, "qw"] = 0.5
-    return table
-
-
-def gap(table: pd.DataFrame) -> pd.DataFrame:
-    return table[(table.timestamp < 50_000) | (table.timestamp > 700_000)]
-
-
-def too_late(table: pd.DataFrame) -> pd.DataFrame:
-    return table[table.timestamp > 100_000]
-
-
-def too_short(table: pd.DataFrame) -> pd.DataFrame:
-    return table[table.timestamp < 100_000]
-
-
-def times(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[bytes], bytes]:
-    def spoil(content: bytes) -> bytes:
-        return parquet_bytes({"timestamp": change(pd.read_parquet(io.BytesIO(content)).timestamp)})
-
-    return spoil
-
-
-def swapped(values: np.ndarray) -> np.ndarray:
-    values = np.array(values)
-    values[[2, 3]] = values[[3, 2]]
-    return values
-
-
-@pytest.mark.parametrize(
-    ("feature", "member", "spoil", "says"),
-    [
-        (CAMERA, "mp4", lambda _: video(5), r"5 frames in the mp4, \d+ timestamps"),
-        (CAMERA, "mp4", lambda content: content[:200], "the mp4 does not open"),
-        (CAMERA, "mp4", lambda _: b"", "the mp4 does not open"),
-        (CAMERA, "timestamps.parquet", times(swapped), "timestamps do not rise at row 3"),
-        (CAMERA, "timestamps.parquet", times(lambda v: v[:-1]), "frames in the mp4"),
-        (CAMERA, "timestamps.parquet", lambda _: b"PAR1", "not a readable parquet file"),
-        ("egomotion", "parquet", ego(nan_in_x), "x is nan at row 7"),
-        ("egomotion", "parquet", ego(not_in_order), "not in order"),
-        ("egomotion", "parquet", ego(no_rotation), r"no rotation at row 9: \|q\|"),
-        ("egomotion", "parquet", ego(gap), "a gap of 0.6[5-9] s in ego motion at 0.0[45] s"),
-        ("egomotion", "parquet", ego(too_late), "ego motion covers 0.1. to"),
-        ("egomotion", "parquet", ego(too_short), "ego motion covers -0.1. to 0.0. s, the cameras"),
-        ("egomotion", "parquet", ego(lambda t: t.head(1)), "ego motion has 1 rows"),
-        ("egomotion", "parquet", ego(lambda t: t.drop(columns="qz")), "no column qz"),
-    ],
-)
-def test_one_bad_clip_is_a_row_with_its_reason(
-    folder: Path, tmp_path: Path, feature: str, member: str, spoil, says: str
-):
-    path = folder / chunk_path(feature, 0)
+def spoil_member(folder: Path, number: int, feature: str, member: str, spoil: Callable) -> None:
+    path = folder / chunk_path(feature, number // 3)
     members = read_zip(path)
-    name = f"{CLIP}.{feature}.{member}"
+    name = f"{clip_id_of(number)}.{feature}.{member}"
     write_zip(path, members | {name: spoil(members[name])})
-    found = audit(params(tmp_path, "folder"), None)
+
+
+def test_one_bad_clip_is_a_row_with_its_reason(folder: Path, tmp_path: Path):
+    """Three clips with a fault each, in three features: nothing else is touched."""
+    five = encode_video([frame_bits(1, 0, i, 64, 48) for i in range(5)])
+    spoil_member(folder, 0, CAMERA, "mp4", lambda _: five)
+    spoil_member(folder, 1, "egomotion", "parquet", lambda _: parquet_bytes({"timestamp": [1, 2]}))
+    path = folder / chunk_path("sensor_extrinsics", 1)
+    table = pd.read_parquet(path)
+    table.loc[table.clip_id == clip_id_of(5), "qw"] = 0.9
+    table.to_parquet(path)
+    found = audit(params(tmp_path, "folder", "full"), None)
+    for number, feature, says in (
+        (0, CAMERA, r"5 frames in the mp4, 1\d timestamps"),
+        (1, "egomotion", "egomotion: no column qx"),
+        (5, "sensor_extrinsics", r"no rotation of camera_front_wide_120fov: \|q\| = 1\.2"),
+    ):
+        row = clip_row(found, clip_id_of(number))
+        assert row["state"] == "damaged"
+        assert [name for name, state in row["features"].items() if state != "sound"] == [feature]
+        assert row["reason"].startswith(f"{feature}: ") and re.search(says, row["reason"])
+    assert by_state(found) == {"damaged": 3, "sound": 3}
+    assert not any(row["state"] in FAULTS for row in found.files), "as published"
+    assert found.warnings == ["clips that are damaged: 3; see the table"]
+
+
+def test_what_can_be_used_but_is_strange_is_odd(folder: Path, tmp_path: Path):
+    def slower(content: bytes) -> bytes:
+        table = pd.read_parquet(io.BytesIO(content))
+        steps = np.arange(len(table)) * 40_000 - 14_000
+        return parquet_bytes({"timestamp": steps})
+
+    spoil_member(folder, 1, CAMERA, "timestamps.parquet", slower)
+    found = audit(params(tmp_path, "folder", "full"), None)
     row = clip_row(found, CLIP)
-    assert (row["state"], row["features"][feature]) == ("damaged", "damaged")
-    assert re.search(says, row["reason"]), row["reason"]
-    assert row["reason"].startswith(f"{feature}: ")
-    others = [row for row in found.clips if row["clip_id"] != CLIP]
-    assert {row["state"] for row in others} == {"sound"} and len(others) == 5
-    assert [n for n, s in row["features"].items() if s != "sound"] == [feature]
-    assert found.warnings == ["clips that are damaged: 1; see the table"]
+    assert row["features"][CAMERA] == row["state"] == "odd"
+    assert "40.0 ms from frame to frame, not 33.3" in row["reason"]
+    assert by_state(found) == {"odd": 1, "sound": 5}
+    assert found.warnings == ["clips that are odd: 1; see the table"]
 
 
-def test_a_late_gap_in_egomotion_is_no_fault(folder: Path, tmp_path: Path):
-    """The recording runs on after the video; only the cameras' span is needed here."""
-    path = folder / chunk_path("egomotion", 0)
-    name = f"{CLIP}.egomotion.parquet"
-    times_us = egomotion_times(1, SECONDS)
-    times_us = times_us[(times_us < 2_000_000) | (times_us > 4_000_000)]
-    write_zip(path, read_zip(path) | {name: parquet_bytes(Drive(1).egomotion(times_us))})
-    assert clip_row(audit(params(tmp_path, "folder"), None), CLIP)["state"] == "sound"
+def test_ego_motion_is_held_against_the_cameras_of_its_own_clip(folder: Path, tmp_path: Path):
+    def cut(until_us: int) -> Callable[[bytes], bytes]:
+        def spoil(content: bytes) -> bytes:
+            table = pd.read_parquet(io.BytesIO(content))
+            return parquet_bytes({k: v[table.timestamp < until_us] for k, v in table.items()})
+
+        return spoil
+
+    spoil_member(folder, 1, "egomotion", "parquet", cut(300_000))
+    spoil_member(folder, 4, "egomotion", "parquet", cut(5_000_000))
+    found = audit(params(tmp_path, "folder", "full"), None)
+    assert clip_row(found, clip_id_of(1))["state"] == "damaged"
+    assert re.search(
+        r"covers -0\.\d+ to 0\.(29|30) s, the cameras", clip_row(found, CLIP)["reason"]
+    )
+    row = clip_row(found, clip_id_of(4))
+    assert (
+        row["state"] == "odd"
+        and "after the last frame; processing.horizon_s is 6.4" in (row["reason"])
+    )
+
+
+def test_online_is_held_against_offline_where_it_lies_on_the_disk(folder: Path, tmp_path: Path):
+    times = np.arange(0, 5_000_001, 100_000)
+    members = {}
+    for number in range(3):
+        exact = Drive(number).egomotion(times)
+        wanted = ("timestamp", "qx", "qy", "qz", "qw", "x", "y", "z")
+        columns = {name: exact[name].copy() for name in wanted}
+        # Another frame of its own (turned by 90° and elsewhere), and for one clip another way.
+        columns["x"], columns["y"] = 7.0 - exact["y"], exact["x"] - 3.0
+        if number == 1:
+            columns["x"] += np.linspace(0, 3, len(times)) ** 2
+        members[f"{clip_id_of(number)}.egomotion.offline.parquet"] = parquet_bytes(columns)
+    write_zip(folder / chunk_path("egomotion.offline", 0), members)
+    found = audit(params(tmp_path, "folder", "full"), None)
+    assert by_state(found) == {"odd": 1, "sound": 5}
+    row = clip_row(found, CLIP)
+    assert row["features"]["egomotion"] == "odd"
+    assert re.search(r"online and offline positions differ by \d\.\d\d m at", row["reason"])
+    ego = found.figures["egomotion"]
+    assert ego["num_with_offline"] == 3 and ego["offline_off_m"][0] < 0.01
+    noted = [r for r in found.findings if r["what"] == "online and offline ego motion differ"]
+    assert len(noted) == 1 and "in 3 clips" in noted[0]["reason"]
+
+
+def test_a_lens_for_another_picture_is_damaged(folder: Path, tmp_path: Path):
+    path = folder / chunk_path("camera_intrinsics", 0)
+    table = pd.read_parquet(path)
+    table.loc[(table.clip_id == CLIP) & (table.camera_name == CAMERA), "width"] = 128
+    table.to_parquet(path)
+    found = audit(params(tmp_path, "folder", "full"), None)
+    row = clip_row(found, CLIP)
+    assert row["features"]["camera_intrinsics"] == "damaged" and by_state(found)["damaged"] == 1
+    assert f"the lens of {CAMERA} is for 128×48 px, its video is 64×48" in row["reason"]
 
 
 def lacking_row(path: Path) -> None:
@@ -226,32 +288,24 @@ def lacking_row(path: Path) -> None:
     table[(table.clip_id != CLIP) | (table.sensor_name != CAMERA)].to_parquet(path)
 
 
-def infinite(path: Path) -> None:
+def row_twice(path: Path) -> None:
     table = pd.read_parquet(path)
-    table.loc[table.clip_id == CLIP, "z"] = np.inf
-    table.to_parquet(path)
-
-
-def no_unit(path: Path) -> None:
-    table = pd.read_parquet(path)
-    table.loc[table.clip_id == CLIP, "qw"] = 0.9
-    table.to_parquet(path)
+    pd.concat([table, table[table.clip_id == CLIP].head(1)]).to_parquet(path)
 
 
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
         (lacking_row, f"sensor_extrinsics has no row of {CAMERA}"),
-        (infinite, "z of camera_front_wide_120fov is inf"),
-        (no_unit, "no rotation of camera_front_wide_120fov"),
+        (row_twice, f"sensor_extrinsics has 2 rows of {rig.FRONT_WIDE.name}"),
     ],
 )
-def test_calibration_of_one_clip_is_judged_alone(folder: Path, tmp_path: Path, spoil, says: str):
+def test_rows_of_calibration_are_counted_at_a_glance(folder: Path, tmp_path: Path, spoil, says):
     spoil(folder / chunk_path("sensor_extrinsics", 0))
     found = audit(params(tmp_path, "folder"), None)
     row = clip_row(found, CLIP)
     assert says in row["reason"] and row["state"] == "damaged"
-    assert sum(row["state"] == "damaged" for row in found.clips) == 1
+    assert by_state(found) == {"damaged": 1, "sound": 5}
 
 
 def test_a_zip_cut_short_is_damaged_for_all_its_clips_and_for_no_other(
@@ -259,27 +313,46 @@ def test_a_zip_cut_short_is_damaged_for_all_its_clips_and_for_no_other(
 ):
     path = chunk_path(CAMERA, 0)
     os.truncate(folder / path, 9000)
-    found = audit(params(tmp_path, "folder"), None)
-    assert file_row(found, path)["state"] == "damaged"
-    assert "not a whole zip" in file_row(found, path)["reason"]
-    states = {row["clip_id"]: row["state"] for row in found.clips}
-    assert [states[clip_id_of(n)] for n in range(6)] == ["damaged"] * 3 + ["sound"] * 3
+    for depth in ("quick", "full"):
+        found = audit(params(tmp_path, "folder", depth), None)
+        assert file_row(found, path)["state"] == "damaged"
+        assert "not a whole zip" in file_row(found, path)["reason"]
+        states = {row["clip_id"]: row["state"] for row in found.clips}
+        assert [states[clip_id_of(n)] for n in range(6)] == ["damaged"] * 3 + ["sound"] * 3
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "says", "state", "clips"),
     [
-        (lambda members: {k: v for k, v in members.items() if CLIP not in k}, "no member"),
-        (lambda members: members | {"stranger.mp4": b"x"}, "a member of no clip: stranger.mp4"),
+        (
+            lambda members: {k: v for k, v in members.items() if CLIP not in k},
+            "no member",
+            "damaged",
+            {"damaged": 1, "sound": 5},
+        ),
+        (
+            lambda members: members | {"stranger.mp4": b"x"},
+            "a member of no clip: stranger.mp4",
+            "odd",
+            {"sound": 6},
+        ),
+        (
+            lambda members: members | {f"{CLIP}.{CAMERA}.mp4": b""},
+            f"member {CLIP}.{CAMERA}.mp4 is empty",
+            "damaged",
+            {"damaged": 1, "sound": 5},
+        ),
     ],
 )
 def test_a_zip_that_does_not_hold_one_set_per_clip_is_said(
-    folder: Path, tmp_path: Path, change, says: str
+    folder: Path, tmp_path: Path, change, says: str, state: str, clips: dict
 ):
     path = chunk_path(CAMERA, 0)
     write_zip(folder / path, change(read_zip(folder / path)))
-    row = file_row(audit(params(tmp_path, "folder"), None), path)
-    assert row["state"] == "damaged" and says in row["reason"]
+    found = audit(params(tmp_path, "folder"), None)
+    row = file_row(found, path)
+    assert row["state"] == state and says in row["reason"]
+    assert by_state(found) == clips
 
 
 def test_a_deflated_zip_is_said(folder: Path, tmp_path: Path):
@@ -288,24 +361,76 @@ def test_a_deflated_zip_is_said(folder: Path, tmp_path: Path):
     found = audit(params(tmp_path, "folder"), None)
     assert "is compressed, not stored" in file_row(found, path)["reason"]
     assert "is compressed, not stored" in clip_row(found, clip_id_of(3))["reason"]
+    assert by_state(found) == {"damaged": 3, "sound": 3}
 
 
-def test_a_wrong_bit_after_the_download_is_found_and_laid_to_its_clip(hub: Hub, tmp_path: Path):
+def flip_bit_in(path: Path, member: str, keep_time: bool) -> None:
+    with zipfile.ZipFile(path) as archive:
+        place = archive.getinfo(member).header_offset + 800
+    times = path.stat()
+    with open(path, "r+b") as file:
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 1]))
+    if keep_time:
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+@pytest.mark.parametrize("source", ["world", "folder"])
+def test_a_bit_that_rots_behind_the_files_back_is_found_by_the_full_audit(
+    hub: Hub, tmp_path: Path, source: str
+):
+    """Neither size nor date tells: every byte is read, and the zip's checksums tell whose it is."""
     p = params(tmp_path)
     fetch(p, hub)
-    path = p.local_dir / chunk_path(CAMERA, 0)
-    with zipfile.ZipFile(path) as archive:
-        place = archive.getinfo(f"{CLIP}.{CAMERA}.mp4").header_offset + 1500
-    content = bytearray(path.read_bytes())
-    content[place] ^= 1
-    path.write_bytes(bytes(content))
-    found = audit(p, hub)
-    assert file_row(found, chunk_path(CAMERA, 0))["reason"] == "its sha256 is wrong"
+    path = chunk_path(CAMERA, 0)
+    flip_bit_in(p.local_dir / path, f"{CLIP}.{CAMERA}.mp4", keep_time=True)
+    p = params(tmp_path, source)
+    hub = hub if source == "world" else None
+    assert faults(audit(p, hub)) == []
+    found = audit(deep(p), hub)
+    assert file_row(found, path)["reason"].startswith(f"{CLIP}.{CAMERA}.mp4 is damaged")
+    assert file_row(found, path)["reason"].endswith("its sha256 is wrong")
     row = clip_row(found, CLIP)
-    assert row["state"] == "damaged" and "checksum" in row["reason"]
-    assert sum(row["state"] == "damaged" for row in found.clips) == 1
+    assert row["state"] == "damaged" and "its checksum is wrong" in row["reason"]
+    assert by_state(found) == {"damaged": 1, "sound": 5}
+
+
+def test_a_wrong_bit_in_a_table_is_laid_to_all_its_clips(hub: Hub, tmp_path: Path):
+    p = params(tmp_path)
     fetch(p, hub)
-    assert (audit(p, hub).states == "sound").all()
+    path = p.local_dir / chunk_path("vehicle_dimensions", 1)
+    content = bytearray(path.read_bytes())
+    content[60] ^= 1
+    path.write_bytes(bytes(content))
+    found = audit(deep(p), hub)
+    assert file_row(found, chunk_path("vehicle_dimensions", 1))["state"] == "damaged"
+    assert by_state(found) == {"damaged": 3, "sound": 3}
+    fetch(p, hub)
+    assert (audit(deep(p), hub).states == "sound").all()
+
+
+def test_a_full_audit_spares_the_download_the_hashing(hub: Hub, folder: Path, tmp_path: Path):
+    p = params(tmp_path)
+    audit(deep(p), hub)
+    done = fetch(p, hub).figures
+    assert done["num_files_fetched"] == 0 and done["num_files_hashed"] == 0
+
+
+def test_files_of_another_revision_are_told_without_reading_them(
+    hub: Hub, folder: Path, tmp_path: Path
+):
+    path = chunk_path("vehicle_dimensions", 0)
+    content = bytearray((folder / path).read_bytes())
+    content[60] ^= 1
+    (folder / path).write_bytes(bytes(content))
+    with local_hub.serve(shutil.copytree(folder, tmp_path / "other"), REPO) as other:
+        fetch(params(tmp_path), Hub(REPO, other.commit, other.endpoint))
+    shutil.rmtree(tmp_path / "outputs")
+    found = audit(params(tmp_path), hub)
+    assert file_row(found, path)["reason"] == "its content is another revision's"
+    assert by_state(found) == {"damaged": 3, "sound": 3}
 
 
 def test_deleted_and_shortened_files_are_told_apart(hub: Hub, tmp_path: Path):
@@ -321,6 +446,18 @@ def test_deleted_and_shortened_files_are_told_apart(hub: Hub, tmp_path: Path):
     assert found.figures["bytes_to_fetch"] == gone["size"] + short["size"]
     states = [clip_row(found, clip_id_of(n))["state"] for n in range(6)]
     assert states == ["missing"] * 3 + ["damaged"] * 3
+
+
+def test_evicted_files_are_neither_missing_nor_damaged(hub: Hub, tmp_path: Path):
+    p = params(tmp_path)
+    chosen = fetch(p, hub).chosen
+    evict(p, [path for path in chosen.files if "chunk_0001" in path])
+    found = audit(p, hub)
+    assert by_state(found) == {"evicted": 3, "sound": 3} and faults(found) == []
+    row = file_row(found, chunk_path(CAMERA, 1))
+    today = datetime.date.today().isoformat()
+    assert row["state"] == "evicted" and f"evicted on {today}" in row["reason"]
+    assert found.figures["bytes_to_fetch"] == 0
 
 
 def test_what_the_source_lacks_is_absent_not_missing(folder: Path, tmp_path: Path, published: Path):
@@ -342,6 +479,45 @@ def test_what_the_source_lacks_is_absent_not_missing(folder: Path, tmp_path: Pat
     assert found.figures["num_clips"] == 2 and "chunk 1 is passed over" in found.figures["reason"]
 
 
+def test_a_clip_that_presence_denies_is_odd_in_the_zip(folder: Path, tmp_path: Path):
+    table = pd.read_parquet(folder / "metadata/feature_presence.parquet")
+    table.loc[table.clip_id == CLIP, CAMERA] = False
+    table.to_parquet(folder / "metadata/feature_presence.parquet")
+    found = audit(params(tmp_path, "folder"), None)
+    row = file_row(found, chunk_path(CAMERA, 0))
+    assert row["state"] == "odd" and f"should not have this feature: {CLIP}" in row["reason"]
+    assert by_state(found) == {"absent": 1, "sound": 5}
+
+
+def test_clips_marked_as_invalid_are_nobodys_fault(folder: Path, tmp_path: Path):
+    table = pd.read_parquet(folder / "clip_index.parquet")
+    table.loc[table.clip_id == CLIP, "clip_is_valid"] = False
+    table.to_parquet(folder / "clip_index.parquet")
+    found = audit(params(tmp_path, "folder"), None)
+    assert CLIP not in found.clip_ids and faults(found) == []
+    assert by_state(found) == {"sound": 5}
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "says"),
+    [
+        ("clip_id", {3: clip_id_of(1)}, f"clip {clip_id_of(1)} is listed 2 times"),
+        ("split", {3: "holdout"}, "unknown split 'holdout'"),
+    ],
+)
+def test_an_index_that_contradicts_itself_ends_the_audit(
+    folder: Path, tmp_path: Path, column: str, values: dict, says: str
+):
+    """No clip twice (which would be a clip in two splits), and no split that nobody knows."""
+    table = pd.read_parquet(folder / "clip_index.parquet")
+    for row, value in values.items():
+        table.loc[row, column] = value
+    table.to_parquet(folder / "clip_index.parquet")
+    with pytest.raises(AvomniError, match=re.escape(says)) as caught:
+        audit(params(tmp_path, "folder"), None)
+    assert "clip_index.parquet" in caught.value.where
+
+
 def test_a_folder_with_a_hole_says_what_is_missing(folder: Path, tmp_path: Path):
     (folder / chunk_path("egomotion", 0)).unlink()
     found = audit(params(tmp_path, "folder"), None)
@@ -351,6 +527,45 @@ def test_a_folder_with_a_hole_says_what_is_missing(folder: Path, tmp_path: Path)
     assert clip_row(found, clip_id_of(3))["state"] == "sound"
 
 
+def test_what_interrupted_downloads_left_is_counted(folder: Path, tmp_path: Path):
+    left = folder / ".cache/huggingface/download/camera/x.zip.1a2b3c4d.incomplete"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(bytes(1234))
+    found = audit(params(tmp_path, "folder"), None)
+    assert found.figures["unfinished"] == {"num_files": 1, "bytes": 1234}
+    (row,) = found.findings
+    assert row["severity"] == "noted" and "1.23 kB in 1 unfinished" in row["reason"]
+
+
+def test_what_was_read_before_a_change_is_read_again(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """A record holds for the bytes that it was made of: size, date and the audit's questions."""
+    p = params(tmp_path, "folder", "full")
+    records = path_of(p).with_name("read")
+    audit(p, None)
+    # As a killed audit leaves them: the result is not written, the records are there.
+    first = interrupted(p)
+    assert len(first) > 10
+    spoil_member(folder, 1, CAMERA, "mp4", lambda content: content[:500])
+    with caplog.at_level(logging.INFO):
+        found = audit(p, None)
+    assert by_state(found) == {"damaged": 1, "sound": 5}
+    # Read again: the zip, and what was held against its videos (ego motion and calibration).
+    assert f"{len(first) - 5} files had been read" in caplog.text
+    assert not records.exists()
+
+
+def interrupted(p: Params) -> list[Path]:
+    """Let an audit end before it writes its result: there is no room for it."""
+    path_of(p).unlink()
+    path_of(p).mkdir()
+    with pytest.raises(OSError):
+        audit(p, None)
+    path_of(p).rmdir()
+    return sorted(path_of(p).with_name("read").glob("*.json"))
+
+
 def test_the_plan_asks_nothing_and_the_audit_stops_at_the_licence(
     server: LocalHub, hub: Hub, tmp_path: Path
 ):
@@ -358,6 +573,9 @@ def test_the_plan_asks_nothing_and_the_audit_stops_at_the_licence(
     foretold = plan(p, hub)
     assert foretold.figures["num_files_on_disk"] == 0
     assert "before you decide" in foretold.warnings[0]
+    assert "dataset.audit: quick" in str(foretold) and "dataset.audit: full" in str(
+        plan(deep(p), hub)
+    )
     with pytest.raises(AvomniError, match=r"dataset\.license_accepted is false"):
         audit(p, hub)
     assert server.requests == []

@@ -1,6 +1,7 @@
 """Pictures: each fits a notebook, cuts nothing off, is shown once, says what its numbers say."""
 
 import io
+import itertools
 from types import SimpleNamespace
 
 import nbformat
@@ -73,7 +74,7 @@ def file_rows(state, sizes):
 def built(good, reasons=(), seconds=30.0):
     clips = [{"split": split, "state": "ok", "reason": ""} for split in good]
     clips += [{"split": "train", "state": "damaged", "reason": reason} for reason in reasons]
-    return Built(None, clips, {"num_clips_read": len(clips), "seconds": seconds})
+    return Built(None, clips, [], [], {"num_clips_read": len(clips), "seconds": seconds})
 
 
 def spoken(before, after, speeds=(None, None), shape=(64, 96)):
@@ -118,6 +119,9 @@ def pictures(windows):
             found(200, damaged=[(40, 2)], missing=[(50, 4), (51, 4)], absent=[(199, 0)])
         ),
         "matrix of nothing": audit.matrix(found(0)),
+        "matrix of thousands": audit.matrix(
+            found(3100, damaged=[(2000, 2)], odd=[(7, 1)], evicted=[(i, 0) for i in range(900)])
+        ),
         "bytes": download.bytes_by_feature(
             [*file_rows("sound", sizes), *file_rows("missing", sizes[:1])], 1.0
         ),
@@ -216,6 +220,9 @@ def test_titles_say_what_the_numbers_say(pictures, windows):
     assert said["matrix"] == (
         "Of the 1,000 parts of 200 clips, 996 are sound, 1 damaged, 2 missing, 1 absent"
     )
+    assert said["matrix of thousands"] == (
+        "Of the 15,500 parts of 3,100 clips, 14,598 are sound, 1 damaged, 1 odd, 900 evicted"
+    )
     assert said["bytes"] == (
         "The chosen chunks take 105.5 MB (75.5 MB on the disk, 30.0 MB to fetch): "
         "11% of the budget of 1.00 GB"
@@ -249,6 +256,48 @@ def test_all_sound_and_nothing_there_are_told_apart():
     assert finding(audit.matrix(found(2))).startswith("All 10 parts of 2 clips are on the disk")
     assert finding(audit.matrix(found(2, missing=everything))).startswith("None of the 10 parts")
     assert finding(audit.matrix(found(2, absent=everything))).endswith("0 are sound, 10 absent")
+    gone = finding(audit.matrix(found(2, evicted=everything)))
+    assert gone == "All 10 parts of 2 clips are evicted: the cache holds what is needed"
+    left = {"not chosen": [(0, feature) for feature in range(len(FEATURES))]}
+    assert finding(audit.matrix(found(2, **left))) == (
+        "All 5 parts of the chosen clips are on the disk and sound"
+    )
+
+
+def cells(picture):
+    """(features, columns) of the states that a matrix shows."""
+    codes = np.asarray(picture.axes[0].images[0].get_array())
+    return np.array(list(audit.STATES), object)[codes]
+
+
+@pytest.mark.parametrize("num_clips", [100, 300, 301, 3100])
+def test_every_clip_has_a_column_until_they_share_them_and_no_fault_is_hidden(num_clips):
+    bad, odd, gone = num_clips - 1, num_clips // 2, 3
+    picture = audit.matrix(
+        found(num_clips, damaged=[(bad, 2)], odd=[(odd, 1), (bad, 2)], missing=[(gone, 0)])
+    )
+    shown = cells(picture)
+    per_column = -(-num_clips // shown.shape[1])
+    assert shown.shape[1] == (num_clips if num_clips <= 300 else -(-num_clips // per_column))
+    assert 100 <= shown.shape[1] <= 300
+    faults = {(1, odd // per_column): "odd", (0, gone // per_column): "missing"}
+    faults[2, bad // per_column] = "odd"
+    for place, state in faults.items():
+        assert shown[place] == state
+    assert (shown != "sound").sum() == len(faults)
+    label = picture.axes[0].get_xlabel()
+    assert (f"a column is {per_column:,} clips" in label) == (per_column > 1)
+    # A mark lies in the column of its clip.
+    (dots,) = [line for line in picture.axes[0].lines if line.get_marker() == "."]
+    places = sorted((dots.get_xdata() - 0.5) // per_column)
+    assert places == sorted({odd // per_column, bad // per_column})
+
+
+def test_the_worst_clip_of_a_column_is_the_one_that_shows():
+    for better, worse in itertools.pairwise(reversed(audit.WORST)):
+        states = {better: [(clip, 0) for clip in range(600)], worse: [(301, 0)]}
+        shown = cells(audit.matrix(found(600, **states)))
+        assert shown[0, 150] == worse and set(shown[0, :150]) == {better}
 
 
 def test_files_belong_to_the_feature_of_their_folder():

@@ -1,157 +1,156 @@
-"""Quick checks of one file and of one clip: headers, counts, clocks; no picture is decoded.
+"""One chunk's file by its name, size and table of contents; nothing that it holds is read.
 
-Each returns why something is not sound, with the values that show it, or None.
+`Job` is what a worker is told about a file; `contents.py` reads it.
 """
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from avomni_lib.dataset.catalog import Catalog, Feature
-from avomni_lib.dataset.clip import Clip
-from avomni_lib.dataset.stored_zip import ByteRange, members
-from avomni_lib.dataset.tables import key_column, read_table
+from avomni_lib.dataset import calibration
+from avomni_lib.dataset.findings import DAMAGED, FILE, MEMBER, ODD, WHOLE, Finding
+from avomni_lib.dataset.stored_zip import LOCAL_HEADER, Directory, directory
+from avomni_lib.dataset.tables import key_column
 from avomni_lib.errors import AvomniError
 
-MAX_EGOMOTION_GAP_S = 0.5
-# float64 quaternions of unit length that were stored as float32 stay within this.
-UNIT_TOLERANCE = 1e-3
+
+@dataclass(frozen=True)
+class Job:
+    """A file of the disk, and what is expected of it.
+
+    Attributes:
+        folder: The data folder.
+        path: Below it.
+        size: Bytes, as the source lists it.
+        sha256, blob_id: Of its content, where the source or an earlier check tells.
+        is_full: Whether its content is to be read.
+        feature: Empty for metadata.
+        chunk: None for metadata.
+        members: (kind, template with {clip_id}) of a zip; empty for a table.
+        clip_ids: The clips that must be in it.
+        denied: The chunk's clips that have it not, as the source says.
+        ignored: The chunk's clips that are marked as not valid: they may be in it.
+        wanted: Of the clips, those whose content is looked at.
+        cameras: Whose calibration is needed.
+        beside: Clip -> what its cameras told: `span_us` and `sizes`.
+        offline: (path, template) of `egomotion.offline`, where it is on the disk.
+        horizon_s: Seconds of ego motion that are wanted after the video.
+    """
+
+    folder: str
+    path: str
+    size: int
+    sha256: str | None = None
+    blob_id: str | None = None
+    is_full: bool = False
+    feature: str = ""
+    chunk: int | None = None
+    members: tuple[tuple[str, str], ...] = ()
+    clip_ids: tuple[str, ...] = ()
+    denied: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    wanted: tuple[str, ...] = ()
+    cameras: tuple[str, ...] = ()
+    beside: dict[str, dict[str, Any]] = field(default_factory=dict)
+    offline: tuple[str, str] | None = None
+    horizon_s: float = 0.0
+
+    @property
+    def place(self) -> Path:
+        return Path(self.folder) / self.path
+
+    def names(self) -> dict[str, tuple[str, str]]:
+        """Member -> (clip_id, kind) of all that a zip must hold."""
+        return {
+            template.format(clip_id=clip_id): (clip_id, kind)
+            for clip_id in self.clip_ids
+            for kind, template in self.members
+        }
 
 
-def chunk_file(path: Path, feature: Feature, catalog: Catalog, chunk: int) -> str | None:
-    """Whether a chunk's file opens and holds one set for each of its clips, named as agreed."""
-    clip_ids = [c for c in catalog.clip_ids(chunk) if catalog.present(c, feature.name)]
+def file(job: Job) -> list[Finding]:
+    """What is wrong with a file from the outside; the findings bear no path yet."""
+    size = job.place.stat().st_size
+    if size != job.size:
+        told = f"{size:,} bytes in place of {job.size:,}"
+        return [Finding(DAMAGED, "another size than the source's", told, WHOLE)]
     try:
-        if feature.members:
-            return _zip(path, feature, clip_ids)
-        held = set(key_column(read_table(path, str(path)), "clip_id", str(path)))
-        return _lacking(set(clip_ids) - held, "no row of clip")
+        if job.members:
+            return list(_zip(job, directory(job.place), size))
+        if job.feature in calibration.TABLES:
+            return list(_table(job))
     except AvomniError as error:
-        return error.what
+        return [Finding(DAMAGED, "the file does not open", error.what, WHOLE)]
+    return []
 
 
-def _zip(path: Path, feature: Feature, clip_ids: Sequence[str]) -> str | None:
-    entries = members(path)
-    expected = {
-        template.format(clip_id=clip_id)
-        for clip_id in clip_ids
-        for template in feature.members.values()
-    }
-    packed = [n for n, e in entries.items() if e.compress_type != zipfile.ZIP_STORED]
-    if packed:
-        return f"member {packed[0]} is compressed, not stored"
-    return _lacking(expected - entries.keys(), "no member") or _lacking(
-        entries.keys() - expected, "a member of no clip:"
-    )
+def _zip(job: Job, held: Directory, size: int) -> Iterator[Finding]:
+    expected = job.names()
+    for name in sorted(expected.keys() - held.entries.keys()):
+        clip_id = expected[name][0]
+        yield Finding(DAMAGED, "no member", f"no member {name}", MEMBER, clip_id=clip_id)
+    ignored, denied = set(job.ignored), set(job.denied)
+    strangers = sorted(held.entries.keys() - expected.keys())
+    strangers = [n for n in strangers if n.partition(".")[0] not in ignored]
+    if unlisted := [n for n in strangers if n.partition(".")[0] in denied]:
+        told = f"holds a clip that should not have this feature: {unlisted[0]}{_more(unlisted)}"
+        yield Finding(ODD, "a member that presence denies", told, FILE)
+    if unknown := sorted(set(strangers) - set(unlisted)):
+        told = f"a member of no clip: {unknown[0]}{_more(unknown)}"
+        yield Finding(ODD, "a member of no clip", told, FILE)
+    order = sorted(held.entries, key=lambda name: held.entries[name].header_offset)
+    for name, after in zip(order, [*order[1:], None], strict=True):
+        entry, fault = held.entries[name], None
+        end = held.entries[after].header_offset if after else size
+        if not entry.is_stored:
+            fault = ("not stored", f"member {name} is compressed, not stored")
+        elif name in held.repeated:
+            fault = ("a member twice", f"member {name} stands in the zip more than once")
+        elif entry.header_offset + LOCAL_HEADER.size + len(name.encode()) + entry.length > end:
+            fault = ("members overlap", f"member {name} reaches into the next")
+        elif not entry.length:
+            fault = ("an empty member", f"member {name} is empty")
+        if fault and name in expected:
+            yield Finding(DAMAGED, *fault, MEMBER, clip_id=expected[name][0])
 
 
-def _lacking(names: set[str], what: str) -> str | None:
-    if not names:
-        return None
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return f"{what} {min(names)}{more}"
-
-
-def camera(clip: Clip, name: str) -> tuple[np.ndarray, str]:
-    """(N,) int64 timestamps and the codec of a camera whose video and clock agree.
-
-    Raises:
-        AvomniError: they do not, or one cannot be read.
-    """
-    times = clip.timestamps(name)
-    codec, num_frames = video_header(clip.video(name))
-    if num_frames != len(times):
-        raise AvomniError(f"{num_frames} frames in the mp4, {len(times)} timestamps")
-    if not len(times):
-        raise AvomniError("no frame")
-    falls = np.flatnonzero(np.diff(times) <= 0)
-    if len(falls):
-        row = falls[0]
-        raise AvomniError(
-            f"timestamps do not rise at row {row + 1}: {times[row]} then {times[row + 1]} µs"
-        )
-    return times, codec
-
-
-def video_header(part: ByteRange) -> tuple[str, int]:
-    """Codec and number of frames, from the mp4's tables or, without them, by counting packets.
-
-    Raises:
-        AvomniError: no video that PyAV can open.
-    """
-    import av
-
+def _table(job: Job) -> Iterator[Finding]:
+    key, numbers = calibration.TABLES[job.feature]
+    where = str(job.place)
     try:
-        with part.open() as file, av.open(file) as container:
-            if not container.streams.video:
-                raise AvomniError("the mp4 has no video")
-            stream = container.streams.video[0]
-            num_frames = stream.frames or sum(p.size > 0 for p in container.demux(stream))
-            return stream.codec_context.name, num_frames
-    except av.FFmpegError as error:
-        raise AvomniError(f"the mp4 does not open: {error}") from None
+        with pq.ParquetFile(job.place) as table:
+            names = table.schema_arrow.names
+            keys = [n for n in names if n in ("clip_id", key) or n.startswith("__index_level_")]
+            held = table.read(columns=keys)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise AvomniError(f"not a readable parquet file: {reason}", where=where) from None
+    if lacking := [name for name in numbers if name not in names]:
+        told = f"no column {lacking[0]}{_more(lacking)}"
+        yield Finding(DAMAGED, "a column is missing", told, WHOLE)
+    clip_ids = key_column(held, "clip_id", where)
+    sensors = key_column(held, key, where, level=1) if key else [None] * len(clip_ids)
+    rows: dict[tuple[str, str | None], int] = {}
+    for pair in zip(clip_ids, sensors, strict=True):
+        rows[pair] = rows.get(pair, 0) + 1
+    for clip_id in job.clip_ids:
+        for sensor in calibration.sensors(job.feature, job.cameras):
+            count = rows.get((clip_id, sensor), 0)
+            if count != 1:
+                of = f" of {sensor}" if sensor else ""
+                told = f"{job.feature} has {count or 'no'} row{'s' if count else ''}{of}"
+                what = "rows that contradict" if count else "no row"
+                yield Finding(DAMAGED, what, told, MEMBER, clip_id=clip_id)
+    if unknown := sorted(set(clip_ids) - {*job.clip_ids, *job.denied, *job.ignored}):
+        told = f"a row of no clip: {unknown[0]}{_more(unknown)}"
+        yield Finding(ODD, "a row of no clip", told, FILE)
 
 
-def egomotion(clip: Clip, first_us: int, last_us: int) -> None:
-    """Ego motion that may be interpolated from `first_us` to `last_us`, the span of the cameras.
-
-    Raises:
-        AvomniError: not finite, not in order, no rotation, a gap, or it does not reach so far.
-    """
-    columns = clip.egomotion()
-    times = columns["timestamp"]
-    if len(times) < 2:
-        raise AvomniError(f"ego motion has {len(times)} rows")
-    for name, values in columns.items():
-        wrong = np.flatnonzero(~np.isfinite(values))
-        if len(wrong):
-            raise AvomniError(f"{name} is {values[wrong[0]]} at row {wrong[0]}")
-    steps = np.diff(times)
-    if (steps <= 0).any():
-        row = int(np.argmax(steps <= 0))
-        raise AvomniError(
-            f"ego motion is not in order: {times[row]} then {times[row + 1]} µs at row {row + 1}"
-        )
-    norm = np.sqrt(sum(columns[name] ** 2 for name in ("qx", "qy", "qz", "qw")))
-    row = int(np.argmax(np.abs(norm - 1)))
-    if abs(norm[row] - 1) > UNIT_TOLERANCE:
-        raise AvomniError(f"no rotation at row {row}: |q| = {norm[row]:.4f}")
-    if times[0] > first_us or times[-1] < last_us:
-        raise AvomniError(
-            f"ego motion covers {_span(times[0], times[-1])}, "
-            f"the cameras {_span(first_us, last_us)}"
-        )
-    # Only where it is needed: the recording runs on long after the video.
-    is_needed = (times[1:] > first_us) & (times[:-1] < last_us)
-    gaps = np.where(is_needed, steps, 0)
-    row = int(np.argmax(gaps))
-    if gaps[row] > MAX_EGOMOTION_GAP_S * 1e6:
-        raise AvomniError(
-            f"a gap of {gaps[row] / 1e6:.2f} s in ego motion at {times[row] / 1e6:.2f} s"
-        )
-
-
-def calibration(clip: Clip, feature: str, cameras: Sequence[str]) -> None:
-    """A row of finite numbers for each camera, or for the clip.
-
-    Raises:
-        AvomniError: a row is missing or makes no sense.
-    """
-    read = {"camera_intrinsics": clip.intrinsics, "sensor_extrinsics": clip.extrinsics}.get(feature)
-    rows = {name: read(name) for name in cameras} if read else {"vehicle": clip.vehicle()}
-    for name, row in rows.items():
-        wrong = [key for key, value in row.items() if value is None or not np.isfinite(value)]
-        if wrong:
-            raise AvomniError(f"{wrong[0]} of {name} is {row[wrong[0]]}")
-        if feature == "sensor_extrinsics":
-            norm = np.linalg.norm([row[key] for key in ("qx", "qy", "qz", "qw")])
-            if abs(norm - 1) > UNIT_TOLERANCE:
-                raise AvomniError(f"no rotation of {name}: |q| = {norm:.4f}")
-
-
-def _span(first_us: int, last_us: int) -> str:
-    return f"{first_us / 1e6:.2f} to {last_us / 1e6:.2f} s"
+def _more(names: list[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 NUM_SHOWN = 20
-SOUND = ("ok", "sound", "missing")
+SOUND = ("ok", "sound", "missing", "evicted", "not chosen")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def counts(counted: Mapping[str, int], what: str) -> Table:
 
 
 def damaged(clips: Iterable[Mapping[str, Any]]) -> Table:
-    """The clips that are neither sound nor merely not fetched yet, each with its reason."""
+    """The clips that are neither sound nor merely not on the disk, each with its reason."""
     bad = [
         (row["clip_id"], row["state"], row["reason"]) for row in clips if row["state"] not in SOUND
     ]
@@ -50,6 +50,65 @@ def damaged(clips: Iterable[Mapping[str, Any]]) -> Table:
     if len(bad) > len(shown):
         shown.append((f"and {len(bad) - len(shown)} more", "", ""))
     return Table(("clip", "state", "reason"), shown, "no damaged clip")
+
+
+def findings(summary: Iterable[Mapping[str, Any]]) -> Table:
+    """The kinds of findings of an audit, the worst first: how many, where first, and its reason.
+
+    Args:
+        summary: `Audit.summary`.
+    """
+    rows = [
+        (
+            row["severity"],
+            row["what"],
+            f"{row['count']:,}",
+            " ".join(filter(None, (row["clip_id"][:8], row["feature"] or row["path"]))),
+            row["reason"],
+        )
+        for row in summary
+    ]
+    head = ("severity", "what", "how many", "first", "its reason")
+    return Table(head, rows, "nothing is damaged, odd or worth a remark")
+
+
+def streams(cameras: Mapping[str, Mapping[str, Any]]) -> Table:
+    """What each camera's videos are.
+
+    Args:
+        cameras: `figures["streams"]` of an audit.
+    """
+    head = ("camera", "streams", "codec", "px", "frames/s", "GOP", "open", "B", "Mbit/s", "ends")
+    rows = [
+        (
+            name,
+            f"{row['num_streams']:,}",
+            _counted(row["codecs"]),
+            _counted(row["sizes"]),
+            _counted(row["rates"]) + (", variable" if row["num_variable"] else ""),
+            _counted(row["gops"]),
+            f"{row['num_open']:,}",
+            f"{row['num_reordered']:,}",
+            _range(row["mbit_per_s"], ""),
+            _range(row["seconds"], " s"),
+        )
+        for name, row in cameras.items()
+    ]
+    return Table(head, rows, "no stream was opened: dataset.audit: full does")
+
+
+def _counted(values: Mapping[str, int]) -> str:
+    """The three most frequent; a number each where there are several."""
+    shown = list(values.items())[:3]
+    words = [f"{name} ({count:,})" if len(values) > 1 else name for name, count in shown]
+    return ", ".join(words) + (" …" if len(values) > len(shown) else "")
+
+
+def _range(values: Iterable[float] | None, unit: str) -> str:
+    if values is None:
+        return ""
+    low, mid, high = values
+    return f"{mid:.2f}{unit}" if high - low < 0.005 else f"{mid:.2f} ({low:.2f}–{high:.2f}){unit}"
 
 
 def choices(chosen: Mapping[str, tuple[Any, str]]) -> Table:

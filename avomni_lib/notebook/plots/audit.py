@@ -16,47 +16,65 @@ if TYPE_CHECKING:
 # State -> colour, in the order of the legend.
 STATES = {
     "sound": canvas.BLUE,
+    "odd": canvas.COLOURS[7],
     "damaged": canvas.RED,
     "missing": canvas.ORANGE,
+    "evicted": canvas.PURPLE,
     "absent": canvas.GREY,
     "not chosen": canvas.LIGHT,
 }
-MAX_CROSSES = 400
+# From the one that a column must not hide to the one that it may.
+WORST = ("damaged", "odd", "absent", "missing", "evicted", "sound", "not chosen")
+# A column is 3 px wide at least: more clips than this share columns.
+MAX_COLUMNS = 300
+MARKS = {"damaged": "x", "odd": "."}
+MAX_MARKS = 400
 
 
 def matrix(found: Audit) -> canvas.Picture:
-    """Features × clips, each cell coloured by its state; damaged cells also bear a cross.
+    """Features × clips, each cell coloured by its state; damaged and odd ones also bear a mark.
 
-    `missing` is on the source but not on the disk, `absent` not even on the source.
+    `missing` is on the source but not on the disk, `absent` not even on the source. Where there are
+    more clips than columns, a column stands for several and shows the worst of them.
     """
     features, clips = found.features, sorted(found.clips, key=lambda row: row["chunk"])
+    names = list(STATES)
     states = np.array(
-        [[row["features"][feature] for row in clips] for feature in features], dtype=object
+        [[names.index(row["features"][feature]) for row in clips] for feature in features], int
     ).reshape(len(features), len(clips))
+    counts = {name: int((states == code).sum()) for code, name in enumerate(names)}
+    shown, per_column = _columns(states)
     picture = canvas.Picture(1200, 110 + 26 * max(len(features), 3))
     axes = picture.add_subplot()
-    names = list(STATES)
-    codes = np.vectorize(names.index, otypes=[int])(states) if clips else np.full((1, 1), -1)
+    end = max(len(clips), 1) + 0.5
     axes.imshow(
-        codes,
+        shown if clips else np.full((1, 1), -1),
         aspect="auto",
         interpolation="nearest",
         cmap=ListedColormap(["white", *STATES.values()]),
         vmin=-1.5,
         vmax=len(names) - 0.5,
-        extent=(0.5, max(len(clips), 1) + 0.5, max(len(features), 1) - 0.5, -0.5),
+        extent=(0.5, max(shown.shape[1], 1) * per_column + 0.5, max(len(features), 1) - 0.5, -0.5),
     )
-    rows, cols = np.nonzero(states == "damaged")
-    axes.plot(cols[:MAX_CROSSES] + 1, rows[:MAX_CROSSES], "x", color="white", markersize=5)
+    axes.set_xlim(0.5, end)
+    for state, mark in MARKS.items():
+        rows, cols = np.nonzero(shown == names.index(state))
+        middle = np.minimum((cols + 0.5) * per_column + 0.5, end)
+        axes.plot(middle[:MAX_MARKS], rows[:MAX_MARKS], mark, color="white", markersize=5)
     axes.set_yticks(range(len(features)), features, fontsize=9)
-    canvas.quiet(axes, None).set_xlabel("number of the clip, chunk after chunk", fontsize=9)
+    label = "number of the clip, chunk after chunk"
+    if per_column > 1:
+        label += f" (a column is {per_column:,} clips, and as the worst of them)"
+    canvas.quiet(axes, None).set_xlabel(label, fontsize=9)
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.spines[:].set_visible(False)
     for row in range(1, len(features)):
         axes.axhline(row - 0.5, color="white", linewidth=1.5)
-    counts = {name: int((states == name).sum()) for name in names}
-    shown = [name for name in names if counts[name]]
-    handles = [Patch(color=STATES[name], label=f"{name}: {counts[name]:,}") for name in shown]
+    handles = [
+        Patch(color=STATES[name], label=f"{name}: {counts[name]:,}")
+        for name in names
+        if counts[name]
+    ]
     picture.legend(
         handles=handles,
         loc="outside lower right",
@@ -68,14 +86,35 @@ def matrix(found: Audit) -> canvas.Picture:
     return picture
 
 
+def _columns(states: np.ndarray) -> tuple[np.ndarray, int]:
+    """(features, columns) of the worst states, and how many clips a column stands for."""
+    num_clips = states.shape[1]
+    per_column = max(-(-num_clips // MAX_COLUMNS), 1)
+    if per_column == 1:
+        return states, 1
+    # Worst first, so that the least rank of a column is its state.
+    rank = np.argsort([list(STATES).index(name) for name in WORST])
+    starts = np.arange(0, num_clips, per_column)
+    ranks = np.minimum.reduceat(rank[states], starts, axis=1)
+    return np.argsort(rank)[ranks], per_column
+
+
 def _matrix_finding(counts: dict[str, int], num_clips: int) -> str:
     wanted = sum(counts.values()) - counts["not chosen"]
     whole = f"the {wanted:,} parts of {num_clips:,} clips"
+    if counts["not chosen"]:
+        whole = f"the {wanted:,} parts of the chosen clips"
     if not num_clips:
         return "There is no clip to look at"
     if counts["sound"] == wanted:
         return f"All {whole[4:]} are on the disk and sound"
     if counts["missing"] == wanted:
         return f"None of {whole} is on the disk yet: 02_download fetches them"
-    rest = [f"{counts[name]:,} {name}" for name in ("damaged", "missing", "absent") if counts[name]]
+    if counts["evicted"] == wanted:
+        return f"All {whole[4:]} are evicted: the cache holds what is needed"
+    rest = [
+        f"{counts[name]:,} {name}"
+        for name in ("damaged", "odd", "missing", "evicted", "absent")
+        if counts[name]
+    ]
     return f"Of {whole}, {counts['sound']:,} are sound, {', '.join(rest)}"

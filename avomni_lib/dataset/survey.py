@@ -1,0 +1,172 @@
+"""All files of an audit, looked at in parallel; what a killed one had read is not read again.
+
+A camera's zip comes before the ego motion and the calibration of its chunk: they have to cover its
+span and fit its pictures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from avomni_lib import files
+from avomni_lib.dataset import rig
+from avomni_lib.dataset.checks import Job
+from avomni_lib.dataset.contents import look
+from avomni_lib.dataset.findings import DAMAGED, WHOLE, Finding
+from avomni_lib.errors import AvomniError
+from avomni_lib.plan import Bar
+from avomni_lib.pool import WAIT, Wait, run_jobs
+
+# Of the checks: what an older version read is read again.
+VERSION = 1
+# Directories of this many files are read while worker processes would still start.
+NUM_AT_ONCE = 64
+# A disk slower than 1 MB/s, or a reader that hangs.
+LEAST_S, SLOWEST_BYTES_PER_S = 600.0, 1e6
+
+
+class Survey:
+    """Files, what was found in them, and what their clips told.
+
+    Args:
+        jobs: A file each; `beside` of all but the cameras' is filled in here.
+        records: A folder for what was read so far; None keeps nothing.
+
+    Attributes:
+        findings: Of all files. All of these are in the order of the jobs, whatever finished first.
+        facts: Feature -> clip_id -> what was read of it.
+        sha256: Path -> of the files that were read.
+        num_kept: Files that an interrupted audit had read.
+    """
+
+    def __init__(self, jobs: Sequence[Job], records: Path | None = None):
+        self.jobs, self.records = jobs, records
+        self.findings: list[Finding] = []
+        self.facts: dict[str, dict[str, dict[str, Any]]] = {}
+        self.sha256: dict[str, str] = {}
+        self.num_kept = 0
+        self._outcomes: dict[str, Mapping[str, Any]] = {}
+
+    def run(self, num_workers: int, progress: type[Bar] = Bar) -> None:
+        """Look at every file; one that ends or stops its worker is a finding."""
+        is_full = any(job.is_full for job in self.jobs)
+        total = sum(map(_work, self.jobs))
+        with progress(total=total, unit="B" if is_full else "file", label="Audit") as bar:
+            fed = self._feed(bar)
+            if not is_full and len(self.jobs) <= NUM_AT_ONCE:
+                done: Iterator = ((job, look(job)) for job in fed)
+            else:
+                largest = max((job.size for job in self.jobs), default=0)
+                limit_s = max(LEAST_S, largest / SLOWEST_BYTES_PER_S) if is_full else math.inf
+                done = run_jobs(look, fed, num_workers, limit_s, lost=lambda reason: reason)
+            for job, outcome in done:
+                if isinstance(outcome, str):
+                    outcome = _lost(job, outcome)
+                elif job.is_full and self.records:
+                    files.write_json(self._record(job), {"key": _key(job), "outcome": outcome})
+                self._take(job, outcome)
+                bar.update(_work(job), note=job.path.rpartition("/")[2])
+        self.facts = {}
+        for job in self.jobs:
+            outcome = self._outcomes[job.path]
+            self.findings += [Finding(**row) for row in outcome["findings"]]
+            self.facts.setdefault(job.feature, {}).update(outcome["facts"])
+            if outcome["sha256"]:
+                self.sha256[job.path] = outcome["sha256"]
+
+    def forget(self) -> None:
+        """Remove the records: the audit has ended."""
+        if self.records and self.records.is_dir():
+            for path in self.records.iterdir():
+                path.unlink()
+            self.records.rmdir()
+
+    def _feed(self, bar: Bar) -> Iterator[Job | Wait]:
+        """Cameras chunk by chunk, and what lies beside them as soon as they are done."""
+        by_chunk: dict[int | None, list[Job]] = {}
+        cameras: deque[Job] = deque()
+        self._left: dict[int | None, int] = {}
+        for job in self.jobs:
+            self._left.setdefault(job.chunk, 0)
+            if job.feature in rig.BY_NAME:
+                cameras.append(job)
+                self._left[job.chunk] += 1
+            else:
+                by_chunk.setdefault(job.chunk, []).append(job)
+        while cameras or by_chunk:
+            ready = [chunk for chunk in by_chunk if not self._left[chunk]]
+            if ready:
+                todo = [self._beside(job) for job in by_chunk.pop(ready[0])]
+            elif cameras:
+                todo = [cameras.popleft()]
+            else:
+                yield WAIT
+                continue
+            for job in todo:
+                kept = self._kept(job)
+                if kept is None:
+                    yield job
+                else:
+                    self.num_kept += 1
+                    self._take(job, kept)
+                    bar.update(_work(job))
+
+    def _beside(self, job: Job) -> Job:
+        """The job with what the cameras of its clips told."""
+        told: dict[str, dict[str, Any]] = {}
+        for clip_id in job.wanted if job.is_full else ():
+            sizes, times = {}, []
+            for camera in job.cameras:
+                facts = self.facts.get(camera, {}).get(clip_id, {})
+                if "width" in facts:
+                    sizes[camera] = (facts["width"], facts["height"])
+                if "first_us" in facts:
+                    times += [facts["first_us"], facts["last_us"]]
+            told[clip_id] = {"sizes": sizes}
+            if times:
+                told[clip_id]["span_us"] = (min(times), max(times))
+        return dataclasses.replace(job, beside=told)
+
+    def _take(self, job: Job, outcome: Mapping[str, Any]) -> None:
+        if job.feature in rig.BY_NAME:
+            self._left[job.chunk] -= 1
+        self._outcomes[job.path] = outcome
+        self.facts.setdefault(job.feature, {}).update(outcome["facts"])
+
+    def _record(self, job: Job) -> Path:
+        return self.records / f"{hashlib.sha256(job.path.encode()).hexdigest()[:32]}.json"
+
+    def _kept(self, job: Job) -> Mapping[str, Any] | None:
+        """What an interrupted audit made of the same job, while the file has not changed."""
+        if not (job.is_full and self.records):
+            return None
+        try:
+            record = files.read_json(self._record(job))
+            return record["outcome"] if record["key"] == _key(job) else None
+        except (AvomniError, KeyError, TypeError):
+            return None
+
+
+def _work(job: Job) -> int:
+    return job.size if job.is_full else 1
+
+
+def _key(job: Job) -> str:
+    state = job.place.stat()
+    seen = [VERSION, state.st_size, state.st_mtime_ns, dataclasses.asdict(job)]
+    return files.hash_json(seen)
+
+
+def _lost(job: Job, reason: str) -> dict[str, Any]:
+    told = f"could not be looked at: {reason}"
+    finding = Finding(
+        DAMAGED, "looking at it failed", told, WHOLE, job.path, job.feature, job.chunk
+    )
+    row = dataclasses.asdict(finding)
+    return {"findings": [row], "facts": {}, "sha256": None}
