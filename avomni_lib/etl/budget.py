@@ -121,6 +121,8 @@ class Ledger:
 
     def may_fetch(self, load: Load) -> bool:
         """Whether the chunk's raw files fit beside the chunks at work, and its cache after them."""
+        if not self.may_write(load.raw - self._raw[load.chunk]):
+            return False
         others = self._metadata + sum(self._raw.values()) - self._raw[load.chunk] + load.raw
         if others + self._shards + self._cache_to_come() > self.limit:
             return False

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from avomni_lib import files
+from avomni_lib.dataset import transfer
 from avomni_lib.dataset.chosen import Chosen
 from avomni_lib.dataset.forecast import forecast as expected_files
 from avomni_lib.dataset.remote import RemoteFile
-from avomni_lib.dataset.verified import FOLDER, MANIFEST
+from avomni_lib.dataset.verified import MANIFEST
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl import budget, forecast
 from avomni_lib.etl.budget import Load, Moment
@@ -20,7 +21,6 @@ from avomni_lib.etl.parts import ChunkWork
 from avomni_lib.params import Params
 from avomni_lib.plan import gigabytes
 
-PARTIAL = f"{FOLDER}/partial"
 # A file's line in verified.json and a clip's in clips.json, each written beside the old one; and a
 # clip's ranges in its shard's header.
 MANIFEST_BYTES, TABLE_BYTES, HEADER_BYTES = 2 * 400, 2 * 400, 300
@@ -36,11 +36,6 @@ def remote_files(p: Params, chosen: Chosen, work: ChunkWork) -> list[RemoteFile]
     names = [path.relative_to(p.local_dir).as_posix() for path in work.raw]
     listed = [(name, chosen.files[name]) for name in names if name in chosen.files]
     return [RemoteFile(name, file["size"], file["sha256"]) for name, file in listed]
-
-
-def partial_of(p: Params, file: RemoteFile) -> Path:
-    """Where the bytes of a file lie that is not whole yet."""
-    return p.local_dir / PARTIAL / f"{file.path}.{file.sha256}"
 
 
 def load_of(
@@ -65,6 +60,8 @@ def load_of(
     else:
         stays = math.ceil(num_clips * measured)
         cache = math.ceil(2 * stays * MEASURED_MARGIN)
+    # While one of a few clips is written, nobody knows yet how little it takes.
+    cache = max(cache, stays + most_of_part(p, seconds))
     return Load(
         chunk,
         raw=sum(budget.blocks(file.size) for file in remote),
@@ -82,7 +79,8 @@ def most_of_part(p: Params, seconds: float) -> int:
 
 def here(p: Params, file: RemoteFile) -> int:
     """Bytes of a file that are on the disk, whole or not."""
-    return size_of(p.local_dir / file.path) + size_of(partial_of(p, file))
+    partial = transfer.path_of(p.local_dir, file)
+    return size_of(p.local_dir / file.path) + size_of(partial)
 
 
 def size_below(folders: Iterable[Path]) -> int:

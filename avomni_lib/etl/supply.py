@@ -20,6 +20,7 @@ from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.dataset.chosen import Chosen
 from avomni_lib.dataset.clip import Clip
 from avomni_lib.dataset.hub import Hub
+from avomni_lib.dataset.remote import RemoteFile
 from avomni_lib.dataset.verified import Verified
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl import budget, costs, forecast
@@ -234,6 +235,22 @@ class Supply:
         if self._hub.revision != self._chosen.revision:
             self._hub = self._hub.at(self._chosen.revision)
         self._hub.check_access()
+        paths = [file.path for chunk in self._waiting for file in self._remote[chunk]]
+        listed = self._hub.sizes(paths)
+        for chunk in self._waiting:
+            self._remote[chunk] = [self._as_listed(file, listed) for file in self._remote[chunk]]
+
+    def _as_listed(self, file: RemoteFile, listed: Mapping[str, RemoteFile]) -> RemoteFile:
+        """The file with all that the source says of it, how to fetch it among that."""
+        now = listed.get(file.path)
+        if now is None or (now.size, now.sha256 or file.sha256) != (file.size, file.sha256):
+            raise AvomniError(
+                f"{file.path} is {'another file' if now else 'gone'} at the source since "
+                "02_download chose it",
+                where=self._hub.page,
+                fix="run 02_download again",
+            )
+        return now
 
     def _is_whole(self, chunk: int) -> bool:
         return not self.p.download.evict_raw or all(map(self._verified.known, self._remote[chunk]))
