@@ -72,6 +72,9 @@ GRIDS = {
     ),
 }
 
+# px: what a grid's height and width must be multiples of, by model.backbone: patch × merge.
+SIDE_MULTIPLES = {"qwen3_vl": 32}
+
 
 def grid(setup: str) -> Grid:
     """The grid of a camera setup.

@@ -1,0 +1,157 @@
+"""What 03 tells before it starts: bytes of both storages, minutes, room, what the grid needs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from avomni_lib import files
+from avomni_lib.dataset import rig
+from avomni_lib.etl import build, forecast, memmap, shard
+from avomni_lib.params import Params
+from avomni_lib.plan import gigabytes
+from avomni_lib.training.backbones import BACKBONES
+from tests import cached_run
+
+
+def params(folder: Path, storage: str = "raw", source: str = "hub", **sections: dict) -> Params:
+    values = {
+        "run": {"name": "test", "outputs_dir": str(folder / "outputs")},
+        "dataset": {"source": source, "local_dir": str(folder / "raw")},
+        "processing": {"storage": storage, "num_workers": 2},
+    }
+    for section, keys in sections.items():
+        values[section] = values.get(section, {}) | keys
+    return Params.from_values(values)
+
+
+def row(plan, name: str) -> tuple[str, str]:
+    (found,) = [(value, note) for each, value, note in plan.rows if each == name]
+    return found
+
+
+def test_the_plan_tells_both_storages_in_gb_and_minutes_and_which_is_chosen(tmp_path):
+    plans = {storage: build.plan(params(tmp_path, storage)) for storage in shard.STORAGES}
+    for chosen, plan in plans.items():
+        for storage, told in plan.figures["storages"].items():
+            value, note = row(plan, f"cache as {storage}")
+            assert {"raw": "5.51 GB, ", "jpeg": "50"}[storage] in value and " min" in value
+            assert ("not chosen" in note) == (storage != chosen)
+            assert told["seconds"] == pytest.approx(told["cpu_seconds"] / 2)
+        assert plan.figures["storage"] == chosen
+        assert plan.figures["cache_bytes"] == plan.figures["storages"][chosen]["cache_bytes"]
+        assert plan.figures["seconds"] == plan.figures["storages"][chosen]["seconds"]
+    assert plans["raw"].figures["storages"] == plans["jpeg"].figures["storages"]
+    both = plans["raw"].figures["storages"]
+    assert 10 < both["raw"]["cache_bytes"] / both["jpeg"]["cache_bytes"] < 12
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Params:
+    return cached_run.make(tmp_path_factory.mktemp("made"), processing={"storage": "jpeg"})
+
+
+def test_what_is_forecast_is_what_lies_on_the_disk(made):
+    planned, report = build.plan(made).figures, memmap.verify(made.cache_dir)
+    assert planned["num_frames"] == pytest.approx(report.num_frames, rel=0.1)
+    # Flat pictures with a number drawn in them: less than a street.
+    assert report.num_bytes < planned["cache_bytes"] < 2.5 * report.num_bytes
+    frames = memmap.Cache.open(made.cache_dir).shards[0].frames
+    raw = planned["storages"]["raw"]["cache_bytes"]
+    assert raw == pytest.approx(report.num_frames * frames[0].nbytes, rel=0.15)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    num_clips=st.integers(1, 3000),
+    in_chunk=st.integers(1, 120),
+    seconds=st.floats(1, 30),
+    storage=st.sampled_from(list(shard.STORAGES)),
+)
+def test_the_peak_is_all_shards_and_a_chunks_parts(num_clips, in_chunk, seconds, storage):
+    p = params(Path("none"), storage)
+    one = forecast.chunk_cache_bytes(p, 1, seconds)
+    assert forecast.chunk_cache_bytes(p, in_chunk, seconds) == in_chunk * one
+    peak = forecast.cache_bytes(p, num_clips, seconds, in_chunk)
+    assert peak == num_clips * one // 2 + min(num_clips, in_chunk) * one // 2
+    assert one // 2 >= forecast.clip_bytes(p, seconds, storage)
+
+
+def test_a_budget_takes_jpeg_at_its_largest(tmp_path):
+    """The noisiest frames that a camera at night gives are still below the share that is taken."""
+    p = params(tmp_path, "jpeg", processing={"tile_width": 224, "tile_height": 128})
+    rng = np.random.default_rng(3)
+    frames = rng.normal(60, 8, (4, 256, 448, 1)) + rng.normal(0, 4, (4, 256, 448, 3))
+    encoded = shard.jpeg.encode(frames.clip(0, 255).astype(np.uint8))
+    assert encoded["jpeg"].nbytes <= forecast.clip_bytes(p, 2.0, "jpeg", forecast.JPEG_SHARE_MOST)
+
+
+def test_a_chosen_clips_video_is_read(made, tmp_path):
+    value, note = row(build.plan(made), "video")
+    assert value == "h264, 64×48 px" and note == "camera_front_wide_120fov of a chosen clip"
+    assert (
+        row(build.plan(params(tmp_path / "none")), "video")[1] == "expected; no raw file was read"
+    )
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
+def test_a_worlds_video_is_known_before_it_is_rendered(tmp_path, codec):
+    p = params(tmp_path, source="world", dataset={"world": {"codec": codec, "width": 640}})
+    assert row(build.plan(p), "video") == (f"{codec}, 640×72 px", "as it is rendered")
+
+
+def test_dearer_codecs_sizes_and_rates_take_longer(tmp_path):
+    def seconds(codec="h264", width=1920, sample_hz=2.0) -> float:
+        return forecast.Video(codec, width, 1080, 600, "").cpu_s(sample_hz)
+
+    assert seconds("av1") < seconds("h264") < seconds("hevc") == seconds("unheard of")
+    assert seconds(width=640) < seconds() < seconds(sample_hz=10.0) < seconds(sample_hz=30.0)
+    assert seconds(sample_hz=30.0) == seconds(sample_hz=90.0)
+
+
+def endless(folder: Path, raw: Path) -> Params:
+    """A run of the whole data set, whose cache needs some 16 TB."""
+    return params(
+        folder,
+        dataset={"local_dir": str(raw)},
+        download={"target_chunks": 3000, "target_size_gb": 1e6},
+    )
+
+
+def test_room_is_asked_of_the_caches_own_volume(tmp_path):
+    """/dev/shm is another volume than the raw files'."""
+    elsewhere = Path("/dev/shm") / f"avomni-{os.getpid()}"
+    free = files.free_bytes(elsewhere)
+    assert free != files.free_bytes(tmp_path)
+    p = endless(elsewhere, tmp_path)
+    plan = build.plan(p)
+    (warning,) = plan.warnings
+    assert f"{gigabytes(free)} are free in {p.cache_dir}" in warning
+    assert "processing.storage: jpeg" in warning
+    assert not elsewhere.exists(), "a plan makes nothing"
+
+
+def test_what_lies_in_the_cache_already_needs_no_more_room(tmp_path):
+    p = endless(tmp_path, tmp_path)
+    assert "the cache needs" in build.plan(p).warnings[0]
+    peak = build.plan(p).figures["peak_bytes"]
+    p.cache_dir.mkdir(parents=True)
+    for number in range(18):  # files of holes, which take no room
+        with open(p.cache_dir / f"{number}.npy", "wb") as file:
+            file.truncate(peak // 18 + 1)
+    assert forecast.bytes_below(p.cache_dir) >= peak
+    assert not build.plan(p).warnings
+
+
+def test_the_grid_must_suit_the_backbone():
+    """The ETL stands above the training rooms, so its table is held against theirs here."""
+    needed = {name: kind().side_multiple for name, kind in BACKBONES.items()}
+    assert needed == rig.SIDE_MULTIPLES
+    p = params(Path("none"), processing={"tile_width": 450})
+    (warning,) = build.plan(p).warnings
+    assert "900×512 px is no multiple of 32 px, which qwen3_vl needs" in warning
