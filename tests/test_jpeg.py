@@ -1,0 +1,214 @@
+"""Encoded frames read like the array they were made of, and damage never passes for a frame."""
+
+from __future__ import annotations
+
+import functools
+import io
+import multiprocessing
+import os
+import random
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl import jpeg
+from avomni_lib.etl.memmap import Cache
+from avomni_lib.etl.windows import Windows
+from tests.test_memmap import arrays, pictures, seed_of, write_cache
+
+COUNT = 7
+
+
+@functools.cache
+def drawn() -> np.ndarray:
+    return pictures(np.random.default_rng(1), COUNT)
+
+
+def view(frames: np.ndarray) -> jpeg.Frames:
+    encoded = jpeg.encode(frames)
+    return jpeg.Frames(encoded["jpeg"], encoded["offsets"], encoded["crc32"], frames.shape)
+
+
+def scene(height: int = 256, width: int = 448) -> np.ndarray:
+    """One picture (H, W, 3) with edges, gradients, thin lines and sensor noise."""
+    rng = np.random.default_rng(5)
+    y, x = np.mgrid[:height, :width]
+    image = np.stack([90 + 80 * y / height, 110 + 60 * x / width, 150 - 70 * y / height], -1)
+    image[height // 2 :] = 95
+    for left in range(0, width, 40):
+        image[height // 2 :, left : left + 3] = 235
+        image[40:90, left : left + 18] = rng.integers(30, 220, 3)
+    return (image + rng.normal(0, 2, image.shape)).clip(0, 255).astype(np.uint8)
+
+
+slices = st.slices(COUNT)
+numbers = st.integers(-COUNT, COUNT - 1)
+
+
+@given(st.one_of(slices, numbers, st.lists(numbers).map(lambda n: np.array(n, dtype=int))))
+def test_any_key_gives_what_the_array_itself_would(key):
+    whole = view(drawn())[:]
+    found = view(drawn())[key]
+    expected = whole[key]
+    assert found.shape == expected.shape and found.dtype == expected.dtype
+    assert np.array_equal(found, expected)
+    assert not found.flags.writeable
+
+
+@given(st.integers().filter(lambda n: not -COUNT <= n < COUNT))
+def test_a_number_outside_is_refused(number):
+    with pytest.raises(IndexError):
+        view(drawn())[number]
+
+
+def test_it_has_what_callers_ask_of_an_array():
+    frames, found = drawn(), view(drawn())
+    assert (len(found), found.shape, found.dtype, found.ndim) == (7, frames.shape, np.uint8, 4)
+    assert np.array_equal(np.asarray(found), found[:])
+    assert np.array_equal(np.stack(list(found)), found[:])
+    assert np.asarray(found, dtype=np.float32).dtype == np.float32
+
+
+def test_pictures_differ_by_a_level_or_two():
+    picture = scene()
+    found = view(picture[None])[0].astype(int)
+    error = np.abs(found - picture)
+    assert error.mean() < 2.5 and np.percentile(error, 99) < 16
+    assert abs((found - picture).mean(axis=(0, 1))).max() < 0.5, "no colour is shifted"
+
+
+def test_a_picture_takes_a_tenth():
+    frames = np.stack([scene(512, 896)])
+    assert 0.03 < jpeg.encode(frames)["jpeg"].nbytes / frames.nbytes < 0.12
+
+
+def test_any_program_opens_a_picture():
+    encoded = jpeg.encode(drawn())
+    start, stop = encoded["offsets"][2:4]
+    content = encoded["jpeg"][start:stop].tobytes()
+    assert zlib.crc32(content) == encoded["crc32"][2]
+    with Image.open(io.BytesIO(content)) as image:
+        assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (12, 8))
+        # 2 × 2 pixels share their colour (4:2:0): factors of Y and of the two others.
+        assert [layer[1:3] for layer in image.layer] == [(2, 2), (1, 1), (1, 1)]
+        assert np.array_equal(np.asarray(image), view(drawn())[2])
+
+
+def digest() -> str:
+    return jpeg.encode(np.stack([scene()] * 2))["jpeg"].tobytes().hex()
+
+
+def test_bytes_depend_on_the_picture_alone():
+    """Another process, threads beside it, other pictures before it: the same bytes."""
+    jpeg.encode(drawn())
+    code = "from tests.test_jpeg import digest; print(digest())"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == digest()
+
+
+def test_frames_that_do_not_lie_in_one_piece_are_encoded_too():
+    wide = np.stack([scene(8, 24)] * 3)
+    assert jpeg.encode(wide[:, :, ::2])["jpeg"].tobytes() == (
+        jpeg.encode(np.ascontiguousarray(wide[:, :, ::2]))["jpeg"].tobytes()
+    )
+
+
+def test_no_flipped_bit_passes_for_a_frame():
+    encoded, dice = jpeg.encode(drawn()), random.Random(7)
+    for _ in range(200):
+        blob, row = encoded["jpeg"].copy(), dice.randrange(COUNT)
+        place = dice.randrange(*encoded["offsets"][row : row + 2].tolist())
+        blob[place] ^= 1 << dice.randrange(8)
+        frames = jpeg.Frames(blob, encoded["offsets"], encoded["crc32"], drawn().shape)
+        with pytest.raises(AvomniError, match="not what was written") as caught:
+            frames[row]
+        assert caught.value.where == f"frame {row}"
+        with pytest.raises(AvomniError):
+            frames[:]
+        others = np.delete(np.arange(COUNT), row)
+        assert np.array_equal(frames[others], view(drawn())[others])
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", jpeg.encode(drawn())["jpeg"][:300]])
+def test_bytes_that_are_no_picture_are_refused(content):
+    blob = np.frombuffer(bytes(content), np.uint8)
+    crc32 = np.array([zlib.crc32(blob)], np.uint32)
+    with pytest.raises(AvomniError, match="cannot be decoded"):
+        jpeg.Frames(blob, np.array([0, len(blob)]), crc32, (1, 8, 12, 3))[0]
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 14, 3), (1, 4, 12, 3)])
+def test_a_picture_of_another_size_is_refused(shape):
+    encoded = jpeg.encode(drawn()[:1])
+    frames = jpeg.Frames(encoded["jpeg"], encoded["offsets"], encoded["crc32"], shape)
+    with pytest.raises(AvomniError, match=r"is \(8, 12, 3\), it should be"):
+        frames[0]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Cache:
+    return Cache.open(write_cache(tmp_path_factory.mktemp("jpeg") / "cache", storage="jpeg"))
+
+
+def test_windows_over_jpegs_are_those_over_raw_frames(cache):
+    found = Windows(cache, 3, 1)
+    for i, window in enumerate(found):
+        frames = arrays(seed_of(window.clip_id))["frames"][window.number : window.number + 3]
+        assert found.frames(i).shape == frames.shape and found.frames(i).dtype == np.uint8
+        assert np.abs(found.frames(i).astype(int) - frames).mean() < 6
+
+
+def test_damage_names_shard_clip_and_frame(tmp_path):
+    folder = write_cache(tmp_path / "cache", storage="jpeg")
+    cache = Cache.open(folder)
+    clip = cache.clips[4]
+    path, offsets = folder / "shard_0012/jpeg.npy", cache.shards[1]._load("offsets")
+    content = bytearray(path.read_bytes())
+    content[len(content) - offsets[-1] + offsets[clip.start + 1] + 300] ^= 4
+    path.write_bytes(content)
+    found = Windows(Cache.open(folder), 3, 1)
+    own = [i for i, window in enumerate(found) if window.clip_id == clip.clip_id]
+    with pytest.raises(AvomniError, match="not what was written") as caught:
+        found.frames(own[0])
+    assert caught.value.where == f"{folder}/shard_0012, clip clip-12-1, frame 1"
+    assert "verify" in caught.value.fix and "03_etl" in caught.value.fix
+    for i in range(len(found)):
+        if found[i].clip_id != clip.clip_id:
+            found.frames(i)
+
+
+def _sum(found: Windows) -> int:
+    return int(found.frames(0).sum())
+
+
+def test_a_forked_process_decodes_too(cache):
+    """Threads do not survive a fork; a reader that waits for its parent's would wait for ever."""
+    found = Windows(cache, 3, 1)
+    expected = _sum(found)
+    with multiprocessing.get_context("fork").Pool(1) as workers:
+        assert workers.apply_async(_sum, (found,)).get(timeout=60) == expected
+
+
+def test_a_thousand_shards_keep_few_files_open(tmp_path):
+    """As many as most systems let a process open, in a process that may open 400."""
+    cache_folder = write_cache(tmp_path / "cache", chunks=range(300), clips_per_chunk=1)
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (400, 400))\n"
+        "from avomni_lib.etl import memmap, windows\n"
+        f"found = windows.Windows(memmap.Cache.open({str(cache_folder)!r}), 3, 1)\n"
+        "for i in range(len(found)):\n    found.frames(i), found.truth(i)\n"
+        "print(len(found))"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert int(ran.stdout) >= 300
