@@ -263,7 +263,7 @@ def listed_clip(clip_number: int, chunk: int) -> ListedClip:
         clip_id_of(n),
         chunk,
         SPLITS[n % 3],
-        COUNTRIES[n % len(COUNTRIES)],
+        COUNTRIES[n // 3 % len(COUNTRIES)],
         month=n % 12 + 1,
         hour=8 + n % 5,
         platform=PLATFORMS[n % 2],

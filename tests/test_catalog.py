@@ -1,12 +1,14 @@
-"""Which file holds what, and which chunks fit the budget."""
+"""Which file holds what, in every release and at any size."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avomni_lib.dataset.catalog import (
@@ -18,51 +20,38 @@ from avomni_lib.dataset.catalog import (
     required_features,
     split_by_hash,
 )
-from avomni_lib.dataset.choice import candidates, choose_chunks
-from avomni_lib.dataset.remote import RemoteFile
+from avomni_lib.dataset.metadata import COLLECTION_FILE
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
-from tests.published_set import CAMERAS, FEATURES, RADARS, clip_id_of, write_published_set
+from tests.published_set import (
+    CAMERAS,
+    FEATURES,
+    FEATURES_25_10,
+    RADARS,
+    RELEASES,
+    ListedClip,
+    clip_id_of,
+    listed_clip,
+    write_metadata,
+)
 
 NUM_CHUNKS, CLIPS_PER_CHUNK = 4, 3
-MB = 1_000_000
-
-
-@pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("published")
-    return write_published_set(folder, NUM_CHUNKS, CLIPS_PER_CHUNK, seconds=0.1)
-
-
-@pytest.fixture(scope="module")
-def catalog(published: Path) -> Catalog:
-    return Catalog.open(published)
+CLIPS = [listed_clip(n, n // CLIPS_PER_CHUNK) for n in range(NUM_CHUNKS * CLIPS_PER_CHUNK)]
 
 
 @pytest.fixture
-def folder(published: Path, tmp_path: Path) -> Path:
-    """The metadata alone, to be spoilt."""
-    for path in ("features.csv", INDEX_FILE, PRESENCE_FILE):
-        (tmp_path / path).parent.mkdir(exist_ok=True)
-        shutil.copy(published / path, tmp_path / path)
-    return tmp_path
+def folder(tmp_path: Path) -> Path:
+    """The metadata, to be spoilt."""
+    return write_metadata(tmp_path, CLIPS)
 
 
-def params(setup: str = "4-cam", **download: object) -> Params:
-    values = {"target_chunks": 2, "target_size_gb": 1.0} | download
-    return Params.from_values({"download": values, "vision": {"camera_setup": setup}})
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
+    return Catalog.open(write_metadata(tmp_path_factory.mktemp("main"), CLIPS, "main"))
 
 
-def sizes_of(
-    catalog: Catalog, p: Params, mb_a_chunk: dict[int, int] | int
-) -> dict[str, RemoteFile]:
-    """What a source might list: the whole chunk's weight lies in its ego motion."""
-    sizes = {}
-    for chunk in catalog.chunks:
-        for path in catalog.files([chunk], required_features(p)):
-            mb = mb_a_chunk if isinstance(mb_a_chunk, int) else mb_a_chunk[chunk]
-            sizes[path] = RemoteFile(path, mb * MB if "/egomotion." in path else 0)
-    return sizes
+def params(setup: str) -> Params:
+    return Params.from_values({"vision": {"camera_setup": setup}})
 
 
 def test_the_data_sets_own_features_csv_is_understood(catalog: Catalog):
@@ -127,13 +116,119 @@ def test_clip_id_may_be_a_pandas_index(folder: Path, catalog: Catalog, index_nam
     assert indexed.files(indexed.chunks, FEATURES) == catalog.files(catalog.chunks, FEATURES)
 
 
-def test_the_layout_before_26_03_is_understood(tmp_path: Path):
-    write_published_set(tmp_path, 1, 1, seconds=0.1, release="25.10")
-    assert (tmp_path / OLD_PRESENCE_FILE).exists() and not (tmp_path / PRESENCE_FILE).exists()
-    catalog = Catalog.open(tmp_path)
+@pytest.mark.parametrize("is_indexed", [False, True])
+@pytest.mark.parametrize("release", RELEASES)
+def test_every_release_is_understood(tmp_path: Path, release: str, is_indexed: bool):
+    catalog = Catalog.open(write_metadata(tmp_path, CLIPS, release, is_indexed))
+    is_old = release == "25.10"
+    assert (tmp_path / OLD_PRESENCE_FILE).exists() == is_old
+    assert (tmp_path / PRESENCE_FILE).exists() != is_old
+    assert tuple(catalog.features) == (FEATURES_25_10 if is_old else FEATURES)
+    assert catalog.clip_ids() == tuple(clip.clip_id for clip in CLIPS)
     assert catalog.present(clip_id_of(0), CAMERAS[0])
-    assert catalog.present(clip_id_of(0), "egomotion")
+    assert catalog.present(clip_id_of(0), "egomotion")  # the old table does not name it
     assert not catalog.present(clip_id_of(0), RADARS[0])
+    paths = catalog.files([1], required_features(params("7-cam")))
+    assert len(paths) == 7 + 4 and all("chunk_0001" in path for path in paths)
+    for clip in CLIPS:
+        assert catalog.attributes(clip.clip_id) == {
+            "country": clip.country,
+            "month": clip.month,
+            "hour": clip.hour,
+            "platform": clip.platform,
+            "event_cluster": clip.event_cluster if release == "main" else None,
+        }
+
+
+def test_what_a_later_release_adds_does_no_harm(folder: Path, catalog: Catalog):
+    features = (folder / "features.csv").read_text().splitlines()
+    features = [f"{line},new" for line in features]
+    features.append(
+        "camera_roof,camera,camera/camera_roof/camera_roof.chunk_{chunk_id:04d}.zip,,new"
+    )
+    (folder / "features.csv").write_text("\n".join(features) + "\n")
+    for path in (INDEX_FILE, PRESENCE_FILE, COLLECTION_FILE):
+        table = pd.read_parquet(folder / path).assign(weather="rain", sun=1.5, boxes=None)
+        table.to_parquet(folder / path)
+    later = Catalog.open(folder)
+    assert later.files([2], FEATURES) == catalog.files([2], FEATURES)
+    assert later.path("camera_roof", 3) == "camera/camera_roof/camera_roof.chunk_0003.zip"
+    assert later.present(clip_id_of(0), "camera_roof")  # no table says that it is not
+    assert later.attributes(clip_id_of(4))["country"] == CLIPS[4].country
+
+
+def test_attributes_are_by_clip_and_gaps_are_not_known(folder: Path):
+    table = pd.read_parquet(folder / COLLECTION_FILE)
+    table.loc[2, "country"] = None
+    table["hour_of_day"] = table["hour_of_day"].astype(float)
+    table.loc[3, "hour_of_day"] = np.nan
+    table["platform_class"] = table["platform_class"].astype("category")
+    stranger = table.iloc[[0]].assign(clip_id=clip_id_of(99), country="Narnia")
+    table = pd.concat([table.drop(index=5), stranger]).sample(frac=1, random_state=1)
+    table.to_parquet(folder / COLLECTION_FILE)
+    catalog = Catalog.open(folder)
+    assert catalog.attributes(clip_id_of(2))["country"] is None
+    assert catalog.attributes(clip_id_of(3))["hour"] is None
+    assert set(catalog.attributes(clip_id_of(5)).values()) == {None}
+    hour = catalog.attributes(clip_id_of(4))["hour"]
+    assert hour == CLIPS[4].hour and isinstance(hour, int)
+    assert catalog.attributes(clip_id_of(4))["platform"] == CLIPS[4].platform
+    values = catalog.values("country")
+    assert "Narnia" not in values.counts(np.arange(len(CLIPS)))
+    assert values.counts(np.array([0, 1, 2, 3])) == {"United States": 2, "Germany": 1}
+
+
+def test_a_release_without_the_tables_of_attributes_is_whole(folder: Path):
+    (folder / COLLECTION_FILE).unlink()
+    table = pd.read_parquet(folder / INDEX_FILE)
+    catalog = Catalog.open(folder)
+    assert set(catalog.attributes(clip_id_of(0)).values()) == {None}
+    assert catalog.count() == len(table)
+
+
+def test_counts_are_those_of_the_clips(catalog: Catalog):
+    for chunk in (None, 0, 3):
+        for split in (None, "train", "test"):
+            assert catalog.count(chunk, split) == len(catalog.clip_ids(chunk, split))
+    assert catalog.num_present("egomotion").tolist() == [3, 3, 3, 3]
+    assert catalog.num_present(RADARS[0]).tolist() == [0, 0, 0, 0]
+
+
+@given(
+    order=st.permutations(range(len(CLIPS))),
+    chunks=st.lists(st.integers(0, 9999), min_size=12, max_size=12),
+)
+@settings(max_examples=25, deadline=None)
+def test_clips_of_a_chunk_need_not_lie_together(order: list[int], chunks: list[int]):
+    clips = [replace(CLIPS[n], chunk=chunks[n]) for n in order]
+    with TemporaryDirectory() as name:
+        catalog = Catalog.open(write_metadata(Path(name), clips))
+        assert catalog.chunks == tuple(sorted(set(chunks)))
+        for clip in clips:
+            assert catalog.chunk_of(clip.clip_id) == clip.chunk
+            assert catalog.split_of(clip.clip_id) == clip.split
+        for chunk in catalog.chunks:
+            here = tuple(clip.clip_id for clip in clips if clip.chunk == chunk)
+            assert catalog.clip_ids(chunk) == catalog.usable(chunk, ["egomotion"]) == here
+        rows = catalog.clips.rows([clips[3].clip_id, "stranger", clips[0].clip_id])
+        assert rows.tolist() == [3, -1, 0]
+
+
+@pytest.mark.parametrize("place", [0, 7, 20, 35])
+def test_an_unknown_clip_is_told_with_the_nearest(catalog: Catalog, place: int):
+    right = clip_id_of(6)
+    wrong = right[:place] + ("z" if right[place] != "-" else "_") + right[place + 1 :]
+    with pytest.raises(AvomniError, match=f"unknown clip {wrong}; the nearest is {right}"):
+        catalog.chunk_of(wrong)
+    with pytest.raises(AvomniError, match="unknown clip 25\n"):
+        catalog.attributes("25")
+
+
+def test_clip_ids_need_not_be_uuids_of_one_length(tmp_path: Path):
+    names = ["b", "", "a-longer-name", "é", "zz", "B"]
+    clips = [ListedClip(name, chunk) for chunk, name in enumerate(names)]
+    catalog = Catalog.open(write_metadata(tmp_path, clips))
+    assert [catalog.chunk_of(name) for name in names] == list(range(6))
 
 
 def test_clips_marked_as_faulty_are_left_out(folder: Path):
@@ -174,12 +269,25 @@ def spoil_chunk(table: pd.DataFrame) -> pd.DataFrame:
     return table.drop(columns="chunk")
 
 
+def spoil_number(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(chunk=[0.5] + [1.0] * (len(table) - 1))
+
+
+def spoil_names(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(clip_id=[None, *table.clip_id[1:]])
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
         (spoil_twice, f"clip {clip_id_of(3)} is listed 2 times"),
         (spoil_split, "unknown split 'dev'"),
         (spoil_chunk, "no column chunk"),
+        (spoil_number, "something else than numbers of chunks"),
+        (spoil_names, "1 rows have no clip_id"),
+        (lambda table: table.assign(clip_id=[[1]] * len(table)), "clip_id holds list.*, not text"),
+        (lambda table: table.drop(columns="clip_id"), "no column clip_id"),
+        (lambda table: table.assign(clip_is_valid="yes"), "holds .*string, not true or false"),
         (lambda table: table.head(0), "lists no clip"),
     ],
 )
@@ -194,6 +302,12 @@ def test_missing_or_damaged_metadata_is_said(folder: Path):
     (folder / PRESENCE_FILE).write_bytes(b"half a file")
     with pytest.raises(AvomniError, match="not a readable parquet"):
         Catalog.open(folder)
+    (folder / COLLECTION_FILE).write_bytes(b"half a file")
+    write_metadata(folder / "other", CLIPS)
+    shutil.copy(folder / "other" / PRESENCE_FILE, folder / PRESENCE_FILE)
+    with pytest.raises(AvomniError, match="not a readable parquet") as caught:
+        Catalog.open(folder).attributes(clip_id_of(0))
+    assert COLLECTION_FILE in caught.value.where
     (folder / "features.csv").write_text("feature,directory\negomotion,labels\n")
     with pytest.raises(AvomniError, match=r"not the data set's features\.csv"):
         Catalog.open(folder)
@@ -210,86 +324,6 @@ def test_required_features_follow_the_camera_setup():
         "sensor_extrinsics",
         "vehicle_dimensions",
     }
-
-
-def test_the_first_chunks_are_taken_up_to_target_chunks(catalog: Catalog):
-    p = params(target_chunks=2)
-    choice = choose_chunks(catalog, sizes_of(catalog, p, 10), p)
-    assert (choice.chunks, choice.num_bytes) == ((0, 1), 20 * MB)
-    assert "target_chunks: 2" in choice.reason
-
-
-def test_target_size_gb_stops_before_target_chunks(catalog: Catalog):
-    p = params(target_chunks=4, target_size_gb=0.035)
-    choice = choose_chunks(catalog, sizes_of(catalog, p, 10), p)
-    assert choice.chunks == (0, 1, 2)
-    assert "target_size_gb: 0.035 (chunk 3 would make it 0.04 GB)" in choice.reason
-
-
-def test_a_budget_that_is_met_exactly_is_met(catalog: Catalog):
-    p = params(target_chunks=4, target_size_gb=0.03)
-    assert choose_chunks(catalog, sizes_of(catalog, p, 10), p).chunks == (0, 1, 2)
-
-
-def test_metadata_count_towards_the_budget(catalog: Catalog):
-    p = params(target_chunks=4, target_size_gb=0.035)
-    sizes = sizes_of(catalog, p, 10) | {INDEX_FILE: RemoteFile(INDEX_FILE, 6 * MB)}
-    choice = choose_chunks(catalog, sizes, p)
-    assert (choice.chunks, choice.num_bytes) == ((0, 1), 26 * MB)
-
-
-def test_more_chunks_than_there_are_takes_all_and_says_so(catalog: Catalog):
-    p = params(target_chunks=9)
-    choice = choose_chunks(catalog, sizes_of(catalog, p, 10), p)
-    assert choice.chunks == (0, 1, 2, 3) and "all there are" in choice.reason
-
-
-def test_a_budget_below_one_chunk_is_an_error_with_numbers(catalog: Catalog):
-    p = params(target_size_gb=0.005)
-    with pytest.raises(AvomniError, match=r"take 0\.01 GB; the budget is 0\.005 GB") as caught:
-        choose_chunks(catalog, sizes_of(catalog, p, 10), p)
-    assert caught.value.where == "download.target_size_gb"
-
-
-@given(mb=st.integers(1, 10**6))
-def test_the_budget_that_the_error_proposes_is_enough(catalog: Catalog, mb: int):
-    p = params(target_chunks=1, target_size_gb=1e-6)
-    sizes = sizes_of(catalog, p, mb)
-    with pytest.raises(AvomniError) as caught:
-        choose_chunks(catalog, sizes, p)
-    proposed = float(caught.value.fix.split("set it to ")[1].split(" ")[0])
-    assert choose_chunks(catalog, sizes, params(target_chunks=1, target_size_gb=proposed))
-
-
-def test_named_chunks_are_taken_in_their_order_whatever_target_chunks(catalog: Catalog):
-    p = params(target_chunks=1, chunks=[3, 1, 3])
-    choice = choose_chunks(catalog, sizes_of(catalog, p, 10), p)
-    assert choice.chunks == (3, 1) and "named" in choice.reason
-
-
-def test_an_unknown_chunk_is_an_error_that_says_which_exist(catalog: Catalog):
-    p = params(chunks=[0, 9])
-    with pytest.raises(AvomniError, match="unknown chunk 9; there are 0-3") as caught:
-        candidates(catalog, p)
-    assert caught.value.where == "download.chunks"
-
-
-def test_named_chunks_that_do_not_fit_are_never_cut_silently(catalog: Catalog):
-    p = params(chunks=[0, 1, 2], target_size_gb=0.025)
-    with pytest.raises(AvomniError, match=r"up to 2, .* take 0\.03 GB; the budget is 0\.025"):
-        choose_chunks(catalog, sizes_of(catalog, p, 10), p)
-
-
-def test_a_chunk_whose_file_the_source_lost_is_passed_over_unless_named(catalog: Catalog):
-    p = params(target_chunks=2)
-    sizes = sizes_of(catalog, p, 10)
-    lost = catalog.path("camera_rear_left_70fov", 0)
-    del sizes[lost]
-    choice = choose_chunks(catalog, sizes, p)
-    assert choice.chunks == (1, 2)
-    assert f"chunk 0 is passed over: the source lacks {lost}" in choice.reason
-    with pytest.raises(AvomniError, match="chunk 0 cannot be used: the source lacks"):
-        choose_chunks(catalog, sizes, params(chunks=[0]))
 
 
 @given(st.sets(st.integers(0, 60)))

@@ -18,6 +18,7 @@ import pytest
 from avomni_lib.dataset import rig
 from avomni_lib.params import Params
 from avomni_lib.world import recording
+from avomni_lib.world.circumstances import circumstances
 from avomni_lib.world.local_hub import serve
 from avomni_lib.world.publish import publish, scene_of, world_clips
 from avomni_lib.world.render import Renderer
@@ -75,6 +76,13 @@ def test_index_and_metadata(harbour):
     assert list(kit.data_collection.columns) == [
         *("country", "month", "hour_of_day", "platform_class", "radar_config"),
     ]
+    for clip in clips:
+        row = kit.data_collection.loc[clip.clip_id]
+        town, seconds = published.town, published.clip_seconds
+        about = circumstances(clip.clip_id, clip.number, clip.chunk, town, seconds)
+        assert (row.country, row.month, row.hour_of_day, row.platform_class) == (
+            *(about.country, about.month, about.hour, about.platform),
+        )
 
 
 def test_frames_are_the_scene_at_their_timestamps(harbour):

@@ -12,10 +12,12 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from avomni_lib import files
 from avomni_lib.dataset import rig
+from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
@@ -52,6 +54,37 @@ def test_layout(published):
     assert "camera/camera_rear_tele_30fov/camera_rear_tele_30fov.chunk_0001.zip" in chunk_files
     assert "calibration/sensor_extrinsics/sensor_extrinsics.chunk_0000.parquet" in chunk_files
     assert "labels/egomotion/egomotion.chunk_0000.zip" in chunk_files
+
+
+def test_tables_of_attributes_have_upstreams_columns(published):
+    clips = world_clips(world().dataset.world)
+    collected = pd.read_parquet(published / "metadata/data_collection.parquet")
+    assert collected.index.name == "clip_id"
+    assert collected.index.tolist() == [clip.clip_id for clip in clips]
+    assert list(collected.columns) == [
+        *("country", "month", "hour_of_day", "platform_class", "radar_config"),
+    ]
+    assert collected["month"].dtype == collected["hour_of_day"].dtype == "int64"
+    assert collected["radar_config"].isna().all()  # the rig has no radar
+    reasoning = pd.read_parquet(published / "reasoning/ood_reasoning.parquet")
+    assert reasoning.index.name == "clip_id" and reasoning.index.tolist() == [clips[1].clip_id]
+    assert list(reasoning.columns) == ["feature", "event_cluster", "events", "split"]
+    assert reasoning["feature"].tolist() == [rig.FRONT_WIDE.name]
+    assert reasoning["split"].isin(["train", "val"]).all()
+
+
+def test_the_catalog_tells_what_was_published(published):
+    catalog = Catalog.open(published)
+    collected = pd.read_parquet(published / "metadata/data_collection.parquet")
+    clusters = pd.read_parquet(published / "reasoning/ood_reasoning.parquet")["event_cluster"]
+    for clip in world_clips(world().dataset.world):
+        assert catalog.attributes(clip.clip_id) == {
+            "country": collected.at[clip.clip_id, "country"],
+            "month": collected.at[clip.clip_id, "month"],
+            "hour": collected.at[clip.clip_id, "hour_of_day"],
+            "platform": collected.at[clip.clip_id, "platform_class"],
+            "event_cluster": clusters.get(clip.clip_id),
+        }
 
 
 def test_features_csv_is_upstreams_line_for_line(published):

@@ -64,7 +64,7 @@ def choose_chunks(
         counts = ranking.counts[catalog.place(chunk)]
         fault = _fault(sizes, paths, features, counts, ranking.wanted.words)
         if fault and is_named:
-            raise _unusable(p, chunk, fault)
+            raise _unusable(catalog, p, chunk, fault, ranking.wanted.rows)
         if fault:
             passed[chunk] = fault
             continue
@@ -124,11 +124,14 @@ def _fault(
     return "none of its clips has all of " + ", ".join(features)
 
 
-def _unusable(p: Params, chunk: int, fault: str) -> AvomniError:
-    if p.download.chunks is not None:
-        where, fix = "download.chunks", "name other chunks, or leave it out to take the first"
-    else:
+def _unusable(
+    catalog: Catalog, p: Params, chunk: int, fault: str, wanted: np.ndarray
+) -> AvomniError:
+    where, fix = "download.chunks", "name other chunks, or leave it out to take the first"
+    if p.download.chunks is None:
         where, fix = "download.clips.clip_ids", "leave the clips of this chunk out"
+        held = catalog.clips.ids(wanted[catalog.chunk_idx[wanted] == catalog.place(chunk)])
+        fault += f"; of the wanted clips it holds {', '.join(held)}"
     return AvomniError(f"chunk {chunk} cannot be used: {fault}", where=where, fix=fix)
 
 

@@ -22,7 +22,7 @@ FILTERS = {
     "platforms": "platform",
     "event_clusters": "event_cluster",
 }
-MAX_SHOWN = 12
+MAX_SHOWN = 50
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,11 +198,11 @@ def _none_left(
     words: Sequence[str],
 ) -> AvomniError:
     counts = values.counts(before)
-    of_which = f"the {before.sum():,} usable clips" + (f" with {', '.join(words)}" if words else "")
-    there = f"their {attribute} is {_counted(counts)}" if counts else f"no {attribute} is known"
+    there = _counted(counts) if counts else "which nobody knows"
+    of_which = f" with {', '.join(words)}" if words else ""
     return AvomniError(
         f"no clip is left by download.clips.{key}: {', '.join(map(str, names))}; "
-        f"of {of_which} {there}",
+        f"the {before.sum():,} usable clips{of_which} have the {attribute} {there}",
         where=f"download.clips.{key}",
         fix="ask for what there is, or leave one of the filters out",
     )

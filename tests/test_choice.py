@@ -1,0 +1,369 @@
+"""Which chunks and clips a run takes, under a number of chunks, of gigabytes and of clips."""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from avomni_lib.dataset.catalog import INDEX_FILE, Catalog, required_features
+from avomni_lib.dataset.choice import Choice, candidates, choose_chunks
+from avomni_lib.dataset.ranking import NUM_SPARE, rank
+from avomni_lib.dataset.remote import RemoteFile
+from avomni_lib.dataset.sizes import estimated
+from avomni_lib.errors import AvomniError
+from avomni_lib.params import Params
+from tests.published_set import ListedClip, clip_id_of, listed_clip, write_metadata
+
+NUM_CHUNKS, CLIPS_PER_CHUNK = 4, 3
+MB = 1_000_000
+
+
+def listed(folder: Path, chunks: Mapping[int, str]) -> Catalog:
+    """Chunks by number: a letter a clip, which is the clip's country."""
+    clips = [
+        ListedClip(clip_id_of(100 * chunk + place), chunk, country=letter)
+        for chunk, letters in chunks.items()
+        for place, letter in enumerate(letters)
+    ]
+    return Catalog.open(write_metadata(folder, clips))
+
+
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
+    clips = [listed_clip(n, n // CLIPS_PER_CHUNK) for n in range(NUM_CHUNKS * CLIPS_PER_CHUNK)]
+    return Catalog.open(write_metadata(tmp_path_factory.mktemp("listed"), clips))
+
+
+def params(setup: str = "4-cam", clips: dict | None = None, **download: object) -> Params:
+    values = {"target_chunks": 2, "target_size_gb": 1.0, "clips": clips or {}} | download
+    return Params.from_values({"download": values, "vision": {"camera_setup": setup}})
+
+
+def sizes_of(
+    catalog: Catalog, p: Params, mb_a_chunk: dict[int, int] | int
+) -> dict[str, RemoteFile]:
+    """What a source might list: the whole chunk's weight lies in its ego motion."""
+    sizes = {}
+    for chunk in catalog.chunks:
+        for path in catalog.files([chunk], required_features(p)):
+            mb = mb_a_chunk if isinstance(mb_a_chunk, int) else mb_a_chunk[chunk]
+            sizes[path] = RemoteFile(path, mb * MB if "/egomotion." in path else 0)
+    return sizes
+
+
+def choose(catalog: Catalog, p: Params) -> Choice:
+    """With the published sizes."""
+    return choose_chunks(catalog, estimated(catalog, catalog.chunks, p), p)
+
+
+def picked(catalog: Catalog, choice: Choice) -> list[str]:
+    return [catalog.attributes(clip_id)["country"] for clip_id in catalog.clips.ids(choice.rows)]
+
+
+# The first chunks, or the named ones
+
+
+def test_the_first_chunks_are_taken_up_to_target_chunks(catalog: Catalog):
+    p = params(target_chunks=2)
+    choice = choose_chunks(catalog, sizes_of(catalog, p, 10), p)
+    assert (choice.chunks, choice.num_bytes) == ((0, 1), 20 * MB)
+    assert choice.reason == "the first, by download.target_chunks: 2"
+    assert choice.rows.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_target_size_gb_stops_before_target_chunks(catalog: Catalog):
+    p = params(target_chunks=4, target_size_gb=0.035)
+    choice = choose_chunks(catalog, sizes_of(catalog, p, 10), p)
+    assert choice.chunks == (0, 1, 2)
+    assert "target_size_gb: 0.035 (chunk 3 would make it 0.04 GB)" in choice.reason
+
+
+def test_a_budget_that_is_met_exactly_is_met(catalog: Catalog):
+    p = params(target_chunks=4, target_size_gb=0.03)
+    assert choose_chunks(catalog, sizes_of(catalog, p, 10), p).chunks == (0, 1, 2)
+
+
+def test_metadata_count_towards_the_budget(catalog: Catalog):
+    p = params(target_chunks=4, target_size_gb=0.035)
+    sizes = sizes_of(catalog, p, 10) | {INDEX_FILE: RemoteFile(INDEX_FILE, 6 * MB)}
+    choice = choose_chunks(catalog, sizes, p)
+    assert (choice.chunks, choice.num_bytes) == ((0, 1), 26 * MB)
+
+
+def test_more_chunks_than_there_are_takes_all_and_says_so(catalog: Catalog):
+    p = params(target_chunks=9)
+    choice = choose_chunks(catalog, sizes_of(catalog, p, 10), p)
+    assert choice.chunks == (0, 1, 2, 3) and "all there are" in choice.reason
+
+
+def test_a_budget_below_one_chunk_is_an_error_with_numbers(catalog: Catalog):
+    p = params(target_size_gb=0.005)
+    with pytest.raises(AvomniError, match=r"take 0\.01 GB; the budget is 0\.005 GB") as caught:
+        choose_chunks(catalog, sizes_of(catalog, p, 10), p)
+    assert caught.value.where == "download.target_size_gb"
+
+
+@given(mb=st.integers(1, 10**6))
+def test_the_budget_that_the_error_proposes_is_enough(catalog: Catalog, mb: int):
+    p = params(target_chunks=1, target_size_gb=1e-6)
+    sizes = sizes_of(catalog, p, mb)
+    with pytest.raises(AvomniError) as caught:
+        choose_chunks(catalog, sizes, p)
+    proposed = float(caught.value.fix.split("set it to ")[1].split(" ")[0])
+    assert choose_chunks(catalog, sizes, params(target_chunks=1, target_size_gb=proposed))
+
+
+def test_named_chunks_are_taken_in_their_order_whatever_target_chunks(catalog: Catalog):
+    p = params(target_chunks=1, chunks=[3, 1, 3])
+    choice = choose_chunks(catalog, sizes_of(catalog, p, 10), p)
+    assert choice.chunks == (3, 1) and "named" in choice.reason
+
+
+def test_an_unknown_chunk_is_an_error_that_says_which_exist(catalog: Catalog):
+    p = params(chunks=[0, 9])
+    with pytest.raises(AvomniError, match="unknown chunk 9; there are 0-3") as caught:
+        candidates(catalog, p)
+    assert caught.value.where == "download.chunks"
+
+
+def test_named_chunks_that_do_not_fit_are_never_cut_silently(catalog: Catalog):
+    p = params(chunks=[0, 1, 2], target_size_gb=0.025)
+    with pytest.raises(AvomniError, match=r"up to 2, .* take 0\.03 GB; the budget is 0\.025"):
+        choose_chunks(catalog, sizes_of(catalog, p, 10), p)
+
+
+def test_a_chunk_whose_file_the_source_lost_is_passed_over_unless_named(catalog: Catalog):
+    p = params(target_chunks=2)
+    sizes = sizes_of(catalog, p, 10)
+    lost = catalog.path("camera_rear_left_70fov", 0)
+    del sizes[lost]
+    choice = choose_chunks(catalog, sizes, p)
+    assert choice.chunks == (1, 2)
+    assert f"chunk 0 is passed over: the source lacks {lost}" in choice.reason
+    with pytest.raises(AvomniError, match="chunk 0 cannot be used: the source lacks"):
+        choose_chunks(catalog, sizes, params(chunks=[0]))
+
+
+def test_no_more_is_asked_than_is_taken(catalog: Catalog):
+    """A listing is read chunk by chunk: a hub is asked for no more."""
+    p = params(target_chunks=4, target_size_gb=0.015)
+    asked = []
+
+    class Listing(dict):
+        def __getitem__(self, path: str) -> RemoteFile:
+            asked.append(path)
+            return super().__getitem__(path)
+
+    assert choose_chunks(catalog, Listing(sizes_of(catalog, p, 10)), p).chunks == (0,)
+    assert set(asked) == set(catalog.files([0, 1], required_features(p)))
+
+
+def test_where_raw_files_are_evicted_each_chunk_alone_must_fit(catalog: Catalog):
+    p = params(target_chunks=3, target_size_gb=0.015, evict_raw=True)
+    sizes = sizes_of(catalog, p, {0: 10, 1: 20, 2: 10, 3: 15})
+    choice = choose_chunks(catalog, sizes, p)
+    assert (choice.chunks, choice.num_bytes) == ((0, 2, 3), 35 * MB)
+    assert "chunk 1 is passed over: it alone takes 0.02 GB" in choice.reason
+    with pytest.raises(AvomniError, match=r"alone, chunk 1, .* take 0\.02 GB; the budget is"):
+        choose_chunks(catalog, sizes, params(chunks=[0, 1], target_size_gb=0.015, evict_raw=True))
+    # The metadata stay while the chunks come and go.
+    with_metadata = sizes | {INDEX_FILE: RemoteFile(INDEX_FILE, MB)}
+    assert choose_chunks(catalog, with_metadata, p).chunks == (0, 2)
+
+
+# Chosen clips
+
+
+def test_chunks_with_the_most_wanted_clips_a_gigabyte_come_first(tmp_path: Path):
+    catalog = listed(tmp_path, {0: "aaaaaaaa", 1: "abab", 2: "abbbaaaaaaaa", 3: "bbaa", 4: "bbba"})
+    p = params(target_chunks=2, target_size_gb=0.75, clips={"countries": ["b"]})
+    choice = choose(catalog, p)
+    # Chunk 2 holds as many as chunk 4 and is three times its size; chunk 1 as chunk 3.
+    assert choice.chunks == (4, 1)
+    assert picked(catalog, choice) == ["b"] * 5
+    assert choice.reason == (
+        "those with the most wanted clips a GB, by download.target_chunks: 2; "
+        "of their clips 5 are wanted: country b"
+    )
+    assert candidates(catalog, p) == (4, 1, 3, 2)
+
+
+def test_small_chunks_do_not_use_up_target_chunks(tmp_path: Path):
+    """One small chunk that is all wanted has the most a GB, and the fewest."""
+    catalog = listed(tmp_path, {0: "b", 1: "bbbaaa"})
+    one = params(target_chunks=1, target_size_gb=150.0, clips={"countries": ["b"]})
+    choice = choose(catalog, one)
+    assert choice.chunks == (1,)
+    assert "those with the most wanted clips, by" in choice.reason
+    # Where one clip is enough, or the room is small, the small one it is.
+    enough = params(target_chunks=1, clips={"countries": ["b"], "max_clips": 1}, target_size_gb=9.0)
+    assert choose(catalog, enough).chunks == (0,)
+    assert choose(catalog, params(clips={"countries": ["b"]}, target_size_gb=0.2)).chunks == (0,)
+
+
+def test_chunks_without_a_wanted_clip_are_no_candidates(tmp_path: Path):
+    catalog = listed(tmp_path, {0: "aa", 1: "ab", 2: "aa"})
+    p = params(target_chunks=3, clips={"countries": ["b"]})
+    choice = choose(catalog, p)
+    assert choice.chunks == (1,) and "all there are (download.target_chunks: 3)" in choice.reason
+    with pytest.raises(AvomniError, match=r"chunk 2 cannot be used: none of its clips is wanted"):
+        choose(catalog, params(chunks=[1, 2], clips={"countries": ["b"]}))
+
+
+def test_enough_clips_need_no_further_chunk(catalog: Catalog):
+    p = params(target_chunks=4, clips={"max_clips": 5})
+    choice = choose_chunks(catalog, sizes_of(catalog, p, 10), p)
+    assert choice.chunks == (0, 1) and len(choice.rows) == 5
+    assert "enough for download.clips.max_clips: 5; 5 of 6 drawn by run.seed: 0" in choice.reason
+
+
+def test_a_chunk_that_no_clip_was_drawn_from_is_not_fetched(tmp_path: Path):
+    catalog = listed(tmp_path, dict.fromkeys(range(8), "a" * 5))
+    seen = set()
+    for seed in range(30):
+        p = params(target_chunks=2, target_size_gb=9.0, clips={"max_clips": 6})
+        p = p.model_copy(update={"run": p.run.model_copy(update={"seed": seed})})
+        choice = choose(catalog, p)
+        used = {catalog.chunks[place] for place in catalog.chunk_idx[choice.rows]}
+        assert set(choice.chunks) == used
+        sizes = estimated(catalog, catalog.chunks, p)
+        paths = catalog.files(choice.chunks, required_features(p))
+        metadata = sum(file.size for path, file in sizes.items() if "chunk_" not in path)
+        assert choice.num_bytes == metadata + sum(sizes[path].size for path in paths)
+        seen.add(tuple(choice.rows))
+    assert len(seen) > 20  # the seed draws
+
+
+def test_balanced_picks_take_chunks_that_bring_the_groups(tmp_path: Path):
+    catalog = listed(tmp_path, {0: "aaaa", 1: "aaaa", 2: "aabb", 3: "aaac", 4: "bbbb"})
+    p = params(target_chunks=2, target_size_gb=9.0, clips={"balance_by": "country", "max_clips": 6})
+    choice = choose(catalog, p)
+    assert set(choice.chunks) == {2, 3}
+    assert Counter(picked(catalog, choice)) == {"a": 3, "b": 2, "c": 1}
+    assert "balanced by country: 3 a, 2 b, 1 c" in choice.reason
+
+
+def test_balance_without_a_number_takes_of_each_what_the_smallest_has(tmp_path: Path):
+    catalog = listed(tmp_path, {0: "aaaabb", 1: "aaabbb"})
+    choice = choose(catalog, params(target_size_gb=9.0, clips={"balance_by": "country"}))
+    assert Counter(picked(catalog, choice)) == {"a": 5, "b": 5}
+
+
+def test_named_clips_bring_their_chunks_whatever_lies_before(catalog: Catalog):
+    ids = [clip_id_of(n) for n in (11, 3, 5)]
+    p = params(target_chunks=2, target_size_gb=9.0, clips={"clip_ids": ids})
+    choice = choose(catalog, p)
+    assert choice.chunks == (1, 3)
+    assert catalog.clips.ids(choice.rows) == (clip_id_of(3), clip_id_of(5), clip_id_of(11))
+    assert "they hold the clips named by download.clips.clip_ids" in choice.reason
+
+
+def test_named_clips_are_never_left_out_without_a_word(catalog: Catalog):
+    ids = [clip_id_of(n) for n in (0, 4, 11)]
+    with pytest.raises(AvomniError, match="lie in 3 chunks; 2 hold 2 of them") as caught:
+        choose(catalog, params(target_chunks=2, clips={"clip_ids": ids}))
+    assert "set download.target_chunks to 3," in caught.value.fix
+    with pytest.raises(AvomniError, match="lie in 3 chunks; the named hold 2 of them") as caught:
+        choose(catalog, params(chunks=[0, 1, 2], clips={"clip_ids": ids}))
+    assert "set download.chunks to [0, 1, 3]," in caught.value.fix
+    named = params(target_chunks=3, target_size_gb=0.4, clips={"clip_ids": ids})
+    with pytest.raises(AvomniError, match="all chunks with named clips up to 1,"):
+        choose(catalog, named)
+    few = params(target_chunks=2, target_size_gb=9.0, clips={"clip_ids": ids, "max_clips": 2})
+    assert len(choose(catalog, few).rows) == 2
+
+
+def test_named_clips_whose_chunk_lost_a_file_are_told(catalog: Catalog):
+    p = params(clips={"clip_ids": [clip_id_of(4), clip_id_of(7)]})
+    sizes = sizes_of(catalog, p, 10)
+    lost = catalog.path("egomotion", 2)
+    del sizes[lost]
+    with pytest.raises(AvomniError) as caught:
+        choose_chunks(catalog, sizes, p)
+    assert caught.value.what == (
+        f"chunk 2 cannot be used: the source lacks {lost}; of the wanted clips it holds "
+        f"{clip_id_of(7)}"
+    )
+    assert caught.value.where == "download.clips.clip_ids"
+
+
+def test_spare_chunks_take_the_place_of_those_that_lack_files(tmp_path: Path):
+    catalog = listed(tmp_path, dict.fromkeys(range(20), "ab"))
+    p = params(target_chunks=2, clips={"countries": ["a"]})
+    assert len(candidates(catalog, p)) == 2 + NUM_SPARE
+    sizes = sizes_of(catalog, p, 10)
+    del sizes[catalog.path("egomotion", 0)]
+    choice = choose_chunks(catalog, sizes, p)
+    assert choice.chunks == (1, 2) and 0 in choice.passed
+
+
+LETTERS = st.text("abcd", min_size=1, max_size=8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    chunks=st.lists(LETTERS, min_size=1, max_size=8),
+    countries=st.none() | st.sets(st.sampled_from("abcd"), min_size=1),
+    balance_by=st.sampled_from([None, "country"]),
+    max_clips=st.none() | st.integers(1, 20),
+    target_chunks=st.integers(1, 9),
+    budget=st.floats(0.3, 10.0),
+)
+def test_whatever_is_asked_for_the_limits_hold(
+    chunks, countries, balance_by, max_clips, target_chunks, budget
+):
+    if countries:
+        chunks = [*chunks, "".join(countries)]  # each exists
+    asked = {
+        "countries": sorted(countries) if countries else None,
+        "balance_by": balance_by,
+        "max_clips": max_clips,
+    }
+    p = params(target_chunks=target_chunks, target_size_gb=budget, clips=asked)
+    with TemporaryDirectory() as folder:
+        catalog = listed(Path(folder), dict(enumerate(chunks)))
+        sizes = estimated(catalog, catalog.chunks, p)
+        try:
+            choice = choose_chunks(catalog, sizes, p)
+        except AvomniError as error:
+            assert "the budget is" in error.what
+            return
+        again = choose_chunks(Catalog.open(Path(folder)), sizes, p)
+        assert again == choice and again.rows.tolist() == choice.rows.tolist()
+        got = picked(catalog, choice)
+    assert 1 <= len(choice.chunks) <= target_chunks
+    assert choice.num_bytes <= budget * 1e9
+    assert {catalog.chunks[place] for place in catalog.chunk_idx[choice.rows]} == set(choice.chunks)
+    assert len(set(choice.rows.tolist())) == len(got) <= (max_clips or np.inf)
+    there = Counter(letter for chunk in choice.chunks for letter in chunks[chunk])
+    wanted = {letter: n for letter, n in there.items() if not countries or letter in countries}
+    assert set(got) <= set(wanted)
+    counts = Counter(got)
+    if balance_by is None:
+        assert len(got) == min(sum(wanted.values()), max_clips or np.inf)
+    else:
+        enough = [counts[letter] for letter, n in wanted.items() if n > counts[letter]]
+        if enough:
+            assert max(enough) - min(enough) <= 1
+            assert max(counts.values()) <= min(enough) + 1
+
+
+def test_the_order_is_told_by_the_catalog_alone(tmp_path: Path):
+    """At full size a choice of many groups must not take long; here only that it is whole."""
+    rng = np.random.default_rng(0)
+    chunks = {n: "".join(rng.choice(list("abcdefgh"), 10)) for n in range(300)}
+    catalog = listed(tmp_path, chunks)
+    p = params(
+        target_chunks=300,
+        target_size_gb=1e6,
+        clips={"balance_by": "country", "max_clips": 1000},
+    )
+    ranking = rank(catalog, p)
+    assert sorted(ranking.chunks) == sorted(chunks)
+    counts = Counter(picked(catalog, choose(catalog, p)))
+    assert sum(counts.values()) == 1000 and max(counts.values()) - min(counts.values()) <= 1
