@@ -1,5 +1,6 @@
 import threading
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -8,7 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avomni_lib.errors import AvomniError
+from avomni_lib.etl import shard
+from avomni_lib.etl.memmap import Cache
+from avomni_lib.etl.windows import Windows
 from avomni_lib.training.loader import Loader, Order
+from tests.test_memmap import write_cache
 
 
 class Numbered:
@@ -181,3 +186,58 @@ def test_memory_that_is_kept_is_never_written_again():
     with loader(Numbered(), [[i] for i in range(30)], depth=2) as batches:
         kept = [batches[i] for i in range(30)]
     assert [numbers(batch) for batch in kept] == [[i] for i in range(30)]
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory) -> dict[str, Windows]:
+    """The same windows of a cache of each storage."""
+    above = tmp_path_factory.mktemp("stored")
+    folders = {name: write_cache(above / name, storage=name) for name in shard.STORAGES}
+    return {name: Windows(Cache.open(folder), 3, 1) for name, folder in folders.items()}
+
+
+def test_raw_and_jpeg_caches_give_the_same_batches(stored):
+    """The same windows in the same order and shape; pixels differ by what JPEG does to them."""
+    order = Order(len(stored["raw"]), 4, 12, seed=3)
+    with loader(stored["raw"], order) as raw, loader(stored["jpeg"], order) as encoded:
+        for number in range(len(order)):
+            ours, theirs = raw[number], encoded[number]
+            assert ours["input_ids"].tolist() == theirs["input_ids"].tolist() == order[number]
+            assert ours["frames"].shape == theirs["frames"].shape == (4, 3, 8, 12, 3)
+            assert ours["frames"].dtype == theirs["frames"].dtype == torch.uint8
+            off = (ours["frames"].int() - theirs["frames"].int()).abs().float()
+            assert 0 < off.mean() < 6
+            assert all(each.mean() < 10 for each in off), "a window is another one's"
+            raw.give_back(ours["frames"]), encoded.give_back(theirs["frames"])
+
+
+def test_a_damaged_jpeg_ends_the_step_that_needs_it_with_its_name(tmp_path):
+    folder = write_cache(tmp_path / "cache", storage="jpeg")
+    path = folder / "shard_0012/jpeg.npy"
+    content = bytearray(path.read_bytes())
+    content[-40] ^= 8  # in the last frame
+    path.write_bytes(content)
+    windows = Windows(Cache.open(folder), 3, 1)
+    with loader(windows, [[i] for i in range(len(windows))]) as batches:
+        for number in range(len(windows) - 1):
+            batches[number]
+        with pytest.raises(AvomniError, match="not what was written") as caught:
+            batches[len(windows) - 1]
+    assert caught.value.where.startswith(f"{folder}/shard_0012, clip clip-12-2, frame ")
+
+
+def test_decoding_keeps_nothing(tmp_path):
+    """Whatever is read, no more memory than a window's pixels and what its threads hold."""
+    large = [np.zeros((1, 480, 640, 3), np.uint8), np.full((1, 480, 640, 3), 9, np.uint8)]
+    encoded = shard.jpeg.encode(np.concatenate(large * 20))
+    frames = shard.jpeg.Frames(
+        encoded["jpeg"], encoded["offsets"], encoded["crc32"], (40, 480, 640, 3)
+    )
+    frames[:2]  # the threads start
+    tracemalloc.start()
+    for first in range(0, 40, 4):
+        assert frames[first : first + 4].shape == (4, 480, 640, 3)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # The window's four, and at most eight that a thread is copying out, twice.
+    assert peak < (4 + 2 * 8 + 1) * 480 * 640 * 3
