@@ -199,7 +199,7 @@ class Wire(BaseHTTPRequestHandler):
         self, status: HTTPStatus, headers: dict[str, str], name: str, commit: str | None = None
     ) -> Request:
         """Note the request (before its answer is acted upon), send status and headers."""
-        request = Request(self.command, name, status)
+        request = Request(self.command, name.removeprefix("storage:"), status)
         request.has_token = "Authorization" in self.headers
         request.is_storage = self.server is self.hub.storage
         self.hub.note(request)

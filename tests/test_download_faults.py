@@ -1,0 +1,583 @@
+"""The real client against the local hub in a process of its own: every fault survived or said.
+
+What was sent is read off the hub's own log, byte for byte.
+"""
+
+import hashlib
+import os
+import random
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+
+from avomni_lib.dataset import batch, transfer
+from avomni_lib.dataset.backoff import Backoff
+from avomni_lib.dataset.download import fetch, read_chosen
+from avomni_lib.dataset.hub import Hub
+from avomni_lib.dataset.verified import Verified
+from avomni_lib.errors import AvomniError
+from avomni_lib.params import Params
+from avomni_lib.plan import Bar
+from tests.hub_process import REPO, HubProcess
+from tests.published_set import chunk_path, write_published_set
+
+BIG, SMALL, TEXT = "camera/a/a.zip", "labels/b/b.zip", "features.csv"
+SIZES = {BIG: 1_500_007, SMALL: 200_003, TEXT: 5_000, "labels/one.bin": 1, "labels/none.bin": 0}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files of every size, noise all through."""
+    folder = tmp_path_factory.mktemp("served")
+    noise = random.Random(7)
+    for path, size in SIZES.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(noise.randbytes(size))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def process(folder: Path) -> Iterator[HubProcess]:
+    with HubProcess(folder) as process:
+        yield process
+
+
+@pytest.fixture
+def server(process: HubProcess) -> HubProcess:
+    process.reset()
+    return process
+
+
+@pytest.fixture
+def p(tmp_path: Path) -> Params:
+    return params(tmp_path)
+
+
+def params(tmp_path: Path, **download: object) -> Params:
+    values = {
+        "run": {"name": "run", "outputs_dir": str(tmp_path / "outputs")},
+        "dataset": {"source": "world", "repo_id": REPO, "local_dir": str(tmp_path / "data")},
+        "download": {"target_chunks": 2, "target_size_gb": 1.0} | download,
+    }
+    return Params.from_values(values)
+
+
+class Seen(Bar):
+    """Remembers what it was told."""
+
+    last: "Seen"
+
+    def __init__(self, *arguments: object, **named: object):
+        super().__init__(*arguments, **named)
+        self.notes: set[str] = set()
+        Seen.last = self
+
+    def update(self, amount: float = 1, note: str = "") -> None:
+        super().update(amount, note)
+        self.notes.add(note)
+
+
+def hub_of(server: HubProcess, token: str | None = None, num_tries: int = 10) -> Hub:
+    """The real client, but for its patience: waits that nobody names are short here."""
+    backoff = Backoff(first_s=0.05, num_tries=num_tries)
+    return Hub(REPO, server.commit, server.endpoint, token, backoff)
+
+
+def get(server: HubProcess, p: Params, *paths: str, hub: Hub | None = None) -> None:
+    """Fetch these files as 02 and 03 do."""
+    hub = hub or hub_of(server)
+    wanted = hub.sizes(paths or list(SIZES))
+    batch.fetch_files(list(wanted.values()), hub, p, Verified(p.local_dir), Seen)
+
+
+def assert_whole(p: Params, folder: Path, *paths: str) -> None:
+    for path in paths or SIZES:
+        assert (p.local_dir / path).read_bytes() == (folder / path).read_bytes(), path
+    assert list((p.local_dir / transfer.PARTIALS).iterdir()) == []
+    assert Seen.last.count == Seen.last.total
+
+
+def starts(server: HubProcess, path: str) -> list[int]:
+    return [request.start for request in server.requests(path) if request.status < 300]
+
+
+def test_without_a_fault_every_file_is_asked_for_once(server: HubProcess, p: Params, folder: Path):
+    get(server, p)
+    assert_whole(p, folder)
+    log = server.requests()
+    # Nor is there a HEAD, and an empty file needs no request at all.
+    asked = sorted((request.method, request.path) for request in log)
+    gets = [("GET", path) for path in SIZES if SIZES[path]]
+    assert asked == sorted([("POST", "api:paths-info"), *gets])
+
+
+IN_A_SECOND = {
+    "no header": {},
+    "seconds": {"Retry_After": "1"},
+    "rate limit": {"RateLimit": '"resolvers";r=0;t=1'},
+    "rate limit first": {"RateLimit": '"resolvers";r=0;t=1', "Retry_After": "600"},
+}
+
+
+@pytest.mark.parametrize("headers", IN_A_SECOND.values(), ids=IN_A_SECOND)
+def test_a_hub_that_is_asked_too_often_is_waited_for(
+    server: HubProcess, p: Params, folder: Path, headers: dict[str, str]
+):
+    server.refuse(SMALL, 2, 429, **headers)
+    get(server, p, SMALL)
+    assert_whole(p, folder, SMALL)
+    log = server.requests(SMALL)
+    assert [request.status for request in log] == [429, 429, 200]
+    told = 1.0 if headers else 0.05
+    assert all(b.at_s - a.at_s >= told for a, b in zip(log, log[1:], strict=False))
+    if headers:
+        assert any("the hub asks to wait" in note for note in Seen.last.notes)
+
+
+def test_a_wait_may_be_named_by_a_date(server: HubProcess, p: Params, folder: Path):
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
+    server.refuse(SMALL, 1, 503, Retry_After=date)
+    get(server, p, SMALL)
+    assert_whole(p, folder, SMALL)
+    refused, answered = server.requests(SMALL)
+    assert answered.at_s - refused.at_s > 0.5
+
+
+def test_all_threads_wait_together(tmp_path: Path):
+    """Eight files at a time, all refused: from then on one of them tries, not eight."""
+    many = tmp_path / "many"
+    (many / "labels").mkdir(parents=True)
+    paths = [f"labels/f{n}.bin" for n in range(8)]
+    for n, path in enumerate(paths):
+        (many / path).write_bytes(bytes([n]) * 1000)
+    with HubProcess(many) as server:
+        p, hub = params(tmp_path, max_workers=8), hub_of(server)
+        hub.sizes(paths)
+        server.refuse("*", 8 + 3, 429, Retry_After="1")
+        get(server, p, *paths, hub=hub)
+        assert_whole(p, many, *paths)
+        times = [request.at_s for request in server.requests() if request.status == 429]
+    assert len(times) == 11
+    first = [time_s for time_s in times if time_s < times[0] + 0.9]
+    alone = times[len(first) :]
+    assert len(first) <= 8 and all(b - a >= 1.0 for a, b in zip(alone, alone[1:], strict=False))
+
+
+@pytest.mark.parametrize("status", [408, 500, 502, 503, 504])
+def test_a_hub_that_is_not_well_is_asked_again(
+    server: HubProcess, p: Params, folder: Path, status: int
+):
+    server.refuse("*", 2, status)
+    server.refuse(BIG, 3, status)
+    get(server, p)
+    assert_whole(p, folder)
+
+
+@pytest.mark.parametrize(
+    ("status", "what", "fix"),
+    [
+        (429, "takes no more requests", "run the same command again later: it goes on from here"),
+        (500, f"the hub answered 500 when asked for {BIG}", "wait some minutes"),
+        (503, f"the hub answered 503 when asked for {BIG}", "it goes on from here"),
+    ],
+)
+def test_a_hub_that_stays_so_ends_the_run_with_one_message(
+    server: HubProcess, p: Params, folder: Path, status: int, what: str, fix: str
+):
+    hub = hub_of(server, num_tries=3)
+    server.refuse(BIG, 99, status)
+    with pytest.raises(AvomniError, match=what) as caught:
+        get(server, p, hub=hub)
+    assert fix in caught.value.fix and caught.value.where == hub.page
+    assert len(server.requests(BIG)) == 3
+    assert not (p.local_dir / BIG).exists()
+
+
+def test_a_wait_of_hours_is_said_and_not_sat_through(server: HubProcess, p: Params):
+    server.refuse(BIG, 99, 429, Retry_After="7200")
+    with pytest.raises(AvomniError, match="it asks to wait 2.0 h") as caught:
+        get(server, p, BIG)
+    assert "again in 2.0 h" in caught.value.fix
+    assert len(server.requests(BIG)) == 1
+
+
+def test_a_line_that_drops_at_any_point_is_taken_up_there(
+    server: HubProcess, p: Params, folder: Path
+):
+    """Twenty drops in one file, ten tries each without a byte at most: only a dead line ends it."""
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    places = sorted({0, 1, SIZES[BIG] - 1, *random.Random(seed).sample(range(SIZES[BIG]), 17)})
+    server.fault("cuts", {BIG: places, SMALL: [150_000], "labels/one.bin": [0, 0]})
+    get(server, p)
+    assert_whole(p, folder)
+    assert starts(server, BIG) == [0, *places]
+    # Each byte was sent once.
+    assert server.bytes_of(BIG) == SIZES[BIG] and server.bytes_of(SMALL) == SIZES[SMALL]
+
+
+def test_a_line_that_drops_for_good_ends_the_run_and_what_came_stays(
+    server: HubProcess, p: Params, folder: Path
+):
+    server.fault("cuts", {BIG: [1_000_000] * 99})
+    with pytest.raises(AvomniError, match=f"no connection to the hub .* for {BIG}") as caught:
+        get(server, p, BIG, hub=hub_of(server, num_tries=3))
+    assert "it goes on from here" in caught.value.fix
+    server.fault("cuts", {})
+    get(server, p, BIG)
+    assert_whole(p, folder, BIG)
+    assert server.bytes_of(BIG) == SIZES[BIG]
+
+
+def test_a_hub_that_goes_away_for_a_while_is_found_again(folder: Path, p: Params):
+    """Killed in the middle of an answer, back at the same address some seconds later."""
+    first = HubProcess(folder, bytes_per_s=1_000_000)
+    port = int(first.endpoint.rpartition(":")[2])
+    result: list[BaseException | None] = []
+
+    def run() -> None:
+        try:
+            get(first, p, BIG, hub=hub)
+            result.append(None)
+        except BaseException as error:
+            result.append(error)
+
+    hub = hub_of(first)
+    hub.sizes([BIG])
+    thread = threading.Thread(target=run)
+    thread.start()
+    while first.bytes_of(BIG) < SIZES[BIG] // 2:
+        time.sleep(0.02)
+    first.kill()
+    time.sleep(0.5)
+    with HubProcess(folder, port=port) as second:
+        thread.join()
+        assert result == [None]
+        assert_whole(p, folder, BIG)
+        assert starts(second, BIG)[0] >= 0.4 * SIZES[BIG]
+
+
+CLIENT = """
+import json, sys
+from avomni_lib.dataset import batch
+from avomni_lib.dataset.backoff import Backoff
+from avomni_lib.dataset.hub import Hub
+from avomni_lib.dataset.verified import Verified
+from avomni_lib.errors import AvomniError
+from avomni_lib.params import Params
+p = Params.model_validate_json(sys.argv[1])
+hub = Hub(p.dataset.repo_id, sys.argv[2], sys.argv[3], backoff=Backoff(first_s=0.05))
+try:
+    wanted = hub.sizes(sys.argv[4:])
+    batch.fetch_files(list(wanted.values()), hub, p, Verified(p.local_dir))
+except AvomniError as error:
+    sys.exit(str(error))
+"""
+
+
+def client(p: Params, server: HubProcess, *paths: str, **environment: str) -> subprocess.Popen:
+    """The same in a process of its own."""
+    arguments = [p.model_dump_json(), server.commit, server.endpoint, *paths]
+    return subprocess.Popen(
+        [sys.executable, "-c", CLIENT, *arguments],
+        env={**os.environ, **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_line_that_falls_silent_is_dropped_and_taken_up_there(
+    server: HubProcess, p: Params, folder: Path
+):
+    """HF_HUB_DOWNLOAD_TIMEOUT is how long silence is borne; 10 s unless set."""
+    server.fault("stalls", {BIG: [0, 700_000, 700_001], "api:paths-info": [0]})
+    process = client(p, server, BIG, HF_HUB_DOWNLOAD_TIMEOUT="1")
+    _, said = process.communicate()
+    assert (process.returncode, said) == (0, "")
+    assert (p.local_dir / BIG).read_bytes() == (folder / BIG).read_bytes()
+    log = server.requests(BIG)
+    assert starts(server, BIG) == [0, 0, 700_000, 700_001]
+    assert all(1.0 <= b.at_s - a.at_s < 5.0 for a, b in zip(log, log[1:], strict=False))
+    assert server.bytes_of(BIG) == SIZES[BIG]
+
+
+def test_a_body_that_ends_early_is_completed(server: HubProcess, p: Params, folder: Path):
+    """Not a drop: the answer says itself that it is shorter."""
+    server.fault("short", {BIG: 3, TEXT: 1})
+    get(server, p, BIG, TEXT)
+    assert_whole(p, folder, BIG, TEXT)
+    assert len(starts(server, BIG)) == 4 and server.bytes_of(BIG) == SIZES[BIG]
+
+
+@pytest.mark.parametrize("path", [BIG, TEXT])
+def test_a_flipped_bit_costs_one_more_fetch(server: HubProcess, p: Params, folder: Path, path: str):
+    server.fault("flipped", {path: 1})
+    get(server, p, path)
+    assert_whole(p, folder, path)
+    assert starts(server, path) == [0, 0]
+
+
+def test_a_bit_that_flips_each_time_is_said_and_nothing_gets_the_name(
+    server: HubProcess, p: Params
+):
+    server.fault("flipped", {BIG: 2})
+    with pytest.raises(AvomniError, match=f"{BIG} arrived damaged twice: its sha256 is wrong"):
+        get(server, p, BIG)
+    assert not (p.local_dir / BIG).exists()
+    assert list((p.local_dir / transfer.PARTIALS).iterdir()) == []
+    get(server, p, BIG)
+    assert starts(server, BIG) == [0, 0, 0]
+
+
+def test_a_bit_that_flipped_before_a_kill_is_found_after_it(
+    server: HubProcess, p: Params, folder: Path
+):
+    """The beginning that an earlier process left is hashed too."""
+    remote = hub_of(server).sizes([BIG])[BIG]
+    partial = transfer.path_of(p.local_dir, remote)
+    partial.parent.mkdir(parents=True)
+    content = bytearray((folder / BIG).read_bytes()[:900_000])
+    content[1234] ^= 1
+    partial.write_bytes(content)
+    get(server, p, BIG)
+    assert_whole(p, folder, BIG)
+    assert starts(server, BIG) == [900_000, 0]
+
+
+def test_a_host_that_knows_no_ranges_starts_over(server: HubProcess, p: Params, folder: Path):
+    server.fault("whole", [BIG])
+    server.fault("cuts", {BIG: [1_000_000, 1_200_000]})
+    get(server, p, BIG)
+    assert_whole(p, folder, BIG)
+    assert starts(server, BIG) == [0, 0, 0]
+
+
+def test_a_file_that_is_another_one_now_is_not_mixed_in(
+    server: HubProcess, p: Params, folder: Path
+):
+    server.fault("cuts", {BIG: [1_000_000]})
+    server.fault("swapped", {SMALL: BIG})
+    with pytest.raises(AvomniError, match=f"{SMALL} arrived damaged twice: its hash") as caught:
+        get(server, p, SMALL)
+    assert "run the same command again" in caught.value.fix
+    assert not (p.local_dir / SMALL).exists()
+    server.fault("swapped", {})
+    get(server, p, BIG, SMALL)
+    assert_whole(p, folder, BIG, SMALL)
+
+
+def test_a_file_that_is_longer_or_shorter_than_listed_is_said(server: HubProcess, p: Params):
+    server.fault("sizes", {TEXT: SIZES[TEXT] + 10, SMALL: SIZES[SMALL] - 10})
+    hub = hub_of(server, num_tries=2)
+    for path in (TEXT, SMALL):
+        with pytest.raises(AvomniError, match=f"{path} arrived damaged twice"):
+            get(server, p, path, hub=hub)
+
+
+def test_a_file_that_vanished_is_said(server: HubProcess, p: Params, folder: Path):
+    server.fault("vanished", [SMALL])
+    with pytest.raises(AvomniError, match=f"{SMALL} is gone from the source") as caught:
+        get(server, p)
+    assert "download.chunks" in caught.value.fix and "dataset.revision" in caught.value.fix
+    server.fault("vanished", [])
+    get(server, p)
+    for path in SIZES:
+        assert (p.local_dir / path).read_bytes() == (folder / path).read_bytes()
+
+
+def test_no_hub_at_all_is_said_at_once(folder: Path):
+    with HubProcess(folder) as server:
+        pass
+    with pytest.raises(AvomniError, match="no connection to the hub") as caught:
+        hub_of(server).check_access()
+    assert "HTTPS_PROXY" in caught.value.fix
+
+
+def test_the_second_host_gets_no_token_and_files_come_from_it(folder: Path, p: Params):
+    with HubProcess(folder, token="hf_right", has_storage=True) as server:
+        server.fault("cuts", {f"storage:{BIG}": [1_000_000]})
+        server.refuse(f"storage:{SMALL}", 2, 403)
+        get(server, p, hub=hub_of(server, "hf_right"))
+        assert_whole(p, folder)
+        log = server.requests()
+    stored = [request for request in log if request.is_storage]
+    assert {request.path for request in stored} == {BIG, SMALL, "labels/one.bin"}
+    assert not any(request.has_token for request in stored)
+    assert all(request.has_token for request in log if not request.is_storage)
+    # An address that has run out is asked for again at the hub.
+    statuses = [request.status for request in log if request.path == SMALL]
+    assert statuses == [302, 403, 302, 403, 302, 200]
+    assert [r.start for r in stored if r.path == BIG] == [0, 1_000_000]
+
+
+@pytest.mark.parametrize(
+    ("token", "status", "says", "fix"),
+    [
+        (None, 401, "is gated and there is no token", "hf auth login"),
+        ("hf_wrong", 403, "this token's account may not read it", "accept its terms"),
+    ],
+)
+def test_a_gate_is_found_before_anything_long(
+    published: Path, p: Params, token: str | None, status: int, says: str, fix: str
+):
+    """Files that lie here unchecked are not hashed first, and no other question is asked."""
+    shutil.copytree(published, p.local_dir)
+    with HubProcess(published, token="hf_right") as server:
+        hub = hub_of(server, token)
+        with pytest.raises(AvomniError, match=says) as caught:
+            fetch(p, hub, progress=Never)
+        assert hub.page in caught.value.fix and fix in caught.value.fix
+        assert [(r.path, r.status) for r in server.requests()] == [("api:auth-check", status)]
+
+
+class Never(Bar):
+    def __init__(self, *_: object, **__: object):
+        raise AssertionError("long work was begun")
+
+
+def test_access_that_is_taken_away_in_the_middle_is_said(folder: Path, p: Params):
+    with HubProcess(folder) as server:
+        hub = hub_of(server)
+        hub.sizes(list(SIZES))
+        server.refuse("*", 99, 403, X_Error_Code="GatedRepo")
+        with pytest.raises(AvomniError, match="may not read it .403.") as caught:
+            get(server, p, hub=hub)
+        assert hub.page in caught.value.fix
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_published_set(tmp_path_factory.mktemp("published"), seconds=0.2)
+
+
+@pytest.fixture(scope="module")
+def moved(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The next revision: one chunk file has another content of the same size."""
+    moved = shutil.copytree(published, tmp_path_factory.mktemp("moved") / "set")
+    content = bytearray((moved / CHANGED).read_bytes())
+    content[len(content) // 2] ^= 1
+    (moved / CHANGED).write_bytes(bytes(content))
+    return moved
+
+
+CHANGED = chunk_path("vehicle_dimensions", 1)
+
+
+def test_main_that_moves_between_two_runs_moves_new_runs_alone(
+    published: Path, moved: Path, tmp_path: Path
+):
+    old, new = params(tmp_path / "a"), params(tmp_path / "b")
+    with HubProcess(published) as server:
+        first = fetch(old, Hub(REPO, None, server.endpoint)).chosen
+        commit = server.move_to(moved)
+        again = fetch(old, Hub(REPO, None, server.endpoint)).chosen
+        fresh = fetch(new, Hub(REPO, None, server.endpoint)).chosen
+    assert first.revision == again.revision == server.commit != commit == fresh.revision
+    assert first.files[CHANGED] != fresh.files[CHANGED]
+    assert (old.local_dir / CHANGED).read_bytes() == (published / CHANGED).read_bytes()
+    assert (new.local_dir / CHANGED).read_bytes() == (moved / CHANGED).read_bytes()
+
+
+def test_main_that_moves_in_the_middle_of_a_run_does_not_mix_in(
+    published: Path, moved: Path, p: Params
+):
+    with HubProcess(published, bytes_per_s=200_000) as server:
+        process = whole_run(p, server, revision="")
+        while len([r for r in server.requests() if r.method == "GET"]) < 8:
+            assert process.poll() is None, "it ended before main moved"
+            time.sleep(0.01)
+        server.move_to(moved)
+        server.speed(None)
+        assert process.wait() == 0, process.stderr.read()
+    chosen = read_chosen(p)
+    assert chosen.revision == server.commit
+    for path, file in chosen.files.items():
+        assert hashlib.sha256((published / path).read_bytes()).hexdigest() == file["sha256"]
+
+
+def test_a_revision_that_is_gone_is_said(published: Path, moved: Path, p: Params):
+    """An owner may write the history anew; then a run that is pinned to it cannot go on."""
+    with HubProcess(published) as server:
+        server.move_to(moved)
+        server.forget(server.commit)
+        with pytest.raises(AvomniError, match=f"has no revision '{server.commit}'") as caught:
+            fetch(p, hub_of(server))
+    assert caught.value.where == "dataset.revision" and "take main" in caught.value.fix
+
+
+def test_a_long_listing_comes_in_pages_or_five_hundred_names_at_a_time(tmp_path: Path):
+    """The client's own listing of the tree, and ours of names that are known, over a bad line."""
+    names = {f"labels/f{n:05d}.bin" for n in range(2100)}
+    (tmp_path / "labels").mkdir()
+    for name in names:
+        (tmp_path / name).touch()
+    with HubProcess(tmp_path, token="hf_right") as server:
+        api = huggingface_hub.HfApi(endpoint=server.endpoint, token="hf_right")
+        listed = [f.path for f in api.list_repo_tree(REPO, "labels", repo_type="dataset")]
+        statuses = [request.status for request in server.requests("api:tree")]
+        hub = hub_of(server, "hf_right")
+        server.fault("cuts", {"api:paths-info": [0, 20]})
+        server.refuse("api:paths-info", 1, 500)
+        assert hub.sizes(sorted(names)).keys() == names
+        asked = [r for r in server.requests("api:paths-info") if r.status == 200]
+    assert set(listed) == names and len(listed) == len(names)
+    assert statuses == [200, 200, 200]
+    assert len(asked) == 5 + 2
+
+
+RUN = """
+import sys
+from avomni_lib.dataset.download import fetch
+from avomni_lib.dataset.hub import Hub
+from avomni_lib.params import Params
+p = Params.model_validate_json(sys.argv[1])
+fetch(p, Hub(p.dataset.repo_id, sys.argv[2] or None, sys.argv[3]))
+"""
+
+
+def whole_run(p: Params, server: HubProcess, revision: str | None = None) -> subprocess.Popen:
+    commit = server.commit if revision is None else revision
+    arguments = [p.model_dump_json(), commit, server.endpoint]
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN, *arguments], stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_two_processes_share_one_folder_and_fetch_each_byte_once(published: Path, tmp_path: Path):
+    runs = [params(tmp_path), params(tmp_path, max_workers=2)]
+    runs[1] = runs[1].model_copy(update={"run": runs[1].run.model_copy(update={"name": "other"})})
+    with HubProcess(published, bytes_per_s=150_000) as server:
+        processes = [whole_run(p, server) for p in runs]
+        for process in processes:
+            assert process.wait() == 0, process.stderr.read()
+        sent = {path: server.bytes_of(path) for path in read_chosen(runs[0]).files}
+    first, second = (read_chosen(p) for p in runs)
+    assert first == second
+    assert sent == {path: file["size"] for path, file in first.files.items()}
+    # Both have written down what they checked, and neither has lost the other's.
+    verified = Verified(runs[0].local_dir)
+    assert all(verified.checked_on(path) for path in first.files)
+
+
+def test_a_download_asks_no_more_than_it_needs(published: Path, p: Params):
+    """Main's commit, the gate, two listings (the second by names out of the first), the files."""
+    with HubProcess(published) as server:
+        hub = Hub(REPO, None, server.endpoint)
+        downloaded = fetch(p, hub)
+        log = server.requests()
+        fetch(p, hub)
+        again = server.requests()[len(log) :]
+    api = [request.path for request in log if request.path.startswith("api:")]
+    assert api == ["api:auth-check", "api:refs", "api:paths-info", "api:paths-info"]
+    gets = [request.path for request in log if not request.path.startswith("api:")]
+    assert sorted(gets) == sorted(row["path"] for row in downloaded.rows)
+    assert [request.path for request in again] == ["api:auth-check"]
