@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avomni_lib.dataset import rig
+from avomni_lib.dataset import rig, stored_zip
 from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.dataset.clip import EGOMOTION_COLUMNS, ByteRange, Clip
+from avomni_lib.dataset.stored_zip import member, members
 from avomni_lib.errors import AvomniError
 from tests.published_set import (
     Drive,
@@ -127,6 +128,98 @@ def test_extra_fields_of_the_local_header_are_stepped_over(folder: Path):
             info.extra = struct.pack("<HH6s", 0xCAFE, 6, b"extras")
             archive.writestr(info, content)
     assert clip_in(folder).video(CAMERA).read() == expected
+
+
+def test_a_member_written_as_a_stream_has_its_sizes_in_the_directory_alone(folder: Path):
+    """A data descriptor behind the content: the local header holds zeros (APPNOTE 4.3.9)."""
+    path = folder / chunk_path(CAMERA, 0)
+    expected = clip_in(folder).video(CAMERA).read()
+    held = read_zip(path)
+
+    class Stream(io.FileIO):
+        def seekable(self) -> bool:
+            return False
+
+        def tell(self) -> int:
+            raise OSError("a pipe has no places")
+
+    with Stream(path, "w") as file, zipfile.ZipFile(file, "w") as archive:
+        for name, content in held.items():
+            archive.writestr(zipfile.ZipInfo(name), content)
+    entry = members(path)[f"{clip_id_of(NUMBER)}.{CAMERA}.mp4"]
+    with open(path, "rb") as file:
+        file.seek(entry.header_offset)
+        header = file.read(30)
+    assert entry.flags & 8 and header[14:26] == bytes(12), "no checksum, no sizes"
+    assert clip_in(folder).video(CAMERA).read() == expected
+
+
+def test_a_member_beyond_4_gib_is_found_by_its_zip64_offset(tmp_path: Path):
+    path, hole = tmp_path / "large.zip", 5 << 30
+    with open(path, "wb") as file, zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(zipfile.ZipInfo("first"), b"near")
+        file.seek(hole)  # sparse: it takes no room on the disk
+        archive.start_dir = hole
+        archive.writestr(zipfile.ZipInfo("second"), b"far away")
+    assert path.stat().st_size > hole and path.stat().st_blocks * 512 < 1 << 20
+    assert [entry.header_offset for entry in members(path).values()] == [0, hole]
+    assert member(path, "first").read() == b"near"
+    far = member(path, "second")
+    assert far.offset > hole and far.read() == b"far away"
+    with far.open() as part:
+        part.seek(4)
+        assert part.read() == b"away"
+
+
+def test_more_members_than_a_plain_directory_counts(tmp_path: Path):
+    path, count = tmp_path / "many.zip", 0xFFFF + 10
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(count):
+            archive.writestr(zipfile.ZipInfo(str(number)), b"%d" % number)
+    assert len(members(path)) == count
+    assert member(path, str(count - 1)).read() == b"%d" % (count - 1)
+
+
+def bytes_read() -> int:
+    """What this process has read by system calls, from disk or page cache."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def test_only_the_clips_own_bytes_are_read_from_a_large_zip(folder: Path):
+    path = folder / chunk_path(CAMERA, 0)
+    held = read_zip(path)
+    for number in range(40):  # neighbours of half a megabyte each
+        held[f"neighbour-{number}.mp4"] = bytes(1 << 19)
+    write_zip(path, dict(sorted(held.items())))
+    clip = clip_in(folder)
+    part = clip.video(CAMERA)
+    times = clip.timestamps(CAMERA)
+    before = bytes_read()
+    clip.video(CAMERA)
+    overhead = bytes_read() - before
+    assert overhead < 1000, "the local header; the directory is kept"
+    before = bytes_read()
+    with clip.video(CAMERA).open() as file, av.open(file) as container:
+        assert sum(1 for _ in container.decode(video=0)) == len(times)
+    # FFmpeg may read the tables twice; nothing of a neighbour.
+    assert bytes_read() - before < 2 * part.length + 2 * overhead
+    before = bytes_read()
+    clip.timestamps(CAMERA)
+    assert bytes_read() - before < 10_000
+
+
+def test_kept_directories_are_bounded_by_their_members(tmp_path: Path):
+    """A run over thousands of zips keeps the last ones, however many members they have."""
+    kept = stored_zip._Kept(max_members=25)
+    paths = [tmp_path / f"{number}.zip" for number in range(6)]
+    for path in paths:
+        write_zip(path, {str(number): b"x" for number in range(10)})
+    held = [kept.get(path) for path in paths]
+    assert kept.get(paths[-1]) is held[-1] and kept.get(paths[-2]) is held[-2]
+    assert kept.get(paths[0]) is not held[0], "it made room for others"
+    assert kept._num_members == 20
+    write_zip(paths[-1], {"another": b"x"})
+    assert list(kept.get(paths[-1]).entries) == ["another"], "read again when the file changes"
 
 
 def spoil_cut(path: Path) -> None:

@@ -204,8 +204,7 @@ def offline(
 ) -> tuple[dict[str, Any], list[Finding]]:
     """How far the positions driven by are from those computed afterwards.
 
-    Both are given in a frame of the clip's own, so the refined track is first laid over the other
-    one by the rigid motion that fits best (least squares, without scale: Kabsch, Acta Cryst. A32).
+    Both are given in a frame of the clip's own, so the refined track is first laid over the other.
 
     Args:
         online: timestamp, x, y, z of `egomotion`.
@@ -222,10 +221,7 @@ def offline(
         return {}, [Finding(ODD, "offline cannot be compared", told)]
     track = _vectors(online)
     at = np.stack([np.interp(times[common], online["timestamp"], xyz) for xyz in track.T], axis=1)
-    left, right = places - places.mean(axis=0), at - at.mean(axis=0)
-    u, _, vt = np.linalg.svd(left.T @ right)
-    flip = np.diag([1.0, 1.0, np.sign(np.linalg.det(u @ vt)) or 1.0])
-    off = np.linalg.norm(left @ (u @ flip @ vt) - right, axis=1)
+    off = np.linalg.norm(_laid_over(places, at) - at, axis=1)
     length = float(np.linalg.norm(np.diff(places, axis=0), axis=1).sum())
     facts = {"offline_off_m": [round(float(off.mean()), 3), round(float(off.max()), 3)]}
     limit = OFFLINE_TOLERANCE[0] + OFFLINE_TOLERANCE[1] * length
@@ -237,6 +233,23 @@ def offline(
         f"{length:.1f} m; {limit:.2f} m would be drift"
     )
     return facts, [Finding(ODD, "online against offline", told)]
+
+
+def _laid_over(places: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """(N, 3) places moved onto others: turned about the vertical, shifted, and tilted a little.
+
+    Least squares without scale. A full rotation in space would not do: on a level road it could lay
+    a turn to the left over one to the right, with the car on its roof.
+    """
+    left, right = places - places.mean(axis=0), at - at.mean(axis=0)
+    flat, onto = left[:, 0] + 1j * left[:, 1], right[:, 0] + 1j * right[:, 1]
+    yaw = np.angle(np.vdot(flat, onto))
+    turned = flat * np.exp(1j * yaw)
+    # Small angles of tilt raise a place in proportion to how far away it lies.
+    base = np.stack([turned.real, turned.imag], axis=1)
+    tilt, *_ = np.linalg.lstsq(base, right[:, 2] - left[:, 2], rcond=None)
+    laid = np.column_stack([base, left[:, 2] + base @ tilt])
+    return laid + at.mean(axis=0)
 
 
 def _vectors(columns: Mapping[str, np.ndarray], prefix: str = "") -> np.ndarray:

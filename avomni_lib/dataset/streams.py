@@ -78,14 +78,14 @@ def walk(part: ByteRange) -> tuple[dict[str, Any], list[Finding]]:
             stream = container.streams.video[0]
             context = stream.codec_context
             facts = {
-                "codec": context.name,
+                "codec": context.codec.canonical_name,
                 "profile": context.profile,
                 "pixel_format": context.pix_fmt,
                 "width": context.width,
                 "height": context.height,
             }
             seen, cut = _Walk(), None
-            units, size = _units(context.name, context.extradata)
+            units, size = _units(context.codec.canonical_name, context.extradata)
             try:
                 for packet in container.demux(stream):
                     if packet.size:

@@ -1,0 +1,626 @@
+"""Each check against a fault planted for it, and against sound recordings that it must pass."""
+
+import hashlib
+import io
+import os
+import re
+import shutil
+import struct
+import tempfile
+import zipfile
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from avomni_lib.dataset import calibration, clocks, contents, motion, rig, streams
+from avomni_lib.dataset.checks import Job
+from avomni_lib.dataset.findings import DAMAGED, ODD, Finding, reasons, summary, worst
+from avomni_lib.dataset.stored_zip import ByteRange, members
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl.egomotion import Egomotion
+from tests.published_set import (
+    Drive,
+    camera_times,
+    chunk_path,
+    clip_id_of,
+    egomotion_times,
+    encode_video,
+    frame_bits,
+    write_published_set,
+)
+
+CAMERA = rig.FRONT_WIDE.name
+NUM_FRAMES = 24
+KEYS = "keyint=6:min-keyint=6:scenecut=0"
+SPAN_US = (-14_200, 2_000_000)
+
+
+# --- streams ---------------------------------------------------------------------------------
+
+
+def pictures(count: int = NUM_FRAMES) -> list[np.ndarray]:
+    """Noisy ones, so that a frame has some hundred bytes to spoil."""
+    noise = np.random.default_rng(0).integers(0, 40, (count, 96, 128, 3), np.uint8)
+    return [frame_bits(1, 0, i, 128, 96) // 2 + noise[i] for i in range(count)]
+
+
+def encode(codec: str = "libx264", times: list[int] | None = None, **options: str) -> bytes:
+    """An mp4 with the tables in front, so that one cut short still opens."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "encoded.mp4")
+        _encode(path, codec, times, options)
+        return path.read_bytes()
+
+
+def _encode(path: Path, codec: str, times: list[int] | None, options: dict[str, str]) -> None:
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream(codec, rate=30)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        stream.gop_size, stream.options = 6, options
+        stream.codec_context.time_base = stream.time_base = Fraction(1, 30)
+        stream.codec_context.thread_count = 1
+        for number, picture in enumerate(pictures()):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = (times or range(NUM_FRAMES))[number], Fraction(1, 30)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def walk(tmp_path: Path, content: bytes) -> tuple[dict, list[Finding]]:
+    path = tmp_path / "stream.mp4"
+    path.write_bytes(content)
+    return streams.walk(ByteRange(path, 0, len(content)))
+
+
+@pytest.fixture(scope="module")
+def sound() -> bytes:
+    return encode(**{"preset": "ultrafast", "x264-params": KEYS})
+
+
+def frame_places(content: bytes) -> list[tuple[int, int]]:
+    """(offset, length) of each frame in an mp4, in the order of the file."""
+    with av.open(io.BytesIO(content)) as container:
+        return [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+
+
+@pytest.mark.parametrize(
+    ("codec", "options", "expected"),
+    [
+        (
+            "libx264",
+            {"x264-params": f"{KEYS}:bframes=0"},
+            {"codec": "h264", "is_open": False, "is_reordered": False},
+        ),
+        (
+            "libx264",
+            {"x264-params": f"{KEYS}:bframes=2"},
+            {"codec": "h264", "is_open": False, "is_reordered": True},
+        ),
+        (
+            "libx264",
+            {"x264-params": f"{KEYS}:bframes=2:b-adapt=0:open-gop=1"},
+            {"codec": "h264", "is_open": True, "is_reordered": True},
+        ),
+        (
+            "libx265",
+            {"x265-params": f"{KEYS}:bframes=2:open-gop=0:log-level=none"},
+            {"codec": "hevc", "is_open": False, "is_reordered": True},
+        ),
+        (
+            "libx265",
+            {"x265-params": f"{KEYS}:bframes=2:open-gop=1:log-level=none"},
+            {"codec": "hevc", "is_open": True, "is_reordered": True},
+        ),
+        ("libsvtav1", {"preset": "12"}, {"codec": "av1", "is_open": None}),
+    ],
+)
+def test_a_sound_stream_is_told_and_raises_nothing(tmp_path, codec, options, expected):
+    facts, found = walk(tmp_path, encode(codec, **options))
+    assert found == [] and streams.rate(facts) == []
+    assert facts.items() >= expected.items()
+    assert facts["num_frames"] == NUM_FRAMES and facts["fps"] == 30 and facts["is_constant"]
+    assert (facts["width"], facts["height"], facts["pixel_format"]) == (128, 96, "yuv420p")
+    assert facts["gops"] == {"6": 3}, "the last one is cut by the end"
+    size = sum(length for _, length in frame_places(encode(codec, **options)))
+    assert facts["bit_rate"] == pytest.approx(size * 8 / (NUM_FRAMES / 30), rel=0.05)
+
+
+def without_first_frame(content: bytes) -> bytes:
+    """The same packets from the second one on."""
+    file = io.BytesIO()
+    with av.open(io.BytesIO(content)) as source, av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream_from_template(source.streams.video[0])
+        for packet in [packet for packet in source.demux(video=0) if packet.size][1:]:
+            packet.stream = stream
+            container.mux(packet)
+    return file.getvalue()
+
+
+def spoil_at(frame: int, byte: int, filling: bytes):
+    def spoil(content: bytes) -> bytes:
+        offset, length = frame_places(content)[frame]
+        assert byte + len(filling) <= length
+        place = offset + byte
+        return content[:place] + filling + content[place + len(filling) :]
+
+    return spoil
+
+
+def zero_from(frame: int):
+    def spoil(content: bytes) -> bytes:
+        places = frame_places(content)
+        start, stop = places[frame][0] + 40, places[frame + 3][0]
+        return content[:start] + bytes(stop - start) + content[stop:]
+
+    return spoil
+
+
+def cut_in(frame: int):
+    return lambda content: content[: frame_places(content)[frame][0] + 30]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "what", "reason"),
+    [
+        (cut_in(10), "the mp4 is cut short", r"lists 24 frames and holds 11$"),
+        (cut_in(10), "frame: cut short", r"frame 10 is damaged: only 30 bytes"),
+        (zero_from(8), "frame: zeroed", r"frame 8 is damaged: .* at byte \d+; 3 of 24 frames"),
+        (spoil_at(5, 0, b"\xff\xff\xff\xff"), "frame: a broken NAL unit", "frame 5 .* 4,294,967"),
+        (spoil_at(5, 4, b"\x81"), "frame: a broken NAL unit", "no NAL unit header at byte 4"),
+        (spoil_at(5, 4, b"\x06"), "frame: no picture", "frame 5 is damaged: no NAL unit of a pict"),
+        (spoil_at(5, 30, bytes(20)), "frame: zeroed", "frame 5 .* no NAL unit holds, at byte 30"),
+        (without_first_frame, "does not start with a key frame", "frame 5 is the first key fr"),
+        (lambda content: content[:200], "no video", "the mp4 has no video"),
+        (lambda _: b"", "the mp4 does not open", "Invalid data"),
+        (lambda content: bytes(len(content)), "the mp4 does not open", "Invalid data"),
+    ],
+)
+def test_a_broken_stream_is_found_without_decoding_it(tmp_path, sound, spoil, what, reason):
+    _, found = walk(tmp_path, spoil(sound))
+    assert worst(found) == DAMAGED
+    told = [finding for finding in found if finding.what == what]
+    assert len(told) == 1
+    assert re.search(reason, told[0].reason), told[0].reason
+
+
+def test_a_variable_rate_is_said(tmp_path):
+    times = [number + (number >= 10) * 3 for number in range(NUM_FRAMES)]
+    facts, found = walk(tmp_path, encode(times=times, bf="0"))
+    assert found == [] and facts["is_constant"] is False
+    (told,) = streams.rate(facts)
+    assert told.severity == ODD and "33.3 to 133.3 ms from frame to frame" in told.reason
+
+
+def test_a_sound_only_mp4_has_no_video(tmp_path):
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("aac", rate=44_100)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        frame.sample_rate = 44_100
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    assert walk(tmp_path, file.getvalue()) == (
+        {},
+        [Finding(DAMAGED, "no video", "the mp4 has no video")],
+    )
+
+
+# --- clocks ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("camera_idx", range(7))
+def test_a_sound_clock_raises_nothing(camera_idx):
+    times = camera_times(3, camera_idx, 20.0)
+    facts, found = clocks.check(times)
+    assert found == [] and facts["num_dropped"] == 0
+    assert facts["step_ms"] == pytest.approx(33.3, abs=0.1)
+    assert (facts["first_us"], facts["last_us"]) == (times[0], times[-1])
+
+
+def swapped(times):
+    times = times.copy()
+    times[[2, 3]] = times[[3, 2]]
+    return times
+
+
+@pytest.mark.parametrize(
+    ("change", "severity", "says"),
+    [
+        (swapped, DAMAGED, "timestamps do not rise at row 3"),
+        (lambda t: np.insert(t, 5, t[5]), DAMAGED, "timestamps do not rise at row 6"),
+        (lambda t: t[:0], DAMAGED, "the table of timestamps is empty"),
+        (lambda t: t + 150_000, ODD, "the first frame is at 0.136 s, not within ±0.1 s"),
+        (lambda t: t - 150_000, ODD, "the first frame is at -0.164 s"),
+        (lambda t: t * 2, ODD, "66."),
+        (
+            lambda t: np.delete(t, [20, 21]),
+            ODD,
+            "2 frames are missing in 1 gaps; the longest is 100.",
+        ),
+        (lambda t: np.delete(t, [20, 30, 31]), ODD, "3 frames are missing in 2 gaps"),
+        (lambda t: np.insert(t, 5, t[4] + 9000), ODD, "frames follow too soon, as 9.0 ms at row 5"),
+    ],
+)
+def test_a_wrong_clock_is_found(change, severity, says):
+    times = camera_times(1, 0, 2.0)
+    _, found = clocks.check(change(times))
+    assert [finding.severity for finding in found] == [severity]
+    assert says in found[0].reason
+
+
+def test_a_camera_that_ends_apart_is_found():
+    last = {"a": 20_119_000, "b": 20_085_000, "c": 12_400_000}
+    found = clocks.ends(last, 20_110_000)
+    assert list(found) == ["c"]
+    assert found["c"].reason == "the last frame is at 12.40 s; usual here is 20.11 s"
+
+
+# --- ego motion ------------------------------------------------------------------------------
+
+
+def drive(number: int = 1, seconds: float = 2.0) -> dict[str, np.ndarray]:
+    return Drive(number).egomotion(egomotion_times(number, seconds))
+
+
+def check(columns: dict[str, np.ndarray]) -> list[Finding]:
+    return motion.check(columns, *SPAN_US, 6.4)[1]
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_sound_ego_motion_raises_nothing_and_is_told(number):
+    columns = drive(number)
+    facts, found = motion.check(columns, *SPAN_US, 6.4)
+    assert found == []
+    assert facts["rate_hz"] == pytest.approx(100, abs=2)
+    assert facts["past_video_s"] == pytest.approx(9, abs=0.05)
+    assert facts["speed_mps"][1] <= Drive(number).mean_speed + 1.51
+
+
+def rows_at(columns, first_s, stop_s):
+    return (columns["timestamp"] >= first_s * 1e6) & (columns["timestamp"] < stop_s * 1e6)
+
+
+def without(first_s, stop_s):
+    return lambda c: {name: values[~rows_at(c, first_s, stop_s)] for name, values in c.items()}
+
+
+def added(first_s, stop_s=99.0, **offsets):
+    """The named columns raised by so much from `first_s` to `stop_s`."""
+
+    def change(columns):
+        part = rows_at(columns, first_s, stop_s)
+        return columns | {name: columns[name] + by * part for name, by in offsets.items()}
+
+    return change
+
+
+def scaled(first_s, stop_s, factor, *names):
+    def change(columns):
+        part = rows_at(columns, first_s, stop_s)
+        return columns | {n: columns[n] * np.where(part, factor, 1.0) for n in names}
+
+    return change
+
+
+def put(name, row, value):
+    def change(columns):
+        values = columns[name].copy()
+        values[row] = value
+        return columns | {name: values}
+
+    return change
+
+
+def exchanged(columns):
+    order = np.arange(len(columns["timestamp"]))
+    order[[30, 31]] = order[[31, 30]]
+    return {name: values[order] for name, values in columns.items()}
+
+
+def turned(columns):
+    """The car faces 20° to the left from 1 s on."""
+    names = ("qx", "qy", "qz", "qw")
+    before = Rotation.from_quat(np.stack([columns[n] for n in names], 1))
+    after = Rotation.from_euler(
+        "z", np.where(rows_at(columns, 1, 99), 20.0, 0)[:, None], degrees=True
+    )
+    return columns | dict(zip(names, (after * before).as_quat().T, strict=True))
+
+
+V = ("vx", "vy", "vz")
+Q = ("qx", "qy", "qz", "qw")
+
+
+@pytest.mark.parametrize(
+    ("change", "severity", "what", "says"),
+    [
+        (put("x", 60, np.nan), DAMAGED, "not a number", "x is nan at row 60, 0."),
+        (put("ay", 60, np.inf), ODD, "not a number", "ay is inf at row 60"),
+        (put("x", -3, np.nan), ODD, "not a number", "x is nan at row "),
+        (exchanged, DAMAGED, "not in order", "not in order: "),
+        (lambda c: {k: v[:1] for k, v in c.items()}, DAMAGED, "too few rows", "has 1 rows"),
+        (scaled(1, 2, 0.9, *Q), DAMAGED, "|q| is not 1", "|q| = 0.9000"),
+        (put("qw", 60, 0.2), DAMAGED, "|q| is not 1", "no rotation at row 60: |q| = 0.2"),
+        (without(0.5, 1.2), DAMAGED, "a gap", "a gap of 0.7"),
+        (without(-9, 0.1), DAMAGED, "does not cover the cameras", "covers 0.10 to 11.00 s"),
+        (without(1.5, 99), DAMAGED, "does not cover the cameras", "to 1.49 s, the cameras"),
+        (without(5, 99), ODD, "shorter than the horizon", "2.99 s after the last frame"),
+        (added(1.0, x=0.5), ODD, "a jump of position", "jumps by 0.5"),
+        (added(1.0, x=4.0), DAMAGED, "a jump of position", "jumps by "),
+        (added(1.0, 1.02, z=0.6), ODD, "a jump of position", " m against the speed at 1.0"),
+        (turned, ODD, "a jump of rotation", "° from one row to the next at 1.0"),
+        (scaled(-9, 99, 1.5, *V), DAMAGED, "positions and speeds disagree", "positions cover "),
+        (scaled(1, 3, 1.4, *V), ODD, "positions and speeds disagree", " m/s, positions move at "),
+        (added(1, 99, vz=11.0), DAMAGED, "positions and speeds disagree", "speeds "),
+    ],
+)  # fmt: skip
+def test_wrong_ego_motion_is_found_and_what_the_etl_refuses_is_damaged(
+    change, severity, what, says
+):
+    columns = change(drive())
+    found = check(columns)
+    told = [finding for finding in found if finding.what == what]
+    assert [finding.severity for finding in told] == [severity]
+    assert says in told[0].reason, told[0].reason
+    assert worst(found) == severity
+    if severity == DAMAGED:
+        with pytest.raises(AvomniError):
+            Egomotion.from_columns(columns, (SPAN_US[0], SPAN_US[1] + 6_400_000)).at(
+                np.array(SPAN_US)
+            )
+    else:
+        ego = Egomotion.from_columns(columns, (SPAN_US[0], SPAN_US[1] + 6_400_000))
+        assert len(ego.at(np.array(SPAN_US)).t_us) == 2
+
+
+def test_a_crash_and_a_rocket_are_odd():
+    """Positions that fit the speeds, as no car drives."""
+    times = egomotion_times(1, 2.0)
+    t_s = times / 1e6
+    for acceleration, says in ((30.0, "velocity changes by 30.0 m/s²"), (14.0, "m/s at ")):
+        speed = acceleration * (t_s + 0.2)
+        columns = drive() | {"x": acceleration * (t_s + 0.2) ** 2 / 2, "y": 0 * t_s}
+        columns |= {"vx": speed, "vy": 0 * t_s}
+        found = check(columns)
+        assert worst(found) == ODD and says in reasons(found)
+
+
+def test_a_fault_after_what_is_needed_is_no_fault():
+    """The recording runs on for two minutes: a gap or a jump out there concerns nobody."""
+    for change in (without(9.5, 10.5), added(9.5, x=50.0), scaled(9.5, 99, 0.5, *Q)):
+        assert check(change(drive())) == []
+
+
+def test_a_car_at_rest_is_sound():
+    columns = drive()
+    still = {name: np.zeros(len(columns["timestamp"])) for name in columns}
+    still |= {"timestamp": columns["timestamp"], "qw": still["qw"] + 1}
+    noise = np.random.default_rng(0).normal(0, 0.003, (2, len(still["x"])))
+    assert check(still | {"x": noise[0], "vx": noise[1]}) == []
+
+
+def offline_of(number: int, seconds: float = 20.0) -> dict[str, np.ndarray]:
+    times = np.arange(0, seconds * 1e6 + 1, 100_000).astype(np.int64)
+    exact = Drive(number).egomotion(times)
+    return {name: exact[name] for name in ("timestamp", "x", "y", "z")}
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_offline_in_a_frame_of_its_own_agrees(number):
+    refined = offline_of(number)
+    places = np.stack([refined[axis] for axis in "xyz"], axis=1)
+    moved = Rotation.from_euler("zyx", [130, 2, -1], degrees=True).apply(places) + (900, -40, 7)
+    facts, found = motion.offline(
+        drive(number, 20.0), refined | dict(zip("xyz", moved.T, strict=True))
+    )
+    assert found == [] and facts["offline_off_m"][1] < 0.2
+
+
+def test_offline_that_drives_another_way_is_found():
+    refined = offline_of(2)
+    drift = np.linspace(0, 1, len(refined["x"]))
+    small = refined | {"x": refined["x"] + drift}
+    assert motion.offline(drive(2, 20.0), small)[1] == []
+    facts, (told,) = motion.offline(drive(2, 20.0), refined | {"x": refined["x"] + 40 * drift**2})
+    assert told.severity == ODD and facts["offline_off_m"][1] > 5
+    assert f"differ by {facts['offline_off_m'][1]:.2f} m" in told.reason
+
+
+def test_a_mirrored_track_does_not_pass_for_a_turned_one():
+    """A reflection would fit, and so would a car on its roof."""
+    refined = offline_of(2)
+    _, found = motion.offline(drive(2, 20.0), refined | {"y": -refined["y"]})
+    assert found, "a car that turned left is not one that turned right"
+
+
+def test_offline_without_rows_in_common_is_said():
+    refined = offline_of(1)
+    late = refined | {"timestamp": refined["timestamp"] + 10**9}
+    _, (told,) = motion.offline(drive(), late)
+    assert (told.severity, told.what) == (ODD, "offline cannot be compared")
+
+
+# --- calibration -----------------------------------------------------------------------------
+
+FOCAL = 1920 / np.radians(120)
+LENS = {"width": 1920, "height": 1080, "cx": 960.0, "cy": 543.0}
+LENS |= {f"fw_poly_{n}": FOCAL * (n == 1) for n in range(5)}
+LENS |= {f"bw_poly_{n}": (n == 1) / FOCAL for n in range(5)}
+MOUNT = {"qx": 0.5, "qy": -0.5, "qz": 0.5, "qw": -0.5, "x": 1.7, "y": 0.1, "z": 1.4}
+CAR = {"length": 4.87, "width": 2.12, "height": 1.47, "rear_axle_to_bbox_center": 1.42}
+CAR |= {"wheelbase": 2.85, "track_width": 1.6}
+INTRINSICS, EXTRINSICS, VEHICLE = calibration.TABLES
+
+
+@pytest.mark.parametrize(
+    ("feature", "values", "size"),
+    [
+        (INTRINSICS, LENS, (1920, 1080)),
+        (INTRINSICS, LENS | {"cy": 755.0}, None),  # the data set's second rig
+        (INTRINSICS, LENS | {"fw_poly_3": 40.0, "bw_poly_3": -40 / FOCAL**4}, None),
+        (EXTRINSICS, MOUNT, None),
+        (VEHICLE, CAR, None),
+        (VEHICLE, CAR | {"wheelbase": 3.165}, None),
+    ],
+)
+def test_a_sound_calibration_raises_nothing(feature, values, size):
+    found = list(calibration.row(feature, CAMERA, values, size))
+    assert [f for f in found if f.what != "fw and bw are not inverse"] == []
+
+
+@pytest.mark.parametrize(
+    ("feature", "change", "size", "severity", "says"),
+    [
+        (INTRINSICS, {"cx": np.nan}, None, DAMAGED, f"cx of {CAMERA} is nan"),
+        (INTRINSICS, {"fw_poly_4": None}, None, DAMAGED, f"fw_poly_4 of {CAMERA} is None"),
+        (INTRINSICS, {}, (1280, 720), DAMAGED, "is for 1920×1080 px, its video is 1280×720"),
+        (INTRINSICS, {"bw_poly_2": -2e-6}, None, DAMAGED, f"bw_poly of {CAMERA} falls at 2"),
+        (INTRINSICS, {"fw_poly_3": -2000.0}, None, DAMAGED, f"fw_poly of {CAMERA} falls at 3"),
+        (INTRINSICS, {"cx": 2500.0}, None, ODD, "at (2500.0, 543.0) px, outside of it"),
+        (INTRINSICS, {"fw_poly_1": FOCAL * 1.1}, None, ODD, "fw_poly and bw_poly of"),
+        (EXTRINSICS, {"qw": 0.4}, None, DAMAGED, f"no rotation of {CAMERA}: |q| = 0.95"),
+        (EXTRINSICS, {"x": 170.0}, None, ODD, "170.0 m from the rear axle"),
+        (EXTRINSICS, {"z": np.inf}, None, DAMAGED, f"z of {CAMERA} is inf"),
+        (VEHICLE, {"length": 487.0}, None, ODD, "length is 487 m"),
+        (VEHICLE, {"wheelbase": 5.0}, None, ODD, "wheelbase 5 m, length 4.87 m"),
+    ],
+)
+def test_wrong_calibration_is_found(feature, change, size, severity, says):
+    values = {INTRINSICS: LENS, EXTRINSICS: MOUNT, VEHICLE: CAR}[feature] | change
+    found = list(calibration.row(feature, CAMERA, values, size))
+    assert [finding.severity for finding in found] == [severity]
+    assert says in found[0].reason
+
+
+def test_a_lens_of_another_view_than_its_name_is_odd():
+    (told,) = calibration.row(INTRINSICS, rig.FRONT_TELE.name, LENS)
+    assert (told.severity, told.reason) == (ODD, "camera_front_tele_30fov sees 120° across")
+
+
+# --- one file --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("published")
+    return write_published_set(folder, num_chunks=1, clips_per_chunk=2, seconds=0.4)
+
+
+@pytest.fixture
+def folder(published, tmp_path) -> Path:
+    """A copy that may be spoilt."""
+    return shutil.copytree(published, tmp_path / "copy")
+
+
+def job(folder: Path, **changes) -> Job:
+    endings = {"video": "mp4", "frame_timestamps": "timestamps.parquet"}
+    endings["blurred_boxes"] = "blurred_boxes.parquet"
+    names = tuple((kind, f"{{clip_id}}.{CAMERA}.{end}") for kind, end in endings.items())
+    path = chunk_path(CAMERA, 0)
+    clips = (clip_id_of(0), clip_id_of(1))
+    fields = {"size": (folder / path).stat().st_size, "is_full": True, "feature": CAMERA}
+    fields |= {"chunk": 0, "members": names, "clip_ids": clips, "wanted": clips}
+    return Job(str(folder), path, **(fields | changes))
+
+
+def bytes_read() -> int:
+    """What this process has read by system calls, from disk or page cache."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def test_a_glance_reads_the_directory_alone_and_a_full_look_each_byte(folder):
+    path = folder / chunk_path(CAMERA, 0)
+    with zipfile.ZipFile(path) as archive:
+        held = {name: archive.read(name) for name in archive.namelist()}
+    name = f"{clip_id_of(1)}.{CAMERA}.mp4"
+    held[name] += bytes(30_000_000)  # behind the mp4's end
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, content in held.items():
+            archive.writestr(zipfile.ZipInfo(member), content)
+    contents.look(job(folder, is_full=False))
+    os.utime(path)  # what was kept of the directory is read again
+    before = bytes_read()
+    assert contents.look(job(folder, is_full=False))["findings"] == []
+    assert bytes_read() - before < 20_000
+    size = path.stat().st_size
+    before = bytes_read()
+    told = contents.look(job(folder))
+    assert told["findings"] == [] and told["facts"].keys() == {clip_id_of(0), clip_id_of(1)}
+    # Once for hash and checksum; the packets (not what follows them) once more, from memory.
+    assert size <= bytes_read() - before < size + 1_000_000
+
+
+def test_the_file_is_hashed_whole_while_its_members_go_by(folder):
+    path = folder / chunk_path(CAMERA, 0)
+    right = hashlib.sha256(path.read_bytes()).hexdigest()
+    told = contents.look(job(folder, sha256=right))
+    assert told["sha256"] == right and told["findings"] == []
+    (wrong,) = contents.look(job(folder, sha256="0" * 64))["findings"]
+    assert (wrong["reason"], wrong["reach"]) == ("its sha256 is wrong", "file")
+    blob = hashlib.sha1(b"blob %d\0" % path.stat().st_size + path.read_bytes()).hexdigest()
+    assert contents.look(job(folder, blob_id=blob))["findings"] == []
+    (wrong,) = contents.look(job(folder, blob_id="0" * 40))["findings"]
+    assert wrong["reason"] == "its git blob id is wrong"
+
+
+def rewrite(path: Path, place: int, content: bytes) -> None:
+    with open(path, "r+b") as file:
+        file.seek(place)
+        file.write(content)
+
+
+def test_wrong_bytes_between_members_spoil_the_file_and_its_one_member(folder):
+    path = folder / chunk_path(CAMERA, 0)
+    first = min(members(path).items(), key=lambda item: item[1].header_offset)
+    rewrite(path, first[1].header_offset, b"XX")
+    told = contents.look(job(folder))["findings"]
+    assert [(f["what"], f["clip_id"]) for f in told] == [("no local header", clip_id_of(0))]
+    assert told[0]["reason"] == f"no local header of {first[0]}"
+
+
+def test_a_directory_that_lies_about_places_is_found(folder):
+    path = folder / chunk_path(CAMERA, 0)
+    content = path.read_bytes()
+    entries = members(path)
+    names = sorted(entries, key=lambda name: entries[name].header_offset)
+    # Central directory: the offset of the second member becomes that of the first, plus ten.
+    place = content.rindex(names[1].encode()) - 46 + 42
+    rewrite(path, place, struct.pack("<I", entries[names[0]].header_offset + 10))
+    told = contents.look(job(folder, is_full=False))["findings"]
+    assert "members overlap" in {finding["what"] for finding in told}
+    told = contents.look(job(folder))["findings"]
+    assert {"members overlap", "no local header"} <= {finding["what"] for finding in told}
+
+
+def test_members_of_other_clips_are_not_opened(folder):
+    path = folder / chunk_path(CAMERA, 0)
+    with zipfile.ZipFile(path) as archive:
+        held = {name: archive.read(name) for name in archive.namelist()}
+    held[f"{clip_id_of(1)}.{CAMERA}.mp4"] = b"not a video"
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, content in held.items():
+            archive.writestr(zipfile.ZipInfo(member), content)
+    assert contents.look(job(folder, wanted=(clip_id_of(0),)))["findings"] == []
+    (told,) = contents.look(job(folder))["findings"]
+    assert (told["clip_id"], told["what"]) == (clip_id_of(1), "the mp4 does not open")
+
+
+def test_findings_of_a_kind_are_counted_together():
+    found = [Finding(ODD, "gap", f"gap {n}", clip_id=f"c{n % 2}", chunk=n) for n in range(3)]
+    found += [Finding(DAMAGED, "cut", "cut", clip_id="c9", feature="f", path="p")]
+    rows = summary(found)
+    assert [(r["severity"], r["what"], r["count"], r["clips"]) for r in rows] == [
+        (DAMAGED, "cut", 1, 1),
+        (ODD, "gap", 3, 2),
+    ]
+    assert rows[1]["reason"] == "gap 0" and reasons(found).startswith("cut; gap 0")
+
+
+def test_an_encoded_set_of_the_tests_is_as_the_checks_expect():
+    """The planted faults start from here."""
+    with av.open(io.BytesIO(encode_video(pictures(3)))) as container:
+        assert container.streams.video[0].frames == 3
