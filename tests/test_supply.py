@@ -6,28 +6,34 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from avomni_lib.dataset import download, evicted, rig
+from avomni_lib.dataset import download, evicted, rig, transfer
 from avomni_lib.dataset.chosen import read_chosen
 from avomni_lib.dataset.hub import Hub
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import build
+from avomni_lib.etl import build, memmap
 from avomni_lib.files import PROJECT_ROOT
 from avomni_lib.params import Params
+from avomni_lib.plan import Bar
 from avomni_lib.world import local_hub
 from tests.published_set import (
     chunk_path,
+    clip_id_of,
+    read_zip,
     write_published_set,
+    write_zip,
 )
 
 REPO = "owner/set"
@@ -84,7 +90,7 @@ def params(folder: Path, gb: float = 1.0, evict: bool = True, **sections) -> Par
                 "tile_height": 48,
                 "fit": "stretch",
                 "horizon_s": 1.0,
-                "num_workers": 2,
+                "num_workers": 1,
                 **sections.get("processing", {}),
             },
         }
@@ -161,10 +167,10 @@ class Process:
         for process in self.family():
             with_pid(process, number)
 
-    def kill_when(self, ripe: Callable[[], bool]) -> bool:
+    def kill_after(self, seconds: float) -> bool:
         """Kill -9 of the process alone; its workers end by themselves. Whether it still ran."""
-        while self.is_running() and not ripe():
-            time.sleep(0.002)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.popen.wait(seconds)
         was_running = self.is_running()
         self.popen.kill()
         self.popen.communicate()
@@ -217,8 +223,9 @@ def needed_gb(p: Params) -> float:
 def test_a_larger_data_set_goes_through_and_the_budget_holds_at_every_moment(
     published, served, undisturbed, tmp_path, storage
 ):
-    p = chosen(params(tmp_path, processing={"storage": storage}), served)
-    p = chosen(params(tmp_path, needed_gb(p), processing={"storage": storage}), served)
+    how = {"storage": storage, "num_workers": 2}
+    p = chosen(params(tmp_path, processing=how), served)
+    p = chosen(params(tmp_path, needed_gb(p), processing=how), served)
     limit = p.download.target_size_gb * 1e9
     assert read_chosen(p).num_bytes > 1.5 * limit, "it does not fit as a whole"
     process = Process(p, served)
@@ -242,3 +249,293 @@ def test_a_larger_data_set_goes_through_and_the_budget_holds_at_every_moment(
             params(tmp_path / "kept", evict=False, processing={"storage": "jpeg"}), served
         )
         assert build.build(kept).cache.digest == figures["digest"]
+
+
+def test_less_than_one_chunk_at_a_time_is_refused_before_anything_is_fetched(served, tmp_path):
+    p = chosen(params(tmp_path), served)
+    least = needed_gb(p)
+    before = len(served.requests)
+    small = params(tmp_path, least * 0.97)
+    with pytest.raises(AvomniError, match=f"3 of {NUM_CHUNKS} chunks go through") as caught:
+        build.build(small, hub=hub_of(served))
+    assert len(served.requests) == before
+    for way in ("download.target_chunks: 3", f"{least} or more", "storage: jpeg", "tile_width"):
+        assert way in caught.value.fix
+    assert any("3 of 4 chunks go through" in warning for warning in build.plan(small).warnings)
+    assert build.plan(small).figures["num_chunks_fitting"] == 3
+    fitting = build.plan(params(tmp_path, least))
+    assert not [warning for warning in fitting.warnings if "chunks go through" in warning]
+    assert fitting.figures["peak_bytes"] <= least * 1e9
+    fewer = params(tmp_path, least * 0.97, download={"target_chunks": 3})
+    built = build.build(chosen(fewer, served), hub=hub_of(served))
+    assert [row["chunk"] for row in built.chunks] == [0, 1, 2]
+
+
+def test_with_room_for_it_the_next_chunk_comes_while_clips_are_read(served, undisturbed, tmp_path):
+    p = chosen(params(tmp_path), served)
+    a_chunk = len(CAMERAS) * PADDING
+    tight, roomy = needed_gb(p), needed_gb(p) + 1.05 * a_chunk / 1e9
+    most_raw = []
+    for gb in (tight, roomy):
+        p = chosen(params(tmp_path / f"{gb}", gb), served)
+        built = build.build(p, hub=hub_of(served))
+        assert built.figures["peak_bytes"] <= gb * 1e9
+        assert content(p) == undisturbed[1]
+        most_raw.append(max(raw for _, raw, _ in built.moments))
+    assert 1 * a_chunk < most_raw[0] < 2 * a_chunk < most_raw[1] < 3 * a_chunk
+
+
+def test_killed_at_any_moment_it_goes_on_and_fetches_nothing_twice(
+    published, undisturbed, tmp_path
+):
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"seed {seed}")
+    moments = random.Random(seed)
+    with local_hub.serve(published, REPO, bytes_per_s=6e6) as served:
+        p = chosen(params(tmp_path), served)
+        p = chosen(params(tmp_path, needed_gb(p) + 0.002), served)
+        fetched, kills = {}, 0
+        for _ in range(6):
+            was_running = Process(p, served).kill_after(moments.uniform(1.5, 5.0))
+            kills += was_running
+            gone = evicted.read_evicted(p)
+            for path, num in fetched.items():
+                assert served.gets(path) == num, f"{path} was evicted and is fetched again"
+            assert bytes_below(p.local_dir, p.cache_dir) <= p.download.target_size_gb * 1e9
+            fetched = {path: served.gets(path) for path in gone}
+            if not was_running:
+                break
+        build.build(p, hub=hub_of(served))
+        for path, num in fetched.items():
+            assert served.gets(path) == num
+        wanted = {path: file for path, file in read_chosen(p).files.items() if ".chunk_" in path}
+        sent = sum(served.bytes_of(path) for path in wanted)
+    assert kills
+    # A killed transfer costs what had not reached the disk.
+    assert sent < 1.2 * sum(file["size"] for file in wanted.values())
+    assert content(p) == undisturbed[1] and raw_files(p) == []
+    assert set(evicted.read_evicted(p)) == set(wanted)
+
+
+@pytest.mark.parametrize("is_recorded", [False, True])
+def test_killed_between_a_whole_shard_and_the_eviction_it_evicts_and_fetches_nothing(
+    served, undisturbed, published, tmp_path, is_recorded
+):
+    """The disk as such a kill leaves it: the shards whole, some raw files recorded, all there."""
+    p = chosen(params(tmp_path), served)
+    build.build(p, hub=hub_of(served))
+    gone = sorted(evicted.read_evicted(p))
+    for path in gone:
+        shutil.copy(published / path, p.local_dir / path)
+    if not is_recorded:
+        evicted.path_of(p).unlink()
+    before = len(served.requests)
+    built = build.build(p, hub=hub_of(served))
+    assert len(served.requests) == before
+    assert built.figures["num_clips_read"] == 0 and raw_files(p) == []
+    assert sorted(evicted.read_evicted(p)) == gone
+    assert content(p) == undisturbed[1]
+
+
+def test_a_finished_run_evicts_when_it_is_told_to_and_reads_nothing(served, tmp_path):
+    kept = chosen(params(tmp_path, evict=False), served)
+    before = build.build(kept)
+    there = raw_files(kept)
+    assert before.figures["bytes_evicted"] == 0 and len(there) == 8 * NUM_CHUNKS
+    p = params(tmp_path)
+    requests = len(served.requests)
+    after = build.build(p)
+    assert len(served.requests) == requests and after.figures["num_clips_read"] == 0
+    assert after.cache.digest == before.cache.digest
+    assert raw_files(p) == [] and len(evicted.read_evicted(p)) == len(there)
+    assert after.figures["bytes_evicted"] == sum(
+        file["size"] for path, file in read_chosen(p).files.items() if ".chunk_" in path
+    )
+    assert build.build(kept).figures["num_clips_read"] == 0, "and back again"
+
+
+def test_a_chunk_that_cannot_be_fetched_ends_with_one_message_and_the_next_run_goes_on(
+    served, undisturbed, tmp_path
+):
+    p = chosen(params(tmp_path), served)
+    lost = chunk_path(CAMERAS[1], 2)
+    served.faults.vanished.add(lost)
+    with pytest.raises(AvomniError) as caught:
+        build.build(p, hub=hub_of(served))
+    assert lost in str(caught.value) and caught.value.fix
+    for chunk in (0, 1):
+        assert (p.cache_dir / f"shard_{chunk:04d}" / "header.json").exists()
+    assert len(evicted.read_evicted(p)) == 2 * 8, "what was whole is in the cache, and evicted"
+    served.faults.vanished.clear()
+    before = len(served.requests)
+    built = build.build(p, hub=hub_of(served))
+    fetched = {r.path for r in served.requests[before:] if ".chunk_" in r.path}
+    assert not [path for path in fetched if "chunk_0000" in path or "chunk_0001" in path]
+    assert built.figures["num_clips_read"] == 2 * CLIPS_PER_CHUNK
+    assert content(p) == undisturbed[1]
+
+
+def test_ctrl_c_ends_thread_and_workers_and_the_next_run_goes_on(published, undisturbed, tmp_path):
+    with local_hub.serve(published, REPO, bytes_per_s=1e6) as slow:
+        p = chosen(params(tmp_path), slow)
+        process = Process(p, slow)
+        while process.is_running() and not list((p.local_dir / transfer.PARTIALS).glob("*")):
+            time.sleep(0.01)
+        family = process.family()
+        process.popen.send_signal(signal.SIGINT)
+        _, told = process.popen.communicate(timeout=60)
+    assert process.popen.returncode != 0 and "KeyboardInterrupt" in told
+    assert not psutil.wait_procs(family, timeout=10)[1]
+    with local_hub.serve(published, REPO) as served:
+        build.build(p, hub=hub_of(served))
+    assert content(p) == undisturbed[1]
+
+
+def spoil(folder: Path, number: int) -> None:
+    """Take a clip's video away."""
+    path = folder / chunk_path(CAMERAS[0], number // CLIPS_PER_CHUNK)
+    members = read_zip(path)
+    del members[f"{clip_id_of(number)}.{CAMERAS[0]}.mp4"]
+    write_zip(path, members)
+
+
+def test_a_damaged_clip_of_an_evicted_chunk_stays_a_row_and_costs_no_second_fetch(
+    published, tmp_path
+):
+    folder = tmp_path / "published"
+    shutil.copytree(published, folder)
+    for number in (1, 3, 4, 5):  # one of chunk 0, all of chunk 1
+        spoil(folder, number)
+    with local_hub.serve(folder, REPO) as served:
+        p = chosen(params(tmp_path), served)
+        served.faults.vanished.add(chunk_path(CAMERAS[1], 3))
+        with pytest.raises(AvomniError):
+            build.build(p, hub=hub_of(served))
+        assert len(evicted.read_evicted(p)) == 3 * 8, "a damaged clip keeps no chunk on the disk"
+        served.faults.vanished.clear()
+        before = len(served.requests)
+        built = build.build(p, hub=hub_of(served))
+        fetched = {r.path for r in served.requests[before:] if ".chunk_" in r.path}
+        assert fetched and all("chunk_0003" in path for path in fetched)
+        assert [row["clip_id"] for row in built.damaged] == [clip_id_of(n) for n in (1, 3, 4, 5)]
+        assert all("no member" in row["reason"] for row in built.damaged)
+        again = build.build(p, hub=hub_of(served))
+        assert again.clips == built.clips and again.figures["bytes_fetched"] == 0
+        kept = chosen(params(tmp_path / "kept", evict=False), served)
+        assert build.build(kept).clips == built.clips
+        assert content(kept) == content(p)
+
+
+def test_a_lost_shard_is_made_anew_from_a_chunk_that_is_fetched_again(
+    served, undisturbed, tmp_path
+):
+    p = chosen(params(tmp_path), served)
+    build.build(p, hub=hub_of(served))
+    shutil.rmtree(p.cache_dir / "shard_0002")
+    before = len(served.requests)
+    built = build.build(p, hub=hub_of(served))
+    fetched = {r.path for r in served.requests[before:] if ".chunk_" in r.path}
+    assert len(fetched) == 8 and all("chunk_0002" in path for path in fetched)
+    assert built.figures["num_clips_read"] == CLIPS_PER_CHUNK
+    assert content(p) == undisturbed[1] and raw_files(p) == []
+
+
+def test_raw_files_that_lie_there_are_read_first_and_not_fetched(
+    published, served, undisturbed, tmp_path
+):
+    p = chosen(params(tmp_path), served)
+    p = chosen(params(tmp_path, needed_gb(p) + 1.1 * len(CAMERAS) * PADDING / 1e9), served)
+    there = [path for path in read_chosen(p).files if "chunk_0003" in path]
+    for path in there:
+        (p.local_dir / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(published / path, p.local_dir / path)
+    process = Process(p, served)
+    most, _, _ = sampled_peak(process, p)
+    _, wrong = process.popen.communicate()
+    assert process.popen.returncode == 0, wrong
+    assert most <= p.download.target_size_gb * 1e9
+    assert not any(served.gets(path) for path in there)
+    assert content(p) == undisturbed[1], "the order of the chunks does not matter"
+
+
+def test_a_file_that_lies_there_damaged_is_fetched_again(published, served, undisturbed, tmp_path):
+    p = chosen(params(tmp_path), served)
+    path = chunk_path(CAMERAS[0], 1)
+    content_there = bytearray((published / path).read_bytes())
+    content_there[100] ^= 1
+    (p.local_dir / path).parent.mkdir(parents=True, exist_ok=True)
+    (p.local_dir / path).write_bytes(content_there)
+    build.build(p, hub=hub_of(served))
+    assert served.gets(path) and content(p) == undisturbed[1]
+
+
+def test_raw_files_taken_away_while_they_are_read_are_no_damaged_clips(served, tmp_path):
+    """As another run does that evicts in the same dataset.local_dir."""
+    p = chosen(params(tmp_path), served)
+
+    class Thief(Bar):
+        """Comes when the first clip has been read."""
+
+        def update(self, amount: float = 1, note: str = "") -> None:
+            for path in p.local_dir.rglob(f"{CAMERAS[0]}.chunk_*.zip"):
+                path.unlink()
+
+    with pytest.raises(AvomniError, match="raw files of chunk 0 went away while it was read"):
+        build.build(p, Thief, hub=hub_of(served))
+    with pytest.raises(AvomniError, match="the cache is not finished"):
+        memmap.Cache.open(p.cache_dir)
+
+
+def test_clips_longer_than_expected_stop_before_the_budget_is_broken(served, tmp_path):
+    """The parameters say half a second a clip; a clip has three times as much."""
+    p = params(tmp_path)
+    world = p.dataset.world.model_copy(update={"clip_seconds": 1.0})
+    short = p.model_copy(update={"dataset": p.dataset.model_copy(update={"world": world})})
+    chosen(short, served)
+    gb = needed_gb(short)
+    short = short.model_copy(
+        update={"download": short.download.model_copy(update={"target_size_gb": gb})}
+    )
+    process = Process(short, served)
+    most, _, _ = sampled_peak(process, short)
+    _, told = process.popen.communicate()
+    assert process.popen.returncode == 1
+    assert f"of {NUM_CHUNKS} chunks go through with a budget of" in told
+    assert most <= gb * 1e9
+    with pytest.raises(AvomniError, match="chunks go through") as caught:
+        build.build(short, hub=hub_of(served))
+    enough = float(caught.value.fix.split("target_size_gb: ")[1].split(" ")[0])
+    assert enough > gb
+    p = params(tmp_path, enough)
+    assert build.build(p, hub=hub_of(served)).figures["num_chunks"] == NUM_CHUNKS
+
+
+def test_a_source_that_changed_is_told_before_anything_is_fetched(published, tmp_path):
+    folder = tmp_path / "published"
+    shutil.copytree(published, folder)
+    with local_hub.serve(folder, REPO) as served:
+        p = chosen(params(tmp_path), served)
+        changed = chunk_path(CAMERAS[0], 1)
+        served.faults.sizes[changed] = 17
+        with pytest.raises(AvomniError, match=f"{changed} is another file at the source"):
+            build.build(p, hub=hub_of(served))
+        assert not any(served.gets(path) for path in read_chosen(p).files if ".chunk_" in path)
+
+
+def test_without_a_hub_it_says_how_to_get_one(served, tmp_path):
+    p = chosen(params(tmp_path), served)
+    with pytest.raises(AvomniError, match="4 chunks are not on the disk, and no hub") as caught:
+        build.build(p)
+    assert "03_etl" in caught.value.fix
+
+
+def test_raw_files_and_cache_on_two_disks_have_a_room_check_each(served, tmp_path):
+    """/dev/shm is a disk of its own on Linux."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        p = params(tmp_path, gb=1e8, processing={"tile_width": 10**6, "tile_height": 10**6})
+        dataset = p.dataset.model_copy(update={"local_dir": other})
+        p = chosen(p.model_copy(update={"dataset": dataset}), served)
+        assert Path(other).stat().st_dev != tmp_path.stat().st_dev
+        with pytest.raises(AvomniError, match="no room on the disk for the cache: ") as caught:
+            build.build(p, hub=hub_of(served))
+        assert str(p.cache_dir) in caught.value.where

@@ -18,10 +18,12 @@ from typing import Any
 from avomni_lib import __version__, files
 from avomni_lib.dataset import rig
 from avomni_lib.dataset.catalog import Catalog, required_features
-from avomni_lib.dataset.chosen import Chosen, read_chosen
+from avomni_lib.dataset.chosen import Chosen, path_of, read_chosen
 from avomni_lib.dataset.hub import Hub
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import engines, forecast, memmap, shard, video, windows
+from avomni_lib.etl import costs, engines, forecast, memmap, shard, video, windows
+from avomni_lib.etl.budget import Moment
+from avomni_lib.etl.gauge import Gauge
 from avomni_lib.etl.parts import PARTS_FOLDER, ChunkWork
 from avomni_lib.etl.reading import REASONS_FILE, Reading, job_of, reasons_before
 from avomni_lib.etl.sampling import HISTORY_S, TRACK_HZ, Recipe
@@ -60,9 +62,29 @@ class Built:
 
 
 def plan(p: Params) -> Plan:
-    """Clips, frames, windows, bytes and minutes, before anything is done; needs no raw file."""
+    """Clips, frames, windows, bytes and minutes, before anything is done; needs no raw file.
+
+    With `download.evict_raw` also whether the chunks go through under the budget.
+    """
     decoder = video.choose_decoder(p.processing.decoder)
-    return forecast.plan(p, recipe_of(p), engines.num_workers(p), decoder)
+    told = forecast.plan(p, recipe_of(p), engines.num_workers(p), decoder)
+    if not p.download.evict_raw:
+        return told
+    rows, warnings, figures = _verdict(p)
+    return Plan(
+        told.title, [*told.rows, *rows], [*told.warnings, *warnings], told.figures | figures
+    )
+
+
+def _verdict(p: Params) -> costs.Verdict:
+    if not path_of(p).exists():
+        return costs.verdict(p, costs.expected(p), Moment(0, 0))
+    chosen = read_chosen(p)
+    found = works(p, chosen, common_header(p, chosen))
+    to_read = _to_read(p, found, reasons_before(p.cache_dir))
+    done = [work.chunk for work in found if not to_read[work.chunk] and work.shard]
+    gauge = Gauge(p, chosen, found, done)
+    return costs.verdict(p, gauge.left, gauge.start, len(done))
 
 
 def recipe_of(p: Params) -> Recipe:

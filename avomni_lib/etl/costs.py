@@ -21,6 +21,7 @@ from avomni_lib.etl.parts import ChunkWork
 from avomni_lib.params import Params
 from avomni_lib.plan import gigabytes
 
+Verdict = tuple[list[tuple[str, str, str]], list[str], dict[str, Any]]
 # A file's line in verified.json and a clip's in clips.json, each written beside the old one; and a
 # clip's ranges in its shard's header.
 MANIFEST_BYTES, TABLE_BYTES, HEADER_BYTES = 2 * 400, 2 * 400, 300
@@ -29,13 +30,6 @@ FILES_A_SHARD = 8
 MORE_FRAMES = 2
 # What a chunk may take beyond the largest before it.
 MEASURED_MARGIN = 1.25
-
-
-def remote_files(p: Params, chosen: Chosen, work: ChunkWork) -> list[RemoteFile]:
-    """A chunk's raw files as chosen."""
-    names = [path.relative_to(p.local_dir).as_posix() for path in work.raw]
-    listed = [(name, chosen.files[name]) for name in names if name in chosen.files]
-    return [RemoteFile(name, file["size"], file["sha256"]) for name, file in listed]
 
 
 def load_of(
@@ -116,9 +110,9 @@ def need_budget(p: Params, loads: Sequence[Load], start: Moment, num_done: int) 
 
 def too_large(p: Params, num_fitting: int, num_chunks: int, needed: int) -> AvomniError:
     """What to say where raw files, parts and shards outgrow the budget."""
-    gigabytes_needed = math.ceil(needed * 1.001 / 1e4) / 1e5
+    enough = f"{math.ceil(needed * 1.001 / 1e4) / 1e5:.5f}".rstrip("0").rstrip(".")
     named = p.download.chunks is not None
-    ways = [f"download.target_size_gb: {gigabytes_needed:g} or more"]
+    ways = [f"download.target_size_gb: {enough} or more"]
     if num_fitting:
         fewer = f"name {num_fitting} chunks" if named else f"download.target_chunks: {num_fitting}"
         ways.insert(0, fewer)
@@ -127,8 +121,8 @@ def too_large(p: Params, num_fitting: int, num_chunks: int, needed: int) -> Avom
     ways.append("smaller tiles (processing.tile_width, tile_height)")
     return AvomniError(
         f"{num_fitting} of {num_chunks} chunks go through with a budget of "
-        f"{p.download.target_size_gb:g} GB, raw files and cache together: all of them need "
-        f"{gigabytes(needed)}, as the shards of the chunks before stay",
+        f"{p.download.target_size_gb:g} GB for raw files and cache together; all of them need "
+        f"{gigabytes(needed)}, as each leaves its shard",
         where="download.target_size_gb",
         fix="set " + ", or ".join(ways),
     )
@@ -154,34 +148,32 @@ def need_room(p: Params, loads: Sequence[Load], start: Moment, parts: int) -> No
         files.need_room(p.cache_dir, most.cache - cache_here, "the cache")
 
 
-def verdict(
-    p: Params, loads: Sequence[Load] | None = None, start: Moment | None = None, num_done: int = 0
-) -> tuple[list[tuple[str, str, str]], list[str], dict[str, Any]]:
+def expected(p: Params) -> list[Load]:
+    """The chunks' loads as far as they can be told before 02_download has run."""
+    told, seconds = expected_files(p), forecast.clip_seconds(p)
+    num_chunks = max(told.num_chunks, 1)
+    remote = [RemoteFile("", told.num_bytes // num_chunks)]
+    clips = math.ceil(told.num_clips / num_chunks)
+    return [load_of(p, chunk, remote, clips, seconds) for chunk in range(told.num_chunks)]
+
+
+def verdict(p: Params, loads: Sequence[Load], start: Moment, num_done: int = 0) -> Verdict:
     """(rows, warnings, figures) of a plan: whether the chunks go through under the budget.
 
     Args:
-        loads: As chosen; None: as far as it can be said before 02_download has run.
+        loads: Of the chunks that have no whole shard yet, in their order.
+        start: What lies there and stays.
+        num_done: Chunks that have one.
     """
-    if not p.download.evict_raw:
-        return [], [], {}
-    if loads is None:
-        told, seconds = expected_files(p), forecast.clip_seconds(p)
-        each, clips = told.num_bytes // max(told.num_chunks, 1), told.num_clips
-        clips = math.ceil(clips / max(told.num_chunks, 1))
-        remote = [RemoteFile("", each)]
-        loads = [load_of(p, chunk, remote, clips, seconds) for chunk in range(told.num_chunks)]
-    start = start or Moment(0, 0)
-    needed = budget.peak(loads, start)
-    limit = round(p.download.target_size_gb * 1e9)
-    note = "at most at a time: raw files of a chunk, its parts, all shards; then the raw files go"
+    needed, limit = budget.peak(loads, start), round(p.download.target_size_gb * 1e9)
+    fitting = num_done + budget.num_fitting(loads, start, limit)
+    note = "at most at a time: a chunk's raw files and parts beside all shards"
     rows = [("on the disk", f"{gigabytes(needed)} of {gigabytes(limit)}", note)]
     warnings = []
-    fitting = num_done + budget.num_fitting(loads, start, limit)
     if needed > limit:
         error = too_large(p, fitting, num_done + len(loads), needed)
         warnings.append(f"{error.what}; {error.fix}")
-    figures = {"peak_bytes": needed, "num_chunks_fitting": fitting}
-    return rows, warnings, figures
+    return rows, warnings, {"peak_bytes": needed, "num_chunks_fitting": fitting}
 
 
 def size_of(path: Path) -> int:

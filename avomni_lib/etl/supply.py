@@ -7,7 +7,6 @@ together stay within `download.target_size_gb` at every moment.
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
 from collections import deque
@@ -16,16 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from avomni_lib.dataset import evicted, selection
-from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.dataset.chosen import Chosen
-from avomni_lib.dataset.clip import Clip
 from avomni_lib.dataset.hub import Hub
 from avomni_lib.dataset.remote import RemoteFile
 from avomni_lib.dataset.verified import Verified
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import budget, costs, forecast
+from avomni_lib.etl import budget, costs
 from avomni_lib.etl.arrival import Arrival
-from avomni_lib.etl.budget import Ledger, Load, Moment
+from avomni_lib.etl.budget import Ledger
+from avomni_lib.etl.gauge import Gauge
 from avomni_lib.etl.parts import ChunkWork
 from avomni_lib.params import Params
 
@@ -61,7 +59,6 @@ class Supply:
     ):
         self.p, self._chosen, self._hub = p, chosen, hub
         self._works = {work.chunk: work for work in works}
-        self._remote = {work.chunk: costs.remote_files(p, chosen, work) for work in works}
         self._verified = Verified(p.local_dir)
         self._working: dict[int, list[Path]] = {}  # and the raw files that were there
         self._coming: Arrival | None = None
@@ -70,21 +67,16 @@ class Supply:
         self.rows = {work.chunk: _row(work, to_read[work.chunk]) for work in works}
         self.moments: list[tuple[float, int, int]] = []
 
-        self._shards = {work.chunk: costs.size_below([work.shard_folder]) for work in works}
-        parts = {work.chunk: costs.size_below([work.parts_folder]) for work in works}
         done = {work.chunk for work in works if not to_read[work.chunk] and work.shard}
-        self._measure(works, done)
-        loads = {work.chunk: self._load(work.chunk) for work in works}
-        # What lies there already comes first, so that it goes first.
-        left = [loads[chunk] for chunk in loads if chunk not in done]
-        left.sort(key=lambda load: (-load.here - parts[load.chunk], load.chunk))
-        start = Moment(costs.metadata_bytes(p, chosen, works), sum(self._shards.values()))
+        self._gauge = gauge = Gauge(p, chosen, works, done)
+        left = gauge.left
         self._limit = float("inf")
         if p.download.evict_raw:
             self._limit = p.download.target_size_gb * 1e9
-            costs.need_budget(p, left, start, len(done))
-        costs.need_room(p, left, start, sum(parts.values()))
-        self._ledger = Ledger(self._limit, start, list(loads.values()), parts)
+            costs.need_budget(p, left, gauge.start, len(done))
+        costs.need_room(p, left, gauge.start, sum(gauge.parts.values()))
+        loads = [gauge.load(work.chunk) for work in works]
+        self._ledger = Ledger(self._limit, gauge.start, loads, gauge.parts)
         unread = [load.chunk for load in left if to_read[load.chunk]]
         self._whole = deque(chunk for chunk in unread if self._is_whole(chunk))
         self._waiting = deque(chunk for chunk in unread if chunk not in self._whole)
@@ -140,7 +132,7 @@ class Supply:
         """
         num_bytes = self._ledger.parts_of(chunk) + costs.FILES_A_SHARD * budget.BLOCK
         if clip_id is not None:
-            num_bytes = costs.most_of_part(self.p, self._seconds)
+            num_bytes = costs.most_of_part(self.p, self._gauge.seconds)
         if not self._ledger.may_write(num_bytes):
             if self._ledger.is_idle:
                 raise self._too_large()
@@ -159,14 +151,13 @@ class Supply:
 
     def release(self, chunk: int) -> None:
         """The chunk's shard is whole: its raw files go, if the run evicts."""
-        work, row = self._works[chunk], self.rows[chunk]
-        row["cache_bytes"] = costs.size_below([work.shard_folder])
+        row, remote = self.rows[chunk], self._gauge.remote[chunk]
+        row["cache_bytes"] = self._gauge.learn_size(chunk)
         if self.p.download.evict_raw:
-            row["bytes_evicted"] = evicted.evict(self.p, [f.path for f in self._remote[chunk]])
-        left = sum(costs.here(self.p, file) for file in self._remote[chunk])
-        self._ledger.release(chunk, row["cache_bytes"] - self._shards[chunk], left)
+            row["bytes_evicted"] = evicted.evict(self.p, [file.path for file in remote])
+        left = sum(costs.here(self.p, file) for file in remote)
+        self._ledger.release(chunk, row["cache_bytes"] - self._gauge.shards[chunk], left)
         self._working.pop(chunk, None)
-        self._learn_size(work)
         self._note()
 
     def check_raw(self, chunk: int) -> None:
@@ -188,8 +179,8 @@ class Supply:
         handed = []
         while self._whole:
             work = self._works[self._whole[0]]
-            self._learn_seconds(work)
-            load = self._load(work.chunk)
+            self._gauge.learn_seconds(work.chunk)
+            load = self._gauge.load(work.chunk)
             if not self._ledger.may_work(load):
                 break
             self._ledger.work(load)
@@ -198,11 +189,11 @@ class Supply:
         return handed
 
     def _fetch_next(self) -> None:
-        load = self._load(self._waiting[0])
+        load = self._gauge.load(self._waiting[0])
         if self._ledger.may_fetch(load):
             chunk = self._waiting.popleft()
             self._ledger.fetch(load)
-            remote = self._remote[chunk]
+            remote = self._gauge.remote[chunk]
             self._coming = Arrival(self.p, self._hub, self._verified, chunk, remote)
             self._note()
 
@@ -235,10 +226,11 @@ class Supply:
         if self._hub.revision != self._chosen.revision:
             self._hub = self._hub.at(self._chosen.revision)
         self._hub.check_access()
-        paths = [file.path for chunk in self._waiting for file in self._remote[chunk]]
+        remote = self._gauge.remote
+        paths = [file.path for chunk in self._waiting for file in remote[chunk]]
         listed = self._hub.sizes(paths)
         for chunk in self._waiting:
-            self._remote[chunk] = [self._as_listed(file, listed) for file in self._remote[chunk]]
+            remote[chunk] = [self._as_listed(file, listed) for file in remote[chunk]]
 
     def _as_listed(self, file: RemoteFile, listed: Mapping[str, RemoteFile]) -> RemoteFile:
         """The file with all that the source says of it, how to fetch it among that."""
@@ -253,42 +245,13 @@ class Supply:
         return now
 
     def _is_whole(self, chunk: int) -> bool:
-        return not self.p.download.evict_raw or all(map(self._verified.known, self._remote[chunk]))
-
-    @functools.cached_property
-    def _catalog(self) -> Catalog:
-        return Catalog.open(self.p.local_dir)
-
-    def _measure(self, works: Sequence[ChunkWork], done: set[int]) -> None:
-        """What lies there tells what the rest takes: how long clips are, how large shards."""
-        self._seconds, self._scale = forecast.clip_seconds(self.p), None
-        for work in works:
-            if work.has_raw():
-                self._learn_seconds(work)
-                break
-        for work in works:
-            if work.chunk in done:
-                self._learn_size(work)
-
-    def _learn_seconds(self, work: ChunkWork) -> None:
-        """Clips are as long as the first of a chunk that is there."""
-        if work.clips:
-            clip = Clip(self.p.local_dir, self._catalog, work.clips[0]["clip_id"])
-            self._seconds = forecast.clip_seconds(self.p, clip)
-
-    def _learn_size(self, work: ChunkWork) -> None:
-        """Clips take what they took in the shard where they were largest."""
-        found = work.shard
-        if found is not None and found.header["clips"]:
-            each = costs.size_below([work.shard_folder]) / len(found.header["clips"])
-            self._scale = max(self._scale or 0.0, each)
-
-    def _load(self, chunk: int) -> Load:
-        clips = len(self._works[chunk].clips)
-        return costs.load_of(self.p, chunk, self._remote[chunk], clips, self._seconds, self._scale)
+        remote = self._gauge.remote[chunk]
+        return not self.p.download.evict_raw or all(map(self._verified.known, remote))
 
     def _too_large(self) -> AvomniError:
-        left = [self._load(chunk) for chunk in (*self._working, *self._whole, *self._waiting)]
+        coming = [self._coming.chunk] if self._coming else []
+        unfinished = [*self._working, *coming, *self._whole, *self._waiting]
+        left = [self._gauge.load(chunk) for chunk in unfinished]
         needed = max(budget.peak(left, self._ledger.standing), round(self._limit) + 1)
         return costs.too_large(self.p, len(self._works) - len(left), len(self._works), needed)
 
