@@ -1,0 +1,313 @@
+"""Local processes and a Ray cluster of two nodes: the same results, the same bytes."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from avomni_lib.dataset import download
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl import build, engines, parts
+from avomni_lib.etl.parts import Outcome
+from avomni_lib.files import PROJECT_ROOT
+from avomni_lib.params import Params
+from avomni_lib.pool import WAIT
+from tests.published_set import write_published_set
+
+NUM_CHUNKS, CLIPS_PER_CHUNK = 2, 3
+STORE_BYTES = 80 << 20
+# How soon a node that is killed is known to be dead.
+QUICK = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500}
+QUICK |= {"health_check_timeout_ms": 2000, "health_check_failure_threshold": 3}
+
+
+def node_of(seconds: float) -> Outcome:
+    """Sleeps, and says on which node in the place of a reason."""
+    time.sleep(seconds)
+    import ray
+
+    return Outcome(ray.get_runtime_context().get_node_id(), 0.0)
+
+
+def fragile(job: tuple[str, str]) -> Outcome:
+    """What befalls a worker: "dies" once, "kills" always, "hangs", "refuses", "breaks"."""
+    folder, kind = Path(job[0]), job[1]
+    first = not (folder / kind).exists()
+    (folder / kind).touch()
+    if kind == "kills" or (kind == "dies" and first):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "hangs":
+        time.sleep(600)
+    if kind == "refuses":
+        raise AvomniError("no room left on the disk", where="here", fix="free some space")
+    if kind == "breaks":
+        raise ZeroDivisionError("by nought")
+    return Outcome(None, 1.5)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("set")
+    return write_published_set(folder, NUM_CHUNKS, CLIPS_PER_CHUNK, 1.5)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator:
+    """Two nodes of one CPU on this machine; RAY_ADDRESS leads to them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_raylet_start_wait_time_s", "120")  # where the machine is busy
+        from ray.cluster_utils import Cluster
+
+        node = {"num_cpus": 1, "object_store_memory": STORE_BYTES, "include_dashboard": False}
+        running = Cluster(initialize_head=True, head_node_args={**node, "_system_config": QUICK})
+        running.add_node(**node)
+        patch.setenv("RAY_ADDRESS", running.address)
+        yield running
+        running.shutdown()
+
+
+@pytest.fixture(scope="module")
+def joined(cluster) -> Iterator:
+    """This process belongs to the cluster already, as a notebook's may: workers live on."""
+    import ray
+
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    yield cluster
+    ray.shutdown()
+
+
+def params(engine: str, num_workers: int | None = None) -> Params:
+    return Params.from_values({"processing": {"engine": engine, "num_workers": num_workers}})
+
+
+def chosen(folder: Path, published: Path, **processing) -> Params:
+    p = Params.from_values(
+        {
+            "run": {"name": "test", "outputs_dir": str(folder)},
+            "dataset": {"source": "folder", "local_dir": str(published)},
+            "download": {"target_chunks": NUM_CHUNKS},
+            "processing": {
+                "sequence_length": 4,
+                "sample_hz": 10.0,
+                "tile_width": 32,
+                "tile_height": 24,
+                "horizon_s": 1.0,
+                **processing,
+            },
+        }
+    )
+    download.fetch(p, None)
+    return p
+
+
+def content(cache_dir: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(cache_dir)): path.read_bytes()
+        for path in sorted(cache_dir.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def local(published, tmp_path_factory) -> dict[str, bytes]:
+    p = chosen(tmp_path_factory.mktemp("local"), published, num_workers=2)
+    build.build(p)
+    return content(p.cache_dir)
+
+
+def outcomes_of(p: Params, folder: Path, *kinds: str, limit_s: float = 600) -> dict[str, Outcome]:
+    jobs = [(str(folder), kind) for kind in kinds]
+    return {job[1]: outcome for job, outcome in engines.run(p, fragile, jobs, limit_s=limit_s)}
+
+
+def test_both_nodes_of_a_cluster_work_and_jobs_may_come_later(cluster):
+    told = []
+
+    def source() -> Iterator:
+        yield 1.0
+        yield 1.0
+        while len(told) < 2:
+            yield WAIT
+        yield 0.0
+
+    for job, outcome in engines.run(params("ray"), node_of, source()):
+        told.append((job, outcome.reason))
+    assert [job for job, _ in told] == [1.0, 1.0, 0.0]
+    assert len({node for _, node in told[:2]}) == 2
+
+
+def test_a_job_that_is_lost_has_the_reason_in_its_outcome(tmp_path):
+    found = outcomes_of(params("local", 2), tmp_path, "dies", "a", "kills")
+    assert re.search(
+        "process that read it died, and again .* alone .*SIGKILL", found.pop("kills").reason
+    )
+    assert found == dict.fromkeys(["a", "dies"], Outcome(None, 1.5))
+
+
+def test_on_ray_too_a_worker_may_die_or_hang(joined, tmp_path):
+    found = outcomes_of(params("ray"), tmp_path, "hangs", "dies", "a", "kills", limit_s=4)
+    for kind in ("kills", "hangs"):
+        reason = found.pop(kind).reason
+        assert re.search("process that read it died, and again .* alone", reason)
+        assert "killed, or short of memory, or longer than 4 s" in reason
+    assert found == dict.fromkeys(["a", "dies"], Outcome(None, 1.5))
+
+
+def test_what_a_job_raises_on_ray_is_raised_here(joined, tmp_path):
+    with pytest.raises(AvomniError, match="no room left") as caught:
+        outcomes_of(params("ray", 1), tmp_path, "refuses", "a")
+    assert (caught.value.where, caught.value.fix) == ("here", "free some space")
+    with pytest.raises(ZeroDivisionError, match="by nought") as caught:
+        outcomes_of(params("ray", 1), tmp_path, "breaks", "a")
+    assert "in fragile" in caught.value.__notes__[0]
+
+
+def test_a_lost_assembly_is_an_error_and_no_damaged_clip(tmp_path):
+    work = parts.ChunkWork(tmp_path, 7, [], "key", [])
+    job = parts.Assembly(work, {}, frozenset())
+    with pytest.raises(AvomniError, match="a shard could not be assembled") as caught:
+        list(engines.run(params("local", 1), die, [job]))
+    assert caught.value.where.endswith("shard_0007")
+
+
+def die(job: object) -> Outcome:
+    os._exit(3)
+
+
+def test_a_ray_cluster_makes_the_same_bytes(joined, published, local, tmp_path):
+    p = chosen(tmp_path, published, engine="ray")
+    built = build.build(p)
+    assert built.figures["num_clips_read"] == NUM_CHUNKS * CLIPS_PER_CHUNK
+    assert content(p.cache_dir) == local
+
+
+def test_a_ray_worker_that_is_killed_costs_no_clip(joined, published, local, tmp_path):
+    p = chosen(tmp_path, published, engine="ray")
+    victims = []
+
+    def at_work() -> bool:
+        for process in psutil.process_iter(["cmdline"]):
+            if (process.info["cmdline"] or [""])[0].startswith("ray::_within"):
+                process.kill()
+                victims.append(process.pid)
+                return True
+        return False
+
+    with once(at_work):
+        built = build.build(p)
+    assert victims and not built.damaged
+    assert content(p.cache_dir) == local
+
+
+def test_a_node_that_is_killed_costs_no_job(joined):
+    """The last test of the cluster: the node stays dead."""
+    node = next(node for node in joined.worker_nodes)
+    jobs = [1.5 + number / 100 for number in range(4)]
+
+    def remove() -> bool:
+        time.sleep(0.7)
+        joined.remove_node(node, allow_graceful=False)
+        return True
+
+    with once(remove):
+        found = {job: outcome.reason for job, outcome in engines.run(params("ray"), node_of, jobs)}
+    assert sorted(found) == jobs
+    assert node.node_id not in found.values()
+
+
+def once(act: Callable[[], bool]) -> threading.Thread:
+    """Beside what is done inside, `act` until it says True."""
+
+    class Beside(threading.Thread):
+        def __enter__(self) -> Beside:
+            self.start()
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.join(60)
+            assert not self.is_alive(), "nothing to act on came"
+
+        def run(self) -> None:
+            stop = time.monotonic() + 50
+            while not act() and time.monotonic() < stop:
+                time.sleep(0.002)
+
+    return Beside()
+
+
+def test_without_a_cluster_ray_starts_on_this_machine_and_leaves_nothing(tmp_path):
+    code = (
+        "from avomni_lib.etl import engines\nfrom tests.test_engines import outcomes_of, params\n"
+        "from pathlib import Path\nimport os, sys\n"
+        "print(outcomes_of(params('ray'), Path(sys.argv[1]), 'a', 'b'))\n"
+        "import psutil, ray\nfrom ray._common.usage import usage_lib\n"
+        "print(ray.is_initialized(), usage_lib.usage_stats_enabled(), engines.pool.num_cores())\n"
+        "print(psutil.Process().children())\n"
+    )
+    environment = os.environ | {"RAY_ADDRESS": "local"}
+    environment.pop("RAY_USAGE_STATS_ENABLED", None)
+    ran = subprocess.run(
+        [sys.executable, "-c", code, tmp_path],
+        cwd=PROJECT_ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    lines = ran.stdout.splitlines()
+    assert lines[0].count("Outcome(reason=None") == 2
+    assert lines[1].startswith("False False ") and lines[2] == "[]"
+    assert len(lines) == 3 and "INFO" not in ran.stderr, "Ray says nothing of its own"
+
+
+def test_a_cluster_that_does_not_answer_is_one_message():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        closed = f"127.0.0.1:{unused.getsockname()[1]}"
+    code = (
+        "import os, sys\nfrom avomni_lib.errors import AvomniError\n"
+        "from avomni_lib.etl import engines\nfrom tests.test_engines import fragile, params\n"
+        "for address in sys.argv[1:]:\n    os.environ['RAY_ADDRESS'] = address\n"
+        "    try:\n        next(engines.run(params('ray'), fragile, [('', 'a')]))\n"
+        "    except AvomniError as error:\n        print(error.what, error.fix)\n"
+    )
+    wrong = [closed, "nowhere", "127.0.0.1:port"]
+    ran = subprocess.run(
+        [sys.executable, "-c", code, *wrong], cwd=PROJECT_ROOT, capture_output=True, text=True
+    )
+    said = ran.stdout.splitlines()
+    assert len(said) == len(wrong)
+    for address, line in zip(wrong, said, strict=True):
+        assert line.startswith(f"no Ray cluster answers at {address} (")
+        assert "`ray start --head`" in line
+
+
+def test_without_ray_it_is_said_before_anything_long():
+    code = (
+        "import sys; sys.modules['ray'] = None\n"
+        "from avomni_lib.etl import engines\nfrom tests.test_engines import params\n"
+        "engines.num_workers(params('ray'))\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT_ROOT, capture_output=True, text=True
+    )
+    assert "AvomniError: Ray is not installed" in ran.stderr and "[scale]" in ran.stderr
+
+
+def test_how_many_workers_and_why():
+    assert engines.num_workers(params("local", 3)) == (3, "asked for by processing.num_workers")
+    number, reason = engines.num_workers(params("local"))
+    assert number == len(os.sched_getaffinity(0)) and "one a core" in reason
+    assert "a Ray cluster gives one a CPU it has" in engines.num_workers(params("ray"))[1]
