@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import json
 import multiprocessing
 import os
 import random
@@ -17,10 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from avomni_lib import files
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import jpeg
+from avomni_lib.etl import jpeg, memmap, shard
 from avomni_lib.etl.memmap import Cache
 from avomni_lib.etl.windows import Windows
+from tests import cached_run
 from tests.test_memmap import arrays, pictures, seed_of, write_cache
 
 COUNT = 7
@@ -196,19 +199,38 @@ def test_a_forked_process_decodes_too(cache):
         assert workers.apply_async(_sum, (found,)).get(timeout=60) == expected
 
 
-def test_a_thousand_shards_keep_few_files_open(tmp_path):
-    """As many as most systems let a process open, in a process that may open 400."""
-    cache_folder = write_cache(tmp_path / "cache", chunks=range(300), clips_per_chunk=1)
+def test_many_shards_keep_few_files_open(tmp_path):
+    """A process that may open 400 files reads 300 shards; each mapping holds a file."""
+    folder = write_cache(tmp_path / "cache", chunks=(0,), clips_per_chunk=1)
+    record = files.read_json(folder / "clips.json")
+    header = files.read_json(folder / "shard_0000/header.json")
+    rows, shards = [], []
+    for chunk in range(300):
+        shards.append(folder / shard.shard_name(chunk))
+        shards[-1].mkdir(exist_ok=True)
+        for name in shard.STORAGES["raw"] if chunk else ():
+            os.link(folder / f"shard_0000/{name}.npy", shards[-1] / f"{name}.npy")
+        rows.append(record["clips"][0] | {"clip_id": f"clip {chunk}", "chunk": chunk})
+        clip = header["clips"][0] | {"clip_id": f"clip {chunk}", "chunk": chunk}
+        (shards[-1] / "header.json").write_text(json.dumps(header | {"clips": [clip]}))
+    memmap.write_table(folder, record["common"], shards, rows)
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (400, 400))\n"
         "from avomni_lib.etl import memmap, windows\n"
-        f"found = windows.Windows(memmap.Cache.open({str(cache_folder)!r}), 3, 1)\n"
+        f"found = windows.Windows(memmap.Cache.open({str(folder)!r}), 3, 1)\n"
         "for i in range(len(found)):\n    found.frames(i), found.truth(i)\n"
-        "print(len(found))"
+        f"print(len(found), memmap.verify({str(folder)!r}).num_shards)"
     )
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
-    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    assert int(ran.stdout) >= 300
+    assert ran.stdout.split() == ["300", "300"]
+
+
+def test_any_number_of_workers_makes_the_same_jpegs(tmp_path):
+    made = []
+    for workers in (1, 2):
+        processing = {"storage": "jpeg", "num_workers": workers}
+        p = cached_run.make(tmp_path / str(workers), processing=processing)
+        files = sorted(p.cache_dir.glob("*/*"))
+        made.append({str(f.relative_to(p.cache_dir)): f.read_bytes() for f in files})
+    assert made[0] == made[1] and len(made[0]) == 2 * 8

@@ -210,6 +210,43 @@ def test_a_write_that_fails_leaves_the_old_shard(folder):
     ]
 
 
+def test_a_shard_made_from_an_older_one_is_the_same_to_the_byte(folder, tmp_path, storage):
+    """As where a clip that was damaged has come: the others are not decoded and encoded again."""
+    clips = [{"clip_id": f"clip-3-{n}", "split": "train", "chunk": 3} for n in range(3)]
+    common, path = COMMON | {"storage": storage}, tmp_path / shard.shard_name(3)
+
+    def load(clip_id):
+        return shard.encode(arrays(seed_of(clip_id)), storage)
+
+    older = shard.write_shard(path, common, [clips[0], clips[2]], load)
+    inside = {clip.clip_id: clip for clip in shard.clips_of(older)}
+
+    def load_mostly_from_it(clip_id):
+        return older.arrays_of(inside[clip_id]) if clip_id in inside else load(clip_id)
+
+    shard.write_shard(path, common, clips, load_mostly_from_it)
+    directly = shard.write_shard(tmp_path / "directly", common, clips, load)
+    assert len(list(path.iterdir())) == len(shard.STORAGES[storage]) + 1
+    for file in path.iterdir():
+        assert file.read_bytes() == (directly.folder / file.name).read_bytes(), file.name
+
+
+def test_an_unknown_storage_is_refused():
+    with pytest.raises(AvomniError, match="unknown storage 'png'") as caught:
+        shard.encode(arrays(3), "png")
+    assert caught.value.fix == "choose one of raw, jpeg"
+
+
+def test_a_header_that_does_not_name_a_storage_is_of_raw_frames(tmp_path):
+    """As the first caches were written."""
+    clips = [{"clip_id": "clip-3-0", "split": "train", "chunk": 3}]
+    made = shard.write_shard(tmp_path / "shard_0003", COMMON, clips, lambda _: arrays(30))
+    assert "storage" not in made.header and made.storage == "raw"
+    memmap.write_table(tmp_path, COMMON, [made.folder], [clips[0] | {"state": "ok", "reason": ""}])
+    assert np.array_equal(Cache.open(tmp_path).shards[0].frames, arrays(30)["frames"])
+    assert memmap.verify(tmp_path).num_clips == 1
+
+
 def test_a_kill_between_the_two_renames_is_undone(folder):
     kept = (folder / "shard_0003" / "header.json").read_bytes()
     (folder / "shard_0003").rename(folder / ".shard_0003.old")
