@@ -152,8 +152,10 @@ class ChunkWork:
     def assemble(self, common: Mapping[str, Any], damaged: Collection[str]) -> None:
         """Make the shard of the clips that are not damaged, unless it is there, and drop the parts.
 
-        Clips come from their parts or from the shard that is there.
+        Clips come from their parts or from the shard that is there. A worker that is killed at this
+        may have put the old shard aside: the next one puts it back.
         """
+        shard.settle_shard(self.shard_folder)
         clips = [clip for clip in self.clips if clip["clip_id"] not in damaged]
         found = self.shard
         inside = {clip.clip_id: clip for clip in shard.clips_of(found)} if found else {}

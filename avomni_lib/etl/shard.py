@@ -211,7 +211,7 @@ def write_shard(
     Raises:
         AvomniError: no room on the disk; nothing is left behind.
     """
-    fresh = folder.with_name(f".{folder.name}.new")
+    fresh = _fresh(folder)
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     try:
@@ -242,7 +242,7 @@ def write_shard(
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
-    old = folder.with_name(f".{folder.name}.old")
+    old = _old(folder)
     if folder.exists():
         os.replace(folder, old)
     os.replace(fresh, folder)
@@ -252,14 +252,26 @@ def write_shard(
 
 
 def settle(folder: Path) -> None:
-    """Undo what a killed `write_shard` left half-done in a cache."""
-    for old in folder.glob(".shard_*.old"):
-        name = folder / old.name.removeprefix(".").removesuffix(".old")
-        if not name.exists():
-            os.replace(old, name)
-        shutil.rmtree(old, ignore_errors=True)
-    for fresh in folder.glob(".shard_*.new"):
-        shutil.rmtree(fresh, ignore_errors=True)
+    """Undo what killed `write_shard`s left half-done in a cache."""
+    for left in [*folder.glob(".shard_*.old"), *folder.glob(".shard_*.new")]:
+        settle_shard(folder / left.stem.removeprefix("."))
+
+
+def settle_shard(folder: Path) -> None:
+    """Undo what a killed `write_shard` of this one left half-done."""
+    fresh, old = _fresh(folder), _old(folder)
+    if old.exists() and not folder.exists():
+        os.replace(old, folder)
+    for left in (fresh, old):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _fresh(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.new")
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
 
 
 def _write_array(
