@@ -66,9 +66,9 @@ class HubProcess:
         log = [Request(**request) for request in self._ask(["requests"])]
         return [request for request in log if path in (None, request.path)]
 
-    def bytes_of(self, path: str) -> int:
-        """Bytes of a file's content that were sent so far."""
-        return sum(request.num_bytes for request in self.requests(path))
+    def bytes_of(self, path: str | None = None) -> int:
+        """Bytes of a file's content that were sent so far; of all files'."""
+        return self._ask(["bytes_of", path])
 
     def kill(self) -> None:
         self._process.kill()
@@ -110,6 +110,12 @@ def _act(hub: local_hub.LocalHub, command: str, *values: Any) -> Any:
         return hub.commit
     elif command == "forget":
         del hub.commits[values[0]]
+    elif command == "bytes_of":
+        return sum(
+            request.num_bytes
+            for request in list(hub.requests)
+            if request.path == values[0] or (not values[0] and not request.path.startswith("api:"))
+        )
     elif command == "requests":
         return [dataclasses.asdict(request) for request in list(hub.requests)]
     return None

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 BLOCK_BYTES = 1 << 16
+TRICKLE_S = 0.02
 # A client that has not given up a silent line by then never will.
 MAX_SILENCE_S = 120.0
 
@@ -166,7 +167,10 @@ class Wire(BaseHTTPRequestHandler):
         """Send the bytes `place..stop` as `read` gives them, until the line breaks."""
         broken = self.hub.faults.next_break(name, place, stop)
         stop = broken[0] if broken else stop
-        while place < stop and (block := read(min(BLOCK_BYTES, stop - place))):
+        # A slow line trickles.
+        speed = self.hub.bytes_per_s
+        most = min(BLOCK_BYTES, int(speed * TRICKLE_S) + 1) if speed else BLOCK_BYTES
+        while place < stop and (block := read(min(most, stop - place))):
             if flipped is not None and place <= flipped < place + len(block):
                 wrong = bytearray(block)
                 wrong[flipped - place] ^= 1

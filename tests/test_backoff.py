@@ -1,0 +1,186 @@
+"""Patience with a busy hub: who waits, how long, and what an answer's headers say."""
+
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+
+from avomni_lib.dataset import answers
+from avomni_lib.dataset.backoff import MAX_WAIT_S, Backoff, Busy, Stopped
+from avomni_lib.dataset.remote import RemoteFile
+from avomni_lib.dataset.transfer import OtherContent
+from avomni_lib.errors import AvomniError
+
+SAID = AvomniError("too busy")
+
+
+def test_waits_double_up_to_a_minute_and_last_for_minutes_in_all():
+    backoff = Backoff()
+    waits = [backoff.wait_s(num) for num in range(1, backoff.num_tries)]
+    assert waits[:4] == [1, 2, 4, 8] and max(waits) == MAX_WAIT_S == 60
+    assert 180 < sum(waits) < 300
+
+
+def test_after_a_refusal_one_thread_tries_and_its_answer_frees_the_others():
+    backoff, first, order = Backoff(first_s=0.0), threading.Event(), []
+    assert backoff.refused(backoff.take_turn(), None)
+
+    def ask(number: int) -> None:
+        turn = backoff.take_turn()
+        order.append(number)
+        first.wait()
+        backoff.answered(turn)
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.3)
+    assert len(order) == 1
+    first.set()
+    for thread in threads:
+        thread.join()
+    assert len(order) == 8
+
+
+def test_refusals_of_one_moment_count_once():
+    """Eight requests were under way when the hub closed: that is not eight refusals in a row."""
+    backoff = Backoff(first_s=0.0, num_tries=3)
+    turns = [backoff.take_turn() for _ in range(8)]
+    assert all(backoff.refused(turn, None) for turn in turns)
+    # Nor does an answer to what was sent before the refusal mean that it is over.
+    backoff.answered(turns[0])
+    assert backoff.refused(backoff.take_turn(), None)
+    assert not backoff.refused(backoff.take_turn(), None)
+
+
+def test_who_tries_and_fails_otherwise_lets_another_one_try():
+    backoff = Backoff(first_s=0.0)
+    backoff.refused(backoff.take_turn(), None)
+
+    def breaks() -> None:
+        raise OSError("broken")
+
+    with pytest.raises(OSError, match="broken"):
+        backoff.patiently(breaks)
+    assert backoff.patiently(lambda: "answer") == "answer"
+
+
+@pytest.mark.parametrize("is_for_all", [True, False])
+def test_a_request_is_given_up_after_so_many_refusals(is_for_all: bool):
+    backoff, asked = Backoff(first_s=0.0, num_tries=4), []
+
+    def refuse() -> None:
+        asked.append(time.monotonic())
+        raise Busy(SAID, None, is_for_all)
+
+    with pytest.raises(AvomniError, match="too busy"):
+        backoff.patiently(refuse)
+    assert len(asked) == 4
+
+
+def test_a_file_that_alone_is_refused_does_not_hold_up_the_others():
+    backoff = Backoff(first_s=5.0)
+    stop = threading.Event()
+
+    def refuse() -> None:
+        raise Busy(SAID, None, is_for_all=False)
+
+    def alone() -> None:
+        with pytest.raises(Stopped):
+            backoff.patiently(refuse, stop)
+
+    thread = threading.Thread(target=alone)
+    thread.start()
+    time.sleep(0.05)
+    assert backoff.patiently(lambda: "other") == "other" and backoff.note == ""
+    stop.set()
+    thread.join()
+
+
+def test_a_stop_ends_every_wait():
+    backoff, stop = Backoff(first_s=60.0), threading.Event()
+    backoff.refused(backoff.take_turn(), 60.0)
+    assert backoff.note == "the hub asks to wait: 60 s"
+    threading.Timer(0.05, stop.set).start()
+    with pytest.raises(Stopped):
+        backoff.take_turn(stop)
+    with pytest.raises(Stopped):
+        backoff.pause(1, stop)
+
+
+def test_a_hub_that_answers_may_ask_for_quiet_too():
+    backoff = Backoff()
+    backoff.hold(0.2)
+    began = time.monotonic()
+    backoff.take_turn()
+    assert time.monotonic() - began >= 0.15
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "seconds"),
+    [
+        (429, {}, None),
+        (429, {"Retry-After": "7"}, 7),
+        (503, {"Retry-After": " 7 "}, 7),
+        (429, {"Retry-After": "soon"}, None),
+        (429, {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0),
+        (429, {"RateLimit": '"api";r=0;t=55', "Retry-After": "7"}, 55),
+        (429, {"RateLimit": '"api";r=12;t=55', "Retry-After": "7"}, 7),
+        (503, {"RateLimit": '"api";r=0;t=55'}, None),
+    ],
+)
+def test_a_wait_is_read_off_the_headers(status: int, headers: dict[str, str], seconds: int | None):
+    assert answers.told_s(status, headers) == seconds
+
+
+def test_a_date_is_a_wait_until_then():
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
+    assert 85 < answers.told_s(429, {"Retry-After": date}) <= 90
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, 0),
+        ({"RateLimit": '"resolvers";r=4999;t=300'}, 0),
+        ({"RateLimit": '"resolvers";r=0;t=12'}, 12),
+        ({"RateLimit": '"pages"; r = 0 ; t = 12'}, 12),
+    ],
+)
+def test_a_good_answer_may_say_that_it_was_the_last(headers: dict[str, str], seconds: int):
+    assert answers.quiet_s(headers) == seconds
+
+
+FILE = RemoteFile("a.zip", 100, "ab" * 32)
+
+
+@pytest.mark.parametrize(
+    ("status", "told", "etag", "first"),
+    [
+        (200, "", "", 0),
+        (206, "bytes 40-99/100", "", 40),
+        (206, "bytes 40-99/100", f'"{"ab" * 32}"', 40),
+        (206, "bytes 40-99/100", f'W/"{"ab" * 32}"', 40),
+        (206, "bytes 40-99/100", '"a-mirrors-own"', 40),
+    ],
+)
+def test_where_a_body_starts(status: int, told: str, etag: str, first: int):
+    headers = {"Content-Range": told} if told else {}
+    assert answers.first_byte(status, headers, {"ETag": etag}, FILE, 40) == first
+
+
+@pytest.mark.parametrize(
+    ("told", "own"),
+    [
+        ("bytes 0-99/100", {}),
+        ("bytes 40-98/99", {}),
+        ("", {}),
+        ("bytes 40-99/100", {"X-Linked-ETag": f'"{"cd" * 32}"', "ETag": '"x"'}),
+        ("bytes 40-99/100", {"ETag": f'"{"cd" * 32}"'}),
+    ],
+)
+def test_a_body_of_something_else_is_not_taken(told: str, own: dict[str, str]):
+    with pytest.raises(OtherContent):
+        answers.first_byte(206, {"Content-Range": told}, own, FILE, 40)
