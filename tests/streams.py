@@ -94,17 +94,25 @@ LEADING = OPEN - {"h264 refresh"}
 
 
 @functools.cache
-def stream_bytes(name: str) -> bytes:
-    return encode(SPECS[name])
+def stream_bytes(name: str, index_first: bool = False) -> bytes:
+    return encode(SPECS[name], index_first=index_first)
 
 
-def encode(spec: Spec, pictures: list[np.ndarray] | None = None) -> bytes:
-    """An mp4 of (H, W, 3) uint8 pictures; without any, of 90 that bear their numbers."""
+def encode(
+    spec: Spec, pictures: list[np.ndarray] | None = None, index_first: bool = False
+) -> bytes:
+    """An mp4 of (H, W, 3) uint8 pictures; without any, of 90 that bear their numbers.
+
+    Its index (`moov`) lies behind the packets, or before them.
+    """
     if pictures is None:
         pictures = [frame_bits(5, 3, i, *spec.size) for i in range(NUM_FRAMES)]
     times = spec.times_ms or tuple(np.arange(len(pictures)) * 1000 // 30)
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
+    moves = {"movflags": "faststart"} if index_first else {}
+    with (
+        tempfile.NamedTemporaryFile(suffix=".mp4") as file,
+        av.open(file.name, "w", format="mp4", options=moves) as container,
+    ):
         track = container.add_stream(spec.codec, rate=30, options=spec.options or H264)
         track.height, track.width = pictures[0].shape[:2]
         track.pix_fmt = spec.pixels
@@ -115,7 +123,9 @@ def encode(spec: Spec, pictures: list[np.ndarray] | None = None) -> bytes:
             frame.pts, frame.time_base = int(time), MILLISECOND
             container.mux(track.encode(frame))
         container.mux(track.encode())
-    return turned(file.getvalue(), spec.turn)
+        container.close()
+        content = Path(file.name).read_bytes()
+    return turned(content, spec.turn)
 
 
 def turned(content: bytes, degrees: int) -> bytes:
@@ -132,22 +142,6 @@ def numbers(images: np.ndarray, name: str = "") -> list[int]:
     upright = np.rot90(images, SPECS[name].turn // 90 if name else 0, axes=(1, 2))
     read = [read_frame(image) for image in upright]
     return [frame_idx if rest == [5, 3] else -1 for *rest, frame_idx in read]
-
-
-def faststart(content: bytes) -> bytes:
-    """The same packets with the index (`moov`) before them."""
-    with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
-        options = {"movflags": "faststart"}
-        with (
-            av.open(io.BytesIO(content)) as source,
-            av.open(file.name, "w", options=options) as target,
-        ):
-            track = target.add_stream_from_template(source.streams.video[0])
-            for packet in source.demux(source.streams.video[0]):
-                if packet.dts is not None:
-                    packet.stream = track
-                    target.mux(packet)
-        return Path(file.name).read_bytes()
 
 
 def places(content: bytes) -> list[tuple[int, int]]:

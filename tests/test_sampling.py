@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 
@@ -23,12 +24,14 @@ from tests.published_set import (
     chunk_path,
     clip_id_of,
     egomotion_times,
+    frame_bits,
     parquet_bytes,
     read_frame,
     read_zip,
     write_published_set,
     write_zip,
 )
+from tests.streams import Spec, encode, places
 
 SECONDS = 2.0
 RECIPE = Recipe("4-cam", (32, 24), "stretch", 10.0, 1.5, "pyav")
@@ -155,15 +158,117 @@ def test_wanted_times(starts, length, sample_hz):
     assert min(ends) - times[-1] < 1e6 / sample_hz + 1
 
 
-def changed(folder, target, camera: str, member: str, change) -> Clip:
-    """Clip 0 of a copy of the set in which one member of one camera's zip is changed."""
+def changed(folder, target, feature: str, member: str, content: bytes) -> Clip:
+    """Clip 0 of a copy of the set in which one member of one zip is another."""
     shutil.copytree(folder, target)
-    path = target / chunk_path(camera, 0)
+    path = target / chunk_path(feature, 0)
     members = read_zip(path)
-    name = f"{clip_id_of(0)}.{camera}.{member}"
-    members[name] = change(members[name])
+    members[f"{clip_id_of(0)}.{member}"] = content
     write_zip(path, members)
     return clip_of(target, 0)
+
+
+def with_video(folder, target, content: bytes) -> Clip:
+    name = rig.REAR_LEFT.name
+    return changed(folder, target, name, f"{name}.mp4", content)
+
+
+@pytest.fixture(scope="module")
+def rear_left() -> bytes:
+    """Clip 0's video of the camera, its index in front."""
+    place = rig.CAMERAS.index(rig.REAR_LEFT)
+    count = len(camera_times(0, place, SECONDS))
+    pictures = [frame_bits(0, place, i, 64, 48) for i in range(count)]
+    spec = Spec(options={"preset": "ultrafast", "crf": "20", "g": "15", "bf": "0"})
+    return encode(spec, pictures, index_first=True)
+
+
+def cut_short(content: bytes) -> bytes:
+    first = places(content)[0][0]
+    return content[: first + round((len(content) - first) * 0.6)]
+
+
+def holed(content: bytes) -> bytes:
+    start, stop = places(content)[33][0], places(content)[36][0]
+    return content[:start] + bytes(stop - start) + content[stop:]
+
+
+def with_corrupt_nal_unit(content: bytes) -> bytes:
+    start = places(content)[20][0]
+    return content[:start] + b"\x7f\xff\xff\xff" + content[start + 4 :]
+
+
+@pytest.mark.parametrize(
+    ("damage", "rows", "reason"),
+    [
+        (cut_short, (0, 30), "the file is cut short: it holds 30 of 60 frames"),
+        (holed, (0, 33), "a part of a frame is zeros"),
+        (with_corrupt_nal_unit, (30, 60), "claims to be longer than the frame"),
+    ],
+    ids=["cut short at 60 %", "hole in the middle", "corrupt NAL unit"],
+)
+def test_what_is_sound_of_a_damaged_clip_is_used(folder, tmp_path, rear_left, damage, rows, reason):
+    whole = sample_clip(with_video(folder, tmp_path / "whole", rear_left), RECIPE)
+    part = sample_clip(with_video(folder, tmp_path / "part", damage(rear_left)), RECIPE)
+    assert whole.note is None
+    assert re.match(r"used \d\.\d to \d\.\d s of 1\.9 s: ", part.note) and reason in part.note
+    assert rig.REAR_LEFT.name in part.note and str(tmp_path) not in part.note
+    start = int(np.flatnonzero(whole.arrays["times"] == part.arrays["times"][0])[0])
+    run = slice(start, start + len(part.arrays["times"]))
+    for name in ("frames", "times", "timestamps"):
+        assert np.array_equal(part.arrays[name], whole.arrays[name][run]), name
+    for column in range(DISTANCE):
+        assert np.array_equal(
+            part.arrays["egomotion"][:, column], whole.arrays["egomotion"][run, column]
+        )
+    assert part.arrays["egomotion"][0, DISTANCE] == 0
+    stamps = camera_times(0, rig.CAMERAS.index(rig.REAR_LEFT), SECONDS)
+    taken = np.searchsorted(
+        stamps, part.arrays["timestamps"][:, rig.grid("4-cam").cameras.index(rig.REAR_LEFT)]
+    )
+    # All that the damage leaves, to the frame.
+    assert rows[0] <= taken[0] < rows[0] + 3 and rows[1] - 4 < taken[-1] < rows[1]
+
+
+def test_a_clip_of_which_nothing_is_sound_is_damaged(folder, tmp_path, rear_left):
+    first = places(rear_left)[0][0]
+    clip = with_video(folder, tmp_path / "set", rear_left[: first + 20])
+    with pytest.raises(AvomniError, match="cut short: it holds 0 of"):
+        sample_clip(clip, RECIPE)
+
+
+def test_what_a_hole_leaves_of_two_cameras_must_be_the_same_time(folder, tmp_path, rear_left):
+    clip = with_video(folder, tmp_path / "set", cut_short(rear_left))
+    path = tmp_path / "set" / chunk_path(rig.FRONT_WIDE.name, 0)
+    members = read_zip(path)
+    place = rig.CAMERAS.index(rig.FRONT_WIDE)
+    count = len(camera_times(0, place, SECONDS))
+    spec = Spec(options={"preset": "ultrafast", "crf": "20", "g": "15", "bf": "0"})
+    content = encode(spec, [frame_bits(0, place, i, 64, 48) for i in range(count)])
+    start, stop = places(content)[2][0], places(content)[14][0]
+    broken = content[:start] + bytes(stop - start) + content[stop:]
+    members[f"{clip_id_of(0)}.{rig.FRONT_WIDE.name}.mp4"] = broken
+    write_zip(path, members)
+    found = sample_clip(clip, RECIPE)
+    assert rig.REAR_LEFT.name in found.note and rig.FRONT_WIDE.name in found.note
+    assert 5 <= len(found.arrays["times"]) <= 8
+    assert found.arrays["times"][0] > 450_000 and found.arrays["times"][-1] < 1_250_000
+
+
+def test_ego_motion_that_breaks_off_ends_the_run(folder, tmp_path):
+    times = egomotion_times(0, SECONDS)
+    columns = Drive(0).egomotion(times)
+    row = int(np.searchsorted(times, 1_300_000))
+    columns["x"] = np.where(np.arange(len(times)) == row, np.nan, columns["x"])
+    clip = changed(
+        folder, tmp_path / "set", "egomotion", "egomotion.parquet", parquet_bytes(columns)
+    )
+    found, whole = sample_clip(clip, RECIPE), sample_clip(clip_of(folder, 0), RECIPE)
+    assert f"ego motion is damaged at row {row}" in found.note and "not a number" in found.note
+    count = len(found.arrays["times"])
+    assert 11 <= count <= 13
+    for name in ("frames", "times", "timestamps", "egomotion"):
+        assert np.array_equal(found.arrays[name], whole.arrays[name][:count]), name
 
 
 def test_a_camera_that_stands_still_ends_the_run(folder, tmp_path):
@@ -171,9 +276,8 @@ def test_a_camera_that_stands_still_ends_the_run(folder, tmp_path):
     stamps[20:] += 700_000
     table = parquet_bytes({"timestamp": stamps, "frame_index": np.arange(len(stamps))})
     name = rig.REAR_LEFT.name
-    clip = changed(folder, tmp_path / "set", name, "timestamps.parquet", lambda _: table)
+    clip = changed(folder, tmp_path / "set", name, f"{name}.timestamps.parquet", table)
     found = sample_clip(clip, RECIPE)
     assert "nothing new for 0." in found.note and name in found.note
-    assert found.note.startswith("used ")
     times = found.arrays["times"]
     assert times[-1] <= stamps[19] + 500_000 or times[0] >= stamps[20]

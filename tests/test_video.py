@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from avomni_lib.dataset.stored_zip import member
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import by_pyav, stream, video
+from avomni_lib.etl import stream, video
 from tests.streams import (
     HEIGHT,
     LEADING,
@@ -21,7 +21,6 @@ from tests.streams import (
     OPEN,
     SPECS,
     WIDTH,
-    faststart,
     numbers,
     places,
     stream_bytes,
@@ -74,13 +73,6 @@ def test_leading_pictures_themselves_are_read(name):
     for row in rows:
         frames = video.read_frames(stream_bytes(name), times_of(stream_bytes(name))[[row]])
         assert numbers(frames.images) == [row]
-
-
-def test_a_gop_is_decoded_no_further_than_its_last_wanted_frame():
-    with stream.opened(stream_bytes("h264 gop 30")) as opened:
-        assert by_pyav.plan_runs(opened, [0]) == [(0, [0])]
-        runs = by_pyav.plan_runs(opened, [3, 31, 35, 60])
-        assert runs == [(0, [3]), (30, [31, 35]), (60, [60])]
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
@@ -173,7 +165,7 @@ def test_a_member_of_a_zip_is_read_in_place_and_its_checksum_compared(tmp_path):
 
 def cut(content: bytes, share: float) -> bytes:
     """The file cut short, its index at the front as on a real disk."""
-    return faststart(content)[: round(len(content) * share)]
+    return content[: round(len(content) * share)]
 
 
 def zeroed(content: bytes, first: float = 0.45, last: float = 0.55) -> bytes:
@@ -204,7 +196,7 @@ DAMAGE = {
     "zeroed middle": zeroed,
     "broken NAL unit": broken_nal,
     "empty": lambda c: b"",
-    "header only": lambda c: faststart(c)[: faststart(c).index(b"mdat") + 4],
+    "header only": lambda c: c[: c.index(b"mdat") + 4],
     "noise": lambda c: np.random.default_rng(0).bytes(5000),
 }
 
@@ -214,7 +206,7 @@ DAMAGE = {
 @pytest.mark.parametrize("name", ["h264 gop 30 b", "h264 gop 30", "hevc closed"])
 def test_a_damaged_file_is_an_error_and_never_a_picture(name, damage, decoder, tmp_path):
     path = tmp_path / "clip.mp4"
-    path.write_bytes(DAMAGE[damage](stream_bytes(name)))
+    path.write_bytes(DAMAGE[damage](stream_bytes(name, index_first=damage != "index cut away")))
     if (name, damage, decoder) == ("hevc closed", "zeroed middle", "decord"):
         return  # decord conceals it; the checksum of the zip's member does not
     with pytest.raises(AvomniError) as caught:
@@ -228,8 +220,9 @@ def test_damage_is_told_with_the_frame():
     with pytest.raises(AvomniError) as caught:
         video.read_frames(broken_nal(stream_bytes("h264 gop 30")), np.arange(80) * 33_334)
     assert "frame 40" in caught.value.where
+    whole = stream_bytes("h264 gop 30", index_first=True)
     with pytest.raises(AvomniError, match="cut short: it holds .. of 90 frames"):
-        video.read_frames(cut(stream_bytes("h264 gop 30"), 0.6), np.array([0, 2_900_000]))
+        video.read_frames(cut(whole, 0.6), np.array([0, 2_900_000]))
 
 
 def test_damage_that_no_wanted_frame_needs_does_no_harm():
@@ -248,6 +241,47 @@ def test_frames_and_timestamps_must_be_as_many():
     stamps = np.arange(NUM_FRAMES + 1) * 33_333
     with pytest.raises(AvomniError, match="90 frames in the video, 91 in its timestamps"):
         video.read_frames(stream_bytes("h264 gop 30"), np.array([0]), timestamps_us=stamps)
+
+
+def test_timestamps_of_another_rate_are_refused():
+    stamps = np.arange(NUM_FRAMES) * 40_000
+    with pytest.raises(AvomniError, match=r"33.0 ms apart, those of its timestamps 40.0 ms"):
+        video.read_frames(stream_bytes("h264 gop 30"), np.array([0]), timestamps_us=stamps)
+
+
+def test_where_the_file_keeps_time_a_row_that_is_off_by_a_frame_is_refused():
+    """As many rows as frames: the camera dropped one, the table another."""
+    content = stream_bytes("h264 varying rate")
+    stamps, rng = times_of(content), np.random.default_rng(2)
+    shifted = np.concatenate([stamps[:30], stamps[31:], [stamps[-1] + 40_000]])
+    with pytest.raises(AvomniError, match=r"frame \d+ follows .* frames or rows are missing"):
+        video.read_frames(content, stamps[:3], timestamps_us=shifted)
+    jittered = stamps - 14_000 + rng.integers(-2_000, 2_000, NUM_FRAMES)
+    found = video.read_frames(content, jittered[[4, 60]], timestamps_us=jittered)
+    assert numbers(found.images) == [4, 60]
+
+
+def test_at_a_constant_rate_the_file_counts_and_only_the_timestamps_have_gaps():
+    stamps = np.arange(NUM_FRAMES) * 33_333
+    stamps[40:] += 100_000
+    found = video.read_frames(
+        stream_bytes("h264 gop 30"), stamps[[39, 40, 80]], timestamps_us=stamps
+    )
+    assert numbers(found.images) == [39, 40, 80]
+
+
+def test_frames_outside_of_the_edit_list_are_no_rows():
+    """A player skips them; the first row is the first frame that it shows."""
+    content = bytearray(stream_bytes("h264 gop 30 b"))
+    place = content.index(b"elst") + 16
+    start = int.from_bytes(content[place : place + 4], "big")
+    with stream.opened(bytes(content)) as opened:
+        later = start + round(0.5 / opened.time_base)
+    content[place : place + 4] = later.to_bytes(4, "big")
+    times = times_of(bytes(content))
+    assert len(times) == NUM_FRAMES - 15
+    found = video.read_frames(bytes(content), times[[0, 20, 3]])
+    assert numbers(found.images) == [15, 35, 18]
 
 
 @pytest.mark.parametrize("wanted", [-1, NUM_FRAMES * 40_000])

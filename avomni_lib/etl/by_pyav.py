@@ -57,9 +57,13 @@ class _Reader:
         self.stream, self.canvas = stream, Canvas(stream, rows, size)
         self.skip = "NONREF" if stream.codec.name in SKIPPING_CODECS else "DEFAULT"
         place_of = {int(stream.pts[row]): place for place, row in enumerate(rows)}
-        self.packet_of = {p.pts: i for i, p in enumerate(stream.packets) if not p.is_discard}
+        self.packet_of = {packet.pts: i for i, packet in enumerate(stream.packets)}
         # Packet -> place in `rows`, in decode order.
-        self.wanted = {i: place_of[pts] for pts, i in self.packet_of.items() if pts in place_of}
+        self.wanted = {
+            i: place_of[packet.pts]
+            for i, packet in enumerate(stream.packets)
+            if packet.pts in place_of and not packet.is_discard
+        }
         self.drawn: set[int] = set()
         self.lost: dict[int, Damaged] = {}
 
@@ -72,7 +76,7 @@ class _Reader:
             except _Fault as fault:
                 todo += self._without(fault, held)[::-1]
         lost = {self.wanted[i]: error for i, error in self.lost.items()}
-        if self.canvas.images is None:
+        if len(lost) == len(self.wanted):
             raise lost[min(lost)]
         self.canvas.images[list(lost)] = 0
         return Pictures(self.canvas.images, self.canvas.source_size, lost)
@@ -109,7 +113,7 @@ class _Reader:
 
     def _decode(self, start: int, held: list[int], skip: str) -> None:
         stream, codec = self.stream, self.stream.codec
-        pending = set(held)
+        pending, last_pts = set(held), None
         codec.flush_buffers()
         for i in [*range(start, held[-1] + 1), None]:
             codec.skip_frame = "DEFAULT" if i is None or i in pending else skip
@@ -123,6 +127,12 @@ class _Reader:
                 if frame.is_corrupt:
                     at = held[-1] if shown is None else shown
                     raise self._undecodable("a frame decodes only in part", at)
+                # Pictures come out in the order that their own numbers give; where the file's times
+                # give another one, they are not those of these pictures.
+                if shown is None or (last_pts is not None and frame.pts <= last_pts):
+                    what = "the file's times do not follow the order of its pictures"
+                    raise self._undecodable(what, i if shown is None else shown)
+                last_pts = frame.pts
                 if shown in pending:
                     self.canvas.draw(self.wanted[shown], frame)
                     pending.remove(shown)

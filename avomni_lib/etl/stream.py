@@ -151,15 +151,16 @@ class Stream:
                 yield data[start + prefix : stop]
             start = stop
 
-    def fault(self, packet: int) -> str | None:
+    def fault(self, number: int) -> str | None:
         """What is wrong with a packet's bytes, as far as can be told without decoding them.
 
         FFmpeg's decoders do not mind all of it: that of HEVC reads over zeros.
         """
-        if self._is_missing(self.packets[packet]):
+        packet = self.packets[number]
+        if self._is_missing(packet):
             whole = sum(not self._is_missing(each) for each in self.packets)
             return f"the file is cut short: it holds {whole} of {len(self.packets)} frames"
-        data, prefix = bytes(self.packets[packet]), self._prefix
+        data, prefix = bytes(packet), self._prefix
         hole = "a part of a frame is zeros"
         if not prefix:
             return hole if OTHER_HOLE in data else None
@@ -168,15 +169,15 @@ class Stream:
             stop = start + prefix + int.from_bytes(data[start : start + prefix], "big")
             if stop > len(data):
                 return "a part of a frame claims to be longer than the frame"
-            unit = data[start + prefix : stop].rstrip(b"\0")
+            unit = data[start + prefix : stop]
             if not unit or HOLE in unit:
                 return hole
             start = stop
-        # Some files pad their frames with zeros; but then the next frame's length follows.
-        place = self.packets[packet].pos
+        # Some files end their frames with a zero or two; but then the next frame's length follows.
+        place = packet.pos
         if len(bare) < len(data) and place is not None:
             after = place + len(data)
-            if self.content[after : after + 4] == bytes(4):
+            if HOLE in data[len(bare) :] or self.content[after : after + 4] == bytes(4):
                 return hole
         return None
 

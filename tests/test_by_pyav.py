@@ -1,0 +1,273 @@
+"""No more decoded than is asked for; of a damaged file what is sound, and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import subprocess
+
+import av
+import imageio_ffmpeg
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl import by_pyav, stream, video
+from tests.streams import (
+    NUM_FRAMES,
+    SPECS,
+    Spec,
+    encode,
+    numbers,
+    places,
+    stream_bytes,
+)
+
+CLOSED = ["h264 gop 15 b", "h264 gop 30", "h264 gop 30 b", "hevc closed"]
+
+
+class CountingCodec:
+    """PyAV's decoder, with a list of the packets given to it and a count of the frames it gave."""
+
+    def __init__(self, codec: av.VideoCodecContext):
+        self.__dict__.update(codec=codec, sent=[], num_decoded=0)
+
+    def __getattr__(self, name: str):
+        return getattr(self.codec, name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(self.codec, name, value)
+
+    def decode(self, packet: av.Packet | None) -> list[av.VideoFrame]:
+        if packet is not None:
+            self.sent.append(packet.pts)
+        frames = self.codec.decode(packet)
+        self.__dict__["num_decoded"] += len(frames)
+        return frames
+
+
+def packets_sent(name: str, rows: list[int]) -> tuple[list[int], list[int]]:
+    """(pts of the packets that went to the decoder, pts of all packets)."""
+    with stream.opened(stream_bytes(name)) as opened:
+        codec = CountingCodec(opened.codec)
+        counted = dataclasses.replace(opened, codec=codec)
+        found = by_pyav.by_pyav(counted, np.array(rows), None)
+        assert numbers(found.images, name) == rows
+        return codec.sent, [packet.pts for packet in opened.packets]
+
+
+def times_of(content: bytes) -> np.ndarray:
+    with stream.opened(content) as opened:
+        return opened.times_us
+
+
+@functools.cache
+def whole(name: str) -> tuple[bytes, np.ndarray, np.ndarray]:
+    """A file with its index in front, its frames' times, and all of its pictures."""
+    content = stream_bytes(name, index_first=True)
+    times = times_of(content)
+    return content, times, video.read_frames(content, times).images
+
+
+def read_partly(content: bytes, name: str) -> video.Frames:
+    """All frames of a damaged copy of `whole(name)`; those that are given are the right ones."""
+    _, times, images = whole(name)
+    frames = video.read_frames(content, times, timestamps_us=times, partly=True)
+    sound = frames.sound
+    assert np.array_equal(frames.images[sound], images[sound])
+    assert not frames.images[~sound].any(), "what is lost is black"
+    assert all(isinstance(error, AvomniError) for error in frames.lost.values())
+    return frames
+
+
+@pytest.mark.parametrize("name", ["h264 gop 15", "h264 gop 15 b", "hevc closed", "av1"])
+def test_only_key_frames_are_decoded_where_they_fall_on_the_grid(name):
+    gop = 15 if "15" in name else 30
+    sent, packets = packets_sent(name, list(range(0, NUM_FRAMES, gop)))
+    with stream.opened(stream_bytes(name)) as opened:
+        assert sent == [packets[key] for key in opened.keys]
+    assert len(sent) == NUM_FRAMES // gop
+
+
+def test_a_gop_is_decoded_no_further_than_its_last_wanted_frame():
+    with stream.opened(stream_bytes("h264 gop 30")) as opened:
+        assert by_pyav.plan_runs(opened, [0]) == [(0, [0])]
+        runs = by_pyav.plan_runs(opened, [3, 31, 35, 60])
+        assert runs == [(0, [3]), (30, [31, 35]), (60, [60])]
+    sent, packets = packets_sent("h264 gop 30", [3, 31, 35, 60])
+    assert sent == packets[:4] + packets[30:36] + packets[60:61]
+
+
+def test_pictures_that_nothing_needs_are_not_decoded():
+    """Every other frame of these GOPs is referred to by none."""
+    with stream.opened(stream_bytes("h264 gop 30 b")) as opened:
+        codec = CountingCodec(opened.codec)
+        counted = dataclasses.replace(opened, codec=codec)
+        by_pyav.by_pyav(counted, np.array([opened.row_of(29)]), None)
+    assert len(codec.sent) == 30 and 14 <= codec.num_decoded <= 17
+
+
+@pytest.mark.parametrize("name", ["h264 open", "h264 bluray", "hevc open", "hevc 10 bit"])
+def test_a_leading_picture_is_decoded_from_the_gop_before_its_own(name):
+    with stream.opened(stream_bytes(name)) as opened:
+        leading = np.flatnonzero(opened.leading)
+        for i in leading:
+            start = by_pyav.plan_runs(opened, [i])[0][0]
+            key = max(key for key in opened.keys if key < i)
+            assert start < key and start in opened.starts
+        last = int(leading[-1])
+        sent, packets = packets_sent(name, [opened.row_of(last)])
+        assert sent == packets[by_pyav.plan_runs(opened, [last])[0][0] : last + 1]
+
+
+@pytest.mark.parametrize("name", ["h264 gop 30", "h264 gop 30 b", "hevc open", "mpeg4 b", "av1"])
+@pytest.mark.parametrize("share", [0.95, 0.6, 0.2])
+def test_of_a_file_cut_short_the_frames_before_the_cut_are_used(name, share):
+    content = whole(name)[0]
+    first = places(content)[0][0]
+    end = first + round((len(content) - first) * share)
+    frames = read_partly(content[:end], name)
+    held = sum(place + size <= end for place, size in places(content))
+    sound = frames.sound
+    # Pictures are held out of order, so that the cut may miss some of the last GOP's.
+    assert held - 16 <= sound.sum() <= held
+    assert sound[: max(held - 16, 0)].all()
+    message = f"the file is cut short: it holds {held} of 90 frames"
+    assert {error.what for error in frames.lost.values()} == {message}
+
+
+@pytest.mark.parametrize("name", [*CLOSED, "hevc open"])
+def test_a_hole_costs_its_gop_from_there_on(name):
+    content = bytearray(whole(name)[0])
+    first, (place, size) = 37, places(whole(name)[0])[37]
+    content[place : place + size] = bytes(size)
+    lost = sorted(read_partly(bytes(content), name).lost)
+    with stream.opened(whole(name)[0]) as opened:
+        stop = min([key for key in opened.starts if key > first], default=NUM_FRAMES)
+        rows = sorted(opened.row_of(i) for i in range(first, stop))
+        followers = [
+            i for i in range(stop, NUM_FRAMES) if opened.leading[i] and opened.start_for(i) < first
+        ]
+        expected = sorted(rows + [opened.row_of(i) for i in followers])
+    assert lost == expected
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_a_corrupt_nal_unit_costs_its_gop(name):
+    content = bytearray(whole(name)[0])
+    place, size = places(bytes(content))[65]
+    content[place : place + 4] = b"\x7f\xff\xff\xff"
+    frames = read_partly(bytes(content), name)
+    assert {error.what for error in frames.lost.values()} == {
+        "a part of a frame claims to be longer than the frame"
+    }
+    assert frames.sound[:58].all() and not frames.sound[68:74].any()
+    if "15" in name:
+        assert frames.sound[75:].all()
+
+
+def test_noise_in_a_frame_that_the_decoder_finds_costs_all_of_its_gop():
+    content = bytearray(whole("h264 gop 30")[0])
+    place, size = places(bytes(content))[40]
+    content[place + 5 : place + size] = np.random.default_rng(2).bytes(size - 5)
+    frames = read_partly(bytes(content), "h264 gop 30")
+    assert sorted(frames.lost) == list(range(30, 60))
+    assert "decode" in next(iter(frames.lost.values())).what
+
+
+def test_a_file_of_which_nothing_is_sound_is_an_error():
+    content, times, _ = whole("h264 gop 30")
+    start = places(content)[0][0]
+    with pytest.raises(AvomniError, match="cut short: it holds 0 of 90 frames"):
+        video.read_frames(content[: start + 9], times, timestamps_us=times, partly=True)
+
+
+def test_an_index_that_speaks_of_far_more_than_there_is_is_refused():
+    content, times, _ = whole("h264 gop 30")
+    start = content.index(b"stco") + 12
+    broken = content[:start] + b"\x7f\xff\xff\x00" + content[start + 4 :]
+    with pytest.raises(AvomniError, match="its index names byte 2,147"):
+        video.read_frames(broken, times, timestamps_us=times, partly=True)
+
+
+@pytest.mark.parametrize("name", ["h264 gop 30 b", "hevc closed"])
+def test_times_that_are_not_in_the_order_of_the_pictures_are_refused(name):
+    """Without `ctts` a player shows packets in decode order, and as many."""
+    content = whole(name)[0].replace(b"ctts", b"free")
+    with pytest.raises(AvomniError, match="do not follow the order of its pictures"):
+        video.read_frames(content, times_of(content), partly=True)
+
+
+FUZZED = st.sampled_from([*CLOSED, "h264 open", "hevc open", "h264 10 bit", "h264 varying rate"])
+
+
+@settings(max_examples=60)
+@given(name=FUZZED, end=st.floats(0, 1))
+def test_cut_anywhere_a_file_gives_right_frames_or_an_error(name, end):
+    content = whole(name)[0]
+    try:
+        read_partly(content[: round(len(content) * end)], name)
+    except AvomniError as error:
+        assert error.what and error.fix
+
+
+@settings(max_examples=80)
+@given(name=FUZZED, start=st.floats(0, 1), size=st.integers(8, 5000))
+def test_zeroed_anywhere_a_file_gives_right_frames_or_an_error(name, start, size):
+    content = whole(name)[0]
+    media = content.index(b"mdat") + 4
+    start = media + round((len(content) - media) * start)
+    broken = content[:start] + bytes(len(content[start : start + size])) + content[start + size :]
+    try:
+        read_partly(broken, name)
+    except AvomniError as error:
+        assert error.what and error.fix
+
+
+@settings(max_examples=80)
+@given(
+    name=st.sampled_from(sorted(SPECS)),
+    flips=st.lists(st.tuples(st.floats(0, 0.9999), st.integers(1, 255)), min_size=1, max_size=12),
+)
+def test_bytes_flipped_anywhere_end_in_pictures_or_an_error(name, flips):
+    """Nothing in a video says that a picture which decodes is the right one: the zip's does."""
+    content = bytearray(stream_bytes(name))
+    for place, change in flips:
+        content[int(place * len(content))] ^= change
+    times = whole(name)[1]
+    try:
+        frames = video.read_frames(
+            bytes(content), times[::7], timestamps_us=times, size=(32, 24), partly=True
+        )
+    except AvomniError as error:
+        assert error.what and error.fix
+    else:
+        assert frames.images.shape == (len(times[::7]), 24, 32, 3)
+
+
+@pytest.mark.parametrize("pixels", ["yuv420p", "yuv420p10le", "yuv444p"])
+@pytest.mark.parametrize("size", [(60, 33), (112, 63), (200, 112)])
+def test_the_picture_is_that_of_ffmpegs_own_area_scaling(pixels, size, tmp_path):
+    rng = np.random.default_rng(4)
+    light = np.kron(rng.integers(40, 215, (64, 100)), np.ones((4, 4)))[..., None]
+    tint = np.kron(rng.integers(-30, 30, (4, 6, 3)), np.ones((64, 70, 1)))[: len(light), :400]
+    scene = light + tint
+    pictures = [
+        np.clip(
+            scene[i : i + 180, 2 * i : 2 * i + 320] + rng.integers(-20, 20, (180, 320, 3)), 0, 255
+        )
+        for i in range(12)
+    ]
+    options = {"preset": "ultrafast", "crf": "12"}
+    spec = Spec(options=options, pixels=pixels)
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(encode(spec, [picture.astype(np.uint8) for picture in pictures]))
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(path)]
+    command += ["-vf", f"scale={size[0]}:{size[1]}:flags=area,format=rgb24"]
+    command += ["-f", "rawvideo", "-fps_mode", "passthrough", "pipe:1"]
+    content = subprocess.run(command, capture_output=True, check=True).stdout
+    expected = np.frombuffer(content, np.uint8).reshape(12, size[1], size[0], 3)
+    found = video.read_frames(path, times_of(path.read_bytes()), size=size)
+    assert np.abs(found.images.astype(int) - expected).mean() <= 2

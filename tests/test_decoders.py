@@ -1,0 +1,85 @@
+"""decord and torchcodec: as exact as PyAV, or refused with the reason."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl import decoders, stream, video
+from tests.streams import OPEN, SPECS, numbers, places, stream_bytes
+
+
+class OffByOne:
+    """A reader that shows the next frame where one is asked for, as decord does in open GOPs."""
+
+    def __init__(self, images: np.ndarray):
+        self.images = images
+
+    def __getitem__(self, row: int) -> OffByOne:
+        return OffByOne(self.images[min(row + 1, len(self.images) - 1)])
+
+    def asnumpy(self) -> np.ndarray:
+        return self.images
+
+
+def test_decord_is_refused_where_its_picture_is_a_neighbours():
+    content = stream_bytes("h264 gop 30 b")
+    with stream.opened(content) as opened:
+        images = video.read_frames(content, opened.times_us).images
+        with pytest.raises(AvomniError, match="shows frame 30 where decord is asked for 29"):
+            decoders._probe(OffByOne(images), opened)
+
+
+@pytest.mark.parametrize("name", ["h264 gop 30 b", "hevc closed", "h264 turned 90"])
+def test_decords_pictures_are_pyavs(name):
+    content = stream_bytes(name)
+    with stream.opened(content) as opened:
+        wanted = opened.times_us[[80, 3, 3, 31]]
+    found = video.read_frames(content, wanted, decoder="decord")
+    assert numbers(found.images, name) == [80, 3, 3, 31]
+    apart = found.images.astype(int) - video.read_frames(content, wanted).images
+    assert np.abs(apart).mean() < 2
+
+
+@pytest.mark.parametrize("name", sorted(OPEN & set(SPECS)))
+def test_decord_is_refused_in_open_gops(name):
+    with pytest.raises(AvomniError, match="open GOPs") as caught:
+        video.read_frames(stream_bytes(name), np.array([0]), decoder="decord")
+    assert caught.value.fix == "set processing.decoder to auto or pyav"
+
+
+def test_decord_gives_no_picture_that_a_hole_lies_before():
+    """decord conceals it."""
+    content = bytearray(stream_bytes("hevc closed"))
+    place, size = places(bytes(content))[70]
+    content[place + size // 2 : place + size] = bytes(size - size // 2)
+    with stream.opened(bytes(content)) as opened:
+        times = opened.times_us
+    found = video.read_frames(bytes(content), times[[50]], decoder="decord")
+    assert numbers(found.images) == [50]
+    with pytest.raises(AvomniError, match="zeros"):
+        video.read_frames(bytes(content), times[[80]], decoder="decord")
+
+
+def test_torchcodec_that_is_not_there_is_an_error_that_says_what_to_do(monkeypatch):
+    for name in ("torchcodec", "torchcodec.decoders"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(AvomniError, match="torchcodec is not installed") as caught:
+        video.read_frames(stream_bytes("h264 gop 30"), np.array([0]), decoder="torchcodec")
+    assert "processing.decoder" in caught.value.where
+    assert "FFmpeg's shared libraries" in caught.value.fix
+
+
+def test_torchcodec_that_cannot_be_loaded_is_told_with_the_reason(monkeypatch, tmp_path):
+    """As where FFmpeg's shared libraries are missing."""
+    (tmp_path / "torchcodec").mkdir()
+    text = "raise RuntimeError('Could not load libtorchcodec. Likely causes:\\n 1. FFmpeg')"
+    (tmp_path / "torchcodec" / "__init__.py").write_text(text)
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchcodec"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(AvomniError, match="cannot be loaded: Could not load libtorchcodec"):
+        video.read_frames(stream_bytes("h264 gop 30"), np.array([0]), decoder="torchcodec")
