@@ -9,19 +9,18 @@ Any program opens the arrays with `np.load(path, mmap_mode="r")`. Where the head
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from avomni_lib import files
 from avomni_lib.errors import AvomniError, pick
-from avomni_lib.etl import jpeg
+from avomni_lib.etl import jpeg, npy
 
 FORMAT_VERSION = 1
 HEADER_FILE = "header.json"
@@ -46,6 +45,7 @@ class CachedClip:
         shard: Index into `Cache.shards`.
         start, stop: Its rows of frames, timestamps, times and egomotion.
         track_start, track_stop: Its rows of track.
+        note: Which part of a damaged clip it is, and why; empty for a whole one.
     """
 
     clip_id: str
@@ -56,6 +56,7 @@ class CachedClip:
     stop: int
     track_start: int
     track_stop: int
+    note: str = ""
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -118,8 +119,8 @@ class Shard:
         return f"{self.folder}, frame {row}"
 
     def arrays_of(self, clip: CachedClip) -> Arrays:
-        """One clip's part of every array as it is stored: JPEGs stay encoded."""
-        found = {}
+        """One clip's part of every array as it is stored, and its note: JPEGs stay encoded."""
+        found = {"note": np.array(clip.note)} if clip.note else {}
         for name in STORAGES[self.storage]:
             array, rows = self._load(name), slice(clip.start, clip.stop)
             if name == "track":
@@ -188,7 +189,15 @@ def open_shard(folder: Path) -> Shard:
 def clips_of(shard: Shard, place: int = 0) -> list[CachedClip]:
     """The clips of a shard that is the cache's number `place`."""
     return [
-        CachedClip(row["clip_id"], row["split"], row["chunk"], place, *row["frames"], *row["track"])
+        CachedClip(
+            row["clip_id"],
+            row["split"],
+            row["chunk"],
+            place,
+            *row["frames"],
+            *row["track"],
+            row.get("note", ""),
+        )
         for row in shard.header["clips"]
     ]
 
@@ -206,7 +215,7 @@ def write_shard(
         common: Header fields; `storage` says which arrays there are.
         clips: clip_id, split and chunk of each, in order.
         load: clip_id -> its arrays as `encode` gives them, lazily: what is asked for is read, one
-            clip at a time.
+            clip at a time. A `note` among them goes into the clip's row of the header.
 
     Raises:
         AvomniError: no room on the disk; nothing is left behind.
@@ -234,9 +243,10 @@ def write_shard(
             pieces = (load(clip_id)[name] for clip_id in ids)
             if name == "offsets":
                 pieces = _joined(pieces, starts)
-            header["arrays"][name] = _write_array(fresh / f"{name}.npy", dtype, shape, pieces)
+            header["arrays"][name] = npy.write(fresh / f"{name}.npy", dtype, shape, pieces)
         header["clips"] = [
-            {**clip, "frames": frames[n], "track": track[n]} for n, clip in enumerate(clips)
+            {**clip, "frames": frames[n], "track": track[n], **_note(load(clip["clip_id"]))}
+            for n, clip in enumerate(clips)
         ]
         files.write_json(fresh / HEADER_FILE, header)
     except BaseException:
@@ -252,7 +262,7 @@ def write_shard(
 
 
 def settle(folder: Path) -> None:
-    """Undo what killed `write_shard`s left half-done in a cache."""
+    """Undo what killed `write_shard`s left half-done in a cache in which no other one writes."""
     for left in [*folder.glob(".shard_*.old"), *folder.glob(".shard_*.new")]:
         settle_shard(folder / left.stem.removeprefix("."))
 
@@ -274,29 +284,8 @@ def _old(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
 
 
-def _write_array(
-    path: Path, dtype: str, shape: tuple[int, ...], pieces: Iterable[np.ndarray]
-) -> dict[str, Any]:
-    """A .npy of pieces one after another; returns its line of the header."""
-    digest = hashlib.sha256()
-    head = {"descr": dtype, "fortran_order": False, "shape": shape}
-    with files.write_whole(path) as file:
-        np.lib.format.write_array_header_1_0(_Hashing(file, digest), head)
-        for piece in pieces:
-            _Hashing(file, digest).write(np.ascontiguousarray(piece, dtype=dtype).data.cast("B"))
-        size = file.tell()
-    return {"dtype": dtype, "shape": list(shape), "bytes": size, "sha256": digest.hexdigest()}
-
-
-class _Hashing:
-    """Writes through to a file and hashes what it writes."""
-
-    def __init__(self, file: IO[bytes], digest: Any):
-        self.file, self.digest = file, digest
-
-    def write(self, data) -> None:
-        self.digest.update(data)
-        self.file.write(data)
+def _note(arrays: Arrays) -> dict[str, str]:
+    return {"note": str(arrays["note"])} if "note" in arrays else {}
 
 
 def _joined(offsets: Iterable[np.ndarray], starts: Sequence[int]) -> Iterator[np.ndarray]:
