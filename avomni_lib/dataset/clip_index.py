@@ -14,7 +14,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from avomni_lib.dataset.metadata import encode
-from avomni_lib.dataset.tables import ClipTable, number_column, read_table
+from avomni_lib.dataset.tables import (
+    ClipTable,
+    is_null,
+    number_column,
+    numbers,
+    places,
+    read_table,
+    truths,
+)
 from avomni_lib.errors import AvomniError
 
 INDEX_FILE = "clip_index.parquet"
@@ -47,7 +55,7 @@ class ClipIndex:
         # Sorted, to find a clip by its name; and two of one name lie side by side.
         self._order = pc.array_sort_indices(self.clip_ids)
         self._sorted = self.clip_ids.take(self._order)
-        twice = pc.equal(self._sorted[1:], self._sorted[:-1]).to_numpy(zero_copy_only=False)
+        twice = truths(pc.equal(self._sorted[1:], self._sorted[:-1]))
         if twice.any():
             clip_id = self._sorted[int(np.argmax(twice))]
             count = pc.sum(pc.equal(self.clip_ids, clip_id)).as_py()
@@ -69,12 +77,12 @@ class ClipIndex:
 
     def ids(self, rows: np.ndarray) -> tuple[str, ...]:
         """The names of the clips in these rows."""
-        return tuple(self.clip_ids.take(pa.array(rows)).to_pylist())
+        return tuple(self.clip_ids.take(places(rows)).to_pylist())
 
     def rows(self, clip_ids: Sequence[str]) -> np.ndarray:
         """(n,) int64 the rows of these clips; -1 for those that are not listed."""
-        places = pc.index_in(pa.array(clip_ids, pa.string()), value_set=self.clip_ids)
-        return places.fill_null(-1).to_numpy().astype(np.int64)
+        found = pc.index_in(pa.array(clip_ids, pa.string()), value_set=self.clip_ids)
+        return np.where(is_null(found), -1, numbers(found))
 
     def row_of(self, clip_id: str) -> int:
         """The row of one clip.
@@ -113,8 +121,7 @@ class ClipIndex:
             unknown = sorted(set(stored.names) - set(SPLITS))
             if unknown:
                 raise AvomniError(f"unknown split {unknown[0]!r}", where=str(self.path))
-            places = np.array([*map(SPLITS.index, stored.names), -1], np.int32)
-            codes = places[stored.codes]
+            codes = np.array([*map(SPLITS.index, stored.names), -1], np.int32)[stored.codes]
         without = np.flatnonzero(codes < 0)
         by_hash = [SPLITS.index(split_by_hash(clip_id)) for clip_id in self.ids(without)]
         codes[without] = by_hash

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from avomni_lib.dataset.tables import ClipTable
+from avomni_lib.dataset.tables import ClipTable, is_null, numbers
 
 COLLECTION_FILE = "metadata/data_collection.parquet"
 REASONING_FILE = "reasoning/ood_reasoning.parquet"  # since the release after 26.03; few clips
@@ -54,9 +54,9 @@ def encode(column: pa.Array) -> Values:
     names = sorted({value for value in found if value is not None})
     place = {name: idx for idx, name in enumerate(names)}
     # The last entry is for null.
-    places = np.array([*(place.get(value, -1) for value in found), -1], np.int32)
-    codes = places[coded.indices.fill_null(len(found)).to_numpy()]
-    return Values(tuple(names), codes)
+    codes = np.array([*(place.get(value, -1) for value in found), -1], np.int32)
+    stored = np.where(is_null(coded.indices), len(found), numbers(coded.indices))
+    return Values(tuple(names), codes[stored])
 
 
 def _plain(value: object) -> str | int | None:

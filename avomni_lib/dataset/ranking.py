@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -113,13 +114,18 @@ def _greedy(counts: np.ndarray, costs: np.ndarray, quotas: np.ndarray, num: int)
     gains = counts.sum(axis=1) / costs
     order: list[int] = []
     if (quotas < counts.sum(axis=0)).any():
-        left, is_free = quotas.copy(), gains > 0
-        while left.any() and is_free.any() and len(order) < num:
-            brings = np.minimum(counts, left).sum(axis=1) / costs
-            best = int(np.argmax(np.where(is_free, brings, -1.0)))
-            is_free[best] = False
-            order.append(best)
-            left -= np.minimum(counts[best], left)
+        left = quotas.copy()
+        # What a chunk brings only falls: the first one of old figures that is still first is best.
+        heap = [(-gain, place) for place, gain in enumerate(gains.tolist()) if gain]
+        heapq.heapify(heap)
+        while heap and len(order) < num and left.any():
+            place = heap[0][1]
+            brings = np.minimum(counts[place], left)
+            heapq.heapreplace(heap, (-brings.sum() / costs[place], place))
+            if heap[0][1] == place:
+                heapq.heappop(heap)
+                order.append(place)
+                left -= brings
         gains[order] = 0.0
     rest = np.argsort(-gains, kind="stable")[: np.count_nonzero(gains)]
     return np.concatenate([np.array(order, int), rest])[:num]
