@@ -10,34 +10,31 @@ from __future__ import annotations
 import contextlib
 import datetime
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from avomni_lib import files
 from avomni_lib.dataset import chosen as chosen_file
-from avomni_lib.dataset import transfer
 from avomni_lib.dataset.batch import fetch_files
 from avomni_lib.dataset.catalog import METADATA_FILES
 from avomni_lib.dataset.chosen import Chosen, missing_files, read_chosen
 from avomni_lib.dataset.evicted import read_evicted
-from avomni_lib.dataset.forecast import forecast_plan, line_time
 from avomni_lib.dataset.hub import Hub
+from avomni_lib.dataset.outlook import largest_chunk, plan, without
 from avomni_lib.dataset.remote import RemoteFile
 from avomni_lib.dataset.selection import (
     Selection,
     content_revision,
-    license_question,
     need_folder,
     need_license,
     pinned,
     select,
-    source_in_words,
 )
 from avomni_lib.dataset.verified import Verified, hold
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
-from avomni_lib.plan import Bar, Plan, gigabytes
+from avomni_lib.plan import Bar
 
 __all__ = ["Chosen", "Downloaded", "fetch", "fetch_files", "missing_files", "plan", "read_chosen"]
 log = logging.getLogger(__name__)
@@ -61,72 +58,6 @@ class Downloaded:
     reason: str
 
 
-def plan(p: Params, hub: Hub | None) -> Plan:
-    """What `fetch` would do: chunks, clips, files, GB, what is here already, room on the disk.
-
-    Without a hub, or before the licence is decided on, sizes are those published of chunk 0, and
-    nothing is asked of anyone.
-
-    Raises:
-        AvomniError: as `fetch`, but for the licence and the room.
-    """
-    question = license_question(p)
-    if question or (hub is None and p.dataset.source != "folder"):
-        return forecast_plan(p, question)
-    need_folder(p)
-    hub = pinned(p, hub)
-    with hold(p.local_dir):
-        verified = Verified(p.local_dir)
-        selection = select(p, hub, verified)
-    here = [f for f in selection.files if verified.known(f) or verified.needs_hash(f)]
-    unchecked = [f for f in here if not verified.known(f)]
-    absent = _without(selection.files, here)
-    partial = sum(transfer.bytes_there(p.local_dir, file) for file in absent)
-    evicted = [file for file in absent if file.path in read_evicted(p)]
-    cached = sum(file.size for file in here) + partial
-    to_fetch = selection.num_bytes - cached - sum(file.size for file in evicted)
-    needed = _largest_chunk(selection, here) if p.download.evict_raw else to_fetch
-    free = files.free_bytes(p.local_dir)
-    counts = {split: len(ids) for split, ids in selection.clip_ids.items()}
-    figures = {
-        "num_chunks": len(selection.choice.chunks),
-        "num_clips": selection.num_clips,
-        "num_files": len(selection.files),
-        "bytes": selection.num_bytes,
-        "bytes_cached": cached,
-        "bytes_to_fetch": to_fetch,
-        "bytes_free": free,
-        "is_estimate": False,
-        "clips_by_split": counts,
-    }
-    here_note = [f"{len(here)} files"]
-    if partial:
-        here_note.append(f"{gigabytes(partial)} of files that are not whole yet")
-    if unchecked:
-        here_note.append(f"{gigabytes(sum(f.size for f in unchecked))} of it to be hashed first")
-    if evicted:
-        here_note.append(f"{len(evicted)} files evicted, their clips are in the cache")
-    by_03 = ", by 03, chunk after chunk" if p.download.evict_raw else ""
-    budget = f"at most {p.download.target_size_gb:g} GB"
-    rows = [
-        ("source", source_in_words(p), f"revision {hub.commit[:12]}" if hub else "no revision"),
-        ("chunks", ", ".join(map(str, selection.choice.chunks)), selection.choice.reason),
-        ("clips", f"{selection.num_clips}", _in_words(counts)),
-        ("files", f"{len(selection.files)}", f"of {len(selection.features)} features"),
-        ("size", gigabytes(selection.num_bytes), budget + (" at a time" if by_03 else "")),
-        ("here already", gigabytes(cached), ", ".join(here_note)),
-        ("to fetch", gigabytes(to_fetch), line_time(to_fetch) + by_03),
-        ("room on the disk", gigabytes(free), str(p.local_dir)),
-    ]
-    warnings = []
-    if needed > free:
-        warnings.append(f"no room: {gigabytes(needed)} to fetch, {gigabytes(free)} free")
-    for split in ("train", p.evaluation.split):
-        if not counts[split]:
-            warnings.append(f"no clip of the split {split} in the chosen chunks")
-    return Plan("Download", rows, warnings, figures)
-
-
 def fetch(p: Params, hub: Hub | None, progress: type[Bar] = Bar) -> Downloaded:
     """Fetch what is missing, check everything once, write chosen.json.
 
@@ -147,7 +78,7 @@ def fetch(p: Params, hub: Hub | None, progress: type[Bar] = Bar) -> Downloaded:
         verified = Verified(p.local_dir)
         selection = select(p, hub, verified)
     later = _left_to_the_loop(p, selection)
-    wanted = _without(selection.files, later)
+    wanted = without(selection.files, later)
     num_hashed = _hash_unknown(wanted, verified, progress)
     todo = [file for file in wanted if not verified.known(file)]
     if hub is not None:
@@ -160,7 +91,7 @@ def fetch(p: Params, hub: Hub | None, progress: type[Bar] = Bar) -> Downloaded:
         )
     if later:
         here = [file for file in later if verified.known(file)]
-        files.need_room(p.local_dir, _largest_chunk(selection, here), "the largest chunk")
+        files.need_room(p.local_dir, largest_chunk(selection, here), "the largest chunk")
     chosen = _chosen(p, hub, selection, {*later}, verified)
     chosen_file.write_chosen(p, chosen)
     rows = _rows(p, selection, {*todo}, {*later}, verified)
@@ -185,20 +116,6 @@ def _left_to_the_loop(p: Params, selection: Selection) -> list[RemoteFile]:
     if not p.download.evict_raw:
         return []
     return [f for f in selection.files if f.path not in METADATA_FILES and f.sha256]
-
-
-def _largest_chunk(selection: Selection, here: Sequence[RemoteFile]) -> int:
-    """Bytes of the chunk of which most is missing."""
-    missing = {file.path: file.size for file in _without(selection.files, here)}
-    return max(
-        sum(missing.get(path, 0) for path in selection.catalog.files([chunk], selection.features))
-        for chunk in selection.choice.chunks
-    )
-
-
-def _without(all_files: Iterable[RemoteFile], some: Iterable[RemoteFile]) -> list[RemoteFile]:
-    left_out = {*some}
-    return [file for file in all_files if file not in left_out]
 
 
 def _hash_unknown(wanted: Sequence[RemoteFile], verified: Verified, progress: type[Bar]) -> int:
@@ -265,7 +182,3 @@ def _chosen_on(p: Params, revision: str) -> str:
         if (before.repo_id, before.revision) == (p.dataset.repo_id, revision) and before.chosen_on:
             return before.chosen_on
     return datetime.date.today().isoformat()
-
-
-def _in_words(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count} {split}" for split, count in counts.items())

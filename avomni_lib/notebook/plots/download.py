@@ -19,11 +19,13 @@ KINDS = {
     "fetched": "fetched now",
     "missing": "to fetch",
     "damaged": "to fetch",
+    "evicted": "evicted",
 }
 LOOKS = {
     "on the disk": {"color": canvas.BLUE},
     "fetched now": {"color": canvas.PURPLE},
     "to fetch": {"facecolor": "white", "edgecolor": canvas.ORANGE, "hatch": "////"},
+    "evicted": {"facecolor": "white", "edgecolor": canvas.BLUE, "hatch": "...."},
 }
 
 
