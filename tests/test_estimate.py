@@ -32,7 +32,11 @@ assert not loaded, loaded
     assert planned["max_seq_length"] == 65536
     assert planned["num_chunks"] == 1 and 8 < planned["fetch_gb"] < 9
     # 100 clips of 40 frames of 896×512 RGB
-    assert planned["cache_gb"] == pytest.approx(100 * 40 * 896 * 512 * 3 / 1e9, abs=1e-3)
+    assert planned["cache_gb"] == pytest.approx(100 * 40 * 896 * 512 * 3 / 1e9, rel=1e-3)
+    assert planned["cache_gb_by_storage"] == {
+        "raw": planned["cache_gb"],
+        "jpeg": pytest.approx(0.5, abs=0.01),
+    }
     # (40 - 16) // 8 + 1 = 4 windows a clip, half of the clips, 2 epochs, 16 windows a step
     assert planned["num_windows"] == 400 and planned["optimizer_steps"] == 25
     assert any("25 optimizer steps are few" in warning for warning in planned["warnings"])

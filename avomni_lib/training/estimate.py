@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,8 @@ from types import SimpleNamespace
 from avomni_lib import files
 from avomni_lib.dataset import rig
 from avomni_lib.dataset.forecast import forecast
-from avomni_lib.etl.forecast import clip_seconds
+from avomni_lib.etl.forecast import clip_bytes, clip_seconds
+from avomni_lib.etl.shard import STORAGES
 from avomni_lib.etl.windows import num_windows
 from avomni_lib.params import Params
 from avomni_lib.plan import Plan, gigabytes
@@ -144,7 +146,8 @@ def plan_run(p: Params) -> Plan:
     """
     raw, tokens, (height, width) = source(p), tokens_per_sample(p), grid_size(p)
     frames = frames_per_clip(p, raw.seconds)
-    cache_bytes = raw.num_clips * frames * height * width * 3
+    storage = p.processing.storage
+    cache = {name: raw.num_clips * clip_bytes(p, raw.seconds, name) for name in STORAGES}
     each = num_windows(frames, p.processing.sequence_length, p.processing.stride)
     train_windows = raw.num_train_clips * each
     steps = optimizer_steps(p, train_windows)
@@ -168,7 +171,7 @@ def plan_run(p: Params) -> Plan:
         ("to fetch", gigabytes(raw.num_bytes), f"chunks: {raw.num_chunks}; {raw.note}"),
         ("clips", f"{raw.num_clips:,}", f"{raw.seconds:g} s each"),
         ("grid", f"{width}×{height} px", f"{p.vision.camera_setup}, {frames} frames a clip"),
-        ("cache", gigabytes(cache_bytes), "uint8 frames, each once, all splits"),
+        ("cache", gigabytes(cache[storage]), _cache_note(cache, storage)),
         ("windows", f"{raw.num_clips * each:,}", f"{length} frames, {(length - 1) / hz:g} s"),
         (
             "to train on",
@@ -183,7 +186,8 @@ def plan_run(p: Params) -> Plan:
         "fetch_gb": round(raw.num_bytes / 1e9, 3),
         "num_clips": raw.num_clips,
         "frames_per_clip": frames,
-        "cache_gb": round(cache_bytes / 1e9, 3),
+        "cache_gb": round(cache[storage] / 1e9, 3),
+        "cache_gb_by_storage": {name: round(size / 1e9, 3) for name, size in cache.items()},
         "num_windows": raw.num_clips * each,
         "num_train_windows": train_windows,
         "vision_tokens": tokens.vision,
@@ -196,6 +200,11 @@ def plan_run(p: Params) -> Plan:
 
 def _token_note(tokens: Tokens) -> str:
     return f"{tokens.vision:,} vision tokens; {tokens.text:,} of text, estimated"
+
+
+def _cache_note(cache: Mapping[str, int], storage: str) -> str:
+    others = [f"{name} {gigabytes(size)}" for name, size in cache.items() if name != storage]
+    return f"{storage}, each frame once, all splits; as {', '.join(others)}"
 
 
 def _batch(p: Params) -> str:
