@@ -1,0 +1,75 @@
+"""The README's page on the cache's format: its own code opens a cache, and its tables are true."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from avomni_lib import files
+from avomni_lib.etl import memmap, shard
+from tests.test_memmap import COMMON, write_cache
+
+PAGE = (
+    (files.PROJECT_ROOT / "README.md").read_text().split("\n### The cache\n")[1].split("\n## ")[0]
+)
+RAW, JPEG = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.fixture
+def opened(tmp_path, monkeypatch, request) -> memmap.Cache:
+    """A cache that lies where the page's code opens one."""
+    folder = write_cache(tmp_path / "outputs/demo/cache", chunks=(0,), storage=request.param)
+    monkeypatch.chdir(tmp_path)
+    return memmap.Cache.open(folder)
+
+
+@pytest.mark.parametrize("opened", ["raw"], indirect=True)
+def test_the_pages_code_opens_raw_frames(opened):
+    names: dict = {}
+    exec(RAW, names)
+    clip = opened.clips[1]
+    assert names["clip"]["clip_id"] == clip.clip_id
+    frames = opened.shards[0].frames[clip.start : clip.start + 16]
+    assert isinstance(names["frames"], np.memmap) and np.array_equal(names["window"], frames)
+    assert names["seconds"][:2].tolist() == [0.0, 0.5]
+
+
+@pytest.mark.parametrize("opened", ["jpeg"], indirect=True)
+def test_the_pages_code_opens_jpegs(opened):
+    names: dict = {}
+    exec(JPEG, names)
+    assert np.array_equal(names["frame"], opened.shards[0].frames[5])
+
+
+@pytest.mark.parametrize("block", [RAW, JPEG])
+def test_the_pages_code_needs_nothing_of_ours(block):
+    assert set(re.findall(r"^(?:import|from) (\w+)", block, re.MULTILINE)) <= {
+        "io",
+        "json",
+        "numpy",
+        "PIL",
+    }
+
+
+@pytest.mark.parametrize("opened", ["raw", "jpeg"], indirect=True)
+def test_the_page_names_every_file_with_its_type(opened):
+    for path in opened.folder.rglob("*"):
+        if path.is_file():
+            assert f"{path.name}` |" in PAGE, path
+    for layout in shard.STORAGES.values():
+        for name, dtype in layout.items():
+            (line,) = re.findall(rf"^\| `… {name}\.npy` \| (.*)$", PAGE, re.MULTILINE)
+            assert str(np.dtype(dtype)) in line
+            columns = {"egomotion": memmap.EGOMOTION_COLUMNS, "track": memmap.TRACK_COLUMNS}
+            if name in columns:
+                assert f", {len(columns[name])})" in line
+    header = files.read_json(opened.shards[0].folder / shard.HEADER_FILE)
+    assert {"format_version", "arrays", "clips", "storage", *COMMON} <= header.keys()
+
+
+def test_the_page_tells_quality_and_checksum_as_they_are():
+    quality, subsampling = shard.jpeg.QUALITY, shard.jpeg.SUBSAMPLING
+    assert f"quality {quality}, {subsampling}" in PAGE
+    assert "python -m avomni_lib verify outputs/<run>/cache" in PAGE
