@@ -1,11 +1,10 @@
 """The download: resumable, checked, nothing fetched twice, refusals before the first byte."""
 
+import datetime
 import hashlib
 import os
 import shutil
-import signal
-import subprocess
-import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from avomni_lib.dataset.catalog import required_features
-from avomni_lib.dataset.download import fetch, missing_files, plan, read_chosen
+from avomni_lib.dataset.download import fetch, fetch_files, missing_files, plan, read_chosen
+from avomni_lib.dataset.evicted import evict
 from avomni_lib.dataset.forecast import forecast
 from avomni_lib.dataset.hub import Hub
 from avomni_lib.dataset.selection import LICENSE_CLAUSE, pinned
-from avomni_lib.dataset.transfer import PARTIALS
-from avomni_lib.dataset.verified import MANIFEST, hold
+from avomni_lib.dataset.transfer import PARTIALS, bytes_there, path_of
+from avomni_lib.dataset.verified import MANIFEST, Verified, hold
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
@@ -251,52 +251,6 @@ def test_after_a_fault_what_was_whole_is_kept(server: LocalHub, hub: Hub, p: Par
         assert server.bytes_of(path) <= 1.01 * (p.local_dir / path).stat().st_size + 1
 
 
-FETCH = """
-import sys
-from avomni_lib.dataset.download import fetch
-from avomni_lib.dataset.hub import Hub
-from avomni_lib.params import Params
-endpoint, commit, params = sys.argv[1:]
-p = Params.model_validate_json(params)
-fetch(p, Hub(p.dataset.repo_id, commit, endpoint))
-"""
-
-
-def start_fetching(p: Params, server: LocalHub) -> subprocess.Popen:
-    arguments = [server.endpoint, server.commit, p.model_dump_json()]
-    return subprocess.Popen([sys.executable, "-c", FETCH, *arguments])
-
-
-def test_killed_in_the_middle_the_same_command_goes_on_and_ends_the_same(
-    published: Path, p: Params, tmp_path: Path
-):
-    with local_hub.serve(published, REPO, bytes_per_s=400_000) as slow:
-        process = start_fetching(p, slow)
-        # Some files are whole, and one of the large ones is on its way.
-        large = {path for path in wanted(p) if "egomotion" in path}
-        while not any(slow.bytes_of(path) for path in large) or len(gets(slow)) < 12:
-            assert process.poll() is None, "it ended before it could be killed"
-            time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        whole = {path for path in contents(p.local_dir) if path in wanted(p)}
-    assert 0 < len(whole) < len(wanted(p))
-    assert not (p.run_dir / "chosen.json").exists()
-    begun = {path.stat().st_size for path in (p.local_dir / PARTIALS).iterdir()}
-    assert any(begun), "nothing was on its way"
-
-    with local_hub.serve(published, REPO) as server:
-        assert start_fetching(p, server).wait() == 0
-        assert set(gets(server)) == wanted(p) - whole
-        undisturbed = params(tmp_path / "undisturbed")
-        assert start_fetching(undisturbed, server).wait() == 0
-    assert contents(p.local_dir) == contents(undisturbed.local_dir)
-    assert (p.run_dir / "chosen.json").read_bytes() == (
-        undisturbed.run_dir / "chosen.json"
-    ).read_bytes()
-    assert list((p.local_dir / PARTIALS).iterdir()) == []
-
-
 class Interrupted(Bar):
     """Ctrl-C after the first bytes."""
 
@@ -464,3 +418,131 @@ def test_a_chosen_json_of_another_kind_is_said(p: Params):
     (p.run_dir / "chosen.json").write_text("[]")
     with pytest.raises(AvomniError, match=r"not a chosen\.json of this version"):
         read_chosen(p)
+
+
+def evicting(tmp_path: Path, **download: object) -> Params:
+    return params(tmp_path, download={"evict_raw": True} | download)
+
+
+def test_where_raw_files_are_evicted_only_the_metadata_is_fetched_and_the_choice_is_the_same(
+    server: LocalHub, hub: Hub, p: Params, tmp_path: Path
+):
+    whole = fetch(p, hub)
+    before = len(gets(server))
+    loop = evicting(tmp_path / "loop")
+    downloaded = fetch(loop, hub)
+    assert sorted(gets(server)[before:]) == sorted(METADATA)
+    # Size and hash of each file are those of a run that fetches everything: the cache is the same.
+    assert downloaded.chosen.digest == whole.chosen.digest
+    states = {row["path"]: row["state"] for row in downloaded.rows}
+    assert {path for path, state in states.items() if state != "missing"} == set(METADATA)
+    here = sum((loop.local_dir / path).stat().st_size for path in METADATA)
+    assert downloaded.figures["bytes_to_fetch"] == downloaded.figures["bytes"] - here
+
+
+def test_what_the_loop_has_fetched_or_evicted_is_told(
+    server: LocalHub, hub: Hub, published: Path, tmp_path: Path
+):
+    loop = evicting(tmp_path)
+    chosen = fetch(loop, hub).chosen
+    kept, gone = chunk_path("egomotion", 1), chunk_path("egomotion", 0)
+    remotes = hub.sizes([kept, gone])
+    fetch_files(list(remotes.values()), hub, loop, Verified(loop.local_dir))
+    evict(loop, [gone])
+    before = len(gets(server))
+    again = fetch(loop, hub)
+    assert gets(server)[before:] == [] and again.chosen == chosen
+    states = {row["path"]: row["state"] for row in again.rows}
+    assert (states[kept], states[gone]) == ("kept", "evicted")
+    foretold = plan(loop, hub)
+    rest = sum(row["size"] for row in again.rows if row["state"] == "missing")
+    assert foretold.figures["bytes_to_fetch"] == again.figures["bytes_to_fetch"] == rest
+    assert "1 files evicted" in str(foretold) and "by 03, chunk after chunk" in str(foretold)
+
+
+def test_a_disk_too_small_for_one_chunk_is_said_before_the_loop(
+    server: LocalHub, hub: Hub, tmp_path: Path
+):
+    server.faults.sizes[ZIP] = 10**16
+    loop = evicting(tmp_path, target_size_gb=1e9)
+    with pytest.raises(AvomniError, match="no room on the disk for the largest chunk: 10000000"):
+        fetch(loop, hub)
+    assert not (loop.run_dir / "chosen.json").exists()
+
+
+def test_the_day_of_the_first_download_of_a_revision_stays(
+    hub: Hub, p: Params, published: Path, tmp_path: Path
+):
+    """The licence of the real data ends twelve months after it."""
+    today = datetime.date.today().isoformat()
+    first = fetch(p, hub)
+    assert first.chosen.chosen_on == first.figures["chosen_on"] == today
+    assert Verified(p.local_dir).checked_on(ZIP) == today
+    path = p.run_dir / "chosen.json"
+    path.write_text(path.read_text().replace(today, "2026-01-31"))
+    assert fetch(p, hub).chosen.chosen_on == "2026-01-31"
+    newer = shutil.copytree(published, tmp_path / "newer")
+    damage_bit(newer / ZIP)
+    with local_hub.serve(newer, REPO) as server:
+        assert fetch(p, Hub(REPO, server.commit, server.endpoint)).chosen.chosen_on == today
+
+
+def test_the_plan_counts_what_is_partly_here(server: LocalHub, hub: Hub, p: Params):
+    remote = hub.sizes([ZIP])[ZIP]
+    path = path_of(p.local_dir, remote)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(bytes(500))
+    foretold = plan(p, hub)
+    assert foretold.figures["bytes_cached"] == 500 + sum(
+        (p.local_dir / path).stat().st_size for path in METADATA
+    )
+    assert "500 B of files that are not whole yet" in str(foretold)
+
+
+def test_before_the_licence_is_decided_on_the_plan_reads_the_metadata_that_is_here(
+    server: LocalHub, published: Path, tmp_path: Path
+):
+    large = {"target_size_gb": 100.0}
+    open_question = params(tmp_path, dataset={"source": "hub"}, download=large)
+    assert plan(open_question, None).figures["num_clips"] == 200
+    shutil.copytree(published, open_question.local_dir)
+    figures = plan(open_question, None).figures
+    assert (figures["num_chunks"], figures["num_clips"]) == (2, 6) and figures["is_estimate"]
+    assert server.requests == []
+
+
+def test_raw_files_and_outputs_may_lie_apart(server: LocalHub, hub: Hub, tmp_path: Path):
+    """Room is asked of the volume of `dataset.local_dir`, and its name is said."""
+    server.faults.sizes[ZIP] = 10**16
+    p = params(
+        tmp_path,
+        dataset={"local_dir": str(tmp_path / "big" / "disk")},
+        download={"target_size_gb": 1e9},
+    )
+    with pytest.raises(AvomniError, match="no room on the disk for the download") as caught:
+        fetch(p, hub)
+    assert caught.value.where == str(tmp_path / "big" / "disk")
+
+
+def test_a_thread_can_be_stopped_and_the_rest_is_fetched_by_the_next_call(
+    published: Path, p: Params
+):
+    """As 03 does with the chunk that comes next."""
+    stop = threading.Event()
+    with local_hub.serve(published, REPO, bytes_per_s=20_000) as slow:
+        hub = Hub(REPO, slow.commit, slow.endpoint)
+        wanted = list(hub.sizes([chunk_path(f, 0) for f in required_features(p)]).values())
+        work = (wanted, hub, p, Verified(p.local_dir), Bar, stop)
+        thread = threading.Thread(target=fetch_files, args=work)
+        thread.start()
+        while not slow.bytes_of(ZIP):
+            time.sleep(0.01)
+        stop.set()
+        thread.join(5)
+        assert not thread.is_alive()
+        assert any(bytes_there(p.local_dir, remote) for remote in wanted)
+        slow.bytes_per_s = None
+        fetch_files(wanted, hub, p, Verified(p.local_dir))
+        for remote in wanted:
+            assert slow.bytes_of(remote.path) <= 1.2 * remote.size + 4096
+    assert contents(p.local_dir).keys() == {remote.path for remote in wanted}
