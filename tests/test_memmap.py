@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from avomni_lib.dataset import rig
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl import memmap, shard
 from avomni_lib.etl.memmap import Cache
+from avomni_lib.etl.windows import Windows
 
 GRID = rig.grid("4-cam")
 COMMON = {
@@ -163,6 +165,18 @@ def test_a_missing_or_cut_array_is_refused(folder):
     path.unlink()
     with pytest.raises(AvomniError, match="an array of the cache is missing"):
         Cache.open(folder)
+
+
+def test_an_array_that_is_cut_while_it_is_open_is_refused_too(folder, storage):
+    """Past a mapped file's end lies no error but the end of the process (SIGBUS)."""
+    found = Windows(Cache.open(folder), 3, 1)
+    assert found.frames(0).any()
+    path = folder / f"shard_0003/{'frames' if storage == 'raw' else 'jpeg'}.npy"
+    os.truncate(path, 200)
+    with pytest.raises(AvomniError, match="has 200 of") as caught:
+        found.frames(0)
+    assert caught.value.where == str(path)
+    assert found.frames(len(found) - 1).any(), "the other shard is whole"
 
 
 def test_a_missing_header_shard_or_cache_is_refused(folder, tmp_path):

@@ -70,9 +70,8 @@ class Shard:
     header: dict[str, Any]
 
     def _load(self, name: str) -> np.ndarray:
-        path = self.folder / f"{name}.npy"
-        state = path.stat()
-        return _mapped(path, state.st_ino, state.st_mtime_ns, state.st_size)
+        state = _state(self.folder / f"{name}.npy", self.header["arrays"][name]["bytes"])
+        return _mapped(self.folder / f"{name}.npy", state.st_ino, state.st_mtime_ns)
 
     @property
     def storage(self) -> str:
@@ -178,12 +177,21 @@ def open_shard(folder: Path) -> Shard:
     header = files.read_json(path)
     check_version(header, path)
     for name, said in header["arrays"].items():
-        array = folder / f"{name}.npy"
-        size = array.stat().st_size if array.exists() else None
-        if size != said["bytes"]:
-            state = "is missing" if size is None else f"has {size:,} of {said['bytes']:,} bytes"
-            raise AvomniError(f"an array of the cache {state}", where=str(array), fix=BUILD_AGAIN)
+        _state(folder / f"{name}.npy", said["bytes"])
     return Shard(folder, header)
+
+
+def _state(path: Path, num_bytes: int) -> os.stat_result:
+    """A file's state if it has its bytes: to touch a mapping past the end kills the process."""
+    try:
+        state = path.stat()
+    except FileNotFoundError:
+        what = "is missing"
+    else:
+        if state.st_size == num_bytes:
+            return state
+        what = f"has {state.st_size:,} of {num_bytes:,} bytes"
+    raise AvomniError(f"an array of the cache {what}", where=str(path), fix=BUILD_AGAIN)
 
 
 def clips_of(shard: Shard, place: int = 0) -> list[CachedClip]:
