@@ -37,7 +37,7 @@ CLIPS_A_CHUNK = 100  # in chunk 0
 
 # Of a rendered world: measured at 128 × 72 and 320 × 180.
 WORLD_FPS = 30
-WORLD_BYTES_A_PIXEL = 0.2
+WORLD_BYTES_A_PIXEL = {"h264": 0.2, "hevc": 0.05}  # HEVC at 1920 × 1080, where H.264 is 0.08
 WORLD_EGO_BYTES_A_S, WORLD_EGO_EXTRA_S = 9_000, 10
 
 
@@ -48,7 +48,7 @@ def clip_bytes(p: Params, feature: str) -> float:
     world = p.dataset.world
     if feature in rig.BY_NAME:
         pixels = WORLD_FPS * world.clip_seconds * world.width * world.height
-        return pixels * WORLD_BYTES_A_PIXEL
+        return pixels * WORLD_BYTES_A_PIXEL[world.codec]
     seconds = world.clip_seconds + WORLD_EGO_EXTRA_S
     return WORLD_EGO_BYTES_A_S * seconds if feature == "egomotion" else 0.0
 
