@@ -159,6 +159,7 @@ def audit(p: Params, hub: Hub | None, progress: type[Bar] = Bar) -> Audit:
     codecs = Counter()
     for row in cameras.values():
         codecs.update({name.split()[0]: count for name, count in row["codecs"].items()})
+    verified = _remember(p, listed, survey, found)
     oldest, reminder = _license_age(p, [row["path"] for row in file_rows], verified)
     figures |= {
         "codecs": dict(codecs),
@@ -176,18 +177,21 @@ def audit(p: Params, hub: Hub | None, progress: type[Bar] = Bar) -> Audit:
     digest = files.hash_json([figures["revision"], selection.choice.chunks, selection.clip_ids])
     rows = [dataclasses.asdict(finding) for finding in found]
     made = Audit(selection.features, file_rows, clip_rows, figures, warnings, digest, rows)
-    _remember(p, listed, survey, found)
     files.write_json(path_of(p), dataclasses.asdict(made))
     survey.forget()
     return made
 
 
-def _remember(p: Params, listed: Listing, survey: Survey, found: Iterable[Finding]) -> None:
-    """What was hashed and found to be the source's needs not be hashed again by 02_download."""
+def _remember(p: Params, listed: Listing, survey: Survey, found: Iterable[Finding]) -> Verified:
+    """What was hashed and found to be the source's needs not be hashed again by 02_download.
+
+    Returns:
+        The record as it is now: another process may have written to it meanwhile.
+    """
     wrong = {f.path for f in found if f.is_files and f.severity == DAMAGED}
     sound = [job for job in listed.jobs if job.path in survey.sha256 and job.path not in wrong]
     if not sound:
-        return
+        return Verified(p.local_dir)
     with hold(p.local_dir):
         verified = Verified(p.local_dir)
         for job in sound:
@@ -196,6 +200,7 @@ def _remember(p: Params, listed: Listing, survey: Survey, found: Iterable[Findin
                 sha256 = survey.sha256[job.path]
                 verified.remember(dataclasses.replace(remote, sha256=sha256))
         verified.save()
+    return verified
 
 
 def _of_the_set(p: Params, hub: Hub | None, figures: dict[str, Any]) -> list[Finding]:

@@ -39,8 +39,8 @@ def look(job: Job) -> dict[str, Any]:
     """All that can be told of a file, as plain values.
 
     Returns:
-        `findings` (rows of `Finding`), `facts` (clip_id -> what was read of it) and `sha256` (None
-        where the content was not read).
+        `findings` (rows of `Finding`), `facts` (clip_id -> what was read of it), `sha256` (None
+        where the content was not read) and `is_lost` (the look itself failed: False here).
     """
     found, facts = checks.file(job), {}
     passed = None
@@ -59,6 +59,7 @@ def look(job: Job) -> dict[str, Any]:
         "findings": [dataclasses.asdict(finding) | place for finding in found],
         "facts": facts,
         "sha256": passed.sha256 if passed else None,
+        "is_lost": False,
     }
 
 

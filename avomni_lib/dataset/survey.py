@@ -64,11 +64,9 @@ class Survey:
             else:
                 largest = max((job.size for job in self.jobs), default=0)
                 limit_s = max(LEAST_S, largest / SLOWEST_BYTES_PER_S) if is_full else math.inf
-                done = run_jobs(look, fed, num_workers, limit_s, lost=lambda reason: reason)
+                done = run_jobs(look, fed, num_workers, limit_s, lost=_lost)
             for job, outcome in done:
-                if isinstance(outcome, str):
-                    outcome = _lost(job, outcome)
-                elif job.is_full and self.records:
+                if job.is_full and self.records and not outcome["is_lost"]:
                     files.write_json(self._record(job), {"key": _key(job), "outcome": outcome})
                 self._take(job, outcome)
                 bar.update(_work(job), note=job.path.rpartition("/")[2])
@@ -169,4 +167,4 @@ def _lost(job: Job, reason: str) -> dict[str, Any]:
         DAMAGED, "looking at it failed", told, WHOLE, job.path, job.feature, job.chunk
     )
     row = dataclasses.asdict(finding)
-    return {"findings": [row], "facts": {}, "sha256": None}
+    return {"findings": [row], "facts": {}, "sha256": None, "is_lost": True}

@@ -1,0 +1,157 @@
+"""A full audit killed at any moment goes on where it was, and ends as if nothing had happened."""
+
+import contextlib
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import psutil
+import pytest
+
+from avomni_lib import files
+from avomni_lib.dataset import rig
+from avomni_lib.dataset.audit import audit, path_of
+from avomni_lib.params import Params
+from tests.published_set import chunk_path, write_published_set
+
+CAMERA = rig.FRONT_WIDE.name
+NUM_KILLS = 20
+CODE = (
+    "import sys, logging; from avomni_lib.dataset.audit import audit;"
+    "from avomni_lib.params import Params; logging.basicConfig(level=logging.INFO);"
+    "p = Params.from_files([sys.argv[1]]); print('go', flush=True); audit(p, None)"
+)
+
+
+def params(folder: Path, published: Path, **processing) -> Params:
+    return Params.from_values(
+        {
+            "run": {"name": "run", "outputs_dir": str(folder)},
+            "dataset": {"source": "folder", "local_dir": str(published), "audit": "full"},
+            "download": {"target_chunks": 9, "target_size_gb": 9.0},
+            "vision": {"camera_setup": "7-cam"},
+            "processing": {"num_workers": 2} | processing,
+        }
+    )
+
+
+def result(p: Params) -> dict:
+    """What the audit wrote, but for the room on the disk, which others change."""
+    told = json.loads(path_of(p).read_text())
+    del told["figures"]["bytes_free"]
+    return told
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    return write_published_set(
+        tmp_path_factory.mktemp("published"), num_chunks=6, clips_per_chunk=4, seconds=0.3
+    )
+
+
+def start(p: Params, folder: Path) -> subprocess.Popen:
+    """The audit in a process of its own, which is about to begin."""
+    values = folder / "params.yaml"
+    values.write_text(json.dumps(p.values()))
+    process = subprocess.Popen(
+        [sys.executable, "-c", CODE, str(values)],
+        cwd=files.PROJECT_ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == "go\n", process.stderr.read()
+    return process
+
+
+def test_twenty_kills_change_nothing(published, tmp_path):
+    """Each at a moment drawn at random: so many files later, or before the first one is done."""
+    expected = params(tmp_path / "undisturbed", published)
+    audit(expected, None)
+    p = params(tmp_path / "killed", published, num_workers=1)
+    records = path_of(p).with_name("read")
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"seed of the moments: {seed}")
+    moments, num_done, num_killed = random.Random(seed), 0, 0
+    for _ in range(NUM_KILLS):
+        wanted = num_done + moments.randrange(5)
+        process = start(p, tmp_path)
+        while process.poll() is None and len(list(records.glob("*.json"))) < wanted:
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, 0.6 if wanted == num_done else 0.03))
+        children = []
+        with contextlib.suppress(psutil.Error):
+            children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        num_killed += process.wait() == -signal.SIGKILL
+        process.communicate()
+        assert psutil.wait_procs(children, timeout=20)[1] == [], "workers end with their parent"
+        kept = list(records.glob("*.json"))
+        assert len(kept) >= num_done, "nothing that was read is lost"
+        num_done = len(kept)
+        for record in kept:
+            json.loads(record.read_text())
+        if path_of(p).exists():  # it was through: whole, or not there; then it starts anew
+            assert result(p) == result(expected)
+            path_of(p).unlink()
+            num_done = 0
+    audit(p, None)
+    assert result(p) == result(expected)
+    assert num_killed > NUM_KILLS // 2
+    assert sorted(path.name for path in path_of(p).parent.iterdir()) == ["audit.json"]
+
+
+def test_what_was_read_is_not_read_again(published, tmp_path):
+    """The records are the proof: their files may be gone bad since, with size and date kept."""
+    p = params(tmp_path, published, num_workers=1)
+    process = start(p, tmp_path)
+    records = path_of(p).with_name("read")
+    while len(list(records.glob("*.json"))) < 30:
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    kept = {path: path.stat().st_mtime_ns for path in records.glob("*.json")}
+    process = start(p, tmp_path)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 0, told
+    assert f"{len(kept)} files had been read by an audit that was interrupted" in told
+    assert not records.exists()
+
+
+def test_a_file_that_ends_its_worker_twice_is_a_finding_and_the_rest_go_on(published, tmp_path):
+    """Out of memory, or a crash inside a library: here the worker that reads it is killed."""
+    folder = shutil.copytree(published, tmp_path / "data")
+    fatal = folder / chunk_path(CAMERA, 2)
+    with open(fatal, "r+b") as file, zipfile.ZipFile(file, "a") as archive:
+        # A hole of 2 GiB, which takes no room and a second or two to read.
+        archive.start_dir = 2 << 30
+        file.seek(archive.start_dir)
+        archive.writestr(zipfile.ZipInfo("behind"), b"the hole")
+    p = params(tmp_path, folder)
+    process = start(p, tmp_path)
+    num_killed = 0
+    while process.poll() is None and num_killed < 2:
+        for worker in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if str(fatal) in {file.path for file in worker.open_files()}:
+                    worker.kill()
+                    worker.wait(20)
+                    num_killed += 1
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 0 and num_killed == 2, told
+    found = result(p)
+    (row,) = [row for row in found["findings"] if row["severity"] == "damaged"]
+    assert row["what"] == "looking at it failed" and "killed by SIGKILL" in row["reason"]
+    assert row["path"] == chunk_path(CAMERA, 2)
+    states = {row["chunk"]: set() for row in found["clips"]}
+    for row in found["clips"]:
+        states[row["chunk"]].add(row["state"])
+    assert states == {chunk: {"damaged" if chunk == 2 else "sound"} for chunk in range(6)}
