@@ -20,6 +20,7 @@ from avomni_lib.dataset.selection import LICENSE_CLAUSE, pinned
 from avomni_lib.dataset.transfer import PARTIALS, bytes_there, path_of
 from avomni_lib.dataset.verified import MANIFEST, Verified, hold
 from avomni_lib.errors import AvomniError
+from avomni_lib.notebook.plots import download as plots
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
 from avomni_lib.world import local_hub
@@ -546,3 +547,18 @@ def test_a_thread_can_be_stopped_and_the_rest_is_fetched_by_the_next_call(
         for remote in wanted:
             assert slow.bytes_of(remote.path) <= 1.2 * remote.size + 4096
     assert contents(p.local_dir).keys() == {remote.path for remote in wanted}
+
+
+def test_the_picture_of_a_loop_tells_the_budget_from_the_whole(hub: Hub, tmp_path: Path):
+    rows = fetch(evicting(tmp_path), hub).rows
+    for row, state in zip(rows, ("evicted", "kept"), strict=False):
+        row["state"] = state
+    picture = plots.bytes_by_feature(rows, 0.001, in_turn=True)
+    assert "chunk after chunk under a budget of 1.00 MB" in picture._suptitle.get_text()
+    label = picture.axes[1].get_xlabel()
+    assert "at every moment" in label
+    assert [text.get_text() for text in picture.axes[0].get_legend().get_texts()] == [
+        "on the disk",
+        "to fetch",
+        "evicted",
+    ]

@@ -29,12 +29,15 @@ LOOKS = {
 }
 
 
-def bytes_by_feature(rows: Iterable[Mapping[str, Any]], budget_gb: float) -> canvas.Picture:
+def bytes_by_feature(
+    rows: Iterable[Mapping[str, Any]], budget_gb: float, in_turn: bool = False
+) -> canvas.Picture:
     """One bar a feature, above the whole against the budget.
 
     Args:
         rows: One a file with `path`, `size` (bytes) and `state`: `Audit.files`, `Downloaded.rows`.
         budget_gb: `download.target_size_gb`.
+        in_turn: `download.evict_raw`: the budget holds at every moment, not for the whole.
     """
     sizes: dict[str, dict[str, int]] = {kind: defaultdict(int) for kind in LOOKS}
     for row in rows:
@@ -61,11 +64,12 @@ def bytes_by_feature(rows: Iterable[Mapping[str, Any]], budget_gb: float) -> can
     for name, end in ends.items():
         bars.text(end / size, name, f" {gigabytes(end)}", va="center", fontsize=8)
     canvas.quiet(bars, "x").set_xlabel(f"{unit} of the chosen chunks", fontsize=9)
-    bars.margins(x=0.12)
+    # Room for the sizes and the legend.
+    bars.margins(x=0.25)
     if features:
         bars.legend(frameon=False, fontsize=9, loc="lower right")
-    _draw_budget(budget, sum(whole.values()), budget_gb * 1e9)
-    picture.finding(_finding(whole, budget_gb * 1e9))
+    _draw_budget(budget, whole, budget_gb * 1e9, in_turn)
+    picture.finding(_finding(whole, budget_gb * 1e9, in_turn))
     return picture
 
 
@@ -75,22 +79,30 @@ def feature_of(path: str) -> str:
     return folder.name if len(folder.parts) == 2 else "metadata"
 
 
-def _draw_budget(axes: Axes, total: float, budget: float) -> None:
+def _draw_budget(axes: Axes, whole: Mapping[str, int], budget: float, in_turn: bool) -> None:
+    """The whole against the budget; chunk after chunk, only what is on the disk counts."""
+    total = sum(whole.values())
     unit, size = _unit(max(budget, total))
     axes.barh([0], [budget / size], color=canvas.LIGHT, height=0.8)
-    axes.barh([0], [total / size], color=canvas.BLUE, height=0.45)
+    here = whole["on the disk"] + whole["fetched now"] if in_turn else total
+    axes.barh([0], [here / size], color=canvas.BLUE, height=0.45)
+    rest = {"facecolor": "none", "edgecolor": canvas.BLUE, "linestyle": ":"}
+    axes.barh([0], [(total - here) / size], left=[here / size], height=0.45, **rest)
     axes.axvline(budget / size, color=canvas.INK, linestyle="--", linewidth=1)
     axes.set_yticks([0], ["budget"])
-    canvas.quiet(axes, "x").set_xlabel(f"{unit} taken of the budget (dashed)", fontsize=9)
+    label = f"{unit} taken of the budget (dashed)"
+    if in_turn:
+        label = f"{unit} on the disk; the budget (dashed) holds at every moment, not for all chunks"
+    canvas.quiet(axes, "x").set_xlabel(label, fontsize=9)
 
 
-def _finding(whole: Mapping[str, int], budget: float) -> str:
+def _finding(whole: Mapping[str, int], budget: float, in_turn: bool) -> str:
     parts = [f"{gigabytes(size)} {kind}" for kind, size in whole.items() if size]
     total = sum(whole.values())
-    return (
-        f"The chosen chunks take {gigabytes(total)} ({', '.join(parts) or 'nothing'}): "
-        f"{_percent(total / budget)} of the budget of {gigabytes(budget)}"
-    )
+    taken = f"The chosen chunks take {gigabytes(total)} ({', '.join(parts) or 'nothing'})"
+    if in_turn:
+        return f"{taken}, chunk after chunk under a budget of {gigabytes(budget)}"
+    return f"{taken}: {_percent(total / budget)} of the budget of {gigabytes(budget)}"
 
 
 def _unit(largest: float) -> tuple[str, float]:
