@@ -74,7 +74,13 @@ def file_rows(state, sizes):
 def built(good, reasons=(), seconds=30.0):
     clips = [{"split": split, "state": "ok", "reason": ""} for split in good]
     clips += [{"split": "train", "state": "damaged", "reason": reason} for reason in reasons]
-    return Built(None, clips, [], [], {"num_clips_read": len(clips), "seconds": seconds})
+    chunks = [{"bytes_evicted": 8_200_000_000}] * 3
+    # Raw files come, parts and shards grow, raw files go.
+    moments = [
+        (n * seconds / 30, int((8.2 - n % 10) * 1e9) % int(8.2e9), n * int(4e8)) for n in range(30)
+    ]
+    figures = {"num_clips_read": len(clips), "seconds": seconds}
+    return Built(None, clips, chunks, moments, figures)
 
 
 def spoken(before, after, speeds=(None, None), shape=(64, 96)):
@@ -137,6 +143,8 @@ def pictures(windows):
         "clips by state": etl.clips_by_state(
             built(["train"] * 70 + ["test"] * 28, ["camera_rear_left_70fov: cut short " * 3] * 2)
         ),
+        "disk under a budget": etl.disk(built(["train"]), 25.0),
+        "disk without a budget": etl.disk(built(["train"]), None),
         "clips with many faults": etl.clips_by_state(
             built(["train"], [f"fault number {i}" for i in range(40)])
         ),

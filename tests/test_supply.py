@@ -12,109 +12,46 @@ import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from avomni_lib.dataset import download, evicted, rig, transfer
+from avomni_lib.dataset import evicted, transfer
 from avomni_lib.dataset.chosen import read_chosen
-from avomni_lib.dataset.hub import Hub
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl import build, memmap
 from avomni_lib.files import PROJECT_ROOT
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
 from avomni_lib.world import local_hub
-from tests.published_set import (
-    chunk_path,
-    clip_id_of,
-    read_zip,
-    write_published_set,
-    write_zip,
+from tests import evicting_run
+from tests.evicting_run import (
+    CAMERAS,
+    CLIPS_PER_CHUNK,
+    FILES_PER_CHUNK,
+    NUM_CHUNKS,
+    PADDING,
+    REPO,
+    chosen,
+    content,
+    hub_of,
+    params,
+    raw_files,
 )
-
-REPO = "owner/set"
-NUM_CHUNKS, CLIPS_PER_CHUNK, SECONDS = 4, 3, 1.5
-CAMERAS = [camera.name for camera in rig.grid("4-cam").cameras]
-PADDING = 1_500_000
+from tests.published_set import chunk_path, clip_id_of, read_zip, write_zip
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory) -> Path:
-    """Chunks whose raw files are larger than what becomes of them, as the real ones are."""
-    folder = tmp_path_factory.mktemp("published")
-    write_published_set(folder, NUM_CHUNKS, CLIPS_PER_CHUNK, SECONDS)
-    noise = random.Random(0)
-    for chunk in range(NUM_CHUNKS):
-        for camera in CAMERAS:
-            with zipfile.ZipFile(folder / chunk_path(camera, chunk), "a") as file:
-                file.writestr("padding.bin", noise.randbytes(PADDING))
-    return folder
+    return evicting_run.write(tmp_path_factory.mktemp("published"))
 
 
 @pytest.fixture
 def served(published) -> Iterator[local_hub.LocalHub]:
     with local_hub.serve(published, REPO) as hub:
         yield hub
-
-
-def hub_of(served: local_hub.LocalHub) -> Hub:
-    return Hub(REPO, revision=served.commit, endpoint=served.endpoint)
-
-
-def params(folder: Path, gb: float = 1.0, evict: bool = True, **sections) -> Params:
-    """A run of all chunks; `dataset.source: world` tells how long a clip is."""
-    return Params.from_values(
-        {
-            "run": {"name": "test", "outputs_dir": str(folder)},
-            "dataset": {
-                "source": "world",
-                "repo_id": REPO,
-                "local_dir": str(folder / "raw"),
-                "world": {"clip_seconds": SECONDS, "clips_per_chunk": CLIPS_PER_CHUNK},
-            },
-            "download": {
-                "target_chunks": NUM_CHUNKS,
-                "target_size_gb": gb,
-                "evict_raw": evict,
-                **sections.get("download", {}),
-            },
-            "processing": {
-                "sequence_length": 4,
-                "stride": 2,
-                "sample_hz": 10.0,
-                "tile_width": 64,
-                "tile_height": 48,
-                "fit": "stretch",
-                "horizon_s": 1.0,
-                "num_workers": 1,
-                **sections.get("processing", {}),
-            },
-        }
-    )
-
-
-def chosen(p: Params, served: local_hub.LocalHub) -> Params:
-    """The same run after 02_download."""
-    download.fetch(p, hub_of(served))
-    return p
-
-
-def content(p: Params) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(p.cache_dir)): path.read_bytes()
-        for path in sorted(p.cache_dir.rglob("*"))
-        if path.is_file()
-    }
-
-
-def raw_files(p: Params) -> list[str]:
-    return sorted(
-        path.name for path in p.local_dir.rglob("*.chunk_*") if ".avomni" not in path.parts
-    )
 
 
 @pytest.fixture(scope="module")
@@ -341,7 +278,7 @@ def test_a_finished_run_evicts_when_it_is_told_to_and_reads_nothing(served, tmp_
     kept = chosen(params(tmp_path, evict=False), served)
     before = build.build(kept)
     there = raw_files(kept)
-    assert before.figures["bytes_evicted"] == 0 and len(there) == 8 * NUM_CHUNKS
+    assert before.figures["bytes_evicted"] == 0 and len(there) == FILES_PER_CHUNK * NUM_CHUNKS
     p = params(tmp_path)
     requests = len(served.requests)
     after = build.build(p)
@@ -365,7 +302,9 @@ def test_a_chunk_that_cannot_be_fetched_ends_with_one_message_and_the_next_run_g
     assert lost in str(caught.value) and caught.value.fix
     for chunk in (0, 1):
         assert (p.cache_dir / f"shard_{chunk:04d}" / "header.json").exists()
-    assert len(evicted.read_evicted(p)) == 2 * 8, "what was whole is in the cache, and evicted"
+    assert len(evicted.read_evicted(p)) == 2 * FILES_PER_CHUNK, (
+        "what was whole is in the cache, and evicted"
+    )
     served.faults.vanished.clear()
     before = len(served.requests)
     built = build.build(p, hub=hub_of(served))
@@ -411,7 +350,9 @@ def test_a_damaged_clip_of_an_evicted_chunk_stays_a_row_and_costs_no_second_fetc
         served.faults.vanished.add(chunk_path(CAMERAS[1], 3))
         with pytest.raises(AvomniError):
             build.build(p, hub=hub_of(served))
-        assert len(evicted.read_evicted(p)) == 3 * 8, "a damaged clip keeps no chunk on the disk"
+        assert len(evicted.read_evicted(p)) == 3 * FILES_PER_CHUNK, (
+            "a damaged clip keeps no chunk on the disk"
+        )
         served.faults.vanished.clear()
         before = len(served.requests)
         built = build.build(p, hub=hub_of(served))
@@ -435,7 +376,7 @@ def test_a_lost_shard_is_made_anew_from_a_chunk_that_is_fetched_again(
     before = len(served.requests)
     built = build.build(p, hub=hub_of(served))
     fetched = {r.path for r in served.requests[before:] if ".chunk_" in r.path}
-    assert len(fetched) == 8 and all("chunk_0002" in path for path in fetched)
+    assert len(fetched) == FILES_PER_CHUNK and all("chunk_0002" in path for path in fetched)
     assert built.figures["num_clips_read"] == CLIPS_PER_CHUNK
     assert content(p) == undisturbed[1] and raw_files(p) == []
 

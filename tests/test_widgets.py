@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 from avomni_lib.dataset import rig
+from avomni_lib.dataset.chosen import read_chosen
+from avomni_lib.dataset.evicted import evict
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.memmap import Cache
 from avomni_lib.etl.windows import Windows
@@ -188,6 +190,22 @@ def test_an_unknown_clip_is_refused_and_a_window_past_the_end_is_the_last(p):
         widgets.TilePreview(p, clip_id="nowhere")
     view = widgets.TilePreview(p, window=10_000, frame=10_000)
     assert view.window.value == view.window.max and view.frame.value == view.frame.max
+
+
+def test_with_raw_files_evicted_the_cache_is_shown_and_another_choice_says_why_not(p, tmp_path):
+    shutil.copytree(p.run_dir, tmp_path / "outputs" / "test")
+    shutil.copytree(p.local_dir, tmp_path / "published")
+    p = Params.from_values(cached_run.values(tmp_path))
+    cameras = [name for name in read_chosen(p).files if name.startswith("camera/")]
+    evict(p, cameras)
+    view = widgets.TilePreview(p)
+    assert shown(view).any()
+    assert "read from the cache; raw files are evicted" in view.note.value
+    view.tile.value = view.tile.options[0][1]
+    assert "raw files of this clip were evicted on 20" in view.note.value
+    assert view.image.value == b""
+    view.tile.value = OWN
+    assert shown(view).any()
 
 
 @pytest.mark.parametrize("own", [(48, 32), (448, 256), (224, 128), (100, 60)])

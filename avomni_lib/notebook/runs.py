@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import datetime
 import shutil
 import time
@@ -17,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from avomni_lib import files, hardware
-from avomni_lib.dataset import download
 from avomni_lib.dataset.hub import Hub
 from avomni_lib.errors import AvomniError
 from avomni_lib.evaluation.ladder import KEPT_FILE
+from avomni_lib.notebook import raw_files
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
 from avomni_lib.training.adapter import CONFIDENTIAL
@@ -48,22 +49,32 @@ class Stage:
         return files.PROJECT_ROOT / "notebooks" / f"{self.name}.ipynb"
 
 
-_SOURCE = ("dataset", "download", "vision.camera_setup")
+_SOURCE = (
+    *(f"dataset.{key}" for key in ("source", "repo_id", "revision", "endpoint", "local_dir")),
+    *("dataset.license_accepted", "dataset.world"),
+    *(f"download.{key}" for key in ("target_chunks", "target_size_gb", "chunks", "clips")),
+    *("download.evict_raw", "vision.camera_setup"),
+)
 _CACHE = tuple(
     f"processing.{key}"
-    for key in ("sample_hz", "tile_width", "tile_height", "fit", "decoder", "horizon_s")
+    for key in ("sample_hz", "tile_width", "tile_height", "fit", "decoder", "storage", "horizon_s")
 )
 _WINDOWS = ("processing.sequence_length", "processing.stride")
 _MODEL = tuple(f"model.{key}" for key in ("base_model", "backbone", "max_seq_length"))
 
 STAGES = (
-    Stage("01_audit", "what the source holds, what is on disk, what is damaged", (), _SOURCE),
+    Stage(
+        "01_audit",
+        "what the source holds, what is on disk, what is damaged",
+        (),
+        ("dataset.audit", *_SOURCE),
+    ),
     Stage("02_download", "the chosen chunks, whole and checked", ("01_audit",), _SOURCE),
     Stage(
         "03_etl",
         "clips to the cache of grid frames",
         ("02_download",),
-        ("vision.camera_setup", *_CACHE),
+        ("vision.camera_setup", "download.evict_raw", *_CACHE),
         ("cache",),
     ),
     Stage(
@@ -118,8 +129,18 @@ def read_result(p: Params, name: str) -> dict[str, Any] | None:
 
 def state(p: Params, name: str) -> State:
     """Whether the stage has to run, with the reason in words."""
-    stage = BY_NAME[name]
-    result = read_result(p, name)
+    found = _state(p, BY_NAME[name])
+    if name == "03_etl" and not found.done:
+        return _with_words(found, raw_files.cache_in_words(p, found.result is None))
+    if name in ("01_audit", "04_tiles") and found.done:
+        evicted = raw_files.evicted_in_words(p)
+        reads = "; it reads the cache" if name == "04_tiles" and evicted else ""
+        return _with_words(found, evicted + reads)
+    return found
+
+
+def _state(p: Params, stage: Stage) -> State:
+    result = read_result(p, stage.name)
     if result is None:
         return State(stage, False, "not run yet")
     changed = _changed_params(p, stage, result)
@@ -135,9 +156,16 @@ def state(p: Params, name: str) -> State:
     if missing:
         return State(stage, False, f"stale: {missing} is missing or has another size", result)
     finished = result["finished_at"]
-    if name == "02_download":
-        return _state_of_raw_files(p, stage, result, finished)
+    if stage.name == "02_download":
+        done, reason = raw_files.download_in_words(p, _state(p, BY_NAME["03_etl"]).done)
+        reason = f"done {finished}; {reason}" if done else f"stale: {reason}"
+        return State(stage, done, reason, result)
     return State(stage, True, f"done {finished}, nothing that it reads has changed", result)
+
+
+def _with_words(found: State, words: str) -> State:
+    reason = f"{found.reason}; {words}" if words else found.reason
+    return dataclasses.replace(found, reason=reason)
 
 
 def states(p: Params) -> list[State]:
@@ -271,7 +299,7 @@ def _changed_params(p: Params, stage: Stage, result: dict[str, Any]) -> list[str
             ]
         elif now[name] != then.get(name):
             changed.append(name)
-    return changed or ["a parameter"]
+    return raw_files.what_matters(p, stage.name, changed or ["a parameter"], then)
 
 
 def _first_missing(result: dict[str, Any]) -> str | None:
@@ -279,15 +307,3 @@ def _first_missing(result: dict[str, Any]) -> str | None:
         if not Path(path).exists() or Path(path).stat().st_size != size:
             return path
     return None
-
-
-def _state_of_raw_files(p: Params, stage: Stage, result: dict[str, Any], finished: str) -> State:
-    """Raw files may go once the cache is built: evicted is a state, not a fault."""
-    gone = download.missing_files(p)
-    if not gone:
-        return State(stage, True, f"done {finished}, every file is in place", result)
-    files_gone = f"{len(gone)} raw file{'s' if len(gone) > 1 else ''}"
-    if state(p, "03_etl").done:
-        reason = f"done {finished}; {files_gone} evicted, the cache holds what is needed"
-        return State(stage, True, reason, result)
-    return State(stage, False, f"stale: {files_gone} gone or cut, such as {gone[0]}", result)

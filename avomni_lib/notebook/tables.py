@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from avomni_lib.plan import gigabytes
+
 NUM_SHOWN = 20
 SOUND = ("ok", "sound", "missing", "evicted", "not chosen")
 
@@ -42,14 +44,42 @@ def counts(counted: Mapping[str, int], what: str) -> Table:
 
 
 def damaged(clips: Iterable[Mapping[str, Any]]) -> Table:
-    """The clips that are neither sound nor merely not on the disk, each with its reason."""
+    """The clips that are neither sound nor merely not on the disk, each with its reason.
+
+    A clip of the cache that has a reason is one that is used in part.
+    """
     bad = [
-        (row["clip_id"], row["state"], row["reason"]) for row in clips if row["state"] not in SOUND
+        (row["clip_id"], "in part" if row["state"] == "ok" else row["state"], row["reason"])
+        for row in clips
+        if row["state"] not in SOUND or (row["state"] == "ok" and row["reason"])
     ]
     shown = bad[:NUM_SHOWN]
     if len(bad) > len(shown):
         shown.append((f"and {len(bad) - len(shown)} more", "", ""))
     return Table(("clip", "state", "reason"), shown, "no damaged clip")
+
+
+def chunks(rows: Iterable[Mapping[str, Any]]) -> Table:
+    """What came, was read, stays and went, chunk by chunk.
+
+    Args:
+        rows: `Built.chunks`.
+    """
+    head = ("chunk", "clips", "read", "fetched", "in the cache", "evicted")
+    names = ("bytes_fetched", "cache_bytes", "bytes_evicted")
+    lines = [
+        (
+            f"{row['chunk']}",
+            f"{row['num_clips']:,}",
+            f"{row['num_read']:,}",
+            *(gigabytes(row[name]) if row[name] else "–" for name in names),
+        )
+        for row in rows
+    ]
+    shown = lines[:NUM_SHOWN]
+    if len(lines) > len(shown):
+        shown.append((f"and {len(lines) - len(shown)} more", *[""] * (len(head) - 1)))
+    return Table(head, shown, "no chunk was chosen")
 
 
 def findings(summary: Iterable[Mapping[str, Any]]) -> Table:

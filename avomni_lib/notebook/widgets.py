@@ -17,6 +17,7 @@ from scipy.spatial.transform import Rotation
 from avomni_lib.dataset import rig
 from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.dataset.clip import Clip
+from avomni_lib.dataset.evicted import read_evicted
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl import build, sampling, tiling
 from avomni_lib.etl.memmap import EGOMOTION_COLUMNS, Cache
@@ -62,6 +63,7 @@ class RawFrames:
 
     def _decode(self, clip_id: str, times_us: np.ndarray, grid: rig.Grid, tile: Tile) -> np.ndarray:
         self._catalog = self._catalog or Catalog.open(self.p.local_dir)
+        self._need_raw(clip_id, grid)
         clip = Clip(self.p.local_dir, self._catalog, clip_id)
         recipe = build.recipe_of(_chosen(self.p, grid.name, tile))
         width, height = tiling.grid_size(grid, tile)
@@ -73,6 +75,20 @@ class RawFrames:
             place = tiling.tile_of(images, grid, tile, camera.name)
             sampling.draw_camera(clip, camera.name, wanted, stamps, recipe, place)
         return images
+
+    def _need_raw(self, clip_id: str, grid: rig.Grid) -> None:
+        """Say of evicted files that they are, not that they are missing."""
+        evicted = read_evicted(self.p)
+        chunk = self._catalog.chunk_of(clip_id)
+        for path in self._catalog.files([chunk], [camera.name for camera in grid.cameras]):
+            if path in evicted:
+                raise AvomniError(
+                    f"the raw files of this clip were evicted on {evicted[path]}; the cache holds "
+                    "the run's own choice alone",
+                    where=str(self.p.local_dir / path),
+                    fix="look at the run's own setup and tile; another one needs raw files: a run "
+                    "with download.evict_raw: false",
+                )
 
 
 class TilePreview(ipywidgets.VBox):
@@ -96,6 +112,7 @@ class TilePreview(ipywidgets.VBox):
                 fix="lower processing.sequence_length or raise processing.sample_hz",
             )
         self.raw = RawFrames(p)
+        self._are_evicted = bool(read_evicted(p))
         self._first: dict[str, int] = {}
         self._count: dict[str, int] = {}
         for i in range(len(self.windows)):
@@ -234,6 +251,7 @@ class TilePreview(ipywidgets.VBox):
             self.image.value = b""
             return
         source = "the cache" if self.is_own_choice else "the raw clip"
+        source += "; raw files are evicted" if self._are_evicted else ""
         notice = "" if self.p.dataset.source == "world" else f"\n{CONFIDENTIAL}"
         self.note.value = _paragraph(f"{self.cost()} (read from {source}){notice}")
         scale = canvas.scale_for(image.shape[1], WIDE_PX)

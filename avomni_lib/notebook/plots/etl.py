@@ -10,6 +10,7 @@ import numpy as np
 
 from avomni_lib.etl.memmap import EGOMOTION_COLUMNS
 from avomni_lib.notebook.plots import canvas
+from avomni_lib.plan import gigabytes
 
 if TYPE_CHECKING:
     from avomni_lib.etl.build import Built
@@ -74,6 +75,40 @@ def timelines(windows: Windows, num: int = 5) -> canvas.Picture:
     return picture
 
 
+def disk(built: Built, budget_gb: float | None) -> canvas.Picture:
+    """Raw files and cache on the disk while the cache was built.
+
+    Args:
+        budget_gb: What they had to stay within together, or None.
+    """
+    seconds, raw, cache = np.array(built.moments or [(0.0, 0, 0)], dtype=np.float64).T
+    picture = canvas.Picture(1000, 340)
+    axes = picture.add_subplot()
+    unit, size = ("GB", 1e9) if (raw + cache).max() >= 1e9 else ("MB", 1e6)
+    # A point holds until the next one; the last one to the end.
+    seconds = np.append(seconds, max(built.figures["seconds"], seconds[-1]))
+    stacked = [np.append(cache, cache[-1]) / size, np.append(raw + cache, (raw + cache)[-1]) / size]
+    axes.fill_between(seconds, 0, stacked[0], step="post", color=canvas.ORANGE, label="cache")
+    axes.fill_between(seconds, *stacked, step="post", color=canvas.BLUE, label="raw files")
+    if budget_gb is not None:
+        axes.axhline(budget_gb * 1e9 / size, color=canvas.RED, linewidth=1.5, label="the budget")
+    canvas.quiet(axes).set_ylabel(unit, fontsize=9)
+    axes.set_xlabel("seconds", fontsize=9)
+    axes.legend(loc="upper left", fontsize=9, frameon=False, ncols=3)
+    axes.set_ylim(0, max(axes.get_ylim()[1], stacked[1].max()) * 1.15)
+    most = gigabytes((raw + cache).max())
+    if budget_gb is None:
+        picture.finding(f"Raw files and cache took {most} at most; raw files stay")
+    else:
+        went = gigabytes(sum(row["bytes_evicted"] for row in built.chunks))
+        share = (raw + cache).max() / (budget_gb * 1e9)
+        picture.finding(
+            f"Raw files and cache took {most} at most, {share:.0%} of the budget; "
+            f"{went} of raw files came and went"
+        )
+    return picture
+
+
 def clips_by_state(built: Built) -> canvas.Picture:
     """How many clips went into the cache, by split, and how many did not, by reason."""
     by_split = Counter(row["split"] for row in built.clips if row["state"] == "ok")
@@ -94,6 +129,8 @@ def clips_by_state(built: Built) -> canvas.Picture:
     read, seconds = built.figures["num_clips_read"], built.figures["seconds"]
     pace = f"; {read / seconds * 60:,.0f} clips a minute" if read and seconds else ""
     left_out = f"{reasons.total():,} are left out (red: why)" if bad else "none is left out"
+    in_part = sum(row["state"] == "ok" and bool(row["reason"]) for row in built.clips)
+    left_out += f", {in_part:,} used in part" if in_part else ""
     num = by_split.total()
     verb = "clip is" if num == 1 else "clips are"
     picture.finding(f"{num:,} {verb} in the cache, {left_out}{pace}")

@@ -1,0 +1,86 @@
+"""A published set larger than a budget, served by a hub, and runs that evict what they read."""
+
+from __future__ import annotations
+
+import random
+import zipfile
+from pathlib import Path
+
+from avomni_lib.dataset import download, rig
+from avomni_lib.dataset.hub import Hub
+from avomni_lib.params import Params
+from avomni_lib.world.local_hub import LocalHub
+from tests.published_set import chunk_path, write_published_set
+
+REPO = "owner/set"
+NUM_CHUNKS, CLIPS_PER_CHUNK, SECONDS = 4, 3, 1.5
+CAMERAS = [camera.name for camera in rig.grid("4-cam").cameras]
+FILES_PER_CHUNK = len(CAMERAS) + 4
+PADDING = 1_500_000
+
+
+def write(folder: Path) -> Path:
+    """Chunks whose raw files are larger than what becomes of them, as the real ones are."""
+    write_published_set(folder, NUM_CHUNKS, CLIPS_PER_CHUNK, SECONDS)
+    noise = random.Random(0)
+    for chunk in range(NUM_CHUNKS):
+        for camera in CAMERAS:
+            with zipfile.ZipFile(folder / chunk_path(camera, chunk), "a") as file:
+                file.writestr("padding.bin", noise.randbytes(PADDING))
+    return folder
+
+
+def hub_of(served: LocalHub) -> Hub:
+    return Hub(REPO, revision=served.commit, endpoint=served.endpoint)
+
+
+def params(folder: Path, gb: float = 1.0, evict: bool = True, **sections) -> Params:
+    """A run of all chunks; `dataset.source: world` tells how long a clip is."""
+    return Params.from_values(
+        {
+            "run": {"name": "test", "outputs_dir": str(folder)},
+            "dataset": {
+                "source": "world",
+                "repo_id": REPO,
+                "local_dir": str(folder / "raw"),
+                "world": {"clip_seconds": SECONDS, "clips_per_chunk": CLIPS_PER_CHUNK},
+            },
+            "download": {
+                "target_chunks": NUM_CHUNKS,
+                "target_size_gb": gb,
+                "evict_raw": evict,
+                **sections.get("download", {}),
+            },
+            "processing": {
+                "sequence_length": 4,
+                "stride": 2,
+                "sample_hz": 10.0,
+                "tile_width": 64,
+                "tile_height": 48,
+                "fit": "stretch",
+                "horizon_s": 1.0,
+                "num_workers": 1,
+                **sections.get("processing", {}),
+            },
+        }
+    )
+
+
+def chosen(p: Params, served: LocalHub) -> Params:
+    """The same run after 02_download."""
+    download.fetch(p, hub_of(served))
+    return p
+
+
+def content(p: Params) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(p.cache_dir)): path.read_bytes()
+        for path in sorted(p.cache_dir.rglob("*"))
+        if path.is_file()
+    }
+
+
+def raw_files(p: Params) -> list[str]:
+    return sorted(
+        path.name for path in p.local_dir.rglob("*.chunk_*") if ".avomni" not in path.parts
+    )

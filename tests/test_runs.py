@@ -1,0 +1,200 @@
+"""Which stage is stale, and why: what each reads, and raw files that come and go."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from avomni_lib import files
+from avomni_lib.dataset import download, evicted
+from avomni_lib.etl import build
+from avomni_lib.notebook import runs
+from avomni_lib.params import Params
+from avomni_lib.world import local_hub
+from tests import evicting_run
+from tests.evicting_run import FILES_PER_CHUNK, NUM_CHUNKS, REPO, hub_of
+
+NUM_FILES = FILES_PER_CHUNK * NUM_CHUNKS
+CHAIN = ("01_audit", "02_download", "03_etl", "04_tiles")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> tuple[Path, Path]:
+    """(folder of a run that has all raw files and the cache, folder of one that evicts)."""
+    published = evicting_run.write(tmp_path_factory.mktemp("published"))
+    folders = tmp_path_factory.mktemp("kept"), tmp_path_factory.mktemp("evicted")
+    with local_hub.serve(published, REPO) as served:
+        for folder, evict in zip(folders, (False, True), strict=True):
+            p = evicting_run.params(folder, evict=evict)
+            run(p, served)
+    return folders
+
+
+def run(p: Params, served: local_hub.LocalHub, *names: str) -> None:
+    """The stages as their notebooks run them, without the pictures."""
+    for name in names or CHAIN:
+        stage = runs.start(p, name)
+        if name == "02_download":
+            fetched = download.fetch(p, hub_of(served))
+            stage.finish({}, [p.run_dir / "chosen.json"], fetched.chosen.digest)
+        elif name == "03_etl":
+            built = build.build(p, hub=hub_of(served))
+            stage.finish({}, sorted(p.cache_dir.glob("shard_*/*.*")), built.cache.digest)
+        else:
+            stage.finish({}, digest="the same")
+
+
+def copied(folder: Path, tmp_path: Path, evict: bool) -> Params:
+    """A run of its own to spoil; its results name the folders, so they are written anew."""
+    p = evicting_run.params(tmp_path / "copy", evict=evict)
+    shutil.copytree(folder / "raw", p.local_dir)
+    shutil.copytree(folder / "test", p.run_dir)
+    for path in p.run_dir.glob("*/result.json"):
+        result = json.loads(path.read_text().replace(str(folder), str(tmp_path / "copy")))
+        result["params_digest"] = p.digest(*runs.BY_NAME[path.parent.name].reads)
+        files.write_json(path, result)
+    return p
+
+
+def params(folder: Path, evict: bool, changes: dict) -> Params:
+    """The run's parameters with `section.key` -> value laid over."""
+    p = evicting_run.params(folder, evict=evict)
+    for name, value in changes.items():
+        values = p.values()
+        place = values
+        *sections, key = name.split(".")
+        for section in sections:
+            place = place[section]
+        place[key] = value
+        p = Params.from_values(values)
+    return p
+
+
+def stale(p: Params) -> list[str]:
+    """The stages that have to run for a reason of their own."""
+    return [name for name in CHAIN if not runs.state(p, name).done]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, []),
+        ({"dataset.audit": "full"}, ["01_audit"]),
+        ({"dataset.revision": "0" * 40}, ["01_audit", "02_download"]),
+        ({"dataset.world.seed": 7}, ["01_audit", "02_download"]),
+        ({"download.target_chunks": 2}, ["01_audit", "02_download"]),
+        ({"download.target_size_gb": 2.0}, ["01_audit", "02_download"]),
+        ({"download.chunks": [1]}, ["01_audit", "02_download"]),
+        ({"download.clips.splits": ["train"]}, ["01_audit", "02_download"]),
+        ({"download.max_workers": 9}, []),
+        ({"processing.num_workers": 7}, []),
+        ({"processing.engine": "ray"}, []),
+        ({"processing.storage": "jpeg"}, ["03_etl"]),
+        ({"processing.decoder": "pyav"}, ["03_etl"]),
+        ({"processing.horizon_s": 2.0}, ["03_etl"]),
+        ({"processing.stride": 1}, ["04_tiles"]),
+        (
+            {"vision.camera_setup": "7-cam"},
+            ["01_audit", "02_download", "03_etl", "04_tiles"],
+        ),
+    ],
+    ids=lambda value: next(iter(value), "nothing") if isinstance(value, dict) else "",
+)
+def test_a_stage_is_stale_for_what_it_reads_and_for_nothing_else(done, changes, expected):
+    p = params(done[0], False, changes)
+    assert stale(p) == expected
+    for name in expected:
+        assert f"{next(iter(changes))} changed" in runs.state(p, name).reason
+
+
+def test_evicted_is_known_by_every_stage(done):
+    p = evicting_run.params(done[1])
+    assert stale(p) == []
+    told = {name: runs.state(p, name).reason for name in CHAIN}
+    for name in ("01_audit", "02_download", "04_tiles"):
+        assert f"{NUM_FILES} raw files evicted" in told[name]
+    assert "the cache holds what is needed" in told["02_download"]
+    assert "it reads the cache" in told["04_tiles"]
+
+
+def test_under_eviction_the_budget_does_not_bound_the_choice(done):
+    assert stale(params(done[1], True, {"download.target_size_gb": 2.0})) == []
+
+
+def test_telling_a_finished_run_to_evict_releases_its_files_and_nothing_else(done, tmp_path):
+    kept = copied(done[0], tmp_path, evict=False)
+    assert stale(kept) == []
+    before = runs.read_result(kept, "03_etl")["digest"]
+    p = evicting_run.params(tmp_path / "copy")
+    assert stale(p) == ["03_etl"]
+    assert "download.evict_raw changed" in runs.state(p, "03_etl").reason
+    stage = runs.start(p, "03_etl")
+    built = build.build(p)  # no hub: nothing is fetched
+    stage.finish({}, sorted(p.cache_dir.glob("shard_*/*.*")), built.cache.digest)
+    assert built.figures["num_clips_read"] == 0 and built.cache.digest == before
+    assert stale(p) == [] and stale(kept) == [], "and told not to again, it asks for nothing"
+    assert f"{NUM_FILES} raw files evicted" in runs.state(kept, "02_download").reason
+
+
+def test_a_choice_that_the_budget_has_cut_is_made_again_when_it_no_longer_binds(done, tmp_path):
+    kept = copied(done[0], tmp_path, evict=False)
+    changed = {"download.target_chunks": 9}
+    for name in ("01_audit", "02_download"):
+        wanting_more = params(tmp_path / "copy", False, changed)
+        stage = runs.start(wanting_more, name)
+        digest = download.read_chosen(kept).digest if name == "02_download" else "the same"
+        stage.finish({}, [], digest)
+    assert stale(params(tmp_path / "copy", False, changed)) == []
+    told_to_evict = stale(params(tmp_path / "copy", True, changed))
+    assert told_to_evict == ["01_audit", "02_download", "03_etl"]
+
+
+def test_before_the_etl_nothing_is_fetched_and_nothing_is_missing(done, tmp_path):
+    p = copied(done[1], tmp_path, evict=True)
+    shutil.rmtree(p.cache_dir)
+    (p.run_dir / "03_etl" / runs.RESULT).unlink()
+    evicted.path_of(p).unlink()
+    download_state, etl_state = runs.state(p, "02_download"), runs.state(p, "03_etl")
+    assert download_state.done
+    assert f"03_etl fetches {NUM_FILES} raw files, chunk after chunk" in download_state.reason
+    assert etl_state.reason == "not run yet"
+
+
+def test_half_way_it_says_how_far_it_is(done, tmp_path):
+    p = copied(done[1], tmp_path, evict=True)
+    shutil.rmtree(p.cache_dir / "shard_0003")
+    (p.run_dir / "03_etl" / runs.RESULT).unlink()
+    reason = runs.state(p, "03_etl").reason
+    assert reason.startswith("not run yet; 3 of 4 chunks in the cache; ")
+    assert f"{NUM_FILES} raw files evicted" in reason
+
+
+def test_a_cache_lost_after_the_eviction_is_told_to_be_fetched_again(done, tmp_path):
+    p = copied(done[1], tmp_path, evict=True)
+    shutil.rmtree(p.cache_dir / "shard_0001")
+    assert stale(p) == ["03_etl"]
+    assert "shard_0001" in runs.state(p, "03_etl").reason
+    assert "what the cache lacks is fetched again" in runs.state(p, "03_etl").reason
+    assert "03_etl fetches what the cache lacks" in runs.state(p, "02_download").reason
+    kept = evicting_run.params(tmp_path / "copy", evict=False)
+    assert stale(kept) == ["02_download", "03_etl"], "without eviction 02 fetches"
+    assert f"{NUM_FILES} raw files gone or cut" in runs.state(kept, "02_download").reason
+
+
+def test_files_that_nobody_evicted_are_gone(done, tmp_path):
+    kept = copied(done[0], tmp_path, evict=False)
+    for path in sorted(kept.local_dir.rglob("camera_*.chunk_0000.zip"))[:2]:
+        path.unlink()
+    reason = runs.state(kept, "02_download").reason
+    assert "2 raw files gone, the cache holds what is needed" in reason and stale(kept) == []
+
+
+def test_lost_metadata_is_fetched_by_02_before_the_etl(done, tmp_path):
+    p = copied(done[1], tmp_path, evict=True)
+    (p.run_dir / "03_etl" / runs.RESULT).unlink()
+    (p.local_dir / "clip_index.parquet").unlink()
+    assert stale(p) == ["02_download", "03_etl", "04_tiles"]
+    assert "clip_index.parquet" in runs.state(p, "02_download").reason
