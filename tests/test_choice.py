@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from avomni_lib.dataset.balance import shares
 from avomni_lib.dataset.catalog import INDEX_FILE, Catalog, required_features
 from avomni_lib.dataset.choice import Choice, candidates, choose_chunks
-from avomni_lib.dataset.ranking import NUM_SPARE, rank
+from avomni_lib.dataset.ranking import NUM_SPARE, greedy, rank
 from avomni_lib.dataset.remote import RemoteFile
 from avomni_lib.dataset.sizes import estimated
 from avomni_lib.errors import AvomniError
@@ -300,6 +301,34 @@ def test_spare_chunks_take_the_place_of_those_that_lack_files(tmp_path: Path):
     del sizes[catalog.path("egomotion", 0)]
     choice = choose_chunks(catalog, sizes, p)
     assert choice.chunks == (1, 2) and 0 in choice.passed
+
+
+@st.composite
+def counted(draw) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Clips of each group in each chunk, the chunks' costs, and quotas."""
+    num_groups = draw(st.integers(1, 3))
+    row = st.lists(st.integers(0, 4), min_size=num_groups, max_size=num_groups)
+    counts = np.array(draw(st.lists(row, min_size=1, max_size=7)))
+    costs = np.array([draw(st.sampled_from([1.0, 2.0, 4.0])) for _ in counts])
+    quotas = shares(counts.sum(axis=0), draw(st.integers(0, 30)))
+    return counts, costs, quotas
+
+
+@given(counted())
+def test_each_chunk_brings_the_most_for_its_cost(case):
+    """Against the same by trying all of them each time."""
+    counts, costs, quotas = case
+    left, free, order = quotas.copy(), set(range(len(counts))), []
+    while left.any():
+        best = max(
+            free, key=lambda n: (np.minimum(counts[n], left).sum() / costs[n], -n), default=None
+        )
+        free.remove(best)
+        order.append(best)
+        left -= np.minimum(counts[best], left)
+    rest = [n for n in free if counts[n].any()]
+    order += sorted(rest, key=lambda n: (-counts[n].sum() / costs[n], n))
+    assert greedy(counts, costs, quotas, 5).tolist() == order[:5]
 
 
 LETTERS = st.text("abcd", min_size=1, max_size=8)

@@ -99,14 +99,14 @@ def _best_chunks(
     }
     best, best_score, best_words = np.zeros(0, int), (-1, 0.0), ""
     for words, costs in orders.items():
-        order = _greedy(counts, costs, quotas, num_taken + NUM_SPARE)
+        order = greedy(counts, costs, quotas, num_taken + NUM_SPARE)
         score = _score(order[:num_taken], counts, gigabytes, quotas, budget)
         if score > best_score:
             best, best_score, best_words = order, score, words
     return tuple(catalog.chunks[place] for place in best), best_words
 
 
-def _greedy(counts: np.ndarray, costs: np.ndarray, quotas: np.ndarray, num: int) -> np.ndarray:
+def greedy(counts: np.ndarray, costs: np.ndarray, quotas: np.ndarray, num: int) -> np.ndarray:
     """(≤ num,) places of chunks, each the one that brings most for its cost after those before it.
 
     Clips count until their group's quota is full; when all are, the rest follow by all their clips.
