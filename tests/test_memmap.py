@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -303,3 +305,36 @@ def test_opening_and_reading_load_no_torch(folder):
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+WRITES_FOR_EVER = """
+import sys
+from pathlib import Path
+from avomni_lib.etl import shard
+from tests.test_memmap import COMMON, arrays
+clips = [{"clip_id": str(n), "split": "train", "chunk": 3} for n in range(2)]
+for turn in range(10**6):
+    load = lambda clip_id: shard.encode(arrays(int(clip_id) + turn % 2), sys.argv[2])
+    shard.write_shard(Path(sys.argv[1]), COMMON | {"storage": sys.argv[2]}, clips, load)
+    print(turn, flush=True)
+"""
+
+
+def test_a_writer_that_is_killed_leaves_the_old_shard_or_the_new_one(tmp_path, storage):
+    """A real process, killed at a moment drawn at random while it writes two shards in turn."""
+    seed = random.randrange(2**32)
+    print(f"{seed=}")
+    dice, path = random.Random(seed), tmp_path / "shard_0003"
+    for _ in range(5):
+        command = [sys.executable, "-c", WRITES_FOR_EVER, str(path), storage]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=files.PROJECT_ROOT) as writer:
+            assert writer.stdout.readline() == b"0\n"
+            time.sleep(dice.uniform(0, 0.2))
+            writer.kill()
+        shard.settle_shard(path)
+        assert [left.name for left in tmp_path.iterdir()] == [path.name]
+        made = shard.open_shard(path)
+        for name, said in made.header["arrays"].items():
+            assert files.sha256_file(path / f"{name}.npy") == said["sha256"]
+        first = made.arrays_of(shard.clips_of(made)[0])["times"][0]
+        assert first in (0, 1), "the old one's clips or the new one's"
