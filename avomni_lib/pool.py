@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import multiprocessing
 import multiprocessing.connection
@@ -147,6 +148,7 @@ def _serve(connection: Connection) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     with contextlib.suppress(EOFError, OSError):  # our parent is gone, or needs us no more
         function = connection.recv()
+        gc.freeze()  # what the imports made is there for good: no collection need walk it again
         connection.send(("began", None))
         while True:
             job = connection.recv()

@@ -1,0 +1,118 @@
+"""One clip under many ids: a data set as large as wanted, on the disk and in time of one clip.
+
+A zip's central directory may name one member's bytes many times; only the names differ. And a zip
+may be far larger than what it holds: `filler_bytes` of a member that nobody asks for are a hole in
+the file.
+"""
+
+from __future__ import annotations
+
+import copy
+import struct
+import uuid
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from avomni_lib.dataset import rig
+from tests.published_set import (
+    CALIBRATION,
+    FEATURES,
+    PUBLISHED,
+    SPLITS,
+    Drive,
+    camera_times,
+    chunk_path,
+    egomotion_times,
+    features_csv,
+    parquet_bytes,
+)
+
+
+def linked_id(number: int) -> str:
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"linked-set/{number}"))
+
+
+def num_frames(camera_idx: int, seconds: float) -> int:
+    """How many frames a camera's video must have."""
+    return len(camera_times(0, camera_idx, seconds))
+
+
+def write_linked_set(
+    folder: Path,
+    videos: Mapping[str, bytes],
+    seconds: float,
+    num_chunks: int,
+    clips_per_chunk: int,
+    filler_bytes: int = 0,
+) -> Path:
+    """Write the folder; clip n has id `linked_id(n)`, and all are the same clip.
+
+    Args:
+        videos: Camera -> its mp4, of `num_frames` frames.
+        filler_bytes: Length of a hole in each zip, below 4 GiB.
+    """
+    folder = Path(folder)
+    ids = [linked_id(number) for number in range(num_chunks * clips_per_chunk)]
+    chunks = [number // clips_per_chunk for number in range(len(ids))]
+    splits = [SPLITS[number % 3] for number in range(len(ids))]
+    index = {"clip_is_valid": [True] * len(ids), "chunk": chunks, "split": splits, "clip_id": ids}
+    presence = {name: [name in PUBLISHED] * len(ids) for name in FEATURES}
+    _put(folder / "features.csv", features_csv())
+    _put(folder / "README.md", b"# One clip under many ids\n")
+    _put(folder / "clip_index.parquet", parquet_bytes(index))
+    presence_table = parquet_bytes({**presence, "clip_id": ids})
+    _put(folder / "metadata/feature_presence.parquet", presence_table)
+    for chunk in range(num_chunks):
+        own = ids[chunk * clips_per_chunk : (chunk + 1) * clips_per_chunk]
+        for feature in set(CALIBRATION) & set(PUBLISHED):
+            _put(folder / chunk_path(feature, chunk), parquet_bytes({"clip_id": own}))
+        columns = Drive(0).egomotion(egomotion_times(0, seconds))
+        members = {"egomotion.parquet": parquet_bytes(columns)}
+        write_linked_zip(folder / chunk_path("egomotion", chunk), own, members, filler_bytes)
+        for camera_idx, camera in enumerate(rig.CAMERAS):
+            if camera.name not in videos:
+                continue
+            times = camera_times(0, camera_idx, seconds)
+            table = {"timestamp": times, "frame_index": np.arange(len(times))}
+            members = {
+                f"{camera.name}.mp4": videos[camera.name],
+                f"{camera.name}.timestamps.parquet": parquet_bytes(table),
+            }
+            write_linked_zip(folder / chunk_path(camera.name, chunk), own, members, filler_bytes)
+    return folder
+
+
+def write_linked_zip(
+    path: Path, clip_ids: Sequence[str], members: Mapping[str, bytes], filler_bytes: int = 0
+) -> None:
+    """Each member once, and named for every clip as `<clip_id>.<name>`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        if filler_bytes:
+            filler = zipfile.ZipInfo("filler.bin")
+            filler.file_size = filler.compress_size = filler_bytes
+            filler.CRC, filler.header_offset = 0, archive.fp.tell()
+            archive.fp.write(filler.FileHeader(zip64=False))
+            archive.fp.seek(filler_bytes, 1)
+            archive.start_dir = archive.fp.tell()
+            archive.filelist.append(filler)
+        for name, content in members.items():
+            archive.writestr(zipfile.ZipInfo(f"{clip_ids[0]}.{name}"), content)
+            written = archive.filelist[-1]
+            for clip_id in clip_ids[1:]:
+                link = copy.copy(written)
+                link.filename = f"{clip_id}.{name}"
+                archive.filelist.append(link)
+
+
+def with_free_box(video: bytes, num_bytes: int) -> bytes:
+    """An mp4 that is longer by so many bytes, which no decoder looks at (ISO 14496-12 §8.1.2)."""
+    return video + struct.pack(">I4s", num_bytes, b"free") + bytes(num_bytes - 8)
+
+
+def _put(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)

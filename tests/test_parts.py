@@ -1,0 +1,189 @@
+"""A clip's part: what is read and written for it, what it takes, and a chunk's assembly."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from avomni_lib.dataset import rig, stored_zip
+from avomni_lib.etl import parts, shard
+from avomni_lib.etl.sampling import Recipe
+from avomni_lib.pool import run_jobs
+from tests.linked_set import linked_id, num_frames, with_free_box, write_linked_set
+from tests.published_set import chunk_path, encode_video, frame_bits
+
+SETUPS = {setup: [c.name for c in rig.grid(setup).cameras] for setup in ("4-cam", "7-cam")}
+MEGABYTE = 1 << 20
+
+
+def video(camera_idx: int, seconds: float, size: tuple[int, int] = (64, 48)) -> bytes:
+    count = num_frames(camera_idx, seconds)
+    return encode_video([frame_bits(0, camera_idx, i, *size) for i in range(count)])
+
+
+def videos(setup: str, seconds: float, extra_bytes: int = 0) -> dict[str, bytes]:
+    found = {}
+    for camera_idx, camera in enumerate(rig.CAMERAS):
+        if camera.name in SETUPS[setup]:
+            plain = video(camera_idx, seconds)
+            found[camera.name] = with_free_box(plain, extra_bytes) if extra_bytes else plain
+    return found
+
+
+def recipe(setup: str = "4-cam", tile=(32, 24), sample_hz=10.0, decoder="pyav") -> Recipe:
+    return Recipe(setup, tile, "letterbox", sample_hz, 1.0, decoder)
+
+
+def job(folder: Path, number: int, where: Path, how: Recipe) -> parts.Job:
+    return parts.Job(linked_id(number), 0, folder, how, where / f"{number}.npz")
+
+
+def io_of(pid: str = "self") -> dict[str, int]:
+    """proc(5): `rchar` and `wchar` count the bytes of every read and write."""
+    lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+    return {name: int(count) for name, count in (line.split(": ") for line in lines)}
+
+
+def counted(job: parts.Job) -> tuple[str | None, int, int, list[str]]:
+    """(reason, bytes read, bytes written, files opened for writing) while a part is made."""
+    opened: list[str] = []
+    if not hasattr(counted, "log"):
+        counted.log = []
+        sys.addaudithook(_note_writes)
+    counted.log, before = opened, io_of()
+    outcome = parts.make_part(job)
+    after, counted.log = io_of(), []
+    read, written = (after[name] - before[name] for name in ("rchar", "wchar"))
+    return outcome.reason, read, written, opened
+
+
+def _note_writes(event: str, arguments: tuple) -> None:
+    if event == "open" and isinstance(arguments[2], int):
+        path, _, flags = arguments
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            counted.log.append(str(path))
+
+
+def weighed(job: parts.Job) -> tuple[str | None, int]:
+    """(reason, bytes of memory that the process holds after it)."""
+    outcome = parts.make_part(job)
+    job.path.unlink(missing_ok=True)
+    return outcome.reason, psutil.Process().memory_info().rss
+
+
+def peak(job: parts.Job) -> tuple[str | None, int]:
+    """(reason, the most bytes that the process ever held)."""
+    outcome = parts.make_part(job)
+    status = Path("/proc/self/status").read_text().splitlines()
+    high = next(line for line in status if line.startswith("VmHWM"))
+    return outcome.reason, int(high.split()[1]) << 10
+
+
+def test_of_a_large_zip_only_the_clips_own_bytes_are_read_and_only_its_part_written(tmp_path):
+    """2 GB a zip; what is read of each is a directory, once, and the clip's members."""
+    films = videos("4-cam", 1.0, extra_bytes=MEGABYTE)
+    folder = write_linked_set(tmp_path / "set", films, 1.0, 1, 3, filler_bytes=2_000_000_000)
+    features = [*films, "egomotion"]
+    zips = [folder / chunk_path(feature, 0) for feature in features]
+    assert all(path.stat().st_size > 2_000_000_000 for path in zips)
+    assert all(path.stat().st_blocks * 512 < 10 * MEGABYTE for path in zips), "the disk has holes"
+    own = sum(
+        entry.length
+        for path in zips
+        for name, entry in stored_zip.members(path).items()
+        if name.startswith(linked_id(1))
+    )
+    assert own > len(films) * MEGABYTE
+
+    jobs = [job(folder, number, tmp_path, recipe()) for number in range(3)]
+    told = {job.path.stem: outcome for job, outcome in run_jobs(counted, jobs, 1)}
+    for number in ("1", "2"):
+        reason, read, written, opened = told[number]
+        part = tmp_path / f"{number}.npz"
+        assert reason is None
+        assert own <= read < 1.02 * own + 100_000
+        assert part.stat().st_size <= written < part.stat().st_size + 10_000
+        assert [Path(path).name.split(".")[1] for path in opened] == [number], opened
+        assert Path(opened[0]).parent == tmp_path and opened[0].endswith(".partial")
+    # The first clip of a chunk also opens the catalog, the directories, and libraries.
+    assert told["0"][1] < own + 40 * MEGABYTE and told["0"][3] != []
+
+
+def test_a_zips_directory_is_read_without_its_members(tmp_path):
+    films = {rig.FRONT_WIDE.name: video(0, 0.5)}
+    folder = write_linked_set(tmp_path, films, 0.5, 1, 100, filler_bytes=2_000_000_000)
+    path = folder / chunk_path(rig.FRONT_WIDE.name, 0)
+    before = io_of()
+    assert len(stored_zip.members(path)) == 201
+    size = 201 * (46 + 36 + len(f".{rig.FRONT_WIDE.name}.timestamps.parquet"))
+    assert io_of()["rchar"] - before["rchar"] < size + 200_000
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "decord"])
+def test_the_memory_of_a_worker_stays_the_same_over_200_clips(decoder, tmp_path):
+    """A megabyte more a file than its pictures need: what keeps files shows by the hundreds."""
+    films = videos("4-cam", 0.4, extra_bytes=MEGABYTE)
+    folder = write_linked_set(tmp_path / "set", films, 0.4, 1, 200)
+    how = recipe(sample_hz=5.0, decoder=decoder)
+    jobs = [job(folder, number, tmp_path, how) for number in range(200)]
+    told = [outcome for _, outcome in run_jobs(weighed, jobs, 1)]
+    assert {reason for reason, _ in told} == {None}
+    held = [memory / MEGABYTE for _, memory in told]
+    growth = statistics.median(held[-20:]) - statistics.median(held[20:40])
+    assert growth < 16, f"{growth:.0f} MB more after {len(films) * 160} files of 1 MB"
+
+
+def test_a_worker_takes_less_than_700_mb_for_seven_cameras_of_1080p(tmp_path):
+    """Files of 20 MB and as many grid frames as 20 s have at 2 Hz, out of a video of one second."""
+    seconds, size = 1.3, (1920, 1080)
+    count = max(num_frames(camera_idx, seconds) for camera_idx in range(len(rig.CAMERAS)))
+    pictures = [frame_bits(0, 0, i, *size) for i in range(count)]
+    by_count = {n: encode_video(pictures[:n]) for n in (count - 1, count)}
+    films = {
+        camera.name: with_free_box(by_count[num_frames(idx, seconds)], 20 * MEGABYTE)
+        for idx, camera in enumerate(rig.CAMERAS)
+    }
+    folder = write_linked_set(tmp_path / "set", films, seconds, 1, 2)
+    how = recipe("7-cam", (448, 256), sample_hz=38.0)
+    jobs = [job(folder, number, tmp_path, how) for number in range(2)]
+    told = [outcome for _, outcome in run_jobs(peak, jobs, 1)]
+    assert [reason for reason, _ in told] == [None, None]
+    with np.load(tmp_path / "1.npz") as part:
+        assert len(part["times"]) >= 40 and part["frames"].shape[1:] == (768, 1344, 3)
+    assert max(memory for _, memory in told) < 700e6
+
+
+def test_an_assembly_that_was_killed_between_two_renames_is_done_again(tmp_path):
+    """One clip's part has come since; the others lie in the old shard alone, which is put aside."""
+    folder = write_linked_set(tmp_path / "set", videos("4-cam", 0.5), 0.5, 1, 3)
+    ids = [linked_id(number) for number in range(3)]
+    clips = [{"clip_id": clip_id, "split": "train", "chunk": 0} for clip_id in ids]
+    work = parts.ChunkWork(tmp_path / "cache", 0, clips, "0" * 64, [])
+
+    def make(*numbers: int) -> None:
+        for number in numbers:
+            where = work.part(ids[number])
+            assert (
+                parts.make_part(parts.Job(ids[number], 0, folder, recipe(), where)).reason is None
+            )
+
+    make(0, 1)
+    work.assemble({"storage": "raw"}, {ids[2]})
+    make(2)
+    os.replace(work.shard_folder, work.shard_folder.with_name(".shard_0000.old"))
+    half = work.shard_folder.with_name(".shard_0000.new")
+    half.mkdir()
+    (half / "frames.npy").write_bytes(b"half")
+    outcome = parts.do(parts.Assembly(work, {"storage": "raw"}, frozenset()))
+    assert outcome.reason is None
+    assert [clip.clip_id for clip in shard.clips_of(work.shard)] == ids
+    frames = work.shard.frames
+    assert np.array_equal(frames[: len(frames) // 3], frames[len(frames) // 3 * 2 :])
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [".parts", "shard_0000"]
+    assert not work.parts_folder.exists()
