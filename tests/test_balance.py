@@ -1,7 +1,7 @@
 """As many of each group as there can be, and the same ones each time."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avomni_lib.dataset.balance import pick, shares
@@ -10,6 +10,7 @@ from tests.published_set import clip_id_of
 SIZES = st.lists(st.integers(0, 9), min_size=1, max_size=6).map(np.array)
 
 
+@settings(deadline=None)
 @given(SIZES, st.integers(0, 50))
 def test_shares_are_equal_where_there_are_enough_and_all_else(sizes: np.ndarray, total: int):
     taken = shares(sizes, total)
@@ -21,6 +22,7 @@ def test_shares_are_equal_where_there_are_enough_and_all_else(sizes: np.ndarray,
         assert taken.max() <= large.min() + 1  # nobody got more than one who could have had more
 
 
+@settings(deadline=None)
 @given(SIZES)
 def test_without_a_total_each_gets_as_much_as_the_smallest_has(sizes: np.ndarray):
     taken = shares(sizes, None)
@@ -29,6 +31,7 @@ def test_without_a_total_each_gets_as_much_as_the_smallest_has(sizes: np.ndarray
     assert set(taken[there]) == ({sizes[there].min()} if there.any() else set())
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 2), max_size=40), st.integers(0, 5), st.integers(0, 3))
 def test_picks_are_so_many_of_each_group(groups: list[int], most: int, seed: int):
     group = np.array(groups, int)
@@ -38,6 +41,7 @@ def test_picks_are_so_many_of_each_group(groups: list[int], most: int, seed: int
     np.testing.assert_array_equal(np.bincount(group[taken], minlength=3), wanted)
 
 
+@settings(deadline=None)
 @given(st.permutations(range(12)), st.integers(0, 3))
 def test_a_clips_luck_lies_in_its_name_and_the_seed(order: list[int], seed: int):
     ids = [clip_id_of(n) for n in range(12)]

@@ -326,6 +326,7 @@ def test_required_features_follow_the_camera_setup():
     }
 
 
+@settings(deadline=None)
 @given(st.sets(st.integers(0, 60)))
 def test_ranges_name_every_number_once(numbers: set[int]):
     named: list[int] = []

@@ -109,6 +109,7 @@ def test_a_budget_below_one_chunk_is_an_error_with_numbers(catalog: Catalog):
     assert caught.value.where == "download.target_size_gb"
 
 
+@settings(deadline=None)
 @given(mb=st.integers(1, 10**6))
 def test_the_budget_that_the_error_proposes_is_enough(catalog: Catalog, mb: int):
     p = params(target_chunks=1, target_size_gb=1e-6)
@@ -314,6 +315,7 @@ def counted(draw) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return counts, costs, quotas
 
 
+@settings(deadline=None)
 @given(counted())
 def test_each_chunk_brings_the_most_for_its_cost(case):
     """Against the same by trying all of them each time."""
