@@ -6,6 +6,7 @@ Formats: ISO/IEC 14496-15 (length-prefixed NAL units in mp4), ITU-T H.264 7.3.1 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,9 +16,10 @@ import numpy as np
 from avomni_lib.dataset.findings import DAMAGED, ODD, Finding
 from avomni_lib.dataset.stored_zip import ByteRange
 
-FORBIDDEN = (b"\0\0\0", b"\0\0\1", b"\0\0\2")
+FORBIDDEN = re.compile(rb"\0\0[\0-\2]")
 # Some encoders fill up a unit's end with zeros; a hole in a file is longer.
 MAX_PADDING = 16
+READ_BYTES = 1 << 17
 # Frame times are rounded to the stream's time base, and to whole µs on the way.
 STEP_TOLERANCE_S = 1e-4
 
@@ -72,7 +74,7 @@ def walk(part: ByteRange) -> tuple[dict[str, Any], list[Finding]]:
     import av
 
     try:
-        with part.open() as file, av.open(file) as container:
+        with part.open() as file, av.open(file, buffer_size=READ_BYTES) as container:
             if not container.streams.video:
                 return {}, [Finding(DAMAGED, "no video", "the mp4 has no video")]
             stream = container.streams.video[0]
@@ -139,19 +141,25 @@ def _unit_types(packet: bytes, units: Units, size: int) -> tuple[list[int], tupl
             if not any(packet[start : start + 64]):
                 return kinds, ("zeroed", f"zeros in place of {told}")
             return kinds, ("a broken NAL unit", told)
-        unit = packet[start:place]
-        if unit[0] & 0x80:
+        head = packet[start]
+        if head & 0x80:
             return kinds, ("a broken NAL unit", f"no NAL unit header at byte {start:,}")
-        kinds.append(unit[0] >> units.shift & units.mask)
-        filled = len(unit.rstrip(b"\0"))
-        hole = min((at for f in FORBIDDEN if (at := unit.find(f, 0, filled)) >= 0), default=None)
-        if hole is None and len(unit) - filled > MAX_PADDING:
-            hole = filled
+        kinds.append(head >> units.shift & units.mask)
+        hole = _hole(packet, start, place)
         if hole is not None:
-            return kinds, ("zeroed", f"bytes that no NAL unit holds, at byte {start + hole:,}")
+            return kinds, ("zeroed", f"bytes that no NAL unit holds, at byte {hole:,}")
     if not units.slices.intersection(kinds):
         return kinds, ("no picture", "no NAL unit of a picture in it")
     return kinds, None
+
+
+def _hole(packet: bytes, start: int, stop: int) -> int | None:
+    """Where a unit holds three bytes that emulation prevention forbids, or a tail of zeros."""
+    found = FORBIDDEN.search(packet, start, stop)
+    if found is None:
+        return None
+    tail = packet[found.start() : stop]
+    return found.start() if len(tail) > MAX_PADDING or any(tail) else None
 
 
 def _facts(facts: dict[str, Any], seen: _Walk, stream: Any, units: Units | None) -> dict[str, Any]:
