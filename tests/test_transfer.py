@@ -43,6 +43,9 @@ class Line:
         start = start if self.has_ranges else 0
         yield Body(start, self._blocks(start))
 
+    def distrust(self, remote: RemoteFile) -> None:
+        pass
+
     def _blocks(self, start: int) -> Iterator[bytes]:
         stop = start + self.lives.pop(0) if self.lives else len(self.content)
         for place in range(start, min(stop, len(self.content)), 100):

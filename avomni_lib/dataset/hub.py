@@ -1,8 +1,7 @@
-"""The only room that talks to huggingface_hub: pinned revision, exact sizes, bytes by Range.
+"""The only room that talks to huggingface_hub: pinned revision, exact sizes, bytes by Range or Xet.
 
-The client's own download starts a killed file anew, checks sizes and no hashes, and never looks
-again at a file of the pinned commit (measured on 1.33.0). Its session, addresses, headers and
-errors are used here; files come through `transfer.py`, which also tells why.
+The client's session, addresses, headers and errors are used; not its download, which starts a
+killed file anew and checks no hash (measured on 1.33.0): `transfer.py` does that.
 """
 
 from __future__ import annotations
@@ -38,8 +37,7 @@ WEBSITE = "https://huggingface.co"
 PATHS_A_REQUEST = 500
 COMMIT = re.compile(r"[0-9a-f]{40}")
 BUSY_STATUSES = (408, 429, 500, 502, 503, 504)
-# Of a line before it is dropped and taken up again (HF_HUB_DOWNLOAD_TIMEOUT, 10 s); the API may
-# have to think.
+# Until a line is dropped and taken up again (HF_HUB_DOWNLOAD_TIMEOUT, 10 s); the API may think.
 SILENCE_S = float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
 API_SILENCE_S = 3 * SILENCE_S
 
@@ -135,9 +133,8 @@ class Hub:
             for info in infos:
                 if isinstance(info, huggingface_hub.hf_api.RepoFile):
                     sha256 = info.lfs.sha256 if info.lfs else None
-                    known[info.path] = RemoteFile(
-                        info.path, info.size, sha256, info.blob_id, info.xet_hash
-                    )
+                    listed = info.path, info.size, sha256, info.blob_id, info.xet_hash
+                    known[info.path] = RemoteFile(*listed)
         return {path: known[path] for path in paths if known[path]}
 
     def fetch(self, remote: RemoteFile, folder: Path, bar: Bar | None = None) -> Path:
@@ -172,6 +169,10 @@ class Hub:
             body_start = answers.first_byte(response.status_code, headers, own, remote, start)
             with self._explained(remote.path):
                 yield Body(body_start, response.iter_bytes())
+
+    def distrust(self, remote: RemoteFile) -> None:
+        """As `transfer.Source` says."""
+        self._is_xet_lost = self._is_xet_lost or bool(remote.xet_hash)
 
     @contextlib.contextmanager
     def _stream(self, remote: RemoteFile, start: int) -> Iterator[Any]:
@@ -244,7 +245,7 @@ class Hub:
             if blocks is not None:
                 blocks.cancel()
 
-    def _ask(self, call: Callable[[], T], what: str) -> T:
+    def _ask(self, call: Callable[[], T], what: str, num_more: int = 2) -> T:
         """One request of the API."""
 
         def ask() -> T:
@@ -252,15 +253,14 @@ class Hub:
             with self._explained(what):
                 return call()
 
-        for attempt in (1, 2, 3):
-            try:
-                return self.backoff.patiently(ask)
-            except Dropped as dropped:
-                # Who is not there at all will not be there in a second.
-                if dropped.is_unreached or attempt == 3:
-                    raise dropped.explained from None
-                self.backoff.pause(attempt)
-        raise AssertionError("unreachable")
+        try:
+            return self.backoff.patiently(ask)
+        except Dropped as dropped:
+            # Who is not there at all will not be there in a second.
+            if dropped.is_unreached or not num_more:
+                raise dropped.explained from None
+        self.backoff.pause(1)
+        return self._ask(call, what, num_more - 1)
 
     @contextlib.contextmanager
     def _explained(self, what: str) -> Iterator[None]:

@@ -63,6 +63,9 @@ class Source(Protocol):
             AvomniError: no other try would help.
         """
 
+    def distrust(self, remote: RemoteFile) -> None:
+        """What came of the file was wrong: take another way, if there is one."""
+
 
 class Dropped(Exception):
     """The line failed.
@@ -175,6 +178,7 @@ def complete(
                 return path
             log.warning("%s arrived damaged (%s), try %d of 2", remote.path, wrong, attempt)
             bar.update(-partial.restart())
+            source.distrust(remote)
     raise AvomniError(
         f"{remote.path} arrived damaged twice: {wrong}",
         where=str(path),

@@ -1,0 +1,120 @@
+"""Where the hub offers Xet the real hf_xet fetches, into the same partials and the same check.
+
+The storage here is a stand-in on 127.0.0.1 (`xet_storage.py`); the real one cannot be had there.
+"""
+
+import hashlib
+import logging
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from avomni_lib.dataset import transfer
+from avomni_lib.dataset.backoff import Backoff
+from avomni_lib.dataset.hub import Hub
+from avomni_lib.errors import AvomniError
+from avomni_lib.plan import Bar
+from avomni_lib.world import local_hub
+from avomni_lib.world.local_hub import LocalHub
+from tests.xet_storage import XetStorage
+
+REPO, ZIP, TOKEN = "avomni/world", "camera/a/a.zip", "hf_right"
+CONTENT = random.Random(5).randbytes(500_001)
+HASH = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def storage() -> Iterator[XetStorage]:
+    with XetStorage({HASH: CONTENT}) as storage:
+        yield storage
+
+
+@pytest.fixture
+def server(storage: XetStorage, tmp_path: Path) -> Iterator[LocalHub]:
+    (tmp_path / "served/camera/a").mkdir(parents=True)
+    (tmp_path / "served" / ZIP).write_bytes(CONTENT)
+    (tmp_path / "served/features.csv").write_text("small files are not offered\n")
+    with local_hub.serve(tmp_path / "served", REPO, token=TOKEN, xet=storage.address) as server:
+        yield server
+
+
+@pytest.fixture
+def hub(server: LocalHub) -> Hub:
+    return Hub(REPO, server.commit, server.endpoint, TOKEN, Backoff(first_s=0.01))
+
+
+def test_large_files_come_by_xet_and_the_hubs_token_stays_with_the_hub(
+    server: LocalHub, storage: XetStorage, hub: Hub, tmp_path: Path
+):
+    bar = Bar()
+    for path, remote in hub.sizes([ZIP, "features.csv"]).items():
+        hub.fetch(remote, tmp_path / "data", bar)
+        content = (tmp_path / "served" / path).read_bytes()
+        assert (tmp_path / "data" / path).read_bytes() == content
+    assert server.gets(ZIP) == 0 and server.gets("features.csv") == 1
+    assert storage.first_bytes(HASH) == [0]
+    assert not any(TOKEN in asked.authorization for asked in storage.asked)
+    assert bar.count == len(CONTENT) + (tmp_path / "served/features.csv").stat().st_size
+
+
+def test_what_an_earlier_process_left_is_gone_on_with(
+    server: LocalHub, storage: XetStorage, hub: Hub, tmp_path: Path
+):
+    remote = hub.sizes([ZIP])[ZIP]
+    partial = transfer.path_of(tmp_path / "data", remote)
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(CONTENT[:300_000])
+    bar = Bar()
+    assert hub.fetch(remote, tmp_path / "data", bar).read_bytes() == CONTENT
+    assert storage.first_bytes(HASH) == [300_000] and bar.count == 200_001
+    assert server.gets(ZIP) == 0
+
+
+def test_where_xet_fails_files_come_by_range_from_there_on(
+    server: LocalHub, storage: XetStorage, hub: Hub, tmp_path: Path, caplog
+):
+    storage.is_lost = True
+    remote = hub.sizes([ZIP])[ZIP]
+    partial = transfer.path_of(tmp_path / "data", remote)
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(CONTENT[:300_000])
+    with caplog.at_level(logging.WARNING):
+        assert hub.fetch(remote, tmp_path / "data").read_bytes() == CONTENT
+        hub.fetch(remote, tmp_path / "again")
+    assert [r.start for r in server.requests if r.path == ZIP] == [300_000, 0]
+    said = [record.message for record in caplog.records if "Xet fails" in record.message]
+    assert len(said) == 1 and "plain HTTP from here on" in said[0]
+
+
+def test_what_xet_brings_is_hashed_and_if_wrong_fetched_the_other_way(
+    server: LocalHub, storage: XetStorage, hub: Hub, tmp_path: Path
+):
+    storage.flips = True
+    remote, bar = hub.sizes([ZIP])[ZIP], Bar()
+    assert hub.fetch(remote, tmp_path / "data", bar).read_bytes() == CONTENT
+    assert server.gets(ZIP) == 1 and bar.count == len(CONTENT)
+    server.faults.flipped[ZIP] = 9
+    with pytest.raises(AvomniError, match="arrived damaged twice"):
+        hub.fetch(remote, tmp_path / "again")
+
+
+FETCH = f"""
+import sys
+from pathlib import Path
+from avomni_lib.dataset.hub import Hub
+hub = Hub({REPO!r}, sys.argv[1], sys.argv[2], {TOKEN!r})
+hub.fetch(hub.sizes([{ZIP!r}])[{ZIP!r}], Path(sys.argv[3]))
+"""
+
+
+def test_a_user_may_do_without_xet(server: LocalHub, storage: XetStorage, tmp_path: Path):
+    arguments = [server.commit, server.endpoint, str(tmp_path / "data")]
+    environment = os.environ | {"HF_HUB_DISABLE_XET": "1"}
+    subprocess.run([sys.executable, "-c", FETCH, *arguments], env=environment, check=True)
+    assert (tmp_path / "data" / ZIP).read_bytes() == CONTENT
+    assert server.gets(ZIP) == 1 and storage.asked == []
