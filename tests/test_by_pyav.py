@@ -200,7 +200,26 @@ def test_times_that_are_not_in_the_order_of_the_pictures_are_refused(name):
         video.read_frames(content, times_of(content), partly=True)
 
 
-FUZZED = st.sampled_from([*CLOSED, "h264 open", "hevc open", "h264 10 bit", "h264 varying rate"])
+FUZZED = st.sampled_from(
+    [*CLOSED, "h264 open", "hevc open", "h264 10 bit", "h264 varying rate", "av1", "mpeg4 b"]
+)
+
+
+@pytest.mark.parametrize(
+    "codec", ["libx264", "libx265", "libsvtav1", "libvpx-vp9", "mpeg4", "mjpeg"]
+)
+@pytest.mark.parametrize("scene", ["black", "noise"])
+def test_pictures_that_code_to_few_or_many_bytes_are_no_holes(codec, scene):
+    rng = np.random.default_rng(1)
+    pictures = [np.zeros((72, 128, 3), np.uint8)] * 20
+    if scene == "noise":
+        pictures = [rng.integers(0, 256, (72, 128, 3), np.uint8) for _ in pictures]
+    options = {"libx265": {"x265-params": "log-level=none"}, "mpeg4": {"q": "2"}}
+    pixels = {"libsvtav1": "yuv420p10le", "mjpeg": "yuvj420p"}.get(codec, "yuv420p")
+    content = encode(Spec(codec, options.get(codec, {"g": "10"}), pixels), pictures)
+    with stream.opened(content) as opened:
+        assert {opened.fault(i) for i in range(len(opened.packets))} == {None}
+    assert len(video.read_frames(content, times_of(content)).images) == 20
 
 
 @settings(max_examples=60)

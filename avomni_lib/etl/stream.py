@@ -30,9 +30,10 @@ MOST_MISSING_BYTES = 1 << 28  # of a file cut short; an index that speaks of mor
 # at which a decoder can start: of H.265 every IRAP picture.
 IDR = {"h264": lambda byte: byte & 31 == 5, "hevc": lambda byte: byte >> 1 & 63 in (19, 20)}
 STARTS = {"h264": IDR["h264"], "hevc": lambda byte: 16 <= byte >> 1 & 63 <= 23}
-# No NAL unit holds three zero bytes in a row (H.264 §7.4.1, H.265 §7.4.2.1); of other codecs the
-# entropy-coded bytes hardly ever hold so many.
-HOLE, OTHER_HOLE = bytes(3), bytes(32)
+# No NAL unit holds three zero bytes in a row (H.264 §7.4.1, H.265 §7.4.2.1); frames of some other
+# codecs are entropy-coded from their first bytes to their last and hardly ever hold eight.
+HOLE, OTHER_HOLE = bytes(3), bytes(8)
+DENSE_CODECS = ("libdav1d", "av1", "vp9", "mpeg4")
 FETCH_AGAIN = "run 02_download again: it compares the file with its sha256; or leave the clip out"
 
 
@@ -160,10 +161,14 @@ class Stream:
         if self._is_missing(packet):
             whole = sum(not self._is_missing(each) for each in self.packets)
             return f"the file is cut short: it holds {whole} of {len(self.packets)} frames"
-        data, prefix = bytes(packet), self._prefix
+        data, prefix, place = bytes(packet), self._prefix, packet.pos
         hole = "a part of a frame is zeros"
         if not prefix:
-            return hole if OTHER_HOLE in data else None
+            # One that reaches into the packet from outside of it counts too.
+            reach = len(OTHER_HOLE) - 1
+            if place is not None:
+                data = self.content[max(place - reach, 0) : place + len(data) + reach]
+            return hole if self.codec.name in DENSE_CODECS and OTHER_HOLE in data else None
         start, bare = 0, data.rstrip(b"\0")
         while start < len(bare):
             stop = start + prefix + int.from_bytes(data[start : start + prefix], "big")
@@ -174,7 +179,6 @@ class Stream:
                 return hole
             start = stop
         # Some files end their frames with a zero or two; but then the next frame's length follows.
-        place = packet.pos
         if len(bare) < len(data) and place is not None:
             after = place + len(data)
             if HOLE in data[len(bare) :] or self.content[after : after + 4] == bytes(4):
