@@ -106,13 +106,12 @@ class Catalog:
 
     def files(self, chunks: Iterable[int], features: Iterable[str]) -> list[str]:
         """The files of these chunks and features; without those that no clip of the chunk has."""
-        held = [(self._feature(name), self.num_present(name) > 0) for name in features]
-        return [
-            feature.chunk_path.format(chunk_id=chunk)
-            for chunk in chunks
-            for feature, in_chunk in held
-            if in_chunk[self.place(chunk)]
-        ]
+        held = [(self._feature(name).chunk_path, self.num_present(name)) for name in features]
+        paths = []
+        for chunk in chunks:
+            place = self.place(chunk)
+            paths += [path.format(chunk_id=chunk) for path, counts in held if counts[place]]
+        return paths
 
     def usable(self, chunk: int, features: Iterable[str]) -> tuple[str, ...]:
         """The valid clips of a chunk that have every one of these features."""
