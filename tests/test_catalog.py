@@ -20,7 +20,7 @@ from avomni_lib.dataset.catalog import (
     required_features,
     split_by_hash,
 )
-from avomni_lib.dataset.metadata import COLLECTION_FILE
+from avomni_lib.dataset.metadata import COLLECTION_FILE, REASONING_FILE
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 from tests.published_set import (
@@ -334,3 +334,9 @@ def test_ranges_name_every_number_once(numbers: set[int]):
         first, _, last = part.partition("-")
         named += range(int(first), int(last or first) + 1)
     assert named == sorted(numbers)
+
+
+def test_a_table_of_no_clip_tells_nothing(folder: Path):
+    write_metadata(folder, [replace(clip, event_cluster=None) for clip in CLIPS], "main")
+    assert len(pd.read_parquet(folder / REASONING_FILE)) == 0
+    assert Catalog.open(folder).attributes(clip_id_of(1))["event_cluster"] is None
