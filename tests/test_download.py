@@ -16,6 +16,7 @@ from avomni_lib.dataset.download import fetch, fetch_files, missing_files, plan,
 from avomni_lib.dataset.evicted import evict
 from avomni_lib.dataset.forecast import forecast
 from avomni_lib.dataset.hub import Hub
+from avomni_lib.dataset.remote import RemoteFile
 from avomni_lib.dataset.selection import LICENSE_CLAUSE, pinned
 from avomni_lib.dataset.transfer import PARTIALS, bytes_there, path_of
 from avomni_lib.dataset.verified import MANIFEST, Verified, hold
@@ -562,3 +563,21 @@ def test_the_picture_of_a_loop_tells_the_budget_from_the_whole(hub: Hub, tmp_pat
         "to fetch",
         "evicted",
     ]
+
+
+def test_two_processes_that_write_one_record_lose_nothing_of_each_other(
+    published: Path, tmp_path: Path
+):
+    """Here two records of one folder, which is what two processes hold."""
+    sizes = {path: (published / path).stat().st_size for path in METADATA[:2]}
+    folder = shutil.copytree(published, tmp_path / "data")
+    first, second = Verified(folder), Verified(folder)
+    mine, yours = (RemoteFile(path, size) for path, size in sizes.items())
+    first.remember(mine)
+    second.remember(yours)
+    first.save()
+    assert second.known(mine) is None
+    second.reload()
+    assert second.known(mine) and second.known(yours)
+    second.save()
+    assert all(Verified(folder).known(remote) for remote in (mine, yours))

@@ -276,7 +276,7 @@ class Hub:
         except Exception as error:
             # httpx's errors by name: huggingface_hub 2.x has another library.
             kinds = {kind.__name__ for kind in type(error).__mro__}
-            if "TransportError" in kinds:
+            if "TransportError" in kinds or "client has been closed" in str(error):
                 unreached = "ConnectError" in kinds or "ConnectTimeout" in kinds
                 raise Dropped(self._unreachable(what, error), unreached) from None
             if "HTTPError" in kinds or "InvalidURL" in kinds:
