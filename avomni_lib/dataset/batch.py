@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import threading
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,10 +68,14 @@ def fetch_files(
             concurrent.futures.ThreadPoolExecutor(p.download.max_workers) as pool,
         ):
             try:
-                pending = {pool.submit(one, file): file for file in todo}
-                while pending:
+                queue, pending = deque(todo), {}
+                while queue or pending:
                     if stop is not None and stop.is_set():
                         raise Stopped
+                    # Waiting for tens of thousands at once would itself take long.
+                    while queue and len(pending) < 2 * p.download.max_workers:
+                        file = queue.popleft()
+                        pending[pool.submit(one, file)] = file
                     done, _ = concurrent.futures.wait(
                         pending, LOOK_EVERY_S, concurrent.futures.FIRST_COMPLETED
                     )
@@ -79,7 +84,7 @@ def fetch_files(
                         if future.result():
                             num_done += 1
                         else:
-                            pending[pool.submit(one, file)] = file
+                            queue.append(file)
                     notes = (f"{num_done} of {len(todo)} files", hub.backoff.note)
                     bar.update(count.take(), note=", ".join(filter(None, notes)))
                     verified.save(now=False)
