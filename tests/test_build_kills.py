@@ -1,0 +1,308 @@
+"""The stage against kill -9, Ctrl-C and a full disk: real processes, moments drawn at random.
+
+`KILL_SEED=123 pytest tests/test_build_kills.py` draws the moments of a run that printed that seed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from avomni_lib.dataset import download
+from avomni_lib.dataset.chosen import read_chosen
+from avomni_lib.etl import build, memmap, parts, shard
+from avomni_lib.files import PROJECT_ROOT
+from avomni_lib.params import Params
+from tests.published_set import write_published_set
+
+NUM_CHUNKS, CLIPS_PER_CHUNK = 3, 5
+NUM_CLIPS = NUM_CHUNKS * CLIPS_PER_CHUNK
+# From when a kill's moment is drawn: a run's first words, its first part or shard, a shard's start.
+SINCE = ("it began",) * 4 + ("workers work",) * 10 + ("a shard is begun",) * 6
+VICTIMS = ("driver", "driver", "driver", "worker", "worker", "interrupt")
+SHARD_S = 0.05
+CODE = """
+import json, sys
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl import build
+from avomni_lib.params import Params
+p = Params.from_values(json.loads(sys.argv[1]))
+print("begun", flush=True)
+try:
+    build.build(p)
+except AvomniError as error:
+    sys.exit(f"error: {error}")
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("set")
+    return write_published_set(folder, NUM_CHUNKS, CLIPS_PER_CHUNK, 1.5)
+
+
+def chosen(folder: Path, published: Path, **processing) -> Params:
+    p = Params.from_values(
+        {
+            "run": {"name": "test", "outputs_dir": str(folder)},
+            "dataset": {"source": "folder", "local_dir": str(published)},
+            "download": {"target_chunks": NUM_CHUNKS},
+            "processing": {
+                "sequence_length": 4,
+                "sample_hz": 10.0,
+                "tile_width": 256,
+                "tile_height": 144,
+                "horizon_s": 1.0,
+                "num_workers": 2,
+                **processing,
+            },
+        }
+    )
+    download.fetch(p, None)
+    return p
+
+
+def content(cache_dir: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(cache_dir)): path.read_bytes()
+        for path in sorted(cache_dir.rglob("*"))
+        if path.is_file()
+    }
+
+
+class Run:
+    """`build` in a process of its own, as leader of a process group; it has begun."""
+
+    def __init__(self, p: Params, *before: str, cache_dir: Path | None = None):
+        self.cache_dir = cache_dir or p.cache_dir
+        self._parts_before = self._parts()
+        self.process = subprocess.Popen(
+            [*before, sys.executable, "-c", CODE, json.dumps(p.values())],
+            cwd=PROJECT_ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        assert self.process.stdout.readline() == b"begun\n"
+
+    def _parts(self) -> set[Path]:
+        return set(self.cache_dir.glob(f"{parts.PARTS_FOLDER}/*/*"))
+
+    def writes_a_shard(self) -> bool:
+        return any(self.cache_dir.glob(".shard_*.new"))
+
+    def works(self) -> bool:
+        """Whether its own workers have written something."""
+        return bool(self._parts() - self._parts_before) or self.writes_a_shard()
+
+    def is_running(self) -> bool:
+        return self.process.poll() is None
+
+    def workers(self) -> list[psutil.Process]:
+        """Those that have begun their work, and those that are about to."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            children = psutil.Process(self.process.pid).children()
+            return [c for c in children if "spawn_main" in " ".join(c.cmdline())]
+        return []
+
+    def wait_until(self, ripe: Callable[[], bool]) -> None:
+        while self.is_running() and not ripe():
+            time.sleep(0.001)
+
+    def end(self, expected: int) -> str:
+        """Wait for its end; returns what it wrote on the error stream."""
+        _, said = self.process.communicate(timeout=60)
+        assert self.process.returncode == expected, said.decode()
+        stop = time.monotonic() + 20
+        while psutil.pid_exists(self.process.pid) or group_of(self.process.pid):
+            assert time.monotonic() < stop, "workers outlive their parent"
+            time.sleep(0.01)
+        return said.decode()
+
+
+def group_of(leader: int) -> list[int]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError, psutil.Error):
+            if os.getpgid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(published, tmp_path_factory) -> tuple[dict[str, bytes], dict[str, float]]:
+    """The cache that must come out, and the seconds within which kills are drawn."""
+    p = chosen(tmp_path_factory.mktemp("undisturbed"), published)
+    run, began = Run(p), time.monotonic()
+    run.wait_until(run.works)
+    working = time.monotonic()
+    assert run.end(0) == ""
+    ended = time.monotonic()
+    spans = {"it began": working - began, "workers work": ended - working}
+    return content(p.cache_dir), spans | {"a shard is begun": SHARD_S}
+
+
+def phase(cache_dir: Path) -> str:
+    """How far a run had come, for the eye."""
+    if (cache_dir / memmap.CLIPS_FILE).exists():
+        return "after the table was written"
+    num_parts = len(list(cache_dir.glob(f"{parts.PARTS_FOLDER}/*/*.npz")))
+    num_shards = len(list(cache_dir.glob("shard_*")))
+    words = f"with {num_parts} parts and {num_shards} shards"
+    return words + (", one being written" if any(cache_dir.glob(".shard_*")) else "")
+
+
+def assert_what_has_its_name_is_whole(cache_dir: Path, expected: dict[str, bytes]) -> None:
+    for path in cache_dir.glob(f"{parts.PARTS_FOLDER}/*/*.npz"):
+        with zipfile.ZipFile(path) as archive:
+            assert archive.testzip() is None, path
+    for folder in cache_dir.glob("shard_*"):
+        shard.open_shard(folder)
+        for path in folder.iterdir():
+            assert path.read_bytes() == expected[str(path.relative_to(cache_dir))], path
+    if (cache_dir / memmap.CLIPS_FILE).exists():
+        memmap.Cache.open(cache_dir)
+
+
+def test_killed_at_twenty_moments_it_goes_on_to_the_same_bytes(published, undisturbed, tmp_path):
+    expected, spans = undisturbed
+    seed = int(os.environ.get("KILL_SEED") or random.SystemRandom().randrange(10**6))
+    print(f"KILL_SEED={seed}; seconds: {spans}")
+    draw = random.Random(seed)
+    p = chosen(tmp_path, published)
+    to_come, kills = draw.sample(SINCE, len(SINCE)), Counter()
+    while to_come:
+        victim, since = draw.choice(VICTIMS), to_come[-1]
+        delay_s = draw.random() * spans[since]
+        run = Run(p)
+        if since == "workers work":
+            run.wait_until(run.works)
+        elif since == "a shard is begun":
+            run.wait_until(run.writes_a_shard)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            run.process.wait(delay_s)
+        if run.is_running():
+            victim = kill(run, victim, draw)
+            print(f"{victim} {delay_s:.3f} s after {since}, {phase(p.cache_dir)}")
+            to_come.pop()
+            kills[victim] += 1
+        codes = {"driver": -signal.SIGKILL, "interrupt": 130}
+        is_done = run.process.wait(60) == 0  # a killed worker does not end the run
+        said = run.end(0 if is_done else codes[victim])
+        assert "Traceback" not in said and "KeyboardInterrupt" not in said, said
+        assert_what_has_its_name_is_whole(p.cache_dir, expected)
+        if is_done:
+            assert content(p.cache_dir) == expected
+            shutil.rmtree(p.cache_dir)
+    assert Run(p).end(0) == ""
+    assert content(p.cache_dir) == expected
+    assert sum(kills.values()) == len(SINCE) == 20
+
+
+def kill(run: Run, victim: str, draw: random.Random) -> str:
+    """Strike; returns whom: where no worker lives, the driver."""
+    workers = run.workers()
+    if victim == "interrupt":
+        os.killpg(run.process.pid, signal.SIGINT)  # as the terminal does
+    elif victim == "worker" and workers:
+        draw.choice(workers).kill()
+    else:
+        victim = "driver"
+        run.process.kill()
+    return victim
+
+
+@contextlib.contextmanager
+def small_disk(mounted: Path) -> Iterator[tuple[list[str], Path] | None]:
+    """A disk of 400 MB at `mounted` in a mount namespace of its own.
+
+    Yields:
+        What to put before a command that is to see it, and where we see it; None where the kernel
+        lets nobody but root make one.
+    """
+    mounted.mkdir(parents=True)
+    script = f"mount -t tmpfs -o size=400m none '{mounted}' && echo ready && cat"
+    with subprocess.Popen(
+        ["unshare", "-rm", "sh", "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as holder:
+        if holder.stdout.readline() != b"ready\n":
+            yield None
+            return
+        enter = ["nsenter", "-t", str(holder.pid), "-U", "-m", "--preserve-credentials"]
+        yield enter, Path(f"/proc/{holder.pid}/root{mounted}")
+        holder.stdin.close()
+
+
+@pytest.mark.parametrize("moment", ["works", "writes_a_shard"])
+def test_a_disk_that_fills_in_the_middle_is_one_message(published, undisturbed, tmp_path, moment):
+    """Someone else fills it: the run had room when it looked."""
+    p = chosen(tmp_path, published)
+    with small_disk(p.cache_dir) as disk:
+        if disk is None:
+            fill_by_device(p, undisturbed[0])
+            return
+        enter, seen = disk
+        run = Run(p, *enter, cache_dir=seen)
+        run.wait_until(getattr(run, moment))
+        fill(seen / ".filler")
+        assert_no_room(run)
+        assert not list(seen.rglob("*.partial")) and not list(seen.glob(".shard_*"))
+        assert_what_has_its_name_is_whole(seen, undisturbed[0])
+        (seen / ".filler").unlink()
+        assert Run(p, *enter, cache_dir=seen).end(0) == ""
+        assert content(seen) == undisturbed[0]
+
+
+def fill(path: Path) -> None:
+    """Let this file take all that is left."""
+    with open(path, "wb") as file:
+        for size in (1 << 20, 1 << 12):
+            with contextlib.suppress(OSError):
+                while True:
+                    os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, size)
+
+
+def fill_by_device(p: Params, expected: dict[str, bytes]) -> None:
+    """/dev/full answers every write as a full disk does: the last chunk's parts go there."""
+    run = Run(p)
+    run.wait_until(run.works)
+    chosen = read_chosen(p)
+    work = build.works(p, chosen, build.common_header(p, chosen))[-1]
+    work.parts_folder.mkdir(exist_ok=True)
+    for clip in work.clips:
+        for worker in run.workers():
+            partial = work.parts_folder / f".{clip['clip_id']}.npz.{worker.pid}.partial"
+            partial.symlink_to("/dev/full")
+    assert_no_room(run)
+    assert_what_has_its_name_is_whole(p.cache_dir, expected)
+    assert Run(p).end(0) == ""
+    assert content(p.cache_dir) == expected
+
+
+def assert_no_room(run: Run) -> None:
+    said = run.end(1)
+    assert said.startswith("error: no room left on the disk"), said
+    assert "run the same command again" in said and "Traceback" not in said
+
+
+def test_without_a_mount_a_full_disk_is_the_same(published, undisturbed, tmp_path):
+    fill_by_device(chosen(tmp_path, published), undisturbed[0])
