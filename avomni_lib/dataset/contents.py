@@ -42,23 +42,25 @@ def look(job: Job) -> dict[str, Any]:
         `findings` (rows of `Finding`), `facts` (clip_id -> what was read of it), `sha256` (None
         where the content was not read) and `is_lost` (the look itself failed: False here).
     """
-    found, facts = checks.file(job), {}
+    found: list[Finding] = []
+    facts: dict[str, dict[str, Any]] = {}
     passed = None
-    if job.is_full and job.place.stat().st_size == job.size:
-        try:
+    try:
+        found += checks.file(job)
+        if job.is_full and job.place.stat().st_size == job.size:
             with open(job.place, "rb", buffering=0) as file:
                 passed = _Pass(file, job)
                 _read(job, passed, found, facts)
                 passed.to_end()
-        except OSError as error:
-            told = f"cannot be read: {error.strerror or error}"
-            found.append(Finding(DAMAGED, "the file cannot be read", told, WHOLE))
-        found += passed.verdict(found) if passed else []
+            found += passed.verdict(found)
+    except OSError as error:
+        told = f"cannot be read: {error.strerror or error}"
+        found.append(Finding(DAMAGED, "the file cannot be read", told, WHOLE))
     place = {"path": job.path, "feature": job.feature, "chunk": job.chunk}
     return {
         "findings": [dataclasses.asdict(finding) | place for finding in found],
         "facts": facts,
-        "sha256": passed.sha256 if passed else None,
+        "sha256": passed.sha256 if passed and passed.place == job.size else None,
         "is_lost": False,
     }
 

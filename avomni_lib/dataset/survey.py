@@ -42,6 +42,7 @@ class Survey:
         findings: Of all files. All of these are in the order of the jobs, whatever finished first.
         facts: Feature -> clip_id -> what was read of it.
         sha256: Path -> of the files that were read.
+        state: Path -> size and date (ns) before it was looked at.
         num_kept: Files that an interrupted audit had read.
     """
 
@@ -50,8 +51,13 @@ class Survey:
         self.findings: list[Finding] = []
         self.facts: dict[str, dict[str, dict[str, Any]]] = {}
         self.sha256: dict[str, str] = {}
+        self.state: dict[str, tuple[int, int] | None] = {}
         self.num_kept = 0
         self._outcomes: dict[str, Mapping[str, Any]] = {}
+        # Chunk -> cameras to come, and jobs that wait for them; chunks that wait no more.
+        self._left: dict[int | None, int] = {}
+        self._later: dict[int | None, list[Job]] = {}
+        self._ready: deque[int | None] = deque()
 
     def run(self, num_workers: int, progress: type[Bar] = Bar) -> None:
         """Look at every file; one that ends or stops its worker is a finding."""
@@ -67,7 +73,7 @@ class Survey:
                 done = run_jobs(look, fed, num_workers, limit_s, lost=_lost)
             for job, outcome in done:
                 if job.is_full and self.records and not outcome["is_lost"]:
-                    files.write_json(self._record(job), {"key": _key(job), "outcome": outcome})
+                    files.write_json(self._record(job), {"key": self._key(job), "outcome": outcome})
                 self._take(job, outcome)
                 bar.update(_work(job), note=job.path.rpartition("/")[2])
         self.facts = {}
@@ -87,20 +93,18 @@ class Survey:
 
     def _feed(self, bar: Bar) -> Iterator[Job | Wait]:
         """Cameras chunk by chunk, and what lies beside them as soon as they are done."""
-        by_chunk: dict[int | None, list[Job]] = {}
         cameras: deque[Job] = deque()
-        self._left: dict[int | None, int] = {}
         for job in self.jobs:
             self._left.setdefault(job.chunk, 0)
             if job.feature in rig.BY_NAME:
                 cameras.append(job)
                 self._left[job.chunk] += 1
             else:
-                by_chunk.setdefault(job.chunk, []).append(job)
-        while cameras or by_chunk:
-            ready = [chunk for chunk in by_chunk if not self._left[chunk]]
-            if ready:
-                todo = [self._beside(job) for job in by_chunk.pop(ready[0])]
+                self._later.setdefault(job.chunk, []).append(job)
+        self._ready.extend(chunk for chunk, count in self._left.items() if not count)
+        while cameras or self._later:
+            if self._ready:
+                todo = [self._beside(job) for job in self._later.pop(self._ready.popleft(), ())]
             elif cameras:
                 todo = [cameras.popleft()]
             else:
@@ -134,6 +138,8 @@ class Survey:
     def _take(self, job: Job, outcome: Mapping[str, Any]) -> None:
         if job.feature in rig.BY_NAME:
             self._left[job.chunk] -= 1
+            if not self._left[job.chunk]:
+                self._ready.append(job.chunk)
         self._outcomes[job.path] = outcome
         self.facts.setdefault(job.feature, {}).update(outcome["facts"])
 
@@ -142,23 +148,32 @@ class Survey:
 
     def _kept(self, job: Job) -> Mapping[str, Any] | None:
         """What an interrupted audit made of the same job, while the file has not changed."""
+        # Before it is read: a file that changes meanwhile has another state than is kept here.
+        self.state[job.path] = state_of(job.place)
         if not (job.is_full and self.records):
             return None
         try:
             record = files.read_json(self._record(job))
-            return record["outcome"] if record["key"] == _key(job) else None
+            return record["outcome"] if record["key"] == self._key(job) else None
         except (AvomniError, KeyError, TypeError):
             return None
+
+    def _key(self, job: Job) -> str:
+        seen = [VERSION, self.state[job.path], dataclasses.asdict(job)]
+        return files.hash_json(seen)
+
+
+def state_of(path: Path) -> tuple[int, int] | None:
+    """Size and date (ns) of a file; None where it is gone."""
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_size, state.st_mtime_ns
 
 
 def _work(job: Job) -> int:
     return job.size if job.is_full else 1
-
-
-def _key(job: Job) -> str:
-    state = job.place.stat()
-    seen = [VERSION, state.st_size, state.st_mtime_ns, dataclasses.asdict(job)]
-    return files.hash_json(seen)
 
 
 def _lost(job: Job, reason: str) -> dict[str, Any]:
