@@ -64,9 +64,12 @@ class ClipsParams(Section):
     )
     clip_ids: tuple[str, ...] | None = Field(None, description="these clips and no others")
     balance_by: Literal["split", "country", "hour", "platform", "event_cluster"] | None = Field(
-        None, description="as many clips of each, as far as there are"
+        None,
+        description="as many clips of each; without max_clips as many as the smallest has",
     )
-    max_clips: Positive | None = Field(None, description="clips at most; null is all of a chunk")
+    max_clips: Positive | None = Field(
+        None, description="clips at most, drawn by run.seed; null is all"
+    )
 
 
 class DatasetParams(Section):
@@ -102,7 +105,7 @@ class DownloadParams(Section):
     target_chunks: Positive = Field(1, description="chunks wanted (about 100 clips each)")
     target_size_gb: PositiveFloat = Field(150.0, description="GB (1e9) of raw files at most")
     chunks: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
-        None, description="these chunks; null takes the first"
+        None, description="these chunks; null takes the first, or the best for download.clips"
     )
     max_workers: Positive = Field(4, description="files fetched at a time")
     evict_raw: bool = Field(
