@@ -21,6 +21,7 @@ from avomni_lib.dataset.audit import Audit, audit, path_of, plan
 from avomni_lib.dataset.download import fetch
 from avomni_lib.dataset.evicted import evict
 from avomni_lib.dataset.hub import Hub
+from avomni_lib.dataset.transfer import PARTIALS
 from avomni_lib.dataset.verified import MANIFEST
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
@@ -528,13 +529,20 @@ def test_a_folder_with_a_hole_says_what_is_missing(folder: Path, tmp_path: Path)
 
 
 def test_what_interrupted_downloads_left_is_counted(folder: Path, tmp_path: Path):
-    left = folder / ".cache/huggingface/download/camera/x.zip.1a2b3c4d.incomplete"
-    left.parent.mkdir(parents=True)
-    left.write_bytes(bytes(1234))
+    """The hub client's, our own, and what a killed process had half-written."""
+    for number, name in enumerate(
+        (
+            ".cache/huggingface/download/camera/x.zip.1a2b3c4d.incomplete",
+            f"{PARTIALS}/0123abcd",
+            "camera/.x.zip.17.partial",
+        )
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(bytes(1000 + number))
     found = audit(params(tmp_path, "folder"), None)
-    assert found.figures["unfinished"] == {"num_files": 1, "bytes": 1234}
+    assert found.figures["unfinished"] == {"num_files": 3, "bytes": 3003}
     (row,) = found.findings
-    assert row["severity"] == "noted" and "1.23 kB in 1 unfinished" in row["reason"]
+    assert row["severity"] == "noted" and "3.00 kB in 3 unfinished" in row["reason"]
 
 
 def test_what_was_read_before_a_change_is_read_again(

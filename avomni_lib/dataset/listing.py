@@ -17,6 +17,7 @@ from avomni_lib.dataset.findings import DAMAGED, ODD, WHOLE, Finding
 from avomni_lib.dataset.hub import Hub
 from avomni_lib.dataset.remote import RemoteFile
 from avomni_lib.dataset.selection import Selection
+from avomni_lib.dataset.transfer import PARTIALS
 from avomni_lib.dataset.verified import Verified
 from avomni_lib.params import Params
 
@@ -276,4 +277,5 @@ def files_below(folder: Path) -> Iterator[Path]:
 
 def unfinished(folder: Path) -> list[Path]:
     """What downloads that were interrupted have left, in any folder below."""
-    return sorted({path for pattern in UNFINISHED for path in folder.rglob(pattern)})
+    found = {path for pattern in UNFINISHED for path in folder.rglob(pattern)}
+    return sorted(found | {path for path in (folder / PARTIALS).glob("*") if path.is_file()})
