@@ -20,10 +20,10 @@ from avomni_lib.dataset import rig
 from tests.published_set import (
     CALIBRATION,
     FEATURES,
+    FPS,
     PUBLISHED,
     SPLITS,
     Drive,
-    camera_times,
     chunk_path,
     egomotion_times,
     features_csv,
@@ -35,9 +35,14 @@ def linked_id(number: int) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_URL, f"linked-set/{number}"))
 
 
-def num_frames(camera_idx: int, seconds: float) -> int:
+def num_frames(seconds: float) -> int:
     """How many frames a camera's video must have."""
-    return len(camera_times(0, camera_idx, seconds))
+    return round(seconds * FPS)
+
+
+def camera_times(camera_idx: int, seconds: float) -> np.ndarray:
+    """(N,) int64 µs; each camera starts at its own time."""
+    return (7_000 * camera_idx + np.arange(num_frames(seconds)) * 1e6 / FPS).astype(np.int64)
 
 
 def write_linked_set(
@@ -51,7 +56,7 @@ def write_linked_set(
     """Write the folder; clip n has id `linked_id(n)`, and all are the same clip.
 
     Args:
-        videos: Camera -> its mp4, of `num_frames` frames.
+        videos: Camera -> its mp4, of `num_frames(seconds)` frames.
         filler_bytes: Length of a hole in each zip, below 4 GiB.
     """
     folder = Path(folder)
@@ -75,7 +80,7 @@ def write_linked_set(
         for camera_idx, camera in enumerate(rig.CAMERAS):
             if camera.name not in videos:
                 continue
-            times = camera_times(0, camera_idx, seconds)
+            times = camera_times(camera_idx, seconds)
             table = {"timestamp": times, "frame_index": np.arange(len(times))}
             members = {
                 f"{camera.name}.mp4": videos[camera.name],
