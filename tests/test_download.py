@@ -18,7 +18,7 @@ from avomni_lib.dataset.forecast import forecast
 from avomni_lib.dataset.hub import Hub
 from avomni_lib.dataset.remote import RemoteFile
 from avomni_lib.dataset.selection import LICENSE_CLAUSE, pinned
-from avomni_lib.dataset.transfer import PARTIALS, bytes_there, path_of
+from avomni_lib.dataset.transfer import CLIENT_CACHE, PARTIALS, bytes_there, path_of
 from avomni_lib.dataset.verified import MANIFEST, Verified, hold
 from avomni_lib.errors import AvomniError
 from avomni_lib.notebook.plots import download as plots
@@ -581,3 +581,13 @@ def test_two_processes_that_write_one_record_lose_nothing_of_each_other(
     assert second.known(mine) and second.known(yours)
     second.save()
     assert all(Verified(folder).known(remote) for remote in (mine, yours))
+
+
+def test_what_the_client_of_an_earlier_version_left_goes(hub: Hub, p: Params):
+    fetch(p, hub)
+    left = p.local_dir / CLIENT_CACHE / "camera/a.0123abcd.incomplete"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(bytes(1000))
+    os.utime(left, (0, 0))
+    fetch(p, hub)
+    assert not left.exists()

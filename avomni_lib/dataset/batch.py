@@ -43,6 +43,7 @@ def fetch_files(
         AvomniError: no room, or what `transfer.complete` raises; the files in flight are stopped,
             and the same call goes on from there.
     """
+    transfer.sweep(p.local_dir, todo)
     if not todo:
         return
     missing = {file.path: file.size - transfer.bytes_there(p.local_dir, file) for file in todo}
@@ -100,13 +101,12 @@ def fetch_files(
 
 
 def make_room(folder: Path, wanted: Sequence[RemoteFile]) -> None:
-    """Sweep, and see that what is still to come of these files fits on the folder's volume.
+    """See that what is still to come of these files fits on the folder's volume.
 
     Raises:
         AvomniError: it does not, even without the partials that other runs have left.
     """
     num_bytes = sum(file.size - transfer.bytes_there(folder, file) for file in wanted)
-    transfer.sweep(folder, wanted)
     try:
         files.need_room(folder, num_bytes, "the download")
     except AvomniError:
