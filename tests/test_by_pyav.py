@@ -184,11 +184,15 @@ def test_a_file_of_which_nothing_is_sound_is_an_error():
         video.read_frames(content[: start + 9], times, timestamps_us=times, partly=True)
 
 
-def test_an_index_that_speaks_of_far_more_than_there_is_is_refused():
+@pytest.mark.parametrize(
+    ("box", "place", "value"), [(b"stco", 12, 0x7FFFFF00), (b"stsz", 8, 50_000_000)]
+)
+def test_an_index_that_names_far_more_than_there_is_is_refused(box, place, value):
+    """Before as much memory is taken: the offset of a run of frames, and the size of every one."""
     content, times, _ = whole("h264 gop 30")
-    start = content.index(b"stco") + 12
-    broken = content[:start] + b"\x7f\xff\xff\x00" + content[start + 4 :]
-    with pytest.raises(AvomniError, match="its index names byte 2,147"):
+    start = content.index(box) + place
+    broken = content[:start] + value.to_bytes(4, "big") + content[start + 4 :]
+    with pytest.raises(AvomniError, match=r"its index names \d,\d+,\d+,\d+ bytes, it has 6,"):
         video.read_frames(broken, times, timestamps_us=times, partly=True)
 
 

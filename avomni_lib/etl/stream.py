@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from avomni_lib.dataset.clip import ByteRange
 
 READ_BUFFER_BYTES = 1 << 20
-MOST_MISSING_BYTES = 1 << 28  # of a file cut short; an index that speaks of more is itself broken
+MOST_MISSING_BYTES = 1 << 27  # of a file cut short; an index that names more is itself broken
 # Whether a NAL unit's first byte names an IDR picture (H.264 table 7-1, H.265 table 7-1); and one
 # at which a decoder can start: of H.265 every IRAP picture.
 IDR = {"h264": lambda byte: byte & 31 == 5, "hevc": lambda byte: byte >> 1 & 63 in (19, 20)}
@@ -145,8 +145,10 @@ class Stream:
 
         The last one may be shorter than its length says, and one of no length is passed over.
         """
+        if not self._prefix or self._is_missing(self.packets[packet]):
+            return
         data, start, prefix = bytes(self.packets[packet]), 0, self._prefix
-        while prefix and start + prefix < len(data):
+        while start + prefix < len(data):
             stop = start + prefix + int.from_bytes(data[start : start + prefix], "big")
             if stop > start + prefix:
                 yield data[start + prefix : stop]
@@ -216,9 +218,11 @@ def opened(source: ByteRange | Path | bytes) -> Iterator[Stream]:
             if not content:
                 raise damaged("the file is empty", name)
             container = stack.enter_context(_container(io.BytesIO(content)))
-            end = max((entry.pos + entry.size for entry in _entries(container)), default=0)
-            if end > len(content) + MOST_MISSING_BYTES:
-                raise damaged(f"its index names byte {end:,} of {len(content):,}", name)
+            entries = _entries(container)
+            end = max((entry.pos + entry.size for entry in entries), default=0)
+            most = max(end, sum(entry.size for entry in entries))
+            if most > len(content) + MOST_MISSING_BYTES:
+                raise damaged(f"its index names {most:,} bytes, it has {len(content):,}", name)
             if end > len(content):
                 container = stack.enter_context(_container(_Padded(content, end)))
             stream = _read(name, content, container)

@@ -66,8 +66,8 @@ def choose_decoder(name: str = "auto") -> tuple[str, str]:
     if name == "auto":
         # Measured by tests/benchmarks/decode.py: no kind of stream on which another one pays.
         return "pyav", (
-            "exact on every file, open GOPs too, and decodes no more than is asked for: half to "
-            "nine tenths of decord's CPU time"
+            "exact on every file, open GOPs too, and decodes no more than is asked for: half of "
+            "decord's CPU time where GOPs are short, and never more"
         )
     if name not in DECODERS:
         raise AvomniError(
