@@ -14,19 +14,34 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from avomni_lib.crew import WAIT, Died, Job, Outcome, Wait, run_on
 from avomni_lib.errors import AvomniError
 
 __all__ = ["WAIT", "Processes", "Wait", "num_cores", "run_jobs"]
+CGROUP = Path("/sys/fs/cgroup")
 LEAVE_S = 5.0
 OOM_SCORE = 500
 
 
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def num_cores(cgroup: Path = CGROUP) -> int:
+    """Cores that this process may use: those it is bound to, or a container's share of their time.
+
+    The share is that of cgroup v2 (`cpu.max`: "quota period" or "max period") or v1 (-1 is none).
+    """
+    bound = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if bound else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = (cgroup / "cpu.max").read_text().split()
+        cores = min(cores, math.ceil(int(quota) / int(period)))
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = (
+            int((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period")
+        )
+        cores = min(cores, math.ceil(quota / period)) if quota > 0 else cores
+    return max(cores, 1)
 
 
 def run_jobs(

@@ -15,7 +15,7 @@ import pytest
 
 from avomni_lib.errors import AvomniError
 from avomni_lib.files import PROJECT_ROOT
-from avomni_lib.pool import WAIT, run_jobs
+from avomni_lib.pool import WAIT, num_cores, run_jobs
 
 
 def square(job: tuple[Path, int]) -> int:
@@ -55,12 +55,13 @@ def span(job: tuple[Path, float]) -> tuple[float, float]:
     return began, time.monotonic()
 
 
-def state(_: int) -> tuple[int, str]:
-    """Threads that this process has after some arithmetic, and what OpenMP is told."""
+def state(_: int) -> tuple[int, str, int]:
+    """Threads that this process has after some arithmetic, what OpenMP is told, proc(5)'s score."""
     import numpy as np
 
     np.ones((300, 300)) @ np.ones((300, 300))
-    return psutil.Process().num_threads(), os.environ["OMP_NUM_THREADS"]
+    score = int(Path("/proc/self/oom_score_adj").read_text())
+    return psutil.Process().num_threads(), os.environ["OMP_NUM_THREADS"], score
 
 
 def end(code: int) -> None:
@@ -160,9 +161,30 @@ def test_workers_are_reused_and_no_more_are_started_than_there_are_jobs():
     assert len(seen) <= 2
 
 
-def test_a_worker_keeps_to_one_core():
-    # Its own thread, and the one that watches for the parent's end.
-    assert [outcome for _, outcome in run_jobs(state, [0], 1)] == [(2, "1")]
+def test_a_worker_keeps_to_one_core_and_goes_before_its_parent_where_memory_runs_out():
+    [(_, (num_threads, openmp, score))] = run_jobs(state, [0], 1)
+    assert num_threads == 2, "its own, and the one that watches for the parent's end"
+    assert openmp == "1"
+    assert score > int(Path("/proc/self/oom_score_adj").read_text())
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, None),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu.max": "100000 100000\n"}, 1),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "100000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
+        ({"cpu.max": "90000000 100000\n"}, None),
+    ],
+)
+def test_a_containers_share_of_the_cores_counts(files, expected, tmp_path):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert num_cores(tmp_path) == (expected or len(os.sched_getaffinity(0)))
 
 
 def test_an_idle_worker_that_is_killed_is_replaced():
