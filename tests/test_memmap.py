@@ -247,6 +247,17 @@ def test_a_shard_made_from_an_older_one_is_the_same_to_the_byte(folder, tmp_path
         assert file.read_bytes() == (directly.folder / file.name).read_bytes(), file.name
 
 
+def test_a_shard_that_is_replaced_gives_its_room_back_at_once(folder, storage):
+    """What is still mapped takes its bytes on the disk, counted by nobody, until it is let go."""
+    old = Cache.open(folder).shards[0]
+    inside = {clip.clip_id: clip for clip in shard.clips_of(old)}
+    clips = [{"clip_id": clip_id, "split": "train", "chunk": 3} for clip_id in list(inside)[:2]]
+    common = COMMON | {"storage": storage}
+    shard.write_shard(old.folder, common, clips, lambda clip_id: old.arrays_of(inside[clip_id]))
+    with open("/proc/self/maps") as maps:
+        assert not [line for line in maps if str(folder) in line and "(deleted)" in line]
+
+
 def test_the_note_of_a_clip_used_in_part_stays_with_it(tmp_path, storage):
     note = "used 0.0–1.5 s of 2.0 s: camera_rear_left_70fov is cut short at frame 45"
     clips = [{"clip_id": f"clip-3-{n}", "split": "train", "chunk": 3} for n in range(2)]

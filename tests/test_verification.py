@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import shutil
@@ -178,6 +179,16 @@ def test_damaged_jpegs_are_named_by_clip_and_frame(folder):
     lines = findings(folder)
     assert "shard_0012/jpeg.npy: clip clip-12-1, frame 2 is damaged" in lines
     assert len(lines) == 2
+
+
+@pytest.mark.parametrize("storage", ["jpeg"])
+def test_the_frames_that_a_cut_takes_away_are_named(folder):
+    path = folder / "shard_0012/jpeg.npy"
+    offsets = np.load(folder / "shard_0012/offsets.npy")
+    os.truncate(path, path.stat().st_size - int(offsets[-1] - offsets[-3]))
+    lines = findings(folder)
+    assert "bytes" in lines[0]
+    assert [line.partition("frame ")[2] for line in lines[1:]] == ["3 is damaged", "4 is damaged"]
 
 
 def test_hashes_that_fit_do_not_excuse_wrong_counts(folder, storage):

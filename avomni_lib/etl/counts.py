@@ -137,9 +137,12 @@ def _check_offsets(each: shard.Shard, found: Findings) -> None:
 
 
 def name_frames(each: shard.Shard, found: Findings) -> None:
-    """Name the frames of a shard with a damaged jpeg.npy whose checksum is another."""
-    path = each.folder / "jpeg.npy"
-    blob = np.load(path, mmap_mode="r")
+    """Name the frames of a shard of which jpeg.npy is damaged and all else is whole."""
+    path, said = each.folder / "jpeg.npy", each.header["arrays"]["jpeg"]
+    try:  # the file may be gone, or cut
+        blob = np.memmap(path, np.uint8, "r", offset=said["bytes"] - said["shape"][0])
+    except (ValueError, OSError):
+        return
     offsets, crc32 = (np.load(each.folder / f"{name}.npy") for name in ("offsets", "crc32"))
     spans = zip(offsets[:-1].tolist(), offsets[1:].tolist(), crc32.tolist(), strict=True)
     wrong = [n for n, (start, stop, crc) in enumerate(spans) if zlib.crc32(blob[start:stop]) != crc]

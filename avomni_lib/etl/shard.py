@@ -265,6 +265,7 @@ def write_shard(
         os.replace(folder, old)
     os.replace(fresh, folder)
     files.fsync_folder(folder.parent)
+    _mapped.cache_clear()  # a mapping of the old one would keep its room on the disk taken
     shutil.rmtree(old, ignore_errors=True)
     return open_shard(folder)
 

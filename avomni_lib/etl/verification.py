@@ -59,7 +59,9 @@ def verify(folder: Path, progress: type[Bar] = Bar) -> Verified:
     """
     folder, found = Path(folder), Findings(Path(folder))
     record, table = read_record(folder), folder / CLIPS_FILE
-    if record.get("sha256") not in (None, record_hash(record)):
+    # The first caches had neither hash.
+    has_hashes = {"headers", "sha256"} & record.keys()
+    if has_hashes and record.get("sha256") != record_hash(record):
         found.add(table, CHANGED)
     named = [folder / name for name in record["shards"]]
     for path in sorted(set(folder.glob("shard_*")) - set(named)):
@@ -167,13 +169,15 @@ def _need(values: Mapping[str, Any], *keys: str) -> None:
         values[key]
 
 
-def _check_hashes(shards: Sequence[shard.Shard], found: Findings, progress: type[Bar]) -> set[Path]:
+def _check_hashes(
+    shards: Sequence[shard.Shard], found: Findings, progress: type[Bar]
+) -> dict[Path, list[str]]:
     """Hash every array, several at a time, as fast as the disk or the cores allow.
 
     Returns:
-        The shards of which an array is not what was written.
+        Of each shard the arrays that are not what was written.
     """
-    arrays, wrong = [], set()
+    arrays, wrong = [], {}
     for each in shards:
         for name, said in each.header["arrays"].items():
             path = each.folder / f"{name}.npy"
@@ -183,15 +187,16 @@ def _check_hashes(shards: Sequence[shard.Shard], found: Findings, progress: type
             else:
                 state = "is missing" if size is None else f"has {size:,} of {said['bytes']:,} bytes"
                 found.add(path, state)
-                wrong.add(each.folder)
+                wrong.setdefault(each.folder, []).append(name)
     for (each, name, path), done in zip(arrays, _hashes(arrays, progress), strict=True):
         error = done.exception()
         if not error and done.result() == each.header["arrays"][name]["sha256"]:
             continue
         found.add(path, f"cannot be read: {error}" if error else CHANGED)
-        if name == "jpeg" and not error and each.folder not in wrong:
+        wrong.setdefault(each.folder, []).append(name)
+    for each in shards:
+        if wrong.get(each.folder) == ["jpeg"]:
             counts.name_frames(each, found)
-        wrong.add(each.folder)
     return wrong
 
 
