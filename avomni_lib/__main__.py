@@ -210,7 +210,9 @@ def _score(figures: dict) -> str:
 
 HEADLINES = {
     "01_audit": lambda f: f"{f['num_clips']} clips in {f['num_files']} files, {_states(f)}",
-    "02_download": lambda f: f"{gigabytes(f['bytes'])}, {gigabytes(f['bytes_fetched'])} fetched",
+    "02_download": lambda f: (
+        f"{gigabytes(f['bytes'])}, {gigabytes(f['bytes_fetched'])} fetched{_by_03(f)}"
+    ),
     "03_etl": lambda f: (
         f"{f['num_clips']} clips, {f['num_damaged']} left out, {f['num_windows']} windows, "
         f"{gigabytes(f['cache_bytes'])}"
@@ -219,6 +221,11 @@ HEADLINES = {
     "05_train": lambda f: f["headline"],
     "06_evaluate": _score,
 }
+
+
+def _by_03(figures: dict) -> str:
+    num_bytes = figures.get("bytes_to_fetch", 0)
+    return f", {gigabytes(num_bytes)} to be fetched by 03" if num_bytes else ""
 
 
 def _states(figures: dict) -> str:
