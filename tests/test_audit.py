@@ -212,6 +212,91 @@ def test_one_bad_clip_is_a_row_with_its_reason(folder: Path, tmp_path: Path):
     assert found.warnings == ["clips that are damaged: 3; see the table"]
 
 
+def zeroed(content: bytes) -> bytes:
+    start = content.index(b"mdat") + 200
+    return content[:start] + bytes(400) + content[start + 400 :]
+
+
+def table(change: Callable[[pd.DataFrame], pd.DataFrame | None]) -> Callable[[bytes], bytes]:
+    """Change a parquet member: in place, or by what is returned."""
+
+    def spoil(content: bytes) -> bytes:
+        held = pd.read_parquet(io.BytesIO(content))
+        changed = change(held)
+        held = held if changed is None else changed
+        return parquet_bytes({name: held[name].to_numpy() for name in held})
+
+    return spoil
+
+
+def rows(name: str, by: float, first: int, stop: int | None = None, is_factor: bool = False):
+    """Rows `first` to `stop` of a column raised by a number, or multiplied with it."""
+
+    def change(held: pd.DataFrame) -> None:
+        values = held[name].to_numpy(copy=True)
+        part = slice(first, stop)
+        values[part] = values[part] * by if is_factor else values[part] + by
+        held[name] = values
+
+    return table(change)
+
+
+def swap_2_and_3(held: pd.DataFrame) -> None:
+    held["timestamp"] = held.timestamp.to_numpy()[[0, 1, 3, 2, *range(4, len(held))]]
+
+
+def half_as_fast(held: pd.DataFrame) -> None:
+    held[["vx", "vy"]] /= 2
+
+
+def not_from_0_1_to_0_8_s(held: pd.DataFrame) -> pd.DataFrame:
+    return held[(held.timestamp < 100_000) | (held.timestamp > 800_000)]
+
+
+def up_to_3_s(held: pd.DataFrame) -> pd.DataFrame:
+    return held[held.timestamp < 3_000_000]
+
+
+EGO, CLOCK = ("egomotion", "parquet"), (CAMERA, "timestamps.parquet")
+# One a clip: feature, member, what is done to it, severity, what must be said.
+PLANTED = [
+    (CAMERA, "mp4", lambda content: content[:-200], "damaged", "the mp4 lists 1[23] frames and h"),
+    (CAMERA, "mp4", zeroed, "damaged", r"frame 0 is damaged: .* at byte \d+"),
+    (CAMERA, "mp4", lambda content: content[:100], "damaged", "the mp4 "),
+    (*CLOCK, table(swap_2_and_3), "damaged", r"timestamps do not rise at row 3: \d+ then \d+ µs"),
+    (*CLOCK, table(lambda t: t.head(9)), "damaged", r"1[23] frames in the mp4, 9 timestamps"),
+    (*CLOCK, rows("timestamp", 100_000, 7), "odd", r"3 frames are missing in 1 gaps; .* at row 7"),
+    (*CLOCK, rows("timestamp", 150_000, 0), "odd", r"the first frame is at 0\.\d+ s, not within"),
+    (*CLOCK, lambda _: b"PAR1", "damaged", "frame_timestamps: not a readable parquet file"),
+    (*EGO, rows("x", np.nan, 30, 31), "damaged", "x is nan at row 30"),
+    (*EGO, rows("qz", 1.0, 30, 31), "damaged", r"no rotation at row 30: \|q\| = \d\.\d"),
+    (*EGO, rows("x", 0.6, 60), "odd", r"position jumps by 0\.\d+ m .* at 0\.\d+ s \(row 60\)"),
+    (*EGO, rows("y", 9.0, 60), "damaged", r"position jumps by \d\.\d+ m"),
+    (*EGO, table(half_as_fast), "damaged", r"positions cover \d+\.\d m, speeds \d+\.\d m"),
+    (*EGO, table(not_from_0_1_to_0_8_s), "damaged", r"a gap of 0\.7\d s .* at 0\.\d\d s"),
+    (*EGO, table(up_to_3_s), "odd", r"ends 2\.\d\d s after the last frame"),
+    (*EGO, table(lambda t: t.sort_values("x", ascending=False)), "damaged", "is not in order"),
+]
+
+
+def test_every_planted_fault_is_found_in_its_clip_and_nowhere_else(tmp_path: Path):
+    """Sixteen faults in real zips, one in each of sixteen clips; the rest are sound."""
+    folder = write_published_set(tmp_path / "data", 6, 3, SECONDS)
+    for number, (feature, member, spoil, _, _) in enumerate(PLANTED):
+        spoil_member(folder, number, feature, member, spoil)
+    found = audit(params(tmp_path, "folder", "full", target_chunks=6), None)
+    assert {row["clip_id"] for row in faults(found)} == {clip_id_of(n) for n in range(16)}
+    for number, (feature, _, _, severity, says) in enumerate(PLANTED):
+        row = clip_row(found, clip_id_of(number))
+        assert (number, row["state"]) == (number, severity)
+        assert [name for name, state in row["features"].items() if state != "sound"] == [feature]
+        assert re.search(f"^{feature}: .*{says}", row["reason"]), row["reason"]
+        mine = [row for row in faults(found) if row["clip_id"] == clip_id_of(number)]
+        assert {row["feature"] for row in mine} == {feature}
+        assert all(row["chunk"] == number // 3 and row["severity"] in FAULTS for row in mine)
+    assert by_state(found) == {"damaged": 12, "odd": 4, "sound": 2}
+
+
 def test_what_can_be_used_but_is_strange_is_odd(folder: Path, tmp_path: Path):
     def slower(content: bytes) -> bytes:
         table = pd.read_parquet(io.BytesIO(content))

@@ -201,7 +201,7 @@ def _faults(seen: _Walk, num_listed: int, cut: str | None) -> list[Finding]:
     elif num_listed and num_listed != count:
         told = f"the mp4 lists {num_listed} frames and holds {count}"
         found.append(Finding(DAMAGED, "the mp4 is cut short", told))
-    if not count and not cut:
+    if not count and not found:
         found.append(Finding(DAMAGED, "no frame", "the mp4 holds no frame"))
     more = f"; {seen.num_faulty} of {count} frames are damaged" if seen.num_faulty > 1 else ""
     for kind, (index, told) in seen.faults.items():
