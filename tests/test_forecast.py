@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from avomni_lib.dataset import rig
 from avomni_lib.etl import build, forecast, memmap, shard
 from avomni_lib.params import Params
 from avomni_lib.plan import gigabytes
+from avomni_lib.sections import ProcessingParams
 from avomni_lib.training.backbones import BACKBONES
 from tests import cached_run
 
@@ -105,13 +107,16 @@ def test_a_worlds_video_is_known_before_it_is_rendered(tmp_path, codec):
     assert row(build.plan(p), "video") == (f"{codec}, 640×72 px", "as it is rendered")
 
 
-def test_dearer_codecs_sizes_and_rates_take_longer(tmp_path):
-    def seconds(codec="h264", width=1920, sample_hz=2.0) -> float:
-        return forecast.Video(codec, width, 1080, 600, "").cpu_s(sample_hz)
+def test_dearer_codecs_sizes_rates_and_decoders_take_longer():
+    def seconds(codec="h264", width=1920, sample_hz=2.0, decoder="pyav") -> float:
+        return forecast.Video(codec, width, 1080, 600, "").cpu_s(sample_hz, decoder)
 
     assert seconds("av1") < seconds("h264") < seconds("hevc") == seconds("unheard of")
     assert seconds(width=640) < seconds() < seconds(sample_hz=10.0) < seconds(sample_hz=30.0)
     assert seconds(sample_hz=30.0) == seconds(sample_hz=90.0)
+    assert seconds() < seconds(decoder="decord") < seconds(decoder="torchcodec")
+    names = get_args(ProcessingParams.model_fields["decoder"].annotation)
+    assert set(forecast.DECODER_COST) == set(names) - {"auto"}
 
 
 def endless(folder: Path, raw: Path) -> Params:

@@ -30,6 +30,7 @@ CLIP_SECONDS, FPS, SOURCE_SIZE, SOURCE_CODEC = 20.0, 30, (1920, 1080), "h264"
 # wanted or referred to are, which took (f / fps) ** 0.43 of the time at 2, 5, 10 and 29 Hz.
 FRAME_S, PIXEL_S = 1.0e-4, {"h264": 4.6e-9, "hevc": 5.5e-9, "av1": 2.7e-9}
 SAMPLED_POWER = 0.43
+DECODER_COST = {"pyav": 1.0, "decord": 1.7, "torchcodec": 1.9}  # at 2 Hz, against PyAV
 # Seconds to store a byte of pixels: hashed, written as a part and once more into the shard; JPEGs
 # are encoded and then are few.
 STORE_S = {"raw": 10e-9, "jpeg": 2.5e-9}
@@ -48,11 +49,12 @@ class Video:
     num_frames: int
     source: str
 
-    def cpu_s(self, sample_hz: float) -> float:
+    def cpu_s(self, sample_hz: float, decoder: str = "pyav") -> float:
         """To read the frames sampled at this rate."""
         pixel_s = PIXEL_S.get(self.codec, max(PIXEL_S.values()))
         share = min(sample_hz / FPS, 1.0) ** SAMPLED_POWER
-        return self.num_frames * (FRAME_S + self.width * self.height * pixel_s * share)
+        cost = share * DECODER_COST.get(decoder, 1.0)
+        return self.num_frames * (FRAME_S + self.width * self.height * pixel_s * cost)
 
 
 def clip_seconds(p: Params, clip: Clip | None = None) -> float:
@@ -124,11 +126,11 @@ def bytes_below(folder: Path) -> int:
 
 
 def storages(
-    p: Params, num_clips: int, seconds: float, video: Video
+    p: Params, num_clips: int, seconds: float, video: Video, decoder: str
 ) -> dict[str, dict[str, float]]:
     """Of each storage: `cache_bytes` when all is done, and `cpu_seconds` until then."""
     num_videos = num_clips * len(rig.grid(p.vision.camera_setup).cameras)
-    decode_s = num_videos * video.cpu_s(p.processing.sample_hz)
+    decode_s = num_videos * video.cpu_s(p.processing.sample_hz, decoder)
     pixel_bytes = num_clips * clip_bytes(p, seconds, "raw")
     return {
         storage: {
@@ -152,7 +154,7 @@ def plan(p: Params, recipe: Recipe, workers: tuple[int, str], decoder: tuple[str
     frames = num_frames(seconds, recipe)
     length, stride = p.processing.sequence_length, p.processing.stride
     num_windows = num_clips * windows.num_windows(frames, length, stride)
-    both = storages(p, num_clips, seconds, video)
+    both = storages(p, num_clips, seconds, video, recipe.decoder)
     width, height = tiling.grid_size(grid, recipe.tile)
     rows = [
         ("clips", f"{num_clips:,}", source),
