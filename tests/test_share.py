@@ -33,7 +33,7 @@ def published(tmp_path_factory) -> Path:
     return write_published_set(folder, NUM_CHUNKS, CLIPS_PER_CHUNK, 1.5)
 
 
-def chosen(folder: Path, published: Path) -> Params:
+def chosen(folder: Path, published: Path, **processing) -> Params:
     """A run whose raw files are there."""
     p = Params.from_values(
         {
@@ -47,6 +47,7 @@ def chosen(folder: Path, published: Path) -> Params:
                 "tile_height": 24,
                 "horizon_s": 1.0,
                 "num_workers": 1,
+                **processing,
             },
         }
     )
@@ -76,14 +77,19 @@ def started(p: Params, text: str) -> subprocess.Popen:
 
 
 @pytest.fixture(scope="module")
-def whole(published, tmp_path_factory) -> dict[str, bytes]:
-    p = chosen(tmp_path_factory.mktemp("whole"), published)
-    build.build(p)
-    return content(p.cache_dir)
+def whole(published, tmp_path_factory) -> dict[str, dict[str, bytes]]:
+    """Storage -> the cache that one build makes."""
+    made = {}
+    for storage in ("raw", "jpeg"):
+        p = chosen(tmp_path_factory.mktemp(storage), published, storage=storage)
+        build.build(p)
+        made[storage] = content(p.cache_dir)
+    return made
 
 
-def test_shares_at_one_time_then_a_build_make_the_same_bytes(published, whole, tmp_path):
-    p = chosen(tmp_path, published)
+@pytest.mark.parametrize("storage", ["raw", "jpeg"])
+def test_shares_at_one_time_then_a_build_make_the_same_bytes(published, whole, tmp_path, storage):
+    p = chosen(tmp_path, published, storage=storage)
     shares = [started(p, f"{index}/3") for index in (1, 2, 3)]
     figures = [json.loads(process.communicate(timeout=120)[0]) for process in shares]
     assert [process.returncode for process in shares] == [0, 0, 0]
@@ -91,7 +97,7 @@ def test_shares_at_one_time_then_a_build_make_the_same_bytes(published, whole, t
     assert part_ids(p) == {clip_id_of(n) for n in range(NUM_CLIPS)}
     assert not list(p.cache_dir.glob("shard_*")), "a share assembles nothing"
     assert build.build(p).figures["num_clips_read"] == 0
-    assert content(p.cache_dir) == whole
+    assert content(p.cache_dir) == whole[storage]
 
 
 def test_a_share_takes_every_nth_clip_once_and_leaves_alone_what_is_there(published, tmp_path):
@@ -120,7 +126,7 @@ def test_a_killed_share_loses_nothing_of_another_or_its_own(published, whole, tm
     assert before >= {clip_id_of(n) for n in range(1, NUM_CLIPS, 2)}
     built = build.build(p)
     assert built.figures["num_clips_read"] == NUM_CLIPS - len(before)
-    assert content(p.cache_dir) == whole
+    assert content(p.cache_dir) == whole["raw"]
 
 
 def test_a_build_and_a_share_do_not_meet(published, tmp_path):
