@@ -44,7 +44,8 @@ class Verified:
         splits = ", ".join(f"{count:,} {name}" for name, count in self.clips_by_split.items())
         return (
             f"sound: {self.num_clips:,} clips ({splits}) of {self.num_frames:,} frames in "
-            f"{self.num_shards:,} shards, {self.num_arrays:,} arrays, {gigabytes(self.num_bytes)}"
+            f"{self.num_shards:,} shard{'s' if self.num_shards > 1 else ''}, "
+            f"{self.num_arrays:,} arrays, {gigabytes(self.num_bytes)}"
         )
 
 
