@@ -6,11 +6,12 @@ span and fit its pictures.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,16 +67,19 @@ class Survey:
         with progress(total=total, unit="B" if is_full else "file", label="Audit") as bar:
             fed = self._feed(bar)
             if not is_full and len(self.jobs) <= NUM_AT_ONCE:
-                done: Iterator = ((job, look(job)) for job in fed)
+                done: Generator = ((job, look(job)) for job in fed)
             else:
                 largest = max((job.size for job in self.jobs), default=0)
                 limit_s = max(LEAST_S, largest / SLOWEST_BYTES_PER_S) if is_full else math.inf
                 done = run_jobs(look, fed, num_workers, limit_s, lost=_lost)
-            for job, outcome in done:
-                if job.is_full and self.records and not outcome["is_lost"]:
-                    files.write_json(self._record(job), {"key": self._key(job), "outcome": outcome})
-                self._take(job, outcome)
-                bar.update(_work(job), note=job.path.rpartition("/")[2])
+            # Closed at once when this ends early: no worker goes on behind an error or a Ctrl-C.
+            with contextlib.closing(done):
+                for job, outcome in done:
+                    if job.is_full and self.records and not outcome["is_lost"]:
+                        record = {"key": self._key(job), "outcome": outcome}
+                        files.write_json(self._record(job), record)
+                    self._take(job, outcome)
+                    bar.update(_work(job), note=job.path.rpartition("/")[2])
         self.facts = {}
         for job in self.jobs:
             outcome = self._outcomes[job.path]
