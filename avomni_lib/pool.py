@@ -146,7 +146,7 @@ class _Worker:
     def end(self) -> str:
         """Kill the process unless it has ended; returns how it did."""
         self.process.kill()
-        self.process.join()
+        self.process.join(LEAVE_S)  # one that waits for a dead network disk takes no signal
         self.connection.close()
         code = self.process.exitcode
         if code is None or code >= 0:

@@ -66,9 +66,10 @@ def run(
     wanted = num_workers or p.processing.num_workers
     if p.processing.engine == "ray":
         crew: Crew[Job, Outcome] = RayTasks(function, wanted, limit_s)
-        return run_on(crew, jobs, lost=_lost)  # which keeps to the limit itself
-    crew = pool.Processes(function, wanted or pool.num_cores())
-    return run_on(crew, jobs, functools.partial(_limit_of, limit_s), _lost)
+        yield from run_on(crew, jobs, lost=_lost)  # the crew keeps to the limit itself
+    else:
+        crew = pool.Processes(function, wanted or pool.num_cores())
+        yield from run_on(crew, jobs, functools.partial(_limit_of, limit_s), _lost)
 
 
 def _limit_of(limit_s: float, job: Any) -> float:
