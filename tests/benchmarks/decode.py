@@ -59,8 +59,8 @@ ENCODINGS = {
 }
 
 
-def by_ours(path: Path, rows: np.ndarray) -> np.ndarray:
-    stamps = np.rint(np.arange(ENCODINGS_OF[path].num_frames) * 1e6 / drive.FPS).astype(np.int64)
+def by_ours(path: Path, rows: np.ndarray, num_frames: int) -> np.ndarray:
+    stamps = np.rint(np.arange(num_frames) * 1e6 / drive.FPS).astype(np.int64)
     frames = video.read_frames(path, stamps[rows], timestamps_us=stamps, size=SIZE, decoder="pyav")
     return frames.images
 
@@ -89,20 +89,18 @@ def by_ffmpeg(path: Path, rows: np.ndarray) -> tuple[np.ndarray, float]:
     return images, usage.ru_utime + usage.ru_stime
 
 
-def measured(
-    read: Callable[[Path, np.ndarray], np.ndarray], path: Path, rows: np.ndarray
-) -> tuple[np.ndarray, float]:
+def measured(read: Callable[..., np.ndarray], *arguments: object) -> tuple[np.ndarray, float]:
     """What `read` gives, and the CPU seconds of this process."""
     gc.collect()
     started = time.process_time()
-    images = read(path, rows)
+    images = read(*arguments)
     return images, time.process_time() - started
 
 
-def compare(path: Path, rows: np.ndarray, rounds: int, with_ffmpeg: bool) -> dict:
+def compare(path: Path, num_frames: int, rows: np.ndarray, rounds: int, with_ffmpeg: bool) -> dict:
     """Medians of alternated rounds: CPU seconds, frames right, and the difference to ffmpeg."""
     readers = {
-        "pyav": lambda: measured(by_ours, path, rows),
+        "pyav": lambda: measured(by_ours, path, rows, num_frames),
         "decord": lambda: measured(by_decord, path, rows),
     }
     if with_ffmpeg:
@@ -146,14 +144,14 @@ def count_right() -> dict[str, tuple[int, int]]:
 def main() -> None:
     started = time.monotonic()
     paths = drive.encoded(FOLDER / "clips", ENCODINGS)
-    ENCODINGS_OF.update({paths[name]: each for name, each in ENCODINGS.items()})
     clips = {}
     for name, each in ENCODINGS.items():
         rows = np.arange(0, each.num_frames, EVERY)
         rounds = ROUNDS if name == MAIN else OTHER_ROUNDS
-        clips[name] = compare(paths[name], rows, rounds, name == MAIN)
+        clips[name] = compare(paths[name], each.num_frames, rows, rounds, name == MAIN)
     off_grid = "H.264 GOP 30, 2 B, between key frames"
-    clips[off_grid] = compare(paths[MAIN], np.arange(7, 600, EVERY), OTHER_ROUNDS, True)
+    rows = np.arange(7, 600, EVERY)
+    clips[off_grid] = compare(paths[MAIN], 600, rows, OTHER_ROUNDS, True)
     counts = count_right()
     head = clips[MAIN]
     record = {
@@ -206,8 +204,6 @@ def report(record: dict) -> str:
         ]
     )
 
-
-ENCODINGS_OF: dict[Path, Encoding] = {}
 
 if __name__ == "__main__":
     main()
