@@ -22,6 +22,7 @@ DOORS = {
     "bitsandbytes": {"training/model.py", "training/doctor.py"},
     "panda3d": {"world/render.py"},
     "decord": {"etl/decoders.py"},
+    "torchcodec": {"etl/decoders.py"},
     "ray": {"etl/engines.py"},
 }
 

@@ -15,6 +15,7 @@ from avomni_lib.plan import gigabytes
 # A file's state in 01 or 02 -> what its bytes are called here; other states are not taken.
 KINDS = {
     "sound": "on the disk",
+    "odd": "on the disk",
     "kept": "on the disk",
     "fetched": "fetched now",
     "missing": "to fetch",
