@@ -126,16 +126,10 @@ def _run(p: Params, options: argparse.Namespace) -> int:
     console.print(table)
     console.print(f"{time.monotonic() - started:.0f} s in all", highlight=False)
     if not options.dry_run:
-        console.print(
-            f"executed notebooks: {p.run_dir}/NN_stage/NN_stage.ipynb",
-            highlight=False,
-            soft_wrap=True,
-        )
-        console.print(
-            f"the score:          {p.run_dir}/06_evaluate/result.json",
-            highlight=False,
-            soft_wrap=True,
-        )
+        lines = [f"executed notebooks: {p.run_dir}/NN_stage/NN_stage.ipynb"]
+        if stages[-1].name == "06_evaluate":
+            lines.append(f"the score:          {p.run_dir}/06_evaluate/result.json")
+        console.print("\n".join(lines), highlight=False, soft_wrap=True)
     return 0
 
 
