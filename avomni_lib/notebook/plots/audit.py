@@ -109,7 +109,7 @@ def _matrix_finding(counts: dict[str, int], num_clips: int) -> str:
     if counts["sound"] == wanted:
         return f"All {whole[4:]} are on the disk and sound"
     if counts["missing"] == wanted:
-        return f"None of {whole} is on the disk yet: 02_download fetches them"
+        return f"None of {whole} is on the disk yet: the run fetches them"
     if counts["evicted"] == wanted:
         return f"All {whole[4:]} are evicted: the cache holds what is needed"
     rest = [

@@ -125,6 +125,7 @@ def clips_by_state(built: Built) -> canvas.Picture:
     axes.bar_label(drawn, fmt="{:,.0f}", padding=3, fontsize=9)
     axes.invert_yaxis()
     canvas.quiet(axes, "x").set_xlabel("clips", fontsize=9)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.margins(x=0.1)
     read, seconds = built.figures["num_clips_read"], built.figures["seconds"]
     pace = f"; {read / seconds * 60:,.0f} clips a minute" if read and seconds else ""
