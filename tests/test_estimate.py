@@ -104,3 +104,17 @@ def test_a_base_model_on_the_disk_is_counted_by_its_own_patches():
     tiny = Params.from_files([PROJECT_ROOT / "params" / "demo.yaml"])
     # 16 frames are 8 temporal patches; a grid of 96×64 px has 6 × 4 squares of 16 px (patch 8).
     assert estimate.tokens_per_sample(tiny).vision == 8 * 6 * 4
+
+
+def test_with_eviction_the_plan_says_whether_the_chunks_go_through():
+    def told(**changes):
+        download = {"evict_raw": True, "target_chunks": 23} | changes
+        return estimate.plan_run(mi300x(download=download))
+
+    assert told(target_size_gb=152).rows[4][:2] == ("on the disk", "147.0 GB of 152.0 GB")
+    assert not [w for w in told(target_size_gb=152).warnings if "go through" in w]
+    [refused] = [w for w in told(target_chunks=40).warnings if "go through" in w]
+    assert refused.startswith("23 of 40 chunks go through with a budget of 150 GB")
+    fitting = told(target_chunks=40).figures["num_chunks_fitting"]
+    assert not [w for w in told(target_chunks=fitting).warnings if "go through" in w]
+    assert [w for w in told(target_chunks=fitting + 1).warnings if "go through" in w]

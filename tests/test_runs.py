@@ -11,7 +11,7 @@ import pytest
 from avomni_lib import files
 from avomni_lib.dataset import download, evicted
 from avomni_lib.etl import build
-from avomni_lib.notebook import runs
+from avomni_lib.notebook import pipeline, runs
 from avomni_lib.params import Params
 from avomni_lib.world import local_hub
 from tests import evicting_run
@@ -19,6 +19,7 @@ from tests.evicting_run import FILES_PER_CHUNK, NUM_CHUNKS, REPO, hub_of
 
 NUM_FILES = FILES_PER_CHUNK * NUM_CHUNKS
 CHAIN = ("01_audit", "02_download", "03_etl", "04_tiles")
+CHAIN_STAGES = [runs.BY_NAME[name] for name in CHAIN]
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +132,8 @@ def test_telling_a_finished_run_to_evict_releases_its_files_and_nothing_else(don
     p = evicting_run.params(tmp_path / "copy")
     assert stale(p) == ["03_etl"]
     assert "download.evict_raw changed" in runs.state(p, "03_etl").reason
+    would = {told.stage: told.action for told in pipeline.run(p, CHAIN_STAGES, dry_run=True)}
+    assert [name for name, action in would.items() if action == "would run"] == ["03_etl"]
     stage = runs.start(p, "03_etl")
     built = build.build(p)  # no hub: nothing is fetched
     stage.finish({}, sorted(p.cache_dir.glob("shard_*/*.*")), built.cache.digest)

@@ -21,7 +21,7 @@ import pytest
 from avomni_lib.dataset import evicted, transfer
 from avomni_lib.dataset.chosen import read_chosen
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import build, memmap
+from avomni_lib.etl import build, costs, memmap
 from avomni_lib.files import PROJECT_ROOT
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
@@ -81,6 +81,7 @@ class Process:
             "print(json.dumps(built.figures))\n"
         )
         arguments = [json.dumps(p.values()), REPO, served.commit, served.endpoint]
+        self.seen: dict[int, psutil.Process] = {}
         self.popen = subprocess.Popen(
             [sys.executable, "-c", code, *arguments],
             cwd=PROJECT_ROOT,
@@ -101,8 +102,23 @@ class Process:
             return []
 
     def signal(self, number: int) -> None:
-        for process in self.family():
-            with_pid(process, number)
+        """To all of them, those too whose parent has ended since they were last seen."""
+        self.seen |= {process.pid: process for process in self.family()}
+        for process in self.seen.values():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
+    def stop(self) -> bool:
+        """Stop all of them; whether no thread is in the middle of something then.
+
+        One that starts a program cannot be stopped before the program runs, which is stopped.
+        """
+        for _ in range(50):
+            self.signal(signal.SIGSTOP)  # a worker may have been started since
+            if all(state in "TtZX" for each in self.family() for state in states_of(each)):
+                return True
+            time.sleep(0.001)
+        return False
 
     def kill_after(self, seconds: float) -> bool:
         """Kill -9 of the process alone; its workers end by themselves. Whether it still ran."""
@@ -114,9 +130,13 @@ class Process:
         return was_running
 
 
-def with_pid(process: psutil.Process, number: int) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process.send_signal(number)
+def states_of(process: psutil.Process) -> list[str]:
+    """Of its threads, one letter each, as in proc(5)."""
+    states = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for path in Path(f"/proc/{process.pid}/task").iterdir():
+            states.append(path.joinpath("stat").read_text().rpartition(")")[2].split()[0])
+    return states
 
 
 def bytes_below(*folders: Path) -> int:
@@ -136,12 +156,10 @@ def sampled_peak(process: Process, p: Params) -> tuple[int, int, int]:
     """
     most, most_raw, samples = 0, 0, 0
     while process.is_running():
-        process.signal(signal.SIGSTOP)
-        try:
-            raw, cache = bytes_below(p.local_dir), bytes_below(p.cache_dir)
-        finally:
-            process.signal(signal.SIGCONT)
-        most, most_raw, samples = max(most, raw + cache), max(most_raw, raw), samples + 1
+        is_still = process.stop()
+        raw, cache = (bytes_below(p.local_dir), bytes_below(p.cache_dir)) if is_still else (0, 0)
+        process.signal(signal.SIGCONT)
+        most, most_raw, samples = max(most, raw + cache), max(most_raw, raw), samples + is_still
         time.sleep(0.004)
     return most, most_raw, samples
 
@@ -480,3 +498,17 @@ def test_raw_files_and_cache_on_two_disks_have_a_room_check_each(served, tmp_pat
         with pytest.raises(AvomniError, match="no room on the disk for the cache: ") as caught:
             build.build(p, hub=hub_of(served))
         assert str(p.cache_dir) in caught.value.where
+
+
+@pytest.mark.parametrize("storage", ["raw", "jpeg"])
+def test_what_shards_turn_out_to_take_stops_nothing_that_the_plan_let_through(tmp_path, storage):
+    """Chunks weigh no more once they are measured, as long as they are what was forecast."""
+    p = params(tmp_path, processing={"storage": storage})
+    planned = costs.load_of(p, 0, (1, 0), 50, costs.most_seconds(p))
+    overhead = costs.load_of(p, 0, (1, 0), 50, costs.most_seconds(p), 1e-6).stays
+    each = (planned.stays - overhead) / 50
+    for share in (0.5, 0.9, 0.999):
+        load = costs.load_of(p, 0, (1, 0), 50, costs.most_seconds(p), share * each)
+        assert load.cache <= planned.cache and load.stays <= planned.stays
+    larger = costs.load_of(p, 0, (1, 0), 50, costs.most_seconds(p), 9 * each)
+    assert larger.cache > planned.cache and larger.stays > planned.stays

@@ -22,7 +22,6 @@ from avomni_lib.dataset.chosen import Chosen, path_of, read_chosen
 from avomni_lib.dataset.hub import Hub
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl import costs, engines, forecast, memmap, shard, video, windows
-from avomni_lib.etl.budget import Moment
 from avomni_lib.etl.gauge import Gauge
 from avomni_lib.etl.parts import PARTS_FOLDER, ChunkWork
 from avomni_lib.etl.reading import REASONS_FILE, Reading, job_of, reasons_before
@@ -78,7 +77,7 @@ def plan(p: Params) -> Plan:
 
 def _verdict(p: Params) -> costs.Verdict:
     if not path_of(p).exists():
-        return costs.verdict(p, costs.expected(p), Moment(0, 0))
+        return costs.verdict(p, costs.expected(p))
     chosen = read_chosen(p)
     found = works(p, chosen, common_header(p, chosen))
     to_read = _to_read(p, found, reasons_before(p.cache_dir))

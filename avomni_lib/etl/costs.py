@@ -11,6 +11,7 @@ from typing import Any
 from avomni_lib import files
 from avomni_lib.dataset import transfer
 from avomni_lib.dataset.chosen import Chosen
+from avomni_lib.dataset.clip import Clip
 from avomni_lib.dataset.forecast import forecast as expected_files
 from avomni_lib.dataset.remote import RemoteFile
 from avomni_lib.dataset.verified import MANIFEST
@@ -26,16 +27,17 @@ Verdict = tuple[list[tuple[str, str, str]], list[str], dict[str, Any]]
 # clip's ranges in its shard's header.
 MANIFEST_BYTES, TABLE_BYTES, HEADER_BYTES = 2 * 400, 2 * 400, 300
 FILES_A_SHARD = 8
-# Frames that a clip may have more than its seconds say, as clips are not equally long.
-MORE_FRAMES = 2
+# Sampled frames that a clip may have more than is published of all, or than its neighbours.
+MORE_THAN_PUBLISHED, MORE_THAN_OTHERS = 2, 1
 # What a chunk may take beyond the largest before it.
 MEASURED_MARGIN = 1.25
+NOTHING = Moment(0, 0)
 
 
 def load_of(
     p: Params,
     chunk: int,
-    remote: Sequence[RemoteFile],
+    raw: tuple[int, int],
     num_clips: int,
     seconds: float,
     measured: float | None = None,
@@ -43,31 +45,32 @@ def load_of(
     """What a chunk puts on the disk.
 
     Args:
-        seconds: Of a clip.
+        raw: Bytes of its raw files, and of these on the disk.
+        seconds: Of a clip, at most.
         measured: Bytes of a clip in the shards so far; None: none is whole yet.
     """
-    seconds += MORE_FRAMES / p.processing.sample_hz
     files_bytes = FILES_A_SHARD * budget.BLOCK + num_clips * HEADER_BYTES
-    if measured is None:
-        stays = num_clips * forecast.clip_bytes(p, seconds, p.processing.storage)
-        cache = forecast.chunk_cache_bytes(p, num_clips, seconds)
-    else:
+    stays = num_clips * forecast.clip_bytes(p, seconds, p.processing.storage)
+    cache = forecast.chunk_cache_bytes(p, num_clips, seconds)
+    if measured is not None:
         stays = math.ceil(num_clips * measured)
-        cache = math.ceil(2 * stays * MEASURED_MARGIN)
+        # No more than was forecast, unless clips have turned out larger than that.
+        larger = math.ceil(2 * stays * MEASURED_MARGIN)
+        cache = larger if 2 * stays > cache else min(larger, cache)
     # While one of a few clips is written, nobody knows yet how little it takes.
     cache = max(cache, stays + most_of_part(p, seconds))
-    return Load(
-        chunk,
-        raw=sum(budget.blocks(file.size) for file in remote),
-        here=sum(here(p, file) for file in remote),
-        cache=cache + 2 * files_bytes + num_clips * budget.BLOCK,
-        stays=stays + files_bytes,
-    )
+    cache += 2 * files_bytes + num_clips * budget.BLOCK
+    return Load(chunk, *raw, cache=cache, stays=stays + files_bytes)
+
+
+def most_seconds(p: Params, clip: Clip | None = None) -> float:
+    """How long a clip is at most: as published, or as one of its chunk."""
+    more = MORE_THAN_OTHERS if clip else MORE_THAN_PUBLISHED
+    return forecast.clip_seconds(p, clip) + more / p.processing.sample_hz
 
 
 def most_of_part(p: Params, seconds: float) -> int:
     """Bytes of a clip's part at most, whatever its pictures show: what no JPEG exceeds."""
-    seconds += MORE_FRAMES / p.processing.sample_hz
     return budget.blocks(forecast.clip_bytes(p, seconds, "raw")) + budget.BLOCK
 
 
@@ -150,14 +153,15 @@ def need_room(p: Params, loads: Sequence[Load], start: Moment, parts: int) -> No
 
 def expected(p: Params) -> list[Load]:
     """The chunks' loads as far as they can be told before 02_download has run."""
-    told, seconds = expected_files(p), forecast.clip_seconds(p)
+    told, seconds = expected_files(p), most_seconds(p)
     num_chunks = max(told.num_chunks, 1)
-    remote = [RemoteFile("", told.num_bytes // num_chunks)]
-    clips = math.ceil(told.num_clips / num_chunks)
-    return [load_of(p, chunk, remote, clips, seconds) for chunk in range(told.num_chunks)]
+    raw, clips = (told.num_bytes // num_chunks, 0), math.ceil(told.num_clips / num_chunks)
+    return [load_of(p, chunk, raw, clips, seconds) for chunk in range(told.num_chunks)]
 
 
-def verdict(p: Params, loads: Sequence[Load], start: Moment, num_done: int = 0) -> Verdict:
+def verdict(
+    p: Params, loads: Sequence[Load], start: Moment = NOTHING, num_done: int = 0
+) -> Verdict:
     """(rows, warnings, figures) of a plan: whether the chunks go through under the budget.
 
     Args:

@@ -9,7 +9,7 @@ from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.dataset.chosen import Chosen
 from avomni_lib.dataset.clip import Clip
 from avomni_lib.dataset.remote import RemoteFile
-from avomni_lib.etl import costs, forecast
+from avomni_lib.etl import budget, costs
 from avomni_lib.etl.budget import Load, Moment
 from avomni_lib.etl.parts import ChunkWork
 from avomni_lib.params import Params
@@ -25,7 +25,7 @@ class Gauge:
 
     Attributes:
         remote: Chunk -> its raw files.
-        seconds: Of a clip.
+        seconds: Of a clip, at most.
         shards, parts: Chunk -> bytes on the disk.
     """
 
@@ -34,7 +34,7 @@ class Gauge:
     ):
         self.p, self._works, self._done = p, {work.chunk: work for work in works}, set(done)
         self.remote = {work.chunk: _remote_files(p, chosen, work) for work in works}
-        self.seconds, self._clip_bytes = forecast.clip_seconds(p), 0.0
+        self.seconds, self._clip_bytes = costs.most_seconds(p), 0.0
         there = [work for work in works if work.has_raw()]
         for work in there[:1]:
             self.learn_seconds(work.chunk)
@@ -55,14 +55,16 @@ class Gauge:
 
     def load(self, chunk: int) -> Load:
         clips, measured = len(self._works[chunk].clips), self._clip_bytes or None
-        return costs.load_of(self.p, chunk, self.remote[chunk], clips, self.seconds, measured)
+        raw = sum(budget.blocks(file.size) for file in self.remote[chunk])
+        here = sum(costs.here(self.p, file) for file in self.remote[chunk])
+        return costs.load_of(self.p, chunk, (raw, here), clips, self.seconds, measured)
 
     def learn_seconds(self, chunk: int) -> None:
         """Clips are as long as the first of a chunk that is there."""
         clips = self._works[chunk].clips
         if clips:
             clip = Clip(self.p.local_dir, self._catalog, clips[0]["clip_id"])
-            self.seconds = forecast.clip_seconds(self.p, clip)
+            self.seconds = costs.most_seconds(self.p, clip)
 
     def learn_size(self, chunk: int) -> int:
         """Clips take what they took in the shard where they were largest; returns its bytes."""

@@ -130,7 +130,8 @@ def _would_run(p: Params, stages: Sequence[runs.Stage], force: bool) -> Iterator
         if state.done and not force and not before:
             yield Outcome(stage.name, "would skip", state.reason, 0.0, state.result["figures"])
             continue
-        rerun.add(stage.name)
+        if force or before or not state.makes_the_same:
+            rerun.add(stage.name)
         reason = (
             state.reason if not state.done else "forced" if force else f"{before[0]} runs before it"
         )

@@ -20,85 +20,12 @@ from typing import Any
 from avomni_lib import files, hardware
 from avomni_lib.dataset.hub import Hub
 from avomni_lib.errors import AvomniError
-from avomni_lib.evaluation.ladder import KEPT_FILE
 from avomni_lib.notebook import raw_files
+from avomni_lib.notebook.stages import BY_NAME, STAGES, Stage
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
 from avomni_lib.training.adapter import CONFIDENTIAL
 
-
-@dataclass(frozen=True)
-class Stage:
-    """One notebook.
-
-    Attributes:
-        purpose: What it is for.
-        needs: Stages that must be done before it.
-        reads: Parameters that it reads.
-        keeps: What it goes on from after a kill, in the run's folder; `--force` removes it.
-    """
-
-    name: str
-    purpose: str
-    needs: tuple[str, ...]
-    reads: tuple[str, ...]
-    keeps: tuple[str, ...] = ()
-
-    @property
-    def notebook(self) -> Path:
-        return files.PROJECT_ROOT / "notebooks" / f"{self.name}.ipynb"
-
-
-_SOURCE = (
-    *(f"dataset.{key}" for key in ("source", "repo_id", "revision", "endpoint", "local_dir")),
-    *("dataset.license_accepted", "dataset.world"),
-    *(f"download.{key}" for key in ("target_chunks", "target_size_gb", "chunks", "clips")),
-    *("download.evict_raw", "vision.camera_setup"),
-)
-_CACHE = tuple(
-    f"processing.{key}"
-    for key in ("sample_hz", "tile_width", "tile_height", "fit", "decoder", "storage", "horizon_s")
-)
-_WINDOWS = ("processing.sequence_length", "processing.stride")
-_MODEL = tuple(f"model.{key}" for key in ("base_model", "backbone", "max_seq_length"))
-
-STAGES = (
-    Stage(
-        "01_audit",
-        "what the source holds, what is on disk, what is damaged",
-        (),
-        ("dataset.audit", *_SOURCE),
-    ),
-    Stage("02_download", "the chosen chunks, whole and checked", ("01_audit",), _SOURCE),
-    Stage(
-        "03_etl",
-        "clips to the cache of grid frames",
-        ("02_download",),
-        ("vision.camera_setup", "download.evict_raw", *_CACHE),
-        ("cache",),
-    ),
-    Stage(
-        "04_tiles",
-        "what the model will see",
-        ("03_etl",),
-        (*_WINDOWS, "vision.camera_setup", *_MODEL),
-    ),
-    Stage(
-        "05_train",
-        "the adapter",
-        ("03_etl",),
-        (*_WINDOWS, "run.seed", "model", "training"),
-        ("checkpoints",),
-    ),
-    Stage(
-        "06_evaluate",
-        "the score",
-        ("05_train",),
-        (*_WINDOWS, "model", "training.target", "evaluation"),
-        (f"06_evaluate/{KEPT_FILE}",),
-    ),
-)
-BY_NAME = {stage.name: stage for stage in STAGES}
 RESULT = "result.json"
 # A second notebook waits while the first one renders: the demo takes two minutes.
 WORLD_WAIT_S = 900.0
@@ -106,12 +33,17 @@ WORLD_WAIT_S = 900.0
 
 @dataclass(frozen=True)
 class State:
-    """Whether a stage is done, and why or why not."""
+    """Whether a stage is done, and why or why not.
+
+    Attributes:
+        makes_the_same: Running it leaves the stages after it as they are.
+    """
 
     stage: Stage
     done: bool
     reason: str
     result: dict[str, Any] | None = None
+    makes_the_same: bool = False
 
 
 def stage_dir(p: Params, name: str) -> Path:
@@ -145,7 +77,8 @@ def _state(p: Params, stage: Stage) -> State:
         return State(stage, False, "not run yet")
     changed = _changed_params(p, stage, result)
     if changed:
-        return State(stage, False, f"stale: {', '.join(changed)} changed", result)
+        reason = f"stale: {', '.join(changed)} changed"
+        return State(stage, False, reason, result, changed == [raw_files.EVICT])
     for need in stage.needs:
         before = read_result(p, need)
         if before is None:

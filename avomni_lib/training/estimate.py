@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from avomni_lib import files
 from avomni_lib.dataset import rig
 from avomni_lib.dataset.forecast import forecast
+from avomni_lib.etl import costs
 from avomni_lib.etl.forecast import clip_bytes, clip_seconds
 from avomni_lib.etl.shard import STORAGES
 from avomni_lib.etl.windows import num_windows
@@ -195,6 +196,9 @@ def plan_run(p: Params) -> Plan:
         "max_seq_length": limit,
         "optimizer_steps": steps,
     }
+    if p.download.evict_raw:
+        told = costs.verdict(p, costs.expected(p))
+        rows[4:4], warnings, figures = told[0], warnings + told[1], figures | told[2]
     return Plan(f"what run {p.run.name} takes", rows, warnings, figures)
 
 

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from avomni_lib import files
+from avomni_lib.dataset.evicted import read_evicted
 from avomni_lib.notebook import pipeline, runs
 from avomni_lib.params import Params
 from tests.notebooks.small_run import avomni, command, environment, write_params
@@ -97,7 +98,9 @@ def test_a_stage_after_one_that_runs_would_run(params: Path):
     ]
 
 
-def test_evicted_raw_files_are_neither_missing_nor_stale(params: Path, tmp_path: Path):
+def test_raw_files_that_are_gone_make_nothing_stale_while_the_cache_holds(
+    params: Path, tmp_path: Path
+):
     p = Params.from_files([params])
     zips = sorted(p.local_dir.rglob("*.zip"))
     moved = {path: tmp_path / path.name for path in zips}
@@ -106,7 +109,7 @@ def test_evicted_raw_files_are_neither_missing_nor_stale(params: Path, tmp_path:
     try:
         told = json.loads(avomni("status", str(params), "--json").stdout)
         assert all(stage["done"] for stage in told["stages"])
-        assert f"{len(zips)} raw files evicted" in told["stages"][1]["reason"]
+        assert f"{len(zips)} raw files gone, the cache holds" in told["stages"][1]["reason"]
         assert set(actions(avomni("run", str(params)).stdout).values()) == {"skipped"}
         forced = avomni("status", str(params), "--json", "--set", "processing.sample_hz=5")
         stages = {stage["stage"]: stage for stage in json.loads(forced.stdout)["stages"]}
@@ -115,6 +118,40 @@ def test_evicted_raw_files_are_neither_missing_nor_stale(params: Path, tmp_path:
     finally:
         for path, away in moved.items():
             away.rename(path)
+
+
+def test_with_eviction_the_chain_holds_less_on_the_disk_and_makes_the_same(
+    params: Path, tmp_path: Path
+):
+    """Raw files come in 03 and go there; 04 and `status` know it."""
+    undisturbed = Params.from_files([params])
+    both = runs.read_result(undisturbed, "02_download")["figures"]["bytes"]
+    both += runs.read_result(undisturbed, "03_etl")["figures"]["cache_bytes"]
+    own = [f"run.name={tmp_path.name}", f"dataset.local_dir={tmp_path}"]
+    own += ["download.evict_raw=true", f"download.target_size_gb={both / 1e9}"]
+    changes = [word for change in own for word in ("--set", change)]
+    first_four = ["--only", "01", "02", "03", "04"]
+    ran = avomni("run", str(params), *changes, *first_four)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    p = Params.from_files([params], own)
+    assert not list(p.local_dir.rglob("*.zip"))
+    figures = runs.read_result(p, "03_etl")["figures"]
+    assert (
+        figures["peak_bytes"] <= both and figures["bytes_evicted"] == figures["bytes_fetched"] > 0
+    )
+    same = [name for name in digests(undisturbed.run_dir) if name.startswith("cache")]
+    assert [digests(p.run_dir)[name] for name in same] == [
+        digests(undisturbed.run_dir)[name] for name in same
+    ]
+    told = json.loads(avomni("status", str(params), *changes, "--json").stdout)["stages"]
+    num = len(read_evicted(p))
+    assert [stage["done"] for stage in told] == [True] * 4 + [False] * 2
+    assert all(f"{num} raw files evicted" in told[n]["reason"] for n in (0, 1, 3))
+    assert "it reads the cache" in told[3]["reason"]
+    again = avomni("run", str(params), *changes, *first_four)
+    assert set(actions(again.stdout).values()) == {"skipped"}
+    executed = nbformat.read(pipeline.executed_path(p, runs.BY_NAME["04_tiles"]), as_version=4)
+    assert "raw files are evicted" in json.dumps(executed.metadata.get("widgets", {}))
 
 
 def test_a_lost_output_makes_its_stage_stale(params: Path):
