@@ -294,6 +294,26 @@ def test_damaged_clips_are_rows_and_the_rest_go_on(published, undisturbed, tmp_p
     assert not mended.damaged
 
 
+def test_a_clip_used_in_part_is_a_row_with_its_reason_also_when_nothing_is_read(
+    published, tmp_path
+):
+    folder = tmp_path / "set"
+    shutil.copytree(published, folder)
+    p = chosen(tmp_path, folder)
+    for spoil, _ in IN_PART.values():
+        spoil(folder)
+    built = build.build(p)
+    rows = {row["clip_id"]: row for row in built.clips}
+    whole = rows[clip_id_of(0)]["num_frames"]
+    for number, (_, reason) in IN_PART.items():
+        row = rows[clip_id_of(number)]
+        assert row["state"] == "ok" and 0 < row["num_frames"] < whole
+        assert row["reason"].startswith("used ") and re.search(reason, row["reason"]), row
+    assert built.figures["num_in_part"] == len(IN_PART) and not built.damaged
+    again = build.build(p)
+    assert again.figures["num_clips_read"] == 0 and again.clips == built.clips
+
+
 def test_without_its_raw_files_a_damaged_clip_stays_a_row(published, tmp_path):
     folder = tmp_path / "set"
     shutil.copytree(published, folder)

@@ -250,7 +250,7 @@ def _row(
     if inside is None:
         reason = reasons.get(clip["clip_id"], "")
         return {**clip, "state": "damaged", "reason": reason, "num_frames": 0}
-    return {**clip, "state": "ok", "reason": getattr(inside, "note", ""), "num_frames": len(inside)}
+    return {**clip, "state": "ok", "reason": inside.note, "num_frames": len(inside)}
 
 
 def _figures(p: Params, cache: memmap.Cache) -> dict[str, Any]:
