@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 import pytest
 
-from avomni_lib.dataset import download, rig
+from avomni_lib.dataset import rig
 from avomni_lib.dataset.chosen import read_chosen
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl import build, memmap, parts
@@ -28,6 +28,7 @@ from avomni_lib.etl.windows import Windows
 from avomni_lib.files import PROJECT_ROOT
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
+from tests.folder_run import chosen, content, values
 from tests.published_set import (
     Drive,
     chunk_path,
@@ -47,41 +48,6 @@ FRONT = rig.FRONT_WIDE.name
 @pytest.fixture(scope="module")
 def published(tmp_path_factory) -> Path:
     return write_published_set(tmp_path_factory.mktemp("set"), 2, CLIPS_PER_CHUNK, SECONDS)
-
-
-def values(folder: Path, published: Path, **processing) -> dict:
-    return {
-        "run": {"name": "test", "outputs_dir": str(folder)},
-        "dataset": {"source": "folder", "local_dir": str(published)},
-        "download": {"target_chunks": 2},
-        "processing": {
-            "sequence_length": 4,
-            "stride": 2,
-            "sample_hz": 10.0,
-            "tile_width": 32,
-            "tile_height": 24,
-            "fit": "stretch",
-            "horizon_s": 1.0,
-            "num_workers": 1,
-            **processing,
-        },
-    }
-
-
-def chosen(folder: Path, published: Path, **processing) -> Params:
-    """A run whose raw files are there."""
-    p = Params.from_values(values(folder, published, **processing))
-    download.fetch(p, None)
-    return p
-
-
-def content(cache_dir: Path) -> dict[str, bytes]:
-    """Every file of a cache."""
-    return {
-        str(path.relative_to(cache_dir)): path.read_bytes()
-        for path in sorted(cache_dir.rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import random
@@ -22,11 +23,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from avomni_lib.dataset import download
 from avomni_lib.dataset.chosen import read_chosen
 from avomni_lib.etl import build, memmap, parts, shard
 from avomni_lib.files import PROJECT_ROOT
 from avomni_lib.params import Params
+from tests import folder_run
+from tests.folder_run import content
 from tests.published_set import write_published_set
 
 NUM_CHUNKS, CLIPS_PER_CHUNK = 3, 5
@@ -57,33 +59,8 @@ def published(tmp_path_factory) -> Path:
     return write_published_set(folder, NUM_CHUNKS, CLIPS_PER_CHUNK, 1.5)
 
 
-def chosen(folder: Path, published: Path, **processing) -> Params:
-    p = Params.from_values(
-        {
-            "run": {"name": "test", "outputs_dir": str(folder)},
-            "dataset": {"source": "folder", "local_dir": str(published)},
-            "download": {"target_chunks": NUM_CHUNKS},
-            "processing": {
-                "sequence_length": 4,
-                "sample_hz": 10.0,
-                "tile_width": 256,
-                "tile_height": 144,
-                "horizon_s": 1.0,
-                "num_workers": 2,
-                **processing,
-            },
-        }
-    )
-    download.fetch(p, None)
-    return p
-
-
-def content(cache_dir: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(cache_dir)): path.read_bytes()
-        for path in sorted(cache_dir.rglob("*"))
-        if path.is_file()
-    }
+# Clips that last, so that there are moments within.
+chosen = functools.partial(folder_run.chosen, tile_width=256, tile_height=144, num_workers=2)
 
 
 class Run:

@@ -16,13 +16,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from avomni_lib.dataset import download
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl import build, engines, parts
 from avomni_lib.etl.parts import Outcome
 from avomni_lib.files import PROJECT_ROOT
 from avomni_lib.params import Params
 from avomni_lib.pool import WAIT
+from tests.folder_run import chosen, content
 from tests.published_set import write_published_set
 
 NUM_CHUNKS, CLIPS_PER_CHUNK = 2, 3
@@ -90,34 +90,6 @@ def joined(cluster) -> Iterator:
 
 def params(engine: str, num_workers: int | None = None) -> Params:
     return Params.from_values({"processing": {"engine": engine, "num_workers": num_workers}})
-
-
-def chosen(folder: Path, published: Path, **processing) -> Params:
-    p = Params.from_values(
-        {
-            "run": {"name": "test", "outputs_dir": str(folder)},
-            "dataset": {"source": "folder", "local_dir": str(published)},
-            "download": {"target_chunks": NUM_CHUNKS},
-            "processing": {
-                "sequence_length": 4,
-                "sample_hz": 10.0,
-                "tile_width": 32,
-                "tile_height": 24,
-                "horizon_s": 1.0,
-                **processing,
-            },
-        }
-    )
-    download.fetch(p, None)
-    return p
-
-
-def content(cache_dir: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(cache_dir)): path.read_bytes()
-        for path in sorted(cache_dir.rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.fixture(scope="module")
@@ -192,14 +164,14 @@ def die(job: object) -> Outcome:
 
 @pytest.mark.parametrize("storage", ["raw", "jpeg"])
 def test_a_ray_cluster_makes_the_same_bytes(joined, published, local, tmp_path, storage):
-    p = chosen(tmp_path, published, engine="ray", storage=storage)
+    p = chosen(tmp_path, published, engine="ray", num_workers=None, storage=storage)
     built = build.build(p)
     assert built.figures["num_clips_read"] == NUM_CHUNKS * CLIPS_PER_CHUNK
     assert content(p.cache_dir) == local[storage]
 
 
 def test_a_ray_worker_that_is_killed_costs_no_clip(joined, published, local, tmp_path):
-    p = chosen(tmp_path, published, engine="ray")
+    p = chosen(tmp_path, published, engine="ray", num_workers=None)
     victims = []
 
     def at_work() -> bool:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from avomni_lib.dataset import download
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl import build, parts, share
 from avomni_lib.files import PROJECT_ROOT
 from avomni_lib.params import Params
+from tests.folder_run import chosen, content
 from tests.published_set import clip_id_of, write_published_set
 
 NUM_CHUNKS, CLIPS_PER_CHUNK = 2, 4
@@ -31,36 +31,6 @@ CODE = (
 def published(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("set")
     return write_published_set(folder, NUM_CHUNKS, CLIPS_PER_CHUNK, 1.5)
-
-
-def chosen(folder: Path, published: Path, **processing) -> Params:
-    """A run whose raw files are there."""
-    p = Params.from_values(
-        {
-            "run": {"name": "test", "outputs_dir": str(folder)},
-            "dataset": {"source": "folder", "local_dir": str(published)},
-            "download": {"target_chunks": NUM_CHUNKS},
-            "processing": {
-                "sequence_length": 4,
-                "sample_hz": 10.0,
-                "tile_width": 32,
-                "tile_height": 24,
-                "horizon_s": 1.0,
-                "num_workers": 1,
-                **processing,
-            },
-        }
-    )
-    download.fetch(p, None)
-    return p
-
-
-def content(cache_dir: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(cache_dir)): path.read_bytes()
-        for path in sorted(cache_dir.rglob("*"))
-        if path.is_file()
-    }
 
 
 def part_ids(p: Params) -> set[str]:
