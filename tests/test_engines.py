@@ -40,6 +40,17 @@ def node_of(seconds: float) -> Outcome:
     return Outcome(ray.get_runtime_context().get_node_id(), 0.0)
 
 
+def stuck(job: tuple[str, str, int]) -> Outcome:
+    """Ends at once but on one node, where it says that it has begun and goes on for a minute."""
+    import ray
+
+    folder, node_id, number = job
+    if ray.get_runtime_context().get_node_id() == node_id:
+        (Path(folder) / f"{number}").touch()
+        time.sleep(60)
+    return Outcome(ray.get_runtime_context().get_node_id(), 0.0)
+
+
 def fragile(job: tuple[str, str]) -> Outcome:
     """What befalls a worker: "dies" once, "kills" always, "hangs", "refuses", "breaks"."""
     folder, kind = Path(job[0]), job[1]
@@ -188,20 +199,21 @@ def test_a_ray_worker_that_is_killed_costs_no_clip(joined, published, local, tmp
     assert content(p.cache_dir) == local["raw"]
 
 
-def test_a_node_that_is_killed_costs_no_job(joined):
+def test_a_node_that_is_killed_costs_no_job(joined, tmp_path):
     """The last test of the cluster: the node stays dead."""
     node = next(node for node in joined.worker_nodes)
-    jobs = [1.5 + number / 100 for number in range(4)]
+    jobs = [(str(tmp_path), node.node_id, number) for number in range(4)]
 
     def remove() -> bool:
-        time.sleep(0.7)
+        if not list(tmp_path.iterdir()):
+            return False
         joined.remove_node(node, allow_graceful=False)
         return True
 
     with once(remove):
-        found = {job: outcome.reason for job, outcome in engines.run(params("ray"), node_of, jobs)}
-    assert sorted(found) == jobs
-    assert node.node_id not in found.values()
+        found = {job: outcome.reason for job, outcome in engines.run(params("ray"), stuck, jobs)}
+    assert list(tmp_path.iterdir()), "the node had a job"
+    assert sorted(found) == jobs and node.node_id not in found.values()
 
 
 def once(act: Callable[[], bool]) -> threading.Thread:

@@ -126,7 +126,12 @@ def build(p: Params, progress: type[Bar] = Bar, hub: Hub | None = None) -> Built
         to_read = _to_read(p, chunk_works, reasons)
         with Supply(p, chosen, chunk_works, to_read, hub) as supply:
             reading = Reading(p, recipe_of(p), chunk_works, to_read, supply, common, reasons)
-            reading.run(progress)
+            try:
+                reading.run(progress)
+            except BaseException:
+                # What ended workers left half-written takes room, which a full disk needs.
+                _sweep(p.cache_dir)
+                raise
         cache = _finish(p.cache_dir, chunk_works, common, reasons)
     chunks = [supply.rows[chunk] for chunk in sorted(supply.rows)]
     figures = _figures(p, cache) | {
@@ -184,8 +189,7 @@ def works(p: Params, chosen: Chosen, common: dict[str, Any]) -> list[ChunkWork]:
 
 def _keep_what_fits(cache_dir: Path, works: list[ChunkWork]) -> None:
     """Remove shards and parts of other parameters or another source, and what is not whole."""
-    files.sweep_partials(cache_dir)
-    shard.settle(cache_dir)
+    _sweep(cache_dir)
     fitting = {work.shard_folder for work in works if work.shard}
     fitting |= {work.parts_folder for work in works}
     for folder in [*cache_dir.glob("shard_*"), *(cache_dir / PARTS_FOLDER).glob("*")]:
@@ -193,6 +197,11 @@ def _keep_what_fits(cache_dir: Path, works: list[ChunkWork]) -> None:
             log.info("removing %s: it does not fit the parameters, or is not whole", folder)
             (cache_dir / memmap.CLIPS_FILE).unlink(missing_ok=True)
             shutil.rmtree(folder)
+
+
+def _sweep(cache_dir: Path) -> None:
+    files.sweep_partials(cache_dir)
+    shard.settle(cache_dir)
 
 
 def _to_read(
