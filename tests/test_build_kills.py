@@ -180,9 +180,13 @@ def test_killed_at_twenty_moments_it_goes_on_to_the_same_bytes(published, undist
             to_come.pop()
             kills[victim] += 1
         codes = {"driver": -signal.SIGKILL, "interrupt": 130}
-        is_done = run.process.wait(60) == 0  # a killed worker does not end the run
-        said = run.end(0 if is_done else codes[victim])
-        assert "Traceback" not in said and "KeyboardInterrupt" not in said, said
+        code = run.process.wait(60)
+        # Ctrl-C may strike when the stage is through and Python itself is about to end.
+        is_late = victim == "interrupt" and code == -signal.SIGINT
+        is_late = is_late and (p.cache_dir / memmap.CLIPS_FILE).exists()
+        is_done = code == 0 or is_late  # a killed worker does not end the run
+        said = run.end(code if is_done else codes[victim])
+        assert is_late or ("Traceback" not in said and "KeyboardInterrupt" not in said), said
         assert_what_has_its_name_is_whole(p.cache_dir, expected)
         if is_done:
             assert content(p.cache_dir) == expected

@@ -251,7 +251,12 @@ def test_killed_at_any_moment_it_goes_on_and_fetches_nothing_twice(
         p = chosen(params(tmp_path, needed_gb(p) + 0.002), served)
         fetched, kills = {}, 0
         for _ in range(6):
-            was_running = Process(p, served).kill_after(moments.uniform(1.5, 5.0))
+            num_before = len(served.requests)
+            process = Process(p, served)
+            while process.is_running() and len(served.requests) == num_before:
+                time.sleep(0.002)
+            # The whole takes some seconds from its first request on.
+            was_running = process.kill_after(moments.uniform(0.0, 1.0))
             kills += was_running
             gone = evicted.read_evicted(p)
             for path, num in fetched.items():
