@@ -89,6 +89,15 @@ def read_json(path: Path) -> Any:
         ) from None
 
 
+def state_of(path: Path) -> tuple[int, int] | None:
+    """Size (bytes) and date (ns) of a file; None where there is none."""
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_size, state.st_mtime_ns
+
+
 def sha256_file(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

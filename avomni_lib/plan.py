@@ -7,6 +7,7 @@ has the ones that people see.
 from __future__ import annotations
 
 import html
+import threading
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,6 +71,23 @@ class Bar:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Tally:
+    """What threads have counted, to be shown by the main one: widgets are not for threads."""
+
+    def __init__(self) -> None:
+        self._amount, self._lock = 0.0, threading.Lock()
+
+    def add(self, amount: float) -> None:
+        with self._lock:
+            self._amount += amount
+
+    def take(self) -> float:
+        """What has come since the last call."""
+        with self._lock:
+            amount, self._amount = self._amount, 0.0
+            return amount
 
 
 def gigabytes(num_bytes: float) -> str:

@@ -35,7 +35,7 @@ from avomni_lib.dataset.selection import (
     select,
     source_in_words,
 )
-from avomni_lib.dataset.survey import Survey, state_of
+from avomni_lib.dataset.survey import Survey
 from avomni_lib.dataset.verified import Verified, hold
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
@@ -202,7 +202,7 @@ def _remember(p: Params, listed: Listing, survey: Survey, found: Iterable[Findin
             verified = Verified(p.local_dir)
             for path in sound:
                 remote = listed.remote[path]
-                is_same = survey.state[path] == state_of(p.local_dir / path)
+                is_same = survey.state[path] == files.state_of(p.local_dir / path)
                 if is_same and verified.needs_hash(remote):
                     verified.remember(dataclasses.replace(remote, sha256=survey.sha256[path]))
             verified.save()

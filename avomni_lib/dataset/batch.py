@@ -20,7 +20,7 @@ from avomni_lib.dataset.remote import RemoteFile
 from avomni_lib.dataset.verified import Verified
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
-from avomni_lib.plan import Bar
+from avomni_lib.plan import Bar, Tally
 
 LOOK_EVERY_S = 0.2
 
@@ -48,7 +48,7 @@ def fetch_files(
         return
     missing = {file.path: file.size - transfer.bytes_there(p.local_dir, file) for file in todo}
     make_room(p.local_dir, todo)
-    count, halt = _Count(), threading.Event()
+    count, halt = Tally(), threading.Event()
 
     def one(file: RemoteFile) -> bool:
         with transfer.claim(p.local_dir, file) as partial:
@@ -123,26 +123,10 @@ def _has_come(file: RemoteFile, verified: Verified) -> bool:
     return bool(verified.known(file)) or (verified.needs_hash(file) and verified.find(file) is None)
 
 
-class _Count:
-    """Bytes counted by threads, to be shown by the main one: widgets are not for threads."""
-
-    def __init__(self) -> None:
-        self._bytes, self._lock = 0.0, threading.Lock()
-
-    def add(self, amount: float) -> None:
-        with self._lock:
-            self._bytes += amount
-
-    def take(self) -> float:
-        with self._lock:
-            amount, self._bytes = self._bytes, 0.0
-            return amount
-
-
 class _Share(Bar):
     """One file's part of the count."""
 
-    def __init__(self, count: _Count):
+    def __init__(self, count: Tally):
         super().__init__()
         self._count = count
 

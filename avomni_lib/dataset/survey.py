@@ -153,7 +153,7 @@ class Survey:
     def _kept(self, job: Job) -> Mapping[str, Any] | None:
         """What an interrupted audit made of the same job, while the file has not changed."""
         # Before it is read: a file that changes meanwhile has another state than is kept here.
-        self.state[job.path] = state_of(job.place)
+        self.state[job.path] = files.state_of(job.place)
         if not (job.is_full and self.records):
             return None
         try:
@@ -165,15 +165,6 @@ class Survey:
     def _key(self, job: Job) -> str:
         seen = [VERSION, self.state[job.path], dataclasses.asdict(job)]
         return files.hash_json(seen)
-
-
-def state_of(path: Path) -> tuple[int, int] | None:
-    """Size and date (ns) of a file; None where it is gone."""
-    try:
-        state = path.stat()
-    except OSError:
-        return None
-    return state.st_size, state.st_mtime_ns
 
 
 def _work(job: Job) -> int:

@@ -55,7 +55,7 @@ class Verified:
     def known(self, remote: RemoteFile) -> dict[str, Any] | None:
         """The entry of a file that lies unchanged since it was checked, and is `remote`'s."""
         entry = self._entries.get(remote.path)
-        state = _state(self.folder / remote.path)
+        state = files.state_of(self.folder / remote.path)
         if entry is None or state != (entry["size"], entry["mtime_ns"]):
             return None
         if entry["size"] != remote.size:
@@ -68,7 +68,7 @@ class Verified:
 
     def needs_hash(self, remote: RemoteFile) -> bool:
         """Whether only its content can tell: it has the right size and nobody has looked yet."""
-        state = _state(self.folder / remote.path)
+        state = files.state_of(self.folder / remote.path)
         if state is None or state[0] != remote.size:
             return False
         entry = self._entries.get(remote.path)
@@ -145,11 +145,3 @@ def _read(manifest: Path) -> dict[str, dict[str, Any]]:
         entries = files.read_json(manifest).items()
         return {path: entry for path, entry in entries if entry.keys() == KEYS}
     return {}
-
-
-def _state(path: Path) -> tuple[int, int] | None:
-    try:
-        state = path.stat()
-    except OSError:
-        return None
-    return state.st_size, state.st_mtime_ns

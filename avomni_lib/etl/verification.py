@@ -21,7 +21,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl import counts, shard
 from avomni_lib.etl.counts import Findings
 from avomni_lib.etl.shard import BUILD_AGAIN, CLIPS_FILE, HEADER_FILE
-from avomni_lib.plan import Bar, gigabytes
+from avomni_lib.plan import Bar, Tally, gigabytes
 
 MAX_THREADS, MAX_LINES = 8, 100
 BLOCK_BYTES = 1 << 20
@@ -204,7 +204,7 @@ def _check_hashes(
 def _hashes(
     arrays: Sequence[tuple[shard.Shard, str, Path]], progress: type[Bar]
 ) -> list[concurrent.futures.Future[str]]:
-    stop, counted = threading.Event(), _Counter()
+    stop, counted = threading.Event(), Tally()
     total = sum(each.header["arrays"][name]["bytes"] for each, name, _ in arrays)
     with (
         progress(total=total, unit="B", label="verify") as bar,
@@ -215,7 +215,7 @@ def _hashes(
             left = set(hashes)
             while left:
                 left = concurrent.futures.wait(left, POLL_S).not_done
-                bar.update(counted.taken())
+                bar.update(counted.take())
         finally:
             stop.set()  # on Ctrl-C, what still reads ends at once
     return hashes
@@ -237,26 +237,10 @@ def _check_types(each: shard.Shard, found: Findings) -> bool:
     return len(found.lines) == before
 
 
-def _hash(path: Path, counted: _Counter, stop: threading.Event) -> str:
+def _hash(path: Path, counted: Tally, stop: threading.Event) -> str:
     digest, block = hashlib.sha256(), memoryview(bytearray(BLOCK_BYTES))
     with open(path, "rb", buffering=0) as file:
         while not stop.is_set() and (size := file.readinto(block)):
             digest.update(block[:size])
             counted.add(size)
     return digest.hexdigest()
-
-
-class _Counter:
-    """Bytes that threads have read and that the bar has not shown."""
-
-    def __init__(self) -> None:
-        self._lock, self._bytes = threading.Lock(), 0
-
-    def add(self, num_bytes: int) -> None:
-        with self._lock:
-            self._bytes += num_bytes
-
-    def taken(self) -> int:
-        with self._lock:
-            taken, self._bytes = self._bytes, 0
-        return taken
