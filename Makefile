@@ -38,11 +38,12 @@ run: $(READY)
 test: $(READY) lint
 	$(PY) -m pytest
 
-## make bench   decoding, ETL and catalog measured on this machine, into outputs/benchmarks (20 minutes)
+## make bench   decoding, ETL, catalog and loader measured on this machine, into outputs/benchmarks (22 minutes)
 bench: $(READY)
 	$(PY) -m tests.benchmarks.decode
 	$(PY) -m tests.benchmarks.catalog
 	$(PY) -m tests.benchmarks.etl
+	$(PY) -m tests.benchmarks.loader
 
 lint: $(READY)
 	$(PY) -m ruff check .

@@ -1,6 +1,9 @@
+import os
+import random
 import threading
 import time
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,29 +12,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import shard
+from avomni_lib.etl import memmap, rows, shard
 from avomni_lib.etl.memmap import Cache
 from avomni_lib.etl.windows import Windows
 from avomni_lib.training.loader import Loader, Order
-from tests.test_memmap import write_cache
+from tests.test_memmap import COMMON, arrays, write_cache
 
 
 class Numbered:
     """Windows that are filled with their own number; `read` says which were asked for, in order."""
 
-    def __init__(self, count=100, gate=None, broken=None):
+    def __init__(self, count=100, gate=None, broken=None, shape=(2, 4, 6, 3)):
+        self.frame_shape = shape
         self.count, self.gate, self.broken, self.read = count, gate, broken, []
 
     def __len__(self):
         return self.count
 
-    def frames(self, index):
+    def read_into(self, index, out):
         if self.gate:
             self.gate.acquire()
         if index == self.broken:
             raise AvomniError(f"window {index} is damaged")
         self.read.append(index)
-        return np.full((2, 4, 6, 3), index, np.uint8)
+        assert out.shape == self.frame_shape and out.flags.c_contiguous
+        out[:] = index
 
 
 def tokens(indices):
@@ -47,6 +52,14 @@ def numbers(batch):
     found = [int(frames.flatten()[0]) for frames in batch["frames"]]
     assert (batch["frames"] == batch["frames"][:, :1, :1, :1, :1]).all()
     assert found == batch["input_ids"].tolist()
+    return found
+
+
+def take(batches, number):
+    """The windows of a batch that is given back at once."""
+    batch = batches[number]
+    found = numbers(batch)
+    batches.give_back(batch["frames"])
     return found
 
 
@@ -98,7 +111,7 @@ def test_batches_come_in_order_and_once():
     order = Order(20, 3, 9, seed=0)
     windows = Numbered(20)
     with loader(windows, order) as batches:
-        assert [numbers(batches[i]) for i in range(len(batches))] == list(order)
+        assert [take(batches, i) for i in range(len(batches))] == list(order)
     assert windows.read == [window for batch in order for window in batch]
 
 
@@ -106,9 +119,9 @@ def test_it_starts_at_any_batch_and_reads_nothing_before_it():
     order = Order(20, 3, 9, seed=0)
     windows = Numbered(20)
     with loader(windows, order) as batches:
-        assert numbers(batches[6]) == order[6]
-        assert numbers(batches[7]) == order[7]
-        assert numbers(batches[2]) == order[2]
+        assert take(batches, 6) == order[6]
+        assert take(batches, 7) == order[7]
+        assert take(batches, 2) == order[2]
     assert windows.read[:3] == order[6]
 
 
@@ -121,7 +134,7 @@ def test_it_reads_ahead_of_the_step_and_no_further():
     windows = Numbered()
     with loader(windows, [[i] for i in range(50)], depth=3) as batches:
         numbers(batches[0])
-        # Three wait in the queue and one more is in the thread's hands.
+        # Three are ready and one more lies where the next one to be given back would.
         assert eventually(lambda: len(windows.read) == 5)
         time.sleep(0.05)
         assert len(windows.read) == 5
@@ -150,11 +163,21 @@ def test_the_threads_error_reaches_the_step_that_asks():
         assert numbers(batches[0]) == [1, 2], "it can be used again"
 
 
-def test_windows_of_different_sizes_are_no_batch():
-    windows = Numbered()
-    windows.frames = lambda index: np.zeros((2, 4 + index, 6, 3), np.uint8)
-    with loader(windows, [[0, 1]]) as batches, pytest.raises(AvomniError, match="run 03_etl"):
-        batches[0]
+def test_windows_of_different_sizes_are_no_batch(tmp_path):
+    for chunk in (3, 12):
+        clips = [{"clip_id": "one", "split": "train", "chunk": chunk}]
+        found = arrays(chunk)
+        found["frames"] = found["frames"][:, : chunk % 8 + 2]  # of 5 rows and of 6
+        folder = tmp_path / shard.shard_name(chunk)
+        shard.write_shard(folder, COMMON, clips, lambda _, found=found: found)
+    memmap.write_table(tmp_path, COMMON, sorted(tmp_path.iterdir()), [])
+    windows = Windows(Cache.open(tmp_path), 3, 1)
+    last = len(windows) - 1
+    with loader(windows, [[0], [0, last]]) as batches:
+        assert batches[0]["frames"].shape == (1, 3, 5, 12, 3)
+        with pytest.raises(AvomniError, match=rf"window {last} is \(3, 6, 12, 3\)") as caught:
+            batches[1]
+    assert caught.value.where == str(folder) and "run 03_etl" in caught.value.fix
 
 
 def test_closing_ends_the_thread_wherever_it_is():
@@ -164,7 +187,7 @@ def test_closing_ends_the_thread_wherever_it_is():
     batches = loader(Numbered(), [[i] for i in range(50)])
     numbers(batches[0])
     assert running()
-    batches.close()  # it was waiting for room in a full queue
+    batches.close()  # it was waiting for a buffer
     assert not running()
     batches.close()
     assert numbers(batches[4]) == [4]
@@ -172,20 +195,145 @@ def test_closing_ends_the_thread_wherever_it_is():
     assert not running()
 
 
-def test_memory_that_is_given_back_serves_again():
-    with loader(Numbered(), [[i] for i in range(30)], depth=1) as batches:
-        places = set()
+@given(
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.lists(st.integers(1, 3), min_size=30, max_size=30),
+    st.randoms(use_true_random=False),
+)
+def test_memory_is_what_is_stated_and_kept_batches_are_never_written(depth, held, sizes, dice):
+    """Whatever the caller keeps, and in whichever order it gives back."""
+    batches = loader(
+        Numbered(), [[i] * size for i, size in enumerate(sizes)], depth=depth, held=held
+    )
+    kept, places = {}, set()
+    with batches:
         for i in range(30):
-            frames = batches[i]["frames"]
-            places.add(frames.data_ptr())
+            kept[i] = batches[i]
+            places.add(kept[i]["frames"].untyped_storage().data_ptr())
+            while len(kept) >= held and (len(kept) == batches.depth + held or dice.random() < 0.6):
+                batches.give_back(kept.pop(dice.choice(list(kept)))["frames"])
+            for number, batch in kept.items():
+                assert numbers(batch) == [number] * sizes[number]
+    assert len(places) <= depth + held + 1
+    assert batches.memory_bytes == (depth + held + 1) * max(sizes) * 2 * 4 * 6 * 3
+    assert batches.memory_bytes == ring_bytes(batches)
+
+
+def ring_bytes(batches):
+    """What the loader has really allocated for frames."""
+    memory = [buffer.frames.untyped_storage() for buffer in batches._ring]
+    assert len({each.data_ptr() for each in memory}) == len(memory)
+    return sum(each.nbytes() for each in memory)
+
+
+def test_memory_is_known_before_there_is_any():
+    order = Order(20, 3, 10**12, seed=0)
+    batches = loader(Numbered(20), order, depth=2, held=4)
+    assert batches.memory_bytes == (2 + 4 + 1) * 3 * 2 * 4 * 6 * 3
+    assert ring_bytes(batches) == 0
+    pinned = loader(Numbered(20), order, depth=2, held=4, pin=True)
+    assert pinned.memory_bytes == (2 + 4 + 1) * 512, "432 bytes are page-locked as 512"
+
+
+def test_keeping_more_than_the_ring_has_is_an_error_and_no_hang():
+    with loader(Numbered(), [[i] for i in range(30)], depth=2, held=2) as batches:
+        kept = [batches[i] for i in range(5)]
+        for _ in range(2):
+            with pytest.raises(AvomniError, match="batch 5 .* all 5 that the loader") as caught:
+                batches[5]
+        assert "give_back" in caught.value.fix and "held=5" in caught.value.fix
+        with pytest.raises(AvomniError, match="batch 9"):
+            batches[9]
+        batches.give_back(kept.pop(1)["frames"])
+        assert numbers(batches[5]) == [5], "it goes on"
+        assert [numbers(batch) for batch in kept] == [[0], [2], [3], [4]]
+
+
+def test_what_is_kept_stays_over_a_jump_and_a_close():
+    with loader(Numbered(), [[i] for i in range(30)]) as batches:
+        kept = batches[3]
+        assert [take(batches, i) for i in range(20, 30)] == [[i] for i in range(20, 30)]
+        batches.close()
+        assert [take(batches, i) for i in range(10)] == [[i] for i in range(10)]
+        assert numbers(kept) == [3]
+        batches.give_back(kept["frames"])
+        held = [batches[i] for i in range(10, 14)]
+        assert [numbers(batch) for batch in held] == [[10], [11], [12], [13]]
+
+
+def test_only_what_was_lent_can_be_given_back_and_only_once():
+    with loader(Numbered(), [[0], [1]]) as batches:
+        frames = batches[0]["frames"]
+        with pytest.raises(AvomniError, match="not lent"):
+            batches.give_back(frames.clone())
+        batches.give_back(frames)
+        with pytest.raises(AvomniError, match="not lent") as caught:
             batches.give_back(frames)
-    assert len(places) <= 4
+        assert "once" in caught.value.fix
 
 
-def test_memory_that_is_kept_is_never_written_again():
-    with loader(Numbered(), [[i] for i in range(30)], depth=2) as batches:
-        kept = [batches[i] for i in range(30)]
-    assert [numbers(batch) for batch in kept] == [[i] for i in range(30)]
+class Copy:
+    """A copy to a device that ends when it is told to."""
+
+    def __init__(self, error=None):
+        self.ended, self.error = threading.Event(), error
+
+    def synchronize(self):
+        self.ended.wait(20)
+        if self.error:
+            raise self.error
+
+
+def test_a_buffer_waits_for_the_copy_out_of_it_and_the_caller_does_not():
+    with loader(Numbered(), [[i] for i in range(30)], depth=1) as batches:
+        first, copy = batches[0], Copy()
+        batches.give_back(first["frames"], after=copy)
+        assert [take(batches, i) for i in (1, 2)] == [[1], [2]]
+        time.sleep(0.05)
+        assert numbers(first) == [0], "the copy still reads it"
+        copy.ended.set()
+        assert [take(batches, i) for i in range(3, 9)] == [[i] for i in range(3, 9)]
+        assert eventually(lambda: first["frames"].max() > 2), "then it serves again"
+
+
+def test_a_copy_is_waited_for_after_the_last_batch_too():
+    with loader(Numbered(), [[i] for i in range(3)], depth=1) as batches:
+        assert [take(batches, i) for i in range(2)] == [[0], [1]]
+        last, copy = batches[2], Copy()
+        batches.give_back(last["frames"], after=copy)
+        assert [take(batches, i) for i in range(2)] == [[0], [1]]
+        time.sleep(0.05)
+        assert numbers(last) == [2]
+        copy.ended.set()
+
+
+def test_a_copy_that_fails_reaches_the_step_that_asks():
+    with loader(Numbered(), [[i] for i in range(9)], depth=1) as batches:
+        copy = Copy(RuntimeError("the device is gone"))
+        copy.ended.set()
+        batches.give_back(batches[0]["frames"], after=copy)
+        with pytest.raises(RuntimeError, match="the device is gone"):
+            for i in range(1, 9):
+                take(batches, i)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
+def test_copies_to_the_device_are_whole_though_nobody_waits_for_them():
+    windows = Numbered(200, shape=(16, 512, 896, 3))
+    order, there = Order(200, 2, 30, seed=2), []
+    with loader(windows, order, pin=True) as batches:
+        for number in range(len(batches)):
+            batch = batches[number]
+            assert batch["frames"].is_pinned()
+            torch.cuda._sleep(10**8)  # some 50 ms, behind which the copy has to wait
+            there.append(batch | {"frames": batch["frames"].to("cuda", non_blocking=True)})
+            copied = torch.cuda.Event(blocking=True)
+            copied.record()
+            batches.give_back(batch["frames"], after=copied)
+    assert [numbers(batch) for batch in there] == list(order)
+    assert batches.memory_bytes == 4 * 2**26, "44 MB are page-locked as 64 MiB"
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +359,86 @@ def test_raw_and_jpeg_caches_give_the_same_batches(stored):
             raw.give_back(ours["frames"]), encoded.give_back(theirs["frames"])
 
 
+@given(st.sampled_from(sorted(shard.STORAGES)), st.integers(1, 6), st.integers(1, 4), st.data())
+def test_what_is_read_is_what_is_mapped(stored, storage, length, stride, data):
+    windows = Windows(stored[storage].cache, length, stride)
+    index = data.draw(st.integers(0, len(windows) - 1))
+    assert windows.frame_shape == windows.frames(index).shape
+    batch = np.full((3, *windows.frame_shape), 7, np.uint8)
+    windows.read_into(index, batch[1])
+    assert np.array_equal(batch[1], windows.frames(index))
+    assert (batch[::2] == 7).all()
+
+
+def test_memory_of_another_shape_or_kind_is_refused(stored):
+    for windows in stored.values():
+        shape = windows.frame_shape
+        for out in (np.zeros((2, *shape[1:]), np.uint8), np.zeros(shape, np.int8)):
+            with pytest.raises(AvomniError, match="it was asked for as"):
+                windows.read_into(0, out)
+
+
+@pytest.mark.parametrize("storage", shard.STORAGES)
+@pytest.mark.parametrize("first", [0, 7])
+def test_a_resumed_run_reads_the_batches_that_it_had_before_it(stored, storage, first):
+    windows = stored[storage]
+    order = Order(len(windows), 3, 12, seed=5)
+    with loader(windows, order) as batches:
+        for number in range(first, len(order)):
+            frames = batches[number]["frames"]
+            expected = np.stack([windows.frames(index) for index in order[number]])
+            assert np.array_equal(frames.numpy(), expected)
+            batches.give_back(frames)
+
+
+@pytest.mark.parametrize("kept", [0, 200, -1])
+def test_a_cut_file_ends_the_step_that_needs_it_with_its_name(tmp_path, kept):
+    folder = write_cache(tmp_path / "cache")
+    windows = Windows(Cache.open(folder), 3, 1)
+    path = folder / "shard_0012/frames.npy"
+    size = path.stat().st_size
+    os.truncate(path, kept % size)
+    with loader(windows, [[0], [len(windows) - 1]]) as batches:
+        batches[0]
+        with pytest.raises(AvomniError, match=rf"has {kept % size:,} of {size:,} bytes") as caught:
+            batches[1]
+    assert caught.value.where == str(path)
+    path.unlink()
+    with loader(windows, [[len(windows) - 1]]) as again:
+        caught = pytest.raises(AvomniError, again.__getitem__, 0)
+    assert caught.match("is missing") and caught.value.where == str(path)
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_no_hang(tmp_path, monkeypatch):
+    folder = write_cache(tmp_path / "cache")
+    windows = Windows(Cache.open(folder), 3, 1)
+    monkeypatch.setattr(rows, "state", lambda *_: None)
+    path = folder / "shard_0003/frames.npy"
+    os.truncate(path, 500)
+    with pytest.raises(AvomniError, match="cannot be read: it ends too early") as caught:
+        windows.read_into(0, np.empty(windows.frame_shape, np.uint8))
+    assert caught.value.where == str(path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's list of open files")
+def test_no_file_stays_open_over_many_shards(tmp_path):
+    folder = write_cache(tmp_path / "cache", chunks=range(40), clips_per_chunk=1)
+    windows = Windows(Cache.open(folder), 3, 1)
+    assert len(windows.cache.shards) == 40
+    batches = [[index] for index in random.Random(3).sample(range(len(windows)), len(windows))]
+
+    def num_open():
+        return len(os.listdir("/proc/self/fd"))
+
+    with loader(windows, batches, depth=4) as read:
+        before, most = num_open(), 0
+        for number in range(len(batches)):
+            read.give_back(read[number]["frames"])
+            most = max(most, num_open())
+    assert most <= before + 1  # the one that is being read
+    assert num_open() == before
+
+
 def test_a_damaged_jpeg_ends_the_step_that_needs_it_with_its_name(tmp_path):
     folder = write_cache(tmp_path / "cache", storage="jpeg")
     path = folder / "shard_0012/jpeg.npy"
@@ -220,7 +448,7 @@ def test_a_damaged_jpeg_ends_the_step_that_needs_it_with_its_name(tmp_path):
     windows = Windows(Cache.open(folder), 3, 1)
     with loader(windows, [[i] for i in range(len(windows))]) as batches:
         for number in range(len(windows) - 1):
-            batches[number]
+            batches.give_back(batches[number]["frames"])
         with pytest.raises(AvomniError, match="not what was written") as caught:
             batches[len(windows) - 1]
     assert caught.value.where.startswith(f"{folder}/shard_0012, clip clip-12-2, frame ")

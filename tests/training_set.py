@@ -31,6 +31,7 @@ class Truth:
 @dataclass(frozen=True)
 class Window:
     clip_id: str
+    number: int
     split: str = "train"
 
 
@@ -42,11 +43,15 @@ class Stripes:
     def __init__(self, count: int, shape: tuple[int, int, int] = (FRAMES, HEIGHT, WIDTH)):
         self.count, self.shape = count, shape
 
+    @property
+    def frame_shape(self) -> tuple[int, int, int, int]:
+        return (*self.shape, 3)
+
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> Window:
-        return Window(f"clip-{index // 4}")
+        return Window(f"clip-{index // 4}", index % 4)
 
     def truth(self, index: int) -> Truth:
         speed = 1.0 + 20.0 * (index * 0.61803 % 1)
@@ -59,6 +64,9 @@ class Stripes:
         shift = (self.truth(index).speed_mps * np.arange(length))[:, None, None, None]
         shade = (rows * 8 + shift + index) % 256
         return np.broadcast_to(shade, (length, height, width, 3)).astype(np.uint8)
+
+    def read_into(self, index: int, out: np.ndarray) -> None:
+        out[:] = self.frames(index)
 
 
 @functools.cache

@@ -20,7 +20,8 @@ import numpy as np
 
 from avomni_lib import files
 from avomni_lib.errors import AvomniError, pick
-from avomni_lib.etl import jpeg, npy
+from avomni_lib.etl import jpeg, npy, rows
+from avomni_lib.etl.rows import BUILD_AGAIN
 
 FORMAT_VERSION = 1
 HEADER_FILE = "header.json"
@@ -33,7 +34,6 @@ STORAGES = {
 }
 EGOMOTION_COLUMNS = ("x", "y", "z", "qx", "qy", "qz", "qw", "vx", "vy", "vz", "distance_m")
 TRACK_COLUMNS = ("time_us", "x", "y", "z", "qx", "qy", "qz", "qw", "distance_m")
-BUILD_AGAIN = "run 03_etl again; it keeps what is whole"
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -70,7 +70,7 @@ class Shard:
     header: dict[str, Any]
 
     def _load(self, name: str) -> np.ndarray:
-        state = _state(self.folder / f"{name}.npy", self.header["arrays"][name]["bytes"])
+        state = rows.state(self.folder / f"{name}.npy", self.header["arrays"][name]["bytes"])
         return _mapped(self.folder / f"{name}.npy", state.st_ino, state.st_mtime_ns)
 
     @property
@@ -89,6 +89,20 @@ class Shard:
             return self._load("frames")
         encoded = [self._load(name) for name in ("jpeg", "offsets", "crc32")]
         return jpeg.Frames(*encoded, self.header["frames_shape"], self.describe)
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """(H, W, 3)."""
+        raw = self.storage == "raw"
+        shape = self.header["arrays"]["frames"]["shape"] if raw else self.header["frames_shape"]
+        return tuple(shape[1:])
+
+    def read_frames(self, start: int, out: np.ndarray) -> None:
+        """Fill `out` (T, H, W, 3) uint8, C-contiguous, with the frames from row `start` on."""
+        if self.storage == "raw":
+            rows.read(self.folder / "frames.npy", self.header["arrays"]["frames"], start, out)
+        else:
+            self.frames.read(range(start, start + len(out)), out)
 
     @property
     def timestamps(self) -> np.ndarray:
@@ -121,14 +135,14 @@ class Shard:
         """One clip's part of every array as it is stored, and its note: JPEGs stay encoded."""
         found = {"note": np.array(clip.note)} if clip.note else {}
         for name in STORAGES[self.storage]:
-            array, rows = self._load(name), slice(clip.start, clip.stop)
+            array, part = self._load(name), slice(clip.start, clip.stop)
             if name == "track":
-                rows = slice(clip.track_start, clip.track_stop)
+                part = slice(clip.track_start, clip.track_stop)
             elif name == "offsets":
-                array, rows = array - array[clip.start], slice(clip.start, clip.stop + 1)
+                array, part = array - array[clip.start], slice(clip.start, clip.stop + 1)
             elif name == "jpeg":
-                rows = slice(*self._load("offsets")[[clip.start, clip.stop]])
-            found[name] = array[rows]
+                part = slice(*self._load("offsets")[[clip.start, clip.stop]])
+            found[name] = array[part]
         return found
 
 
@@ -177,21 +191,8 @@ def open_shard(folder: Path) -> Shard:
     header = files.read_json(path)
     check_version(header, path)
     for name, said in header["arrays"].items():
-        _state(folder / f"{name}.npy", said["bytes"])
+        rows.state(folder / f"{name}.npy", said["bytes"])
     return Shard(folder, header)
-
-
-def _state(path: Path, num_bytes: int) -> os.stat_result:
-    """A file's state if it has its bytes: to touch a mapping past the end kills the process."""
-    try:
-        state = path.stat()
-    except FileNotFoundError:
-        what = "is missing"
-    else:
-        if state.st_size == num_bytes:
-            return state
-        what = f"has {state.st_size:,} of {num_bytes:,} bytes"
-    raise AvomniError(f"an array of the cache {what}", where=str(path), fix=BUILD_AGAIN)
 
 
 def clips_of(shard: Shard, place: int = 0) -> list[CachedClip]:

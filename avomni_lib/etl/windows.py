@@ -89,6 +89,28 @@ class Windows(Sequence[Window]):
     def __getitem__(self, index: int) -> Window:
         return self._windows[index]
 
+    @property
+    def frame_shape(self) -> tuple[int, int, int, int]:
+        """(T, H, W, 3) of each window."""
+        return (self.sequence_length, *self.cache.shards[0].frame_shape)
+
+    def read_into(self, index: int, out: np.ndarray) -> None:
+        """Fill `out` (T, H, W, 3) uint8, C-contiguous, with a window's frames.
+
+        Raises:
+            AvomniError: its file is cut short, a JPEG is damaged, or it has another shape.
+        """
+        window = self._windows[index]
+        shard = self.cache.shards[window.shard]
+        shape = (self.sequence_length, *shard.frame_shape)
+        if out.shape != shape or out.dtype != np.uint8:
+            raise AvomniError(
+                f"window {index} is {shape} uint8, it was asked for as {out.shape} {out.dtype}",
+                where=str(shard.folder),
+                fix="run 03_etl again: all shards of a cache have frames of one size",
+            )
+        shard.read_frames(window.start, out)
+
     def frames(self, index: int) -> np.ndarray:
         """(T, H, W, 3) uint8 RGB, read-only: a view of the mapped cache, or decoded from its JPEGs.
 

@@ -1,16 +1,17 @@
-"""Windows to batches, ahead of the step: one background thread, a bounded queue, uint8 frames.
+"""Windows to batches, ahead of the step: one background thread, a ring of buffers, uint8 frames.
 
 A window is tens of megabytes that only have to be copied; a thread does that while the device
-works, where worker processes would copy each batch once more through shared memory.
+works, into memory that is used again and again. Worker processes would copy each batch once more,
+into shared memory that is fresh for each.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import queue
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -28,8 +29,12 @@ class Frames(Protocol):
 
     def __len__(self) -> int: ...
 
-    def frames(self, index: int) -> np.ndarray:
-        """(T, H, W, 3) uint8."""
+    @property
+    def frame_shape(self) -> tuple[int, int, int, int]:
+        """(T, H, W, 3) of each window."""
+
+    def read_into(self, index: int, out: np.ndarray) -> None:
+        """Fill `out` (T, H, W, 3) uint8, C-contiguous."""
 
 
 @dataclass(frozen=True)
@@ -74,18 +79,43 @@ def _shuffled(num_windows: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(num_windows)
 
 
+class Event(Protocol):
+    """Something on a device that has yet to happen, as a `torch.cuda.Event`."""
+
+    def synchronize(self) -> None:
+        """Wait until it has."""
+
+
+@dataclass(eq=False, slots=True)
+class _Buffer:
+    """A place in the ring.
+
+    Attributes:
+        frames: (B, T, H, W, 3) uint8, B of the largest batch.
+        after: What has to happen before it is written again.
+    """
+
+    frames: torch.Tensor
+    after: Event | None = None
+
+
 class Loader:
     """Batches by number, read ahead; asking for another number than the next one starts there.
 
     Args:
         windows: Where frames come from.
         batches: The windows of each batch.
-        tokens: Windows of a batch -> its tensors but the frames.
+        tokens: Windows of a batch -> its tensors but the frames; called by the thread.
         depth: Batches kept ready.
+        held: Batches that the caller keeps at a time before it gives one back.
         pin: Page-locked memory, for a fast copy to an accelerator.
 
-    A batch is the dict of `tokens` with `frames` (B, T, H, W, 3) uint8. Errors of the thread are
-    raised to whoever asks for the batch. `waited_s` is the time that callers waited so far.
+    A batch is the dict of `tokens` with `frames` (B, T, H, W, 3) uint8, which are to be given back.
+    Errors of the thread are raised to whoever asks for the batch. `waited_s` is the time that
+    callers waited so far. One thread asks and gives back.
+
+    Frames lie in a ring of depth + held + 1 buffers of the largest batch, allocated once, at the
+    first batch. Nothing else grows with a window's size: `memory_bytes`.
     """
 
     def __init__(
@@ -95,14 +125,24 @@ class Loader:
         tokens: Callable[[Sequence[int]], dict[str, Any]],
         *,
         depth: int = DEPTH,
+        held: int = 1,
         pin: bool = False,
     ):
         self.windows, self.batches, self.tokens = windows, batches, tokens
-        self.depth, self.pin = depth, pin
+        self.depth, self.held, self.pin = depth, held, pin
         self.waited_s = 0.0
-        self._spare: dict[tuple[int, ...], list[torch.Tensor]] = defaultdict(list)
+        self._ring: list[_Buffer] = []
+        self._lent: dict[int, _Buffer] = {}  # by its address: what the caller has
         self._thread: threading.Thread | None = None
         self._next = 0
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of the ring: (depth + held + 1) · B · T · H · W · 3, B of the largest batch."""
+        each = math.prod(self._shape)
+        if self.pin:  # PyTorch makes each page-locked buffer a power of two
+            each = 1 << (each - 1).bit_length()
+        return self._num_buffers * each
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -110,6 +150,13 @@ class Loader:
     def __getitem__(self, batch: int) -> dict[str, Any]:
         if not 0 <= batch < len(self.batches):
             raise IndexError(batch)
+        if len(self._lent) == self._num_buffers:  # the thread would wait for one for ever
+            raise AvomniError(
+                f"batch {batch} was asked for while all {self._num_buffers} that the loader has "
+                "memory for are with the caller",
+                fix="give_back(batch['frames']) once a batch's frames are read, or make the loader "
+                f"with held={len(self._lent)}",
+            )
         if self._thread is None or batch != self._next:
             self._start(batch)
         asked = time.perf_counter()
@@ -118,30 +165,46 @@ class Loader:
         if isinstance(found, BaseException):
             self.close()
             raise found
+        buffer, made = found
+        frames = buffer.frames[: len(self.batches[batch])]
+        self._lent[frames.data_ptr()] = buffer
         self._next = batch + 1
         if self._next == len(self.batches):
             self.close()
-        return found
+        return {**made, "frames": frames}
 
-    def give_back(self, frames: torch.Tensor) -> None:
-        """Return a batch's frames once nothing reads them: their memory serves a later batch.
+    def give_back(self, frames: torch.Tensor, after: Event | None = None) -> None:
+        """Return a batch's frames, whose memory serves a later batch.
 
-        Fresh memory for each batch would cost as much time as the copy itself.
+        Args:
+            frames: As they came.
+            after: The end of the last reading of them, where that is still to come: a copy to the
+                device that was only asked for. The thread waits for it, not the caller; make a
+                `torch.cuda.Event` with blocking=True, or it waits by turning a core.
+
+        Raises:
+            AvomniError: they are not with the caller, or not the loader's.
         """
-        spare = self._spare[tuple(frames.shape)]
-        if len(spare) <= self.depth:
-            spare.append(frames)
+        buffer = self._lent.pop(frames.data_ptr(), None)
+        if buffer is None:
+            raise AvomniError(
+                f"frames {tuple(frames.shape)} were given back that the loader has not lent",
+                fix="give each batch's frames back once, as they came and not a copy or a part",
+            )
+        buffer.after = after
+        if self._thread is not None:
+            self._free.put(buffer)
 
     def close(self) -> None:
-        """Stop the thread and drop what it has read; the loader can be used again."""
+        """Stop the thread and drop what it has read; the loader can be used again.
+
+        Batches that the caller has stay as they are, and can still be given back.
+        """
         if self._thread is None:
             return
         self._stop.set()
-        while self._thread.is_alive():
-            try:  # it may be waiting for room
-                self._ready.get_nowait()
-            except queue.Empty:
-                self._thread.join(timeout=0.01)
+        self._free.put(None)  # it may be waiting for a buffer
+        self._thread.join()
         self._thread = None
 
     def __enter__(self) -> Loader:
@@ -150,45 +213,75 @@ class Loader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def _num_buffers(self) -> int:
+        return self.depth + self.held + 1
+
+    @functools.cached_property
+    def _shape(self) -> tuple[int, ...]:
+        """Of the largest batch."""
+        known = isinstance(self.batches, Order)  # no need to shuffle the whole run for it
+        largest = self.batches.batch_size if known else max(map(len, self.batches))
+        return (largest, *self.windows.frame_shape)
+
     def _start(self, batch: int) -> None:
         self.close()
+        if not self._ring:
+            self._ring = [_Buffer(_zeros(self._shape, self.pin)) for _ in range(self._num_buffers)]
         self._next = batch
-        # Each thread has its own queue and signal: one that is late cannot disturb its successor.
-        self._ready: queue.Queue = queue.Queue(maxsize=self.depth)
+        # Each thread has its own queues and signal: nothing of its predecessor's disturbs it.
+        self._free: queue.SimpleQueue = queue.SimpleQueue()
+        self._ready: queue.SimpleQueue = queue.SimpleQueue()
         self._stop = threading.Event()
+        lent = list(self._lent.values())
+        for buffer in self._ring:
+            if buffer not in lent:
+                self._free.put(buffer)
         self._thread = threading.Thread(
             target=self._work,
-            args=(batch, self._ready, self._stop),
+            args=(batch, self._free, self._ready, self._stop),
             name="avomni-loader",
             daemon=True,
         )
         self._thread.start()
 
-    def _work(self, batch: int, ready: queue.Queue, stop: threading.Event) -> None:
+    def _work(
+        self,
+        batch: int,
+        free: queue.SimpleQueue,
+        ready: queue.SimpleQueue,
+        stop: threading.Event,
+    ) -> None:
         for number in range(batch, len(self.batches)):
+            buffer = free.get()
+            if stop.is_set():
+                return
             try:
-                made: Any = self._make(self.batches[number])
+                made: Any = buffer, self._fill(buffer, self.batches[number])
             except BaseException as error:  # the caller raises it
                 made = error
             ready.put(made)
-            if stop.is_set() or isinstance(made, BaseException):
+            if isinstance(made, BaseException):
                 return
 
-    def _make(self, indices: Sequence[int]) -> dict[str, Any]:
-        first = self.windows.frames(indices[0])
-        frames = self._memory((len(indices), *first.shape))
-        view = frames.numpy()
+    def _fill(self, buffer: _Buffer, indices: Sequence[int]) -> dict[str, Any]:
+        if buffer.after is not None:
+            buffer.after.synchronize()
+            buffer.after = None
+        view = buffer.frames.numpy()
         for row, index in enumerate(indices):
-            window = first if row == 0 else self.windows.frames(index)
-            if window.shape != first.shape or window.dtype != np.uint8:
-                raise AvomniError(
-                    f"window {index} is {window.shape} {window.dtype}, "
-                    f"its batch is {first.shape} uint8",
-                    fix="run 03_etl again",
-                )
-            view[row] = window
-        return {**self.tokens(indices), "frames": frames}
+            self.windows.read_into(index, view[row])
+        return self.tokens(indices)
 
-    def _memory(self, shape: tuple[int, ...]) -> torch.Tensor:
-        spare = self._spare[shape]
-        return spare.pop() if spare else torch.empty(shape, dtype=torch.uint8, pin_memory=self.pin)
+
+def _zeros(shape: tuple[int, ...], pin: bool) -> torch.Tensor:
+    """Memory that is touched already, so that no reading pays for the first touch of a page."""
+    if pin:
+        return torch.zeros(shape, dtype=torch.uint8, pin_memory=True)
+    # Large arrays of NumPy's lie in huge pages, which windows are read into 3 to 15 % faster. But
+    # they start 16 bytes into one, and to no multiple of 64 reading takes up to twice as long.
+    size = math.prod(shape)
+    memory = np.empty(size + 64, np.uint8)
+    memory[:] = 0
+    start = -memory.ctypes.data % 64
+    return torch.from_numpy(memory[start : start + size]).view(shape)

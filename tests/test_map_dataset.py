@@ -1,0 +1,83 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl import shard
+from avomni_lib.etl.memmap import Cache
+from avomni_lib.etl.windows import Windows
+from avomni_lib.training.map_dataset import MapDataset
+from tests.test_memmap import write_cache
+
+
+@pytest.fixture(scope="module", params=shard.STORAGES)
+def folder(request, tmp_path_factory):
+    return write_cache(tmp_path_factory.mktemp("cache") / request.param, storage=request.param)
+
+
+@pytest.fixture(scope="module")
+def windows(folder) -> Windows:
+    return Windows(Cache.open(folder), 3, 1, "train")
+
+
+def test_a_row_is_a_window_and_what_the_car_did_in_it(folder, windows):
+    data = MapDataset(folder, sequence_length=3, stride=1)
+    assert len(data) == len(windows) > 1
+    for index in range(len(data)):
+        row, truth = data[index], windows.truth(index)
+        assert row["frames"].dtype == torch.uint8
+        assert np.array_equal(row["frames"].numpy(), windows.frames(index))
+        assert row["clip_id"] == windows[index].clip_id
+        for name in ("speed_mps", "path_m", "duration_s"):
+            assert row[name] == getattr(truth, name)
+
+
+def test_rows_are_ones_own_to_write(folder, windows):
+    data = MapDataset(folder, 3, 1)
+    data[0]["frames"].zero_()
+    assert np.array_equal(data[0]["frames"].numpy(), windows.frames(0))
+    assert windows.frames(0).any()
+
+
+@pytest.mark.parametrize("split", ["train", "val", None])
+def test_it_holds_the_clips_of_its_split(folder, split):
+    data = MapDataset(folder, 3, 2, split)
+    assert list(data.windows) == list(Windows(Cache.open(folder), 3, 2, split))
+    assert len(list(data)) == len(data), "the numbers end"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_dataloader_gives_the_windows_frames(folder, windows, workers):
+    data = MapDataset(folder, 3, 1)
+    found = list(DataLoader(data, batch_size=2, num_workers=workers))
+    frames = np.concatenate([batch["frames"].numpy() for batch in found])
+    expected = np.stack([windows.frames(index) for index in range(len(windows))])
+    assert np.array_equal(frames, expected)
+    truths = [windows.truth(index) for index in range(len(windows))]
+    assert torch.cat([batch["path_m"] for batch in found]).tolist() == [t.path_m for t in truths]
+    assert sum([batch["clip_id"] for batch in found], []) == [each.clip_id for each in windows]
+
+
+def test_workers_that_are_spawned_open_their_own(folder, windows):
+    data = MapDataset(folder, 3, 1)
+    order = list(range(len(data)))[::-1]
+    found = DataLoader(data, None, sampler=order, num_workers=1, multiprocessing_context="spawn")
+    frames = [row["frames"].numpy() for row in found]
+    assert np.array_equal(frames, [windows.frames(index) for index in order])
+
+
+def test_it_is_carried_without_what_it_opened(folder):
+    data = MapDataset(folder, 3, 1)
+    fresh = pickle.dumps(data)
+    assert len(data) > 1
+    assert pickle.dumps(data) == fresh
+    assert len(pickle.loads(fresh)) == len(data), "and goes on with it here"
+
+
+def test_nothing_is_opened_before_it_is_asked_for(tmp_path):
+    data = MapDataset(tmp_path / "none", 3, 1)
+    with pytest.raises(AvomniError, match="there is no cache"):
+        len(data)
