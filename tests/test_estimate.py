@@ -8,6 +8,8 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.files import PROJECT_ROOT
 from avomni_lib.params import Params
 from avomni_lib.training import estimate
+from avomni_lib.training.pace import Probe
+from avomni_lib.training.tokens import Tokens
 from tests import training_set
 
 
@@ -118,3 +120,90 @@ def test_with_eviction_the_plan_says_whether_the_chunks_go_through():
     fitting = told(target_chunks=40).figures["num_chunks_fitting"]
     assert not [w for w in told(target_chunks=fitting).warnings if "go through" in w]
     assert [w for w in told(target_chunks=fitting + 1).warnings if "go through" in w]
+
+
+def rows_of(p, tokens=None, steps=25, device="cuda", **arguments):
+    tokens = tokens or estimate.tokens_per_sample(p)
+    rows, warnings, figures = estimate.training_rows(p, steps, tokens, device=device, **arguments)
+    return {name: (value, note) for name, value, note in rows}, warnings, figures
+
+
+def test_what_was_expected_stands_beside_the_estimate_for_the_settings_that_it_was_said_of():
+    rows, _, figures = rows_of(mi300x())
+    assert rows["memory on the GPU"][0].startswith("11.8 GB")
+    value, note = rows["what was expected"]
+    assert value == "40–60 GB" and "without training.gradient_checkpointing they take 51" in note
+    assert figures["memory_gb_without_checkpointing"] > 4 * figures["memory_gb"]
+    parts = figures["memory_by_part_gb"]
+    assert list(parts) == ["weights", "adapter", "optimizer", "activations", "vision", "logits"]
+    # The peak is while a layer's gradients are computed: then neither logits nor vision are there.
+    together = ("weights", "adapter", "optimizer", "activations")
+    assert sum(parts[name] for name in together) == pytest.approx(figures["memory_gb"], abs=0.01)
+
+    for other in ({"model": {"lora_rank": 16}}, {"training": {"batch_size": 4}}):
+        assert "what was expected" not in rows_of(mi300x(**other))[0]
+    # Where the run's files lie, and how long it trains, has nothing to do with it.
+    assert "what was expected" in rows_of(mi300x(training={"num_epochs": 9}))[0]
+
+
+def test_before_a_step_was_timed_hours_are_arithmetic_and_say_so():
+    rows, _, figures = rows_of(mi300x())
+    value, note = rows["time to train"]
+    assert value == "3 min" and "estimated, not measured" in note and "35 % of the peak" in note
+    assert figures["train_hours"] == pytest.approx(25 * 6.7 / 3600, abs=0.001)
+    assert "cost to train" not in rows and "train_cost" not in figures
+
+    eight = mi300x(training={"num_processes": 8})
+    assert rows_of(eight)[2]["train_hours"] == pytest.approx(figures["train_hours"] / 8, rel=0.1)
+    demo = Params.from_files([PROJECT_ROOT / "params" / "demo.yaml"])
+    assert "time to train" not in rows_of(demo, device="cpu")[0], "05_train will time two steps"
+
+
+def test_a_price_makes_hours_a_cost():
+    priced = mi300x(run={"price_per_hour": 1.99})
+    rows, _, figures = rows_of(priced, steps=20_000)
+    assert figures["train_cost"] == pytest.approx(1.99 * figures["train_hours"], abs=0.01)
+    assert rows["cost to train"][0] == f"{figures['train_cost']:.2f}"
+
+
+def test_steps_that_were_timed_take_the_place_of_arithmetic():
+    demo = Params.from_files([PROJECT_ROOT / "params" / "demo.yaml"], ["run.price_per_hour=3.6"])
+    probe = Probe(0.9, 0.5, peak_bytes=850_000_000, program_bytes=600_000_000)
+    rows, _, figures = rows_of(demo, steps=100, device="cpu", probe=probe)
+    assert rows["time to train"] == ("2 min", "100 steps of 0.9 s, as timed on this machine")
+    assert "the first steps took 850.0 MB" in rows["memory"][1]
+    # On a CPU the process's own seconds are compared, and the clock's are paid.
+    assert figures["predicted"] == {"seconds": 50.0, "memory_gb": figures["memory_gb"]}
+    assert figures["probed"]["memory_gb"] == 0.85
+    assert figures["train_hours"] == 0.025 and figures["train_cost"] == 0.09
+    unprobed = rows_of(demo, steps=100, device="cpu")[2]
+    assert figures["memory_gb"] - unprobed["memory_gb"] == pytest.approx(0.024, abs=0.001)
+
+    on_gpu = rows_of(mi300x(), steps=100, device="cuda:0", probe=probe)[2]
+    assert on_gpu["predicted"]["seconds"] == 90.0
+
+
+def test_a_device_that_is_too_small_is_named_before_anything_is_loaded():
+    assert not rows_of(mi300x())[1]
+    [refused] = rows_of(mi300x(), capacity=8e9)[1]
+    assert "about 11.8 GB of 8.00 GB" in refused and "training.batch_size" in refused
+    large = mi300x(training={"batch_size": 64, "gradient_checkpointing": False})
+    assert "of 192.0 GB" in rows_of(large)[1][0]
+
+
+def test_a_base_model_that_nobody_knows_leaves_memory_open_and_still_tells_time():
+    other = mi300x(model={"base_model": "somebody/Another-VL-9B"})
+    tokens = Tokens(3584, 171, 47)
+    rows, warnings, figures = rows_of(other, tokens)
+    assert rows["memory"][0] == "not known" and not warnings and not figures
+    probe = Probe(2.0, 1.0, peak_bytes=9, program_bytes=9)
+    figures = rows_of(other, tokens, steps=1800, probe=probe)[2]
+    assert figures["train_hours"] == 1.0 and figures["predicted"] == {"seconds": 3600.0}
+
+
+def test_the_whole_plan_tells_memory_and_hours_too():
+    figures = estimate.plan_run(mi300x(run={"price_per_hour": 2})).figures
+    assert {"memory_gb", "memory_by_part_gb", "train_hours", "train_cost"} <= figures.keys()
+    demo = estimate.plan_run(Params.from_files([PROJECT_ROOT / "params" / "demo.yaml"]))
+    [memory] = [row for row in demo.rows if row[0] == "memory"]
+    assert "program 576.0 MB" in memory[2] and 0.8 < demo.figures["memory_gb"] < 0.95

@@ -1,40 +1,36 @@
 """What a run takes, by arithmetic alone: no GPU, no network, no torch, nothing on the disk.
 
 Exact: vision tokens and, for clips of full length, frames, bytes of the cache and batches. From
-what is published of the data set: sizes, clips in a chunk, splits. Estimated: tokens of text.
+what is published of the data set: sizes, clips in a chunk, splits. Estimated: tokens of text,
+memory and, as long as no step was timed, hours.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
-from avomni_lib import files
-from avomni_lib.dataset import rig
 from avomni_lib.dataset.forecast import forecast
 from avomni_lib.etl import costs
+from avomni_lib.etl.costs import Verdict
 from avomni_lib.etl.forecast import clip_bytes, clip_seconds
 from avomni_lib.etl.shard import STORAGES
 from avomni_lib.etl.windows import num_windows
 from avomni_lib.params import Params
-from avomni_lib.plan import Plan, gigabytes
-from avomni_lib.training import model
-from avomni_lib.training.backbones import Backbone, backbone
-from avomni_lib.training.conversation import prompt_text
-from avomni_lib.training.targets import target
+from avomni_lib.plan import Plan, gigabytes, minutes
+from avomni_lib.sections import ModelParams, TrainingParams
+from avomni_lib.training import pace
+from avomni_lib.training.anatomy import Anatomy, anatomy_of
+from avomni_lib.training.memory import PROGRAM_BYTES, memory
+from avomni_lib.training.model import TINY
+from avomni_lib.training.pace import Probe
+from avomni_lib.training.tokens import Tokens, grid_size, tokens_per_sample
 
 FEW_STEPS = 200  # below it an adapter has hardly begun to learn
-
+EXPECTED = "40–60 GB"  # what was said of the default settings on an MI300X
 TRAIN_SHARE = 0.5  # of nvidia/PhysicalAI-Autonomous-Vehicles: 153,625 of 306,152 clips
-
-# What Qwen's tokenizer makes one token of: a special token, a word with the space before it, a
-# digit, a run of signs or of whitespace. Long or rare words fall into two.
-_SPECIAL = re.compile(r"<\|\w+\|>")
-_PIECE = re.compile(r" ?[A-Za-z]+|\d|[^\sA-Za-z\d]+|\s+")
 
 
 @dataclass(frozen=True)
@@ -49,70 +45,14 @@ class Source:
     note: str
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """Tokens of one sample."""
-
-    vision: int
-    text: int
-
-    @property
-    def total(self) -> int:
-        return self.vision + self.text
-
-
-def grid_size(p: Params) -> tuple[int, int]:
-    """(height, width) of the grid, px."""
-    grid = rig.grid(p.vision.camera_setup)
-    return grid.rows * p.processing.tile_height, grid.cols * p.processing.tile_width
-
-
-def backbone_of(p: Params) -> Backbone:
-    """The run's backbone, with the base model's own numbers where it lies on this disk.
-
-    A base model on the hub is not asked: all released sizes of a family have the same numbers.
-    """
-    config = Path(model.base_location(p.model.base_model)) / "config.json"
-    if not config.is_file():
-        return backbone(p.model.backbone)
-    plain = files.read_json(config)
-    vision = SimpleNamespace(**plain.get("vision_config", {}))
-    kind = SimpleNamespace(model_type=plain.get("model_type"), vision_config=vision)
-    return backbone(p.model.backbone, kind)
-
-
-def tokens_per_sample(p: Params) -> Tokens:
-    """Vision tokens (exact) and text tokens (estimated) of a window with its answer.
-
-    Raises:
-        AvomniError: the grid does not divide into the backbone's patches.
-    """
-    height, width = grid_size(p)
-    kind, asked = backbone_of(p), target(p.training.target)
-    length = p.processing.sequence_length
-    vision = kind.num_vision_tokens(length, height, width)
-    chat = kind.chat(
-        prompt_text(rig.grid(p.vision.camera_setup), asked),
-        num_frames=length,
-        height=height,
-        width=width,
-        sample_hz=p.processing.sample_hz,
-    )
-    answer = asked.render(SimpleNamespace(speed_mps=28.13, path_m=211.04))
-    special = len(_SPECIAL.findall(chat)) + 1  # and the end of the turn
-    plain = sum(len(_PIECE.findall(words)) for words in _SPECIAL.split(chat + answer))
-    return Tokens(vision, special + plain - vision)
-
-
 def frames_per_clip(p: Params, seconds: float) -> int:
     """Sampled frames of a clip: its first and those before its end."""
     return math.ceil(seconds * p.processing.sample_hz - 1e-9)
 
 
-def optimizer_steps(p: Params, num_windows: int, num_ranks: int = 1) -> int:
+def optimizer_steps(p: Params, num_windows: int) -> int:
     """Optimizer steps of a training over `num_windows`: all epochs, or `training.max_steps`."""
-    per_step = p.training.batch_size * p.training.gradient_accumulation_steps * num_ranks
-    steps = math.ceil(p.training.num_epochs * num_windows / per_step)
+    steps = math.ceil(p.training.num_epochs * num_windows / pace.windows_per_step(p))
     return min(steps, p.training.max_steps or steps)
 
 
@@ -199,7 +139,103 @@ def plan_run(p: Params) -> Plan:
     if p.download.evict_raw:
         told = costs.verdict(p, costs.expected(p))
         rows[4:4], warnings, figures = told[0], warnings + told[1], figures | told[2]
+    # The tiny base is what trains where there is no GPU; nothing else does.
+    told = training_rows(p, steps, tokens, device="cpu" if p.model.base_model == TINY else "cuda")
+    rows, warnings, figures = rows + told[0], warnings + told[1], figures | told[2]
     return Plan(f"what run {p.run.name} takes", rows, warnings, figures)
+
+
+def training_rows(
+    p: Params,
+    steps: int,
+    tokens: Tokens,
+    *,
+    device: str,
+    probe: Probe | None = None,
+    capacity: float | None = None,
+) -> Verdict:
+    """(rows, warnings, figures) of a plan: memory, hours and cost of the training.
+
+    Args:
+        steps: Optimizer steps.
+        tokens: Of the longest sample.
+        device: "cpu", or the accelerator by torch's name.
+        probe: What a few steps took on this machine. Without one, hours are arithmetic on an
+            MI300X, and none are told for a CPU.
+        capacity: Bytes of the device's memory; None is an MI300X's, and any on a CPU.
+
+    Figures are `memory_gb`, `memory_by_part_gb`, `train_hours` and `train_cost`; with a probe also
+    `predicted`, which `pace.compared` takes, and `probed`, what the probe saw.
+    """
+    anatomy, device = anatomy_of(p.model.base_model), device.partition(":")[0]
+    rows: list[tuple[str, str, str]] = []
+    warnings: list[str] = []
+    figures: dict[str, Any] = {}
+    if anatomy is None:
+        unknown = f"{p.model.base_model} is not on this disk, and of no size that is known here"
+        rows.append(("memory", "not known", unknown))
+    else:
+        rows, warnings, figures = _memory(p, anatomy, tokens, device, probe, capacity)
+    each, known = None, ""
+    if probe is not None:
+        seen = pace.after(p, probe, steps, device)
+        predicted = {"seconds": seen["seconds"]}
+        if anatomy is not None:
+            predicted["memory_gb"] = figures["memory_gb"]
+        figures |= {"probed": seen, "predicted": predicted}
+        each, known = probe.seconds_per_step, "as timed on this machine"
+    elif anatomy is not None and device != "cpu":
+        each = pace.expected_seconds(p, anatomy, tokens)
+        num = p.training.num_processes
+        card = f"{num} × {pace.CARD}" if num > 1 else f"an {pace.CARD}"
+        known = f"at {100 * pace.UTILISATION:.0f} % of the peak of {card}: estimated, not measured"
+    if each is not None:
+        hours = steps * each / 3600
+        paid = pace.cost(p, hours)
+        figures |= {"train_hours": round(hours, 3)} | paid
+        note = f"{steps:,} steps of {each:.3g} s, {known}"
+        rows.append(("time to train", minutes(steps * each), note))
+        for sum_of_money in paid.values():
+            note = f"of the training, at run.price_per_hour: {p.run.price_per_hour:g}"
+            rows.append(("cost to train", f"{sum_of_money:,.2f}", note))
+    return rows, warnings, figures
+
+
+def _memory(
+    p: Params,
+    anatomy: Anatomy,
+    tokens: Tokens,
+    device: str,
+    probe: Probe | None,
+    capacity: float | None,
+) -> Verdict:
+    on_cpu = device == "cpu"
+    of = {"device": device, "dtype_bytes": 4 if on_cpu else 2}
+    of["program_bytes"] = probe.program_bytes if probe else PROGRAM_BYTES
+    needed = memory(p, anatomy, tokens, **of)
+    training = p.training.model_copy(update={"gradient_checkpointing": False})
+    without = memory(p.model_copy(update={"training": training}), anatomy, tokens, **of)
+    beside = f"the first steps took {gigabytes(probe.peak_bytes)}" if probe else ""
+    rows, warnings = needed.rows(beside), []
+    if p.model == ModelParams() and p.training.batch_size == TrainingParams().batch_size:
+        note = (
+            "for these settings; without training.gradient_checkpointing they take "
+            f"{gigabytes(without.peak_bytes)}"
+        )
+        rows.insert(1, ("what was expected", EXPECTED, note))
+    capacity = capacity or (None if on_cpu else pace.CARD_BYTES)
+    if capacity is not None and needed.peak_bytes > capacity:
+        warnings.append(
+            f"training needs about {gigabytes(needed.peak_bytes)} of {gigabytes(capacity)}: lower "
+            "training.batch_size (and raise gradient_accumulation_steps), set "
+            "training.gradient_checkpointing: true, or lower the tile size"
+        )
+    figures = {
+        "memory_gb": round(needed.peak_bytes / 1e9, 3),
+        "memory_gb_without_checkpointing": round(without.peak_bytes / 1e9, 3),
+        "memory_by_part_gb": {name: round(size / 1e9, 4) for name, size in needed.parts().items()},
+    }
+    return rows, warnings, figures
 
 
 def _token_note(tokens: Tokens) -> str:
