@@ -1,0 +1,235 @@
+"""The model card says what the record and the figures say, and nothing that differs by chance."""
+
+import copy
+import json
+import re
+import shlex
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from avomni_lib import files
+from avomni_lib.training import adapter, usage
+from avomni_lib.training.card import LEARNED, MEASURED, card
+from tests import training_set
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+FIGURES = {
+    "optimizer_steps": 240,
+    "first_loss": 2.5123,
+    "last_loss": 0.4321,
+    "trainable_parameters": 61_341_696,
+    "tokens_per_sample": 3755,
+    "train_seconds": 1234.5,
+    "seconds_per_step": 5.14,
+    "data_wait_share": 0.001,
+    "peak_memory": {"host_gb": 12.25, "device_gb": 40.5},
+    "resumed_from_step": 50,
+    "headline": "loss 2.51 -> 0.43",
+}
+SCORE = {
+    "speed_mae_mps": {"mean": 6.7, "base": 4.08, "adapted": 1.05},
+    "displacement_mae_m": {"mean": 10.0, "base": 6.1, "adapted": 1.6},
+    "valid_share": 0.995,
+    "num_windows": 270,
+    "num_clips": 30,
+}
+
+
+class Recorded(training_set.Stripes):
+    """Windows of a cache that names where it was read from."""
+
+    cache = SimpleNamespace(
+        digest="stripes", header={"source": {"repo_id": "owner/drives", "revision": REVISION}}
+    )
+
+
+def record_of(tmp_path, windows=None, kind="adapter", **changes):
+    p = training_set.params(tmp_path, "owner/base-bnb-4bit", **changes)
+    talk = training_set.conversation()
+    choices = {
+        name: SimpleNamespace(value=value)
+        for name, value in (("device", "cuda:1"), ("dtype", "bfloat16"), ("quantisation", "nf4"))
+    }
+    record = adapter.record_of(p, windows or Recorded(9), talk, "digest", choices)
+    return record | ({"kind": "merged", "dtype": "bfloat16"} if kind == "merged" else {})
+
+
+@pytest.fixture(params=["adapter", "merged"])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(params=["world", "hub", "folder"])
+def source(request):
+    return request.param
+
+
+def front_matter(text):
+    return yaml.safe_load(text.split("---\n")[1])
+
+
+def test_front_matter_is_yaml_that_the_hub_reads(tmp_path, kind, source):
+    text = card(record_of(tmp_path, kind=kind, dataset={"source": source}), FIGURES, kind)
+    assert text.startswith("---\n")
+    values = front_matter(text)
+    assert values["base_model"] == "owner/base-bnb-4bit"
+    assert values["library_name"] == {"adapter": "peft", "merged": "transformers"}[kind]
+    assert {"lora", "qwen3_vl"} <= set(values["tags"])
+    # The base model's weights are in a merged one, and not ours to license.
+    ours = source == "world" and kind == "adapter"
+    assert values["license"] == ("mit" if ours else "other")
+
+
+def test_the_tiny_base_is_ours_too(tmp_path):
+    record = record_of(tmp_path, kind="merged", model={"base_model": "tiny"})
+    assert front_matter(card(record, kind="merged"))["license"] == "mit"
+
+
+def test_real_clips_bear_the_banner_on_top_and_rendered_ones_none(tmp_path, kind, source):
+    text = card(record_of(tmp_path, kind=kind, dataset={"source": source}), FIGURES, kind, SCORE)
+    body = text.split("---\n", 2)[2].strip().splitlines()
+    if source == "world":
+        assert adapter.CONFIDENTIAL not in text and body[0].startswith("# ")
+    else:
+        assert body[0] == f"**{adapter.CONFIDENTIAL}**"
+        assert "does not say that a use is within them" in text
+    assert not re.search(r"\b(is|are) (allowed|permitted)\b", text)
+
+
+def test_it_names_what_is_answered_and_from_what(tmp_path, kind):
+    record = record_of(tmp_path, kind=kind)
+    text = card(record, FIGURES, kind)
+    for part in (
+        record["question"],
+        "summary_v1",
+        "4-cam, one grid of 96×64 px a frame",
+        "4 at 10 Hz",
+        "owner/drives",
+        REVISION,
+        "3 of the split train",
+        "9, one every 2 frames",
+        "| learning_rate | 0.01 |",
+        "| lora_rank | 64 |",
+        "| loss, first steps | 2.5123 |",
+        "| loss, last steps | 0.4321 |",
+        "| optimizer steps | 240 |",
+        "| trainable parameters | 61,341,696 |",
+    ):
+        assert part in text, part
+
+
+def test_windows_that_name_no_source_are_told_as_such(tmp_path):
+    record = record_of(tmp_path, training_set.Stripes(9))
+    assert (record["source"], record["repo_id"], record["revision"]) == ("world", None, None)
+    assert "| revision | not recorded |" in card(record)
+    old = {name: value for name, value in record.items() if name not in ("prompt", "revision")}
+    assert "| revision | not recorded |" in card(old)
+
+
+def test_an_adapters_card_is_the_same_however_often_it_was_killed(tmp_path):
+    record = record_of(tmp_path)
+    other = FIGURES | {
+        "train_seconds": 9.0,
+        "seconds_per_step": 1.0,
+        "data_wait_share": 0.5,
+        "peak_memory": {"host_gb": 1.0},
+        "resumed_from_step": 0,
+    }
+    assert card(record, FIGURES) == card(record, other) == card(record, other, score=SCORE)
+    learned = card(record, FIGURES | {"last_loss": 0.5})
+    assert learned != card(record, FIGURES)
+
+
+def test_it_says_how_the_checkpoint_that_came_out_did_on_held_out_windows(tmp_path, kind):
+    history = [{"step": 50, "speed_mae_mps": 3.0}, {"step": 100, "speed_mae_mps": 1.25}]
+    text = card(record_of(tmp_path, kind=kind), FIGURES | {"heldout": history}, kind)
+    assert "| speed error on held-out windows, m/s | 1.250 after step 100 |" in text
+    assert "held-out windows, m/s" not in card(record_of(tmp_path, kind=kind), FIGURES, kind)
+
+
+def test_a_merged_models_card_has_times_memory_and_score(tmp_path):
+    text = card(record_of(tmp_path, kind="merged"), FIGURES, "merged", SCORE)
+    for words in (LEARNED | MEASURED).values():
+        assert f"| {words} |" in text
+    assert "| peak memory, GB | host 12.25, device 40.5 |" in text
+    assert "| adapted | 1.050 | 1.600 |" in text and "99.5% of its answers parse" in text
+    bare = card(record_of(tmp_path, kind="merged"), None, "merged")
+    assert "## Score" not in bare and "loss, first steps" not in bare
+
+
+def test_the_prompt_is_told_with_its_placeholders_counted(tmp_path, kind):
+    talk = training_set.conversation()
+    record = record_of(tmp_path, kind=kind)
+    assert record["prompt_tokens"] == len(talk.prompt())
+    # 2 temporal patches of 2 × 3 tokens.
+    assert record["prompt"].count("<|video_pad|>×6") == 2
+    assert record["prompt"].replace("<|video_pad|>×6", "<|video_pad|>" * 6) == talk.text
+    text = card(record, kind=kind)
+    assert record["prompt"] in text and f"{record['prompt_tokens']:,} tokens" in text
+    assert "before 5.10" in text.lower() and "vLLM follows the transformers version" in text
+
+
+def test_counting_leaves_single_tokens_and_other_words_alone():
+    assert adapter.shortened("a<x>b<x><x><x>c<x>", "<x>") == "a<x>b<x>×3c<x>"
+
+
+def test_a_card_changes_nothing_about_the_record(tmp_path):
+    record = record_of(tmp_path)
+    before, digest = copy.deepcopy(record), files.hash_json(record)
+    card(record, FIGURES), card(record | {"dtype": "float16"}, FIGURES, "merged", SCORE)
+    assert record == before and files.hash_json(record) == digest
+    assert digest == files.hash_json(record_of(tmp_path)), "and the record is a function too"
+
+
+def test_every_block_is_what_it_says(tmp_path, kind):
+    text = card(record_of(tmp_path, kind=kind), FIGURES, kind, SCORE)
+    blocks = re.findall(r"```(\w*)\n(.*?)\n```", text, re.DOTALL)
+    languages = [language for language, _ in blocks]
+    assert {"python", "bash", "json"} <= set(languages)
+    assert text.count("```") == 2 * len(blocks)
+    for language, content in blocks:
+        if language == "python":
+            compile(content, "card", "exec")
+        if language == "json":
+            asked = json.loads(content)
+            (message,) = asked["messages"]
+            assert [part["type"] for part in message["content"]] == ["video_url", "text"]
+            assert asked["media_io_kwargs"]["video"] == {"fps": 10.0, "num_frames": -1}
+            assert asked["temperature"] == 0
+            assert not any(asked["mm_processor_kwargs"].values())
+
+
+def test_the_snippet_loads_the_base_as_it_was_trained(tmp_path):
+    record = record_of(tmp_path)
+    text = usage.loading(record, "adapter")
+    assert 'base = "owner/base-bnb-4bit"' in text and "dtype=torch.bfloat16" in text
+    assert 'device_map={"": "cuda"}' in text
+    assert 'llm_int8_skip_modules=["model.visual", "lm_head"]' in text
+    stored = record | {"choices": record["choices"] | {"quantisation": "stored"}}
+    assert "BitsAndBytesConfig" not in usage.loading(stored, "adapter")
+    tiny = usage.loading(record | {"base_model": "tiny"}, "adapter")
+    names = {}
+    lines = tiny.split("```python\n")[1].splitlines()
+    exec("\n".join(line for line in lines if line.startswith(("from importlib", "base ="))), names)
+    assert files.read_json(files.resolve(names["base"]) / "config.json")["model_type"] == "qwen3_vl"
+
+
+def test_commands_take_the_folder_and_room_for_the_rank(tmp_path):
+    for rank, room in ((64, 64), (12, 16), (100, 128), (512, 512)):
+        record = record_of(tmp_path, model={"lora_rank": rank, "max_seq_length": 4096})
+        (serve,) = usage.commands(record, folder="/run/my adapter", base="/a base")["vllm"]
+        words = shlex.split(serve)
+        assert words[:3] == ["vllm", "serve", "/a base"]
+        assert words[words.index("--lora-modules") + 1] == "avomni=/run/my adapter"
+        assert words[words.index("--max-lora-rank") + 1] == str(room)
+        assert words[words.index("--max-model-len") + 1] == "4096"
+    (convert,) = usage.commands(record, folder="/x")["llama.cpp"]
+    assert shlex.split(convert)[:4] == ["python", "convert_lora_to_gguf.py", "/x", "--base"]
+    merged = record_of(tmp_path, kind="merged") | {"dtype": "float16"}
+    lines = usage.commands(merged, "merged", "/m")
+    assert lines["vllm"][0].startswith("vllm serve /m --served-model-name avomni --dtype float16 ")
+    text, vision = map(shlex.split, lines["llama.cpp"])
+    assert text[:5] == ["python", "convert_hf_to_gguf.py", "/m", "--outtype", "f16"]
+    assert "--mmproj" in vision and "--mmproj" not in text

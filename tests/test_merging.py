@@ -1,0 +1,434 @@
+"""The merged model says what base model and adapter said, whoever loads it."""
+
+import multiprocessing
+import os
+import re
+import resource
+import shutil
+import signal
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from avomni_lib import files, hardware
+from avomni_lib.__main__ import main
+from avomni_lib.errors import AvomniError
+from avomni_lib.hardware import Memory
+from avomni_lib.notebook import runs
+from avomni_lib.plan import Bar
+from avomni_lib.training import adapter, merging, model
+from avomni_lib.training.backbones import backbone
+from avomni_lib.training.conversation import collate
+from avomni_lib.training.generation import say
+from tests import training_set
+
+WINDOWS = (0, 3, 7, 12)
+# Difference of the logits over four windows, rms in units of their spread: what one rounding to
+# 16 bit does. Over three bases 0.0041 to 0.0063 in bfloat16 and 0.0005 to 0.0008 in float16; folded
+# into the original weights 0.066 to 0.078; without adapter it is above 1.
+TOLERANCE = {"bfloat16": 0.01, "float16": 0.0015}
+
+
+def make_adapter(p):
+    """Write an adapter of random numbers, large enough that it changes what is said."""
+    base = model.load_base(p)
+    kind = backbone("qwen3_vl", base.model.config)
+    tuned = model.add_adapter(base.model, p, kind)
+    torch.manual_seed(0)
+    for name, weight in tuned.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_(std=0.1)
+    digest = model.base_digest(model.base_location(p.model.base_model), base.model.config)
+    record = adapter.record_of(
+        p, training_set.Stripes(8), training_set.conversation(), digest, base.choices
+    )
+    adapter.export(tuned, adapter.adapter_dir(p), record)
+    return p
+
+
+@pytest.fixture(scope="module")
+def base_folder(tmp_path_factory):
+    return training_set.make_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, base_folder):
+    """Parameters of a run in 4 bit with an adapter."""
+    return make_adapter(training_set.params(tmp_path_factory.mktemp("run"), base_folder))
+
+
+@pytest.fixture
+def p(trained, tmp_path, base_folder):
+    """The same in a folder of its own."""
+    shutil.copytree(trained.run_dir, tmp_path / "test")
+    return training_set.params(tmp_path, base_folder)
+
+
+@pytest.fixture(scope="module")
+def merged(trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("merged")
+    return {dtype: merging.merge(trained, folder / dtype, dtype=dtype) for dtype in TOLERANCE}
+
+
+def plain(folder):
+    """The model as anybody loads it, in the arithmetic that the adapter was trained in."""
+    from transformers import AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def frames_of(indices):
+    windows = training_set.Stripes(24)
+    return np.stack([windows.frames(index) for index in indices])
+
+
+def logits(tuned):
+    talk = training_set.conversation()
+    windows = training_set.Stripes(24)
+    samples = [talk.sample(talk.target.render(windows.truth(index))) for index in WINDOWS]
+    batch = collate(samples, talk.tokenizer.pad_token_id)
+    batch |= talk.backbone.inputs(torch.from_numpy(frames_of(WINDOWS)))
+    del batch["labels"]
+    with torch.inference_mode():
+        return tuned(**batch).logits[batch["attention_mask"].bool()]
+
+
+def apart(left, right):
+    """Their difference, rms, in units of the right one's spread."""
+    return float((left - right).pow(2).mean().sqrt() / right.std())
+
+
+def left(p):
+    return sorted(path.name for path in p.run_dir.iterdir())
+
+
+def tensors_of(folder):
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def expected(trained):
+    base = model.load_base(trained).model
+    return logits(model.load_adapter(base, adapter.adapter_dir(trained), trained))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_the_merged_model_has_the_logits_of_base_and_adapter(merged, expected, dtype):
+    assert apart(logits(plain(merged[dtype])), expected) < TOLERANCE[dtype]
+
+
+def test_an_adapter_in_the_original_weights_would_have_others(trained, expected):
+    original = trained.model_copy(
+        update={"model": trained.model.model_copy(update={"load_in_4bit": False})}
+    )
+    base = model.load_base(original).model
+    tuned = model.load_adapter(base, adapter.adapter_dir(trained), original)
+    assert apart(logits(tuned), expected) > 3 * TOLERANCE["bfloat16"]
+    assert apart(logits(model.load_base(trained).model), expected) > 1
+
+
+def test_nothing_but_the_rounding_differs(trained, merged):
+    """The folded weights before they are rounded are base and adapter to the last bits."""
+    from avomni_lib.training.merging import _fold
+
+    base = model.load_base(trained).model
+    folded = _fold(base, adapter.adapter_dir(trained), trained, "float32")
+    stored = tensors_of(merged["bfloat16"])
+    state = folded.state_dict()
+    assert set(state) - set(stored) == {"lm_head.weight"}, "the tied one is not stored twice"
+    assert all(torch.equal(state[name].bfloat16(), stored[name]) for name in stored)
+
+
+def test_plain_transformers_and_plain_peft_give_the_same_answers(trained, merged, monkeypatch):
+    frames, talk = frames_of(WINDOWS), training_set.conversation()
+    base = model.load_base(trained).model
+    bare = say(base, talk, frames, 24)
+    ours = say(model.load_adapter(base, adapter.adapter_dir(trained), trained), talk, frames, 24)
+    assert ours != bare and len(set(ours)) > 1
+
+    card = (adapter.adapter_dir(trained) / "README.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    monkeypatch.chdir(adapter.adapter_dir(trained))
+    names = {}
+    exec(snippet, names)
+    assert type(names["model"]).__module__.startswith("peft.")
+    talk = training_set.conversation(names["tokenizer"])
+    assert say(names["model"], talk, frames, 24) == ours
+
+    assert say(plain(merged["bfloat16"]), talk, frames, 24) == ours
+
+
+def test_the_merged_models_own_snippet_loads_it(merged, monkeypatch):
+    (snippet,) = re.findall(
+        r"```python\n(.*?)```", (merged["float16"] / "README.md").read_text(), re.DOTALL
+    )
+    monkeypatch.chdir(merged["float16"])
+    names = {}
+    exec(snippet, names)
+    assert {weight.dtype for weight in names["model"].parameters()} == {torch.float16}
+    assert names["tokenizer"].chat_template == training_set.make_words().chat_template
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_the_folder_is_a_plain_16_bit_checkpoint(merged, trained, dtype):
+    folder = merged[dtype]
+    config = files.read_json(folder / "config.json")
+    assert "quantization_config" not in config
+    assert {config["dtype"], config["text_config"]["dtype"], config["vision_config"]["dtype"]} == {
+        dtype
+    }
+    assert config["tie_word_embeddings"] is config["text_config"]["tie_word_embeddings"] is True
+    loaded = plain(folder)
+    assert loaded.lm_head.weight is loaded.model.language_model.embed_tokens.weight
+    stored = tensors_of(folder)
+    assert {str(weight.dtype) for weight in stored.values()} == {f"torch.{dtype}"}
+    assert not [name for name in stored if "lora" in name or "absmax" in name]
+    assert merging.count_numbers(trained) == sum(weight.numel() for weight in stored.values())
+    assert {path.name for path in folder.iterdir()} == {
+        *("README.md", "record.json", "config.json", "generation_config.json"),
+        *("model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
+        *("preprocessor_config.json", "video_preprocessor_config.json"),
+    }
+    record = files.read_json(folder / "record.json")
+    assert record["kind"] == "merged" and record["dtype"] == dtype
+    weights = adapter.adapter_dir(trained) / "adapter_model.safetensors"
+    assert record["adapter_sha256"] == files.sha256_file(weights)
+
+
+def test_servers_prepare_a_window_as_it_was_trained(merged):
+    """The video processor's numbers are the config's, and it would not resize the window."""
+    from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
+
+    values = files.read_json(merged["bfloat16"] / "video_preprocessor_config.json")
+    num_frames, height, width = training_set.FRAMES, training_set.HEIGHT, training_set.WIDTH
+    size = smart_resize(
+        num_frames=num_frames,
+        height=height,
+        width=width,
+        temporal_factor=values["temporal_patch_size"],
+        factor=values["patch_size"] * values["merge_size"],
+        min_pixels=values["size"]["shortest_edge"],
+        max_pixels=values["size"]["longest_edge"],
+    )
+    assert size == (height, width)
+    kind = backbone("qwen3_vl")
+    assert (values["patch_size"], values["merge_size"]) == (kind.patch_size, kind.merge_size)
+
+
+def test_the_bases_own_processor_files_come_along(p, base_folder, tmp_path):
+    base = shutil.copytree(base_folder, tmp_path / "base")
+    (base / "preprocessor_config.json").write_text('{"of": "the base"}')
+    p = make_adapter(training_set.params(tmp_path / "other", base))
+    folder = merging.merge(p)
+    assert files.read_json(folder / "preprocessor_config.json") == {"of": "the base"}
+
+
+def test_a_base_that_is_stored_in_4_bit_or_not_quantised_is_merged_too(base_folder, tmp_path):
+    base = model.load_base(training_set.params(tmp_path, base_folder))
+    base.model.save_pretrained(tmp_path / "bnb-4bit")
+    base.tokenizer.save_pretrained(tmp_path / "bnb-4bit")
+    for name, section in (
+        ("stored", {"base_model": str(tmp_path / "bnb-4bit")}),
+        ("plain", {"base_model": str(base_folder), "load_in_4bit": False}),
+    ):
+        p = make_adapter(training_set.params(tmp_path / name, base_folder, model=section))
+        base = model.load_base(p).model
+        expected = logits(model.load_adapter(base, adapter.adapter_dir(p), p))
+        folder = merging.merge(p)
+        assert apart(logits(plain(folder)), expected) < TOLERANCE["bfloat16"]
+        assert "quantization_config" not in files.read_json(folder / "config.json")
+
+
+def test_the_bar_tells_each_step(p):
+    bars = []
+
+    class Kept(Bar):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            bars.append(self)
+
+    merging.merge(p, progress=Kept)
+    assert [(bar.total, bar.count) for bar in bars] == [(3, 3)]
+
+
+def test_a_second_export_replaces_the_first_and_nothing_else(p):
+    first = merging.merge(p, dtype="float16")
+    assert merging.merge(p) == first == p.run_dir / "merged"
+    assert files.read_json(first / "config.json")["dtype"] == "bfloat16"
+    assert left(p) == [".merged.lock", "adapter", "merged"]
+    with pytest.raises(AvomniError, match="no merged model") as caught:
+        merging.merge(p, adapter.adapter_dir(p))
+    assert "--out" in str(caught.value)
+    note = p.run_dir / "notes" / "mine.txt"
+    files.write_text(note, "mine")
+    with pytest.raises(AvomniError, match="no merged model"):
+        merging.merge(p, note.parent)
+    assert note.read_text() == "mine"
+
+
+def test_what_cannot_end_is_refused_before_it_starts(p, monkeypatch):
+    with pytest.raises(AvomniError, match="unknown dtype 'float8'"):
+        merging.merge(p, dtype="float8")
+    other = p.model_copy(update={"run": p.run.model_copy(update={"name": "other"})})
+    with pytest.raises(AvomniError, match="no trained adapter") as caught:
+        merging.merge(other)
+    assert "run 05_train first" in str(caught.value)
+
+    def never(_):
+        raise AssertionError("the base model is loaded in vain")
+
+    monkeypatch.setattr(model, "load_base", never)
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "free_bytes", lambda _: 1 << 20)
+        with pytest.raises(AvomniError, match="no room on the disk for a merged model in bfloat16"):
+            merging.merge(p)
+    with monkeypatch.context() as patch:
+        patch.setattr(hardware, "host_memory", lambda: Memory(1 << 20, 1 << 16))
+        patch.setattr(hardware, "device_memory", lambda _: None)
+        with pytest.raises(AvomniError, match="merging takes .* of memory"):
+            merging.merge(p)
+    assert not list(p.run_dir.glob("*merged*"))
+
+
+def test_numbers_that_a_dtype_cannot_hold_are_refused(p):
+    path = adapter.adapter_dir(p) / "adapter_model.safetensors"
+    weights = load_file(path)
+    name = next(name for name in weights if "lora_B" in name)
+    weights[name] = weights[name] * 1e8
+    save_file(weights, path)
+    with pytest.raises(AvomniError, match="not finite in float16"):
+        merging.merge(p, dtype="float16")
+    assert not list(p.run_dir.glob("*merged"))
+    assert merging.merge(p).is_dir()
+
+
+def merge_and_die(outputs: Path, base: Path, death: tuple[str, str] | None, limit: int | None):
+    """Merge in this process; it is killed at `death` (audit event, part of a path)."""
+    if limit is not None:  # a disk that is full after so many bytes of a file
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    if death is not None:
+        event, part = death
+
+        def watch(name: str, values: tuple) -> None:
+            if name == event and part in "|".join(map(str, values)):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(watch)
+    try:
+        merging.merge(training_set.params(outputs, base))
+    except AvomniError as error:
+        sys.exit(3 if "cannot write" in str(error) else 4)
+
+
+HEAVY = ("peft", "bitsandbytes", "transformers.models.qwen3_vl.modeling_qwen3_vl")
+
+
+def in_a_process(*args) -> int:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.test_merging", *HEAVY])
+    process = context.Process(target=merge_and_die, args=args)
+    process.start()
+    process.join(timeout=120)
+    return process.exitcode
+
+
+DEATHS = [
+    ("open", ".merged.unfinished/config.json"),
+    ("open", ".merged.unfinished/tokenizer.json"),  # the weights are written
+    ("open", ".record.json"),
+    ("os.rename", ".merged.unfinished"),  # it lacks nothing but its name
+]
+
+
+def test_killed_anywhere_it_leaves_no_half_model_and_the_same_call_makes_a_whole_one(
+    p, merged, base_folder
+):
+    for death in DEATHS:
+        assert in_a_process(p.run_dir.parent, base_folder, death, None) == -signal.SIGKILL, death
+        assert not (p.run_dir / "merged").exists()
+    folder = merging.merge(p)
+    for path in merged["bfloat16"].iterdir():
+        assert (folder / path.name).read_bytes() == path.read_bytes(), path.name
+    # While one is replaced there is the old one, or both aside; the next call clears up.
+    assert (
+        in_a_process(p.run_dir.parent, base_folder, ("os.rename", ".merged.unfinished"), None)
+        == -signal.SIGKILL
+    )
+    merging.merge(p)
+    assert left(p) == [".merged.lock", "adapter", "merged"]
+
+
+def test_a_full_disk_leaves_nothing(p, base_folder):
+    # The weights are 0.5 MB.
+    assert in_a_process(p.run_dir.parent, base_folder, None, 100_000) == 3
+    assert left(p) == [".merged.lock", "adapter"]
+
+
+@pytest.fixture
+def params_file(p, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(p.values()))
+    return str(path)
+
+
+def test_the_command_says_where_it_lies_and_how_it_is_used(p, params_file, capsys, tmp_path):
+    assert main(["export", params_file]) == 0
+    said = capsys.readouterr().out
+    folder = p.run_dir / "merged"
+    assert str(folder) in said and f"vllm serve {folder}" in said
+    assert f"convert_hf_to_gguf.py {folder}" in said and "--mmproj" in said
+    assert "not run" in said and adapter.CONFIDENTIAL not in said
+    out = tmp_path / "elsewhere" / "model"
+    assert main(["export", params_file, "--out", str(out), "--dtype", "float16"]) == 0
+    assert files.read_json(out / "config.json")["dtype"] == "float16"
+    assert f"vllm serve {out}" in capsys.readouterr().out
+
+
+def test_the_command_names_confidential_data(params_file, capsys):
+    said = []
+    for source in ("folder", "hub"):
+        assert main(["export", params_file, "--set", f"dataset.source={source}"]) == 0
+        said.append(capsys.readouterr().out)
+    assert all(adapter.CONFIDENTIAL in text for text in said)
+
+
+def test_the_command_refuses_where_nothing_is_trained(params_file, capsys):
+    assert main(["export", params_file, "--set", "run.name=untrained"]) == 1
+    assert "no trained adapter" in capsys.readouterr().err
+
+
+def test_figures_and_score_are_shown_where_they_are_the_adapters(
+    p, params_file, capsys, monkeypatch
+):
+    rows = ("mean", "median", "base", "blind", "adapted")
+    figures = {
+        "05_train": {"first_loss": 2.5, "last_loss": 1.25, "train_seconds": 77.7},
+        "06_evaluate": {
+            "speed_mae_mps": dict.fromkeys(rows, 1.5),
+            "displacement_mae_m": dict.fromkeys(rows, 2.5),
+            "valid_share": 1.0,
+            "num_windows": 12,
+            "num_clips": 3,
+        },
+    }
+    done = {"05_train": True, "06_evaluate": True}
+    monkeypatch.setattr(
+        runs,
+        "state",
+        lambda _, name: SimpleNamespace(done=done[name], result={"figures": figures[name]}),
+    )
+    assert main(["export", params_file]) == 0
+    assert "speed error 1.50 m/s" in capsys.readouterr().out
+    card = (p.run_dir / "merged" / "README.md").read_text()
+    assert "| adapted | 1.500 | 2.500 |" in card and "77.7" in card
+    done["06_evaluate"] = False
+    assert main(["export", params_file]) == 0
+    assert "speed error" not in capsys.readouterr().out
+    assert "## Score" not in (p.run_dir / "merged" / "README.md").read_text()
