@@ -19,6 +19,7 @@ from avomni_lib.params import Params
 from avomni_lib.plan import gigabytes
 
 EXAMPLES = """examples:
+  python -m avomni_lib doctor params/mi300x.yaml            does this machine compute what it must
   python -m avomni_lib plan params/mi300x.yaml              what it would take; no GPU, no network
   python -m avomni_lib run params/demo.yaml                 every stage that is not done
   python -m avomni_lib run params/demo.yaml --from 05_train --set training.num_epochs=4
@@ -27,6 +28,8 @@ EXAMPLES = """examples:
   python -m avomni_lib run --params data.yaml tuning.yaml   several files, later ones win
   python -m avomni_lib status params/demo.yaml              what is done, what is stale and why
   python -m avomni_lib verify outputs/demo/cache            every hash and count of a cache
+  python -m avomni_lib stop params/mi300x.yaml              save a checkpoint and end the training
+  python -m avomni_lib export params/demo.yaml              the adapter folded into its base, 16 bit
 
 exit codes: 0 done, 1 something to mend (the message says what), 2 wrong use,
 130 stopped by Ctrl-C"""
@@ -38,13 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "verify":
             return _verify(options)
         paths = [*options.params, *options.params_files]
-        if not paths:
+        if not paths and options.command != "doctor":
             raise AvomniError(
                 "no params file named", fix="python -m avomni_lib run params/demo.yaml"
             )
         p = Params.from_files(paths, options.set)
         p = p.limited(options.limit) if options.limit else p
-        return {"run": _run, "status": _status, "plan": _plan}[options.command](p, options)
+        commands = {"run": _run, "status": _status, "plan": _plan, "export": _export}
+        commands |= {"stop": _stop, "doctor": _doctor}
+        return commands[options.command](p, options)
     except AvomniError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -68,7 +73,12 @@ def _parser() -> argparse.ArgumentParser:
     plan = commands.add_parser("plan", help="say what a run would take, before anything is done")
     verify = commands.add_parser("verify", help="read a cache and compare it with its hashes")
     verify.add_argument("cache", nargs="+", type=Path, metavar="CACHE", help="outputs/RUN/cache")
-    for command in (run, status, plan):
+    export = commands.add_parser("export", help="write base model and adapter as one 16-bit model")
+    export.add_argument("--out", type=Path, metavar="FOLDER", help="instead of outputs/RUN/merged")
+    export.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
+    stop = commands.add_parser("stop", help="let the run's training save a checkpoint and end")
+    doctor = commands.add_parser("doctor", help="run what training relies on, on this machine")
+    for command in (run, status, plan, export, stop, doctor):
         command.add_argument(
             "params", nargs="*", metavar="PARAMS.yaml", help="params files; later ones win"
         )
@@ -83,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
             help="change one parameter",
         )
         command.add_argument("--limit", type=_count, metavar="N", help="at most so many chunks")
-    for command in (status, plan, verify):
+    for command in (status, plan, verify, doctor):
         command.add_argument("--json", action="store_true", help="for machines")
     run.add_argument("--from", dest="first", metavar="STAGE", help="start here: 03_etl, 03 or etl")
     run.add_argument("--only", nargs="+", default=[], metavar="STAGE", help="these stages alone")
@@ -183,6 +193,48 @@ def _plan(p: Params, options: argparse.Namespace) -> int:
         if options.json
         else plan
     )
+    return 0
+
+
+def _doctor(p: Params, options: argparse.Namespace) -> int:
+    """Without a params file it looks at the machine alone."""
+    from avomni_lib.training import doctor
+
+    is_named = options.params or options.params_files or options.set
+    report = doctor.examine(p if is_named else None)
+    rows = [dataclasses.asdict(finding) for finding in report.findings]
+    told = {"headline": report.headline, "findings": rows}
+    print(json.dumps(told, indent=2, ensure_ascii=False) if options.json else report)
+    return 1 if report.wrong else 0
+
+
+def _stop(p: Params, options: argparse.Namespace) -> int:
+    from avomni_lib.training import job
+
+    stopped = job.stop(p)
+    print(f"stopped and saved; {job.GO_ON}" if stopped else "no training works in this run folder")
+    return 0
+
+
+def _export(p: Params, options: argparse.Namespace) -> int:
+    """The merged model, with the figures of the stages that still fit the adapter on its card."""
+    from avomni_lib.notebook import runs
+    from avomni_lib.notebook.progress import LineBar
+    from avomni_lib.training import adapter, merging, usage
+
+    states = [runs.state(p, name) for name in ("05_train", "06_evaluate")]
+    figures, score = (state.result["figures"] if state.done else None for state in states)
+    folder = merging.merge(p, options.out, LineBar, options.dtype, figures, score)
+    record = adapter.read_record(folder)
+    if record["notice"] or p.dataset.source != "world":
+        print(adapter.CONFIDENTIAL)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    print(f"merged model: {folder} ({gigabytes(size)}, {options.dtype})")
+    if score:
+        print(f"the adapter's score: {_score(score)}")
+    print("to serve or convert it (not run here; README.md in the folder says more):")
+    for lines in usage.commands(record, "merged", str(folder)).values():
+        print(*(f"  {line}" for line in lines), sep="\n")
     return 0
 
 

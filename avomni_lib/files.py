@@ -187,3 +187,15 @@ def sweep_partials(folder: Path) -> int:
     for path in leftovers:
         path.unlink(missing_ok=True)
     return len(leftovers)
+
+
+def is_held(lock: Path) -> bool:
+    """Whether some process holds `lock` now (see `hold`)."""
+    if not lock.exists():
+        return False
+    with open(lock, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+    return False

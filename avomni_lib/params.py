@@ -51,6 +51,26 @@ class Params(Section):
                 f"vision.window_size is {size} and processing.sequence_length is {length}: "
                 "both name the frames of a window; make them equal or leave window_size out"
             )
+        accumulated, ranks = (
+            self.training.gradient_accumulation_steps,
+            self.training.num_processes,
+        )
+        if accumulated % ranks:
+            mistakes.append(
+                f"training.gradient_accumulation_steps is {accumulated} and training.num_processes "
+                f"is {ranks}: the batches of a step are shared among the processes, so the second "
+                "must divide the first"
+            )
+        if self.training.patience and not self.training.heldout_windows:
+            mistakes.append(
+                "training.patience waits for a better held-out figure, and none is made: set "
+                "training.heldout_windows too"
+            )
+        if self.training.packing and self.model.backend == "unsloth":
+            mistakes.append(
+                "training.packing needs attention that keeps windows apart, and Unsloth brings its "
+                "own: set model.backend to auto or transformers, or packing to false"
+            )
         if self.download.evict_raw and self.dataset.source == "folder":
             mistakes.append(
                 "download.evict_raw removes raw files that can be fetched again, and those of "

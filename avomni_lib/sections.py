@@ -27,6 +27,9 @@ class RunParams(Section):
     )
     seed: int = Field(0, description="of everything random: LoRA's start, the order of windows")
     outputs_dir: str = Field("outputs", description="relative paths start at the project root")
+    price_per_hour: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="of the rented machine, in your currency; plans then say what it costs"
+    )
 
 
 class WorldParams(Section):
@@ -183,9 +186,19 @@ class TrainingParams(Section):
     target: Literal["summary_v1"] = Field(
         "summary_v1", description="what the model must say about a window"
     )
-    batch_size: Positive = Field(2, description="windows a step and device")
+    batch_size: Positive = Field(2, description="windows that one process takes at a time")
     gradient_accumulation_steps: Positive = Field(
-        8, description="steps gathered before the optimizer moves"
+        8,
+        description="batches gathered before the optimizer moves, over all processes: more of them "
+        "change the speed, not what is learned",
+    )
+    num_processes: Positive = Field(
+        1, description="processes of this machine, one a GPU; divides gradient_accumulation_steps"
+    )
+    packing: bool = Field(
+        False,
+        description="the windows of a batch end to end in one row of up to model.max_seq_length "
+        "tokens, each attending to itself alone; false pads them to the longest",
     )
     learning_rate: PositiveFloat = Field(1.0e-4, description="peak, after the warm-up")
     num_epochs: PositiveFloat = Field(2, description="passes over the training windows")
@@ -202,6 +215,18 @@ class TrainingParams(Section):
     gradient_checkpointing: bool = Field(True, description="less memory, a third more time")
     save_steps: Positive = Field(50, description="optimizer steps between checkpoints")
     logging_steps: Positive = Field(1, description="optimizer steps between lines of metrics")
+    report_to: Literal["none", "trackio", "tensorboard"] = Field(
+        "none", description="who gets the metrics besides metrics.jsonl; both keep them here"
+    )
+    heldout_windows: Positive | None = Field(
+        None,
+        description="windows of the split val answered at each checkpoint; the adapter of the best "
+        "one comes out; null takes the last",
+    )
+    patience: Positive | None = Field(
+        None,
+        description="stop after so many checkpoints without a better held-out figure; null never",
+    )
 
 
 class EvaluationParams(Section):

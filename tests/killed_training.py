@@ -8,25 +8,39 @@ import sys
 from pathlib import Path
 
 # Loaded once by the server that the processes are forked from.
-from avomni_lib.training import sft, trainer  # noqa: F401
+from avomni_lib.training import sft, worker  # noqa: F401
 from tests import training_set
 
 NUM_WINDOWS = 24
+NUM_HELD_OUT = 5
+
+
+def signal_at(event: str, part: str, times: int, number: int = signal.SIGKILL) -> None:
+    """Send this process a signal at the `times`-th audit event whose values name `part`."""
+    seen = 0
+
+    def watch(name: str, values: tuple) -> None:
+        nonlocal seen
+        if name == event and part in "|".join(map(str, values)):
+            seen += 1
+            if seen == times:
+                os.kill(os.getpid(), number)
+
+    sys.addaudithook(watch)
 
 
 def train(outputs: Path, base: Path, die_at: tuple[str, str, int] | None = None, **changes) -> None:
     """Train in this process; `die_at` is (audit event, part of a path, which time)."""
     if die_at is not None:
-        event, part, times = die_at
-        seen = 0
-
-        def watch(name: str, values: tuple) -> None:
-            nonlocal seen
-            if name == event and part in "|".join(map(str, values)):
-                seen += 1
-                if seen == times:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(watch)
+        signal_at(*die_at)
     p = training_set.params(outputs, base, **changes)
-    trainer.train(p, windows=training_set.Stripes(NUM_WINDOWS))
+    worker.work(
+        p,
+        windows=training_set.Stripes(NUM_WINDOWS),
+        held_out=training_set.Stripes(NUM_HELD_OUT),
+    )
+
+
+def main(params: Path) -> None:
+    """The worker's own command, in this process."""
+    sys.exit(worker.main([str(params)]))

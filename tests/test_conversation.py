@@ -93,7 +93,7 @@ samples = st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=9), min_siz
 
 @given(samples, st.sampled_from(["left", "right"]))
 def test_padding_adds_nothing_that_is_seen_or_learned(rows, side):
-    made = [Sample(*(np.array(row) * factor for factor in (1, 3, 2))) for row in rows]
+    made = [Sample(*(np.array(row) * factor for factor in (1, 3, 2, 0))) for row in rows]
     batch = collate(made, pad_id=0, side=side)
     assert {tuple(tensor.shape) for tensor in batch.values()} == {(len(rows), max(map(len, rows)))}
     for row, sample in enumerate(made):

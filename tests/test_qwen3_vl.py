@@ -3,11 +3,13 @@ nothing is resized."""
 
 import functools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import LlamaConfig, Qwen3VLConfig
+from transformers import LlamaConfig, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers.integrations import sdpa_attention
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
@@ -136,6 +138,81 @@ def test_numbers_come_from_the_models_config():
         backbone("qwen3_vl", LlamaConfig())
     with pytest.raises(AvomniError, match="qwen3_vl"):
         backbone("qwen4_vl")
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """A Qwen3-VL as transformers makes it, of random weights."""
+    torch.manual_seed(0)
+    return Qwen3VLForConditionalGeneration(training_set.config(training_set.make_words())).eval()
+
+
+@given(
+    st.integers(1, 9),
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.lists(st.integers(1, 5), min_size=9, max_size=9),
+)
+def test_positions_are_the_models_own(whole, num_patches, rows, cols, words):
+    """Any words before, between and after the temporal patches."""
+    patch = rows * cols
+    types = [0] * words[-1]
+    for count in words[:num_patches]:
+        types += [2] * patch + [0] * count
+    types = np.array(types)
+    expected, _ = whole.model.get_rope_index(
+        torch.zeros(1, len(types), dtype=torch.int64),
+        torch.from_numpy(types)[None],
+        video_grid_thw=torch.tensor([[num_patches, 2 * rows, 2 * cols]]),
+    )
+    ours = KIND.positions(types == 2, 32 * rows, 32 * cols)
+    assert (ours == expected[:, 0].numpy()).all()
+
+
+def test_the_positions_of_a_sample_are_those_that_the_model_would_take(whole):
+    talk = training_set.conversation()
+    sample = talk.sample("42")
+    expected, _ = whole.model.get_rope_index(
+        torch.from_numpy(sample.input_ids)[None],
+        torch.from_numpy(sample.mm_token_type_ids)[None],
+        video_grid_thw=torch.tensor([KIND.grid_thw(*talk.frame_shape[:3])]),
+    )
+    assert (sample.positions == expected[:, 0].numpy()).all()
+
+
+def test_what_is_prepared_is_the_same_function_of_the_same_weights(whole):
+    frames = random_frames(2, 5, 64, 96)
+    inputs = KIND.inputs(frames)
+    pixels, grid = inputs["pixel_values_videos"], inputs["video_grid_thw"]
+    names = list(whole.state_dict())
+
+    def seen():
+        with torch.inference_mode():
+            return whole.model.visual(pixels, grid_thw=grid).pooler_output
+
+    before, convolution = seen(), whole.model.visual.patch_embed(pixels)
+    KIND.prepare(whole)
+    assert whole.model.visual.patch_embed(pixels).shape == convolution.shape
+    torch.testing.assert_close(whole.model.visual.patch_embed(pixels), convolution)
+    torch.testing.assert_close(seen(), before)
+    assert list(whole.state_dict()) == names
+
+
+def test_the_vision_tower_attends_to_copies(whole, monkeypatch):
+    """ROCm's kernels have been wrong on views of a fused product."""
+    laid_out = []
+    sdpa = sdpa_attention.sdpa_attention_forward
+
+    def watch(module, *tensors, **options):
+        laid_out.append([tensor.is_contiguous() for tensor in tensors[:3]])
+        return sdpa(module, *tensors, **options)
+
+    KIND.prepare(whole)
+    monkeypatch.setattr(sdpa_attention, "sdpa_attention_forward", watch)
+    inputs = KIND.inputs(random_frames(1, 4, 64, 64))
+    with torch.inference_mode():
+        whole.model.visual(inputs["pixel_values_videos"], grid_thw=inputs["video_grid_thw"])
+    assert laid_out and all(map(all, laid_out))
 
 
 def test_the_conversation_asks_with_the_backbones_chat():

@@ -175,12 +175,12 @@ def evaluate(p: Params, folder: Path, progress: type[Bar] = Bar) -> Evaluated:
     Raises:
         AvomniError: see `plan`; the adapter does not belong to these parameters.
     """
-    from avomni_lib.training import trainer
+    from avomni_lib.training import samples
 
     windows = held_out_windows(p)
     _record(p, windows)
     chosen = thinned(len(windows), p.evaluation.max_windows)
-    constants = baselines.constants(_truths(trainer.train_windows(p)))
+    constants = baselines.constants(_truths(samples.train_windows(p)))
     with progress(total=2 * len(chosen) + 1, unit="answer", label="evaluating") as bar:
         tuned, talk, choices = _models(p, windows)
         kept = answer.Kept(folder / KEPT_FILE, _key(p, windows, choices))
@@ -254,12 +254,12 @@ def before_after(p: Params, window: int = 0, adapted: bool = True) -> Spoken:
 
 def _models(p: Params, windows: Windows, adapted: bool = True) -> tuple[Any, Any, dict[str, Any]]:
     """The base model with or without its adapter, the conversation, and what was chosen."""
-    from avomni_lib.training import model, trainer
+    from avomni_lib.training import model, samples
     from avomni_lib.training.backbones import backbone
 
     base = model.load_base(p)
     kind = backbone(p.model.backbone, base.model.config)
-    talk = trainer.conversation_of(p, windows, base.tokenizer, kind)
+    talk = samples.conversation_of(p, windows, base.tokenizer, kind)
     if not adapted:
         return base.model.eval(), talk, base.choices
     return model.load_adapter(base.model, adapter.adapter_dir(p), p), talk, base.choices

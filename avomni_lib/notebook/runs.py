@@ -24,6 +24,7 @@ from avomni_lib.notebook import raw_files
 from avomni_lib.notebook.stages import BY_NAME, STAGES, Stage
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
+from avomni_lib.training import job
 from avomni_lib.training.adapter import CONFIDENTIAL
 
 RESULT = "result.json"
@@ -62,6 +63,9 @@ def read_result(p: Params, name: str) -> dict[str, Any] | None:
 def state(p: Params, name: str) -> State:
     """Whether the stage has to run, with the reason in words."""
     found = _state(p, BY_NAME[name])
+    if name == "05_train" and (about := job.running(p)) is not None:
+        words = f"training now: process {about.get('pid')} since {about.get('started_at')}"
+        return dataclasses.replace(found, done=False, reason=words)
     if name == "03_etl" and not found.done:
         return _with_words(found, raw_files.cache_in_words(p, found.result is None))
     if name in ("01_audit", "04_tiles") and found.done:
@@ -159,7 +163,17 @@ class OpenStage:
 
 
 def forget(p: Params, stage: Stage) -> None:
-    """Remove what a stage would go on from, so that it starts anew."""
+    """Remove what a stage would go on from, so that it starts anew.
+
+    Raises:
+        AvomniError: a training works on it.
+    """
+    if stage.name == "05_train" and job.running(p) is not None:
+        raise AvomniError(
+            "a training works in this run folder",
+            where=str(p.checkpoints_dir),
+            fix="stop it first: python -m avomni_lib stop PARAMS.yaml",
+        )
     for name in stage.keeps:
         path = p.run_dir / name
         if path.is_dir():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from avomni_lib import files
 from avomni_lib.evaluation.ladder import KEPT_FILE
+from avomni_lib.training import job
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ STAGES = (
         "05_train",
         "the adapter",
         ("03_etl",),
-        (*_WINDOWS, "run.seed", "model", "training"),
+        job.READS,
         ("checkpoints",),
     ),
     Stage(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +13,16 @@ from avomni_lib.dataset import rig
 from avomni_lib.errors import AvomniError
 from avomni_lib.hardware import Choice
 from avomni_lib.params import Params
+from avomni_lib.training.card import card
 from avomni_lib.training.checkpoints import rename_folder
 from avomni_lib.training.conversation import Conversation, prompt_text
 
 RECORD_FILE = "record.json"
+# Parameters of the training that change its speed, its memory or what is written down about it.
+NOT_LEARNED = (
+    *("batch_size", "gradient_accumulation_steps", "num_processes", "packing"),
+    *("gradient_checkpointing", "save_steps", "logging_steps", "report_to"),
+)
 CONFIDENTIAL = "contains confidential data: do not share"
 
 
@@ -42,19 +49,27 @@ def record_of(
     talk: Conversation,
     base_digest: str,
     choices: Mapping[str, Choice],
-    num_ranks: int = 1,
 ) -> dict[str, Any]:
-    """All that the adapter's weights follow from; its hash names the training."""
-    num_frames, height, width, _ = windows.frames(0).shape
+    """All that the adapter's weights follow from; its hash names the training.
+
+    Not in it is what changes nothing but the last bits: how a step's windows are shared among
+    batches and processes. A training may go on with fewer GPUs, or with smaller batches after
+    memory ran out.
+    """
+    num_frames, height, width, _ = windows.frame_shape
     training = p.values("training")["training"]
-    # How often it is written down changes nothing about the weights.
-    training = {k: v for k, v in training.items() if k not in ("save_steps", "logging_steps")}
+    training = {name: value for name, value in training.items() if name not in NOT_LEARNED}
+    windows_per_step = p.training.batch_size * p.training.gradient_accumulation_steps
+    # A cache names the data set that it was read from; other windows may not.
+    source = getattr(windows.cache, "header", {}).get("source", {})
     return {
         "format": 1,
         "base_model": p.model.base_model,
         "base_digest": base_digest,
         "prompt_form": talk.backbone.prompt_form,
         "question": prompt_text(rig.grid(p.vision.camera_setup), talk.target),
+        "prompt": shortened(talk.text, talk.backbone.vision_token),
+        "prompt_tokens": len(talk.prompt_ids),
         "target": p.training.target,
         "camera_setup": p.vision.camera_setup,
         "sequence_length": num_frames,
@@ -63,10 +78,12 @@ def record_of(
         "stride": p.processing.stride,
         "seed": p.run.seed,
         "model": p.values("model")["model"],
-        "training": training,
+        "training": training | {"windows_per_step": windows_per_step},
         # `cuda:1` is another rank's card, not another training.
         "choices": {name: choice.value.partition(":")[0] for name, choice in choices.items()},
-        "num_ranks": num_ranks,
+        "source": p.dataset.source,
+        "repo_id": source.get("repo_id"),
+        "revision": source.get("revision"),
         "cache": windows.cache.digest,
         "training_clip_ids": sorted({windows[i].clip_id for i in range(len(windows))}),
         "num_windows": len(windows),
@@ -75,18 +92,24 @@ def record_of(
     }
 
 
-def export(tuned: Any, folder: Path, record: dict[str, Any]) -> None:
-    """Write the adapter whole: weights, their config, a card and the record."""
+def shortened(text: str, token: str) -> str:
+    """A text in which repetitions of `token` are counted: a prompt has thousands of them."""
+    return re.sub(
+        f"(?:{re.escape(token)}){{2,}}", lambda run: f"{token}×{len(run[0]) // len(token)}", text
+    )
+
+
+def export(
+    tuned: Any, folder: Path, record: dict[str, Any], figures: Mapping[str, Any] | None = None
+) -> None:
+    """Write the adapter whole: weights, their config, a card and the record.
+
+    Args:
+        figures: Of the training; the card shows what follows from the training alone.
+    """
     partial = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(partial, ignore_errors=True)
     tuned.save_pretrained(str(partial), save_embedding_layers=False)
-    card = [
-        f"# LoRA adapter for {record['base_model']}",
-        f"**{record['notice']}**" if record["notice"] else "Trained on rendered drives.",
-        f"Answers `{record['target']}` about {record['sequence_length']} frames of the "
-        f"{record['camera_setup']} grid at {record['sample_hz']:g} Hz; everything else: "
-        f"`{RECORD_FILE}`.",
-    ]
-    files.write_text(partial / "README.md", "\n\n".join(card) + "\n")
+    files.write_text(partial / "README.md", card(record, figures))
     files.write_json(partial / RECORD_FILE, record)
     rename_folder(partial, folder)

@@ -11,14 +11,17 @@ import contextlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
+from avomni_lib.training import heldout
 
 KEPT = 2  # checkpoints; the one before the last serves where the last was damaged by hand or disk
 METRICS_FILE = "metrics.jsonl"
+HISTORY_FILE = "heldout.json"  # in a checkpoint: its held-out figure and those before it
 PLAN_FILE = "training.json"
 
 
@@ -50,10 +53,26 @@ class Checkpoints:
         """The one to go on from, or None to start anew."""
         return next(reversed(self.all()), None)
 
-    def adopt(self, step: int) -> Path:
-        """Make `partial/checkpoint-<step>` a checkpoint, and drop all but the newest."""
+    def at(self, step: int) -> Path:
+        """Where the checkpoint after `step` lies, if there is one."""
+        return self.folder / f"checkpoint-{step}"
+
+    def history(self) -> list[dict[str, float]]:
+        """The held-out figures up to the last checkpoint, one a checkpoint, oldest first."""
+        last = self.last()
+        path = last and last / HISTORY_FILE
+        return files.read_json(path) if path and path.exists() else []
+
+    def adopt(self, step: int, history: Sequence[dict[str, float]] = ()) -> Path:
+        """Make `partial/checkpoint-<step>` a checkpoint, and drop all but the newest and the best.
+
+        Args:
+            history: The held-out figures up to this step.
+        """
         self.metrics.sync()  # whoever finds the checkpoint finds its lines
-        written, name = self.partial / f"checkpoint-{step}", self.folder / f"checkpoint-{step}"
+        written, name = self.partial / f"checkpoint-{step}", self.at(step)
+        if history:
+            files.write_json(written / HISTORY_FILE, list(history))
         rename_folder(written, name)
         self._drop_old()
         return name
@@ -63,8 +82,10 @@ class Checkpoints:
         shutil.rmtree(self.partial, ignore_errors=True)
 
     def _drop_old(self) -> None:
+        best = heldout.best(self.history())
         for old in self.all()[:-KEPT]:
-            shutil.rmtree(old)
+            if best is None or step_of(old) != best["step"]:
+                shutil.rmtree(old)
 
 
 class Metrics:

@@ -38,17 +38,19 @@ def prompt_text(grid: rig.Grid, target: Target) -> str:
 
 @dataclass(frozen=True)
 class Sample:
-    """One tokenised sample; all arrays (L,) int64.
+    """One tokenised sample; arrays are int64 and, where nothing else is said, (L,).
 
     Attributes:
         input_ids: Tokens of the prompt and, for training, of the answer with its end token.
         labels: The same where the loss is borne, -100 elsewhere.
         mm_token_type_ids: 2 at the video's placeholders, 0 elsewhere.
+        positions: (axes, L), where each token stands for the rotary embedding.
     """
 
     input_ids: np.ndarray
     labels: np.ndarray
     mm_token_type_ids: np.ndarray
+    positions: np.ndarray
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -84,6 +86,7 @@ class Conversation:
         max_seq_length: int,
     ):
         self.tokenizer, self.backbone, self.target = tokenizer, backbone, target
+        self.frame_shape = (num_frames, height, width, 3)
         self.max_seq_length = max_seq_length
         self.num_vision_tokens = backbone.num_vision_tokens(num_frames, height, width)
         self.size = f"{num_frames} frames of {width}×{height} px"
@@ -138,8 +141,10 @@ class Conversation:
             )
         labels = ids.copy()
         labels[:num_prompt] = IGNORED
-        types = np.where(ids == self.vision_id, VIDEO, TEXT).astype(np.int64)
-        return Sample(ids, labels, types)
+        is_vision = ids == self.vision_id
+        types = np.where(is_vision, VIDEO, TEXT).astype(np.int64)
+        _, height, width, _ = self.frame_shape
+        return Sample(ids, labels, types, self.backbone.positions(is_vision, height, width))
 
     def _encode(self, text: str) -> np.ndarray:
         return np.asarray(self.tokenizer.encode(text, add_special_tokens=False), dtype=np.int64)
@@ -156,7 +161,9 @@ class Conversation:
 
 
 def collate(samples: Sequence[Sample], pad_id: int, side: str = "right") -> dict[str, torch.Tensor]:
-    """Samples padded to the longest.
+    """Samples padded to the longest, as transformers' own collators pad them.
+
+    Training takes `packing.padded` instead, which needs no mask.
 
     Args:
         samples: At least one.

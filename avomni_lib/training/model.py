@@ -70,6 +70,7 @@ def load_base(p: Params) -> Base:
     choices["quantisation"] = _quantisation(p, config)
     load = _by_unsloth if choices["backend"].value == "unsloth" else _by_transformers
     model, tokenizer = load(p, location, kind, choices)
+    kind.prepare(model)
     # The config of a composite model has none of its own; the trainer would set them and warn.
     model.config.eos_token_id = tokenizer.eos_token_id
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -85,11 +86,14 @@ def choose(p: Params) -> dict[str, Choice]:
         AvomniError: Unsloth is asked for in vain.
     """
     device = hardware.device()
+    backend = hardware.backend(p.model.backend, device.value)
+    if p.training.packing and backend.value == "unsloth":
+        backend = Choice("transformers", "training.packing; Unsloth brings its own attention")
     choices = {
         "device": device,
         "dtype": hardware.dtype(device.value),
         "attention": hardware.attention(device.value),
-        "backend": hardware.backend(p.model.backend, device.value),
+        "backend": backend,
     }
     if choices["backend"].value == "unsloth":
         _import_unsloth_first()
@@ -173,6 +177,13 @@ def load_adapter(model: Any, folder: Path, p: Params) -> Any:
     return model.eval()
 
 
+def load_weights(tuned: Any, checkpoint: Path) -> None:
+    """Give a model with an adapter the adapter's weights of a checkpoint, in place."""
+    from peft.utils import load_peft_weights, set_peft_model_state_dict
+
+    set_peft_model_state_dict(tuned, load_peft_weights(str(checkpoint), device="cpu"))
+
+
 def trainable_parameters(model: Any) -> int:
     """How many numbers the optimizer moves."""
     return sum(param.numel() for param in model.parameters() if param.requires_grad)
@@ -233,6 +244,11 @@ def _by_transformers(
         device_map={"": choices["device"].value},
         **quantisation,
     )
+    for module in model.modules():
+        # On CPUs with AVX-512 bf16 bitsandbytes lays 4-bit weights out anew at the first answer,
+        # for a kernel without gradients: a training that asks its model midway would go astray.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return model, AutoTokenizer.from_pretrained(location)
 
 

@@ -6,12 +6,16 @@ Imports TRL, so it is imported only after the base model is loaded: Unsloth has 
 from __future__ import annotations
 
 import math
-import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from accelerate.utils import gather_object
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback  # noqa: F401
 from trl import SFTConfig, SFTTrainer
 
@@ -19,9 +23,10 @@ from avomni_lib import files
 from avomni_lib.errors import AvomniError
 from avomni_lib.hardware import Choice
 from avomni_lib.params import Params
-from avomni_lib.plan import Bar
-from avomni_lib.training.backbones import Backbone
+from avomni_lib.training import heldout
 from avomni_lib.training.checkpoints import Checkpoints
+from avomni_lib.training.conversation import Conversation
+from avomni_lib.training.heldout import HeldOut
 from avomni_lib.training.loader import Loader
 
 
@@ -31,14 +36,28 @@ class WindowTrainer(SFTTrainer):
     Args:
         loader: Batches of the whole run in order; the trainer sees them as one epoch, so that a
             restart is nothing but a batch's number.
-        kind: Makes the pixels.
+        talk: The conversation whose prompt the batches bear; its backbone makes the pixels.
         checkpoints: Where they go; `args.output_dir` is its `partial` folder.
+        held_out: Windows that are answered at each checkpoint.
+        patience: Checkpoints without a better held-out figure before it stops.
     """
 
-    def __init__(self, *, loader: Loader, kind: Backbone, checkpoints: Checkpoints, **arguments):
+    def __init__(
+        self,
+        *,
+        loader: Loader,
+        talk: Conversation,
+        checkpoints: Checkpoints,
+        held_out: HeldOut | None = None,
+        patience: int | None = None,
+        **arguments,
+    ):
         super().__init__(**arguments)
-        self.loader, self.kind, self.checkpoints = loader, kind, checkpoints
-        self.num_trained = 0
+        self.loader, self.talk, self.checkpoints = loader, talk, checkpoints
+        self.held_out, self.patience = held_out, patience
+        self.history = checkpoints.history()
+        self.num_trained = self.num_tokens = 0
+        self._losses: list[torch.Tensor] = []  # of the batches since the optimizer moved
         # SFTTrainer casts the adapter of a 4-bit model to bfloat16, whose 8 bits of mantissa
         # swallow small updates. It is less than a hundredth of the model: it stays float32.
         for parameter in self.model.parameters():
@@ -50,11 +69,40 @@ class WindowTrainer(SFTTrainer):
         numbers = [[number] for number in range(len(self.loader))]
         return DataLoader(self.loader, batch_sampler=numbers, collate_fn=lambda made: made[0])
 
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._losses.append(loss.detach())
+        if self.accelerator.sync_gradients:
+            # All at once and before the optimizer moves: one wait for the device a step, and the
+            # weights that the culprit is looked for with are still whole.
+            losses, self._losses = torch.stack(self._losses).tolist(), []
+            for number, value in enumerate(losses):
+                if not math.isfinite(value):
+                    step = self.state.global_step
+                    culprits = self._culprits(step * len(losses) + number)
+                    raise self.not_a_number("loss", value, step + 1, culprits)
+        return loss
+
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         frames = inputs.pop("frames")
+        self.num_tokens += inputs["input_ids"].numel()
+        if tuple(frames.shape[1:]) != self.talk.frame_shape:
+            raise AvomniError(
+                f"a batch's windows are {tuple(frames.shape[1:])}, the prompt speaks of "
+                f"{self.talk.frame_shape}",
+                fix="run 03_etl again",
+            )
         inputs = super()._prepare_inputs(inputs)
-        inputs |= self.kind.inputs(frames.to(self.args.device), self.model.dtype)
-        self.loader.give_back(frames)
+        # The copy and what follows it queue on the device; nobody waits for them here. The reader
+        # does, before it writes over the frames.
+        inputs |= self.talk.backbone.inputs(
+            frames.to(self.args.device, non_blocking=True), self.model.dtype
+        )
+        copied = None
+        if self.args.device.type == "cuda":
+            copied = torch.cuda.Event(blocking=True)  # the reader sleeps, it does not spin
+            copied.record()
+        self.loader.give_back(frames, copied)
         return inputs
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -62,87 +110,79 @@ class WindowTrainer(SFTTrainer):
         files.need_room(self.checkpoints.folder, 12 * self.num_trained + 2**25, "a checkpoint")
         # Not SFTTrainer's, which only adds a model card for the hub.
         Trainer._save_checkpoint(self, model, trial)
+        self._ask_held_out()
         self.accelerator.wait_for_everyone()  # each rank writes its own random state
         if self.checkpoints.writes:
-            self.checkpoints.adopt(self.state.global_step)
+            self.checkpoints.adopt(self.state.global_step, self.history)
         self.accelerator.wait_for_everyone()
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        # With several processes transformers' own maps to the device by its name, and torch.load
+        # knows no `cpu:1`.
+        parts = {"optimizer.pt": self.optimizer, "scheduler.pt": self.lr_scheduler}
+        for name, part in parts.items() if checkpoint else ():
+            path = Path(checkpoint) / name
+            part.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
 
-class Meter(TrainerCallback):
-    """Watches each step: a line of metrics, the bar, and an end where the loss is no number.
+    def _ask_held_out(self) -> None:
+        step = self.state.global_step
+        # A stop's checkpoint has no figure: the same run undisturbed has none there either.
+        regular = step % self.args.save_steps == 0 or step == self.args.max_steps
+        if self.held_out is None or not regular:
+            return
+        rank, num_ranks = self.accelerator.process_index, self.accelerator.num_processes
+        errors = gather_object(self.held_out.errors(self.model, rank, num_ranks))
+        # fsum: the same to the last bit however many ranks have answered.
+        figure = math.fsum(errors) / len(errors)
+        self.history = [*self.history, {"step": step, heldout.FIGURE: figure}]
+        if heldout.exhausted(self.history, self.patience):
+            self.control.should_training_stop = True
 
-    Args:
-        loader: Whose waiting is measured.
-        checkpoints: Whose metrics are written.
-        bar: Moved by one a step.
-        every: Steps between lines.
-        epochs_per_step: Passes over the windows that a step makes.
-    """
+    def _culprits(self, batch: int) -> list[int]:
+        """Windows of a batch whose loss, each taken alone, is no number; else all of the batch."""
+        indices = self.loader.batches[batch]
+        return [index for index in indices if not math.isfinite(self._loss_of(index))] or indices
 
-    def __init__(
-        self,
-        loader: Loader,
-        checkpoints: Checkpoints,
-        bar: Bar,
-        *,
-        every: int,
-        epochs_per_step: float,
-    ):
-        self.loader, self.checkpoints, self.bar = loader, checkpoints, bar
-        self.every = every
-        self.epochs_per_step = epochs_per_step
-        self.seconds = self.waited = 0.0  # since the last line
+    def _loss_of(self, index: int) -> float:
+        frames = np.empty((1, *self.loader.windows.frame_shape), np.uint8)
+        self.loader.windows.read_into(index, frames[0])
+        pixels = torch.from_numpy(frames).to(self.args.device)
+        inputs = super()._prepare_inputs(self.loader.tokens([index]))
+        inputs |= self.talk.backbone.inputs(pixels, self.model.dtype)
+        with torch.no_grad():
+            return float(self.compute_loss(self.model, inputs))
 
-    def on_train_begin(self, args, state, control, **_):
-        self._mark()
-
-    def on_log(self, args, state, control, logs=None, **_):
-        if "loss" not in logs:
-            return  # the summary after the last step
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(logs[name]):
-                raise not_a_number(name, logs[name], state.global_step, self.checkpoints)
-        self.seconds += time.perf_counter() - self._since
-        self.waited += self.loader.waited_s - self._waited
-        self._mark()
-        self.bar.update(1, note=f"loss {logs['loss']:.3f}")
-        if self.checkpoints.writes and state.global_step % self.every == 0:
-            self.checkpoints.metrics.add(
-                {
-                    "step": state.global_step,
-                    "epoch": round(state.global_step * self.epochs_per_step, 4),
-                    "loss": logs["loss"],
-                    "token_accuracy": logs.get("mean_token_accuracy"),
-                    "learning_rate": logs["learning_rate"],
-                    "grad_norm": logs["grad_norm"],
-                    "seconds": round(self.seconds, 4),
-                    "data_wait_s": round(self.waited, 4),
-                }
-            )
-            self.seconds = self.waited = 0.0
-
-    def on_save(self, args, state, control, **_):
-        self._mark()  # a checkpoint's seconds are not the next step's
-
-    def _mark(self) -> None:
-        self._since, self._waited = time.perf_counter(), self.loader.waited_s
-
-
-def not_a_number(name: str, value: float, step: int, checkpoints: Checkpoints) -> AvomniError:
-    """Why training stops: going on would only write broken weights over whole ones."""
-    last = checkpoints.last()
-    kept = f"{last.name} is whole" if last else "no checkpoint was made yet"
-    return AvomniError(
-        f"training went astray: {name} is {value} at step {step}; {kept}",
-        where=str(checkpoints.folder),
-        fix="lower training.learning_rate, or raise training.warmup_ratio",
-    )
+    def not_a_number(
+        self, name: str, value: float, step: int, windows: Sequence[int]
+    ) -> AvomniError:
+        """Why training stops: going on would only write broken weights over whole ones."""
+        last = self.checkpoints.last()
+        kept = f"{last.name} is whole" if last else "no checkpoint was made yet"
+        found = [self.loader.windows[index] for index in windows]
+        samples = ", ".join(f"window {w.number} of clip {w.clip_id}" for w in found)
+        return AvomniError(
+            f"training went astray: {name} is {value} at step {step}, at {samples}; {kept}",
+            where=str(self.checkpoints.folder),
+            fix="look at the window in 04_tiles; lower training.learning_rate, or raise "
+            "training.warmup_ratio",
+        )
 
 
 def arguments_of(
-    p: Params, checkpoints: Checkpoints, choices: dict[str, Choice], steps: int
+    p: Params,
+    checkpoints: Checkpoints,
+    choices: dict[str, Choice],
+    steps: int,
+    accumulation: int,
+    saves: bool = True,
 ) -> SFTConfig:
-    """TRL's arguments for these parameters and choices."""
+    """TRL's arguments for these parameters and choices.
+
+    Args:
+        steps: Optimizer steps of the whole run.
+        accumulation: Batches that each process gathers before the optimizer moves.
+        saves: Whether it leaves checkpoints.
+    """
     training, on_cpu = p.training, choices["device"].value == "cpu"
     schedule = training.lr_scheduler
     return SFTConfig(
@@ -150,7 +190,7 @@ def arguments_of(
         seed=p.run.seed,
         max_steps=steps,
         per_device_train_batch_size=training.batch_size,
-        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        gradient_accumulation_steps=accumulation,
         learning_rate=training.learning_rate,
         lr_scheduler_type="constant_with_warmup" if schedule == "constant" else schedule,
         warmup_steps=math.ceil(training.warmup_ratio * steps),
@@ -161,13 +201,13 @@ def arguments_of(
         # Left out, TRL would take bfloat16 on a CPU too.
         bf16=choices["dtype"].value == "bfloat16",
         use_cpu=on_cpu,
-        save_strategy="steps",
+        save_strategy="steps" if saves else "no",
         save_steps=training.save_steps,
-        # Every step is looked at, so that a loss that is no number stops the training at once;
+        # Every step is looked at, so that a gradient that is no number stops the training at once;
         # the filter would hide it.
         logging_steps=1,
         logging_nan_inf_filter=False,
-        report_to="none",
+        report_to="none",  # the meter reports, with what it alone knows
         disable_tqdm=True,
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,

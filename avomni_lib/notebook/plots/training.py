@@ -2,59 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from avomni_lib.dataset.rig import Grid
+from avomni_lib.notebook import progress
 from avomni_lib.notebook.plots import canvas
 
 if TYPE_CHECKING:
     from avomni_lib.evaluation.ladder import Spoken
 
 
-def curve(metrics: Sequence[Mapping[str, Any]]) -> canvas.Picture:
-    """Loss over optimizer steps, and below it the share of each step spent waiting for data.
+def curve(
+    metrics: Sequence[Mapping[str, Any]], held_out: Sequence[Mapping[str, float]] = ()
+) -> canvas.Picture:
+    """How a training went: loss, speed, share of waiting for data, and memory, over its steps.
 
     Args:
         metrics: One row a logged step, as `metrics.jsonl` has them: `step`, `loss` (mean cross
-            entropy of the answer's tokens, nats), and where measured `seconds` and `data_wait_s`.
+            entropy of the answer's tokens, nats), and where measured `seconds`, `data_wait_s`,
+            `samples_per_s`, `tokens_per_s` and `memory_gb`.
+        held_out: `step` and `speed_mae_mps` (m/s) of each checkpoint that was asked.
     """
-    steps = np.array([row["step"] for row in metrics], dtype=float)
-    loss = np.array([row["loss"] for row in metrics], dtype=float)
-    wait_share = None
-    if len(steps) and all("data_wait_s" in row for row in metrics):
-        wait_share = [row["data_wait_s"] / max(row["seconds"], 1e-9) for row in metrics]
-    picture = canvas.Picture(1000, 520 if wait_share is not None else 380)
-    ratios = [2.4, 1] if wait_share is not None else [1]
-    places = np.atleast_1d(
-        picture.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
-    ).ravel()
-    places[0].plot(steps, loss, color=canvas.BLUE, linewidth=0.8, alpha=0.5, label="each step")
+    steps = _column(metrics, "step")
+    loss = _column(metrics, "loss")
+    seconds, waits = _column(metrics, "seconds"), _column(metrics, "data_wait_s")
+    below = [
+        ("samples a second", _column(metrics, "samples_per_s"), canvas.BLUE),
+        ("data wait,\n% of the step", 100 * waits / np.maximum(seconds, 1e-9), canvas.ORANGE),
+        ("memory at most,\nGB", _column(metrics, "memory_gb"), canvas.PURPLE),
+    ]
+    below = [row for row in below if len(steps) and not np.isnan(row[1]).any()]
+    picture = canvas.Picture(1000, 380 + 110 * len(below))
+    ratios = [2.4, *[1] * len(below)]
+    places = np.atleast_1d(picture.subplots(len(ratios), 1, sharex=True, height_ratios=ratios))
     smooth = running_mean(loss, max(len(loss) // 20, 1))
-    places[0].plot(steps, smooth, color=canvas.BLUE, linewidth=2.2, label="running mean")
-    if len(loss) and loss.min() > 0 and loss.max() / loss.min() > 20:
-        places[0].set_yscale("log")
-    else:
-        places[0].set_ylim(bottom=0)
-    canvas.quiet(places[0]).set_ylabel("loss, nats a token\nof the answer", fontsize=9)
-    places[0].legend(frameon=False, fontsize=9)
-    ending = ""
-    if wait_share is not None:
-        waits = np.asarray(wait_share, dtype=float) * 100
-        places[1].fill_between(steps, waits, color=canvas.ORANGE, alpha=0.6, linewidth=0)
-        places[1].plot(steps, waits, color=canvas.ORANGE, linewidth=0.8)
-        places[1].set_ylim(0, max(float(waits.max(initial=0)) * 1.2, 2.0))
-        canvas.quiet(places[1]).set_ylabel("data wait,\n% of the step", fontsize=9)
-        ending = f"; {float(np.median(waits)) if len(waits) else 0:.1f}% of a step waits for data"
+    _loss(places[0], steps, loss, smooth, held_out)
+    for axes, (label, values, colour) in zip(places[1:], below, strict=True):
+        axes.fill_between(steps, values, color=colour, alpha=0.35, linewidth=0)
+        axes.plot(steps, values, color=colour, linewidth=0.8)
+        axes.set_ylim(0, max(float(values.max()) * 1.2, 1e-3 if "wait" not in label else 2.0))
+        canvas.quiet(axes).set_ylabel(label, fontsize=9)
     places[-1].set_xlabel("optimizer step", fontsize=9)
-    if len(loss):
-        fell = f"Loss went from {loss[0]:.2f} to {smooth[-1]:.2f} in {int(steps[-1]):,} steps"
-        picture.finding(fell + ending)
-    else:
+    if not len(loss):
         picture.finding("No step has been logged yet")
+        return picture
+    finding = f"Loss went from {loss[0]:.2f} to {smooth[-1]:.2f} in {int(steps[-1]):,} steps"
+    if not np.isnan(waits).any():
+        share = 100 * waits.sum() / max(seconds.sum(), 1e-9)
+        finding += f"; {share:.1f}% of a step waits for data"
+    if not np.isnan(tokens := _column(metrics, "tokens_per_s")).any():
+        finding += f"; {float(np.median(tokens)):,.0f} tokens/s"
+    picture.finding(finding)
     return picture
+
+
+def live() -> Callable[[Sequence[Mapping[str, Any]]], None] | None:
+    """What draws the curve anew while a training is followed, or None where nobody looks on."""
+    if not progress.has_front_end():
+        return None
+    from IPython.display import display
+
+    handle = display(curve([]), display_id=True)
+    return lambda metrics: handle.update(curve(metrics))
+
+
+def _column(metrics: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+    """(n,) float64, NaN where a line has no such figure."""
+    return np.array([row.get(name, np.nan) for row in metrics], dtype=float)
+
+
+def _loss(
+    axes: canvas.Axes,
+    steps: np.ndarray,
+    loss: np.ndarray,
+    smooth: np.ndarray,
+    held_out: Sequence[Mapping[str, float]],
+) -> None:
+    axes.plot(steps, loss, color=canvas.BLUE, linewidth=0.8, alpha=0.5, label="each step")
+    axes.plot(steps, smooth, color=canvas.BLUE, linewidth=2.2, label="running mean")
+    if len(loss) and loss.min() > 0 and loss.max() / loss.min() > 20:
+        axes.set_yscale("log")
+    elif len(loss):
+        axes.set_ylim(0, 1.1 * float(loss.max()))
+    canvas.quiet(axes).set_ylabel("loss, nats a token\nof the answer", fontsize=9)
+    lines = axes.get_lines()
+    if held_out:
+        beside = axes.twinx()
+        asked = [row["step"] for row in held_out], [row["speed_mae_mps"] for row in held_out]
+        lines += beside.plot(*asked, "o--", color=canvas.ORANGE, label="held-out speed error")
+        beside.set_ylim(0, 1.2 * max(asked[1]))
+        canvas.quiet(beside, grid=None).set_ylabel("held-out speed error, m/s", fontsize=9)
+        beside.spines["right"].set_visible(True)
+    axes.legend(
+        lines, [line.get_label() for line in lines], frameon=False, fontsize=9, loc="center right"
+    )
 
 
 def running_mean(values: np.ndarray, width: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from avomni_lib.errors import pick
 from avomni_lib.training.backbones.qwen3_vl import Qwen3VL
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 
@@ -30,6 +31,12 @@ class Backbone(Protocol):
 
     def chat(self, text: str, *, num_frames: int, height: int, width: int, sample_hz: float) -> str:
         """One user turn, video first, then `text`, up to where the model's answer starts."""
+
+    def positions(self, is_vision: np.ndarray, height: int, width: int) -> np.ndarray:
+        """(L,) bool, true at the placeholders of vision tokens -> (axes, L) int64 positions."""
+
+    def prepare(self, model: Any) -> None:
+        """What is changed about a loaded base model, whoever loaded it; its weights are not."""
 
     def inputs(self, frames: torch.Tensor, dtype: torch.dtype | None = None) -> dict[str, Any]:
         """uint8 frames (B, T, H, W, 3), on their device -> the model's vision inputs."""

@@ -1,0 +1,25 @@
+"""A run whose cache the ETL has made, ready to be trained on by a process of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from avomni_lib.dataset import download
+from avomni_lib.etl import build
+from avomni_lib.params import Params
+from tests import published_set, training_set
+
+
+def make(folder: Path, **changes: dict) -> Params:
+    """Three clips of 20 frames, one of them to train on: 9 windows; `changes` are of sections."""
+    published = published_set.write_published_set(folder / "set", num_chunks=1)
+    sections = {
+        "dataset": {"source": "folder", "local_dir": str(published), "license_accepted": True},
+        "processing": {"num_workers": 1},
+    }
+    for section, keys in changes.items():
+        sections[section] = sections.get(section, {}) | keys
+    p = training_set.params(folder, training_set.make_base(folder / "base"), **sections)
+    download.fetch(p, None)
+    build.build(p)
+    return p

@@ -1,0 +1,263 @@
+"""Training in a process of its own: followed, found again, stopped, killed; two that train as one.
+
+Some of the processes are forked from a server that has loaded what takes seven seconds to import;
+they run the same `worker.main`.
+"""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from avomni_lib import files
+from avomni_lib.errors import AvomniError
+from avomni_lib.params import Params
+from avomni_lib.plan import Bar
+from avomni_lib.training import adapter, job, trainer
+from avomni_lib.training.checkpoints import Metrics
+from tests import cached_training, killed_training
+
+WEIGHTS = "adapter_model.safetensors"
+STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Params:
+    training = {"num_epochs": 100, "max_steps": STEPS, "save_steps": 3}
+    return cached_training.make(tmp_path_factory.mktemp("made"), training=training)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(made):
+    """The run, trained with nobody disturbing it."""
+    trainer.train(made)
+    return made
+
+
+@pytest.fixture
+def p(made, undisturbed, tmp_path) -> Params:
+    """The same run with nothing trained yet, in a folder of its own."""
+    own = made.model_copy(
+        update={"run": made.run.model_copy(update={"outputs_dir": str(tmp_path)})}
+    )
+    shutil.copytree(made.cache_dir, own.cache_dir)
+    yield own
+    about = job.running(own)
+    if about:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(about["pid"], signal.SIGKILL)
+
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.killed_training"])
+
+
+@contextlib.contextmanager
+def forked(p):
+    """The run's training as `job` would start it, in a process that is quick to start."""
+    path = p.checkpoints_dir / job.PARAMS_FILE
+    files.write_json(path, p.values())
+    for left in (job.JOB_FILE, job.OUTCOME_FILE):
+        (p.checkpoints_dir / left).unlink(missing_ok=True)
+    process = CONTEXT.Process(target=killed_training.main, args=(path,))
+    process.start()
+    wait_for(lambda: (p.checkpoints_dir / job.JOB_FILE).exists())
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()
+
+
+def with_training(p, **changes):
+    return p.model_copy(update={"training": p.training.model_copy(update=changes)})
+
+
+def weights(p):
+    return (adapter.adapter_dir(p) / WEIGHTS).read_bytes()
+
+
+def metrics_of(p):
+    (path,) = p.checkpoints_dir.glob("*/metrics.jsonl")
+    return Metrics(path).read()
+
+
+def steps_taken(p):
+    return [
+        line["step"]
+        for path in p.checkpoints_dir.glob("*/metrics.jsonl")
+        for line in Metrics(path).read()
+    ]
+
+
+def wait_for(condition, seconds=60):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not come"
+        time.sleep(0.02)
+
+
+def same_but_for_time(metrics):
+    names = ("step", "epoch", "loss", "token_accuracy", "learning_rate", "grad_norm")
+    return [{name: line[name] for name in names} for line in metrics]
+
+
+def test_it_is_followed_to_its_end(undisturbed):
+    trained = trainer.train(undisturbed)  # once more: it finds all steps done
+    assert trained.figures["resumed_from_step"] == trained.figures["optimizer_steps"] == STEPS
+    assert trained.figures["measured"]["seconds"] > 0
+    assert [line["step"] for line in trained.metrics] == list(range(1, STEPS + 1))
+    assert trained.choices["optimizer"].value == "adamw_8bit"
+    assert trained.record == adapter.read_record(trained.adapter)
+    assert job.running(undisturbed) is None
+
+
+def test_it_outlives_who_started_it_and_is_found_again(p, undisturbed):
+    context = multiprocessing.get_context("spawn")
+    notebook = context.Process(target=trainer.train, args=(p,))
+    notebook.start()
+    wait_for(lambda: len(steps_taken(p)) > 2)
+    notebook.kill()
+    notebook.join()
+    assert job.running(p)["pid"] != notebook.pid
+    bars = []
+
+    class Kept(Bar):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            bars.append(self)
+
+    watched = []
+    trained = trainer.train(p, Kept, watched.append)
+    assert [(bar.total, bar.count) for bar in bars] == [(STEPS, STEPS)]
+    assert watched[-1][-1]["step"] == STEPS
+    assert weights(p) == weights(undisturbed)
+    assert trained.figures["resumed_from_step"] == 0, "it was the same training all the time"
+
+
+def test_a_second_one_attaches_or_is_refused(p):
+    process, _ = job.start_or_attach(p)
+    again, how = job.start_or_attach(p)
+    assert again is None and how.startswith(f"attached to process {process.pid}, started 20")
+    other = with_training(p, learning_rate=1e-3)
+    with pytest.raises(AvomniError, match=r"other parameters \(training\) works") as caught:
+        job.start_or_attach(other)
+    assert f"process {process.pid}" in caught.value.what
+    path = p.checkpoints_dir / job.PARAMS_FILE
+    by_hand = python("avomni_lib.training.worker", path)
+    assert by_hand.returncode == 1 and job.BUSY in by_hand.stderr
+    assert "Traceback" not in by_hand.stderr
+
+    said = json.loads(python("avomni_lib", "status", "--json", path).stdout)["stages"]
+    (reason,) = [row["reason"] for row in said if row["stage"] == "05_train"]
+    assert reason.startswith(f"training now: process {process.pid} since 20")
+    forced = python("avomni_lib", "run", path, "--only", "05", "--force")
+    assert forced.returncode == 1 and "stop it first" in forced.stderr
+    assert python("avomni_lib", "stop", path).stdout.startswith("stopped and saved")
+    assert process.wait(10) == 0
+    assert python("avomni_lib", "stop", path).stdout.startswith("no training works in this")
+
+
+def python(module, *words):
+    command = [sys.executable, "-m", module, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_sigterm_saves_first(p, undisturbed):
+    with forked(p) as process:
+        wait_for(lambda: len(steps_taken(p)) > 3)
+        process.terminate()
+        with pytest.raises(AvomniError, match=r"stopped after step \d+ and has saved"):
+            job.follow(p, None)
+    last = steps_taken(p)[-1]
+    assert list(p.checkpoints_dir.glob(f"*/checkpoint-{last}")), "the step that ran is saved"
+    assert not adapter.adapter_dir(p).exists()
+    with forked(p):
+        told = job.follow(p, None)
+    assert told["figures"]["resumed_from_step"] == last
+    assert weights(p) == weights(undisturbed)
+    assert same_but_for_time(metrics_of(p)) == same_but_for_time(metrics_of(undisturbed))
+
+
+def test_ctrl_c_where_it_is_followed_stops_it(p):
+    class Interrupted(Bar):
+        def update(self, amount=1, note=""):
+            raise KeyboardInterrupt
+
+    with forked(p), pytest.raises(KeyboardInterrupt):
+        job.follow(p, None, Interrupted)
+    assert job.running(p) is None
+    told = files.read_json(p.checkpoints_dir / job.OUTCOME_FILE)
+    assert list(p.checkpoints_dir.glob(f"*/checkpoint-{told['stopped_at']}"))
+
+
+def test_killed_again_and_again_it_ends_with_the_same_bytes(p, undisturbed):
+    moments, kills = random.Random(5), 0
+    while True:
+        with forked(p) as process:
+            before = steps_taken(p)
+            wait_for(lambda b=before, ended=process: steps_taken(p) != b or not ended.is_alive())
+            # Rarer and rarer, as the run has to get on.
+            process.join(moments.uniform(0, 0.2) + 0.15 * kills)
+            if not process.is_alive():
+                break
+            process.kill()
+            kills += 1
+            with pytest.raises(AvomniError, match="was killed, usually because memory ran out"):
+                job.follow(p, None)
+    assert kills >= 4 and process.exitcode == 0
+    assert weights(p) == weights(undisturbed)
+    assert same_but_for_time(metrics_of(p)) == same_but_for_time(metrics_of(undisturbed))
+
+
+def test_what_it_dies_of_is_told_as_it_is_said_there(p):
+    wild = with_training(p, learning_rate=1e30, warmup_ratio=0.0)
+    expected = r"is (nan|inf) at step \d+, at window \d"
+    with forked(wild), pytest.raises(AvomniError, match=expected) as caught:
+        job.follow(wild, None)
+    assert "training.learning_rate" in caught.value.fix
+    assert job.running(p) is None
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A volume of 6 MB: a checkpoint takes 0.5 MB, but 256 MiB are kept in reserve."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", folder], check=True)
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_on_a_full_disk_it_stops_in_words_and_goes_on(p, undisturbed, small_disk):
+    p.checkpoints_dir.symlink_to(small_disk)
+    with forked(p), pytest.raises(AvomniError, match="no room on the disk for a checkpoint"):
+        job.follow(p, None)
+    assert not list(p.checkpoints_dir.glob("*/checkpoint-*"))
+    subprocess.run(["mount", "-o", "remount,size=600m", small_disk], check=True)
+    with forked(p):
+        job.follow(p, None)
+    assert weights(p) == weights(undisturbed)
+
+
+def test_two_processes_train_what_one_trains(p, undisturbed):
+    """4 windows a step: two batches of two, in one process one after the other, in two at once."""
+    both = with_training(p, num_processes=2)
+    process, _ = job.start_or_attach(both)
+    wait_for(lambda: len(steps_taken(p)) > 3, seconds=120)
+    assert job.stop(both)
+    process.wait(60)
+    trained = trainer.train(both)
+    assert 3 < trained.figures["resumed_from_step"] < STEPS
+    assert trained.figures["num_processes"] == 2
+    losses = [[line["loss"] for line in metrics_of(each)] for each in (both, undisturbed)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert weights(both) == weights(undisturbed), "a sum of two is the same in either order"

@@ -1,0 +1,395 @@
+import json
+import multiprocessing
+import shutil
+import signal
+import threading
+from importlib import util
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from avomni_lib.errors import AvomniError
+from avomni_lib.plan import Bar
+from avomni_lib.training import adapter, heldout, loader, model, samples, worker
+from avomni_lib.training.backbones import backbone
+from avomni_lib.training.conversation import IGNORED
+from tests import killed_training, training_set
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def base_folder(tmp_path_factory):
+    return training_set.make_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, base_folder):
+    """A training that nothing interrupts: its parameters and what came out."""
+    p = training_set.params(tmp_path_factory.mktemp("straight"), base_folder)
+    return p, worker.work(p, windows=training_set.Stripes(killed_training.NUM_WINDOWS))
+
+
+def same_but_for_time(metrics):
+    timed = ("seconds", "cpu_seconds", "data_wait_s", "samples_per_s", "tokens_per_s", "memory_gb")
+    return [{k: v for k, v in line.items() if k not in timed} for line in metrics]
+
+
+def test_training_leaves_an_adapter_that_knows_what_it_was_made_from(straight):
+    p, trained = straight
+    assert trained.adapter == p.run_dir / "adapter"
+    assert sorted(path.name for path in trained.adapter.iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        WEIGHTS,
+        "record.json",
+    ]
+    record = adapter.read_record(trained.adapter)
+    assert record == trained.record
+    assert record["training_clip_ids"] == [f"clip-{n}" for n in range(6)]
+    assert record["prompt_form"] == "qwen3_vl/outer_vision_pair"
+    assert record["grid_size"] == [64, 96] and record["cache"] == "stripes"
+    config = json.loads((trained.adapter / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (64, 64)
+
+
+def test_training_learns_and_says_how_it_went(straight):
+    _, trained = straight
+    # 24 windows, 2 × 2 a step
+    assert [line["step"] for line in trained.metrics] == [1, 2, 3, 4, 5, 6]
+    assert trained.metrics[-1]["epoch"] == 1.0
+    assert trained.metrics[-1]["loss"] < trained.metrics[0]["loss"] - 0.1
+    figures = trained.figures
+    assert figures["optimizer_steps"] == 6 and figures["resumed_from_step"] == 0
+    assert figures["trainable_parameters"] == 2 * 64 * 2 * (64 + 64 + 64 + 32)
+    assert 0 <= figures["data_wait_share"] < 1
+    assert figures["train_seconds"] > 0 and figures["peak_memory"]["host_gb"] > 0.1
+    assert trained.choices["optimizer"].value == "adamw_8bit"
+
+
+def test_the_adapter_changes_what_the_model_says(straight):
+    p, trained = straight
+    base = model.load_base(p)
+    talk = samples.conversation_of(
+        p, training_set.Stripes(24), base.tokenizer, backbone("qwen3_vl")
+    )
+    windows = training_set.Stripes(24)
+    batch = samples.batch_of([0, 1], windows, talk)
+    batch |= talk.backbone.inputs(
+        torch.stack([torch.from_numpy(windows.frames(i)) for i in (0, 1)])
+    )
+    with torch.inference_mode():
+        before = float(base.model(**batch).loss)
+        after = float(model.load_adapter(base.model, trained.adapter, p)(**batch).loss)
+    assert after < before
+
+
+# Moments at which a process is killed, one after another, each going on from what the last one
+# left; (event, part of a path, which time).
+DEATHS = [
+    ("open", "metrics.jsonl", 4),  # in the second step, before any checkpoint
+    ("open", "partial/checkpoint-2/trainer_state.json", 1),  # in the middle of a checkpoint
+    ("os.rename", "partial/checkpoint-2", 1),  # a checkpoint that lacks nothing but its name
+    ("os.rename", "partial/checkpoint-4", 1),
+    ("shutil.rmtree", "checkpoint-2", 1),  # the third is there, the first is not dropped yet
+    ("open", ".adapter.unfinished/record.json", 1),  # trained, the adapter half written
+    ("os.rename", ".adapter.unfinished", 1),
+]
+
+
+def test_the_optimizers_state_is_in_8_bit(straight):
+    p, _ = straight
+    (folder,) = p.checkpoints_dir.iterdir()
+    state = torch.load(folder / "checkpoint-6" / "optimizer.pt", weights_only=True)["state"]
+    moments = [each["__bnb_optimizer_quant_state__"]["state1"] for each in state.values()]
+    # bitsandbytes keeps tensors of less than 4096 numbers in 32 bit.
+    assert torch.uint8 in {moment.dtype for moment in moments if moment.numel() >= 4096}
+    assert {moment.dtype for moment in moments if moment.numel() < 4096} == {torch.float32}
+
+
+def test_killed_anywhere_it_ends_with_the_same_bytes(straight, base_folder, tmp_path):
+    _, expected = straight
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.killed_training"])
+    starts = []
+    for death in DEATHS:
+        process = context.Process(target=killed_training.train, args=(tmp_path, base_folder, death))
+        process.start()
+        process.join(timeout=120)
+        assert process.exitcode == -signal.SIGKILL, f"it was not killed at {death}"
+        found = sorted(path.name for path in tmp_path.glob("test/checkpoints/*/checkpoint-*"))
+        starts.append(found)
+        assert not adapter.adapter_dir(training_set.params(tmp_path, base_folder)).exists()
+    assert starts == [
+        [],
+        [],
+        [],
+        ["checkpoint-2"],
+        ["checkpoint-2", "checkpoint-4", "checkpoint-6"],
+        ["checkpoint-4", "checkpoint-6"],
+        ["checkpoint-4", "checkpoint-6"],
+    ]
+    p = training_set.params(tmp_path, base_folder)
+    trained = worker.work(p, windows=training_set.Stripes(killed_training.NUM_WINDOWS))
+
+    assert trained.figures["resumed_from_step"] == 6
+    for path in sorted(expected.adapter.iterdir()):
+        assert (trained.adapter / path.name).read_bytes() == path.read_bytes(), path.name
+    assert same_but_for_time(trained.metrics) == same_but_for_time(expected.metrics)
+    assert not list(tmp_path.rglob("partial")) and not list(tmp_path.rglob("*.unfinished"))
+
+
+def test_a_checkpoint_without_its_name_is_not_believed(straight, base_folder, tmp_path):
+    """What transformers would leave behind when it is killed: a folder that lacks its end."""
+    p, trained = straight
+    shutil.copytree(p.run_dir, tmp_path / "test")
+    (folder,) = (tmp_path / "test" / "checkpoints").iterdir()
+    (folder / "partial").mkdir()
+    (folder / "checkpoint-6").rename(folder / "partial" / "checkpoint-6")
+    (folder / "partial" / "checkpoint-6" / "optimizer.pt").unlink()
+
+    again = worker.work(
+        training_set.params(tmp_path, base_folder),
+        windows=training_set.Stripes(killed_training.NUM_WINDOWS),
+    )
+    assert again.figures["resumed_from_step"] == 4
+    assert (again.adapter / WEIGHTS).read_bytes() == (trained.adapter / WEIGHTS).read_bytes()
+
+
+def test_other_parameters_begin_another_training(straight, base_folder, tmp_path):
+    p, trained = straight
+    shutil.copytree(p.run_dir, tmp_path / "test")
+
+    def again(**training):
+        other = training_set.params(tmp_path, base_folder, training=training)
+        return worker.work(
+            other, windows=training_set.Stripes(killed_training.NUM_WINDOWS)
+        ).figures["resumed_from_step"]
+
+    assert again(max_steps=2) == 0
+    assert again(save_steps=3) == 6, "how often it saves changes nothing about what is learned"
+    assert (tmp_path / "test" / "adapter" / WEIGHTS).read_bytes() == (
+        trained.adapter / WEIGHTS
+    ).read_bytes()
+
+
+def test_a_loss_that_is_no_number_stops_the_training(base_folder, tmp_path):
+    p = training_set.params(
+        tmp_path, base_folder, training={"learning_rate": 1e30, "save_steps": 1, "warmup_ratio": 0}
+    )
+    with pytest.raises(AvomniError, match=r"(loss|grad_norm) is (nan|inf) at step \d") as caught:
+        worker.work(p, windows=training_set.Stripes(24))
+    assert "training.learning_rate" in str(caught.value)
+    assert not adapter.adapter_dir(p).exists()
+
+
+def test_a_sample_whose_loss_is_no_number_is_named(base_folder, tmp_path, monkeypatch):
+    class Glaring(training_set.Stripes):
+        def read_into(self, index, out):
+            super().read_into(index, out)
+            if index == 6:
+                out[:] = 255
+
+    def inputs(self, frames, dtype=None):
+        made = honest(self, frames, dtype)
+        bad = (
+            (frames == 255)
+            .flatten(1)
+            .all(1)
+            .repeat_interleave(len(made["pixel_values_videos"]) // len(frames))
+        )
+        made["pixel_values_videos"][bad] = torch.nan
+        return made
+
+    kind = type(backbone("qwen3_vl"))
+    honest = kind.inputs
+    monkeypatch.setattr(kind, "inputs", inputs)
+    p = training_set.params(tmp_path, base_folder, training={"save_steps": 1})
+    with pytest.raises(AvomniError) as caught:
+        worker.work(p, windows=Glaring(24))
+    order = loader.Order(24, 2, 12, p.run.seed)
+    (batch,) = [number for number in range(12) if 6 in order[number]]
+    step = batch // 2
+    kept = f"checkpoint-{step} is whole" if step else "no checkpoint was made yet"
+    # Clips have four windows: that of index 6 is number 2 of clip-1.
+    culprit = f"training went astray: loss is nan at step {step + 1}, at window 2 of clip clip-1"
+    assert caught.value.what == f"{culprit}; {kept}"
+    # The optimizer has not moved: what is on the disk is a number.
+    assert not adapter.adapter_dir(p).exists()
+
+
+def test_damaged_data_stops_the_training_with_its_own_words(base_folder, tmp_path):
+    class Damaged(training_set.Stripes):
+        def read_into(self, index, out):
+            if index == 7:
+                raise AvomniError("window 7 is damaged", fix="run 03_etl again")
+            super().read_into(index, out)
+
+    p = training_set.params(tmp_path, base_folder)
+    with pytest.raises(AvomniError, match="window 7 is damaged"):
+        worker.work(p, windows=Damaged(24))
+
+
+def test_an_unknown_optimizer_is_named_with_its_neighbours(base_folder, tmp_path):
+    p = training_set.params(tmp_path, base_folder, training={"optimizer": "paged_adam_8bit"})
+    with pytest.raises(AvomniError, match="paged_adamw_8bit"):
+        worker.work(p, windows=training_set.Stripes(24))
+
+
+def test_a_sample_that_is_too_long_is_refused_before_the_first_step(base_folder, tmp_path):
+    p = training_set.params(tmp_path, base_folder, model={"max_seq_length": 100})
+    with pytest.raises(AvomniError, match="model.max_seq_length is 100"):
+        worker.work(p, windows=training_set.Stripes(24))
+
+
+def test_the_best_checkpoint_on_held_out_windows_comes_out(base_folder, tmp_path, monkeypatch):
+    """What is said at each checkpoint is dictated here; windows, steps and weights are real."""
+    errors = {2: 3.0, 4: 1.0, 6: 2.0, 8: 4.0}
+    asked = []
+
+    def say(model, talk, frames, max_new_tokens):
+        asked.append(len(frames))
+        error = errors[2 * len(asked)]
+        said = training_set.Truth(0.3, 1.0, 1.0, 1.0 + error)
+        return [talk.target.render(said)] * len(frames)
+
+    class Slow(training_set.Stripes):
+        def truth(self, index):
+            return training_set.Truth(0.3, 1.0, 1.0, 1.0)
+
+    monkeypatch.setattr(heldout, "say", say)
+    training = {"num_epochs": 2, "heldout_windows": 3, "patience": 2}
+    p = training_set.params(tmp_path, base_folder, training=training)
+    trained = worker.work(p, windows=training_set.Stripes(24), held_out=Slow(7))
+    assert asked == [3] * 4
+    figures = trained.figures
+    assert [row["step"] for row in figures["heldout"]] == [2, 4, 6, 8]
+    found = [row["speed_mae_mps"] for row in figures["heldout"]]
+    assert found == pytest.approx([3.0, 1.0, 2.0, 4.0])
+    assert (figures["optimizer_steps"], figures["planned_steps"]) == (8, 12)
+    (folder,) = p.checkpoints_dir.iterdir()
+    assert sorted(path.name for path in folder.glob("checkpoint-*")) == [
+        "checkpoint-4",  # the best one is kept beside the newest two
+        "checkpoint-6",
+        "checkpoint-8",
+    ]
+    best, last = (load_file(folder / f"checkpoint-{step}" / WEIGHTS) for step in (4, 8))
+    ours = load_file(trained.adapter / WEIGHTS)
+    assert all(np.array_equal(ours[name], best[name]) for name in best)
+    assert any(not np.array_equal(ours[name], last[name]) for name in last)
+    # Run again, nothing is asked or trained: the best one comes out once more.
+    again = worker.work(p, windows=training_set.Stripes(24), held_out=Slow(7))
+    assert len(asked) == 4
+    assert (again.adapter / WEIGHTS).read_bytes() == (trained.adapter / WEIGHTS).read_bytes()
+
+
+def test_asking_held_out_windows_changes_nothing_of_what_is_learned(
+    straight, base_folder, tmp_path
+):
+    _, trained = straight
+    training = {"heldout_windows": 2}
+    p = training_set.params(tmp_path, base_folder, training=training)
+    again = worker.work(p, windows=training_set.Stripes(24), held_out=training_set.Stripes(4))
+    assert [row["step"] for row in again.figures["heldout"]] == [2, 4, 6]
+    assert same_but_for_time(again.metrics) == same_but_for_time(trained.metrics)
+
+
+def test_held_out_windows_that_are_not_there_are_missed(base_folder, tmp_path):
+    p = training_set.params(tmp_path, base_folder, training={"heldout_windows": 2})
+    with pytest.raises(AvomniError, match="no clip of the split 'val' has a window"):
+        worker.work(p, windows=training_set.Stripes(24), held_out=training_set.Stripes(0))
+
+
+def test_smaller_batches_or_checkpointing_go_on_with_the_same_training(
+    straight, base_folder, tmp_path
+):
+    p, trained = straight
+    shutil.copytree(p.run_dir, tmp_path / "test")
+    training = {"batch_size": 1, "gradient_accumulation_steps": 4, "gradient_checkpointing": True}
+    smaller = training_set.params(tmp_path, base_folder, training=training)
+    again = worker.work(smaller, windows=training_set.Stripes(24))
+    assert again.figures["resumed_from_step"] == 6
+    assert again.record == trained.record
+
+
+def test_metrics_are_told_to_tensorboard_and_told_anew_after_a_restart(base_folder, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    stop = threading.Event()
+    stop.set()
+    p = training_set.params(tmp_path, base_folder, training={"report_to": "tensorboard"})
+    assert worker.work(p, windows=training_set.Stripes(24), stop=stop).stopped_at == 1
+    trained = worker.work(p, windows=training_set.Stripes(24))
+    (folder,) = p.checkpoints_dir.glob("*/tensorboard")
+    told = EventAccumulator(str(folder)).Reload()
+    for name in ("loss", "samples_per_s", "tokens_per_s", "data_wait_s", "memory_gb"):
+        scalars = told.Scalars(name)
+        assert [scalar.step for scalar in scalars] == [1, 2, 3, 4, 5, 6]
+        written = [line[name] for line in trained.metrics]
+        assert [scalar.value for scalar in scalars] == pytest.approx(written, rel=1e-5, abs=1e-6)
+
+
+def test_a_reporter_that_is_not_installed_is_asked_for(base_folder, tmp_path, monkeypatch):
+    find = util.find_spec
+    monkeypatch.setattr(
+        util, "find_spec", lambda name, *_: None if name == "trackio" else find(name)
+    )
+    p = training_set.params(tmp_path, base_folder, training={"report_to": "trackio"})
+    with pytest.raises(AvomniError, match="trackio, which is not installed") as caught:
+        worker.work(p, windows=training_set.Stripes(24))
+    assert "pip install trackio" in caught.value.fix
+
+
+def test_a_probe_leaves_nothing_behind(base_folder, tmp_path):
+    p = training_set.params(tmp_path, base_folder)
+    probed = worker.work(p, windows=training_set.Stripes(24), probe=True)
+    assert [line["step"] for line in probed.metrics] == [1, 2, 3]
+    assert not list(tmp_path.rglob("checkpoint-*")) and not adapter.adapter_dir(p).exists()
+    assert list(p.checkpoints_dir.iterdir()) == []
+
+
+def test_the_bar_moves_by_one_a_step(base_folder, tmp_path):
+    bars = []
+
+    class Kept(Bar):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            bars.append(self)
+
+    p = training_set.params(tmp_path, base_folder, training={"max_steps": 3})
+    windows = training_set.Stripes(24)
+    worker.work(p, progress=Kept, windows=windows)
+    worker.work(p, progress=Kept, windows=windows)
+    assert [(bar.total, bar.count, bar.unit) for bar in bars] == [(3, 3, "step")] * 2
+
+
+def test_gradients_are_recomputed_to_the_same_end(straight, base_folder, tmp_path):
+    _, trained = straight
+    p = training_set.params(tmp_path, base_folder, training={"gradient_checkpointing": True})
+    again = worker.work(p, windows=training_set.Stripes(killed_training.NUM_WINDOWS))
+    losses = [[line["loss"] for line in each.metrics] for each in (again, trained)]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+def test_the_loss_of_a_step_is_that_of_its_answers(straight):
+    # The first step is taken before anything is learned, so the base model has the same loss: the
+    # mean over all answer tokens of the step's windows, however they are spread over its batches.
+    p, trained = straight
+    order = loader.Order(killed_training.NUM_WINDOWS, 2, 12, p.run.seed)
+    base, windows = model.load_base(p), training_set.Stripes(killed_training.NUM_WINDOWS)
+    talk = samples.conversation_of(p, windows, base.tokenizer, backbone("qwen3_vl"))
+    total = count = 0
+    for index in order[0] + order[1]:
+        batch = samples.batch_of([index], windows, talk)
+        batch |= talk.backbone.inputs(torch.from_numpy(windows.frames(index))[None])
+        labels = batch.pop("labels")[0, 1:]
+        with torch.inference_mode():
+            logits = base.model(**batch).logits[0, :-1].float()
+        said = labels != IGNORED
+        total += float(
+            torch.nn.functional.cross_entropy(logits[said], labels[said], reduction="sum")
+        )
+        count += int(said.sum())
+    assert trained.metrics[0]["loss"] == pytest.approx(total / count, rel=1e-4)
