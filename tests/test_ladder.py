@@ -13,7 +13,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.evaluation import answer, ladder, metrics
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
-from avomni_lib.training import adapter, trainer
+from avomni_lib.training import adapter, samples, trainer
 from tests import cached_run
 from tests.published_set import Drive, clip_id_of
 
@@ -111,7 +111,7 @@ def test_every_row_bears_its_windows_truth_and_what_its_answer_says(p, scored):
 
 
 def test_constants_are_the_training_clips_alone(p, scored):
-    train = trainer.train_windows(p)
+    train = samples.train_windows(p)
     assert {train[i].clip_id for i in range(len(train))} == set(truths("train"))
     speeds = [train.truth(i).speed_mps for i in range(len(train))]
     paths = [train.truth(i).path_m for i in range(len(train))]

@@ -262,6 +262,9 @@ def _figures(
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m avomni_lib.training.worker")
     parser.add_argument("params", nargs="+", metavar="PARAMS.yaml")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a parameter"
+    )
     parser.add_argument("--probe", type=Path, help="take three steps and write what they took here")
     options = parser.parse_args(arguments)
     stop = threading.Event()
@@ -270,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     opened = None
     with contextlib.ExitStack() as held:
         try:
-            p = Params.from_files(options.params)
+            p = Params.from_files(options.params, options.set)
             if options.probe:
                 took = pace.probe_of(work(p, stop=stop, probe=True))
                 if rank() == 0:
