@@ -12,7 +12,7 @@ from avomni_lib.files import PROJECT_ROOT
 from avomni_lib.params import Params
 from avomni_lib.training import model
 from avomni_lib.training.anatomy import Anatomy, Language, Vision, anatomy_of
-from avomni_lib.training.backbones import backbone
+from avomni_lib.training.backbones import backbone, qwen3_vl_layers
 from avomni_lib.training.loader import Loader, Order
 from avomni_lib.training.memory import LOGIT_TOKENS, memory
 from avomni_lib.training.tokens import Tokens, grid_size, tokens_per_sample
@@ -28,7 +28,7 @@ from trl.trainer.sft_trainer import _patch_chunked_ce_lm_head
 from avomni_lib import hardware
 from avomni_lib.params import Params
 from avomni_lib.training import loader, model, packing, samples
-from avomni_lib.training.backbones import backbone
+from avomni_lib.training.backbones import backbone, qwen3_vl_layers
 from tests import training_set
 
 p = Params.from_files(sys.argv[1:2], sys.argv[2:])
@@ -195,6 +195,27 @@ class Built:
         loss.backward()
 
 
+class FusedNorm(torch.autograd.Function):
+    """Keeps for its gradient what a GPU's kernel keeps: its input as it came and a scale a row."""
+
+    @staticmethod
+    def forward(context, hidden, weight, epsilon):
+        scale = torch.rsqrt(hidden.float().pow(2).mean(-1, keepdim=True) + epsilon)
+        context.save_for_backward(hidden, weight, scale)
+        return (hidden * scale).to(hidden.dtype) * weight
+
+    @staticmethod
+    def backward(context, gradient):
+        hidden, weight, scale = context.saved_tensors
+        gradient = gradient * weight
+        along = (gradient * hidden).mean(-1, keepdim=True, dtype=torch.float32) * scale.pow(3)
+        return gradient * scale.to(gradient.dtype) - hidden * along.to(hidden.dtype), None, None
+
+
+def as_a_gpu_normalises(norm, hidden):
+    return FusedNorm.apply(hidden, norm.weight, norm.variance_epsilon)
+
+
 def most_allocated(step, folder):
     """Bytes of tensors that lived at once in a step, above those from before it."""
     step()  # gradients, rotations and the like are made once
@@ -221,6 +242,8 @@ def test_as_many_bytes_of_tensors_live_at_once_as_was_told(
 ):
     # PEFT asks about a GPU's autocast, and would convert to float32 beside a CPU's.
     asked = torch.is_autocast_enabled
+    if dtype == torch.bfloat16:
+        monkeypatch.setattr(qwen3_vl_layers, "_normalise", as_a_gpu_normalises)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *of: asked(*(of or ("cpu",))))
     built = Built(dtype, checkpointing, size, num_words)
     told = memory(built.p, built.SIZES, built.tokens, dtype_bytes=dtype.itemsize)

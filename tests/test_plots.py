@@ -220,6 +220,26 @@ def test_pictures_of_clips_that_are_not_ours_bear_a_banner(tmp_path):
     assert ink.sum() == pytest.approx((plain.min(axis=2) < 250).sum(), rel=0.2), "nothing covered"
 
 
+def test_the_curve_is_drawn_anew_while_somebody_looks_on(monkeypatch):
+    import IPython.display
+
+    shown = []
+
+    class Handle:
+        def update(self, picture):
+            shown.append(finding(picture))
+
+    monkeypatch.setattr(training.progress, "has_front_end", lambda: False)
+    assert training.live() is None
+    monkeypatch.setattr(training.progress, "has_front_end", lambda: True)
+    monkeypatch.setattr(IPython.display, "display", lambda picture, display_id: Handle())
+    watch = training.live()
+    lines = [{"step": step, "loss": 1.0, "samples_per_s": 9.0} for step in (1, 2)]
+    watch(lines[:1])
+    watch(lines)
+    assert [text.partition(" in ")[2] for text in shown] == ["1 steps", "2 steps"]
+
+
 def finding(picture):
     return picture._suptitle.get_text().replace("\n", " ")
 

@@ -1,6 +1,7 @@
 """Held against transformers' own Qwen3-VL processor, which works without torchvision as far as that
 nothing is resized."""
 
+import copy
 import functools
 
 import numpy as np
@@ -9,7 +10,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, Qwen3VLConfig, Qwen3VLForConditionalGeneration
-from transformers.integrations import sdpa_attention
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
@@ -180,39 +180,72 @@ def test_the_positions_of_a_sample_are_those_that_the_model_would_take(whole):
     assert (sample.positions == expected[:, 0].numpy()).all()
 
 
-def test_what_is_prepared_is_the_same_function_of_the_same_weights(whole):
-    frames = random_frames(2, 5, 64, 96)
+@pytest.fixture
+def apart(whole):
+    """A copy of it that a test may change."""
+    return copy.deepcopy(whole)
+
+
+def seen(model, frames):
+    """What the vision tower makes of windows of frames."""
     inputs = KIND.inputs(frames)
-    pixels, grid = inputs["pixel_values_videos"], inputs["video_grid_thw"]
-    names = list(whole.state_dict())
-
-    def seen():
-        with torch.inference_mode():
-            return whole.model.visual(pixels, grid_thw=grid).pooler_output
-
-    before, convolution = seen(), whole.model.visual.patch_embed(pixels)
-    KIND.prepare(whole)
-    assert whole.model.visual.patch_embed(pixels).shape == convolution.shape
-    torch.testing.assert_close(whole.model.visual.patch_embed(pixels), convolution)
-    torch.testing.assert_close(seen(), before)
-    assert list(whole.state_dict()) == names
+    with torch.inference_mode():
+        return model.model.visual(
+            inputs["pixel_values_videos"], grid_thw=inputs["video_grid_thw"]
+        ).pooler_output
 
 
-def test_the_vision_tower_attends_to_copies(whole, monkeypatch):
+@pytest.mark.parametrize("fuse", [True, False])
+def test_what_is_prepared_is_the_same_function_of_the_same_weights(apart, fuse):
+    frames = random_frames(2, 5, 64, 96)
+    pixels, before = KIND.inputs(frames)["pixel_values_videos"], seen(apart, frames)
+    names, embedded = list(apart.state_dict()), apart.model.visual.patch_embed(pixels)
+    KIND.prepare(apart, fuse)
+    torch.testing.assert_close(apart.model.visual.patch_embed(pixels), embedded)
+    torch.testing.assert_close(seen(apart, frames), before)
+    assert list(apart.state_dict()) == names
+
+
+def test_pictures_of_different_sizes_are_attended_to_one_by_one(apart):
+    grid = torch.tensor([[2, 4, 6], [1, 8, 8]])
+    pixels = torch.randn(int(grid.prod(dim=1).sum()), 1536)
+    with torch.inference_mode():
+        before = apart.model.visual(pixels, grid_thw=grid).pooler_output
+        KIND.prepare(apart)
+        torch.testing.assert_close(apart.model.visual(pixels, grid_thw=grid).pooler_output, before)
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_the_vision_tower_attends_to_copies(apart, monkeypatch, fuse):
     """ROCm's kernels have been wrong on views of a fused product."""
     laid_out = []
-    sdpa = sdpa_attention.sdpa_attention_forward
+    sdpa = torch.nn.functional.scaled_dot_product_attention
 
-    def watch(module, *tensors, **options):
-        laid_out.append([tensor.is_contiguous() for tensor in tensors[:3]])
-        return sdpa(module, *tensors, **options)
+    def watch(*tensors, **options):
+        laid_out.append(([each.is_contiguous() for each in tensors[:3]], tuple(tensors[0].shape)))
+        return sdpa(*tensors, **options)
 
-    KIND.prepare(whole)
-    monkeypatch.setattr(sdpa_attention, "sdpa_attention_forward", watch)
-    inputs = KIND.inputs(random_frames(1, 4, 64, 64))
-    with torch.inference_mode():
-        whole.model.visual(inputs["pixel_values_videos"], grid_thw=inputs["video_grid_thw"])
-    assert laid_out and all(map(all, laid_out))
+    KIND.prepare(apart, fuse)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watch)
+    seen(apart, random_frames(2, 4, 64, 96))
+    assert all(contiguous == [True] * 3 for contiguous, _ in laid_out)
+    # Four pictures of 4 × 6 patches for each of two blocks: at once, or one by one.
+    at_once, alone = [(4, 2, 24, 16)] * 2, [(1, 2, 24, 16)] * 8
+    assert [shape for _, shape in laid_out] == (at_once if fuse else alone)
+
+
+def test_norms_are_fused_where_there_is_a_kernel(apart):
+    """A CPU has none and takes transformers' own; the formula is held against it here."""
+    norm = apart.model.language_model.norm
+    norm.weight.data.uniform_(0.5, 2)
+    hidden = torch.randn(3, 5, norm.weight.shape[0]) * 7
+    before = norm(hidden)
+    KIND.prepare(apart)
+    assert torch.equal(norm(hidden), before)
+    fused = torch.nn.functional.rms_norm(
+        hidden, norm.weight.shape, norm.weight, norm.variance_epsilon
+    )
+    torch.testing.assert_close(fused, before)
 
 
 def test_the_conversation_asks_with_the_backbones_chat():

@@ -2,6 +2,7 @@
 
 import pytest
 
+from avomni_lib import files
 from avomni_lib.errors import AvomniError
 from avomni_lib.training import adapter, trainer
 from tests import cached_training, published_set
@@ -15,11 +16,23 @@ def published_run(tmp_path_factory):
 
 def test_a_cache_is_planned_and_trained_as_it_was_planned(published_run):
     # 2 s at 10 Hz are 20 frames: 9 windows of 4 frames, one every 2; 4 windows a step.
-    planned = trainer.plan(published_run).figures
+    plan = trainer.plan(published_run)
+    planned = plan.figures
     assert (planned["num_windows"], planned["num_clips"]) == (9, 1)
     assert planned["optimizer_steps"] == 3
-    assert "3 optimizer steps are few" in trainer.plan(published_run).warnings[0]
-    figures = trainer.train(published_run).figures
+    assert "3 optimizer steps are few" in plan.warnings[0]
+    assert not list(published_run.checkpoints_dir.glob("*/checkpoint-*")), "a probe leaves nothing"
+    probed = published_run.checkpoints_dir / trainer.PROBE_FILE
+    taken = files.state_of(probed)
+    assert trainer.plan(published_run).figures == planned
+    assert files.state_of(probed) == taken, "it is asked once"
+
+    trained = trainer.train(published_run)
+    figures = trained.figures
+    assert figures["estimate"] == planned["predicted"]
+    assert figures["estimate"].keys() == figures["measured"].keys() == {"memory_gb", "seconds"}
+    compared = str(trainer.compared(trained))
+    assert f"{1000 * figures['measured']['memory_gb']:.1f} MB measured" in compared
     assert {name: figures[name] for name in planned if name in figures} == {
         name: planned[name] for name in planned if name in figures
     }
@@ -28,6 +41,18 @@ def test_a_cache_is_planned_and_trained_as_it_was_planned(published_run):
     assert record["notice"] == adapter.CONFIDENTIAL
     card = (adapter.adapter_dir(published_run) / "README.md").read_text()
     assert adapter.CONFIDENTIAL in card
+
+
+def test_what_the_first_steps_fail_of_is_told_by_the_plan(published_run):
+    def plan_with(**keys):
+        changed = published_run.training.model_copy(update=keys)
+        return trainer.plan(published_run.model_copy(update={"training": changed}))
+
+    with pytest.raises(AvomniError, match="unknown optimizer 'adamw_9bit'") as caught:
+        plan_with(optimizer="adamw_9bit")
+    assert "near it are" in str(caught.value) and "Traceback" not in str(caught.value)
+    with pytest.raises(AvomniError, match="a packed row of 8 windows"):
+        plan_with(packing=True, batch_size=8, num_processes=1)
 
 
 def test_a_plan_refuses_what_the_training_would(published_run):

@@ -28,7 +28,7 @@ from avomni_lib.plan import Bar
 from avomni_lib.training.checkpoints import METRICS_FILE, Metrics
 
 if TYPE_CHECKING:
-    from avomni_lib.training.worker import Trained
+    from avomni_lib.training.outcome import Trained
 
 LOCK, START_LOCK = ".lock", ".start.lock"
 JOB_FILE, OUTCOME_FILE, PARAMS_FILE = "job.json", "outcome.json", "params.json"

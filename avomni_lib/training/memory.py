@@ -4,7 +4,7 @@ Which tensors live when was read from transformers' Qwen3-VL, PEFT, bitsandbytes
 loss; tests/test_memory.py compares it with what torch's profiler counts. b is a number's bytes,
 H, Q, K, I and r are the widths of a token, its queries, its keys, the MLP and LoRA. Bytes a token:
 
-    kept by a layer   4 (2H + Q + K)               what the four normalisations read, in float32
+    kept by a layer   b (2H + Q + K)               what the four normalisations read
                       b (H + 2Q + 2K + 3I + 4r)    inputs of LoRA and attention, factors of the MLP
                       4 (2 + 2 heads + shared)     scales of the norms, sums of attention
     its backward      b (H + 3I)                   gradients of its output and of the MLP's factors
@@ -191,7 +191,7 @@ def _language(
     # What a matrix that is not in 4 bit reads PEFT converts to float32, and autocast back: q, k and
     # v each keep their own copy, and so does o, of what attention keeps too.
     own = 0 if in_4bit or b == FLOAT32 else 2 * wide + of.query
-    saved = FLOAT32 * (2 * wide + of.query + of.key)
+    saved = b * (2 * wide + of.query + of.key)
     saved += b * (wide + own + 2 * of.query + 2 * of.key + 3 * inner + 4 * p.model.lora_rank)
     saved += FLOAT32 * (2 + 2 * of.heads + of.shared_heads)
     # A 4-bit matrix is unpacked whole, when the gradient of the MLP's product is all there is yet.
@@ -201,9 +201,9 @@ def _language(
     kept = of.layers * count * (b * wide if again else saved)
     layer = backward + (saved * count if again else 0)
     logits = LOGIT_COPIES * FLOAT32 * min(LOGIT_TOKENS, count) * of.vocabulary
-    # The last norm's input in float32; its output, the same without each row's last token, and that
-    # with the tokens that bear the loss first.
-    return kept, layer, logits + count * (FLOAT32 + 3 * b) * wide
+    # The last norm's input and output, that without each row's last token, and that with the tokens
+    # that bear the loss first.
+    return kept, layer, logits + count * 4 * b * wide
 
 
 def _vision(p: Params, anatomy: Anatomy, tokens: Tokens, b: int) -> tuple[int, int, int]:
@@ -218,10 +218,11 @@ def _vision(p: Params, anatomy: Anatomy, tokens: Tokens, b: int) -> tuple[int, i
     deepstack = of.deepstack * num_tokens * b * of.out
     # Positions and their cosines and sines are float32; so are the norms' outputs under autocast.
     block = (FLOAT32 + 2 * b + FLOAT32) * wide + 2 * FLOAT32 * (wide // of.heads)
-    # q, k and v; q and k in float32 and four such products of their rotation. Or the MLP.
+    # q, k and v; q and k in float32 and four such products of their rotation. Or q, k and v, both
+    # rotated, a batch of all three and what comes out. Or the MLP.
     copies = 0 if b == FLOAT32 else 2 * FLOAT32 * wide
     rotation = 3 * b * wide + copies + 4 * FLOAT32 * wide
-    block += max(rotation, 2 * b * of.intermediate)
+    block += max(rotation, 9 * b * wide, 2 * b * of.intermediate)
     vision = b * values + embedded + deepstack + num_patches * block
     return patches, vision, b * values + embedded + deepstack + num_tokens * b * of.out
 

@@ -70,7 +70,7 @@ def load_base(p: Params) -> Base:
     choices["quantisation"] = _quantisation(p, config)
     load = _by_unsloth if choices["backend"].value == "unsloth" else _by_transformers
     model, tokenizer = load(p, location, kind, choices)
-    kind.prepare(model)
+    kind.prepare(model, fuse=choices["backend"].value != "unsloth")
     # The config of a composite model has none of its own; the trainer would set them and warn.
     model.config.eos_token_id = tokenizer.eos_token_id
     model.config.pad_token_id = tokenizer.pad_token_id

@@ -25,7 +25,7 @@ from avomni_lib.training.anatomy import Anatomy
 from avomni_lib.training.tokens import Tokens
 
 if TYPE_CHECKING:
-    from avomni_lib.training.worker import Trained
+    from avomni_lib.training.outcome import Trained
 
 # AMD's data sheet of the MI300X: bytes of memory, dense bfloat16 operations a second.
 CARD, CARD_BYTES, CARD_FLOPS = "MI300X", 192e9, 1307e12

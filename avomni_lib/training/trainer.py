@@ -13,8 +13,8 @@ from avomni_lib.plan import Bar, Plan
 from avomni_lib.training import adapter, estimate, job, model, pace, samples
 from avomni_lib.training.backbones import backbone
 from avomni_lib.training.checkpoints import METRICS_FILE, Metrics
+from avomni_lib.training.outcome import Trained
 from avomni_lib.training.tokens import Tokens
-from avomni_lib.training.worker import Trained
 
 PROBE_FILE, PROBE_LOG, PLAN_FILE = "probe.json", "probe.log", "plan.json"
 

@@ -17,57 +17,39 @@ import gc
 import os
 import shutil
 import signal
-import statistics
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from avomni_lib import files, hardware
 from avomni_lib.errors import AvomniError
-from avomni_lib.hardware import Choice
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
 from avomni_lib.training import (
     adapter,
+    attention,
     doctor,
     estimate,
     heldout,
     job,
     model,
+    outcome,
     pace,
     samples,
 )
-from avomni_lib.training.backbones import backbone
+from avomni_lib.training.backbones import Backbone, backbone
 from avomni_lib.training.checkpoints import Checkpoints, step_of
+from avomni_lib.training.conversation import Conversation
+from avomni_lib.training.outcome import Trained
+
+if TYPE_CHECKING:
+    from avomni_lib.training.loader import Loader
 
 PROBE_STEPS = 3  # the first one warms up, the other two are timed
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What came out of a training.
-
-    Attributes:
-        adapter: Folder of the adapter, with `record.json`.
-        record: What the adapter was made from and for.
-        metrics: One dict a line of `metrics.jsonl`: step, epoch, loss, token_accuracy,
-            learning_rate, grad_norm; since the line before seconds, cpu_seconds, data_wait_s,
-            samples_per_s, tokens_per_s; memory_gb so far.
-        choices: What was chosen for the user, each a (value, reason).
-        figures: As in `result.json`.
-        stopped_at: The step after which a signal stopped it; None where it went to its end.
-    """
-
-    adapter: Path
-    record: dict[str, Any]
-    metrics: list[dict[str, Any]]
-    choices: dict[str, Choice]
-    figures: dict[str, Any]
-    stopped_at: int | None = None
 
 
 def work(
@@ -95,26 +77,26 @@ def work(
             a machine that computes wrongly.
     """
     windows = samples.train_windows(p) if windows is None else windows
-    own, ranks = rank(), num_ranks()
-    accumulation = _shared(p, ranks)
+    share = Share.of(p)
     model.choose(p)
     _check_optimizer(p.training.optimizer)
     # Only now: Unsloth, where it is the backend, has to be imported before TRL.
-    from avomni_lib.training import attention, loader, meter, sft
+    from avomni_lib.training import meter, sft
 
     program_bytes = hardware.resident_bytes()
     base = model.load_base(p)
-    device, backend = base.choices["device"].value, base.choices["backend"].value
+    device = base.choices["device"].value
     choices = base.choices | {"optimizer": doctor.optimizer(p.training.optimizer, device)}
     doctor.check(p, choices)
-    kind = backbone(p.model.backbone, base.model.config)
-    talk = samples.conversation_of(p, windows, base.tokenizer, kind)
+    talk = samples.conversation_of(
+        p, windows, base.tokenizer, backbone(p.model.backbone, base.model.config)
+    )
     longest = samples.longest(windows, talk)
     samples.check_packing(p, len(longest))
     digest = model.base_digest(model.base_location(p.model.base_model), base.model.config)
     record = adapter.record_of(p, windows, talk, digest, base.choices)
     folder = p.checkpoints_dir / (".probe" if probe else files.hash_json(record)[:12])
-    checkpoints = Checkpoints(folder, record, writes=own == 0)
+    checkpoints = Checkpoints(folder, record, writes=share.rank == 0)
     last = checkpoints.last()
     done = step_of(last) if last else 0
     if checkpoints.writes:
@@ -123,76 +105,125 @@ def work(
     if opened:
         opened(folder, steps)
 
-    batch_size = p.training.batch_size
-    order = loader.Order(
-        len(windows), batch_size, steps * accumulation, p.run.seed, rank=own, num_ranks=ranks
-    )
-    batches = loader.Loader(
+    num_answer = len(longest) - len(talk.prompt())
+    asked = None if probe else heldout.choose(p, windows, talk, num_answer, held_out)
+    report = None
+    if checkpoints.writes and not probe:
+        report = meter.reporter(p.training.report_to, p.run.name, folder, done)
+    with _loader(p, windows, talk, share, steps, device) as batches:
+        trainer = sft.WindowTrainer(
+            loader=batches,
+            talk=talk,
+            checkpoints=checkpoints,
+            held_out=asked,
+            patience=p.training.patience,
+            model=_tuned(p, base, talk.backbone),
+            args=sft.arguments_of(
+                p, checkpoints, choices, steps, share.accumulation, saves=not probe
+            ),
+            processing_class=base.tokenizer,
+            train_dataset=sft.named_rows(len(windows)),
+            data_collator=list,  # never called: batches come from the loader
+        )
+        trainer.remove_callback(sft.PrinterCallback)
+        with progress(total=steps, unit="step", label="training") as bar:
+            bar.update(done, note="from the last checkpoint" if done else "")
+            watch = meter.Meter(
+                trainer,
+                bar,
+                every=1 if probe else p.training.logging_steps,
+                windows_per_step=pace.windows_per_step(p),
+                num_windows=len(windows),
+                report=report,
+                stop=stop,
+            )
+            trainer.add_callback(watch)
+            if not heldout.exhausted(trainer.history, p.training.patience):
+                trainer.train(resume_from_checkpoint=str(last) if last else None)
+    reached = trainer.state.global_step
+    stopped_at = reached if watch.stopped and reached < steps else None
+    metrics = checkpoints.metrics.read()
+    figures = {
+        "heldout": trainer.history,
+        "tokens_per_sample": len(longest),
+        "trainable_parameters": model.trainable_parameters(trainer.model),
+        "peak_memory": hardware.peak_memory(device),
+        "program_bytes": program_bytes,
+        "num_processes": share.ranks,
+    }
+    if metrics:
+        figures |= outcome.figures(record, metrics, steps, done, device)
+    if probe:
+        shutil.rmtree(folder, ignore_errors=True)
+    elif checkpoints.writes and stopped_at is None:
+        checkpoints.sweep()
+        if best := heldout.best(trainer.history):
+            model.load_weights(trainer.model, checkpoints.at(best["step"]))
+        adapter.export(trainer.model, adapter.adapter_dir(p), record, figures)
+    del trainer, base, batches, watch
+    gc.collect()
+    return Trained(adapter.adapter_dir(p), record, metrics, choices, figures, stopped_at)
+
+
+@dataclass(frozen=True)
+class Share:
+    """This process's part of a training.
+
+    Attributes:
+        rank, ranks: It is the rank-th of so many.
+        accumulation: Batches that it gathers in a step.
+    """
+
+    rank: int
+    ranks: int
+    accumulation: int
+
+    @classmethod
+    def of(cls, p: Params) -> Share:
+        """As torchrun has started it.
+
+        Raises:
+            AvomniError: the batches of a step do not divide among the processes.
+        """
+        ranks, accumulated = num_ranks(), p.training.gradient_accumulation_steps
+        if accumulated % ranks:
+            raise AvomniError(
+                f"{accumulated} batches a step cannot be shared among {ranks} processes",
+                where="training.gradient_accumulation_steps",
+                fix=f"make it a multiple of {ranks}, or start another number of processes",
+            )
+        return cls(rank(), ranks, accumulated // ranks)
+
+
+def _loader(
+    p: Params, windows: Any, talk: Conversation, share: Share, steps: int, device: str
+) -> Loader:
+    """All batches of this process, in order."""
+    from avomni_lib.training.loader import Loader, Order
+
+    batch_size, accumulation = p.training.batch_size, share.accumulation
+    return Loader(
         windows,
-        order,
+        Order(
+            len(windows),
+            batch_size,
+            steps * accumulation,
+            p.run.seed,
+            rank=share.rank,
+            num_ranks=share.ranks,
+        ),
         lambda indices: samples.batch_of(indices, windows, talk, p.training.packing),
         depth=max(2, accumulation),  # all of a step's are drawn at once
         held=accumulation,
         pin=device != "cpu",
     )
+
+
+def _tuned(p: Params, base: model.Base, kind: Backbone) -> Any:
+    """The base with a fresh adapter, which attends as the rows of its batches ask for."""
     if p.training.packing:
         attention.keep_windows_apart(base.model)
-    tuned = model.add_adapter(base.model, p, kind, backend)
-    answer_tokens = len(longest) - len(talk.prompt())
-    trainer = sft.WindowTrainer(
-        loader=batches,
-        talk=talk,
-        checkpoints=checkpoints,
-        held_out=None if probe else heldout.choose(p, windows, talk, answer_tokens, held_out),
-        patience=p.training.patience,
-        model=tuned,
-        args=sft.arguments_of(p, checkpoints, choices, steps, accumulation, saves=not probe),
-        processing_class=base.tokenizer,
-        train_dataset=sft.named_rows(len(windows)),
-        data_collator=list,  # never called: batches come from the loader
-    )
-    trainer.remove_callback(sft.PrinterCallback)
-    report = None
-    if checkpoints.writes and not probe:
-        report = meter.reporter(p.training.report_to, p.run.name, folder, done)
-    stopped = False
-    with progress(total=steps, unit="step", label="training") as bar, batches:
-        bar.update(done, note="from the last checkpoint" if done else "")
-        watch = meter.Meter(
-            trainer,
-            bar,
-            every=1 if probe else p.training.logging_steps,
-            windows_per_step=batch_size * accumulation * ranks,
-            num_windows=len(windows),
-            report=report,
-            stop=stop,
-        )
-        trainer.add_callback(watch)
-        if not heldout.exhausted(trainer.history, p.training.patience):
-            trainer.train(resume_from_checkpoint=str(last) if last else None)
-            stopped = watch.stopped and trainer.state.global_step < steps
-    metrics = checkpoints.metrics.read()
-    figures = {
-        "heldout": trainer.history,
-        "tokens_per_sample": len(longest),
-        "trainable_parameters": model.trainable_parameters(tuned),
-        "peak_memory": hardware.peak_memory(device),
-        "program_bytes": program_bytes,
-        "num_processes": ranks,
-    }
-    if metrics:
-        figures |= _figures(record, metrics, steps, done, device)
-    if probe:
-        shutil.rmtree(folder, ignore_errors=True)
-    elif checkpoints.writes and not stopped:
-        checkpoints.sweep()
-        if best := heldout.best(trainer.history):
-            model.load_weights(trainer.model, checkpoints.at(best["step"]))
-        adapter.export(trainer.model, adapter.adapter_dir(p), record, figures)
-    stopped_at = trainer.state.global_step if stopped else None
-    del trainer, tuned, base, batches, watch
-    gc.collect()
-    return Trained(adapter.adapter_dir(p), record, metrics, choices, figures, stopped_at)
+    return model.add_adapter(base.model, p, kind, base.choices["backend"].value)
 
 
 def _check_optimizer(name: str) -> None:
@@ -208,55 +239,12 @@ def _check_optimizer(name: str) -> None:
         )
 
 
-def _shared(p: Params, ranks: int) -> int:
-    """Batches that each process gathers in a step."""
-    accumulated = p.training.gradient_accumulation_steps
-    if accumulated % ranks:
-        raise AvomniError(
-            f"{accumulated} batches a step cannot be shared among {ranks} processes",
-            where="training.gradient_accumulation_steps",
-            fix=f"make it a multiple of {ranks}, or start another number of processes",
-        )
-    return accumulated // ranks
-
-
 def num_ranks() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))  # as torchrun sets it
 
 
 def rank() -> int:
     return int(os.environ.get("RANK", 0))
-
-
-def _figures(
-    record: dict[str, Any], metrics: list[dict[str, Any]], steps: int, done: int, device: str
-) -> dict[str, Any]:
-    def total(name: str) -> float:
-        return sum(line[name] for line in metrics)
-
-    seconds, losses = total("seconds"), [line["loss"] for line in metrics]
-    few = max(1, min(10, len(losses) // 2))
-    begin, end = (statistics.fmean(part) for part in (losses[:few], losses[-few:]))
-    taken = metrics[-1]["step"]
-    peak = hardware.peak_memory(device)
-    return {
-        "headline": f"loss {begin:.2f} -> {end:.2f} in {taken} steps",
-        "num_windows": record["num_windows"],
-        "num_clips": len(record["training_clip_ids"]),
-        "optimizer_steps": taken,
-        "planned_steps": steps,
-        "resumed_from_step": done,
-        "first_loss": round(begin, 4),
-        "last_loss": round(end, 4),
-        "train_seconds": round(seconds, 1),
-        "seconds_per_step": round(seconds / taken, 4),
-        "data_wait_share": round(total("data_wait_s") / seconds, 5) if seconds else 0.0,
-        "measured": {
-            "memory_gb": round(peak.get("device_gb", peak["host_gb"]), 3),
-            # On a CPU those of the process: its cores may be shared with others.
-            "seconds": round(total("cpu_seconds") if device == "cpu" else seconds, 1),
-        },
-    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

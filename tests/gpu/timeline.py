@@ -19,7 +19,7 @@ Interval = tuple[float, float]
 
 # Kinds of kernels by what their names hold; the first that fits.
 KINDS = {
-    "attention": ("flash", "fmha", "attention", "sdpa"),
+    "attention": ("flash", "fmha", "attention", "sdpa", "cudnn::fusion"),
     "products": ("gemm", "xmma", "nvjet", "cutlass", "cublas", "splitk", "matmul"),
     "4-bit weights unpacked": ("dequantize", "kgemm_4bit", "bitsandbytes"),
     "optimizer": ("optimizer", "blockwise2state", "8bit"),

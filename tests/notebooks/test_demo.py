@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import load_file
 
 from avomni_lib import files
 from avomni_lib.evaluation import metrics
@@ -13,6 +14,7 @@ from avomni_lib.params import Params
 from tests.notebooks.small_run import avomni
 
 CONSTANTS = ("mean", "median")
+WEIGHTS = "adapter_model.safetensors"
 MODELS = ("base", "blind", "adapted")
 
 
@@ -81,6 +83,23 @@ def test_the_rooms_own_recomputation_agrees(figures: dict, p: Params):
     table = pq.read_table(p.run_dir / "06_evaluate" / "answers.parquet")
     again = metrics.figures(table)
     assert again["speed_mae_mps"] == pytest.approx(figures["speed_mae_mps"])
+
+
+def test_memory_was_foretold(p: Params):
+    """Time was too, but how busy the machine is decides about that: see result.json."""
+    trained = json.loads((p.run_dir / "05_train" / "result.json").read_text())["figures"]
+    assert trained["estimate"].keys() == trained["measured"].keys() == {"memory_gb", "seconds"}
+    foretold, measured = trained["estimate"]["memory_gb"], trained["measured"]["memory_gb"]
+    assert foretold == pytest.approx(measured, rel=0.15)
+
+
+def test_the_best_checkpoint_on_held_out_clips_came_out(p: Params):
+    trained = json.loads((p.run_dir / "05_train" / "result.json").read_text())["figures"]
+    best = min(trained["heldout"], key=lambda row: row["speed_mae_mps"])
+    (kept,) = p.checkpoints_dir.glob(f"*/checkpoint-{best['step']}")
+    ours, theirs = (load_file(folder / WEIGHTS) for folder in (p.run_dir / "adapter", kept))
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_pictures_lie_beside_each_notebook(p: Params):

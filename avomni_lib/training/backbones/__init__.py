@@ -35,8 +35,11 @@ class Backbone(Protocol):
     def positions(self, is_vision: np.ndarray, height: int, width: int) -> np.ndarray:
         """(L,) bool, true at the placeholders of vision tokens -> (axes, L) int64 positions."""
 
-    def prepare(self, model: Any) -> None:
-        """What is changed about a loaded base model, whoever loaded it; its weights are not."""
+    def prepare(self, model: Any, fuse: bool = True) -> None:
+        """What is changed about a loaded base model; its weights are not.
+
+        `fuse` also replaces what transformers computes in many small kernels.
+        """
 
     def inputs(self, frames: torch.Tensor, dtype: torch.dtype | None = None) -> dict[str, Any]:
         """uint8 frames (B, T, H, W, 3), on their device -> the model's vision inputs."""
