@@ -25,10 +25,8 @@ class Seen(training_set.Stripes):
         super().read_into(index, out)
 
 
-def main(outputs: str, base: str, die_at: list | None = None, **changes: dict) -> None:
-    """Train and leave `read-RANK.json`; rank 0 kills itself at `die_at`."""
-    if die_at and worker.rank() == 0:
-        killed_training.signal_at(*die_at)
+def main(outputs: str, base: str, **changes: dict) -> None:
+    """Train and leave `read-RANK.json`."""
     p = training_set.params(Path(outputs), Path(base), **changes)
     windows = Seen(killed_training.NUM_WINDOWS)
     worker.work(p, windows=windows, held_out=training_set.Stripes(killed_training.NUM_HELD_OUT))

@@ -2,6 +2,8 @@ import json
 import multiprocessing
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from importlib import util
 
@@ -10,9 +12,10 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from avomni_lib import files
 from avomni_lib.errors import AvomniError
 from avomni_lib.plan import Bar
-from avomni_lib.training import adapter, heldout, loader, model, samples, worker
+from avomni_lib.training import adapter, checkpoints, heldout, loader, model, samples, worker
 from avomni_lib.training.backbones import backbone
 from avomni_lib.training.conversation import IGNORED
 from tests import killed_training, training_set
@@ -312,6 +315,35 @@ def test_smaller_batches_or_checkpointing_go_on_with_the_same_training(
     again = worker.work(smaller, windows=training_set.Stripes(24))
     assert again.figures["resumed_from_step"] == 6
     assert again.record == trained.record
+
+
+def test_two_processes_go_on_where_one_stopped_and_take_no_sample_twice(
+    straight, base_folder, tmp_path
+):
+    p, trained = straight
+    shutil.copytree(p.run_dir, tmp_path / "test")
+    shutil.rmtree(tmp_path / "test" / "adapter")
+    (folder,) = (tmp_path / "test" / "checkpoints").iterdir()
+    shutil.rmtree(folder / "checkpoint-6")
+    told = {"outputs": str(tmp_path), "base": str(base_folder), "training": {"num_processes": 2}}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    ran = subprocess.run(
+        [*launch, "2", "-m", "tests.ranked_training", json.dumps(told)],
+        capture_output=True,
+        text=True,
+        cwd=files.PROJECT_ROOT,
+    )
+    assert ran.returncode == 0, ran.stderr
+    order = loader.Order(killed_training.NUM_WINDOWS, 2, 12, p.run.seed)
+    left = [index for number in range(8, 12) for index in order[number]]
+    ranks = [json.loads((tmp_path / f"read-{rank}.json").read_text()) for rank in (0, 1)]
+    assert [len(read) for read in ranks] == [4, 4]
+    assert sorted(ranks[0] + ranks[1]) == sorted(left), "each window of the last two steps once"
+    weights = (tmp_path / "test" / "adapter" / WEIGHTS).read_bytes()
+    assert weights == (trained.adapter / WEIGHTS).read_bytes(), "a sum of two has no order"
+    metrics = checkpoints.Metrics(folder / checkpoints.METRICS_FILE).read()
+    for name in ("step", "loss", "grad_norm"):
+        assert [line[name] for line in metrics] == [line[name] for line in trained.metrics]
 
 
 def test_metrics_are_told_to_tensorboard_and_told_anew_after_a_restart(base_folder, tmp_path):
