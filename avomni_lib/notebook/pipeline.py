@@ -161,6 +161,8 @@ def _execute(p: Params, stage: runs.Stage) -> None:
     except PapermillExecutionError as error:
         raise _failed(stage, output, error) from None
     except DeadKernelError:
+        if "KeyboardInterrupt" in (output.parent / KERNEL_LOG).read_text(errors="replace"):
+            raise KeyboardInterrupt from None  # it came before the kernel could take it
         memory = psutil.virtual_memory()
         raise AvomniError(
             f"{KERNEL_LOST} ({memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free now)",

@@ -263,10 +263,11 @@ def test_a_killed_kernel_is_not_believed(params: Path):
     assert runs.state(p, "04_tiles").done
 
 
-def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(params: Path):
+@pytest.mark.parametrize("seconds", [0.05, 1.5], ids=["while it starts", "at work"])
+def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(params: Path, seconds: float):
     p = Params.from_files([params])
     process, _ = _start_one_stage(params)
-    time.sleep(1.5)
+    time.sleep(seconds)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the chain and its kernel
     _, told = process.communicate(timeout=120)
     assert process.returncode == 130
