@@ -149,6 +149,16 @@ def peak_memory(on: str = "cpu") -> dict[str, float]:
     return peak
 
 
+def release_memory() -> None:
+    """Give back what nothing uses: another process may want the accelerator's."""
+    import gc
+
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def resident_bytes() -> int:
     """What this process holds of the host's memory now."""
     import psutil

@@ -14,7 +14,7 @@ from tests.test_memmap import COMMON, write_cache
 PAGE = (
     (files.PROJECT_ROOT / "README.md").read_text().split("\n### The cache\n")[1].split("\n## ")[0]
 )
-RAW, JPEG = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+RAW, DATASET, JPEG = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
 @pytest.fixture
@@ -34,6 +34,15 @@ def test_the_pages_code_opens_raw_frames(opened):
     frames = opened.shards[0].frames[clip.start : clip.start + 16]
     assert isinstance(names["frames"], np.memmap) and np.array_equal(names["window"], frames)
     assert names["seconds"][:2].tolist() == [0.0, 0.5]
+
+
+@pytest.mark.parametrize("opened", ["raw", "jpeg"], indirect=True)
+def test_the_pages_code_gives_windows_to_a_dataloader(opened):
+    # Its clips have fewer frames than the demo's, and few of them are of one split.
+    code = DATASET.replace("sequence_length=16", "sequence_length=3").replace('"train"', "None")
+    names: dict = {}
+    exec(code, names)
+    assert names["frames"].shape == (2, 3, *opened.shards[0].frames.shape[1:])
 
 
 @pytest.mark.parametrize("opened", ["jpeg"], indirect=True)

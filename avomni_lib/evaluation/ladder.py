@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from avomni_lib import files
+from avomni_lib import files, hardware
 from avomni_lib.errors import AvomniError
 from avomni_lib.evaluation import answer, baselines, metrics
 from avomni_lib.params import Params
@@ -19,6 +19,7 @@ from avomni_lib.training import adapter
 
 if TYPE_CHECKING:
     from avomni_lib.etl.windows import Windows
+    from avomni_lib.training.targets import Target
 
 ANSWERS_FILE = "answers.parquet"
 KEPT_FILE = "answers.partial.jsonl"
@@ -227,29 +228,36 @@ def before_after(p: Params, window: int = 0, adapted: bool = True) -> Spoken:
             f"no window {window}: the split {p.evaluation.split!r} has {len(windows)}, from 0",
         )
     frames = np.array(windows.frames(window))
-    model, talk, _ = _models(p, windows, adapted)
-
-    def say() -> str:
-        return answer.say(model, talk, frames[None], p.evaluation.max_new_tokens)[0]
-
-    if adapted:
-        after = say()
-        with model.disable_adapter():
-            before = say()
-    else:
-        before, after = say(), None
+    target, before, after = _said(p, windows, frames, adapted)
+    hardware.release_memory()  # the training that follows is another process
     truth = windows.truth(window)
-    read = [talk.target.parse(text or "") for text in (before, after)]
+    read = [target.parse(text or "") for text in (before, after)]
     return Spoken(
         clip_id=windows[window].clip_id,
         frames=frames,
-        true=talk.target.render(truth),
+        true=target.render(truth),
         base=before,
         adapted=after,
         speed_true_mps=truth.speed_mps,
         speed_base_mps=read[0] and read[0].speed_mps,
         speed_adapted_mps=read[1] and read[1].speed_mps,
     )
+
+
+def _said(
+    p: Params, windows: Windows, frames: np.ndarray, adapted: bool
+) -> tuple[Target, str, str | None]:
+    """The target, and what the base and the adapted model say about one window's frames."""
+    model, talk, _ = _models(p, windows, adapted)
+
+    def say() -> str:
+        return answer.say(model, talk, frames[None], p.evaluation.max_new_tokens)[0]
+
+    if not adapted:
+        return talk.target, say(), None
+    after = say()
+    with model.disable_adapter():
+        return talk.target, say(), after
 
 
 def _models(p: Params, windows: Windows, adapted: bool = True) -> tuple[Any, Any, dict[str, Any]]:

@@ -261,18 +261,21 @@ def _show(
     if "steps" not in about:
         return
     metrics = Metrics(folder / about["checkpoints"] / METRICS_FILE)
+    lines, state = [], None
     with progress(total=about["steps"], unit="step", label="training") as bar:
         going = True
         while going:
             going = alive()  # asked first, so that the last lines are read once more after the end
-            lines = metrics.read()
+            found = files.state_of(metrics.path)
+            if found != state:
+                lines, state = metrics.read(), found
             if lines and lines[-1]["step"] > shown:
                 bar.update(lines[-1]["step"] - shown, note=f"loss {lines[-1]['loss']:.3f}")
                 shown = lines[-1]["step"]
-                if watch and (not going or time.monotonic() - watched > WATCH_EVERY_S):
+                if watch and time.monotonic() - watched > WATCH_EVERY_S:
                     watch(lines)
                     watched = time.monotonic()
             if going:
                 time.sleep(EVERY_S)
-        if watch and lines:
-            watch(lines)
+    if watch and lines:
+        watch(lines)

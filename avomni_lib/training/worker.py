@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
-import gc
 import os
 import shutil
 import signal
@@ -161,7 +160,7 @@ def work(
             model.load_weights(trainer.model, checkpoints.at(best["step"]))
         adapter.export(trainer.model, adapter.adapter_dir(p), record, figures)
     del trainer, base, batches, watch
-    gc.collect()
+    hardware.release_memory()
     return Trained(adapter.adapter_dir(p), record, metrics, choices, figures, stopped_at)
 
 
