@@ -34,9 +34,10 @@ demo: $(READY)
 run: $(READY)
 	$(PY) -m avomni_lib run $(PARAMS)
 
-## make test    lint and every test
+## make test    lint and every test, files side by side (TESTS=1 one after another)
+TESTS ?= 2
 test: $(READY) lint
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(TESTS) --dist loadfile
 
 ## make bench   decoding, ETL, catalog and loader measured on this machine, into outputs/benchmarks (22 minutes)
 bench: $(READY)

@@ -16,7 +16,7 @@ SMALL = {
     "run": {"name": "small"},
     "dataset": {"world": {"num_chunks": 2, "clips_per_chunk": 5, "clip_seconds": 3.0}},
     "processing": {"num_workers": 2},
-    "training": {"max_steps": 6, "save_steps": 2, "batch_size": 2},
+    "training": {"max_steps": 6, "save_steps": 2, "batch_size": 2, "heldout_windows": None},
     "evaluation": {"max_windows": 4, "batch_size": 4},
 }
 
