@@ -6,6 +6,7 @@ process that already uses torch names it: counting and planning work without.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import platform
@@ -13,6 +14,7 @@ import resource
 import subprocess
 import sys
 from importlib import metadata, util
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from avomni_lib.errors import AvomniError
@@ -141,7 +143,7 @@ def device_memory(on: str) -> Memory | None:
 
 def peak_memory(on: str = "cpu") -> dict[str, float]:
     """The most that this process held so far in GB (1e9), on the host and on the device."""
-    peak = {"host_gb": _peak_gb(resource.RUSAGE_SELF)}
+    peak = {"host_gb": _own_peak_gb()}
     if on != "cpu":
         import torch
 
@@ -169,6 +171,15 @@ def resident_bytes() -> int:
 def peak_memory_of_children() -> float:
     """The most that one of this process's ended children held, GB (1e9), on the host."""
     return _peak_gb(resource.RUSAGE_CHILDREN)
+
+
+def _own_peak_gb() -> float:
+    # Linux lets ru_maxrss begin with what the process that started this one held.
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e9
+    return _peak_gb(resource.RUSAGE_SELF)
 
 
 def _peak_gb(who: int) -> float:

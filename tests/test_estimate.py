@@ -133,7 +133,7 @@ def test_what_was_expected_stands_beside_the_estimate_for_the_settings_that_it_w
     assert rows["memory on the GPU"][0].startswith("11.6 GB")
     value, note = rows["what was expected"]
     assert value == "40–60 GB" and "without training.gradient_checkpointing they take 44" in note
-    assert figures["memory_gb_without_checkpointing"] > 4 * figures["memory_gb"]
+    assert figures["memory_gb_without_checkpointing"] > 3.5 * figures["memory_gb"]
     parts = figures["memory_by_part_gb"]
     assert list(parts) == ["weights", "adapter", "optimizer", "activations", "vision", "logits"]
     # The peak is while a layer's gradients are computed: then neither logits nor vision are there.

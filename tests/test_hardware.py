@@ -77,3 +77,12 @@ def test_memory_is_counted_in_bytes():
     block[::4096] = b"x" * len(block[::4096])
     assert hardware.peak_memory()["host_gb"] >= before
     assert hardware.peak_memory()["host_gb"] > 0.2
+
+
+def test_a_process_does_not_inherit_its_parents_peak():
+    """Linux' ru_maxrss does; a worker would report the notebook's memory as its own."""
+    block = bytearray(400_000_000)
+    block[::4096] = b"x" * len(block[::4096])
+    code = "from avomni_lib import hardware; print(hardware.peak_memory()['host_gb'])"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 0.005 < float(ran.stdout) < 0.3

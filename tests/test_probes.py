@@ -150,21 +150,16 @@ def test_attention_that_returns_noise_is_wrong(probe, sdpa):
     assert probe("cpu").state == "wrong"
 
 
-@pytest.mark.parametrize("probe", [probes.vision_attention, probes.text_attention])
-def test_attention_that_takes_every_v_as_contiguous_is_wrong(probe, sdpa):
-    """The fault of ROCm/pytorch #3230 and vLLM #27744."""
+def test_attention_that_takes_every_v_as_contiguous_is_wrong_but_for_the_vision_tower(sdpa):
+    """The fault of ROCm/pytorch #3230 and vLLM #27744; the vision tower attends to copies."""
 
     def blind_to_strides(q, k, v, **options):
         strides = torch.empty(v.shape, device="meta").stride()
         return SDPA(q, k, v.as_strided(v.shape, strides), **options)
 
     sdpa(blind_to_strides)
-    finding = probe("cpu")
+    finding = probes.text_attention("cpu")
     assert finding.state == "wrong" and "is off by" in finding.found
-
-
-def test_attention_that_is_right_on_views_of_its_own_is_right(sdpa):
-    sdpa(lambda q, k, v, **o: SDPA(q.contiguous(), k.contiguous(), v.contiguous(), **o))
     assert probes.vision_attention("cpu").state == "ok"
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
+from avomni_lib.plan import gigabytes
 from avomni_lib.training import adapter, trainer
 from tests import cached_training, published_set
 
@@ -31,8 +32,8 @@ def test_a_cache_is_planned_and_trained_as_it_was_planned(published_run):
     figures = trained.figures
     assert figures["estimate"] == planned["predicted"]
     assert figures["estimate"].keys() == figures["measured"].keys() == {"memory_gb", "seconds"}
-    compared = str(trainer.compared(trained))
-    assert f"{1000 * figures['measured']['memory_gb']:.1f} MB measured" in compared
+    measured = gigabytes(1e9 * figures["measured"]["memory_gb"])
+    assert f"{measured} measured" in str(trainer.compared(trained))
     assert {name: figures[name] for name in planned if name in figures} == {
         name: planned[name] for name in planned if name in figures
     }
