@@ -105,7 +105,8 @@ def run_on(
     with contextlib.closing(crew):
         while True:
             waits = False
-            while more and not waits and not suspects and len(running) < crew.size():
+            held = suspects or any(at.alone for at in running.values())
+            while more and not waits and not held and len(running) < crew.size():
                 job = next(source, None)
                 more, waits = job is not None, job is WAIT
                 if more and not waits:

@@ -85,7 +85,8 @@ def test_a_lost_job_says_why():
 
 
 def test_a_job_is_tried_again_alone_and_its_death_costs_no_other(tmp_path):
-    seconds = {"a": 0.8, "dies": 0.1, "b": 0.8, "c": 0.1, "d": 0.1}
+    # c is long enough to be at work when the new process for the second try has started.
+    seconds = {"a": 0.8, "dies": 0.1, "b": 0.8, "c": 2.0, "d": 0.1}
     jobs = [(tmp_path / name, s) for name, s in seconds.items()]
     spans = {job[0].name: outcome for job, outcome in run_jobs(span, jobs, 3)}
     tries = {path.name: path.read_text() for path in tmp_path.iterdir()}
