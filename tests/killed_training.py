@@ -15,8 +15,8 @@ NUM_WINDOWS = 24
 NUM_HELD_OUT = 5
 
 
-def signal_at(event: str, part: str, times: int, number: int = signal.SIGKILL) -> None:
-    """Send this process a signal at the `times`-th audit event whose values name `part`."""
+def die_at_event(event: str, part: str, times: int) -> None:
+    """Kill this process at the `times`-th audit event whose values name `part`."""
     seen = 0
 
     def watch(name: str, values: tuple) -> None:
@@ -24,7 +24,7 @@ def signal_at(event: str, part: str, times: int, number: int = signal.SIGKILL) -
         if name == event and part in "|".join(map(str, values)):
             seen += 1
             if seen == times:
-                os.kill(os.getpid(), number)
+                os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(watch)
 
@@ -32,7 +32,7 @@ def signal_at(event: str, part: str, times: int, number: int = signal.SIGKILL) -
 def train(outputs: Path, base: Path, die_at: tuple[str, str, int] | None = None, **changes) -> None:
     """Train in this process; `die_at` is (audit event, part of a path, which time)."""
     if die_at is not None:
-        signal_at(*die_at)
+        die_at_event(*die_at)
     p = training_set.params(outputs, base, **changes)
     worker.work(
         p,

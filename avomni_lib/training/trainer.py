@@ -90,7 +90,7 @@ def train(p: Params, progress: type[Bar] = Bar, watch: job.Watch | None = None) 
         AvomniError: see `plan` and `worker.work`; a training with other parameters works in the
             run's folder; the training was stopped or killed.
     """
-    process, how = job.start_or_attach(p)
+    process, _ = job.start_or_attach(p)
     told = job.follow(p, process, progress, watch)
     about = files.read_json(p.checkpoints_dir / job.JOB_FILE)
     metrics = Metrics(p.checkpoints_dir / about["checkpoints"] / METRICS_FILE).read()
