@@ -52,15 +52,23 @@ def test_decord_is_refused_in_open_gops(name):
 
 
 def test_decord_gives_no_picture_that_a_hole_lies_before():
-    """decord conceals it."""
+    """decord conceals it.
+
+    Its thread reads ahead as far as the machine lets it: on a busy one it meets the hole behind the
+    wanted frame too, and says so. Whichever it is, no other picture comes out.
+    """
     content = bytearray(stream_bytes("hevc closed"))
     place, size = places(bytes(content))[70]
     content[place + size // 2 : place + size] = bytes(size - size // 2)
     with stream.opened(bytes(content)) as opened:
         times = opened.times_us
-    found = video.read_frames(bytes(content), times[[50]], decoder="decord")
-    assert numbers(found.images) == [50]
-    with pytest.raises(AvomniError, match="zeros"):
+    try:
+        found = numbers(video.read_frames(bytes(content), times[[50]], decoder="decord").images)
+    except stream.Damaged as error:
+        assert "decord cannot decode the file" in error.what
+    else:
+        assert found == [50]
+    with pytest.raises(AvomniError, match="zeros|decord cannot decode the file"):
         video.read_frames(bytes(content), times[[80]], decoder="decord")
 
 
