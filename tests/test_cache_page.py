@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from avomni_lib import files
-from avomni_lib.etl import memmap, shard
+from avomni_lib.etl import memmap, obstacles, shard
 from tests.test_memmap import COMMON, write_cache
 
 PAGE = (
@@ -67,11 +67,15 @@ def test_the_page_names_every_file_with_its_type(opened):
     for path in opened.folder.rglob("*"):
         if path.is_file():
             assert f"{path.name}` |" in PAGE, path
-    for layout in shard.STORAGES.values():
+    for layout in (*shard.STORAGES.values(), shard.OBSTACLES):
         for name, dtype in layout.items():
             (line,) = re.findall(rf"^\| `… {name}\.npy` \| (.*)$", PAGE, re.MULTILINE)
             assert str(np.dtype(dtype)) in line
-            columns = {"egomotion": memmap.EGOMOTION_COLUMNS, "track": memmap.TRACK_COLUMNS}
+            columns = {
+                "egomotion": memmap.EGOMOTION_COLUMNS,
+                "track": memmap.TRACK_COLUMNS,
+                "obstacles": obstacles.COLUMNS,
+            }
             if name in columns:
                 assert f", {len(columns[name])})" in line
     header = files.read_json(opened.shards[0].folder / shard.HEADER_FILE)

@@ -78,8 +78,7 @@ def test_index_and_metadata(harbour):
     ]
     for clip in clips:
         row = kit.data_collection.loc[clip.clip_id]
-        town, seconds = published.town, published.clip_seconds
-        about = circumstances(clip.clip_id, clip.number, clip.chunk, town, seconds)
+        about = circumstances(clip.clip_id, clip.number, clip.chunk, published.town)
         assert (row.country, row.month, row.hour_of_day, row.platform_class) == (
             *(about.country, about.month, about.hour, about.platform),
         )
@@ -149,6 +148,23 @@ def test_calibration_is_the_rig(harbour):
         assert astuple(kit.get_clip_feature(clip_id, "vehicle_dimensions")) == astuple(
             scene.vehicle
         )
+
+
+def test_others_are_where_the_scene_has_them(harbour):
+    """The kit knows no decoder for these labels and gives the tables as they are."""
+    published, kit = harbour
+    for clip_id in kit.clip_index.index:
+        scene = scene_of(published, clip_id)
+        table = kit.get_clip_feature(clip_id, "obstacle.offline")["obstacle.offline"]
+        assert len(table) and table.shape[1] == 16
+        assert (table["timestamp_us"] == table["reference_frame_timestamp_us"]).all()
+        motion = kit.get_clip_feature(clip_id, "egomotion")
+        for row in table.itertuples():
+            middle = np.array([row.center_x, row.center_y, row.center_z])
+            place = motion(row.timestamp_us).pose.apply(middle)
+            x, y, _ = scene.vehicle_poses([row.timestamp_us / 1e6])[0, int(row.track_id)]
+            # The middle of a van's box is not above its foot.
+            assert np.hypot(place[0] - x, place[1] - y) < 0.5
 
 
 def test_boxes_are_empty_and_typed(harbour):

@@ -95,6 +95,10 @@ def test_features_csv_is_upstreams_line_for_line(published):
         '"{""egomotion"": ""{clip_id}.egomotion.parquet""}"'
     )
     assert lines[2] == (
+        "obstacle.offline,labels,labels/obstacle.offline/obstacle.offline.chunk_{chunk_id:04d}.zip,"
+        '"{""obstacle.offline"": ""{clip_id}.obstacle.offline.parquet""}"'
+    )
+    assert lines[3] == (
         "camera_intrinsics,calibration,"
         "calibration/camera_intrinsics/camera_intrinsics.chunk_{chunk_id:04d}.parquet,"
     )

@@ -10,7 +10,14 @@ import numpy as np
 from avomni_lib.dataset import rig
 from avomni_lib.dataset.clip_index import INDEX_FILE, SPLITS, ClipIndex, split_by_hash
 from avomni_lib.dataset.features import FEATURES_FILE, Feature, read_features
-from avomni_lib.dataset.metadata import COLLECTION_FILE, REASONING_FILE, SOURCES, Metadata, Values
+from avomni_lib.dataset.metadata import (
+    COLLECTION_FILE,
+    REASONING_FILE,
+    SOURCES,
+    Event,
+    Metadata,
+    Values,
+)
 from avomni_lib.dataset.tables import ClipTable
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
@@ -18,6 +25,7 @@ from avomni_lib.params import Params
 __all__ = ["FEATURES_FILE", "INDEX_FILE", "SPLITS", "Catalog", "Feature", "split_by_hash"]
 
 PRESENCE_FILE = "metadata/feature_presence.parquet"
+OBSTACLES = "obstacle.offline"  # since 26.03, of 97 % of the clips: where other road users are
 # Before revision 26.03; it knows cameras, lidar and radars only.
 OLD_PRESENCE_FILE = "metadata/sensor_presence.parquet"
 METADATA_FILES = (
@@ -92,6 +100,18 @@ class Catalog:
     def present(self, clip_id: str, feature: str) -> bool:
         """Whether the source says that the clip has the feature."""
         return bool(self.presence(feature)[self.clips.row_of(clip_id)])
+
+    def listed(self, features: Iterable[str]) -> tuple[str, ...]:
+        """Those of these features that the release knows."""
+        return tuple(name for name in features if name in self.features)
+
+    def events(self, clip_id: str) -> tuple[Event, ...]:
+        """What people wrote about moments of the clip, by time; empty for nearly all clips.
+
+        Raises:
+            AvomniError: its list of events is damaged.
+        """
+        return self._metadata.events(clip_id, self.clips.row_of(clip_id))
 
     def path(self, feature: str, chunk: int) -> str:
         """The file of one feature of one chunk, relative to the folder."""
@@ -177,6 +197,11 @@ class Catalog:
                 where=str(self.folder / FEATURES_FILE),
             )
         return self.features[name]
+
+
+def optional_features(p: Params) -> tuple[str, ...]:
+    """What is fetched too where the source has it; a clip that lacks it is used all the same."""
+    return (OBSTACLES,) if p.processing.obstacles else ()
 
 
 def required_features(p: Params) -> tuple[str, ...]:

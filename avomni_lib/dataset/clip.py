@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from avomni_lib.dataset.catalog import Catalog
+from avomni_lib.dataset import obstacles
+from avomni_lib.dataset.catalog import OBSTACLES, Catalog
 from avomni_lib.dataset.stored_zip import ByteRange, member
 from avomni_lib.dataset.tables import key_column, number_column, read_table
 from avomni_lib.errors import AvomniError
@@ -63,6 +64,18 @@ class Clip:
             name: values.astype(np.int64 if name == "timestamp" else np.float64)
             for name, values in columns.items()
         }
+
+    def obstacles(self) -> dict[str, np.ndarray] | None:
+        """Labels of other road users, one row a box and moment, as `obstacles.columns` has them.
+
+        None where the release or the clip has none, which does not mean that nobody was there.
+        """
+        if not self.catalog.listed([OBSTACLES]):
+            return None
+        if not self.catalog.present(self.clip_id, OBSTACLES):
+            return None
+        table, where = self._table(OBSTACLES, OBSTACLES)
+        return obstacles.columns(table, where)
 
     def intrinsics(self, camera: str) -> dict[str, float]:
         """f-theta lens: width, height, cx, cy (px), fw_poly_0..4 (angle -> px), bw_poly_0..4."""

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from avomni_lib.dataset import calibration, checks, clocks, motion, rig, streams
+from avomni_lib.dataset import calibration, checks, clocks, motion, obstacles, rig, streams
+from avomni_lib.dataset.catalog import OBSTACLES
 from avomni_lib.dataset.checks import Job
 from avomni_lib.dataset.clip import EGOMOTION_COLUMNS, CalibrationTable
 from avomni_lib.dataset.findings import DAMAGED, FILE, MEMBER, ODD, WHOLE, Finding
@@ -193,6 +194,8 @@ def _content(
         if kind == "egomotion":
             columns = _columns(table, EGOMOTION_COLUMNS, job.path)
             return _motion(job, clip_id, columns)
+        if kind == OBSTACLES:
+            obstacles.columns(table, job.path)
     except AvomniError as error:
         is_read = kind in ("frame_timestamps", "egomotion")
         what = f"the table of {kind} is not as agreed"

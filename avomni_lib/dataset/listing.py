@@ -185,7 +185,7 @@ def _chunks(selection: Selection) -> tuple[int, ...]:
 def _places(selection: Selection) -> dict[str, tuple[str, int | None]]:
     place: dict[str, tuple[str, int | None]] = {file.path: ("", None) for file in selection.files}
     for chunk in _chunks(selection):
-        for feature in selection.features:
+        for feature in (*selection.features, *selection.optional):
             for path in selection.catalog.files([chunk], [feature]):
                 place[path] = (feature, chunk)
     return place

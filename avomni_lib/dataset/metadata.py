@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from avomni_lib.dataset.tables import ClipTable, is_null, numbers
+from avomni_lib.errors import AvomniError
 
 COLLECTION_FILE = "metadata/data_collection.parquet"
 REASONING_FILE = "reasoning/ood_reasoning.parquet"  # since the release after 26.03; few clips
@@ -47,6 +49,19 @@ class Values:
         return {self.names[place]: int(counts[place]) for place in order if counts[place]}
 
 
+@dataclass(frozen=True)
+class Event:
+    """A moment of a clip that people wrote about.
+
+    Attributes:
+        start_us: When it begins, on the clip's clock.
+        text: What the driver does then, and why.
+    """
+
+    start_us: int
+    text: str
+
+
 def encode(column: pa.Array) -> Values:
     """A column as places in the sorted list of its values; null, NaN and "" are not known."""
     coded = column.dictionary_encode()
@@ -80,6 +95,7 @@ class Metadata:
         self._folder, self._clip_ids = folder, clip_ids
         self._tables: dict[str, ClipTable | None] = {}
         self._values: dict[str, Values] = {}
+        self._events: pa.Array | None = None
 
     def values(self, attribute: str) -> Values:
         """Of every clip; without names where the release does not say.
@@ -91,11 +107,35 @@ class Metadata:
             self._values[attribute] = self._read(*SOURCES[attribute])
         return self._values[attribute]
 
+    def events(self, clip_id: str, row: int) -> tuple[Event, ...]:
+        """Those of one clip, by time: a JSON list of {event_start_timestamp, coc}, or null.
+
+        Raises:
+            AvomniError: the table or the clip's list is damaged.
+        """
+        if self._events is None:
+            column = self._column(REASONING_FILE, "events")
+            self._events = pa.nulls(len(self._clip_ids), pa.string()) if column is None else column
+        told = self._events[row].as_py()
+        try:
+            found = [
+                Event(int(event["event_start_timestamp"]), " ".join(str(event["coc"]).split()))
+                for event in json.loads(told or "[]") or ()
+            ]
+        except (ValueError, TypeError, KeyError) as error:
+            where = f"clip {clip_id} in {self._folder / REASONING_FILE}"
+            raise AvomniError(f"its events are no list of events: {error!r}", where=where) from None
+        return tuple(sorted(found, key=lambda event: event.start_us))
+
     def _read(self, file: str, column: str) -> Values:
+        found = self._column(file, column)
+        if found is None:
+            return Values((), np.full(len(self._clip_ids), -1, np.int32))
+        return encode(found)
+
+    def _column(self, file: str, column: str) -> pa.Array | None:
         if file not in self._tables:
             path = self._folder / file
             self._tables[file] = ClipTable(path, self._clip_ids) if path.exists() else None
         table = self._tables[file]
-        if table is None or column not in table.names:
-            return Values((), np.full(len(self._clip_ids), -1, np.int32))
-        return encode(table.column(column))
+        return None if table is None or column not in table.names else table.column(column)

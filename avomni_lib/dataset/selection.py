@@ -16,6 +16,7 @@ from avomni_lib.dataset.catalog import (
     PRESENCE_FILE,
     SPLITS,
     Catalog,
+    optional_features,
     required_features,
 )
 from avomni_lib.dataset.choice import Choice, Ranking, choose_chunks, rank
@@ -44,6 +45,7 @@ class Selection:
         features: What a clip must have.
         files: Metadata first, then chunk by chunk.
         clip_ids: Split -> the wanted clips: they have all features and fit download.clips.
+        optional: Features that are fetched too, and that a clip may lack.
     """
 
     catalog: Catalog
@@ -51,6 +53,7 @@ class Selection:
     features: tuple[str, ...]
     files: tuple[RemoteFile, ...]
     clip_ids: dict[str, tuple[str, ...]]
+    optional: tuple[str, ...] = ()
 
     @property
     def num_clips(self) -> int:
@@ -138,7 +141,8 @@ def select(p: Params, hub: Hub | None, verified: Verified) -> Selection:
         metadata = _on_disk(p.local_dir, METADATA_FILES)
     catalog = Catalog.open(p.local_dir)
     ranking = rank(catalog, p)
-    paths = catalog.files(ranking.chunks, required_features(p))
+    features = (*required_features(p), *catalog.listed(optional_features(p)))
+    paths = catalog.files(ranking.chunks, features)
     if hub is not None:
         return _selection(catalog, p, ranking, _Listing(hub, metadata, paths))
     return _selection(catalog, p, ranking, metadata | _on_disk(p.local_dir, paths))
@@ -172,8 +176,11 @@ def _selection(
         name: catalog.clips.ids(choice.rows[split == place]) for place, name in enumerate(SPLITS)
     }
     metadata = [sizes[path] for path in METADATA_FILES if path in sizes]
-    taken = [sizes[path] for path in catalog.files(choice.chunks, features)]
-    return Selection(catalog, choice, features, (*metadata, *taken), clip_ids)
+    optional = catalog.listed(optional_features(p))
+    paths = catalog.files(choice.chunks, (*features, *optional))
+    extra = set(catalog.files(choice.chunks, optional))
+    taken = [sizes[path] for path in paths if path not in extra or path in sizes]
+    return Selection(catalog, choice, features, (*metadata, *taken), clip_ids, optional)
 
 
 class _Listing(Mapping[str, RemoteFile]):

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from avomni_lib import __version__, files
-from avomni_lib.dataset import rig
-from avomni_lib.dataset.catalog import Catalog, required_features
+from avomni_lib.dataset import rig, split
+from avomni_lib.dataset.catalog import REASONING_FILE, Catalog, required_features
 from avomni_lib.dataset.chosen import Chosen, path_of, read_chosen
 from avomni_lib.dataset.hub import Hub
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import costs, engines, forecast, memmap, shard, video, windows
+from avomni_lib.etl import costs, engines, forecast, memmap, obstacles, shard, video, windows
 from avomni_lib.etl.gauge import Gauge
 from avomni_lib.etl.parts import PARTS_FOLDER, ChunkWork
 from avomni_lib.etl.reading import REASONS_FILE, Reading, job_of, reasons_before
@@ -96,6 +96,7 @@ def recipe_of(p: Params) -> Recipe:
         processing.sample_hz,
         processing.horizon_s,
         video.choose_decoder(processing.decoder)[0],
+        processing.obstacles,
     )
 
 
@@ -117,6 +118,7 @@ def build(p: Params, progress: type[Bar] = Bar, hub: Hub | None = None) -> Built
     """
     started = time.monotonic()
     chosen = read_chosen(p)
+    split.freeze(p, chosen.clip_ids)
     p.cache_dir.mkdir(parents=True, exist_ok=True)
     with files.hold(p.cache_dir / ".lock", "another process is building this cache"):
         common = common_header(p, chosen)
@@ -166,12 +168,18 @@ def common_header(p: Params, chosen: Chosen) -> dict[str, Any]:
         "track_hz": TRACK_HZ,
         "history_s": HISTORY_S,
         "horizon_s": recipe.horizon_s,
+        **(obstacles.HEADER if recipe.obstacles else {}),
     }
 
 
 def works(p: Params, chosen: Chosen, common: dict[str, Any]) -> list[ChunkWork]:
-    """What there is to do, chunk by chunk; `common` is of `common_header`."""
+    """What there is to do, chunk by chunk; `common` is of `common_header`.
+
+    Raises:
+        AvomniError: other road users are wanted, the source has them, and none were fetched.
+    """
     catalog, features = Catalog.open(p.local_dir), required_features(p)
+    labels = obstacles.fetched(p, catalog, chosen)
     split_of = {clip_id: split for split, ids in chosen.clip_ids.items() for clip_id in ids}
     found = []
     for chunk in sorted(chosen.chunks):
@@ -180,8 +188,10 @@ def works(p: Params, chosen: Chosen, common: dict[str, Any]) -> list[ChunkWork]:
             for clip_id in catalog.clip_ids(chunk)
             if clip_id in split_of
         ]
-        raw = catalog.files([chunk], features)
+        raw = catalog.files([chunk], features) + labels.get(chunk, [])
         contents = {path: chosen.files.get(path) for path in raw}
+        if p.processing.obstacles:
+            contents[REASONING_FILE] = chosen.files.get(REASONING_FILE)
         key = files.hash_json([shard.FORMAT_VERSION, common, clips, contents])
         found.append(ChunkWork(p.cache_dir, chunk, clips, key, [p.local_dir / r for r in raw]))
     return found
@@ -271,6 +281,7 @@ def _figures(p: Params, cache: memmap.Cache) -> dict[str, Any]:
     return {
         "num_clips": len(cache.clips),
         "num_damaged": len(cache.table) - len(cache.clips),
+        **(obstacles.figures(cache.clips) if p.processing.obstacles else {}),
         "num_in_part": sum(row["state"] == "ok" and bool(row["reason"]) for row in cache.table),
         "clips_by_split": dict(Counter(clip.split for clip in cache.clips)),
         "num_frames": sum(map(len, cache.clips)),

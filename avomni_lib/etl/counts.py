@@ -73,13 +73,16 @@ def check_shard(each: shard.Shard, found: Findings) -> None:
 
 
 def _check_ranges(each: shard.Shard, found: Findings) -> bool:
-    clips, track_rows = shard.clips_of(each), each.header["arrays"]["track"]["shape"][0]
+    clips = shard.clips_of(each)
+    rows_of = {name: said["shape"][0] for name, said in each.header["arrays"].items()}
     for what, ranges, rows in (
         ("frames", [(clip.start, clip.stop) for clip in clips], each.num_frames),
-        ("track", [(clip.track_start, clip.track_stop) for clip in clips], track_rows),
+        ("track", [(clip.track_start, clip.track_stop) for clip in clips], rows_of["track"]),
+        ("obstacles", [clip.obstacles for clip in clips], rows_of.get("obstacles", 0)),
     ):
         starts, stops = [start for start, _ in ranges], [stop for _, stop in ranges]
-        are_whole = all(start < stop for start, stop in ranges)
+        least = 0 if what == "obstacles" else 1  # nobody may be there
+        are_whole = all(start + least <= stop for start, stop in ranges)
         if not are_whole or [*starts, rows] != [0, *stops]:
             path = each.folder / shard.HEADER_FILE
             found.add(path, f"the clips' ranges of {what} do not share out its {rows:,} rows")
@@ -101,8 +104,9 @@ def _check_shapes(each: shard.Shard, found: Findings) -> bool:
     before = len(found.lines)
     for name, said in each.header["arrays"].items():
         shape = expected.get(name, said["shape"])
-        if name == "track":
-            shape = [said["shape"][0], len(shard.TRACK_COLUMNS)]
+        if name in ("track", "obstacles"):
+            columns = shard.TRACK_COLUMNS if name == "track" else each.header["obstacle_columns"]
+            shape = [said["shape"][0], len(columns)]
         if said["shape"] != shape:
             found.add(each.folder / f"{name}.npy", f"is {said['shape']}, it should be {shape}")
     if each.header.get("frames_shape", frames) != frames:
@@ -113,17 +117,21 @@ def _check_shapes(each: shard.Shard, found: Findings) -> bool:
 
 def _check_clocks(each: shard.Shard, found: Findings) -> None:
     times, stamps, track = np.array(each.times), np.array(each.timestamps), np.array(each.track)
-    for name, array in (("egomotion", each.egomotion), ("track", track)):
+    others = np.array(each.obstacles) if "obstacles" in each.header["arrays"] else track[:0]
+    for name, array in (("egomotion", each.egomotion), ("track", track), ("obstacles", others)):
         if not np.isfinite(array).all():
             found.add(each.folder / f"{name}.npy", "holds numbers that are not finite")
     for clip in shard.clips_of(each):
         own, taken = times[clip.start : clip.stop], stamps[clip.start : clip.stop]
         poses = track[clip.track_start : clip.track_stop, 0]
+        seen = others[slice(*clip.obstacles), 0]
         for name, is_right, what in (
             ("times", (np.diff(own) > 0).all(), "the times do not rise"),
             ("timestamps", (np.diff(taken, axis=0) >= 0).all(), "a camera's clock goes back"),
             ("timestamps", (taken <= own[:, None]).all(), "a frame is later than its wanted time"),
             ("track", (np.diff(poses) > 0).all(), "the times do not rise"),
+            ("obstacles", (np.diff(seen) >= 0).all(), "the times go back"),
+            ("obstacles", (seen <= own[-1]).all(), "a label is later than the last frame"),
         ):
             if not is_right:
                 found.add(each.folder / f"{name}.npy", f"clip {clip.clip_id}: {what}")

@@ -15,7 +15,7 @@ from avomni_lib.dataset.chosen import Chosen, path_of, read_chosen
 from avomni_lib.dataset.clip import Clip
 from avomni_lib.dataset.forecast import CLIPS_A_CHUNK, forecast
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import stream, tiling, windows
+from avomni_lib.etl import obstacles, stream, tiling, windows
 from avomni_lib.etl.sampling import HISTORY_S, TRACK_HZ, Recipe
 from avomni_lib.etl.shard import EGOMOTION_COLUMNS, STORAGES, TRACK_COLUMNS
 from avomni_lib.params import Params
@@ -37,6 +37,9 @@ STORE_S = {"raw": 10e-9, "jpeg": 2.5e-9}
 # Of a JPEG of quality 90: its tables, and its share of the pixels' bytes. A real highway drive and
 # rendered streets took 0.06 to 0.09 of grids of 448 px and more, 0.13 of the demo's 96 × 64.
 JPEG_TABLES, JPEG_SHARE, JPEG_SHARE_MOST = 620, 0.09, 0.2
+
+# Labels of other road users: the real set's mean, 7,290 a clip of 20 s, and most of a rendered one.
+OBSTACLE_ROWS_A_S = {"hub": 365, "world": 80}
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,10 @@ def clip_bytes(p: Params, seconds: float, storage: str, jpeg_share: float = JPEG
     frame = 3 * pixels if storage == "raw" else JPEG_TABLES + jpeg_share * 3 * pixels
     row = 8 * (len(grid.cameras) + 1 + len(EGOMOTION_COLUMNS))
     track = (HISTORY_S + seconds + processing.horizon_s) * TRACK_HZ * 8 * len(TRACK_COLUMNS)
-    return math.ceil(math.ceil(seconds * processing.sample_hz) * (frame + row) + track)
+    rows_a_s = OBSTACLE_ROWS_A_S["world" if p.dataset.source == "world" else "hub"]
+    others = (HISTORY_S + seconds) * rows_a_s * 8 * len(obstacles.COLUMNS)
+    others = others if processing.obstacles else 0
+    return math.ceil(math.ceil(seconds * processing.sample_hz) * (frame + row) + track + others)
 
 
 def chunk_cache_bytes(p: Params, num_clips: int, seconds: float) -> int:

@@ -95,9 +95,19 @@ class Cache:
         return tuple(camera.name for camera in self.grid.cameras)
 
     @property
+    def held_out_ids(self) -> list[str]:
+        """The clips that nothing may be learned from."""
+        return [clip.clip_id for clip in self.clips if clip.split != "train"]
+
+    @property
     def tile(self) -> tuple[int, int]:
         """(width, height) px."""
         return tuple(self.header["tile"])
+
+    @property
+    def has_obstacles(self) -> bool:
+        """Whether it was built with `processing.obstacles`."""
+        return "obstacle_columns" in self.header
 
     @property
     def sample_hz(self) -> float:

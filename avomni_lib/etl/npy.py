@@ -27,7 +27,7 @@ def write(
     head = {"descr": dtype, "fortran_order": False, "shape": shape}
     with files.write_whole(path) as file:
         np.lib.format.write_array_header_1_0(_Hashing(file, digest), head)
-        for piece in pieces:
+        for piece in filter(len, pieces):  # a view without rows cannot be cast to bytes
             _Hashing(file, digest).write(np.ascontiguousarray(piece, dtype=dtype).data.cast("B"))
         size = file.tell()
     return {"dtype": dtype, "shape": list(shape), "bytes": size, "sha256": digest.hexdigest()}

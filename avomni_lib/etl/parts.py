@@ -95,7 +95,7 @@ def make_part(job: Job) -> Outcome:
     with files.write_whole(job.path) as file:
         # A sound clip's part has no note, so that its bytes are those of its arrays alone.
         note = {"note": np.array(sampled.note)} if sampled.note else {}
-        np.savez(file, **arrays, **note)
+        np.savez(file, **arrays, **note, **shard.beside(sampled.told))
     return Outcome(None, time.process_time() - started, sampled.note)
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from avomni_lib.dataset import rig
 from avomni_lib.dataset.clip import Clip
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import tiling, video
+from avomni_lib.etl import obstacles, tiling, video
 from avomni_lib.etl.egomotion import Egomotion, Poses
 
 HISTORY_S = 1.6
@@ -30,6 +31,7 @@ class Recipe:
         sample_hz: Sampled frames a second.
         horizon_s: Seconds of ego motion kept after the last frame.
         decoder: `pyav`, `decord` or `torchcodec`.
+        obstacles: Whether other road users and events are kept.
     """
 
     setup: str
@@ -38,6 +40,7 @@ class Recipe:
     sample_hz: float
     horizon_s: float
     decoder: str
+    obstacles: bool = False
 
 
 def sample_times(starts_us: list[int], ends_us: list[int], sample_hz: float) -> np.ndarray:
@@ -83,12 +86,15 @@ class Sampled:
     """What `sample_clip` makes of a clip.
 
     Attributes:
-        arrays: The cache's, N frames of them: frames, timestamps, times, egomotion and track.
+        arrays: The cache's, N frames of them: frames, timestamps, times, egomotion and track; and
+            obstacles where the recipe asks for them.
         note: Which part of the clip they are, and why not all of it; None for a whole clip.
+        told: What the clip's row of the header tells of others and events.
     """
 
     arrays: dict[str, np.ndarray]
     note: str | None
+    told: dict[str, Any] = field(default_factory=dict)
 
 
 def sample_clip(clip: Clip, recipe: Recipe) -> Sampled:
@@ -136,7 +142,10 @@ def sample_clip(clip: Clip, recipe: Recipe) -> Sampled:
             [track.t_us[:, None], _columns(track, (track.distance_m - zero)[:, None])]
         ),
     }
-    return Sampled(arrays, _note(clip, times, int(first), int(last), reasons))
+    told: dict[str, Any] = {}
+    if recipe.obstacles:
+        arrays["obstacles"], told = obstacles.read(clip, ego, times)
+    return Sampled(arrays, _note(clip, times, int(first), int(last), reasons), told)
 
 
 def draw_camera(

@@ -3,7 +3,8 @@
 shard_0000/{frames,timestamps,times,egomotion,track}.npy + header.json
 
 Any program opens the arrays with `np.load(path, mmap_mode="r")`. Where the header says `"storage":
-"jpeg"`, {jpeg,offsets,crc32}.npy stand for frames.npy (see `jpeg`).
+"jpeg"`, {jpeg,offsets,crc32}.npy stand for frames.npy (see `jpeg`). With `processing.obstacles`
+there is obstacles.npy too, and the header bears `obstacle_columns`.
 """
 
 from __future__ import annotations
@@ -21,45 +22,45 @@ import numpy as np
 from avomni_lib import files
 from avomni_lib.errors import AvomniError, pick
 from avomni_lib.etl import jpeg, npy, rows
+from avomni_lib.etl.layout import (
+    CLIPS_FILE,
+    EGOMOTION_COLUMNS,
+    FORMAT_VERSION,
+    HEADER_FILE,
+    OBSTACLES,
+    STORAGES,
+    TRACK_COLUMNS,
+    CachedClip,
+    arrays_in,
+    beside,
+    check_version,
+    told,
+)
 from avomni_lib.etl.rows import BUILD_AGAIN
 
-FORMAT_VERSION = 1
-HEADER_FILE = "header.json"
-CLIPS_FILE = "clips.json"  # of the whole cache
-# Explicit byte order: a cache can be carried to another machine.
-_ROWS = {"timestamps": "<i8", "times": "<i8", "egomotion": "<f8", "track": "<f8"}
-STORAGES = {
-    "raw": {"frames": "|u1", **_ROWS},
-    "jpeg": {"jpeg": "|u1", "offsets": "<i8", "crc32": "<u4", **_ROWS},
-}
-EGOMOTION_COLUMNS = ("x", "y", "z", "qx", "qy", "qz", "qw", "vx", "vy", "vz", "distance_m")
-TRACK_COLUMNS = ("time_us", "x", "y", "z", "qx", "qy", "qz", "qw", "distance_m")
+__all__ = [
+    "BUILD_AGAIN",
+    "CLIPS_FILE",
+    "EGOMOTION_COLUMNS",
+    "FORMAT_VERSION",
+    "HEADER_FILE",
+    "OBSTACLES",
+    "STORAGES",
+    "TRACK_COLUMNS",
+    "CachedClip",
+    "Shard",
+    "arrays_in",
+    "beside",
+    "check_version",
+    "clips_of",
+    "encode",
+    "open_shard",
+    "settle",
+    "settle_shard",
+    "shard_name",
+    "write_shard",
+]
 Arrays = Mapping[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class CachedClip:
-    """Where a clip lies in the cache.
-
-    Attributes:
-        shard: Index into `Cache.shards`.
-        start, stop: Its rows of frames, timestamps, times and egomotion.
-        track_start, track_stop: Its rows of track.
-        note: Which part of a damaged clip it is, and why; empty for a whole one.
-    """
-
-    clip_id: str
-    split: str
-    chunk: int
-    shard: int
-    start: int
-    stop: int
-    track_start: int
-    track_stop: int
-    note: str = ""
-
-    def __len__(self) -> int:
-        return self.stop - self.start
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,11 @@ class Shard:
         """(M, 9) float64 at 10 Hz, columns `TRACK_COLUMNS`, before and past the frames too."""
         return self._load("track")
 
+    @property
+    def obstacles(self) -> np.ndarray:
+        """(K, 10) float64 others, columns `obstacles.COLUMNS`: anchor frame, m."""
+        return self._load("obstacles")
+
     def describe(self, row: int) -> str:
         """What a message calls one of the frames."""
         for clip in clips_of(self):
@@ -132,12 +138,17 @@ class Shard:
         return f"{self.folder}, frame {row}"
 
     def arrays_of(self, clip: CachedClip) -> Arrays:
-        """One clip's part of every array as it is stored, and its note: JPEGs stay encoded."""
+        """One clip's part of every array as it is stored, and what its header's row tells beside
+        them: JPEGs stay encoded."""
         found = {"note": np.array(clip.note)} if clip.note else {}
-        for name in STORAGES[self.storage]:
+        events = [{"start_us": start_us, "text": text} for start_us, text in clip.events]
+        found |= beside({"events": events, "unlabelled": clip.unlabelled})
+        for name in arrays_in(self.header):
             array, part = self._load(name), slice(clip.start, clip.stop)
             if name == "track":
                 part = slice(clip.track_start, clip.track_stop)
+            elif name == "obstacles":
+                part = slice(*clip.obstacles)
             elif name == "offsets":
                 array, part = array - array[clip.start], slice(clip.start, clip.stop + 1)
             elif name == "jpeg":
@@ -159,24 +170,14 @@ def encode(arrays: Arrays, storage: str) -> Arrays:
     Raises:
         AvomniError: no storage has this name.
     """
-    layout = pick(STORAGES, storage, "storage", "processing.storage")
+    names = pick(STORAGES, storage, "storage", "processing.storage")
     encoded = {**arrays, **jpeg.encode(arrays["frames"])} if storage == "jpeg" else arrays
-    return {name: encoded[name] for name in layout}
+    more = [name for name in OBSTACLES if name in arrays]
+    return {name: encoded[name] for name in (*names, *more)}
 
 
 def shard_name(chunk: int) -> str:
     return f"shard_{chunk:04d}"
-
-
-def check_version(header: Mapping[str, Any], path: Path) -> None:
-    version = header.get("format_version")
-    if version != FORMAT_VERSION:
-        raise AvomniError(
-            f"the cache has format version {version}, this program reads {FORMAT_VERSION}",
-            where=str(path),
-            fix="run 03_etl again: it makes the cache anew; or use the program that wrote it "
-            f"({header.get('generator', 'unknown')})",
-        )
 
 
 def open_shard(folder: Path) -> Shard:
@@ -206,6 +207,9 @@ def clips_of(shard: Shard, place: int = 0) -> list[CachedClip]:
             *row["frames"],
             *row["track"],
             row.get("note", ""),
+            tuple(row.get("obstacles", (0, 0))),
+            row.get("unlabelled", ""),
+            tuple((event["start_us"], event["text"]) for event in row.get("events", ())),
         )
         for row in shard.header["clips"]
     ]
@@ -221,10 +225,11 @@ def write_shard(
 
     Args:
         folder: Where it will lie.
-        common: Header fields; `storage` says which arrays there are.
+        common: Header fields; `storage` and `obstacle_columns` say which arrays there are.
         clips: clip_id, split and chunk of each, in order.
         load: clip_id -> its arrays as `encode` gives them, lazily: what is asked for is read, one
-            clip at a time. A `note` among them goes into the clip's row of the header.
+            clip at a time. A `note` among them, and what `beside` makes, go into the clip's row of
+            the header.
 
     Raises:
         AvomniError: no room on the disk; nothing is left behind.
@@ -239,7 +244,10 @@ def write_shard(
         track = _ranges([len(load(clip_id)["track"]) for clip_id in ids])
         header: dict[str, Any] = {"format_version": FORMAT_VERSION, **common, "arrays": {}}
         lengths = dict.fromkeys(STORAGES[storage], frames[-1][1]) | {"track": track[-1][1]}
-        starts = []
+        starts, others = [], []
+        if "obstacles" in arrays_in(common):
+            others = _ranges([len(load(clip_id)["obstacles"]) for clip_id in ids])
+            lengths["obstacles"] = others[-1][1]
         if storage == "jpeg":
             bytes_ = _ranges([int(load(clip_id)["offsets"][-1]) for clip_id in ids])
             starts = [start for start, _ in bytes_]
@@ -247,14 +255,20 @@ def write_shard(
             first = load(ids[0])
             picture = first["jpeg"][: first["offsets"][1]]
             header["frames_shape"] = [frames[-1][1], *jpeg.frame_shape(picture)]
-        for name, dtype in STORAGES[storage].items():
+        for name, dtype in arrays_in(common).items():
             shape = (lengths[name], *load(ids[0])[name].shape[1:])
             pieces = (load(clip_id)[name] for clip_id in ids)
             if name == "offsets":
                 pieces = _joined(pieces, starts)
             header["arrays"][name] = npy.write(fresh / f"{name}.npy", dtype, shape, pieces)
         header["clips"] = [
-            {**clip, "frames": frames[n], "track": track[n], **_note(load(clip["clip_id"]))}
+            {
+                **clip,
+                "frames": frames[n],
+                "track": track[n],
+                **({"obstacles": others[n]} if others else {}),
+                **told(load(clip["clip_id"])),
+            }
             for n, clip in enumerate(clips)
         ]
         files.write_json(fresh / HEADER_FILE, header)
@@ -292,10 +306,6 @@ def _fresh(folder: Path) -> Path:
 
 def _old(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
-
-
-def _note(arrays: Arrays) -> dict[str, str]:
-    return {"note": str(arrays["note"])} if "note" in arrays else {}
 
 
 def _joined(offsets: Iterable[np.ndarray], starts: Sequence[int]) -> Iterator[np.ndarray]:

@@ -149,7 +149,7 @@ def _open(folder: Path, record: Mapping[str, Any], found: Findings) -> shard.Sha
         for clip in shard.clips_of(opened):
             if folder.name != shard.shard_name(clip.chunk):
                 found.add(path, f"holds clip {clip.clip_id} of chunk {clip.chunk}")
-        if set(opened.header["arrays"]) != set(shard.STORAGES[opened.storage]):
+        if set(opened.header["arrays"]) != set(shard.arrays_in(opened.header)):
             found.add(path, f"names the arrays {', '.join(opened.header['arrays'])}")
             return None
         for said in opened.header["arrays"].values():
@@ -224,7 +224,7 @@ def _hashes(
 def _check_types(each: shard.Shard, found: Findings) -> bool:
     """Whether all arrays have the type and shape that the header says."""
     before = len(found.lines)
-    for name, dtype in shard.STORAGES[each.storage].items():
+    for name, dtype in shard.arrays_in(each.header).items():
         path, said = each.folder / f"{name}.npy", each.header["arrays"][name]["shape"]
         try:
             array = np.load(path, mmap_mode="r")

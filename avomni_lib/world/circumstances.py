@@ -1,13 +1,13 @@
 """Where, when and by which vehicle a rendered clip is said to have been driven.
 
 So that there is something to choose by. All of it is dealt by the clip's name: the pictures know
-nothing of it, but for the hour, which is that of the town's light.
+nothing of it, but for the hour, which is that of the town's light. Which clips have an event is
+told here too; what happens in them is no chance (see `events`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -31,9 +31,6 @@ EVENT_CLUSTERS = {
 }
 EVENT_EVERY, EVENT_FIRST = 8, 1  # clip 1, 9, 17, … of a world has an event
 WITHOUT_EVENTS_EVERY = 5  # of these, every so many has a cluster and no list of events
-# Frames of an event count about ten a second; frame 16 is at 1,448,872 µs at the source.
-EVENT_STEP_US, EVENT_START_US = 100_000, -151_128
-EVENT_TEXT = "Dealt by chance, to have something to choose by: nothing happens in the picture."
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,8 @@ class Circumstances:
         month: 1-12.
         hour: 0-23.
         event_cluster: None for most clips.
-        events: JSON; None for some of those with a cluster.
+        has_event: Whether something happens in it that the metadata tell of: in most of those with
+            a cluster.
     """
 
     country: str
@@ -52,38 +50,35 @@ class Circumstances:
     hour: int
     platform: str
     event_cluster: str | None
-    events: str | None
+    has_event: bool
 
 
-def circumstances(
-    clip_id: str, number: int, chunk: int, town: str, seconds: float
-) -> Circumstances:
+def circumstances(clip_id: str, number: int, chunk: int, town: str) -> Circumstances:
     """Of one clip of a world; a function of the arguments.
 
     Args:
         number: The clip's place in the world.
-        seconds: Its length: the event lies within.
     """
     turned = [COUNTRIES[(chunk + place) % len(COUNTRIES)] for place in range(len(COUNTRIES))]
     country = _deal(clip_id, "country", dict(zip(turned, COUNTRY_SHARES, strict=True)))
     around = HOURS_AROUND[int(_luck(clip_id, "hour") * len(HOURS_AROUND))]
-    cluster = events = None
-    place, rest = divmod(number, EVENT_EVERY)
-    if rest == EVENT_FIRST:
+    cluster = None
+    if number % EVENT_EVERY == EVENT_FIRST:
         cluster = _deal(clip_id, "event_cluster", EVENT_CLUSTERS)
-        if place % WITHOUT_EVENTS_EVERY != WITHOUT_EVENTS_EVERY - 1:
-            frame = 2 + int(_luck(clip_id, "event") * max(seconds * 10 - 2, 1))
-            start_us = frame * EVENT_STEP_US + EVENT_START_US
-            event = {"event_start_frame": frame, "event_start_timestamp": start_us}
-            events = json.dumps([event | {"coc": EVENT_TEXT}])
     return Circumstances(
         country,
         int(_luck(clip_id, "month") * 12) + 1,
         (HOUR_OF_DAY.get(town, 12) + around) % 24,
         _deal(clip_id, "platform", PLATFORMS),
         cluster,
-        events,
+        has_event(number),
     )
+
+
+def has_event(number: int) -> bool:
+    """Whether the metadata tell of something that happens in this clip of a world."""
+    place, rest = divmod(number, EVENT_EVERY)
+    return rest == EVENT_FIRST and place % WITHOUT_EVENTS_EVERY != WITHOUT_EVENTS_EVERY - 1
 
 
 def _luck(clip_id: str, purpose: str) -> float:

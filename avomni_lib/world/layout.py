@@ -18,7 +18,7 @@ from avomni_lib.dataset import rig
 from avomni_lib.world import tables
 from avomni_lib.world.circumstances import circumstances
 
-CALIBRATION = "calibration.json"  # member of a part
+CALIBRATION, EVENTS = "calibration.json", "events.json"  # members of a part
 TEXT, WHOLE, FLOAT, TRUTH = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 
 
@@ -57,6 +57,7 @@ def _calibration(name: str, sensor: str | None, columns: tuple[str, ...]) -> Fea
 
 FEATURES = (
     Feature("egomotion", "labels", {"egomotion": ".parquet"}),
+    Feature("obstacle.offline", "labels", {"obstacle.offline": ".parquet"}),
     _calibration("camera_intrinsics", "camera_name", tables.INTRINSICS),
     _calibration("sensor_extrinsics", "sensor_name", tables.EXTRINSICS),
     _calibration("vehicle_dimensions", None, tables.DIMENSIONS),
@@ -95,15 +96,13 @@ def stored_zip(file: IO[bytes], members: Iterator[tuple[str, bytes]]) -> None:
             archive.writestr(info, data)
 
 
-def assemble(
-    clips: Sequence[WorldClip], town: str, seconds: float, parts: Sequence[Path], folder: Path
-) -> None:
+def assemble(clips: Sequence[WorldClip], town: str, parts: Sequence[Path], folder: Path) -> None:
     """Write all files of the set: chunks in the order of the clips, then the index and metadata.
 
     Args:
-        seconds: Of each clip's video.
-        parts: Each clip's own zip: its members and `CALIBRATION`.
+        parts: Each clip's own zip: its members, `CALIBRATION`, and `EVENTS` where it has some.
     """
+    events: dict[str, str] = {}
     for chunk in sorted({clip.chunk for clip in clips}):
         mine = [
             (clip.clip_id, zipfile.ZipFile(part))
@@ -111,6 +110,11 @@ def assemble(
             if clip.chunk == chunk
         ]
         calibration = {clip_id: json.loads(part.read(CALIBRATION)) for clip_id, part in mine}
+        events |= {
+            clip_id: part.read(EVENTS).decode()
+            for clip_id, part in mine
+            if EVENTS in part.namelist()
+        }
         for feature in FEATURES:
             path = folder / feature.chunk_path.format(chunk_id=chunk)
             with files.write_whole(path) as file:
@@ -125,7 +129,7 @@ def assemble(
                     file.write(_calibration_table(feature, calibration))
         for _, part in mine:
             part.close()
-    for name, data in _metadata(clips, town, seconds):
+    for name, data in _metadata(clips, town, events):
         with files.write_whole(folder / name) as file:
             file.write(data)
 
@@ -144,7 +148,9 @@ def _calibration_table(feature: Feature, calibration: dict[str, dict]) -> bytes:
     return tables.parquet(columns, types, feature.index)
 
 
-def _metadata(clips: Sequence[WorldClip], town: str, seconds: float) -> Iterator[tuple[str, bytes]]:
+def _metadata(
+    clips: Sequence[WorldClip], town: str, events: dict[str, str]
+) -> Iterator[tuple[str, bytes]]:
     count = len(clips)
     ids = {"clip_id": [clip.clip_id for clip in clips]}
 
@@ -158,7 +164,7 @@ def _metadata(clips: Sequence[WorldClip], town: str, seconds: float) -> Iterator
         "split": [clip.split for clip in clips],
     }
     yield "clip_index.parquet", table(index, dict(zip(index, (TRUTH, WHOLE, TEXT), strict=True)))
-    of = [circumstances(c.clip_id, c.number, c.chunk, town, seconds) for c in clips]
+    of = [circumstances(c.clip_id, c.number, c.chunk, town) for c in clips]
     collected = {
         "country": [each.country for each in of],
         "month": [each.month for each in of],
@@ -174,7 +180,7 @@ def _metadata(clips: Sequence[WorldClip], town: str, seconds: float) -> Iterator
     reasoning = {
         "feature": [rig.FRONT_WIDE.name] * len(special),
         "event_cluster": [each.event_cluster for _, each in special],
-        "events": [each.events for _, each in special],
+        "events": [events.get(clip.clip_id) for clip, _ in special],
         # The source's own table knows no test clips.
         "split": ["train" if clip.split == "train" else "val" for clip, _ in special],
         "clip_id": [clip.clip_id for clip, _ in special],

@@ -25,16 +25,18 @@ from avomni_lib.params import Params
 from avomni_lib.plan import Bar, Plan, gigabytes, minutes
 from avomni_lib.sections import WorldParams
 from avomni_lib.world import layout, recording, towns
+from avomni_lib.world.circumstances import has_event
 from avomni_lib.world.layout import WorldClip
 from avomni_lib.world.render import Renderer
 from avomni_lib.world.scene import Scene, make_scene
 
-FORMAT = 2  # raise it when the same parameters would give other bytes
+FORMAT = 3  # raise it when the same parameters would give other bytes
 SPLITS = {"train": 0.6, "val": 0.1, "test": 0.3}
 
 # Measured at 64 × 36, 128 × 72 and 320 × 180 on a core that was shared, for `plan`.
 SECONDS_A_CLIP, SECONDS_A_FRAME, SECONDS_A_PIXEL = 0.2, 3.8e-4, 7.0e-8
-BYTES_A_CLIP, BYTES_A_FRAME, BYTES_A_PIXEL, EGOMOTION_BYTES_A_SECOND = 4.0e4, 200.0, 0.13, 9.0e3
+BYTES_A_CLIP, BYTES_A_FRAME, BYTES_A_PIXEL, EGOMOTION_BYTES_A_SECOND = 4.5e4, 200.0, 0.13, 9.0e3
+OBSTACLE_BYTES_A_SECOND = 2.1e3
 
 
 def world_clips(world: WorldParams) -> list[WorldClip]:
@@ -49,10 +51,15 @@ def world_clips(world: WorldParams) -> list[WorldClip]:
         counts[split] += 1
         digest = hashlib.sha256(f"{world.seed}/{number}".encode()).digest()
         seed = int.from_bytes(digest[:4], "little")
-        name = hashlib.sha256(f"avomni/{world.town}/{seed}".encode()).digest()[:16]
-        clip_id = str(uuid.UUID(bytes=name, version=4))
+        clip_id = clip_id_of(world.town, seed)
         clips.append(WorldClip(number, clip_id, seed, number // world.clips_per_chunk, split))
     return clips
+
+
+def clip_id_of(town: str, seed: int) -> str:
+    """The name of the drive through a town that a seed gives."""
+    name = hashlib.sha256(f"avomni/{town}/{seed}".encode()).digest()[:16]
+    return str(uuid.UUID(bytes=name, version=4))
 
 
 def scene_of(world: WorldParams, clip_id: str) -> Scene:
@@ -63,8 +70,12 @@ def scene_of(world: WorldParams, clip_id: str) -> Scene:
     """
     for clip in world_clips(world):
         if clip.clip_id == clip_id:
-            return make_scene(clip.seed, world.town, world.clip_seconds)
+            return _scene(clip, world)
     raise AvomniError(f"clip {clip_id} is not in this world", where=f"dataset.world: {world}")
+
+
+def _scene(clip: WorldClip, world: WorldParams) -> Scene:
+    return make_scene(clip.seed, world.town, world.clip_seconds, has_event(clip.number))
 
 
 def plan(p: Params) -> Plan:
@@ -77,6 +88,7 @@ def plan(p: Params) -> Plan:
     pixels = world.width * world.height
     clip_bytes = BYTES_A_CLIP + frames * (BYTES_A_FRAME + BYTES_A_PIXEL * pixels)
     clip_bytes += (world.clip_seconds + 10) * EGOMOTION_BYTES_A_SECOND
+    clip_bytes += world.clip_seconds * OBSTACLE_BYTES_A_SECOND
     clip_s = SECONDS_A_CLIP + frames * (SECONDS_A_FRAME + SECONDS_A_PIXEL * pixels)
     num_bytes, seconds = int(clip_bytes * len(clips)), clip_s * len(clips) / workers
     counts = {name: sum(clip.split == name for clip in clips) for name in SPLITS}
@@ -136,7 +148,7 @@ def publish(p: Params, folder: Path, progress: type[Bar] = Bar) -> Path:
             bar.update(1, note=clip.clip_id)
     whole = work / "whole"
     shutil.rmtree(whole, ignore_errors=True)
-    layout.assemble(clips, world.town, world.clip_seconds, parts, whole)
+    layout.assemble(clips, world.town, parts, whole)
     files.write_text(whole / "README.md", card)
     os.replace(whole, folder)
     files.fsync_folder(folder.parent)
@@ -187,11 +199,13 @@ def _start_worker(world: WorldParams) -> None:
 
 
 def _record(clip: WorldClip, part: Path) -> WorldClip:
-    scene = make_scene(clip.seed, _world.town, _world.clip_seconds)
+    scene = _scene(clip, _world)
     recorded = recording.record(scene, clip.clip_id, _renderer, _world.codec)
-    calibration = {layout.CALIBRATION: json.dumps(recorded.calibration).encode()}
+    beside = {layout.CALIBRATION: json.dumps(recorded.calibration).encode()}
+    if scene.event:
+        beside[layout.EVENTS] = scene.event.json.encode()
     with files.write_whole(part) as file:
-        layout.stored_zip(file, iter((recorded.members | calibration).items()))
+        layout.stored_zip(file, iter((recorded.members | beside).items()))
     return clip
 
 
@@ -204,8 +218,9 @@ license: mit
 # A rendered world in the layout of nvidia/PhysicalAI-Autonomous-Vehicles
 
 Drives through the town "{world.town}". {towns.town(world.town).about}
-Rendered by AV-Omni with panda3d: no frame or figure in it comes from a recording. Countries, hours,
-vehicles and events are dealt by chance, to have something to choose by.
+Rendered by AV-Omni with panda3d: no frame or figure in it comes from a recording. Countries,
+months, platforms and clusters of events are dealt by chance, to have something to choose by; the
+events themselves, and the labels of other road users, tell what is in the picture.
 
 Made from: `{values}`
 """

@@ -1,4 +1,7 @@
-"""What the rig records in one clip: seven videos with their own clocks, ego motion, calibration."""
+"""What the rig records in one clip: seven videos with their own clocks, ego motion, calibration.
+
+And what is labelled afterwards: where the others were.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from avomni_lib.dataset import rig
-from avomni_lib.world import tables
+from avomni_lib.world import obstacles, tables
 from avomni_lib.world.render import Renderer
 from avomni_lib.world.scene import Scene
 
@@ -103,6 +106,7 @@ def record(scene: Scene, clip_id: str, renderer: Renderer, codec: str = "h264") 
         scene.egomotion(egomotion_clock(scene.seed, scene.seconds)),
         tables.floats(tables.EGOMOTION, timestamp=pa.int64()),
     )
+    members[f"{clip_id}.obstacle.offline.parquet"] = obstacles.table(scene)
     return Recording(members, _calibration(scene, renderer))
 
 

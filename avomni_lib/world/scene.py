@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from avomni_lib.world import drive as drives
-from avomni_lib.world import scenery, shapes, textures, towns
+from avomni_lib.world import events, scenery, textures, towns, traffic
+from avomni_lib.world.events import Event
 from avomni_lib.world.lens import Mount, make_mounts
 from avomni_lib.world.shapes import Mesh
+from avomni_lib.world.traffic import Vehicle
 
 EGO_FUTURE_S = 10.6  # driven past the video, so that a future of 6.4 s exists at its last frame
 VIDEO_MARGIN_S = 0.3  # the cameras run this much past the clip's length
@@ -40,25 +42,6 @@ VEHICLES = {
 
 
 @dataclass(frozen=True)
-class Vehicle:
-    """Another road user.
-
-    Attributes:
-        mesh: Around its own foot, nose to +x.
-        along_m: Where it is at time 0: along the road, or ahead of the rig if it `follows` it.
-        left_m: To the left of the centre line.
-        speed_mps: Along the road; negative comes towards us. Unused if it `follows`.
-        follows: Keeps its distance to the rig, so that the gap says nothing about the speed.
-    """
-
-    mesh: Mesh
-    along_m: float
-    left_m: float
-    speed_mps: float
-    follows: bool = False
-
-
-@dataclass(frozen=True)
 class Scene:
     """A clip's world and the drive through it.
 
@@ -69,6 +52,7 @@ class Scene:
         meshes: What stands still.
         vehicles: What moves.
         landmarks: (N, 3) m, the middles of the survey's balls.
+        event: What happens in the clip; None where nobody asked for an event.
     """
 
     seed: int
@@ -82,6 +66,7 @@ class Scene:
     meshes: tuple[Mesh, ...] = field(repr=False)
     vehicles: tuple[Vehicle, ...] = field(repr=False)
     landmarks: np.ndarray = field(repr=False)
+    event: Event | None = None
 
     def egomotion(self, t_us: np.ndarray) -> dict[str, np.ndarray]:
         """The columns of the `egomotion` feature at timestamps.
@@ -141,24 +126,30 @@ class Scene:
         start = np.array([v.along_m for v in self.vehicles])
         speed = np.array([v.speed_mps for v in self.vehicles])
         along = np.where(follows, ego[:, None] + start, start + times_s[:, None] * speed)
-        left = np.broadcast_to([v.left_m for v in self.vehicles], along.shape)
+        left = np.stack([v.left_m + v.walked_m(times_s) for v in self.vehicles], axis=-1)
         points, heading = self.road.place(along, left)
-        heading = heading + np.where(speed < 0, np.pi, 0.0)
+        heading = heading + [v.turn_rad for v in self.vehicles]
         return np.concatenate([points, heading[..., None]], axis=-1)
 
 
-def make_scene(seed: int, town: str | towns.Town, seconds: float) -> Scene:
+def make_scene(
+    seed: int, town: str | towns.Town, seconds: float, with_event: bool = False
+) -> Scene:
     """The world of one clip; the same arguments give the same world.
 
     Args:
         town: One of `TOWNS` by name, or a town of one's own.
+        with_event: Tell what happens, and let somebody cross the road where the car brakes for
+            nobody. The drive and all that stands still are the same without it.
 
     Raises:
         AvomniError: no town has this name.
     """
     look = towns.town(town) if isinstance(town, str) else town
-    streams = np.random.SeedSequence([seed, zlib.crc32(look.name.encode())]).spawn(6)
-    roads, driving, mounting, painting, placing, traffic = map(np.random.default_rng, streams)
+    streams = np.random.SeedSequence([seed, zlib.crc32(look.name.encode())]).spawn(7)
+    roads, driving, mounting, painting, placing, meeting, happening = map(
+        np.random.default_rng, streams
+    )
     driven_s = seconds + EGO_FUTURE_S
     road = drives.make_road(roads, look, look.speed_mps[1] * (driven_s + 1))
     kinds = ["van"] if look.camera_rise_m else ["passenger car"] * 9 + ["long car"]
@@ -168,6 +159,10 @@ def make_scene(seed: int, town: str | towns.Town, seconds: float) -> Scene:
     last = float(drive.at(np.array([seconds + VIDEO_MARGIN_S]))["along"][0])
     span = -scenery.VIEW_M, last + scenery.VIEW_M
     things, landmarks = scenery.place_things(placing, road, look, *span)
+    others, event = traffic.cars(meeting, look, drive, seconds), None
+    if with_event:
+        front_m = vehicle.rear_axle_to_bbox_center + vehicle.length / 2
+        event, others = events.happen(happening, look, drive, front_m, seconds, others)
     return Scene(
         seed=seed,
         town=look,
@@ -182,37 +177,7 @@ def make_scene(seed: int, town: str | towns.Town, seconds: float) -> Scene:
             *scenery.ground_meshes(painting, road, last, look),
             *things,
         ),
-        vehicles=_traffic(traffic, look, drive, seconds),
+        vehicles=others,
         landmarks=landmarks,
+        event=event,
     )
-
-
-def _traffic(
-    rng: np.random.Generator, town: towns.Town, drive: drives.Drive, seconds: float
-) -> tuple[Vehicle, ...]:
-    """Oncoming cars at one common speed, and at times one car ahead and one behind in our lane."""
-    if town.landmarks:
-        return ()
-    speed = rng.uniform(4.0, max(town.speed_mps[1], 8.0))
-    far = float(drive.at(np.array([seconds]))["along"][0]) + speed * seconds + 250
-    vehicles, along = [], rng.uniform(-30.0, 60.0)
-    while along < far and len(vehicles) < 12:
-        vehicles.append(Vehicle(_vehicle_mesh(rng, town), along, -drives.EGO_OFFSET_M, -speed))
-        along += 16.0 + rng.exponential(55.0)
-    for side in (1.0, -1.0):
-        if rng.random() < 0.5:
-            gap = side * rng.uniform(13.0, 45.0)
-            mesh = _vehicle_mesh(rng, town)
-            vehicles.append(Vehicle(mesh, gap, drives.EGO_OFFSET_M, 0.0, follows=True))
-    return tuple(vehicles)
-
-
-def _vehicle_mesh(rng: np.random.Generator, town: towns.Town) -> Mesh:
-    shape = shapes.SHAPES["van" if rng.random() < 0.25 else "car"]
-    body = np.array(towns.CAR_COLOURS[rng.integers(len(towns.CAR_COLOURS))], float)
-    glass, tyre = np.array([38.0, 44.0, 54.0]), np.array([24.0, 24.0, 26.0])
-    head, tail = np.array([400.0, 390.0, 340.0]), np.array([330.0, 40.0, 30.0])
-    tints = np.stack([body, glass, tyre, head, tail])[None]
-    zero = np.zeros((1, 3))
-    points, colours = shapes.stamp(shape, zero, np.zeros(1), np.ones((1, 3)), tints, town)
-    return scenery.merge([(points, colours, shape)])

@@ -181,6 +181,12 @@ def _van() -> Shape:
     return body + windows + wheels[0] + wheels[1] + wheels[2] + wheels[3] + lamps
 
 
+def _person() -> Shape:
+    legs = box((0.26, 0.34, 0.84), tint=1, taper=0.9)
+    coat = box((0.32, 0.52, 0.66), (0, 0, 0.84), taper=0.82)
+    return legs + coat + box((0.22, 0.2, 0.26), (0, 0, 1.5), tint=2)
+
+
 SHAPES: dict[str, Shape] = {
     "house": _house(),
     "block": box((16, 12, 15), cell=WALL, top_tint=1),
@@ -195,6 +201,7 @@ SHAPES: dict[str, Shape] = {
     "ball": ball(0.45),
     "car": _car(),
     "van": _van(),
+    "person": _person(),
 }
 
 

@@ -32,6 +32,17 @@ BLURRED_BOXES = {
     "x2": pa.float64(),
     "y2": pa.float64(),
 }
+OBSTACLES = {
+    "timestamp_us": pa.uint64(),
+    "source": pa.string(),
+    "track_id": pa.string(),
+    **{f"center_{axis}": pa.float64() for axis in "xyz"},
+    **{f"size_{axis}": pa.float64() for axis in "xyz"},
+    **{f"orientation_{axis}": pa.float64() for axis in "xyzw"},
+    "label_class": pa.string(),
+    "reference_frame": pa.string(),
+    "reference_frame_timestamp_us": pa.uint64(),
+}
 
 # pandas' names for arrow's types: (pandas_type, numpy_type).
 _PANDAS_NAMES = {
