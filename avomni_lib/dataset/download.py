@@ -16,6 +16,7 @@ from typing import Any
 
 from avomni_lib import files
 from avomni_lib.dataset import chosen as chosen_file
+from avomni_lib.dataset import split
 from avomni_lib.dataset.batch import fetch_files
 from avomni_lib.dataset.catalog import METADATA_FILES
 from avomni_lib.dataset.chosen import Chosen, missing_files, read_chosen
@@ -93,6 +94,7 @@ def fetch(p: Params, hub: Hub | None, progress: type[Bar] = Bar) -> Downloaded:
         here = [file for file in later if verified.known(file)]
         files.need_room(p.local_dir, largest_chunk(selection, here), "the largest chunk")
     chosen = _chosen(p, hub, selection, {*later}, verified)
+    split.freeze(p, chosen.clip_ids)
     chosen_file.write_chosen(p, chosen)
     rows = _rows(p, selection, {*todo}, {*later}, verified)
     figures = {

@@ -1,0 +1,198 @@
+"""Hashes of frames: the same for the same picture, and silent where a picture proves nothing."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.fft import dctn
+
+from avomni_lib.dataset import rig
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl import fingerprint, memmap, shard, tiling
+from avomni_lib.etl.fingerprint import Prints
+from avomni_lib.world.render import picture
+from avomni_lib.world.scene import make_scene
+from tests.test_memmap import COMMON
+
+GRID, TILE = rig.grid("4-cam"), (48, 32)
+
+
+@pytest.fixture(scope="module")
+def views() -> np.ndarray:
+    """(6, 4, 128, 192, 3) uint8: the 4 cameras in six drives, four times a tile's size."""
+    scenes = [make_scene(seed, town, 1.0) for seed in range(3) for town in ("meadow", "harbour")]
+    return np.stack([picture(scene, 0.5, 192, 128, GRID.cameras) for scene in scenes])
+
+
+def grids(views: np.ndarray, tile=TILE) -> np.ndarray:
+    """Grid images with tiles of any size out of views (N, 4, height, width, 3)."""
+    small = np.stack([[resized(view, tile) for view in own] for own in views])
+    return tiling.compose(
+        {camera.name: small[:, idx] for idx, camera in enumerate(GRID.cameras)}, GRID
+    )
+
+
+def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
+
+
+def by_jpeg(frames: np.ndarray, quality: int) -> np.ndarray:
+    decoded = []
+    for frame in frames:
+        Image.fromarray(frame).save(file := io.BytesIO(), "JPEG", quality=quality)
+        decoded.append(np.asarray(Image.open(file)))
+    return np.stack(decoded)
+
+
+def prints_of(frames: np.ndarray, tile=TILE) -> Prints:
+    return fingerprint.of_frames(frames, GRID, tile)
+
+
+def test_a_wave_of_known_height_is_one_term():
+    """A cosine of height a is a / √2 rms, in its own term of its own camera and nowhere else."""
+    width, height = TILE
+    wave = 40 * np.cos(np.pi * 3 * (np.arange(width) + 0.5) / width)
+    grey = np.full((1, 2 * height, 2 * width), 128.0)
+    tiling.tile_of(grey, GRID, TILE, "camera_rear_left_70fov")[:] += wave
+    terms = fingerprint.spectra(grey, GRID, TILE)[0]
+    idx = [camera.name for camera in GRID.cameras].index("camera_rear_left_70fov")
+    assert terms.shape == (4, 143) and terms.dtype == np.float32
+    assert terms[idx, 2] == pytest.approx(40 / np.sqrt(2), abs=1e-3)
+    terms[idx, 2] = 0
+    assert np.abs(terms).max() < 1e-3
+
+
+def test_terms_are_those_of_the_grey_picture(views):
+    frames = grids(views)
+    terms = fingerprint.spectra(frames, GRID, TILE)
+    for idx, camera in enumerate(GRID.cameras):
+        grey = tiling.tile_of(frames, GRID, TILE, camera.name) @ fingerprint.LUMA
+        whole = dctn(grey, axes=(1, 2), norm="ortho") / np.sqrt(TILE[0] * TILE[1])
+        expected = whole[:, :12, :12].reshape(len(frames), -1)[:, 1:]
+        assert terms[:, idx] == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("quality", [90, 60, 30])
+def test_another_encoding_is_the_same_picture(views, quality):
+    frames = grids(views)
+    one, other = prints_of(frames), prints_of(by_jpeg(frames, quality))
+    share, num = fingerprint.different(one, other)
+    assert share.max() <= 0.02 and num.min() > 1.5 * one.least
+    assert fingerprint.agree(one, other)[0].all()
+
+
+@pytest.mark.parametrize("tile", [(44, 30), (64, 40), (96, 64), (192, 128)])
+def test_another_size_is_the_same_picture(views, tile):
+    one, other = prints_of(grids(views)), prints_of(grids(views, tile), tile)
+    share, _ = fingerprint.different(one, other)
+    assert share.max() <= 0.05 and fingerprint.agree(one, other)[0].all()
+
+
+def test_other_drives_are_other_pictures(views):
+    prints = prints_of(grids(views))
+    share, _ = fingerprint.different(prints[:, None], prints[None])
+    others = share[~np.eye(len(views), dtype=bool)]
+    assert others.min() > 2 * fingerprint.MAX_DIFFERENT
+    assert np.diagonal(share).max() == 0
+
+
+def sky_over_road(frames: np.ndarray) -> np.ndarray:
+    """Bright above and dark below in every tile, and nothing else."""
+    rows = np.where(np.arange(frames.shape[1]) % TILE[1] < TILE[1] // 2, 150, 80)
+    return np.broadcast_to(rows[:, None, None], frames.shape)
+
+
+BARE = {
+    "black": np.zeros_like,
+    "uniform": lambda frames: np.full_like(frames, 90),
+    "fog": lambda frames: 200 + (frames - frames.mean()) * 0.02,
+    "night": lambda frames: frames * 0.02,
+    "sky over road": sky_over_road,
+}
+
+
+@pytest.mark.parametrize("kind", BARE)
+def test_a_picture_without_texture_proves_nothing(views, kind):
+    prints = prints_of(BARE[kind](grids(views).astype(float)).clip(0, 255).astype(np.uint8))
+    assert not prints.tells.any()
+    assert not fingerprint.agree(prints, prints)[0].any()
+    assert prints_of(grids(views)).tells.all()
+
+
+def test_noise_in_the_dark_has_no_signs():
+    """Sensor noise of 4 grey levels over black is 0.1 in each of a tile's 1,536 terms."""
+    dice = np.random.default_rng(0)
+    dark = (8 + dice.normal(0, 4, (3, 64, 96, 3))).clip(0, 255).astype(np.uint8)
+    assert not prints_of(dark).tells.any()
+
+
+@settings(max_examples=50)
+@given(seed=st.integers(0, 10**6), num=st.integers(1, 200))
+def test_the_share_is_of_the_bits_that_both_masks_let_through(seed, num):
+    dice = np.random.default_rng(seed)
+    bits, mask = dice.random((2, 2, 3, num)) < 0.5
+    one, other = (
+        Prints(fingerprint._packed(bits[i]), fingerprint._packed(mask[i]), 1) for i in range(2)
+    )
+    share, common = fingerprint.different(one, other)
+    for row in range(3):
+        both = mask[0, row] & mask[1, row]
+        assert common[row] == both.sum()
+        unlike = (bits[0, row] != bits[1, row]) & both
+        assert share[row] == pytest.approx(unlike.sum() / max(both.sum(), 1))
+    assert one.num_bits.tolist() == mask[0].sum(axis=-1).tolist()
+
+
+def test_black_cells_of_a_grid_are_no_cameras():
+    grid = rig.grid("7-cam")
+    assert fingerprint.spectra(np.zeros((2, 96, 144, 3), np.uint8), grid, TILE).shape == (2, 7, 143)
+
+
+def cache_of(folder: Path, frames: np.ndarray, tile, storage: str) -> memmap.Cache:
+    """A cache of one clip that stands still."""
+    count = len(frames)
+    arrays = {
+        "frames": frames,
+        "timestamps": np.zeros((count, 4), np.int64),
+        "times": np.arange(count) * 500_000,
+        "egomotion": np.ones((count, len(memmap.EGOMOTION_COLUMNS))),
+        "track": np.ones((count, len(memmap.TRACK_COLUMNS))),
+    }
+    common = COMMON | {"tile": list(tile), "storage": storage}
+    clip = {"clip_id": "clip", "split": "train", "chunk": 0}
+    made = shard.write_shard(
+        folder / shard.shard_name(0), common, [clip], lambda _: shard.encode(arrays, storage)
+    )
+    memmap.write_table(folder, common, [made.folder], [clip | {"state": "ok", "reason": ""}])
+    return memmap.Cache.open(folder)
+
+
+@pytest.mark.parametrize("tile", [TILE, (96, 64), (192, 128), (90, 50)])
+def test_frames_stored_as_jpeg_have_the_hashes_of_raw_ones(tmp_path, views, tile):
+    """Although they are decoded grey and small."""
+    frames = np.concatenate([grids(views, tile)] * 2)
+    raw, jpeg = (
+        fingerprint.of_clip(cache, cache.clips[0])
+        for cache in (cache_of(tmp_path / kind, frames, tile, kind) for kind in ("raw", "jpeg"))
+    )
+    share, num = fingerprint.different(raw, jpeg)
+    assert len(raw) == len(jpeg) == 12
+    assert share.max() <= 0.02 and num.min() > 1.5 * raw.least
+
+
+def test_a_jpeg_that_cannot_be_decoded_is_named(tmp_path, views):
+    cache = cache_of(tmp_path, grids(views), TILE, "jpeg")
+    path = cache.shards[0].folder / "jpeg.npy"
+    start = int(np.load(path.with_name("offsets.npy"))[2])
+    blob = np.load(path)
+    blob[start : start + 20] = 0
+    np.save(path, blob)
+    with pytest.raises(AvomniError, match="a frame of the cache cannot be decoded") as caught:
+        fingerprint.of_clip(cache, cache.clips[0])
+    assert caught.value.where.endswith("clip clip, frame 2") and "03_etl" in caught.value.fix

@@ -1,0 +1,399 @@
+"""Leaks that are planted are found, and five hundred honest drives raise none."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from avomni_lib import files
+from avomni_lib.dataset import rig, split
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl import duplicates, fingerprint, leaks, memmap, shard, tiling, video
+from avomni_lib.etl.memmap import Cache
+from avomni_lib.params import Params
+from avomni_lib.world import recording, scene
+from avomni_lib.world.render import Renderer
+from tests.test_fingerprint import by_jpeg
+from tests.test_memmap import COMMON
+
+GRID, TILE, HZ = rig.grid("4-cam"), (48, 32), 2.0
+NUM_HONEST, NUM_FRAMES = 500, 8
+SPLITS = ("train", "val", "test")
+LEAST = 4  # frames that a near-duplicate shares at 2 Hz
+
+Arrays = dict[str, np.ndarray]
+
+
+def clip_of(frames: np.ndarray, poses: np.ndarray) -> Arrays:
+    """A clip's arrays of grid images and poses (N, 7) x, y, z, qx, qy, qz, qw."""
+    count, steps = len(frames), np.diff(poses[:, :3], axis=0)
+    times = np.arange(count, dtype=np.int64) * round(1e6 / HZ)
+    path = np.concatenate([[0.0], np.cumsum(np.linalg.norm(steps, axis=1))])
+    ego = np.column_stack([poses, np.zeros((count, 3)), path])
+    return {
+        "frames": frames,
+        "timestamps": np.repeat(times[:, None], len(GRID.cameras), axis=1),
+        "times": times,
+        "egomotion": ego,
+        "track": np.column_stack([times, poses, path]),
+    }
+
+
+def drives(seeds: range, town: str, num_frames: int = NUM_FRAMES) -> Iterator[Arrays]:
+    """Rendered drives, each its own world.
+
+    All have one texture of the road, which is most of the work of making a scene: with it they look
+    still more alike.
+    """
+    with pytest.MonkeyPatch.context() as patch, Renderer(*TILE, GRID.cameras) as renderer:
+        painted = scene.textures.textures(np.random.default_rng(0), scene.towns.town(town))
+        patch.setattr(scene.textures, "textures", lambda *_: painted)
+        patch.setattr(scene, "EGO_FUTURE_S", 1.0)
+        for seed in seeds:
+            world = scene.make_scene(seed, town, num_frames / HZ)
+            renderer.open(world)
+            times_s = np.arange(num_frames) / HZ
+            tiles = np.stack([tiles.copy() for tiles in renderer.frames(times_s)], axis=1)
+            grids = tiling.compose(
+                {camera.name: own for camera, own in zip(GRID.cameras, tiles, strict=True)}, GRID
+            )
+            ego = world.egomotion(np.rint(times_s * 1e6).astype(np.int64))
+            columns = ("x", "y", "z", "qx", "qy", "qz", "qw")
+            yield clip_of(grids, np.stack([ego[name] for name in columns], axis=1))
+
+
+def cache_of(
+    folder: Path, clips: Mapping[str, Arrays], splits: Mapping[str, str], storage: str = "raw"
+) -> Cache:
+    """A cache of these clips, one shard; what is not in `splits` is of the split train."""
+    common = COMMON | {"tile": list(TILE), "sample_hz": HZ, "storage": storage}
+    rows = [
+        {"clip_id": clip_id, "split": splits.get(clip_id, "train"), "chunk": 0} for clip_id in clips
+    ]
+    made = shard.write_shard(
+        folder / shard.shard_name(0), common, rows, lambda name: shard.encode(clips[name], storage)
+    )
+    whole = [row | {"state": "ok", "reason": "", "num_frames": 1} for row in rows]
+    memmap.write_table(folder, common, [made.folder], whole)
+    return Cache.open(folder)
+
+
+def part(clip: Arrays, start: int, stop: int) -> Arrays:
+    """A clip cut anew: its clock and its poses start where it starts."""
+    moved = clip["egomotion"][start:stop, :7].copy()
+    back = duplicates.Rotation.from_quat(moved[0, 3:7]).inv()
+    turned = back * duplicates.Rotation.from_quat(moved[:, 3:7])
+    moved[:, :3] = back.apply(moved[:, :3] - moved[0, :3])
+    moved[:, 3:7] = turned.as_quat()
+    return clip_of(clip["frames"][start:stop], moved)
+
+
+def by_h264(frames: np.ndarray) -> np.ndarray:
+    """Frames encoded once more, camera by camera, and decoded."""
+    tiles = np.stack([tiling.tile_of(frames, GRID, TILE, c.name) for c in GRID.cameras], axis=1)
+    clock = np.rint(np.arange(len(frames)) * 1e6 / recording.FPS).astype(np.int64)
+    decoded = {
+        camera.name: video.read_frames(data, clock, timestamps_us=clock).images
+        for camera, data in zip(
+            GRID.cameras, recording.encode(iter(tiles), len(GRID.cameras), *TILE), strict=True
+        )
+    }
+    return tiling.compose(decoded, GRID)
+
+
+def motion(kind: str, count: int) -> np.ndarray:
+    """(count, 7) poses of a car that stands, or goes straight on."""
+    poses = np.zeros((count, 7))
+    poses[:, 6] = 1.0
+    poses[:, 0] = {"parked": 0.0, "10 m/s": 10.0, "1 m/s": 1.0}[kind] * np.arange(count) / HZ
+    return poses
+
+
+@pytest.fixture(scope="module")
+def own() -> list[Arrays]:
+    """Six drives of 12 frames through each of two towns."""
+    return [*drives(range(900, 906), "harbour", 12), *drives(range(900, 906), "meadow", 12)]
+
+
+@pytest.fixture
+def p(tmp_path: Path) -> Params:
+    return Params.from_values({"run": {"outputs_dir": str(tmp_path)}})
+
+
+def named(clips: list[Arrays]) -> dict[str, Arrays]:
+    return {f"clip {n}": clip for n, clip in enumerate(clips)}
+
+
+def dealt(clips: Mapping[str, Arrays]) -> dict[str, str]:
+    return {clip_id: SPLITS[n % 3] for n, clip_id in enumerate(clips)}
+
+
+PLANTS = {
+    "copied": lambda clip: clip,
+    "by jpeg": lambda clip: clip | {"frames": by_jpeg(clip["frames"], 60)},
+    "by h264": lambda clip: clip | {"frames": by_h264(clip["frames"])},
+    "one frame later": lambda clip: part(clip, 1, 12),
+    "five frames later": lambda clip: part(clip, 5, 12),
+    "its end cut off": lambda clip: part(clip, 0, 7),
+    "later and by jpeg": lambda clip: part(
+        clip | {"frames": by_jpeg(clip["frames"], 60)}, 3, 12
+    ),
+    "later and by h264": lambda clip: part(clip | {"frames": by_h264(clip["frames"])}, 3, 12),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("storage", ["raw", "jpeg"])
+@pytest.mark.parametrize("plant", PLANTS)
+def test_a_clip_that_lies_in_two_splits_under_two_names_is_found(tmp_path, own, plant, storage):
+    number = 3 if storage == "raw" else 9
+    clips = named(own) | {"planted": PLANTS[plant](own[number])}
+    original = f"clip {number}"
+    splits = dict.fromkeys(clips, "train") | {original: "test"}
+    cache = cache_of(tmp_path, clips, splits, storage)
+    (leak,) = leaks.near_duplicates(cache)
+    assert leak.clip_ids == (original, "planted") and leak.splits == ("test", "train")
+    count = len(clips["planted"]["frames"])
+    late = 12 - count if "later" in plant else 0
+    assert (leak.starts, leak.num_frames) == ((late, 0), count)
+    assert leak.seconds == (count - 1) / HZ and leak.apart_m < 1e-6
+    with pytest.raises(AvomniError, match="near-duplicates .1 such pairs.") as caught:
+        leaks.check(cache)
+    assert original in caught.value.what and "planted" in caught.value.what
+    assert f"pictures agree over {count} frames" in caught.value.what
+    assert "poses within 0.00 m" in caught.value.what
+    assert "download.clips" in caught.value.fix and "report it" in caught.value.fix
+    assert caught.value.where == str(cache.folder)
+
+
+def test_within_a_split_a_copy_is_no_leak(tmp_path, own):
+    clips = named(own) | {"planted": own[3]}
+    cache = cache_of(tmp_path, clips, {"clip 5": "test", "clip 6": "val"})
+    assert leaks.near_duplicates(cache) == []
+    leaks.check(cache)
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 11), st.integers(0, 11), st.integers(1, 12))
+def test_an_overlap_is_found_from_four_frames_on(tmp_path_factory, own, number, start, length):
+    planted = part(own[number], start, min(start + length, 12))
+    clips = named(own) | {"planted": planted}
+    folder = tmp_path_factory.mktemp("overlap")
+    found = leaks.near_duplicates(cache_of(folder, clips, {"planted": "val"}))
+    shutil.rmtree(folder)
+    # A car that stands looks alike at all times: its copy may be found, and there alone.
+    assert {leak.clip_ids for leak in found} <= {(f"clip {number}", "planted")}
+    assert bool(found) == (len(planted["frames"]) >= LEAST)
+
+
+def test_many_copies_of_one_clip_do_not_hide_each_other(tmp_path, own):
+    """Their frames fill whole neighbourhoods of the sorted hashes."""
+    noise = np.random.default_rng(0)
+    clips = named(own)
+    for n in range(40):
+        frames = own[7]["frames"].astype(int) + noise.integers(-2, 3, own[7]["frames"].shape)
+        clips[f"copy {n}"] = own[7] | {"frames": frames.clip(0, 255).astype(np.uint8)}
+    cache = cache_of(tmp_path, clips, {"copy 20": "test"})
+    found = leaks.near_duplicates(cache)
+    assert found and all("copy 20" in leak.clip_ids for leak in found)
+    with pytest.raises(AvomniError, match="and [0-9]+ more"):
+        leaks.check(cache)
+
+
+@pytest.mark.parametrize("kind", ["parked", "10 m/s"])
+def test_equal_motion_with_other_pictures_proves_nothing(tmp_path, own, kind):
+    """Parked: one picture each, with some noise; else the pictures of the drives."""
+    noise, clips = np.random.default_rng(0), []
+    for clip in own:
+        frames = clip["frames"].astype(int)
+        if kind == "parked":
+            frames = frames[:1] + noise.integers(-2, 3, frames.shape)
+        clips.append(clip_of(frames.clip(0, 255).astype(np.uint8), motion(kind, len(frames))))
+    cache = cache_of(tmp_path, named(clips), dealt(named(clips)))
+    assert leaks.near_duplicates(cache) == []
+
+
+def test_one_parked_view_with_another_motion_proves_nothing(tmp_path, own):
+    still = np.repeat(own[2]["frames"][:1], 12, axis=0)
+    clips = named(own) | {
+        "stands": clip_of(still, motion("parked", 12)),
+        "drives": clip_of(still, motion("10 m/s", 12)),
+    }
+    splits = {"stands": "test"}
+    assert leaks.near_duplicates(cache_of(tmp_path / "one", clips, splits)) == []
+    clips["drives"] = clip_of(still, motion("parked", 12))
+    (leak,) = leaks.near_duplicates(cache_of(tmp_path / "two", clips, splits))
+    assert leak.num_frames == 12 and leak.path_m == 0.0
+
+
+def test_the_same_pictures_with_mirrored_turns_prove_nothing(tmp_path, own):
+    turning = max(range(len(own)), key=lambda n: np.ptp(own[n]["egomotion"][:, 1]))
+    mirrored = {name: array.copy() for name, array in own[turning].items()}
+    mirrored["egomotion"][:, [1, 5]] *= -1  # y and qz
+    clips = named(own) | {"mirrored": mirrored}
+    found = leaks.near_duplicates(cache_of(tmp_path, clips, {"mirrored": "test"}))
+    assert all(leak.num_frames < 12 for leak in found)
+    stretch = own[turning]["egomotion"]
+    assert np.ptp(stretch[:, 1]) > 10
+
+
+def test_of_cars_that_wait_at_one_place_only_the_waiting_is_shared(tmp_path, own):
+    still = np.repeat(own[2]["frames"][:1], 8, axis=0)
+    clips = {}
+    for name, kind in (("slow", "1 m/s"), ("fast", "10 m/s")):
+        poses = np.concatenate([motion("parked", 8), motion(kind, 5)[1:]])
+        frames = np.concatenate([still, own[3 if name == "slow" else 4]["frames"][:4]])
+        clips[name] = clip_of(frames, poses)
+    (leak,) = leaks.near_duplicates(cache_of(tmp_path, clips, {"slow": "test"}))
+    assert leak.num_frames == 8 and leak.path_m == 0.0
+
+
+@pytest.mark.parametrize("kind", ["black", "fog", "night"])
+def test_pictures_without_texture_prove_nothing(tmp_path, own, kind):
+    frames = own[3]["frames"].astype(float)
+    bare = {"black": 0 * frames, "fog": 200 + frames * 0.02, "night": frames * 0.02}[kind]
+    clip = own[3] | {"frames": bare.astype(np.uint8)}
+    cache = cache_of(tmp_path, {"one": clip, "two": clip}, {"one": "test"})
+    assert leaks.near_duplicates(cache) == []
+
+
+def test_tiles_of_a_few_pixels_prove_nothing_and_fail_nothing(tmp_path):
+    from tests.test_memmap import write_cache
+
+    assert leaks.near_duplicates(Cache.open(write_cache(tmp_path / "cache"))) == []
+
+
+def test_what_was_found_is_remembered_for_this_cache_and_these_splits(tmp_path, own, monkeypatch):
+    clips = named(own) | {"planted": own[3]}
+    cache = cache_of(tmp_path / "one", clips, {"clip 3": "test"})
+    found = leaks.near_duplicates(cache)
+    looked = []
+    monkeypatch.setattr(fingerprint, "of_clip", lambda cache, clip: looked.append(clip) or none)
+    none = fingerprint.Prints(*np.zeros((2, 12, 9), np.uint64), 1)
+    assert leaks.near_duplicates(Cache.open(tmp_path / "one")) == found and not looked
+    one_split = tuple(dataclasses.replace(clip, split="val") for clip in cache.clips)
+    assert leaks.near_duplicates(dataclasses.replace(cache, clips=one_split)) == []
+    other = tuple(
+        dataclasses.replace(clip, split=SPLITS[n % 3]) for n, clip in enumerate(cache.clips)
+    )
+    assert leaks.near_duplicates(dataclasses.replace(cache, clips=other)) == []
+    assert len(looked) == len(clips)
+
+
+@pytest.fixture(scope="module")
+def honest() -> dict[str, Arrays]:
+    """500 drives: 350 through the demo's town, 150 through another."""
+    clips = [*drives(range(350), "harbour"), *drives(range(350, NUM_HONEST), "meadow")]
+    return {f"honest {n}": clip for n, clip in enumerate(clips)}
+
+
+def test_five_hundred_honest_clips_raise_none(tmp_path, p, honest):
+    cache = cache_of(tmp_path / "cache", honest, dealt(honest))
+    assert len(cache.clips) == NUM_HONEST
+    prints = fingerprint.of_cache(cache)
+    assert all(own.tells.all() for own in prints), "each of them could prove something"
+    assert leaks.near_duplicates(cache) == []
+    split.freeze(p, {name: [i for i, s in dealt(honest).items() if s == name] for name in SPLITS})
+    leaks.check_all(p, cache, [clip.clip_id for clip in cache.clips if clip.split == "test"])
+    # Not for want of looking: no two frames of different clips are nearly the same picture.
+    every = fingerprint.Prints.joined(prints)
+    for number in range(0, NUM_HONEST - 1, 25):
+        later = every[(number + 1) * NUM_FRAMES :]
+        share, _ = fingerprint.different(prints[number][:, None], later[None])
+        assert share.min() > 1.2 * fingerprint.MAX_DIFFERENT
+    shutil.rmtree(cache.folder)
+
+
+def test_leaks_among_five_hundred_clips_are_found_and_nothing_else(tmp_path, honest):
+    plants = {
+        "a": honest["honest 9"],
+        "b": honest["honest 100"] | {"frames": by_jpeg(honest["honest 100"]["frames"], 60)},
+        "c": part(honest["honest 401"], 2, 8),
+        "d": honest["honest 499"] | {"frames": by_h264(honest["honest 499"]["frames"])},
+    }
+    splits = dict.fromkeys(honest, "test")
+    cache = cache_of(tmp_path / "cache", honest | plants, splits)
+    found = {leak.clip_ids: leak for leak in leaks.near_duplicates(cache)}
+    originals = ("honest 9", "honest 100", "honest 401", "honest 499")
+    assert set(found) == set(zip(originals, plants, strict=True))
+    assert found["honest 401", "c"].starts == (2, 0)
+    shutil.rmtree(cache.folder)
+
+
+def frozen(p: Params, own: list[Arrays], splits: Mapping[str, str]) -> Cache:
+    """A cache of the run, and its splits frozen."""
+    clips = named(own[:4])
+    cache = cache_of(p.cache_dir, clips, splits)
+    by_split = {name: [c.clip_id for c in cache.clips if c.split == name] for name in SPLITS}
+    split.freeze(p, by_split)
+    return cache
+
+
+def with_clip(cache: Cache, number: int, **changes) -> Cache:
+    clips = list(cache.clips)
+    clips[number] = dataclasses.replace(clips[number], **changes)
+    return dataclasses.replace(cache, clips=tuple(clips))
+
+
+def test_one_call_finds_every_kind_of_leak(p, own):
+    cache = frozen(p, own, {"clip 2": "val", "clip 3": "test"})
+    record = {"base_model": "tiny", "training_clip_ids": ["clip 0", "clip 1"]}
+    leaks.check_all(p, cache)
+    leaks.check_all(p, cache, ["clip 3"], record)
+    twice = with_clip(cache, 3, clip_id="clip 0")
+    with pytest.raises(AvomniError, match="clip 0 lies in the cache 2 times, in test and train"):
+        leaks.check_all(p, twice)
+    straddling = with_clip(cache, 1, stop=cache.clips[1].stop + 2)
+    with pytest.raises(AvomniError, match="which are not its alone"):
+        leaks.check_all(p, straddling)
+    with pytest.raises(AvomniError, match="would change their split: clip 3 from test to train"):
+        leaks.check_all(p, with_clip(cache, 3, split="train"))
+    seen = record | {"training_clip_ids": ["clip 0", "clip 3"]}
+    with pytest.raises(AvomniError, match="the adapter was trained on 1 of the 1 clips") as e:
+        leaks.check_all(p, cache, ["clip 3"], seen)
+    assert e.value.where == "clip clip 3" and "05_train" in e.value.fix
+
+
+def test_a_near_duplicate_stops_the_one_call_too(p, own):
+    cache = frozen(p, [own[0], own[1], own[0], own[3]], {"clip 2": "val", "clip 3": "test"})
+    with pytest.raises(AvomniError, match="near-duplicates"):
+        leaks.check_all(p, cache)
+
+
+def base(folder: Path, **record) -> Path:
+    files.write_json(folder / "record.json", record)
+    return folder
+
+
+def test_a_held_out_clip_in_a_merged_base_or_in_what_that_was_made_from_is_found(p, own, tmp_path):
+    cache = frozen(p, own, {"clip 2": "val", "clip 3": "test"})
+    first = base(tmp_path / "first", base_model="some/hub-model", training_clip_ids=["clip 3"])
+    second = base(tmp_path / "second", base_model=str(first), training_clip_ids=["other"])
+    for merged in (first, second):
+        model = p.model.model_copy(update={"base_model": str(merged)})
+        with pytest.raises(AvomniError, match=f"the base model {first} was trained on 1") as e:
+            leaks.check_all(p.model_copy(update={"model": model}), cache, ["clip 3"])
+        assert "model.base_model" in e.value.fix
+        leaks.check_all(p.model_copy(update={"model": model}), cache, ["clip 2"])
+    assert set(leaks.base_records(str(second))) == {
+        f"the base model {second}",
+        f"the base model {first}",
+    }
+
+
+def test_base_records_end_where_no_record_lies_and_in_a_ring(tmp_path):
+    assert leaks.base_records("some/hub-model") == {}
+    assert leaks.base_records("tiny") == {}
+    tiny = base(tmp_path / "tiny_base", recipe={"seed": 0})
+    assert leaks.base_records("tiny", lambda name: tiny) == {
+        "the base model tiny": {"recipe": {"seed": 0}}
+    }
+    leaks.check_training_lists(["clip 3"], leaks.base_records("tiny", lambda name: tiny))
+    ring = base(tmp_path / "ring", base_model=str(tmp_path / "ring"), training_clip_ids=["x"])
+    assert list(leaks.base_records(str(ring))) == [f"the base model {ring}"]
