@@ -2,7 +2,8 @@
 
 Every window of a run is asked with the very same words. The camera setup and the order of the grid
 are in them; nothing that differs between windows is: no clip_id, no time of day, no place in the
-clip.
+clip. `prompt.ego_history` alone adds something to them: the car's motion before the window's answer
+begins (`history`).
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ class Conversation:
         num_frames, height, width: A window's, px.
         sample_hz: Sampled frames a second.
         max_seq_length: Tokens; a longer sample is refused.
+        ego_history: Whether prompts tell the car's past motion; what calls `prompt` and `sample`
+            brings the words.
 
     Raises:
         AvomniError: the tokenizer lacks the backbone's special tokens.
@@ -84,22 +87,29 @@ class Conversation:
         width: int,
         sample_hz: float,
         max_seq_length: int,
+        ego_history: bool = False,
     ):
         self.tokenizer, self.backbone, self.target = tokenizer, backbone, target
+        self.ego_history = ego_history
         self.frame_shape = (num_frames, height, width, 3)
         self.max_seq_length = max_seq_length
         self.num_vision_tokens = backbone.num_vision_tokens(num_frames, height, width)
         self.size = f"{num_frames} frames of {width}×{height} px"
         self.vision_id = self._token_id(backbone.vision_token)
         self.end_id = self._token_id(backbone.end_of_turn)
+        words = prompt_text(grid, target)
         self.text = backbone.chat(
-            prompt_text(grid, target),
+            words,
             num_frames=num_frames,
             height=height,
             width=width,
             sample_hz=sample_hz,
         )
         self.prompt_ids = self._encode(self.text)
+        # A special token stands before the words: what is in front of them is tokenised once.
+        place = self.text.rindex(words)
+        self._head = self._encode(self.text[:place])
+        self._words, self._turn = words, self.text[place + len(words) :]
         placed = int((self.prompt_ids == self.vision_id).sum())
         if placed != self.num_vision_tokens:
             raise AvomniError(
@@ -107,15 +117,19 @@ class Conversation:
                 where=f"tokenizer of the base model, {self.size}",
             )
 
-    def prompt(self) -> Sample:
+    def prompt(self, history: str = "") -> Sample:
         """The question alone, to generate from.
+
+        Args:
+            history: Of the car's motion, in words that follow the question's.
 
         Raises:
             AvomniError: longer than max_seq_length.
         """
-        return self._sample(self.prompt_ids, len(self.prompt_ids))
+        ids = self._asked(history)
+        return self._sample(ids, len(ids))
 
-    def sample(self, answer: str) -> Sample:
+    def sample(self, answer: str, history: str = "") -> Sample:
         """The question with its answer and end token; these alone bear the loss.
 
         The answer is tokenised by itself, as the model will write it after the prompt.
@@ -123,8 +137,14 @@ class Conversation:
         Raises:
             AvomniError: longer than max_seq_length; nothing is ever cut off.
         """
-        ids = np.concatenate([self.prompt_ids, self._encode(answer), [self.end_id]])
-        return self._sample(ids, len(self.prompt_ids))
+        asked = self._asked(history)
+        ids = np.concatenate([asked, self._encode(answer), [self.end_id]])
+        return self._sample(ids, len(asked))
+
+    def _asked(self, history: str) -> np.ndarray:
+        if not history:
+            return self.prompt_ids
+        return np.concatenate([self._head, self._encode(self._words + history + self._turn)])
 
     def text_of(self, ids: Sequence[int]) -> str:
         """Generated tokens as text; `<think>` is kept, the end of the turn and padding are not."""

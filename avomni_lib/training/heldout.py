@@ -6,7 +6,6 @@ in answers.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +14,14 @@ import numpy as np
 
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
+from avomni_lib.training import samples
 from avomni_lib.training.conversation import Conversation
 from avomni_lib.training.generation import say
+from avomni_lib.training.targets import Said
+from avomni_lib.training.targets.constants import constants
 
 SPLIT = "val"  # never evaluation.split's test: a checkpoint is chosen by it
 SPARE_TOKENS = 8  # that an answer may be longer than the longest that is learned
-FIGURE = "speed_mae_mps"
 AT_A_TIME = 8  # windows answered at a time: their keys and values take 4.7 GB in the 8B at 896×512
 
 
@@ -32,7 +33,7 @@ class HeldOut:
         windows: Of the split `val`.
         indices: Which of them.
         talk: The conversation that is trained.
-        fallback_mps: What counts as said where an answer does not parse: the mean of the training
+        fallback: What counts as said where an answer cannot be read: the mean of the training
             windows.
         max_new_tokens: Of an answer.
     """
@@ -40,20 +41,21 @@ class HeldOut:
     windows: Any
     indices: tuple[int, ...]
     talk: Conversation
-    fallback_mps: float
+    fallback: Said
     max_new_tokens: int
 
     def errors(self, model: Any, rank: int = 0, num_ranks: int = 1) -> list[float]:
-        """|speed said - speed driven|, m/s, for this rank's share of the windows."""
+        """How far off this rank's share of the windows is, in the unit of the target's figure."""
         own, found = self.indices[rank::num_ranks], []
         for first in range(0, len(own), AT_A_TIME):
             batch = own[first : first + AT_A_TIME]
             frames = np.stack([self.windows.frames(index) for index in batch])
-            texts = say(model, self.talk, frames, self.max_new_tokens)
+            told = [samples.history_of(index, self.windows, self.talk) for index in batch]
+            texts = say(model, self.talk, frames, self.max_new_tokens, histories=told)
+            target = self.talk.target
             for index, text in zip(batch, texts, strict=True):
-                answer = self.talk.target.parse(text)
-                said = self.fallback_mps if answer is None else answer.speed_mps
-                found.append(abs(said - self.windows.truth(index).speed_mps))
+                true = target.of(self.windows.truth(index))
+                found.append(target.error(target.read(text) or self.fallback, true))
         return found
 
 
@@ -73,10 +75,7 @@ def choose(
     if p.training.heldout_windows is None:
         return None
     if held_out is None:
-        from avomni_lib.etl.windows import Windows
-
-        length, stride = p.processing.sequence_length, p.processing.stride
-        held_out = Windows(windows.cache, length, stride, split=SPLIT)
+        held_out = samples.windows_of(p, SPLIT, windows.cache)
     if not len(held_out):
         raise AvomniError(
             f"training.heldout_windows is {p.training.heldout_windows}, and no clip of the split "
@@ -89,14 +88,20 @@ def choose(
         held_out,
         tuple(i * len(held_out) // count for i in range(count)),
         talk,
-        statistics.fmean(windows.truth(i).speed_mps for i in range(len(windows))),
+        constants(talk.target.of(windows.truth(i)) for i in range(len(windows)))["mean"],
         longest_answer + SPARE_TOKENS,
     )
 
 
 def best(history: Sequence[dict[str, float]]) -> dict[str, float] | None:
     """The checkpoint with the smallest error; of equals the earliest."""
-    return min(history, key=lambda row: (row[FIGURE], row["step"]), default=None)
+    return min(history, key=lambda row: (figure_of(row)[1], row["step"]), default=None)
+
+
+def figure_of(row: dict[str, float]) -> tuple[str, float]:
+    """Name and value of a checkpoint's held-out figure; its name is the target's."""
+    ((name, value),) = ((key, value) for key, value in row.items() if key != "step")
+    return name, value
 
 
 def exhausted(history: Sequence[dict[str, float]], patience: int | None) -> bool:

@@ -2,15 +2,54 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from avomni_lib.dataset import rig
 from avomni_lib.errors import AvomniError
+from avomni_lib.etl.trajectory import FUTURE_S
 from avomni_lib.params import Params
+from avomni_lib.training import history
 from avomni_lib.training.backbones import Backbone
 from avomni_lib.training.conversation import Conversation, Sample
-from avomni_lib.training.targets import target
+from avomni_lib.training.targets import Target, target
+
+
+def windows_of(p: Params, split: str, cache: Any = None) -> Any:
+    """The windows of a split of the run's cache that the run's target can be told of.
+
+    Args:
+        cache: An open one; the run's if None.
+
+    Raises:
+        AvomniError: no cache, or one without the other road users that the target speaks of.
+    """
+    from avomni_lib.etl.memmap import Cache
+    from avomni_lib.etl.windows import Windows
+
+    asked = target(p.training.target)
+    return Windows(
+        cache or Cache.open(p.cache_dir),
+        p.processing.sequence_length,
+        p.processing.stride,
+        split=split,
+        horizon_s=asked.horizon_s,
+        scenes=asked.scenes,
+    )
+
+
+def windows_ahead(p: Params) -> Any:
+    """The windows of all splits whose next 6.4 s the cache knows, whatever the target is.
+
+    Raises:
+        AvomniError: no cache.
+    """
+    from avomni_lib.etl.memmap import Cache
+    from avomni_lib.etl.windows import Windows
+
+    length, stride = p.processing.sequence_length, p.processing.stride
+    return Windows(Cache.open(p.cache_dir), length, stride, horizon_s=FUTURE_S)
 
 
 def train_windows(p: Params) -> Any:
@@ -19,15 +58,12 @@ def train_windows(p: Params) -> Any:
     Raises:
         AvomniError: no cache, or it holds no training window.
     """
-    from avomni_lib.etl.memmap import Cache
-    from avomni_lib.etl.windows import Windows
-
-    cache = Cache.open(p.cache_dir)
-    length, stride = p.processing.sequence_length, p.processing.stride
-    windows = Windows(cache, length, stride, split="train")
+    windows, length = windows_of(p, "train"), p.processing.sequence_length
     if not len(windows):
+        short = f" and {target(p.training.target).horizon_s:g} s of ego motion after them"
         raise AvomniError(
-            f"no training window: no clip of the split `train` has {length} frames",
+            f"no training window: no clip of the split `train` has {length} frames"
+            + (short if windows.num_short else ""),
             where=str(p.cache_dir),
             fix="take more chunks (download.target_chunks), raise processing.sample_hz, "
             "or lower processing.sequence_length",
@@ -48,19 +84,52 @@ def conversation_of(p: Params, windows: Any, tokenizer: Any, kind: Backbone) -> 
         width=width,
         sample_hz=p.processing.sample_hz,
         max_seq_length=p.model.max_seq_length,
+        ego_history=p.prompt.ego_history,
     )
+
+
+def left_out(windows: Any) -> str:
+    """Which windows of the split cannot be told of, in words; nothing where none are."""
+    words = [
+        (windows.num_short, "whose ego motion ends too early"),
+        (windows.num_unknown, "around which nobody labelled other road users"),
+    ]
+    return "; ".join(f"{count:,} left out, {why}" for count, why in words if count)
+
+
+def causes_from(windows: Any, asked: Target) -> dict[str, int]:
+    """Who wrote the causes that are learned: `event` people did, `template` this program.
+
+    Empty for a target that tells no cause.
+    """
+    if not asked.scenes:
+        return {}
+    said = (asked.of(windows.truth(index)).cause_from for index in range(len(windows)))
+    return dict(Counter(said))
 
 
 def sample_of(index: int, windows: Any, talk: Conversation) -> Sample:
     """One window's question and true answer."""
-    return talk.sample(talk.target.render(windows.truth(index)))
+    answer = talk.target.render(windows.truth(index))
+    return talk.sample(answer, history_of(index, windows, talk))
 
 
-def longest(windows: Any, talk: Conversation) -> Sample:
-    """The longer sample of the slowest and the fastest window: answers differ by their digits."""
+def history_of(index: int, windows: Any, talk: Conversation) -> str:
+    """What the prompt of a window tells of the car's past motion; nothing unless it is asked to."""
+    if not talk.ego_history:
+        return ""
+    return history.text_of(history.past_of(windows, index, talk.target), talk.target)
+
+
+def longest(windows: Any, talk: Conversation, looked_at: int = 64) -> Sample:
+    """The longest sample, or nearly: of the slowest and the fastest window, whose digits differ
+    most, and, where more than digits differ, of some more that are evenly spaced over the rest."""
     by_path = sorted(range(len(windows)), key=lambda index: windows.truth(index).path_m)
-    ends = [sample_of(index, windows, talk) for index in (by_path[0], by_path[-1])]
-    return max(ends, key=len)
+    chosen = {by_path[0], by_path[-1]}
+    if talk.ego_history or talk.target.horizon_s:
+        num = min(len(windows), looked_at)
+        chosen |= {by_path[i * len(windows) // num] for i in range(num)}
+    return max((sample_of(index, windows, talk) for index in sorted(chosen)), key=len)
 
 
 def batch_of(

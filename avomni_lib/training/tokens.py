@@ -7,10 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+
 from avomni_lib import files
 from avomni_lib.dataset import rig
+from avomni_lib.etl.scene import Other, Scene
+from avomni_lib.etl.trajectory import STEP_S, Trajectory
+from avomni_lib.etl.windows import Truth
 from avomni_lib.params import Params
-from avomni_lib.training import model
+from avomni_lib.training import history, model
 from avomni_lib.training.backbones import Backbone, backbone
 from avomni_lib.training.conversation import prompt_text
 from avomni_lib.training.targets import target
@@ -77,7 +82,20 @@ def tokens_per_sample(p: Params) -> Tokens:
         width=width,
         sample_hz=p.processing.sample_hz,
     )
-    answer = len(_PIECE.findall(asked.render(SimpleNamespace(speed_mps=28.13, path_m=211.04)))) + 1
+    told = history.text_of(_straight(-1, 16), asked) if p.prompt.ego_history else ""
+    answer = len(_PIECE.findall(asked.render(_usual()))) + 1
     special = len(_SPECIAL.findall(chat))
-    plain = sum(len(_PIECE.findall(words)) for words in _SPECIAL.split(chat))
+    plain = sum(len(_PIECE.findall(words)) for words in [*_SPECIAL.split(chat), told])
     return Tokens(vision, special + plain + answer - vision, answer)
+
+
+def _usual() -> Truth:
+    """What there is to say of a fast window, with as many digits as most have."""
+    ahead = Other("automobile", 60.0, 0.0, 20.0, 0.0, 0.0, 4.5, 1.9)
+    return Truth(7.5, 211.04, 211.04, 28.13, _straight(1, 64), Scene((ahead,)))
+
+
+def _straight(direction: int, steps: int) -> Trajectory:
+    t_s = direction * np.arange(1, steps + 1)[::direction] * STEP_S
+    places = np.stack([28.13 * t_s, 0.21 * t_s], axis=1)
+    return Trajectory(t_s, places, np.zeros(steps), 28.13)

@@ -1,0 +1,128 @@
+"""`coc_v1`: one sentence of cause and effect, what the car does and why.
+
+A sentence is a line of printable ASCII without `<`, `>` and `|`, so that it can neither end a turn
+nor close an envelope. Its only full stop ends it: no beginning of a sentence is a sentence, and an
+answer that was cut off is known as such.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl.trajectory import FUTURE_S
+from avomni_lib.training.targets import causes
+from avomni_lib.training.targets.form import END_TOKENS, Said, Target, bare
+
+if TYPE_CHECKING:
+    from avomni_lib.etl.windows import Truth
+
+LONGEST = 240  # characters
+_SIGN = r"[!-\-/-;=?-{}~]"  # from `!` to `~`, without `.`, `<`, `>` and `|`
+_SIGN_OR_SPACE = r"[ -\-/-;=?-{}~]"
+PATTERN = rf"{_SIGN}{_SIGN_OR_SPACE}{{0,{LONGEST - 2}}}\."
+_STRICT = re.compile(PATTERN)
+_TITLE = re.compile(r"\bcause\s*:", re.ASCII | re.IGNORECASE)
+_TYPOGRAPHIC = str.maketrans("‘’“”‐‒–—−⁄", "''\"\"-----/")
+_WORD = re.compile(r"[a-z0-9]+(?:[,.'][a-z0-9]+)*")
+
+
+def said_of(truth: Truth) -> Said:
+    if truth.scene is None:
+        raise AvomniError(
+            "the cache does not hold who else was on the road, so no cause can be told",
+            where="processing.obstacles",
+            fix="set processing.obstacles: true and run 03_etl again",
+        )
+    event = sentence(truth.scene.event or "")
+    if event:
+        return Said(cause=event, cause_from="event")
+    return Said(cause=sentence(causes.told(truth)), cause_from="template")
+
+
+def sentence(text: str) -> str:
+    """A text as a sentence of this form; empty where the text holds no word.
+
+    Whitespace becomes single spaces, typographic signs and accents become ASCII, other writing is
+    dropped. Several sentences are joined by semicolons, a decimal point becomes a comma, other full
+    stops within go. What is too long ends at a word.
+    """
+    text = unicodedata.normalize("NFKD", text).translate(_TYPOGRAPHIC)
+    text = text.encode("ascii", "ignore").decode()
+    text = " ".join(re.sub(r"[<>|\x00-\x1f\x7f]", " ", text).split())
+    text = re.sub(r"[.!?]+ ", "; ", text)
+    text = re.sub(r"(?<=[0-9])\.(?=[0-9])", ",", text).replace(".", "")
+    if len(text) >= LONGEST:
+        text = text[:LONGEST].rpartition(" ")[0] or text[: LONGEST - 1]
+    text = text.strip(" !?;:,-")
+    return f"{text}." if _words(text) else ""
+
+
+def write(said: Said) -> str:
+    text = bare(said.cause or "")
+    text = text if _STRICT.fullmatch(text) else sentence(text)
+    if not text:
+        raise AvomniError(
+            f"{said.cause!r} is no sentence",
+            fix="write a cause with at least one word of Latin letters",
+        )
+    return text
+
+
+def parse(text: str) -> Said | None:
+    text = bare(text)
+    return Said(cause=text) if _STRICT.fullmatch(text) else None
+
+
+def read(text: str) -> Said | None:
+    """All up to the last end of a sentence, after `Cause:` where that stands, in this form."""
+    strict = parse(text)
+    if strict:
+        return strict
+    for token in END_TOKENS:
+        text = text.replace(token, " ")
+    title = _TITLE.search(text)
+    ends = list(re.finditer(r"[.!?](?=\W|$)", text))
+    text = text[title.end() if title else 0 : ends[-1].end() if ends else 0]
+    found = sentence(re.sub(r"</?think>", " ", text))
+    return Said(cause=found) if found else None
+
+
+def error(said: Said, true: Said) -> float:
+    return 1.0 - word_f1(said.cause or "", true.cause or "")
+
+
+def word_f1(said: str, true: str) -> float:
+    """How far two sentences hold the same words: 0 none, 1 all, as often as each stands there.
+
+    The harmonic mean of precision and recall over words, in any order; SQuAD's F1 (Rajpurkar et
+    al., 2016, arXiv:1606.05250) without its leaving out of articles. Case and punctuation do not
+    count. Two sentences without a word are the same.
+    """
+    one, other = Counter(_words(said)), Counter(_words(true))
+    if not one or not other:
+        return float(one == other)
+    return 2 * (one & other).total() / (one.total() + other.total())
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
+
+
+COC_V1 = Target(
+    name="coc_v1",
+    question="State in one sentence what the car does after the last frame and why.",
+    figure="cause_error",
+    of=said_of,
+    write=write,
+    parse=parse,
+    read=read,
+    error=error,
+    pattern=PATTERN,
+    horizon_s=FUTURE_S,
+    history_ends="last",
+    scenes=True,
+)

@@ -1,0 +1,94 @@
+"""`full_v1`: all that the other targets say in one envelope, the summary's lines first."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from avomni_lib.training.targets.coc import COC_V1
+from avomni_lib.training.targets.form import Said, Target, bare
+from avomni_lib.training.targets.future import FUTURE_V1
+from avomni_lib.training.targets.meta import META_V1
+from avomni_lib.training.targets.summary import SUMMARY_V1
+
+if TYPE_CHECKING:
+    from avomni_lib.etl.windows import Truth
+
+CAUSE = "Cause: "
+PATTERN = "\n".join(
+    [SUMMARY_V1.pattern, META_V1.pattern, FUTURE_V1.pattern, CAUSE + COC_V1.pattern]
+)
+_STRICT = re.compile(PATTERN, re.ASCII)
+_SUMMARY = re.compile(rf"^{SUMMARY_V1.pattern}$", re.ASCII | re.MULTILINE)
+_TITLE = re.compile(r"\bcause\s*:", re.ASCII | re.IGNORECASE)
+
+
+def said_of(truth: Truth) -> Said:
+    return _together(*(each.of(truth) for each in (SUMMARY_V1, META_V1, FUTURE_V1, COC_V1)))
+
+
+def write(said: Said) -> str:
+    parts = [each.write(said) for each in (SUMMARY_V1, META_V1, FUTURE_V1)]
+    return "\n".join([*parts, CAUSE + COC_V1.write(said)])
+
+
+def summary_of(text: str) -> str | None:
+    """The lines of `summary_v1` within a text, byte for byte, which its own `parse` reads."""
+    found = _SUMMARY.search(text)
+    return found[0] if found else None
+
+
+def parse(text: str) -> Said | None:
+    text = bare(text)
+    if not _STRICT.fullmatch(text):
+        return None
+    summary, meta, future, cause = text.rsplit("\n", 3)
+    return _together(
+        SUMMARY_V1.parse(summary),
+        META_V1.parse(meta),
+        FUTURE_V1.parse(future),
+        COC_V1.parse(cause.removeprefix(CAUSE)),
+    )
+
+
+def read(text: str) -> Said | None:
+    """What the other targets read, the cause after its title and the rest before it."""
+    strict = parse(text)
+    if strict:
+        return strict
+    title = _TITLE.search(text)
+    if not title:
+        return None
+    before, cause = text[: title.start()], text[title.end() :]
+    parts = [each.read(before) for each in (SUMMARY_V1, META_V1, FUTURE_V1)]
+    parts.append(COC_V1.read(cause))
+    return _together(*parts) if all(parts) else None
+
+
+def _together(summary: Said, meta: Said, future: Said, cause: Said) -> Said:
+    return replace(
+        summary,
+        along=meta.along,
+        across=meta.across,
+        waypoints_m=future.waypoints_m,
+        cause=cause.cause,
+        cause_from=cause.cause_from,
+    )
+
+
+FULL_V1 = Target(
+    name="full_v1",
+    question=" ".join(each.question for each in (SUMMARY_V1, META_V1, FUTURE_V1, COC_V1)),
+    figure=SUMMARY_V1.figure,
+    of=said_of,
+    write=write,
+    parse=parse,
+    read=read,
+    error=SUMMARY_V1.error,
+    pattern=PATTERN,
+    horizon_s=FUTURE_V1.horizon_s,
+    # It holds the summary, which a history up to the last frame would tell.
+    history_ends=SUMMARY_V1.history_ends,
+    scenes=True,
+)

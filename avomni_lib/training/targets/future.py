@@ -1,0 +1,111 @@
+"""`future_v1`: where the car will be in the next 6.4 s, as 16 waypoints 0.4 s apart."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl.trajectory import FUTURE_S, FUTURE_STEPS
+from avomni_lib.training.targets.form import Said, Target, bare
+
+if TYPE_CHECKING:
+    from avomni_lib.etl.windows import Truth
+
+NUM_WAYPOINTS = 16
+STEPS_APART = FUTURE_STEPS // NUM_WAYPOINTS
+LIMIT_M = 1e4  # what is this far off in 6.4 s is no car; a number has four digits before its point
+
+_WHOLE = r"(?:0|[1-9][0-9]{0,3})"
+# Each number in one way only: no -0.00, no leading zeros.
+_NUMBER = (
+    rf"(?:{_WHOLE}\.[0-9][0-9]"
+    r"|-(?:[1-9][0-9]{0,3}\.[0-9][0-9]|0\.[1-9][0-9]|0\.0[1-9]))"
+)
+PATTERN = rf"Waypoints:(?: \({_NUMBER},{_NUMBER}\)){{{NUM_WAYPOINTS}}}"
+_STRICT = re.compile(PATTERN)
+_ANY_NUMBER = r"([+-]?[0-9]{1,4}(?:\.[0-9]{1,9})?)\s*m?"
+# Pairs in any brackets; what is cut off has none at its end.
+_PAIR = re.compile(rf"[(\[]\s*{_ANY_NUMBER}\s*[,;]\s*{_ANY_NUMBER}\s*[)\]]", re.IGNORECASE)
+
+
+def said_of(truth: Truth) -> Said:
+    if truth.future is None:
+        raise AvomniError(
+            "it is not known where the car goes after this window",
+            fix=f"take the windows with horizon_s={FUTURE_S}",
+        )
+    at = truth.future.xy_m[STEPS_APART - 1 :: STEPS_APART]
+    return Said(waypoints_m=tuple((float(x), float(y)) for x, y in at))
+
+
+def write(said: Said) -> str:
+    points = said.waypoints_m
+    numbers = np.array(points, dtype=np.float64)
+    # What rounds up to the limit has a digit too many as well; nan is not below it.
+    if numbers.shape != (NUM_WAYPOINTS, 2) or not (np.abs(numbers) < LIMIT_M - 0.01).all():
+        raise AvomniError(
+            f"{points} are not {NUM_WAYPOINTS} places that a car can reach in {FUTURE_S} s",
+            fix="run 01_audit, it names clips with damaged ego motion",
+        )
+    return "Waypoints: " + " ".join(f"({x:z.2f},{y:z.2f})" for x, y in points)
+
+
+def parse(text: str) -> Said | None:
+    text = bare(text)
+    return _said(_PAIR.findall(text)) if _STRICT.fullmatch(text) else None
+
+
+def read(text: str) -> Said | None:
+    """The first 16 pairs of numbers in brackets, as x and y."""
+    strict = parse(text)
+    if strict:
+        return strict
+    pairs = _PAIR.findall(text)
+    return _said(pairs[:NUM_WAYPOINTS]) if len(pairs) >= NUM_WAYPOINTS else None
+
+
+def error(said: Said, true: Said) -> float:
+    """Mean distance (m) over the 64 points that both say; the average displacement error, ADE."""
+    apart = at_10hz(said.waypoints_m) - at_10hz(true.waypoints_m)
+    return float(np.linalg.norm(apart, axis=1).mean())
+
+
+def at_10hz(waypoints_m: tuple[tuple[float, float], ...] | np.ndarray) -> np.ndarray:
+    """(64, 2) float64: the path every 0.1 s, from 0.1 to 6.4 s.
+
+    On straight lines from waypoint to waypoint, in equal steps, the first line from (0, 0) at the
+    last frame. Every figure of the future rests on this and not on a smoother curve, so that nobody
+    has to guess what lies between two numbers.
+
+    Args:
+        waypoints_m: (16, 2), 0.4 to 6.4 s.
+    """
+    knots = np.vstack([np.zeros((1, 2)), np.asarray(waypoints_m, dtype=np.float64)])
+    steps = np.arange(1, FUTURE_STEPS + 1)
+    at = np.arange(len(knots)) * STEPS_APART
+    return np.stack([np.interp(steps, at, column) for column in knots.T], axis=1)
+
+
+def _said(pairs: list[tuple[str, str]]) -> Said:
+    return Said(waypoints_m=tuple((float(x), float(y)) for x, y in pairs))
+
+
+FUTURE_V1 = Target(
+    name="future_v1",
+    question=(
+        f"State where the car will be in the next {FUTURE_S} s: {NUM_WAYPOINTS} waypoints 0.4 s "
+        "apart as (x,y) in metres, x forward and y left of where it is in the last frame."
+    ),
+    figure="ade_m",
+    of=said_of,
+    write=write,
+    parse=parse,
+    read=read,
+    error=error,
+    pattern=PATTERN,
+    horizon_s=FUTURE_S,
+    history_ends="last",
+)

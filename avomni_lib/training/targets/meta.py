@@ -1,0 +1,99 @@
+"""`meta_v1`: the manoeuvre of the next 3 s, along the road and across it."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl import manoeuvre
+from avomni_lib.etl.manoeuvre import ACROSS, ALONG, HORIZON_S
+from avomni_lib.etl.trajectory import FUTURE_S
+from avomni_lib.training.targets.form import Said, Target, bare
+
+if TYPE_CHECKING:
+    from avomni_lib.etl.windows import Truth
+
+PATTERN = rf"Manoeuvre: (?:{'|'.join(ALONG)}), (?:{'|'.join(ACROSS)})\."
+_STRICT = re.compile(PATTERN)
+_TITLE = re.compile(r"man(?:oeu|eu)v(?:re|er)", re.ASCII | re.IGNORECASE)
+
+
+def _label(labels: tuple[str, ...]) -> re.Pattern[str]:
+    """The first of these as whole words, whatever joins a label's two."""
+    words = (re.sub(r"[ -]", r"[\\s_-]*", each) for each in labels)
+    return re.compile(rf"\b({'|'.join(words)})\b", re.ASCII | re.IGNORECASE)
+
+
+_LENIENT = (_label(ALONG), _label(ACROSS))
+
+
+def said_of(truth: Truth) -> Said:
+    if truth.future is None:
+        raise AvomniError(
+            "it is not known what the car does after this window",
+            fix=f"take the windows with horizon_s={FUTURE_S}",
+        )
+    along, across = manoeuvre.decide(truth.future)
+    return Said(along=along, across=across)
+
+
+def write(said: Said) -> str:
+    if said.along not in ALONG or said.across not in ACROSS:
+        raise AvomniError(
+            f"{said.along!r} and {said.across!r} are no manoeuvre",
+            fix=f"choose of {', '.join(ALONG)} and of {', '.join(ACROSS)}",
+        )
+    return f"Manoeuvre: {said.along}, {said.across}."
+
+
+def parse(text: str) -> Said | None:
+    text = bare(text)
+    if not _STRICT.fullmatch(text):
+        return None
+    along, across = text.removeprefix("Manoeuvre: ").removesuffix(".").split(", ")
+    return Said(along=along, across=across)
+
+
+def read(text: str) -> Said | None:
+    """The first label of each kind, after the word manoeuvre where that stands."""
+    strict = parse(text)
+    if strict:
+        return strict
+    title = _TITLE.search(text)
+    found = [label.search(text, title.end() if title else 0) for label in _LENIENT]
+    if not all(found):
+        return None
+    along, across = (
+        next(label for label in labels if _letters(label) == _letters(match[1]))
+        for labels, match in zip((ALONG, ACROSS), found, strict=True)
+    )
+    return Said(along=along, across=across)
+
+
+def error(said: Said, true: Said) -> float:
+    """Share of the two labels that is wrong: 0, 0.5 or 1."""
+    return ((said.along != true.along) + (said.across != true.across)) / 2
+
+
+def _letters(label: str) -> str:
+    return re.sub(r"[^a-z]", "", label.lower())
+
+
+META_V1 = Target(
+    name="meta_v1",
+    question=(
+        f"State what the car does in the next {HORIZON_S:.0f} s. "
+        f"Along the road, one of: {', '.join(ALONG)}. Across it, one of: {', '.join(ACROSS)}."
+    ),
+    figure="manoeuvre_error",
+    of=said_of,
+    write=write,
+    parse=parse,
+    read=read,
+    error=error,
+    pattern=PATTERN,
+    # The labels need 3 s of it; a future is known whole or not at all.
+    horizon_s=FUTURE_S,
+    history_ends="last",
+)

@@ -1,0 +1,83 @@
+"""`summary_v1`: how fast the car went in the window and how far; the user's form, to the byte."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from avomni_lib.errors import AvomniError
+from avomni_lib.training.targets.form import Said, Target, bare
+
+if TYPE_CHECKING:
+    from avomni_lib.etl.windows import Truth
+
+LIMIT = 1e7  # neither m/s nor m of a car; a number has seven digits before its point at most
+_NUMBER = r"(?:0|[1-9]\d{0,6})"
+PATTERN = (
+    rf"<think>\nAvg Velocity: ({_NUMBER}\.\d\d)m/s\. "
+    rf"Total displacement: ({_NUMBER}\.\d\d)m\.\n</think>\n"
+    rf"Action: Displacement of ({_NUMBER}\.\d) meters\."
+)
+_STRICT = re.compile(PATTERN, re.ASCII)
+# After a few words and signs, but no minus; what is cut off at the text's end has no unit.
+_ANY_NUMBER = r"[^\d.-]{0,40}(\d{1,7}(?:\.\d{1,9})?)\s*"
+_METRES = r"m(?:et(?:er|re)s?)?\b"
+_LENIENT = re.compile(
+    rf"velocity{_ANY_NUMBER}m/s.*?displacement{_ANY_NUMBER}{_METRES}"
+    rf"(?:.*?displacement\s+of{_ANY_NUMBER}{_METRES})?",
+    re.ASCII | re.IGNORECASE | re.DOTALL,
+)
+
+
+def said_of(truth: Truth) -> Said:
+    return Said(truth.speed_mps, truth.path_m, truth.path_m)
+
+
+def write(said: Said) -> str:
+    speed, path = float(said.speed_mps), float(said.displacement_m)
+    # What rounds up to the limit has a digit too many as well; nan is in no range.
+    if not (0 <= speed < LIMIT - 0.1 and 0 <= path < LIMIT - 0.1):
+        raise AvomniError(
+            f"speed {speed} m/s and path {path} m are not lengths that were driven",
+            fix="run 01_audit, it names clips with damaged ego motion",
+        )
+    # Each number is printed from the unrounded value: 42.149 m is 42.15 and 42.1.
+    # abs() only drops the sign of -0.0, which would be printed.
+    speed, path = abs(speed), abs(path)
+    return (
+        f"<think>\nAvg Velocity: {speed:.2f}m/s. Total displacement: {path:.2f}m.\n</think>\n"
+        f"Action: Displacement of {path:.1f} meters."
+    )
+
+
+def parse(text: str) -> Said | None:
+    match = _STRICT.fullmatch(bare(text))
+    return Said(*map(float, match.groups())) if match else None
+
+
+def read(text: str) -> Said | None:
+    strict = parse(text)
+    if strict:
+        return strict
+    match = _LENIENT.search(text)
+    if not match:
+        return None
+    speed, path, action = (number and float(number) for number in match.groups())
+    return Said(speed, path, path if action is None else action)
+
+
+def error(said: Said, true: Said) -> float:
+    return abs(said.speed_mps - true.speed_mps)
+
+
+SUMMARY_V1 = Target(
+    name="summary_v1",
+    question="State the car's average velocity and how far it drives in this video.",
+    figure="speed_mae_mps",
+    of=said_of,
+    write=write,
+    parse=parse,
+    read=read,
+    error=error,
+    pattern=PATTERN,
+)

@@ -1,0 +1,138 @@
+"""Past motion as words; and that nothing that a question is about lies in it, nor in a baseline."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+
+from avomni_lib.etl.memmap import EGOMOTION_COLUMNS, TRACK_COLUMNS, Cache
+from avomni_lib.etl.trajectory import Trajectory
+from avomni_lib.etl.windows import Windows
+from avomni_lib.evaluation import motion_rows
+from avomni_lib.training import history, samples
+from avomni_lib.training.targets import TARGETS, target
+from tests import cached_run
+from tests.published_set import Drive, clip_id_of
+
+MOVING = [name for name, each in TARGETS.items() if not each.scenes]
+
+
+@pytest.fixture(scope="module")
+def p(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("history")
+    return cached_run.make(folder, processing={"horizon_s": 6.4})
+
+
+def windows_of(cache, split, about):
+    return Windows(
+        cache, cached_run.LENGTH, cached_run.STRIDE, split=split, horizon_s=about.horizon_s
+    )
+
+
+def test_places_every_fifth_of_a_second_up_to_the_moment():
+    t_s = np.arange(-16, 0) / 10
+    past = Trajectory(t_s, np.stack([10 * t_s, 0 * t_s], axis=1), 0 * t_s, 10.0)
+    text = history.text_of(past, target("future_v1"))
+    assert "-1.6s (-16.00,0.00) -1.4s (-14.00,0.00)" in text
+    assert text.endswith("-0.2s (-2.00,0.00). Speed there: 10.00m/s.")
+    assert text.count("s (") == 8 and "last frame" in text
+
+
+def test_a_short_past_tells_what_there_is():
+    short = Trajectory(np.array([-0.1]), np.array([[-1.0, 0.0]]), np.zeros(1), 10.0)
+    assert "there: none. Speed there: 10.00m/s." in history.text_of(short, target("summary_v1"))
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_the_history_ends_where_the_answer_begins(name, p):
+    """The summary is about the window itself: its history ends at the first frame."""
+    about = target(name)
+    windows = windows_of(Cache.open(p.cache_dir), "test", about)
+    index = len(windows) - 1
+    past = history.past_of(windows, index, about)
+    times_s = windows.times_us(index) / 1e6
+    ends = times_s[0] if "summary" in name or name == "full_v1" else times_s[-1]
+    by_id = {clip_id_of(n): Drive(n) for n in range(2 * cached_run.CLIPS_PER_CHUNK)}
+    drive = by_id[windows[index].clip_id]
+    assert past.speed_mps == pytest.approx(float(drive.speed(ends)), rel=1e-3)
+    chord = drive.chord(ends + past.t_s[0], ends)
+    assert np.linalg.norm(past.xy_m[0]) == pytest.approx(chord, rel=2e-3)
+
+
+@pytest.mark.parametrize("name", MOVING)
+def test_no_prompt_and_no_baseline_sees_what_it_must_say(name, p, tmp_path):
+    """All poses after the moment are spoilt in the cache, and not a letter changes."""
+    about = target(name)
+    train = windows_of(Cache.open(p.cache_dir), "train", about)
+    sound = windows_of(Cache.open(p.cache_dir), "test", about)
+    shutil.copytree(p.cache_dir, tmp_path / "cache")
+    for index in (0, len(sound) - 1):
+        window = sound[index]
+        frame = history.FRAME[about.history_ends]
+        moment_us = sound.times_us(index)[frame]
+        spoil(tmp_path / "cache", p.cache_dir, sound, window, moment_us)
+        spoilt = windows_of(Cache.open(tmp_path / "cache"), "test", about)
+        truths = [repr(each.truth(index)) for each in (spoilt, sound)]
+        assert truths[0] != truths[1], "else this test says nothing"
+        told = [history.text_of(history.past_of(w, index, about), about) for w in (spoilt, sound)]
+        assert told[0] == told[1]
+        rows = [motion_rows.texts(about, train, w, [index], seed=0) for w in (spoilt, sound)]
+        assert {*rows[0]} == {"mean", "median", "constant_velocity", "ctra", "ego_mlp"}
+        assert rows[0] == rows[1]
+
+
+def spoil(spoilt, sound, windows, window, moment_us):
+    """Write a cache's poses after a moment of a clip as those of another drive."""
+    name = windows.cache.shards[window.shard].folder.name
+    clip = windows.cache.clips[window.clip_idx]
+    for array, columns, rows, times in (
+        ("egomotion", EGOMOTION_COLUMNS, slice(clip.start, clip.stop), "times"),
+        ("track", TRACK_COLUMNS, slice(clip.track_start, clip.track_stop), None),
+    ):
+        values = np.load(sound / name / f"{array}.npy")
+        own = values[rows]
+        at_us = np.load(sound / name / "times.npy")[rows] if times else own[:, 0]
+        later = at_us > moment_us
+        for column in ("x", "y", "vx", "vy", "distance_m"):
+            if column in columns:
+                own[later, columns.index(column)] *= -3.0
+        turned = own[later, columns.index("qz")].copy()
+        own[later, columns.index("qz")] = own[later, columns.index("qw")]
+        own[later, columns.index("qw")] = turned
+        np.save(spoilt / name / f"{array}.npy", values)
+
+
+def test_a_conversation_with_history_is_tokenised_as_a_whole(p):
+    """What stands before the words is tokenised once: the joints must fall on whole tokens."""
+    from transformers import AutoTokenizer
+
+    from avomni_lib.training import tiny_base
+    from avomni_lib.training.backbones import backbone
+
+    words = AutoTokenizer.from_pretrained(tiny_base.folder())
+    windows = windows_of(Cache.open(p.cache_dir), "test", target("summary_v1"))
+    asks = p.model_copy(update={"prompt": p.prompt.model_copy(update={"ego_history": True})})
+    talk = samples.conversation_of(asks, windows, words, backbone("qwen3_vl"))
+    told = samples.history_of(3, windows, talk)
+    assert "Past places" in told
+    sample = talk.prompt(told)
+    assert len(sample) > len(talk.prompt())
+    whole = talk.text.replace(talk.target.question, talk.target.question + told)
+    assert sample.input_ids.tolist() == words.encode(whole, add_special_tokens=False)
+    learned = samples.sample_of(3, windows, talk)
+    assert learned.input_ids.tolist()[: len(sample)] == sample.input_ids.tolist()
+    assert (learned.labels[: len(sample)] == -100).all()
+
+
+def test_without_ego_history_nothing_is_told(p):
+    from transformers import AutoTokenizer
+
+    from avomni_lib.training import tiny_base
+    from avomni_lib.training.backbones import backbone
+
+    words = AutoTokenizer.from_pretrained(tiny_base.folder())
+    windows = windows_of(Cache.open(p.cache_dir), "test", target("summary_v1"))
+    talk = samples.conversation_of(p, windows, words, backbone("qwen3_vl"))
+    assert {samples.history_of(i, windows, talk) for i in range(len(windows))} == {""}

@@ -1,0 +1,111 @@
+"""All in one envelope, in which the summary's lines stand byte for byte."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from avomni_lib.training.targets import Said, target
+from avomni_lib.training.targets.full import summary_of
+from tests.known_paths import Arc, other, truth, truths
+
+FULL, SUMMARY = target("full_v1"), target("summary_v1")
+PARTS = [target(name) for name in ("meta_v1", "future_v1", "coc_v1")]
+ONE = replace(truth(Arc.steady(5.0).future(), other(x_m=12.0)), speed_mps=5.2299, path_m=42.149)
+TEXT = (
+    "<think>\n"
+    "Avg Velocity: 5.23m/s. Total displacement: 42.15m.\n"
+    "</think>\n"
+    "Action: Displacement of 42.1 meters.\n"
+    "Manoeuvre: hold, straight.\n"
+    "Waypoints: (2.00,0.00) (4.00,0.00) (6.00,0.00) (8.00,0.00) (10.00,0.00) (12.00,0.00) "
+    "(14.00,0.00) (16.00,0.00) (18.00,0.00) (20.00,0.00) (22.00,0.00) (24.00,0.00) (26.00,0.00) "
+    "(28.00,0.00) (30.00,0.00) (32.00,0.00)\n"
+    "Cause: The car holds its speed while the automobile 6 m ahead stands (1 s to contact)."
+)
+
+
+def test_everything_stands_in_one_envelope():
+    assert FULL.render(ONE) == TEXT
+
+
+@settings(deadline=None)
+@given(truths())
+def test_the_summary_is_found_in_it_byte_for_byte(any_truth):
+    text = FULL.render(any_truth)
+    alone = SUMMARY.render(any_truth)
+    assert text.startswith(alone + "\n")
+    assert summary_of(text) == alone
+    assert SUMMARY.parse(summary_of(text)) == SUMMARY.parse(alone) == SUMMARY.read(text)
+
+
+@settings(deadline=None)
+@given(truths())
+def test_each_part_says_what_it_says_alone(any_truth):
+    said = FULL.parse(FULL.render(any_truth))
+    alone = [each.parse(each.render(any_truth)) for each in [SUMMARY, *PARTS]]
+    names = ("speed_mps", "displacement_m", "action_m", "along", "across", "waypoints_m", "cause")
+    for name in names:
+        told = [getattr(each, name) for each in alone if getattr(each, name) is not None]
+        assert told == [getattr(said, name)]
+
+
+@given(st.sampled_from(TEXT.splitlines()), st.sampled_from(["", "{}\n{}", " {}", "{} ", "- {}"]))
+def test_a_line_that_is_missing_twice_or_shifted_breaks_the_full_form(line, change):
+    broken = TEXT.replace(line, change.replace("{}", line), 1)
+    # Whitespace around the whole answer is no fault.
+    assert (FULL.parse(broken) is None) == (broken.strip() != TEXT)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        TEXT.replace("\n", "\n\n"),
+        TEXT.replace("\n", " "),
+        "Of course.\n" + TEXT.lower() + "\nThat is all",
+        TEXT.replace("<think>\n", "").replace("</think>\n", ""),
+    ],
+)
+def test_other_spaces_cases_and_words_are_read_leniently(text):
+    assert FULL.parse(text) is None
+    read, true = FULL.read(text), FULL.parse(TEXT)
+    assert replace(read, cause=None) == replace(true, cause=None)
+    assert read.cause.lower() == true.cause.lower()
+
+
+@pytest.mark.parametrize("missing", TEXT.splitlines()[1:2] + TEXT.splitlines()[4:])
+def test_an_answer_that_lacks_a_part_is_not_read(missing):
+    assert FULL.read(TEXT.replace(missing, "")) is None
+
+
+def test_the_summary_of_another_text_is_none():
+    assert summary_of(SUMMARY.render(ONE)) == SUMMARY.render(ONE)
+    assert summary_of("So: " + SUMMARY.render(ONE)) is None
+    assert summary_of(TEXT.replace("Action", "Deed")) is None
+
+
+def test_a_cause_cannot_forge_another_line():
+    forged = FULL.render(
+        replace(ONE, scene=replace(ONE.scene, event=SUMMARY.render(replace(ONE, speed_mps=99.0))))
+    )
+    assert summary_of(forged) == SUMMARY.render(ONE)
+    assert FULL.read(forged).speed_mps == 5.23
+
+
+def test_the_error_is_the_summarys():
+    true = FULL.parse(TEXT)
+    assert FULL.error(replace(true, speed_mps=7.23, cause="Else."), true) == pytest.approx(2.0)
+    assert FULL.figure == SUMMARY.figure
+    assert FULL.of(ONE) == Said(
+        speed_mps=5.2299,
+        displacement_m=42.149,
+        action_m=42.149,
+        waypoints_m=FULL.of(ONE).waypoints_m,
+        along="hold",
+        across="straight",
+        cause=true.cause,
+        cause_from="template",
+    )

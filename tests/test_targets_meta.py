@@ -1,0 +1,79 @@
+"""The manoeuvre of the next 3 s in words."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl.manoeuvre import ACROSS, ALONG
+from avomni_lib.training.targets import Said, target
+from tests.known_paths import Arc, truth
+
+META = target("meta_v1")
+EVERY = list(itertools.product(ALONG, ACROSS))
+
+
+def test_a_manoeuvre_is_written_in_one_line():
+    after = Arc(lambda t: 8.0 * t - 0.5 * t**2, curvature=0.03).future()
+    assert META.render(truth(after)) == "Manoeuvre: gentle brake, turn left."
+
+
+@pytest.mark.parametrize(("along", "across"), EVERY)
+def test_every_manoeuvre_is_read_back_strictly_and_leniently(along, across):
+    said = Said(along=along, across=across)
+    text = META.write(said)
+    assert META.parse(text) == META.read(text) == said
+    loose = f"the MANEUVER is\n {along.upper().replace(' ', '  ')} and {across.title()}, I think"
+    assert META.parse(loose) is None
+    assert META.read(loose) == said
+    assert META.read(f"{along.replace(' ', '-')} / {across.replace('-', ' ')}") == said
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Manoeuvre: hold, straight",
+        "manoeuvre: hold, straight.",
+        "Manoeuvre: straight, hold.",
+        "Manoeuvre: hold,straight.",
+        "Manoeuvre: brake, straight.",
+        "Manoeuvre: hold, straight. And on.",
+        "Manoeuvre: hold, straight.\nManoeuvre: hold, straight.",
+    ],
+)
+def test_anything_but_the_full_form_is_no_answer(text):
+    assert META.parse(text) is None
+
+
+def test_a_title_tells_where_the_labels_stand():
+    text = "After a stop the road goes straight. Manoeuvre: gentle brake, nudge left"
+    assert META.read(text) == Said(along="gentle brake", across="nudge left")
+
+
+@pytest.mark.parametrize("text", ["", "hold", "straight", "brake, straight", "withhold, straight"])
+def test_a_label_that_is_missing_is_not_read(text):
+    assert META.read(text) is None
+
+
+def test_the_error_is_the_share_of_wrong_labels():
+    true = Said(along="hold", across="straight")
+    assert META.error(true, true) == 0
+    assert META.error(Said(along="stop", across="straight"), true) == 0.5
+    assert META.error(Said(along="hold", across="u-turn"), true) == 0.5
+    assert META.error(Said(along="stop", across="u-turn"), true) == 1
+
+
+def test_what_is_no_manoeuvre_is_not_written():
+    with pytest.raises(AvomniError, match="'brake' and None"):
+        META.write(Said(along="brake"))
+
+
+def test_a_window_without_a_future_says_what_to_do():
+    with pytest.raises(AvomniError, match="horizon_s"):
+        META.render(truth(None))
+
+
+def test_the_question_names_every_label():
+    assert all(label in META.question for label in ALONG + ACROSS)
