@@ -21,6 +21,7 @@ from avomni_lib.sections import (
     EvaluationParams,
     ModelParams,
     ProcessingParams,
+    PromptParams,
     RunParams,
     Section,
     TrainingParams,
@@ -38,6 +39,7 @@ class Params(Section):
     download: DownloadParams = DownloadParams()
     processing: ProcessingParams = ProcessingParams()
     vision: VisionParams = VisionParams()
+    prompt: PromptParams = PromptParams()
     model: ModelParams = ModelParams()
     training: TrainingParams = TrainingParams()
     evaluation: EvaluationParams = EvaluationParams()
@@ -70,6 +72,11 @@ class Params(Section):
             mistakes.append(
                 "training.packing needs attention that keeps windows apart, and Unsloth brings its "
                 "own: set model.backend to auto or transformers, or packing to false"
+            )
+        if self.training.target in ("coc_v1", "full_v1") and not self.processing.obstacles:
+            mistakes.append(
+                f"training.target {self.training.target} speaks of other road users: set "
+                "processing.obstacles to true, or choose another target"
             )
         if self.download.evict_raw and self.dataset.source == "folder":
             mistakes.append(
@@ -119,11 +126,22 @@ class Params(Section):
 
     @property
     def checkpoints_dir(self) -> Path:
-        return self.run_dir / "checkpoints"
+        return self.run_dir / ("checkpoints_blind" if self.training.blind else "checkpoints")
 
     @property
     def local_dir(self) -> Path:
         return files.resolve(self.dataset.local_dir)
+
+    def blinded(self) -> Params | None:
+        """The training of the ladder's second adapter, on black frames; None where none is wanted.
+
+        It is chosen by no held-out figure: all that it can learn is the most usual answer.
+        """
+        if not self.training.blind_steps:
+            return None
+        steps = min(self.training.blind_steps, self.training.max_steps or self.training.blind_steps)
+        own = {"blind": True, "max_steps": steps, "heldout_windows": None, "patience": None}
+        return self.model_copy(update={"training": self.training.model_copy(update=own)})
 
     def limited(self, num_chunks: int) -> Params:
         """The same run over at most so many chunks (`--limit`)."""

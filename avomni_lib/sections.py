@@ -145,6 +145,9 @@ class ProcessingParams(Section):
     horizon_s: Annotated[float, Field(ge=0)] = Field(
         6.4, description="s of ego motion kept after a clip's last frame"
     )
+    obstacles: bool = Field(
+        False, description="keep where other road users are, which coc_v1 and full_v1 speak of"
+    )
 
 
 class VisionParams(Section):
@@ -180,11 +183,23 @@ class ModelParams(Section):
     lora_dropout: Fraction = Field(0.0, description="share of adapter inputs dropped")
 
 
+class PromptParams(Section):
+    """What the prompt tells besides the question."""
+
+    ego_history: bool = Field(
+        False,
+        description="1.6 s of the car's past motion as text; it ends before what the answer is "
+        "about begins",
+    )
+
+
 class TrainingParams(Section):
     """How the adapter is trained."""
 
-    target: Literal["summary_v1"] = Field(
-        "summary_v1", description="what the model must say about a window"
+    target: Literal["summary_v1", "future_v1", "meta_v1", "coc_v1", "full_v1"] = Field(
+        "summary_v1",
+        description="what the model must say about a window: its speed and path, the next 6.4 s, "
+        "the manoeuvre of the next 3 s, its cause, or all of these",
     )
     batch_size: Positive = Field(2, description="windows that one process takes at a time")
     gradient_accumulation_steps: Positive = Field(
@@ -227,6 +242,14 @@ class TrainingParams(Section):
         None,
         description="stop after so many checkpoints without a better held-out figure; null never",
     )
+    blind_steps: Annotated[int, Field(ge=0)] = Field(
+        100,
+        description="optimizer steps of a second adapter that is trained on black frames, for the "
+        "ladder; at most as many as the first one's, 0 trains none",
+    )
+    blind: bool = Field(
+        False, description="train on black frames; 05 sets it by itself for the second adapter"
+    )
 
 
 class EvaluationParams(Section):
@@ -242,4 +265,14 @@ class EvaluationParams(Section):
     max_new_tokens: Annotated[int, Field(ge=16)] = Field(
         96, description="tokens an answer may have"
     )
-    num_worst: Positive = Field(4, description="worst windows shown")
+    num_worst: Positive = Field(4, description="worst windows shown, and as many typical ones")
+    num_samples: Annotated[int, Field(ge=0)] = Field(
+        6, description="sampled answers a window, where the answer is a future: minADE's"
+    )
+    temperature: PositiveFloat = Field(0.6, description="of the sampled answers")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.98, description="share of the likeliest tokens that sampled answers choose from"
+    )
+    constrained: bool = Field(
+        False, description="let the model choose only among tokens that keep the answer's form"
+    )

@@ -29,8 +29,11 @@ FIGURES = {
     "headline": "loss 2.51 -> 0.43",
 }
 SCORE = {
-    "speed_mae_mps": {"mean": 6.7, "base": 4.08, "adapted": 1.05},
-    "displacement_mae_m": {"mean": 10.0, "base": 6.1, "adapted": 1.6},
+    "ladder": [
+        {"name": "mean", "metric": "speed_mae_mps", "value": 6.7, "low": 5.6, "high": 7.7},
+        {"name": "adapted", "metric": "speed_mae_mps", "value": 1.05, "low": None, "high": None},
+    ],
+    "split_sha256": "5" * 64,
     "valid_share": 0.995,
     "num_windows": 270,
     "num_clips": 30,
@@ -154,7 +157,8 @@ def test_a_merged_models_card_has_times_memory_and_score(tmp_path):
     for words in (LEARNED | MEASURED).values():
         assert f"| {words} |" in text
     assert "| peak memory, GB | host 12.25, device 40.5 |" in text
-    assert "| adapted | 1.050 | 1.600 |" in text and "99.5% of its answers parse" in text
+    assert "| mean | 6.700 | 5.600 to 7.700 |" in text and "| adapted | 1.050 | none |" in text
+    assert "99.5% of its answers can be read" in text and "5" * 64 in text
     bare = card(record_of(tmp_path, kind="merged"), None, "merged")
     assert "## Score" not in bare and "loss, first steps" not in bare
 

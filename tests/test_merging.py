@@ -407,12 +407,12 @@ def test_the_command_refuses_where_nothing_is_trained(params_file, capsys):
 def test_figures_and_score_are_shown_where_they_are_the_adapters(
     p, params_file, capsys, monkeypatch
 ):
-    rows = ("mean", "median", "base", "blind", "adapted")
+    row = {"metric": "speed_mae_mps", "value": 1.5, "low": 1.0, "high": 2.0, "valid_share": 1.0}
+    row |= {"num_windows": 12, "num_clips": 3}
     figures = {
         "05_train": {"first_loss": 2.5, "last_loss": 1.25, "train_seconds": 77.7},
         "06_evaluate": {
-            "speed_mae_mps": dict.fromkeys(rows, 1.5),
-            "displacement_mae_m": dict.fromkeys(rows, 2.5),
+            "ladder": [row | {"name": name} for name in ("mean", "base", "adapted")],
             "valid_share": 1.0,
             "num_windows": 12,
             "num_clips": 3,
@@ -425,10 +425,10 @@ def test_figures_and_score_are_shown_where_they_are_the_adapters(
         lambda _, name: SimpleNamespace(done=done[name], result={"figures": figures[name]}),
     )
     assert main(["export", params_file]) == 0
-    assert "speed error 1.50 m/s" in capsys.readouterr().out
+    assert "speed_mae_mps 1.50 (1.00 to 2.00)" in capsys.readouterr().out
     card = (p.run_dir / "merged" / "README.md").read_text()
-    assert "| adapted | 1.500 | 2.500 |" in card and "77.7" in card
+    assert "| adapted | 1.500 | 1.000 to 2.000 |" in card and "77.7" in card
     done["06_evaluate"] = False
     assert main(["export", params_file]) == 0
-    assert "speed error" not in capsys.readouterr().out
+    assert "speed_mae_mps" not in capsys.readouterr().out
     assert "## Score" not in (p.run_dir / "merged" / "README.md").read_text()

@@ -252,7 +252,7 @@ def test_the_best_checkpoint_on_held_out_windows_comes_out(base_folder, tmp_path
     errors = {2: 3.0, 4: 1.0, 6: 2.0, 8: 4.0}
     asked = []
 
-    def say(model, talk, frames, max_new_tokens):
+    def say(model, talk, frames, max_new_tokens, histories=None):
         asked.append(len(frames))
         error = errors[2 * len(asked)]
         said = training_set.Truth(0.3, 1.0, 1.0, 1.0 + error)

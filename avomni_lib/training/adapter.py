@@ -21,14 +21,14 @@ RECORD_FILE = "record.json"
 # Parameters of the training that change its speed, its memory or what is written down about it.
 NOT_LEARNED = (
     *("batch_size", "gradient_accumulation_steps", "num_processes", "packing"),
-    *("gradient_checkpointing", "save_steps", "logging_steps", "report_to"),
+    *("gradient_checkpointing", "save_steps", "logging_steps", "report_to", "blind_steps"),
 )
 CONFIDENTIAL = "contains confidential data: do not share"
 
 
 def adapter_dir(p: Params) -> Path:
     """Where the trained adapter of a run lies."""
-    return p.run_dir / "adapter"
+    return p.run_dir / ("adapter_blind" if p.training.blind else "adapter")
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -71,6 +71,7 @@ def record_of(
         "prompt": shortened(talk.text, talk.backbone.vision_token),
         "prompt_tokens": len(talk.prompt_ids),
         "target": p.training.target,
+        "ego_history": p.prompt.ego_history,
         "camera_setup": p.vision.camera_setup,
         "sequence_length": num_frames,
         "grid_size": [height, width],

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from avomni_lib.training import heldout, usage
+from avomni_lib.training.targets.form import FIGURES
 from avomni_lib.training.usage import block
 
 KINDS = {"adapter": ("LoRA adapter", "peft"), "merged": ("Merged model", "transformers")}
@@ -127,24 +128,25 @@ def _training(record: Mapping[str, Any], figures: Mapping[str, Any], merged: boo
     shown = LEARNED | (MEASURED if merged else {})
     came_out = {words: figures[name] for name, words in shown.items() if name in figures}
     if best := heldout.best(figures.get("heldout", [])):
-        error, step = best[heldout.FIGURE], best["step"]
-        came_out["speed error on held-out windows, m/s"] = f"{error:.3f} after step {step:,.0f}"
+        (figure, error), step = heldout.figure_of(best), best["step"]
+        words, unit = FIGURES[figure]
+        name = f"{words} on held-out windows" + (f", {unit}" if unit else "")
+        came_out[name] = f"{error:.3f} after step {step:,.0f}"
     tables = [_table(rows)] + ([_table(came_out)] if came_out else [])
     return "\n\n".join(["## Training", *tables])
 
 
 def _score(score: Mapping[str, Any]) -> str:
-    errors, valid = score["speed_mae_mps"], score["valid_share"]
-    lines = ["| answered by | speed error, m/s | displacement error, m |", "| --- | --- | --- |"]
-    lines += [
-        f"| {row} | {error:.3f} | {score['displacement_mae_m'][row]:.3f} |"
-        for row, error in errors.items()
-    ]
-    parse = f"; {valid:.1%} of its answers parse" if valid is not None else ""
+    ladder, valid = score["ladder"], score["valid_share"]
+    lines = [f"| answered by | {ladder[0]['metric']} | 95 % interval |", "| --- | --- | --- |"]
+    for row in ladder:
+        spread = "none" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
+        lines.append(f"| {row['name']} | {row['value']:.3f} | {spread} |")
+    read = f"; {valid:.1%} of its answers can be read" if valid is not None else ""
     return (
-        f"## Score\n\nMean absolute errors on {score['num_windows']:,} windows of "
-        f"{score['num_clips']:,} held-out clips{parse}. It is the adapter's, before merging.\n\n"
-        + "\n".join(lines)
+        f"## Score\n\nOn {score['num_windows']:,} windows of {score['num_clips']:,} held-out "
+        f"clips{read}. It is the adapter's, before merging. Splits: sha256 "
+        f"{score.get('split_sha256')}.\n\n" + "\n".join(lines)
     )
 
 

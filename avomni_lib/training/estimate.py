@@ -195,6 +195,12 @@ def training_rows(
         figures |= {"train_hours": round(hours, 3)} | paid
         note = f"{steps:,} steps of {each:.3g} s, {known}"
         rows.append(("time to train", minutes(steps * each), note))
+        if (blind := p.blinded()) is not None:
+            num = min(steps, blind.training.max_steps)
+            note = (
+                f"{num:,} steps on black frames, for the ladder; training.blind_steps: 0 spares it"
+            )
+            rows.append(("and blind", minutes(num * each), note))
         for sum_of_money in paid.values():
             note = f"of the training, at run.price_per_hour: {p.run.price_per_hour:g}"
             rows.append(("cost to train", f"{sum_of_money:,.2f}", note))

@@ -34,7 +34,10 @@ LOCK, START_LOCK = ".lock", ".start.lock"
 JOB_FILE, OUTCOME_FILE, PARAMS_FILE = "job.json", "outcome.json", "params.json"
 LOG_FILE = "train.log"
 # What a training follows from: two with the same values are the same training.
-READS = ("processing.sequence_length", "processing.stride", "run.seed", "model", "training")
+READS = (
+    *("processing.sequence_length", "processing.stride", "run.seed", "prompt.ego_history"),
+    *("model", "training"),
+)
 BUSY = "another training works in this run folder"
 GO_ON = "run the same command again: it goes on from the last checkpoint"
 EVERY_S = 0.25
@@ -94,6 +97,14 @@ def running(p: Params) -> dict[str, Any] | None:
     if not files.is_held(folder / LOCK):
         return None
     return files.read_json(folder / JOB_FILE) if (folder / JOB_FILE).exists() else {}
+
+
+def at_work(p: Params) -> tuple[Params, dict[str, Any]] | None:
+    """Which of the run's trainings works now, the model's or the blind one's, and what it says."""
+    for each in (p, p.blinded()):
+        if each is not None and (about := running(each)) is not None:
+            return each, about
+    return None
 
 
 def start_or_attach(p: Params) -> tuple[subprocess.Popen | None, str]:

@@ -158,6 +158,7 @@ def load_adapter(model: Any, folder: Path, p: Params) -> Any:
         # A name tells nothing about weights: laid over others, an adapter is noise.
         "base_digest": base_digest(base_location(p.model.base_model), model.config),
         "target": p.training.target,
+        "ego_history": p.prompt.ego_history,
         "prompt_form": kind.prompt_form,
         "camera_setup": p.vision.camera_setup,
         "sequence_length": p.processing.sequence_length,
@@ -175,6 +176,16 @@ def load_adapter(model: Any, folder: Path, p: Params) -> Any:
         )
     model = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
     return model.eval()
+
+
+def add_second(tuned: Any, folder: Path, name: str) -> None:
+    """Lay another adapter of the same shape beside the first; `tuned.set_adapter(name)` takes it.
+
+    Raises:
+        AvomniError: no adapter there.
+    """
+    read_record(folder)
+    tuned.load_adapter(str(folder), adapter_name=name, is_trainable=False)
 
 
 def load_weights(tuned: Any, checkpoint: Path) -> None:

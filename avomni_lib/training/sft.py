@@ -134,7 +134,7 @@ class WindowTrainer(SFTTrainer):
         errors = gather_object(self.held_out.errors(self.model, rank, num_ranks))
         # fsum: the same to the last bit however many ranks have answered.
         figure = math.fsum(errors) / len(errors)
-        self.history = [*self.history, {"step": step, heldout.FIGURE: figure}]
+        self.history = [*self.history, {"step": step, self.held_out.talk.target.figure: figure}]
         if heldout.exhausted(self.history, self.patience):
             self.control.should_training_stop = True
 

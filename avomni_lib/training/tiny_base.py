@@ -27,7 +27,7 @@ from transformers import Qwen2Tokenizer, Qwen3VLForConditionalGeneration
 from avomni_lib import files
 from avomni_lib.dataset import rig
 from avomni_lib.training.conversation import Conversation, collate, prompt_text
-from avomni_lib.training.tiny_drives import HELD_OUT_SEED, HOME, Drives
+from avomni_lib.training.tiny_drives import FIRST_SEED, HELD_OUT_SEED, HOME, Drives
 from avomni_lib.training.tiny_lessons import (
     NUM_FRAMES,
     TARGET,
@@ -39,6 +39,7 @@ from avomni_lib.training.tiny_lessons import (
 )
 from avomni_lib.training.tiny_model import start
 from avomni_lib.training.tiny_tokenizer import chat_template, make_tokenizer
+from avomni_lib.world.publish import clip_id_of
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ def make(out: Path, work: Path, recipe: Recipe | None = None) -> dict:
     record = {
         "recipe": asdict(recipe),
         "town": HOME,
+        "training_clip_ids": training_clip_ids(recipe),
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "torch": torch.__version__,
         "loss": {lesson: [round(loss, 5) for loss in curve] for lesson, curve in losses.items()},
@@ -89,6 +91,11 @@ def make(out: Path, work: Path, recipe: Recipe | None = None) -> dict:
     }
     files.write_json(out / RECORD, record)
     return record
+
+
+def training_clip_ids(recipe: Recipe) -> list[str]:
+    """The drives through `HOME` that were learned from, by the names that they are published by."""
+    return sorted(clip_id_of(HOME, FIRST_SEED + n) for n in range(0, recipe.num_drives, 2))
 
 
 def _warm(model, drives: Drives, recipe: Recipe, work: Path) -> list[float]:

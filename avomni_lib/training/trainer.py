@@ -8,6 +8,7 @@ from pathlib import Path
 
 from avomni_lib import files, hardware
 from avomni_lib.errors import AvomniError
+from avomni_lib.etl import leaks
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar, Plan
 from avomni_lib.training import adapter, estimate, job, model, pace, samples
@@ -27,13 +28,15 @@ def plan(p: Params, probe: bool = True) -> Plan:
             took is kept beside the checkpoints for the next call.
 
     Raises:
-        AvomniError: no cache, no such base model, a sample is longer than max_seq_length, or the
-            first steps fail.
+        AvomniError: no cache, no such base model, a sample is longer than max_seq_length, a clip
+            that is held out is learned from, or the first steps fail.
     """
     choices = model.choose(p)
     from transformers import AutoTokenizer
 
     windows = samples.train_windows(p)
+    held_out = windows.cache.held_out_ids
+    leaks.check_all(p, windows.cache, held_out, locate=model.base_location)
     location = model.base_location(p.model.base_model)
     kind = backbone(p.model.backbone, model.read_config(p.model.base_model, location))
     talk = samples.conversation_of(p, windows, AutoTokenizer.from_pretrained(location), kind)
@@ -42,9 +45,15 @@ def plan(p: Params, probe: bool = True) -> Plan:
     steps = estimate.optimizer_steps(p, len(windows))
     num_clips = len({windows[i].clip_id for i in range(len(windows))})
     device = choices["device"].value
+    left_out, causes = samples.left_out(windows), samples.causes_from(windows, talk.target)
     rows = [
         ("base model", p.model.base_model, location if location != p.model.base_model else ""),
-        ("windows", f"{len(windows):,}", f"of {num_clips:,} clips of the split train"),
+        (
+            "windows",
+            f"{len(windows):,}",
+            "; ".join(filter(None, [f"of {num_clips:,} clips of the split train", left_out])),
+        ),
+        *_causes(causes),
         (
             "tokens a sample",
             f"{len(longest):,} of {p.model.max_seq_length:,}",
@@ -58,6 +67,7 @@ def plan(p: Params, probe: bool = True) -> Plan:
     figures = {
         "num_windows": len(windows),
         "num_clips": num_clips,
+        "causes_from": causes,
         "tokens_per_sample": len(longest),
         "vision_tokens": talk.num_vision_tokens,
         "optimizer_steps": steps,
@@ -102,6 +112,24 @@ def train(p: Params, progress: type[Bar] = Bar, watch: job.Watch | None = None) 
     return Trained(folder, record, metrics, told["choices"], figures)
 
 
+def train_blind(p: Params, progress: type[Bar] = Bar) -> Trained | None:
+    """Train the ladder's second adapter, on black frames; None where none is wanted.
+
+    It is asked for no longer than the first one was: `training.blind_steps` are steps at most.
+
+    Raises:
+        AvomniError: see `train`.
+    """
+    blind = p.blinded()
+    return None if blind is None else train(blind, progress)
+
+
+def made(trained: Trained, blind: Trained | None = None) -> list[Path]:
+    """The files of the adapters."""
+    folders = [trained.adapter] + ([blind.adapter] if blind else [])
+    return [path for folder in folders for path in sorted(folder.iterdir())]
+
+
 def compared(trained: Trained) -> Plan:
     """What the plan had predicted beside what was measured."""
     device = trained.choices["device"].value.partition(":")[0]
@@ -136,6 +164,14 @@ def _probe(p: Params, machine: str) -> pace.Probe | None:
     for used in (fresh, params):
         os.unlink(used)
     return pace.Probe(**took)
+
+
+def _causes(by_source: dict[str, int]) -> list[tuple[str, str, str]]:
+    """What people wrote and what is made by templates are not the same thing: both are counted."""
+    if not by_source:
+        return []
+    written, made = (by_source.get(name, 0) for name in ("event", "template"))
+    return [("causes", f"{written:,} by people", f"{made:,} by this program's templates")]
 
 
 def _in_words(said: str, log: Path) -> AvomniError:

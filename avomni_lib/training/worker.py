@@ -39,6 +39,7 @@ from avomni_lib.training import (
     outcome,
     pace,
     samples,
+    views,
 )
 from avomni_lib.training.backbones import Backbone, backbone
 from avomni_lib.training.checkpoints import Checkpoints, step_of
@@ -76,6 +77,8 @@ def work(
             a machine that computes wrongly.
     """
     windows = samples.train_windows(p) if windows is None else windows
+    if p.training.blind:
+        windows = views.Black(windows)
     share = Share.of(p)
     model.choose(p)
     _check_optimizer(p.training.optimizer)
