@@ -1,32 +1,31 @@
-"""What a model says: greedy whatever its checkpoint prefers, in batches, and resumable."""
+"""Answers in batches that stay the same: alone, together, interrupted and gone on with."""
 
 import json
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-import torch
 
-from avomni_lib.dataset import rig
 from avomni_lib.evaluation import answer
 from avomni_lib.plan import Bar
-from avomni_lib.training.backbones import backbone
-from avomni_lib.training.conversation import Conversation, collate
-from avomni_lib.training.targets import target
+from avomni_lib.training.generation import Sampling
+from avomni_lib.training.views import Black
 from tests import tiny_qwen3_vl
+from tests.test_generation import MAX_NEW_TOKENS, conversation, images
 from tests.training_set import make_words
 
-NUM_FRAMES, HEIGHT, WIDTH = 4, 32, 32
-MAX_NEW_TOKENS = 16
+WARM = Sampling(temperature=1.0, top_p=0.95, seed=4)
+OPTIONS = {"batch_size": 2, "max_new_tokens": MAX_NEW_TOKENS}
 
 
 class RandomWindows:
-    """Windows of one colour each under noise; counts what is read of them."""
+    """Windows that differ; counts what is read of them."""
 
-    def __init__(self, num, seed=0):
-        rng = np.random.default_rng(seed)
-        noise = rng.integers(0, 56, (num, NUM_FRAMES, HEIGHT, WIDTH, 3))
-        colours = rng.integers(0, 200, (num, 1, 1, 1, 3))
-        self.images = (noise + colours).astype(np.uint8)
+    def __init__(self, num):
+        self.images = images(num)
+        self.frame_shape = self.images.shape[1:]
         self.read = []
 
     def frames(self, i):
@@ -34,99 +33,87 @@ class RandomWindows:
         return self.images[i]
 
 
-@pytest.fixture(scope="module")
-def tokens():
-    return make_words()
+def told(i):
+    return (" none", " Speed there: 5.23m/s. Rows from the top.")[i % 2]
 
 
 @pytest.fixture(scope="module")
-def model(tokens):
-    return tiny_qwen3_vl.model(tokens)
+def model():
+    return tiny_qwen3_vl.model(make_words())
 
 
 @pytest.fixture(scope="module")
-def talk(tokens, model):
-    return Conversation(
-        tokens,
-        backbone("qwen3_vl", model.config),
-        grid=rig.grid("4-cam"),
-        target=target("summary_v1"),
-        num_frames=NUM_FRAMES,
-        height=HEIGHT,
-        width=WIDTH,
-        sample_hz=10.0,
-        max_seq_length=1024,
-    )
-
-
-def most_likely(model, talk, frames):
-    """Greedy answer of one window without `generate`: no cache, one token at a time."""
-    batch = collate([talk.prompt()], talk.tokenizer.pad_token_id)
-    del batch["labels"]
-    batch |= talk.backbone.inputs(torch.from_numpy(frames[None].copy()))
-    said = []
-    for _ in range(MAX_NEW_TOKENS):
-        with torch.no_grad():
-            said.append(int(model(**batch).logits[0, -1].argmax()))
-        if said[-1] == talk.end_id:
-            break
-        more = {"input_ids": said[-1], "attention_mask": 1, "mm_token_type_ids": 0}
-        for name, value in more.items():
-            batch[name] = torch.cat([batch[name], torch.tensor([[value]])], dim=1)
-    return talk.text_of(said)
-
-
-def test_answers_are_the_most_likely_tokens_though_the_checkpoint_would_sample(model, talk):
-    windows = RandomWindows(3)
-    preferred = model.generation_config
-    preferred.do_sample, preferred.temperature, preferred.top_k = True, 9.0, 40
-    preferred.repetition_penalty = 3.0
-    try:
-        said = answer.say(model, talk, windows.images, MAX_NEW_TOKENS)
-    finally:
-        preferred.do_sample, preferred.temperature, preferred.top_k = False, 1.0, 50
-        preferred.repetition_penalty = 1.0
-    assert said == [most_likely(model, talk, images) for images in windows.images]
-    assert len(set(said)) > 1, "the answers must depend on the frames for this test to say anything"
+def talk(model):
+    return conversation(model)
 
 
 def test_a_batch_says_what_its_windows_say_alone_in_the_order_asked(model, talk):
     windows = RandomWindows(5)
-    options = {"batch_size": 2, "max_new_tokens": MAX_NEW_TOKENS}
-    alone = {i: answer.say(model, talk, windows.images[[i]], MAX_NEW_TOKENS)[0] for i in range(5)}
-    order = [3, 0, 4, 1, 2]
-    bar = Bar(total=5)
-    assert answer.answers(model, talk, windows, order, bar=bar, **options) == [
-        alone[i] for i in order
+    alone = {
+        i: answer.say(model, talk, windows.images[[i]], MAX_NEW_TOKENS, histories=[told(i)])[0]
+        for i in range(5)
+    }
+    order = [3, 0, 4, 1, 2, 3]
+    bar = Bar(total=6)
+    said = answer.answers(model, talk, windows, order, bar=bar, histories=told, **OPTIONS)
+    assert said == [alone[i] for i in order]
+    assert bar.count == 6
+    silent = answer.answers(model, talk, windows, order, **OPTIONS)
+    assert all(a != b for a, b in zip(silent, said, strict=True)), "the history must matter"
+
+
+def test_windows_that_are_alike_are_asked_once_for_each_thing_they_are_told(
+    model, talk, monkeypatch
+):
+    windows, asked = Black(RandomWindows(6)), []
+    black = np.zeros((1, *windows.frame_shape), np.uint8)
+    blind = answer.say(model, talk, black, MAX_NEW_TOKENS)
+    each = [
+        answer.say(model, talk, black, MAX_NEW_TOKENS, histories=[told(i)])[0] for i in range(2)
     ]
-    assert bar.count == 5
+    assert len({*blind, *each}) == 3
+    say = answer.say
+
+    def counted(model, talk, frames, *rest, **options):
+        asked.append(len(frames))
+        return say(model, talk, frames, *rest, **options)
+
+    monkeypatch.setattr(answer, "say", counted)
+    bar = Bar(total=5)
+    order = [5, 4, 0, 1, 3]
+    assert answer.answers(model, talk, windows, order, bar=bar, **OPTIONS) == blind * 5
+    assert asked == [1] and bar.count == 5
+    bar = Bar(total=5)
+    said = answer.answers(model, talk, windows, order, histories=told, bar=bar, **OPTIONS)
+    assert said == [each[i % 2] for i in order]
+    assert asked == [1, 2] and bar.count == 5
+    assert answer.answers(model, talk, windows, [], **OPTIONS) == []
+    # Each drawn answer is its own draw, also from what is alike.
+    drawn = answer.answers(model, talk, windows, order, sampling=WARM, **OPTIONS)
+    assert asked == [1, 2, 2, 2, 1] and len(set(drawn)) > 1
 
 
-def test_an_answer_without_an_end_is_kept_as_far_as_it_got(model, talk):
-    frames = RandomWindows(2).images
-    long = answer.say(model, talk, frames, 24)
-    short = answer.say(model, talk, frames, 16)
-    assert all(whole.startswith(part) for whole, part in zip(long, short, strict=True))
-    assert all(talk.target.parse(text) is None for text in short)
+def test_drawn_answers_differ_by_sample_name_and_batch_and_are_the_same_again(model, talk):
+    same = RandomWindows(1)
+    same.images = np.concatenate([same.images] * 4)
+
+    def draw(sample, name="adapted", seed=WARM.seed):
+        sampling = Sampling(WARM.temperature, WARM.top_p, seed)
+        options = OPTIONS | {"sampling": sampling, "sample": sample, "name": name}
+        return answer.answers(model, talk, same, range(4), **options)
+
+    first = draw(1)
+    assert draw(1) == first
+    assert first[:2] != first[2:], "each batch has its own seed"
+    assert first not in (draw(2), draw(1, name="base"), draw(1, seed=5))
 
 
-def test_blind_answers_see_black_frames_of_the_windows_shape(model, talk):
-    windows = RandomWindows(3)
-    black = np.zeros((1, NUM_FRAMES, HEIGHT, WIDTH, 3), dtype=np.uint8)
-    expected = answer.say(model, talk, black, MAX_NEW_TOKENS)
-    assert answer.blind_answers(model, talk, windows, [2, 0, 1], MAX_NEW_TOKENS) == expected * 3
-    assert answer.blind_answers(model, talk, windows, [], MAX_NEW_TOKENS) == []
-
-
-def test_a_model_in_training_answers_without_dropout_and_goes_on_training(model, talk):
-    frames = RandomWindows(2).images
-    expected = answer.say(model, talk, frames, MAX_NEW_TOKENS)
-    model.train()
-    try:
-        assert answer.say(model, talk, frames, MAX_NEW_TOKENS) == expected
-        assert model.training
-    finally:
-        model.eval()
+def test_held_to_the_form_every_answer_is_read(model, talk):
+    options = {"batch_size": 2, "max_new_tokens": 64}
+    said = answer.answers(model, talk, RandomWindows(3), range(3), constrained=True, **options)
+    assert all(talk.target.parse(text) for text in said)
+    free = answer.answers(model, talk, RandomWindows(3), range(3), **options)
+    assert not any(talk.target.parse(text) for text in free)
 
 
 class Stopped(Bar):
@@ -138,8 +125,9 @@ class Stopped(Bar):
             raise KeyboardInterrupt
 
 
-def test_an_interrupted_run_goes_on_after_the_last_whole_batch(model, talk, tmp_path):
-    options = {"batch_size": 2, "max_new_tokens": 16}
+@pytest.mark.parametrize("sampling", [None, WARM], ids=["greedy", "drawn"])
+def test_an_interrupted_run_goes_on_after_the_last_whole_batch(model, talk, tmp_path, sampling):
+    options = OPTIONS | {"sampling": sampling, "sample": 3, "histories": told}
     whole = answer.answers(model, talk, RandomWindows(7), range(7), **options)
     path, key = tmp_path / "06_evaluate" / "kept.jsonl", answer.key_of(adapter="a")
     with pytest.raises(KeyboardInterrupt):
@@ -160,22 +148,66 @@ def test_an_interrupted_run_goes_on_after_the_last_whole_batch(model, talk, tmp_
     kept = answer.Kept(path, key)
     assert answer.answers(model, talk, windows, range(7), kept=kept, **options) == whole
     assert windows.read == []
+    # Another sample and another row of the ladder have answers of their own.
+    for other in ({"sample": 4}, {"name": "base"}):
+        windows = RandomWindows(7)
+        answer.answers(model, talk, windows, range(7), kept=kept, **options | other)
+        assert windows.read == list(range(7))
     kept.remove()
     assert not path.exists()
 
 
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+from types import SimpleNamespace
+import numpy as np
+from avomni_lib.evaluation import answer
+from avomni_lib.training.generation import Sampling
+
+def say(model, talk, frames, max_new_tokens, *, sampling, **options):
+    numbers = frames.flatten().tolist()
+    print("asked", numbers, flush=True)
+    if sys.argv[2] in map(str, numbers):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [f"{number} drawn from {sampling.seed}" for number in numbers]
+
+answer.say = say
+windows = SimpleNamespace(frames=lambda index: np.array([index]))
+said = answer.answers(
+    None, None, windows, range(7), batch_size=2, max_new_tokens=1, sample=1,
+    sampling=Sampling(seed=4), kept=answer.Kept(Path(sys.argv[1]), "key"),
+)
+print(json.dumps(said))
+"""
+
+
+def test_a_killed_process_goes_on_to_the_same_seeds(tmp_path):
+    """A model of one line stands in for the real one, so that a process is soon there."""
+
+    def run(kept, dies_at=""):
+        command = [sys.executable, "-c", KILLED, str(tmp_path / kept), dies_at]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        return done.returncode, done.stdout.splitlines()
+
+    _, (*asked, whole) = run("whole")
+    assert len(asked) == 4 and len({text.split()[-1] for text in json.loads(whole)}) == 4
+    assert run("killed", dies_at="5") == (-signal.SIGKILL, asked[:3])
+    assert run("killed") == (0, [*asked[2:], whole])
+
+
 def test_answers_of_another_adapter_or_model_are_not_taken(tmp_path):
     path = tmp_path / "kept.jsonl"
-    answer.Kept(path, answer.key_of(adapter="a", batch_size=2)).add("adapted", 0, ["x", "y"])
+    answer.Kept(path, answer.key_of(adapter="a", batch_size=2)).add("adapted", 0, 0, ["x", "y"])
     same = answer.Kept(path, answer.key_of(batch_size=2, adapter="a"))
-    assert same.batches == {("adapted", 0): ["x", "y"]}
+    assert same.batches == {("adapted", 0, 0): ["x", "y"]}
     assert answer.Kept(path, answer.key_of(adapter="b", batch_size=2)).batches == {}
     assert not path.exists(), "answers that nothing can use are gone"
 
 
 def test_kept_answers_are_text_of_any_kind(tmp_path):
     path, said = tmp_path / "kept.jsonl", ["a\nb\u2028c", "\x85", '"{', "é漢"]
-    answer.Kept(path, "k").add("base", 3, said)
-    answer.Kept(path, "k").add("base", 4, ["z"])
-    assert answer.Kept(path, "k").batches == {("base", 3): said, ("base", 4): ["z"]}
+    answer.Kept(path, "k").add("base", 1, 3, said)
+    answer.Kept(path, "k").add("base", 1, 4, ["z"])
+    assert answer.Kept(path, "k").batches == {("base", 1, 3): said, ("base", 1, 4): ["z"]}
     assert json.loads(path.read_text().splitlines()[0])["batch"] == 3

@@ -1,18 +1,50 @@
-"""The best constants of the training split."""
+"""What is said without looking: constants, and motion that goes on as it was."""
+
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.integrate import quad
+from scipy.spatial.transform import Rotation
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.evaluation import baselines
+from avomni_lib.etl import egomotion, trajectory
+from avomni_lib.etl.trajectory import Trajectory
+from avomni_lib.evaluation import baselines, trajectories
+from avomni_lib.evaluation.baselines import Motion
+from avomni_lib.training.targets import Said, target
+from avomni_lib.training.targets.future import FUTURE_V1
+from avomni_lib.training.targets.meta import META_V1
+
+SUMMARY = target("summary_v1")
+PAST_S = np.arange(-16, 0) * 0.1
+FUTURE_S = np.arange(1, 65) * 0.1
+speeds = st.floats(-15, 40)
+accels = st.floats(-6, 4)
+yaw_rates = st.floats(-0.8, 0.8) | st.floats(-1e-3, 1e-3) | st.just(0.0)
+
+
+def straight(speed, accel=0.0, t=PAST_S):
+    xy = np.stack([speed * t + accel * t**2 / 2, 0 * t], -1)
+    return Trajectory(t, xy, 0 * t, speed)
+
+
+def circle(speed, radius, t=PAST_S):
+    turned = speed * t / radius
+    xy = np.stack([radius * np.sin(turned), radius * (1 - np.cos(turned))], -1)
+    return Trajectory(t, xy, turned, speed)
+
+
+# Constants.
 
 
 def test_mean_and_median_of_each_quantity_on_its_own():
-    both = baselines.constants([(0.0, 30.0), (3.0, 0.0), (12.0, 6.0)])
-    assert both["mean"] == baselines.Constant(5.0, 12.0)
-    assert both["median"] == baselines.Constant(3.0, 6.0)
+    true = [Said(0.0, 30.0, 30.0), Said(3.0, 0.0, 0.0), Said(12.0, 6.0, 6.0)]
+    both = baselines.constants(iter(true))
+    assert both == {"mean": Said(5.0, 12.0, 12.0), "median": Said(3.0, 6.0, 6.0)}
 
 
 @given(
@@ -20,7 +52,7 @@ def test_mean_and_median_of_each_quantity_on_its_own():
     other=st.tuples(st.floats(0, 50), st.floats(0, 400)),
 )
 def test_no_other_constant_beats_the_median_in_mae_or_the_mean_in_rmse(true, other):
-    both = baselines.constants(true)
+    both = baselines.constants(Said(speed, path) for speed, path in true)
     for name, values, candidate in (
         ("speed_mps", np.array([speed for speed, _ in true]), other[0]),
         ("displacement_m", np.array([path for _, path in true]), other[1]),
@@ -30,6 +62,251 @@ def test_no_other_constant_beats_the_median_in_mae_or_the_mean_in_rmse(true, oth
         assert np.square(values - mean).mean() <= np.square(values - candidate).mean() + 1e-9
 
 
+def test_waypoints_are_taken_number_by_number_and_can_be_written():
+    paths = np.random.default_rng(0).normal(0, 20, (5, 16, 2))
+    both = baselines.constants(Said(waypoints_m=tuple(map(tuple, path))) for path in paths)
+    assert np.array(both["mean"].waypoints_m) == pytest.approx(paths.mean(axis=0))
+    assert np.array(both["median"].waypoints_m) == pytest.approx(np.median(paths, axis=0))
+    for said in both.values():
+        assert said.speed_mps is None and said.along is None
+        assert FUTURE_V1.parse(FUTURE_V1.write(said))
+
+
+def test_of_words_the_most_frequent_is_said_and_of_equals_the_first():
+    along = ["hold", "stop", "stop", "hold", "accelerate"]
+    across = ["straight", "left turn", "left turn", "straight", "left turn"]
+    true = [Said(along=a, across=b) for a, b in zip(along, across, strict=True)]
+    both = baselines.constants(true)
+    assert both["mean"] == both["median"] == Said(along="hold", across="left turn")
+
+
 def test_an_empty_training_split_is_refused():
     with pytest.raises(AvomniError, match="no training window"):
         baselines.constants([])
+
+
+# Closed forms.
+
+
+@pytest.mark.parametrize("speed", [0.0, 0.3, 13.9, -2.0])
+@pytest.mark.parametrize("model", baselines.MODELS.values(), ids=baselines.MODELS)
+def test_both_are_exact_on_a_straight_line_at_constant_speed(model, speed):
+    motion = model(straight(speed))
+    after = straight(speed, t=FUTURE_S)
+    for ends in ("first", "last"):
+        future = baselines.rolled(motion, 7.5, ends).future
+        assert future.xy_m == pytest.approx(after.xy_m, abs=1e-9)
+        assert future.yaw_rad == pytest.approx(0, abs=1e-9)
+        assert future.speed_mps == pytest.approx(speed)
+        assert future.t_s == pytest.approx(FUTURE_S)
+    window = baselines.rolled(motion, 7.5, "first")
+    assert window.path_m == pytest.approx(abs(speed) * 7.5)
+    assert window.chord_m == pytest.approx(abs(speed) * 7.5)
+    assert window.speed_mps == pytest.approx(abs(speed))
+
+
+@pytest.mark.parametrize(("speed", "radius"), [(10.0, 40.0), (5.0, -12.0), (-2.0, 8.0), (30, 1e7)])
+def test_on_a_circle_ctra_is_exact_and_constant_velocity_off_by_the_closed_form(speed, radius):
+    past, after = circle(speed, radius), circle(speed, radius, FUTURE_S)
+    turning = baselines.ctra(past)
+    assert turning.accel_mps2 == pytest.approx(0, abs=1e-9)
+    assert turning.yaw_rate_radps == pytest.approx(speed / radius, abs=1e-12)
+    for ends in ("first", "last"):
+        # After the window too: a circle looks alike from everywhere on it.
+        future = baselines.rolled(turning, 7.5, ends).future
+        assert future.xy_m == pytest.approx(after.xy_m, abs=1e-6)
+        assert future.yaw_rad == pytest.approx(after.yaw_rad, abs=1e-9)
+    window = baselines.rolled(turning, 7.5, "first")
+    assert window.path_m == pytest.approx(abs(speed) * 7.5)
+    assert window.chord_m == pytest.approx(abs(2 * radius * math.sin(speed * 7.5 / radius / 2)))
+
+    on = baselines.rolled(baselines.constant_velocity(past), 7.5, "last").future.xy_m
+    turned = speed * FUTURE_S / radius
+    apart = radius * np.hypot(turned - np.sin(turned), 1 - np.cos(turned))
+    assert trajectories.distances(on, after.xy_m) == pytest.approx(np.abs(apart), abs=1e-6)
+
+
+def test_a_car_that_brakes_stops_and_stays():
+    motion = baselines.ctra(straight(6.0, -2.0))
+    assert motion.accel_mps2 == pytest.approx(-2.0)
+    future = baselines.rolled(motion, 1.5, "last").future
+    t = np.minimum(FUTURE_S, 3.0)
+    assert future.xy_m[:, 0] == pytest.approx(6 * t - t**2)
+    assert (np.diff(future.xy_m[:, 0]) >= 0).all()
+    window = baselines.rolled(motion, 7.5, "first")
+    assert window.path_m == window.chord_m == pytest.approx(9.0)
+    assert window.speed_mps == pytest.approx(9.0 / 7.5)
+    assert window.future.speed_mps == 0
+    assert not window.future.xy_m.any() and not window.future.yaw_rad.any()
+
+
+def test_a_car_that_brakes_in_a_turn_keeps_its_heading_once_it_stands():
+    future = Motion(4.0, -2.0, 0.5).trajectory()
+    assert future.yaw_rad == pytest.approx(0.5 * np.minimum(FUTURE_S, 2.0))
+    assert (future.xy_m[20:] == future.xy_m[20]).all()
+
+
+@pytest.mark.parametrize("speed", [0.0, 1e-9, -1e-9, -0.03])
+def test_a_car_that_has_just_stopped_does_not_start_backwards(speed):
+    t = PAST_S
+    past = Trajectory(t, np.stack([-1.5 * t**2, 0 * t], -1), 0.1 * t, speed)
+    assert not baselines.ctra(past).trajectory().xy_m.any()
+
+
+def test_a_car_that_starts_is_seen_to_speed_up_also_in_a_turn():
+    told = Motion(8.0, 1.5, 0.2)
+    xy, yaw = told.poses(PAST_S)
+    motion = baselines.ctra(Trajectory(PAST_S, xy, yaw, 8.0))
+    assert motion.accel_mps2 == pytest.approx(1.5, abs=1e-3)
+    assert motion.yaw_rate_radps == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("num", [0, 1, 4])
+def test_with_too_few_poses_ctra_is_constant_velocity(num):
+    past = circle(10.0, 30.0, PAST_S[len(PAST_S) - num :])
+    assert baselines.ctra(past) == baselines.constant_velocity(past) == Motion(10.0)
+
+
+# For any motion.
+
+
+@given(speeds, accels, yaw_rates, st.floats(0, 15))
+@settings(deadline=None, max_examples=60)
+def test_places_and_paths_are_integrals_of_speed_and_heading(speed, accel, yaw_rate, t):
+    motion = Motion(speed, accel, yaw_rate)
+    stop = motion.stops_s
+
+    def speed_at(s):
+        return speed + accel * s if s < stop else 0.0
+
+    def integral(of):
+        return quad(of, 0, min(t, stop), limit=200, epsabs=1e-10)[0]
+
+    xy, yaw = motion.poses(np.array([t]))
+    assert xy[0, 0] == pytest.approx(
+        integral(lambda s: speed_at(s) * math.cos(yaw_rate * s)), abs=1e-6
+    )
+    assert xy[0, 1] == pytest.approx(
+        integral(lambda s: speed_at(s) * math.sin(yaw_rate * s)), abs=1e-6
+    )
+    assert motion.driven_m(np.array(t)) == pytest.approx(
+        integral(lambda s: abs(speed_at(s))), abs=1e-6
+    )
+    assert yaw[0] == pytest.approx(yaw_rate * min(t, stop))
+
+
+@given(speeds, accels, yaw_rates, st.floats(0, 10))
+@settings(deadline=None)
+def test_to_go_on_later_is_to_have_gone_on_at_once(speed, accel, yaw_rate, pause_s):
+    motion = Motion(speed, accel, yaw_rate)
+    (place,), (turned,) = motion.poses(np.array([pause_s]))
+    then = motion.after(pause_s).trajectory()
+    cos, sin = math.cos(turned), math.sin(turned)
+    seen = place + then.xy_m @ np.array([[cos, sin], [-sin, cos]])
+    whole, yaw = motion.poses(pause_s + FUTURE_S)
+    assert seen == pytest.approx(whole, abs=1e-6)
+    assert turned + then.yaw_rad == pytest.approx(yaw, abs=1e-9)
+
+
+@given(speeds, accels, yaw_rates, st.floats(0.5, 60))
+@settings(deadline=None)
+def test_what_is_rolled_out_of_any_motion_could_have_been_driven(speed, accel, yaw_rate, duration):
+    window = baselines.rolled(Motion(speed, accel, yaw_rate), duration, "first")
+    assert 0 <= window.chord_m <= window.path_m * (1 + 1e-9) + 1e-9
+    assert window.speed_mps == pytest.approx(window.path_m / duration)
+    both = speed, window.future.speed_mps
+    assert min(both) >= 0 or max(both) <= 0
+    assert np.isfinite(window.future.xy_m).all()
+
+
+# As answers.
+
+
+@pytest.mark.parametrize("name", baselines.MODELS)
+@pytest.mark.parametrize("form", [SUMMARY, FUTURE_V1, META_V1], ids=lambda each: each.name)
+@pytest.mark.parametrize(
+    "past", [straight(8.0), straight(6.0, -2.0), circle(9.0, 30.0), straight(-1.0), straight(0.0)]
+)
+def test_motion_answers_in_the_form_of_each_target_that_it_can_speak_for(name, form, past):
+    said = baselines.says(name, past, form, 7.5)
+    assert form.parse(form.write(said)) is not None
+
+
+def test_the_summary_is_of_the_window_and_the_future_begins_after_it():
+    past = straight(6.0, -2.0)
+    assert baselines.says("ctra", past, SUMMARY, 7.5).displacement_m == pytest.approx(9.0)
+    assert baselines.says("constant_velocity", past, SUMMARY, 7.5).speed_mps == 6.0
+    # The past ends at the last frame here: the braking is still to come.
+    at_last = baselines.says("ctra", past, FUTURE_V1, 7.5).waypoints_m
+    assert at_last[-1] == pytest.approx((9.0, 0.0))
+    at_first = baselines.says("ctra", past, replace(FUTURE_V1, history_ends="first"), 7.5)
+    assert at_first.waypoints_m[-1] == pytest.approx((0.0, 0.0))
+
+
+def test_a_window_that_is_over_is_not_told_from_what_came_after_its_start():
+    later = replace(SUMMARY, history_ends="last")
+    assert baselines.says("ctra", straight(6.0), later, 7.5) == Said()
+
+
+def test_motion_says_nothing_of_other_road_users():
+    assert baselines.says("ctra", straight(6.0), replace(SUMMARY, scenes=True), 7.5) is None
+
+
+# What they see.
+
+
+def a_track(seed=0, hz=20, noise_m=0.0):
+    """Poses and speeds of 20 s of town, as the cache's `track` and `egomotion` have them."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(0, 20, 1 / hz)
+    speed = 9 + 3 * np.sin(0.4 * t + rng.uniform(0, 6))
+    yaw = 0.8 * np.sin(0.25 * t + rng.uniform(0, 6))
+    fine = np.arange(0, 20, 0.001)
+    speed_fine, yaw_fine = np.interp(fine, t, speed), np.interp(fine, t, yaw)
+    x, y = (
+        np.cumsum(speed_fine * np.cos(yaw_fine)) / 1e3,
+        np.cumsum(speed_fine * np.sin(yaw_fine)) / 1e3,
+    )
+    xyz = np.stack([np.interp(t, fine, x), np.interp(t, fine, y), 0 * t], -1)
+    xyz[:, :2] += rng.normal(0, noise_m, (len(t), 2))
+    turn = Rotation.from_euler("z", yaw[:, None]).as_quat()
+    velocity = np.stack([speed * np.cos(yaw), speed * np.sin(yaw), 0 * t], -1)
+    driven = egomotion.path_length(xyz)[:, None]
+    track = np.concatenate([t[:, None] * 1e6, xyz, turn, driven], axis=1)
+    rows = np.concatenate([xyz, turn, velocity, driven], axis=1)
+    return t, speed, track, rows
+
+
+def test_poses_after_the_moment_change_nothing():
+    _, _, track, rows = a_track()
+    at = 200
+    now_us = int(track[at, 0])
+    spoilt = track.copy()
+    spoilt[at + 1 :, 1:4] = 1e3
+    pasts = [trajectory.past(now_us, rows[at], each) for each in (track, spoilt, track[: at + 1])]
+    after = trajectory.future(now_us, rows[at], track)
+    whole = Trajectory(
+        np.append(pasts[0].t_s, after.t_s),
+        np.append(pasts[0].xy_m, after.xy_m, axis=0),
+        np.append(pasts[0].yaw_rad, after.yaw_rad),
+        pasts[0].speed_mps,
+    )
+    for name in baselines.MODELS:
+        for form in (SUMMARY, FUTURE_V1, META_V1):
+            said = [baselines.says(name, past, form, 7.5) for past in (*pasts, whole)]
+            assert said[0] == said[1] == said[2] == said[3]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_noisy_places_of_a_drive_tell_its_mean_speed_and_its_turn(seed):
+    # The wheels' speed beside places that are 2 cm off, as a real car records them.
+    t, speed, track, rows = a_track(seed, noise_m=0.02)
+    assert track[-1, 8] / (t[-1] - t[0]) == pytest.approx(np.trapezoid(speed, t) / t[-1], rel=0.01)
+    off = {name: [] for name in baselines.MODELS}
+    for at in range(40, 260, 10):
+        moment = int(track[at, 0]), rows[at], track
+        after = trajectory.future(*moment)
+        for name, model in baselines.MODELS.items():
+            path = model(trajectory.past(*moment)).trajectory().xy_m
+            off[name].append(trajectories.at(path, after.xy_m, 3.0))
+    assert np.mean(off["ctra"]) < 0.8 * np.mean(off["constant_velocity"])

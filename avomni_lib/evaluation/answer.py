@@ -1,16 +1,19 @@
-"""What a model says about windows: greedy, in batches, and kept as it comes.
+"""What a model says about windows: greedy or sampled, in batches, and kept as it comes.
 
 A batch is answered once: every finished one is appended to a file beside the stage's outputs, and
-a run that is killed goes on after the last whole one. Batches always hold the same windows, so that
-the end is the same to the last bit with or without an interruption.
+a run that is killed goes on after the last whole one. Batches always hold the same windows and draw
+from seeds of their own, so that the end is the same to the last bit with or without an
+interruption.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,7 +21,7 @@ import numpy as np
 
 from avomni_lib import files
 from avomni_lib.plan import Bar
-from avomni_lib.training.generation import say
+from avomni_lib.training.generation import Sampling, say
 
 if TYPE_CHECKING:
     from avomni_lib.training.conversation import Conversation
@@ -27,7 +30,10 @@ logger = logging.getLogger(__name__)
 
 
 class Seen(Protocol):
-    """What gives a window's frames (`etl/windows.py`: Windows)."""
+    """What gives a window's frames (`etl/windows.py`: Windows, `training/views.py`).
+
+    Where it has an attribute `alike` that is true, all windows have the same frames.
+    """
 
     def frames(self, i: int) -> np.ndarray: ...
 
@@ -42,19 +48,20 @@ class Kept:
 
     def __init__(self, path: Path, key: str):
         self.path, self.key = Path(path), key
-        self.batches: dict[tuple[str, int], list[str]] = {}
+        self.batches: dict[tuple[str, int, int], list[str]] = {}
         for row in _whole_lines(self.path):
             if row.get("key") == key:
-                self.batches[row["model"], row["batch"]] = row["answers"]
+                self.batches[row["model"], row["sample"], row["batch"]] = row["answers"]
         if self.batches:
             logger.info("%d batches of answers are kept in %s", len(self.batches), self.path)
         elif self.path.exists():
             self.path.unlink()
 
-    def add(self, model: str, batch: int, answers: list[str]) -> None:
+    def add(self, model: str, sample: int, batch: int, answers: list[str]) -> None:
         """Append a batch; it is on the disk when this returns."""
-        self.batches[model, batch] = answers
-        row = {"key": self.key, "model": model, "batch": batch, "answers": answers}
+        self.batches[model, sample, batch] = answers
+        place = {"model": model, "sample": sample, "batch": batch}
+        row = {"key": self.key, **place, "answers": answers}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "ab") as file:
             # A line that was cut short by a kill ends here, and is skipped for ever after.
@@ -84,20 +91,6 @@ def key_of(**follows_from: Any) -> str:
     return files.hash_json(follows_from)
 
 
-def blind_answers(
-    model: Any, talk: Conversation, windows: Seen, indices: Sequence[int], max_new_tokens: int
-) -> list[str]:
-    """The same with every frame black: what the words alone give away.
-
-    Black windows are all alike, and every window is asked with the very same words, so one is asked
-    and its answer stands for all.
-    """
-    if not len(indices):
-        return []
-    black = np.zeros_like(windows.frames(int(indices[0])))
-    return say(model, talk, black[None], max_new_tokens) * len(indices)
-
-
 def answers(
     model: Any,
     talk: Conversation,
@@ -109,8 +102,15 @@ def answers(
     name: str = "adapted",
     kept: Kept | None = None,
     bar: Bar | None = None,
+    histories: Callable[[int], str] | None = None,
+    sampling: Sampling | None = None,
+    constrained: bool = False,
+    sample: int = 0,
 ) -> list[str]:
     """The model's answer for each of these windows, in their order.
+
+    Windows that are all alike (black ones) and are asked with the same words are asked once, and
+    the answer stands for all of them; not so where answers are drawn.
 
     Args:
         windows: Whose `frames(i)` are (T, H, W, 3) uint8 RGB.
@@ -119,17 +119,55 @@ def answers(
         name: The model's name in the ladder, under which its batches are kept.
         kept: Where finished batches go, and come from.
         bar: Moves by one a window.
+        histories: Index -> what its prompt tells of the car's past; nothing if None.
+        sampling: Draw the answers; its seed, `name`, `sample` and the batch's number make the seed
+            of a batch.
+        constrained: Nothing can be said that does not fit the target's pattern.
+        sample: Which of several drawn answers, under which its batches are kept.
+
+    Raises:
+        AvomniError: see `generation.say`.
     """
-    spoken: list[str] = []
-    for number, first in enumerate(range(0, len(indices), batch_size)):
-        chosen = indices[first : first + batch_size]
-        batch = kept.batches.get((name, number)) if kept else None
+    told = histories or _nothing
+    asked = [int(i) for i in indices]
+    places = list(range(len(asked)))
+    if sampling is None and getattr(windows, "alike", False):
+        asked, places = _differing(asked, [told(i) for i in asked])
+    waiting, spoken = Counter(places), []
+    for number, first in enumerate(range(0, len(asked), batch_size)):
+        chosen = asked[first : first + batch_size]
+        batch = kept.batches.get((name, sample, number)) if kept else None
         if batch is None:
-            frames = np.stack([windows.frames(int(i)) for i in chosen])
-            batch = say(model, talk, frames, max_new_tokens)
+            batch = say(
+                model,
+                talk,
+                np.stack([windows.frames(i) for i in chosen]),
+                max_new_tokens,
+                histories=[told(i) for i in chosen],
+                sampling=sampling and _of_batch(sampling, name, sample, number),
+                constrained=constrained,
+            )
             if kept:
-                kept.add(name, number, batch)
+                kept.add(name, sample, number, batch)
         spoken += batch
         if bar:
-            bar.update(len(chosen), note=name)
-    return spoken
+            bar.update(sum(waiting[first + i] for i in range(len(chosen))), note=name)
+    return [spoken[place] for place in places]
+
+
+def _nothing(index: int) -> str:
+    return ""
+
+
+def _differing(indices: list[int], told: list[str]) -> tuple[list[int], list[int]]:
+    """One window for each thing told, and where among these each window's answer will be."""
+    numbers: dict[str, int] = {}
+    places = [numbers.setdefault(words, len(numbers)) for words in told]
+    first = dict(zip(reversed(places), reversed(indices), strict=True))
+    return [first[place] for place in range(len(numbers))], places
+
+
+def _of_batch(sampling: Sampling, name: str, sample: int, batch: int) -> Sampling:
+    """With the seed of one batch."""
+    digest = files.hash_json([sampling.seed, name, sample, batch])
+    return dataclasses.replace(sampling, seed=int(digest[:15], 16))

@@ -1,37 +1,56 @@
-"""The ladder: the adapted model beside the best constants, its own base and its blind self."""
+"""The ladder: the adapted model beside all that a serious reader would ask about.
+
+Constants of the training split, motion that goes on as it was, a small network on that motion
+alone, the base, the model blind, trained blind, with its frames shuffled in time, with one camera.
+"""
 
 from __future__ import annotations
 
+import functools
 import html
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 
-from avomni_lib import files, hardware
-from avomni_lib.errors import AvomniError
-from avomni_lib.evaluation import answer, baselines, metrics
+from avomni_lib import files
+from avomni_lib.dataset import rig, split
+from avomni_lib.etl import leaks
+from avomni_lib.evaluation import answer, before_after, held_out, metrics, motion_rows
+from avomni_lib.evaluation.held_out import thinned
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar, Plan
-from avomni_lib.training import adapter
+from avomni_lib.training import adapter, samples
+from avomni_lib.training.targets import target
 
 if TYPE_CHECKING:
     from avomni_lib.etl.windows import Windows
-    from avomni_lib.training.targets import Target
+
+__all__ = ["ROWS", "Evaluated", "evaluate", "held_out_windows", "plan", "thinned"]
 
 ANSWERS_FILE = "answers.parquet"
 KEPT_FILE = "answers.partial.jsonl"
 ROWS = {
     "mean": "mean of the training split",
     "median": "median of the training split",
+    "constant_velocity": "constant velocity",
+    "ctra": "constant turn rate and acceleration",
+    "ego_mlp": "small network on past motion alone",
     "base": "base model, not adapted",
     "blind": "adapted model, shown black frames",
+    "trained_blind": "adapter trained on black frames",
+    "shuffled": "adapted model, frames shuffled in time",
+    "one_camera": "adapted model, one camera",
     "adapted": "adapted model",
 }
 # Fewer held-out windows or clips than these make a score that the next seed may turn over.
 FEW_WINDOWS, FEW_CLIPS = 200, 20
+BLIND = "blind"  # the second adapter's name beside the first
+BLIND_ROW = "trained_blind"
+
+held_out_windows = held_out.windows_of
 
 
 @dataclass(frozen=True)
@@ -39,7 +58,7 @@ class Evaluated:
     """What came out of an evaluation.
 
     Attributes:
-        answers: One row a window and model (`metrics.SCHEMA`).
+        answers: One row a window, row of the ladder and sample (`metrics.SCHEMA`).
         figures: As in `result.json`, recomputable from `answers` by `metrics.figures`.
         path: `answers.parquet`.
     """
@@ -48,26 +67,33 @@ class Evaluated:
     figures: dict[str, Any]
     path: Path
 
-    def score(self, model: str) -> metrics.Score:
-        return metrics.score(self.answers, model)
-
     def _lines(self) -> list[tuple[str, ...]]:
-        head = ("row", "speed MAE, m/s", "RMSE, m/s", "displacement MAE, m", "answers that parse")
-        lines = [head]
-        for model in metrics.models(self.answers):
-            of = self.score(model)
-            said = "" if model in ("mean", "median") else f"{of.num_valid:,} of {of.num_windows:,}"
-            errors = (of.speed_mae_mps, of.speed_rmse_mps, of.displacement_mae_m)
-            lines.append((ROWS.get(model, model), *(f"{value:.3f}" for value in errors), said))
+        ladder = self.figures["ladder"]
+        metric = ladder[0]["metric"]
+        lines = [("row", metric, "95 % interval", "row - model", "95 % interval", "can be read")]
+        for each in ladder:
+            lines.append(
+                (
+                    ROWS.get(each["name"], each["name"]),
+                    f"{each['value']:.3f}",
+                    interval(each["low"], each["high"]),
+                    "" if each["name"] == metrics.MODEL else f"{each['difference_to_model']:+.3f}",
+                    ""
+                    if each["name"] == metrics.MODEL
+                    else interval(each["difference_low"], each["difference_high"]),
+                    f"{each['valid_share']:.1%}",
+                )
+            )
         return lines
 
     def __str__(self) -> str:
         lines = self._lines()
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join(
+        table = [
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
             for line in lines
-        )
+        ]
+        return "\n".join([*table, "", *(claim["text"] for claim in self.figures["claims"])])
 
     __repr__ = __str__
 
@@ -76,93 +102,62 @@ class Evaluated:
             "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>"
             for line in self._lines()
         )
-        return f"<table>{rows}</table>"
-
-
-@dataclass(frozen=True)
-class Spoken:
-    """One window and what is said about it.
-
-    Attributes:
-        clip_id: Whose window it is.
-        frames: (T, H, W, 3) uint8 RGB.
-        true: The target's text.
-        base: The base model's answer.
-        adapted: The adapted model's; None where it was not asked.
-        speed_true_mps: What the car drove.
-        speed_base_mps, speed_adapted_mps: Read back; None where an answer does not parse.
-    """
-
-    clip_id: str
-    frames: np.ndarray
-    true: str
-    base: str
-    adapted: str | None
-    speed_true_mps: float
-    speed_base_mps: float | None
-    speed_adapted_mps: float | None
-
-
-def held_out_windows(p: Params) -> Windows:
-    """The windows of the split that the score is made on.
-
-    Raises:
-        AvomniError: no cache, splits that share a clip, or no window in the split.
-    """
-    from avomni_lib.etl.memmap import Cache
-    from avomni_lib.etl.windows import Windows, check_leaks
-
-    cache = Cache.open(p.cache_dir)
-    check_leaks(cache)
-    length, stride = p.processing.sequence_length, p.processing.stride
-    windows = Windows(cache, length, stride, split=p.evaluation.split)
-    if not len(windows):
-        raise AvomniError(
-            f"no window to score: no clip of the split {p.evaluation.split!r} has {length} frames",
-            where=str(p.cache_dir),
-            fix="take more chunks (download.target_chunks), choose another evaluation.split, "
-            "or lower processing.sequence_length",
+        claims = "".join(
+            f"<li>{html.escape(claim['text'])}</li>" for claim in self.figures["claims"]
         )
-    return windows
+        return f"<table>{rows}</table><ul>{claims}</ul>"
 
 
-def thinned(num_windows: int, max_windows: int | None) -> list[int]:
-    """Indices of at most `max_windows` windows, evenly spaced over all of them."""
-    num = min(num_windows, max_windows or num_windows)
-    return [i * num_windows // num for i in range(num)]
+def interval(low: float | None, high: float | None) -> str:
+    return "none" if low is None or high is None else f"{low:.3f} to {high:.3f}"
 
 
 def plan(p: Params) -> Plan:
     """Windows, clips and answers, before any model is loaded.
 
     Raises:
-        AvomniError: no cache, no held-out window, no trained adapter, or one that was trained on
-            a held-out clip.
+        AvomniError: no cache, no held-out window, no trained adapter, or a leak between splits.
     """
     windows = held_out_windows(p)
     chosen = thinned(len(windows), p.evaluation.max_windows)
-    record = _record(p, windows)
+    record = _checked(p, windows)
     num_clips = len({windows[i].clip_id for i in chosen})
-    num_answers = 2 * len(chosen) + 1
+    asked = _asked_rows(p)
+    num_samples = _num_samples(p)
+    num_answers = (len(asked) + num_samples) * len(chosen)
     thinning = "" if len(chosen) == len(windows) else f", thinned from {len(windows):,}"
     rows = [
-        ("windows", f"{len(chosen):,}", f"split {p.evaluation.split}{thinning}"),
-        ("clips", f"{num_clips:,}", "none of them was trained on"),
+        ("target", p.training.target, target(p.training.target).question),
+        (
+            "windows",
+            f"{len(chosen):,}",
+            "; ".join(
+                filter(None, [f"split {p.evaluation.split}{thinning}", samples.left_out(windows)])
+            ),
+        ),
+        ("clips", f"{num_clips:,}", "none of them was trained on, none is in another split too"),
         ("adapter", f"of {record['base_model']}", f"in {adapter.adapter_dir(p)}"),
+        ("rows", f"{len(ROWS) - (BLIND_ROW not in asked)}", f"asked of models: {', '.join(asked)}"),
         (
             "answers",
             f"{num_answers:,}",
-            f"base and adapted each, {p.evaluation.batch_size} at a time, "
-            f"{p.evaluation.max_new_tokens} tokens at most; one blind",
+            f"{p.evaluation.batch_size} at a time, {p.evaluation.max_new_tokens} tokens at most; "
+            "black frames without a history are all alike and asked once",
         ),
     ]
-    few = len(chosen) < FEW_WINDOWS or num_clips < FEW_CLIPS
-    warning = (
-        f"{len(chosen):,} windows of {num_clips} clips make a coarse score (fewer than "
-        f"{FEW_WINDOWS} or {FEW_CLIPS}): take more chunks or raise evaluation.max_windows"
-    )
+    warnings = []
+    if len(chosen) < FEW_WINDOWS or num_clips < FEW_CLIPS:
+        warnings.append(
+            f"{len(chosen):,} windows of {num_clips} clips make a coarse score (fewer than "
+            f"{FEW_WINDOWS} or {FEW_CLIPS}): take more chunks or raise evaluation.max_windows"
+        )
+    if BLIND_ROW not in asked:
+        warnings.append(
+            "no adapter was trained on black frames: what the words alone teach is not in the "
+            "ladder; set training.blind_steps and run 05_train"
+        )
     figures = {"num_windows": len(chosen), "num_clips": num_clips, "num_answers": num_answers}
-    return Plan("what 06_evaluate will do", rows, [warning] if few else [], figures)
+    return Plan("what 06_evaluate will do", rows, warnings, figures)
 
 
 def evaluate(p: Params, folder: Path, progress: type[Bar] = Bar) -> Evaluated:
@@ -176,132 +171,129 @@ def evaluate(p: Params, folder: Path, progress: type[Bar] = Bar) -> Evaluated:
     Raises:
         AvomniError: see `plan`; the adapter does not belong to these parameters.
     """
-    from avomni_lib.training import samples
-
     windows = held_out_windows(p)
-    _record(p, windows)
+    _checked(p, windows)
     chosen = thinned(len(windows), p.evaluation.max_windows)
-    constants = baselines.constants(_truths(samples.train_windows(p)))
-    with progress(total=2 * len(chosen) + 1, unit="answer", label="evaluating") as bar:
-        tuned, talk, choices = _models(p, windows)
+    asked, about = held_out.asked(p, windows, chosen), target(p.training.target)
+    texts: dict[tuple[str, int], Sequence[str | None]] = {
+        (name, 0): said
+        for name, said in motion_rows.texts(
+            about, samples.train_windows(p), windows, chosen, p.run.seed
+        ).items()
+    }
+    with progress(
+        total=(len(_asked_rows(p)) + _num_samples(p)) * len(chosen),
+        unit="answer",
+        label="evaluating",
+    ) as bar:
+        tuned, talk, choices = before_after.models(p, windows)
         kept = answer.Kept(folder / KEPT_FILE, _key(p, windows, choices))
-        options = {
-            "batch_size": p.evaluation.batch_size,
-            "max_new_tokens": p.evaluation.max_new_tokens,
-            "kept": kept,
-            "bar": bar,
-        }
-        with tuned.disable_adapter():
-            base = answer.answers(tuned, talk, windows, chosen, name="base", **options)
-        blind = answer.blind_answers(tuned, talk, windows, chosen, p.evaluation.max_new_tokens)
-        bar.update(1, note="blind")
-        adapted = answer.answers(tuned, talk, windows, chosen, name="adapted", **options)
-    num = len(chosen)
-    said = {name: [constants[name]] * num for name in constants}
-    texts = {name: [None] * num for name in constants}
-    for name, spoken in (("base", base), ("blind", blind), ("adapted", adapted)):
-        texts[name], said[name] = spoken, [talk.target.parse(text) for text in spoken]
-    places = [(windows[i].clip_id, windows[i].number) for i in chosen]
-    true = list(_truths(windows, chosen))
+        ask = functools.partial(
+            answer.answers,
+            tuned,
+            talk,
+            indices=chosen,
+            batch_size=p.evaluation.batch_size,
+            max_new_tokens=p.evaluation.max_new_tokens,
+            kept=kept,
+            bar=bar,
+            histories=lambda index: samples.history_of(index, windows, talk),
+            constrained=p.evaluation.constrained,
+        )
+        texts |= _said(p, tuned, windows, ask)
     table = pa.concat_tables(
-        metrics.rows(name, *zip(*places, strict=True), true, said[name], texts[name])
-        for name in ROWS
+        metrics.rows(name, about, asked, texts[name, sample], sample)
+        for name, sample in sorted(texts, key=lambda key: (list(ROWS).index(key[0]), key[1]))
     )
     path = metrics.write(table, folder / ANSWERS_FILE)
     kept.remove()
-    return Evaluated(table, metrics.figures(table), path)
+    figures = metrics.figures(table) | {
+        "target": about.name,
+        "ego_history": p.prompt.ego_history,
+        "constrained": p.evaluation.constrained,
+        "num_short": windows.num_short,
+        "num_unknown": windows.num_unknown,
+        "split_sha256": split.sha256_of(p),
+    }
+    return Evaluated(table, figures, path)
 
 
-def before_after(p: Params, window: int = 0, adapted: bool = True) -> Spoken:
-    """What the base model and the adapted one say about the same held-out window.
+def _said(p: Params, tuned: Any, windows: Windows, ask: Any) -> dict[tuple[str, int], list[str]]:
+    """What the models say: (row, sample) -> an answer a window."""
+    from avomni_lib.training import model, views
+    from avomni_lib.training.generation import Sampling
 
-    Args:
-        window: Index in the windows of `evaluation.split`.
-        adapted: Ask the adapted model too; before there is one only the base can be asked.
+    said: dict[tuple[str, int], list[str]] = {}
+    with tuned.disable_adapter():
+        said["base", 0] = ask(windows=windows, name="base")
+    said["blind", 0] = ask(windows=views.Black(windows), name="blind")
+    shuffled = views.Shuffled(windows, p.run.seed)
+    said["shuffled", 0] = ask(windows=shuffled, name="shuffled")
+    said["one_camera", 0] = ask(windows=views.OneCamera(windows, _camera(p)), name="one_camera")
+    said["adapted", 0] = ask(windows=windows, name="adapted")
+    for sample in range(1, _num_samples(p) + 1):
+        sampling = Sampling(p.evaluation.temperature, p.evaluation.top_p, p.run.seed)
+        said["adapted", sample] = ask(
+            windows=windows, name="adapted", sampling=sampling, sample=sample
+        )
+    if (folder := _blind_adapter(p)) is not None:
+        model.add_second(tuned, folder, BLIND)
+        tuned.set_adapter(BLIND)
+        said[BLIND_ROW, 0] = ask(windows=views.Black(windows), name=BLIND_ROW)
+    return said
+
+
+def _asked_rows(p: Params) -> list[str]:
+    rows = ["base", "blind", "shuffled", "one_camera", "adapted"]
+    return rows + ([BLIND_ROW] if _blind_adapter(p) is not None else [])
+
+
+def _num_samples(p: Params) -> int:
+    """Sampled answers a window: of several futures the best is a figure, of a speed it is not."""
+    says_future = target(p.training.target).name in ("future_v1", "full_v1")
+    return p.evaluation.num_samples if says_future else 0
+
+
+def _camera(p: Params) -> str:
+    """The one camera that is left: front wide, or the grid's first."""
+    cameras = rig.grid(p.vision.camera_setup).cameras
+    return (rig.FRONT_WIDE if rig.FRONT_WIDE in cameras else cameras[0]).name
+
+
+def _blind_adapter(p: Params) -> Path | None:
+    """The folder of the adapter that was trained on black frames, where there is one."""
+    blind = p.blinded()
+    if blind is None or not (adapter.adapter_dir(blind) / adapter.RECORD_FILE).exists():
+        return None
+    return adapter.adapter_dir(blind)
+
+
+def _checked(p: Params, windows: Windows) -> dict[str, Any]:
+    """What the adapter was made from; nothing of it may have seen what it is scored on.
 
     Raises:
-        AvomniError: see `plan`; there is no such window.
+        AvomniError: no adapter; a leak.
     """
-    windows = held_out_windows(p)
-    if not 0 <= window < len(windows):
-        raise AvomniError(
-            f"no window {window}: the split {p.evaluation.split!r} has {len(windows)}, from 0",
-        )
-    frames = np.array(windows.frames(window))
-    target, before, after = _said(p, windows, frames, adapted)
-    hardware.release_memory()  # the training that follows is another process
-    truth = windows.truth(window)
-    read = [target.parse(text or "") for text in (before, after)]
-    return Spoken(
-        clip_id=windows[window].clip_id,
-        frames=frames,
-        true=target.render(truth),
-        base=before,
-        adapted=after,
-        speed_true_mps=truth.speed_mps,
-        speed_base_mps=read[0] and read[0].speed_mps,
-        speed_adapted_mps=read[1] and read[1].speed_mps,
-    )
+    from avomni_lib.training import model
 
-
-def _said(
-    p: Params, windows: Windows, frames: np.ndarray, adapted: bool
-) -> tuple[Target, str, str | None]:
-    """The target, and what the base and the adapted model say about one window's frames."""
-    model, talk, _ = _models(p, windows, adapted)
-
-    def say() -> str:
-        return answer.say(model, talk, frames[None], p.evaluation.max_new_tokens)[0]
-
-    if not adapted:
-        return talk.target, say(), None
-    after = say()
-    with model.disable_adapter():
-        return talk.target, say(), after
-
-
-def _models(p: Params, windows: Windows, adapted: bool = True) -> tuple[Any, Any, dict[str, Any]]:
-    """The base model with or without its adapter, the conversation, and what was chosen."""
-    from avomni_lib.training import model, samples
-    from avomni_lib.training.backbones import backbone
-
-    base = model.load_base(p)
-    kind = backbone(p.model.backbone, base.model.config)
-    talk = samples.conversation_of(p, windows, base.tokenizer, kind)
-    if not adapted:
-        return base.model.eval(), talk, base.choices
-    return model.load_adapter(base.model, adapter.adapter_dir(p), p), talk, base.choices
-
-
-def _record(p: Params, windows: Windows) -> dict[str, Any]:
-    """What the adapter was made from; it must not have seen a clip that it is scored on."""
-    folder = adapter.adapter_dir(p)
-    record = adapter.read_record(folder)
-    held_out = {windows[i].clip_id for i in range(len(windows))}
-    seen = sorted(held_out & set(record["training_clip_ids"]))
-    if seen:
-        raise AvomniError(
-            f"the adapter was trained on {len(seen)} of the {len(held_out)} clips of the split "
-            f"{p.evaluation.split!r}, such as {seen[0]}",
-            where=str(folder),
-            fix="run 05_train again: the splits have changed since",
-        )
+    record = adapter.read_record(adapter.adapter_dir(p))
+    ids = {windows[i].clip_id for i in range(len(windows))}
+    leaks.check_all(p, windows.cache, ids, record, locate=model.base_location)
+    if (blind := _blind_adapter(p)) is not None:
+        leaks.check_training_lists(ids, {"the blind adapter": adapter.read_record(blind)})
     return record
-
-
-def _truths(windows: Windows, indices: list[int] | None = None) -> list[tuple[float, float]]:
-    """(speed m/s, displacement m) of windows; displacement is the length of the path driven."""
-    indices = range(len(windows)) if indices is None else indices
-    truths = [windows.truth(i) for i in indices]
-    return [(truth.speed_mps, truth.path_m) for truth in truths]
 
 
 def _key(p: Params, windows: Windows, choices: dict[str, Any]) -> str:
     """Hash of all that answers follow from."""
-    whole = [path for path in adapter.adapter_dir(p).iterdir() if path.is_file()]
+    folders = [adapter.adapter_dir(p), _blind_adapter(p)]
+    whole = [path for folder in folders if folder for path in folder.iterdir() if path.is_file()]
     return answer.key_of(
-        params=p.values("processing", "vision", "model", "training.target", "evaluation"),
-        adapter={path.name: files.sha256_file(path) for path in whole},
+        params=p.values(
+            *("processing", "vision", "prompt", "model", "training.target", "evaluation"),
+            "run.seed",
+        ),
+        adapter={f"{path.parent.name}/{path.name}": files.sha256_file(path) for path in whole},
         cache=windows.cache.digest,
         choices={name: choice.value for name, choice in choices.items()},
     )

@@ -1,0 +1,106 @@
+"""What the base model and the adapted one say about the same window."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from avomni_lib import hardware
+from avomni_lib.errors import AvomniError
+from avomni_lib.evaluation import held_out
+from avomni_lib.params import Params
+from avomni_lib.training import adapter
+from avomni_lib.training.generation import say
+
+if TYPE_CHECKING:
+    from avomni_lib.etl.windows import Windows
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """One window and what is said about it.
+
+    Attributes:
+        clip_id: Whose window it is.
+        frames: (T, H, W, 3) uint8 RGB.
+        true: The target's text.
+        base: The base model's answer.
+        adapted: The adapted model's; None where it was not asked.
+        speed_true_mps: What the car drove.
+        speed_base_mps, speed_adapted_mps: Read back; None where an answer tells none.
+    """
+
+    clip_id: str
+    frames: np.ndarray
+    true: str
+    base: str
+    adapted: str | None
+    speed_true_mps: float
+    speed_base_mps: float | None
+    speed_adapted_mps: float | None
+
+
+def before_after(p: Params, window: int = 0, adapted: bool = True) -> Spoken:
+    """What the base model and the adapted one say about the same held-out window.
+
+    Args:
+        window: Index in the windows of `evaluation.split`.
+        adapted: Ask the adapted model too; before there is one only the base can be asked.
+
+    Raises:
+        AvomniError: there is no cache, no such window, or no adapter that belongs to `p`.
+    """
+    windows = held_out.windows_of(p)
+    if not 0 <= window < len(windows):
+        raise AvomniError(
+            f"no window {window}: the split {p.evaluation.split!r} has {len(windows)}, from 0",
+        )
+    frames = np.array(windows.frames(window))
+    talk, before, after = _said(p, windows, window, frames, adapted)
+    hardware.release_memory()  # the training that follows is another process
+    truth = windows.truth(window)
+    read = [talk.target.read(text or "") for text in (before, after)]
+    return Spoken(
+        clip_id=windows[window].clip_id,
+        frames=frames,
+        true=talk.target.render(truth),
+        base=before,
+        adapted=after,
+        speed_true_mps=truth.speed_mps,
+        speed_base_mps=read[0] and read[0].speed_mps,
+        speed_adapted_mps=read[1] and read[1].speed_mps,
+    )
+
+
+def models(p: Params, windows: Windows, adapted: bool = True) -> tuple[Any, Any, dict[str, Any]]:
+    """The base model with or without its adapter, the conversation, and what was chosen."""
+    from avomni_lib.training import model, samples
+    from avomni_lib.training.backbones import backbone
+
+    base = model.load_base(p)
+    kind = backbone(p.model.backbone, base.model.config)
+    talk = samples.conversation_of(p, windows, base.tokenizer, kind)
+    if not adapted:
+        return base.model.eval(), talk, base.choices
+    return model.load_adapter(base.model, adapter.adapter_dir(p), p), talk, base.choices
+
+
+def _said(
+    p: Params, windows: Windows, index: int, frames: np.ndarray, adapted: bool
+) -> tuple[Any, str, str | None]:
+    """The conversation, and what the base and the adapted model say about one window."""
+    from avomni_lib.training import samples
+
+    model, talk, _ = models(p, windows, adapted)
+    told = [samples.history_of(index, windows, talk)]
+
+    def say_once() -> str:
+        return say(model, talk, frames[None], p.evaluation.max_new_tokens, histories=told)[0]
+
+    if not adapted:
+        return talk, say_once(), None
+    after = say_once()
+    with model.disable_adapter():
+        return talk, say_once(), after

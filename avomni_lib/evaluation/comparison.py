@@ -1,0 +1,268 @@
+"""Two runs side by side, on the windows that both answered for, with paired intervals."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from avomni_lib import files
+from avomni_lib.errors import AvomniError
+from avomni_lib.evaluation import bootstrap, metrics
+from avomni_lib.evaluation.aligned import MODEL, Aligned
+from avomni_lib.evaluation.claims import FEWEST_CLIPS
+from avomni_lib.evaluation.scores import Scores, metric
+
+ANSWERS, STAGE, RESULT = "answers.parquet", "06_evaluate", "result.json"
+HEAD = ("row", "figure", "A", "B", "B − A", "95 % interval", "")
+TRUE = ("speed_true_mps", "displacement_true_m", "chord_true_m", "duration_s", "turn_rad")
+TRUE_WORDS = ("along_true", "across_true", "cause_true")
+# Two builds of a cache on two machines agree to far less than this, in m, s, m/s and rad.
+AGREES = 1e-4
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What came out of a comparison.
+
+    Attributes:
+        figures: Plain values: `runs` {A, B} paths, `targets` {A, B}, `num_windows` and `num_clips`
+            that both have, `num_windows_only_in` {A, B}, `warnings`, and `rows`: row of the ladder
+            -> figure -> {a, b, difference, low, high}. A difference is B's figure minus A's, with
+            its 95 % interval; None where it cannot be said.
+    """
+
+    figures: dict[str, Any]
+
+    def lines(self) -> list[tuple[str, ...]]:
+        """Every figure of the model, and of the other rows the one that they stand by."""
+        rows, num_clips = self.figures["rows"], self.figures["num_clips"]
+        return [
+            _line(row, name, of[name], num_clips)
+            for row, of in rows.items()
+            for name in (of if row == MODEL else list(of)[:1])
+        ]
+
+    def title(self) -> list[str]:
+        figures = self.figures
+        runs, targets, only = (figures[name] for name in ("runs", "targets", "num_windows_only_in"))
+        return [
+            *(f"{side}: {runs[side]} ({targets[side]})" for side in ("A", "B")),
+            f"{figures['num_windows']:,} windows of {figures['num_clips']:,} clips in both; "
+            f"{only['A']:,} only in A, {only['B']:,} only in B",
+        ]
+
+    def __str__(self) -> str:
+        lines = [HEAD, *self.lines()]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        table = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in lines
+        ]
+        warnings = [f"! {warning}" for warning in self.figures["warnings"]]
+        return "\n".join([*self.title(), *warnings, "", *table])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        def cells(line: Iterable[str], tag: str) -> str:
+            style = " style='text-align:left'"
+            return "".join(f"<{tag}{style}>{html.escape(cell)}</{tag}>" for cell in line)
+
+        title = "<br>".join(map(html.escape, self.title()))
+        warnings = "".join(
+            f"<p><b>Note:</b> {html.escape(warning)}</p>" for warning in self.figures["warnings"]
+        )
+        body = "".join(f"<tr>{cells(line, 'td')}</tr>" for line in self.lines())
+        return f"<p>{title}</p>{warnings}<table><tr>{cells(HEAD, 'th')}</tr>{body}</table>"
+
+
+def compare(run_a: Path | str, run_b: Path | str, seed: int = 0) -> Compared:
+    """Put two runs side by side.
+
+    An answer that cannot be read counts as the mean's of its own run. The figures are of the
+    windows that both runs answered for, and so may differ from each run's own.
+
+    Args:
+        run_a, run_b: Each a run's folder (outputs/<run>), its folder of 06_evaluate, or a file of
+            answers.
+        seed: Of the resamples of clips.
+
+    Raises:
+        AvomniError: there is no such run, it has no answers, the two have no window, row or figure
+            in common, or what is true of a window differs.
+    """
+    paths = {"A": _answers(run_a), "B": _answers(run_b)}
+    tables = {side: metrics.read(path) for side, path in paths.items()}
+    keys = {side: _windows(table) for side, table in tables.items()}
+    common = keys["A"] & keys["B"]
+    if not common:
+        raise AvomniError(
+            f"no window in common: {len(keys['A']):,} and {len(keys['B']):,} windows of other "
+            "clips or places",
+            where=_both(paths),
+            fix="compare runs of one data set and one evaluation.split",
+        )
+    scores = {side: Scores(Aligned.of(_only(table, common))) for side, table in tables.items()}
+    a, b = (one.aligned for one in scores.values())
+    _check_truth(a, b, _both(paths))
+    rows = _rows(scores["A"], scores["B"], seed)
+    if not rows:
+        raise AvomniError(
+            f"no row of the ladder and figure in common: A says {a.target}, B says {b.target}",
+            where=_both(paths),
+            fix="compare runs whose training.target says the same things, such as summary_v1 and "
+            "full_v1",
+        )
+    figures = {
+        "runs": {side: str(path) for side, path in paths.items()},
+        "targets": {"A": a.target, "B": b.target},
+        "num_windows": len(common),
+        "num_clips": a.num_clips,
+        "num_windows_only_in": {side: len(keys[side] - common) for side in keys},
+        "warnings": _warnings(paths, a.num_clips),
+        "rows": rows,
+    }
+    return Compared(figures)
+
+
+def _rows(a: Scores, b: Scores, seed: int) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Row -> figure -> what stands in the table, the model's row first."""
+    names = [name for name in a.aligned.names if name in b.aligned.names]
+    names.sort(key=lambda name: name != MODEL)
+    rows: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for figure in (name for name in a.names if name in b.names):
+        of_a, of_b = a.rows(figure), b.rows(figure)
+        shared = [row for row in names if row in of_a and row in of_b]
+        keep = a.about(figure) & b.about(figure)
+        one, other = (
+            scores.statistic(figure, keep).rows([of.index(row) for row in shared])
+            for scores, of in ((a, of_a), (b, of_b))
+        )
+        for row, each in zip(shared, _paired(one, other, seed), strict=True):
+            rows[row][figure] = each
+    return {row: of for row, of in rows.items() if of}
+
+
+def _paired(
+    one: bootstrap.Statistic, other: bootstrap.Statistic, seed: int
+) -> list[dict[str, float | None]]:
+    """What two runs get of one figure on the same windows, row by row, on the same resamples."""
+    joined, num = one.beside(other), one.sums.shape[1]
+    values, found = joined.value(), []
+    resampled = joined.resampled(seed=seed)
+    apart = None if resampled is None else resampled[:, num:] - resampled[:, :num]
+    differences = bootstrap.bounded(values[num:] - values[:num], apart)
+    for i, difference in enumerate(differences):
+        known = difference.value is not None
+        found.append(
+            {
+                "a": float(values[i]) if known else None,
+                "b": float(values[num + i]) if known else None,
+                "difference": difference.value,
+                "low": difference.low,
+                "high": difference.high,
+            }
+        )
+    return found
+
+
+def _line(row: str, name: str, each: dict[str, float | None], num_clips: int) -> tuple[str, ...]:
+    if each["difference"] is None:
+        return (row, name, "", "", "", "", "no window tells")
+    low, high = each["low"], each["high"]
+    interval = "" if low is None else f"{low:+.3f} to {high:+.3f}"
+    if low is None or num_clips < FEWEST_CLIPS:
+        verdict = "too few clips to say"
+    elif low <= 0 <= high:
+        verdict = "no difference shown"
+    else:
+        verdict = "B is better" if (low > 0) == metric(name).more_is_better else "A is better"
+    numbers = (f"{each['a']:.3f}", f"{each['b']:.3f}", f"{each['difference']:+.3f}")
+    return (row, name, *numbers, interval, verdict)
+
+
+def _answers(run: Path | str) -> Path:
+    """The file of answers that a folder or a file means."""
+    path = Path(run).expanduser()
+    path = path if path.exists() else files.resolve(path)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise AvomniError(
+            "no such run", where=str(path), fix="name a run's folder, such as outputs/demo"
+        )
+    found = [path / STAGE / ANSWERS, path / ANSWERS]
+    if not any(each.is_file() for each in found):
+        raise AvomniError(
+            "this run has no answers yet", where=str(found[0]), fix="run its 06_evaluate first"
+        )
+    return next(each for each in found if each.is_file())
+
+
+def _windows(table: pa.Table) -> set[tuple[str, int]]:
+    return set(zip(table["clip_id"].to_pylist(), table["window"].to_pylist(), strict=True))
+
+
+def _only(table: pa.Table, windows: set[tuple[str, int]]) -> pa.Table:
+    keys = zip(table["clip_id"].to_pylist(), table["window"].to_pylist(), strict=True)
+    return table.filter(pa.array([key in windows for key in keys]))
+
+
+def _check_truth(a: Aligned, b: Aligned, where: str) -> None:
+    """Refuse runs that disagree about what the car did: then the windows are not the same.
+
+    Raises:
+        AvomniError: naming the first window, and what is said of it.
+    """
+    for name in (*TRUE, *TRUE_WORDS):
+        of_a, of_b = a.true(name), b.true(name)
+        if name in TRUE:
+            differ = ~np.isclose(of_a, of_b, rtol=0, atol=AGREES, equal_nan=True)
+        else:
+            # A run of another target has no such truth, and nothing to disagree about.
+            differ = ~(np.equal(of_a, of_b) | np.equal(of_a, None) | np.equal(of_b, None))
+        if differ.any():
+            i = int(np.argmax(differ))
+            clip_id, window = a.true("clip_id")[i], a.true("window")[i]
+            raise AvomniError(
+                f"the runs disagree about {int(differ.sum()):,} of {len(differ):,} windows: "
+                f"{name} of window {window} of clip {clip_id} is {of_a[i]} in A and {of_b[i]} "
+                "in B",
+                where=where,
+                fix="compare runs of the same processing.sequence_length, stride and sample_hz",
+            )
+
+
+def _warnings(paths: dict[str, Path], num_clips: int) -> list[str]:
+    hashes = {side: _split_sha256(path) for side, path in paths.items()}
+    warnings = []
+    if hashes["A"] != hashes["B"]:
+        told = ", ".join(f"{side} {(each or 'not recorded')[:12]}" for side, each in hashes.items())
+        warnings.append(
+            f"the runs were split differently (split_sha256: {told}): one may have trained on "
+            "clips that the other is scored on"
+        )
+    if num_clips < FEWEST_CLIPS:
+        warnings.append(
+            f"{num_clips} clip{'' if num_clips == 1 else 's'} in common: intervals of fewer than "
+            f"{FEWEST_CLIPS} clips are too narrow to be trusted"
+        )
+    return warnings
+
+
+def _split_sha256(answers: Path) -> str | None:
+    """Of the result that stands beside a file of answers."""
+    try:
+        return files.read_json(answers.with_name(RESULT))["figures"].get("split_sha256")
+    except (AvomniError, OSError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _both(paths: dict[str, Path]) -> str:
+    return " and ".join(map(str, paths.values()))

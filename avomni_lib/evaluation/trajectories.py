@@ -1,0 +1,176 @@
+"""How far a predicted path is from the driven one, and whether a person could sit in that car.
+
+Paths are seen from above in the rig's frame at the last frame of a window: x forward, y left, in
+metres, the rig itself at (0, 0) at t = 0. A path is said in 16 waypoints 0.4 s apart and judged at
+the 64 steps of 0.1 s that are known of the true one. Leading axes are windows, samples or both.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from avomni_lib.etl.trajectory import STEP_S
+from avomni_lib.training.targets import future
+from avomni_lib.training.targets.future import NUM_WAYPOINTS, STEPS_APART
+
+APART_S = STEPS_APART * STEP_S
+MOMENTS_S = {"at_1s_m": 1.0, "at_3s_m": 3.0, "at_5s_m": 5.0, "at_6_4s_m": 6.4}
+MISS_M = 2.0
+# Shorter hops tell no direction of travel: 1 cm, from the step before to the step after, is the
+# noise of good positions; 20 cm between waypoints is well above what they are rounded to.
+STANDSTILL_M, STANDSTILL_APART_M = 0.01, 0.2
+
+# (least, most), in m/s², m/s³, rad/s and rad/s²: nuPlan's devkit, `ego_is_comfortable` with the
+# thresholds of its low-level metrics (motional/nuplan-devkit, nuplan/planning/metrics).
+COMFORT = {
+    "lon_accel": (-4.05, 2.40),
+    "lat_accel": (-4.89, 4.89),
+    "jerk": (-8.37, 8.37),
+    "lon_jerk": (-4.13, 4.13),
+    "yaw_rate": (-0.95, 0.95),
+    "yaw_accel": (-1.93, 1.93),
+}
+
+# (64, 16): what each waypoint has in each step. A path on straight lines is a sum of these.
+_STEPS = np.stack(
+    [future.at_10hz(np.stack([one, one], axis=1))[:, 0] for one in np.eye(NUM_WAYPOINTS)], axis=1
+)
+
+
+def at_10hz(waypoints_m: np.ndarray) -> np.ndarray:
+    """(…, 64, 2) float64 every 0.1 s of (…, 16, 2), as `targets.future.at_10hz` has it for one."""
+    return _STEPS @ np.asarray(waypoints_m, dtype=np.float64)
+
+
+def distances(said_m: np.ndarray, true_m: np.ndarray) -> np.ndarray:
+    """(…, 64) metres between two paths (…, 64, 2), step by step."""
+    return np.linalg.norm(np.asarray(said_m) - true_m, axis=-1)
+
+
+def ade(said_m: np.ndarray, true_m: np.ndarray) -> np.ndarray:
+    """(…) metres: the average displacement error, the mean distance over the 6.4 s."""
+    return distances(said_m, true_m).mean(axis=-1)
+
+
+def fde(said_m: np.ndarray, true_m: np.ndarray) -> np.ndarray:
+    """(…) metres: the final displacement error, the distance after 6.4 s."""
+    return distances(said_m, true_m)[..., -1]
+
+
+def at(said_m: np.ndarray, true_m: np.ndarray, after_s: float) -> np.ndarray:
+    """(…) metres: the distance `after_s` seconds after the last frame, a multiple of 0.1."""
+    return distances(said_m, true_m)[..., round(after_s / STEP_S) - 1]
+
+
+def missed(said_m: np.ndarray, true_m: np.ndarray) -> np.ndarray:
+    """(…) bool: whether the path ends more than 2 m from where the car was."""
+    return fde(said_m, true_m) > MISS_M
+
+
+def min_ade(samples_m: np.ndarray, true_m: np.ndarray) -> np.ndarray:
+    """(N,) metres: the ADE of the best of K samples.
+
+    Args:
+        samples_m: (N, K, 64, 2).
+        true_m: (N, 64, 2).
+    """
+    return ade(samples_m, np.asarray(true_m)[..., None, :, :]).min(axis=-1)
+
+
+def along_across(said_m: np.ndarray, true_m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Errors ahead of the true place and to its left, two arrays (…, 64) of metres, signed.
+
+    Ahead is where the true path goes at that step: from the step before to the step after. Where
+    the car stands it is where it last went, and before it ever moved the rig's own x.
+    """
+    true = np.asarray(true_m, dtype=np.float64)
+    path = _from_origin(true)
+    after = np.concatenate([path[..., 2:, :], path[..., -1:, :]], axis=-2)
+    ahead = _directions(after - path[..., :-1, :], STANDSTILL_M)
+    error = np.asarray(said_m) - true
+    along = (error * ahead).sum(axis=-1)
+    across = ahead[..., 0] * error[..., 1] - ahead[..., 1] * error[..., 0]
+    return along, across
+
+
+def figures(waypoints_m: np.ndarray, true_m: np.ndarray) -> dict[str, np.ndarray]:
+    """What is said of each of N windows against what was driven; the means are the figures.
+
+    Args:
+        waypoints_m: (N, 16, 2), as said.
+        true_m: (N, 64, 2), as driven.
+
+    Returns:
+        (N,) each: `ade_m`, `fde_m`, `at_1s_m` … `at_6_4s_m`, `along_m` and `across_m` (means of
+        the unsigned errors), and `miss_rate` and `comfort_share`, which are 0 or 1.
+    """
+    said = at_10hz(waypoints_m)
+    along, across = along_across(said, true_m)
+    return {
+        "ade_m": ade(said, true_m),
+        "fde_m": fde(said, true_m),
+        **{name: at(said, true_m, after_s) for name, after_s in MOMENTS_S.items()},
+        "along_m": np.abs(along).mean(axis=-1),
+        "across_m": np.abs(across).mean(axis=-1),
+        "miss_rate": missed(said, true_m).astype(np.float64),
+        "comfort_share": comfortable(waypoints_m).astype(np.float64),
+    }
+
+
+def comfort(waypoints_m: np.ndarray) -> dict[str, np.ndarray]:
+    """What a passenger would feel on a path (…, 16, 2), by the names of `COMFORT`.
+
+    Taken from the differences of the waypoints themselves: at 10 Hz each would be a corner. The
+    heading is where the path goes, kept while the car stands and as it was while it drives
+    backwards. As in nuPlan, `jerk` is the change of the acceleration's magnitude. Unlike there,
+    nothing is smoothed: 0.4 s do that already.
+
+    Returns:
+        (…, 15) for accelerations and yaw rate, 0.4 s apart from t = 0.4 s on; (…, 14) for what
+        changes from one of them to the next.
+    """
+    hops = np.diff(_from_origin(np.asarray(waypoints_m, dtype=np.float64)), axis=-2)
+    ahead = _directions(hops, STANDSTILL_APART_M)
+    yaw = np.arctan2(ahead[..., 1], ahead[..., 0])
+    # No car turns by 90 degrees in 0.4 s: who seems to has changed to reverse. The first heading is
+    # the rig's own, 0.
+    yaw = np.unwrap(np.concatenate([np.zeros_like(yaw[..., :1]), yaw], axis=-1), period=np.pi)
+    yaw = yaw[..., 1:]
+    speed = (hops[..., 0] * np.cos(yaw) + hops[..., 1] * np.sin(yaw)) / APART_S
+    yaw_rate = np.diff(yaw) / APART_S
+    lon_accel = np.diff(speed) / APART_S
+    lat_accel = (speed[..., 1:] + speed[..., :-1]) / 2 * yaw_rate
+    return {
+        "lon_accel": lon_accel,
+        "lat_accel": lat_accel,
+        "jerk": np.diff(np.hypot(lon_accel, lat_accel)) / APART_S,
+        "lon_jerk": np.diff(lon_accel) / APART_S,
+        "yaw_rate": yaw_rate,
+        "yaw_accel": np.diff(yaw_rate) / APART_S,
+    }
+
+
+def comfortable(waypoints_m: np.ndarray) -> np.ndarray:
+    """(…) bool: whether a path (…, 16, 2) stays within all of `COMFORT` all the time."""
+    felt = comfort(waypoints_m)
+    within = [
+        ((least <= felt[name]) & (felt[name] <= most)).all(axis=-1)
+        for name, (least, most) in COMFORT.items()
+    ]
+    return np.logical_and.reduce(within)
+
+
+def _from_origin(path_m: np.ndarray) -> np.ndarray:
+    """A path with the rig's own place at t = 0 before it."""
+    return np.concatenate([np.zeros_like(path_m[..., :1, :]), path_m], axis=-2)
+
+
+def _directions(hops_m: np.ndarray, least_m: float) -> np.ndarray:
+    """Unit vectors along hops (…, K, 2); a shorter hop has the direction of the one before it."""
+    hops = np.concatenate([np.broadcast_to((1.0, 0.0), hops_m[..., :1, :].shape), hops_m], axis=-2)
+    length = np.linalg.norm(hops, axis=-1)
+    moving = length >= least_m
+    moving[..., 0] = True
+    last = np.maximum.accumulate(np.where(moving, np.arange(moving.shape[-1]), 0), axis=-1)
+    unit = hops / np.where(moving, length, 1.0)[..., None]
+    return np.take_along_axis(unit, last[..., None], axis=-2)[..., 1:, :]

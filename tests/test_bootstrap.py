@@ -1,0 +1,187 @@
+"""Intervals of resampled clips: how often they hold the truth, and what does not move them."""
+
+import math
+import random
+import statistics
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from avomni_lib.evaluation import bootstrap
+
+CLIPS = np.array([0, 0, 0, 1, 2, 2, 3, 3, 3, 3, 4])
+
+
+def drawn(clips, rows=1, seed=0, of_clip=1.0, of_window=0.3):
+    """(rows, n) normal values, mean 0, that windows of one clip share for the most part."""
+    draw = np.random.default_rng(seed)
+    shared = draw.normal(0, of_clip, (rows, clips.max() + 1))[:, clips]
+    return shared + draw.normal(0, of_window, (rows, len(clips)))
+
+
+def test_figures_by_hand():
+    clips = np.array([0, 0, 1])
+    values = np.array([[1.0, 2.0, 6.0], [0.0, 0.0, 3.0]])
+    assert bootstrap.mean(values, clips).value() == pytest.approx([3.0, 1.0])
+    root = bootstrap.root_mean_square(values, clips).value()
+    assert root == pytest.approx([math.sqrt(41 / 3), math.sqrt(3)])
+
+
+def test_macro_f1_by_hand():
+    # True 0 0 1 1 2; class 3 is true of no window, and -1 is an answer that says none.
+    true, clips = np.array([0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 1])
+    said = np.array([[0, 1, 1, 1, 3], [0, 0, 1, 1, 2], [-1, -1, -1, -1, -1]])
+    f1 = bootstrap.macro_f1([(said, true, 4)], clips).value()
+    assert f1 == pytest.approx([(2 / 3 + 4 / 5 + 0) / 3, 1.0, 0.0])
+    # Of two parts it is the mean of the two.
+    both = bootstrap.macro_f1([(said, true, 4), (said[::-1], true, 4)], clips).value()
+    assert both == pytest.approx((f1 + f1[::-1]) / 2)
+
+
+@pytest.mark.parametrize("num_clips", [30, 80])
+def test_the_interval_holds_the_truth_as_often_as_it_says(num_clips):
+    clips = np.repeat(np.arange(num_clips), 4)
+    num, covered = 200, 0
+    for repetition in range(num):
+        values = drawn(clips, seed=repetition)
+        resampled = bootstrap.mean(values, clips).resampled(400, seed=repetition)
+        low, high = bootstrap.interval(resampled)
+        covered += low[0] <= 0 <= high[0]
+    # 95 % are promised; 200 repetitions of that spread by 1.5 %.
+    assert 0.90 <= covered / num <= 0.99
+
+
+def test_windows_taken_for_independent_would_promise_too_much():
+    """Why clips are resampled: with each window as a clip of its own intervals are too narrow."""
+    clips, covered = np.repeat(np.arange(40), 10), 0
+    for repetition in range(100):
+        values = drawn(clips, seed=repetition)
+        alone = bootstrap.mean(values, np.arange(len(clips)))
+        low, high = bootstrap.interval(alone.resampled(200, seed=repetition))
+        covered += low[0] <= 0 <= high[0]
+    assert covered < 70
+
+
+def test_pairing_narrows_the_interval_of_a_difference():
+    clips = np.repeat(np.arange(50), 3)
+    # Both rows find the same clips hard, and one is worse by 0.2.
+    hard = drawn(clips)[0]
+    rows = hard + np.array([[0.0], [0.2]]) + 0.1 * drawn(clips, 2, seed=1)
+    _, (none, paired) = bootstrap.estimates(bootstrap.mean(rows, clips), base=0)
+    one, other = (
+        bootstrap.mean(rows[[row]], clips).resampled(seed=seed) for row, seed in ((0, 1), (1, 2))
+    )
+    (low,), (high,) = bootstrap.interval(other - one)
+    assert (none.value, none.low, none.high) == (0.0, 0.0, 0.0)
+    assert paired.high - paired.low < (high - low) / 3
+    assert paired.low > 0 > low
+
+
+def drawn_clips(made, num, seed):
+    """Of each resample the clips as a list, some several times: the statistic's own draws."""
+    order = np.lexsort(made.sums.reshape(made.num_clips, -1).T[::-1]).tolist()
+    weights = np.concatenate(list(bootstrap.draws(made.num_clips, num, seed)))
+    assert (weights.sum(axis=1) == made.num_clips).all()
+    return [np.repeat(order, counts).tolist() for counts in weights.astype(int)]
+
+
+@pytest.mark.parametrize(
+    ("make", "plain"),
+    [
+        (bootstrap.mean, statistics.fmean),
+        (bootstrap.root_mean_square, lambda all_: math.sqrt(statistics.fmean(x * x for x in all_))),
+    ],
+)
+def test_it_agrees_with_a_plain_bootstrap_on_the_same_draws(make, plain):
+    """Clip by clip and window by window, in Python alone."""
+    values = drawn(CLIPS, rows=2, seed=3)
+    windows = [np.flatnonzero(clip == CLIPS).tolist() for clip in range(5)]
+    made = make(values, CLIPS)
+    expected = [
+        [plain([row[i] for clip in clips for i in windows[clip]]) for row in values.tolist()]
+        for clips in drawn_clips(made, 50, seed=7)
+    ]
+    resampled = made.resampled(50, seed=7)
+    np.testing.assert_allclose(resampled, expected, rtol=1e-12)
+    columns = [
+        statistics.quantiles(column, n=40, method="inclusive")
+        for column in zip(*expected, strict=True)
+    ]
+    low, high = bootstrap.interval(resampled)
+    assert low == pytest.approx([cuts[0] for cuts in columns])
+    assert high == pytest.approx([cuts[-1] for cuts in columns])
+
+
+def test_macro_f1_of_resamples_agrees_with_a_plain_count():
+    draw = np.random.default_rng(5)
+    clips = np.repeat(np.arange(6), 5)
+    true, said = draw.integers(0, 3, 30), draw.integers(-1, 3, (2, 30))
+    made = bootstrap.macro_f1([(said, true, 3)], clips)
+    expected = []
+    for drawn_ in drawn_clips(made, 20, seed=1):
+        chosen = [i for clip in drawn_ for i in np.flatnonzero(clips == clip)]
+        expected.append([_plain_f1(row[chosen], true[chosen]) for row in said])
+    np.testing.assert_allclose(made.resampled(20, seed=1), expected, rtol=1e-12)
+
+
+def _plain_f1(said, true):
+    scores = []
+    for each in set(true.tolist()):
+        hits = sum(1 for one, right in zip(said, true, strict=True) if one == right == each)
+        precision = hits / max(sum(1 for one in said if one == each), 1)
+        recall = hits / sum(1 for right in true if right == each)
+        scores.append(2 * precision * recall / (precision + recall) if hits else 0.0)
+    return statistics.fmean(scores)
+
+
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=25, deadline=None)
+def test_names_and_order_of_clips_change_nothing(seed):
+    values = drawn(CLIPS, rows=2, seed=seed)
+    shuffled = list(range(5))
+    random.Random(seed).shuffle(shuffled)
+    # Other numbers for the clips, and the windows in the order that these ask for.
+    renamed = np.array(shuffled)[CLIPS]
+    order = np.argsort(renamed, kind="stable")
+    for make in (bootstrap.mean, bootstrap.root_mean_square):
+        one = bootstrap.estimates(make(values, CLIPS), base=0)
+        other = bootstrap.estimates(make(values[:, order], renamed[order]), base=0)
+        assert one == other
+
+
+def test_all_rows_are_scored_on_the_same_draws():
+    values = drawn(CLIPS)
+    resampled = bootstrap.mean(np.concatenate([values, values, 2 * values]), CLIPS).resampled()
+    assert (resampled[:, 0] == resampled[:, 1]).all()
+    np.testing.assert_allclose(resampled[:, 2], 2 * resampled[:, 0])
+
+
+def test_small_blocks_draw_the_same(monkeypatch):
+    whole = np.concatenate(list(bootstrap.draws(7, 100, seed=3)))
+    monkeypatch.setattr(bootstrap, "_BLOCK_CELLS", 30)
+    blocks = list(bootstrap.draws(7, 100, seed=3))
+    assert max(map(len, blocks)) == 4
+    assert (np.concatenate(blocks) == whole).all()
+    assert not (np.concatenate(list(bootstrap.draws(7, 100, seed=4))) == whole).all()
+
+
+@pytest.mark.parametrize("num_clips", [0, 1])
+def test_fewer_than_two_clips_have_no_interval(num_clips):
+    clips = np.zeros(3 * num_clips, dtype=int)
+    made = bootstrap.mean(np.ones((2, len(clips))), clips)
+    assert made.num_clips == num_clips and made.resampled() is None
+    values, apart = bootstrap.estimates(made, base=0)
+    expected = (1.0, None, None) if num_clips else (None, None, None)
+    assert (values[1].value, values[1].low, values[1].high) == expected
+    assert (apart[0].low, apart[0].high) == (None, None)
+
+
+def test_resamples_without_a_window_of_the_kind_say_nothing():
+    sums = np.array([[[4.0, 2.0]], [[0.0, 0.0]], [[0.0, 0.0]]])
+    made = bootstrap.Statistic(sums, lambda each: each[..., 0] / each[..., 1])
+    resampled = made.resampled()
+    assert 0.2 < np.isnan(resampled).mean() < 0.4  # (2/3)³ of them
+    (value,), _ = bootstrap.estimates(made)
+    assert (value.value, value.low, value.high) == (2.0, 2.0, 2.0)

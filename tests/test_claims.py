@@ -1,0 +1,142 @@
+"""Sentences that are printed only where the figures bear them out."""
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from avomni_lib.evaluation import bootstrap, metrics
+from avomni_lib.evaluation.claims import FEWEST_CLIPS, claims
+from tests.answered import drives, summaries
+
+MEAN = (10.0, 15.0)
+bounds = st.floats(-5, 5).map(lambda value: round(value, 3))
+
+
+def entry(name, value=1.0, apart=0.0, low=0.0, high=0.0, metric="speed_mae_mps", **more):
+    return {
+        **{"name": name, "target": "summary_v1", "metric": metric, "value": value},
+        **{"low": value, "high": value, "difference_to_model": apart},
+        **{"difference_low": low, "difference_high": high, "num_clips": 30},
+        **{"num_windows": 300, "valid_share": 1.0, **more},
+    }
+
+
+def vision(*others):
+    ladder = [*others, entry("adapted")]
+    (claim,) = claims(ladder)
+    return claim
+
+
+def test_a_claim_that_holds_has_its_size_its_interval_and_what_it_was_compared_with():
+    claim = vision(entry("blind", 3.0, 2.0, 1.5, 2.75))
+    assert claim["holds"]
+    assert claim["text"] == (
+        "vision helps by 2.000 ± 0.625 m/s (mean absolute error of the speed: 1.000 against "
+        "3.000 m/s of the model shown black frames; 95 % interval of the gain 1.500 to 2.750 m/s, "
+        "30 clips)"
+    )
+
+
+def test_an_interval_that_holds_0_gives_the_opposite():
+    claim = vision(entry("blind", 1.1, 0.1, -0.2, 0.5))
+    assert not claim["holds"]
+    assert claim["text"].startswith(
+        "no evidence that vision helps: the gain of 0.100 ± 0.350 m/s may be none ("
+    )
+
+
+def test_a_model_that_is_worse_is_said_to_be_worse():
+    claim = vision(entry("blind", 0.5, -0.5, -0.7, -0.3))
+    assert not claim["holds"]
+    assert "no evidence that vision helps: the model is worse by 0.500 ± 0.200" in claim["text"]
+    assert "gain -0.700 to -0.300 m/s" in claim["text"]
+
+
+def test_of_an_f1_more_is_better():
+    blind = entry("blind", 0.4, -0.5, -0.7, -0.3, metric="macro_f1")
+    better = vision(blind)
+    assert better["holds"] and better["text"].startswith("vision helps by 0.500 ± 0.200 (")
+    assert "95 % interval of the gain 0.300 to 0.700, 30 clips" in better["text"]
+    assert not vision(entry("blind", 0.9, 0.5, 0.3, 0.7, metric="macro_f1"))["holds"]
+
+
+def test_a_model_that_was_trained_blind_is_what_vision_is_held_against():
+    claim = vision(entry("blind", 3.0, 2.0, 1.5, 2.5), entry("trained_blind", 1.0, 0, -0.1, 0.1))
+    assert not claim["holds"]
+    assert "trained and asked on black frames" in claim["text"]
+
+
+def test_answers_that_cannot_be_read_are_told():
+    claim = vision(entry("blind", 3.0, 2.0, 1.5, 2.5, valid_share=0.25))
+    assert (
+        "black frames, 75 % of whose answers cannot be read and count as the mean's"
+        in (claim["text"])
+    )
+    claim = vision(entry("blind", 3.0, 2.0, 1.5, 2.5, valid_share=0.999))
+    assert "under 1 % of whose" in claim["text"]
+
+
+@pytest.mark.parametrize("num_clips", [1, 2, FEWEST_CLIPS - 1])
+def test_of_few_clips_nothing_can_be_said(num_clips):
+    low, high = (None, None) if num_clips < 2 else (1.5, 2.5)
+    claim = vision(entry("blind", 3.0, 2.0, low, high, num_clips=num_clips))
+    assert not claim["holds"]
+    assert claim["text"].startswith("nothing can be said on whether vision helps: ")
+    assert re.search(rf"\b{num_clips} held-out clips? (is|are) too few", claim["text"])
+
+
+def test_where_no_window_tells_nothing_can_be_said():
+    claim = vision(entry("blind", None, None, None, None, num_clips=0))
+    assert claim["text"] == "nothing can be said on whether vision helps: no window tells"
+
+
+@given(low=bounds, high=bounds, f1=st.booleans())
+def test_exactly_what_excludes_0_on_the_right_side_holds(low, high, f1):
+    low, high = sorted((low, high))
+    metric = "macro_f1" if f1 else "ade_m"
+    claim = vision(entry("blind", 1.0, (low + high) / 2, low, high, metric=metric))
+    assert claim["holds"] == (high < 0 if f1 else low > 0)
+    assert claim["holds"] == claim["text"].startswith("vision helps by ")
+
+
+def test_the_claims_of_a_table_are_those_of_its_rows():
+    asked, near = drives(FEWEST_CLIPS + 2, spread=0.2)
+    far = [(speed + 2, path) for speed, path in near]
+    rows = {"median": far, "ctra": far, "ego_mlp": near, "base": far, "blind": ["?"] * len(asked)}
+    figures = metrics.figures(summaries(asked, MEAN, **rows, adapted=near))
+    held = {claim["text"].split(" by ")[0] for claim in figures["claims"] if claim["holds"]}
+    assert held == {
+        *("vision helps", "the model beats the mean", "the model beats the median"),
+        "training helps",
+    }
+    (other,) = (claim["text"] for claim in figures["claims"] if not claim["holds"])
+    assert other.startswith(
+        "no evidence that the model beats past motion alone: the gain of 0.000 ± 0.000 m/s"
+    )
+
+
+@pytest.mark.parametrize("num_clips", [FEWEST_CLIPS, 30])
+def test_where_there_is_no_difference_few_tables_claim_one(num_clips):
+    clips, num, claimed = np.repeat(np.arange(num_clips), 3), 400, 0
+    for repetition in range(num):
+        draw = np.random.default_rng(repetition)
+        rows = np.stack([np.zeros(len(clips)), draw.normal(size=num_clips)[clips]])
+        _, (_, apart) = bootstrap.estimates(bootstrap.mean(rows, clips), 0, seed=repetition)
+        other = entry("blind", 1.0, apart.value, apart.low, apart.high, num_clips=num_clips)
+        claimed += vision(other)["holds"]
+    # 2.5 % are meant; see `FEWEST_CLIPS` for what is found.
+    assert claimed / num < 0.075
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_sentences_follow_the_ladder_of_any_table(seed):
+    asked, said = drives(FEWEST_CLIPS, seed=seed, bias=(seed % 5) / 2 - 1)
+    figures = metrics.figures(summaries(asked, MEAN, base=said, adapted=said[::-1]))
+    entries = {each["name"]: each for each in figures["ladder"]}
+    assert [claim["holds"] for claim in figures["claims"]] == [
+        entries[name]["difference_low"] > 0 for name in ("mean", "base")
+    ]

@@ -1,0 +1,222 @@
+"""Two runs side by side: on the windows of both, paired, and refused where they cannot be."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from avomni_lib import files
+from avomni_lib.errors import AvomniError
+from avomni_lib.evaluation import metrics
+from avomni_lib.evaluation.comparison import compare
+from avomni_lib.training.targets import Said, target
+from tests.answered import drives, straight, summaries, table
+
+MEAN = (10.0, 15.0)
+FUTURE, META, FULL = map(target, ("future_v1", "meta_v1", "full_v1"))
+ASKED, SAID = drives(14)
+WORSE = [(speed + 0.5, path) for speed, path in SAID]
+
+
+def run(folder, table_, split="0" * 64):
+    stage = folder / "06_evaluate"
+    stage.mkdir(parents=True)
+    metrics.write(table_, stage / "answers.parquet")
+    files.write_json(stage / "result.json", {"figures": {"split_sha256": split}})
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    a = summaries(ASKED, MEAN, base=SAID, adapted=WORSE)
+    b = summaries(ASKED, MEAN, ctra=SAID, base=SAID, adapted=SAID)
+    return run(tmp_path / "a", a), run(tmp_path / "b", b)
+
+
+def test_rows_of_the_same_name_are_compared_with_paired_intervals(runs):
+    found = compare(*runs).figures
+    assert list(found["rows"]) == ["adapted", "mean", "base"]
+    tables = [metrics.read(each / "06_evaluate/answers.parquet") for each in runs]
+    own = [metrics.figures(each)["metrics"]["adapted"] for each in tables]
+    for name, each in found["rows"]["adapted"].items():
+        values = [of[name]["value"] for of in own]
+        assert [each["a"], each["b"]] == pytest.approx(values)
+        assert each["difference"] == pytest.approx(values[1] - values[0])
+        assert each["low"] <= each["difference"] <= each["high"]
+    base = found["rows"]["base"]["speed_mae_mps"]
+    assert (base["difference"], base["low"], base["high"]) == (0.0, 0.0, 0.0)
+    assert found["num_windows"] == len(ASKED) and found["num_clips"] == 14
+    assert found["warnings"] == []
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_the_interval_is_that_of_the_two_runs_in_one_table(runs):
+    """`metrics` has the same interval where A's model stands in B's table as another row."""
+    found = compare(*runs).figures["rows"]["adapted"]["speed_mae_mps"]
+    both = metrics.figures(summaries(ASKED, MEAN, base=WORSE, adapted=SAID))
+    other = both["metrics"]["base"]["speed_mae_mps"]
+    assert -found["difference"] == pytest.approx(other["difference_to_model"])
+    # The draws are others, as the tables have other rows; there are many of them.
+    width = other["difference_high"] - other["difference_low"]
+    assert -found["low"] == pytest.approx(other["difference_high"], abs=0.15 * width)
+    assert -found["high"] == pytest.approx(other["difference_low"], abs=0.15 * width)
+
+
+def test_order_of_rows_and_a_file_or_a_folder_make_no_difference(runs):
+    a, b = runs
+    found = compare(a, b)
+    answers = b / "06_evaluate" / "answers.parquet"
+    table_ = metrics.read(answers)
+    metrics.write(table_.take(np.random.default_rng(0).permutation(len(table_))), answers)
+    for again in (compare(a, answers), compare(a, b / "06_evaluate"), compare(str(a), str(b))):
+        assert again.figures["rows"] == found.figures["rows"]
+    turned = compare(b, a).figures["rows"]["adapted"]["speed_mae_mps"]
+    one = found.figures["rows"]["adapted"]["speed_mae_mps"]
+    assert [turned["a"], turned["b"]] == pytest.approx([one["b"], one["a"]])
+    assert turned["difference"] == pytest.approx(-one["difference"])
+
+
+def test_only_windows_of_both_runs_count(tmp_path):
+    a = run(tmp_path / "a", summaries(ASKED[:40], MEAN, adapted=WORSE[:40]))
+    b = run(tmp_path / "b", summaries(ASKED[8:], MEAN, adapted=SAID[8:]))
+    found = compare(a, b).figures
+    assert (found["num_windows"], found["num_clips"]) == (32, 8)
+    assert found["num_windows_only_in"] == {"A": 8, "B": len(ASKED) - 40}
+    alone = metrics.figures(summaries(ASKED[8:40], MEAN, adapted=SAID[8:40]))
+    shown = found["rows"]["adapted"]["speed_mae_mps"]["b"]
+    assert shown == pytest.approx(alone["speed_mae_mps"]["adapted"])
+
+
+def test_what_is_better_is_told_in_words(runs):
+    compared = compare(*runs)
+    text, html = str(compared), compared._repr_html_()
+    lines = {line.split()[1]: line for line in text.splitlines() if line.startswith("adapted")}
+    # Half a metre a second too fast is worse on the whole, and the displacement is the same.
+    interval = compared.figures["rows"]["adapted"]["consistency_m"]
+    assert interval["high"] < 0 and lines["consistency_m"].endswith("B is better")
+    assert lines["displacement_mae_m"].endswith("+0.000 to +0.000  no difference shown")
+    assert f"{len(ASKED)} windows of 14 clips in both; 0 only in A, 0 only in B" in text
+    assert sum(line.startswith("base") for line in text.splitlines()) == 1
+    assert "<td style='text-align:left'>B is better</td>" in html
+    assert str(runs[0]) in html and repr(compared) == text
+
+
+def test_of_shares_and_f1_more_is_better(tmp_path):
+    a = run(tmp_path / "a", summaries(ASKED, MEAN, adapted=["?"] * len(ASKED)))
+    b = run(tmp_path / "b", summaries(ASKED, MEAN, adapted=SAID))
+    line = next(each for each in str(compare(a, b)).splitlines() if "exact_share" in each)
+    assert line.split()[2:5] == ["0.000", "1.000", "+1.000"] and line.endswith("B is better")
+
+
+def test_few_clips_and_other_splits_are_warned_of(tmp_path):
+    few = [each for each in ASKED if each.clip_id in ("clip-0", "clip-1")]
+    tables = [summaries(few, MEAN, adapted=said[: len(few)]) for said in (WORSE, SAID)]
+    a, b = run(tmp_path / "a", tables[0], "1" * 64), run(tmp_path / "b", tables[1], "2" * 64)
+    compared = compare(a, b)
+    split, clips = compared.figures["warnings"]
+    assert "split_sha256: A 111111111111, B 222222222222" in split
+    assert "2 clips in common" in clips
+    assert f"! {split}" in str(compared) and "<b>Note:</b>" in compared._repr_html_()
+    assert "too few clips to say" in str(compared) and "better" not in str(compared)
+    (b / "06_evaluate" / "result.json").unlink()
+    assert "B not recorded" in compare(a, b).figures["warnings"][0]
+
+
+def test_one_clip_has_no_interval(tmp_path):
+    tables = [summaries(ASKED[:4], MEAN, adapted=said[:4]) for said in (WORSE, SAID)]
+    a, b = (run(tmp_path / name, each) for name, each in zip("ab", tables, strict=True))
+    each = compare(a, b).figures["rows"]["adapted"]["speed_mae_mps"]
+    assert each["difference"] is not None and each["low"] is None and each["high"] is None
+    assert "too few clips to say" in str(compare(a, b))
+
+
+def test_runs_of_two_targets_are_compared_by_what_both_say(tmp_path):
+    asked = [
+        dataclasses.replace(
+            each, truth=dataclasses.replace(each.truth, future=straight(each.truth.speed_mps))
+        )
+        for each in ASKED
+    ]
+    told = [META.of(each.truth) for each in asked]
+    full = [
+        FULL.write(
+            dataclasses.replace(
+                FUTURE.of(each.truth),
+                **{"speed_mps": each.truth.speed_mps, "displacement_m": each.truth.path_m},
+                **{"along": meta.along, "across": meta.across, "cause": "Nothing is there."},
+            )
+        )
+        for each, meta in zip(asked, told, strict=True)
+    ]
+    about = dataclasses.replace(FULL, of=lambda truth: Said(along="hold", across="straight"))
+    mean = [full[0]] * len(asked)
+    a = run(tmp_path / "a", summaries(ASKED, MEAN, adapted=SAID))
+    b = run(tmp_path / "b", table(about, asked, {"mean": mean, "adapted": full}))
+    found = compare(a, b).figures
+    assert found["targets"] == {"A": "summary_v1", "B": "full_v1"}
+    assert list(found["rows"]["adapted"]) == [
+        *("speed_mae_mps", "speed_rmse_mps", "speed_mse", "displacement_mae_m"),
+        *("displacement_mape", "consistency_m", "exact_share"),
+    ]
+    assert found["rows"]["adapted"]["speed_mae_mps"]["b"] < 0.01
+    paths = [FUTURE.render(each.truth) for each in asked]
+    c = run(tmp_path / "c", table(FUTURE, asked, {"mean": paths, "adapted": paths}))
+    with pytest.raises(AvomniError, match="A says summary_v1, B says future_v1"):
+        compare(a, c)
+    both = compare(b, c).figures["rows"]["adapted"]
+    assert list(both)[0] == "ade_m" and "speed_mae_mps" not in both
+
+
+def test_macro_f1_of_two_runs_that_say_other_classes(tmp_path):
+    asked = [
+        dataclasses.replace(
+            each, truth=dataclasses.replace(each.truth, future=straight(each.truth.speed_mps))
+        )
+        for each in ASKED
+    ]
+    right, wrong = (
+        [META.write(Said(along=along, across="straight"))] * len(asked)
+        for along in ("hold", "strong brake")
+    )
+    a = run(tmp_path / "a", table(META, asked, {"mean": right, "adapted": wrong}))
+    b = run(tmp_path / "b", table(META, asked, {"mean": right, "adapted": right}))
+    each = compare(a, b).figures["rows"]["adapted"]["macro_f1"]
+    assert (each["a"], each["b"], each["low"], each["high"]) == (0.5, 1.0, 0.5, 0.5)
+
+
+def test_runs_that_disagree_about_a_window_are_refused(runs, tmp_path):
+    other = [dataclasses.replace(ASKED[0], truth=dataclasses.replace(ASKED[0].truth, speed_mps=3))]
+    b = run(tmp_path / "c", summaries(other + ASKED[1:], MEAN, adapted=SAID))
+    with pytest.raises(AvomniError, match="about 1 of 56 windows: speed_true_mps of window 0"):
+        compare(runs[0], b)
+    # As far as two machines differ in rounding they agree.
+    near = dataclasses.replace(ASKED[0].truth, speed_mps=ASKED[0].truth.speed_mps + 1e-9)
+    asked = [dataclasses.replace(ASKED[0], truth=near), *ASKED[1:]]
+    compare(runs[0], run(tmp_path / "d", summaries(asked, MEAN, adapted=SAID)))
+
+
+def test_runs_without_a_common_window_are_refused(runs, tmp_path):
+    others = [dataclasses.replace(each, clip_id=f"other-{each.clip_id}") for each in ASKED]
+    c = run(tmp_path / "c", summaries(others, MEAN, adapted=SAID))
+    with pytest.raises(AvomniError, match="no window in common"):
+        compare(runs[0], c)
+
+
+def test_no_run_and_no_answers_are_told_apart(runs, tmp_path):
+    with pytest.raises(AvomniError, match="no such run"):
+        compare(runs[0], tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(AvomniError, match="has no answers yet") as error:
+        compare(tmp_path / "empty", runs[1])
+    assert "06_evaluate" in str(error.value)
+    foreign = tmp_path / "foreign.parquet"
+    metrics.write(metrics.read(runs[0] / "06_evaluate/answers.parquet").select(["answer"]), foreign)
+    with pytest.raises(AvomniError, match="not a table of answers"):
+        compare(runs[0], foreign)
+
+
+def test_a_run_is_as_good_as_itself(runs):
+    for row in compare(runs[0], runs[0]).figures["rows"].values():
+        for each in row.values():
+            assert (each["difference"], each["low"], each["high"]) == (0.0, 0.0, 0.0)

@@ -1,0 +1,263 @@
+"""Errors of predicted paths: closed forms, and agreement with plain loops."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as st_np
+
+from avomni_lib.evaluation import trajectories
+
+T = np.arange(1, 65) * 0.1
+EVERY_04_S = slice(3, None, 4)
+places = st.floats(-100, 100, allow_subnormal=False)
+
+
+def straight(speed, heading=0.0, t=T):
+    return np.stack([speed * t * math.cos(heading), speed * t * math.sin(heading)], axis=-1)
+
+
+def circle(speed, radius, t=T):
+    turned = speed * t / radius
+    return np.stack([radius * np.sin(turned), radius * (1 - np.cos(turned))], axis=-1)
+
+
+def braking(speed, brake, t=T):
+    t = np.minimum(t, speed / brake)
+    return np.stack([speed * t - brake * t**2 / 2, np.zeros_like(t)], axis=-1)
+
+
+def bend(speed, before, after, at_s):
+    """A path whose yaw rate changes at once, in steps of 1 ms."""
+    t = (np.arange(6400) + 0.5) / 1000
+    yaw = before * np.minimum(t, at_s) + after * np.maximum(t - at_s, 0)
+    path = np.cumsum(speed * np.exp(1j * yaw)) / 1000
+    return np.stack([path.real, path.imag], axis=-1)[99::100]
+
+
+def waypoints(path):
+    return path[..., EVERY_04_S, :]
+
+
+# Between waypoints.
+
+
+def test_a_straight_line_at_constant_speed_is_itself_at_10_hz():
+    path = straight(11.0, 0.3)
+    assert trajectories.at_10hz(waypoints(path)) == pytest.approx(path, abs=1e-12)
+
+
+@given(st_np.arrays(np.float64, (3, 16, 2), elements=places))
+@settings(deadline=None)
+def test_every_fourth_step_is_the_waypoint_and_the_others_lie_between(said):
+    path = trajectories.at_10hz(said)
+    assert path.shape == (3, 64, 2)
+    assert (path[:, EVERY_04_S] == said).all()
+    for step in range(1, 65):
+        before, quarter = divmod(step, 4)
+        left = [0.0, 0.0] if before == 0 else said[1, before - 1]
+        right = said[1, min(before, 15)]
+        wanted = [a + (b - a) * quarter / 4 for a, b in zip(left, right, strict=True)]
+        assert path[1, step - 1] == pytest.approx(wanted, abs=1e-9)
+
+
+def test_a_circle_loses_the_sagitta_between_waypoints_and_no_more():
+    speed, radius = 8.0, 20.0
+    path = circle(speed, radius)
+    off = trajectories.distances(trajectories.at_10hz(waypoints(path)), path)
+    # Half a chord's angle each way: R (1 - cos(v T / 2 R)) in the middle between two waypoints.
+    sagitta = radius * (1 - math.cos(speed * 0.4 / radius / 2))
+    assert off[1::4] == pytest.approx(sagitta, rel=1e-3)
+    assert off.max() <= sagitta * (1 + 1e-9)
+
+
+# Closed forms of the errors.
+
+
+def test_a_speed_that_is_wrong_by_one_is_an_error_that_grows_with_time():
+    said, true = straight(11.0), straight(10.0)
+    assert trajectories.ade(said, true) == pytest.approx(T.mean())
+    assert trajectories.fde(said, true) == pytest.approx(6.4)
+    for after_s in (1.0, 3.0, 5.0, 6.4):
+        assert trajectories.at(said, true, after_s) == pytest.approx(after_s)
+    along, across = trajectories.along_across(said, true)
+    assert along == pytest.approx(T)
+    assert across == pytest.approx(np.zeros(64), abs=1e-9)
+
+
+def test_who_goes_straight_on_where_the_road_turns_is_left_behind_and_to_the_right():
+    speed, radius = 10.0, 50.0
+    said, true = straight(speed), circle(speed, radius)
+    turned = speed * T / radius
+    gone = np.stack([speed * T - radius * np.sin(turned), -radius * (1 - np.cos(turned))], -1)
+    assert trajectories.distances(said, true) == pytest.approx(np.hypot(*gone.T))
+    along, across = trajectories.along_across(said, true)
+    ahead = np.stack([np.cos(turned), np.sin(turned)], -1)
+    # The hop from the step before to the step after is parallel to the tangent between them; at
+    # the last step it is the last hop's own.
+    assert along[:-1] == pytest.approx((gone * ahead).sum(-1)[:-1], abs=1e-9)
+    left = np.stack([-np.sin(turned), np.cos(turned)], -1)
+    assert across[:-1] == pytest.approx((gone * left).sum(-1)[:-1], abs=1e-9)
+    assert (across < 0).all() and (along < 0).all()
+
+
+def test_beside_a_car_that_turned_and_stands_the_direction_is_where_it_last_went():
+    true = np.concatenate([np.zeros((10, 2)), np.stack([np.zeros(20), np.arange(1.0, 21)], -1)])
+    true = np.concatenate([true, np.repeat(true[-1:], 34, axis=0)])
+    along, across = trajectories.along_across(true + (3.0, 4.0), true)
+    # Before it moves the rig's own x, then to the left, then still to the left.
+    assert along[:9] == pytest.approx(3.0) and across[:9] == pytest.approx(4.0)
+    assert along[9:] == pytest.approx(4.0) and across[9:] == pytest.approx(-3.0)
+
+
+@given(
+    st_np.arrays(np.float64, (2, 64, 2), elements=places),
+    st_np.arrays(np.float64, (2, 64, 2), elements=places),
+)
+@settings(deadline=None)
+def test_along_and_across_are_the_two_legs_of_the_distance(said, true):
+    along, across = trajectories.along_across(said, true)
+    assert np.hypot(along, across) == pytest.approx(trajectories.distances(said, true), abs=1e-9)
+
+
+@pytest.mark.parametrize(("off_m", "is_missed"), [(1.99, False), (2.01, True)])
+def test_more_than_two_metres_off_at_the_end_is_a_miss(off_m, is_missed):
+    true = straight(10.0)
+    said = true.copy()
+    said[:-1] += 50.0
+    said[-1, 1] += off_m
+    assert trajectories.missed(said, true) == is_missed
+
+
+# Against loops that share no code with the module.
+
+
+def loops(said, true):
+    """ADE and FDE of one path in plain Python."""
+    total = 0.0
+    for (x, y), (true_x, true_y) in zip(said.tolist(), true.tolist(), strict=True):
+        final = math.sqrt((x - true_x) ** 2 + (y - true_y) ** 2)
+        total += final
+    return total / len(true), final
+
+
+@given(st.data(), st.integers(1, 4), st.integers(1, 6))
+@settings(deadline=None, max_examples=50)
+def test_ade_fde_and_min_ade_agree_with_plain_loops(data, num, num_samples):
+    elements = {"elements": places}
+    samples = data.draw(st_np.arrays(np.float64, (num, num_samples, 64, 2), **elements))
+    true = data.draw(st_np.arrays(np.float64, (num, 64, 2), **elements))
+    both = [[loops(one, true[n]) for one in samples[n]] for n in range(num)]
+    wanted_ade = np.array([[one[0] for one in row] for row in both])
+    wanted_fde = np.array([[one[1] for one in row] for row in both])
+    of_all = true[:, None]
+    assert trajectories.ade(samples, of_all) == pytest.approx(wanted_ade, abs=1e-9)
+    assert trajectories.fde(samples, of_all) == pytest.approx(wanted_fde, abs=1e-9)
+    best = [min(row) for row in wanted_ade.tolist()]
+    assert trajectories.min_ade(samples, true) == pytest.approx(best, abs=1e-9)
+
+
+@given(st_np.arrays(np.float64, (2, 3, 64, 2), elements=places), st.permutations(range(3)))
+@settings(deadline=None, max_examples=30)
+def test_min_ade_knows_no_order_and_falls_with_more_samples(samples, order):
+    true = np.zeros((2, 64, 2))
+    best = trajectories.min_ade(samples, true)
+    assert trajectories.min_ade(samples[:, order], true) == pytest.approx(best)
+    assert (best <= trajectories.min_ade(samples[:, :2], true)).all()
+    assert trajectories.min_ade(samples[:, :1], true) == pytest.approx(
+        trajectories.ade(samples[:, 0], true)
+    )
+
+
+def test_figures_are_those_of_each_window_by_itself():
+    rng = np.random.default_rng(0)
+    said, true = rng.normal(0, 30, (5, 16, 2)), rng.normal(0, 30, (5, 64, 2))
+    said[0] = waypoints(straight(9.0))
+    true[0] = straight(9.0)
+    figures = trajectories.figures(said, true)
+    path = trajectories.at_10hz(said)
+    for n in range(5):
+        ade, fde = loops(path[n], true[n])
+        assert figures["ade_m"][n] == pytest.approx(ade)
+        assert figures["fde_m"][n] == figures["at_6_4s_m"][n] == pytest.approx(fde)
+        for name, step in (("at_1s_m", 10), ("at_3s_m", 30), ("at_5s_m", 50)):
+            assert figures[name][n] == pytest.approx(
+                math.dist(path[n][step - 1], true[n][step - 1])
+            )
+        assert figures["miss_rate"][n] == (fde > 2)
+    assert figures["comfort_share"].tolist() == [1, 0, 0, 0, 0]
+    assert all(values.shape == (5,) for values in figures.values())
+
+
+# Comfort.
+
+
+def test_on_a_circle_the_car_feels_speed_squared_over_radius():
+    speed, radius = 8.0, 30.0
+    felt = trajectories.comfort(waypoints(circle(speed, radius)))
+    assert felt["yaw_rate"] == pytest.approx(speed / radius)
+    assert felt["lat_accel"] == pytest.approx(speed**2 / radius, rel=1e-3)
+    for name in ("lon_accel", "lon_jerk", "jerk", "yaw_accel"):
+        assert felt[name] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_car_that_speeds_up_feels_that_forwards_and_backwards(sign):
+    path = sign * straight(2.0) + np.stack([sign * T**2, np.zeros(64)], -1)
+    felt = trajectories.comfort(waypoints(path))
+    assert felt["lon_accel"] == pytest.approx(sign * 2.0)
+    for name in ("lat_accel", "jerk", "yaw_rate", "yaw_accel"):
+        assert felt[name] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("path", "felt_too_much"),
+    [
+        (np.zeros((64, 2)), set()),
+        (straight(30.0, 0.0), set()),
+        (straight(-3.0), set()),
+        (circle(10.0, 25.0), set()),
+        (circle(-2.0, 10.0), set()),
+        (braking(11.4, 3.0), {"lon_jerk"}),  # it stops with a jolt
+        (straight(2.0) + np.stack([1.3 * T**2, 0 * T], -1), {"lon_accel"}),
+        (straight(40.0) - np.stack([2.1 * T**2, 0 * T], -1), {"lon_accel"}),
+        (circle(15.0, 45.0), {"lat_accel"}),
+        (circle(4.0, 4.0), {"yaw_rate"}),
+        (bend(24.0, 0.0, 0.2, 2.2), {"jerk"}),
+        (bend(1.5, -0.6, 0.6, 2.2), {"yaw_accel"}),
+    ],
+)
+def test_each_bound_is_felt_by_itself(path, felt_too_much):
+    felt = trajectories.comfort(waypoints(path))
+    found = {
+        name
+        for name, (least, most) in trajectories.COMFORT.items()
+        if felt[name].min() < least or felt[name].max() > most
+    }
+    assert found == felt_too_much
+    assert trajectories.comfortable(waypoints(path)) == (not felt_too_much)
+
+
+@given(st_np.arrays(np.float64, (64, 2), elements=st.floats(-0.005, 0.005)))
+@settings(deadline=None)
+def test_what_rounding_to_a_centimetre_adds_is_not_felt(noise):
+    for path in (np.zeros((64, 2)), straight(0.3), straight(15.0), circle(6.0, 20.0)):
+        assert trajectories.comfortable(waypoints(path + noise))
+
+
+def test_a_path_of_corners_is_not_comfortable():
+    zigzag = straight(10.0)
+    zigzag[3::8, 1] += 2.0
+    assert not trajectories.comfortable(waypoints(zigzag))
+
+
+def test_a_slow_change_to_reverse_is_no_turn():
+    speed = 1.0 - 0.5 * T
+    path = np.stack([T - 0.25 * T**2, np.zeros(64)], -1)
+    assert speed[0] > 0 > speed[-1]
+    felt = trajectories.comfort(waypoints(path))
+    assert felt["yaw_rate"] == pytest.approx(0, abs=1e-12)
+    assert felt["lon_accel"] == pytest.approx(-0.5)
+    assert trajectories.comfortable(waypoints(path))
