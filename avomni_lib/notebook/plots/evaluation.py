@@ -1,177 +1,214 @@
-"""Pictures of 06_evaluate: the ladder, said against true, and where the model is most wrong."""
+"""Pictures of 06_evaluate: what is said against what is true, over all windows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from avomni_lib.etl.manoeuvre import ACROSS, ALONG
 from avomni_lib.evaluation import metrics
+from avomni_lib.evaluation.aligned import FALLBACK, MODEL
+from avomni_lib.notebook import wording
 from avomni_lib.notebook.plots import canvas
 
-if TYPE_CHECKING:
-    from avomni_lib.etl.windows import Windows
-
-WORDS = {
-    "mean": "predict the mean",
-    "median": "predict the median",
-    "base": "base model",
-    "blind": "adapted, blind",
-    "adapted": "adapted model",
+HORIZON_S = {"at_1s_m": 1.0, "at_3s_m": 3.0, "at_5s_m": 5.0, "at_6_4s_m": 6.4}
+# Rows whose paths are worth a line: how each looks, told apart by form and colour.
+PATHS = {
+    "constant_velocity": {"color": canvas.GREY, "marker": "D", "linestyle": ":"},
+    "ctra": {"color": canvas.PURPLE, "marker": "^", "linestyle": "-."},
+    "ego_mlp": {"color": canvas.ORANGE, "marker": "s", "linestyle": "--"},
+    MODEL: {"color": canvas.BLUE, "marker": "o", "linestyle": "-"},
 }
+PARTS = {"along": ALONG, "across": ACROSS}
+# The windows in so many equal parts, each with its mean, where each has so many.
+NUM_PARTS, LEAST_PER_PART = 8, 5
 
 
-def ladder(figures: Mapping[str, Any], model: str = "adapted") -> canvas.Picture:
-    """Mean absolute errors of every row, the model's own in colour, with the share that parsed.
+def calibration(table: pa.Table, figures: Mapping[str, Any]) -> dict[str, canvas.Picture]:
+    """What is said against what is true, a picture for each thing that the target speaks of.
 
     Args:
+        table: Answers (`evaluation.metrics.SCHEMA`).
         figures: As `evaluation.metrics.figures` returns them.
-        model: The row that the others are compared with.
+
+    Returns:
+        Of `predicted` (speed), `horizon` (paths) and `manoeuvres` those that there are.
     """
-    speeds, shares = figures["speed_mae_mps"], figures["valid_share_by_row"]
-    names = list(speeds)
-    picture = canvas.Picture(1100, 130 + 42 * len(names))
-    panels = picture.subplots(1, 2, sharey=True)
-    for axes, values, unit in (
-        (panels[0], speeds, "speed error, m/s (mean absolute)"),
-        (panels[1], figures["displacement_mae_m"], "displacement error, m (mean absolute)"),
-    ):
-        colours = [canvas.BLUE if name == model else canvas.GREY for name in names]
-        drawn = axes.barh(
-            [_label(name, shares[name]) for name in names],
-            [values[name] for name in names],
-            color=colours,
-            height=0.68,
-        )
-        axes.bar_label(drawn, fmt="{:.2f}", padding=3, fontsize=9)
-        canvas.quiet(axes, "x").set_xlabel(unit, fontsize=9)
-        axes.margins(x=0.14)
-    panels[0].invert_yaxis()
-    if min(shares.values()) < 1:
-        note = "An answer that does not parse counts as predict the mean."
-        picture.supxlabel(note, fontsize=9, color=canvas.INK)
-    picture.finding(_ladder_finding(figures, model))
-    return picture
-
-
-def _label(name: str, valid_share: float) -> str:
-    parse = "" if name in ("mean", "median") else f"\n{valid_share:.1%} parse"
-    return WORDS.get(name, name) + parse
-
-
-def _ladder_finding(figures: Mapping[str, Any], model: str) -> str:
-    speeds = figures["speed_mae_mps"]
-    others = {name: value for name, value in speeds.items() if name != model}
-    best = min(others, key=others.get)
-    beaten = "beats every other row" if speeds[model] < others[best] else "does not beat every row"
-    ratio = f"{speeds[model] / others[best]:.2f} of the next best ({WORDS.get(best, best)})"
-    if speeds[model] >= others[best]:
-        ratio = f"{WORDS.get(best, best)} has {others[best]:.2f}"
-    return (
-        f"The {WORDS.get(model, model)} {beaten}: {speeds[model]:.2f} m/s, {ratio}, on "
-        f"{figures['num_windows']:,} windows of {figures['num_clips']} held-out clips"
-    )
+    of_model = figures["metrics"][MODEL]
+    pictures = {}
+    if "speed_mae_mps" in of_model:
+        pictures["predicted"] = predicted_against_true(table)
+    if "at_1s_m" in of_model:
+        pictures["horizon"] = over_horizon(figures)
+    if "macro_f1_along" in of_model:
+        pictures["manoeuvres"] = confusion(table)
+    return pictures
 
 
 def predicted_against_true(
-    table: pa.Table, models: Sequence[str] = ("base", "adapted"), within_mps: float = 1.0
+    table: pa.Table, models: Sequence[str] = ("base", MODEL), within_mps: float = 1.0
 ) -> canvas.Picture:
     """Speed said against speed driven, one panel a model; on the dashed line an answer is right.
 
     Args:
         table: Answers (`evaluation.metrics.SCHEMA`).
         models: The panels.
-        within_mps: What the title counts as near.
+        within_mps: What the title counts as near; an answer that cannot be read is not.
     """
-    picture = canvas.Picture(480 * len(models) + 20, 520)
+    picture = canvas.Picture(480 * len(models) + 20, 540)
     panels = np.atleast_1d(picture.subplots(1, len(models), sharex=True, sharey=True))
-    true, said, near = {}, {}, {}
-    for name in models:
-        errors = metrics.errors(table, name)
-        part = table.filter(pc.equal(table["model"], name))
-        true[name] = part["speed_true_mps"].to_numpy()[errors.valid]
-        said[name] = part["speed_mps"].to_numpy(zero_copy_only=False)[errors.valid]
-        near[name] = float((np.abs(errors.speed_mps) <= within_mps).mean())
-    top = max((float(values.max(initial=1.0)) for values in true.values()), default=1.0) * 1.15
-    for axes, name in zip(panels, models, strict=True):
-        axes.plot([0, top], [0, top], linestyle="--", color=canvas.INK, linewidth=1)
+    speeds = {name: _speeds(table, name) for name in models}
+    # Wild answers would squeeze the rest into a corner: they are drawn at the edge.
+    top = 1.15 * max(float(true.max(initial=1.0)) for _, true in speeds.values())
+    near = {}
+    for axes, (name, (said, true)) in zip(panels, speeds.items(), strict=True):
+        near[name] = float((np.abs(said - true) <= within_mps).mean())
         colour = canvas.BLUE if name == models[-1] else canvas.ORANGE
-        inside = said[name] <= top
-        axes.plot(
-            true[name][inside], said[name][inside], "o", color=colour, markersize=4, alpha=0.6
-        )
-        # Wild answers would squeeze the rest into a corner: they are drawn at the edge.
-        axes.plot(
-            true[name][~inside], np.full((~inside).sum(), top), "^", color=colour, markersize=5
-        )
-        axes.set_xlim(0, top)
-        axes.set_ylim(0, top * 1.02)
-        axes.set_aspect("equal")
-        canvas.quiet(axes, "both").set_xlabel("true speed, m/s", fontsize=9)
+        _scatter(axes, said, true, top, colour)
         notes = []
-        lost = len(table.filter(pc.equal(table["model"], name))) - len(true[name])
-        notes += [f"{lost} not drawn: they do not parse"] if lost else []
-        notes += [f"{(~inside).sum()} beyond the edge"] if (~inside).any() else []
-        title = f"{WORDS.get(name, name)}: {near[name]:.0%} within {within_mps:g} m/s"
+        if lost := int(np.isnan(said).sum()):
+            notes.append(f"{lost:,} not drawn: they cannot be read")
+        if beyond := int((said > top).sum()):
+            notes.append(f"{beyond:,} beyond the edge")
+        title = f"{wording.row(name)}: {near[name]:.0%} within {within_mps:g} m/s"
         axes.set_title("\n".join([title, "; ".join(notes)]), fontsize=10, loc="left")
     panels[0].set_ylabel("speed said, m/s", fontsize=9)
+    panels[0].legend(frameon=False, fontsize=8, loc="upper left")
     last = models[-1]
-    comparison = " and ".join(f"{WORDS.get(n, n)} {near[n]:.0%}" for n in models[:-1])
+    comparison = " and ".join(f"{wording.row(name)} {near[name]:.0%}" for name in models[:-1])
+    said, true = speeds[last]
+    bias = ""
+    if _any(said):
+        off = float(np.nanmean(said - true))
+        bias = f"; on average it says {abs(off):.2f} m/s too {'much' if off > 0 else 'little'}"
     picture.finding(
-        f"The {WORDS.get(last, last)} is within {within_mps:g} m/s of the truth for "
-        f"{near[last]:.0%} of the windows" + (f" ({comparison})" if comparison else "")
+        f"The {wording.row(last)} is within {within_mps:g} m/s of the truth for {near[last]:.0%} "
+        f"of the windows{f' ({comparison})' if comparison else ''}{bias}"
     )
     return picture
 
 
-def worst(table: pa.Table, windows: Windows, num: int, model: str = "adapted") -> canvas.Picture:
-    """The windows with the largest speed errors: first and last frame, the truth and the answer.
+def over_horizon(figures: Mapping[str, Any], rows: Sequence[str] = tuple(PATHS)) -> canvas.Picture:
+    """How far predicted paths are from the driven one, 1 to 6.4 s ahead, with intervals.
 
     Args:
-        table: Answers (`evaluation.metrics.SCHEMA`).
-        windows: Those that were asked about, among others.
-        num: How many, one a clip at most.
-        model: Whose errors.
+        figures: As `evaluation.metrics.figures` returns them; `metrics` is drawn.
+        rows: Of the ladder; those that are absent are left out.
     """
-    rows, grid = metrics.worst(table, model, num), windows.cache.grid
-    index = {(window.clip_id, window.number): i for i, window in enumerate(windows)}
-    frames = [windows.frames(index[row["clip_id"], row["window"]]) for row in rows]
-    height_px = canvas.height_of(frames[0][0], grid, 420) + 26
-    picture = canvas.Picture(1180, 50 + len(rows) * height_px)
-    places = picture.subplots(len(rows), 3, squeeze=False, width_ratios=[420, 420, 300])
-    for line, row, window in zip(places, rows, frames, strict=True):
-        canvas.show_grid(line[0], window[0], grid, 420, "first frame")
-        canvas.show_grid(line[1], window[-1], grid, 420, "last frame")
-        canvas.bare(line[2]).text(
-            0.02,
-            0.96,
-            describe(row),
-            va="top",
-            fontsize=10,
-            linespacing=1.5,
-            color=canvas.INK,
-            transform=line[2].transAxes,
-            parse_math=False,
-        )
+    rows = [name for name in rows if name in figures["metrics"]]
+    picture = canvas.Picture(860, 460)
+    axes = picture.add_subplot()
+    ends = {}
+    for place, name in enumerate(rows):
+        of = figures["metrics"][name]
+        drawn = [key for key in HORIZON_S if of.get(key, {}).get("value") is not None]
+        values = np.array([of[key]["value"] for key in drawn])
+        times = np.array([HORIZON_S[key] for key in drawn]) + 0.06 * (place - len(rows) / 2)
+        look = PATHS.get(name, {"color": canvas.COLOURS[7], "marker": "v"})
+        axes.plot(times, values, linewidth=1.8, markersize=7, label=wording.row(name), **look)
+        for time, key in zip(times, drawn, strict=True):
+            if of[key]["low"] is not None:
+                low, high = of[key]["low"], of[key]["high"]
+                axes.plot([time, time], [low, high], color=look["color"], linewidth=1.4)
+        ends[name] = float(values[-1])
+    axes.set_xlim(0, 6.9)
+    axes.set_ylim(0, None)
+    axes.set_xticks(list(HORIZON_S.values()))
+    label = "seconds after the window's last frame (bars: 95 % interval, by resampling the clips)"
+    canvas.quiet(axes, "both").set_xlabel(label, fontsize=9)
+    axes.set_ylabel("distance to the driven path, m", fontsize=9)
+    axes.legend(frameon=False, fontsize=9, loc="upper left")
+    order = sorted(ends, key=ends.get)
+    told = ", ".join(f"{wording.row(name)} {ends[name]:.1f} m" for name in order)
+    picture.finding(f"How far off after 6.4 s, the nearest first: {told}")
+    return picture
+
+
+def confusion(table: pa.Table, model: str = MODEL) -> canvas.Picture:
+    """What manoeuvre is said where which is true: along the road, and across it.
+
+    Args:
+        table: Answers (`evaluation.metrics.SCHEMA`) of a target that names manoeuvres.
+        model: Whose answers.
+    """
+    picture = canvas.Picture(1180, 520)
+    right, most = {}, {}
+    for axes, (part, order) in zip(picture.subplots(1, 2), PARTS.items(), strict=True):
+        names, counts = metrics.confusion(table, model, part)
+        places = [names.index(name) for name in order if name in names]
+        counts = counts[np.ix_(places, places)]
+        right[part] = counts.trace() / max(counts.sum(), 1)
+        most[part] = counts.sum(axis=1).max(initial=0) / max(counts.sum(), 1)
+        _matrix(axes, [names[place] for place in places], counts)
+        axes.set_title(f"{part} the road", fontsize=10, loc="left", fontweight="bold")
+        axes.set_xlabel("manoeuvre said", fontsize=9)
+        axes.set_ylabel("true manoeuvre of the next 3 s", fontsize=9)
+    note = "Numbers: windows. Darker: a larger share of the windows of that true manoeuvre."
+    if lost := _num_lost(table, model):
+        note += f" {lost:,} answers cannot be read and count as {wording.row(FALLBACK)}."
+    picture.supxlabel(note, fontsize=9, color=canvas.INK)
     picture.finding(
-        f"Where the {WORDS.get(model, model)} is most wrong, one window a clip, the worst first"
+        f"The {wording.row(model)} is right along the road for {right['along']:.0%} of "
+        f"{counts.sum():,} windows (always the most frequent: {most['along']:.0%}), across it "
+        f"for {right['across']:.0%} ({most['across']:.0%})"
     )
     return picture
 
 
-def describe(row: Mapping[str, Any]) -> str:
-    """A row of the answers in words."""
-    lines = [
-        f"clip {canvas.short(row['clip_id'])}, window {row['window']}",
-        f"true: {row['speed_true_mps']:.2f} m/s, {row['displacement_true_m']:.1f} m",
-    ]
-    if row["speed_mps"] is None:
-        said = canvas.wrapped(repr(row["answer"] or ""), 40).splitlines()
-        lines.append("said what does not parse:\n" + "\n".join(said[:4]))
-    else:
-        lines.append(f"said: {row['speed_mps']:.2f} m/s, {row['displacement_m']:.1f} m")
-        lines.append(f"off by {row['speed_mps'] - row['speed_true_mps']:+.2f} m/s")
-    return "\n".join(lines)
+def _num_lost(table: pa.Table, model: str) -> int:
+    own = pc.and_(pc.equal(table["model"], model), pc.equal(table["sample"], 0))
+    return len(table.filter(pc.and_(own, pc.invert(table["valid"]))))
+
+
+def _any(values: np.ndarray) -> bool:
+    return bool((~np.isnan(values)).any())
+
+
+def _speeds(table: pa.Table, model: str) -> tuple[np.ndarray, np.ndarray]:
+    """Speeds (n,) said by a model's greedy answers, NaN where none can be read, and the true."""
+    own = table.filter(pc.and_(pc.equal(table["model"], model), pc.equal(table["sample"], 0)))
+    columns = (own["speed_mps"], own["speed_true_mps"])
+    said, true = (column.to_numpy(zero_copy_only=False) for column in columns)
+    return said.astype(float), true
+
+
+def _scatter(
+    axes: canvas.Axes, said: np.ndarray, true: np.ndarray, top: float, colour: str
+) -> None:
+    axes.plot([0, top], [0, top], linestyle="--", color=canvas.INK, linewidth=1, label="right")
+    inside = said <= top
+    axes.plot(true[inside], said[inside], "o", color=colour, markersize=4, alpha=0.45)
+    beyond = said > top
+    axes.plot(true[beyond], np.full(beyond.sum(), top), "^", color=colour, markersize=5)
+    if inside.sum() >= NUM_PARTS * LEAST_PER_PART:
+        # From slow to fast: a mean off the dashed line is no chance of a single window.
+        parts = np.array_split(np.argsort(true[inside], kind="stable"), NUM_PARTS)
+        x, y = ([float(values[inside][part].mean()) for part in parts] for values in (true, said))
+        axes.plot(x, y, "-", color="white", linewidth=4)
+        label = f"mean said, {NUM_PARTS} equal parts of the windows"
+        axes.plot(x, y, "-", color=canvas.INK, linewidth=1.8, label=label)
+    axes.set_xlim(0, top)
+    axes.set_ylim(0, top * 1.02)
+    axes.set_aspect("equal")
+    canvas.quiet(axes, "both").set_xlabel("true speed, m/s", fontsize=9)
+
+
+def _matrix(axes: canvas.Axes, names: Sequence[str], counts: np.ndarray) -> None:
+    """Counts (true, said) with the share of each line as its colour."""
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1.3, aspect="auto")
+    for row, col in zip(*np.nonzero(counts), strict=True):
+        colour = "white" if shares[row, col] > 0.75 else canvas.INK
+        options = {"ha": "center", "va": "center", "fontsize": 9, "color": colour}
+        axes.text(col, row, f"{counts[row, col]:,}", **options)
+    axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(labelsize=9, colors=canvas.INK)
+    axes.spines[:].set_visible(False)
+    for line in range(1, len(names)):
+        axes.axhline(line - 0.5, color="white", linewidth=1.5)
+        axes.axvline(line - 0.5, color="white", linewidth=1.5)

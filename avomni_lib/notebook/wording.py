@@ -1,0 +1,72 @@
+"""How pictures and pages name the rows of the ladder, write its figures, and say who beats whom."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from avomni_lib.evaluation.claims import FEWEST_CLIPS
+from avomni_lib.evaluation.scores import Metric, metric
+
+# As short as the margin of a picture.
+ROWS = {
+    "mean": "predict the mean",
+    "median": "predict the median",
+    "constant_velocity": "constant velocity",
+    "ctra": "constant turn and acceleration",
+    "ego_mlp": "small MLP on past motion",
+    "base": "base model",
+    "blind": "adapted model, blind",
+    "trained_blind": "trained blind",
+    "shuffled": "frames shuffled in time",
+    "one_camera": "one camera",
+    "adapted": "adapted model",
+}
+BEATEN, EVEN, AHEAD = "beaten", "even", "ahead"
+
+
+def row(name: str) -> str:
+    """A row of the ladder in words."""
+    return ROWS.get(name, name.replace("_", " "))
+
+
+def is_number(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def number(value: float | None, sign: bool = False) -> str:
+    """A figure as it stands beside others: `1.08`, `+5.59`, or a dash where there is none."""
+    if not is_number(value):
+        return "–"
+    plus, digits = "+" if sign else "", 2 if abs(value) < 99.995 else 0
+    return f"{value:{plus},.{digits}f}"
+
+
+def amount(of: Metric, value: float | None) -> str:
+    """A figure with its unit: `1.08 m/s`."""
+    return f"{number(value)} {of.unit}".rstrip()
+
+
+def interval(low: float | None, high: float | None, sign: bool = False) -> str:
+    """`0.90 to 1.31`, or nothing where there is no interval."""
+    return f"{number(low, sign)} to {number(high, sign)}" if is_number(low) else ""
+
+
+def axis(of: Metric) -> str:
+    """A figure as an axis is named."""
+    unit = f", {of.unit}" if of.unit else ""
+    return f"{of.words}{unit}" + (" (more is better)" if of.more_is_better else "")
+
+
+def standing(entry: Mapping[str, Any]) -> str:
+    """Whether the model has BEATEN a row, is EVEN with it, or the row is AHEAD.
+
+    Args:
+        entry: Of `figures["ladder"]`. EVEN is where the interval of the difference holds 0, or
+            comes from so few clips that no claim is made of it either.
+    """
+    low, high = entry["difference_low"], entry["difference_high"]
+    if entry["num_clips"] < FEWEST_CLIPS or not is_number(low) or low <= 0 <= high:
+        return EVEN
+    return AHEAD if (low > 0) == metric(entry["metric"]).more_is_better else BEATEN
