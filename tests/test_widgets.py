@@ -1,6 +1,7 @@
 """The tile preview, by its traits: what is set on the left is what is drawn on the right."""
 
 import io
+import json
 import shutil
 
 import numpy as np
@@ -13,14 +14,15 @@ from avomni_lib.dataset.evicted import evict
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.memmap import Cache
 from avomni_lib.etl.windows import Windows
-from avomni_lib.notebook import widgets
-from avomni_lib.notebook.plots import canvas
+from avomni_lib.notebook import choice_controls, widgets
+from avomni_lib.notebook.choice import OWN_LIST
+from avomni_lib.notebook.clips import Listed
+from avomni_lib.notebook.plots import canvas, tiles
 from avomni_lib.params import Params
 from tests import cached_run
 from tests.published_set import Drive, clip_id_of, read_frame
 
 SHORT = 4  # this clip has fewer windows than the others
-OWN = (cached_run.TILE_WIDTH, cached_run.TILE_HEIGHT)
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +35,14 @@ def view(p):
     return widgets.TilePreview(p, clip_id=clip_id_of(1), window=2, frame=1)
 
 
+def pixels(view):
+    return np.asarray(Image.open(io.BytesIO(view.image.value)).convert("RGB"))
+
+
 def shown(view):
     """The grid out of the widget's PNG: names cut away, enlargement undone."""
-    sheet = np.asarray(Image.open(io.BytesIO(view.image.value)).convert("RGB"))
-    grid, (width, height) = rig.grid(view.setup.value), view.tile.value
-    shape = (grid.rows * height, grid.cols * width)
+    sheet, grid, shape = pixels(view), view.choice.grid, view.choice.size
+    width, height = view.choice.tile
     scale = canvas.scale_for(shape[1], widgets.WIDE_PX)
     last = canvas.tile_box(shape, grid, grid.rows - 1, grid.cols - 1, scale)
     assert sheet.shape[:2] == last[:1:-1]
@@ -55,21 +60,31 @@ def tile_at(image, grid, row, col):
     return image[row * height : (row + 1) * height, col * width : (col + 1) * width]
 
 
+def named(view, row, col):
+    """(clip number, place in rig.CAMERAS, frame) of a tile that is shown."""
+    return read_frame(tile_at(shown(view), view.choice.grid, row, col))
+
+
+def windows_of(p, clip_number, length=cached_run.LENGTH):
+    windows = Windows(Cache.open(p.cache_dir), length, cached_run.STRIDE)
+    of_clip = [i for i in range(len(windows)) if windows[i].clip_id == clip_id_of(clip_number)]
+    return windows, of_clip
+
+
 def test_the_picture_is_the_caches_array_pixel_for_pixel(p, view):
-    windows = Windows(Cache.open(p.cache_dir), cached_run.LENGTH, cached_run.STRIDE)
-    of_clip = [i for i in range(len(windows)) if windows[i].clip_id == clip_id_of(1)]
+    windows, of_clip = windows_of(p, 1)
     assert np.array_equal(shown(view), windows.frames(of_clip[2])[1])
     view.frame.value = 3
     assert np.array_equal(shown(view), windows.frames(of_clip[2])[3])
     view.window.value = 4
     assert np.array_equal(shown(view), windows.frames(of_clip[4])[3])
     view.clip.value = clip_id_of(2)
-    assert read_frame(tile_at(shown(view), rig.grid("4-cam"), 0, 0))[0] == 2
+    assert named(view, 0, 0)[0] == 2
     assert "read from the cache" in view.note.value
     assert "do not share" in view.note.value, "clips of a folder are not ours"
 
 
-def test_values_out_of_range_are_clamped_and_a_shorter_clip_moves_the_window(view):
+def test_values_out_of_range_are_clamped_and_a_shorter_clip_moves_the_window(p, view):
     view.frame.value = 99
     assert view.frame.value == cached_run.LENGTH - 1
     last = view.window.max
@@ -77,15 +92,57 @@ def test_values_out_of_range_are_clamped_and_a_shorter_clip_moves_the_window(vie
     assert view.window.value == last
     view.clip.value = clip_id_of(SHORT)
     assert 0 < view.window.max < last and view.window.value == view.window.max
-    assert view.windows[view.index].clip_id == clip_id_of(SHORT)
-    assert np.array_equal(shown(view), view.windows.frames(view.index)[view.frame.value])
+    windows, of_clip = windows_of(p, SHORT)
+    assert np.array_equal(shown(view), windows.frames(of_clip[-1])[view.frame.value])
+
+
+def test_buttons_step_over_the_windows_end(view):
+    view.frame.value = view.frame.max
+    view.place.ahead.click()
+    assert (view.window.value, view.frame.value) == (3, 0)
+    view.place.back.click()
+    assert (view.window.value, view.frame.value) == (2, view.frame.max)
+    view.window.value = view.window.max
+    view.frame.value = view.frame.max
+    view.place.ahead.click()
+    assert (view.window.value, view.frame.value) == (view.window.max, view.frame.max)
+
+
+def test_clips_are_found_by_id_split_and_country(view):
+    every = [name for _, name in view.clip.options]
+    assert len(every) == 2 * cached_run.CLIPS_PER_CHUNK
+    label = next(label for label, name in view.clip.options if name == clip_id_of(3))
+    mean = Drive(3).travelled(2.0) / 2
+    assert label.split()[:3] == [clip_id_of(3)[:8], "train", "Germany"]
+    assert float(label.split()[3].strip(",")) == pytest.approx(mean, abs=0.3)
+    before = pixels(view)
+    view.place.search.value = "germany TEST"
+    found = [name for _, name in view.clip.options]
+    assert found == [clip_id_of(1), clip_id_of(5)], "clip 5, and the one that is shown"
+    assert view.clip.value == clip_id_of(1) and np.array_equal(pixels(view), before)
+    view.clip.value = clip_id_of(5)
+    assert named(view, 0, 0)[0] == 5
+    view.place.search.value = clip_id_of(7)[9:20]
+    assert [name for _, name in view.clip.options] == [clip_id_of(5), clip_id_of(7)]
+    view.place.search.value = ""
+    assert [name for _, name in view.clip.options] == every
+
+
+def test_of_very_many_clips_those_around_the_chosen_one_are_listed(p):
+    num = 3 * choice_controls.MOST_SHOWN
+    many = [Listed(f"{n:08d}", "val", None, None, None) for n in range(num)]
+    controls = choice_controls.PlaceControls(many, many[900].clip_id, p)
+    names = [name for _, name in controls.clip.options]
+    assert len(names) == choice_controls.MOST_SHOWN and many[900].clip_id in names
+    assert controls.clip.value == many[900].clip_id
+    controls.search.value = "00000007"
+    assert [name for _, name in controls.clip.options] == ["00000007", "00000900"]
 
 
 def test_seven_cameras_come_from_the_raw_clip_at_the_windows_times(view):
-    before = [read_frame(tile_at(shown(view), rig.grid("4-cam"), 0, 0))]
+    before = named(view, 0, 0)
     view.setup.value = "7-cam"
     grid, image = rig.grid("7-cam"), shown(view)
-    assert image.shape == (3 * OWN[1], 3 * OWN[0], 3)
     frames = {}
     for place, camera in enumerate(grid.cells):
         tile = tile_at(image, grid, *divmod(place, grid.cols))
@@ -94,37 +151,98 @@ def test_seven_cameras_come_from_the_raw_clip_at_the_windows_times(view):
             continue
         number, camera_idx, frames[camera.name] = read_frame(tile)
         assert (number, rig.CAMERAS[camera_idx]) == (1, camera)
-    assert frames[rig.FRONT_WIDE.name] == before[0][2], "the same instant as before"
+    assert frames[rig.FRONT_WIDE.name] == before[2], "the same instant as before"
     assert "read from the raw clip" in view.note.value
 
 
-def test_raw_clips_at_the_runs_own_choice_give_the_caches_very_pixels(p, view):
-    for index in (0, view.index):
-        window, times_us = view.windows[index], view.windows.times_us(index)
-        raw = widgets.RawFrames(p).grid_frames(window.clip_id, times_us, "4-cam", OWN)
-        assert np.array_equal(raw, view.windows.frames(index))
+def test_an_own_list_is_laid_out_in_its_order_and_cannot_be_written_down(view):
+    view.setup.value = OWN_LIST
+    view.controls.cameras.value = ["rear tele", "cross left", "front wide"]
+    labels = [rig.CAMERAS[named(view, *place)[1]].label for place in ((0, 0), (0, 1), (1, 0))]
+    assert labels == view.controls.cameras.value
+    assert not tile_at(shown(view), view.choice.grid, 1, 1).any()
+    assert view.write.disabled and "for looking at" in view.difference.value
+    view.controls.add.value = "rear left"
+    assert view.controls.cameras.value[-1] == "rear left" and not view.controls.add.value
+    assert "rear left" not in dict(view.controls.add.options)
+    assert rig.CAMERAS[named(view, 1, 1)[1]] == rig.REAR_LEFT
+    view.controls.cameras.value = []
+    assert view.controls.cameras.value == ["front wide"], "one camera at least"
+    assert shown(view).shape == (cached_run.TILE_HEIGHT, cached_run.TILE_WIDTH, 3)
 
 
 def test_another_tile_size_changes_picture_and_cost(view):
-    assert OWN in dict(view.tile.options).values()
-    own_words = view.note.value
-    view.tile.value = (96, 64)
+    own = view.cost().figures
+    view.controls.width.value, view.controls.height.value = 96, 64
     assert shown(view).shape == (128, 192, 3)
-    number, camera_idx, _ = read_frame(tile_at(shown(view), rig.grid("4-cam"), 1, 1))
+    number, camera_idx, _ = named(view, 1, 1)
     assert (number, rig.CAMERAS[camera_idx]) == (1, rig.REAR_RIGHT)
     # 4 frames are 2 temporal patches; a vision token is 32 × 32 px.
-    assert "48 vision tokens" in view.note.value and "0.3 MB a sample" in view.note.value
-    assert "12 vision tokens" in own_words and "0.1 MB a sample" in own_words
+    told = view.cost().figures
+    assert (own["vision_tokens"], told["vision_tokens"]) == (12, 48)
+    assert told["sample_mb"] == pytest.approx(4 * own["sample_mb"]) == 4 * 128 * 192 * 3 / 1e6
+    assert ">48<" in view.cost_table.value and "0.3 MB" in view.cost_table.value
+
+
+def test_fits_differ_and_letterbox_leaves_black_bars(view):
+    view.controls.width.value, view.controls.height.value = 96, 32
+    seen = {}
+    for fit in ("letterbox", "crop", "stretch"):
+        view.controls.fit.value = fit
+        seen[fit] = tile_at(shown(view), view.choice.grid, 0, 0)
+    black = ~seen["letterbox"].any(axis=(0, 2))
+    # 64×48 px in a tile of 96×32: 43 columns, between bars of 26 and 27.
+    assert black[:26].all() and black[-26:].all() and not black[30:-30].any()
+    assert seen["crop"].any(axis=(0, 2)).all() and not np.array_equal(seen["crop"], seen["stretch"])
+
+
+def test_rate_and_length_stay_near_the_moment_that_was_shown(p, view):
+    before = named(view, 0, 0)[2]
+    view.controls.length.value = 8
+    windows, of_clip = windows_of(p, 1, length=8)
+    assert view.frame.max == 7 and view.window.value == 2
+    assert np.array_equal(shown(view), windows.frames(of_clip[2])[1])
+    assert "read from the cache" in view.note.value
+    view.controls.rate.value = 15.0
+    assert "read from the raw clip" in view.note.value
+    frames = []
+    for frame in range(4):
+        view.frame.value = frame
+        frames.append(named(view, 0, 0)[2])
+    assert set(np.diff(frames)) <= {1, 2, 3} and sum(np.diff(frames)) in (5, 6, 7)
+    assert abs(frames[1] - before) <= 5
+    view.controls.length.value = 400
+    assert "no window fits" in view.note.value and view.image.value == b""
+    view.controls.length.value = 4
+    assert shown(view).any()
+
+
+def test_squares_of_vision_tokens_are_drawn_on_demand(view):
+    assert "32×32" in view.controls.squares.description
+    before = pixels(view)
+    view.controls.squares.value = True
+    after = pixels(view)
+    assert after.shape == before.shape
+    scale = canvas.scale_for(view.choice.size[1], widgets.WIDE_PX)
+    left, top, _, _ = canvas.tile_box(view.choice.size, view.choice.grid, 0, 0, scale)
+    differs = (after != before).any(axis=2)[top:, left:]
+    assert (
+        differs[:, 32 * scale][: 32 * scale].all() and not differs[: 32 * scale, 31 * scale].any()
+    )
+    assert np.array_equal(pixels(view), view.sheet())
 
 
 def test_a_choice_that_the_model_would_refuse_is_shown_and_says_so(view):
     view.setup.value = "7-cam"  # 3 × 48 px are no multiple of 32
     assert shown(view).any()
-    assert "would refuse it: a grid of 144×96 px does not divide" in view.note.value
+    assert "would refuse it: a grid of 144×96 px does not divide" in view.cost_table.value
+    assert "would refuse it: a grid of 144×96 px" in view.figure()._suptitle.get_text().replace(
+        "\n", " "
+    )
     small = view.p.model_copy(
         update={"model": view.p.model.model_copy(update={"max_seq_length": 70})}
     )
-    assert "too long" in widgets.TilePreview(small).note.value
+    assert "too long" in widgets.TilePreview(small).cost_table.value
 
 
 def test_missing_raw_files_are_named_and_the_cache_is_still_shown(p, tmp_path):
@@ -136,60 +254,12 @@ def test_missing_raw_files_are_named_and_the_cache_is_still_shown(p, tmp_path):
     view = widgets.TilePreview(Params.from_values(values))
     view.setup.value = "7-cam"
     assert view.image.value == b""
-    assert rig.REAR_TELE.name in view.note.value and "<br>" in view.note.value
-    with pytest.raises(AvomniError, match=rig.REAR_TELE.name):
+    assert "rear tele is not on the disk" in view.note.value and "<br>" in view.note.value
+    with pytest.raises(AvomniError, match="rear tele is not on the disk"):
         view.figure()
     shutil.rmtree(copy)
     view.setup.value = "4-cam"
     assert shown(view).any(), "raw chunks may be evicted once the cache is there"
-
-
-def test_path_and_speed_follow_the_drive(view):
-    truth, drive = Drive(1), view.drive()
-    times_us = view.windows.times_us(view.index)
-    first_us = view.windows.times_us(view._first[clip_id_of(1)])[0]
-    times_s = drive.times_s + first_us / 1e6
-    assert np.allclose(drive.speed_mps, truth.speed(times_s), atol=0.02)
-    assert np.allclose(drive.xy_m, truth.position(times_s)[:, :2], atol=0.01)
-    yaw = truth.curvature * truth.travelled(times_s)
-    assert np.allclose(np.unwrap(drive.yaw_rad), yaw, atol=0.01)
-    assert times_s[drive.start : drive.stop] == pytest.approx(times_us / 1e6)
-    assert drive.now == drive.start + 1
-    motion = view.motion.value
-    view.frame.value = 2
-    assert view.drive().now == drive.now + 1 and view.motion.value != motion
-
-
-def test_the_static_figure_shows_the_current_choice(view):
-    picture = view.figure()
-    title = picture._suptitle.get_text().replace("\n", " ")
-    assert title.startswith("4-cam, tiles of 48×32: 12 vision tokens a window")
-    before = picture.png()
-    view.setup.value, view.tile.value = "7-cam", (96, 64)
-    other = view.figure()
-    assert other._suptitle.get_text().startswith("7-cam, tiles of 96×64: 108 vision tokens")
-    assert other.png() != before
-
-
-def test_decoded_windows_are_read_once_and_kept_within_a_bound(p):
-    view = widgets.TilePreview(p)
-    one = cached_run.LENGTH * 192 * 128 * 3
-    raw = widgets.RawFrames(p, limit_bytes=2 * one)
-    times = [view.windows.times_us(i) for i in range(3)]
-    name = view.windows[0].clip_id
-    first = raw.grid_frames(name, times[0], "4-cam", (96, 64))
-    assert raw.grid_frames(name, times[0], "4-cam", (96, 64)) is first
-    for wanted in times[1:]:
-        raw.grid_frames(name, wanted, "4-cam", (96, 64))
-        assert raw.num_bytes <= 2 * one
-    assert raw.grid_frames(name, times[0], "4-cam", (96, 64)) is not first
-
-
-def test_an_unknown_clip_is_refused_and_a_window_past_the_end_is_the_last(p):
-    with pytest.raises(AvomniError, match="clip nowhere has no window"):
-        widgets.TilePreview(p, clip_id="nowhere")
-    view = widgets.TilePreview(p, window=10_000, frame=10_000)
-    assert view.window.value == view.window.max and view.frame.value == view.frame.max
 
 
 def test_with_raw_files_evicted_the_cache_is_shown_and_another_choice_says_why_not(p, tmp_path):
@@ -201,15 +271,101 @@ def test_with_raw_files_evicted_the_cache_is_shown_and_another_choice_says_why_n
     view = widgets.TilePreview(p)
     assert shown(view).any()
     assert "read from the cache; raw files are evicted" in view.note.value
-    view.tile.value = view.tile.options[0][1]
+    view.controls.width.value = 96
     assert "raw files of this clip were evicted on 20" in view.note.value
     assert view.image.value == b""
-    view.tile.value = OWN
+    view.controls.width.value = cached_run.TILE_WIDTH
     assert shown(view).any()
 
 
-@pytest.mark.parametrize("own", [(48, 32), (448, 256), (224, 128), (100, 60)])
-def test_tile_sizes_hold_the_runs_own(own):
-    sizes = widgets.tile_sizes(own)
-    assert own in sizes and len(sizes) >= 4
-    assert all(w % 16 == 0 and h % 16 == 0 for w, h in sizes if (w, h) != own)
+def test_before_there_is_a_cache_the_raw_clips_show_what_it_will_hold(p, tmp_path):
+    bare = Params.from_values(
+        cached_run.values(tmp_path) | {"dataset": p.dataset.model_dump(mode="json")}
+    )
+    with pytest.raises(AvomniError, match="no raw files have been chosen"):
+        widgets.TilePreview(bare)
+    bare.run_dir.mkdir(parents=True)
+    shutil.copy(p.run_dir / "chosen.json", bare.run_dir)
+    view = widgets.TilePreview(bare, clip_id=clip_id_of(1), window=2, frame=1)
+    cached = widgets.TilePreview(p, clip_id=clip_id_of(1), window=2, frame=1)
+    assert "there is no cache yet" in view.note.value
+    assert np.array_equal(view.image.value, cached.image.value)
+    assert [name for _, name in view.clip.options] == [name for _, name in cached.clip.options]
+    assert view.answer.value == cached.answer.value
+    assert view.figure().png() == cached.figure().png()
+
+
+def test_path_and_speed_follow_the_drive(p, view):
+    truth, drive = Drive(1), view.drive()
+    windows, of_clip = windows_of(p, 1)
+    times_s = drive.times_s + windows.times_us(of_clip[0])[0] / 1e6
+    assert np.allclose(drive.speed_mps, truth.speed(times_s), atol=0.02)
+    assert np.allclose(drive.xy_m, truth.position(times_s)[:, :2], atol=0.01)
+    yaw = truth.curvature * truth.travelled(times_s)
+    assert np.allclose(np.unwrap(drive.yaw_rad), yaw, atol=0.01)
+    of_window = times_s[drive.start : drive.stop]
+    assert of_window == pytest.approx(windows.times_us(of_clip[2]) / 1e6)
+    assert drive.now == drive.start + 1
+    motion = view.motion.value
+    view.frame.value = 2
+    assert view.drive().now == drive.now + 1 and view.motion.value != motion
+
+
+def test_the_answer_is_the_targets_own_words(p, view):
+    windows, of_clip = windows_of(p, 1)
+    truth = windows.truth(of_clip[2])
+    assert f"Avg Velocity: {truth.speed_mps:.2f}m/s." in view.answer.value
+    assert "&lt;think&gt;" in view.answer.value
+    far = p.model_copy(update={"training": p.training.model_copy(update={"target": "future_v1"})})
+    # The cache keeps one second of ego motion past the last frame.
+    assert "05_train leaves this window out" in widgets.TilePreview(far).answer.value
+
+
+def test_the_static_figure_shows_the_current_choice(view):
+    picture = view.figure()
+    title = picture._suptitle.get_text().replace("\n", " ")
+    assert title.startswith("4-cam, tiles of 48×32, 10 Hz: 12 vision tokens a window")
+    assert "Avg Velocity" in picture.axes[0].get_xlabel()
+    before = picture.png()
+    view.setup.value, view.controls.width.value, view.controls.height.value = "7-cam", 96, 64
+    other = view.figure()
+    title = other._suptitle.get_text().replace("\n", " ")
+    assert title.startswith("7-cam, tiles of 96×64, 10 Hz: 108 vision tokens")
+    assert other.png() != before
+
+
+def test_what_is_written_is_what_was_shown_and_runs_as_the_choice(p, view, tmp_path):
+    base, path = tmp_path / "base.yaml", tmp_path / "tiles.yaml"
+    base.write_text(json.dumps(p.values()))
+    view.path.value = str(path)
+    assert view.write.disabled and "nothing to write" in view.difference.value
+    view.setup.value, view.controls.width.value, view.controls.rate.value = "7-cam", 64, 5.0
+    assert not view.write.disabled and not path.exists()
+    assert "+  camera_setup: 7-cam" in view.difference.value
+    view.write.click()
+    assert "Written" in view.written.value and view.write.disabled
+    laid = Params.from_files([base, path])
+    assert laid == view.choice.laid_over(p)
+    assert laid.vision.camera_setup == "7-cam" and laid.processing.sample_hz == 5.0
+    view.controls.rate.value = p.processing.sample_hz
+    assert "-  sample_hz: 5.0" in view.difference.value
+    view.write.click()
+    assert Params.from_files([base, path]) == view.choice.laid_over(p)
+    view.path.value = str(tmp_path / "base.yaml" / "below.yaml")
+    view.write.click()
+    assert "cannot be" in view.written.value + view.difference.value
+
+
+def test_an_unknown_clip_is_refused_and_a_window_past_the_end_is_the_last(p):
+    with pytest.raises(AvomniError, match="there is no clip nowhere"):
+        widgets.TilePreview(p, clip_id="nowhere")
+    view = widgets.TilePreview(p, window=10_000, frame=10_000)
+    assert view.window.value == view.window.max and view.frame.value == view.frame.max
+
+
+def test_a_wide_grid_has_its_motion_below():
+    times = np.arange(40) / 10
+    drive = tiles.Drive(times, np.ones((40, 2)) * times[:, None], times * 0, times + 1, 3, 9, 5)
+    beside, below = tiles.motion(drive), tiles.motion(drive, wide=True)
+    assert beside.get_figwidth() < beside.get_figheight()
+    assert below.get_figwidth() > below.get_figheight()

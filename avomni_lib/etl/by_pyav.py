@@ -23,7 +23,7 @@ def by_pyav(stream: Stream, rows: np.ndarray, size: Size | SizeRule | None) -> P
     Raises:
         AvomniError: no frame at all can be had.
     """
-    return _Reader(stream, rows, size).read()
+    return Reader(stream, rows, size).read()
 
 
 def plan_runs(stream: Stream, wanted: Sequence[int]) -> list[tuple[int, list[int]]]:
@@ -50,7 +50,7 @@ class _Fault(Exception):
         self.what, self.packet, self.first = what, packet, first
 
 
-class _Reader:
+class Reader:
     """One call of `by_pyav`."""
 
     def __init__(self, stream: Stream, rows: np.ndarray, size: Size | SizeRule | None):

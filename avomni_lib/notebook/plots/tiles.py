@@ -75,16 +75,45 @@ def draw_speed(axes: Axes, drive: Drive) -> None:
     axes.set_ylabel("speed, m/s", fontsize=9)
 
 
-def motion(drive: Drive, width_px: int = 340, height_px: int = 460) -> canvas.Picture:
-    """Path above speed, to stand beside a grid."""
-    picture = canvas.Picture(width_px, height_px)
-    path, speed = picture.subplots(2, 1, height_ratios=[2.2, 1])
+def named(image: np.ndarray, grid: Grid, width_px: int, square_px: int = 0) -> np.ndarray:
+    """A grid with its cameras' names, enlarged by a whole factor up to about `width_px`.
+
+    Args:
+        image: (H, W, 3) uint8 RGB, the grid at the model's resolution.
+        square_px: Side of the squares that are one vision token each, drawn over it; 0 draws none.
+            They are counted from the grid's corner, so that one may lie on two tiles.
+    """
+    scale = canvas.scale_for(image.shape[1], width_px)
+    if not square_px:
+        return canvas.name_tiles(image, grid, scale)
+    large = image.repeat(scale, axis=0).repeat(scale, axis=1).astype(np.float32)
+    colour = np.array([int(canvas.ORANGE[i : i + 2], 16) for i in (1, 3, 5)], dtype=np.float32)
+    step = square_px * scale
+    lines = np.zeros(large.shape[:2], dtype=bool)
+    lines[step::step], lines[:, step::step] = True, True
+    large[lines] = large[lines] * 0.25 + colour * 0.75
+    return canvas.name_tiles(large.round().astype(np.uint8), grid)
+
+
+def motion(drive: Drive, wide: bool = False) -> canvas.Picture:
+    """Path and speed, to stand beside a grid; or side by side, to stand below a wide one."""
+    picture = canvas.Picture(*((900, 300) if wide else (340, 460)))
+    # A slider waits for it: a layout that is worked out takes as long again as the drawing.
+    picture.set_layout_engine("none")
+    if wide:
+        places = {"width_ratios": [1, 2], "wspace": 0.2, "left": 0.06, "bottom": 0.16}
+        path, speed = picture.subplots(1, 2, gridspec_kw=places | {"right": 0.985, "top": 0.97})
+    else:
+        places = {"height_ratios": [2.2, 1], "hspace": 0.25, "left": 0.155, "bottom": 0.1}
+        path, speed = picture.subplots(2, 1, gridspec_kw=places | {"right": 0.985, "top": 0.985})
     draw_path(path, drive)
     draw_speed(speed, drive)
     return picture
 
 
-def preview(image: np.ndarray, grid: Grid, drive: Drive, title: str) -> canvas.Picture:
+def preview(
+    image: np.ndarray, grid: Grid, drive: Drive, title: str, answer: str = ""
+) -> canvas.Picture:
     """The grid with its cameras' names, the path and the speed beside it.
 
     Args:
@@ -92,13 +121,21 @@ def preview(image: np.ndarray, grid: Grid, drive: Drive, title: str) -> canvas.P
         grid: Which cameras stand where.
         drive: Where the car goes meanwhile.
         title: The finding: what the choice costs.
+        answer: What the model must say about the window, written below the grid.
     """
     side_px = 320
     width_px = canvas.MAX_WIDTH_PX - side_px
-    height_px = max(canvas.height_of(image, grid, width_px), 440) + 40
+    lines = canvas.wrapped(answer, 110).splitlines()
+    height_px = max(canvas.height_of(image, grid, width_px), 440) + 40 + 16 * len(lines)
     picture = canvas.Picture(width_px + side_px, height_px)
     places = picture.add_gridspec(2, 2, width_ratios=[width_px, side_px], height_ratios=[2.2, 1])
-    canvas.show_grid(picture.add_subplot(places[:, 0]), image, grid, width_px)
+    axes = picture.add_subplot(places[:, 0])
+    canvas.show_grid(axes, image, grid, width_px)
+    if lines:
+        axes.set_xlabel(
+            "\n".join(lines).replace("$", r"\$"),
+            **{"loc": "left", "fontsize": 9, "family": "monospace", "color": canvas.INK},
+        )
     draw_path(picture.add_subplot(places[0, 1]), drive)
     draw_speed(picture.add_subplot(places[1, 1]), drive)
     picture.finding(title)

@@ -1,0 +1,120 @@
+"""Frames of any choice out of the raw clips: the ETL's own pixels and times, decoded once."""
+
+import numpy as np
+import pytest
+
+from avomni_lib.dataset import rig
+from avomni_lib.etl import sampling
+from avomni_lib.etl.build import recipe_of
+from avomni_lib.notebook import clips, raw_frames
+from avomni_lib.notebook.choice import OWN_LIST, Choice, grid_of
+from avomni_lib.notebook.preview import Place, Preview
+from avomni_lib.notebook.raw_frames import RawFrames
+from tests import cached_run
+from tests.published_set import clip_id_of
+
+NAME = clip_id_of(2)
+
+
+@pytest.fixture(scope="module")
+def p(tmp_path_factory):
+    return cached_run.make(tmp_path_factory.mktemp("raw"))
+
+
+@pytest.fixture(scope="module")
+def times_us(p):
+    return clips.Clips(p, RawFrames(p)).motion(NAME, cached_run.HZ).times[4:8]
+
+
+def choice(p, **changes):
+    own = Choice.of(p)
+    names = ("setup", "cameras", "tile", "fit", "sample_hz", "sequence_length")
+    return Choice(**{name: changes.get(name, getattr(own, name)) for name in names})
+
+
+@pytest.mark.parametrize("fit", ["letterbox", "crop", "stretch"])
+@pytest.mark.parametrize("setup", ["4-cam", "7-cam"])
+def test_pixels_and_motion_are_those_that_the_etl_makes(p, fit, setup):
+    wanted = choice(p, fit=fit, setup=setup, tile=(80, 32), sample_hz=7.0)
+    laid = wanted.laid_over(p)
+    raw = RawFrames(laid)
+    made = sampling.sample_clip(raw.clip(NAME), recipe_of(laid)).arrays
+    motion = clips.Clips(laid, raw).motion(NAME, wanted.sample_hz)
+    for name in ("times", "egomotion", "track"):
+        assert np.array_equal(getattr(motion, name), made[name]), name
+    frames = raw.grid_frames(NAME, motion.times[3:9], wanted)
+    assert np.array_equal(frames, made["frames"][3:9])
+
+
+def test_another_tile_fit_or_grid_of_the_same_cameras_decodes_nothing(p, times_us):
+    raw = RawFrames(p)
+    raw.grid_frames(NAME, times_us, choice(p, setup="7-cam"))
+    num = raw.num_decoded
+    assert num == 7 * len(times_us)
+    own = tuple(camera.name for camera in rig.CAMERAS[:3])
+    for changed in (
+        {"tile": (160, 96)},
+        {"tile": (20, 20), "fit": "crop"},
+        {"setup": "7-cam", "fit": "letterbox"},
+        {"setup": OWN_LIST, "cameras": own},
+    ):
+        raw.grid_frames(NAME, times_us, choice(p, **changed))
+    assert raw.num_decoded == num
+
+
+def test_overlapping_windows_share_what_was_decoded(p):
+    raw = RawFrames(p)
+    times = clips.Clips(p, raw).motion(NAME, cached_run.HZ).times
+    raw.grid_frames(NAME, times[:6], choice(p))
+    raw.grid_frames(NAME, times[2:8], choice(p))
+    assert raw.num_decoded == 4 * 8
+
+
+def test_memory_stays_within_its_bound_but_for_the_latest_block(p, monkeypatch):
+    monkeypatch.setattr(raw_frames, "BLOCK", 2)
+    times = clips.Clips(p, RawFrames(p)).motion(NAME, cached_run.HZ).times
+    one = RawFrames(p)
+    one.grid_frame(NAME, times[:2], 0, choice(p))
+    block = one.num_bytes
+    raw = RawFrames(p, limit_bytes=4 * block)
+    for start in range(0, len(times) - 2, 2):
+        raw.grid_frame(NAME, times[start : start + 2], 0, choice(p))
+        assert raw.num_bytes <= 4 * block
+    num = raw.num_decoded
+    raw.grid_frame(NAME, times[:2], 0, choice(p))
+    assert raw.num_decoded == num + 8, "the oldest are gone, and come again"
+    tight = RawFrames(p, limit_bytes=1)
+    whole = tight.grid_frames(NAME, times[:4], choice(p, setup="7-cam"))
+    assert np.array_equal(
+        whole, RawFrames(p).grid_frames(NAME, times[:4], choice(p, setup="7-cam"))
+    )
+
+
+def test_only_the_frames_around_the_one_shown_are_decoded(p, monkeypatch):
+    monkeypatch.setattr(raw_frames, "BLOCK", 4)
+    raw = RawFrames(p)
+    times = clips.Clips(p, raw).motion(NAME, cached_run.HZ).times[:12]
+    raw.grid_frame(NAME, times, 9, choice(p))
+    assert raw.num_decoded == 4 * 4
+
+
+def test_a_new_rate_or_length_keeps_the_moment(p):
+    preview, before = Preview(p), Choice.of(p)
+    place = Place(NAME, 3, 0)
+    start = preview.windows(NAME, before).times_us(3)[0]
+    for changed in ({"sample_hz": 20.0}, {"sequence_length": 6}, {"sample_hz": 5.0}):
+        wanted = choice(p, **changed)
+        found = preview.nearest_window(place, before, wanted)
+        moved = preview.windows(NAME, wanted).times_us(found)[0]
+        step_us = 1e6 * p.processing.stride / wanted.sample_hz
+        assert abs(int(moved) - int(start)) <= step_us / 2 + 20_000
+
+
+@pytest.mark.parametrize(
+    ("num", "shape"), [(1, (1, 1)), (2, (1, 2)), (3, (2, 2)), (5, (2, 3)), (7, (3, 3))]
+)
+def test_a_grid_of_any_cameras_is_as_square_as_it_can_be(num, shape):
+    names = [camera.name for camera in rig.CAMERAS[::-1][:num]]
+    grid = grid_of(names)
+    assert (grid.rows, grid.cols) == shape and len(grid.cells) == grid.rows * grid.cols
+    assert [camera.name for camera in grid.cameras] == names
