@@ -3,98 +3,184 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import contextlib
 import json
 import logging
+import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
+import shtab
 
+from avomni_lib import __version__
 from avomni_lib.errors import AvomniError
+from avomni_lib.notebook import commands, terminal
 from avomni_lib.params import Params
-from avomni_lib.plan import gigabytes
 
-EXAMPLES = """examples:
-  python -m avomni_lib doctor params/mi300x.yaml            does this machine compute what it must
-  python -m avomni_lib plan params/mi300x.yaml              what it would take; no GPU, no network
+# Command -> what it does, and examples of it.
+COMMANDS = {
+    "run": (
+        "run the notebooks that are not done, by papermill",
+        """
   python -m avomni_lib run params/demo.yaml                 every stage that is not done
   python -m avomni_lib run params/demo.yaml --from 05_train --set training.num_epochs=4
+  python -m avomni_lib run params/demo.yaml --dry-run       what would run, and why
   python -m avomni_lib run params/mi300x.yaml --limit 1     one chunk, to see that all is well
   python -m avomni_lib run params/mi300x.yaml --shard 3/16  a share of 03_etl, for a Slurm array
-  python -m avomni_lib run --params data.yaml tuning.yaml   several files, later ones win
-  python -m avomni_lib status params/demo.yaml              what is done, what is stale and why
-  python -m avomni_lib verify outputs/demo/cache            every hash and count of a cache
-  python -m avomni_lib stop params/mi300x.yaml              save a checkpoint and end the training
-  python -m avomni_lib export params/demo.yaml              the adapter folded into its base, 16 bit
-
-exit codes: 0 done, 1 something to mend (the message says what), 2 wrong use,
+  python -m avomni_lib run --params data.yaml tuning.yaml   several files, later ones win""",
+    ),
+    "status": (
+        "say what is done, what is stale and why",
+        """
+  python -m avomni_lib status params/demo.yaml              a row a stage
+  python -m avomni_lib status params/demo.yaml --json       the same for a script""",
+    ),
+    "plan": (
+        "say what a run would take, before anything is done; no GPU, no network",
+        """
+  python -m avomni_lib plan params/mi300x.yaml              bytes, windows, steps, warnings
+  python -m avomni_lib plan params/mi300x.yaml --set run.price_per_hour=2.5""",
+    ),
+    "doctor": (
+        "run what training relies on, on this machine",
+        """
+  python -m avomni_lib doctor params/mi300x.yaml            does it compute what it must
+  python -m avomni_lib doctor                               the machine alone""",
+    ),
+    "verify": (
+        "read a cache and compare it with its hashes and counts",
+        """
+  python -m avomni_lib verify outputs/demo/cache            needs no params file""",
+    ),
+    "compare": (
+        "put two runs side by side on the windows of both, with paired intervals",
+        """
+  python -m avomni_lib compare outputs/a outputs/b          every figure, and who is better""",
+    ),
+    "stop": (
+        "let the run's training save a checkpoint and end",
+        """
+  python -m avomni_lib stop params/mi300x.yaml              `run` goes on from there""",
+    ),
+    "export": (
+        "write base model and adapter as one 16-bit model",
+        """
+  python -m avomni_lib export params/demo.yaml              into outputs/RUN/merged
+  python -m avomni_lib export params/demo.yaml --out outputs/model --dtype float16""",
+    ),
+}
+EXIT_CODES = """exit codes: 0 done, 1 something to mend (the message says what), 2 wrong use,
 130 stopped by Ctrl-C"""
+EXAMPLES = "examples:" + "".join(examples for _, examples in COMMANDS.values())
+COMPLETION = """
+completion of commands, options and files, for the shell that is named:
+  avomni --print-completion bash > ~/.local/share/bash-completion/completions/avomni"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the arguments say; returns the exit code."""
+    try:
+        return _main(arguments)
+    except BrokenPipeError:
+        # `avomni plan … | head`: who reads has seen enough. Python would complain at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     try:
-        if options.command == "verify":
-            return _verify(options)
-        paths = [*options.params, *options.params_files]
-        if not paths and options.command != "doctor":
-            raise AvomniError(
-                "no params file named", fix="python -m avomni_lib run params/demo.yaml"
-            )
-        p = Params.from_files(paths, options.set)
-        p = p.limited(options.limit) if options.limit else p
-        commands = {"run": _run, "status": _status, "plan": _plan, "export": _export}
-        commands |= {"stop": _stop, "doctor": _doctor}
-        return commands[options.command](p, options)
+        # With --json one object stands on stdout and nothing else: progress goes to stderr.
+        aside = contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext()
+        with aside:
+            told = _do(options)
+        if options.json:
+            _print_json(told.figures)
+        else:
+            for place, shown in enumerate(told.shown):
+                terminal.show(shown, None if place else told.framed)
+        return told.code
     except AvomniError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if options.json:
+            what = {"what": error.what, "where": error.where, "fix": error.fix}
+            _print_json({"error": what})
+        terminal.write_error(error)
         return 1
     except KeyboardInterrupt:
         # At exit asyncio would print the traceback of the notebook that was interrupted.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-        print("stopped; run the same command again: it goes on from here", file=sys.stderr)
+        words = "stopped; run the same command again: it goes on from here"
+        if options.json:
+            _print_json({"error": {"what": words, "where": None, "fix": None}})
+        print(words, file=sys.stderr)
         return 130
 
 
+def _do(options: argparse.Namespace) -> commands.Told:
+    command = getattr(commands, options.command)
+    if options.command in ("verify", "compare"):
+        return command(options)
+    paths = [*options.params, *options.params_files]
+    if not paths and options.command != "doctor":
+        fix = f"python -m avomni_lib {options.command} params/demo.yaml"
+        raise AvomniError("no params file named", fix=fix)
+    p = Params.from_files(paths, options.set)
+    return command(p.limited(options.limit) if options.limit else p, options)
+
+
+def _print_json(figures: dict) -> None:
+    print(json.dumps(figures, indent=2, ensure_ascii=False, default=str), flush=True)
+
+
 def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="avomni",
         description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="\n".join([EXAMPLES, "", EXIT_CODES, COMPLETION]),
+        formatter_class=raw,
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="run the notebooks that are not done, by papermill")
-    status = commands.add_parser("status", help="say what is done, what is stale and why")
-    plan = commands.add_parser("plan", help="say what a run would take, before anything is done")
-    verify = commands.add_parser("verify", help="read a cache and compare it with its hashes")
-    verify.add_argument("cache", nargs="+", type=Path, metavar="CACHE", help="outputs/RUN/cache")
-    export = commands.add_parser("export", help="write base model and adapter as one 16-bit model")
-    export.add_argument("--out", type=Path, metavar="FOLDER", help="instead of outputs/RUN/merged")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    shtab.add_argument_to(parser, help="print the script that completes commands in this shell")
+    added = parser.add_subparsers(dest="command", required=True)
+    of = {
+        name: added.add_parser(
+            name,
+            help=words,
+            description=f"{words[0].upper()}{words[1:]}.",
+            epilog=f"examples:{examples}\n\n{EXIT_CODES}",
+            formatter_class=raw,
+        )
+        for name, (words, examples) in COMMANDS.items()
+    }
+    for name in ("run", "status", "plan", "doctor", "stop", "export"):
+        _add_params(of[name])
+    for command in of.values():
+        command.add_argument(
+            "--json",
+            action="store_true",
+            help='one object on stdout, progress on stderr; a mistake is {"error": …}',
+        )
+    _complete(
+        of["verify"].add_argument(
+            "cache", nargs="+", type=Path, metavar="CACHE", help="outputs/RUN/cache"
+        ),
+        shtab.DIRECTORY,
+    )
+    _complete(
+        of["compare"].add_argument("runs", nargs=2, type=Path, metavar="RUN", help="outputs/RUN"),
+        shtab.DIRECTORY,
+    )
+    export = of["export"]
+    _complete(
+        export.add_argument(
+            "--out", type=Path, metavar="FOLDER", help="instead of outputs/RUN/merged"
+        ),
+        shtab.DIRECTORY,
+    )
     export.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
-    stop = commands.add_parser("stop", help="let the run's training save a checkpoint and end")
-    doctor = commands.add_parser("doctor", help="run what training relies on, on this machine")
-    for command in (run, status, plan, export, stop, doctor):
-        command.add_argument(
-            "params", nargs="*", metavar="PARAMS.yaml", help="params files; later ones win"
-        )
-        command.add_argument(
-            "--params", dest="params_files", nargs="+", default=[], metavar="PARAMS.yaml"
-        )
-        command.add_argument(
-            "--set",
-            action="append",
-            default=[],
-            metavar="SECTION.KEY=VALUE",
-            help="change one parameter",
-        )
-        command.add_argument("--limit", type=_count, metavar="N", help="at most so many chunks")
-    for command in (status, plan, verify, doctor):
-        command.add_argument("--json", action="store_true", help="for machines")
+    run = of["run"]
     run.add_argument("--from", dest="first", metavar="STAGE", help="start here: 03_etl, 03 or etl")
     run.add_argument("--only", nargs="+", default=[], metavar="STAGE", help="these stages alone")
     run.add_argument("--force", action="store_true", help="run them though they are done, and anew")
@@ -108,176 +194,35 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_params(command: argparse.ArgumentParser) -> None:
+    """What names the run."""
+    params = command.add_argument(
+        "params", nargs="*", metavar="PARAMS.yaml", help="params files; later ones win"
+    )
+    also = command.add_argument(
+        "--params", dest="params_files", nargs="+", default=[], metavar="PARAMS.yaml"
+    )
+    for argument in (params, also):
+        _complete(argument, shtab.FILE)
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="change one parameter",
+    )
+    command.add_argument("--limit", type=_count, metavar="N", help="at most so many chunks")
+
+
+def _complete(argument: argparse.Action, files: dict[str, str]) -> None:
+    """What shtab is to offer in an argument's place."""
+    argument.complete = files
+
+
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of chunks")
     return int(text)
-
-
-def _run(p: Params, options: argparse.Namespace) -> int:
-    if options.shard:
-        return _share(p, options)
-    # papermill and its kin take a second to import; `plan` and `status` do without them.
-    from avomni_lib.notebook import pipeline
-
-    stages = pipeline.choose(options.first, options.only)
-    started = time.monotonic()
-    table = Table("stage", "", "seconds", "what came out", title=f"run {p.run.name}")
-    for outcome in pipeline.run(p, stages, force=options.force, dry_run=options.dry_run):
-        print(f"{outcome.stage}: {outcome.action} ({outcome.reason})", flush=True)
-        table.add_row(
-            outcome.stage,
-            outcome.action,
-            f"{outcome.seconds:.0f}",
-            _in_short(outcome.stage, outcome.figures),
-        )
-    # Wide enough for the figures also where there is no terminal to measure.
-    console = Console() if sys.stdout.isatty() else Console(width=140)
-    console.print(table)
-    console.print(f"{time.monotonic() - started:.0f} s in all", highlight=False)
-    if not options.dry_run:
-        lines = [f"executed notebooks: {p.run_dir}/NN_stage/NN_stage.ipynb"]
-        if stages[-1].name == "06_evaluate":
-            lines.append(f"the score:          {p.run_dir}/06_evaluate/result.json")
-        console.print("\n".join(lines), highlight=False, soft_wrap=True)
-    return 0
-
-
-def _share(p: Params, options: argparse.Namespace) -> int:
-    """One share of the ETL, without a notebook: other shares may work in the same run folder."""
-    from avomni_lib.etl import share
-    from avomni_lib.notebook.progress import LineBar
-
-    index, count = share.parse(options.shard)
-    figures = share.build_share(p, index, count, progress=LineBar)
-    print(f"share {index} of {count}: {json.dumps(figures)}")
-    print("when all shares are done: the same command without --shard")
-    return 0
-
-
-def _verify(options: argparse.Namespace) -> int:
-    from avomni_lib.etl import memmap
-    from avomni_lib.notebook.progress import LineBar
-
-    reports = {str(folder): memmap.verify(folder, progress=LineBar) for folder in options.cache}
-    if options.json:
-        rows = {folder: dataclasses.asdict(report) for folder, report in reports.items()}
-        print(json.dumps(rows, indent=2))
-        return 0
-    for folder, report in reports.items():
-        print(f"{folder}: {report}")
-    return 0
-
-
-def _status(p: Params, options: argparse.Namespace) -> int:
-    from avomni_lib.notebook import runs
-
-    states = runs.states(p)
-    if options.json:
-        rows = [{"stage": s.stage.name, "done": s.done, "reason": s.reason} for s in states]
-        print(json.dumps({"run": str(p.run_dir), "stages": rows}, indent=2))
-        return 0
-    table = Table("stage", "purpose", "state", title=f"run {p.run.name} in {p.run_dir}")
-    for state in states:
-        table.add_row(state.stage.name, state.stage.purpose, state.reason)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
-    return 0
-
-
-def _plan(p: Params, options: argparse.Namespace) -> int:
-    from avomni_lib.training import estimate
-
-    plan = estimate.plan_run(p)
-    print(
-        json.dumps({"title": plan.title, **plan.figures, "warnings": plan.warnings}, indent=2)
-        if options.json
-        else plan
-    )
-    return 0
-
-
-def _doctor(p: Params, options: argparse.Namespace) -> int:
-    """Without a params file it looks at the machine alone."""
-    from avomni_lib.training import doctor
-
-    is_named = options.params or options.params_files or options.set
-    report = doctor.examine(p if is_named else None)
-    rows = [dataclasses.asdict(finding) for finding in report.findings]
-    told = {"headline": report.headline, "findings": rows}
-    print(json.dumps(told, indent=2, ensure_ascii=False) if options.json else report)
-    return 1 if report.wrong else 0
-
-
-def _stop(p: Params, options: argparse.Namespace) -> int:
-    from avomni_lib.training import job
-
-    stopped = job.stop(p)
-    print(f"stopped and saved; {job.GO_ON}" if stopped else "no training works in this run folder")
-    return 0
-
-
-def _export(p: Params, options: argparse.Namespace) -> int:
-    """The merged model, with the figures of the stages that still fit the adapter on its card."""
-    from avomni_lib.notebook import runs
-    from avomni_lib.notebook.progress import LineBar
-    from avomni_lib.training import adapter, merging, usage
-
-    states = [runs.state(p, name) for name in ("05_train", "06_evaluate")]
-    figures, score = (state.result["figures"] if state.done else None for state in states)
-    folder = merging.merge(p, options.out, LineBar, options.dtype, figures, score)
-    record = adapter.read_record(folder)
-    if record["notice"] or p.dataset.source != "world":
-        print(adapter.CONFIDENTIAL)
-    size = sum(path.stat().st_size for path in folder.iterdir())
-    print(f"merged model: {folder} ({gigabytes(size)}, {options.dtype})")
-    if score:
-        print(f"the adapter's score: {_score(score)}")
-    print("to serve or convert it (not run here; README.md in the folder says more):")
-    for lines in usage.commands(record, "merged", str(folder)).values():
-        print(*(f"  {line}" for line in lines), sep="\n")
-    return 0
-
-
-def _in_short(stage: str, figures: dict) -> str:
-    """What came out of a stage, on one line."""
-    if not figures:
-        return ""
-    return HEADLINES[stage](figures)
-
-
-def _score(figures: dict) -> str:
-    mae, valid = figures["speed_mae_mps"], figures["valid_share"]
-    return (
-        f"speed error {mae['adapted']:.2f} m/s; base {mae['base']:.2f}, blind {mae['blind']:.2f}, "
-        f"best constant {min(mae['mean'], mae['median']):.2f}; {valid:.0%} of answers parse "
-        f"({figures['num_windows']} windows, {figures['num_clips']} clips)"
-    )
-
-
-HEADLINES = {
-    "01_audit": lambda f: f"{f['num_clips']} clips in {f['num_files']} files, {_states(f)}",
-    "02_download": lambda f: (
-        f"{gigabytes(f['bytes'])}, {gigabytes(f['bytes_fetched'])} fetched{_by_03(f)}"
-    ),
-    "03_etl": lambda f: (
-        f"{f['num_clips']} clips, {f['num_damaged']} left out, {f['num_windows']} windows, "
-        f"{gigabytes(f['cache_bytes'])}"
-    ),
-    "04_tiles": lambda f: f"{f['vision_tokens']} vision tokens, {f['tokens_per_sample']} in all",
-    "05_train": lambda f: f["headline"],
-    "06_evaluate": _score,
-}
-
-
-def _by_03(figures: dict) -> str:
-    num_bytes = figures.get("bytes_to_fetch", 0)
-    return f", {gigabytes(num_bytes)} to be fetched by 03" if num_bytes else ""
-
-
-def _states(figures: dict) -> str:
-    words = {"missing": "not on the disk yet"}
-    states = {state: n for state, n in figures["clips_by_state"].items() if n}
-    return ", ".join(f"{n} {words.get(state, state)}" for state, n in states.items())
 
 
 if __name__ == "__main__":
