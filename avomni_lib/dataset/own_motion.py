@@ -1,0 +1,113 @@
+"""Poses as somebody has them, to the columns that the data set gives of a car's motion."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from avomni_lib.errors import AvomniError
+
+MOVES_MPS, MAX_SLIP_DEG = 1.0, 30.0
+
+
+def egomotion(
+    t_s: np.ndarray,
+    position_m: np.ndarray,
+    heading_rad: np.ndarray | None = None,
+    quaternion: np.ndarray | None = None,
+    velocity_mps: np.ndarray | None = None,
+    zero_s: float = 0.0,
+    where: str | None = None,
+) -> dict[str, np.ndarray]:
+    """The columns of `clip.EGOMOTION_COLUMNS`, each (K,): timestamp int64 µs, the rest float64.
+
+    Everything is given in the frame of the car at the pose nearest to `zero_s` (x forward, y left,
+    z up). Velocities that are not known, and accelerations, are central differences.
+
+    Args:
+        t_s: (K,) s, rising.
+        position_m: (K, 2) or (K, 3) m in a Cartesian frame that stands still.
+        heading_rad: (K,) to the left of x; the frame's z is then up.
+        quaternion: (K, 4) instead of it: x y z w, from the car's axes to the frame's.
+        velocity_mps: (K, 3) m/s in that frame.
+        zero_s: What is time 0 of the clip.
+        where: What an error names.
+
+    Raises:
+        AvomniError: arrays do not fit each other, a value is no number, or the car moves otherwise
+            than it points.
+    """
+    t_s, position = np.asarray(t_s, np.float64), np.asarray(position_m, np.float64)
+    if t_s.ndim != 1 or len(t_s) < 2 or position.shape not in ((len(t_s), 2), (len(t_s), 3)):
+        raise AvomniError(
+            f"t_s of shape {t_s.shape} and position_m of shape {position.shape}: expected (K,) and "
+            "(K, 2) or (K, 3), of at least two poses",
+            where=where,
+        )
+    if not (np.isfinite(t_s).all() and (np.diff(t_s) > 0).all()):
+        raise AvomniError("t_s must rise from pose to pose", where=where)
+    if position.shape[1] == 2:
+        position = np.column_stack([position, np.zeros(len(t_s))])
+    turn = _turns(heading_rad, quaternion, len(t_s), where)
+    if velocity_mps is None:
+        velocity = np.gradient(position, t_s, axis=0)
+    else:
+        velocity = np.asarray(velocity_mps, np.float64)
+    if velocity.shape != position.shape:
+        what = f"velocity_mps of shape {velocity.shape}, expected {position.shape}"
+        raise AvomniError(what, where=where)
+    if not np.isfinite([position, velocity]).all():
+        raise AvomniError("a position or a velocity is not a number", where=where)
+    anchor = int(np.argmin(np.abs(t_s - zero_s)))
+    into = turn[anchor].inv()
+    position, velocity = into.apply(position - position[anchor]), into.apply(velocity)
+    turn = into * turn
+    speed, nose = np.linalg.norm(velocity, axis=1), turn.apply((1.0, 0.0, 0.0))
+    _check_slip(velocity, nose, speed, where)
+    yaw = np.unwrap(np.arctan2(nose[:, 1], nose[:, 0]))
+    slopes = np.gradient(velocity, t_s, axis=0)
+    columns = {"timestamp": microseconds(t_s - zero_s)}
+    columns |= dict(zip(("qx", "qy", "qz", "qw"), turn.as_quat(canonical=True).T, strict=True))
+    columns |= dict(zip("xyz", position.T, strict=True))
+    columns |= dict(zip(("vx", "vy", "vz"), velocity.T, strict=True))
+    columns |= dict(zip(("ax", "ay", "az"), slopes.T, strict=True))
+    # At a walking pace a turn has no curvature that could be believed.
+    return columns | {"curvature": np.gradient(yaw, t_s) / np.maximum(speed, MOVES_MPS)}
+
+
+def microseconds(t_s: np.ndarray) -> np.ndarray:
+    """(N,) int64 µs."""
+    return np.rint(np.asarray(t_s) * 1e6).astype(np.int64)
+
+
+def _turns(
+    heading_rad: np.ndarray | None, quaternion: np.ndarray | None, count: int, where: str | None
+) -> Rotation:
+    if (heading_rad is None) == (quaternion is None):
+        raise AvomniError("poses need either heading_rad or quaternion", where=where)
+    given = np.asarray(quaternion if heading_rad is None else heading_rad, np.float64)
+    expected = (count, 4) if heading_rad is None else (count,)
+    if given.shape != expected:
+        name = "quaternion" if heading_rad is None else "heading_rad"
+        raise AvomniError(f"{name} of shape {given.shape}, expected {expected}", where=where)
+    if not np.isfinite(given).all() or (given.ndim == 2 and not given.any(axis=1).all()):
+        raise AvomniError("a heading or a quaternion is not a number", where=where)
+    if heading_rad is None:
+        return Rotation.from_quat(given)
+    return Rotation.from_euler("z", given[:, None])
+
+
+def _check_slip(velocity: np.ndarray, nose: np.ndarray, speed: np.ndarray, where: str | None):
+    """A car moves along its nose, forwards or backwards: else axes were taken for others."""
+    is_moving = speed > MOVES_MPS
+    if not is_moving.any():
+        return
+    along = np.abs((velocity * nose).sum(axis=1))[is_moving] / speed[is_moving]
+    slip_deg = float(np.degrees(np.arccos(np.clip(np.median(along), 0, 1))))
+    if slip_deg > MAX_SLIP_DEG:
+        raise AvomniError(
+            f"the car moves {slip_deg:.0f}° beside where it points",
+            where=where,
+            fix="a quaternion is x y z w and turns the car's axes (x forward, y left, z up) into "
+            "those of the positions; a heading is in rad and counts from x to the left",
+        )

@@ -1,0 +1,313 @@
+"""Own recordings: plain mp4s and poses, packed by the README's own lines, audited, built and read.
+
+The drives are known in closed form, and every frame bears its number.
+"""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from avomni_lib import files
+from avomni_lib.dataset import audit, download, rig
+from avomni_lib.dataset.catalog import Catalog
+from avomni_lib.dataset.clip import EGOMOTION_COLUMNS, Clip
+from avomni_lib.dataset.own import OwnClip, pack
+from avomni_lib.dataset.own_motion import egomotion
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl import build, leaks
+from avomni_lib.etl.windows import Windows
+from avomni_lib.params import Params
+from tests.published_set import Drive, encode_video, frame_bits, read_frame
+
+WIDTH, HEIGHT, FPS, NUM_FRAMES = 96, 64, 10, 41
+CAMERAS = [camera.name for camera in rig.GRIDS["4-cam"].cameras]
+UNIX_S = 1.7e9  # what a logger counts from
+POSES_S = np.arange(-0.5, 9.0, 0.05)
+SPLITS = ("train", "val", "test")
+
+
+def write_videos(folder: Path, number: int) -> dict[str, Path]:
+    """One mp4 of each camera of the 2×2 grid; they say 30 frames a second and mean 10."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {}
+    for place, camera in enumerate(CAMERAS):
+        pictures = [frame_bits(number, place, i, WIDTH, HEIGHT) for i in range(NUM_FRAMES)]
+        paths[camera] = folder / f"{number}_{camera}.mp4"
+        paths[camera].write_bytes(encode_video(pictures))
+    return paths
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Path]]:
+    folder = tmp_path_factory.mktemp("videos")
+    return [write_videos(folder, number) for number in range(3)]
+
+
+def clip_of(number: int, videos: list[dict[str, Path]], **changes) -> OwnClip:
+    """Frames each 1/30 s apart as the mp4 says; poses on a map that is turned and far away."""
+    drive, turn = Drive(number), Rotation.from_euler("z", 0.3 + number)
+    position = turn.apply(drive.position(POSES_S)) + (5e5, 4e6, 120.0)
+    own = {
+        "t_s": UNIX_S + POSES_S,
+        "position_m": position,
+        "heading_rad": 0.3 + number + drive.curvature * drive.travelled(POSES_S),
+        "frame_times_s": {
+            camera: UNIX_S + 0.004 * place + np.arange(NUM_FRAMES) / 30
+            for place, camera in enumerate(CAMERAS)
+        },
+        "split": SPLITS[number],
+        "country": "Iceland",
+    }
+    return OwnClip(f"drive {number}", videos[number], **(own | changes))
+
+
+def params(folder: Path, data: Path) -> Params:
+    return Params.from_values(
+        {
+            "run": {"name": "own", "outputs_dir": str(folder)},
+            "dataset": {
+                "source": "folder",
+                "repo_id": "own/drives",
+                "local_dir": str(data),
+                "audit": "full",
+            },
+            "processing": {
+                "sequence_length": 4,
+                "stride": 2,
+                "sample_hz": 5.0,
+                "tile_width": 32,
+                "tile_height": 24,
+                "fit": "stretch",
+                "num_workers": 1,
+            },
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def built(videos, tmp_path_factory: pytest.TempPathFactory) -> tuple[Params, build.Built]:
+    """Audited, chosen and built, by the functions that 01, 02 and 03 call."""
+    folder = tmp_path_factory.mktemp("own")
+    pack(folder / "data", [clip_of(number, videos) for number in range(3)], clips_per_chunk=3)
+    p = params(folder, folder / "data")
+    audited = audit.audit(p, None)
+    assert {row["state"] for row in audited.clips} == {"sound"}, audited.summary
+    assert not [row for row in audited.findings if row["severity"] != "noted"]
+    download.fetch(p, None)
+    return p, build.build(p)
+
+
+def test_what_a_window_says_is_what_the_car_did(built):
+    p, made = built
+    leaks.check_all(p, made.cache)
+    assert made.damaged == [] and made.figures["clips_by_split"] == dict.fromkeys(SPLITS, 1)
+    windows = Windows(made.cache, 4, 2, horizon_s=6.4)
+    assert len(windows) == 6
+    for index, window in enumerate(windows):
+        drive, truth = Drive(SPLITS.index(window.split)), windows.truth(index)
+        start, stop = windows.times_us(index)[[0, -1]] / 1e6
+        assert truth.duration_s == pytest.approx(0.6)
+        driven = drive.travelled(stop) - drive.travelled(start)
+        assert truth.path_m == pytest.approx(driven, abs=0.02)
+        assert truth.chord_m == pytest.approx(drive.chord(start, stop), abs=0.01)
+        assert truth.speed_mps == pytest.approx(driven / 0.6, abs=0.03)
+        # 6.4 s on, as seen from the car: a positive y is to the left.
+        ahead = drive.position(stop + 6.4) - drive.position(stop)
+        yaw = drive.curvature * drive.travelled(stop)
+        expected = Rotation.from_euler("z", -yaw).apply(ahead)[:2]
+        assert truth.future.xy_m[-1] == pytest.approx(expected, abs=0.05)
+
+
+def test_each_tile_shows_its_camera_at_the_time_that_was_told(built):
+    p, made = built
+    windows = Windows(made.cache, 4, 2)
+    width, height = p.processing.tile_width, p.processing.tile_height
+    for index, window in enumerate(windows):
+        for frame, time_us in zip(windows.frames(index), windows.times_us(index), strict=True):
+            for place in range(4):
+                row, col = divmod(place, 2)
+                tile = frame[row * height : (row + 1) * height, col * width : (col + 1) * width]
+                at = int((time_us / 1e6 - 0.004 * place) * 30 + 1e-4)
+                assert read_frame(tile) == (SPLITS.index(window.split), place, at)
+
+
+def test_what_is_told_of_a_clip_is_kept(built):
+    catalog = Catalog.open(built[0].local_dir)
+    assert catalog.attributes(OwnClip("drive 1", {}, POSES_S, POSES_S).clip_id) == {
+        "country": "Iceland",
+        "month": None,
+        "hour": None,
+        "platform": None,
+        "event_cluster": None,
+    }
+    assert catalog.present(catalog.clip_ids()[0], CAMERAS[0])
+    assert not catalog.present(catalog.clip_ids()[0], rig.REAR_TELE.name)
+
+
+def test_packing_again_gives_the_same_bytes_and_no_folder_is_written_over(videos, tmp_path):
+    clips = [clip_of(0, videos), clip_of(1, videos)]
+    content = []
+    for name in ("a", "b"):
+        folder = pack(tmp_path / name, clips, clips_per_chunk=1)
+        held = sorted(path for path in folder.rglob("*") if path.is_file())
+        content.append({str(path.relative_to(folder)): path.read_bytes() for path in held})
+    assert content[0] == content[1]
+    assert "camera/camera_front_wide_120fov/camera_front_wide_120fov.chunk_0001.zip" in content[0]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    with pytest.raises(AvomniError, match="the folder to pack into is not empty"):
+        pack(tmp_path / "a", clips)
+
+
+def test_a_file_keeps_its_own_times_where_none_are_told(videos, tmp_path):
+    clip = clip_of(0, videos, t_s=POSES_S, frame_times_s={})
+    folder = pack(tmp_path / "data", [clip])
+    stamps = Clip(folder, Catalog.open(folder), clip.clip_id).timestamps(CAMERAS[2])
+    assert stamps == pytest.approx(np.arange(NUM_FRAMES) * 1e6 / 30, abs=1)
+
+
+def test_a_setup_whose_cameras_are_not_there_is_refused_by_their_names(built, tmp_path):
+    p = built[0]
+    asked = {
+        "vision": {"camera_setup": "7-cam"},
+        "run": {"name": "own", "outputs_dir": str(tmp_path)},
+    }
+    p = Params.from_values(p.values() | asked)
+    with pytest.raises(AvomniError, match="no chunk can be used") as refused:
+        download.fetch(p, None)
+    assert "camera_rear_tele_30fov" in str(refused.value)
+    assert "vision.camera_setup" in str(refused.value)
+
+
+def cut_between_key_frames(video: Path, cut: Path) -> Path:
+    """As `ffmpeg -ss -c copy` does: the first frames stay in the file, and nobody is shown them."""
+    with av.open(str(video)) as source, av.open(str(cut), "w", format="mp4") as target:
+        stream = source.streams.video[0]
+        copied = target.add_stream_from_template(stream)
+        early = round(3 / 30 / stream.time_base)
+        for packet in source.demux(stream):
+            if packet.dts is not None:
+                packet.pts, packet.dts = packet.pts - early, packet.dts - early
+                packet.stream = copied
+                target.mux(packet)
+    return cut
+
+
+def mistakes(videos: list[dict[str, Path]]) -> dict[str, OwnClip]:
+    """What the message says -> a clip with that mistake."""
+    path = videos[0][CAMERAS[0]]
+    cut = cut_between_key_frames(path, path.with_name("cut.mp4"))
+    heading, position = clip_of(0, videos).heading_rad, clip_of(0, videos).position_m
+    times = {CAMERAS[1]: UNIX_S + np.arange(NUM_FRAMES - 1) / 30}
+    backwards = {CAMERAS[1]: UNIX_S + np.arange(NUM_FRAMES)[::-1] / 30}
+    turns = Rotation.from_euler("z", heading[:, None]).as_quat()
+    return {
+        "4-cam also needs camera_rear_right_70fov": clip_of(0, [dict.fromkeys(CAMERAS[:3], path)]),
+        "unknown camera 'front'": clip_of(0, [videos[0] | {"front": path}]),
+        "there is no video nowhere.mp4": clip_of(
+            0, [videos[0] | {CAMERAS[0]: Path("nowhere.mp4")}]
+        ),
+        "no video that opens": clip_of(0, [videos[0] | {CAMERAS[0]: Path(__file__)}]),
+        "hides 3 of its 41 frames": clip_of(0, [videos[0] | {CAMERAS[0]: cut}]),
+        "unknown split 'all'": clip_of(0, videos, split="all"),
+        "41 frames in the video": clip_of(0, videos, frame_times_s=times),
+        "timestamps do not rise": clip_of(0, videos, frame_times_s=backwards),
+        "ego motion covers": clip_of(0, videos, t_s=UNIX_S + 5 + POSES_S),
+        "either heading_rad or quaternion": clip_of(0, videos, heading_rad=None),
+        "° beside where it points": clip_of(0, videos, heading_rad=heading + 1.6),
+        "beside where it points": clip_of(
+            0, videos, heading_rad=None, quaternion=turns[:, [3, 0, 1, 2]]
+        ),
+        "heading_rad of shape": clip_of(0, videos, heading_rad=heading[1:]),
+        "t_s must rise": clip_of(0, videos, t_s=np.zeros_like(POSES_S)),
+        "positions cover": clip_of(
+            0, videos, velocity_mps=3 * np.gradient(position, POSES_S, axis=0)
+        ),
+    }
+
+
+def test_each_mistake_is_named_with_its_clip(videos, tmp_path):
+    for told, clip in mistakes(videos).items():
+        with pytest.raises(AvomniError) as refused:
+            pack(tmp_path / "data", [clip])
+        assert told in str(refused.value)
+        assert "drive 0" in refused.value.where or ".mp4" in refused.value.where or "opens" in told
+    with pytest.raises(AvomniError, match="two clips have one name"):
+        pack(tmp_path / "data", [clip_of(0, videos)] * 2)
+    assert not (tmp_path / "data").exists()
+
+
+def test_one_video_may_stand_for_several_cameras(videos, tmp_path):
+    path = videos[0][CAMERAS[0]]
+    clip = clip_of(0, [dict.fromkeys(CAMERAS, path)], frame_times_s={}, t_s=POSES_S)
+    folder = pack(tmp_path / "data", [clip])
+    packed = Clip(folder, Catalog.open(folder), clip.clip_id)
+    assert {packed.video(camera).read() for camera in CAMERAS} == {path.read_bytes()}
+
+
+def test_motion_is_the_same_from_headings_and_from_quaternions_of_any_frame():
+    drive, turn = Drive(1), Rotation.from_rotvec([0.4, -1.1, 0.7])
+    heading = drive.curvature * drive.travelled(POSES_S)
+    position = drive.position(POSES_S)
+    flat = egomotion(POSES_S, position[:, :2], heading_rad=heading)
+    quaternion = (turn * Rotation.from_euler("z", heading[:, None])).as_quat()
+    tilted = egomotion(POSES_S, turn.apply(position) + 1e6, quaternion=quaternion)
+    true = drive.egomotion(np.rint(POSES_S * 1e6).astype(np.int64))
+    assert tuple(flat) == EGOMOTION_COLUMNS
+    for name in EGOMOTION_COLUMNS:
+        assert tilted[name] == pytest.approx(flat[name], abs=1e-5), name
+        # Differences end a step early: the first and last two rows are one-sided.
+        within = 0.05 if name in ("ax", "ay", "az") else 0.02
+        assert flat[name][2:-2] == pytest.approx(true[name][2:-2], abs=within), name
+
+
+def test_the_readmes_lines_pack_a_drive(videos, tmp_path, monkeypatch):
+    section = (files.PROJECT_ROOT / "README.md").read_text().split("\n## Your own clips\n")[1]
+    lines = re.search(r"```python\n(.*?)```", section.split("\n## ")[0], re.DOTALL)[1]
+    drive = Drive(0)
+    x, y, _ = drive.position(POSES_S).T
+    heading = drive.curvature * drive.travelled(POSES_S)
+    table = np.column_stack([POSES_S, x, y, heading])
+    header = re.search(r"# drive_7.csv: (\S+)", lines)[1]
+    np.savetxt(tmp_path / "drive_7.csv", table, delimiter=",", header=header, comments="")
+    named = re.findall(r'"(camera_\w+)": "(\w+\.mp4)"', lines)
+    assert [camera for camera, _ in named] == CAMERAS
+    for camera, name in named:
+        (tmp_path / name).write_bytes(videos[0][camera].read_bytes())
+    folder = re.search(r'pack\("([^"]+)"', lines)[1]
+    assert f"local_dir: {folder}" in section
+    (tmp_path / "script.py").write_text(lines.replace(folder, str(tmp_path / "own")))
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path("script.py")
+    p = params(tmp_path / "outputs", tmp_path / "own")
+    download.fetch(p, None)
+    assert {split: len(ids) for split, ids in download.read_chosen(p).clip_ids.items() if ids} == {
+        "train": 1
+    }
+
+
+def test_the_least_that_a_folder_needs_is_what_the_readme_lists(videos, tmp_path):
+    section = (files.PROJECT_ROOT / "README.md").read_text().split("\n## Your own clips\n")[1]
+    rows = re.findall(r"^\| `([^`]+)` \| ([^|]+) \|", section.split("\n## ")[0], re.MULTILINE)
+    pack(tmp_path / "data", [clip_of(number, videos) for number in range(3)])
+    p = params(tmp_path, tmp_path / "data")
+    p = p.model_copy(update={"dataset": p.dataset.model_copy(update={"audit": "quick"})})
+    for pattern, need in rows:
+        is_optional = need.startswith("optional")
+        found = sorted(p.local_dir.glob(re.sub("NNNN|FEATURE", "*", pattern)))
+        assert found, pattern
+        away = found[0].with_name("away")
+        found[0].rename(away)
+        if is_optional:
+            download.fetch(p, None)
+        else:
+            with pytest.raises(AvomniError):
+                download.fetch(p, None)
+        away.rename(found[0])
+    assert {need.startswith("optional") for _, need in rows} == {True, False}
