@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import nbformat
 import numpy as np
-import pyarrow as pa
 import pytest
 from nbclient import NotebookClient
 from PIL import Image
@@ -17,11 +16,9 @@ from avomni_lib.dataset.findings import Finding, summary
 from avomni_lib.etl.build import Built
 from avomni_lib.etl.memmap import Cache
 from avomni_lib.etl.windows import Windows
-from avomni_lib.evaluation import metrics
-from avomni_lib.evaluation.baselines import Constant, constants
-from avomni_lib.evaluation.ladder import Spoken
+from avomni_lib.evaluation.before_after import Spoken
 from avomni_lib.notebook import runs, tables
-from avomni_lib.notebook.plots import audit, canvas, download, etl, evaluation, tiles, training
+from avomni_lib.notebook.plots import audit, canvas, download, etl, tiles, training
 from avomni_lib.params import Params
 from tests import cached_run
 
@@ -89,25 +86,6 @@ def spoken(before, after, speeds=(None, None), shape=(64, 96)):
     return Spoken("25cd4769", frames, TARGET, before, after, 5.23, *speeds)
 
 
-def answers(windows, unread=3):
-    """Answers for all windows; the adapted model's are near, the base's are not."""
-    rng = np.random.default_rng(0)
-    num = len(windows)
-    true = [(float(speed), float(speed * 1.5)) for speed in rng.uniform(0, 20, num)]
-    places = [(window.clip_id, window.number) for window in windows]
-    best = constants(true)
-    parts = [
-        metrics.rows(name, *zip(*places, strict=True), true, [best[name]] * num, [None] * num)
-        for name in best
-    ]
-    for model, spread in (("base", 4.0), ("blind", 9.0), ("adapted", 1.0)):
-        said = [Constant(abs(a + rng.normal() * spread), b) for a, b in true]
-        said[:unread] = [None] * unread
-        text = ["$junk$ $" if one is None else "…" for one in said]
-        parts.append(metrics.rows(model, *zip(*places, strict=True), true, said, text))
-    return pa.concat_tables(parts)
-
-
 @pytest.fixture(scope="module")
 def pictures(windows):
     """One of each, by name, on ordinary and on awkward input."""
@@ -120,7 +98,6 @@ def pictures(windows):
     sizes = [30_000_000, 20_000_000, 15_000_000, 10_000_000, 500_000, 20_000]
     nothing = SimpleNamespace(clips=(), shards=())
     standing = tiles.Drive(np.arange(4.0), np.zeros((4, 2)), np.zeros(4), np.zeros(4), 0, 4, 0)
-    table = answers(windows)
     return {
         "matrix": audit.matrix(
             found(200, damaged=[(40, 2)], missing=[(50, 4), (51, 4)], absent=[(199, 0)])
@@ -163,9 +140,6 @@ def pictures(windows):
         ),
         "before alone": training.before_after(spoken("", None), grid4),
         "silent model": training.before_after(spoken("", "\n\n", shape=(96, 96)), grid7),
-        "ladder": evaluation.ladder(metrics.figures(table)),
-        "scatter": evaluation.predicted_against_true(table),
-        "worst": evaluation.worst(table, windows, 3),
     }
 
 
@@ -269,15 +243,6 @@ def test_titles_say_what_the_numbers_say(pictures, windows):
     assert said["before alone"].endswith("the base model says what cannot be read")
     assert said["timelines"].startswith(f"{len(windows)} windows lie on the clips")
     assert said["contact sheet"].startswith("7 of the 12 clips in the cache")
-    assert said["ladder"].startswith("The adapted model beats every other row")
-    assert f"on {len(windows)} windows of 12 held-out clips" in said["ladder"]
-
-
-def test_the_ladder_says_so_when_the_model_is_beaten(windows):
-    figures = metrics.figures(answers(windows))
-    figures["speed_mae_mps"]["adapted"] = 99.0
-    title = finding(evaluation.ladder(figures))
-    assert title.startswith("The adapted model does not beat every row: 99.00 m/s, base model has")
 
 
 def test_all_sound_and_nothing_there_are_told_apart():
@@ -333,19 +298,6 @@ def test_files_belong_to_the_feature_of_their_folder():
     assert download.feature_of("labels/egomotion/egomotion.chunk_0000.zip") == "egomotion"
     assert download.feature_of("metadata/data_collection.parquet") == "metadata"
     assert download.feature_of("features.csv") == "metadata"
-
-
-def test_worst_windows_show_their_own_frames(windows):
-    table = answers(windows)
-    picture = evaluation.worst(table, windows, 2)
-    first = metrics.worst(table, "adapted", 2)[0]
-    texts = [text.get_text() for axes in picture.axes for text in axes.texts]
-    assert f"clip {first['clip_id'][:8]}, window {first['window']}" in texts[0]
-    index = [(w.clip_id, w.number) for w in windows].index((first["clip_id"], first["window"]))
-    grid, shown = windows.cache.grid, picture.axes[0].images[0].get_array()
-    image = windows.frames(index)[0]
-    scale = canvas.scale_for(image.shape[1], 420)
-    assert np.array_equal(shown, canvas.name_tiles(image, grid, scale))
 
 
 def test_a_timeline_marks_every_window_where_it_lies(windows):
@@ -427,3 +379,38 @@ def test_a_table_of_streams_tells_what_is_not_the_same_everywhere():
     unread = row | {"mbit_per_s": None, "seconds": None}
     assert tables.streams({FEATURES[0]: unread}).rows[0][-2:] == ("", "")
     assert "dataset.audit: full does" in repr(tables.streams({}))
+
+
+def test_a_table_of_what_came_out_says_it_in_words():
+    finished = {
+        "stage": "03_etl",
+        "seconds": 4000.4,
+        "peak_memory_gb": 1.234,
+        "figures": {
+            "num_clips": 98_000,
+            "cache_bytes": 6_046_264,
+            "clips_by_split": {"train": 70, "val": 0, "test": 28},
+            "digest": "c71d89a05212670713c37a3ba3d6a7102869383050f5d6055e04b514df23b569",
+            "heldout": [{"step": 1}, {"step": 2}],
+            "data_wait_share": 0.0123456,
+            "train_seconds": 52_000.7,
+            "resumed": True,
+            "streams": {name: {"codec": "h264"} for name in FEATURES},
+            "estimate": {},
+            "oldest_file": None,
+        },
+    }
+    assert tables.outcome(finished).rows == [
+        ("stage", "03_etl"),
+        ("time", "67 min"),
+        ("memory at most", "1.23 GB"),
+        ("clips", "98,000"),
+        ("cache bytes", "6.05 MB"),
+        ("clips by split", "train 70, test 28"),
+        ("digest", "c71d89a05212…"),
+        ("heldout", "2 entries"),
+        ("data wait share", "0.01235"),
+        ("train seconds", "52,001"),
+        ("resumed", "yes"),
+        ("streams", "5 entries"),
+    ]

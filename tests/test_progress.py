@@ -118,6 +118,18 @@ type(bar).__name__
 """
 
 
+def test_a_bar_whose_kernel_dies_leaves_words_and_no_widgets_name(monkeypatch):
+    """What a front end keeps of a display that nobody updates any more is its text."""
+    monkeypatch.delenv(progress.HEADLESS_VARIABLE, raising=False)
+    source = (
+        "from avomni_lib.notebook import progress\n"
+        "bar = progress.bar()(9, 'clip', 'ETL')\nbar.update(2)"
+    )
+    (output,) = run_cells([source], allow_stdin=True).cells[0].outputs
+    assert output.data["text/plain"] == "ETL: 9 clips"
+    assert "application/vnd.jupyter.widget-view+json" in output.data
+
+
 def test_a_batch_kernel_gets_lines_and_lab_a_widget_that_leaves_its_last_line(monkeypatch):
     monkeypatch.delenv(progress.HEADLESS_VARIABLE, raising=False)
     headless = "import os; os.environ['AVOMNI_HEADLESS'] = '1'"

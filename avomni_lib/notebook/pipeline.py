@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sqlite3
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -24,6 +26,10 @@ from avomni_lib import files
 from avomni_lib.errors import AvomniError
 from avomni_lib.notebook import progress, runs
 from avomni_lib.params import Params
+
+log = logging.getLogger(__name__)
+# nbclient cannot tell a kernel that was stopped from one that was killed: `_execute` can, and says.
+logging.getLogger("papermill").addFilter(lambda record: "Kernel died" not in record.getMessage())
 
 LOCK, BUSY = ".lock", "another `avomni run` works in this run folder"
 KERNEL_LOG = "kernel.log"
@@ -201,8 +207,15 @@ def _failed(stage: runs.Stage, output: Path, error: PapermillExecutionError) -> 
 
 
 def _sign(path: Path) -> None:
-    """Jupyter shows an executed notebook's widgets only where it trusts it; we made it."""
-    if path.exists():
-        from nbformat.sign import NotebookNotary
+    """Jupyter shows an executed notebook's widgets only where it trusts it; we made it.
 
+    Where its record cannot be written, as in a home that is read only, the run goes on without.
+    """
+    if not path.exists():
+        return
+    from nbformat.sign import NotebookNotary
+
+    try:
         NotebookNotary().sign(nbformat.read(path, as_version=4))
+    except (OSError, ValueError, sqlite3.Error) as error:
+        log.warning("%s is not signed as trusted: %s", path, error)

@@ -195,7 +195,9 @@ class WidgetBar(Bar):
         )
         self.box = ipywidgets.HBox([self.progress, self.text])
         self._last_s, self._closed, self._lock = self.meter.started_s, False, threading.Lock()
-        self._handle = display(self.box, display_id=True)
+        # A notebook whose kernel dies at work keeps this text, not a bar that stands still.
+        shown = self.box._repr_mimebundle_() | {"text/plain": self.meter.heading()}
+        self._handle = display(shown, raw=True, display_id=True)
 
     def update(self, amount: float = 1, note: str = "") -> None:
         with self._lock:

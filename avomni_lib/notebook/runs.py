@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from avomni_lib import files, hardware
+from avomni_lib.dataset import split
 from avomni_lib.dataset.hub import Hub
 from avomni_lib.errors import AvomniError
-from avomni_lib.notebook import raw_files
+from avomni_lib.notebook import interrupts, raw_files
 from avomni_lib.notebook.stages import BY_NAME, STAGES, Stage
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
@@ -63,7 +64,8 @@ def read_result(p: Params, name: str) -> dict[str, Any] | None:
 def state(p: Params, name: str) -> State:
     """Whether the stage has to run, with the reason in words."""
     found = _state(p, BY_NAME[name])
-    if name == "05_train" and (about := job.running(p)) is not None:
+    if name == "05_train" and (at_work := job.at_work(p)) is not None:
+        about = at_work[1]
         words = f"training now: process {about.get('pid')} since {about.get('started_at')}"
         return dataclasses.replace(found, done=False, reason=words)
     if name == "03_etl" and not found.done:
@@ -118,6 +120,11 @@ class OpenStage:
         self.figures_dir = self.folder / "figures"
         self._started = time.monotonic()
 
+    @property
+    def seconds(self) -> float:
+        """Since the stage was opened."""
+        return round(time.monotonic() - self._started, 1)
+
     def save(self, figure: Any, name: str) -> Any:
         """Keep a picture as `figures/<name>.png` beside the notebook and return it.
 
@@ -148,13 +155,14 @@ class OpenStage:
         result = {
             "stage": self.stage.name,
             "finished_at": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-            "seconds": round(time.monotonic() - self._started, 1),
+            "seconds": self.seconds,
             "peak_memory_gb": round(max(own, hardware.peak_memory_of_children()), 2),
             "figures": figures,
             "digest": digest,
             "inputs": {need: result["digest"] for need, result in before.items() if result},
             "params_digest": self.p.digest(*self.stage.reads),
             "params": self.p.values(*self.stage.reads),
+            "split_sha256": split.sha256_of(self.p),
             "outputs": {str(path): path.stat().st_size for path in outputs},
             "provenance": hardware.provenance(),
         }
@@ -168,7 +176,7 @@ def forget(p: Params, stage: Stage) -> None:
     Raises:
         AvomniError: a training works on it.
     """
-    if stage.name == "05_train" and job.running(p) is not None:
+    if stage.name == "05_train" and job.at_work(p) is not None:
         raise AvomniError(
             "a training works in this run folder",
             where=str(p.checkpoints_dir),
@@ -196,6 +204,7 @@ def start(p: Params, name: str) -> OpenStage:
                 where=str(stage_dir(p, need) / RESULT),
                 fix=f"run notebooks/{need}.ipynb first or all: python -m avomni_lib run",
             )
+    interrupts.speak()
     folder = stage_dir(p, name)
     (folder / RESULT).unlink(missing_ok=True)
     (folder / "figures").mkdir(parents=True, exist_ok=True)

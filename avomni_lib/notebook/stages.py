@@ -36,12 +36,16 @@ _SOURCE = (
     *(f"dataset.{key}" for key in ("source", "repo_id", "revision", "endpoint", "local_dir")),
     *("dataset.license_accepted", "dataset.world"),
     *(f"download.{key}" for key in ("target_chunks", "target_size_gb", "chunks", "clips")),
-    *("download.evict_raw", "vision.camera_setup"),
+    *("download.evict_raw", "vision.camera_setup", "processing.obstacles"),
 )
 _CACHE = tuple(
     f"processing.{key}"
-    for key in ("sample_hz", "tile_width", "tile_height", "fit", "decoder", "storage", "horizon_s")
+    for key in (
+        *("sample_hz", "tile_width", "tile_height", "fit", "decoder", "storage", "horizon_s"),
+        "obstacles",
+    )
 )
+_TILES = tuple(f"processing.{key}" for key in ("sample_hz", "tile_width", "tile_height", "fit"))
 _WINDOWS = ("processing.sequence_length", "processing.stride")
 _MODEL = tuple(f"model.{key}" for key in ("base_model", "backbone", "max_seq_length"))
 
@@ -64,20 +68,20 @@ STAGES = (
         "04_tiles",
         "what the model will see",
         ("03_etl",),
-        (*_WINDOWS, "vision.camera_setup", *_MODEL),
+        (*_WINDOWS, "vision.camera_setup", "training.target", *_TILES, *_MODEL),
     ),
     Stage(
         "05_train",
         "the adapter",
         ("03_etl",),
         job.READS,
-        ("checkpoints",),
+        ("checkpoints", "checkpoints_blind"),
     ),
     Stage(
         "06_evaluate",
         "the score",
         ("05_train",),
-        (*_WINDOWS, "model", "training.target", "evaluation"),
+        (*_WINDOWS, "prompt.ego_history", "model", "training.target", "evaluation"),
         (f"06_evaluate/{KEPT_FILE}",),
     ),
 )

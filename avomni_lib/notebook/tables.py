@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from avomni_lib.plan import gigabytes
+from avomni_lib.plan import gigabytes, minutes
 
 NUM_SHOWN = 20
+MOST_PARTS = 12
+HASH = re.compile(r"[0-9a-f]{40,}")
 SOUND = ("ok", "sound", "missing", "evicted", "not chosen")
 
 
@@ -145,6 +148,48 @@ def choices(chosen: Mapping[str, tuple[Any, str]]) -> Table:
     """What was chosen for the user, and why."""
     rows = [(name, str(value), reason) for name, (value, reason) in chosen.items()]
     return Table(("choice", "taken", "because"), rows)
+
+
+def outcome(finished: Mapping[str, Any]) -> Table:
+    """What a stage left, as `OpenStage.finish` returns it: a row a figure that is one value.
+
+    What holds a table of its own is counted; all of it is in `result.json`.
+    """
+    facts = {"stage": finished["stage"], "time": minutes(finished["seconds"])}
+    facts["memory at most"] = f"{finished['peak_memory_gb']:.2f} GB"
+    rows = [*facts.items(), *figures(finished["figures"]).rows]
+    return Table(("", "what came out"), rows)
+
+
+def figures(found: Mapping[str, Any]) -> Table:
+    """Figures as people read them, a row each."""
+    rows = [
+        (name.removeprefix("num_").replace("_", " "), _value(name, value))
+        for name, value in found.items()
+    ]
+    return Table(("figure", "value"), [row for row in rows if row[1]])
+
+
+def _value(name: str, value: Any) -> str:
+    if value is None or value == {} or value == []:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        if name.startswith("bytes") or name.endswith("bytes"):
+            return gigabytes(value)
+        is_whole = isinstance(value, int) or abs(value) >= 1000
+        return f"{value:,.0f}" if is_whole else f"{value:.4g}"
+    if isinstance(value, Mapping):
+        plain = [each for each in value.values() if not isinstance(each, Mapping | list | tuple)]
+        if len(plain) == len(value) <= MOST_PARTS:
+            told = [(key, _value(name, each)) for key, each in value.items() if each != 0]
+            return ", ".join(f"{key} {word}" for key, word in told if word)
+        return f"{len(value):,} entries"
+    if isinstance(value, list | tuple):
+        return f"{len(value):,} entries"
+    # The first characters of a hash tell it from others.
+    return f"{value[:12]}…" if HASH.fullmatch(str(value)) else str(value)
 
 
 def _line(cells: tuple[str, ...], tag: str) -> str:

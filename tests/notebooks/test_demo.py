@@ -1,6 +1,7 @@
 """The demo itself, as `make demo` runs it: the model learns from the pixels, or this fails."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,14 @@ import pytest
 from safetensors.numpy import load_file
 
 from avomni_lib import files
+from avomni_lib.dataset import split
 from avomni_lib.evaluation import metrics
+from avomni_lib.evaluation.ladder import ROWS
 from avomni_lib.params import Params
 from tests.notebooks.small_run import avomni
 
 CONSTANTS = ("mean", "median")
 WEIGHTS = "adapter_model.safetensors"
-MODELS = ("base", "blind", "adapted")
 
 
 @pytest.fixture(scope="module")
@@ -52,20 +54,36 @@ def test_enough_is_held_out(figures: dict, p: Params):
     assert not set(chosen["test"]) & (set(chosen["train"]) | set(chosen["val"]))
 
 
-def test_the_adapter_beats_the_mean_and_the_base(figures: dict):
-    mae = figures["speed_mae_mps"]
-    assert mae["adapted"] <= 0.4 * mae["mean"]
-    assert mae["adapted"] <= 0.6 * mae["base"]
+def test_the_adapter_beats_constants_base_and_its_blind_selves(figures: dict):
+    """With intervals over held-out clips that leave no doubt."""
+    rows = {row["name"]: row for row in figures["ladder"]}
+    assert list(rows) == list(ROWS)
+    for name in ("mean", "median", "base", "blind", "trained_blind", "shuffled", "one_camera"):
+        assert rows[name]["difference_low"] > 0, name
+    assert rows["adapted"]["value"] <= 0.25 * rows["mean"]["value"]
     assert figures["displacement_mae_m"]["adapted"] < figures["displacement_mae_m"]["mean"]
+    assert {row["num_clips"] for row in rows.values()} == {figures["num_clips"]}
 
 
-def test_blind_is_no_better_than_the_best_constant(figures: dict):
+def test_what_motion_alone_does_better_is_said_aloud(figures: dict):
+    """1.5 s on, a car goes nearly as fast as before: no picture is needed to know that."""
+    claims = {claim["text"].split(":")[0]: claim["holds"] for claim in figures["claims"]}
+    helps = next(text for text in claims if text.startswith("vision helps by"))
+    assert claims[helps]
+    rows = {row["name"]: row for row in figures["ladder"]}
+    alone = next(text for text in claims if "past motion alone" in text)
+    assert claims[alone] == (rows["ego_mlp"]["difference_low"] > 0)
+
+
+def test_blind_is_no_better_than_a_constant(figures: dict):
+    """It is one, and which constant is nearest to the held-out clips is luck."""
     mae = figures["speed_mae_mps"]
-    assert mae["blind"] >= min(mae[name] for name in CONSTANTS)
+    assert min(mae["blind"], mae["trained_blind"]) >= 0.9 * min(mae[name] for name in CONSTANTS)
 
 
-def test_answers_parse(figures: dict):
+def test_answers_can_be_read_and_keep_the_form(figures: dict):
     assert figures["valid_share"] >= 0.99
+    assert figures["exact_share_by_row"]["adapted"] >= 0.99
 
 
 def test_figures_can_be_recomputed_from_the_answers_alone(figures: dict, answers: dict):
@@ -76,13 +94,26 @@ def test_figures_can_be_recomputed_from_the_answers_alone(figures: dict, answers
         mae = float(np.abs(said - rows["speed_true_mps"]).mean())
         assert mae == pytest.approx(figures["speed_mae_mps"][model], rel=1e-9), model
         assert len(rows) == figures["num_windows"]
-    assert set(answers) == {*CONSTANTS, *MODELS}
+    assert set(answers) == set(ROWS)
 
 
 def test_the_rooms_own_recomputation_agrees(figures: dict, p: Params):
-    table = pq.read_table(p.run_dir / "06_evaluate" / "answers.parquet")
-    again = metrics.figures(table)
-    assert again["speed_mae_mps"] == pytest.approx(figures["speed_mae_mps"])
+    again = metrics.figures(metrics.read(p.run_dir / "06_evaluate" / "answers.parquet"))
+    assert {name: figures[name] for name in again} == again
+
+
+def test_the_split_is_frozen_and_every_stage_after_it_names_its_hash(figures: dict, p: Params):
+    frozen = split.sha256_of(p)
+    assert figures["split_sha256"] == frozen
+    for name in ("02_download", "03_etl", "04_tiles", "05_train", "06_evaluate"):
+        result = json.loads((p.run_dir / name / "result.json").read_text())
+        assert result["split_sha256"] == frozen, name
+
+
+def test_the_report_is_one_page_that_needs_no_network(p: Params):
+    page = (p.run_dir / "06_evaluate" / "report.html").read_text()
+    assert "data:image/png;base64," in page and "vision helps by" in page
+    assert not re.findall(r"""(?:src|href)\s*=\s*["'](?:https?:)?//""", page)
 
 
 def test_memory_was_foretold(p: Params):

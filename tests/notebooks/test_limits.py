@@ -1,5 +1,6 @@
 """The notebooks keep the house limits: short cells, no definitions, the schema's parameters."""
 
+import ast
 import re
 import statistics
 from pathlib import Path
@@ -71,6 +72,37 @@ def test_skeleton(cells: list, path: Path):
     assert "## What came out" in headings
     assert f'runs.start(p, "{path.stem}")' in "\n".join(code_of(cells))
     assert "stage.finish(" in code_of(cells)[-1]
+
+
+def sections_of(cells: list) -> dict[str, list]:
+    """Heading -> its cells, its own one first."""
+    found: dict[str, list] = {}
+    for cell in cells:
+        if cell.cell_type == "markdown" and cell.source.startswith("## "):
+            own = found.setdefault(cell.source.splitlines()[0], [])
+        elif not found:
+            continue
+        own.append(cell)
+    return found
+
+
+def test_every_section_says_why_and_shows_something(cells: list):
+    for heading, own in sections_of(cells).items():
+        prose = own[0].source.removeprefix(heading).strip()
+        assert prose.endswith((".", "?", "!")) and len(prose.split()) >= 8, heading
+        shows = [
+            isinstance(ast.parse(cell.source).body[-1], ast.Expr)
+            for cell in own
+            if cell.cell_type == "code"
+        ]
+        assert heading == "## Set the parameters" or any(shows), f"{heading} shows nothing"
+
+
+def test_no_figure_is_shown_that_is_not_kept(cells: list):
+    """A picture goes through `stage.save`, which also puts the banner on it."""
+    for source in code_of(cells):
+        drawn = [line for line in source.splitlines() if re.search(r"plots?\.\w+\(", line)]
+        assert all("stage.save(" in source for line in drawn if "plots.live" not in line), source
 
 
 def test_sections_are_declared_one_a_line_and_known_to_papermill(cells: list, path: Path):

@@ -10,6 +10,8 @@ import numpy as np
 from avomni_lib.dataset.rig import Grid
 from avomni_lib.notebook import progress
 from avomni_lib.notebook.plots import canvas
+from avomni_lib.training import heldout
+from avomni_lib.training.targets.form import FIGURES
 
 if TYPE_CHECKING:
     from avomni_lib.evaluation.ladder import Spoken
@@ -24,7 +26,8 @@ def curve(
         metrics: One row a logged step, as `metrics.jsonl` has them: `step`, `loss` (mean cross
             entropy of the answer's tokens, nats), and where measured `seconds`, `data_wait_s`,
             `samples_per_s`, `tokens_per_s` and `memory_gb`.
-        held_out: `step` and `speed_mae_mps` (m/s) of each checkpoint that was asked.
+        held_out: `step` and the target's figure (as `speed_mae_mps`) of each checkpoint that was
+            asked.
     """
     steps = _column(metrics, "step")
     loss = _column(metrics, "loss")
@@ -91,14 +94,55 @@ def _loss(
     lines = axes.get_lines()
     if held_out:
         beside = axes.twinx()
-        asked = [row["step"] for row in held_out], [row["speed_mae_mps"] for row in held_out]
-        lines += beside.plot(*asked, "o--", color=canvas.ORANGE, label="held-out speed error")
-        beside.set_ylim(0, 1.2 * max(asked[1]))
-        canvas.quiet(beside, grid=None).set_ylabel("held-out speed error, m/s", fontsize=9)
+        figure, _ = heldout.figure_of(held_out[0])
+        words, unit = FIGURES[figure]
+        asked = [row["step"] for row in held_out], [row[figure] for row in held_out]
+        lines += beside.plot(*asked, "o--", color=canvas.ORANGE, label=f"held-out {words}")
+        beside.set_ylim(0, 1.2 * max(asked[1]) or 1.0)
+        label = f"held-out {words}" + (f", {unit}" if unit else "")
+        canvas.quiet(beside, grid=None).set_ylabel(label, fontsize=9)
         beside.spines["right"].set_visible(True)
     axes.legend(
-        lines, [line.get_label() for line in lines], frameon=False, fontsize=9, loc="center right"
+        lines, [line.get_label() for line in lines], frameon=False, fontsize=9, loc="upper right"
     )
+
+
+def planned(figures: Mapping[str, Any]) -> canvas.Picture:
+    """What the plan had foretold beside what it took: memory, time, steps; a panel each.
+
+    Args:
+        figures: `Trained.figures`.
+    """
+    pairs = _foretold(figures)
+    picture = canvas.Picture(1000, 190)
+    for axes, (what, unit, told, found) in zip(
+        picture.subplots(1, len(pairs), squeeze=False)[0], pairs, strict=True
+    ):
+        drawn = axes.barh([0, 1], [told, found], color=[canvas.GREY, canvas.BLUE], height=0.6)
+        axes.bar_label(drawn, fmt=_figure, padding=3, fontsize=9)
+        axes.set_yticks([0, 1], ["planned", "happened"])
+        axes.invert_yaxis()
+        axes.margins(x=0.3)
+        axes.locator_params(axis="x", nbins=4)
+        label = f"{what}, {unit}" if unit else what
+        canvas.quiet(axes, "x").set_xlabel(label, fontsize=9)
+    apart = [f"{what} {100 * (found / told - 1):+.0f}%" for what, _, told, found in pairs]
+    picture.finding("What happened, against the plan: " + ", ".join(apart))
+    return picture
+
+
+def _foretold(figures: Mapping[str, Any]) -> list[tuple[str, str, float, float]]:
+    """(what, unit, planned, happened) of all that both sides have."""
+    estimate, measured = figures["estimate"], figures["measured"]
+    found = [("optimizer steps", "", figures["planned_steps"], figures["optimizer_steps"])]
+    for what, unit, name in (("peak memory", "GB", "memory_gb"), ("time", "s", "seconds")):
+        if estimate.get(name) and measured.get(name):
+            found.append((what, unit, estimate[name], measured[name]))
+    return found
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def running_mean(values: np.ndarray, width: int) -> np.ndarray:

@@ -1,0 +1,244 @@
+"""Executed notebooks as pages: all of it inside, no script, nothing asked of a network."""
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import nbformat
+import pytest
+from nbformat.sign import NotebookNotary
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
+
+from avomni_lib import files
+from avomni_lib.errors import AvomniError
+from avomni_lib.notebook import pages, pipeline, runs
+from avomni_lib.params import Params
+from avomni_lib.training.adapter import CONFIDENTIAL
+
+ANSWER = "<think>\nAvg $x$ <script>alert(1)</script> & more"
+
+
+def png(width=40, height=30):
+    stream = io.BytesIO()
+    Image.new("RGB", (width, height), "teal").save(stream, "PNG")
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+def shown(data, **metadata):
+    return new_output("display_data", data=data, metadata=metadata)
+
+
+def executed():
+    """A notebook as papermill leaves one, with every kind of output that ours have."""
+    widget = {pages.VIEW: {"model_id": "1"}, "text/plain": "VBox(children=(IntSlider(value=5"}
+    lines = [f"2026-11-22 10:00:0{n}  ETL: {n} of 3 clips\n" for n in range(4)]
+    outputs = [
+        *[new_output("stream", name="stdout", text=line) for line in lines],
+        new_output(
+            "stream", name="stderr", text="frames:   0%|    | 0/9\rframes: 100%|####| 9/9\n"
+        ),
+        shown(widget),
+        shown({"image/png": png() + "\n", "text/plain": "<Picture>"}),
+        shown({"text/html": "<table><tr><th>split</th></tr><tr><td onclick='x'>train</td></tr>"}),
+        shown({"text/plain": ANSWER}),
+        shown({"application/javascript": "fetch('https://cdn.example')"}),
+    ]
+    return new_notebook(
+        cells=[
+            new_markdown_cell("# 03 · ETL: clips to frames\n\nOne `sentence`."),
+            new_markdown_cell("## See what went in\n\nLook for *black* tiles."),
+            new_code_cell("built = build.build(p)", outputs=outputs, execution_count=1),
+            new_markdown_cell(
+                "## What came out\n\n[04_tiles](04_tiles.ipynb) [x](02_download.ipynb)"
+            ),
+            new_code_cell(
+                "1 / 0",
+                outputs=[
+                    new_output("error", ename="AvomniError", evalue="x", traceback=["cut <short>"])
+                ],
+            ),
+        ],
+        metadata={"widgets": {"application/vnd.jupyter.widget-state+json": {"state": {}}}},
+    )
+
+
+class Tags(HTMLParser):
+    """Every tag of a page with its attributes."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.found = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def of(self, name):
+        return [attributes for tag, attributes in self.found if tag == name]
+
+
+@pytest.fixture
+def p(tmp_path):
+    return params(tmp_path)
+
+
+def params(tmp_path, source="world"):
+    values = {"run": {"outputs_dir": str(tmp_path), "name": "test"}, "dataset": {"source": source}}
+    return Params.from_values(values)
+
+
+def put(p, name, notebook):
+    folder = runs.stage_dir(p, name)
+    folder.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, folder / f"{name}.ipynb")
+
+
+def page_of(p, name="03_etl"):
+    pages.write(p)
+    return (p.run_dir / pages.FOLDER / f"{name}.html").read_text()
+
+
+def test_a_page_holds_everything_and_asks_for_nothing(p):
+    put(p, "03_etl", executed())
+    page = page_of(p)
+    tags = Tags(page)
+    assert not tags.of("script") and not tags.of("link") and not tags.of("iframe")
+    (image,) = tags.of("img")
+    inside = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"))
+    assert (
+        Image.open(io.BytesIO(inside)).size
+        == (40, 30)
+        == (
+            int(image["width"]),
+            int(image["height"]),
+        )
+    )
+    assert image["alt"] == "See what went in"
+    targets = [a["href"] for a in tags.of("a") if not a["href"].startswith("#")]
+    assert targets and all(re.fullmatch(r"[\w.]+\.html", href) for href in targets)
+    assert not any(attribute.startswith("on") for _, found in tags.found for attribute in found)
+    assert "https://" not in page and "http://" not in page and "@import" not in page
+
+
+def test_what_a_model_says_stays_text(p):
+    put(p, "03_etl", executed())
+    page = page_of(p)
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more" in page
+    assert "cut &lt;short&gt;" in page
+
+
+def test_no_dead_bar_and_no_widgets_words(p):
+    put(p, "03_etl", executed())
+    page = page_of(p)
+    assert "VBox(" not in page and "0%|  " not in page and "100%|####" in page
+    lines = re.search(r"<pre>(2026.*?)</pre>", page, re.DOTALL)[1].strip().splitlines()
+    assert len(lines) == 4, "lines of one bar stand in one block"
+    assert "<Picture>" not in page and "&lt;Picture&gt;" not in page
+
+
+def test_tables_stay_tables_and_code_is_folded(p):
+    put(p, "03_etl", executed())
+    tags = Tags(page_of(p))
+    assert tags.of("table") and tags.of("th") and not any(tags.of("td")[0])
+    page = page_of(p)
+    assert "<details><summary>code</summary><pre>built = build.build(p)</pre></details>" in page
+
+
+def test_links_lead_only_to_pages_that_are_there(p):
+    put(p, "03_etl", executed())
+    put(p, "04_tiles", executed())
+    page = page_of(p)
+    assert '<a href="04_tiles.html">04_tiles</a>' in page and "02_download" not in page
+    folder = p.run_dir / pages.FOLDER
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "03_etl.html",
+        "04_tiles.html",
+        "index.html",
+    ]
+    for path in folder.iterdir():
+        for link in Tags(path.read_text()).of("a"):
+            assert link["href"].startswith("#") or (folder / link["href"]).exists()
+
+
+def test_the_index_names_every_stage_and_the_score(p):
+    put(p, "06_evaluate", executed())
+    (p.run_dir / pages.SCORE_SOURCE).write_text("<!doctype html><p>the score itself")
+    index = pages.write(p)
+    assert index == p.run_dir / "report" / "index.html"
+    text = index.read_text()
+    assert all(stage.name in text and stage.purpose in text for stage in runs.STAGES)
+    assert text.count("not run yet") == len(runs.STAGES)
+    assert '<a href="score.html">the score</a>' in text
+    assert index.with_name("score.html").read_text().endswith("the score itself")
+    # A second time, after the score is gone, no old page is left behind.
+    (p.run_dir / pages.SCORE_SOURCE).unlink()
+    assert "score.html" not in pages.write(p).read_text()
+    assert not index.with_name("score.html").exists()
+
+
+def test_a_notebook_that_proves_nothing_says_so(p):
+    put(p, "03_etl", executed())
+    assert "This stage has not finished" in page_of(p)
+    result = {"figures": {}, "params_digest": "other", "params": {}, "seconds": 4.0, "inputs": {}}
+    files.write_json(runs.stage_dir(p, "03_etl") / runs.RESULT, result | {"outputs": {}})
+    assert "parameters or data: stale: " in page_of(p)
+
+
+def test_pages_of_clips_that_are_not_ours_bear_the_banner(tmp_path):
+    for source, count in (("world", 0), ("folder", 2), ("hub", 2)):
+        p = params(tmp_path / source, source)
+        put(p, "03_etl", executed())
+        for name in ("03_etl", "index"):
+            assert page_of(p, name).count(CONFIDENTIAL) == count
+
+
+def test_without_a_notebook_it_says_what_to_run(p, tmp_path, capsys):
+    with pytest.raises(AvomniError, match="no notebook of this run has been executed"):
+        pages.write(p)
+    demo = str(files.PROJECT_ROOT / "params" / "demo.yaml")
+    own = ["--set", f"run.outputs_dir={tmp_path}", "--set", "run.name=other"]
+    assert pages.main([demo, *own]) == 1
+    assert "error: no notebook of this run" in capsys.readouterr().err
+    put(Params.from_files([demo], own[1::2]), "03_etl", executed())
+    assert pages.main([demo, *own]) == 0
+    assert capsys.readouterr().out.strip().endswith("other/report/index.html")
+
+
+def test_a_notebook_that_was_cut_is_named(p):
+    put(p, "03_etl", executed())
+    path = runs.stage_dir(p, "03_etl") / "03_etl.ipynb"
+    path.write_text(path.read_text()[:200])
+    with pytest.raises(AvomniError, match="not a notebook that can be read") as caught:
+        pages.write(p)
+    assert caught.value.where == str(path)
+
+
+@pytest.fixture
+def signatures(tmp_path, monkeypatch):
+    """Somebody's own record of trusted notebooks."""
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
+
+
+def test_what_the_pipeline_has_run_is_trusted_by_jupyter(p, signatures):
+    put(p, "04_tiles", executed())
+    path = runs.stage_dir(p, "04_tiles") / "04_tiles.ipynb"
+    assert not NotebookNotary().check_signature(nbformat.read(path, as_version=4))
+    pipeline._sign(path)
+    assert NotebookNotary().check_signature(nbformat.read(path, as_version=4))
+    changed = nbformat.read(path, as_version=4)
+    changed.cells[2].source += "  # by another hand"
+    assert not NotebookNotary().check_signature(changed)
+
+
+def test_what_cannot_be_signed_ends_no_run(p, monkeypatch, caplog, tmp_path):
+    put(p, "04_tiles", executed())
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "file" / "jupyter"))
+    path = runs.stage_dir(p, "04_tiles") / "04_tiles.ipynb"
+    pipeline._sign(path)
+    path.write_text(path.read_text()[:200])
+    pipeline._sign(path)
+    pipeline._sign(path.with_name("none.ipynb"))
+    assert caplog.text.count("is not signed as trusted") == 2
