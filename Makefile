@@ -20,19 +20,32 @@ export OMP_NUM_THREADS ?= 1
 
 # Rented images log in as root, which Jupyter refuses unless it is told.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
+AS_ADMIN := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help demo run test bench lint lab setup rocm cuda pictures clean
+.PHONY: help demo seeds run report test test-browser bench lint lab setup rocm cuda pictures clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
-## make demo    the six notebooks on the embedded default, no GPU, no account
+## make demo    the six notebooks on the embedded default, no GPU, no account; then again for the next 6.4 s
 demo: $(READY)
 	$(PY) -m avomni_lib run params/demo.yaml
+	$(PY) -m avomni_lib run params/demo_future.yaml
+
+## make seeds   the demo in three worlds: mean and spread of the score (15 minutes)
+SEEDS := 11 12 13
+seeds: $(READY)
+	set -e; for seed in $(SEEDS); do $(PY) -m avomni_lib run params/demo.yaml --set run.name=seed_$$seed \
+	  --set run.seed=$$seed --set dataset.world.seed=$$seed --set dataset.local_dir=outputs/data/seed_$$seed; done
+	$(PY) -m avomni_lib.evaluation.spread $(SEEDS:%=outputs/seed_%)
 
 ## make run     the same for PARAMS=params/mi300x.yaml
 run: $(READY)
 	$(PY) -m avomni_lib run $(PARAMS)
+
+## make report  a run's executed notebooks as pages that need no network, for PARAMS=params/demo.yaml
+report: $(READY)
+	$(PY) -m avomni_lib.notebook.pages $(PARAMS)
 
 ## make test    lint and every test, two files at a time (TESTS=1 one after another)
 TESTS ?= 2
@@ -42,6 +55,14 @@ ALONE := $(wildcard tests/test_*_kills.py) tests/test_pool.py tests/test_supply.
 test: $(READY) lint
 	$(PY) -m pytest -n $(TESTS) --dist loadfile $(ALONE:%=--ignore=%)
 	$(PY) -m pytest $(ALONE)
+
+## make test-browser  the notebooks in JupyterLab and Voilà, in a chromium (Debian's is installed if there is none)
+CHROMIUM = command -v chromium || command -v chromium-browser || command -v google-chrome || command -v chrome
+test-browser: $(READY)
+	@{ $(CHROMIUM); } > /dev/null && fc-list 2> /dev/null | grep -qi dejavu || \
+	  { $(AS_ADMIN) apt-get update -q && $(AS_ADMIN) apt-get install -y -q chromium fonts-dejavu fontconfig; } || true
+	@{ $(CHROMIUM); } > /dev/null || { echo "no chromium, and apt-get could not install one: the notebooks' pages are not tested"; exit 1; }
+	$(PY) -m pytest tests/browser
 
 ## make bench   decoding, ETL, catalog and loader measured on this machine, into outputs/benchmarks (22 minutes)
 bench: $(READY)

@@ -263,7 +263,7 @@ class Interrupted(Bar):
 
 
 def test_ctrl_c_stops_the_files_in_flight(published: Path, p: Params):
-    with local_hub.serve(published, REPO, bytes_per_s=200_000) as slow:
+    with local_hub.serve(published, REPO, bytes_per_s=60_000) as slow:
         with pytest.raises(KeyboardInterrupt):
             fetch(p, Hub(REPO, slow.commit, slow.endpoint), progress=Interrupted)
         assert len(gets(slow)) < len(wanted(p))

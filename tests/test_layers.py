@@ -25,6 +25,7 @@ DOORS = {
     "decord": {"etl/decoders.py"},
     "torchcodec": {"etl/decoders.py"},
     "ray": {"etl/engines.py"},
+    "llguidance": {"training/constrained.py"},
 }
 
 

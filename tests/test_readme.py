@@ -1,10 +1,20 @@
 """The README says what is there: parameters, files, error texts, commands."""
 
+import importlib.util
+import itertools
 import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from avomni_lib import files, params
+from avomni_lib.__main__ import EXIT_CODES, _parser
+from avomni_lib.notebook import pipeline
+from avomni_lib.plan import Plan
+from avomni_lib.training import estimate
+from tests.provoked_errors import PROVOKED, Place, said
 
 README = (files.PROJECT_ROOT / "README.md").read_text()
 SOURCES = "\n".join(path.read_text() for path in (files.PROJECT_ROOT / "avomni_lib").rglob("*.py"))
@@ -35,16 +45,158 @@ def test_troubleshooting_quotes_what_the_code_prints(text: str):
     assert text in MESSAGES
 
 
+@pytest.mark.parametrize("text", PROVOKED)
+def test_troubleshooting_quotes_what_is_really_said(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert text in errors_in_troubleshooting()
+    assert text in said(text, Place(tmp_path, monkeypatch))
+
+
+def test_nearly_all_of_it_is_made_to_happen_here():
+    """The rest is provoked beside what it is about, in the tests named here."""
+    elsewhere = {  # text -> file, and what its test looks for
+        "the kernel was killed": ("notebooks/test_chain.py", "KERNEL_LOST in told"),
+        "training went astray": ("test_worker.py", "went astray"),
+        "the process that read it died, and again when it was alone": ("test_pool.py", "died"),
+        "s and was stopped": ("test_pool.py", "and was stopped"),
+        "no Ray cluster answers at": ("test_engines.py", "no Ray cluster answers"),
+        "is not on the disk: 02_download fetches the cameras": (
+            "test_widgets.py",
+            "rear tele is not on the disk",
+        ),
+        "the raw files of this clip were evicted on": (
+            "test_widgets.py",
+            "raw files of this clip were evicted on 20",
+        ),
+        "no window fits": ("test_widgets.py", "no window fits"),
+        "the file is not written a key a line": ("test_params_file.py", "not written a key a line"),
+        "an own list of cameras is for looking at": ("test_params_file.py", "for looking at"),
+        "What is whole is kept: run this cell again": ("test_interrupts.py", "interrupts.WORDS"),
+        "no notebook of this run has been executed yet": (
+            "test_pages.py",
+            "no notebook of this run has been executed",
+        ),
+    }
+    assert set(errors_in_troubleshooting()) - set(PROVOKED) == set(elsewhere)
+    for name, words_of_it in elsewhere.values():
+        assert words_of_it in (files.PROJECT_ROOT / "tests" / name).read_text()
+
+
 def test_there_is_troubleshooting():
     assert len(errors_in_troubleshooting()) >= 8
 
 
-def test_every_make_target_named_is_there():
+def commands() -> list[str]:
+    """Every command that the README prints, in its blocks and in its lines, comments left out."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    text = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+    lines += re.findall(r"`((?:python3? -m|make|papermill|voila|avomni|pip|ffmpeg) [^`]*)`", text)
+    return sorted({line.strip() for line in lines if line.strip() and "…" not in line})
+
+
+def words(line: str) -> Iterator[list[str]]:
+    """The words of each command of a line: what `--wrap` holds is one of its own."""
+    split = list(shlex.split(re.sub(r"<(\w+)>", r"\1", line), comments=True))
+    for word, after in itertools.pairwise(split):
+        if word == "--wrap":
+            yield from words(after)
+    stop = next((i for i, word in enumerate(split) if word in (">", "2>&1", "&", "|", ">>")), None)
+    yield split[:stop]
+
+
+COMMANDS = [(line, told) for line in commands() for told in words(line)]
+# What a reader brings.
+OWN_FILES = {"data_config.yaml", "finetuning_config.yaml", "own.yaml", "outputs/demo/tiles.yaml"}
+
+
+def module_of(told: list[str]) -> tuple[str, list[str]] | None:
+    """The module that `python -m` starts, and its arguments."""
+    for place, word in enumerate(told[:-1]):
+        if word == "-m" and (place == 0 or "python" in told[place - 1] or "torchrun" in told):
+            return told[place + 1], told[place + 2 :]
+    return None
+
+
+@pytest.mark.parametrize(("line", "told"), COMMANDS, ids=[line[:60] for line, _ in COMMANDS])
+def test_every_command_is_one(line: str, told: list[str]):
+    found = module_of(told)
+    if told and told[0] == "avomni":
+        found = "avomni_lib", told[1:]
+    if found and found[0] == "avomni_lib":
+        if found[1] and not found[1][0].startswith("--"):
+            check_own_command(found[1])
+    elif found:
+        assert importlib.util.find_spec(found[0]), found[0]
+    elif told and told[0] in ("papermill", "voila"):
+        assert (files.PROJECT_ROOT / told[1]).exists()
+        if "-f" in told:
+            assert (files.PROJECT_ROOT / told[told.index("-f") + 1]).exists()
+    elif told and told[0] == "make":
+        check_make(told[1:])
+
+
+def check_own_command(arguments: list[str]) -> None:
+    """Real parser, params files that are there, parameters that exist, stages of the chain."""
+    options = _parser().parse_args(arguments)
+    if options.command in ("verify", "compare"):
+        return
+    named = [*options.params, *options.params_files]
+    paths = [path for path in named if path not in OWN_FILES]
+    params.Params.from_files([files.PROJECT_ROOT / path for path in paths], options.set)
+    if options.command == "run":
+        assert pipeline.choose(options.first, options.only)
+        assert options.shard is None or re.fullmatch(r"[\w$]+/\d+", options.shard)
+
+
+def check_make(told: list[str]) -> None:
     makefile = (files.PROJECT_ROOT / "Makefile").read_text()
-    named = set(re.findall(r"`?make (?:VENV=system )?([a-z]+)\b", README))
-    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
-    assert {"demo", "test", "lab", "rocm"} <= named & targets
-    assert named <= targets
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    variables = set(re.findall(r"^\s*([A-Z_]+)\s*[?:]?=", makefile, re.MULTILINE))
+    for word in told:
+        name, is_set, _ = word.partition("=")
+        assert name in (variables if is_set else targets), word
+
+
+def test_there_are_commands_of_each_kind():
+    lines = [line for line, _ in COMMANDS]
+    for part in ("make demo", "make test", "papermill ", "avomni_lib compare", "avomni_lib verify"):
+        assert any(part in line for line in lines), part
+    assert len(lines) > 25
+
+
+def test_the_plan_that_is_shown_is_the_plan(tmp_path: Path):
+    """Of the real run, as it stands before anything is fetched; what a GPU changes is left out."""
+    shown = re.search(r"```text\n(what run mi300x takes.*?)```", README, re.DOTALL)[1]
+    p = params.Params.from_files(
+        [files.PROJECT_ROOT / "params" / "mi300x.yaml"], [f"dataset.local_dir={tmp_path}"]
+    )
+    plan: Plan = estimate.plan_run(p)
+    assert set(shown.splitlines()) - set(str(plan).splitlines()) == set(), "its rows have changed"
+    assert len(shown.splitlines()) > 8
+
+
+def test_exit_codes_are_told():
+    section = README.split("## The command line")[1].split("\n## ")[0]
+    told = dict(re.findall(r"^\| (\d+) \| ([^|]+) \|", section, re.MULTILINE))
+    assert list(told) == re.findall(r"\b(\d+) \w", EXIT_CODES)
+
+
+def test_units_of_numbers_are_named():
+    """A number's row says what it counts or measures, in its name or in its meaning."""
+    units = (
+        *(r"px", r"\bs\b", r"a second", r"GB", r"tokens", r"\bsteps\b", r"frames", r"clips?\b"),
+        *(r"chunks", r"windows", r"processes", r"passes", r"share", r"files", r"batches", r"hours"),
+        *(r"currency", r"checkpoints", r"answers", r"peak", r"norm"),
+    )
+    unitless = {"run.seed", "dataset.world.seed", "model.lora_rank", "model.lora_alpha"}
+    unitless |= {"training.weight_decay", "evaluation.temperature"}
+    for name, default, meaning in re.findall(
+        r"^\| `([\w.]+)` \| `([^`]+)` \| (.*) \|$", README, re.M
+    ):
+        if re.fullmatch(r"[\d.e-]+", default) and name not in unitless:
+            assert re.search("|".join(units), meaning), f"{name}: {meaning}"
 
 
 def test_the_tree_names_only_what_is_there():

@@ -8,7 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from avomni_lib.dataset import balance
-from avomni_lib.dataset.catalog import METADATA_FILES, Catalog, required_features
+from avomni_lib.dataset.catalog import (
+    METADATA_FILES,
+    Catalog,
+    optional_features,
+    required_features,
+)
 from avomni_lib.dataset.ranking import NUM_SPARE, Ranking, candidates, rank
 from avomni_lib.dataset.remote import RemoteFile
 from avomni_lib.errors import AvomniError
@@ -55,6 +60,7 @@ def choose_chunks(
     """
     ranking = ranking or rank(catalog, p)
     features, is_evicted, is_named = required_features(p), p.download.evict_raw, _is_named(p)
+    more = catalog.listed(optional_features(p))
     metadata = sum(sizes[path].size for path in METADATA_FILES if path in sizes)
     total, taken, passed = metadata, dict[int, int](), dict[int, str]()
     have = np.zeros_like(ranking.quotas)
@@ -68,6 +74,7 @@ def choose_chunks(
         if fault:
             passed[chunk] = fault
             continue
+        paths += [path for path in catalog.files([chunk], more) if path in sizes]
         num_bytes = sum(sizes[path].size for path in paths)
         with_it = (metadata if is_evicted else total) + num_bytes
         if with_it > p.download.target_size_gb * 1e9:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from avomni_lib.dataset.catalog import required_features
+from avomni_lib.dataset.catalog import optional_features, required_features
 from avomni_lib.dataset.sizes import CLIPS_A_CHUNK, clip_bytes
 from avomni_lib.params import Params
 
@@ -27,7 +27,7 @@ def forecast(p: Params) -> Forecast:
 
     With `download.evict_raw` one chunk alone must fit.
     """
-    features = required_features(p)
+    features = (*required_features(p), *optional_features(p))
     wanted = p.download.target_chunks if p.download.chunks is None else len(p.download.chunks)
     metadata, clips = MB_METADATA * 1e6, CLIPS_A_CHUNK
     note = "not asked; sizes are those of chunk 0"

@@ -75,11 +75,12 @@ def plan(p: Params, hub: Hub | None) -> Plan:
         here_note.append(f"{len(evicted)} files evicted, their clips are in the cache")
     by_03 = ", by 03, chunk after chunk" if p.download.evict_raw else ""
     budget = f"at most {p.download.target_size_gb:g} GB"
+    num_features = len(selection.features) + len(selection.optional)
     rows = [
         ("source", source_in_words(p), f"revision {hub.commit[:12]}" if hub else "no revision"),
         ("chunks", _in_a_row(selection.choice.chunks), selection.choice.reason),
         ("clips", f"{selection.num_clips}", _in_words(counts)),
-        ("files", f"{len(selection.files)}", f"of {len(selection.features)} features"),
+        ("files", f"{len(selection.files)}", f"of {num_features} features"),
         ("size", gigabytes(selection.num_bytes), budget + (" at a time" if by_03 else "")),
         ("here already", gigabytes(cached), ", ".join(here_note)),
         ("to fetch", gigabytes(to_fetch), _line_time(to_fetch) + by_03),
@@ -97,8 +98,9 @@ def plan(p: Params, hub: Hub | None) -> Plan:
 def largest_chunk(selection: Selection, here: Sequence[RemoteFile]) -> int:
     """Bytes of the chunk of which most is missing."""
     missing = {file.path: file.size for file in without(selection.files, here)}
+    features = (*selection.features, *selection.optional)
     return max(
-        sum(missing.get(path, 0) for path in selection.catalog.files([chunk], selection.features))
+        sum(missing.get(path, 0) for path in selection.catalog.files([chunk], features))
         for chunk in selection.choice.chunks
     )
 

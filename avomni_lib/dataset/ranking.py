@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from avomni_lib.dataset import balance, sizes, wanted
-from avomni_lib.dataset.catalog import Catalog, required_features
+from avomni_lib.dataset.catalog import Catalog, optional_features, required_features
 from avomni_lib.dataset.wanted import Wanted
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
@@ -91,7 +91,8 @@ def _best_chunks(
 ) -> tuple[tuple[int, ...], str]:
     """The chunks and why these: of two orders the one that brings more clips, or fewer GB."""
     num_taken = p.download.target_chunks
-    gigabytes = sizes.chunk_bytes(catalog, required_features(p), p) / 1e9
+    features = (*required_features(p), *catalog.listed(optional_features(p)))
+    gigabytes = sizes.chunk_bytes(catalog, features, p) / 1e9
     budget = np.inf if p.download.evict_raw else p.download.target_size_gb
     orders = {
         "those with the most wanted clips a GB": np.maximum(gigabytes, 1e-9),

@@ -7,7 +7,13 @@ from collections.abc import Iterable
 import numpy as np
 
 from avomni_lib.dataset import rig
-from avomni_lib.dataset.catalog import METADATA_FILES, Catalog, required_features
+from avomni_lib.dataset.catalog import (
+    METADATA_FILES,
+    OBSTACLES,
+    Catalog,
+    optional_features,
+    required_features,
+)
 from avomni_lib.dataset.remote import RemoteFile
 from avomni_lib.params import Params
 
@@ -39,6 +45,7 @@ CLIPS_A_CHUNK = 100  # in chunk 0
 WORLD_FPS = 30
 WORLD_BYTES_A_PIXEL = {"h264": 0.2, "hevc": 0.05}  # HEVC at 1920 × 1080, where H.264 is 0.08
 WORLD_EGO_BYTES_A_S, WORLD_EGO_EXTRA_S = 9_000, 10
+WORLD_OBSTACLES_BYTES, WORLD_OBSTACLES_BYTES_A_S = 5_500, 2_100
 
 
 def clip_bytes(p: Params, feature: str) -> float:
@@ -50,6 +57,8 @@ def clip_bytes(p: Params, feature: str) -> float:
         pixels = WORLD_FPS * world.clip_seconds * world.width * world.height
         return pixels * WORLD_BYTES_A_PIXEL[world.codec]
     seconds = world.clip_seconds + WORLD_EGO_EXTRA_S
+    if feature == OBSTACLES:
+        return WORLD_OBSTACLES_BYTES + WORLD_OBSTACLES_BYTES_A_S * world.clip_seconds
     return WORLD_EGO_BYTES_A_S * seconds if feature == "egomotion" else 0.0
 
 
@@ -67,7 +76,8 @@ def estimated(catalog: Catalog, chunks: Iterable[int], p: Params) -> dict[str, R
     for path in METADATA_FILES:
         if (catalog.folder / path).is_file():
             sizes[path] = RemoteFile(path, (catalog.folder / path).stat().st_size)
-    features = [catalog.features[name] for name in required_features(p)]
+    names = (*required_features(p), *catalog.listed(optional_features(p)))
+    features = [catalog.features[name] for name in names]
     each = [catalog.num_present(f.name) * clip_bytes(p, f.name) for f in features]
     for chunk in chunks:
         place = catalog.place(chunk)

@@ -1,0 +1,465 @@
+"""The errors of the README's troubleshooting, each made to happen: its text -> how.
+
+Each function does what a user would have done, or meets what the user's machine would have done,
+and returns what is then said. `PROVOKED[text](Place(folder, monkeypatch))` holds `text`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import fcntl
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from avomni_lib import files
+from avomni_lib.dataset import download, motion, rig, split
+from avomni_lib.dataset.backoff import Backoff
+from avomni_lib.dataset.catalog import Catalog
+from avomni_lib.dataset.chosen import read_chosen
+from avomni_lib.dataset.features import FEATURES_FILE
+from avomni_lib.dataset.hub import Hub
+from avomni_lib.dataset.own import OwnClip, pack
+from avomni_lib.dataset.own_motion import egomotion
+from avomni_lib.dataset.ranking import rank
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl import build, leaks, memmap, reading, share, video
+from avomni_lib.etl.windows import Windows
+from avomni_lib.evaluation import comparison, metrics
+from avomni_lib.params import Params
+from avomni_lib.training import estimate, job
+from avomni_lib.training.findings import Finding, Report
+from avomni_lib.training.samples import check_packing
+from avomni_lib.world import local_hub
+from tests import folder_run
+from tests.answered import drives, summaries
+from tests.published_set import (
+    Drive,
+    clip_id_of,
+    listed_clip,
+    write_metadata,
+    write_published_set,
+)
+from tests.streams import NUM_FRAMES, SPECS, encode, stream_bytes
+
+REPO = "owner/drives"
+TIMES_US = (np.arange(NUM_FRAMES) * 1_000_000 / 30).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an error may happen: an empty folder, and pytest's patch."""
+
+    folder: Path
+    patch: pytest.MonkeyPatch
+
+    def params(self, **sections: dict) -> Params:
+        own = {"run": {"name": "x", "outputs_dir": str(self.folder / "outputs")}}
+        return Params.from_values(own | sections)
+
+    def chosen(self, **processing: object) -> Params:
+        """A run whose small raw files lie in a folder."""
+        published = write_published_set(self.folder / "published", 1, 3, 1.0, width=16, height=16)
+        return folder_run.chosen(self.folder / "outputs", published, **processing)
+
+
+def metadata(folder: Path, release: str = "26.03") -> Catalog:
+    clips = [listed_clip(number, number // 2) for number in range(8)]
+    return Catalog.open(write_metadata(folder / "published", clips, release))
+
+
+def ranked(place: Place, clips: dict, release: str = "26.03") -> None:
+    p = place.params(download={"clips": clips, "target_chunks": 1})
+    rank(metadata(place.folder, release), p)
+
+
+def no_room_left(place: Place) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    place.patch.setattr(os, "fsync", full)
+    files.write_text(place.folder / "file", "text")
+
+
+def locks_refused(place: Place) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    place.patch.setattr(fcntl, "flock", refuse)
+    with files.hold(place.folder / ".lock", "busy"):
+        pass
+
+
+def built_by_another(place: Place) -> None:
+    p = place.chosen()
+    with files.hold(p.cache_dir / ".lock", "held by the test"):
+        build.build(p)
+
+
+def shared_while_built(place: Place) -> None:
+    p = place.chosen()
+    with files.hold(p.cache_dir / ".lock", "held by the test"):
+        share.build_share(p, 1, 2)
+
+
+def old_cache(place: Place) -> None:
+    record = {"format_version": 0, "shards": [], "clips": []}
+    files.write_json(place.folder / memmap.CLIPS_FILE, record)
+    memmap.Cache.open(place.folder)
+
+
+def trained_with_others(place: Place) -> None:
+    with job.open_for(place.params(training={"learning_rate": 0.5})):
+        job.start_or_attach(place.params())
+
+
+def trained_by_another(place: Place) -> None:
+    with job.open_for(place.params()), job.open_for(place.params()):
+        pass
+
+
+def killed_training(place: Place) -> None:
+    """Its process is gone, and it left no outcome."""
+    with job.open_for(place.params()):
+        pass
+    job.follow(place.params(), None)
+
+
+def out_of_memory(place: Place) -> None:
+    class OutOfMemoryError(RuntimeError):
+        """As torch names it."""
+
+    raise job.in_words(OutOfMemoryError("HIP out of memory. Tried to allocate 8.00 GiB"))
+
+
+def unshareable(place: Place) -> None:
+    from avomni_lib.training.worker import Share
+
+    place.patch.setenv("WORLD_SIZE", "3")
+    Share.of(place.params())
+
+
+def not_a_merged_model(place: Place) -> None:
+    from avomni_lib.training import merging
+
+    (place.folder / "thesis.tex").write_text("years of work")
+    merging._refuse_to_replace(place.folder)
+
+
+def asked(place: Place, about: Callable[[Hub], object], **hub: object) -> None:
+    """The real client against a hub on 127.0.0.1, which is gated where it has a `token`.
+
+    With a `status` it answers nothing else.
+    """
+    status, token = hub.pop("status", None), hub.pop("token", None)
+    write_metadata(place.folder / "served", [listed_clip(0, 0)])
+    with local_hub.serve(place.folder / "served", REPO, token=token) as server:
+        if status:
+            server.faults.refuse("*", 9, status)
+        if hub.pop("is_flipping", False):
+            server.faults.flipped[FEATURES_FILE] = 2
+        quick = Backoff(first_s=0.0, num_tries=2)
+        about(Hub(REPO, endpoint=server.endpoint, backoff=quick, **hub))
+
+
+def unreachable(place: Place) -> None:
+    quick = Backoff(first_s=0.0, num_tries=2)
+    Hub(REPO, endpoint="http://127.0.0.1:9", backoff=quick).check_access()
+
+
+def arrived_damaged(place: Place) -> None:
+    def fetch(hub: Hub) -> None:
+        hub.fetch(hub.sizes([FEATURES_FILE])[FEATURES_FILE], place.folder / "data")
+
+    asked(place, fetch, is_flipping=True)
+
+
+def tampered_cache(place: Place) -> None:
+    p = place.chosen()
+    build.build(p)
+    path = p.cache_dir / "shard_0000" / "frames.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    memmap.verify(p.cache_dir)
+
+
+def damaged_picture(place: Place) -> None:
+    p = place.chosen(storage="jpeg")
+    cache = build.build(p).cache
+    path = p.cache_dir / "shard_0000" / "jpeg.npy"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+    windows = Windows(memmap.Cache.open(p.cache_dir), 4, 2)
+    for index in range(len(windows)):
+        windows.frames(index)
+    assert cache
+
+
+def changed_raw_file(place: Place) -> str:
+    """What the audit and 02 say of a file whose bytes have changed since it was hashed."""
+    from avomni_lib.dataset.remote import RemoteFile
+
+    path = place.folder / "a.zip"
+    path.write_bytes(b"b" * 9)
+    return RemoteFile("a.zip", 9, sha256="0" * 64).differs(path)
+
+
+def short_egomotion(place: Place) -> str:
+    times = np.arange(-100_000, 3_000_000, 10_000)
+    _, found = motion.check(Drive(0).egomotion(times), 0, 2_000_000, 6.4)
+    return "\n".join(finding.reason for finding in found)
+
+
+def open_groups(place: Place) -> None:
+    content = stream_bytes("h264 open")
+    video.read_frames(content, TIMES_US[:-1], decoder="decord")
+
+
+def another_target(place: Place) -> None:
+    from transformers import AutoConfig
+
+    from avomni_lib.training import adapter, model, tiny_base
+
+    files.write_json(place.folder / adapter.RECORD_FILE, {"target": "future_v1"})
+    config = AutoConfig.from_pretrained(Path(tiny_base.__file__).parent / "tiny_base_model")
+    p = place.params(model={"base_model": "tiny"})
+    model.load_adapter(SimpleNamespace(config=config), place.folder, p)
+
+
+def no_blind_adapter(place: Place) -> str:
+    from avomni_lib.evaluation import ladder
+    from avomni_lib.training import adapter
+
+    p = place.chosen()
+    build.build(p)
+    files.write_json(
+        p.run_dir / "adapter" / adapter.RECORD_FILE, {"base_model": "tiny", "training_clip_ids": []}
+    )
+    training = p.training.model_copy(update={"blind_steps": 0})
+    return str(ladder.plan(p.model_copy(update={"training": training})))
+
+
+def small_gain(place: Place) -> str:
+    clips, said_ = drives(14)
+    figures = metrics.figures(summaries(clips, (9.0, 9.0), blind=said_, adapted=said_))
+    return "\n".join(claim["text"] for claim in figures["claims"])
+
+
+def no_torchcodec(place: Place) -> None:
+    place.patch.setitem(sys.modules, "torchcodec", None)
+    place.patch.setitem(sys.modules, "torchcodec.decoders", None)
+    video.read_frames(stream_bytes("h264 gop 15"), TIMES_US[:1], decoder="torchcodec")
+
+
+def another_video(place: Place) -> None:
+    video.read_frames(stream_bytes("h264 gop 15"), TIMES_US[:1], timestamps_us=TIMES_US * 2)
+
+
+def too_small_a_budget(place: Place) -> str:
+    p = place.params(download={"evict_raw": True, "target_chunks": 230})
+    return str(build.plan(p))
+
+
+def evicted_meanwhile(place: Place) -> None:
+    """Another run's eviction, while this one reads."""
+    p = place.chosen()
+    read = reading.Reading._read
+
+    def late(self, job, outcome):
+        next(p.local_dir.rglob("camera_front_wide_120fov.chunk_0000.zip")).unlink(missing_ok=True)
+        read(self, job, dataclasses.replace(outcome, reason="file not found"))
+
+    place.patch.setattr(reading.Reading, "_read", late)
+    build.build(p)
+
+
+def near_duplicates(place: Place) -> None:
+    """One drive, packed under two names into two splits."""
+    drive, times = Drive(1), np.arange(-0.5, 10.0, 0.05)
+    path = place.folder / "a.mp4"
+    noise = np.random.default_rng(0).integers(0, 255, (60, 8, 12, 3), np.uint8)
+    pictures = [np.kron(each, np.ones((8, 8, 1), np.uint8)) for each in noise]
+    path.write_bytes(encode(SPECS["h264 gop 15"], pictures))
+    cameras = [camera.name for camera in rig.GRIDS["4-cam"].cameras]
+    clips = [
+        OwnClip(
+            name,
+            dict.fromkeys(cameras, path),
+            times,
+            drive.position(times),
+            drive.curvature * drive.travelled(times),
+            split=name,
+        )
+        for name in ("train", "test")
+    ]
+    p = Params.from_values(
+        folder_run.values(place.folder / "outputs", pack(place.folder / "data", clips))
+    )
+    download.fetch(p, None)
+    cache = build.build(p).cache
+    leaks.check(cache)
+
+
+def known_to_the_base(place: Place) -> None:
+    record = {"training_clip_ids": [clip_id_of(1)]}
+    leaks.check_training_lists([clip_id_of(0), clip_id_of(1)], {"the base model x": record})
+
+
+def not_frozen(place: Place) -> None:
+    split.read(place.params())
+
+
+def other_split(place: Place) -> None:
+    p = place.params()
+    split.freeze(p, {"train": ["a", "b"]})
+    split.freeze(p, {"train": ["a"], "test": ["b"]})
+
+
+def edited_split(place: Place) -> None:
+    p = place.params()
+    split.freeze(p, {"train": ["a", "b"]})
+    record = files.read_json(split.path_of(p))
+    record["splits"]["b"] = "test"
+    files.write_json(split.path_of(p), record)
+    split.read(p)
+
+
+def without_others(place: Place) -> None:
+    p = place.chosen()
+    Windows(build.build(p).cache, 4, 2, scenes=True)
+
+
+def labels_not_fetched(place: Place) -> None:
+    p = place.chosen()
+    path = p.local_dir / "metadata/feature_presence.parquet"
+    table_ = pq.read_table(path)
+    column = table_.column_names.index("obstacle.offline")
+    true = pa.array([True] * len(table_))
+    pq.write_table(table_.set_column(column, "obstacle.offline", true), path)
+    processing = p.processing.model_copy(update={"obstacles": True})
+    build.build(p.model_copy(update={"processing": processing}))
+
+
+def compared(a: pa.Table | None, b: pa.Table | None) -> Callable[[Place], None]:
+    """Two runs with these answers; None has none yet."""
+
+    def compare(place: Place) -> None:
+        for name, answers in (("a", a), ("b", b)):
+            folder = place.folder / name / "06_evaluate"
+            folder.mkdir(parents=True)
+            if answers is not None:
+                metrics.write(answers, folder / "answers.parquet")
+        comparison.compare(place.folder / "a", place.folder / "b")
+
+    return compare
+
+
+def lone_camera(place: Place) -> None:
+    path = place.folder / "a.mp4"
+    path.write_bytes(stream_bytes("h264 gop 15"))
+    pack(place.folder / "data", [OwnClip("x", {rig.FRONT_WIDE.name: path}, TIMES_US, TIMES_US)])
+
+
+def sideways(place: Place) -> None:
+    t_s = np.arange(20) / 10
+    egomotion(t_s, np.column_stack([9 * t_s, 0 * t_s]), np.full(20, np.pi / 2))
+
+
+SUMMARY_A, SUMMARY_B = (summaries(drives(3, seed=n)[0], (9.0, 9.0)) for n in (0, 1))
+
+
+def far_away() -> pa.Table:
+    return summaries(
+        [dataclasses.replace(each, clip_id=f"z{each.clip_id}") for each in drives(3)[0]],
+        (9.0, 9.0),
+    )
+
+
+PROVOKED: dict[str, Callable[[Place], object]] = {
+    "to fix": lambda place: Params.from_values({"processing": {"strid": 3}}),
+    "dataset.license_accepted is false": lambda place: download.fetch(place.params(), None),
+    "the hub asks for a valid token": lambda place: asked(place, Hub.check_access, status=401),
+    "no room on the disk for": lambda place: files.need_room(place.folder, 10**18, "the plan"),
+    "no room left on the disk": no_room_left,
+    "another process is building this cache": built_by_another,
+    "no raw files have been chosen for this run yet": lambda place: read_chosen(place.params()),
+    "the cache has format version": old_cache,
+    "tokens, model.max_seq_length is": lambda place: str(
+        estimate.plan_run(place.params(model={"max_seq_length": 64}))
+    ),
+    "training's process was killed": killed_training,
+    "memory ran out": out_of_memory,
+    "a training with other parameters": trained_with_others,
+    "another training works in this run folder": trained_by_another,
+    "cannot be shared among": unshareable,
+    "a packed row of": lambda place: check_packing(
+        place.params(training={"packing": True, "batch_size": 9}), 20_000
+    ),
+    "this machine does not compute what training relies on": lambda place: Report(
+        (Finding("4-bit linear", "wrong", "off by 70 %"),)
+    ).raise_if_wrong(),
+    "the folder holds something that is no merged model": not_a_merged_model,
+    "no clip is left by download.clips": lambda place: ranked(
+        place, {"countries": ["Germany"], "hours": [9]}
+    ),
+    "wanted clips lie in": lambda place: ranked(
+        place, {"clip_ids": [clip_id_of(0), clip_id_of(7)]}
+    ),
+    "this release does not tell it": lambda place: ranked(
+        place, {"event_clusters": ["ANIMALS_BIRDS_ROADKILL"]}, "25.10"
+    ),
+    "no connection to the hub": unreachable,
+    "is gated": lambda place: asked(place, Hub.check_access, token="secret"),
+    "the hub takes no more requests": lambda place: asked(place, Hub.check_access, status=429),
+    "arrived damaged twice": arrived_damaged,
+    "has no revision": lambda place: asked(place, lambda hub: hub.commit, revision="gone"),
+    "the cache is not what was written": tampered_cache,
+    "a frame of the cache is not what was written": damaged_picture,
+    "its sha256 is wrong": changed_raw_file,
+    "s after the last frame": short_egomotion,
+    "has open GOPs, in which decord returns": open_groups,
+    "processing.decoder: torchcodec": no_torchcodec,
+    "they belong to another video": another_video,
+    "a build of the whole works on this cache": shared_while_built,
+    "the file system does not lock files": locks_refused,
+    "chunks go through with a budget of": too_small_a_budget,
+    "went away while it was read": evicted_meanwhile,
+    "are near-duplicates": near_duplicates,
+    "clips held out": known_to_the_base,
+    "the splits of this run are not frozen yet": not_frozen,
+    "clips would change their split": other_split,
+    "is not what was written: its content and its sha256 disagree": edited_split,
+    "speaks of other road users: set processing.obstacles": lambda place: place.params(
+        training={"target": "coc_v1"}
+    ),
+    "the cache was built without other road users": without_others,
+    "was not fetched": labels_not_fetched,
+    "the adapter was trained with": another_target,
+    "no adapter was trained on black frames": no_blind_adapter,
+    "may be none": small_gain,
+    "no such run": lambda place: comparison.compare(place.folder / "a", place.folder / "b"),
+    "this run has no answers yet": compared(None, None),
+    "no window in common": compared(SUMMARY_A, far_away()),
+    "the runs disagree about": compared(SUMMARY_A, SUMMARY_B),
+    "no grid can be filled": lone_camera,
+    "beside where it points": sideways,
+}
+
+
+def said(text: str, place: Place) -> str:
+    """What comes of provoking an error, as a user reads it."""
+    try:
+        return str(PROVOKED[text](place))
+    except AvomniError as error:
+        return str(error)
