@@ -77,11 +77,8 @@ def parse(text: str) -> Said | None:
     return Said(cause=text) if _STRICT.fullmatch(text) else None
 
 
-def read(text: str) -> Said | None:
+def loosely(text: str) -> Said | None:
     """All up to the last end of a sentence, after `Cause:` where that stands, in this form."""
-    strict = parse(text)
-    if strict:
-        return strict
     for token in END_TOKENS:
         text = text.replace(token, " ")
     title = _TITLE.search(text)
@@ -119,7 +116,7 @@ COC_V1 = Target(
     of=said_of,
     write=write,
     parse=parse,
-    read=read,
+    loosely=loosely,
     error=error,
     pattern=PATTERN,
     horizon_s=FUTURE_S,

@@ -52,11 +52,8 @@ def parse(text: str) -> Said | None:
     )
 
 
-def read(text: str) -> Said | None:
+def loosely(text: str) -> Said | None:
     """What the other targets read, the cause after its title and the rest before it."""
-    strict = parse(text)
-    if strict:
-        return strict
     title = _TITLE.search(text)
     if not title:
         return None
@@ -84,7 +81,7 @@ FULL_V1 = Target(
     of=said_of,
     write=write,
     parse=parse,
-    read=read,
+    loosely=loosely,
     error=SUMMARY_V1.error,
     pattern=PATTERN,
     horizon_s=FUTURE_V1.horizon_s,

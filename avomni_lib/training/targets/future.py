@@ -58,11 +58,8 @@ def parse(text: str) -> Said | None:
     return _said(_PAIR.findall(text)) if _STRICT.fullmatch(text) else None
 
 
-def read(text: str) -> Said | None:
+def loosely(text: str) -> Said | None:
     """The first 16 pairs of numbers in brackets, as x and y."""
-    strict = parse(text)
-    if strict:
-        return strict
     pairs = _PAIR.findall(text)
     return _said(pairs[:NUM_WAYPOINTS]) if len(pairs) >= NUM_WAYPOINTS else None
 
@@ -103,7 +100,7 @@ FUTURE_V1 = Target(
     of=said_of,
     write=write,
     parse=parse,
-    read=read,
+    loosely=loosely,
     error=error,
     pattern=PATTERN,
     horizon_s=FUTURE_S,

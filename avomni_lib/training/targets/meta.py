@@ -55,11 +55,8 @@ def parse(text: str) -> Said | None:
     return Said(along=along, across=across)
 
 
-def read(text: str) -> Said | None:
+def loosely(text: str) -> Said | None:
     """The first label of each kind, after the word manoeuvre where that stands."""
-    strict = parse(text)
-    if strict:
-        return strict
     title = _TITLE.search(text)
     found = [label.search(text, title.end() if title else 0) for label in _LENIENT]
     if not all(found):
@@ -90,7 +87,7 @@ META_V1 = Target(
     of=said_of,
     write=write,
     parse=parse,
-    read=read,
+    loosely=loosely,
     error=error,
     pattern=PATTERN,
     # The labels need 3 s of it; a future is known whole or not at all.

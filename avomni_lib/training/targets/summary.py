@@ -55,10 +55,7 @@ def parse(text: str) -> Said | None:
     return Said(*map(float, match.groups())) if match else None
 
 
-def read(text: str) -> Said | None:
-    strict = parse(text)
-    if strict:
-        return strict
+def loosely(text: str) -> Said | None:
     match = _LENIENT.search(text)
     if not match:
         return None
@@ -77,7 +74,7 @@ SUMMARY_V1 = Target(
     of=said_of,
     write=write,
     parse=parse,
-    read=read,
+    loosely=loosely,
     error=error,
     pattern=PATTERN,
 )
