@@ -113,12 +113,7 @@ def sample_clip(clip: Clip, recipe: Recipe) -> Sampled:
     for name, stamp in stamps.items():
         video.frame_indices(stamp, stamp[:1], f"{name} of clip {clip.clip_id}")
     first, last = max(s[0] for s in stamps.values()), min(s[-1] for s in stamps.values())
-    ego, fault = _egomotion(clip, int(first), int(last), recipe.horizon_s)
-    times = sample_times(
-        [steady_start(list(stamps.values())), int(ego.t_us[0])],
-        [int(last), int(ego.t_us[-1])],
-        recipe.sample_hz,
-    )
+    times, ego, fault = clip_times(clip, list(stamps.values()), recipe.sample_hz, recipe.horizon_s)
     width, height = tiling.grid_size(grid, recipe.tile)
     frames = np.zeros((len(times), height, width, 3), dtype=np.uint8)
     taken = np.empty((len(times), len(grid.cameras)), dtype=np.int64)
@@ -130,22 +125,48 @@ def sample_clip(clip: Clip, recipe: Recipe) -> Sampled:
         faults = {**_faults(drawn, times, f"{camera.name} of clip {clip.clip_id}"), **faults}
     run, reasons = _longest_run(times, faults)
     times, reasons = times[run], [fault, *reasons] if fault else reasons
-    track = _track(ego, times, recipe.horizon_s)
-    poses = ego.at(times)
-    zero = poses.distance_m[0]
     arrays = {
         "frames": frames[run],
         "timestamps": taken[run],
+        **clip_motion(ego, times, recipe.horizon_s),
+    }
+    told: dict[str, Any] = {}
+    if recipe.obstacles:
+        arrays["obstacles"], told = obstacles.read(clip, ego, times)
+    return Sampled(arrays, _note(clip, times, int(first), int(last), reasons), told)
+
+
+def clip_times(
+    clip: Clip, stamps: Sequence[np.ndarray], sample_hz: float, horizon_s: float
+) -> tuple[np.ndarray, Egomotion, AvomniError | None]:
+    """When a clip is sampled, and the ego motion that this follows from.
+
+    Args:
+        stamps: (N,) int64 µs of each camera.
+
+    Returns:
+        (N,) int64 µs, the sound ego motion, and why it is not all where it is not.
+
+    Raises:
+        AvomniError: no ego motion is sound, or it shares no time with the cameras.
+    """
+    first, last = max(int(s[0]) for s in stamps), min(int(s[-1]) for s in stamps)
+    ego, fault = _egomotion(clip, first, last, horizon_s)
+    starts, ends = [steady_start(stamps), int(ego.t_us[0])], [last, int(ego.t_us[-1])]
+    return sample_times(starts, ends, sample_hz), ego, fault
+
+
+def clip_motion(ego: Egomotion, times: np.ndarray, horizon_s: float) -> dict[str, np.ndarray]:
+    """The cache's `times`, `egomotion` and `track` of a clip that is sampled at these times."""
+    poses, track = ego.at(times), _track(ego, times, horizon_s)
+    zero = poses.distance_m[0]
+    return {
         "times": times,
         "egomotion": _columns(poses, poses.velocity, (poses.distance_m - zero)[:, None]),
         "track": np.hstack(
             [track.t_us[:, None], _columns(track, (track.distance_m - zero)[:, None])]
         ),
     }
-    told: dict[str, Any] = {}
-    if recipe.obstacles:
-        arrays["obstacles"], told = obstacles.read(clip, ego, times)
-    return Sampled(arrays, _note(clip, times, int(first), int(last), reasons), told)
 
 
 def draw_camera(

@@ -17,7 +17,6 @@ from avomni_lib.dataset.chosen import read_chosen
 from avomni_lib.dataset.evicted import read_evicted
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl import forecast, sampling
-from avomni_lib.etl.egomotion import Egomotion, Poses
 from avomni_lib.etl.memmap import EGOMOTION_COLUMNS, Cache, CachedClip
 from avomni_lib.notebook.raw_frames import RawFrames
 from avomni_lib.params import Params
@@ -157,28 +156,8 @@ class Clips:
         clip, horizon_s = self.raw.clip(clip_id), self.p.processing.horizon_s
         cameras = rig.grid(self.p.vision.camera_setup).cameras
         stamps = [clip.timestamps(camera.name) for camera in cameras]
-        first, last = max(int(s[0]) for s in stamps), min(int(s[-1]) for s in stamps)
-        span = (int(first - sampling.HISTORY_S * 1e6), int(last + horizon_s * 1e6))
-        ego, _ = Egomotion.soundest(clip.egomotion(), span, (first, last))
-        start = sampling.steady_start(stamps)
-        times = sampling.sample_times(
-            [start, int(ego.t_us[0])], [last, int(ego.t_us[-1])], sample_hz
-        )
-        poses = ego.at(times)
-        zero, length_s = poses.distance_m[0], (times[-1] - times[0]) / 1e6
-        before = min(sampling.HISTORY_S, (times[0] - ego.t_us[0]) / 1e6)
-        after = min(length_s + horizon_s, (ego.t_us[-1] - times[0]) / 1e6)
-        steps = np.arange(-int(before * sampling.TRACK_HZ), int(after * sampling.TRACK_HZ) + 1)
-        track = ego.at(times[0] + steps * (1_000_000 // sampling.TRACK_HZ))
-        return Motion(
-            times,
-            np.hstack([_pose(poses), poses.velocity, (poses.distance_m - zero)[:, None]]),
-            np.hstack([track.t_us[:, None], _pose(track), (track.distance_m - zero)[:, None]]),
-        )
-
-
-def _pose(poses: Poses) -> np.ndarray:
-    return np.hstack([poses.position, poses.quaternion])
+        times, ego, _ = sampling.clip_times(clip, stamps, sample_hz, horizon_s)
+        return Motion(**sampling.clip_motion(ego, times, horizon_s))
 
 
 def _cache_of(p: Params) -> Cache | None:
