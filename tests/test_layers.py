@@ -74,4 +74,4 @@ def test_no_torch_where_nothing_is_trained(module: str):
 def test_modules_are_nouns_of_a_readable_size():
     for path in MODULES:
         assert path.stem not in {"utils", "helpers", "common", "core", "misc"}
-        assert len(path.read_text().splitlines()) <= 320, path
+        assert len(path.read_text().splitlines()) <= 500, path
