@@ -1,0 +1,196 @@
+"""A video is opened as the container that it is, and names no other file, address or device."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import struct
+import threading
+import time
+from pathlib import Path
+
+import av
+import pytest
+
+from avomni_lib.dataset.containers import NotVideo, open_video
+from tests.streams import NUM_FRAMES, stream_bytes
+
+NAME = "h264 gop 30"
+
+
+def remuxed(container: str) -> bytes:
+    """The packets of an mp4 in another container."""
+    file = io.BytesIO()
+    with (
+        av.open(io.BytesIO(stream_bytes(NAME))) as source,
+        av.open(file, "w", format=container) as target,
+    ):
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
+    return file.getvalue()
+
+
+def num_packets(source) -> int:
+    with open_video(source) as container:
+        return sum(packet.size > 0 for packet in container.demux(video=0))
+
+
+@pytest.mark.parametrize("kind", ["mp4", "mov", "ismv", "matroska", "webm", "avi", "mpegts"])
+def test_containers_that_hold_their_own_content_open(kind, tmp_path):
+    codecs = {"webm": "libvpx", "avi": "mpeg4"}
+    content = encoded(kind, codecs[kind]) if kind in codecs else remuxed(kind)
+    path = tmp_path / "drive.bin"
+    path.write_bytes(content)
+    assert num_packets(content) == num_packets(path) == NUM_FRAMES
+    with open(path, "rb") as file:
+        assert num_packets(file) == NUM_FRAMES
+        assert not file.closed
+
+
+def other_video(folder: Path) -> Path:
+    path = folder / "other.mp4"
+    path.write_bytes(stream_bytes(NAME))
+    return path
+
+
+LURES = {
+    "ffconcat": "ffconcat version 1.0\nfile {path}\n",
+    "concat without its header": "file {path}\n",
+    "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:3,\n{path}\n#EXT-X-ENDLIST\n",
+    "hls over http": "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:3,\nhttp://127.0.0.1:{port}/a.ts\n",
+    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\n"
+    "m=video {port} RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+    "dash": '<?xml version="1.0"?>\n<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" '
+    'profiles="urn:mpeg:dash:profile:isoff-live:2011"><Period><AdaptationSet><Representation>'
+    "<BaseURL>{path}</BaseURL></Representation></AdaptationSet></Period></MPD>",
+    "smil": '<smil><body><video src="{path}"/></body></smil>',
+    "imf": '<?xml version="1.0"?><CompositionPlaylist '
+    'xmlns="http://www.smpte-ra.org/schemas/2067-3/2016"></CompositionPlaylist>',
+    "a byte order mark before it": "\ufeffffconcat version 1.0\nfile {path}\n",
+    "blank lines before it": "\n\n\nffconcat version 1.0\nfile {path}\n",
+    "rtsp redirect": "[Reference]\nRef1=http://127.0.0.1:{port}/a?MSWMExt=.asf\n",
+    "avisynth": 'FFmpegSource2("{path}")',
+    "subtitle": "{{1}}{{1}}25\n{{2}}{{9}}text\n",
+    "raw h264": "\x00\x00\x00\x01\x67",
+    "empty": "",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv", "m3u8", "sdp", "ffconcat"])
+@pytest.mark.parametrize("lure", LURES)
+def test_a_file_that_names_others_is_refused_at_once(lure, ending, tmp_path):
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        server.setblocking(False)
+        port = server.getsockname()[1]
+        path = tmp_path / f"clip.{ending}"
+        path.write_text(LURES[lure].format(path=other_video(tmp_path), port=port))
+        started = time.monotonic()
+        for source in (path, str(path), path.read_bytes(), io.BytesIO(path.read_bytes())):
+            with pytest.raises(NotVideo) as caught, open_video(source, "clip.mp4"):
+                pass
+            assert caught.value.where == "clip.mp4"
+            assert ("empty" if lure == "empty" else "no video container") in caught.value.what
+        assert time.monotonic() - started < 2
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+@pytest.mark.parametrize("lure", ["ffconcat", "hls", "sdp", "dash"])
+def test_what_follows_the_first_box_of_an_mp4_is_no_playlist(lure, tmp_path):
+    """A file that begins as an mp4 and goes on as something else is not read as that."""
+    text = LURES[lure].format(path=other_video(tmp_path), port=9).encode()
+    for start in (b"\0\0\0\x08free", struct.pack(">I4s", len(text) + 8, b"free"), b"v=0\nftyp"):
+        content = start + text
+        with pytest.raises(NotVideo), open_video(content):
+            pass
+
+
+@pytest.mark.parametrize(
+    "name", ["a:b.mp4", "concat:a.mp4", "file:a.mp4", "subfile,,start,0,end,0,,:a.mp4", "%03d.mp4",
+             "http:a.mp4", "pipe:0", "data:text", "-", "lavfi:testsrc", "testsrc=d=1", "ä ö.mp4"]
+)  # fmt: skip
+def test_a_path_is_a_files_name_and_nothing_else(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError), open_video(name):
+        pass
+    Path(name).write_bytes(stream_bytes(NAME))
+    assert num_packets(name) == num_packets(Path(name)) == NUM_FRAMES
+    assert num_packets(os.path.abspath(name)) == NUM_FRAMES
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    path = tmp_path / "pipe.mp4"
+    os.mkfifo(path)
+    done = threading.Event()
+
+    def refused():
+        with pytest.raises((NotVideo, OSError)), open_video(path):
+            pass
+        done.set()
+
+    threading.Thread(target=refused, daemon=True).start()
+    assert done.wait(5)
+
+
+def boxes_to(content: bytes, *names: bytes) -> list[int]:
+    """First byte of each of the boxes that lie in one another."""
+    places, start = [], 0
+    for name in names:
+        start = content.index(name, start) - 4
+        places.append(start)
+        start += 8
+    return places
+
+
+def with_alias(content: bytes, path: Path) -> bytes:
+    """A QuickTime file, index at its end, whose video's samples lie in another file."""
+    target = os.fsencode(path)
+    target += bytes(len(target) % 2)
+    alias = struct.pack(">10xB27x12xB63x16xHH16x", 0, 0, 0, 0)
+    alias += struct.pack(">HH", 2, len(target)) + target + struct.pack(">HH", 0xFFFF, 0)
+    entry = struct.pack(">I4sI", 12 + len(alias), b"alis", 0) + alias
+    nest = boxes_to(content, b"moov", b"trak", b"mdia", b"minf", b"dinf", b"dref")
+    assert content.index(b"mdat") < nest[0], "chunk offsets must not move"
+    dref = nest[-1]
+    size = struct.unpack_from(">I", content, dref)[0]
+    changed = bytearray(content[: dref + 16] + entry + content[dref + size :])
+    for place in nest:
+        before = struct.unpack_from(">I", content, place)[0]
+        struct.pack_into(">I", changed, place, before + len(entry) - (size - 16))
+    return bytes(changed)
+
+
+def test_an_external_track_of_quicktime_is_not_followed(tmp_path):
+    other = other_video(tmp_path)
+    content = with_alias(stream_bytes(NAME), other)
+    followed = {"enable_drefs": "1", "use_absolute_path": "1"}
+    with av.open(io.BytesIO(content), format="mov", options=followed) as container:
+        assert sum(p.size > 0 for p in container.demux(video=0)) == NUM_FRAMES, "the lure works"
+    path = tmp_path / "lure.mov"
+    path.write_bytes(content)
+    assert num_packets(content) == num_packets(path) == 0
+
+
+def test_a_foreign_container_is_told_with_what_to_do():
+    with pytest.raises(NotVideo) as caught, open_video(encoded("ivf", "libvpx")):
+        pass
+    assert "mkv" in caught.value.fix and "DKIF" in caught.value.what
+
+
+def encoded(container: str, codec: str) -> bytes:
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as target:
+        stream = target.add_stream(codec, rate=30)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(NUM_FRAMES):
+            frame = av.VideoFrame(64, 48, "yuv420p")
+            frame.pts = number
+            target.mux(stream.encode(frame))
+        target.mux(stream.encode())
+    return file.getvalue()
