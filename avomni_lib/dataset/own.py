@@ -18,15 +18,18 @@ from typing import Any
 import numpy as np
 
 from avomni_lib import files
-from avomni_lib.dataset import calibration, clocks, motion, own_layout, rig
+from avomni_lib.dataset import calibration, clocks, motion, own_layout, rig, streams
 from avomni_lib.dataset.clip_index import SPLITS
-from avomni_lib.dataset.findings import DAMAGED, Finding
+from avomni_lib.dataset.findings import refuse
 from avomni_lib.dataset.own_layout import EGOMOTION
 from avomni_lib.dataset.own_motion import egomotion, microseconds
 from avomni_lib.errors import AvomniError
 from avomni_lib.plan import Bar
+from avomni_lib.sections import ProcessingParams
 
 CLIPS_PER_CHUNK = 100
+# Ego motion after the last frame is judged as far as a run keeps it that does not say otherwise.
+HORIZON_S = ProcessingParams().horizon_s
 
 
 @dataclass(frozen=True)
@@ -178,13 +181,19 @@ def _members(
     clip: OwnClip, sizes: dict[str, tuple[int, int]]
 ) -> Iterator[tuple[str, str, Path | bytes]]:
     """(feature, kind, content) of a clip that was found to be sound; `sizes` gets its videos'."""
-    times_s = {}
+    times_s, walks = {}, {}
     for camera, path in clip.videos.items():
-        own_s, sizes[camera] = _frames(Path(path))
+        walks[camera] = walked = streams.walk(Path(path))
+        refuse(walked.findings, f"{path}, {camera} of clip {clip.name!r}")
+        sizes[camera] = (walked.facts["width"], walked.facts["height"])
+        own_s = walked.times_us / 1e6
         times_s[camera] = np.asarray(clip.frame_times_s.get(camera, own_s), np.float64)
         if times_s[camera].shape != own_s.shape:
+            hidden = walked.facts["num_hidden"]
+            more = f" (an edit list hides {hidden} more)" if hidden else ""
             raise AvomniError(
-                f"{len(own_s)} frames in the video, frame_times_s of shape {times_s[camera].shape}",
+                f"{len(own_s)} frames in the video{more}, frame_times_s of shape "
+                f"{times_s[camera].shape}",
                 where=f"{camera} of clip {clip.name!r}",
                 fix="give one time a frame, in the order in which they are shown",
             )
@@ -192,45 +201,16 @@ def _members(
     zero_s = min(times[0] for times in times_s.values())
     stamps = {camera: microseconds(times - zero_s) for camera, times in times_s.items()}
     for camera, stamp in stamps.items():
-        _refuse(clocks.check(stamp)[1], f"{camera} of clip {clip.name!r}")
+        walked, where = walks[camera], f"{camera} of clip {clip.name!r}"
+        refuse(clocks.check(stamp)[1], where)
+        refuse(clocks.agree(walked.times_us, stamp, walked.facts["tick_us"]), where)
     where = f"poses of clip {clip.name!r}"
     turns = clip.heading_rad, clip.quaternion
     moved = egomotion(clip.t_s, clip.position_m, *turns, clip.velocity_mps, zero_s, where)
-    first, last = max(s[0] for s in stamps.values()), min(s[-1] for s in stamps.values())
-    _refuse(motion.check(moved, int(first), int(last), 0.0)[1], where)
+    first, last = clocks.common([(int(s[0]), int(s[-1])) for s in stamps.values()])
+    refuse(motion.check(moved, first, last, HORIZON_S)[1], where)
     yield EGOMOTION, EGOMOTION, own_layout.parquet(moved)
     for camera, path in clip.videos.items():
         yield camera, "video", Path(path)
         clock = {"timestamp": stamps[camera], "frame_index": np.arange(len(stamps[camera]))}
         yield camera, "frame_timestamps", own_layout.parquet(clock)
-
-
-def _frames(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
-    """(N,) s of a video's frames as they are shown, from 0; and its width and height, px."""
-    import av
-
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            # The packet that ends a stream is empty and has no time.
-            packets = [p for p in container.demux(stream) if p.dts is not None]
-            if hidden := sum(p.is_discard for p in packets):
-                raise AvomniError(
-                    f"an edit list hides {hidden} of its {len(packets)} frames: it was cut between "
-                    "key frames without being encoded anew",
-                    where=str(path),
-                    fix="cut it again: ffmpeg -ss START -t SECONDS -i IN.mp4 -crf 16 OUT.mp4",
-                )
-            shown = [p.pts for p in packets]
-            ticks = np.array(sorted(shown), np.float64)
-            times_s = (ticks - ticks[0]) * float(stream.time_base)
-            return times_s, (stream.codec_context.width, stream.codec_context.height)
-    except (av.FFmpegError, OSError, IndexError) as error:
-        raise AvomniError(f"no video that opens: {error}", where=str(path)) from None
-
-
-def _refuse(found: Sequence[Finding], where: str) -> None:
-    """Raise the first fault for which the ETL would leave the clip out."""
-    for finding in found:
-        if finding.severity == DAMAGED:
-            raise AvomniError(finding.reason, where=where)
