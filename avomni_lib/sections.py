@@ -142,6 +142,11 @@ class ProcessingParams(Section):
         "local", description="processes of this machine, or of a Ray cluster"
     )
     num_workers: Positive | None = Field(None, description="processes; null is one a core")
+    clip_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = Field(
+        600.0,
+        description="s that reading a clip may take; one that takes longer is lost, and tried "
+        "again by the next run",
+    )
     horizon_s: Annotated[float, Field(ge=0)] = Field(
         6.4, description="s of ego motion kept after a clip's last frame"
     )

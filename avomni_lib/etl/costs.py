@@ -113,9 +113,8 @@ def need_budget(p: Params, loads: Sequence[Load], start: Moment, num_done: int) 
 
 def too_large(p: Params, num_fitting: int, num_chunks: int, needed: int) -> AvomniError:
     """What to say where raw files, parts and shards outgrow the budget."""
-    enough = f"{math.ceil(needed * 1.001 / 1e4) / 1e5:.5f}".rstrip("0").rstrip(".")
     named = p.download.chunks is not None
-    ways = [f"download.target_size_gb: {enough} or more"]
+    ways = [f"download.target_size_gb: {_enough(needed)} or more"]
     if num_fitting:
         fewer = f"name {num_fitting} chunks" if named else f"download.target_chunks: {num_fitting}"
         ways.insert(0, fewer)
@@ -129,6 +128,22 @@ def too_large(p: Params, num_fitting: int, num_chunks: int, needed: int) -> Avom
         where="download.target_size_gb",
         fix="set " + ", or ".join(ways),
     )
+
+
+def held(p: Params, num_chunks: int, num_bytes: int, needed: int) -> AvomniError:
+    """What to say where raw files that stay for lost clips leave no room for the next chunk."""
+    return AvomniError(
+        f"clips of {num_chunks} chunks were lost, whose raw files stay ({gigabytes(num_bytes)}), and "
+        f"beside them no chunk fits into {p.download.target_size_gb:g} GB any more",
+        where="download.target_size_gb",
+        fix="run the same command again: it tries the lost clips first, and goes on; or set "
+        f"download.target_size_gb: {_enough(needed)} or more",
+    )
+
+
+def _enough(needed: int) -> str:
+    """Bytes as a budget (GB) that holds them."""
+    return f"{math.ceil(needed * 1.001 / 1e4) / 1e5:.5f}".rstrip("0").rstrip(".")
 
 
 def need_room(p: Params, loads: Sequence[Load], start: Moment, parts: int) -> None:

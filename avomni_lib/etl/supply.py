@@ -61,6 +61,7 @@ class Supply:
         self._works = {work.chunk: work for work in works}
         self._verified = Verified(p.local_dir)
         self._working: dict[int, list[Path]] = {}  # and the raw files that were there
+        self._kept: set[int] = set()  # chunks whose raw files stay though their shards are whole
         self._coming: Arrival | None = None
         self._error: AvomniError | None = None
         self._started = time.monotonic()
@@ -149,31 +150,33 @@ class Supply:
         self._ledger.end((chunk, clip_id), chunk, size)
         self._note()
 
-    def release(self, chunk: int) -> None:
-        """The chunk's shard is whole: its raw files go, if the run evicts."""
+    def release(self, chunk: int, is_needed: bool = False) -> None:
+        """The chunk's shard is whole: its raw files go, if the run evicts.
+
+        Args:
+            is_needed: They stay: a clip was lost, and the next run reads it.
+        """
         row, remote = self.rows[chunk], self._gauge.remote[chunk]
         row["cache_bytes"] = self._gauge.learn_size(chunk)
-        if self.p.download.evict_raw:
+        if self.p.download.evict_raw and is_needed:
+            self._kept.add(chunk)
+        elif self.p.download.evict_raw:
             row["bytes_evicted"] = evicted.evict(self.p, [file.path for file in remote])
         left = sum(costs.here(self.p, file) for file in remote)
         self._ledger.release(chunk, row["cache_bytes"] - self._gauge.shards[chunk], left)
         self._working.pop(chunk, None)
         self._note()
 
-    def check_raw(self, chunk: int) -> None:
-        """Tell a damaged clip from one whose raw files were taken away while it was read.
+    def gone(self, chunk: int) -> str | None:
+        """Which raw files are gone of a chunk that was handed out, in words; None while all are there.
 
-        Raises:
-            AvomniError: files that were there when the chunk was handed out are gone.
+        Those that it never had are not asked for.
         """
         gone = [path for path in self._working[chunk] if not path.exists()]
-        if gone:
-            raise AvomniError(
-                f"{len(gone)} raw files of chunk {chunk} went away while it was read",
-                where=str(gone[0]),
-                fix="does another run that evicts work there? Give it a dataset.local_dir of its "
-                "own; then run 02_download and 03_etl again",
-            )
+        if not gone:
+            return None
+        name = gone[0].relative_to(self.p.local_dir)
+        return f"{len(gone)} raw files of chunk {chunk} went away while it was read, such as {name}"
 
     def _hand_out(self) -> list[int]:
         handed = []
@@ -253,6 +256,9 @@ class Supply:
         unfinished = [*self._working, *coming, *self._whole, *self._waiting]
         left = [self._gauge.load(chunk) for chunk in unfinished]
         needed = max(budget.peak(left, self._ledger.standing), round(self._limit) + 1)
+        if self._kept:
+            held = sum(costs.here(self.p, f) for chunk in self._kept for f in self._gauge.remote[chunk])
+            return costs.held(self.p, len(self._kept), held, needed + held)
         return costs.too_large(self.p, len(self._works) - len(left), len(self._works), needed)
 
     def _note(self) -> None:
