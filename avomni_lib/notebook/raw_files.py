@@ -69,6 +69,18 @@ def download_in_words(p: Params, is_cache_done: bool) -> tuple[bool, str]:
     return False, f"{in_words(len(gone))} gone or cut, such as {gone[0]}"
 
 
+def lost_in_words(num: int, is_trained_on: bool) -> str:
+    """What becomes of the lost clips of a cache that is whole without them.
+
+    Args:
+        is_trained_on: A training that has begun is to go on with the cache as it is.
+    """
+    told = f"{in_words(num, 'clip')} lost to a fault of the machine"
+    if is_trained_on:
+        return f"{told}: tried again when the training that has begun is through"
+    return f"{told}: the next run tries again, and where that goes well the stages after it run too"
+
+
 def cache_in_words(p: Params, is_begun: bool) -> str:
     """How far a 03 that is not done has come, and what it will do about files that are evicted.
 
