@@ -116,6 +116,11 @@ class DownloadParams(Section):
         description="03 fetches, reads and removes chunk after chunk; target_size_gb then bounds "
         "raw files and cache together",
     )
+    evict_shared: bool = Field(
+        False,
+        description="evict_raw also removes what other runs of dataset.local_dir have chosen and "
+        "not read yet; false refuses",
+    )
     clips: ClipsParams = ClipsParams()
 
 

@@ -26,6 +26,7 @@ class Chosen:
         files: Path below local_dir -> {"size": bytes, "sha256": hex}.
         chosen_on: The day (ISO) of the choice, from which a licence's term counts; None where an
             earlier version wrote the file.
+        local_dir: Where the raw files lie; None likewise.
     """
 
     repo_id: str
@@ -34,6 +35,7 @@ class Chosen:
     clip_ids: Mapping[str, tuple[str, ...]]
     files: Mapping[str, Mapping[str, Any]]
     chosen_on: str | None = None
+    local_dir: str | None = None
 
     @property
     def num_clips(self) -> int:
@@ -45,9 +47,9 @@ class Chosen:
 
     @property
     def digest(self) -> str:
-        """A sha256 of all but the day: the same digest means the same input for the next stage."""
+        """A sha256 of all but day and folder: while it is the same, so is the next stage's input."""
         values = asdict(self)
-        del values["chosen_on"]
+        del values["chosen_on"], values["local_dir"]
         return files.hash_json(values)
 
 
@@ -82,6 +84,7 @@ def read_chosen(p: Params) -> Chosen:
             clip_ids,
             values["files"],
             values.get("chosen_on"),
+            values.get("local_dir"),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise AvomniError(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from avomni_lib import __version__, files
-from avomni_lib.dataset import rig, split
+from avomni_lib.dataset import rig, split, users
 from avomni_lib.dataset.catalog import REASONING_FILE, Catalog, required_features
 from avomni_lib.dataset.chosen import Chosen, path_of, read_chosen
 from avomni_lib.dataset.hub import Hub
@@ -26,7 +26,7 @@ from avomni_lib.etl.gauge import Gauge
 from avomni_lib.etl.parts import PARTS_FOLDER, ChunkWork
 from avomni_lib.etl.reading import REASONS_FILE, Reading, job_of, reasons_before
 from avomni_lib.etl.sampling import HISTORY_S, TRACK_HZ, Recipe
-from avomni_lib.etl.supply import Supply
+from avomni_lib.etl.supply import Supply, to_evict
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar, Plan
 
@@ -88,7 +88,11 @@ def _verdict(p: Params) -> costs.Verdict:
     to_read = _to_read(p, found, reasons_before(p.cache_dir))
     done = [work.chunk for work in found if not to_read[work.chunk] and work.shard]
     gauge = Gauge(p, chosen, found, done)
-    return costs.verdict(p, gauge.left, gauge.start, len(done))
+    rows, warnings, figures = costs.verdict(p, gauge.left, gauge.start, len(done))
+    refused = None if p.download.evict_shared else users.refusal(p, to_evict(p, gauge, done))
+    if refused:
+        warnings = [*warnings, f"{refused.what}; {refused.fix}"]
+    return rows, warnings, figures
 
 
 def recipe_of(p: Params) -> Recipe:
@@ -119,7 +123,8 @@ def build(p: Params, progress: type[Bar] = Bar, hub: Hub | None = None) -> Built
         hub: What chunks are fetched from with `download.evict_raw`; not asked for anything else.
 
     Raises:
-        AvomniError: 02_download has not run; no room on the disk or in the budget; a chunk cannot
+        AvomniError: 02_download has not run; another run needs raw files that
+            `download.evict_raw` would remove; no room on the disk or in the budget; a chunk cannot
             be fetched; no clip could be read; splits share a clip; another process builds this
             cache.
     """

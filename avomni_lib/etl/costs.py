@@ -131,10 +131,11 @@ def too_large(p: Params, num_fitting: int, num_chunks: int, needed: int) -> Avom
 
 
 def held(p: Params, num_chunks: int, num_bytes: int, needed: int) -> AvomniError:
-    """What to say where raw files that stay for lost clips leave no room for the next chunk."""
+    """What to say where raw files that stay leave no room for the next chunk."""
     return AvomniError(
-        f"clips of {num_chunks} chunks were lost, whose raw files stay ({gigabytes(num_bytes)}), and "
-        f"beside them no chunk fits into {p.download.target_size_gb:g} GB any more",
+        f"the raw files of {num_chunks} chunks stay, as clips of theirs were lost or another run "
+        f"needs them ({gigabytes(num_bytes)}); beside them no chunk fits into "
+        f"{p.download.target_size_gb:g} GB",
         where="download.target_size_gb",
         fix="run the same command again: it tries the lost clips first, and goes on; or set "
         f"download.target_size_gb: {_enough(needed)} or more",

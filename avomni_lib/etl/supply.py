@@ -10,11 +10,11 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from avomni_lib.dataset import evicted, selection
+from avomni_lib.dataset import evicted, selection, users
 from avomni_lib.dataset.chosen import Chosen
 from avomni_lib.dataset.hub import Hub
 from avomni_lib.dataset.remote import RemoteFile
@@ -45,8 +45,8 @@ class Supply:
         moments: (seconds from the start, raw bytes, cache bytes), whenever they change.
 
     Raises:
-        AvomniError: the chunks do not go through under the budget, or a disk lacks room; nothing
-            has been fetched then.
+        AvomniError: another run needs what would be evicted, the chunks do not go through under the
+            budget, or a disk lacks room; nothing has been fetched then.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class Supply:
         done = {work.chunk for work in works if not to_read[work.chunk] and work.shard}
         self._gauge = gauge = Gauge(p, chosen, works, done)
         left = gauge.left
+        users.need_alone(p, to_evict(p, gauge, done))
         self._limit = float("inf")
         if p.download.evict_raw:
             self._limit = p.download.target_size_gb * 1e9
@@ -162,21 +163,28 @@ class Supply:
             self._kept.add(chunk)
         elif self.p.download.evict_raw:
             row["bytes_evicted"] = evicted.evict(self.p, [file.path for file in remote])
+            if any((self.p.local_dir / file.path).exists() for file in remote):
+                self._kept.add(chunk)  # another run has come to need them
         left = sum(costs.here(self.p, file) for file in remote)
         self._ledger.release(chunk, row["cache_bytes"] - self._gauge.shards[chunk], left)
         self._working.pop(chunk, None)
         self._note()
 
     def gone(self, chunk: int) -> str | None:
-        """Which raw files are gone of a chunk that was handed out, in words; None while all are there.
+        """What became of raw files of a chunk that was handed out, in words.
 
-        Those that it never had are not asked for.
+        None where all are there, or nobody is known to have taken away those that are not.
         """
-        gone = [path for path in self._working[chunk] if not path.exists()]
+        gone = [path for path in self._works[chunk].raw if not path.exists()]
         if not gone:
             return None
-        name = gone[0].relative_to(self.p.local_dir)
-        return f"{len(gone)} raw files of chunk {chunk} went away while it was read, such as {name}"
+        name = gone[0].relative_to(self.p.local_dir).as_posix()
+        told = f"{len(gone)} raw files of chunk {chunk}, such as {name},"
+        was_there = any(path in self._working[chunk] for path in gone)
+        by = evicted.by_others(self.p).get(name)
+        if was_there:
+            return f"{told} went away while it was read" + (f": evicted by {by}" if by else "")
+        return f"{told} were evicted by {by}" if by else None
 
     def _hand_out(self) -> list[int]:
         handed = []
@@ -264,6 +272,16 @@ class Supply:
     def _note(self) -> None:
         now = self._ledger.now
         self.moments.append((time.monotonic() - self._started, now.raw, now.cache))
+
+
+def to_evict(p: Params, gauge: Gauge, done: Collection[int]) -> list[str]:
+    """What a run that evicts will remove: all of the chunks to come, and what is there of others."""
+    return [
+        file.path
+        for chunk, remote in gauge.remote.items()
+        for file in remote
+        if chunk not in done or (p.local_dir / file.path).exists()
+    ]
 
 
 def _row(work: ChunkWork, to_read: Sequence[str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from avomni_lib.dataset.catalog import METADATA_FILES
 from avomni_lib.dataset.chosen import missing_files, read_chosen
-from avomni_lib.dataset.evicted import read_evicted
+from avomni_lib.dataset.evicted import by_others, read_evicted
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.shard import HEADER_FILE, shard_name
 from avomni_lib.params import Params
@@ -66,7 +66,14 @@ def download_in_words(p: Params, is_cache_done: bool) -> tuple[bool, str]:
         else:
             what = f"03_etl fetches {in_words(len(lost))}"
         return True, f"{what}, chunk after chunk"
-    return False, f"{in_words(len(gone))} gone or cut, such as {gone[0]}"
+    others = {path: run for path, run in by_others(p).items() if path in gone}
+    if not others:
+        return False, f"{in_words(len(gone))} gone or cut, such as {gone[0]}"
+    runs = ", ".join(sorted(set(others.values())))
+    told = [f"{in_words(len(others))} evicted by another run, {runs}"]
+    if rest := [path for path in gone if path not in others]:
+        told.append(f"{in_words(len(rest))} gone or cut, such as {rest[0]}")
+    return False, "; ".join(told)
 
 
 def lost_in_words(num: int, is_trained_on: bool) -> str:
