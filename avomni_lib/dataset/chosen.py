@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from avomni_lib import files
+from avomni_lib.dataset.catalog import METADATA_FILES, SPLITS, Catalog
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 
 FILE = "chosen.json"
+CHOOSE_AGAIN = (
+    "run 02_download again, which chooses anew or fetches the tables of its revision: "
+    "python -m avomni_lib run PARAMS.yaml --only 02_download --force"
+)
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,64 @@ def read_chosen(p: Params) -> Chosen:
         raise AvomniError(
             f"not a {FILE} of this version: {error!r}", where=str(path), fix="run 02_download again"
         ) from None
+
+
+def open_catalog(p: Params, chosen: Chosen) -> Catalog:
+    """The catalog on the disk, which has to be the one that the run chose from.
+
+    Raises:
+        AvomniError: its tables have changed since, or a chosen clip has not exactly the place in
+            them that it was chosen for.
+    """
+    if changed := changed_metadata(p, chosen):
+        raise AvomniError(
+            f"the catalog is not the one that 02_download chose from: {', '.join(changed)} "
+            f"{'has' if len(changed) == 1 else 'have'} changed or gone since",
+            where=str(p.local_dir),
+            fix=CHOOSE_AGAIN,
+        )
+    catalog = Catalog.open(p.local_dir)
+    if wrong := _misplaced(catalog, chosen):
+        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise AvomniError(
+            f"the catalog does not have the chosen clips as they were chosen: {wrong[0]}{more}",
+            where=str(path_of(p)),
+            fix=CHOOSE_AGAIN,
+        )
+    return catalog
+
+
+def changed_metadata(p: Params, chosen: Chosen) -> list[str]:
+    """The tables of the catalog that have another content than when the run chose; all are read."""
+    changed = []
+    for name in METADATA_FILES:
+        path, told = p.local_dir / name, chosen.files.get(name)
+        now = files.sha256_file(path) if path.is_file() else None
+        if now != (told and told["sha256"]):
+            changed.append(name)
+    return changed
+
+
+def _misplaced(catalog: Catalog, chosen: Chosen) -> list[str]:
+    """The clips that are not of the chosen chunks and splits, or are chosen twice, each in words."""
+    wrong, seen = [], set[str]()
+    for split, ids in chosen.clip_ids.items():
+        for clip_id, row in zip(ids, catalog.clips.rows(ids).tolist(), strict=True):
+            why = ""
+            if clip_id in seen:
+                why = "is chosen twice"
+            elif row < 0:
+                why = "is not listed"
+            elif not catalog.clips.is_valid[row]:
+                why = "is marked as not valid"
+            elif (chunk := int(catalog.clips.chunk[row])) not in chosen.chunks:
+                why = f"lies in chunk {chunk}, which was not chosen"
+            elif (now := SPLITS[catalog.clips.split[row]]) != split:
+                why = f"was of the split {split} and is of {now}"
+            seen.add(clip_id)
+            if why:
+                wrong.append(f"clip {clip_id} {why}")
+    return wrong
 
 
 def missing_files(p: Params) -> list[str]:

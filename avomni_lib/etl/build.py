@@ -17,8 +17,8 @@ from typing import Any
 
 from avomni_lib import __version__, files
 from avomni_lib.dataset import rig, split, users
-from avomni_lib.dataset.catalog import REASONING_FILE, Catalog, required_features
-from avomni_lib.dataset.chosen import Chosen, path_of, read_chosen
+from avomni_lib.dataset.catalog import REASONING_FILE, required_features
+from avomni_lib.dataset.chosen import Chosen, open_catalog, path_of, read_chosen
 from avomni_lib.dataset.hub import Hub
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl import costs, engines, forecast, memmap, obstacles, shard, video, windows
@@ -123,8 +123,8 @@ def build(p: Params, progress: type[Bar] = Bar, hub: Hub | None = None) -> Built
         hub: What chunks are fetched from with `download.evict_raw`; not asked for anything else.
 
     Raises:
-        AvomniError: 02_download has not run; another run needs raw files that
-            `download.evict_raw` would remove; no room on the disk or in the budget; a chunk cannot
+        AvomniError: 02_download has not run, or the catalog has changed since; another run needs
+            raw files that `download.evict_raw` would remove; no room on the disk or in the budget; a chunk cannot
             be fetched; no clip could be read; splits share a clip; another process builds this
             cache.
     """
@@ -146,7 +146,8 @@ def build(p: Params, progress: type[Bar] = Bar, hub: Hub | None = None) -> Built
                 # What ended workers left half-written takes room, which a full disk needs.
                 _sweep(p.cache_dir)
                 raise
-        cache = _finish(p.cache_dir, chunk_works, common, reasons, reading.lost)
+        wanted = [clip_id for ids in chosen.clip_ids.values() for clip_id in ids]
+        cache = _finish(p.cache_dir, wanted, chunk_works, common, reasons, reading.lost)
     chunks = [supply.rows[chunk] for chunk in sorted(supply.rows)]
     figures = _figures(p, cache) | {
         "seconds": round(time.monotonic() - started, 2),
@@ -188,13 +189,14 @@ def works(p: Params, chosen: Chosen, common: dict[str, Any]) -> list[ChunkWork]:
     """What there is to do, chunk by chunk; `common` is of `common_header`.
 
     Raises:
-        AvomniError: other road users are wanted, the source has them, and none were fetched.
+        AvomniError: the catalog is not the one that the run chose from; other road users are
+            wanted, the source has them, and none were fetched.
     """
-    catalog, features = Catalog.open(p.local_dir), required_features(p)
+    catalog, features = open_catalog(p, chosen), required_features(p)
     labels = obstacles.fetched(p, catalog, chosen)
     split_of = {clip_id: split for split, ids in chosen.clip_ids.items() for clip_id in ids}
     found = []
-    for chunk in sorted(chosen.chunks):
+    for chunk in sorted(set(chosen.chunks)):
         clips = [
             {"clip_id": clip_id, "split": split_of[clip_id], "chunk": chunk}
             for clip_id in catalog.clip_ids(chunk)
@@ -249,12 +251,17 @@ def _to_read(
 
 def _finish(
     cache_dir: Path,
+    wanted: list[str],
     works: list[ChunkWork],
     common: dict[str, Any],
     reasons: dict[str, str],
     lost: dict[str, str],
 ) -> memmap.Cache:
-    """Write the table of clips, which makes a cache of the shards, and check it for leaks."""
+    """Write the table of clips, which makes a cache of the shards, and check it for leaks.
+
+    Args:
+        wanted: Every chosen clip: each has one row.
+    """
     num_clips = sum(len(work.clips) for work in works)
     if len(reasons) + len(lost) == num_clips:
         raise _nothing_read(num_clips, reasons, lost)
@@ -267,6 +274,12 @@ def _finish(
         for work in works
         for clip in work.clips
     ]
+    if Counter(row["clip_id"] for row in rows) != Counter(wanted):
+        raise AvomniError(
+            f"{len(wanted)} clips were chosen, and the table of {len(rows)} rows has not one of each",
+            where=str(cache_dir / memmap.CLIPS_FILE),
+            fix="run 02_download and 03_etl again; if it stays so, it is a fault of ours: report it",
+        )
     memmap.write_table(cache_dir, common, shards, rows)
     (cache_dir / REASONS_FILE).unlink(missing_ok=True)
     shutil.rmtree(cache_dir / PARTS_FOLDER, ignore_errors=True)

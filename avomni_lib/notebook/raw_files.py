@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from avomni_lib.dataset.catalog import METADATA_FILES
-from avomni_lib.dataset.chosen import missing_files, read_chosen
+from avomni_lib.dataset.chosen import changed_metadata, missing_files, read_chosen
 from avomni_lib.dataset.evicted import by_others, read_evicted
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.shard import HEADER_FILE, shard_name
@@ -52,6 +52,8 @@ def what_matters(
 def download_in_words(p: Params, is_cache_done: bool) -> tuple[bool, str]:
     """(whether 02 is done as far as its files go, why)."""
     gone = missing_files(p)
+    if not is_cache_done and (changed := changed_metadata(p, read_chosen(p))):
+        return False, f"{', '.join(changed)} changed or gone since"
     if not gone:
         return True, "every file is in place"
     evicted = read_evicted(p)
