@@ -1,4 +1,4 @@
-"""What 02 has chosen is what 03 reads: a catalog that has changed since is told, and no clip lost."""
+"""What 02 has chosen is what 03 reads: a catalog that has changed since is told, by its tables."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from avomni_lib.dataset import evicted, rig, stored_zip
+from avomni_lib.dataset import evicted, stored_zip
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl import build, memmap, parts, share
 from avomni_lib.notebook import runs, tables
@@ -99,7 +99,9 @@ def world(tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "do", befallen)
 
     def set_to(**befalls: int) -> None:
-        plan.write_text(json.dumps({clip_id_of(n): w.replace("_", " ") for w, n in befalls.items()}))
+        plan.write_text(
+            json.dumps({clip_id_of(n): w.replace("_", " ") for w, n in befalls.items()})
+        )
 
     set_to()
     return set_to
@@ -233,9 +235,7 @@ def served(large) -> Iterator[local_hub.LocalHub]:
         yield hub
 
 
-def test_raw_files_of_a_lost_clip_are_not_evicted_and_not_fetched_again(
-    served, world, tmp_path
-):
+def test_raw_files_of_a_lost_clip_are_not_evicted_and_not_fetched_again(served, world, tmp_path):
     p = evicting_run.chosen(evicting_run.params(tmp_path), served)
     world(killed=4)  # of chunk 1
     built = build.build(p, hub=hub_of(served))
@@ -254,9 +254,7 @@ def test_raw_files_of_a_lost_clip_are_not_evicted_and_not_fetched_again(
     assert evicting_run.content(p) == evicting_run.content(kept)
 
 
-def test_where_lost_chunks_leave_no_room_the_stage_stops_with_one_sentence(
-    served, world, tmp_path
-):
+def test_where_lost_chunks_leave_no_room_the_stage_stops_with_one_sentence(served, world, tmp_path):
     p = evicting_run.chosen(evicting_run.params(tmp_path), served)
     tight = evicting_run.params(tmp_path, least_gb(p))
     world(killed=1)  # of chunk 0, which comes first

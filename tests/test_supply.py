@@ -443,11 +443,12 @@ def test_raw_files_taken_away_while_they_are_read_are_no_damaged_clips(
         """Comes when the first clip has been read."""
 
         def update(self, amount: float = 1, note: str = "") -> None:
-            for path in p.local_dir.rglob(f"{CAMERAS[0]}.chunk_*.zip"):
+            for path in p.local_dir.rglob(f"{CAMERAS[0]}.chunk_0000.zip"):
                 path.unlink()
 
     built = build.build(p, Thief, hub=hub_of(served))
-    assert built.lost and not built.damaged
+    assert [row["clip_id"] for row in built.lost] == [clip_id_of(1), clip_id_of(2)]
+    assert not built.damaged
     for row in built.lost:
         assert f"raw files of chunk {row['chunk']}, such as" in row["reason"]
         assert "went away while it was read" in row["reason"]

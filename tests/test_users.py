@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,7 +71,11 @@ def test_what_another_run_has_chosen_is_not_evicted_until_it_is_read(
     error = refused(p, served)
     assert f"{NUM_FILES} raw files" in error.what and str(other.run_dir) in error.what
     assert error.where == str(p.local_dir)
-    for way in ("03_etl of that run", "dataset.local_dir of its own", "download.evict_shared: true"):
+    for way in (
+        "03_etl of that run",
+        "dataset.local_dir of its own",
+        "download.evict_shared: true",
+    ):
         assert way in error.fix
     if keeps == "evicts":
         assert str(p.run_dir) in refused(other, served).what, "nor the other way round"
@@ -129,9 +134,11 @@ def test_a_run_that_is_killed_while_it_fetches_is_waited_for(published, tmp_path
         p = fetched(run_of(tmp_path, "one", True), slow)
         other = run_of(tmp_path, "other", False, "elsewhere")
         arguments = [json.dumps(other.values()), REPO, slow.commit, slow.endpoint]
-        with subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=PROJECT_ROOT) as process:
+        with subprocess.Popen(
+            [sys.executable, "-c", code, *arguments], cwd=PROJECT_ROOT
+        ) as process:
             while process.poll() is None and not raw_files(p):
-                pass
+                time.sleep(0.01)
             assert process.poll() is None
             process.kill()
         assert str(other.run_dir) in refused(p, slow).what

@@ -52,7 +52,7 @@ class Chosen:
 
     @property
     def digest(self) -> str:
-        """A sha256 of all but day and folder: while it is the same, so is the next stage's input."""
+        """A sha256 of all but day and folder: the same digest means the same input for 03."""
         values = asdict(self)
         del values["chosen_on"], values["local_dir"]
         return files.hash_json(values)
@@ -134,7 +134,7 @@ def changed_metadata(p: Params, chosen: Chosen) -> list[str]:
 
 
 def _misplaced(catalog: Catalog, chosen: Chosen) -> list[str]:
-    """The clips that are not of the chosen chunks and splits, or are chosen twice, each in words."""
+    """Clips that are not of the chosen chunks and splits, or are chosen twice, each in words."""
     wrong, seen = [], set[str]()
     for split, ids in chosen.clip_ids.items():
         for clip_id, row in zip(ids, catalog.clips.rows(ids).tolist(), strict=True):

@@ -123,7 +123,10 @@ def _is_cached(folder: Path, chosen: dict[str, Any]) -> bool:
     """Whether a finished cache holds every chosen clip, those apart that are damaged."""
     table = _read(folder / TABLE)
     with contextlib.suppress(KeyError, TypeError, AttributeError):
-        common, held = table["common"], {c["clip_id"] for c in table["clips"] if c["state"] != "lost"}
+        common, held = (
+            table["common"],
+            {c["clip_id"] for c in table["clips"] if c["state"] != "lost"},
+        )
         text = " ".join(chosen["files"])
         return (
             held >= {clip_id for ids in chosen["clip_ids"].values() for clip_id in ids}

@@ -61,7 +61,7 @@ class Built:
 
     @property
     def lost(self) -> list[dict[str, Any]]:
-        """The rows of the clips that this machine failed to read: the next build tries them again."""
+        """The rows of the clips that this machine failed to read; the next build tries again."""
         return [row for row in self.clips if row["state"] == "lost"]
 
 
@@ -124,9 +124,9 @@ def build(p: Params, progress: type[Bar] = Bar, hub: Hub | None = None) -> Built
 
     Raises:
         AvomniError: 02_download has not run, or the catalog has changed since; another run needs
-            raw files that `download.evict_raw` would remove; no room on the disk or in the budget; a chunk cannot
-            be fetched; no clip could be read; splits share a clip; another process builds this
-            cache.
+            raw files that `download.evict_raw` would remove; no room on the disk or in the budget;
+            a chunk cannot be fetched; no clip could be read; splits share a clip; another process
+            builds this cache.
     """
     started = time.monotonic()
     chosen = read_chosen(p)
@@ -276,9 +276,9 @@ def _finish(
     ]
     if Counter(row["clip_id"] for row in rows) != Counter(wanted):
         raise AvomniError(
-            f"{len(wanted)} clips were chosen, and the table of {len(rows)} rows has not one of each",
+            f"{len(wanted)} clips were chosen, and {len(rows)} rows do not hold each of them once",
             where=str(cache_dir / memmap.CLIPS_FILE),
-            fix="run 02_download and 03_etl again; if it stays so, it is a fault of ours: report it",
+            fix="run 02_download and 03_etl again; if that does not help, report it",
         )
     memmap.write_table(cache_dir, common, shards, rows)
     (cache_dir / REASONS_FILE).unlink(missing_ok=True)

@@ -265,7 +265,9 @@ class Supply:
         left = [self._gauge.load(chunk) for chunk in unfinished]
         needed = max(budget.peak(left, self._ledger.standing), round(self._limit) + 1)
         if self._kept:
-            held = sum(costs.here(self.p, f) for chunk in self._kept for f in self._gauge.remote[chunk])
+            held = sum(
+                costs.here(self.p, f) for chunk in self._kept for f in self._gauge.remote[chunk]
+            )
             return costs.held(self.p, len(self._kept), held, needed + held)
         return costs.too_large(self.p, len(self._works) - len(left), len(self._works), needed)
 
@@ -275,7 +277,7 @@ class Supply:
 
 
 def to_evict(p: Params, gauge: Gauge, done: Collection[int]) -> list[str]:
-    """What a run that evicts will remove: all of the chunks to come, and what is there of others."""
+    """What a run that evicts will remove: all of chunks to come, and what is there of the rest."""
     return [
         file.path
         for chunk, remote in gauge.remote.items()
