@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 Job = TypeVar("Job")
 Outcome = TypeVar("Outcome")
 POLL_S = 0.1
+START_S = 600.0  # a worker may take so long to begin, as where libraries lie on a slow disk
 DIED = "the process that read it died, and again when it was alone"
 
 
@@ -56,6 +57,9 @@ class Crew(Protocol[Job, Outcome]):
     def start(self, job: Job, alone: bool) -> Any:
         """Hand out a job, `alone` to a fresh worker; returns its ticket."""
 
+    def has_begun(self, ticket: Any) -> bool:
+        """Whether the job's worker has started and is at work on it."""
+
     def finished(self, timeout_s: float | None) -> list[tuple[Any, Outcome | Died]]:
         """Wait until something comes back, by ticket; raises what a job raised."""
 
@@ -76,7 +80,8 @@ def run_on(
 
     A job whose worker dies (killed, out of memory, a crash inside a library) is tried once more,
     alone, as soon as the others at work are done. One that dies again, or that takes longer than
-    its limit, is lost, and the rest go on. What a job raises is raised here.
+    its limit from when its worker has begun, is lost, and the rest go on. What a job raises is
+    raised here, but for a MemoryError: that is a death too.
 
     Args:
         crew: Ended when this iterator is, however that comes about. (A caller that may stop early
@@ -87,16 +92,17 @@ def run_on(
         lost: (job, reason) -> the outcome of a job that is lost; without it that is None.
 
     Raises:
-        AvomniError: worker processes die before they have begun.
+        AvomniError: worker processes die before any has begun.
     """
     source: Iterator[Job | Wait | None] = iter(jobs)
-    more = True
+    more, ever_began = True, False
     running: dict[Any, _Running[Job]] = {}
     suspects: deque[Job] = deque()
     done: deque[tuple[Job, Outcome | None]] = deque()
 
     def hand_out(job: Job, alone: bool = False) -> None:
-        running[crew.start(job, alone)] = _Running(job, alone, time.monotonic() + limit_s(job))
+        stop_s = time.monotonic() + START_S + limit_s(job)
+        running[crew.start(job, alone)] = _Running(job, alone, stop_s)
 
     def lose(job: Job, reason: str) -> None:
         log.warning("given up: %s", reason)
@@ -122,16 +128,20 @@ def run_on(
                     return
                 time.sleep(POLL_S)
                 continue
+            for ticket, at in running.items():
+                if not at.began and crew.has_begun(ticket):
+                    at.began, at.stop_s = True, time.monotonic() + limit_s(at.job)
             left_s = min(at.stop_s for at in running.values()) - time.monotonic()
             timeout_s = min(max(left_s, 0.0), POLL_S if waits else math.inf)
             for ticket, outcome in crew.finished(None if timeout_s == math.inf else timeout_s):
                 at = running.pop(ticket)
+                ever_began = ever_began or not isinstance(outcome, Died) or outcome.began
                 if not isinstance(outcome, Died):
                     done.append((at.job, outcome))
                 elif not at.alone:
                     log.warning("a worker died (%s); its job is tried once more", outcome.how)
                     suspects.append(at.job)
-                elif outcome.began:
+                elif ever_began:
                     lose(at.job, f"{DIED} ({outcome.how})")
                 else:
                     raise _cannot_start(outcome.how)
@@ -142,13 +152,14 @@ def run_on(
                 lose(job, f"it took longer than {limit_s(job):g} s and was stopped")
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Running(Generic[Job]):
-    """A job at work, and until when it may take."""
+    """A job at work, and when it is stopped."""
 
     job: Job
     alone: bool
     stop_s: float
+    began: bool = False
 
 
 def _cannot_start(how: str) -> AvomniError:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
+# What the system answers to a place or a length that a file's content has named.
+OF_CONTENT = (errno.EINVAL, errno.EOVERFLOW, errno.EFBIG)
 
 
 class AvomniError(Exception):
@@ -37,6 +40,21 @@ class AvomniError(Exception):
     def _render_traceback_(self) -> list[str]:
         """IPython asks for this: a notebook shows the message, not our insides."""
         return [f"{type(self).__name__}: {self}"]
+
+
+def system_error(error: BaseException) -> OSError | None:
+    """What the system answered where `error` came of that: a file that is gone, a disk that fails.
+
+    It is looked for among the errors that `error` was raised in place of, `from None` included.
+    None where the content of a file is at fault; what FFmpeg says is always of the content.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        is_ours = not type(seen).__module__.startswith("av.")
+        if isinstance(seen, OSError) and is_ours and seen.errno not in (None, *OF_CONTENT):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return None
 
 
 def pick(options: Mapping[str, T], name: str, kind: str, where: str) -> T:

@@ -24,6 +24,7 @@ __all__ = ["WAIT", "Processes", "Wait", "num_cores", "run_jobs"]
 CGROUP = Path("/sys/fs/cgroup")
 LEAVE_S = 5.0
 OOM_SCORE = 500
+OUT_OF_MEMORY = "out of memory"
 
 
 def num_cores(cgroup: Path = CGROUP) -> int:
@@ -82,6 +83,9 @@ class Processes:
         self._busy[worker.connection] = worker
         return worker.connection
 
+    def has_begun(self, ticket: Connection) -> bool:
+        return self._busy[ticket].began
+
     def finished(self, timeout_s: float | None) -> list[tuple[Connection, Outcome | Died]]:
         back = []
         for ticket in multiprocessing.connection.wait(self._busy, timeout_s):
@@ -89,8 +93,12 @@ class Processes:
             try:
                 kind, value = ticket.recv()
             except (EOFError, OSError):
+                kind, value = "died", None
+            if kind in ("died", OUT_OF_MEMORY):
                 del self._busy[ticket]
-                back.append((ticket, Died(worker.end(), worker.began)))
+                how = worker.end()
+                how = how if kind == "died" else OUT_OF_MEMORY
+                back.append((ticket, Died(how, worker.began)))
                 continue
             if kind == "began":
                 worker.began = True
@@ -169,6 +177,9 @@ def _serve(connection: Connection) -> None:
             job = connection.recv()
             try:
                 answer = ("done", function(job))
+            except MemoryError:
+                connection.send((OUT_OF_MEMORY, None))
+                return  # what it holds goes with the process
             except Exception as error:
                 if not isinstance(error, AvomniError):
                     error.add_note(f"in a worker process:\n{traceback.format_exc()}")

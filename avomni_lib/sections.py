@@ -116,6 +116,11 @@ class DownloadParams(Section):
         description="03 fetches, reads and removes chunk after chunk; target_size_gb then bounds "
         "raw files and cache together",
     )
+    evict_shared: bool = Field(
+        False,
+        description="evict_raw also removes what other runs of dataset.local_dir have chosen and "
+        "not read yet; false refuses",
+    )
     clips: ClipsParams = ClipsParams()
 
 
@@ -142,6 +147,11 @@ class ProcessingParams(Section):
         "local", description="processes of this machine, or of a Ray cluster"
     )
     num_workers: Positive | None = Field(None, description="processes; null is one a core")
+    clip_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = Field(
+        600.0,
+        description="s that reading a clip may take; one that takes longer is lost, and tried "
+        "again by the next run",
+    )
     horizon_s: Annotated[float, Field(ge=0)] = Field(
         6.4, description="s of ego motion kept after a clip's last frame"
     )

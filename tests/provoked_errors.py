@@ -22,9 +22,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from avomni_lib import files
-from avomni_lib.dataset import download, motion, rig, split
+from avomni_lib.dataset import download, motion, rig, split, users
 from avomni_lib.dataset.backoff import Backoff
 from avomni_lib.dataset.catalog import Catalog
+from avomni_lib.dataset.chosen import path_of as chosen_path
 from avomni_lib.dataset.chosen import read_chosen
 from avomni_lib.dataset.features import FEATURES_FILE
 from avomni_lib.dataset.hub import Hub
@@ -32,7 +33,7 @@ from avomni_lib.dataset.own import OwnClip, pack
 from avomni_lib.dataset.own_motion import egomotion
 from avomni_lib.dataset.ranking import rank
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import build, leaks, memmap, reading, share, video
+from avomni_lib.etl import build, costs, leaks, memmap, reading, share, video
 from avomni_lib.etl.windows import Windows
 from avomni_lib.evaluation import comparison, metrics
 from avomni_lib.params import Params
@@ -277,10 +278,42 @@ def evicted_meanwhile(place: Place) -> None:
     read = reading.Reading._read
 
     def late(self, job, outcome):
-        next(p.local_dir.rglob("camera_front_wide_120fov.chunk_0000.zip")).unlink(missing_ok=True)
+        for path in p.local_dir.rglob("camera_front_wide_120fov.chunk_0000.zip"):
+            path.unlink()
         read(self, job, dataclasses.replace(outcome, reason="file not found"))
 
     place.patch.setattr(reading.Reading, "_read", late)
+    build.build(p)
+
+
+def all_lost(place: Place) -> None:
+    p = place.chosen()
+    next(p.local_dir.rglob("camera_front_wide_120fov.chunk_0000.zip")).unlink()
+    build.build(p)
+
+
+def lost_chunks_in_the_way(place: Place) -> None:
+    raise costs.held(place.params(), 1, 10**9, 10**10)
+
+
+def needed_by_another_run(place: Place) -> None:
+    p = place.chosen()
+    other = p.model_copy(update={"run": p.run.model_copy(update={"name": "other"})})
+    raise users.refusal(other, read_chosen(p).files)
+
+
+def another_catalog(place: Place) -> None:
+    p = place.chosen()
+    with open(p.local_dir / "features.csv", "a") as file:
+        file.write("\n")
+    build.build(p)
+
+
+def edited_choice(place: Place) -> None:
+    p = place.chosen()
+    values = files.read_json(chosen_path(p))
+    files.write_json(chosen_path(p), values | {"clip_ids": {"train": ["nobody"]}})
+    (p.run_dir / "split.json").unlink()
     build.build(p)
 
 
@@ -347,6 +380,7 @@ def labels_not_fetched(place: Place) -> None:
     column = table_.column_names.index("obstacle.offline")
     true = pa.array([True] * len(table_))
     pq.write_table(table_.set_column(column, "obstacle.offline", true), path)
+    download.fetch(p, None)
     processing = p.processing.model_copy(update={"obstacles": True})
     build.build(p.model_copy(update={"processing": processing}))
 
@@ -435,6 +469,11 @@ PROVOKED: dict[str, Callable[[Place], object]] = {
     "the file system does not lock files": locks_refused,
     "chunks go through with a budget of": too_small_a_budget,
     "went away while it was read": evicted_meanwhile,
+    "clips could be read": all_lost,
+    "of theirs were lost or another run needs them": lost_chunks_in_the_way,
+    "raw files that another run has chosen and not read yet": needed_by_another_run,
+    "the catalog is not the one that 02_download chose from": another_catalog,
+    "the catalog does not have the chosen clips": edited_choice,
     "are near-duplicates": near_duplicates,
     "clips held out": known_to_the_base,
     "the splits of this run are not frozen yet": not_frozen,

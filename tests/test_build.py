@@ -274,11 +274,24 @@ def test_all_clips_damaged_is_an_error(published, tmp_path):
     folder = tmp_path / "set"
     shutil.copytree(published, folder)
     p = chosen(tmp_path, folder)
-    for path in folder.rglob(f"{FRONT}.chunk_*.zip"):
-        path.unlink()
+    for number in range(NUM_CLIPS):
+        spoilt_member(FRONT, number, lambda _: None)(folder)
     with pytest.raises(AvomniError, match="every one of the 10 clips is damaged") as caught:
         build.build(p)
-    assert "01_audit" in caught.value.fix and "not found" in caught.value.what
+    assert "01_audit" in caught.value.fix and "no member" in caught.value.what
+    with pytest.raises(AvomniError, match="the cache is not finished"):
+        memmap.Cache.open(p.cache_dir)
+
+
+def test_all_clips_lost_is_an_error_that_asks_for_another_try(published, tmp_path):
+    folder = tmp_path / "set"
+    shutil.copytree(published, folder)
+    p = chosen(tmp_path, folder)
+    for path in folder.rglob(f"{FRONT}.chunk_*.zip"):
+        path.unlink()
+    with pytest.raises(AvomniError, match="none of the 10 clips could be read: 10 are") as caught:
+        build.build(p)
+    assert "02_download" in caught.value.fix and "No such file" in caught.value.what
     with pytest.raises(AvomniError, match="the cache is not finished"):
         memmap.Cache.open(p.cache_dir)
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -52,7 +53,7 @@ def stuck(job: tuple[str, str, int]) -> Outcome:
 
 
 def fragile(job: tuple[str, str]) -> Outcome:
-    """What befalls a worker: "dies" once, "kills" always, "hangs", "refuses", "breaks"."""
+    """What befalls a worker: "dies" once, "kills" always, "hangs", "fills", "refuses", "breaks"."""
     folder, kind = Path(job[0]), job[1]
     first = not (folder / kind).exists()
     (folder / kind).touch()
@@ -60,6 +61,8 @@ def fragile(job: tuple[str, str]) -> Outcome:
         os.kill(os.getpid(), signal.SIGKILL)
     if kind == "hangs":
         time.sleep(600)
+    if kind == "fills":
+        np.zeros(1 << 62, np.uint8)
     if kind == "refuses":
         raise AvomniError("no room left on the disk", where="here", fix="free some space")
     if kind == "breaks":
@@ -99,8 +102,9 @@ def joined(cluster) -> Iterator:
     ray.shutdown()
 
 
-def params(engine: str, num_workers: int | None = None) -> Params:
-    return Params.from_values({"processing": {"engine": engine, "num_workers": num_workers}})
+def params(engine: str, num_workers: int | None = None, **processing: float) -> Params:
+    how = {"engine": engine, "num_workers": num_workers, **processing}
+    return Params.from_values({"processing": how})
 
 
 @pytest.fixture(scope="module")
@@ -114,9 +118,9 @@ def local(published, tmp_path_factory) -> dict[str, dict[str, bytes]]:
     return made
 
 
-def outcomes_of(p: Params, folder: Path, *kinds: str, limit_s: float = 600) -> dict[str, Outcome]:
+def outcomes_of(p: Params, folder: Path, *kinds: str) -> dict[str, Outcome]:
     jobs = [(str(folder), kind) for kind in kinds]
-    return {job[1]: outcome for job, outcome in engines.run(p, fragile, jobs, limit_s=limit_s)}
+    return {job[1]: outcome for job, outcome in engines.run(p, fragile, jobs)}
 
 
 def test_both_nodes_of_a_cluster_work_and_jobs_may_come_later(cluster):
@@ -136,19 +140,28 @@ def test_both_nodes_of_a_cluster_work_and_jobs_may_come_later(cluster):
 
 
 def test_a_job_that_is_lost_has_the_reason_in_its_outcome(tmp_path):
-    found = outcomes_of(params("local", 2), tmp_path, "dies", "a", "kills")
-    assert re.search(
-        "process that read it died, and again .* alone .*SIGKILL", found.pop("kills").reason
-    )
+    p = params("local", 2, clip_timeout_s=2)
+    found = outcomes_of(p, tmp_path, "dies", "a", "kills", "hangs", "fills")
+    twice = r"the process that read it died, and again when it was alone \({}\)"
+    for kind, reason in (
+        ("kills", twice.format("killed by SIGKILL")),
+        ("hangs", "it took longer than 2 s and was stopped"),
+        ("fills", twice.format("out of memory")),
+    ):
+        outcome = found.pop(kind)
+        assert outcome.is_lost and re.fullmatch(reason, outcome.reason)
     assert found == dict.fromkeys(["a", "dies"], Outcome(None, 1.5))
 
 
 def test_on_ray_too_a_worker_may_die_or_hang(joined, tmp_path):
-    found = outcomes_of(params("ray"), tmp_path, "hangs", "dies", "a", "kills", limit_s=4)
-    for kind in ("kills", "hangs"):
-        reason = found.pop(kind).reason
-        assert re.search("process that read it died, and again .* alone", reason)
-        assert "killed, or short of memory, or longer than 4 s" in reason
+    p = params("ray", clip_timeout_s=4)
+    found = outcomes_of(p, tmp_path, "hangs", "dies", "a", "kills", "fills")
+    for kind in ("kills", "hangs", "fills"):
+        outcome = found.pop(kind)
+        assert outcome.is_lost
+        assert re.search("process that read it died, and again .* alone", outcome.reason)
+        how = "out of memory" if kind == "fills" else "longer than 4 s"
+        assert how in outcome.reason
     assert found == dict.fromkeys(["a", "dies"], Outcome(None, 1.5))
 
 

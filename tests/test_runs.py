@@ -53,6 +53,9 @@ def copied(folder: Path, tmp_path: Path, evict: bool) -> Params:
     p = evicting_run.params(tmp_path / "copy", evict=evict)
     shutil.copytree(folder / "raw", p.local_dir)
     shutil.copytree(folder / "test", p.run_dir)
+    record = p.local_dir / evicted.SHARED
+    if record.exists():
+        record.write_text(record.read_text().replace(str(folder), str(tmp_path / "copy")))
     for path in p.run_dir.glob("*/result.json"):
         result = json.loads(path.read_text().replace(str(folder), str(tmp_path / "copy")))
         result["params_digest"] = p.digest(*runs.BY_NAME[path.parent.name].reads)

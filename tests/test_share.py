@@ -126,7 +126,7 @@ def test_a_build_and_a_share_do_not_meet(published, tmp_path):
     assert "run the same command again" in caught.value.fix
 
 
-def test_a_damaged_clip_is_counted_and_left_to_the_build(published, tmp_path):
+def test_a_clip_without_its_raw_files_is_counted_as_lost_and_left_to_the_build(published, tmp_path):
     folder = tmp_path / "set"
     for path in published.rglob("*"):
         target = folder / path.relative_to(published)
@@ -136,7 +136,8 @@ def test_a_damaged_clip_is_counted_and_left_to_the_build(published, tmp_path):
     p = chosen(tmp_path, published)
     values = p.values() | {"dataset": {"source": "folder", "local_dir": str(folder)}}
     figures = share.build_share(Params.from_values(values), 1, 4)
-    assert (figures["num_clips"], figures["num_made"], figures["num_damaged"]) == (2, 0, 2)
+    assert (figures["num_clips"], figures["num_made"]) == (2, 0)
+    assert (figures["num_damaged"], figures["num_lost"]) == (0, 2)
 
 
 def test_shares_want_the_raw_files_at_hand(published, tmp_path):

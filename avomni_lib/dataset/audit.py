@@ -150,7 +150,8 @@ def audit(p: Params, hub: Hub | None, progress: type[Bar] = Bar) -> Audit:
         listed = Listing.of(p, hub, selection, verified)
         verified.save()
     survey = Survey(listed.jobs, p.run_dir / STAGE / "read")
-    survey.run(p.processing.num_workers or pool.num_cores(), progress)
+    num_workers = p.processing.num_workers or pool.num_cores()
+    survey.run(num_workers, p.processing.clip_timeout_s, progress)
     if survey.num_kept:
         log.info("%d files had been read by an audit that was interrupted", survey.num_kept)
     apart = [

@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from avomni_lib import files
+from avomni_lib.dataset.catalog import METADATA_FILES, SPLITS, Catalog
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 
 FILE = "chosen.json"
+CHOOSE_AGAIN = (
+    "run 02_download again, which chooses anew or fetches the tables of its revision: "
+    "python -m avomni_lib run PARAMS.yaml --only 02_download --force"
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class Chosen:
         files: Path below local_dir -> {"size": bytes, "sha256": hex}.
         chosen_on: The day (ISO) of the choice, from which a licence's term counts; None where an
             earlier version wrote the file.
+        local_dir: Where the raw files lie; None likewise.
     """
 
     repo_id: str
@@ -34,6 +40,7 @@ class Chosen:
     clip_ids: Mapping[str, tuple[str, ...]]
     files: Mapping[str, Mapping[str, Any]]
     chosen_on: str | None = None
+    local_dir: str | None = None
 
     @property
     def num_clips(self) -> int:
@@ -45,9 +52,9 @@ class Chosen:
 
     @property
     def digest(self) -> str:
-        """A sha256 of all but the day: the same digest means the same input for the next stage."""
+        """A sha256 of all but day and folder: the same digest means the same input for 03."""
         values = asdict(self)
-        del values["chosen_on"]
+        del values["chosen_on"], values["local_dir"]
         return files.hash_json(values)
 
 
@@ -82,11 +89,70 @@ def read_chosen(p: Params) -> Chosen:
             clip_ids,
             values["files"],
             values.get("chosen_on"),
+            values.get("local_dir"),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise AvomniError(
             f"not a {FILE} of this version: {error!r}", where=str(path), fix="run 02_download again"
         ) from None
+
+
+def open_catalog(p: Params, chosen: Chosen) -> Catalog:
+    """The catalog on the disk, which has to be the one that the run chose from.
+
+    Raises:
+        AvomniError: its tables have changed since, or a chosen clip has not exactly the place in
+            them that it was chosen for.
+    """
+    if changed := changed_metadata(p, chosen):
+        raise AvomniError(
+            f"the catalog is not the one that 02_download chose from: {', '.join(changed)} "
+            f"{'has' if len(changed) == 1 else 'have'} changed or gone since",
+            where=str(p.local_dir),
+            fix=CHOOSE_AGAIN,
+        )
+    catalog = Catalog.open(p.local_dir)
+    if wrong := _misplaced(catalog, chosen):
+        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise AvomniError(
+            f"the catalog does not have the chosen clips as they were chosen: {wrong[0]}{more}",
+            where=str(path_of(p)),
+            fix=CHOOSE_AGAIN,
+        )
+    return catalog
+
+
+def changed_metadata(p: Params, chosen: Chosen) -> list[str]:
+    """The tables of the catalog that have another content than when the run chose; all are read."""
+    changed = []
+    for name in METADATA_FILES:
+        path, told = p.local_dir / name, chosen.files.get(name)
+        now = files.sha256_file(path) if path.is_file() else None
+        if now != (told and told["sha256"]):
+            changed.append(name)
+    return changed
+
+
+def _misplaced(catalog: Catalog, chosen: Chosen) -> list[str]:
+    """Clips that are not of the chosen chunks and splits, or are chosen twice, each in words."""
+    wrong, seen = [], set[str]()
+    for split, ids in chosen.clip_ids.items():
+        for clip_id, row in zip(ids, catalog.clips.rows(ids).tolist(), strict=True):
+            why = ""
+            if clip_id in seen:
+                why = "is chosen twice"
+            elif row < 0:
+                why = "is not listed"
+            elif not catalog.clips.is_valid[row]:
+                why = "is marked as not valid"
+            elif (chunk := int(catalog.clips.chunk[row])) not in chosen.chunks:
+                why = f"lies in chunk {chunk}, which was not chosen"
+            elif (now := SPLITS[catalog.clips.split[row]]) != split:
+                why = f"was of the split {split} and is of {now}"
+            seen.add(clip_id)
+            if why:
+                wrong.append(f"clip {clip_id} {why}")
+    return wrong
 
 
 def missing_files(p: Params) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from avomni_lib import files
 from avomni_lib.dataset import chosen as chosen_file
-from avomni_lib.dataset import split
+from avomni_lib.dataset import split, users
 from avomni_lib.dataset.batch import fetch_files
 from avomni_lib.dataset.catalog import METADATA_FILES
 from avomni_lib.dataset.chosen import Chosen, missing_files, read_chosen
@@ -78,6 +78,7 @@ def fetch(p: Params, hub: Hub | None, progress: type[Bar] = Bar) -> Downloaded:
     with hold(p.local_dir):
         verified = Verified(p.local_dir)
         selection = select(p, hub, verified)
+    users.register(p, [file.path for file in selection.files])
     later = _left_to_the_loop(p, selection)
     wanted = without(selection.files, later)
     num_hashed = _hash_unknown(wanted, verified, progress)
@@ -174,6 +175,7 @@ def _chosen(
             file.path: {"size": file.size, "sha256": hashes[file.path]} for file in selection.files
         },
         chosen_on=_chosen_on(p, revision),
+        local_dir=str(p.local_dir.resolve()),
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from avomni_lib import files
 from avomni_lib.dataset import findings, rig
 from avomni_lib.dataset.checks import Job
-from avomni_lib.dataset.evicted import read_evicted
+from avomni_lib.dataset.evicted import by_others, read_evicted
 from avomni_lib.dataset.findings import DAMAGED, ODD, WHOLE, Finding
 from avomni_lib.dataset.hub import Hub
 from avomni_lib.dataset.remote import RemoteFile
@@ -58,7 +58,7 @@ class Listing:
         """Compare the source's list with the disk; nothing is opened."""
         place = _places(selection)
         remote = _remote(p.local_dir, hub, selection, place)
-        evicted, clips = read_evicted(p), _Clips(selection)
+        evicted, others, clips = read_evicted(p), by_others(p), _Clips(selection)
         made = cls(selection, place, remote, {}, {}, [], [], {})
         for path, (feature, chunk) in place.items():
             file = remote.get(path)
@@ -69,10 +69,8 @@ class Listing:
                 job = _job(p, clips, file, feature, chunk, verified)
                 made._add(job, file, verified, is_hub=hub is not None)
             elif path in evicted:
-                made.state[path] = (
-                    EVICTED,
-                    f"evicted on {evicted[path]}; the cache holds its part",
-                )
+                told = f"by {others[path]}" if path in others else "the cache holds its part"
+                made.state[path] = (EVICTED, f"evicted on {evicted[path]}; {told}")
             else:
                 made.state[path] = (MISSING, "not on the disk; 02_download fetches it")
         for file in files_below(p.local_dir):

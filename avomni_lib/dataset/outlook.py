@@ -48,7 +48,7 @@ def plan(p: Params, hub: Hub | None) -> Plan:
     unchecked = [f for f in here if not verified.known(f)]
     absent = without(selection.files, here)
     partial = sum(transfer.bytes_there(p.local_dir, file) for file in absent)
-    gone = read_evicted(p)
+    gone = read_evicted(p) if p.download.evict_raw else {}
     evicted = [file for file in absent if file.path in gone]
     cached = sum(file.size for file in here) + partial
     to_fetch = selection.num_bytes - cached - sum(file.size for file in evicted)

@@ -19,7 +19,7 @@ from avomni_lib import files
 from avomni_lib.dataset import clocks, rig
 from avomni_lib.dataset.checks import Job
 from avomni_lib.dataset.contents import look
-from avomni_lib.dataset.findings import DAMAGED, WHOLE, Finding
+from avomni_lib.dataset.findings import ODD, WHOLE, Finding
 from avomni_lib.errors import AvomniError
 from avomni_lib.plan import Bar
 from avomni_lib.pool import WAIT, Wait, run_jobs
@@ -28,8 +28,7 @@ from avomni_lib.pool import WAIT, Wait, run_jobs
 VERSION = 2
 # Directories of this many files are read while worker processes would still start.
 NUM_AT_ONCE = 64
-# A disk slower than 1 MB/s, or a reader that hangs.
-LEAST_S, SLOWEST_BYTES_PER_S = 600.0, 1e6
+SLOWEST_BYTES_PER_S = 1e6  # a disk, if nothing hangs
 
 
 class Survey:
@@ -60,8 +59,14 @@ class Survey:
         self._later: dict[int | None, list[Job]] = {}
         self._ready: deque[int | None] = deque()
 
-    def run(self, num_workers: int, progress: type[Bar] = Bar) -> None:
-        """Look at every file; one that ends or stops its worker is a finding."""
+    def run(self, num_workers: int, limit_s: float, progress: type[Bar] = Bar) -> None:
+        """Look at every file; one whose worker dies or hangs is a finding, and looked at again by
+        the next audit.
+
+        Args:
+            limit_s: The least that a file may take before its worker is stopped; a large one may
+                take as long as a slow disk does.
+        """
         is_full = any(job.is_full for job in self.jobs)
         total = sum(map(_work, self.jobs))
         with progress(total=total, unit="B" if is_full else "file", label="Audit") as bar:
@@ -70,7 +75,7 @@ class Survey:
                 done: Generator = ((job, look(job)) for job in fed)
             else:
                 largest = max((job.size for job in self.jobs), default=0)
-                limit_s = max(LEAST_S, largest / SLOWEST_BYTES_PER_S) if is_full else math.inf
+                limit_s = max(limit_s, largest / SLOWEST_BYTES_PER_S) if is_full else math.inf
                 done = run_jobs(look, fed, num_workers, limit_s, lost=_lost)
             # Closed at once when this ends early: no worker goes on behind an error or a Ctrl-C.
             with contextlib.closing(done):
@@ -172,9 +177,8 @@ def _work(job: Job) -> int:
 
 
 def _lost(job: Job, reason: str) -> dict[str, Any]:
-    told = f"could not be looked at: {reason}"
-    finding = Finding(
-        DAMAGED, "looking at it failed", told, WHOLE, job.path, job.feature, job.chunk
-    )
+    """Nothing is known of the file: what befell its worker is no fault that it has."""
+    told = f"could not be looked at: {reason}; 01_audit, run again, tries it again"
+    finding = Finding(ODD, "looking at it failed", told, WHOLE, job.path, job.feature, job.chunk)
     row = dataclasses.asdict(finding)
     return {"findings": [row], "facts": {}, "sha256": None, "is_lost": True}

@@ -9,6 +9,7 @@ from avomni_lib.dataset import download
 from avomni_lib.dataset.hub import Hub
 from avomni_lib.dataset.remote import RemoteFile
 from avomni_lib.dataset.verified import Verified
+from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
 
@@ -63,6 +64,13 @@ class Arrival:
             self._total = sum(file.size for file in todo)
             if todo:
                 download.fetch_files(todo, self._hub, self._p, self._verified, Counting, self._stop)
+        except FileNotFoundError as error:
+            self.error = AvomniError(
+                f"raw files of chunk {self.chunk} went away as they came",
+                where=str(error.filename),
+                fix="does another run that evicts work there? Give it a dataset.local_dir of its "
+                "own, and run the same command again",
+            )
         except BaseException as error:
             self.error = error
         finally:

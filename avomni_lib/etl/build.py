@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from avomni_lib import __version__, files
-from avomni_lib.dataset import rig, split
-from avomni_lib.dataset.catalog import REASONING_FILE, Catalog, required_features
-from avomni_lib.dataset.chosen import Chosen, path_of, read_chosen
+from avomni_lib.dataset import rig, split, users
+from avomni_lib.dataset.catalog import REASONING_FILE, required_features
+from avomni_lib.dataset.chosen import Chosen, open_catalog, path_of, read_chosen
 from avomni_lib.dataset.hub import Hub
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl import costs, engines, forecast, memmap, obstacles, shard, video, windows
@@ -26,7 +26,7 @@ from avomni_lib.etl.gauge import Gauge
 from avomni_lib.etl.parts import PARTS_FOLDER, ChunkWork
 from avomni_lib.etl.reading import REASONS_FILE, Reading, job_of, reasons_before
 from avomni_lib.etl.sampling import HISTORY_S, TRACK_HZ, Recipe
-from avomni_lib.etl.supply import Supply
+from avomni_lib.etl.supply import Supply, to_evict
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar, Plan
 
@@ -41,8 +41,8 @@ class Built:
 
     Attributes:
         cache: The finished cache.
-        clips: A row a clip: clip_id, split, chunk, state (`ok` or `damaged`), reason (of an `ok`
-            one: why not all of it is used), num_frames.
+        clips: A row a clip: clip_id, split, chunk, state (`ok`, `damaged` or `lost`), reason (of an
+            `ok` one: why not all of it is used), num_frames.
         chunks: A row a chunk, as `Supply.rows`.
         moments: As `Supply.moments`.
         figures: Counts, bytes and seconds, for `result.json`.
@@ -56,8 +56,13 @@ class Built:
 
     @property
     def damaged(self) -> list[dict[str, Any]]:
-        """The rows of the clips that are not in the cache."""
-        return [row for row in self.clips if row["state"] != "ok"]
+        """The rows of the clips that are at fault themselves."""
+        return [row for row in self.clips if row["state"] == "damaged"]
+
+    @property
+    def lost(self) -> list[dict[str, Any]]:
+        """The rows of the clips that this machine failed to read; the next build tries again."""
+        return [row for row in self.clips if row["state"] == "lost"]
 
 
 def plan(p: Params) -> Plan:
@@ -83,7 +88,11 @@ def _verdict(p: Params) -> costs.Verdict:
     to_read = _to_read(p, found, reasons_before(p.cache_dir))
     done = [work.chunk for work in found if not to_read[work.chunk] and work.shard]
     gauge = Gauge(p, chosen, found, done)
-    return costs.verdict(p, gauge.left, gauge.start, len(done))
+    rows, warnings, figures = costs.verdict(p, gauge.left, gauge.start, len(done))
+    refused = None if p.download.evict_shared else users.refusal(p, to_evict(p, gauge, done))
+    if refused:
+        warnings = [*warnings, f"{refused.what}; {refused.fix}"]
+    return rows, warnings, figures
 
 
 def recipe_of(p: Params) -> Recipe:
@@ -104,17 +113,20 @@ def build(p: Params, progress: type[Bar] = Bar, hub: Hub | None = None) -> Built
     """Make the run's cache, or finish the one that was begun.
 
     What is whole and fits the parameters stays; the rest is removed and made anew. Clips that were
-    damaged are tried again while their raw files are there. With `download.evict_raw` raw files
-    come and go chunk by chunk.
+    damaged are tried again while their raw files are there. Clips that are lost (their worker was
+    killed or hung, a raw file is gone or cannot be read) are left out, and every later build tries
+    them again; once they are read the cache is the same as if they had not been lost. With
+    `download.evict_raw` raw files come and go chunk by chunk, but for those of lost clips.
 
     Args:
         progress: One bar over the clips to read.
         hub: What chunks are fetched from with `download.evict_raw`; not asked for anything else.
 
     Raises:
-        AvomniError: 02_download has not run; no room on the disk or in the budget; a chunk cannot
-            be fetched; every clip is damaged; splits share a clip; another process builds this
-            cache.
+        AvomniError: 02_download has not run, or the catalog has changed since; another run needs
+            raw files that `download.evict_raw` would remove; no room on the disk or in the budget;
+            a chunk cannot be fetched; no clip could be read; splits share a clip; another process
+            builds this cache.
     """
     started = time.monotonic()
     chosen = read_chosen(p)
@@ -134,7 +146,8 @@ def build(p: Params, progress: type[Bar] = Bar, hub: Hub | None = None) -> Built
                 # What ended workers left half-written takes room, which a full disk needs.
                 _sweep(p.cache_dir)
                 raise
-        cache = _finish(p.cache_dir, chunk_works, common, reasons)
+        wanted = [clip_id for ids in chosen.clip_ids.values() for clip_id in ids]
+        cache = _finish(p.cache_dir, wanted, chunk_works, common, reasons, reading.lost)
     chunks = [supply.rows[chunk] for chunk in sorted(supply.rows)]
     figures = _figures(p, cache) | {
         "seconds": round(time.monotonic() - started, 2),
@@ -176,13 +189,14 @@ def works(p: Params, chosen: Chosen, common: dict[str, Any]) -> list[ChunkWork]:
     """What there is to do, chunk by chunk; `common` is of `common_header`.
 
     Raises:
-        AvomniError: other road users are wanted, the source has them, and none were fetched.
+        AvomniError: the catalog is not the one that the run chose from; other road users are
+            wanted, the source has them, and none were fetched.
     """
-    catalog, features = Catalog.open(p.local_dir), required_features(p)
+    catalog, features = open_catalog(p, chosen), required_features(p)
     labels = obstacles.fetched(p, catalog, chosen)
     split_of = {clip_id: split for split, ids in chosen.clip_ids.items() for clip_id in ids}
     found = []
-    for chunk in sorted(chosen.chunks):
+    for chunk in sorted(set(chosen.chunks)):
         clips = [
             {"clip_id": clip_id, "split": split_of[clip_id], "chunk": chunk}
             for clip_id in catalog.clip_ids(chunk)
@@ -236,24 +250,36 @@ def _to_read(
 
 
 def _finish(
-    cache_dir: Path, works: list[ChunkWork], common: dict[str, Any], reasons: dict[str, str]
+    cache_dir: Path,
+    wanted: list[str],
+    works: list[ChunkWork],
+    common: dict[str, Any],
+    reasons: dict[str, str],
+    lost: dict[str, str],
 ) -> memmap.Cache:
-    """Write the table of clips, which makes a cache of the shards, and check it for leaks."""
+    """Write the table of clips, which makes a cache of the shards, and check it for leaks.
+
+    Args:
+        wanted: Every chosen clip: each has one row.
+    """
     num_clips = sum(len(work.clips) for work in works)
-    if len(reasons) == num_clips:
-        clip_id, reason = next(iter(reasons.items()), ("none", "02_download chose no clip"))
-        raise AvomniError(
-            f"every one of the {num_clips} clips is damaged; the first: {reason}",
-            where=f"clip {clip_id}",
-            fix="run 01_audit, which tells what is missing or damaged, then 02_download",
-        )
+    if len(reasons) + len(lost) == num_clips:
+        raise _nothing_read(num_clips, reasons, lost)
     shards = [work.shard_folder for work in works if work.shard]
     inside = {
         clip.clip_id: clip for folder in shards for clip in shard.clips_of(shard.open_shard(folder))
     }
     rows = [
-        _row(clip, inside.get(clip["clip_id"]), reasons) for work in works for clip in work.clips
+        _row(clip, inside.get(clip["clip_id"]), reasons, lost)
+        for work in works
+        for clip in work.clips
     ]
+    if Counter(row["clip_id"] for row in rows) != Counter(wanted):
+        raise AvomniError(
+            f"{len(wanted)} clips were chosen, and {len(rows)} rows do not hold each of them once",
+            where=str(cache_dir / memmap.CLIPS_FILE),
+            fix="run 02_download and 03_etl again; if that does not help, report it",
+        )
     memmap.write_table(cache_dir, common, shards, rows)
     (cache_dir / REASONS_FILE).unlink(missing_ok=True)
     shutil.rmtree(cache_dir / PARTS_FOLDER, ignore_errors=True)
@@ -262,25 +288,50 @@ def _finish(
     return cache
 
 
+def _nothing_read(num: int, reasons: dict[str, str], lost: dict[str, str]) -> AvomniError:
+    clip_id, reason = next(iter({**lost, **reasons}.items()), ("", "02_download chose no clip"))
+    if lost:
+        return AvomniError(
+            f"none of the {num} clips could be read: {len(lost)} are lost and {len(reasons)} "
+            f"damaged; the first: {reason}",
+            where=f"clip {clip_id}",
+            fix="see that the raw files can be read and memory suffices (fewer "
+            "processing.num_workers take less), then run the same command again: it tries the lost "
+            "clips again; where raw files are gone, run 02_download first",
+        )
+    return AvomniError(
+        f"every one of the {num} clips is damaged; the first: {reason}",
+        where=f"clip {clip_id or 'none'}",
+        fix="run 01_audit, which tells what is missing or damaged, then 02_download",
+    )
+
+
 def _row(
-    clip: dict[str, Any], inside: shard.CachedClip | None, reasons: dict[str, str]
+    clip: dict[str, Any],
+    inside: shard.CachedClip | None,
+    reasons: dict[str, str],
+    lost: dict[str, str],
 ) -> dict[str, Any]:
     """A clip's row of the table; `inside` is its place in the cache."""
+    clip_id = clip["clip_id"]
     if inside is None:
-        reason = reasons.get(clip["clip_id"], "")
-        return {**clip, "state": "damaged", "reason": reason, "num_frames": 0}
+        state = "lost" if clip_id in lost else "damaged"
+        reason = lost[clip_id] if clip_id in lost else reasons[clip_id]
+        return {**clip, "state": state, "reason": reason, "num_frames": 0}
     return {**clip, "state": "ok", "reason": inside.note, "num_frames": len(inside)}
 
 
 def _figures(p: Params, cache: memmap.Cache) -> dict[str, Any]:
     length, stride = p.processing.sequence_length, p.processing.stride
     decoder, reason = video.choose_decoder(p.processing.decoder)
+    states = Counter(row["state"] for row in cache.table)
     by_split: Counter[str] = Counter()
     for clip in cache.clips:
         by_split[clip.split] += windows.num_windows(len(clip), length, stride)
     return {
         "num_clips": len(cache.clips),
-        "num_damaged": len(cache.table) - len(cache.clips),
+        "num_damaged": states["damaged"],
+        "num_lost": states["lost"],
         **(obstacles.figures(cache.clips) if p.processing.obstacles else {}),
         "num_in_part": sum(row["state"] == "ok" and bool(row["reason"]) for row in cache.table),
         "clips_by_split": dict(Counter(clip.split for clip in cache.clips)),

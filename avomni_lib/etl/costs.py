@@ -113,9 +113,8 @@ def need_budget(p: Params, loads: Sequence[Load], start: Moment, num_done: int) 
 
 def too_large(p: Params, num_fitting: int, num_chunks: int, needed: int) -> AvomniError:
     """What to say where raw files, parts and shards outgrow the budget."""
-    enough = f"{math.ceil(needed * 1.001 / 1e4) / 1e5:.5f}".rstrip("0").rstrip(".")
     named = p.download.chunks is not None
-    ways = [f"download.target_size_gb: {enough} or more"]
+    ways = [f"download.target_size_gb: {_enough(needed)} or more"]
     if num_fitting:
         fewer = f"name {num_fitting} chunks" if named else f"download.target_chunks: {num_fitting}"
         ways.insert(0, fewer)
@@ -129,6 +128,23 @@ def too_large(p: Params, num_fitting: int, num_chunks: int, needed: int) -> Avom
         where="download.target_size_gb",
         fix="set " + ", or ".join(ways),
     )
+
+
+def held(p: Params, num_chunks: int, num_bytes: int, needed: int) -> AvomniError:
+    """What to say where raw files that stay leave no room for the next chunk."""
+    return AvomniError(
+        f"the raw files of {num_chunks} chunks stay, as clips of theirs were lost or another run "
+        f"needs them ({gigabytes(num_bytes)}); beside them no chunk fits into "
+        f"{p.download.target_size_gb:g} GB",
+        where="download.target_size_gb",
+        fix="run the same command again: it tries the lost clips first, and goes on; or set "
+        f"download.target_size_gb: {_enough(needed)} or more",
+    )
+
+
+def _enough(needed: int) -> str:
+    """Bytes as a budget (GB) that holds them."""
+    return f"{math.ceil(needed * 1.001 / 1e4) / 1e5:.5f}".rstrip("0").rstrip(".")
 
 
 def need_room(p: Params, loads: Sequence[Load], start: Moment, parts: int) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from avomni_lib.etl import shard
 
 SPLITS = ("train", "val", "test")
-STATES = ("ok", "damaged")
+STATES = ("ok", "damaged", "lost")
 MAX_FRAMES_NAMED = 5
 
 

@@ -24,8 +24,6 @@ from avomni_lib.params import Params
 log = logging.getLogger(__name__)
 
 Job = TypeVar("Job")
-# A clip takes a minute at the very most; a decoder or a disk that hangs never ends.
-LIMIT_S = 600.0
 # Outcomes are a few bytes and the arrays go to the shared folder, so the least that Ray accepts.
 OBJECT_STORE_BYTES = 80 << 20
 NODE_DIED, NODE_LOSSES = "its node died", 3
@@ -47,23 +45,21 @@ def run(
     function: Callable[[Job], Outcome],
     jobs: Iterable[Job | Wait],
     num_workers: int | None = None,
-    limit_s: float = LIMIT_S,
 ) -> Iterator[tuple[Job, Outcome]]:
     """`run_on` the engine of the parameters: yields (job, outcome) as jobs finish, in any order.
 
     A job that is lost (its worker died, and again when it was alone, or it took longer than
-    `limit_s`) has an outcome too, with the reason in it.
+    `processing.clip_timeout_s`) has an outcome too, with the reason in it.
 
     Args:
         num_workers: Jobs at a time; None is processing.num_workers, else one a core of this machine
             or a CPU of the cluster.
-        limit_s: The most seconds for a clip.
 
     Raises:
         AvomniError: Ray is not installed or its cluster does not answer; a shard's assembly is
             lost; or what a job raised.
     """
-    wanted = num_workers or p.processing.num_workers
+    wanted, limit_s = num_workers or p.processing.num_workers, p.processing.clip_timeout_s
     if p.processing.engine == "ray":
         crew: Crew[Job, Outcome] = RayTasks(function, wanted, limit_s)
         yield from run_on(crew, jobs, lost=_lost)  # the crew keeps to the limit itself
@@ -85,7 +81,7 @@ def _lost(job: Any, reason: str) -> Outcome:
             fix="run the same command again: it goes on from here; lower processing.num_workers "
             "where memory is short",
         )
-    return Outcome(reason, 0.0)
+    return Outcome(reason, 0.0, is_lost=True)
 
 
 class RayTasks:
@@ -130,6 +126,9 @@ class RayTasks:
         ref = self._task.remote(self._function, ticket.job, _limit_of(self._limit_s, ticket.job))
         self._tickets[ref] = ticket
 
+    def has_begun(self, ticket: _Ticket) -> bool:
+        return False  # the task keeps to its limit itself, from when it begins
+
     def finished(self, timeout_s: float | None) -> list[tuple[_Ticket, Outcome | Died]]:
         ready, _ = self._ray.wait([*self._tickets], num_returns=1, timeout=timeout_s)
         if ready:
@@ -153,6 +152,8 @@ class RayTasks:
         try:
             return self._ray.get(ref)
         except faults.RayTaskError as error:
+            if isinstance(error.cause, MemoryError):
+                return Died(pool.OUT_OF_MEMORY)
             if not isinstance(error.cause, AvomniError):
                 error.cause.add_note(f"in a Ray worker:\n{error}")
             raise error.cause from None

@@ -63,7 +63,7 @@ class Video:
 def clip_seconds(p: Params, clip: Clip | None = None) -> float:
     """Seconds of video a clip: of this one where its timestamps can be read, else as published."""
     if clip is not None:
-        with contextlib.suppress(AvomniError):
+        with contextlib.suppress(AvomniError, OSError, IndexError):
             stamps = clip.timestamps(rig.grid(p.vision.camera_setup).cameras[0].name)
             return float(stamps[-1] - stamps[0]) / 1e6
     return p.dataset.world.clip_seconds if p.dataset.source == "world" else CLIP_SECONDS
@@ -73,7 +73,7 @@ def clip_video(p: Params, clip: Clip | None = None) -> Video:
     """One camera's video: of this clip where it can be read, else as published."""
     if clip is not None:
         camera = rig.grid(p.vision.camera_setup).cameras[0].name
-        with contextlib.suppress(AvomniError), stream.opened(clip.video(camera)) as opened:
+        with contextlib.suppress(AvomniError, OSError), stream.opened(clip.video(camera)) as opened:
             codec = opened.codec.name.removeprefix("lib").replace("dav1d", "av1")
             size = opened.codec.width, opened.codec.height
             return Video(codec, *size, len(opened.pts), f"{camera} of a chosen clip")

@@ -26,7 +26,8 @@ class Gauge:
     Attributes:
         remote: Chunk -> its raw files.
         seconds: Of a clip, at most.
-        shards, parts: Chunk -> bytes on the disk.
+        shards: Chunk -> bytes on the disk of those that are done.
+        parts: Chunk -> bytes of its parts, and of a shard that is still to be made anew from them.
     """
 
     def __init__(
@@ -39,11 +40,11 @@ class Gauge:
         for work in there[:1]:
             self.learn_seconds(work.chunk)
         self.shards = {work.chunk: 0 for work in works}
+        self.parts = {work.chunk: costs.size_below([work.parts_folder]) for work in works}
         for work in works:
             if work.shard:
-                self.shards[work.chunk] = costs.size_below([work.shard_folder])
-                self.learn_size(work.chunk)
-        self.parts = {work.chunk: costs.size_below([work.parts_folder]) for work in works}
+                held = self.shards if work.chunk in self._done else self.parts
+                held[work.chunk] += self.learn_size(work.chunk)
         metadata = costs.metadata_bytes(p, chosen, works)
         self.start = Moment(metadata, sum(self.shards.values()))
 

@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 from avomni_lib.dataset.catalog import Catalog, optional_features
 from avomni_lib.dataset.chosen import Chosen, path_of
 from avomni_lib.dataset.clip import Clip
-from avomni_lib.errors import AvomniError
+from avomni_lib.errors import AvomniError, system_error
 from avomni_lib.etl.egomotion import Egomotion
 from avomni_lib.etl.layout import CachedClip
 from avomni_lib.params import Params
@@ -51,22 +51,34 @@ def read(clip: Clip, ego: Egomotion, times: np.ndarray) -> tuple[np.ndarray, dic
         frame, m; where its nose points there, rad to the left of x; its size, m. And fields of the
         clip's row in the header: `events` (start_us, text) and `unlabelled` (why there are no
         labels), where there is something to say.
+
+    Raises:
+        AvomniError: the disk cannot read them.
     """
     told: dict[str, Any] = {}
     try:
         events = clip.catalog.events(clip.clip_id)
         told["events"] = [{"start_us": event.start_us, "text": event.text} for event in events]
     except AvomniError as error:
+        _raise_of_the_disk(error)
         log.warning("events are left out: %s (%s)", error.what, error.where)
     try:
         labels = clip.obstacles()
     except AvomniError as error:
+        _raise_of_the_disk(error)
         labels, where = None, f" ({error.where})" if error.where else ""
         told["unlabelled"] = (error.what + where).replace(f"{clip.folder}/", "")
     if labels is None:
         told.setdefault("unlabelled", "the source has no labels of it")
         return np.zeros((0, len(COLUMNS))), told
     return placed(labels, ego, int(times[0] - BEFORE_S * 1e6), int(times[-1])), told
+
+
+def _raise_of_the_disk(error: AvomniError) -> None:
+    """A disk that fails is no clip without labels; a file that is not there may be one."""
+    fault = system_error(error)
+    if fault is not None and not isinstance(fault, FileNotFoundError):
+        raise error
 
 
 def placed(

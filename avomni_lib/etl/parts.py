@@ -16,7 +16,7 @@ import numpy as np
 from avomni_lib import files
 from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.dataset.clip import Clip
-from avomni_lib.errors import AvomniError
+from avomni_lib.errors import AvomniError, system_error
 from avomni_lib.etl import shard
 from avomni_lib.etl.sampling import Recipe, sample_clip
 
@@ -45,15 +45,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job.
+    """What became of a job: it is done, or the clip is damaged or lost.
 
     Attributes:
-        reason: Why the clip is damaged, or None.
+        reason: Why the clip is damaged or lost; None where its part is made.
         cpu_s: CPU seconds it took.
+        is_lost: The reason is a fault of the machine, and another try may go well.
     """
 
     reason: str | None
     cpu_s: float
+    is_lost: bool = False
 
 
 def do(job: Job | Assembly) -> Outcome:
@@ -61,15 +63,18 @@ def do(job: Job | Assembly) -> Outcome:
     if isinstance(job, Job):
         return make_part(job)
     started = time.process_time()
-    job.work.assemble(job.common, job.damaged)
+    job.work.assemble(job.common, job.left_out)
     return Outcome(None, time.process_time() - started)
 
 
 def make_part(job: Job) -> Outcome:
-    """Read one clip and write its part; a fault of the clip is an outcome, not an error.
+    """Read one clip and write its part; a damaged or lost clip is an outcome, not an error.
+
+    Lost is one whose raw files the system does not give: they are gone, the disk fails.
 
     Raises:
-        AvomniError: no room on the disk, or not enough memory: no fault of the clip.
+        AvomniError: no room on the disk.
+        MemoryError: the process has no more; another one may.
     """
     started = time.process_time()
     try:
@@ -77,22 +82,28 @@ def make_part(job: Job) -> Outcome:
         sampled = sample_clip(clip, job.recipe)
         arrays = shard.encode(sampled.arrays, job.storage)
     except MemoryError:
-        raise AvomniError(
-            "not enough memory to read a clip",
-            where=f"clip {job.clip_id}",
-            fix="lower processing.num_workers, then run the same command again",
-        ) from None
-    except AvomniError as error:
-        where = f" ({error.where})" if error.where else ""
-        reason = (error.what + where).replace(f"{job.local_dir}/", "")
-        return Outcome(reason, time.process_time() - started)
+        raise MemoryError(f"clip {job.clip_id}") from None  # NumPy's own kind does not travel
     except Exception as error:
-        # One clip that nobody foresaw must not end a night's work; the log keeps the traceback.
-        log.exception("clip %s", job.clip_id)
-        return Outcome(f"{type(error).__name__}: {error}", time.process_time() - started)
+        reason, fault = _reason(job, error), system_error(error)
+        return Outcome(reason, time.process_time() - started, is_lost=fault is not None)
     with files.write_whole(job.path) as file:
         np.savez(file, **arrays, **shard.beside(sampled.told))
     return Outcome(None, time.process_time() - started)
+
+
+def _reason(job: Job, error: Exception) -> str:
+    """Why a clip could not be read, for people; paths start at local_dir."""
+    fault = system_error(error)
+    where = error.where if isinstance(error, AvomniError) else None
+    if fault is not None:
+        what, where = f"could not be read: {fault.strerror}", where or fault.filename
+    elif isinstance(error, AvomniError):
+        what = error.what
+    else:
+        # One clip that nobody foresaw must not end a night's work; the log keeps the traceback.
+        log.exception("clip %s", job.clip_id)
+        what = f"{type(error).__name__}: {error}"
+    return (what + (f" ({where})" if where else "")).replace(f"{job.local_dir}/", "")
 
 
 @functools.lru_cache(maxsize=1)
@@ -145,14 +156,14 @@ class ChunkWork:
     def has_raw(self) -> bool:
         return all(path.exists() for path in self.raw)
 
-    def assemble(self, common: Mapping[str, Any], damaged: Collection[str]) -> None:
-        """Make the shard of the clips that are not damaged, unless it is there, and drop the parts.
+    def assemble(self, common: Mapping[str, Any], left_out: Collection[str]) -> None:
+        """Make the shard of all clips but those, unless it is there, and drop the parts.
 
         Clips come from their parts or from the shard that is there. A worker that is killed at this
         may have put the old shard aside: the next one puts it back.
         """
         shard.settle_shard(self.shard_folder)
-        clips = [clip for clip in self.clips if clip["clip_id"] not in damaged]
+        clips = [clip for clip in self.clips if clip["clip_id"] not in left_out]
         found = self.shard
         inside = {clip.clip_id: clip for clip in shard.clips_of(found)} if found else {}
 
@@ -167,11 +178,11 @@ class ChunkWork:
 
 @dataclass(frozen=True)
 class Assembly:
-    """A chunk for a worker process: its shard is to be made, all its clips being there or damaged.
+    """A chunk for a worker process: its shard is to be made, all its clips having been read.
 
     Hashing and writing gigabytes in the process that hands out the jobs would keep it from that.
     """
 
     work: ChunkWork
     common: Mapping[str, Any]
-    damaged: frozenset[str]
+    left_out: frozenset[str]

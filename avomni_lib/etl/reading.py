@@ -1,7 +1,8 @@
 """The loop of 03: as chunks come their clips are read, their shards made, their raw files released.
 
 Reasons of damaged clips are kept in `.damaged.json` before the shard that lacks them is made, so
-that a killed run neither forgets them nor fetches an evicted chunk again to find them out.
+that a killed run neither forgets them nor fetches an evicted chunk again to find them out. Lost
+clips are kept nowhere: they lack a part, so that the next run reads them.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ class Reading:
         supply: Knows which chunks are there, and what there is room for.
         common: The header fields of all shards.
         reasons: clip_id -> why it is damaged; grows.
+
+    Attributes:
+        lost: clip_id -> what of this machine kept it from being read; grows.
     """
 
     def __init__(
@@ -54,14 +58,14 @@ class Reading:
         self._left = Counter({chunk: len(ids) for chunk, ids in to_read.items()})
         self._unfinished = {chunk for chunk, ids in to_read.items() if ids}
         self._to_assemble: deque[int] = deque()
+        self.lost: dict[str, str] = {}
         self.cpu_s = 0.0
 
     def run(self, progress: type[Bar] = Bar) -> None:
-        """Read what is to be read; after it every chunk has its shard.
+        """Read what is to be read; after it every chunk has its shard, without its lost clips.
 
         Raises:
-            AvomniError: no room on the disk or in the budget, a chunk cannot be fetched, or its raw
-                files were taken away.
+            AvomniError: no room on the disk or in the budget, or a chunk cannot be fetched.
         """
         for chunk, work in self._works.items():
             if chunk not in self._unfinished:
@@ -95,7 +99,8 @@ class Reading:
                 clips.extend((chunk, clip_id) for clip_id in self._to_read[chunk])
             if self._to_assemble and self._supply.begin(self._to_assemble[0]):
                 work = self._works[self._to_assemble.popleft()]
-                yield Assembly(work, self._common, frozenset(self._reasons))
+                left_out = frozenset(self._reasons) | frozenset(self.lost)
+                yield Assembly(work, self._common, left_out)
             elif clips and not self._to_assemble and self._supply.begin(*clips[0]):
                 chunk, clip_id = clips.popleft()
                 yield job_of(self.p, self._works[chunk], clip_id, self._recipe)
@@ -105,9 +110,13 @@ class Reading:
     def _read(self, job: Job, outcome: Outcome) -> None:
         self._supply.end(job.chunk, job.clip_id)
         if outcome.reason:
-            self._supply.check_raw(job.chunk)
-            self._reasons[job.clip_id] = outcome.reason
-            log.warning("clip %s left out: %s", job.clip_id, outcome.reason)
+            # What is read of a file while it is taken away may look damaged.
+            gone = self._supply.gone(job.chunk)
+            is_lost = outcome.is_lost or gone is not None
+            found = self.lost if is_lost else self._reasons
+            found[job.clip_id] = gone or outcome.reason
+            state = "lost" if is_lost else "damaged"
+            log.warning("clip %s is %s: %s", job.clip_id, state, found[job.clip_id])
         self._left[job.chunk] -= 1
         if not self._left[job.chunk]:
             save_reasons(self.p.cache_dir, self._reasons)
@@ -115,12 +124,14 @@ class Reading:
 
     def _assembled(self, chunk: int) -> None:
         self._supply.end(chunk)
-        self._supply.release(chunk)
+        is_needed = any(clip["clip_id"] in self.lost for clip in self._works[chunk].clips)
+        self._supply.release(chunk, is_needed)
         self._unfinished.remove(chunk)
 
     def _words(self) -> str:
-        damaged = f"{len(self._reasons)} damaged" if self._reasons else ""
-        return ", ".join(filter(None, [damaged, self._supply.words]))
+        counts = {"damaged": len(self._reasons), "lost": len(self.lost)}
+        told = [f"{count} {word}" for word, count in counts.items() if count]
+        return ", ".join(filter(None, [*told, self._supply.words]))
 
 
 def job_of(p: Params, work: ChunkWork, clip_id: str, recipe: sampling.Recipe) -> Job:
@@ -138,7 +149,7 @@ def reasons_before(cache_dir: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     with contextlib.suppress(AvomniError, KeyError, TypeError):
         rows = files.read_json(cache_dir / memmap.CLIPS_FILE)["clips"]
-        found |= {row["clip_id"]: row["reason"] for row in rows if row["state"] != "ok"}
+        found |= {row["clip_id"]: row["reason"] for row in rows if row["state"] == "damaged"}
     with contextlib.suppress(AvomniError, TypeError):
         found |= files.read_json(cache_dir / REASONS_FILE)
     return found

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,10 +48,12 @@ def build_share(p: Params, index: int, count: int, progress: type[Bar] = Bar) ->
     """Make the parts of the clips `index`, `index + count`, … (from 1), but those that are there.
 
     Several shares may work at one time over one folder; a killed one goes on where it was. What a
-    share leaves out as damaged, the build that follows tries again and lists with the reason.
+    share leaves out as damaged or lost, the build that follows tries again and lists with the
+    reason.
 
     Returns:
-        share, num_clips in it, num_made, num_there before, num_damaged, seconds, cpu_seconds.
+        share, num_clips in it, num_made, num_there before, num_damaged, num_lost, seconds,
+        cpu_seconds.
 
     Raises:
         AvomniError: 02_download has not run; raw files are evicted; no room on the disk; a build
@@ -73,27 +76,30 @@ def build_share(p: Params, index: int, count: int, progress: type[Bar] = Bar) ->
         clips = clips[index - 1 :: count]
         missing = {work.chunk: set(work.missing()) for work in works}
         todo = [(work, clip_id) for work, clip_id in clips if clip_id in missing[work.chunk]]
-        damaged, cpu_s = _work(p, todo, progress)
+        left_out, cpu_s = _work(p, todo, progress)
     return {
         "share": f"{index}/{count}",
         "num_clips": len(clips),
-        "num_made": len(todo) - damaged,
+        "num_made": len(todo) - left_out.total(),
         "num_there": len(clips) - len(todo),
-        "num_damaged": damaged,
+        "num_damaged": left_out["damaged"],
+        "num_lost": left_out["lost"],
         "seconds": round(time.monotonic() - started, 2),
         "cpu_seconds": round(cpu_s, 2),
     }
 
 
-def _work(p: Params, todo: list[tuple[ChunkWork, str]], progress: type[Bar]) -> tuple[int, float]:
-    """(damaged clips, CPU seconds)."""
+def _work(
+    p: Params, todo: list[tuple[ChunkWork, str]], progress: type[Bar]
+) -> tuple[Counter[str], float]:
+    """(clips left out by state, CPU seconds)."""
+    left_out, cpu_s = Counter[str](), 0.0
     if not todo:
-        return 0, 0.0
+        return left_out, cpu_s
     recipe = build.recipe_of(p)
     clip = Clip(p.local_dir, Catalog.open(p.local_dir), todo[0][1])
     num_bytes = forecast.chunk_cache_bytes(p, len(todo), forecast.clip_seconds(p, clip))
     files.need_room(p.cache_dir, num_bytes // 2, "this share of the cache")
-    damaged, cpu_s = 0, 0.0
 
     def jobs() -> Iterator[Job]:
         for work, clip_id in todo:
@@ -105,8 +111,9 @@ def _work(p: Params, todo: list[tuple[ChunkWork, str]], progress: type[Bar]) -> 
     ):
         for job, outcome in outcomes:
             if outcome.reason:
-                damaged += 1
-                log.warning("clip %s left out: %s", job.clip_id, outcome.reason)
+                state = "lost" if outcome.is_lost else "damaged"
+                left_out[state] += 1
+                log.warning("clip %s is %s: %s", job.clip_id, state, outcome.reason)
             cpu_s += outcome.cpu_s
-            bar.update(1, f"{damaged} damaged" if damaged else "")
-    return damaged, cpu_s
+            bar.update(1, ", ".join(f"{count} {state}" for state, count in left_out.items()))
+    return left_out, cpu_s

@@ -10,11 +10,11 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from avomni_lib.dataset import evicted, selection
+from avomni_lib.dataset import evicted, selection, users
 from avomni_lib.dataset.chosen import Chosen
 from avomni_lib.dataset.hub import Hub
 from avomni_lib.dataset.remote import RemoteFile
@@ -45,8 +45,8 @@ class Supply:
         moments: (seconds from the start, raw bytes, cache bytes), whenever they change.
 
     Raises:
-        AvomniError: the chunks do not go through under the budget, or a disk lacks room; nothing
-            has been fetched then.
+        AvomniError: another run needs what would be evicted, the chunks do not go through under the
+            budget, or a disk lacks room; nothing has been fetched then.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Supply:
         self._works = {work.chunk: work for work in works}
         self._verified = Verified(p.local_dir)
         self._working: dict[int, list[Path]] = {}  # and the raw files that were there
+        self._kept: set[int] = set()  # chunks whose raw files stay though their shards are whole
         self._coming: Arrival | None = None
         self._error: AvomniError | None = None
         self._started = time.monotonic()
@@ -70,6 +71,7 @@ class Supply:
         done = {work.chunk for work in works if not to_read[work.chunk] and work.shard}
         self._gauge = gauge = Gauge(p, chosen, works, done)
         left = gauge.left
+        users.need_alone(p, to_evict(p, gauge, done))
         self._limit = float("inf")
         if p.download.evict_raw:
             self._limit = p.download.target_size_gb * 1e9
@@ -149,31 +151,40 @@ class Supply:
         self._ledger.end((chunk, clip_id), chunk, size)
         self._note()
 
-    def release(self, chunk: int) -> None:
-        """The chunk's shard is whole: its raw files go, if the run evicts."""
+    def release(self, chunk: int, is_needed: bool = False) -> None:
+        """The chunk's shard is whole: its raw files go, if the run evicts.
+
+        Args:
+            is_needed: They stay: a clip was lost, and the next run reads it.
+        """
         row, remote = self.rows[chunk], self._gauge.remote[chunk]
         row["cache_bytes"] = self._gauge.learn_size(chunk)
-        if self.p.download.evict_raw:
+        if self.p.download.evict_raw and is_needed:
+            self._kept.add(chunk)
+        elif self.p.download.evict_raw:
             row["bytes_evicted"] = evicted.evict(self.p, [file.path for file in remote])
+            if any((self.p.local_dir / file.path).exists() for file in remote):
+                self._kept.add(chunk)  # another run has come to need them
         left = sum(costs.here(self.p, file) for file in remote)
         self._ledger.release(chunk, row["cache_bytes"] - self._gauge.shards[chunk], left)
         self._working.pop(chunk, None)
         self._note()
 
-    def check_raw(self, chunk: int) -> None:
-        """Tell a damaged clip from one whose raw files were taken away while it was read.
+    def gone(self, chunk: int) -> str | None:
+        """What became of raw files of a chunk that was handed out, in words.
 
-        Raises:
-            AvomniError: files that were there when the chunk was handed out are gone.
+        None where all are there, or nobody is known to have taken away those that are not.
         """
-        gone = [path for path in self._working[chunk] if not path.exists()]
-        if gone:
-            raise AvomniError(
-                f"{len(gone)} raw files of chunk {chunk} went away while it was read",
-                where=str(gone[0]),
-                fix="does another run that evicts work there? Give it a dataset.local_dir of its "
-                "own; then run 02_download and 03_etl again",
-            )
+        gone = [path for path in self._works[chunk].raw if not path.exists()]
+        if not gone:
+            return None
+        name = gone[0].relative_to(self.p.local_dir).as_posix()
+        told = f"{len(gone)} raw files of chunk {chunk}, such as {name},"
+        was_there = any(path in self._working[chunk] for path in gone)
+        by = evicted.by_others(self.p).get(name)
+        if was_there:
+            return f"{told} went away while it was read" + (f": evicted by {by}" if by else "")
+        return f"{told} were evicted by {by}" if by else None
 
     def _hand_out(self) -> list[int]:
         handed = []
@@ -253,11 +264,26 @@ class Supply:
         unfinished = [*self._working, *coming, *self._whole, *self._waiting]
         left = [self._gauge.load(chunk) for chunk in unfinished]
         needed = max(budget.peak(left, self._ledger.standing), round(self._limit) + 1)
+        if self._kept:
+            held = sum(
+                costs.here(self.p, f) for chunk in self._kept for f in self._gauge.remote[chunk]
+            )
+            return costs.held(self.p, len(self._kept), held, needed + held)
         return costs.too_large(self.p, len(self._works) - len(left), len(self._works), needed)
 
     def _note(self) -> None:
         now = self._ledger.now
         self.moments.append((time.monotonic() - self._started, now.raw, now.cache))
+
+
+def to_evict(p: Params, gauge: Gauge, done: Collection[int]) -> list[str]:
+    """What a run that evicts will remove: all of chunks to come, and what is there of the rest."""
+    return [
+        file.path
+        for chunk, remote in gauge.remote.items()
+        for file in remote
+        if chunk not in done or (p.local_dir / file.path).exists()
+    ]
 
 
 def _row(work: ChunkWork, to_read: Sequence[str]) -> dict[str, Any]:

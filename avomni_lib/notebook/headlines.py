@@ -31,8 +31,8 @@ HEADLINES = {
         f"{gigabytes(f['bytes'])}, {gigabytes(f['bytes_fetched'])} fetched{_by_03(f)}"
     ),
     "03_etl": lambda f: (
-        f"{f['num_clips']} clips, {f['num_damaged']} left out, {f['num_windows']} windows, "
-        f"{gigabytes(f['cache_bytes'])}"
+        f"{f['num_clips']} clips, {f['num_damaged']} left out, {_lost(f)}{f['num_windows']} "
+        f"windows, {gigabytes(f['cache_bytes'])}"
     ),
     "04_tiles": lambda f: f"{f['vision_tokens']} vision tokens, {f['tokens_per_sample']} in all",
     "05_train": lambda f: f["headline"],
@@ -43,6 +43,11 @@ HEADLINES = {
 def _by_03(figures: dict) -> str:
     num_bytes = figures.get("bytes_to_fetch", 0)
     return f", {gigabytes(num_bytes)} to be fetched by 03" if num_bytes else ""
+
+
+def _lost(figures: dict) -> str:
+    num = figures.get("num_lost", 0)
+    return f"{num} lost (run the same command again: it tries them again), " if num else ""
 
 
 def _states(figures: dict) -> str:

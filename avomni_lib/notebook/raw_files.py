@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from avomni_lib.dataset.catalog import METADATA_FILES
-from avomni_lib.dataset.chosen import missing_files, read_chosen
-from avomni_lib.dataset.evicted import read_evicted
+from avomni_lib.dataset.chosen import changed_metadata, missing_files, read_chosen
+from avomni_lib.dataset.evicted import by_others, read_evicted
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.shard import HEADER_FILE, shard_name
 from avomni_lib.params import Params
@@ -52,6 +52,8 @@ def what_matters(
 def download_in_words(p: Params, is_cache_done: bool) -> tuple[bool, str]:
     """(whether 02 is done as far as its files go, why)."""
     gone = missing_files(p)
+    if not is_cache_done and (changed := changed_metadata(p, read_chosen(p))):
+        return False, f"{', '.join(changed)} changed or gone since"
     if not gone:
         return True, "every file is in place"
     evicted = read_evicted(p)
@@ -66,7 +68,26 @@ def download_in_words(p: Params, is_cache_done: bool) -> tuple[bool, str]:
         else:
             what = f"03_etl fetches {in_words(len(lost))}"
         return True, f"{what}, chunk after chunk"
-    return False, f"{in_words(len(gone))} gone or cut, such as {gone[0]}"
+    others = {path: run for path, run in by_others(p).items() if path in gone}
+    if not others:
+        return False, f"{in_words(len(gone))} gone or cut, such as {gone[0]}"
+    runs = ", ".join(sorted(set(others.values())))
+    told = [f"{in_words(len(others))} evicted by another run, {runs}"]
+    if rest := [path for path in gone if path not in others]:
+        told.append(f"{in_words(len(rest))} gone or cut, such as {rest[0]}")
+    return False, "; ".join(told)
+
+
+def lost_in_words(num: int, is_trained_on: bool) -> str:
+    """What becomes of the lost clips of a cache that is whole without them.
+
+    Args:
+        is_trained_on: A training that has begun is to go on with the cache as it is.
+    """
+    told = f"{in_words(num, 'clip')} lost to a fault of the machine"
+    if is_trained_on:
+        return f"{told}: tried again when the training that has begun is through"
+    return f"{told}: the next run tries again, and where that goes well the stages after it run too"
 
 
 def cache_in_words(p: Params, is_begun: bool) -> str:

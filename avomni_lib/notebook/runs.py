@@ -38,7 +38,7 @@ class State:
     """Whether a stage is done, and why or why not.
 
     Attributes:
-        makes_the_same: Running it leaves the stages after it as they are.
+        makes_the_same: Running it leaves the stages after it as they are, as far as can be told.
     """
 
     stage: Stage
@@ -95,6 +95,10 @@ def _state(p: Params, stage: Stage) -> State:
     if missing:
         return State(stage, False, f"stale: {missing} is missing or has another size", result)
     finished = result["finished_at"]
+    if stage.name == "03_etl" and (num := result["figures"].get("num_lost")):
+        goes_on = read_result(p, "05_train") is None and job.goes_on(p, result["digest"])
+        words = raw_files.lost_in_words(num, goes_on)
+        return State(stage, goes_on, f"done {finished}; {words}", result, not goes_on)
     if stage.name == "02_download":
         done, reason = raw_files.download_in_words(p, _state(p, BY_NAME["03_etl"]).done)
         reason = f"done {finished}; {reason}" if done else f"stale: {reason}"

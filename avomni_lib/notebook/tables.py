@@ -13,6 +13,7 @@ from avomni_lib.plan import gigabytes, minutes
 NUM_SHOWN = 20
 MOST_PARTS = 12
 HASH = re.compile(r"[0-9a-f]{40,}")
+TRIED_AGAIN = "no fault of the clip: run the same command again, it tries these again"
 SOUND = ("ok", "sound", "missing", "evicted", "not chosen")
 
 
@@ -49,8 +50,10 @@ def counts(counted: Mapping[str, int], what: str) -> Table:
 def damaged(clips: Iterable[Mapping[str, Any]]) -> Table:
     """The clips that are neither sound nor merely not on the disk, each with its reason.
 
-    A clip of the cache that has a reason is one that is used in part.
+    A clip of the cache that has a reason is one that is used in part. A last row says what becomes
+    of lost ones.
     """
+    clips = list(clips)
     bad = [
         (row["clip_id"], "in part" if row["state"] == "ok" else row["state"], row["reason"])
         for row in clips
@@ -59,6 +62,8 @@ def damaged(clips: Iterable[Mapping[str, Any]]) -> Table:
     shown = bad[:NUM_SHOWN]
     if len(bad) > len(shown):
         shown.append((f"and {len(bad) - len(shown)} more", "", ""))
+    if num := sum(row["state"] == "lost" for row in clips):
+        shown.append((f"{num} lost", "", TRIED_AGAIN))
     return Table(("clip", "state", "reason"), shown, "no damaged clip")
 
 

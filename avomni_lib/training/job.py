@@ -25,7 +25,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.hardware import Choice
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
-from avomni_lib.training.checkpoints import METRICS_FILE, Metrics
+from avomni_lib.training.checkpoints import METRICS_FILE, PLAN_FILE, Metrics
 
 if TYPE_CHECKING:
     from avomni_lib.training.outcome import Trained
@@ -105,6 +105,21 @@ def at_work(p: Params) -> tuple[Params, dict[str, Any]] | None:
         if each is not None and (about := running(each)) is not None:
             return each, about
     return None
+
+
+def goes_on(p: Params, cache_digest: str) -> bool:
+    """Whether a training on this cache works, or was ended early and would go on from a checkpoint.
+
+    Another cache would be another training, from its first step.
+    """
+    if at_work(p) is not None:
+        return True
+    for checkpoint in p.checkpoints_dir.glob("*/checkpoint-*"):
+        with contextlib.suppress(AvomniError, AttributeError):
+            plan = files.read_json(checkpoint.parent / PLAN_FILE)
+            if plan.get("cache") == cache_digest:
+                return True
+    return False
 
 
 def start_or_attach(p: Params) -> tuple[subprocess.Popen | None, str]:

@@ -112,7 +112,7 @@ def disk(built: Built, budget_gb: float | None) -> canvas.Picture:
 def clips_by_state(built: Built) -> canvas.Picture:
     """How many clips went into the cache, by split, and how many did not, by reason."""
     by_split = Counter(row["split"] for row in built.clips if row["state"] == "ok")
-    reasons = Counter(row["reason"] for row in built.damaged)
+    reasons = Counter(row["reason"] for row in [*built.damaged, *built.lost])
     bad = dict(reasons.most_common(MAX_REASONS))
     if rest := reasons.total() - sum(bad.values()):
         bad[f"{len(reasons) - len(bad)} other reasons"] = rest

@@ -1,0 +1,197 @@
+"""What 02 has chosen is what 03 reads: a catalog that has changed since is told, by its tables."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from avomni_lib.dataset import download, rig
+from avomni_lib.dataset.catalog import FEATURES_FILE, INDEX_FILE, OLD_PRESENCE_FILE, PRESENCE_FILE
+from avomni_lib.dataset.chosen import path_of
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl import build, share
+from avomni_lib.notebook import runs
+from avomni_lib.params import Params
+from avomni_lib.world import local_hub
+from tests import evicting_run, folder_run
+from tests.evicting_run import REPO, hub_of
+from tests.folder_run import chosen, content
+from tests.published_set import chunk_path, clip_id_of, read_zip, write_published_set, write_zip
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    return write_published_set(tmp_path_factory.mktemp("set"), 2, 2, 1.0)
+
+
+@pytest.fixture
+def folder(published, tmp_path) -> Path:
+    shutil.copytree(published, tmp_path / "set")
+    return tmp_path / "set"
+
+
+def index(change: Callable[[pa.Table], pa.Table]) -> Callable[[Path], None]:
+    return lambda folder: rewritten(folder / INDEX_FILE, change)
+
+
+def rewritten(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    pq.write_table(change(pq.read_table(path)), path)
+
+
+def with_value(name: str, value: object) -> Callable[[pa.Table], pa.Table]:
+    """The first clip's row with another value."""
+
+    def change(table: pa.Table) -> pa.Table:
+        place = table.column_names.index(name)
+        values = table[name].to_pylist()
+        values[0] = value
+        return table.set_column(place, name, pa.array(values, table[name].type))
+
+    return change
+
+
+def without_first(table: pa.Table) -> pa.Table:
+    return table.slice(1)
+
+
+def first_twice(table: pa.Table) -> pa.Table:
+    return pa.concat_tables([table, table.slice(0, 1)])
+
+
+def other_template(folder: Path) -> None:
+    path = folder / FEATURES_FILE
+    path.write_text(path.read_text().replace(".chunk_", ".chunk__"))
+
+
+def newer_presence(folder: Path) -> None:
+    """A table that was not there takes the old one's place."""
+    shutil.copy(folder / PRESENCE_FILE, folder / OLD_PRESENCE_FILE)
+
+
+def absent(folder: Path) -> None:
+    name = rig.FRONT_WIDE.name
+    rewritten(folder / PRESENCE_FILE, with_value(name, False))
+
+
+CHANGES = {
+    "a clip is gone": (index(without_first), INDEX_FILE),
+    "a clip stands twice": (index(first_twice), INDEX_FILE),
+    "a clip is in another chunk": (index(with_value("chunk", 1)), INDEX_FILE),
+    "a clip is in a chunk that was not taken": (index(with_value("chunk", 7)), INDEX_FILE),
+    "a clip is of another split": (index(with_value("split", "test")), INDEX_FILE),
+    "a clip is not valid": (index(with_value("clip_is_valid", False)), INDEX_FILE),
+    "the index is gone": (lambda folder: (folder / INDEX_FILE).unlink(), INDEX_FILE),
+    "a clip lacks a camera": (absent, PRESENCE_FILE),
+    "another table of presence": (newer_presence, OLD_PRESENCE_FILE),
+    "files have other names": (other_template, FEATURES_FILE),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_a_catalog_that_has_changed_since_02_is_told(folder, tmp_path, kind):
+    change, name = CHANGES[kind]
+    p = chosen(tmp_path, folder)
+    change(folder)
+    for read in (build.build, build.plan, lambda p: share.build_share(p, 1, 2)):
+        if read is build.plan and kind == "the index is gone":
+            continue
+        if read is build.plan:
+            p = folder_run_that_evicts(p)
+        with pytest.raises(AvomniError, match="not the one that 02_download chose from") as caught:
+            read(p)
+        p = Params.from_values(folder_run.values(tmp_path, folder))
+        assert name in caught.value.what and "02_download" in caught.value.fix
+        assert caught.value.where == str(folder)
+    assert not list(p.cache_dir.glob("shard_*"))
+
+
+def folder_run_that_evicts(p: Params) -> Params:
+    values = p.values()
+    values["dataset"]["source"], values["download"]["evict_raw"] = "hub", True
+    return Params.from_values(values)
+
+
+def test_02_is_stale_and_run_again_it_goes_on(folder, tmp_path):
+    p = chosen(tmp_path, folder)
+    for name in ("01_audit", "02_download"):
+        runs.start(p, name).finish({}, digest="the same")
+    assert runs.state(p, "02_download").done
+    index(without_first)(folder)
+    state = runs.state(p, "02_download")
+    assert not state.done and f"{INDEX_FILE} changed or gone since" in state.reason
+    download.fetch(p, None)
+    built = build.build(p)
+    assert clip_id_of(0) not in {row["clip_id"] for row in built.clips} and len(built.clips) == 3
+
+
+def test_another_runs_newer_revision_in_the_same_folder_is_told_and_mended(tmp_path):
+    published = write_published_set(tmp_path / "published", 1, 2, 1.0)
+    p = evicting_run.params(tmp_path, evict=False)
+    with local_hub.serve(published, REPO) as served:
+        download.fetch(p, hub_of(served))
+        index(without_first)(p.local_dir)
+        with pytest.raises(AvomniError, match="not the one that 02_download chose from"):
+            build.build(p)
+        download.fetch(p, hub_of(served))
+        assert len(build.build(p).clips) == 2
+
+
+CHOICES = {
+    "unknown": (lambda ids: ids["train"].append("no such clip"), "no such clip is not listed"),
+    "twice": (lambda ids: ids["train"].append(ids["train"][0]), "is chosen twice"),
+    "other split": (
+        lambda ids: ids["test"].append(ids["train"].pop()),
+        "was of the split test and is of train",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CHOICES)
+def test_a_choice_that_the_catalog_does_not_bear_out_is_told(folder, tmp_path, kind):
+    change, words = CHOICES[kind]
+    p = chosen(tmp_path, folder)
+    values = json.loads(path_of(p).read_text())
+    change(values["clip_ids"])
+    path_of(p).write_text(json.dumps(values))
+    (p.run_dir / "split.json").unlink()
+    with pytest.raises(AvomniError, match=words):
+        build.build(p)
+
+
+def test_a_chunk_that_is_named_twice_is_one(folder, tmp_path):
+    p = chosen(tmp_path, folder)
+    before = build.build(p)
+    values = json.loads(path_of(p).read_text())
+    values["chunks"] = [*values["chunks"], 0]
+    path_of(p).write_text(json.dumps(values))
+    assert build.build(p).clips == before.clips
+
+
+def test_with_fewer_chunks_chosen_every_clip_of_these_has_one_row(folder, tmp_path):
+    """As `--limit` does; and one that its zip lacks is a row too."""
+    values = folder_run.values(tmp_path, folder)
+    values["download"]["target_chunks"] = 1
+    p = Params.from_values(values)
+    download.fetch(p, None)
+    path = folder / chunk_path(rig.FRONT_WIDE.name, 0)
+    members = read_zip(path)
+    write_zip(path, {name: c for name, c in members.items() if clip_id_of(1) not in name})
+    built = build.build(p)
+    assert [row["clip_id"] for row in built.clips] == [clip_id_of(0), clip_id_of(1)]
+    assert [row["state"] for row in built.clips] == ["ok", "damaged"]
+    assert "no member" in built.clips[1]["reason"]
+
+
+def test_the_table_is_the_same_whoever_made_the_parts(published, tmp_path):
+    p = chosen(tmp_path, published)
+    share.build_share(p, 1, 2)
+    build.build(p)
+    q = chosen(tmp_path / "other", published)
+    build.build(q)
+    assert content(p.cache_dir) == content(q.cache_dir)

@@ -1,0 +1,343 @@
+"""Lost is not damaged: what the machine does to a clip leaves it out until the next build."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from avomni_lib.dataset import evicted, stored_zip
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl import build, memmap, parts, share
+from avomni_lib.notebook import runs, tables
+from avomni_lib.params import Params
+from avomni_lib.world import local_hub
+from tests import evicting_run, folder_run
+from tests.evicting_run import CAMERAS, FILES_PER_CHUNK, NUM_CHUNKS, REPO, hub_of, raw_files
+from tests.folder_run import chosen, content
+from tests.published_set import chunk_path, clip_id_of, write_published_set
+
+CLIPS_PER_CHUNK = 3
+NUM_CLIPS = 2 * CLIPS_PER_CHUNK
+PLAN = "AVOMNI_TEST_BEFALLS"  # a JSON file: clip_id -> what befalls the worker that reads it
+do = parts.do
+
+
+def befallen(job: parts.Job | parts.Assembly) -> parts.Outcome:
+    """What worker processes are for, in a bad world."""
+    befalls = json.loads(Path(os.environ[PLAN]).read_text())
+    what = befalls.get(getattr(job, "clip_id", None))
+    if what == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "crashes":
+        ctypes.string_at(0)
+    if what == "exits":
+        os._exit(7)
+    if what == "leaves":
+        raise SystemExit(3)
+    if what == "hangs":
+        time.sleep(600)
+    if what == "fills":
+        np.zeros(1 << 62, np.uint8)
+    if what == "cannot read":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "pread", failing(errno.EIO))
+            return do(job)
+    return do(job)
+
+
+BEFALLS = {
+    "killed": "died, and again when it was alone (killed by SIGKILL)",
+    "crashes": "died, and again when it was alone (killed by SIGSEGV)",
+    "exits": "died, and again when it was alone (exit code 7)",
+    "leaves": "died, and again when it was alone (exit code 3)",
+    "hangs": "it took longer than 4 s and was stopped",
+    "fills": "died, and again when it was alone (out of memory)",
+    "cannot read": "could not be read: Input/output error",
+}
+
+
+def failing(code: int):
+    def fail(*_: object, **__: object):
+        raise OSError(code, os.strerror(code), "raw.zip")
+
+    return fail
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    return write_published_set(tmp_path_factory.mktemp("set"), 2, CLIPS_PER_CHUNK, 1.5)
+
+
+@pytest.fixture(scope="module")
+def whole(published, tmp_path_factory) -> dict[str, dict[str, bytes]]:
+    """Storage -> the cache of a run that lost nothing."""
+    made = {}
+    for storage in ("raw", "jpeg"):
+        p = chosen(tmp_path_factory.mktemp(storage), published, storage=storage)
+        build.build(p)
+        made[storage] = content(p.cache_dir)
+    return made
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """Says which clips (by number) meet with what from now on."""
+    plan = tmp_path / "befalls.json"
+    monkeypatch.setenv(PLAN, str(plan))
+    monkeypatch.setattr(parts, "do", befallen)
+
+    def set_to(**befalls: int) -> None:
+        plan.write_text(
+            json.dumps({clip_id_of(n): w.replace("_", " ") for w, n in befalls.items()})
+        )
+
+    set_to()
+    return set_to
+
+
+@pytest.mark.parametrize("storage", ["raw", "jpeg"])
+def test_lost_clips_are_rows_and_a_build_that_reads_them_makes_the_same_bytes(
+    published, whole, world, tmp_path, storage
+):
+    how = {"num_workers": 2, "clip_timeout_s": 4, "storage": storage}
+    p = chosen(tmp_path, published, **how)
+    world(killed=1, hangs=2, fills=4)
+    built = build.build(p)
+    assert [row["clip_id"] for row in built.lost] == [clip_id_of(n) for n in (1, 2, 4)]
+    assert not built.damaged and built.figures["num_damaged"] == 0
+    assert built.figures["num_lost"] == 3 and built.figures["num_clips"] == NUM_CLIPS - 3
+    for row, kind in zip(built.lost, ("killed", "hangs", "fills"), strict=True):
+        assert row["state"] == "lost" and BEFALLS[kind] in row["reason"]
+    shown = repr(tables.damaged(built.clips))
+    assert shown.count("  lost  ") == 3 and "run the same command again" in shown
+    assert memmap.verify(p.cache_dir).num_clips == NUM_CLIPS - 3, "what was read is a whole cache"
+    lacking = content(p.cache_dir)
+    world(killed=1, hangs=2, fills=4)
+    again = build.build(p)
+    assert again.figures["num_clips_read"] == 3 and again.clips == built.clips
+    assert content(p.cache_dir) == lacking, "lost once more, nothing has changed"
+    world(killed=2)
+    assert [row["clip_id"] for row in build.build(p).lost] == [clip_id_of(2)]
+    world()
+    mended = build.build(p)
+    assert mended.figures["num_clips_read"] == 1 and not mended.lost
+    assert content(p.cache_dir) == whole[storage]
+
+
+@pytest.mark.parametrize("kind", ["crashes", "exits", "leaves", "cannot read"])
+def test_whatever_ends_a_worker_the_clip_is_lost_and_tried_again(
+    published, whole, world, tmp_path, kind
+):
+    p = chosen(tmp_path, published)
+    world(**{kind.replace(" ", "_"): 0})
+    [row] = build.build(p).lost
+    assert row["clip_id"] == clip_id_of(0) and BEFALLS[kind] in row["reason"]
+    world()
+    assert not build.build(p).lost
+    assert content(p.cache_dir) == whole["raw"]
+
+
+def test_a_share_counts_lost_clips_and_the_build_that_follows_reads_them(
+    published, whole, world, tmp_path
+):
+    p = chosen(tmp_path, published)
+    world(killed=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(share, "make_part", befallen)
+        figures = share.build_share(p, 1, 2)
+    assert (figures["num_made"], figures["num_lost"], figures["num_damaged"]) == (2, 1, 0)
+    world()
+    assert not build.build(p).lost
+    assert content(p.cache_dir) == whole["raw"]
+
+
+CAUSES = {
+    "the zip's directory": (stored_zip.zipfile, "ZipFile"),
+    "a member's header": (stored_zip.os, "pread"),
+    "the calibration": (pq, "ParquetFile"),
+}
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE])
+@pytest.mark.parametrize("cause", CAUSES)
+def test_a_disk_that_fails_is_no_damaged_clip(published, tmp_path, monkeypatch, cause, code):
+    """The disk fails once: what was read of this clip must not stand as its fault."""
+    job = parts.Job(
+        clip_id_of(0), 0, published, build.recipe_of(chosen(tmp_path, published)), tmp_path / "a"
+    )
+    for path in published.rglob("*.zip"):
+        os.utime(path)  # no directory is known from before
+    with monkeypatch.context() as patch:
+        patch.setattr(*CAUSES[cause], failing(code))
+        outcome = parts.make_part(job)
+    if cause == "the calibration" and outcome.reason is None:
+        pytest.fail("nothing was read of the tables")
+    assert outcome.is_lost and os.strerror(code) in outcome.reason
+    assert parts.make_part(job).reason is None
+
+
+def test_a_folder_or_a_loop_in_the_place_of_a_raw_file_is_the_machines(published, tmp_path):
+    folder = tmp_path / "set"
+    shutil.copytree(published, folder)
+    p = chosen(tmp_path, folder)
+    path = folder / chunk_path(CAMERAS[1], 0)
+    kept = path.read_bytes()
+    for spoil in (lambda: path.mkdir(), lambda: path.symlink_to(path.name), lambda: None):
+        path.unlink()
+        spoil()
+        built = build.build(p)
+        assert [row["chunk"] for row in built.lost] == [0] * CLIPS_PER_CHUNK and not built.damaged
+        assert all("could not be read" in row["reason"] for row in built.lost)
+        if path.is_dir():
+            path.rmdir()
+            path.touch()
+        elif not path.is_symlink():
+            path.touch()
+    path.write_bytes(kept)
+    assert not build.build(p).lost
+
+
+def test_what_is_wrong_with_the_content_stays_damaged(published, tmp_path):
+    """A place that the content names, beyond what the system takes, is no failing disk."""
+    folder = tmp_path / "set"
+    shutil.copytree(published, folder)
+    p = chosen(tmp_path, folder)
+    path = folder / chunk_path(CAMERAS[0], 0)
+    entry = re.compile(rb"(PK\x01\x02.{38}).{4}", re.DOTALL)  # ends with where its member lies
+    path.write_bytes(entry.sub(rb"\1\xff\xff\xff\x7f", path.read_bytes()))
+    built = build.build(p)
+    assert len(built.damaged) == CLIPS_PER_CHUNK and not built.lost
+
+
+# Runs that evict.
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory) -> Path:
+    return evicting_run.write(tmp_path_factory.mktemp("published"))
+
+
+@pytest.fixture
+def served(large) -> Iterator[local_hub.LocalHub]:
+    with local_hub.serve(large, REPO) as hub:
+        yield hub
+
+
+def test_raw_files_of_a_lost_clip_are_not_evicted_and_not_fetched_again(served, world, tmp_path):
+    p = evicting_run.chosen(evicting_run.params(tmp_path), served)
+    world(killed=4)  # of chunk 1
+    built = build.build(p, hub=hub_of(served))
+    assert [row["clip_id"] for row in built.lost] == [clip_id_of(4)]
+    there = raw_files(p)
+    assert len(there) == FILES_PER_CHUNK and all("chunk_0001" in name for name in there)
+    assert len(evicted.read_evicted(p)) == FILES_PER_CHUNK * (NUM_CHUNKS - 1)
+    before = len(served.requests)
+    assert build.build(p, hub=hub_of(served)).lost and raw_files(p) == there
+    world()
+    mended = build.build(p, hub=hub_of(served))
+    assert len(served.requests) == before, "nothing is fetched for it"
+    assert mended.figures["num_clips_read"] == 1 and raw_files(p) == []
+    kept = evicting_run.chosen(evicting_run.params(tmp_path / "kept", evict=False), served)
+    build.build(kept)
+    assert evicting_run.content(p) == evicting_run.content(kept)
+
+
+def test_where_lost_chunks_leave_no_room_the_stage_stops_with_one_sentence(served, world, tmp_path):
+    p = evicting_run.chosen(evicting_run.params(tmp_path), served)
+    tight = evicting_run.params(tmp_path, least_gb(p))
+    world(killed=1)  # of chunk 0, which comes first
+    with pytest.raises(AvomniError, match="raw files of 1 chunks stay, as clips") as caught:
+        build.build(tight, hub=hub_of(served))
+    assert "run the same command again" in caught.value.fix
+    assert all("chunk_0000" in name for name in raw_files(p))
+    enough = float(caught.value.fix.split("target_size_gb: ")[1].split(" ")[0])
+    roomy = evicting_run.params(tmp_path / "roomy", enough)
+    built = build.build(evicting_run.chosen(roomy, served), hub=hub_of(served))
+    assert built.figures["peak_bytes"] <= enough * 1e9 and len(built.lost) == 1
+    world()
+    assert not build.build(tight, hub=hub_of(served)).lost
+    assert raw_files(p) == []
+
+
+def least_gb(p: Params) -> float:
+    """The least budget that goes through."""
+    small = p.model_copy(
+        update={"download": p.download.model_copy(update={"target_size_gb": 1e-6})}
+    )
+    with pytest.raises(AvomniError) as caught:
+        build.build(small)
+    return float(caught.value.fix.split("target_size_gb: ")[1].split(" ")[0])
+
+
+# The stage.
+
+
+def finished(p: Params) -> build.Built:
+    """03 as its notebook runs it, without the pictures."""
+    for name in ("01_audit", "02_download"):
+        runs.start(p, name).finish({}, digest="the same")
+    stage = runs.start(p, "03_etl")
+    built = build.build(p)
+    stage.finish(built.figures, sorted(p.cache_dir.glob("shard_*/*.*")), built.cache.digest)
+    return built
+
+
+def test_a_stage_that_lost_a_clip_runs_again_and_the_stages_after_it_stand_until_it_changes(
+    published, world, tmp_path
+):
+    p = chosen(tmp_path, published)
+    world(killed=1)
+    finished(p)
+    for name in ("04_tiles", "05_train"):
+        runs.start(p, name).finish({}, digest=name)
+    state = runs.state(p, "03_etl")
+    assert not state.done and "1 clip lost to a fault of the machine" in state.reason
+    assert "the next run tries again" in state.reason
+    assert runs.state(p, "02_download").done
+    assert runs.state(p, "04_tiles").done and runs.state(p, "05_train").done
+    finished(p)
+    assert not runs.state(p, "03_etl").done and runs.state(p, "05_train").done, "lost once more"
+    world()
+    finished(p)
+    assert runs.state(p, "03_etl").done
+    for name in ("04_tiles", "05_train"):
+        assert "03_etl made something else since" in runs.state(p, name).reason
+
+
+def test_a_training_that_was_ended_early_goes_on_before_lost_clips_are_tried_again(
+    published, world, tmp_path
+):
+    """Another cache would be another training, from its first step."""
+    p = chosen(tmp_path, published)
+    world(killed=1)
+    built = finished(p)
+    checkpoint = p.checkpoints_dir / "0123456789ab" / "checkpoint-5"
+    checkpoint.mkdir(parents=True)
+    plan = checkpoint.parent / "training.json"
+    plan.write_text(json.dumps({"cache": built.cache.digest}))
+    state = runs.state(p, "03_etl")
+    assert state.done and "1 clip lost" in state.reason
+    assert "tried again when the training that has begun is through" in state.reason
+    plan.write_text(json.dumps({"cache": "another"}))
+    assert not runs.state(p, "03_etl").done
+    plan.write_text(json.dumps({"cache": built.cache.digest}))
+    runs.start(p, "05_train").finish({}, digest="05_train")
+    assert not runs.state(p, "03_etl").done
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), "soon"])
+def test_the_limit_of_a_clip_is_a_number_of_seconds(tmp_path, seconds):
+    with pytest.raises(AvomniError, match="clip_timeout_s"):
+        Params.from_values(folder_run.values(tmp_path, tmp_path, clip_timeout_s=seconds))
