@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-LARGEST, LONGEST_TEXT, LONGEST_NAME = 1e12, 1000, 200
+SMALLEST, LARGEST = 1e-12, 1e12  # but for 0
+LONGEST_TEXT, LONGEST_NAME = 1000, 200
 INTEGER = r"[-+]?(0|[1-9][0-9]*)"
 NUMBER = r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"
 
@@ -95,8 +96,8 @@ def _scalar(value: Any, kinds: set[Any]) -> Any:
     elif isinstance(value, int | float):
         if bool in kinds:
             raise ValueError("write true or false")
-        if kinds & {int, float} and LARGEST < abs(value) < float("inf"):
-            raise ValueError(f"is beyond {LARGEST:g}")
+        if LARGEST < abs(value) < float("inf") or 0 < abs(value) < SMALLEST:
+            raise ValueError(f"is of no size that is meant: {SMALLEST:g} to {LARGEST:g}")
         if str in kinds:
             raise ValueError("text is wanted: put it in quotes")
     return value
@@ -218,7 +219,7 @@ class ProcessingParams(Section):
 
     sequence_length: Annotated[int, Field(ge=2, le=100_000)] = Field(16, description="frames in a window")
     stride: Positive = Field(8, description="frames from one window's start to the next one's")
-    sample_hz: Annotated[float, Field(ge=0.01, le=1000)] = Field(
+    sample_hz: Annotated[float, Field(gt=0, le=1000)] = Field(
         10.0, description="sampled frames a second"
     )
     tile_width: Annotated[int, Field(ge=8, le=8192)] = Field(
