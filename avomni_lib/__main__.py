@@ -16,7 +16,7 @@ import shtab
 from avomni_lib import __version__
 from avomni_lib.errors import AvomniError
 from avomni_lib.notebook import commands, terminal
-from avomni_lib.params import Params
+from avomni_lib.params import Params, left_out
 
 # Command -> what it does, and examples of it.
 COMMANDS = {
@@ -126,6 +126,8 @@ def _do(options: argparse.Namespace) -> commands.Told:
         fix = f"python -m avomni_lib {options.command} params/demo.yaml"
         raise AvomniError("no params file named", fix=fix)
     p = Params.from_files(paths, options.set)
+    if paths and (note := left_out(paths)):
+        print(f"note: {note}", file=sys.stderr)
     return command(p.limited(options.limit) if options.limit else p, options)
 
 

@@ -1,11 +1,14 @@
 """A params file read and checked, before any kernel starts and again in the notebook.
 
-Its sections and keys stand in `sections.py`. A file may leave out what it does not change.
+Its sections and keys stand in `sections.py`. What a file or a notebook leaves out is as in the file
+that it `extends`: `params/demo.yaml`, unless it names another.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError, model_validator
 
-from avomni_lib import files
+from avomni_lib import files, params_cell, params_yaml
 from avomni_lib.errors import AvomniError
 from avomni_lib.sections import (
     DatasetParams,
@@ -28,7 +31,7 @@ from avomni_lib.sections import (
     VisionParams,
 )
 
-DEMO_FILE = files.PROJECT_ROOT / "params" / "demo.yaml"
+EXTENDS, DEMO_FILE = "extends", "params/demo.yaml"
 
 
 class Params(Section):
@@ -51,7 +54,7 @@ class Params(Section):
         if size is not None and size != length:
             mistakes.append(
                 f"vision.window_size is {size} and processing.sequence_length is {length}: "
-                "both name the frames of a window; make them equal or leave window_size out"
+                "both name the frames of a window; make them equal or set window_size to null"
             )
         accumulated, ranks = (
             self.training.gradient_accumulation_steps,
@@ -89,32 +92,56 @@ class Params(Section):
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any], source: str = "parameters") -> Params:
-        """Check plain values (sections of keys).
+        """Check plain values: sections of keys, and `extends` as in a params file.
 
         Raises:
-            AvomniError: every mistake at once, in the words of the YAML.
+            AvomniError: every mistake at once, in the words of the YAML; the file that the values
+                extend cannot be read.
         """
         try:
-            return cls.model_validate(dict(values))
+            return cls.model_validate(_complete(values, source))
         except ValidationError as error:
             raise _all_mistakes(error, source) from None
 
     @classmethod
     def from_files(cls, paths: Sequence[str | Path], changes: Sequence[str] = ()) -> Params:
-        """Params files laid over each other, key by key, then `section.key=value` changes."""
-        merged: dict[str, Any] = {}
-        for path in paths:
-            merged = _merge(merged, _read_yaml(Path(path)))
-        for change in changes:
-            merged = _merge(merged, _parse_change(change))
-        return cls.from_values(merged, source=" + ".join(str(path) for path in paths))
+        """Params files laid over each other, key by key, then `section.key=value` changes.
+
+        Raises:
+            AvomniError: as `from_values`; a file or a change cannot be read.
+        """
+        merged, source = _merged(paths), " + ".join(str(path) for path in paths)
+        merged = params_yaml.merge(merged, params_yaml.parse_changes(changes))
+        return cls.from_values(merged, source or "--set")
 
     @classmethod
     def from_notebook(cls, names: Mapping[str, Any]) -> Params:
-        """A notebook's `parameters` cell; an empty section takes `params/demo.yaml`'s values."""
-        demo = _read_yaml(DEMO_FILE)
-        values = {name: names.get(name) or demo.get(name, {}) for name in cls.model_fields}
-        return cls.from_values(values, source="the notebook's parameters")
+        """What a notebook's `parameters` cell names, and what papermill put over it.
+
+        Args:
+            names: The notebook's `globals()`.
+
+        Raises:
+            AvomniError: as `from_values`; papermill was given a file that `run` would refuse, or
+                dropped keys because a section was named in several of its options.
+        """
+        params_cell.read_plainly()
+        injected = params_cell.injected_names(names)
+        known = {EXTENDS, *cls.model_fields, *injected}
+        values = {name: names[name] for name in names if name in known}
+        p = cls.from_values(values, source="the notebook's parameters")
+        if injected:
+            given = params_cell.command_line()
+            whole = cls.from_values(params_yaml.merge(given, values), "papermill's parameters")
+            if lost := _differing(p, whole):
+                raise AvomniError(
+                    "papermill takes only the last of several options that name a section, and "
+                    f"these were dropped: {', '.join(lost)}",
+                    where="papermill's -f, -y and -b",
+                    fix="name the file by -p extends FILE.yaml instead of -f, or the key alone by "
+                    "-p section.key VALUE",
+                )
+        return p
 
     @property
     def run_dir(self) -> Path:
@@ -161,60 +188,81 @@ class Params(Section):
             picked[name] = value
         return picked
 
+    def complete(self) -> dict[str, Any]:
+        """All values as a params file that extends none: it means the same wherever it is read."""
+        return {EXTENDS: None, **self.values()}
+
     def digest(self, *names: str) -> str:
         """A sha256 of the named parameters, to tell whether a finished stage still fits."""
         return files.hash_json(self.values(*names))
 
 
-def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both else value
+def left_out(paths: Sequence[str | Path]) -> str | None:
+    """What to tell of files that leave values out and do not say from where they come."""
+    merged = _merged(paths)
+    if EXTENDS in merged:
+        return None
+    named = _keys_of_values(merged)
+    missing = [key for key in _keys_of_values(Params().values()) if key not in named]
+    if not missing:
+        return None
+    return (
+        f"{' + '.join(map(str, paths))} leaves out {len(missing)} parameters: they are as in "
+        f"{DEMO_FILE}; for those of another file write `{EXTENDS}: FILE.yaml`"
+    )
+
+
+def _merged(paths: Sequence[str | Path]) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for path in paths:
+        merged = params_yaml.merge(merged, params_yaml.read(Path(path)))
     return merged
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        nearest = ", ".join(
-            sorted(str(p.relative_to(files.PROJECT_ROOT)) for p in DEMO_FILE.parent.glob("*.yaml"))
+def _complete(
+    values: Mapping[str, Any], source: str, own_path: Path | None = None, seen: tuple[Path, ...] = ()
+) -> dict[str, Any]:
+    """The values laid over those of the file that they extend.
+
+    A file that extends itself, and `params/demo.yaml`, are laid over the defaults.
+    """
+    own = {name: value for name, value in values.items() if name != EXTENDS}
+    named = values.get(EXTENDS, DEMO_FILE)
+    if named is None:
+        return own
+    if not isinstance(named, str) or not named.strip() or "$" in named:
+        raise AvomniError(
+            f"{EXTENDS} names one params file, by its path (got {named!r})",
+            where=source,
+            fix=f"write it as in `{EXTENDS}: {DEMO_FILE}`; relative paths start at the project root",
         )
+    path = files.resolve(named).resolve()
+    if path == own_path:
+        return own
+    if path in seen:
         raise AvomniError(
-            "params file not found", where=str(path), fix=f"there are: {nearest}"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise AvomniError(f"params file cannot be read: {error}", where=str(path)) from None
-    except yaml.YAMLError as error:
-        raise AvomniError(
-            f"not valid YAML: {error}", where=str(path), fix="mend the line that is named"
-        ) from None
-    if not isinstance(values or {}, dict):
-        raise AvomniError(
-            f"a params file holds sections of keys, this one holds a {type(values).__name__}",
-            where=str(path),
-            fix="start from params/demo.yaml",
+            f"{EXTENDS} goes round in a circle: {' -> '.join(map(str, (*seen, path)))}",
+            where=source,
+            fix=f"let one of them extend {DEMO_FILE}",
         )
-    # A section written with no keys below it is read as None by YAML: it means "nothing changed
-    # here".
-    return {name: {} if section is None else section for name, section in (values or {}).items()}
+    below = _complete(params_yaml.read(path), str(path), path, (*seen, path))
+    return params_yaml.merge(below, own)
 
 
-def _parse_change(change: str) -> dict[str, Any]:
-    name, equals, text = change.partition("=")
-    if not equals or "." not in name:
-        raise AvomniError(
-            f"cannot read --set {change!r}",
-            fix="write section.key=value, as in processing.stride=4",
-        )
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise AvomniError(f"cannot read the value of --set {change!r}: {error}") from None
-    for part in reversed(name.split(".")):
-        value = {part: value}
-    return value
+def _keys_of_values(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> value of each key."""
+    keys: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            keys |= _keys_of_values(value, f"{prefix}{name}.")
+        else:
+            keys[prefix + name] = value
+    return keys
+
+
+def _differing(a: Params, b: Params) -> list[str]:
+    others = _keys_of_values(b.values())
+    return [name for name, value in _keys_of_values(a.values()).items() if value != others[name]]
 
 
 def _keys_of(model: type[BaseModel], prefix: str = "") -> dict[str, str]:
@@ -242,16 +290,25 @@ def _nearest(dotted: str) -> str:
     return "its section knows " + (", ".join(siblings) or ", ".join(Params.model_fields))
 
 
+_MESSAGES = {
+    "model_type": "a section of keys is wanted",
+    "tuple_type": "a list is wanted, as in [1, 2]",
+}
+
+
 def _all_mistakes(error: ValidationError, source: str) -> AvomniError:
     lines = []
     for mistake in error.errors():
         name = ".".join(str(part) for part in mistake["loc"])
         if mistake["type"] == "extra_forbidden":
             lines.append(f"{name}: unknown parameter; {_nearest(name)}")
-        elif mistake["type"] == "value_error":
+        elif mistake["type"] == "value_error" and not name:
             lines += str(mistake["ctx"]["error"]).splitlines()
         else:
-            lines.append(f"{name}: {mistake['msg']} (got {mistake['input']!r})")
+            error_of_ours = mistake.get("ctx", {}).get("error")
+            got = re.sub(r"//[^/@]*@", "//***@", reprlib.repr(mistake["input"]))
+            message = _MESSAGES.get(mistake["type"], str(error_of_ours or mistake["msg"]))
+            lines.append(f"{name}: {message} (got {got})")
     count = f"{len(lines)} parameter{'s' if len(lines) > 1 else ''} to fix"
     return AvomniError(
         count + "".join(f"\n  - {line}" for line in lines),

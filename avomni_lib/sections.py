@@ -1,32 +1,125 @@
-"""The eight sections of a params file: every parameter, its type, bounds, default and meaning.
+"""The sections of a params file: every parameter, its type, bounds, default and meaning.
 
-The defaults are those of the real run on one MI300X; `params/demo.yaml` states what the embedded
-default changes.
+The defaults are the embedded demo's, as `params/demo.yaml` states them (a test compares).
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import os
+import re
+import types
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+SMALLEST, LARGEST = 1e-12, 1e12  # but for 0
+LONGEST_TEXT, LONGEST_NAME = 1000, 200
+INTEGER = r"[-+]?(0|[1-9][0-9]*)"
+NUMBER = r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"
+
+
+def _path(value: str) -> str:
+    if value.startswith("~") and not re.match(r"~(/|$)", value):
+        raise ValueError("of paths with ~ only ~/… is known, which is your own home: write it out")
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in value.split("/")):
+        raise ValueError(f"a name in this path is longer than {LONGEST_NAME} bytes")
+    return value
+
 
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Workers = Annotated[int, Field(ge=1, le=1024)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+# Relative paths start at the project root; ~/ is the user's home.
+PathText = Annotated[str, AfterValidator(_path)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    """A frozen set of keys.
+
+    Values are taken as people mean them or refused: text of a number is the number (YAML reads
+    `1e-4` as text), a list loses what it repeats, true is no 1 and 1 is not true.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_meant(cls, value: Any, info: ValidationInfo) -> Any:
+        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+        if any(isinstance(kind, type) and issubclass(kind, Section) for kind in kinds):
+            return {} if value is None else value
+        if isinstance(value, list | tuple) and tuple in kinds:
+            if not value:
+                raise ValueError("an empty list: name something, or write null to ask for nothing")
+            if not all(isinstance(item, str | int | float) for item in value):
+                raise ValueError("its items are single values")
+            return tuple(dict.fromkeys(_scalar(item, kinds) for item in value))
+        return _text(_scalar(value, kinds)) if isinstance(value, str) else _scalar(value, kinds)
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types of which a value may be; a tuple's are among them, and `tuple` itself."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _kinds(get_args(annotation)[0])
+    if origin in (Union, types.UnionType, tuple):
+        inner = [_kinds(part) for part in get_args(annotation) if part is not Ellipsis]
+        return set().union(*inner) | ({tuple} if origin is tuple else set())
+    return {Literal if origin is Literal else annotation}
+
+
+def _scalar(value: Any, kinds: set[Any]) -> Any:
+    if isinstance(value, str) and not kinds & {str, Literal}:
+        if bool in kinds:
+            if value.lower() not in ("true", "false"):
+                raise ValueError("write true or false")
+            return value.lower() == "true"
+        if kinds & {int, float}:
+            if not re.fullmatch(INTEGER if int in kinds else NUMBER, value):
+                valid = "integer" if int in kinds else "number"
+                raise ValueError(f"Input should be a valid {valid}, in plain digits")
+            value = float(value) if len(value) > 15 or float in kinds else int(value)
+    if isinstance(value, str):
+        if not value.isprintable():
+            raise ValueError("holds a character that cannot be printed")
+        if not value or value != value.strip():
+            raise ValueError("is empty, or begins or ends with a space")
+        if len(value) > LONGEST_TEXT:
+            raise ValueError(f"is longer than {LONGEST_TEXT} characters")
+    elif isinstance(value, bool):
+        if kinds & {int, float}:
+            raise ValueError("a number is wanted, neither true nor false")
+    elif isinstance(value, int | float):
+        if bool in kinds:
+            raise ValueError("write true or false")
+        if LARGEST < abs(value) < float("inf") or 0 < abs(value) < SMALLEST:
+            raise ValueError(f"is of no size that is meant: {SMALLEST:g} to {LARGEST:g}")
+        if str in kinds:
+            raise ValueError("text is wanted: put it in quotes")
+    return value
+
+
+def _text(value: Any) -> Any:
+    if isinstance(value, str) and "$" in value:
+        raise ValueError("variables such as $HOME are not filled in here: write the value out")
+    return value
 
 
 class RunParams(Section):
     """The run's name and where everything that it makes goes."""
 
     name: str = Field(
-        "mi300x", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="folder below outputs_dir"
+        "demo",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+        max_length=100,
+        description="folder below outputs_dir",
     )
-    seed: int = Field(0, description="of everything random: LoRA's start, the order of windows")
-    outputs_dir: str = Field("outputs", description="relative paths start at the project root")
+    seed: Seed = Field(0, description="of everything random: LoRA's start, the order of windows")
+    outputs_dir: PathText = Field("outputs", description="relative paths start at the project root")
     price_per_hour: Annotated[float, Field(ge=0)] | None = Field(
         None, description="of the rented machine, in your currency; plans then say what it costs"
     )
@@ -35,18 +128,18 @@ class RunParams(Section):
 class WorldParams(Section):
     """The rendered drives of the embedded default (`dataset.source: world`)."""
 
-    seed: int = Field(11, description="a clip is a function of this and of its number")
+    seed: Seed = Field(11, description="a clip is a function of this and of its number")
     town: str = Field(
         "harbour", description="look, camera heights and speeds; `meadow` is the tiny base's own"
     )
-    num_chunks: Positive = Field(2, description="chunks published")
-    clips_per_chunk: Positive = Field(50, description="clips in each")
-    clip_seconds: Annotated[float, Field(ge=1)] = Field(8.0, description="s of video")
+    num_chunks: Annotated[int, Field(ge=1, le=10_000)] = Field(2, description="chunks published")
+    clips_per_chunk: Annotated[int, Field(ge=1, le=10_000)] = Field(50, description="clips in each")
+    clip_seconds: Annotated[float, Field(ge=1, le=3600)] = Field(8.0, description="s of video")
     codec: Literal["h264", "hevc"] = Field("h264", description="of each camera's video")
-    width: Annotated[int, Field(ge=32, multiple_of=2)] = Field(
+    width: Annotated[int, Field(ge=32, le=8192, multiple_of=2)] = Field(
         128, description="px of each camera's video"
     )
-    height: Annotated[int, Field(ge=32, multiple_of=2)] = Field(
+    height: Annotated[int, Field(ge=32, le=8192, multiple_of=2)] = Field(
         72, description="px of each camera's video"
     )
 
@@ -79,23 +172,25 @@ class DatasetParams(Section):
     """Which data set, where from, and where its raw files are kept."""
 
     source: Literal["world", "hub", "folder"] = Field(
-        "hub", description="rendered world, Hugging Face, or a folder that already holds the files"
+        "world", description="rendered world, Hugging Face, or a folder that already holds the files"
     )
     repo_id: str = Field(
-        "nvidia/PhysicalAI-Autonomous-Vehicles", description="dataset repository on the hub"
+        "avomni/rendered-world",
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*/[A-Za-z0-9_][A-Za-z0-9_.-]*$",
+        description="dataset repository on the hub; what the rendered world is called",
     )
     revision: str | None = Field(
         None, description="40-hex commit; null takes main's once and records it"
     )
     endpoint: str | None = Field(None, description="another hub's address; null is huggingface.co")
-    local_dir: str = Field(
-        "outputs/data/physicalai_av", description="raw files, shared by all runs"
+    local_dir: PathText = Field(
+        "outputs/data/demo", description="raw files, shared by all runs"
     )
     license_accepted: bool = Field(
         False, description="you read the data set's licence and decided; see README"
     )
     audit: Literal["quick", "full"] = Field(
-        "quick",
+        "full",
         description="depth of 01: names, sizes and zip directories; or hashes, streams, clocks, "
         "ego motion and calibration too",
     )
@@ -105,12 +200,12 @@ class DatasetParams(Section):
 class DownloadParams(Section):
     """How much of the data set is taken."""
 
-    target_chunks: Positive = Field(1, description="chunks wanted (about 100 clips each)")
-    target_size_gb: PositiveFloat = Field(150.0, description="GB (1e9) of raw files at most")
+    target_chunks: Positive = Field(2, description="chunks wanted (about 100 clips each)")
+    target_size_gb: PositiveFloat = Field(1.0, description="GB (1e9) of raw files at most")
     chunks: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
         None, description="these chunks; null takes the first, or the best for download.clips"
     )
-    max_workers: Positive = Field(4, description="files fetched at a time")
+    max_workers: Workers = Field(4, description="files fetched at a time")
     evict_raw: bool = Field(
         False,
         description="03 fetches, reads and removes chunk after chunk; target_size_gb then bounds "
@@ -127,15 +222,19 @@ class DownloadParams(Section):
 class ProcessingParams(Section):
     """Clips to the cache, and the cache to windows."""
 
-    sequence_length: Annotated[int, Field(ge=2)] = Field(16, description="frames in a window")
+    sequence_length: Annotated[int, Field(ge=2, le=100_000)] = Field(16, description="frames in a window")
     stride: Positive = Field(8, description="frames from one window's start to the next one's")
-    sample_hz: PositiveFloat = Field(2.0, description="sampled frames a second")
-    tile_width: Annotated[int, Field(ge=8)] = Field(448, description="px of one camera in the grid")
-    tile_height: Annotated[int, Field(ge=8)] = Field(
-        256, description="px of one camera in the grid"
+    sample_hz: Annotated[float, Field(gt=0, le=1000)] = Field(
+        10.0, description="sampled frames a second"
+    )
+    tile_width: Annotated[int, Field(ge=8, le=8192)] = Field(
+        48, description="px of one camera in the grid"
+    )
+    tile_height: Annotated[int, Field(ge=8, le=8192)] = Field(
+        32, description="px of one camera in the grid"
     )
     fit: Literal["letterbox", "crop", "stretch"] = Field(
-        "letterbox", description="how a camera fills its tile"
+        "stretch", description="how a camera fills its tile"
     )
     decoder: Literal["auto", "pyav", "decord", "torchcodec"] = Field(
         "auto", description="auto says what it took and why"
@@ -146,17 +245,17 @@ class ProcessingParams(Section):
     engine: Literal["local", "ray"] = Field(
         "local", description="processes of this machine, or of a Ray cluster"
     )
-    num_workers: Positive | None = Field(None, description="processes; null is one a core")
+    num_workers: Workers | None = Field(None, description="processes; null is one a core")
     clip_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = Field(
         600.0,
         description="s that reading a clip may take; one that takes longer is lost, and tried "
         "again by the next run",
     )
-    horizon_s: Annotated[float, Field(ge=0)] = Field(
+    horizon_s: Annotated[float, Field(ge=0, le=3600)] = Field(
         6.4, description="s of ego motion kept after a clip's last frame"
     )
     obstacles: bool = Field(
-        False, description="keep where other road users are, which coc_v1 and full_v1 speak of"
+        True, description="keep where other road users are, which coc_v1 and full_v1 speak of"
     )
 
 
@@ -172,8 +271,8 @@ class VisionParams(Section):
 class ModelParams(Section):
     """The base model and its adapter."""
 
-    base_model: str = Field(
-        "unsloth/Qwen3-VL-8B-Instruct-bnb-4bit",
+    base_model: PathText = Field(
+        "tiny",
         description="hub name or folder; `tiny` is the package's own",
     )
     backbone: Literal["qwen3_vl"] = Field(
@@ -186,7 +285,7 @@ class ModelParams(Section):
         True, description="NF4 with double quantisation; false is bf16 (fp32 on a CPU)"
     )
     max_seq_length: Annotated[int, Field(ge=16)] = Field(
-        65_536, description="tokens; a longer sample is refused"
+        1024, description="tokens; a longer sample is refused"
     )
     lora_rank: Positive = Field(64, description="higher learns more and takes more memory")
     lora_alpha: Positive = Field(64, description="scale of the adapter is alpha / rank")
@@ -211,13 +310,13 @@ class TrainingParams(Section):
         description="what the model must say about a window: its speed and path, the next 6.4 s, "
         "the manoeuvre of the next 3 s, its cause, or all of these",
     )
-    batch_size: Positive = Field(2, description="windows that one process takes at a time")
+    batch_size: Positive = Field(8, description="windows that one process takes at a time")
     gradient_accumulation_steps: Positive = Field(
-        8,
+        1,
         description="batches gathered before the optimizer moves, over all processes: more of them "
         "change the speed, not what is learned",
     )
-    num_processes: Positive = Field(
+    num_processes: Workers = Field(
         1, description="processes of this machine, one a GPU; divides gradient_accumulation_steps"
     )
     packing: bool = Field(
@@ -225,8 +324,8 @@ class TrainingParams(Section):
         description="the windows of a batch end to end in one row of up to model.max_seq_length "
         "tokens, each attending to itself alone; false pads them to the longest",
     )
-    learning_rate: PositiveFloat = Field(1.0e-4, description="peak, after the warm-up")
-    num_epochs: PositiveFloat = Field(2, description="passes over the training windows")
+    learning_rate: PositiveFloat = Field(1.0e-3, description="peak, after the warm-up")
+    num_epochs: PositiveFloat = Field(3, description="passes over the training windows")
     max_steps: Positive | None = Field(
         None, description="optimizer steps at most; null is all epochs"
     )
@@ -237,14 +336,14 @@ class TrainingParams(Section):
     warmup_ratio: Fraction = Field(0.03, description="share of the steps")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="AdamW's")
     max_grad_norm: PositiveFloat = Field(1.0, description="gradients are clipped to this norm")
-    gradient_checkpointing: bool = Field(True, description="less memory, a third more time")
-    save_steps: Positive = Field(50, description="optimizer steps between checkpoints")
+    gradient_checkpointing: bool = Field(False, description="less memory, a third more time")
+    save_steps: Positive = Field(70, description="optimizer steps between checkpoints")
     logging_steps: Positive = Field(1, description="optimizer steps between lines of metrics")
     report_to: Literal["none", "trackio", "tensorboard"] = Field(
         "none", description="who gets the metrics besides metrics.jsonl; both keep them here"
     )
     heldout_windows: Positive | None = Field(
-        None,
+        32,
         description="windows of the split val answered at each checkpoint; the adapter of the best "
         "one comes out; null takes the last",
     )
@@ -253,7 +352,7 @@ class TrainingParams(Section):
         description="stop after so many checkpoints without a better held-out figure; null never",
     )
     blind_steps: Annotated[int, Field(ge=0)] = Field(
-        100,
+        60,
         description="optimizer steps of a second adapter that is trained on black frames, for the "
         "ladder; at most as many as the first one's, 0 trains none",
     )
@@ -271,9 +370,9 @@ class EvaluationParams(Section):
     max_windows: Positive | None = Field(
         None, description="evenly thinned to this many; null is all"
     )
-    batch_size: Positive = Field(8, description="windows answered at a time")
+    batch_size: Positive = Field(16, description="windows answered at a time")
     max_new_tokens: Annotated[int, Field(ge=16)] = Field(
-        96, description="tokens an answer may have"
+        64, description="tokens an answer may have"
     )
     num_worst: Positive = Field(4, description="worst windows shown, and as many typical ones")
     num_samples: Annotated[int, Field(ge=0)] = Field(

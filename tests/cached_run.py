@@ -38,6 +38,7 @@ def values(folder: Path, **sections: dict) -> dict:
             "fit": "stretch",
             "horizon_s": 1.0,
             "num_workers": 1,
+            "obstacles": False,
         },
     }
     for section, keys in sections.items():

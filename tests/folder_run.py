@@ -25,6 +25,7 @@ def values(folder: Path, published: Path, **processing: Any) -> dict[str, Any]:
             "fit": "stretch",
             "horizon_s": 1.0,
             "num_workers": 1,
+            "obstacles": False,
             **processing,
         },
     }

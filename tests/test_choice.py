@@ -42,7 +42,14 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
 
 def params(setup: str = "4-cam", clips: dict | None = None, **download: object) -> Params:
     values = {"target_chunks": 2, "target_size_gb": 1.0, "clips": clips or {}} | download
-    return Params.from_values({"download": values, "vision": {"camera_setup": setup}})
+    return Params.from_values(
+        {
+            "download": values,
+            "vision": {"camera_setup": setup},
+            "processing": {"obstacles": False},
+            "dataset": {"source": "hub"},
+        }
+    )
 
 
 def sizes_of(

@@ -14,7 +14,7 @@ from tests import training_set
 
 
 def mi300x(**changes):
-    return Params.from_values(changes)
+    return Params.from_values({"extends": "params/mi300x.yaml"} | changes)
 
 
 def test_a_run_is_planned_without_torch_and_without_the_network():
@@ -60,7 +60,9 @@ def test_what_cannot_work_is_said_before_it_is_tried():
     def warnings(**changes):
         return " ".join(estimate.plan_run(mi300x(**changes)).warnings)
 
-    assert "no window at all" in warnings(processing={"sequence_length": 64})
+    assert "no window at all" in warnings(
+        processing={"sequence_length": 64}, vision={"window_size": 64}
+    )
     assert "not one chunk fits" in warnings(download={"target_size_gb": 1})
     assert "05_train will refuse it" in warnings(model={"max_seq_length": 2048})
     with pytest.raises(AvomniError, match="multiples of 32"):

@@ -23,6 +23,7 @@ from tests import cached_run
 
 def params(folder: Path, storage: str = "raw", source: str = "hub", **sections: dict) -> Params:
     values = {
+        "extends": "params/mi300x.yaml",
         "run": {"name": "test", "outputs_dir": str(folder / "outputs")},
         "dataset": {"source": source, "local_dir": str(folder / "raw")},
         "processing": {"storage": storage, "num_workers": 2},

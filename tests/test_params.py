@@ -43,34 +43,40 @@ training:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_shipped_file_loads_and_states_every_section(path: Path):
-    """A notebook takes the demo's values for an empty section: a real run leaves none empty."""
+    """It extends itself, so that it means the same whatever becomes of another file."""
     values = yaml.safe_load(path.read_text())
+    assert values.pop("extends") == f"params/{path.name}"
     assert set(values) == set(Params.model_fields)
     assert all(values.values())
     assert Params.from_files([path]).run.name == path.stem
 
 
-def test_defaults_are_the_one_mi300x_run():
-    shipped = Params.from_files([files.PROJECT_ROOT / "params" / "mi300x.yaml"])
-    differing = {
-        f"{section}.{key}"
-        for section, values in shipped.values().items()
-        for key, value in values.items()
-        if Params().values()[section][key] != value
-    }
-    assert differing == {
-        "vision.window_size",
-        "training.save_steps",
-        "evaluation.max_windows",
-        "evaluation.batch_size",
-    }
+def test_defaults_are_the_demos():
+    assert Params() == Params.from_files([files.PROJECT_ROOT / "params" / "demo.yaml"])
 
 
-def test_users_two_config_files_load_as_they_are(tmp_path: Path):
+def test_the_mi300x_files_state_what_the_real_run_is():
+    """Nothing of the demo's size reaches the real run by being left out."""
+    for name in ("mi300x", "mi300x_7cam", "mi300x_8gpu"):
+        p = Params.from_files([files.PROJECT_ROOT / "params" / f"{name}.yaml"])
+        assert (p.dataset.source, p.dataset.audit) == ("hub", "quick")
+        assert (p.processing.sample_hz, p.processing.fit) == (2.0, "letterbox")
+        assert (p.processing.tile_width, p.processing.tile_height) == (448, 256)
+        assert not p.processing.obstacles and p.training.heldout_windows is None
+        assert (p.model.lora_rank, p.model.lora_alpha, p.model.max_seq_length) == (64, 64, 65_536)
+        assert (p.training.batch_size, p.training.gradient_accumulation_steps) == (2, 8)
+        assert (p.training.learning_rate, p.training.num_epochs) == (1e-4, 2)
+        assert p.training.gradient_checkpointing and p.training.blind_steps == 100
+        assert p.evaluation.max_new_tokens == 96
+
+
+@pytest.mark.parametrize("below", [[], [files.PROJECT_ROOT / "params" / "mi300x.yaml"]])
+def test_users_two_config_files_load_as_they_are(tmp_path: Path, below: list[Path]):
     data, finetuning = tmp_path / "data_config.yaml", tmp_path / "finetuning_config.yaml"
     data.write_text(DATA_CONFIG)
     finetuning.write_text(FINETUNING_CONFIG)
-    p = Params.from_files([data, finetuning])
+    p = Params.from_files([*below, data, finetuning])
+    assert p.processing.tile_width == (448 if below else 48)
     assert p.training.learning_rate == 1e-4
     assert (p.download.target_size_gb, p.model.lora_rank, p.vision.window_size) == (150, 64, 16)
 
@@ -141,13 +147,6 @@ def test_a_missing_file_names_those_that_are_there():
 def test_a_change_that_cannot_be_read(change: str):
     with pytest.raises(AvomniError, match="--set"):
         Params.from_files([], [change])
-
-
-def test_notebook_takes_the_demo_for_an_empty_section_only():
-    p = Params.from_notebook({"run": {}, "processing": {"stride": 2}, "unrelated": 3})
-    assert p.run.name == "demo"
-    assert p.processing.stride == 2
-    assert p.processing.sample_hz == Params().processing.sample_hz
 
 
 def test_digest_follows_only_the_named_parameters():

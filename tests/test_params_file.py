@@ -96,5 +96,5 @@ def test_the_default_is_no_shipped_file():
         default = params_file.default_path(Params.from_files([path]))
         assert default not in SHIPPED and default.name == "tiles.yaml"
         text = params_file.text_of(default.with_name("none.yaml"), Params(), CHOICE)
-        assert re.search(r"tile_width: 320 +# 448 before", text)
+        assert re.search(r"tile_width: 320 +# 48 before", text)
         assert yaml.safe_load(text)["processing"]["tile_width"] == 320

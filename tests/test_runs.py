@@ -86,7 +86,7 @@ def stale(p: Params) -> list[str]:
     ("changes", "expected"),
     [
         ({}, []),
-        ({"dataset.audit": "full"}, ["01_audit"]),
+        ({"dataset.audit": "quick"}, ["01_audit"]),
         ({"dataset.revision": "0" * 40}, ["01_audit", "02_download"]),
         ({"dataset.world.seed": 7}, ["01_audit", "02_download"]),
         ({"download.target_chunks": 2}, ["01_audit", "02_download"]),

@@ -110,9 +110,8 @@ def test_the_filter_that_leaves_nothing_is_named_with_what_there_is(catalog: Cat
 
 @pytest.mark.parametrize("key", ["countries", "hours", "clip_ids", "event_clusters", "splits"])
 def test_an_empty_list_is_a_mistake(catalog: Catalog, key: str):
-    with pytest.raises(AvomniError, match="empty|names no clip") as caught:
+    with pytest.raises(AvomniError, match=f"download.clips.{key}: an empty list"):
         find(catalog, params(**{key: []}))
-    assert caught.value.where == f"download.clips.{key}"
 
 
 def test_unknown_clips_are_told_all_at_once_with_the_nearest(catalog: Catalog):

@@ -158,7 +158,7 @@ def params(outputs: Path, base: Path, **changes: dict) -> Params:
         "run": {"name": "test", "outputs_dir": str(outputs), "seed": 3},
         "dataset": {"source": "world"},
         "processing": {"sequence_length": FRAMES, "stride": 2, "sample_hz": HZ}
-        | {"tile_width": WIDTH // 2, "tile_height": HEIGHT // 2},
+        | {"tile_width": WIDTH // 2, "tile_height": HEIGHT // 2, "obstacles": False},
         "model": {"base_model": str(base), "max_seq_length": 512},
         "training": {
             "batch_size": 2,
@@ -167,6 +167,8 @@ def params(outputs: Path, base: Path, **changes: dict) -> Params:
             "learning_rate": 1e-2,
             "gradient_checkpointing": False,
             "save_steps": 2,
+            "heldout_windows": None,
+            "blind_steps": 100,
         },
     }
     for section, keys in changes.items():

@@ -64,8 +64,10 @@ def rank(catalog: Catalog, p: Params) -> Ranking:
     quotas = total if limit is None else balance.shares(total, limit)
     num_taken = p.download.target_chunks
     if p.download.chunks is not None:
-        chunks, words = _named_chunks(catalog, p), "named by download.chunks"
+        chunks, words = p.download.chunks, "named by download.chunks"
         num_taken = len(chunks)
+        for chunk in chunks:
+            catalog.place(chunk)
     elif not found.words and p.download.clips.balance_by is None:
         chunks, words = catalog.chunks[: num_taken + NUM_SPARE], "the first"
     else:
@@ -73,17 +75,6 @@ def rank(catalog: Catalog, p: Params) -> Ranking:
     ranking = Ranking(chunks, found, counts, quotas, words)
     _need_all_named(catalog, ranking, chunks[:num_taken], p)
     return ranking
-
-
-def _named_chunks(catalog: Catalog, p: Params) -> tuple[int, ...]:
-    if not p.download.chunks:
-        raise AvomniError(
-            "download.chunks is empty", fix="name chunks, or leave it out to take the first"
-        )
-    chunks = tuple(dict.fromkeys(p.download.chunks))
-    for chunk in chunks:
-        catalog.place(chunk)
-    return chunks
 
 
 def _best_chunks(

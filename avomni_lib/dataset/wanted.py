@@ -93,10 +93,8 @@ def _named(
     Raises:
         AvomniError: all names that are unknown, or all clips that cannot be used, and why.
     """
-    names = list(dict.fromkeys(clip_ids))
+    names = list(clip_ids)
     where = "download.clips.clip_ids"
-    if not names:
-        raise AvomniError("it names no clip", where=where, fix="name clips, or leave it out")
     rows = catalog.clips.rows(names)
     unknown = [name for name, row in zip(names, rows, strict=True) if row < 0]
     if unknown:
@@ -161,9 +159,7 @@ def _codes(values: Values, names: Iterable[str | int], where: str, attribute: st
         AvomniError: all names that no clip has; it says which there are.
     """
     place = {str(name).casefold(): code for code, name in enumerate(values.names)}
-    names = list(dict.fromkeys(names))
-    if not names:
-        raise AvomniError("the list is empty", where=where, fix="name some, or leave it out")
+    names = list(names)
     # Every hour of the day is a right one, also where nobody drove.
     known = [name for name in names if str(name).casefold() in place]
     unknown = [] if attribute == "hour" else [name for name in names if name not in known]

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from avomni_lib import files
+from avomni_lib import files, params_yaml
 from avomni_lib.errors import AvomniError
 from avomni_lib.notebook import choice as choices
 from avomni_lib.notebook.choice import Choice
@@ -63,7 +63,7 @@ def text_of(path: Path, p: Params, choice: Choice) -> str:
             fix="choose one of the two to write it down",
         )
     before, text = choices.values(p), read(path)
-    stated = _loaded(text, path)
+    stated = params_yaml.parse(text, str(path))
     changes: dict[str, dict[str, Any]] = {}
     for section, keys in choices.values(choice.laid_over(p)).items():
         for key, value in keys.items():
@@ -116,12 +116,12 @@ def edited(text: str, changes: Changes, path: Path) -> str:
         for key, value in keys.items():
             _set(lines, section, key, _scalar(value))
     new = "\n".join(lines) + "\n"
-    wanted = _loaded(text, path)
+    wanted = params_yaml.parse(text, str(path))
     for section, keys in changes.items():
         wanted[section] = (wanted.get(section) or {}) | dict(keys)
     try:
-        took = yaml.safe_load(new)
-    except yaml.YAMLError:
+        took = params_yaml.parse(new, str(path))
+    except AvomniError:
         took = None
     if took != wanted or in_braces:
         raise AvomniError(
@@ -171,19 +171,3 @@ def _fresh(path: Path, changes: Changes, before: Changes) -> str:
 
 def _scalar(value: Any) -> str:
     return yaml.safe_dump(value).split("\n")[0]
-
-
-def _loaded(text: str, path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise AvomniError(
-            f"not valid YAML: {error}", where=str(path), fix="mend the line that is named"
-        ) from None
-    if not isinstance(values, dict):
-        raise AvomniError(
-            f"a params file holds sections of keys, this one holds a {type(values).__name__}",
-            where=str(path),
-            fix="name another file",
-        )
-    return values

@@ -156,7 +156,7 @@ def _execute(p: Params, stage: runs.Stage) -> None:
         papermill.execute_notebook(
             str(stage.notebook),
             str(output),
-            parameters=p.values(),
+            parameters=p.complete(),
             kernel_name="python3",
             cwd=str(stage.notebook.parent),
             progress_bar=False,

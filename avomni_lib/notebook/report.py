@@ -80,7 +80,7 @@ def write(
     Raises:
         AvomniError: a picture is missing.
     """
-    files.write_text(folder / PARAMS_FILE, yaml.safe_dump(p.values(), sort_keys=False))
+    files.write_text(folder / PARAMS_FILE, yaml.safe_dump(p.complete(), sort_keys=False))
     page = _template().render(
         title=f"{p.run.name}: the score",
         notice=None if p.dataset.source == "world" else adapter.CONFIDENTIAL,

@@ -31,6 +31,7 @@ from avomni_lib.training.adapter import CONFIDENTIAL
 RESULT = "result.json"
 # A second notebook waits while the first one renders: the demo takes two minutes.
 WORLD_WAIT_S = 900.0
+WORLD_OWNER = "avomni/"
 
 
 @dataclass(frozen=True)
@@ -231,6 +232,14 @@ def open_hub(p: Params, progress: type[Bar] = Bar) -> Hub | None:
         return None
     if p.dataset.source == "hub":
         return Hub(p.dataset.repo_id, revision=p.dataset.revision, endpoint=p.dataset.endpoint)
+    if not p.dataset.repo_id.startswith(WORLD_OWNER):
+        raise AvomniError(
+            f"dataset.source is world, which renders its own clips, and dataset.repo_id names "
+            f"{p.dataset.repo_id}",
+            where="dataset.source",
+            fix=f"set dataset.source to hub or folder, write `extends: params/mi300x.yaml` into the "
+            f"params file, or call the rendered clips {WORLD_OWNER}…",
+        )
     # The renderer takes a second to import, and only this source needs it.
     from avomni_lib.world import local_hub, publish
 

@@ -139,7 +139,7 @@ def start_or_attach(p: Params) -> tuple[subprocess.Popen | None, str]:
             return None, f"attached to process {about.get('pid')}, started {about['started_at']}"
         for old in (JOB_FILE, OUTCOME_FILE):
             (folder / old).unlink(missing_ok=True)
-        files.write_json(folder / PARAMS_FILE, p.values())
+        files.write_json(folder / PARAMS_FILE, p.complete())
         with open(folder / LOG_FILE, "ab") as log:
             process = subprocess.Popen(
                 command(p, folder / PARAMS_FILE),

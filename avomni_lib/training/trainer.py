@@ -152,7 +152,7 @@ def _probe(p: Params, machine: str) -> pace.Probe | None:
         return None
     fresh = path.with_name(f".{PROBE_FILE}")
     params = path.with_name(f".{job.PARAMS_FILE}")
-    files.write_json(params, p.values())
+    files.write_json(params, p.complete())
     with open(path.with_name(PROBE_LOG), "w+") as log:
         command = job.command(p, params, "--probe", str(fresh))
         ran = subprocess.run(command, stdout=log, stderr=log, cwd=files.PROJECT_ROOT)

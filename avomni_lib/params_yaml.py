@@ -1,0 +1,235 @@
+"""The text of params files and of `--set`, read strictly: what YAML would change is refused.
+
+YAML 1.1 takes `010` for 8, `12:30` for 750 and `no` for false, and of a key that stands twice
+without a word the last. Here each is a mistake with its line. What is read means the same to
+papermill, whose reader is more lenient.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from avomni_lib import files
+from avomni_lib.errors import AvomniError
+
+PARAMS_DIR = files.PROJECT_ROOT / "params"
+MAX_CHARACTERS = 1_000_000
+TAG = "tag:yaml.org,2002:"
+# How a plain value has to be written, so that every reader of YAML takes it for the same.
+PLAIN = {
+    "int": r"[-+]?(0|[1-9][0-9]{0,17})",
+    "float": r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+][0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+    "bool": "true|True|TRUE|false|False|FALSE",
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """Collects mistakes while it composes the nodes; nothing is constructed where there are any."""
+
+    def __init__(self, text: str):
+        super().__init__(text)
+        self.mistakes: list[str] = []
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node:
+        event = self.peek_event()
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent):
+            self.get_event()
+            self.mistakes.append(f"line {line}: write the value out instead of *{event.anchor}")
+            return yaml.ScalarNode(f"{TAG}str", "", event.start_mark, event.end_mark)
+        node = super().compose_node(parent, index)
+        if event.tag:
+            self.mistakes.append(f"line {line}: tags such as {event.tag} are not read")
+        elif isinstance(node, yaml.ScalarNode) and node.style is None:
+            self.read_plain_value(node)
+        elif isinstance(node, yaml.MappingNode):
+            self._check_keys(node)
+        return node
+
+    def read_plain_value(self, node: yaml.ScalarNode) -> None:
+        """A value without quotes; a date is text, as papermill reads it."""
+        kind = node.tag.removeprefix(TAG)
+        if kind == "timestamp":
+            node.tag = f"{TAG}str"
+        elif kind in PLAIN and not re.fullmatch(PLAIN[kind], node.value):
+            try:
+                reading = repr(self.construct_object(node))
+            except (ValueError, OverflowError):
+                reading = "no number"
+            self.mistakes.append(
+                f"line {node.start_mark.line + 1}: YAML reads {node.value} as {reading}: write the "
+                "number in plain digits or true or false, or put text in quotes"
+            )
+        elif kind not in (*PLAIN, "null", "str"):
+            self.mistakes.append(f"line {node.start_mark.line + 1}: {node.value} is no value")
+
+    def _check_keys(self, node: yaml.MappingNode) -> None:
+        first_lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if key.tag != f"{TAG}str":
+                name = key.value if isinstance(key, yaml.ScalarNode) else "a list or a section"
+                self.mistakes.append(f"line {line}: {name} is no key: keys are names")
+            elif key.value in first_lines:
+                self.mistakes.append(
+                    f"{key.value} stands twice, in lines {first_lines[key.value]} and {line}: "
+                    "keep one"
+                )
+            else:
+                first_lines[key.value] = line
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections laid over each other key by key; a section that names no key changes nothing."""
+    merged = dict(below)
+    for key, value in above.items():
+        if isinstance(merged.get(key), Mapping) and isinstance(value, Mapping | None):
+            merged[key] = merge(merged[key], value or {})
+        else:
+            merged[key] = value
+    return merged
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The sections of a params file, with `extends` where it names one.
+
+    Raises:
+        AvomniError: the file is not there, is no params file, or has mistakes, each with its line.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(MAX_CHARACTERS + 1)
+    except FileNotFoundError:
+        there = ", ".join(sorted(f"params/{file.name}" for file in PARAMS_DIR.glob("*.yaml")))
+        raise AvomniError(
+            "params file not found", where=str(path), fix=f"there are: {there}"
+        ) from None
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise AvomniError(
+            f"params file cannot be read: {error}",
+            where=str(path),
+            fix="name a YAML file, saved as UTF-8",
+        ) from None
+    return parse(text, str(path))
+
+
+def parse(text: str, where: str) -> dict[str, Any]:
+    """The sections that stand in a params file's text.
+
+    Raises:
+        AvomniError: as `read`.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise AvomniError(
+            f"a params file has at most {MAX_CHARACTERS:,} characters, this one has more",
+            where=where,
+            fix="start from params/demo.yaml",
+        )
+    values, _ = _load(text, where)
+    if not isinstance(values or {}, dict):
+        raise AvomniError(
+            f"a params file holds sections of keys, this one holds a {type(values).__name__}",
+            where=where,
+            fix="start from params/demo.yaml",
+        )
+    return _nested(values or {}, where)
+
+
+def _nested(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """`training.max_steps: 3` as a key of its section."""
+    nested = {name: value for name, value in values.items() if "." not in name}
+    for name in values.keys() - nested.keys():
+        section, *keys = name.split(".")
+        if section in values:
+            raise AvomniError(
+                f"{section} stands twice, as a section and as {name}",
+                where=where,
+                fix=f"write the key below {section}",
+            )
+        value = values[name]
+        for key in reversed(keys):
+            value = {key: value}
+        nested = merge(nested, {section: value})
+    return nested
+
+
+def parse_changes(changes: list[str]) -> dict[str, Any]:
+    """What `--set section.key=value` says, each key at most once, as sections of keys.
+
+    A value without quotes, brackets or braces is taken whole: `#` and `: ` are part of it.
+
+    Raises:
+        AvomniError: one of them cannot be read, or a key is set twice.
+    """
+    merged: dict[str, Any] = {}
+    before: dict[str, str] = {}
+    for change in changes:
+        name, equals, text = change.partition("=")
+        parts = name.strip().split(".")
+        if not equals or len(parts) < 2 or not all(parts):
+            raise AvomniError(
+                f"cannot read --set {change!r}",
+                fix="write section.key=value, as in processing.stride=4",
+            )
+        if (dotted := ".".join(parts)) in before:
+            raise AvomniError(
+                f"{dotted} is set twice: --set {before[dotted]!r} and --set {change!r}",
+                fix="keep one",
+            )
+        before[dotted] = change
+        value = _value(text.strip(), f"--set {change!r}")
+        for part in reversed(parts):
+            value = {part: value}
+        merged = merge(merged, value)
+    return merged
+
+
+def _value(text: str, where: str) -> Any:
+    if not text:
+        raise AvomniError(f"no value in {where}", fix="write null to take a value away")
+    if text[0] in "\"'[{":
+        value, end = _load(text, where)
+        if text[end:].strip():
+            raise AvomniError(
+                f"cannot read the value of {where}: {text[end:].strip()} follows it",
+                fix="put the whole value in quotes for YAML, as in --set 'section.key=\"a #b\"'",
+            )
+        return value
+    loader = _Loader("")
+    mark = yaml.Mark(where, 0, 0, 0, None, None)
+    tag = loader.resolve(yaml.ScalarNode, text, (True, False))
+    node = yaml.ScalarNode(tag, text, mark, mark)
+    loader.read_plain_value(node)
+    _raise(loader.mistakes, where)
+    return loader.construct_object(node)
+
+
+def _load(text: str, where: str) -> tuple[Any, int]:
+    """The value of a YAML text, and the place in it where the value ends."""
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None, len(text)
+        _raise(loader.mistakes, where)
+        return loader.construct_document(node), node.end_mark.index
+    except (yaml.YAMLError, RecursionError) as error:
+        what = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise AvomniError(
+            f"not valid YAML: {what}", where=where, fix="mend the line that is named"
+        ) from None
+
+
+def _raise(mistakes: list[str], where: str) -> None:
+    if mistakes:
+        count = f"{len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''} in the YAML"
+        raise AvomniError(
+            count + "".join(f"\n  - {line}" for line in mistakes),
+            where=where,
+            fix="mend the lines that are named",
+        )

@@ -1,0 +1,301 @@
+"""What a params file or a cell leaves out is the same under every command, papermill and Lab."""
+
+import base64
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill.iorw
+import papermill.parameterize
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from avomni_lib import files
+from avomni_lib.__main__ import main
+from avomni_lib.errors import AvomniError
+from avomni_lib.notebook import runs
+from avomni_lib.params import Params
+from tests.notebooks.small_run import environment
+
+PARAMS = files.PROJECT_ROOT / "params"
+NOTEBOOKS = sorted((files.PROJECT_ROOT / "notebooks").glob("*.ipynb"))
+DEMO, MI300X = PARAMS / "demo.yaml", PARAMS / "mi300x.yaml"
+
+# Of each section a key or two of every type, and what a file may say of it.
+KEYS = {
+    "run": {"name": st.sampled_from(["own", "2024-01-02", "a.b"]), "seed": st.integers(0, 99)},
+    "dataset": {"source": st.sampled_from(["hub", "folder"]), "license_accepted": st.booleans()},
+    "download": {
+        "chunks": st.none() | st.lists(st.integers(0, 9), min_size=1, max_size=4),
+        "clips": st.fixed_dictionaries(
+            {}, optional={"hours": st.none() | st.lists(st.integers(0, 23), min_size=1)}
+        ),
+    },
+    "processing": {"stride": st.integers(1, 9), "sample_hz": st.floats(0.5, 60)},
+    "vision": {"camera_setup": st.sampled_from(["4-cam", "7-cam"])},
+    "prompt": {"ego_history": st.booleans()},
+    "model": {"lora_dropout": st.floats(0, 0.9), "base_model": st.just('a "quoted" \\folder')},
+    "training": {"learning_rate": st.sampled_from([1e-4, "1e-4", 3]), "max_steps": st.none()},
+    "evaluation": {"max_windows": st.none() | st.integers(1, 99)},
+}
+partial_files = st.fixed_dictionaries(
+    {},
+    optional={
+        "extends": st.sampled_from([None, "params/mi300x.yaml", "params/demo_future.yaml"]),
+        **{
+            section: st.none() | st.fixed_dictionaries({}, optional=keys)
+            for section, keys in KEYS.items()
+        },
+    },
+)
+
+
+def in_notebook(path: Path, parameters: dict[str, Any] | None = None, edit: str = "") -> Params:
+    """What `p` is in a notebook: papermill's cell put in, or the parameters cell edited."""
+    notebook = papermill.iorw.load_notebook_node(str(path))
+    if parameters:
+        notebook = papermill.parameterize.parameterize_notebook(notebook, parameters)
+    names: dict[str, Any] = {}
+    for cell in notebook.cells:
+        if cell.cell_type != "code":
+            continue
+        if "from_notebook" in cell.source:
+            return Params.from_notebook(names)
+        names.setdefault("In", []).append(cell.source)
+        is_parameters = cell.metadata.get("tags") == ["parameters"]
+        exec(cell.source + (f"\n{edit}" if is_parameters else ""), names)
+    raise AssertionError(f"{path} reads no parameters")
+
+
+def differing(a: Params, b: Params) -> dict[str, Any]:
+    """Section -> the keys of `a` that `b` has otherwise."""
+    others = b.values()
+    found = {
+        section: {key: value for key, value in keys.items() if others[section][key] != value}
+        for section, keys in a.values().items()
+    }
+    return {section: keys for section, keys in found.items() if keys}
+
+
+@given(values=partial_files)
+def test_a_partial_file_means_the_same_by_every_way(values, tmp_path_factory):
+    path = tmp_path_factory.mktemp("partial") / "own.yaml"
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    p = Params.from_files([path])
+    assert Params.from_values(values) == p
+    injected = papermill.iorw.read_yaml_file(str(path))
+    assert in_notebook(NOTEBOOKS[0], injected) == p
+    assert in_notebook(NOTEBOOKS[-1], p.complete()) == p
+
+
+def keys_of(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> value; a section without keys names none."""
+    if not isinstance(values, dict):
+        return {prefix: values}
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if value is not None or name not in (*KEYS, "clips"):
+            found |= keys_of(value, f"{prefix}.{name}".strip("."))
+    return found
+
+
+@given(below=partial_files, above=partial_files)
+def test_a_file_changes_what_it_names_of_the_one_below_it(below, above, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("laid")
+    paths = [folder / "below.yaml", folder / "above.yaml"]
+    above = {name: keys for name, keys in above.items() if name != "extends"}
+    for path, values in zip(paths, (below, above), strict=True):
+        path.write_text(yaml.safe_dump(values))
+    laid = Params.from_files(paths)
+    assert Params.from_values({"extends": str(paths[0])} | above) == laid
+    alone = [keys_of(Params.from_files([path]).values()) for path in paths]
+    named = keys_of(above)
+    for key, value in keys_of(laid.values()).items():
+        assert value == alone[key in named][key], key
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(PARAMS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_shipped_file_means_the_same_in_every_notebook(notebook: Path, path: Path):
+    assert in_notebook(notebook, yaml.safe_load(path.read_text())) == Params.from_files([path])
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_an_edited_cell_changes_the_named_keys_alone(notebook: Path):
+    demo = Params.from_files([DEMO])
+    assert in_notebook(notebook) == demo
+    for edit, changed in (
+        ('run = {"seed": 1}', {"run": {"seed": 1}}),
+        ('training = {"num_epochs": 1}', {"training": {"num_epochs": 1.0}}),
+        ("training = {}", {}),
+        ("training = None", {}),
+        (
+            'download = {"clips": {"hours": [7]}}',
+            {"download": {"clips": demo.values()["download"]["clips"] | {"hours": [7]}}},
+        ),
+    ):
+        assert differing(in_notebook(notebook, edit=edit), demo) == changed, edit
+    real = in_notebook(notebook, edit='extends = "params/mi300x.yaml"\nrun = {"seed": 1}')
+    assert differing(real, Params.from_files([MI300X])) == {"run": {"seed": 1}}
+
+
+def test_what_extends_names_lies_below_and_may_extend_another(tmp_path: Path):
+    below, above = tmp_path / "below.yaml", tmp_path / "above.yaml"
+    below.write_text("extends: params/mi300x.yaml\ntraining: {num_epochs: 5, batch_size: 4}\n")
+    above.write_text(f"extends: {below}\ntraining: {{num_epochs: 6}}\n")
+    p, real = Params.from_files([above]), Params.from_files([MI300X])
+    assert differing(p, real) == {"training": {"num_epochs": 6.0, "batch_size": 4}}
+    assert Params.from_files([below, above]) == p
+    changed = Params.from_files([above], ["training.batch_size=8"])
+    assert differing(changed, p) == {"training": {"batch_size": 8}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("extends: [a, b]", "names one params file"),
+        ("extends: ''", "names one params file"),
+        ("extends: $HOME/a.yaml", "names one params file"),
+        ("extends: 3", "names one params file"),
+        ("extends: params/dem.yaml", "params file not found"),
+        ("extends: OTHER", "circle"),
+    ],
+)
+def test_a_file_that_extends_nothing_that_is_there(tmp_path: Path, text: str, message: str):
+    path, other = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    path.write_text(text.replace("OTHER", str(other)))
+    other.write_text(f"extends: {path}\n")
+    with pytest.raises(AvomniError, match=message):
+        Params.from_files([path])
+
+
+def test_a_run_in_progress_does_not_depend_on_the_demos_file(tmp_path: Path):
+    """Whole values extend nothing: they mean the same whatever is edited meanwhile."""
+    p = Params.from_files([MI300X], ["training.max_steps=3"])
+    assert p.complete()["extends"] is None
+    assert Params.from_values(json.loads(json.dumps(p.complete()))) == p
+
+
+def test_plan_status_and_run_read_one_file_alike_and_say_where_the_rest_comes_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    path = tmp_path / "own.yaml"
+    path.write_text(f"run: {{name: own, outputs_dir: {tmp_path}}}\ntraining: {{max_steps: 3}}\n")
+    told = {}
+    for command in (["plan"], ["status"], ["run", "--dry-run"]):
+        assert main([command[0], str(path), *command[1:], "--json"]) == 0
+        said = capsys.readouterr()
+        told[command[0]] = json.loads(said.out)
+        assert "own.yaml leaves out" in said.err and "as in params/demo.yaml" in said.err
+    assert told["plan"]["optimizer_steps"] == 3
+    assert told["status"]["run"] == told["run"]["run"] == str(tmp_path / "own")
+    path.write_text("extends: params/demo.yaml\n" + path.read_text())
+    assert main(["plan", str(path), "--json"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_the_rendered_world_is_not_taken_for_a_data_set_of_the_hub(tmp_path: Path):
+    """A short file of a real run that forgets where its clips come from is not run on the demo's."""
+    path = tmp_path / "own.yaml"
+    path.write_text("dataset: {repo_id: nvidia/PhysicalAI-Autonomous-Vehicles}\n")
+    p = Params.from_files([path], [f"run.outputs_dir={tmp_path}"])
+    with pytest.raises(AvomniError, match="world, which renders its own clips") as caught:
+        runs.open_hub(p)
+    assert "extends: params/mi300x.yaml" in caught.value.fix
+
+
+@pytest.fixture(scope="module")
+def notebook(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """01 up to its parameters, which it prints."""
+    opened = nbformat.read(NOTEBOOKS[0], as_version=4)
+    end = next(i for i, cell in enumerate(opened.cells) if "from_notebook" in cell.source)
+    shown = (
+        "import json\nfrom avomni_lib.params import Params\n"
+        "print(json.dumps(Params.from_notebook(globals()).values()))"
+    )
+    opened.cells[end:] = [nbformat.v4.new_code_cell(shown)]
+    path = tmp_path_factory.mktemp("cell") / "shown.ipynb"
+    nbformat.write(opened, path)
+    return path
+
+
+def by_papermill(notebook: Path, folder: Path, *options: str) -> tuple[dict[str, Any] | str, str]:
+    """The parameters that the kernel saw, or its error's text; and what papermill said."""
+    out = folder / "executed.ipynb"
+    ran = subprocess.run(
+        [sys.executable, "-m", "papermill", str(notebook), str(out), "--no-progress-bar"]
+        + ["--log-level", "WARNING", *options],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=environment(),
+        timeout=120,
+    )
+    [output] = nbformat.read(out, as_version=4).cells[-1].outputs
+    if output.output_type == "error":
+        assert ran.returncode == 1
+        return output.evalue, ran.stderr
+    return json.loads(output.text), ran.stderr
+
+
+OWN = "run: {name: own}\ntraining: {learning_rate: 1e-2, num_epochs: 7}\n"
+STEPS = "{training: {max_steps: 3}}"
+
+
+@pytest.mark.parametrize(
+    ("options", "base"),
+    [
+        (["-y", STEPS], "demo"),
+        (["-b", base64.b64encode(STEPS.encode()).decode()], "demo"),
+        (["-p", "training.max_steps", "3"], "demo"),
+        (["-r", "training.max_steps", "3"], "demo"),
+        (["-f", "own.yaml", "-p", "training.max_steps", "3"], "own"),
+        (["-f", "own.yaml", "-y", "{training.max_steps: 3}"], "own"),
+        (["-p", "extends", "OWN", "-y", STEPS], "own"),
+        (["-f", "MI300X", "-y", STEPS], "mi300x"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+def test_papermill_changes_the_named_key_alone(
+    notebook: Path, tmp_path: Path, options: list[str], base: str
+):
+    own = tmp_path / "own.yaml"
+    own.write_text(OWN)
+    given = [word.replace("OWN", str(own)).replace("MI300X", str(MI300X)) for word in options]
+    seen, said = by_papermill(notebook, tmp_path, *given)
+    path = own if base == "own" else PARAMS / f"{base}.yaml"
+    assert seen == Params.from_files([path], ["training.max_steps=3"]).values()
+    if "training.max_steps" not in " ".join(options):
+        assert "unknown parameter" not in said
+
+
+@pytest.mark.parametrize(
+    ("options", "messages"),
+    [
+        (["-f", "own.yaml", "-y", STEPS], ["dropped: training.learning_rate, training.num_epochs"]),
+        (["-f", "own.yaml", "-f", "two.yaml"], ["dropped: training.num_epochs"]),
+        (["-y", "{trainin: {max_steps: 3}}"], ["trainin: unknown parameter; did you mean training"]),
+        (["-p", "trainin.max_steps", "3"], ["trainin: unknown parameter; did you mean training"]),
+        (["-p", "training.max_step", "3"], ["max_step: unknown", "mean training.max_steps?"]),
+        (["-p", "max_steps", "3"], ["max_steps: unknown parameter; did you mean training.max_st"]),
+        (["-f", "octal.yaml"], ["line 1: YAML reads 010 as 8"]),
+        (["-f", "twice.yaml"], ["training stands twice, in lines 1 and 2"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_what_papermill_would_change_without_a_word_is_refused(
+    notebook: Path, tmp_path: Path, options: list[str], messages: list[str]
+):
+    (tmp_path / "own.yaml").write_text(OWN)
+    (tmp_path / "two.yaml").write_text("training: {learning_rate: 1e-3}\n")
+    (tmp_path / "octal.yaml").write_text("download: {clips: {hours: [010]}}\n")
+    (tmp_path / "twice.yaml").write_text("training: {num_epochs: 1}\ntraining: {max_steps: 2}\n")
+    seen, _ = by_papermill(notebook, tmp_path, *options)
+    assert isinstance(seen, str), "it ran"
+    for message in messages:
+        assert message in seen
