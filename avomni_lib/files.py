@@ -103,6 +103,17 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_once(path: Path) -> str:
+    """As `sha256_file`, read once a process while the file's size and date stay the same."""
+    key = (str(Path(path).absolute()), *(state_of(Path(path)) or ()))
+    if key not in _hashes:
+        _hashes[key] = sha256_file(path)
+    return _hashes[key]
+
+
+_hashes: dict[tuple[Any, ...], str] = {}
+
+
 def hash_json(value: Any) -> str:
     """A sha256 of plain values that does not depend on the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

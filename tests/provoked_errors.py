@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -39,7 +38,7 @@ from avomni_lib.evaluation import comparison, metrics
 from avomni_lib.params import Params
 from avomni_lib.training import estimate, job
 from avomni_lib.training.findings import Finding, Report
-from avomni_lib.training.samples import check_packing
+from avomni_lib.training.samples import check_packing, windows_of
 from avomni_lib.world import local_hub
 from tests import folder_run
 from tests.answered import drives, summaries
@@ -228,25 +227,39 @@ def open_groups(place: Place) -> None:
 
 
 def another_target(place: Place) -> None:
-    from transformers import AutoConfig
+    from avomni_lib.training import adapter, model
 
-    from avomni_lib.training import adapter, model, tiny_base
+    files.write_json(place.folder / adapter.RECORD_FILE, {"sees": {"training.target": "future_v1"}})
+    model.check_adapter(place.folder, place.params(model={"base_model": "tiny"}))
 
-    files.write_json(place.folder / adapter.RECORD_FILE, {"target": "future_v1"})
-    config = AutoConfig.from_pretrained(Path(tiny_base.__file__).parent / "tiny_base_model")
-    p = place.params(model={"base_model": "tiny"})
-    model.load_adapter(SimpleNamespace(config=config), place.folder, p)
+
+def old_record(place: Place) -> None:
+    from avomni_lib.training import adapter, model
+
+    files.write_json(place.folder / adapter.RECORD_FILE, {"target": "summary_v1"})
+    model.check_adapter(place.folder, place.params(model={"base_model": "tiny"}))
+
+
+def cache_of_another_rate(place: Place) -> None:
+    p = place.chosen()
+    build.build(p)
+    processing = p.processing.model_copy(update={"sample_hz": 5.0})
+    windows_of(p.model_copy(update={"processing": processing}), "train")
 
 
 def no_blind_adapter(place: Place) -> str:
     from avomni_lib.evaluation import ladder
-    from avomni_lib.training import adapter
+    from avomni_lib.training import adapter, model
+    from avomni_lib.training.backbones import backbone
+    from avomni_lib.training.model_input import what_the_model_sees
 
-    p = place.chosen()
-    build.build(p)
-    files.write_json(
-        p.run_dir / "adapter" / adapter.RECORD_FILE, {"base_model": "tiny", "training_clip_ids": []}
-    )
+    p = place.chosen(tile_height=32)
+    p = p.model_copy(update={"model": p.model.model_copy(update={"base_model": "tiny"})})
+    header = build.build(p).cache.header
+    base = model.base_digest(model.base_location("tiny"), None)
+    sees = what_the_model_sees(p, backbone(p.model.backbone), base, "nf4", header)
+    record = {"base_model": "tiny", "training_clip_ids": [], "sees": sees}
+    files.write_json(p.run_dir / "adapter" / adapter.RECORD_FILE, record)
     training = p.training.model_copy(update={"blind_steps": 0})
     return str(ladder.plan(p.model_copy(update={"training": training})))
 
@@ -485,6 +498,8 @@ PROVOKED: dict[str, Callable[[Place], object]] = {
     "the cache was built without other road users": without_others,
     "was not fetched": labels_not_fetched,
     "the adapter was trained with": another_target,
+    "does not say what the model saw in training": old_record,
+    "the cache was built with other parameters": cache_of_another_rate,
     "no adapter was trained on black frames": no_blind_adapter,
     "may be none": small_gain,
     "no such run": lambda place: comparison.compare(place.folder / "a", place.folder / "b"),

@@ -216,7 +216,7 @@ def test_an_adapter_of_another_run_is_refused(trained):
     other = training_set.params(
         p.run_dir.parent, p.model.base_model, vision={"camera_setup": "7-cam"}
     )
-    with pytest.raises(AvomniError, match="camera_setup '4-cam', asked for '7-cam'"):
+    with pytest.raises(AvomniError, match="vision.camera_setup: trained with '4-cam', now '7-cam'"):
         model.load_adapter(base, adapter.adapter_dir(p), other)
     with pytest.raises(AvomniError, match="run 05_train first"):
         model.load_adapter(base, p.run_dir / "elsewhere", p)

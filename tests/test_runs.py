@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -49,17 +48,18 @@ def run(p: Params, served: local_hub.LocalHub, *names: str) -> None:
 
 
 def copied(folder: Path, tmp_path: Path, evict: bool) -> Params:
-    """A run of its own to spoil; its results name the folders, so they are written anew."""
+    """A run of its own to spoil, whose raw files lie at another absolute path too."""
     p = evicting_run.params(tmp_path / "copy", evict=evict)
     shutil.copytree(folder / "raw", p.local_dir)
     shutil.copytree(folder / "test", p.run_dir)
     record = p.local_dir / evicted.SHARED
     if record.exists():
         record.write_text(record.read_text().replace(str(folder), str(tmp_path / "copy")))
-    for path in p.run_dir.glob("*/result.json"):
-        result = json.loads(path.read_text().replace(str(folder), str(tmp_path / "copy")))
-        result["params_digest"] = p.digest(*runs.BY_NAME[path.parent.name].reads)
-        files.write_json(path, result)
+    proof = p.run_dir / "01_audit" / runs.RESULT
+    result = files.read_json(proof)  # it looked at raw files of another folder
+    result["params"]["dataset.local_dir"] = str(p.local_dir)
+    result["params_digest"] = p.digest(*runs.BY_NAME["01_audit"].reads)
+    files.write_json(proof, result)
     return p
 
 
@@ -78,7 +78,7 @@ def params(folder: Path, evict: bool, changes: dict) -> Params:
 
 
 def stale(p: Params) -> list[str]:
-    """The stages that have to run for a reason of their own."""
+    """The stages that are not done."""
     return [name for name in CHAIN if not runs.state(p, name).done]
 
 
@@ -86,19 +86,21 @@ def stale(p: Params) -> list[str]:
     ("changes", "expected"),
     [
         ({}, []),
-        ({"dataset.audit": "quick"}, ["01_audit"]),
-        ({"dataset.revision": "0" * 40}, ["01_audit", "02_download"]),
-        ({"dataset.world.seed": 7}, ["01_audit", "02_download"]),
-        ({"download.target_chunks": 2}, ["01_audit", "02_download"]),
-        ({"download.target_size_gb": 2.0}, ["01_audit", "02_download"]),
-        ({"download.chunks": [1]}, ["01_audit", "02_download"]),
-        ({"download.clips.splits": ["train"]}, ["01_audit", "02_download"]),
+        ({"dataset.audit": "full"}, ["01_audit"]),
+        ({"dataset.revision": "0" * 40}, CHAIN),
+        ({"dataset.world.seed": 7}, CHAIN),
+        ({"download.target_chunks": 2}, CHAIN),
+        ({"download.target_size_gb": 2.0}, CHAIN),
+        ({"download.chunks": [1]}, CHAIN),
+        ({"download.clips.splits": ["train"]}, CHAIN),
+        ({"run.seed": 5}, []),
+        ({"download.clips.max_clips": 2, "run.seed": 5}, CHAIN),
         ({"download.max_workers": 9}, []),
         ({"processing.num_workers": 7}, []),
         ({"processing.engine": "ray"}, []),
-        ({"processing.storage": "jpeg"}, ["03_etl"]),
-        ({"processing.decoder": "pyav"}, ["03_etl"]),
-        ({"processing.horizon_s": 2.0}, ["03_etl"]),
+        ({"processing.storage": "jpeg"}, CHAIN[2:]),
+        ({"processing.decoder": "pyav"}, CHAIN[2:]),
+        ({"processing.horizon_s": 2.0}, ["01_audit", "03_etl", "04_tiles"]),
         ({"processing.stride": 1}, ["04_tiles"]),
         (
             {"vision.camera_setup": "7-cam"},
@@ -109,9 +111,9 @@ def stale(p: Params) -> list[str]:
 )
 def test_a_stage_is_stale_for_what_it_reads_and_for_nothing_else(done, changes, expected):
     p = params(done[0], False, changes)
-    assert stale(p) == expected
+    assert stale(p) == list(expected)
     for name in expected:
-        assert f"{next(iter(changes))} changed" in runs.state(p, name).reason
+        assert f"{next(iter(changes))} changed (was " in runs.state(p, name).reason
 
 
 def test_evicted_is_known_by_every_stage(done):
@@ -155,7 +157,7 @@ def test_a_choice_that_the_budget_has_cut_is_made_again_when_it_no_longer_binds(
         stage.finish({}, [], digest)
     assert stale(params(tmp_path / "copy", False, changed)) == []
     told_to_evict = stale(params(tmp_path / "copy", True, changed))
-    assert told_to_evict == ["01_audit", "02_download", "03_etl"]
+    assert told_to_evict == list(CHAIN)
 
 
 def test_before_the_etl_nothing_is_fetched_and_nothing_is_missing(done, tmp_path):
@@ -181,12 +183,13 @@ def test_half_way_it_says_how_far_it_is(done, tmp_path):
 def test_a_cache_lost_after_the_eviction_is_told_to_be_fetched_again(done, tmp_path):
     p = copied(done[1], tmp_path, evict=True)
     shutil.rmtree(p.cache_dir / "shard_0001")
-    assert stale(p) == ["03_etl"]
+    assert stale(p) == ["03_etl", "04_tiles"]
     assert "shard_0001" in runs.state(p, "03_etl").reason
+    assert "stale because 03_etl is: cache/shard_0001" in runs.state(p, "04_tiles").reason
     assert "what the cache lacks is fetched again" in runs.state(p, "03_etl").reason
     assert "03_etl fetches what the cache lacks" in runs.state(p, "02_download").reason
     kept = evicting_run.params(tmp_path / "copy", evict=False)
-    assert stale(kept) == ["02_download", "03_etl"], "without eviction 02 fetches"
+    assert stale(kept) == ["02_download", "03_etl", "04_tiles"], "without eviction 02 fetches"
     assert f"{NUM_FILES} raw files gone or cut" in runs.state(kept, "02_download").reason
 
 

@@ -163,12 +163,19 @@ def build(p: Params, progress: type[Bar] = Bar, hub: Hub | None = None) -> Built
 
 def common_header(p: Params, chosen: Chosen) -> dict[str, Any]:
     """The header fields that all shards of the cache share."""
+    return {
+        "generator": f"avomni {__version__}",
+        "source": {"repo_id": chosen.repo_id, "revision": chosen.revision},
+        **description(p),
+    }
+
+
+def description(p: Params) -> dict[str, Any]:
+    """Those header fields that follow from the parameters alone."""
     recipe = recipe_of(p)
     grid = rig.grid(recipe.setup)
     cells = [cell and cell.name for cell in grid.cells]
     return {
-        "generator": f"avomni {__version__}",
-        "source": {"repo_id": chosen.repo_id, "revision": chosen.revision},
         "grid": {"name": grid.name, "rows": grid.rows, "cols": grid.cols, "cells": cells},
         "cameras": [camera.name for camera in grid.cameras],
         "tile": list(recipe.tile),

@@ -113,6 +113,16 @@ class Cache:
     def sample_hz(self) -> float:
         return self.header["sample_hz"]
 
+    @property
+    def files(self) -> dict[Path, str | None]:
+        """Every file of it; the arrays with their sha256, which the headers have."""
+        found: dict[Path, str | None] = {self.folder / CLIPS_FILE: None}
+        for shard in self.shards:
+            found[shard.folder / HEADER_FILE] = None
+            for name, said in shard.header["arrays"].items():
+                found[shard.folder / f"{name}.npy"] = said["sha256"]
+        return found
+
     @functools.cached_property
     def digest(self) -> str:
         """A sha256 of the content: of the headers, which hold the arrays' own."""

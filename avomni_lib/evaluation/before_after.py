@@ -75,16 +75,23 @@ def before_after(p: Params, window: int = 0, adapted: bool = True) -> Spoken:
 
 
 def models(p: Params, windows: Windows, adapted: bool = True) -> tuple[Any, Any, dict[str, Any]]:
-    """The base model with or without its adapter, the conversation, and what was chosen."""
+    """The base model with or without its adapter, the conversation, and what was chosen.
+
+    Raises:
+        AvomniError: no adapter, or it was trained for something else than these windows.
+    """
     from avomni_lib.training import model, samples
     from avomni_lib.training.backbones import backbone
 
+    if adapted:  # before weights are loaded
+        model.check_adapter(adapter.adapter_dir(p), p, windows.cache.header)
     base = model.load_base(p)
     kind = backbone(p.model.backbone, base.model.config)
     talk = samples.conversation_of(p, windows, base.tokenizer, kind)
     if not adapted:
         return base.model.eval(), talk, base.choices
-    return model.load_adapter(base.model, adapter.adapter_dir(p), p), talk, base.choices
+    tuned = model.load_adapter(base.model, adapter.adapter_dir(p), p, windows.cache.header)
+    return tuned, talk, base.choices
 
 
 def _said(

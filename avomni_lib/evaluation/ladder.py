@@ -237,7 +237,7 @@ def _said(p: Params, tuned: Any, windows: Windows, ask: Any) -> dict[tuple[str, 
             windows=windows, name="adapted", sampling=sampling, sample=sample
         )
     if (folder := _blind_adapter(p)) is not None:
-        model.add_second(tuned, folder, BLIND)
+        model.add_second(tuned, folder, BLIND, p.blinded() or p, windows.cache.header)
         tuned.set_adapter(BLIND)
         said[BLIND_ROW, 0] = ask(windows=views.Black(windows), name=BLIND_ROW)
     return said
@@ -272,14 +272,17 @@ def _checked(p: Params, windows: Windows) -> dict[str, Any]:
     """What the adapter was made from; nothing of it may have seen what it is scored on.
 
     Raises:
-        AvomniError: no adapter; a leak.
+        AvomniError: no adapter, one that was trained for something else, or a leak.
     """
     from avomni_lib.training import model
 
-    record = adapter.read_record(adapter.adapter_dir(p))
+    folder, header = adapter.adapter_dir(p), windows.cache.header
+    record = adapter.read_record(folder)
+    model.check_adapter(folder, p, header)
     ids = {windows[i].clip_id for i in range(len(windows))}
     leaks.check_all(p, windows.cache, ids, record, locate=model.base_location)
     if (blind := _blind_adapter(p)) is not None:
+        model.check_adapter(blind, p.blinded() or p, header)
         leaks.check_training_lists(ids, {"the blind adapter": adapter.read_record(blind)})
     return record
 

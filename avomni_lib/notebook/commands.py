@@ -137,7 +137,8 @@ def export(p: Params, options: argparse.Namespace) -> Told:
     from avomni_lib.notebook.progress import LineBar
     from avomni_lib.training import adapter, merging, usage
 
-    states = [runs.state(p, name) for name in ("05_train", "06_evaluate")]
+    # A cache that has been removed since makes neither of them wrong.
+    states = [runs.state(p, name, look=False) for name in ("05_train", "06_evaluate")]
     made, score = (state.result["figures"] if state.done else None for state in states)
     folder = merging.merge(p, options.out, LineBar, options.dtype, made, score)
     record = adapter.read_record(folder)

@@ -7,7 +7,7 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,7 @@ def run(
         yield from _would_run(p, stages, force)
         return
     # Two chains in one run folder would write over each other.
+    ran: set[str] = set()
     with files.hold(p.run_dir / LOCK, BUSY):
         for stage in stages:
             state = runs.state(p, stage.name)
@@ -103,8 +104,11 @@ def run(
                 continue
             if force:
                 runs.forget(p, stage)
+            else:
+                _refuse_stale(p, stage, ran)
             started = time.monotonic()
             _execute(p, stage)
+            ran.add(stage.name)
             result = runs.read_result(p, stage.name)
             if result is None:
                 raise AvomniError(
@@ -114,6 +118,31 @@ def run(
                 )
             seconds = time.monotonic() - started
             yield Outcome(stage.name, "ran", state.reason, seconds, result["figures"])
+
+
+def _refuse_stale(p: Params, stage: runs.Stage, ran: Collection[str]) -> None:
+    """What a stage would make from a stale one would be taken for the parameters' own.
+
+    Args:
+        ran: Stages that this command runs before it.
+
+    Raises:
+        AvomniError: a stage that it needs is not done, and why.
+    """
+    for need in stage.needs:
+        before = runs.state(p, need)
+        if need not in ran and not before.done and not before.makes_the_same:
+            first = before.cause[0] if before.cause else need
+            forced = (
+                ""
+                if before.result is None
+                else (f"; or --only {stage.name} --force, to take what is there all the same")
+            )
+            raise AvomniError(
+                f"{stage.name} needs what {need} makes, and {need} is not done: {before.reason}",
+                where=str(runs.stage_dir(p, need)),
+                fix=f"python -m avomni_lib run PARAMS.yaml --from {first}{forced}",
+            )
 
 
 def executed_path(p: Params, stage: runs.Stage) -> Path:
@@ -129,13 +158,17 @@ def _find(name: str) -> runs.Stage:
 
 
 def _would_run(p: Params, stages: Sequence[runs.Stage], force: bool) -> Iterator[Outcome]:
-    rerun: set[str] = set()
+    would: set[str] = set()  # run
+    rerun: set[str] = set()  # and make something else
     for stage in stages:
         state = runs.state(p, stage.name)
         before = [need for need in stage.needs if need in rerun]
         if state.done and not force and not before:
             yield Outcome(stage.name, "would skip", state.reason, 0.0, state.result["figures"])
             continue
+        if not force:
+            _refuse_stale(p, stage, would)
+        would.add(stage.name)
         if force or before or not state.makes_the_same:
             rerun.add(stage.name)
         reason = (

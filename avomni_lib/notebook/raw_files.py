@@ -14,6 +14,7 @@ from avomni_lib.etl.shard import HEADER_FILE, shard_name
 from avomni_lib.params import Params
 
 EVICT, BUDGET = "download.evict_raw", "download.target_size_gb"
+SEED, PLACE = "run.seed", "dataset.local_dir"
 
 
 def in_words(num: int, what: str = "raw file") -> str:
@@ -33,7 +34,8 @@ def what_matters(
 
     To evict or not changes what 01 and 02 choose only where the budget has cut the choice, and
     what 03 does only where raw files are to go now. With eviction the budget bounds the disk, not
-    the choice.
+    the choice. The seed matters where clips are drawn. The place of raw files that a hub has does
+    not matter for 02, which looks whether they are there.
 
     Args:
         then: The parameters of the finished stage.
@@ -46,6 +48,10 @@ def what_matters(
             matter -= {EVICT}
         if p.download.evict_raw and then.get(EVICT):
             matter -= {BUDGET}
+        if p.download.clips.max_clips is None and p.download.clips.balance_by is None:
+            matter -= {SEED}
+        if stage == "02_download" and p.dataset.source != "folder":
+            matter -= {PLACE}
     return [name for name in changed if name in matter]
 
 
@@ -102,7 +108,10 @@ def cache_in_words(p: Params, is_begun: bool) -> str:
     told = f"{in_words(len(evicted))} evicted, what the cache lacks is fetched again"
     if not is_begun:
         return told
-    chunks = read_chosen(p).chunks
+    try:
+        chunks = read_chosen(p).chunks
+    except AvomniError:  # what 02 left is gone, which its own state says
+        return told
     num = sum((p.cache_dir / shard_name(chunk) / HEADER_FILE).exists() for chunk in chunks)
     return f"{num} of {in_words(len(chunks), 'chunk')} in the cache; {told}"
 

@@ -1,8 +1,14 @@
 """A run's folder: its stages, which are done and still fit, and the proof that each leaves.
 
-A stage is done when its `result.json` exists; it is written last and whole. It still fits while the
-parameters that the stage reads, what the stages before it made, and its own outputs are unchanged.
-A notebook proves nothing: after a killed kernel every cell of it says "completed".
+A stage is done when its `result.json` exists; it is written last and whole. It is stale when a
+parameter that it reads, what a stage before it made or a file of its own has changed, and when a
+stage that it depends on is stale. A notebook proves nothing: after a killed kernel every cell of it
+says "completed".
+
+Paths in `result.json` are relative to the run's folder, and a file is what was written while its
+sha256 is: a run that was copied to another place, with other dates, stays done. A file whose size
+and date are known is not read again, so that one whose bytes were changed behind its date is not
+noticed here (`python -m avomni_lib verify` reads the whole cache).
 """
 
 from __future__ import annotations
@@ -13,6 +19,7 @@ import dataclasses
 import datetime
 import shutil
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +28,25 @@ from avomni_lib import files, hardware
 from avomni_lib.dataset import split
 from avomni_lib.dataset.hub import Hub
 from avomni_lib.errors import AvomniError
-from avomni_lib.notebook import interrupts, raw_files
+from avomni_lib.notebook import artifacts, interrupts, raw_files
 from avomni_lib.notebook.stages import BY_NAME, STAGES, Stage
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
-from avomni_lib.training import job
+from avomni_lib.training import job, model_input
 from avomni_lib.training.adapter import CONFIDENTIAL
 
-RESULT = "result.json"
+RESULT, FORMAT = "result.json", 2
+# What a proof must have to be one.
+KEYS = {
+    "format",
+    "finished_at",
+    "figures",
+    "digest",
+    "inputs",
+    "params_digest",
+    "params",
+    "outputs",
+}
 # A second notebook waits while the first one renders: the demo takes two minutes.
 WORLD_WAIT_S = 900.0
 WORLD_OWNER = "avomni/"
@@ -40,6 +58,7 @@ class State:
 
     Attributes:
         makes_the_same: Running it leaves the stages after it as they are, as far as can be told.
+        cause: Of a stale stage, the stage where it began and what changed there.
     """
 
     stage: Stage
@@ -47,6 +66,7 @@ class State:
     reason: str
     result: dict[str, Any] | None = None
     makes_the_same: bool = False
+    cause: tuple[str, str] | None = None
 
 
 def stage_dir(p: Params, name: str) -> Path:
@@ -57,14 +77,20 @@ def read_result(p: Params, name: str) -> dict[str, Any] | None:
     """The stage's proof, or None where there is none (one that cannot be read proves as little)."""
     path = stage_dir(p, name) / RESULT
     try:
-        return files.read_json(path) if path.exists() else None
-    except AvomniError:
+        result = files.read_json(path) if path.exists() else None
+        return result if isinstance(result, dict) and result.keys() >= KEYS else None
+    except (AvomniError, OSError):
         return None
 
 
-def state(p: Params, name: str) -> State:
-    """Whether the stage has to run, with the reason in words."""
-    found = _state(p, BY_NAME[name])
+def state(p: Params, name: str, look: bool = True) -> State:
+    """Whether the stage has to run, with the reason in words.
+
+    Args:
+        look: At files too; without, only whether it was made with these parameters from what the
+            stages before it made.
+    """
+    found = _state(p, BY_NAME[name], look, look)
     if name == "05_train" and (at_work := job.at_work(p)) is not None:
         about = at_work[1]
         words = f"training now: process {about.get('pid')} since {about.get('started_at')}"
@@ -78,29 +104,38 @@ def state(p: Params, name: str) -> State:
     return found
 
 
-def _state(p: Params, stage: Stage) -> State:
+def _state(p: Params, stage: Stage, look: bool = True, raw: bool = True) -> State:
+    """As `state`, without what works now; `raw` looks at the raw files too."""
     result = read_result(p, stage.name)
     if result is None:
         return State(stage, False, "not run yet")
-    changed = _changed_params(p, stage, result)
-    if changed:
-        reason = f"stale: {', '.join(changed)} changed"
-        return State(stage, False, reason, result, changed == [raw_files.EVICT])
+
+    def stale(words: str, same: bool = False) -> State:
+        same = same or stage.is_report
+        return State(stage, False, f"stale: {words}", result, same, (stage.name, words))
+
+    if result["format"] != FORMAT:
+        return stale("another version of this program ran it")
     for need in stage.needs:
-        before = read_result(p, need)
-        if before is None:
-            return State(stage, False, f"stale: {need} has to run first", result)
-        if before["digest"] != result["inputs"].get(need):
-            return State(stage, False, f"stale: {need} made something else since", result)
-    missing = _first_missing(result)
-    if missing:
-        return State(stage, False, f"stale: {missing} is missing or has another size", result)
+        before = _state(p, BY_NAME[need], look, raw=False)
+        if before.result is None:
+            return stale(f"{need} has to run first")
+        if not before.done and not before.makes_the_same:
+            name, words = before.cause or (need, before.reason)
+            because = f"stale because {name} is: {words}"
+            return State(stage, False, because, result, stage.is_report, (name, words))
+        if before.result["digest"] != result["inputs"].get(need):
+            return stale(f"{need} made something else since")
+    if changed := _changed_params(p, stage, result):
+        return stale(", ".join(changed.values()), list(changed) == [raw_files.EVICT])
+    if look and (wrong := artifacts.first_wrong(p.run_dir, stage.name, result["outputs"])):
+        return stale(wrong)
     finished = result["finished_at"]
     if stage.name == "03_etl" and (num := result["figures"].get("num_lost")):
         goes_on = read_result(p, "05_train") is None and job.goes_on(p, result["digest"])
         words = raw_files.lost_in_words(num, goes_on)
         return State(stage, goes_on, f"done {finished}; {words}", result, not goes_on)
-    if stage.name == "02_download":
+    if stage.name == "02_download" and raw:
         done, reason = raw_files.download_in_words(p, _state(p, BY_NAME["03_etl"]).done)
         reason = f"done {finished}; {reason}" if done else f"stale: {reason}"
         return State(stage, done, reason, result)
@@ -142,22 +177,27 @@ class OpenStage:
         return figure
 
     def finish(
-        self, figures: dict[str, Any], outputs: list[Path] | None = None, digest: str | None = None
+        self,
+        figures: dict[str, Any],
+        outputs: Sequence[Path] | Mapping[Path, str | None] = (),
+        digest: str | None = None,
     ) -> dict[str, Any]:
         """Write `result.json`: the stage is done.
 
         Args:
             figures: What came out, as numbers.
-            outputs: Files whose loss makes the stage stale.
+            outputs: Files in the run's folder whose change or loss makes the stage stale; with
+                their sha256 where it is known, as of a cache's arrays.
             digest: What the next stages depend on: while it is the same nothing changed for them.
                 Left out, it is the hash of the outputs.
         """
-        outputs = outputs or []
+        described = artifacts.describe(self.p.run_dir, self.stage.name, outputs)
         if digest is None:
-            digest = files.hash_json([files.sha256_file(path) for path in outputs])
+            digest = files.hash_json([entry["sha256"] for entry in described.values()])
         before = {need: read_result(self.p, need) for need in self.stage.needs}
         own = hardware.peak_memory()["host_gb"]
         result = {
+            "format": FORMAT,
             "stage": self.stage.name,
             "finished_at": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
             "seconds": self.seconds,
@@ -168,7 +208,7 @@ class OpenStage:
             "params_digest": self.p.digest(*self.stage.reads),
             "params": self.p.values(*self.stage.reads),
             "split_sha256": split.sha256_of(self.p),
-            "outputs": {str(path): path.stat().st_size for path in outputs},
+            "outputs": described,
             "provenance": hardware.provenance(),
         }
         files.write_json(self.folder / RESULT, result)
@@ -256,23 +296,15 @@ _serving = contextlib.ExitStack()
 atexit.register(_serving.close)
 
 
-def _changed_params(p: Params, stage: Stage, result: dict[str, Any]) -> list[str]:
+def _changed_params(p: Params, stage: Stage, result: dict[str, Any]) -> dict[str, str]:
+    """The parameters that have changed since and matter to the stage -> what they were and are."""
     if result["params_digest"] == p.digest(*stage.reads):
-        return []
-    then, now = result["params"], p.values(*stage.reads)
-    changed = []
-    for name in now:
-        if isinstance(now[name], dict) and isinstance(then.get(name), dict):
-            changed += [
-                f"{name}.{key}" for key in now[name] if now[name][key] != then[name].get(key)
-            ]
-        elif now[name] != then.get(name):
-            changed.append(name)
-    return raw_files.what_matters(p, stage.name, changed or ["a parameter"], then)
-
-
-def _first_missing(result: dict[str, Any]) -> str | None:
-    for path, size in result["outputs"].items():
-        if not Path(path).exists() or Path(path).stat().st_size != size:
-            return path
-    return None
+        return {}
+    then, now = (model_input.flat(each) for each in (result["params"], p.values(*stage.reads)))
+    changed = {
+        name: f"{name} changed (was {then.get(name)!r}, is {now.get(name)!r})"
+        for name in dict.fromkeys([*then, *now])
+        if name not in then or name not in now or then[name] != now[name]
+    }
+    matter = raw_files.what_matters(p, stage.name, list(changed), result["params"])
+    return {name: changed[name] for name in matter}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from avomni_lib.params import Params
 from avomni_lib.training.card import card
 from avomni_lib.training.checkpoints import rename_folder
 from avomni_lib.training.conversation import Conversation, prompt_text
+from avomni_lib.training.model_input import shortened, what_the_model_sees
 
 RECORD_FILE = "record.json"
 # Parameters of the training that change its speed, its memory or what is written down about it.
@@ -57,13 +57,18 @@ def record_of(
     memory ran out.
     """
     num_frames, height, width, _ = windows.frame_shape
+    # A cache names the data set that it was read from; other windows may not.
+    header = getattr(windows.cache, "header", {})
+    source = header.get("source", {})
+    chosen = {name: choice.value for name, choice in choices.items()}
+    quantisation = chosen.get("quantisation", "unknown")
     training = p.values("training")["training"]
     training = {name: value for name, value in training.items() if name not in NOT_LEARNED}
     windows_per_step = p.training.batch_size * p.training.gradient_accumulation_steps
-    # A cache names the data set that it was read from; other windows may not.
-    source = getattr(windows.cache, "header", {}).get("source", {})
     return {
-        "format": 1,
+        "format": 2,
+        # Compared whole by whatever uses the adapter later (`model_input.refuse_other`).
+        "sees": what_the_model_sees(p, talk.backbone, base_digest, quantisation, header),
         "base_model": p.model.base_model,
         "base_digest": base_digest,
         "prompt_form": talk.backbone.prompt_form,
@@ -81,7 +86,7 @@ def record_of(
         "model": p.values("model")["model"],
         "training": training | {"windows_per_step": windows_per_step},
         # `cuda:1` is another rank's card, not another training.
-        "choices": {name: choice.value.partition(":")[0] for name, choice in choices.items()},
+        "choices": {name: value.partition(":")[0] for name, value in chosen.items()},
         "source": p.dataset.source,
         "repo_id": source.get("repo_id"),
         "revision": source.get("revision"),
@@ -91,13 +96,6 @@ def record_of(
         # A rendered drive is our own; whatever else was trained on is not ours to pass on.
         "notice": None if p.dataset.source == "world" else CONFIDENTIAL,
     }
-
-
-def shortened(text: str, token: str) -> str:
-    """A text in which repetitions of `token` are counted: a prompt has thousands of them."""
-    return re.sub(
-        f"(?:{re.escape(token)}){{2,}}", lambda run: f"{token}×{len(run[0]) // len(token)}", text
-    )
 
 
 def export(

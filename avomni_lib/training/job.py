@@ -26,6 +26,7 @@ from avomni_lib.hardware import Choice
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
 from avomni_lib.training.checkpoints import METRICS_FILE, PLAN_FILE, Metrics
+from avomni_lib.training.model_input import parameter_names
 
 if TYPE_CHECKING:
     from avomni_lib.training.outcome import Trained
@@ -33,11 +34,12 @@ if TYPE_CHECKING:
 LOCK, START_LOCK = ".lock", ".start.lock"
 JOB_FILE, OUTCOME_FILE, PARAMS_FILE = "job.json", "outcome.json", "params.json"
 LOG_FILE = "train.log"
-# What a training follows from: two with the same values are the same training.
-READS = (
-    *("processing.sequence_length", "processing.stride", "run.seed", "prompt.ego_history"),
-    *("model", "training"),
+# Of what the model sees, that which is not in `model` and `training` anyway.
+SEEN = tuple(
+    name for name in parameter_names() if name.partition(".")[0] not in ("model", "training")
 )
+# What a training follows from: two with the same values are the same training.
+READS = ("run.seed", "processing.stride", *SEEN, "model", "training")
 BUSY = "another training works in this run folder"
 GO_ON = "run the same command again: it goes on from the last checkpoint"
 EVERY_S = 0.25

@@ -78,6 +78,7 @@ def merge(
         "dtype": dtype,
         "adapter_sha256": files.sha256_file(source / WEIGHTS_FILE),
     }
+    model.check_adapter(source, p)
     _refuse_to_replace(folder)
     num_numbers = count_numbers(p)
     files.need_room(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +18,17 @@ from avomni_lib.hardware import Choice
 from avomni_lib.params import Params
 from avomni_lib.training.adapter import read_record
 from avomni_lib.training.backbones import Backbone, backbone
+from avomni_lib.training.model_input import refuse_other, what_the_model_sees
+from avomni_lib.training.usage import base_place
 
 log = logging.getLogger(__name__)
 
 TINY, TINY_FOLDER = "tiny", Path(__file__).with_name("tiny_base_model")
+# Of a base model in a folder, what its answers follow from: weights, config, tokenizer, template.
+BASE_FILES = (
+    *("*.safetensors", "config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.*", "merges.txt", "chat_template*"),
+)
 
 
 class Base(NamedTuple):
@@ -46,12 +54,15 @@ def base_location(name: str) -> str:
 
 
 def base_digest(location: str, config: Any) -> str:
-    """What tells base models apart: the hub's commit, or a sha256 of a folder's weights."""
+    """What tells base models apart: name and commit of the hub's, or a sha256 of a folder's files.
+
+    A folder's name is not in it: the same files may lie elsewhere on another machine.
+    """
     folder = Path(location)
     if not folder.is_dir():
-        return str(getattr(config, "_commit_hash", None))
-    weights = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
-    return files.hash_json({path.name: files.sha256_file(path) for path in weights})
+        return f"{location}@{getattr(config, '_commit_hash', None)}"
+    paths = sorted(path for form in BASE_FILES for path in folder.glob(form) if path.is_file())
+    return files.hash_json({path.name: files.sha256_once(path) for path in paths})
 
 
 def load_base(p: Params) -> Base:
@@ -74,6 +85,8 @@ def load_base(p: Params) -> Base:
     # The config of a composite model has none of its own; the trainer would set them and warn.
     model.config.eos_token_id = tokenizer.eos_token_id
     model.config.pad_token_id = tokenizer.pad_token_id
+    # What is saved of an adapter names it; a path of this machine would mean nothing on another.
+    model.name_or_path = model.config._name_or_path = base_place(p.model.base_model)
     return Base(model, tokenizer, choices)
 
 
@@ -143,49 +156,60 @@ def add_adapter(model: Any, p: Params, kind: Backbone, backend: str = "transform
         ) from None
 
 
-def load_adapter(model: Any, folder: Path, p: Params) -> Any:
+def load_adapter(
+    model: Any, folder: Path, p: Params, header: Mapping[str, Any] | None = None
+) -> Any:
     """The base model with the adapter of `folder`, to answer with.
 
+    Args:
+        header: Of the cache that it is asked about; None where no cache is read.
+
     Raises:
-        AvomniError: no adapter there, or it was made for another base model, target or prompt.
+        AvomniError: no adapter there, or it was trained for something else: every difference.
     """
     from peft import PeftModel
 
-    record = read_record(folder)
-    kind = backbone(p.model.backbone, model.config)
-    wanted = {
-        "base_model": p.model.base_model,
-        # A name tells nothing about weights: laid over others, an adapter is noise.
-        "base_digest": base_digest(base_location(p.model.base_model), model.config),
-        "target": p.training.target,
-        "ego_history": p.prompt.ego_history,
-        "prompt_form": kind.prompt_form,
-        "camera_setup": p.vision.camera_setup,
-        "sequence_length": p.processing.sequence_length,
-    }
-    differs = [
-        f"{name} {record.get(name)!r}, asked for {value!r}"
-        for name, value in wanted.items()
-        if record.get(name) != value
-    ]
-    if differs:
-        raise AvomniError(
-            f"the adapter was trained with {'; '.join(differs)}",
-            where=str(folder),
-            fix="run 05_train again with these parameters, or evaluate with the adapter's own",
-        )
+    check_adapter(folder, p, header)
     model = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
     return model.eval()
 
 
-def add_second(tuned: Any, folder: Path, name: str) -> None:
+def add_second(
+    tuned: Any, folder: Path, name: str, p: Params, header: Mapping[str, Any] | None = None
+) -> None:
     """Lay another adapter of the same shape beside the first; `tuned.set_adapter(name)` takes it.
 
+    Args:
+        p: Of that adapter's own training.
+        header: As for `load_adapter`.
+
     Raises:
-        AvomniError: no adapter there.
+        AvomniError: as `load_adapter`.
     """
-    read_record(folder)
+    check_adapter(folder, p, header)
     tuned.load_adapter(str(folder), adapter_name=name, is_trainable=False)
+
+
+def check_adapter(folder: Path, p: Params, header: Mapping[str, Any] | None = None) -> None:
+    """Hold an adapter's record against parameters, base model and cache; no weights are loaded.
+
+    Args:
+        header: As for `load_adapter`.
+
+    Raises:
+        AvomniError: as `load_adapter`.
+    """
+    record = read_record(folder)
+    location = base_location(p.model.base_model)
+    config = read_config(p.model.base_model, location)
+    now = what_the_model_sees(
+        p,
+        backbone(p.model.backbone, config),
+        base_digest(location, config),
+        _quantisation(p, config).value,
+        header or {},
+    )
+    refuse_other(record.get("sees"), now, str(folder))
 
 
 def load_weights(tuned: Any, checkpoint: Path) -> None:

@@ -10,7 +10,7 @@ from avomni_lib.dataset import rig
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.trajectory import FUTURE_S
 from avomni_lib.params import Params
-from avomni_lib.training import history
+from avomni_lib.training import history, model_input
 from avomni_lib.training.backbones import Backbone
 from avomni_lib.training.conversation import Conversation, Sample
 from avomni_lib.training.targets import Target, target
@@ -23,20 +23,46 @@ def windows_of(p: Params, split: str, cache: Any = None) -> Any:
         cache: An open one; the run's if None.
 
     Raises:
-        AvomniError: no cache, or one without the other road users that the target speaks of.
+        AvomniError: no cache, one that was built with other parameters, or one without the other
+            road users that the target speaks of.
     """
     from avomni_lib.etl.memmap import Cache
     from avomni_lib.etl.windows import Windows
 
-    asked = target(p.training.target)
+    asked, cache = target(p.training.target), cache or Cache.open(p.cache_dir)
+    check_cache(p, cache)
     return Windows(
-        cache or Cache.open(p.cache_dir),
+        cache,
         p.processing.sequence_length,
         p.processing.stride,
         split=split,
         horizon_s=asked.horizon_s,
         scenes=asked.scenes,
     )
+
+
+def check_cache(p: Params, cache: Any) -> None:
+    """Refuse a cache whose frames are others than the parameters ask for.
+
+    Raises:
+        AvomniError: every field of its header that differs.
+    """
+    from avomni_lib.etl.build import description
+
+    wanted = model_input.flat(model_input.shown(description(p)))
+    there = model_input.flat(model_input.shown(cache.header))
+    lines = [
+        f"{name}: built with {there.get(name)!r}, the parameters ask for {wanted.get(name)!r}"
+        for name in dict.fromkeys([*wanted, *there])
+        if wanted.get(name) != there.get(name)
+    ]
+    if lines:
+        raise AvomniError(
+            "the cache was built with other parameters:"
+            + "".join(f"\n  - {line}" for line in lines),
+            where=str(cache.folder),
+            fix="run 03_etl again, or set the parameters back to what it was built with",
+        )
 
 
 def windows_ahead(p: Params) -> Any:

@@ -33,7 +33,7 @@ def commands(
         base: Where the base model lies, if not where its name says.
     """
     folder = shlex.quote(folder or f"PATH/TO/{kind}")
-    base = shlex.quote(base or _base_place(record))
+    base = shlex.quote(base or base_place(record["base_model"]))
     length = f"--max-model-len {record['model']['max_seq_length']}"
     if kind == "merged":
         served = f"{folder} --served-model-name {SERVED_NAME} --dtype {record['dtype']} {length}"
@@ -126,9 +126,9 @@ def block(lines: Sequence[str], language: str = "") -> str:
     return "\n".join([f"```{language}", *lines, "```"])
 
 
-def _base_place(record: Mapping[str, Any]) -> str:
-    tiny = record["base_model"] == "tiny"
-    return "avomni_lib/training/tiny_base_model" if tiny else record["base_model"]
+def base_place(name: str) -> str:
+    """Where a base model lies, as any machine may name it: the package's own by its folder."""
+    return "avomni_lib/training/tiny_base_model" if name == "tiny" else name
 
 
 def _in_4_bit(record: Mapping[str, Any]) -> bool:

@@ -25,6 +25,7 @@ class Backbone(Protocol):
     vision_token: str  # the placeholder that stands for one vision token
     lora_pattern: str  # full names of the modules that LoRA adapts
     skip_modules: tuple[str, ...]  # kept out of 4 bit
+    pixels: dict[str, float]  # how `inputs` normalises and cuts frames, for an adapter's record
 
     def num_vision_tokens(self, num_frames: int, height: int, width: int) -> int:
         """Tokens that a window's frames take."""

@@ -8,7 +8,7 @@ CPU (tests/test_qwen3_vl.py) and to 6e-8 on an H200 (tests/gpu).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,6 +66,11 @@ class Qwen3VL:
             )
         vision = config.vision_config
         return cls(vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
+
+    @property
+    def pixels(self) -> dict[str, float]:
+        """Mean and spread of the normalisation, in grey levels of 255, and the patches' sizes."""
+        return {"mean": MEAN, "std": STD, **asdict(self)}
 
     @property
     def side_multiple(self) -> int:
