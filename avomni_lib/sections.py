@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -87,7 +87,14 @@ class DatasetParams(Section):
     revision: str | None = Field(
         None, description="40-hex commit; null takes main's once and records it"
     )
-    endpoint: str | None = Field(None, description="another hub's address; null is huggingface.co")
+    endpoint: str | None = Field(
+        None, description="another hub's address; null is HF_ENDPOINT, or huggingface.co"
+    )
+    allow_plain_http: bool = Field(
+        False,
+        description="send the token also to an http:// address of another machine, where everyone "
+        "on the way can read it",
+    )
     local_dir: str = Field(
         "outputs/data/physicalai_av", description="raw files, shared by all runs"
     )
@@ -100,6 +107,17 @@ class DatasetParams(Section):
         "ego motion and calibration too",
     )
     world: WorldParams = WorldParams()
+
+    @field_validator("endpoint")
+    @classmethod
+    def _endpoint_has_no_password(cls, endpoint: str | None) -> str | None:
+        # A run keeps its parameters in notebooks, result.json and its report.
+        if endpoint is not None and "@" in endpoint:
+            raise ValueError(
+                "dataset.endpoint: a user and password do not belong into a params file, as every "
+                "run keeps a copy of it: set the variable HF_ENDPOINT to the whole address instead"
+            )
+        return endpoint
 
 
 class DownloadParams(Section):

@@ -226,7 +226,12 @@ def open_hub(p: Params, progress: type[Bar] = Bar) -> Hub | None:
     if p.dataset.source == "folder":
         return None
     if p.dataset.source == "hub":
-        return Hub(p.dataset.repo_id, revision=p.dataset.revision, endpoint=p.dataset.endpoint)
+        return Hub(
+            p.dataset.repo_id,
+            revision=p.dataset.revision,
+            endpoint=p.dataset.endpoint,
+            allow_plain_http=p.dataset.allow_plain_http,
+        )
     # The renderer takes a second to import, and only this source needs it.
     from avomni_lib.world import local_hub, publish
 
