@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import huggingface_hub
-from huggingface_hub import constants, errors, get_token  # noqa: F401 (the doctor asks)
+from huggingface_hub import constants, errors, get_token
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers
 from huggingface_hub.utils._runtime import is_xet_available
@@ -39,7 +39,7 @@ PATHS_A_REQUEST = 500
 COMMIT = re.compile(r"[0-9a-f]{40}")
 # What git and the hub take for a name of a branch or tag, as it stands in an address.
 REVISION = re.compile(r"[0-9A-Za-z_][\w./+@-]{0,199}")
-BEARER = re.compile(r"Bearer [!-~]+")
+TOKEN = re.compile(r"[!-~]+")
 BUSY_STATUSES = (408, 429, 500, 502, 503, 504)
 # Until a line is dropped and taken up again (HF_HUB_DOWNLOAD_TIMEOUT, 10 s); the API may think.
 SILENCE_S = float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
@@ -87,14 +87,13 @@ class Hub:
         hub = address.parse(constants.ENDPOINT if endpoint is None else endpoint, where)
         self.repo_id, self.revision, self.endpoint = repo_id, revision, hub.url
         self.backoff, self._allows_plain_http = backoff or Backoff(), allow_plain_http
-        self._authorization = hub.basic or _bearer(token, hub)
-        if self._authorization and not self._may_carry_secrets(hub):
+        authorization = hub.basic or _bearer(token, hub)
+        if authorization and not self._may_carry_secrets(hub):
             raise refusals.in_the_clear(hub.url, where)
         if hub.is_loopback:
             _keep_from_proxies(hub.host)
-        secret = {"authorization": self._authorization} if self._authorization else {}
-        self._headers = build_hf_headers(token=False, library_name="avomni", headers=secret)
-        self._api = huggingface_hub.HfApi(endpoint=hub.url, token=False, headers=secret)
+        self._secret = {"authorization": authorization} if authorization else {}
+        self._api = huggingface_hub.HfApi(endpoint=hub.url, token=False, headers=self._secret)
         # Commit -> path -> what the hub lists, None where it lists nothing: it cannot change.
         self._listed: dict[str, dict[str, RemoteFile | None]] = {}
         self._is_xet_lost = False
@@ -246,6 +245,10 @@ class Hub:
             self.backoff.hold(answers.quiet_s(response.headers))
             yield response
 
+    @cached_property
+    def _headers(self) -> dict[str, str]:
+        return build_hf_headers(token=False, library_name="avomni", headers=self._secret)
+
     def _may_carry_secrets(self, where: Address) -> bool:
         return where.is_private or self._allows_plain_http
 
@@ -372,16 +375,17 @@ def _bearer(token: str | None, hub: Address) -> str | None:
         AvomniError: the token cannot be one. It is not shown.
     """
     # No hub on this machine needs the user's own token.
-    if token is None and hub.is_loopback:
+    if token is None and not hub.is_loopback and not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+        token = get_token()
+    if not token:
         return None
-    value = build_hf_headers(token=token).get("authorization")
-    if value is not None and not BEARER.fullmatch(value):
+    if not TOKEN.fullmatch(token):
         raise AvomniError(
             "the token holds characters that no token has",
             where="HF_TOKEN, or the file that `hf auth login` has written",
             fix="copy it again from https://huggingface.co/settings/tokens",
         )
-    return value
+    return f"Bearer {token}"
 
 
 def _keep_from_proxies(host: str) -> None:
