@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
 # What the system answers to a place or a length that a file's content has named.
 OF_CONTENT = (errno.EINVAL, errno.EOVERFLOW, errno.EFBIG)
+# `user:password@` of an address: up to the last @ before its path.
+_CREDENTIALS = re.compile(r"(?<=://)[^\s/?#]*@")
+
+
+def without_passwords(text: str) -> str:
+    """The text with `user:password@` taken out of every address in it."""
+    return _CREDENTIALS.sub("", text)
 
 
 class AvomniError(Exception):
     """A mistake or a fault that a person can act on.
+
+    Addresses in its texts are shown without user and password.
 
     Args:
         what: What is wrong, with the values that show it.
@@ -21,6 +31,8 @@ class AvomniError(Exception):
     """
 
     def __init__(self, what: str, *, where: str | None = None, fix: str | None = None):
+        what = without_passwords(what)
+        where, fix = where and without_passwords(where), fix and without_passwords(fix)
         super().__init__(what, where, fix)
         self.what, self.where, self.fix = what, where, fix
 

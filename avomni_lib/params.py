@@ -220,7 +220,10 @@ def _merged(paths: Sequence[str | Path]) -> dict[str, Any]:
 
 
 def _complete(
-    values: Mapping[str, Any], source: str, own_path: Path | None = None, seen: tuple[Path, ...] = ()
+    values: Mapping[str, Any],
+    source: str,
+    own_path: Path | None = None,
+    seen: tuple[Path, ...] = (),
 ) -> dict[str, Any]:
     """The values laid over those of the file that they extend.
 

@@ -172,7 +172,8 @@ class DatasetParams(Section):
     """Which data set, where from, and where its raw files are kept."""
 
     source: Literal["world", "hub", "folder"] = Field(
-        "world", description="rendered world, Hugging Face, or a folder that already holds the files"
+        "world",
+        description="rendered world, Hugging Face, or a folder that already holds the files",
     )
     repo_id: str = Field(
         "avomni/rendered-world",
@@ -182,10 +183,15 @@ class DatasetParams(Section):
     revision: str | None = Field(
         None, description="40-hex commit; null takes main's once and records it"
     )
-    endpoint: str | None = Field(None, description="another hub's address; null is huggingface.co")
-    local_dir: PathText = Field(
-        "outputs/data/demo", description="raw files, shared by all runs"
+    endpoint: str | None = Field(
+        None, description="another hub's address; null is HF_ENDPOINT, or huggingface.co"
     )
+    allow_plain_http: bool = Field(
+        False,
+        description="send the token also to an http:// address of another machine, where everyone "
+        "on the way can read it",
+    )
+    local_dir: PathText = Field("outputs/data/demo", description="raw files, shared by all runs")
     license_accepted: bool = Field(
         False, description="you read the data set's licence and decided; see README"
     )
@@ -195,6 +201,17 @@ class DatasetParams(Section):
         "ego motion and calibration too",
     )
     world: WorldParams = WorldParams()
+
+    @field_validator("endpoint")
+    @classmethod
+    def _endpoint_has_no_password(cls, endpoint: str | None) -> str | None:
+        # A run keeps its parameters in notebooks, result.json and its report.
+        if endpoint is not None and "@" in endpoint:
+            raise ValueError(
+                "dataset.endpoint: a user and password do not belong into a params file, as every "
+                "run keeps a copy of it: set the variable HF_ENDPOINT to the whole address instead"
+            )
+        return endpoint
 
 
 class DownloadParams(Section):
@@ -222,7 +239,9 @@ class DownloadParams(Section):
 class ProcessingParams(Section):
     """Clips to the cache, and the cache to windows."""
 
-    sequence_length: Annotated[int, Field(ge=2, le=100_000)] = Field(16, description="frames in a window")
+    sequence_length: Annotated[int, Field(ge=2, le=100_000)] = Field(
+        16, description="frames in a window"
+    )
     stride: Positive = Field(8, description="frames from one window's start to the next one's")
     sample_hz: Annotated[float, Field(gt=0, le=1000)] = Field(
         10.0, description="sampled frames a second"

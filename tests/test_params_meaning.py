@@ -279,7 +279,10 @@ def test_papermill_changes_the_named_key_alone(
     [
         (["-f", "own.yaml", "-y", STEPS], ["dropped: training.learning_rate, training.num_epochs"]),
         (["-f", "own.yaml", "-f", "two.yaml"], ["dropped: training.num_epochs"]),
-        (["-y", "{trainin: {max_steps: 3}}"], ["trainin: unknown parameter; did you mean training"]),
+        (
+            ["-y", "{trainin: {max_steps: 3}}"],
+            ["trainin: unknown parameter; did you mean training"],
+        ),
         (["-p", "trainin.max_steps", "3"], ["trainin: unknown parameter; did you mean training"]),
         (["-p", "training.max_step", "3"], ["max_step: unknown", "mean training.max_steps?"]),
         (["-p", "max_steps", "3"], ["max_steps: unknown parameter; did you mean training.max_st"]),

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
+from avomni_lib.dataset.names import shown
 from avomni_lib.dataset.remote import RemoteFile
 from avomni_lib.dataset.transfer import OtherContent
 
 # `RateLimit: "resolvers";r=0;t=55`: requests left, seconds until the count starts anew.
-RATE_LIMIT = re.compile(r"\br\s*=\s*(\d+)\s*;\s*t\s*=\s*(\d+)")
-CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
+RATE_LIMIT = re.compile(r"\br\s*=\s*([0-9]{1,18})\s*;\s*t\s*=\s*([0-9]{1,18})")
+CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})")
 
 
 def told_s(status: int, headers: Mapping[str, str]) -> float | None:
@@ -20,11 +21,11 @@ def told_s(status: int, headers: Mapping[str, str]) -> float | None:
     if status == 429 and (quiet := quiet_s(headers)):
         return quiet
     told = headers.get("Retry-After", "").strip()
-    if told.isdigit():
+    if told.isascii() and told.isdigit():
         return float(told)
     try:
         return max((parsedate_to_datetime(told) - datetime.now(UTC)).total_seconds(), 0.0)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, ArithmeticError, LookupError):
         return None
 
 
@@ -56,11 +57,11 @@ def first_byte(
     etag = etag.removeprefix("W/").strip('"')
     # Another kind of ETag, a mirror's, says nothing.
     if len(etag) == len(remote.content_id or "") and etag != remote.content_id:
-        raise OtherContent(f"its hash at the source is now {etag[:12]}")
+        raise OtherContent(f"its hash at the source is now {shown(etag)}")
     if status != 206:
         return 0
     told = headers.get("Content-Range", "")
     found = CONTENT_RANGE.match(told)
     if not found or (int(found[1]), int(found[2])) != (start, remote.size):
-        raise OtherContent(f"asked for bytes {start}- of {remote.size}, it sends {told or '?'}")
+        raise OtherContent(f"asked for bytes {start}- of {remote.size}, it sends {shown(told)}")
     return start

@@ -7,6 +7,7 @@ killed file anew and checks no hash (measured on 1.33.0): `transfer.py` does tha
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import os
 import re
@@ -15,27 +16,30 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import huggingface_hub
-from huggingface_hub import constants, errors, get_token  # noqa: F401 (the doctor asks)
+from huggingface_hub import constants, errors, get_token
+from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers
 from huggingface_hub.utils._runtime import is_xet_available
 
-from avomni_lib.dataset import answers, refusals, transfer
+from avomni_lib.dataset import address, answers, names, refusals, transfer
+from avomni_lib.dataset.address import Address
 from avomni_lib.dataset.backoff import Backoff, Busy
 from avomni_lib.dataset.remote import RemoteFile
 from avomni_lib.dataset.transfer import Body, Dropped, OtherContent
-from avomni_lib.errors import AvomniError
+from avomni_lib.errors import AvomniError, without_passwords
 from avomni_lib.plan import Bar
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-WEBSITE = "https://huggingface.co"
 # NVIDIA's kit asks for as many paths in one request.
 PATHS_A_REQUEST = 500
 COMMIT = re.compile(r"[0-9a-f]{40}")
+# What git and the hub take for a name of a branch or tag, as it stands in an address.
+REVISION = re.compile(r"[0-9A-Za-z_][\w./+@-]{0,199}")
+TOKEN = re.compile(r"[!-~]+")
 BUSY_STATUSES = (408, 429, 500, 502, 503, 504)
 # Until a line is dropped and taken up again (HF_HUB_DOWNLOAD_TIMEOUT, 10 s); the API may think.
 SILENCE_S = float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
@@ -48,9 +52,15 @@ class Hub:
     Args:
         repo_id: `owner/name`.
         revision: 40 hex, a tag or a branch; None takes main's commit at the first need.
-        endpoint: Another hub's address; None is huggingface.co.
+        endpoint: Another hub's address; None is HF_ENDPOINT, or huggingface.co. A user and password
+            in it are sent in place of a token.
         token: None takes the saved one (`hf auth login`, HF_TOKEN).
         backoff: How long a busy hub and a bad line are borne with.
+        allow_plain_http: Whether the token may be sent by http to another machine.
+
+    Raises:
+        AvomniError: repo_id, revision, endpoint or token are none, or the token would be sent
+            unencrypted.
     """
 
     def __init__(
@@ -60,15 +70,30 @@ class Hub:
         endpoint: str | None = None,
         token: str | None = None,
         backoff: Backoff | None = None,
+        allow_plain_http: bool = False,
     ):
-        self.repo_id, self.revision, self.endpoint = repo_id, revision, endpoint
-        self.backoff = backoff or Backoff()
-        # No hub on this machine needs the user's own token.
-        is_loopback = urlsplit(endpoint or "").hostname in ("127.0.0.1", "localhost", "::1")
-        self._token = False if is_loopback and token is None else token
-        if is_loopback:
-            _keep_from_proxies()
-        self._api = huggingface_hub.HfApi(endpoint=endpoint, token=self._token)
+        try:
+            huggingface_hub.utils.validate_repo_id(repo_id)
+        except errors.HFValidationError as error:
+            raise AvomniError(
+                f"no name of a data set: {error}", where="dataset.repo_id", fix="write owner/name"
+            ) from None
+        if revision is not None:
+            fault = (
+                None if REVISION.fullmatch(revision) and ".." not in revision else "no such name"
+            )
+            names.need("the revision", revision, fault, "dataset.revision")
+        where = "HF_ENDPOINT" if endpoint is None else "dataset.endpoint"
+        hub = address.parse(constants.ENDPOINT if endpoint is None else endpoint, where)
+        self.repo_id, self.revision, self.endpoint = repo_id, revision, hub.url
+        self.backoff, self._allows_plain_http = backoff or Backoff(), allow_plain_http
+        authorization = hub.basic or _bearer(token, hub)
+        if authorization and not self._may_carry_secrets(hub):
+            raise refusals.in_the_clear(hub.url, where)
+        if hub.is_loopback:
+            _keep_from_proxies(hub.host)
+        self._secret = {"authorization": authorization} if authorization else {}
+        self._api = huggingface_hub.HfApi(endpoint=hub.url, token=False, headers=self._secret)
         # Commit -> path -> what the hub lists, None where it lists nothing: it cannot change.
         self._listed: dict[str, dict[str, RemoteFile | None]] = {}
         self._is_xet_lost = False
@@ -79,12 +104,13 @@ class Hub:
     @property
     def page(self) -> str:
         """The data set's own page, where its terms are read and accepted."""
-        return f"{self.endpoint or WEBSITE}/datasets/{self.repo_id}"
+        return f"{self.endpoint}/datasets/{self.repo_id}"
 
     def at(self, revision: str) -> Hub:
         """The same repository at another revision."""
-        hub = Hub(self.repo_id, revision, self.endpoint, self._token or None, self.backoff)
-        hub._listed = self._listed
+        hub = copy.copy(self)
+        hub.__dict__.pop("commit", None)
+        hub.revision = revision
         return hub
 
     @cached_property
@@ -100,13 +126,13 @@ class Hub:
             info = self._ask(
                 lambda: self._api.dataset_info(self.repo_id, revision=self.revision), "revision"
             )
-            return info.sha
+            return self._checked_commit(info.sha)
         refs = self._ask(
             lambda: self._api.list_repo_refs(self.repo_id, repo_type="dataset"), "refs"
         )
         for branch in refs.branches:
             if branch.name == "main":
-                return branch.target_commit
+                return self._checked_commit(branch.target_commit)
         raise AvomniError("the data set has no branch main", where=self.page)
 
     def check_access(self) -> None:
@@ -129,13 +155,23 @@ class Hub:
                 ),
                 f"sizes of {len(batch)} files",
             )
+            found = [self._listed_file(i) for i in infos if isinstance(i, RepoFile)]
             known.update(dict.fromkeys(batch))
-            for info in infos:
-                if isinstance(info, huggingface_hub.hf_api.RepoFile):
-                    sha256 = info.lfs.sha256 if info.lfs else None
-                    listed = info.path, info.size, sha256, info.blob_id, info.xet_hash
-                    known[info.path] = RemoteFile(*listed)
+            known.update({file.path: file for file in found if file.path in known})
         return {path: known[path] for path in paths if known[path]}
+
+    def _listed_file(self, info: RepoFile) -> RemoteFile:
+        """A file as the hub lists it, checked."""
+        try:
+            sha256 = info.lfs.sha256 if info.lfs else None
+            return RemoteFile(info.path, info.size, sha256, info.blob_id, info.xet_hash)
+        except AvomniError as error:
+            fix = "check dataset.endpoint and dataset.repo_id; tell the hub's owner"
+            raise AvomniError(error.what, where=f"{error.where}: {self.page}", fix=fix) from None
+
+    def _checked_commit(self, commit: object) -> str:
+        names.need("the commit", commit, names.hex_fault(commit, 40), f"the answer of {self.page}")
+        return str(commit)
 
     def fetch(self, remote: RemoteFile, folder: Path, bar: Bar | None = None) -> Path:
         """Fetch one file to `folder / remote.path`, waiting for whoever is at work on it.
@@ -197,17 +233,24 @@ class Hub:
                 raise self._busy(response, remote.path)
             if status == 416:
                 raise OtherContent(f"no byte {start:,}, of {remote.size:,} that are listed")
-            if status >= 400:
+            if status not in (200, 206):
                 explained = self._explain(response, remote.path)
                 # The address that the hub gave us has run out: the next try gets another one.
                 is_elsewhere = _own(response).url.netloc != response.url.netloc
                 raise Dropped(explained) if is_elsewhere else explained
+            kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+            if kind == "text/html":
+                # A page that asks to sign in; what has come of the file so far is kept.
+                raise refusals.no_hub(remote.path, self.endpoint, "a web page")
             self.backoff.hold(answers.quiet_s(response.headers))
             yield response
 
     @cached_property
     def _headers(self) -> dict[str, str]:
-        return build_hf_headers(token=self._token, library_name="avomni")
+        return build_hf_headers(token=False, library_name="avomni", headers=self._secret)
+
+    def _may_carry_secrets(self, where: Address) -> bool:
+        return where.is_private or self._allows_plain_http
 
     def _xet_blocks(self, remote: RemoteFile, start: int) -> Iterator[bytes]:
         """The same out of Xet's storage. If that fails, files come by Range from then on."""
@@ -226,6 +269,9 @@ class Hub:
             access = _xet.refresh_xet_connection_info(
                 file_data=_xet.XetFileData(remote.xet_hash, route), headers=self._headers
             )
+            storage = address.parse(access.endpoint, "Xet's storage")
+            if not self._may_carry_secrets(storage):
+                raise refusals.in_the_clear(storage.url, "Xet's storage")
             group = _xet.get_xet_session().new_download_stream_group(
                 endpoint=access.endpoint,
                 token=access.access_token,
@@ -238,7 +284,8 @@ class Hub:
             yield from blocks
         except Exception as error:
             if not self._is_xet_lost:
-                log.warning("Xet fails (%s): files come by plain HTTP from here on", error)
+                reason = without_passwords(str(error))
+                log.warning("Xet fails (%s): files come by plain HTTP from here on", reason)
             self._is_xet_lost = True
             raise Dropped(self._unreachable("Xet", error)) from None
         finally:
@@ -251,7 +298,18 @@ class Hub:
         def ask() -> T:
             _session()
             with self._explained(what):
-                return call()
+                try:
+                    return call()
+                except (
+                    ValueError,
+                    TypeError,
+                    LookupError,
+                    AttributeError,
+                    RecursionError,
+                ) as error:
+                    # The client reads answers as if only a hub could send them.
+                    why = f"something else than an answer to that ({type(error).__name__})"
+                    raise refusals.no_hub(what, self.endpoint, why) from None
 
         try:
             return self.backoff.patiently(ask)
@@ -294,7 +352,7 @@ class Hub:
         return Busy(self._explain(response, what), told_s, is_for_all)
 
     def _unreachable(self, what: str, cause: BaseException) -> AvomniError:
-        return refusals.unreachable(what, self.endpoint or WEBSITE, cause)
+        return refusals.unreachable(what, self.endpoint, cause)
 
 
 def _own(response: Any) -> Any:
@@ -310,10 +368,33 @@ def _session() -> Any:
     return session
 
 
-def _keep_from_proxies() -> None:
+def _bearer(token: str | None, hub: Address) -> str | None:
+    """The value of the Authorization header; None where nothing is to be sent.
+
+    Raises:
+        AvomniError: the token cannot be one. It is not shown.
+    """
+    # No hub on this machine needs the user's own token.
+    if token is None and not hub.is_loopback and not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+        token = get_token()
+    if not token:
+        return None
+    if not TOKEN.fullmatch(token):
+        raise AvomniError(
+            "the token holds characters that no token has",
+            where="HF_TOKEN, or the file that `hf auth login` has written",
+            fix="copy it again from https://huggingface.co/settings/tokens",
+        )
+    return f"Bearer {token}"
+
+
+def _keep_from_proxies(host: str) -> None:
     """A proxy of the environment must not be asked for this machine's own hub."""
     for name in ("NO_PROXY", "no_proxy"):
-        known = os.environ.get(name, "")
-        if "127.0.0.1" not in known:
-            os.environ[name] = ",".join(part for part in (known, "127.0.0.1,localhost") if part)
+        known = [part.strip() for part in os.environ.get(name, "").split(",") if part.strip()]
+        lacking = [
+            each for each in dict.fromkeys((host, "127.0.0.1", "localhost")) if each not in known
+        ]
+        if lacking:
+            os.environ[name] = ",".join([*known, *lacking])
             huggingface_hub.close_session()

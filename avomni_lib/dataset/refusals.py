@@ -88,6 +88,27 @@ def unreachable(what: str, endpoint: str, cause: BaseException) -> AvomniError:
     )
 
 
+def no_hub(what: str, endpoint: str, why: str) -> AvomniError:
+    """Something answers, and it does not answer as a hub does."""
+    return AvomniError(
+        f"what answers is no hub: asked for {what}, it sends {why}",
+        where=endpoint,
+        fix="check dataset.endpoint and HF_ENDPOINT, and open a page in a browser: the network may "
+        "want you to sign in first; then run the same command again: it goes on from here",
+    )
+
+
+def in_the_clear(endpoint: str, where: str) -> AvomniError:
+    """The address has no encryption, and there is a token or a password to be sent."""
+    return AvomniError(
+        f"the token or password would go unencrypted to {endpoint}",
+        where=where,
+        fix="use an https:// address; where you trust every machine on the way, set "
+        "dataset.allow_plain_http: true; a hub that needs no token can be asked without one: "
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN=1",
+    )
+
+
 def offline(what: str, page: str) -> AvomniError:
     """The user has told the hub's client not to use the network."""
     return AvomniError(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from avomni_lib.dataset import names
+
 BLOCK_BYTES = 1 << 20
 
 
@@ -14,12 +16,17 @@ BLOCK_BYTES = 1 << 20
 class RemoteFile:
     """A file as the source lists it; what is not known is None.
 
+    Path and ids become names of files, so that no other than a checked one can be made.
+
     Attributes:
         path: Inside the repository.
         size: Bytes.
         sha256: Of a large file's content.
         blob_id: Git's id: of a small file's content, of the pointer to a large one.
         xet_hash: By which Xet's storage knows a large file's content, where the hub offers Xet.
+
+    Raises:
+        AvomniError: the path is not relative, an id is not of its hex digits, or the size is none.
     """
 
     path: str
@@ -27,6 +34,16 @@ class RemoteFile:
     sha256: str | None = None
     blob_id: str | None = None
     xet_hash: str | None = None
+
+    def __post_init__(self) -> None:
+        where = "what the source lists"
+        names.need("the path of a file", self.path, names.path_fault(self.path), where)
+        where = f"{self.path}, as the source lists it"
+        names.need("the size", self.size, names.size_fault(self.size), where)
+        ids = (("sha256", self.sha256, 64), ("git id", self.blob_id, 40))
+        for what, value, num_digits in (*ids, ("Xet hash", self.xet_hash, 64)):
+            if value is not None:
+                names.need(f"the {what}", value, names.hex_fault(value, num_digits), where)
 
     @property
     def content_id(self) -> str | None:

@@ -133,7 +133,7 @@ class Handler(Wire):
         blob = blobs.get(faults.swapped.get(path, path))
         if self._is_barred(path) or self._is_refused(path):
             return
-        if blob is None or path in faults.vanished:
+        if blob is None or path in faults.vanished or not blob.is_there:
             self._refuse(HTTPStatus.NOT_FOUND, "EntryNotFound", path)
         elif blob.is_large and self.hub.storage and self.command == "GET":
             where = f"{self.hub.storage.address}{STORAGE}{commit}/{quote(blob.path)}?signature=1"

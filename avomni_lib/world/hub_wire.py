@@ -53,7 +53,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Blob:
-    """One published file as the hub describes it."""
+    """One published file as the hub describes it; `file` is where it lies, with no link on the way."""
 
     path: str
     size: int
@@ -65,6 +65,11 @@ class Blob:
     @property
     def etag(self) -> str:
         return self.sha256 if self.is_large else self.git_id
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the file still lies there itself, and not a link to another one."""
+        return self.file.is_file() and self.file.resolve() == self.file
 
 
 def pointer(sha256: str, size: int) -> bytes:

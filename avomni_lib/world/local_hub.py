@@ -129,7 +129,8 @@ def serve(
     """A hub that serves `folder` as the data set `repo_id` while its context is open.
 
     Args:
-        folder: Published files; names that start with a dot are left out.
+        folder: Published files; names that start with a dot are left out, and links that lead to
+            one or out of the folder.
         repo_id: `owner/name`.
         token: If given, files are gated: no token is answered 401, another one 403.
         port: 0 takes a free one.
@@ -144,12 +145,18 @@ def serve(
 
 
 def _snapshot(folder: Path) -> Iterator[Blob]:
+    root = folder.resolve()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        if not path.is_file() or any(part.startswith(".") for part in name.parts):
+        if not path.is_file():
+            continue
+        content = path.resolve()
+        if not content.is_relative_to(root):
+            continue
+        if any(part.startswith(".") for part in (*name.parts, *content.relative_to(root).parts)):
             continue
         size = path.stat().st_size
         sha256 = files.sha256_file(path)
         is_large = path.suffix not in TEXT_SUFFIXES or size > TEXT_MAX_BYTES
         git_id = git_blob_id(pointer(sha256, size) if is_large else path.read_bytes())
-        yield Blob(name.as_posix(), size, sha256, git_id, is_large, path)
+        yield Blob(name.as_posix(), size, sha256, git_id, is_large, content)
