@@ -47,6 +47,7 @@ def test_training_leaves_an_adapter_that_knows_what_it_was_made_from(straight):
         "README.md",
         "adapter_config.json",
         WEIGHTS,
+        "checksums.json",
         "record.json",
     ]
     record = adapter.read_record(trained.adapter)

@@ -29,7 +29,6 @@ from avomni_lib.training.checkpoints import rename_folder
 
 KIND = "merged"
 DTYPES = {"bfloat16": 2, "float16": 2}  # bytes a number
-WEIGHTS_FILE = "adapter_model.safetensors"
 SHARD_SIZE = "5GB"  # one file of 17 GB would be loaded, copied and fetched as one
 # Tokenizer, config and template; the 8B's tokenizer is 11 MB.
 SMALL_FILES_BYTES = 32 << 20
@@ -76,7 +75,7 @@ def merge(
     record = adapter.read_record(source) | {
         "kind": KIND,
         "dtype": dtype,
-        "adapter_sha256": files.sha256_file(source / WEIGHTS_FILE),
+        "adapter_sha256": files.sha256_file(source / adapter.WEIGHTS_FILE),
     }
     _refuse_to_replace(folder)
     num_numbers = count_numbers(p)

@@ -15,7 +15,7 @@ from avomni_lib import files, hardware
 from avomni_lib.errors import AvomniError
 from avomni_lib.hardware import Choice
 from avomni_lib.params import Params
-from avomni_lib.training.adapter import read_record
+from avomni_lib.training.adapter import check_whole, read_record
 from avomni_lib.training.backbones import Backbone, backbone
 
 log = logging.getLogger(__name__)
@@ -147,7 +147,8 @@ def load_adapter(model: Any, folder: Path, p: Params) -> Any:
     """The base model with the adapter of `folder`, to answer with.
 
     Raises:
-        AvomniError: no adapter there, or it was made for another base model, target or prompt.
+        AvomniError: no adapter there, its files are damaged, or it was made for another base model,
+            target or prompt.
     """
     from peft import PeftModel
 
@@ -174,6 +175,7 @@ def load_adapter(model: Any, folder: Path, p: Params) -> Any:
             where=str(folder),
             fix="run 05_train again with these parameters, or evaluate with the adapter's own",
         )
+    check_whole(folder)
     model = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
     return model.eval()
 
@@ -182,9 +184,10 @@ def add_second(tuned: Any, folder: Path, name: str) -> None:
     """Lay another adapter of the same shape beside the first; `tuned.set_adapter(name)` takes it.
 
     Raises:
-        AvomniError: no adapter there.
+        AvomniError: no adapter there, or its files are damaged.
     """
     read_record(folder)
+    check_whole(folder)
     tuned.load_adapter(str(folder), adapter_name=name, is_trainable=False)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import logging
 import os
 import shutil
 import signal
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from avomni_lib import files, hardware
 from avomni_lib.errors import AvomniError
+from avomni_lib.hardware import Choice
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
 from avomni_lib.training import (
@@ -42,12 +44,14 @@ from avomni_lib.training import (
     views,
 )
 from avomni_lib.training.backbones import Backbone, backbone
-from avomni_lib.training.checkpoints import Checkpoints, step_of
+from avomni_lib.training.checkpoints import Checkpoints
 from avomni_lib.training.conversation import Conversation
 from avomni_lib.training.outcome import Trained
 
 if TYPE_CHECKING:
     from avomni_lib.training.loader import Loader
+
+log = logging.getLogger(__name__)
 
 PROBE_STEPS = 3  # the first one warms up, the other two are timed
 
@@ -99,10 +103,12 @@ def work(
     record = adapter.record_of(p, windows, talk, digest, base.choices)
     folder = p.checkpoints_dir / (".probe" if probe else files.hash_json(record)[:12])
     checkpoints = Checkpoints(folder, record, writes=share.rank == 0)
-    last = checkpoints.last()
-    done = step_of(last) if last else 0
-    if checkpoints.writes:
-        checkpoints.metrics.cut_after(done)
+    start = checkpoints.resume()
+    last, done = start.checkpoint, start.step
+    if start.passed_over:
+        why = "; ".join(start.passed_over)
+        log.warning("%s: going on %s", why, start)
+        choices["checkpoint"] = Choice(last.name if last else "none", f"{why}; went on {start}")
     steps = PROBE_STEPS if probe else estimate.optimizer_steps(p, len(windows))
     if opened:
         opened(folder, steps)
@@ -155,16 +161,35 @@ def work(
     }
     if metrics:
         figures |= outcome.figures(record, metrics, steps, done, device)
+    if start.passed_over:
+        figures["damaged_checkpoints"] = start.passed_over
+        figures["headline"] = f"{figures.get('headline', '')}; {choices['checkpoint'].reason}"
     if probe:
         shutil.rmtree(folder, ignore_errors=True)
     elif checkpoints.writes and stopped_at is None:
-        checkpoints.sweep()
+        checkpoints.sweep(all_damaged=True)
         if best := heldout.best(trainer.history):
-            model.load_weights(trainer.model, checkpoints.at(best["step"]))
+            model.load_weights(trainer.model, _whole(checkpoints, best["step"]))
         adapter.export(trainer.model, adapter.adapter_dir(p), record, figures)
     del trainer, base, batches, watch
     hardware.release_memory()
     return Trained(adapter.adapter_dir(p), record, metrics, choices, figures, stopped_at)
+
+
+def _whole(checkpoints: Checkpoints, step: int) -> Path:
+    """The folder of a checkpoint whose files are what was written.
+
+    Raises:
+        AvomniError: they are not any more.
+    """
+    checkpoint = checkpoints.at(step)
+    if reason := checkpoints.fault(checkpoint):
+        raise AvomniError(
+            f"{checkpoint.name}, the best one on held-out windows, is damaged: {reason}",
+            where=str(checkpoint),
+            fix=job.GO_ON,
+        )
+    return checkpoint
 
 
 @dataclass(frozen=True)
@@ -257,6 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--probe", type=Path, help="take three steps and write what they took here")
     options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")  # into train.log
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
