@@ -61,8 +61,8 @@ def device() -> Choice:
     if not torch.cuda.is_available():
         build = f"torch {torch.__version__} sees no accelerator"
         return Choice("cpu", build)
-    # One process drives one card; torchrun tells it which.
-    index = int(os.environ.get("LOCAL_RANK", 0))
+    # One process drives one card; torchrun tells it which, and sets both.
+    index = int(os.environ.get("LOCAL_RANK", 0)) if "TORCHELASTIC_RUN_ID" in os.environ else 0
     card = torch.cuda.get_device_properties(index)
     kind = f"ROCm {torch.version.hip}" if torch.version.hip else f"CUDA {torch.version.cuda}"
     arch = getattr(card, "gcnArchName", f"sm_{card.major}{card.minor}")

@@ -144,6 +144,7 @@ def out_of_memory(place: Place) -> None:
 def unshareable(place: Place) -> None:
     from avomni_lib.training.worker import Share
 
+    place.patch.setenv("TORCHELASTIC_RUN_ID", "none")
     place.patch.setenv("WORLD_SIZE", "3")
     Share.of(place.params())
 

@@ -15,6 +15,7 @@ from avomni_lib import files, hardware
 from avomni_lib.errors import AvomniError
 from avomni_lib.hardware import Choice
 from avomni_lib.params import Params
+from avomni_lib.training import environment
 from avomni_lib.training.adapter import check_whole, read_record
 from avomni_lib.training.backbones import Backbone, backbone
 
@@ -62,6 +63,7 @@ def load_base(p: Params) -> Base:
     Raises:
         AvomniError: no such base model, it is not the backbone's, or Unsloth is asked for in vain.
     """
+    environment.clean()
     choices = choose(p)
     _quieten()
     location = base_location(p.model.base_model)

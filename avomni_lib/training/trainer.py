@@ -11,7 +11,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl import leaks
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar, Plan
-from avomni_lib.training import adapter, estimate, job, model, pace, samples
+from avomni_lib.training import adapter, environment, estimate, job, model, pace, samples
 from avomni_lib.training.backbones import backbone
 from avomni_lib.training.checkpoints import METRICS_FILE, Metrics
 from avomni_lib.training.outcome import Trained
@@ -155,7 +155,13 @@ def _probe(p: Params, machine: str) -> pace.Probe | None:
     files.write_json(params, p.values())
     with open(path.with_name(PROBE_LOG), "w+") as log:
         command = job.command(p, params, "--probe", str(fresh))
-        ran = subprocess.run(command, stdout=log, stderr=log, cwd=files.PROJECT_ROOT)
+        ran = subprocess.run(
+            command,
+            stdout=log,
+            stderr=log,
+            cwd=files.PROJECT_ROOT,
+            env=environment.for_a_training(os.environ),
+        )
         if ran.returncode:
             log.seek(0)
             raise _in_words(log.read(), Path(log.name))

@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import difflib
 import logging
-import os
 import shutil
 import signal
 import sys
@@ -34,6 +33,7 @@ from avomni_lib.training import (
     adapter,
     attention,
     doctor,
+    environment,
     estimate,
     heldout,
     job,
@@ -80,6 +80,7 @@ def work(
         AvomniError: see `trainer.plan`; also an unknown optimizer, a loss that is no number, or
             a machine that computes wrongly.
     """
+    ignored = environment.clean()
     windows = samples.train_windows(p) if windows is None else windows
     if p.training.blind:
         windows = views.Black(windows)
@@ -103,6 +104,9 @@ def work(
     record = adapter.record_of(p, windows, talk, digest, base.choices)
     folder = p.checkpoints_dir / (".probe" if probe else files.hash_json(record)[:12])
     checkpoints = Checkpoints(folder, record, writes=share.rank == 0)
+    if ignored:
+        reason = f"{', '.join(ignored)} would have changed what is learned"
+        choices["environment"] = Choice("left out in part", reason)
     start = checkpoints.resume()
     last, done = start.checkpoint, start.step
     if start.passed_over:
@@ -267,11 +271,11 @@ def _check_optimizer(name: str) -> None:
 
 
 def num_ranks() -> int:
-    return int(os.environ.get("WORLD_SIZE", 1))  # as torchrun sets it
+    return environment.by_torchrun("WORLD_SIZE", 1)
 
 
 def rank() -> int:
-    return int(os.environ.get("RANK", 0))
+    return environment.by_torchrun("RANK", 0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
