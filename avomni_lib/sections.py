@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from avomni_lib import optimizers
 
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -220,7 +222,11 @@ class TrainingParams(Section):
     max_steps: Positive | None = Field(
         None, description="optimizer steps at most; null is all epochs"
     )
-    optimizer: str = Field("paged_adamw_8bit", description="a name of transformers' `optim`")
+    optimizer: str = Field(
+        "paged_adamw_8bit",
+        description="a name of transformers' `optim`; one that this machine cannot run is refused "
+        "before a model is loaded",
+    )
     lr_scheduler: Literal["cosine", "linear", "constant"] = Field(
         "cosine", description="after the warm-up"
     )
@@ -250,6 +256,13 @@ class TrainingParams(Section):
     blind: bool = Field(
         False, description="train on black frames; 05 sets it by itself for the second adapter"
     )
+
+    @field_validator("optimizer")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if found := optimizers.mistake(name):
+            raise ValueError(f"training.optimizer: {found[0]}; {found[1]}")
+        return name
 
 
 class EvaluationParams(Section):

@@ -237,9 +237,8 @@ def test_damaged_data_stops_the_training_with_its_own_words(base_folder, tmp_pat
 
 
 def test_an_unknown_optimizer_is_named_with_its_neighbours(base_folder, tmp_path):
-    p = training_set.params(tmp_path, base_folder, training={"optimizer": "paged_adam_8bit"})
     with pytest.raises(AvomniError, match="paged_adamw_8bit"):
-        worker.work(p, windows=training_set.Stripes(24))
+        training_set.params(tmp_path, base_folder, training={"optimizer": "paged_adam_8bit"})
 
 
 def test_a_sample_that_is_too_long_is_refused_before_the_first_step(base_folder, tmp_path):

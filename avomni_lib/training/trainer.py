@@ -11,7 +11,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl import leaks
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar, Plan
-from avomni_lib.training import adapter, environment, estimate, job, model, pace, samples
+from avomni_lib.training import adapter, doctor, environment, estimate, job, model, pace, samples
 from avomni_lib.training.backbones import backbone
 from avomni_lib.training.checkpoints import METRICS_FILE, Metrics
 from avomni_lib.training.outcome import Trained
@@ -32,6 +32,7 @@ def plan(p: Params, probe: bool = True) -> Plan:
             that is held out is learned from, or the first steps fail.
     """
     choices = model.choose(p)
+    doctor.optimizer(p.training.optimizer, choices["device"].value)
     from transformers import AutoTokenizer
 
     windows = samples.train_windows(p)

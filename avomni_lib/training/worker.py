@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import logging
 import shutil
 import signal
@@ -85,15 +84,14 @@ def work(
     if p.training.blind:
         windows = views.Black(windows)
     share = Share.of(p)
-    model.choose(p)
-    _check_optimizer(p.training.optimizer)
+    device = model.choose(p)["device"].value
+    chosen_optimizer = doctor.optimizer(p.training.optimizer, device)
     # Only now: Unsloth, where it is the backend, has to be imported before TRL.
     from avomni_lib.training import meter, sft
 
     program_bytes = hardware.resident_bytes()
     base = model.load_base(p)
-    device = base.choices["device"].value
-    choices = base.choices | {"optimizer": doctor.optimizer(p.training.optimizer, device)}
+    choices = base.choices | {"optimizer": chosen_optimizer}
     doctor.check(p, choices)
     talk = samples.conversation_of(
         p, windows, base.tokenizer, backbone(p.model.backbone, base.model.config)
@@ -255,19 +253,6 @@ def _tuned(p: Params, base: model.Base, kind: Backbone) -> Any:
     if p.training.packing:
         attention.keep_windows_apart(base.model)
     return model.add_adapter(base.model, p, kind, base.choices["backend"].value)
-
-
-def _check_optimizer(name: str) -> None:
-    from transformers.training_args import OptimizerNames
-
-    known = [each.value for each in OptimizerNames]
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-        raise AvomniError(
-            f"unknown optimizer {name!r}",
-            where="training.optimizer",
-            fix=f"near it are {', '.join(near)}" if near else f"choose one of {', '.join(known)}",
-        )
 
 
 def num_ranks() -> int:
