@@ -116,7 +116,7 @@ def count_numbers(p: Params) -> int:
 
     config = model.read_config(p.model.base_model, model.base_location(p.model.base_model))
     with torch.device("meta"):
-        empty = AutoModelForImageTextToText.from_config(config)
+        empty = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
     return sum(parameter.numel() for parameter in empty.parameters())
 
 
