@@ -39,6 +39,9 @@ PACKAGES = (
     "unsloth",
 )
 
+# Optimizers whose names without pages are not their own without `paged_`.
+PLAIN = {"paged_adamw_32bit": "adamw_torch", "paged_ademamix_32bit": "ademamix"}
+
 
 class Choice(NamedTuple):
     """What was taken for the user, and why."""
@@ -61,8 +64,8 @@ def device() -> Choice:
     if not torch.cuda.is_available():
         build = f"torch {torch.__version__} sees no accelerator"
         return Choice("cpu", build)
-    # One process drives one card; torchrun tells it which.
-    index = int(os.environ.get("LOCAL_RANK", 0))
+    # One process drives one card; torchrun tells it which, and sets both.
+    index = int(os.environ.get("LOCAL_RANK", 0)) if "TORCHELASTIC_RUN_ID" in os.environ else 0
     card = torch.cuda.get_device_properties(index)
     kind = f"ROCm {torch.version.hip}" if torch.version.hip else f"CUDA {torch.version.cuda}"
     arch = getattr(card, "gcnArchName", f"sm_{card.major}{card.minor}")
@@ -118,7 +121,7 @@ def optimizer(wanted: str, on: str) -> Choice:
     if "8bit" in wanted and util.find_spec("bitsandbytes") is None:
         return Choice("adamw_torch", f"{wanted} needs bitsandbytes, which is not installed")
     if wanted.startswith("paged_") and on == "cpu":
-        plain = {"paged_adamw_32bit": "adamw_torch"}.get(wanted, wanted.removeprefix("paged_"))
+        plain = PLAIN.get(wanted, wanted.removeprefix("paged_"))
         return Choice(plain, f"{wanted} pages between GPU and host memory; there is no GPU")
     return Choice(wanted, "asked for by training.optimizer")
 

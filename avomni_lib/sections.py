@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from avomni_lib import optimizers
+
 SMALLEST, LARGEST = 1e-12, 1e12  # but for 0
 LONGEST_TEXT, LONGEST_NAME = 1000, 200
 INTEGER = r"[-+]?(0|[1-9][0-9]*)"
@@ -348,7 +350,11 @@ class TrainingParams(Section):
     max_steps: Positive | None = Field(
         None, description="optimizer steps at most; null is all epochs"
     )
-    optimizer: str = Field("paged_adamw_8bit", description="a name of transformers' `optim`")
+    optimizer: str = Field(
+        "paged_adamw_8bit",
+        description="a name of transformers' `optim`; one that this machine cannot run is refused "
+        "before a model is loaded",
+    )
     lr_scheduler: Literal["cosine", "linear", "constant"] = Field(
         "cosine", description="after the warm-up"
     )
@@ -378,6 +384,13 @@ class TrainingParams(Section):
     blind: bool = Field(
         False, description="train on black frames; 05 sets it by itself for the second adapter"
     )
+
+    @field_validator("optimizer")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if found := optimizers.mistake(name):
+            raise ValueError(f"training.optimizer: {found[0]}; {found[1]}")
+        return name
 
 
 class EvaluationParams(Section):

@@ -144,6 +144,7 @@ def out_of_memory(place: Place) -> None:
 def unshareable(place: Place) -> None:
     from avomni_lib.training.worker import Share
 
+    place.patch.setenv("TORCHELASTIC_RUN_ID", "none")
     place.patch.setenv("WORLD_SIZE", "3")
     Share.of(place.params())
 
@@ -245,6 +246,33 @@ def cache_of_another_rate(place: Place) -> None:
     build.build(p)
     processing = p.processing.model_copy(update={"sample_hz": 5.0})
     windows_of(p.model_copy(update={"processing": processing}), "train")
+
+
+def damaged_adapter(place: Place) -> None:
+    from avomni_lib.training import adapter, checksums
+
+    path = place.folder / adapter.WEIGHTS_FILE
+    for name in adapter.LOADED:
+        (place.folder / name).write_bytes(b"{}")
+    checksums.write(place.folder)
+    path.write_bytes(b"{]")
+    adapter.check_whole(place.folder)
+
+
+def code_of_its_own(place: Place) -> None:
+    from avomni_lib.training import model
+
+    files.write_json(
+        place.folder / "config.json",
+        {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}},
+    )
+    model.read_config("own", str(place.folder))
+
+
+def optimizer_without_its_package(place: Place) -> None:
+    from avomni_lib.training import doctor
+
+    doctor.optimizer("grokadamw", "cpu")
 
 
 def no_blind_adapter(place: Place) -> str:
@@ -500,6 +528,9 @@ PROVOKED: dict[str, Callable[[Place], object]] = {
     "the adapter was trained with": another_target,
     "does not say what the model saw in training": old_record,
     "the cache was built with other parameters": cache_of_another_rate,
+    "the adapter is damaged": damaged_adapter,
+    "cannot run here": optimizer_without_its_package,
+    "asks to run code that comes with it": code_of_its_own,
     "no adapter was trained on black frames": no_blind_adapter,
     "may be none": small_gain,
     "no such run": lambda place: comparison.compare(place.folder / "a", place.folder / "b"),

@@ -13,22 +13,36 @@ from avomni_lib.training import worker
 from tests import killed_training, training_set
 
 
-class Seen(training_set.Stripes):
-    """Tells which windows this rank has read."""
+class Seen:
+    """Windows that tell which of them this rank has read."""
 
-    def __init__(self, count: int):
-        super().__init__(count)
-        self.read = []
+    def __init__(self, windows):
+        self.windows, self.read = windows, []
+
+    def __getattr__(self, name):
+        return getattr(self.windows, name)
+
+    def __len__(self):
+        return len(self.windows)
+
+    def __getitem__(self, index):
+        return self.windows[index]
 
     def read_into(self, index, out):
         self.read.append(index)
-        super().read_into(index, out)
+        self.windows.read_into(index, out)
 
 
-def main(outputs: str, base: str, **changes: dict) -> None:
-    """Train and leave `read-RANK.json`."""
+def main(outputs: str, base: str, uneven: int | None = None, **changes: dict) -> None:
+    """Train and leave `read-RANK.json`.
+
+    Args:
+        uneven: Train on so many windows whose answers are of very different lengths.
+    """
     p = training_set.params(Path(outputs), Path(base), **changes)
-    windows = Seen(killed_training.NUM_WINDOWS)
+    windows = Seen(
+        training_set.Uneven(uneven) if uneven else training_set.Stripes(killed_training.NUM_WINDOWS)
+    )
     worker.work(p, windows=windows, held_out=training_set.Stripes(killed_training.NUM_HELD_OUT))
     Path(outputs, f"read-{worker.rank()}.json").write_text(json.dumps(windows.read))
 

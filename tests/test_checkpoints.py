@@ -3,7 +3,7 @@ import os
 import pytest
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.training.checkpoints import Checkpoints, Metrics, rename_folder, step_of
+from avomni_lib.training.checkpoints import Checkpoints, rename_folder, step_of
 
 
 @pytest.fixture
@@ -57,14 +57,18 @@ def test_a_folder_that_cannot_be_flushed_is_not_believed(checkpoints, monkeypatc
     assert checkpoints.last() is None
 
 
-def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
-    metrics = Metrics(tmp_path / "metrics.jsonl")
+def test_metrics_are_those_of_the_checkpoint(checkpoints):
+    metrics = checkpoints.metrics
     assert metrics.read() == []
-    for step in range(1, 6):
+    for step in range(1, 4):
         metrics.add({"step": step, "loss": 1 / step})
-    with open(metrics.path, "a") as file:
-        file.write('{"step": 6, "lo')  # killed while writing
+    written(checkpoints, 3)
+    checkpoints.adopt(3)
+    for step in (4, 5):
+        metrics.add({"step": step, "loss": 1 / step})
+    with open(metrics.path, "ab") as file:
+        file.write(b'"a word"\n\xff\xfe\n{"step": 6, "lo')  # damaged, and killed while writing
     assert [line["step"] for line in metrics.read()] == [1, 2, 3, 4, 5]
-    metrics.cut_after(3)
+    checkpoints.resume()
     metrics.add({"step": 4, "loss": 9.0})
     assert [(line["step"], line["loss"]) for line in metrics.read()][2:] == [(3, 1 / 3), (4, 9.0)]

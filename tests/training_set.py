@@ -69,6 +69,15 @@ class Stripes:
         out[:] = self.frames(index)
 
 
+class Uneven(Stripes):
+    """Windows whose answers, causes of `coc_v1`, have 30 to 66 tokens."""
+
+    def truth(self, index: int) -> SimpleNamespace:
+        event = "car ahead slows " * (3, 5, 7)[index % 3]
+        told = vars(super().truth(index))
+        return SimpleNamespace(**told, scene=SimpleNamespace(event=event))
+
+
 @functools.cache
 def make_words():
     from avomni_lib.training.tiny_tokenizer import make_tokenizer
@@ -79,13 +88,15 @@ def make_words():
     return make_tokenizer(texts, CHAT_TEMPLATE.read_text())
 
 
-def conversation(tokenizer=None, max_seq_length: int = 512) -> Conversation:
+def conversation(
+    tokenizer=None, max_seq_length: int = 512, asked: str = "summary_v1"
+) -> Conversation:
     """The conversation about `Stripes`."""
     return Conversation(
         tokenizer or make_words(),
         backbone("qwen3_vl"),
         grid=rig.grid("4-cam"),
-        target=target("summary_v1"),
+        target=target(asked),
         num_frames=FRAMES,
         height=HEIGHT,
         width=WIDTH,

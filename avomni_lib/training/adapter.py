@@ -12,12 +12,15 @@ from avomni_lib.dataset import rig
 from avomni_lib.errors import AvomniError
 from avomni_lib.hardware import Choice
 from avomni_lib.params import Params
+from avomni_lib.training import checksums
 from avomni_lib.training.card import card
 from avomni_lib.training.checkpoints import rename_folder
 from avomni_lib.training.conversation import Conversation, prompt_text
 from avomni_lib.training.model_input import shortened, what_the_model_sees
 
-RECORD_FILE = "record.json"
+RECORD_FILE, WEIGHTS_FILE = "record.json", "adapter_model.safetensors"
+# What an adapter is loaded from; its card may be edited.
+LOADED = (WEIGHTS_FILE, "adapter_config.json", RECORD_FILE)
 # Parameters of the training that change its speed, its memory or what is written down about it.
 NOT_LEARNED = (
     *("batch_size", "gradient_accumulation_steps", "num_processes", "packing"),
@@ -40,7 +43,20 @@ def read_record(folder: Path) -> dict[str, Any]:
     path = Path(folder) / RECORD_FILE
     if not path.exists():
         raise AvomniError("no trained adapter", where=str(folder), fix="run 05_train first")
-    return files.read_json(path)
+    try:
+        return dict(files.read_json(path))
+    except (AvomniError, TypeError, ValueError):
+        raise _damaged(folder, f"{RECORD_FILE} is not a JSON object") from None
+
+
+def check_whole(folder: Path) -> None:
+    """Compare the files that an adapter is loaded from with the checksums that it was left with.
+
+    Raises:
+        AvomniError: one of them is missing or is not what was written.
+    """
+    if reason := checksums.fault(Path(folder), only=LOADED):
+        raise _damaged(folder, reason)
 
 
 def record_of(
@@ -53,8 +69,8 @@ def record_of(
     """All that the adapter's weights follow from; its hash names the training.
 
     Not in it is what changes nothing but the last bits: how a step's windows are shared among
-    batches and processes. A training may go on with fewer GPUs, or with smaller batches after
-    memory ran out.
+    batches and processes (and, with `model.lora_dropout`, which inputs are dropped). A training may
+    go on with fewer GPUs, or with smaller batches after memory ran out.
     """
     num_frames, height, width, _ = windows.frame_shape
     # A cache names the data set that it was read from; other windows may not.
@@ -101,7 +117,7 @@ def record_of(
 def export(
     tuned: Any, folder: Path, record: dict[str, Any], figures: Mapping[str, Any] | None = None
 ) -> None:
-    """Write the adapter whole: weights, their config, a card and the record.
+    """Write the adapter whole: weights, their config, a card, the record and checksums.
 
     Args:
         figures: Of the training; the card shows what follows from the training alone.
@@ -111,4 +127,14 @@ def export(
     tuned.save_pretrained(str(partial), save_embedding_layers=False)
     files.write_text(partial / "README.md", card(record, figures))
     files.write_json(partial / RECORD_FILE, record)
+    checksums.write(partial)
     rename_folder(partial, folder)
+
+
+def _damaged(folder: Path, reason: str) -> AvomniError:
+    return AvomniError(
+        f"the adapter is damaged: {reason}",
+        where=str(folder),
+        fix="remove the folder and run 05_train again, which writes it anew from the last "
+        "checkpoint; or copy the folder again from where it is whole",
+    )

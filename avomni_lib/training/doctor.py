@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from avomni_lib import hardware
+from avomni_lib import hardware, optimizers
 from avomni_lib.errors import AvomniError
 from avomni_lib.hardware import Choice
 from avomni_lib.params import Params
@@ -43,6 +43,7 @@ def examine(p: Params | None = None) -> Report:
             # Before the probes: after a fault of the card it could not be asked.
             *machine.memory(on),
             *probes.run(on),
+            *(_refused_optimizer(p.training.optimizer, on) if of_run else []),
             machine.shared_memory(num_processes),
             machine.room(p, _cache_bytes(p) if of_run else None),
             machine.decoder(p.processing.decoder),
@@ -77,9 +78,16 @@ def optimizer(wanted: str, on: str) -> Choice:
 
     `paged_adamw_8bit`, then `adamw_8bit`, then `adamw_torch`; any other name is taken as
     `hardware.optimizer` takes it.
+
+    Raises:
+        AvomniError: it is unknown, its package is not installed or it cannot run on this device; it
+            names those that can.
     """
+    if found := optimizers.mistake(wanted):
+        raise AvomniError(found[0], where="training.optimizer", fix=found[1])
     choice = hardware.optimizer(wanted, on)
     if choice.value not in probes.OPTIMIZERS:
+        _check_runs(choice.value, on)
         return choice
     names, reasons = list(probes.OPTIMIZERS), [choice.reason]
     for name in names[names.index(choice.value) :]:
@@ -89,6 +97,29 @@ def optimizer(wanted: str, on: str) -> Choice:
             return Choice(name, "; ".join([*reasons, proof]))
         reasons.append(f"{name} does not work here ({finding.found})")
     return Choice("adamw_torch", "; ".join([*reasons, "torch's own needs no other package"]))
+
+
+def _refused_optimizer(wanted: str, on: str) -> list[Finding]:
+    """A line where the run's optimizer cannot be taken here."""
+    try:
+        optimizer(wanted, on)
+    except AvomniError as error:
+        return [Finding("optimizer", WRONG, error.what, error.where or "", error.fix or "")]
+    return []
+
+
+def _check_runs(name: str, on: str) -> None:
+    module = optimizers.missing(name)
+    fault = f"it needs {module}, which is not installed" if module else None
+    if fault := fault or probes.optimizer_fault(name, on):
+        usable = [
+            each for each in optimizers.installed() if probes.optimizer_fault(each, on) is None
+        ]
+        raise AvomniError(
+            f"the optimizer {name} cannot run here: {fault}",
+            where="training.optimizer",
+            fix=f"choose one of {', '.join(usable)}",
+        )
 
 
 def native_library(found: Installed, on: str) -> Finding:

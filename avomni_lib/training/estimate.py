@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from avomni_lib import optimizers
 from avomni_lib.dataset.forecast import forecast
 from avomni_lib.etl import costs
 from avomni_lib.etl.costs import Verdict
@@ -102,6 +103,11 @@ def plan_run(p: Params) -> Plan:
     limit = p.model.max_seq_length
 
     warnings = few_steps_warning(p, steps)
+    if module := optimizers.missing(p.training.optimizer):
+        warnings.append(
+            f"training.optimizer {p.training.optimizer} needs {module}, which is not installed "
+            f"here; installed are {', '.join(optimizers.installed())}"
+        )
     if raw.num_chunks == 0:
         warnings.append("not one chunk fits below download.target_size_gb: raise it")
     if each == 0:

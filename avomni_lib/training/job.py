@@ -25,6 +25,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.hardware import Choice
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
+from avomni_lib.training import environment
 from avomni_lib.training.checkpoints import METRICS_FILE, PLAN_FILE, Metrics
 from avomni_lib.training.model_input import parameter_names
 
@@ -149,6 +150,7 @@ def start_or_attach(p: Params) -> tuple[subprocess.Popen | None, str]:
                 stdout=log,
                 stderr=log,
                 cwd=files.PROJECT_ROOT,
+                env=environment.for_a_training(os.environ),
                 start_new_session=True,
             )
         while process.poll() is None and not (folder / JOB_FILE).exists():

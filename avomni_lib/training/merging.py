@@ -29,7 +29,6 @@ from avomni_lib.training.checkpoints import rename_folder
 
 KIND = "merged"
 DTYPES = {"bfloat16": 2, "float16": 2}  # bytes a number
-WEIGHTS_FILE = "adapter_model.safetensors"
 SHARD_SIZE = "5GB"  # one file of 17 GB would be loaded, copied and fetched as one
 # Tokenizer, config and template; the 8B's tokenizer is 11 MB.
 SMALL_FILES_BYTES = 32 << 20
@@ -76,7 +75,7 @@ def merge(
     record = adapter.read_record(source) | {
         "kind": KIND,
         "dtype": dtype,
-        "adapter_sha256": files.sha256_file(source / WEIGHTS_FILE),
+        "adapter_sha256": files.sha256_file(source / adapter.WEIGHTS_FILE),
     }
     model.check_adapter(source, p)
     _refuse_to_replace(folder)
@@ -118,7 +117,7 @@ def count_numbers(p: Params) -> int:
 
     config = model.read_config(p.model.base_model, model.base_location(p.model.base_model))
     with torch.device("meta"):
-        empty = AutoModelForImageTextToText.from_config(config)
+        empty = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
     return sum(parameter.numel() for parameter in empty.parameters())
 
 

@@ -6,9 +6,10 @@ everything else frozen.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,8 @@ from avomni_lib import files, hardware
 from avomni_lib.errors import AvomniError
 from avomni_lib.hardware import Choice
 from avomni_lib.params import Params
-from avomni_lib.training.adapter import read_record
+from avomni_lib.training import environment
+from avomni_lib.training.adapter import check_whole, read_record
 from avomni_lib.training.backbones import Backbone, backbone
 from avomni_lib.training.model_input import refuse_other, what_the_model_sees
 from avomni_lib.training.usage import base_place
@@ -73,6 +75,7 @@ def load_base(p: Params) -> Base:
     Raises:
         AvomniError: no such base model, it is not the backbone's, or Unsloth is asked for in vain.
     """
+    environment.clean()
     choices = choose(p)
     _quieten()
     location = base_location(p.model.base_model)
@@ -165,11 +168,13 @@ def load_adapter(
         header: Of the cache that it is asked about; None where no cache is read.
 
     Raises:
-        AvomniError: no adapter there, or it was trained for something else: every difference.
+        AvomniError: no adapter there, its files are damaged, or it was trained for something else:
+            every difference.
     """
     from peft import PeftModel
 
     check_adapter(folder, p, header)
+    check_whole(folder)
     model = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
     return model.eval()
 
@@ -187,6 +192,7 @@ def add_second(
         AvomniError: as `load_adapter`.
     """
     check_adapter(folder, p, header)
+    check_whole(folder)
     tuned.load_adapter(str(folder), adapter_name=name, is_trainable=False)
 
 
@@ -238,27 +244,65 @@ def read_config(name: str, location: str) -> Any:
     """The base model's config.
 
     Raises:
-        AvomniError: there is none at that place.
+        AvomniError: there is none at that place, or it asks for code of its own.
     """
     from transformers import AutoConfig
 
+    with _in_words(name):
+        config = AutoConfig.from_pretrained(location, trust_remote_code=False)
+        _refuse_code(name, getattr(config, "auto_map", None))
+        return config
+
+
+def read_tokenizer(name: str, location: str) -> Any:
+    """The base model's tokenizer.
+
+    Raises:
+        AvomniError: there is none at that place, or it asks for code of its own.
+    """
+    from transformers import AutoTokenizer
+
+    with _in_words(name):
+        tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False)
+        _refuse_code(name, tokenizer.init_kwargs.get("auto_map"))
+        return tokenizer
+
+
+def _refuse_code(name: str, asks: Any) -> None:
+    if asks:
+        raise AvomniError(
+            f"base model {name!r} asks to run code that comes with it, which is never done",
+            where="model.base_model",
+            fix="name a checkpoint of a model that transformers has itself, as the released "
+            "Qwen3-VL are",
+        ) from None
+
+
+@contextlib.contextmanager
+def _in_words(name: str) -> Iterator[None]:
+    """What the libraries raise of a base model, as one error."""
     try:
-        return AutoConfig.from_pretrained(location)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        yield
+    except AvomniError:
+        raise
+    except Exception as error:  # a damaged or foreign checkpoint fails in many ways
+        if type(error).__name__ == "OutOfMemoryError":
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        _refuse_code(name, "trust_remote_code" in str(error))
         raise AvomniError(
             f"base model {name!r} cannot be loaded: {reason}",
             where="model.base_model",
             fix="name a folder that holds the checkpoint or a hub name (and be online, with a "
             "token where it is gated), or `tiny` for the package's own",
-        ) from None
+        ) from error
 
 
 def _by_transformers(
     p: Params, location: str, kind: Backbone, choices: dict[str, Choice]
 ) -> tuple[Any, Any]:
     import torch
-    from transformers import AutoModelForImageTextToText, AutoTokenizer, BitsAndBytesConfig
+    from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
     dtype = getattr(torch, choices["dtype"].value)
     # Not as None: that would take away what a quantised checkpoint says of itself.
@@ -272,19 +316,22 @@ def _by_transformers(
             # The name is historical; it holds for 4 bit too.
             llm_int8_skip_modules=list(kind.skip_modules),
         )
-    model = AutoModelForImageTextToText.from_pretrained(
-        location,
-        dtype=dtype,
-        attn_implementation=choices["attention"].value,
-        device_map={"": choices["device"].value},
-        **quantisation,
-    )
+    with _in_words(p.model.base_model):
+        model = AutoModelForImageTextToText.from_pretrained(
+            location,
+            dtype=dtype,
+            attn_implementation=choices["attention"].value,
+            device_map={"": choices["device"].value},
+            trust_remote_code=False,
+            use_safetensors=True,
+            **quantisation,
+        )
     for module in model.modules():
         # On CPUs with AVX-512 bf16 bitsandbytes lays 4-bit weights out anew at the first answer,
         # for a kernel without gradients: a training that asks its model midway would go astray.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    return model, AutoTokenizer.from_pretrained(location)
+    return model, read_tokenizer(p.model.base_model, location)
 
 
 def _by_unsloth(
@@ -300,6 +347,7 @@ def _by_unsloth(
         load_in_4bit=choices["quantisation"].value != "none",
         use_gradient_checkpointing="unsloth" if p.training.gradient_checkpointing else False,
         device_map={"": choices["device"].value},
+        trust_remote_code=False,
     )
     return model, getattr(processor, "tokenizer", processor)
 

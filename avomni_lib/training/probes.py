@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from avomni_lib.training.attention_probes import text_attention, vision_attention
@@ -37,6 +38,7 @@ DECODED_ROWS = (1, 8)
 # Hidden size, channels, frames and px of a patch.
 PATCH_WEIGHT = (1152, 3, 2, 16, 16)
 SLOW_RATIO = 3
+BITSANDBYTES_OPS = "bitsandbytes.backends.cpu.ops"  # the name of its logger
 # transformers' name -> whether its moments are paged.
 OPTIMIZERS = {"paged_adamw_8bit": True, "adamw_8bit": False}
 
@@ -76,6 +78,44 @@ def optimizer_step(name: str, on: str) -> Finding:
     )
 
 
+def optimizer_fault(name: str, on: str) -> str | None:
+    """Why an optimizer cannot train on a device, in a library's words; None where it can.
+
+    Args:
+        name: A name of transformers' `optim`. It is made as transformers' Trainer makes it, and
+            takes a step.
+    """
+    import torch
+    from transformers import Trainer, TrainingArguments
+    from transformers.training_args import OptimizerNames
+
+    # As `TrainingArguments()` would be, which also joins the processes that train together.
+    arguments = object.__new__(TrainingArguments)
+    for field in dataclasses.fields(TrainingArguments):
+        is_made = field.default_factory is not dataclasses.MISSING
+        setattr(arguments, field.name, field.default_factory() if is_made else field.default)
+    device, weight = torch.device(on), drawer()(64, 128)
+    logging.getLogger(BITSANDBYTES_OPS).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            arguments.optim = OptimizerNames(name)
+            kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+            moved = torch.nn.Parameter(weight.clone().to(device))
+            optimizer = kind([moved], **options)
+            if hasattr(optimizer, "train"):
+                optimizer.train()
+            moved.grad = 1e-3 * torch.ones_like(moved)
+            optimizer.step()
+        wait(device)
+        after = moved.detach().cpu()
+    except Exception as error:  # a library that lacks a kernel fails in many ways
+        return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    if not after.isfinite().all() or after.equal(weight):
+        return "a step of it does not move a weight"
+    return None
+
+
 def patch_embedding(on: str) -> Finding:
     """The vision tower's Conv3d beside the one product that it amounts to, and both in time."""
     taken: dict[str, float] = {}
@@ -100,7 +140,7 @@ def patch_embedding(on: str) -> Finding:
 
 def load_bitsandbytes() -> Any:
     """The package, without a warning of its import that is none: it is about bfloat16 on CPUs."""
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    logging.getLogger(BITSANDBYTES_OPS).setLevel(logging.ERROR)
     import bitsandbytes
 
     return bitsandbytes

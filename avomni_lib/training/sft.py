@@ -25,13 +25,17 @@ from avomni_lib.hardware import Choice
 from avomni_lib.params import Params
 from avomni_lib.training import heldout
 from avomni_lib.training.checkpoints import Checkpoints
-from avomni_lib.training.conversation import Conversation
+from avomni_lib.training.conversation import IGNORED, Conversation
 from avomni_lib.training.heldout import HeldOut
 from avomni_lib.training.loader import Loader
 
 
 class WindowTrainer(SFTTrainer):
     """SFTTrainer that takes its batches from a `Loader` and leaves only whole checkpoints.
+
+    The loss of an optimizer step is the mean over all answer tokens of its windows, however they
+    are shared among batches and processes. transformers would take the mean of the batches' means:
+    its Qwen3-VL declares that it does not take the number of tokens.
 
     Args:
         loader: Batches of the whole run in order; the trainer sees them as one epoch, so that a
@@ -55,9 +59,14 @@ class WindowTrainer(SFTTrainer):
         super().__init__(**arguments)
         self.loader, self.talk, self.checkpoints = loader, talk, checkpoints
         self.held_out, self.patience = held_out, patience
-        self.history = checkpoints.history()
+        self.history = checkpoints.history
         self.num_trained = self.num_tokens = 0
         self._losses: list[torch.Tensor] = []  # of the batches since the optimizer moved
+        # Nobody but this class weighs the batches: without a count, every loss of a model (TRL's in
+        # chunks, transformers' and Unsloth's own) is the mean over the batch's answer tokens.
+        self.model_accepts_loss_kwargs = False
+        self._weights: list[float] = []  # of this process's batches of the step that are to come
+        self._answer_tokens = np.ones(1)  # of the step's batches, over all processes
         # SFTTrainer casts the adapter of a 4-bit model to bfloat16, whose 8 bits of mantissa
         # swallow small updates. It is less than a hundredth of the model: it stays float32.
         for parameter in self.model.parameters():
@@ -68,6 +77,29 @@ class WindowTrainer(SFTTrainer):
     def get_train_dataloader(self) -> DataLoader:
         numbers = [[number] for number in range(len(self.loader))]
         return DataLoader(self.loader, batch_sampler=numbers, collate_fn=lambda made: made[0])
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device) -> tuple[list, None]:
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        # The label of a row's first token is never predicted.
+        own = torch.tensor([int((each["labels"][:, 1:] != IGNORED).sum()) for each in batches])
+        of_all = self.accelerator.reduce(own.to(device), "sum").cpu()
+        # transformers divides by the number of batches, and DDP by that of the processes.
+        shares = own.double() / of_all.sum() * len(batches) * self.accelerator.num_processes
+        self._weights, self._answer_tokens = shares.tolist(), of_all.numpy()
+        return batches, None
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        if torch.is_grad_enabled():  # not where a culprit is looked for
+            loss = loss * self._weights.pop(0)
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        # TRL would take the mean of the batches' accuracies.
+        found = self._metrics["train"].get("mean_token_accuracy", [])
+        if len(found) == len(self._answer_tokens):
+            found[:] = [float(np.average(found, weights=self._answer_tokens))]
+        super().log(logs, start_time)
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
@@ -115,6 +147,12 @@ class WindowTrainer(SFTTrainer):
         if self.checkpoints.writes:
             self.checkpoints.adopt(self.state.global_step, self.history)
         self.accelerator.wait_for_everyone()
+
+    def _init_training_state(self, max_steps, *arguments) -> tuple[int, int]:
+        begun = super()._init_training_state(max_steps, *arguments)
+        # A checkpoint's state keeps the intervals of the process that wrote it.
+        self.state.compute_steps(self.args, max_steps)
+        return begun
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         # With several processes transformers' own maps to the device by its name, and torch.load
@@ -185,7 +223,7 @@ def arguments_of(
     """
     training, on_cpu = p.training, choices["device"].value == "cpu"
     schedule = training.lr_scheduler
-    return SFTConfig(
+    arguments = SFTConfig(
         output_dir=str(checkpoints.partial),
         seed=p.run.seed,
         max_steps=steps,
@@ -217,6 +255,10 @@ def arguments_of(
         loss_type="chunked_nll",
         max_length=None,
     )
+    # One process drives one card, whatever others are visible: transformers would wrap the model in
+    # DataParallel, which splits position_ids (axes, B, L) along the wrong axis.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def named_rows(count: int) -> Dataset:

@@ -11,7 +11,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl import leaks
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar, Plan
-from avomni_lib.training import adapter, estimate, job, model, pace, samples
+from avomni_lib.training import adapter, doctor, environment, estimate, job, model, pace, samples
 from avomni_lib.training.backbones import backbone
 from avomni_lib.training.checkpoints import METRICS_FILE, Metrics
 from avomni_lib.training.outcome import Trained
@@ -32,14 +32,14 @@ def plan(p: Params, probe: bool = True) -> Plan:
             that is held out is learned from, or the first steps fail.
     """
     choices = model.choose(p)
-    from transformers import AutoTokenizer
-
+    doctor.optimizer(p.training.optimizer, choices["device"].value)
     windows = samples.train_windows(p)
     held_out = windows.cache.held_out_ids
     leaks.check_all(p, windows.cache, held_out, locate=model.base_location)
     location = model.base_location(p.model.base_model)
     kind = backbone(p.model.backbone, model.read_config(p.model.base_model, location))
-    talk = samples.conversation_of(p, windows, AutoTokenizer.from_pretrained(location), kind)
+    tokenizer = model.read_tokenizer(p.model.base_model, location)
+    talk = samples.conversation_of(p, windows, tokenizer, kind)
     longest = samples.longest(windows, talk)
     room = samples.check_packing(p, len(longest))
     steps = estimate.optimizer_steps(p, len(windows))
@@ -155,7 +155,13 @@ def _probe(p: Params, machine: str) -> pace.Probe | None:
     files.write_json(params, p.complete())
     with open(path.with_name(PROBE_LOG), "w+") as log:
         command = job.command(p, params, "--probe", str(fresh))
-        ran = subprocess.run(command, stdout=log, stderr=log, cwd=files.PROJECT_ROOT)
+        ran = subprocess.run(
+            command,
+            stdout=log,
+            stderr=log,
+            cwd=files.PROJECT_ROOT,
+            env=environment.for_a_training(os.environ),
+        )
         if ran.returncode:
             log.seek(0)
             raise _in_words(log.read(), Path(log.name))

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
-import os
+import logging
 import shutil
 import signal
 import sys
@@ -26,12 +25,14 @@ from typing import TYPE_CHECKING, Any
 
 from avomni_lib import files, hardware
 from avomni_lib.errors import AvomniError
+from avomni_lib.hardware import Choice
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
 from avomni_lib.training import (
     adapter,
     attention,
     doctor,
+    environment,
     estimate,
     heldout,
     job,
@@ -42,12 +43,14 @@ from avomni_lib.training import (
     views,
 )
 from avomni_lib.training.backbones import Backbone, backbone
-from avomni_lib.training.checkpoints import Checkpoints, step_of
+from avomni_lib.training.checkpoints import Checkpoints
 from avomni_lib.training.conversation import Conversation
 from avomni_lib.training.outcome import Trained
 
 if TYPE_CHECKING:
     from avomni_lib.training.loader import Loader
+
+log = logging.getLogger(__name__)
 
 PROBE_STEPS = 3  # the first one warms up, the other two are timed
 
@@ -76,19 +79,19 @@ def work(
         AvomniError: see `trainer.plan`; also an unknown optimizer, a loss that is no number, or
             a machine that computes wrongly.
     """
+    ignored = environment.clean()
     windows = samples.train_windows(p) if windows is None else windows
     if p.training.blind:
         windows = views.Black(windows)
     share = Share.of(p)
-    model.choose(p)
-    _check_optimizer(p.training.optimizer)
+    device = model.choose(p)["device"].value
+    chosen_optimizer = doctor.optimizer(p.training.optimizer, device)
     # Only now: Unsloth, where it is the backend, has to be imported before TRL.
     from avomni_lib.training import meter, sft
 
     program_bytes = hardware.resident_bytes()
     base = model.load_base(p)
-    device = base.choices["device"].value
-    choices = base.choices | {"optimizer": doctor.optimizer(p.training.optimizer, device)}
+    choices = base.choices | {"optimizer": chosen_optimizer}
     doctor.check(p, choices)
     talk = samples.conversation_of(
         p, windows, base.tokenizer, backbone(p.model.backbone, base.model.config)
@@ -99,10 +102,15 @@ def work(
     record = adapter.record_of(p, windows, talk, digest, base.choices)
     folder = p.checkpoints_dir / (".probe" if probe else files.hash_json(record)[:12])
     checkpoints = Checkpoints(folder, record, writes=share.rank == 0)
-    last = checkpoints.last()
-    done = step_of(last) if last else 0
-    if checkpoints.writes:
-        checkpoints.metrics.cut_after(done)
+    if ignored:
+        reason = f"{', '.join(ignored)} would have changed what is learned"
+        choices["environment"] = Choice("left out in part", reason)
+    start = checkpoints.resume()
+    last, done = start.checkpoint, start.step
+    if start.passed_over:
+        why = "; ".join(start.passed_over)
+        log.warning("%s: going on %s", why, start)
+        choices["checkpoint"] = Choice(last.name if last else "none", f"{why}; went on {start}")
     steps = PROBE_STEPS if probe else estimate.optimizer_steps(p, len(windows))
     if opened:
         opened(folder, steps)
@@ -155,16 +163,35 @@ def work(
     }
     if metrics:
         figures |= outcome.figures(record, metrics, steps, done, device)
+    if start.passed_over:
+        figures["damaged_checkpoints"] = start.passed_over
+        figures["headline"] = f"{figures.get('headline', '')}; {choices['checkpoint'].reason}"
     if probe:
         shutil.rmtree(folder, ignore_errors=True)
     elif checkpoints.writes and stopped_at is None:
-        checkpoints.sweep()
+        checkpoints.sweep(all_damaged=True)
         if best := heldout.best(trainer.history):
-            model.load_weights(trainer.model, checkpoints.at(best["step"]))
+            model.load_weights(trainer.model, _whole(checkpoints, best["step"]))
         adapter.export(trainer.model, adapter.adapter_dir(p), record, figures)
     del trainer, base, batches, watch
     hardware.release_memory()
     return Trained(adapter.adapter_dir(p), record, metrics, choices, figures, stopped_at)
+
+
+def _whole(checkpoints: Checkpoints, step: int) -> Path:
+    """The folder of a checkpoint whose files are what was written.
+
+    Raises:
+        AvomniError: they are not any more.
+    """
+    checkpoint = checkpoints.at(step)
+    if reason := checkpoints.fault(checkpoint):
+        raise AvomniError(
+            f"{checkpoint.name}, the best one on held-out windows, is damaged: {reason}",
+            where=str(checkpoint),
+            fix=job.GO_ON,
+        )
+    return checkpoint
 
 
 @dataclass(frozen=True)
@@ -228,25 +255,12 @@ def _tuned(p: Params, base: model.Base, kind: Backbone) -> Any:
     return model.add_adapter(base.model, p, kind, base.choices["backend"].value)
 
 
-def _check_optimizer(name: str) -> None:
-    from transformers.training_args import OptimizerNames
-
-    known = [each.value for each in OptimizerNames]
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-        raise AvomniError(
-            f"unknown optimizer {name!r}",
-            where="training.optimizer",
-            fix=f"near it are {', '.join(near)}" if near else f"choose one of {', '.join(known)}",
-        )
-
-
 def num_ranks() -> int:
-    return int(os.environ.get("WORLD_SIZE", 1))  # as torchrun sets it
+    return environment.by_torchrun("WORLD_SIZE", 1)
 
 
 def rank() -> int:
-    return int(os.environ.get("RANK", 0))
+    return environment.by_torchrun("RANK", 0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -257,6 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--probe", type=Path, help="take three steps and write what they took here")
     options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")  # into train.log
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

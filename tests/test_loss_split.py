@@ -1,0 +1,155 @@
+"""The loss of an optimizer step is the mean over its answer tokens, however the step is split."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from avomni_lib import files
+from avomni_lib.training import adapter, loader, worker
+from avomni_lib.training.checkpoints import METRICS_FILE, Metrics
+from avomni_lib.training.samples import sample_of
+from tests import training_set
+from tests.training_set import Uneven
+
+NUM_WINDOWS, STEPS = 16, 4
+WEIGHTS = "adapter_model.safetensors"
+SECTIONS = {
+    "model": {"load_in_4bit": False, "max_seq_length": 1024},
+    "processing": {"obstacles": True},
+}
+# (batch_size, gradient_accumulation_steps, packing): four windows a step.
+SPLITS = [(1, 4, False), (2, 2, False), (4, 1, False), (2, 2, True), (4, 1, True)]
+
+
+def params(folder, base, batch, accumulated, packing=False, **changes):
+    training = {
+        "batch_size": batch,
+        "gradient_accumulation_steps": accumulated,
+        "packing": packing,
+        "max_steps": STEPS,
+        "target": "coc_v1",
+        # In 8 bit a rounding more or less is a whole level.
+        "optimizer": "adamw_torch",
+        "learning_rate": 1e-2,
+    }
+    return training_set.params(folder, base, training=training | changes, **SECTIONS)
+
+
+def adapter_weights(p):
+    return load_file(adapter.adapter_dir(p) / WEIGHTS)
+
+
+def logged(metrics, name):
+    return [line[name] for line in metrics]
+
+
+@pytest.fixture(scope="module")
+def base_folder(tmp_path_factory):
+    return training_set.make_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def one_by_one(tmp_path_factory, base_folder):
+    """Trained on one window after another."""
+    p = params(tmp_path_factory.mktemp("one"), base_folder, *SPLITS[0])
+    return p, worker.work(p, windows=Uneven(NUM_WINDOWS)).metrics
+
+
+def compare(p, metrics, expected):
+    other, lines = expected
+    for name in ("loss", "token_accuracy"):
+        np.testing.assert_allclose(logged(metrics, name), logged(lines, name), rtol=1e-6)
+    np.testing.assert_allclose(logged(metrics, "grad_norm"), logged(lines, "grad_norm"), rtol=1e-4)
+    ours, theirs = adapter_weights(p), adapter_weights(other)
+    moved = max(float(np.abs(values).max()) for name, values in theirs.items() if "lora_B" in name)
+    assert moved > 1e-3, "nothing was learned"
+    for name in theirs:
+        np.testing.assert_allclose(ours[name], theirs[name], atol=1e-3 * moved, err_msg=name)
+
+
+def test_the_answers_are_of_very_different_lengths():
+    talk, windows = training_set.conversation(asked="coc_v1"), Uneven(NUM_WINDOWS)
+    lengths = [
+        int((sample_of(index, windows, talk).labels[1:] != -100).sum())
+        for index in range(NUM_WINDOWS)
+    ]
+    assert min(lengths) < 35 and max(lengths) > 60
+
+
+@pytest.mark.parametrize("split", SPLITS[1:], ids=str)
+def test_a_step_learns_the_same_however_it_is_split(one_by_one, base_folder, tmp_path, split):
+    p = params(tmp_path, base_folder, *split)
+    compare(p, worker.work(p, windows=Uneven(NUM_WINDOWS)).metrics, one_by_one)
+
+
+def test_who_counts_tokens_besides_changes_nothing(one_by_one, base_folder, tmp_path, monkeypatch):
+    """As Unsloth does: it replaces methods of transformers' Trainer and what a model declares."""
+    from transformers import Qwen3VLForConditionalGeneration, Trainer
+
+    def counted(self, epoch_iterator, num_batches, device=None):
+        return [next(epoch_iterator) for _ in range(num_batches)], 7
+
+    monkeypatch.setattr(Trainer, "get_batch_samples", counted)
+    monkeypatch.setattr(Qwen3VLForConditionalGeneration, "accepts_loss_kwargs", True)
+    p = params(tmp_path, base_folder, 2, 2)
+    compare(p, worker.work(p, windows=Uneven(NUM_WINDOWS)).metrics, one_by_one)
+
+
+def test_two_processes_learn_what_one_learns(one_by_one, base_folder, tmp_path):
+    p = params(tmp_path, base_folder, 2, 2)
+    told = {
+        "outputs": str(tmp_path),
+        "base": str(base_folder),
+        "uneven": NUM_WINDOWS,
+        **SECTIONS,
+        "training": p.values("training")["training"] | {"num_processes": 2},
+    }
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    ran = subprocess.run(
+        [*launch, "2", "-m", "tests.ranked_training", json.dumps(told)],
+        capture_output=True,
+        text=True,
+        cwd=files.PROJECT_ROOT,
+    )
+    assert ran.returncode == 0, ran.stderr
+    (path,) = p.checkpoints_dir.glob(f"*/{METRICS_FILE}")
+    compare(p, Metrics(path).read(), one_by_one)
+
+
+def test_another_split_goes_on_with_the_same_training(one_by_one, base_folder, tmp_path):
+    first = params(tmp_path, base_folder, 4, 1)
+    worker.work(first, windows=Uneven(NUM_WINDOWS))
+    (folder,) = first.checkpoints_dir.glob("*")
+    files_of_last = folder / f"checkpoint-{STEPS}" / "adapter_model.safetensors"
+    files_of_last.write_bytes(b"")  # so that it goes on from step 2
+    second = params(tmp_path, base_folder, 1, 4)
+    trained = worker.work(second, windows=Uneven(NUM_WINDOWS))
+    assert trained.figures["resumed_from_step"] == 2
+    compare(second, trained.metrics, one_by_one)
+
+
+def test_the_logged_loss_weighs_each_answer_token_alike(one_by_one, base_folder, tmp_path):
+    """The same numbers from batches of one: the loss of each window alone, by its tokens."""
+    _, metrics = one_by_one
+    talk, windows = training_set.conversation(asked="coc_v1"), Uneven(NUM_WINDOWS)
+    order = loader.Order(NUM_WINDOWS, 4, 1, 3)
+    losses, tokens = [], []
+    for index in order[0]:
+
+        class One(Uneven):
+            def truth(self, _, index=index):
+                return super().truth(index)
+
+            def read_into(self, _, out, index=index):
+                super().read_into(index, out)
+
+        p = params(tmp_path / str(index), base_folder, 1, 1, max_steps=1)
+        losses.append(worker.work(p, windows=One(1)).metrics[0]["loss"])
+        tokens.append(int((sample_of(index, windows, talk).labels[1:] != -100).sum()))
+    assert len(set(tokens)) > 1
+    assert metrics[0]["loss"] == pytest.approx(np.average(losses, weights=tokens), rel=1e-6)
+    assert metrics[0]["loss"] != pytest.approx(np.mean(losses), rel=5e-6), "a mean of means"

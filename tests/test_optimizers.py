@@ -1,0 +1,113 @@
+"""An optimizer that cannot train here is refused before a model is loaded, with those that can."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from transformers.training_args import OptimizerNames
+
+from avomni_lib import hardware, optimizers
+from avomni_lib.errors import AvomniError
+from avomni_lib.params import Params
+from avomni_lib.training import doctor, model, probes, trainer, worker
+from tests import training_set
+
+NEEDS_A_PACKAGE = [
+    name for name, module in optimizers.OPTIMIZERS.items() if optimizers.missing(name)
+]
+# Other hardware, or more than a name has to be said.
+NEVER = [each.value for each in OptimizerNames if each.value not in optimizers.OPTIMIZERS]
+
+
+@pytest.fixture(scope="module")
+def base_folder(tmp_path_factory):
+    return training_set.make_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    def load(*_):
+        raise AssertionError("a model is loaded")
+
+    monkeypatch.setattr(model, "load_base", load)
+
+
+def test_each_name_is_one_of_transformers():
+    known = {each.value for each in OptimizerNames}
+    assert optimizers.OPTIMIZERS.keys() <= known
+    told = ("xla", "npu", "galore", "apollo", "lomo")
+    assert all(any(part in name for part in told) for name in NEVER)
+    assert NEEDS_A_PACKAGE and len(NEVER) == 12
+
+
+@pytest.mark.parametrize("name", [*NEVER, "adam", "adamw_9bit", "", "ADAMW_TORCH", "adamw_torch "])
+def test_a_params_file_with_another_name_is_refused(name, tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(f"training:\n  optimizer: {json.dumps(name)}\n")
+    with pytest.raises(AvomniError, match="unknown optimizer") as caught:
+        Params.from_files([path])
+    assert "choose one of adamw_torch, adamw_torch_fused, adafactor, sgd" in str(caught.value)
+    ran = (
+        subprocess.run(
+            [sys.executable, "-m", "avomni_lib", "plan", str(path)], capture_output=True, text=True
+        )
+        if name == "galore_adamw"
+        else None
+    )
+    assert ran is None or (ran.returncode == 1 and "Traceback" not in ran.stderr)
+
+
+@pytest.mark.parametrize("name", NEEDS_A_PACKAGE)
+def test_one_whose_package_is_missing_is_refused_with_those_that_run(name):
+    with pytest.raises(AvomniError, match=f"{name} cannot run here: it needs ") as caught:
+        doctor.optimizer(name, "cpu")
+    assert optimizers.missing(name) in caught.value.what
+    for usable in ("adamw_torch", "adafactor", "lion_8bit", "paged_lion_32bit", "rmsprop_bnb"):
+        assert usable in caught.value.fix
+    assert name not in caught.value.fix.split(", ")
+
+
+def test_training_plan_and_doctor_refuse_it_before_a_model_is_loaded(
+    base_folder, tmp_path, no_model
+):
+    p = training_set.params(tmp_path, base_folder, training={"optimizer": "grokadamw"})
+    for refuse in (
+        lambda: worker.work(p, windows=training_set.Stripes(8)),
+        lambda: trainer.plan(p),
+    ):
+        with pytest.raises(AvomniError, match="needs grokadamw, which is not installed"):
+            refuse()
+    path = tmp_path / "params.yaml"
+    path.write_text("training:\n  optimizer: grokadamw\n")
+    told = [
+        subprocess.run(
+            [sys.executable, "-m", "avomni_lib", command, str(path)], capture_output=True, text=True
+        )
+        for command in ("doctor", "plan")
+    ]
+    assert told[0].returncode == 1
+    for ran in told:
+        assert "needs grokadamw, which is not installed" in " ".join(ran.stdout.split())
+
+
+def test_one_that_does_not_run_on_the_device_is_refused(monkeypatch):
+    """As an 8-bit optimizer on a device that its library has no kernel for."""
+    import bitsandbytes
+
+    def without_a_kernel(*_, **__):
+        raise NotImplementedError("no kernel for this device")
+
+    monkeypatch.setattr(bitsandbytes.optim, "Lion", without_a_kernel)
+    with pytest.raises(AvomniError, match="lion_8bit cannot run here: no kernel") as caught:
+        doctor.optimizer("lion_8bit", "cpu")
+    assert "adamw_torch" in caught.value.fix and "lion" not in caught.value.fix
+    monkeypatch.setattr(bitsandbytes.optim.RMSprop, "step", lambda self, closure=None: None)
+    assert probes.optimizer_fault("rmsprop_bnb", "cpu") == "a step of it does not move a weight"
+
+
+@pytest.mark.parametrize("name", [n for n in optimizers.OPTIMIZERS if n not in NEEDS_A_PACKAGE])
+def test_each_name_that_is_taken_is_one_that_steps_here(name):
+    taken = doctor.optimizer(name, "cpu").value
+    assert taken == hardware.optimizer(name, "cpu").value
+    assert probes.optimizer_fault(taken, "cpu") is None
