@@ -121,9 +121,14 @@ def times(
 
 
 def places(
-    value: Any, argument: str, where: str | None, num_rows: int, resolution: float = 1e-2
+    value: Any,
+    argument: str,
+    where: str | None,
+    num_rows: int,
+    resolution: float = 1e-2,
+    farthest: float = FARTHEST_M,
 ) -> np.ndarray:
-    """(K, 2) or (K, 3) float64, given at least as finely as `resolution`, in their own unit."""
+    """(K, 2) or (K, 3) float64 within `farthest`, given at least as finely as `resolution`."""
     values = array(value, argument, where, ((num_rows, 2), (num_rows, 3)))
     if _resolution(value) > resolution:
         raise AvomniError(
@@ -132,7 +137,7 @@ def places(
             where=_place(argument, where),
             fix="read them as float64",
         )
-    if np.abs(values).max() > FARTHEST_M:
+    if np.abs(values).max() > farthest:
         row = int(np.argmax(np.abs(values).max(axis=1)))
         raise AvomniError(
             f"{argument} is {values[row].tolist()} at row {row}: farther away than the Moon",

@@ -29,6 +29,8 @@ MAX_SLIP_DEG, DOUBTFUL_SLIP_DEG, MAX_TILT_DEG = 30.0, 10.0, 35.0
 MAX_CLIMB = 0.4
 # A nose that turns by less than this share of what the course turns by does not steer it.
 MIN_TURN_DEG, MIN_TURN_SHARE = 8.0, 0.5
+# Below, the noise of the course alone would make the nose's share of the turn that small.
+TURN_TO_NOISE = 10.0
 MAX_REVERSE_MPS, MAX_SPEED_MPS = 5.0, 100.0
 # Positions against given speeds: 10 % and half a metre per second.
 SPEED_TOLERANCE = (0.5, 0.1)
@@ -165,19 +167,22 @@ def _turning(track: Track, nose: np.ndarray, sign: np.ndarray) -> Iterator[str]:
     """Whether nose and course turn the same way, over each stretch driven without a stop."""
     moves = (track.speeds > TURNS_MPS) & (sign != 0)
     ends = np.flatnonzero(np.diff(np.concatenate([[0], moves.astype(int), [0]])))
-    courses, noses = [], []
+    courses, noses, bends = [], [], [np.zeros(1)]
     for start, stop in zip(ends[::2], ends[1::2], strict=True):
         steps = track.steps_m[start:stop] * sign[start:stop, None]
         course = np.unwrap(np.arctan2(steps[:, 1], steps[:, 0]))
         yaw = np.unwrap(np.arctan2(nose[start:stop, 1], nose[start:stop, 0]))
+        bends.append(np.diff(course, n=2))
         courses.append(course - course.mean())
         noses.append(yaw - yaw.mean())
     if not courses:
         return
     course, yaw = np.concatenate(courses), np.concatenate(noses)
     turned = np.degrees(np.ptp(course))
+    # The second differences of independent errors have six times their variance.
+    noise = np.degrees(np.sqrt(np.mean(np.concatenate(bends) ** 2) / 6))
     share = (course * yaw).sum() / max((course**2).sum(), 1e-12)
-    if turned > MIN_TURN_DEG and share < MIN_TURN_SHARE:
+    if turned > MIN_TURN_DEG + TURN_TO_NOISE * noise and share < MIN_TURN_SHARE:
         how = "the other way" if share < -MIN_TURN_SHARE else f"by {share * turned:.0f}°"
         yield f"the course turns by {turned:.0f}° and the nose {how}: one of them is mirrored"
 
@@ -319,12 +324,14 @@ def _check_velocity(
         "velocity_mps as (east, north, up)": poses.velocity_mps,
         "-velocity_mps": -velocity,
     }
-    fits = [text for text, vectors in ways.items() if off_deg(vectors[track.rows]) <= MAX_SLIP_DEG]
+    off_by_text = {text: off_deg(vectors[track.rows]) for text, vectors in ways.items()}
+    best = min(off_by_text, key=lambda text: off_by_text[text])
+    does_fit = off_by_text[best] <= MAX_SLIP_DEG
     stated = "give it along the frame's axes (east, north, up for wgs84), or leave it out"
     raise AvomniError(
         f"velocity_mps points {off:.0f}° beside the way that the positions take",
         where=f"velocity_mps, {where}",
-        fix=f"yours looks like {fits[0]}; {stated}" if fits else stated,
+        fix=f"yours looks like {best}; {stated}" if does_fit else stated,
     )
 
 

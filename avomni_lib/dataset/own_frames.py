@@ -59,10 +59,6 @@ class Poses:
     velocity_mps: np.ndarray | None
     speed_mps: np.ndarray | None
 
-    @property
-    def count(self) -> int:
-        return len(self.t_s)
-
 
 def read(clip: Any, mistakes: own_arguments.Mistakes, where: str) -> Poses | None:
     """An `OwnClip`'s poses; None after anything that keeps them from being read."""
@@ -214,8 +210,9 @@ def is_geocentric(position: np.ndarray) -> bool:
 
 
 def _position(value: Any, frame: str, where: str, count: int) -> np.ndarray:
-    resolution = DEGREES_RESOLUTION if frame == "wgs84" else 1e-2
-    position = own_arguments.places(value, "position_m", where, count, resolution)
+    # The range of degrees is looked at below, where times 1e7 is known too.
+    fineness = (DEGREES_RESOLUTION, np.inf) if frame == "wgs84" else ()
+    position = own_arguments.places(value, "position_m", where, count, *fineness)
     place = f"position_m, {where}"
     if frame == "wgs84":
         beyond = np.abs(position[:, :2]) > (90, 180)

@@ -35,7 +35,10 @@ def path_of(value: Any, argument: str, where: str) -> Path:
             raise AvomniError(
                 f"{path} is a folder, expected a video", where=place, fix="name the file in it"
             )
-        if path.is_file() and not path.stat().st_size:
+        # A pipe would be waited for.
+        if not path.is_file():
+            raise AvomniError(f"no video that opens: {path} is not a regular file", where=place)
+        if not path.stat().st_size:
             raise AvomniError(f"no video that opens: {path} is empty", where=place)
     except (OSError, ValueError) as error:
         raise AvomniError(f"no video that opens: {path}: {error}", where=place) from None
