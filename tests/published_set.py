@@ -182,11 +182,13 @@ def read_frame(image: np.ndarray) -> tuple[int, int, int]:
     return name >> 20, name >> 16 & 0xF, name & 0xFFFF
 
 
-def encode_video(pictures: Sequence[np.ndarray], codec: str = "libx264", gop: int = 15) -> bytes:
-    """An mp4 of (H, W, 3) uint8 pictures at 30 frames a second."""
+def encode_video(
+    pictures: Sequence[np.ndarray], codec: str = "libx264", gop: int = 15, rate: int = FPS
+) -> bytes:
+    """An mp4 of (H, W, 3) uint8 pictures at so many frames a second."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream(codec, rate=FPS)
+        stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt, stream.gop_size = "yuv420p", gop
         stream.options = {"preset": "ultrafast", "crf": "20"}

@@ -298,18 +298,26 @@ def test_every_planted_fault_is_found_in_its_clip_and_nowhere_else(tmp_path: Pat
 
 
 def test_what_can_be_used_but_is_strange_is_odd(folder: Path, tmp_path: Path):
-    def slower(content: bytes) -> bytes:
-        table = pd.read_parquet(io.BytesIO(content))
-        steps = np.arange(len(table)) * 40_000 - 14_000
-        return parquet_bytes({"timestamp": steps})
-
-    spoil_member(folder, 1, CAMERA, "timestamps.parquet", slower)
+    slower = parquet_bytes({"timestamp": np.arange(12) * 40_000 - 14_000})
+    spoil_member(folder, 1, CAMERA, "timestamps.parquet", lambda _: slower)
+    pictures = [frame_bits(1, 0, i, 64, 48) for i in range(12)]
+    spoil_member(folder, 1, CAMERA, "mp4", lambda _: encode_video(pictures, rate=25))
     found = audit(params(tmp_path, "folder", "full"), None)
     row = clip_row(found, CLIP)
     assert row["features"][CAMERA] == row["state"] == "odd"
     assert "40.0 ms from frame to frame, not 33.3" in row["reason"]
     assert by_state(found) == {"odd": 1, "sound": 5}
     assert found.warnings == ["clips that are odd: 1; see the table"]
+
+
+def test_timestamps_of_another_rate_than_the_videos_are_another_videos(folder, tmp_path: Path):
+    slower = parquet_bytes({"timestamp": np.arange(12) * 40_000 - 14_000})
+    spoil_member(folder, 1, CAMERA, "timestamps.parquet", lambda _: slower)
+    pictures = [frame_bits(1, 0, i, 64, 48) for i in range(12)]
+    spoil_member(folder, 1, CAMERA, "mp4", lambda _: encode_video(pictures))
+    row = clip_row(audit(params(tmp_path, "folder", "full"), None), CLIP)
+    assert row["features"][CAMERA] == row["state"] == "damaged"
+    assert "33.3 ms apart, those of its timestamps 40.0 ms" in row["reason"]
 
 
 def test_ego_motion_is_held_against_the_cameras_of_its_own_clip(folder: Path, tmp_path: Path):

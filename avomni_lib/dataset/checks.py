@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from avomni_lib.dataset import calibration
+from avomni_lib.dataset import calibration, limits
 from avomni_lib.dataset.findings import DAMAGED, FILE, MEMBER, ODD, WHOLE, Finding
 from avomni_lib.dataset.stored_zip import LOCAL_HEADER, Directory, directory
 from avomni_lib.dataset.tables import key_column
@@ -125,6 +125,8 @@ def _table(job: Job) -> Iterator[Finding]:
     where = str(job.place)
     try:
         with pq.ParquetFile(job.place) as table:
+            if table.metadata.num_rows > limits.MAX_ROWS:
+                raise AvomniError(f"the table has {table.metadata.num_rows:,} rows", where=where)
             names = table.schema_arrow.names
             keys = [n for n in names if n in ("clip_id", key) or n.startswith("__index_level_")]
             held = table.read(columns=keys)
@@ -147,7 +149,7 @@ def _table(job: Job) -> Iterator[Finding]:
                 told = f"{job.feature} has {count or 'no'} row{'s' if count else ''}{of}"
                 what = "rows that contradict" if count else "no row"
                 yield Finding(DAMAGED, what, told, MEMBER, clip_id=clip_id)
-    if unknown := sorted(set(clip_ids) - {*job.clip_ids, *job.denied, *job.ignored}):
+    if unknown := sorted({*clip_ids} - {None, *job.clip_ids, *job.denied, *job.ignored}):
         told = f"a row of no clip: {unknown[0]}{_more(unknown)}"
         yield Finding(ODD, "a row of no clip", told, FILE)
 

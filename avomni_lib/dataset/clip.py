@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from avomni_lib.dataset import obstacles
+from avomni_lib.dataset import clocks, findings, limits, obstacles
 from avomni_lib.dataset.catalog import OBSTACLES, Catalog
 from avomni_lib.dataset.stored_zip import ByteRange, member
-from avomni_lib.dataset.tables import key_column, number_column, read_table
+from avomni_lib.dataset.tables import key_column, number_column, read_table, time_column
 from avomni_lib.errors import AvomniError
 
 # fmt: off
@@ -47,9 +49,11 @@ class Clip:
         return self._member(camera, "video")
 
     def timestamps(self, camera: str) -> np.ndarray:
-        """(N,) int64 µs on the clip's clock, one a frame: the end of its exposure."""
+        """(N,) int64 µs on the clip's clock, rising, one a frame: the end of its exposure."""
         table, where = self._table(camera, "frame_timestamps")
-        return number_column(table, "timestamp", where).astype(np.int64)
+        times_us = time_column(table, "timestamp", where)
+        findings.refuse(clocks.check(times_us)[1], where)
+        return times_us
 
     def egomotion(self) -> dict[str, np.ndarray]:
         """The columns of the table, each (N,): timestamp int64 µs, the rest float64.
@@ -59,11 +63,7 @@ class Clip:
         1/m. It starts before the video and runs far past it, at about 100 Hz but not uniformly.
         """
         table, where = self._table("egomotion", "egomotion")
-        columns = {name: number_column(table, name, where) for name in EGOMOTION_COLUMNS}
-        return {
-            name: values.astype(np.int64 if name == "timestamp" else np.float64)
-            for name, values in columns.items()
-        }
+        return motion_columns(table, EGOMOTION_COLUMNS, where)
 
     def obstacles(self) -> dict[str, np.ndarray] | None:
         """Labels of other road users, one row a box and moment, as `obstacles.columns` has them.
@@ -109,7 +109,7 @@ class Clip:
             content = part.read()
         except AvomniError as error:
             raise AvomniError(f"{kind} is {error.what}", where=where) from None
-        return read_table(content, where), where
+        return read_table(content, where, max_rows=limits.MAX_ROWS), where
 
     def _row(self, feature: str, key: tuple[str, str] | None) -> dict[str, float]:
         path, where = self._path(feature), self._where(feature)
@@ -124,8 +124,24 @@ class Clip:
         except AvomniError as error:
             raise AvomniError(error.what, where=where, fix=error.fix) from None
         if row is None:
-            raise AvomniError(f"{feature} has no row{f' of {key[1]}' if key else ''}", where=where)
+            count = rows.count(self.clip_id, key and key[1])
+            told = f"{feature} has {f'{count} rows' if count else 'no row'}"
+            raise AvomniError(told + (f" of {key[1]}" if key else ""), where=where)
         return row
+
+
+def motion_columns(table: pa.Table, names: Sequence[str], where: str) -> dict[str, np.ndarray]:
+    """Columns of a table of ego motion, (N,) each: timestamp int64 µs, the rest float64.
+
+    Raises:
+        AvomniError: one is missing, stands there twice or holds no numbers.
+    """
+    return {
+        name: time_column(table, name, where)
+        if name == "timestamp"
+        else number_column(table, name, where).astype(np.float64)
+        for name in names
+    }
 
 
 class CalibrationTable:
@@ -138,20 +154,28 @@ class CalibrationTable:
     """
 
     def __init__(self, source: Path | bytes, key: str | None, where: str):
-        table = read_table(source, where)
+        table = read_table(source, where, max_rows=limits.MAX_ROWS)
         clip_ids = key_column(table, "clip_id", where)
         sensors = key_column(table, key, where, level=1) if key else [None] * len(clip_ids)
-        self._place = {pair: row for row, pair in enumerate(zip(clip_ids, sensors, strict=True))}
+        pairs = list(zip(clip_ids, sensors, strict=True))
+        self._place = {pair: row for row, pair in enumerate(pairs)}
+        self._count = Counter(pairs)
+        names = (name for name in table.column_names if table.column_names.count(name) == 1)
+        columns = {name: table[name] for name in names}
         self._columns = {
-            name: table[name].to_numpy()
-            for name in table.column_names
-            if pa.types.is_integer(table[name].type) or pa.types.is_floating(table[name].type)
+            name: column.to_numpy()
+            for name, column in columns.items()
+            if pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
         }
 
+    def count(self, clip_id: str, sensor: str | None) -> int:
+        """How many rows there are of it."""
+        return self._count[clip_id, sensor]
+
     def row(self, clip_id: str, sensor: str | None) -> dict[str, float] | None:
-        """The numbers of a row; None where there is none."""
+        """The numbers of a row; None where there is none, or more than one."""
         place = self._place.get((clip_id, sensor))
-        if place is None:
+        if place is None or self.count(clip_id, sensor) > 1:
             return None
         return {name: values[place].item() for name, values in self._columns.items()}
 

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from avomni_lib.dataset import limits
 from avomni_lib.dataset.findings import DAMAGED, ODD, Finding
-
-# The data set's cameras run at 30 Hz and start within a tenth of a second of the clip's time 0.
-STEP_S, FIRST_S = 1 / 30, 0.1
-# A mean step off by more than this is another rate; exposure control moves single frames.
-RATE_TOLERANCE = 0.02
-# Half a frame more than one step: at least one frame is not there.
-DROPPED, TOO_CLOSE = 1.5, 0.5
-# Clips are cut at the same length: 0.25 s are more frames than cameras differ by.
-END_TOLERANCE_S = 0.25
 
 
 def check(times_us: np.ndarray) -> tuple[dict[str, Any], list[Finding]]:
@@ -32,6 +24,9 @@ def check(times_us: np.ndarray) -> tuple[dict[str, Any], list[Finding]]:
     facts: dict[str, Any] = {"num_timestamps": len(times_us)}
     if not len(times_us):
         return facts, [Finding(DAMAGED, "no timestamps", "the table of timestamps is empty")]
+    if len(times_us) < 2:
+        told = "the table of timestamps has 1 row; at least 2 are needed"
+        return facts, [Finding(DAMAGED, "no timestamps", told)]
     facts |= {"first_us": int(times_us[0]), "last_us": int(times_us[-1])}
     steps = np.diff(times_us)
     falls = np.flatnonzero(steps <= 0)
@@ -42,17 +37,24 @@ def check(times_us: np.ndarray) -> tuple[dict[str, Any], list[Finding]]:
         )
         return facts, [Finding(DAMAGED, "timestamps do not rise", told)]
     found = []
-    if times_us[0] <= -FIRST_S * 1e6 or times_us[0] >= FIRST_S * 1e6:
-        told = f"the first frame is at {times_us[0] / 1e6:.3f} s, not within ±{FIRST_S} s of 0"
+    if times_us[0] <= -limits.FIRST_S * 1e6 or times_us[0] >= limits.FIRST_S * 1e6:
+        told = (
+            f"the first frame is at {times_us[0] / 1e6:.3f} s, not within ±{limits.FIRST_S} s of 0"
+        )
         found.append(Finding(ODD, "first frame far from 0", told))
-    if not len(steps):
-        return facts, found
     step = float(np.median(steps))
     facts["step_ms"] = round(step / 1e3, 3)
-    if abs(step / 1e6 / STEP_S - 1) > RATE_TOLERANCE:
-        told = f"{step / 1e3:.1f} ms from frame to frame, not {STEP_S * 1e3:.1f}"
+    if abs(step / 1e6 / limits.STEP_S - 1) > limits.RATE_TOLERANCE:
+        told = f"{step / 1e3:.1f} ms from frame to frame, not {limits.STEP_S * 1e3:.1f}"
         found.append(Finding(ODD, "another frame rate", told))
-    gaps = np.flatnonzero(steps > DROPPED * step)
+    longest = int(np.argmax(steps))
+    if steps[longest] > limits.MAX_GAP_S * 1e6:
+        told = (
+            f"no frame for {steps[longest] / 1e6:.2f} s at {times_us[longest] / 1e6:.2f} s "
+            f"(row {longest + 1}); {limits.MAX_GAP_S} s is the most"
+        )
+        found.append(Finding(DAMAGED, "a gap between frames", told))
+    gaps = np.flatnonzero(steps > limits.DROPPED * step)
     missing = int(np.rint(steps[gaps] / step - 1).sum())
     facts["num_dropped"] = missing
     if len(gaps):
@@ -62,7 +64,7 @@ def check(times_us: np.ndarray) -> tuple[dict[str, Any], list[Finding]]:
             f"{steps[row] / 1e3:.1f} ms at row {row + 1}, {times_us[row] / 1e6:.2f} s"
         )
         found.append(Finding(ODD, "dropped frames", told))
-    close = np.flatnonzero(steps < TOO_CLOSE * step)
+    close = np.flatnonzero(steps < limits.TOO_CLOSE * step)
     if len(close):
         row = int(close[0])
         told = f"{len(close)} frames follow too soon, as {steps[row] / 1e3:.1f} ms at row {row + 1}"
@@ -70,17 +72,50 @@ def check(times_us: np.ndarray) -> tuple[dict[str, Any], list[Finding]]:
     return facts, found
 
 
-def agree(facts: Mapping[str, Any]) -> list[Finding]:
+def agree(video_us: np.ndarray, times_us: np.ndarray, tick_us: float) -> list[Finding]:
     """Whether video and clock of one camera speak of the same frames.
 
+    Of a file at a constant rate only the rate says anything: it counts frames, and where a camera
+    dropped one, its timestamps alone have a gap. One whose frames differ in length keeps time, and
+    then every interval must agree.
+
     Args:
-        facts: Of the stream and of its clock.
+        video_us: (N,) int64 µs of the frames that the file shows, counted from the first one.
+        times_us: (M,) int64 µs, rising.
+        tick_us: One unit of the file's times.
     """
-    frames, rows = facts.get("num_frames"), facts.get("num_timestamps")
-    if frames is None or rows is None or frames == rows:
+    if len(video_us) != len(times_us):
+        told = f"{len(video_us)} frames in the mp4, {len(times_us)} timestamps"
+        return [Finding(DAMAGED, "frames and timestamps differ in number", told)]
+    if len(times_us) < 2:
         return []
-    told = f"{frames} frames in the mp4, {rows} timestamps"
-    return [Finding(DAMAGED, "frames and timestamps differ in number", told)]
+    own_us, given_us = np.diff(video_us), np.diff(times_us)
+    usual_us, given_usual_us = float(np.median(own_us)), float(np.median(given_us))
+    if abs(usual_us - given_usual_us) > limits.CLOCK_TOLERANCE * given_usual_us:
+        told = (
+            f"the video's frames are {usual_us / 1e3:.1f} ms apart, those of its timestamps "
+            f"{given_usual_us / 1e3:.1f} ms: they belong to another video"
+        )
+        return [Finding(DAMAGED, "video and timestamps differ in rate", told)]
+    apart = np.abs(own_us - given_us)
+    keeps_time = np.ptp(own_us) > max(2 * tick_us, limits.CLOCK_TOLERANCE * usual_us)
+    if keeps_time and apart.max() > limits.INTERVAL_TOLERANCE * usual_us:
+        row = int(apart.argmax())
+        told = (
+            f"frame {row + 1} follows {own_us[row] / 1e3:.1f} ms after the one before in the "
+            f"video, {given_us[row] / 1e3:.1f} ms in its timestamps: frames or rows are missing"
+        )
+        return [Finding(DAMAGED, "video and timestamps differ", told)]
+    return []
+
+
+def common(spans_us: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """(first, last) µs of what all cameras show; the last lies before the first where nothing is.
+
+    Args:
+        spans_us: First and last frame of each camera.
+    """
+    return max(first for first, _ in spans_us), min(last for _, last in spans_us)
 
 
 def ends(last_us: Mapping[str, int], usual_us: float) -> dict[str, Finding]:
@@ -92,7 +127,7 @@ def ends(last_us: Mapping[str, int], usual_us: float) -> dict[str, Finding]:
     """
     found = {}
     for camera, last in last_us.items():
-        if abs(last - usual_us) > END_TOLERANCE_S * 1e6:
+        if abs(last - usual_us) > limits.END_TOLERANCE_S * 1e6:
             told = f"the last frame is at {last / 1e6:.2f} s; usual here is {usual_us / 1e6:.2f} s"
             found[camera] = Finding(ODD, "ends apart from the others", told)
     return found

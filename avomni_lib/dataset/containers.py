@@ -103,7 +103,7 @@ def container_of(head: bytes, name: str | None = None) -> str:
         if start.match(head):
             return kind
     raise NotVideo(
-        f"no video container: it begins with {head[:16]!r}",
+        f"no video container ({NAMES}): it begins with {head[:16]!r}",
         where=name,
-        fix=f"give a video as {NAMES}; ffmpeg -i IN -c copy OUT.mp4 puts most others into an mp4",
+        fix="ffmpeg -i IN -c copy OUT.mp4 puts most other videos into an mp4",
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import os
 import zlib
 from collections.abc import Mapping
@@ -16,10 +17,19 @@ from typing import Any
 
 import numpy as np
 
-from avomni_lib.dataset import calibration, checks, clocks, motion, obstacles, rig, streams
+from avomni_lib.dataset import (
+    calibration,
+    checks,
+    clocks,
+    limits,
+    motion,
+    obstacles,
+    rig,
+    streams,
+)
 from avomni_lib.dataset.catalog import OBSTACLES
 from avomni_lib.dataset.checks import Job
-from avomni_lib.dataset.clip import EGOMOTION_COLUMNS, CalibrationTable
+from avomni_lib.dataset.clip import EGOMOTION_COLUMNS, CalibrationTable, motion_columns
 from avomni_lib.dataset.findings import DAMAGED, FILE, MEMBER, ODD, WHOLE, Finding
 from avomni_lib.dataset.stored_zip import (
     LOCAL_HEADER,
@@ -29,8 +39,10 @@ from avomni_lib.dataset.stored_zip import (
     member,
     members,
 )
-from avomni_lib.dataset.tables import number_column, read_table
+from avomni_lib.dataset.tables import read_table, time_column
 from avomni_lib.errors import AvomniError
+
+log = logging.getLogger(__name__)
 
 BLOCK_BYTES = 1 << 20
 OFFLINE_COLUMNS = ("timestamp", "x", "y", "z")
@@ -56,6 +68,11 @@ def look(job: Job) -> dict[str, Any]:
             found += passed.verdict(found)
     except OSError as error:
         told = f"cannot be read: {error.strerror or error}"
+        found.append(Finding(DAMAGED, "the file cannot be read", told, WHOLE))
+    except Exception as error:
+        # One file that nobody foresaw must not end the audit; the log keeps the traceback.
+        log.exception("file %s", job.path)
+        told = f"cannot be read: {type(error).__name__}: {error}"
         found.append(Finding(DAMAGED, "the file cannot be read", told, WHOLE))
     place = {"path": job.path, "feature": job.feature, "chunk": job.chunk}
     return {
@@ -144,17 +161,19 @@ def _read(job: Job, passed: _Pass, found: list[Finding], facts: dict[str, dict])
         _read_table(job, passed.read(job.size), found)
     elif job.members:
         held, names, wanted = members(job.place), job.names(), set(job.wanted)
+        times: dict[str, dict[str, np.ndarray]] = {}
         for name, entry in sorted(held.items(), key=lambda item: item[1].header_offset):
             if entry.is_stored:
                 clip_id, kind = names.get(name, ("", ""))
                 part = _member(passed, name, entry, clip_id, found)
                 if part and clip_id in wanted:
-                    told, more = _content(job, kind, clip_id, part)
+                    kept = times.setdefault(clip_id, {})
+                    told, more = _content(job, kind, clip_id, part, kept)
                     facts.setdefault(clip_id, {}).update(told)
                     _add(found, clip_id, more)
         if job.feature in rig.BY_NAME:
             for clip_id, told in facts.items():
-                _add(found, clip_id, [*clocks.agree(told), *streams.rate(told)])
+                _add(found, clip_id, [*_agree(told, times[clip_id]), *streams.rate(told)])
 
 
 def _member(
@@ -181,25 +200,40 @@ def _add(found: list[Finding], clip_id: str, more: list[Finding]) -> None:
     found += [dataclasses.replace(finding, clip_id=clip_id) for finding in more]
 
 
+def _agree(facts: Mapping[str, Any], times: Mapping[str, np.ndarray]) -> list[Finding]:
+    """A camera's video against its clock, where both could be read."""
+    if times.keys() < {"video", "frame_timestamps"}:
+        return []
+    return clocks.agree(times["video"], times["frame_timestamps"], facts["tick_us"])
+
+
 def _content(
-    job: Job, kind: str, clip_id: str, part: ByteRange
+    job: Job, kind: str, clip_id: str, part: ByteRange, times: dict[str, np.ndarray]
 ) -> tuple[dict[str, Any], list[Finding]]:
-    """Facts and findings of one member of one clip."""
+    """Facts and findings of one member of one clip; `times` gets those of a video or a clock."""
+    is_read = kind in ("video", "frame_timestamps", "egomotion")
     try:
         if kind == "video":
-            return streams.walk(part)
-        table = read_table(part.read(), job.path)
+            walked = streams.walk(part)
+            if walked.facts:
+                times[kind] = walked.times_us
+            return walked.facts, walked.findings
+        if kind in ("frame_timestamps", "egomotion", OBSTACLES):
+            table = read_table(part.read(), job.path, max_rows=limits.MAX_ROWS)
         if kind == "frame_timestamps":
-            return clocks.check(number_column(table, "timestamp", job.path).astype(np.int64))
+            times[kind] = time_column(table, "timestamp", job.path)
+            return clocks.check(times[kind])
         if kind == "egomotion":
-            columns = _columns(table, EGOMOTION_COLUMNS, job.path)
-            return _motion(job, clip_id, columns)
+            return _motion(job, clip_id, motion_columns(table, EGOMOTION_COLUMNS, job.path))
         if kind == OBSTACLES:
             obstacles.columns(table, job.path)
     except AvomniError as error:
-        is_read = kind in ("frame_timestamps", "egomotion")
         what = f"the table of {kind} is not as agreed"
         return {}, [Finding(DAMAGED if is_read else ODD, what, f"{kind}: {error.what}")]
+    except Exception as error:
+        log.exception("%s of clip %s", kind, clip_id)
+        told = f"{kind}: {type(error).__name__}: {error}"
+        return {}, [Finding(DAMAGED if is_read else ODD, f"{kind} cannot be read", told)]
     return {}, []
 
 
@@ -212,22 +246,14 @@ def _motion(
         path, template = job.offline
         try:
             part = member(Path(job.folder) / path, template.format(clip_id=clip_id))
-            refined = _columns(read_table(part.read(), path), OFFLINE_COLUMNS, path)
+            table = read_table(part.read(), path, max_rows=limits.MAX_ROWS)
+            refined = motion_columns(table, OFFLINE_COLUMNS, path)
         except AvomniError as error:
             told = Finding(ODD, "offline cannot be compared", f"egomotion.offline: {error.what}")
             return facts, [*found, told]
         more_facts, more = motion.offline(columns, refined)
         return facts | more_facts, [*found, *more]
     return facts, found
-
-
-def _columns(table: Any, names: tuple[str, ...], where: str) -> dict[str, np.ndarray]:
-    return {
-        name: number_column(table, name, where).astype(
-            np.int64 if name == "timestamp" else np.float64
-        )
-        for name in names
-    }
 
 
 def _read_table(job: Job, content: bytes, found: list[Finding]) -> None:

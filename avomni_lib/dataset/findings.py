@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from avomni_lib.errors import AvomniError
+
 # `damaged` must not be used as it is; `odd` can be, but look at it; `noted` is no fault.
 DAMAGED, ODD, NOTED = "damaged", "odd", "noted"
 SEVERITIES = (DAMAGED, ODD, NOTED)
@@ -56,6 +58,22 @@ def worst(found: Iterable[Finding]) -> str | None:
     """The worst severity but `noted`; None where nothing is wrong."""
     severities = {finding.severity for finding in found}
     return next((word for word in (DAMAGED, ODD) if word in severities), None)
+
+
+def refuse(
+    found: Iterable[Finding],
+    where: str,
+    fix: str | None = None,
+    kind: type[AvomniError] = AvomniError,
+) -> None:
+    """Raise for the first finding for which a clip must not be used.
+
+    Raises:
+        AvomniError: of the class `kind`, with the finding's reason.
+    """
+    for finding in found:
+        if finding.severity == DAMAGED:
+            raise kind(finding.reason, where=where, fix=fix)
 
 
 def reasons(found: Iterable[Finding]) -> str:

@@ -1,34 +1,22 @@
 """Ego motion under test: order, rotations, gaps, jumps, speeds, and online against offline.
 
-What the ETL would refuse is `damaged`, and only where a run needs it: the recording goes on for two
-minutes after the video. What it would take, but no car does, is `odd`.
+What is `damaged` 01, 03 and `own.pack` all leave out, and only where a run needs it: the recording
+goes on for two minutes after the video. What they take, but no car does, is `odd`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from avomni_lib.dataset import limits
 from avomni_lib.dataset.findings import DAMAGED, ODD, Finding
 
-MAX_GAP_S = 0.5
-# float64 quaternions of unit length that were stored as float32 stay within this.
-UNIT_TOLERANCE = 1e-3
-# A step of positions against the mean of the speeds at its ends. A pose filter's own noise is
-# millimetres (a real drive with a survey-grade pose at 20 Hz: 1 mm at most); the speed's bend
-# between two rows adds a·dt²/2, with the 12 m/s² of tyres at their limit. The label is printed in
-# hundredths of a metre, so a quarter of one is worth a look; a metre the ETL refuses.
-JUMP_M, REFUSED_JUMP_M, MAX_ACCELERATION = 0.25, 1.0, 12.0
-# Positions and speeds over half a second, and over all that is needed (which the ETL refuses).
-SPAN_S, SPEED_TOLERANCE = 0.5, (1.0, 0.1)
-PATH_TOLERANCE = (2.0, 0.1)
-# Tyres hold 12 m/s², a crash or an error is above; 70 m/s is 252 km/h; cars turn by 1 rad/s.
-LIMIT_ACCELERATION, LIMIT_SPEED, LIMIT_TURN, TURN_SLACK = 15.0, 70.0, 2.0, 0.035
-# Wheel and inertial odometry drift by 1 to 2 % of the way; below half a metre it is noise.
-OFFLINE_TOLERANCE = (0.5, 0.02)
 UNUSED = ("ax", "ay", "az", "curvature")
+NOT_FINITE = "not a number"
 
 
 def check(
@@ -38,7 +26,7 @@ def check(
 
     Args:
         columns: `clip.EGOMOTION_COLUMNS`, (N,) each; timestamp int64 µs, the rest float64.
-        first_us, last_us: The span of the clip's cameras.
+        first_us, last_us: What all of the clip's cameras show (`clocks.common`).
         horizon_s: Seconds that a run wants after it.
 
     Returns:
@@ -48,38 +36,103 @@ def check(
     """
     times = columns["timestamp"]
     facts: dict[str, Any] = {"num_rows": len(times)}
-    if len(times) < 2:
-        told = f"ego motion has {len(times)} rows"
-        return facts, [Finding(DAMAGED, "too few rows", told)]
+    found = list(_order(times))
+    if found:
+        return facts, found
     facts |= {"first_us": int(times[0]), "last_us": int(times[-1])}
-    steps = np.diff(times)
-    if (steps <= 0).any():
-        row = int(np.argmax(steps <= 0))
-        told = f"ego motion is not in order: {times[row]} then {times[row + 1]} µs at row {row + 1}"
-        return facts, [Finding(DAMAGED, "not in order", told)]
-    facts["rate_hz"] = round(1e6 / float(np.median(steps)), 1)
+    facts["rate_hz"] = round(1e6 / float(np.median(np.diff(times))), 1)
     facts["past_video_s"] = round((int(times[-1]) - last_us) / 1e6, 2)
-    found = list(_coverage(times, first_us, last_us, horizon_s))
-    needed = np.flatnonzero((times >= first_us) & (times <= last_us + horizon_s * 1e6))
-    if len(needed) < 2:
+    if last_us < first_us:
+        told = f"the first camera ends at {last_us / 1e6:.2f} s, the last one starts at "
+        told += f"{first_us / 1e6:.2f} s"
+        return facts, [Finding(DAMAGED, "cameras share no time", told)]
+    found += _coverage(times, first_us, last_us, horizon_s)
+    part = needed(times, first_us, last_us, horizon_s)
+    if part.stop - part.start < 2:
         return facts, found
-    # The rows on both sides are read too, to interpolate.
-    part = slice(max(needed[0] - 1, 0), min(needed[-1] + 2, len(times)))
-    finite = list(_finite(columns, part))
-    found += finite
-    if any(finding.severity == DAMAGED for finding in finite):
-        return facts, found
+    more = rows(columns, part)
+    if not any(finding.what == NOT_FINITE and finding.severity == DAMAGED for finding in more):
+        speed = np.linalg.norm(_vectors(columns, "v")[part], axis=1)
+        facts["longest_gap_s"] = round(float(np.diff(times[part]).max()) / 1e6, 3)
+        facts["speed_mps"] = [round(float(speed.min()), 2), round(float(speed.max()), 2)]
+    return facts, found + more
+
+
+def needed(times: np.ndarray, first_us: int, last_us: int, horizon_s: float = 0.0) -> slice:
+    """The rows that cameras of this span ask for, and those on both sides, to interpolate.
+
+    Args:
+        times: (N,) int64 µs, rising.
+    """
+    early, late = first_us - limits.HISTORY_S * 1e6, last_us + horizon_s * 1e6
+    start = max(int(np.searchsorted(times, early, side="right")) - 1, 0)
+    return slice(start, min(int(np.searchsorted(times, late, side="left")) + 1, len(times)))
+
+
+def rows(columns: Mapping[str, np.ndarray], part: slice) -> list[Finding]:
+    """What is wrong with these rows, two at least; rows are counted from the table's first."""
+    found = list(_finite(columns, part))
+    if any(finding.severity == DAMAGED for finding in found):
+        return found
     cut = {name: values[part] for name, values in columns.items()}
-    facts["longest_gap_s"] = round(float(np.diff(cut["timestamp"]).max()) / 1e6, 3)
-    speed = np.linalg.norm(_vectors(cut, "v"), axis=1)
-    facts["speed_mps"] = [round(float(speed.min()), 2), round(float(speed.max()), 2)]
-    jumps = list(_jumps(cut, part.start))
-    found += [*_gaps(cut, part.start), *_rotations(cut, part.start), *jumps]
+    gaps, jumps = list(_gaps(cut, part.start)), list(_jumps(cut, part.start))
+    found += [*gaps, *_rotations(cut, part.start), *jumps]
+    if gaps:
+        return found
     # A jump is one fault, not three.
-    found += [
+    return found + [
         f for f in (*_speeds(cut), *_accelerations(cut)) if f.severity == DAMAGED or not jumps
     ]
-    return facts, found
+
+
+def faults(columns: Mapping[str, np.ndarray], part: slice | None = None) -> list[Finding]:
+    """The `damaged` findings of a table by itself, of the rows `part` or of all."""
+    found = list(_order(columns["timestamp"]))
+    if not found:
+        found = rows(columns, part or slice(0, len(columns["timestamp"])))
+    return [finding for finding in found if finding.severity == DAMAGED]
+
+
+def path_length(position: np.ndarray) -> np.ndarray:
+    """Metres driven up to each row: (N,) float64, starting at 0, never falling.
+
+    The sum of steps between neighbours grows with the noise of each position, above all at
+    standstill (1 cm at 100 Hz reads as more than 1 m/s). So the path is the polygon over rows at
+    least 0.5 m apart, and over the places where the car turned back by more than 0.1 m: smaller
+    noise adds nothing at rest and little in motion, and cutting the corner costs 0.04 % on a circle
+    of 5 m radius. Only positions are used: speeds may be measured otherwise (wheels) and drift.
+
+    Args:
+        position: (N, 3) m.
+    """
+    points = position.tolist()
+    knot, done = points[0], 0.0
+    far, far_hop = knot, 0.0
+    distance = np.zeros(len(points))
+    for row, point in enumerate(points):
+        hop = math.dist(point, knot)
+        if far_hop - hop > limits.BACK_M:
+            knot, done = far, done + far_hop
+            hop, far_hop = math.dist(point, knot), 0.0
+        distance[row] = done + hop
+        if hop >= far_hop:
+            far, far_hop = point, hop
+        if hop >= limits.HOP_M:
+            knot, done, far_hop = point, done + hop, 0.0
+    return np.maximum.accumulate(distance)
+
+
+def _order(times: np.ndarray) -> Iterator[Finding]:
+    if len(times) < 2:
+        told = f"ego motion has {len(times)} rows; at least 2 are needed"
+        yield Finding(DAMAGED, "too few rows", told)
+        return
+    # A time that is no number does not rise either.
+    falls = np.flatnonzero(~(np.diff(times) > 0))
+    if len(falls):
+        row = int(falls[0])
+        told = f"ego motion is not in order: {times[row]} then {times[row + 1]} µs at row {row + 1}"
+        yield Finding(DAMAGED, "not in order", told)
 
 
 def _coverage(
@@ -98,23 +151,26 @@ def _coverage(
 
 def _finite(columns: Mapping[str, np.ndarray], part: slice) -> Iterator[Finding]:
     for name, values in columns.items():
-        wrong = np.flatnonzero(~np.isfinite(values))
+        if name == "timestamp":
+            continue
+        # A not-a-number is not within the limit either.
+        wrong = np.flatnonzero(~(np.abs(values) <= limits.MAX_NUMBER))
         if len(wrong):
             inside = wrong[(wrong >= part.start) & (wrong < part.stop)]
             row = int((inside if len(inside) else wrong)[0])
             told = f"{name} is {values[row]} at row {row}, {columns['timestamp'][row] / 1e6:.2f} s"
             is_refused = len(inside) and name not in UNUSED
-            yield Finding(DAMAGED if is_refused else ODD, "not a number", told)
+            yield Finding(DAMAGED if is_refused else ODD, NOT_FINITE, told)
 
 
 def _gaps(columns: Mapping[str, np.ndarray], start: int) -> Iterator[Finding]:
     times = columns["timestamp"]
     steps = np.diff(times)
     row = int(np.argmax(steps))
-    if steps[row] > MAX_GAP_S * 1e6:
+    if steps[row] > limits.MAX_GAP_S * 1e6:
         told = (
             f"a gap of {steps[row] / 1e6:.2f} s in ego motion at {times[row] / 1e6:.2f} s "
-            f"(row {start + row})"
+            f"(row {start + row}); {limits.MAX_GAP_S} s is the most"
         )
         yield Finding(DAMAGED, "a gap", told)
 
@@ -123,16 +179,16 @@ def _rotations(columns: Mapping[str, np.ndarray], start: int) -> Iterator[Findin
     quaternion = np.stack([columns[name] for name in ("qx", "qy", "qz", "qw")], axis=1)
     norm = np.linalg.norm(quaternion, axis=1)
     row = int(np.argmax(np.abs(norm - 1)))
-    if abs(norm[row] - 1) > UNIT_TOLERANCE:
+    if abs(norm[row] - 1) > limits.UNIT_TOLERANCE:
         told = f"no rotation at row {start + row}: |q| = {norm[row]:.4f}"
         yield Finding(DAMAGED, "|q| is not 1", told)
         return
     # q and -q are the same rotation.
     cosine = np.abs((quaternion[1:] * quaternion[:-1]).sum(axis=1)) / (norm[1:] * norm[:-1])
     turn = 2 * np.arccos(np.clip(cosine, 0, 1))
-    beyond = turn - LIMIT_TURN * np.diff(columns["timestamp"]) / 1e6
+    beyond = turn - limits.LIMIT_TURN * np.diff(columns["timestamp"]) / 1e6
     row = int(np.argmax(beyond))
-    if beyond[row] > TURN_SLACK:
+    if beyond[row] > limits.TURN_SLACK:
         at = columns["timestamp"][row + 1] / 1e6
         told = f"turns by {np.degrees(turn[row]):.1f}° from one row to the next at {at:.2f} s"
         yield Finding(ODD, "a jump of rotation", told)
@@ -145,53 +201,61 @@ def _jumps(columns: Mapping[str, np.ndarray], start: int) -> Iterator[Finding]:
     # Lengths, not vectors: they hold whatever frame the velocities are given in.
     off = np.abs(step - (speed[1:] + speed[:-1]) / 2 * dt)
     # Against the other rows: a speed that is off everywhere is no jump.
-    beyond = off - np.median(off) - MAX_ACCELERATION / 2 * dt**2
+    beyond = off - np.median(off) - limits.MAX_ACCELERATION / 2 * dt**2
     row = int(np.argmax(beyond))
-    if beyond[row] > JUMP_M:
+    if beyond[row] > limits.JUMP_M:
         at = columns["timestamp"][row + 1] / 1e6
         told = (
             f"position jumps by {off[row]:.2f} m against the speed at {at:.2f} s "
             f"(row {start + row + 1})"
         )
-        severity = DAMAGED if off.max() > REFUSED_JUMP_M else ODD
+        severity = DAMAGED if beyond[row] > limits.REFUSED_JUMP_M else ODD
         yield Finding(severity, "a jump of position", told)
 
 
 def _speeds(columns: Mapping[str, np.ndarray]) -> Iterator[Finding]:
     times = columns["timestamp"] / 1e6
-    position, speed = _vectors(columns), np.linalg.norm(_vectors(columns, "v"), axis=1)
-    if speed.max() > LIMIT_SPEED:
+    position, velocity = _vectors(columns), _vectors(columns, "v")
+    speed = np.linalg.norm(velocity, axis=1)
+    if speed.max() > limits.LIMIT_SPEED:
         row = int(np.argmax(speed))
         told = f"{speed[row]:.1f} m/s at {times[row]:.2f} s"
         yield Finding(ODD, "too fast", told)
-    told_m = np.concatenate([[0], np.cumsum((speed[1:] + speed[:-1]) / 2 * np.diff(times))])
-    # Places half a second apart: a chord of a curve is as good as its arc there.
-    marks = np.arange(times[0], times[-1], SPAN_S)
-    place = np.stack([np.interp(marks, times, column) for column in position.T], axis=1)
-    driven = np.linalg.norm(np.diff(place, axis=0), axis=1)
-    by_speed = np.diff(np.interp(marks, times, told_m))
-    path, whole = driven.sum(), by_speed.sum()
-    if abs(path - whole) > PATH_TOLERANCE[0] + PATH_TOLERANCE[1] * max(path, whole):
+    # Both as paths: noise of positions or of velocities is no way. Whatever frame the velocities
+    # are given in, the track that they give has its length.
+    steps = (velocity[1:] + velocity[:-1]) / 2 * np.diff(times)[:, None]
+    track = np.concatenate([np.zeros((1, 3)), np.cumsum(steps, axis=0)])
+    path, whole = float(path_length(position)[-1]), float(path_length(track)[-1])
+    slack_m, share = limits.PATH_TOLERANCE
+    if abs(path - whole) > slack_m + share * max(path, whole):
         told = f"positions cover {path:.1f} m, speeds {whole:.1f} m"
         yield Finding(DAMAGED, "positions and speeds disagree", told)
         return
-    off = np.abs(driven - by_speed) / SPAN_S
-    limit = SPEED_TOLERANCE[0] + SPEED_TOLERANCE[1] * by_speed / SPAN_S
+    # Places half a second apart: a chord of a curve is as good as its arc there.
+    marks = np.arange(times[0], times[-1], limits.SPAN_S)
+    driven, by_speed = (_chords(marks, times, places) for places in (position, track))
+    off = np.abs(driven - by_speed) / limits.SPAN_S
+    limit = limits.SPEED_TOLERANCE[0] + limits.SPEED_TOLERANCE[1] * by_speed / limits.SPAN_S
     if len(off) and (off > limit).any():
         row = int(np.argmax(off - limit))
         told = (
-            f"|v| is {by_speed[row] / SPAN_S:.2f} m/s, positions move at "
-            f"{driven[row] / SPAN_S:.2f} m/s from {marks[row]:.2f} to {marks[row + 1]:.2f} s"
+            f"|v| is {by_speed[row] / limits.SPAN_S:.2f} m/s, positions move at "
+            f"{driven[row] / limits.SPAN_S:.2f} m/s from {marks[row]:.2f} to {marks[row + 1]:.2f} s"
         )
         yield Finding(ODD, "positions and speeds disagree", told)
 
 
+def _chords(marks: np.ndarray, times: np.ndarray, places: np.ndarray) -> np.ndarray:
+    at_marks = np.stack([np.interp(marks, times, column) for column in places.T], axis=1)
+    return np.linalg.norm(np.diff(at_marks, axis=0), axis=1)
+
+
 def _accelerations(columns: Mapping[str, np.ndarray]) -> Iterator[Finding]:
     times, velocity = columns["timestamp"] / 1e6, _vectors(columns, "v")
-    marks = np.arange(times[0], times[-1], SPAN_S)
+    marks = np.arange(times[0], times[-1], limits.SPAN_S)
     at_marks = np.stack([np.interp(marks, times, column) for column in velocity.T], axis=1)
-    change = np.linalg.norm(np.diff(at_marks, axis=0), axis=1) / SPAN_S
-    if len(change) and change.max() > LIMIT_ACCELERATION:
+    change = np.linalg.norm(np.diff(at_marks, axis=0), axis=1) / limits.SPAN_S
+    if len(change) and change.max() > limits.LIMIT_ACCELERATION:
         row = int(np.argmax(change))
         told = (
             f"velocity changes by {change[row]:.1f} m/s² over half a second at {marks[row]:.2f} s"
@@ -216,15 +280,15 @@ def offline(
     times = refined["timestamp"]
     common = (times >= online["timestamp"][0]) & (times <= online["timestamp"][-1])
     places = _vectors(refined)[common]
-    if len(places) < 2 or not np.isfinite(places).all():
-        told = f"{len(places)} rows of egomotion.offline lie within egomotion, or are no numbers"
-        return {}, [Finding(ODD, "offline cannot be compared", told)]
     track = _vectors(online)
     at = np.stack([np.interp(times[common], online["timestamp"], xyz) for xyz in track.T], axis=1)
+    if len(places) < 2 or not (np.abs([places, at]) <= limits.MAX_NUMBER).all():
+        told = f"{len(places)} rows of egomotion.offline lie within egomotion, or are no numbers"
+        return {}, [Finding(ODD, "offline cannot be compared", told)]
     off = np.linalg.norm(_laid_over(places, at) - at, axis=1)
     length = float(np.linalg.norm(np.diff(places, axis=0), axis=1).sum())
     facts = {"offline_off_m": [round(float(off.mean()), 3), round(float(off.max()), 3)]}
-    limit = OFFLINE_TOLERANCE[0] + OFFLINE_TOLERANCE[1] * length
+    limit = limits.OFFLINE_TOLERANCE[0] + limits.OFFLINE_TOLERANCE[1] * length
     if off.max() <= limit:
         return facts, []
     when = times[common][int(np.argmax(off))] / 1e6

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from avomni_lib.dataset.tables import number_column
+from avomni_lib.dataset.tables import number_column, text_column, time_column
 from avomni_lib.errors import AvomniError
 
 TIMES = ("timestamp_us", "reference_frame_timestamp_us")
@@ -30,7 +30,7 @@ def columns(table: pa.Table, where: str) -> dict[str, np.ndarray]:
         AvomniError: a column is missing, of another kind or has gaps; or boxes are told in another
             frame.
     """
-    found = {name: number_column(table, name, where).astype(np.int64) for name in TIMES}
+    found = {name: time_column(table, name, where) for name in TIMES}
     found |= {name: number_column(table, name, where).astype(np.float64) for name in NUMBERS}
     found |= {name: _text(table, name, where) for name in TEXTS}
     others = set(_text(table, "reference_frame", where)) - {FRAME}
@@ -43,16 +43,8 @@ def columns(table: pa.Table, where: str) -> dict[str, np.ndarray]:
 
 
 def _text(table: pa.Table, name: str, where: str) -> np.ndarray:
-    """(N,) object: a column of text."""
-    if name not in table.column_names:
-        raise AvomniError(
-            f"no column {name}; there are {', '.join(table.column_names)}", where=where
-        )
-    column = table[name]
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if column.null_count or not (
-        pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-    ):
-        raise AvomniError(f"column {name} holds {column.type}, with gaps or no text", where=where)
-    return np.array(column.to_pylist(), object)
+    """(N,) object: a column of text without gaps."""
+    values = text_column(table, name, where)
+    if None in values:
+        raise AvomniError(f"{values.count(None)} values of {name} are missing", where=where)
+    return np.array(values, object)

@@ -32,6 +32,7 @@ from avomni_lib.dataset import (
     own_summary,
     own_video,
     rig,
+    streams,
 )
 from avomni_lib.dataset.clip_index import SPLITS
 from avomni_lib.dataset.findings import DAMAGED, ODD, Finding
@@ -41,12 +42,15 @@ from avomni_lib.dataset.own_motion import egomotion, microseconds
 from avomni_lib.dataset.own_summary import ClipSummary, Packed
 from avomni_lib.errors import AvomniError
 from avomni_lib.plan import Bar
+from avomni_lib.sections import ProcessingParams
 
 CLIPS_PER_CHUNK = 100
 # Cameras whose common span is a smaller share of the shortest one's are on different clocks.
 MIN_COMMON = 0.5
-# frame_times_s that run this much slower or faster than the file's own times are worth a note.
-RATE_TOLERANCE = 0.1
+# Ego motion after the last frame is judged as far as a run keeps it that does not say otherwise.
+HORIZON_S = ProcessingParams().horizon_s
+# What every recording has that is not the data set's own.
+USUAL = ("another frame rate", "shorter than the horizon")
 
 
 @dataclass(frozen=True)
@@ -221,7 +225,7 @@ def _examine_clip(clip: OwnClip, mistakes: Mistakes) -> _Ready | None:
     """A clip that is sound; else None, and what is wrong is added to the mistakes."""
     before, where = len(mistakes), f"clip {clip.name!r:.80}"
     _check_words(clip, mistakes, where)
-    times_s, sizes, remarks = _clocks(clip, mistakes, where)
+    times_s, walks = _clocks(clip, mistakes, where)
     poses = own_frames.read(clip, mistakes, where)
     if poses is not None:
         own_conventions.check(poses, where, mistakes)
@@ -236,16 +240,18 @@ def _examine_clip(clip: OwnClip, mistakes: Mistakes) -> _Ready | None:
     position, into = own_frames.level(poses)
     velocity = None if poses.velocity_mps is None else into.apply(poses.velocity_mps)
     turn = own_frames.turns(poses, into).as_quat()
+    notes = []
     with mistakes.kept():
         moved = egomotion(poses.t_s, position, None, turn, velocity, zero_s, where)
-        for finding, place in _findings(stamps, moved, where):
+        for finding, place in _findings(stamps, walks, moved, where):
             if finding.severity == DAMAGED:
                 mistakes.append(AvomniError(finding.reason, where=place))
-            elif finding.severity == ODD:
-                remarks.append(finding.reason)
+            elif finding.severity == ODD and finding.what not in USUAL:
+                notes.append(f"{place.split(',')[0]}: {finding.reason}")
     if len(mistakes) > before:
         return None
-    summary = own_summary.of(clip.name, clip.clip_id, stamps, zero_s, moved, tuple(remarks))
+    summary = own_summary.of(clip.name, clip.clip_id, stamps, zero_s, moved, tuple(notes))
+    sizes = {camera: (w.facts["width"], w.facts["height"]) for camera, w in walks.items()}
     return _Ready(clip, stamps, sizes, own_layout.parquet(moved), summary)
 
 
@@ -266,11 +272,10 @@ def _check_words(clip: OwnClip, mistakes: Mistakes, where: str) -> None:
 
 def _clocks(
     clip: OwnClip, mistakes: Mistakes, where: str
-) -> tuple[dict[str, np.ndarray], dict[str, tuple[int, int]], list[str]]:
-    """Camera -> (N,) s of its frames; camera -> width and height, px; remarks."""
+) -> tuple[dict[str, np.ndarray], dict[str, streams.Walked]]:
+    """Camera -> (N,) s of its frames; camera -> what its file holds."""
     times_s: dict[str, np.ndarray] = {}
-    sizes: dict[str, tuple[int, int]] = {}
-    remarks: list[str] = []
+    walks: dict[str, streams.Walked] = {}
     videos: Mapping[str, Any] = {}
     given: Mapping[str, Any] = {}
     camera = rig.CAMERAS[0].name
@@ -288,18 +293,18 @@ def _clocks(
                 where=f"frame_times_s, {where}",
                 fix="give its video too, or leave its times out",
             )
-    opened: dict[Path, tuple[np.ndarray, tuple[int, int]]] = {}
+    read: dict[Path, streams.Walked] = {}
     for name, value in videos.items():
         argument = f"videos[{name!r}]"
         with mistakes.kept():
             path = own_video.path_of(value, argument, where)
-            if path not in opened:
-                opened[path] = own_video.frames(path, argument, where)
-            own_s, sizes[name] = opened[path]
-            times_s[name] = own_s
+            if path not in read:
+                read[path] = own_video.walk(path, argument, where)
+            walks[name] = read[path]
+            times_s[name] = walks[name].times_us / 1e6
             if name in given:
-                times_s[name] = _given_times(given[name], own_s, name, where, remarks)
-    return times_s, sizes, remarks
+                times_s[name] = _given_times(given[name], walks[name], name, where)
+    return times_s, walks
 
 
 def _check_cameras(cameras: Mapping[Any, Any], argument: str, where: str) -> None:
@@ -323,15 +328,15 @@ def _check_grid(videos: Mapping[str, Any], where: str) -> None:
         )
 
 
-def _given_times(
-    value: Any, own_s: np.ndarray, camera: str, where: str, remarks: list[str]
-) -> np.ndarray:
+def _given_times(value: Any, walked: streams.Walked, camera: str, where: str) -> np.ndarray:
     """A camera's times as they were given, against the file's own."""
-    argument = f"frame_times_s[{camera!r}]"
+    argument, own_s = f"frame_times_s[{camera!r}]", walked.times_us / 1e6
     times_s = own_arguments.array(value, argument, where, ((None,),))
     if len(times_s) != len(own_s):
+        hidden = walked.facts["num_hidden"]
+        more = f" (an edit list hides {hidden} more)" if hidden else ""
         raise AvomniError(
-            f"{len(own_s)} frames in the video, frame_times_s of shape {times_s.shape}",
+            f"{len(own_s)} frames in the video{more}, frame_times_s of shape {times_s.shape}",
             where=f"{argument}, {where}",
             fix="give one time a frame, in the order in which they are shown",
         )
@@ -352,11 +357,6 @@ def _given_times(
             f"file has {own:.4g} s from frame to frame",
             where=f"{argument}, {where}",
             fix="give seconds on the clock of t_s, or leave it out",
-        )
-    if own > 0 and abs(step / own - 1) > RATE_TOLERANCE:
-        remarks.append(
-            f"{camera}: {step * 1e3:.1f} ms from frame to frame by frame_times_s, "
-            f"{own * 1e3:.1f} ms by the file"
         )
     return times_s
 
@@ -400,16 +400,19 @@ def _check_overlap(
 
 
 def _findings(
-    stamps_us: Mapping[str, np.ndarray], moved: Mapping[str, np.ndarray], where: str
+    stamps_us: Mapping[str, np.ndarray],
+    walks: Mapping[str, streams.Walked],
+    moved: Mapping[str, np.ndarray],
+    where: str,
 ) -> Iterator[tuple[Finding, str]]:
-    """What the ETL and the audit would say of the clip, and of what."""
+    """What the audit and the ETL say of the clip, and of what."""
     for camera, stamps in stamps_us.items():
-        for finding in clocks.check(stamps)[1]:
-            if finding.severity == DAMAGED:
-                yield finding, f"frame_times_s[{camera!r}], {where}"
-    first = max(stamps[0] for stamps in stamps_us.values())
-    last = min(stamps[-1] for stamps in stamps_us.values())
-    for finding in motion.check(moved, int(first), int(last), 0.0)[1]:
+        walked, place = walks[camera], f"frame_times_s[{camera!r}], {where}"
+        agreed = clocks.agree(walked.times_us, stamps, walked.facts["tick_us"])
+        for finding in (*walked.findings, *clocks.check(stamps)[1], *agreed):
+            yield finding, place
+    first, last = clocks.common([(int(s[0]), int(s[-1])) for s in stamps_us.values()])
+    for finding in motion.check(moved, first, last, HORIZON_S)[1]:
         yield finding, f"poses, {where}"
 
 

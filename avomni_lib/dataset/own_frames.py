@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from avomni_lib.dataset import own_arguments
+from avomni_lib.dataset import limits, own_arguments
 from avomni_lib.errors import AvomniError
 
 FRAMES = {
@@ -29,7 +29,7 @@ AXES = {
     "rdf": ((0, 0, 1), (-1, 0, 0), (0, -1, 0)),
 }
 NED_TO_ENU = ((0, 1, 0), (1, 0, 0), (0, 0, -1))
-MAX_STEP_S, USUAL_STEP_S = 0.5, 0.03
+USUAL_STEP_S = 0.03
 # From the Dead Sea's shore to above the highest road, from the Earth's centre.
 EARTH_M = (6.33e6, 6.40e6)
 # About 1 cm.
@@ -253,7 +253,7 @@ def _position(value: Any, frame: str, where: str, count: int) -> np.ndarray:
 def _check_pace(t_s: np.ndarray, where: str) -> None:
     """Poses less often than twice a second, or times in another unit."""
     step = float(np.median(np.diff(t_s))) if len(t_s) > 1 else 0.0
-    if step <= MAX_STEP_S:
+    if step <= limits.MAX_GAP_S:
         return
     unit = own_arguments.unit_of(step, USUAL_STEP_S)
     scale = f"if t_s is in {unit}, divide by {own_arguments.UNITS[unit]:g}; " if unit else ""

@@ -6,14 +6,22 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from avomni_lib.dataset import containers
+from avomni_lib.dataset import streams
+from avomni_lib.dataset.findings import DAMAGED
 from avomni_lib.errors import AvomniError
 
 # An H.264 or H.265 stream without a container begins with a start code (ITU-T H.264, Annex B).
 START_CODES = (b"\0\0\0\1", b"\0\0\1")
 REMUX = "ffmpeg -framerate RATE -i IN -c copy OUT.mp4 gives every frame one, at the camera's RATE"
+# Kind of a finding -> what to do.
+FIXES = {
+    "no presentation times": REMUX,
+    "unknown codec": "encode it anew where it plays: ffmpeg -i IN -crf 16 OUT.mp4",
+    "no video": "name the file that holds the camera's pictures",
+    "the mp4 does not open": "ffmpeg -i IN -c copy OUT.mp4 puts most other videos into an mp4",
+    "does not start with a key frame": "cut it again without -c copy: ffmpeg -ss START -t SECONDS "
+    "-i IN.mp4 -crf 16 OUT.mp4",
+}
 
 
 def path_of(value: Any, argument: str, where: str) -> Path:
@@ -45,65 +53,24 @@ def path_of(value: Any, argument: str, where: str) -> Path:
     return path
 
 
-def frames(path: Path, argument: str, where: str) -> tuple[np.ndarray, tuple[int, int]]:
-    """(N,) s of a video's frames as they are shown, from 0; and its width and height, px.
+def walk(path: Path, argument: str, where: str) -> streams.Walked:
+    """What a video holds, read packet by packet.
 
     Raises:
-        AvomniError: it does not open, is no video, or has frames without a time.
+        AvomniError: it does not open, or is damaged (`streams`).
     """
-    import av
-
-    place = f"{path}, {argument}, {where}"
-    try:
-        with containers.open_video(path) as container:
-            return _frames(container, place)
-    except containers.NotVideo as error:
-        fix = error.fix
-        if _start(path).startswith(START_CODES):
-            fix = f"a raw H.264 or H.265 stream has no times: {REMUX}"
-        raise AvomniError(f"no video that opens: {error.what}", where=place, fix=fix) from None
-    except (av.FFmpegError, OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise AvomniError(f"no video that opens: {reason}", where=place) from None
-
-
-def _frames(container: Any, place: str) -> tuple[np.ndarray, tuple[int, int]]:
-    if not container.streams.video:
-        kinds = sorted({stream.type for stream in container.streams}) or ["nothing"]
-        raise AvomniError(
-            f"no video that opens: the file holds {' and '.join(kinds)}, and no video stream",
-            where=place,
-            fix="name the file that holds the camera's pictures",
-        )
-    stream = container.streams.video[0]
-    context = stream.codec_context
-    if context is None:
-        raise AvomniError(
-            "no video that opens: this build of FFmpeg does not know the codec",
-            where=place,
-            fix="encode it anew with a program that reads it: ffmpeg -i IN -crf 16 OUT.mp4",
-        )
-    # The packet that ends a stream is empty.
-    packets = [packet for packet in container.demux(stream) if packet.size]
-    if not packets:
-        raise AvomniError("no video that opens: it holds no frame", where=place)
-    if hidden := sum(packet.is_discard for packet in packets):
-        raise AvomniError(
-            f"an edit list hides {hidden} of its {len(packets)} frames: it was cut between key "
-            "frames without being encoded anew",
-            where=place,
-            fix="cut it again: ffmpeg -ss START -t SECONDS -i IN.mp4 -crf 16 OUT.mp4",
-        )
-    without = [number for number, packet in enumerate(packets) if packet.pts is None]
-    if without:
-        raise AvomniError(
-            f"{len(without)} of its {len(packets)} frames have no time, first frame {without[0]}",
-            where=place,
-            fix=REMUX,
-        )
-    ticks = np.array(sorted(packet.pts for packet in packets), np.int64)
-    times_s = (ticks - ticks[0]) * float(stream.time_base)
-    return times_s, (context.width, context.height)
+    walked = streams.walk(path)
+    damaged = [finding for finding in walked.findings if finding.severity == DAMAGED]
+    if not damaged:
+        return walked
+    fix = FIXES.get(damaged[0].what)
+    if not walked.facts and _start(path).startswith(START_CODES):
+        fix = f"a raw H.264 or H.265 stream has no times: {REMUX}"
+    raise AvomniError(
+        "; ".join(finding.reason for finding in damaged),
+        where=f"{path}, {argument}, {where}",
+        fix=fix,
+    )
 
 
 def _start(path: Path) -> bytes:

@@ -1,27 +1,37 @@
-"""A camera's mp4 without decoding a picture: its tables, its packets and their NAL units.
+"""A camera's video without decoding a picture: its tables, its packets and their NAL units.
 
+01, 03 and `own.pack` all read packets through `Scan`, which says what is wrong with a stream.
 Formats: ISO/IEC 14496-15 (length-prefixed NAL units in mp4), ITU-T H.264 7.3.1 and H.265 7.3.1
 (NAL unit headers; emulation prevention forbids 00 00 00, 00 00 01 and 00 00 02 inside a unit).
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from avomni_lib.dataset import limits
+from avomni_lib.dataset.containers import NotVideo, open_video
 from avomni_lib.dataset.findings import DAMAGED, ODD, Finding
 from avomni_lib.dataset.stored_zip import ByteRange
 
-FORBIDDEN = re.compile(rb"\0\0[\0-\2]")
-# Some encoders fill up a unit's end with zeros; a hole in a file is longer.
-MAX_PADDING = 16
-READ_BYTES = 1 << 17
-# Frame times are rounded to the stream's time base, and to whole µs on the way.
-STEP_TOLERANCE_S = 1e-4
+if TYPE_CHECKING:
+    from av import Packet
+    from av.container import InputContainer
+
+Source = ByteRange | Path | bytes
+FORBIDDEN = re.compile(rb"\x00\x00[\x00-\x02]")
+# Between start codes (H.264 and H.265 annex B) zeros may only be followed by the next one.
+HOLE_OF_ANNEX_B = re.compile(rb"\x00\x00(?:\x00+[^\x00\x01]|\x02)")
+START_CODE = re.compile(rb"\x00\x00\x01(.)", re.DOTALL)
+DENSE_CODECS = ("libdav1d", "av1", "vp9", "mpeg4")
 
 
 @dataclass(frozen=True)
@@ -31,189 +41,377 @@ class Units:
     Attributes:
         length_place: Byte of the decoder configuration whose low bits tell the lengths' size.
         slices: Types that hold pictures.
-        closed: Types of key pictures that no later picture reaches over.
+        sets: Types that pictures are decoded by.
+        starts: Types of pictures at which a decoder can start.
+        closed: Of these, those that no later picture reaches over.
         shift, mask: Where the type stands in a unit's first byte.
     """
 
     length_place: int
     slices: frozenset[int]
+    sets: frozenset[int]
+    starts: frozenset[int]
     closed: frozenset[int]
     shift: int
     mask: int
 
 
-# H.264 table 7-1: 1-5 are slices, 5 is IDR. H.265 table 7-1: 0-31 are slices, 19 and 20 are IDR;
-# after CRA (21) and BLA (16-18) pictures may follow that need the group before.
+# H.264 table 7-1: 1-5 are slices, 5 is IDR, 7 and 8 parameter sets. H.265 table 7-1: 0-31 are
+# slices, 16-23 IRAP pictures, 32-34 parameter sets; after CRA (21) and BLA (16-18) pictures may
+# follow that need the group before.
 CODECS = {
-    "h264": Units(4, frozenset(range(1, 6)), frozenset({5}), 0, 0x1F),
-    "hevc": Units(21, frozenset(range(32)), frozenset({19, 20}), 1, 0x3F),
+    "h264": Units(
+        4, frozenset(range(1, 6)), frozenset({7, 8}), frozenset({5}), frozenset({5}), 0, 0x1F
+    ),
+    "hevc": Units(
+        21,
+        frozenset(range(32)),
+        frozenset(range(32, 35)),
+        frozenset(range(16, 24)),
+        frozenset({19, 20}),
+        1,
+        0x3F,
+    ),
 }
 
 
-@dataclass
-class _Walk:
-    """What has been seen of a stream so far, packet by packet in the file's order."""
+@dataclass(frozen=True)
+class Walked:
+    """What `walk` tells of a stream.
 
-    pts: list[int] = field(default_factory=list)
-    keys: list[int] = field(default_factory=list)
-    num_bytes: int = 0
-    num_open: int = 0
-    faults: dict[str, tuple[int, str]] = field(default_factory=dict)
-    num_faulty: int = 0
-
-
-def walk(part: ByteRange) -> tuple[dict[str, Any], list[Finding]]:
-    """Facts about a stream, and what is wrong with it.
-
-    Returns:
-        Facts as plain values: codec, profile, pixel_format, width, height (px), num_frames, fps,
-        is_constant (rate), bit_rate (bit/s), gops (length in frames -> how many), is_open (None
-        where the codec's units are not read), is_reordered (B-frames); none where the file does
-        not open. And findings without a place.
+    Attributes:
+        facts: Plain values; none where the file does not open. codec, profile, pixel_format, width,
+            height (px), num_frames (that are shown), num_hidden (by an edit list), fps, is_constant
+            (rate), bit_rate (bit/s), gops (length in frames -> how many), is_open (None where the
+            codec's units are not read), is_reordered (B-frames), tick_us (of the stream's times).
+        findings: What is wrong with it; they have no place.
+        times_us: (N,) int64 µs of the frames that are shown, counted from the first one.
     """
-    import av
 
+    facts: dict[str, Any]
+    findings: list[Finding]
+    times_us: np.ndarray
+
+
+def walk(source: Source) -> Walked:
+    """Read a video's packets and judge them; a file that is no video is a finding too."""
+    nothing = np.zeros(0, np.int64)
     try:
-        with part.open() as file, av.open(file, buffer_size=READ_BYTES) as container:
+        with opened(source) as (container, peek):
             if not container.streams.video:
-                return {}, [Finding(DAMAGED, "no video", "the mp4 has no video")]
-            stream = container.streams.video[0]
-            context = stream.codec_context
-            facts = {
-                "codec": context.codec.canonical_name,
-                "profile": context.profile,
-                "pixel_format": context.pix_fmt,
-                "width": context.width,
-                "height": context.height,
-            }
-            seen, cut = _Walk(), None
-            units, size = _units(context.codec.canonical_name, context.extradata)
-            try:
-                for packet in container.demux(stream):
-                    if packet.size:
-                        _see(seen, packet, units, size)
-            except av.FFmpegError as error:
-                cut = f"the mp4 breaks off after {len(seen.pts)} frames: {error.strerror}"
-            return _facts(facts, seen, stream, units), _faults(seen, stream.frames, cut)
-    except (av.FFmpegError, OSError, ValueError) as error:
-        told = getattr(error, "strerror", None) or error
-        return {}, [Finding(DAMAGED, "the mp4 does not open", f"the mp4 does not open: {told}")]
+                return Walked({}, [Finding(DAMAGED, "no video", "the mp4 has no video")], nothing)
+            scan = Scan(container, peek)
+            for _ in scan.packets():
+                pass
+            return Walked(scan.facts(), scan.findings(), scan.times_us)
+    except (NotVideo, OSError) as error:
+        told = error.what if isinstance(error, NotVideo) else error
+        return Walked({}, [Finding(DAMAGED, "the mp4 does not open", str(told))], nothing)
 
 
-def _units(codec: str, extradata: bytes | None) -> tuple[Units | None, int]:
-    """How to read the units, and the size of their length fields; none for other codecs."""
-    units = CODECS.get(codec)
-    # Without a decoder configuration record (version 1) the units are not length-prefixed.
-    if units is None or not extradata or extradata[0] != 1 or len(extradata) <= units.length_place:
-        return None, 0
-    return units, (extradata[units.length_place] & 3) + 1
+@contextlib.contextmanager
+def opened(source: Source) -> Iterator[tuple[InputContainer, Callable[[int, int], bytes]]]:
+    """A video's container, and a function (place, length) -> bytes of its file.
+
+    Raises:
+        NotVideo: as `containers.open_video`.
+        OSError: the file cannot be read.
+    """
+    if isinstance(source, bytes):
+        with open_video(source) as container:
+            yield container, lambda place, length: source[place : place + length]
+        return
+
+    def open_part() -> Any:
+        return source.open() if isinstance(source, ByteRange) else open(source, "rb")
+
+    name = str(source.path if isinstance(source, ByteRange) else source)
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open_part()) if isinstance(source, ByteRange) else source
+        container = stack.enter_context(open_video(file, name))
+        # A second one: the first one's place is the demuxer's.
+        aside = stack.enter_context(open_part())
+
+        def peek(place: int, length: int) -> bytes:
+            aside.seek(place)
+            return aside.read(length)
+
+        yield container, peek
 
 
-def _see(seen: _Walk, packet: Any, units: Units | None, size: int) -> None:
-    index = len(seen.pts)
-    seen.pts.append(packet.pts if packet.pts is not None else -1)
-    seen.num_bytes += packet.size
-    kinds: list[int] = []
-    fault = None
-    if packet.is_corrupt:
-        fault = ("cut short", f"only {packet.size:,} bytes of it are there")
-    elif units is not None:
-        kinds, fault = _unit_types(bytes(packet), units, size)
-    elif not any(memoryview(packet)):
-        fault = ("zeroed", "it holds nothing but zeros")
-    if fault:
-        seen.num_faulty += 1
-        seen.faults.setdefault(fault[0], (index, fault[1]))
-    if packet.is_keyframe:
-        seen.keys.append(index)
-        seen.num_open += bool(kinds) and not units.closed.intersection(kinds)
+@dataclass
+class Scan:
+    """The packets of a container's video, judged on their way past.
 
+    Attributes:
+        container: Its first video stream is read.
+        peek: (place, length) -> bytes of the file.
+        pts: Of each packet in the file's order, in units of the stream's time base.
+        hidden: Numbers of packets that an edit list decodes and does not show.
+        keys: Numbers of key frames' packets; and `kinds`, the types of their NAL units where these
+            are read.
+    """
 
-def _unit_types(packet: bytes, units: Units, size: int) -> tuple[list[int], tuple[str, str] | None]:
-    """The types of a packet's NAL units, and what is wrong with the first wrong one."""
-    kinds: list[int] = []
-    place, end = 0, len(packet)
-    while place < end:
-        length = int.from_bytes(packet[place : place + size], "big")
-        start, place = place + size, place + size + length
-        if not length or place > end:
-            told = f"a NAL unit of {length:,} bytes at byte {start:,} of {end:,}"
-            if not any(packet[start : start + 64]):
-                return kinds, ("zeroed", f"zeros in place of {told}")
-            return kinds, ("a broken NAL unit", told)
-        head = packet[start]
-        if head & 0x80:
-            return kinds, ("a broken NAL unit", f"no NAL unit header at byte {start:,}")
-        kinds.append(head >> units.shift & units.mask)
-        hole = _hole(packet, start, place)
-        if hole is not None:
-            return kinds, ("zeroed", f"bytes that no NAL unit holds, at byte {hole:,}")
-    if not units.slices.intersection(kinds):
-        return kinds, ("no picture", "no NAL unit of a picture in it")
-    return kinds, None
+    container: InputContainer
+    peek: Callable[[int, int], bytes]
+    pts: list[int] = field(default_factory=list)
+    hidden: set[int] = field(default_factory=set)
+    keys: list[int] = field(default_factory=list)
+    kinds: dict[int, frozenset[int]] = field(default_factory=dict)
+    _faults: dict[str, tuple[int, str]] = field(default_factory=dict)
+    _num_faulty: int = 0
+    _num_bytes: int = 0
+    _num_timeless: int = 0
+    _cut: str | None = None
+    _tails: Counter[int] = field(default_factory=Counter)
+    _doubtful: list[tuple[int, int, str]] = field(default_factory=list)
 
+    def __post_init__(self):
+        self.stream = self.container.streams.video[0]
+        self.codec = self.stream.codec_context
+        # The header's count is not always that of frames: an avi has others, and an edit list may
+        # leave some of an mp4's out. So it counts where there is no index.
+        self._num_listed = len(self.stream.index_entries) or self.stream.frames
+        self.units: Units | None = None
+        self._prefix = 0
+        if self.codec is not None:
+            extra = self.codec.extradata or b""
+            self.units = CODECS.get(self.codec.codec.canonical_name)
+            # A decoder configuration record (version 1): the units are length-prefixed.
+            if self.units and extra[:1] == b"\1" and len(extra) > self.units.length_place:
+                self._prefix = (extra[self.units.length_place] & 3) + 1
 
-def _hole(packet: bytes, start: int, stop: int) -> int | None:
-    """Where a unit holds three bytes that emulation prevention forbids, or a tail of zeros."""
-    found = FORBIDDEN.search(packet, start, stop)
-    if found is None:
+    def packets(self) -> Iterator[Packet]:
+        """Those that hold something, in the file's order; where the file breaks off they end."""
+        import av
+
+        if self.codec is None:
+            return
+        try:
+            for packet in self.container.demux(self.stream):
+                # The one that ends a stream is empty; times say nothing: Matroska has no dts.
+                if packet.size:
+                    self._see(packet)
+                    yield packet
+        except (av.FFmpegError, ValueError) as error:
+            self._cut = str(getattr(error, "strerror", None) or error)
+
+    @property
+    def shown(self) -> np.ndarray:
+        """(N,) int64: the pts of the frames that are shown, in their order."""
+        return np.sort([p for i, p in enumerate(self.pts) if i not in self.hidden]).astype(np.int64)
+
+    @property
+    def times_us(self) -> np.ndarray:
+        """(N,) int64 µs of the frames that are shown, counted from the first one."""
+        shown, base = self.shown, self.stream.time_base
+        return np.array([round((int(p) - int(shown[0])) * base * 1_000_000) for p in shown], int)
+
+    def _see(self, packet: Packet) -> None:
+        index = len(self.pts)
+        pts = packet.pts
+        if pts is None and not self.codec.has_b_frames:
+            pts = packet.dts  # frames are shown as they are stored
+        self._num_timeless += pts is None
+        self.pts.append(0 if pts is None else pts)
+        self._num_bytes += packet.size
+        if packet.is_discard:
+            self.hidden.add(index)
+        data = bytes(packet)
+        kinds, fault = frozenset(), None
+        if packet.is_corrupt:
+            fault = ("cut short", f"only {packet.size:,} bytes of it are there")
+        elif self.units is None:
+            fault = self._hole_of_others(data, packet.pos)
+        elif self._prefix:
+            kinds, fault = self._units_of(index, data, packet.pos)
+        else:
+            kinds, fault = self._annex_b(data)
+        if fault:
+            self._note(index, *fault)
+        if packet.is_keyframe:
+            self.keys.append(index)
+            if kinds:
+                self.kinds[index] = kinds
+
+    def _note(self, index: int, kind: str, told: str) -> None:
+        self._num_faulty += 1
+        if kind not in self._faults or index < self._faults[kind][0]:
+            self._faults[kind] = (index, told)
+
+    def _units_of(self, index: int, packet: bytes, pos: int | None) -> tuple[frozenset, Any]:
+        """The types of a packet's NAL units, and what is wrong with the first wrong one."""
+        kinds: set[int] = set()
+        units, size, place, end = self.units, self._prefix, 0, len(packet)
+        tails = []
+        # Fewer bytes than a length has are filling, which FFmpeg passes over too.
+        while place + size <= end:
+            length = int.from_bytes(packet[place : place + size], "big")
+            start, place = place + size, place + size + length
+            if not length or place > end:
+                told = f"a NAL unit of {length:,} bytes at byte {start:,} of {end:,}"
+                if not any(packet[start : start + 64]):
+                    return frozenset(kinds), ("zeroed", f"zeros in place of {told}")
+                return frozenset(kinds), ("a broken NAL unit", told)
+            head = packet[start]
+            if head & 0x80:
+                told = f"no NAL unit header at byte {start:,}"
+                return frozenset(kinds), ("a broken NAL unit", told)
+            kind = head >> units.shift & units.mask
+            kinds.add(kind)
+            # Messages to a player may hold anything: no picture is made of them.
+            if kind not in units.slices and kind not in units.sets:
+                continue
+            zeros = length - len(packet[start:place].rstrip(b"\0"))
+            found = FORBIDDEN.search(packet, start, place - zeros)
+            if found or zeros == length:
+                at = found.start() if found else start
+                told = f"bytes that no NAL unit holds, at byte {at:,}"
+                return frozenset(kinds), ("zeroed", told)
+            tails.append((zeros, place - zeros))
+        if not units.slices.intersection(kinds):
+            return frozenset(kinds), ("no picture", "no NAL unit of a picture in it")
+        self._tails[tails[-1][0]] += 1
+        zeros, at = max(tails)
+        if zeros:
+            told = f"zeros at its end that are no filling, at byte {at:,}"
+            # A hole goes on where the next frame's length should be.
+            if pos is not None and self.peek(pos + end, size) == bytes(size):
+                return frozenset(kinds), ("zeroed", told)
+            if zeros > limits.FEW_ZEROS and (zeros >= limits.ALIGNMENT or end % limits.ALIGNMENT):
+                self._doubtful.append((index, zeros, told))
+        return frozenset(kinds), None
+
+    def _annex_b(self, packet: bytes) -> tuple[frozenset, tuple[str, str] | None]:
+        heads = START_CODE.findall(packet)
+        kinds = frozenset(head[0] >> self.units.shift & self.units.mask for head in heads)
+        hole = HOLE_OF_ANNEX_B.search(packet)
+        if hole or not any(packet):
+            at = hole.start() if hole else 0
+            return kinds, ("zeroed", f"bytes that no NAL unit holds, at byte {at:,}")
+        if not self.units.slices.intersection(kinds):
+            return kinds, ("no picture", "no NAL unit of a picture in it")
+        return kinds, None
+
+    def _hole_of_others(self, packet: bytes, pos: int | None) -> tuple[str, str] | None:
+        if not any(packet):
+            return "zeroed", "it holds nothing but zeros"
+        if self.codec.name not in DENSE_CODECS:
+            return None
+        # One that reaches into the packet from outside of it counts too.
+        reach, before, after = limits.HOLE_BYTES - 1, b"", b""
+        if pos is not None and packet[0] == 0:
+            first = max(pos - reach, 0)
+            before = self.peek(first, pos - first)
+        if pos is not None and packet[-1] == 0:
+            after = self.peek(pos + len(packet), reach)
+        if bytes(limits.HOLE_BYTES) in before + packet + after:
+            return "zeroed", "a part of it is zeros"
         return None
-    tail = packet[found.start() : stop]
-    return found.start() if len(tail) > MAX_PADDING or any(tail) else None
 
+    def _settle(self) -> None:
+        """Zeros at the ends of pictures are filling where pictures of this file end so."""
+        filled = np.repeat(list(self._tails), list(self._tails.values()))
+        filled = filled[filled > 0]
+        is_usual = len(filled) >= limits.USUAL_SHARE * self._tails.total()
+        most = limits.USUAL_TIMES * float(np.median(filled)) if len(filled) and is_usual else 0
+        for index, zeros, told in self._doubtful:
+            if zeros > most:
+                self._note(index, "zeroed", told)
+        self._doubtful = []
 
-def _facts(facts: dict[str, Any], seen: _Walk, stream: Any, units: Units | None) -> dict[str, Any]:
-    facts |= {"num_frames": len(seen.pts), "num_key_frames": len(seen.keys)}
-    pts = np.array(seen.pts, np.int64)
-    shown = np.sort(pts)
-    # Counted as they are shown: in an open group pictures before a key frame follow it in the file.
-    places = np.searchsorted(shown, np.sort(pts[seen.keys]))
-    # The last group may have been cut by the clip's end: it counts only where there is no other.
-    gops = Counter(np.diff(places).tolist() or [len(pts)])
-    shown = shown * float(stream.time_base or 1)
-    steps = np.diff(shown)
-    facts |= {
-        "gops": {str(length): count for length, count in sorted(gops.items())},
-        "is_open": None if units is None else seen.num_open > 0,
-        "is_reordered": bool((np.diff(pts) < 0).any()),
-        "first_s": float(shown[0]) if len(shown) else None,
-        "fps": None,
-        "is_constant": None,
-        "bit_rate": None,
-    }
-    if len(steps) and np.median(steps) > 0:
-        step = float(np.median(steps))
-        slack = max(STEP_TOLERANCE_S, 1.5 * float(stream.time_base))
-        facts |= {
-            "fps": round(1 / step, 3),
-            "is_constant": bool(np.abs(steps - step).max() <= slack),
-            "step_s": [round(float(steps.min()), 4), round(float(steps.max()), 4)],
-            "bit_rate": round(seen.num_bytes * 8 / (len(shown) * step)),
+    def findings(self) -> list[Finding]:
+        """What is wrong with the stream, once all packets have gone by."""
+        if self.codec is None:
+            told = "the video's codec is not known to this build of FFmpeg"
+            return [Finding(DAMAGED, "unknown codec", told)]
+        self._settle()
+        found, count = [], len(self.pts)
+        if self._cut:
+            told = f"the mp4 breaks off after {count} frames: {self._cut}"
+            found.append(Finding(DAMAGED, "the mp4 breaks off", told))
+        elif self._num_listed > count:
+            told = f"the mp4 lists {self._num_listed} frames and holds {count}"
+            found.append(Finding(DAMAGED, "the mp4 is cut short", told))
+        if not count:
+            return found or [Finding(DAMAGED, "no frame", "the mp4 holds no frame")]
+        faulty = self._num_faulty
+        more = f"; {faulty} of {count} frames are damaged" if faulty > 1 else ""
+        for kind, (index, told) in self._faults.items():
+            told = f"frame {index} is damaged: {told}{more}"
+            found.append(Finding(DAMAGED, f"frame: {kind}", told))
+        if self.keys[:1] != [0]:
+            first = self.keys[0] if self.keys else None
+            told = f"frame {first} is the first key frame" if first else "there is no key frame"
+            found.append(
+                Finding(DAMAGED, "does not start with a key frame", f"{told}, not frame 0")
+            )
+        return found + self._findings_of_times(count)
+
+    def _findings_of_times(self, count: int) -> list[Finding]:
+        shown = self.shown
+        if self._num_timeless or (self._is_avi and self.codec.has_b_frames and self._is_in_order):
+            told = "the file gives its frames no presentation times"
+            return [Finding(DAMAGED, "no presentation times", told)]
+        found = []
+        if len(shown) < count:
+            told = f"an edit list hides {count - len(shown)} of the {count} frames in the file"
+            severity = ODD if len(shown) else DAMAGED
+            found.append(Finding(severity, "frames that are not shown", told))
+        shared = len(shown) - len(set(shown.tolist()))
+        if shared:
+            told = f"{shared} frames share the time of another one"
+            found.append(Finding(DAMAGED, "frames at one time", told))
+        return found
+
+    @property
+    def _is_avi(self) -> bool:
+        return self.container.format.name == "avi"
+
+    @property
+    def _is_in_order(self) -> bool:
+        return bool((np.diff(self.pts) > 0).all())
+
+    def facts(self) -> dict[str, Any]:
+        """As `Walked.facts`, once all packets have gone by."""
+        if self.codec is None:
+            return {}
+        pts, shown = np.array(self.pts, np.int64), self.shown
+        # Counted as they are shown: in an open group pictures before a key frame follow it.
+        places = np.searchsorted(np.sort(pts), np.sort(pts[self.keys]))
+        # The last group may have been cut by the end: it counts only where there is no other.
+        gops = Counter(np.diff(places).tolist() or [len(pts)])
+        base = float(self.stream.time_base or 1)
+        steps = np.diff(shown * base)
+        is_open = [not self.units.closed & kinds for kinds in self.kinds.values()]
+        facts: dict[str, Any] = {
+            "codec": self.codec.codec.canonical_name,
+            "profile": self.codec.profile,
+            "pixel_format": self.codec.pix_fmt,
+            "width": self.codec.width,
+            "height": self.codec.height,
+            "num_frames": len(shown),
+            "num_hidden": len(pts) - len(shown),
+            "num_key_frames": len(self.keys),
+            "gops": {str(length): count for length, count in sorted(gops.items())},
+            "is_open": None if self.units is None else any(is_open),
+            "is_reordered": bool((np.diff(pts) < 0).any()),
+            "first_s": float(shown[0] * base) if len(shown) else None,
+            "tick_us": base * 1e6,
+            "fps": None,
+            "is_constant": None,
+            "bit_rate": None,
         }
-    return facts
-
-
-def _faults(seen: _Walk, num_listed: int, cut: str | None) -> list[Finding]:
-    found = []
-    count = len(seen.pts)
-    if cut:
-        found.append(Finding(DAMAGED, "the mp4 breaks off", cut))
-    elif num_listed and num_listed != count:
-        told = f"the mp4 lists {num_listed} frames and holds {count}"
-        found.append(Finding(DAMAGED, "the mp4 is cut short", told))
-    if not count and not found:
-        found.append(Finding(DAMAGED, "no frame", "the mp4 holds no frame"))
-    more = f"; {seen.num_faulty} of {count} frames are damaged" if seen.num_faulty > 1 else ""
-    for kind, (index, told) in seen.faults.items():
-        found.append(Finding(DAMAGED, f"frame: {kind}", f"frame {index} is damaged: {told}{more}"))
-    if count and seen.keys[:1] != [0]:
-        first = seen.keys[0] if seen.keys else None
-        told = f"frame {first} is the first key frame" if first else "there is no key frame"
-        found.append(Finding(DAMAGED, "does not start with a key frame", f"{told}, not frame 0"))
-    if count and len(set(seen.pts)) < count:
-        told = f"{count - len(set(seen.pts))} frames share the time of another one"
-        found.append(Finding(DAMAGED, "frames at one time", told))
-    return found
+        if len(steps) and np.median(steps) > 0:
+            step = float(np.median(steps))
+            slack = max(limits.STEP_TOLERANCE_S, 1.5 * base)
+            facts |= {
+                "fps": round(1 / step, 3),
+                "is_constant": bool(np.abs(steps - step).max() <= slack),
+                "step_s": [round(float(steps.min()), 4), round(float(steps.max()), 4)],
+                "bit_rate": round(self._num_bytes * 8 / (len(pts) * step)),
+            }
+        return facts
 
 
 def rate(facts: dict[str, Any]) -> list[Finding]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from avomni_lib import files
-from avomni_lib.dataset import rig
+from avomni_lib.dataset import clocks, rig
 from avomni_lib.dataset.checks import Job
 from avomni_lib.dataset.contents import look
 from avomni_lib.dataset.findings import DAMAGED, WHOLE, Finding
@@ -25,7 +25,7 @@ from avomni_lib.plan import Bar
 from avomni_lib.pool import WAIT, Wait, run_jobs
 
 # Of the checks: what an older version read is read again.
-VERSION = 1
+VERSION = 2
 # Directories of this many files are read while worker processes would still start.
 NUM_AT_ONCE = 64
 # A disk slower than 1 MB/s, or a reader that hangs.
@@ -127,16 +127,16 @@ class Survey:
         """The job with what the cameras of its clips told."""
         told: dict[str, dict[str, Any]] = {}
         for clip_id in job.wanted if job.is_full else ():
-            sizes, times = {}, []
+            sizes, spans = {}, []
             for camera in job.cameras:
                 facts = self.facts.get(camera, {}).get(clip_id, {})
                 if "width" in facts:
                     sizes[camera] = (facts["width"], facts["height"])
                 if "first_us" in facts:
-                    times += [facts["first_us"], facts["last_us"]]
+                    spans.append((facts["first_us"], facts["last_us"]))
             told[clip_id] = {"sizes": sizes}
-            if times:
-                told[clip_id]["span_us"] = (min(times), max(times))
+            if spans:
+                told[clip_id]["span_us"] = clocks.common(spans)
         return dataclasses.replace(job, beside=told)
 
     def _take(self, job: Job, outcome: Mapping[str, Any]) -> None:

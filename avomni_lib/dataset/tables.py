@@ -11,20 +11,30 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from avomni_lib.dataset.limits import MAX_TIME_US
 from avomni_lib.errors import AvomniError
 
 
-def read_table(source: Path | bytes, where: str, columns: Sequence[str] | None = None) -> pa.Table:
+def read_table(
+    source: Path | bytes,
+    where: str,
+    columns: Sequence[str] | None = None,
+    max_rows: int | None = None,
+) -> pa.Table:
     """A parquet file, or the bytes of one.
 
     Args:
         where: What an error names.
         columns: These alone; left out, all.
+        max_rows: More are refused before they are read.
 
     Raises:
-        AvomniError: it is missing, damaged or not parquet.
+        AvomniError: it is missing, damaged or not parquet; or has more rows.
     """
     with _opened(source, where) as file:
+        if max_rows is not None and file.metadata.num_rows > max_rows:
+            told = f"the table has {file.metadata.num_rows:,} rows; {max_rows:,} are the most"
+            raise AvomniError(told, where=where)
         try:
             # One thread: clips are read in several processes, each with its own.
             return file.read(columns, use_threads=False)
@@ -53,9 +63,28 @@ def key_column(table: pa.Table, name: str, where: str, level: int = 0) -> list[s
         level: Its place in an index of several columns.
 
     Raises:
-        AvomniError: there is no such column.
+        AvomniError: there is no such column, or it holds no text.
     """
-    return table[_stored_name(table.column_names, name, where, level)].to_pylist()
+    return text_column(table, _stored_name(table.column_names, name, where, level), where)
+
+
+def text_column(table: pa.Table, name: str, where: str) -> list[str | None]:
+    """A column of text, with None for what is missing.
+
+    Raises:
+        AvomniError: there is no such column or more than one, or it holds something else.
+    """
+    column = column_of(table, name, where)
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    # A column without any value has a type of its own.
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
+        raise AvomniError(f"column {name} holds {kind}, not text", where=where)
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        raise AvomniError(f"column {name} holds bytes that are no text", where=where) from None
 
 
 def _stored_name(columns: Sequence[str], name: str, where: str, level: int = 0) -> str:
@@ -65,16 +94,27 @@ def _stored_name(columns: Sequence[str], name: str, where: str, level: int = 0) 
     raise AvomniError(f"no column {name}; there are {', '.join(columns)}", where=where)
 
 
+def column_of(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
+    """A column.
+
+    Raises:
+        AvomniError: there is none of this name, or more than one.
+    """
+    count = table.column_names.count(name)
+    if count != 1:
+        told = f"{count} columns {name}" if count else f"no column {name}"
+        raise AvomniError(f"{told}; there are {', '.join(table.column_names)}", where=where)
+    return table[name]
+
+
 def number_column(table: pa.Table, name: str, where: str) -> np.ndarray:
     """A column of numbers; missing values of a float column become NaN.
 
     Raises:
-        AvomniError: there is no such column, it holds no numbers, or integers with gaps.
+        AvomniError: there is no such column or more than one, it holds no numbers, or integers with
+            gaps.
     """
-    if name not in table.column_names:
-        columns = ", ".join(table.column_names)
-        raise AvomniError(f"no column {name}; there are {columns}", where=where)
-    column = table[name]
+    column = column_of(table, name, where)
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         raise AvomniError(f"column {name} holds {column.type}, not numbers", where=where)
     if not column.null_count:
@@ -83,6 +123,22 @@ def number_column(table: pa.Table, name: str, where: str) -> np.ndarray:
         raise AvomniError(f"{column.null_count} values of {name} are missing", where=where)
     values = column.combine_chunks()
     return np.where(is_null(values), np.nan, numbers(values))
+
+
+def time_column(table: pa.Table, name: str, where: str) -> np.ndarray:
+    """(N,) int64 µs: a column of times, stored as whole numbers or as others.
+
+    Raises:
+        AvomniError: as `number_column`; or a time is not a number or no time in µs.
+    """
+    values = number_column(table, name, where)
+    # Compared as they are stored: what is beyond int64 would come out as something else.
+    wrong = np.flatnonzero(~((values <= MAX_TIME_US) & (values >= -MAX_TIME_US)))
+    if len(wrong):
+        row = int(wrong[0])
+        told = f"{name} is {values[row]} at row {row}: no time in µs"
+        raise AvomniError(told, where=where)
+    return np.rint(values).astype(np.int64) if values.dtype.kind == "f" else values.astype(np.int64)
 
 
 def numbers(values: pa.Array) -> np.ndarray:

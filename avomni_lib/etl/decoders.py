@@ -40,7 +40,6 @@ def by_decord(stream: Stream, rows: np.ndarray, size: Size | SizeRule | None) ->
             where="processing.decoder: decord",
             fix="set processing.decoder to auto or pyav",
         ) from None
-    _refuse_faults(stream, rows)
     if len(stream.closed_keys) < len(stream.keys) or stream.leading.any():
         raise _inexact("has open GOPs, in which decord returns a neighbour of the frame", stream)
     try:
@@ -103,7 +102,6 @@ def by_torchcodec(stream: Stream, rows: np.ndarray, size: Size | SizeRule | None
             fix="install FFmpeg's shared libraries and the torchcodec that fits your torch (0.13.0 "
             "beside a CPU torch 2.13), or set processing.decoder to auto or pyav",
         ) from None
-    _refuse_faults(stream, rows)
     try:
         reader = VideoDecoder(
             stream.content, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact"
@@ -120,15 +118,6 @@ def by_torchcodec(stream: Stream, rows: np.ndarray, size: Size | SizeRule | None
     except (RuntimeError, ValueError, IndexError) as error:
         reason = str(error).strip().partition("\n")[0][:200]
         raise damaged(f"torchcodec cannot decode the file: {reason}", stream.name) from None
-
-
-def _refuse_faults(stream: Stream, rows: np.ndarray) -> None:
-    """Raise where a packet up to the last one wanted is faulty: these decoders read on."""
-    wanted = set(stream.pts[rows].tolist())
-    last = max(i for i, packet in enumerate(stream.packets) if packet.pts in wanted)
-    for i in range(last + 1):
-        if what := stream.fault(i):
-            raise damaged(what, stream.name, stream.row_of(i))
 
 
 def _compare_count(decoder: str, count: int, stream: Stream) -> None:

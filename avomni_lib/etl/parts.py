@@ -50,12 +50,10 @@ class Outcome:
     Attributes:
         reason: Why the clip is damaged, or None.
         cpu_s: CPU seconds it took.
-        note: Which part of the clip was used and why not all of it; None for a whole clip.
     """
 
     reason: str | None
     cpu_s: float
-    note: str | None = None
 
 
 def do(job: Job | Assembly) -> Outcome:
@@ -93,10 +91,8 @@ def make_part(job: Job) -> Outcome:
         log.exception("clip %s", job.clip_id)
         return Outcome(f"{type(error).__name__}: {error}", time.process_time() - started)
     with files.write_whole(job.path) as file:
-        # A sound clip's part has no note, so that its bytes are those of its arrays alone.
-        note = {"note": np.array(sampled.note)} if sampled.note else {}
-        np.savez(file, **arrays, **note, **shard.beside(sampled.told))
-    return Outcome(None, time.process_time() - started, sampled.note)
+        np.savez(file, **arrays, **shard.beside(sampled.told))
+    return Outcome(None, time.process_time() - started)
 
 
 @functools.lru_cache(maxsize=1)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import av
 import numpy as np
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
-from avomni_lib.etl.stream import Damaged, Stream, damaged
+from avomni_lib.etl.stream import Stream, damaged
 
 Size = tuple[int, int]
 SizeRule = Callable[[int, int], Size]
@@ -20,14 +20,12 @@ class Pictures:
     """What a decoder made of the rows asked for.
 
     Attributes:
-        images: (len(rows), H, W, 3) uint8 RGB, upright; black where lost.
+        images: (len(rows), H, W, 3) uint8 RGB, upright.
         source_size: (width, height) px of the source, upright.
-        lost: Place in `rows` -> why there is no picture.
     """
 
     images: np.ndarray
     source_size: Size
-    lost: dict[int, Damaged] = field(default_factory=dict)
 
 
 def resolve_size(size: Size | SizeRule | None, upright: Size) -> Size:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from avomni_lib.dataset import rig
+from avomni_lib.dataset import calibration, clocks, findings, motion, rig
 from avomni_lib.dataset.clip import Clip
+from avomni_lib.dataset.limits import HISTORY_S
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl import obstacles, tiling, video
 from avomni_lib.etl.egomotion import Egomotion, Poses
 
-HISTORY_S = 1.6
 TRACK_HZ = 10
-MAX_AGE_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -88,72 +86,77 @@ class Sampled:
     Attributes:
         arrays: The cache's, N frames of them: frames, timestamps, times, egomotion and track; and
             obstacles where the recipe asks for them.
-        note: Which part of the clip they are, and why not all of it; None for a whole clip.
         told: What the clip's row of the header tells of others and events.
     """
 
     arrays: dict[str, np.ndarray]
-    note: str | None
     told: dict[str, Any] = field(default_factory=dict)
 
 
 def sample_clip(clip: Clip, recipe: Recipe) -> Sampled:
     """One clip's arrays.
 
-    Each camera's frame is the last one at or before the wanted time. Of a clip that is damaged in
-    places the longest run of times is taken at which all cameras and the ego motion are sound.
-    Distances count from the run's first time, so that those of the track before it are negative.
+    Each camera's frame is the last one at or before the wanted time. Distances count from the first
+    of these, so that those of the track before it are negative.
 
     Raises:
-        AvomniError: a part of the clip is missing, cameras and ego motion share no time, or nothing
-            that lasts is sound.
+        AvomniError: a part of the clip is missing, or is what a full audit calls damaged.
     """
     grid = rig.grid(recipe.setup)
     stamps = {camera.name: clip.timestamps(camera.name) for camera in grid.cameras}
-    for name, stamp in stamps.items():
-        video.frame_indices(stamp, stamp[:1], f"{name} of clip {clip.clip_id}")
-    first, last = max(s[0] for s in stamps.values()), min(s[-1] for s in stamps.values())
-    times, ego, fault = clip_times(clip, list(stamps.values()), recipe.sample_hz, recipe.horizon_s)
+    times, ego = clip_times(clip, list(stamps.values()), recipe.sample_hz, recipe.horizon_s)
     width, height = tiling.grid_size(grid, recipe.tile)
     frames = np.zeros((len(times), height, width, 3), dtype=np.uint8)
     taken = np.empty((len(times), len(grid.cameras)), dtype=np.int64)
-    faults: dict[int, AvomniError] = {}
     for column, camera in enumerate(grid.cameras):
         tile = tiling.tile_of(frames, grid, recipe.tile, camera.name)
         drawn = draw_camera(clip, camera.name, times, stamps[camera.name], recipe, tile)
         taken[:, column] = drawn.timestamps_us
-        faults = {**_faults(drawn, times, f"{camera.name} of clip {clip.clip_id}"), **faults}
-    run, reasons = _longest_run(times, faults)
-    times, reasons = times[run], [fault, *reasons] if fault else reasons
-    arrays = {
-        "frames": frames[run],
-        "timestamps": taken[run],
-        **clip_motion(ego, times, recipe.horizon_s),
-    }
+        _check_calibration(clip, camera.name, drawn.stored_size)
+    _refuse(clip, "vehicle_dimensions", "vehicle", clip.vehicle())
+    motion_of = clip_motion(ego, times, recipe.horizon_s)
+    arrays = {"frames": frames, "timestamps": taken, **motion_of}
     told: dict[str, Any] = {}
     if recipe.obstacles:
         arrays["obstacles"], told = obstacles.read(clip, ego, times)
-    return Sampled(arrays, _note(clip, times, int(first), int(last), reasons), told)
+    return Sampled(arrays, told)
 
 
 def clip_times(
     clip: Clip, stamps: Sequence[np.ndarray], sample_hz: float, horizon_s: float
-) -> tuple[np.ndarray, Egomotion, AvomniError | None]:
-    """When a clip is sampled, and the ego motion that this follows from.
+) -> tuple[np.ndarray, Egomotion]:
+    """When a clip is sampled, (N,) int64 µs, and the ego motion that this follows from.
 
     Args:
         stamps: (N,) int64 µs of each camera.
 
-    Returns:
-        (N,) int64 µs, the sound ego motion, and why it is not all where it is not.
-
     Raises:
-        AvomniError: no ego motion is sound, or it shares no time with the cameras.
+        AvomniError: the ego motion is damaged or does not cover what all cameras show, or there is
+            no such time.
     """
-    first, last = max(int(s[0]) for s in stamps), min(int(s[-1]) for s in stamps)
-    ego, fault = _egomotion(clip, first, last, horizon_s)
-    starts, ends = [steady_start(stamps), int(ego.t_us[0])], [last, int(ego.t_us[-1])]
-    return sample_times(starts, ends, sample_hz), ego, fault
+    first, last = clocks.common([(int(s[0]), int(s[-1])) for s in stamps])
+    where = f"egomotion of clip {clip.clip_id}"
+    columns = clip.egomotion()
+    findings.refuse(motion.check(columns, first, last, horizon_s)[1], where)
+    ego = Egomotion.from_columns(columns, (first, int(last + horizon_s * 1e6)))
+    # Where cameras share less than an interval, they share their last moment.
+    return sample_times([min(steady_start(stamps), last)], [last], sample_hz), ego
+
+
+def _check_calibration(clip: Clip, camera: str, size: tuple[int, int]) -> None:
+    _refuse(clip, "camera_intrinsics", camera, clip.intrinsics(camera), size)
+    _refuse(clip, "sensor_extrinsics", camera, clip.extrinsics(camera))
+
+
+def _refuse(
+    clip: Clip,
+    feature: str,
+    name: str,
+    row: Mapping[str, float],
+    size: tuple[int, int] | None = None,
+) -> None:
+    found = calibration.row(feature, name, row, size)
+    findings.refuse(found, f"{feature} of clip {clip.clip_id}")
 
 
 def clip_motion(ego: Egomotion, times: np.ndarray, horizon_s: float) -> dict[str, np.ndarray]:
@@ -177,73 +180,16 @@ def draw_camera(
     recipe: Recipe,
     tile: np.ndarray,
 ) -> video.Frames:
-    """Fill one camera's tile in all frames that its video yields; returns what was read."""
+    """Fill one camera's tile in all frames; returns what was read."""
     frames = video.read_frames(
         clip.video(name),
         times,
         timestamps_us=stamps,
         size=lambda *source: tiling.fit_tile(source, recipe.tile, recipe.fit).resized,
         decoder=recipe.decoder,
-        partly=True,
     )
     tiling.fit_tile(frames.source_size, recipe.tile, recipe.fit).place(frames.images, tile)
     return frames
-
-
-def _egomotion(
-    clip: Clip, first_us: int, last_us: int, horizon_s: float
-) -> tuple[Egomotion, AvomniError | None]:
-    """The clip's ego motion, or the most of it that is sound, and why it is not all."""
-    span = (int(first_us - HISTORY_S * 1e6), int(last_us + horizon_s * 1e6))
-    try:
-        return Egomotion.soundest(clip.egomotion(), span, (first_us, last_us))
-    except AvomniError as error:
-        where = error.where or f"egomotion of clip {clip.clip_id}"
-        raise AvomniError(error.what, where=where, fix=error.fix) from None
-
-
-def _faults(frames: video.Frames, times: np.ndarray, where: str) -> dict[int, AvomniError]:
-    """Index of a time -> why the camera has nothing to show then."""
-    age = times - frames.timestamps_us
-    stale = {
-        int(i): AvomniError(
-            f"nothing new for {age[i] / 1e6:.2f} s at {times[i]} µs; {MAX_AGE_S} s is the most",
-            where=where,
-        )
-        for i in np.flatnonzero(age > MAX_AGE_S * 1e6)
-    }
-    return stale | frames.lost
-
-
-def _longest_run(
-    times: np.ndarray, faults: dict[int, AvomniError]
-) -> tuple[slice, list[AvomniError]]:
-    """The longest run of times without a fault, the first of equals; and what bounds it.
-
-    Raises:
-        AvomniError: no two times in a row are without.
-    """
-    if not faults:
-        return slice(None), []
-    edges = [-1, *sorted(faults), len(times)]
-    start, stop = max(
-        ((before + 1, after) for before, after in itertools.pairwise(edges)),
-        key=lambda run: run[1] - run[0],
-    )
-    if stop - start < 2:
-        raise faults[min(faults)]
-    return slice(start, stop), [faults[i] for i in (start - 1, stop) if i in faults]
-
-
-def _note(
-    clip: Clip, times: np.ndarray, first_us: int, last_us: int, reasons: list[AvomniError]
-) -> str | None:
-    if not reasons:
-        return None
-    used = f"used {(times[0] - first_us) / 1e6:.1f} to {(times[-1] - first_us) / 1e6:.1f} s"
-    told = [error.what + (f" ({error.where})" if error.where else "") for error in reasons]
-    why = "; ".join(dict.fromkeys(told)).replace(f"{clip.folder}/", "")
-    return f"{used} of {(last_us - first_us) / 1e6:.1f} s: {why}"
 
 
 def _track(ego: Egomotion, times: np.ndarray, horizon_s: float) -> Poses:

@@ -6,28 +6,24 @@ rate, a start at zero or an order of the wanted times.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from avomni_lib.dataset import clocks, findings
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl import stream
 from avomni_lib.etl.by_pyav import by_pyav
 from avomni_lib.etl.decoders import by_decord, by_torchcodec
 from avomni_lib.etl.pictures import Size, SizeRule
-from avomni_lib.etl.stream import Damaged, Stream
+from avomni_lib.etl.stream import Stream
 
 if TYPE_CHECKING:
     from avomni_lib.dataset.clip import ByteRange
 
 DECODERS = {"pyav": by_pyav, "decord": by_decord, "torchcodec": by_torchcodec}
-# How far a file's clock may be from the data set's. Of a file at constant rate only the rate says
-# anything: it counts frames, and where a camera dropped one, its timestamps alone have a gap. One
-# whose frames differ in length keeps time, and then every interval must agree.
-RATE_TOLERANCE = 0.05
-INTERVAL_TOLERANCE = 0.5  # of the usual interval: beyond it, rows may be off by a frame
 
 
 @dataclass(frozen=True)
@@ -41,8 +37,7 @@ class Frames:
         source_size: (width, height) px of the video, upright.
         decoder: `pyav`, `decord` or `torchcodec`.
         reason: Why that one.
-        lost: Index of a wanted time -> why there is no picture (its image is black); empty unless
-            it was read `partly`.
+        stored_size: (width, height) px of the video as it is stored.
     """
 
     images: np.ndarray
@@ -51,14 +46,7 @@ class Frames:
     source_size: Size
     decoder: str
     reason: str
-    lost: dict[int, Damaged] = field(default_factory=dict)
-
-    @property
-    def sound(self) -> np.ndarray:
-        """(T,) bool: of which wanted times there is a picture."""
-        sound = np.ones(len(self.images), dtype=bool)
-        sound[list(self.lost)] = False
-        return sound
+    stored_size: Size
 
 
 def choose_decoder(name: str = "auto") -> tuple[str, str]:
@@ -120,32 +108,11 @@ def check_clock(timestamps_us: np.ndarray, video: Stream) -> None:
         timestamps_us: (N,) int64 µs, increasing.
 
     Raises:
-        AvomniError: they differ in number, in rate, or, where the file's own times show it, in an
-            interval.
+        Damaged: as `clocks.agree` finds.
     """
-    if len(timestamps_us) != len(video.pts):
-        what = f"{len(video.pts)} frames in the video, {len(timestamps_us)} in its timestamps"
-        raise stream.damaged(what, video.name)
-    if len(timestamps_us) < 2:
-        return
-    own_us, given_us = np.diff(video.times_us), np.diff(timestamps_us)
-    usual_us, given_usual_us = np.median(own_us), np.median(given_us)
-    if abs(usual_us - given_usual_us) > RATE_TOLERANCE * given_usual_us:
-        what = (
-            f"the video's frames are {usual_us / 1e3:.1f} ms apart, those of its timestamps "
-            f"{given_usual_us / 1e3:.1f} ms: they belong to another video"
-        )
-        raise stream.damaged(what, video.name)
-    rounding_us = 2e6 * float(video.time_base)
-    apart = np.abs(own_us - given_us)
-    keeps_time = np.ptp(own_us) > max(rounding_us, RATE_TOLERANCE * usual_us)
-    if keeps_time and apart.max() > INTERVAL_TOLERANCE * usual_us:
-        row = int(apart.argmax())
-        what = (
-            f"frame {row + 1} follows {own_us[row] / 1e3:.1f} ms after the one before in the "
-            f"video, {given_us[row] / 1e3:.1f} ms in its timestamps: frames or rows are missing"
-        )
-        raise stream.damaged(what, video.name, row + 1)
+    tick_us = 1e6 * float(video.time_base)
+    found = clocks.agree(video.times_us, timestamps_us, tick_us)
+    findings.refuse(found, video.name, stream.FETCH_AGAIN, stream.Damaged)
 
 
 def read_frames(
@@ -155,7 +122,6 @@ def read_frames(
     timestamps_us: np.ndarray | None = None,
     size: Size | SizeRule | None = None,
     decoder: str = "auto",
-    partly: bool = False,
 ) -> Frames:
     """The frames of a video that show the wanted times, each the last one at or before its time.
 
@@ -168,12 +134,10 @@ def read_frames(
             that returns it; or None for the source's own. Scaled in the decoder's scaler, PyAV's by
             averaging areas.
         decoder: `auto`, `pyav`, `decord` or `torchcodec`.
-        partly: Frames that a damaged file does not yield are named in `Frames.lost`; else they are
-            an error. Only PyAV gives the rest: the other decoders fail as a whole.
 
     Raises:
         AvomniError: a wanted time outside of the video, a file whose frames are not the timestamps'
-            rows, or one that is missing, cut short or damaged where a wanted frame needs it.
+            rows, or one that is missing or damaged.
     """
     choice, reason = choose_decoder(decoder)
     with stream.opened(source) as video:
@@ -186,11 +150,9 @@ def read_frames(
         check_clock(timestamps_us, video)
         rows, places = np.unique(frame_idx, return_inverse=True)
         pictures = DECODERS[choice](video, rows, size)
-    lost = {i: pictures.lost[k] for i, k in enumerate(places.tolist()) if k in pictures.lost}
-    if lost and not partly:
-        raise lost[min(lost)]
+        stored_size = (video.codec.width, video.codec.height)
     images = pictures.images
     if len(rows) < len(frame_idx) or not np.array_equal(rows, frame_idx):
         images = images[places]
     taken_us, source_size = timestamps_us[frame_idx], pictures.source_size
-    return Frames(images, frame_idx, taken_us, source_size, choice, reason, lost)
+    return Frames(images, frame_idx, taken_us, source_size, choice, reason, stored_size)

@@ -156,7 +156,7 @@ class Clips:
         clip, horizon_s = self.raw.clip(clip_id), self.p.processing.horizon_s
         cameras = rig.grid(self.p.vision.camera_setup).cameras
         stamps = [clip.timestamps(camera.name) for camera in cameras]
-        times, ego, _ = sampling.clip_times(clip, stamps, sample_hz, horizon_s)
+        times, ego = sampling.clip_times(clip, stamps, sample_hz, horizon_s)
         return Motion(**sampling.clip_motion(ego, times, horizon_s))
 
 

@@ -34,7 +34,7 @@ class Decoded:
     """Stands for the decoder's canvas: it keeps frames instead of drawing them."""
 
     def __init__(self, num_rows: int):
-        self.images = np.zeros(num_rows, dtype=object)  # av.VideoFrame, or 0 where lost
+        self.images = np.zeros(num_rows, dtype=object)  # av.VideoFrame
         self.source_size = None
 
     def draw(self, place: int, frame: av.VideoFrame) -> None:
@@ -138,9 +138,7 @@ class RawFrames:
                 pictures = reader.read()
             self.num_decoded += len(missing)
             found = zip(missing.tolist(), pictures.images, strict=True)
-            self._kept |= {(clip_id, camera, row): image for row, image in found if image}
-            if pictures.lost:
-                raise pictures.lost[min(pictures.lost)]
+            self._kept |= {(clip_id, camera, row): image for row, image in found}
         for key in keys:
             self._kept.move_to_end(key)
         return [self._kept[key] for key in keys]
