@@ -241,7 +241,7 @@ WORDS = {
         "length 100",
     ),
     "ragged positions": ({"position_m": RAGGED}, "row 11 is [1.0, 2.0, 3.0]", "as many numbers"),
-    "columns for rows": ({"position_m": POSITION.T}, "position_m of shape (2, 100)", "position_m.T"),
+    "columns for rows": ({"position_m": POSITION.T}, "of shape (2, 100)", "position_m.T"),
     "geocentric and flat": ({"frame": "ecef"}, "position_m", "(100, 3)"),
     "huge": ({"position_m": but(POSITION, 50, 1e308)}, "row 50", "placeholder"),
     "float32 of a far map": (
@@ -373,7 +373,11 @@ def streams(folder: Path, video: Path) -> Iterator[tuple[str, Path, str]]:
     yield "text", put("text.mp4", b"t,x,y\n" * 99), "no video container"
     yield "zeros", put("zeros.mp4", bytes(4096)), "no video container"
     yield "an mp4's start", put("cut.mp4", content[:40]), "does not open"
-    yield "unknown codec", put("codec.mp4", content.replace(b"avc1", b"zzzz")), "not known to this build of FFmpeg"
+    yield (
+        "unknown codec",
+        put("codec.mp4", content.replace(b"avc1", b"zzzz")),
+        "not known to this build of FFmpeg",
+    )
     yield "sound", _sound(folder / "sound.mp4"), "has no video"
     yield "raw H.264", _raw(folder / "a.h264", video), "ffmpeg -framerate"
     yield "raw H.264 by another name", _raw(folder / "raw.mp4", video), "ffmpeg -framerate"
@@ -434,7 +438,9 @@ def test_a_video_is_a_path(value, video, tmp_path):
     assert "expected a path" in text and CAMERAS[1] in text
 
 
-@pytest.mark.parametrize("name", ("a:b.mp4", "http:a.mp4", "file:a.mp4", "concat:a|b.mp4", "%03d.mp4", "-"))
+@pytest.mark.parametrize(
+    "name", ("a:b.mp4", "http:a.mp4", "file:a.mp4", "concat:a|b.mp4", "%03d.mp4", "-")
+)
 def test_whatever_its_name_a_file_is_a_file(name, video, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copy(video, tmp_path / name)

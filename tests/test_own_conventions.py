@@ -127,7 +127,9 @@ def written(drive: Turn) -> dict[str, dict]:
         "enu heading, flat": {"position_m": drive.enu[:, :2]},
         "enu far away": {"position_m": drive.enu + (4.5e5, 5.8e6, 40)},
         "enu quaternion": {"quaternion": quaternion},
-        "enu, sign of q": {"quaternion": quaternion * np.where(np.arange(len(T_S)) % 2, 1, -1)[:, None]},
+        "enu, sign of q": {
+            "quaternion": quaternion * np.where(np.arange(len(T_S)) % 2, 1, -1)[:, None]
+        },
         "enu frd": {"quaternion": frd.as_quat(), "axes": "frd"},
         "enu rfu": {"quaternion": into_axes(drive.turn, RFU).as_quat(), "axes": "rfu"},
         "enu camera": {"quaternion": into_axes(drive.turn, RDF).as_quat(), "axes": "rdf"},
@@ -251,7 +253,11 @@ def wrong(drive: Turn) -> dict[str, tuple[dict, str, str]]:
             "frame='ecef'",
         ),
         "a map as geocentric": ({"frame": "ecef"}, "position_m", "another frame"),
-        "compass headings": ({"heading_rad": drive.compass}, "heading_rad", "np.pi / 2 - heading_rad"),
+        "compass headings": (
+            {"heading_rad": drive.compass},
+            "heading_rad",
+            "np.pi / 2 - heading_rad",
+        ),
         "compass headings, positive": (
             {"heading_rad": drive.compass % (2 * np.pi)},
             "heading_rad",
@@ -479,7 +485,10 @@ def test_what_was_understood_is_shown_for_every_clip(video, tmp_path):
     packed = pack(tmp_path / "data", clips)
     shown = str(packed)
     assert "3 clips" in shown and str(tmp_path / "data") in shown
-    left, right, ahead = shown.split("\nleft\n")[1].split("\nright\n")[0], *shown.split("\nright\n")[1].split("\nahead <b>\n")
+    left, right, ahead = (
+        shown.split("\nleft\n")[1].split("\nright\n")[0],
+        *shown.split("\nright\n")[1].split("\nahead <b>\n"),
+    )
     for part in (left, right, ahead):
         assert "4 cameras, 60 frames each, 1.97 s" in part
         assert "mean 9.00 m/s (32.4 km/h), at most 9.00 m/s (32.4 km/h)" in part

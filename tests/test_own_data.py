@@ -271,7 +271,7 @@ def test_motion_is_the_same_from_headings_and_from_quaternions_of_any_frame():
         assert flat[name][2:-2] == pytest.approx(true[name][2:-2], abs=within), name
 
 
-def test_the_readmes_lines_pack_a_drive(videos, tmp_path, monkeypatch):
+def test_the_readmes_lines_pack_a_drive(videos, tmp_path, monkeypatch, capsys):
     section = (files.PROJECT_ROOT / "README.md").read_text().split("\n## Your own clips\n")[1]
     lines = re.search(r"```python\n(.*?)```", section.split("\n## ")[0], re.DOTALL)[1]
     drive = Drive(0)
@@ -289,6 +289,8 @@ def test_the_readmes_lines_pack_a_drive(videos, tmp_path, monkeypatch):
     (tmp_path / "script.py").write_text(lines.replace(folder, str(tmp_path / "own")))
     monkeypatch.chdir(tmp_path)
     runpy.run_path("script.py")
+    shown = re.search(r"```\n(1 clip .*?)```", section, re.DOTALL)[1]
+    assert capsys.readouterr().out.replace(str(tmp_path / "own"), folder) == shown
     p = params(tmp_path / "outputs", tmp_path / "own")
     download.fetch(p, None)
     assert {split: len(ids) for split, ids in download.read_chosen(p).clip_ids.items() if ids} == {

@@ -195,7 +195,9 @@ def _examine(clips: Any, mistakes: Mistakes, progress: type[Bar]) -> list[_Ready
     if isinstance(clips, OwnClip | str | bytes | Mapping) or not hasattr(clips, "__iter__"):
         shown = "one OwnClip" if isinstance(clips, OwnClip) else f"{clips!r:.80}"
         mistakes.append(
-            AvomniError(f"clips is {shown}, expected a list of OwnClip", where="clips", fix="[clip]")
+            AvomniError(
+                f"clips is {shown}, expected a list of OwnClip", where="clips", fix="[clip]"
+            )
         )
         mistakes.raise_all()
     clips = list(clips)

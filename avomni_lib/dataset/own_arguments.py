@@ -330,5 +330,9 @@ def _shown(value: Any) -> str:
 
 
 def _place(argument: str, where: str | None, index: Any = None) -> str | None:
-    parts = [argument, *([f"row {index[0]}"] if index is not None else []), *([where] * bool(where))]
+    parts = [
+        argument,
+        *([f"row {index[0]}"] if index is not None else []),
+        *([where] * bool(where)),
+    ]
     return ", ".join(parts)

@@ -59,8 +59,8 @@ HEADINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "np.radians(heading_rad) + np.pi / 2": lambda angle: np.radians(angle) + np.pi / 2,
 }
 CONVENTIONS = (
-    "a quaternion is x y z w and turns the car's axes (axes) into those of the positions (frame); a "
-    "heading is in rad, in enu counter-clockwise from x, else clockwise from north; "
+    "a quaternion is x y z w and turns the car's axes (axes) into those of the positions (frame); "
+    "a heading is in rad, in enu counter-clockwise from x, else clockwise from north; "
     "docs/own_clips.md has more"
 )
 # A reading that fits worse than the best one by this much is not offered.
@@ -201,11 +201,12 @@ def check(poses: Poses, where: str, mistakes: own_arguments.Mistakes) -> None:
         argument = "heading_rad" if poses.quaternion is None else "quaternion"
         argument = "position_m" if all("third coordinate" in each for each in wrong) else argument
         fits = _fits(poses)
+        fix = f"what fits is {'; or '.join(fits)} (docs/own_clips.md)" if fits else CONVENTIONS
         mistakes.append(
             AvomniError(
                 "; ".join(wrong),
                 where=f"{argument}, {where}",
-                fix=f"what fits is {'; or '.join(fits)} (docs/own_clips.md)" if fits else CONVENTIONS,
+                fix=fix,
             )
         )
         return
@@ -299,9 +300,7 @@ def _check_drift(poses: Poses, track: Track, turn: Rotation, where: str) -> None
         )
 
 
-def _check_velocity(
-    poses: Poses, track: Track, into: Rotation, turn: Rotation, where: str
-) -> None:
+def _check_velocity(poses: Poses, track: Track, into: Rotation, turn: Rotation, where: str) -> None:
     """Whether given velocities point where the positions go."""
     assert poses.velocity_mps is not None
     velocity = into.apply(poses.velocity_mps)
@@ -386,7 +385,9 @@ SWAP = "[:, [1, 0]] (the first two columns the other way round)"
 
 def _swapped(poses: Poses) -> Poses | None:
     """With the first two columns of the positions exchanged."""
-    if poses.frame == "ecef" or (poses.frame == "wgs84" and np.abs(poses.position[:, 1]).max() > 90):
+    if poses.frame == "ecef" or (
+        poses.frame == "wgs84" and np.abs(poses.position[:, 1]).max() > 90
+    ):
         return None
     values = vars(poses) | {"position": poses.position[:, [1, 0, 2]]}
     return Poses(**values)

@@ -77,18 +77,17 @@ def read(clip: Any, mistakes: own_arguments.Mistakes, where: str) -> Poses | Non
     # Without its times an argument's length is compared with the positions'.
     count = len(t_s) if t_s is not None else _length(clip.position_m)
     if count < 2:
-        mistakes.append(
-            AvomniError(f"{count} poses, expected at least two", where=f"t_s, {where}")
-        )
+        mistakes.append(AvomniError(f"{count} poses, expected at least two", where=f"t_s, {where}"))
         return None
     given: dict[str, np.ndarray | None] = {}
     with mistakes.kept():
         given["position"] = _position(clip.position_m, frame, where, count)
     if "position" in given and frame in ("enu", "ned") and is_geocentric(given["position"]):
+        far_km = np.linalg.norm(given["position"][0]) / 1e3
         mistakes.append(
             AvomniError(
-                f"position_m lies {np.linalg.norm(given['position'][0]) / 1e3:,.0f} km from the zero "
-                f"of frame={frame!r}, the distance to the centre of the Earth: it looks geocentric",
+                f"position_m lies {far_km:,.0f} km from the zero of frame={frame!r}, the distance "
+                "to the centre of the Earth: it looks geocentric",
                 where=f"position_m, {where}",
                 fix="frame='ecef'",
             )
@@ -126,7 +125,9 @@ def read(clip: Any, mistakes: own_arguments.Mistakes, where: str) -> Poses | Non
             )
     if clip.speed_m_s is not None:
         with mistakes.kept():
-            given["speed_mps"] = own_arguments.array(clip.speed_m_s, "speed_m_s", where, ((count,),))
+            given["speed_mps"] = own_arguments.array(
+                clip.speed_m_s, "speed_m_s", where, ((count,),)
+            )
     if len(mistakes) > before:
         return None
     names = ("position", "heading", "quaternion", "velocity_mps", "speed_mps")

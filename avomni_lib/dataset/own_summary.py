@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from avomni_lib import files
 from avomni_lib.dataset import own_conventions
 from avomni_lib.dataset.own_conventions import Track
 
@@ -135,7 +136,10 @@ class Packed:
         minutes = sum(clip.seconds for clip in self.clips) / 60
         kilometres = sum(clip.path_m for clip in self.clips) / 1000
         number = len(self.clips)
-        where = f" in {self.folder}" if self.folder else ", not packed yet"
+        folder = self.folder
+        if folder is not None and folder.is_relative_to(files.PROJECT_ROOT):
+            folder = folder.relative_to(files.PROJECT_ROOT)
+        where = f" in {folder}" if folder else ", not packed yet"
         return (
             f"{number} clip{'s' * (number != 1)}{where}: {minutes:.1f} min, {kilometres:.2f} km. "
             "Is that what was driven?"
