@@ -378,7 +378,7 @@ def near_duplicates(place: Place) -> None:
         for name in ("train", "test")
     ]
     p = Params.from_values(
-        folder_run.values(place.folder / "outputs", pack(place.folder / "data", clips))
+        folder_run.values(place.folder / "outputs", pack(place.folder / "data", clips).folder)
     )
     download.fetch(p, None)
     cache = build.build(p).cache

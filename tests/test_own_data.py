@@ -155,7 +155,7 @@ def test_packing_again_gives_the_same_bytes_and_no_folder_is_written_over(videos
     clips = [clip_of(0, videos), clip_of(1, videos)]
     content = []
     for name in ("a", "b"):
-        folder = pack(tmp_path / name, clips, clips_per_chunk=1)
+        folder = pack(tmp_path / name, clips, clips_per_chunk=1).folder
         held = sorted(path for path in folder.rglob("*") if path.is_file())
         content.append({str(path.relative_to(folder)): path.read_bytes() for path in held})
     assert content[0] == content[1]
@@ -167,7 +167,7 @@ def test_packing_again_gives_the_same_bytes_and_no_folder_is_written_over(videos
 
 def test_a_file_keeps_its_own_times_where_none_are_told(videos, tmp_path):
     clip = clip_of(0, videos, t_s=POSES_S, frame_times_s={})
-    folder = pack(tmp_path / "data", [clip])
+    folder = pack(tmp_path / "data", [clip]).folder
     stamps = Clip(folder, Catalog.open(folder), clip.clip_id).timestamps(CAMERAS[2])
     assert stamps == pytest.approx(np.arange(NUM_FRAMES) * 1e6 / 30, abs=1)
 
@@ -250,7 +250,7 @@ def test_each_mistake_is_named_with_its_clip(videos, tmp_path):
 def test_one_video_may_stand_for_several_cameras(videos, tmp_path):
     path = videos[0][CAMERAS[0]]
     clip = clip_of(0, [dict.fromkeys(CAMERAS, path)], frame_times_s={}, t_s=POSES_S)
-    folder = pack(tmp_path / "data", [clip])
+    folder = pack(tmp_path / "data", [clip]).folder
     packed = Clip(folder, Catalog.open(folder), clip.clip_id)
     assert {packed.video(camera).read() for camera in CAMERAS} == {path.read_bytes()}
 
@@ -271,7 +271,7 @@ def test_motion_is_the_same_from_headings_and_from_quaternions_of_any_frame():
         assert flat[name][2:-2] == pytest.approx(true[name][2:-2], abs=within), name
 
 
-def test_the_readmes_lines_pack_a_drive(videos, tmp_path, monkeypatch):
+def test_the_readmes_lines_pack_a_drive(videos, tmp_path, monkeypatch, capsys):
     section = (files.PROJECT_ROOT / "README.md").read_text().split("\n## Your own clips\n")[1]
     lines = re.search(r"```python\n(.*?)```", section.split("\n## ")[0], re.DOTALL)[1]
     drive = Drive(0)
@@ -289,6 +289,8 @@ def test_the_readmes_lines_pack_a_drive(videos, tmp_path, monkeypatch):
     (tmp_path / "script.py").write_text(lines.replace(folder, str(tmp_path / "own")))
     monkeypatch.chdir(tmp_path)
     runpy.run_path("script.py")
+    shown = re.search(r"```\n(1 clip .*?)```", section, re.DOTALL)[1]
+    assert capsys.readouterr().out.replace(str(tmp_path / "own"), folder) == shown
     p = params(tmp_path / "outputs", tmp_path / "own")
     download.fetch(p, None)
     assert {split: len(ids) for split, ids in download.read_chosen(p).clip_ids.items() if ids} == {

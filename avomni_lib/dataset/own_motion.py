@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from avomni_lib.dataset import own_arguments, own_conventions
+from avomni_lib.dataset.own_conventions import MOVES_MPS, Track
 from avomni_lib.errors import AvomniError
-
-MOVES_MPS, MAX_SLIP_DEG = 1.0, 30.0
 
 
 def egomotion(
@@ -37,33 +37,23 @@ def egomotion(
         AvomniError: arrays do not fit each other, a value is no number, or the car moves otherwise
             than it points.
     """
-    t_s, position = np.asarray(t_s, np.float64), np.asarray(position_m, np.float64)
-    if t_s.ndim != 1 or len(t_s) < 2 or position.shape not in ((len(t_s), 2), (len(t_s), 3)):
-        raise AvomniError(
-            f"t_s of shape {t_s.shape} and position_m of shape {position.shape}: expected (K,) and "
-            "(K, 2) or (K, 3), of at least two poses",
-            where=where,
-        )
-    if not (np.isfinite(t_s).all() and (np.diff(t_s) > 0).all()):
-        raise AvomniError("t_s must rise from pose to pose", where=where)
+    t_s = own_arguments.times(t_s, "t_s", where)
+    position = own_arguments.places(position_m, "position_m", where, len(t_s))
     if position.shape[1] == 2:
         position = np.column_stack([position, np.zeros(len(t_s))])
     turn = _turns(heading_rad, quaternion, len(t_s), where)
     if velocity_mps is None:
         velocity = np.gradient(position, t_s, axis=0)
     else:
-        velocity = np.asarray(velocity_mps, np.float64)
-    if velocity.shape != position.shape:
-        what = f"velocity_mps of shape {velocity.shape}, expected {position.shape}"
-        raise AvomniError(what, where=where)
-    if not np.isfinite([position, velocity]).all():
-        raise AvomniError("a position or a velocity is not a number", where=where)
+        velocity = own_arguments.array(velocity_mps, "velocity_mps", where, ((len(t_s), 3),))
+    track = Track.of(t_s, position)
+    for wrong in own_conventions.contradictions(track, turn, is_level=False):
+        raise AvomniError(wrong, where=where, fix=own_conventions.CONVENTIONS)
     anchor = int(np.argmin(np.abs(t_s - zero_s)))
     into = turn[anchor].inv()
     position, velocity = into.apply(position - position[anchor]), into.apply(velocity)
     turn = into * turn
     speed, nose = np.linalg.norm(velocity, axis=1), turn.apply((1.0, 0.0, 0.0))
-    _check_slip(velocity, nose, speed, where)
     yaw = np.unwrap(np.arctan2(nose[:, 1], nose[:, 0]))
     slopes = np.gradient(velocity, t_s, axis=0)
     columns = {"timestamp": microseconds(t_s - zero_s)}
@@ -85,29 +75,7 @@ def _turns(
 ) -> Rotation:
     if (heading_rad is None) == (quaternion is None):
         raise AvomniError("poses need either heading_rad or quaternion", where=where)
-    given = np.asarray(quaternion if heading_rad is None else heading_rad, np.float64)
-    expected = (count, 4) if heading_rad is None else (count,)
-    if given.shape != expected:
-        name = "quaternion" if heading_rad is None else "heading_rad"
-        raise AvomniError(f"{name} of shape {given.shape}, expected {expected}", where=where)
-    if not np.isfinite(given).all() or (given.ndim == 2 and not given.any(axis=1).all()):
-        raise AvomniError("a heading or a quaternion is not a number", where=where)
     if heading_rad is None:
-        return Rotation.from_quat(given)
-    return Rotation.from_euler("z", given[:, None])
-
-
-def _check_slip(velocity: np.ndarray, nose: np.ndarray, speed: np.ndarray, where: str | None):
-    """A car moves along its nose, forwards or backwards: else axes were taken for others."""
-    is_moving = speed > MOVES_MPS
-    if not is_moving.any():
-        return
-    along = np.abs((velocity * nose).sum(axis=1))[is_moving] / speed[is_moving]
-    slip_deg = float(np.degrees(np.arccos(np.clip(np.median(along), 0, 1))))
-    if slip_deg > MAX_SLIP_DEG:
-        raise AvomniError(
-            f"the car moves {slip_deg:.0f}° beside where it points",
-            where=where,
-            fix="a quaternion is x y z w and turns the car's axes (x forward, y left, z up) into "
-            "those of the positions; a heading is in rad and counts from x to the left",
-        )
+        return Rotation.from_quat(own_arguments.quaternions(quaternion, where, count))
+    heading = own_arguments.headings(heading_rad, where, count)
+    return Rotation.from_euler("z", heading[:, None])

@@ -1,0 +1,460 @@
+"""What `pack` is given by mistake: each is refused with the argument, the row and the clip.
+
+Nothing is written then, and all that is wrong with a call is said at once.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import shutil
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pandas as pd
+import pytest
+
+from avomni_lib.dataset import rig
+from avomni_lib.dataset.own import OwnClip, check, pack
+from avomni_lib.errors import AvomniError
+from tests.published_set import encode_video, frame_bits
+
+CAMERAS = [camera.name for camera in rig.GRIDS["4-cam"].cameras]
+FRONT = CAMERAS[0]
+NUM_FRAMES = 45
+T_S = np.arange(-1.0, 4.0, 0.05)
+HEADING = 0.4 + 0.08 * T_S
+POSITION = 100 * np.stack([np.sin(HEADING), -np.cos(HEADING)], axis=1)
+FRAMES_S = np.arange(NUM_FRAMES) / 30
+QUATERNION = np.stack([0 * T_S, 0 * T_S, np.sin(HEADING / 2), np.cos(HEADING / 2)], axis=1)
+LEVEL = np.column_stack([POSITION, 0 * T_S])
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("video") / "a.mp4"
+    pictures = [frame_bits(0, 0, i, 96, 64) for i in range(NUM_FRAMES)]
+    path.write_bytes(encode_video(pictures))
+    return path
+
+
+def clip_of(video: Path, name: Any = "drive", **values: Any) -> OwnClip:
+    own: dict[str, Any] = {"t_s": T_S, "position_m": POSITION, "heading_rad": HEADING}
+    videos = values.pop("videos", dict.fromkeys(CAMERAS, video))
+    return OwnClip(name, videos, **(own | values))
+
+
+def refusal(clips: Any, folder: Path) -> str:
+    """The error's text; nothing is left on the disk."""
+    before = sorted(folder.iterdir())
+    with pytest.raises(AvomniError) as refused:
+        pack(folder / "data", clips)
+    assert sorted(folder.iterdir()) == before
+    return str(refused.value)
+
+
+def but(values: np.ndarray, row: int, value: Any) -> np.ndarray:
+    """A copy with one row changed."""
+    values = np.array(values, np.float64)
+    values[row] = value
+    return values
+
+
+def masked(values: np.ndarray, row: int) -> np.ma.MaskedArray:
+    values = np.ma.array(values)
+    values[row] = np.ma.masked
+    return values
+
+
+UTC = datetime.datetime(2024, 5, 1, 12, tzinfo=datetime.UTC)
+DATES = [UTC + datetime.timedelta(seconds=float(t)) for t in T_S]
+NUMBERS = ("t_s", "position_m", "heading_rad", "quaternion", "velocity_mps", "speed_m_s", "frames")
+SOUND = {
+    "t_s": T_S,
+    "position_m": POSITION,
+    "heading_rad": HEADING,
+    "quaternion": QUATERNION,
+    "velocity_mps": 8 * np.column_stack([np.cos(HEADING), np.sin(HEADING), 0 * HEADING]),
+    "speed_m_s": np.full(len(T_S), 8.0),
+    "frames": FRAMES_S,
+}
+# What an array is made into -> (how, what the error says of it).
+SPOILT = {
+    "nan": (lambda a: but(a, 7, np.nan), "row 7"),
+    "infinite": (lambda a: but(a, 9, -np.inf), "row 9"),
+    "masked": (lambda a: masked(a, 3), "row 3"),
+    "complex": (lambda a: a + 0j, "complex128"),
+    "booleans": (lambda a: a > 0, "bool"),
+    "text": (lambda a: a.astype(str), "text"),
+    "bytes": (lambda a: a.astype("S"), "text"),
+    "objects": (lambda a: a.astype(object), "objects"),
+    "a None among numbers": (lambda a: _object(a, 5, None), "row 5"),
+    "a text among numbers": (lambda a: _object(a, 6, "7,5"), "row 6"),
+    "pandas' NA": (lambda a: _object(a, 4, pd.NA), "row 4"),
+    "one row short": (lambda a: a[1:], "shape"),
+    "one axis more": (lambda a: a[None], "shape"),
+    "one number": (lambda a: 3.0, "shape"),
+    "nothing": (lambda a: a[:0], "shape"),
+    "a word": (lambda a: "poses.csv", "text"),
+    "a dict": (lambda a: {"x": 1}, "dict"),
+    "a generator": (lambda a: (x for x in a), "generator"),
+    "a set": (lambda a: {1.0, 2.0}, "set"),
+    "dates": (lambda a: np.datetime64("2024-05-01") + (a * 1e3).astype("timedelta64[ms]"), "dates"),
+    "durations": (lambda a: (a * 1e3).astype("timedelta64[ms]"), "np.timedelta64(1, 's')"),
+    "rows of a table": (lambda a: np.zeros(len(a), [("t", float), ("x", float)]), "numbers"),
+}
+
+
+def _object(values: np.ndarray, row: int, value: Any) -> np.ndarray:
+    values = values.astype(object)
+    values[row if values.ndim == 1 else (row, 0)] = value
+    return values
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+@pytest.mark.parametrize("argument", NUMBERS)
+def test_an_array_that_holds_no_numbers_is_named(argument, kind, video, tmp_path):
+    spoil, says = SPOILT[kind]
+    spoilt = spoil(SOUND[argument])
+    values: dict[str, Any] = {argument: spoilt}
+    named = argument
+    if argument == "frames":
+        values, named = {"frame_times_s": {FRONT: spoilt}}, f"frame_times_s[{FRONT!r}]"
+    if argument == "quaternion":
+        values["heading_rad"] = None
+    if argument == "velocity_mps":
+        values["position_m"] = LEVEL
+    if argument == "t_s" and kind in ("one row short", "nothing"):
+        says = "shape" if kind == "one row short" else "at least two"
+    text = refusal([clip_of(video, **values)], tmp_path)
+    assert named in text or says == "shape" and "of shape" in text, text
+    assert says in text and "clip 'drive'" in text, text
+
+
+RAGGED = POSITION.tolist()
+RAGGED[11] = [1.0, 2.0, 3.0]
+SPOILT_TIMES = {
+    "python's dates": (DATES, "[t.timestamp() for t in times]"),
+    "pandas' timestamps": ([pd.Timestamp(t) for t in DATES], "dates"),
+    "a column of dates": (pd.Series(pd.to_datetime(DATES)), "dates"),
+    "an index of dates": (pd.DatetimeIndex(DATES), "dates"),
+    "dates without a zone": ([t.replace(tzinfo=None) for t in DATES], "dates"),
+    "days": ([t.date() for t in DATES], "dates"),
+    "numpy's dates": (np.array([t.replace(tzinfo=None) for t in DATES], "datetime64[us]"), "dates"),
+    "ISO 8601": ([t.isoformat() for t in DATES], "text"),
+    "milliseconds": (T_S * 1e3, "milliseconds"),
+    "microseconds": ((T_S * 1e6).astype(np.int64), "microseconds"),
+    "nanoseconds": ((T_S * 1e9).astype(np.int64), "nanoseconds"),
+    "Unix nanoseconds": ((T_S * 1e9).astype(np.int64) + 1_700_000_000_000_000_000, "nanoseconds"),
+    "Unix milliseconds": (T_S * 1e3 + 1.7e12, "milliseconds"),
+    "row numbers": (np.arange(len(T_S)), "at least two poses a second"),
+    "out of order": (but(T_S, 20, T_S[18] - 0.01), "row 20"),
+    "backwards": (T_S[::-1], "row 1"),
+    "a time twice": (but(T_S, 20, T_S[19]), "row 20, which has the time of the row before"),
+    "float32 of Unix times": ((T_S + 1.7e9).astype(np.float32), "float32"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SPOILT_TIMES)
+def test_times_in_another_form_or_order_are_refused_with_the_way_out(kind, video, tmp_path):
+    times, says = SPOILT_TIMES[kind]
+    text = refusal([clip_of(video, t_s=times)], tmp_path)
+    assert "t_s" in text and says in text, text
+
+
+FRAME_TIMES = {
+    "milliseconds": (FRAMES_S * 1e3, "milliseconds"),
+    "microseconds": (FRAMES_S * 1e6, "microseconds"),
+    "nanoseconds": ((FRAMES_S * 1e9).astype(np.int64), "nanoseconds"),
+    "frame numbers": (np.arange(NUM_FRAMES), "frame numbers"),
+    "backwards": (FRAMES_S[::-1], "row 1"),
+    "a time twice": (but(FRAMES_S, 30, FRAMES_S[29]), "row 30"),
+    "one too many": (np.arange(NUM_FRAMES + 1) / 30, "45 frames in the video"),
+    "dates": (np.datetime64("2024-05-01") + (FRAMES_S * 1e6).astype("timedelta64[us]"), "dates"),
+    "on another clock": (FRAMES_S + 1.7e9, "the cameras do not overlap"),
+    "an hour off": (FRAMES_S + 3600, "the cameras do not overlap"),
+    "mostly beside the others": (FRAMES_S + 1.2, "in common"),
+}
+
+
+@pytest.mark.parametrize("kind", FRAME_TIMES)
+def test_frame_times_in_another_form_are_refused_with_their_camera(kind, video, tmp_path):
+    times, says = FRAME_TIMES[kind]
+    text = refusal([clip_of(video, frame_times_s={CAMERAS[2]: times})], tmp_path)
+    assert "frame_times_s" in text and CAMERAS[2] in text and says in text, text
+
+
+def test_clocks_that_do_not_meet_are_refused(video, tmp_path):
+    unix = dict.fromkeys(CAMERAS, FRAMES_S + 1.7e9)
+    text = refusal([clip_of(video, frame_times_s=unix)], tmp_path)
+    assert "ego motion covers no frame" in text and "t_s" in text
+    text = refusal([clip_of(video, t_s=T_S + 1.7e9)], tmp_path)
+    assert "ego motion covers no frame" in text and "give frame_times_s" in text
+    partly = {camera: unix[camera] for camera in CAMERAS[1:]}
+    text = refusal([clip_of(video, t_s=T_S + 1.7e9, frame_times_s=partly)], tmp_path)
+    assert f"{FRONT} runs from 0.000 to 1.467 s by its file" in text
+    assert check([clip_of(video, t_s=T_S + 1.7e9, frame_times_s=unix)])
+
+
+WORDS = {
+    "text for an hour": ({"hour": "07"}, "hour is '07'", "give int('07')"),
+    "hour 24": ({"hour": 24}, "hour is 24", "from 0 to 23"),
+    "hour -1": ({"hour": -1}, "hour is -1", "from 0 to 23"),
+    "half an hour": ({"hour": 7.5}, "hour is 7.5", "from 0 to 23"),
+    "an hour as float": ({"hour": 7.0}, "hour is 7.0", "whole number"),
+    "no hour": ({"hour": float("nan")}, "hour is nan", "None"),
+    "a time of day": ({"hour": datetime.time(7)}, "hour is", "whole number"),
+    "true": ({"hour": True}, "hour is True", "whole number"),
+    "month 13": ({"month": 13}, "month is 13", "from 1 to 12"),
+    "month 0": ({"month": 0}, "month is 0", "from 1 to 12"),
+    "a month's name": ({"month": "May"}, "month is 'May'", "from 1 to 12"),
+    "a month of pandas": ({"month": pd.NA}, "month is <NA>", "None"),
+    "a country's number": ({"country": 49}, "country is 49", "text"),
+    "no country": ({"country": float("nan")}, "country is nan", "None"),
+    "half a character": ({"country": "\ud800"}, "country is", "half a character"),
+    "a platform in bytes": ({"platform": b"van"}, "platform is", "text"),
+    "an unknown split": ({"split": "all"}, "unknown split 'all'", "train, val, test"),
+    "a list of splits": ({"split": ["train"]}, "unknown split", "train, val, test"),
+    "an unknown frame": ({"frame": "utm"}, "unknown frame 'utm'", "enu, ned, wgs84, ecef"),
+    "no frame": ({"frame": None}, "unknown frame None", "enu, ned, wgs84, ecef"),
+    "unknown axes": ({"axes": "FLU"}, "unknown axes 'FLU'", "flu, frd"),
+    "axes without a quaternion": ({"axes": "frd"}, "axes='frd'", "frame='ned'"),
+    "neither heading nor quaternion": (
+        {"heading_rad": None},
+        "either heading_rad or quaternion",
+        "neither",
+    ),
+    "heading and quaternion": ({"quaternion": QUATERNION}, "either heading_rad", "both"),
+    "degrees": ({"heading_rad": np.degrees(HEADING)}, "heading_rad is", "np.radians"),
+    "zero quaternions": (
+        {"heading_rad": None, "quaternion": but(QUATERNION, 13, 0.0)},
+        "row 13",
+        "length 0",
+    ),
+    "quaternions in percent": (
+        {"heading_rad": None, "quaternion": QUATERNION * 100},
+        "row 0",
+        "length 100",
+    ),
+    "ragged positions": ({"position_m": RAGGED}, "row 11 is [1.0, 2.0, 3.0]", "as many numbers"),
+    "columns for rows": ({"position_m": POSITION.T}, "of shape (2, 100)", "position_m.T"),
+    "geocentric and flat": ({"frame": "ecef"}, "position_m", "(100, 3)"),
+    "huge": ({"position_m": but(POSITION, 50, 1e308)}, "row 50", "placeholder"),
+    "float32 of a far map": (
+        {"position_m": (POSITION + (5e5, 5e6)).astype(np.float32)},
+        "float32",
+        "float64",
+    ),
+    "float32 of degrees": (
+        {"position_m": (52 + POSITION * 1e-5).astype(np.float32), "frame": "wgs84"},
+        "float32",
+        "float64",
+    ),
+    "no name": ({"name": ""}, "name is ''", "text"),
+    "a number for a name": ({"name": 7}, "name is 7", "text"),
+    "a list of videos": ({"videos": ["a.mp4"]}, "videos is ['a.mp4']", "mapping"),
+    "one video": ({"videos": "a.mp4"}, "videos is 'a.mp4'", "mapping"),
+    "a list of frame times": ({"frame_times_s": FRAMES_S}, "frame_times_s is", "mapping"),
+    "frame times of no camera": (
+        {"frame_times_s": {rig.REAR_TELE.name: FRAMES_S}},
+        "frame_times_s names camera_rear_tele_30fov",
+        "no video",
+    ),
+    "frame times of an unknown camera": (
+        {"frame_times_s": {"front": FRAMES_S}},
+        "unknown camera 'front'",
+        "camera_front_wide_120fov",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WORDS)
+def test_a_value_that_means_nothing_is_refused_with_its_argument(kind, video, tmp_path):
+    values, says, fix = WORDS[kind]
+    text = refusal([clip_of(video, **values)], tmp_path)
+    assert says in text and fix in text and "clip " in text, text
+
+
+def test_what_a_table_of_pandas_or_a_list_gives_is_taken(video):
+    table = pd.DataFrame({"t": T_S, "x": POSITION[:, 0], "y": POSITION[:, 1], "h": HEADING})
+    clip = clip_of(
+        video,
+        t_s=table.t,
+        position_m=table[["x", "y"]],
+        heading_rad=list(table.h),
+        month=np.int64(5),
+        hour=np.uint8(0),
+        frame_times_s={FRONT: pd.Series(FRAMES_S)},
+    )
+    [summary] = check([clip]).clips
+    assert summary == check([clip_of(video)]).clips[0]
+    whole = np.ma.array(T_S)
+    assert check([clip_of(video, t_s=whole, position_m=POSITION.astype(np.float32))])
+
+
+def test_everything_wrong_with_a_call_is_said_at_once(video, tmp_path):
+    clips = [
+        clip_of(video, "one", hour="07", month=13, t_s=but(T_S, 4, np.nan)),
+        clip_of(video, "two"),
+        clip_of(video, "three", videos=dict.fromkeys(CAMERAS, tmp_path / "no.mp4"), country=3),
+        clip_of(video, "two", heading_rad=but(HEADING, 8, np.inf)),
+        "drive",
+    ]
+    text = refusal(clips, tmp_path)
+    for part in (
+        "hour is '07'",
+        "month is 13",
+        "t_s is nan at row 4",
+        "there is no video",
+        "country is 3",
+        "two clips have one name: 'two', clips 1, 3",
+        "heading_rad is inf at row 8",
+        "clips[4] is 'drive'",
+    ):
+        assert text.count(part) >= 1, part
+    assert "mistakes:" in text and text.startswith(tuple("123456789"))
+
+
+def test_a_hundred_mistakes_are_not_a_hundred_lines(video, tmp_path):
+    text = refusal([clip_of(video, f"clip {i}", hour=24) for i in range(100)], tmp_path)
+    assert text.startswith("100 mistakes") and "and 80 more" in text and text.count("\n") < 80
+
+
+@pytest.mark.parametrize(
+    ("clips", "says"),
+    [
+        ([], "no clip"),
+        ("drive", "expected a list of OwnClip"),
+        (None, "expected a list of OwnClip"),
+        ({"a": 1}, "expected a list of OwnClip"),
+        ([None], "clips[0] is None"),
+        ([{"name": "x"}], "clips[0] is {'name': 'x'}"),
+    ],
+)
+def test_what_is_no_list_of_clips_is_refused(clips, says, tmp_path):
+    assert says in refusal(clips, tmp_path)
+
+
+def test_one_clip_is_no_list_and_a_generator_is(video, tmp_path):
+    assert "one OwnClip" in refusal(clip_of(video), tmp_path)
+    packed = pack(tmp_path / "data", (clip_of(video, name) for name in ("a", "b")))
+    assert [clip.name for clip in packed.clips] == ["a", "b"]
+
+
+@pytest.mark.parametrize("count", (0, -1, 1.5, "7", True))
+def test_chunks_hold_a_whole_number_of_clips(count, video, tmp_path):
+    with pytest.raises(AvomniError, match="clips_per_chunk is"):
+        pack(tmp_path / "data", [clip_of(video)], clips_per_chunk=count)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("folder", (None, 7, "", "a\0b", b"a"))
+def test_a_folder_is_a_path(folder, video):
+    with pytest.raises(AvomniError, match="folder is"):
+        pack(folder, [clip_of(video)])
+
+
+def streams(folder: Path, video: Path) -> Iterator[tuple[str, Path, str]]:
+    """(kind, file, what the error says)."""
+
+    def put(name: str, content: bytes) -> Path:
+        (folder / name).write_bytes(content)
+        return folder / name
+
+    content = video.read_bytes()
+    yield "missing", folder / "no.mp4", "there is no video"
+    yield "empty", put("empty.mp4", b""), "is empty"
+    (folder / "folder.mp4").mkdir()
+    yield "a folder", folder / "folder.mp4", "is a folder"
+    yield "text", put("text.mp4", b"t,x,y\n" * 99), "no video container"
+    yield "zeros", put("zeros.mp4", bytes(4096)), "no video container"
+    yield "an mp4's start", put("cut.mp4", content[:40]), "does not open"
+    yield (
+        "unknown codec",
+        put("codec.mp4", content.replace(b"avc1", b"zzzz")),
+        "not known to this build of FFmpeg",
+    )
+    yield "sound", _sound(folder / "sound.mp4"), "has no video"
+    yield "raw H.264", _raw(folder / "a.h264", video), "ffmpeg -framerate"
+    yield "raw H.264 by another name", _raw(folder / "raw.mp4", video), "ffmpeg -framerate"
+    yield "a playlist", put("list.mp4", b"ffconcat version 1.0\nfile a.mp4\n"), "no video container"
+    os.mkfifo(folder / "pipe.mp4")
+    yield "a pipe", folder / "pipe.mp4", "not a regular file"
+    yield "a device", Path("/dev/null"), "not a regular file"
+    yield "a dead link", _link(folder / "link.mp4", folder / "gone.mp4"), "there is no video"
+    yield "a name that no file has", folder / "a\0b.mp4", "there is no video"
+    yield "a name too long", folder / ("a" * 300 + ".mp4"), "no video that opens"
+
+
+def _link(path: Path, target: Path) -> Path:
+    path.symlink_to(target)
+    return path
+
+
+def _sound(path: Path) -> Path:
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("aac", rate=16000)
+        silence = np.zeros((1, 1024), np.float32)
+        frame = av.AudioFrame.from_ndarray(silence, format="fltp", layout="mono")
+        frame.rate, frame.pts, frame.time_base = 16000, 0, Fraction(1, 16000)
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def _raw(path: Path, video: Path) -> Path:
+    """The stream without its container, as `ffmpeg -i a.mp4 -c copy a.h264`."""
+    with av.open(str(video)) as source, av.open(str(path), "w", format="h264") as target:
+        stream = source.streams.video[0]
+        copied = target.add_stream_from_template(stream)
+        for packet in source.demux(stream):
+            if packet.size:
+                packet.stream = copied
+                target.mux(packet)
+    return path
+
+
+def test_a_file_that_is_no_video_is_refused_with_its_path(video, tmp_path):
+    files, folder = tmp_path / "files", tmp_path / "data"
+    files.mkdir(), folder.mkdir()
+    kinds = []
+    for kind, path, says in streams(files, video):
+        videos = dict.fromkeys(CAMERAS, video) | {CAMERAS[1]: path}
+        text = refusal([clip_of(video, videos=videos)], folder)
+        assert says in text and CAMERAS[1] in text and "clip 'drive'" in text, (kind, text)
+        assert str(path)[:60].split("\0")[0] in text, (kind, text)
+        kinds.append(kind)
+    assert len(kinds) == 16
+
+
+@pytest.mark.parametrize("value", (None, 7, b"a.mp4", ["a.mp4"], True))
+def test_a_video_is_a_path(value, video, tmp_path):
+    videos = dict.fromkeys(CAMERAS, video) | {CAMERAS[1]: value}
+    text = refusal([clip_of(video, videos=videos)], tmp_path)
+    assert "expected a path" in text and CAMERAS[1] in text
+
+
+@pytest.mark.parametrize(
+    "name", ("a:b.mp4", "http:a.mp4", "file:a.mp4", "concat:a|b.mp4", "%03d.mp4", "-")
+)
+def test_whatever_its_name_a_file_is_a_file(name, video, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(video, tmp_path / name)
+    packed = pack(tmp_path / "data", [clip_of(video, videos=dict.fromkeys(CAMERAS, name))])
+    assert packed.clips[0].frames == dict.fromkeys(CAMERAS, NUM_FRAMES)
+
+
+def test_nothing_is_left_of_a_call_that_ends_in_the_middle(video, tmp_path, monkeypatch):
+    """A disk that fills up, say: the parent folder is as it was."""
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    with pytest.raises((OSError, AvomniError)):
+        pack(tmp_path / "data", [clip_of(video)])
+    assert list(tmp_path.iterdir()) == []

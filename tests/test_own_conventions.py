@@ -1,0 +1,514 @@
+"""Poses in every frame and axes that `pack` knows become the same motion; others are refused.
+
+A drive of known speed and turn is written down as other loggers would, rightly and wrongly.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from avomni_lib.dataset import rig
+from avomni_lib.dataset.catalog import Catalog
+from avomni_lib.dataset.clip import EGOMOTION_COLUMNS, Clip
+from avomni_lib.dataset.own import OwnClip, check, pack
+from avomni_lib.errors import AvomniError
+from tests.published_set import encode_video, frame_bits
+
+CAMERAS = [camera.name for camera in rig.GRIDS["4-cam"].cameras]
+NUM_FRAMES, FPS = 60, 30
+T_S = np.arange(-1.0, 12.0, 0.05)
+PLACE = 52.52, 13.405, 35.0  # latitude, longitude, altitude
+# WGS 84: semi-major axis and the square of the first eccentricity.
+A_M, E2 = 6378137.0, 0.00669437999014
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("video") / "a.mp4"
+    pictures = [frame_bits(0, 0, i, 96, 64) for i in range(NUM_FRAMES)]
+    path.write_bytes(encode_video(pictures))
+    return path
+
+
+class Turn:
+    """A left or right bend driven at a steady speed, from a given heading, on a level road.
+
+    `side` is 1 for left. Everything is in the level map: x east, y north, z up.
+    """
+
+    def __init__(self, side: int = 1, heading: float = 0.4, speed: float = 9.0, bend: float = 0.09):
+        self.side, self.speed = side, speed
+        rate = side * bend
+        self.heading = heading + rate * T_S
+        x = speed / rate * (np.sin(self.heading) - np.sin(heading))
+        y = -speed / rate * (np.cos(self.heading) - np.cos(heading))
+        self.enu = np.stack([x, y, 0.02 * speed * T_S], axis=1)
+        flat = np.stack([np.cos(self.heading), np.sin(self.heading)], axis=1)
+        self.velocity = np.column_stack([speed * flat, np.full(len(T_S), 0.02 * speed)])
+        # The nose goes up with the road.
+        pitch = -np.arctan(0.02)
+        self.turn = Rotation.from_euler(
+            "ZY", np.stack([self.heading, np.full(len(T_S), pitch)], axis=1)
+        )
+
+    @property
+    def compass(self) -> np.ndarray:
+        return np.pi / 2 - self.heading
+
+
+def geodetic(enu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(K, 3) latitude, longitude, altitude and (K, 3) geocentric m of places around `PLACE`.
+
+    In closed form, and by Newton's steps for the latitude: the same textbook as PROJ's, other code.
+    """
+    lat, lon = np.radians(PLACE[:2])
+    n = A_M / np.sqrt(1 - E2 * np.sin(lat) ** 2)
+    zero = np.array(
+        [
+            (n + PLACE[2]) * np.cos(lat) * np.cos(lon),
+            (n + PLACE[2]) * np.cos(lat) * np.sin(lon),
+            (n * (1 - E2) + PLACE[2]) * np.sin(lat),
+        ]
+    )
+    ecef = zero + enu @ east_north_up()
+    lons = np.arctan2(ecef[:, 1], ecef[:, 0])
+    flat = np.hypot(ecef[:, 0], ecef[:, 1])
+    lats = np.arctan2(ecef[:, 2], flat * (1 - E2))
+    for _ in range(6):
+        n = A_M / np.sqrt(1 - E2 * np.sin(lats) ** 2)
+        lats = np.arctan2(ecef[:, 2] + E2 * n * np.sin(lats), flat)
+    height = flat / np.cos(lats) - A_M / np.sqrt(1 - E2 * np.sin(lats) ** 2)
+    return np.stack([np.degrees(lats), np.degrees(lons), height], axis=1), ecef
+
+
+def east_north_up() -> np.ndarray:
+    """Rows east, north, up at `PLACE` in geocentric axes."""
+    lat, lon = np.radians(PLACE[:2])
+    east = -np.sin(lon), np.cos(lon), 0.0
+    north = -np.sin(lat) * np.cos(lon), -np.sin(lat) * np.sin(lon), np.cos(lat)
+    up = np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)
+    return np.array([east, north, up])
+
+
+def ned(vectors: np.ndarray) -> np.ndarray:
+    return np.stack([vectors[:, 1], vectors[:, 0], -vectors[:, 2]], axis=1)
+
+
+def into_axes(turn: Rotation, columns: list[list[float]]) -> Rotation:
+    """The rotation from axes of the car whose forward, left and up are these columns."""
+    return turn * Rotation.from_matrix(np.array(columns, float).T).inv()
+
+
+NED = Rotation.from_matrix([[0, 1, 0], [1, 0, 0], [0, 0, -1]])
+FRD = [[1, 0, 0], [0, -1, 0], [0, 0, -1]]
+RFU = [[0, 1, 0], [-1, 0, 0], [0, 0, 1]]
+RDF = [[0, 0, 1], [-1, 0, 0], [0, -1, 0]]
+
+
+def clip_of(video: Path, drive: Turn, name: str = "drive", **values) -> OwnClip:
+    own = {"t_s": T_S, "position_m": drive.enu}
+    if "quaternion" not in values:
+        own["heading_rad"] = drive.heading
+    return OwnClip(name, dict.fromkeys(CAMERAS, video), **(own | values))
+
+
+def written(drive: Turn) -> dict[str, dict]:
+    """The drive as it is written down in each frame and with each axes."""
+    lat_lon, ecef = geodetic(drive.enu)
+    to_ecef = Rotation.from_matrix(east_north_up().T)
+    quaternion = drive.turn.as_quat()
+    frd = into_axes(drive.turn, FRD)
+    return {
+        "enu heading": {},
+        "enu heading, flat": {"position_m": drive.enu[:, :2]},
+        "enu far away": {"position_m": drive.enu + (4.5e5, 5.8e6, 40)},
+        "enu quaternion": {"quaternion": quaternion},
+        "enu, sign of q": {
+            "quaternion": quaternion * np.where(np.arange(len(T_S)) % 2, 1, -1)[:, None]
+        },
+        "enu frd": {"quaternion": frd.as_quat(), "axes": "frd"},
+        "enu rfu": {"quaternion": into_axes(drive.turn, RFU).as_quat(), "axes": "rfu"},
+        "enu camera": {"quaternion": into_axes(drive.turn, RDF).as_quat(), "axes": "rdf"},
+        "enu velocity": {"velocity_mps": drive.velocity},
+        "ned heading": {
+            "frame": "ned",
+            "position_m": ned(drive.enu),
+            "heading_rad": drive.compass,
+            "velocity_mps": ned(drive.velocity),
+        },
+        "ned, positive compass": {
+            "frame": "ned",
+            "position_m": ned(drive.enu)[:, :2],
+            "heading_rad": drive.compass % (2 * np.pi),
+        },
+        "ned frd": {
+            "frame": "ned",
+            "axes": "frd",
+            "position_m": ned(drive.enu),
+            "quaternion": (NED * frd).as_quat(),
+        },
+        "wgs84": {
+            "frame": "wgs84",
+            "position_m": lat_lon,
+            "heading_rad": drive.compass,
+            "velocity_mps": drive.velocity,
+        },
+        "wgs84 without altitude": {
+            "frame": "wgs84",
+            "position_m": lat_lon[:, :2],
+            "heading_rad": drive.compass,
+        },
+        "wgs84 quaternion": {"frame": "wgs84", "position_m": lat_lon, "quaternion": quaternion},
+        "ecef frd": {
+            "frame": "ecef",
+            "axes": "frd",
+            "position_m": ecef,
+            "quaternion": (to_ecef * frd).as_quat(),
+            "velocity_mps": to_ecef.apply(drive.velocity),
+        },
+        "lists": {
+            "t_s": T_S.tolist(),
+            "position_m": drive.enu.tolist(),
+            "heading_rad": drive.heading.tolist(),
+        },
+        "given speed": {"speed_m_s": np.full(len(T_S), 9.1)},
+    }
+
+
+KINDS = list(written(Turn()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("side", (1, -1), ids=("left", "right"))
+def test_a_drive_is_the_same_motion_in_every_frame_and_axes(kind, side, video, tmp_path):
+    drive = Turn(side)
+    values = written(drive)[kind]
+    is_flat = "quaternion" not in values
+    packed = pack(tmp_path / "data", [clip_of(video, drive, **values)])
+    [clip] = packed.clips
+    # 59 frames of 1/30 s at 9 m/s; up to 0.2 m of height are not driven where there is no pitch.
+    assert clip.path_m == pytest.approx(9.0 * 59 / 30, rel=1e-3)
+    assert clip.mean_mps == pytest.approx(9.0, rel=1e-3) == clip.max_mps
+    assert clip.turn_deg == pytest.approx(side * np.degrees(0.09 * 59 / 30), abs=0.2)
+    assert (clip.left_m > 0) == (side > 0) and clip.ahead_m == pytest.approx(17.5, abs=0.2)
+    columns = Clip(packed.folder, Catalog.open(packed.folder), clip.clip_id).egomotion()
+    at = int(np.argmin(np.abs(columns["timestamp"])))
+    ahead = drive.enu - drive.enu[np.argmin(np.abs(T_S))]
+    flat = np.array([ahead[:, 0], ahead[:, 1]]).T
+    angle = drive.heading[np.argmin(np.abs(T_S))]
+    seen = Rotation.from_euler("z", -angle).apply(np.column_stack([flat, ahead[:, 2]]))
+    assert columns["x"][at] == 0
+    assert columns["y"] == pytest.approx(seen[:, 1], abs=0.01)
+    assert columns["x"] == pytest.approx(seen[:, 0], abs=0.01 if is_flat else 0.1)
+    assert set(columns) == set(EGOMOTION_COLUMNS)
+
+
+def wrong(drive: Turn) -> dict[str, tuple[dict, str, str]]:
+    """A misreading -> (the clip's values, the argument that is named, what the fix says)."""
+    lat_lon, ecef = geodetic(drive.enu)
+    quaternion = drive.turn.as_quat()
+    frd = into_axes(drive.turn, FRD)
+    to_ecef = Rotation.from_matrix(east_north_up().T)
+    wxyz = quaternion[:, [3, 0, 1, 2]]
+    nine = np.full(len(T_S), 9.0)
+    radians = np.radians(lat_lon[:, :2])
+    return {
+        "right and down": ({"quaternion": frd.as_quat()}, "quaternion", "axes='frd'"),
+        "a camera's axes": (
+            {"quaternion": into_axes(drive.turn, RDF).as_quat()},
+            "quaternion",
+            "axes='rdf'",
+        ),
+        "right, forward, up": (
+            {"quaternion": into_axes(drive.turn, RFU).as_quat()},
+            "quaternion",
+            "axes='rfu'",
+        ),
+        "w first": ({"quaternion": wxyz}, "quaternion", "yours is w, x, y, z"),
+        "w first, right and down": (
+            {"quaternion": frd.as_quat()[:, [3, 0, 1, 2]]},
+            "quaternion",
+            "axes='frd', quaternion=quaternion[:, [1, 2, 3, 0]]",
+        ),
+        "the inverse": ({"quaternion": drive.turn.inv().as_quat()}, "quaternion", "inverse"),
+        "flu in a north-east-down map": (
+            {"position_m": ned(drive.enu), "quaternion": (NED * drive.turn).as_quat()},
+            "quaternion",
+            "frame='ned'",
+        ),
+        "frd that are flu": ({"quaternion": quaternion, "axes": "frd"}, "quaternion", "axes='flu'"),
+        "geocentric as a map": (
+            {"position_m": ecef, "quaternion": (to_ecef * drive.turn).as_quat()},
+            "position_m",
+            "frame='ecef'",
+        ),
+        "geocentric as a map, headings": ({"position_m": ecef}, "position_m", "frame='ecef'"),
+        "geocentric as degrees": (
+            {"position_m": ecef, "frame": "wgs84"},
+            "position_m",
+            "frame='ecef'",
+        ),
+        "a map as geocentric": ({"frame": "ecef"}, "position_m", "another frame"),
+        "compass headings": (
+            {"heading_rad": drive.compass},
+            "heading_rad",
+            "np.pi / 2 - heading_rad",
+        ),
+        "compass headings, positive": (
+            {"heading_rad": drive.compass % (2 * np.pi)},
+            "heading_rad",
+            "np.pi / 2 - heading_rad",
+        ),
+        "north, east as x, y": (
+            {"position_m": drive.enu[:, [1, 0, 2]]},
+            "heading_rad",
+            "[:, [1, 0]]",
+        ),
+        "compass in degrees": (
+            {"heading_rad": np.degrees(drive.compass) % 360},
+            "heading_rad",
+            "np.radians(heading_rad)",
+        ),
+        "counter-clockwise in ned": (
+            {"frame": "ned", "position_m": ned(drive.enu), "heading_rad": drive.heading},
+            "heading_rad",
+            "np.pi / 2 - heading_rad",
+        ),
+        "counter-clockwise in wgs84": (
+            {"frame": "wgs84", "position_m": lat_lon, "heading_rad": drive.heading},
+            "heading_rad",
+            "np.pi / 2 - heading_rad",
+        ),
+        "from the north, counter-clockwise": (
+            {"heading_rad": drive.heading - np.pi / 2},
+            "heading_rad",
+            "heading_rad + np.pi / 2",
+        ),
+        "to the rear": (
+            {"heading_rad": drive.heading + np.pi},
+            "heading_rad",
+            "heading_rad + np.pi",
+        ),
+        "mirrored headings": ({"heading_rad": -drive.heading}, "heading_rad", "-heading_rad"),
+        "one heading throughout": (
+            {"heading_rad": np.full(len(T_S), drive.heading[len(T_S) // 2])},
+            "heading_rad",
+            "counter-clockwise",
+        ),
+        "longitude, latitude": (
+            {"frame": "wgs84", "position_m": lat_lon[:, [1, 0, 2]], "heading_rad": drive.compass},
+            "heading_rad",
+            "the first two columns the other way round",
+        ),
+        "longitude beyond 90": (
+            {"frame": "wgs84", "position_m": lat_lon[:, [1, 0]] + (100, 0)},
+            "position_m",
+            "latitude, longitude",
+        ),
+        "degrees times 1e7": (
+            {"frame": "wgs84", "position_m": np.rint(lat_lon[:, :2] * 1e7)},
+            "position_m",
+            "1e7",
+        ),
+        "metres as degrees": (
+            {"frame": "wgs84", "position_m": drive.enu + (4.5e5, 5.8e6, 0)},
+            "position_m",
+            "frame='enu'",
+        ),
+        "radians as degrees": (
+            {"frame": "wgs84", "position_m": radians, "heading_rad": drive.compass},
+            "position_m",
+            "np.degrees",
+        ),
+        "latitude, longitude as metres": ({"position_m": lat_lon}, "position_m", "frame='wgs84'"),
+        "longitude, latitude as metres": (
+            {"position_m": lat_lon[:, [1, 0]]},
+            "position_m",
+            "frame='wgs84'",
+        ),
+        "degrees in ned": (
+            {"position_m": lat_lon, "frame": "ned", "heading_rad": drive.compass},
+            "position_m",
+            "frame='wgs84'",
+        ),
+        "degrees and wheels": (
+            {"position_m": lat_lon[:, :2], "speed_m_s": nine},
+            "speed_m_s",
+            "frame='wgs84'",
+        ),
+        "kilometres": ({"position_m": drive.enu / 1000}, "position_m", "1000"),
+        "kilometres, but the height": (
+            {"position_m": drive.enu * (1e-3, 1e-3, 1)},
+            "position_m",
+            "1000",
+        ),
+        "kilometres and wheels": (
+            {"position_m": drive.enu / 1000, "speed_m_s": nine},
+            "speed_m_s",
+            "kilometres",
+        ),
+        "centimetres": ({"position_m": drive.enu * 100}, "position_m", "centimetres"),
+        "millimetres": ({"position_m": drive.enu * 1000}, "position_m", "millimetres"),
+        "feet and wheels": (
+            {"position_m": drive.enu / 0.3048, "speed_m_s": nine},
+            "speed_m_s",
+            "feet",
+        ),
+        "km/h": ({"speed_m_s": nine * 3.6}, "speed_m_s", "km/h"),
+        "miles per hour": ({"speed_m_s": nine * 2.237}, "speed_m_s", "miles per hour"),
+        "wheels that disagree": ({"speed_m_s": nine * 1.4}, "speed_m_s", "np.interp"),
+        "wheels that stand still": ({"speed_m_s": nine * 0}, "speed_m_s", "np.interp"),
+        "velocity in km/h": ({"velocity_mps": drive.velocity * 3.6}, "velocity_mps", "km/h"),
+        "velocity along the car's axes": (
+            {"velocity_mps": np.column_stack([nine, 0 * nine, 0 * nine])},
+            "velocity_mps",
+            "along the car's axes",
+        ),
+        "velocity north, east, down": (
+            {"velocity_mps": ned(drive.velocity)},
+            "velocity_mps",
+            "north, east, down",
+        ),
+        "y is the height": (
+            {"position_m": drive.enu[:, [0, 2, 1]] * (1, 1, -1), "heading_rad": 0 * T_S},
+            "",
+            "",
+        ),
+    }
+
+
+@pytest.mark.parametrize("kind", list(wrong(Turn())))
+@pytest.mark.parametrize("side", (1, -1), ids=("left", "right"))
+def test_a_misreading_is_refused_with_the_argument_and_what_fits(kind, side, video, tmp_path):
+    drive = Turn(side, heading=1.2 if side > 0 else 1.9)
+    values, argument, fix = wrong(drive)[kind]
+    with pytest.raises(AvomniError) as refused:
+        pack(tmp_path / "data", [clip_of(video, drive, **values)])
+    error = str(refused.value)
+    assert f"{argument}" in refused.value.where and "clip 'drive'" in refused.value.where
+    assert fix in error, error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("heading", np.arange(0.0, 6.2, 0.35))
+def test_compass_headings_are_refused_whatever_the_road_points_to(heading, video):
+    """At 45° a compass and a map agree: only the turn shows the difference."""
+    for side in (1, -1):
+        drive = Turn(side, heading=heading)
+        with pytest.raises(AvomniError):
+            check([clip_of(video, drive, heading_rad=drive.compass)])
+        assert check([clip_of(video, drive)])
+
+
+@pytest.mark.parametrize("heading", np.arange(0.0, 6.2, 0.35))
+def test_axes_are_told_apart_whatever_the_road_points_to(heading, video):
+    for side in (1, -1):
+        drive = Turn(side, heading=heading)
+        for other in (into_axes(drive.turn, FRD), into_axes(drive.turn, RDF)):
+            with pytest.raises(AvomniError):
+                check([clip_of(video, drive, quaternion=other.as_quat())])
+        with pytest.raises(AvomniError):
+            check([clip_of(video, drive, quaternion=drive.turn.as_quat()[:, [3, 0, 1, 2]])])
+
+
+def parked() -> dict[str, dict]:
+    """Ways to stand still; some loggers' positions jitter or drift meanwhile."""
+    noise = np.random.default_rng(0)
+    still = np.tile([12.0, 34.0, 5.0], (len(T_S), 1))
+    lat_lon = np.tile(PLACE, (len(T_S), 1))
+    walk = np.cumsum(noise.normal(0, 2e-4, (len(T_S), 3)), axis=0)
+    values = {
+        "one place": still,
+        "2 cm of noise": still + noise.normal(0, 0.02, still.shape),
+        "1 mm of noise": still + noise.normal(0, 0.001, still.shape),
+        "a drift without direction": still + walk,
+        "far away": still + (4.5e5, 5.8e6, 0),
+    }
+    heading = np.full(len(T_S), 0.7)
+    clips = {kind: {"position_m": at, "heading_rad": heading} for kind, at in values.items()}
+    steady = still + np.outer(T_S, (3e-3, 4e-3, 0))
+    clips["a steady drift, and wheels that stand"] = {
+        "position_m": steady,
+        "heading_rad": heading,
+        "speed_m_s": 0 * T_S,
+    }
+    clips["degrees"] = {"frame": "wgs84", "position_m": lat_lon, "heading_rad": heading}
+    return clips
+
+
+@pytest.mark.parametrize("kind", list(parked()))
+def test_a_parked_car_is_no_car_in_another_unit(kind, video):
+    [clip] = check([clip_of(video, Turn(), **parked()[kind])]).clips
+    assert clip.mean_mps < 0.2 and clip.turn == "straight"
+
+
+def test_a_slow_car_and_one_that_reverses_are_taken(video):
+    creeping = Turn(speed=0.7, bend=0.02)
+    assert check([clip_of(video, creeping)]).clips[0].mean_mps == pytest.approx(0.7, abs=0.01)
+    backwards = Turn(speed=2.0, bend=0.02)
+    clip = clip_of(video, backwards, heading_rad=backwards.heading + np.pi)
+    [summary] = check([clip]).clips
+    assert summary.notes == ("drives backwards for 4 m",) and summary.ahead_m < -3
+
+
+@pytest.mark.parametrize("speed", (2.0, 14.0, 45.0))
+def test_noise_of_a_receiver_is_no_contradiction(speed, video):
+    noise = np.random.default_rng(1)
+    drive = Turn(-1, speed=speed, bend=0.03)
+    position = drive.enu + noise.normal(0, 0.02, drive.enu.shape)
+    heading = drive.heading + noise.normal(0, 0.01, len(T_S))
+    values = {"heading_rad": heading, "velocity_mps": drive.velocity}
+    [summary] = check([clip_of(video, drive, position_m=position, **values)]).clips
+    assert summary.mean_mps == pytest.approx(speed, rel=0.03)
+    assert summary.turn_deg < 0
+
+
+@pytest.mark.parametrize("speed", (5.0, 8.0, 25.0))
+def test_a_cheap_receiver_on_a_straight_road_is_no_mirrored_turn(speed, video):
+    drive = Turn(1, speed=speed, bend=1e-5)
+    for seed in range(5):
+        noise = np.random.default_rng(seed).normal(0, min(0.016 * speed, 0.15), drive.enu.shape)
+        values = {"position_m": drive.enu + noise, "velocity_mps": drive.velocity}
+        assert check([clip_of(video, drive, **values)]).clips[0].turn == "straight"
+
+
+def test_what_was_understood_is_shown_for_every_clip(video, tmp_path):
+    clips = [
+        clip_of(video, Turn(1), "left"),
+        clip_of(video, Turn(-1), "right", t_s=T_S + 1.7e9, frame_times_s=_unix()),
+        clip_of(video, Turn(1, bend=0.001), "ahead <b>"),
+    ]
+    packed = pack(tmp_path / "data", clips)
+    shown = str(packed)
+    assert "3 clips" in shown and str(tmp_path / "data") in shown
+    left, right, ahead = (
+        shown.split("\nleft\n")[1].split("\nright\n")[0],
+        *shown.split("\nright\n")[1].split("\nahead <b>\n"),
+    )
+    for part in (left, right, ahead):
+        assert "4 cameras, 60 frames each, 1.97 s" in part
+        assert "mean 9.00 m/s (32.4 km/h), at most 9.00 m/s (32.4 km/h)" in part
+        assert "path   17.7 m" in part
+    assert "a left turn of 10°" in left and "m to its left" in left and "0.00 s to 1.97 s" in left
+    assert "a right turn of 10°" in right and "2023-11-14 22:13:20.00 UTC" in right
+    assert "straight" in ahead
+    page = packed._repr_html_()
+    assert "a right turn of 10°" in page and "<b>ahead &lt;b&gt;</b>" in page
+    assert repr(packed) == shown
+    assert Path(packed) == packed.folder == tmp_path / "data"
+
+
+def test_check_says_the_same_and_writes_nothing(video, tmp_path):
+    clips = [clip_of(video, Turn(1))]
+    checked = check(clips)
+    assert list(tmp_path.iterdir()) == []
+    assert checked.folder is None and "not packed yet" in str(checked)
+    assert checked.clips == pack(tmp_path / "data", clips).clips
+
+
+def _unix() -> dict[str, np.ndarray]:
+    return {camera: 1.7e9 + np.arange(NUM_FRAMES) / FPS for camera in CAMERAS}
