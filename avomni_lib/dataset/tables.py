@@ -55,7 +55,8 @@ def key_column(table: pa.Table, name: str, where: str, level: int = 0) -> list[s
     Raises:
         AvomniError: there is no such column.
     """
-    return table[_stored_name(table.column_names, name, where, level)].to_pylist()
+    column = table[_stored_name(table.column_names, name, where, level)].combine_chunks()
+    return (_readable(column) if pa.types.is_string(column.type) else column).to_pylist()
 
 
 def _stored_name(columns: Sequence[str], name: str, where: str, level: int = 0) -> str:
@@ -139,7 +140,7 @@ class ClipTable:
         if found.null_count:
             raise AvomniError(f"{found.null_count} rows have no clip_id", where=str(self.path))
         try:
-            return found.cast(pa.string())
+            return _readable(found.cast(pa.string()))
         except pa.ArrowException:
             raise AvomniError(
                 f"clip_id holds {found.type}, not text", where=str(self.path)
@@ -175,4 +176,16 @@ class ClipTable:
         column = read_table(self.path, str(self.path), [name])[name]
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
-        return column.combine_chunks()
+        column = column.combine_chunks()
+        return _readable(column) if pa.types.is_string(column.type) else column
+
+
+def _readable(texts: pa.StringArray) -> pa.StringArray:
+    """Texts of a table, which need not be UTF-8: another byte is written as `\\xff`."""
+    try:
+        texts.validate(full=True)
+        return texts
+    except pa.ArrowInvalid:
+        binary = texts.cast(pa.binary()).to_pylist()
+        plain = [b if b is None else b.decode("utf-8", "backslashreplace") for b in binary]
+        return pa.array(plain, pa.string())
