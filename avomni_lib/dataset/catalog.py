@@ -157,7 +157,9 @@ class Catalog:
             # The old table names sensors only: as NVIDIA's kit, take the rest for present.
             is_named = name in self._presence_table.names
             everywhere = np.ones(len(self.clips), bool)
-            self._presence[name] = self._presence_table.truths(name) if is_named else everywhere
+            held = self._presence_table.truths(name) if is_named else everywhere
+            # A clip whose id is no plain name is left out, and nothing else.
+            self._presence[name] = held & self.clips.is_named
         return self._presence[name]
 
     def num_present(self, feature: str) -> np.ndarray:

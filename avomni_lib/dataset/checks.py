@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from avomni_lib.dataset import calibration, limits
 from avomni_lib.dataset.findings import DAMAGED, FILE, MEMBER, ODD, WHOLE, Finding
+from avomni_lib.dataset.names import printable
 from avomni_lib.dataset.stored_zip import LOCAL_HEADER, Directory, directory
 from avomni_lib.dataset.tables import key_column
 from avomni_lib.errors import AvomniError
@@ -99,10 +100,10 @@ def _zip(job: Job, held: Directory, size: int) -> Iterator[Finding]:
     strangers = sorted(held.entries.keys() - expected.keys())
     strangers = [n for n in strangers if n.partition(".")[0] not in ignored]
     if unlisted := [n for n in strangers if n.partition(".")[0] in denied]:
-        told = f"holds a clip that should not have this feature: {unlisted[0]}{_more(unlisted)}"
+        told = f"holds a clip that should not have this feature: {_first(unlisted)}"
         yield Finding(ODD, "a member that presence denies", told, FILE)
     if unknown := sorted(set(strangers) - set(unlisted)):
-        told = f"a member of no clip: {unknown[0]}{_more(unknown)}"
+        told = f"a member of no clip: {_first(unknown)}"
         yield Finding(ODD, "a member of no clip", told, FILE)
     order = sorted(held.entries, key=lambda name: held.entries[name].header_offset)
     for name, after in zip(order, [*order[1:], None], strict=True):
@@ -150,8 +151,12 @@ def _table(job: Job) -> Iterator[Finding]:
                 what = "rows that contradict" if count else "no row"
                 yield Finding(DAMAGED, what, told, MEMBER, clip_id=clip_id)
     if unknown := sorted({*clip_ids} - {None, *job.clip_ids, *job.denied, *job.ignored}):
-        told = f"a row of no clip: {unknown[0]}{_more(unknown)}"
+        told = f"a row of no clip: {_first(unknown)}"
         yield Finding(ODD, "a row of no clip", told, FILE)
+
+
+def _first(strangers: list[str]) -> str:
+    return printable(strangers[0]) + _more(strangers)
 
 
 def _more(names: list[str]) -> str:

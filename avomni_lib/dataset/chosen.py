@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from avomni_lib import files
+from avomni_lib.dataset import names
 from avomni_lib.dataset.catalog import METADATA_FILES, SPLITS, Catalog
+from avomni_lib.dataset.clip_index import MAX_CHUNK
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 
@@ -82,7 +85,7 @@ def read_chosen(p: Params) -> Chosen:
     values = files.read_json(path)
     try:
         clip_ids = {split: tuple(ids) for split, ids in values["clip_ids"].items()}
-        return Chosen(
+        chosen = Chosen(
             values["repo_id"],
             values["revision"],
             tuple(values["chunks"]),
@@ -91,9 +94,11 @@ def read_chosen(p: Params) -> Chosen:
             values.get("chosen_on"),
             values.get("local_dir"),
         )
+        _check(chosen, str(path))
+        return chosen
     except (KeyError, TypeError, AttributeError) as error:
         raise AvomniError(
-            f"not a {FILE} of this version: {error!r}", where=str(path), fix="run 02_download again"
+            f"not a {FILE} of this version: {error!r}", where=str(path), fix=CHOOSE_AGAIN
         ) from None
 
 
@@ -153,6 +158,20 @@ def _misplaced(catalog: Catalog, chosen: Chosen) -> list[str]:
             if why:
                 wrong.append(f"clip {clip_id} {why}")
     return wrong
+
+
+def _check(chosen: Chosen, where: str) -> None:
+    """What leads to a file, as it may have been written by another program or hand."""
+    for clip_id in itertools.chain.from_iterable(chosen.clip_ids.values()):
+        names.need("the clip id", clip_id, names.name_fault(clip_id), where, CHOOSE_AGAIN)
+    for name, file in chosen.files.items():
+        names.need("the path of a file", name, names.path_fault(name), where, CHOOSE_AGAIN)
+        names.need(
+            f"the size of {name}", file["size"], names.size_fault(file["size"]), where, CHOOSE_AGAIN
+        )
+    for chunk in chosen.chunks:
+        fault = None if type(chunk) is int and 0 <= chunk < MAX_CHUNK else "it is no chunk's number"
+        names.need("the chunk", chunk, fault, where, CHOOSE_AGAIN)
 
 
 def missing_files(p: Params) -> list[str]:

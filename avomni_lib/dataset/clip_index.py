@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from avomni_lib.dataset import names
 from avomni_lib.dataset.metadata import encode
 from avomni_lib.dataset.tables import (
     ClipTable,
@@ -35,7 +36,10 @@ class ClipIndex:
 
     Attributes:
         path: Of the file.
-        clip_ids: (clips,) text.
+        clip_ids: (clips,) text; one that is no plain name stands as `names.shown` shows it, so
+            that it cannot reach a path.
+        faults: clip_id -> why it is no plain name, of those.
+        is_named: (clips,) bool whether the clip's id is a plain name.
         chunk: (clips,) int64 numbers.
         split: (clips,) int32 places in `SPLITS`: the data set's own column, else by the clip's id.
         is_valid: (clips,) bool, as marked at the source.
@@ -49,13 +53,14 @@ class ClipIndex:
         """
         self.path, where = path, str(path)
         table = ClipTable(path)
-        self.clip_ids = table.clip_ids
-        if not len(self.clip_ids):
+        if not len(table.clip_ids):
             raise AvomniError("the clip index lists no clip", where=where)
+        self.clip_ids, self.is_named, self.faults = _checked(table.clip_ids)
         # Sorted, to find a clip by its name; and two of one name lie side by side.
         self._order = pc.array_sort_indices(self.clip_ids)
         self._sorted = self.clip_ids.take(self._order)
         twice = truths(pc.equal(self._sorted[1:], self._sorted[:-1]))
+        twice &= self.is_named[numbers(self._order)[1:]]
         if twice.any():
             clip_id = self._sorted[int(np.argmax(twice))]
             count = pc.sum(pc.equal(self.clip_ids, clip_id)).as_py()
@@ -134,11 +139,30 @@ def split_by_hash(clip_id: str) -> str:
     return "train" if share < 0.8 else "val" if share < 0.9 else "test"
 
 
-def _place(names: pa.StringArray, name: str) -> int:
+def _checked(clip_ids: pa.StringArray) -> tuple[pa.StringArray, np.ndarray, dict[str, str]]:
+    """`clip_ids`, `is_named` and `faults` of the ids as a table lists them."""
+    is_named = truths(pc.match_substring_regex(clip_ids, rf"\A{names.ORDINARY}\z")).copy()
+    shown, faults = {}, {}
+    for row in np.flatnonzero(~is_named).tolist():
+        clip_id = clip_ids[row].as_py()
+        fault = names.name_fault(clip_id)
+        is_named[row] = fault is None
+        if fault is not None:
+            shown[row] = names.shown(clip_id)
+            faults[shown[row]] = f"its id {shown[row]} is no plain name: {fault}"
+    if shown:
+        texts = clip_ids.to_pylist()
+        for row, text in shown.items():
+            texts[row] = text
+        clip_ids = pa.array(texts, pa.string())
+    return clip_ids, is_named, faults
+
+
+def _place(sorted_ids: pa.StringArray, name: str) -> int:
     """Where a name is, or would be, among sorted ones (by code point, as UTF-8's bytes are)."""
-    return bisect.bisect_left(range(len(names)), name, key=lambda row: names[row].as_py())
+    return bisect.bisect_left(range(len(sorted_ids)), name, key=lambda row: sorted_ids[row].as_py())
 
 
-def _neighbours(names: pa.StringArray, name: str, reach: int = 2) -> list[str]:
-    place = _place(names, name)
-    return names[max(place - reach, 0) : place + reach].to_pylist()
+def _neighbours(sorted_ids: pa.StringArray, name: str, reach: int = 2) -> list[str]:
+    place = _place(sorted_ids, name)
+    return sorted_ids[max(place - reach, 0) : place + reach].to_pylist()

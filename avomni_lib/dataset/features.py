@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from avomni_lib.dataset import names
 from avomni_lib.errors import AvomniError
 
 FEATURES_FILE = "features.csv"
@@ -34,26 +35,45 @@ class Feature:
 def read_features(path: Path) -> dict[str, Feature]:
     """Every feature by its name, in the order of the file; columns that nobody knows are left.
 
+    Names and templates become names of files, so that they are checked here.
+
+    Args:
+        path: UTF-8, with or without a byte order mark.
+
     Raises:
-        AvomniError: there is no such file, or it is another one.
+        AvomniError: there is no such file, it is another one, or a name or template in it is none.
     """
+    features: dict[str, Feature] = {}
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        return {
-            row["feature"]: Feature(
-                row["feature"],
-                row["directory"],
-                row["chunk_path"],
-                json.loads(row["clip_files_in_zip"] or "{}"),
-            )
-            for row in rows
-        }
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            for row in csv.DictReader(file):
+                members = json.loads(row["clip_files_in_zip"] or "{}")
+                feature = Feature(row["feature"], row["directory"], row["chunk_path"], members)
+                _check(feature, str(path))
+                if feature.name in features:
+                    raise AvomniError(f"feature {feature.name} is listed twice", where=str(path))
+                features[feature.name] = feature
+        return features
     except FileNotFoundError:
         raise AvomniError(
             "this folder is not in the data set's layout: no features.csv",
             where=str(path.parent),
             fix="run 02_download, or check dataset.local_dir",
         ) from None
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, OSError, RecursionError, csv.Error) as error:
         raise AvomniError(f"not the data set's features.csv: {error!r}", where=str(path)) from None
+
+
+def _check(feature: Feature, path: str) -> None:
+    names.need("the name of a feature", feature.name, names.name_fault(feature.name), path)
+    where = f"{feature.name} in {path}"
+    directory, members = feature.directory, feature.members
+    names.need("the directory", directory, names.path_fault(directory), where)
+    fault = names.template_fault(feature.chunk_path, "chunk_id")
+    names.need("the template chunk_path", feature.chunk_path, fault, where)
+    fault = None if isinstance(members, dict) else "it is not an object of names"
+    names.need("clip_files_in_zip", members, fault, where)
+    for kind, template in members.items():
+        names.need("a name in clip_files_in_zip", kind, names.name_fault(kind), where)
+        fault = names.template_fault(template, "clip_id")
+        names.need(f"the template of {kind}", template, fault, where)

@@ -78,14 +78,10 @@ class Hub:
             raise AvomniError(
                 f"no name of a data set: {error}", where="dataset.repo_id", fix="write owner/name"
             ) from None
-        if revision is not None:
-            fault = (
-                None if REVISION.fullmatch(revision) and ".." not in revision else "no such name"
-            )
-            names.need("the revision", revision, fault, "dataset.revision")
         where = "HF_ENDPOINT" if endpoint is None else "dataset.endpoint"
         hub = address.parse(constants.ENDPOINT if endpoint is None else endpoint, where)
-        self.repo_id, self.revision, self.endpoint = repo_id, revision, hub.url
+        self.repo_id, self.endpoint = repo_id, hub.url
+        self.revision = _checked_revision(revision)
         self.backoff, self._allows_plain_http = backoff or Backoff(), allow_plain_http
         authorization = hub.basic or _bearer(token, hub)
         if authorization and not self._may_carry_secrets(hub):
@@ -110,7 +106,7 @@ class Hub:
         """The same repository at another revision."""
         hub = copy.copy(self)
         hub.__dict__.pop("commit", None)
-        hub.revision = revision
+        hub.revision = _checked_revision(revision)
         return hub
 
     @cached_property
@@ -366,6 +362,14 @@ def _session() -> Any:
     if session.timeout.read is None:
         session.timeout = API_SILENCE_S
     return session
+
+
+def _checked_revision(revision: str | None) -> str | None:
+    if revision is not None:
+        is_one = isinstance(revision, str) and REVISION.fullmatch(revision) and ".." not in revision
+        fault = None if is_one else "no name of a commit, tag or branch"
+        names.need("the revision", revision, fault, "dataset.revision")
+    return revision
 
 
 def _bearer(token: str | None, hub: Address) -> str | None:

@@ -134,8 +134,11 @@ class Listing:
             }
             for clip_id in catalog.clip_ids(chunk):
                 told: dict[str, tuple[str, str]] = {}
+                fault = catalog.clips.faults.get(clip_id)
                 for name in features:
-                    if clip_id not in held.get(name, ()):
+                    if fault is not None:
+                        told[name] = (DAMAGED, fault)
+                    elif clip_id not in held.get(name, ()):
                         told[name] = (ABSENT, "not on the source")
                     elif states[name]:
                         told[name] = (states[name][0], _short(states[name][0]))
@@ -143,7 +146,7 @@ class Listing:
                         mine = [*whole.get((name, chunk), ()), *single.get((name, clip_id), ())]
                         told[name] = (findings.worst(mine) or SOUND, findings.reasons(mine))
                 is_usable = all(state != ABSENT for state, _ in told.values())
-                if is_usable and chunk in taken and clip_id not in chosen:
+                if fault is None and is_usable and chunk in taken and clip_id not in chosen:
                     told = dict.fromkeys(features, (NOT_CHOSEN, ""))
                 rows.append(_clip_row(clip_id, chunk, catalog.split_of(clip_id), told))
         return rows
@@ -206,8 +209,9 @@ class _Clips:
     def __init__(self, selection: Selection):
         self.selection, index = selection, selection.catalog.clips
         self._chosen = {clip_id for ids in selection.clip_ids.values() for clip_id in ids}
-        # Marked as not valid at the source: nobody's choice, but their files are there.
-        rows = np.flatnonzero(~index.is_valid)
+        # Marked as not valid at the source, or without a plain name: nobody's choice, but their
+        # files are there.
+        rows = np.flatnonzero(~index.is_valid | ~index.is_named)
         self._invalid: dict[int, list[str]] = {}
         for chunk, clip_id in zip(index.chunk[rows].tolist(), index.ids(rows), strict=True):
             self._invalid.setdefault(chunk, []).append(clip_id)

@@ -34,6 +34,11 @@ def shown(value: Any) -> str:
     return _SHOWN.repr(value)
 
 
+def printable(text: str) -> str:
+    """A name from outside as a sentence may hold it: as it is, or as `shown` shows it."""
+    return text if text.isprintable() and len(text) <= MAX_NAME_BYTES else shown(text)
+
+
 def name_fault(name: Any) -> str | None:
     """Why a value is not a plain name of at most 200 bytes, or None where it is one.
 

@@ -65,7 +65,8 @@ def key_column(table: pa.Table, name: str, where: str, level: int = 0) -> list[s
     Raises:
         AvomniError: there is no such column, or it holds no text.
     """
-    return text_column(table, _stored_name(table.column_names, name, where, level), where)
+    column = _text(table, _stored_name(table.column_names, name, where, level), where)
+    return _readable(column.combine_chunks()).to_pylist()
 
 
 def text_column(table: pa.Table, name: str, where: str) -> list[str | None]:
@@ -74,17 +75,21 @@ def text_column(table: pa.Table, name: str, where: str) -> list[str | None]:
     Raises:
         AvomniError: there is no such column or more than one, or it holds something else.
     """
-    column = column_of(table, name, where)
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    # A column without any value has a type of its own.
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
-        raise AvomniError(f"column {name} holds {kind}, not text", where=where)
     try:
-        return column.to_pylist()
+        return _text(table, name, where).to_pylist()
     except UnicodeDecodeError:
         raise AvomniError(f"column {name} holds bytes that are no text", where=where) from None
+
+
+def _text(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
+    column = column_of(table, name, where)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    # A column without any value has a type of its own.
+    kind = column.type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
+        raise AvomniError(f"column {name} holds {kind}, not text", where=where)
+    return column
 
 
 def _stored_name(columns: Sequence[str], name: str, where: str, level: int = 0) -> str:
@@ -195,7 +200,7 @@ class ClipTable:
         if found.null_count:
             raise AvomniError(f"{found.null_count} rows have no clip_id", where=str(self.path))
         try:
-            return found.cast(pa.string())
+            return _readable(found.cast(pa.string()))
         except pa.ArrowException:
             raise AvomniError(
                 f"clip_id holds {found.type}, not text", where=str(self.path)
@@ -231,4 +236,16 @@ class ClipTable:
         column = read_table(self.path, str(self.path), [name])[name]
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
-        return column.combine_chunks()
+        column = column.combine_chunks()
+        return _readable(column) if pa.types.is_string(column.type) else column
+
+
+def _readable(texts: pa.Array) -> pa.Array:
+    """Texts of a table, which need not be UTF-8: another byte is written as `\\xff`."""
+    try:
+        texts.validate(full=True)
+        return texts
+    except pa.ArrowInvalid:
+        binary = texts.cast(pa.large_binary()).to_pylist()
+        plain = [b if b is None else b.decode("utf-8", "backslashreplace") for b in binary]
+        return pa.array(plain, pa.string())

@@ -108,6 +108,8 @@ def _named(
     def lacks(row: int) -> str:
         if not catalog.clips.is_valid[row]:
             return "the clip index marks it as not valid"
+        if fault := catalog.clips.faults.get(catalog.clips.ids([row])[0]):
+            return fault
         absent = [feature for feature in features if not catalog.presence(feature)[row]]
         return f"it has no {', '.join(absent)}"
 

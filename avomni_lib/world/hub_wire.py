@@ -53,7 +53,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Blob:
-    """One published file as the hub describes it; `file` is where it lies, with no link on the way."""
+    """One published file as the hub describes it.
+
+    Attributes:
+        file: Where it lies, with no symbolic link on the way.
+    """
 
     path: str
     size: int
