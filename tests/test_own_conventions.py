@@ -444,6 +444,14 @@ def parked() -> dict[str, dict]:
 def test_a_parked_car_is_no_car_in_another_unit(kind, video):
     [clip] = check([clip_of(video, Turn(), **parked()[kind])]).clips
     assert clip.mean_mps < 0.2 and clip.turn == "straight"
+    if clip.mean_mps < 0.09:
+        assert any(note.startswith("stands still throughout") for note in clip.notes)
+
+
+def test_a_nose_that_turns_where_nothing_moves_is_noted(video):
+    drive = Turn()
+    [clip] = check([clip_of(video, drive, position_m=0 * drive.enu)]).clips
+    assert "stands still throughout, and the nose turns by" in clip.notes[0]
 
 
 def test_a_slow_car_and_one_that_reverses_are_taken(video):
@@ -500,6 +508,16 @@ def test_what_was_understood_is_shown_for_every_clip(video, tmp_path):
     assert "a right turn of 10°" in page and "<b>ahead &lt;b&gt;</b>" in page
     assert repr(packed) == shown
     assert Path(packed) == packed.folder == tmp_path / "data"
+
+
+def test_the_date_line_is_no_jump(video):
+    drive = Turn()
+    place, _ = geodetic(drive.enu)
+    east = (place[:, 1] - place[len(T_S) // 8, 1] + 360) % 360 - 180
+    place[:, 1] = east
+    assert np.ptp(east) > 350
+    clip = clip_of(video, drive, position_m=place, frame="wgs84", heading_rad=drive.compass)
+    assert check([clip]).clips[0].mean_mps == pytest.approx(9.0, rel=1e-3)
 
 
 def test_check_says_the_same_and_writes_nothing(video, tmp_path):

@@ -22,7 +22,7 @@ from avomni_lib.errors import AvomniError
 # Positions are compared half a second apart: a decimetre of noise is no course then.
 SPAN_S = 0.5
 # Slower, the course of a noisy position is no direction; turning asks for a finer one.
-MOVES_MPS, TURNS_MPS = 1.0, 3.0
+STANDS_MPS, MOVES_MPS, TURNS_MPS = 0.1, 1.0, 3.0
 # An antenna over the front bumper moves 25° beside the nose on the tightest circle.
 MAX_SLIP_DEG, DOUBTFUL_SLIP_DEG, MAX_TILT_DEG = 30.0, 10.0, 35.0
 # The steepest streets climb by 35 %.
@@ -223,6 +223,11 @@ def notes(track: Track, turn: Rotation) -> list[str]:
     moved_back = -back[(back < 0) & (track.speeds > MOVES_MPS)].sum()
     if moved_back > 1:
         remarks.append(f"drives backwards for {moved_back:.0f} m")
+    east, north, _ = turn.apply((1, 0, 0)).T
+    yaw = np.degrees(np.unwrap(np.arctan2(north, east)))
+    if track.mean_mps < STANDS_MPS:
+        turns = f", and the nose turns by {np.ptp(yaw):.0f}°" if np.ptp(yaw) > MIN_TURN_DEG else ""
+        remarks.append(f"stands still throughout{turns}: is it parked, or the unit no metre?")
     if (track.speeds > MOVES_MPS).any() and (slip := slip_deg(track, nose)) > DOUBTFUL_SLIP_DEG:
         remarks.append(f"moves {slip:.0f}° beside where it points")
     return remarks
@@ -253,9 +258,10 @@ def _check_speeds(poses: Poses, track: Track, turn: Rotation, where: str) -> Non
         )
     high = float(np.percentile(track.speeds, 95))
     if high > MAX_SPEED_MPS:
+        row = int(track.rows[np.argmax(track.speeds)])
         raise AvomniError(
-            f"positions move at {high:,.0f} m/s, which no car does",
-            where=f"position_m, {where}",
+            f"positions move at {high:,.0f} m/s, which no car does; fastest at row {row}",
+            where=f"position_m, row {row}, {where}",
             fix="give position_m in metres (not centimetres, millimetres or feet) and t_s in "
             "seconds; leave out rows whose positions are placeholders",
         )
@@ -285,7 +291,8 @@ def _check_drift(poses: Poses, track: Track, turn: Rotation, where: str) -> None
             fix = "they look like radians: np.degrees"
     elif poses.frame != "ecef":
         scaled = Track(track.steps_m * 1000, track.seconds, track.rows)
-        slip = slip_deg(scaled, turn[track.rows].apply((1, 0, 0))) if mean > 1e-3 else 90.0
+        moves = (scaled.speeds > MOVES_MPS).any()
+        slip = slip_deg(scaled, turn[track.rows].apply((1, 0, 0))) if moves else 90.0
         if 0.5 < mean * METRES_PER_DEGREE < 70 and sizes.max() <= 180 and sizes.min() <= 90:
             fix = "they look like degrees: frame='wgs84', with (latitude, longitude[, altitude])"
         elif 0.5 < mean * 1000 < 70 and slip < MAX_SLIP_DEG:
