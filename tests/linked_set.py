@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from avomni_lib.dataset import rig
+from avomni_lib.dataset import own_layout, rig, streams
 from tests.published_set import (
     CALIBRATION,
     FEATURES,
@@ -70,10 +70,13 @@ def write_linked_set(
     _put(folder / "clip_index.parquet", parquet_bytes(index))
     presence_table = parquet_bytes({**presence, "clip_id": ids})
     _put(folder / "metadata/feature_presence.parquet", presence_table)
+    sizes = {camera: streams.walk(content).facts for camera, content in videos.items()}
+    sizes = {camera: (facts["width"], facts["height"]) for camera, facts in sizes.items()}
     for chunk in range(num_chunks):
         own = ids[chunk * clips_per_chunk : (chunk + 1) * clips_per_chunk]
         for feature in set(CALIBRATION) & set(PUBLISHED):
-            _put(folder / chunk_path(feature, chunk), parquet_bytes({"clip_id": own}))
+            table = own_layout.stand_in(feature, dict.fromkeys(own, sizes))
+            _put(folder / chunk_path(feature, chunk), table)
         columns = Drive(0).egomotion(egomotion_times(0, seconds))
         members = {"egomotion.parquet": parquet_bytes(columns)}
         write_linked_zip(folder / chunk_path("egomotion", chunk), own, members, filler_bytes)
