@@ -241,6 +241,21 @@ def wrong(drive: Turn) -> dict[str, tuple[dict, str, str]]:
             "frame='ned'",
         ),
         "frd that are flu": ({"quaternion": quaternion, "axes": "frd"}, "quaternion", "axes='flu'"),
+        "latitudes and an attitude in north, east, down": (
+            {
+                "frame": "wgs84",
+                "axes": "frd",
+                "position_m": lat_lon,
+                "quaternion": (NED * frd).as_quat(),
+            },
+            "quaternion",
+            "yours turns into north, east, down",
+        ),
+        "a map and an attitude in north, east, down": (
+            {"quaternion": (NED * frd).as_quat()},
+            "quaternion",
+            "yours turns into north, east, down",
+        ),
         "geocentric as a map": (
             {"position_m": ecef, "quaternion": (to_ecef * drive.turn).as_quat()},
             "position_m",
@@ -294,6 +309,7 @@ def wrong(drive: Turn) -> dict[str, tuple[dict, str, str]]:
             "heading_rad + np.pi",
         ),
         "mirrored headings": ({"heading_rad": -drive.heading}, "heading_rad", "-heading_rad"),
+        "y to the right": ({"position_m": drive.enu * (1, -1, 1)}, "heading_rad", "-y for y"),
         "one heading throughout": (
             {"heading_rad": np.full(len(T_S), drive.heading[len(T_S) // 2])},
             "heading_rad",

@@ -63,6 +63,10 @@ CONVENTIONS = (
     "a heading is in rad, in enu counter-clockwise from x, else clockwise from north; "
     "docs/own_clips.md has more"
 )
+SWAPPED_WORLD = (
+    "quaternion=(Rotation.from_matrix([[0, 1, 0], [1, 0, 0], [0, 0, -1]]) * "
+    "Rotation.from_quat(quaternion)).as_quat()"
+)
 # A reading that fits worse than the best one by this much is not offered.
 MUCH_WORSE_DEG = 5.0
 
@@ -380,24 +384,22 @@ def _of_headings(poses: Poses) -> Iterator[tuple[int, str, Track, Rotation]]:
         turn = own_frames.turns(poses, into, heading=change(poses.heading))
         number = 1 + ("radians" in text)  # degrees all near zero would be rare
         readings.append((number, f"heading_rad={text}", track, turn))
-    if swapped := _swapped(poses):
-        position, into = own_frames.level(swapped)
-        turn = own_frames.turns(swapped, into)
-        readings.append((1, f"position_m{SWAP}", Track.of(poses.t_s, position), turn))
+    for text, other in _other_places(poses):
+        places, into = own_frames.level(other)
+        turn = own_frames.turns(other, into)
+        readings.append((1, f"position_m{text}", Track.of(poses.t_s, places), turn))
     yield from sorted(readings, key=lambda reading: reading[0])
 
 
-SWAP = "[:, [1, 0]] (the first two columns the other way round)"
-
-
-def _swapped(poses: Poses) -> Poses | None:
-    """With the first two columns of the positions exchanged."""
-    if poses.frame == "ecef" or (
-        poses.frame == "wgs84" and np.abs(poses.position[:, 1]).max() > 90
-    ):
-        return None
-    values = vars(poses) | {"position": poses.position[:, [1, 0, 2]]}
-    return Poses(**values)
+def _other_places(poses: Poses) -> Iterator[tuple[str, Poses]]:
+    """What to write behind `position_m`, and the poses with the places so changed."""
+    values, position = vars(poses), poses.position
+    if poses.frame in ("enu", "ned"):
+        mirrored = Poses(**values | {"position": position * (1, -1, 1)})
+        yield " with -y for y (yours may point to the other side)", mirrored
+    if poses.frame in ("enu", "ned") or np.abs(position[:, :2]).max() <= 90:
+        swapped = Poses(**values | {"position": position[:, [1, 0, 2]]})
+        yield "[:, [1, 0]] (the first two columns the other way round)", swapped
 
 
 def _of_quaternions(poses: Poses) -> Iterator[tuple[int, str, Track, Rotation]]:
@@ -412,17 +414,24 @@ def _of_quaternions(poses: Poses) -> Iterator[tuple[int, str, Track, Rotation]]:
         "": poses.quaternion,
         "quaternion[:, [1, 2, 3, 0]] (yours is w, x, y, z)": poses.quaternion[:, [1, 2, 3, 0]],
     }
+    flip = Rotation.from_matrix(own_frames.NED_TO_ENU)  # its own inverse
+    mixed = (False,) if poses.frame == "ecef" else (False, True)
+    kind = "east, north, up" if poses.frame == "ned" else "north, east, down"
     ways = []
-    for frame, axes, order, is_inverse in itertools.product(
-        frames, own_frames.AXES, orders, (False, True)
+    for frame, axes, order, is_inverse, is_mixed in itertools.product(
+        frames, own_frames.AXES, orders, (False, True), mixed
     ):
         changes = [f"frame={frame!r} ({own_frames.FRAMES[frame]})"] * (frame != poses.frame)
         changes += [f"axes={axes!r}"] * (axes != poses.axes)
         changes += [f"quaternion={order}"] * bool(order)
         changes += ["the inverse rotation (yours turns the frame into the car)"] * is_inverse
-        ways.append((changes, frame, axes, orders[order], is_inverse))
-    for changes, frame, axes, quaternion, is_inverse in sorted(ways, key=lambda way: len(way[0])):
+        changes += [f"{SWAPPED_WORLD} (yours turns into {kind})"] * is_mixed
+        ways.append((changes, frame, axes, orders[order], is_inverse, is_mixed))
+    for changes, frame, axes, quaternion, is_inverse, is_mixed in sorted(
+        ways, key=lambda way: len(way[0])
+    ):
         track, into = tracks[frame]
         turn = Rotation.from_quat(quaternion)
         turn = turn.inv() if is_inverse else turn
+        turn = flip * turn if is_mixed else turn
         yield len(changes), ", ".join(changes), track, into * turn * own_frames.car(axes)
