@@ -17,6 +17,7 @@ import av
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.spatial.transform import Rotation
 
 from avomni_lib.dataset import rig
 from avomni_lib.dataset.own import OwnClip, check, pack
@@ -215,7 +216,24 @@ WORDS = {
     "a month of pandas": ({"month": pd.NA}, "month is <NA>", "None"),
     "a country's number": ({"country": 49}, "country is 49", "text"),
     "no country": ({"country": float("nan")}, "country is nan", "None"),
-    "half a character": ({"country": "\ud800"}, "country is", "half a character"),
+    "half a character": ({"country": "\ud800"}, "country is", "cannot be printed"),
+    "a name of two lines": ({"name": "a\nb\x1b[31m"}, "name is 'a\\nb", "cannot be printed"),
+    "a speed that is no speed": ({"speed_m_s": but(T_S * 0, 8, 1e308)}, "row 8", "placeholder"),
+    "velocities that are none": (
+        {"velocity_mps": np.full((len(T_S), 3), 1e300)},
+        "velocity_mps is 1e+300 at row 0",
+        "unit",
+    ),
+    "places without a fix": (
+        {"position_m": np.outer(np.arange(100) % 4 > 0, (52.0, 13.0)), "frame": "wgs84"},
+        "which no car does; fastest at row",
+        "placeholders",
+    ),
+    "minutes of NMEA": (
+        {"position_m": np.full((100, 2), (5231.2, 1324.3)), "frame": "wgs84"},
+        "latitude 5231.2",
+        "ddmm.mmmm",
+    ),
     "a platform in bytes": ({"platform": b"van"}, "platform is", "text"),
     "an unknown split": ({"split": "all"}, "unknown split 'all'", "train, val, test"),
     "a list of splits": ({"split": ["train"]}, "unknown split", "train, val, test"),
@@ -294,6 +312,9 @@ def test_what_a_table_of_pandas_or_a_list_gives_is_taken(video):
     assert summary == check([clip_of(video)]).clips[0]
     whole = np.ma.array(T_S)
     assert check([clip_of(video, t_s=whole, position_m=POSITION.astype(np.float32))])
+    turn = Rotation.from_euler("z", HEADING[:, None])
+    given = check([clip_of(video, heading_rad=None, quaternion=turn)]).clips[0]
+    assert given == check([clip_of(video, heading_rad=None, quaternion=QUATERNION)]).clips[0]
 
 
 def test_everything_wrong_with_a_call_is_said_at_once(video, tmp_path):
@@ -356,6 +377,23 @@ def test_chunks_hold_a_whole_number_of_clips(count, video, tmp_path):
 def test_a_folder_is_a_path(folder, video):
     with pytest.raises(AvomniError, match="folder is"):
         pack(folder, [clip_of(video)])
+
+
+def test_a_folder_that_cannot_be_written_is_refused(video, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for folder in (video, video / "data", tmp_path / "link", tmp_path / ("a" * 300)):
+        with pytest.raises(AvomniError, match="the folder to pack into") as refused:
+            pack(folder, [clip_of(video)])
+        assert str(folder) in refused.value.where
+    # As long as a name may be, and too long for the one that it has while it is written.
+    with pytest.raises(AvomniError, match="File name too long"):
+        pack(tmp_path / ("a" * 250), [clip_of(video)])
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
+
+
+def test_one_file_of_all_cameras_is_one_mistake(video, tmp_path):
+    text = refusal([clip_of(video, videos=dict.fromkeys(CAMERAS, tmp_path / "no.mp4"))], tmp_path)
+    assert text.count("there is no video") == 1 and "mistakes" not in text
 
 
 def streams(folder: Path, video: Path) -> Iterator[tuple[str, Path, str]]:
@@ -455,6 +493,6 @@ def test_nothing_is_left_of_a_call_that_ends_in_the_middle(video, tmp_path, monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(shutil, "copyfileobj", full)
-    with pytest.raises((OSError, AvomniError)):
+    with pytest.raises(AvomniError, match="no room left on the disk"):
         pack(tmp_path / "data", [clip_of(video)])
     assert list(tmp_path.iterdir()) == []

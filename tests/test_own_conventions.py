@@ -241,6 +241,21 @@ def wrong(drive: Turn) -> dict[str, tuple[dict, str, str]]:
             "frame='ned'",
         ),
         "frd that are flu": ({"quaternion": quaternion, "axes": "frd"}, "quaternion", "axes='flu'"),
+        "latitudes and an attitude in north, east, down": (
+            {
+                "frame": "wgs84",
+                "axes": "frd",
+                "position_m": lat_lon,
+                "quaternion": (NED * frd).as_quat(),
+            },
+            "quaternion",
+            "yours turns into north, east, down",
+        ),
+        "a map and an attitude in north, east, down": (
+            {"quaternion": (NED * frd).as_quat()},
+            "quaternion",
+            "yours turns into north, east, down",
+        ),
         "geocentric as a map": (
             {"position_m": ecef, "quaternion": (to_ecef * drive.turn).as_quat()},
             "position_m",
@@ -294,6 +309,7 @@ def wrong(drive: Turn) -> dict[str, tuple[dict, str, str]]:
             "heading_rad + np.pi",
         ),
         "mirrored headings": ({"heading_rad": -drive.heading}, "heading_rad", "-heading_rad"),
+        "y to the right": ({"position_m": drive.enu * (1, -1, 1)}, "heading_rad", "-y for y"),
         "one heading throughout": (
             {"heading_rad": np.full(len(T_S), drive.heading[len(T_S) // 2])},
             "heading_rad",
@@ -444,6 +460,14 @@ def parked() -> dict[str, dict]:
 def test_a_parked_car_is_no_car_in_another_unit(kind, video):
     [clip] = check([clip_of(video, Turn(), **parked()[kind])]).clips
     assert clip.mean_mps < 0.2 and clip.turn == "straight"
+    if clip.mean_mps < 0.09:
+        assert any(note.startswith("stands still throughout") for note in clip.notes)
+
+
+def test_a_nose_that_turns_where_nothing_moves_is_noted(video):
+    drive = Turn()
+    [clip] = check([clip_of(video, drive, position_m=0 * drive.enu)]).clips
+    assert "stands still throughout, and the nose turns by" in clip.notes[0]
 
 
 def test_a_slow_car_and_one_that_reverses_are_taken(video):
@@ -500,6 +524,16 @@ def test_what_was_understood_is_shown_for_every_clip(video, tmp_path):
     assert "a right turn of 10°" in page and "<b>ahead &lt;b&gt;</b>" in page
     assert repr(packed) == shown
     assert Path(packed) == packed.folder == tmp_path / "data"
+
+
+def test_the_date_line_is_no_jump(video):
+    drive = Turn()
+    place, _ = geodetic(drive.enu)
+    east = (place[:, 1] - place[len(T_S) // 8, 1] + 360) % 360 - 180
+    place[:, 1] = east
+    assert np.ptp(east) > 350
+    clip = clip_of(video, drive, position_m=place, frame="wgs84", heading_rad=drive.compass)
+    assert check([clip]).clips[0].mean_mps == pytest.approx(9.0, rel=1e-3)
 
 
 def test_check_says_the_same_and_writes_nothing(video, tmp_path):

@@ -155,21 +155,23 @@ def pack(
     ready = _examine(clips, mistakes, progress)
     folder = Path(folder)
     num_bytes = sum(Path(path).stat().st_size for r in ready for path in r.clip.videos.values())
-    files.need_room(folder.parent, num_bytes, "the packed clips")
     work = folder.with_name(f".{folder.name}.packing")
-    shutil.rmtree(work, ignore_errors=True)
     try:
+        files.need_room(folder.parent, num_bytes, "the packed clips")
+        shutil.rmtree(work, ignore_errors=True)
         with progress(total=len(ready), unit="clip", label="Pack") as bar:
             for number, start in enumerate(range(0, len(ready), clips_per_chunk)):
                 _write_chunk(work, number, ready[start : start + clips_per_chunk], bar)
         own_layout.write_metadata(work, [_row(each.clip) for each in ready], clips_per_chunk)
-    except BaseException:
+        if folder.exists():
+            folder.rmdir()
+        os.replace(work, folder)
+        files.fsync_folder(folder.parent)
+    except BaseException as error:
         shutil.rmtree(work, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise _unwritable(folder, error) from error
         raise
-    if folder.exists():
-        folder.rmdir()
-    os.replace(work, folder)
-    files.fsync_folder(folder.parent)
     return Packed(folder, tuple(each.summary for each in ready))
 
 
@@ -183,11 +185,28 @@ def _empty(folder: Any) -> Path:
     if not isinstance(folder, str | os.PathLike) or not str(folder) or "\0" in str(folder):
         raise AvomniError(f"folder is {folder!r:.80}, expected a path", where="folder")
     folder = files.resolve(os.fspath(folder))
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise AvomniError(
-            "the folder to pack into is not empty", where=str(folder), fix="name another one"
-        )
+    try:
+        if folder.is_symlink() and not folder.exists():
+            raise AvomniError(
+                "the folder to pack into is a link to nothing",
+                where=str(folder),
+                fix="name another one",
+            )
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise AvomniError(
+                "the folder to pack into is not empty", where=str(folder), fix="name another one"
+            )
+    except OSError as error:
+        raise _unwritable(folder, error) from None
     return folder
+
+
+def _unwritable(folder: Path, error: OSError) -> AvomniError:
+    return AvomniError(
+        f"the folder to pack into cannot be used: {error.strerror or error}",
+        where=str(folder),
+        fix="name another one, on a disk that can be written to",
+    )
 
 
 def _examine(clips: Any, mistakes: Mistakes, progress: type[Bar]) -> list[_Ready]:
@@ -252,6 +271,7 @@ def _examine_clip(clip: OwnClip, mistakes: Mistakes) -> _Ready | None:
                 notes.append(f"{place.split(',')[0]}: {finding.reason}")
     if len(mistakes) > before:
         return None
+    notes = list(dict.fromkeys(notes))
     summary = own_summary.of(clip.name, clip.clip_id, stamps, zero_s, moved, tuple(notes))
     sizes = {camera: (w.facts["width"], w.facts["height"]) for camera, w in walks.items()}
     return _Ready(clip, stamps, sizes, own_layout.parquet(moved), summary)
@@ -295,14 +315,20 @@ def _clocks(
                 where=f"frame_times_s, {where}",
                 fix="give its video too, or leave its times out",
             )
-    read: dict[Path, streams.Walked] = {}
+    # One file may stand for several cameras: it is read, and refused, once.
+    read: dict[Any, streams.Walked] = {}
+    refused: set[Any] = set()
     for name, value in videos.items():
-        argument = f"videos[{name!r}]"
+        argument, key = f"videos[{name!r}]", str(value)
+        if key in refused:
+            continue
+        refused.add(key)
         with mistakes.kept():
-            path = own_video.path_of(value, argument, where)
-            if path not in read:
-                read[path] = own_video.walk(path, argument, where)
-            walks[name] = read[path]
+            if key not in read:
+                path = own_video.path_of(value, argument, where)
+                read[key] = own_video.walk(path, argument, where)
+            refused.remove(key)
+            walks[name] = read[key]
             times_s[name] = walks[name].times_us / 1e6
             if name in given:
                 times_s[name] = _given_times(given[name], walks[name], name, where)

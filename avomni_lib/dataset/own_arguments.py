@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from avomni_lib.errors import AvomniError
 
@@ -25,8 +26,10 @@ TIME_FIX = (
 NUMBERS_FIX = "give numbers, as np.asarray(values, dtype=np.float64)"
 # Steps of a clock that is read as seconds, and what they are if another unit was meant.
 UNITS = {"milliseconds": 1e3, "microseconds": 1e6, "nanoseconds": 1e9}
+# m and m/s, so that arithmetic does not overflow: the Moon's distance, and more than 3600 km/h.
+FARTHEST_M, FASTEST_MPS = 3.8e8, 1e6
 # float32 holds about seven digits; times that it holds no finer than this are no times of frames.
-TIME_RESOLUTION_S, FARTHEST_M = 1e-3, 3.8e8
+TIME_RESOLUTION_S = 1e-3
 # A quaternion printed with two decimals is this far from unit length.
 UNIT_TOLERANCE = 0.02
 # Two whole turns: a heading beyond was hardly counted on, and 13 is a usual one in degrees.
@@ -61,13 +64,18 @@ class Mistakes(list[AvomniError]):
 
 
 def array(
-    value: Any, argument: str, where: str | None, shapes: tuple[tuple[int | None, ...], ...]
+    value: Any,
+    argument: str,
+    where: str | None,
+    shapes: tuple[tuple[int | None, ...], ...],
+    most: float = np.inf,
 ) -> np.ndarray:
     """Finite float64 numbers of one of `shapes`, in which None stands for any length.
 
     Raises:
         AvomniError: dates, text, booleans, complex numbers, masked values, objects, rows of
-            different lengths, another shape, NaN or infinity; with argument and row.
+            different lengths, another shape, NaN, infinity or a size beyond `most`; with argument
+            and row.
     """
     values = _numbers(value, argument, where)
     if not any(_is_of(values.shape, shape) for shape in shapes):
@@ -86,6 +94,14 @@ def array(
             f"{argument} is {value} at row {_row(wrong[0])}: not a number that can be used",
             where=_place(argument, where, wrong[0]),
             fix="leave out the rows that have no value",
+        )
+    beyond = np.argwhere(np.abs(values) > most)
+    if len(beyond):
+        raise AvomniError(
+            f"{argument} is {values[tuple(beyond[0])]:g} at row {_row(beyond[0])}, beyond "
+            f"{most:.2g}: no value of a car",
+            where=_place(argument, where, beyond[0]),
+            fix="look at the unit, and leave out rows that hold a placeholder",
         )
     return values
 
@@ -129,20 +145,13 @@ def places(
     farthest: float = FARTHEST_M,
 ) -> np.ndarray:
     """(K, 2) or (K, 3) float64 within `farthest`, given at least as finely as `resolution`."""
-    values = array(value, argument, where, ((num_rows, 2), (num_rows, 3)))
+    values = array(value, argument, where, ((num_rows, 2), (num_rows, 3)), farthest)
     if _resolution(value) > resolution:
         raise AvomniError(
             f"{argument} is {np.asarray(value).dtype}, which holds values of this size only to "
             f"{_resolution(value):.2g}: no speed can be had from them",
             where=_place(argument, where),
             fix="read them as float64",
-        )
-    if np.abs(values).max() > farthest:
-        row = int(np.argmax(np.abs(values).max(axis=1)))
-        raise AvomniError(
-            f"{argument} is {values[row].tolist()} at row {row}: farther away than the Moon",
-            where=_place(argument, where, (row,)),
-            fix="give metres, and leave out rows that hold a placeholder",
         )
     return values
 
@@ -164,7 +173,13 @@ def headings(value: Any, where: str | None, num_rows: int) -> np.ndarray:
 
 
 def quaternions(value: Any, where: str | None, num_rows: int) -> np.ndarray:
-    """(K, 4) float64 of unit length, in the order in which they were given."""
+    """(K, 4) float64 of unit length, in the order in which they were given.
+
+    Args:
+        value: Numbers, or scipy's Rotation of K turns.
+    """
+    if isinstance(value, Rotation):
+        value = value.as_quat()
     quaternion = array(value, "quaternion", where, ((num_rows, 4),))
     norm = np.linalg.norm(quaternion, axis=1)
     wrong = np.abs(norm - 1) > UNIT_TOLERANCE
@@ -188,12 +203,11 @@ def text(value: Any, argument: str, where: str | None, is_needed: bool = False) 
             f"{argument} is {_shown(value)}, expected text" + ("" if is_needed else " or None"),
             where=_place(argument, where),
         )
-    try:
-        value.encode()
-    except UnicodeEncodeError:
+    if not value.isprintable():  # control characters, and halves of characters too
         raise AvomniError(
-            f"{argument} is {value!r}, which holds half a character", where=_place(argument, where)
-        ) from None
+            f"{argument} is {value!r}, which holds characters that cannot be printed",
+            where=_place(argument, where),
+        )
 
 
 def whole(value: Any, argument: str, where: str | None, least: int, most: int) -> None:
@@ -254,7 +268,7 @@ def _numbers(value: Any, argument: str, where: str | None) -> np.ndarray:
         raise AvomniError(
             f"{argument} is no array of numbers{at or f': {error}'}",
             where=_place(argument, where, None if row is None else (row,)),
-            fix="give every row as many numbers",
+            fix=NUMBERS_FIX if row is None else "give every row as many numbers",
         ) from None
     kind = values.dtype.kind
     if kind in "fiu":

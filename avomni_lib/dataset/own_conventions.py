@@ -22,7 +22,7 @@ from avomni_lib.errors import AvomniError
 # Positions are compared half a second apart: a decimetre of noise is no course then.
 SPAN_S = 0.5
 # Slower, the course of a noisy position is no direction; turning asks for a finer one.
-MOVES_MPS, TURNS_MPS = 1.0, 3.0
+STANDS_MPS, MOVES_MPS, TURNS_MPS = 0.1, 1.0, 3.0
 # An antenna over the front bumper moves 25° beside the nose on the tightest circle.
 MAX_SLIP_DEG, DOUBTFUL_SLIP_DEG, MAX_TILT_DEG = 30.0, 10.0, 35.0
 # The steepest streets climb by 35 %.
@@ -62,6 +62,10 @@ CONVENTIONS = (
     "a quaternion is x y z w and turns the car's axes (axes) into those of the positions (frame); "
     "a heading is in rad, in enu counter-clockwise from x, else clockwise from north; "
     "docs/own_clips.md has more"
+)
+SWAPPED_WORLD = (
+    "quaternion=(Rotation.from_matrix([[0, 1, 0], [1, 0, 0], [0, 0, -1]]) * "
+    "Rotation.from_quat(quaternion)).as_quat()"
 )
 # A reading that fits worse than the best one by this much is not offered.
 MUCH_WORSE_DEG = 5.0
@@ -223,6 +227,11 @@ def notes(track: Track, turn: Rotation) -> list[str]:
     moved_back = -back[(back < 0) & (track.speeds > MOVES_MPS)].sum()
     if moved_back > 1:
         remarks.append(f"drives backwards for {moved_back:.0f} m")
+    east, north, _ = turn.apply((1, 0, 0)).T
+    yaw = np.degrees(np.unwrap(np.arctan2(north, east)))
+    if track.mean_mps < STANDS_MPS:
+        turns = f", and the nose turns by {np.ptp(yaw):.0f}°" if np.ptp(yaw) > MIN_TURN_DEG else ""
+        remarks.append(f"stands still throughout{turns}: is it parked, or the unit no metre?")
     if (track.speeds > MOVES_MPS).any() and (slip := slip_deg(track, nose)) > DOUBTFUL_SLIP_DEG:
         remarks.append(f"moves {slip:.0f}° beside where it points")
     return remarks
@@ -253,9 +262,10 @@ def _check_speeds(poses: Poses, track: Track, turn: Rotation, where: str) -> Non
         )
     high = float(np.percentile(track.speeds, 95))
     if high > MAX_SPEED_MPS:
+        row = int(track.rows[np.argmax(track.speeds)])
         raise AvomniError(
-            f"positions move at {high:,.0f} m/s, which no car does",
-            where=f"position_m, {where}",
+            f"positions move at {high:,.0f} m/s, which no car does; fastest at row {row}",
+            where=f"position_m, row {row}, {where}",
             fix="give position_m in metres (not centimetres, millimetres or feet) and t_s in "
             "seconds; leave out rows whose positions are placeholders",
         )
@@ -285,7 +295,8 @@ def _check_drift(poses: Poses, track: Track, turn: Rotation, where: str) -> None
             fix = "they look like radians: np.degrees"
     elif poses.frame != "ecef":
         scaled = Track(track.steps_m * 1000, track.seconds, track.rows)
-        slip = slip_deg(scaled, turn[track.rows].apply((1, 0, 0))) if mean > 1e-3 else 90.0
+        moves = (scaled.speeds > MOVES_MPS).any()
+        slip = slip_deg(scaled, turn[track.rows].apply((1, 0, 0))) if moves else 90.0
         if 0.5 < mean * METRES_PER_DEGREE < 70 and sizes.max() <= 180 and sizes.min() <= 90:
             fix = "they look like degrees: frame='wgs84', with (latitude, longitude[, altitude])"
         elif 0.5 < mean * 1000 < 70 and slip < MAX_SLIP_DEG:
@@ -373,24 +384,22 @@ def _of_headings(poses: Poses) -> Iterator[tuple[int, str, Track, Rotation]]:
         turn = own_frames.turns(poses, into, heading=change(poses.heading))
         number = 1 + ("radians" in text)  # degrees all near zero would be rare
         readings.append((number, f"heading_rad={text}", track, turn))
-    if swapped := _swapped(poses):
-        position, into = own_frames.level(swapped)
-        turn = own_frames.turns(swapped, into)
-        readings.append((1, f"position_m{SWAP}", Track.of(poses.t_s, position), turn))
+    for text, other in _other_places(poses):
+        places, into = own_frames.level(other)
+        turn = own_frames.turns(other, into)
+        readings.append((1, f"position_m{text}", Track.of(poses.t_s, places), turn))
     yield from sorted(readings, key=lambda reading: reading[0])
 
 
-SWAP = "[:, [1, 0]] (the first two columns the other way round)"
-
-
-def _swapped(poses: Poses) -> Poses | None:
-    """With the first two columns of the positions exchanged."""
-    if poses.frame == "ecef" or (
-        poses.frame == "wgs84" and np.abs(poses.position[:, 1]).max() > 90
-    ):
-        return None
-    values = vars(poses) | {"position": poses.position[:, [1, 0, 2]]}
-    return Poses(**values)
+def _other_places(poses: Poses) -> Iterator[tuple[str, Poses]]:
+    """What to write behind `position_m`, and the poses with the places so changed."""
+    values, position = vars(poses), poses.position
+    if poses.frame in ("enu", "ned"):
+        mirrored = Poses(**values | {"position": position * (1, -1, 1)})
+        yield " with -y for y (yours may point to the other side)", mirrored
+    if poses.frame in ("enu", "ned") or np.abs(position[:, :2]).max() <= 90:
+        swapped = Poses(**values | {"position": position[:, [1, 0, 2]]})
+        yield "[:, [1, 0]] (the first two columns the other way round)", swapped
 
 
 def _of_quaternions(poses: Poses) -> Iterator[tuple[int, str, Track, Rotation]]:
@@ -405,17 +414,24 @@ def _of_quaternions(poses: Poses) -> Iterator[tuple[int, str, Track, Rotation]]:
         "": poses.quaternion,
         "quaternion[:, [1, 2, 3, 0]] (yours is w, x, y, z)": poses.quaternion[:, [1, 2, 3, 0]],
     }
+    flip = Rotation.from_matrix(own_frames.NED_TO_ENU)  # its own inverse
+    mixed = (False,) if poses.frame == "ecef" else (False, True)
+    kind = "east, north, up" if poses.frame == "ned" else "north, east, down"
     ways = []
-    for frame, axes, order, is_inverse in itertools.product(
-        frames, own_frames.AXES, orders, (False, True)
+    for frame, axes, order, is_inverse, is_mixed in itertools.product(
+        frames, own_frames.AXES, orders, (False, True), mixed
     ):
         changes = [f"frame={frame!r} ({own_frames.FRAMES[frame]})"] * (frame != poses.frame)
         changes += [f"axes={axes!r}"] * (axes != poses.axes)
         changes += [f"quaternion={order}"] * bool(order)
         changes += ["the inverse rotation (yours turns the frame into the car)"] * is_inverse
-        ways.append((changes, frame, axes, orders[order], is_inverse))
-    for changes, frame, axes, quaternion, is_inverse in sorted(ways, key=lambda way: len(way[0])):
+        changes += [f"{SWAPPED_WORLD} (yours turns into {kind})"] * is_mixed
+        ways.append((changes, frame, axes, orders[order], is_inverse, is_mixed))
+    for changes, frame, axes, quaternion, is_inverse, is_mixed in sorted(
+        ways, key=lambda way: len(way[0])
+    ):
         track, into = tracks[frame]
         turn = Rotation.from_quat(quaternion)
         turn = turn.inv() if is_inverse else turn
+        turn = flip * turn if is_mixed else turn
         yield len(changes), ", ".join(changes), track, into * turn * own_frames.car(axes)

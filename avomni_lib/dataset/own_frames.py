@@ -121,12 +121,12 @@ def read(clip: Any, mistakes: own_arguments.Mistakes, where: str) -> Poses | Non
     if clip.velocity_mps is not None:
         with mistakes.kept():
             given["velocity_mps"] = own_arguments.array(
-                clip.velocity_mps, "velocity_mps", where, ((count, 3),)
+                clip.velocity_mps, "velocity_mps", where, ((count, 3),), own_arguments.FASTEST_MPS
             )
     if clip.speed_m_s is not None:
         with mistakes.kept():
             given["speed_mps"] = own_arguments.array(
-                clip.speed_m_s, "speed_m_s", where, ((count,),)
+                clip.speed_m_s, "speed_m_s", where, ((count,),), own_arguments.FASTEST_MPS
             )
     if len(mistakes) > before:
         return None
@@ -221,7 +221,7 @@ def _position(value: Any, frame: str, where: str, count: int) -> np.ndarray:
             row = int(np.argmax(beyond.any(axis=1)))
             first, second = position[row, :2]
             is_swapped = abs(first) <= 180 and abs(second) <= 90
-            fix = "they look like metres: frame='enu', 'ned' or 'ecef'"
+            fix = "they look like metres (frame='enu', 'ned' or 'ecef') or NMEA's ddmm.mmmm"
             if is_geocentric(position):
                 fix = "they look like geocentric metres: frame='ecef'"
             elif abs(first) <= 90e7 and abs(second) <= 180e7 and (position[:, :2] % 1 == 0).all():
@@ -257,13 +257,13 @@ def _check_pace(t_s: np.ndarray, where: str) -> None:
     if step <= limits.MAX_GAP_S:
         return
     unit = own_arguments.unit_of(step, USUAL_STEP_S)
-    scale = f"if t_s is in {unit}, divide by {own_arguments.UNITS[unit]:g}; " if unit else ""
+    scale = f"if t_s is in {unit}, divide by {own_arguments.UNITS[unit]:g}; else " if unit else ""
     looks = f"; it looks like {unit}" if unit else ""
     raise AvomniError(
         f"t_s rises by {step:g} s from pose to pose, and at least two poses a second are needed"
         f"{looks}",
         where=f"t_s, {where}",
-        fix=f"{scale}otherwise give more poses (np.interp between them, if the car drove evenly)",
+        fix=f"{scale}give more poses (np.interp between them, if the car drove evenly)",
     )
 
 
