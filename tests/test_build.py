@@ -291,7 +291,7 @@ def test_all_clips_lost_is_an_error_that_asks_for_another_try(published, tmp_pat
         path.unlink()
     with pytest.raises(AvomniError, match="none of the 10 clips could be read: 10 are") as caught:
         build.build(p)
-    assert "02_download" in caught.value.fix and "No such file" in caught.value.what
+    assert "02_download" in caught.value.fix and "not on the disk" in caught.value.what
     with pytest.raises(AvomniError, match="the cache is not finished"):
         memmap.Cache.open(p.cache_dir)
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from avomni_lib.dataset import evicted, stored_zip
+from avomni_lib.dataset.catalog import OBSTACLES
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl import build, memmap, parts, share
 from avomni_lib.notebook import runs, tables
@@ -27,6 +28,7 @@ from tests import evicting_run, folder_run
 from tests.evicting_run import CAMERAS, FILES_PER_CHUNK, NUM_CHUNKS, REPO, hub_of, raw_files
 from tests.folder_run import chosen, content
 from tests.published_set import chunk_path, clip_id_of, write_published_set
+from tests.test_obstacles import publish_with_labels
 
 CLIPS_PER_CHUNK = 3
 NUM_CLIPS = 2 * CLIPS_PER_CHUNK
@@ -199,7 +201,8 @@ def test_a_folder_or_a_loop_in_the_place_of_a_raw_file_is_the_machines(published
         spoil()
         built = build.build(p)
         assert [row["chunk"] for row in built.lost] == [0] * CLIPS_PER_CHUNK and not built.damaged
-        assert all("could not be read" in row["reason"] for row in built.lost)
+        told = "not on the disk" if not path.exists() else "could not be read"
+        assert all(told in row["reason"] for row in built.lost)
         if path.is_dir():
             path.rmdir()
             path.touch()
@@ -219,6 +222,23 @@ def test_what_is_wrong_with_the_content_stays_damaged(published, tmp_path):
     path.write_bytes(entry.sub(rb"\1\xff\xff\xff\x7f", path.read_bytes()))
     built = build.build(p)
     assert len(built.damaged) == CLIPS_PER_CHUNK and not built.lost
+
+
+def test_a_clip_whose_labels_went_is_lost_and_not_one_without_labels(tmp_path):
+    published = publish_with_labels(tmp_path / "set")
+    p = chosen(tmp_path, published, obstacles=True)
+    path = published / chunk_path(OBSTACLES, 0)
+    path.rename(tmp_path / "labels")
+    with pytest.raises(
+        AvomniError, match="none of the 4 clips could be read: 4 are lost"
+    ) as caught:
+        build.build(p)
+    assert path.name in caught.value.what and "not on the disk" in caught.value.what
+    (tmp_path / "labels").rename(path)
+    build.build(p)
+    q = chosen(tmp_path / "other", published, obstacles=True)
+    build.build(q)
+    assert content(p.cache_dir) == content(q.cache_dir)
 
 
 # Runs that evict.

@@ -67,10 +67,10 @@ def evict(p: Params, paths: Collection[str]) -> int:
             f"{len(strange)} files are not this run's to remove, such as {strange[0]}",
             where=str(p.local_dir),
         )
-    there = [path for path in paths if (p.local_dir / path).is_file()]
-    if not there:
+    if not any((p.local_dir / path).is_file() for path in paths):
         return 0
     with users.hold(p.local_dir):
+        there = [path for path in paths if (p.local_dir / path).is_file()]
         if not p.download.evict_shared:
             needed = users.needed_by_others(p)
             for path in (path for path in there if path in needed):

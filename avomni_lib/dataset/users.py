@@ -123,11 +123,8 @@ def _is_cached(folder: Path, chosen: dict[str, Any]) -> bool:
     """Whether a finished cache holds every chosen clip, those apart that are damaged."""
     table = _read(folder / TABLE)
     with contextlib.suppress(KeyError, TypeError, AttributeError):
-        common, held = (
-            table["common"],
-            {c["clip_id"] for c in table["clips"] if c["state"] != "lost"},
-        )
-        text = " ".join(chosen["files"])
+        common, text = table["common"], " ".join(chosen["files"])
+        held = {clip["clip_id"] for clip in table["clips"] if clip["state"] != "lost"}
         return (
             held >= {clip_id for ids in chosen["clip_ids"].values() for clip_id in ids}
             and common["source"]["revision"] == chosen["revision"]

@@ -23,9 +23,9 @@ from avomni_lib.params import Params
 from avomni_lib.plan import gigabytes
 
 Verdict = tuple[list[tuple[str, str, str]], list[str], dict[str, Any]]
-# A file's line in verified.json and a clip's in clips.json, each written beside the old one; and a
-# clip's ranges in its shard's header.
-MANIFEST_BYTES, TABLE_BYTES, HEADER_BYTES = 2 * 400, 2 * 400, 300
+# A line of verified.json, evicted.json and clips.json for each file or clip, each written beside
+# the old one; and a clip's ranges in its shard's header.
+MANIFEST_BYTES, EVICTED_BYTES, TABLE_BYTES, HEADER_BYTES = 2 * 400, 2 * 400, 2 * 400, 300
 FILES_A_SHARD = 8
 # Sampled frames that a clip may have more than is published of all, or than its neighbours.
 MORE_THAN_PUBLISHED, MORE_THAN_OTHERS = 2, 1
@@ -94,7 +94,8 @@ def metadata_bytes(p: Params, chosen: Chosen, works: Sequence[ChunkWork]) -> int
     of_chunks = {path.relative_to(p.local_dir).as_posix() for work in works for path in work.raw}
     metadata = sum(budget.blocks(size_of(p.local_dir / n)) for n in set(chosen.files) - of_chunks)
     manifest = max(size_of(p.local_dir / MANIFEST), len(chosen.files) * MANIFEST_BYTES)
-    return metadata + manifest + chosen.num_clips * TABLE_BYTES + 16 * budget.BLOCK
+    records = len(chosen.files) * EVICTED_BYTES + chosen.num_clips * TABLE_BYTES
+    return metadata + manifest + records + 16 * budget.BLOCK
 
 
 def need_budget(p: Params, loads: Sequence[Load], start: Moment, num_done: int) -> None:

@@ -108,15 +108,17 @@ class Reading:
                 yield WAIT
 
     def _read(self, job: Job, outcome: Outcome) -> None:
+        reason, is_lost = outcome.reason, outcome.is_lost
+        # A clip whose files are taken away may look damaged, or as if it had no labels of others.
+        may_lack = reason or self.p.processing.obstacles
+        if may_lack and (gone := self._supply.gone(job.chunk)):
+            reason, is_lost = gone, True
+            job.path.unlink(missing_ok=True)
         self._supply.end(job.chunk, job.clip_id)
-        if outcome.reason:
-            # What is read of a file while it is taken away may look damaged.
-            gone = self._supply.gone(job.chunk)
-            is_lost = outcome.is_lost or gone is not None
-            found = self.lost if is_lost else self._reasons
-            found[job.clip_id] = gone or outcome.reason
+        if reason:
+            (self.lost if is_lost else self._reasons)[job.clip_id] = reason
             state = "lost" if is_lost else "damaged"
-            log.warning("clip %s is %s: %s", job.clip_id, state, found[job.clip_id])
+            log.warning("clip %s is %s: %s", job.clip_id, state, reason)
         self._left[job.chunk] -= 1
         if not self._left[job.chunk]:
             save_reasons(self.p.cache_dir, self._reasons)

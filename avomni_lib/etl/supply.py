@@ -171,10 +171,7 @@ class Supply:
         self._note()
 
     def gone(self, chunk: int) -> str | None:
-        """What became of raw files of a chunk that was handed out, in words.
-
-        None where all are there, or nobody is known to have taken away those that are not.
-        """
+        """What became of raw files of a chunk that was handed out; None where all are there."""
         gone = [path for path in self._works[chunk].raw if not path.exists()]
         if not gone:
             return None
@@ -184,7 +181,7 @@ class Supply:
         by = evicted.by_others(self.p).get(name)
         if was_there:
             return f"{told} went away while it was read" + (f": evicted by {by}" if by else "")
-        return f"{told} were evicted by {by}" if by else None
+        return f"{told} were evicted by {by}" if by else f"{told} are not on the disk"
 
     def _hand_out(self) -> list[int]:
         handed = []
