@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import datetime
 import shutil
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,9 @@ from avomni_lib.training import job
 from avomni_lib.training.adapter import CONFIDENTIAL
 
 RESULT = "result.json"
+# What is read of it.
+KINDS = dict.fromkeys(("finished_at", "digest", "params_digest"), str)
+KINDS |= dict.fromkeys(("figures", "inputs", "params", "outputs"), dict)
 # A second notebook waits while the first one renders: the demo takes two minutes.
 WORLD_WAIT_S = 900.0
 
@@ -56,7 +60,7 @@ def read_result(p: Params, name: str) -> dict[str, Any] | None:
     """The stage's proof, or None where there is none (one that cannot be read proves as little)."""
     path = stage_dir(p, name) / RESULT
     try:
-        return files.read_json(path) if path.exists() else None
+        return files.read_record(path, **KINDS)
     except AvomniError:
         return None
 
@@ -80,7 +84,10 @@ def state(p: Params, name: str) -> State:
 def _state(p: Params, stage: Stage) -> State:
     result = read_result(p, stage.name)
     if result is None:
-        return State(stage, False, "not run yet")
+        is_damaged = (stage_dir(p, stage.name) / RESULT).exists()
+        return State(
+            stage, False, f"stale: its {RESULT} is damaged" if is_damaged else "not run yet"
+        )
     changed = _changed_params(p, stage, result)
     if changed:
         reason = f"stale: {', '.join(changed)} changed"
@@ -194,8 +201,15 @@ def start(p: Params, name: str) -> OpenStage:
     """Open a stage: its old proof is removed, half-written files are swept.
 
     Raises:
-        AvomniError: a stage before it is not done.
+        AvomniError: a stage before it is not done, or the notebook is another copy's.
     """
+    if other := files.copy_in_sight():
+        raise AvomniError(
+            f"this notebook is of {other}, and the package of {files.PROJECT_ROOT}: "
+            "the run would use that one's code and outputs",
+            where=sys.executable,
+            fix=f"pip install -e {other}, or run python -m avomni_lib in that folder",
+        )
     stage = BY_NAME[name]
     for need in stage.needs:
         if read_result(p, need) is None:

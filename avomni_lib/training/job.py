@@ -132,6 +132,7 @@ def start_or_attach(p: Params) -> tuple[subprocess.Popen | None, str]:
                 stdout=log,
                 stderr=log,
                 cwd=files.PROJECT_ROOT,
+                env=files.environment(),
                 start_new_session=True,
             )
         while process.poll() is None and not (folder / JOB_FILE).exists():

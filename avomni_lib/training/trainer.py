@@ -155,7 +155,9 @@ def _probe(p: Params, machine: str) -> pace.Probe | None:
     files.write_json(params, p.values())
     with open(path.with_name(PROBE_LOG), "w+") as log:
         command = job.command(p, params, "--probe", str(fresh))
-        ran = subprocess.run(command, stdout=log, stderr=log, cwd=files.PROJECT_ROOT)
+        ran = subprocess.run(
+            command, stdout=log, stderr=log, cwd=files.PROJECT_ROOT, env=files.environment()
+        )
         if ran.returncode:
             log.seek(0)
             raise _in_words(log.read(), Path(log.name))
