@@ -108,15 +108,15 @@ def test_words_of_stages_stand_as_they_are(monkeypatch, capsys, params):
     assert re.search(rf"^05_train  ran  1        {re.escape(LONG)}$", said, re.MULTILINE)
 
 
-@pytest.mark.parametrize("command", ["status", "plan", "run --dry-run", "doctor"])
+@pytest.mark.parametrize("command", ["status", "plan"])
 def test_a_locale_of_few_letters(command, params):
     """Also an error whose words the locale cannot hold."""
-    name = shlex.quote(params) if command != "doctor" else ""
+    name = shlex.quote(params)
     for flags in ("", "--json"):
         plain, here = (shell(f"A {command} {name} {flags}", **env) for env in (ASCII, {}))
         assert plain.returncode == here.returncode and "Traceback" not in plain.stderr
-        assert plain.stdout.isascii()
-        if flags and command != "doctor":  # whose figures are of the moment
+        assert plain.stdout.isascii() and bool(plain.stdout) == bool(here.stdout)
+        if flags:
             assert json.loads(plain.stdout) == json.loads(here.stdout)
     wrong = shell(f"A {command} {name} --set 'run.name=×/×' --json", **ASCII)
     assert wrong.returncode == 1 and "Traceback" not in wrong.stderr
@@ -127,7 +127,7 @@ def test_letters_in_a_path_that_the_locale_cannot_name(tmp_path):
     path = tmp_path / "run.yaml"
     outputs = str(tmp_path / "Läufe")
     path.write_text(yaml.safe_dump({"run": {"name": "x", "outputs_dir": outputs}}), "utf-8")
-    for command in ("status", "run --only 01"):
+    for command in ("status", "run --only 01_audit --params"):
         done = shell(f"A {command} {path} --json", **ASCII)
         assert done.returncode in (0, 1) and "Traceback" not in done.stderr
         told = json.loads(done.stdout)
@@ -138,7 +138,7 @@ CLOSED = ["<&-", ">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-"]
 
 
 @pytest.mark.parametrize("streams", CLOSED)
-@pytest.mark.parametrize("command", ["status", "status --json", "run --dry-run"])
+@pytest.mark.parametrize("command", ["status --json", "run --dry-run"])
 def test_closed_streams(command, streams, params):
     done = shell(f"A {command} {shlex.quote(params)} {streams}")
     assert (done.returncode, done.stderr) == (0, "")
@@ -146,16 +146,14 @@ def test_closed_streams(command, streams, params):
         assert done.stdout
 
 
-@pytest.mark.parametrize("command", ["status", "status --json", "plan", "--help"])
+@pytest.mark.parametrize("command", ["status", "status --json", "plan"])
 def test_stdout_on_a_full_disk_is_one_line(command, params):
-    name = "" if command == "--help" else shlex.quote(params)
-    done = shell(f"A {command} {name} > /dev/full")
-    assert done.returncode != 0 and "Traceback" not in done.stderr
-    assert len(done.stderr.splitlines()) <= 3
-    assert command == "--help" or "o space left on" in done.stderr
+    done = shell(f"A {command} {shlex.quote(params)} > /dev/full")
+    assert done.returncode == 1
+    assert done.stderr == "error: [Errno 28] No space left on device\n"
 
 
-@pytest.mark.parametrize("command", ["status", "plan", "status --json", "run --dry-run"])
+@pytest.mark.parametrize("command", ["status", "plan --json", "run --dry-run"])
 @pytest.mark.parametrize("streams", ["", "2>&1"])
 def test_a_reader_that_has_seen_enough(command, streams, params):
     for reader in ("head -1", "true"):
