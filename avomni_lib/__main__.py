@@ -140,8 +140,8 @@ def _main(arguments: Sequence[str], as_json: bool) -> int:
         terminal.write_error(fault)
         return 1
     except KeyboardInterrupt:
-        # Where it came inside of an exec, as when a dataclass was made, CPython believes that nobody
-        # has caught it, and would end by the signal instead of by our code. Another exec resets it.
+        # Where it came inside an exec, as when a dataclass is made, CPython holds it for uncaught
+        # and would end by the signal instead of with our code. Another exec resets that.
         exec("")
         # At exit asyncio would print the traceback of the notebook that was interrupted.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
