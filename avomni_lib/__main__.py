@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-import shtab
+from typing import TYPE_CHECKING, NoReturn
 
 from avomni_lib import __version__
-from avomni_lib.errors import AvomniError
-from avomni_lib.notebook import commands, terminal
-from avomni_lib.params import Params, left_out
+
+if TYPE_CHECKING:
+    from avomni_lib.notebook.commands import Told
 
 # Command -> what it does, and examples of it.
 COMMANDS = {
@@ -78,19 +79,46 @@ completion of commands, options and files, for the shell that is named:
   avomni --print-completion bash > ~/.local/share/bash-completion/completions/avomni"""
 
 
+STOPPED_CODE = 130
+STOPPED = "stopped; run the same command again: it goes on from here"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the arguments say; returns the exit code."""
+    is_program = arguments is None
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    as_json = any("--json".startswith(word) for word in arguments if len(word) > 2)
+    _settle_streams()
     try:
-        return _main(arguments)
+        code = _main(arguments, as_json)
+        if code == STOPPED_CODE and is_program:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends already
+        return code
     except BrokenPipeError:
-        # `avomni plan … | head`: who reads has seen enough. Python would complain at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        pass  # `avomni plan … | head`: who reads has seen enough
+    except OSError as error:  # stdout or stderr lies on a disk that is full, and can tell nobody
+        with contextlib.suppress(OSError):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+    # Python would complain at its exit.
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return 1
 
 
-def _main(arguments: Sequence[str] | None) -> int:
-    options = _parser().parse_args(arguments)
+def _main(arguments: Sequence[str], as_json: bool) -> int:
     try:
+        # Imported within reach of the words below: Ctrl-C may come while they are.
+        from avomni_lib.notebook import terminal
+
+        try:
+            options = _parser().parse_args(arguments)
+        except _WrongUse as wrong:
+            if as_json:
+                fix = f"{wrong.parser.prog} --help"
+                _print_json({"error": {"what": str(wrong), "where": None, "fix": fix}})
+            wrong.parser.print_usage(sys.stderr)
+            wrong.parser.exit(2, f"{wrong.parser.prog}: error: {wrong}\n")
         # With --json one object stands on stdout and nothing else: progress goes to stderr.
         aside = contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext()
         with aside:
@@ -101,26 +129,41 @@ def _main(arguments: Sequence[str] | None) -> int:
             for place, shown in enumerate(told.shown):
                 terminal.show(shown, None if place else told.framed)
         return told.code
-    except AvomniError as error:
-        if options.json:
-            what = {"what": error.what, "where": error.where, "fix": error.fix}
-            _print_json({"error": what})
-        terminal.write_error(error)
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        from avomni_lib.notebook import faults, terminal
+
+        fault = faults.in_words(error)
+        if as_json:
+            _print_json({"error": {"what": fault.what, "where": fault.where, "fix": fault.fix}})
+        terminal.write_error(fault)
         return 1
     except KeyboardInterrupt:
+        # Where it came inside an exec, as when a dataclass is made, CPython holds it for uncaught
+        # and would end by the signal instead of with our code. Another exec resets that.
+        exec("")
         # At exit asyncio would print the traceback of the notebook that was interrupted.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-        words = "stopped; run the same command again: it goes on from here"
-        if options.json:
-            _print_json({"error": {"what": words, "where": None, "fix": None}})
-        print(words, file=sys.stderr)
-        return 130
+        if as_json:
+            _print_json({"error": {"what": STOPPED, "where": None, "fix": None}})
+        print(STOPPED, file=sys.stderr, flush=True)
+        return STOPPED_CODE
 
 
-def _do(options: argparse.Namespace) -> commands.Told:
+def _do(options: argparse.Namespace) -> Told:
+    from avomni_lib import files
+    from avomni_lib.errors import AvomniError
+    from avomni_lib.notebook import commands
+
+    if other := files.copy_in_sight():
+        note = f"this is {files.PROJECT_ROOT}'s copy of AV-Omni, the working folder is {other}'s"
+        print(f"note: {note}; python -m avomni_lib takes that one", file=sys.stderr)
     command = getattr(commands, options.command)
     if options.command in ("verify", "compare"):
         return command(options)
+    from avomni_lib.params import Params, left_out
+
     paths = [*options.params, *options.params_files]
     if not paths and options.command != "doctor":
         fix = f"python -m avomni_lib {options.command} params/demo.yaml"
@@ -131,13 +174,46 @@ def _do(options: argparse.Namespace) -> commands.Told:
     return command(p.limited(options.limit) if options.limit else p, options)
 
 
+def _settle_streams() -> None:
+    """Streams that are closed lead nowhere, and no text ends the command for its letters."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:  # the next file that is opened would take the number
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _print_json(figures: dict) -> None:
-    print(json.dumps(figures, indent=2, ensure_ascii=False, default=str), flush=True)
+    # NaN is no JSON; letters that the stream cannot hold are written as JSON writes them.
+    text = json.dumps(figures, default=str)
+    plain = json.loads(text, parse_constant=lambda name: None)
+    is_utf = (sys.stdout.encoding or "").lower().startswith("utf")
+    print(json.dumps(plain, indent=2, ensure_ascii=not is_utf), flush=True)
+
+
+class _WrongUse(Exception):
+    """What argparse has to say of the arguments."""
+
+    def __init__(self, message: str, parser: argparse.ArgumentParser):
+        super().__init__(message)
+        self.parser = parser
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise _WrongUse(message, self)
 
 
 def _parser() -> argparse.ArgumentParser:
+    import shtab
+
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="avomni",
         description=__doc__,
         epilog="\n".join([EXAMPLES, "", EXIT_CODES, COMPLETION]),
@@ -198,6 +274,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_params(command: argparse.ArgumentParser) -> None:
     """What names the run."""
+    import shtab
+
     params = command.add_argument(
         "params", nargs="*", metavar="PARAMS.yaml", help="params files; later ones win"
     )

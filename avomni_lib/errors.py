@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
+WHERE, FIX = "  where: ", "  what to do: "
 # What the system answers to a place or a length that a file's content has named.
 OF_CONTENT = (errno.EINVAL, errno.EOVERFLOW, errno.EFBIG)
 # `user:password@` of an address: up to the last @ before its path.
@@ -37,12 +38,31 @@ class AvomniError(Exception):
         self.what, self.where, self.fix = what, where, fix
 
     def __str__(self) -> str:
+        return "\n".join(self.parts())
+
+    def parts(self) -> list[str]:
+        """What, where and what to do, each as it is shown; those that are not known are left out.
+
+        `from_parts` reads them back: it is how an error leaves a notebook.
+        """
         parts = [self.what]
         if self.where:
-            parts.append(f"  where: {self.where}")
+            parts.append(f"{WHERE}{self.where}")
         if self.fix:
-            parts.append(f"  what to do: {self.fix}")
-        return "\n".join(parts)
+            parts.append(f"{FIX}{self.fix}")
+        return parts
+
+    @classmethod
+    def from_parts(cls, parts: Sequence[str]) -> AvomniError:
+        """The error whose `parts` these are."""
+        what, *more = parts
+        known = {
+            name: part.removeprefix(mark)
+            for part in more
+            for name, mark in (("where", WHERE), ("fix", FIX))
+            if part.startswith(mark)
+        }
+        return AvomniError(what, **known)
 
     def __reduce__(self):
         # Exceptions with keyword arguments do not pickle by default; worker processes send these
@@ -51,7 +71,8 @@ class AvomniError(Exception):
 
     def _render_traceback_(self) -> list[str]:
         """IPython asks for this: a notebook shows the message, not our insides."""
-        return [f"{type(self).__name__}: {self}"]
+        what, *more = self.parts()
+        return [f"{type(self).__name__}: {what}", *more]
 
 
 def system_error(error: BaseException) -> OSError | None:

@@ -23,12 +23,54 @@ from avomni_lib.errors import AvomniError
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 PARTIAL_SUFFIX = ".partial"
 BLOCK_BYTES = 1 << 20
+GO_ON = "run the same command again: it goes on from here"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_CHOOSE = "set run.outputs_dir and dataset.local_dir to folders that you may write to"
+# What the operating system refuses -> what that means, and what to do.
+REFUSALS = {
+    **dict.fromkeys(NO_ROOM, ("no room left on the disk", "free some space")),
+    errno.EROFS: ("the file system is read-only", _CHOOSE),
+    errno.EACCES: ("permission denied: it belongs to another user", _CHOOSE),
+    errno.EPERM: ("not permitted: it belongs to another user", _CHOOSE),
+    errno.ENOTDIR: ("a file lies where a folder should be", f"move it away, or {_CHOOSE}"),
+    errno.EEXIST: ("a file lies where a folder should be", f"move it away, or {_CHOOSE}"),
+    errno.EISDIR: ("a folder lies where a file should be", "move it away"),
+    errno.ENAMETOOLONG: ("the path is too long", "choose shorter folders or run.name"),
+    errno.ELOOP: ("a link leads to itself", "remove it"),
+    errno.EFBIG: ("the file is larger than is allowed here", "ulimit -f unlimited"),
+    errno.EMFILE: ("too many open files for one process", "ulimit -n 65536"),
+    errno.ENFILE: ("too many open files on this machine", "end other programs"),
+    errno.EAGAIN: ("no further process or thread can be started", "end other programs"),
+    errno.ENOMEM: ("the memory ran out", "end other programs, or lower processing.num_workers"),
+    errno.EIO: ("the disk failed to read or write", "check it: dmesg says more"),
+    errno.ESTALE: ("the network disk has lost the file", "mount it anew"),
+    errno.ENOTCONN: ("the network disk is gone", "mount it anew"),
+}
 
 
 def resolve(path: str | Path) -> Path:
     """A path of a params file; relative ones start at the project root, in any working folder."""
     path = Path(path).expanduser()
     return path if path.is_absolute() else PROJECT_ROOT / path
+
+
+def environment() -> dict[str, str]:
+    """The variables of a process that is to import this very copy of the package.
+
+    Several copies may lie on a machine while its environment has one of them installed; a path of
+    PYTHONPATH comes before that one.
+    """
+    paths = [str(PROJECT_ROOT), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+def copy_in_sight() -> Path | None:
+    """Another copy of the project that the working folder belongs to, or None."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "avomni_lib" / "__init__.py").is_file():
+            return None if folder.samefile(PROJECT_ROOT) else folder
+    return None
 
 
 def fsync_folder(folder: Path) -> None:
@@ -58,8 +100,9 @@ def write_whole(path: Path, mode: str = "wb") -> Iterator[IO]:
         os.replace(partial, path)
         fsync_folder(path.parent)
     except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        with contextlib.suppress(OSError):  # of the two errors the first is to be told
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise no_room(path, None) from None
         raise
 
@@ -80,13 +123,31 @@ def read_json(path: Path) -> Any:
         AvomniError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise AvomniError("file not found", where=str(path)) from None
     except ValueError as error:
         raise AvomniError(
             f"not a JSON file: {error}", where=str(path), fix="remove it and run the stage again"
         ) from None
+
+
+def read_record(path: Path, **kinds: type) -> dict[str, Any]:
+    """The object that a JSON file holds, which has these keys with values of these kinds.
+
+    Raises:
+        AvomniError: the file is missing, is not JSON or holds something else.
+    """
+    record = read_json(path)
+    for key, kind in kinds.items():
+        if not isinstance(record, dict) or not isinstance(record.get(key), kind):
+            raise AvomniError(
+                f"the file is damaged or is not what its name says: it has no {kind.__name__} "
+                f"called {key!r}",
+                where=str(path),
+                fix="remove it and run the stage again",
+            )
+    return record
 
 
 def state_of(path: Path) -> tuple[int, int] | None:
@@ -149,7 +210,25 @@ def no_room(path: Path, num_bytes: int | None) -> AvomniError:
     return AvomniError(
         f"no room left on the disk{needed}, {free_bytes(Path(path).parent) / 1e9:.2f} GB free",
         where=str(path),
-        fix="free some space and run the same command again: it goes on from here",
+        fix=f"free some space and {GO_ON}",
+    )
+
+
+def refused(error: OSError, path: Path | None = None) -> AvomniError:
+    """What an error of the operating system means, and what to do about it.
+
+    Args:
+        error: One of `REFUSALS`.
+        path: What was written or read, where the error does not say it itself.
+    """
+    what, fix = REFUSALS[error.errno]
+    path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else path
+    if error.errno in NO_ROOM and path is not None:
+        return no_room(Path(path), None)
+    return AvomniError(
+        f"{what} ({os.strerror(error.errno)})",
+        where=None if path is None else str(path),
+        fix=f"{fix}; {GO_ON}",
     )
 
 
@@ -202,9 +281,9 @@ def sweep_partials(folder: Path) -> int:
 
 def is_held(lock: Path) -> bool:
     """Whether some process holds `lock` now (see `hold`)."""
-    if not lock.exists():
-        return False
-    with open(lock, "a+") as file:
+    # For reading alone: the folder may be read-only, or another user's.
+    absent = (FileNotFoundError, NotADirectoryError, PermissionError)
+    with contextlib.suppress(*absent), open(lock, "rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError as error:

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from types import ModuleType
 from typing import Any, TypeVar
 
-from avomni_lib import pool
+from avomni_lib import files, pool
 from avomni_lib.crew import Crew, Died, Wait, run_on
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.parts import Assembly, Outcome
@@ -87,8 +87,9 @@ def _lost(job: Any, reason: str) -> Outcome:
 class RayTasks:
     """The crew of a Ray cluster: that of RAY_ADDRESS or of `ray start`, else one on this machine.
 
-    Raw files and cache lie in folders that all nodes share, and all have avomni_lib installed. A
-    node that dies takes its tasks with it through no fault of theirs: they are handed out again.
+    Raw files and cache lie in folders that all nodes share. Workers import the caller's copy of
+    avomni_lib where their node has it, else the one that is installed there. A node that dies takes
+    its tasks with it through no fault of theirs: they are handed out again.
 
     Args:
         num_workers: Tasks at a time at most; None is as many as the cluster has CPUs.
@@ -206,6 +207,7 @@ def _need_ray() -> None:
 def _import_ray() -> ModuleType:
     _need_ray()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # 30 are few where all is busy
     import ray
 
     return ray
@@ -214,12 +216,14 @@ def _import_ray() -> ModuleType:
 def _connect(ray: ModuleType) -> None:
     """Join the cluster that is there, or start one of this machine's cores."""
     address = os.environ.get("RAY_ADDRESS", "")
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    path = files.environment()["PYTHONPATH"]
+    options = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options["runtime_env"] = {"env_vars": {"PYTHONPATH": path}}
     if address != "local":
         if address:
             _need_answer(address)
         try:
-            ray.init(address="auto", **quiet)
+            ray.init(address="auto", **options)
             return
         except ConnectionError as error:
             if address:
@@ -231,7 +235,7 @@ def _connect(ray: ModuleType) -> None:
         num_cpus=pool.num_cores(),
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
-        **quiet,
+        **options,
     )
 
 

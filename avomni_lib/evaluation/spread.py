@@ -80,7 +80,7 @@ def _ladder(run: Path) -> dict[str, dict[str, Any]]:
     path = run / RESULT
     if not path.exists():
         raise AvomniError("no score there", where=str(path), fix="run its 06_evaluate first")
-    return {row["name"]: row for row in files.read_json(path)["figures"]["ladder"]}
+    return {row["name"]: row for row in files.read_record(path, figures=dict)["figures"]["ladder"]}
 
 
 def table(metric: str, rows: Sequence[Spread]) -> str:

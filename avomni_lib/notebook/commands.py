@@ -10,10 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from rich.table import Table
-
 from avomni_lib.notebook import terminal
 from avomni_lib.notebook.headlines import in_short
+from avomni_lib.notebook.terminal import Rows
 from avomni_lib.params import Params
 from avomni_lib.plan import gigabytes
 
@@ -43,13 +42,13 @@ def run(p: Params, options: argparse.Namespace) -> Told:
 
     stages = pipeline.choose(options.first, options.only)
     started, rows = time.monotonic(), []
-    table = Table("stage", "", "seconds", "what came out", title=f"run {p.run.name}")
+    table = Rows(f"run {p.run.name}", ("stage", "", "seconds", "what came out"))
     for outcome in pipeline.run(p, stages, force=options.force, dry_run=options.dry_run):
         # To stderr with --json, as all that stages say while they work.
         print(f"{outcome.stage}: {outcome.action} ({outcome.reason})", flush=True)
         rows.append(dataclasses.asdict(outcome))
         short = in_short(outcome.stage, outcome.figures)
-        table.add_row(outcome.stage, outcome.action, f"{outcome.seconds:.0f}", short)
+        table.rows.append((outcome.stage, outcome.action, f"{outcome.seconds:.0f}", short))
     seconds = round(time.monotonic() - started, 1)
     lines = [f"{seconds:.0f} s in all"]
     if not options.dry_run:
@@ -57,7 +56,7 @@ def run(p: Params, options: argparse.Namespace) -> Told:
         if stages[-1].name == "06_evaluate":
             lines.append(f"the score:          {p.run_dir}/06_evaluate/result.json")
     figures = {"run": str(p.run_dir), "dry_run": options.dry_run, "seconds": seconds}
-    return Told(figures | {"stages": rows}, (table, *lines))
+    return Told(figures | {"stages": rows}, (table, *lines), terminal.rows)
 
 
 def _share(p: Params, options: argparse.Namespace) -> Told:
@@ -89,10 +88,9 @@ def status(p: Params, options: argparse.Namespace) -> Told:
 
     states = runs.states(p)
     rows = [{"stage": s.stage.name, "done": s.done, "reason": s.reason} for s in states]
-    table = Table("stage", "purpose", "state", title=f"run {p.run.name} in {p.run_dir}")
-    for state in states:
-        table.add_row(state.stage.name, state.stage.purpose, state.reason)
-    return Told({"run": str(p.run_dir), "stages": rows}, (table,))
+    table = Rows(f"run {p.run.name} in {p.run_dir}", ("stage", "purpose", "state"))
+    table.rows.extend((s.stage.name, s.stage.purpose, s.reason) for s in states)
+    return Told({"run": str(p.run_dir), "stages": rows}, (table,), terminal.rows)
 
 
 def plan(p: Params, options: argparse.Namespace) -> Told:

@@ -9,7 +9,10 @@ def in_short(stage: str, figures: dict) -> str:
     """What came out of a stage, on one line."""
     if not figures:
         return ""
-    return HEADLINES[stage](figures)
+    try:
+        return HEADLINES[stage](figures)
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return "its figures are damaged"
 
 
 def _score(figures: dict) -> str:

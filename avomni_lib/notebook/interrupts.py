@@ -1,17 +1,20 @@
-"""*Interrupt* in a notebook: one sentence that says how to go on, in place of our insides."""
+"""*Interrupt* in a notebook, and what the system refuses: a sentence in place of our insides."""
 
 from __future__ import annotations
 
 import sys
 from typing import Any
 
+from avomni_lib import files
+
 WORDS = "Stopped by hand. What is whole is kept: run this cell again, and it goes on from there."
 
 
 def speak() -> None:
-    """Let this kernel answer an interrupt with `WORDS`; nothing where there is no kernel.
+    """Let this kernel answer an interrupt with `WORDS`, and a full or read-only disk in words too.
 
-    The error itself stays a KeyboardInterrupt, which papermill and `Run All` stop at.
+    The error itself stays what it is, which papermill and `Run All` stop at. Nothing is done where
+    there is no kernel.
     """
     if "IPython" not in sys.modules:
         return
@@ -19,7 +22,7 @@ def speak() -> None:
 
     shell = get_ipython()
     if hasattr(shell, "kernel"):
-        shell.set_custom_exc((KeyboardInterrupt,), _tell)
+        shell.set_custom_exc((KeyboardInterrupt, OSError), _tell)
 
 
 def _tell(
@@ -30,6 +33,9 @@ def _tell(
     tb_offset: int | None = None,
 ) -> list[str]:
     # As for AvomniError: IPython asks an exception how it wants to be shown.
-    error._render_traceback_ = lambda: [WORDS]
-    shell.showtraceback((kind, error, traceback))
-    return [WORDS]
+    if isinstance(error, KeyboardInterrupt):
+        error._render_traceback_ = lambda: [WORDS]
+    elif isinstance(error, OSError) and error.errno in files.REFUSALS:
+        error._render_traceback_ = files.refused(error)._render_traceback_
+    shell.showtraceback((kind, error, traceback), tb_offset=tb_offset)
+    return []

@@ -27,7 +27,7 @@ from traitlets.config import Config
 
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
-from avomni_lib.notebook import runs
+from avomni_lib.notebook import faults, runs
 from avomni_lib.notebook.headlines import in_short
 from avomni_lib.notebook.stages import STAGES, Stage
 from avomni_lib.params import Params
@@ -223,8 +223,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         print(write(Params.from_files(options.params, options.set)))
-    except AvomniError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        print(f"error: {faults.in_words(error)}", file=sys.stderr)
         return 1
     return 0
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
-import sqlite3
+import re
 import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 import nbformat
 import papermill
 import psutil
-from jupyter_client.kernelspec import NoSuchKernel
+from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
@@ -24,7 +23,7 @@ from traitlets.config import Config
 
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
-from avomni_lib.notebook import progress, runs
+from avomni_lib.notebook import faults, progress, runs
 from avomni_lib.params import Params
 
 log = logging.getLogger(__name__)
@@ -34,20 +33,37 @@ logging.getLogger("papermill").addFilter(lambda record: "Kernel died" not in rec
 LOCK, BUSY = ".lock", "another `avomni run` works in this run folder"
 KERNEL_LOG = "kernel.log"
 KERNEL_LOST = "the kernel was killed, usually because memory ran out"
+START_S = 180  # a kernel on a busy machine takes a while to come to work
+# How Python writes an error of the operating system.
+OS_ERROR = re.compile(r"\[Errno (?P<errno>\d+)\] [^:]*(?:: '(?P<path>.*?)'.*)?", re.DOTALL)
 
 
 class LoggedKernel(AsyncKernelManager):
-    """A kernel whose own log goes to a file, with that of its worker processes.
+    """The command's own Python with the command's own copy of the package, whatever is installed.
 
-    Interrupted, they print tracebacks of their insides between two messages; what a notebook shows
-    does not come this way.
+    Its log and that of its worker processes goes to a file: interrupted, they print tracebacks of
+    their insides between two messages. What a notebook shows does not come this way.
     """
 
     log_path = Unicode(config=True)
 
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        # A spec called python3 may have been installed for another environment.
+        try:
+            from ipykernel.kernelspec import get_kernel_dict
+        except ImportError:
+            raise AvomniError(
+                "ipykernel is not installed in this environment",
+                where=sys.prefix,
+                fix="make setup, or pip install ipykernel",
+            ) from None
+        return KernelSpec(**get_kernel_dict())
+
     async def start_kernel(self, **options: Any) -> None:
+        environment = files.environment() | {progress.HEADLESS_VARIABLE: "1"}
         with open(self.log_path, "wb") as log:
-            await super().start_kernel(stderr=log, **options)
+            await super().start_kernel(stdout=log, stderr=log, env=environment, **options)
 
 
 @dataclass(frozen=True)
@@ -90,6 +106,8 @@ def run(
 
     Raises:
         AvomniError: a notebook failed; what it said, and where it is kept.
+        KeyboardInterrupt: its kernel was interrupted.
+        OSError: the run's folder cannot be written to.
     """
     if dry_run:
         yield from _would_run(p, stages, force)
@@ -178,60 +196,116 @@ def _would_run(p: Params, stages: Sequence[runs.Stage], force: bool) -> Iterator
 
 
 def _execute(p: Params, stage: runs.Stage) -> None:
+    _check(stage.notebook)
     output = executed_path(p, stage)
     output.parent.mkdir(parents=True, exist_ok=True)
     (output.parent / runs.RESULT).unlink(missing_ok=True)
-    os.environ[progress.HEADLESS_VARIABLE] = "1"
     # ipykernel 7.3 and later warn on every start unless the connection to the kernel is encrypted.
     options = {"transport_encryption": "required", "log_path": str(output.parent / KERNEL_LOG)}
     config = Config({"LoggedKernel": options})
     try:
         papermill.execute_notebook(
-            str(stage.notebook),
-            str(output),
+            _unformatted(stage.notebook),
+            _unformatted(output),
             parameters=p.complete(),
             kernel_name="python3",
+            language="python",
             cwd=str(stage.notebook.parent),
             progress_bar=False,
             stdout_file=sys.stdout,
+            start_timeout=START_S,
             config=config,
             kernel_manager_class=LoggedKernel,
         )
     except PapermillExecutionError as error:
         raise _failed(stage, output, error) from None
     except DeadKernelError:
-        if "KeyboardInterrupt" in (output.parent / KERNEL_LOG).read_text(errors="replace"):
-            raise KeyboardInterrupt from None  # it came before the kernel could take it
-        memory = psutil.virtual_memory()
-        raise AvomniError(
-            f"{KERNEL_LOST} ({memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free now)",
-            where=f"{stage.name}, {output} (its cells say `completed`: do not believe them); "
-            f"the kernel's own words are in {KERNEL_LOG} beside it",
-            fix="lower training.batch_size or the tile size if it was memory; "
-            "run the same command again: it goes on from what is whole",
-        ) from None
+        raise _ended(stage, output) from None
     except CellTimeoutError as error:
-        raise AvomniError(f"a cell took too long: {error}", where=str(output)) from None
-    except NoSuchKernel:
         raise AvomniError(
-            "no kernel called python3 in this environment",
-            where=sys.prefix,
-            fix="make setup, or pip install ipykernel",
+            f"a cell took too long: {error}", where=str(output), fix=files.GO_ON
         ) from None
+    except RuntimeError as error:
+        # How jupyter_client says that a kernel has not come to work.
+        if "ernel died" in str(error):
+            raise _ended(stage, output, "before it could work") from None
+        if "ernel didn't respond" not in str(error):
+            raise
+        raise AvomniError(
+            f"the kernel has not answered within {START_S} s of its start",
+            where=f"{stage.name}; its own words are in {output.with_name(KERNEL_LOG)}",
+            fix=f"see whether the machine is busy or its disk slow; {files.GO_ON}",
+        ) from None
+    except OSError as error:
+        if error.errno not in files.REFUSALS or isinstance(error, BrokenPipeError):
+            raise
+        raise files.refused(error, output) from None
     finally:
         _sign(output)
 
 
-def _failed(stage: runs.Stage, output: Path, error: PapermillExecutionError) -> AvomniError:
-    if error.ename == "KeyboardInterrupt":
-        return AvomniError(
-            "stopped by hand",
-            where=stage.name,
-            fix="run the same command again: it goes on from here",
+def _check(notebook: Path) -> None:
+    """papermill would give a notebook without the cell that takes parameters the demo's values."""
+    fix = f"git checkout {notebook} brings it back as it was"
+    try:
+        content = nbformat.read(notebook, as_version=4)
+        nbformat.validate(content)
+        tags = [tag for cell in content.cells for tag in cell.metadata.get("tags", [])]
+    except FileNotFoundError:
+        raise AvomniError("the stage's notebook is missing", where=str(notebook), fix=fix) from None
+    except OSError:
+        raise
+    except Exception as error:  # nbformat raises whatever it stumbles on
+        words = str(error).partition("\n")[0]
+        raise AvomniError(f"this is no notebook: {words}", where=str(notebook), fix=fix) from None
+    if tags.count("parameters") != 1:
+        raise AvomniError(
+            f"{tags.count('parameters')} cells of this notebook are tagged `parameters`, not one: "
+            "the run's parameters would not arrive",
+            where=str(notebook),
+            fix=f"tag the cell again, or: {fix}",
         )
-    if error.ename == "AvomniError":
-        # The message already says what, where and what to do.
-        return AvomniError(f"{stage.name}: {error.evalue}")
+
+
+def _unformatted(path: Path) -> str:
+    """papermill fills braces of a path with parameters."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def _ended(stage: runs.Stage, output: Path, when: str = "") -> AvomniError:
+    """What to say of a kernel that is gone."""
+    log = output.with_name(KERNEL_LOG)
+    words = log.read_text("utf-8", "replace").strip() if log.exists() else ""
+    if "KeyboardInterrupt" in words:
+        raise KeyboardInterrupt from None  # it came before the kernel could take it
+    memory = psutil.virtual_memory()
+    last = words.rpartition("\n")[2]
+    return AvomniError(
+        f"{KERNEL_LOST} ({memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free now)"
+        + (f", {when}" if when else "")
+        + (f"; it last said: {last}" if last else ""),
+        where=f"{stage.name}, {output} (its cells say `completed`: do not believe them); "
+        f"the kernel's own words are in {KERNEL_LOG} beside it",
+        fix="lower training.batch_size or the tile size if it was memory; "
+        "run the same command again: it goes on from what is whole",
+    )
+
+
+def _failed(stage: runs.Stage, output: Path, error: PapermillExecutionError) -> AvomniError:
+    """What to say of an error that a cell has ended with."""
+    if error.ename == "KeyboardInterrupt":
+        raise KeyboardInterrupt from None
+    if error.ename == AvomniError.__name__:
+        parts = [error.traceback[0].removeprefix(f"{error.ename}: "), *error.traceback[1:]]
+        told = AvomniError.from_parts(parts)
+        return AvomniError(f"{stage.name}: {told.what}", where=told.where, fix=told.fix)
+    refusal = OS_ERROR.fullmatch(error.evalue)
+    if refusal and int(refusal["errno"]) in files.REFUSALS:
+        told = files.refused(OSError(int(refusal["errno"]), "", refusal["path"]), output.parent)
+        return AvomniError(f"{stage.name}: {told.what}", where=told.where, fix=told.fix)
+    if error.ename == MemoryError.__name__:
+        told = faults.in_words(MemoryError())
+        return AvomniError(f"{stage.name}: {told.what}", where=str(output), fix=told.fix)
     return AvomniError(
         f"{stage.name} failed with {error.ename}: {error.evalue}",
         where=f"{output}, cell {error.exec_count}",
@@ -250,5 +324,5 @@ def _sign(path: Path) -> None:
 
     try:
         NotebookNotary().sign(nbformat.read(path, as_version=4))
-    except (OSError, ValueError, sqlite3.Error) as error:
+    except Exception as error:  # nbformat raises whatever it stumbles on in half a notebook
         log.warning("%s is not signed as trusted: %s", path, error)

@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import datetime
 import shutil
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,17 +37,9 @@ from avomni_lib.training import job, model_input
 from avomni_lib.training.adapter import CONFIDENTIAL
 
 RESULT, FORMAT = "result.json", 2
-# What a proof must have to be one.
-KEYS = {
-    "format",
-    "finished_at",
-    "figures",
-    "digest",
-    "inputs",
-    "params_digest",
-    "params",
-    "outputs",
-}
+# What is read of it.
+KINDS = dict.fromkeys(("finished_at", "digest", "params_digest"), str)
+KINDS |= dict.fromkeys(("figures", "inputs", "params", "outputs"), dict)
 # A second notebook waits while the first one renders: the demo takes two minutes.
 WORLD_WAIT_S = 900.0
 WORLD_OWNER = "avomni/"
@@ -77,9 +70,8 @@ def read_result(p: Params, name: str) -> dict[str, Any] | None:
     """The stage's proof, or None where there is none (one that cannot be read proves as little)."""
     path = stage_dir(p, name) / RESULT
     try:
-        result = files.read_json(path) if path.exists() else None
-        return result if isinstance(result, dict) and result.keys() >= KEYS else None
-    except (AvomniError, OSError):
+        return files.read_record(path, **KINDS)
+    except AvomniError:
         return None
 
 
@@ -108,13 +100,16 @@ def _state(p: Params, stage: Stage, look: bool = True, raw: bool = True) -> Stat
     """As `state`, without what works now; `raw` looks at the raw files too."""
     result = read_result(p, stage.name)
     if result is None:
-        return State(stage, False, "not run yet")
+        is_damaged = (stage_dir(p, stage.name) / RESULT).exists()
+        return State(
+            stage, False, f"stale: its {RESULT} is damaged" if is_damaged else "not run yet"
+        )
 
     def stale(words: str, same: bool = False) -> State:
         same = same or stage.is_report
         return State(stage, False, f"stale: {words}", result, same, (stage.name, words))
 
-    if result["format"] != FORMAT:
+    if result.get("format") != FORMAT:
         return stale("another version of this program ran it")
     for need in stage.needs:
         before = _state(p, BY_NAME[need], look, raw=False)
@@ -239,8 +234,15 @@ def start(p: Params, name: str) -> OpenStage:
     """Open a stage: its old proof is removed, half-written files are swept.
 
     Raises:
-        AvomniError: a stage before it is not done.
+        AvomniError: a stage before it is not done, or the notebook is another copy's.
     """
+    if other := files.copy_in_sight():
+        raise AvomniError(
+            f"this notebook is of {other}, and the package of {files.PROJECT_ROOT}: "
+            "the run would use that one's code and outputs",
+            where=sys.executable,
+            fix=f"pip install -e {other}, or run python -m avomni_lib in that folder",
+        )
     stage = BY_NAME[name]
     for need in stage.needs:
         if read_result(p, need) is None:

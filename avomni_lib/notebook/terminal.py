@@ -1,13 +1,15 @@
 """What the command line says, as a person reads it: tables in a terminal, lines everywhere else.
 
-In a pipe or a log the frame of a table is in the way of grep and diff; there a plan, a report and
-a comparison are the aligned text that they print themselves as.
+In a pipe, a log or a terminal that can only print (`TERM=dumb`) the frame of a table is in the way
+of grep and diff; there all is the aligned text that it prints itself as.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -22,28 +24,57 @@ if TYPE_CHECKING:
     from avomni_lib.evaluation.comparison import Compared
     from avomni_lib.training.findings import Report
 
-WIDTH = 140  # where there is no terminal to measure: enough for the figures of a run
 STATES = {"ok": "green", "note": "yellow", "wrong": "bold red"}
 VERDICTS = {"A is better": "cyan", "B is better": "green"}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A table of plain text: as text, a line a row, its cells apart by two spaces or more."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: list[tuple[str, ...]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        cells = [[" ".join(cell.split()) for cell in row] for row in (self.head, *self.rows)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in cells
+        ]
+        return "\n".join([self.title, *lines])
 
 
 def show(told: Any, framed: Callable[[Any], RenderableType] | None = None) -> None:
     """Print what a command found.
 
     Args:
-        told: A table, or something that prints itself.
+        told: Something that prints itself.
         framed: Makes a table of it, for a terminal.
     """
-    # Brackets in a path or in a message are no markup.
-    out = Console(markup=False, highlight=False)
-    if not out.is_terminal:
-        out = Console(width=WIDTH, markup=False, highlight=False)
-    if isinstance(told, Table):
-        out.print(told)
-    elif framed is not None and out.is_terminal:
+    out = _console()
+    if framed is not None and out.is_terminal and not out.is_dumb_terminal:
         out.print(framed(told))
     else:
         print(told, flush=True)
+
+
+def _console(**options: Any) -> Console:
+    """Prints what it is given: brackets and colons in a path or in a message mean nothing."""
+    colours = None if os.environ.get("NO_COLOR") else "auto"
+    plain = {"markup": False, "highlight": False, "emoji": False, "color_system": colours}
+    return Console(**plain, **options)
+
+
+def rows(told: Rows) -> Table:
+    """A row a stage. No cell is cut off where the terminal is narrow: it goes on below."""
+    table = Table(title=told.title)
+    for name in told.head:
+        table.add_column(name, overflow="fold")
+    for row in told.rows:
+        table.add_row(*map(Text, row))
+    return table
 
 
 def plan(told: Plan) -> Group:
@@ -106,7 +137,7 @@ def verified(told: Mapping[str, Verified]) -> Table:
 
 def write_error(error: Any) -> None:
     """To stderr: what, where and what to do, the first word in red where that is a terminal."""
-    out = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+    out = _console(stderr=True, soft_wrap=True)
     out.print(Text("error: ", "bold red") if out.is_terminal else "error: ", end="")
     out.print(str(error), soft_wrap=True)
     sys.stderr.flush()

@@ -150,7 +150,7 @@ def start_or_attach(p: Params) -> tuple[subprocess.Popen | None, str]:
                 stdout=log,
                 stderr=log,
                 cwd=files.PROJECT_ROOT,
-                env=environment.for_a_training(os.environ),
+                env=environment.for_a_training(files.environment()),
                 start_new_session=True,
             )
         while process.poll() is None and not (folder / JOB_FILE).exists():

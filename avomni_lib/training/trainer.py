@@ -160,7 +160,7 @@ def _probe(p: Params, machine: str) -> pace.Probe | None:
             stdout=log,
             stderr=log,
             cwd=files.PROJECT_ROOT,
-            env=environment.for_a_training(os.environ),
+            env=environment.for_a_training(files.environment()),
         )
         if ran.returncode:
             log.seek(0)

@@ -7,18 +7,17 @@ the same call goes on from the clips that are there and ends with the same bytes
 
 from __future__ import annotations
 
-import concurrent.futures
+import contextlib
+import functools
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
-import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from avomni_lib import files
+from avomni_lib import files, pool
 from avomni_lib.dataset import rig
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
@@ -159,54 +158,47 @@ def publish(p: Params, folder: Path, progress: type[Bar] = Bar) -> Path:
 def is_published(p: Params, folder: Path) -> bool:
     """Does this very world lie in the folder? It is moved there whole, so its card tells."""
     card = Path(folder) / "README.md"
-    return card.is_file() and card.read_text() == _card(p.dataset.world)
+    return card.is_file() and card.read_text(encoding="utf-8") == _card(p.dataset.world)
 
 
 def num_workers(num_clips: int) -> int:
     """Processes that record: one a core that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(cores or 1, num_clips))
+    return max(1, min(pool.num_cores(), num_clips))
 
 
 def _record_all(missing: list[tuple[WorldClip, Path]], world: WorldParams) -> Iterator[WorldClip]:
     """Record clips in processes of their own: panda3d's engine is global, and cores are several."""
-    if not missing:
-        return
-    with concurrent.futures.ProcessPoolExecutor(
-        num_workers(len(missing)),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(world,),
-    ) as pool:
-        running = [pool.submit(_record, clip, part) for clip, part in missing]
-        try:
-            for done in concurrent.futures.as_completed(running):
-                yield done.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    jobs = [(clip, part, world) for clip, part in missing]
+    with contextlib.closing(pool.run_jobs(_record, jobs, num_workers(len(jobs)))) as recorded:
+        for (clip, part, _), done in recorded:
+            if done is None:
+                raise AvomniError(
+                    f"the process that renders clip {clip.clip_id} was killed twice, usually "
+                    "because memory ran out",
+                    where=str(part),
+                    fix="make room for it, or lower dataset.world.width and height; "
+                    "run the same command again: it goes on from the clips that are there",
+                )
+            yield clip
 
 
-_world: WorldParams
-_renderer: Renderer
+@functools.cache
+def _renderer(width: int, height: int) -> Renderer:
+    return Renderer(width, height)
 
 
-def _start_worker(world: WorldParams) -> None:
-    global _world, _renderer
-    _world, _renderer = world, Renderer(world.width, world.height)
-    # A worker whose parent was killed would wait for work for ever, and hold the parent's files.
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-
-
-def _record(clip: WorldClip, part: Path) -> WorldClip:
-    scene = _scene(clip, _world)
-    recorded = recording.record(scene, clip.clip_id, _renderer, _world.codec)
+def _record(job: tuple[WorldClip, Path, WorldParams]) -> bool:
+    """Write one clip's part; what a worker process does."""
+    clip, part, world = job
+    scene = _scene(clip, world)
+    renderer = _renderer(world.width, world.height)
+    recorded = recording.record(scene, clip.clip_id, renderer, world.codec)
     beside = {layout.CALIBRATION: json.dumps(recorded.calibration).encode()}
     if scene.event:
         beside[layout.EVENTS] = scene.event.json.encode()
     with files.write_whole(part) as file:
         layout.stored_zip(file, iter((recorded.members | beside).items()))
-    return clip
+    return True
 
 
 def _card(world: WorldParams) -> str:

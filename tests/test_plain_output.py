@@ -1,0 +1,218 @@
+"""What commands print where no person looks on: lines, any locale, any stream, `--json` always."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from avomni_lib import files
+from avomni_lib.__main__ import COMMANDS, main
+from avomni_lib.notebook import commands, pipeline
+
+AVOMNI = [sys.executable, "-m", "avomni_lib"]
+# Longer than a terminal is wide, with what rich would take for markup and for a face.
+LONG = "clips [x] of [/red] a:car:b " + "and so on, " * 14 + "to the end"
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.fixture
+def params(tmp_path: Path) -> str:
+    path = tmp_path / "run [x].yaml"
+    outputs = tmp_path / "an [x] :car: folder of outputs" / ("long" * 30)
+    path.write_text(yaml.safe_dump({"run": {"name": "test", "outputs_dir": str(outputs)}}))
+    return str(path)
+
+
+def shell(line: str, **environment: str) -> subprocess.CompletedProcess:
+    """A line of bash in which $A is the command."""
+    avomni = f'A() {{ {shlex.join(AVOMNI)} "$@"; }}\nset -o pipefail\n'
+    return subprocess.run(
+        ["bash", "-c", avomni + line],
+        env=os.environ | {"COLUMNS": "80"} | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def in_a_terminal(arguments: list[str], **environment: str) -> str:
+    """What a command writes to a terminal of 80 columns."""
+    ours, theirs = pty.openpty()
+    env = {**os.environ, "COLUMNS": "80", "TERM": "xterm-256color"} | environment
+    with subprocess.Popen(
+        [*AVOMNI, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=env
+    ) as process:
+        os.close(theirs)
+        parts = []
+        try:
+            while part := os.read(ours, 1 << 16):
+                parts.append(part)
+        except OSError:  # its other end is closed
+            pass
+    os.close(ours)
+    assert process.returncode == 0
+    return b"".join(parts).decode().replace("\r\n", "\n")
+
+
+def assert_plain(text: str, folder: str) -> None:
+    """No colour, no frame, and a row a stage on one line however long."""
+    assert "\x1b" not in text and text.isascii()
+    assert len(re.findall(r"^0\d_\w+  ", text, re.MULTILINE)) == 6
+    assert folder in text.splitlines()[0]
+
+
+def test_status_in_a_pipe_is_a_line_a_stage(params):
+    done = shell(f"A status {shlex.quote(params)} | cat")
+    folder = json.loads(shell(f"A status {shlex.quote(params)} --json").stdout)["run"]
+    assert ":car:" in folder and len(folder) > 140
+    assert done.returncode == 0
+    assert_plain(done.stdout, folder)
+    for row in json.loads(shell(f"A status {shlex.quote(params)} --json").stdout)["stages"]:
+        assert re.search(rf"^{row['stage']}  .*  {re.escape(row['reason'])}$", done.stdout, re.M)
+
+
+@pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"TERM": "unknown"}])
+def test_a_terminal_that_can_only_print_gets_the_same(params, environment):
+    piped = shell(f"A status {shlex.quote(params)}").stdout
+    assert in_a_terminal(["status", params], **environment) == piped
+
+
+def test_no_color_is_a_table_without_colour(params):
+    shown = in_a_terminal(["status", params], NO_COLOR="1")
+    assert "\x1b" not in shown and "┃" in shown
+    colourful = in_a_terminal(["status", params])
+    assert "\x1b[" in colourful and "┃" in colourful
+    for text in (shown, re.sub(r"\x1b\[[0-9;]*m", "", colourful)):
+        joined = re.sub(r"[\s│┃]", "", text)
+        assert "an[x]:car:folderofoutputs" in joined, "nothing is cut off"
+        assert "whatthesourceholds" in joined and "…" not in text
+
+
+def test_words_of_stages_stand_as_they_are(monkeypatch, capsys, params):
+    def outcomes(p, stages, *, force, dry_run):
+        yield pipeline.Outcome("01_audit", "ran", LONG, 1.0, {})
+        yield pipeline.Outcome("05_train", "ran", "two\nlines", 1.0, {"headline": LONG})
+
+    monkeypatch.setattr(pipeline, "run", outcomes)
+    assert main(["run", params]) == 0
+    said = capsys.readouterr().out
+    assert f"01_audit: ran ({LONG})\n" in said
+    assert re.search(rf"^05_train  ran  1        {re.escape(LONG)}$", said, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", ["status", "plan"])
+def test_a_locale_of_few_letters(command, params):
+    """Also an error whose words the locale cannot hold."""
+    name = shlex.quote(params)
+    for flags in ("", "--json"):
+        plain, here = (shell(f"A {command} {name} {flags}", **env) for env in (ASCII, {}))
+        assert plain.returncode == here.returncode and "Traceback" not in plain.stderr
+        assert plain.stdout.isascii() and bool(plain.stdout) == bool(here.stdout)
+        if flags:
+            assert json.loads(plain.stdout) == json.loads(here.stdout)
+    wrong = shell(f"A {command} {name} --set 'run.name=×/×' --json", **ASCII)
+    assert wrong.returncode == 1 and "Traceback" not in wrong.stderr
+    assert json.loads(wrong.stdout)["error"]["what"]
+
+
+def test_letters_in_a_path_that_the_locale_cannot_name(tmp_path):
+    path = tmp_path / "run.yaml"
+    outputs = str(tmp_path / "Läufe")
+    path.write_text(yaml.safe_dump({"run": {"name": "x", "outputs_dir": outputs}}), "utf-8")
+    for command in ("status", "run --only 01_audit --params"):
+        done = shell(f"A {command} {path} --json", **ASCII)
+        assert done.returncode in (0, 1) and "Traceback" not in done.stderr
+        told = json.loads(done.stdout)
+        assert told.get("run", "").startswith(outputs) or "PYTHONUTF8" in told["error"]["fix"]
+
+
+CLOSED = ["<&-", ">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-"]
+
+
+@pytest.mark.parametrize("streams", CLOSED)
+@pytest.mark.parametrize("command", ["status --json", "run --dry-run"])
+def test_closed_streams(command, streams, params):
+    done = shell(f"A {command} {shlex.quote(params)} {streams}")
+    assert (done.returncode, done.stderr) == (0, "")
+    if ">&-" not in streams.replace("2>&-", ""):
+        assert done.stdout
+
+
+@pytest.mark.parametrize("command", ["status", "status --json", "plan"])
+def test_stdout_on_a_full_disk_is_one_line(command, params):
+    done = shell(f"A {command} {shlex.quote(params)} > /dev/full")
+    assert done.returncode == 1
+    assert done.stderr == "error: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.parametrize("command", ["status", "plan --json", "run --dry-run"])
+@pytest.mark.parametrize("streams", ["", "2>&1"])
+def test_a_reader_that_has_seen_enough(command, streams, params):
+    for reader in ("head -1", "true"):
+        done = shell(f"A {command} {shlex.quote(params)} {streams} | {reader}")
+        assert done.stderr == "" and done.returncode in (0, 1)
+
+
+# --json
+
+
+WRONG_USES = [
+    ["fly"],
+    ["status", "--limit", "0"],
+    ["status", "--no-such"],
+    ["run", "--set"],
+    ["compare", "outputs/a"],
+    ["verify"],
+    ["export", "--dtype", "float8"],
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG_USES, ids=" ".join)
+def test_wrong_use_in_json(wrong, capsys):
+    with pytest.raises(SystemExit) as plain:
+        main(wrong)
+    usage = capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main([wrong[0], "--json", *wrong[1:]])
+    said = capsys.readouterr()
+    error = json.loads(said.out)["error"]
+    assert plain.value.code == stopped.value.code == 2
+    assert usage.out == "" and said.err == usage.err
+    assert set(error) == {"what", "where", "fix"}
+    assert error["what"] in said.err and error["fix"].endswith("--help")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_nobody_has_foreseen_names_a_file_with_its_traceback(name, capsys, monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError("by [nought]\nin two lines")
+
+    monkeypatch.setattr(commands, name, broken)
+    demo = str(files.PROJECT_ROOT / "params" / "demo.yaml")
+    arguments = {"verify": ["a"], "compare": ["a", "b"]}.get(name, [demo])
+    assert main([name, *arguments, "--json"]) == 1
+    said = capsys.readouterr()
+    error = json.loads(said.out)["error"]
+    assert error["what"] == "unexpected ZeroDivisionError: by [nought] in two lines"
+    assert "Traceback" not in said.err and "broken" not in said.err
+    log = Path(error["where"].removeprefix("the traceback is in "))
+    assert "Traceback" in log.read_text() and "in broken" in log.read_text()
+    log.unlink()
+
+
+def test_figures_that_are_no_number_are_null(capsys, monkeypatch):
+    told = commands.Told({"loss": float("nan"), "rate": [float("inf"), 1.5]}, ())
+    monkeypatch.setattr(commands, "plan", lambda p, options: told)
+    assert main(["plan", str(files.PROJECT_ROOT / "params" / "demo.yaml"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
+        "loss": None,
+        "rate": [None, 1.5],
+    }

@@ -1,0 +1,303 @@
+"""Faults of the machine under `run` and `status`: our words, and the same command goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from avomni_lib import files
+from avomni_lib.notebook import pipeline
+from tests import folder_run
+from tests.published_set import write_published_set
+
+AVOMNI = [sys.executable, "-m", "avomni_lib"]
+STAGE = ["--only", "01_audit"]
+GO_ON = "run the same command again: it goes on"
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    return write_published_set(tmp_path_factory.mktemp("set"), 1, 2, 1.0)
+
+
+def write_params(folder: Path, published: Path, outputs: Path | None = None, **sections) -> str:
+    path = folder / "run.yaml"
+    values = folder_run.values(outputs or folder / "outputs", published)
+    path.write_text(yaml.safe_dump(values | sections))
+    return str(path)
+
+
+def avomni(*arguments: str | Path, before=(), cwd=None, environment=None):
+    """The command, after `before`; it must end without a traceback."""
+    done = subprocess.run(
+        [*before, *AVOMNI, *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | (environment or {}),
+        capture_output=True,
+        text=True,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def error_of(done: subprocess.CompletedProcess) -> dict[str, str | None]:
+    """What `--json` says of the error, which a person who looks on reads too."""
+    assert done.returncode == 1, done.stderr
+    error = json.loads(done.stdout)["error"]
+    assert set(error) == {"what", "where", "fix"}
+    said = done.stderr[done.stderr.index("error: ") :]
+    assert all(part in said for part in error.values() if part)
+    return error
+
+
+def ended(done: subprocess.CompletedProcess) -> list[str]:
+    assert done.returncode == 0, done.stderr
+    return [row["action"] for row in json.loads(done.stdout)["stages"]]
+
+
+# Kernels
+
+
+def kernels_of(process: subprocess.Popen) -> list[psutil.Process]:
+    found = []
+    with contextlib.suppress(psutil.Error):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            if any("ipykernel_launcher" in word for word in child.cmdline()):
+                found.append(child)
+    return found
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.3], ids=["at once", "while it imports"])
+def test_a_kernel_killed_while_it_starts(tmp_path, published, seconds):
+    params = write_params(tmp_path, published)
+    command = [*AVOMNI, "run", params, *STAGE, "--json"]
+    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True) as process:
+        while not (kernels := kernels_of(process)):
+            assert process.poll() is None
+        time.sleep(seconds)
+        for kernel in kernels:
+            kernel.kill()
+        out, err = process.communicate(timeout=120)
+    error = error_of(subprocess.CompletedProcess(command, process.returncode, out, err))
+    assert pipeline.KERNEL_LOST in error["what"] and "before it could work" in error["what"]
+    assert "Traceback" not in err and "01_audit.ipynb" in error["where"]
+    assert GO_ON in error["fix"]
+    assert ended(avomni("run", params, *STAGE, "--json")) == ["ran"]
+
+
+def test_a_kernel_that_cannot_start_says_why(tmp_path, published):
+    """Something else is called as the kernel's program is."""
+    (tmp_path / "ipykernel_launcher.py").write_text("raise SystemExit('no module named zmq')")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    params = write_params(tmp_path, published)
+    environment = {"PYTHONPATH": path}
+    # The package is found before the folder that spoils the kernel.
+    told = error_of(avomni("run", params, *STAGE, "--json", environment=environment))
+    assert "it last said: no module named zmq" in told["what"] and GO_ON in told["fix"]
+
+
+def test_the_kernel_is_that_of_this_python_whatever_jupyter_has_installed(tmp_path, published):
+    spec = tmp_path / "jupyter" / "kernels" / "python3"
+    spec.mkdir(parents=True)
+    argv = ["/nowhere/python", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (spec / "kernel.json").write_text(
+        json.dumps({"argv": argv, "display_name": "another", "language": "python"})
+    )
+    environment = {"JUPYTER_PATH": str(tmp_path / "jupyter"), "JUPYTER_PREFER_ENV_PATH": "0"}
+    params = write_params(tmp_path, published)
+    assert ended(avomni("run", params, *STAGE, "--json", environment=environment)) == ["ran"]
+
+
+def test_what_a_notebook_says_keeps_where_and_what_to_do(tmp_path, published):
+    gone = write_params(tmp_path, published, dataset={"source": "folder", "local_dir": "/nowhere"})
+    error = error_of(avomni("run", gone, *STAGE, "--json"))
+    assert error["what"].startswith("01_audit: ") and "\n" not in error["what"]
+    assert "/nowhere" in error["where"] and error["fix"]
+    plain = avomni("run", gone, *STAGE)
+    assert plain.stderr.endswith(
+        f"error: {error['what']}\n  where: {error['where']}\n  what to do: {error['fix']}\n"
+    )
+
+
+# Ctrl-C
+
+
+@pytest.mark.parametrize("times", [[0.1], [0.25], [0.6, 0.02], [1.2, 0.3], [3.0, 0.3]], ids=str)
+def test_ctrl_c_at_any_time_is_one_sentence(tmp_path, published, times):
+    """Also while the command imports, and pressed again while it ends."""
+    params = write_params(tmp_path, published)
+    command = [*AVOMNI, "run", params, *STAGE]
+    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, start_new_session=True) as run:
+        # Python itself has to start before any line of ours can answer.
+        while sum(psutil.Process(run.pid).cpu_times()[:2]) < 0.05:
+            time.sleep(0.002)
+        for wait in times:
+            time.sleep(wait)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(run.pid, signal.SIGINT)
+        _, said = run.communicate(timeout=60)
+    assert run.returncode == 130, said
+    assert said == "stopped; run the same command again: it goes on from here\n"
+
+
+# Disks
+
+
+@contextlib.contextmanager
+def disk(mounted: Path, options: str) -> Iterator[list[str]]:
+    """A disk at `mounted` in a mount namespace of its own; yields what to put before a command."""
+    mounted.mkdir(parents=True, exist_ok=True)
+    script = f"mount -t tmpfs -o {options} none {shlex.quote(str(mounted))} && echo ready && cat"
+    with subprocess.Popen(
+        ["unshare", "-rm", "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout.readline() == b"ready\n", "tests/test_build_kills.py needs it too"
+        yield ["nsenter", "-t", str(holder.pid), "-U", "-m", "--preserve-credentials"]
+        holder.stdin.close()
+
+
+def test_read_only_outputs(tmp_path, published):
+    params = write_params(tmp_path, published)
+    with disk(tmp_path / "outputs", "ro") as enter:
+        error = error_of(avomni("run", params, "--json", before=enter))
+        assert "the file system is read-only" in error["what"]
+        assert str(tmp_path / "outputs") in error["where"]
+        assert "run.outputs_dir" in error["fix"] and GO_ON in error["fix"]
+        for command in (["status"], ["plan"], ["run", "--dry-run"]):
+            here, there = (avomni(*command, params, before=before) for before in ((), enter))
+            assert (there.returncode, there.stdout) == (here.returncode, here.stdout)
+            assert there.stderr == here.stderr
+    assert ended(avomni("run", params, *STAGE, "--json")) == ["ran"]
+
+
+def test_a_finished_run_on_a_read_only_disk_can_be_looked_at(tmp_path, published):
+    params = write_params(tmp_path, published)
+    assert ended(avomni("run", params, *STAGE, "--json")) == ["ran"]
+    said = avomni("status", params).stdout
+    with disk(tmp_path / "elsewhere", "size=1m") as enter:
+        readonly = ["sh", "-c", 'mount -o bind,ro "$0" "$0" && exec "$@"', tmp_path / "outputs"]
+        before = [*enter, *readonly]
+        assert avomni("status", params, before=before).stdout == said
+        forced = error_of(avomni("run", params, *STAGE, "--force", "--json", before=before))
+        assert "the file system is read-only" in forced["what"]
+
+
+@pytest.mark.parametrize("kilobytes", [4, 64])
+def test_a_disk_that_is_full_when_papermill_writes(tmp_path, published, kilobytes):
+    params = write_params(tmp_path, published)
+    with disk(tmp_path / "outputs", f"size={kilobytes}k") as enter:
+        error = error_of(avomni("run", params, *STAGE, "--json", before=enter))
+        assert "no room left on the disk" in error["what"]
+        assert str(tmp_path / "outputs") in error["where"]
+        assert "free some space" in error["fix"] and GO_ON in error["fix"]
+        resize = f"mount -o remount,size=9m {shlex.quote(str(tmp_path / 'outputs'))}"
+        subprocess.run([*enter, "sh", "-c", resize], check=True)
+        assert ended(avomni("run", params, *STAGE, "--json", before=enter)) == ["ran"]
+
+
+PLACES = {
+    "a file": lambda folder: (folder / "file").write_text("") and None or folder / "file",
+    "below a file": lambda folder: (folder / "file").write_text("") and None or folder / "file/x",
+    "too long": lambda folder: folder / ("x" * 300),
+    "a link to itself": lambda folder: (
+        os.symlink(folder / "loop", folder / "loop") or folder / "loop"
+    ),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_outputs_that_are_no_folder(tmp_path, published, place):
+    outputs = PLACES[place](tmp_path)
+    params = write_params(tmp_path, published, outputs)
+    error = error_of(avomni("run", params, *STAGE, "--json"))
+    assert str(outputs).removesuffix("/x") in error["where"] and error["fix"]
+    assert not error["what"].startswith("unexpected")
+    avomni("status", params)
+
+
+# Notebooks
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory) -> Path:
+    """A copy of the project, in a folder whose name has braces."""
+    folder = tmp_path_factory.mktemp("copies") / "{copy}"
+    ignore = shutil.ignore_patterns("__pycache__")
+    for name in ("avomni_lib", "notebooks", "params"):
+        shutil.copytree(files.PROJECT_ROOT / name, folder / name, ignore=ignore)
+    return folder
+
+
+SPOILT = {
+    "empty": lambda text: "",
+    "cut": lambda text: text[: len(text) // 2],
+    "another file": lambda text: '{"a": 1}',
+    "a list": lambda text: "[]",
+    "no cells": lambda text: text.replace('"cells"', '"bells"'),
+    "a cell of no kind": lambda text: text.replace('"cell_type": "code"', '"cell_type": "dish"'),
+    "no text": lambda text: "\udcff\udcfe" + text,
+    "no cell for parameters": lambda text: text.replace('"parameters"', '"settings"'),
+    "missing": lambda text: None,
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_a_spoilt_notebook_is_named(copy, tmp_path, published, how):
+    notebook = copy / "notebooks" / "01_audit.ipynb"
+    sound = notebook.read_text()
+    params = write_params(tmp_path, published)
+    spoilt = SPOILT[how](sound)
+    if spoilt is None:
+        notebook.unlink()
+    else:
+        notebook.write_text(spoilt, errors="surrogateescape")
+    environment = {"PYTHONPATH": str(copy)}
+    try:
+        error = error_of(avomni("run", params, *STAGE, "--json", cwd=copy, environment=environment))
+    finally:
+        notebook.write_text(sound)
+    assert error["where"] == str(notebook) and "git checkout" in error["fix"]
+    if how == "missing":  # and mended it works, in a folder with such a name
+        done = avomni("run", params, *STAGE, "--json", cwd=copy, environment=environment)
+        assert ended(done) == ["ran"]
+
+
+# What a run before has left
+
+
+DAMAGED = ["", "{", "null", "[]", "{}", '"done"', "7", '{"digest": 1}', "\udcff\udcfe"]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_damaged_result_is_said_and_made_again(tmp_path, published, content, monkeypatch):
+    params = write_params(tmp_path, published)
+    result = tmp_path / "outputs" / "test" / "01_audit" / "result.json"
+    result.parent.mkdir(parents=True)
+    result.write_text(content, errors="surrogateescape")
+    done = avomni("status", params, "--json")
+    [audit, download, *_] = json.loads(done.stdout)["stages"]
+    assert (audit["done"], audit["reason"]) == (False, "stale: its result.json is damaged")
+    assert not download["done"]
+    if content == "{}":
+        assert ended(avomni("run", params, *STAGE, "--json")) == ["ran"]
+
+
+def test_damaged_figures_of_a_stage_that_is_done_stop_nothing(tmp_path, published):
+    params = write_params(tmp_path, published)
+    assert ended(avomni("run", params, *STAGE, "--json")) == ["ran"]
+    result = tmp_path / "outputs" / "test" / "01_audit" / "result.json"
+    result.write_text(json.dumps(json.loads(result.read_text()) | {"figures": {"num_clips": []}}))
+    assert "its figures are damaged" in avomni("run", params, *STAGE).stdout
