@@ -7,8 +7,9 @@ papermill, whose reader is more lenient.
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def _nested(values: dict[str, Any], where: str) -> dict[str, Any]:
     return nested
 
 
-def parse_changes(changes: list[str]) -> dict[str, Any]:
+def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
     """What `--set section.key=value` says, each key at most once, as sections of keys.
 
     A value without quotes, brackets or braces is taken whole: `#` and `: ` are part of it.
@@ -209,8 +210,9 @@ def _value(text: str, where: str) -> Any:
     return loader.construct_object(node)
 
 
+@functools.lru_cache(maxsize=16)
 def _load(text: str, where: str) -> tuple[Any, int]:
-    """The value of a YAML text, and the place in it where the value ends."""
+    """The value of a YAML text, not to be changed, and the place in it where the value ends."""
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
