@@ -220,7 +220,10 @@ def _merged(paths: Sequence[str | Path]) -> dict[str, Any]:
 
 
 def _complete(
-    values: Mapping[str, Any], source: str, own_path: Path | None = None, seen: tuple[Path, ...] = ()
+    values: Mapping[str, Any],
+    source: str,
+    own_path: Path | None = None,
+    seen: tuple[Path, ...] = (),
 ) -> dict[str, Any]:
     """The values laid over those of the file that they extend.
 
@@ -234,7 +237,7 @@ def _complete(
         raise AvomniError(
             f"{EXTENDS} names one params file, by its path (got {named!r})",
             where=source,
-            fix=f"write it as in `{EXTENDS}: {DEMO_FILE}`; relative paths start at the project root",
+            fix=f"write `{EXTENDS}: {DEMO_FILE}`; relative paths start at the project root",
         )
     path = files.resolve(named).resolve()
     if path == own_path:

@@ -24,7 +24,7 @@ TAG = "tag:yaml.org,2002:"
 # How a plain value has to be written, so that every reader of YAML takes it for the same.
 PLAIN = {
     "int": r"[-+]?(0|[1-9][0-9]{0,17})",
-    "float": r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+][0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+    "float": r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+][0-9]+)?|[-+]?\.(?i:inf)|\.(?i:nan)",
     "bool": "true|True|TRUE|false|False|FALSE",
 }
 

@@ -172,7 +172,8 @@ class DatasetParams(Section):
     """Which data set, where from, and where its raw files are kept."""
 
     source: Literal["world", "hub", "folder"] = Field(
-        "world", description="rendered world, Hugging Face, or a folder that already holds the files"
+        "world",
+        description="rendered world, Hugging Face, or a folder that already holds the files",
     )
     repo_id: str = Field(
         "avomni/rendered-world",
@@ -183,9 +184,7 @@ class DatasetParams(Section):
         None, description="40-hex commit; null takes main's once and records it"
     )
     endpoint: str | None = Field(None, description="another hub's address; null is huggingface.co")
-    local_dir: PathText = Field(
-        "outputs/data/demo", description="raw files, shared by all runs"
-    )
+    local_dir: PathText = Field("outputs/data/demo", description="raw files, shared by all runs")
     license_accepted: bool = Field(
         False, description="you read the data set's licence and decided; see README"
     )
@@ -217,7 +216,9 @@ class DownloadParams(Section):
 class ProcessingParams(Section):
     """Clips to the cache, and the cache to windows."""
 
-    sequence_length: Annotated[int, Field(ge=2, le=100_000)] = Field(16, description="frames in a window")
+    sequence_length: Annotated[int, Field(ge=2, le=100_000)] = Field(
+        16, description="frames in a window"
+    )
     stride: Positive = Field(8, description="frames from one window's start to the next one's")
     sample_hz: Annotated[float, Field(gt=0, le=1000)] = Field(
         10.0, description="sampled frames a second"

@@ -46,7 +46,9 @@ def test_a_steps_seconds_are_shared_by_the_cards():
     tokens = Tokens(3584, 171, 47)
 
     def seconds(**training):
-        return pace.expected_seconds(Params.from_values({"extends": "params/mi300x.yaml", "training": training}), BIG, tokens)
+        return pace.expected_seconds(
+            Params.from_values({"extends": "params/mi300x.yaml", "training": training}), BIG, tokens
+        )
 
     # 16 windows of 0.19 PFLOP at 35 % of 1,307 TFLOP/s.
     assert seconds() == pytest.approx(16 * 0.191e15 / (0.35 * 1307e12), rel=0.01)

@@ -202,7 +202,7 @@ def test_plan_status_and_run_read_one_file_alike_and_say_where_the_rest_comes_fr
 
 
 def test_the_rendered_world_is_not_taken_for_a_data_set_of_the_hub(tmp_path: Path):
-    """A short file of a real run that forgets where its clips come from is not run on the demo's."""
+    """A short file of a real run that forgets its source is not run on the demo's clips."""
     path = tmp_path / "own.yaml"
     path.write_text("dataset: {repo_id: nvidia/PhysicalAI-Autonomous-Vehicles}\n")
     p = Params.from_files([path], [f"run.outputs_dir={tmp_path}"])

@@ -1,4 +1,4 @@
-"""The text of params files, of `--set` and of values: taken as meant, or refused with the reason."""
+"""The text of params files and of `--set`, and values: taken as meant, or refused and why."""
 
 from pathlib import Path
 from typing import Any

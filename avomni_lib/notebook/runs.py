@@ -233,8 +233,8 @@ def open_hub(p: Params, progress: type[Bar] = Bar) -> Hub | None:
             f"dataset.source is world, which renders its own clips, and dataset.repo_id names "
             f"{p.dataset.repo_id}",
             where="dataset.source",
-            fix=f"set dataset.source to hub or folder, write `extends: params/mi300x.yaml` into the "
-            f"params file, or call the rendered clips {WORLD_OWNER}…",
+            fix="set dataset.source to hub or folder, write `extends: params/mi300x.yaml` into "
+            f"the params file, or call the rendered clips {WORLD_OWNER}…",
         )
     # The renderer takes a second to import, and only this source needs it.
     from avomni_lib.world import local_hub, publish
