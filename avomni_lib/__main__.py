@@ -29,7 +29,7 @@ COMMANDS = {
   python -m avomni_lib run params/demo.yaml --dry-run       what would run, and why
   python -m avomni_lib run params/mi300x.yaml --limit 1     one chunk, to see that all is well
   python -m avomni_lib run params/mi300x.yaml --shard 3/16  a share of 03_etl, for a Slurm array
-  python -m avomni_lib run --params data.yaml tuning.yaml   several files, later ones win""",
+  python -m avomni_lib run params/mi300x.yaml own.yaml      several files, later ones win""",
     ),
     "status": (
         "say what is done, what is stale and why",

@@ -237,7 +237,7 @@ def _complete(
         raise AvomniError(
             f"{EXTENDS} names one params file, by its path (got {named!r})",
             where=source,
-            fix=f"write it as in `{EXTENDS}: {DEMO_FILE}`; relative paths start at the project root",
+            fix=f"write `{EXTENDS}: {DEMO_FILE}`; relative paths start at the project root",
         )
     path = files.resolve(named).resolve()
     if path == own_path:

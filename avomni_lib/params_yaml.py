@@ -7,8 +7,9 @@ papermill, whose reader is more lenient.
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ TAG = "tag:yaml.org,2002:"
 # How a plain value has to be written, so that every reader of YAML takes it for the same.
 PLAIN = {
     "int": r"[-+]?(0|[1-9][0-9]{0,17})",
-    "float": r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+][0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+    "float": r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+][0-9]+)?|[-+]?\.(?i:inf)|\.(?i:nan)",
     "bool": "true|True|TRUE|false|False|FALSE",
 }
 
@@ -158,7 +159,7 @@ def _nested(values: dict[str, Any], where: str) -> dict[str, Any]:
     return nested
 
 
-def parse_changes(changes: list[str]) -> dict[str, Any]:
+def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
     """What `--set section.key=value` says, each key at most once, as sections of keys.
 
     A value without quotes, brackets or braces is taken whole: `#` and `: ` are part of it.
@@ -209,8 +210,9 @@ def _value(text: str, where: str) -> Any:
     return loader.construct_object(node)
 
 
+@functools.lru_cache(maxsize=16)
 def _load(text: str, where: str) -> tuple[Any, int]:
-    """The value of a YAML text, and the place in it where the value ends."""
+    """The value of a YAML text, not to be changed, and the place in it where the value ends."""
     try:
         loader = _Loader(text)
         node = loader.get_single_node()

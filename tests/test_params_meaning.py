@@ -12,7 +12,7 @@ import papermill.iorw
 import papermill.parameterize
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avomni_lib import files
@@ -39,7 +39,7 @@ KEYS = {
     "processing": {"stride": st.integers(1, 9), "sample_hz": st.floats(0.5, 60)},
     "vision": {"camera_setup": st.sampled_from(["4-cam", "7-cam"])},
     "prompt": {"ego_history": st.booleans()},
-    "model": {"lora_dropout": st.floats(0, 0.9), "base_model": st.just('a "quoted" \\folder')},
+    "model": {"lora_dropout": st.floats(0.01, 0.9), "base_model": st.just('a "quoted" \\folder')},
     "training": {"learning_rate": st.sampled_from([1e-4, "1e-4", 3]), "max_steps": st.none()},
     "evaluation": {"max_windows": st.none() | st.integers(1, 99)},
 }
@@ -82,6 +82,7 @@ def differing(a: Params, b: Params) -> dict[str, Any]:
     return {section: keys for section, keys in found.items() if keys}
 
 
+@settings(deadline=None, max_examples=60)
 @given(values=partial_files)
 def test_a_partial_file_means_the_same_by_every_way(values, tmp_path_factory):
     path = tmp_path_factory.mktemp("partial") / "own.yaml"
@@ -104,6 +105,7 @@ def keys_of(values: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
+@settings(deadline=None, max_examples=60)
 @given(below=partial_files, above=partial_files)
 def test_a_file_changes_what_it_names_of_the_one_below_it(below, above, tmp_path_factory):
     folder = tmp_path_factory.mktemp("laid")
@@ -200,7 +202,7 @@ def test_plan_status_and_run_read_one_file_alike_and_say_where_the_rest_comes_fr
 
 
 def test_the_rendered_world_is_not_taken_for_a_data_set_of_the_hub(tmp_path: Path):
-    """A short file of a real run that forgets where its clips come from is not run on the demo's."""
+    """A short file of a real run that forgets its source is not run on the demo's clips."""
     path = tmp_path / "own.yaml"
     path.write_text("dataset: {repo_id: nvidia/PhysicalAI-Autonomous-Vehicles}\n")
     p = Params.from_files([path], [f"run.outputs_dir={tmp_path}"])
@@ -252,7 +254,6 @@ STEPS = "{training: {max_steps: 3}}"
     [
         (["-y", STEPS], "demo"),
         (["-b", base64.b64encode(STEPS.encode()).decode()], "demo"),
-        (["-p", "training.max_steps", "3"], "demo"),
         (["-r", "training.max_steps", "3"], "demo"),
         (["-f", "own.yaml", "-p", "training.max_steps", "3"], "own"),
         (["-f", "own.yaml", "-y", "{training.max_steps: 3}"], "own"),
@@ -279,15 +280,9 @@ def test_papermill_changes_the_named_key_alone(
     [
         (["-f", "own.yaml", "-y", STEPS], ["dropped: training.learning_rate, training.num_epochs"]),
         (["-f", "own.yaml", "-f", "two.yaml"], ["dropped: training.num_epochs"]),
-        (
-            ["-y", "{trainin: {max_steps: 3}}"],
-            ["trainin: unknown parameter; did you mean training"],
-        ),
         (["-p", "trainin.max_steps", "3"], ["trainin: unknown parameter; did you mean training"]),
-        (["-p", "training.max_step", "3"], ["max_step: unknown", "mean training.max_steps?"]),
         (["-p", "max_steps", "3"], ["max_steps: unknown parameter; did you mean training.max_st"]),
-        (["-f", "octal.yaml"], ["line 1: YAML reads 010 as 8"]),
-        (["-f", "twice.yaml"], ["training stands twice, in lines 1 and 2"]),
+        (["-f", "twice.yaml"], ["training stands twice, in lines 1 and 2", "YAML reads 010 as 8"]),
     ],
     ids=lambda value: " ".join(value),
 )
@@ -296,8 +291,7 @@ def test_what_papermill_would_change_without_a_word_is_refused(
 ):
     (tmp_path / "own.yaml").write_text(OWN)
     (tmp_path / "two.yaml").write_text("training: {learning_rate: 1e-3}\n")
-    (tmp_path / "octal.yaml").write_text("download: {clips: {hours: [010]}}\n")
-    (tmp_path / "twice.yaml").write_text("training: {num_epochs: 1}\ntraining: {max_steps: 2}\n")
+    (tmp_path / "twice.yaml").write_text("training: {num_epochs: 1}\ntraining: {max_steps: 010}\n")
     seen, _ = by_papermill(notebook, tmp_path, *options)
     assert isinstance(seen, str), "it ran"
     for message in messages:

@@ -26,7 +26,7 @@ def examine(p: Params | None = None) -> Report:
     Args:
         p: The run that is meant; None looks at the machine alone.
     """
-    of_run, p = p is not None, p or Params()
+    of_run, p = p is not None, p or Params.from_values({"extends": "params/mi300x.yaml"})
     device, found = hardware.device(), machine.installed()
     on, num_processes = device.value, p.training.num_processes if of_run else 1
     return Report(

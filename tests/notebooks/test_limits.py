@@ -107,6 +107,8 @@ def test_no_figure_is_shown_that_is_not_kept(cells: list):
 
 def test_sections_are_declared_one_a_line_and_known_to_papermill(cells: list, path: Path):
     declared = papermill.inspect_notebook(path)
+    extends = declared.pop("extends")
+    assert (extends["inferred_type_name"], extends["default"]) == ("str", '"params/demo.yaml"')
     assert list(declared) == list(Params.model_fields)
     for parameter in declared.values():
         assert parameter["inferred_type_name"] == "dict"
