@@ -38,7 +38,6 @@ from avomni_lib.training.adapter import CONFIDENTIAL
 RESULT, FORMAT = "result.json", 2
 # What a proof must have to be one.
 KEYS = {
-    "format",
     "finished_at",
     "figures",
     "digest",
@@ -113,7 +112,7 @@ def _state(p: Params, stage: Stage, look: bool = True, raw: bool = True) -> Stat
         same = same or stage.is_report
         return State(stage, False, f"stale: {words}", result, same, (stage.name, words))
 
-    if result["format"] != FORMAT:
+    if result.get("format") != FORMAT:
         return stale("another version of this program ran it")
     for need in stage.needs:
         before = _state(p, BY_NAME[need], look, raw=False)
@@ -126,7 +125,8 @@ def _state(p: Params, stage: Stage, look: bool = True, raw: bool = True) -> Stat
         if before.result["digest"] != result["inputs"].get(need):
             return stale(f"{need} made something else since")
     if changed := _changed_params(p, stage, result):
-        return stale(", ".join(changed.values()), list(changed) == [raw_files.EVICT])
+        same = stage.name == "03_etl" and list(changed) == [raw_files.EVICT]
+        return stale(", ".join(changed.values()), same)
     if look and (wrong := artifacts.first_wrong(p.run_dir, stage.name, result["outputs"])):
         return stale(wrong)
     finished = result["finished_at"]
