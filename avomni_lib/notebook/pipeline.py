@@ -241,6 +241,7 @@ def _execute(p: Params, stage: runs.Stage) -> None:
             raise
         raise files.refused(error, output) from None
     finally:
+        _name_no_machine(output)
         _sign(output)
 
 
@@ -311,6 +312,20 @@ def _failed(stage: runs.Stage, output: Path, error: PapermillExecutionError) -> 
         where=f"{output}, cell {error.exec_count}",
         fix="the traceback stands in that notebook; run the same command again once it is mended",
     )
+
+
+def _name_no_machine(path: Path) -> None:
+    """papermill notes where it read and wrote: absolute paths, which mean nothing after a move."""
+    if not path.exists():
+        return
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        notes = notebook.metadata.get("papermill", {})
+        for key in {"input_path", "output_path"} & notes.keys():
+            notes[key] = Path(notes[key]).name
+        files.write_text(path, nbformat.writes(notebook))
+    except Exception as error:  # nbformat raises whatever it stumbles on in half a notebook
+        log.warning("%s keeps the paths of this machine: %s", path, error)
 
 
 def _sign(path: Path) -> None:

@@ -37,9 +37,22 @@ from avomni_lib.training import job, model_input
 from avomni_lib.training.adapter import CONFIDENTIAL
 
 RESULT, FORMAT = "result.json", 2
+<<<<<<< HEAD
 # What is read of it.
 KINDS = dict.fromkeys(("finished_at", "digest", "params_digest"), str)
 KINDS |= dict.fromkeys(("figures", "inputs", "params", "outputs"), dict)
+=======
+# What a proof must have to be one.
+KEYS = {
+    "finished_at",
+    "figures",
+    "digest",
+    "inputs",
+    "params_digest",
+    "params",
+    "outputs",
+}
+>>>>>>> record
 # A second notebook waits while the first one renders: the demo takes two minutes.
 WORLD_WAIT_S = 900.0
 WORLD_OWNER = "avomni/"
@@ -122,7 +135,8 @@ def _state(p: Params, stage: Stage, look: bool = True, raw: bool = True) -> Stat
         if before.result["digest"] != result["inputs"].get(need):
             return stale(f"{need} made something else since")
     if changed := _changed_params(p, stage, result):
-        return stale(", ".join(changed.values()), list(changed) == [raw_files.EVICT])
+        same = stage.name == "03_etl" and list(changed) == [raw_files.EVICT]
+        return stale(", ".join(changed.values()), same)
     if look and (wrong := artifacts.first_wrong(p.run_dir, stage.name, result["outputs"])):
         return stale(wrong)
     finished = result["finished_at"]

@@ -72,12 +72,12 @@ def merge(
     """
     num_bytes = pick(DTYPES, dtype, "dtype", "dtype")
     source, folder = adapter.adapter_dir(p), Path(folder or merged_dir(p)).absolute()
+    model.check_adapter(source, p)
     record = adapter.read_record(source) | {
         "kind": KIND,
         "dtype": dtype,
         "adapter_sha256": files.sha256_file(source / adapter.WEIGHTS_FILE),
     }
-    model.check_adapter(source, p)
     _refuse_to_replace(folder)
     num_numbers = count_numbers(p)
     files.need_room(

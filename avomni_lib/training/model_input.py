@@ -143,7 +143,7 @@ def refuse_other(then: Mapping[str, Any] | None, now: Mapping[str, Any], where: 
     Raises:
         AvomniError: every difference, with both values.
     """
-    if not then:
+    if not isinstance(then, Mapping) or not then:
         raise AvomniError(
             "the adapter's record.json does not say what the model saw in training: an earlier "
             "version of this program wrote it",
@@ -194,7 +194,7 @@ def _leaves(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]
 def _words(values: Mapping[str, Any], others: Mapping[str, Any], name: str) -> str:
     """One of two values that differ; of a long text the part where they begin to."""
     if name not in values:
-        return "not recorded"
+        return "(not recorded)"
     text, other = repr(values[name]), repr(others.get(name))
     if len(text) <= CLIPPED:
         return text

@@ -1,0 +1,247 @@
+"""An adapter is used on nothing that it was not trained for: parameters, cache or base model."""
+
+import shutil
+
+import pytest
+
+from avomni_lib import files
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl import build
+from avomni_lib.evaluation import before_after, ladder
+from avomni_lib.hardware import Choice
+from avomni_lib.params import Params
+from avomni_lib.training import adapter, merging, model, model_input, samples
+from avomni_lib.training.backbones import backbone
+from tests import cached_training, changed_params, training_set
+
+# What of a params file changes what the model sees of a window or must answer about it. A new
+# parameter belongs in here, or with its reason in `model_input.NOT_SEEN`.
+SEEN = {
+    "processing.sequence_length",
+    "processing.sample_hz",
+    "processing.tile_width",
+    "processing.tile_height",
+    "processing.fit",
+    "processing.storage",
+    "vision.camera_setup",
+    "prompt.ego_history",
+    "model.backbone",
+    "training.target",
+    "training.blind",
+}
+# These change it too, and are told by what follows from them.
+TOLD_BY = {"model.base_model": "base_digest", "model.load_in_4bit": "quantisation"}
+NAMES = changed_params.names()
+
+
+@pytest.fixture(scope="module")
+def base_folder(tmp_path_factory):
+    return training_set.make_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def p(tmp_path_factory, base_folder):
+    """A run with a cache and the record of an adapter; nothing was trained."""
+    p = cached_training.make(tmp_path_factory.mktemp("run"), prompt={"ego_history": True})
+    write_record(p)
+    write_record(p.blinded())
+    return p
+
+
+def write_record(p):
+    from transformers import AutoTokenizer
+
+    location = p.model.base_model
+    windows = samples.train_windows(p)
+    talk = samples.conversation_of(
+        p, windows, AutoTokenizer.from_pretrained(location), backbone("qwen3_vl")
+    )
+    choices = {"quantisation": Choice("nf4" if p.model.load_in_4bit else "none", "as asked")}
+    record = adapter.record_of(p, windows, talk, model.base_digest(location, None), choices)
+    files.write_json(adapter.adapter_dir(p) / adapter.RECORD_FILE, record)
+
+
+def header_of(p):
+    return samples.train_windows(p).cache.header
+
+
+def refusal(p, now, header=None):
+    with pytest.raises(AvomniError) as caught:
+        model.check_adapter(adapter.adapter_dir(p), now, header)
+    assert (
+        str(adapter.adapter_dir(p)) in str(caught.value)
+        and "05_train" in str(caught.value)
+        or ("--from 03_etl" in str(caught.value))
+    )
+    return str(caught.value)
+
+
+def test_every_parameter_is_classified():
+    unseen = [name for names in model_input.NOT_SEEN.values() for name in names]
+    assert set(model_input.parameter_names()) == SEEN
+    assert sorted([*SEEN, *unseen]) == sorted(NAMES), "each once, and none that does not exist"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in changed_params.ALONE])
+def test_a_changed_parameter_is_refused_where_the_model_would_see_it_and_nowhere_else(
+    p, name, tmp_path
+):
+    value = None
+    if name == "model.base_model":
+        value = str(training_set.make_base(tmp_path / "base", seed=1))
+    now = changed_params.changed(p, name, value)
+    if name not in SEEN | set(TOLD_BY):
+        model.check_adapter(adapter.adapter_dir(p), now)
+        return
+    said = refusal(p, now)
+    told = TOLD_BY.get(name, name)
+    then_value, now_value = (changed_params.value_of(each, name) for each in (p, now))
+    assert f"- {told}: trained with " in said
+    if told == name:
+        assert f"- {name}: trained with {then_value!r}, now {now_value!r}" in said
+
+
+def test_the_same_parameters_and_cache_are_not_refused(p):
+    model.check_adapter(adapter.adapter_dir(p), p)
+    model.check_adapter(adapter.adapter_dir(p), p, header_of(p))
+    model.check_adapter(adapter.adapter_dir(p.blinded()), p.blinded(), header_of(p))
+
+
+def test_all_differences_are_told_at_once(p):
+    now = p
+    for name in ("processing.sample_hz", "processing.fit", "vision.camera_setup"):
+        now = changed_params.changed(now, name)
+    said = refusal(p, now)
+    for name in ("processing.sample_hz", "processing.fit", "vision.camera_setup", "question"):
+        assert said.count(f"\n  - {name}: trained with ") == 1
+
+
+def test_every_field_of_the_record_is_compared(p):
+    """Also what follows from the program's own code, as the words of the question."""
+    path = adapter.adapter_dir(p) / adapter.RECORD_FILE
+    record, header = files.read_json(path), header_of(p)
+    leaves = model_input.flat(record["sees"])
+    for name in ("question", "prompt", "past_motion", "answer", "end_of_answer", "pixels.mean"):
+        assert leaves[name]
+    try:
+        for name, value in leaves.items():
+            spoiled = {"sees": _with(record["sees"], name, "another value")}
+            files.write_json(path, record | spoiled)
+            said = refusal(p, p, header)
+            assert f"\n  - {name}: trained with 'another value', now " in said
+            assert said.count("\n  - ") == 1, name
+            spoiled = {"sees": _with(record["sees"], name, None, drop=True)}
+            files.write_json(path, record | spoiled)
+            assert f"\n  - {name}: trained with (not recorded), now " in refusal(p, p, header), (
+                name,
+                value,
+            )
+    finally:
+        files.write_json(path, record)
+
+
+def _with(sees, name, value, drop=False):
+    """A copy of the nested values with another leaf; names of parameters have dots themselves."""
+    copy = dict(sees)
+    if name in copy:
+        copy[name] = value
+        if drop:
+            del copy[name]
+        return copy
+    first, _, rest = name.partition(".")
+    return copy | {first: _with(copy[first], rest, value, drop)}
+
+
+@pytest.mark.parametrize(
+    "record", [{}, {"sees": {}}, {"sees": [1]}, {"sees": None, "target": "summary_v1"}]
+)
+def test_a_record_of_an_earlier_version_is_refused_with_what_to_run(p, tmp_path, record):
+    files.write_json(tmp_path / adapter.RECORD_FILE, record)
+    with pytest.raises(AvomniError, match="does not say what the model saw") as caught:
+        model.check_adapter(tmp_path, p)
+    assert "run 05_train again" in str(caught.value)
+
+
+def test_a_base_model_may_lie_elsewhere_and_may_not_be_another(p, tmp_path):
+    base = p.model.base_model
+    moved = shutil.copytree(base, tmp_path / "moved")
+    model.check_adapter(
+        adapter.adapter_dir(p), changed_params.changed(p, "model.base_model", str(moved))
+    )
+    for name in ("tokenizer.json", "config.json", "model.safetensors", "chat_template.jinja"):
+        other = shutil.copytree(base, tmp_path / name)
+        path = other / name
+        if not path.exists():
+            assert name == "chat_template.jinja"
+        content = path.read_bytes() if path.exists() else b""
+        path.write_bytes(content.replace(b"{", b"{ ", 1) if content else b"{{ 1 }}")
+        now = changed_params.changed(p, "model.base_model", str(other))
+        assert "- base_digest: trained with " in refusal(p, now), name
+
+
+def test_the_cache_that_is_read_is_compared_and_not_only_the_parameters(p):
+    header = header_of(p)
+    assert model_input.shown(header)["sample_hz"] == 10.0
+    for name, value in model_input.flat(header).items():
+        other = model_input.flat(_with(header, name, "another"))
+        assert other[name] == "another"
+        spoiled = _with(header, name, "another")
+        if name.partition(".")[0] in model_input.NOT_SHOWN:
+            model.check_adapter(adapter.adapter_dir(p), p, spoiled)
+        else:
+            said = refusal(p, p, spoiled)
+            assert f"- cache.{name}: trained with " in said and "now 'another'" in said, value
+
+
+@pytest.fixture
+def rebuilt(p, tmp_path):
+    """The same run with the cache built anew at half the rate, and the parameters of that."""
+    folder = tmp_path / "outputs"
+    shutil.copytree(p.run_dir, folder / p.run.name)
+    own = changed_params.changed(p, "run.outputs_dir", str(folder))
+    slow = changed_params.changed(own, "processing.sample_hz", 5.0)
+    slow = changed_params.changed(slow, "processing.sequence_length", 2)
+    build.build(slow)
+    return own, slow
+
+
+def test_nothing_asks_an_adapter_about_a_cache_of_another_rate(rebuilt):
+    own, slow = rebuilt
+    everything = [
+        lambda p: ladder.plan(p),
+        lambda p: ladder.evaluate(p, p.run_dir / "06_evaluate"),
+        lambda p: before_after.before_after(p),
+    ]
+    for use in everything:
+        with pytest.raises(AvomniError, match="sample_hz: trained with 10.0, now 5.0"):
+            use(slow)
+        # The parameters are those of the training and the cache is not theirs.
+        with pytest.raises(
+            AvomniError, match="sample_hz: built with 5.0, .* ask for 10.0"
+        ) as caught:
+            use(own)
+        assert "03_etl" in str(caught.value)
+    with pytest.raises(AvomniError, match="sample_hz: trained with 10.0, now 5.0"):
+        merging.merge(slow)
+    with pytest.raises(AvomniError, match="sample_hz: built with 5.0"):
+        samples.train_windows(own)
+
+
+def test_a_blind_adapter_is_held_against_its_own_training(p, tmp_path):
+    shutil.copytree(p.run_dir, tmp_path / p.run.name)
+    own = changed_params.changed(p, "run.outputs_dir", str(tmp_path))
+    folder = adapter.adapter_dir(own.blinded())
+    record = files.read_json(folder / adapter.RECORD_FILE)
+    sees = record["sees"] | {"processing.fit": "stretch"}
+    files.write_json(folder / adapter.RECORD_FILE, record | {"sees": sees})
+    with pytest.raises(AvomniError, match="processing.fit: trained with 'stretch'") as caught:
+        ladder.plan(own)
+    assert str(folder) in str(caught.value)
+    with pytest.raises(AvomniError, match="training.blind: trained with True, now False"):
+        model.check_adapter(folder, own)
+
+
+def test_a_params_file_that_says_the_same_in_other_words_is_the_same(p):
+    plain = p.values()
+    plain["processing"]["sample_hz"] = int(plain["processing"]["sample_hz"])
+    model.check_adapter(adapter.adapter_dir(p), Params.from_values(plain), header_of(p))

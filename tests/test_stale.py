@@ -1,0 +1,324 @@
+"""Which stages are stale: through the chain, for every parameter and file, and not for a move."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from avomni_lib.__main__ import main
+from avomni_lib.dataset import download, split
+from avomni_lib.etl import build
+from avomni_lib.notebook import runs
+from avomni_lib.params import Params
+from avomni_lib.world import local_hub
+from tests import changed_params, evicting_run
+
+STAGES = tuple(stage.name for stage in runs.STAGES)
+AUDIT, DOWNLOAD, ETL, TILES, TRAIN, EVALUATE = STAGES
+FROM_ETL, FROM_TILES = STAGES[2:], STAGES[3:]
+
+
+def names(section: str, *but: str) -> list[str]:
+    return [
+        name
+        for name in changed_params.names()
+        if name.startswith(f"{section}.") and name.partition(".")[2] not in but
+    ]
+
+
+# The stages that are stale when a parameter changes; every parameter stands here.
+STALE: dict[tuple[str, ...], list[str]] = {
+    STAGES: [
+        *names("dataset", "audit", "local_dir"),
+        *names("download", "max_workers", "evict_raw"),
+        *("vision.camera_setup", "processing.obstacles"),
+    ],
+    # It tells of the files that lie there; what a hub has is the same elsewhere.
+    (AUDIT,): ["dataset.audit", "dataset.local_dir"],
+    (AUDIT, *FROM_ETL): ["processing.horizon_s"],
+    (ETL,): ["download.evict_raw"],
+    FROM_ETL: [
+        f"processing.{key}"
+        for key in ("sample_hz", "tile_width", "tile_height", "fit", "decoder", "storage")
+    ],
+    FROM_TILES: [
+        *("processing.sequence_length", "processing.stride", "prompt.ego_history"),
+        *names("model", "backend", "lora_alpha", "lora_dropout"),
+        *(
+            f"training.{key}"
+            for key in (
+                *("target", "batch_size", "gradient_accumulation_steps", "num_processes"),
+                *("num_epochs", "max_steps", "optimizer", "gradient_checkpointing"),
+            )
+        ),
+    ],
+    (TILES,): ["run.price_per_hour"],
+    (TRAIN, EVALUATE): [
+        *("run.seed", "model.backend", "model.lora_alpha", "model.lora_dropout"),
+        *(
+            f"training.{key}"
+            for key in (
+                *("packing", "learning_rate", "lr_scheduler", "warmup_ratio", "weight_decay"),
+                *("max_grad_norm", "save_steps", "logging_steps", "report_to", "patience"),
+                *("heldout_windows", "blind_steps", "blind"),
+            )
+        ),
+    ],
+    (EVALUATE,): names("evaluation"),
+    (): ["download.max_workers", "processing.engine", "processing.num_workers"],
+}
+# Another place is another run, and the window's size repeats processing.sequence_length.
+ELSEWHERE = {"run.name", "run.outputs_dir", "vision.window_size"}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> Params:
+    """A run whose six stages are done; adapter and answers are bytes that nobody reads."""
+    folder = tmp_path_factory.mktemp("done")
+    p = evicting_run.params(folder, evict=False)
+    published = evicting_run.write(tmp_path_factory.mktemp("published"))
+    with local_hub.serve(published, evicting_run.REPO) as served:
+        for name in STAGES:
+            finish(p, name, served)
+    return p
+
+
+def finish(p: Params, name: str, served: local_hub.LocalHub | None = None, word: str = "") -> None:
+    """A stage as its notebook does it, as far as files go."""
+    stage = runs.start(p, name)
+    if name == AUDIT:
+        report = p.run_dir / AUDIT / "audit.json"
+        report.write_text("{}")
+        stage.finish({}, [report], digest="the same")
+    elif name == DOWNLOAD:
+        fetched = download.fetch(p, evicting_run.hub_of(served))
+        stage.finish({}, [p.run_dir / "chosen.json"], fetched.chosen.digest)
+    elif name == ETL:
+        cache = build.build(p).cache
+        stage.finish({}, cache.files | {split.path_of(p): None}, cache.digest)
+    elif name == TRAIN:
+        adapter = p.run_dir / "adapter"
+        adapter.mkdir(exist_ok=True)
+        for file in ("adapter_model.safetensors", "record.json"):
+            (adapter / file).write_text(f"{file} {word}")
+        stage.finish({"headline": "the old loss"}, sorted(adapter.iterdir()))
+    elif name == EVALUATE:
+        for file in ("answers.parquet", "report.html"):
+            (stage.folder / file).write_text(file)
+        stage.finish({}, sorted(stage.folder.glob("*.*t*")))
+    else:
+        stage.finish({})
+
+
+@pytest.fixture
+def own(done, tmp_path) -> Params:
+    """The run in another folder, with other dates."""
+    return moved(done, tmp_path / "own")
+
+
+def moved(p: Params, outputs: Path) -> Params:
+    shutil.copytree(p.run_dir, outputs / p.run.name, copy_function=shutil.copyfile)
+    return changed_params.changed(p, "run.outputs_dir", str(outputs))
+
+
+def status(p: Params, tmp_path: Path, capsys) -> dict[str, str]:
+    """Stage -> why it is not done, as the command says it; what is done is left out."""
+    capsys.readouterr()
+    assert main(["status", written(p, tmp_path), "--json"]) == 0
+    stages = json.loads(capsys.readouterr().out)["stages"]
+    return {stage["stage"]: stage["reason"] for stage in stages if not stage["done"]}
+
+
+def written(p: Params, tmp_path: Path) -> str:
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(p.values()))
+    return str(path)
+
+
+def test_every_parameter_is_in_the_table():
+    known = [name for of in STALE.values() for name in of]
+    assert sorted([*known, *ELSEWHERE]) == sorted(changed_params.names())
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (name, stages)
+        for stages, of in STALE.items()
+        for name in of
+        if name not in changed_params.ALONE
+    ],
+)
+def test_a_changed_parameter_makes_exactly_the_stages_stale_that_depend_on_it(
+    done, tmp_path, capsys, name, expected
+):
+    now = changed_params.changed(done, name)
+    reasons = status(now, tmp_path, capsys)
+    assert tuple(reasons) == expected
+    was, is_now = (changed_params.value_of(each, name) for each in (done, now))
+    is_now = list(is_now) if isinstance(is_now, tuple) else is_now
+    for reason in reasons.values():
+        assert f"{name} changed (was {was!r}, is {is_now!r})" in reason
+
+
+def test_the_reason_is_told_in_the_words_of_where_it_began(done, tmp_path, capsys):
+    reasons = status(changed_params.changed(done, "processing.sample_hz", 5.0), tmp_path, capsys)
+    began = "processing.sample_hz changed (was 10.0, is 5.0)"
+    assert reasons[ETL] == f"stale: {began}"
+    for name in FROM_TILES:
+        assert reasons[name] == f"stale because 03_etl is: {began}"
+
+
+def test_a_stage_that_made_something_else_makes_all_after_it_stale(own, tmp_path, capsys):
+    """Redone with other bytes: no parameter of 05's has changed."""
+    slow = changed_params.changed(own, "processing.sample_hz", 5.0)
+    finish(slow, ETL)
+    reasons = status(slow, tmp_path, capsys)
+    assert tuple(reasons) == FROM_TILES
+    again = changed_params.changed(own, "processing.sample_hz", 10.0)
+    finish(again, ETL)
+    assert status(again, tmp_path, capsys) == {}, "back at the same bytes"
+    finish(own, TRAIN, word="another adapter")
+    assert status(own, tmp_path, capsys) == {EVALUATE: "stale: 05_train made something else since"}
+
+
+def test_06_depends_on_the_cache_too(own):
+    inputs = runs.read_result(own, EVALUATE)["inputs"]
+    assert inputs[ETL] == runs.read_result(own, ETL)["digest"]
+    assert inputs[TRAIN] == runs.read_result(own, TRAIN)["digest"]
+
+
+FILES = {
+    "01_audit/audit.json": (AUDIT,),
+    "chosen.json": STAGES[1:],
+    "split.json": FROM_ETL,
+    "cache/clips.json": FROM_ETL,
+    "cache/shard_0002/header.json": FROM_ETL,
+    "cache/shard_0001/frames.npy": FROM_ETL,
+    "cache/shard_0003/track.npy": FROM_ETL,
+    "adapter/adapter_model.safetensors": (TRAIN, EVALUATE),
+    "adapter/record.json": (TRAIN, EVALUATE),
+    "06_evaluate/answers.parquet": (EVALUATE,),
+    "06_evaluate/report.html": (EVALUATE,),
+}
+
+
+@pytest.mark.parametrize(("name", "expected"), FILES.items(), ids=FILES)
+def test_a_file_that_is_gone_or_not_what_was_written_is_noticed(
+    own, tmp_path, capsys, name, expected
+):
+    path = own.run_dir / name
+    assert status(own, tmp_path, capsys) == {}
+    content = path.read_bytes()
+
+    def said() -> str:
+        reasons = status(own, tmp_path, capsys)
+        assert tuple(reasons) == expected
+        assert all(name in reason for reason in reasons.values())
+        return reasons[expected[0]]
+
+    path.unlink()
+    assert f"{name} is missing" in said()
+    path.write_bytes(content[:-1])
+    assert "has another size" in said()
+    middle = len(content) // 2
+    path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    assert "its sha256 is another" in said()
+    path.write_bytes(content)
+    os.utime(path, (1, 1))
+    assert status(own, tmp_path, capsys) == {}, "another date is no other file"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"digest": "x"}'])
+def test_a_proof_that_cannot_be_read_proves_nothing(own, tmp_path, capsys, text):
+    (own.run_dir / ETL / runs.RESULT).write_text(text)
+    reasons = status(own, tmp_path, capsys)
+    assert reasons[ETL] == "not run yet"
+    assert reasons[TRAIN] == "stale: 03_etl has to run first"
+    assert "03_etl" in reasons[EVALUATE]
+
+
+def test_a_proof_of_another_version_is_said_to_be_so(own, tmp_path, capsys):
+    path = own.run_dir / ETL / runs.RESULT
+    result = json.loads(path.read_text()) | {"outputs": {"/elsewhere/frames.npy": 12}}
+    del result["format"]
+    path.write_text(json.dumps(result))
+    assert "another version of this program ran it" in status(own, tmp_path, capsys)[TRAIN]
+
+
+def by_zip(run: Path, target: Path) -> None:
+    with zipfile.ZipFile(target.with_suffix(".zip"), "w") as archive:
+        for path in run.rglob("*"):
+            archive.write(path, path.relative_to(run.parent))
+    with zipfile.ZipFile(target.with_suffix(".zip")) as archive:
+        archive.extractall(target)
+
+
+def by_copy(run: Path, target: Path) -> None:
+    shutil.copytree(run, target / run.name, copy_function=shutil.copyfile)
+
+
+def by_archive(run: Path, target: Path) -> None:
+    shutil.copytree(run, target / run.name)  # dates are kept
+
+
+@pytest.mark.parametrize("move", [by_zip, by_copy, by_archive])
+def test_a_run_that_was_moved_to_another_machine_is_not_stale(own, tmp_path, capsys, move):
+    target = tmp_path / "laptop" / "av-omni" / "outputs"
+    target.parent.mkdir(parents=True)
+    move(own.run_dir, target)
+    shutil.rmtree(own.run_dir)
+    there = changed_params.changed(own, "run.outputs_dir", str(target))
+    assert status(there, tmp_path, capsys) == {}
+    for checked in there.run_dir.rglob(".checked.json"):
+        checked.unlink()
+    assert status(there, tmp_path, capsys) == {}
+    # Raw files need not come along, nor lie at the same place.
+    away = changed_params.changed(there, "dataset.local_dir", str(tmp_path / "nothing here"))
+    assert list(status(away, tmp_path, capsys)) == [AUDIT]
+    for path in there.run_dir.glob("*/*.json"):
+        assert str(tmp_path) not in path.read_text(), path
+
+
+def test_a_moved_file_is_read_once_and_not_at_every_look(own, tmp_path, capsys, monkeypatch):
+    from avomni_lib import files
+
+    read, whole = [], files.sha256_file
+    monkeypatch.setattr(files, "sha256_file", lambda path: read.append(path) or whole(path))
+    assert status(own, tmp_path, capsys) == {}
+    assert read and len(read) == len(set(read))
+    read.clear()
+    files._hashes.clear()  # as another process
+    assert status(own, tmp_path, capsys) == {} and not read
+
+
+@pytest.mark.parametrize("extra", [[], ["--dry-run"]], ids=["run", "dry run"])
+def test_a_stage_on_a_stale_one_is_refused_and_tells_no_old_figure(own, tmp_path, capsys, extra):
+    now = changed_params.changed(own, "processing.sample_hz", 5.0)
+    for only, name in (("05", TRAIN), ("06", EVALUATE)):
+        assert main(["run", written(now, tmp_path), "--only", only, *extra]) == 1
+        told = capsys.readouterr()
+        assert f"{name} needs what 03_etl makes, and 03_etl is not done" in told.err
+        assert "processing.sample_hz changed (was 10.0, is 5.0)" in told.err
+        assert "--from 03_etl" in told.err and "the old loss" not in told.out + told.err
+        assert runs.read_result(own, name) is not None, "nothing was begun"
+    other = changed_params.changed(own, "training.learning_rate", 0.5)
+    assert main(["run", written(other, tmp_path), "--only", "06", *extra]) == 1
+    assert "05_train is not done: stale: training.learning_rate" in capsys.readouterr().err
+    assert main(["run", written(own, tmp_path), "--only", "05", *extra]) == 0
+    told = capsys.readouterr()
+    assert "skip" in told.out and "the old loss" in told.out
+
+
+def test_what_would_run_follows_the_chain(own, tmp_path, capsys):
+    now = changed_params.changed(own, "processing.fit", "crop")
+    assert main(["run", written(now, tmp_path), "--dry-run", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["stages"]
+    assert [row["stage"] for row in rows if row["action"] == "would run"] == list(FROM_ETL)
+    assert main(["run", written(now, tmp_path), "--dry-run", "--from", "03", "--json"]) == 0
