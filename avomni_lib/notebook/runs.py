@@ -37,22 +37,9 @@ from avomni_lib.training import job, model_input
 from avomni_lib.training.adapter import CONFIDENTIAL
 
 RESULT, FORMAT = "result.json", 2
-<<<<<<< HEAD
 # What is read of it.
 KINDS = dict.fromkeys(("finished_at", "digest", "params_digest"), str)
 KINDS |= dict.fromkeys(("figures", "inputs", "params", "outputs"), dict)
-=======
-# What a proof must have to be one.
-KEYS = {
-    "finished_at",
-    "figures",
-    "digest",
-    "inputs",
-    "params_digest",
-    "params",
-    "outputs",
-}
->>>>>>> record
 # A second notebook waits while the first one renders: the demo takes two minutes.
 WORLD_WAIT_S = 900.0
 WORLD_OWNER = "avomni/"
