@@ -178,7 +178,7 @@ def works(p: Params, chosen: Chosen, common: dict[str, Any]) -> list[ChunkWork]:
     Raises:
         AvomniError: other road users are wanted, the source has them, and none were fetched.
     """
-    catalog, features = Catalog.open(p.local_dir), required_features(p)
+    catalog, features = Catalog.of(p), required_features(p)
     labels = obstacles.fetched(p, catalog, chosen)
     split_of = {clip_id: split for split, ids in chosen.clip_ids.items() for clip_id in ids}
     found = []
@@ -245,7 +245,8 @@ def _finish(
         raise AvomniError(
             f"every one of the {num_clips} clips is damaged; the first: {reason}",
             where=f"clip {clip_id}",
-            fix="run 01_audit, which tells what is missing or damaged, then 02_download",
+            fix="run 01_audit, which tells what is missing or damaged; then 02_download, or, where "
+            "dataset.source is folder, mend the folder",
         )
     shards = [work.shard_folder for work in works if work.shard]
     inside = {

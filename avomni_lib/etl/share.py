@@ -90,7 +90,7 @@ def _work(p: Params, todo: list[tuple[ChunkWork, str]], progress: type[Bar]) -> 
     if not todo:
         return 0, 0.0
     recipe = build.recipe_of(p)
-    clip = Clip(p.local_dir, Catalog.open(p.local_dir), todo[0][1])
+    clip = Clip(p.local_dir, Catalog.of(p), todo[0][1])
     num_bytes = forecast.chunk_cache_bytes(p, len(todo), forecast.clip_seconds(p, clip))
     files.need_room(p.cache_dir, num_bytes // 2, "this share of the cache")
     damaged, cpu_s = 0, 0.0

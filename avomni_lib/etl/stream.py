@@ -34,7 +34,10 @@ STARTS = {"h264": IDR["h264"], "hevc": lambda byte: 16 <= byte >> 1 & 63 <= 23}
 # codecs are entropy-coded from their first bytes to their last and hardly ever hold eight.
 HOLE, OTHER_HOLE = bytes(3), bytes(8)
 DENSE_CODECS = ("libdav1d", "av1", "vp9", "mpeg4")
-FETCH_AGAIN = "run 02_download again: it compares the file with its sha256; or leave the clip out"
+FETCH_AGAIN = (
+    "compare the file with its source, as 02_download does unless dataset.source is folder; or "
+    "leave the clip out"
+)
 
 
 class Damaged(AvomniError):
