@@ -18,6 +18,7 @@ from avomni_lib.dataset import download
 from avomni_lib.dataset.audit import audit
 from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.dataset.chosen import read_chosen
+from avomni_lib.dataset.clip import Clip
 from avomni_lib.dataset.evicted import evict
 from avomni_lib.dataset.hub import Hub
 from avomni_lib.errors import AvomniError
@@ -377,3 +378,30 @@ def test_a_choice_that_names_other_files_is_refused_and_removes_none(
             use(p)
         assert caught.value.where == str(path) and "run 02_download again" in caught.value.fix
     assert (tmp_path / "victim").read_text() == "mine"
+
+
+# ---- what to do about a file that is damaged
+
+
+@pytest.mark.parametrize("source", ["folder", "hub"])
+@pytest.mark.parametrize("spoil", ["cut", "removed", "no zip"])
+def test_only_who_can_fetch_is_told_to_fetch_again(
+    folder: Path, tmp_path: Path, source: str, spoil: str
+):
+    p = folder_run.chosen(tmp_path / "outputs", folder)
+    p = p.model_copy(update={"dataset": p.dataset.model_copy(update={"source": source})})
+    clip = Clip(folder, Catalog.of(p), CLIP)
+    places = {
+        clip.egomotion: folder / "labels/egomotion/egomotion.chunk_0000.zip",
+        clip.vehicle: folder
+        / "calibration/vehicle_dimensions/vehicle_dimensions.chunk_0000.parquet",
+    }
+    for read, path in places.items():
+        content = path.read_bytes()
+        path.unlink()
+        if spoil != "removed":
+            path.write_bytes(content[: len(content) // 2] if spoil == "cut" else b"x" * 999)
+        with pytest.raises(AvomniError) as caught:
+            read()
+        assert ("fetch" in caught.value.fix) == (source == "hub")
+        assert ("dataset.local_dir" in caught.value.fix) == (source == "folder")

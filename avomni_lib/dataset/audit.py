@@ -226,7 +226,8 @@ def _of_the_set(p: Params, hub: Hub | None, figures: dict[str, Any]) -> list[Fin
     if left:
         told = (
             f"{gigabytes(sum(size for _, size in left))} in {len(left)} unfinished, such as "
-            f"{left[0][0].relative_to(p.local_dir)}: 02_download uses or removes them"
+            f"{left[0][0].relative_to(p.local_dir)}: "
+            + ("02_download uses or removes them" if hub else "no download goes on with them")
         )
         found.append(Finding(NOTED, "unfinished downloads", told, SET))
     if figures["bytes_to_fetch"] > figures["bytes_free"]:

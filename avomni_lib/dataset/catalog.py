@@ -28,6 +28,10 @@ PRESENCE_FILE = "metadata/feature_presence.parquet"
 OBSTACLES = "obstacle.offline"  # since 26.03, of 97 % of the clips: where other road users are
 # Before revision 26.03; it knows cameras, lidar and radars only.
 OLD_PRESENCE_FILE = "metadata/sensor_presence.parquet"
+# What to do about a file that is missing or damaged, by where the files come from.
+FETCH_AGAIN = "run 02_download: it fetches what is missing or damaged"
+COPY_AGAIN = "put a whole copy of the file into dataset.local_dir"
+EITHER = f"{COPY_AGAIN}; 02_download does, unless dataset.source is folder"
 METADATA_FILES = (
     *(FEATURES_FILE, INDEX_FILE, PRESENCE_FILE, OLD_PRESENCE_FILE),
     *(COLLECTION_FILE, REASONING_FILE),
@@ -46,7 +50,10 @@ class Catalog:
         clips: The clip index.
         chunks: The chunks' numbers, rising.
         chunk_idx: (clips,) int64 each clip's chunk, as a place in `chunks`.
+        mend: What to do about a file that is missing or damaged.
     """
+
+    mend = EITHER
 
     def __init__(
         self, folder: Path, features: dict[str, Feature], clips: ClipIndex, presence: ClipTable
@@ -76,6 +83,13 @@ class Catalog:
         if not presence.exists():
             presence = folder / OLD_PRESENCE_FILE
         return cls(folder, features, clips, ClipTable(presence, clips.clip_ids))
+
+    @classmethod
+    def of(cls, p: Params) -> Catalog:
+        """As `open`, of a run's raw files."""
+        catalog = cls.open(p.local_dir)
+        catalog.mend = COPY_AGAIN if p.dataset.source == "folder" else FETCH_AGAIN
+        return catalog
 
     def clip_ids(self, chunk: int | None = None, split: str | None = None) -> tuple[str, ...]:
         """The valid clips (of a chunk, of a split), in the order of the clip index."""

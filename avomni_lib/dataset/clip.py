@@ -96,11 +96,15 @@ class Clip:
         return f"clip {self.clip_id} in {self._path(feature)}"
 
     def _member(self, feature: str, kind: str) -> ByteRange:
+        where = self._where(feature)
         try:
             name = self.catalog.member(feature, self.clip_id, kind)
+        except AvomniError as error:
+            raise AvomniError(error.what, where=where) from None
+        try:
             return member(self._path(feature), name)
         except AvomniError as error:
-            raise AvomniError(error.what, where=self._where(feature), fix=error.fix) from None
+            raise AvomniError(error.what, where=where, fix=self.catalog.mend) from None
 
     def _table(self, feature: str, kind: str) -> tuple[pa.Table, str]:
         where = self._where(feature)
@@ -108,8 +112,14 @@ class Clip:
         try:
             content = part.read()
         except AvomniError as error:
+<<<<<<< HEAD
             raise AvomniError(f"{kind} is {error.what}", where=where) from None
         return read_table(content, where, max_rows=limits.MAX_ROWS), where
+=======
+            what = f"{kind} is {error.what}"
+            raise AvomniError(what, where=where, fix=self.catalog.mend) from None
+        return read_table(content, where), where
+>>>>>>> hub
 
     def _row(self, feature: str, key: tuple[str, str] | None) -> dict[str, float]:
         path, where = self._path(feature), self._where(feature)
@@ -118,11 +128,9 @@ class Clip:
             rows = _calibration(path, key and key[0], state.st_size, state.st_mtime_ns)
             row = rows.row(self.clip_id, key and key[1])
         except FileNotFoundError:
-            raise AvomniError(
-                "file not found", where=where, fix="run 02_download: it fetches what is missing"
-            ) from None
+            raise AvomniError("file not found", where=where, fix=self.catalog.mend) from None
         except AvomniError as error:
-            raise AvomniError(error.what, where=where, fix=error.fix) from None
+            raise AvomniError(error.what, where=where, fix=self.catalog.mend) from None
         if row is None:
             count = rows.count(self.clip_id, key and key[1])
             told = f"{feature} has {f'{count} rows' if count else 'no row'}"

@@ -58,7 +58,7 @@ def read_features(path: Path) -> dict[str, Feature]:
         raise AvomniError(
             "this folder is not in the data set's layout: no features.csv",
             where=str(path.parent),
-            fix="run 02_download, or check dataset.local_dir",
+            fix="check dataset.local_dir; unless dataset.source is folder, run 02_download",
         ) from None
     except (KeyError, ValueError, TypeError, OSError, RecursionError, csv.Error) as error:
         raise AvomniError(f"not the data set's features.csv: {error!r}", where=str(path)) from None

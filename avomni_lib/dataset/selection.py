@@ -139,7 +139,7 @@ def select(p: Params, hub: Hub | None, verified: Verified) -> Selection:
         metadata = _fetch_metadata(p.local_dir, hub, verified)
     else:
         metadata = _on_disk(p.local_dir, METADATA_FILES)
-    catalog = Catalog.open(p.local_dir)
+    catalog = Catalog.of(p)
     ranking = rank(catalog, p)
     features = (*required_features(p), *catalog.listed(optional_features(p)))
     paths = catalog.files(ranking.chunks, features)
@@ -161,7 +161,7 @@ def foretell(p: Params) -> Selection | None:
         return None
     if not all((p.local_dir / path).is_file() for path in (FEATURES_FILE, INDEX_FILE)):
         return None
-    catalog = Catalog.open(p.local_dir)
+    catalog = Catalog.of(p)
     ranking = rank(catalog, p)
     return _selection(catalog, p, ranking, estimated(catalog, ranking.chunks, p))
 

@@ -167,9 +167,7 @@ def directory(path: Path) -> Directory:
     try:
         return _kept.get(Path(path))
     except FileNotFoundError:
-        raise AvomniError(
-            "file not found", where=str(path), fix="run 02_download: it fetches what is missing"
-        ) from None
+        raise AvomniError("file not found", where=str(path)) from None
 
 
 def members(path: Path) -> Mapping[str, Entry]:
@@ -239,6 +237,4 @@ def behind_header(header: bytes) -> int | None:
 
 
 def damaged(path: Path, why: str) -> AvomniError:
-    return AvomniError(
-        f"damaged: {why}", where=str(path), fix="run 02_download: it fetches the file again"
-    )
+    return AvomniError(f"damaged: {why}", where=str(path))

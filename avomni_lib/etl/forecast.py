@@ -220,5 +220,5 @@ def _first_clip(p: Params, chosen: Chosen) -> Clip | None:
     """A clip that the run has chosen, if the raw files are still there."""
     with contextlib.suppress(AvomniError):
         for clip_id in itertools.chain(*chosen.clip_ids.values()):
-            return Clip(p.local_dir, Catalog.open(p.local_dir), clip_id)
+            return Clip(p.local_dir, Catalog.of(p), clip_id)
     return None

@@ -76,7 +76,7 @@ class Gauge:
 
     @functools.cached_property
     def _catalog(self) -> Catalog:
-        return Catalog.open(self.p.local_dir)
+        return Catalog.of(self.p)
 
 
 def _remote_files(p: Params, chosen: Chosen, work: ChunkWork) -> list[RemoteFile]:

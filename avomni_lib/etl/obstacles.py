@@ -132,8 +132,8 @@ def fetched(p: Params, catalog: Catalog, chosen: Chosen) -> dict[int, list[str]]
         raise AvomniError(
             f"processing.obstacles is true, and {', '.join(features)} was not fetched",
             where=str(path_of(p)),
-            fix="run 02_download again: it fetches what is missing; if this stays, the source has "
-            "none: set processing.obstacles to false",
+            fix=f"{catalog.mend} (02_download then has to run again); if the source has none, set "
+            "processing.obstacles to false",
         )
     return found
 

@@ -97,7 +97,7 @@ def _work(
     if not todo:
         return left_out, cpu_s
     recipe = build.recipe_of(p)
-    clip = Clip(p.local_dir, Catalog.open(p.local_dir), todo[0][1])
+    clip = Clip(p.local_dir, Catalog.of(p), todo[0][1])
     num_bytes = forecast.chunk_cache_bytes(p, len(todo), forecast.clip_seconds(p, clip))
     files.need_room(p.cache_dir, num_bytes // 2, "this share of the cache")
 

@@ -55,7 +55,7 @@ def asked(p: Params, windows: Windows, indices: Sequence[int]) -> list[Asked]:
     """The chosen windows with what is true of them and where they were driven."""
     catalog = None
     with contextlib.suppress(AvomniError):
-        catalog = Catalog.open(p.local_dir)  # a run may have been brought here without it
+        catalog = Catalog.of(p)  # a run may have been brought here without it
     found = []
     for index in indices:
         window = windows[index]

@@ -65,7 +65,7 @@ def circumstances(p: Params, found: Audit) -> Circumstances:
 
     A clip whose ego motion is missing or damaged is left out of speed and turn.
     """
-    catalog, chosen = Catalog.open(p.local_dir), _chosen(found)
+    catalog, chosen = Catalog.of(p), _chosen(found)
     motions = _Motions(p, catalog)
     read = [motions.of(row["clip_id"]) for row in _spread(chosen, MOST_READ)]
     read = [motion for motion in read if motion is not None]
@@ -83,7 +83,7 @@ def first_frames(p: Params, found: Audit, num: int = 10) -> list[FirstFrame]:
     Returns:
         One a clip whose file is there; empty where none is.
     """
-    catalog = Catalog.open(p.local_dir)
+    catalog = Catalog.of(p)
     cameras = [camera.name for camera in rig.grid(p.vision.camera_setup).cameras]
     camera = rig.FRONT_WIDE.name if rig.FRONT_WIDE.name in cameras else cameras[0]
     there = [row for row in _chosen(found) if _clip(p, catalog, row["clip_id"], camera) is not None]

@@ -65,7 +65,7 @@ class RawFrames:
 
     @property
     def catalog(self) -> Catalog:
-        self._catalog = self._catalog or Catalog.open(self.p.local_dir)
+        self._catalog = self._catalog or Catalog.of(self.p)
         return self._catalog
 
     def clip(self, clip_id: str, camera: str | None = None) -> Clip:
@@ -162,6 +162,12 @@ class RawFrames:
                 "files: a run with download.evict_raw: false",
             )
         folder = self.clip(clip_id, camera).folder
+        if not (folder / path).exists() and self.p.dataset.source == "folder":
+            raise AvomniError(
+                f"{rig.BY_NAME[camera].label} is not in the folder",
+                where=str(folder / path),
+                fix=self.catalog.mend,
+            )
         if not (folder / path).exists():
             raise AvomniError(
                 f"{rig.BY_NAME[camera].label} is not on the disk: 02_download fetches the cameras "
