@@ -116,7 +116,7 @@ def open_catalog(p: Params, chosen: Chosen) -> Catalog:
             where=str(p.local_dir),
             fix=CHOOSE_AGAIN,
         )
-    catalog = Catalog.open(p.local_dir)
+    catalog = Catalog.of(p)
     if wrong := _misplaced(catalog, chosen):
         more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise AvomniError(

@@ -112,14 +112,9 @@ class Clip:
         try:
             content = part.read()
         except AvomniError as error:
-<<<<<<< HEAD
-            raise AvomniError(f"{kind} is {error.what}", where=where) from None
-        return read_table(content, where, max_rows=limits.MAX_ROWS), where
-=======
             what = f"{kind} is {error.what}"
             raise AvomniError(what, where=where, fix=self.catalog.mend) from None
-        return read_table(content, where), where
->>>>>>> hub
+        return read_table(content, where, max_rows=limits.MAX_ROWS), where
 
     def _row(self, feature: str, key: tuple[str, str] | None) -> dict[str, float]:
         path, where = self._path(feature), self._where(feature)

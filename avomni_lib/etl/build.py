@@ -199,11 +199,7 @@ def works(p: Params, chosen: Chosen, common: dict[str, Any]) -> list[ChunkWork]:
         AvomniError: the catalog is not the one that the run chose from; other road users are
             wanted, the source has them, and none were fetched.
     """
-<<<<<<< HEAD
     catalog, features = open_catalog(p, chosen), required_features(p)
-=======
-    catalog, features = Catalog.of(p), required_features(p)
->>>>>>> hub
     labels = obstacles.fetched(p, catalog, chosen)
     split_of = {clip_id: split for split, ids in chosen.clip_ids.items() for clip_id in ids}
     found = []
@@ -274,19 +270,8 @@ def _finish(
         wanted: Every chosen clip: each has one row.
     """
     num_clips = sum(len(work.clips) for work in works)
-<<<<<<< HEAD
     if len(reasons) + len(lost) == num_clips:
         raise _nothing_read(num_clips, reasons, lost)
-=======
-    if len(reasons) == num_clips:
-        clip_id, reason = next(iter(reasons.items()), ("none", "02_download chose no clip"))
-        raise AvomniError(
-            f"every one of the {num_clips} clips is damaged; the first: {reason}",
-            where=f"clip {clip_id}",
-            fix="run 01_audit, which tells what is missing or damaged; then 02_download, or, where "
-            "dataset.source is folder, mend the folder",
-        )
->>>>>>> hub
     shards = [work.shard_folder for work in works if work.shard]
     inside = {
         clip.clip_id: clip for folder in shards for clip in shard.clips_of(shard.open_shard(folder))
@@ -324,7 +309,8 @@ def _nothing_read(num: int, reasons: dict[str, str], lost: dict[str, str]) -> Av
     return AvomniError(
         f"every one of the {num} clips is damaged; the first: {reason}",
         where=f"clip {clip_id or 'none'}",
-        fix="run 01_audit, which tells what is missing or damaged, then 02_download",
+        fix="run 01_audit, which tells what is missing or damaged; then 02_download, or, where "
+        "dataset.source is folder, mend the folder",
     )
 
 

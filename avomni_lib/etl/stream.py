@@ -26,24 +26,10 @@ if TYPE_CHECKING:
 
     from avomni_lib.dataset.clip import ByteRange
 
-<<<<<<< HEAD
-FETCH_AGAIN = "run 02_download again: it compares the file with its sha256; or leave the clip out"
-=======
-READ_BUFFER_BYTES = 1 << 20
-MOST_MISSING_BYTES = 1 << 27  # of a file cut short; an index that names more is itself broken
-# Whether a NAL unit's first byte names an IDR picture (H.264 table 7-1, H.265 table 7-1); and one
-# at which a decoder can start: of H.265 every IRAP picture.
-IDR = {"h264": lambda byte: byte & 31 == 5, "hevc": lambda byte: byte >> 1 & 63 in (19, 20)}
-STARTS = {"h264": IDR["h264"], "hevc": lambda byte: 16 <= byte >> 1 & 63 <= 23}
-# No NAL unit holds three zero bytes in a row (H.264 §7.4.1, H.265 §7.4.2.1); frames of some other
-# codecs are entropy-coded from their first bytes to their last and hardly ever hold eight.
-HOLE, OTHER_HOLE = bytes(3), bytes(8)
-DENSE_CODECS = ("libdav1d", "av1", "vp9", "mpeg4")
 FETCH_AGAIN = (
     "compare the file with its source, as 02_download does unless dataset.source is folder; or "
     "leave the clip out"
 )
->>>>>>> hub
 
 
 class Damaged(AvomniError):
