@@ -20,6 +20,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from avomni_lib.dataset import rig
+from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.dataset.own import OwnClip, check, pack
 from avomni_lib.errors import AvomniError
 from tests.published_set import encode_video, frame_bits
@@ -315,6 +316,18 @@ def test_what_a_table_of_pandas_or_a_list_gives_is_taken(video):
     turn = Rotation.from_euler("z", HEADING[:, None])
     given = check([clip_of(video, heading_rad=None, quaternion=turn)]).clips[0]
     assert given == check([clip_of(video, heading_rad=None, quaternion=QUATERNION)]).clips[0]
+
+
+def test_numpys_numbers_and_text_are_written_as_plain_ones(video, tmp_path):
+    words = {"month": np.int64(5), "hour": np.uint8(0), "country": np.str_("Iceland")}
+    clip = clip_of(video, split=np.str_("val"), **words)
+    folder = pack(tmp_path / "data", [clip]).folder
+    attributes = Catalog.open(folder).attributes(clip.clip_id)
+    assert {name: attributes[name] for name in words} == {
+        "month": 5,
+        "hour": 0,
+        "country": "Iceland",
+    }
 
 
 def test_everything_wrong_with_a_call_is_said_at_once(video, tmp_path):

@@ -341,6 +341,11 @@ def wrong(drive: Turn) -> dict[str, tuple[dict, str, str]]:
             "np.degrees",
         ),
         "latitude, longitude as metres": ({"position_m": lat_lon}, "position_m", "frame='wgs84'"),
+        "degrees of a receiver, held for a second": (
+            {"position_m": lat_lon[np.arange(len(T_S)) // 20 * 20]},
+            "position_m",
+            "frame='wgs84'",
+        ),
         "longitude, latitude as metres": (
             {"position_m": lat_lon[:, [1, 0]]},
             "position_m",

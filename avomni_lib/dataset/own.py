@@ -264,7 +264,7 @@ def _examine_clip(clip: OwnClip, mistakes: Mistakes) -> _Ready | None:
     notes = []
     with mistakes.kept():
         moved = egomotion(poses.t_s, position, None, turn, velocity, zero_s, where)
-        for finding, place in _findings(stamps, walks, moved, where):
+        for finding, place in _findings(clip, stamps, walks, moved, where):
             if finding.severity == DAMAGED:
                 mistakes.append(AvomniError(finding.reason, where=place))
             elif finding.severity == ODD and finding.what not in USUAL:
@@ -428,6 +428,7 @@ def _check_overlap(
 
 
 def _findings(
+    clip: OwnClip,
     stamps_us: Mapping[str, np.ndarray],
     walks: Mapping[str, streams.Walked],
     moved: Mapping[str, np.ndarray],
@@ -435,7 +436,8 @@ def _findings(
 ) -> Iterator[tuple[Finding, str]]:
     """What the audit and the ETL say of the clip, and of what."""
     for camera, stamps in stamps_us.items():
-        walked, place = walks[camera], f"frame_times_s[{camera!r}], {where}"
+        argument = "frame_times_s" if camera in clip.frame_times_s else "videos"
+        walked, place = walks[camera], f"{argument}[{camera!r}], {where}"
         agreed = clocks.agree(walked.times_us, stamps, walked.facts["tick_us"])
         for finding in (*walked.findings, *clocks.check(stamps)[1], *agreed):
             yield finding, place
@@ -446,9 +448,13 @@ def _findings(
 
 def _row(clip: OwnClip) -> dict[str, Any]:
     """A clip as the tables list it."""
-    names = ("clip_id", "split", "country", "month", "hour", "platform")
-    features = {*clip.videos, EGOMOTION, *calibration.TABLES}
-    return {name: getattr(clip, name) for name in names} | {"features": features}
+    row: dict[str, Any] = {"features": {*clip.videos, EGOMOTION, *calibration.TABLES}}
+    for name in ("clip_id", "split", "country", "platform", "month", "hour"):
+        value = getattr(clip, name)
+        # As Python's own types, whatever numpy's they came in.
+        kind = int if name in ("month", "hour") else str
+        row[name] = None if value is None else kind(value)
+    return row
 
 
 def _write_chunk(work: Path, number: int, clips: Sequence[_Ready], bar: Bar) -> None:

@@ -34,6 +34,8 @@ TURN_TO_NOISE = 10.0
 MAX_REVERSE_MPS, MAX_SPEED_MPS = 5.0, 100.0
 # Positions against given speeds: 10 % and half a metre per second.
 SPEED_TOLERANCE = (0.5, 0.1)
+# Of the correlation of neighbouring steps: noise has -0.5, a drift without direction 0, a car 1.
+SMOOTH = 0.8
 METRES_PER_DEGREE = 111_195.0
 # How many times the speed of the positions the given one is, and why.
 RATIOS = {
@@ -113,9 +115,16 @@ class Track:
 
     @property
     def is_smooth(self) -> bool:
-        """Whether steps follow each other in direction, as a car's do and noise does not."""
-        along = (self.steps_m[1:] * self.steps_m[:-1]).sum()
-        return bool(len(self.steps_m) > 3 and along > 0.8 * (self.steps_m[1:] ** 2).sum())
+        """Whether steps follow each other in direction, as a car's do and noise does not.
+
+        Those of two seconds count too: a receiver's position may be held until the next one.
+        """
+        coarse = self.steps_m[: len(self.steps_m) // 4 * 4].reshape(-1, 4, 3).sum(axis=1)
+        return any(
+            len(steps) >= fewest
+            and (steps[1:] * steps[:-1]).sum() > SMOOTH * (steps[1:] ** 2).sum()
+            for steps, fewest in ((self.steps_m, 4), (coarse, 6))
+        )
 
 
 def contradictions(track: Track, turn: Rotation, is_level: bool = True) -> Iterator[str]:
