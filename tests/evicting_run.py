@@ -60,6 +60,7 @@ def params(folder: Path, gb: float = 1.0, evict: bool = True, **sections) -> Par
                 "fit": "stretch",
                 "horizon_s": 1.0,
                 "num_workers": 1,
+                "obstacles": False,
                 **sections.get("processing", {}),
             },
         }

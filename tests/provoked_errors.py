@@ -63,7 +63,10 @@ class Place:
     patch: pytest.MonkeyPatch
 
     def params(self, **sections: dict) -> Params:
-        own = {"run": {"name": "x", "outputs_dir": str(self.folder / "outputs")}}
+        own = {
+            "extends": "params/mi300x.yaml",
+            "run": {"name": "x", "outputs_dir": str(self.folder / "outputs")},
+        }
         return Params.from_values(own | sections)
 
     def chosen(self, **processing: object) -> Params:

@@ -79,7 +79,7 @@ def params(tmp_path: Path, source: str = "world", depth: str = "quick", **downlo
                 "audit": depth,
             },
             "download": {"target_chunks": 2, "target_size_gb": 1.0} | download,
-            "processing": {"num_workers": 1},
+            "processing": {"num_workers": 1, "obstacles": False},
         }
     )
 

@@ -75,7 +75,7 @@ def on_cpu(p, tokens=None, **arguments):
 
 
 def on_gpu(tokens=None, **changes):
-    p = Params.from_values(changes)
+    p = Params.from_values({"extends": "params/mi300x.yaml"} | changes)
     return memory(p, anatomy_of(p.model.base_model), tokens or tokens_per_sample(p))
 
 
@@ -156,6 +156,7 @@ class Built:
         set_seed(0)
         self.p = Params.from_values(
             {
+                "extends": "params/mi300x.yaml",
                 "model": {"lora_rank": self.RANK, "load_in_4bit": False},
                 "training": {
                     "batch_size": self.BATCH,
@@ -350,6 +351,7 @@ def test_more_never_needs_less(base, low, high):
 def needed_by(settings, base, device, size):
     p = Params.from_values(
         {
+            "extends": "params/mi300x.yaml",
             # 8-bit moments need less from a matrix of 4,096 weights on.
             "training": {"optimizer": "adamw_torch", "batch_size": settings["batch"]}
             | {"gradient_checkpointing": settings["checkpointing"]},

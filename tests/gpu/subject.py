@@ -47,7 +47,7 @@ class Subject:
 
     @property
     def nf4(self) -> Path:
-        """The same with its 4-bit weights stored, as the default `model.base_model` is."""
+        """The same with its 4-bit weights stored, as that of params/mi300x.yaml is."""
         return self.folder / "base-bnb-4bit"
 
     def tile(self) -> tuple[int, int]:
@@ -74,7 +74,7 @@ class Subject:
         }
         for section, keys in changes.items():
             values[section] = values.get(section, {}) | dict(keys)
-        return Params.from_values(values)
+        return Params.from_values({"extends": "params/mi300x.yaml"} | values)
 
     def windows(self, setup: str) -> Windows:
         """The training windows of a raw cache of random frames, written at the first call."""
