@@ -35,7 +35,7 @@ def describe(
         size, date = files.state_of(Path(path)) or (0, 0)
         described[name] = {
             "bytes": size,
-            "sha256": known.get(path) or files.sha256_once(path),
+            "sha256": known.get(path) or files.sha256_file(path),
         }
         checked[name] = [size, date, described[name]["sha256"]]
     _remember(run_dir / stage / CHECKED, checked)

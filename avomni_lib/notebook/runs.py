@@ -37,15 +37,7 @@ from avomni_lib.training.adapter import CONFIDENTIAL
 
 RESULT, FORMAT = "result.json", 2
 # What a proof must have to be one.
-KEYS = {
-    "finished_at",
-    "figures",
-    "digest",
-    "inputs",
-    "params_digest",
-    "params",
-    "outputs",
-}
+KEYS = {"finished_at", "figures", "digest", "inputs", "params_digest", "params", "outputs"}
 # A second notebook waits while the first one renders: the demo takes two minutes.
 WORLD_WAIT_S = 900.0
 
@@ -124,11 +116,11 @@ def _state(p: Params, stage: Stage, look: bool = True, raw: bool = True) -> Stat
             return State(stage, False, because, result, stage.is_report, (name, words))
         if before.result["digest"] != result["inputs"].get(need):
             return stale(f"{need} made something else since")
+    if look and (wrong := artifacts.first_wrong(p.run_dir, stage.name, result["outputs"])):
+        return stale(wrong)
     if changed := _changed_params(p, stage, result):
         same = stage.name == "03_etl" and list(changed) == [raw_files.EVICT]
         return stale(", ".join(changed.values()), same)
-    if look and (wrong := artifacts.first_wrong(p.run_dir, stage.name, result["outputs"])):
-        return stale(wrong)
     finished = result["finished_at"]
     if stage.name == "02_download" and raw:
         done, reason = raw_files.download_in_words(p, _state(p, BY_NAME["03_etl"]).done)
@@ -154,6 +146,10 @@ class OpenStage:
         self.folder = stage_dir(p, stage.name)
         self.figures_dir = self.folder / "figures"
         self._started = time.monotonic()
+        # As they are now: another process may make them anew while this one reads them.
+        self._inputs = {
+            need: before["digest"] for need in stage.needs if (before := read_result(p, need))
+        }
 
     @property
     def seconds(self) -> float:
@@ -189,7 +185,6 @@ class OpenStage:
         described = artifacts.describe(self.p.run_dir, self.stage.name, outputs)
         if digest is None:
             digest = files.hash_json([entry["sha256"] for entry in described.values()])
-        before = {need: read_result(self.p, need) for need in self.stage.needs}
         own = hardware.peak_memory()["host_gb"]
         result = {
             "format": FORMAT,
@@ -199,7 +194,7 @@ class OpenStage:
             "peak_memory_gb": round(max(own, hardware.peak_memory_of_children()), 2),
             "figures": figures,
             "digest": digest,
-            "inputs": {need: result["digest"] for need, result in before.items() if result},
+            "inputs": self._inputs,
             "params_digest": self.p.digest(*self.stage.reads),
             "params": self.p.values(*self.stage.reads),
             "split_sha256": split.sha256_of(self.p),
@@ -289,9 +284,15 @@ def _changed_params(p: Params, stage: Stage, result: dict[str, Any]) -> dict[str
         return {}
     then, now = (model_input.flat(each) for each in (result["params"], p.values(*stage.reads)))
     changed = {
-        name: f"{name} changed (was {then.get(name)!r}, is {now.get(name)!r})"
+        name: f"{name} changed (was {_short(then.get(name))}, is {_short(now.get(name))})"
         for name in dict.fromkeys([*then, *now])
         if name not in then or name not in now or then[name] != now[name]
     }
     matter = raw_files.what_matters(p, stage.name, list(changed), result["params"])
     return {name: changed[name] for name in matter}
+
+
+def _short(value: Any, most: int = 60) -> str:
+    """A value in a message; a list of a thousand clips is cut."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
