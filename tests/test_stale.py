@@ -13,6 +13,7 @@ import yaml
 
 from avomni_lib.__main__ import main
 from avomni_lib.dataset import download, split
+from avomni_lib.errors import AvomniError
 from avomni_lib.etl import build
 from avomni_lib.notebook import runs
 from avomni_lib.params import Params
@@ -235,6 +236,40 @@ def test_a_file_that_is_gone_or_not_what_was_written_is_noticed(
     assert status(own, tmp_path, capsys) == {}, "another date is no other file"
 
 
+@pytest.mark.parametrize("name", ["frames.npy", "track.npy", "header.json"])
+def test_03_run_again_mends_the_shard_that_is_damaged_and_keeps_the_others(
+    own, tmp_path, capsys, name
+):
+    before, spoiled = evicting_run.content(own), own.cache_dir / "shard_0001" / name
+    others = {path: path.stat().st_mtime_ns for path in own.cache_dir.glob("shard_000[023]/*")}
+    content = spoiled.read_bytes()
+    spoiled.write_bytes(
+        content.replace(b"egomotion", b"egomotioN")
+        if content[:1] == b"{"
+        else content[:-1] + bytes([content[-1] ^ 1])
+    )
+    assert ETL in status(own, tmp_path, capsys)
+    finish(own, ETL)
+    assert evicting_run.content(own) == before
+    assert {path: path.stat().st_mtime_ns for path in others} == others
+    assert status(own, tmp_path, capsys) == {}
+
+
+def test_a_shard_that_was_damaged_while_nothing_vouched_for_it_is_not_taken(own):
+    """The proof is gone, as after a kill: the header alone says what the arrays should be."""
+    (own.run_dir / ETL / runs.RESULT).unlink()
+    path = own.cache_dir / "shard_0001" / "frames.npy"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(AvomniError, match="its sha256 is another") as caught:
+        finish(own, ETL)
+    assert str(path) in str(caught.value) and "run 03_etl again" in str(caught.value)
+    assert runs.read_result(own, ETL) is None
+    shutil.rmtree(path.parent)
+    finish(own, ETL)
+    assert path.read_bytes() == content
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"digest": "x"}'])
 def test_a_proof_that_cannot_be_read_proves_nothing(own, tmp_path, capsys, text):
     (own.run_dir / ETL / runs.RESULT).write_text(text)
@@ -286,16 +321,18 @@ def test_a_run_that_was_moved_to_another_machine_is_not_stale(own, tmp_path, cap
         assert str(tmp_path) not in path.read_text(), path
 
 
-def test_a_moved_file_is_read_once_and_not_at_every_look(own, tmp_path, capsys, monkeypatch):
-    from avomni_lib import files
-
-    read, whole = [], files.sha256_file
-    monkeypatch.setattr(files, "sha256_file", lambda path: read.append(path) or whole(path))
+def test_a_file_of_known_size_and_date_is_not_read_again_and_verify_reads_it(own, tmp_path, capsys):
+    """What `status` cannot see, so that it is quick over a cache of 100 GB."""
+    assert status(own, tmp_path, capsys) == {}, "the first look after the copy, which reads all"
+    path = own.cache_dir / "shard_0001" / "frames.npy"
+    date, content = path.stat().st_mtime_ns, path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(path, ns=(date, date))
     assert status(own, tmp_path, capsys) == {}
-    assert read and len(read) == len(set(read))
-    read.clear()
-    files._hashes.clear()  # as another process
-    assert status(own, tmp_path, capsys) == {} and not read
+    assert main(["verify", str(own.cache_dir)]) == 1
+    assert "shard_0001/frames.npy: has changed" in capsys.readouterr().err
+    os.utime(path)
+    assert "its sha256 is another" in status(own, tmp_path, capsys)[ETL]
 
 
 @pytest.mark.parametrize("extra", [[], ["--dry-run"]], ids=["run", "dry run"])

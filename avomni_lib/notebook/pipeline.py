@@ -124,6 +124,7 @@ def run(
                 runs.forget(p, stage)
             else:
                 _refuse_stale(p, stage, ran)
+                runs.drop_damaged(p, stage)
             started = time.monotonic()
             _execute(p, stage)
             ran.add(stage.name)

@@ -29,6 +29,7 @@ from avomni_lib import files, hardware
 from avomni_lib.dataset import split
 from avomni_lib.dataset.hub import Hub
 from avomni_lib.errors import AvomniError
+from avomni_lib.etl.shard import HEADER_FILE
 from avomni_lib.notebook import artifacts, interrupts, raw_files
 from avomni_lib.notebook.stages import BY_NAME, STAGES, Stage
 from avomni_lib.params import Params
@@ -121,11 +122,12 @@ def _state(p: Params, stage: Stage, look: bool = True, raw: bool = True) -> Stat
             return State(stage, False, because, result, stage.is_report, (name, words))
         if before.result["digest"] != result["inputs"].get(need):
             return stale(f"{need} made something else since")
+    if look:
+        for name, words in artifacts.wrong(p.run_dir, stage.name, result["outputs"]):
+            return stale(f"{name} {words}")
     if changed := _changed_params(p, stage, result):
         same = stage.name == "03_etl" and list(changed) == [raw_files.EVICT]
         return stale(", ".join(changed.values()), same)
-    if look and (wrong := artifacts.first_wrong(p.run_dir, stage.name, result["outputs"])):
-        return stale(wrong)
     finished = result["finished_at"]
     if stage.name == "03_etl" and (num := result["figures"].get("num_lost")):
         goes_on = read_result(p, "05_train") is None and job.goes_on(p, result["digest"])
@@ -154,7 +156,11 @@ class OpenStage:
         self.p, self.stage = p, stage
         self.folder = stage_dir(p, stage.name)
         self.figures_dir = self.folder / "figures"
-        self._started = time.monotonic()
+        self._started, self._began_ns = time.monotonic(), time.time_ns()
+        # As they are now: another process may make them anew while this one reads them.
+        self._inputs = {
+            need: before["digest"] for need in stage.needs if (before := read_result(p, need))
+        }
 
     @property
     def seconds(self) -> float:
@@ -187,10 +193,9 @@ class OpenStage:
             digest: What the next stages depend on: while it is the same nothing changed for them.
                 Left out, it is the hash of the outputs.
         """
-        described = artifacts.describe(self.p.run_dir, self.stage.name, outputs)
+        described = artifacts.describe(self.p.run_dir, self.stage.name, outputs, self._began_ns)
         if digest is None:
             digest = files.hash_json([entry["sha256"] for entry in described.values()])
-        before = {need: read_result(self.p, need) for need in self.stage.needs}
         own = hardware.peak_memory()["host_gb"]
         result = {
             "format": FORMAT,
@@ -200,7 +205,7 @@ class OpenStage:
             "peak_memory_gb": round(max(own, hardware.peak_memory_of_children()), 2),
             "figures": figures,
             "digest": digest,
-            "inputs": {need: result["digest"] for need, result in before.items() if result},
+            "inputs": self._inputs,
             "params_digest": self.p.digest(*self.stage.reads),
             "params": self.p.values(*self.stage.reads),
             "split_sha256": split.sha256_of(self.p),
@@ -231,6 +236,17 @@ def forget(p: Params, stage: Stage) -> None:
             path.unlink(missing_ok=True)
 
 
+def drop_damaged(p: Params, stage: Stage) -> None:
+    """Remove the shards of the cache that are not what was written: 03 keeps the others."""
+    result = read_result(p, stage.name)
+    if stage.name != "03_etl" or result is None or result.get("format") != FORMAT:
+        return
+    for name, _ in list(artifacts.wrong(p.run_dir, stage.name, result["outputs"])):
+        folder = (p.run_dir / name).parent
+        if folder.parent == p.cache_dir:
+            (folder / HEADER_FILE).unlink(missing_ok=True)  # without it a shard is not whole
+
+
 def start(p: Params, name: str) -> OpenStage:
     """Open a stage: its old proof is removed, half-written files are swept.
 
@@ -253,6 +269,7 @@ def start(p: Params, name: str) -> OpenStage:
                 fix=f"run notebooks/{need}.ipynb first or all: python -m avomni_lib run",
             )
     interrupts.speak()
+    drop_damaged(p, stage)
     folder = stage_dir(p, name)
     (folder / RESULT).unlink(missing_ok=True)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
@@ -310,9 +327,15 @@ def _changed_params(p: Params, stage: Stage, result: dict[str, Any]) -> dict[str
         return {}
     then, now = (model_input.flat(each) for each in (result["params"], p.values(*stage.reads)))
     changed = {
-        name: f"{name} changed (was {then.get(name)!r}, is {now.get(name)!r})"
+        name: f"{name} changed (was {_short(then.get(name))}, is {_short(now.get(name))})"
         for name in dict.fromkeys([*then, *now])
         if name not in then or name not in now or then[name] != now[name]
     }
     matter = raw_files.what_matters(p, stage.name, list(changed), result["params"])
     return {name: changed[name] for name in matter}
+
+
+def _short(value: Any, most: int = 60) -> str:
+    """A value in a message; a list of a thousand clips is cut."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 1]}…"

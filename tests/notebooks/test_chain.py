@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -164,6 +165,77 @@ def test_a_lost_output_makes_its_stage_stale(params: Path):
     finally:
         away.rename(first)
     assert runs.state(p, "03_etl").done
+
+
+def named_paths(value: object, root: Path) -> list[str]:
+    """Every text in plain values that names a path of this machine."""
+    if isinstance(value, dict):
+        return [
+            found for pair in value.items() for each in pair for found in named_paths(each, root)
+        ]
+    if isinstance(value, list):
+        return [found for each in value for found in named_paths(each, root)]
+    known = (str(root), str(files.PROJECT_ROOT))
+    return [value] if isinstance(value, str) and any(path in value for path in known) else []
+
+
+def test_a_runs_files_name_no_path_of_this_machine(params: Path):
+    """But those that its params file names."""
+    p = Params.from_files([params])
+    own = {str(p.local_dir), str(files.resolve(p.run.outputs_dir))}
+    looked_at = set()
+    for path in p.run_dir.rglob("*"):
+        if path.suffix == ".json" and path.name != "tokenizer.json":
+            assert set(named_paths(json.loads(path.read_text()), params.parent)) <= own, path
+            looked_at.add(path.name)
+        elif path.suffix == ".ipynb":
+            notebook = nbformat.read(path, as_version=4)
+            told = {**notebook.metadata["papermill"], "parameters": None}
+            assert told["input_path"] == told["output_path"] == path.name
+            assert named_paths(told, params.parent) == []
+    assert looked_at > {"result.json", "record.json", "adapter_config.json", "chosen.json"}
+    assert looked_at > {"audit.json", "split.json", "header.json", "clips.json", "training.json"}
+
+
+def copied(params: Path, folder: Path) -> list[str]:
+    """The words that name the run after its folder was copied elsewhere, with other dates."""
+    p = Params.from_files([params])
+    shutil.copytree(p.run_dir, folder / p.run.name, copy_function=shutil.copyfile)
+    return [str(params), "--set", f"run.outputs_dir={folder}"]
+
+
+def test_a_run_that_was_copied_elsewhere_is_done_there_and_can_be_used(
+    params: Path, tmp_path: Path
+):
+    p, there = Params.from_files([params]), copied(params, tmp_path / "laptop")
+    told = json.loads(avomni("status", *there, "--json").stdout)["stages"]
+    assert [stage["stage"] for stage in told if not stage["done"]] == []
+    assert set(actions(avomni("run", *there).stdout).values()) == {"skipped"}
+    ran = avomni("run", *there, "--only", "06", "--force")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    moved = Params.from_files([params], [there[-1]])
+    answers = [each.run_dir / "06_evaluate" / "answers.parquet" for each in (p, moved)]
+    assert answers[0].read_bytes() == answers[1].read_bytes()
+    exported = avomni("export", *there, "--json")
+    assert exported.returncode == 0, exported.stderr
+    assert json.loads(exported.stdout)["score"] == runs.read_result(moved, "06_evaluate")["figures"]
+
+
+def test_no_force_scores_an_adapter_on_what_it_was_not_trained_for(params: Path, tmp_path: Path):
+    """The cache is built anew at another rate; 05's own parameters do not change."""
+    there = copied(params, tmp_path / "run")
+    there += ["--set", "processing.sample_hz=5", "--set", "processing.sequence_length=8"]
+    there += ["--set", "vision.window_size=8"]
+    ran = avomni("run", *there, "--only", "03")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    refused = avomni("run", *there, "--only", "06")
+    assert refused.returncode == 1
+    assert "06_evaluate needs what 05_train makes, and 05_train is not done" in refused.stderr
+    forced = avomni("run", *there, "--only", "06", "--force")
+    assert forced.returncode == 1 and "Traceback" not in forced.stderr
+    assert "processing.sample_hz: trained with 10.0, now 5.0" in forced.stderr
+    assert "cache.sample_hz: trained with 10.0, now 5.0" in forced.stderr
+    assert runs.read_result(Params.from_files([params], [there[2]]), "06_evaluate") is None
 
 
 def test_plain_papermill_runs_a_notebook(params: Path, tmp_path: Path):
