@@ -352,6 +352,16 @@ def test_the_environments_endpoint_is_one_too(server: Answering, tmp_path: Path)
     assert server.asked[-1][0].endswith(f"/paths-info/{COMMIT}") and server.secrets == []
 
 
+def test_a_base_model_is_not_fetched_with_the_token_in_the_clear_either(
+    server: Answering, tmp_path: Path
+):
+    plain = {"HF_TOKEN": TOKEN, "HF_ENDPOINT": "http://hub.example", "http_proxy": server.endpoint}
+    code = "from avomni_lib.training.model import read_config; read_config('a/b', 'a/b')"
+    ran = in_process(code, tmp_path, **plain)
+    assert "unencrypted to http://hub.example" in ran.stderr and TOKEN not in ran.stderr
+    assert server.secrets == []
+
+
 def test_the_users_token_stays_at_home_with_a_hub_of_this_machine(
     server: Answering, tmp_path: Path
 ):
