@@ -508,3 +508,15 @@ def test_a_file_that_becomes_a_link_is_not_served(folder: Path, tmp_path: Path, 
         with pytest.raises(AvomniError, match="gone from the source"):
             hub.fetch(remote, tmp_path / "data")
         assert real.bytes_of(ZIP) == 0
+
+
+@pytest.mark.parametrize("where", ["http://hub.example", "local://{}/store", "file://{}/store", ""])
+def test_xets_storage_is_an_address_that_a_token_may_go_to(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, where: str
+):
+    with local_hub.serve(folder, REPO, xet=where.format(tmp_path)) as real:
+        hub = Hub(REPO, endpoint=real.endpoint, token=TOKEN, backoff=Backoff(0.01, 3))
+        remote = hub.sizes([ZIP])[ZIP]
+        assert hub.fetch(remote, tmp_path / "data").read_bytes() == (folder / ZIP).read_bytes()
+    assert not (tmp_path / "store").exists()
+    assert bool(where) == ("Xet fails" in caplog.text)
