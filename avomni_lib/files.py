@@ -49,8 +49,17 @@ REFUSALS = {
 
 
 def resolve(path: str | Path) -> Path:
-    """A path of a params file; relative ones start at the project root, in any working folder."""
-    path = Path(path).expanduser()
+    """A path of a params file; relative ones start at the project root, in any working folder.
+
+    Raises:
+        AvomniError: it holds NUL, or `~` names nobody's home.
+    """
+    if "\0" in str(path):
+        raise AvomniError("a path holds the character NUL", where=repr(str(path)))
+    try:
+        path = Path(path).expanduser()
+    except RuntimeError as error:
+        raise AvomniError(f"cannot find a home folder: {error}", where=str(path)) from None
     return path if path.is_absolute() else PROJECT_ROOT / path
 
 

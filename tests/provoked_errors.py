@@ -42,8 +42,10 @@ from avomni_lib.training.samples import check_packing, windows_of
 from avomni_lib.world import local_hub
 from tests import folder_run
 from tests.answered import drives, summaries
+from tests.answering_server import Answer, answering
 from tests.published_set import (
     Drive,
+    ListedClip,
     clip_id_of,
     listed_clip,
     write_metadata,
@@ -173,6 +175,16 @@ def asked(place: Place, about: Callable[[Hub], object], **hub: object) -> None:
             server.faults.flipped[FEATURES_FILE] = 2
         quick = Backoff(first_s=0.0, num_tries=2)
         about(Hub(REPO, endpoint=server.endpoint, backoff=quick, **hub))
+
+
+def answered_by_a_portal(place: Place) -> object:
+    with answering(lambda path: Answer(b"<html>Sign in</html>")) as portal:
+        return Hub("a/b", endpoint=portal.endpoint).commit
+
+
+def clip_of_no_name(place: Place) -> object:
+    write_metadata(place.folder, [ListedClip("../x")])
+    return Catalog.open(place.folder).clips.faults
 
 
 def unreachable(place: Place) -> None:
@@ -498,6 +510,9 @@ PROVOKED: dict[str, Callable[[Place], object]] = {
         place, {"event_clusters": ["ANIMALS_BIRDS_ROADKILL"]}, "25.10"
     ),
     "no connection to the hub": unreachable,
+    "what answers is no hub": answered_by_a_portal,
+    "would go unencrypted to": lambda place: Hub("a/b", endpoint="http://hub.example", token="t"),
+    "is no plain name": clip_of_no_name,
     "is gated": lambda place: asked(place, Hub.check_access, token="secret"),
     "the hub takes no more requests": lambda place: asked(place, Hub.check_access, status=429),
     "arrived damaged twice": arrived_damaged,

@@ -80,6 +80,9 @@ def test_relative_paths_start_at_the_project_root(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     assert files.resolve("outputs/x") == files.PROJECT_ROOT / "outputs" / "x"
     assert files.resolve(tmp_path / "y") == tmp_path / "y"
+    for path in ("a\0b", "~nobody_of_that_name/x"):
+        with pytest.raises(AvomniError):
+            files.resolve(path)
 
 
 def test_hash_does_not_depend_on_the_order_of_keys():

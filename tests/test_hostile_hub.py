@@ -352,6 +352,16 @@ def test_the_environments_endpoint_is_one_too(server: Answering, tmp_path: Path)
     assert server.asked[-1][0].endswith(f"/paths-info/{COMMIT}") and server.secrets == []
 
 
+def test_a_base_model_is_not_fetched_with_the_token_in_the_clear_either(
+    server: Answering, tmp_path: Path
+):
+    plain = {"HF_TOKEN": TOKEN, "HF_ENDPOINT": "http://hub.example", "http_proxy": server.endpoint}
+    code = "from avomni_lib.training.model import read_config; read_config('a/b', 'a/b')"
+    ran = in_process(code, tmp_path, **plain)
+    assert "unencrypted to http://hub.example" in ran.stderr and TOKEN not in ran.stderr
+    assert server.secrets == []
+
+
 def test_the_users_token_stays_at_home_with_a_hub_of_this_machine(
     server: Answering, tmp_path: Path
 ):
@@ -498,3 +508,15 @@ def test_a_file_that_becomes_a_link_is_not_served(folder: Path, tmp_path: Path, 
         with pytest.raises(AvomniError, match="gone from the source"):
             hub.fetch(remote, tmp_path / "data")
         assert real.bytes_of(ZIP) == 0
+
+
+@pytest.mark.parametrize("where", ["http://hub.example", "local://{}/store", "file://{}/store", ""])
+def test_xets_storage_is_an_address_that_a_token_may_go_to(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, where: str
+):
+    with local_hub.serve(folder, REPO, xet=where.format(tmp_path)) as real:
+        hub = Hub(REPO, endpoint=real.endpoint, token=TOKEN, backoff=Backoff(0.01, 3))
+        remote = hub.sizes([ZIP])[ZIP]
+        assert hub.fetch(remote, tmp_path / "data").read_bytes() == (folder / ZIP).read_bytes()
+    assert not (tmp_path / "store").exists()
+    assert bool(where) == ("Xet fails" in caplog.text)

@@ -364,6 +364,17 @@ def _session() -> Any:
     return session
 
 
+def need_private_endpoint(allow_plain_http: bool = False) -> None:
+    """Before another library sends the saved token to HF_ENDPOINT, or to huggingface.co.
+
+    Raises:
+        AvomniError: it would go unencrypted to another machine.
+    """
+    hub = address.parse(constants.ENDPOINT, "HF_ENDPOINT")
+    if (hub.basic or _bearer(None, hub)) and not (hub.is_private or allow_plain_http):
+        raise refusals.in_the_clear(hub.url, "HF_ENDPOINT")
+
+
 def _checked_revision(revision: str | None) -> str | None:
     if revision is not None:
         is_one = isinstance(revision, str) and REVISION.fullmatch(revision) and ".." not in revision

@@ -115,7 +115,8 @@ def count_numbers(p: Params) -> int:
     import torch
     from transformers import AutoModelForImageTextToText
 
-    config = model.read_config(p.model.base_model, model.base_location(p.model.base_model))
+    location = model.base_location(p.model.base_model)
+    config = model.read_config(p.model.base_model, location, p.dataset.allow_plain_http)
     with torch.device("meta"):
         empty = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
     return sum(parameter.numel() for parameter in empty.parameters())

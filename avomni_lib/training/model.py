@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from avomni_lib import files, hardware
+from avomni_lib.dataset import hub
 from avomni_lib.errors import AvomniError
 from avomni_lib.hardware import Choice
 from avomni_lib.params import Params
@@ -79,7 +80,7 @@ def load_base(p: Params) -> Base:
     choices = choose(p)
     _quieten()
     location = base_location(p.model.base_model)
-    config = read_config(p.model.base_model, location)
+    config = read_config(p.model.base_model, location, p.dataset.allow_plain_http)
     kind = backbone(p.model.backbone, config)
     choices["quantisation"] = _quantisation(p, config)
     load = _by_unsloth if choices["backend"].value == "unsloth" else _by_transformers
@@ -207,7 +208,7 @@ def check_adapter(folder: Path, p: Params, header: Mapping[str, Any] | None = No
     """
     record = read_record(folder)
     location = base_location(p.model.base_model)
-    config = read_config(p.model.base_model, location)
+    config = read_config(p.model.base_model, location, p.dataset.allow_plain_http)
     now = what_the_model_sees(
         p,
         backbone(p.model.backbone, config),
@@ -240,14 +241,17 @@ def _quantisation(p: Params, config: Any) -> Choice:
     return Choice("none", "model.load_in_4bit is false")
 
 
-def read_config(name: str, location: str) -> Any:
-    """The base model's config.
+def read_config(name: str, location: str, allow_plain_http: bool = False) -> Any:
+    """The base model's config; read first, also before weights and tokenizer are fetched.
 
     Raises:
-        AvomniError: there is none at that place, or it asks for code of its own.
+        AvomniError: there is none at that place, it asks for code of its own, or the token would go
+            to it unencrypted.
     """
     from transformers import AutoConfig
 
+    if not Path(location).is_dir():
+        hub.need_private_endpoint(allow_plain_http)
     with _in_words(name):
         config = AutoConfig.from_pretrained(location, trust_remote_code=False)
         _refuse_code(name, getattr(config, "auto_map", None))
