@@ -5,9 +5,14 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from avomni_lib.dataset import limits, motion
+from avomni_lib.dataset.findings import refuse
 from avomni_lib.errors import AvomniError
 
-MOVES_MPS, MAX_SLIP_DEG = 1.0, 30.0
+AXES = (
+    "a quaternion is x y z w and turns the car's axes (x forward, y left, z up) into those of the "
+    "positions; a heading is in rad and counts from x to the left"
+)
 
 
 def egomotion(
@@ -63,7 +68,6 @@ def egomotion(
     position, velocity = into.apply(position - position[anchor]), into.apply(velocity)
     turn = into * turn
     speed, nose = np.linalg.norm(velocity, axis=1), turn.apply((1.0, 0.0, 0.0))
-    _check_slip(velocity, nose, speed, where)
     yaw = np.unwrap(np.arctan2(nose[:, 1], nose[:, 0]))
     slopes = np.gradient(velocity, t_s, axis=0)
     columns = {"timestamp": microseconds(t_s - zero_s)}
@@ -72,7 +76,9 @@ def egomotion(
     columns |= dict(zip(("vx", "vy", "vz"), velocity.T, strict=True))
     columns |= dict(zip(("ax", "ay", "az"), slopes.T, strict=True))
     # At a walking pace a turn has no curvature that could be believed.
-    return columns | {"curvature": np.gradient(yaw, t_s) / np.maximum(speed, MOVES_MPS)}
+    columns["curvature"] = np.gradient(yaw, t_s) / np.maximum(speed, limits.MOVES_MPS)
+    refuse(motion.slip(columns), where, AXES)
+    return columns
 
 
 def microseconds(t_s: np.ndarray) -> np.ndarray:
@@ -95,19 +101,3 @@ def _turns(
     if heading_rad is None:
         return Rotation.from_quat(given)
     return Rotation.from_euler("z", given[:, None])
-
-
-def _check_slip(velocity: np.ndarray, nose: np.ndarray, speed: np.ndarray, where: str | None):
-    """A car moves along its nose, forwards or backwards: else axes were taken for others."""
-    is_moving = speed > MOVES_MPS
-    if not is_moving.any():
-        return
-    along = np.abs((velocity * nose).sum(axis=1))[is_moving] / speed[is_moving]
-    slip_deg = float(np.degrees(np.arccos(np.clip(np.median(along), 0, 1))))
-    if slip_deg > MAX_SLIP_DEG:
-        raise AvomniError(
-            f"the car moves {slip_deg:.0f}° beside where it points",
-            where=where,
-            fix="a quaternion is x y z w and turns the car's axes (x forward, y left, z up) into "
-            "those of the positions; a heading is in rad and counts from x to the left",
-        )
