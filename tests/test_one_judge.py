@@ -399,30 +399,33 @@ PLANTED: dict[str, tuple[Callable[[], Planted], str]] = {
 }  # fmt: skip
 
 
-def write_folder(folder: Path, clips: list[Planted]) -> Path:
-    """One chunk of these clips; clip n is `clip_id_of(n)`."""
+def write_folder(folder: Path, clips: list[Planted], clips_per_chunk: int = 1000) -> Path:
+    """These clips as a data set; clip n is `clip_id_of(n)`."""
     ids = [clip_id_of(number) for number in range(len(clips))]
-    write_metadata(folder, [ListedClip(clip_id) for clip_id in ids])
-    put_calibration(folder, ids)
-    held = zip(ids, clips, strict=True)
-    tables = {f"{i}.egomotion.parquet": parquet_bytes(clip.motion) for i, clip in held}
-    write_zip(folder / chunk_path("egomotion", 0), tables)
+    write_metadata(folder, [ListedClip(i, n // clips_per_chunk) for n, i in enumerate(ids)])
     boxes = parquet_bytes({"frame_index": [1], "x1": [1]})
-    for camera in CAMERAS:
-        members = {}
-        for clip_id, clip in zip(ids, clips, strict=True):
-            times = clip.stamps[camera]
-            stamps = {"timestamp": times, "frame_index": np.arange(len(times))}
-            members[f"{clip_id}.{camera}.mp4"] = clip.videos[camera]
-            members[f"{clip_id}.{camera}.timestamps.parquet"] = parquet_bytes(stamps)
-            members[f"{clip_id}.{camera}.blurred_boxes.parquet"] = boxes
-        write_zip(folder / chunk_path(camera, 0), members)
+    for chunk, start in enumerate(range(0, len(ids), clips_per_chunk)):
+        part = slice(start, start + clips_per_chunk)
+        put_calibration(folder, chunk, ids[part])
+        members: dict[str, dict[str, bytes]] = {name: {} for name in ["egomotion", *CAMERAS]}
+        for clip_id, clip in zip(ids[part], clips[part], strict=True):
+            members["egomotion"][f"{clip_id}.egomotion.parquet"] = parquet_bytes(clip.motion)
+            for camera in CAMERAS:
+                times = clip.stamps[camera]
+                stamps = {"timestamp": times, "frame_index": np.arange(len(times))}
+                members[camera] |= {
+                    f"{clip_id}.{camera}.mp4": clip.videos[camera],
+                    f"{clip_id}.{camera}.timestamps.parquet": parquet_bytes(stamps),
+                    f"{clip_id}.{camera}.blurred_boxes.parquet": boxes,
+                }
+        for feature, held in members.items():
+            write_zip(folder / chunk_path(feature, chunk), held)
     return folder
 
 
-def put_calibration(folder: Path, ids: list[str]) -> None:
+def put_calibration(folder: Path, chunk: int, ids: list[str]) -> None:
     for feature in set(CALIBRATION) & set(PUBLISHED):
-        path = folder / chunk_path(feature, 0)
+        path = folder / chunk_path(feature, chunk)
         path.parent.mkdir(parents=True, exist_ok=True)
         sizes = dict.fromkeys(ids, dict.fromkeys(CAMERAS, SIZE))
         path.write_bytes(own_layout.stand_in(feature, sizes))
@@ -438,7 +441,7 @@ def params(outputs: Path, data: Path, **processing) -> Params:
                 "local_dir": str(data),
                 "audit": "full",
             },
-            "download": {"target_chunks": 1},
+            "download": {"target_chunks": 100},
             "processing": {
                 "sequence_length": 2,
                 "stride": 1,
@@ -721,25 +724,26 @@ ODD_CALIBRATION: dict[str, Callable[[pa.Table, str, str | None], pa.Table | byte
     "clips are lists": lambda table, name, _: typed("clip_id", pa.list_(pa.int64()), [1])(table),
     "clips are missing": lambda table, name, _: typed("clip_id", pa.string(), None)(table),
     "clips are null": lambda table, name, _: typed("clip_id", pa.null(), None)(table),
-    "sensors are numbers": lambda table, name, key: typed(key or name, pa.int64(), 1)(table),
+    "sensors are numbers": lambda table, name, key: typed(key or "clip_id", pa.int64(), 1)(table),
     "two million rows": lambda table, name, _: many_rows(table),
     "no table": lambda table, name, _: b"PAR1",
 }
 
 
 @pytest.mark.parametrize("feature", CALIBRATED)
-@pytest.mark.parametrize("change", ODD_CALIBRATION)
-def test_any_table_of_calibration_is_the_clips_and_ends_no_audit(feature, change, tmp_path):
-    folder = write_folder(tmp_path / "data", [Planted()])
-    path, (key, number) = folder / chunk_path(feature, 0), CALIBRATED[feature]
-    spoilt = ODD_CALIBRATION[change](pq.read_table(path), number, key)
-    path.write_bytes(spoilt if isinstance(spoilt, bytes) else as_bytes(spoilt))
-    p = params(tmp_path, folder)
-    (row,) = audit.audit(p, None).clips
-    download.fetch(p, None)
-    usual = change == "sensors are numbers" and key is None
-    assert row["state"] == ("odd" if usual else DAMAGED), row["reason"]
-    assert "Error" not in row["reason"] and row["reason"]
-    if not usual:
-        with pytest.raises(AvomniError, match="every one of the 1 clips is damaged"):
-            build.build(p)
+def test_any_table_of_calibration_is_its_clips_and_no_other_s(feature, tmp_path):
+    """A chunk for each odd table, and a plain one."""
+    folder = write_folder(tmp_path / "data", [Planted() for _ in [*ODD_CALIBRATION, "plain"]], 1)
+    key, number = CALIBRATED[feature]
+    for chunk, change in enumerate(ODD_CALIBRATION.values()):
+        path = folder / chunk_path(feature, chunk)
+        spoilt = change(pq.read_table(path), number, key)
+        path.write_bytes(spoilt if isinstance(spoilt, bytes) else as_bytes(spoilt))
+    verdicts = judged(tmp_path, folder)
+    for chunk, name in enumerate([*ODD_CALIBRATION, "plain"]):
+        audited, built = (rows[clip_id_of(chunk)] for rows in (verdicts.audited, verdicts.built))
+        reasons = (name, audited["reason"], built["reason"])
+        assert audited["state"] == ("sound" if name == "plain" else DAMAGED), reasons
+        assert built["state"] == ("ok" if name == "plain" else "damaged"), reasons
+        for reason in reasons:
+            assert "Error" not in reason, reasons
