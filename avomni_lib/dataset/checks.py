@@ -20,6 +20,9 @@ from avomni_lib.dataset.stored_zip import LOCAL_HEADER, Directory, directory
 from avomni_lib.dataset.tables import key_column
 from avomni_lib.errors import AvomniError
 
+# Members without which 03 leaves a clip out. Labels of others may be lacking; the rest is not read.
+NEEDED = ("video", "frame_timestamps", "egomotion")
+
 
 @dataclass(frozen=True)
 class Job:
@@ -91,11 +94,17 @@ def file(job: Job) -> list[Finding]:
     return []
 
 
+def severity_of(kind: str) -> str:
+    """What a fault of a member makes of its clip: some are read by no stage, or left out."""
+    return DAMAGED if kind in NEEDED else ODD
+
+
 def _zip(job: Job, held: Directory, size: int) -> Iterator[Finding]:
     expected = job.names()
     for name in sorted(expected.keys() - held.entries.keys()):
-        clip_id = expected[name][0]
-        yield Finding(DAMAGED, "no member", f"no member {name}", MEMBER, clip_id=clip_id)
+        clip_id, kind = expected[name]
+        told = f"no member {name}"
+        yield Finding(severity_of(kind), "no member", told, MEMBER, clip_id=clip_id)
     ignored, denied = set(job.ignored), set(job.denied)
     strangers = sorted(held.entries.keys() - expected.keys())
     strangers = [n for n in strangers if n.partition(".")[0] not in ignored]
@@ -118,7 +127,8 @@ def _zip(job: Job, held: Directory, size: int) -> Iterator[Finding]:
         elif not entry.length:
             fault = ("an empty member", f"member {name} is empty")
         if fault and name in expected:
-            yield Finding(DAMAGED, *fault, MEMBER, clip_id=expected[name][0])
+            clip_id, kind = expected[name]
+            yield Finding(severity_of(kind), *fault, MEMBER, clip_id=clip_id)
 
 
 def _table(job: Job) -> Iterator[Finding]:

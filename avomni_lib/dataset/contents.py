@@ -165,7 +165,7 @@ def _read(job: Job, passed: _Pass, found: list[Finding], facts: dict[str, dict])
         for name, entry in sorted(held.items(), key=lambda item: item[1].header_offset):
             if entry.is_stored:
                 clip_id, kind = names.get(name, ("", ""))
-                part = _member(passed, name, entry, clip_id, found)
+                part = _member(passed, name, entry, clip_id, checks.severity_of(kind), found)
                 if part and clip_id in wanted:
                     kept = times.setdefault(clip_id, {})
                     told, more = _content(job, kind, clip_id, part, kept)
@@ -177,14 +177,14 @@ def _read(job: Job, passed: _Pass, found: list[Finding], facts: dict[str, dict])
 
 
 def _member(
-    passed: _Pass, name: str, entry: Entry, clip_id: str, found: list[Finding]
+    passed: _Pass, name: str, entry: Entry, clip_id: str, severity: str, found: list[Finding]
 ) -> ByteRange | None:
     """Let a member go by: where it lies, or None where it is not what the directory says."""
     is_there = passed.to(entry.header_offset)
     skipped = behind_header(passed.read(LOCAL_HEADER.size)) if is_there else None
     if skipped is None:
         told = f"no local header of {name}"
-        found.append(Finding(DAMAGED, "no local header", told, MEMBER, clip_id=clip_id))
+        found.append(Finding(severity, "no local header", told, MEMBER, clip_id=clip_id))
         return None
     passed.read(skipped)
     part = ByteRange(passed.path, passed.place, entry.length)
@@ -192,7 +192,7 @@ def _member(
     if crc32 == entry.crc32:
         return part
     told = f"{name} is damaged: " + ("cut short" if crc32 is None else "its checksum is wrong")
-    found.append(Finding(DAMAGED, "wrong checksum", told, MEMBER, clip_id=clip_id))
+    found.append(Finding(severity, "wrong checksum", told, MEMBER, clip_id=clip_id))
     return None
 
 
@@ -211,7 +211,7 @@ def _content(
     job: Job, kind: str, clip_id: str, part: ByteRange, times: dict[str, np.ndarray]
 ) -> tuple[dict[str, Any], list[Finding]]:
     """Facts and findings of one member of one clip; `times` gets those of a video or a clock."""
-    is_read = kind in ("video", "frame_timestamps", "egomotion")
+    severity = checks.severity_of(kind)
     try:
         if kind == "video":
             walked = streams.walk(part)
@@ -229,11 +229,11 @@ def _content(
             obstacles.columns(table, job.path)
     except AvomniError as error:
         what = f"the table of {kind} is not as agreed"
-        return {}, [Finding(DAMAGED if is_read else ODD, what, f"{kind}: {error.what}")]
+        return {}, [Finding(severity, what, f"{kind}: {error.what}")]
     except Exception as error:
         log.exception("%s of clip %s", kind, clip_id)
         told = f"{kind}: {type(error).__name__}: {error}"
-        return {}, [Finding(DAMAGED if is_read else ODD, f"{kind} cannot be read", told)]
+        return {}, [Finding(severity, f"{kind} cannot be read", told)]
     return {}, []
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from avomni_lib.dataset import limits
 from avomni_lib.dataset.findings import DAMAGED, ODD, Finding
@@ -76,12 +77,15 @@ def rows(columns: Mapping[str, np.ndarray], part: slice) -> list[Finding]:
         return found
     cut = {name: values[part] for name, values in columns.items()}
     gaps, jumps = list(_gaps(cut, part.start)), list(_jumps(cut, part.start))
-    found += [*gaps, *_rotations(cut, part.start), *jumps]
-    if gaps:
+    turns = list(_rotations(cut, part.start))
+    found += [*gaps, *turns, *jumps]
+    if gaps or any(turn.severity == DAMAGED for turn in turns):
         return found
     # A jump is one fault, not three.
     return found + [
-        f for f in (*_speeds(cut), *_accelerations(cut)) if f.severity == DAMAGED or not jumps
+        f
+        for f in (*slip(cut), *_speeds(cut), *_accelerations(cut))
+        if f.severity == DAMAGED or not jumps
     ]
 
 
@@ -211,6 +215,28 @@ def _jumps(columns: Mapping[str, np.ndarray], start: int) -> Iterator[Finding]:
         )
         severity = DAMAGED if beyond[row] > limits.REFUSED_JUMP_M else ODD
         yield Finding(severity, "a jump of position", told)
+
+
+def slip(columns: Mapping[str, np.ndarray]) -> Iterator[Finding]:
+    """A car moves along its nose, forwards or backwards: else axes were taken for others."""
+    times, place = columns["timestamp"] / 1e6, _vectors(columns)
+    marks = np.arange(times[0], times[-1], limits.SPAN_S)
+    if len(marks) < 2:
+        return
+    at_marks = np.stack([np.interp(marks, times, axis) for axis in place.T], axis=1)
+    course = np.diff(at_marks, axis=0)
+    way = np.linalg.norm(course, axis=1)
+    is_moving = way > limits.MOVES_MPS * limits.SPAN_S
+    if not is_moving.any():
+        return
+    middles = np.searchsorted(times, (marks[1:] + marks[:-1]) / 2)[is_moving]
+    turn = np.stack([columns[name][middles] for name in ("qx", "qy", "qz", "qw")], axis=1)
+    nose = Rotation.from_quat(turn).apply((1.0, 0.0, 0.0))
+    along = np.abs((course[is_moving] * nose).sum(axis=1)) / way[is_moving]
+    slip_deg = float(np.degrees(np.arccos(np.clip(np.median(along), 0, 1))))
+    if slip_deg > limits.MAX_SLIP_DEG:
+        told = f"the car moves {slip_deg:.0f}° beside where it points"
+        yield Finding(DAMAGED, "moves sideways", told)
 
 
 def _speeds(columns: Mapping[str, np.ndarray]) -> Iterator[Finding]:

@@ -207,9 +207,12 @@ def member(path: Path, name: str) -> ByteRange:
     Raises:
         AvomniError: no such member, it is deflated, or its header is not where it should be.
     """
-    entry = members(path).get(name)
+    held = directory(path)
+    entry = held.entries.get(name)
     if entry is None:
         raise damaged(path, f"no member {name}")
+    if name in held.repeated:
+        raise damaged(path, f"member {name} stands in the zip more than once")
     if not entry.is_stored:
         raise damaged(path, f"member {name} is compressed, not stored")
     with open(path, "rb", buffering=0) as file:

@@ -1,0 +1,749 @@
+"""01, 03 and `pack` judge alike: the same planted clips go through all three.
+
+A clip that the full audit calls damaged is one that 03 leaves out and `pack` refuses; what it calls
+odd or sound they use. Clips are real folders, zips, mp4s and tables.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from scipy.spatial.transform import Rotation
+
+from avomni_lib.dataset import audit, download, own_layout, rig
+from avomni_lib.dataset.catalog import OBSTACLES
+from avomni_lib.dataset.findings import DAMAGED, ODD
+from avomni_lib.dataset.own import OwnClip, pack
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl import build
+from avomni_lib.params import Params
+from tests.published_set import (
+    CALIBRATION,
+    PUBLISHED,
+    Drive,
+    ListedClip,
+    chunk_path,
+    clip_id_of,
+    encode_video,
+    frame_bits,
+    parquet_bytes,
+    read_zip,
+    write_metadata,
+    write_zip,
+)
+from tests.streams import Spec, encode
+from tests.test_obstacles import labels
+
+CAMERAS = [camera.name for camera in rig.GRIDS["4-cam"].cameras]
+FRONT = CAMERAS[0]
+SIZE, COUNT = (64, 48), 61
+STAMPS = np.arange(COUNT) * 1_000_000 // 30
+POSES_S = np.arange(-2.0, 9.0, 0.01)
+V, Q = ("vx", "vy", "vz"), ("qx", "qy", "qz", "qw")
+USED = "used"  # not damaged: odd or sound
+
+
+# --- clips -----------------------------------------------------------------------------------
+
+
+def pictures(count: int = COUNT) -> list[np.ndarray]:
+    noise = np.random.default_rng(0).integers(0, 30, (count, *SIZE[::-1], 3), np.uint8)
+    return [frame_bits(1, 0, i, *SIZE) // 2 + noise[i] for i in range(count)]
+
+
+def coded(codec: str = "libx264", gop: int = 15, **options: str) -> bytes:
+    """An mp4 of 30 pictures a second, its index in front."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "coded.mp4")
+        with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+            stream = container.add_stream(codec, rate=30, options=options)
+            stream.width, stream.height = SIZE
+            stream.pix_fmt, stream.gop_size = "yuv420p", gop
+            stream.codec_context.thread_count = 1
+            for picture in pictures():
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode())
+        return path.read_bytes()
+
+
+H264 = coded(preset="ultrafast", crf="20")
+
+
+@dataclass
+class Planted:
+    """One clip: what its members hold. `motion` are the columns of egomotion."""
+
+    motion: dict[str, np.ndarray] = field(
+        default_factory=lambda: Drive(1).egomotion(np.rint(POSES_S * 1e6).astype(np.int64))
+    )
+    stamps: dict[str, np.ndarray] = field(default_factory=lambda: dict.fromkeys(CAMERAS, STAMPS))
+    videos: dict[str, bytes] = field(default_factory=lambda: dict.fromkeys(CAMERAS, H264))
+
+    def own(self, name: str, folder: Path) -> OwnClip:
+        """The same as a recording of one's own."""
+        paths = {}
+        for camera, content in self.videos.items():
+            paths[camera] = folder / f"{name.replace('/', ' ')}.{camera}.mp4"
+            paths[camera].write_bytes(content)
+        columns = self.motion
+        return OwnClip(
+            name,
+            paths,
+            columns["timestamp"] / 1e6,
+            np.stack([columns[axis] for axis in "xyz"], axis=1),
+            quaternion=np.stack([columns[axis] for axis in Q], axis=1),
+            velocity_mps=np.stack([columns[axis] for axis in V], axis=1),
+            frame_times_s={camera: times / 1e6 for camera, times in self.stamps.items()},
+        )
+
+
+def moved(change: Callable[[dict], dict | None]) -> Planted:
+    clip = Planted()
+    clip.motion = {name: np.array(values) for name, values in clip.motion.items()}
+    clip.motion = change(clip.motion) or clip.motion
+    return clip
+
+
+def rows_of(keep: Callable[[np.ndarray], np.ndarray]) -> Planted:
+    """The rows of ego motion whose times, s, are kept; or in the order of these numbers."""
+    return moved(lambda c: {name: values[keep(POSES_S)] for name, values in c.items()})
+
+
+def put(name: str, at_s: float, value: float) -> Planted:
+    def change(columns: dict) -> None:
+        columns[name][np.searchsorted(POSES_S, at_s)] = value
+
+    return moved(change)
+
+
+def added(by: dict[str, float], from_s: float = -9, to_s: float = 99) -> Planted:
+    def change(columns: dict) -> None:
+        part = (from_s <= POSES_S) & (to_s > POSES_S)
+        for name, value in by.items():
+            columns[name][part] = columns[name][part] + value
+
+    return moved(change)
+
+
+def scaled(factor: float, *names: str, from_s: float = -9) -> Planted:
+    def change(columns: dict) -> None:
+        for name in names:
+            columns[name] = np.where(from_s <= POSES_S, columns[name] * factor, columns[name])
+
+    return moved(change)
+
+
+def turned(degrees: float, axis: str = "z") -> Planted:
+    def change(columns: dict) -> dict:
+        before = Rotation.from_quat(np.stack([columns[name] for name in Q], axis=1))
+        after = before * Rotation.from_euler(axis, degrees, degrees=True)
+        return columns | dict(zip(Q, after.as_quat().T, strict=True))
+
+    return moved(change)
+
+
+def straight(speed: float, rate_hz: float, told: float = 1.0, noise_m: float = 0.0) -> Planted:
+    """Along x at a constant speed; velocities say `told` times as much."""
+    t_s = np.arange(-2, 9, 1 / rate_hz)
+    zeros = np.zeros(len(t_s))
+    columns = {"timestamp": np.rint(t_s * 1e6).astype(np.int64), "qw": zeros + 1}
+    columns |= dict.fromkeys(("qx", "qy", "qz", "vy", "vz", "ax", "ay", "az", "curvature"), zeros)
+    rng = np.random.default_rng(5)
+    for axis, clean in (("x", speed * t_s), ("y", zeros), ("z", zeros)):
+        columns[axis] = clean + rng.normal(0, noise_m, len(t_s))
+    columns["vx"] = zeros + speed * told
+    return Planted(columns)
+
+
+def with_derived_velocity(clip: Planted) -> Planted:
+    t_s = clip.motion["timestamp"] / 1e6
+    for axis in "xyz":
+        clip.motion["v" + axis] = np.gradient(clip.motion[axis], t_s)
+    return clip
+
+
+def in_time(factor: float, *what: str) -> Planted:
+    clip = Planted()
+    if "poses" in what:
+        clip.motion["timestamp"] = np.rint(clip.motion["timestamp"] * factor).astype(np.int64)
+    if "frames" in what:
+        clip.stamps = dict.fromkeys(CAMERAS, np.rint(STAMPS * factor).astype(np.int64))
+    return clip
+
+
+def late(by_us: int) -> Planted:
+    """Everything at other times: another zero of the clip."""
+    clip = Planted(stamps=dict.fromkeys(CAMERAS, STAMPS + by_us))
+    clip.motion["timestamp"] = clip.motion["timestamp"] + by_us
+    return clip
+
+
+def clock(change: Callable[[np.ndarray], np.ndarray], video: bytes = H264) -> Planted:
+    """One camera's timestamps changed."""
+    clip = Planted()
+    clip.stamps = clip.stamps | {FRONT: np.array(change(STAMPS))}
+    clip.videos = clip.videos | {FRONT: video}
+    return clip
+
+
+def filmed(video: bytes, stamps: np.ndarray = STAMPS) -> Planted:
+    return clock(lambda _: stamps, video)
+
+
+def paced(rate_hz: float) -> Planted:
+    """Two seconds of pictures at another rate, by the file's times and by the table's."""
+    stamps = (np.arange(int(2 * rate_hz) + 1) * 1e6 / rate_hz).astype(np.int64)
+    times_ms = tuple(int(t) // 1000 for t in stamps)
+    return filmed(encode(Spec(times_ms=times_ms), pictures(len(stamps))), stamps)
+
+
+# --- videos ----------------------------------------------------------------------------------
+
+
+def packets_of(content: bytes) -> list[av.Packet]:
+    with av.open(io.BytesIO(content)) as container:
+        return [packet for packet in container.demux(video=0) if packet.size]
+
+
+def remuxed(
+    content: bytes,
+    change: Callable[[int, bytes], bytes] = lambda _, data: data,
+    container: str = "mp4",
+    shift_s: float = 0.0,
+) -> bytes:
+    """The same pictures, each packet's bytes changed, in a container of this kind."""
+    file = io.BytesIO()
+    with (
+        av.open(io.BytesIO(content)) as source,
+        av.open(file, "w", format=container) as target,
+    ):
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(p for p in source.demux(video=0) if p.size):
+            made = av.Packet(change(number, bytes(packet)))
+            shift = round(shift_s / packet.time_base)
+            made.pts, made.dts = packet.pts - shift, packet.dts - shift
+            made.time_base, made.is_keyframe = packet.time_base, packet.is_keyframe
+            made.duration, made.stream = packet.duration, stream
+            target.mux(made)
+    return file.getvalue()
+
+
+def units_of(packet: bytes) -> list[bytes]:
+    units, place = [], 0
+    while place < len(packet):
+        length = int.from_bytes(packet[place : place + 4], "big")
+        units.append(packet[place + 4 : place + 4 + length])
+        place += 4 + length
+    return units
+
+
+def joined(units: list[bytes]) -> bytes:
+    return b"".join(len(unit).to_bytes(4, "big") + unit for unit in units)
+
+
+def padded(multiple: int, content: bytes = H264, every: bool = False) -> bytes:
+    """Zeros after the last NAL unit of each picture (or after every one), within its length."""
+
+    def change(_: int, packet: bytes) -> bytes:
+        units = units_of(packet)
+        if every:
+            return joined([unit + bytes(-(len(unit) + 4) % multiple) for unit in units])
+        return joined([*units[:-1], units[-1] + bytes(-len(packet) % multiple)])
+
+    return remuxed(content, change)
+
+
+def holed(content: bytes, number: int, first: float, last: float) -> bytes:
+    """Zeros punched into a share of one packet."""
+
+    def change(index: int, packet: bytes) -> bytes:
+        start, stop = int(len(packet) * first), int(len(packet) * last)
+        spoilt = packet[:start] + bytes(stop - start) + packet[stop:]
+        return spoilt if index == number else packet
+
+    return remuxed(content, change)
+
+
+def with_sei(content: bytes) -> bytes:
+    """A message to players with zeros in it before each picture, as cameras write their data."""
+    return remuxed(content, lambda _, packet: joined([b"\x06\x05" + bytes(30)]) + packet)
+
+
+HEVC = {"x265-params": "bframes=3:log-level=none:pools=none:frame-threads=1"}
+B_FRAMES = coded("libx264", 30, **{"x264-params": "bframes=3:b-adapt=0"})
+IN_HEVC = coded("libx265", 30, **HEVC)
+HIDING = remuxed(H264, shift_s=0.1)
+SHOWN = COUNT - 3
+
+PLANTED: dict[str, tuple[Callable[[], Planted], str]] = {
+    "plain": (Planted, "sound"),
+    # Poses.
+    "parked, 2 cm of noise": (lambda: straight(0, 100, noise_m=0.02), USED),
+    "parked, 2 cm of noise, its derivative": (
+        lambda: with_derived_velocity(straight(0, 100, noise_m=0.02)), USED),
+    "parked, 2 cm of noise at 20 Hz": (lambda: straight(0, 20, noise_m=0.02), USED),
+    "driving, 2 cm of noise, its derivative": (
+        lambda: with_derived_velocity(straight(9, 100, noise_m=0.02)), USED),
+    "2.05 Hz, speeds 11 % high": (lambda: straight(25, 2.05, 1.11), USED),
+    "2.05 Hz, speeds 11 % high, fast": (lambda: straight(60, 2.05, 1.11), USED),
+    "2.05 Hz, speeds right": (lambda: straight(25, 2.05), USED),
+    "100 Hz, speeds 11 % high": (lambda: straight(25, 100, 1.11), USED),
+    "speeds 30 % high": (lambda: straight(25, 100, 1.3), DAMAGED),
+    "speeds in km/h": (lambda: scaled(3.6, *V), DAMAGED),
+    "positions in km": (lambda: scaled(0.001, "x", "y", "z"), DAMAGED),
+    "speeds of nothing": (lambda: scaled(0, *V), DAMAGED),
+    "1.9 Hz": (lambda: straight(9, 1.9), USED),
+    "1 Hz": (lambda: straight(9, 1), DAMAGED),
+    "a gap of 0.5 s": (lambda: rows_of(lambda t: (t < 0.5) | (t > 0.995)), USED),
+    "a gap of 0.6 s": (lambda: rows_of(lambda t: (t < 0.5) | (t > 1.095)), DAMAGED),
+    "a gap in the horizon": (lambda: rows_of(lambda t: (t < 5) | (t > 6)), DAMAGED),
+    "a gap after the horizon": (lambda: rows_of(lambda t: (t < 8.45) | (t > 8.99)), USED),
+    "ends at 1 s": (lambda: rows_of(lambda t: t < 1), DAMAGED),
+    "ends at 5 s": (lambda: rows_of(lambda t: t < 5), ODD),
+    "begins at 0.2 s": (lambda: rows_of(lambda t: t > 0.2), DAMAGED),
+    "begins at 0": (lambda: rows_of(lambda t: t > -0.005), USED),
+    "reversed": (lambda: rows_of(lambda t: np.arange(len(t))[::-1]), DAMAGED),
+    "a row twice": (lambda: rows_of(lambda t: np.sort([*range(len(t)), 300])), DAMAGED),
+    "one row": (lambda: rows_of(lambda t: t == t[200]), DAMAGED),
+    "no row": (lambda: rows_of(lambda t: t > 99), DAMAGED),
+    "x is nan": (lambda: put("x", 1, np.nan), DAMAGED),
+    "vz is inf": (lambda: put("vz", 1, np.inf), DAMAGED),
+    "y is 1e308": (lambda: put("y", 1, 1e308), DAMAGED),
+    "x is -1e308 after the horizon": (lambda: put("x", 8.9, 9.9), USED),
+    "a quaternion of zeros": (
+        lambda: moved(lambda c: c | {q: np.where(abs(POSES_S) < 1e-6, 0, c[q]) for q in Q}),
+        DAMAGED),
+    "quaternions of both signs": (
+        lambda: moved(lambda c: c | {q: c[q] * (-1) ** np.arange(len(c[q])) for q in Q}), USED),
+    "drives sideways": (lambda: turned(90), DAMAGED),
+    "nose up": (lambda: turned(-90, "y"), DAMAGED),
+    "drives backwards": (lambda: turned(180), USED),
+    "nose 20° off": (lambda: turned(20), USED),
+    "jumps by 50 m": (lambda: added({"x": 50.0}, 1), DAMAGED),
+    "jumps by 4 m": (lambda: added({"y": 4.0}, 1), DAMAGED),
+    "jumps by 0.5 m": (lambda: added({"y": 0.5}, 1), ODD),
+    "jumps and comes back": (lambda: added({"x": 9.0}, 1, 1.05), DAMAGED),
+    "a jump in the horizon": (lambda: added({"x": 9.0}, 6), DAMAGED),
+    "far from zero": (lambda: added({"x": 5e5, "y": 4e6, "z": 120.0}), USED),
+    "252 km/h and more": (lambda: straight(80, 100), ODD),
+    "poses in ns": (lambda: in_time(1e3, "poses"), DAMAGED),
+    "poses in ms": (lambda: in_time(1e-3, "poses"), DAMAGED),
+    "frames in ns": (lambda: in_time(1e3, "frames"), DAMAGED),
+    "frames in ms": (lambda: in_time(1e-3, "frames"), DAMAGED),
+    "all in ns": (lambda: in_time(1e3, "poses", "frames"), DAMAGED),
+    "all in ms": (lambda: in_time(1e-3, "poses", "frames"), DAMAGED),
+    "twice as slow": (lambda: in_time(2, "poses", "frames"), DAMAGED),
+    # Clocks.
+    "on Unix time": (lambda: late(1_700_000_000_000_000), USED),
+    "half a second late": (lambda: late(500_000), USED),
+    "before zero": (lambda: late(-5_000_000), USED),
+    "jitter of 3 ms": (
+        lambda: clock(lambda t: t + np.random.default_rng(0).integers(-3000, 3000, COUNT)), USED),
+    "two frames dropped": (lambda: clock(lambda t: t + 66_666 * (np.arange(COUNT) > 30)), ODD),
+    "no frame for 0.5 s": (lambda: clock(lambda t: t + 466_666 * (np.arange(COUNT) > 30)), ODD),
+    "no frame for 0.6 s": (lambda: clock(lambda t: t + 566_666 * (np.arange(COUNT) > 30)), DAMAGED),
+    "frames reversed": (lambda: clock(lambda t: t[::-1]), DAMAGED),
+    "a time twice": (lambda: clock(lambda t: t[[*range(30), 29, *range(31, COUNT)]]), DAMAGED),
+    "no times": (lambda: clock(lambda t: t[:0]), DAMAGED),
+    "one time": (lambda: clock(lambda t: t[:1]), DAMAGED),
+    "one time too few": (lambda: clock(lambda t: t[:-1]), DAMAGED),
+    "one time too many": (lambda: clock(lambda t: np.append(t, t[-1] + 33_333)), DAMAGED),
+    "25 a second for a film of 30": (lambda: clock(lambda t: t * 6 // 5), DAMAGED),
+    "3 % slow": (lambda: clock(lambda t: t * 103 // 100), ODD),
+    "one camera 1.2 s late": (lambda: clock(lambda t: t + 1_200_000), ODD),
+    "one camera 3 s late": (lambda: clock(lambda t: t + 3_000_000), DAMAGED),
+    "cameras that share one moment": (lambda: clock(lambda t: t + STAMPS[-1]), USED),
+    # Streams.
+    "1 Hz pictures": (lambda: paced(1), DAMAGED),
+    "2 Hz pictures": (lambda: paced(2), ODD),
+    "10 Hz pictures": (lambda: paced(10), ODD),
+    "B-frames": (lambda: filmed(B_FRAMES), "sound"),
+    "HEVC": (lambda: filmed(IN_HEVC), "sound"),
+    "B-frames in Matroska": (lambda: filmed(remuxed(B_FRAMES, container="matroska")), USED),
+    "HEVC in Matroska": (lambda: filmed(remuxed(IN_HEVC, container="matroska")), USED),
+    "MPEG-4 in avi": (lambda: filmed(remuxed(coded("mpeg4", 12), container="avi")), USED),
+    "H.264 in a transport stream": (lambda: filmed(remuxed(B_FRAMES, container="mpegts")), USED),
+    "an edit list that hides frames": (lambda: filmed(HIDING, STAMPS[:SHOWN]), ODD),
+    "times of hidden frames too": (lambda: filmed(HIDING), DAMAGED),
+    "zeros to 16 bytes": (lambda: filmed(padded(16)), "sound"),
+    "zeros to 16 bytes after every unit": (lambda: filmed(padded(16, every=True)), "sound"),
+    "zeros to 8 bytes": (lambda: filmed(padded(8)), "sound"),
+    "zeros to 64 bytes": (lambda: filmed(padded(64)), "sound"),
+    "zeros to 512 bytes": (lambda: filmed(padded(512)), "sound"),
+    "zeros to 16 bytes, B-frames": (lambda: filmed(padded(16, B_FRAMES)), "sound"),
+    "zeros to 16 bytes, HEVC": (lambda: filmed(padded(16, IN_HEVC)), "sound"),
+    "zeros to 32 bytes, HEVC": (lambda: filmed(padded(32, IN_HEVC)), "sound"),
+    "messages with zeros": (lambda: filmed(with_sei(H264)), "sound"),
+    "a hole in a picture": (lambda: filmed(holed(H264, 17, 0.4, 0.6)), DAMAGED),
+    "a hole in a padded picture": (lambda: filmed(holed(padded(16), 17, 0.4, 0.6)), DAMAGED),
+    "a hole to a picture's end": (lambda: filmed(holed(H264, 17, 0.4, 1)), DAMAGED),
+    "a hole to a picture's end, HEVC": (lambda: filmed(holed(IN_HEVC, 17, 0.4, 1)), DAMAGED),
+    "a picture of zeros": (lambda: filmed(holed(H264, 17, 0, 1)), DAMAGED),
+    "a hole in the last picture": (lambda: filmed(holed(H264, COUNT - 1, 0.2, 0.8)), DAMAGED),
+    "cut short": (lambda: filmed(H264[: len(H264) * 2 // 3]), DAMAGED),
+    "cut in the last picture": (lambda: filmed(H264[:-9]), DAMAGED),
+    "an unknown codec": (lambda: filmed(H264.replace(b"avc1", b"zzz1")), DAMAGED),
+    "empty": (lambda: filmed(b""), DAMAGED),
+    "noise": (lambda: filmed(np.random.default_rng(0).bytes(5000)), DAMAGED),
+    "a list of files": (lambda: filmed(b"ffconcat version 1.0\nfile a.mp4\n"), DAMAGED),
+    "another clip's frames": (lambda: filmed(encode_video(pictures(50))), DAMAGED),
+}  # fmt: skip
+
+
+def write_folder(folder: Path, clips: list[Planted], clips_per_chunk: int = 1000) -> Path:
+    """These clips as a data set; clip n is `clip_id_of(n)`."""
+    ids = [clip_id_of(number) for number in range(len(clips))]
+    write_metadata(folder, [ListedClip(i, n // clips_per_chunk) for n, i in enumerate(ids)])
+    boxes = parquet_bytes({"frame_index": [1], "x1": [1]})
+    for chunk, start in enumerate(range(0, len(ids), clips_per_chunk)):
+        part = slice(start, start + clips_per_chunk)
+        put_calibration(folder, chunk, ids[part])
+        members: dict[str, dict[str, bytes]] = {name: {} for name in ["egomotion", *CAMERAS]}
+        for clip_id, clip in zip(ids[part], clips[part], strict=True):
+            members["egomotion"][f"{clip_id}.egomotion.parquet"] = parquet_bytes(clip.motion)
+            for camera in CAMERAS:
+                times = clip.stamps[camera]
+                stamps = {"timestamp": times, "frame_index": np.arange(len(times))}
+                members[camera] |= {
+                    f"{clip_id}.{camera}.mp4": clip.videos[camera],
+                    f"{clip_id}.{camera}.timestamps.parquet": parquet_bytes(stamps),
+                    f"{clip_id}.{camera}.blurred_boxes.parquet": boxes,
+                }
+        for feature, held in members.items():
+            write_zip(folder / chunk_path(feature, chunk), held)
+    return folder
+
+
+def put_calibration(folder: Path, chunk: int, ids: list[str]) -> None:
+    for feature in set(CALIBRATION) & set(PUBLISHED):
+        path = folder / chunk_path(feature, chunk)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sizes = dict.fromkeys(ids, dict.fromkeys(CAMERAS, SIZE))
+        path.write_bytes(own_layout.stand_in(feature, sizes))
+
+
+def params(outputs: Path, data: Path, **processing) -> Params:
+    return Params.from_values(
+        {
+            "run": {"name": "run", "outputs_dir": str(outputs)},
+            "dataset": {
+                "source": "folder",
+                "repo_id": "own/drives",
+                "local_dir": str(data),
+                "audit": "full",
+            },
+            "download": {"target_chunks": 100},
+            "processing": {
+                "sequence_length": 2,
+                "stride": 1,
+                "tile_width": 32,
+                "tile_height": 24,
+                "num_workers": 1,
+                **processing,
+            },
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    audited: dict[str, dict]
+    built: dict[str, dict]
+
+
+def judged(outputs: Path, data: Path, **processing) -> Verdicts:
+    """clip_id -> its row in 01 and in 03."""
+    p = params(outputs, data, **processing)
+    found = {row["clip_id"]: row for row in audit.audit(p, None).clips}
+    download.fetch(p, None)
+    return Verdicts(found, {row["clip_id"]: row for row in build.build(p).clips})
+
+
+@pytest.fixture(scope="module")
+def planted() -> dict[str, Planted]:
+    return {name: make() for name, (make, _) in PLANTED.items()}
+
+
+@pytest.fixture(scope="module")
+def verdicts(planted, tmp_path_factory: pytest.TempPathFactory) -> Verdicts:
+    folder = tmp_path_factory.mktemp("judge")
+    return judged(folder, write_folder(folder / "data", list(planted.values())))
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_what_01_calls_damaged_is_what_03_leaves_out_and_pack_refuses(
+    name, planted, verdicts, tmp_path
+):
+    expected, clip_id = PLANTED[name][1], clip_id_of(list(PLANTED).index(name))
+    audited, built = verdicts.audited[clip_id], verdicts.built[clip_id]
+    state = audited["state"]
+    told = (audited["reason"], built["reason"])
+    assert state in ((ODD, "sound") if expected == USED else (expected,)), told
+    assert built["state"] == ("damaged" if state == DAMAGED else "ok"), told
+    assert bool(built["num_frames"]) == (state != DAMAGED)
+    if state == DAMAGED:
+        assert built["reason"], "for a person to read"
+        with pytest.raises(AvomniError) as refused:
+            pack(tmp_path / "data", [planted[name].own(name, tmp_path)])
+        assert refused.value.what and name in refused.value.where
+    else:
+        pack(tmp_path / "data", [planted[name].own(name, tmp_path)])
+
+
+def test_what_pack_writes_is_used(planted, tmp_path):
+    """Its folder, of all that it takes, goes through 01 and 03 without a damaged clip."""
+    clips = []
+    for name, (_, expected) in PLANTED.items():
+        if expected != DAMAGED:
+            clips.append(planted[name].own(name, tmp_path))
+    pack(tmp_path / "data", clips)
+    found = judged(tmp_path, tmp_path / "data")
+    assert {row["state"] for row in found.audited.values()} <= {ODD, "sound"}
+    assert {row["state"] for row in found.built.values()} == {"ok"}
+    assert len(found.built) == len(clips)
+
+
+# --- tables ----------------------------------------------------------------------------------
+
+
+def table_of(columns: dict, **changes) -> pa.Table:
+    return pa.table(columns | changes)
+
+
+def as_bytes(table: pa.Table) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(table, file)
+    return file.getvalue()
+
+
+def swapped(table: pa.Table, name: str, values) -> pa.Table:
+    place = table.column_names.index(name)
+    return table.set_column(
+        place, name, values if isinstance(values, pa.Array) else pa.array(values)
+    )
+
+
+def one_value(name: str, value) -> Callable[[pa.Table], pa.Table]:
+    def change(table: pa.Table) -> pa.Table:
+        values = table[name].to_pylist()
+        values[len(values) // 2] = value
+        kind = pa.float64() if isinstance(value, float) else None
+        return swapped(table, name, pa.array(values, kind))
+
+    return change
+
+
+def typed(name: str, kind: pa.DataType, value) -> Callable[[pa.Table], pa.Table]:
+    return lambda table: swapped(table, name, pa.array([value] * len(table), kind))
+
+
+def many_rows(table: pa.Table) -> pa.Table:
+    return pa.concat_tables([table.slice(0, 1)] * 1).take(pa.array(np.zeros(2_000_000, np.int64)))
+
+
+def odd_tables(time: str, number: str) -> dict[str, Callable[[pa.Table], pa.Table | bytes]]:
+    """What may be wrong with a table that has a column of times and one of numbers."""
+    return {
+        "no rows": lambda table: table.slice(0, 0),
+        "one row": lambda table: table.slice(0, 1),
+        "a column twice": lambda table: table.append_column(time, table[time]),
+        "a number twice": lambda table: table.append_column(number, table[number]),
+        "no time": lambda table: table.drop_columns([time]),
+        "no number": lambda table: table.drop_columns([number]),
+        "no columns": lambda table: pa.table({"other": [1]}),
+        "times are text": typed(time, pa.string(), "12"),
+        "times are true": typed(time, pa.bool_(), True),
+        "times are lists": typed(time, pa.list_(pa.int64()), [1]),
+        "times are dates": typed(time, pa.timestamp("us"), 1),
+        "times are decimals": typed(time, pa.decimal128(12, 2), 1),
+        "times are nothing": typed(time, pa.null(), None),
+        "times are small": typed(time, pa.int8(), 1),
+        "times are large": typed(time, pa.uint64(), 2**64 - 1),
+        "times are floats": lambda table: swapped(
+            table, time, table[time].cast(pa.float64()).combine_chunks()),
+        "numbers are text": typed(number, pa.string(), "x"),
+        "numbers are nothing": typed(number, pa.null(), None),
+        "numbers are objects": typed(number, pa.struct({"a": pa.int64()}), {"a": 1}),
+        "a time is missing": one_value(time, None),
+        "a number is missing": one_value(number, None),
+        "a time is nan": one_value(time, float("nan")),
+        "a time is inf": one_value(time, float("inf")),
+        "a time is 1e308": one_value(time, 1e308),
+        "a time is 3e17": one_value(time, 300_000_000_000_000_000),
+        "the last time is 3e17": lambda table: swapped(
+            table, time, pa.array([*table[time].to_pylist()[:-1], 300_000_000_000_000_000])),
+        "a time is -3e17": one_value(time, -300_000_000_000_000_000),
+        "all times are 3e17 and more": lambda table: swapped(
+            table, time, pa.array([t + 3 * 10**17 for t in table[time].to_pylist()])),
+        "the least and the largest": lambda table: swapped(
+            table, time, pa.array(np.linspace(-9e18, 9e18, len(table)).astype(np.int64))),
+        "times are negative": lambda table: swapped(
+            table, time, pa.array([t - 10**12 for t in table[time].to_pylist()])),
+        "times fall": lambda table: swapped(table, time, pa.array(table[time].to_pylist()[::-1])),
+        "a number is nan": one_value(number, float("nan")),
+        "a number is -inf": one_value(number, float("-inf")),
+        "a number is 1e308": one_value(number, 1e308),
+        "a number is -1e308": one_value(number, -1e308),
+        "all numbers are 1e308": typed(number, pa.float64(), 1e308),
+        "two million rows": many_rows,
+        "no table": lambda _: b"PAR1",
+        "cut": lambda table: as_bytes(table)[:-30],
+        "empty": lambda _: b"",
+    }  # fmt: skip
+
+
+KINDS = ("frame_timestamps", "egomotion", OBSTACLES)
+NAMES = {
+    "frame_timestamps": ("timestamp", "frame_index"),
+    "egomotion": ("timestamp", "x"),
+    OBSTACLES: ("timestamp_us", "center_x"),
+}
+
+
+def write_with_labels(folder: Path, clips: list[Planted]) -> None:
+    """The folder, with labels of other road users."""
+    write_folder(folder, clips)
+    ids = [clip_id_of(number) for number in range(len(clips))]
+    write_metadata(folder, [ListedClip(clip_id) for clip_id in ids], "main")
+    members = {f"{i}.{OBSTACLES}.parquet": as_bytes(pa.table(labels(1))) for i in ids}
+    write_zip(folder / chunk_path(OBSTACLES, 0), members)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def odd(request, tmp_path_factory) -> tuple[str, list[str], Verdicts]:
+    """A clip for each odd table of one kind, and two plain ones: (kind, names, verdicts)."""
+    kind, folder = request.param, tmp_path_factory.mktemp("tables")
+    spoilers = odd_tables(*NAMES[kind])
+    names = [*spoilers, "plain", "plain too"]
+    write_with_labels(folder / "data", [Planted() for _ in names])
+    feature = FRONT if kind == "frame_timestamps" else kind
+    path = folder / "data" / chunk_path(feature, 0)
+    end = {"frame_timestamps": f"{FRONT}.timestamps", "egomotion": "egomotion"}.get(kind, kind)
+    members = read_zip(path)
+    for number, spoil in enumerate(spoilers.values()):
+        name = f"{clip_id_of(number)}.{end}.parquet"
+        changed = spoil(pq.read_table(io.BytesIO(members[name])))
+        members[name] = changed if isinstance(changed, bytes) else as_bytes(changed)
+    write_zip(path, members)
+    return kind, names, judged(folder, folder / "data", obstacles=True)
+
+
+# What is used all the same: times that are numbers of another kind or zero, and columns that nobody
+# reads. Of labels none is needed; those that are no numbers are left out one by one.
+FINE = {"plain", "plain too", "times are floats"}
+USABLE = {
+    "frame_timestamps": FINE
+    | {"a number twice", "no number", "numbers are text", "numbers are nothing"}
+    | {"numbers are objects", "a number is missing", "a number is nan", "a number is -inf"}
+    | {"a number is 1e308", "a number is -1e308", "all numbers are 1e308"},
+    "egomotion": FINE,
+}
+
+
+def test_any_table_of_one_clip_is_a_row_in_01_and_in_03(odd):
+    kind, names, verdicts = odd
+    assert len(verdicts.audited) == len(verdicts.built) == len(names)
+    used = set()
+    for number, name in enumerate(names):
+        audited, built = (rows[clip_id_of(number)] for rows in (verdicts.audited, verdicts.built))
+        reasons = (name, audited["reason"], built["reason"])
+        assert built["state"] == ("damaged" if audited["state"] == DAMAGED else "ok"), reasons
+        assert not name.startswith("plain") or audited["state"] == "sound", reasons
+        used |= {name} if built["state"] == "ok" else set()
+        for reason in reasons:
+            assert "Error" not in reason and len(reason) < 500, reasons
+    assert used == USABLE.get(kind, set(names))
+
+
+CALIBRATED = {
+    "camera_intrinsics": ("camera_name", "cx"),
+    "sensor_extrinsics": ("sensor_name", "qw"),
+    "vehicle_dimensions": (None, "length"),
+}
+
+
+def of_clip(table: pa.Table, number: int) -> np.ndarray:
+    return np.array([clip_id == clip_id_of(number) for clip_id in table["clip_id"].to_pylist()])
+
+
+def row_value(value: float | None) -> Callable[[pa.Table, np.ndarray, str], pa.Table]:
+    def change(table: pa.Table, is_own: np.ndarray, name: str) -> pa.Table:
+        values = [
+            value if own else old for own, old in zip(is_own, table[name].to_pylist(), strict=True)
+        ]
+        return swapped(table, name, pa.array(values, pa.float64()))
+
+    return change
+
+
+ODD_ROWS = {
+    "missing": row_value(None),
+    "nan": row_value(float("nan")),
+    "inf": row_value(float("inf")),
+    "1e308": row_value(1e308),
+    "-1e308": row_value(-1e308),
+    "no row": lambda table, is_own, _: table.filter(pa.array(~is_own)),
+    "two rows": lambda table, is_own, _: pa.concat_tables([table, table.filter(pa.array(is_own))]),
+}
+
+
+@pytest.mark.parametrize("feature", CALIBRATED)
+def test_any_row_of_calibration_is_a_row_in_01_and_in_03(feature, tmp_path):
+    folder = write_folder(tmp_path / "data", [Planted() for _ in [*ODD_ROWS, "plain"]])
+    path = folder / chunk_path(feature, 0)
+    table = pq.read_table(path)
+    for number, change in enumerate(ODD_ROWS.values()):
+        table = change(table, of_clip(table, number), CALIBRATED[feature][1])
+    path.write_bytes(as_bytes(table))
+    verdicts = judged(tmp_path, folder)
+    states = {clip_id: row["state"] for clip_id, row in verdicts.audited.items()}
+    built = {clip_id: row["state"] for clip_id, row in verdicts.built.items()}
+    assert list(states.values()) == [DAMAGED] * len(ODD_ROWS) + ["sound"]
+    assert list(built.values()) == ["damaged"] * len(ODD_ROWS) + ["ok"]
+
+
+ODD_CALIBRATION: dict[str, Callable[[pa.Table, str, str | None], pa.Table | bytes]] = {
+    "no rows": lambda table, name, _: table.slice(0, 0),
+    "a column twice": lambda table, name, _: table.append_column(name, table[name]),
+    "the clips twice": lambda table, name, _: table.append_column("clip_id", table["clip_id"]),
+    "no column": lambda table, name, _: table.drop_columns([name]),
+    "no clips": lambda table, name, _: table.drop_columns(["clip_id"]),
+    "numbers are text": lambda table, name, _: typed(name, pa.string(), "x")(table),
+    "numbers are nothing": lambda table, name, _: typed(name, pa.null(), None)(table),
+    "numbers are lists": lambda table, name, _: typed(name, pa.list_(pa.int64()), [1])(table),
+    "clips are numbers": lambda table, name, _: typed("clip_id", pa.int64(), 1)(table),
+    "clips are lists": lambda table, name, _: typed("clip_id", pa.list_(pa.int64()), [1])(table),
+    "clips are missing": lambda table, name, _: typed("clip_id", pa.string(), None)(table),
+    "clips are null": lambda table, name, _: typed("clip_id", pa.null(), None)(table),
+    "sensors are numbers": lambda table, name, key: typed(key or "clip_id", pa.int64(), 1)(table),
+    "two million rows": lambda table, name, _: many_rows(table),
+    "no table": lambda table, name, _: b"PAR1",
+}
+
+
+@pytest.mark.parametrize("feature", CALIBRATED)
+def test_any_table_of_calibration_is_its_clips_and_no_other_s(feature, tmp_path):
+    """A chunk for each odd table, and a plain one."""
+    folder = write_folder(tmp_path / "data", [Planted() for _ in [*ODD_CALIBRATION, "plain"]], 1)
+    key, number = CALIBRATED[feature]
+    for chunk, change in enumerate(ODD_CALIBRATION.values()):
+        path = folder / chunk_path(feature, chunk)
+        spoilt = change(pq.read_table(path), number, key)
+        path.write_bytes(spoilt if isinstance(spoilt, bytes) else as_bytes(spoilt))
+    verdicts = judged(tmp_path, folder)
+    for chunk, name in enumerate([*ODD_CALIBRATION, "plain"]):
+        audited, built = (rows[clip_id_of(chunk)] for rows in (verdicts.audited, verdicts.built))
+        reasons = (name, audited["reason"], built["reason"])
+        assert audited["state"] == ("sound" if name == "plain" else DAMAGED), reasons
+        assert built["state"] == ("ok" if name == "plain" else "damaged"), reasons
+        for reason in reasons:
+            assert "Error" not in reason, reasons
