@@ -93,3 +93,14 @@ def test_an_interrupted_cache_is_finished_by_the_same_cell(kernel, tmp_path):
 
 def test_without_a_kernel_nothing_is_asked():
     assert interrupts.speak() is None
+
+
+def test_what_the_system_refuses_is_said_in_words_and_other_errors_are_as_ever(kernel):
+    kernel.run("from avomni_lib.notebook import interrupts; interrupts.speak()")
+    (full,) = errors(kernel.run("with open('/dev/full', 'w') as file: file.write('x')"))
+    assert full["ename"] == "OSError" and len(full["traceback"]) == 2
+    assert "no room left on the disk" in full["traceback"][0]
+    (place,) = errors(kernel.run("open('/dev/null/file', 'w')"))
+    assert place["ename"] == "NotADirectoryError" and "/dev/null/file" in place["traceback"][1]
+    (missing,) = errors(kernel.run("open('no such file')"))
+    assert missing["ename"] == "FileNotFoundError" and len(missing["traceback"]) > 1

@@ -207,7 +207,6 @@ def _need_ray() -> None:
 def _import_ray() -> ModuleType:
     _need_ray()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # 30 are few where all is busy
     import ray
 
     return ray
@@ -230,13 +229,21 @@ def _connect(ray: ModuleType) -> None:
                 raise _no_answer(address, error) from None
         except SystemExit as error:  # how Ray gives up after two minutes
             raise _no_answer("`ray start` on this machine", error) from None
-    ray.init(
-        address="local",
-        num_cpus=pool.num_cores(),
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        **options,
-    )
+    try:
+        ray.init(
+            address="local",
+            num_cpus=pool.num_cores(),
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            **options,
+        )
+    except Exception as error:  # its processes have 30 s to start, whatever else the machine does
+        raise AvomniError(
+            f"Ray does not start on this machine: {error}",
+            where="processing.engine: ray",
+            fix="run the same command again when the machine is less busy, or set "
+            "processing.engine: local",
+        ) from None
 
 
 def _need_answer(address: str) -> None:
