@@ -238,6 +238,33 @@ def another_target(place: Place) -> None:
     model.load_adapter(SimpleNamespace(config=config), place.folder, p)
 
 
+def damaged_adapter(place: Place) -> None:
+    from avomni_lib.training import adapter, checksums
+
+    path = place.folder / adapter.WEIGHTS_FILE
+    for name in adapter.LOADED:
+        (place.folder / name).write_bytes(b"{}")
+    checksums.write(place.folder)
+    path.write_bytes(b"{]")
+    adapter.check_whole(place.folder)
+
+
+def code_of_its_own(place: Place) -> None:
+    from avomni_lib.training import model
+
+    files.write_json(
+        place.folder / "config.json",
+        {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}},
+    )
+    model.read_config("own", str(place.folder))
+
+
+def optimizer_without_its_package(place: Place) -> None:
+    from avomni_lib.training import doctor
+
+    doctor.optimizer("grokadamw", "cpu")
+
+
 def no_blind_adapter(place: Place) -> str:
     from avomni_lib.evaluation import ladder
     from avomni_lib.training import adapter
@@ -447,6 +474,9 @@ PROVOKED: dict[str, Callable[[Place], object]] = {
     "the cache was built without other road users": without_others,
     "was not fetched": labels_not_fetched,
     "the adapter was trained with": another_target,
+    "the adapter is damaged": damaged_adapter,
+    "cannot run here": optimizer_without_its_package,
+    "asks to run code that comes with it": code_of_its_own,
     "no adapter was trained on black frames": no_blind_adapter,
     "may be none": small_gain,
     "no such run": lambda place: comparison.compare(place.folder / "a", place.folder / "b"),

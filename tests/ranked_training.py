@@ -41,9 +41,7 @@ def main(outputs: str, base: str, uneven: int | None = None, **changes: dict) ->
     """
     p = training_set.params(Path(outputs), Path(base), **changes)
     windows = Seen(
-        training_set.Uneven(uneven)
-        if uneven
-        else training_set.Stripes(killed_training.NUM_WINDOWS)
+        training_set.Uneven(uneven) if uneven else training_set.Stripes(killed_training.NUM_WINDOWS)
     )
     worker.work(p, windows=windows, held_out=training_set.Stripes(killed_training.NUM_HELD_OUT))
     Path(outputs, f"read-{worker.rank()}.json").write_text(json.dumps(windows.read))

@@ -96,7 +96,9 @@ def test_a_worker_that_is_started_by_hand_takes_nothing_from_it(made, expected, 
     p = again(made, tmp_path)
     params = tmp_path / "params.json"
     files.write_json(params, p.values())
-    left = {name: LEFT_IN_A_SHELL[name] for name in LEFT_IN_A_SHELL if name != "TORCHELASTIC_RUN_ID"}
+    left = {
+        name: LEFT_IN_A_SHELL[name] for name in LEFT_IN_A_SHELL if name != "TORCHELASTIC_RUN_ID"
+    }
     ran = subprocess.run(
         [sys.executable, "-m", "avomni_lib.training.worker", str(params)],
         capture_output=True,

@@ -22,7 +22,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
 from avomni_lib.training import adapter, job, trainer
-from avomni_lib.training.checkpoints import Metrics
+from avomni_lib.training.checkpoints import Metrics, step_of
 from tests import cached_training, killed_training
 
 WEIGHTS = "adapter_model.safetensors"
@@ -226,6 +226,24 @@ def test_what_it_dies_of_is_told_as_it_is_said_there(p):
         job.follow(wild, None)
     assert "training.learning_rate" in caught.value.fix
     assert job.running(p) is None
+
+
+def test_it_says_that_a_checkpoint_was_damaged_and_ends_with_the_same_bytes(p, undisturbed):
+    shutil.copytree(undisturbed.checkpoints_dir, p.checkpoints_dir)
+    *_, newest = sorted(p.checkpoints_dir.glob("*/checkpoint-*"), key=step_of)
+    path = newest / WEIGHTS
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    trained = trainer.train(p)
+    assert weights(p) == weights(undisturbed)
+    assert same_but_for_time(metrics_of(p)) == same_but_for_time(metrics_of(undisturbed))
+    told = f"checkpoint-{STEPS} is damaged: {WEIGHTS} is not what was written: its sha256 differs"
+    assert trained.choices["checkpoint"].value == "checkpoint-39"
+    assert trained.choices["checkpoint"].reason == f"{told}; went on from checkpoint-39"
+    assert told in trained.figures["headline"]
+    assert trained.figures["damaged_checkpoints"] == [told]
+    assert f"{told}: going on from checkpoint-39" in (p.checkpoints_dir / job.LOG_FILE).read_text()
 
 
 @pytest.fixture

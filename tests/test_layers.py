@@ -65,6 +65,43 @@ def test_each_heavy_library_has_one_door(library: str, allowed: set[str]):
     assert users
 
 
+# torch.load, and by what name numpy's is called.
+LOADERS = {"torch": {"weights_only": True}, "np": {"allow_pickle": False}}
+# PEFT's loads weights and no code; ours are no library's.
+NO_CODE = {"PeftModel", "kind", "Anatomy", "Qwen3VL"}
+
+
+def calls_of(path: Path) -> Iterator[tuple[str, str, ast.Call]]:
+    """(receiver, method, call) of each call of a method in a module."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            receiver = node.func.value
+            yield receiver.id if isinstance(receiver, ast.Name) else "", node.func.attr, node
+
+
+def test_nothing_that_is_loaded_may_run_code():
+    seen = set()
+    for path in MODULES:
+        for receiver, method, call in calls_of(path):
+            wanted = {}
+            if method in ("from_pretrained", "from_config") and receiver not in NO_CODE:
+                wanted = {"trust_remote_code": False}
+            elif method == "load" and receiver in LOADERS:
+                wanted = LOADERS[receiver]
+            said = {
+                word.arg: word.value.value
+                for word in call.keywords
+                if isinstance(word.value, ast.Constant)
+            }
+            for name, value in wanted.items():
+                seen.add(name)
+                assert said.get(name, ...) is value, f"{path}:{call.lineno}: say {name}={value}"
+        assert not {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"} & {
+            name.split(".")[0] for name in imports_of(path)
+        }, path
+    assert seen == {"trust_remote_code", "weights_only", "allow_pickle"}
+
+
 @pytest.mark.parametrize("module", ["", ".params", ".__main__", ".etl.build", ".dataset.audit"])
 def test_no_torch_where_nothing_is_trained(module: str):
     code = f"import sys, avomni_lib{module}; sys.exit('torch' in sys.modules)"

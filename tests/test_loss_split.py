@@ -17,7 +17,10 @@ from tests.training_set import Uneven
 
 NUM_WINDOWS, STEPS = 16, 4
 WEIGHTS = "adapter_model.safetensors"
-SECTIONS = {"model": {"load_in_4bit": False, "max_seq_length": 1024}, "processing": {"obstacles": True}}
+SECTIONS = {
+    "model": {"load_in_4bit": False, "max_seq_length": 1024},
+    "processing": {"obstacles": True},
+}
 # (batch_size, gradient_accumulation_steps, packing): four windows a step.
 SPLITS = [(1, 4, False), (2, 2, False), (4, 1, False), (2, 2, True), (4, 1, True)]
 
@@ -83,10 +86,8 @@ def test_a_step_learns_the_same_however_it_is_split(one_by_one, base_folder, tmp
     compare(p, worker.work(p, windows=Uneven(NUM_WINDOWS)).metrics, one_by_one)
 
 
-def test_who_counts_tokens_besides_changes_nothing(
-    one_by_one, base_folder, tmp_path, monkeypatch
-):
-    """As Unsloth does, which replaces methods of transformers' Trainer and what a model declares."""
+def test_who_counts_tokens_besides_changes_nothing(one_by_one, base_folder, tmp_path, monkeypatch):
+    """As Unsloth does: it replaces methods of transformers' Trainer and what a model declares."""
     from transformers import Qwen3VLForConditionalGeneration, Trainer
 
     def counted(self, epoch_iterator, num_batches, device=None):

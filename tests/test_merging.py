@@ -22,7 +22,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.hardware import Memory
 from avomni_lib.notebook import runs
 from avomni_lib.plan import Bar
-from avomni_lib.training import adapter, merging, model
+from avomni_lib.training import adapter, checksums, merging, model
 from avomni_lib.training.backbones import backbone
 from avomni_lib.training.conversation import collate
 from avomni_lib.training.generation import say
@@ -302,6 +302,7 @@ def test_numbers_that_a_dtype_cannot_hold_are_refused(p):
     name = next(name for name in weights if "lora_B" in name)
     weights[name] = weights[name] * 1e8
     save_file(weights, path)
+    checksums.write(path.parent)
     with pytest.raises(AvomniError, match="not finite in float16"):
         merging.merge(p, dtype="float16")
     assert not list(p.run_dir.glob("*merged"))

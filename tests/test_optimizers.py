@@ -13,7 +13,9 @@ from avomni_lib.params import Params
 from avomni_lib.training import doctor, model, probes, trainer, worker
 from tests import training_set
 
-NEEDS_A_PACKAGE = [name for name, module in optimizers.OPTIMIZERS.items() if optimizers.missing(name)]
+NEEDS_A_PACKAGE = [
+    name for name, module in optimizers.OPTIMIZERS.items() if optimizers.missing(name)
+]
 # Other hardware, or more than a name has to be said.
 NEVER = [each.value for each in OptimizerNames if each.value not in optimizers.OPTIMIZERS]
 
@@ -46,9 +48,13 @@ def test_a_params_file_with_another_name_is_refused(name, tmp_path):
     with pytest.raises(AvomniError, match="unknown optimizer") as caught:
         Params.from_files([path])
     assert "choose one of adamw_torch, adamw_torch_fused, adafactor, sgd" in str(caught.value)
-    ran = subprocess.run(
-        [sys.executable, "-m", "avomni_lib", "plan", str(path)], capture_output=True, text=True
-    ) if name == "galore_adamw" else None
+    ran = (
+        subprocess.run(
+            [sys.executable, "-m", "avomni_lib", "plan", str(path)], capture_output=True, text=True
+        )
+        if name == "galore_adamw"
+        else None
+    )
     assert ran is None or (ran.returncode == 1 and "Traceback" not in ran.stderr)
 
 
@@ -66,7 +72,10 @@ def test_training_plan_and_doctor_refuse_it_before_a_model_is_loaded(
     base_folder, tmp_path, no_model
 ):
     p = training_set.params(tmp_path, base_folder, training={"optimizer": "grokadamw"})
-    for refuse in (lambda: worker.work(p, windows=training_set.Stripes(8)), lambda: trainer.plan(p)):
+    for refuse in (
+        lambda: worker.work(p, windows=training_set.Stripes(8)),
+        lambda: trainer.plan(p),
+    ):
         with pytest.raises(AvomniError, match="needs grokadamw, which is not installed"):
             refuse()
     path = tmp_path / "params.yaml"

@@ -179,6 +179,56 @@ def test_other_parameters_begin_another_training(straight, base_folder, tmp_path
     ).read_bytes()
 
 
+def test_a_resumed_training_saves_at_the_steps_that_are_asked_for_now(base_folder, tmp_path):
+    def work(stop=None, **training):
+        asked = {"max_steps": 12, "num_epochs": 9} | training
+        p = training_set.params(tmp_path, base_folder, training=asked)
+        return worker.work(p, windows=training_set.Stripes(24), stop=stop)
+
+    def written():
+        (folder,) = (tmp_path / "test" / "checkpoints").iterdir()
+        return sorted(checkpoints.step_of(path) for path in folder.glob("checkpoint-*"))
+
+    class AfterStep(threading.Event):
+        """Set after so many steps."""
+
+        def __init__(self, steps):
+            super().__init__()
+            self.steps = steps
+
+        def is_set(self):
+            self.steps -= 1
+            return self.steps < 0
+
+    assert work(AfterStep(3), save_steps=3).stopped_at == 4
+    assert written() == [3, 4]
+    assert work(save_steps=5).figures["resumed_from_step"] == 4
+    assert written() == [10, 12], "at 5 and 10, not at 6 and 9"
+
+
+def test_several_visible_cards_do_not_split_the_model(base_folder, tmp_path, monkeypatch):
+    """A machine with two cards, of which one process drives one."""
+    from avomni_lib.hardware import Choice
+    from avomni_lib.training import sft
+
+    cuda = torch.cuda
+    for name, value in {
+        "is_available": lambda: True,
+        "device_count": lambda: 2,
+        "current_device": lambda: 0,
+        "set_device": lambda _: None,
+    }.items():
+        monkeypatch.setattr(cuda, name, value)
+    p = training_set.params(tmp_path, base_folder)
+    kept = checkpoints.Checkpoints(tmp_path / "kept", {})
+    values = {"device": "cuda:0", "dtype": "float32", "optimizer": "adamw_torch"}
+    choices = {name: Choice(value, "") for name, value in values.items()}
+    arguments = sft.arguments_of(p, kept, choices, steps=1, accumulation=2)
+    assert arguments.device == torch.device("cuda:0") and arguments.n_gpu == 1
+    assert arguments.train_batch_size == p.training.batch_size
+    assert arguments.parallel_mode.value == "not_parallel"
+
+
 def test_a_loss_that_is_no_number_stops_the_training(base_folder, tmp_path):
     p = training_set.params(
         tmp_path, base_folder, training={"learning_rate": 1e30, "save_steps": 1, "warmup_ratio": 0}

@@ -139,7 +139,10 @@ def _check_clocks(each: shard.Shard, found: Findings) -> None:
 
 def _check_offsets(each: shard.Shard, found: Findings) -> None:
     path = each.folder / "offsets.npy"
-    offsets, num_bytes = np.load(path), each.header["arrays"]["jpeg"]["shape"][0]
+    offsets, num_bytes = (
+        np.load(path, allow_pickle=False),
+        each.header["arrays"]["jpeg"]["shape"][0],
+    )
     if [offsets[0], offsets[-1]] != [0, num_bytes] or not (np.diff(offsets) > 0).all():
         found.add(path, f"the offsets do not rise from 0 to the {num_bytes:,} bytes of jpeg.npy")
 
@@ -151,7 +154,9 @@ def name_frames(each: shard.Shard, found: Findings) -> None:
         blob = np.memmap(path, np.uint8, "r", offset=said["bytes"] - said["shape"][0])
     except (ValueError, OSError):
         return
-    offsets, crc32 = (np.load(each.folder / f"{name}.npy") for name in ("offsets", "crc32"))
+    offsets, crc32 = (
+        np.load(each.folder / f"{name}.npy", allow_pickle=False) for name in ("offsets", "crc32")
+    )
     spans = zip(offsets[:-1].tolist(), offsets[1:].tolist(), crc32.tolist(), strict=True)
     wrong = [n for n, (start, stop, crc) in enumerate(spans) if zlib.crc32(blob[start:stop]) != crc]
     for row in wrong[:MAX_FRAMES_NAMED]:

@@ -162,7 +162,11 @@ class ChunkWork:
 
         def load(clip_id: str) -> Mapping[str, np.ndarray]:
             part = self.part(clip_id)
-            return np.load(part) if part.exists() else found.arrays_of(inside[clip_id])
+            return (
+                np.load(part, allow_pickle=False)
+                if part.exists()
+                else found.arrays_of(inside[clip_id])
+            )
 
         if clips and list(inside) != [clip["clip_id"] for clip in clips]:
             shard.write_shard(self.shard_folder, {**common, "key": self.key}, clips, load)

@@ -161,7 +161,7 @@ class Shard:
 # a process may open (1,024 files as most systems set it), and mapping one again takes 0.1 ms.
 @functools.lru_cache(maxsize=256)
 def _mapped(path: Path, *state: int) -> np.ndarray:
-    return np.load(path, mmap_mode="r")
+    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def encode(arrays: Arrays, storage: str) -> Arrays:

@@ -227,7 +227,7 @@ def _check_types(each: shard.Shard, found: Findings) -> bool:
     for name, dtype in shard.arrays_in(each.header).items():
         path, said = each.folder / f"{name}.npy", each.header["arrays"][name]["shape"]
         try:
-            array = np.load(path, mmap_mode="r")
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
         except Exception as error:  # NumPy's parser lets many kinds through
             found.add(path, f"is no .npy file: {error}")
             continue

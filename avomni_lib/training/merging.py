@@ -67,12 +67,14 @@ def merge(
         The folder.
 
     Raises:
-        AvomniError: no trained adapter, or it is not of this base model; the folder holds something
-            else; no room in memory or on the disk; a number that `dtype` cannot hold.
+        AvomniError: no trained adapter, a damaged one, or not of this base model; the folder holds
+            something else; no room in memory or on the disk; a number that `dtype` cannot hold.
     """
     num_bytes = pick(DTYPES, dtype, "dtype", "dtype")
     source, folder = adapter.adapter_dir(p), Path(folder or merged_dir(p)).absolute()
-    record = adapter.read_record(source) | {
+    record = adapter.read_record(source)
+    adapter.check_whole(source)
+    record |= {
         "kind": KIND,
         "dtype": dtype,
         "adapter_sha256": files.sha256_file(source / adapter.WEIGHTS_FILE),
@@ -116,7 +118,7 @@ def count_numbers(p: Params) -> int:
 
     config = model.read_config(p.model.base_model, model.base_location(p.model.base_model))
     with torch.device("meta"):
-        empty = AutoModelForImageTextToText.from_config(config)
+        empty = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
     return sum(parameter.numel() for parameter in empty.parameters())
 
 

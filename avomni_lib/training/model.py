@@ -6,8 +6,10 @@ everything else frozen.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -219,27 +221,65 @@ def read_config(name: str, location: str) -> Any:
     """The base model's config.
 
     Raises:
-        AvomniError: there is none at that place.
+        AvomniError: there is none at that place, or it asks for code of its own.
     """
     from transformers import AutoConfig
 
+    with _in_words(name):
+        config = AutoConfig.from_pretrained(location, trust_remote_code=False)
+        _refuse_code(name, getattr(config, "auto_map", None))
+        return config
+
+
+def read_tokenizer(name: str, location: str) -> Any:
+    """The base model's tokenizer.
+
+    Raises:
+        AvomniError: there is none at that place, or it asks for code of its own.
+    """
+    from transformers import AutoTokenizer
+
+    with _in_words(name):
+        tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False)
+        _refuse_code(name, tokenizer.init_kwargs.get("auto_map"))
+        return tokenizer
+
+
+def _refuse_code(name: str, asks: Any) -> None:
+    if asks:
+        raise AvomniError(
+            f"base model {name!r} asks to run code that comes with it, which is never done",
+            where="model.base_model",
+            fix="name a checkpoint of a model that transformers has itself, as the released "
+            "Qwen3-VL are",
+        ) from None
+
+
+@contextlib.contextmanager
+def _in_words(name: str) -> Iterator[None]:
+    """What the libraries raise of a base model, as one error."""
     try:
-        return AutoConfig.from_pretrained(location)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        yield
+    except AvomniError:
+        raise
+    except Exception as error:  # a damaged or foreign checkpoint fails in many ways
+        if type(error).__name__ == "OutOfMemoryError":
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        _refuse_code(name, "trust_remote_code" in str(error))
         raise AvomniError(
             f"base model {name!r} cannot be loaded: {reason}",
             where="model.base_model",
             fix="name a folder that holds the checkpoint or a hub name (and be online, with a "
             "token where it is gated), or `tiny` for the package's own",
-        ) from None
+        ) from error
 
 
 def _by_transformers(
     p: Params, location: str, kind: Backbone, choices: dict[str, Choice]
 ) -> tuple[Any, Any]:
     import torch
-    from transformers import AutoModelForImageTextToText, AutoTokenizer, BitsAndBytesConfig
+    from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
     dtype = getattr(torch, choices["dtype"].value)
     # Not as None: that would take away what a quantised checkpoint says of itself.
@@ -253,19 +293,22 @@ def _by_transformers(
             # The name is historical; it holds for 4 bit too.
             llm_int8_skip_modules=list(kind.skip_modules),
         )
-    model = AutoModelForImageTextToText.from_pretrained(
-        location,
-        dtype=dtype,
-        attn_implementation=choices["attention"].value,
-        device_map={"": choices["device"].value},
-        **quantisation,
-    )
+    with _in_words(p.model.base_model):
+        model = AutoModelForImageTextToText.from_pretrained(
+            location,
+            dtype=dtype,
+            attn_implementation=choices["attention"].value,
+            device_map={"": choices["device"].value},
+            trust_remote_code=False,
+            use_safetensors=True,
+            **quantisation,
+        )
     for module in model.modules():
         # On CPUs with AVX-512 bf16 bitsandbytes lays 4-bit weights out anew at the first answer,
         # for a kernel without gradients: a training that asks its model midway would go astray.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    return model, AutoTokenizer.from_pretrained(location)
+    return model, read_tokenizer(p.model.base_model, location)
 
 
 def _by_unsloth(
@@ -274,14 +317,16 @@ def _by_unsloth(
     import torch
     from unsloth import FastVisionModel
 
-    model, processor = FastVisionModel.from_pretrained(
-        location,
-        max_seq_length=p.model.max_seq_length,
-        dtype=getattr(torch, choices["dtype"].value),
-        load_in_4bit=choices["quantisation"].value != "none",
-        use_gradient_checkpointing="unsloth" if p.training.gradient_checkpointing else False,
-        device_map={"": choices["device"].value},
-    )
+    with _in_words(p.model.base_model):
+        model, processor = FastVisionModel.from_pretrained(
+            location,
+            max_seq_length=p.model.max_seq_length,
+            dtype=getattr(torch, choices["dtype"].value),
+            load_in_4bit=choices["quantisation"].value != "none",
+            use_gradient_checkpointing="unsloth" if p.training.gradient_checkpointing else False,
+            device_map={"": choices["device"].value},
+            trust_remote_code=False,
+        )
     return model, getattr(processor, "tokenizer", processor)
 
 

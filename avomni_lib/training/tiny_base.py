@@ -106,7 +106,7 @@ def _warm(model, drives: Drives, recipe: Recipe, work: Path) -> list[float]:
         curve = _run(warm_up(model, drives, recipe), recipe.warm_steps)
         with files.write_whole(kept) as file:
             torch.save({"tower": model.model.visual.state_dict(), "loss": curve}, file)
-    made = torch.load(kept)
+    made = torch.load(kept, weights_only=True)
     model.model.visual.load_state_dict(made["tower"])
     return made["loss"]
 

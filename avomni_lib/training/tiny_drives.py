@@ -178,7 +178,7 @@ class Drives:
                 drive = self._record(number)
                 with files.write_whole(path) as file:
                     np.savez(file, frames=drive.frames, path_m=drive.path_m, flow=drive.flow)
-            with np.load(path) as stored:
+            with np.load(path, allow_pickle=False) as stored:
                 self._drives[number] = Drive(stored["frames"], stored["path_m"], stored["flow"])
         return self._drives[number]
 

@@ -33,14 +33,13 @@ def plan(p: Params, probe: bool = True) -> Plan:
     """
     choices = model.choose(p)
     doctor.optimizer(p.training.optimizer, choices["device"].value)
-    from transformers import AutoTokenizer
-
     windows = samples.train_windows(p)
     held_out = windows.cache.held_out_ids
     leaks.check_all(p, windows.cache, held_out, locate=model.base_location)
     location = model.base_location(p.model.base_model)
     kind = backbone(p.model.backbone, model.read_config(p.model.base_model, location))
-    talk = samples.conversation_of(p, windows, AutoTokenizer.from_pretrained(location), kind)
+    tokenizer = model.read_tokenizer(p.model.base_model, location)
+    talk = samples.conversation_of(p, windows, tokenizer, kind)
     longest = samples.longest(windows, talk)
     room = samples.check_packing(p, len(longest))
     steps = estimate.optimizer_steps(p, len(windows))

@@ -1,0 +1,274 @@
+"""A checkpoint or an adapter whose files are not what was written is not used, and that is said."""
+
+import json
+import multiprocessing
+import random
+import shutil
+
+import pytest
+
+from avomni_lib.errors import AvomniError
+from avomni_lib.training import adapter, merging, model, worker
+from avomni_lib.training.checkpoints import Checkpoints, Metrics
+from tests import killed_training, training_set
+
+WEIGHTS = "adapter_model.safetensors"
+TIMED = ("seconds", "cpu_seconds", "data_wait_s", "samples_per_s", "tokens_per_s", "memory_gb")
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.killed_training"])
+
+
+@pytest.fixture(scope="module")
+def base_folder(tmp_path_factory):
+    return training_set.make_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, base_folder):
+    """A training of six steps that nothing disturbed; it has kept the checkpoints 4 and 6."""
+    p = training_set.params(tmp_path_factory.mktemp("whole"), base_folder)
+    return p, worker.work(p, windows=training_set.Stripes(killed_training.NUM_WINDOWS))
+
+
+@pytest.fixture
+def again(whole, tmp_path):
+    """A copy of it without its adapter, and the folder of its checkpoints."""
+    p, _ = whole
+    shutil.copytree(p.run_dir, tmp_path / "test")
+    shutil.rmtree(tmp_path / "test" / "adapter")
+    (folder,) = (tmp_path / "test" / "checkpoints").iterdir()
+    return training_set.params(tmp_path, p.model.base_model), folder
+
+
+def train(p):
+    """Go on, in a process of its own."""
+    process = CONTEXT.Process(
+        target=killed_training.train, args=(p.run_dir.parent, p.model.base_model)
+    )
+    process.start()
+    process.join(timeout=300)
+    assert process.exitcode == 0
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def metrics_of(folder):
+    lines = Metrics(folder / "metrics.jsonl").read()
+    return [{name: line[name] for name in line if name not in TIMED} for line in lines]
+
+
+def same_results(p, folder, whole):
+    other, trained = whole
+    (expected,) = other.checkpoints_dir.iterdir()
+    return (
+        contents(adapter.adapter_dir(p)) == contents(trained.adapter)
+        and metrics_of(folder) == metrics_of(expected)
+        and contents(folder / "checkpoint-6").keys() == contents(expected / "checkpoint-6").keys()
+    )
+
+
+def flip(path, bit):
+    """Turn over one bit of a file; of an empty one there is none."""
+    content = bytearray(path.read_bytes())
+    content[bit // 8 % len(content)] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+def opened(folder):
+    record = json.loads((folder / "training.json").read_text())
+    return Checkpoints(folder, record)
+
+
+def test_one_bit_anywhere_is_noticed(again):
+    _, folder = again
+    newest, moments = folder / "checkpoint-6", random.Random(11)
+    paths = sorted(newest.iterdir())
+    assert {WEIGHTS, "optimizer.pt", "rng_state.pth", "trainer_state.json", "checksums.json"} <= {
+        path.name for path in paths
+    }
+    kept = opened(folder)
+    for path in paths:
+        content = path.read_bytes()
+        for _ in range(20):
+            flip(path, moments.randrange(8 * len(content)))
+            reason = kept.fault(newest)
+            assert reason and (path.name in reason or path.name == "checksums.json")
+            path.write_bytes(content)
+    assert kept.fault(newest) is None
+
+
+def no_file(newest):
+    (newest / "optimizer.pt").unlink()
+
+
+def cut_file(newest):
+    content = (newest / WEIGHTS).read_bytes()
+    (newest / WEIGHTS).write_bytes(content[: len(content) // 2])
+
+
+def empty_file(newest):
+    (newest / "scheduler.pt").write_bytes(b"")
+
+
+def longer_file(newest):
+    with open(newest / "rng_state.pth", "ab") as file:
+        file.write(b"\0")
+
+
+def other_json(newest):
+    (newest / "trainer_state.json").write_text("{")
+
+
+def flipped_weights(newest):
+    flip(newest / WEIGHTS, 8 * 100_000 + 3)
+
+
+def flipped_moments(newest):
+    flip(newest / "optimizer.pt", 8 * 5_000 + 6)
+
+
+def no_checksums(newest):
+    (newest / "checksums.json").unlink()
+
+
+def checksums_of_nothing(newest):
+    (newest / "checksums.json").write_text("[null]")
+
+
+def checksums_without_files(newest):
+    kept = json.loads((newest / "checksums.json").read_text())
+    (newest / "checksums.json").write_text(json.dumps(kept | {"files": {}}))
+
+
+def a_folder_for_a_file(newest):
+    (newest / "trainer_state.json").unlink()
+    (newest / "trainer_state.json").mkdir()
+
+
+def an_extra_adapter(newest):
+    shutil.copytree(newest, newest / "default")
+
+
+def nothing_left(newest):
+    for path in newest.iterdir():
+        path.unlink()
+
+
+def an_older_one_by_its_name(newest):
+    shutil.rmtree(newest)
+    shutil.copytree(newest.with_name("checkpoint-4"), newest)
+
+
+def another_trainings(newest):
+    path = newest / "checksums.json"
+    kept = json.loads(path.read_text())
+    kept["about"]["training"] = "0" * 64
+    path.write_text(json.dumps(kept))
+
+
+DAMAGES = [
+    *(no_file, cut_file, empty_file, longer_file, other_json, flipped_weights, flipped_moments),
+    *(no_checksums, checksums_of_nothing, checksums_without_files, a_folder_for_a_file),
+    *(an_extra_adapter, nothing_left, an_older_one_by_its_name, another_trainings),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_the_one_before_a_damaged_one_is_taken(again, damage):
+    _, folder = again
+    damage(folder / "checkpoint-6")
+    start = opened(folder).resume()
+    assert (start.step, start.checkpoint) == (4, folder / "checkpoint-4")
+    (said,) = start.passed_over
+    assert said.startswith("checkpoint-6 is damaged: ")
+    assert (folder / "damaged-checkpoint-6").is_dir() and not (folder / "checkpoint-6").exists()
+    assert [line["step"] for line in metrics_of(folder)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("damage", [flipped_weights, flipped_moments, other_json, no_checksums])
+def test_it_goes_on_to_the_same_bytes(again, whole, damage):
+    p, folder = again
+    damage(folder / "checkpoint-6")
+    (folder / "metrics.jsonl").write_text("no lines")
+    train(p)
+    assert same_results(p, folder, whole)
+    assert not list(folder.glob("damaged-*")), "swept where the training came to its end"
+
+
+def test_it_starts_anew_where_none_is_whole(again, whole):
+    p, folder = again
+    cut_file(folder / "checkpoint-6")
+    flipped_moments(folder / "checkpoint-4")
+    trained = worker.work(p, windows=training_set.Stripes(killed_training.NUM_WINDOWS))
+    assert trained.figures["resumed_from_step"] == 0
+    assert len(trained.figures["damaged_checkpoints"]) == 2
+    assert trained.choices["checkpoint"].value == "none"
+    assert "went on from the beginning" in trained.figures["headline"]
+    assert same_results(p, folder, whole)
+
+
+def test_names_that_are_no_checkpoints_are_left_alone(again, whole):
+    p, folder = again
+    others = ("checkpoint-6.bak", "checkpoint-", "checkpoint-06", "checkpoint-x", "my checkpoint-9")
+    for name in others:
+        shutil.copytree(folder / "checkpoint-4", folder / name)
+    (folder / "checkpoint-99").write_text("a file")
+    (folder / "checkpoint-6" / ".DS_Store").write_text("a file manager's")
+    trained = worker.work(p, windows=training_set.Stripes(killed_training.NUM_WINDOWS))
+    assert trained.figures["resumed_from_step"] == 6 and "checkpoint" not in trained.choices
+    assert all((folder / name).is_dir() for name in others)
+
+
+def test_a_damaged_best_checkpoint_is_not_what_comes_out(base_folder, tmp_path, monkeypatch):
+    """What is best on held-out windows is dictated here: the checkpoint at step 2."""
+    from avomni_lib.training import heldout
+
+    monkeypatch.setattr(heldout.HeldOut, "errors", lambda self, *_: [next(errors)])
+    training = {"heldout_windows": 3, "num_epochs": 2}
+    p = training_set.params(tmp_path, base_folder, training=training)
+
+    def work():
+        return worker.work(p, windows=training_set.Stripes(24), held_out=training_set.Stripes(5))
+
+    errors = iter([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    first = work()
+    expected = contents(first.adapter)
+    (folder,) = p.checkpoints_dir.glob("*")
+    assert (folder / "checkpoint-2").is_dir(), "the best one is kept"
+    flipped_weights(folder / "checkpoint-2")
+    shutil.rmtree(first.adapter)
+    errors = iter([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    second = work()
+    assert second.figures["resumed_from_step"] == 0
+    assert "the best one before it, checkpoint-2" in second.figures["damaged_checkpoints"][0]
+    assert contents(second.adapter) == expected
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "adapter_config.json", "record.json", "checksums.json"])
+def test_a_damaged_adapter_is_not_answered_with(whole, tmp_path, name):
+    p, trained = whole
+    moments = random.Random(name)
+    base = model.load_base(p).model
+    folder = shutil.copytree(trained.adapter, tmp_path / "adapter")
+    for damage in ("flip", "cut", "empty", "missing"):
+        path, content = folder / name, (folder / name).read_bytes()
+        if damage == "flip":
+            flip(path, 8 * (len(content) // 2) + moments.randrange(8))
+        elif damage == "missing":
+            path.unlink()
+        else:
+            path.write_bytes(content[: len(content) // 2 if damage == "cut" else 0])
+        with pytest.raises(AvomniError) as caught:
+            model.load_adapter(base, folder, p)
+        assert caught.value.fix and caught.value.where == str(folder)
+        path.write_bytes(content)
+    moved = training_set.params(tmp_path, p.model.base_model)
+    (tmp_path / "test").mkdir()
+    shutil.copytree(folder, adapter.adapter_dir(moved))
+    (adapter.adapter_dir(moved) / name).write_bytes(b"")
+    with pytest.raises(AvomniError, match="no trained adapter|the adapter is damaged"):
+        merging.merge(moved)
+    (folder / "README.md").write_text("a card that a person has edited")
+    model.load_adapter(base, folder, p)

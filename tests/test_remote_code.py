@@ -1,0 +1,101 @@
+"""A base model that brings code of its own is refused in one error, and none of it runs."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from avomni_lib import files
+from tests import training_set
+
+SPY = """
+from pathlib import Path
+Path(__file__).with_name("it_ran").write_text("yes")
+"""
+# Takes (folder, what is loaded of it) and leaves what each said: a process takes seconds to start.
+LOAD = """
+import json, sys
+from pathlib import Path
+from avomni_lib.errors import AvomniError
+from avomni_lib.training import merging, model
+from tests import training_set
+told = []
+for folder, step in json.loads(sys.argv[1]):
+    p = training_set.params(Path(folder), Path(folder))
+    steps = {
+        "config": lambda: model.read_config(folder, folder),
+        "tokenizer": lambda: model.read_tokenizer(folder, folder),
+        "base": lambda: model.load_base(p),
+        "numbers": lambda: merging.count_numbers(p),
+    }
+    try:
+        steps[step]()
+        told.append("loaded")
+    except AvomniError as error:
+        told.append(str(error))
+print(json.dumps(told))
+"""
+
+
+def change(path: Path, **values: object) -> None:
+    files.write_json(path, json.loads(path.read_text()) | values)
+
+
+def unknown_model(folder: Path) -> None:
+    names = {"AutoConfig": "spy.Config", "AutoModelForImageTextToText": "spy.Model"}
+    change(folder / "config.json", model_type="spy", auto_map=names)
+
+
+def known_model(folder: Path) -> None:
+    change(folder / "config.json", auto_map={"AutoModelForImageTextToText": "spy.Model"})
+
+
+def own_tokenizer(folder: Path) -> None:
+    change(
+        folder / "tokenizer_config.json",
+        tokenizer_class="SpyTokenizer",
+        auto_map={"AutoTokenizer": ["spy.Tokenizer", "spy.Tokenizer"]},
+    )
+
+
+def pickled_weights(folder: Path) -> None:
+    import torch
+
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+
+
+CASES = [
+    (unknown_model, "config"),
+    (known_model, "config"),
+    (known_model, "numbers"),
+    (own_tokenizer, "tokenizer"),
+    (own_tokenizer, "base"),
+    (pickled_weights, "base"),
+]
+
+
+def test_nobody_is_asked_and_nothing_runs(tmp_path):
+    base, asked = training_set.make_base(tmp_path / "base"), []
+    (base / "spy.py").write_text(SPY)
+    for number, (spoil, step) in enumerate(CASES):
+        folder = shutil.copytree(base, tmp_path / str(number))
+        spoil(folder)
+        asked.append((str(folder), step))
+    ran = subprocess.run(
+        [sys.executable, "-c", LOAD, json.dumps(asked)],
+        input="y\n" * 99,  # whatever is asked
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=files.PROJECT_ROOT,
+    )
+    assert ran.returncode == 0, ran.stderr
+    told = json.loads(ran.stdout.splitlines()[-1])
+    for words, (spoil, _) in zip(told, CASES, strict=True):
+        expected = "cannot be loaded" if spoil is pickled_weights else "asks to run code that comes"
+        assert expected in words
+        assert "where: model.base_model" in words and "what to do: " in words
+    assert "[y/N]" not in ran.stdout + ran.stderr
+    assert not list(tmp_path.rglob("it_ran"))
