@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.training import adapter, model, worker
+from avomni_lib.training import adapter, merging, model, worker
 from avomni_lib.training.checkpoints import Checkpoints, Metrics
 from tests import killed_training, training_set
 
@@ -264,5 +264,11 @@ def test_a_damaged_adapter_is_not_answered_with(whole, tmp_path, name):
             model.load_adapter(base, folder, p)
         assert caught.value.fix and caught.value.where == str(folder)
         path.write_bytes(content)
+    moved = training_set.params(tmp_path, p.model.base_model)
+    (tmp_path / "test").mkdir()
+    shutil.copytree(folder, adapter.adapter_dir(moved))
+    (adapter.adapter_dir(moved) / name).write_bytes(b"")
+    with pytest.raises(AvomniError, match="no trained adapter|the adapter is damaged"):
+        merging.merge(moved)
     (folder / "README.md").write_text("a card that a person has edited")
     model.load_adapter(base, folder, p)

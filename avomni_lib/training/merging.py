@@ -67,12 +67,13 @@ def merge(
         The folder.
 
     Raises:
-        AvomniError: no trained adapter, or it is not of this base model; the folder holds something
-            else; no room in memory or on the disk; a number that `dtype` cannot hold.
+        AvomniError: no trained adapter, a damaged one, or not of this base model; the folder holds
+            something else; no room in memory or on the disk; a number that `dtype` cannot hold.
     """
     num_bytes = pick(DTYPES, dtype, "dtype", "dtype")
     source, folder = adapter.adapter_dir(p), Path(folder or merged_dir(p)).absolute()
     model.check_adapter(source, p)
+    adapter.check_whole(source)
     record = adapter.read_record(source) | {
         "kind": KIND,
         "dtype": dtype,

@@ -344,15 +344,16 @@ def _by_unsloth(
     import torch
     from unsloth import FastVisionModel
 
-    model, processor = FastVisionModel.from_pretrained(
-        location,
-        max_seq_length=p.model.max_seq_length,
-        dtype=getattr(torch, choices["dtype"].value),
-        load_in_4bit=choices["quantisation"].value != "none",
-        use_gradient_checkpointing="unsloth" if p.training.gradient_checkpointing else False,
-        device_map={"": choices["device"].value},
-        trust_remote_code=False,
-    )
+    with _in_words(p.model.base_model):
+        model, processor = FastVisionModel.from_pretrained(
+            location,
+            max_seq_length=p.model.max_seq_length,
+            dtype=getattr(torch, choices["dtype"].value),
+            load_in_4bit=choices["quantisation"].value != "none",
+            use_gradient_checkpointing="unsloth" if p.training.gradient_checkpointing else False,
+            device_map={"": choices["device"].value},
+            trust_remote_code=False,
+        )
     return model, getattr(processor, "tokenizer", processor)
 
 
