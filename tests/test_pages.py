@@ -182,7 +182,8 @@ def test_a_notebook_that_proves_nothing_says_so(p):
     put(p, "03_etl", executed())
     assert "This stage has not finished" in page_of(p)
     result = {"figures": {}, "params_digest": "other", "params": {}, "seconds": 4.0, "inputs": {}}
-    files.write_json(runs.stage_dir(p, "03_etl") / runs.RESULT, result | {"outputs": {}})
+    result |= {"outputs": {}, "digest": "some", "finished_at": "today"}
+    files.write_json(runs.stage_dir(p, "03_etl") / runs.RESULT, result)
     assert "parameters or data: stale: " in page_of(p)
 
 
