@@ -219,7 +219,7 @@ def test_what_is_wrong_with_the_content_stays_damaged(published, tmp_path):
     p = chosen(tmp_path, folder)
     path = folder / chunk_path(CAMERAS[0], 0)
     entry = re.compile(rb"(PK\x01\x02.{38}).{4}", re.DOTALL)  # ends with where its member lies
-    path.write_bytes(entry.sub(rb"\1\xff\xff\xff\x7f", path.read_bytes()))
+    path.write_bytes(entry.sub(lambda found: found[1] + b"\xff\xff\xff\x7f", path.read_bytes()))
     built = build.build(p)
     assert len(built.damaged) == CLIPS_PER_CHUNK and not built.lost
 

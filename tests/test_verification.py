@@ -247,7 +247,7 @@ def test_a_header_that_does_not_fit_is_found(folder, change, told):
         (lambda rows: rows.pop(0), "clip clip-3-0 lies in a shard and has no row"),
         (lambda rows: rows[0].update(state="damaged"), "is damaged and lies in a shard"),
         (lambda rows: rows[-1].update(state="ok"), "clip bad is ok and lies in no shard"),
-        (lambda rows: rows[0].update(state="lost"), "is in the state 'lost'"),
+        (lambda rows: rows[0].update(state="gone"), "is in the state 'gone'"),
         (lambda rows: rows[0].update(split="dev"), "is of the split 'dev'"),
         (lambda rows: rows[0].update(split="test"), "('test', 3, 5) here and ('train', 3, 5)"),
         (lambda rows: rows[0].update(num_frames=9), "('train', 3, 9) here and ('train', 3, 5)"),
