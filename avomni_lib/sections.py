@@ -248,10 +248,10 @@ class ProcessingParams(Section):
     sample_hz: Annotated[float, Field(gt=0, le=1000)] = Field(
         10.0, description="sampled frames a second"
     )
-    tile_width: Annotated[int, Field(ge=8, le=8192)] = Field(
+    tile_width: Annotated[int, Field(ge=8, le=1_000_000)] = Field(
         48, description="px of one camera in the grid"
     )
-    tile_height: Annotated[int, Field(ge=8, le=8192)] = Field(
+    tile_height: Annotated[int, Field(ge=8, le=1_000_000)] = Field(
         32, description="px of one camera in the grid"
     )
     fit: Literal["letterbox", "crop", "stretch"] = Field(

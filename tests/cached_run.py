@@ -28,7 +28,7 @@ def values(folder: Path, **sections: dict) -> dict:
     plain = {
         "run": {"name": "test", "outputs_dir": str(folder / "outputs")},
         "dataset": {"source": "folder", "local_dir": str(folder / "published")},
-        "download": {"target_chunks": 2},
+        "download": {"target_chunks": 2, "target_size_gb": 150.0},
         "processing": {
             "sequence_length": LENGTH,
             "stride": STRIDE,

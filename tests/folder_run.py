@@ -15,7 +15,7 @@ def values(folder: Path, published: Path, **processing: Any) -> dict[str, Any]:
     return {
         "run": {"name": "test", "outputs_dir": str(folder)},
         "dataset": {"source": "folder", "local_dir": str(published)},
-        "download": {"target_chunks": ALL_CHUNKS},
+        "download": {"target_chunks": ALL_CHUNKS, "target_size_gb": 150.0},
         "processing": {
             "sequence_length": 4,
             "stride": 2,
