@@ -14,7 +14,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.evaluation import answer, before_after, ladder, metrics
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
-from avomni_lib.training import adapter, samples, trainer
+from avomni_lib.training import adapter, checksums, samples, trainer
 from tests import cached_run
 from tests.published_set import Drive, clip_id_of
 
@@ -190,6 +190,7 @@ def test_answers_of_another_adapter_are_asked_anew(p, scored, tmp_path):
     path.write_text("\n".join(json.dumps(row) for row in spoiled))
     record = adapter.adapter_dir(moved) / adapter.RECORD_FILE
     files.write_json(record, files.read_json(record) | {"seed": 99})
+    checksums.write(record.parent)
     again = ladder.evaluate(moved, tmp_path / "stage")
     assert again.answers.equals(scored.answers)
 
