@@ -299,8 +299,9 @@ def no_blind_adapter(place: Place) -> str:
     p = place.chosen(tile_height=32)
     p = p.model_copy(update={"model": p.model.model_copy(update={"base_model": "tiny"})})
     header = build.build(p).cache.header
-    base = model.base_digest(model.base_location("tiny"), None)
-    sees = what_the_model_sees(p, backbone(p.model.backbone), base, "nf4", header)
+    location = model.base_location("tiny")
+    kind = backbone(p.model.backbone, model.read_config("tiny", location))
+    sees = what_the_model_sees(p, kind, model.base_digest(location, None), "nf4", header)
     record = {"base_model": "tiny", "training_clip_ids": [], "sees": sees}
     files.write_json(p.run_dir / "adapter" / adapter.RECORD_FILE, record)
     training = p.training.model_copy(update={"blind_steps": 0})
