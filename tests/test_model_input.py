@@ -232,9 +232,9 @@ def test_a_blind_adapter_is_held_against_its_own_training(p, tmp_path):
     own = changed_params.changed(p, "run.outputs_dir", str(tmp_path))
     folder = adapter.adapter_dir(own.blinded())
     record = files.read_json(folder / adapter.RECORD_FILE)
-    sees = record["sees"] | {"processing.fit": "stretch"}
+    sees = record["sees"] | {"processing.fit": "crop"}
     files.write_json(folder / adapter.RECORD_FILE, record | {"sees": sees})
-    with pytest.raises(AvomniError, match="processing.fit: trained with 'stretch'") as caught:
+    with pytest.raises(AvomniError, match="processing.fit: trained with 'crop'") as caught:
         ladder.plan(own)
     assert str(folder) in str(caught.value)
     with pytest.raises(AvomniError, match="training.blind: trained with True, now False"):

@@ -448,6 +448,7 @@ def params(outputs: Path, data: Path, **processing) -> Params:
                 "tile_width": 32,
                 "tile_height": 24,
                 "num_workers": 1,
+                "obstacles": False,
                 **processing,
             },
         }
@@ -466,6 +467,14 @@ def judged(outputs: Path, data: Path, **processing) -> Verdicts:
     found = {row["clip_id"]: row for row in audit.audit(p, None).clips}
     download.fetch(p, None)
     return Verdicts(found, {row["clip_id"]: row for row in build.build(p).clips})
+
+
+# The data set may hold these. Of somebody's own numbers they say that a convention was mistaken.
+REFUSED_BY_PACK_ALONE = {
+    "drives backwards",
+    "one camera 1.2 s late",
+    "cameras that share one moment",
+}
 
 
 @pytest.fixture(scope="module")
@@ -492,6 +501,7 @@ def test_what_01_calls_damaged_is_what_03_leaves_out_and_pack_refuses(
     assert bool(built["num_frames"]) == (state != DAMAGED)
     if state == DAMAGED:
         assert built["reason"], "for a person to read"
+    if state == DAMAGED or name in REFUSED_BY_PACK_ALONE:
         with pytest.raises(AvomniError) as refused:
             pack(tmp_path / "data", [planted[name].own(name, tmp_path)])
         assert refused.value.what and name in refused.value.where
@@ -503,7 +513,7 @@ def test_what_pack_writes_is_used(planted, tmp_path):
     """Its folder, of all that it takes, goes through 01 and 03 without a damaged clip."""
     clips = []
     for name, (_, expected) in PLANTED.items():
-        if expected != DAMAGED:
+        if expected != DAMAGED and name not in REFUSED_BY_PACK_ALONE:
             clips.append(planted[name].own(name, tmp_path))
     pack(tmp_path / "data", clips)
     found = judged(tmp_path, tmp_path / "data")

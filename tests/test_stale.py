@@ -36,8 +36,8 @@ def names(section: str, *but: str) -> list[str]:
 # The stages that are stale when a parameter changes; every parameter stands here.
 STALE: dict[tuple[str, ...], list[str]] = {
     STAGES: [
-        *names("dataset", "audit", "local_dir"),
-        *names("download", "max_workers", "evict_raw"),
+        *names("dataset", "audit", "local_dir", "allow_plain_http"),
+        *names("download", "max_workers", "evict_raw", "evict_shared"),
         *("vision.camera_setup", "processing.obstacles"),
     ],
     # It tells of the files that lie there; what a hub has is the same elsewhere.
@@ -72,7 +72,10 @@ STALE: dict[tuple[str, ...], list[str]] = {
         ),
     ],
     (EVALUATE,): names("evaluation"),
-    (): ["download.max_workers", "processing.engine", "processing.num_workers"],
+    (): [
+        *("dataset.allow_plain_http", "download.max_workers", "download.evict_shared"),
+        *("processing.engine", "processing.num_workers", "processing.clip_timeout_s"),
+    ],
 }
 # Another place is another run, and the window's size repeats processing.sequence_length.
 ELSEWHERE = {"run.name", "run.outputs_dir", "vision.window_size"}
@@ -274,7 +277,7 @@ def test_a_shard_that_was_damaged_while_nothing_vouched_for_it_is_not_taken(own)
 def test_a_proof_that_cannot_be_read_proves_nothing(own, tmp_path, capsys, text):
     (own.run_dir / ETL / runs.RESULT).write_text(text)
     reasons = status(own, tmp_path, capsys)
-    assert reasons[ETL] == "not run yet"
+    assert reasons[ETL] == "stale: its result.json is damaged"
     assert reasons[TRAIN] == "stale: 03_etl has to run first"
     assert "03_etl" in reasons[EVALUATE]
 

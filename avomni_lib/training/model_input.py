@@ -26,13 +26,13 @@ from avomni_lib.training.targets import target
 NOT_SEEN = {
     "it names a place, or says what a machine costs": (
         *("run.name", "run.outputs_dir", "run.price_per_hour", "dataset.local_dir"),
-        *("dataset.endpoint",),
+        *("dataset.endpoint", "dataset.allow_plain_http"),
     ),
     "it decides which drives are read, not how a window of them is shown": (
         *("run.seed", "dataset.source", "dataset.repo_id", "dataset.revision"),
         *("dataset.license_accepted", "dataset.audit", "download.target_chunks"),
         *("download.target_size_gb", "download.chunks", "download.max_workers"),
-        "download.evict_raw",
+        *("download.evict_raw", "download.evict_shared"),
         *(f"download.clips.{key}" for key in ("splits", "countries", "hours", "platforms")),
         *(f"download.clips.{key}" for key in ("event_clusters", "clip_ids", "balance_by")),
         "download.clips.max_clips",
@@ -40,7 +40,9 @@ NOT_SEEN = {
         *(f"dataset.world.{key}" for key in ("clip_seconds", "codec", "width", "height")),
     ),
     "it decides which windows are taken from a clip": ("processing.stride",),
-    "it decides how fast the cache is built": ("processing.engine", "processing.num_workers"),
+    "it decides how fast the cache is built": (
+        *("processing.engine", "processing.num_workers", "processing.clip_timeout_s"),
+    ),
     "every decoder returns the same pixels": ("processing.decoder",),
     "it decides what is kept to tell the ground truth from": (
         *("processing.horizon_s", "processing.obstacles"),
