@@ -5,7 +5,6 @@ The defaults are the embedded demo's, as `params/demo.yaml` states them (a test 
 
 from __future__ import annotations
 
-import os
 import re
 import types
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -23,7 +22,7 @@ NUMBER = r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"
 def _path(value: str) -> str:
     if value.startswith("~") and not re.match(r"~(/|$)", value):
         raise ValueError("of paths with ~ only ~/… is known, which is your own home: write it out")
-    if any(len(os.fsencode(part)) > LONGEST_NAME for part in value.split("/")):
+    if any(len(part.encode(errors="surrogateescape")) > LONGEST_NAME for part in value.split("/")):
         raise ValueError(f"a name in this path is longer than {LONGEST_NAME} bytes")
     return value
 

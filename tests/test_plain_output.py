@@ -18,6 +18,7 @@ from avomni_lib import files
 from avomni_lib.__main__ import COMMANDS, main
 from avomni_lib.notebook import commands, pipeline
 
+REAL = "params/mi300x.yaml"
 AVOMNI = [sys.executable, "-m", "avomni_lib"]
 # Longer than a terminal is wide, with what rich would take for markup and for a face.
 LONG = "clips [x] of [/red] a:car:b " + "and so on, " * 14 + "to the end"
@@ -28,7 +29,8 @@ ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 def params(tmp_path: Path) -> str:
     path = tmp_path / "run [x].yaml"
     outputs = tmp_path / "an [x] :car: folder of outputs" / ("long" * 30)
-    path.write_text(yaml.safe_dump({"run": {"name": "test", "outputs_dir": str(outputs)}}))
+    values = {"extends": REAL, "run": {"name": "test", "outputs_dir": str(outputs)}}
+    path.write_text(yaml.safe_dump(values))
     return str(path)
 
 
@@ -126,7 +128,8 @@ def test_a_locale_of_few_letters(command, params):
 def test_letters_in_a_path_that_the_locale_cannot_name(tmp_path):
     path = tmp_path / "run.yaml"
     outputs = str(tmp_path / "Läufe")
-    path.write_text(yaml.safe_dump({"run": {"name": "x", "outputs_dir": outputs}}), "utf-8")
+    values = {"extends": REAL, "run": {"name": "x", "outputs_dir": outputs}}
+    path.write_text(yaml.safe_dump(values), "utf-8")
     for command in ("status", "run --only 01_audit --params"):
         done = shell(f"A {command} {path} --json", **ASCII)
         assert done.returncode in (0, 1) and "Traceback" not in done.stderr
