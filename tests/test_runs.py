@@ -86,7 +86,7 @@ def stale(p: Params) -> list[str]:
     ("changes", "expected"),
     [
         ({}, []),
-        ({"dataset.audit": "full"}, ["01_audit"]),
+        ({"dataset.audit": "quick"}, ["01_audit"]),
         ({"dataset.revision": "0" * 40}, CHAIN),
         ({"dataset.world.seed": 7}, CHAIN),
         ({"download.target_chunks": 2}, CHAIN),
