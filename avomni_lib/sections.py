@@ -98,7 +98,7 @@ def _scalar(value: Any, kinds: set[Any]) -> Any:
         if bool in kinds:
             raise ValueError("write true or false")
         if LARGEST < abs(value) < float("inf") or 0 < abs(value) < SMALLEST:
-            raise ValueError(f"is of no size that is meant: {SMALLEST:g} to {LARGEST:g}")
+            raise ValueError(f"is out of range: {SMALLEST:g} to {LARGEST:g}, or 0")
         if str in kinds:
             raise ValueError("text is wanted: put it in quotes")
     return value

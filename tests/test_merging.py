@@ -426,7 +426,7 @@ def test_figures_and_score_are_shown_where_they_are_the_adapters(
     monkeypatch.setattr(
         runs,
         "state",
-        lambda _, name: SimpleNamespace(done=done[name], result={"figures": figures[name]}),
+        lambda _, name, **__: SimpleNamespace(done=done[name], result={"figures": figures[name]}),
     )
     assert main(["export", params_file]) == 0
     assert "speed_mae_mps 1.50 (1.00 to 2.00)" in capsys.readouterr().out

@@ -230,9 +230,9 @@ def test_several_visible_cards_do_not_split_the_model(base_folder, tmp_path, mon
 
 
 def test_a_loss_that_is_no_number_stops_the_training(base_folder, tmp_path):
-    p = training_set.params(
-        tmp_path, base_folder, training={"learning_rate": 1e30, "save_steps": 1, "warmup_ratio": 0}
-    )
+    p = training_set.params(tmp_path, base_folder, training={"save_steps": 1, "warmup_ratio": 0})
+    too_high = p.training.model_copy(update={"learning_rate": 1e30})  # refused in a params file
+    p = p.model_copy(update={"training": too_high})
     with pytest.raises(AvomniError, match=r"(loss|grad_norm) is (nan|inf) at step \d") as caught:
         worker.work(p, windows=training_set.Stripes(24))
     assert "training.learning_rate" in str(caught.value)
