@@ -63,7 +63,7 @@ def test_nearly_all_of_it_is_made_to_happen_here():
         "no Ray cluster answers at": ("test_engines.py", "no Ray cluster answers"),
         "is not on the disk: 02_download fetches the cameras": (
             "test_widgets.py",
-            "rear tele is not on the disk",
+            "rear tele is not in the folder",
         ),
         "the raw files of this clip were evicted on": (
             "test_widgets.py",

@@ -254,8 +254,8 @@ def test_missing_raw_files_are_named_and_the_cache_is_still_shown(p, tmp_path):
     view = widgets.TilePreview(Params.from_values(values))
     view.setup.value = "7-cam"
     assert view.image.value == b""
-    assert "rear tele is not on the disk" in view.note.value and "<br>" in view.note.value
-    with pytest.raises(AvomniError, match="rear tele is not on the disk"):
+    assert "rear tele is not in the folder" in view.note.value and "<br>" in view.note.value
+    with pytest.raises(AvomniError, match="rear tele is not in the folder"):
         view.figure()
     shutil.rmtree(copy)
     view.setup.value = "4-cam"

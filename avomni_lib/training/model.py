@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from avomni_lib import files, hardware
-from avomni_lib.dataset import hub
 from avomni_lib.errors import AvomniError
 from avomni_lib.hardware import Choice
 from avomni_lib.params import Params
@@ -251,6 +250,9 @@ def read_config(name: str, location: str, allow_plain_http: bool = False) -> Any
     from transformers import AutoConfig
 
     if not Path(location).is_dir():
+        # Its client takes a while to import, and plans need none.
+        from avomni_lib.dataset import hub
+
         hub.need_private_endpoint(allow_plain_http)
     with _in_words(name):
         config = AutoConfig.from_pretrained(location, trust_remote_code=False)
