@@ -30,7 +30,11 @@ CAMERAS = [camera.name for camera in rig.CAMERAS]
 
 def world(**values) -> Params:
     values = {"clip_seconds": SECONDS, "width": WIDTH, "height": HEIGHT, "num_chunks": 2} | values
-    return Params.model_validate({"dataset": {"source": "world", "world": values}})
+    # The kit asks for the name of the real data set.
+    repo_id = "nvidia/PhysicalAI-Autonomous-Vehicles"
+    return Params.model_validate(
+        {"dataset": {"source": "world", "repo_id": repo_id, "world": values}}
+    )
 
 
 @contextlib.contextmanager

@@ -154,7 +154,7 @@ def test_the_process_that_trains_is_too(copy, other, tmp_path, processes):
     """It asks for the cache, which the other copy cannot."""
     published = write_published_set(tmp_path / "set", 1, 2, 1.0)
     values = folder_run.values(tmp_path / "outputs", published)
-    values["training"] = {"num_processes": processes}
+    values["training"] = {"num_processes": processes, "gradient_accumulation_steps": 2}
     code = (
         "from avomni_lib import params\nfrom avomni_lib.training import job\n"
         "p = params.Params.from_files([sys.argv[1]])\n"
