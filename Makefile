@@ -45,7 +45,7 @@ run: $(READY)
 
 ## make report  a run's executed notebooks as pages that need no network, for PARAMS=params/demo.yaml
 report: $(READY)
-	$(PY) -m avomni_lib.notebook.pages $(PARAMS)
+	$(PY) -m avomni_lib.notebook.pages.web $(PARAMS)
 
 ## make test    lint and every test, two files at a time (TESTS=1 one after another)
 TESTS ?= 2
@@ -89,7 +89,7 @@ $(VENV)/.ready: pyproject.toml constraints-cpu.txt
 	  f"Python 3.11 or 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=/path/to/python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --retries 1 --extra-index-url $(TORCH_CPU_INDEX) -c constraints-cpu.txt torch
-	$(PY) -m pip install --quiet -c constraints-cpu.txt -e '.[train,scale,test]'
+	$(PY) -m pip install --quiet -c constraints-cpu.txt -e '.[train,scale,world,test]'
 	touch $@
 
 # A rented image brings a torch built for its card: everything else is installed around exactly that one.
@@ -97,7 +97,7 @@ outputs/.system-ready: pyproject.toml constraints-rocm7.2.txt
 	$(PY) -c 'import torch; print(f"torch=={torch.__version__}")' > outputs/.own-versions.txt || \
 	  { echo "VENV=system uses the image's own torch, and $(PY) has none: use make demo, make rocm or make cuda"; exit 1; }
 	grep -vE '^(torch|torchvision|unsloth)' constraints-rocm7.2.txt >> outputs/.own-versions.txt
-	$(PY) -m pip install --quiet -c outputs/.own-versions.txt -e '.[train,scale,test]'
+	$(PY) -m pip install --quiet -c outputs/.own-versions.txt -e '.[train,scale,world,test]'
 	touch $@
 
 ## make rocm    an AMD machine: .venv with ROCm 7.2's torch (ROCM=6.4 for the older one). Not tested on the card.
@@ -108,7 +108,7 @@ ROCM ?= 7.2
 rocm:
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -c constraints-rocm$(ROCM).txt --index-url https://download.pytorch.org/whl/rocm$(ROCM) torch torchvision
-	$(PY) -m pip install -c constraints-rocm$(ROCM).txt --extra-index-url https://download.pytorch.org/whl/rocm$(ROCM) -e '.[train,scale,test]'
+	$(PY) -m pip install -c constraints-rocm$(ROCM).txt --extra-index-url https://download.pytorch.org/whl/rocm$(ROCM) -e '.[train,scale,world,test]'
 	$(PY) -m pip install -c constraints-rocm$(ROCM).txt --no-deps unsloth unsloth_zoo
 	$(PY) -m pip install -c constraints-rocm$(ROCM).txt cut-cross-entropy --no-deps
 	$(PY) -m pip install tyro msgspec typer structlog hf_transfer einops protobuf sentencepiece
@@ -118,7 +118,7 @@ rocm:
 cuda:
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -c constraints-cuda.txt torch torchvision
-	$(PY) -m pip install -c constraints-cuda.txt -e '.[train,gpu,scale,test]'
+	$(PY) -m pip install -c constraints-cuda.txt -e '.[train,gpu,scale,world,test]'
 	touch $(VENV)/.ready
 
 ## make pictures  the README's pictures, from the demo's run
@@ -128,7 +128,7 @@ pictures: demo
 	cp outputs/demo/05_train/figures/before_after.png docs/before_after.png
 	cp outputs/demo/06_evaluate/figures/ladder.png docs/ladder.png
 	cp outputs/demo/06_evaluate/figures/predicted.png docs/predicted.png
-	$(PY) -m avomni_lib.world.portrait docs/world.png
+	$(PY) -m avomni_world.portrait docs/world.png
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

@@ -1,4 +1,24 @@
-"""AV-Omni: driving clips to a fine-tuned vision-language model and a score to be believed."""
+"""AV-Omni: driving clips to a fine-tuned vision-language model and a score to be believed.
+
+Data flows down this list, and imports go up it.
+
+params       a params file, read and checked
+sections     every parameter: type, bounds, default, meaning
+params_yaml  the text of params files and of `--set`, read strictly
+params_cell  a notebook's parameters cell
+optimizers   which optimizers can train an adapter
+errors       the one error type
+files        files that appear whole or not at all, hashes, locks, room on the disk
+hardware     this machine, and the choices that follow from it
+plan         what a stage says before it works, and its progress bar
+pool         jobs in processes that may die or hang
+crew         the loop that gives those processes jobs
+dataset/     what a clip is and where it lives
+etl/         clips to memmaps
+training/    windows to batches to a model
+evaluation/  answers to figures
+notebook/    what people see, and how notebooks are run
+"""
 
 import logging
 

@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(arguments: Sequence[str], as_json: bool) -> int:
     try:
         # Imported within reach of the words below: Ctrl-C may come while they are.
-        from avomni_lib.notebook import terminal
+        from avomni_lib.notebook.pages import terminal
 
         try:
             options = _parser().parse_args(arguments)
@@ -132,7 +132,8 @@ def _main(arguments: Sequence[str], as_json: bool) -> int:
     except BrokenPipeError:
         raise
     except Exception as error:
-        from avomni_lib.notebook import faults, terminal
+        from avomni_lib.notebook.pages import terminal
+        from avomni_lib.notebook.run import faults
 
         fault = faults.in_words(error)
         if as_json:

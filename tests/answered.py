@@ -3,8 +3,8 @@
 import numpy as np
 import pyarrow as pa
 
-from avomni_lib.etl.trajectory import FUTURE_STEPS, STEP_S, Trajectory
-from avomni_lib.etl.windows import Truth
+from avomni_lib.etl.cache.windows import Truth
+from avomni_lib.etl.clip.trajectory import FUTURE_STEPS, STEP_S, Trajectory
 from avomni_lib.evaluation import metrics
 from avomni_lib.evaluation.metrics import Asked
 from avomni_lib.training.targets import Said, target

@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 import pyarrow as pa
 
-from avomni_lib.etl.manoeuvre import ACROSS, ALONG
-from avomni_lib.etl.scene import Scene
-from avomni_lib.etl.windows import Windows
+from avomni_lib.etl.cache.windows import Windows
+from avomni_lib.etl.clip.manoeuvre import ACROSS, ALONG
+from avomni_lib.etl.clip.scene import Scene
 from avomni_lib.evaluation import metrics
 from avomni_lib.training.targets import Said, Target, target
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from avomni_lib.dataset import download
-from avomni_lib.etl import build
+from avomni_lib.dataset.download import download
+from avomni_lib.etl.run import build
 from avomni_lib.params import Params
 from tests.published_set import (
     clip_id_of,

@@ -6,15 +6,16 @@ import random
 import zipfile
 from pathlib import Path
 
-from avomni_lib.dataset import download, rig
-from avomni_lib.dataset.hub import Hub
+from avomni_lib.dataset import cameras
+from avomni_lib.dataset.download import download
+from avomni_lib.dataset.download.hub import Hub
 from avomni_lib.params import Params
-from avomni_lib.world.local_hub import LocalHub
+from avomni_world.hub.local_hub import LocalHub
 from tests.published_set import chunk_path, write_published_set
 
 REPO = "owner/set"
 NUM_CHUNKS, CLIPS_PER_CHUNK, SECONDS = 4, 3, 1.5
-CAMERAS = [camera.name for camera in rig.grid("4-cam").cameras]
+CAMERAS = [camera.name for camera in cameras.grid("4-cam").cameras]
 FILES_PER_CHUNK = len(CAMERAS) + 4
 PADDING = 1_500_000
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from avomni_lib.dataset import download
+from avomni_lib.dataset.download import download
 from avomni_lib.params import Params
 
 ALL_CHUNKS = 9  # more than the sets of tests have

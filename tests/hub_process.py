@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from avomni_lib import files
-from avomni_lib.world import local_hub
-from avomni_lib.world.hub_faults import Faults
-from avomni_lib.world.hub_wire import Request
+from avomni_world.hub import local_hub
+from avomni_world.hub.faults import Faults
+from avomni_world.hub.wire import Request
 
 REPO = "avomni/world"
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 # Loaded once by the server that the processes are forked from.
-from avomni_lib.training import sft, worker  # noqa: F401
+from avomni_lib.training.fit import sft, worker  # noqa: F401
 from tests import training_set
 
 NUM_WINDOWS = 24

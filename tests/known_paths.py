@@ -9,9 +9,9 @@ import numpy as np
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from avomni_lib.etl.scene import Other, Scene
-from avomni_lib.etl.trajectory import FUTURE_STEPS, STEP_S, Trajectory
-from avomni_lib.etl.windows import Truth
+from avomni_lib.etl.cache.windows import Truth
+from avomni_lib.etl.clip.scene import Other, Scene
+from avomni_lib.etl.clip.trajectory import FUTURE_STEPS, STEP_S, Trajectory
 
 
 @dataclass(frozen=True)

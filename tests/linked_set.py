@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from avomni_lib.dataset import own_layout, rig, streams
+from avomni_lib.dataset import cameras, streams
+from avomni_lib.dataset.own import layout
 from tests.published_set import (
     CALIBRATION,
     FEATURES,
@@ -75,12 +76,12 @@ def write_linked_set(
     for chunk in range(num_chunks):
         own = ids[chunk * clips_per_chunk : (chunk + 1) * clips_per_chunk]
         for feature in set(CALIBRATION) & set(PUBLISHED):
-            table = own_layout.stand_in(feature, dict.fromkeys(own, sizes))
+            table = layout.stand_in(feature, dict.fromkeys(own, sizes))
             _put(folder / chunk_path(feature, chunk), table)
         columns = Drive(0).egomotion(egomotion_times(0, seconds))
         members = {"egomotion.parquet": parquet_bytes(columns)}
         write_linked_zip(folder / chunk_path("egomotion", chunk), own, members, filler_bytes)
-        for camera_idx, camera in enumerate(rig.CAMERAS):
+        for camera_idx, camera in enumerate(cameras.CAMERAS):
             if camera.name not in videos:
                 continue
             times = camera_times(camera_idx, seconds)

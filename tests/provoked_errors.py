@@ -21,25 +21,32 @@ import pyarrow.parquet as pq
 import pytest
 
 from avomni_lib import files
-from avomni_lib.dataset import download, motion, rig, split, users
-from avomni_lib.dataset.backoff import Backoff
+from avomni_lib.dataset import cameras as rig
+from avomni_lib.dataset import motion
 from avomni_lib.dataset.catalog import Catalog
-from avomni_lib.dataset.chosen import path_of as chosen_path
-from avomni_lib.dataset.chosen import read_chosen
+from avomni_lib.dataset.download import download
+from avomni_lib.dataset.download.backoff import Backoff
+from avomni_lib.dataset.download.hub import Hub
 from avomni_lib.dataset.features import FEATURES_FILE
-from avomni_lib.dataset.hub import Hub
-from avomni_lib.dataset.own import OwnClip, pack
-from avomni_lib.dataset.own_motion import egomotion
-from avomni_lib.dataset.ranking import rank
+from avomni_lib.dataset.own.motion import egomotion
+from avomni_lib.dataset.own.pack import OwnClip, pack
+from avomni_lib.dataset.select import split, users
+from avomni_lib.dataset.select.manifest import path_of as chosen_path
+from avomni_lib.dataset.select.manifest import read_chosen
+from avomni_lib.dataset.select.ranking import rank
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import build, costs, leaks, memmap, reading, share, video
-from avomni_lib.etl.windows import Windows
+from avomni_lib.etl.cache import memmap
+from avomni_lib.etl.cache.windows import Windows
+from avomni_lib.etl.leaks import leaks
+from avomni_lib.etl.run import build, build_loop, costs, slurm
+from avomni_lib.etl.video import reader
 from avomni_lib.evaluation import comparison, metrics
 from avomni_lib.params import Params
-from avomni_lib.training import estimate, job
-from avomni_lib.training.findings import Finding, Report
-from avomni_lib.training.samples import check_packing, windows_of
-from avomni_lib.world import local_hub
+from avomni_lib.training.doctor.findings import Finding, Report
+from avomni_lib.training.fit import job
+from avomni_lib.training.forecast import estimate
+from avomni_lib.training.prompt.samples import check_packing, windows_of
+from avomni_world.hub import local_hub
 from tests import folder_run
 from tests.answered import drives, summaries
 from tests.answering_server import Answer, answering
@@ -113,7 +120,7 @@ def built_by_another(place: Place) -> None:
 def shared_while_built(place: Place) -> None:
     p = place.chosen()
     with files.hold(p.cache_dir / ".lock", "held by the test"):
-        share.build_share(p, 1, 2)
+        slurm.build_share(p, 1, 2)
 
 
 def old_cache(place: Place) -> None:
@@ -147,7 +154,7 @@ def out_of_memory(place: Place) -> None:
 
 
 def unshareable(place: Place) -> None:
-    from avomni_lib.training.worker import Share
+    from avomni_lib.training.fit.worker import Share
 
     place.patch.setenv("TORCHELASTIC_RUN_ID", "none")
     place.patch.setenv("WORLD_SIZE", "3")
@@ -155,10 +162,10 @@ def unshareable(place: Place) -> None:
 
 
 def not_a_merged_model(place: Place) -> None:
-    from avomni_lib.training import merging
+    from avomni_lib.training.export import merge
 
     (place.folder / "thesis.tex").write_text("years of work")
-    merging._refuse_to_replace(place.folder)
+    merge._refuse_to_replace(place.folder)
 
 
 def asked(place: Place, about: Callable[[Hub], object], **hub: object) -> None:
@@ -224,7 +231,7 @@ def damaged_picture(place: Place) -> None:
 
 def changed_raw_file(place: Place) -> str:
     """What the audit and 02 say of a file whose bytes have changed since it was hashed."""
-    from avomni_lib.dataset.remote import RemoteFile
+    from avomni_lib.dataset.download.remote import RemoteFile
 
     path = place.folder / "a.zip"
     path.write_bytes(b"b" * 9)
@@ -239,21 +246,21 @@ def short_egomotion(place: Place) -> str:
 
 def open_groups(place: Place) -> None:
     content = stream_bytes("h264 open")
-    video.read_frames(content, TIMES_US[:-1], decoder="decord")
+    reader.read_frames(content, TIMES_US[:-1], decoder="decord")
 
 
 def another_target(place: Place) -> None:
-    from avomni_lib.training import adapter, model
+    from avomni_lib.training.model import adapter, load
 
     files.write_json(place.folder / adapter.RECORD_FILE, {"sees": {"training.target": "future_v1"}})
-    model.check_adapter(place.folder, place.params(model={"base_model": "tiny"}))
+    load.check_adapter(place.folder, place.params(model={"base_model": "tiny"}))
 
 
 def old_record(place: Place) -> None:
-    from avomni_lib.training import adapter, model
+    from avomni_lib.training.model import adapter, load
 
     files.write_json(place.folder / adapter.RECORD_FILE, {"target": "summary_v1"})
-    model.check_adapter(place.folder, place.params(model={"base_model": "tiny"}))
+    load.check_adapter(place.folder, place.params(model={"base_model": "tiny"}))
 
 
 def cache_of_another_rate(place: Place) -> None:
@@ -264,7 +271,8 @@ def cache_of_another_rate(place: Place) -> None:
 
 
 def damaged_adapter(place: Place) -> None:
-    from avomni_lib.training import adapter, checksums
+    from avomni_lib.training.fit import checksums
+    from avomni_lib.training.model import adapter
 
     path = place.folder / adapter.WEIGHTS_FILE
     for name in adapter.LOADED:
@@ -275,33 +283,33 @@ def damaged_adapter(place: Place) -> None:
 
 
 def code_of_its_own(place: Place) -> None:
-    from avomni_lib.training import model
+    from avomni_lib.training.model import load
 
     files.write_json(
         place.folder / "config.json",
         {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}},
     )
-    model.read_config("own", str(place.folder))
+    load.read_config("own", str(place.folder))
 
 
 def optimizer_without_its_package(place: Place) -> None:
-    from avomni_lib.training import doctor
+    from avomni_lib.training.doctor import doctor
 
     doctor.optimizer("grokadamw", "cpu")
 
 
 def no_blind_adapter(place: Place) -> str:
     from avomni_lib.evaluation import ladder
-    from avomni_lib.training import adapter, model
     from avomni_lib.training.backbones import backbone
-    from avomni_lib.training.model_input import what_the_model_sees
+    from avomni_lib.training.model import adapter, load
+    from avomni_lib.training.model.model_input import what_the_model_sees
 
     p = place.chosen(tile_height=32)
     p = p.model_copy(update={"model": p.model.model_copy(update={"base_model": "tiny"})})
     header = build.build(p).cache.header
-    location = model.base_location("tiny")
-    kind = backbone(p.model.backbone, model.read_config("tiny", location))
-    sees = what_the_model_sees(p, kind, model.base_digest(location, None), "nf4", header)
+    location = load.base_location("tiny")
+    kind = backbone(p.model.backbone, load.read_config("tiny", location))
+    sees = what_the_model_sees(p, kind, load.base_digest(location, None), "nf4", header)
     record = {"base_model": "tiny", "training_clip_ids": [], "sees": sees}
     files.write_json(p.run_dir / "adapter" / adapter.RECORD_FILE, record)
     training = p.training.model_copy(update={"blind_steps": 0})
@@ -317,11 +325,11 @@ def small_gain(place: Place) -> str:
 def no_torchcodec(place: Place) -> None:
     place.patch.setitem(sys.modules, "torchcodec", None)
     place.patch.setitem(sys.modules, "torchcodec.decoders", None)
-    video.read_frames(stream_bytes("h264 gop 15"), TIMES_US[:1], decoder="torchcodec")
+    reader.read_frames(stream_bytes("h264 gop 15"), TIMES_US[:1], decoder="torchcodec")
 
 
 def another_video(place: Place) -> None:
-    video.read_frames(stream_bytes("h264 gop 15"), TIMES_US[:1], timestamps_us=TIMES_US * 2)
+    reader.read_frames(stream_bytes("h264 gop 15"), TIMES_US[:1], timestamps_us=TIMES_US * 2)
 
 
 def too_small_a_budget(place: Place) -> str:
@@ -332,14 +340,14 @@ def too_small_a_budget(place: Place) -> str:
 def evicted_meanwhile(place: Place) -> None:
     """Another run's eviction, while this one reads."""
     p = place.chosen()
-    read = reading.Reading._read
+    read = build_loop.Reading._read
 
     def late(self, job, outcome):
         for path in p.local_dir.rglob("camera_front_wide_120fov.chunk_0000.zip"):
             path.unlink()
         read(self, job, dataclasses.replace(outcome, reason="file not found"))
 
-    place.patch.setattr(reading.Reading, "_read", late)
+    place.patch.setattr(build_loop.Reading, "_read", late)
     build.build(p)
 
 

@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from avomni_lib.dataset import rig
+from avomni_lib.dataset import cameras
 
 SPLITS = ("train", "val", "test")
 FPS = 30
@@ -60,7 +60,7 @@ RADARS = (
     "radar_side_right_srr_0",
     "radar_side_right_srr_3",
 )
-CAMERAS = tuple(sorted(rig.BY_NAME))
+CAMERAS = tuple(sorted(cameras.BY_NAME))
 FEATURES = LABELS + CALIBRATION + CAMERAS + LIDARS + RADARS
 # What a release lists: 25.10 knew no offline feature, and its presence table sensors only.
 FEATURES_25_10 = tuple(name for name in FEATURES if ".offline" not in name)
@@ -232,7 +232,7 @@ def write_published_set(
             columns = Drive(n).egomotion(egomotion_times(n, seconds))
             members[f"{clip_id_of(n)}.egomotion.parquet"] = parquet_bytes(columns)
         write_zip(folder / chunk_path("egomotion", chunk), members)
-        for camera_idx, camera in enumerate(rig.CAMERAS):
+        for camera_idx, camera in enumerate(cameras.CAMERAS):
             members = {}
             for n in numbers:
                 members |= _camera_members(
@@ -387,9 +387,9 @@ def _put(path: Path, content: bytes) -> None:
 
 
 def _write_calibration(folder: Path, chunk: int, numbers: range, width: int, height: int) -> None:
-    names = [camera.name for camera in rig.CAMERAS]
+    names = [camera.name for camera in cameras.CAMERAS]
     keys = [(clip_id_of(n), name) for n in numbers for name in names]
-    focal = {name: width / np.radians(rig.BY_NAME[name].fov_deg) for name in names}
+    focal = {name: width / np.radians(cameras.BY_NAME[name].fov_deg) for name in names}
     intrinsics: dict = {
         "clip_id": [clip_id for clip_id, _ in keys],
         "camera_name": [name for _, name in keys],

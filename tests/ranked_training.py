@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from avomni_lib.training import worker
+from avomni_lib.training.fit import worker
 from tests import killed_training, training_set
 
 

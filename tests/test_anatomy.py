@@ -4,14 +4,14 @@ from transformers import AutoConfig, Qwen3VLForConditionalGeneration
 
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
-from avomni_lib.training import model
-from avomni_lib.training.anatomy import Anatomy, anatomy_of
+from avomni_lib.training.forecast.model_size import Anatomy, anatomy_of
+from avomni_lib.training.model import load
 from tests.test_model import qwen3_vl_8b
 
 
 def tiny_on_meta():
     with torch.device("meta"):
-        return Qwen3VLForConditionalGeneration(AutoConfig.from_pretrained(model.TINY_FOLDER))
+        return Qwen3VLForConditionalGeneration(AutoConfig.from_pretrained(load.TINY_FOLDER))
 
 
 def numbers(module):
@@ -68,7 +68,7 @@ def test_a_base_model_on_the_disk_is_read_from_its_config(tmp_path):
     tiny = anatomy_of("tiny")
     assert (tiny.language.hidden, tiny.language.layers, tiny.vision.patch) == (128, 4, 8)
 
-    config = files.read_json(model.TINY_FOLDER / "config.json")
+    config = files.read_json(load.TINY_FOLDER / "config.json")
     quantised = config | {"quantization_config": {"load_in_4bit": True, "quant_method": "bnb"}}
     files.write_json(tmp_path / "config.json", quantised)
     assert anatomy_of(str(tmp_path)).stored_4bit
@@ -78,7 +78,7 @@ def test_a_base_model_on_the_disk_is_read_from_its_config(tmp_path):
 
 
 def test_a_config_that_lacks_a_number_says_which():
-    config = files.read_json(model.TINY_FOLDER / "config.json")
+    config = files.read_json(load.TINY_FOLDER / "config.json")
     del config["vision_config"]["num_position_embeddings"]
     with pytest.raises(AvomniError, match="does not say 'num_position_embeddings'"):
         Anatomy.from_config(config)

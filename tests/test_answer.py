@@ -10,8 +10,8 @@ import pytest
 
 from avomni_lib.evaluation import answer
 from avomni_lib.plan import Bar
-from avomni_lib.training.generation import Sampling
-from avomni_lib.training.views import Black
+from avomni_lib.training.model.generate import Sampling
+from avomni_lib.training.prompt.views import Black
 from tests import tiny_qwen3_vl
 from tests.test_generation import MAX_NEW_TOKENS, conversation, images
 from tests.training_set import make_words
@@ -163,7 +163,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
 from avomni_lib.evaluation import answer
-from avomni_lib.training.generation import Sampling
+from avomni_lib.training.model.generate import Sampling
 
 def say(model, talk, frames, max_new_tokens, *, sampling, **options):
     numbers = frames.flatten().tolist()

@@ -16,17 +16,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from avomni_lib.dataset import rig
-from avomni_lib.dataset.audit import Audit, audit, path_of, plan
-from avomni_lib.dataset.download import fetch
-from avomni_lib.dataset.evicted import evict
-from avomni_lib.dataset.hub import Hub
-from avomni_lib.dataset.transfer import PARTIALS
-from avomni_lib.dataset.verified import MANIFEST
+from avomni_lib.dataset import cameras
+from avomni_lib.dataset.audit.audit import Audit, audit, path_of, plan
+from avomni_lib.dataset.download.download import fetch
+from avomni_lib.dataset.download.hub import Hub
+from avomni_lib.dataset.download.transfer import PARTIALS
+from avomni_lib.dataset.download.verified import MANIFEST
+from avomni_lib.dataset.select.evicted import evict
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
-from avomni_lib.world import local_hub
-from avomni_lib.world.local_hub import LocalHub
+from avomni_world.hub import local_hub
+from avomni_world.hub.local_hub import LocalHub
 from tests.published_set import (
     Drive,
     chunk_path,
@@ -40,7 +40,7 @@ from tests.published_set import (
 )
 
 REPO = "avomni/world"
-CAMERA = rig.REAR_LEFT.name
+CAMERA = cameras.REAR_LEFT.name
 CLIP = clip_id_of(1)
 SECONDS = 0.4
 FAULTS = ("damaged", "odd")
@@ -391,7 +391,7 @@ def row_twice(path: Path) -> None:
     ("spoil", "says"),
     [
         (lacking_row, f"sensor_extrinsics has no row of {CAMERA}"),
-        (row_twice, f"sensor_extrinsics has 2 rows of {rig.FRONT_WIDE.name}"),
+        (row_twice, f"sensor_extrinsics has 2 rows of {cameras.FRONT_WIDE.name}"),
     ],
 )
 def test_rows_of_calibration_are_counted_at_a_glance(folder: Path, tmp_path: Path, spoil, says):

@@ -15,15 +15,15 @@ import psutil
 import pytest
 
 from avomni_lib import files
-from avomni_lib.dataset import rig
-from avomni_lib.dataset.audit import audit, path_of
+from avomni_lib.dataset import cameras
+from avomni_lib.dataset.audit.audit import audit, path_of
 from avomni_lib.params import Params
 from tests.published_set import chunk_path, write_published_set
 
-CAMERA = rig.FRONT_WIDE.name
+CAMERA = cameras.FRONT_WIDE.name
 NUM_KILLS = 20
 CODE = (
-    "import sys, logging; from avomni_lib.dataset.audit import audit;"
+    "import sys, logging; from avomni_lib.dataset.audit.audit import audit;"
     "from avomni_lib.params import Params; logging.basicConfig(level=logging.INFO);"
     "p = Params.from_files([sys.argv[1]]); print('go', flush=True); audit(p, None)"
 )

@@ -7,10 +7,10 @@ from email.utils import format_datetime
 
 import pytest
 
-from avomni_lib.dataset import answers
-from avomni_lib.dataset.backoff import MAX_WAIT_S, Backoff, Busy, Stopped
-from avomni_lib.dataset.remote import RemoteFile
-from avomni_lib.dataset.transfer import OtherContent
+from avomni_lib.dataset.download import answers
+from avomni_lib.dataset.download.backoff import MAX_WAIT_S, Backoff, Busy, Stopped
+from avomni_lib.dataset.download.remote import RemoteFile
+from avomni_lib.dataset.download.transfer import OtherContent
 from avomni_lib.errors import AvomniError
 
 SAID = AvomniError("too busy")

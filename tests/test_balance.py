@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avomni_lib.dataset.balance import pick, shares
+from avomni_lib.dataset.select.balance import pick, shares
 from tests.published_set import clip_id_of
 
 SIZES = st.lists(st.integers(0, 9), min_size=1, max_size=6).map(np.array)

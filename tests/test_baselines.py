@@ -11,8 +11,8 @@ from scipy.integrate import quad
 from scipy.spatial.transform import Rotation
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import egomotion, trajectory
-from avomni_lib.etl.trajectory import Trajectory
+from avomni_lib.etl.clip import egomotion, trajectory
+from avomni_lib.etl.clip.trajectory import Trajectory
 from avomni_lib.evaluation import baselines, trajectories
 from avomni_lib.evaluation.baselines import Motion
 from avomni_lib.training.targets import Said, target

@@ -8,8 +8,8 @@ from collections import deque
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from avomni_lib.etl import budget
-from avomni_lib.etl.budget import Ledger, Load, Moment
+from avomni_lib.etl.run import disk_budget
+from avomni_lib.etl.run.disk_budget import Ledger, Load, Moment
 
 SIZES = st.integers(0, 60)
 
@@ -122,7 +122,7 @@ class World:
 @given(runs(), st.integers(0, 200), st.integers(1, 4), st.randoms(use_true_random=False))
 def test_what_goes_through_one_by_one_never_sticks_and_never_exceeds(run, more, workers, rng):
     loads, clips, _, start = run
-    world = World(run, budget.peak(loads, start) + more, workers, rng)
+    world = World(run, disk_budget.peak(loads, start) + more, workers, rng)
     world.run()
     assert world.shards == sum(map(sum, clips))
     assert not sum(world.raw.values()) and world.ledger.peak <= world.limit
@@ -139,35 +139,35 @@ def test_too_small_a_budget_stops_and_does_not_exceed(run, limit, rng):
 @given(runs(), st.integers(0, 500))
 def test_as_many_chunks_fit_as_it_says(run, limit):
     loads, _, _, start = run
-    num = budget.num_fitting(loads, start, limit)
-    assert num == 0 or budget.peak(loads[:num], start) <= limit
+    num = disk_budget.num_fitting(loads, start, limit)
+    assert num == 0 or disk_budget.peak(loads[:num], start) <= limit
     if num < len(loads):
-        assert budget.peak(loads[: num + 1], start) > limit
+        assert disk_budget.peak(loads[: num + 1], start) > limit
 
 
 @given(runs())
 def test_the_fullest_moment_is_that_of_a_chunk_with_its_parts_and_shard(run):
     loads, _, _, start = run
-    for n, moment in enumerate(budget.fullest(loads, start)):
+    for n, moment in enumerate(disk_budget.fullest(loads, start)):
         shards = sum(load.stays for load in loads[:n])
         here = sum(load.here for load in loads[n + 1 :])
         assert moment == Moment(
             start.raw + here + loads[n].raw, start.cache + shards + loads[n].cache
         )
-    most = budget.most(loads, start)
-    assert most.raw <= budget.peak(loads, start) <= most.total
+    most = disk_budget.most(loads, start)
+    assert most.raw <= disk_budget.peak(loads, start) <= most.total
 
 
 def test_the_next_chunk_is_fetched_early_where_there_is_room():
     loads = [Load(chunk, 50, 0, 20, 10) for chunk in range(4)]
     run = (loads, [[5, 5]] * 4, [5] * 4, Moment(0, 0))
-    one_by_one = World(run, budget.peak(loads, Moment(0, 0)), 2, random.Random(0))
+    one_by_one = World(run, disk_budget.peak(loads, Moment(0, 0)), 2, random.Random(0))
     one_by_one.run()
     assert one_by_one.most_raw == 50
-    ahead = World(run, budget.peak(loads, Moment(0, 0)) + 50, 2, random.Random(0))
+    ahead = World(run, disk_budget.peak(loads, Moment(0, 0)) + 50, 2, random.Random(0))
     ahead.run()
     assert ahead.most_raw == 100, "one chunk ahead and no more"
 
 
 def test_files_take_whole_blocks():
-    assert [budget.blocks(n) for n in (0, 1, 4096, 4097)] == [0, 4096, 4096, 8192]
+    assert [disk_budget.blocks(n) for n in (0, 1, 4096, 4097)] == [0, 4096, 4096, 8192]

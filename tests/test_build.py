@@ -20,11 +20,12 @@ import numpy as np
 import psutil
 import pytest
 
-from avomni_lib.dataset import rig
-from avomni_lib.dataset.chosen import read_chosen
+from avomni_lib.dataset import cameras
+from avomni_lib.dataset.select.manifest import read_chosen
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import build, memmap, parts
-from avomni_lib.etl.windows import Windows
+from avomni_lib.etl.cache import memmap
+from avomni_lib.etl.cache.windows import Windows
+from avomni_lib.etl.run import build, parts
 from avomni_lib.files import PROJECT_ROOT
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
@@ -42,7 +43,7 @@ from tests.published_set import (
 
 CLIPS_PER_CHUNK, SECONDS = 5, 1.5
 NUM_CLIPS = 2 * CLIPS_PER_CHUNK
-FRONT = rig.FRONT_WIDE.name
+FRONT = cameras.FRONT_WIDE.name
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def test_every_clip_is_in_the_cache_with_its_own_pictures(undisturbed, published
             row, col = divmod(place, 2)
             tile = frames[:, 24 * row : 24 * row + 24, 32 * col : 32 * col + 32]
             names = [read_frame(image) for image in tile]
-            assert {name[:2] for name in names} == {(number, rig.CAMERAS.index(camera))}
+            assert {name[:2] for name in names} == {(number, cameras.CAMERAS.index(camera))}
             assert (np.diff([name[2] for name in names]) >= 2).all()
 
 
@@ -214,13 +215,13 @@ def with_nan(columns: dict) -> dict:
 DAMAGE = {
     0: (spoilt_member(FRONT, 0, lambda _: None), "no member"),
     2: (spoilt_member(FRONT, 2, lambda c: c[: len(c) // 2]), "not a video"),
-    3: (spoilt_member(rig.REAR_LEFT.name, 3, lambda _: b"no video at all"), "not a video"),
+    3: (spoilt_member(cameras.REAR_LEFT.name, 3, lambda _: b"no video at all"), "not a video"),
     4: (egomotion(4, with_nan), "x is nan at row 60"),
     6: (
         egomotion(6, lambda c: {k: np.delete(v, slice(60, 150)) for k, v in c.items()}),
         "a gap of .* s in ego motion .*row 59",
     ),
-    8: (spoilt_member(rig.FRONT_TELE.name, 8, lambda _: b""), "is empty"),
+    8: (spoilt_member(cameras.FRONT_TELE.name, 8, lambda _: b""), "is empty"),
 }
 
 
@@ -392,4 +393,4 @@ def test_the_choice_is_kept_in_the_header(undisturbed, published, tmp_path):
     header = undisturbed[0].cache.header
     assert header["source"]["revision"] == read_chosen(p).revision
     assert header["sample_hz"] == 10.0 and header["horizon_s"] == 1.0
-    assert header["cameras"] == [camera.name for camera in rig.grid("4-cam").cameras]
+    assert header["cameras"] == [camera.name for camera in cameras.grid("4-cam").cameras]

@@ -23,8 +23,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from avomni_lib.dataset.chosen import read_chosen
-from avomni_lib.etl import build, memmap, parts, shard
+from avomni_lib.dataset.select.manifest import read_chosen
+from avomni_lib.etl.cache import memmap, shard
+from avomni_lib.etl.run import build, parts
 from avomni_lib.files import PROJECT_ROOT
 from avomni_lib.params import Params
 from tests import folder_run

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import by_pyav, stream, video
+from avomni_lib.etl.video import pyav_reader, reader, stream
 from tests.streams import (
     NUM_FRAMES,
     SPECS,
@@ -54,7 +54,7 @@ def packets_sent(name: str, rows: list[int]) -> tuple[list[int], list[int]]:
     with stream.opened(stream_bytes(name)) as opened:
         codec = CountingCodec(opened.codec)
         counted = dataclasses.replace(opened, codec=codec)
-        found = by_pyav.by_pyav(counted, np.array(rows), None)
+        found = pyav_reader.by_pyav(counted, np.array(rows), None)
         assert numbers(found.images, name) == rows
         return codec.sent, [packet.pts for packet in opened.packets]
 
@@ -69,14 +69,14 @@ def whole(name: str) -> tuple[bytes, np.ndarray, np.ndarray]:
     """A file with its index in front, its frames' times, and all of its pictures."""
     content = stream_bytes(name, index_first=True)
     times = times_of(content)
-    return content, times, video.read_frames(content, times).images
+    return content, times, reader.read_frames(content, times).images
 
 
 def read_all(content: bytes, name: str) -> None:
     """All frames of a spoilt copy of `whole(name)`: they are the right ones, or it is refused."""
     _, times, images = whole(name)
     try:
-        frames = video.read_frames(content, times, timestamps_us=times)
+        frames = reader.read_frames(content, times, timestamps_us=times)
     except AvomniError as error:
         assert error.what and error.fix
     else:
@@ -94,8 +94,8 @@ def test_only_key_frames_are_decoded_where_they_fall_on_the_grid(name):
 
 def test_a_gop_is_decoded_no_further_than_its_last_wanted_frame():
     with stream.opened(stream_bytes("h264 gop 30")) as opened:
-        assert by_pyav.plan_runs(opened, [0]) == [(0, [0])]
-        runs = by_pyav.plan_runs(opened, [3, 31, 35, 60])
+        assert pyav_reader.plan_runs(opened, [0]) == [(0, [0])]
+        runs = pyav_reader.plan_runs(opened, [3, 31, 35, 60])
         assert runs == [(0, [3]), (30, [31, 35]), (60, [60])]
     sent, packets = packets_sent("h264 gop 30", [3, 31, 35, 60])
     assert sent == packets[:4] + packets[30:36] + packets[60:61]
@@ -106,7 +106,7 @@ def test_pictures_that_nothing_needs_are_not_decoded():
     with stream.opened(stream_bytes("h264 gop 30 b")) as opened:
         codec = CountingCodec(opened.codec)
         counted = dataclasses.replace(opened, codec=codec)
-        by_pyav.by_pyav(counted, np.array([opened.row_of(29)]), None)
+        pyav_reader.by_pyav(counted, np.array([opened.row_of(29)]), None)
     assert len(codec.sent) == 30 and 14 <= codec.num_decoded <= 17
 
 
@@ -115,18 +115,18 @@ def test_a_leading_picture_is_decoded_from_the_gop_before_its_own(name):
     with stream.opened(stream_bytes(name)) as opened:
         leading = np.flatnonzero(opened.leading)
         for i in leading:
-            start = by_pyav.plan_runs(opened, [i])[0][0]
+            start = pyav_reader.plan_runs(opened, [i])[0][0]
             key = max(key for key in opened.keys if key < i)
             assert start < key and start in opened.starts
         last = int(leading[-1])
         sent, packets = packets_sent(name, [opened.row_of(last)])
-        assert sent == packets[by_pyav.plan_runs(opened, [last])[0][0] : last + 1]
+        assert sent == packets[pyav_reader.plan_runs(opened, [last])[0][0] : last + 1]
 
 
 def refused(content: bytes, name: str) -> str:
     _, times, _ = whole(name)
     with pytest.raises(stream.Damaged) as caught:
-        video.read_frames(content, times, timestamps_us=times)
+        reader.read_frames(content, times, timestamps_us=times)
     return caught.value.what
 
 
@@ -164,7 +164,7 @@ def test_noise_in_a_frame_is_found_by_the_decoder():
     assert "decode" in told or "damaged" in told
     # Another GOP needs none of it.
     times = whole("h264 gop 30")[1]
-    held = video.read_frames(bytes(content), times[[3, 70]], timestamps_us=times)
+    held = reader.read_frames(bytes(content), times[[3, 70]], timestamps_us=times)
     assert numbers(held.images) == [3, 70]
 
 
@@ -186,7 +186,7 @@ def test_times_that_are_not_in_the_order_of_the_pictures_are_refused(name):
     """Without `ctts` a player shows packets in decode order, and as many."""
     content = whole(name)[0].replace(b"ctts", b"free")
     with pytest.raises(AvomniError, match="do not follow the order of its pictures"):
-        video.read_frames(content, times_of(content))
+        reader.read_frames(content, times_of(content))
 
 
 FUZZED = st.sampled_from(
@@ -206,7 +206,7 @@ def test_pictures_that_code_to_few_or_many_bytes_are_no_holes(codec, scene):
     options = {"libx265": {"x265-params": "log-level=none"}, "mpeg4": {"q": "2"}}
     pixels = {"libsvtav1": "yuv420p10le", "mjpeg": "yuvj420p"}.get(codec, "yuv420p")
     content = encode(Spec(codec, options.get(codec, {"g": "10"}), pixels), pictures)
-    assert len(video.read_frames(content, times_of(content)).images) == 20
+    assert len(reader.read_frames(content, times_of(content)).images) == 20
 
 
 @settings(max_examples=60, deadline=None)
@@ -238,7 +238,7 @@ def test_bytes_flipped_anywhere_end_in_pictures_or_an_error(name, flips):
         content[int(place * len(content))] ^= change
     times = whole(name)[1]
     try:
-        frames = video.read_frames(bytes(content), times[::7], timestamps_us=times, size=(32, 24))
+        frames = reader.read_frames(bytes(content), times[::7], timestamps_us=times, size=(32, 24))
     except AvomniError as error:
         assert error.what and error.fix
     else:
@@ -267,5 +267,5 @@ def test_the_picture_is_that_of_ffmpegs_own_area_scaling(pixels, size, tmp_path)
     command += ["-f", "rawvideo", "-fps_mode", "passthrough", "pipe:1"]
     content = subprocess.run(command, capture_output=True, check=True).stdout
     expected = np.frombuffer(content, np.uint8).reshape(12, size[1], size[0], 3)
-    found = video.read_frames(path, times_of(path.read_bytes()), size=size)
+    found = reader.read_frames(path, times_of(path.read_bytes()), size=size)
     assert np.abs(found.images.astype(int) - expected).mean() <= 2

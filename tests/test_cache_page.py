@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from avomni_lib import files
-from avomni_lib.etl import memmap, obstacles, shard
+from avomni_lib.etl.cache import memmap, shard
+from avomni_lib.etl.clip import obstacles
 from tests.test_memmap import COMMON, write_cache
 
 PAGE = (

@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from avomni_lib import files
-from avomni_lib.training import adapter, usage
-from avomni_lib.training.card import LEARNED, MEASURED, card
+from avomni_lib.training.export import usage
+from avomni_lib.training.export.card import LEARNED, MEASURED, card
+from avomni_lib.training.model import adapter
 from tests import training_set
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.training.checkpoints import Checkpoints, rename_folder, step_of
+from avomni_lib.training.fit.checkpoints import Checkpoints, rename_folder, step_of
 
 
 @pytest.fixture

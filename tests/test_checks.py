@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from avomni_lib.dataset import calibration, clocks, contents, motion, rig, streams
+from avomni_lib.dataset import cameras, clocks, motion, streams
+from avomni_lib.dataset.audit import calibration, contents
+from avomni_lib.dataset.audit.findings import DAMAGED, ODD, Finding, reasons, summary, worst
 from avomni_lib.dataset.checks import Job
-from avomni_lib.dataset.findings import DAMAGED, ODD, Finding, reasons, summary, worst
 from avomni_lib.dataset.stored_zip import ByteRange, members
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl.egomotion import Egomotion
+from avomni_lib.etl.clip.egomotion import Egomotion
 from tests.published_set import (
     Drive,
     camera_times,
@@ -33,7 +34,7 @@ from tests.published_set import (
     write_published_set,
 )
 
-CAMERA = rig.FRONT_WIDE.name
+CAMERA = cameras.FRONT_WIDE.name
 NUM_FRAMES = 24
 KEYS = "keyint=6:min-keyint=6:scenecut=0"
 SPAN_US = (-14_200, 2_000_000)
@@ -498,7 +499,7 @@ def test_wrong_calibration_is_found(feature, change, size, severity, says):
 
 
 def test_a_lens_of_another_view_than_its_name_is_odd():
-    (told,) = calibration.row(INTRINSICS, rig.FRONT_TELE.name, LENS)
+    (told,) = calibration.row(INTRINSICS, cameras.FRONT_TELE.name, LENS)
     assert (told.severity, told.reason) == (ODD, "camera_front_tele_30fov sees 120° across")
 
 

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avomni_lib.dataset.balance import shares
 from avomni_lib.dataset.catalog import INDEX_FILE, Catalog, required_features
-from avomni_lib.dataset.choice import Choice, candidates, choose_chunks
-from avomni_lib.dataset.ranking import NUM_SPARE, greedy, rank
-from avomni_lib.dataset.remote import RemoteFile
-from avomni_lib.dataset.sizes import estimated
+from avomni_lib.dataset.download.remote import RemoteFile
+from avomni_lib.dataset.select.balance import shares
+from avomni_lib.dataset.select.chunks import Choice, candidates, choose_chunks
+from avomni_lib.dataset.select.ranking import NUM_SPARE, greedy, rank
+from avomni_lib.dataset.select.sizes import estimated
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 from tests.published_set import ListedClip, clip_id_of, listed_clip, write_metadata

@@ -6,12 +6,12 @@ import json
 import pytest
 
 from avomni_lib import files
-from avomni_lib.dataset import rig
-from avomni_lib.etl import forecast
-from avomni_lib.notebook.choice import OWN_LIST, Choice
-from avomni_lib.notebook.choice_cost import Footage, cost, in_short
+from avomni_lib.dataset import cameras
+from avomni_lib.etl.run import forecast
+from avomni_lib.notebook.tiles.choice import OWN_LIST, Choice
+from avomni_lib.notebook.tiles.cost import Footage, cost, in_short
 from avomni_lib.params import Params
-from avomni_lib.training import estimate
+from avomni_lib.training.forecast import estimate
 
 REAL = Params.from_files([files.PROJECT_ROOT / "params" / "mi300x.yaml"])
 DEMO = Params.from_files([files.PROJECT_ROOT / "params" / "demo.yaml"])
@@ -54,7 +54,7 @@ def test_figures_are_those_of_the_plan_of_such_a_run(changes):
 
 
 def test_an_own_list_costs_by_its_cameras_and_cells():
-    four = tuple(camera.name for camera in rig.grid("4-cam").cameras)
+    four = tuple(camera.name for camera in cameras.grid("4-cam").cameras)
     known, own = of(REAL), of(REAL, setup=OWN_LIST, cameras=four)
     told, right = cost(REAL, own, footage(REAL)), cost(REAL, known, footage(REAL))
     for name in ("vision_tokens", "sample_mb", "cache_gb", "etl_seconds"):

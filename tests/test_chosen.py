@@ -11,14 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from avomni_lib.dataset import download, rig
+from avomni_lib.dataset import cameras
 from avomni_lib.dataset.catalog import FEATURES_FILE, INDEX_FILE, OLD_PRESENCE_FILE, PRESENCE_FILE
-from avomni_lib.dataset.chosen import path_of
+from avomni_lib.dataset.download import download
+from avomni_lib.dataset.select.manifest import path_of
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import build, share
-from avomni_lib.notebook import runs
+from avomni_lib.etl.run import build, slurm
+from avomni_lib.notebook.run import runs
 from avomni_lib.params import Params
-from avomni_lib.world import local_hub
+from avomni_world.hub import local_hub
 from tests import evicting_run, folder_run
 from tests.evicting_run import REPO, hub_of
 from tests.folder_run import chosen, content
@@ -75,7 +76,7 @@ def newer_presence(folder: Path) -> None:
 
 
 def absent(folder: Path) -> None:
-    name = rig.FRONT_WIDE.name
+    name = cameras.FRONT_WIDE.name
     rewritten(folder / PRESENCE_FILE, with_value(name, False))
 
 
@@ -98,7 +99,7 @@ def test_a_catalog_that_has_changed_since_02_is_told(folder, tmp_path, kind):
     change, name = CHANGES[kind]
     p = chosen(tmp_path, folder)
     change(folder)
-    for read in (build.build, build.plan, lambda p: share.build_share(p, 1, 2)):
+    for read in (build.build, build.plan, lambda p: slurm.build_share(p, 1, 2)):
         if read is build.plan and kind == "the index is gone":
             continue
         if read is build.plan:
@@ -179,7 +180,7 @@ def test_with_fewer_chunks_chosen_every_clip_of_these_has_one_row(folder, tmp_pa
     values["download"]["target_chunks"] = 1
     p = Params.from_values(values)
     download.fetch(p, None)
-    path = folder / chunk_path(rig.FRONT_WIDE.name, 0)
+    path = folder / chunk_path(cameras.FRONT_WIDE.name, 0)
     members = read_zip(path)
     write_zip(path, {name: c for name, c in members.items() if clip_id_of(1) not in name})
     built = build.build(p)
@@ -190,7 +191,7 @@ def test_with_fewer_chunks_chosen_every_clip_of_these_has_one_row(folder, tmp_pa
 
 def test_the_table_is_the_same_whoever_made_the_parts(published, tmp_path):
     p = chosen(tmp_path, published)
-    share.build_share(p, 1, 2)
+    slurm.build_share(p, 1, 2)
     build.build(p)
     q = chosen(tmp_path / "other", published)
     build.build(q)

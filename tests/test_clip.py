@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avomni_lib.dataset import rig, stored_zip
+from avomni_lib.dataset import cameras, stored_zip
 from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.dataset.clip import EGOMOTION_COLUMNS, ByteRange, Clip
 from avomni_lib.dataset.stored_zip import member, members
@@ -32,8 +32,8 @@ from tests.published_set import (
     write_zip,
 )
 
-CAMERA = rig.FRONT_TELE.name
-CAMERA_IDX = rig.CAMERAS.index(rig.FRONT_TELE)
+CAMERA = cameras.FRONT_TELE.name
+CAMERA_IDX = cameras.CAMERAS.index(cameras.FRONT_TELE)
 NUMBER = 1
 
 

@@ -14,11 +14,13 @@ import yaml
 from avomni_lib import __main__ as command_line
 from avomni_lib import files
 from avomni_lib.__main__ import COMMANDS, EXAMPLES, EXIT_CODES, _parser, main
-from avomni_lib.etl.verification import Verified
+from avomni_lib.etl.cache.verify import Verified
 from avomni_lib.evaluation.comparison import Compared
-from avomni_lib.notebook import commands, pipeline, terminal
+from avomni_lib.notebook import commands
+from avomni_lib.notebook.pages import terminal
+from avomni_lib.notebook.run import pipeline
 from avomni_lib.plan import Plan
-from avomni_lib.training.findings import Finding, Report
+from avomni_lib.training.doctor.findings import Finding, Report
 from tests import folder_run
 from tests.published_set import write_published_set
 
@@ -151,7 +153,7 @@ def test_ctrl_c_is_130(flags, capsys: pytest.CaptureFixture, monkeypatch: pytest
 
 
 def test_the_doctor_is_1_where_something_is_wrong(capsys, monkeypatch):
-    from avomni_lib.training import doctor
+    from avomni_lib.training.doctor import doctor
 
     monkeypatch.setattr(doctor, "examine", lambda p: REPORT)
     assert main(["doctor", "--json"]) == 1

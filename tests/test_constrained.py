@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.training import constrained
-from avomni_lib.training.constrained import Constraint
+from avomni_lib.training.model import constrained
+from avomni_lib.training.model.constrained import Constraint
 from avomni_lib.training.targets import TARGETS
 from tests.training_set import Truth, make_words
 

@@ -4,9 +4,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avomni_lib.dataset import rig
+from avomni_lib.dataset import cameras
 from avomni_lib.errors import AvomniError
-from avomni_lib.training.conversation import IGNORED, Sample, collate, prompt_text
+from avomni_lib.training.prompt.conversation import IGNORED, Sample, collate, prompt_text
 from avomni_lib.training.targets import target
 from tests import training_set
 
@@ -25,7 +25,7 @@ def test_a_sample_is_worded_as_the_chat_template_words_it(talk):
     ]
     template = talk.tokenizer.apply_chat_template(turns, tokenize=False)
     before, after = template.split("<|vision_start|><|video_pad|><|vision_end|>")
-    question = prompt_text(rig.grid("4-cam"), target("summary_v1"))
+    question = prompt_text(cameras.grid("4-cam"), target("summary_v1"))
     text = talk.tokenizer.decode(talk.sample(ANSWER).input_ids)
     assert text.startswith(before + "<|vision_start|><0.1 seconds>")
     # The template's line break after the last turn comes after all that is learned: it is left out.
@@ -33,7 +33,7 @@ def test_a_sample_is_worded_as_the_chat_template_words_it(talk):
 
 
 def test_the_prompt_names_the_cameras_row_by_row():
-    words = prompt_text(rig.grid("7-cam"), target("summary_v1"))
+    words = prompt_text(cameras.grid("7-cam"), target("summary_v1"))
     assert "7 cameras of one car in a 3x3 grid" in words
     assert "cross left, front wide, cross right; rear left, front tele, rear right" in words
     assert "; empty, rear tele, empty." in words

@@ -8,8 +8,10 @@ import shutil
 import pytest
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.training import adapter, merging, model, worker
-from avomni_lib.training.checkpoints import Checkpoints, Metrics
+from avomni_lib.training.export import merge
+from avomni_lib.training.fit import worker
+from avomni_lib.training.fit.checkpoints import Checkpoints, Metrics
+from avomni_lib.training.model import adapter, load
 from tests import killed_training, training_set
 
 WEIGHTS = "adapter_model.safetensors"
@@ -223,7 +225,7 @@ def test_names_that_are_no_checkpoints_are_left_alone(again, whole):
 
 def test_a_damaged_best_checkpoint_is_not_what_comes_out(base_folder, tmp_path, monkeypatch):
     """What is best on held-out windows is dictated here: the checkpoint at step 2."""
-    from avomni_lib.training import heldout
+    from avomni_lib.training.fit import heldout
 
     monkeypatch.setattr(heldout.HeldOut, "errors", lambda self, *_: [next(errors)])
     training = {"heldout_windows": 3, "num_epochs": 2}
@@ -250,7 +252,7 @@ def test_a_damaged_best_checkpoint_is_not_what_comes_out(base_folder, tmp_path, 
 def test_a_damaged_adapter_is_not_answered_with(whole, tmp_path, name):
     p, trained = whole
     moments = random.Random(name)
-    base = model.load_base(p).model
+    base = load.load_base(p).model
     folder = shutil.copytree(trained.adapter, tmp_path / "adapter")
     for damage in ("flip", "cut", "empty", "missing"):
         path, content = folder / name, (folder / name).read_bytes()
@@ -261,7 +263,7 @@ def test_a_damaged_adapter_is_not_answered_with(whole, tmp_path, name):
         else:
             path.write_bytes(content[: len(content) // 2 if damage == "cut" else 0])
         with pytest.raises(AvomniError) as caught:
-            model.load_adapter(base, folder, p)
+            load.load_adapter(base, folder, p)
         assert caught.value.fix and caught.value.where == str(folder)
         path.write_bytes(content)
     moved = training_set.params(tmp_path, p.model.base_model)
@@ -269,6 +271,6 @@ def test_a_damaged_adapter_is_not_answered_with(whole, tmp_path, name):
     shutil.copytree(folder, adapter.adapter_dir(moved))
     (adapter.adapter_dir(moved) / name).write_bytes(b"")
     with pytest.raises(AvomniError, match="no trained adapter|the adapter is damaged"):
-        merging.merge(moved)
+        merge.merge(moved)
     (folder / "README.md").write_text("a card that a person has edited")
-    model.load_adapter(base, folder, p)
+    load.load_adapter(base, folder, p)

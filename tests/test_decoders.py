@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import decoders, stream, video
+from avomni_lib.etl.video import decoders, reader, stream
 from tests.streams import OPEN, SPECS, numbers, places, stream_bytes
 
 
@@ -28,7 +28,7 @@ class OffByOne:
 def test_decord_is_refused_where_its_picture_is_a_neighbours():
     content = stream_bytes("h264 gop 30 b")
     with stream.opened(content) as opened:
-        images = video.read_frames(content, opened.times_us).images
+        images = reader.read_frames(content, opened.times_us).images
         with pytest.raises(AvomniError, match="shows frame 30 where decord is asked for 29"):
             decoders._probe(OffByOne(images), opened)
 
@@ -38,16 +38,16 @@ def test_decords_pictures_are_pyavs(name):
     content = stream_bytes(name)
     with stream.opened(content) as opened:
         wanted = opened.times_us[[80, 3, 3, 31]]
-    found = video.read_frames(content, wanted, decoder="decord")
+    found = reader.read_frames(content, wanted, decoder="decord")
     assert numbers(found.images, name) == [80, 3, 3, 31]
-    apart = found.images.astype(int) - video.read_frames(content, wanted).images
+    apart = found.images.astype(int) - reader.read_frames(content, wanted).images
     assert np.abs(apart).mean() < 2
 
 
 @pytest.mark.parametrize("name", sorted(OPEN & set(SPECS)))
 def test_decord_is_refused_in_open_gops(name):
     with pytest.raises(AvomniError, match="open GOPs") as caught:
-        video.read_frames(stream_bytes(name), np.array([0]), decoder="decord")
+        reader.read_frames(stream_bytes(name), np.array([0]), decoder="decord")
     assert caught.value.fix == "set processing.decoder to auto or pyav"
 
 
@@ -55,17 +55,17 @@ def test_decord_is_refused_in_open_gops(name):
 def test_a_hole_that_decoders_conceal_is_found_before_they_are_asked(decoder):
     content = bytearray(stream_bytes("hevc closed"))
     place, size = places(bytes(content))[70]
-    times = video.read_frames(bytes(content), np.array([0])).timestamps_us
+    times = reader.read_frames(bytes(content), np.array([0])).timestamps_us
     content[place + size // 2 : place + size] = bytes(size - size // 2)
     with pytest.raises(stream.Damaged, match="frame 70 is damaged: zeros"):
-        video.read_frames(bytes(content), times, decoder=decoder)
+        reader.read_frames(bytes(content), times, decoder=decoder)
 
 
 def test_torchcodec_that_is_not_there_is_an_error_that_says_what_to_do(monkeypatch):
     for name in ("torchcodec", "torchcodec.decoders"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(AvomniError, match="torchcodec is not installed") as caught:
-        video.read_frames(stream_bytes("h264 gop 30"), np.array([0]), decoder="torchcodec")
+        reader.read_frames(stream_bytes("h264 gop 30"), np.array([0]), decoder="torchcodec")
     assert "processing.decoder" in caught.value.where
     assert "FFmpeg's shared libraries" in caught.value.fix
 
@@ -79,4 +79,4 @@ def test_torchcodec_that_cannot_be_loaded_is_told_with_the_reason(monkeypatch, t
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(AvomniError, match="cannot be loaded: Could not load libtorchcodec"):
-        video.read_frames(stream_bytes("h264 gop 30"), np.array([0]), decoder="torchcodec")
+        reader.read_frames(stream_bytes("h264 gop 30"), np.array([0]), decoder="torchcodec")

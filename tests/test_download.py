@@ -12,20 +12,26 @@ from pathlib import Path
 import pytest
 
 from avomni_lib.dataset.catalog import required_features
-from avomni_lib.dataset.download import fetch, fetch_files, missing_files, plan, read_chosen
-from avomni_lib.dataset.evicted import evict
-from avomni_lib.dataset.forecast import forecast
-from avomni_lib.dataset.hub import Hub
-from avomni_lib.dataset.remote import RemoteFile
-from avomni_lib.dataset.selection import LICENSE_CLAUSE, pinned
-from avomni_lib.dataset.transfer import CLIENT_CACHE, PARTIALS, bytes_there, path_of
-from avomni_lib.dataset.verified import MANIFEST, Verified, hold
+from avomni_lib.dataset.download.download import (
+    fetch,
+    fetch_files,
+    missing_files,
+    plan,
+    read_chosen,
+)
+from avomni_lib.dataset.download.hub import Hub
+from avomni_lib.dataset.download.remote import RemoteFile
+from avomni_lib.dataset.download.transfer import CLIENT_CACHE, PARTIALS, bytes_there, path_of
+from avomni_lib.dataset.download.verified import MANIFEST, Verified, hold
+from avomni_lib.dataset.select.evicted import evict
+from avomni_lib.dataset.select.forecast import forecast
+from avomni_lib.dataset.select.selection import LICENSE_CLAUSE, pinned
 from avomni_lib.errors import AvomniError
 from avomni_lib.notebook.plots import download as plots
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
-from avomni_lib.world import local_hub
-from avomni_lib.world.local_hub import LocalHub
+from avomni_world.hub import local_hub
+from avomni_world.hub.local_hub import LocalHub
 from tests.published_set import SPLITS, chunk_path, clip_id_of, write_published_set
 
 REPO = "avomni/world"

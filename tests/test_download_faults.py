@@ -19,11 +19,11 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from avomni_lib.dataset import batch, transfer
-from avomni_lib.dataset.backoff import Backoff
-from avomni_lib.dataset.download import fetch, read_chosen
-from avomni_lib.dataset.hub import Hub
-from avomni_lib.dataset.verified import Verified
+from avomni_lib.dataset.download import batch, transfer
+from avomni_lib.dataset.download.backoff import Backoff
+from avomni_lib.dataset.download.download import fetch, read_chosen
+from avomni_lib.dataset.download.hub import Hub
+from avomni_lib.dataset.download.verified import Verified
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
@@ -269,9 +269,9 @@ def test_a_hub_that_goes_away_for_a_while_is_found_again(folder: Path, p: Params
 CLIENT = """
 import json, sys
 from avomni_lib.dataset import batch
-from avomni_lib.dataset.backoff import Backoff
-from avomni_lib.dataset.hub import Hub
-from avomni_lib.dataset.verified import Verified
+from avomni_lib.dataset.download.backoff import Backoff
+from avomni_lib.dataset.download.hub import Hub
+from avomni_lib.dataset.download.verified import Verified
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 p = Params.model_validate_json(sys.argv[1])
@@ -536,8 +536,8 @@ def test_a_long_listing_comes_in_pages_or_five_hundred_names_at_a_time(tmp_path:
 
 RUN = """
 import sys
-from avomni_lib.dataset.download import fetch
-from avomni_lib.dataset.hub import Hub
+from avomni_lib.dataset.download.download import fetch
+from avomni_lib.dataset.download.hub import Hub
 from avomni_lib.params import Params
 p = Params.model_validate_json(sys.argv[1])
 fetch(p, Hub(p.dataset.repo_id, sys.argv[2] or None, sys.argv[3]))

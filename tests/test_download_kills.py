@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from avomni_lib.dataset.download import read_chosen
-from avomni_lib.dataset.transfer import PARTIALS
+from avomni_lib.dataset.download.download import read_chosen
+from avomni_lib.dataset.download.transfer import PARTIALS
 from avomni_lib.params import Params
 from tests.hub_process import REPO, HubProcess
 from tests.published_set import chunk_path, write_published_set
@@ -50,8 +50,8 @@ def params(tmp_path: Path) -> Params:
 
 FETCH = """
 import sys
-from avomni_lib.dataset.download import fetch
-from avomni_lib.dataset.hub import Hub
+from avomni_lib.dataset.download.download import fetch
+from avomni_lib.dataset.download.hub import Hub
 from avomni_lib.params import Params
 p = Params.model_validate_json(sys.argv[1])
 fetch(p, Hub(p.dataset.repo_id, sys.argv[2], sys.argv[3]))

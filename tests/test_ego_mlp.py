@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl.trajectory import Trajectory
+from avomni_lib.etl.clip.trajectory import Trajectory
 from avomni_lib.evaluation import baselines, trajectories
 from avomni_lib.evaluation.baselines import Motion
 from avomni_lib.evaluation.ego_mlp import EgoMlp

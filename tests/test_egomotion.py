@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl.egomotion import Egomotion, path_length
+from avomni_lib.etl.clip.egomotion import Egomotion, path_length
 from tests.published_set import Drive, egomotion_times
 
 SECONDS = 6.0

@@ -18,8 +18,8 @@ import psutil
 import pytest
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import build, engines, parts
-from avomni_lib.etl.parts import Outcome
+from avomni_lib.etl.run import build, engines, parts
+from avomni_lib.etl.run.parts import Outcome
 from avomni_lib.files import PROJECT_ROOT
 from avomni_lib.params import Params
 from avomni_lib.pool import WAIT

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from avomni_lib import files
-from avomni_lib.training import adapter, trainer
+from avomni_lib.training.fit import trainer
+from avomni_lib.training.model import adapter
 from tests import cached_training
 
 # What Accelerate, transformers, torchrun, MPI and the libraries below torch would read.
@@ -100,7 +101,7 @@ def test_a_worker_that_is_started_by_hand_takes_nothing_from_it(made, expected, 
         name: LEFT_IN_A_SHELL[name] for name in LEFT_IN_A_SHELL if name != "TORCHELASTIC_RUN_ID"
     }
     ran = subprocess.run(
-        [sys.executable, "-m", "avomni_lib.training.worker", str(params)],
+        [sys.executable, "-m", "avomni_lib.training.fit.worker", str(params)],
         capture_output=True,
         text=True,
         env=os.environ | left,

@@ -7,9 +7,9 @@ import pytest
 from avomni_lib.errors import AvomniError
 from avomni_lib.files import PROJECT_ROOT
 from avomni_lib.params import Params
-from avomni_lib.training import estimate
-from avomni_lib.training.pace import Probe
-from avomni_lib.training.tokens import Tokens
+from avomni_lib.training.forecast import estimate
+from avomni_lib.training.forecast.step_time import Probe
+from avomni_lib.training.prompt.tokens import Tokens
 from tests import training_set
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from avomni_lib.dataset import chosen, evicted
-from avomni_lib.dataset.chosen import Chosen
+from avomni_lib.dataset.select import evicted, manifest
+from avomni_lib.dataset.select.manifest import Chosen
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 
@@ -34,7 +34,7 @@ def p(tmp_path: Path) -> Params:
 
 def choose(p: Params, sha256: str) -> None:
     listed = {path: {"size": 5, "sha256": sha256} for path in PATHS}
-    chosen.write_chosen(p, Chosen("owner/name", "0" * 40, (0,), {"train": ("x",)}, listed))
+    manifest.write_chosen(p, Chosen("owner/name", "0" * 40, (0,), {"train": ("x",)}, listed))
 
 
 def test_evicted_files_are_gone_and_known_by_their_day(p: Params):
@@ -84,13 +84,13 @@ def test_a_record_that_cannot_be_read_costs_only_the_word(p: Params, text: str):
 
 
 def test_the_day_of_the_choice_is_kept_and_changes_no_digest(p: Params):
-    old = chosen.read_chosen(p)
+    old = manifest.read_chosen(p)
     assert old.chosen_on is None
-    path = chosen.path_of(p)
+    path = manifest.path_of(p)
     values = json.loads(path.read_text())
     del values["chosen_on"]
     path.write_text(json.dumps(values))
-    assert chosen.read_chosen(p) == old, "files without it are still read"
+    assert manifest.read_chosen(p) == old, "files without it are still read"
     path.write_text(json.dumps(values | {"chosen_on": TODAY}))
-    assert chosen.read_chosen(p).chosen_on == TODAY
-    assert chosen.read_chosen(p).digest == old.digest
+    assert manifest.read_chosen(p).chosen_on == TODAY
+    assert manifest.read_chosen(p).digest == old.digest

@@ -12,15 +12,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.fft import dctn
 
-from avomni_lib.dataset import rig
+from avomni_lib.dataset import cameras
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import fingerprint, memmap, shard, tiling
-from avomni_lib.etl.fingerprint import Prints
-from avomni_lib.world.render import picture
-from avomni_lib.world.scene import make_scene
+from avomni_lib.etl.cache import memmap, shard
+from avomni_lib.etl.clip import tiling
+from avomni_lib.etl.leaks import fingerprint
+from avomni_lib.etl.leaks.fingerprint import Prints
+from avomni_world.scene.render import picture
+from avomni_world.scene.scenes import make_scene
 from tests.test_memmap import COMMON
 
-GRID, TILE = rig.grid("4-cam"), (48, 32)
+GRID, TILE = cameras.grid("4-cam"), (48, 32)
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +152,7 @@ def test_the_share_is_of_the_bits_that_both_masks_let_through(seed, num):
 
 
 def test_black_cells_of_a_grid_are_no_cameras():
-    grid = rig.grid("7-cam")
+    grid = cameras.grid("7-cam")
     assert fingerprint.spectra(np.zeros((2, 96, 144, 3), np.uint8), grid, TILE).shape == (2, 7, 143)
 
 

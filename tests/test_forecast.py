@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avomni_lib import files
-from avomni_lib.dataset import rig
-from avomni_lib.etl import build, forecast, memmap, shard
+from avomni_lib.dataset import cameras
+from avomni_lib.etl.cache import memmap, shard
+from avomni_lib.etl.run import build, forecast
 from avomni_lib.params import Params
 from avomni_lib.plan import gigabytes
 from avomni_lib.sections import ProcessingParams
@@ -157,7 +158,7 @@ def test_what_lies_in_the_cache_already_needs_no_more_room(tmp_path):
 def test_the_grid_must_suit_the_backbone():
     """The ETL stands above the training rooms, so its table is held against theirs here."""
     needed = {name: kind().side_multiple for name, kind in BACKBONES.items()}
-    assert needed == rig.SIDE_MULTIPLES
+    assert needed == cameras.SIDE_MULTIPLES
     p = params(Path("none"), processing={"tile_width": 450})
     (warning,) = build.plan(p).warnings
     assert "900×512 px is no multiple of 32 px, which qwen3_vl needs" in warning

@@ -5,12 +5,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
 
-from avomni_lib.dataset import rig
-from avomni_lib.training import tiny_base
+from avomni_lib.dataset import cameras
 from avomni_lib.training.backbones import backbone
-from avomni_lib.training.conversation import Conversation, collate
-from avomni_lib.training.generation import Sampling, say, say_mixed
+from avomni_lib.training.model.generate import Sampling, say, say_mixed
+from avomni_lib.training.prompt.conversation import Conversation, collate
 from avomni_lib.training.targets import target
+from avomni_world.tiny_base import make
 from tests import tiny_qwen3_vl
 from tests.training_set import make_words
 
@@ -30,7 +30,7 @@ def conversation(model, num_frames=NUM_FRAMES, height=HEIGHT, width=WIDTH):
     return Conversation(
         make_words(),
         backbone("qwen3_vl", model.config),
-        grid=rig.grid("4-cam"),
+        grid=cameras.grid("4-cam"),
         target=target("summary_v1"),
         num_frames=num_frames,
         height=height,
@@ -189,9 +189,9 @@ def test_sizes_may_be_mixed_in_constrained_batches(model):
 
 
 def test_a_model_that_knows_the_form_says_the_same_freely_and_held_to_it():
-    folder = tiny_base.folder()
+    folder = make.folder()
     model = Qwen3VLForConditionalGeneration.from_pretrained(folder)
-    talk = tiny_base.conversation(model, AutoTokenizer.from_pretrained(folder))
+    talk = make.conversation(model, AutoTokenizer.from_pretrained(folder))
     windows = images(3, size=talk.frame_shape[:3])
     free = say(model, talk, windows, 64)
     assert all(talk.target.parse(text) for text in free)

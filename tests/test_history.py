@@ -7,11 +7,11 @@ import shutil
 import numpy as np
 import pytest
 
-from avomni_lib.etl.memmap import EGOMOTION_COLUMNS, TRACK_COLUMNS, Cache
-from avomni_lib.etl.trajectory import Trajectory
-from avomni_lib.etl.windows import Windows
+from avomni_lib.etl.cache.memmap import EGOMOTION_COLUMNS, TRACK_COLUMNS, Cache
+from avomni_lib.etl.cache.windows import Windows
+from avomni_lib.etl.clip.trajectory import Trajectory
 from avomni_lib.evaluation import motion_rows
-from avomni_lib.training import history, samples
+from avomni_lib.training.prompt import history, samples
 from avomni_lib.training.targets import TARGETS, target
 from tests import cached_run
 from tests.published_set import Drive, clip_id_of
@@ -108,10 +108,10 @@ def test_a_conversation_with_history_is_tokenised_as_a_whole(p):
     """What stands before the words is tokenised once: the joints must fall on whole tokens."""
     from transformers import AutoTokenizer
 
-    from avomni_lib.training import tiny_base
     from avomni_lib.training.backbones import backbone
+    from avomni_world.tiny_base import make
 
-    words = AutoTokenizer.from_pretrained(tiny_base.folder())
+    words = AutoTokenizer.from_pretrained(make.folder())
     windows = windows_of(Cache.open(p.cache_dir), "test", target("summary_v1"))
     asks = p.model_copy(update={"prompt": p.prompt.model_copy(update={"ego_history": True})})
     talk = samples.conversation_of(asks, windows, words, backbone("qwen3_vl"))
@@ -129,10 +129,10 @@ def test_a_conversation_with_history_is_tokenised_as_a_whole(p):
 def test_without_ego_history_nothing_is_told(p):
     from transformers import AutoTokenizer
 
-    from avomni_lib.training import tiny_base
     from avomni_lib.training.backbones import backbone
+    from avomni_world.tiny_base import make
 
-    words = AutoTokenizer.from_pretrained(tiny_base.folder())
+    words = AutoTokenizer.from_pretrained(make.folder())
     windows = windows_of(Cache.open(p.cache_dir), "test", target("summary_v1"))
     talk = samples.conversation_of(p, windows, words, backbone("qwen3_vl"))
     assert {samples.history_of(i, windows, talk) for i in range(len(windows))} == {""}

@@ -14,18 +14,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from avomni_lib.dataset import download
-from avomni_lib.dataset.audit import audit
+from avomni_lib.dataset.audit.audit import audit
 from avomni_lib.dataset.catalog import Catalog
-from avomni_lib.dataset.chosen import read_chosen
 from avomni_lib.dataset.clip import Clip
-from avomni_lib.dataset.evicted import evict
-from avomni_lib.dataset.hub import Hub
+from avomni_lib.dataset.download import download
+from avomni_lib.dataset.download.hub import Hub
+from avomni_lib.dataset.select.evicted import evict
+from avomni_lib.dataset.select.manifest import read_chosen
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import build
-from avomni_lib.notebook import runs
+from avomni_lib.etl.run import build
+from avomni_lib.notebook.run import runs
 from avomni_lib.params import Params
-from avomni_lib.world import local_hub
+from avomni_world.hub import local_hub
 from tests import folder_run
 from tests.published_set import clip_id_of, read_zip, write_published_set, write_zip
 

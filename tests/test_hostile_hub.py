@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from avomni_lib.dataset import download, transfer
-from avomni_lib.dataset.backoff import Backoff
-from avomni_lib.dataset.hub import Hub
-from avomni_lib.dataset.remote import RemoteFile
+from avomni_lib.dataset.download import download, transfer
+from avomni_lib.dataset.download.backoff import Backoff
+from avomni_lib.dataset.download.hub import Hub
+from avomni_lib.dataset.download.remote import RemoteFile
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
-from avomni_lib.world import local_hub
+from avomni_world.hub import local_hub
 from tests.answering_server import Answer, Answering, answering
 
 REPO = "avomni/world"
@@ -333,7 +333,7 @@ def in_process(code: str, tmp_path: Path, **variables: str) -> subprocess.Comple
     )
 
 
-ASK = f"from avomni_lib.dataset.hub import Hub; Hub({REPO!r}, {COMMIT!r}).sizes(['a'])"
+ASK = f"from avomni_lib.dataset.download.hub import Hub; Hub({REPO!r}, {COMMIT!r}).sizes(['a'])"
 
 
 def test_the_environments_endpoint_is_one_too(server: Answering, tmp_path: Path):
@@ -356,7 +356,7 @@ def test_a_base_model_is_not_fetched_with_the_token_in_the_clear_either(
     server: Answering, tmp_path: Path
 ):
     plain = {"HF_TOKEN": TOKEN, "HF_ENDPOINT": "http://hub.example", "http_proxy": server.endpoint}
-    code = "from avomni_lib.training.model import read_config; read_config('a/b', 'a/b')"
+    code = "from avomni_lib.training.model.load import read_config; read_config('a/b', 'a/b')"
     ran = in_process(code, tmp_path, **plain)
     assert "unencrypted to http://hub.example" in ran.stderr and TOKEN not in ran.stderr
     assert server.secrets == []

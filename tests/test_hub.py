@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from avomni_lib.dataset import refusals
-from avomni_lib.dataset.backoff import Backoff
-from avomni_lib.dataset.hub import Hub
-from avomni_lib.dataset.remote import RemoteFile, git_blob_id
+from avomni_lib.dataset.download import refusals
+from avomni_lib.dataset.download.backoff import Backoff
+from avomni_lib.dataset.download.hub import Hub
+from avomni_lib.dataset.download.remote import RemoteFile, git_blob_id
 from avomni_lib.errors import AvomniError
 from avomni_lib.plan import Bar
-from avomni_lib.world import local_hub
-from avomni_lib.world.local_hub import LocalHub
+from avomni_world.hub import local_hub
+from avomni_world.hub.local_hub import LocalHub
 from tests import published_set
 
 REPO = "avomni/world"
@@ -198,7 +198,7 @@ def test_no_connection_is_one_message():
 FETCH = """
 import resource, sys
 from pathlib import Path
-from avomni_lib.dataset.hub import Hub
+from avomni_lib.dataset.download.hub import Hub
 from avomni_lib.errors import AvomniError
 endpoint, path, folder, limit = sys.argv[1:]
 if int(limit):

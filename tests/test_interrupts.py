@@ -6,8 +6,8 @@ import time
 import pytest
 from jupyter_client.manager import KernelManager
 
-from avomni_lib.dataset import download
-from avomni_lib.notebook import interrupts
+from avomni_lib.dataset.download import download
+from avomni_lib.notebook.run import interrupts
 from avomni_lib.params import Params
 from tests import cached_run
 from tests.published_set import write_published_set

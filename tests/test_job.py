@@ -21,8 +21,9 @@ from avomni_lib import files
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
-from avomni_lib.training import adapter, job, trainer
-from avomni_lib.training.checkpoints import Metrics, step_of
+from avomni_lib.training.fit import job, trainer
+from avomni_lib.training.fit.checkpoints import Metrics, step_of
+from avomni_lib.training.model import adapter
 from tests import cached_training, killed_training
 
 WEIGHTS = "adapter_model.safetensors"
@@ -153,7 +154,7 @@ def test_a_second_one_attaches_or_is_refused(p):
         job.start_or_attach(other)
     assert f"process {process.pid}" in caught.value.what
     path = p.checkpoints_dir / job.PARAMS_FILE
-    by_hand = python("avomni_lib.training.worker", path)
+    by_hand = python("avomni_lib.training.fit.worker", path)
     assert by_hand.returncode == 1 and job.BUSY in by_hand.stderr
     assert "Traceback" not in by_hand.stderr
 

@@ -20,9 +20,9 @@ from PIL import Image
 
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import jpeg, memmap, shard
-from avomni_lib.etl.memmap import Cache
-from avomni_lib.etl.windows import Windows
+from avomni_lib.etl.cache import jpeg, memmap, shard
+from avomni_lib.etl.cache.memmap import Cache
+from avomni_lib.etl.cache.windows import Windows
 from tests import cached_run
 from tests.test_memmap import arrays, pictures, seed_of, write_cache
 

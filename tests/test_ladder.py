@@ -9,12 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avomni_lib import files
-from avomni_lib.dataset import split
+from avomni_lib.dataset.select import split
 from avomni_lib.errors import AvomniError
 from avomni_lib.evaluation import answer, before_after, ladder, metrics
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
-from avomni_lib.training import adapter, checksums, samples, trainer
+from avomni_lib.training.fit import checksums, trainer
+from avomni_lib.training.model import adapter
+from avomni_lib.training.prompt import samples
 from tests import cached_run
 from tests.published_set import Drive, clip_id_of
 

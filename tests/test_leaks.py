@@ -13,17 +13,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from avomni_lib import files
-from avomni_lib.dataset import rig, split
+from avomni_lib.dataset import cameras
+from avomni_lib.dataset.select import split
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import duplicates, fingerprint, leaks, memmap, shard, tiling, video
-from avomni_lib.etl.memmap import Cache
+from avomni_lib.etl.cache import memmap, shard
+from avomni_lib.etl.cache.memmap import Cache
+from avomni_lib.etl.clip import tiling
+from avomni_lib.etl.leaks import duplicates, fingerprint, leaks
+from avomni_lib.etl.video import reader
 from avomni_lib.params import Params
-from avomni_lib.world import recording, scene
-from avomni_lib.world.render import Renderer
+from avomni_world.publish import recording
+from avomni_world.scene import scenes
+from avomni_world.scene.render import Renderer
 from tests.test_fingerprint import by_jpeg
 from tests.test_memmap import COMMON
 
-GRID, TILE, HZ = rig.grid("4-cam"), (48, 32), 2.0
+GRID, TILE, HZ = cameras.grid("4-cam"), (48, 32), 2.0
 NUM_HONEST, NUM_FRAMES = 500, 8
 SPLITS = ("train", "val", "test")
 LEAST = 4  # frames that a near-duplicate shares at 2 Hz
@@ -53,11 +58,11 @@ def drives(seeds: range, town: str, num_frames: int = NUM_FRAMES) -> Iterator[Ar
     still more alike.
     """
     with pytest.MonkeyPatch.context() as patch, Renderer(*TILE, GRID.cameras) as renderer:
-        painted = scene.textures.textures(np.random.default_rng(0), scene.towns.town(town))
-        patch.setattr(scene.textures, "textures", lambda *_: painted)
-        patch.setattr(scene, "EGO_FUTURE_S", 1.0)
+        painted = scenes.textures.textures(np.random.default_rng(0), scenes.towns.town(town))
+        patch.setattr(scenes.textures, "textures", lambda *_: painted)
+        patch.setattr(scenes, "EGO_FUTURE_S", 1.0)
         for seed in seeds:
-            world = scene.make_scene(seed, town, num_frames / HZ)
+            world = scenes.make_scene(seed, town, num_frames / HZ)
             renderer.open(world)
             times_s = np.arange(num_frames) / HZ
             tiles = np.stack([tiles.copy() for tiles in renderer.frames(times_s)], axis=1)
@@ -100,7 +105,7 @@ def by_h264(frames: np.ndarray) -> np.ndarray:
     tiles = np.stack([tiling.tile_of(frames, GRID, TILE, c.name) for c in GRID.cameras], axis=1)
     clock = np.rint(np.arange(len(frames)) * 1e6 / recording.FPS).astype(np.int64)
     decoded = {
-        camera.name: video.read_frames(data, clock, timestamps_us=clock).images
+        camera.name: reader.read_frames(data, clock, timestamps_us=clock).images
         for camera, data in zip(
             GRID.cameras, recording.encode(iter(tiles), len(GRID.cameras), *TILE), strict=True
         )

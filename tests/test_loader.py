@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import memmap, rows, shard
-from avomni_lib.etl.memmap import Cache
-from avomni_lib.etl.windows import Windows
-from avomni_lib.training.loader import Loader, Order
+from avomni_lib.etl.cache import memmap, rows, shard
+from avomni_lib.etl.cache.memmap import Cache
+from avomni_lib.etl.cache.windows import Windows
+from avomni_lib.training.feed.loader import Loader, Order
 from tests.test_memmap import COMMON, arrays, write_cache
 
 

@@ -12,9 +12,9 @@ import pytest
 from huggingface_hub import errors
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.world import local_hub
-from avomni_lib.world.hub_protocol import PAGE_SIZE
-from avomni_lib.world.local_hub import LocalHub
+from avomni_world.hub import local_hub
+from avomni_world.hub.local_hub import LocalHub
+from avomni_world.hub.protocol import PAGE_SIZE
 from tests import published_set
 
 REPO = "avomni/world"

@@ -9,9 +9,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from avomni_lib import files
-from avomni_lib.training import adapter, loader, worker
-from avomni_lib.training.checkpoints import METRICS_FILE, Metrics
-from avomni_lib.training.samples import sample_of
+from avomni_lib.training.feed import loader
+from avomni_lib.training.fit import worker
+from avomni_lib.training.fit.checkpoints import METRICS_FILE, Metrics
+from avomni_lib.training.model import adapter
+from avomni_lib.training.prompt.samples import sample_of
 from tests import training_set
 from tests.training_set import Uneven
 

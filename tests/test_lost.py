@@ -17,13 +17,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from avomni_lib.dataset import evicted, stored_zip
+from avomni_lib.dataset import stored_zip
 from avomni_lib.dataset.catalog import OBSTACLES
+from avomni_lib.dataset.select import evicted
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import build, memmap, parts, share
-from avomni_lib.notebook import runs, tables
+from avomni_lib.etl.cache import memmap
+from avomni_lib.etl.run import build, parts, slurm
+from avomni_lib.notebook.pages import tables
+from avomni_lib.notebook.run import runs
 from avomni_lib.params import Params
-from avomni_lib.world import local_hub
+from avomni_world.hub import local_hub
 from tests import evicting_run, folder_run
 from tests.evicting_run import CAMERAS, FILES_PER_CHUNK, NUM_CHUNKS, REPO, hub_of, raw_files
 from tests.folder_run import chosen, content
@@ -157,8 +160,8 @@ def test_a_share_counts_lost_clips_and_the_build_that_follows_reads_them(
     p = chosen(tmp_path, published)
     world(killed=2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(share, "make_part", befallen)
-        figures = share.build_share(p, 1, 2)
+        patch.setattr(slurm, "make_part", befallen)
+        figures = slurm.build_share(p, 1, 2)
     assert (figures["num_made"], figures["num_lost"], figures["num_damaged"]) == (2, 1, 0)
     world()
     assert not build.build(p).lost

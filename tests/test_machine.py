@@ -10,11 +10,11 @@ import pytest
 
 from avomni_lib import hardware
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import video
+from avomni_lib.etl.video import reader
 from avomni_lib.hardware import Choice, Memory
 from avomni_lib.params import Params
-from avomni_lib.training import machine
-from avomni_lib.training.platforms import Installed
+from avomni_lib.training.doctor import machine
+from avomni_lib.training.doctor.platforms import Installed
 
 CPU = Choice("cpu", "torch sees no accelerator")
 OF_CPU, OF_CUDA = Installed("2.13.0+cpu"), Installed("2.13.0+cu130", cuda="13.0")
@@ -198,21 +198,21 @@ def test_a_decoder_reads_what_was_written(name: str):
 
 
 def test_a_decoder_that_shows_something_else_or_nothing_is_wrong(monkeypatch):
-    right = video.read_frames
+    right = reader.read_frames
 
     def darker(*arguments, **named):
         frames = right(*arguments, **named)
         return dataclasses.replace(frames, images=(frames.images * 0.5).astype(np.uint8))
 
-    monkeypatch.setattr(video, "read_frames", darker)
+    monkeypatch.setattr(reader, "read_frames", darker)
     line = machine.decoder("pyav")
     assert line.state == "wrong" and "60, 120, 180" in line.why
 
     def missing(*_, **__):
         raise AvomniError("torchcodec is not installed", fix="set processing.decoder to auto")
 
-    monkeypatch.setitem(video.DECODERS, "torchcodec", missing)
-    monkeypatch.setattr(video, "read_frames", right)
+    monkeypatch.setitem(reader.DECODERS, "torchcodec", missing)
+    monkeypatch.setattr(reader, "read_frames", right)
     line = machine.decoder("torchcodec")
     assert (line.state, line.found) == ("wrong", "torchcodec is not installed")
 

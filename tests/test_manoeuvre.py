@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avomni_lib.etl import manoeuvre
-from avomni_lib.etl.manoeuvre import ACROSS, ALONG, THRESHOLDS, levels
-from avomni_lib.etl.trajectory import FUTURE_STEPS, STEP_S, Trajectory
+from avomni_lib.etl.clip import manoeuvre
+from avomni_lib.etl.clip.manoeuvre import ACROSS, ALONG, THRESHOLDS, levels
+from avomni_lib.etl.clip.trajectory import FUTURE_STEPS, STEP_S, Trajectory
 from tests.known_paths import Arc, truths
 
 T_S = np.arange(FUTURE_STEPS + 1) * STEP_S

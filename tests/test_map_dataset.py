@@ -6,10 +6,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import shard
-from avomni_lib.etl.memmap import Cache
-from avomni_lib.etl.windows import Windows
-from avomni_lib.training.map_dataset import MapDataset
+from avomni_lib.etl.cache import shard
+from avomni_lib.etl.cache.memmap import Cache
+from avomni_lib.etl.cache.windows import Windows
+from avomni_lib.training.feed.map_dataset import MapDataset
 from tests.test_memmap import write_cache
 
 

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 from avomni_lib import files
-from avomni_lib.dataset import rig
+from avomni_lib.dataset import cameras
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import memmap, shard
-from avomni_lib.etl.memmap import Cache
-from avomni_lib.etl.windows import Windows
+from avomni_lib.etl.cache import memmap, shard
+from avomni_lib.etl.cache.memmap import Cache
+from avomni_lib.etl.cache.windows import Windows
 
-GRID = rig.grid("4-cam")
+GRID = cameras.grid("4-cam")
 COMMON = {
     "generator": "avomni 9.9",
     "source": {"repo_id": "some/set", "revision": "0" * 40},
@@ -140,7 +140,7 @@ def test_the_header_says_what_the_arrays_are(folder):
 
 
 def test_a_grid_with_black_tiles_is_read_back(tmp_path):
-    grid = rig.grid("7-cam")
+    grid = cameras.grid("7-cam")
     cells = [cell and cell.name for cell in grid.cells]
     common = COMMON | {"grid": {"name": "7-cam", "rows": 3, "cols": 3, "cells": cells}}
     memmap.write_table(tmp_path, common, [], [])

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from avomni_lib.files import PROJECT_ROOT
 from avomni_lib.params import Params
-from avomni_lib.training import model
-from avomni_lib.training.anatomy import Anatomy, Language, Vision, anatomy_of
 from avomni_lib.training.backbones import backbone, qwen3_vl_layers
-from avomni_lib.training.loader import Loader, Order
-from avomni_lib.training.memory import LOGIT_TOKENS, memory
-from avomni_lib.training.tokens import Tokens, grid_size, tokens_per_sample
+from avomni_lib.training.feed.loader import Loader, Order
+from avomni_lib.training.forecast.memory import LOGIT_TOKENS, memory
+from avomni_lib.training.forecast.model_size import Anatomy, Language, Vision, anatomy_of
+from avomni_lib.training.model import load
+from avomni_lib.training.prompt.tokens import Tokens, grid_size, tokens_per_sample
 
 DEMO = PROJECT_ROOT / "params" / "demo.yaml"
 # Fresh: what was allocated before would be used again. It prints what the process held before the
@@ -168,7 +168,7 @@ class Built:
         self.dtype, self.kind = dtype, backbone("qwen3_vl")
         base = Qwen3VLForConditionalGeneration(config).to(dtype)
         self.kind.prepare(base)
-        self.tuned = model.add_adapter(base, self.p, self.kind).train()
+        self.tuned = load.add_adapter(base, self.p, self.kind).train()
         _patch_chunked_ce_lm_head(self.tuned.get_base_model(), LOGIT_TOKENS)
         for weights in self.tuned.parameters():
             if weights.requires_grad:
@@ -258,7 +258,7 @@ def test_weights_adapter_and_optimizer_hold_what_was_told():
     import bitsandbytes as bnb
 
     p = demo()
-    base = model.load_base(p)
+    base = load.load_base(p)
     told = on_cpu(p)
     held = 0
     for weights in base.model.parameters():
@@ -267,7 +267,7 @@ def test_weights_adapter_and_optimizer_hold_what_was_told():
             held += state.absmax.nbytes + state.state2.absmax.nbytes
     assert told.weights == pytest.approx(held, rel=0.01)
 
-    tuned = model.add_adapter(base.model, p, backbone(p.model.backbone, base.model.config))
+    tuned = load.add_adapter(base.model, p, backbone(p.model.backbone, base.model.config))
     learning = [weights for weights in tuned.parameters() if weights.requires_grad]
     assert told.adapter == 2 * sum(weights.nbytes for weights in learning)
     optimizer = bnb.optim.AdamW8bit(learning)

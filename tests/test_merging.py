@@ -21,12 +21,14 @@ from avomni_lib import files, hardware
 from avomni_lib.__main__ import main
 from avomni_lib.errors import AvomniError
 from avomni_lib.hardware import Memory
-from avomni_lib.notebook import runs
+from avomni_lib.notebook.run import runs
 from avomni_lib.plan import Bar
-from avomni_lib.training import adapter, checksums, merging, model
 from avomni_lib.training.backbones import backbone
-from avomni_lib.training.conversation import collate
-from avomni_lib.training.generation import say
+from avomni_lib.training.export import merge
+from avomni_lib.training.fit import checksums
+from avomni_lib.training.model import adapter, load
+from avomni_lib.training.model.generate import say
+from avomni_lib.training.prompt.conversation import collate
 from tests import training_set
 
 WINDOWS = (0, 3, 7, 12)
@@ -38,14 +40,14 @@ TOLERANCE = {"bfloat16": 0.01, "float16": 0.0015}
 
 def make_adapter(p):
     """Write an adapter of random numbers, large enough that it changes what is said."""
-    base = model.load_base(p)
+    base = load.load_base(p)
     kind = backbone("qwen3_vl", base.model.config)
-    tuned = model.add_adapter(base.model, p, kind)
+    tuned = load.add_adapter(base.model, p, kind)
     torch.manual_seed(0)
     for name, weight in tuned.named_parameters():
         if "lora_B" in name:
             weight.data.normal_(std=0.1)
-    digest = model.base_digest(model.base_location(p.model.base_model), base.model.config)
+    digest = load.base_digest(load.base_location(p.model.base_model), base.model.config)
     record = adapter.record_of(
         p, training_set.Stripes(8), training_set.conversation(), digest, base.choices
     )
@@ -74,7 +76,7 @@ def p(trained, tmp_path, base_folder):
 @pytest.fixture(scope="module")
 def merged(trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("merged")
-    return {dtype: merging.merge(trained, folder / dtype, dtype=dtype) for dtype in TOLERANCE}
+    return {dtype: merge.merge(trained, folder / dtype, dtype=dtype) for dtype in TOLERANCE}
 
 
 def plain(folder):
@@ -115,8 +117,8 @@ def tensors_of(folder):
 
 @pytest.fixture(scope="module")
 def expected(trained):
-    base = model.load_base(trained).model
-    return logits(model.load_adapter(base, adapter.adapter_dir(trained), trained))
+    base = load.load_base(trained).model
+    return logits(load.load_adapter(base, adapter.adapter_dir(trained), trained))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -128,19 +130,19 @@ def test_an_adapter_in_the_original_weights_would_have_others(trained, expected)
     original = trained.model_copy(
         update={"model": trained.model.model_copy(update={"load_in_4bit": False})}
     )
-    base = model.load_base(original).model
+    base = load.load_base(original).model
     with pytest.raises(AvomniError, match="quantisation: trained with 'nf4', now 'none'"):
-        model.load_adapter(base, adapter.adapter_dir(trained), original)
+        load.load_adapter(base, adapter.adapter_dir(trained), original)
     tuned = PeftModel.from_pretrained(base, str(adapter.adapter_dir(trained))).eval()
     assert apart(logits(tuned), expected) > 3 * TOLERANCE["bfloat16"]
-    assert apart(logits(model.load_base(trained).model), expected) > 1
+    assert apart(logits(load.load_base(trained).model), expected) > 1
 
 
 def test_nothing_but_the_rounding_differs(trained, merged):
     """The folded weights before they are rounded are base and adapter to the last bits."""
-    from avomni_lib.training.merging import _fold
+    from avomni_lib.training.export.merge import _fold
 
-    base = model.load_base(trained).model
+    base = load.load_base(trained).model
     folded = _fold(base, adapter.adapter_dir(trained), trained, "float32")
     stored = tensors_of(merged["bfloat16"])
     state = folded.state_dict()
@@ -150,9 +152,9 @@ def test_nothing_but_the_rounding_differs(trained, merged):
 
 def test_plain_transformers_and_plain_peft_give_the_same_answers(trained, merged, monkeypatch):
     frames, talk = frames_of(WINDOWS), training_set.conversation()
-    base = model.load_base(trained).model
+    base = load.load_base(trained).model
     bare = say(base, talk, frames, 24)
-    ours = say(model.load_adapter(base, adapter.adapter_dir(trained), trained), talk, frames, 24)
+    ours = say(load.load_adapter(base, adapter.adapter_dir(trained), trained), talk, frames, 24)
     assert ours != bare and len(set(ours)) > 1
 
     card = (adapter.adapter_dir(trained) / "README.md").read_text()
@@ -192,7 +194,7 @@ def test_the_folder_is_a_plain_16_bit_checkpoint(merged, trained, dtype):
     stored = tensors_of(folder)
     assert {str(weight.dtype) for weight in stored.values()} == {f"torch.{dtype}"}
     assert not [name for name in stored if "lora" in name or "absmax" in name]
-    assert merging.count_numbers(trained) == sum(weight.numel() for weight in stored.values())
+    assert merge.count_numbers(trained) == sum(weight.numel() for weight in stored.values())
     assert {path.name for path in folder.iterdir()} == {
         *("README.md", "record.json", "config.json", "generation_config.json"),
         *("model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
@@ -228,12 +230,12 @@ def test_the_bases_own_processor_files_come_along(p, base_folder, tmp_path):
     base = shutil.copytree(base_folder, tmp_path / "base")
     (base / "preprocessor_config.json").write_text('{"of": "the base"}')
     p = make_adapter(training_set.params(tmp_path / "other", base))
-    folder = merging.merge(p)
+    folder = merge.merge(p)
     assert files.read_json(folder / "preprocessor_config.json") == {"of": "the base"}
 
 
 def test_a_base_that_is_stored_in_4_bit_or_not_quantised_is_merged_too(base_folder, tmp_path):
-    base = model.load_base(training_set.params(tmp_path, base_folder))
+    base = load.load_base(training_set.params(tmp_path, base_folder))
     base.model.save_pretrained(tmp_path / "bnb-4bit")
     base.tokenizer.save_pretrained(tmp_path / "bnb-4bit")
     for name, section in (
@@ -241,9 +243,9 @@ def test_a_base_that_is_stored_in_4_bit_or_not_quantised_is_merged_too(base_fold
         ("plain", {"base_model": str(base_folder), "load_in_4bit": False}),
     ):
         p = make_adapter(training_set.params(tmp_path / name, base_folder, model=section))
-        base = model.load_base(p).model
-        expected = logits(model.load_adapter(base, adapter.adapter_dir(p), p))
-        folder = merging.merge(p)
+        base = load.load_base(p).model
+        expected = logits(load.load_adapter(base, adapter.adapter_dir(p), p))
+        folder = merge.merge(p)
         assert apart(logits(plain(folder)), expected) < TOLERANCE["bfloat16"]
         assert "quantization_config" not in files.read_json(folder / "config.json")
 
@@ -256,46 +258,46 @@ def test_the_bar_tells_each_step(p):
             super().__init__(*args, **kwargs)
             bars.append(self)
 
-    merging.merge(p, progress=Kept)
+    merge.merge(p, progress=Kept)
     assert [(bar.total, bar.count) for bar in bars] == [(3, 3)]
 
 
 def test_a_second_export_replaces_the_first_and_nothing_else(p):
-    first = merging.merge(p, dtype="float16")
-    assert merging.merge(p) == first == p.run_dir / "merged"
+    first = merge.merge(p, dtype="float16")
+    assert merge.merge(p) == first == p.run_dir / "merged"
     assert files.read_json(first / "config.json")["dtype"] == "bfloat16"
     assert left(p) == [".merged.lock", "adapter", "merged"]
     with pytest.raises(AvomniError, match="no merged model") as caught:
-        merging.merge(p, adapter.adapter_dir(p))
+        merge.merge(p, adapter.adapter_dir(p))
     assert "--out" in str(caught.value)
     note = p.run_dir / "notes" / "mine.txt"
     files.write_text(note, "mine")
     with pytest.raises(AvomniError, match="no merged model"):
-        merging.merge(p, note.parent)
+        merge.merge(p, note.parent)
     assert note.read_text() == "mine"
 
 
 def test_what_cannot_end_is_refused_before_it_starts(p, monkeypatch):
     with pytest.raises(AvomniError, match="unknown dtype 'float8'"):
-        merging.merge(p, dtype="float8")
+        merge.merge(p, dtype="float8")
     other = p.model_copy(update={"run": p.run.model_copy(update={"name": "other"})})
     with pytest.raises(AvomniError, match="no trained adapter") as caught:
-        merging.merge(other)
+        merge.merge(other)
     assert "run 05_train first" in str(caught.value)
 
     def never(_):
         raise AssertionError("the base model is loaded in vain")
 
-    monkeypatch.setattr(model, "load_base", never)
+    monkeypatch.setattr(load, "load_base", never)
     with monkeypatch.context() as patch:
         patch.setattr(files, "free_bytes", lambda _: 1 << 20)
         with pytest.raises(AvomniError, match="no room on the disk for a merged model in bfloat16"):
-            merging.merge(p)
+            merge.merge(p)
     with monkeypatch.context() as patch:
         patch.setattr(hardware, "host_memory", lambda: Memory(1 << 20, 1 << 16))
         patch.setattr(hardware, "device_memory", lambda _: None)
         with pytest.raises(AvomniError, match="merging takes .* of memory"):
-            merging.merge(p)
+            merge.merge(p)
     assert not list(p.run_dir.glob("*merged*"))
 
 
@@ -307,9 +309,9 @@ def test_numbers_that_a_dtype_cannot_hold_are_refused(p):
     save_file(weights, path)
     checksums.write(path.parent)
     with pytest.raises(AvomniError, match="not finite in float16"):
-        merging.merge(p, dtype="float16")
+        merge.merge(p, dtype="float16")
     assert not list(p.run_dir.glob("*merged"))
-    assert merging.merge(p).is_dir()
+    assert merge.merge(p).is_dir()
 
 
 def merge_and_die(outputs: Path, base: Path, death: tuple[str, str] | None, limit: int | None):
@@ -326,7 +328,7 @@ def merge_and_die(outputs: Path, base: Path, death: tuple[str, str] | None, limi
 
         sys.addaudithook(watch)
     try:
-        merging.merge(training_set.params(outputs, base))
+        merge.merge(training_set.params(outputs, base))
     except AvomniError as error:
         sys.exit(3 if "cannot write" in str(error) else 4)
 
@@ -357,7 +359,7 @@ def test_killed_anywhere_it_leaves_no_half_model_and_the_same_call_makes_a_whole
     for death in DEATHS:
         assert in_a_process(p.run_dir.parent, base_folder, death, None) == -signal.SIGKILL, death
         assert not (p.run_dir / "merged").exists()
-    folder = merging.merge(p)
+    folder = merge.merge(p)
     for path in merged["bfloat16"].iterdir():
         assert (folder / path.name).read_bytes() == path.read_bytes(), path.name
     # While one is replaced there is the old one, or both aside; the next call clears up.
@@ -365,7 +367,7 @@ def test_killed_anywhere_it_leaves_no_half_model_and_the_same_call_makes_a_whole
         in_a_process(p.run_dir.parent, base_folder, ("os.rename", ".merged.unfinished"), None)
         == -signal.SIGKILL
     )
-    merging.merge(p)
+    merge.merge(p)
     assert left(p) == [".merged.lock", "adapter", "merged"]
 
 

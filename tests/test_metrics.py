@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl.scene import Scene
+from avomni_lib.etl.clip.scene import Scene
 from avomni_lib.evaluation import metrics
 from avomni_lib.training.targets import Said, target
 from tests.answered import DURATION_S, SUMMARY, drives, straight, summaries, summary, table, window

@@ -5,9 +5,9 @@ import torch
 
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
-from avomni_lib.training import adapter, model
 from avomni_lib.training.backbones import backbone
-from avomni_lib.training.conversation import collate
+from avomni_lib.training.model import adapter, load
+from avomni_lib.training.prompt.conversation import collate
 from tests import training_set
 
 
@@ -83,7 +83,7 @@ def test_lora_hits_the_language_models_attention_of_the_8b_and_nothing_else(tmp_
     assert sum(w.numel() for w in big.parameters()) == pytest.approx(8.77e9, rel=0.002)
     kind = backbone("qwen3_vl", big.config)
     with torch.device("meta"):
-        tuned = model.add_adapter(big, p, kind)
+        tuned = load.add_adapter(big, p, kind)
 
     hit = [name for name, module in tuned.named_modules() if hasattr(module, "lora_A")]
     expected = {
@@ -94,7 +94,7 @@ def test_lora_hits_the_language_models_attention_of_the_8b_and_nothing_else(tmp_
     assert len(hit) == 36 * 4 and set(hit) == expected
     # LoRA adds rank × (in + out): q and o are 4096 × 4096, k and v 4096 × (8 heads of 128).
     layer = 64 * (2 * (4096 + 4096) + 2 * (4096 + 1024))
-    assert model.trainable_parameters(tuned) == 36 * layer == 61_341_696
+    assert load.trainable_parameters(tuned) == 36 * layer == 61_341_696
     learning = [name for name, w in tuned.named_parameters() if w.requires_grad]
     assert not [name for name in learning if "visual" in name or "lora_" not in name]
 
@@ -106,7 +106,7 @@ def test_the_8b_takes_a_window_as_the_tiny_one_does():
 
 
 def test_4_bit_holds_the_language_model_and_leaves_the_vision_tower(p):
-    base = model.load_base(p)
+    base = load.load_base(p)
     quantised = [
         name for name, module in base.model.named_modules() if type(module).__name__ == "Linear4bit"
     ]
@@ -119,7 +119,7 @@ def test_4_bit_holds_the_language_model_and_leaves_the_vision_tower(p):
 
 
 def test_every_choice_has_its_reason(p):
-    base = model.load_base(plain(p))
+    base = load.load_base(plain(p))
     assert set(base.choices) == {"device", "dtype", "attention", "backend", "quantisation"}
     assert all(choice.reason for choice in base.choices.values())
     assert base.choices["quantisation"].value == "none"
@@ -127,11 +127,11 @@ def test_every_choice_has_its_reason(p):
 
 
 def test_a_checkpoint_that_is_quantised_is_loaded_as_it_is(p, tmp_path):
-    base = model.load_base(p)
+    base = load.load_base(p)
     base.model.save_pretrained(tmp_path / "bnb-4bit")
     base.tokenizer.save_pretrained(tmp_path / "bnb-4bit")
     stored = plain(training_set.params(tmp_path, tmp_path / "bnb-4bit"))
-    again = model.load_base(stored)
+    again = load.load_base(stored)
     assert again.choices["quantisation"].value == "stored"
     assert "bitsandbytes" in again.choices["quantisation"].reason
     name = "model.language_model.layers.0.self_attn.q_proj"
@@ -143,7 +143,7 @@ def test_a_checkpoint_that_is_quantised_is_loaded_as_it_is(p, tmp_path):
 def test_a_missing_base_model_is_named_with_what_to_do(tmp_path):
     p = training_set.params(tmp_path, tmp_path / "nowhere")
     with pytest.raises(AvomniError, match="nowhere.*cannot be loaded") as caught:
-        model.load_base(p)
+        load.load_base(p)
     assert "model.base_model" in str(caught.value) and "tiny" in str(caught.value)
 
 
@@ -152,14 +152,14 @@ def test_a_base_model_of_another_kind_is_refused(tmp_path):
 
     LlamaConfig().save_pretrained(tmp_path / "llama")
     with pytest.raises(AvomniError, match="'llama', not a 'qwen3_vl'"):
-        model.load_base(training_set.params(tmp_path, tmp_path / "llama"))
+        load.load_base(training_set.params(tmp_path, tmp_path / "llama"))
 
 
 def test_the_adapters_start_follows_the_seed_alone(p):
     def start(p, noise):
         torch.manual_seed(noise)
-        base = model.load_base(p)
-        return weights_of(model.add_adapter(base.model, p, backbone("qwen3_vl")))
+        base = load.load_base(p)
+        return weights_of(load.add_adapter(base.model, p, backbone("qwen3_vl")))
 
     first, again = start(p, 1), start(p, 2)
     assert first and all(torch.equal(first[name], again[name]) for name in first)
@@ -169,20 +169,20 @@ def test_the_adapters_start_follows_the_seed_alone(p):
 
 def test_a_model_without_the_modules_is_refused(p):
     with pytest.raises(AvomniError, match="finds no place"):
-        model.add_adapter(torch.nn.Linear(2, 2), p, backbone("qwen3_vl"))
+        load.add_adapter(torch.nn.Linear(2, 2), p, backbone("qwen3_vl"))
 
 
 @pytest.fixture
 def trained(p):
     """The base model with an adapter that changes what it says, and that adapter on the disk."""
     p = plain(p)
-    base = model.load_base(p)
-    tuned = model.add_adapter(base.model, p, backbone("qwen3_vl"))
+    base = load.load_base(p)
+    tuned = load.add_adapter(base.model, p, backbone("qwen3_vl"))
     torch.manual_seed(0)
     for name, w in tuned.named_parameters():
         if "lora_B" in name:
             w.data.normal_()
-    digest = model.base_digest(p.model.base_model, base.model.config)
+    digest = load.base_digest(p.model.base_model, base.model.config)
     record = adapter.record_of(
         p, training_set.Stripes(8), training_set.conversation(), digest, base.choices
     )
@@ -193,10 +193,10 @@ def trained(p):
 def test_an_adapter_read_back_says_what_it_said(trained):
     p, tuned = trained
     batch = batch_of(training_set.conversation(), [0, 5])
-    base = model.load_base(p).model
+    base = load.load_base(p).model
     with torch.inference_mode():
         before = base(**batch).logits
-        after = model.load_adapter(base, adapter.adapter_dir(p), p)(**batch).logits
+        after = load.load_adapter(base, adapter.adapter_dir(p), p)(**batch).logits
         expected = tuned.eval()(**batch).logits
     assert torch.equal(after, expected)
     assert not torch.allclose(after, before)
@@ -212,14 +212,14 @@ def test_padding_on_either_side_bears_the_same_loss(trained):
 
 def test_an_adapter_of_another_run_is_refused(trained):
     p, _ = trained
-    base = model.load_base(p).model
+    base = load.load_base(p).model
     other = training_set.params(
         p.run_dir.parent, p.model.base_model, vision={"camera_setup": "7-cam"}
     )
     with pytest.raises(AvomniError, match="vision.camera_setup: trained with '4-cam', now '7-cam'"):
-        model.load_adapter(base, adapter.adapter_dir(p), other)
+        load.load_adapter(base, adapter.adapter_dir(p), other)
     with pytest.raises(AvomniError, match="run 05_train first"):
-        model.load_adapter(base, p.run_dir / "elsewhere", p)
+        load.load_adapter(base, p.run_dir / "elsewhere", p)
 
 
 def test_an_adapter_is_not_laid_over_other_weights_of_the_same_name(trained, tmp_path):
@@ -230,7 +230,7 @@ def test_an_adapter_is_not_laid_over_other_weights_of_the_same_name(trained, tmp
     files.write_json(moved / adapter.RECORD_FILE, record)
     other = plain(training_set.params(tmp_path, base_folder))
     with pytest.raises(AvomniError, match="base_digest"):
-        model.load_adapter(model.load_base(other).model, moved, other)
+        load.load_adapter(load.load_base(other).model, moved, other)
 
 
 def test_an_adapter_of_clips_that_are_not_ours_says_so(p, tmp_path):
@@ -245,6 +245,6 @@ def test_an_adapter_of_clips_that_are_not_ours_says_so(p, tmp_path):
 
 def test_base_models_are_told_apart_by_their_weights(base_folder, tmp_path):
     other = training_set.make_base(tmp_path / "other", seed=1)
-    digests = {model.base_digest(str(folder), None) for folder in (base_folder, other)}
+    digests = {load.base_digest(str(folder), None) for folder in (base_folder, other)}
     assert len(digests) == 2
-    assert model.base_digest(str(base_folder), None) in digests
+    assert load.base_digest(str(base_folder), None) in digests

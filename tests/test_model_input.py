@@ -6,12 +6,14 @@ import pytest
 
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import build
+from avomni_lib.etl.run import build
 from avomni_lib.evaluation import before_after, ladder
 from avomni_lib.hardware import Choice
 from avomni_lib.params import Params
-from avomni_lib.training import adapter, merging, model, model_input, samples
 from avomni_lib.training.backbones import backbone
+from avomni_lib.training.export import merge
+from avomni_lib.training.model import adapter, load, model_input
+from avomni_lib.training.prompt import samples
 from tests import cached_training, changed_params, training_set
 
 # What of a params file changes what the model sees of a window or must answer about it. A new
@@ -57,7 +59,7 @@ def write_record(p):
         p, windows, AutoTokenizer.from_pretrained(location), backbone("qwen3_vl")
     )
     choices = {"quantisation": Choice("nf4" if p.model.load_in_4bit else "none", "as asked")}
-    record = adapter.record_of(p, windows, talk, model.base_digest(location, None), choices)
+    record = adapter.record_of(p, windows, talk, load.base_digest(location, None), choices)
     files.write_json(adapter.adapter_dir(p) / adapter.RECORD_FILE, record)
 
 
@@ -67,7 +69,7 @@ def header_of(p):
 
 def refusal(p, now, header=None):
     with pytest.raises(AvomniError) as caught:
-        model.check_adapter(adapter.adapter_dir(p), now, header)
+        load.check_adapter(adapter.adapter_dir(p), now, header)
     assert (
         str(adapter.adapter_dir(p)) in str(caught.value)
         and "05_train" in str(caught.value)
@@ -91,7 +93,7 @@ def test_a_changed_parameter_is_refused_where_the_model_would_see_it_and_nowhere
         value = str(training_set.make_base(tmp_path / "base", seed=1))
     now = changed_params.changed(p, name, value)
     if name not in SEEN | set(TOLD_BY):
-        model.check_adapter(adapter.adapter_dir(p), now)
+        load.check_adapter(adapter.adapter_dir(p), now)
         return
     said = refusal(p, now)
     told = TOLD_BY.get(name, name)
@@ -102,9 +104,9 @@ def test_a_changed_parameter_is_refused_where_the_model_would_see_it_and_nowhere
 
 
 def test_the_same_parameters_and_cache_are_not_refused(p):
-    model.check_adapter(adapter.adapter_dir(p), p)
-    model.check_adapter(adapter.adapter_dir(p), p, header_of(p))
-    model.check_adapter(adapter.adapter_dir(p.blinded()), p.blinded(), header_of(p))
+    load.check_adapter(adapter.adapter_dir(p), p)
+    load.check_adapter(adapter.adapter_dir(p), p, header_of(p))
+    load.check_adapter(adapter.adapter_dir(p.blinded()), p.blinded(), header_of(p))
 
 
 def test_all_differences_are_told_at_once(p):
@@ -158,14 +160,14 @@ def _with(sees, name, value, drop=False):
 def test_a_record_of_an_earlier_version_is_refused_with_what_to_run(p, tmp_path, record):
     files.write_json(tmp_path / adapter.RECORD_FILE, record)
     with pytest.raises(AvomniError, match="does not say what the model saw") as caught:
-        model.check_adapter(tmp_path, p)
+        load.check_adapter(tmp_path, p)
     assert "run 05_train again" in str(caught.value)
 
 
 def test_a_base_model_may_lie_elsewhere_and_may_not_be_another(p, tmp_path):
     base = p.model.base_model
     moved = shutil.copytree(base, tmp_path / "moved")
-    model.check_adapter(
+    load.check_adapter(
         adapter.adapter_dir(p), changed_params.changed(p, "model.base_model", str(moved))
     )
     for name in ("tokenizer.json", "config.json", "model.safetensors", "chat_template.jinja"):
@@ -187,7 +189,7 @@ def test_the_cache_that_is_read_is_compared_and_not_only_the_parameters(p):
         assert other[name] == "another"
         spoiled = _with(header, name, "another")
         if name.partition(".")[0] in model_input.NOT_SHOWN:
-            model.check_adapter(adapter.adapter_dir(p), p, spoiled)
+            load.check_adapter(adapter.adapter_dir(p), p, spoiled)
         else:
             said = refusal(p, p, spoiled)
             assert f"- cache.{name}: trained with " in said and "now 'another'" in said, value
@@ -222,7 +224,7 @@ def test_nothing_asks_an_adapter_about_a_cache_of_another_rate(rebuilt):
             use(own)
         assert "03_etl" in str(caught.value)
     with pytest.raises(AvomniError, match="sample_hz: trained with 10.0, now 5.0"):
-        merging.merge(slow)
+        merge.merge(slow)
     with pytest.raises(AvomniError, match="sample_hz: built with 5.0"):
         samples.train_windows(own)
 
@@ -238,10 +240,10 @@ def test_a_blind_adapter_is_held_against_its_own_training(p, tmp_path):
         ladder.plan(own)
     assert str(folder) in str(caught.value)
     with pytest.raises(AvomniError, match="training.blind: trained with True, now False"):
-        model.check_adapter(folder, own)
+        load.check_adapter(folder, own)
 
 
 def test_a_params_file_that_says_the_same_in_other_words_is_the_same(p):
     plain = p.values()
     plain["processing"]["sample_hz"] = int(plain["processing"]["sample_hz"])
-    model.check_adapter(adapter.adapter_dir(p), Params.from_values(plain), header_of(p))
+    load.check_adapter(adapter.adapter_dir(p), Params.from_values(plain), header_of(p))

@@ -17,15 +17,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avomni_lib import files
-from avomni_lib.dataset import audit, download
+from avomni_lib.dataset.audit import audit
 from avomni_lib.dataset.catalog import OBSTACLES, Catalog
 from avomni_lib.dataset.clip import Clip
+from avomni_lib.dataset.download import download
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import build, memmap, obstacles, scene, shard
-from avomni_lib.etl.memmap import Cache
-from avomni_lib.etl.windows import Windows
+from avomni_lib.etl.cache import memmap, shard
+from avomni_lib.etl.cache.memmap import Cache
+from avomni_lib.etl.cache.windows import Windows
+from avomni_lib.etl.clip import obstacles, scene
+from avomni_lib.etl.run import build
 from avomni_lib.params import Params
-from avomni_lib.world.publish import publish, scene_of
+from avomni_world.publish.dataset import publish, scene_of
 from tests import folder_run
 from tests.published_set import (
     Drive,

@@ -19,12 +19,15 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.spatial.transform import Rotation
 
-from avomni_lib.dataset import audit, download, own_layout, rig
+from avomni_lib.dataset import cameras
+from avomni_lib.dataset.audit import audit
+from avomni_lib.dataset.audit.findings import DAMAGED, ODD
 from avomni_lib.dataset.catalog import OBSTACLES
-from avomni_lib.dataset.findings import DAMAGED, ODD
-from avomni_lib.dataset.own import OwnClip, pack
+from avomni_lib.dataset.download import download
+from avomni_lib.dataset.own import layout
+from avomni_lib.dataset.own.pack import OwnClip, pack
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import build
+from avomni_lib.etl.run import build
 from avomni_lib.params import Params
 from tests.published_set import (
     CALIBRATION,
@@ -43,7 +46,7 @@ from tests.published_set import (
 from tests.streams import Spec, encode
 from tests.test_obstacles import labels
 
-CAMERAS = [camera.name for camera in rig.GRIDS["4-cam"].cameras]
+CAMERAS = [camera.name for camera in cameras.GRIDS["4-cam"].cameras]
 FRONT = CAMERAS[0]
 SIZE, COUNT = (64, 48), 61
 STAMPS = np.arange(COUNT) * 1_000_000 // 30
@@ -428,7 +431,7 @@ def put_calibration(folder: Path, chunk: int, ids: list[str]) -> None:
         path = folder / chunk_path(feature, chunk)
         path.parent.mkdir(parents=True, exist_ok=True)
         sizes = dict.fromkeys(ids, dict.fromkeys(CAMERAS, SIZE))
-        path.write_bytes(own_layout.stand_in(feature, sizes))
+        path.write_bytes(layout.stand_in(feature, sizes))
 
 
 def params(outputs: Path, data: Path, **processing) -> Params:

@@ -10,7 +10,9 @@ from transformers.training_args import OptimizerNames
 from avomni_lib import hardware, optimizers
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
-from avomni_lib.training import doctor, model, probes, trainer, worker
+from avomni_lib.training.doctor import doctor, probes
+from avomni_lib.training.fit import trainer, worker
+from avomni_lib.training.model import load as model
 from tests import training_set
 
 NEEDS_A_PACKAGE = [

@@ -19,13 +19,13 @@ import pandas as pd
 import pytest
 from scipy.spatial.transform import Rotation
 
-from avomni_lib.dataset import rig
+from avomni_lib.dataset import cameras
 from avomni_lib.dataset.catalog import Catalog
-from avomni_lib.dataset.own import OwnClip, check, pack
+from avomni_lib.dataset.own.pack import OwnClip, check, pack
 from avomni_lib.errors import AvomniError
 from tests.published_set import encode_video, frame_bits
 
-CAMERAS = [camera.name for camera in rig.GRIDS["4-cam"].cameras]
+CAMERAS = [camera.name for camera in cameras.GRIDS["4-cam"].cameras]
 FRONT = CAMERAS[0]
 NUM_FRAMES = 45
 T_S = np.arange(-1.0, 4.0, 0.05)
@@ -279,7 +279,7 @@ WORDS = {
     "one video": ({"videos": "a.mp4"}, "videos is 'a.mp4'", "mapping"),
     "a list of frame times": ({"frame_times_s": FRAMES_S}, "frame_times_s is", "mapping"),
     "frame times of no camera": (
-        {"frame_times_s": {rig.REAR_TELE.name: FRAMES_S}},
+        {"frame_times_s": {cameras.REAR_TELE.name: FRAMES_S}},
         "frame_times_s names camera_rear_tele_30fov",
         "no video",
     ),

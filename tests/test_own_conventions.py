@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from avomni_lib.dataset import rig
+from avomni_lib.dataset import cameras
 from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.dataset.clip import EGOMOTION_COLUMNS, Clip
-from avomni_lib.dataset.own import OwnClip, check, pack
+from avomni_lib.dataset.own.pack import OwnClip, check, pack
 from avomni_lib.errors import AvomniError
 from tests.published_set import encode_video, frame_bits
 
-CAMERAS = [camera.name for camera in rig.GRIDS["4-cam"].cameras]
+CAMERAS = [camera.name for camera in cameras.GRIDS["4-cam"].cameras]
 NUM_FRAMES, FPS = 60, 30
 T_S = np.arange(-1.0, 12.0, 0.05)
 PLACE = 52.52, 13.405, 35.0  # latitude, longitude, altitude

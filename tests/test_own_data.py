@@ -15,19 +15,22 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from avomni_lib import files
-from avomni_lib.dataset import audit, download, rig
+from avomni_lib.dataset import cameras
+from avomni_lib.dataset.audit import audit
 from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.dataset.clip import EGOMOTION_COLUMNS, Clip
-from avomni_lib.dataset.own import OwnClip, pack
-from avomni_lib.dataset.own_motion import egomotion
+from avomni_lib.dataset.download import download
+from avomni_lib.dataset.own.motion import egomotion
+from avomni_lib.dataset.own.pack import OwnClip, pack
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import build, leaks
-from avomni_lib.etl.windows import Windows
+from avomni_lib.etl.cache.windows import Windows
+from avomni_lib.etl.leaks import leaks
+from avomni_lib.etl.run import build
 from avomni_lib.params import Params
 from tests.published_set import Drive, encode_video, frame_bits, read_frame
 
 WIDTH, HEIGHT, FPS, NUM_FRAMES = 96, 64, 10, 41
-CAMERAS = [camera.name for camera in rig.GRIDS["4-cam"].cameras]
+CAMERAS = [camera.name for camera in cameras.GRIDS["4-cam"].cameras]
 UNIX_S = 1.7e9  # what a logger counts from
 POSES_S = np.arange(-0.5, 9.0, 0.05)
 SPLITS = ("train", "val", "test")
@@ -148,7 +151,7 @@ def test_what_is_told_of_a_clip_is_kept(built):
         "event_cluster": None,
     }
     assert catalog.present(catalog.clip_ids()[0], CAMERAS[0])
-    assert not catalog.present(catalog.clip_ids()[0], rig.REAR_TELE.name)
+    assert not catalog.present(catalog.clip_ids()[0], cameras.REAR_TELE.name)
 
 
 def test_packing_again_gives_the_same_bytes_and_no_folder_is_written_over(videos, tmp_path):

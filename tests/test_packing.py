@@ -7,9 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.training import attention, model, packing, samples, worker
 from avomni_lib.training.backbones import backbone
-from avomni_lib.training.conversation import IGNORED, Sample
+from avomni_lib.training.feed import packing
+from avomni_lib.training.fit import worker
+from avomni_lib.training.model import attention, load
+from avomni_lib.training.prompt import samples
+from avomni_lib.training.prompt.conversation import IGNORED, Sample
 from tests import training_set
 
 WINDOWS = training_set.Stripes(24)
@@ -22,7 +25,7 @@ def base_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def base(base_folder, tmp_path_factory):
-    return model.load_base(training_set.params(tmp_path_factory.mktemp("out"), base_folder))
+    return load.load_base(training_set.params(tmp_path_factory.mktemp("out"), base_folder))
 
 
 @pytest.fixture(scope="module")

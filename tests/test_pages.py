@@ -13,9 +13,10 @@ from PIL import Image
 
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
-from avomni_lib.notebook import pages, pipeline, runs
+from avomni_lib.notebook.pages import web
+from avomni_lib.notebook.run import pipeline, runs
 from avomni_lib.params import Params
-from avomni_lib.training.adapter import CONFIDENTIAL
+from avomni_lib.training.model.adapter import CONFIDENTIAL
 
 ANSWER = "<think>\nAvg $x$ <script>alert(1)</script> & more"
 
@@ -32,7 +33,7 @@ def shown(data, **metadata):
 
 def executed():
     """A notebook as papermill leaves one, with every kind of output that ours have."""
-    widget = {pages.VIEW: {"model_id": "1"}, "text/plain": "VBox(children=(IntSlider(value=5"}
+    widget = {web.VIEW: {"model_id": "1"}, "text/plain": "VBox(children=(IntSlider(value=5"}
     lines = [f"2026-11-22 10:00:0{n}  ETL: {n} of 3 clips\n" for n in range(4)]
     outputs = [
         *[new_output("stream", name="stdout", text=line) for line in lines],
@@ -96,8 +97,8 @@ def put(p, name, notebook):
 
 
 def page_of(p, name="03_etl"):
-    pages.write(p)
-    return (p.run_dir / pages.FOLDER / f"{name}.html").read_text()
+    web.write(p)
+    return (p.run_dir / web.FOLDER / f"{name}.html").read_text()
 
 
 def test_a_page_holds_everything_and_asks_for_nothing(p):
@@ -151,7 +152,7 @@ def test_links_lead_only_to_pages_that_are_there(p):
     put(p, "04_tiles", executed())
     page = page_of(p)
     assert '<a href="04_tiles.html">04_tiles</a>' in page and "02_download" not in page
-    folder = p.run_dir / pages.FOLDER
+    folder = p.run_dir / web.FOLDER
     assert sorted(path.name for path in folder.iterdir()) == [
         "03_etl.html",
         "04_tiles.html",
@@ -164,8 +165,8 @@ def test_links_lead_only_to_pages_that_are_there(p):
 
 def test_the_index_names_every_stage_and_the_score(p):
     put(p, "06_evaluate", executed())
-    (p.run_dir / pages.SCORE_SOURCE).write_text("<!doctype html><p>the score itself")
-    index = pages.write(p)
+    (p.run_dir / web.SCORE_SOURCE).write_text("<!doctype html><p>the score itself")
+    index = web.write(p)
     assert index == p.run_dir / "report" / "index.html"
     text = index.read_text()
     assert all(stage.name in text and stage.purpose in text for stage in runs.STAGES)
@@ -173,8 +174,8 @@ def test_the_index_names_every_stage_and_the_score(p):
     assert '<a href="score.html">the score</a>' in text
     assert index.with_name("score.html").read_text().endswith("the score itself")
     # A second time, after the score is gone, no old page is left behind.
-    (p.run_dir / pages.SCORE_SOURCE).unlink()
-    assert "score.html" not in pages.write(p).read_text()
+    (p.run_dir / web.SCORE_SOURCE).unlink()
+    assert "score.html" not in web.write(p).read_text()
     assert not index.with_name("score.html").exists()
 
 
@@ -197,13 +198,13 @@ def test_pages_of_clips_that_are_not_ours_bear_the_banner(tmp_path):
 
 def test_without_a_notebook_it_says_what_to_run(p, tmp_path, capsys):
     with pytest.raises(AvomniError, match="no notebook of this run has been executed"):
-        pages.write(p)
+        web.write(p)
     demo = str(files.PROJECT_ROOT / "params" / "demo.yaml")
     own = ["--set", f"run.outputs_dir={tmp_path}", "--set", "run.name=other"]
-    assert pages.main([demo, *own]) == 1
+    assert web.main([demo, *own]) == 1
     assert "error: no notebook of this run" in capsys.readouterr().err
     put(Params.from_files([demo], own[1::2]), "03_etl", executed())
-    assert pages.main([demo, *own]) == 0
+    assert web.main([demo, *own]) == 0
     assert capsys.readouterr().out.strip().endswith("other/report/index.html")
 
 
@@ -212,7 +213,7 @@ def test_a_notebook_that_was_cut_is_named(p):
     path = runs.stage_dir(p, "03_etl") / "03_etl.ipynb"
     path.write_text(path.read_text()[:200])
     with pytest.raises(AvomniError, match="not a notebook that can be read") as caught:
-        pages.write(p)
+        web.write(p)
     assert caught.value.where == str(path)
 
 

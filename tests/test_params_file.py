@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
-from avomni_lib.notebook import params_file
-from avomni_lib.notebook.choice import OWN_LIST, Choice
+from avomni_lib.notebook.tiles import params_file
+from avomni_lib.notebook.tiles.choice import OWN_LIST, Choice
 from avomni_lib.params import Params
 
 SHIPPED = sorted((files.PROJECT_ROOT / "params").glob("*.yaml"))

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from avomni_lib import files
 from avomni_lib.__main__ import main
 from avomni_lib.errors import AvomniError
-from avomni_lib.notebook import runs
+from avomni_lib.notebook.run import runs
 from avomni_lib.params import Params
 from tests.notebooks.small_run import environment
 

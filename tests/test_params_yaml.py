@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from avomni_lib.__main__ import main
-from avomni_lib.dataset.forecast import forecast
+from avomni_lib.dataset.select.forecast import forecast
 from avomni_lib.errors import AvomniError
 from avomni_lib.files import PROJECT_ROOT
 from avomni_lib.params import Params

@@ -11,14 +11,15 @@ import numpy as np
 import psutil
 import pytest
 
-from avomni_lib.dataset import rig, stored_zip
-from avomni_lib.etl import parts, shard
-from avomni_lib.etl.sampling import Recipe
+from avomni_lib.dataset import cameras, stored_zip
+from avomni_lib.etl.cache import shard
+from avomni_lib.etl.clip.sampling import Recipe
+from avomni_lib.etl.run import parts
 from avomni_lib.pool import run_jobs
 from tests.linked_set import linked_id, num_frames, with_free_box, write_linked_set
 from tests.published_set import chunk_path, encode_video, frame_bits
 
-SETUPS = {setup: [c.name for c in rig.grid(setup).cameras] for setup in ("4-cam", "7-cam")}
+SETUPS = {setup: [c.name for c in cameras.grid(setup).cameras] for setup in ("4-cam", "7-cam")}
 MEGABYTE = 1 << 20
 
 
@@ -29,7 +30,7 @@ def video(camera_idx: int, seconds: float, size: tuple[int, int] = (64, 48)) -> 
 
 def videos(setup: str, seconds: float, extra_bytes: int = 0) -> dict[str, bytes]:
     found = {}
-    for camera_idx, camera in enumerate(rig.CAMERAS):
+    for camera_idx, camera in enumerate(cameras.CAMERAS):
         if camera.name in SETUPS[setup]:
             plain = video(camera_idx, seconds)
             found[camera.name] = with_free_box(plain, extra_bytes) if extra_bytes else plain
@@ -116,12 +117,12 @@ def test_of_a_large_zip_only_the_clips_own_bytes_are_read_and_only_its_part_writ
 
 
 def test_a_zips_directory_is_read_without_its_members(tmp_path):
-    films = {rig.FRONT_WIDE.name: video(0, 0.5)}
+    films = {cameras.FRONT_WIDE.name: video(0, 0.5)}
     folder = write_linked_set(tmp_path, films, 0.5, 1, 100, filler_bytes=2_000_000_000)
-    path = folder / chunk_path(rig.FRONT_WIDE.name, 0)
+    path = folder / chunk_path(cameras.FRONT_WIDE.name, 0)
     before = io_of()
     assert len(stored_zip.members(path)) == 201
-    size = 201 * (46 + 36 + len(f".{rig.FRONT_WIDE.name}.timestamps.parquet"))
+    size = 201 * (46 + 36 + len(f".{cameras.FRONT_WIDE.name}.timestamps.parquet"))
     assert io_of()["rchar"] - before["rchar"] < size + 200_000
 
 

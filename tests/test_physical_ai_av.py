@@ -15,17 +15,17 @@ import pandas as pd
 import physical_ai_av
 import pytest
 
-from avomni_lib.dataset import rig
+from avomni_lib.dataset import cameras
 from avomni_lib.params import Params
-from avomni_lib.world import recording
-from avomni_lib.world.circumstances import circumstances
-from avomni_lib.world.local_hub import serve
-from avomni_lib.world.publish import publish, scene_of, world_clips
-from avomni_lib.world.render import Renderer
+from avomni_world.hub.local_hub import serve
+from avomni_world.publish import recording
+from avomni_world.publish.circumstances import circumstances
+from avomni_world.publish.dataset import publish, scene_of, world_clips
+from avomni_world.scene.render import Renderer
 
 WIDTH, HEIGHT = 128, 72
 SECONDS = 1.2
-CAMERAS = [camera.name for camera in rig.CAMERAS]
+CAMERAS = [camera.name for camera in cameras.CAMERAS]
 
 
 def world(**values) -> Params:

@@ -16,7 +16,8 @@ import yaml
 
 from avomni_lib import files
 from avomni_lib.__main__ import COMMANDS, main
-from avomni_lib.notebook import commands, pipeline
+from avomni_lib.notebook import commands
+from avomni_lib.notebook.run import pipeline
 
 REAL = "params/mi300x.yaml"
 AVOMNI = [sys.executable, "-m", "avomni_lib"]

@@ -10,8 +10,8 @@ import pytest
 from packaging.requirements import Requirement
 
 from avomni_lib import files
-from avomni_lib.training import platforms
-from avomni_lib.training.platforms import PLATFORMS, Installed, Triton
+from avomni_lib.training.doctor import platforms
+from avomni_lib.training.doctor.platforms import PLATFORMS, Installed, Triton
 
 ROOT = files.PROJECT_ROOT
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -227,5 +227,5 @@ def test_the_nearest_row_is_taken():
 
 
 def test_the_table_needs_no_torch():
-    code = "import sys, avomni_lib.training.platforms; sys.exit('torch' in sys.modules)"
+    code = "import sys, avomni_lib.training.doctor.platforms; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -10,19 +10,20 @@ import pytest
 from nbclient import NotebookClient
 from PIL import Image
 
-from avomni_lib.dataset import rig
-from avomni_lib.dataset.audit import Audit
-from avomni_lib.dataset.findings import Finding, summary
-from avomni_lib.etl.build import Built
-from avomni_lib.etl.memmap import Cache
-from avomni_lib.etl.windows import Windows
+from avomni_lib.dataset import cameras
+from avomni_lib.dataset.audit.audit import Audit
+from avomni_lib.dataset.audit.findings import Finding, summary
+from avomni_lib.etl.cache.memmap import Cache
+from avomni_lib.etl.cache.windows import Windows
+from avomni_lib.etl.run.build import Built
 from avomni_lib.evaluation.before_after import Spoken
-from avomni_lib.notebook import runs, tables
+from avomni_lib.notebook.pages import tables
 from avomni_lib.notebook.plots import audit, canvas, download, etl, tiles, training
+from avomni_lib.notebook.run import runs
 from avomni_lib.params import Params
 from tests import cached_run
 
-FEATURES = tuple(camera.name for camera in rig.grid("4-cam").cameras) + ("egomotion",)
+FEATURES = tuple(camera.name for camera in cameras.grid("4-cam").cameras) + ("egomotion",)
 TARGET = (
     "<think>\nAvg Velocity: 5.23m/s. Total displacement: 42.15m.\n</think>\n"
     "Action: Displacement of 42.1 meters."
@@ -89,7 +90,7 @@ def spoken(before, after, speeds=(None, None), shape=(64, 96)):
 @pytest.fixture(scope="module")
 def pictures(windows):
     """One of each, by name, on ordinary and on awkward input."""
-    grid4, grid7 = rig.grid("4-cam"), rig.grid("7-cam")
+    grid4, grid7 = cameras.grid("4-cam"), cameras.grid("7-cam")
     steps = np.arange(1, 200)
     logged = [
         {"step": s, "loss": 3 * np.exp(-s / 30) + 0.5, "seconds": 0.5, "data_wait_s": 0.002}
@@ -314,7 +315,7 @@ def test_a_timeline_marks_every_window_where_it_lies(windows):
 @pytest.mark.parametrize("setup", ["4-cam", "7-cam"])
 @pytest.mark.parametrize("scale", [1, 3])
 def test_named_tiles_cover_no_pixel(setup, scale):
-    grid = rig.grid(setup)
+    grid = cameras.grid(setup)
     image = noise(grid.rows * 20, grid.cols * 80)
     sheet = canvas.name_tiles(image, grid, scale)
     for place in range(grid.rows * grid.cols):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avomni_lib.dataset import audit
-from avomni_lib.dataset.rig import FRONT_WIDE
-from avomni_lib.etl.memmap import Cache
+from avomni_lib.dataset.audit import audit
+from avomni_lib.dataset.cameras import FRONT_WIDE
+from avomni_lib.etl.cache.memmap import Cache
 from avomni_lib.notebook import circumstances as read
 from avomni_lib.notebook.circumstances import Circumstances, FirstFrame
 from avomni_lib.notebook.plots import circumstances as plots

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import manoeuvre
-from avomni_lib.etl.memmap import Cache
-from avomni_lib.etl.windows import Windows
+from avomni_lib.etl.cache.memmap import Cache
+from avomni_lib.etl.cache.windows import Windows
+from avomni_lib.etl.clip import manoeuvre
 from avomni_lib.evaluation import metrics
 from avomni_lib.evaluation.claims import FEWEST_CLIPS, claims
 from avomni_lib.evaluation.scores import metric
-from avomni_lib.notebook import wording
+from avomni_lib.notebook.pages import wording
 from avomni_lib.notebook.plots import canvas, evaluation, ladder, paths, targets
 from avomni_lib.training.targets import TARGETS, Said, target
 from tests import answered_windows, cached_run

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from avomni_lib.training import platforms, probes
+from avomni_lib.training.doctor import platforms, probes
 
 bitsandbytes = probes.load_bitsandbytes()
 SDPA = functional.scaled_dot_product_attention

@@ -17,7 +17,7 @@ from transformers.video_utils import VideoMetadata
 
 from avomni_lib.errors import AvomniError
 from avomni_lib.training.backbones import backbone
-from avomni_lib.training.conversation import Conversation
+from avomni_lib.training.prompt.conversation import Conversation
 from tests import training_set
 
 KIND = backbone("qwen3_vl")

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from avomni_lib.dataset import rig
-from avomni_lib.etl import sampling
-from avomni_lib.etl.build import recipe_of
-from avomni_lib.notebook import clips, raw_frames
-from avomni_lib.notebook.choice import OWN_LIST, Choice, grid_of
-from avomni_lib.notebook.preview import Place, Preview
-from avomni_lib.notebook.raw_frames import RawFrames
+from avomni_lib.dataset import cameras
+from avomni_lib.etl.clip import sampling
+from avomni_lib.etl.run.build import recipe_of
+from avomni_lib.notebook.tiles import clips, raw_frames
+from avomni_lib.notebook.tiles.choice import OWN_LIST, Choice, grid_of
+from avomni_lib.notebook.tiles.preview import Place, Preview
+from avomni_lib.notebook.tiles.raw_frames import RawFrames
 from tests import cached_run
 from tests.published_set import clip_id_of
 
@@ -51,7 +51,7 @@ def test_another_tile_fit_or_grid_of_the_same_cameras_decodes_nothing(p, times_u
     raw.grid_frames(NAME, times_us, choice(p, setup="7-cam"))
     num = raw.num_decoded
     assert num == 7 * len(times_us)
-    own = tuple(camera.name for camera in rig.CAMERAS[:3])
+    own = tuple(camera.name for camera in cameras.CAMERAS[:3])
     for changed in (
         {"tile": (160, 96)},
         {"tile": (20, 20), "fit": "crop"},
@@ -114,7 +114,7 @@ def test_a_new_rate_or_length_keeps_the_moment(p):
     ("num", "shape"), [(1, (1, 1)), (2, (1, 2)), (3, (2, 2)), (5, (2, 3)), (7, (3, 3))]
 )
 def test_a_grid_of_any_cameras_is_as_square_as_it_can_be(num, shape):
-    names = [camera.name for camera in rig.CAMERAS[::-1][:num]]
+    names = [camera.name for camera in cameras.CAMERAS[::-1][:num]]
     grid = grid_of(names)
     assert (grid.rows, grid.cols) == shape and len(grid.cells) == grid.rows * grid.cols
     assert [camera.name for camera in grid.cameras] == names

@@ -11,9 +11,9 @@ import pytest
 
 from avomni_lib import files, params
 from avomni_lib.__main__ import EXIT_CODES, _parser
-from avomni_lib.notebook import pipeline
+from avomni_lib.notebook.run import pipeline
 from avomni_lib.plan import Plan
-from avomni_lib.training import estimate
+from avomni_lib.training.forecast import estimate
 from tests.provoked_errors import PROVOKED, Place, said
 
 README = (files.PROJECT_ROOT / "README.md").read_text()

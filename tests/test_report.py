@@ -15,13 +15,14 @@ import yaml
 
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl.memmap import Cache
-from avomni_lib.etl.windows import Windows
+from avomni_lib.etl.cache.memmap import Cache
+from avomni_lib.etl.cache.windows import Windows
 from avomni_lib.evaluation import metrics
-from avomni_lib.notebook import cost, report, runs, wording
+from avomni_lib.notebook.pages import report, wording
 from avomni_lib.notebook.plots import canvas
+from avomni_lib.notebook.run import cost, runs
 from avomni_lib.params import Params
-from avomni_lib.training.adapter import CONFIDENTIAL
+from avomni_lib.training.model.adapter import CONFIDENTIAL
 from tests import answered_windows, cached_run
 
 ROWS = {"mean": 1.0, "base": 0.8, "trained_blind": 0.9, "one_camera": 0.1, "adapted": 0.1}

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from avomni_lib import files
-from avomni_lib.notebook import pipeline
+from avomni_lib.notebook.run import pipeline
 from tests import folder_run
 from tests.published_set import write_published_set
 

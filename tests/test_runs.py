@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from avomni_lib import files
-from avomni_lib.dataset import download, evicted
-from avomni_lib.etl import build
-from avomni_lib.notebook import pipeline, runs
+from avomni_lib.dataset.download import download
+from avomni_lib.dataset.select import evicted
+from avomni_lib.etl.run import build
+from avomni_lib.notebook.run import pipeline, runs
 from avomni_lib.params import Params
-from avomni_lib.world import local_hub
+from avomni_world.hub import local_hub
 from tests import evicting_run
 from tests.evicting_run import FILES_PER_CHUNK, NUM_CHUNKS, REPO, hub_of
 

@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from avomni_lib.dataset import rig
+from avomni_lib.dataset import cameras
 from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.dataset.clip import Clip
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import sampling, shard, tiling
-from avomni_lib.etl.sampling import Recipe, sample_clip
+from avomni_lib.etl.cache import shard
+from avomni_lib.etl.clip import sampling, tiling
+from avomni_lib.etl.clip.sampling import Recipe, sample_clip
 from tests.published_set import (
     Drive,
     camera_times,
@@ -51,10 +52,10 @@ def clip_of(folder, number: int) -> Clip:
 @pytest.mark.parametrize("decoder", ["pyav", "decord"])
 def test_every_tile_shows_its_camera_at_the_last_frame_before_its_time(folder, setup, decoder):
     recipe = Recipe(setup, (32, 24), "stretch", 10.0, 1.5, decoder)
-    found, grid = sample_clip(clip_of(folder, 1), recipe).arrays, rig.grid(setup)
+    found, grid = sample_clip(clip_of(folder, 1), recipe).arrays, cameras.grid(setup)
     assert found["frames"].shape[1:] == (grid.rows * 24, grid.cols * 32, 3)
     for column, camera in enumerate(grid.cameras):
-        place = rig.CAMERAS.index(camera)
+        place = cameras.CAMERAS.index(camera)
         stamps = camera_times(1, place, SECONDS)
         tiles = tiling.tile_of(found["frames"], grid, (32, 24), camera.name)
         for tile, time, taken in zip(
@@ -70,7 +71,8 @@ def test_every_tile_shows_its_camera_at_the_last_frame_before_its_time(folder, s
 def test_the_times_begin_when_every_camera_has_a_frame_and_end_with_the_first_to_end(folder):
     times = sample_clip(clip_of(folder, 0), RECIPE).arrays["times"]
     stamps = [
-        camera_times(0, rig.CAMERAS.index(camera), SECONDS) for camera in rig.grid("4-cam").cameras
+        camera_times(0, cameras.CAMERAS.index(camera), SECONDS)
+        for camera in cameras.grid("4-cam").cameras
     ]
     start = max(stamp[0] for stamp in stamps)
     assert start < times[0] < start + 33_333
@@ -84,8 +86,8 @@ def test_jitter_of_the_stamps_makes_no_interval_longer_than_another(folder, setu
     """Every third of 30 frames a second at 10 Hz, though each stamp is off by up to 0.4 ms."""
     for number in range(3):
         found = sample_clip(clip_of(folder, number), replace(RECIPE, setup=setup)).arrays
-        for column, camera in enumerate(rig.grid(setup).cameras):
-            stamps = camera_times(number, rig.CAMERAS.index(camera), SECONDS)
+        for column, camera in enumerate(cameras.grid(setup).cameras):
+            stamps = camera_times(number, cameras.CAMERAS.index(camera), SECONDS)
             taken = np.searchsorted(stamps, found["timestamps"][:, column])
             assert set(np.diff(taken)) == {3}
 
@@ -169,14 +171,14 @@ def changed(folder, target, feature: str, member: str, content: bytes) -> Clip:
 
 
 def with_video(folder, target, content: bytes) -> Clip:
-    name = rig.REAR_LEFT.name
+    name = cameras.REAR_LEFT.name
     return changed(folder, target, name, f"{name}.mp4", content)
 
 
 @pytest.fixture(scope="module")
 def rear_left() -> bytes:
     """Clip 0's video of the camera, its index in front."""
-    place = rig.CAMERAS.index(rig.REAR_LEFT)
+    place = cameras.CAMERAS.index(cameras.REAR_LEFT)
     count = len(camera_times(0, place, SECONDS))
     pictures = [frame_bits(0, place, i, 64, 48) for i in range(count)]
     spec = Spec(options={"preset": "ultrafast", "crf": "20", "g": "15", "bf": "0"})
@@ -212,7 +214,7 @@ def test_a_clip_with_a_damaged_video_is_refused(folder, tmp_path, rear_left, dam
     assert len(whole.arrays["times"]) == 20
     with pytest.raises(AvomniError, match=reason) as caught:
         sample_clip(with_video(folder, tmp_path / "part", damage(rear_left)), RECIPE)
-    assert rig.REAR_LEFT.name in caught.value.where
+    assert cameras.REAR_LEFT.name in caught.value.where
 
 
 def test_a_clip_with_a_damaged_row_of_ego_motion_is_refused(folder, tmp_path):
@@ -229,10 +231,10 @@ def test_a_clip_with_a_damaged_row_of_ego_motion_is_refused(folder, tmp_path):
 
 
 def test_a_clip_with_a_camera_that_stands_still_is_refused(folder, tmp_path):
-    stamps = camera_times(0, rig.CAMERAS.index(rig.REAR_LEFT), SECONDS)
+    stamps = camera_times(0, cameras.CAMERAS.index(cameras.REAR_LEFT), SECONDS)
     stamps[20:] += 700_000
     table = parquet_bytes({"timestamp": stamps, "frame_index": np.arange(len(stamps))})
-    name = rig.REAR_LEFT.name
+    name = cameras.REAR_LEFT.name
     clip = changed(folder, tmp_path / "set", name, f"{name}.timestamps.parquet", table)
     with pytest.raises(AvomniError, match=r"no frame for 0\.73 s at .* \(row 20\)") as caught:
         sample_clip(clip, RECIPE)

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from avomni_lib.dataset.catalog import required_features
-from avomni_lib.dataset.hub import PATHS_A_REQUEST, Hub
-from avomni_lib.dataset.selection import Selection, foretell, select
-from avomni_lib.dataset.verified import Verified
+from avomni_lib.dataset.download.hub import PATHS_A_REQUEST, Hub
+from avomni_lib.dataset.download.verified import Verified
+from avomni_lib.dataset.select.selection import Selection, foretell, select
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
-from avomni_lib.world import local_hub
-from avomni_lib.world.local_hub import LocalHub
+from avomni_world.hub import local_hub
+from avomni_world.hub.local_hub import LocalHub
 from tests.published_set import chunk_path, clip_id_of, listed_clip, write_metadata
 
 REPO = "avomni/world"

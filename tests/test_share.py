@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import build, parts, share
+from avomni_lib.etl.run import build, parts, slurm
 from avomni_lib.files import PROJECT_ROOT
 from avomni_lib.params import Params
 from tests.folder_run import chosen, content
@@ -72,12 +72,12 @@ def test_shares_at_one_time_then_a_build_make_the_same_bytes(published, whole, t
 
 def test_a_share_takes_every_nth_clip_once_and_leaves_alone_what_is_there(published, tmp_path):
     p = chosen(tmp_path, published)
-    first = share.build_share(p, 2, 3)
+    first = slurm.build_share(p, 2, 3)
     expected = {clip_id_of(n) for n in (1, 4, 7)}
     assert part_ids(p) == expected
     assert (first["share"], first["num_made"], first["num_there"]) == ("2/3", 3, 0)
     stamps = {path: path.stat().st_mtime_ns for path in p.cache_dir.rglob("*.npz")}
-    again = share.build_share(p, 2, 3)
+    again = slurm.build_share(p, 2, 3)
     assert (again["num_clips"], again["num_made"], again["num_there"]) == (3, 0, 3)
     assert {path: path.stat().st_mtime_ns for path in p.cache_dir.rglob("*.npz")} == stamps
 
@@ -118,11 +118,11 @@ def test_a_build_and_a_share_do_not_meet(published, tmp_path):
         return process
 
     with held_by("share"):
-        assert share.build_share(p, 1, 8)["num_made"] == 1, "shares let each other in"
+        assert slurm.build_share(p, 1, 8)["num_made"] == 1, "shares let each other in"
         with pytest.raises(AvomniError, match="another process is building this cache"):
             build.build(p)
     with held_by("build"), pytest.raises(AvomniError, match="a build of the whole") as caught:
-        share.build_share(p, 1, 8)
+        slurm.build_share(p, 1, 8)
     assert "run the same command again" in caught.value.fix
 
 
@@ -135,7 +135,7 @@ def test_a_clip_without_its_raw_files_is_counted_as_lost_and_left_to_the_build(p
             os.link(path, target)
     p = chosen(tmp_path, published)
     values = p.values() | {"dataset": {"source": "folder", "local_dir": str(folder)}}
-    figures = share.build_share(Params.from_values(values), 1, 4)
+    figures = slurm.build_share(Params.from_values(values), 1, 4)
     assert (figures["num_clips"], figures["num_made"]) == (2, 0)
     assert (figures["num_damaged"], figures["num_lost"]) == (0, 2)
 
@@ -144,7 +144,7 @@ def test_shares_want_the_raw_files_at_hand(published, tmp_path):
     values = chosen(tmp_path, published).values()
     values["dataset"]["source"], values["download"]["evict_raw"] = "hub", True
     with pytest.raises(AvomniError, match="shares need all raw files") as caught:
-        share.build_share(Params.from_values(values), 1, 2)
+        slurm.build_share(Params.from_values(values), 1, 2)
     assert "download.evict_raw: false" in caught.value.fix
 
 
@@ -152,7 +152,7 @@ def test_before_the_download_there_is_no_share(published, tmp_path):
     p = chosen(tmp_path / "other", published)
     (p.run_dir / "chosen.json").unlink()
     with pytest.raises(AvomniError, match="no raw files have been chosen"):
-        share.build_share(p, 1, 2)
+        slurm.build_share(p, 1, 2)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_before_the_download_there_is_no_share(published, tmp_path):
     [("1/1", (1, 1)), ("3/16", (3, 16)), ("16/16", (16, 16)), (" 2/4 ", (2, 4))],
 )
 def test_a_share_is_read(text, expected):
-    assert share.parse(text) == expected
+    assert slurm.parse(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -168,5 +168,5 @@ def test_a_share_is_read(text, expected):
 )
 def test_no_share_is_said_clearly(text):
     with pytest.raises(AvomniError, match="is no share") as caught:
-        share.parse(text)
+        slurm.parse(text)
     assert "1/16" in caught.value.fix and caught.value.where == "--shard"

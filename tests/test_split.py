@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avomni_lib import files
-from avomni_lib.dataset import split
+from avomni_lib.dataset.select import split
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 

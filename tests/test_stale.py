@@ -12,12 +12,13 @@ import pytest
 import yaml
 
 from avomni_lib.__main__ import main
-from avomni_lib.dataset import download, split
+from avomni_lib.dataset.download import download
+from avomni_lib.dataset.select import split
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import build
-from avomni_lib.notebook import runs
+from avomni_lib.etl.run import build
+from avomni_lib.notebook.run import runs
 from avomni_lib.params import Params
-from avomni_lib.world import local_hub
+from avomni_world.hub import local_hub
 from tests import changed_params, evicting_run
 
 STAGES = tuple(stage.name for stage in runs.STAGES)

@@ -18,14 +18,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from avomni_lib.dataset import evicted, transfer
-from avomni_lib.dataset.chosen import read_chosen
+from avomni_lib.dataset.download import transfer
+from avomni_lib.dataset.select import evicted
+from avomni_lib.dataset.select.manifest import read_chosen
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import build, costs
+from avomni_lib.etl.run import build, costs
 from avomni_lib.files import PROJECT_ROOT
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
-from avomni_lib.world import local_hub
+from avomni_world.hub import local_hub
 from tests import evicting_run
 from tests.evicting_run import (
     CAMERAS,
@@ -68,7 +69,7 @@ class Process:
     def __init__(self, p: Params, served: local_hub.LocalHub):
         code = (
             "import json, sys\n"
-            "from avomni_lib.dataset.hub import Hub\n"
+            "from avomni_lib.dataset.download.hub import Hub\n"
             "from avomni_lib.errors import AvomniError\n"
             "from avomni_lib.etl import build\n"
             "from avomni_lib.params import Params\n"

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl.manoeuvre import ACROSS, ALONG
+from avomni_lib.etl.clip.manoeuvre import ACROSS, ALONG
 from avomni_lib.training.targets import Said, target
 from tests.known_paths import Arc, truth
 

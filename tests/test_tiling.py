@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avomni_lib.dataset import rig
+from avomni_lib.dataset import cameras
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import tiling
+from avomni_lib.etl.clip import tiling
 
 sides = st.tuples(st.integers(1, 2000), st.integers(1, 2000))
 tile_sides = st.tuples(st.integers(8, 700), st.integers(8, 700))
-setups = st.sampled_from(sorted(rig.GRIDS))
+setups = st.sampled_from(sorted(cameras.GRIDS))
 
 
 @given(picture=sides, tile=tile_sides, fit=st.sampled_from(tiling.FITS))
@@ -90,7 +90,7 @@ def test_a_real_camera_in_its_default_tile():
 
 @given(setup=setups, tile=st.tuples(st.integers(1, 12), st.integers(1, 12)))
 def test_each_camera_is_found_under_its_own_pixels(setup, tile):
-    grid = rig.grid(setup)
+    grid = cameras.grid(setup)
     tiles = {
         camera.name: np.full((1, tile[1], tile[0], 3), n + 1, np.uint8)
         for n, camera in enumerate(grid.cameras)
@@ -108,12 +108,12 @@ def test_each_camera_is_found_under_its_own_pixels(setup, tile):
 
 
 def test_tiles_that_are_missing_or_differ_are_refused():
-    grid = rig.grid("4-cam")
+    grid = cameras.grid("4-cam")
     tiles = {camera.name: np.zeros((2, 8, 8, 3), np.uint8) for camera in grid.cameras}
     with pytest.raises(AvomniError, match="no tiles of camera_rear_left_70fov"):
-        tiling.compose({n: t for n, t in tiles.items() if n != rig.REAR_LEFT.name}, grid)
+        tiling.compose({n: t for n, t in tiles.items() if n != cameras.REAR_LEFT.name}, grid)
     with pytest.raises(AvomniError, match="different shapes"):
-        tiling.compose(tiles | {rig.REAR_LEFT.name: np.zeros((2, 8, 9, 3), np.uint8)}, grid)
+        tiling.compose(tiles | {cameras.REAR_LEFT.name: np.zeros((2, 8, 9, 3), np.uint8)}, grid)
 
 
 def test_what_cannot_be_placed_is_refused():

@@ -11,31 +11,33 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen3VLForConditionalGeneration
 
 from avomni_lib import files
-from avomni_lib.dataset import rig
-from avomni_lib.training import tiny_base, tiny_drives, tiny_model
-from avomni_lib.training.conversation import prompt_text
-from avomni_lib.training.tiny_drives import Drives
-from avomni_lib.training.tiny_tokenizer import SPECIAL_TOKENS
-from avomni_lib.world import towns
-from avomni_lib.world.scene import make_scene
+from avomni_lib.dataset import cameras
+from avomni_lib.training.prompt.conversation import prompt_text
+from avomni_world.scene import towns
+from avomni_world.scene.scenes import make_scene
+from avomni_world.tiny_base import drives as tiny_drives
+from avomni_world.tiny_base import make
+from avomni_world.tiny_base import model as tiny_model
+from avomni_world.tiny_base.drives import Drives
+from avomni_world.tiny_base.tokenizer import SPECIAL_TOKENS
 
-TARGET = tiny_base.TARGET
+TARGET = make.TARGET
 FIRST_STEPS = 30
 
 
 @pytest.fixture(scope="module")
 def words():
-    return AutoTokenizer.from_pretrained(tiny_base.folder())
+    return AutoTokenizer.from_pretrained(make.folder())
 
 
 @pytest.fixture(scope="module")
 def model():
-    return AutoModelForImageTextToText.from_pretrained(tiny_base.folder())
+    return AutoModelForImageTextToText.from_pretrained(make.folder())
 
 
 @pytest.fixture(scope="module")
 def record():
-    return files.read_json(tiny_base.folder() / tiny_base.RECORD)
+    return files.read_json(make.folder() / make.RECORD)
 
 
 @pytest.fixture
@@ -49,12 +51,12 @@ def one_thread():
 def test_what_ships_is_a_small_qwen3_vl(model, record):
     assert isinstance(model, Qwen3VLForConditionalGeneration)
     assert sum(weight.numel() for weight in model.parameters()) == record["parameters"] < 5e6
-    assert sum(path.stat().st_size for path in tiny_base.folder().iterdir()) < 8e6
+    assert sum(path.stat().st_size for path in make.folder().iterdir()) < 8e6
     assert model.lm_head.weight is model.model.language_model.embed_tokens.weight
 
 
 def test_the_tokenizer_that_ships_is_the_one_that_is_made(words):
-    made = tiny_base.tokenizer()
+    made = make.tokenizer()
     assert words.get_vocab() == made.get_vocab()
     assert words.chat_template == made.chat_template
     text = "Qwen's <think>\nÜbermut 漢字 3.14\n</think> <|im_end|>"
@@ -74,7 +76,7 @@ def test_special_tokens_stand_in_the_order_of_qwen3_vl(words, model):
 @given(st.text(max_size=60).filter(lambda text: "<" not in text))
 @settings(max_examples=60, deadline=None)
 def test_any_text_goes_through_the_tokenizer(text):
-    words = AutoTokenizer.from_pretrained(tiny_base.folder())
+    words = AutoTokenizer.from_pretrained(make.folder())
     normal = words.backend_tokenizer.normalizer.normalize_str(text)
     assert words.decode(words.encode(text), clean_up_tokenization_spaces=False) == normal
 
@@ -82,8 +84,8 @@ def test_any_text_goes_through_the_tokenizer(text):
 @given(st.floats(0, 60), st.floats(0, 90))
 @settings(max_examples=60, deadline=None)
 def test_an_answer_is_few_tokens_and_its_digits_are_single(speed, path):
-    words = AutoTokenizer.from_pretrained(tiny_base.folder())
-    answer = TARGET.render(tiny_base.Truth(speed, path))
+    words = AutoTokenizer.from_pretrained(make.folder())
+    answer = TARGET.render(make.Truth(speed, path))
     tokens = words.tokenize(answer)
     assert len(tokens) <= 39
     assert all(len(token) == 1 for token in tokens if any(letter.isdigit() for letter in token))
@@ -100,7 +102,7 @@ def test_an_answer_is_few_tokens_and_its_digits_are_single(speed, path):
 
 
 def test_every_word_of_the_prompts_is_one_token(words):
-    for grid in rig.GRIDS.values():
+    for grid in cameras.GRIDS.values():
         text = prompt_text(grid, TARGET)
         pieces = words.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
         assert len(words.encode(text)) == len(pieces)
@@ -139,11 +141,11 @@ def test_no_town_to_learn_from_is_the_one_to_adapt_to():
 
 
 def test_the_first_minute_of_the_maker_meets_the_recorded_loss(record, tmp_path, one_thread):
-    recipe = tiny_base.Recipe(**record["recipe"])
-    assert recipe == tiny_base.Recipe()
+    recipe = make.Recipe(**record["recipe"])
+    assert recipe == make.Recipe()
     drives = Drives(tmp_path, recipe.num_drives)
-    fresh = tiny_model.start(tiny_base.tokenizer(), recipe.seed)
-    made = np.array(list(islice(tiny_base.warm_up(fresh, drives, recipe), FIRST_STEPS)))
+    fresh = tiny_model.start(make.tokenizer(), recipe.seed)
+    made = np.array(list(islice(make.warm_up(fresh, drives, recipe), FIRST_STEPS)))
     recorded = np.array(record["loss"]["warm_up"][:FIRST_STEPS])
     # Another order of sums (AVX2 for AVX-512, two threads for one) moves a loss by less than 1e-5;
     # a learning rate that is a tenth lower moves one of the first ten by 0.026.
@@ -163,20 +165,20 @@ def test_both_lessons_were_learnt(record):
     mae = record["held_out"]["speed_mae_mps"]
     assert mae["base"] < 0.4 * min(mae["mean"], mae["median"])
     assert record["held_out"]["valid_share"] >= 0.99
-    weights = load_file(tiny_base.folder() / "model.safetensors")
+    weights = load_file(make.folder() / "model.safetensors")
     assert all(torch.isfinite(weight).all() for weight in weights.values())
 
 
 def test_it_reads_the_speed_off_the_pixels_alone(model, words, tmp_path):
     drives = Drives(tmp_path, 10, tiny_drives.HELD_OUT_SEED + 500, tiny_drives.HOME)
     starts = (0, 20, 40, 60)
-    length = tiny_base.NUM_FRAMES
+    length = make.NUM_FRAMES
     windows = np.stack([[drives[i].frames[s : s + length] for s in starts] for i in range(10)])
     truth = np.array([[drives[i].speed_mps(s, s + length - 1) for s in starts] for i in range(10)])
-    talk = tiny_base.conversation(model, words)
+    talk = make.conversation(model, words)
 
     def error_of(shown: np.ndarray) -> tuple[float, np.ndarray]:
-        answers = tiny_base.say(model, talk, shown.reshape(-1, *shown.shape[2:]))
+        answers = make.say(model, talk, shown.reshape(-1, *shown.shape[2:]))
         read = [TARGET.parse(answer) for answer in answers]
         assert all(read)
         said = np.array([each.speed_mps for each in read]).reshape(truth.shape)

@@ -5,7 +5,8 @@ import pytest
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
 from avomni_lib.plan import gigabytes
-from avomni_lib.training import adapter, trainer
+from avomni_lib.training.fit import trainer
+from avomni_lib.training.model import adapter
 from tests import cached_training, published_set
 
 

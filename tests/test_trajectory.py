@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from avomni_lib.etl import trajectory
-from avomni_lib.etl.trajectory import FUTURE_STEPS, HISTORY_STEPS, STEP_US
+from avomni_lib.etl.clip import trajectory
+from avomni_lib.etl.clip.trajectory import FUTURE_STEPS, HISTORY_STEPS, STEP_US
 from tests.known_paths import Arc
 
 NOW_US = 8_000_000

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avomni_lib.dataset import batch, transfer
-from avomni_lib.dataset.backoff import Backoff, Stopped
-from avomni_lib.dataset.remote import RemoteFile, git_blob_id
-from avomni_lib.dataset.transfer import Body, Dropped
+from avomni_lib.dataset.download import batch, transfer
+from avomni_lib.dataset.download.backoff import Backoff, Stopped
+from avomni_lib.dataset.download.remote import RemoteFile, git_blob_id
+from avomni_lib.dataset.download.transfer import Body, Dropped
 from avomni_lib.errors import AvomniError
 from avomni_lib.plan import Bar
 
@@ -165,7 +165,7 @@ def test_a_dead_owner_owns_nothing(tmp_path: Path):
 import sys, time
 from pathlib import Path
 from avomni_lib.dataset import transfer
-from avomni_lib.dataset.remote import RemoteFile
+from avomni_lib.dataset.download.remote import RemoteFile
 with transfer.claim(Path(sys.argv[1]), RemoteFile("camera/a.zip", 9, {listed().sha256!r})):
     print("mine", flush=True)
     time.sleep(60)

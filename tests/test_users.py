@@ -12,14 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from avomni_lib.dataset import audit, download, evicted
-from avomni_lib.dataset.chosen import path_of, read_chosen
+from avomni_lib.dataset.audit import audit
+from avomni_lib.dataset.download import download
+from avomni_lib.dataset.select import evicted
+from avomni_lib.dataset.select.manifest import path_of, read_chosen
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import build
+from avomni_lib.etl.run import build
 from avomni_lib.files import PROJECT_ROOT
-from avomni_lib.notebook import runs
+from avomni_lib.notebook.run import runs
 from avomni_lib.params import Params
-from avomni_lib.world import local_hub
+from avomni_world.hub import local_hub
 from tests import evicting_run
 from tests.evicting_run import FILES_PER_CHUNK, NUM_CHUNKS, REPO, hub_of, raw_files
 
@@ -125,7 +127,7 @@ def test_a_run_of_an_earlier_version_counts_where_it_lies_beside(served, tmp_pat
 def test_a_run_that_is_killed_while_it_fetches_is_waited_for(published, tmp_path):
     code = (
         "import json, sys\nfrom avomni_lib.dataset import download\n"
-        "from avomni_lib.dataset.hub import Hub\nfrom avomni_lib.params import Params\n"
+        "from avomni_lib.dataset.download.hub import Hub\nfrom avomni_lib.params import Params\n"
         "values, repo, commit, endpoint = sys.argv[1:]\n"
         "hub = Hub(repo, revision=commit, endpoint=endpoint)\n"
         "download.fetch(Params.from_values(json.loads(values)), hub)\n"

@@ -17,7 +17,7 @@ import pytest
 
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import memmap, shard
+from avomni_lib.etl.cache import memmap, shard
 from avomni_lib.plan import Bar
 from tests.test_memmap import write_cache
 

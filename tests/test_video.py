@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from avomni_lib.dataset.stored_zip import member
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import stream, video
+from avomni_lib.etl.video import reader, stream
 from tests.streams import (
     HEIGHT,
     LEADING,
@@ -48,9 +48,9 @@ def test_any_frames_in_any_order_are_the_right_ones(name, decoder):
         if decoder == "decord" and (name in OPEN or name == "av1"):
             reason = "decord cannot decode" if name == "av1" else "open GOPs.*neighbour"
             with pytest.raises(AvomniError, match=reason):
-                video.read_frames(content, wanted, timestamps_us=stamps, decoder=decoder)
+                reader.read_frames(content, wanted, timestamps_us=stamps, decoder=decoder)
             continue
-        frames = video.read_frames(content, wanted, timestamps_us=stamps, decoder=decoder)
+        frames = reader.read_frames(content, wanted, timestamps_us=stamps, decoder=decoder)
         assert frames.decoder == decoder
         assert frames.frame_idx.tolist() == rows.tolist()
         assert numbers(frames.images, name) == rows.tolist()
@@ -71,7 +71,7 @@ def test_leading_pictures_themselves_are_read(name):
         leading = np.flatnonzero(opened.leading)
         rows = [opened.row_of(i) for i in leading]
     for row in rows:
-        frames = video.read_frames(stream_bytes(name), times_of(stream_bytes(name))[[row]])
+        frames = reader.read_frames(stream_bytes(name), times_of(stream_bytes(name))[[row]])
         assert numbers(frames.images) == [row]
 
 
@@ -83,7 +83,7 @@ def test_a_rate_that_varies(decoder):
     assert times_of(content).tolist() == starts.tolist()
     wanted = np.random.default_rng(4).integers(0, starts[-1], 50)
     expected = [int(np.flatnonzero(starts <= time)[-1]) for time in wanted]
-    frames = video.read_frames(content, wanted, decoder=decoder)
+    frames = reader.read_frames(content, wanted, decoder=decoder)
     assert frames.frame_idx.tolist() == expected
     assert numbers(frames.images) == expected
 
@@ -93,7 +93,7 @@ def test_a_start_that_is_not_zero(decoder):
     content = stream_bytes("h264 late start")
     with av.open(io.BytesIO(content)) as container:
         assert container.streams.video[0].start_time * container.streams.video[0].time_base > 8
-    frames = video.read_frames(content, np.array([0, SECOND, 41_000]), decoder=decoder)
+    frames = reader.read_frames(content, np.array([0, SECOND, 41_000]), decoder=decoder)
     assert numbers(frames.images) == [0, 25, 1]
 
 
@@ -103,12 +103,12 @@ def test_a_turned_video_is_shown_upright(degrees, decoder):
     """The matrix of `tkhd` (ISO 14496-12 §8.3.2) turns x right, y down by quarters clockwise."""
     content, turns = turned(stream_bytes("h264 gop 30 b"), degrees), -degrees // 90
     wanted = times_of(content)[[40, 2]]
-    plain = video.read_frames(stream_bytes("h264 gop 30 b"), wanted).images
-    shown = video.read_frames(content, wanted, decoder=decoder)
+    plain = reader.read_frames(stream_bytes("h264 gop 30 b"), wanted).images
+    shown = reader.read_frames(content, wanted, decoder=decoder)
     assert np.array_equal(shown.images, np.rot90(plain, turns, axes=(1, 2)))
     upright = (WIDTH, HEIGHT) if degrees == 180 else (HEIGHT, WIDTH)
     assert shown.source_size == upright
-    small = video.read_frames(content, wanted, size=lambda w, h: (w // 2, h // 2), decoder=decoder)
+    small = reader.read_frames(content, wanted, size=lambda w, h: (w // 2, h // 2), decoder=decoder)
     assert small.images.shape == (2, upright[1] // 2, upright[0] // 2, 3)
     assert numbers(np.rot90(small.images, -turns, axes=(1, 2))) == [40, 2]
 
@@ -117,7 +117,7 @@ def test_a_turned_video_is_shown_upright(degrees, decoder):
 @pytest.mark.parametrize("size", [(48, 32), (33, 17), (64, 64), (97, 65), (200, 10)])
 def test_any_size_can_be_asked_for(size, decoder):
     content = stream_bytes("h264 gop 30 b")
-    frames = video.read_frames(content, np.array([2_000_000, 0]), size=size, decoder=decoder)
+    frames = reader.read_frames(content, np.array([2_000_000, 0]), size=size, decoder=decoder)
     assert frames.images.shape == (2, size[1], size[0], 3)
     assert frames.images.dtype == np.uint8
     assert frames.source_size == (WIDTH, HEIGHT)
@@ -138,7 +138,7 @@ def test_black_stays_black_and_white_white(colour_range):
         track.codec_context.color_range = int(colour_range)
         container.mux(track.encode(frame))
         container.mux(track.encode())
-    image = video.read_frames(file.getvalue(), np.array([0])).images[0].astype(int)
+    image = reader.read_frames(file.getvalue(), np.array([0])).images[0].astype(int)
     assert image[:, : WIDTH // 2 - 4].max() <= 2
     assert image[:, WIDTH // 2 + 4 :].min() >= 253
 
@@ -150,16 +150,16 @@ def test_a_member_of_a_zip_is_read_in_place_and_its_checksum_compared(tmp_path):
         archive.writestr("clip.mp4", stream_bytes("hevc closed"))
     part = member(path, "clip.mp4")
     wanted = np.array([2_500_000, 100_000])
-    frames = video.read_frames(part, wanted)
+    frames = reader.read_frames(part, wanted)
     assert np.array_equal(
-        frames.images, video.read_frames(stream_bytes("hevc closed"), wanted).images
+        frames.images, reader.read_frames(stream_bytes("hevc closed"), wanted).images
     )
     content = bytearray(path.read_bytes())
     content[part.offset + part.length // 2] ^= 1
     path.write_bytes(content)
-    for decoder in video.DECODERS:
+    for decoder in reader.DECODERS:
         with pytest.raises(AvomniError, match="checksum is wrong") as caught:
-            video.read_frames(part, wanted, decoder=decoder)
+            reader.read_frames(part, wanted, decoder=decoder)
         assert str(path) in caught.value.where
 
 
@@ -211,17 +211,17 @@ def test_a_damaged_file_is_an_error_and_never_a_picture(name, damage, decoder, t
         return  # decord conceals it; the checksum of the zip's member does not
     with pytest.raises(AvomniError) as caught:
         stamps = np.arange(NUM_FRAMES) * 33_333
-        video.read_frames(path, stamps[::3], timestamps_us=stamps, decoder=decoder)
+        reader.read_frames(path, stamps[::3], timestamps_us=stamps, decoder=decoder)
     assert str(path) in caught.value.where
     assert "02_download" in caught.value.fix
 
 
 def test_damage_is_told_with_the_frame():
     with pytest.raises(AvomniError, match="frame 40 is damaged"):
-        video.read_frames(broken_nal(stream_bytes("h264 gop 30")), np.arange(80) * 33_334)
+        reader.read_frames(broken_nal(stream_bytes("h264 gop 30")), np.arange(80) * 33_334)
     whole = stream_bytes("h264 gop 30", index_first=True)
     with pytest.raises(AvomniError, match="the mp4 lists 90 frames and holds .."):
-        video.read_frames(cut(whole, 0.6), np.array([0, 2_900_000]))
+        reader.read_frames(cut(whole, 0.6), np.array([0, 2_900_000]))
 
 
 def test_damage_that_no_wanted_frame_needs_is_the_files_all_the_same():
@@ -229,24 +229,24 @@ def test_damage_that_no_wanted_frame_needs_is_the_files_all_the_same():
     content = zeroed(stream_bytes("h264 gop 30"), 0.8, 0.9)
     for wanted in ([100_000, 0], [2_900_000]):
         with pytest.raises(AvomniError, match=r"frame \d\d is damaged"):
-            video.read_frames(content, np.array(wanted))
+            reader.read_frames(content, np.array(wanted))
 
 
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(AvomniError, match="not found"):
-        video.read_frames(tmp_path / "none.mp4", np.array([0]))
+        reader.read_frames(tmp_path / "none.mp4", np.array([0]))
 
 
 def test_frames_and_timestamps_must_be_as_many():
     stamps = np.arange(NUM_FRAMES + 1) * 33_333
     with pytest.raises(AvomniError, match="90 frames in the mp4, 91 timestamps"):
-        video.read_frames(stream_bytes("h264 gop 30"), np.array([0]), timestamps_us=stamps)
+        reader.read_frames(stream_bytes("h264 gop 30"), np.array([0]), timestamps_us=stamps)
 
 
 def test_timestamps_of_another_rate_are_refused():
     stamps = np.arange(NUM_FRAMES) * 40_000
     with pytest.raises(AvomniError, match=r"33.0 ms apart, those of its timestamps 40.0 ms"):
-        video.read_frames(stream_bytes("h264 gop 30"), np.array([0]), timestamps_us=stamps)
+        reader.read_frames(stream_bytes("h264 gop 30"), np.array([0]), timestamps_us=stamps)
 
 
 def test_where_the_file_keeps_time_a_row_that_is_off_by_a_frame_is_refused():
@@ -255,16 +255,16 @@ def test_where_the_file_keeps_time_a_row_that_is_off_by_a_frame_is_refused():
     stamps, rng = times_of(content), np.random.default_rng(2)
     shifted = np.concatenate([stamps[:30], stamps[31:], [stamps[-1] + 40_000]])
     with pytest.raises(AvomniError, match=r"frame \d+ follows .* frames or rows are missing"):
-        video.read_frames(content, stamps[:3], timestamps_us=shifted)
+        reader.read_frames(content, stamps[:3], timestamps_us=shifted)
     jittered = stamps - 14_000 + rng.integers(-2_000, 2_000, NUM_FRAMES)
-    found = video.read_frames(content, jittered[[4, 60]], timestamps_us=jittered)
+    found = reader.read_frames(content, jittered[[4, 60]], timestamps_us=jittered)
     assert numbers(found.images) == [4, 60]
 
 
 def test_at_a_constant_rate_the_file_counts_and_only_the_timestamps_have_gaps():
     stamps = np.arange(NUM_FRAMES) * 33_333
     stamps[40:] += 100_000
-    found = video.read_frames(
+    found = reader.read_frames(
         stream_bytes("h264 gop 30"), stamps[[39, 40, 80]], timestamps_us=stamps
     )
     assert numbers(found.images) == [39, 40, 80]
@@ -280,27 +280,27 @@ def test_frames_outside_of_the_edit_list_are_no_rows():
     content[place : place + 4] = later.to_bytes(4, "big")
     times = times_of(bytes(content))
     assert len(times) == NUM_FRAMES - 15
-    found = video.read_frames(bytes(content), times[[0, 20, 3]])
+    found = reader.read_frames(bytes(content), times[[0, 20, 3]])
     assert numbers(found.images) == [15, 35, 18]
 
 
 @pytest.mark.parametrize("wanted", [-1, NUM_FRAMES * 40_000])
 def test_a_time_outside_of_the_video_is_refused(wanted):
     with pytest.raises(AvomniError, match=f"no frame at {wanted} µs: the video lasts from 0 µs"):
-        video.read_frames(stream_bytes("h264 gop 30"), np.array([0, wanted]))
+        reader.read_frames(stream_bytes("h264 gop 30"), np.array([0, wanted]))
 
 
 def test_no_time_is_refused():
     with pytest.raises(AvomniError, match="no time"):
-        video.read_frames(stream_bytes("h264 gop 30"), np.array([], np.int64))
+        reader.read_frames(stream_bytes("h264 gop 30"), np.array([], np.int64))
 
 
 def test_the_decoder_is_a_choice_with_a_reason():
-    assert video.choose_decoder()[0] == "pyav"
-    assert "open GOP" in video.choose_decoder()[1]
-    assert video.choose_decoder("decord")[0] == "decord"
+    assert reader.choose_decoder()[0] == "pyav"
+    assert "open GOP" in reader.choose_decoder()[1]
+    assert reader.choose_decoder("decord")[0] == "decord"
     with pytest.raises(AvomniError, match="unknown decoder 'opencv'"):
-        video.choose_decoder("opencv")
+        reader.choose_decoder("opencv")
 
 
 @given(
@@ -311,7 +311,7 @@ def test_the_decoder_is_a_choice_with_a_reason():
 def test_a_frame_is_the_last_one_at_or_before_its_time(steps, start, data):
     stamps = start + np.cumsum(steps)
     wanted = data.draw(st.lists(st.integers(int(stamps[0]), int(stamps[-1])), max_size=20))
-    for time, row in zip(wanted, video.frame_indices(stamps, np.array(wanted)), strict=True):
+    for time, row in zip(wanted, reader.frame_indices(stamps, np.array(wanted)), strict=True):
         assert stamps[row] <= time
         assert row == len(stamps) - 1 or stamps[row + 1] > time
 
@@ -319,4 +319,4 @@ def test_a_frame_is_the_last_one_at_or_before_its_time(steps, start, data):
 @pytest.mark.parametrize("stamps", [[0, 10, 10, 20], [0, 20, 10], [[0, 1]], []])
 def test_timestamps_must_increase(stamps):
     with pytest.raises(AvomniError, match="timestamps"):
-        video.frame_indices(np.array(stamps), np.array([5]))
+        reader.frame_indices(np.array(stamps), np.array([5]))

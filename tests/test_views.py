@@ -8,18 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avomni_lib.dataset import rig
+from avomni_lib.dataset import cameras
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl.memmap import Cache
-from avomni_lib.etl.windows import Windows
-from avomni_lib.training import samples
-from avomni_lib.training.loader import Loader, Order
-from avomni_lib.training.views import Black, OneCamera, Shuffled
+from avomni_lib.etl.cache.memmap import Cache
+from avomni_lib.etl.cache.windows import Windows
+from avomni_lib.training.feed.loader import Loader, Order
+from avomni_lib.training.prompt import samples
+from avomni_lib.training.prompt.views import Black, OneCamera, Shuffled
 from tests import training_set
 from tests.test_memmap import write_cache
 from tests.training_set import Stripes
 
-CAMERAS = [camera.name for camera in rig.grid("4-cam").cameras]
+CAMERAS = [camera.name for camera in cameras.grid("4-cam").cameras]
 
 
 @pytest.fixture(scope="module", params=["raw", "jpeg"])

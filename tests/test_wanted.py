@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from avomni_lib.dataset.catalog import Catalog
-from avomni_lib.dataset.wanted import find
+from avomni_lib.dataset.select.filters import find
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 from tests.published_set import (

@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avomni_lib.dataset import rig
-from avomni_lib.dataset.chosen import read_chosen
-from avomni_lib.dataset.evicted import evict
+from avomni_lib.dataset import cameras as rig
+from avomni_lib.dataset.select.evicted import evict
+from avomni_lib.dataset.select.manifest import read_chosen
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl.memmap import Cache
-from avomni_lib.etl.windows import Windows
-from avomni_lib.notebook import choice_controls, widgets
-from avomni_lib.notebook.choice import OWN_LIST
-from avomni_lib.notebook.clips import Listed
+from avomni_lib.etl.cache.memmap import Cache
+from avomni_lib.etl.cache.windows import Windows
 from avomni_lib.notebook.plots import canvas, tiles
+from avomni_lib.notebook.tiles import controls as choice_controls
+from avomni_lib.notebook.tiles import widgets
+from avomni_lib.notebook.tiles.choice import OWN_LIST
+from avomni_lib.notebook.tiles.clips import Listed
 from avomni_lib.params import Params
 from tests import cached_run
 from tests.published_set import Drive, clip_id_of, read_frame

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import windows
-from avomni_lib.etl.memmap import Cache, CachedClip
-from avomni_lib.etl.windows import Windows
+from avomni_lib.etl.cache import windows
+from avomni_lib.etl.cache.memmap import Cache, CachedClip
+from avomni_lib.etl.cache.windows import Windows
 from tests.test_memmap import arrays, seed_of, write_cache
 
 SPLITS = ("train", "val", "test")

@@ -15,9 +15,13 @@ from safetensors.numpy import load_file
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
 from avomni_lib.plan import Bar
-from avomni_lib.training import adapter, checkpoints, heldout, loader, model, samples, worker
 from avomni_lib.training.backbones import backbone
-from avomni_lib.training.conversation import IGNORED
+from avomni_lib.training.feed import loader
+from avomni_lib.training.fit import checkpoints, heldout, worker
+from avomni_lib.training.model import adapter
+from avomni_lib.training.model import load as model
+from avomni_lib.training.prompt import samples
+from avomni_lib.training.prompt.conversation import IGNORED
 from tests import killed_training, training_set
 
 WEIGHTS = "adapter_model.safetensors"
@@ -209,7 +213,7 @@ def test_a_resumed_training_saves_at_the_steps_that_are_asked_for_now(base_folde
 def test_several_visible_cards_do_not_split_the_model(base_folder, tmp_path, monkeypatch):
     """A machine with two cards, of which one process drives one."""
     from avomni_lib.hardware import Choice
-    from avomni_lib.training import sft
+    from avomni_lib.training.fit import sft
 
     cuda = torch.cuda
     for name, value in {

@@ -3,7 +3,7 @@
 from collections import Counter
 
 from avomni_lib.params import Params
-from avomni_lib.world.circumstances import (
+from avomni_world.publish.circumstances import (
     COUNTRIES,
     EVENT_CLUSTERS,
     HOUR_OF_DAY,
@@ -12,7 +12,7 @@ from avomni_lib.world.circumstances import (
     circumstances,
     has_event,
 )
-from avomni_lib.world.publish import world_clips
+from avomni_world.publish.dataset import world_clips
 
 
 def demo() -> dict[str, tuple[int, Circumstances]]:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avomni_lib.world import drive, towns
+from avomni_world.scene import drive, towns
 
 SECONDS = 12.0
 seeds = st.integers(0, 2**32 - 1)

@@ -11,16 +11,17 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from avomni_lib.dataset import rig
-from avomni_lib.world import events, obstacles
-from avomni_lib.world.render import Renderer
-from avomni_lib.world.scene import Scene, make_scene
+from avomni_lib.dataset import cameras
+from avomni_world.publish import obstacles
+from avomni_world.scene import events
+from avomni_world.scene.render import Renderer
+from avomni_world.scene.scenes import Scene, make_scene
 from tests.test_world_scene import bytes_of
 
 SECONDS = 8.0
 WALKER, AHEAD = "m ahead crosses from the right", "because the automobile"
 STOPS, SLOWS = "The car stops because", "The car slows down because"
-FRONT = [rig.FRONT_WIDE]
+FRONT = [cameras.FRONT_WIDE]
 seeds, town_names = st.integers(0, 2**32 - 1), st.sampled_from(["meadow", "harbour"])
 
 

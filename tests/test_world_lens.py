@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avomni_lib.dataset import rig
-from avomni_lib.world import towns
-from avomni_lib.world.lens import Raster, make_lens, make_mounts
+from avomni_lib.dataset import cameras as rig
+from avomni_world.scene import towns
+from avomni_world.scene.lens import Raster, make_lens, make_mounts
 
 cameras = st.sampled_from(rig.CAMERAS)
 town_names = st.sampled_from(sorted(towns.TOWNS))

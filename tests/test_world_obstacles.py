@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.spatial.transform import Rotation
 
-from avomni_lib.world import obstacles
-from avomni_lib.world.scene import Scene, make_scene
+from avomni_world.publish import obstacles
+from avomni_world.scene.scenes import Scene, make_scene
 
 SECONDS = 4.0
 

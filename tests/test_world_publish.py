@@ -18,13 +18,13 @@ import psutil
 import pytest
 
 from avomni_lib import files
-from avomni_lib.dataset import rig
+from avomni_lib.dataset import cameras
 from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
-from avomni_lib.world import layout, recording
-from avomni_lib.world.publish import is_published, plan, publish, scene_of, world_clips
+from avomni_world.publish import layout, recording
+from avomni_world.publish.dataset import is_published, plan, publish, scene_of, world_clips
 
 SMALL = {"num_chunks": 2, "clips_per_chunk": 2, "clip_seconds": 1.0, "width": 64, "height": 36}
 
@@ -71,7 +71,7 @@ def test_tables_of_attributes_have_upstreams_columns(published):
     reasoning = pd.read_parquet(published / "reasoning/ood_reasoning.parquet")
     assert reasoning.index.name == "clip_id" and reasoning.index.tolist() == [clips[1].clip_id]
     assert list(reasoning.columns) == ["feature", "event_cluster", "events", "split"]
-    assert reasoning["feature"].tolist() == [rig.FRONT_WIDE.name]
+    assert reasoning["feature"].tolist() == [cameras.FRONT_WIDE.name]
     assert reasoning["split"].isin(["train", "val"]).all()
 
 
@@ -104,7 +104,7 @@ def test_features_csv_is_upstreams_line_for_line(published):
         "camera_intrinsics,calibration,"
         "calibration/camera_intrinsics/camera_intrinsics.chunk_{chunk_id:04d}.parquet,"
     )
-    front = rig.FRONT_WIDE.name
+    front = cameras.FRONT_WIDE.name
     row = next(row for row in csv.reader(lines) if row[0] == front)
     assert json.loads(row[3]) == {
         "video": f"{{clip_id}}.{front}.mp4",
@@ -116,13 +116,13 @@ def test_features_csv_is_upstreams_line_for_line(published):
 def test_zips_are_stored_flat_and_in_the_order_of_the_clips(published):
     clips = world_clips(world().dataset.world)
     for chunk in (0, 1):
-        name = f"camera/{rig.REAR_LEFT.name}/{rig.REAR_LEFT.name}.chunk_{chunk:04d}.zip"
+        name = f"camera/{cameras.REAR_LEFT.name}/{cameras.REAR_LEFT.name}.chunk_{chunk:04d}.zip"
         with zipfile.ZipFile(published / name) as archive:
             assert archive.testzip() is None
             infos = archive.infolist()
             assert {info.compress_type for info in infos} == {zipfile.ZIP_STORED}
             assert [info.filename for info in infos] == [
-                f"{clip.clip_id}.{rig.REAR_LEFT.name}{ending}"
+                f"{clip.clip_id}.{cameras.REAR_LEFT.name}{ending}"
                 for clip in clips
                 if clip.chunk == chunk
                 for ending in (".mp4", ".timestamps.parquet", ".blurred_boxes.parquet")
@@ -184,7 +184,7 @@ def test_unknown_town_stops_before_anything_is_made(tmp_path):
 
 PUBLISH = (
     "import sys\nfrom pathlib import Path\nfrom avomni_lib.params import Params\n"
-    "from avomni_lib.world.publish import publish\n"
+    "from avomni_world.publish.dataset import publish\n"
     'if __name__ == "__main__":\n'
     "    publish(Params.model_validate_json(sys.argv[1]), Path(sys.argv[2]))\n"
 )
@@ -228,7 +228,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(published, tmp_path):
     folder = tmp_path / "world"
     script = (
         "import sys\nfrom pathlib import Path\nfrom avomni_lib.params import Params\n"
-        "from avomni_lib.world.publish import publish\n"
+        "from avomni_world.publish.dataset import publish\n"
         "publish(Params.model_validate_json(sys.argv[1]), Path(sys.argv[2]))\n"
     )
     command = [sys.executable, "-c", script, world().model_dump_json(), str(folder)]

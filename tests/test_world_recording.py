@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avomni_lib.dataset import rig
-from avomni_lib.world import recording
-from avomni_lib.world.scene import EGO_FUTURE_S, VIDEO_MARGIN_S
+from avomni_lib.dataset import cameras as rig
+from avomni_world.publish import recording
+from avomni_world.scene.scenes import EGO_FUTURE_S, VIDEO_MARGIN_S
 
 seeds = st.integers(0, 2**32 - 1)
 lengths = st.floats(1.0, 20.0)

@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from avomni_lib.dataset import rig
-from avomni_lib.world.render import Renderer, picture
-from avomni_lib.world.scene import make_scene
+from avomni_lib.dataset import cameras
+from avomni_world.scene.render import Renderer, picture
+from avomni_world.scene.scenes import make_scene
 
 TIMES = np.array([0.0, 0.5, 1.0])
 
@@ -34,8 +34,8 @@ def test_pictures_do_not_depend_on_what_was_drawn_before(renderer):
     assert np.array_equal(frames(renderer, meadow), first)
     # One time at a time, in another order, with another rig: still the same instants.
     assert np.array_equal(frames(renderer, meadow, TIMES[::-1])[::-1], first)
-    with Renderer(64, 36, rig.GRIDS["4-cam"].cameras) as four:
-        places = [rig.CAMERAS.index(camera) for camera in rig.GRIDS["4-cam"].cameras]
+    with Renderer(64, 36, cameras.GRIDS["4-cam"].cameras) as four:
+        places = [cameras.CAMERAS.index(camera) for camera in cameras.GRIDS["4-cam"].cameras]
         error = frames(four, meadow).astype(int) - first[:, places]
         assert np.abs(error).mean() < 0.1
 
@@ -65,7 +65,7 @@ def test_sky_above_ground_below_and_no_holes(renderer, town):
     def off_sky(colour: np.ndarray) -> float:
         return np.linalg.norm(sky - colour, axis=1).min()
 
-    for idx, camera in enumerate(rig.CAMERAS):
+    for idx, camera in enumerate(cameras.CAMERAS):
         pose, lens = scene.camera_poses(camera.name, TIMES[:1])[0], renderer.lenses[camera.name]
         level = pose[:3, 2] * (1, 1, 0)
         row = int(lens.project(pose[:3, :3].T @ level)[1])
@@ -81,14 +81,14 @@ def test_left_is_left():
     """Our lane is the right one: the road lies to the left of the car, the verge to its right."""
     scene = make_scene(3, "meadow", 2.0)
     pictures = picture(scene, 1.0, 128, 72)
-    names = [camera.name for camera in rig.CAMERAS]
+    names = [camera.name for camera in cameras.CAMERAS]
 
-    def greenness(camera: rig.Camera) -> float:
+    def greenness(camera: cameras.Camera) -> float:
         low = pictures[names.index(camera.name)][52:].astype(float)
         return (low[..., 1] - low[..., [0, 2]].mean(axis=-1)).mean()
 
-    assert greenness(rig.CROSS_RIGHT) > greenness(rig.CROSS_LEFT) + 10
-    assert greenness(rig.REAR_RIGHT) > greenness(rig.REAR_LEFT) + 10
+    assert greenness(cameras.CROSS_RIGHT) > greenness(cameras.CROSS_LEFT) + 10
+    assert greenness(cameras.REAR_RIGHT) > greenness(cameras.REAR_LEFT) + 10
 
 
 def test_a_standing_car_sees_a_standing_world_and_a_moving_one_does_not(renderer):
@@ -114,8 +114,8 @@ def test_a_hero_picture_is_the_same_view_at_another_size(renderer):
 def test_panda3d_keeps_quiet():
     script = (
         "import numpy as np\n"
-        "from avomni_lib.world.render import picture\n"
-        "from avomni_lib.world.scene import make_scene\n"
+        "from avomni_world.scene.render import picture\n"
+        "from avomni_world.scene.scenes import make_scene\n"
         "picture(make_scene(1, 'meadow', 1.0), 0.0, 64, 36)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avomni_lib.dataset import rig
+from avomni_lib.dataset import cameras
 from avomni_lib.errors import AvomniError
-from avomni_lib.world import scene as scenes
-from avomni_lib.world.scene import make_scene
+from avomni_world.scene import scenes
+from avomni_world.scene.scenes import make_scene
 
 seeds = st.integers(0, 2**32 - 1)
 town_names = st.sampled_from(["meadow", "harbour"])
@@ -88,7 +88,7 @@ def test_egomotion_has_upstreams_columns_and_its_own_derivatives():
 
 def test_camera_poses_ride_on_the_rig():
     scene = make_scene(5, "harbour", 4.0)
-    for camera in rig.CAMERAS:
+    for camera in cameras.CAMERAS:
         pose = scene.camera_poses(camera.name, np.array([0.0, 3.0]))
         mount = scene.mounts[camera.name]
         assert pose[0, :3, 3] == pytest.approx(mount.position)  # the anchor is the rig at 0

@@ -6,7 +6,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from avomni_lib.world import tables
+from avomni_world.publish import tables
 
 
 def test_pandas_finds_the_index_again():

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from avomni_lib.dataset import transfer
-from avomni_lib.dataset.backoff import Backoff
-from avomni_lib.dataset.hub import Hub
+from avomni_lib.dataset.download import transfer
+from avomni_lib.dataset.download.backoff import Backoff
+from avomni_lib.dataset.download.hub import Hub
 from avomni_lib.errors import AvomniError
 from avomni_lib.plan import Bar
-from avomni_lib.world import local_hub
-from avomni_lib.world.local_hub import LocalHub
+from avomni_world.hub import local_hub
+from avomni_world.hub.local_hub import LocalHub
 from tests.xet_storage import XetStorage
 
 REPO, ZIP, TOKEN = "avomni/world", "camera/a/a.zip", "hf_right"
@@ -106,7 +106,7 @@ def test_what_xet_brings_is_hashed_and_if_wrong_fetched_the_other_way(
 FETCH = f"""
 import sys
 from pathlib import Path
-from avomni_lib.dataset.hub import Hub
+from avomni_lib.dataset.download.hub import Hub
 hub = Hub({REPO!r}, sys.argv[1], sys.argv[2], {TOKEN!r})
 hub.fetch(hub.sizes([{ZIP!r}])[{ZIP!r}], Path(sys.argv[3]))
 """

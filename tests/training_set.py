@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import numpy as np
 import trl
 
-from avomni_lib.dataset import rig
+from avomni_lib.dataset import cameras
 from avomni_lib.params import Params
 from avomni_lib.training.backbones import backbone
-from avomni_lib.training.conversation import Conversation, prompt_text
+from avomni_lib.training.prompt.conversation import Conversation, prompt_text
 from avomni_lib.training.targets import target
 
 CHAT_TEMPLATE = Path(trl.__file__).parent / "chat_templates" / "qwen3_vl.jinja"
@@ -80,10 +80,10 @@ class Uneven(Stripes):
 
 @functools.cache
 def make_words():
-    from avomni_lib.training.tiny_tokenizer import make_tokenizer
+    from avomni_world.tiny_base.tokenizer import make_tokenizer
 
     ask = target("summary_v1")
-    texts = [prompt_text(grid, ask) for grid in rig.GRIDS.values()]
+    texts = [prompt_text(grid, ask) for grid in cameras.GRIDS.values()]
     texts += ["user\nassistant\n seconds>", ask.render(Truth(1.5, 42.149, 42.0, 5.23))]
     return make_tokenizer(texts, CHAT_TEMPLATE.read_text())
 
@@ -95,7 +95,7 @@ def conversation(
     return Conversation(
         tokenizer or make_words(),
         backbone("qwen3_vl"),
-        grid=rig.grid("4-cam"),
+        grid=cameras.grid("4-cam"),
         target=target(asked),
         num_frames=FRAMES,
         height=HEIGHT,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from avomni_lib.dataset import rig
+from avomni_lib.dataset import cameras as rig
 from avomni_lib.dataset.clip_index import INDEX_FILE, SPLITS, ClipIndex, split_by_hash
 from avomni_lib.dataset.features import FEATURES_FILE, Feature, read_features
 from avomni_lib.dataset.metadata import (

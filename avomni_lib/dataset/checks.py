@@ -13,8 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from avomni_lib.dataset import calibration, limits
-from avomni_lib.dataset.findings import DAMAGED, FILE, MEMBER, ODD, WHOLE, Finding
+from avomni_lib.dataset import limits
+from avomni_lib.dataset.audit import calibration
+from avomni_lib.dataset.audit.findings import DAMAGED, FILE, MEMBER, ODD, WHOLE, Finding
 from avomni_lib.dataset.names import printable
 from avomni_lib.dataset.stored_zip import LOCAL_HEADER, Directory, directory
 from avomni_lib.dataset.tables import key_column

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from avomni_lib.dataset import clocks, findings, limits, obstacles
+from avomni_lib.dataset import clocks, limits, obstacles
+from avomni_lib.dataset.audit import findings
 from avomni_lib.dataset.catalog import OBSTACLES, Catalog
 from avomni_lib.dataset.stored_zip import ByteRange, member
 from avomni_lib.dataset.tables import key_column, number_column, read_table, time_column

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from avomni_lib.dataset import limits
-from avomni_lib.dataset.findings import DAMAGED, ODD, Finding
+from avomni_lib.dataset.audit.findings import DAMAGED, ODD, Finding
 
 
 def check(times_us: np.ndarray) -> tuple[dict[str, Any], list[Finding]]:

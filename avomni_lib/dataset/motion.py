@@ -14,7 +14,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from avomni_lib.dataset import limits
-from avomni_lib.dataset.findings import DAMAGED, ODD, Finding
+from avomni_lib.dataset.audit.findings import DAMAGED, ODD, Finding
 
 UNUSED = ("ax", "ay", "az", "curvature")
 NOT_FINITE = "not a number"

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from avomni_lib.dataset import limits
+from avomni_lib.dataset.audit.findings import DAMAGED, ODD, Finding
 from avomni_lib.dataset.containers import NotVideo, open_video
-from avomni_lib.dataset.findings import DAMAGED, ODD, Finding
 from avomni_lib.dataset.stored_zip import ByteRange
 
 if TYPE_CHECKING:

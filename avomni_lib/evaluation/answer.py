@@ -21,10 +21,10 @@ import numpy as np
 
 from avomni_lib import files
 from avomni_lib.plan import Bar
-from avomni_lib.training.generation import Sampling, say
+from avomni_lib.training.model.generate import Sampling, say
 
 if TYPE_CHECKING:
-    from avomni_lib.training.conversation import Conversation
+    from avomni_lib.training.prompt.conversation import Conversation
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from avomni_lib.etl.trajectory import FUTURE_STEPS, STEP_S, Trajectory
-from avomni_lib.etl.windows import Truth
+from avomni_lib.etl.cache.windows import Truth
+from avomni_lib.etl.clip.trajectory import FUTURE_STEPS, STEP_S, Trajectory
 from avomni_lib.training.targets import Said, Target
 from avomni_lib.training.targets.constants import constants
 

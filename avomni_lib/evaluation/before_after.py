@@ -11,11 +11,11 @@ from avomni_lib import hardware
 from avomni_lib.errors import AvomniError
 from avomni_lib.evaluation import held_out
 from avomni_lib.params import Params
-from avomni_lib.training import adapter
-from avomni_lib.training.generation import say
+from avomni_lib.training.model import adapter
+from avomni_lib.training.model.generate import say
 
 if TYPE_CHECKING:
-    from avomni_lib.etl.windows import Windows
+    from avomni_lib.etl.cache.windows import Windows
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,9 @@ def models(p: Params, windows: Windows, adapted: bool = True) -> tuple[Any, Any,
     Raises:
         AvomniError: no adapter, or it was trained for something else than these windows.
     """
-    from avomni_lib.training import model, samples
     from avomni_lib.training.backbones import backbone
+    from avomni_lib.training.model import load as model
+    from avomni_lib.training.prompt import samples
 
     if adapted:  # before weights are loaded
         model.check_adapter(adapter.adapter_dir(p), p, windows.cache.header)
@@ -98,7 +99,7 @@ def _said(
     p: Params, windows: Windows, index: int, frames: np.ndarray, adapted: bool
 ) -> tuple[Any, str, str | None]:
     """The conversation, and what the base and the adapted model say about one window."""
-    from avomni_lib.training import samples
+    from avomni_lib.training.prompt import samples
 
     model, talk, _ = models(p, windows, adapted)
     told = [samples.history_of(index, windows, talk)]

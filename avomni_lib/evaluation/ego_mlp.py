@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl.trajectory import HISTORY_STEPS, STEP_S, Trajectory
+from avomni_lib.etl.clip.trajectory import HISTORY_STEPS, STEP_S, Trajectory
 from avomni_lib.training.targets import Said
 
 NUMBERS = ("speed_mps", "displacement_m", "waypoints_m")

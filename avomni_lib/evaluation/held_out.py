@@ -13,11 +13,11 @@ from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.errors import AvomniError
 from avomni_lib.evaluation.metrics import Asked
 from avomni_lib.params import Params
-from avomni_lib.training import samples
+from avomni_lib.training.prompt import samples
 from avomni_lib.training.targets import target
 
 if TYPE_CHECKING:
-    from avomni_lib.etl.windows import Windows
+    from avomni_lib.etl.cache.windows import Windows
 
 ATTRIBUTES = ("country", "hour", "platform")
 
@@ -28,7 +28,7 @@ def windows_of(p: Params) -> Windows:
     Raises:
         AvomniError: no cache, splits that share a clip, or no window in the split.
     """
-    from avomni_lib.etl.windows import check_leaks
+    from avomni_lib.etl.cache.windows import check_leaks
 
     windows = samples.windows_of(p, p.evaluation.split)
     check_leaks(windows.cache)

@@ -16,17 +16,19 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from avomni_lib import files
-from avomni_lib.dataset import rig, split
-from avomni_lib.etl import leaks
+from avomni_lib.dataset import cameras as rig
+from avomni_lib.dataset.select import split
+from avomni_lib.etl.leaks import leaks
 from avomni_lib.evaluation import answer, before_after, held_out, metrics, motion_rows
 from avomni_lib.evaluation.held_out import thinned
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar, Plan
-from avomni_lib.training import adapter, samples
+from avomni_lib.training.model import adapter
+from avomni_lib.training.prompt import samples
 from avomni_lib.training.targets import target
 
 if TYPE_CHECKING:
-    from avomni_lib.etl.windows import Windows
+    from avomni_lib.etl.cache.windows import Windows
 
 __all__ = ["ROWS", "Evaluated", "evaluate", "held_out_windows", "plan", "thinned"]
 
@@ -220,8 +222,9 @@ def evaluate(p: Params, folder: Path, progress: type[Bar] = Bar) -> Evaluated:
 
 def _said(p: Params, tuned: Any, windows: Windows, ask: Any) -> dict[tuple[str, int], list[str]]:
     """What the models say: (row, sample) -> an answer a window."""
-    from avomni_lib.training import model, views
-    from avomni_lib.training.generation import Sampling
+    from avomni_lib.training.model import load
+    from avomni_lib.training.model.generate import Sampling
+    from avomni_lib.training.prompt import views
 
     said: dict[tuple[str, int], list[str]] = {}
     with tuned.disable_adapter():
@@ -237,7 +240,7 @@ def _said(p: Params, tuned: Any, windows: Windows, ask: Any) -> dict[tuple[str, 
             windows=windows, name="adapted", sampling=sampling, sample=sample
         )
     if (folder := _blind_adapter(p)) is not None:
-        model.add_second(tuned, folder, BLIND, p.blinded() or p, windows.cache.header)
+        load.add_second(tuned, folder, BLIND, p.blinded() or p, windows.cache.header)
         tuned.set_adapter(BLIND)
         said[BLIND_ROW, 0] = ask(windows=views.Black(windows), name=BLIND_ROW)
     return said
@@ -274,15 +277,15 @@ def _checked(p: Params, windows: Windows) -> dict[str, Any]:
     Raises:
         AvomniError: no adapter, one that was trained for something else, or a leak.
     """
-    from avomni_lib.training import model
+    from avomni_lib.training.model import load
 
     folder, header = adapter.adapter_dir(p), windows.cache.header
     record = adapter.read_record(folder)
-    model.check_adapter(folder, p, header)
+    load.check_adapter(folder, p, header)
     ids = {windows[i].clip_id for i in range(len(windows))}
-    leaks.check_all(p, windows.cache, ids, record, locate=model.base_location)
+    leaks.check_all(p, windows.cache, ids, record, locate=load.base_location)
     if (blind := _blind_adapter(p)) is not None:
-        model.check_adapter(blind, p.blinded() or p, header)
+        load.check_adapter(blind, p.blinded() or p, header)
         leaks.check_training_lists(ids, {"the blind adapter": adapter.read_record(blind)})
     return record
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl.windows import Truth
+from avomni_lib.etl.cache.windows import Truth
 from avomni_lib.evaluation import bootstrap
 from avomni_lib.evaluation.aligned import FALLBACK, MODEL, Aligned
 from avomni_lib.evaluation.claims import claims

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from avomni_lib.evaluation import baselines
 from avomni_lib.evaluation.ego_mlp import EgoMlp
-from avomni_lib.training import history
+from avomni_lib.training.prompt import history
 from avomni_lib.training.targets import Target
 from avomni_lib.training.targets.constants import constants
 
 if TYPE_CHECKING:
-    from avomni_lib.etl.windows import Windows
+    from avomni_lib.etl.cache.windows import Windows
 
 MOTION = ("constant_velocity", "ctra")
 

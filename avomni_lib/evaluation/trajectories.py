@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from avomni_lib.etl.trajectory import STEP_S
+from avomni_lib.etl.clip.trajectory import STEP_S
 from avomni_lib.training.targets import future
 from avomni_lib.training.targets.future import NUM_WAYPOINTS, STEPS_APART
 

@@ -1,0 +1,11 @@
+"""What people see, and how notebooks are run.
+
+run/           stages, results, papermill
+tiles/         the preview of 04
+plots/         pictures
+pages/         tables, the report, web pages
+commands       what each command does
+progress       bars
+tempo          a long work's course, for its picture
+circumstances  speed, turn, hour and country of the chosen clips
+"""

@@ -14,14 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from avomni_lib.dataset import rig
-from avomni_lib.dataset.audit import NOT_CHOSEN, Audit
+from avomni_lib.dataset import cameras as rig
+from avomni_lib.dataset.audit.audit import NOT_CHOSEN, Audit
 from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.dataset.clip import Clip
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import forecast, video
-from avomni_lib.etl.memmap import EGOMOTION_COLUMNS, Cache
-from avomni_lib.notebook import runs
+from avomni_lib.etl.cache.memmap import EGOMOTION_COLUMNS, Cache
+from avomni_lib.etl.run import forecast
+from avomni_lib.etl.video import reader
+from avomni_lib.notebook.run import runs
 from avomni_lib.params import Params
 
 MOST_READ = 300  # clips whose ego motion is read: some ms each
@@ -92,7 +93,7 @@ def first_frames(p: Params, found: Audit, num: int = 10) -> list[FirstFrame]:
         image, reason = None, ""
         try:
             source = _clip(p, catalog, row["clip_id"], camera).video(camera)
-            image = video.read_frames(source, np.zeros(1), size=_shrunk).images[0]
+            image = reader.read_frames(source, np.zeros(1), size=_shrunk).images[0]
         except AvomniError as error:
             reason = error.what
         frames.append(FirstFrame(row["clip_id"], row["split"], image, reason))

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from avomni_lib.notebook import terminal
-from avomni_lib.notebook.headlines import in_short
-from avomni_lib.notebook.terminal import Rows
+from avomni_lib.notebook.pages import terminal
+from avomni_lib.notebook.pages.terminal import Rows
+from avomni_lib.notebook.run.headlines import in_short
 from avomni_lib.params import Params
 from avomni_lib.plan import gigabytes
 
@@ -38,7 +38,7 @@ def run(p: Params, options: argparse.Namespace) -> Told:
     if options.shard:
         return _share(p, options)
     # papermill and its kin take a second to import; `plan` and `status` do without them.
-    from avomni_lib.notebook import pipeline
+    from avomni_lib.notebook.run import pipeline
 
     stages = pipeline.choose(options.first, options.only)
     started, rows = time.monotonic(), []
@@ -61,11 +61,11 @@ def run(p: Params, options: argparse.Namespace) -> Told:
 
 def _share(p: Params, options: argparse.Namespace) -> Told:
     """One share of the ETL, without a notebook: other shares may work in the same run folder."""
-    from avomni_lib.etl import share
+    from avomni_lib.etl.run import slurm
     from avomni_lib.notebook.progress import LineBar
 
-    index, count = share.parse(options.shard)
-    figures = share.build_share(p, index, count, progress=LineBar)
+    index, count = slurm.parse(options.shard)
+    figures = slurm.build_share(p, index, count, progress=LineBar)
     lines = (
         f"share {index} of {count}: {json.dumps(figures)}",
         "when all shares are done: the same command without --shard",
@@ -74,7 +74,7 @@ def _share(p: Params, options: argparse.Namespace) -> Told:
 
 
 def verify(options: argparse.Namespace) -> Told:
-    from avomni_lib.etl import memmap
+    from avomni_lib.etl.cache import memmap
     from avomni_lib.notebook.progress import LineBar
 
     reports = {str(folder): memmap.verify(folder, progress=LineBar) for folder in options.cache}
@@ -84,7 +84,7 @@ def verify(options: argparse.Namespace) -> Told:
 
 
 def status(p: Params, options: argparse.Namespace) -> Told:
-    from avomni_lib.notebook import runs
+    from avomni_lib.notebook.run import runs
 
     states = runs.states(p)
     rows = [{"stage": s.stage.name, "done": s.done, "reason": s.reason} for s in states]
@@ -94,7 +94,7 @@ def status(p: Params, options: argparse.Namespace) -> Told:
 
 
 def plan(p: Params, options: argparse.Namespace) -> Told:
-    from avomni_lib.training import estimate
+    from avomni_lib.training.forecast import estimate
 
     told = estimate.plan_run(p)
     figures = {"title": told.title, **told.figures, "warnings": told.warnings}
@@ -103,7 +103,7 @@ def plan(p: Params, options: argparse.Namespace) -> Told:
 
 def doctor(p: Params, options: argparse.Namespace) -> Told:
     """Without a params file it looks at the machine alone."""
-    from avomni_lib.training import doctor
+    from avomni_lib.training.doctor import doctor
 
     is_named = options.params or options.params_files or options.set
     report = doctor.examine(p if is_named else None)
@@ -113,7 +113,7 @@ def doctor(p: Params, options: argparse.Namespace) -> Told:
 
 
 def stop(p: Params, options: argparse.Namespace) -> Told:
-    from avomni_lib.training import job
+    from avomni_lib.training.fit import job
 
     at_work = job.at_work(p)
     is_stopped = job.stop(at_work[0] if at_work else p)
@@ -131,14 +131,15 @@ def compare(options: argparse.Namespace) -> Told:
 
 def export(p: Params, options: argparse.Namespace) -> Told:
     """The merged model, with the figures of the stages that still fit the adapter on its card."""
-    from avomni_lib.notebook import runs
     from avomni_lib.notebook.progress import LineBar
-    from avomni_lib.training import adapter, merging, usage
+    from avomni_lib.notebook.run import runs
+    from avomni_lib.training.export import merge, usage
+    from avomni_lib.training.model import adapter
 
     # A cache that has been removed since makes neither of them wrong.
     states = [runs.state(p, name, look=False) for name in ("05_train", "06_evaluate")]
     made, score = (state.result["figures"] if state.done else None for state in states)
-    folder = merging.merge(p, options.out, LineBar, options.dtype, made, score)
+    folder = merge.merge(p, options.out, LineBar, options.dtype, made, score)
     record = adapter.read_record(folder)
     is_confidential = bool(record["notice"]) or p.dataset.source != "world"
     size = sum(path.stat().st_size for path in folder.iterdir())

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from avomni_lib.dataset.catalog import Catalog, ranges
-from avomni_lib.dataset.selection import foretell
+from avomni_lib.dataset.select.selection import foretell
 from avomni_lib.hardware import peak_memory
 from avomni_lib.params import Params
 

@@ -24,7 +24,8 @@ import imageio_ffmpeg
 import numpy as np
 
 from avomni_lib import files
-from avomni_lib.etl import stream, video
+from avomni_lib.etl.video import reader as video
+from avomni_lib.etl.video import stream
 from tests import streams
 from tests.benchmarks import drive
 from tests.benchmarks.drive import Encoding

@@ -25,9 +25,10 @@ import av
 import psutil
 
 from avomni_lib import files
-from avomni_lib.dataset import download, rig, stored_zip
-from avomni_lib.etl import build, parts
-from avomni_lib.etl.sampling import Recipe
+from avomni_lib.dataset import cameras, stored_zip
+from avomni_lib.dataset.download import download
+from avomni_lib.etl.clip.sampling import Recipe
+from avomni_lib.etl.run import build, parts
 from avomni_lib.params import Params
 from avomni_lib.pool import run_jobs
 from tests.benchmarks import decode, drive
@@ -35,7 +36,7 @@ from tests.linked_set import linked_id, num_frames, with_free_box, write_linked_
 from tests.published_set import chunk_path, encode_video, frame_bits
 
 MEGABYTE = 1 << 20
-CAMERAS = [camera.name for camera in rig.CAMERAS]
+CAMERAS = [camera.name for camera in cameras.CAMERAS]
 TURNS = (1, 2, 2, 1)  # workers; the first two read one chunk, the last two another
 NUM_SHORT, SHORT_S = 200, 0.4
 LIMIT_S, GOP_S = 14 * 60, 1

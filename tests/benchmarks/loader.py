@@ -23,17 +23,19 @@ import torch
 from torch.utils.data import DataLoader
 
 from avomni_lib import files, hardware
-from avomni_lib.dataset import rig
-from avomni_lib.etl import memmap, shard, tiling, video
-from avomni_lib.etl.memmap import Cache
-from avomni_lib.etl.windows import Windows
-from avomni_lib.training.loader import Loader, Order
-from avomni_lib.training.map_dataset import MapDataset
+from avomni_lib.dataset import cameras
+from avomni_lib.etl.cache import memmap, shard
+from avomni_lib.etl.cache.memmap import Cache
+from avomni_lib.etl.cache.windows import Windows
+from avomni_lib.etl.clip import tiling
+from avomni_lib.etl.video import reader
+from avomni_lib.training.feed.loader import Loader, Order
+from avomni_lib.training.feed.map_dataset import MapDataset
 from tests.benchmarks import decode, drive
 from tests.test_memmap import COMMON
 
 TILE, LENGTH, STRIDE, HZ = (448, 256), 16, 8, 2.0
-GRID = rig.grid("4-cam")
+GRID = cameras.grid("4-cam")
 CLIP_FRAMES, CLIPS_PER_SHARD, NUM_SHARDS = 40, 4, 4
 BATCH, WORKERS, ROUNDS = 2, 2, 9
 OUR_BATCHES, THEIR_BATCHES = 40, 24
@@ -160,7 +162,7 @@ def decoding() -> dict:
         rows = 7 + turn * STRIDE * decode.EVERY + np.arange(LENGTH) * decode.EVERY
         started, used = time.perf_counter(), time.process_time()
         tiles = {
-            camera.name: video.read_frames(
+            camera.name: reader.read_frames(
                 path[decode.MAIN], stamps[rows], timestamps_us=stamps, size=TILE
             ).images
             for camera in GRID.cameras

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page
 
-from avomni_lib.notebook import pages, runs
+from avomni_lib.notebook.pages import web
+from avomni_lib.notebook.run import runs
 from avomni_lib.params import Params
 from tests.notebooks.small_run import avomni
 
@@ -22,7 +23,7 @@ def report(params: Path) -> Path:
     """The folder of the pages of a run that has come as far as 04, the notebook with widgets."""
     ran = avomni("run", str(params), "--only", "04")
     assert ran.returncode == 0, ran.stderr[-3000:]
-    return pages.write(Params.from_files([params])).parent
+    return web.write(Params.from_files([params])).parent
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_a_page_is_whole_without_a_network(
 def test_from_the_index_one_comes_to_every_page_and_back(
     page: Page, report: Path, asked: list[str]
 ):
-    page.goto((report / pages.INDEX).as_uri())
+    page.goto((report / web.INDEX).as_uri())
     for name in STAGES:
         page.get_by_role("link", name=name).first.click()
         assert page.locator("h1").inner_text()[:2] == name[:2]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from playwright.sync_api import Page
 
-from avomni_lib.notebook import widgets
+from avomni_lib.notebook.tiles import widgets
 from avomni_lib.params import Params
 from tests.browser import lab
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from avomni_lib.evaluation import answer
-from avomni_lib.training import adapter, model, samples
 from avomni_lib.training.backbones import backbone
+from avomni_lib.training.model import adapter, load
+from avomni_lib.training.prompt import samples
 from tests.gpu.subject import BATCH, Subject
 from tests.gpu.trainings import CASES, clear_memory, guarded, memory_gb, optimizer_state
 
@@ -28,8 +29,8 @@ def reload(subject: Subject) -> dict[str, Any]:
 
     case = CASES["4cam"]
     p, windows = case.params(subject), subject.windows(case.setup)
-    base = model.load_base(p)
-    tuned = model.add_adapter(base.model, p, backbone(p.model.backbone, base.model.config)).eval()
+    base = load.load_base(p)
+    tuned = load.add_adapter(base.model, p, backbone(p.model.backbone, base.model.config)).eval()
     torch.manual_seed(1)
     for name, weights in tuned.named_parameters():
         if "lora_B" in name:  # it starts as zeros: the adapter would say nothing
@@ -42,7 +43,7 @@ def reload(subject: Subject) -> dict[str, Any]:
     del tuned, base
     clear_memory()
 
-    base = model.load_base(p)
+    base = load.load_base(p)
     with torch.inference_mode():
         bare = base.model(**batch).logits.float().cpu()
         again = PeftModel.from_pretrained(base.model, str(saved)).eval()
@@ -52,7 +53,7 @@ def reload(subject: Subject) -> dict[str, Any]:
     checkpoint = max(p.checkpoints_dir.glob(f"*/checkpoint-*/{WEIGHTS}"), key=_age)
     exported, kept = load_file(folder / WEIGHTS), load_file(checkpoint)
     started = time.perf_counter()
-    adapted = model.load_adapter(base.model, folder, p)
+    adapted = load.load_adapter(base.model, folder, p)
     subject.found["adapted"] = adapted, base.tokenizer, p
     with torch.inference_mode():
         trained = adapted(**batch).logits.float().cpu()

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from avomni_lib.training import model
+from avomni_lib.training.model import load
 from tests import test_model, training_set
 from tests.gpu.subject import Subject
 from tests.gpu.trainings import clear_memory, memory_gb
@@ -84,7 +84,7 @@ def put_into_4_bit(subject: Subject) -> dict[str, Any]:
     shutil.rmtree(subject.nf4, ignore_errors=True)  # of an earlier measurement in the same place
     clear_memory(reset=True)
     started = time.perf_counter()
-    base = model.load_base(subject.params("load", "4-cam"))
+    base = load.load_base(subject.params("load", "4-cam"))
     seconds, peak = time.perf_counter() - started, memory_gb()
     footprint = base.model.get_memory_footprint()
     layers = [m for m in base.model.modules() if type(m).__name__ == "Linear4bit"]
@@ -103,7 +103,7 @@ def put_into_4_bit(subject: Subject) -> dict[str, Any]:
     clear_memory()
     started = time.perf_counter()
     changed = {"model": {"base_model": str(unproven)}}
-    stored = model.load_base(subject.params("load", "4-cam", **changed))
+    stored = load.load_base(subject.params("load", "4-cam", **changed))
     found |= {
         "stored_gb": round(size_of(unproven) / 1e9, 3),
         "stored_seconds": round(time.perf_counter() - started, 1),

@@ -99,7 +99,7 @@ def probes(subject: Subject) -> dict[str, Any]:
 
     The figures are wanted even where a bound is too tight for this card: the report says so.
     """
-    from avomni_lib.training import probes as runs
+    from avomni_lib.training.doctor import probes as runs
 
     found: dict[str, Any] = {"findings": plain(runs.run(hardware.device().value))}
     if any(finding["state"] == "wrong" for finding in found["findings"]):
@@ -110,14 +110,14 @@ def probes(subject: Subject) -> dict[str, Any]:
 
 def overrule() -> None:
     """Let trainings start where a probe is wrong."""
-    from avomni_lib.training import doctor as examiner
+    from avomni_lib.training.doctor import doctor as examiner
 
     examiner.check = lambda *_: []
 
 
 def doctor(subject: Subject) -> dict[str, Any]:
     """The project's own examination of the machine, all of it."""
-    from avomni_lib.training import doctor as examiner
+    from avomni_lib.training.doctor import doctor as examiner
 
     return {"examined": plain(examiner.examine())}
 
@@ -160,16 +160,16 @@ def unsloth(subject: Subject) -> dict[str, Any]:
 
 def hash_once() -> None:
     """Hash each base model once: seven gigabytes for each training would take a minute in all."""
-    from avomni_lib.training import model
+    from avomni_lib.training.model import load
 
-    whole, known = model.base_digest, {}
+    whole, known = load.base_digest, {}
 
     def digest(location: str, config: Any) -> str:
         if location not in known:
             known[location] = whole(location, config)
         return known[location]
 
-    model.base_digest = digest
+    load.base_digest = digest
 
 
 def one_case(name: str, subject: Subject, out: Path) -> None:

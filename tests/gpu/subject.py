@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from avomni_lib.dataset import rig
-from avomni_lib.etl import memmap, shard
-from avomni_lib.etl.memmap import Cache
-from avomni_lib.etl.windows import Windows
+from avomni_lib.dataset import cameras
+from avomni_lib.etl.cache import memmap, shard
+from avomni_lib.etl.cache.memmap import Cache
+from avomni_lib.etl.cache.windows import Windows
 from avomni_lib.params import Params
 
 LENGTH, STRIDE, HZ = 16, 8, 2.0
@@ -55,7 +55,7 @@ class Subject:
         return (32, 32) if self.quick else (448, 256)
 
     def size(self, setup: str) -> str:
-        grid, (width, height) = rig.grid(setup), self.tile()
+        grid, (width, height) = cameras.grid(setup), self.tile()
         return f"{grid.cols * width}x{grid.rows * height}"
 
     def params(self, name: str, setup: str, **changes: Mapping[str, Any]) -> Params:
@@ -86,7 +86,7 @@ class Subject:
 
 def write_cache(folder: Path, setup: str, tile: tuple[int, int]) -> None:
     """A cache as the ETL leaves it, of noise: no zeros, on which arithmetic is faster."""
-    grid = rig.grid(setup)
+    grid = cameras.grid(setup)
     cells = [cell.name if cell else None for cell in grid.cells]
     common = {
         "generator": "tests.gpu",
@@ -110,7 +110,7 @@ def write_cache(folder: Path, setup: str, tile: tuple[int, int]) -> None:
     memmap.write_table(folder, common, [place], [clip | whole for clip in clips])
 
 
-def _clip(number: int, grid: rig.Grid, tile: tuple[int, int]) -> shard.Arrays:
+def _clip(number: int, grid: cameras.Grid, tile: tuple[int, int]) -> shard.Arrays:
     rng = np.random.default_rng(number)
     width, height = tile
     times = np.arange(FRAMES_PER_CLIP) * round(1e6 / HZ)

@@ -118,7 +118,7 @@ def run(case: Case, subject: Subject) -> dict[str, Any]:
 
 def train(p: Params, windows: Any, progress: type[Bar] = Bar, probe: bool = False) -> Any:
     """The project's training in this process: an object with adapter, metrics, choices, figures."""
-    from avomni_lib.training import worker
+    from avomni_lib.training.fit import worker
 
     return worker.work(p, progress, windows=windows, probe=probe)
 
@@ -134,13 +134,14 @@ def arithmetic(
     """
     from transformers import AutoTokenizer
 
-    from avomni_lib.training import anatomy, memory, pace, samples, tokens
+    from avomni_lib.training.forecast import memory, model_size, step_time
+    from avomni_lib.training.prompt import samples, tokens
 
     words = AutoTokenizer.from_pretrained(p.model.base_model)
     talk = samples.conversation_of(p, windows, words, tokens.backbone_of(p))
     vision = talk.num_vision_tokens
     of_sample = tokens.Tokens(vision, num_tokens - vision, num_tokens - len(talk.prompt()))
-    of_model = anatomy.anatomy_of(p.model.base_model)
+    of_model = model_size.anatomy_of(p.model.base_model)
     needed = memory.memory(
         p,
         of_model,
@@ -153,7 +154,7 @@ def arithmetic(
         "memory_foretold_by_part_gb": {k: round(v / 1e9, 3) for k, v in needed.parts().items()},
         "memory_foretold_at_moments_gb": {k: round(v / 1e9, 3) for k, v in needed.moments.items()},
     }
-    work = pace.operations(of_model, of_sample, windows.frame_shape[0], p.model.lora_rank)
+    work = step_time.operations(of_model, of_sample, windows.frame_shape[0], p.model.lora_rank)
     ceilings = {name: subject.found.get(name) for name in ("datasheet", "measured_product")}
     for what, recomputed in (
         ("model", False),

@@ -18,8 +18,8 @@ import psutil
 import pytest
 
 from avomni_lib import files
-from avomni_lib.dataset.evicted import read_evicted
-from avomni_lib.notebook import pipeline, runs
+from avomni_lib.dataset.select.evicted import read_evicted
+from avomni_lib.notebook.run import pipeline, runs
 from avomni_lib.params import Params
 from tests.notebooks.small_run import avomni, command, environment, write_params
 

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from avomni_lib import files
-from avomni_lib.dataset import split
+from avomni_lib.dataset.select import split
 from avomni_lib.evaluation import metrics
 from avomni_lib.evaluation.ladder import ROWS
 from avomni_lib.params import Params

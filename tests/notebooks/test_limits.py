@@ -10,7 +10,7 @@ import papermill
 import pytest
 
 from avomni_lib import files
-from avomni_lib.notebook import runs
+from avomni_lib.notebook.run import runs
 from avomni_lib.params import Params
 
 NOTEBOOKS = sorted((files.PROJECT_ROOT / "notebooks").glob("*.ipynb"))

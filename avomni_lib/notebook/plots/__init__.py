@@ -1,0 +1,15 @@
+"""Pictures.
+
+canvas         a figure that shows itself; colours; named tiles
+audit          01: what is there, what is damaged
+circumstances  01: speed, turn, hour and country
+download       02: what is fetched
+tempo          02 and 03: bytes, clips and cores over time
+etl            03: splits, leaks, one clip
+tiles          04: grids of frames
+targets        05: the manoeuvre and the path ahead
+training       05: the loss, the wait for data, before and after
+ladder         06: the ladder with its intervals, and slices
+paths          06: single windows
+evaluation     06: predictions beside the ground truth
+"""

@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from avomni_lib.notebook.plots import canvas
 
 if TYPE_CHECKING:
-    from avomni_lib.dataset.audit import Audit
+    from avomni_lib.dataset.audit.audit import Audit
 
 # State -> colour, in the order of the legend.
 STATES = {

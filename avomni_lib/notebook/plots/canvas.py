@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from avomni_lib.dataset.rig import Grid
+from avomni_lib.dataset.cameras import Grid
 
 DPI = 100
 MAX_WIDTH_PX = 1200

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from avomni_lib.etl.memmap import EGOMOTION_COLUMNS
+from avomni_lib.etl.cache.memmap import EGOMOTION_COLUMNS
 from avomni_lib.notebook.plots import canvas
 from avomni_lib.plan import gigabytes
 
 if TYPE_CHECKING:
-    from avomni_lib.etl.build import Built
-    from avomni_lib.etl.memmap import Cache, CachedClip
-    from avomni_lib.etl.windows import Windows
+    from avomni_lib.etl.cache.memmap import Cache, CachedClip
+    from avomni_lib.etl.cache.windows import Windows
+    from avomni_lib.etl.run.build import Built
 
 SPLIT_COLOURS = {"train": canvas.BLUE, "val": canvas.ORANGE, "test": canvas.PURPLE}
 MAX_REASONS = 12

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from avomni_lib.etl.manoeuvre import ACROSS, ALONG
+from avomni_lib.etl.clip.manoeuvre import ACROSS, ALONG
 from avomni_lib.evaluation import metrics
 from avomni_lib.evaluation.aligned import FALLBACK, MODEL
-from avomni_lib.notebook import wording
+from avomni_lib.notebook.pages import wording
 from avomni_lib.notebook.plots import canvas
 
 HORIZON_S = {"at_1s_m": 1.0, "at_3s_m": 3.0, "at_5s_m": 5.0, "at_6_4s_m": 6.4}

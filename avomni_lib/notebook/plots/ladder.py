@@ -11,9 +11,9 @@ import numpy as np
 from avomni_lib.evaluation.aligned import FALLBACK, MODEL
 from avomni_lib.evaluation.claims import FEWEST_CLIPS
 from avomni_lib.evaluation.scores import metric
-from avomni_lib.notebook import wording
+from avomni_lib.notebook.pages import wording
+from avomni_lib.notebook.pages.wording import AHEAD, BEATEN, EVEN, is_number, standing
 from avomni_lib.notebook.plots import canvas
-from avomni_lib.notebook.wording import AHEAD, BEATEN, EVEN, is_number, standing
 
 # What a slice is by.
 SLICES = {

@@ -15,12 +15,12 @@ from scipy.spatial.transform import Rotation
 from avomni_lib.evaluation import metrics
 from avomni_lib.evaluation.aligned import MODEL, Aligned
 from avomni_lib.evaluation.scores import Scores, metric
-from avomni_lib.notebook import wording
+from avomni_lib.notebook.pages import wording
 from avomni_lib.notebook.plots import canvas
 from avomni_lib.training.targets import Said, target
 
 if TYPE_CHECKING:
-    from avomni_lib.etl.windows import Windows
+    from avomni_lib.etl.cache.windows import Windows
 
 BASE = "base"
 LOOKS = {

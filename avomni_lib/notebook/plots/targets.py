@@ -9,13 +9,13 @@ import numpy as np
 from matplotlib.patches import Polygon
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import manoeuvre
+from avomni_lib.etl.clip import manoeuvre
 from avomni_lib.notebook.plots import canvas
 from avomni_lib.notebook.plots.paths import draw_start, draw_view
 
 if TYPE_CHECKING:
-    from avomni_lib.etl.scene import Scene
-    from avomni_lib.etl.windows import Windows
+    from avomni_lib.etl.cache.windows import Windows
+    from avomni_lib.etl.clip.scene import Scene
 
 NUM_SHOWN = 4
 MAX_DECIDED = 400  # windows that are looked at to find different manoeuvres

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 
-from avomni_lib.dataset.rig import Grid
+from avomni_lib.dataset.cameras import Grid
 from avomni_lib.notebook.plots import canvas
 
 

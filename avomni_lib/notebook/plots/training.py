@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from avomni_lib.dataset.rig import Grid
+from avomni_lib.dataset.cameras import Grid
 from avomni_lib.notebook import progress
 from avomni_lib.notebook.plots import canvas
-from avomni_lib.training import heldout
+from avomni_lib.training.fit import heldout
 from avomni_lib.training.targets.form import FIGURES
 
 if TYPE_CHECKING:

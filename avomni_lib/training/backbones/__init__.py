@@ -1,6 +1,9 @@
 """The vision-language models that can be trained, each one file behind one small interface.
 
 Nothing here loads torch before pixels are made, so that `plan` can count tokens on any machine.
+
+qwen3_vl         Qwen3-VL: patches, token counts, chat text, LoRA pattern
+qwen3_vl_layers  layers of it that transformers computes in many small kernels
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.training import attention
 from avomni_lib.training.backbones import qwen3_vl_layers
+from avomni_lib.training.model import attention
 
 if TYPE_CHECKING:
     import torch

@@ -1,4 +1,14 @@
-"""What the model must say about a window, and how it is read back; a name is a version."""
+"""What the model must say about a window, and how it is read back; a name is a version.
+
+form       what every target is
+summary    `summary_v1`: speed and displacement of the window, the user's format
+future     `future_v1`: 16 waypoints over the next 6.4 s
+meta       `meta_v1`: the manoeuvre of the next 3 s
+coc        `coc_v1`: one sentence of cause and effect
+causes     its causes, from where others are
+full       `full_v1`: all of these
+constants  the best answer that is the same for every window
+"""
 
 from __future__ import annotations
 

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from avomni_lib.etl import manoeuvre
+from avomni_lib.etl.clip import manoeuvre
 
 if TYPE_CHECKING:
-    from avomni_lib.etl.scene import Other
-    from avomni_lib.etl.windows import Truth
+    from avomni_lib.etl.cache.windows import Truth
+    from avomni_lib.etl.clip.scene import Other
 
 NOTHING = "Nothing on the road asks the car to react."
 MOVERS = frozenset({"person", "rider", "stroller", "animal"})

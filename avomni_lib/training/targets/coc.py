@@ -13,12 +13,12 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl.trajectory import FUTURE_S
+from avomni_lib.etl.clip.trajectory import FUTURE_S
 from avomni_lib.training.targets import causes
 from avomni_lib.training.targets.form import END_TOKENS, Said, Target, bare
 
 if TYPE_CHECKING:
-    from avomni_lib.etl.windows import Truth
+    from avomni_lib.etl.cache.windows import Truth
 
 LONGEST = 240  # characters
 _SIGN = r"[!-\-/-;=?-{}~]"  # from `!` to `~`, without `.`, `<`, `>` and `|`

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from avomni_lib.etl.windows import Truth
+    from avomni_lib.etl.cache.windows import Truth
 
 # What a target's figure is called, and its unit.
 FIGURES = {

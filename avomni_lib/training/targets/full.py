@@ -13,7 +13,7 @@ from avomni_lib.training.targets.meta import META_V1
 from avomni_lib.training.targets.summary import SUMMARY_V1
 
 if TYPE_CHECKING:
-    from avomni_lib.etl.windows import Truth
+    from avomni_lib.etl.cache.windows import Truth
 
 CAUSE = "Cause: "
 PATTERN = "\n".join(

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl.trajectory import FUTURE_S, FUTURE_STEPS
+from avomni_lib.etl.clip.trajectory import FUTURE_S, FUTURE_STEPS
 from avomni_lib.training.targets.form import Said, Target, bare
 
 if TYPE_CHECKING:
-    from avomni_lib.etl.windows import Truth
+    from avomni_lib.etl.cache.windows import Truth
 
 NUM_WAYPOINTS = 16
 STEPS_APART = FUTURE_STEPS // NUM_WAYPOINTS

@@ -6,13 +6,13 @@ import re
 from typing import TYPE_CHECKING
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import manoeuvre
-from avomni_lib.etl.manoeuvre import ACROSS, ALONG, HORIZON_S
-from avomni_lib.etl.trajectory import FUTURE_S
+from avomni_lib.etl.clip import manoeuvre
+from avomni_lib.etl.clip.manoeuvre import ACROSS, ALONG, HORIZON_S
+from avomni_lib.etl.clip.trajectory import FUTURE_S
 from avomni_lib.training.targets.form import Said, Target, bare
 
 if TYPE_CHECKING:
-    from avomni_lib.etl.windows import Truth
+    from avomni_lib.etl.cache.windows import Truth
 
 PATTERN = rf"Manoeuvre: (?:{'|'.join(ALONG)}), (?:{'|'.join(ACROSS)})\."
 _STRICT = re.compile(PATTERN)

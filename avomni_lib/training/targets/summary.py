@@ -9,7 +9,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.training.targets.form import Said, Target, bare
 
 if TYPE_CHECKING:
-    from avomni_lib.etl.windows import Truth
+    from avomni_lib.etl.cache.windows import Truth
 
 LIMIT = 1e7  # neither m/s nor m of a car; a number has seven digits before its point at most
 _NUMBER = r"(?:0|[1-9]\d{0,6})"

@@ -1,0 +1,294 @@
+"""The audit: what the source holds, what is on the disk, what is missing or damaged and why.
+
+`dataset.audit: quick` looks at names, sizes and tables of contents, `full` at every byte. A full
+audit hashes every file anew, also those that 02_download has checked: it is there to find what has
+gone bad since. Only what the same audit had read before it was interrupted is not read again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avomni_lib import files, pool
+from avomni_lib.dataset.audit import figures as totals
+from avomni_lib.dataset.audit import findings, listing
+from avomni_lib.dataset.audit.findings import DAMAGED, NOTED, ODD, SET, Finding
+from avomni_lib.dataset.audit.listing import (
+    ABSENT,
+    EVICTED,
+    MISSING,
+    NOT_CHOSEN,
+    SOUND,
+    STATES,
+    Listing,
+)
+from avomni_lib.dataset.audit.scan import Survey
+from avomni_lib.dataset.catalog import SPLITS
+from avomni_lib.dataset.download.hub import Hub
+from avomni_lib.dataset.download.verified import Verified, hold
+from avomni_lib.dataset.select.selection import (
+    Selection,
+    license_question,
+    need_folder,
+    need_license,
+    pinned,
+    select,
+    source_in_words,
+)
+from avomni_lib.errors import AvomniError
+from avomni_lib.params import Params
+from avomni_lib.plan import Bar, Plan, gigabytes, minutes
+
+__all__ = ["ABSENT", "DAMAGED", "EVICTED", "MISSING", "NOT_CHOSEN", "ODD", "SOUND", "STATES"]
+log = logging.getLogger(__name__)
+
+STAGE = "01_audit"
+LICENSE_DAYS, REMIND_DAYS = 365, 30
+# Hash, checksum and packets of a clip of 6 Mbit/s, measured on one core of a Xeon.
+CORE_BYTES_PER_S = 450e6
+DEPTHS = {
+    "quick": "names, sizes and tables of contents: nothing that a zip holds is read",
+    "full": "every byte once: hashes, streams, clocks, ego motion and calibration",
+}
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was found.
+
+    Attributes:
+        features: What a clip must have; the columns of the picture.
+        files: One row a file: path, feature, chunk, size (bytes), state, reason.
+        clips: One row a clip of the chunks that were looked at: clip_id, chunk, split, state,
+            reason, and `features`: feature -> state, of `STATES`. `absent` is not on the source,
+            `missing` not on the disk.
+        findings: One row a fault or remark, as `findings.Finding`.
+        figures: Counts and bytes.
+        warnings: Sentences to read.
+        digest: Changes with the source and the choice, not with what is on the disk.
+    """
+
+    features: tuple[str, ...]
+    files: list[dict[str, Any]] = field(repr=False)
+    clips: list[dict[str, Any]] = field(repr=False)
+    figures: dict[str, Any]
+    warnings: list[str]
+    digest: str
+    findings: list[dict[str, Any]] = field(default_factory=list, repr=False)
+
+    @property
+    def states(self) -> np.ndarray:
+        """(features, clips) of words, the rows and columns of the picture."""
+        columns = [[row["features"][name] for name in self.features] for row in self.clips]
+        return np.array(columns, object).reshape(len(self.clips), len(self.features)).T
+
+    @property
+    def clip_ids(self) -> list[str]:
+        return [row["clip_id"] for row in self.clips]
+
+    @property
+    def summary(self) -> list[dict[str, Any]]:
+        """One row a kind of finding, the worst first: `findings.summary`."""
+        return findings.summary(Finding(**row) for row in self.findings)
+
+    def bytes_by_feature(self, *states: str) -> dict[str, int]:
+        """Feature -> bytes of its files in one of these states; the metadata are one too."""
+        total: dict[str, int] = {}
+        for row in self.files:
+            if row["state"] in states:
+                name = row["feature"] or "metadata"
+                total[name] = total.get(name, 0) + row["size"]
+        return total
+
+
+def path_of(p: Params) -> Path:
+    """Where the whole result is written: every file, clip and finding."""
+    return p.run_dir / STAGE / "audit.json"
+
+
+def plan(p: Params, hub: Hub | None) -> Plan:
+    """What `audit` would look at; asks nothing of the hub."""
+    on_disk = list(listing.files_below(p.local_dir))
+    num_bytes = sum(path.stat().st_size for path in on_disk)
+    question = license_question(p)
+    revision = f"revision {(hub.revision or 'main')[:12]}" if hub else "as it lies there"
+    depth = p.dataset.audit
+    rows = [
+        ("source", source_in_words(p), revision),
+        ("on the disk", f"{len(on_disk)} files", f"{gigabytes(num_bytes)} in {p.local_dir}"),
+        ("depth", f"dataset.audit: {depth}", DEPTHS[depth]),
+        ("fetches", "the metadata" if hub else "nothing", "34 MB of the real set" if hub else ""),
+    ]
+    if depth == "full":
+        cores = p.processing.num_workers or pool.num_cores()
+        time = minutes(num_bytes / (CORE_BYTES_PER_S * cores))
+        rows.append(("time", f"about {time}", f"{cores} cores, on a disk that keeps up"))
+    warnings = [f"it stops before you decide: {question}"] if question else []
+    figures = {"num_files_on_disk": len(on_disk), "bytes_on_disk": num_bytes, "depth": depth}
+    return Plan("Audit", rows, warnings, figures)
+
+
+def audit(p: Params, hub: Hub | None, progress: type[Bar] = Bar) -> Audit:
+    """Look at every file and clip of the chunks that the run takes. One bad clip is a row.
+
+    The result is also written to `path_of(p)`, whole.
+
+    Args:
+        hub: None for `dataset.source: folder`.
+
+    Raises:
+        AvomniError: as `download.plan`, and where the licence is not decided on.
+    """
+    need_license(p)
+    need_folder(p)
+    hub = pinned(p, hub)
+    with hold(p.local_dir):
+        verified = Verified(p.local_dir)
+        selection = select(p, hub, verified)
+        listed = Listing.of(p, hub, selection, verified)
+        verified.save()
+    survey = Survey(listed.jobs, p.run_dir / STAGE / "read")
+    num_workers = p.processing.num_workers or pool.num_cores()
+    survey.run(num_workers, p.processing.clip_timeout_s, progress)
+    if survey.num_kept:
+        log.info("%d files had been read by an audit that was interrupted", survey.num_kept)
+    apart = [
+        dataclasses.replace(f, chunk=selection.catalog.chunk_of(f.clip_id))
+        for f in totals.apart(survey.facts)
+    ]
+    found = [*listed.findings, *survey.findings, *apart]
+    file_rows = listed.file_rows(found)
+    clip_rows = listed.clip_rows(found)
+    figures = _figures(p, hub, selection, file_rows, clip_rows)
+    cameras, ego = totals.streams(survey.facts), totals.egomotion(survey.facts)
+    found += _of_the_set(p, hub, figures) + totals.remarks(cameras, ego)
+    codecs = Counter()
+    for row in cameras.values():
+        codecs.update({name.split()[0]: count for name, count in row["codecs"].items()})
+    verified = _remember(p, listed, survey, found)
+    oldest, reminder = _license_age(p, [row["path"] for row in file_rows], verified)
+    figures |= {
+        "codecs": dict(codecs),
+        "streams": cameras,
+        "egomotion": ego,
+        "bytes_read": sum(job.size for job in listed.jobs if job.path in survey.sha256),
+        "oldest_file": oldest,
+        "findings": {word: sum(f.severity == word for f in found) for word in findings.SEVERITIES},
+    }
+    warnings = list(reminder)
+    for state in (DAMAGED, ABSENT, ODD):
+        if figures["clips_by_state"][state]:
+            count = figures["clips_by_state"][state]
+            warnings.append(f"clips that are {state}: {count}; see the table")
+    digest = files.hash_json([figures["revision"], selection.choice.chunks, selection.clip_ids])
+    rows = [dataclasses.asdict(finding) for finding in found]
+    made = Audit(selection.features, file_rows, clip_rows, figures, warnings, digest, rows)
+    files.write_json(path_of(p), dataclasses.asdict(made))
+    survey.forget()
+    return made
+
+
+def _remember(p: Params, listed: Listing, survey: Survey, found: Iterable[Finding]) -> Verified:
+    """What was hashed and found to be the source's needs not be hashed again by 02_download.
+
+    Returns:
+        The record as it is now: another process may have written to it meanwhile.
+    """
+    wrong = {f.path for f in found if f.is_files and f.severity == DAMAGED}
+    sound = [path for path in survey.sha256 if path not in wrong]
+    try:
+        with hold(p.local_dir):
+            verified = Verified(p.local_dir)
+            for path in sound:
+                remote = listed.remote[path]
+                is_same = survey.state[path] == files.state_of(p.local_dir / path)
+                if is_same and verified.needs_hash(remote):
+                    verified.remember(dataclasses.replace(remote, sha256=survey.sha256[path]))
+            verified.save()
+    except AvomniError as error:
+        # Another process is at work there for long: it costs no more than the hashing.
+        log.warning("what was hashed is not recorded: %s", error.what)
+        return Verified(p.local_dir)
+    return verified
+
+
+def _of_the_set(p: Params, hub: Hub | None, figures: dict[str, Any]) -> list[Finding]:
+    """What is said of the whole set, or of the disk that it lies on."""
+    found = []
+    if hub and not re.fullmatch("[0-9a-f]{40}", hub.commit):
+        told = f"revision {hub.commit!r} is no commit: the next run may read other data"
+        found.append(Finding(DAMAGED, "the revision is not pinned", told, SET))
+    left = [(path, path.stat().st_size) for path in listing.unfinished(p.local_dir)]
+    figures["bytes_free"] = files.free_bytes(p.local_dir)
+    figures["unfinished"] = {"num_files": len(left), "bytes": sum(size for _, size in left)}
+    if left:
+        told = (
+            f"{gigabytes(sum(size for _, size in left))} in {len(left)} unfinished, such as "
+            f"{left[0][0].relative_to(p.local_dir)}: "
+            + ("02_download uses or removes them" if hub else "no download goes on with them")
+        )
+        found.append(Finding(NOTED, "unfinished downloads", told, SET))
+    if figures["bytes_to_fetch"] > figures["bytes_free"]:
+        told = (
+            f"{gigabytes(figures['bytes_to_fetch'])} to fetch, "
+            f"{gigabytes(figures['bytes_free'])} free"
+        )
+        found.append(Finding(ODD, "no room on the disk", told, SET))
+    return found
+
+
+def _figures(
+    p: Params, hub: Hub | None, selection: Selection, file_rows: list[dict], clip_rows: list[dict]
+) -> dict[str, Any]:
+    catalog = selection.catalog
+    num_files, num_bytes = Counter[str](), Counter[str]()
+    for row in file_rows:
+        num_files[row["state"]] += 1
+        num_bytes[row["state"]] += row["size"]
+    clips = Counter(row["state"] for row in clip_rows)
+    return {
+        "depth": p.dataset.audit,
+        "revision": hub.commit if hub else None,
+        "source": {
+            "num_chunks": len(catalog.chunks),
+            "num_clips": len(catalog.clip_ids()),
+            "num_features": len(catalog.features),
+            "clips_by_split": {split: len(catalog.clip_ids(split=split)) for split in SPLITS},
+        },
+        "num_chunks": len(selection.choice.chunks),
+        "reason": selection.choice.reason,
+        "num_clips": selection.num_clips,
+        "clips_by_split": {split: len(ids) for split, ids in selection.clip_ids.items()},
+        "num_files": len(selection.files),
+        "bytes": selection.num_bytes,
+        "bytes_to_fetch": num_bytes[MISSING] + num_bytes[DAMAGED],
+        "files_by_state": {state: num_files[state] for state in STATES},
+        "clips_by_state": {state: clips[state] for state in STATES},
+    }
+
+
+def _license_age(
+    p: Params, paths: Iterable[str], verified: Verified
+) -> tuple[str | None, list[str]]:
+    """The day of the oldest file, and a reminder before the licence of real data ends."""
+    days = [day for path in paths if (day := verified.checked_on(path))]
+    oldest = min(days, default=None)
+    if oldest is None or p.dataset.source != "hub":
+        return oldest, []
+    age = (datetime.date.today() - datetime.date.fromisoformat(oldest)).days
+    if age < LICENSE_DAYS - REMIND_DAYS:
+        return oldest, []
+    return oldest, [
+        f"the oldest file is {age} days old: the licence ends 12 months after the download, "
+        "and all copies are to be destroyed then; read it again"
+    ]

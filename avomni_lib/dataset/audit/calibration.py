@@ -1,0 +1,123 @@
+"""Calibration tables under test: a row for each clip and camera, and numbers that make sense."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from avomni_lib.dataset import cameras as rig
+from avomni_lib.dataset import limits
+from avomni_lib.dataset.audit.findings import DAMAGED, ODD, Finding
+
+SIZE = ("width", "height", "cx", "cy")
+FW, BW = (tuple(f"{name}_poly_{n}" for n in range(5)) for name in ("fw", "bw"))
+POSE = ("qx", "qy", "qz", "qw", "x", "y", "z")
+VEHICLE = ("length", "width", "height", "rear_axle_to_bbox_center", "wheelbase", "track_width")
+# Feature -> (column of the sensor's name or None, numbers that a row must have).
+TABLES = {
+    "camera_intrinsics": ("camera_name", (*SIZE, *FW, *BW)),
+    "sensor_extrinsics": ("sensor_name", POSE),
+    "vehicle_dimensions": (None, VEHICLE),
+}
+# fw and bw are fitted apart; two pixels of 1,920 between them are the fit's own error.
+INVERSE_TOLERANCE = 2 / 1920
+# A camera is called by its nominal view; another one's lens is off by more than half.
+VIEW_TOLERANCE = 1.5
+# No part of a car is farther from its rear axle.
+MAX_LEVER_M = 10.0
+# Lengths of road vehicles, m.
+VEHICLE_LIMITS = (0.2, 30.0)
+
+
+def row(
+    feature: str, name: str, values: Mapping[str, float], size: tuple[int, int] | None = None
+) -> Iterator[Finding]:
+    """What is wrong with one row; the findings have no place.
+
+    Args:
+        feature: Of `TABLES`.
+        name: The sensor, or `vehicle`.
+        values: Column -> number.
+        size: Width and height of the camera's video, where they are known.
+    """
+    for column in TABLES[feature][1]:
+        value = values.get(column)
+        if value is None or not abs(value) <= limits.MAX_NUMBER:
+            yield Finding(DAMAGED, "not a number", f"{column} of {name} is {value}")
+            return
+    if feature == "camera_intrinsics":
+        yield from _lens(name, values, size)
+    elif feature == "sensor_extrinsics":
+        yield from _mount(name, values)
+    else:
+        yield from _vehicle(values)
+
+
+def _lens(
+    name: str, values: Mapping[str, float], size: tuple[int, int] | None
+) -> Iterator[Finding]:
+    width, height = values["width"], values["height"]
+    if size is not None and (width, height) != tuple(size):
+        told = (
+            f"the lens of {name} is for {width:g}×{height:g} px, its video is {size[0]}×{size[1]}"
+        )
+        yield Finding(DAMAGED, "image size is not the video's", told)
+    if not (0 < values["cx"] < width and 0 < values["cy"] < height):
+        told = f"the axis of {name} at ({values['cx']:.1f}, {values['cy']:.1f}) px, outside of it"
+        yield Finding(ODD, "principal point outside the image", told)
+        return
+    # theta = sum bw_i * r^i from the axis to the farthest corner, and back by fw.
+    corner = np.hypot(
+        max(values["cx"], width - values["cx"]), max(values["cy"], height - values["cy"])
+    )
+    radius = np.linspace(0, corner, 200)
+    theta = np.polynomial.polynomial.polyval(radius, [values[column] for column in BW])
+    back = np.polynomial.polynomial.polyval(theta, [values[column] for column in FW])
+    for column, curve in (("bw_poly", theta), ("fw_poly", back)):
+        falls = np.flatnonzero(np.diff(curve) <= 0)
+        if len(falls):
+            at = radius[falls[0]]
+            told = f"{column} of {name} falls at {at:.0f} px from the axis"
+            # A fit may turn in the corners, which a wide lens leaves black.
+            severity = DAMAGED if at < min(width, height) / 2 else ODD
+            yield Finding(severity, "a lens that folds the image", told)
+            return
+    off = np.abs(back - radius)
+    if off.max() > max(INVERSE_TOLERANCE * width, 0.5):
+        at = int(np.argmax(off))
+        told = f"fw_poly and bw_poly of {name} differ by {off[at]:.1f} px at {radius[at]:.0f} px"
+        yield Finding(ODD, "fw and bw are not inverse", told)
+    across = np.polynomial.polynomial.polyval(
+        [values["cx"], width - values["cx"]], [values[column] for column in BW]
+    )
+    view = float(np.degrees(np.sum(across)))
+    nominal = rig.BY_NAME[name].fov_deg if name in rig.BY_NAME else view
+    if not nominal / VIEW_TOLERANCE < view < nominal * VIEW_TOLERANCE:
+        told = f"{name} sees {view:.0f}° across"
+        yield Finding(ODD, "another field of view than its name says", told)
+
+
+def _mount(name: str, values: Mapping[str, float]) -> Iterator[Finding]:
+    norm = float(np.linalg.norm([values[key] for key in ("qx", "qy", "qz", "qw")]))
+    if abs(norm - 1) > limits.UNIT_TOLERANCE:
+        yield Finding(DAMAGED, "|q| is not 1", f"no rotation of {name}: |q| = {norm:.4f}")
+    lever = float(np.linalg.norm([values[axis] for axis in "xyz"]))
+    if lever > MAX_LEVER_M:
+        told = f"{name} is {lever:.1f} m from the rear axle"
+        yield Finding(ODD, "a sensor that is not on the car", told)
+
+
+def _vehicle(values: Mapping[str, float]) -> Iterator[Finding]:
+    low, high = VEHICLE_LIMITS
+    for name in VEHICLE:
+        if not low <= values[name] <= high:
+            yield Finding(ODD, "no car's dimensions", f"{name} is {values[name]:g} m")
+    if values["wheelbase"] >= values["length"]:
+        told = f"wheelbase {values['wheelbase']:g} m, length {values['length']:g} m"
+        yield Finding(ODD, "no car's dimensions", told)
+
+
+def sensors(feature: str, cameras: Sequence[str]) -> tuple[str | None, ...]:
+    """The rows that a clip must have in a table."""
+    return tuple(cameras) if TABLES[feature][0] else (None,)

@@ -1,0 +1,416 @@
+"""The only room that talks to huggingface_hub: pinned revision, exact sizes, bytes by Range or Xet.
+
+The client's session, addresses, headers and errors are used; not its download, which starts a
+killed file anew and checks no hash (measured on 1.33.0): `transfer.py` does that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import huggingface_hub
+from huggingface_hub import constants, errors, get_token
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import build_hf_headers
+from huggingface_hub.utils._runtime import is_xet_available
+
+from avomni_lib.dataset import names
+from avomni_lib.dataset.download import address, answers, refusals, transfer
+from avomni_lib.dataset.download.address import Address
+from avomni_lib.dataset.download.backoff import Backoff, Busy
+from avomni_lib.dataset.download.remote import RemoteFile
+from avomni_lib.dataset.download.transfer import Body, Dropped, OtherContent
+from avomni_lib.errors import AvomniError, without_passwords
+from avomni_lib.plan import Bar
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+# NVIDIA's kit asks for as many paths in one request.
+PATHS_A_REQUEST = 500
+COMMIT = re.compile(r"[0-9a-f]{40}")
+# What git and the hub take for a name of a branch or tag, as it stands in an address.
+REVISION = re.compile(r"[0-9A-Za-z_][\w./+@-]{0,199}")
+TOKEN = re.compile(r"[!-~]+")
+BUSY_STATUSES = (408, 429, 500, 502, 503, 504)
+# Until a line is dropped and taken up again (HF_HUB_DOWNLOAD_TIMEOUT, 10 s); the API may think.
+SILENCE_S = float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
+API_SILENCE_S = 3 * SILENCE_S
+
+
+class Hub:
+    """One data set repository at one commit. Making it asks nothing of the network.
+
+    Args:
+        repo_id: `owner/name`.
+        revision: 40 hex, a tag or a branch; None takes main's commit at the first need.
+        endpoint: Another hub's address; None is HF_ENDPOINT, or huggingface.co. A user and password
+            in it are sent in place of a token.
+        token: None takes the saved one (`hf auth login`, HF_TOKEN).
+        backoff: How long a busy hub and a bad line are borne with.
+        allow_plain_http: Whether the token may be sent by http to another machine.
+
+    Raises:
+        AvomniError: repo_id, revision, endpoint or token are none, or the token would be sent
+            unencrypted.
+    """
+
+    def __init__(
+        self,
+        repo_id: str,
+        revision: str | None = None,
+        endpoint: str | None = None,
+        token: str | None = None,
+        backoff: Backoff | None = None,
+        allow_plain_http: bool = False,
+    ):
+        try:
+            huggingface_hub.utils.validate_repo_id(repo_id)
+        except errors.HFValidationError as error:
+            raise AvomniError(
+                f"no name of a data set: {error}", where="dataset.repo_id", fix="write owner/name"
+            ) from None
+        where = "HF_ENDPOINT" if endpoint is None else "dataset.endpoint"
+        hub = address.parse(constants.ENDPOINT if endpoint is None else endpoint, where)
+        self.repo_id, self.endpoint = repo_id, hub.url
+        self.revision = _checked_revision(revision)
+        self.backoff, self._allows_plain_http = backoff or Backoff(), allow_plain_http
+        authorization = hub.basic or _bearer(token, hub)
+        if authorization and not self._may_carry_secrets(hub):
+            raise refusals.in_the_clear(hub.url, where)
+        if hub.is_loopback:
+            _keep_from_proxies(hub.host)
+        self._secret = {"authorization": authorization} if authorization else {}
+        self._api = huggingface_hub.HfApi(endpoint=hub.url, token=False, headers=self._secret)
+        # Commit -> path -> what the hub lists, None where it lists nothing: it cannot change.
+        self._listed: dict[str, dict[str, RemoteFile | None]] = {}
+        self._is_xet_lost = False
+
+    def __repr__(self) -> str:
+        return f"Hub({self.repo_id!r}, revision={self.revision!r}, endpoint={self.endpoint!r})"
+
+    @property
+    def page(self) -> str:
+        """The data set's own page, where its terms are read and accepted."""
+        return f"{self.endpoint}/datasets/{self.repo_id}"
+
+    def at(self, revision: str) -> Hub:
+        """The same repository at another revision."""
+        hub = copy.copy(self)
+        hub.__dict__.pop("commit", None)
+        hub.revision = _checked_revision(revision)
+        return hub
+
+    @cached_property
+    def commit(self) -> str:
+        """40 hex; asked for once.
+
+        Raises:
+            AvomniError: the revision or the repository does not exist, or the hub is out of reach.
+        """
+        if self.revision and COMMIT.fullmatch(self.revision):
+            return self.revision
+        if self.revision:
+            info = self._ask(
+                lambda: self._api.dataset_info(self.repo_id, revision=self.revision), "revision"
+            )
+            return self._checked_commit(info.sha)
+        refs = self._ask(
+            lambda: self._api.list_repo_refs(self.repo_id, repo_type="dataset"), "refs"
+        )
+        for branch in refs.branches:
+            if branch.name == "main":
+                return self._checked_commit(branch.target_commit)
+        raise AvomniError("the data set has no branch main", where=self.page)
+
+    def check_access(self) -> None:
+        """Whether files may be read, before anything long is begun.
+
+        Raises:
+            AvomniError: no token, terms not accepted, no such repository.
+        """
+        self._ask(lambda: self._api.auth_check(self.repo_id, repo_type="dataset"), "access")
+
+    def sizes(self, paths: Sequence[str]) -> dict[str, RemoteFile]:
+        """What the hub lists for these paths at the pinned commit, without those that it lacks."""
+        known = self._listed.setdefault(self.commit, {})
+        unknown = [path for path in dict.fromkeys(paths) if path not in known]
+        for start in range(0, len(unknown), PATHS_A_REQUEST):
+            batch = unknown[start : start + PATHS_A_REQUEST]
+            infos = self._ask(
+                lambda batch=batch: self._api.get_paths_info(
+                    self.repo_id, batch, revision=self.commit, repo_type="dataset"
+                ),
+                f"sizes of {len(batch)} files",
+            )
+            found = [self._listed_file(i) for i in infos if isinstance(i, RepoFile)]
+            known.update(dict.fromkeys(batch))
+            known.update({file.path: file for file in found if file.path in known})
+        return {path: known[path] for path in paths if known[path]}
+
+    def _listed_file(self, info: RepoFile) -> RemoteFile:
+        """A file as the hub lists it, checked."""
+        try:
+            sha256 = info.lfs.sha256 if info.lfs else None
+            return RemoteFile(info.path, info.size, sha256, info.blob_id, info.xet_hash)
+        except AvomniError as error:
+            fix = "check dataset.endpoint and dataset.repo_id; tell the hub's owner"
+            raise AvomniError(error.what, where=f"{error.where}: {self.page}", fix=fix) from None
+
+    def _checked_commit(self, commit: object) -> str:
+        names.need("the commit", commit, names.hex_fault(commit, 40), f"the answer of {self.page}")
+        return str(commit)
+
+    def fetch(self, remote: RemoteFile, folder: Path, bar: Bar | None = None) -> Path:
+        """Fetch one file to `folder / remote.path`, waiting for whoever is at work on it.
+
+        Raises:
+            AvomniError: as `transfer.complete`.
+        """
+        path, was_taken = Path(folder) / remote.path, False
+        while True:
+            with transfer.claim(folder, remote) as partial:
+                if partial and was_taken and path.exists() and remote.differs(path) is None:
+                    return path
+                if partial:
+                    return transfer.complete(partial, self, folder, bar)
+            was_taken = True
+            self.backoff.pause(1)
+
+    @contextlib.contextmanager
+    def read(
+        self, remote: RemoteFile, start: int, stop: threading.Event | None = None
+    ) -> Iterator[Body]:
+        """A file's bytes from `start` on; as `transfer.Source` says."""
+        if remote.xet_hash and is_xet_available() and not self._is_xet_lost:
+            yield Body(start, self._xet_blocks(remote, start))
+            return
+        with contextlib.ExitStack() as stack:
+            response = self.backoff.patiently(
+                lambda: stack.enter_context(self._stream(remote, start)), stop
+            )
+            own, headers = _own(response).headers, response.headers
+            body_start = answers.first_byte(response.status_code, headers, own, remote, start)
+            with self._explained(remote.path):
+                yield Body(body_start, response.iter_bytes())
+
+    def distrust(self, remote: RemoteFile) -> None:
+        """As `transfer.Source` says."""
+        self._is_xet_lost = self._is_xet_lost or bool(remote.xet_hash)
+
+    @contextlib.contextmanager
+    def _stream(self, remote: RemoteFile, start: int) -> Iterator[Any]:
+        """An open answer with a body. httpx drops the token where a redirect leaves the host."""
+        url = huggingface_hub.hf_hub_url(
+            self.repo_id,
+            remote.path,
+            repo_type="dataset",
+            revision=self.commit,
+            endpoint=self.endpoint,
+        )
+        # A packed body could not be continued.
+        headers = self._headers | {"Accept-Encoding": "identity"}
+        if start:
+            headers["Range"] = f"bytes={start}-"
+        with (
+            self._explained(remote.path),
+            _session().stream("GET", url, headers=headers, timeout=SILENCE_S) as response,
+        ):
+            status = response.status_code
+            if status in BUSY_STATUSES:
+                raise self._busy(response, remote.path)
+            if status == 416:
+                raise OtherContent(f"no byte {start:,}, of {remote.size:,} that are listed")
+            if status not in (200, 206):
+                explained = self._explain(response, remote.path)
+                # The address that the hub gave us has run out: the next try gets another one.
+                is_elsewhere = _own(response).url.netloc != response.url.netloc
+                raise Dropped(explained) if is_elsewhere else explained
+            kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+            if kind == "text/html":
+                # A page that asks to sign in; what has come of the file so far is kept.
+                raise refusals.no_hub(remote.path, self.endpoint, "a web page")
+            self.backoff.hold(answers.quiet_s(response.headers))
+            yield response
+
+    @cached_property
+    def _headers(self) -> dict[str, str]:
+        return build_hf_headers(token=False, library_name="avomni", headers=self._secret)
+
+    def _may_carry_secrets(self, where: Address) -> bool:
+        return where.is_private or self._allows_plain_http
+
+    def _xet_blocks(self, remote: RemoteFile, start: int) -> Iterator[bytes]:
+        """The same out of Xet's storage. If that fails, files come by Range from then on."""
+        blocks = None
+        try:
+            from hf_xet import XetFileInfo
+            from huggingface_hub.utils import _xet
+
+            route = _xet.xet_connection_info_refresh_url(
+                token_type=_xet.XetTokenType.READ,
+                repo_id=self.repo_id,
+                repo_type="dataset",
+                revision=self.commit,
+                endpoint=self.endpoint,
+            )
+            access = _xet.refresh_xet_connection_info(
+                file_data=_xet.XetFileData(remote.xet_hash, route), headers=self._headers
+            )
+            storage = address.parse(access.endpoint, "Xet's storage")
+            if not self._may_carry_secrets(storage):
+                raise refusals.in_the_clear(storage.url, "Xet's storage")
+            group = _xet.get_xet_session().new_download_stream_group(
+                endpoint=access.endpoint,
+                token=access.access_token,
+                token_expiry_unix_secs=access.expiration_unix_epoch,
+                token_refresh_url=route,
+                token_refresh_headers=self._headers,
+                custom_headers=_xet.xet_headers_without_auth(self._headers),
+            )
+            blocks = group.download_stream(XetFileInfo(remote.xet_hash, remote.size), start=start)
+            yield from blocks
+        except Exception as error:
+            if not self._is_xet_lost:
+                reason = without_passwords(str(error))
+                log.warning("Xet fails (%s): files come by plain HTTP from here on", reason)
+            self._is_xet_lost = True
+            raise Dropped(self._unreachable("Xet", error)) from None
+        finally:
+            if blocks is not None:
+                blocks.cancel()
+
+    def _ask(self, call: Callable[[], T], what: str, num_more: int = 2) -> T:
+        """One request of the API."""
+
+        def ask() -> T:
+            _session()
+            with self._explained(what):
+                try:
+                    return call()
+                except (
+                    ValueError,
+                    TypeError,
+                    LookupError,
+                    AttributeError,
+                    RecursionError,
+                ) as error:
+                    # The client reads answers as if only a hub could send them.
+                    why = f"something else than an answer to that ({type(error).__name__})"
+                    raise refusals.no_hub(what, self.endpoint, why) from None
+
+        try:
+            return self.backoff.patiently(ask)
+        except Dropped as dropped:
+            # Who is not there at all will not be there in a second.
+            if dropped.is_unreached or not num_more:
+                raise dropped.explained from None
+        self.backoff.pause(1)
+        return self._ask(call, what, num_more - 1)
+
+    @contextlib.contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        """Turn what the client raises into what can be done about it."""
+        try:
+            yield
+        except errors.HfHubHTTPError as error:
+            if error.response.status_code in BUSY_STATUSES:
+                raise self._busy(error.response, what) from None
+            raise self._explain(error.response, what) from None
+        except errors.OfflineModeIsEnabled:
+            raise refusals.offline(what, self.page) from None
+        except Exception as error:
+            # httpx's errors by name: huggingface_hub 2.x has another library.
+            kinds = {kind.__name__ for kind in type(error).__mro__}
+            if "TransportError" in kinds or "client has been closed" in str(error):
+                unreached = "ConnectError" in kinds or "ConnectTimeout" in kinds
+                raise Dropped(self._unreachable(what, error), unreached) from None
+            if "HTTPError" in kinds or "InvalidURL" in kinds:
+                raise self._unreachable(what, error) from None
+            raise
+
+    def _explain(self, response: Any, what: str) -> AvomniError:
+        status, headers = response.status_code, response.headers
+        told_s, code = answers.told_s(status, headers), headers.get("X-Error-Code")
+        return refusals.explain(status, code, what, self.page, self.revision, told_s)
+
+    def _busy(self, response: Any, what: str) -> Busy:
+        told_s = answers.told_s(response.status_code, response.headers)
+        is_for_all = response.status_code == 429 or told_s is not None
+        return Busy(self._explain(response, what), told_s, is_for_all)
+
+    def _unreachable(self, what: str, cause: BaseException) -> AvomniError:
+        return refusals.unreachable(what, self.endpoint, cause)
+
+
+def _own(response: Any) -> Any:
+    """The hub's own answer, before it redirected."""
+    return response.history[0] if response.history else response
+
+
+def _session() -> Any:
+    """The client's own session, which would wait for ever on a silent line."""
+    session = huggingface_hub.get_session()
+    if session.timeout.read is None:
+        session.timeout = API_SILENCE_S
+    return session
+
+
+def need_private_endpoint(allow_plain_http: bool = False) -> None:
+    """Before another library sends the saved token to HF_ENDPOINT, or to huggingface.co.
+
+    Raises:
+        AvomniError: it would go unencrypted to another machine.
+    """
+    hub = address.parse(constants.ENDPOINT, "HF_ENDPOINT")
+    if (hub.basic or _bearer(None, hub)) and not (hub.is_private or allow_plain_http):
+        raise refusals.in_the_clear(hub.url, "HF_ENDPOINT")
+
+
+def _checked_revision(revision: str | None) -> str | None:
+    if revision is not None:
+        is_one = isinstance(revision, str) and REVISION.fullmatch(revision) and ".." not in revision
+        fault = None if is_one else "no name of a commit, tag or branch"
+        names.need("the revision", revision, fault, "dataset.revision")
+    return revision
+
+
+def _bearer(token: str | None, hub: Address) -> str | None:
+    """The value of the Authorization header; None where nothing is to be sent.
+
+    Raises:
+        AvomniError: the token cannot be one. It is not shown.
+    """
+    # No hub on this machine needs the user's own token.
+    if token is None and not hub.is_loopback and not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+        token = get_token()
+    if not token:
+        return None
+    if not TOKEN.fullmatch(token):
+        raise AvomniError(
+            "the token holds characters that no token has",
+            where="HF_TOKEN, or the file that `hf auth login` has written",
+            fix="copy it again from https://huggingface.co/settings/tokens",
+        )
+    return f"Bearer {token}"
+
+
+def _keep_from_proxies(host: str) -> None:
+    """A proxy of the environment must not be asked for this machine's own hub."""
+    for name in ("NO_PROXY", "no_proxy"):
+        known = [part.strip() for part in os.environ.get(name, "").split(",") if part.strip()]
+        lacking = [
+            each for each in dict.fromkeys((host, "127.0.0.1", "localhost")) if each not in known
+        ]
+        if lacking:
+            os.environ[name] = ",".join([*known, *lacking])
+            huggingface_hub.close_session()

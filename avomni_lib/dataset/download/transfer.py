@@ -1,0 +1,297 @@
+"""One file from the hub to its name: a partial that any later process goes on with.
+
+`<folder>/.avomni/partial/` holds what has come of each file so far, named by the content's own id,
+so that bytes of two revisions never meet. It is hashed as it grows and takes the file's name only
+when its hash is the one that the hub lists. huggingface_hub's own download starts a killed file
+anew and compares sizes alone (measured on 1.33.0).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Protocol
+
+from avomni_lib import files
+from avomni_lib.dataset.download.backoff import Backoff, check
+from avomni_lib.dataset.download.remote import BLOCK_BYTES, RemoteFile
+from avomni_lib.errors import AvomniError
+from avomni_lib.plan import Bar
+
+log = logging.getLogger(__name__)
+
+PARTIALS = ".avomni/partial"
+# Where huggingface_hub keeps what it has not finished, and never goes on with.
+CLIENT_CACHE = ".cache/huggingface/download"
+CLIENT_IDLE_S = 600.0
+# Another run may still come back for its own partials.
+KEEP_S = 14 * 86400.0
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True)
+class Body:
+    """What a source sends: `blocks` from the byte `start` on."""
+
+    start: int
+    blocks: Iterator[bytes]
+
+
+class Source(Protocol):
+    """Where bytes come from: `hub.Hub`."""
+
+    backoff: Backoff
+
+    def read(
+        self, remote: RemoteFile, start: int, stop: threading.Event | None
+    ) -> AbstractContextManager[Body]:
+        """The file from `start` on, or from 0 where the source cannot do better.
+
+        Raises:
+            Dropped: the line fails; worth another try.
+            OtherContent: what it sends is not the listed file.
+            AvomniError: no other try would help.
+        """
+
+    def distrust(self, remote: RemoteFile) -> None:
+        """What came of the file was wrong: take another way, if there is one."""
+
+
+class Dropped(Exception):
+    """The line failed.
+
+    Args:
+        explained: What to say if it goes on failing.
+        is_unreached: There was no line at all.
+    """
+
+    def __init__(self, explained: AvomniError, is_unreached: bool = False):
+        self.explained, self.is_unreached = explained, is_unreached
+
+
+class OtherContent(Exception):
+    """The source sends something else than it listed."""
+
+
+class Partial:
+    """What has come of one file so far; its owner alone writes."""
+
+    def __init__(self, file: IO[bytes], path: Path, remote: RemoteFile):
+        self.path, self.remote, self._file = path, remote, file
+        self.size, self._hash = 0, remote.new_hash()
+
+    def recall(self, stop: threading.Event | None = None) -> None:
+        """Hash what earlier processes left; what cannot be of this file is thrown away."""
+        self._file.seek(0)
+        while block := self._file.read(BLOCK_BYTES):
+            check(stop)
+            self.size += len(block)
+            self._hash.update(block)
+        if self.size > self.remote.size:
+            self.restart()
+
+    def write(self, block: bytes) -> None:
+        rest = memoryview(block)
+        while rest:
+            rest = rest[self._file.write(rest) :]
+        self.size += len(block)
+        self._hash.update(block)
+
+    def restart(self) -> int:
+        """Throw everything away; returns how many bytes that were."""
+        lost, self.size, self._hash = self.size, 0, self.remote.new_hash()
+        self._file.truncate(0)
+        return lost
+
+    def wrong(self) -> str | None:
+        """Why this is not the listed file, or None."""
+        return self.remote.wrong(self.size, self._hash)
+
+    def take_name(self, path: Path) -> None:
+        os.fsync(self._file.fileno())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(self.path, path)
+        files.fsync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def claim(folder: Path, remote: RemoteFile) -> Iterator[Partial | None]:
+    """The partial of a file, for one owner at a time; None while someone else has it.
+
+    A killed process owns nothing. What is left stays for the next owner.
+    """
+    path = path_of(folder, remote)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Appending, unbuffered: a kill at any moment leaves a beginning of the file.
+    with open(path, "a+b", buffering=0) as file:
+        if not _lock(file) or not _is_at(file, path):
+            yield None
+            return
+        partial = Partial(file, path, remote)
+        try:
+            yield partial
+        finally:
+            if _is_at(file, path) and not os.fstat(file.fileno()).st_size:
+                path.unlink()
+
+
+def complete(
+    partial: Partial,
+    source: Source,
+    folder: Path,
+    bar: Bar | None = None,
+    stop: threading.Event | None = None,
+) -> Path:
+    """Fetch what is missing, compare the whole with the hub's hash, give the file its name.
+
+    Args:
+        partial: From `claim`.
+        bar: Counts bytes as they arrive, without those that were here.
+        stop: Set by another thread.
+
+    Raises:
+        AvomniError: damaged twice, gone, not to be read, no connection, no room on the disk.
+        Stopped: `stop` was set; the partial stays.
+    """
+    remote, bar, path = partial.remote, bar or Bar(), folder / partial.remote.path
+    with _disk_explained(path):
+        path.unlink(missing_ok=True)
+        partial.recall(stop)
+        for attempt in (1, 2):
+            try:
+                _fill(partial, source, bar, stop)
+                wrong = partial.wrong()
+            except OtherContent as error:
+                wrong = str(error)
+            if wrong is None:
+                partial.take_name(path)
+                return path
+            log.warning("%s arrived damaged (%s), try %d of 2", remote.path, wrong, attempt)
+            bar.update(-partial.restart())
+            source.distrust(remote)
+    raise AvomniError(
+        f"{remote.path} arrived damaged twice: {wrong}",
+        where=str(path),
+        fix="check the line, a proxy in it and the disk, then run the same command again: "
+        "what is whole is kept",
+    )
+
+
+def _fill(partial: Partial, source: Source, bar: Bar, stop: threading.Event | None) -> None:
+    """Ask for the rest until it is there; a try that brought bytes forward costs no patience."""
+    num_tries, furthest = 0, partial.size
+    while partial.size < partial.remote.size:
+        dropped = None
+        try:
+            with source.read(partial.remote, partial.size, stop) as body:
+                if body.start != partial.size:
+                    log.info("%s: the source starts over", partial.remote.path)
+                    bar.update(-partial.restart())
+                for block in body.blocks:
+                    if partial.size + len(block) > partial.remote.size:
+                        raise OtherContent(f"more than {partial.remote.size:,} bytes")
+                    partial.write(block)
+                    bar.update(len(block))
+                    check(stop)
+        except Dropped as error:
+            dropped = error
+        if partial.size == partial.remote.size:
+            return
+        num_tries = 0 if partial.size > furthest else num_tries + 1
+        furthest = max(furthest, partial.size)
+        if num_tries == source.backoff.num_tries:
+            if dropped is not None:
+                raise dropped.explained
+            raise OtherContent(f"the source ends it at {partial.size:,} bytes")
+        if num_tries:
+            source.backoff.pause(num_tries, stop)
+
+
+def path_of(folder: Path, remote: RemoteFile) -> Path:
+    """Where the partial of a file lies."""
+    name = PurePosixPath(remote.path).name[-120:]
+    place = hashlib.sha256(remote.path.encode()).hexdigest()[:8]
+    return Path(folder) / PARTIALS / f"{name}.{place}.{remote.content_id or 'unknown'}"
+
+
+def bytes_there(folder: Path, remote: RemoteFile) -> int:
+    """How much of a file an earlier process left, as far as its size tells."""
+    with contextlib.suppress(OSError):
+        size = path_of(folder, remote).stat().st_size
+        return size if size <= remote.size else 0
+    return 0
+
+
+def sweep(folder: Path, wanted: Collection[RemoteFile], keep_s: float = KEEP_S) -> int:
+    """Remove what nobody will go on with; returns the bytes that this set free.
+
+    That is: what huggingface_hub left half-way, partials of another content of a wanted file, and
+    those of other files after `keep_s`. What a living process is at work on stays.
+    """
+    freed = 0
+    names = {path_of(folder, remote).name for remote in wanted}
+    places = {name.rpartition(".")[0] for name in names}
+    for path in (Path(folder) / PARTIALS).glob("*"):
+        if path.name in names:
+            continue
+        with contextlib.suppress(OSError), open(path, "a+b", buffering=0) as file:
+            is_superseded = path.name.rpartition(".")[0] in places
+            if (is_superseded or _idle_s(path) >= keep_s) and _lock(file):
+                freed += path.stat().st_size
+                path.unlink()
+    for path in (Path(folder) / CLIENT_CACHE).rglob("*.incomplete"):
+        with contextlib.suppress(OSError):
+            if _idle_s(path) >= CLIENT_IDLE_S:
+                freed += path.stat().st_size
+                path.unlink()
+    return freed
+
+
+def _idle_s(path: Path) -> float:
+    return time.time() - path.stat().st_mtime
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Whether the file is this thread's now; closing gives it back."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        # A volume without locks: two owners there would spoil each other's hash, which is noticed.
+        log.debug("no lock on %s: %s", file.name, error)
+    return True
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    """Whether the open file still bears this name: its last owner may have renamed it."""
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    own = os.fstat(file.fileno())
+    return (there.st_dev, there.st_ino) == (own.st_dev, own.st_ino)
+
+
+@contextlib.contextmanager
+def _disk_explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise files.no_room(path, None) from None
+        raise AvomniError(
+            f"cannot write {path.name}: {error}",
+            where=str(path.parent),
+            fix="check the disk and who may write there, then run the same command again",
+        ) from None

@@ -1,0 +1,447 @@
+"""Whether poses mean what the frame and the axes say that they mean: what their motion shows.
+
+A car stands on its wheels, drives along its nose, and turns with it; its speed is a car's. What
+contradicts that is refused, together with the reading that would fit, where there is one. A map
+that is mirrored together with its headings contradicts nothing: only the turn that
+`summary` prints shows it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from avomni_lib.dataset.own import arguments
+from avomni_lib.dataset.own import frames as own_frames
+from avomni_lib.dataset.own.frames import Poses
+from avomni_lib.errors import AvomniError
+
+# Positions are compared half a second apart: a decimetre of noise is no course then.
+SPAN_S = 0.5
+# Slower, the course of a noisy position is no direction; turning asks for a finer one.
+STANDS_MPS, MOVES_MPS, TURNS_MPS = 0.1, 1.0, 3.0
+# An antenna over the front bumper moves 25° beside the nose on the tightest circle.
+MAX_SLIP_DEG, DOUBTFUL_SLIP_DEG, MAX_TILT_DEG = 30.0, 10.0, 35.0
+# The steepest streets climb by 35 %.
+MAX_CLIMB = 0.4
+# A nose that turns by less than this share of what the course turns by does not steer it.
+MIN_TURN_DEG, MIN_TURN_SHARE = 8.0, 0.5
+# Below, the noise of the course alone would make the nose's share of the turn that small.
+TURN_TO_NOISE = 10.0
+MAX_REVERSE_MPS, MAX_SPEED_MPS = 5.0, 100.0
+# Positions against given speeds: 10 % and half a metre per second.
+SPEED_TOLERANCE = (0.5, 0.1)
+# Of the correlation of neighbouring steps: noise has -0.5, a drift without direction 0, a car 1.
+SMOOTH = 0.8
+METRES_PER_DEGREE = 111_195.0
+# How many times the speed of the positions the given one is, and why.
+RATIOS = {
+    "position_m looks like kilometres: multiply by 1000": (1000.0, 1.1),
+    "position_m looks like degrees: frame='wgs84', with (latitude, longitude)": (1.1e5, 2.0),
+    "position_m looks like radians: np.degrees, and frame='wgs84'": (6.4e6, 2.0),
+    "{} looks like km/h: divide by 3.6": (3.6, 1.06),
+    "{} looks like miles per hour: multiply by 0.44704": (2.237, 1.06),
+    "{} looks like knots: multiply by 0.51444": (1.944, 1.06),
+    "position_m looks like feet: multiply by 0.3048": (0.3048, 1.06),
+    "position_m looks like centimetres: divide by 100": (0.01, 1.1),
+    "position_m looks like millimetres: divide by 1000": (0.001, 1.1),
+}
+HEADINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "np.pi / 2 - heading_rad": lambda angle: np.pi / 2 - angle,
+    "np.radians(heading_rad)": np.radians,
+    "np.pi / 2 - np.radians(heading_rad)": lambda angle: np.pi / 2 - np.radians(angle),
+    "heading_rad + np.pi / 2": lambda angle: angle + np.pi / 2,
+    "heading_rad - np.pi / 2": lambda angle: angle - np.pi / 2,
+    "heading_rad + np.pi": lambda angle: angle + np.pi,
+    "-heading_rad": lambda angle: -angle,
+    "-np.radians(heading_rad)": lambda angle: -np.radians(angle),
+    "np.radians(heading_rad) + np.pi / 2": lambda angle: np.radians(angle) + np.pi / 2,
+}
+CONVENTIONS = (
+    "a quaternion is x y z w and turns the car's axes (axes) into those of the positions (frame); "
+    "a heading is in rad, in enu counter-clockwise from x, else clockwise from north; "
+    "docs/own_clips.md has more"
+)
+SWAPPED_WORLD = (
+    "quaternion=(Rotation.from_matrix([[0, 1, 0], [1, 0, 0], [0, 0, -1]]) * "
+    "Rotation.from_quat(quaternion)).as_quat()"
+)
+# A reading that fits worse than the best one by this much is not offered.
+MUCH_WORSE_DEG = 5.0
+
+
+@dataclass(frozen=True)
+class Track:
+    """Where positions go, half a second at a time.
+
+    Attributes:
+        steps_m: (M, 3) from mark to mark.
+        seconds: (M,) between them.
+        rows: (M,) the pose nearest to the middle of each.
+    """
+
+    steps_m: np.ndarray
+    seconds: np.ndarray
+    rows: np.ndarray
+
+    @classmethod
+    def of(cls, t_s: np.ndarray, position: np.ndarray) -> Track:
+        """Of positions (K, 3) m at times (K,) s."""
+        count = max(int((t_s[-1] - t_s[0]) / SPAN_S), min(4, len(t_s) - 1))
+        marks = np.linspace(t_s[0], t_s[-1], count + 1)
+        places = np.stack([np.interp(marks, t_s, column) for column in position.T], axis=1)
+        middle = (marks[1:] + marks[:-1]) / 2
+        after = np.clip(np.searchsorted(t_s, middle), 1, len(t_s) - 1)
+        is_before = middle - t_s[after - 1] < t_s[after] - middle
+        return cls(np.diff(places, axis=0), np.diff(marks), after - is_before)
+
+    @property
+    def speeds(self) -> np.ndarray:
+        """(M,) m/s."""
+        return np.linalg.norm(self.steps_m, axis=1) / self.seconds
+
+    @property
+    def level(self) -> Track:
+        """The same without the height, which may be in another unit."""
+        return Track(self.steps_m * (1, 1, 0), self.seconds, self.rows)
+
+    @property
+    def mean_mps(self) -> float:
+        """The path over its time, m/s."""
+        return float(np.linalg.norm(self.steps_m, axis=1).sum() / self.seconds.sum())
+
+    @property
+    def is_smooth(self) -> bool:
+        """Whether steps follow each other in direction, as a car's do and noise does not.
+
+        Those of two seconds count too: a receiver's position may be held until the next one.
+        """
+        coarse = self.steps_m[: len(self.steps_m) // 4 * 4].reshape(-1, 4, 3).sum(axis=1)
+        return any(
+            len(steps) >= fewest
+            and (steps[1:] * steps[:-1]).sum() > SMOOTH * (steps[1:] ** 2).sum()
+            for steps, fewest in ((self.steps_m, 4), (coarse, 6))
+        )
+
+
+def contradictions(track: Track, turn: Rotation, is_level: bool = True) -> Iterator[str]:
+    """What the poses say that no car does.
+
+    Args:
+        track: In a frame that stands still.
+        turn: (K,) from the car's axes to it.
+        is_level: Whether its z is up.
+    """
+    at_marks = turn[track.rows]
+    tilt = np.degrees(np.arccos(np.clip(at_marks.apply((0, 0, 1))[:, 2], -1, 1)))
+    if is_level and np.median(tilt) > MAX_TILT_DEG:
+        yield (
+            f"the car's z axis points {np.median(tilt):.0f}° away from up: it lies on its "
+            + ("roof" if np.median(tilt) > 135 else "side")
+        )
+    speeds, nose = track.speeds, at_marks.apply((1, 0, 0))
+    moves = speeds > MOVES_MPS
+    if not moves.any():
+        return
+    slip = slip_deg(track, nose)
+    if slip > MAX_SLIP_DEG:
+        yield f"the car moves {slip:.0f}° beside where it points"
+        return
+    ahead = (track.steps_m * nose).sum(axis=1)
+    if (back := reverse_mps(track, nose)) > MAX_REVERSE_MPS:
+        yield f"the car drives backwards at {back:.1f} m/s: x points to its rear"
+    if not is_level:
+        return
+    climb = np.abs(track.steps_m[:, 2]).sum() / np.linalg.norm(track.steps_m, axis=1).sum()
+    if climb > MAX_CLIMB and np.median(speeds) > TURNS_MPS:
+        yield f"{climb:.0%} of the path goes up or down: the third coordinate is not the height"
+    yield from _turning(track, nose, np.sign(ahead))
+
+
+def slip_deg(track: Track, nose: np.ndarray) -> float:
+    """Median angle between path and nose, forwards or backwards, where the car moves."""
+    moves = track.speeds > MOVES_MPS
+    along = np.abs((track.steps_m * nose).sum(axis=1))[moves]
+    cosine = along / np.linalg.norm(track.steps_m, axis=1)[moves]
+    return float(np.degrees(np.arccos(np.clip(np.median(cosine), 0, 1))))
+
+
+def reverse_mps(track: Track, nose: np.ndarray) -> float:
+    """Median speed of a car that drives backwards for most of its path, else 0."""
+    ahead = (track.steps_m * nose).sum(axis=1)
+    moves = track.speeds > MOVES_MPS
+    return float(np.median(track.speeds[moves])) if ahead.sum() < 0 and moves.any() else 0.0
+
+
+def _turning(track: Track, nose: np.ndarray, sign: np.ndarray) -> Iterator[str]:
+    """Whether nose and course turn the same way, over each stretch driven without a stop."""
+    moves = (track.speeds > TURNS_MPS) & (sign != 0)
+    ends = np.flatnonzero(np.diff(np.concatenate([[0], moves.astype(int), [0]])))
+    courses, noses, bends = [], [], [np.zeros(1)]
+    for start, stop in zip(ends[::2], ends[1::2], strict=True):
+        steps = track.steps_m[start:stop] * sign[start:stop, None]
+        course = np.unwrap(np.arctan2(steps[:, 1], steps[:, 0]))
+        yaw = np.unwrap(np.arctan2(nose[start:stop, 1], nose[start:stop, 0]))
+        bends.append(np.diff(course, n=2))
+        courses.append(course - course.mean())
+        noses.append(yaw - yaw.mean())
+    if not courses:
+        return
+    course, yaw = np.concatenate(courses), np.concatenate(noses)
+    turned = np.degrees(np.ptp(course))
+    # The second differences of independent errors have six times their variance.
+    noise = np.degrees(np.sqrt(np.mean(np.concatenate(bends) ** 2) / 6))
+    share = (course * yaw).sum() / max((course**2).sum(), 1e-12)
+    if turned > MIN_TURN_DEG + TURN_TO_NOISE * noise and share < MIN_TURN_SHARE:
+        how = "the other way" if share < -MIN_TURN_SHARE else f"by {share * turned:.0f}°"
+        yield f"the course turns by {turned:.0f}° and the nose {how}: one of them is mirrored"
+
+
+def check(poses: Poses, where: str, mistakes: arguments.Mistakes) -> None:
+    """Add what the motion of the poses contradicts: speeds, units, and directions."""
+    position, into = own_frames.level(poses)
+    track, turn = Track.of(poses.t_s, position), own_frames.turns(poses, into)
+    before = len(mistakes)
+    with mistakes.kept():
+        _check_speeds(poses, track, turn, where)
+    if len(mistakes) > before:
+        return
+    wrong = list(contradictions(track, turn))
+    if wrong:
+        argument = "heading_rad" if poses.quaternion is None else "quaternion"
+        argument = "position_m" if all("third coordinate" in each for each in wrong) else argument
+        fits = _fits(poses)
+        fix = f"what fits is {'; or '.join(fits)} (docs/own_clips.md)" if fits else CONVENTIONS
+        mistakes.append(
+            AvomniError(
+                "; ".join(wrong),
+                where=f"{argument}, {where}",
+                fix=fix,
+            )
+        )
+        return
+    if poses.velocity_mps is not None:
+        with mistakes.kept():
+            _check_velocity(poses, track, into, turn, where)
+
+
+def notes(track: Track, turn: Rotation) -> list[str]:
+    """What is allowed and worth a look."""
+    nose = turn[track.rows].apply((1, 0, 0))
+    remarks = []
+    back = (track.steps_m * nose).sum(axis=1)
+    moved_back = -back[(back < 0) & (track.speeds > MOVES_MPS)].sum()
+    if moved_back > 1:
+        remarks.append(f"drives backwards for {moved_back:.0f} m")
+    east, north, _ = turn.apply((1, 0, 0)).T
+    yaw = np.degrees(np.unwrap(np.arctan2(north, east)))
+    if track.mean_mps < STANDS_MPS:
+        turns = f", and the nose turns by {np.ptp(yaw):.0f}°" if np.ptp(yaw) > MIN_TURN_DEG else ""
+        remarks.append(f"stands still throughout{turns}: is it parked, or the unit no metre?")
+    if (track.speeds > MOVES_MPS).any() and (slip := slip_deg(track, nose)) > DOUBTFUL_SLIP_DEG:
+        remarks.append(f"moves {slip:.0f}° beside where it points")
+    return remarks
+
+
+def _check_speeds(poses: Poses, track: Track, turn: Rotation, where: str) -> None:
+    mean = track.mean_mps
+    if poses.speed_mps is not None:
+        given = float(np.trapezoid(np.abs(poses.speed_mps), poses.t_s) / np.ptp(poses.t_s))
+        off = abs(given - mean)
+        if off <= SPEED_TOLERANCE[0] + SPEED_TOLERANCE[1] * max(given, mean):
+            return
+        raise AvomniError(
+            f"positions move at {mean:.3g} m/s on average, speed_m_s says {given:.3g} m/s",
+            where=f"speed_m_s, {where}",
+            fix=_unit(given, mean, "speed_m_s")
+            or "give both in metres, and speed_m_s at the times t_s (np.interp)",
+        )
+    velocity = poses.velocity_mps
+    if velocity is not None and (
+        fix := _unit(float(np.linalg.norm(velocity, axis=1).mean()), mean, "velocity_mps")
+    ):
+        given = float(np.linalg.norm(velocity, axis=1).mean())
+        raise AvomniError(
+            f"positions move at {mean:.3g} m/s on average, velocity_mps says {given:.3g} m/s",
+            where=f"velocity_mps, {where}",
+            fix=fix,
+        )
+    high = float(np.percentile(track.speeds, 95))
+    if high > MAX_SPEED_MPS:
+        row = int(track.rows[np.argmax(track.speeds)])
+        raise AvomniError(
+            f"positions move at {high:,.0f} m/s, which no car does; fastest at row {row}",
+            where=f"position_m, row {row}, {where}",
+            fix="give position_m in metres (not centimetres, millimetres or feet) and t_s in "
+            "seconds; leave out rows whose positions are placeholders",
+        )
+    if velocity is None and track.level.is_smooth:
+        _check_drift(poses, track.level, turn, where)
+
+
+def _unit(given: float, mean: float, argument: str) -> str | None:
+    """What would explain that speeds differ by a factor."""
+    if max(given, mean) < SPEED_TOLERANCE[0] or mean <= 0:
+        return None
+    for fix, (ratio, width) in RATIOS.items():
+        if ratio / width < given / mean < ratio * width:
+            return fix.format(argument)
+    return None
+
+
+def _check_drift(poses: Poses, track: Track, turn: Rotation, where: str) -> None:
+    """Positions that creep as smoothly as a car drives, in a unit much larger than a metre.
+
+    A parked car's positions stand still or jitter; these go on in one direction.
+    """
+    raw, mean, fix = poses.position[:, :2], track.mean_mps, None
+    sizes = np.abs(raw).max(axis=0)
+    if poses.frame == "wgs84":
+        if (sizes <= (np.pi / 2, np.pi)).all() and 0.02 < mean < 1.2:
+            fix = "they look like radians: np.degrees"
+    elif poses.frame != "ecef":
+        scaled = Track(track.steps_m * 1000, track.seconds, track.rows)
+        moves = (scaled.speeds > MOVES_MPS).any()
+        slip = slip_deg(scaled, turn[track.rows].apply((1, 0, 0))) if moves else 90.0
+        if 0.5 < mean * METRES_PER_DEGREE < 70 and sizes.max() <= 180 and sizes.min() <= 90:
+            fix = "they look like degrees: frame='wgs84', with (latitude, longitude[, altitude])"
+        elif 0.5 < mean * 1000 < 70 and slip < MAX_SLIP_DEG:
+            fix = "they look like kilometres: multiply by 1000"
+    if fix:
+        moved = np.ptp(raw, axis=0).max()
+        raise AvomniError(
+            f"position_m moves steadily, but only at {mean:.2g} m/s and by {moved:.2g} in all",
+            where=f"position_m, {where}",
+            fix=f"{fix}. If the car did move so little, give speed_m_s too, or one position "
+            "throughout for a parked car",
+        )
+
+
+def _check_velocity(poses: Poses, track: Track, into: Rotation, turn: Rotation, where: str) -> None:
+    """Whether given velocities point where the positions go."""
+    assert poses.velocity_mps is not None
+    velocity = into.apply(poses.velocity_mps)
+    moves = track.speeds > MOVES_MPS
+
+    def off_deg(vectors: np.ndarray) -> float:
+        size = np.linalg.norm(vectors, axis=1) * np.linalg.norm(track.steps_m, axis=1)
+        cosine = (vectors * track.steps_m).sum(axis=1)[moves] / np.maximum(size, 1e-9)[moves]
+        return float(np.degrees(np.arccos(np.clip(np.median(cosine), -1, 1))))
+
+    if not moves.any() or (off := off_deg(velocity[track.rows])) <= MAX_SLIP_DEG:
+        return
+    ways = {
+        f"velocity_mps along the car's axes: give {_text(poses)}.apply(velocity_mps)": (
+            turn.apply(poses.velocity_mps)
+        ),
+        "velocity_mps as (north, east, down)": Rotation.from_matrix(own_frames.NED_TO_ENU).apply(
+            poses.velocity_mps
+        ),
+        "velocity_mps as (east, north, up)": poses.velocity_mps,
+        "-velocity_mps": -velocity,
+    }
+    off_by_text = {text: off_deg(vectors[track.rows]) for text, vectors in ways.items()}
+    best = min(off_by_text, key=lambda text: off_by_text[text])
+    does_fit = off_by_text[best] <= MAX_SLIP_DEG
+    stated = "give it along the frame's axes (east, north, up for wgs84), or leave it out"
+    raise AvomniError(
+        f"velocity_mps points {off:.0f}° beside the way that the positions take",
+        where=f"velocity_mps, {where}",
+        fix=f"yours looks like {best}; {stated}" if does_fit else stated,
+    )
+
+
+def _text(poses: Poses) -> str:
+    if poses.quaternion is None:
+        return "Rotation.from_euler('z', heading_rad[:, None])"
+    return "Rotation.from_quat(quaternion)"
+
+
+def _fits(poses: Poses) -> list[str]:
+    """The readings of the poses that contradict nothing, with the fewest changes."""
+    readings = _of_headings(poses) if poses.quaternion is None else _of_quaternions(poses)
+    fits: list[tuple[float, str]] = []
+    fewest = None
+    for number, text, track, turn in readings:
+        if fewest is not None and number > fewest:
+            break
+        if not list(contradictions(track, turn)):
+            fewest = number
+            fits.append((_off_deg(track, turn), text))
+    best = min(fits, default=(0.0, ""))[0]
+    return [text for off, text in fits if off <= best + MUCH_WORSE_DEG]
+
+
+def _off_deg(track: Track, turn: Rotation) -> float:
+    """How far a reading is from a car that stands upright and drives along its nose, degrees."""
+    at_marks = turn[track.rows]
+    tilt = np.degrees(np.arccos(np.clip(at_marks.apply((0, 0, 1))[:, 2], -1, 1)))
+    moves = (track.speeds > MOVES_MPS).any()
+    return float(np.median(tilt)) + (slip_deg(track, at_marks.apply((1, 0, 0))) if moves else 0.0)
+
+
+def _of_headings(poses: Poses) -> Iterator[tuple[int, str, Track, Rotation]]:
+    """(number of changes, what to give, track, turns) of each reading, the fewest first."""
+    position, into = own_frames.level(poses)
+    track = Track.of(poses.t_s, position)
+    assert poses.heading is not None
+    readings = []
+    for text, change in HEADINGS.items():
+        turn = own_frames.turns(poses, into, heading=change(poses.heading))
+        number = 1 + ("radians" in text)  # degrees all near zero would be rare
+        readings.append((number, f"heading_rad={text}", track, turn))
+    for text, other in _other_places(poses):
+        places, into = own_frames.level(other)
+        turn = own_frames.turns(other, into)
+        readings.append((1, f"position_m{text}", Track.of(poses.t_s, places), turn))
+    yield from sorted(readings, key=lambda reading: reading[0])
+
+
+def _other_places(poses: Poses) -> Iterator[tuple[str, Poses]]:
+    """What to write behind `position_m`, and the poses with the places so changed."""
+    values, position = vars(poses), poses.position
+    if poses.frame in ("enu", "ned"):
+        mirrored = Poses(**values | {"position": position * (1, -1, 1)})
+        yield " with -y for y (yours may point to the other side)", mirrored
+    if poses.frame in ("enu", "ned") or np.abs(position[:, :2]).max() <= 90:
+        swapped = Poses(**values | {"position": position[:, [1, 0, 2]]})
+        yield "[:, [1, 0]] (the first two columns the other way round)", swapped
+
+
+def _of_quaternions(poses: Poses) -> Iterator[tuple[int, str, Track, Rotation]]:
+    """The same for each combination of axes, order of the numbers, direction and level frame."""
+    assert poses.quaternion is not None
+    frames = ("enu", "ned") if poses.frame in ("enu", "ned") else (poses.frame,)
+    tracks = {}
+    for frame in frames:
+        position, into = own_frames.level(poses, frame)
+        tracks[frame] = Track.of(poses.t_s, position), into
+    orders = {
+        "": poses.quaternion,
+        "quaternion[:, [1, 2, 3, 0]] (yours is w, x, y, z)": poses.quaternion[:, [1, 2, 3, 0]],
+    }
+    flip = Rotation.from_matrix(own_frames.NED_TO_ENU)  # its own inverse
+    mixed = (False,) if poses.frame == "ecef" else (False, True)
+    kind = "east, north, up" if poses.frame == "ned" else "north, east, down"
+    ways = []
+    for frame, axes, order, is_inverse, is_mixed in itertools.product(
+        frames, own_frames.AXES, orders, (False, True), mixed
+    ):
+        changes = [f"frame={frame!r} ({own_frames.FRAMES[frame]})"] * (frame != poses.frame)
+        changes += [f"axes={axes!r}"] * (axes != poses.axes)
+        changes += [f"quaternion={order}"] * bool(order)
+        changes += ["the inverse rotation (yours turns the frame into the car)"] * is_inverse
+        changes += [f"{SWAPPED_WORLD} (yours turns into {kind})"] * is_mixed
+        ways.append((changes, frame, axes, orders[order], is_inverse, is_mixed))
+    for changes, frame, axes, quaternion, is_inverse, is_mixed in sorted(
+        ways, key=lambda way: len(way[0])
+    ):
+        track, into = tracks[frame]
+        turn = Rotation.from_quat(quaternion)
+        turn = turn.inv() if is_inverse else turn
+        turn = flip * turn if is_mixed else turn
+        yield len(changes), ", ".join(changes), track, into * turn * own_frames.car(axes)

@@ -1,0 +1,137 @@
+"""The files of a packed data set: stored zips of each chunk, its calibration, and the catalog's.
+
+They hold what the catalog and the stages ask for and nothing else; README, "Your own clips", lists
+it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from avomni_lib import files
+from avomni_lib.dataset import cameras as rig
+from avomni_lib.dataset.audit import calibration
+from avomni_lib.dataset.catalog import PRESENCE_FILE
+from avomni_lib.dataset.clip_index import INDEX_FILE
+from avomni_lib.dataset.features import FEATURES_FILE
+from avomni_lib.dataset.metadata import COLLECTION_FILE
+
+EGOMOTION = "egomotion"
+CAMERA_MEMBERS = {"video": "mp4", "frame_timestamps": "timestamps.parquet"}
+MEMBERS = {EGOMOTION: {EGOMOTION: "parquet"}} | {c.name: CAMERA_MEMBERS for c in rig.CAMERAS}
+# Of a car of usual size, in the order of calibration.VEHICLE, m.
+CAR = (4.9, 1.9, 1.5, 1.4, 2.9, 1.6)
+NO_TURN = (0.0, 0.0, 0.0, 1.0)
+
+
+def chunk_path(feature: str) -> str:
+    """The file of a feature, with `{chunk_id:04d}` to be filled in."""
+    directory = "labels" if feature == EGOMOTION else "camera"
+    directory = "calibration" if feature in calibration.TABLES else directory
+    ending = "zip" if feature in MEMBERS else "parquet"
+    return f"{directory}/{feature}/{feature}.chunk_{{chunk_id:04d}}.{ending}"
+
+
+def write_zip(path: Path, members: Iterable[tuple[str, Path | bytes]]) -> None:
+    """Stored, not deflated, so that a member is a byte range; the same bytes every time.
+
+    Args:
+        members: (name, a file or its bytes) each.
+    """
+    with files.write_whole(path) as file, zipfile.ZipFile(file, "w") as archive:
+        for name, content in members:
+            info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+            info.create_system, info.external_attr = 3, 0o644 << 16
+            if isinstance(content, bytes):
+                archive.writestr(info, content)
+                continue
+            with open(content, "rb") as source, archive.open(info, "w", force_zip64=True) as member:
+                shutil.copyfileobj(source, member, files.BLOCK_BYTES)
+
+
+def member(feature: str, clip_id: str, kind: str) -> str:
+    """A clip's member in its chunk's zip."""
+    return f"{clip_id}.{feature}.{MEMBERS[feature][kind]}"
+
+
+def parquet(columns: Mapping[str, Any]) -> bytes:
+    """A table as the bytes of a parquet file."""
+    file = io.BytesIO()
+    pq.write_table(pa.table(dict(columns)), file)
+    return file.getvalue()
+
+
+def stand_in(feature: str, sizes: Mapping[str, Mapping[str, tuple[int, int]]]) -> bytes:
+    """A chunk's table of calibration, of a rig that nobody has measured.
+
+    Lenses are equidistant (r = f·θ, so that the picture's width is the nominal view), all mounted
+    at the middle of the rear axle and looking ahead.
+
+    Args:
+        sizes: clip_id -> camera -> width and height of its video, px.
+    """
+    key, names = calibration.TABLES[feature]
+    rows = []
+    for clip_id, cameras in sizes.items():
+        if key is None:
+            rows.append((clip_id, *CAR))
+        for name, (width, height) in cameras.items() if key else ():
+            focal = width / np.radians(rig.BY_NAME[name].fov_deg)
+            line = (0.0, focal, 0.0, 0.0, 0.0), (0.0, 1 / focal, 0.0, 0.0, 0.0)
+            lens = (float(width), float(height), width / 2, height / 2, *line[0], *line[1])
+            mount = (*NO_TURN, 0.0, 0.0, 0.0)
+            rows.append((clip_id, name, *(lens if feature == "camera_intrinsics" else mount)))
+    keys = ("clip_id",) if key is None else ("clip_id", key)
+    return parquet(dict(zip((*keys, *names), map(list, zip(*rows, strict=True)), strict=True)))
+
+
+def write_metadata(folder: Path, clips: Sequence[Mapping[str, Any]], clips_per_chunk: int) -> None:
+    """features.csv and the tables that list the clips.
+
+    Args:
+        clips: In the order of the chunks; each with clip_id, split, `features` (those that it has),
+            country, month, hour and platform, None where that is not known.
+    """
+    clip_ids = [clip["clip_id"] for clip in clips]
+    features = [*MEMBERS, *calibration.TABLES]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("feature", "directory", "chunk_path", "clip_files_in_zip"))
+    for name in features:
+        inside = {kind: member(name, "{clip_id}", kind) for kind in MEMBERS.get(name, ())}
+        path = chunk_path(name)
+        writer.writerow((name, path.split("/")[0], path, json.dumps(inside) if inside else ""))
+    index = {"chunk": [place // clips_per_chunk for place in range(len(clips))]}
+    index |= {"split": _texts(clip["split"] for clip in clips), "clip_id": clip_ids}
+    presence = {name: [name in clip["features"] for clip in clips] for name in features}
+    whole = {name: pa.array([c[name] for c in clips], pa.int64()) for name in ("month", "hour")}
+    collection = {
+        "country": _texts(clip["country"] for clip in clips),
+        "month": whole["month"],
+        "hour_of_day": whole["hour"],
+        "platform_class": _texts(clip["platform"] for clip in clips),
+        "clip_id": clip_ids,
+    }
+    for path, content in (
+        (FEATURES_FILE, text.getvalue().encode()),
+        (INDEX_FILE, parquet(index)),
+        (PRESENCE_FILE, parquet(presence | {"clip_id": clip_ids})),
+        (COLLECTION_FILE, parquet(collection)),
+    ):
+        with files.write_whole(folder / path) as file:
+            file.write(content)
+
+
+def _texts(values: Iterable[str | None]) -> pa.Array:
+    return pa.array(list(values), pa.string())

@@ -1,0 +1,476 @@
+"""Own recordings to a folder in the data set's layout: plain videos and poses, for every stage.
+
+    pack("outputs/data/own", [OwnClip("drive 7", videos, t_s, position_m, heading_rad)])
+
+A run takes them with `dataset.source: folder` and `dataset.local_dir: outputs/data/own`. Unless
+`frame` and `axes` say otherwise, positions are metres on a level map (x east, y north, z up),
+headings count counter-clockwise from x, and the car's axes are x forward, y left, z up.
+docs/own_clips.md has the other frames, and what is checked.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avomni_lib import files
+from avomni_lib.dataset import cameras as rig
+from avomni_lib.dataset import clocks, motion, streams
+from avomni_lib.dataset.audit import calibration
+from avomni_lib.dataset.audit.findings import DAMAGED, ODD, Finding
+from avomni_lib.dataset.clip_index import SPLITS
+from avomni_lib.dataset.own import arguments, conventions, frames, layout, video
+from avomni_lib.dataset.own import summary as own_summary
+from avomni_lib.dataset.own.arguments import Mistakes
+from avomni_lib.dataset.own.layout import EGOMOTION
+from avomni_lib.dataset.own.motion import egomotion, microseconds
+from avomni_lib.dataset.own.summary import ClipSummary, Packed
+from avomni_lib.errors import AvomniError
+from avomni_lib.plan import Bar
+from avomni_lib.sections import ProcessingParams
+
+CLIPS_PER_CHUNK = 100
+# Cameras whose common span is a smaller share of the shortest one's are on different clocks.
+MIN_COMMON = 0.5
+# Ego motion after the last frame is judged as far as a run keeps it that does not say otherwise.
+HORIZON_S = ProcessingParams().horizon_s
+# What every recording has that is not the data set's own.
+USUAL = ("another frame rate", "shorter than the horizon")
+
+
+@dataclass(frozen=True)
+class OwnClip:
+    """One recording: its videos, and where the car was meanwhile.
+
+    Attributes:
+        name: Yours; the clip_id is a UUID that follows from it.
+        videos: Name in `rig.BY_NAME` -> an mp4. One file may stand for several cameras.
+        t_s: (K,) s, rising, when each pose holds; from any zero, as Unix time. At least two a
+            second, from before the first frame to after the last one, and `processing.horizon_s`
+            longer where the target tells the future.
+        position_m: (K, 2) or (K, 3) in `frame`: (x, y[, z]) m; for "ned" (north, east[, down]) m;
+            for "wgs84" (latitude, longitude[, altitude]) in degrees and m; for "ecef" (x, y, z) m.
+        heading_rad: (K,) rad where the nose points. For frame "enu" counter-clockwise from x (east,
+            on a map whose y is north); for every other frame clockwise from north, as a compass.
+        quaternion: (K, 4) instead of it: x, y, z, w, of the rotation that turns the car's axes into
+            the frame's (for "wgs84": east, north, up).
+        velocity_mps: (K, 3) m/s along the frame's axes (for "wgs84": east, north, up); None derives
+            it from the positions.
+        frame_times_s: Camera -> (N,) s on the clock of `t_s`, one a frame of the mp4 in the order
+            in which they are shown. Without it the file's own times count from 0.
+        split: train, val or test; None leaves it to the clip_id. Clips that were cut out of one
+            drive belong into one split.
+        country, platform: Text that clips are chosen by and scores are sliced by.
+        month, hour: The same as whole numbers, 1 to 12 and 0 to 23.
+        frame: What positions, headings and velocities count in: "enu", a level map with z up, on
+            which x may point anywhere as long as y is to the left of it; "ned"; "wgs84"; "ecef".
+            Of the last two, local metres around the first position are made.
+        axes: Where the x, y and z axes of the car point that a quaternion turns: "flu" forward,
+            left, up; "frd" forward, right, down; "rfu" right, forward, up; "rdf" right, down,
+            forward, as a camera that looks ahead.
+        speed_m_s: (K,) m/s at `t_s` from the wheels or another source than the positions, which are
+            compared with it; nothing else is made of it.
+    """
+
+    name: str
+    videos: Mapping[str, str | Path]
+    t_s: np.ndarray
+    position_m: np.ndarray
+    heading_rad: np.ndarray | None = None
+    quaternion: np.ndarray | None = None
+    velocity_mps: np.ndarray | None = None
+    frame_times_s: Mapping[str, np.ndarray] = field(default_factory=dict)
+    split: str | None = None
+    country: str | None = None
+    month: int | None = None
+    hour: int | None = None
+    platform: str | None = None
+    frame: str = "enu"
+    axes: str = "flu"
+    speed_m_s: np.ndarray | None = None
+
+    @property
+    def clip_id(self) -> str:
+        return str(uuid.uuid5(uuid.NAMESPACE_URL, f"avomni/own/{self.name}"))
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A clip that was found to be sound: what is written of it, and its summary."""
+
+    clip: OwnClip
+    stamps_us: Mapping[str, np.ndarray]
+    sizes: Mapping[str, tuple[int, int]]
+    motion: bytes
+    summary: ClipSummary
+
+
+def pack(
+    folder: str | Path,
+    clips: Sequence[OwnClip],
+    clips_per_chunk: int = CLIPS_PER_CHUNK,
+    progress: type[Bar] = Bar,
+) -> Packed:
+    """Write clips as a data set for `dataset.source: folder`; the folder appears whole.
+
+    All clips are checked before anything is written. Videos are copied as they are. The layout asks
+    for calibration too: what is written is a stand-in (`own_layout.stand_in`), which the audit
+    looks at and no cache, answer or score is made from. Other road users are not packed, so coc_v1
+    and full_v1 have no causes to learn.
+
+    Args:
+        folder: Empty, or not there yet; relative ones start at the project root.
+        clips: Each with all cameras of one grid at least.
+
+    Returns:
+        The folder, and what was understood of each clip: print it, and compare speeds and turns
+        with the drive. A map that is mirrored together with its headings shows nowhere else.
+
+    Raises:
+        AvomniError: every mistake at once, each with the clip, the argument and the row. The folder
+            holds something; two clips have one name; a clip cannot fill a grid, or an argument is
+            no such thing; its frames, clocks and poses contradict each other, or poses move as no
+            car does in the frame and axes that they are given in.
+    """
+    mistakes = Mistakes()
+    with mistakes.kept():
+        folder = _empty(folder)
+    with mistakes.kept():
+        arguments.whole(clips_per_chunk, "clips_per_chunk", None, 1, 1_000_000)
+    ready = _examine(clips, mistakes, progress)
+    folder = Path(folder)
+    num_bytes = sum(Path(path).stat().st_size for r in ready for path in r.clip.videos.values())
+    work = folder.with_name(f".{folder.name}.packing")
+    try:
+        files.need_room(folder.parent, num_bytes, "the packed clips")
+        shutil.rmtree(work, ignore_errors=True)
+        with progress(total=len(ready), unit="clip", label="Pack") as bar:
+            for number, start in enumerate(range(0, len(ready), clips_per_chunk)):
+                _write_chunk(work, number, ready[start : start + clips_per_chunk], bar)
+        layout.write_metadata(work, [_row(each.clip) for each in ready], clips_per_chunk)
+        if folder.exists():
+            folder.rmdir()
+        os.replace(work, folder)
+        files.fsync_folder(folder.parent)
+    except BaseException as error:
+        shutil.rmtree(work, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise _unwritable(folder, error) from error
+        raise
+    return Packed(folder, tuple(each.summary for each in ready))
+
+
+def check(clips: Sequence[OwnClip], progress: type[Bar] = Bar) -> Packed:
+    """What `pack` would do with the clips, without writing: its errors, or what it understands."""
+    ready = _examine(clips, Mistakes(), progress)
+    return Packed(None, tuple(each.summary for each in ready))
+
+
+def _empty(folder: Any) -> Path:
+    if not isinstance(folder, str | os.PathLike) or not str(folder) or "\0" in str(folder):
+        raise AvomniError(f"folder is {folder!r:.80}, expected a path", where="folder")
+    folder = files.resolve(os.fspath(folder))
+    try:
+        if folder.is_symlink() and not folder.exists():
+            raise AvomniError(
+                "the folder to pack into is a link to nothing",
+                where=str(folder),
+                fix="name another one",
+            )
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise AvomniError(
+                "the folder to pack into is not empty", where=str(folder), fix="name another one"
+            )
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    return folder
+
+
+def _unwritable(folder: Path, error: OSError) -> AvomniError:
+    return AvomniError(
+        f"the folder to pack into cannot be used: {error.strerror or error}",
+        where=str(folder),
+        fix="name another one, on a disk that can be written to",
+    )
+
+
+def _examine(clips: Any, mistakes: Mistakes, progress: type[Bar]) -> list[_Ready]:
+    """Check all clips, and raise all that is wrong with them."""
+    if isinstance(clips, OwnClip | str | bytes | Mapping) or not hasattr(clips, "__iter__"):
+        shown = "one OwnClip" if isinstance(clips, OwnClip) else f"{clips!r:.80}"
+        mistakes.append(
+            AvomniError(
+                f"clips is {shown}, expected a list of OwnClip", where="clips", fix="[clip]"
+            )
+        )
+        mistakes.raise_all()
+    clips = list(clips)
+    if not clips:
+        mistakes.append(AvomniError("there is no clip to pack", where="clips"))
+    for number, clip in enumerate(clips):
+        if not isinstance(clip, OwnClip):
+            what = f"clips[{number}] is {clip!r:.80}, expected an OwnClip"
+            mistakes.append(AvomniError(what, where=f"clips, row {number}"))
+    sound = [clip for clip in clips if isinstance(clip, OwnClip)]
+    names = [clip.name if isinstance(clip.name, str) else None for clip in sound]
+    for name in dict.fromkeys(name for name in names if name and names.count(name) > 1):
+        rows = [str(number) for number, other in enumerate(names) if other == name]
+        what = f"two clips have one name: {name!r}, clips {', '.join(rows)}"
+        mistakes.append(AvomniError(what, where=f"name, clip {name!r}", fix="give each its own"))
+    ready = []
+    with progress(total=len(sound), unit="clip", label="Check") as bar:
+        for clip in sound:
+            one = _examine_clip(clip, mistakes)
+            ready += [one] if one else []
+            bar.update(1, str(clip.name))
+    mistakes.raise_all()
+    return ready
+
+
+def _examine_clip(clip: OwnClip, mistakes: Mistakes) -> _Ready | None:
+    """A clip that is sound; else None, and what is wrong is added to the mistakes."""
+    before, where = len(mistakes), f"clip {clip.name!r:.80}"
+    _check_words(clip, mistakes, where)
+    times_s, walks = _clocks(clip, mistakes, where)
+    poses = frames.read(clip, mistakes, where)
+    if poses is not None:
+        conventions.check(poses, where, mistakes)
+    if len(mistakes) > before or poses is None:
+        return None
+    _check_overlap(times_s, clip, mistakes, where)
+    if len(mistakes) > before:
+        return None
+    # A clip's time 0 is its first frame's, as in the data set.
+    zero_s = min(float(times[0]) for times in times_s.values())
+    stamps = {camera: microseconds(times - zero_s) for camera, times in times_s.items()}
+    position, into = frames.level(poses)
+    velocity = None if poses.velocity_mps is None else into.apply(poses.velocity_mps)
+    turn = frames.turns(poses, into).as_quat()
+    notes = []
+    with mistakes.kept():
+        moved = egomotion(poses.t_s, position, None, turn, velocity, zero_s, where)
+        for finding, place in _findings(clip, stamps, walks, moved, where):
+            if finding.severity == DAMAGED:
+                mistakes.append(AvomniError(finding.reason, where=place))
+            elif finding.severity == ODD and finding.what not in USUAL:
+                notes.append(f"{place.split(',')[0]}: {finding.reason}")
+    if len(mistakes) > before:
+        return None
+    notes = list(dict.fromkeys(notes))
+    summary = own_summary.of(clip.name, clip.clip_id, stamps, zero_s, moved, tuple(notes))
+    sizes = {camera: (w.facts["width"], w.facts["height"]) for camera, w in walks.items()}
+    return _Ready(clip, stamps, sizes, layout.parquet(moved), summary)
+
+
+def _check_words(clip: OwnClip, mistakes: Mistakes, where: str) -> None:
+    """Name, split and what clips are chosen by."""
+    for name in ("name", "country", "platform"):
+        with mistakes.kept():
+            arguments.text(getattr(clip, name), name, where, is_needed=name == "name")
+    for name, least, most in (("month", 1, 12), ("hour", 0, 23)):
+        with mistakes.kept():
+            arguments.whole(getattr(clip, name), name, where, least, most)
+    if clip.split is not None and (not isinstance(clip.split, str) or clip.split not in SPLITS):
+        fix = f"choose one of {', '.join(SPLITS)}, or None"
+        mistakes.append(
+            AvomniError(f"unknown split {clip.split!r:.80}", where=f"split, {where}", fix=fix)
+        )
+
+
+def _clocks(
+    clip: OwnClip, mistakes: Mistakes, where: str
+) -> tuple[dict[str, np.ndarray], dict[str, streams.Walked]]:
+    """Camera -> (N,) s of its frames; camera -> what its file holds."""
+    times_s: dict[str, np.ndarray] = {}
+    walks: dict[str, streams.Walked] = {}
+    videos: Mapping[str, Any] = {}
+    given: Mapping[str, Any] = {}
+    camera = rig.CAMERAS[0].name
+    with mistakes.kept():
+        videos = arguments.mapping(clip.videos, "videos", where, f"{{{camera!r}: 'a.mp4'}}")
+        _check_cameras(videos, "videos", where)
+        _check_grid(videos, where)
+    with mistakes.kept():
+        example = f"{{{camera!r}: times}}"
+        given = arguments.mapping(clip.frame_times_s, "frame_times_s", where, example)
+        _check_cameras(given, "frame_times_s", where)
+        if lone := [name for name in given if videos and name not in videos]:
+            raise AvomniError(
+                f"frame_times_s names {lone[0]}, of which there is no video",
+                where=f"frame_times_s, {where}",
+                fix="give its video too, or leave its times out",
+            )
+    # One file may stand for several cameras: it is read, and refused, once.
+    read: dict[Any, streams.Walked] = {}
+    refused: set[Any] = set()
+    for name, value in videos.items():
+        argument, key = f"videos[{name!r}]", str(value)
+        if key in refused:
+            continue
+        refused.add(key)
+        with mistakes.kept():
+            if key not in read:
+                path = video.path_of(value, argument, where)
+                read[key] = video.walk(path, argument, where)
+            refused.remove(key)
+            walks[name] = read[key]
+            times_s[name] = walks[name].times_us / 1e6
+            if name in given:
+                times_s[name] = _given_times(given[name], walks[name], name, where)
+    return times_s, walks
+
+
+def _check_cameras(cameras: Mapping[Any, Any], argument: str, where: str) -> None:
+    if unknown := [camera for camera in cameras if camera not in rig.BY_NAME]:
+        fix = f"choose among {', '.join(rig.BY_NAME)}"
+        raise AvomniError(f"unknown camera {unknown[0]!r}", where=f"{argument}, {where}", fix=fix)
+
+
+def _check_grid(videos: Mapping[str, Any], where: str) -> None:
+    lacking = {
+        grid.name: [camera.name for camera in grid.cameras if camera.name not in videos]
+        for grid in rig.GRIDS.values()
+    }
+    if all(lacking.values()):
+        setup = min(lacking, key=lambda name: len(lacking[name]))
+        raise AvomniError(
+            f"no grid can be filled: {setup} also needs {', '.join(lacking[setup])}",
+            where=f"videos, {where}",
+            fix="cut more views out of a wide video, or give one video to several cameras: the "
+            "model then sees the same picture in several tiles",
+        )
+
+
+def _given_times(value: Any, walked: streams.Walked, camera: str, where: str) -> np.ndarray:
+    """A camera's times as they were given, against the file's own."""
+    argument, own_s = f"frame_times_s[{camera!r}]", walked.times_us / 1e6
+    times_s = arguments.array(value, argument, where, ((None,),))
+    if len(times_s) != len(own_s):
+        hidden = walked.facts["num_hidden"]
+        more = f" (an edit list hides {hidden} more)" if hidden else ""
+        raise AvomniError(
+            f"{len(own_s)} frames in the video{more}, frame_times_s of shape {times_s.shape}",
+            where=f"{argument}, {where}",
+            fix="give one time a frame, in the order in which they are shown",
+        )
+    times_s = arguments.times(value, argument, where)
+    if len(times_s) < 2:
+        return times_s
+    step, own = float(np.median(np.diff(times_s))), float(np.median(np.diff(own_s)))
+    if own > 0 and (unit := arguments.unit_of(step, own)):
+        raise AvomniError(
+            f"{argument} looks like {unit}: {step:g} from frame to frame, where the file has "
+            f"{own:.4g} s",
+            where=f"{argument}, {where}",
+            fix=f"divide by {arguments.UNITS[unit]:g}",
+        )
+    if own > 0 and (np.diff(times_s) == 1).all() and not 0.5 < own < 2:
+        raise AvomniError(
+            f"{argument} looks like frame numbers: each is one more than the one before, and the "
+            f"file has {own:.4g} s from frame to frame",
+            where=f"{argument}, {where}",
+            fix="give seconds on the clock of t_s, or leave it out",
+        )
+    return times_s
+
+
+def _check_overlap(
+    times_s: Mapping[str, np.ndarray], clip: OwnClip, mistakes: Mistakes, where: str
+) -> None:
+    """Whether the cameras, and the poses with them, were recorded at one time on one clock."""
+    spans = {camera: (float(times[0]), float(times[-1])) for camera, times in times_s.items()}
+    late = max(spans, key=lambda camera: spans[camera][0])
+    early = min(spans, key=lambda camera: spans[camera][1])
+    common = spans[early][1] - spans[late][0]
+    shortest = min(last - first for first, last in spans.values())
+
+    def clock(camera: str) -> str:
+        first, last = spans[camera]
+        source = "frame_times_s" if camera in clip.frame_times_s else "its file, from 0"
+        return f"{camera} runs from {first:.3f} to {last:.3f} s by {source}"
+
+    if common < MIN_COMMON * shortest:
+        how = f"have only {common:.2f} s in common" if common > 0 else "do not overlap"
+        mistakes.append(
+            AvomniError(
+                f"the cameras {how}: {clock(early)}, {clock(late)}",
+                where=f"frame_times_s, {where}",
+                fix="give frame_times_s of every camera, all on the clock of t_s",
+            )
+        )
+        return
+    poses = np.asarray(clip.t_s, np.float64)
+    if poses[-1] < spans[early][0] or poses[0] > spans[late][1]:
+        mistakes.append(
+            AvomniError(
+                f"ego motion covers no frame: t_s runs from {poses[0]:.3f} to {poses[-1]:.3f} s, "
+                f"{clock(late)}",
+                where=f"t_s, {where}",
+                fix="give frame_times_s of every camera on the clock of t_s, or t_s from the first "
+                "frame",
+            )
+        )
+
+
+def _findings(
+    clip: OwnClip,
+    stamps_us: Mapping[str, np.ndarray],
+    walks: Mapping[str, streams.Walked],
+    moved: Mapping[str, np.ndarray],
+    where: str,
+) -> Iterator[tuple[Finding, str]]:
+    """What the audit and the ETL say of the clip, and of what."""
+    for camera, stamps in stamps_us.items():
+        argument = "frame_times_s" if camera in clip.frame_times_s else "videos"
+        walked, place = walks[camera], f"{argument}[{camera!r}], {where}"
+        agreed = clocks.agree(walked.times_us, stamps, walked.facts["tick_us"])
+        for finding in (*walked.findings, *clocks.check(stamps)[1], *agreed):
+            yield finding, place
+    first, last = clocks.common([(int(s[0]), int(s[-1])) for s in stamps_us.values()])
+    for finding in motion.check(moved, first, last, HORIZON_S)[1]:
+        yield finding, f"poses, {where}"
+
+
+def _row(clip: OwnClip) -> dict[str, Any]:
+    """A clip as the tables list it."""
+    row: dict[str, Any] = {"features": {*clip.videos, EGOMOTION, *calibration.TABLES}}
+    for name in ("clip_id", "split", "country", "platform", "month", "hour"):
+        value = getattr(clip, name)
+        # As Python's own types, whatever numpy's they came in.
+        kind = int if name in ("month", "hour") else str
+        row[name] = None if value is None else kind(value)
+    return row
+
+
+def _write_chunk(work: Path, number: int, clips: Sequence[_Ready], bar: Bar) -> None:
+    members: dict[str, list[tuple[str, Path | bytes]]] = {}
+    for each in clips:
+        for feature, kind, content in _members(each):
+            name = layout.member(feature, each.clip.clip_id, kind)
+            members.setdefault(feature, []).append((name, content))
+        bar.update(1, each.clip.name)
+    for feature, held in members.items():
+        path = layout.chunk_path(feature).format(chunk_id=number)
+        layout.write_zip(work / path, held)
+    for feature in calibration.TABLES:
+        path = layout.chunk_path(feature).format(chunk_id=number)
+        with files.write_whole(work / path) as file:
+            sizes = {each.clip.clip_id: each.sizes for each in clips}
+            file.write(layout.stand_in(feature, sizes))
+
+
+def _members(ready: _Ready) -> Iterator[tuple[str, str, Path | bytes]]:
+    """(feature, kind, content) of a clip."""
+    yield EGOMOTION, EGOMOTION, ready.motion
+    for camera, path in ready.clip.videos.items():
+        yield camera, "video", Path(path)
+        stamps = ready.stamps_us[camera]
+        clock = {"timestamp": stamps, "frame_index": np.arange(len(stamps))}
+        yield camera, "frame_timestamps", layout.parquet(clock)

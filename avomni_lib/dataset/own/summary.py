@@ -1,0 +1,218 @@
+"""What `pack` understood of each clip, for a person to compare with what was driven."""
+
+from __future__ import annotations
+
+import datetime
+import html
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from avomni_lib import files
+from avomni_lib.dataset.own import conventions
+from avomni_lib.dataset.own.conventions import Track
+
+STRAIGHT_DEG = 5.0
+SHOWN_CLIPS = 50
+# Times from 2001 to 2286 are taken for Unix times.
+UNIX_S = (1e9, 1e10)
+
+
+@dataclass(frozen=True, slots=True)
+class ClipSummary:
+    """A clip as it was understood, from its first frame to its last one.
+
+    Attributes:
+        name, clip_id: Of the clip.
+        frames: Camera -> number of frames.
+        start_s, end_s: The first and the last frame, on the clock of `t_s`.
+        path_m: Metres driven.
+        mean_mps, max_mps: Speed over the path, and the highest over half a second.
+        turn_deg: By how much the heading at the end differs from that at the start; positive is to
+            the left. Whole circles count.
+        most_left_deg, most_right_deg: The farthest that the heading came to each side of the start.
+        ahead_m, left_m: Where the clip ends, seen from where it starts.
+        notes: What is allowed and worth a look.
+    """
+
+    name: str
+    clip_id: str
+    frames: Mapping[str, int]
+    start_s: float
+    end_s: float
+    path_m: float
+    mean_mps: float
+    max_mps: float
+    turn_deg: float
+    most_left_deg: float
+    most_right_deg: float
+    ahead_m: float
+    left_m: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        return self.end_s - self.start_s
+
+    @property
+    def turn(self) -> str:
+        """`a left turn of 43°`, `a right turn of 8°`, or `straight`."""
+        left, right = self.most_left_deg, self.most_right_deg
+        if max(left, right) < STRAIGHT_DEG:
+            return "straight"
+        side = "left" if self.turn_deg > 0 else "right"
+        turn = f"a {side} turn of {abs(self.turn_deg):.0f}°"
+        if abs(self.turn_deg) < STRAIGHT_DEG:
+            turn = "straight in the end"
+        if max(left, right) > abs(self.turn_deg) + STRAIGHT_DEG or min(left, right) > STRAIGHT_DEG:
+            turn += f" (up to {left:.0f}° left, {right:.0f}° right on the way)"
+        return turn
+
+    @property
+    def rows(self) -> list[tuple[str, str]]:
+        """(what, value) as shown."""
+        counts = sorted(set(self.frames.values()))
+        span = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        number = len(self.frames)
+        cameras = f"{number} camera{'s' * (number != 1)}, {span} frames each"
+        side = "left" if self.left_m >= 0 else "right"
+        way = "ahead" if self.ahead_m >= 0 else "behind"
+        return [
+            ("video", f"{cameras}, {self.seconds:.2f} s"),
+            ("time", f"{_moment(self.start_s)} to {_moment(self.end_s)}"),
+            ("path", f"{self.path_m:.1f} m, {self.turn}"),
+            (
+                "speed",
+                f"mean {self.mean_mps:.2f} m/s ({self.mean_mps * 3.6:.1f} km/h), "
+                f"at most {self.max_mps:.2f} m/s ({self.max_mps * 3.6:.1f} km/h)",
+            ),
+            (
+                "end",
+                f"{abs(self.ahead_m):.1f} m {way} of the start and {abs(self.left_m):.1f} m to "
+                f"its {side}",
+            ),
+            *(("note", note) for note in self.notes),
+        ]
+
+    def __str__(self) -> str:
+        lines = [self.name, *(f"  {what:<6} {value}" for what, value in self.rows)]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        cells = "".join(
+            f"<tr><td style='text-align:left'>{html.escape(what)}</td>"
+            f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
+            for what, value in self.rows
+        )
+        return f"<b>{html.escape(self.name)}</b><table>{cells}</table>"
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """What was understood of all clips, and where they lie.
+
+    It stands for its folder wherever a path is asked for (`os.fspath`).
+
+    Attributes:
+        folder: In the data set's layout; None where nothing was written.
+        clips: In the order in which they were given.
+    """
+
+    folder: Path | None
+    clips: tuple[ClipSummary, ...]
+
+    def __fspath__(self) -> str:
+        if self.folder is None:
+            raise TypeError("these clips were checked and not packed: there is no folder")
+        return str(self.folder)
+
+    @property
+    def title(self) -> str:
+        minutes = sum(clip.seconds for clip in self.clips) / 60
+        kilometres = sum(clip.path_m for clip in self.clips) / 1000
+        number = len(self.clips)
+        folder = self.folder
+        if folder is not None and folder.is_relative_to(files.PROJECT_ROOT):
+            folder = folder.relative_to(files.PROJECT_ROOT)
+        where = f" in {folder}" if folder else ", not packed yet"
+        return (
+            f"{number} clip{'s' * (number != 1)}{where}: {minutes:.1f} min, {kilometres:.2f} km. "
+            "Is that what was driven?"
+        )
+
+    @property
+    def _more(self) -> list[str]:
+        more = len(self.clips) - SHOWN_CLIPS
+        return [f"… and {more} more clips: `.clips` holds all"] if more > 0 else []
+
+    def __str__(self) -> str:
+        return "\n".join([self.title, *map(str, self.clips[:SHOWN_CLIPS]), *self._more])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        parts = [clip._repr_html_() for clip in self.clips[:SHOWN_CLIPS]]
+        parts += [f"<p>{html.escape(line)}</p>" for line in self._more]
+        return f"<p>{html.escape(self.title)}</p>" + "".join(parts)
+
+
+def of(
+    name: str,
+    clip_id: str,
+    stamps_us: Mapping[str, np.ndarray],
+    zero_s: float,
+    motion: Mapping[str, np.ndarray],
+    remarks: tuple[str, ...] = (),
+) -> ClipSummary:
+    """Sum a clip up from what is written of it.
+
+    Args:
+        stamps_us: Camera -> (N,) int64 µs on the clip's clock.
+        zero_s: The clip's time 0 on the clock of `t_s`.
+        motion: `clip.EGOMOTION_COLUMNS`, (K,) each.
+        remarks: Notes to put first.
+    """
+    first = min(int(stamps[0]) for stamps in stamps_us.values()) / 1e6
+    last = max(int(stamps[-1]) for stamps in stamps_us.values()) / 1e6
+    t_s = motion["timestamp"] / 1e6
+    inside = (t_s > first) & (t_s < last)
+    # The span's own ends, so that a clip of slow poses is summed up to its last frame.
+    times = np.concatenate([[first], t_s[inside], [last]])
+    place = np.stack([np.interp(times, t_s, motion[axis]) for axis in "xyz"], axis=1)
+    quaternion = np.stack([motion[name] for name in ("qx", "qy", "qz", "qw")], axis=1)
+    rows = np.clip(np.searchsorted(t_s, times), 0, len(t_s) - 1)
+    turn = Rotation.from_quat(quaternion[rows])
+    nose = turn.apply((1, 0, 0))
+    yaw = np.degrees(np.unwrap(np.arctan2(nose[:, 1], nose[:, 0])))
+    yaw -= yaw[0]
+    track = Track.of(times, place)
+    path = float(np.linalg.norm(track.steps_m, axis=1).sum())
+    end = turn[0].inv().apply(place[-1] - place[0])
+    return ClipSummary(
+        name=name,
+        clip_id=clip_id,
+        frames={camera: len(stamps) for camera, stamps in stamps_us.items()},
+        start_s=zero_s + first,
+        end_s=zero_s + last,
+        path_m=path,
+        mean_mps=path / (last - first),
+        max_mps=float(track.speeds.max()),
+        turn_deg=float(yaw[-1]),
+        most_left_deg=float(max(yaw.max(), 0)),
+        most_right_deg=float(max(-yaw.min(), 0)),
+        ahead_m=float(end[0]),
+        left_m=float(end[1]),
+        notes=(*remarks, *conventions.notes(track, turn)),
+    )
+
+
+def _moment(t_s: float) -> str:
+    if UNIX_S[0] <= t_s < UNIX_S[1]:
+        utc = datetime.datetime.fromtimestamp(t_s, datetime.UTC)
+        return f"{utc:%Y-%m-%d %H:%M:%S}.{utc.microsecond // 10_000:02d} UTC"
+    return f"{t_s:.2f} s"

@@ -1,0 +1,320 @@
+"""One shard of the cache: plain .npy arrays and a header.json, the clips of one chunk.
+
+shard_0000/{frames,timestamps,times,egomotion,track}.npy + header.json
+
+Any program opens the arrays with `np.load(path, mmap_mode="r")`. Where the header says `"storage":
+"jpeg"`, {jpeg,offsets,crc32}.npy stand for frames.npy (see `jpeg`). With `processing.obstacles`
+there is obstacles.npy too, and the header bears `obstacle_columns`.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avomni_lib import files
+from avomni_lib.errors import AvomniError, pick
+from avomni_lib.etl.cache import jpeg, npy, rows
+from avomni_lib.etl.cache.layout import (
+    CLIPS_FILE,
+    EGOMOTION_COLUMNS,
+    FORMAT_VERSION,
+    HEADER_FILE,
+    OBSTACLES,
+    STORAGES,
+    TRACK_COLUMNS,
+    CachedClip,
+    arrays_in,
+    beside,
+    check_version,
+    told,
+)
+from avomni_lib.etl.cache.rows import BUILD_AGAIN
+
+__all__ = [
+    "BUILD_AGAIN",
+    "CLIPS_FILE",
+    "EGOMOTION_COLUMNS",
+    "FORMAT_VERSION",
+    "HEADER_FILE",
+    "OBSTACLES",
+    "STORAGES",
+    "TRACK_COLUMNS",
+    "CachedClip",
+    "Shard",
+    "arrays_in",
+    "beside",
+    "check_version",
+    "clips_of",
+    "encode",
+    "open_shard",
+    "settle",
+    "settle_shard",
+    "shard_name",
+    "write_shard",
+]
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One chunk's arrays on the disk, mapped when they are asked for."""
+
+    folder: Path
+    header: dict[str, Any]
+
+    def _load(self, name: str) -> np.ndarray:
+        state = rows.state(self.folder / f"{name}.npy", self.header["arrays"][name]["bytes"])
+        return _mapped(self.folder / f"{name}.npy", state.st_ino, state.st_mtime_ns)
+
+    @property
+    def storage(self) -> str:
+        """`raw` or `jpeg`; the first caches did not say."""
+        return self.header.get("storage", "raw")
+
+    @property
+    def num_frames(self) -> int:
+        return self.header["arrays"]["times"]["shape"][0]
+
+    @property
+    def frames(self) -> np.ndarray | jpeg.Frames:
+        """(N, H, W, 3) uint8 RGB: mapped, or decoded as it is read."""
+        if self.storage == "raw":
+            return self._load("frames")
+        encoded = [self._load(name) for name in ("jpeg", "offsets", "crc32")]
+        return jpeg.Frames(*encoded, self.header["frames_shape"], self.describe)
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """(H, W, 3)."""
+        raw = self.storage == "raw"
+        shape = self.header["arrays"]["frames"]["shape"] if raw else self.header["frames_shape"]
+        return tuple(shape[1:])
+
+    def read_frames(self, start: int, out: np.ndarray) -> None:
+        """Fill `out` (T, H, W, 3) uint8, C-contiguous, with the frames from row `start` on."""
+        if self.storage == "raw":
+            rows.read(self.folder / "frames.npy", self.header["arrays"]["frames"], start, out)
+        else:
+            self.frames.read(range(start, start + len(out)), out)
+
+    @property
+    def timestamps(self) -> np.ndarray:
+        """(N, cameras) int64 µs: when each camera's picture was taken."""
+        return self._load("timestamps")
+
+    @property
+    def times(self) -> np.ndarray:
+        """(N,) int64 µs: the wanted times."""
+        return self._load("times")
+
+    @property
+    def egomotion(self) -> np.ndarray:
+        """(N, 11) float64 at `times`, columns `EGOMOTION_COLUMNS`: m, m/s, anchor frame."""
+        return self._load("egomotion")
+
+    @property
+    def track(self) -> np.ndarray:
+        """(M, 9) float64 at 10 Hz, columns `TRACK_COLUMNS`, before and past the frames too."""
+        return self._load("track")
+
+    @property
+    def obstacles(self) -> np.ndarray:
+        """(K, 10) float64 others, columns `obstacles.COLUMNS`: anchor frame, m."""
+        return self._load("obstacles")
+
+    def describe(self, row: int) -> str:
+        """What a message calls one of the frames."""
+        for clip in clips_of(self):
+            if clip.start <= row < clip.stop:
+                return f"{self.folder}, clip {clip.clip_id}, frame {row - clip.start}"
+        return f"{self.folder}, frame {row}"
+
+    def arrays_of(self, clip: CachedClip) -> Arrays:
+        """One clip's part of every array as it is stored, and what its header's row tells beside
+        them: JPEGs stay encoded."""
+        found = {"note": np.array(clip.note)} if clip.note else {}
+        events = [{"start_us": start_us, "text": text} for start_us, text in clip.events]
+        found |= beside({"events": events, "unlabelled": clip.unlabelled})
+        for name in arrays_in(self.header):
+            array, part = self._load(name), slice(clip.start, clip.stop)
+            if name == "track":
+                part = slice(clip.track_start, clip.track_stop)
+            elif name == "obstacles":
+                part = slice(*clip.obstacles)
+            elif name == "offsets":
+                array, part = array - array[clip.start], slice(clip.start, clip.stop + 1)
+            elif name == "jpeg":
+                part = slice(*self._load("offsets")[[clip.start, clip.stop]])
+            found[name] = array[part]
+        return found
+
+
+# A mapping keeps its file open. A thousand shards of a random order of windows would go past what
+# a process may open (1,024 files as most systems set it), and mapping one again takes 0.1 ms.
+@functools.lru_cache(maxsize=256)
+def _mapped(path: Path, *state: int) -> np.ndarray:
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def encode(arrays: Arrays, storage: str) -> Arrays:
+    """A clip's arrays, with frames (N, H, W, 3) uint8, as `storage` keeps them.
+
+    Raises:
+        AvomniError: no storage has this name.
+    """
+    names = pick(STORAGES, storage, "storage", "processing.storage")
+    encoded = {**arrays, **jpeg.encode(arrays["frames"])} if storage == "jpeg" else arrays
+    more = [name for name in OBSTACLES if name in arrays]
+    return {name: encoded[name] for name in (*names, *more)}
+
+
+def shard_name(chunk: int) -> str:
+    return f"shard_{chunk:04d}"
+
+
+def open_shard(folder: Path) -> Shard:
+    """One shard, its files checked for presence and size.
+
+    Raises:
+        AvomniError: as `Cache.open`.
+    """
+    path = folder / HEADER_FILE
+    if not path.exists():
+        raise AvomniError("a shard has no header", where=str(folder), fix=BUILD_AGAIN)
+    header = files.read_json(path)
+    check_version(header, path)
+    for name, said in header["arrays"].items():
+        rows.state(folder / f"{name}.npy", said["bytes"])
+    return Shard(folder, header)
+
+
+def clips_of(shard: Shard, place: int = 0) -> list[CachedClip]:
+    """The clips of a shard that is the cache's number `place`."""
+    return [
+        CachedClip(
+            row["clip_id"],
+            row["split"],
+            row["chunk"],
+            place,
+            *row["frames"],
+            *row["track"],
+            row.get("note", ""),
+            tuple(row.get("obstacles", (0, 0))),
+            row.get("unlabelled", ""),
+            tuple((event["start_us"], event["text"]) for event in row.get("events", ())),
+        )
+        for row in shard.header["clips"]
+    ]
+
+
+def write_shard(
+    folder: Path,
+    common: Mapping[str, Any],
+    clips: Sequence[Mapping[str, Any]],
+    load: Callable[[str], Arrays],
+) -> Shard:
+    """Write a shard, whole or not at all, in place of what is there.
+
+    Args:
+        folder: Where it will lie.
+        common: Header fields; `storage` and `obstacle_columns` say which arrays there are.
+        clips: clip_id, split and chunk of each, in order.
+        load: clip_id -> its arrays as `encode` gives them, lazily: what is asked for is read, one
+            clip at a time. A `note` among them, and what `beside` makes, go into the clip's row of
+            the header.
+
+    Raises:
+        AvomniError: no room on the disk; nothing is left behind.
+    """
+    fresh = _fresh(folder)
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    try:
+        ids = [clip["clip_id"] for clip in clips]
+        storage = common.get("storage", "raw")
+        frames = _ranges([len(load(clip_id)["times"]) for clip_id in ids])
+        track = _ranges([len(load(clip_id)["track"]) for clip_id in ids])
+        header: dict[str, Any] = {"format_version": FORMAT_VERSION, **common, "arrays": {}}
+        lengths = dict.fromkeys(STORAGES[storage], frames[-1][1]) | {"track": track[-1][1]}
+        starts, others = [], []
+        if "obstacles" in arrays_in(common):
+            others = _ranges([len(load(clip_id)["obstacles"]) for clip_id in ids])
+            lengths["obstacles"] = others[-1][1]
+        if storage == "jpeg":
+            bytes_ = _ranges([int(load(clip_id)["offsets"][-1]) for clip_id in ids])
+            starts = [start for start, _ in bytes_]
+            lengths |= {"jpeg": bytes_[-1][1], "offsets": frames[-1][1] + 1}
+            first = load(ids[0])
+            picture = first["jpeg"][: first["offsets"][1]]
+            header["frames_shape"] = [frames[-1][1], *jpeg.frame_shape(picture)]
+        for name, dtype in arrays_in(common).items():
+            shape = (lengths[name], *load(ids[0])[name].shape[1:])
+            pieces = (load(clip_id)[name] for clip_id in ids)
+            if name == "offsets":
+                pieces = _joined(pieces, starts)
+            header["arrays"][name] = npy.write(fresh / f"{name}.npy", dtype, shape, pieces)
+        header["clips"] = [
+            {
+                **clip,
+                "frames": frames[n],
+                "track": track[n],
+                **({"obstacles": others[n]} if others else {}),
+                **told(load(clip["clip_id"])),
+            }
+            for n, clip in enumerate(clips)
+        ]
+        files.write_json(fresh / HEADER_FILE, header)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    old = _old(folder)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(fresh, folder)
+    files.fsync_folder(folder.parent)
+    _mapped.cache_clear()  # a mapping of the old one would keep its room on the disk taken
+    shutil.rmtree(old, ignore_errors=True)
+    return open_shard(folder)
+
+
+def settle(folder: Path) -> None:
+    """Undo what killed `write_shard`s left half-done in a cache in which no other one writes."""
+    for left in [*folder.glob(".shard_*.old"), *folder.glob(".shard_*.new")]:
+        settle_shard(folder / left.stem.removeprefix("."))
+
+
+def settle_shard(folder: Path) -> None:
+    """Undo what a killed `write_shard` of this one left half-done."""
+    fresh, old = _fresh(folder), _old(folder)
+    if old.exists() and not folder.exists():
+        os.replace(old, folder)
+    for left in (fresh, old):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _fresh(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.new")
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
+
+
+def _joined(offsets: Iterable[np.ndarray], starts: Sequence[int]) -> Iterator[np.ndarray]:
+    """The clips' own offsets as those of all their pictures together."""
+    yield np.zeros(1, np.int64)
+    for own, start in zip(offsets, starts, strict=True):
+        yield own[1:] + start
+
+
+def _ranges(counts: Sequence[int]) -> list[list[int]]:
+    stops = np.cumsum(counts).tolist()
+    return [[stop - count, stop] for stop, count in zip(stops, counts, strict=True)]

@@ -1,0 +1,10 @@
+"""One clip to arrays.
+
+sampling    `sample_clip`: the whole clip, a pure function
+egomotion   poses at any time
+trajectory  past and future paths in the frame of a moment
+manoeuvre   the manoeuvre of the next 3 s
+tiling      cameras into tiles, tiles into the grid
+obstacles   other road users as rows
+scene       other road users at a moment
+"""

@@ -1,0 +1,151 @@
+"""Other road users on their way into the cache: labels in the rig's frame to rows in the anchor's.
+
+In the anchor frame a label needs no pose of ours to be read again, and what stands still stays
+where it is.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from avomni_lib.dataset.catalog import Catalog, optional_features
+from avomni_lib.dataset.clip import Clip
+from avomni_lib.dataset.select.manifest import Chosen, path_of
+from avomni_lib.errors import AvomniError, system_error
+from avomni_lib.etl.cache.layout import CachedClip
+from avomni_lib.etl.clip.egomotion import Egomotion
+from avomni_lib.params import Params
+
+log = logging.getLogger(__name__)
+
+COLUMNS = ("time_us", "track", "label", "x", "y", "z", "yaw", "length", "width", "height")
+TIME, TRACK, LABEL, X, YAW, LENGTH = 0, 1, 2, 3, 6, 7
+# All that are published or documented, and what stands for any other.
+LABELS = (
+    *("automobile", "person", "heavy_truck", "trailer", "bus", "rider", "other_vehicle"),
+    *("protruding_object", "stroller", "animal", "train_or_tram_car", "trolley_bus", "unknown"),
+)
+HEADER = {"obstacle_columns": list(COLUMNS), "obstacle_labels": list(LABELS)}  # of all shards
+BEFORE_S = 1.6  # kept before the first frame
+UNIT_TOLERANCE = 0.01
+
+
+def read(clip: Clip, ego: Egomotion, times: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    """What is labelled of a clip, and what people wrote about it.
+
+    A clip without labels, or with damaged ones, is used all the same: it has no rows, and its
+    header says why.
+
+    Args:
+        ego: Of the clip; rows whose rig's pose it does not cover are left out.
+        times: (N,) int64 µs of the frames; rows from 1.6 s before the first to the last are kept.
+
+    Returns:
+        (K, 10) float64, columns `COLUMNS`, by time and then track: µs on the clip's clock; a number
+        for each track_id of the clip; a place in `LABELS`; the box's middle in the clip's anchor
+        frame, m; where its nose points there, rad to the left of x; its size, m. And fields of the
+        clip's row in the header: `events` (start_us, text) and `unlabelled` (why there are no
+        labels), where there is something to say.
+
+    Raises:
+        AvomniError: the disk cannot read them.
+    """
+    told: dict[str, Any] = {}
+    try:
+        events = clip.catalog.events(clip.clip_id)
+        told["events"] = [{"start_us": event.start_us, "text": event.text} for event in events]
+    except AvomniError as error:
+        _raise_of_the_disk(error)
+        log.warning("events are left out: %s (%s)", error.what, error.where)
+    try:
+        labels = clip.obstacles()
+    except AvomniError as error:
+        _raise_of_the_disk(error)
+        labels, where = None, f" ({error.where})" if error.where else ""
+        told["unlabelled"] = (error.what + where).replace(f"{clip.folder}/", "")
+    if labels is None:
+        told.setdefault("unlabelled", "the source has no labels of it")
+        return np.zeros((0, len(COLUMNS))), told
+    return placed(labels, ego, int(times[0] - BEFORE_S * 1e6), int(times[-1])), told
+
+
+def _raise_of_the_disk(error: AvomniError) -> None:
+    """A disk that fails is no clip without labels; a file that is not there may be one."""
+    fault = system_error(error)
+    if fault is not None and not isinstance(fault, FileNotFoundError):
+        raise error
+
+
+def placed(
+    labels: Mapping[str, np.ndarray], ego: Egomotion, first_us: int, last_us: int
+) -> np.ndarray:
+    """The labels of a span, as `read` gives them; those with values that are none are left out.
+
+    Args:
+        labels: Columns as `dataset.obstacles.columns` gives them.
+    """
+    middle, size = (_axes(labels, name, "xyz") for name in ("center", "size"))
+    turn, seen_us = _axes(labels, "orientation", "xyzw"), labels["timestamp_us"]
+    rig_us = labels["reference_frame_timestamp_us"]
+    is_sound = np.isfinite(np.hstack([middle, size])).all(axis=1)
+    is_sound &= np.abs(np.linalg.norm(turn, axis=1) - 1) < UNIT_TOLERANCE
+    is_sound &= (seen_us >= first_us) & (seen_us <= last_us)
+    is_sound &= (rig_us >= ego.t_us[0]) & (rig_us <= ego.t_us[-1])
+    if not is_sound.any():
+        return np.zeros((0, len(COLUMNS)))
+    middle, size, turn = middle[is_sound], size[is_sound], turn[is_sound]
+    moments, at = np.unique(rig_us[is_sound], return_inverse=True)
+    poses = ego.at(moments)
+    to_anchor = Rotation.from_quat(poses.quaternion[at])
+    nose = (to_anchor * Rotation.from_quat(turn)).apply((1.0, 0.0, 0.0))
+    _, track = np.unique(labels["track_id"][is_sound].astype(str), return_inverse=True)
+    number = {name: place for place, name in enumerate(LABELS)}
+    kinds = [number.get(name, len(LABELS) - 1) for name in labels["label_class"][is_sound]]
+    rows = np.column_stack(
+        [
+            *(seen_us[is_sound], track, kinds),
+            to_anchor.apply(middle) + poses.position[at],
+            np.arctan2(nose[:, 1], nose[:, 0]),
+            size,
+        ]
+    ).astype(np.float64)
+    return rows[np.lexsort((rows[:, TRACK], rows[:, TIME]))]
+
+
+def fetched(p: Params, catalog: Catalog, chosen: Chosen) -> dict[int, list[str]]:
+    """Chunk -> the files of labels that are to be read; empty where nobody asks for them.
+
+    Raises:
+        AvomniError: they are asked for, the release lists them, and none were fetched.
+    """
+    features = catalog.listed(optional_features(p))
+    listed = {chunk: catalog.files([chunk], features) for chunk in chosen.chunks}
+    found = {
+        chunk: [path for path in paths if path in chosen.files] for chunk, paths in listed.items()
+    }
+    if any(listed.values()) and not any(found.values()):
+        raise AvomniError(
+            f"processing.obstacles is true, and {', '.join(features)} was not fetched",
+            where=str(path_of(p)),
+            fix=f"{catalog.mend} (02_download then has to run again); if the source has none, set "
+            "processing.obstacles to false",
+        )
+    return found
+
+
+def figures(clips: Iterable[CachedClip]) -> dict[str, int]:
+    """Counts for `result.json`."""
+    clips = list(clips)
+    return {
+        "num_unlabelled": sum(bool(clip.unlabelled) for clip in clips),
+        "num_events": sum(len(clip.events) for clip in clips),
+    }
+
+
+def _axes(labels: Mapping[str, np.ndarray], name: str, axes: str) -> np.ndarray:
+    return np.stack([labels[f"{name}_{axis}"] for axis in axes], axis=1)

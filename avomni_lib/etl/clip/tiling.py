@@ -1,0 +1,122 @@
+"""Cameras into tiles, tiles into the grid; which camera is under a pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from avomni_lib.dataset.cameras import Camera, Grid
+from avomni_lib.errors import AvomniError
+
+Size = tuple[int, int]
+FITS = ("letterbox", "crop", "stretch")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a picture fills its tile: it is resized as a whole, and a part of it is put in place.
+
+    Attributes:
+        resized: (width, height) px that the whole picture is scaled to.
+        tile: (width, height) px.
+        source: (x, y) of the part taken, in the resized picture.
+        target: (x, y) of its place in the tile.
+        size: (width, height) of the part.
+    """
+
+    resized: Size
+    tile: Size
+    source: tuple[int, int]
+    target: tuple[int, int]
+    size: Size
+
+    def place(self, images: np.ndarray, tiles: np.ndarray | None = None) -> np.ndarray:
+        """Tiles (T, h, w, 3) uint8 of resized images (T, height, width, 3); the rest is black.
+
+        `tiles`, where given, is written into (a view of the grid, say) and returned.
+        """
+        if images.shape[1:3] != self.resized[::-1]:
+            raise AvomniError(
+                f"images of {images.shape[2]}×{images.shape[1]} px, expected "
+                f"{self.resized[0]}×{self.resized[1]}"
+            )
+        if tiles is None:
+            tiles = np.empty((len(images), self.tile[1], self.tile[0], 3), dtype=np.uint8)
+        (x, y), (left, top), (width, height) = self.source, self.target, self.size
+        if self.size != self.tile:
+            tiles[:] = 0
+        tiles[:, top : top + height, left : left + width] = images[:, y : y + height, x : x + width]
+        return tiles
+
+
+def fit_tile(picture: Size, tile: Size, fit: str) -> Placement:
+    """How a picture of (width, height) px fills a tile of (width, height) px.
+
+    `letterbox` keeps the whole picture and its shape, centred between black bars; `crop` keeps its
+    shape and fills the tile, losing the same from both sides; `stretch` keeps the whole picture and
+    fills the tile.
+
+    Raises:
+        AvomniError: an unknown fit, or a size below 1 px.
+    """
+    if min(*picture, *tile) < 1:
+        raise AvomniError(f"a picture of {picture} px does not fit a tile of {tile} px")
+    if fit == "stretch":
+        return Placement(tile, tile, (0, 0), (0, 0), tile)
+    if fit not in FITS:
+        raise AvomniError(
+            f"unknown fit {fit!r}", where="processing.fit", fix=f"choose one of {', '.join(FITS)}"
+        )
+    scales = (tile[0] / picture[0], tile[1] / picture[1])
+    scale = min(scales) if fit == "letterbox" else max(scales)
+    resized = tuple(max(round(side * scale), 1) for side in picture)
+    # Rounding must not break what the fit promises: within the tile, or all over it.
+    bound = min if fit == "letterbox" else max
+    resized = (bound(resized[0], tile[0]), bound(resized[1], tile[1]))
+    size = (min(resized[0], tile[0]), min(resized[1], tile[1]))
+    source = ((resized[0] - size[0]) // 2, (resized[1] - size[1]) // 2)
+    target = ((tile[0] - size[0]) // 2, (tile[1] - size[1]) // 2)
+    return Placement(resized, tile, source, target, size)
+
+
+def grid_size(grid: Grid, tile: Size) -> Size:
+    """(width, height) px of the composed grid."""
+    return grid.cols * tile[0], grid.rows * tile[1]
+
+
+def tile_of(images: np.ndarray, grid: Grid, tile: Size, name: str) -> np.ndarray:
+    """The view of one camera's tile in grid images (T, H, W, 3)."""
+    row, col = grid.cell_of(name)
+    width, height = tile
+    return images[:, row * height : (row + 1) * height, col * width : (col + 1) * width]
+
+
+def compose(tiles: Mapping[str, np.ndarray], grid: Grid) -> np.ndarray:
+    """Grid images (T, rows · h, cols · w, 3) uint8 of one (T, h, w, 3) array a camera.
+
+    A cell without a camera is black.
+
+    Raises:
+        AvomniError: a camera of the grid has no tiles, or they differ in shape.
+    """
+    missing = [camera.name for camera in grid.cameras if camera.name not in tiles]
+    if missing:
+        raise AvomniError(f"no tiles of {', '.join(missing)}", where=f"grid {grid.name}")
+    shapes = {tiles[camera.name].shape for camera in grid.cameras}
+    if len(shapes) > 1:
+        raise AvomniError(f"tiles of different shapes: {sorted(shapes)}", where=f"grid {grid.name}")
+    count, height, width, _ = shapes.pop()
+    images = np.zeros((count, grid.rows * height, grid.cols * width, 3), dtype=np.uint8)
+    for camera in grid.cameras:
+        tile_of(images, grid, (width, height), camera.name)[:] = tiles[camera.name]
+    return images
+
+
+def camera_at(grid: Grid, tile: Size, x: float, y: float) -> Camera | None:
+    """The camera under pixel (x, y) of the grid; None on a black tile or outside."""
+    col, row = int(x // tile[0]), int(y // tile[1])
+    if not (0 <= col < grid.cols and 0 <= row < grid.rows):
+        return None
+    return grid.cells[row * grid.cols + col]

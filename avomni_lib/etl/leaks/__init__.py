@@ -1,0 +1,6 @@
+"""What is held out must not be in the training.
+
+leaks        all checks
+fingerprint  perceptual hashes of frames
+duplicates   two clips that hold the same drive
+"""

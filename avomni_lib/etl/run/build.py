@@ -1,0 +1,359 @@
+"""The stage 03: chosen clips -> the cache; in parallel, resumable, and a bad clip is a row.
+
+Each clip becomes a part file, whole or not at all; the parts of a chunk become its shard, in the
+order of the catalog. So the bytes depend neither on the number of workers nor on interruptions.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from avomni_lib import __version__, files
+from avomni_lib.dataset import cameras
+from avomni_lib.dataset.catalog import REASONING_FILE, required_features
+from avomni_lib.dataset.download.hub import Hub
+from avomni_lib.dataset.select import split, users
+from avomni_lib.dataset.select.manifest import Chosen, open_catalog, path_of, read_chosen
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl.cache import memmap, shard, windows
+from avomni_lib.etl.clip import obstacles
+from avomni_lib.etl.clip.sampling import HISTORY_S, TRACK_HZ, Recipe
+from avomni_lib.etl.run import costs, engines, forecast
+from avomni_lib.etl.run.build_loop import REASONS_FILE, Reading, job_of, reasons_before
+from avomni_lib.etl.run.parts import PARTS_FOLDER, ChunkWork
+from avomni_lib.etl.run.prefetch import Supply, to_evict
+from avomni_lib.etl.run.sizes import Gauge
+from avomni_lib.etl.video import reader
+from avomni_lib.params import Params
+from avomni_lib.plan import Bar, Plan
+
+log = logging.getLogger(__name__)
+
+__all__ = ["Built", "build", "common_header", "job_of", "plan", "recipe_of", "works"]
+
+
+@dataclass(frozen=True)
+class Built:
+    """What the stage made.
+
+    Attributes:
+        cache: The finished cache.
+        clips: A row a clip: clip_id, split, chunk, state (`ok`, `damaged` or `lost`), reason (of an
+            `ok` one: why not all of it is used), num_frames.
+        chunks: A row a chunk, as `Supply.rows`.
+        moments: As `Supply.moments`.
+        figures: Counts, bytes and seconds, for `result.json`.
+    """
+
+    cache: memmap.Cache
+    clips: list[dict[str, Any]]
+    chunks: list[dict[str, Any]]
+    moments: list[tuple[float, int, int]]
+    figures: dict[str, Any]
+
+    @property
+    def damaged(self) -> list[dict[str, Any]]:
+        """The rows of the clips that are at fault themselves."""
+        return [row for row in self.clips if row["state"] == "damaged"]
+
+    @property
+    def lost(self) -> list[dict[str, Any]]:
+        """The rows of the clips that this machine failed to read; the next build tries again."""
+        return [row for row in self.clips if row["state"] == "lost"]
+
+
+def plan(p: Params) -> Plan:
+    """Clips, frames, windows, bytes and minutes, before anything is done; needs no raw file.
+
+    With `download.evict_raw` also whether the chunks go through under the budget.
+    """
+    decoder = reader.choose_decoder(p.processing.decoder)
+    told = forecast.plan(p, recipe_of(p), engines.num_workers(p), decoder)
+    if not p.download.evict_raw:
+        return told
+    rows, warnings, figures = _verdict(p)
+    return Plan(
+        told.title, [*told.rows, *rows], [*told.warnings, *warnings], told.figures | figures
+    )
+
+
+def _verdict(p: Params) -> costs.Verdict:
+    if not path_of(p).exists():
+        return costs.verdict(p, costs.expected(p))
+    chosen = read_chosen(p)
+    found = works(p, chosen, common_header(p, chosen))
+    to_read = _to_read(p, found, reasons_before(p.cache_dir))
+    done = [work.chunk for work in found if not to_read[work.chunk] and work.shard]
+    gauge = Gauge(p, chosen, found, done)
+    rows, warnings, figures = costs.verdict(p, gauge.left, gauge.start, len(done))
+    refused = None if p.download.evict_shared else users.refusal(p, to_evict(p, gauge, done))
+    if refused:
+        warnings = [*warnings, f"{refused.what}; {refused.fix}"]
+    return rows, warnings, figures
+
+
+def recipe_of(p: Params) -> Recipe:
+    """What of the parameters decides a clip's arrays."""
+    processing = p.processing
+    return Recipe(
+        p.vision.camera_setup,
+        (processing.tile_width, processing.tile_height),
+        processing.fit,
+        processing.sample_hz,
+        processing.horizon_s,
+        reader.choose_decoder(processing.decoder)[0],
+        processing.obstacles,
+    )
+
+
+def build(p: Params, progress: type[Bar] = Bar, hub: Hub | None = None) -> Built:
+    """Make the run's cache, or finish the one that was begun.
+
+    What is whole and fits the parameters stays; the rest is removed and made anew. Clips that were
+    damaged are tried again while their raw files are there. Clips that are lost (their worker was
+    killed or hung, a raw file is gone or cannot be read) are left out, and every later build tries
+    them again; once they are read the cache is the same as if they had not been lost. With
+    `download.evict_raw` raw files come and go chunk by chunk, but for those of lost clips.
+
+    Args:
+        progress: One bar over the clips to read.
+        hub: What chunks are fetched from with `download.evict_raw`; not asked for anything else.
+
+    Raises:
+        AvomniError: 02_download has not run, or the catalog has changed since; another run needs
+            raw files that `download.evict_raw` would remove; no room on the disk or in the budget;
+            a chunk cannot be fetched; no clip could be read; splits share a clip; another process
+            builds this cache.
+    """
+    started = time.monotonic()
+    chosen = read_chosen(p)
+    split.freeze(p, chosen.clip_ids)
+    p.cache_dir.mkdir(parents=True, exist_ok=True)
+    with files.hold(p.cache_dir / ".lock", "another process is building this cache"):
+        common = common_header(p, chosen)
+        chunk_works = works(p, chosen, common)
+        reasons = reasons_before(p.cache_dir)
+        _keep_what_fits(p.cache_dir, chunk_works)
+        to_read = _to_read(p, chunk_works, reasons)
+        with Supply(p, chosen, chunk_works, to_read, hub) as supply:
+            reading = Reading(p, recipe_of(p), chunk_works, to_read, supply, common, reasons)
+            try:
+                reading.run(progress)
+            except BaseException:
+                # What ended workers left half-written takes room, which a full disk needs.
+                _sweep(p.cache_dir)
+                raise
+        wanted = [clip_id for ids in chosen.clip_ids.values() for clip_id in ids]
+        cache = _finish(p.cache_dir, wanted, chunk_works, common, reasons, reading.lost)
+    chunks = [supply.rows[chunk] for chunk in sorted(supply.rows)]
+    figures = _figures(p, cache) | {
+        "seconds": round(time.monotonic() - started, 2),
+        "cpu_seconds": round(reading.cpu_s, 2),
+        "num_clips_read": sum(map(len, to_read.values())),
+        "num_chunks": len(chunks),
+        "bytes_fetched": sum(row["bytes_fetched"] for row in chunks),
+        "bytes_evicted": sum(row["bytes_evicted"] for row in chunks),
+        "peak_bytes": supply.peak_bytes,
+    }
+    return Built(cache, list(cache.table), chunks, supply.moments, figures)
+
+
+def common_header(p: Params, chosen: Chosen) -> dict[str, Any]:
+    """The header fields that all shards of the cache share."""
+    return {
+        "generator": f"avomni {__version__}",
+        "source": {"repo_id": chosen.repo_id, "revision": chosen.revision},
+        **description(p),
+    }
+
+
+def description(p: Params) -> dict[str, Any]:
+    """Those header fields that follow from the parameters alone."""
+    recipe = recipe_of(p)
+    grid = cameras.grid(recipe.setup)
+    cells = [cell and cell.name for cell in grid.cells]
+    return {
+        "grid": {"name": grid.name, "rows": grid.rows, "cols": grid.cols, "cells": cells},
+        "cameras": [camera.name for camera in grid.cameras],
+        "tile": list(recipe.tile),
+        "fit": recipe.fit,
+        "storage": p.processing.storage,
+        "sample_hz": recipe.sample_hz,
+        "decoder": recipe.decoder,
+        "egomotion_columns": list(memmap.EGOMOTION_COLUMNS),
+        "track_columns": list(memmap.TRACK_COLUMNS),
+        "track_hz": TRACK_HZ,
+        "history_s": HISTORY_S,
+        "horizon_s": recipe.horizon_s,
+        **(obstacles.HEADER if recipe.obstacles else {}),
+    }
+
+
+def works(p: Params, chosen: Chosen, common: dict[str, Any]) -> list[ChunkWork]:
+    """What there is to do, chunk by chunk; `common` is of `common_header`.
+
+    Raises:
+        AvomniError: the catalog is not the one that the run chose from; other road users are
+            wanted, the source has them, and none were fetched.
+    """
+    catalog, features = open_catalog(p, chosen), required_features(p)
+    labels = obstacles.fetched(p, catalog, chosen)
+    split_of = {clip_id: split for split, ids in chosen.clip_ids.items() for clip_id in ids}
+    found = []
+    for chunk in sorted(set(chosen.chunks)):
+        clips = [
+            {"clip_id": clip_id, "split": split_of[clip_id], "chunk": chunk}
+            for clip_id in catalog.clip_ids(chunk)
+            if clip_id in split_of
+        ]
+        raw = catalog.files([chunk], features) + labels.get(chunk, [])
+        contents = {path: chosen.files.get(path) for path in raw}
+        if p.processing.obstacles:
+            contents[REASONING_FILE] = chosen.files.get(REASONING_FILE)
+        key = files.hash_json([shard.FORMAT_VERSION, common, clips, contents])
+        found.append(ChunkWork(p.cache_dir, chunk, clips, key, [p.local_dir / r for r in raw]))
+    return found
+
+
+def _keep_what_fits(cache_dir: Path, works: list[ChunkWork]) -> None:
+    """Remove shards and parts of other parameters or another source, and what is not whole."""
+    _sweep(cache_dir)
+    fitting = {work.shard_folder for work in works if work.shard}
+    fitting |= {work.parts_folder for work in works}
+    for folder in [*cache_dir.glob("shard_*"), *(cache_dir / PARTS_FOLDER).glob("*")]:
+        if folder not in fitting:
+            log.info("removing %s: it does not fit the parameters, or is not whole", folder)
+            (cache_dir / memmap.CLIPS_FILE).unlink(missing_ok=True)
+            shutil.rmtree(folder)
+
+
+def _sweep(cache_dir: Path) -> None:
+    files.sweep_partials(cache_dir)
+    shard.settle(cache_dir)
+
+
+def _to_read(
+    p: Params, chunk_works: Sequence[ChunkWork], reasons: dict[str, str]
+) -> dict[int, list[str]]:
+    """Chunk -> its clips to read. Leaves in `reasons` those that stay damaged, as they have no raw
+    files: a chunk that was evicted is not fetched again for them alone."""
+    found = {}
+    for work in chunk_works:
+        missing = work.missing()
+        unknown = [clip_id for clip_id in missing if clip_id not in reasons]
+        if work.has_raw() or (p.download.evict_raw and unknown):
+            unknown = missing
+        for clip in work.clips:
+            if clip["clip_id"] in unknown or clip["clip_id"] not in missing:
+                reasons.pop(clip["clip_id"], None)
+        found[work.chunk] = unknown
+    ids = {clip["clip_id"] for work in chunk_works for clip in work.clips}
+    for clip_id in set(reasons) - ids:
+        del reasons[clip_id]
+    return found
+
+
+def _finish(
+    cache_dir: Path,
+    wanted: list[str],
+    works: list[ChunkWork],
+    common: dict[str, Any],
+    reasons: dict[str, str],
+    lost: dict[str, str],
+) -> memmap.Cache:
+    """Write the table of clips, which makes a cache of the shards, and check it for leaks.
+
+    Args:
+        wanted: Every chosen clip: each has one row.
+    """
+    num_clips = sum(len(work.clips) for work in works)
+    if len(reasons) + len(lost) == num_clips:
+        raise _nothing_read(num_clips, reasons, lost)
+    shards = [work.shard_folder for work in works if work.shard]
+    inside = {
+        clip.clip_id: clip for folder in shards for clip in shard.clips_of(shard.open_shard(folder))
+    }
+    rows = [
+        _row(clip, inside.get(clip["clip_id"]), reasons, lost)
+        for work in works
+        for clip in work.clips
+    ]
+    if Counter(row["clip_id"] for row in rows) != Counter(wanted):
+        raise AvomniError(
+            f"{len(wanted)} clips were chosen, and {len(rows)} rows do not hold each of them once",
+            where=str(cache_dir / memmap.CLIPS_FILE),
+            fix="run 02_download and 03_etl again; if that does not help, report it",
+        )
+    memmap.write_table(cache_dir, common, shards, rows)
+    (cache_dir / REASONS_FILE).unlink(missing_ok=True)
+    shutil.rmtree(cache_dir / PARTS_FOLDER, ignore_errors=True)
+    cache = memmap.Cache.open(cache_dir)
+    windows.check_leaks(cache)
+    return cache
+
+
+def _nothing_read(num: int, reasons: dict[str, str], lost: dict[str, str]) -> AvomniError:
+    clip_id, reason = next(iter({**lost, **reasons}.items()), ("", "02_download chose no clip"))
+    if lost:
+        return AvomniError(
+            f"none of the {num} clips could be read: {len(lost)} are lost and {len(reasons)} "
+            f"damaged; the first: {reason}",
+            where=f"clip {clip_id}",
+            fix="see that the raw files can be read and memory suffices (fewer "
+            "processing.num_workers take less), then run the same command again: it tries the lost "
+            "clips again; where raw files are gone, run 02_download first",
+        )
+    return AvomniError(
+        f"every one of the {num} clips is damaged; the first: {reason}",
+        where=f"clip {clip_id or 'none'}",
+        fix="run 01_audit, which tells what is missing or damaged; then 02_download, or, where "
+        "dataset.source is folder, mend the folder",
+    )
+
+
+def _row(
+    clip: dict[str, Any],
+    inside: shard.CachedClip | None,
+    reasons: dict[str, str],
+    lost: dict[str, str],
+) -> dict[str, Any]:
+    """A clip's row of the table; `inside` is its place in the cache."""
+    clip_id = clip["clip_id"]
+    if inside is None:
+        state = "lost" if clip_id in lost else "damaged"
+        reason = lost[clip_id] if clip_id in lost else reasons[clip_id]
+        return {**clip, "state": state, "reason": reason, "num_frames": 0}
+    return {**clip, "state": "ok", "reason": inside.note, "num_frames": len(inside)}
+
+
+def _figures(p: Params, cache: memmap.Cache) -> dict[str, Any]:
+    length, stride = p.processing.sequence_length, p.processing.stride
+    decoder, reason = reader.choose_decoder(p.processing.decoder)
+    states = Counter(row["state"] for row in cache.table)
+    by_split: Counter[str] = Counter()
+    for clip in cache.clips:
+        by_split[clip.split] += windows.num_windows(len(clip), length, stride)
+    return {
+        "num_clips": len(cache.clips),
+        "num_damaged": states["damaged"],
+        "num_lost": states["lost"],
+        **(obstacles.figures(cache.clips) if p.processing.obstacles else {}),
+        "num_in_part": sum(row["state"] == "ok" and bool(row["reason"]) for row in cache.table),
+        "clips_by_split": dict(Counter(clip.split for clip in cache.clips)),
+        "num_frames": sum(map(len, cache.clips)),
+        "num_windows": sum(by_split.values()),
+        "windows_by_split": dict(by_split),
+        "cache_bytes": sum(
+            array["bytes"] for part in cache.shards for array in part.header["arrays"].values()
+        ),
+        "digest": cache.digest,
+        "decoder": decoder,
+        "decoder_reason": reason,
+    }

@@ -1,0 +1,264 @@
+"""`processing.engine`: where the clips are read. The same jobs, the same bytes, other machines."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import math
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from types import ModuleType
+from typing import Any, TypeVar
+
+from avomni_lib import files, pool
+from avomni_lib.crew import Crew, Died, Wait, run_on
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl.run.parts import Assembly, Outcome
+from avomni_lib.params import Params
+
+log = logging.getLogger(__name__)
+
+Job = TypeVar("Job")
+# Outcomes are a few bytes and the arrays go to the shared folder, so the least that Ray accepts.
+OBJECT_STORE_BYTES = 80 << 20
+NODE_DIED, NODE_LOSSES = "its node died", 3
+REACH_S, CLUSTER_AGE_S = 5.0, 5.0
+
+
+def num_workers(p: Params) -> tuple[int, str]:
+    """(clips read at a time, reason)."""
+    if p.processing.num_workers:
+        return p.processing.num_workers, "asked for by processing.num_workers"
+    if p.processing.engine == "ray":
+        _need_ray()
+        return pool.num_cores(), "one a core of this machine; a Ray cluster gives one a CPU it has"
+    return pool.num_cores(), "one a core, each decoding on one thread"
+
+
+def run(
+    p: Params,
+    function: Callable[[Job], Outcome],
+    jobs: Iterable[Job | Wait],
+    num_workers: int | None = None,
+) -> Iterator[tuple[Job, Outcome]]:
+    """`run_on` the engine of the parameters: yields (job, outcome) as jobs finish, in any order.
+
+    A job that is lost (its worker died, and again when it was alone, or it took longer than
+    `processing.clip_timeout_s`) has an outcome too, with the reason in it.
+
+    Args:
+        num_workers: Jobs at a time; None is processing.num_workers, else one a core of this machine
+            or a CPU of the cluster.
+
+    Raises:
+        AvomniError: Ray is not installed or its cluster does not answer; a shard's assembly is
+            lost; or what a job raised.
+    """
+    wanted, limit_s = num_workers or p.processing.num_workers, p.processing.clip_timeout_s
+    if p.processing.engine == "ray":
+        crew: Crew[Job, Outcome] = RayTasks(function, wanted, limit_s)
+        yield from run_on(crew, jobs, lost=_lost)  # the crew keeps to the limit itself
+    else:
+        crew = pool.Processes(function, wanted or pool.num_cores())
+        yield from run_on(crew, jobs, functools.partial(_limit_of, limit_s), _lost)
+
+
+def _limit_of(limit_s: float, job: Any) -> float:
+    # How long a shard takes depends on the disk; it is no one clip's fault.
+    return math.inf if isinstance(job, Assembly) else limit_s
+
+
+def _lost(job: Any, reason: str) -> Outcome:
+    if isinstance(job, Assembly):
+        raise AvomniError(
+            f"a shard could not be assembled: {reason}",
+            where=str(job.work.shard_folder),
+            fix="run the same command again: it goes on from here; lower processing.num_workers "
+            "where memory is short",
+        )
+    return Outcome(reason, 0.0, is_lost=True)
+
+
+class RayTasks:
+    """The crew of a Ray cluster: that of RAY_ADDRESS or of `ray start`, else one on this machine.
+
+    Raw files and cache lie in folders that all nodes share. Workers import the caller's copy of
+    avomni_lib where their node has it, else the one that is installed there. A node that dies takes
+    its tasks with it through no fault of theirs: they are handed out again.
+
+    Args:
+        num_workers: Tasks at a time at most; None is as many as the cluster has CPUs.
+        limit_s: The most seconds for one task, from when it begins: a cluster may let it wait.
+    """
+
+    def __init__(
+        self, function: Callable[[Job], Outcome], num_workers: int | None, limit_s: float = math.inf
+    ):
+        self._ray, self._num_workers = _import_ray(), num_workers
+        self._opened = ExitStack()
+        if not self._ray.is_initialized():
+            _connect(self._ray)
+            self._opened.callback(self._ray.shutdown)
+        task = self._ray.remote(_within)
+        # Retries are `run_on`'s, which does the same for every crew.
+        self._task = task.options(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")
+        self._function, self._limit_s = function, limit_s
+        self._tickets: dict[Any, _Ticket] = {}
+        self._size, self._size_at = 0, -math.inf
+
+    def size(self) -> int:
+        if time.monotonic() - self._size_at > CLUSTER_AGE_S:
+            num_cpus = int(self._ray.cluster_resources().get("CPU", 1))
+            self._size = min(self._num_workers or num_cpus, max(num_cpus, 1))
+            self._size_at = time.monotonic()
+        return self._size
+
+    def start(self, job: Job, alone: bool) -> _Ticket:
+        ticket = _Ticket(job)
+        self._submit(ticket)
+        return ticket
+
+    def _submit(self, ticket: _Ticket) -> None:
+        ref = self._task.remote(self._function, ticket.job, _limit_of(self._limit_s, ticket.job))
+        self._tickets[ref] = ticket
+
+    def has_begun(self, ticket: _Ticket) -> bool:
+        return False  # the task keeps to its limit itself, from when it begins
+
+    def finished(self, timeout_s: float | None) -> list[tuple[_Ticket, Outcome | Died]]:
+        ready, _ = self._ray.wait([*self._tickets], num_returns=1, timeout=timeout_s)
+        if ready:
+            num = len(self._tickets)
+            ready, _ = self._ray.wait([*self._tickets], num_returns=num, timeout=0)
+        back = []
+        for ref in ready:
+            ticket = self._tickets.pop(ref)
+            outcome = self._get(ref)
+            if isinstance(outcome, Died) and outcome.how == NODE_DIED:
+                ticket.losses += 1
+                if ticket.losses < NODE_LOSSES:
+                    log.warning("a node of the Ray cluster died; its job is handed out again")
+                    self._submit(ticket)
+                    continue
+            back.append((ticket, outcome))
+        return back
+
+    def _get(self, ref: Any) -> Outcome | Died:
+        faults = self._ray.exceptions
+        try:
+            return self._ray.get(ref)
+        except faults.RayTaskError as error:
+            if isinstance(error.cause, MemoryError):
+                return Died(pool.OUT_OF_MEMORY)
+            if not isinstance(error.cause, AvomniError):
+                error.cause.add_note(f"in a Ray worker:\n{error}")
+            raise error.cause from None
+        except faults.NodeDiedError:
+            return Died(NODE_DIED)
+        except faults.OutOfMemoryError:
+            return Died("killed by Ray: its node ran out of memory")
+        except (faults.WorkerCrashedError, faults.ObjectLostError):
+            return Died(f"killed, or short of memory, or longer than {self._limit_s:g} s")
+
+    def stop(self, ticket: _Ticket) -> None:
+        for ref in [ref for ref, held in self._tickets.items() if held is ticket]:
+            del self._tickets[ref]
+            self._ray.cancel(ref, force=True)
+
+    def close(self) -> None:
+        with self._opened:
+            for ticket in list(self._tickets.values()):
+                self.stop(ticket)
+
+
+class _Ticket:
+    """A job that was handed out, and how many nodes died under it."""
+
+    def __init__(self, job: Any):
+        self.job, self.losses = job, 0
+
+
+def _within(function: Callable[[Job], Outcome], job: Job, limit_s: float) -> Outcome:
+    """The task. At the limit the kernel ends its process, whatever library it hangs in."""
+    if math.isfinite(limit_s):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, limit_s)
+    try:
+        return function(job)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _need_ray() -> None:
+    if importlib.util.find_spec("ray") is None:
+        raise AvomniError(
+            "Ray is not installed",
+            where="processing.engine: ray",
+            fix="pip install -e '.[scale]', on every machine of the cluster; or set "
+            "processing.engine: local",
+        )
+
+
+def _import_ray() -> ModuleType:
+    _need_ray()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
+    import ray
+
+    return ray
+
+
+def _connect(ray: ModuleType) -> None:
+    """Join the cluster that is there, or start one of this machine's cores."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    path = files.environment()["PYTHONPATH"]
+    options = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options["runtime_env"] = {"env_vars": {"PYTHONPATH": path}}
+    if address != "local":
+        if address:
+            _need_answer(address)
+        try:
+            ray.init(address="auto", **options)
+            return
+        except ConnectionError as error:
+            if address:
+                raise _no_answer(address, error) from None
+        except SystemExit as error:  # how Ray gives up after two minutes
+            raise _no_answer("`ray start` on this machine", error) from None
+    try:
+        ray.init(
+            address="local",
+            num_cpus=pool.num_cores(),
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            **options,
+        )
+    except Exception as error:  # its processes have 30 s to start, whatever else the machine does
+        raise AvomniError(
+            f"Ray does not start on this machine: {error}",
+            where="processing.engine: ray",
+            fix="run the same command again when the machine is less busy, or set "
+            "processing.engine: local",
+        ) from None
+
+
+def _need_answer(address: str) -> None:
+    """Ask before Ray does, which waits for two minutes and then ends the process."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACH_S).close()
+    except (OSError, ValueError) as error:
+        raise _no_answer(address, error) from None
+
+
+def _no_answer(address: str, error: BaseException) -> AvomniError:
+    return AvomniError(
+        f"no Ray cluster answers at {address} ({error})",
+        where="RAY_ADDRESS",
+        fix="set RAY_ADDRESS=host:port of the head node (`ray start --head` prints it), or to "
+        "`local`; `ray stop` clears what a dead cluster left",
+    )

@@ -1,0 +1,226 @@
+"""What the ETL would take: clips, frames, windows, bytes and minutes, told before it starts."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from avomni_lib import files
+from avomni_lib.dataset import cameras
+from avomni_lib.dataset.catalog import Catalog
+from avomni_lib.dataset.clip import Clip
+from avomni_lib.dataset.select.forecast import CLIPS_A_CHUNK, forecast
+from avomni_lib.dataset.select.manifest import Chosen, path_of, read_chosen
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl.cache import windows
+from avomni_lib.etl.cache.shard import EGOMOTION_COLUMNS, STORAGES, TRACK_COLUMNS
+from avomni_lib.etl.clip import obstacles, tiling
+from avomni_lib.etl.clip.sampling import HISTORY_S, TRACK_HZ, Recipe
+from avomni_lib.etl.video import stream
+from avomni_lib.params import Params
+from avomni_lib.plan import Plan, gigabytes, minutes
+
+# Of nvidia/PhysicalAI-Autonomous-Vehicles: 605 frames of 1920 × 1080 a clip and camera. Its codec
+# is not published.
+CLIP_SECONDS, FPS, SOURCE_SIZE, SOURCE_CODEC = 20.0, 30, (1920, 1080), "h264"
+
+# CPU seconds to decode, measured with PyAV 18 on one core of a Xeon, 1080p of 5 to 8 Mb/s, GOP 30:
+# a frame, and a pixel of one when all are decoded. At a sample rate of f Hz only frames that are
+# wanted or referred to are, which took (f / fps) ** 0.43 of the time at 2, 5, 10 and 29 Hz.
+FRAME_S, PIXEL_S = 1.0e-4, {"h264": 4.6e-9, "hevc": 5.5e-9, "av1": 2.7e-9}
+SAMPLED_POWER = 0.43
+DECODER_COST = {"pyav": 1.0, "decord": 1.7, "torchcodec": 1.9}  # at 2 Hz, against PyAV
+# Seconds to store a byte of pixels: hashed, written as a part and once more into the shard; JPEGs
+# are encoded and then are few.
+STORE_S = {"raw": 10e-9, "jpeg": 2.5e-9}
+# Of a JPEG of quality 90: its tables, and its share of the pixels' bytes. A real highway drive and
+# rendered streets took 0.06 to 0.09 of grids of 448 px and more, 0.13 of the demo's 96 × 64.
+JPEG_TABLES, JPEG_SHARE, JPEG_SHARE_MOST = 620, 0.09, 0.2
+
+# Labels of other road users: the real set's mean, 7,290 a clip of 20 s, and most of a rendered one.
+OBSTACLE_ROWS_A_S = {"hub": 365, "world": 80}
+
+
+@dataclass(frozen=True)
+class Video:
+    """What one camera's video of a clip is, or is expected to be."""
+
+    codec: str
+    width: int
+    height: int
+    num_frames: int
+    source: str
+
+    def cpu_s(self, sample_hz: float, decoder: str = "pyav") -> float:
+        """To read the frames sampled at this rate."""
+        pixel_s = PIXEL_S.get(self.codec, max(PIXEL_S.values()))
+        share = min(sample_hz / FPS, 1.0) ** SAMPLED_POWER
+        cost = share * DECODER_COST.get(decoder, 1.0)
+        return self.num_frames * (FRAME_S + self.width * self.height * pixel_s * cost)
+
+
+def clip_seconds(p: Params, clip: Clip | None = None) -> float:
+    """Seconds of video a clip: of this one where its timestamps can be read, else as published."""
+    if clip is not None:
+        with contextlib.suppress(AvomniError, OSError, IndexError):
+            stamps = clip.timestamps(cameras.grid(p.vision.camera_setup).cameras[0].name)
+            return float(stamps[-1] - stamps[0]) / 1e6
+    return p.dataset.world.clip_seconds if p.dataset.source == "world" else CLIP_SECONDS
+
+
+def clip_video(p: Params, clip: Clip | None = None) -> Video:
+    """One camera's video: of this clip where it can be read, else as published."""
+    if clip is not None:
+        camera = cameras.grid(p.vision.camera_setup).cameras[0].name
+        with contextlib.suppress(AvomniError, OSError), stream.opened(clip.video(camera)) as opened:
+            codec = opened.codec.name.removeprefix("lib").replace("dav1d", "av1")
+            size = opened.codec.width, opened.codec.height
+            return Video(codec, *size, len(opened.pts), f"{camera} of a chosen clip")
+    num_frames = round(clip_seconds(p) * FPS)
+    world = p.dataset.world
+    if p.dataset.source == "world":
+        return Video(world.codec, world.width, world.height, num_frames, "as it is rendered")
+    return Video(SOURCE_CODEC, *SOURCE_SIZE, num_frames, "expected; no raw file was read")
+
+
+def num_frames(seconds: float, recipe: Recipe) -> int:
+    """Sampled frames of so many seconds of video."""
+    return math.ceil(seconds * recipe.sample_hz)
+
+
+def frame_bytes(recipe: Recipe) -> int:
+    """Bytes of one sampled grid frame."""
+    return math.prod(tiling.grid_size(cameras.grid(recipe.setup), recipe.tile)) * 3
+
+
+def clip_bytes(p: Params, seconds: float, storage: str, jpeg_share: float = JPEG_SHARE) -> int:
+    """Bytes of one clip of so many seconds in the cache."""
+    grid, processing = cameras.grid(p.vision.camera_setup), p.processing
+    pixels = math.prod(tiling.grid_size(grid, (processing.tile_width, processing.tile_height)))
+    frame = 3 * pixels if storage == "raw" else JPEG_TABLES + jpeg_share * 3 * pixels
+    row = 8 * (len(grid.cameras) + 1 + len(EGOMOTION_COLUMNS))
+    track = (HISTORY_S + seconds + processing.horizon_s) * TRACK_HZ * 8 * len(TRACK_COLUMNS)
+    rows_a_s = OBSTACLE_ROWS_A_S["world" if p.dataset.source == "world" else "hub"]
+    others = (HISTORY_S + seconds) * rows_a_s * 8 * len(obstacles.COLUMNS)
+    others = others if processing.obstacles else 0
+    return math.ceil(math.ceil(seconds * processing.sample_hz) * (frame + row) + track + others)
+
+
+def chunk_cache_bytes(p: Params, num_clips: int, seconds: float) -> int:
+    """Bytes in the cache's folder at most while a chunk's shard is made, its parts beside it.
+
+    Half of them stay. This holds as well where some of the clips come from the shard that was
+    there. JPEG is taken at its largest, so that a budget that holds by this holds.
+    """
+    return 2 * num_clips * clip_bytes(p, seconds, p.processing.storage, JPEG_SHARE_MOST)
+
+
+def cache_bytes(p: Params, num_clips: int, seconds: float, clips_a_chunk: int | None = None) -> int:
+    """Bytes of a cache of so many clips at its peak: all shards, and the last one's parts."""
+    if clips_a_chunk is None:
+        is_world = p.dataset.source == "world"
+        clips_a_chunk = p.dataset.world.clips_per_chunk if is_world else CLIPS_A_CHUNK
+    parts = min(num_clips, clips_a_chunk)
+    shards = num_clips * clip_bytes(p, seconds, p.processing.storage, JPEG_SHARE_MOST)
+    return shards + chunk_cache_bytes(p, parts, seconds) // 2
+
+
+def bytes_below(folder: Path) -> int:
+    """Bytes of all files below a folder that may not exist."""
+    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+
+
+def storages(
+    p: Params, num_clips: int, seconds: float, video: Video, decoder: str
+) -> dict[str, dict[str, float]]:
+    """Of each storage: `cache_bytes` when all is done, and `cpu_seconds` until then."""
+    num_videos = num_clips * len(cameras.grid(p.vision.camera_setup).cameras)
+    decode_s = num_videos * video.cpu_s(p.processing.sample_hz, decoder)
+    pixel_bytes = num_clips * clip_bytes(p, seconds, "raw")
+    return {
+        storage: {
+            "cache_bytes": num_clips * clip_bytes(p, seconds, storage),
+            "cpu_seconds": decode_s + pixel_bytes * STORE_S[storage],
+        }
+        for storage in STORAGES
+    }
+
+
+def plan(p: Params, recipe: Recipe, workers: tuple[int, str], decoder: tuple[str, str]) -> Plan:
+    """See `build.plan`."""
+    grid, clip = cameras.grid(recipe.setup), None
+    if path_of(p).exists():
+        chosen = read_chosen(p)
+        num_clips, source = chosen.num_clips, "chosen by 02_download"
+        clip = _first_clip(p, chosen)
+    else:
+        num_clips, source = forecast(p).num_clips, "estimate; 02 has not run"
+    seconds, video = clip_seconds(p, clip), clip_video(p, clip)
+    frames = num_frames(seconds, recipe)
+    length, stride = p.processing.sequence_length, p.processing.stride
+    num_windows = num_clips * windows.num_windows(frames, length, stride)
+    both = storages(p, num_clips, seconds, video, recipe.decoder)
+    width, height = tiling.grid_size(grid, recipe.tile)
+    rows = [
+        ("clips", f"{num_clips:,}", source),
+        ("video", f"{video.codec}, {video.width}×{video.height} px", video.source),
+        ("frames", f"{num_clips * frames:,}", f"{frames} a clip at {recipe.sample_hz:g} Hz"),
+        ("grid", f"{width}×{height} px", f"{recipe.setup}, {recipe.fit}"),
+        ("windows", f"{num_windows:,}", f"{length} frames, one every {stride}, all splits"),
+    ]
+    for storage, told in both.items():
+        is_chosen = "chosen" if storage == p.processing.storage else "not chosen"
+        value = f"{gigabytes(told['cache_bytes'])}, {minutes(told['cpu_seconds'] / workers[0])}"
+        rows.append((f"cache as {storage}", value, f"about; {is_chosen} by processing.storage"))
+    own = both[p.processing.storage]
+    peak, free = cache_bytes(p, num_clips, seconds), files.free_bytes(p.cache_dir)
+    have = bytes_below(p.cache_dir)
+    rows += [
+        ("at its peak", gigabytes(peak), f"with a chunk's parts; {gigabytes(free)} free there"),
+        ("time", minutes(own["cpu_seconds"] / workers[0]), f"{workers[0]} workers, {workers[1]}"),
+        ("decoder", decoder[0], decoder[1]),
+    ]
+    figures = {
+        "num_clips": num_clips,
+        "num_frames": num_clips * frames,
+        "num_windows": num_windows,
+        "storage": p.processing.storage,
+        "cache_bytes": own["cache_bytes"],
+        "peak_bytes": peak,
+        "cpu_seconds": own["cpu_seconds"],
+        "seconds": own["cpu_seconds"] / workers[0],
+        "storages": {
+            name: told | {"seconds": told["cpu_seconds"] / workers[0]}
+            for name, told in both.items()
+        },
+    }
+    warnings = []
+    if not num_windows and num_clips:
+        warnings.append(
+            f"no window fits on a clip: {length} frames at {recipe.sample_hz:g} Hz are longer than "
+            f"{seconds:.3g} s; lower processing.sequence_length or raise sample_hz"
+        )
+    if peak - have + (1 << 28) > free:
+        smaller = "; processing.storage: jpeg takes about a tenth"
+        warnings.append(
+            f"the cache needs {gigabytes(peak - have)} more and {gigabytes(free)} are free in "
+            f"{p.cache_dir}" + (smaller if p.processing.storage == "raw" else "")
+        )
+    multiple = cameras.SIDE_MULTIPLES[p.model.backbone]
+    if width % multiple or height % multiple:
+        warnings.append(
+            f"the grid of {width}×{height} px is no multiple of {multiple} px, which "
+            f"{p.model.backbone} needs; change processing.tile_width or tile_height"
+        )
+    return Plan("03 builds the cache", rows, warnings, figures)
+
+
+def _first_clip(p: Params, chosen: Chosen) -> Clip | None:
+    """A clip that the run has chosen, if the raw files are still there."""
+    with contextlib.suppress(AvomniError):
+        for clip_id in itertools.chain(*chosen.clip_ids.values()):
+            return Clip(p.local_dir, Catalog.of(p), clip_id)
+    return None

@@ -1,0 +1,192 @@
+"""Clips on their way into a shard: each a part file, whole or not at all, until all are there."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import shutil
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avomni_lib import files
+from avomni_lib.dataset.catalog import Catalog
+from avomni_lib.dataset.clip import Clip
+from avomni_lib.errors import AvomniError, system_error
+from avomni_lib.etl.cache import shard
+from avomni_lib.etl.clip.sampling import Recipe, sample_clip
+
+log = logging.getLogger(__name__)
+
+PARTS_FOLDER = ".parts"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One clip for a worker process.
+
+    Attributes:
+        local_dir: The raw files, in the data set's layout.
+        path: Where the part is to lie.
+        storage: How frames are kept, `raw` or `jpeg`.
+    """
+
+    clip_id: str
+    chunk: int
+    local_dir: Path
+    recipe: Recipe
+    path: Path
+    storage: str = "raw"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job: it is done, or the clip is damaged or lost.
+
+    Attributes:
+        reason: Why the clip is damaged or lost; None where its part is made.
+        cpu_s: CPU seconds it took.
+        is_lost: The reason is a fault of the machine, and another try may go well.
+    """
+
+    reason: str | None
+    cpu_s: float
+    is_lost: bool = False
+
+
+def do(job: Job | Assembly) -> Outcome:
+    """What worker processes are for: `make_part` of a clip, or a chunk's `assemble`."""
+    if isinstance(job, Job):
+        return make_part(job)
+    started = time.process_time()
+    job.work.assemble(job.common, job.left_out)
+    return Outcome(None, time.process_time() - started)
+
+
+def make_part(job: Job) -> Outcome:
+    """Read one clip and write its part; a damaged or lost clip is an outcome, not an error.
+
+    Lost is one whose raw files the system does not give: they are gone, the disk fails.
+
+    Raises:
+        AvomniError: no room on the disk.
+        MemoryError: the process has no more; another one may.
+    """
+    started = time.process_time()
+    try:
+        clip = Clip(job.local_dir, _catalog(job.local_dir), job.clip_id)
+        sampled = sample_clip(clip, job.recipe)
+        arrays = shard.encode(sampled.arrays, job.storage)
+    except MemoryError:
+        raise MemoryError(f"clip {job.clip_id}") from None  # NumPy's own kind does not travel
+    except Exception as error:
+        reason, fault = _reason(job, error), system_error(error)
+        return Outcome(reason, time.process_time() - started, is_lost=fault is not None)
+    with files.write_whole(job.path) as file:
+        np.savez(file, **arrays, **shard.beside(sampled.told))
+    return Outcome(None, time.process_time() - started)
+
+
+def _reason(job: Job, error: Exception) -> str:
+    """Why a clip could not be read, for people; paths start at local_dir."""
+    fault = system_error(error)
+    where = error.where if isinstance(error, AvomniError) else None
+    if fault is not None:
+        what, where = f"could not be read: {fault.strerror}", where or fault.filename
+    elif isinstance(error, AvomniError):
+        what = error.what
+    else:
+        # One clip that nobody foresaw must not end a night's work; the log keeps the traceback.
+        log.exception("clip %s", job.clip_id)
+        what = f"{type(error).__name__}: {error}"
+    return (what + (f" ({where})" if where else "")).replace(f"{job.local_dir}/", "")
+
+
+@functools.lru_cache(maxsize=1)
+def _catalog(local_dir: Path) -> Catalog:
+    return Catalog.open(local_dir)
+
+
+class ChunkWork:
+    """One chunk of which a shard is to be made.
+
+    Args:
+        cache_dir: Where shards and parts lie.
+        chunk: Its number.
+        clips: clip_id, split and chunk of each, in the order of the catalog.
+        key: A hash of all that the shard's bytes depend on.
+        raw: The chunk's raw files.
+    """
+
+    def __init__(
+        self,
+        cache_dir: Path,
+        chunk: int,
+        clips: list[dict[str, Any]],
+        key: str,
+        raw: Collection[Path],
+    ):
+        self.chunk, self.clips, self.key, self.raw = chunk, clips, key, raw
+        self.shard_folder = cache_dir / shard.shard_name(chunk)
+        self.parts_folder = cache_dir / PARTS_FOLDER / key[:16]
+
+    def part(self, clip_id: str) -> Path:
+        return self.parts_folder / f"{clip_id}.npz"
+
+    @property
+    def shard(self) -> shard.Shard | None:
+        """The shard that is there, if it is whole and made from what this one is."""
+        try:
+            found = shard.open_shard(self.shard_folder)
+        except AvomniError:
+            return None
+        return found if found.header.get("key") == self.key else None
+
+    def missing(self) -> list[str]:
+        """The clips that have neither a part nor a place in the shard."""
+        found = self.shard
+        have = {clip.clip_id for clip in shard.clips_of(found)} if found else set()
+        ids = [clip["clip_id"] for clip in self.clips]
+        return [i for i in ids if i not in have and not self.part(i).exists()]
+
+    def has_raw(self) -> bool:
+        return all(path.exists() for path in self.raw)
+
+    def assemble(self, common: Mapping[str, Any], left_out: Collection[str]) -> None:
+        """Make the shard of all clips but those, unless it is there, and drop the parts.
+
+        Clips come from their parts or from the shard that is there. A worker that is killed at this
+        may have put the old shard aside: the next one puts it back.
+        """
+        shard.settle_shard(self.shard_folder)
+        clips = [clip for clip in self.clips if clip["clip_id"] not in left_out]
+        found = self.shard
+        inside = {clip.clip_id: clip for clip in shard.clips_of(found)} if found else {}
+
+        def load(clip_id: str) -> Mapping[str, np.ndarray]:
+            part = self.part(clip_id)
+            return (
+                np.load(part, allow_pickle=False)
+                if part.exists()
+                else found.arrays_of(inside[clip_id])
+            )
+
+        if clips and list(inside) != [clip["clip_id"] for clip in clips]:
+            shard.write_shard(self.shard_folder, {**common, "key": self.key}, clips, load)
+        shutil.rmtree(self.parts_folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """A chunk for a worker process: its shard is to be made, all its clips having been read.
+
+    Hashing and writing gigabytes in the process that hands out the jobs would keep it from that.
+    """
+
+    work: ChunkWork
+    common: Mapping[str, Any]
+    left_out: frozenset[str]

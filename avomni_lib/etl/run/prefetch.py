@@ -1,0 +1,294 @@
+"""Chunks for the ETL as their raw files come: all at once, or under a budget one after another.
+
+With `download.evict_raw` a thread fetches the next chunk while the clips of the one before are
+read; a chunk whose shard is whole is evicted. Raw files, what is partly fetched, parts and shards
+together stay within `download.target_size_gb` at every moment.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from avomni_lib.dataset.download.hub import Hub
+from avomni_lib.dataset.download.remote import RemoteFile
+from avomni_lib.dataset.download.verified import Verified
+from avomni_lib.dataset.select import evicted, selection, users
+from avomni_lib.dataset.select.manifest import Chosen
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl.run import costs, disk_budget
+from avomni_lib.etl.run.chunk_fetch import Arrival
+from avomni_lib.etl.run.disk_budget import Ledger
+from avomni_lib.etl.run.parts import ChunkWork
+from avomni_lib.etl.run.sizes import Gauge
+from avomni_lib.params import Params
+
+log = logging.getLogger(__name__)
+
+
+class Supply:
+    """Hands out chunks whose raw files are whole; a context manager, for one thread.
+
+    Args:
+        chosen: The run's files.
+        works: All its chunks.
+        to_read: Chunk -> its clips that must be read.
+        hub: What chunks are fetched from; only needed where raw files are missing.
+
+    Attributes:
+        rows: Chunk -> its row: chunk, num_clips, num_read, bytes_fetched, bytes_evicted,
+            cache_bytes.
+        moments: (seconds from the start, raw bytes, cache bytes), whenever they change.
+
+    Raises:
+        AvomniError: another run needs what would be evicted, the chunks do not go through under the
+            budget, or a disk lacks room; nothing has been fetched then.
+    """
+
+    def __init__(
+        self,
+        p: Params,
+        chosen: Chosen,
+        works: Sequence[ChunkWork],
+        to_read: Mapping[int, Sequence[str]],
+        hub: Hub | None = None,
+    ):
+        self.p, self._chosen, self._hub = p, chosen, hub
+        self._works = {work.chunk: work for work in works}
+        self._verified = Verified(p.local_dir)
+        self._working: dict[int, list[Path]] = {}  # and the raw files that were there
+        self._kept: set[int] = set()  # chunks whose raw files stay though their shards are whole
+        self._coming: Arrival | None = None
+        self._error: AvomniError | None = None
+        self._started = time.monotonic()
+        self.rows = {work.chunk: _row(work, to_read[work.chunk]) for work in works}
+        self.moments: list[tuple[float, int, int]] = []
+
+        done = {work.chunk for work in works if not to_read[work.chunk] and work.shard}
+        self._gauge = gauge = Gauge(p, chosen, works, done)
+        left = gauge.left
+        users.need_alone(p, to_evict(p, gauge, done))
+        self._limit = float("inf")
+        if p.download.evict_raw:
+            self._limit = p.download.target_size_gb * 1e9
+            costs.need_budget(p, left, gauge.start, len(done))
+        costs.need_room(p, left, gauge.start, sum(gauge.parts.values()))
+        loads = [gauge.load(work.chunk) for work in works]
+        self._ledger = Ledger(self._limit, gauge.start, loads, gauge.parts)
+        unread = [load.chunk for load in left if to_read[load.chunk]]
+        self._whole = deque(chunk for chunk in unread if self._is_whole(chunk))
+        self._waiting = deque(chunk for chunk in unread if chunk not in self._whole)
+        self._note()
+
+    def __enter__(self) -> Supply:
+        if self._waiting:
+            self._open_source()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._coming:
+            self._coming.end()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every chunk has been handed out."""
+        return not (self._whole or self._waiting or self._coming)
+
+    @property
+    def peak_bytes(self) -> int:
+        """So much lay on the disk at most: metadata, raw files, parts and shards."""
+        return self._ledger.peak
+
+    @property
+    def words(self) -> str:
+        """What is being fetched."""
+        return self._coming.words if self._coming else ""
+
+    def ready(self) -> list[int]:
+        """Chunks to read from now on, none twice; has the next one fetched. Does not wait.
+
+        Raises:
+            AvomniError: a chunk cannot be fetched, and what was at work is done; or the shards are
+                larger than was to be expected, so that the next chunk does not fit.
+        """
+        self._collect()
+        handed = self._hand_out()
+        if self._waiting and not (self._whole or self._coming or self._error):
+            self._fetch_next()
+        if not (self._working or self._coming):
+            if self._error:
+                raise self._error
+            if self._whole or self._waiting:
+                raise self._too_large()
+        return handed
+
+    def begin(self, chunk: int, clip_id: str | None = None) -> bool:
+        """Whether there is room now for a clip's part, or for the chunk's shard; then it counts.
+
+        Raises:
+            AvomniError: there is none, and nothing that is at work would make some.
+        """
+        num_bytes = self._ledger.parts_of(chunk) + costs.FILES_A_SHARD * disk_budget.BLOCK
+        if clip_id is not None:
+            num_bytes = costs.most_of_part(self.p, self._gauge.seconds)
+        if not self._ledger.may_write(num_bytes):
+            if self._ledger.is_idle:
+                raise self._too_large()
+            return False
+        self._ledger.begin((chunk, clip_id), num_bytes)
+        self._note()
+        return True
+
+    def end(self, chunk: int, clip_id: str | None = None) -> None:
+        """What was begun has ended, well or not."""
+        size = 0
+        if clip_id is not None:
+            size = costs.size_of(self._works[chunk].part(clip_id))
+        self._ledger.end((chunk, clip_id), chunk, size)
+        self._note()
+
+    def release(self, chunk: int, is_needed: bool = False) -> None:
+        """The chunk's shard is whole: its raw files go, if the run evicts.
+
+        Args:
+            is_needed: They stay: a clip was lost, and the next run reads it.
+        """
+        row, remote = self.rows[chunk], self._gauge.remote[chunk]
+        row["cache_bytes"] = self._gauge.learn_size(chunk)
+        if self.p.download.evict_raw and is_needed:
+            self._kept.add(chunk)
+        elif self.p.download.evict_raw:
+            row["bytes_evicted"] = evicted.evict(self.p, [file.path for file in remote])
+            if any((self.p.local_dir / file.path).exists() for file in remote):
+                self._kept.add(chunk)  # another run has come to need them
+        left = sum(costs.here(self.p, file) for file in remote)
+        self._ledger.release(chunk, row["cache_bytes"] - self._gauge.shards[chunk], left)
+        self._working.pop(chunk, None)
+        self._note()
+
+    def gone(self, chunk: int) -> str | None:
+        """What became of raw files of a chunk that was handed out; None where all are there."""
+        gone = [path for path in self._works[chunk].raw if not path.exists()]
+        if not gone:
+            return None
+        name = gone[0].relative_to(self.p.local_dir).as_posix()
+        told = f"{len(gone)} raw files of chunk {chunk}, such as {name},"
+        was_there = any(path in self._working[chunk] for path in gone)
+        by = evicted.by_others(self.p).get(name)
+        if was_there:
+            return f"{told} went away while it was read" + (f": evicted by {by}" if by else "")
+        return f"{told} were evicted by {by}" if by else f"{told} are not on the disk"
+
+    def _hand_out(self) -> list[int]:
+        handed = []
+        while self._whole:
+            work = self._works[self._whole[0]]
+            self._gauge.learn_seconds(work.chunk)
+            load = self._gauge.load(work.chunk)
+            if not self._ledger.may_work(load):
+                break
+            self._ledger.work(load)
+            self._working[work.chunk] = [path for path in work.raw if path.exists()]
+            handed.append(self._whole.popleft())
+        return handed
+
+    def _fetch_next(self) -> None:
+        load = self._gauge.load(self._waiting[0])
+        if self._ledger.may_fetch(load):
+            chunk = self._waiting.popleft()
+            self._ledger.fetch(load)
+            remote = self._gauge.remote[chunk]
+            self._coming = Arrival(self.p, self._hub, self._verified, chunk, remote)
+            self._note()
+
+    def _collect(self) -> None:
+        """Take what a fetch has brought."""
+        if not self._coming or not self._coming.is_over:
+            return
+        came, self._coming = self._coming, None
+        self.rows[came.chunk]["bytes_fetched"] = came.num_bytes
+        if came.error is None:
+            self._whole.append(came.chunk)
+        elif isinstance(came.error, AvomniError):
+            # The chunks at hand are read to their end first.
+            log.warning("chunk %d cannot be fetched: %s", came.chunk, came.error.what)
+            self._waiting.appendleft(came.chunk)
+            self._error = came.error
+        else:
+            raise came.error
+
+    def _open_source(self) -> None:
+        """The licence and the access, before the first byte; then the revision that was chosen."""
+        selection.need_license(self.p)
+        if self._hub is None:
+            raise AvomniError(
+                f"{len(self._waiting)} chunks are not on the disk, and no hub was given to fetch "
+                "them from",
+                where=str(self.p.local_dir),
+                fix="run notebooks/03_etl.ipynb, which opens it",
+            )
+        if self._hub.revision != self._chosen.revision:
+            self._hub = self._hub.at(self._chosen.revision)
+        self._hub.check_access()
+        remote = self._gauge.remote
+        paths = [file.path for chunk in self._waiting for file in remote[chunk]]
+        listed = self._hub.sizes(paths)
+        for chunk in self._waiting:
+            remote[chunk] = [self._as_listed(file, listed) for file in remote[chunk]]
+
+    def _as_listed(self, file: RemoteFile, listed: Mapping[str, RemoteFile]) -> RemoteFile:
+        """The file with all that the source says of it, how to fetch it among that."""
+        now = listed.get(file.path)
+        if now is None or (now.size, now.sha256 or file.sha256) != (file.size, file.sha256):
+            raise AvomniError(
+                f"{file.path} is {'another file' if now else 'gone'} at the source since "
+                "02_download chose it",
+                where=self._hub.page,
+                fix="run 02_download again",
+            )
+        return now
+
+    def _is_whole(self, chunk: int) -> bool:
+        remote = self._gauge.remote[chunk]
+        return not self.p.download.evict_raw or all(map(self._verified.known, remote))
+
+    def _too_large(self) -> AvomniError:
+        coming = [self._coming.chunk] if self._coming else []
+        unfinished = [*self._working, *coming, *self._whole, *self._waiting]
+        left = [self._gauge.load(chunk) for chunk in unfinished]
+        needed = max(disk_budget.peak(left, self._ledger.standing), round(self._limit) + 1)
+        if self._kept:
+            held = sum(
+                costs.here(self.p, f) for chunk in self._kept for f in self._gauge.remote[chunk]
+            )
+            return costs.held(self.p, len(self._kept), held, needed + held)
+        return costs.too_large(self.p, len(self._works) - len(left), len(self._works), needed)
+
+    def _note(self) -> None:
+        now = self._ledger.now
+        self.moments.append((time.monotonic() - self._started, now.raw, now.cache))
+
+
+def to_evict(p: Params, gauge: Gauge, done: Collection[int]) -> list[str]:
+    """What a run that evicts will remove: all of chunks to come, and what is there of the rest."""
+    return [
+        file.path
+        for chunk, remote in gauge.remote.items()
+        for file in remote
+        if chunk not in done or (p.local_dir / file.path).exists()
+    ]
+
+
+def _row(work: ChunkWork, to_read: Sequence[str]) -> dict[str, Any]:
+    return {
+        "chunk": work.chunk,
+        "num_clips": len(work.clips),
+        "num_read": len(to_read),
+        "bytes_fetched": 0,
+        "bytes_evicted": 0,
+        "cache_bytes": 0,
+    }

@@ -1,0 +1,8 @@
+"""Frames of a video at wanted times.
+
+reader       `read_frames`: picks frames by timestamps, with any decoder
+stream       a video's packets and the times of its frames
+pyav_reader  decoding by PyAV
+decoders     decoding by decord or torchcodec
+pictures     decoded frames scaled into their place
+"""

@@ -1,0 +1,159 @@
+"""Frames of a video at wanted times, picked by the data set's timestamps, checked by the file's.
+
+Row i of a camera's timestamps is the i-th frame in presentation order; nothing assumes a constant
+rate, a start at zero or an order of the wanted times.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from avomni_lib.dataset import clocks
+from avomni_lib.dataset.audit import findings
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl.video import stream
+from avomni_lib.etl.video.decoders import by_decord, by_torchcodec
+from avomni_lib.etl.video.pictures import Size, SizeRule
+from avomni_lib.etl.video.pyav_reader import by_pyav
+from avomni_lib.etl.video.stream import Stream
+
+if TYPE_CHECKING:
+    from avomni_lib.dataset.clip import ByteRange
+
+DECODERS = {"pyav": by_pyav, "decord": by_decord, "torchcodec": by_torchcodec}
+
+
+@dataclass(frozen=True)
+class Frames:
+    """What `read_frames` returns.
+
+    Attributes:
+        images: (T, H, W, 3) uint8 RGB, upright, in the order of the wanted times.
+        frame_idx: (T,) int64, which frame of the file each one is, in presentation order.
+        timestamps_us: (T,) int64 µs, when each one was taken; at or before its wanted time.
+        source_size: (width, height) px of the video, upright.
+        decoder: `pyav`, `decord` or `torchcodec`.
+        reason: Why that one.
+        stored_size: (width, height) px of the video as it is stored.
+    """
+
+    images: np.ndarray
+    frame_idx: np.ndarray
+    timestamps_us: np.ndarray
+    source_size: Size
+    decoder: str
+    reason: str
+    stored_size: Size
+
+
+def choose_decoder(name: str = "auto") -> tuple[str, str]:
+    """(decoder, reason) for `processing.decoder`."""
+    if name == "auto":
+        # Measured by tests/benchmarks/decode.py: no kind of stream on which another one pays.
+        return "pyav", (
+            "exact on every file, open GOPs too, and decodes no more than is asked for: half of "
+            "decord's CPU time where GOPs are short, and never more"
+        )
+    if name not in DECODERS:
+        raise AvomniError(
+            f"unknown decoder {name!r}",
+            where="processing.decoder",
+            fix=f"choose one of auto, {', '.join(DECODERS)}",
+        )
+    return name, "asked for by processing.decoder"
+
+
+def frame_indices(
+    timestamps_us: np.ndarray, wanted_us: np.ndarray, where: str | None = None
+) -> np.ndarray:
+    """For each wanted time the last frame at or before it: (T,) int64.
+
+    Args:
+        timestamps_us: (N,) int64 µs, strictly increasing.
+        wanted_us: (T,) int64 µs, in any order, within the first and the last timestamp.
+        where: The file, for messages.
+
+    Raises:
+        AvomniError: timestamps that do not increase, or a wanted time outside of them.
+    """
+    timestamps_us = np.asarray(timestamps_us, dtype=np.int64)
+    wanted_us = np.asarray(wanted_us, dtype=np.int64)
+    if timestamps_us.ndim != 1 or len(timestamps_us) == 0:
+        raise AvomniError(f"timestamps of shape {timestamps_us.shape}, expected (N,)", where=where)
+    falls = np.flatnonzero(np.diff(timestamps_us) <= 0)
+    if len(falls):
+        row = int(falls[0]) + 1
+        raise AvomniError(
+            f"timestamps must increase; row {row} is {timestamps_us[row]} µs "
+            f"after {timestamps_us[row - 1]} µs",
+            where=where,
+        )
+    outside = (wanted_us < timestamps_us[0]) | (wanted_us > timestamps_us[-1])
+    if outside.any():
+        raise AvomniError(
+            f"no frame at {wanted_us[outside][0]} µs: the video lasts from {timestamps_us[0]} µs "
+            f"to {timestamps_us[-1]} µs",
+            where=where,
+        )
+    return np.searchsorted(timestamps_us, wanted_us, side="right").astype(np.int64) - 1
+
+
+def check_clock(timestamps_us: np.ndarray, video: Stream) -> None:
+    """Refuse timestamps whose rows are not the frames of this file.
+
+    Args:
+        timestamps_us: (N,) int64 µs, increasing.
+
+    Raises:
+        Damaged: as `clocks.agree` finds.
+    """
+    tick_us = 1e6 * float(video.time_base)
+    found = clocks.agree(video.times_us, timestamps_us, tick_us)
+    findings.refuse(found, video.name, stream.FETCH_AGAIN, stream.Damaged)
+
+
+def read_frames(
+    source: ByteRange | Path | bytes,
+    wanted_us: np.ndarray,
+    *,
+    timestamps_us: np.ndarray | None = None,
+    size: Size | SizeRule | None = None,
+    decoder: str = "auto",
+) -> Frames:
+    """The frames of a video that show the wanted times, each the last one at or before its time.
+
+    Args:
+        source: A member of a zip, a file, or a file's bytes.
+        wanted_us: (T,) int64 µs, in any order, repeats allowed.
+        timestamps_us: (N,) int64 µs of the file's N frames on the clip's clock. None: the file's
+            own times, counted from its first frame.
+        size: (width, height) of the images; a function of the upright source's width and height
+            that returns it; or None for the source's own. Scaled in the decoder's scaler, PyAV's by
+            averaging areas.
+        decoder: `auto`, `pyav`, `decord` or `torchcodec`.
+
+    Raises:
+        AvomniError: a wanted time outside of the video, a file whose frames are not the timestamps'
+            rows, or one that is missing or damaged.
+    """
+    choice, reason = choose_decoder(decoder)
+    with stream.opened(source) as video:
+        if timestamps_us is None:
+            timestamps_us = video.times_us
+        timestamps_us = np.asarray(timestamps_us, dtype=np.int64)
+        frame_idx = frame_indices(timestamps_us, wanted_us, video.name)
+        if len(frame_idx) == 0:
+            raise AvomniError("no time was asked for", where=video.name)
+        check_clock(timestamps_us, video)
+        rows, places = np.unique(frame_idx, return_inverse=True)
+        pictures = DECODERS[choice](video, rows, size)
+        stored_size = (video.codec.width, video.codec.height)
+    images = pictures.images
+    if len(rows) < len(frame_idx) or not np.array_equal(rows, frame_idx):
+        images = images[places]
+    taken_us, source_size = timestamps_us[frame_idx], pictures.source_size
+    return Frames(images, frame_idx, taken_us, source_size, choice, reason, stored_size)

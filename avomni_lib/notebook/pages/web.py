@@ -1,0 +1,233 @@
+"""A run's executed notebooks as web pages: `python -m avomni_lib.notebook.pages.web PARAMS.yaml`.
+
+Every picture is inside its page, no page has a script, and none asks anything of a network: they
+can be read on a phone, in a mail, a year later. Code is folded away. A widget's view is left out:
+its notebook shows the same as a picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import datetime
+import functools
+import re
+import shutil
+import struct
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import nbformat
+from nbconvert import HTMLExporter
+from nbconvert.preprocessors.sanitize import SanitizeHTML
+from traitlets.config import Config
+
+from avomni_lib import files
+from avomni_lib.errors import AvomniError
+from avomni_lib.notebook.run import faults, runs
+from avomni_lib.notebook.run.headlines import in_short
+from avomni_lib.notebook.run.stages import STAGES, Stage
+from avomni_lib.params import Params
+from avomni_lib.plan import minutes
+from avomni_lib.training.model.adapter import CONFIDENTIAL
+
+FOLDER, INDEX, SCORE = "report", "index.html", "score.html"
+SCORE_SOURCE = "06_evaluate/report.html"
+FRAME, CELLS = "page.html.jinja", "cells.html.jinja"
+VIEW = "application/vnd.jupyter.widget-view+json"
+# Of the HTML that cells have put out: what our own tables are made of.
+TAGS = ["table", "thead", "tbody", "tr", "th", "td", "p", "b", "i", "em", "strong", "br", "code"]
+TAGS += ["ul", "ol", "li", "h3", "h4", "pre", "span", "div"]
+LINK = re.compile(r"\[([^\]]+)\]\((\w+)\.ipynb\)")
+
+
+def write(p: Params) -> Path:
+    """Write `outputs/<run>/report/`: a page a stage that has been executed, and an index of them.
+
+    Returns:
+        The index.
+
+    Raises:
+        AvomniError: no stage has been executed by `run`, or a notebook cannot be read.
+    """
+    executed = {stage.name: path for stage in STAGES if (path := _notebook(p, stage)).exists()}
+    if not executed:
+        raise AvomniError(
+            "no notebook of this run has been executed yet",
+            where=str(p.run_dir),
+            fix="python -m avomni_lib run PARAMS.yaml (what is run by hand in JupyterLab stays in "
+            "notebooks/)",
+        )
+    folder, states = p.run_dir / FOLDER, {state.stage.name: state for state in runs.states(p)}
+    score = p.run_dir / SCORE_SOURCE
+    has_score = score.exists()
+    for old in [*folder.glob("*.html")]:
+        old.unlink()
+    for name, path in executed.items():
+        page = _frame(
+            p,
+            title=f"{p.run.name}: {name}",
+            links=_links(executed, has_score, name),
+            warning=_warning(states[name]),
+            body=body_of(_read(path), set(executed)),
+        )
+        files.write_text(folder / f"{name}.html", page)
+    if has_score:
+        with files.write_whole(folder / SCORE) as copy, open(score, "rb") as source:
+            shutil.copyfileobj(source, copy)
+    rows = [_row(p, states[stage.name], stage.name in executed) for stage in STAGES]
+    title, links = f"{p.run.name}: the notebooks", _links(executed, has_score, INDEX)
+    files.write_text(folder / INDEX, _frame(p, title=title, links=links, rows=rows))
+    return folder / INDEX
+
+
+def body_of(notebook: nbformat.NotebookNode, pages: set[str]) -> str:
+    """A notebook's cells as HTML.
+
+    Args:
+        notebook: Executed; it is changed.
+        pages: Names of the notebooks that a link may lead to; others become their words.
+    """
+    words = ""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = LINK.sub(functools.partial(_link, pages), cell.source)
+            words = _plain(cell.source)
+            continue
+        if cell.cell_type != "code":
+            continue
+        cell.outputs = [output for output in cell.outputs if VIEW not in output.get("data", {})]
+        for output in cell.outputs:
+            if "image/png" in output.get("data", {}):
+                width, height = _size_of(output.data["image/png"])
+                about = {"alt": words, "width": width, "height": height}
+                output.metadata["image/png"] = about
+            if "text/html" in output.get("data", {}):
+                output.data["text/html"] = _clean(output.data["text/html"])
+    return _exporter().from_notebook_node(notebook)[0]
+
+
+@functools.cache
+def _exporter() -> HTMLExporter:
+    template = (Path(__file__).parent / CELLS).read_text()
+    # A bar that was written over itself leaves its last state; a row of lines stands in one block.
+    config = Config({"CoalesceStreamsPreprocessor": {"enabled": True}})
+    return HTMLExporter(
+        config=config,
+        template_name="basic",
+        raw_template=template,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+    )
+
+
+def _clean(html: str) -> str:
+    return SanitizeHTML(tags=TAGS, attributes={}, strip=True).sanitize_html_tags(html)
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(FRAME)
+
+
+def _frame(p: Params, body: str = "", **parts: Any) -> str:
+    made = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    notice = None if p.dataset.source == "world" else CONFIDENTIAL
+    return _template().render(
+        body=jinja2.filters.Markup(body), notice=notice, foot=f"Page made {made}.", **parts
+    )
+
+
+def _notebook(p: Params, stage: Stage) -> Path:
+    return runs.stage_dir(p, stage.name) / f"{stage.name}.ipynb"
+
+
+def _read(path: Path) -> nbformat.NotebookNode:
+    try:
+        return nbformat.read(path, as_version=4)
+    except (OSError, ValueError, nbformat.ValidationError) as error:
+        raise AvomniError(
+            f"not a notebook that can be read: {str(error).splitlines()[0]}",
+            where=str(path),
+            fix="run its stage again: python -m avomni_lib run PARAMS.yaml --only STAGE --force",
+        ) from None
+
+
+def _links(executed: dict[str, Path], has_score: bool, here: str) -> list[dict[str, str]]:
+    """The head of every page: where one can go from here."""
+    targets = {INDEX: "all notebooks"} | {name: name for name in executed}
+    if has_score:
+        targets[SCORE] = "the score"
+    return [
+        {
+            "name": words,
+            "href": "" if name == here else name if name.endswith(".html") else f"{name}.html",
+        }
+        for name, words in targets.items()
+    ]
+
+
+def _warning(state: runs.State) -> str:
+    """What a reader must know of a notebook that is no proof: a killed one looks complete."""
+    if state.done:
+        return ""
+    if state.result is None:
+        return (
+            "This stage has not finished: the notebook is as it was when it stopped, and a cell "
+            "that says nothing may not have run."
+        )
+    return f"This notebook is older than the run's parameters or data: {state.reason}."
+
+
+def _row(p: Params, state: runs.State, has_page: bool) -> dict[str, str]:
+    name, result = state.stage.name, state.result
+    return {
+        "name": name,
+        "href": f"{name}.html" if has_page else "",
+        "purpose": state.stage.purpose,
+        "outcome": in_short(name, result["figures"]) if result else "",
+        "time": minutes(result["seconds"]) if result else "",
+        "state": state.reason,
+    }
+
+
+def _link(pages: set[str], match: re.Match[str]) -> str:
+    words, name = match.groups()
+    return f"[{words}]({name}.html)" if name in pages else words
+
+
+def _plain(markdown: str) -> str:
+    """Markdown's first heading or sentence without its marks, for who cannot see a picture."""
+    line = next((line for line in markdown.splitlines() if line.strip()), "picture")
+    return re.sub(r"[#*`_|]+", "", line).strip()
+
+
+def _size_of(encoded: str) -> tuple[int, int]:
+    """(width, height) px of a PNG in base64: its header says so."""
+    return struct.unpack(">II", base64.b64decode(encoded[:44])[16:24])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("params", nargs="+", metavar="PARAMS.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    options = parser.parse_args(arguments)
+    try:
+        print(write(Params.from_files(options.params, options.set)))
+    except Exception as error:
+        print(f"error: {faults.in_words(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,345 @@
+"""The chain: the same notebooks that people open, run headless by papermill, one YAML a run."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import time
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+import psutil
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+from traitlets import Unicode
+from traitlets.config import Config
+
+from avomni_lib import files
+from avomni_lib.errors import AvomniError
+from avomni_lib.notebook import progress
+from avomni_lib.notebook.run import faults, runs
+from avomni_lib.params import Params
+
+log = logging.getLogger(__name__)
+# nbclient cannot tell a kernel that was stopped from one that was killed: `_execute` can, and says.
+logging.getLogger("papermill").addFilter(lambda record: "Kernel died" not in record.getMessage())
+
+LOCK, BUSY = ".lock", "another `avomni run` works in this run folder"
+KERNEL_LOG = "kernel.log"
+KERNEL_LOST = "the kernel was killed, usually because memory ran out"
+START_S = 180  # a kernel on a busy machine takes a while to come to work
+# How Python writes an error of the operating system.
+OS_ERROR = re.compile(r"\[Errno (?P<errno>\d+)\] [^:]*(?:: '(?P<path>.*?)'.*)?", re.DOTALL)
+
+
+class LoggedKernel(AsyncKernelManager):
+    """The command's own Python with the command's own copy of the package, whatever is installed.
+
+    Its log and that of its worker processes goes to a file: interrupted, they print tracebacks of
+    their insides between two messages. What a notebook shows does not come this way.
+    """
+
+    log_path = Unicode(config=True)
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        # A spec called python3 may have been installed for another environment.
+        try:
+            from ipykernel.kernelspec import get_kernel_dict
+        except ImportError:
+            raise AvomniError(
+                "ipykernel is not installed in this environment",
+                where=sys.prefix,
+                fix="make setup, or pip install ipykernel",
+            ) from None
+        return KernelSpec(**get_kernel_dict())
+
+    async def start_kernel(self, **options: Any) -> None:
+        environment = files.environment() | {progress.HEADLESS_VARIABLE: "1"}
+        with open(self.log_path, "wb") as log:
+            await super().start_kernel(stdout=log, stderr=log, env=environment, **options)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one stage: `skipped`, `ran` or `would run`, and why."""
+
+    stage: str
+    action: str
+    reason: str
+    seconds: float
+    figures: dict[str, Any]
+
+
+def choose(first: str | None = None, only: Sequence[str] = ()) -> list[runs.Stage]:
+    """The stages asked for, in the order of the chain; `03` and `etl` name one too.
+
+    Raises:
+        AvomniError: a name fits no stage, or several.
+    """
+    if only:
+        wanted = {_find(name).name for name in only}
+        return [stage for stage in runs.STAGES if stage.name in wanted]
+    start = runs.STAGES.index(_find(first)) if first else 0
+    return list(runs.STAGES[start:])
+
+
+def run(
+    p: Params,
+    stages: Sequence[runs.Stage] = runs.STAGES,
+    *,
+    force: bool = False,
+    dry_run: bool = False,
+) -> Iterator[Outcome]:
+    """Run what is not done, stage by stage; yields an outcome after each.
+
+    Args:
+        stages: In the order of the chain.
+        force: Run them though they are done, and from the start.
+        dry_run: Say what would run, touch nothing.
+
+    Raises:
+        AvomniError: a notebook failed; what it said, and where it is kept.
+        KeyboardInterrupt: its kernel was interrupted.
+        OSError: the run's folder cannot be written to.
+    """
+    if dry_run:
+        yield from _would_run(p, stages, force)
+        return
+    # Two chains in one run folder would write over each other.
+    ran: set[str] = set()
+    with files.hold(p.run_dir / LOCK, BUSY):
+        for stage in stages:
+            state = runs.state(p, stage.name)
+            if state.done and not force:
+                yield Outcome(stage.name, "skipped", state.reason, 0.0, state.result["figures"])
+                continue
+            if force:
+                runs.forget(p, stage)
+            else:
+                _refuse_stale(p, stage, ran)
+                runs.drop_damaged(p, stage)
+            started = time.monotonic()
+            _execute(p, stage)
+            ran.add(stage.name)
+            result = runs.read_result(p, stage.name)
+            if result is None:
+                raise AvomniError(
+                    "the notebook ended and left no result.json: its last cell did not run",
+                    where=str(executed_path(p, stage)),
+                    fix="open it, look at the last cell that has an output, run it again",
+                )
+            seconds = time.monotonic() - started
+            yield Outcome(stage.name, "ran", state.reason, seconds, result["figures"])
+
+
+def _refuse_stale(p: Params, stage: runs.Stage, ran: Collection[str]) -> None:
+    """What a stage would make from a stale one would be taken for the parameters' own.
+
+    Args:
+        ran: Stages that this command runs before it.
+
+    Raises:
+        AvomniError: a stage that it needs is not done, and why.
+    """
+    for need in stage.needs:
+        before = runs.state(p, need)
+        if need not in ran and not before.done and not before.makes_the_same:
+            first = before.cause[0] if before.cause else need
+            forced = (
+                ""
+                if before.result is None
+                else (f"; or --only {stage.name} --force, to take what is there all the same")
+            )
+            raise AvomniError(
+                f"{stage.name} needs what {need} makes, and {need} is not done: {before.reason}",
+                where=str(runs.stage_dir(p, need)),
+                fix=f"python -m avomni_lib run PARAMS.yaml --from {first}{forced}",
+            )
+
+
+def executed_path(p: Params, stage: runs.Stage) -> Path:
+    return runs.stage_dir(p, stage.name) / f"{stage.name}.ipynb"
+
+
+def _find(name: str) -> runs.Stage:
+    fitting = [stage for stage in runs.STAGES if name in (stage.name, *stage.name.split("_"))]
+    if len(fitting) != 1:
+        names = ", ".join(stage.name for stage in runs.STAGES)
+        raise AvomniError(f"no stage is called {name!r}", fix=f"the stages are {names}")
+    return fitting[0]
+
+
+def _would_run(p: Params, stages: Sequence[runs.Stage], force: bool) -> Iterator[Outcome]:
+    would: set[str] = set()  # run
+    rerun: set[str] = set()  # and make something else
+    for stage in stages:
+        state = runs.state(p, stage.name)
+        before = [need for need in stage.needs if need in rerun]
+        if state.done and not force and not before:
+            yield Outcome(stage.name, "would skip", state.reason, 0.0, state.result["figures"])
+            continue
+        if not force:
+            _refuse_stale(p, stage, would)
+        would.add(stage.name)
+        if force or before or not state.makes_the_same:
+            rerun.add(stage.name)
+        reason = (
+            state.reason if not state.done else "forced" if force else f"{before[0]} runs before it"
+        )
+        yield Outcome(stage.name, "would run", reason, 0.0, {})
+
+
+def _execute(p: Params, stage: runs.Stage) -> None:
+    _check(stage.notebook)
+    output = executed_path(p, stage)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    (output.parent / runs.RESULT).unlink(missing_ok=True)
+    # ipykernel 7.3 and later warn on every start unless the connection to the kernel is encrypted.
+    options = {"transport_encryption": "required", "log_path": str(output.parent / KERNEL_LOG)}
+    config = Config({"LoggedKernel": options})
+    try:
+        papermill.execute_notebook(
+            _unformatted(stage.notebook),
+            _unformatted(output),
+            parameters=p.complete(),
+            kernel_name="python3",
+            language="python",
+            cwd=str(stage.notebook.parent),
+            progress_bar=False,
+            stdout_file=sys.stdout,
+            start_timeout=START_S,
+            config=config,
+            kernel_manager_class=LoggedKernel,
+        )
+    except PapermillExecutionError as error:
+        raise _failed(stage, output, error) from None
+    except DeadKernelError:
+        raise _ended(stage, output) from None
+    except CellTimeoutError as error:
+        raise AvomniError(
+            f"a cell took too long: {error}", where=str(output), fix=files.GO_ON
+        ) from None
+    except RuntimeError as error:
+        # How jupyter_client says that a kernel has not come to work.
+        if "ernel died" in str(error):
+            raise _ended(stage, output, "before it could work") from None
+        if "ernel didn't respond" not in str(error):
+            raise
+        raise AvomniError(
+            f"the kernel has not answered within {START_S} s of its start",
+            where=f"{stage.name}; its own words are in {output.with_name(KERNEL_LOG)}",
+            fix=f"see whether the machine is busy or its disk slow; {files.GO_ON}",
+        ) from None
+    except OSError as error:
+        if error.errno not in files.REFUSALS or isinstance(error, BrokenPipeError):
+            raise
+        raise files.refused(error, output) from None
+    finally:
+        _name_no_machine(output)
+        _sign(output)
+
+
+def _check(notebook: Path) -> None:
+    """papermill would give a notebook without the cell that takes parameters the demo's values."""
+    fix = f"git checkout {notebook} brings it back as it was"
+    try:
+        content = nbformat.read(notebook, as_version=4)
+        nbformat.validate(content)
+        tags = [tag for cell in content.cells for tag in cell.metadata.get("tags", [])]
+    except FileNotFoundError:
+        raise AvomniError("the stage's notebook is missing", where=str(notebook), fix=fix) from None
+    except OSError:
+        raise
+    except Exception as error:  # nbformat raises whatever it stumbles on
+        words = str(error).partition("\n")[0]
+        raise AvomniError(f"this is no notebook: {words}", where=str(notebook), fix=fix) from None
+    if tags.count("parameters") != 1:
+        raise AvomniError(
+            f"{tags.count('parameters')} cells of this notebook are tagged `parameters`, not one: "
+            "the run's parameters would not arrive",
+            where=str(notebook),
+            fix=f"tag the cell again, or: {fix}",
+        )
+
+
+def _unformatted(path: Path) -> str:
+    """papermill fills braces of a path with parameters."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def _ended(stage: runs.Stage, output: Path, when: str = "") -> AvomniError:
+    """What to say of a kernel that is gone."""
+    log = output.with_name(KERNEL_LOG)
+    words = log.read_text("utf-8", "replace").strip() if log.exists() else ""
+    if "KeyboardInterrupt" in words:
+        raise KeyboardInterrupt from None  # it came before the kernel could take it
+    memory = psutil.virtual_memory()
+    last = words.rpartition("\n")[2]
+    return AvomniError(
+        f"{KERNEL_LOST} ({memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free now)"
+        + (f", {when}" if when else "")
+        + (f"; it last said: {last}" if last else ""),
+        where=f"{stage.name}, {output} (its cells say `completed`: do not believe them); "
+        f"the kernel's own words are in {KERNEL_LOG} beside it",
+        fix="lower training.batch_size or the tile size if it was memory; "
+        "run the same command again: it goes on from what is whole",
+    )
+
+
+def _failed(stage: runs.Stage, output: Path, error: PapermillExecutionError) -> AvomniError:
+    """What to say of an error that a cell has ended with."""
+    if error.ename == "KeyboardInterrupt":
+        raise KeyboardInterrupt from None
+    if error.ename == AvomniError.__name__:
+        parts = [error.traceback[0].removeprefix(f"{error.ename}: "), *error.traceback[1:]]
+        told = AvomniError.from_parts(parts)
+        return AvomniError(f"{stage.name}: {told.what}", where=told.where, fix=told.fix)
+    refusal = OS_ERROR.fullmatch(error.evalue)
+    if refusal and int(refusal["errno"]) in files.REFUSALS:
+        told = files.refused(OSError(int(refusal["errno"]), "", refusal["path"]), output.parent)
+        return AvomniError(f"{stage.name}: {told.what}", where=told.where, fix=told.fix)
+    if error.ename == MemoryError.__name__:
+        told = faults.in_words(MemoryError())
+        return AvomniError(f"{stage.name}: {told.what}", where=str(output), fix=told.fix)
+    return AvomniError(
+        f"{stage.name} failed with {error.ename}: {error.evalue}",
+        where=f"{output}, cell {error.exec_count}",
+        fix="the traceback stands in that notebook; run the same command again once it is mended",
+    )
+
+
+def _name_no_machine(path: Path) -> None:
+    """papermill notes where it read and wrote: absolute paths, which mean nothing after a move."""
+    if not path.exists():
+        return
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        notes = notebook.metadata.get("papermill", {})
+        for key in {"input_path", "output_path"} & notes.keys():
+            notes[key] = Path(notes[key]).name
+        files.write_text(path, nbformat.writes(notebook))
+    except Exception as error:  # nbformat raises whatever it stumbles on in half a notebook
+        log.warning("%s keeps the paths of this machine: %s", path, error)
+
+
+def _sign(path: Path) -> None:
+    """Jupyter shows an executed notebook's widgets only where it trusts it; we made it.
+
+    Where its record cannot be written, as in a home that is read only, the run goes on without.
+    """
+    if not path.exists():
+        return
+    from nbformat.sign import NotebookNotary
+
+    try:
+        NotebookNotary().sign(nbformat.read(path, as_version=4))
+    except Exception as error:  # nbformat raises whatever it stumbles on in half a notebook
+        log.warning("%s is not signed as trusted: %s", path, error)

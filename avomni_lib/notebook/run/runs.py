@@ -1,0 +1,343 @@
+"""A run's folder: its stages, which are done and still fit, and the proof that each leaves.
+
+A stage is done when its `result.json` exists; it is written last and whole. It is stale when a
+parameter that it reads, what a stage before it made or a file of its own has changed, and when a
+stage that it depends on is stale. A notebook proves nothing: after a killed kernel every cell of it
+says "completed".
+
+Paths in `result.json` are relative to the run's folder, and a file is what was written while its
+sha256 is: a run that was copied to another place, with other dates, stays done. A file whose size
+and date are known is not read again, so that one whose bytes were changed behind its date is not
+noticed here (`python -m avomni_lib verify` reads the whole cache).
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import dataclasses
+import datetime
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from avomni_lib import files, hardware
+from avomni_lib.dataset.download.hub import Hub
+from avomni_lib.dataset.select import split
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl.cache.shard import HEADER_FILE
+from avomni_lib.notebook.run import artifacts, interrupts, raw_files
+from avomni_lib.notebook.run.stages import BY_NAME, STAGES, Stage
+from avomni_lib.params import Params
+from avomni_lib.plan import Bar
+from avomni_lib.training.fit import job
+from avomni_lib.training.model import model_input
+from avomni_lib.training.model.adapter import CONFIDENTIAL
+
+RESULT, FORMAT = "result.json", 2
+# What is read of it.
+KINDS = dict.fromkeys(("finished_at", "digest", "params_digest"), str)
+KINDS |= dict.fromkeys(("figures", "inputs", "params", "outputs"), dict)
+# A second notebook waits while the first one renders: the demo takes two minutes.
+WORLD_WAIT_S = 900.0
+WORLD_OWNER = "avomni/"
+
+
+@dataclass(frozen=True)
+class State:
+    """Whether a stage is done, and why or why not.
+
+    Attributes:
+        makes_the_same: Running it leaves the stages after it as they are, as far as can be told.
+        cause: Of a stale stage, the stage where it began and what changed there.
+    """
+
+    stage: Stage
+    done: bool
+    reason: str
+    result: dict[str, Any] | None = None
+    makes_the_same: bool = False
+    cause: tuple[str, str] | None = None
+
+
+def stage_dir(p: Params, name: str) -> Path:
+    return p.run_dir / name
+
+
+def read_result(p: Params, name: str) -> dict[str, Any] | None:
+    """The stage's proof, or None where there is none (one that cannot be read proves as little)."""
+    path = stage_dir(p, name) / RESULT
+    try:
+        return files.read_record(path, **KINDS)
+    except AvomniError:
+        return None
+
+
+def state(p: Params, name: str, look: bool = True) -> State:
+    """Whether the stage has to run, with the reason in words.
+
+    Args:
+        look: At files too; without, only whether it was made with these parameters from what the
+            stages before it made.
+    """
+    found = _state(p, BY_NAME[name], look, look)
+    if name == "05_train" and (at_work := job.at_work(p)) is not None:
+        about = at_work[1]
+        words = f"training now: process {about.get('pid')} since {about.get('started_at')}"
+        return dataclasses.replace(found, done=False, reason=words)
+    if name == "03_etl" and not found.done:
+        return _with_words(found, raw_files.cache_in_words(p, found.result is None))
+    if name in ("01_audit", "04_tiles") and found.done:
+        evicted = raw_files.evicted_in_words(p)
+        reads = "; it reads the cache" if name == "04_tiles" and evicted else ""
+        return _with_words(found, evicted + reads)
+    return found
+
+
+def _state(p: Params, stage: Stage, look: bool = True, raw: bool = True) -> State:
+    """As `state`, without what works now; `raw` looks at the raw files too."""
+    result = read_result(p, stage.name)
+    if result is None:
+        is_damaged = (stage_dir(p, stage.name) / RESULT).exists()
+        return State(
+            stage, False, f"stale: its {RESULT} is damaged" if is_damaged else "not run yet"
+        )
+
+    def stale(words: str, same: bool = False) -> State:
+        same = same or stage.is_report
+        return State(stage, False, f"stale: {words}", result, same, (stage.name, words))
+
+    if result.get("format") != FORMAT:
+        return stale("another version of this program ran it")
+    for need in stage.needs:
+        before = _state(p, BY_NAME[need], look, raw=False)
+        if before.result is None:
+            return stale(f"{need} has to run first")
+        if not before.done and not before.makes_the_same:
+            name, words = before.cause or (need, before.reason)
+            because = f"stale because {name} is: {words}"
+            return State(stage, False, because, result, stage.is_report, (name, words))
+        if before.result["digest"] != result["inputs"].get(need):
+            return stale(f"{need} made something else since")
+    if look:
+        for name, words in artifacts.wrong(p.run_dir, stage.name, result["outputs"]):
+            return stale(f"{name} {words}")
+    if changed := _changed_params(p, stage, result):
+        same = stage.name == "03_etl" and list(changed) == [raw_files.EVICT]
+        return stale(", ".join(changed.values()), same)
+    finished = result["finished_at"]
+    if stage.name == "03_etl" and (num := result["figures"].get("num_lost")):
+        goes_on = read_result(p, "05_train") is None and job.goes_on(p, result["digest"])
+        words = raw_files.lost_in_words(num, goes_on)
+        return State(stage, goes_on, f"done {finished}; {words}", result, not goes_on)
+    if stage.name == "02_download" and raw:
+        done, reason = raw_files.download_in_words(p, _state(p, BY_NAME["03_etl"]).done)
+        reason = f"done {finished}; {reason}" if done else f"stale: {reason}"
+        return State(stage, done, reason, result)
+    return State(stage, True, f"done {finished}, nothing that it reads has changed", result)
+
+
+def _with_words(found: State, words: str) -> State:
+    reason = f"{found.reason}; {words}" if words else found.reason
+    return dataclasses.replace(found, reason=reason)
+
+
+def states(p: Params) -> list[State]:
+    return [state(p, stage.name) for stage in STAGES]
+
+
+class OpenStage:
+    """A stage at work in its notebook; `finish` writes the proof."""
+
+    def __init__(self, p: Params, stage: Stage):
+        self.p, self.stage = p, stage
+        self.folder = stage_dir(p, stage.name)
+        self.figures_dir = self.folder / "figures"
+        self._started, self._began_ns = time.monotonic(), time.time_ns()
+        # As they are now: another process may make them anew while this one reads them.
+        self._inputs = {
+            need: before["digest"] for need in stage.needs if (before := read_result(p, need))
+        }
+
+    @property
+    def seconds(self) -> float:
+        """Since the stage was opened."""
+        return round(time.monotonic() - self._started, 1)
+
+    def save(self, figure: Any, name: str) -> Any:
+        """Keep a picture as `figures/<name>.png` beside the notebook and return it.
+
+        One that is drawn from clips that are not ours says so, here and in the notebook.
+        """
+        if self.p.dataset.source != "world":
+            figure.banner(CONFIDENTIAL)
+        with files.write_whole(self.figures_dir / f"{name}.png") as file:
+            figure.savefig(file, format="png", dpi=100)
+        return figure
+
+    def finish(
+        self,
+        figures: dict[str, Any],
+        outputs: Sequence[Path] | Mapping[Path, str | None] = (),
+        digest: str | None = None,
+    ) -> dict[str, Any]:
+        """Write `result.json`: the stage is done.
+
+        Args:
+            figures: What came out, as numbers.
+            outputs: Files in the run's folder whose change or loss makes the stage stale; with
+                their sha256 where it is known, as of a cache's arrays.
+            digest: What the next stages depend on: while it is the same nothing changed for them.
+                Left out, it is the hash of the outputs.
+        """
+        described = artifacts.describe(self.p.run_dir, self.stage.name, outputs, self._began_ns)
+        if digest is None:
+            digest = files.hash_json([entry["sha256"] for entry in described.values()])
+        own = hardware.peak_memory()["host_gb"]
+        result = {
+            "format": FORMAT,
+            "stage": self.stage.name,
+            "finished_at": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            "seconds": self.seconds,
+            "peak_memory_gb": round(max(own, hardware.peak_memory_of_children()), 2),
+            "figures": figures,
+            "digest": digest,
+            "inputs": self._inputs,
+            "params_digest": self.p.digest(*self.stage.reads),
+            "params": self.p.values(*self.stage.reads),
+            "split_sha256": split.sha256_of(self.p),
+            "outputs": described,
+            "provenance": hardware.provenance(),
+        }
+        files.write_json(self.folder / RESULT, result)
+        return {key: result[key] for key in ("stage", "seconds", "peak_memory_gb", "figures")}
+
+
+def forget(p: Params, stage: Stage) -> None:
+    """Remove what a stage would go on from, so that it starts anew.
+
+    Raises:
+        AvomniError: a training works on it.
+    """
+    if stage.name == "05_train" and job.at_work(p) is not None:
+        raise AvomniError(
+            "a training works in this run folder",
+            where=str(p.checkpoints_dir),
+            fix="stop it first: python -m avomni_lib stop PARAMS.yaml",
+        )
+    for name in stage.keeps:
+        path = p.run_dir / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def drop_damaged(p: Params, stage: Stage) -> None:
+    """Remove the shards of the cache that are not what was written: 03 keeps the others."""
+    result = read_result(p, stage.name)
+    if stage.name != "03_etl" or result is None or result.get("format") != FORMAT:
+        return
+    for name, _ in list(artifacts.wrong(p.run_dir, stage.name, result["outputs"])):
+        folder = (p.run_dir / name).parent
+        if folder.parent == p.cache_dir:
+            (folder / HEADER_FILE).unlink(missing_ok=True)  # without it a shard is not whole
+
+
+def start(p: Params, name: str) -> OpenStage:
+    """Open a stage: its old proof is removed, half-written files are swept.
+
+    Raises:
+        AvomniError: a stage before it is not done, or the notebook is another copy's.
+    """
+    if other := files.copy_in_sight():
+        raise AvomniError(
+            f"this notebook is of {other}, and the package of {files.PROJECT_ROOT}: "
+            "the run would use that one's code and outputs",
+            where=sys.executable,
+            fix=f"pip install -e {other}, or run python -m avomni_lib in that folder",
+        )
+    stage = BY_NAME[name]
+    for need in stage.needs:
+        if read_result(p, need) is None:
+            raise AvomniError(
+                f"{name} needs what {need} makes, and {need} is not done",
+                where=str(stage_dir(p, need) / RESULT),
+                fix=f"run notebooks/{need}.ipynb first or all: python -m avomni_lib run",
+            )
+    interrupts.speak()
+    drop_damaged(p, stage)
+    folder = stage_dir(p, name)
+    (folder / RESULT).unlink(missing_ok=True)
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    files.sweep_partials(folder)
+    return OpenStage(p, stage)
+
+
+def world_dir(p: Params) -> Path:
+    """Where the embedded default's world is published, for all runs that ask for the same one."""
+    return files.resolve(p.run.outputs_dir) / "world" / p.digest("dataset.world")[:12]
+
+
+def open_hub(p: Params, progress: type[Bar] = Bar) -> Hub | None:
+    """What the stages fetch from, or None for `dataset.source: folder`, already on the disk.
+
+    For the embedded default the world is rendered if it is missing, and a hub on a free port of
+    127.0.0.1 serves it for as long as this process lives.
+    """
+    if p.dataset.source == "folder":
+        return None
+    if p.dataset.source == "hub":
+        return Hub(
+            p.dataset.repo_id,
+            revision=p.dataset.revision,
+            endpoint=p.dataset.endpoint,
+            allow_plain_http=p.dataset.allow_plain_http,
+        )
+    if not p.dataset.repo_id.startswith(WORLD_OWNER):
+        raise AvomniError(
+            f"dataset.source is world, which renders its own clips, and dataset.repo_id names "
+            f"{p.dataset.repo_id}",
+            where="dataset.source",
+            fix="set dataset.source to hub or folder, write `extends: params/mi300x.yaml` into "
+            f"the params file, or call the rendered clips {WORLD_OWNER}…",
+        )
+    # The renderer takes a second to import, and only this source needs it.
+    from avomni_world.hub import local_hub
+    from avomni_world.publish import dataset
+
+    folder = world_dir(p)
+    busy = "another process is rendering this world"
+    with files.hold(folder.with_name(f".{folder.name}.lock"), busy, WORLD_WAIT_S):
+        dataset.publish(p, folder, progress=progress)
+    server = _serving.enter_context(local_hub.serve(folder, p.dataset.repo_id))
+    revision = p.dataset.revision or server.commit
+    return Hub(p.dataset.repo_id, revision=revision, endpoint=server.endpoint)
+
+
+_serving = contextlib.ExitStack()
+atexit.register(_serving.close)
+
+
+def _changed_params(p: Params, stage: Stage, result: dict[str, Any]) -> dict[str, str]:
+    """The parameters that have changed since and matter to the stage -> what they were and are."""
+    if result["params_digest"] == p.digest(*stage.reads):
+        return {}
+    then, now = (model_input.flat(each) for each in (result["params"], p.values(*stage.reads)))
+    changed = {
+        name: f"{name} changed (was {_short(then.get(name))}, is {_short(now.get(name))})"
+        for name in dict.fromkeys([*then, *now])
+        if name not in then or name not in now or then[name] != now[name]
+    }
+    matter = raw_files.what_matters(p, stage.name, list(changed), result["params"])
+    return {name: changed[name] for name in matter}
+
+
+def _short(value: Any, most: int = 60) -> str:
+    """A value in a message; a list of a thousand clips is cut."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 1]}…"

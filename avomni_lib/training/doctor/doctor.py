@@ -1,0 +1,156 @@
+"""Looks at this machine and runs what the trainer will rely on: what is right, what is wrong, why.
+
+`examine` looks at everything; `check` is what a training asks before it starts; `optimizer` takes
+the one that is proved by its steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from avomni_lib import hardware, optimizers
+from avomni_lib.errors import AvomniError
+from avomni_lib.hardware import Choice
+from avomni_lib.params import Params
+from avomni_lib.training.doctor import machine, platforms, probes
+from avomni_lib.training.doctor.findings import OK, WRONG, Finding, Report
+from avomni_lib.training.doctor.platforms import Installed
+from avomni_lib.training.forecast import estimate
+
+GATED = "nvidia/PhysicalAI-Autonomous-Vehicles"
+
+
+def examine(p: Params | None = None) -> Report:
+    """Every line: versions, the probes, memory, room, decoder and token.
+
+    Args:
+        p: The run that is meant; None looks at the machine alone.
+    """
+    of_run, p = p is not None, p or Params.from_values({"extends": "params/mi300x.yaml"})
+    device, found = hardware.device(), machine.installed()
+    on, num_processes = device.value, p.training.num_processes if of_run else 1
+    return Report(
+        (
+            machine.python(),
+            machine.accelerator(device, found, p.model.base_model, num_processes),
+            machine.runtime(found),
+            *platforms.fit(found),
+            native_library(found, on),
+            Finding("unsloth", OK, "not used: training.packing brings its own attention masks")
+            if p.training.packing
+            else machine.unsloth(p.model.backend, on),
+            Finding("attention", OK, ": ".join(hardware.attention(on))),
+            # Before the probes: after a fault of the card it could not be asked.
+            *machine.memory(on),
+            *probes.run(on),
+            *(_refused_optimizer(p.training.optimizer, on) if of_run else []),
+            machine.shared_memory(num_processes),
+            machine.room(p, _cache_bytes(p) if of_run else None),
+            machine.decoder(p.processing.decoder),
+            machine.token(p.dataset.source if of_run else None, p.dataset.repo_id == GATED),
+        )
+    )
+
+
+def check(p: Params, choices: Mapping[str, Choice]) -> list[Finding]:
+    """What this training relies on, run on its device; under a second.
+
+    Args:
+        choices: device, quantisation and optimizer, as `model.load_base` and `optimizer` took them.
+
+    Raises:
+        AvomniError: every probe that is wrong, with what to do.
+    """
+    on = choices["device"].value
+    findings = [probes.vision_attention(on), probes.text_attention(on)]
+    if choices["quantisation"].value != "none":
+        findings.append(probes.four_bit_linear(on))
+    if choices["optimizer"].value in probes.OPTIMIZERS:
+        findings.append(probes.optimizer_step(choices["optimizer"].value, on))
+    if p.training.num_processes > 1:
+        findings.append(machine.shared_memory(p.training.num_processes))
+    Report(tuple(findings)).raise_if_wrong()
+    return findings
+
+
+def optimizer(wanted: str, on: str) -> Choice:
+    """The optimizer by transformers' name for it, or the next one whose steps are right here.
+
+    `paged_adamw_8bit`, then `adamw_8bit`, then `adamw_torch`; any other name is taken as
+    `hardware.optimizer` takes it.
+
+    Raises:
+        AvomniError: it is unknown, its package is not installed or it cannot run on this device; it
+            names those that can.
+    """
+    if found := optimizers.mistake(wanted):
+        raise AvomniError(found[0], where="training.optimizer", fix=found[1])
+    choice = hardware.optimizer(wanted, on)
+    if choice.value not in probes.OPTIMIZERS:
+        _check_runs(choice.value, on)
+        return choice
+    names, reasons = list(probes.OPTIMIZERS), [choice.reason]
+    for name in names[names.index(choice.value) :]:
+        finding = probes.optimizer_step(name, on)
+        if finding.state == OK:
+            proof = f"{probes.NUM_STEPS} steps of it here are AdamW's, {finding.found}"
+            return Choice(name, "; ".join([*reasons, proof]))
+        reasons.append(f"{name} does not work here ({finding.found})")
+    return Choice("adamw_torch", "; ".join([*reasons, "torch's own needs no other package"]))
+
+
+def _refused_optimizer(wanted: str, on: str) -> list[Finding]:
+    """A line where the run's optimizer cannot be taken here."""
+    try:
+        optimizer(wanted, on)
+    except AvomniError as error:
+        return [Finding("optimizer", WRONG, error.what, error.where or "", error.fix or "")]
+    return []
+
+
+def _check_runs(name: str, on: str) -> None:
+    module = optimizers.missing(name)
+    fault = f"it needs {module}, which is not installed" if module else None
+    if fault := fault or probes.optimizer_fault(name, on):
+        usable = [
+            each for each in optimizers.installed() if probes.optimizer_fault(each, on) is None
+        ]
+        raise AvomniError(
+            f"the optimizer {name} cannot run here: {fault}",
+            where="training.optimizer",
+            fix=f"choose one of {', '.join(usable)}",
+        )
+
+
+def native_library(found: Installed, on: str) -> Finding:
+    """The library that bitsandbytes has loaded for this device; its 4 and 8 bits are its work."""
+    name = "bitsandbytes' library"
+    if found.bitsandbytes is None:
+        return Finding(name, WRONG, "none", "bitsandbytes is not installed")
+    try:
+        cextension = probes.load_bitsandbytes().cextension
+    except Exception as error:  # a library of the wrong kind fails in many ways
+        reason = str(error).strip().partition("\n")[0][:200]
+        why = "bitsandbytes cannot be imported"
+        return Finding(name, WRONG, reason, why, "mend the lines torch and bitsandbytes first")
+    library = cextension.lib
+    kinds = "CPUs" if on == "cpu" else "ROCm" if found.hip else "CUDA"
+    if isinstance(library, cextension.ErrorHandlerMockBNBNativeLibrary):
+        held = ", ".join(cextension.get_available_cuda_binary_versions()) or "none"
+        why = f"bitsandbytes {found.bitsandbytes} found no library for this {kinds}; it has {held}"
+        fix = "BNB_ROCM_VERSION=72 (or BNB_CUDA_VERSION) names one of them"
+        return Finding(name, WRONG, "none was loaded", why, fix)
+    told = Path(library._lib._name).name
+    if on != "cpu" and not library.compiled_with_cuda:
+        why = f"it is the one for CPUs, and training computes by {kinds}"
+        return Finding(name, WRONG, told, why, "mend the lines torch and bitsandbytes first")
+    return Finding(name, OK, f"{told}, for {kinds}")
+
+
+def _cache_bytes(p: Params) -> int | None:
+    """What the run's cache will take, by arithmetic; None where the plan itself has a mistake."""
+    try:
+        return round(estimate.plan_run(p).figures["cache_gb"] * 1e9)
+    except AvomniError:
+        return None

@@ -1,0 +1,13 @@
+"""The training process.
+
+trainer      the stage
+job          the process: started, followed, stopped
+worker       what runs in it
+sft          TRL's SFTTrainer on our windows
+checkpoints  checkpoints that are whole or not there
+meter        metrics of each step
+heldout      the held-out figure
+checksums    size and sha256 of each file of a checkpoint
+environment  variables that would change a training
+outcome      what came out
+"""

@@ -1,0 +1,112 @@
+"""The held-out figure of a training: what its model is off by on windows that it does not learn.
+
+A falling loss says that the words are learned; whether the numbers in them are right is seen only
+in answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from avomni_lib.errors import AvomniError
+from avomni_lib.params import Params
+from avomni_lib.training.model.generate import say
+from avomni_lib.training.prompt import samples
+from avomni_lib.training.prompt.conversation import Conversation
+from avomni_lib.training.targets import Said
+from avomni_lib.training.targets.constants import constants
+
+SPLIT = "val"  # never evaluation.split's test: a checkpoint is chosen by it
+SPARE_TOKENS = 8  # that an answer may be longer than the longest that is learned
+AT_A_TIME = 8  # windows answered at a time: their keys and values take 4.7 GB in the 8B at 896×512
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Windows that are answered at each checkpoint.
+
+    Attributes:
+        windows: Of the split `val`.
+        indices: Which of them.
+        talk: The conversation that is trained.
+        fallback: What counts as said where an answer cannot be read: the mean of the training
+            windows.
+        max_new_tokens: Of an answer.
+    """
+
+    windows: Any
+    indices: tuple[int, ...]
+    talk: Conversation
+    fallback: Said
+    max_new_tokens: int
+
+    def errors(self, model: Any, rank: int = 0, num_ranks: int = 1) -> list[float]:
+        """How far off this rank's share of the windows is, in the unit of the target's figure."""
+        own, found = self.indices[rank::num_ranks], []
+        for first in range(0, len(own), AT_A_TIME):
+            batch = own[first : first + AT_A_TIME]
+            frames = np.stack([self.windows.frames(index) for index in batch])
+            told = [samples.history_of(index, self.windows, self.talk) for index in batch]
+            texts = say(model, self.talk, frames, self.max_new_tokens, histories=told)
+            target = self.talk.target
+            for index, text in zip(batch, texts, strict=True):
+                true = target.of(self.windows.truth(index))
+                found.append(target.error(target.read(text) or self.fallback, true))
+        return found
+
+
+def choose(
+    p: Params, windows: Any, talk: Conversation, longest_answer: int, held_out: Any = None
+) -> HeldOut | None:
+    """The held-out windows of a run, evenly thinned, or None where none are asked for.
+
+    Args:
+        windows: That are trained on.
+        longest_answer: Tokens of the longest answer among them.
+        held_out: Instead of the cache's windows of the split `val`.
+
+    Raises:
+        AvomniError: they are asked for and there is none.
+    """
+    if p.training.heldout_windows is None:
+        return None
+    if held_out is None:
+        held_out = samples.windows_of(p, SPLIT, windows.cache)
+    if not len(held_out):
+        raise AvomniError(
+            f"training.heldout_windows is {p.training.heldout_windows}, and no clip of the split "
+            f"{SPLIT!r} has a window",
+            where="training.heldout_windows",
+            fix="set it to null, or take more chunks (download.target_chunks)",
+        )
+    count = min(len(held_out), p.training.heldout_windows)
+    return HeldOut(
+        held_out,
+        tuple(i * len(held_out) // count for i in range(count)),
+        talk,
+        constants(talk.target.of(windows.truth(i)) for i in range(len(windows)))["mean"],
+        longest_answer + SPARE_TOKENS,
+    )
+
+
+def best(history: Sequence[dict[str, float]]) -> dict[str, float] | None:
+    """The checkpoint with the smallest error; of equals the earliest."""
+    return min(history, key=lambda row: (figure_of(row)[1], row["step"]), default=None)
+
+
+def figure_of(row: dict[str, float]) -> tuple[str, float]:
+    """Name and value of a checkpoint's held-out figure; its name is the target's."""
+    ((name, value),) = ((key, value) for key, value in row.items() if key != "step")
+    return name, value
+
+
+def exhausted(history: Sequence[dict[str, float]], patience: int | None) -> bool:
+    """Whether `patience` checkpoints have come since the best one."""
+    if patience is None or not history:
+        return False
+    since = [row for row in history if row["step"] > best(history)["step"]]
+    return len(since) >= patience

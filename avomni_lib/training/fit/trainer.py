@@ -1,0 +1,204 @@
+"""The stage that trains: what it will take, and the training in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from avomni_lib import files, hardware
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl.leaks import leaks
+from avomni_lib.params import Params
+from avomni_lib.plan import Bar, Plan
+from avomni_lib.training.backbones import backbone
+from avomni_lib.training.doctor import doctor
+from avomni_lib.training.fit import environment, job
+from avomni_lib.training.fit.checkpoints import METRICS_FILE, Metrics
+from avomni_lib.training.fit.outcome import Trained
+from avomni_lib.training.forecast import estimate, step_time
+from avomni_lib.training.model import adapter, load
+from avomni_lib.training.prompt import samples
+from avomni_lib.training.prompt.tokens import Tokens
+
+PROBE_FILE, PROBE_LOG, PLAN_FILE = "probe.json", "probe.log", "plan.json"
+
+
+def plan(p: Params, probe: bool = True) -> Plan:
+    """Windows, tokens, steps, memory by part, hours and cost, before anything is trained.
+
+    Args:
+        probe: Take a few steps in a process of their own, to see how long one takes; what they
+            took is kept beside the checkpoints for the next call.
+
+    Raises:
+        AvomniError: no cache, no such base model, a sample is longer than max_seq_length, a clip
+            that is held out is learned from, or the first steps fail.
+    """
+    choices = load.choose(p)
+    doctor.optimizer(p.training.optimizer, choices["device"].value)
+    windows = samples.train_windows(p)
+    held_out = windows.cache.held_out_ids
+    leaks.check_all(p, windows.cache, held_out, locate=load.base_location)
+    location = load.base_location(p.model.base_model)
+    config = load.read_config(p.model.base_model, location, p.dataset.allow_plain_http)
+    kind = backbone(p.model.backbone, config)
+    tokenizer = load.read_tokenizer(p.model.base_model, location)
+    talk = samples.conversation_of(p, windows, tokenizer, kind)
+    longest = samples.longest(windows, talk)
+    room = samples.check_packing(p, len(longest))
+    steps = estimate.optimizer_steps(p, len(windows))
+    num_clips = len({windows[i].clip_id for i in range(len(windows))})
+    device = choices["device"].value
+    left_out, causes = samples.left_out(windows), samples.causes_from(windows, talk.target)
+    rows = [
+        ("base model", p.model.base_model, location if location != p.model.base_model else ""),
+        (
+            "windows",
+            f"{len(windows):,}",
+            "; ".join(filter(None, [f"of {num_clips:,} clips of the split train", left_out])),
+        ),
+        *_causes(causes),
+        (
+            "tokens a sample",
+            f"{len(longest):,} of {p.model.max_seq_length:,}",
+            f"{talk.num_vision_tokens:,} vision tokens for {talk.size}; a packed row has room for "
+            f"{room}",
+        ),
+        ("batch", _batch(p), "windows a step"),
+        ("optimizer steps", f"{steps:,}", f"{p.training.num_epochs:g} epochs"),
+        ("optimizer", *hardware.optimizer(p.training.optimizer, device)),
+    ]
+    figures = {
+        "num_windows": len(windows),
+        "num_clips": num_clips,
+        "causes_from": causes,
+        "tokens_per_sample": len(longest),
+        "vision_tokens": talk.num_vision_tokens,
+        "optimizer_steps": steps,
+    }
+    num_answer = len(longest) - len(talk.prompt())
+    num_text = len(longest) - talk.num_vision_tokens
+    memory = hardware.device_memory(device)
+    told = estimate.training_rows(
+        p,
+        steps,
+        Tokens(talk.num_vision_tokens, num_text, num_answer),
+        device=device,
+        probe=_probe(p, choices["device"].reason) if probe else None,
+        capacity=memory.total if memory else None,
+    )
+    if probe:
+        files.write_json(p.checkpoints_dir / PLAN_FILE, told[2])
+    warnings = estimate.few_steps_warning(p, steps) + told[1]
+    return Plan("what 05_train will do", rows + told[0], warnings, figures | told[2])
+
+
+def train(p: Params, progress: type[Bar] = Bar, watch: job.Watch | None = None) -> Trained:
+    """Train the adapter in a process of its own, or attach to one that does it already.
+
+    Args:
+        progress: One unit an optimizer step.
+        watch: Called now and then with all lines of metrics so far.
+
+    Raises:
+        AvomniError: see `plan` and `worker.work`; a training with other parameters works in the
+            run's folder; the training was stopped or killed.
+    """
+    process, _ = job.start_or_attach(p)
+    told = job.follow(p, process, progress, watch)
+    about = files.read_json(p.checkpoints_dir / job.JOB_FILE)
+    metrics = Metrics(p.checkpoints_dir / about["checkpoints"] / METRICS_FILE).read()
+    folder = adapter.adapter_dir(p)
+    record = adapter.read_record(folder)
+    planned = p.checkpoints_dir / PLAN_FILE
+    predicted = files.read_json(planned).get("predicted") if planned.exists() else None
+    figures = told["figures"] | {"estimate": predicted or {}}
+    return Trained(folder, record, metrics, told["choices"], figures)
+
+
+def train_blind(p: Params, progress: type[Bar] = Bar) -> Trained | None:
+    """Train the ladder's second adapter, on black frames; None where none is wanted.
+
+    It is asked for no longer than the first one was: `training.blind_steps` are steps at most.
+
+    Raises:
+        AvomniError: see `train`.
+    """
+    blind = p.blinded()
+    return None if blind is None else train(blind, progress)
+
+
+def made(trained: Trained, blind: Trained | None = None) -> list[Path]:
+    """The files of the adapters."""
+    folders = [trained.adapter] + ([blind.adapter] if blind else [])
+    return [path for folder in folders for path in sorted(folder.iterdir())]
+
+
+def compared(trained: Trained) -> Plan:
+    """What the plan had predicted beside what was measured."""
+    device = trained.choices["device"].value.partition(":")[0]
+    figures = trained.figures
+    rows = step_time.compared(figures["estimate"], figures["measured"], device)
+    return Plan("predicted against measured", rows, [], {})
+
+
+def _probe(p: Params, machine: str) -> step_time.Probe | None:
+    """What a few steps take, timed once for these parameters on this machine.
+
+    None where a training works here already: two would share the device, and both be slow.
+    """
+    path = p.checkpoints_dir / PROBE_FILE
+    key = files.hash_json([p.values(*job.READS, "processing", "vision"), machine])
+    found = files.read_json(path) if path.exists() else {}
+    if found.get("key") == key:
+        return step_time.Probe(**found["took"])
+    if job.running(p) is not None:
+        return None
+    fresh = path.with_name(f".{PROBE_FILE}")
+    params = path.with_name(f".{job.PARAMS_FILE}")
+    files.write_json(params, p.complete())
+    with open(path.with_name(PROBE_LOG), "w+") as log:
+        command = job.command(p, params, "--probe", str(fresh))
+        ran = subprocess.run(
+            command,
+            stdout=log,
+            stderr=log,
+            cwd=files.PROJECT_ROOT,
+            env=environment.for_a_training(files.environment()),
+        )
+        if ran.returncode:
+            log.seek(0)
+            raise _in_words(log.read(), Path(log.name))
+    took = files.read_json(fresh)
+    files.write_json(path, {"key": key, "took": took})
+    for used in (fresh, params):
+        os.unlink(used)
+    return step_time.Probe(**took)
+
+
+def _causes(by_source: dict[str, int]) -> list[tuple[str, str, str]]:
+    """What people wrote and what is made by templates are not the same thing: both are counted."""
+    if not by_source:
+        return []
+    written, made = (by_source.get(name, 0) for name in ("event", "template"))
+    return [("causes", f"{written:,} by people", f"{made:,} by this program's templates")]
+
+
+def _in_words(said: str, log: Path) -> AvomniError:
+    """What the worker's last words were: it says `error: …` where it knows why."""
+    _, known, words = said.rpartition("error: ")
+    if known:
+        return AvomniError(words.strip())
+    return AvomniError(
+        "the first steps of the training failed",
+        where=str(log),
+        fix="look there; lower training.batch_size or the tile size if it was memory",
+    )
+
+
+def _batch(p: Params) -> str:
+    batch, accumulated = p.training.batch_size, p.training.gradient_accumulation_steps
+    ranks = p.training.num_processes
+    packed = " packed in a row" if p.training.packing else ""
+    return f"{batch}{packed} × {accumulated}" + (f", on {ranks} processes" if ranks > 1 else "")

@@ -1,0 +1,294 @@
+"""The process that trains: windows of the cache and a base model -> an adapter.
+
+Killed at any moment, the same call goes on from the last whole checkpoint and ends with the very
+bytes that it would have ended with. `job` starts it for a notebook; on several machines torchrun
+does:
+
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-endpoint host:29500 --rdzv-backend c10d \\
+        -m avomni_lib.training.fit.worker params/mi300x_8gpu.yaml
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import shutil
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from avomni_lib import files, hardware
+from avomni_lib.errors import AvomniError
+from avomni_lib.hardware import Choice
+from avomni_lib.params import Params
+from avomni_lib.plan import Bar
+from avomni_lib.training.backbones import Backbone, backbone
+from avomni_lib.training.doctor import doctor
+from avomni_lib.training.fit import environment, heldout, job, outcome
+from avomni_lib.training.fit.checkpoints import Checkpoints
+from avomni_lib.training.fit.outcome import Trained
+from avomni_lib.training.forecast import estimate, step_time
+from avomni_lib.training.model import adapter, attention, load
+from avomni_lib.training.prompt import samples, views
+from avomni_lib.training.prompt.conversation import Conversation
+
+if TYPE_CHECKING:
+    from avomni_lib.training.feed.loader import Loader
+
+log = logging.getLogger(__name__)
+
+PROBE_STEPS = 3  # the first one warms up, the other two are timed
+
+
+def work(
+    p: Params,
+    progress: type[Bar] = Bar,
+    *,
+    windows: Any = None,
+    held_out: Any = None,
+    stop: threading.Event | None = None,
+    opened: Callable[[Path, int], None] | None = None,
+    probe: bool = False,
+) -> Trained:
+    """Train the adapter in this process, from the last whole checkpoint where there is one.
+
+    Args:
+        progress: One unit an optimizer step.
+        windows: Instead of the cache's training windows.
+        held_out: Instead of the cache's windows of the split `val`.
+        stop: Set it, and the training saves a checkpoint after the running step and returns.
+        opened: Called with the checkpoints' folder and the number of steps before the first one.
+        probe: Take `PROBE_STEPS` steps as the training would, and leave nothing behind.
+
+    Raises:
+        AvomniError: see `trainer.plan`; also an unknown optimizer, a loss that is no number, or
+            a machine that computes wrongly.
+    """
+    ignored = environment.clean()
+    windows = samples.train_windows(p) if windows is None else windows
+    if p.training.blind:
+        windows = views.Black(windows)
+    share = Share.of(p)
+    device = load.choose(p)["device"].value
+    chosen_optimizer = doctor.optimizer(p.training.optimizer, device)
+    # Only now: Unsloth, where it is the backend, has to be imported before TRL.
+    from avomni_lib.training.fit import meter, sft
+
+    program_bytes = hardware.resident_bytes()
+    base = load.load_base(p)
+    choices = base.choices | {"optimizer": chosen_optimizer}
+    doctor.check(p, choices)
+    talk = samples.conversation_of(
+        p, windows, base.tokenizer, backbone(p.model.backbone, base.model.config)
+    )
+    longest = samples.longest(windows, talk)
+    samples.check_packing(p, len(longest))
+    digest = load.base_digest(load.base_location(p.model.base_model), base.model.config)
+    record = adapter.record_of(p, windows, talk, digest, base.choices)
+    folder = p.checkpoints_dir / (".probe" if probe else files.hash_json(record)[:12])
+    checkpoints = Checkpoints(folder, record, writes=share.rank == 0)
+    if ignored:
+        reason = f"{', '.join(ignored)} would have changed what is learned"
+        choices["environment"] = Choice("left out in part", reason)
+    start = checkpoints.resume()
+    last, done = start.checkpoint, start.step
+    if start.passed_over:
+        why = "; ".join(start.passed_over)
+        log.warning("%s: going on %s", why, start)
+        choices["checkpoint"] = Choice(last.name if last else "none", f"{why}; went on {start}")
+    steps = PROBE_STEPS if probe else estimate.optimizer_steps(p, len(windows))
+    if opened:
+        opened(folder, steps)
+
+    num_answer = len(longest) - len(talk.prompt())
+    asked = None if probe else heldout.choose(p, windows, talk, num_answer, held_out)
+    report = None
+    if checkpoints.writes and not probe:
+        report = meter.reporter(p.training.report_to, p.run.name, folder, done)
+    with _loader(p, windows, talk, share, steps, device) as batches:
+        trainer = sft.WindowTrainer(
+            loader=batches,
+            talk=talk,
+            checkpoints=checkpoints,
+            held_out=asked,
+            patience=p.training.patience,
+            model=_tuned(p, base, talk.backbone),
+            args=sft.arguments_of(
+                p, checkpoints, choices, steps, share.accumulation, saves=not probe
+            ),
+            processing_class=base.tokenizer,
+            train_dataset=sft.named_rows(len(windows)),
+            data_collator=list,  # never called: batches come from the loader
+        )
+        trainer.remove_callback(sft.PrinterCallback)
+        with progress(total=steps, unit="step", label="training") as bar:
+            bar.update(done, note="from the last checkpoint" if done else "")
+            watch = meter.Meter(
+                trainer,
+                bar,
+                every=1 if probe else p.training.logging_steps,
+                windows_per_step=step_time.windows_per_step(p),
+                num_windows=len(windows),
+                report=report,
+                stop=stop,
+            )
+            trainer.add_callback(watch)
+            if not heldout.exhausted(trainer.history, p.training.patience):
+                trainer.train(resume_from_checkpoint=str(last) if last else None)
+    reached = trainer.state.global_step
+    stopped_at = reached if watch.stopped and reached < steps else None
+    metrics = checkpoints.metrics.read()
+    figures = {
+        "heldout": trainer.history,
+        "tokens_per_sample": len(longest),
+        "trainable_parameters": load.trainable_parameters(trainer.model),
+        "peak_memory": hardware.peak_memory(device),
+        "program_bytes": program_bytes,
+        "num_processes": share.ranks,
+    }
+    if metrics:
+        figures |= outcome.figures(record, metrics, steps, done, device)
+    if start.passed_over:
+        figures["damaged_checkpoints"] = start.passed_over
+        figures["headline"] = f"{figures.get('headline', '')}; {choices['checkpoint'].reason}"
+    if probe:
+        shutil.rmtree(folder, ignore_errors=True)
+    elif checkpoints.writes and stopped_at is None:
+        checkpoints.sweep(all_damaged=True)
+        if best := heldout.best(trainer.history):
+            load.load_weights(trainer.model, _whole(checkpoints, best["step"]))
+        adapter.export(trainer.model, adapter.adapter_dir(p), record, figures)
+    del trainer, base, batches, watch
+    hardware.release_memory()
+    return Trained(adapter.adapter_dir(p), record, metrics, choices, figures, stopped_at)
+
+
+def _whole(checkpoints: Checkpoints, step: int) -> Path:
+    """The folder of a checkpoint whose files are what was written.
+
+    Raises:
+        AvomniError: they are not any more.
+    """
+    checkpoint = checkpoints.at(step)
+    if reason := checkpoints.fault(checkpoint):
+        raise AvomniError(
+            f"{checkpoint.name}, the best one on held-out windows, is damaged: {reason}",
+            where=str(checkpoint),
+            fix=job.GO_ON,
+        )
+    return checkpoint
+
+
+@dataclass(frozen=True)
+class Share:
+    """This process's part of a training.
+
+    Attributes:
+        rank, ranks: It is the rank-th of so many.
+        accumulation: Batches that it gathers in a step.
+    """
+
+    rank: int
+    ranks: int
+    accumulation: int
+
+    @classmethod
+    def of(cls, p: Params) -> Share:
+        """As torchrun has started it.
+
+        Raises:
+            AvomniError: the batches of a step do not divide among the processes.
+        """
+        ranks, accumulated = num_ranks(), p.training.gradient_accumulation_steps
+        if accumulated % ranks:
+            raise AvomniError(
+                f"{accumulated} batches a step cannot be shared among {ranks} processes",
+                where="training.gradient_accumulation_steps",
+                fix=f"make it a multiple of {ranks}, or start another number of processes",
+            )
+        return cls(rank(), ranks, accumulated // ranks)
+
+
+def _loader(
+    p: Params, windows: Any, talk: Conversation, share: Share, steps: int, device: str
+) -> Loader:
+    """All batches of this process, in order."""
+    from avomni_lib.training.feed.loader import Loader, Order
+
+    batch_size, accumulation = p.training.batch_size, share.accumulation
+    return Loader(
+        windows,
+        Order(
+            len(windows),
+            batch_size,
+            steps * accumulation,
+            p.run.seed,
+            rank=share.rank,
+            num_ranks=share.ranks,
+        ),
+        lambda indices: samples.batch_of(indices, windows, talk, p.training.packing),
+        depth=max(2, accumulation),  # all of a step's are drawn at once
+        held=accumulation,
+        pin=device != "cpu",
+    )
+
+
+def _tuned(p: Params, base: load.Base, kind: Backbone) -> Any:
+    """The base with a fresh adapter, which attends as the rows of its batches ask for."""
+    if p.training.packing:
+        attention.keep_windows_apart(base.model)
+    return load.add_adapter(base.model, p, kind, base.choices["backend"].value)
+
+
+def num_ranks() -> int:
+    return environment.by_torchrun("WORLD_SIZE", 1)
+
+
+def rank() -> int:
+    return environment.by_torchrun("RANK", 0)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m avomni_lib.training.fit.worker")
+    parser.add_argument("params", nargs="+", metavar="PARAMS.yaml")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a parameter"
+    )
+    parser.add_argument("--probe", type=Path, help="take three steps and write what they took here")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")  # into train.log
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    opened = None
+    with contextlib.ExitStack() as held:
+        try:
+            p = Params.from_files(options.params, options.set)
+            if options.probe:
+                took = step_time.probe_of(work(p, stop=stop, probe=True))
+                if rank() == 0:
+                    files.write_json(options.probe, took)
+                return 0
+            opened = held.enter_context(job.open_for(p)) if rank() == 0 else None
+            trained = work(p, stop=stop, opened=opened and opened.tell)
+            if opened:
+                opened.finish(trained)
+            return 0
+        except BaseException as error:
+            if not isinstance(error, AvomniError):
+                traceback.print_exc()
+                error = job.in_words(error)
+            print(f"error: {error}", file=sys.stderr)
+            if opened:
+                opened.fail(error)
+            return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

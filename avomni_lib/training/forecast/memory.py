@@ -1,0 +1,250 @@
+"""The memory that training takes, by part, from the model's numbers alone.
+
+Which tensors live when was read from transformers' Qwen3-VL, PEFT, bitsandbytes and TRL's chunked
+loss; tests/test_memory.py compares it with what torch's profiler counts. b is a number's bytes,
+H, Q, K, I and r are the widths of a token, its queries, its keys, the MLP and LoRA. Bytes a token:
+
+    kept by a layer   b (2H + Q + K)               what the four normalisations read
+                      b (H + 2Q + 2K + 3I + 4r)    inputs of LoRA and attention, factors of the MLP
+                      4 (2 + 2 heads + shared)     scales of the norms, sums of attention
+    its backward      b (H + 3I)                   gradients of its output and of the MLP's factors
+    a checkpoint      b H                          what a layer is computed from again
+
+The frozen vision tower keeps nothing: gradients end at the language model's embeddings. This is the
+way of transformers and PEFT; what Unsloth's own layers save is not taken off.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from avomni_lib.params import Params
+from avomni_lib.plan import gigabytes
+from avomni_lib.training.forecast.model_size import Anatomy
+from avomni_lib.training.prompt.tokens import Tokens, grid_size
+
+# NF4 with double quantisation: 4 bits, 8 for each 64 weights, 32 for each 256 of those. Dettmers et
+# al., "QLoRA: Efficient Finetuning of Quantized LLMs", 2023, section 3.
+NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
+FLOAT32 = 4
+# bitsandbytes keeps moments of smaller tensors in float32, and a float32 scale for each 256 others.
+SMALLEST_8BIT, BLOCK_8BIT = 4096, 256
+# TRL makes logits of so many tokens at a time. Four float32 copies of them live at once: logits,
+# their log softmax, its exponential and the product of both, or the gradient in its place.
+LOGIT_TOKENS, LOGIT_COPIES = 256, 4
+READY_BATCHES = 2  # read ahead at least: `loader.DEPTH`, which cannot be imported without torch
+
+# On a CPU the process is measured, not its tensors. What imports hold; what loading, kernels and
+# the optimizer leave at the first step; what the checks before it take, and leave to later use.
+PROGRAM_BYTES, FIRST_STEP_BYTES, CHECKS_BYTES = 576_000_000, 60_000_000, 165_000_000
+# glibc's heap (2.36) hardly uses a block again that was asked for aligned, as torch asks: what a
+# step needs one after another adds up, where a GPU's allocator holds the largest of it. Trainings
+# of the tiny base, batches of 4 to 32 and 354 to 930 tokens, took 0.9 to 1.3 times the sum.
+HEAP = 1.1
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of each part.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        program: Python and its libraries; 0 on a GPU, whose allocator counts tensors alone.
+        weights: Of the base model.
+        adapter: LoRA's weights and their gradients.
+        optimizer: Its moments; those of a paged one torch's own count of a GPU's memory leaves out.
+        kept: Activations from the forward to the backward pass.
+        layer: A layer's, while its gradients are computed.
+        patches: While they are made of frames.
+        vision: In the vision tower, patches among it.
+        seen: What of it lives until the loss is known: patches, vision tokens and embeddings.
+        logits: While the loss is computed.
+        loader: Frames that are read ahead; page-locked memory of the host beside a GPU.
+    """
+
+    device: str
+    program: int
+    weights: int
+    adapter: int
+    optimizer: int
+    kept: int
+    layer: int
+    patches: int
+    vision: int
+    seen: int
+    logits: int
+    loader: int
+
+    @property
+    def moments(self) -> dict[str, int]:
+        """Bytes that come and go in a step, at the moments that may be its peak.
+
+        One follows the other: what the vision tower needs is free again before the language model's
+        layers run, and logits are gone when the backward pass reaches the last layer.
+        """
+        return {
+            "patches are made": self.patches,
+            "the vision tower runs": self.vision,
+            "the loss is computed": self.kept + self.seen + self.logits,
+            "a layer's gradients are computed": self.kept + self.layer,
+        }
+
+    @cached_property
+    def peak_bytes(self) -> int:
+        """The most that is held at once: tensors on a GPU, the whole process on a CPU."""
+        always = self.program + self.weights + self.adapter + self.optimizer
+        if self.device != "cpu":
+            return always + max(self.moments.values())
+        passing = self.patches + self.vision + self.kept + self.layer + self.logits
+        step = FIRST_STEP_BYTES + round(HEAP * passing)
+        return always + self.loader + max(CHECKS_BYTES, step)
+
+    @property
+    def activations(self) -> int:
+        return self.kept + self.layer
+
+    def parts(self) -> dict[str, int]:
+        """What is shown: each part's own most; the last three are not there at once."""
+        shown = {"program": self.program} if self.program else {}
+        return shown | {
+            "weights": self.weights,
+            "adapter": self.adapter,
+            "optimizer": self.optimizer,
+            "activations": self.activations,
+            "vision": self.vision,
+            "logits": self.logits,
+        }
+
+    def rows(self, beside: str = "") -> list[tuple[str, str, str]]:
+        """Lines for a plan.
+
+        Args:
+            beside: What is said beside the estimate.
+        """
+        named = ", ".join(f"{name} {gigabytes(size)}" for name, size in self.parts().items())
+        if self.device == "cpu":
+            note = "; ".join(filter(None, [f"with heap and kernels; {named}", beside]))
+            return [("memory", gigabytes(self.peak_bytes), note)]
+        ahead = "page-locked, for frames that are read ahead"
+        most = max(self.moments, key=self.moments.__getitem__)
+        note = "; ".join(filter(None, [f"most while {most}; {named}", beside]))
+        return [
+            ("memory on the GPU", gigabytes(self.peak_bytes), note),
+            ("memory on the host", gigabytes(self.loader), ahead),
+        ]
+
+
+def memory(
+    p: Params,
+    anatomy: Anatomy,
+    tokens: Tokens,
+    *,
+    device: str = "cuda",
+    dtype_bytes: int = 2,
+    program_bytes: int = PROGRAM_BYTES,
+) -> Memory:
+    """What one process needs to train with these parameters.
+
+    Args:
+        tokens: Of the longest sample; windows of a batch are padded to it, or packed, which needs
+            no more.
+        device: "cuda", or "cpu", where the process itself is measured.
+        dtype_bytes: Of a number in the arithmetic.
+        program_bytes: What the process holds before it loads the model; counted on a CPU alone.
+    """
+    on_cpu = device == "cpu"
+    in_4bit = p.model.load_in_4bit or anatomy.stored_4bit
+    linears = anatomy.language.num_linears
+    weights = (anatomy.num_weights - linears) * dtype_bytes
+    weights += round(linears * (NF4_BYTES if in_4bit else dtype_bytes))
+    adapter = 2 * FLOAT32 * anatomy.num_adapter(p.model.lora_rank)
+    # Beside float32 weights of the adapter autocast keeps the copies that the forward pass computed
+    # with for the backward pass; where layers are computed again, for one layer, which is nothing.
+    if dtype_bytes < FLOAT32 and not p.training.gradient_checkpointing:
+        adapter += dtype_bytes * anatomy.num_adapter(p.model.lora_rank)
+    kept, layer, logits = _language(p, anatomy, tokens, dtype_bytes, in_4bit)
+    patches, vision, seen = _vision(p, anatomy, tokens, dtype_bytes)
+    return Memory(
+        device=device,
+        program=program_bytes if on_cpu else 0,
+        weights=weights,
+        adapter=adapter,
+        optimizer=_moments(p, anatomy),
+        kept=kept,
+        layer=layer,
+        patches=patches,
+        vision=vision,
+        seen=seen,
+        logits=logits,
+        loader=_loader(p, pinned=not on_cpu),
+    )
+
+
+def _language(
+    p: Params, anatomy: Anatomy, tokens: Tokens, b: int, in_4bit: bool
+) -> tuple[int, int, int]:
+    """Bytes kept, of a layer's backward pass, and around the logits."""
+    of = anatomy.language
+    count = p.training.batch_size * tokens.total
+    wide, inner = of.hidden, of.intermediate
+    # What a matrix that is not in 4 bit reads PEFT converts to float32, and autocast back: q, k and
+    # v each keep their own copy, and so does o, of what attention keeps too.
+    own = 0 if in_4bit or b == FLOAT32 else 2 * wide + of.query
+    saved = b * (2 * wide + of.query + of.key)
+    saved += b * (wide + own + 2 * of.query + 2 * of.key + 3 * inner + 4 * p.model.lora_rank)
+    saved += FLOAT32 * (2 + 2 * of.heads + of.shared_heads)
+    # A 4-bit matrix is unpacked whole, when the gradient of the MLP's product is all there is yet.
+    unpacked = b * of.largest_linear if in_4bit else 0
+    backward = b * wide * count + max(3 * b * inner * count, b * inner * count + unpacked)
+    again = p.training.gradient_checkpointing
+    kept = of.layers * count * (b * wide if again else saved)
+    layer = backward + (saved * count if again else 0)
+    logits = LOGIT_COPIES * FLOAT32 * min(LOGIT_TOKENS, count) * of.vocabulary
+    # The last norm's input and output, that without each row's last token, and that with the tokens
+    # that bear the loss first.
+    return kept, layer, logits + count * 4 * b * wide
+
+
+def _vision(p: Params, anatomy: Anatomy, tokens: Tokens, b: int) -> tuple[int, int, int]:
+    """Bytes while patches are made, in a block of the tower, and those that stay."""
+    of = anatomy.vision
+    num_tokens = p.training.batch_size * tokens.vision
+    num_patches = num_tokens * of.patches_per_token
+    wide, values = of.hidden, num_patches * of.values_per_patch
+    # Frames and their rearrangement as uint8; two steps of the float32 normalisation.
+    patches = (2 + 2 * FLOAT32) * values
+    embedded = p.training.batch_size * tokens.total * b * anatomy.language.hidden
+    deepstack = of.deepstack * num_tokens * b * of.out
+    # Positions and their cosines and sines are float32; so are the norms' outputs under autocast.
+    block = (FLOAT32 + 2 * b + FLOAT32) * wide + 2 * FLOAT32 * (wide // of.heads)
+    # q, k and v; q and k in float32 and four such products of their rotation. Or q, k and v, both
+    # rotated, a batch of all three and what comes out. Or the MLP.
+    copies = 0 if b == FLOAT32 else 2 * FLOAT32 * wide
+    rotation = 3 * b * wide + copies + 4 * FLOAT32 * wide
+    block += max(rotation, 9 * b * wide, 2 * b * of.intermediate)
+    vision = b * values + embedded + deepstack + num_patches * block
+    return patches, vision, b * values + embedded + deepstack + num_tokens * b * of.out
+
+
+def _moments(p: Params, anatomy: Anatomy) -> int:
+    """Bytes of the optimizer's two moments a weight; those of any other than AdamW are no more."""
+    matrices = anatomy.adapter_matrices(p.model.lora_rank)
+    each = [2 * FLOAT32 * size for size in matrices]
+    if "8bit" in p.training.optimizer:
+        scaled = 2 * (1 + FLOAT32 / BLOCK_8BIT)
+        each = [
+            round(scaled * size) if size >= SMALLEST_8BIT else 2 * FLOAT32 * size
+            for size in matrices
+        ]
+    return anatomy.language.layers * sum(each)
+
+
+def _loader(p: Params, pinned: bool) -> int:
+    """Bytes of the loader's ring: batches ready, those of a step, and one that is being read."""
+    height, width = grid_size(p)
+    batch = p.training.batch_size * p.processing.sequence_length * height * width * 3
+    if pinned:  # PyTorch makes each page-locked buffer a power of two
+        batch = 1 << (batch - 1).bit_length()
+    held = p.training.gradient_accumulation_steps // p.training.num_processes
+    return (max(READY_BATCHES, held) + held + 1) * batch

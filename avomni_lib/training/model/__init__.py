@@ -1,0 +1,9 @@
+"""Base model and adapter.
+
+load         the base in 4 bit and its adapter, by Unsloth or by PEFT
+adapter      an adapter's folder and its record
+model_input  what the model sees, recorded and compared
+generate     answers, greedy or sampled
+constrained  answers held to a target's form
+attention    attention without a mask
+"""

@@ -1,0 +1,140 @@
+"""An adapter on the disk: its weights, its card, and the record of what they follow from."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from avomni_lib import files
+from avomni_lib.dataset import cameras
+from avomni_lib.errors import AvomniError
+from avomni_lib.hardware import Choice
+from avomni_lib.params import Params
+from avomni_lib.training.export.card import card
+from avomni_lib.training.fit import checksums
+from avomni_lib.training.fit.checkpoints import rename_folder
+from avomni_lib.training.model.model_input import shortened, what_the_model_sees
+from avomni_lib.training.prompt.conversation import Conversation, prompt_text
+
+RECORD_FILE, WEIGHTS_FILE = "record.json", "adapter_model.safetensors"
+# What an adapter is loaded from; its card may be edited.
+LOADED = (WEIGHTS_FILE, "adapter_config.json", RECORD_FILE)
+# Parameters of the training that change its speed, its memory or what is written down about it.
+NOT_LEARNED = (
+    *("batch_size", "gradient_accumulation_steps", "num_processes", "packing"),
+    *("gradient_checkpointing", "save_steps", "logging_steps", "report_to", "blind_steps"),
+)
+CONFIDENTIAL = "contains confidential data: do not share"
+
+
+def adapter_dir(p: Params) -> Path:
+    """Where the trained adapter of a run lies."""
+    return p.run_dir / ("adapter_blind" if p.training.blind else "adapter")
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What an adapter was made from and for.
+
+    Raises:
+        AvomniError: there is no whole adapter in `folder`.
+    """
+    path = Path(folder) / RECORD_FILE
+    if not path.exists():
+        raise AvomniError("no trained adapter", where=str(folder), fix="run 05_train first")
+    try:
+        return dict(files.read_json(path))
+    except (AvomniError, TypeError, ValueError):
+        raise _damaged(folder, f"{RECORD_FILE} is not a JSON object") from None
+
+
+def check_whole(folder: Path) -> None:
+    """Compare the files that an adapter is loaded from with the checksums that it was left with.
+
+    Raises:
+        AvomniError: one of them is missing or is not what was written.
+    """
+    if reason := checksums.fault(Path(folder), only=LOADED):
+        raise _damaged(folder, reason)
+
+
+def record_of(
+    p: Params,
+    windows: Any,
+    talk: Conversation,
+    base_digest: str,
+    choices: Mapping[str, Choice],
+) -> dict[str, Any]:
+    """All that the adapter's weights follow from; its hash names the training.
+
+    Not in it is what changes nothing but the last bits: how a step's windows are shared among
+    batches and processes (and, with `model.lora_dropout`, which inputs are dropped). A training may
+    go on with fewer GPUs, or with smaller batches after memory ran out.
+    """
+    num_frames, height, width, _ = windows.frame_shape
+    # A cache names the data set that it was read from; other windows may not.
+    header = getattr(windows.cache, "header", {})
+    source = header.get("source", {})
+    chosen = {name: choice.value for name, choice in choices.items()}
+    quantisation = chosen.get("quantisation", "unknown")
+    training = p.values("training")["training"]
+    training = {name: value for name, value in training.items() if name not in NOT_LEARNED}
+    windows_per_step = p.training.batch_size * p.training.gradient_accumulation_steps
+    return {
+        "format": 2,
+        # Compared whole by whatever uses the adapter later (`model_input.refuse_other`).
+        "sees": what_the_model_sees(p, talk.backbone, base_digest, quantisation, header),
+        "base_model": p.model.base_model,
+        "base_digest": base_digest,
+        "prompt_form": talk.backbone.prompt_form,
+        "question": prompt_text(cameras.grid(p.vision.camera_setup), talk.target),
+        "prompt": shortened(talk.text, talk.backbone.vision_token),
+        "prompt_tokens": len(talk.prompt_ids),
+        "target": p.training.target,
+        "ego_history": p.prompt.ego_history,
+        "camera_setup": p.vision.camera_setup,
+        "sequence_length": num_frames,
+        "grid_size": [height, width],
+        "sample_hz": p.processing.sample_hz,
+        "stride": p.processing.stride,
+        "seed": p.run.seed,
+        "model": p.values("model")["model"],
+        "training": training | {"windows_per_step": windows_per_step},
+        # `cuda:1` is another rank's card, not another training.
+        "choices": {name: value.partition(":")[0] for name, value in chosen.items()},
+        "source": p.dataset.source,
+        "repo_id": source.get("repo_id"),
+        "revision": source.get("revision"),
+        "cache": windows.cache.digest,
+        "training_clip_ids": sorted({windows[i].clip_id for i in range(len(windows))}),
+        "num_windows": len(windows),
+        # A rendered drive is our own; whatever else was trained on is not ours to pass on.
+        "notice": None if p.dataset.source == "world" else CONFIDENTIAL,
+    }
+
+
+def export(
+    tuned: Any, folder: Path, record: dict[str, Any], figures: Mapping[str, Any] | None = None
+) -> None:
+    """Write the adapter whole: weights, their config, a card, the record and checksums.
+
+    Args:
+        figures: Of the training; the card shows what follows from the training alone.
+    """
+    partial = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(partial, ignore_errors=True)
+    tuned.save_pretrained(str(partial), save_embedding_layers=False)
+    files.write_text(partial / "README.md", card(record, figures))
+    files.write_json(partial / RECORD_FILE, record)
+    checksums.write(partial)
+    rename_folder(partial, folder)
+
+
+def _damaged(folder: Path, reason: str) -> AvomniError:
+    return AvomniError(
+        f"the adapter is damaged: {reason}",
+        where=str(folder),
+        fix="remove the folder and run 05_train again, which writes it anew from the last "
+        "checkpoint; or copy the folder again from where it is whole",
+    )

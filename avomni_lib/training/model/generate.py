@@ -1,0 +1,164 @@
+"""What a model says about windows: greedy or sampled, freely or held to the target's form."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+    from avomni_lib.training.prompt.conversation import Conversation, Sample
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an answer is drawn where it is not the most likely one.
+
+    Attributes:
+        temperature: Above 0; 1 takes the model's own probabilities.
+        top_p: Drawn among the likeliest tokens that together have this probability; 1 takes all.
+        seed: Of the draws: the same batch with the same seed is answered the same.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+def say(
+    model: Any,
+    talk: Conversation,
+    frames: np.ndarray,
+    max_new_tokens: int,
+    *,
+    histories: Sequence[str] | None = None,
+    sampling: Sampling | None = None,
+    constrained: bool = False,
+) -> list[str]:
+    """What the model says about a batch of windows, most likely token by most likely token.
+
+    Args:
+        model: One that the conversation's backbone prepares for, with or without LoRA.
+        talk: Prompt and tokens.
+        frames: (B, T, H, W, 3) uint8 RGB.
+        max_new_tokens: An answer that has not ended by then is kept as far as it got.
+        histories: What each window's prompt tells of the car's past; nothing if None.
+        sampling: Draw the tokens instead.
+        constrained: Nothing can be said that does not fit the target's pattern.
+
+    Returns:
+        B texts, without prompt, padding and the end of the turn.
+
+    Raises:
+        AvomniError: a prompt is longer than max_seq_length; see `constrained.Constraint`.
+    """
+    histories = [""] * len(frames) if histories is None else histories
+    prompts = [talk.prompt(each) for each, _ in zip(histories, frames, strict=True)]
+    seen = talk.backbone.inputs(_on(model, frames), model.dtype)
+    talks = [talk] * len(frames)
+    return _answers(model, talks, prompts, seen, max_new_tokens, sampling, constrained)
+
+
+def say_mixed(
+    model: Any,
+    asked: Sequence[tuple[Conversation, np.ndarray]],
+    max_new_tokens: int,
+    *,
+    histories: Sequence[str] | None = None,
+    sampling: Sampling | None = None,
+    constrained: bool = False,
+) -> list[str]:
+    """The same for windows of several lengths and frame sizes, answered in one batch.
+
+    Args:
+        asked: At least one window, each with the conversation about windows of its size; all
+            conversations have the model's tokenizer and backbone. Frames are (T, H, W, 3) uint8.
+
+    Returns:
+        A text a window, in their order; greedy, each is what it would be alone but for the
+        rounding of sums, which may turn over a choice between two tokens that are as likely.
+    """
+    import torch
+
+    histories = [""] * len(asked) if histories is None else histories
+    talks = [talk for talk, _ in asked]
+    prompts = [talk.prompt(each) for talk, each in zip(talks, histories, strict=True)]
+    each = [talk.backbone.inputs(_on(model, frames[None]), model.dtype) for talk, frames in asked]
+    seen = {name: torch.cat([inputs[name] for inputs in each]) for name in each[0]}
+    return _answers(model, talks, prompts, seen, max_new_tokens, sampling, constrained)
+
+
+def _answers(
+    model: Any,
+    talks: Sequence[Conversation],
+    prompts: Sequence[Sample],
+    seen: dict[str, torch.Tensor],
+    max_new_tokens: int,
+    sampling: Sampling | None,
+    constrained: bool,
+) -> list[str]:
+    import torch
+    from transformers import LogitsProcessorList
+
+    from avomni_lib.training.model.constrained import Constraint
+    from avomni_lib.training.prompt.conversation import collate
+
+    tokenizer, end_id = talks[0].tokenizer, talks[0].end_id
+    batch = collate(prompts, tokenizer.pad_token_id, side="left")
+    del batch["labels"]
+    batch = {name: tensor.to(model.device) for name, tensor in batch.items()} | seen
+    held = LogitsProcessorList()
+    if constrained:
+        held.append(Constraint(tokenizer, end_id, [talk.target.pattern for talk in talks]))
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode(), _drawing(model, sampling):
+            # A checkpoint's own generation_config samples (Qwen3-VL's does), and what is not named
+            # here is taken from there.
+            ids = model.generate(
+                **batch,
+                max_new_tokens=max_new_tokens,
+                do_sample=sampling is not None,
+                num_beams=1,
+                temperature=sampling and sampling.temperature,
+                top_p=sampling and sampling.top_p,
+                top_k=sampling and 0,  # all tokens
+                repetition_penalty=1.0,
+                use_cache=True,
+                eos_token_id=end_id,
+                pad_token_id=tokenizer.pad_token_id,
+                logits_processor=held,
+            )
+    finally:
+        model.train(was_training)
+    said = ids[:, batch["input_ids"].shape[1] :].tolist()
+    return [talk.text_of(row) for talk, row in zip(talks, said, strict=True)]
+
+
+def _on(model: Any, frames: np.ndarray) -> torch.Tensor:
+    import torch
+
+    # A view of the memory-mapped cache is read-only, which torch does not like.
+    return torch.from_numpy(np.require(frames, requirements=["C", "W"])).to(model.device)
+
+
+@contextlib.contextmanager
+def _drawing(model: Any, sampling: Sampling | None) -> Iterator[None]:
+    """Draw from the seed alone, and leave the generators as they were."""
+    import torch
+
+    if sampling is None:
+        yield
+        return
+    on_cuda = model.device.type == "cuda"
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if on_cuda else ()):
+        torch.default_generator.manual_seed(sampling.seed)
+        if on_cuda:
+            torch.cuda.manual_seed_all(sampling.seed)
+        yield

@@ -1,0 +1,205 @@
+"""What a model sees and must answer: what an adapter is trained for, recorded and compared whole.
+
+Every parameter counts unless `NOT_SEEN` names it with the reason why not, so that a new one is
+compared until somebody decides otherwise. The fields of the cache's header likewise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from avomni_lib.dataset import cameras
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl.clip.trajectory import Trajectory
+from avomni_lib.params import Params
+from avomni_lib.training.backbones import Backbone
+from avomni_lib.training.prompt import history
+from avomni_lib.training.prompt.conversation import prompt_text
+from avomni_lib.training.targets import target
+
+# Why a parameter changes neither what the model sees of a window nor what it must answer.
+NOT_SEEN = {
+    "it names a place, or says what a machine costs": (
+        *("run.name", "run.outputs_dir", "run.price_per_hour", "dataset.local_dir"),
+        *("dataset.endpoint", "dataset.allow_plain_http"),
+    ),
+    "it decides which drives are read, not how a window of them is shown": (
+        *("run.seed", "dataset.source", "dataset.repo_id", "dataset.revision"),
+        *("dataset.license_accepted", "dataset.audit", "download.target_chunks"),
+        *("download.target_size_gb", "download.chunks", "download.max_workers"),
+        *("download.evict_raw", "download.evict_shared"),
+        *(f"download.clips.{key}" for key in ("splits", "countries", "hours", "platforms")),
+        *(f"download.clips.{key}" for key in ("event_clusters", "clip_ids", "balance_by")),
+        "download.clips.max_clips",
+        *(f"dataset.world.{key}" for key in ("seed", "town", "num_chunks", "clips_per_chunk")),
+        *(f"dataset.world.{key}" for key in ("clip_seconds", "codec", "width", "height")),
+    ),
+    "it decides which windows are taken from a clip": ("processing.stride",),
+    "it decides how fast the cache is built": (
+        *("processing.engine", "processing.num_workers", "processing.clip_timeout_s"),
+    ),
+    "every decoder returns the same pixels": ("processing.decoder",),
+    "it decides what is kept to tell the ground truth from": (
+        *("processing.horizon_s", "processing.obstacles"),
+    ),
+    "it repeats processing.sequence_length": ("vision.window_size",),
+    "the weights of the base model are compared instead": ("model.base_model",),
+    "the resulting quantisation is compared instead": ("model.load_in_4bit",),
+    "both backends compute the same": ("model.backend",),
+    "a longer sample is refused, never cut off": ("model.max_seq_length",),
+    "it stands in the adapter's own adapter_config.json": (
+        *("model.lora_rank", "model.lora_alpha", "model.lora_dropout"),
+    ),
+    "it decides how the weights are learned, not what for": tuple(
+        f"training.{key}"
+        for key in (
+            *("batch_size", "gradient_accumulation_steps", "num_processes", "packing"),
+            *("learning_rate", "num_epochs", "max_steps", "optimizer", "lr_scheduler"),
+            *("warmup_ratio", "weight_decay", "max_grad_norm", "gradient_checkpointing"),
+            *("save_steps", "logging_steps", "report_to", "heldout_windows", "patience"),
+            "blind_steps",
+        )
+    ),
+    "it decides how an evaluation asks and what it shows; 06's result names it": tuple(
+        f"evaluation.{key}"
+        for key in (
+            *("split", "max_windows", "batch_size", "max_new_tokens", "num_worst"),
+            *("num_samples", "temperature", "top_p", "constrained"),
+        )
+    ),
+}
+# Fields of a cache's header of which the same holds: who wrote it, from what, and what is kept
+# beside the frames and poses to tell the ground truth from.
+NOT_SHOWN = {"generator", "source", "decoder", "horizon_s"}
+NOT_SHOWN |= {"obstacle_columns", "obstacle_labels"}
+CLIPPED = 60  # characters of a value in a message
+# A car's past for which the words of `prompt.ego_history` are recorded.
+_PAST = Trajectory(
+    t_s=np.array([-0.4, -0.2, 0.0]),
+    xy_m=np.array([[-4.0, 0.5], [-2.0, 0.25], [0.0, 0.0]]),
+    yaw_rad=np.zeros(3),
+    speed_mps=10.0,
+)
+
+
+def parameter_names() -> list[str]:
+    """The dotted names of the parameters that change what the model sees or must answer."""
+    ignored = {name for names in NOT_SEEN.values() for name in names}
+    return [name for name in flat(Params().values()) if name not in ignored]
+
+
+def shown(header: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a cache's header that say what a window of it looks like."""
+    return {name: value for name, value in header.items() if name not in NOT_SHOWN}
+
+
+def what_the_model_sees(
+    p: Params, kind: Backbone, base: str, quantisation: str, header: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All that decides what the model sees of a window and what it must answer, as plain values.
+
+    Args:
+        kind: The backbone with the base model's numbers.
+        base: What tells the base model's weights and tokenizer from others (`model.base_digest`).
+        quantisation: How they are loaded: "nf4", "none", or "stored" as they lie on the disk.
+        header: Of the cache that is read (`Cache.header`); empty where none is at hand.
+    """
+    about, grid = target(p.training.target), cameras.grid(p.vision.camera_setup)
+    question = prompt_text(grid, about)
+    prompt = None  # of a grid that cannot be cut into patches, so that all differences are told
+    with contextlib.suppress(AvomniError):
+        prompt = kind.chat(
+            question,
+            num_frames=p.processing.sequence_length,
+            height=grid.rows * p.processing.tile_height,
+            width=grid.cols * p.processing.tile_width,
+            sample_hz=p.processing.sample_hz,
+        )
+    return {
+        **{name: p.values(name)[name] for name in parameter_names()},
+        "base_digest": base,
+        "quantisation": quantisation,
+        "pixels": kind.pixels,
+        "question": question,
+        "prompt": prompt and shortened(prompt, kind.vision_token),
+        "past_motion": history.text_of(_PAST, about) if p.prompt.ego_history else None,
+        "answer": about.pattern,
+        "end_of_answer": kind.end_of_turn,
+        "cache": shown(header),
+    }
+
+
+def refuse_other(then: Mapping[str, Any] | None, now: Mapping[str, Any], where: str) -> None:
+    """Refuse to use an adapter on what it was not trained for.
+
+    Args:
+        then: `what_the_model_sees` of its training, as its record has it.
+        now: The same of what it is to be used on; the cache is compared where one is at hand.
+        where: The adapter's folder.
+
+    Raises:
+        AvomniError: every difference, with both values.
+    """
+    if not isinstance(then, Mapping) or not then:
+        raise AvomniError(
+            "the adapter's record.json does not say what the model saw in training: an earlier "
+            "version of this program wrote it",
+            where=where,
+            fix="run 05_train again with this version",
+        )
+    without = set() if now["cache"] else {"cache"}
+    before, after = (
+        flat({name: value for name, value in each.items() if name not in without})
+        for each in (then, now)
+    )
+    lines = [
+        f"{name}: trained with {_words(before, after, name)}, now {_words(after, before, name)}"
+        for name in dict.fromkeys([*before, *after])
+        if name not in before or name not in after or before[name] != after[name]
+    ]
+    if lines:
+        raise AvomniError(
+            "the adapter was trained with something else than it is asked about now:"
+            + "".join(f"\n  - {line}" for line in lines),
+            where=where,
+            fix="set these parameters back to what it was trained with (and run 03_etl where the "
+            "cache differs), or train again: python -m avomni_lib run PARAMS.yaml --from 03_etl",
+        )
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested plain values by their dotted names."""
+    return dict(_leaves(values, prefix))
+
+
+def shortened(text: str, token: str) -> str:
+    """A text in which repetitions of `token` are counted: a prompt has thousands of them."""
+    return re.sub(
+        f"(?:{re.escape(token)}){{2,}}", lambda run: f"{token}×{len(run[0]) // len(token)}", text
+    )
+
+
+def _leaves(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            # Tuples come back from JSON as lists.
+            yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value
+
+
+def _words(values: Mapping[str, Any], others: Mapping[str, Any], name: str) -> str:
+    """One of two values that differ; of a long text the part where they begin to."""
+    if name not in values:
+        return "(not recorded)"
+    text, other = repr(values[name]), repr(others.get(name))
+    if len(text) <= CLIPPED:
+        return text
+    start = next((i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), 0)
+    start = max(min(start, len(text) - CLIPPED) - 10, 0)
+    return ("…" if start else "") + text[start : start + CLIPPED] + "…"

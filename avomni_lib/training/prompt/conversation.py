@@ -1,0 +1,208 @@
+"""Prompt, tokens and labels of a sample: what is asked, and the answer that alone bears the loss.
+
+Every window of a run is asked with the very same words. The camera setup and the order of the grid
+are in them; nothing that differs between windows is: no clip_id, no time of day, no place in the
+clip. `prompt.ego_history` alone adds something to them: the car's motion before the window's answer
+begins (`history`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from avomni_lib.dataset import cameras
+from avomni_lib.errors import AvomniError
+from avomni_lib.training.backbones import Backbone
+from avomni_lib.training.targets import Target
+
+if TYPE_CHECKING:
+    import torch
+
+IGNORED = -100  # the label that bears no loss, as torch's cross entropy has it
+TEXT, VIDEO = 0, 2  # mm_token_type_ids of transformers
+
+
+def prompt_text(grid: cameras.Grid, target: Target) -> str:
+    """The words that every window is asked with."""
+    labels = [cell.label if cell else "empty" for cell in grid.cells]
+    rows = [", ".join(labels[i : i + grid.cols]) for i in range(0, len(labels), grid.cols)]
+    shape = f"{grid.rows}x{grid.cols}"
+    return (
+        f"The video shows {len(grid.cameras)} cameras of one car in a {shape} grid. "
+        f"Rows from the top: {'; '.join(rows)}. {target.question}"
+    )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One tokenised sample; arrays are int64 and, where nothing else is said, (L,).
+
+    Attributes:
+        input_ids: Tokens of the prompt and, for training, of the answer with its end token.
+        labels: The same where the loss is borne, -100 elsewhere.
+        mm_token_type_ids: 2 at the video's placeholders, 0 elsewhere.
+        positions: (axes, L), where each token stands for the rotary embedding.
+    """
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    mm_token_type_ids: np.ndarray
+    positions: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+class Conversation:
+    """The conversation of one run: a prompt that is tokenised once, and the answers.
+
+    Args:
+        tokenizer: The base model's.
+        backbone: How a video stands in the text.
+        grid: Cameras and their order.
+        target: What is asked for.
+        num_frames, height, width: A window's, px.
+        sample_hz: Sampled frames a second.
+        max_seq_length: Tokens; a longer sample is refused.
+        ego_history: Whether prompts tell the car's past motion; what calls `prompt` and `sample`
+            brings the words.
+
+    Raises:
+        AvomniError: the tokenizer lacks the backbone's special tokens.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        backbone: Backbone,
+        *,
+        grid: cameras.Grid,
+        target: Target,
+        num_frames: int,
+        height: int,
+        width: int,
+        sample_hz: float,
+        max_seq_length: int,
+        ego_history: bool = False,
+    ):
+        self.tokenizer, self.backbone, self.target = tokenizer, backbone, target
+        self.ego_history = ego_history
+        self.frame_shape = (num_frames, height, width, 3)
+        self.max_seq_length = max_seq_length
+        self.num_vision_tokens = backbone.num_vision_tokens(num_frames, height, width)
+        self.size = f"{num_frames} frames of {width}×{height} px"
+        self.vision_id = self._token_id(backbone.vision_token)
+        self.end_id = self._token_id(backbone.end_of_turn)
+        words = prompt_text(grid, target)
+        self.text = backbone.chat(
+            words,
+            num_frames=num_frames,
+            height=height,
+            width=width,
+            sample_hz=sample_hz,
+        )
+        self.prompt_ids = self._encode(self.text)
+        # A special token stands before the words: what is in front of them is tokenised once.
+        place = self.text.rindex(words)
+        self._head = self._encode(self.text[:place])
+        self._words, self._turn = words, self.text[place + len(words) :]
+        placed = int((self.prompt_ids == self.vision_id).sum())
+        if placed != self.num_vision_tokens:
+            raise AvomniError(
+                f"the prompt holds {placed} vision tokens, the window has {self.num_vision_tokens}",
+                where=f"tokenizer of the base model, {self.size}",
+            )
+
+    def prompt(self, history: str = "") -> Sample:
+        """The question alone, to generate from.
+
+        Args:
+            history: Of the car's motion, in words that follow the question's.
+
+        Raises:
+            AvomniError: longer than max_seq_length.
+        """
+        ids = self._asked(history)
+        return self._sample(ids, len(ids))
+
+    def sample(self, answer: str, history: str = "") -> Sample:
+        """The question with its answer and end token; these alone bear the loss.
+
+        The answer is tokenised by itself, as the model will write it after the prompt.
+
+        Raises:
+            AvomniError: longer than max_seq_length; nothing is ever cut off.
+        """
+        asked = self._asked(history)
+        ids = np.concatenate([asked, self._encode(answer), [self.end_id]])
+        return self._sample(ids, len(asked))
+
+    def _asked(self, history: str) -> np.ndarray:
+        if not history:
+            return self.prompt_ids
+        return np.concatenate([self._head, self._encode(self._words + history + self._turn)])
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """Generated tokens as text; `<think>` is kept, the end of the turn and padding are not."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def _sample(self, ids: np.ndarray, num_prompt: int) -> Sample:
+        if len(ids) > self.max_seq_length:
+            raise AvomniError(
+                f"a sample is {len(ids):,} tokens, model.max_seq_length is {self.max_seq_length:,} "
+                f"({self.num_vision_tokens:,} vision tokens for {self.size})",
+                where="model.max_seq_length",
+                fix="lower processing.tile_width and tile_height or processing.sequence_length, "
+                "or raise model.max_seq_length; a sample is never cut off",
+            )
+        labels = ids.copy()
+        labels[:num_prompt] = IGNORED
+        is_vision = ids == self.vision_id
+        types = np.where(is_vision, VIDEO, TEXT).astype(np.int64)
+        _, height, width, _ = self.frame_shape
+        return Sample(ids, labels, types, self.backbone.positions(is_vision, height, width))
+
+    def _encode(self, text: str) -> np.ndarray:
+        return np.asarray(self.tokenizer.encode(text, add_special_tokens=False), dtype=np.int64)
+
+    def _token_id(self, token: str) -> int:
+        ids = self._encode(token)
+        if len(ids) != 1:
+            raise AvomniError(
+                f"the base model's tokenizer has no token {token!r}, it reads {len(ids)} tokens",
+                where="model.base_model",
+                fix=f"name a checkpoint of the backbone {self.backbone.name!r}",
+            )
+        return int(ids[0])
+
+
+def collate(samples: Sequence[Sample], pad_id: int, side: str = "right") -> dict[str, torch.Tensor]:
+    """Samples padded to the longest, as transformers' own collators pad them.
+
+    Training takes `packing.padded` instead, which needs no mask.
+
+    Args:
+        samples: At least one.
+        pad_id: Token of the padding.
+        side: "right" to train, "left" to generate.
+
+    Returns:
+        input_ids, attention_mask, mm_token_type_ids and labels, each (B, L) int64.
+    """
+    import torch
+
+    if side not in ("left", "right"):
+        raise ValueError(f"{side=}, expected 'left' or 'right'")
+    length = max(map(len, samples))
+    fill = {"input_ids": pad_id, "attention_mask": 0, "mm_token_type_ids": TEXT, "labels": IGNORED}
+    batch = {name: np.full((len(samples), length), value) for name, value in fill.items()}
+    for row, sample in enumerate(samples):
+        place = slice(0, len(sample)) if side == "right" else slice(length - len(sample), length)
+        batch["attention_mask"][row, place] = 1
+        for name in ("input_ids", "mm_token_type_ids", "labels"):
+            batch[name][row, place] = getattr(sample, name)
+    return {name: torch.from_numpy(array) for name, array in batch.items()}

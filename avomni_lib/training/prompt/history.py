@@ -1,0 +1,41 @@
+"""The car's past motion as words of a prompt, where `prompt.ego_history` asks for it.
+
+Nothing that an answer is about is in it: `Target.history_ends` says at which frame it ends.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from avomni_lib.etl.clip.trajectory import Trajectory
+from avomni_lib.training.targets import Target
+
+EVERY = 2  # of the poses 0.1 s apart: eight of them in 1.6 s
+FRAME = {"first": 0, "last": -1}
+
+
+def past_of(windows: Any, index: int, target: Target) -> Trajectory:
+    """The motion before what the target is about."""
+    return windows.past(index, FRAME[target.history_ends])
+
+
+def text_of(past: Trajectory, target: Target) -> str:
+    """The words, one place every 0.2 s and the speed at the end.
+
+    Places are in metres in the rig's frame at the end: x forward, y left. Where the ego motion does
+    not go back far enough, fewer are told.
+    """
+    steps = range(len(past) % EVERY, len(past), EVERY)
+    places = [
+        f"{past.t_s[i]:.1f}s ({_metres(past.xy_m[i, 0])},{_metres(past.xy_m[i, 1])})" for i in steps
+    ]
+    told = " ".join(places) if places else "none"
+    return (
+        f" Past places up to the video's {target.history_ends} frame, metres forward and left of "
+        f"there: {told}. Speed there: {_metres(past.speed_mps)}m/s."
+    )
+
+
+def _metres(value: float) -> str:
+    """With two digits, and never -0.00."""
+    return f"{round(float(value), 2) + 0.0:.2f}"

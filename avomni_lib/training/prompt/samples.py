@@ -1,0 +1,187 @@
+"""The samples of a training: the cache's windows, and the words and tokens about them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from avomni_lib.dataset import cameras
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl.clip.trajectory import FUTURE_S
+from avomni_lib.params import Params
+from avomni_lib.training.backbones import Backbone
+from avomni_lib.training.model import model_input
+from avomni_lib.training.prompt import history
+from avomni_lib.training.prompt.conversation import Conversation, Sample
+from avomni_lib.training.targets import Target, target
+
+
+def windows_of(p: Params, split: str, cache: Any = None) -> Any:
+    """The windows of a split of the run's cache that the run's target can be told of.
+
+    Args:
+        cache: An open one; the run's if None.
+
+    Raises:
+        AvomniError: no cache, one that was built with other parameters, or one without the other
+            road users that the target speaks of.
+    """
+    from avomni_lib.etl.cache.memmap import Cache
+    from avomni_lib.etl.cache.windows import Windows
+
+    asked, cache = target(p.training.target), cache or Cache.open(p.cache_dir)
+    check_cache(p, cache)
+    return Windows(
+        cache,
+        p.processing.sequence_length,
+        p.processing.stride,
+        split=split,
+        horizon_s=asked.horizon_s,
+        scenes=asked.scenes,
+    )
+
+
+def check_cache(p: Params, cache: Any) -> None:
+    """Refuse a cache whose frames are others than the parameters ask for.
+
+    Raises:
+        AvomniError: every field of its header that differs.
+    """
+    from avomni_lib.etl.run.build import description
+
+    wanted = model_input.flat(model_input.shown(description(p)))
+    there = model_input.flat(model_input.shown(cache.header))
+    lines = [
+        f"{name}: built with {there.get(name)!r}, the parameters ask for {wanted.get(name)!r}"
+        for name in dict.fromkeys([*wanted, *there])
+        if wanted.get(name) != there.get(name)
+    ]
+    if lines:
+        raise AvomniError(
+            "the cache was built with other parameters:"
+            + "".join(f"\n  - {line}" for line in lines),
+            where=str(cache.folder),
+            fix="run 03_etl again, or set the parameters back to what it was built with",
+        )
+
+
+def windows_ahead(p: Params) -> Any:
+    """The windows of all splits whose next 6.4 s the cache knows, whatever the target is.
+
+    Raises:
+        AvomniError: no cache.
+    """
+    from avomni_lib.etl.cache.memmap import Cache
+    from avomni_lib.etl.cache.windows import Windows
+
+    length, stride = p.processing.sequence_length, p.processing.stride
+    return Windows(Cache.open(p.cache_dir), length, stride, horizon_s=FUTURE_S)
+
+
+def train_windows(p: Params) -> Any:
+    """The training windows of the run's cache.
+
+    Raises:
+        AvomniError: no cache, or it holds no training window.
+    """
+    windows, length = windows_of(p, "train"), p.processing.sequence_length
+    if not len(windows):
+        short = f" and {target(p.training.target).horizon_s:g} s of ego motion after them"
+        raise AvomniError(
+            f"no training window: no clip of the split `train` has {length} frames"
+            + (short if windows.num_short else ""),
+            where=str(p.cache_dir),
+            fix="take more chunks (download.target_chunks), raise processing.sample_hz, "
+            "or lower processing.sequence_length",
+        )
+    return windows
+
+
+def conversation_of(p: Params, windows: Any, tokenizer: Any, kind: Backbone) -> Conversation:
+    """The conversation that training, evaluation and live answers hold about these windows."""
+    num_frames, height, width, _ = windows.frame_shape
+    return Conversation(
+        tokenizer,
+        kind,
+        grid=cameras.grid(p.vision.camera_setup),
+        target=target(p.training.target),
+        num_frames=num_frames,
+        height=height,
+        width=width,
+        sample_hz=p.processing.sample_hz,
+        max_seq_length=p.model.max_seq_length,
+        ego_history=p.prompt.ego_history,
+    )
+
+
+def left_out(windows: Any) -> str:
+    """Which windows of the split cannot be told of, in words; nothing where none are."""
+    words = [
+        (windows.num_short, "whose ego motion ends too early"),
+        (windows.num_unknown, "around which nobody labelled other road users"),
+    ]
+    return "; ".join(f"{count:,} left out, {why}" for count, why in words if count)
+
+
+def causes_from(windows: Any, asked: Target) -> dict[str, int]:
+    """Who wrote the causes that are learned: `event` people did, `template` this program.
+
+    Empty for a target that tells no cause.
+    """
+    if not asked.scenes:
+        return {}
+    said = (asked.of(windows.truth(index)).cause_from for index in range(len(windows)))
+    return dict(Counter(said))
+
+
+def sample_of(index: int, windows: Any, talk: Conversation) -> Sample:
+    """One window's question and true answer."""
+    answer = talk.target.render(windows.truth(index))
+    return talk.sample(answer, history_of(index, windows, talk))
+
+
+def history_of(index: int, windows: Any, talk: Conversation) -> str:
+    """What the prompt of a window tells of the car's past motion; nothing unless it is asked to."""
+    if not talk.ego_history:
+        return ""
+    return history.text_of(history.past_of(windows, index, talk.target), talk.target)
+
+
+def longest(windows: Any, talk: Conversation, looked_at: int = 64) -> Sample:
+    """The longest sample, or nearly: of the slowest and the fastest window, whose digits differ
+    most, and, where more than digits differ, of some more that are evenly spaced over the rest."""
+    by_path = sorted(range(len(windows)), key=lambda index: windows.truth(index).path_m)
+    chosen = {by_path[0], by_path[-1]}
+    if talk.ego_history or talk.target.horizon_s:
+        num = min(len(windows), looked_at)
+        chosen |= {by_path[i * len(windows) // num] for i in range(num)}
+    return max((sample_of(index, windows, talk) for index in sorted(chosen)), key=len)
+
+
+def batch_of(
+    indices: Sequence[int], windows: Any, talk: Conversation, packing: bool = False
+) -> dict[str, Any]:
+    """A batch's tokens, labels and positions, in a row a window or packed in one."""
+    from avomni_lib.training.feed import packing as rows
+
+    samples = [sample_of(index, windows, talk) for index in indices]
+    return rows.packed(samples) if packing else rows.padded(samples, talk.tokenizer.pad_token_id)
+
+
+def check_packing(p: Params, longest: int) -> int:
+    """Windows of this length, in tokens, that one packed row has room for.
+
+    Raises:
+        AvomniError: fewer than a batch has.
+    """
+    room = p.model.max_seq_length // longest
+    if p.training.packing and p.training.batch_size > room:
+        raise AvomniError(
+            f"a packed row of {p.training.batch_size} windows is "
+            f"{p.training.batch_size * longest:,} tokens, model.max_seq_length is "
+            f"{p.model.max_seq_length:,}",
+            where="training.packing",
+            fix=f"set training.batch_size to {room} at most, or raise model.max_seq_length",
+        )
+    return room

@@ -1,0 +1,8 @@
+"""The embedded default: a rendered world in the data set's layout, and the tiny base model.
+
+scene/     what stands where, and its picture
+publish/   drives as a data set
+hub/       a hub on 127.0.0.1
+tiny_base/  the tiny base model and what made it
+portrait   the README's picture
+"""

@@ -1,0 +1,219 @@
+"""The rendered world as a data set: upstream's layout, names and schemas, in one folder.
+
+Clips are recorded by one process a core into a work folder beside the target, one file a clip; then
+zips and tables are put together in order and the whole folder takes its name. Killed at any moment,
+the same call goes on from the clips that are there and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from avomni_lib import files, pool
+from avomni_lib.dataset import cameras
+from avomni_lib.errors import AvomniError
+from avomni_lib.params import Params
+from avomni_lib.plan import Bar, Plan, gigabytes, minutes
+from avomni_lib.sections import WorldParams
+from avomni_world.publish import layout, recording
+from avomni_world.publish.circumstances import has_event
+from avomni_world.publish.layout import WorldClip
+from avomni_world.scene import towns
+from avomni_world.scene.render import Renderer
+from avomni_world.scene.scenes import Scene, make_scene
+
+FORMAT = 3  # raise it when the same parameters would give other bytes
+SPLITS = {"train": 0.6, "val": 0.1, "test": 0.3}
+
+# Measured at 64 × 36, 128 × 72 and 320 × 180 on a core that was shared, for `plan`.
+SECONDS_A_CLIP, SECONDS_A_FRAME, SECONDS_A_PIXEL = 0.2, 3.8e-4, 7.0e-8
+BYTES_A_CLIP, BYTES_A_FRAME, BYTES_A_PIXEL, EGOMOTION_BYTES_A_SECOND = 4.5e4, 200.0, 0.13, 9.0e3
+OBSTACLE_BYTES_A_SECOND = 2.1e3
+
+
+def world_clips(world: WorldParams) -> list[WorldClip]:
+    """All clips of a world, chunk after chunk.
+
+    Splits are dealt as the clips are counted, each to the split that is owed most: a stretch of ten
+    holds six train, one val and three test, in every chunk alike.
+    """
+    clips, counts = [], dict.fromkeys(SPLITS, 0)
+    for number in range(world.num_chunks * world.clips_per_chunk):
+        split = max(SPLITS, key=lambda name: SPLITS[name] * (number + 1) - counts[name])
+        counts[split] += 1
+        digest = hashlib.sha256(f"{world.seed}/{number}".encode()).digest()
+        seed = int.from_bytes(digest[:4], "little")
+        clip_id = clip_id_of(world.town, seed)
+        clips.append(WorldClip(number, clip_id, seed, number // world.clips_per_chunk, split))
+    return clips
+
+
+def clip_id_of(town: str, seed: int) -> str:
+    """The name of the drive through a town that a seed gives."""
+    name = hashlib.sha256(f"avomni/{town}/{seed}".encode()).digest()[:16]
+    return str(uuid.UUID(bytes=name, version=4))
+
+
+def scene_of(world: WorldParams, clip_id: str) -> Scene:
+    """The scene that a published clip was recorded in: exact poses, and pictures of any size.
+
+    Raises:
+        AvomniError: the world has no such clip.
+    """
+    for clip in world_clips(world):
+        if clip.clip_id == clip_id:
+            return _scene(clip, world)
+    raise AvomniError(f"clip {clip_id} is not in this world", where=f"dataset.world: {world}")
+
+
+def _scene(clip: WorldClip, world: WorldParams) -> Scene:
+    return make_scene(clip.seed, world.town, world.clip_seconds, has_event(clip.number))
+
+
+def plan(p: Params) -> Plan:
+    """What `publish` would make: counts, GB and time on this machine's cores."""
+    world = p.dataset.world
+    towns.town(world.town)
+    clips = world_clips(world)
+    workers = num_workers(len(clips))
+    frames = recording.num_frames(world.clip_seconds) * len(cameras.CAMERAS)
+    pixels = world.width * world.height
+    clip_bytes = BYTES_A_CLIP + frames * (BYTES_A_FRAME + BYTES_A_PIXEL * pixels)
+    clip_bytes += (world.clip_seconds + 10) * EGOMOTION_BYTES_A_SECOND
+    clip_bytes += world.clip_seconds * OBSTACLE_BYTES_A_SECOND
+    clip_s = SECONDS_A_CLIP + frames * (SECONDS_A_FRAME + SECONDS_A_PIXEL * pixels)
+    num_bytes, seconds = int(clip_bytes * len(clips)), clip_s * len(clips) / workers
+    counts = {name: sum(clip.split == name for clip in clips) for name in SPLITS}
+    splits = ", ".join(f"{count} {name}" for name, count in counts.items())
+    return Plan(
+        f"The rendered world: {world.town}, seed {world.seed}",
+        [
+            ("clips", f"{len(clips)} of {world.clip_seconds:g} s", splits),
+            ("chunks", f"{world.num_chunks}", f"{world.clips_per_chunk} clips each"),
+            (
+                "cameras",
+                f"{len(cameras.CAMERAS)}",
+                f"{world.width} × {world.height}, 30 fps, {world.codec}",
+            ),
+            ("camera frames", f"{frames * len(clips):,}", "rendered by panda3d, no GPU"),
+            ("size", gigabytes(num_bytes), "estimated"),
+            ("time", minutes(seconds), f"estimated, on {workers} cores"),
+        ],
+        figures={
+            "num_clips": len(clips),
+            "num_chunks": world.num_chunks,
+            "splits": counts,
+            "camera_frames": frames * len(clips),
+            "bytes": num_bytes,
+            "seconds": seconds,
+        },
+    )
+
+
+def publish(p: Params, folder: Path, progress: type[Bar] = Bar) -> Path:
+    """Write `p.dataset.world` as a data set into `folder`, or return at once if it lies there.
+
+    Raises:
+        AvomniError: another world or something else is in the folder; no such town; no room.
+    """
+    world, folder = p.dataset.world, Path(folder)
+    if is_published(p, folder):
+        return folder
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise AvomniError(
+            "the folder holds something else than the world asked for",
+            where=str(folder),
+            fix="remove it, or publish into another folder",
+        )
+    need = 2 * plan(p).figures["bytes"]  # clips, and the chunks made of them
+    files.need_room(folder.parent, need, "the rendered world")
+    card = _card(world)
+    work = folder.with_name(f".{folder.name}.{hashlib.sha256(card.encode()).hexdigest()[:12]}.work")
+    work.mkdir(parents=True, exist_ok=True)
+    files.sweep_partials(work)
+    clips = world_clips(world)
+    parts = [work / f"{clip.number:06d}.zip" for clip in clips]
+    missing = [pair for pair in zip(clips, parts, strict=True) if not pair[1].exists()]
+    with progress(total=len(clips), unit="clip", label="World") as bar:
+        bar.update(len(clips) - len(missing))
+        for clip in _record_all(missing, world):
+            bar.update(1, note=clip.clip_id)
+    whole = work / "whole"
+    shutil.rmtree(whole, ignore_errors=True)
+    layout.assemble(clips, world.town, parts, whole)
+    files.write_text(whole / "README.md", card)
+    os.replace(whole, folder)
+    files.fsync_folder(folder.parent)
+    shutil.rmtree(work)
+    return folder
+
+
+def is_published(p: Params, folder: Path) -> bool:
+    """Does this very world lie in the folder? It is moved there whole, so its card tells."""
+    card = Path(folder) / "README.md"
+    return card.is_file() and card.read_text(encoding="utf-8") == _card(p.dataset.world)
+
+
+def num_workers(num_clips: int) -> int:
+    """Processes that record: one a core that this process may use."""
+    return max(1, min(pool.num_cores(), num_clips))
+
+
+def _record_all(missing: list[tuple[WorldClip, Path]], world: WorldParams) -> Iterator[WorldClip]:
+    """Record clips in processes of their own: panda3d's engine is global, and cores are several."""
+    jobs = [(clip, part, world) for clip, part in missing]
+    with contextlib.closing(pool.run_jobs(_record, jobs, num_workers(len(jobs)))) as recorded:
+        for (clip, part, _), done in recorded:
+            if done is None:
+                raise AvomniError(
+                    f"the process that renders clip {clip.clip_id} was killed twice, usually "
+                    "because memory ran out",
+                    where=str(part),
+                    fix="make room for it, or lower dataset.world.width and height; "
+                    "run the same command again: it goes on from the clips that are there",
+                )
+            yield clip
+
+
+@functools.cache
+def _renderer(width: int, height: int) -> Renderer:
+    return Renderer(width, height)
+
+
+def _record(job: tuple[WorldClip, Path, WorldParams]) -> bool:
+    """Write one clip's part; what a worker process does."""
+    clip, part, world = job
+    scene = _scene(clip, world)
+    renderer = _renderer(world.width, world.height)
+    recorded = recording.record(scene, clip.clip_id, renderer, world.codec)
+    beside = {layout.CALIBRATION: json.dumps(recorded.calibration).encode()}
+    if scene.event:
+        beside[layout.EVENTS] = scene.event.json.encode()
+    with files.write_whole(part) as file:
+        layout.stored_zip(file, iter((recorded.members | beside).items()))
+    return True
+
+
+def _card(world: WorldParams) -> str:
+    """The data set's README: what it is, and the parameters that made it."""
+    values = json.dumps(world.model_dump() | {"format": FORMAT}, sort_keys=True)
+    return f"""---
+license: mit
+---
+# A rendered world in the layout of nvidia/PhysicalAI-Autonomous-Vehicles
+
+Drives through the town "{world.town}". {towns.town(world.town).about}
+Rendered by AV-Omni with panda3d: no frame or figure in it comes from a recording. Countries,
+months, platforms and clusters of events are dealt by chance, to have something to choose by; the
+events themselves, and the labels of other road users, tell what is in the picture.
+
+Made from: `{values}`
+"""

@@ -1,0 +1,196 @@
+"""The drives that the tiny base learns from: its own town, and towns of the dice for its eyes.
+
+A drive is a function of its number. Its pictures go through the same H.264 and the same resize as
+a published clip's. Even numbers are drives through the town `meadow`; odd ones go through a town
+that is made up for this one drive: random colours, things, speeds, camera heights and lenses. The
+town `harbour`, which the demo adapts to, is in none of them.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from avomni_lib import files
+from avomni_lib.dataset import cameras
+from avomni_lib.etl.clip import tiling
+from avomni_lib.etl.video import reader
+from avomni_world.publish import recording
+from avomni_world.scene import towns
+from avomni_world.scene.lens import PLACES, make_lens
+from avomni_world.scene.render import Renderer
+from avomni_world.scene.scenes import Scene, make_scene
+
+GRID = cameras.grid("4-cam")
+TILE = (48, 32)  # px, width and height of one camera in the grid
+PICTURE = (128, 72)  # px of each camera's video, as params/demo.yaml publishes it
+SAMPLE_HZ = 10.0
+SECONDS = 8.0
+HOME = "meadow"
+FIRST_SEED = (
+    1_000_000  # of the drives to learn from; far from the small numbers that params files name
+)
+HELD_OUT_SEED = 2_000_000
+HARDEST_TURN = 5.4  # m/s² sideways at the highest speed, as in the towns that have names
+
+THINGS_PER_100_M = {
+    "house": 3.0,
+    "block": 1.2,
+    "warehouse": 2.0,
+    "container": 5.0,
+    "tree": 9.0,
+    "conifer": 7.0,
+    "bush": 8.0,
+    "post": 5.0,
+    "lamp": 4.0,
+}
+
+
+@dataclass(frozen=True)
+class Drive:
+    """One drive as the model sees it.
+
+    Attributes:
+        frames: (T, H, W, 3) uint8, the grid at `SAMPLE_HZ`.
+        path_m: (T,) float64, length driven since the first frame.
+        flow: (cameras,) float64. How fast the ground moves in each camera's picture, compared with
+            the same speed in `HOME`: 0.5 before a camera twice as high.
+    """
+
+    frames: np.ndarray
+    path_m: np.ndarray
+    flow: np.ndarray
+
+    def speed_mps(self, first: int, last: int) -> float:
+        """Mean speed between two frames."""
+        return float(self.path_m[last] - self.path_m[first]) / (last - first) * SAMPLE_HZ
+
+
+def random_town(seed: int) -> towns.Town:
+    """A town of the dice; no two look alike."""
+    rng = np.random.default_rng([seed, 7])
+
+    def colour(darkest: float, brightest: float, tint: float = 0.25) -> towns.Colour:
+        shade = rng.uniform(darkest, brightest) * (1 + rng.uniform(-tint, tint, 3))
+        red, green, blue = np.clip(shade, 0, 255).astype(int).tolist()
+        return red, green, blue
+
+    def between(low: float, high: float) -> float:
+        return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+    fastest = float(rng.uniform(12.0, 30.0))
+    tightest = max(40.0, fastest**2 / HARDEST_TURN)
+    fov_deg = {120: between(100, 125), 30: between(25, 42), 70: between(62, 92)}
+    return towns.Town(
+        name=f"random {seed}",
+        about="Made up for one drive.",
+        speed_mps=(0.0, fastest),
+        radius_m=(tightest, 3 * max(tightest, 55.0)),
+        camera_rise_m=float(rng.uniform(-0.25, 1.5)),
+        fov_deg={camera.name: fov_deg[camera.fov_deg] for camera in cameras.CAMERAS},
+        sun=tuple(rng.uniform((-1, -1, 0.25), (1, 1, 1)).tolist()),
+        ambient=float(rng.uniform(0.4, 0.7)),
+        zenith=colour(50, 200, 0.4),
+        horizon=colour(120, 235, 0.3),
+        hills=colour(60, 150),
+        asphalt=colour(55, 130, 0.12),
+        shoulder=colour(80, 150),
+        marks=colour(200, 250, 0.12),
+        verge=colour(70, 150, 0.4),
+        ground=colour(70, 150, 0.4),
+        walls=tuple(colour(80, 220) for _ in range(4)),
+        roofs=tuple(colour(50, 160, 0.4) for _ in range(3)),
+        crowns=tuple(colour(50, 120, 0.4) for _ in range(3)),
+        window=colour(60, 230),
+        per_100_m={
+            kind: float(most * rng.uniform(0.2, 1.0))
+            for kind, most in THINGS_PER_100_M.items()
+            if rng.random() < 0.5
+        },
+    )
+
+
+def relative_flow(scene: Scene) -> np.ndarray:
+    """(cameras,) how fast the ground moves in each picture, compared with `HOME` at the same speed.
+
+    A point of the ground seen y px below the horizon by a camera h above it moves v y² / (f h) px a
+    second: all that the car's build has in it is the product of focal length and height.
+    """
+    home = towns.town(HOME)
+    flow = []
+    for camera in GRID.cameras:
+        focal = make_lens(camera, scene.town, *PICTURE).fw[1]
+        height = scene.mounts[camera.name].position[2]
+        flow.append(
+            make_lens(camera, home, *PICTURE).fw[1] * PLACES[camera.name][0][2] / (focal * height)
+        )
+    return np.array(flow)
+
+
+def record(scene: Scene, renderer: Renderer) -> Drive:
+    """Drive through a scene: rendered, encoded, decoded and laid out as the pipeline does it."""
+    renderer.open(scene)
+    count = round(scene.seconds * SAMPLE_HZ)
+    videos = recording.encode(
+        renderer.frames(np.arange(count) / SAMPLE_HZ), len(GRID.cameras), *PICTURE
+    )
+    placement = tiling.fit_tile(PICTURE, TILE, "stretch")
+    # The frames lie 1/10 s apart whatever the file says, so they are asked for by its own clock.
+    times_us = np.rint(np.arange(count) * 1e6 / recording.FPS).astype(np.int64)
+    tiles = {
+        camera.name: placement.place(
+            reader.read_frames(
+                data, times_us, timestamps_us=times_us, size=placement.resized
+            ).images
+        )
+        for camera, data in zip(GRID.cameras, videos, strict=True)
+    }
+    fine = np.arange(0, count * 10) / (10 * SAMPLE_HZ)
+    speed = scene.drive.at(fine)["speed"]
+    path = np.concatenate([[0.0], np.cumsum((speed[1:] + speed[:-1]) / 2 * np.diff(fine))])
+    return Drive(tiling.compose(tiles, GRID), path[::10][:count], relative_flow(scene))
+
+
+class Drives:
+    """Drives by their number, rendered when first asked for and kept in a folder.
+
+    Args:
+        folder: Where they are kept; another run with the same folder reads them.
+        num_drives: Numbers 0 to num_drives - 1.
+        seed: Of number 0.
+        town: All in this town; None: even numbers in `HOME`, odd ones in random towns.
+    """
+
+    def __init__(
+        self, folder: Path, num_drives: int, seed: int = FIRST_SEED, town: str | None = None
+    ):
+        self.folder, self.num_drives, self.seed, self.town = folder, num_drives, seed, town
+        self._drives: dict[int, Drive] = {}
+
+    def __len__(self) -> int:
+        return self.num_drives
+
+    def __getitem__(self, number: int) -> Drive:
+        if not 0 <= number < self.num_drives:
+            raise IndexError(number)
+        if number not in self._drives:
+            path = self.folder / f"{self.town or 'mixed'}_{self.seed + number}.npz"
+            if not path.exists():
+                drive = self._record(number)
+                with files.write_whole(path) as file:
+                    np.savez(file, frames=drive.frames, path_m=drive.path_m, flow=drive.flow)
+            with np.load(path, allow_pickle=False) as stored:
+                self._drives[number] = Drive(stored["frames"], stored["path_m"], stored["flow"])
+        return self._drives[number]
+
+    def _record(self, number: int) -> Drive:
+        seed = self.seed + number
+        town = self.town or (HOME if number % 2 == 0 else random_town(seed))
+        return record(make_scene(seed, town, SECONDS), self._renderer)
+
+    @functools.cached_property
+    def _renderer(self) -> Renderer:
+        return Renderer(*PICTURE, cameras=GRID.cameras)
