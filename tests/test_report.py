@@ -270,4 +270,4 @@ def test_the_template_is_shipped_with_the_package():
     patterns = project["tool"]["setuptools"]["package-data"]["avomni_lib"]
     package = files.PROJECT_ROOT / "avomni_lib"
     shipped = {path for pattern in patterns for path in package.glob(pattern)}
-    assert package / "notebook" / report.TEMPLATE in shipped
+    assert package / "notebook" / "pages" / report.TEMPLATE in shipped
