@@ -16,8 +16,9 @@ OPEN = """
 import json
 from avomni_lib.params import Params
 p = Params.from_values(json.loads({values!r}))
-from avomni_lib.etl import build
-from avomni_lib.notebook import interrupts, progress
+from avomni_lib.etl.run import build
+from avomni_lib.notebook.run import interrupts
+from avomni_lib.notebook import progress
 interrupts.speak()
 """
 BUILD = "built = build.build(p, progress.bar())\nlen(built.clips)"
@@ -70,7 +71,9 @@ def errors(outputs):
 
 
 def test_an_interrupt_is_one_sentence_and_another_error_is_as_ever(kernel):
-    assert not errors(kernel.run("from avomni_lib.notebook import interrupts; interrupts.speak()"))
+    assert not errors(
+        kernel.run("from avomni_lib.notebook.run import interrupts; interrupts.speak()")
+    )
     (told,) = errors(kernel.run(SLEEP, until="at work"))
     assert told["ename"] == "KeyboardInterrupt" and told["traceback"] == [interrupts.WORDS]
     (other,) = errors(kernel.run("1 / 0"))
@@ -96,7 +99,7 @@ def test_without_a_kernel_nothing_is_asked():
 
 
 def test_what_the_system_refuses_is_said_in_words_and_other_errors_are_as_ever(kernel):
-    kernel.run("from avomni_lib.notebook import interrupts; interrupts.speak()")
+    kernel.run("from avomni_lib.notebook.run import interrupts; interrupts.speak()")
     (full,) = errors(kernel.run("with open('/dev/full', 'w') as file: file.write('x')"))
     assert full["ename"] == "OSError" and len(full["traceback"]) == 2
     assert "no room left on the disk" in full["traceback"][0]

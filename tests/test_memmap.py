@@ -310,7 +310,8 @@ def test_a_kill_between_the_two_renames_is_undone(folder):
 
 def test_opening_and_reading_load_no_torch(folder):
     code = (
-        "import sys; from avomni_lib.etl import build, memmap, windows;"
+        "import sys; from avomni_lib.etl.run import build; "
+        "from avomni_lib.etl.cache import memmap, windows; "
         f"w = windows.Windows(memmap.Cache.open({str(folder)!r}), 3, 1); w.frames(0).sum();"
         "print([name for name in ('torch', 'matplotlib', 'pandas') if name in sys.modules])"
     )
@@ -321,7 +322,7 @@ def test_opening_and_reading_load_no_torch(folder):
 WRITES_FOR_EVER = """
 import sys
 from pathlib import Path
-from avomni_lib.etl import shard
+from avomni_lib.etl.cache import shard
 from tests.test_memmap import COMMON, arrays
 clips = [{"clip_id": str(n), "split": "train", "chunk": 3} for n in range(2)]
 for turn in range(10**6):

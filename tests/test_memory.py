@@ -27,7 +27,9 @@ from trl import SFTTrainer
 from trl.trainer.sft_trainer import _patch_chunked_ce_lm_head
 from avomni_lib import hardware
 from avomni_lib.params import Params
-from avomni_lib.training import loader, model, packing, samples
+from avomni_lib.training.feed import loader, packing
+from avomni_lib.training.model import load as model
+from avomni_lib.training.prompt import samples
 from avomni_lib.training.backbones import backbone, qwen3_vl_layers
 from tests import training_set
 

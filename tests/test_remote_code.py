@@ -18,7 +18,8 @@ LOAD = """
 import json, sys
 from pathlib import Path
 from avomni_lib.errors import AvomniError
-from avomni_lib.training import merging, model
+from avomni_lib.training.export import merge as merging
+from avomni_lib.training.model import load as model
 from tests import training_set
 told = []
 for folder, step in json.loads(sys.argv[1]):

@@ -71,7 +71,7 @@ class Process:
             "import json, sys\n"
             "from avomni_lib.dataset.download.hub import Hub\n"
             "from avomni_lib.errors import AvomniError\n"
-            "from avomni_lib.etl import build\n"
+            "from avomni_lib.etl.run import build\n"
             "from avomni_lib.params import Params\n"
             "values, repo, commit, endpoint = sys.argv[1:]\n"
             "p = Params.from_values(json.loads(values))\n"

@@ -135,8 +135,8 @@ def test_workers_of_the_etl_are_too(copy, other, tmp_path, engine):
     published = write_published_set(tmp_path / "set", 1, 2, 1.0)
     values = folder_run.values(tmp_path / "outputs", published, engine=engine, num_workers=2)
     code = (
-        "from avomni_lib import params\nfrom avomni_lib.dataset import download\n"
-        "from avomni_lib.etl import build\n"
+        "from avomni_lib import params\nfrom avomni_lib.dataset.download import download\n"
+        "from avomni_lib.etl.run import build\n"
         "p = params.Params.from_files([sys.argv[1]])\ndownload.fetch(p, None)\n"
         "print(build.build(p).figures['num_clips_read'])"
     )
@@ -156,7 +156,7 @@ def test_the_process_that_trains_is_too(copy, other, tmp_path, processes):
     values = folder_run.values(tmp_path / "outputs", published)
     values["training"] = {"num_processes": processes, "gradient_accumulation_steps": 2}
     code = (
-        "from avomni_lib import params\nfrom avomni_lib.training import job\n"
+        "from avomni_lib import params\nfrom avomni_lib.training.fit import job\n"
         "p = params.Params.from_files([sys.argv[1]])\n"
         "process, _ = job.start_or_attach(p)\nprocess.wait()\njob.follow(p, process)"
     )
@@ -172,7 +172,7 @@ def test_the_process_that_trains_is_too(copy, other, tmp_path, processes):
 def test_a_notebook_of_another_copy_is_refused(copy, tmp_path):
     """Opened in a Jupyter whose environment has the other copy: no command is there to choose."""
     code = (
-        "from avomni_lib import params\nfrom avomni_lib.notebook import runs\n"
+        "from avomni_lib import params\nfrom avomni_lib.notebook.run import runs\n"
         "runs.start(params.Params.from_files([sys.argv[1]]), '01_audit')"
     )
     values = {"run": {"name": "x", "outputs_dir": str(tmp_path / "outputs")}}
