@@ -150,7 +150,7 @@ def test_a_member_written_as_a_stream_has_its_sizes_in_the_directory_alone(folde
     with open(path, "rb") as file:
         file.seek(entry.header_offset)
         header = file.read(30)
-    assert entry.flags & 8 and header[14:26] == bytes(12), "no checksum, no sizes"
+    assert entry.flag_bits & 8 and header[14:26] == bytes(12), "no checksum, no sizes"
     assert clip_in(folder).video(CAMERA).read() == expected
 
 
@@ -208,18 +208,17 @@ def test_only_the_clips_own_bytes_are_read_from_a_large_zip(folder: Path):
     assert bytes_read() - before < 10_000
 
 
-def test_kept_directories_are_bounded_by_their_members(tmp_path: Path):
-    """A run over thousands of zips keeps the last ones, however many members they have."""
-    kept = stored_zip._Kept(max_members=25)
-    paths = [tmp_path / f"{number}.zip" for number in range(6)]
+def test_kept_directories_are_bounded_and_read_again_when_the_file_changes(tmp_path: Path):
+    """A run over thousands of zips keeps those of the last chunks."""
+    stored_zip._read_directory.cache_clear()
+    paths = [tmp_path / f"{number}.zip" for number in range(stored_zip.KEPT_DIRECTORIES + 1)]
     for path in paths:
         write_zip(path, {str(number): b"x" for number in range(10)})
-    held = [kept.get(path) for path in paths]
-    assert kept.get(paths[-1]) is held[-1] and kept.get(paths[-2]) is held[-2]
-    assert kept.get(paths[0]) is not held[0], "it made room for others"
-    assert kept._num_members == 20
+    held = [stored_zip.directory(path) for path in paths]
+    assert stored_zip.directory(paths[-1]) is held[-1]
+    assert stored_zip.directory(paths[0]) is not held[0], "it made room for others"
     write_zip(paths[-1], {"another": b"x"})
-    assert list(kept.get(paths[-1]).entries) == ["another"], "read again when the file changes"
+    assert list(stored_zip.members(paths[-1])) == ["another"]
 
 
 def spoil_cut(path: Path) -> None:

@@ -17,7 +17,7 @@ from avomni_lib.dataset import limits
 from avomni_lib.dataset.audit import calibration
 from avomni_lib.dataset.audit.findings import DAMAGED, FILE, MEMBER, ODD, WHOLE, Finding
 from avomni_lib.dataset.names import printable
-from avomni_lib.dataset.stored_zip import LOCAL_HEADER, Directory, directory
+from avomni_lib.dataset.stored_zip import LOCAL_HEADER, Directory, directory, is_stored
 from avomni_lib.dataset.tables import key_column
 from avomni_lib.errors import AvomniError
 
@@ -119,13 +119,13 @@ def _zip(job: Job, held: Directory, size: int) -> Iterator[Finding]:
     for name, after in zip(order, [*order[1:], None], strict=True):
         entry, fault = held.entries[name], None
         end = held.entries[after].header_offset if after else size
-        if not entry.is_stored:
+        if not is_stored(entry):
             fault = ("not stored", f"member {name} is compressed, not stored")
         elif name in held.repeated:
             fault = ("a member twice", f"member {name} stands in the zip more than once")
-        elif entry.header_offset + LOCAL_HEADER.size + len(name.encode()) + entry.length > end:
+        elif entry.header_offset + LOCAL_HEADER.size + len(name.encode()) + entry.file_size > end:
             fault = ("members overlap", f"member {name} reaches into the next")
-        elif not entry.length:
+        elif not entry.file_size:
             fault = ("an empty member", f"member {name} is empty")
         if fault and name in expected:
             clip_id, kind = expected[name]

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import logging
 import os
+import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,8 +27,8 @@ from avomni_lib.dataset.clip import EGOMOTION_COLUMNS, CalibrationTable, motion_
 from avomni_lib.dataset.stored_zip import (
     LOCAL_HEADER,
     ByteRange,
-    Entry,
     behind_header,
+    is_stored,
     member,
     members,
 )
@@ -155,7 +156,7 @@ def _read(job: Job, passed: _Pass, found: list[Finding], facts: dict[str, dict])
         held, names, wanted = members(job.place), job.names(), set(job.wanted)
         times: dict[str, dict[str, np.ndarray]] = {}
         for name, entry in sorted(held.items(), key=lambda item: item[1].header_offset):
-            if entry.is_stored:
+            if is_stored(entry):
                 clip_id, kind = names.get(name, ("", ""))
                 part = _member(passed, name, entry, clip_id, checks.severity_of(kind), found)
                 if part and clip_id in wanted:
@@ -169,7 +170,7 @@ def _read(job: Job, passed: _Pass, found: list[Finding], facts: dict[str, dict])
 
 
 def _member(
-    passed: _Pass, name: str, entry: Entry, clip_id: str, severity: str, found: list[Finding]
+    passed: _Pass, name: str, entry: zipfile.ZipInfo, clip_id: str, severity: str, found: list[Finding]
 ) -> ByteRange | None:
     """Let a member go by: where it lies, or None where it is not what the directory says."""
     is_there = passed.to(entry.header_offset)
@@ -179,9 +180,9 @@ def _member(
         found.append(Finding(severity, "no local header", told, MEMBER, clip_id=clip_id))
         return None
     passed.read(skipped)
-    part = ByteRange(passed.path, passed.place, entry.length)
-    crc32 = passed.crc32(entry.length)
-    if crc32 == entry.crc32:
+    part = ByteRange(passed.path, passed.place, entry.file_size)
+    crc32 = passed.crc32(entry.file_size)
+    if crc32 == entry.CRC:
         return part
     told = f"{name} is damaged: " + ("cut short" if crc32 is None else "its checksum is wrong")
     found.append(Finding(severity, "wrong checksum", told, MEMBER, clip_id=clip_id))
