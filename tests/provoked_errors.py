@@ -31,9 +31,9 @@ from avomni_lib.dataset.features import FEATURES_FILE
 from avomni_lib.dataset.own.motion import egomotion
 from avomni_lib.dataset.own.pack import OwnClip, pack
 from avomni_lib.dataset.select import split, users
+from avomni_lib.dataset.select.chunks import rank
 from avomni_lib.dataset.select.manifest import path_of as chosen_path
 from avomni_lib.dataset.select.manifest import read_chosen
-from avomni_lib.dataset.select.ranking import rank
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache import memmap
 from avomni_lib.etl.cache.windows import Windows

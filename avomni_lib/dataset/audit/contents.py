@@ -170,7 +170,12 @@ def _read(job: Job, passed: _Pass, found: list[Finding], facts: dict[str, dict])
 
 
 def _member(
-    passed: _Pass, name: str, entry: zipfile.ZipInfo, clip_id: str, severity: str, found: list[Finding]
+    passed: _Pass,
+    name: str,
+    entry: zipfile.ZipInfo,
+    clip_id: str,
+    severity: str,
+    found: list[Finding],
 ) -> ByteRange | None:
     """Let a member go by: where it lies, or None where it is not what the directory says."""
     is_there = passed.to(entry.header_offset)
