@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy.spatial.transform import Rotation
 
 from avomni_lib import files
 from avomni_lib.dataset import cameras as rig
@@ -28,7 +29,7 @@ from avomni_lib.dataset.download import download
 from avomni_lib.dataset.download.backoff import Backoff
 from avomni_lib.dataset.download.hub import Hub
 from avomni_lib.dataset.features import FEATURES_FILE
-from avomni_lib.dataset.own.motion import egomotion
+from avomni_lib.dataset.own.conventions import Track, contradictions
 from avomni_lib.dataset.own.pack import OwnClip, pack
 from avomni_lib.dataset.select import split, users
 from avomni_lib.dataset.select.chunks import rank
@@ -470,9 +471,10 @@ def lone_camera(place: Place) -> None:
     pack(place.folder / "data", [OwnClip("x", {rig.FRONT_WIDE.name: path}, TIMES_US, TIMES_US)])
 
 
-def sideways(place: Place) -> None:
+def sideways(place: Place) -> str:
     t_s = np.arange(20) / 10
-    egomotion(t_s, np.column_stack([9 * t_s, 0 * t_s]), np.full(20, np.pi / 2))
+    track = Track.of(t_s, np.outer(9 * t_s, (1, 0, 0)))
+    return "\n".join(contradictions(track, Rotation.from_euler("z", [[np.pi / 2]] * 20)))
 
 
 SUMMARY_A, SUMMARY_B = (summaries(drives(3, seed=n)[0], (9.0, 9.0)) for n in (0, 1))

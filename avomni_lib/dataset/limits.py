@@ -59,7 +59,7 @@ JUMP_M, REFUSED_JUMP_M, MAX_ACCELERATION = 0.25, 1.0, 12.0
 # Path by positions against path by velocities, over all that is needed: m, and share. A speedometer
 # may tell a tenth too much (UNECE R39); two metres are a filter settling. Damaged.
 PATH_TOLERANCE = (2.0, 0.1)
-# The same over half a second: m/s, and share.
+# The same over half a second, in which a decimetre of noise is no course: m/s, and share.
 SPAN_S, SPEED_TOLERANCE = 0.5, (1.0, 0.1)
 # Between the course of positions and where the car points, median over all that moves at more than
 # a walking pace: a car slips by some degrees, axes taken for others are a quarter turn. Damaged.
