@@ -22,8 +22,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from avomni_lib import files
-from avomni_lib.dataset import cameras as rig
-from avomni_lib.dataset import motion
+from avomni_lib.dataset import cameras, motion
 from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.dataset.download import download
 from avomni_lib.dataset.download.backoff import Backoff
@@ -390,11 +389,11 @@ def near_duplicates(place: Place) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (60, 8, 12, 3), np.uint8)
     pictures = [np.kron(each, np.ones((8, 8, 1), np.uint8)) for each in noise]
     path.write_bytes(encode(SPECS["h264 gop 15"], pictures))
-    cameras = [camera.name for camera in rig.GRIDS["4-cam"].cameras]
+    names = [camera.name for camera in cameras.GRIDS["4-cam"].cameras]
     clips = [
         OwnClip(
             name,
-            dict.fromkeys(cameras, path),
+            dict.fromkeys(names, path),
             times,
             drive.position(times),
             drive.curvature * drive.travelled(times),
@@ -468,7 +467,7 @@ def compared(a: pa.Table | None, b: pa.Table | None) -> Callable[[Place], None]:
 def lone_camera(place: Place) -> None:
     path = place.folder / "a.mp4"
     path.write_bytes(stream_bytes("h264 gop 15"))
-    pack(place.folder / "data", [OwnClip("x", {rig.FRONT_WIDE.name: path}, TIMES_US, TIMES_US)])
+    pack(place.folder / "data", [OwnClip("x", {cameras.FRONT_WIDE.name: path}, TIMES_US, TIMES_US)])
 
 
 def sideways(place: Place) -> str:

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from avomni_lib.dataset.catalog import INDEX_FILE, Catalog, required_features
 from avomni_lib.dataset.download.remote import RemoteFile
 from avomni_lib.dataset.select.balance import shares
-from avomni_lib.dataset.select.chunks import NUM_SPARE, Choice, choose_chunks, most_wanted, rank
+from avomni_lib.dataset.select.chunks import (
+    NUM_SPARE,
+    ChunkChoice,
+    choose_chunks,
+    most_wanted,
+    rank,
+)
 from avomni_lib.dataset.select.sizes import estimated
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
@@ -63,12 +69,12 @@ def sizes_of(
     return sizes
 
 
-def choose(catalog: Catalog, p: Params) -> Choice:
+def choose(catalog: Catalog, p: Params) -> ChunkChoice:
     """With the published sizes."""
     return choose_chunks(catalog, estimated(catalog, catalog.chunks, p), p)
 
 
-def picked(catalog: Catalog, choice: Choice) -> list[str]:
+def picked(catalog: Catalog, choice: ChunkChoice) -> list[str]:
     return [catalog.attributes(clip_id)["country"] for clip_id in catalog.clips.ids(choice.rows)]
 
 

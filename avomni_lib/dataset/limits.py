@@ -66,7 +66,5 @@ SPAN_S, SPEED_TOLERANCE = 0.5, (1.0, 0.1)
 MOVES_MPS, MAX_SLIP_DEG = 1.0, 30.0
 # Tyres hold 12 m/s², a crash or an error is above; 70 m/s is 252 km/h; cars turn by 1 rad/s.
 LIMIT_ACCELERATION, LIMIT_SPEED, LIMIT_TURN, TURN_SLACK = 15.0, 70.0, 2.0, 0.035
-# Wheel and inertial odometry drift by 1 to 2 % of the way; below half a metre it is noise.
-OFFLINE_TOLERANCE = (0.5, 0.02)
 # A path is the polygon over rows at least so far apart, and where the car turned back by so much.
 HOP_M, BACK_M = 0.5, 0.1

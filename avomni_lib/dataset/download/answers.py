@@ -92,57 +92,37 @@ def explain(
     """
     accept = f"open {page}, read and accept its terms there"
     repo_id = page.partition("/datasets/")[2]
-    if code == "GatedRepo" and status == 401:
-        return AvomniError(
-            f"{repo_id} is gated and there is no token",
-            where=page,
-            fix=f"{accept}, then `hf auth login` (or set HF_TOKEN) and run again",
-        )
-    if code == "GatedRepo":
-        return AvomniError(
-            f"{repo_id} is gated and this token's account may not read it ({status})",
-            where=page,
-            fix=f"{accept} with the account of the token, or `hf auth login` as one that has",
-        )
-    if code == "RevisionNotFound":
-        return AvomniError(
-            f"{repo_id} has no revision {revision!r}",
-            where="dataset.revision",
-            fix=f"leave it out to take main, or take a commit of {page}/commits/main",
-        )
-    if code == "EntryNotFound":
-        return AvomniError(
-            f"{what} is gone from the source",
-            where=f"{page} at revision {revision}",
-            fix="name other chunks in download.chunks, or another dataset.revision",
-        )
-    if code == "RepoNotFound":
-        return AvomniError(
-            f"no data set {repo_id} on the hub, or it is private ({status})",
-            where=page,
-            fix="check dataset.repo_id; for a private one `hf auth login`",
-        )
-    if status == 401:
-        return AvomniError(
-            "the hub asks for a valid token, or there is no such data set (401)",
-            where=page,
-            fix=f"check dataset.repo_id, {accept}, then `hf auth login` "
-            "(HF_TOKEN, if set, comes first)",
-        )
-    if status == 429:
-        wait = minutes(retry_after_s) if retry_after_s else None
-        asks = f": it asks to wait {wait}" if wait else ""
-        return AvomniError(
-            f"the hub takes no more requests (429, when asked for {what}){asks}",
-            where=page,
-            fix=f"run the same command again {f'in {wait}' if wait else 'later'}: it "
-            "goes on from here; with a token (`hf auth login`) the hub allows more",
-        )
-    return AvomniError(
-        f"the hub answered {status} when asked for {what}",
-        where=page,
-        fix="wait some minutes and run the same command again: it goes on from here",
-    )
+    wait = minutes(retry_after_s) if retry_after_s else None
+    where = page
+    match code, status:
+        case "GatedRepo", 401:
+            reason = f"{repo_id} is gated and there is no token"
+            fix = f"{accept}, then `hf auth login` (or set HF_TOKEN) and run again"
+        case "GatedRepo", _:
+            reason = f"{repo_id} is gated and this token's account may not read it ({status})"
+            fix = f"{accept} with the account of the token, or `hf auth login` as one that has"
+        case "RevisionNotFound", _:
+            reason, where = f"{repo_id} has no revision {revision!r}", "dataset.revision"
+            fix = f"leave it out to take main, or take a commit of {page}/commits/main"
+        case "EntryNotFound", _:
+            reason, where = f"{what} is gone from the source", f"{page} at revision {revision}"
+            fix = "name other chunks in download.chunks, or another dataset.revision"
+        case "RepoNotFound", _:
+            reason = f"no data set {repo_id} on the hub, or it is private ({status})"
+            fix = "check dataset.repo_id; for a private one `hf auth login`"
+        case _, 401:
+            reason = "the hub asks for a valid token, or there is no such data set (401)"
+            fix = f"check dataset.repo_id, {accept}, then `hf auth login` "
+            fix += "(HF_TOKEN, if set, comes first)"
+        case _, 429:
+            reason = f"the hub takes no more requests (429, when asked for {what})"
+            reason += f": it asks to wait {wait}" if wait else ""
+            fix = f"run the same command again {f'in {wait}' if wait else 'later'}: it goes on "
+            fix += "from here; with a token (`hf auth login`) the hub allows more"
+        case _:
+            reason = f"the hub answered {status} when asked for {what}"
+            fix = "wait some minutes and run the same command again: it goes on from here"
+    return AvomniError(reason, where=where, fix=fix)
 
 
 def unreachable(what: str, endpoint: str, cause: BaseException) -> AvomniError:

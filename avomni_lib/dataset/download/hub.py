@@ -188,7 +188,7 @@ class Hub:
     def read(
         self, remote: RemoteFile, start: int, stop: threading.Event | None = None
     ) -> Iterator[Body]:
-        """A file's bytes from `start` on; as `transfer.Source` says."""
+        """A file's bytes from `start` on; as `transfer.ByteSource` says."""
         if remote.xet_hash and xet.is_available() and not self._is_xet_lost:
             yield Body(start, self._xet_blocks(remote, start))
             return
@@ -204,7 +204,7 @@ class Hub:
                 yield Body(body_start, response.iter_bytes())
 
     def distrust(self, remote: RemoteFile) -> None:
-        """As `transfer.Source` says."""
+        """As `transfer.ByteSource` says."""
         self._is_xet_lost = self._is_xet_lost or bool(remote.xet_hash)
 
     @contextlib.contextmanager

@@ -57,7 +57,7 @@ class Body:
     blocks: Iterator[bytes]
 
 
-class Source(Protocol):
+class ByteSource(Protocol):
     """Where bytes come from: `hub.Hub`."""
 
     backoff: Backoff
@@ -157,7 +157,7 @@ def claim(folder: Path, remote: RemoteFile) -> Iterator[Partial | None]:
 
 def complete(
     partial: Partial,
-    source: Source,
+    source: ByteSource,
     folder: Path,
     bar: Bar | None = None,
     stop: threading.Event | None = None,
@@ -197,7 +197,7 @@ def complete(
     )
 
 
-def _fill(partial: Partial, source: Source, bar: Bar, stop: threading.Event | None) -> None:
+def _fill(partial: Partial, source: ByteSource, bar: Bar, stop: threading.Event | None) -> None:
     """Ask for the rest until it is there; a try that brought bytes forward costs no patience."""
     num_tries, furthest = 0, partial.size
     while partial.size < partial.remote.size:
@@ -229,7 +229,7 @@ def _fill(partial: Partial, source: Source, bar: Bar, stop: threading.Event | No
 
 def fetch_files(
     todo: Sequence[RemoteFile],
-    source: Source,
+    source: ByteSource,
     p: Params,
     verified: Verified,
     progress: type[Bar] = Bar,

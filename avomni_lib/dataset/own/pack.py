@@ -120,7 +120,7 @@ def pack(
     """Write clips as a data set for `dataset.source: folder`; the folder appears whole.
 
     All clips are checked before anything is written. Videos are copied as they are. The layout asks
-    for calibration too: what is written is a stand-in (`own_layout.stand_in`), which the audit
+    for calibration too: what is written is a stand-in (`layout.stand_in`), which the audit
     looks at and no cache, answer or score is made from. Other road users are not packed, so coc_v1
     and full_v1 have no causes to learn.
 

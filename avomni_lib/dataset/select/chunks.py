@@ -46,7 +46,7 @@ class Ranking:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChunkChoice:
     """The chunks that a run takes, why these, and what they weigh with the metadata.
 
     Attributes:
@@ -121,7 +121,7 @@ def choose_chunks(
     sizes: Mapping[str, RemoteFile],
     p: Params,
     ranking: Ranking | None = None,
-) -> Choice:
+) -> ChunkChoice:
     """The first chunks of the ranking within target_chunks and target_size_gb, or the named ones.
 
     A chunk whose files the source lacks is passed over, unless it or one of its clips was named.
@@ -183,7 +183,7 @@ def choose_chunks(
         unused = [chunk for chunk in taken if catalog.place(chunk) not in used]
         total -= sum(taken.pop(chunk) for chunk in unused)
     reason = _reason(p, ranking, len(taken), limit, (have >= ranking.quotas).all())
-    return Choice(tuple(taken), "; ".join([reason, *words, *over]), total, passed, rows)
+    return ChunkChoice(tuple(taken), "; ".join([reason, *words, *over]), total, passed, rows)
 
 
 def _is_named(p: Params) -> bool:
