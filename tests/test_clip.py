@@ -208,17 +208,20 @@ def test_only_the_clips_own_bytes_are_read_from_a_large_zip(folder: Path):
     assert bytes_read() - before < 10_000
 
 
-def test_kept_directories_are_bounded_and_read_again_when_the_file_changes(tmp_path: Path):
-    """A run over thousands of zips keeps those of the last chunks."""
-    stored_zip._read_directory.cache_clear()
-    paths = [tmp_path / f"{number}.zip" for number in range(stored_zip.KEPT_DIRECTORIES + 1)]
+def test_kept_directories_are_bounded_by_their_members(tmp_path: Path, monkeypatch):
+    """A run over thousands of zips keeps the last ones, however many members they have."""
+    kept = {}
+    monkeypatch.setattr(stored_zip, "_kept", kept)
+    monkeypatch.setattr(stored_zip, "MAX_KEPT", 25)
+    paths = [tmp_path / f"{number}.zip" for number in range(6)]
     for path in paths:
         write_zip(path, {str(number): b"x" for number in range(10)})
     held = [stored_zip.directory(path) for path in paths]
-    assert stored_zip.directory(paths[-1]) is held[-1]
+    assert all(stored_zip.directory(path) is held[n] for n, path in enumerate(paths) if n > 3)
     assert stored_zip.directory(paths[0]) is not held[0], "it made room for others"
+    assert sum(len(directory.entries) for directory in kept.values()) == 20
     write_zip(paths[-1], {"another": b"x"})
-    assert list(stored_zip.members(paths[-1])) == ["another"]
+    assert list(stored_zip.members(paths[-1])) == ["another"], "read again when the file changes"
 
 
 def spoil_cut(path: Path) -> None:

@@ -223,12 +223,9 @@ def _jumps(columns: Mapping[str, np.ndarray], start: int) -> Iterator[Finding]:
 
 def slip(columns: Mapping[str, np.ndarray]) -> Iterator[Finding]:
     """A car moves along its nose, forwards or backwards: else axes were taken for others."""
-    times, place = columns["timestamp"] / 1e6, _vectors(columns)
-    marks = np.arange(times[0], times[-1], limits.SPAN_S)
-    if len(marks) < 2:
-        return
-    at_marks = np.stack([np.interp(marks, times, axis) for axis in place.T], axis=1)
-    course = np.diff(at_marks, axis=0)
+    times = columns["timestamp"] / 1e6
+    marks, places = _every_span(times, _vectors(columns))
+    course = np.diff(places, axis=0)
     way = np.linalg.norm(course, axis=1)
     is_moving = way > limits.MOVES_MPS * limits.SPAN_S
     if not is_moving.any():
@@ -262,8 +259,10 @@ def _speeds(columns: Mapping[str, np.ndarray]) -> Iterator[Finding]:
         yield Finding(DAMAGED, "positions and speeds disagree", reason)
         return
     # Places half a second apart: a chord of a curve is as good as its arc there.
-    marks = np.arange(times[0], times[-1], limits.SPAN_S)
-    driven, by_speed = (_chords(marks, times, places) for places in (position, track))
+    (marks, by_place), (_, by_track) = (_every_span(times, each) for each in (position, track))
+    driven, by_speed = (
+        np.linalg.norm(np.diff(each, axis=0), axis=1) for each in (by_place, by_track)
+    )
     off = np.abs(driven - by_speed) / limits.SPAN_S
     limit = limits.SPEED_TOLERANCE[0] + limits.SPEED_TOLERANCE[1] * by_speed / limits.SPAN_S
     if len(off) and (off > limit).any():
@@ -275,15 +274,8 @@ def _speeds(columns: Mapping[str, np.ndarray]) -> Iterator[Finding]:
         yield Finding(ODD, "positions and speeds disagree", reason)
 
 
-def _chords(marks: np.ndarray, times: np.ndarray, places: np.ndarray) -> np.ndarray:
-    at_marks = np.stack([np.interp(marks, times, column) for column in places.T], axis=1)
-    return np.linalg.norm(np.diff(at_marks, axis=0), axis=1)
-
-
 def _accelerations(columns: Mapping[str, np.ndarray]) -> Iterator[Finding]:
-    times, velocity = columns["timestamp"] / 1e6, _vectors(columns, "v")
-    marks = np.arange(times[0], times[-1], limits.SPAN_S)
-    at_marks = np.stack([np.interp(marks, times, column) for column in velocity.T], axis=1)
+    marks, at_marks = _every_span(columns["timestamp"] / 1e6, _vectors(columns, "v"))
     change = np.linalg.norm(np.diff(at_marks, axis=0), axis=1) / limits.SPAN_S
     if len(change) and change.max() > limits.LIMIT_ACCELERATION:
         row = int(np.argmax(change))
@@ -291,6 +283,12 @@ def _accelerations(columns: Mapping[str, np.ndarray]) -> Iterator[Finding]:
             f"velocity changes by {change[row]:.1f} m/s² over half a second at {marks[row]:.2f} s"
         )
         yield Finding(ODD, "acceleration that no car has", reason)
+
+
+def _every_span(times: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Marks (M,) s half a second apart, and the vectors (M, 3) at them, interpolated."""
+    marks = np.arange(times[0], times[-1], limits.SPAN_S)
+    return marks, np.stack([np.interp(marks, times, column) for column in vectors.T], axis=1)
 
 
 def _vectors(columns: Mapping[str, np.ndarray], prefix: str = "") -> np.ndarray:

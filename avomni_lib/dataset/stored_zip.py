@@ -7,10 +7,10 @@ Format: PKWARE APPNOTE.TXT 6.3.10, 4.3.7 (local file header) and 4.3.12 (central
 
 from __future__ import annotations
 
-import functools
 import io
 import os
 import struct
+import threading
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -23,8 +23,8 @@ from avomni_lib.errors import AvomniError
 # Signature, then behind what the central directory repeats the lengths of name and extra field.
 LOCAL_HEADER = struct.Struct("<4s22xHH")
 LOCAL_SIGNATURE = b"PK\x03\x04"
-# A chunk's zips, and some of the next chunk's.
-KEPT_DIRECTORIES = 24
+# The directories read last are kept, as many as have so many members: about 50 MB.
+MAX_KEPT = 1 << 16
 IS_ENCRYPTED = 0x1
 
 
@@ -113,6 +113,10 @@ def is_stored(entry: zipfile.ZipInfo) -> bool:
     return entry.compress_type == zipfile.ZIP_STORED and not entry.flag_bits & IS_ENCRYPTED
 
 
+_kept: dict[tuple[Path, int, int], Directory] = {}
+_lock = threading.Lock()
+
+
 def directory(path: Path) -> Directory:
     """The central directory of a zip, kept while the file does not change; no member is touched.
 
@@ -121,7 +125,14 @@ def directory(path: Path) -> Directory:
     """
     try:
         state = os.stat(path)
-        return _read_directory(Path(path), state.st_size, state.st_mtime_ns)
+        key = (Path(path), state.st_size, state.st_mtime_ns)
+        if (listed := _kept.get(key)) is None:
+            listed = _read_directory(key[0])
+            with _lock:
+                _kept[key] = listed
+                while len(_kept) > 1 and sum(len(d.entries) for d in _kept.values()) > MAX_KEPT:
+                    del _kept[next(iter(_kept))]
+        return listed
     except FileNotFoundError:
         raise AvomniError("file not found", where=str(path)) from None
 
@@ -135,8 +146,7 @@ def members(path: Path) -> Mapping[str, zipfile.ZipInfo]:
     return directory(path).entries
 
 
-@functools.lru_cache(KEPT_DIRECTORIES)
-def _read_directory(path: Path, size: int, mtime_ns: int) -> Directory:
+def _read_directory(path: Path) -> Directory:
     try:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()

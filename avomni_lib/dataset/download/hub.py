@@ -150,9 +150,9 @@ class Hub:
                 ),
                 f"sizes of {len(batch)} files",
             )
-            found = [self._listed_file(i) for i in infos if isinstance(i, RepoFile)]
+            listed = [self._listed_file(i) for i in infos if isinstance(i, RepoFile)]
             known.update(dict.fromkeys(batch))
-            known.update({file.path: file for file in found if file.path in known})
+            known.update({file.path: file for file in listed if file.path in known})
         return {path: known[path] for path in paths if known[path]}
 
     def _listed_file(self, info: RepoFile) -> RemoteFile:

@@ -1,4 +1,4 @@
-"""How large files are, told without asking the source: from what is published of the data set."""
+"""How large files are, estimated from what is published of the data set: no source is asked."""
 
 from __future__ import annotations
 
