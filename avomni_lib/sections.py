@@ -221,7 +221,7 @@ class DownloadParams(Section):
     target_chunks: Positive = Field(2, description="chunks wanted (about 100 clips each)")
     target_size_gb: PositiveFloat = Field(1.0, description="GB (1e9) of raw files at most")
     chunks: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
-        None, description="these chunks; null takes the first, or the best for download.clips"
+        None, description="these chunks; null: the first, or those with the most wanted clips"
     )
     max_workers: Workers = Field(4, description="files fetched at a time")
     evict_raw: bool = Field(

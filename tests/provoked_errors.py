@@ -19,21 +19,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy.spatial.transform import Rotation
 
 from avomni_lib import files
-from avomni_lib.dataset import cameras as rig
-from avomni_lib.dataset import motion
+from avomni_lib.dataset import cameras, motion
 from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.dataset.download import download
 from avomni_lib.dataset.download.backoff import Backoff
 from avomni_lib.dataset.download.hub import Hub
 from avomni_lib.dataset.features import FEATURES_FILE
-from avomni_lib.dataset.own.motion import egomotion
+from avomni_lib.dataset.own.conventions import Track, contradictions
 from avomni_lib.dataset.own.pack import OwnClip, pack
 from avomni_lib.dataset.select import split, users
+from avomni_lib.dataset.select.chunks import rank
 from avomni_lib.dataset.select.manifest import path_of as chosen_path
 from avomni_lib.dataset.select.manifest import read_chosen
-from avomni_lib.dataset.select.ranking import rank
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache import memmap
 from avomni_lib.etl.cache.windows import Windows
@@ -389,11 +389,11 @@ def near_duplicates(place: Place) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (60, 8, 12, 3), np.uint8)
     pictures = [np.kron(each, np.ones((8, 8, 1), np.uint8)) for each in noise]
     path.write_bytes(encode(SPECS["h264 gop 15"], pictures))
-    cameras = [camera.name for camera in rig.GRIDS["4-cam"].cameras]
+    names = [camera.name for camera in cameras.GRIDS["4-cam"].cameras]
     clips = [
         OwnClip(
             name,
-            dict.fromkeys(cameras, path),
+            dict.fromkeys(names, path),
             times,
             drive.position(times),
             drive.curvature * drive.travelled(times),
@@ -467,12 +467,13 @@ def compared(a: pa.Table | None, b: pa.Table | None) -> Callable[[Place], None]:
 def lone_camera(place: Place) -> None:
     path = place.folder / "a.mp4"
     path.write_bytes(stream_bytes("h264 gop 15"))
-    pack(place.folder / "data", [OwnClip("x", {rig.FRONT_WIDE.name: path}, TIMES_US, TIMES_US)])
+    pack(place.folder / "data", [OwnClip("x", {cameras.FRONT_WIDE.name: path}, TIMES_US, TIMES_US)])
 
 
-def sideways(place: Place) -> None:
+def sideways(place: Place) -> str:
     t_s = np.arange(20) / 10
-    egomotion(t_s, np.column_stack([9 * t_s, 0 * t_s]), np.full(20, np.pi / 2))
+    track = Track.of(t_s, np.outer(9 * t_s, (1, 0, 0)))
+    return "\n".join(contradictions(track, Rotation.from_euler("z", [[np.pi / 2]] * 20)))
 
 
 SUMMARY_A, SUMMARY_B = (summaries(drives(3, seed=n)[0], (9.0, 9.0)) for n in (0, 1))

@@ -28,7 +28,6 @@ from avomni_lib.params import Params
 from avomni_world.hub import local_hub
 from avomni_world.hub.local_hub import LocalHub
 from tests.published_set import (
-    Drive,
     chunk_path,
     clip_id_of,
     encode_video,
@@ -340,30 +339,6 @@ def test_ego_motion_is_held_against_the_cameras_of_its_own_clip(folder: Path, tm
         row["state"] == "odd"
         and "after the last frame; processing.horizon_s is 6.4" in (row["reason"])
     )
-
-
-def test_online_is_held_against_offline_where_it_lies_on_the_disk(folder: Path, tmp_path: Path):
-    times = np.arange(0, 5_000_001, 100_000)
-    members = {}
-    for number in range(3):
-        exact = Drive(number).egomotion(times)
-        wanted = ("timestamp", "qx", "qy", "qz", "qw", "x", "y", "z")
-        columns = {name: exact[name].copy() for name in wanted}
-        # Another frame of its own (turned by 90° and elsewhere), and for one clip another way.
-        columns["x"], columns["y"] = 7.0 - exact["y"], exact["x"] - 3.0
-        if number == 1:
-            columns["x"] += np.linspace(0, 3, len(times)) ** 2
-        members[f"{clip_id_of(number)}.egomotion.offline.parquet"] = parquet_bytes(columns)
-    write_zip(folder / chunk_path("egomotion.offline", 0), members)
-    found = audit(params(tmp_path, "folder", "full"), None)
-    assert by_state(found) == {"odd": 1, "sound": 5}
-    row = clip_row(found, CLIP)
-    assert row["features"]["egomotion"] == "odd"
-    assert re.search(r"online and offline positions differ by \d\.\d\d m at", row["reason"])
-    ego = found.figures["egomotion"]
-    assert ego["num_with_offline"] == 3 and ego["offline_off_m"][0] < 0.01
-    noted = [r for r in found.findings if r["what"] == "online and offline ego motion differ"]
-    assert len(noted) == 1 and "in 3 clips" in noted[0]["reason"]
 
 
 def test_a_lens_for_another_picture_is_damaged(folder: Path, tmp_path: Path):

@@ -63,8 +63,8 @@ def test_who_tries_and_fails_otherwise_lets_another_one_try():
         raise OSError("broken")
 
     with pytest.raises(OSError, match="broken"):
-        backoff.patiently(breaks)
-    assert backoff.patiently(lambda: "answer") == "answer"
+        backoff.call(breaks)
+    assert backoff.call(lambda: "answer") == "answer"
 
 
 @pytest.mark.parametrize("is_for_all", [True, False])
@@ -76,7 +76,7 @@ def test_a_request_is_given_up_after_so_many_refusals(is_for_all: bool):
         raise Busy(SAID, None, is_for_all)
 
     with pytest.raises(AvomniError, match="too busy"):
-        backoff.patiently(refuse)
+        backoff.call(refuse)
     assert len(asked) == 4
 
 
@@ -89,12 +89,12 @@ def test_a_file_that_alone_is_refused_does_not_hold_up_the_others():
 
     def alone() -> None:
         with pytest.raises(Stopped):
-            backoff.patiently(refuse, stop)
+            backoff.call(refuse, stop)
 
     thread = threading.Thread(target=alone)
     thread.start()
     time.sleep(0.05)
-    assert backoff.patiently(lambda: "other") == "other" and backoff.note == ""
+    assert backoff.call(lambda: "other") == "other" and backoff.note == ""
     stop.set()
     thread.join()
 
@@ -132,12 +132,12 @@ def test_a_hub_that_answers_may_ask_for_quiet_too():
     ],
 )
 def test_a_wait_is_read_off_the_headers(status: int, headers: dict[str, str], seconds: int | None):
-    assert answers.told_s(status, headers) == seconds
+    assert answers.retry_after_s(status, headers) == seconds
 
 
 def test_a_date_is_a_wait_until_then():
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
-    assert 85 < answers.told_s(429, {"Retry-After": date}) <= 90
+    assert 85 < answers.retry_after_s(429, {"Retry-After": date}) <= 90
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_a_date_is_a_wait_until_then():
     ],
 )
 def test_a_good_answer_may_say_that_it_was_the_last(headers: dict[str, str], seconds: int):
-    assert answers.quiet_s(headers) == seconds
+    assert answers.rate_limit_s(headers) == seconds
 
 
 FILE = RemoteFile("a.zip", 100, "ab" * 32)

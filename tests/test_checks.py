@@ -17,9 +17,9 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from avomni_lib.dataset import cameras, clocks, motion, streams
-from avomni_lib.dataset.audit import calibration, contents
+from avomni_lib.dataset.audit import calibration, checks
+from avomni_lib.dataset.audit.checks import FileJob
 from avomni_lib.dataset.audit.findings import DAMAGED, ODD, Finding, reasons, summary, worst
-from avomni_lib.dataset.checks import Job
 from avomni_lib.dataset.stored_zip import ByteRange, members
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.clip.egomotion import Egomotion
@@ -405,47 +405,6 @@ def test_a_car_at_rest_is_sound():
     assert check(still | {"x": noise[0], "vx": noise[1]}) == []
 
 
-def offline_of(number: int, seconds: float = 20.0) -> dict[str, np.ndarray]:
-    times = np.arange(0, seconds * 1e6 + 1, 100_000).astype(np.int64)
-    exact = Drive(number).egomotion(times)
-    return {name: exact[name] for name in ("timestamp", "x", "y", "z")}
-
-
-@pytest.mark.parametrize("number", range(4))
-def test_offline_in_a_frame_of_its_own_agrees(number):
-    refined = offline_of(number)
-    places = np.stack([refined[axis] for axis in "xyz"], axis=1)
-    moved = Rotation.from_euler("zyx", [130, 2, -1], degrees=True).apply(places) + (900, -40, 7)
-    facts, found = motion.offline(
-        drive(number, 20.0), refined | dict(zip("xyz", moved.T, strict=True))
-    )
-    assert found == [] and facts["offline_off_m"][1] < 0.2
-
-
-def test_offline_that_drives_another_way_is_found():
-    refined = offline_of(2)
-    drift = np.linspace(0, 1, len(refined["x"]))
-    small = refined | {"x": refined["x"] + drift}
-    assert motion.offline(drive(2, 20.0), small)[1] == []
-    facts, (told,) = motion.offline(drive(2, 20.0), refined | {"x": refined["x"] + 40 * drift**2})
-    assert told.severity == ODD and facts["offline_off_m"][1] > 5
-    assert f"differ by {facts['offline_off_m'][1]:.2f} m" in told.reason
-
-
-def test_a_mirrored_track_does_not_pass_for_a_turned_one():
-    """A reflection would fit, and so would a car on its roof."""
-    refined = offline_of(2)
-    _, found = motion.offline(drive(2, 20.0), refined | {"y": -refined["y"]})
-    assert found, "a car that turned left is not one that turned right"
-
-
-def test_offline_without_rows_in_common_is_said():
-    refined = offline_of(1)
-    late = refined | {"timestamp": refined["timestamp"] + 10**9}
-    _, (told,) = motion.offline(drive(), late)
-    assert (told.severity, told.what) == (ODD, "offline cannot be compared")
-
-
 # --- calibration -----------------------------------------------------------------------------
 
 FOCAL = 1920 / np.radians(120)
@@ -518,7 +477,7 @@ def folder(published, tmp_path) -> Path:
     return shutil.copytree(published, tmp_path / "copy")
 
 
-def job(folder: Path, **changes) -> Job:
+def job(folder: Path, **changes) -> FileJob:
     endings = {"video": "mp4", "frame_timestamps": "timestamps.parquet"}
     endings["blurred_boxes"] = "blurred_boxes.parquet"
     names = tuple((kind, f"{{clip_id}}.{CAMERA}.{end}") for kind, end in endings.items())
@@ -526,7 +485,7 @@ def job(folder: Path, **changes) -> Job:
     clips = (clip_id_of(0), clip_id_of(1))
     fields = {"size": (folder / path).stat().st_size, "is_full": True, "feature": CAMERA}
     fields |= {"chunk": 0, "members": names, "clip_ids": clips, "wanted": clips}
-    return Job(str(folder), path, **(fields | changes))
+    return FileJob(str(folder), path, **(fields | changes))
 
 
 def bytes_read() -> int:
@@ -543,14 +502,14 @@ def test_a_glance_reads_the_directory_alone_and_a_full_look_each_byte(folder):
     with zipfile.ZipFile(path, "w") as archive:
         for member, content in held.items():
             archive.writestr(zipfile.ZipInfo(member), content)
-    contents.look(job(folder, is_full=False))
+    checks.look(job(folder, is_full=False))
     os.utime(path)  # what was kept of the directory is read again
     before = bytes_read()
-    assert contents.look(job(folder, is_full=False))["findings"] == []
+    assert checks.look(job(folder, is_full=False))["findings"] == []
     assert bytes_read() - before < 20_000
     size = path.stat().st_size
     before = bytes_read()
-    told = contents.look(job(folder))
+    told = checks.look(job(folder))
     assert told["findings"] == [] and told["facts"].keys() == {clip_id_of(0), clip_id_of(1)}
     # Once for hash and checksum; the packets (not what follows them) once more, from memory.
     assert size <= bytes_read() - before < size + 1_000_000
@@ -559,13 +518,13 @@ def test_a_glance_reads_the_directory_alone_and_a_full_look_each_byte(folder):
 def test_the_file_is_hashed_whole_while_its_members_go_by(folder):
     path = folder / chunk_path(CAMERA, 0)
     right = hashlib.sha256(path.read_bytes()).hexdigest()
-    told = contents.look(job(folder, sha256=right))
+    told = checks.look(job(folder, sha256=right))
     assert told["sha256"] == right and told["findings"] == []
-    (wrong,) = contents.look(job(folder, sha256="0" * 64))["findings"]
+    (wrong,) = checks.look(job(folder, sha256="0" * 64))["findings"]
     assert (wrong["reason"], wrong["reach"]) == ("its sha256 is wrong", "file")
     blob = hashlib.sha1(b"blob %d\0" % path.stat().st_size + path.read_bytes()).hexdigest()
-    assert contents.look(job(folder, blob_id=blob))["findings"] == []
-    (wrong,) = contents.look(job(folder, blob_id="0" * 40))["findings"]
+    assert checks.look(job(folder, blob_id=blob))["findings"] == []
+    (wrong,) = checks.look(job(folder, blob_id="0" * 40))["findings"]
     assert wrong["reason"] == "its git blob id is wrong"
 
 
@@ -579,7 +538,7 @@ def test_wrong_bytes_between_members_spoil_the_file_and_its_one_member(folder):
     path = folder / chunk_path(CAMERA, 0)
     first = min(members(path).items(), key=lambda item: item[1].header_offset)
     rewrite(path, first[1].header_offset, b"XX")
-    told = contents.look(job(folder))["findings"]
+    told = checks.look(job(folder))["findings"]
     assert [(f["what"], f["clip_id"]) for f in told] == [("no local header", clip_id_of(0))]
     assert told[0]["reason"] == f"no local header of {first[0]}"
 
@@ -592,9 +551,9 @@ def test_a_directory_that_lies_about_places_is_found(folder):
     # Central directory: the offset of the second member becomes that of the first, plus ten.
     place = content.rindex(names[1].encode()) - 46 + 42
     rewrite(path, place, struct.pack("<I", entries[names[0]].header_offset + 10))
-    told = contents.look(job(folder, is_full=False))["findings"]
+    told = checks.look(job(folder, is_full=False))["findings"]
     assert "members overlap" in {finding["what"] for finding in told}
-    told = contents.look(job(folder))["findings"]
+    told = checks.look(job(folder))["findings"]
     assert {"members overlap", "no local header"} <= {finding["what"] for finding in told}
 
 
@@ -606,8 +565,8 @@ def test_members_of_other_clips_are_not_opened(folder):
     with zipfile.ZipFile(path, "w") as archive:
         for member, content in held.items():
             archive.writestr(zipfile.ZipInfo(member), content)
-    assert contents.look(job(folder, wanted=(clip_id_of(0),)))["findings"] == []
-    (told,) = contents.look(job(folder))["findings"]
+    assert checks.look(job(folder, wanted=(clip_id_of(0),)))["findings"] == []
+    (told,) = checks.look(job(folder))["findings"]
     assert (told["clip_id"], told["what"]) == (clip_id_of(1), "the mp4 does not open")
 
 

@@ -13,8 +13,13 @@ from hypothesis import strategies as st
 from avomni_lib.dataset.catalog import INDEX_FILE, Catalog, required_features
 from avomni_lib.dataset.download.remote import RemoteFile
 from avomni_lib.dataset.select.balance import shares
-from avomni_lib.dataset.select.chunks import Choice, candidates, choose_chunks
-from avomni_lib.dataset.select.ranking import NUM_SPARE, greedy, rank
+from avomni_lib.dataset.select.chunks import (
+    NUM_SPARE,
+    ChunkChoice,
+    choose_chunks,
+    most_wanted,
+    rank,
+)
 from avomni_lib.dataset.select.sizes import estimated
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
@@ -64,12 +69,12 @@ def sizes_of(
     return sizes
 
 
-def choose(catalog: Catalog, p: Params) -> Choice:
+def choose(catalog: Catalog, p: Params) -> ChunkChoice:
     """With the published sizes."""
     return choose_chunks(catalog, estimated(catalog, catalog.chunks, p), p)
 
 
-def picked(catalog: Catalog, choice: Choice) -> list[str]:
+def picked(catalog: Catalog, choice: ChunkChoice) -> list[str]:
     return [catalog.attributes(clip_id)["country"] for clip_id in catalog.clips.ids(choice.rows)]
 
 
@@ -136,7 +141,7 @@ def test_named_chunks_are_taken_in_their_order_whatever_target_chunks(catalog: C
 def test_an_unknown_chunk_is_an_error_that_says_which_exist(catalog: Catalog):
     p = params(chunks=[0, 9])
     with pytest.raises(AvomniError, match="unknown chunk 9; there are 0-3") as caught:
-        candidates(catalog, p)
+        rank(catalog, p)
     assert caught.value.where == "download.chunks"
 
 
@@ -188,31 +193,18 @@ def test_where_raw_files_are_evicted_each_chunk_alone_must_fit(catalog: Catalog)
 # Chosen clips
 
 
-def test_chunks_with_the_most_wanted_clips_a_gigabyte_come_first(tmp_path: Path):
+def test_chunks_with_the_most_wanted_clips_come_first(tmp_path: Path):
     catalog = listed(tmp_path, {0: "aaaaaaaa", 1: "abab", 2: "abbbaaaaaaaa", 3: "bbaa", 4: "bbba"})
-    p = params(target_chunks=2, target_size_gb=0.75, clips={"countries": ["b"]})
+    p = params(target_chunks=2, target_size_gb=9.0, clips={"countries": ["b"]})
     choice = choose(catalog, p)
-    # Chunk 2 holds as many as chunk 4 and is three times its size; chunk 1 as chunk 3.
-    assert choice.chunks == (4, 1)
-    assert picked(catalog, choice) == ["b"] * 5
+    # Of equals the first comes first.
+    assert choice.chunks == (2, 4)
+    assert picked(catalog, choice) == ["b"] * 6
     assert choice.reason == (
-        "those with the most wanted clips a GB, by download.target_chunks: 2; "
-        "of their clips 5 are wanted: country b"
+        "those with the most wanted clips, by download.target_chunks: 2; "
+        "of their clips 6 are wanted: country b"
     )
-    assert candidates(catalog, p) == (4, 1, 3, 2)
-
-
-def test_small_chunks_do_not_use_up_target_chunks(tmp_path: Path):
-    """One small chunk that is all wanted has the most a GB, and the fewest."""
-    catalog = listed(tmp_path, {0: "b", 1: "bbbaaa"})
-    one = params(target_chunks=1, target_size_gb=150.0, clips={"countries": ["b"]})
-    choice = choose(catalog, one)
-    assert choice.chunks == (1,)
-    assert "those with the most wanted clips, by" in choice.reason
-    # Where one clip is enough, or the room is small, the small one it is.
-    enough = params(target_chunks=1, clips={"countries": ["b"], "max_clips": 1}, target_size_gb=9.0)
-    assert choose(catalog, enough).chunks == (0,)
-    assert choose(catalog, params(clips={"countries": ["b"]}, target_size_gb=0.2)).chunks == (0,)
+    assert rank(catalog, p).chunks == (2, 4, 1, 3)
 
 
 def test_chunks_without_a_wanted_clip_are_no_candidates(tmp_path: Path):
@@ -304,7 +296,7 @@ def test_named_clips_whose_chunk_lost_a_file_are_told(catalog: Catalog):
 def test_spare_chunks_take_the_place_of_those_that_lack_files(tmp_path: Path):
     catalog = listed(tmp_path, dict.fromkeys(range(20), "ab"))
     p = params(target_chunks=2, clips={"countries": ["a"]})
-    assert len(candidates(catalog, p)) == 2 + NUM_SPARE
+    assert len(rank(catalog, p).chunks) == 2 + NUM_SPARE
     sizes = sizes_of(catalog, p, 10)
     del sizes[catalog.path("egomotion", 0)]
     choice = choose_chunks(catalog, sizes, p)
@@ -312,32 +304,27 @@ def test_spare_chunks_take_the_place_of_those_that_lack_files(tmp_path: Path):
 
 
 @st.composite
-def counted(draw) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Clips of each group in each chunk, the chunks' costs, and quotas."""
+def counted(draw) -> tuple[np.ndarray, np.ndarray]:
+    """Clips of each group in each chunk, and quotas."""
     num_groups = draw(st.integers(1, 3))
     row = st.lists(st.integers(0, 4), min_size=num_groups, max_size=num_groups)
     counts = np.array(draw(st.lists(row, min_size=1, max_size=7)))
-    costs = np.array([draw(st.sampled_from([1.0, 2.0, 4.0])) for _ in counts])
-    quotas = shares(counts.sum(axis=0), draw(st.integers(0, 30)))
-    return counts, costs, quotas
+    return counts, shares(counts.sum(axis=0), draw(st.integers(0, 30)))
 
 
 @settings(deadline=None)
 @given(counted())
-def test_each_chunk_brings_the_most_for_its_cost(case):
-    """Against the same by trying all of them each time."""
-    counts, costs, quotas = case
-    left, free, order = quotas.copy(), set(range(len(counts))), []
-    while left.any():
-        best = max(
-            free, key=lambda n: (np.minimum(counts[n], left).sum() / costs[n], -n), default=None
-        )
+def test_each_chunk_brings_the_most_of_what_is_left(case):
+    """Against the same one by one, in plain Python."""
+    counts, quotas = case
+    left, free, order = quotas.tolist(), [n for n in range(len(counts)) if counts[n].any()], []
+    while free:
+        still = left if any(left) else [np.inf] * len(left)
+        best = max(free, key=lambda n: (sum(map(min, counts[n], still)), -n))
         free.remove(best)
         order.append(best)
-        left -= np.minimum(counts[best], left)
-    rest = [n for n in free if counts[n].any()]
-    order += sorted(rest, key=lambda n: (-counts[n].sum() / costs[n], n))
-    assert greedy(counts, costs, quotas, 5).tolist() == order[:5]
+        left = [a - min(a, b) for a, b in zip(left, counts[best], strict=True)]
+    assert most_wanted(counts, quotas, 5) == order[:5]
 
 
 LETTERS = st.text("abcd", min_size=1, max_size=8)

@@ -150,7 +150,7 @@ def test_a_member_written_as_a_stream_has_its_sizes_in_the_directory_alone(folde
     with open(path, "rb") as file:
         file.seek(entry.header_offset)
         header = file.read(30)
-    assert entry.flags & 8 and header[14:26] == bytes(12), "no checksum, no sizes"
+    assert entry.flag_bits & 8 and header[14:26] == bytes(12), "no checksum, no sizes"
     assert clip_in(folder).video(CAMERA).read() == expected
 
 
@@ -208,18 +208,20 @@ def test_only_the_clips_own_bytes_are_read_from_a_large_zip(folder: Path):
     assert bytes_read() - before < 10_000
 
 
-def test_kept_directories_are_bounded_by_their_members(tmp_path: Path):
+def test_kept_directories_are_bounded_by_their_members(tmp_path: Path, monkeypatch):
     """A run over thousands of zips keeps the last ones, however many members they have."""
-    kept = stored_zip._Kept(max_members=25)
+    kept = {}
+    monkeypatch.setattr(stored_zip, "_kept", kept)
+    monkeypatch.setattr(stored_zip, "MAX_KEPT", 25)
     paths = [tmp_path / f"{number}.zip" for number in range(6)]
     for path in paths:
         write_zip(path, {str(number): b"x" for number in range(10)})
-    held = [kept.get(path) for path in paths]
-    assert kept.get(paths[-1]) is held[-1] and kept.get(paths[-2]) is held[-2]
-    assert kept.get(paths[0]) is not held[0], "it made room for others"
-    assert kept._num_members == 20
+    held = [stored_zip.directory(path) for path in paths]
+    assert all(stored_zip.directory(path) is held[n] for n, path in enumerate(paths) if n > 3)
+    assert stored_zip.directory(paths[0]) is not held[0], "it made room for others"
+    assert sum(len(directory.entries) for directory in kept.values()) == 20
     write_zip(paths[-1], {"another": b"x"})
-    assert list(kept.get(paths[-1]).entries) == ["another"], "read again when the file changes"
+    assert list(stored_zip.members(paths[-1])) == ["another"], "read again when the file changes"
 
 
 def spoil_cut(path: Path) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from avomni_lib.dataset.download import batch, transfer
+from avomni_lib.dataset.download import transfer
 from avomni_lib.dataset.download.backoff import Backoff
 from avomni_lib.dataset.download.download import fetch, read_chosen
 from avomni_lib.dataset.download.hub import Hub
@@ -96,7 +96,7 @@ def get(server: HubProcess, p: Params, *paths: str, hub: Hub | None = None) -> N
     """Fetch these files as 02 and 03 do."""
     hub = hub or hub_of(server)
     wanted = hub.sizes(paths or list(SIZES))
-    batch.fetch_files(list(wanted.values()), hub, p, Verified(p.local_dir), Seen)
+    transfer.fetch_files(list(wanted.values()), hub, p, Verified(p.local_dir), Seen)
 
 
 def assert_whole(p: Params, folder: Path, *paths: str) -> None:
@@ -268,7 +268,7 @@ def test_a_hub_that_goes_away_for_a_while_is_found_again(folder: Path, p: Params
 
 CLIENT = """
 import json, sys
-from avomni_lib.dataset.download import batch
+from avomni_lib.dataset.download import transfer
 from avomni_lib.dataset.download.backoff import Backoff
 from avomni_lib.dataset.download.hub import Hub
 from avomni_lib.dataset.download.verified import Verified
@@ -278,7 +278,7 @@ p = Params.model_validate_json(sys.argv[1])
 hub = Hub(p.dataset.repo_id, sys.argv[2], sys.argv[3], backoff=Backoff(first_s=0.05))
 try:
     wanted = hub.sizes(sys.argv[4:])
-    batch.fetch_files(list(wanted.values()), hub, p, Verified(p.local_dir))
+    transfer.fetch_files(list(wanted.values()), hub, p, Verified(p.local_dir))
 except AvomniError as error:
     sys.exit(str(error))
 """

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from avomni_lib.dataset.download import refusals
+from avomni_lib.dataset.download import answers
 from avomni_lib.dataset.download.backoff import Backoff
 from avomni_lib.dataset.download.hub import Hub
 from avomni_lib.dataset.download.remote import RemoteFile, git_blob_id
@@ -254,6 +254,6 @@ def test_offline_mode_is_said(server: LocalHub, tmp_path: Path):
 )
 def test_a_refusal_without_the_hubs_own_code_is_explained_too(status: int, says: str):
     page = f"https://huggingface.co/datasets/{REPO}"
-    error = refusals.explain(status, None, "refs", page, None)
+    error = answers.explain(status, None, "refs", page, None)
     assert says in error.what and error.where == page and error.fix
     assert ("hf auth login" in error.fix) == (status in (401, 429))

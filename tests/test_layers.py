@@ -18,7 +18,10 @@ ROOMS = ["", "dataset", "etl", "training", "evaluation", "notebook"]
 # Where `dataset.source: world` is opened: the only modules that import the world.
 WORLD_USERS = {"avomni_lib/notebook/run/runs.py", "avomni_lib/training/forecast/estimate.py"}
 DOORS = {
-    "huggingface_hub": {"avomni_lib/dataset/download/hub.py"},
+    "huggingface_hub": {
+        "avomni_lib/dataset/download/hub.py",
+        "avomni_lib/dataset/download/xet.py",
+    },
     "papermill": {"avomni_lib/notebook/run/pipeline.py"},
     "unsloth": {"avomni_lib/training/model/load.py", "avomni_lib/training/doctor/doctor.py"},
     "peft": {"avomni_lib/training/model/load.py", "avomni_lib/training/doctor/doctor.py"},

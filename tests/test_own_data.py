@@ -20,8 +20,8 @@ from avomni_lib.dataset.audit import audit
 from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.dataset.clip import EGOMOTION_COLUMNS, Clip
 from avomni_lib.dataset.download import download
-from avomni_lib.dataset.own.motion import egomotion
 from avomni_lib.dataset.own.pack import OwnClip, pack
+from avomni_lib.dataset.own.poses import egomotion
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache.windows import Windows
 from avomni_lib.etl.leaks import leaks
@@ -262,9 +262,9 @@ def test_motion_is_the_same_from_headings_and_from_quaternions_of_any_frame():
     drive, turn = Drive(1), Rotation.from_rotvec([0.4, -1.1, 0.7])
     heading = drive.curvature * drive.travelled(POSES_S)
     position = drive.position(POSES_S)
-    flat = egomotion(POSES_S, position[:, :2], heading_rad=heading)
-    quaternion = (turn * Rotation.from_euler("z", heading[:, None])).as_quat()
-    tilted = egomotion(POSES_S, turn.apply(position) + 1e6, quaternion=quaternion)
+    level = Rotation.from_euler("z", heading[:, None])
+    flat = egomotion(POSES_S, position * (1, 1, 0), level)
+    tilted = egomotion(POSES_S, turn.apply(position) + 1e6, turn * level)
     true = drive.egomotion(np.rint(POSES_S * 1e6).astype(np.int64))
     assert tuple(flat) == EGOMOTION_COLUMNS
     for name in EGOMOTION_COLUMNS:

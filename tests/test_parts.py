@@ -95,7 +95,7 @@ def test_of_a_large_zip_only_the_clips_own_bytes_are_read_and_only_its_part_writ
     assert all(path.stat().st_size > 2_000_000_000 for path in zips)
     assert all(path.stat().st_blocks * 512 < 10 * MEGABYTE for path in zips), "the disk has holes"
     own = sum(
-        entry.length
+        entry.file_size
         for path in zips
         for name, entry in stored_zip.members(path).items()
         if name.startswith(linked_id(1))

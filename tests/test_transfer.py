@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avomni_lib.dataset.download import batch, transfer
+from avomni_lib.dataset.download import transfer
 from avomni_lib.dataset.download.backoff import Backoff, Stopped
 from avomni_lib.dataset.download.remote import RemoteFile, git_blob_id
 from avomni_lib.dataset.download.transfer import Body, Dropped
@@ -216,12 +216,12 @@ def test_room_is_asked_of_the_raw_files_own_volume_for_what_is_still_to_come(tmp
     remote = RemoteFile("camera/a.zip", free + 10**9, "0" * 64)
     of_another_run = lay(tmp_path, listed(b"b", "camera/b.zip"))
     with pytest.raises(AvomniError, match="no room on the disk for the download") as caught:
-        batch.make_room(tmp_path, [remote])
+        transfer.make_room(tmp_path, [remote])
     assert caught.value.where == str(tmp_path)
     assert not of_another_run.exists(), "what another run left goes first"
     # A hole of 3 GB: the size counts as it would if it were filled.
     os.truncate(lay(tmp_path, remote), 3 * 10**9)
-    batch.make_room(tmp_path, [remote])
+    transfer.make_room(tmp_path, [remote])
 
 
 def test_a_folder_that_cannot_be_written_is_one_message(tmp_path: Path):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avomni_lib.dataset import cameras as rig
+from avomni_lib.dataset import cameras
 from avomni_world.publish import recording
 from avomni_world.scene.scenes import EGO_FUTURE_S, VIDEO_MARGIN_S
 
@@ -20,7 +20,7 @@ lengths = st.floats(1.0, 20.0)
 @given(seed=seeds, seconds=lengths)
 def test_cameras_tick_apart_and_forwards(seed, seconds):
     clocks = recording.camera_clocks(seed, seconds)
-    assert clocks.shape == (recording.num_frames(seconds), len(rig.CAMERAS))
+    assert clocks.shape == (recording.num_frames(seconds), len(cameras.CAMERAS))
     steps = np.diff(clocks, axis=0)
     assert steps.min() > 33_200 and steps.max() < 33_500
     assert clocks[0].min() > -33_333 and clocks[-1].min() >= seconds * 1e6
@@ -40,8 +40,8 @@ def test_egomotion_ticks_unevenly_from_before_to_ten_seconds_past_the_video(seed
     steps = np.diff(clock)
     assert clock.dtype == np.int64 and 8_000 < steps.min() < steps.max() < 12_000
     assert np.mean(steps) == pytest.approx(10_000, rel=0.02)
-    cameras = recording.camera_clocks(seed, seconds)
-    assert clock[0] < cameras[0].min() and clock[-1] >= cameras[-1].max() + 10_000_000
+    clocks = recording.camera_clocks(seed, seconds)
+    assert clock[0] < clocks[0].min() and clock[-1] >= clocks[-1].max() + 10_000_000
     assert clock[-1] / 1e6 < seconds + EGO_FUTURE_S
 
 

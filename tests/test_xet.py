@@ -4,6 +4,7 @@ The storage here is a stand-in on 127.0.0.1 (`xet_storage.py`); the real one can
 """
 
 import hashlib
+import importlib
 import logging
 import os
 import random
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from avomni_lib.dataset.download import transfer
+from avomni_lib.dataset.download import transfer, xet
 from avomni_lib.dataset.download.backoff import Backoff
 from avomni_lib.dataset.download.hub import Hub
 from avomni_lib.errors import AvomniError
@@ -118,3 +119,11 @@ def test_a_user_may_do_without_xet(server: LocalHub, storage: XetStorage, tmp_pa
     subprocess.run([sys.executable, "-c", FETCH, *arguments], env=environment, check=True)
     assert (tmp_path / "data" / ZIP).read_bytes() == CONTENT
     assert server.gets(ZIP) == 1 and storage.asked == []
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(module, name) for module, names in xet.PRIVATE_NAMES.items() for name in names],
+)
+def test_a_private_name_of_the_client_is_where_it_was(module: str, name: str):
+    assert hasattr(importlib.import_module(module), name), f"{module}.{name} has moved"

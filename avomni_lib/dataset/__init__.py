@@ -13,7 +13,6 @@ tables      Parquet tables, with errors that name the file
 clip        one clip read in place out of its chunk's files
 stored_zip  members of a zip, read in place
 names       checks of every name, id and size that comes from outside
-checks      checks of a chunk's file
 streams     a camera's mp4: packets and NAL units
 clocks      a camera's timestamps
 motion      poses and velocities

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from avomni_lib.dataset import cameras as rig
+from avomni_lib.dataset.cameras import grid
 from avomni_lib.dataset.clip_index import INDEX_FILE, SPLITS, ClipIndex, split_by_hash
 from avomni_lib.dataset.features import FEATURES_FILE, Feature, read_features
 from avomni_lib.dataset.metadata import (
@@ -222,7 +222,7 @@ def optional_features(p: Params) -> tuple[str, ...]:
 
 def required_features(p: Params) -> tuple[str, ...]:
     """What a clip must have to be used: the setup's cameras, ego motion and calibration."""
-    cameras = tuple(camera.name for camera in rig.grid(p.vision.camera_setup).cameras)
+    cameras = tuple(camera.name for camera in grid(p.vision.camera_setup).cameras)
     return (*cameras, "egomotion", "camera_intrinsics", "sensor_extrinsics", "vehicle_dimensions")
 
 

@@ -129,8 +129,8 @@ class Clip:
             raise AvomniError(error.what, where=where, fix=self.catalog.mend) from None
         if row is None:
             count = rows.count(self.clip_id, key and key[1])
-            told = f"{feature} has {f'{count} rows' if count else 'no row'}"
-            raise AvomniError(told + (f" of {key[1]}" if key else ""), where=where)
+            reason = f"{feature} has {f'{count} rows' if count else 'no row'}"
+            raise AvomniError(reason + (f" of {key[1]}" if key else ""), where=where)
         return row
 
 

@@ -86,14 +86,14 @@ class ClipIndex:
 
     def rows(self, clip_ids: Sequence[str]) -> np.ndarray:
         """(n,) int64 the rows of these clips; -1 for those that are not listed."""
-        found = pc.index_in(pa.array(clip_ids, pa.string()), value_set=self.clip_ids)
-        return np.where(is_null(found), -1, numbers(found))
+        rows = pc.index_in(pa.array(clip_ids, pa.string()), value_set=self.clip_ids)
+        return np.where(is_null(rows), -1, numbers(rows))
 
     def row_of(self, clip_id: str) -> int:
         """The row of one clip.
 
         Raises:
-            AvomniError: it is not listed; the nearest name is told.
+            AvomniError: it is not listed; the error names the nearest.
         """
         place = _place(self._sorted, clip_id)
         if place == len(self) or self._sorted[place].as_py() != clip_id:

@@ -59,14 +59,12 @@ JUMP_M, REFUSED_JUMP_M, MAX_ACCELERATION = 0.25, 1.0, 12.0
 # Path by positions against path by velocities, over all that is needed: m, and share. A speedometer
 # may tell a tenth too much (UNECE R39); two metres are a filter settling. Damaged.
 PATH_TOLERANCE = (2.0, 0.1)
-# The same over half a second: m/s, and share.
+# The same over half a second, in which a decimetre of noise is no course: m/s, and share.
 SPAN_S, SPEED_TOLERANCE = 0.5, (1.0, 0.1)
 # Between the course of positions and where the car points, median over all that moves at more than
 # a walking pace: a car slips by some degrees, axes taken for others are a quarter turn. Damaged.
 MOVES_MPS, MAX_SLIP_DEG = 1.0, 30.0
 # Tyres hold 12 m/s², a crash or an error is above; 70 m/s is 252 km/h; cars turn by 1 rad/s.
 LIMIT_ACCELERATION, LIMIT_SPEED, LIMIT_TURN, TURN_SLACK = 15.0, 70.0, 2.0, 0.035
-# Wheel and inertial odometry drift by 1 to 2 % of the way; below half a metre it is noise.
-OFFLINE_TOLERANCE = (0.5, 0.02)
 # A path is the polygon over rows at least so far apart, and where the car turned back by so much.
 HOP_M, BACK_M = 0.5, 0.1

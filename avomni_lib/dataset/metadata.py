@@ -65,12 +65,12 @@ class Event:
 def encode(column: pa.Array) -> Values:
     """A column as places in the sorted list of its values; null, NaN and "" are not known."""
     coded = column.dictionary_encode()
-    found = [_plain(value) for value in coded.dictionary.to_pylist()]
-    names = sorted({value for value in found if value is not None})
+    values = [_plain(value) for value in coded.dictionary.to_pylist()]
+    names = sorted({value for value in values if value is not None})
     place = {name: idx for idx, name in enumerate(names)}
     # The last entry is for null.
-    codes = np.array([*(place.get(value, -1) for value in found), -1], np.int32)
-    stored = np.where(is_null(coded.indices), len(found), numbers(coded.indices))
+    codes = np.array([*(place.get(value, -1) for value in values), -1], np.int32)
+    stored = np.where(is_null(coded.indices), len(values), numbers(coded.indices))
     return Values(tuple(names), codes[stored])
 
 
@@ -116,22 +116,22 @@ class Metadata:
         if self._events is None:
             column = self._column(REASONING_FILE, "events")
             self._events = pa.nulls(len(self._clip_ids), pa.string()) if column is None else column
-        told = self._events[row].as_py()
+        text = self._events[row].as_py()
         try:
-            found = [
+            events = [
                 Event(int(event["event_start_timestamp"]), " ".join(str(event["coc"]).split()))
-                for event in json.loads(told or "[]") or ()
+                for event in json.loads(text or "[]") or ()
             ]
         except (ValueError, TypeError, KeyError) as error:
             where = f"clip {clip_id} in {self._folder / REASONING_FILE}"
             raise AvomniError(f"its events are no list of events: {error!r}", where=where) from None
-        return tuple(sorted(found, key=lambda event: event.start_us))
+        return tuple(sorted(events, key=lambda event: event.start_us))
 
     def _read(self, file: str, column: str) -> Values:
-        found = self._column(file, column)
-        if found is None:
+        stored = self._column(file, column)
+        if stored is None:
             return Values((), np.full(len(self._clip_ids), -1, np.int32))
-        return encode(found)
+        return encode(stored)
 
     def _column(self, file: str, column: str) -> pa.Array | None:
         if file not in self._tables:

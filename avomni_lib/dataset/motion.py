@@ -1,4 +1,4 @@
-"""Ego motion under test: order, rotations, gaps, jumps, speeds, and online against offline.
+"""Ego motion under test: order, rotations, gaps, jumps and speeds.
 
 What is `damaged` 01, 03 and `own.pack` all leave out, and only where a run needs it: the recording
 goes on for two minutes after the video. What they take, but no car does, is `odd`.
@@ -37,26 +37,26 @@ def check(
     """
     times = columns["timestamp"]
     facts: dict[str, Any] = {"num_rows": len(times)}
-    found = list(_order(times))
-    if found:
-        return facts, found
+    findings = list(_order(times))
+    if findings:
+        return facts, findings
     facts |= {"first_us": int(times[0]), "last_us": int(times[-1])}
     facts["rate_hz"] = round(1e6 / float(np.median(np.diff(times))), 1)
     facts["past_video_s"] = round((int(times[-1]) - last_us) / 1e6, 2)
     if last_us < first_us:
-        told = f"the first camera ends at {last_us / 1e6:.2f} s, the last one starts at "
-        told += f"{first_us / 1e6:.2f} s"
-        return facts, [Finding(DAMAGED, "cameras share no time", told)]
-    found += _coverage(times, first_us, last_us, horizon_s)
+        reason = f"the first camera ends at {last_us / 1e6:.2f} s, the last one starts at "
+        reason += f"{first_us / 1e6:.2f} s"
+        return facts, [Finding(DAMAGED, "cameras share no time", reason)]
+    findings += _coverage(times, first_us, last_us, horizon_s)
     part = needed(times, first_us, last_us, horizon_s)
     if part.stop - part.start < 2:
-        return facts, found
+        return facts, findings
     more = rows(columns, part)
     if not any(finding.what == NOT_FINITE and finding.severity == DAMAGED for finding in more):
         speed = np.linalg.norm(_vectors(columns, "v")[part], axis=1)
         facts["longest_gap_s"] = round(float(np.diff(times[part]).max()) / 1e6, 3)
         facts["speed_mps"] = [round(float(speed.min()), 2), round(float(speed.max()), 2)]
-    return facts, found + more
+    return facts, findings + more
 
 
 def needed(times: np.ndarray, first_us: int, last_us: int, horizon_s: float = 0.0) -> slice:
@@ -72,17 +72,17 @@ def needed(times: np.ndarray, first_us: int, last_us: int, horizon_s: float = 0.
 
 def rows(columns: Mapping[str, np.ndarray], part: slice) -> list[Finding]:
     """What is wrong with these rows, two at least; rows are counted from the table's first."""
-    found = list(_finite(columns, part))
-    if any(finding.severity == DAMAGED for finding in found):
-        return found
+    findings = list(_finite(columns, part))
+    if any(finding.severity == DAMAGED for finding in findings):
+        return findings
     cut = {name: values[part] for name, values in columns.items()}
     gaps, jumps = list(_gaps(cut, part.start)), list(_jumps(cut, part.start))
     turns = list(_rotations(cut, part.start))
-    found += [*gaps, *turns, *jumps]
+    findings += [*gaps, *turns, *jumps]
     if gaps or any(turn.severity == DAMAGED for turn in turns):
-        return found
+        return findings
     # A jump is one fault, not three.
-    return found + [
+    return findings + [
         f
         for f in (*slip(cut), *_speeds(cut), *_accelerations(cut))
         if f.severity == DAMAGED or not jumps
@@ -91,10 +91,10 @@ def rows(columns: Mapping[str, np.ndarray], part: slice) -> list[Finding]:
 
 def faults(columns: Mapping[str, np.ndarray], part: slice | None = None) -> list[Finding]:
     """The `damaged` findings of a table by itself, of the rows `part` or of all."""
-    found = list(_order(columns["timestamp"]))
-    if not found:
-        found = rows(columns, part or slice(0, len(columns["timestamp"])))
-    return [finding for finding in found if finding.severity == DAMAGED]
+    findings = list(_order(columns["timestamp"]))
+    if not findings:
+        findings = rows(columns, part or slice(0, len(columns["timestamp"])))
+    return [finding for finding in findings if finding.severity == DAMAGED]
 
 
 def path_length(position: np.ndarray) -> np.ndarray:
@@ -128,29 +128,31 @@ def path_length(position: np.ndarray) -> np.ndarray:
 
 def _order(times: np.ndarray) -> Iterator[Finding]:
     if len(times) < 2:
-        told = f"ego motion has {len(times)} rows; at least 2 are needed"
-        yield Finding(DAMAGED, "too few rows", told)
+        reason = f"ego motion has {len(times)} rows; at least 2 are needed"
+        yield Finding(DAMAGED, "too few rows", reason)
         return
     # A time that is no number does not rise either.
     falls = np.flatnonzero(~(np.diff(times) > 0))
     if len(falls):
         row = int(falls[0])
-        told = f"ego motion is not in order: {times[row]} then {times[row + 1]} µs at row {row + 1}"
-        yield Finding(DAMAGED, "not in order", told)
+        reason = (
+            f"ego motion is not in order: {times[row]} then {times[row + 1]} µs at row {row + 1}"
+        )
+        yield Finding(DAMAGED, "not in order", reason)
 
 
 def _coverage(
     times: np.ndarray, first_us: int, last_us: int, horizon_s: float
 ) -> Iterator[Finding]:
     if times[0] > first_us or times[-1] < last_us:
-        told = f"ego motion covers {_span(times[0], times[-1])}, the cameras "
-        yield Finding(DAMAGED, "does not cover the cameras", told + _span(first_us, last_us))
+        reason = f"ego motion covers {_span(times[0], times[-1])}, the cameras "
+        yield Finding(DAMAGED, "does not cover the cameras", reason + _span(first_us, last_us))
     elif times[-1] < last_us + horizon_s * 1e6:
-        told = (
+        reason = (
             f"ego motion ends {(times[-1] - last_us) / 1e6:.2f} s after the last frame; "
             f"processing.horizon_s is {horizon_s:g}"
         )
-        yield Finding(ODD, "shorter than the horizon", told)
+        yield Finding(ODD, "shorter than the horizon", reason)
 
 
 def _finite(columns: Mapping[str, np.ndarray], part: slice) -> Iterator[Finding]:
@@ -162,9 +164,11 @@ def _finite(columns: Mapping[str, np.ndarray], part: slice) -> Iterator[Finding]
         if len(wrong):
             inside = wrong[(wrong >= part.start) & (wrong < part.stop)]
             row = int((inside if len(inside) else wrong)[0])
-            told = f"{name} is {values[row]} at row {row}, {columns['timestamp'][row] / 1e6:.2f} s"
+            reason = (
+                f"{name} is {values[row]} at row {row}, {columns['timestamp'][row] / 1e6:.2f} s"
+            )
             is_refused = len(inside) and name not in UNUSED
-            yield Finding(DAMAGED if is_refused else ODD, NOT_FINITE, told)
+            yield Finding(DAMAGED if is_refused else ODD, NOT_FINITE, reason)
 
 
 def _gaps(columns: Mapping[str, np.ndarray], start: int) -> Iterator[Finding]:
@@ -172,11 +176,11 @@ def _gaps(columns: Mapping[str, np.ndarray], start: int) -> Iterator[Finding]:
     steps = np.diff(times)
     row = int(np.argmax(steps))
     if steps[row] > limits.MAX_GAP_S * 1e6:
-        told = (
+        reason = (
             f"a gap of {steps[row] / 1e6:.2f} s in ego motion at {times[row] / 1e6:.2f} s "
             f"(row {start + row}); {limits.MAX_GAP_S} s is the most"
         )
-        yield Finding(DAMAGED, "a gap", told)
+        yield Finding(DAMAGED, "a gap", reason)
 
 
 def _rotations(columns: Mapping[str, np.ndarray], start: int) -> Iterator[Finding]:
@@ -184,8 +188,8 @@ def _rotations(columns: Mapping[str, np.ndarray], start: int) -> Iterator[Findin
     norm = np.linalg.norm(quaternion, axis=1)
     row = int(np.argmax(np.abs(norm - 1)))
     if abs(norm[row] - 1) > limits.UNIT_TOLERANCE:
-        told = f"no rotation at row {start + row}: |q| = {norm[row]:.4f}"
-        yield Finding(DAMAGED, "|q| is not 1", told)
+        reason = f"no rotation at row {start + row}: |q| = {norm[row]:.4f}"
+        yield Finding(DAMAGED, "|q| is not 1", reason)
         return
     # q and -q are the same rotation.
     cosine = np.abs((quaternion[1:] * quaternion[:-1]).sum(axis=1)) / (norm[1:] * norm[:-1])
@@ -194,8 +198,8 @@ def _rotations(columns: Mapping[str, np.ndarray], start: int) -> Iterator[Findin
     row = int(np.argmax(beyond))
     if beyond[row] > limits.TURN_SLACK:
         at = columns["timestamp"][row + 1] / 1e6
-        told = f"turns by {np.degrees(turn[row]):.1f}° from one row to the next at {at:.2f} s"
-        yield Finding(ODD, "a jump of rotation", told)
+        reason = f"turns by {np.degrees(turn[row]):.1f}° from one row to the next at {at:.2f} s"
+        yield Finding(ODD, "a jump of rotation", reason)
 
 
 def _jumps(columns: Mapping[str, np.ndarray], start: int) -> Iterator[Finding]:
@@ -209,22 +213,19 @@ def _jumps(columns: Mapping[str, np.ndarray], start: int) -> Iterator[Finding]:
     row = int(np.argmax(beyond))
     if beyond[row] > limits.JUMP_M:
         at = columns["timestamp"][row + 1] / 1e6
-        told = (
+        reason = (
             f"position jumps by {off[row]:.2f} m against the speed at {at:.2f} s "
             f"(row {start + row + 1})"
         )
         severity = DAMAGED if beyond[row] > limits.REFUSED_JUMP_M else ODD
-        yield Finding(severity, "a jump of position", told)
+        yield Finding(severity, "a jump of position", reason)
 
 
 def slip(columns: Mapping[str, np.ndarray]) -> Iterator[Finding]:
     """A car moves along its nose, forwards or backwards: else axes were taken for others."""
-    times, place = columns["timestamp"] / 1e6, _vectors(columns)
-    marks = np.arange(times[0], times[-1], limits.SPAN_S)
-    if len(marks) < 2:
-        return
-    at_marks = np.stack([np.interp(marks, times, axis) for axis in place.T], axis=1)
-    course = np.diff(at_marks, axis=0)
+    times = columns["timestamp"] / 1e6
+    marks, places = _every_span(times, _vectors(columns))
+    course = np.diff(places, axis=0)
     way = np.linalg.norm(course, axis=1)
     is_moving = way > limits.MOVES_MPS * limits.SPAN_S
     if not is_moving.any():
@@ -235,8 +236,8 @@ def slip(columns: Mapping[str, np.ndarray]) -> Iterator[Finding]:
     along = np.abs((course[is_moving] * nose).sum(axis=1)) / way[is_moving]
     slip_deg = float(np.degrees(np.arccos(np.clip(np.median(along), 0, 1))))
     if slip_deg > limits.MAX_SLIP_DEG:
-        told = f"the car moves {slip_deg:.0f}° beside where it points"
-        yield Finding(DAMAGED, "moves sideways", told)
+        reason = f"the car moves {slip_deg:.0f}° beside where it points"
+        yield Finding(DAMAGED, "moves sideways", reason)
 
 
 def _speeds(columns: Mapping[str, np.ndarray]) -> Iterator[Finding]:
@@ -245,8 +246,8 @@ def _speeds(columns: Mapping[str, np.ndarray]) -> Iterator[Finding]:
     speed = np.linalg.norm(velocity, axis=1)
     if speed.max() > limits.LIMIT_SPEED:
         row = int(np.argmax(speed))
-        told = f"{speed[row]:.1f} m/s at {times[row]:.2f} s"
-        yield Finding(ODD, "too fast", told)
+        reason = f"{speed[row]:.1f} m/s at {times[row]:.2f} s"
+        yield Finding(ODD, "too fast", reason)
     # Both as paths: noise of positions or of velocities is no way. Whatever frame the velocities
     # are given in, the track that they give has its length.
     steps = (velocity[1:] + velocity[:-1]) / 2 * np.diff(times)[:, None]
@@ -254,92 +255,40 @@ def _speeds(columns: Mapping[str, np.ndarray]) -> Iterator[Finding]:
     path, whole = float(path_length(position)[-1]), float(path_length(track)[-1])
     slack_m, share = limits.PATH_TOLERANCE
     if abs(path - whole) > slack_m + share * max(path, whole):
-        told = f"positions cover {path:.1f} m, speeds {whole:.1f} m"
-        yield Finding(DAMAGED, "positions and speeds disagree", told)
+        reason = f"positions cover {path:.1f} m, speeds {whole:.1f} m"
+        yield Finding(DAMAGED, "positions and speeds disagree", reason)
         return
     # Places half a second apart: a chord of a curve is as good as its arc there.
-    marks = np.arange(times[0], times[-1], limits.SPAN_S)
-    driven, by_speed = (_chords(marks, times, places) for places in (position, track))
+    (marks, by_place), (_, by_track) = (_every_span(times, each) for each in (position, track))
+    driven, by_speed = (
+        np.linalg.norm(np.diff(each, axis=0), axis=1) for each in (by_place, by_track)
+    )
     off = np.abs(driven - by_speed) / limits.SPAN_S
     limit = limits.SPEED_TOLERANCE[0] + limits.SPEED_TOLERANCE[1] * by_speed / limits.SPAN_S
     if len(off) and (off > limit).any():
         row = int(np.argmax(off - limit))
-        told = (
+        reason = (
             f"|v| is {by_speed[row] / limits.SPAN_S:.2f} m/s, positions move at "
             f"{driven[row] / limits.SPAN_S:.2f} m/s from {marks[row]:.2f} to {marks[row + 1]:.2f} s"
         )
-        yield Finding(ODD, "positions and speeds disagree", told)
-
-
-def _chords(marks: np.ndarray, times: np.ndarray, places: np.ndarray) -> np.ndarray:
-    at_marks = np.stack([np.interp(marks, times, column) for column in places.T], axis=1)
-    return np.linalg.norm(np.diff(at_marks, axis=0), axis=1)
+        yield Finding(ODD, "positions and speeds disagree", reason)
 
 
 def _accelerations(columns: Mapping[str, np.ndarray]) -> Iterator[Finding]:
-    times, velocity = columns["timestamp"] / 1e6, _vectors(columns, "v")
-    marks = np.arange(times[0], times[-1], limits.SPAN_S)
-    at_marks = np.stack([np.interp(marks, times, column) for column in velocity.T], axis=1)
+    marks, at_marks = _every_span(columns["timestamp"] / 1e6, _vectors(columns, "v"))
     change = np.linalg.norm(np.diff(at_marks, axis=0), axis=1) / limits.SPAN_S
     if len(change) and change.max() > limits.LIMIT_ACCELERATION:
         row = int(np.argmax(change))
-        told = (
+        reason = (
             f"velocity changes by {change[row]:.1f} m/s² over half a second at {marks[row]:.2f} s"
         )
-        yield Finding(ODD, "acceleration that no car has", told)
+        yield Finding(ODD, "acceleration that no car has", reason)
 
 
-def offline(
-    online: Mapping[str, np.ndarray], refined: Mapping[str, np.ndarray]
-) -> tuple[dict[str, Any], list[Finding]]:
-    """How far the positions driven by are from those computed afterwards.
-
-    Both are given in a frame of the clip's own, so the refined track is first laid over the other.
-
-    Args:
-        online: timestamp, x, y, z of `egomotion`.
-        refined: The same of `egomotion.offline`.
-
-    Returns:
-        Facts: offline_off_m (mean, max); and findings without a place.
-    """
-    times = refined["timestamp"]
-    common = (times >= online["timestamp"][0]) & (times <= online["timestamp"][-1])
-    places = _vectors(refined)[common]
-    track = _vectors(online)
-    at = np.stack([np.interp(times[common], online["timestamp"], xyz) for xyz in track.T], axis=1)
-    if len(places) < 2 or not (np.abs([places, at]) <= limits.MAX_NUMBER).all():
-        told = f"{len(places)} rows of egomotion.offline lie within egomotion, or are no numbers"
-        return {}, [Finding(ODD, "offline cannot be compared", told)]
-    off = np.linalg.norm(_laid_over(places, at) - at, axis=1)
-    length = float(np.linalg.norm(np.diff(places, axis=0), axis=1).sum())
-    facts = {"offline_off_m": [round(float(off.mean()), 3), round(float(off.max()), 3)]}
-    limit = limits.OFFLINE_TOLERANCE[0] + limits.OFFLINE_TOLERANCE[1] * length
-    if off.max() <= limit:
-        return facts, []
-    when = times[common][int(np.argmax(off))] / 1e6
-    told = (
-        f"online and offline positions differ by {off.max():.2f} m at {when:.2f} s, after "
-        f"{length:.1f} m; {limit:.2f} m would be drift"
-    )
-    return facts, [Finding(ODD, "online against offline", told)]
-
-
-def _laid_over(places: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """(N, 3) places moved onto others: turned about the vertical, shifted, and tilted a little.
-
-    Least squares without scale. A full rotation in space would not do: on a level road it could lay
-    a turn to the left over one to the right, with the car on its roof.
-    """
-    left, right = places - places.mean(axis=0), at - at.mean(axis=0)
-    flat, onto = left[:, 0] + 1j * left[:, 1], right[:, 0] + 1j * right[:, 1]
-    yaw = np.angle(np.vdot(flat, onto))
-    turned = flat * np.exp(1j * yaw)
-    # Small angles of tilt raise a place in proportion to how far away it lies.
-    base = np.stack([turned.real, turned.imag], axis=1)
-    tilt, *_ = np.linalg.lstsq(base, right[:, 2] - left[:, 2], rcond=None)
-    laid = np.column_stack([base, left[:, 2] + base @ tilt])
-    return laid + at.mean(axis=0)
+def _every_span(times: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Marks (M,) s half a second apart, and the vectors (M, 3) at them, interpolated."""
+    marks = np.arange(times[0], times[-1], limits.SPAN_S)
+    return marks, np.stack([np.interp(marks, times, column) for column in vectors.T], axis=1)
 
 
 def _vectors(columns: Mapping[str, np.ndarray], prefix: str = "") -> np.ndarray:

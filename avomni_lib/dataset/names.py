@@ -88,7 +88,7 @@ def template_fault(template: Any, field: str) -> str | None:
     if len(template) > MAX_PATH_BYTES:
         return f"it is longer than {MAX_PATH_BYTES} bytes"
     filled, num_fields = _FIELDS[field].subn(
-        lambda found: "0" * max(_CHUNK_DIGITS, int(found[1] or 0)), template
+        lambda match: "0" * max(_CHUNK_DIGITS, int(match[1] or 0)), template
     )
     if "{" in filled or "}" in filled:
         return f"its only field may be {{{field}}}, a number's with a width as in :04d"

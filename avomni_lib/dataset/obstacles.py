@@ -30,16 +30,16 @@ def columns(table: pa.Table, where: str) -> dict[str, np.ndarray]:
         AvomniError: a column is missing, of another kind or has gaps; or boxes are told in another
             frame.
     """
-    found = {name: time_column(table, name, where) for name in TIMES}
-    found |= {name: number_column(table, name, where).astype(np.float64) for name in NUMBERS}
-    found |= {name: _text(table, name, where) for name in TEXTS}
+    values = {name: time_column(table, name, where) for name in TIMES}
+    values |= {name: number_column(table, name, where).astype(np.float64) for name in NUMBERS}
+    values |= {name: _text(table, name, where) for name in TEXTS}
     others = set(_text(table, "reference_frame", where)) - {FRAME}
     if others:
         raise AvomniError(
             f"boxes are in the frame of {', '.join(map(str, sorted(others)))}, not of the {FRAME}",
             where=where,
         )
-    return found
+    return values
 
 
 def _text(table: pa.Table, name: str, where: str) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Members of a zip read in place: a stored (not deflated) member is a byte range of the zip.
 
+`zipfile` reads the directory. Its `ZipFile.open` is not used for the members: before Python 3.13 a
+seek reads through all that lies between, which FFmpeg does from one end of a video to the other.
 Format: PKWARE APPNOTE.TXT 6.3.10, 4.3.7 (local file header) and 4.3.12 (central directory).
 """
 
@@ -11,12 +13,10 @@ import struct
 import threading
 import zipfile
 import zlib
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
 
 from avomni_lib.errors import AvomniError
 
@@ -24,7 +24,7 @@ from avomni_lib.errors import AvomniError
 LOCAL_HEADER = struct.Struct("<4s22xHH")
 LOCAL_SIGNATURE = b"PK\x03\x04"
 # The directories read last are kept, as many as have so many members: about 50 MB.
-MAX_KEPT = 1 << 17
+MAX_KEPT = 1 << 16
 IS_ENCRYPTED = 0x1
 
 
@@ -68,7 +68,7 @@ class _Part(io.RawIOBase):
 
     def __init__(self, part: ByteRange):
         self._file = open(part.path, "rb", buffering=0)  # noqa: SIM115 (closed with this object)
-        self._start, self._length, self._place = part.offset, part.length, 0
+        self._part, self._position = part, 0
 
     def readable(self) -> bool:
         return True
@@ -77,40 +77,22 @@ class _Part(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._length}[whence]
-        if base + offset < 0:
-            raise ValueError(f"negative place {base + offset}")
-        self._place = base + offset
-        return self._place
-
-    def tell(self) -> int:
-        return self._place
+        position = offset + (0, self._position, self._part.length)[whence]
+        if position < 0:
+            raise ValueError(f"negative seek position {position}")
+        self._position = position
+        return position
 
     def readinto(self, buffer: bytearray | memoryview) -> int:
-        wanted = max(min(len(buffer), self._length - self._place), 0)
-        self._file.seek(self._start + self._place)
-        count = self._file.readinto(memoryview(buffer)[:wanted]) or 0
-        self._place += count
+        self._file.seek(self._part.offset + self._position)
+        rest = max(self._part.length - self._position, 0)
+        count = self._file.readinto(memoryview(buffer)[:rest]) or 0
+        self._position += count
         return count
 
     def close(self) -> None:
         self._file.close()
         super().close()
-
-
-class Entry(NamedTuple):
-    """A member as the central directory tells of it."""
-
-    header_offset: int
-    length: int
-    crc32: int
-    method: int
-    flags: int
-
-    @property
-    def is_stored(self) -> bool:
-        """Whether its bytes lie in the zip as they are."""
-        return self.method == zipfile.ZIP_STORED and not self.flags & IS_ENCRYPTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,55 +104,40 @@ class Directory:
         repeated: Names that stand in it more than once; the last one counts.
     """
 
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, zipfile.ZipInfo]
     repeated: tuple[str, ...]
 
 
-class _Kept:
-    """The directories that were read last, while their files do not change."""
-
-    def __init__(self, max_members: int):
-        self.max_members, self._num_members = max_members, 0
-        self._kept: OrderedDict[Path, tuple[tuple[int, int], Directory]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, path: Path) -> Directory:
-        state = path.stat()
-        key = (state.st_size, state.st_mtime_ns)
-        with self._lock:
-            if path in self._kept and self._kept[path][0] == key:
-                self._kept.move_to_end(path)
-                return self._kept[path][1]
-        read = _read_directory(path)
-        with self._lock:
-            self._drop(path)
-            self._kept[path] = (key, read)
-            self._num_members += len(read.entries)
-            while self._num_members > self.max_members and len(self._kept) > 1:
-                self._drop(next(iter(self._kept)))
-        return read
-
-    def _drop(self, path: Path) -> None:
-        if path in self._kept:
-            self._num_members -= len(self._kept.pop(path)[1].entries)
+def is_stored(entry: zipfile.ZipInfo) -> bool:
+    """Whether the member's bytes lie in the zip as they are."""
+    return entry.compress_type == zipfile.ZIP_STORED and not entry.flag_bits & IS_ENCRYPTED
 
 
-_kept = _Kept(MAX_KEPT)
+_kept: dict[tuple[Path, int, int], Directory] = {}
+_lock = threading.Lock()
 
 
 def directory(path: Path) -> Directory:
-    """The central directory of a zip; no member is touched.
+    """The central directory of a zip, kept while the file does not change; no member is touched.
 
     Raises:
         AvomniError: the file is missing, cut short or no zip.
     """
     try:
-        return _kept.get(Path(path))
+        state = os.stat(path)
+        key = (Path(path), state.st_size, state.st_mtime_ns)
+        if (listed := _kept.get(key)) is None:
+            listed = _read_directory(key[0])
+            with _lock:
+                _kept[key] = listed
+                while len(_kept) > 1 and sum(len(d.entries) for d in _kept.values()) > MAX_KEPT:
+                    del _kept[next(iter(_kept))]
+        return listed
     except FileNotFoundError:
         raise AvomniError("file not found", where=str(path)) from None
 
 
-def members(path: Path) -> Mapping[str, Entry]:
+def members(path: Path) -> Mapping[str, zipfile.ZipInfo]:
     """Name -> entry of a zip.
 
     Raises:
@@ -180,25 +147,17 @@ def members(path: Path) -> Mapping[str, Entry]:
 
 
 def _read_directory(path: Path) -> Directory:
-    entries: dict[str, Entry] = {}
-    repeated = []
     try:
         with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
-                if info.filename in entries:
-                    repeated.append(info.filename)
-                entries[info.filename] = Entry(
-                    info.header_offset,
-                    info.file_size,
-                    info.CRC,
-                    info.compress_type,
-                    info.flag_bits,
-                )
+            infos = archive.infolist()
     except FileNotFoundError:
         raise
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, struct.error) as error:
         raise damaged(path, f"not a whole zip ({error})") from None
-    return Directory(MappingProxyType(entries), tuple(repeated))
+    entries = {info.filename: info for info in infos}
+    seen: set[str] = set()
+    repeated = tuple(i.filename for i in infos if i.filename in seen or seen.add(i.filename))
+    return Directory(MappingProxyType(entries), repeated)
 
 
 def member(path: Path, name: str) -> ByteRange:
@@ -207,13 +166,13 @@ def member(path: Path, name: str) -> ByteRange:
     Raises:
         AvomniError: no such member, it is deflated, or its header is not where it should be.
     """
-    held = directory(path)
-    entry = held.entries.get(name)
+    listed = directory(path)
+    entry = listed.entries.get(name)
     if entry is None:
         raise damaged(path, f"no member {name}")
-    if name in held.repeated:
+    if name in listed.repeated:
         raise damaged(path, f"member {name} stands in the zip more than once")
-    if not entry.is_stored:
+    if not is_stored(entry):
         raise damaged(path, f"member {name} is compressed, not stored")
     with open(path, "rb", buffering=0) as file:
         header = os.pread(file.fileno(), LOCAL_HEADER.size, entry.header_offset)
@@ -222,9 +181,9 @@ def member(path: Path, name: str) -> ByteRange:
     if skipped is None:
         raise damaged(path, f"no local header of {name}")
     offset = entry.header_offset + LOCAL_HEADER.size + skipped
-    if offset + entry.length > size:
+    if offset + entry.file_size > size:
         raise damaged(path, f"member {name} ends behind the file's end")
-    return ByteRange(path, offset, entry.length, entry.crc32)
+    return ByteRange(path, offset, entry.file_size, entry.CRC)
 
 
 def behind_header(header: bytes) -> int | None:

@@ -105,8 +105,8 @@ def walk(source: Source) -> Walked:
                 pass
             return Walked(scan.facts(), scan.findings(), scan.times_us)
     except (NotVideo, OSError) as error:
-        told = error.what if isinstance(error, NotVideo) else error
-        return Walked({}, [Finding(DAMAGED, "the mp4 does not open", str(told))], nothing)
+        reason = error.what if isinstance(error, NotVideo) else error
+        return Walked({}, [Finding(DAMAGED, "the mp4 does not open", str(reason))], nothing)
 
 
 @contextlib.contextmanager
@@ -234,10 +234,10 @@ class Scan:
             if kinds:
                 self.kinds[index] = kinds
 
-    def _note(self, index: int, kind: str, told: str) -> None:
+    def _note(self, index: int, kind: str, reason: str) -> None:
         self._num_faulty += 1
         if kind not in self._faults or index < self._faults[kind][0]:
-            self._faults[kind] = (index, told)
+            self._faults[kind] = (index, reason)
 
     def _units_of(self, index: int, packet: bytes, pos: int | None) -> tuple[frozenset, Any]:
         """The types of a packet's NAL units, and what is wrong with the first wrong one."""
@@ -249,37 +249,37 @@ class Scan:
             length = int.from_bytes(packet[place : place + size], "big")
             start, place = place + size, place + size + length
             if not length or place > end:
-                told = f"a NAL unit of {length:,} bytes at byte {start:,} of {end:,}"
+                reason = f"a NAL unit of {length:,} bytes at byte {start:,} of {end:,}"
                 if not any(packet[start : start + 64]):
-                    return frozenset(kinds), ("zeroed", f"zeros in place of {told}")
-                return frozenset(kinds), ("a broken NAL unit", told)
+                    return frozenset(kinds), ("zeroed", f"zeros in place of {reason}")
+                return frozenset(kinds), ("a broken NAL unit", reason)
             head = packet[start]
             if head & 0x80:
-                told = f"no NAL unit header at byte {start:,}"
-                return frozenset(kinds), ("a broken NAL unit", told)
+                reason = f"no NAL unit header at byte {start:,}"
+                return frozenset(kinds), ("a broken NAL unit", reason)
             kind = head >> units.shift & units.mask
             kinds.add(kind)
             # Messages to a player may hold anything: no picture is made of them.
             if kind not in units.slices and kind not in units.sets:
                 continue
             zeros = length - len(packet[start:place].rstrip(b"\0"))
-            found = FORBIDDEN.search(packet, start, place - zeros)
-            if found or zeros == length:
-                at = found.start() if found else start
-                told = f"bytes that no NAL unit holds, at byte {at:,}"
-                return frozenset(kinds), ("zeroed", told)
+            hole = FORBIDDEN.search(packet, start, place - zeros)
+            if hole or zeros == length:
+                at = hole.start() if hole else start
+                reason = f"bytes that no NAL unit holds, at byte {at:,}"
+                return frozenset(kinds), ("zeroed", reason)
             tails.append((zeros, place - zeros))
         if not units.slices.intersection(kinds):
             return frozenset(kinds), ("no picture", "no NAL unit of a picture in it")
         self._tails[tails[-1][0]] += 1
         zeros, at = max(tails)
         if zeros:
-            told = f"zeros at its end that are no filling, at byte {at:,}"
+            reason = f"zeros at its end that are no filling, at byte {at:,}"
             # A hole goes on where the next frame's length should be.
             if pos is not None and self.peek(pos + end, size) == bytes(size):
-                return frozenset(kinds), ("zeroed", told)
+                return frozenset(kinds), ("zeroed", reason)
             if zeros > limits.FEW_ZEROS and (zeros >= limits.ALIGNMENT or end % limits.ALIGNMENT):
-                self._doubtful.append((index, zeros, told))
+                self._doubtful.append((index, zeros, reason))
         return frozenset(kinds), None
 
     def _annex_b(self, packet: bytes) -> tuple[frozenset, tuple[str, str] | None]:
@@ -315,54 +315,54 @@ class Scan:
         filled = filled[filled > 0]
         is_usual = len(filled) >= limits.USUAL_SHARE * self._tails.total()
         most = limits.USUAL_TIMES * float(np.median(filled)) if len(filled) and is_usual else 0
-        for index, zeros, told in self._doubtful:
+        for index, zeros, reason in self._doubtful:
             if zeros > most:
-                self._note(index, "zeroed", told)
+                self._note(index, "zeroed", reason)
         self._doubtful = []
 
     def findings(self) -> list[Finding]:
         """What is wrong with the stream, once all packets have gone by."""
         if self.codec is None:
-            told = "the video's codec is not known to this build of FFmpeg"
-            return [Finding(DAMAGED, "unknown codec", told)]
+            reason = "the video's codec is not known to this build of FFmpeg"
+            return [Finding(DAMAGED, "unknown codec", reason)]
         self._settle()
-        found, count = [], len(self.pts)
+        findings, count = [], len(self.pts)
         if self._cut:
-            told = f"the mp4 breaks off after {count} frames: {self._cut}"
-            found.append(Finding(DAMAGED, "the mp4 breaks off", told))
+            reason = f"the mp4 breaks off after {count} frames: {self._cut}"
+            findings.append(Finding(DAMAGED, "the mp4 breaks off", reason))
         elif self._num_listed > count:
-            told = f"the mp4 lists {self._num_listed} frames and holds {count}"
-            found.append(Finding(DAMAGED, "the mp4 is cut short", told))
+            reason = f"the mp4 lists {self._num_listed} frames and holds {count}"
+            findings.append(Finding(DAMAGED, "the mp4 is cut short", reason))
         if not count:
-            return found or [Finding(DAMAGED, "no frame", "the mp4 holds no frame")]
+            return findings or [Finding(DAMAGED, "no frame", "the mp4 holds no frame")]
         faulty = self._num_faulty
         more = f"; {faulty} of {count} frames are damaged" if faulty > 1 else ""
-        for kind, (index, told) in self._faults.items():
-            told = f"frame {index} is damaged: {told}{more}"
-            found.append(Finding(DAMAGED, f"frame: {kind}", told))
+        for kind, (index, reason) in self._faults.items():
+            reason = f"frame {index} is damaged: {reason}{more}"
+            findings.append(Finding(DAMAGED, f"frame: {kind}", reason))
         if self.keys[:1] != [0]:
             first = self.keys[0] if self.keys else None
-            told = f"frame {first} is the first key frame" if first else "there is no key frame"
-            found.append(
-                Finding(DAMAGED, "does not start with a key frame", f"{told}, not frame 0")
+            reason = f"frame {first} is the first key frame" if first else "there is no key frame"
+            findings.append(
+                Finding(DAMAGED, "does not start with a key frame", f"{reason}, not frame 0")
             )
-        return found + self._findings_of_times(count)
+        return findings + self._findings_of_times(count)
 
     def _findings_of_times(self, count: int) -> list[Finding]:
         shown = self.shown
         if self._num_timeless or (self._is_avi and self.codec.has_b_frames and self._is_in_order):
-            told = "the file gives its frames no presentation times"
-            return [Finding(DAMAGED, "no presentation times", told)]
-        found = []
+            reason = "the file gives its frames no presentation times"
+            return [Finding(DAMAGED, "no presentation times", reason)]
+        findings = []
         if len(shown) < count:
-            told = f"an edit list hides {count - len(shown)} of the {count} frames in the file"
+            reason = f"an edit list hides {count - len(shown)} of the {count} frames in the file"
             severity = ODD if len(shown) else DAMAGED
-            found.append(Finding(severity, "frames that are not shown", told))
+            findings.append(Finding(severity, "frames that are not shown", reason))
         shared = len(shown) - len(set(shown.tolist()))
         if shared:
-            told = f"{shared} frames share the time of another one"
-            found.append(Finding(DAMAGED, "frames at one time", told))
-        return found
+            reason = f"{shared} frames share the time of another one"
+            findings.append(Finding(DAMAGED, "frames at one time", reason))
+        return findings
 
     @property
     def _is_avi(self) -> bool:
@@ -419,5 +419,5 @@ def rate(facts: dict[str, Any]) -> list[Finding]:
     if facts.get("is_constant") is not False:
         return []
     low, high = facts["step_s"]
-    told = f"variable frame rate: {low * 1e3:.1f} to {high * 1e3:.1f} ms from frame to frame"
-    return [Finding(ODD, "variable frame rate", told)]
+    reason = f"variable frame rate: {low * 1e3:.1f} to {high * 1e3:.1f} ms from frame to frame"
+    return [Finding(ODD, "variable frame rate", reason)]

@@ -33,8 +33,8 @@ def read_table(
     """
     with _opened(source, where) as file:
         if max_rows is not None and file.metadata.num_rows > max_rows:
-            told = f"the table has {file.metadata.num_rows:,} rows; {max_rows:,} are the most"
-            raise AvomniError(told, where=where)
+            reason = f"the table has {file.metadata.num_rows:,} rows; {max_rows:,} are the most"
+            raise AvomniError(reason, where=where)
         try:
             # One thread: clips are read in several processes, each with its own.
             return file.read(columns, use_threads=False)
@@ -107,8 +107,8 @@ def column_of(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
     """
     count = table.column_names.count(name)
     if count != 1:
-        told = f"{count} columns {name}" if count else f"no column {name}"
-        raise AvomniError(f"{told}; there are {', '.join(table.column_names)}", where=where)
+        reason = f"{count} columns {name}" if count else f"no column {name}"
+        raise AvomniError(f"{reason}; there are {', '.join(table.column_names)}", where=where)
     return table[name]
 
 
@@ -141,8 +141,8 @@ def time_column(table: pa.Table, name: str, where: str) -> np.ndarray:
     wrong = np.flatnonzero(~((values <= MAX_TIME_US) & (values >= -MAX_TIME_US)))
     if len(wrong):
         row = int(wrong[0])
-        told = f"{name} is {values[row]} at row {row}: no time in µs"
-        raise AvomniError(told, where=where)
+        reason = f"{name} is {values[row]} at row {row}: no time in µs"
+        raise AvomniError(reason, where=where)
     return np.rint(values).astype(np.int64) if values.dtype.kind == "f" else values.astype(np.int64)
 
 
@@ -159,8 +159,8 @@ def numbers(values: pa.Array) -> np.ndarray:
 
 def truths(values: pa.Array) -> np.ndarray:
     """(n,) bool of an array of truths; False for what is null."""
-    found = numbers(values.cast(pa.uint8())).view(bool)
-    return found & ~is_null(values) if values.null_count else found
+    bools = numbers(values.cast(pa.uint8())).view(bool)
+    return bools & ~is_null(values) if values.null_count else bools
 
 
 def is_null(values: pa.Array) -> np.ndarray:
@@ -196,14 +196,14 @@ class ClipTable:
     @functools.cached_property
     def clip_ids(self) -> pa.StringArray:
         """The clips that the table lists, in its own order."""
-        found = self._read(self._key)
-        if found.null_count:
-            raise AvomniError(f"{found.null_count} rows have no clip_id", where=str(self.path))
+        column = self._read(self._key)
+        if column.null_count:
+            raise AvomniError(f"{column.null_count} rows have no clip_id", where=str(self.path))
         try:
-            return _readable(found.cast(pa.string()))
+            return _readable(column.cast(pa.string()))
         except pa.ArrowException:
             raise AvomniError(
-                f"clip_id holds {found.type}, not text", where=str(self.path)
+                f"clip_id holds {column.type}, not text", where=str(self.path)
             ) from None
 
     @functools.cached_property

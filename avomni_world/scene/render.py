@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from panda3d import core as panda
 
-from avomni_lib.dataset import cameras as rig
+from avomni_lib.dataset.cameras import CAMERAS, Camera
 from avomni_world.scene.lens import Lens, Raster, make_lens, pack
 from avomni_world.scene.scenery import sky_mesh
 from avomni_world.scene.scenes import Scene
@@ -46,7 +46,7 @@ class Renderer:
         cameras: Their order is the order of the pictures.
     """
 
-    def __init__(self, width: int, height: int, cameras: Sequence[rig.Camera] = rig.CAMERAS):
+    def __init__(self, width: int, height: int, cameras: Sequence[Camera] = CAMERAS):
         self.width, self.height, self.cameras = width, height, tuple(cameras)
         self.scene: Scene | None = None
         self.lenses: dict[str, Lens] = {}
@@ -265,7 +265,7 @@ def picture(
     time_s: float,
     width: int = 480,
     height: int = 270,
-    cameras: Sequence[rig.Camera] = rig.CAMERAS,
+    cameras: Sequence[Camera] = CAMERAS,
 ) -> np.ndarray:
     """One instant of a scene at any size, for people to look at.
 

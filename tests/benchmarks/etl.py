@@ -128,7 +128,7 @@ def read_over_own(folder: Path, recipe: Recipe) -> float:
     """Bytes read for a clip of an open chunk, over those of its members."""
     read = told(counted, folder, [0, 0], recipe)[1]
     own = sum(
-        entry.length
+        entry.file_size
         for feature in [*CAMERAS, "egomotion"]
         for name, entry in stored_zip.members(folder / "set" / chunk_path(feature, 0)).items()
         if name.startswith(linked_id(0))

@@ -11,8 +11,9 @@ import dataclasses
 import datetime
 import logging
 import re
+import statistics
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from avomni_lib import files, pool
-from avomni_lib.dataset.audit import figures as totals
+from avomni_lib.dataset import cameras, clocks
 from avomni_lib.dataset.audit import findings, listing
 from avomni_lib.dataset.audit.findings import DAMAGED, NOTED, ODD, SET, Finding
 from avomni_lib.dataset.audit.listing import (
@@ -32,7 +33,7 @@ from avomni_lib.dataset.audit.listing import (
     STATES,
     Listing,
 )
-from avomni_lib.dataset.audit.scan import Survey
+from avomni_lib.dataset.audit.scan import FileScan
 from avomni_lib.dataset.catalog import SPLITS
 from avomni_lib.dataset.download.hub import Hub
 from avomni_lib.dataset.download.verified import Verified, hold
@@ -60,6 +61,10 @@ DEPTHS = {
     "quick": "names, sizes and tables of contents: nothing that a zip holds is read",
     "full": "every byte once: hashes, streams, clocks, ego motion and calibration",
 }
+
+
+# Feature -> clip_id -> what was read of it.
+Facts = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -157,33 +162,35 @@ def audit(p: Params, hub: Hub | None, progress: type[Bar] = Bar) -> Audit:
         selection = select(p, hub, verified)
         listed = Listing.of(p, hub, selection, verified)
         verified.save()
-    survey = Survey(listed.jobs, p.run_dir / STAGE / "read")
+    scan = FileScan(listed.jobs, p.run_dir / STAGE / "read")
     num_workers = p.processing.num_workers or pool.num_cores()
-    survey.run(num_workers, p.processing.clip_timeout_s, progress)
-    if survey.num_kept:
-        log.info("%d files had been read by an audit that was interrupted", survey.num_kept)
+    scan.run(num_workers, p.processing.clip_timeout_s, progress)
+    if scan.num_kept:
+        log.info("%d files had been read by an audit that was interrupted", scan.num_kept)
     apart = [
         dataclasses.replace(f, chunk=selection.catalog.chunk_of(f.clip_id))
-        for f in totals.apart(survey.facts)
+        for f in _apart(scan.facts)
     ]
-    found = [*listed.findings, *survey.findings, *apart]
-    file_rows = listed.file_rows(found)
-    clip_rows = listed.clip_rows(found)
+    all_findings = [*listed.findings, *scan.findings, *apart]
+    file_rows = listed.file_rows(all_findings)
+    clip_rows = listed.clip_rows(all_findings)
     figures = _figures(p, hub, selection, file_rows, clip_rows)
-    cameras, ego = totals.streams(survey.facts), totals.egomotion(survey.facts)
-    found += _of_the_set(p, hub, figures) + totals.remarks(cameras, ego)
+    by_camera, ego = _streams(scan.facts), _egomotion(scan.facts)
+    all_findings += _of_the_set(p, hub, figures) + _remarks(by_camera, ego)
     codecs = Counter()
-    for row in cameras.values():
+    for row in by_camera.values():
         codecs.update({name.split()[0]: count for name, count in row["codecs"].items()})
-    verified = _remember(p, listed, survey, found)
+    verified = _remember(p, listed, scan, all_findings)
     oldest, reminder = _license_age(p, [row["path"] for row in file_rows], verified)
     figures |= {
         "codecs": dict(codecs),
-        "streams": cameras,
+        "streams": by_camera,
         "egomotion": ego,
-        "bytes_read": sum(job.size for job in listed.jobs if job.path in survey.sha256),
+        "bytes_read": sum(job.size for job in listed.jobs if job.path in scan.sha256),
         "oldest_file": oldest,
-        "findings": {word: sum(f.severity == word for f in found) for word in findings.SEVERITIES},
+        "findings": {
+            word: sum(f.severity == word for f in all_findings) for word in findings.SEVERITIES
+        },
     }
     warnings = list(reminder)
     for state in (DAMAGED, ABSENT, ODD):
@@ -191,29 +198,31 @@ def audit(p: Params, hub: Hub | None, progress: type[Bar] = Bar) -> Audit:
             count = figures["clips_by_state"][state]
             warnings.append(f"clips that are {state}: {count}; see the table")
     digest = files.hash_json([figures["revision"], selection.choice.chunks, selection.clip_ids])
-    rows = [dataclasses.asdict(finding) for finding in found]
+    rows = [dataclasses.asdict(finding) for finding in all_findings]
     made = Audit(selection.features, file_rows, clip_rows, figures, warnings, digest, rows)
     files.write_json(path_of(p), dataclasses.asdict(made))
-    survey.forget()
+    scan.forget()
     return made
 
 
-def _remember(p: Params, listed: Listing, survey: Survey, found: Iterable[Finding]) -> Verified:
+def _remember(
+    p: Params, listed: Listing, scan: FileScan, all_findings: Iterable[Finding]
+) -> Verified:
     """What was hashed and found to be the source's needs not be hashed again by 02_download.
 
     Returns:
         The record as it is now: another process may have written to it meanwhile.
     """
-    wrong = {f.path for f in found if f.is_files and f.severity == DAMAGED}
-    sound = [path for path in survey.sha256 if path not in wrong]
+    wrong = {f.path for f in all_findings if f.is_files and f.severity == DAMAGED}
+    sound = [path for path in scan.sha256 if path not in wrong]
     try:
         with hold(p.local_dir):
             verified = Verified(p.local_dir)
             for path in sound:
                 remote = listed.remote[path]
-                is_same = survey.state[path] == files.state_of(p.local_dir / path)
+                is_same = scan.state[path] == files.state_of(p.local_dir / path)
                 if is_same and verified.needs_hash(remote):
-                    verified.remember(dataclasses.replace(remote, sha256=survey.sha256[path]))
+                    verified.remember(dataclasses.replace(remote, sha256=scan.sha256[path]))
             verified.save()
     except AvomniError as error:
         # Another process is at work there for long: it costs no more than the hashing.
@@ -224,27 +233,27 @@ def _remember(p: Params, listed: Listing, survey: Survey, found: Iterable[Findin
 
 def _of_the_set(p: Params, hub: Hub | None, figures: dict[str, Any]) -> list[Finding]:
     """What is said of the whole set, or of the disk that it lies on."""
-    found = []
+    remarks = []
     if hub and not re.fullmatch("[0-9a-f]{40}", hub.commit):
-        told = f"revision {hub.commit!r} is no commit: the next run may read other data"
-        found.append(Finding(DAMAGED, "the revision is not pinned", told, SET))
+        reason = f"revision {hub.commit!r} is no commit: the next run may read other data"
+        remarks.append(Finding(DAMAGED, "the revision is not pinned", reason, SET))
     left = [(path, path.stat().st_size) for path in listing.unfinished(p.local_dir)]
     figures["bytes_free"] = files.free_bytes(p.local_dir)
     figures["unfinished"] = {"num_files": len(left), "bytes": sum(size for _, size in left)}
     if left:
-        told = (
+        reason = (
             f"{gigabytes(sum(size for _, size in left))} in {len(left)} unfinished, such as "
             f"{left[0][0].relative_to(p.local_dir)}: "
             + ("02_download uses or removes them" if hub else "no download goes on with them")
         )
-        found.append(Finding(NOTED, "unfinished downloads", told, SET))
+        remarks.append(Finding(NOTED, "unfinished downloads", reason, SET))
     if figures["bytes_to_fetch"] > figures["bytes_free"]:
-        told = (
+        reason = (
             f"{gigabytes(figures['bytes_to_fetch'])} to fetch, "
             f"{gigabytes(figures['bytes_free'])} free"
         )
-        found.append(Finding(ODD, "no room on the disk", told, SET))
-    return found
+        remarks.append(Finding(ODD, "no room on the disk", reason, SET))
+    return remarks
 
 
 def _figures(
@@ -292,3 +301,97 @@ def _license_age(
         f"the oldest file is {age} days old: the licence ends 12 months after the download, "
         "and all copies are to be destroyed then; read it again"
     ]
+
+
+def _streams(facts: Facts) -> dict[str, dict[str, Any]]:
+    """Camera -> what its clips' videos are.
+
+    Counters (value -> how many streams): codecs, sizes (px), rates (frames/s), gops (frames from
+    key frame to key frame); num_streams, num_open (GOPs that reach over a key frame),
+    num_reordered (B-frames), num_variable (rate); mbit_per_s and seconds as (least, median,
+    greatest).
+    """
+    rows = {}
+    for camera in (name for name in facts if name in cameras.BY_NAME):
+        clips = [values for values in facts[camera].values() if "codec" in values]
+        if clips:
+            rows[camera] = {
+                "num_streams": len(clips),
+                "codecs": _counted(f"{v['codec']} {v['profile']}" for v in clips),
+                "sizes": _counted(f"{v['width']}×{v['height']}" for v in clips),
+                "rates": _counted(f"{v['fps']:.4g}" for v in clips if v["fps"]),
+                "gops": _counted("/".join(v["gops"]) for v in clips),
+                "num_open": sum(bool(v["is_open"]) for v in clips),
+                "num_reordered": sum(v["is_reordered"] for v in clips),
+                "num_variable": sum(v["is_constant"] is False for v in clips),
+                "mbit_per_s": _range([v["bit_rate"] / 1e6 for v in clips if v["bit_rate"]]),
+                "seconds": _range([v["last_us"] / 1e6 for v in clips if "last_us" in v]),
+            }
+    return rows
+
+
+def _egomotion(facts: Facts) -> dict[str, Any]:
+    """Rate, reach and gaps of the ego motion, each as (least, median, greatest) over clips."""
+    clips = [v for v in facts.get("egomotion", {}).values() if "past_video_s" in v]
+    if not clips:
+        return {}
+    return {
+        "num_clips": len(clips),
+        "rate_hz": _range([v["rate_hz"] for v in clips]),
+        "past_video_s": _range([v["past_video_s"] for v in clips]),
+        "longest_gap_s": _range([v["longest_gap_s"] for v in clips if "longest_gap_s" in v]),
+        "speed_mps": _range([top for v in clips for top in v.get("speed_mps", ())]),
+    }
+
+
+def _remarks(by_camera: Mapping[str, Mapping[str, Any]], ego: Mapping[str, Any]) -> list[Finding]:
+    """What is no fault but is good to know before the ETL."""
+    remarks = []
+    if ego and ego["past_video_s"][2] > 0:
+        low, mid, high = ego["past_video_s"]
+        reason = (
+            f"by {mid:.1f} s ({low:.1f} to {high:.1f}) in {ego['num_clips']} clips: the video is "
+            "its first part, on the same clock"
+        )
+        what = "ego motion runs past the video"
+        remarks.append(Finding(NOTED, what, reason, SET, feature="egomotion"))
+    for camera, row in by_camera.items():
+        if row["num_open"]:
+            reason = (
+                f"{row['num_open']} of {row['num_streams']} streams have open GOPs: readers that "
+                "count frames may return a wrong one"
+            )
+            remarks.append(Finding(NOTED, "open GOPs", reason, SET, feature=camera))
+    return remarks
+
+
+def _apart(facts: Facts) -> list[Finding]:
+    """Cameras of clips that end apart from what is usual here."""
+    last = {
+        (camera, clip_id): of_clip["last_us"]
+        for camera in facts
+        if camera in cameras.BY_NAME
+        for clip_id, of_clip in facts[camera].items()
+        if "last_us" in of_clip
+    }
+    if not last:
+        return []
+    usual = statistics.median(last.values())
+    by_clip: dict[str, dict[str, int]] = {}
+    for (camera, clip_id), last_us in last.items():
+        by_clip.setdefault(clip_id, {})[camera] = last_us
+    return [
+        Finding(f.severity, f.what, f.reason, f.reach, feature=camera, clip_id=clip_id)
+        for clip_id, times in by_clip.items()
+        for camera, f in clocks.ends(times, usual).items()
+    ]
+
+
+def _counted(values: Iterable[str]) -> dict[str, int]:
+    return dict(Counter(values).most_common())
+
+
+def _range(values: Sequence[float]) -> list[float] | None:
+    if not values:
+        return None
+    return [round(v, 3) for v in (min(values), statistics.median(values), max(values))]

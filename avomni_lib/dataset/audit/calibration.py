@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from avomni_lib.dataset import cameras as rig
-from avomni_lib.dataset import limits
+from avomni_lib.dataset import cameras, limits
 from avomni_lib.dataset.audit.findings import DAMAGED, ODD, Finding
 
 SIZE = ("width", "height", "cx", "cy")
@@ -59,13 +58,13 @@ def _lens(
 ) -> Iterator[Finding]:
     width, height = values["width"], values["height"]
     if size is not None and (width, height) != tuple(size):
-        told = (
+        reason = (
             f"the lens of {name} is for {width:g}×{height:g} px, its video is {size[0]}×{size[1]}"
         )
-        yield Finding(DAMAGED, "image size is not the video's", told)
+        yield Finding(DAMAGED, "image size is not the video's", reason)
     if not (0 < values["cx"] < width and 0 < values["cy"] < height):
-        told = f"the axis of {name} at ({values['cx']:.1f}, {values['cy']:.1f}) px, outside of it"
-        yield Finding(ODD, "principal point outside the image", told)
+        reason = f"the axis of {name} at ({values['cx']:.1f}, {values['cy']:.1f}) px, outside of it"
+        yield Finding(ODD, "principal point outside the image", reason)
         return
     # theta = sum bw_i * r^i from the axis to the farthest corner, and back by fw.
     corner = np.hypot(
@@ -78,24 +77,24 @@ def _lens(
         falls = np.flatnonzero(np.diff(curve) <= 0)
         if len(falls):
             at = radius[falls[0]]
-            told = f"{column} of {name} falls at {at:.0f} px from the axis"
+            reason = f"{column} of {name} falls at {at:.0f} px from the axis"
             # A fit may turn in the corners, which a wide lens leaves black.
             severity = DAMAGED if at < min(width, height) / 2 else ODD
-            yield Finding(severity, "a lens that folds the image", told)
+            yield Finding(severity, "a lens that folds the image", reason)
             return
     off = np.abs(back - radius)
     if off.max() > max(INVERSE_TOLERANCE * width, 0.5):
         at = int(np.argmax(off))
-        told = f"fw_poly and bw_poly of {name} differ by {off[at]:.1f} px at {radius[at]:.0f} px"
-        yield Finding(ODD, "fw and bw are not inverse", told)
+        reason = f"fw_poly and bw_poly of {name} differ by {off[at]:.1f} px at {radius[at]:.0f} px"
+        yield Finding(ODD, "fw and bw are not inverse", reason)
     across = np.polynomial.polynomial.polyval(
         [values["cx"], width - values["cx"]], [values[column] for column in BW]
     )
     view = float(np.degrees(np.sum(across)))
-    nominal = rig.BY_NAME[name].fov_deg if name in rig.BY_NAME else view
+    nominal = cameras.BY_NAME[name].fov_deg if name in cameras.BY_NAME else view
     if not nominal / VIEW_TOLERANCE < view < nominal * VIEW_TOLERANCE:
-        told = f"{name} sees {view:.0f}° across"
-        yield Finding(ODD, "another field of view than its name says", told)
+        reason = f"{name} sees {view:.0f}° across"
+        yield Finding(ODD, "another field of view than its name says", reason)
 
 
 def _mount(name: str, values: Mapping[str, float]) -> Iterator[Finding]:
@@ -104,8 +103,8 @@ def _mount(name: str, values: Mapping[str, float]) -> Iterator[Finding]:
         yield Finding(DAMAGED, "|q| is not 1", f"no rotation of {name}: |q| = {norm:.4f}")
     lever = float(np.linalg.norm([values[axis] for axis in "xyz"]))
     if lever > MAX_LEVER_M:
-        told = f"{name} is {lever:.1f} m from the rear axle"
-        yield Finding(ODD, "a sensor that is not on the car", told)
+        reason = f"{name} is {lever:.1f} m from the rear axle"
+        yield Finding(ODD, "a sensor that is not on the car", reason)
 
 
 def _vehicle(values: Mapping[str, float]) -> Iterator[Finding]:
@@ -114,10 +113,10 @@ def _vehicle(values: Mapping[str, float]) -> Iterator[Finding]:
         if not low <= values[name] <= high:
             yield Finding(ODD, "no car's dimensions", f"{name} is {values[name]:g} m")
     if values["wheelbase"] >= values["length"]:
-        told = f"wheelbase {values['wheelbase']:g} m, length {values['length']:g} m"
-        yield Finding(ODD, "no car's dimensions", told)
+        reason = f"wheelbase {values['wheelbase']:g} m, length {values['length']:g} m"
+        yield Finding(ODD, "no car's dimensions", reason)
 
 
-def sensors(feature: str, cameras: Sequence[str]) -> tuple[str | None, ...]:
+def sensors(feature: str, camera_names: Sequence[str]) -> tuple[str | None, ...]:
     """The rows that a clip must have in a table."""
-    return tuple(cameras) if TABLES[feature][0] else (None,)
+    return tuple(camera_names) if TABLES[feature][0] else (None,)

@@ -54,14 +54,14 @@ class Finding:
         return self.reach == WHOLE or bool(self.clip_id) and self.clip_id == clip_id
 
 
-def worst(found: Iterable[Finding]) -> str | None:
+def worst(findings: Iterable[Finding]) -> str | None:
     """The worst severity but `noted`; None where nothing is wrong."""
-    severities = {finding.severity for finding in found}
+    severities = {finding.severity for finding in findings}
     return next((word for word in (DAMAGED, ODD) if word in severities), None)
 
 
 def refuse(
-    found: Iterable[Finding],
+    findings: Iterable[Finding],
     where: str,
     fix: str | None = None,
     kind: type[AvomniError] = AvomniError,
@@ -71,24 +71,24 @@ def refuse(
     Raises:
         AvomniError: of the class `kind`, with the finding's reason.
     """
-    for finding in found:
+    for finding in findings:
         if finding.severity == DAMAGED:
             raise kind(finding.reason, where=where, fix=fix)
 
 
-def reasons(found: Iterable[Finding]) -> str:
+def reasons(findings: Iterable[Finding]) -> str:
     """What is wrong in one sentence, the worst first; each reason once."""
     order = sorted(
-        (finding for finding in found if finding.severity != NOTED),
+        (finding for finding in findings if finding.severity != NOTED),
         key=lambda finding: SEVERITIES.index(finding.severity),
     )
     return "; ".join(dict.fromkeys(finding.reason for finding in order))
 
 
-def summary(found: Iterable[Finding]) -> list[dict[str, Any]]:
+def summary(findings: Iterable[Finding]) -> list[dict[str, Any]]:
     """One row a kind: severity, what, count, clips, and the first one as an example."""
     groups: dict[tuple[str, str], list[Finding]] = {}
-    for finding in found:
+    for finding in findings:
         groups.setdefault((finding.severity, finding.what), []).append(finding)
     rows = []
     for (severity, what), group in groups.items():

@@ -12,8 +12,8 @@ import numpy as np
 from avomni_lib import files
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.audit import findings
+from avomni_lib.dataset.audit.checks import FileJob
 from avomni_lib.dataset.audit.findings import DAMAGED, ODD, WHOLE, Finding
-from avomni_lib.dataset.checks import Job
 from avomni_lib.dataset.download.hub import Hub
 from avomni_lib.dataset.download.remote import RemoteFile
 from avomni_lib.dataset.download.transfer import PARTIALS
@@ -26,7 +26,6 @@ SOUND, MISSING, ABSENT, EVICTED = "sound", "missing", "absent", "evicted"
 NOT_CHOSEN = "not chosen"
 # From bad to good: a clip is as its worst feature.
 STATES = (DAMAGED, ABSENT, MISSING, EVICTED, ODD, SOUND, NOT_CHOSEN)
-OFFLINE = "egomotion.offline"
 UNFINISHED = ("*.incomplete", f"*{files.PARTIAL_SUFFIX}")
 
 
@@ -50,7 +49,7 @@ class Listing:
     remote: dict[str, RemoteFile]
     state: dict[str, tuple[str, str]]
     note: dict[str, str]
-    jobs: list[Job]
+    jobs: list[FileJob]
     findings: list[Finding]
     others: dict[str, int]
 
@@ -70,8 +69,8 @@ class Listing:
                 job = _job(p, clips, file, feature, chunk, verified)
                 made._add(job, file, verified, is_hub=hub is not None)
             elif path in evicted:
-                told = f"by {others[path]}" if path in others else "the cache holds its part"
-                made.state[path] = (EVICTED, f"evicted on {evicted[path]}; {told}")
+                reason = f"by {others[path]}" if path in others else "the cache holds its part"
+                made.state[path] = (EVICTED, f"evicted on {evicted[path]}; {reason}")
             else:
                 made.state[path] = (MISSING, "not on the disk; 02_download fetches it")
         for file in files_below(p.local_dir):
@@ -80,24 +79,24 @@ class Listing:
                 made.others[path] = file.stat().st_size
         return made
 
-    def _add(self, job: Job, file: RemoteFile, verified: Verified, is_hub: bool) -> None:
+    def _add(self, job: FileJob, file: RemoteFile, verified: Verified, is_hub: bool) -> None:
         self.jobs.append(job)
         if verified.known(file) or job.place.stat().st_size != file.size:
             return
         if not verified.needs_hash(file):
-            told = "its content is another revision's"
+            reason = "its content is another revision's"
             kind = "another content than the source's"
-            found = Finding(DAMAGED, kind, told, WHOLE, job.path, job.feature, job.chunk)
-            self.findings.append(found)
+            finding = Finding(DAMAGED, kind, reason, WHOLE, job.path, job.feature, job.chunk)
+            self.findings.append(finding)
         elif is_hub and not job.is_full:
             when = verified.checked_on(job.path)
-            told = f"it has changed since {when}" if when else "its hash was never checked"
-            self.note[job.path] = f"{told}; 02_download does, or dataset.audit: full"
+            reason = f"it has changed since {when}" if when else "its hash was never checked"
+            self.note[job.path] = f"{reason}; 02_download does, or dataset.audit: full"
 
-    def file_rows(self, found: Iterable[Finding]) -> list[dict[str, Any]]:
+    def file_rows(self, all_findings: Iterable[Finding]) -> list[dict[str, Any]]:
         """One row a file: path, feature, chunk, size, state, reason."""
         of_file: dict[str, list[Finding]] = {}
-        for finding in found:
+        for finding in all_findings:
             if finding.is_files:
                 of_file.setdefault(finding.path, []).append(finding)
         rows = []
@@ -109,16 +108,16 @@ class Listing:
             )
             size = self.remote[path].size if path in self.remote else 0
             rows.append(_row(path, feature, chunk, size, state, reason))
-        told = "this run does not take it"
-        rows += [_row(path, "", None, n, NOT_CHOSEN, told) for path, n in self.others.items()]
+        reason = "this run does not take it"
+        rows += [_row(path, "", None, n, NOT_CHOSEN, reason) for path, n in self.others.items()]
         return rows
 
-    def clip_rows(self, found: Iterable[Finding]) -> list[dict[str, Any]]:
+    def clip_rows(self, all_findings: Iterable[Finding]) -> list[dict[str, Any]]:
         """One row a clip of the chunks: clip_id, chunk, split, state, reason, features."""
         catalog, features = self.selection.catalog, self.selection.features
         whole: dict[tuple[str, int | None], list[Finding]] = {}
         single: dict[tuple[str, str], list[Finding]] = {}
-        for finding in found:
+        for finding in all_findings:
             if finding.reach == WHOLE:
                 whole.setdefault((finding.feature, finding.chunk), []).append(finding)
             elif finding.clip_id:
@@ -134,39 +133,39 @@ class Listing:
                 if catalog.path(name, chunk) in self.place
             }
             for clip_id in catalog.clip_ids(chunk):
-                told: dict[str, tuple[str, str]] = {}
+                states_of: dict[str, tuple[str, str]] = {}
                 fault = catalog.clips.faults.get(clip_id)
                 for name in features:
                     if fault is not None:
-                        told[name] = (DAMAGED, fault)
+                        states_of[name] = (DAMAGED, fault)
                     elif clip_id not in held.get(name, ()):
-                        told[name] = (ABSENT, "not on the source")
+                        states_of[name] = (ABSENT, "not on the source")
                     elif states[name]:
-                        told[name] = (states[name][0], _short(states[name][0]))
+                        states_of[name] = (states[name][0], _short(states[name][0]))
                     else:
                         mine = [*whole.get((name, chunk), ()), *single.get((name, clip_id), ())]
-                        told[name] = (findings.worst(mine) or SOUND, findings.reasons(mine))
-                is_usable = all(state != ABSENT for state, _ in told.values())
+                        states_of[name] = (findings.worst(mine) or SOUND, findings.reasons(mine))
+                is_usable = all(state != ABSENT for state, _ in states_of.values())
                 if fault is None and is_usable and chunk in taken and clip_id not in chosen:
-                    told = dict.fromkeys(features, (NOT_CHOSEN, ""))
-                rows.append(_clip_row(clip_id, chunk, catalog.split_of(clip_id), told))
+                    states_of = dict.fromkeys(features, (NOT_CHOSEN, ""))
+                rows.append(_clip_row(clip_id, chunk, catalog.split_of(clip_id), states_of))
         return rows
 
 
 def _clip_row(
-    clip_id: str, chunk: int, split: str, told: dict[str, tuple[str, str]]
+    clip_id: str, chunk: int, split: str, states_of: dict[str, tuple[str, str]]
 ) -> dict[str, Any]:
     by_reason: dict[str, list[str]] = {}
-    for name, (_, reason) in told.items():
+    for name, (_, reason) in states_of.items():
         if reason:
             by_reason.setdefault(reason, []).append(name)
     return {
         "clip_id": clip_id,
         "chunk": chunk,
         "split": split,
-        "state": min((state for state, _ in told.values()), key=STATES.index),
+        "state": min((state for state, _ in states_of.values()), key=STATES.index),
         "reason": "; ".join(f"{', '.join(names)}: {why}" for why, names in by_reason.items()),
-        "features": {name: state for name, (state, _) in told.items()},
+        "features": {name: state for name, (state, _) in states_of.items()},
     }
 
 
@@ -218,7 +217,7 @@ class _Clips:
             self._invalid.setdefault(chunk, []).append(clip_id)
 
     def of(self, feature: str, chunk: int) -> dict[str, tuple[str, ...]]:
-        """`clip_ids`, `denied`, `ignored` and `wanted` of a `Job`."""
+        """`clip_ids`, `denied`, `ignored` and `wanted` of a `FileJob`."""
         catalog = self.selection.catalog
         every, held = catalog.clip_ids(chunk), catalog.usable(chunk, [feature])
         usable = set(catalog.usable(chunk, self.selection.features))
@@ -237,15 +236,15 @@ def _job(
     feature: str,
     chunk: int | None,
     verified: Verified,
-) -> Job:
+) -> FileJob:
     # A folder has no list of hashes: what was found there before is as good.
     known = verified.known(file)
     sha256 = file.sha256 or (known["sha256"] if known and not file.blob_id else None)
     is_full = p.dataset.audit == "full"
     if not feature:
-        return Job(str(p.local_dir), file.path, file.size, sha256, file.blob_id, is_full)
+        return FileJob(str(p.local_dir), file.path, file.size, sha256, file.blob_id, is_full)
     selection = clips.selection
-    return Job(
+    return FileJob(
         folder=str(p.local_dir),
         path=file.path,
         size=file.size,
@@ -257,18 +256,8 @@ def _job(
         members=tuple(selection.catalog.features[feature].members.items()),
         **clips.of(feature, chunk),
         cameras=tuple(name for name in selection.features if name in cameras.BY_NAME),
-        offline=_offline(p.local_dir, selection, chunk) if feature == "egomotion" else None,
         horizon_s=p.processing.horizon_s,
     )
-
-
-def _offline(folder: Path, selection: Selection, chunk: int) -> tuple[str, str] | None:
-    """Where the refined ego motion lies, if somebody fetched it."""
-    feature = selection.catalog.features.get(OFFLINE)
-    if feature is None or not feature.members:
-        return None
-    path = selection.catalog.path(OFFLINE, chunk)
-    return (path, next(iter(feature.members.values()))) if (folder / path).is_file() else None
 
 
 def files_below(folder: Path) -> Iterator[Path]:
@@ -280,5 +269,5 @@ def files_below(folder: Path) -> Iterator[Path]:
 
 def unfinished(folder: Path) -> list[Path]:
     """What downloads that were interrupted have left, in any folder below."""
-    found = {path for pattern in UNFINISHED for path in folder.rglob(pattern)}
-    return sorted(found | {path for path in (folder / PARTIALS).glob("*") if path.is_file()})
+    paths = {path for pattern in UNFINISHED for path in folder.rglob(pattern)}
+    return sorted(paths | {path for path in (folder / PARTIALS).glob("*") if path.is_file()})

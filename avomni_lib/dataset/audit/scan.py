@@ -16,24 +16,22 @@ from pathlib import Path
 from typing import Any
 
 from avomni_lib import files
-from avomni_lib.dataset import cameras as rig
-from avomni_lib.dataset import clocks
-from avomni_lib.dataset.audit.contents import look
+from avomni_lib.dataset import cameras, clocks
+from avomni_lib.dataset.audit.checks import FileJob, look
 from avomni_lib.dataset.audit.findings import ODD, WHOLE, Finding
-from avomni_lib.dataset.checks import Job
 from avomni_lib.errors import AvomniError
 from avomni_lib.plan import Bar
 from avomni_lib.pool import WAIT, Wait, run_jobs
 
 # Of the checks: what an older version read is read again.
-VERSION = 2
+VERSION = 3
 # Directories of this many files are read while worker processes would still start.
 NUM_AT_ONCE = 64
 SLOWEST_BYTES_PER_S = 1e6  # a disk, if nothing hangs
 
 
-class Survey:
-    """Files, what was found in them, and what their clips told.
+class FileScan:
+    """Files, the findings in them, and the facts about their clips.
 
     Args:
         jobs: A file each; `beside` of all but the cameras' is filled in here.
@@ -47,7 +45,7 @@ class Survey:
         num_kept: Files that an interrupted audit had read.
     """
 
-    def __init__(self, jobs: Sequence[Job], records: Path | None = None):
+    def __init__(self, jobs: Sequence[FileJob], records: Path | None = None):
         self.jobs, self.records = jobs, records
         self.findings: list[Finding] = []
         self.facts: dict[str, dict[str, dict[str, Any]]] = {}
@@ -57,7 +55,7 @@ class Survey:
         self._outcomes: dict[str, Mapping[str, Any]] = {}
         # Chunk -> cameras to come, and jobs that wait for them; chunks that wait no more.
         self._left: dict[int | None, int] = {}
-        self._later: dict[int | None, list[Job]] = {}
+        self._later: dict[int | None, list[FileJob]] = {}
         self._ready: deque[int | None] = deque()
 
     def run(self, num_workers: int, limit_s: float, progress: type[Bar] = Bar) -> None:
@@ -101,22 +99,22 @@ class Survey:
                 path.unlink()
             self.records.rmdir()
 
-    def _feed(self, bar: Bar) -> Iterator[Job | Wait]:
+    def _feed(self, bar: Bar) -> Iterator[FileJob | Wait]:
         """Cameras chunk by chunk, and what lies beside them as soon as they are done."""
-        cameras: deque[Job] = deque()
+        camera_jobs: deque[FileJob] = deque()
         for job in self.jobs:
             self._left.setdefault(job.chunk, 0)
-            if job.feature in rig.BY_NAME:
-                cameras.append(job)
+            if job.feature in cameras.BY_NAME:
+                camera_jobs.append(job)
                 self._left[job.chunk] += 1
             else:
                 self._later.setdefault(job.chunk, []).append(job)
         self._ready.extend(chunk for chunk, count in self._left.items() if not count)
-        while cameras or self._later:
+        while camera_jobs or self._later:
             if self._ready:
                 todo = [self._beside(job) for job in self._later.pop(self._ready.popleft(), ())]
-            elif cameras:
-                todo = [cameras.popleft()]
+            elif camera_jobs:
+                todo = [camera_jobs.popleft()]
             else:
                 yield WAIT
                 continue
@@ -129,9 +127,9 @@ class Survey:
                     self._take(job, kept)
                     bar.update(_work(job))
 
-    def _beside(self, job: Job) -> Job:
-        """The job with what the cameras of its clips told."""
-        told: dict[str, dict[str, Any]] = {}
+    def _beside(self, job: FileJob) -> FileJob:
+        """The job with the facts that it needs of the cameras of its clips."""
+        beside: dict[str, dict[str, Any]] = {}
         for clip_id in job.wanted if job.is_full else ():
             sizes, spans = {}, []
             for camera in job.cameras:
@@ -140,23 +138,23 @@ class Survey:
                     sizes[camera] = (facts["width"], facts["height"])
                 if "first_us" in facts:
                     spans.append((facts["first_us"], facts["last_us"]))
-            told[clip_id] = {"sizes": sizes}
+            beside[clip_id] = {"sizes": sizes}
             if spans:
-                told[clip_id]["span_us"] = clocks.common(spans)
-        return dataclasses.replace(job, beside=told)
+                beside[clip_id]["span_us"] = clocks.common(spans)
+        return dataclasses.replace(job, beside=beside)
 
-    def _take(self, job: Job, outcome: Mapping[str, Any]) -> None:
-        if job.feature in rig.BY_NAME:
+    def _take(self, job: FileJob, outcome: Mapping[str, Any]) -> None:
+        if job.feature in cameras.BY_NAME:
             self._left[job.chunk] -= 1
             if not self._left[job.chunk]:
                 self._ready.append(job.chunk)
         self._outcomes[job.path] = outcome
         self.facts.setdefault(job.feature, {}).update(outcome["facts"])
 
-    def _record(self, job: Job) -> Path:
+    def _record(self, job: FileJob) -> Path:
         return self.records / f"{hashlib.sha256(job.path.encode()).hexdigest()[:32]}.json"
 
-    def _kept(self, job: Job) -> Mapping[str, Any] | None:
+    def _kept(self, job: FileJob) -> Mapping[str, Any] | None:
         """What an interrupted audit made of the same job, while the file has not changed."""
         # Before it is read: a file that changes meanwhile has another state than is kept here.
         self.state[job.path] = files.state_of(job.place)
@@ -168,18 +166,18 @@ class Survey:
         except (AvomniError, KeyError, TypeError):
             return None
 
-    def _key(self, job: Job) -> str:
+    def _key(self, job: FileJob) -> str:
         seen = [VERSION, self.state[job.path], dataclasses.asdict(job)]
         return files.hash_json(seen)
 
 
-def _work(job: Job) -> int:
+def _work(job: FileJob) -> int:
     return job.size if job.is_full else 1
 
 
-def _lost(job: Job, reason: str) -> dict[str, Any]:
+def _lost(job: FileJob, reason: str) -> dict[str, Any]:
     """Nothing is known of the file: what befell its worker is no fault that it has."""
-    told = f"could not be looked at: {reason}; 01_audit, run again, tries it again"
-    finding = Finding(ODD, "looking at it failed", told, WHOLE, job.path, job.feature, job.chunk)
+    what = f"could not be looked at: {reason}; 01_audit, run again, tries it again"
+    finding = Finding(ODD, "looking at it failed", what, WHOLE, job.path, job.feature, job.chunk)
     row = dataclasses.asdict(finding)
     return {"findings": [row], "facts": {}, "sha256": None, "is_lost": True}

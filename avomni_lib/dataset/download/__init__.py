@@ -1,14 +1,12 @@
 """From the hub to the disk.
 
-hub       the only module that talks to huggingface_hub
+download  the stage: its plan, and the fetching
+hub       one repository at one commit; with `xet`, all that talks to huggingface_hub
+xet       Xet's storage, by the private names of huggingface_hub
 address   which addresses a token may go to
-answers   headers of a hub's answer
-refusals  what a refusal means and what to do
-backoff   waiting for a busy hub, shared by all threads
+answers   what a hub's answer means: waits, ranges, refusals
+backoff   backoff shared by all download threads
+transfer  files by Range, through partial files, several at a time
 remote    a file as the hub lists it
-transfer  one file, by Range, through a partial file
-batch     several files at a time
 verified  what has been checked in a data folder
-plan      what a download would do
-download  the stage
 """

@@ -38,10 +38,10 @@ class Address:
     def is_loopback(self) -> bool:
         """Whether it is this machine: 127.0.0.0/8, ::1 or `localhost`, and no name beside it."""
         try:
-            found = ipaddress.ip_address(self.host)
+            ip = ipaddress.ip_address(self.host)
         except ValueError:
             return self.host.lower() == "localhost"
-        return found.is_loopback and getattr(found, "ipv4_mapped", None) is None
+        return ip.is_loopback and getattr(ip, "ipv4_mapped", None) is None
 
     @property
     def is_private(self) -> bool:
@@ -58,18 +58,18 @@ def parse(text: object, where: str) -> Address:
     Raises:
         AvomniError: it is no address of a hub. The address is not repeated: it may hold a password.
     """
-    found = _ENDPOINT.fullmatch(text.strip()) if isinstance(text, str) else None
-    if found is None or (found["user"] and _NOT_IN_USER & set(found["user"])):
+    match = _ENDPOINT.fullmatch(text.strip()) if isinstance(text, str) else None
+    if match is None or (match["user"] and _NOT_IN_USER & set(match["user"])):
         raise AvomniError(
             "this is no address of a hub",
             where=where,
             fix="write https://host or https://host:port; in a user or password before an `@`, "
             "write / ? # @ as %2F %3F %23 %40",
         )
-    scheme, host = found["scheme"].lower(), found["host"]
-    url = f"{scheme}://{host}{found['port'] or ''}{found['path'].rstrip('/')}"
+    scheme, host = match["scheme"].lower(), match["host"]
+    url = f"{scheme}://{host}{match['port'] or ''}{match['path'].rstrip('/')}"
     basic = None
-    if found["user"] is not None:
-        pair = unquote(found["user"]) if ":" in found["user"] else unquote(found["user"]) + ":"
+    if match["user"] is not None:
+        pair = unquote(match["user"]) if ":" in match["user"] else unquote(match["user"]) + ":"
         basic = "Basic " + base64.b64encode(pair.encode()).decode()
     return Address(url, host.strip("[]"), basic)

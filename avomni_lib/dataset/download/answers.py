@@ -1,4 +1,7 @@
-"""What the headers of a hub's answer say: how long to wait, and where in the file a body starts."""
+"""What a hub's answer means: the wait it names, where a body starts, why it refuses.
+
+Each refusal becomes one error that says what a person can do about it.
+"""
 
 from __future__ import annotations
 
@@ -10,35 +13,37 @@ from email.utils import parsedate_to_datetime
 from avomni_lib.dataset.download.remote import RemoteFile
 from avomni_lib.dataset.download.transfer import OtherContent
 from avomni_lib.dataset.names import shown
+from avomni_lib.errors import AvomniError
+from avomni_lib.plan import minutes
 
 # `RateLimit: "resolvers";r=0;t=55`: requests left, seconds until the count starts anew.
 RATE_LIMIT = re.compile(r"\br\s*=\s*([0-9]{1,18})\s*;\s*t\s*=\s*([0-9]{1,18})")
 CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})")
 
 
-def told_s(status: int, headers: Mapping[str, str]) -> float | None:
+def retry_after_s(status: int, headers: Mapping[str, str]) -> float | None:
     """The wait that a refusal names, by RateLimit or Retry-After (RFC 9110, 10.2.3), or None."""
-    if status == 429 and (quiet := quiet_s(headers)):
-        return quiet
-    told = headers.get("Retry-After", "").strip()
-    if told.isascii() and told.isdigit():
-        return float(told)
+    if status == 429 and (wait_s := rate_limit_s(headers)):
+        return wait_s
+    value = headers.get("Retry-After", "").strip()
+    if value.isascii() and value.isdigit():
+        return float(value)
     try:
-        return max((parsedate_to_datetime(told) - datetime.now(UTC)).total_seconds(), 0.0)
+        return max((parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds(), 0.0)
     except (ValueError, TypeError, ArithmeticError, LookupError):
         return None
 
 
-def quiet_s(headers: Mapping[str, str]) -> float:
+def rate_limit_s(headers: Mapping[str, str]) -> float:
     """Seconds until the hub takes requests again, where it says that it takes no more now."""
-    found = RATE_LIMIT.search(headers.get("RateLimit", ""))
-    return float(found[2]) if found and found[1] == "0" else 0.0
+    match = RATE_LIMIT.search(headers.get("RateLimit", ""))
+    return float(match[2]) if match and match[1] == "0" else 0.0
 
 
 def first_byte(
     status: int,
     headers: Mapping[str, str],
-    own_headers: Mapping[str, str],
+    hub_headers: Mapping[str, str],
     remote: RemoteFile,
     start: int,
 ) -> int:
@@ -48,20 +53,113 @@ def first_byte(
     address names the commit instead, and the whole is hashed at the end.
 
     Args:
-        own_headers: Of the hub's own answer, before it redirected.
+        hub_headers: Of the hub's answer, before it redirected.
 
     Raises:
         OtherContent: it is not the listed file.
     """
-    etag = own_headers.get("X-Linked-ETag") or own_headers.get("ETag") or ""
+    etag = hub_headers.get("X-Linked-ETag") or hub_headers.get("ETag") or ""
     etag = etag.removeprefix("W/").strip('"')
     # Another kind of ETag, a mirror's, says nothing.
     if len(etag) == len(remote.content_id or "") and etag != remote.content_id:
         raise OtherContent(f"its hash at the source is now {shown(etag)}")
     if status != 206:
         return 0
-    told = headers.get("Content-Range", "")
-    found = CONTENT_RANGE.match(told)
-    if not found or (int(found[1]), int(found[2])) != (start, remote.size):
-        raise OtherContent(f"asked for bytes {start}- of {remote.size}, it sends {shown(told)}")
+    sent = headers.get("Content-Range", "")
+    match = CONTENT_RANGE.match(sent)
+    if not match or (int(match[1]), int(match[2])) != (start, remote.size):
+        raise OtherContent(f"asked for bytes {start}- of {remote.size}, it sends {shown(sent)}")
     return start
+
+
+def explain(
+    status: int,
+    code: str | None,
+    what: str,
+    page: str,
+    revision: str | None,
+    retry_after_s: float | None = None,
+) -> AvomniError:
+    """One message for one refusal.
+
+    Args:
+        status: HTTP's.
+        code: The header X-Error-Code; None where there is none.
+        what: The file, or the question that was asked.
+        page: The data set's address on the hub.
+        revision: As it was asked for.
+        retry_after_s: The wait that the hub named.
+    """
+    accept = f"open {page}, read and accept its terms there"
+    repo_id = page.partition("/datasets/")[2]
+    wait = minutes(retry_after_s) if retry_after_s else None
+    where = page
+    match code, status:
+        case "GatedRepo", 401:
+            reason = f"{repo_id} is gated and there is no token"
+            fix = f"{accept}, then `hf auth login` (or set HF_TOKEN) and run again"
+        case "GatedRepo", _:
+            reason = f"{repo_id} is gated and this token's account may not read it ({status})"
+            fix = f"{accept} with the account of the token, or `hf auth login` as one that has"
+        case "RevisionNotFound", _:
+            reason, where = f"{repo_id} has no revision {revision!r}", "dataset.revision"
+            fix = f"leave it out to take main, or take a commit of {page}/commits/main"
+        case "EntryNotFound", _:
+            reason, where = f"{what} is gone from the source", f"{page} at revision {revision}"
+            fix = "name other chunks in download.chunks, or another dataset.revision"
+        case "RepoNotFound", _:
+            reason = f"no data set {repo_id} on the hub, or it is private ({status})"
+            fix = "check dataset.repo_id; for a private one `hf auth login`"
+        case _, 401:
+            reason = "the hub asks for a valid token, or there is no such data set (401)"
+            fix = f"check dataset.repo_id, {accept}, then `hf auth login` "
+            fix += "(HF_TOKEN, if set, comes first)"
+        case _, 429:
+            reason = f"the hub takes no more requests (429, when asked for {what})"
+            reason += f": it asks to wait {wait}" if wait else ""
+            fix = f"run the same command again {f'in {wait}' if wait else 'later'}: it goes on "
+            fix += "from here; with a token (`hf auth login`) the hub allows more"
+        case _:
+            reason = f"the hub answered {status} when asked for {what}"
+            fix = "wait some minutes and run the same command again: it goes on from here"
+    return AvomniError(reason, where=where, fix=fix)
+
+
+def unreachable(what: str, endpoint: str, cause: BaseException) -> AvomniError:
+    """There is no line to the hub, or it broke and stays broken."""
+    return AvomniError(
+        f"no connection to the hub while asking for {what}: {cause or type(cause).__name__}",
+        where=endpoint,
+        fix="check the network, a proxy (HTTPS_PROXY) and dataset.endpoint, then run the same "
+        "command again: it goes on from here",
+    )
+
+
+def no_hub(what: str, endpoint: str, why: str) -> AvomniError:
+    """Something answers, and it does not answer as a hub does."""
+    return AvomniError(
+        f"what answers is no hub: asked for {what}, it sends {why}",
+        where=endpoint,
+        fix="check dataset.endpoint and HF_ENDPOINT, and open a page in a browser: the network may "
+        "want you to sign in first; then run the same command again: it goes on from here",
+    )
+
+
+def in_the_clear(endpoint: str, where: str) -> AvomniError:
+    """The address has no encryption, and there is a token or a password to be sent."""
+    return AvomniError(
+        f"the token or password would go unencrypted to {endpoint}",
+        where=where,
+        fix="use an https:// address; where you trust every machine on the way, set "
+        "dataset.allow_plain_http: true; a hub that needs no token can be asked without one: "
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN=1",
+    )
+
+
+def offline(what: str, page: str) -> AvomniError:
+    """The user has told the hub's client not to use the network."""
+    return AvomniError(
+        f"cannot ask the hub for {what}: HF_HUB_OFFLINE is set",
+        where=page,
+        fix="unset HF_HUB_OFFLINE, or set dataset.source: folder if the files are here",
+    )

@@ -1,4 +1,4 @@
-"""Patience with a busy hub, shared by all threads that ask it."""
+"""Backoff shared by all download threads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_WAIT_S = 60.0
 # Tries without a byte or an answer before a request is given up: about four minutes.
 NUM_TRIES = 10
 # The hub counts requests over 5 minutes; who names a longer wait than this is not waited for.
-MAX_TOLD_S = 900.0
+MAX_RETRY_AFTER_S = 900.0
 LOOK_EVERY_S = 0.1
 
 
@@ -29,17 +29,17 @@ class Busy(Exception):
     """The hub asks for patience, or is not well.
 
     Args:
-        explained: What to say if it goes on.
-        told_s: The wait that it named.
+        explained: The error to raise if it goes on.
+        retry_after_s: The wait that it named.
         is_for_all: Whether every request would be refused, not this one alone.
     """
 
-    def __init__(self, explained: AvomniError, told_s: float | None, is_for_all: bool):
-        self.explained, self.told_s, self.is_for_all = explained, told_s, is_for_all
+    def __init__(self, explained: AvomniError, retry_after_s: float | None, is_for_all: bool):
+        self.explained, self.retry_after_s, self.is_for_all = explained, retry_after_s, is_for_all
 
 
 class Backoff:
-    """Who waits how long. After a refusal all threads wait, then one alone tries first.
+    """How long each thread waits. After a refusal all wait, then one alone tries first.
 
     Args:
         first_s: The first wait after a refusal that names none; it doubles each time.
@@ -85,22 +85,22 @@ class Backoff:
     def hold(self, wait_s: float) -> None:
         """The hub answers, and says that nothing more may be asked for so long."""
         with self._changed:
-            self._until_s = max(self._until_s, time.monotonic() + min(wait_s, MAX_TOLD_S))
+            self._until_s = max(self._until_s, time.monotonic() + min(wait_s, MAX_RETRY_AFTER_S))
 
-    def refused(self, turn: int, told_s: float | None) -> bool:
+    def refused(self, turn: int, retry_after_s: float | None) -> bool:
         """The hub asks for patience; returns whether to go on trying.
 
         Args:
-            told_s: The wait that it named.
+            retry_after_s: The wait that it named.
         """
         with self._changed:
             if turn == self._turn:
                 self._turn, self._num_in_a_row = self._turn + 1, self._num_in_a_row + 1
                 self._is_tried = False
-            wait_s = self.wait_s(self._num_in_a_row) if told_s is None else told_s
-            self._until_s = max(self._until_s, time.monotonic() + min(wait_s, MAX_TOLD_S))
+            wait_s = self.wait_s(self._num_in_a_row) if retry_after_s is None else retry_after_s
+            self._until_s = max(self._until_s, time.monotonic() + min(wait_s, MAX_RETRY_AFTER_S))
             self._changed.notify_all()
-            return self._num_in_a_row < self.num_tries and wait_s <= MAX_TOLD_S
+            return self._num_in_a_row < self.num_tries and wait_s <= MAX_RETRY_AFTER_S
 
     def left(self, turn: int) -> None:
         """The thread that had the turn got no answer: another one may try."""
@@ -109,8 +109,8 @@ class Backoff:
                 self._is_tried = False
             self._changed.notify_all()
 
-    def patiently(self, call: Callable[[], T], stop: threading.Event | None = None) -> T:
-        """What `call` returns, which raises Busy where another try is worth while.
+    def call(self, ask: Callable[[], T], stop: threading.Event | None = None) -> T:
+        """What `ask` returns, which raises Busy where another try may help.
 
         Raises:
             AvomniError: the hub has been busy for too long.
@@ -120,12 +120,12 @@ class Backoff:
         while True:
             turn = self.take_turn(stop)
             try:
-                answer = call()
+                answer = ask()
             except Busy as busy:
                 num_tries += 1
                 goes_on = num_tries < self.num_tries
                 if busy.is_for_all:
-                    goes_on = self.refused(turn, busy.told_s) and goes_on
+                    goes_on = self.refused(turn, busy.retry_after_s) and goes_on
                 else:
                     self.left(turn)
                 if not goes_on:

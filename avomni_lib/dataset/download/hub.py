@@ -1,7 +1,6 @@
-"""The only room that talks to huggingface_hub: pinned revision, exact sizes, bytes by Range or Xet.
+"""The only module that talks to the hub: pinned revision, exact sizes, bytes by Range or Xet.
 
-The client's session, addresses, headers and errors are used; not its download, which starts a
-killed file anew and checks no hash (measured on 1.33.0): `transfer.py` does that.
+The session, addresses, headers and errors of huggingface_hub are used; `transfer.py` downloads.
 """
 
 from __future__ import annotations
@@ -21,10 +20,9 @@ import huggingface_hub
 from huggingface_hub import constants, errors, get_token
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers
-from huggingface_hub.utils._runtime import is_xet_available
 
 from avomni_lib.dataset import names
-from avomni_lib.dataset.download import address, answers, refusals, transfer
+from avomni_lib.dataset.download import address, answers, transfer, xet
 from avomni_lib.dataset.download.address import Address
 from avomni_lib.dataset.download.backoff import Backoff, Busy
 from avomni_lib.dataset.download.remote import RemoteFile
@@ -56,7 +54,7 @@ class Hub:
         endpoint: Another hub's address; None is HF_ENDPOINT, or huggingface.co. A user and password
             in it are sent in place of a token.
         token: None takes the saved one (`hf auth login`, HF_TOKEN).
-        backoff: How long a busy hub and a bad line are borne with.
+        backoff: How long to wait for a busy hub or a bad line.
         allow_plain_http: Whether the token may be sent by http to another machine.
 
     Raises:
@@ -86,7 +84,7 @@ class Hub:
         self.backoff, self._allows_plain_http = backoff or Backoff(), allow_plain_http
         authorization = hub.basic or _bearer(token, hub)
         if authorization and not self._may_carry_secrets(hub):
-            raise refusals.in_the_clear(hub.url, where)
+            raise answers.in_the_clear(hub.url, where)
         if hub.is_loopback:
             _keep_from_proxies(hub.host)
         self._secret = {"authorization": authorization} if authorization else {}
@@ -152,9 +150,9 @@ class Hub:
                 ),
                 f"sizes of {len(batch)} files",
             )
-            found = [self._listed_file(i) for i in infos if isinstance(i, RepoFile)]
+            listed = [self._listed_file(i) for i in infos if isinstance(i, RepoFile)]
             known.update(dict.fromkeys(batch))
-            known.update({file.path: file for file in found if file.path in known})
+            known.update({file.path: file for file in listed if file.path in known})
         return {path: known[path] for path in paths if known[path]}
 
     def _listed_file(self, info: RepoFile) -> RemoteFile:
@@ -190,21 +188,23 @@ class Hub:
     def read(
         self, remote: RemoteFile, start: int, stop: threading.Event | None = None
     ) -> Iterator[Body]:
-        """A file's bytes from `start` on; as `transfer.Source` says."""
-        if remote.xet_hash and is_xet_available() and not self._is_xet_lost:
+        """A file's bytes from `start` on; as `transfer.ByteSource` says."""
+        if remote.xet_hash and xet.is_available() and not self._is_xet_lost:
             yield Body(start, self._xet_blocks(remote, start))
             return
         with contextlib.ExitStack() as stack:
-            response = self.backoff.patiently(
+            response = self.backoff.call(
                 lambda: stack.enter_context(self._stream(remote, start)), stop
             )
-            own, headers = _own(response).headers, response.headers
-            body_start = answers.first_byte(response.status_code, headers, own, remote, start)
+            hub_headers = _first(response).headers
+            body_start = answers.first_byte(
+                response.status_code, response.headers, hub_headers, remote, start
+            )
             with self._explained(remote.path):
                 yield Body(body_start, response.iter_bytes())
 
     def distrust(self, remote: RemoteFile) -> None:
-        """As `transfer.Source` says."""
+        """As `transfer.ByteSource` says."""
         self._is_xet_lost = self._is_xet_lost or bool(remote.xet_hash)
 
     @contextlib.contextmanager
@@ -233,13 +233,13 @@ class Hub:
             if status not in (200, 206):
                 explained = self._explain(response, remote.path)
                 # The address that the hub gave us has run out: the next try gets another one.
-                is_elsewhere = _own(response).url.netloc != response.url.netloc
+                is_elsewhere = _first(response).url.netloc != response.url.netloc
                 raise Dropped(explained) if is_elsewhere else explained
             kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
             if kind == "text/html":
                 # A page that asks to sign in; what has come of the file so far is kept.
-                raise refusals.no_hub(remote.path, self.endpoint, "a web page")
-            self.backoff.hold(answers.quiet_s(response.headers))
+                raise answers.no_hub(remote.path, self.endpoint, "a web page")
+            self.backoff.hold(answers.rate_limit_s(response.headers))
             yield response
 
     @cached_property
@@ -251,43 +251,18 @@ class Hub:
 
     def _xet_blocks(self, remote: RemoteFile, start: int) -> Iterator[bytes]:
         """The same out of Xet's storage. If that fails, files come by Range from then on."""
-        blocks = None
         try:
-            from hf_xet import XetFileInfo
-            from huggingface_hub.utils import _xet
-
-            route = _xet.xet_connection_info_refresh_url(
-                token_type=_xet.XetTokenType.READ,
-                repo_id=self.repo_id,
-                repo_type="dataset",
-                revision=self.commit,
-                endpoint=self.endpoint,
-            )
-            access = _xet.refresh_xet_connection_info(
-                file_data=_xet.XetFileData(remote.xet_hash, route), headers=self._headers
-            )
-            storage = address.parse(access.endpoint, "Xet's storage")
-            if not self._may_carry_secrets(storage):
-                raise refusals.in_the_clear(storage.url, "Xet's storage")
-            group = _xet.get_xet_session().new_download_stream_group(
-                endpoint=access.endpoint,
-                token=access.access_token,
-                token_expiry_unix_secs=access.expiration_unix_epoch,
-                token_refresh_url=route,
-                token_refresh_headers=self._headers,
-                custom_headers=_xet.xet_headers_without_auth(self._headers),
-            )
-            blocks = group.download_stream(XetFileInfo(remote.xet_hash, remote.size), start=start)
-            yield from blocks
+            storage = xet.Storage(self.repo_id, self.commit, self.endpoint, self._headers)
+            where = address.parse(storage.endpoint, "Xet's storage")
+            if not self._may_carry_secrets(where):
+                raise answers.in_the_clear(where.url, "Xet's storage")
+            yield from storage.blocks(remote, start)
         except Exception as error:
             if not self._is_xet_lost:
                 reason = without_passwords(str(error))
                 log.warning("Xet fails (%s): files come by plain HTTP from here on", reason)
             self._is_xet_lost = True
             raise Dropped(self._unreachable("Xet", error)) from None
-        finally:
-            if blocks is not None:
-                blocks.cancel()
 
     def _ask(self, call: Callable[[], T], what: str, num_more: int = 2) -> T:
         """One request of the API."""
@@ -306,10 +281,10 @@ class Hub:
                 ) as error:
                     # The client reads answers as if only a hub could send them.
                     why = f"something else than an answer to that ({type(error).__name__})"
-                    raise refusals.no_hub(what, self.endpoint, why) from None
+                    raise answers.no_hub(what, self.endpoint, why) from None
 
         try:
-            return self.backoff.patiently(ask)
+            return self.backoff.call(ask)
         except Dropped as dropped:
             # Who is not there at all will not be there in a second.
             if dropped.is_unreached or not num_more:
@@ -327,7 +302,7 @@ class Hub:
                 raise self._busy(error.response, what) from None
             raise self._explain(error.response, what) from None
         except errors.OfflineModeIsEnabled:
-            raise refusals.offline(what, self.page) from None
+            raise answers.offline(what, self.page) from None
         except Exception as error:
             # httpx's errors by name: huggingface_hub 2.x has another library.
             kinds = {kind.__name__ for kind in type(error).__mro__}
@@ -340,20 +315,20 @@ class Hub:
 
     def _explain(self, response: Any, what: str) -> AvomniError:
         status, headers = response.status_code, response.headers
-        told_s, code = answers.told_s(status, headers), headers.get("X-Error-Code")
-        return refusals.explain(status, code, what, self.page, self.revision, told_s)
+        retry_after_s, code = answers.retry_after_s(status, headers), headers.get("X-Error-Code")
+        return answers.explain(status, code, what, self.page, self.revision, retry_after_s)
 
     def _busy(self, response: Any, what: str) -> Busy:
-        told_s = answers.told_s(response.status_code, response.headers)
-        is_for_all = response.status_code == 429 or told_s is not None
-        return Busy(self._explain(response, what), told_s, is_for_all)
+        retry_after_s = answers.retry_after_s(response.status_code, response.headers)
+        is_for_all = response.status_code == 429 or retry_after_s is not None
+        return Busy(self._explain(response, what), retry_after_s, is_for_all)
 
     def _unreachable(self, what: str, cause: BaseException) -> AvomniError:
-        return refusals.unreachable(what, self.endpoint, cause)
+        return answers.unreachable(what, self.endpoint, cause)
 
 
-def _own(response: Any) -> Any:
-    """The hub's own answer, before it redirected."""
+def _first(response: Any) -> Any:
+    """The hub's answer, before it redirected."""
     return response.history[0] if response.history else response
 
 
@@ -373,7 +348,7 @@ def need_private_endpoint(allow_plain_http: bool = False) -> None:
     """
     hub = address.parse(constants.ENDPOINT, "HF_ENDPOINT")
     if (hub.basic or _bearer(None, hub)) and not (hub.is_private or allow_plain_http):
-        raise refusals.in_the_clear(hub.url, "HF_ENDPOINT")
+        raise answers.in_the_clear(hub.url, "HF_ENDPOINT")
 
 
 def _checked_revision(revision: str | None) -> str | None:

@@ -1,13 +1,19 @@
-"""One file from the hub to its name: a partial that any later process goes on with.
+"""Files from the hub to their names: partials that any later process goes on with.
 
 `<folder>/.avomni/partial/` holds what has come of each file so far, named by the content's own id,
 so that bytes of two revisions never meet. It is hashed as it grows and takes the file's name only
-when its hash is the one that the hub lists. huggingface_hub's own download starts a killed file
-anew and compares sizes alone (measured on 1.33.0).
+when its hash is the one that the hub lists. Processes may share the folder:
+each file has one owner at a time, and who finds it taken goes on with another one.
+
+huggingface_hub's downloads do not do this (read and measured on 1.33.0): `hf_hub_download` starts
+a killed file anew and compares sizes alone; `http_get` resumes, but holds up to 10 MB of a file
+in memory, which a kill or a dropped line loses, writes whatever range and however many bytes are
+sent, and cannot be stopped while it waits.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import errno
 import fcntl
@@ -16,17 +22,20 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
 from avomni_lib import files
-from avomni_lib.dataset.download.backoff import Backoff, check
+from avomni_lib.dataset.download.backoff import Backoff, Stopped, check
 from avomni_lib.dataset.download.remote import BLOCK_BYTES, RemoteFile
+from avomni_lib.dataset.download.verified import Verified
 from avomni_lib.errors import AvomniError
-from avomni_lib.plan import Bar
+from avomni_lib.params import Params
+from avomni_lib.plan import Bar, Tally
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +45,7 @@ CLIENT_CACHE = ".cache/huggingface/download"
 CLIENT_IDLE_S = 600.0
 # Another run may still come back for its own partials.
 KEEP_S = 14 * 86400.0
+LOOK_EVERY_S = 0.2
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -47,7 +57,7 @@ class Body:
     blocks: Iterator[bytes]
 
 
-class Source(Protocol):
+class ByteSource(Protocol):
     """Where bytes come from: `hub.Hub`."""
 
     backoff: Backoff
@@ -71,7 +81,7 @@ class Dropped(Exception):
     """The line failed.
 
     Args:
-        explained: What to say if it goes on failing.
+        explained: The error to raise if it goes on failing.
         is_unreached: There was no line at all.
     """
 
@@ -147,7 +157,7 @@ def claim(folder: Path, remote: RemoteFile) -> Iterator[Partial | None]:
 
 def complete(
     partial: Partial,
-    source: Source,
+    source: ByteSource,
     folder: Path,
     bar: Bar | None = None,
     stop: threading.Event | None = None,
@@ -187,7 +197,7 @@ def complete(
     )
 
 
-def _fill(partial: Partial, source: Source, bar: Bar, stop: threading.Event | None) -> None:
+def _fill(partial: Partial, source: ByteSource, bar: Bar, stop: threading.Event | None) -> None:
     """Ask for the rest until it is there; a try that brought bytes forward costs no patience."""
     num_tries, furthest = 0, partial.size
     while partial.size < partial.remote.size:
@@ -215,6 +225,120 @@ def _fill(partial: Partial, source: Source, bar: Bar, stop: threading.Event | No
             raise OtherContent(f"the source ends it at {partial.size:,} bytes")
         if num_tries:
             source.backoff.pause(num_tries, stop)
+
+
+def fetch_files(
+    todo: Sequence[RemoteFile],
+    source: ByteSource,
+    p: Params,
+    verified: Verified,
+    progress: type[Bar] = Bar,
+    stop: threading.Event | None = None,
+) -> None:
+    """Fetch these files into p.local_dir, several at a time; each is checked and remembered.
+
+    Args:
+        progress: One bar over the bytes that are not here yet.
+        stop: Set by another thread: this returns soon, and what is partial stays for the next one.
+
+    Raises:
+        AvomniError: no room, or what `complete` raises; the files in flight are stopped,
+            and the same call goes on from there.
+    """
+    sweep(p.local_dir, todo)
+    if not todo:
+        return
+    missing = {file.path: file.size - bytes_there(p.local_dir, file) for file in todo}
+    make_room(p.local_dir, todo)
+    count, halt = Tally(), threading.Event()
+
+    def one(file: RemoteFile) -> bool:
+        with claim(p.local_dir, file) as partial:
+            if partial is None:
+                halt.wait(LOOK_EVERY_S)
+                return False
+            share = _Share(count)
+            if not _has_come(file, verified):
+                complete(partial, source, p.local_dir, share, halt)
+                verified.remember(file)
+        share.finish(missing[file.path])
+        return True
+
+    num_done = 0
+    try:
+        with (
+            progress(total=sum(missing.values()), unit="B", label="Download") as bar,
+            concurrent.futures.ThreadPoolExecutor(p.download.max_workers) as pool,
+        ):
+            try:
+                queue, pending = deque(todo), {}
+                while queue or pending:
+                    if stop is not None and stop.is_set():
+                        raise Stopped
+                    # Waiting for tens of thousands at once would itself take long.
+                    while queue and len(pending) < 2 * p.download.max_workers:
+                        file = queue.popleft()
+                        pending[pool.submit(one, file)] = file
+                    done, _ = concurrent.futures.wait(
+                        pending, LOOK_EVERY_S, concurrent.futures.FIRST_COMPLETED
+                    )
+                    for future in done:
+                        file = pending.pop(future)
+                        if future.result():
+                            num_done += 1
+                        else:
+                            queue.append(file)
+                    notes = (f"{num_done} of {len(todo)} files", source.backoff.note)
+                    bar.update(count.take(), note=", ".join(filter(None, notes)))
+                    verified.save(now=False)
+            except BaseException:
+                # What is partial is kept: nobody has to wait for a file in flight.
+                halt.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    except Stopped:
+        pass
+    finally:
+        verified.save()
+
+
+def make_room(folder: Path, wanted: Sequence[RemoteFile]) -> None:
+    """See that what is still to come of these files fits on the folder's volume.
+
+    Raises:
+        AvomniError: it does not, even without the partials that other runs have left.
+    """
+    num_bytes = sum(file.size - bytes_there(folder, file) for file in wanted)
+    try:
+        files.need_room(folder, num_bytes, "the download")
+    except AvomniError:
+        if not sweep(folder, wanted, keep_s=0.0):
+            raise
+        files.need_room(folder, num_bytes, "the download")
+
+
+def _has_come(file: RemoteFile, verified: Verified) -> bool:
+    """Whether another process has fetched the file since this one looked."""
+    if not (verified.folder / file.path).exists():
+        return False
+    verified.reload()
+    return bool(verified.known(file)) or (verified.needs_hash(file) and verified.find(file) is None)
+
+
+class _Share(Bar):
+    """One file's part of the count."""
+
+    def __init__(self, count: Tally):
+        super().__init__()
+        self._count = count
+
+    def update(self, amount: float = 1, note: str = "") -> None:
+        super().update(amount, note)
+        self._count.add(amount)
+
+    def finish(self, num_bytes: float) -> None:
+        """Whatever came of it twice, or by another process: it weighs what was announced."""
+        self.update(num_bytes - self.count)
 
 
 def path_of(folder: Path, remote: RemoteFile) -> Path:

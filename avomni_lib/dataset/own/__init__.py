@@ -2,10 +2,8 @@
 
 pack         `OwnClip` and `pack`
 arguments    what the caller gave, checked all at once
-frames       poses in wgs84, ecef, ned or enu to one local frame
+poses        poses in wgs84, ecef, ned or enu to one level frame, and to the data set's columns
 conventions  whether the motion fits the frame and the axes that were named
-motion       poses to the data set's columns
-video        a recording's video, checked and cut
 layout       the packed files
 summary      what was understood, as a table
 """

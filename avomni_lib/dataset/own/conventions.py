@@ -15,17 +15,15 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from avomni_lib.dataset.own import arguments
-from avomni_lib.dataset.own import frames as own_frames
-from avomni_lib.dataset.own.frames import Poses
-from avomni_lib.errors import AvomniError
+from avomni_lib.dataset.limits import MAX_SLIP_DEG, MOVES_MPS, SPAN_S
+from avomni_lib.dataset.own import poses as own_poses
+from avomni_lib.dataset.own.arguments import Mistakes, refusal
+from avomni_lib.dataset.own.poses import Poses
 
-# Positions are compared half a second apart: a decimetre of noise is no course then.
-SPAN_S = 0.5
-# Slower, the course of a noisy position is no direction; turning asks for a finer one.
-STANDS_MPS, MOVES_MPS, TURNS_MPS = 0.1, 1.0, 3.0
+# Slower, the car stands; the course of a noisy position tells a turn only above the other.
+STANDS_MPS, TURNS_MPS = 0.1, 3.0
 # An antenna over the front bumper moves 25° beside the nose on the tightest circle.
-MAX_SLIP_DEG, DOUBTFUL_SLIP_DEG, MAX_TILT_DEG = 30.0, 10.0, 35.0
+DOUBTFUL_SLIP_DEG, MAX_TILT_DEG = 10.0, 35.0
 # The steepest streets climb by 35 %.
 MAX_CLIMB = 0.4
 # A nose that turns by less than this share of what the course turns by does not steer it.
@@ -34,7 +32,7 @@ MIN_TURN_DEG, MIN_TURN_SHARE = 8.0, 0.5
 TURN_TO_NOISE = 10.0
 MAX_REVERSE_MPS, MAX_SPEED_MPS = 5.0, 100.0
 # Positions against given speeds: 10 % and half a metre per second.
-SPEED_TOLERANCE = (0.5, 0.1)
+GIVEN_SPEED_TOLERANCE = (0.5, 0.1)
 # Of the correlation of neighbouring steps: noise has -0.5, a drift without direction 0, a car 1.
 SMOOTH = 0.8
 METRES_PER_DEGREE = 111_195.0
@@ -105,6 +103,11 @@ class Track:
         return np.linalg.norm(self.steps_m, axis=1) / self.seconds
 
     @property
+    def moves(self) -> np.ndarray:
+        """(M,) bool where it goes fast enough for its course to be a direction."""
+        return self.speeds > MOVES_MPS
+
+    @property
     def level(self) -> Track:
         """The same without the height, which may be in another unit."""
         return Track(self.steps_m * (1, 1, 0), self.seconds, self.rows)
@@ -128,53 +131,51 @@ class Track:
         )
 
 
-def contradictions(track: Track, turn: Rotation, is_level: bool = True) -> Iterator[str]:
+def contradictions(track: Track, turn: Rotation) -> Iterator[str]:
     """What the poses say that no car does.
 
     Args:
-        track: In a frame that stands still.
+        track: In a level frame that stands still.
         turn: (K,) from the car's axes to it.
-        is_level: Whether its z is up.
     """
     at_marks = turn[track.rows]
-    tilt = np.degrees(np.arccos(np.clip(at_marks.apply((0, 0, 1))[:, 2], -1, 1)))
-    if is_level and np.median(tilt) > MAX_TILT_DEG:
-        yield (
-            f"the car's z axis points {np.median(tilt):.0f}° away from up: it lies on its "
-            + ("roof" if np.median(tilt) > 135 else "side")
-        )
-    speeds, nose = track.speeds, at_marks.apply((1, 0, 0))
-    moves = speeds > MOVES_MPS
-    if not moves.any():
+    if (tilt := _tilt_deg(at_marks)) > MAX_TILT_DEG:
+        side = "roof" if tilt > 135 else "side"
+        yield f"the car's z axis points {tilt:.0f}° away from up: it lies on its {side}"
+    if not track.moves.any():
         return
-    slip = slip_deg(track, nose)
-    if slip > MAX_SLIP_DEG:
+    nose = at_marks.apply((1, 0, 0))
+    if (slip := slip_deg(track, nose)) > MAX_SLIP_DEG:
         yield f"the car moves {slip:.0f}° beside where it points"
         return
-    ahead = (track.steps_m * nose).sum(axis=1)
-    if (back := reverse_mps(track, nose)) > MAX_REVERSE_MPS:
-        yield f"the car drives backwards at {back:.1f} m/s: x points to its rear"
-    if not is_level:
-        return
+    ahead, speed = (track.steps_m * nose).sum(axis=1), float(np.median(track.speeds[track.moves]))
+    if ahead.sum() < 0 and speed > MAX_REVERSE_MPS:
+        yield f"the car drives backwards at {speed:.1f} m/s: x points to its rear"
     climb = np.abs(track.steps_m[:, 2]).sum() / np.linalg.norm(track.steps_m, axis=1).sum()
-    if climb > MAX_CLIMB and np.median(speeds) > TURNS_MPS:
+    if climb > MAX_CLIMB and np.median(track.speeds) > TURNS_MPS:
         yield f"{climb:.0%} of the path goes up or down: the third coordinate is not the height"
     yield from _turning(track, nose, np.sign(ahead))
 
 
+def _angle_deg(vectors: np.ndarray, others: np.ndarray, is_line: bool = False) -> float:
+    """Median angle between (M, 3) vectors and others; of lines, whichever way they point."""
+    size = np.linalg.norm(vectors, axis=1) * np.linalg.norm(others, axis=1)
+    cosine = (vectors * others).sum(axis=1) / np.maximum(size, 1e-9)
+    cosine = np.abs(cosine) if is_line else cosine
+    return float(np.degrees(np.arccos(np.clip(np.median(cosine), -1, 1))))
+
+
+def _tilt_deg(turn: Rotation) -> float:
+    """Median angle between the car's z axis and up."""
+    up = turn.apply((0, 0, 1))
+    return _angle_deg(up, np.broadcast_to((0.0, 0.0, 1.0), up.shape))
+
+
 def slip_deg(track: Track, nose: np.ndarray) -> float:
-    """Median angle between path and nose, forwards or backwards, where the car moves."""
-    moves = track.speeds > MOVES_MPS
-    along = np.abs((track.steps_m * nose).sum(axis=1))[moves]
-    cosine = along / np.linalg.norm(track.steps_m, axis=1)[moves]
-    return float(np.degrees(np.arccos(np.clip(np.median(cosine), 0, 1))))
-
-
-def reverse_mps(track: Track, nose: np.ndarray) -> float:
-    """Median speed of a car that drives backwards for most of its path, else 0."""
-    ahead = (track.steps_m * nose).sum(axis=1)
-    moves = track.speeds > MOVES_MPS
-    return float(np.median(track.speeds[moves])) if ahead.sum() < 0 and moves.any() else 0.0
+    """Median angle between path and nose, forwards or backwards, where the car moves; else 0."""
+    if not track.moves.any():
+        return 0.0
+    return _angle_deg(track.steps_m[track.moves], nose[track.moves], is_line=True)
 
 
 def _turning(track: Track, nose: np.ndarray, sign: np.ndarray) -> Iterator[str]:
@@ -201,10 +202,10 @@ def _turning(track: Track, nose: np.ndarray, sign: np.ndarray) -> Iterator[str]:
         yield f"the course turns by {turned:.0f}° and the nose {how}: one of them is mirrored"
 
 
-def check(poses: Poses, where: str, mistakes: arguments.Mistakes) -> None:
+def check(poses: Poses, where: str, mistakes: Mistakes) -> None:
     """Add what the motion of the poses contradicts: speeds, units, and directions."""
-    position, into = own_frames.level(poses)
-    track, turn = Track.of(poses.t_s, position), own_frames.turns(poses, into)
+    position, into = own_poses.level(poses)
+    track, turn = Track.of(poses.t_s, position), own_poses.turns(poses, into)
     before = len(mistakes)
     with mistakes.kept():
         _check_speeds(poses, track, turn, where)
@@ -216,15 +217,8 @@ def check(poses: Poses, where: str, mistakes: arguments.Mistakes) -> None:
         argument = "position_m" if all("third coordinate" in each for each in wrong) else argument
         fits = _fits(poses)
         fix = f"what fits is {'; or '.join(fits)} (docs/own_clips.md)" if fits else CONVENTIONS
-        mistakes.append(
-            AvomniError(
-                "; ".join(wrong),
-                where=f"{argument}, {where}",
-                fix=fix,
-            )
-        )
-        return
-    if poses.velocity_mps is not None:
+        mistakes.append(refusal("; ".join(wrong), argument, where, fix=fix))
+    elif poses.velocity_mps is not None:
         with mistakes.kept():
             _check_velocity(poses, track, into, turn, where)
 
@@ -233,51 +227,46 @@ def notes(track: Track, turn: Rotation) -> list[str]:
     """What is allowed and worth a look."""
     nose = turn[track.rows].apply((1, 0, 0))
     remarks = []
-    back = (track.steps_m * nose).sum(axis=1)
-    moved_back = -back[(back < 0) & (track.speeds > MOVES_MPS)].sum()
+    ahead = (track.steps_m * nose).sum(axis=1)
+    moved_back = -ahead[(ahead < 0) & (track.speeds > MOVES_MPS)].sum()
     if moved_back > 1:
         remarks.append(f"drives backwards for {moved_back:.0f} m")
-    east, north, _ = turn.apply((1, 0, 0)).T
-    yaw = np.degrees(np.unwrap(np.arctan2(north, east)))
     if track.mean_mps < STANDS_MPS:
-        turns = f", and the nose turns by {np.ptp(yaw):.0f}°" if np.ptp(yaw) > MIN_TURN_DEG else ""
+        east, north, _ = turn.apply((1, 0, 0)).T
+        turned = np.degrees(np.ptp(np.unwrap(np.arctan2(north, east))))
+        turns = f", and the nose turns by {turned:.0f}°" if turned > MIN_TURN_DEG else ""
         remarks.append(f"stands still throughout{turns}: is it parked, or the unit no metre?")
-    if (track.speeds > MOVES_MPS).any() and (slip := slip_deg(track, nose)) > DOUBTFUL_SLIP_DEG:
+    if (slip := slip_deg(track, nose)) > DOUBTFUL_SLIP_DEG:
         remarks.append(f"moves {slip:.0f}° beside where it points")
     return remarks
 
 
 def _check_speeds(poses: Poses, track: Track, turn: Rotation, where: str) -> None:
-    mean = track.mean_mps
+    mean, velocity = track.mean_mps, poses.velocity_mps
+    means = "positions move at {:.3g} m/s on average, {} says {:.3g} m/s"
     if poses.speed_mps is not None:
         given = float(np.trapezoid(np.abs(poses.speed_mps), poses.t_s) / np.ptp(poses.t_s))
-        off = abs(given - mean)
-        if off <= SPEED_TOLERANCE[0] + SPEED_TOLERANCE[1] * max(given, mean):
+        slack, share = GIVEN_SPEED_TOLERANCE
+        if abs(given - mean) <= slack + share * max(given, mean):
             return
-        raise AvomniError(
-            f"positions move at {mean:.3g} m/s on average, speed_m_s says {given:.3g} m/s",
-            where=f"speed_m_s, {where}",
-            fix=_unit(given, mean, "speed_m_s")
-            or "give both in metres, and speed_m_s at the times t_s (np.interp)",
-        )
-    velocity = poses.velocity_mps
-    if velocity is not None and (
-        fix := _unit(float(np.linalg.norm(velocity, axis=1).mean()), mean, "velocity_mps")
-    ):
+        fix = _unit(given, mean, "speed_m_s")
+        fix = fix or "give both in metres, and speed_m_s at the times t_s (np.interp)"
+        raise refusal(means.format(mean, "speed_m_s", given), "speed_m_s", where, fix=fix)
+    if velocity is not None:
         given = float(np.linalg.norm(velocity, axis=1).mean())
-        raise AvomniError(
-            f"positions move at {mean:.3g} m/s on average, velocity_mps says {given:.3g} m/s",
-            where=f"velocity_mps, {where}",
-            fix=fix,
-        )
+        if fix := _unit(given, mean, "velocity_mps"):
+            what = means.format(mean, "velocity_mps", given)
+            raise refusal(what, "velocity_mps", where, fix=fix)
     high = float(np.percentile(track.speeds, 95))
     if high > MAX_SPEED_MPS:
         row = int(track.rows[np.argmax(track.speeds)])
-        raise AvomniError(
+        raise refusal(
             f"positions move at {high:,.0f} m/s, which no car does; fastest at row {row}",
-            where=f"position_m, row {row}, {where}",
-            fix="give position_m in metres (not centimetres, millimetres or feet) and t_s in "
-            "seconds; leave out rows whose positions are placeholders",
+            "position_m",
+            where,
+            row,
+            "give position_m in metres (not centimetres, millimetres or feet) and t_s in seconds; "
+            "leave out rows whose positions are placeholders",
         )
     if velocity is None and track.level.is_smooth:
         _check_drift(poses, track.level, turn, where)
@@ -285,7 +274,7 @@ def _check_speeds(poses: Poses, track: Track, turn: Rotation, where: str) -> Non
 
 def _unit(given: float, mean: float, argument: str) -> str | None:
     """What would explain that speeds differ by a factor."""
-    if max(given, mean) < SPEED_TOLERANCE[0] or mean <= 0:
+    if max(given, mean) < GIVEN_SPEED_TOLERANCE[0] or mean <= 0:
         return None
     for fix, (ratio, width) in RATIOS.items():
         if ratio / width < given / mean < ratio * width:
@@ -305,54 +294,48 @@ def _check_drift(poses: Poses, track: Track, turn: Rotation, where: str) -> None
             fix = "they look like radians: np.degrees"
     elif poses.frame != "ecef":
         scaled = Track(track.steps_m * 1000, track.seconds, track.rows)
-        moves = (scaled.speeds > MOVES_MPS).any()
-        slip = slip_deg(scaled, turn[track.rows].apply((1, 0, 0))) if moves else 90.0
+        slip = slip_deg(scaled, turn[track.rows].apply((1, 0, 0)))
         if 0.5 < mean * METRES_PER_DEGREE < 70 and sizes.max() <= 180 and sizes.min() <= 90:
             fix = "they look like degrees: frame='wgs84', with (latitude, longitude[, altitude])"
-        elif 0.5 < mean * 1000 < 70 and slip < MAX_SLIP_DEG:
+        elif 0.5 < mean * 1000 < 70 and slip < MAX_SLIP_DEG and scaled.moves.any():
             fix = "they look like kilometres: multiply by 1000"
     if fix:
         moved = np.ptp(raw, axis=0).max()
-        raise AvomniError(
-            f"position_m moves steadily, but only at {mean:.2g} m/s and by {moved:.2g} in all",
-            where=f"position_m, {where}",
-            fix=f"{fix}. If the car did move so little, give speed_m_s too, or one position "
-            "throughout for a parked car",
+        what = f"position_m moves steadily, but only at {mean:.2g} m/s and by {moved:.2g} in all"
+        fix += (
+            ". If the car did move so little, give speed_m_s too, or one position throughout for "
+            "a parked car"
         )
+        raise refusal(what, "position_m", where, fix=fix)
 
 
 def _check_velocity(poses: Poses, track: Track, into: Rotation, turn: Rotation, where: str) -> None:
     """Whether given velocities point where the positions go."""
-    assert poses.velocity_mps is not None
-    velocity = into.apply(poses.velocity_mps)
-    moves = track.speeds > MOVES_MPS
+    given = poses.velocity_mps
+    assert given is not None
 
     def off_deg(vectors: np.ndarray) -> float:
-        size = np.linalg.norm(vectors, axis=1) * np.linalg.norm(track.steps_m, axis=1)
-        cosine = (vectors * track.steps_m).sum(axis=1)[moves] / np.maximum(size, 1e-9)[moves]
-        return float(np.degrees(np.arccos(np.clip(np.median(cosine), -1, 1))))
+        return _angle_deg(vectors[track.rows][track.moves], track.steps_m[track.moves])
 
-    if not moves.any() or (off := off_deg(velocity[track.rows])) <= MAX_SLIP_DEG:
+    if not track.moves.any() or (off := off_deg(into.apply(given))) <= MAX_SLIP_DEG:
         return
+    to_enu = Rotation.from_matrix(own_poses.NED_TO_ENU)
     ways = {
         f"velocity_mps along the car's axes: give {_text(poses)}.apply(velocity_mps)": (
-            turn.apply(poses.velocity_mps)
+            turn.apply(given)
         ),
-        "velocity_mps as (north, east, down)": Rotation.from_matrix(own_frames.NED_TO_ENU).apply(
-            poses.velocity_mps
-        ),
-        "velocity_mps as (east, north, up)": poses.velocity_mps,
-        "-velocity_mps": -velocity,
+        "velocity_mps as (north, east, down)": to_enu.apply(given),
+        "velocity_mps as (east, north, up)": given,
+        "-velocity_mps": -into.apply(given),
     }
-    off_by_text = {text: off_deg(vectors[track.rows]) for text, vectors in ways.items()}
-    best = min(off_by_text, key=lambda text: off_by_text[text])
-    does_fit = off_by_text[best] <= MAX_SLIP_DEG
-    stated = "give it along the frame's axes (east, north, up for wgs84), or leave it out"
-    raise AvomniError(
-        f"velocity_mps points {off:.0f}° beside the way that the positions take",
-        where=f"velocity_mps, {where}",
-        fix=f"yours looks like {best}; {stated}" if does_fit else stated,
+    best, best_off = min(
+        ((text, off_deg(vectors)) for text, vectors in ways.items()), key=lambda way: way[1]
     )
+    fix = "give it along the frame's axes (east, north, up for wgs84), or leave it out"
+    if best_off <= MAX_SLIP_DEG:
+        fix = f"yours looks like {best}; {fix}"
+    what = f"velocity_mps points {off:.0f}° beside the way that the positions take"
+    raise refusal(what, "velocity_mps", where, fix=fix)
 
 
 def _text(poses: Poses) -> str:
@@ -379,24 +362,22 @@ def _fits(poses: Poses) -> list[str]:
 def _off_deg(track: Track, turn: Rotation) -> float:
     """How far a reading is from a car that stands upright and drives along its nose, degrees."""
     at_marks = turn[track.rows]
-    tilt = np.degrees(np.arccos(np.clip(at_marks.apply((0, 0, 1))[:, 2], -1, 1)))
-    moves = (track.speeds > MOVES_MPS).any()
-    return float(np.median(tilt)) + (slip_deg(track, at_marks.apply((1, 0, 0))) if moves else 0.0)
+    return _tilt_deg(at_marks) + slip_deg(track, at_marks.apply((1, 0, 0)))
 
 
 def _of_headings(poses: Poses) -> Iterator[tuple[int, str, Track, Rotation]]:
     """(number of changes, what to give, track, turns) of each reading, the fewest first."""
-    position, into = own_frames.level(poses)
+    position, into = own_poses.level(poses)
     track = Track.of(poses.t_s, position)
     assert poses.heading is not None
     readings = []
     for text, change in HEADINGS.items():
-        turn = own_frames.turns(poses, into, heading=change(poses.heading))
+        turn = own_poses.turns(poses, into, heading=change(poses.heading))
         number = 1 + ("radians" in text)  # degrees all near zero would be rare
         readings.append((number, f"heading_rad={text}", track, turn))
     for text, other in _other_places(poses):
-        places, into = own_frames.level(other)
-        turn = own_frames.turns(other, into)
+        places, into = own_poses.level(other)
+        turn = own_poses.turns(other, into)
         readings.append((1, f"position_m{text}", Track.of(poses.t_s, places), turn))
     yield from sorted(readings, key=lambda reading: reading[0])
 
@@ -418,20 +399,20 @@ def _of_quaternions(poses: Poses) -> Iterator[tuple[int, str, Track, Rotation]]:
     frames = ("enu", "ned") if poses.frame in ("enu", "ned") else (poses.frame,)
     tracks = {}
     for frame in frames:
-        position, into = own_frames.level(poses, frame)
+        position, into = own_poses.level(poses, frame)
         tracks[frame] = Track.of(poses.t_s, position), into
     orders = {
         "": poses.quaternion,
         "quaternion[:, [1, 2, 3, 0]] (yours is w, x, y, z)": poses.quaternion[:, [1, 2, 3, 0]],
     }
-    flip = Rotation.from_matrix(own_frames.NED_TO_ENU)  # its own inverse
+    flip = Rotation.from_matrix(own_poses.NED_TO_ENU)  # its own inverse
     mixed = (False,) if poses.frame == "ecef" else (False, True)
     kind = "east, north, up" if poses.frame == "ned" else "north, east, down"
     ways = []
     for frame, axes, order, is_inverse, is_mixed in itertools.product(
-        frames, own_frames.AXES, orders, (False, True), mixed
+        frames, own_poses.AXES, orders, (False, True), mixed
     ):
-        changes = [f"frame={frame!r} ({own_frames.FRAMES[frame]})"] * (frame != poses.frame)
+        changes = [f"frame={frame!r} ({own_poses.FRAMES[frame]})"] * (frame != poses.frame)
         changes += [f"axes={axes!r}"] * (axes != poses.axes)
         changes += [f"quaternion={order}"] * bool(order)
         changes += ["the inverse rotation (yours turns the frame into the car)"] * is_inverse
@@ -444,4 +425,4 @@ def _of_quaternions(poses: Poses) -> Iterator[tuple[int, str, Track, Rotation]]:
         turn = Rotation.from_quat(quaternion)
         turn = turn.inv() if is_inverse else turn
         turn = flip * turn if is_mixed else turn
-        yield len(changes), ", ".join(changes), track, into * turn * own_frames.car(axes)
+        yield len(changes), ", ".join(changes), track, into * turn * own_poses.car(axes)

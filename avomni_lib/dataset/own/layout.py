@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from avomni_lib import files
-from avomni_lib.dataset import cameras as rig
+from avomni_lib.dataset import cameras
 from avomni_lib.dataset.audit import calibration
 from avomni_lib.dataset.catalog import PRESENCE_FILE
 from avomni_lib.dataset.clip_index import INDEX_FILE
@@ -29,7 +29,7 @@ from avomni_lib.dataset.metadata import COLLECTION_FILE
 
 EGOMOTION = "egomotion"
 CAMERA_MEMBERS = {"video": "mp4", "frame_timestamps": "timestamps.parquet"}
-MEMBERS = {EGOMOTION: {EGOMOTION: "parquet"}} | {c.name: CAMERA_MEMBERS for c in rig.CAMERAS}
+MEMBERS = {EGOMOTION: {EGOMOTION: "parquet"}} | {c.name: CAMERA_MEMBERS for c in cameras.CAMERAS}
 # Of a car of usual size, in the order of calibration.VEHICLE, m.
 CAR = (4.9, 1.9, 1.5, 1.4, 2.9, 1.6)
 NO_TURN = (0.0, 0.0, 0.0, 1.0)
@@ -83,11 +83,11 @@ def stand_in(feature: str, sizes: Mapping[str, Mapping[str, tuple[int, int]]]) -
     """
     key, names = calibration.TABLES[feature]
     rows = []
-    for clip_id, cameras in sizes.items():
+    for clip_id, size_of in sizes.items():
         if key is None:
             rows.append((clip_id, *CAR))
-        for name, (width, height) in cameras.items() if key else ():
-            focal = width / np.radians(rig.BY_NAME[name].fov_deg)
+        for name, (width, height) in size_of.items() if key else ():
+            focal = width / np.radians(cameras.BY_NAME[name].fov_deg)
             line = (0.0, focal, 0.0, 0.0, 0.0), (0.0, 1 / focal, 0.0, 0.0, 0.0)
             lens = (float(width), float(height), width / 2, height / 2, *line[0], *line[1])
             mount = (*NO_TURN, 0.0, 0.0, 0.0)

@@ -21,16 +21,15 @@ from typing import Any
 import numpy as np
 
 from avomni_lib import files
-from avomni_lib.dataset import cameras as rig
-from avomni_lib.dataset import clocks, motion, streams
+from avomni_lib.dataset import cameras, clocks, motion, streams
 from avomni_lib.dataset.audit import calibration
 from avomni_lib.dataset.audit.findings import DAMAGED, ODD, Finding
 from avomni_lib.dataset.clip_index import SPLITS
-from avomni_lib.dataset.own import arguments, conventions, frames, layout, video
+from avomni_lib.dataset.own import arguments, conventions, layout
+from avomni_lib.dataset.own import poses as own_poses
 from avomni_lib.dataset.own import summary as own_summary
-from avomni_lib.dataset.own.arguments import Mistakes
+from avomni_lib.dataset.own.arguments import Mistakes, refusal
 from avomni_lib.dataset.own.layout import EGOMOTION
-from avomni_lib.dataset.own.motion import egomotion, microseconds
 from avomni_lib.dataset.own.summary import ClipSummary, Packed
 from avomni_lib.errors import AvomniError
 from avomni_lib.plan import Bar
@@ -51,7 +50,7 @@ class OwnClip:
 
     Attributes:
         name: Yours; the clip_id is a UUID that follows from it.
-        videos: Name in `rig.BY_NAME` -> an mp4. One file may stand for several cameras.
+        videos: Name in `cameras.BY_NAME` -> an mp4. One file may stand for several cameras.
         t_s: (K,) s, rising, when each pose holds; from any zero, as Unix time. At least two a
             second, from before the first frame to after the last one, and `processing.horizon_s`
             longer where the target tells the future.
@@ -121,7 +120,7 @@ def pack(
     """Write clips as a data set for `dataset.source: folder`; the folder appears whole.
 
     All clips are checked before anything is written. Videos are copied as they are. The layout asks
-    for calibration too: what is written is a stand-in (`own_layout.stand_in`), which the audit
+    for calibration too: what is written is a stand-in (`layout.stand_in`), which the audit
     looks at and no cache, answer or score is made from. Other road users are not packed, so coc_v1
     and full_v1 have no causes to learn.
 
@@ -176,20 +175,17 @@ def check(clips: Sequence[OwnClip], progress: type[Bar] = Bar) -> Packed:
 def _empty(folder: Any) -> Path:
     if not isinstance(folder, str | os.PathLike) or not str(folder) or "\0" in str(folder):
         raise AvomniError(f"folder is {folder!r:.80}, expected a path", where="folder")
-    folder = files.resolve(os.fspath(folder))
+    folder, fault = files.resolve(os.fspath(folder)), None
     try:
         if folder.is_symlink() and not folder.exists():
-            raise AvomniError(
-                "the folder to pack into is a link to nothing",
-                where=str(folder),
-                fix="name another one",
-            )
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise AvomniError(
-                "the folder to pack into is not empty", where=str(folder), fix="name another one"
-            )
+            fault = "a link to nothing"
+        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            fault = "not empty"
     except OSError as error:
         raise _unwritable(folder, error) from None
+    if fault:
+        what = f"the folder to pack into is {fault}"
+        raise AvomniError(what, where=str(folder), fix="name another one")
     return folder
 
 
@@ -205,25 +201,22 @@ def _examine(clips: Any, mistakes: Mistakes, progress: type[Bar]) -> list[_Ready
     """Check all clips, and raise all that is wrong with them."""
     if isinstance(clips, OwnClip | str | bytes | Mapping) or not hasattr(clips, "__iter__"):
         shown = "one OwnClip" if isinstance(clips, OwnClip) else f"{clips!r:.80}"
-        mistakes.append(
-            AvomniError(
-                f"clips is {shown}, expected a list of OwnClip", where="clips", fix="[clip]"
-            )
-        )
+        what = f"clips is {shown}, expected a list of OwnClip"
+        mistakes.append(refusal(what, "clips", None, fix="[clip]"))
         mistakes.raise_all()
     clips = list(clips)
     if not clips:
-        mistakes.append(AvomniError("there is no clip to pack", where="clips"))
+        mistakes.append(refusal("there is no clip to pack", "clips", None))
     for number, clip in enumerate(clips):
         if not isinstance(clip, OwnClip):
             what = f"clips[{number}] is {clip!r:.80}, expected an OwnClip"
-            mistakes.append(AvomniError(what, where=f"clips, row {number}"))
+            mistakes.append(refusal(what, "clips", None, number))
     sound = [clip for clip in clips if isinstance(clip, OwnClip)]
     names = [clip.name if isinstance(clip.name, str) else None for clip in sound]
     for name in dict.fromkeys(name for name in names if name and names.count(name) > 1):
         rows = [str(number) for number, other in enumerate(names) if other == name]
         what = f"two clips have one name: {name!r}, clips {', '.join(rows)}"
-        mistakes.append(AvomniError(what, where=f"name, clip {name!r}", fix="give each its own"))
+        mistakes.append(refusal(what, "name", f"clip {name!r}", fix="give each its own"))
     ready = []
     with progress(total=len(sound), unit="clip", label="Check") as bar:
         for clip in sound:
@@ -239,32 +232,32 @@ def _examine_clip(clip: OwnClip, mistakes: Mistakes) -> _Ready | None:
     before, where = len(mistakes), f"clip {clip.name!r:.80}"
     _check_words(clip, mistakes, where)
     times_s, walks = _clocks(clip, mistakes, where)
-    poses = frames.read(clip, mistakes, where)
+    poses = own_poses.read(clip, mistakes, where)
     if poses is not None:
         conventions.check(poses, where, mistakes)
     if len(mistakes) > before or poses is None:
         return None
-    _check_overlap(times_s, clip, mistakes, where)
+    with mistakes.kept():
+        _check_overlap(times_s, clip, where)
     if len(mistakes) > before:
         return None
     # A clip's time 0 is its first frame's, as in the data set.
     zero_s = min(float(times[0]) for times in times_s.values())
-    stamps = {camera: microseconds(times - zero_s) for camera, times in times_s.items()}
-    position, into = frames.level(poses)
+    stamps = {camera: own_poses.microseconds(times - zero_s) for camera, times in times_s.items()}
+    position, into = own_poses.level(poses)
     velocity = None if poses.velocity_mps is None else into.apply(poses.velocity_mps)
-    turn = frames.turns(poses, into).as_quat()
+    turn = own_poses.turns(poses, into)
+    moved = own_poses.egomotion(poses.t_s, position, turn, velocity, zero_s)
     notes = []
-    with mistakes.kept():
-        moved = egomotion(poses.t_s, position, None, turn, velocity, zero_s, where)
-        for finding, place in _findings(clip, stamps, walks, moved, where):
-            if finding.severity == DAMAGED:
-                mistakes.append(AvomniError(finding.reason, where=place))
-            elif finding.severity == ODD and finding.what not in USUAL:
-                notes.append(f"{place.split(',')[0]}: {finding.reason}")
+    for finding, place in _findings(clip, stamps, walks, moved, where):
+        if finding.severity == DAMAGED:
+            mistakes.append(AvomniError(finding.reason, where=place))
+        elif finding.severity == ODD and finding.what not in USUAL:
+            notes.append(f"{place.split(',')[0]}: {finding.reason}")
     if len(mistakes) > before:
         return None
-    notes = list(dict.fromkeys(notes))
-    summary = own_summary.of(clip.name, clip.clip_id, stamps, zero_s, moved, tuple(notes))
+    notes = tuple(dict.fromkeys(notes))
+    summary = own_summary.of(clip.name, clip.clip_id, stamps, zero_s, moved, notes)
     sizes = {camera: (w.facts["width"], w.facts["height"]) for camera, w in walks.items()}
     return _Ready(clip, stamps, sizes, layout.parquet(moved), summary)
 
@@ -279,9 +272,7 @@ def _check_words(clip: OwnClip, mistakes: Mistakes, where: str) -> None:
             arguments.whole(getattr(clip, name), name, where, least, most)
     if clip.split is not None and (not isinstance(clip.split, str) or clip.split not in SPLITS):
         fix = f"choose one of {', '.join(SPLITS)}, or None"
-        mistakes.append(
-            AvomniError(f"unknown split {clip.split!r:.80}", where=f"split, {where}", fix=fix)
-        )
+        mistakes.append(refusal(f"unknown split {clip.split!r:.80}", "split", where, fix=fix))
 
 
 def _clocks(
@@ -292,21 +283,15 @@ def _clocks(
     walks: dict[str, streams.Walked] = {}
     videos: Mapping[str, Any] = {}
     given: Mapping[str, Any] = {}
-    camera = rig.CAMERAS[0].name
     with mistakes.kept():
-        videos = arguments.mapping(clip.videos, "videos", where, f"{{{camera!r}: 'a.mp4'}}")
-        _check_cameras(videos, "videos", where)
+        videos = _by_camera(clip.videos, "videos", where, "'a.mp4'")
         _check_grid(videos, where)
     with mistakes.kept():
-        example = f"{{{camera!r}: times}}"
-        given = arguments.mapping(clip.frame_times_s, "frame_times_s", where, example)
-        _check_cameras(given, "frame_times_s", where)
+        given = _by_camera(clip.frame_times_s, "frame_times_s", where, "times")
         if lone := [name for name in given if videos and name not in videos]:
-            raise AvomniError(
-                f"frame_times_s names {lone[0]}, of which there is no video",
-                where=f"frame_times_s, {where}",
-                fix="give its video too, or leave its times out",
-            )
+            what = f"frame_times_s names {lone[0]}, of which there is no video"
+            fix = "give its video too, or leave its times out"
+            raise refusal(what, "frame_times_s", where, fix=fix)
     # One file may stand for several cameras: it is read, and refused, once.
     read: dict[Any, streams.Walked] = {}
     refused: set[Any] = set()
@@ -317,8 +302,8 @@ def _clocks(
         refused.add(key)
         with mistakes.kept():
             if key not in read:
-                path = video.path_of(value, argument, where)
-                read[key] = video.walk(path, argument, where)
+                path = arguments.video_path(value, argument, where)
+                read[key] = arguments.walk_video(path, argument, where)
             refused.remove(key)
             walks[name] = read[key]
             times_s[name] = walks[name].times_us / 1e6
@@ -327,22 +312,27 @@ def _clocks(
     return times_s, walks
 
 
-def _check_cameras(cameras: Mapping[Any, Any], argument: str, where: str) -> None:
-    if unknown := [camera for camera in cameras if camera not in rig.BY_NAME]:
-        fix = f"choose among {', '.join(rig.BY_NAME)}"
-        raise AvomniError(f"unknown camera {unknown[0]!r}", where=f"{argument}, {where}", fix=fix)
+def _by_camera(value: Any, argument: str, where: str, example: str) -> Mapping[str, Any]:
+    """A mapping of known cameras."""
+    example = f"{{{cameras.CAMERAS[0].name!r}: {example}}}"
+    value = arguments.mapping(value, argument, where, example)
+    if unknown := [camera for camera in value if camera not in cameras.BY_NAME]:
+        fix = f"choose among {', '.join(cameras.BY_NAME)}"
+        raise refusal(f"unknown camera {unknown[0]!r}", argument, where, fix=fix)
+    return value
 
 
 def _check_grid(videos: Mapping[str, Any], where: str) -> None:
     lacking = {
         grid.name: [camera.name for camera in grid.cameras if camera.name not in videos]
-        for grid in rig.GRIDS.values()
+        for grid in cameras.GRIDS.values()
     }
     if all(lacking.values()):
         setup = min(lacking, key=lambda name: len(lacking[name]))
-        raise AvomniError(
+        raise refusal(
             f"no grid can be filled: {setup} also needs {', '.join(lacking[setup])}",
-            where=f"videos, {where}",
+            "videos",
+            where,
             fix="cut more views out of a wide video, or give one video to several cameras: the "
             "model then sees the same picture in several tiles",
         )
@@ -350,40 +340,33 @@ def _check_grid(videos: Mapping[str, Any], where: str) -> None:
 
 def _given_times(value: Any, walked: streams.Walked, camera: str, where: str) -> np.ndarray:
     """A camera's times as they were given, against the file's own."""
-    argument, own_s = f"frame_times_s[{camera!r}]", walked.times_us / 1e6
+    argument, file_s = f"frame_times_s[{camera!r}]", walked.times_us / 1e6
     times_s = arguments.array(value, argument, where, ((None,),))
-    if len(times_s) != len(own_s):
+    if len(times_s) != len(file_s):
         hidden = walked.facts["num_hidden"]
         more = f" (an edit list hides {hidden} more)" if hidden else ""
-        raise AvomniError(
-            f"{len(own_s)} frames in the video{more}, frame_times_s of shape {times_s.shape}",
-            where=f"{argument}, {where}",
-            fix="give one time a frame, in the order in which they are shown",
-        )
+        what = f"{len(file_s)} frames in the video{more}, frame_times_s of shape {times_s.shape}"
+        fix = "give one time a frame, in the order in which they are shown"
+        raise refusal(what, argument, where, fix=fix)
     times_s = arguments.times(value, argument, where)
-    if len(times_s) < 2:
+    if len(times_s) < 2 or (usual := float(np.median(np.diff(file_s)))) <= 0:
         return times_s
-    step, own = float(np.median(np.diff(times_s))), float(np.median(np.diff(own_s)))
-    if own > 0 and (unit := arguments.unit_of(step, own)):
-        raise AvomniError(
-            f"{argument} looks like {unit}: {step:g} from frame to frame, where the file has "
-            f"{own:.4g} s",
-            where=f"{argument}, {where}",
-            fix=f"divide by {arguments.UNITS[unit]:g}",
-        )
-    if own > 0 and (np.diff(times_s) == 1).all() and not 0.5 < own < 2:
-        raise AvomniError(
+    step = float(np.median(np.diff(times_s)))
+    if unit := arguments.unit_of(step, usual):
+        what = f"{argument} looks like {unit}: {step:g} from frame to frame, where the file has "
+        fix = f"divide by {arguments.UNITS[unit]:g}"
+        raise refusal(f"{what}{usual:.4g} s", argument, where, fix=fix)
+    if (np.diff(times_s) == 1).all() and not 0.5 < usual < 2:
+        what = (
             f"{argument} looks like frame numbers: each is one more than the one before, and the "
-            f"file has {own:.4g} s from frame to frame",
-            where=f"{argument}, {where}",
-            fix="give seconds on the clock of t_s, or leave it out",
+            f"file has {usual:.4g} s from frame to frame"
         )
+        fix = "give seconds on the clock of t_s, or leave it out"
+        raise refusal(what, argument, where, fix=fix)
     return times_s
 
 
-def _check_overlap(
-    times_s: Mapping[str, np.ndarray], clip: OwnClip, mistakes: Mistakes, where: str
-) -> None:
+def _check_overlap(times_s: Mapping[str, np.ndarray], clip: OwnClip, where: str) -> None:
     """Whether the cameras, and the poses with them, were recorded at one time on one clock."""
     spans = {camera: (float(times[0]), float(times[-1])) for camera, times in times_s.items()}
     late = max(spans, key=lambda camera: spans[camera][0])
@@ -398,24 +381,18 @@ def _check_overlap(
 
     if common < MIN_COMMON * shortest:
         how = f"have only {common:.2f} s in common" if common > 0 else "do not overlap"
-        mistakes.append(
-            AvomniError(
-                f"the cameras {how}: {clock(early)}, {clock(late)}",
-                where=f"frame_times_s, {where}",
-                fix="give frame_times_s of every camera, all on the clock of t_s",
-            )
-        )
-        return
-    poses = np.asarray(clip.t_s, np.float64)
-    if poses[-1] < spans[early][0] or poses[0] > spans[late][1]:
-        mistakes.append(
-            AvomniError(
-                f"ego motion covers no frame: t_s runs from {poses[0]:.3f} to {poses[-1]:.3f} s, "
-                f"{clock(late)}",
-                where=f"t_s, {where}",
-                fix="give frame_times_s of every camera on the clock of t_s, or t_s from the first "
-                "frame",
-            )
+        what = f"the cameras {how}: {clock(early)}, {clock(late)}"
+        fix = "give frame_times_s of every camera, all on the clock of t_s"
+        raise refusal(what, "frame_times_s", where, fix=fix)
+    poses_s = np.asarray(clip.t_s, np.float64)
+    if poses_s[-1] < spans[early][0] or poses_s[0] > spans[late][1]:
+        raise refusal(
+            f"ego motion covers no frame: t_s runs from {poses_s[0]:.3f} to {poses_s[-1]:.3f} s, "
+            f"{clock(late)}",
+            "t_s",
+            where,
+            fix="give frame_times_s of every camera on the clock of t_s, or t_s from the first "
+            "frame",
         )
 
 

@@ -74,26 +74,18 @@ class ClipSummary:
     @property
     def rows(self) -> list[tuple[str, str]]:
         """(what, value) as shown."""
-        counts = sorted(set(self.frames.values()))
-        span = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        number = len(self.frames)
-        cameras = f"{number} camera{'s' * (number != 1)}, {span} frames each"
+        low, high = min(self.frames.values()), max(self.frames.values())
+        span = f"{low}" if low == high else f"{low} to {high}"
+        cameras = f"{_counted(len(self.frames), 'camera')}, {span} frames each"
         side = "left" if self.left_m >= 0 else "right"
         way = "ahead" if self.ahead_m >= 0 else "behind"
+        ahead, left = f"{abs(self.ahead_m):.1f} m", f"{abs(self.left_m):.1f} m"
         return [
             ("video", f"{cameras}, {self.seconds:.2f} s"),
             ("time", f"{_moment(self.start_s)} to {_moment(self.end_s)}"),
             ("path", f"{self.path_m:.1f} m, {self.turn}"),
-            (
-                "speed",
-                f"mean {self.mean_mps:.2f} m/s ({self.mean_mps * 3.6:.1f} km/h), "
-                f"at most {self.max_mps:.2f} m/s ({self.max_mps * 3.6:.1f} km/h)",
-            ),
-            (
-                "end",
-                f"{abs(self.ahead_m):.1f} m {way} of the start and {abs(self.left_m):.1f} m to "
-                f"its {side}",
-            ),
+            ("speed", f"mean {_speed(self.mean_mps)}, at most {_speed(self.max_mps)}"),
+            ("end", f"{ahead} {way} of the start and {left} to its {side}"),
             *(("note", note) for note in self.notes),
         ]
 
@@ -104,11 +96,9 @@ class ClipSummary:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        cells = "".join(
-            f"<tr><td style='text-align:left'>{html.escape(what)}</td>"
-            f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
-            for what, value in self.rows
-        )
+        cell = "<td style='text-align:left'>{}</td>"
+        rows = (map(cell.format, map(html.escape, row)) for row in self.rows)
+        cells = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
         return f"<b>{html.escape(self.name)}</b><table>{cells}</table>"
 
 
@@ -135,30 +125,30 @@ class Packed:
     def title(self) -> str:
         minutes = sum(clip.seconds for clip in self.clips) / 60
         kilometres = sum(clip.path_m for clip in self.clips) / 1000
-        number = len(self.clips)
         folder = self.folder
         if folder is not None and folder.is_relative_to(files.PROJECT_ROOT):
             folder = folder.relative_to(files.PROJECT_ROOT)
         where = f" in {folder}" if folder else ", not packed yet"
         return (
-            f"{number} clip{'s' * (number != 1)}{where}: {minutes:.1f} min, {kilometres:.2f} km. "
+            f"{_counted(len(self.clips), 'clip')}{where}: {minutes:.1f} min, {kilometres:.2f} km. "
             "Is that what was driven?"
         )
 
     @property
-    def _more(self) -> list[str]:
+    def _end(self) -> str:
         more = len(self.clips) - SHOWN_CLIPS
-        return [f"… and {more} more clips: `.clips` holds all"] if more > 0 else []
+        return f"… and {more} more clips: `.clips` holds all" if more > 0 else ""
 
     def __str__(self) -> str:
-        return "\n".join([self.title, *map(str, self.clips[:SHOWN_CLIPS]), *self._more])
+        parts = [self.title, *map(str, self.clips[:SHOWN_CLIPS]), self._end]
+        return "\n".join(filter(None, parts))
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        parts = [clip._repr_html_() for clip in self.clips[:SHOWN_CLIPS]]
-        parts += [f"<p>{html.escape(line)}</p>" for line in self._more]
-        return f"<p>{html.escape(self.title)}</p>" + "".join(parts)
+        parts = (clip._repr_html_() for clip in self.clips[:SHOWN_CLIPS])
+        title, end = (f"<p>{html.escape(text)}</p>" for text in (self.title, self._end))
+        return title + "".join(parts) + end
 
 
 def of(
@@ -216,3 +206,11 @@ def _moment(t_s: float) -> str:
         utc = datetime.datetime.fromtimestamp(t_s, datetime.UTC)
         return f"{utc:%Y-%m-%d %H:%M:%S}.{utc.microsecond // 10_000:02d} UTC"
     return f"{t_s:.2f} s"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" + "s" * (number != 1)
+
+
+def _speed(mps: float) -> str:
+    return f"{mps:.2f} m/s ({mps * 3.6:.1f} km/h)"

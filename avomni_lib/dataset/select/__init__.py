@@ -1,8 +1,7 @@
 """Which clips and chunks a run takes.
 
 filters    which clips `download.clips` asks for
-chunks     which chunks, under a number of chunks and of gigabytes
-ranking    the order in which chunks are taken
+chunks     which chunks, in which order, under a number of chunks and of gigabytes
 balance    as many clips of each group
 selection  the whole choice: licence, catalog, chunks, files
 manifest   `chosen.json`: what a run has fetched

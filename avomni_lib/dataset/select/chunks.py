@@ -1,4 +1,7 @@
-"""Which chunks a run takes, under a number of chunks and of gigabytes, and which of their clips."""
+"""Which chunks a run takes, under a number of chunks and of gigabytes, and which of their clips.
+
+`rank` puts the chunks in order by the catalog alone; `choose_chunks` takes them in that order.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,36 @@ from avomni_lib.dataset.catalog import (
     required_features,
 )
 from avomni_lib.dataset.download.remote import RemoteFile
-from avomni_lib.dataset.select import balance
-from avomni_lib.dataset.select.ranking import NUM_SPARE, Ranking, candidates, rank
+from avomni_lib.dataset.select import balance, filters
+from avomni_lib.dataset.select.filters import Wanted
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 
-__all__ = ["NUM_SPARE", "Choice", "Ranking", "candidates", "choose_chunks", "rank"]
+# Ranked beyond target_chunks, to take the place of chunks that lack files.
+NUM_SPARE = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """The chunks that may be taken, in the order in which to take them.
+
+    Attributes:
+        chunks: Their numbers; no more than target_chunks and a few to spare.
+        wanted: The clips that may be taken.
+        counts: (all chunks, groups) int64 wanted clips of each chunk of the catalog.
+        quotas: (groups,) int64 clips of each group after which no further chunk is needed.
+        words: Why in this order.
+    """
+
+    chunks: tuple[int, ...]
+    wanted: Wanted
+    counts: np.ndarray = field(repr=False)
+    quotas: np.ndarray = field(repr=False)
+    words: str
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChunkChoice:
     """The chunks that a run takes, why these, and what they weigh with the metadata.
 
     Attributes:
@@ -38,13 +61,68 @@ class Choice:
     rows: np.ndarray = field(repr=False, compare=False)
 
 
+def rank(catalog: Catalog, p: Params) -> Ranking:
+    """Put the chunks in the order in which to take them; nothing is asked of the hub.
+
+    The named ones in their order; else by their numbers; where clips are chosen or balanced, those
+    with the most wanted clips first.
+
+    Raises:
+        AvomniError: a named chunk does not exist, clips that are asked for do not, or named clips
+            lie in more chunks than may be taken.
+    """
+    wanted = filters.find(catalog, p)
+    limit, num_groups = p.download.clips.max_clips, len(wanted.groups)
+    cells = catalog.chunk_idx[wanted.rows] * num_groups + wanted.group
+    counts = np.bincount(cells, minlength=len(catalog.chunks) * num_groups)
+    counts = counts.reshape(-1, num_groups)
+    total = counts.sum(axis=0)
+    quotas = total if limit is None else balance.shares(total, limit)
+    num_taken = p.download.target_chunks
+    if p.download.chunks is not None:
+        chunks, words = p.download.chunks, "named by download.chunks"
+        num_taken = len(chunks)
+        for chunk in chunks:
+            catalog.place(chunk)
+    elif not wanted.words and p.download.clips.balance_by is None:
+        chunks, words = catalog.chunks[: num_taken + NUM_SPARE], "the first"
+    else:
+        order = most_wanted(counts, quotas, num_taken + NUM_SPARE)
+        chunks = tuple(catalog.chunks[place] for place in order)
+        words = "those with the most wanted clips"
+    ranking = Ranking(chunks, wanted, counts, quotas, words)
+    _need_all_named(catalog, ranking, chunks[:num_taken], p)
+    return ranking
+
+
+def most_wanted(counts: np.ndarray, quotas: np.ndarray, num: int) -> list[int]:
+    """Places of at most `num` chunks: each brings the most clips after those before it.
+
+    Clips count until their group's quota is full; when all are, the rest follow by all their clips.
+    Of equals the first comes first; a chunk without a wanted clip does not come at all.
+
+    Args:
+        counts: (chunks, groups) int64 wanted clips.
+        quotas: (groups,) int64.
+    """
+    left, totals = quotas.copy(), counts.sum(axis=1)
+    free, order = totals > 0, list[int]()
+    while len(order) < min(num, np.count_nonzero(totals)):
+        gains = np.minimum(counts, left).sum(axis=1) if left.any() else totals
+        place = int(np.where(free, gains, -1).argmax())
+        free[place] = False
+        order.append(place)
+        left -= np.minimum(counts[place], left)
+    return order
+
+
 def choose_chunks(
     catalog: Catalog,
     sizes: Mapping[str, RemoteFile],
     p: Params,
     ranking: Ranking | None = None,
-) -> Choice:
-    """The best chunks within download.target_chunks and target_size_gb, or the named ones.
+) -> ChunkChoice:
+    """The first chunks of the ranking within target_chunks and target_size_gb, or the named ones.
 
     A chunk whose files the source lacks is passed over, unless it or one of its clips was named.
     With download.evict_raw a chunk has to fit the budget by itself, and all of them need not.
@@ -105,7 +183,7 @@ def choose_chunks(
         unused = [chunk for chunk in taken if catalog.place(chunk) not in used]
         total -= sum(taken.pop(chunk) for chunk in unused)
     reason = _reason(p, ranking, len(taken), limit, (have >= ranking.quotas).all())
-    return Choice(tuple(taken), "; ".join([reason, *words, *over]), total, passed, rows)
+    return ChunkChoice(tuple(taken), "; ".join([reason, *words, *over]), total, passed, rows)
 
 
 def _is_named(p: Params) -> bool:
@@ -197,4 +275,25 @@ def _too_small(p: Params, chunk: int, num_bytes: int) -> AvomniError:
         f"the budget is {p.download.target_size_gb:g} GB",
         where="download.target_size_gb",
         fix=f"set it to {gigabytes * 1.001:.4g} or more, or take fewer chunks or cameras",
+    )
+
+
+def _need_all_named(catalog: Catalog, ranking: Ranking, chunks: tuple[int, ...], p: Params) -> None:
+    """Named clips are never left out without a word."""
+    if p.download.clips.clip_ids is None or p.download.clips.max_clips is not None:
+        return
+    places = [catalog.place(chunk) for chunk in chunks]
+    held, num_wanted = int(ranking.counts[places].sum()), len(ranking.wanted.rows)
+    if held == num_wanted:
+        return
+    holding = np.flatnonzero(ranking.counts.any(axis=1))
+    chosen = p.download.chunks is not None
+    parameter = "download.chunks" if chosen else "download.target_chunks"
+    value = [catalog.chunks[place] for place in holding] if chosen else len(holding)
+    raise AvomniError(
+        f"the {num_wanted} wanted clips lie in {len(holding)} chunks; "
+        f"{'the named' if chosen else p.download.target_chunks} hold {held} of them",
+        where="download.clips.clip_ids",
+        fix=f"set {parameter} to {value}, name fewer clips, or set download.clips.max_clips to "
+        "take no more than there are",
     )

@@ -1,4 +1,4 @@
-"""What a run would fetch, told without the hub: from what is published of the data set."""
+"""What a run would fetch, estimated without the hub, from what is published of the data set."""
 
 from __future__ import annotations
 

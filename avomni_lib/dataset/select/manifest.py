@@ -131,9 +131,9 @@ def changed_metadata(p: Params, chosen: Chosen) -> list[str]:
     """The tables of the catalog that have another content than when the run chose; all are read."""
     changed = []
     for name in METADATA_FILES:
-        path, told = p.local_dir / name, chosen.files.get(name)
+        path, entry = p.local_dir / name, chosen.files.get(name)
         now = files.sha256_file(path) if path.is_file() else None
-        if now != (told and told["sha256"]):
+        if now != (entry and entry["sha256"]):
             changed.append(name)
     return changed
 

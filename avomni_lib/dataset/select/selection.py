@@ -22,7 +22,7 @@ from avomni_lib.dataset.download.hub import PATHS_A_REQUEST, Hub
 from avomni_lib.dataset.download.remote import RemoteFile
 from avomni_lib.dataset.download.verified import Verified
 from avomni_lib.dataset.select import manifest as chosen_file
-from avomni_lib.dataset.select.chunks import Choice, Ranking, choose_chunks, rank
+from avomni_lib.dataset.select.chunks import ChunkChoice, Ranking, choose_chunks, rank
 from avomni_lib.dataset.select.sizes import estimated
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
@@ -49,7 +49,7 @@ class Selection:
     """
 
     catalog: Catalog
-    choice: Choice
+    choice: ChunkChoice
     features: tuple[str, ...]
     files: tuple[RemoteFile, ...]
     clip_ids: dict[str, tuple[str, ...]]

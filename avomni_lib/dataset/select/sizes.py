@@ -1,10 +1,8 @@
-"""How large files are, told without asking the source: from what is published of the data set."""
+"""How large files are, estimated from what is published of the data set: no source is asked."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-
-import numpy as np
 
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.catalog import (
@@ -60,14 +58,6 @@ def clip_bytes(p: Params, feature: str) -> float:
     if feature == OBSTACLES:
         return WORLD_OBSTACLES_BYTES + WORLD_OBSTACLES_BYTES_A_S * world.clip_seconds
     return WORLD_EGO_BYTES_A_S * seconds if feature == "egomotion" else 0.0
-
-
-def chunk_bytes(catalog: Catalog, features: Iterable[str], p: Params) -> np.ndarray:
-    """(chunks,) float64 bytes of these features' files of each chunk; an estimate."""
-    num_bytes = np.zeros(len(catalog.chunks))
-    for feature in features:
-        num_bytes += catalog.num_present(feature) * clip_bytes(p, feature)
-    return num_bytes
 
 
 def estimated(catalog: Catalog, chunks: Iterable[int], p: Params) -> dict[str, RemoteFile]:

@@ -112,16 +112,16 @@ def _record(p: Params) -> dict[str, Any]:
 
 
 def _by_clip(clip_ids: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    split_of: dict[str, str] = {}
     for split, ids in clip_ids.items():
         for clip_id in ids:
-            if found.setdefault(clip_id, split) != split:
+            if split_of.setdefault(clip_id, split) != split:
                 raise AvomniError(
-                    f"a clip is in two splits, {found[clip_id]} and {split}",
+                    f"a clip is in two splits, {split_of[clip_id]} and {split}",
                     where=f"clip {clip_id}",
                     fix="the data set's clip index is at fault: report it to its makers",
                 )
-    return found
+    return split_of
 
 
 def _refuse_changes(path: Path, frozen: Mapping[str, str], splits: Mapping[str, str]) -> None:

@@ -49,8 +49,8 @@ def register(p: Params, paths: Collection[str]) -> None:
     name = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
     try:
         with hold(p.local_dir):
-            told = {"run": str(folder), "files": sorted(paths)}
-            files.write_json(p.local_dir / FOLDER / f"{name}.json", told)
+            record = {"run": str(folder), "files": sorted(paths)}
+            files.write_json(p.local_dir / FOLDER / f"{name}.json", record)
     except OSError as error:
         if error.errno not in READ_ONLY:
             raise
@@ -61,11 +61,11 @@ def needed_by_others(p: Params) -> dict[str, Path]:
 
     A run needs what it is fetching or has chosen, until its cache holds every clip of the choice.
     """
-    found: dict[str, Path] = {}
+    needed: dict[str, Path] = {}
     for folder, named in sorted(_others(p).items()):
         for path in _needed(folder, named):
-            found.setdefault(path, folder)
-    return found
+            needed.setdefault(path, folder)
+    return needed
 
 
 def need_alone(p: Params, paths: Collection[str]) -> None:
@@ -74,8 +74,8 @@ def need_alone(p: Params, paths: Collection[str]) -> None:
     Raises:
         AvomniError: another run needs some of these files, and `download.evict_shared` is false.
     """
-    if p.download.evict_raw and not p.download.evict_shared and (told := refusal(p, paths)):
-        raise told
+    if p.download.evict_raw and not p.download.evict_shared and (error := refusal(p, paths)):
+        raise error
 
 
 def refusal(p: Params, paths: Collection[str]) -> AvomniError | None:
@@ -97,16 +97,16 @@ def refusal(p: Params, paths: Collection[str]) -> AvomniError | None:
 
 def _others(p: Params) -> dict[Path, set[str]]:
     """Folder of each other run of these raw files -> the files that it has named."""
-    found: dict[Path, set[str]] = {}
+    others: dict[Path, set[str]] = {}
     for path in (p.local_dir / FOLDER).glob("*.json"):
         with contextlib.suppress(AvomniError, KeyError, TypeError):
-            told = files.read_json(path)
-            found[Path(told["run"])] = set(told["files"])
+            record = files.read_json(path)
+            others[Path(record["run"])] = set(record["files"])
     for path in p.run_dir.parent.glob(f"*/{chosen_file.FILE}"):
         # One of an earlier version does not say where its raw files are.
         if _read(path).get("local_dir") in (None, str(p.local_dir.resolve())):
-            found.setdefault(path.parent.resolve(), set())
-    return {folder: named for folder, named in found.items() if folder != p.run_dir.resolve()}
+            others.setdefault(path.parent.resolve(), set())
+    return {folder: named for folder, named in others.items() if folder != p.run_dir.resolve()}
 
 
 def _needed(folder: Path, named: set[str]) -> set[str]:
@@ -137,6 +137,6 @@ def _is_cached(folder: Path, chosen: dict[str, Any]) -> bool:
 
 def _read(path: Path) -> dict[str, Any]:
     with contextlib.suppress(AvomniError, OSError):
-        found = files.read_json(path)
-        return found if isinstance(found, dict) else {}
+        content = files.read_json(path)
+        return content if isinstance(content, dict) else {}
     return {}

@@ -1,7 +1,8 @@
-"""Poses in the frame in which somebody has them, to one level frame: east, north, up, in metres.
+"""Poses as somebody has them: read, taken to one level frame, and to the data set's columns.
 
-Headings are then counter-clockwise from x (east), and rotations turn the car's axes (x forward, y
-left, z up) into the frame's. Conversions are scipy's and PROJ's.
+The level frame is east, north, up, in metres. Headings are then counter-clockwise from x (east),
+and rotations turn the car's axes (x forward, y left, z up) into the frame's. Conversions are
+scipy's and PROJ's.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from scipy.spatial.transform import Rotation
 
 from avomni_lib.dataset import limits
 from avomni_lib.dataset.own import arguments
+from avomni_lib.dataset.own.arguments import Mistakes, refusal
 from avomni_lib.errors import AvomniError
 
 FRAMES = {
@@ -61,78 +63,65 @@ class Poses:
     speed_mps: np.ndarray | None
 
 
-def read(clip: Any, mistakes: arguments.Mistakes, where: str) -> Poses | None:
+def read(clip: Any, mistakes: Mistakes, where: str) -> Poses | None:
     """An `OwnClip`'s poses; None after anything that keeps them from being read."""
     before = len(mistakes)
     frame, axes = clip.frame, clip.axes
     for name, value, known in (("frame", frame, FRAMES), ("axes", axes, AXES)):
         if not isinstance(value, str) or value not in known:
             fix = f"choose one of {', '.join(known)}"
-            mistakes.append(
-                AvomniError(f"unknown {name} {value!r}", where=f"{name}, {where}", fix=fix)
-            )
+            mistakes.append(refusal(f"unknown {name} {value!r}", name, where, fix=fix))
     t_s: Any = None
     with mistakes.kept():
         t_s = arguments.times(clip.t_s, "t_s", where)
-        _check_pace(t_s, where)
+        _check_step(t_s, where)
     # Without its times an argument's length is compared with the positions'.
     count = len(t_s) if t_s is not None else _length(clip.position_m)
     if count < 2:
-        mistakes.append(AvomniError(f"{count} poses, expected at least two", where=f"t_s, {where}"))
+        mistakes.append(refusal(f"{count} poses, expected at least two", "t_s", where))
         return None
     given: dict[str, np.ndarray | None] = {}
     with mistakes.kept():
         given["position"] = _position(clip.position_m, frame, where, count)
     if "position" in given and frame in ("enu", "ned") and is_geocentric(given["position"]):
         far_km = np.linalg.norm(given["position"][0]) / 1e3
-        mistakes.append(
-            AvomniError(
-                f"position_m lies {far_km:,.0f} km from the zero of frame={frame!r}, the distance "
-                "to the centre of the Earth: it looks geocentric",
-                where=f"position_m, {where}",
-                fix="frame='ecef'",
-            )
+        what = (
+            f"position_m lies {far_km:,.0f} km from the zero of frame={frame!r}, the distance "
+            "to the centre of the Earth: it looks geocentric"
         )
+        mistakes.append(refusal(what, "position_m", where, fix="frame='ecef'"))
         if clip.quaternion is None:
             return None
         # What else is wrong can only be seen in the right frame.
         frame, before = "ecef", before + 1
-    turns = (clip.heading_rad is None) + (clip.quaternion is None)
-    if turns != 1:
-        what = "both heading_rad and quaternion" if not turns else "neither of them"
-        mistakes.append(
-            AvomniError(
-                f"poses need either heading_rad or quaternion, and have {what}", where=where
-            )
-        )
-    if clip.heading_rad is not None:
+    num_absent = (clip.heading_rad is None) + (clip.quaternion is None)
+    if num_absent != 1:
+        have = "both heading_rad and quaternion" if not num_absent else "neither of them"
+        what = f"poses need either heading_rad or quaternion, and have {have}"
+        mistakes.append(AvomniError(what, where=where))
+    if clip.heading_rad is not None and axes != "flu":
+        what = f"axes={axes!r} goes with a quaternion; a heading has no axes of the car"
+        fix = "leave axes out; headings clockwise from north are frame='ned'"
+        mistakes.append(refusal(what, "axes", where, fix=fix))
+    speeds = arguments.FASTEST_MPS
+    readers = {
+        "heading": (clip.heading_rad, lambda value: arguments.headings(value, where, count)),
+        "quaternion": (clip.quaternion, lambda value: arguments.quaternions(value, where, count)),
+        "velocity_mps": (
+            clip.velocity_mps,
+            lambda value: arguments.array(value, "velocity_mps", where, ((count, 3),), speeds),
+        ),
+        "speed_mps": (
+            clip.speed_m_s,
+            lambda value: arguments.array(value, "speed_m_s", where, ((count,),), speeds),
+        ),
+    }
+    for name, (value, reader) in readers.items():
         with mistakes.kept():
-            given["heading"] = arguments.headings(clip.heading_rad, where, count)
-        if axes != "flu":
-            mistakes.append(
-                AvomniError(
-                    f"axes={axes!r} goes with a quaternion; a heading has no axes of the car",
-                    where=f"axes, {where}",
-                    fix="leave axes out; headings clockwise from north are frame='ned'",
-                )
-            )
-    if clip.quaternion is not None:
-        with mistakes.kept():
-            given["quaternion"] = arguments.quaternions(clip.quaternion, where, count)
-    if clip.velocity_mps is not None:
-        with mistakes.kept():
-            given["velocity_mps"] = arguments.array(
-                clip.velocity_mps, "velocity_mps", where, ((count, 3),), arguments.FASTEST_MPS
-            )
-    if clip.speed_m_s is not None:
-        with mistakes.kept():
-            given["speed_mps"] = arguments.array(
-                clip.speed_m_s, "speed_m_s", where, ((count,),), arguments.FASTEST_MPS
-            )
+            given[name] = None if value is None else reader(value)
     if len(mistakes) > before:
         return None
-    names = ("position", "heading", "quaternion", "velocity_mps", "speed_mps")
-    return Poses(frame, axes, t_s, *(given.get(name) for name in names))  # type: ignore[arg-type]
+    return Poses(frame, axes, t_s, **given)  # type: ignore[arg-type]
 
 
 def level(poses: Poses, frame: str | None = None) -> tuple[np.ndarray, Rotation]:
@@ -172,15 +161,13 @@ def level(poses: Poses, frame: str | None = None) -> tuple[np.ndarray, Rotation]
     return np.stack(into.transform(*position.T), axis=1), Rotation.from_matrix(axes.T)
 
 
-def turns(
-    poses: Poses, into: Rotation, heading: np.ndarray | None = None, axes: str | None = None
-) -> Rotation:
+def turns(poses: Poses, into: Rotation, heading: np.ndarray | None = None) -> Rotation:
     """(K,) rotations from the car's axes (x forward, y left, z up) to the level frame's.
 
     Args:
         poses: As they were given.
         into: Of `level`.
-        heading, axes: What to take instead of the poses' own.
+        heading: What to take instead of the poses' own.
     """
     if poses.quaternion is None:
         angle = poses.heading if heading is None else heading
@@ -188,7 +175,7 @@ def turns(
         if poses.frame != "enu":
             angle = np.pi / 2 - angle
         return Rotation.from_euler("z", angle[:, None])
-    return into * Rotation.from_quat(poses.quaternion) * car(axes or poses.axes)
+    return into * Rotation.from_quat(poses.quaternion) * car(poses.axes)
 
 
 def car(axes: str) -> Rotation:
@@ -211,61 +198,90 @@ def is_geocentric(position: np.ndarray) -> bool:
     )
 
 
+def egomotion(
+    t_s: np.ndarray,
+    position: np.ndarray,
+    turn: Rotation,
+    velocity: np.ndarray | None = None,
+    zero_s: float = 0.0,
+) -> dict[str, np.ndarray]:
+    """The columns of `clip.EGOMOTION_COLUMNS`, each (K,): timestamp int64 µs, the rest float64.
+
+    Everything is given in the frame of the car at the pose nearest to `zero_s` (x forward, y left,
+    z up). Velocities that are not known, and accelerations, are central differences.
+
+    Args:
+        t_s: (K,) s, rising.
+        position: (K, 3) m in a Cartesian frame that stands still.
+        turn: (K,) from the car's axes to that frame's.
+        velocity: (K, 3) m/s in that frame.
+        zero_s: What is time 0 of the clip.
+    """
+    velocity = np.gradient(position, t_s, axis=0) if velocity is None else velocity
+    anchor = int(np.argmin(np.abs(t_s - zero_s)))
+    into = turn[anchor].inv()
+    position, velocity = into.apply(position - position[anchor]), into.apply(velocity)
+    turn = into * turn
+    speed, nose = np.linalg.norm(velocity, axis=1), turn.apply((1.0, 0.0, 0.0))
+    yaw = np.unwrap(np.arctan2(nose[:, 1], nose[:, 0]))
+    columns = {"timestamp": microseconds(t_s - zero_s)}
+    columns |= zip(("qx", "qy", "qz", "qw"), turn.as_quat(canonical=True).T, strict=True)
+    columns |= zip("xyz", position.T, strict=True)
+    columns |= zip(("vx", "vy", "vz"), velocity.T, strict=True)
+    columns |= zip(("ax", "ay", "az"), np.gradient(velocity, t_s, axis=0).T, strict=True)
+    # At a walking pace a turn has no curvature that could be believed.
+    columns["curvature"] = np.gradient(yaw, t_s) / np.maximum(speed, limits.MOVES_MPS)
+    return columns
+
+
+def microseconds(t_s: np.ndarray) -> np.ndarray:
+    """(N,) int64 µs."""
+    return np.rint(np.asarray(t_s) * 1e6).astype(np.int64)
+
+
 def _position(value: Any, frame: str, where: str, count: int) -> np.ndarray:
     # The range of degrees is looked at below, where times 1e7 is known too.
     fineness = (DEGREES_RESOLUTION, np.inf) if frame == "wgs84" else ()
-    position = arguments.places(value, "position_m", where, count, *fineness)
-    place = f"position_m, {where}"
+    position = arguments.positions(value, "position_m", where, count, *fineness)
     if frame == "wgs84":
-        beyond = np.abs(position[:, :2]) > (90, 180)
-        if beyond.any():
-            row = int(np.argmax(beyond.any(axis=1)))
+        beyond = (np.abs(position[:, :2]) > (90, 180)).any(axis=1)
+        for row in np.flatnonzero(beyond)[:1]:
             first, second = position[row, :2]
-            is_swapped = abs(first) <= 180 and abs(second) <= 90
             fix = "they look like metres (frame='enu', 'ned' or 'ecef') or NMEA's ddmm.mmmm"
-            if is_geocentric(position):
+            if abs(first) <= 180 and abs(second) <= 90:
+                fix = "the order is latitude, longitude"
+            elif is_geocentric(position):
                 fix = "they look like geocentric metres: frame='ecef'"
             elif abs(first) <= 90e7 and abs(second) <= 180e7 and (position[:, :2] % 1 == 0).all():
                 fix = "they look like degrees times 1e7: divide by 1e7"
-            fix = "the order is latitude, longitude" if is_swapped else fix
-            raise AvomniError(
-                f"latitude {first:g}, longitude {second:g} at row {row} is no place on the Earth",
-                where=f"position_m, row {row}, {where}",
-                fix=fix,
-            )
+            what = f"latitude {first:g}, longitude {second:g} at row {row} is no place on the Earth"
+            raise refusal(what, "position_m", where, row, fix)
     elif frame == "ecef":
         if position.shape[1] != 3:
             what = f"position_m of shape {position.shape}, expected ({count}, 3) for frame='ecef'"
-            raise AvomniError(what, where=place)
+            raise refusal(what, "position_m", where)
         radius = np.linalg.norm(position, axis=1)
-        beyond = (radius < EARTH_M[0]) | (radius > EARTH_M[1])
-        if beyond.any():
-            row = int(np.argmax(beyond))
-            raise AvomniError(
+        for row in np.flatnonzero((radius < EARTH_M[0]) | (radius > EARTH_M[1]))[:1]:
+            what = (
                 f"position_m is {radius[row] / 1e3:,.3f} km from the centre of the Earth at row "
-                f"{row}, and frame='ecef' counts from there in metres",
-                where=f"position_m, row {row}, {where}",
-                fix="choose another frame, or give metres",
+                f"{row}, and frame='ecef' counts from there in metres"
             )
+            raise refusal(what, "position_m", where, row, "choose another frame, or give metres")
     if position.shape[1] == 2:
         position = np.column_stack([position, np.zeros(count)])
     return position
 
 
-def _check_pace(t_s: np.ndarray, where: str) -> None:
+def _check_step(t_s: np.ndarray, where: str) -> None:
     """Poses less often than twice a second, or times in another unit."""
     step = float(np.median(np.diff(t_s))) if len(t_s) > 1 else 0.0
     if step <= limits.MAX_GAP_S:
         return
     unit = arguments.unit_of(step, USUAL_STEP_S)
     scale = f"if t_s is in {unit}, divide by {arguments.UNITS[unit]:g}; else " if unit else ""
-    looks = f"; it looks like {unit}" if unit else ""
-    raise AvomniError(
-        f"t_s rises by {step:g} s from pose to pose, and at least two poses a second are needed"
-        f"{looks}",
-        where=f"t_s, {where}",
-        fix=f"{scale}give more poses (np.interp between them, if the car drove evenly)",
-    )
+    what = f"t_s rises by {step:g} s from pose to pose, and at least two poses a second are needed"
+    fix = f"{scale}give more poses (np.interp between them, if the car drove evenly)"
+    raise refusal(what + (f"; it looks like {unit}" if unit else ""), "t_s", where, fix=fix)
 
 
 def _length(value: Any) -> int:
