@@ -116,7 +116,10 @@ class Params(Section):
 
     @classmethod
     def from_notebook(cls, names: Mapping[str, Any]) -> Params:
-        """What a notebook's `parameters` cell names, and what papermill put over it.
+        """What was changed in a notebook's `parameters` cell, and what papermill put over it.
+
+        A value of the cell that is at its default is not a change: it is as the file says that
+        `extends` names.
 
         Args:
             names: The notebook's `globals()`.
@@ -126,9 +129,9 @@ class Params(Section):
                 dropped keys because a section was named in several of its options.
         """
         params_cell.read_plainly()
-        injected = params_cell.injected_names(names)
-        known = {EXTENDS, *cls.model_fields, *injected}
-        values = {name: names[name] for name in names if name in known}
+        cell = {name: names[name] for name in (EXTENDS, *cls.model_fields) if name in names}
+        injected = params_cell.injected(names)
+        values = params_yaml.merge(params_cell.changed(cell, cls().values()), injected)
         p = cls.from_values(values, source="the notebook's parameters")
         if injected:
             given = params_cell.command_line()

@@ -1,5 +1,10 @@
 """A notebook's parameters cell, and what papermill puts below it.
 
+The cell shows the keys that matter in its notebook with the demo's values. A value that the reader
+changes is laid over the file that `extends` names; one that is left alone stays as the file has it,
+so that the cell never puts the demo's values over those of another run. What papermill injects
+always holds.
+
 papermill writes `training = {…}` for a section and `training.max_steps = 3` for `-p
 training.max_steps 3`, the latter of which a dict would refuse. Of several options that name a
 section it keeps the last one whole, before any kernel starts; only its command line tells.
@@ -11,6 +16,7 @@ import argparse
 import ast
 import base64
 import binascii
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +27,7 @@ from avomni_lib import params_yaml
 
 # The first line of the cell that papermill adds, and what it may put there of its own.
 INJECTED, BUILT_IN = "# Parameters\n", {"PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH"}
+PARAMETERS = re.compile(r"^extends: str =", re.MULTILINE)
 
 
 class _DottedNames(ast.NodeTransformer):
@@ -60,15 +67,53 @@ def read_plainly() -> None:
         shell.ast_transformers[:] = kept
 
 
-def injected_names(names: Mapping[str, Any]) -> set[str]:
-    """The names that papermill's cell assigns, sections or not; none where it has put no cell."""
+def changed(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a parameters cell, sections in sections, that are not at their default."""
+    kept: dict[str, Any] = {}
+    for name, value in values.items():
+        default = defaults.get(name)
+        if isinstance(value, Mapping) and isinstance(default, Mapping):
+            kept[name] = changed(value, default)
+        elif (
+            name not in defaults
+            or value != default
+            or isinstance(value, bool) != isinstance(default, bool)
+        ):
+            kept[name] = value
+    return kept
+
+
+def injected(names: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that papermill's cell assigns, sections or not; none where it has put no cell.
+
+    Args:
+        names: The notebook's `globals()`.
+    """
     cells = [cell for cell in names.get("In", ()) if cell.startswith(INJECTED)]
-    if not cells:
-        return set()
-    assigned = [node for node in ast.parse(cells[-1]).body if isinstance(node, ast.Assign)]
-    roots = [ast.walk(target) for node in assigned for target in node.targets]
-    found = {node.id for nodes in roots for node in nodes if isinstance(node, ast.Name)}
-    return found - BUILT_IN
+    values: dict[str, Any] = {}
+    for node in ast.parse(cells[-1]).body if cells else ():
+        path = _path_of(node.targets[0]) if isinstance(node, ast.Assign) else []
+        if path and path[0] in names and path[0] not in BUILT_IN:
+            value = names[path[0]]
+            for key in path[1:]:
+                value = value[key]
+            for key in reversed(path):
+                value = {key: value}
+            values = params_yaml.merge(values, value)
+    return values
+
+
+def shown(names: Mapping[str, Any]) -> list[str]:
+    """Dotted names of the keys that stand in the parameters cell, as it was run last."""
+    cells = [cell for cell in names.get("In", ()) if PARAMETERS.search(cell)]
+    cells = [cell for cell in cells if not cell.startswith(INJECTED)]
+    return [
+        f"{node.target.id}.{key.value}"
+        for node in (ast.parse(cells[-1]).body if cells else ())
+        if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict)
+        for key in node.value.keys
+        if isinstance(node.target, ast.Name) and isinstance(key, ast.Constant)
+    ]
 
 
 def command_line() -> dict[str, Any]:

@@ -15,9 +15,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avomni_lib import files
+from avomni_lib import files, params_cell
 from avomni_lib.__main__ import main
 from avomni_lib.errors import AvomniError
+from avomni_lib.notebook.pages import tables
 from avomni_lib.notebook.run import runs
 from avomni_lib.params import Params
 from tests.notebooks.small_run import environment
@@ -55,21 +56,30 @@ partial_files = st.fixed_dictionaries(
 )
 
 
-def in_notebook(path: Path, parameters: dict[str, Any] | None = None, edit: str = "") -> Params:
-    """What `p` is in a notebook: papermill's cell put in, or the parameters cell edited."""
+def opened(path: Path, parameters: dict[str, Any] | None = None, edit: str = "") -> dict[str, Any]:
+    """A notebook's `globals()` before it reads its parameters.
+
+    Args:
+        parameters: What papermill injects.
+        edit: Lines below the parameters cell's own.
+    """
     notebook = papermill.iorw.load_notebook_node(str(path))
     if parameters:
         notebook = papermill.parameterize.parameterize_notebook(notebook, parameters)
-    names: dict[str, Any] = {}
+    names: dict[str, Any] = {"In": []}
     for cell in notebook.cells:
-        if cell.cell_type != "code":
-            continue
-        if "from_notebook" in cell.source:
-            return Params.from_notebook(names)
-        names.setdefault("In", []).append(cell.source)
-        is_parameters = cell.metadata.get("tags") == ["parameters"]
-        exec(cell.source + (f"\n{edit}" if is_parameters else ""), names)
+        if cell.cell_type == "code" and "from_notebook" in cell.source:
+            return names
+        if cell.cell_type == "code":
+            is_edited = cell.metadata.get("tags") == ["parameters"]
+            names["In"].append(cell.source + (f"\n{edit}" if is_edited else ""))
+            exec(names["In"][-1], names)
     raise AssertionError(f"{path} reads no parameters")
+
+
+def in_notebook(path: Path, parameters: dict[str, Any] | None = None, edit: str = "") -> Params:
+    """What `p` is in a notebook: papermill's cell put in, or the parameters cell edited."""
+    return Params.from_notebook(opened(path, parameters, edit))
 
 
 def differing(a: Params, b: Params) -> dict[str, Any]:
@@ -144,6 +154,84 @@ def test_an_edited_cell_changes_the_named_keys_alone(notebook: Path):
         assert differing(in_notebook(notebook, edit=edit), demo) == changed, edit
     real = in_notebook(notebook, edit='extends = "params/mi300x.yaml"\nrun = {"seed": 1}')
     assert differing(real, Params.from_files([MI300X])) == {"run": {"seed": 1}}
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_each_key_that_a_cell_shows_can_be_changed_alone_over_any_file(notebook: Path):
+    """What the cell shows beside it, at the demo's values, is not laid over the file."""
+    other = {
+        str: lambda text: {"4-cam": "7-cam", "test": "val", "full": "quick"}.get(text, f"{text}_x"),
+        bool: lambda flag: not flag,
+        int: lambda number: number + 16,
+        float: lambda number: number * 2,
+        type(None): lambda _: 3,
+    }
+    names = opened(notebook)
+    for name in params_cell.shown(names):
+        section, key = name.split(".")
+        value = other[type(names[section][key])](names[section][key])
+        if key in ("source", "target", "fit"):
+            value = {"source": "hub", "target": "future_v1", "fit": "crop"}[key]
+        edit = f"{section}[{key!r}] = {value!r}"
+        if name != "download.evict_raw":  # refused of a folder, and there is none here
+            for file in (DEMO, MI300X):
+                lines, changes = [f"extends = {str(file)!r}", edit], [f"{name}={json.dumps(value)}"]
+                if key == "sequence_length":  # the same thing
+                    lines.append(f"vision['window_size'] = {value}")
+                    changes.append(f"vision.window_size={value}")
+                p = in_notebook(notebook, edit="\n".join(lines))
+                assert p == Params.from_files([file], changes), edit
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_cell_never_lays_the_demos_values_over_another_runs(notebook: Path):
+    real = Params.from_files([MI300X])
+    assert in_notebook(notebook, edit=f"extends = {str(MI300X)!r}") == real
+    assert in_notebook(notebook, {"extends": str(MI300X)}) == real
+    # Not even by `avomni run`, which names every value.
+    assert in_notebook(notebook, real.complete()) == real
+
+
+def test_what_papermill_injects_holds_though_it_is_the_demos_value():
+    """Over a file that says otherwise, and over an edited cell."""
+    notebook, edit = NOTEBOOKS[4], f"extends = {str(MI300X)!r}\ntraining['batch_size'] = 4"
+    assert Params.from_files([MI300X]).training.num_epochs != 3
+    p = in_notebook(notebook, {"training": {"num_epochs": 3}}, edit)
+    assert differing(p, Params.from_files([MI300X])) == {"training": {"num_epochs": 3.0}}
+    p = in_notebook(notebook, {"processing": {"stride": 8}}, edit)
+    assert p.training.batch_size == 4
+
+
+def test_a_table_says_which_value_holds_and_what_set_it():
+    notebook = NOTEBOOKS[4]
+
+    def told(**arguments: Any) -> dict[str, tuple[Any, str]]:
+        names = opened(notebook, **arguments)
+        table = tables.parameters(Params.from_notebook(names), names)
+        return dict(zip(table.index, table.itertuples(index=False, name=None), strict=True))
+
+    demo = told()
+    assert demo["training.batch_size"] == (8, "params/demo.yaml")
+    assert {source for _, source in demo.values()} == {"params/demo.yaml"}
+    edited = told(edit="extends = 'params/mi300x.yaml'\ntraining['num_epochs'] = 1")
+    assert edited["training.num_epochs"] == (1.0, "this notebook")
+    assert edited["training.batch_size"] == (2, "params/mi300x.yaml")
+    injected = told(parameters=Params.from_files([MI300X]).complete())
+    assert set(injected) == set(demo)
+    assert injected["training.batch_size"] == (2, "papermill")
+    one = told(parameters={"training": {"num_epochs": 3}})
+    assert one["training.num_epochs"] == (3.0, "papermill")
+    assert one["model.lora_rank"] == (64, "params/demo.yaml")
+
+
+def test_a_mistake_in_the_cell_is_named():
+    for edit, message in (
+        ("training['num_epoch'] = 3", "training.num_epoch: unknown parameter; did you mean"),
+        ("training['batch_size'] = True", "training.batch_size: a number is wanted"),
+        ("training = 3", "training: a section of keys is wanted"),
+    ):
+        with pytest.raises(AvomniError, match=message):
+            in_notebook(NOTEBOOKS[4], edit=edit)
 
 
 def test_what_extends_names_lies_below_and_may_extend_another(tmp_path: Path):

@@ -9,7 +9,7 @@ import pytest
 from avomni_lib.dataset.catalog import required_features
 from avomni_lib.dataset.download.hub import PATHS_A_REQUEST, Hub
 from avomni_lib.dataset.download.verified import Verified
-from avomni_lib.dataset.select.selection import Selection, foretell, select
+from avomni_lib.dataset.select.selection import Selection, foretell, listed, select
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 from avomni_world.hub import local_hub
@@ -162,6 +162,23 @@ def test_real_sizes_are_foretold_from_what_is_published(tmp_path: Path):
     assert size[chunk_path(absent, 0)] == 1_610_730_000
     four_cameras = foretold.num_bytes - sum(n for path, n in size.items() if "chunk_" not in path)
     assert four_cameras / 3e9 == pytest.approx(8.24, abs=0.01)
+
+
+def test_what_a_download_takes_is_a_table_of_files(tmp_path: Path, server: LocalHub):
+    p, hub = params(tmp_path), Hub(REPO, server.commit, server.endpoint)
+    rows = {row["path"]: row for row in listed(p, hub)}
+    assert rows.keys() == {file.path for file in taken(p, server).files}
+    for path, row in rows.items():
+        # The tables are fetched to choose by; nothing else is here yet.
+        assert row["is_here"] == (row["feature"] is None) == (path in METADATA)
+        if row["feature"]:
+            assert path == chunk_path(row["feature"], row["chunk"]) and row["size"] == FILE_BYTES
+    here = p.local_dir / chunk_path("egomotion", 1)
+    here.parent.mkdir(parents=True)
+    here.write_bytes(b"0" * FILE_BYTES)
+    again = {row["path"]: row["is_here"] for row in listed(p, hub)}
+    changed = {path for path, is_here in again.items() if is_here != rows[path]["is_here"]}
+    assert changed == {chunk_path("egomotion", 1)}
 
 
 def test_a_folder_is_taken_as_it_lies_there(tmp_path: Path, published: Path):

@@ -6,6 +6,5 @@ plots/         pictures
 pages/         tables, the report, web pages
 commands       what each command does
 progress       bars
-tempo          a long work's course, for its picture
 circumstances  speed, turn, hour and country of the chosen clips
 """

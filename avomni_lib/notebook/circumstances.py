@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,8 +25,15 @@ from avomni_lib.etl.video import reader
 from avomni_lib.notebook.run import runs
 from avomni_lib.params import Params
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 MOST_READ = 300  # clips whose ego motion is read: some ms each
 WIDTH_PX = 460  # of a first frame; it is shown smaller
+COLUMNS = (
+    *("clip_id", "split", "state", "chunk", "country", "hour", "platform"),
+    *("speed_mps", "turn_deg"),
+)
 NOTHING_THERE = "no raw file is on the disk yet: run this notebook again after 02_download"
 
 
@@ -41,6 +48,7 @@ class Circumstances:
         speed_mps, turn_deg: (n,) of the clips whose ego motion was read: mean speed, and heading at
             the end less that at the start, left positive.
         why_not: Why no ego motion could be read; empty where some was.
+        rows: One a clip, with the keys `COLUMNS`; what is not known of a clip is None or NaN.
     """
 
     num_clips: int
@@ -49,6 +57,14 @@ class Circumstances:
     speed_mps: np.ndarray
     turn_deg: np.ndarray
     why_not: str = ""
+    rows: list[dict[str, Any]] = field(default_factory=list, repr=False)
+
+    @property
+    def clips(self) -> pd.DataFrame:
+        """A data frame, a row a clip, by clip_id."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows, columns=COLUMNS).set_index("clip_id")
 
 
 @dataclass(frozen=True)
@@ -67,14 +83,20 @@ def circumstances(p: Params, found: Audit) -> Circumstances:
     A clip whose ego motion is missing or damaged is left out of speed and turn.
     """
     catalog, chosen = Catalog.of(p), _chosen(found)
-    motions = _Motions(p, catalog)
-    read = [motions.of(row["clip_id"]) for row in _spread(chosen, MOST_READ)]
-    read = [motion for motion in read if motion is not None]
+    motions, looked_at = _Motions(p, catalog), _spread(chosen, MOST_READ)
+    motion_of = {row["clip_id"]: motions.of(row["clip_id"]) for row in looked_at}
+    read = [motion for motion in motion_of.values() if motion is not None]
     why_not = "" if read else NOTHING_THERE if chosen else "no clip is chosen"
     speeds, turns = np.array(read, dtype=float).reshape(-1, 2).T
     hours, countries = (_counted(catalog, name, chosen) for name in ("hour", "country"))
     return Circumstances(
-        len(chosen), dict(sorted(hours.items())), countries, speeds, turns, why_not
+        len(chosen),
+        dict(sorted(hours.items())),
+        countries,
+        speeds,
+        turns,
+        why_not,
+        [_row(catalog, row, motion_of.get(row["clip_id"])) for row in chosen],
     )
 
 
@@ -111,6 +133,17 @@ def _chosen(found: Audit) -> list[dict[str, Any]]:
 def _spread(rows: list[dict[str, Any]], num: int) -> list[dict[str, Any]]:
     """`num` rows evenly spread, the first and the last among them."""
     return [rows[int(place)] for place in np.linspace(0, len(rows) - 1, min(num, len(rows)))]
+
+
+def _row(
+    catalog: Catalog, row: Mapping[str, Any], motion: tuple[float, float] | None
+) -> dict[str, Any]:
+    known: Mapping[str, Any] = {}
+    with contextlib.suppress(AvomniError):
+        known = catalog.attributes(row["clip_id"])
+    speed, turn = motion or (np.nan, np.nan)
+    values = {**row, **known, "speed_mps": speed, "turn_deg": turn}
+    return {name: values.get(name) for name in COLUMNS}
 
 
 def _counted(catalog: Catalog, name: str, rows: Iterable[Mapping[str, Any]]) -> dict[Any, int]:

@@ -67,9 +67,58 @@ def test_executed_notebooks_hold_pictures_and_no_traceback(params: Path):
         outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
         assert any("image/png" in o.get("data", {}) for o in outputs), stage.name
         assert not [o for o in outputs if o.output_type == "error"]
-        text = "".join(o.text for o in outputs if o.output_type == "stream")
+        streams = [o for o in outputs if o.output_type == "stream"]
+        assert not [o.text for o in streams if o.name == "stderr"], stage.name
+        text = "".join(o.text for o in streams)
         assert "0%|" not in text, "a dead progress bar"
         assert "Traceback" not in text and "without encryption" not in text
+
+
+def values_of(p: Params, stage: str) -> list[tuple[str, str]]:
+    """(last line of its code, what is shown) of each cell of an executed notebook."""
+    notebook = nbformat.read(pipeline.executed_path(p, runs.BY_NAME[stage]), as_version=4)
+    return [
+        (cell.source.splitlines()[-1], output.data.get("text/plain", ""))
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+        if output.output_type == "execute_result"
+    ]
+
+
+def shown_by(p: Params, stage: str, start: str) -> str:
+    [text] = [text for code, text in values_of(p, stage) if code.startswith(start)]
+    return text
+
+
+def test_the_headline_by_hand_is_the_ladders(params: Path):
+    p = Params.from_files([params])
+    text = shown_by(p, "06_evaluate", 'pd.Series({"by hand"')
+    by_hand, in_the_ladder = map(float, re.findall(r"(?:by hand|in the ladder) +([\d.]+)", text))
+    assert by_hand == in_the_ladder > 0
+    [row] = [
+        row
+        for row in runs.read_result(p, "06_evaluate")["figures"]["ladder"]
+        if row["name"] == "adapted"
+    ]
+    assert by_hand == pytest.approx(row["value"], abs=1e-6)
+
+
+def test_executed_notebooks_show_values(params: Path):
+    """A clip's poses, a window's tokens and labels, the modules that are trained."""
+    p = Params.from_files([params])
+    assert "papermill" in shown_by(p, "01_audit", "tables.parameters")
+    assert "speed_mps" in shown_by(p, "01_audit", "clips.head()")
+    assert "camera_front_wide_120fov" in shown_by(p, "02_download", "missing.groupby")
+    assert "uint8" in shown_by(p, "03_etl", "frame.shape")
+    driven_m, distance_m = re.findall(r"[\d.]{4,}", shown_by(p, "03_etl", "driven_m"))
+    assert float(driven_m) == pytest.approx(float(distance_m), rel=1e-2)
+    learned = shown_by(p, "05_train", '"".join(learned.token)')
+    assert "<think>" in learned and "Avg Velocity" in learned and "Rows from" not in learned
+    weights = shown_by(p, "05_train", 'lora.groupby("module")')
+    trained = runs.read_result(p, "05_train")["figures"]["trainable_parameters"]
+    assert trained == sum(int(number) for number in re.findall(r"(\d+)$", weights, re.MULTILINE))
+    assert "max_steps" in shown_by(p, "05_train", "pd.Series(preview.arguments")
 
 
 def test_run_again_skips_every_stage_with_its_reason(params: Path):

@@ -1,4 +1,4 @@
-"""The notebooks keep the house limits: short cells, no definitions, the schema's parameters."""
+"""The notebooks keep the house limits: short cells, values to look at, the demo's parameters."""
 
 import ast
 import re
@@ -8,15 +8,16 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+import yaml
 
 from avomni_lib import files
 from avomni_lib.notebook.run import runs
 from avomni_lib.params import Params
 
 NOTEBOOKS = sorted((files.PROJECT_ROOT / "notebooks").glob("*.ipynb"))
+LONGEST_DEF = 10  # lines of a function that teaches
 FORBIDDEN = [
-    r"^\s*(async )?def ",
-    r"^\s*class ",
+    r"^\s*(async def|class) ",
     r"^\s*try:",
     r"!\s*pip",
     r"%pip",
@@ -54,6 +55,26 @@ def test_code_cells_are_short(cells: list):
 def test_nothing_that_belongs_in_the_package(cells: list, pattern: str):
     for source in code_of(cells):
         assert not re.search(pattern, source, re.MULTILINE), source
+
+
+def functions_of(cells: list) -> list[ast.FunctionDef]:
+    nodes = [node for source in code_of(cells) for node in ast.walk(ast.parse(source))]
+    return [node for node in nodes if isinstance(node, ast.FunctionDef)]
+
+
+def test_a_function_is_short_enough_to_teach(cells: list):
+    for node in functions_of(cells):
+        assert node.end_lineno - node.lineno < LONGEST_DEF, node.name
+
+
+def test_nothing_is_copied_between_notebooks():
+    """But for what opens each of them."""
+    seen: dict[str, str] = {}
+    for path in NOTEBOOKS:
+        for source in code_of(nbformat.read(path, as_version=4).cells):
+            if len(source.splitlines()) > 2 and "read_dotted_names" not in source:
+                assert source not in seen, f"{path.stem} and {seen.get(source)}: {source}"
+                seen[source] = path.stem
 
 
 def test_every_code_cell_follows_a_sentence(cells: list):
@@ -105,15 +126,34 @@ def test_no_figure_is_shown_that_is_not_kept(cells: list):
         assert all("stage.save(" in source for line in drawn if "plots.live" not in line), source
 
 
-def test_sections_are_declared_one_a_line_and_known_to_papermill(cells: list, path: Path):
+def test_every_section_is_declared_and_known_to_papermill(path: Path):
+    """papermill warns of a section that the cell does not declare."""
     declared = papermill.inspect_notebook(path)
     extends = declared.pop("extends")
     assert (extends["inferred_type_name"], extends["default"]) == ("str", '"params/demo.yaml"')
     assert list(declared) == list(Params.model_fields)
-    for parameter in declared.values():
-        assert parameter["inferred_type_name"] == "dict"
-        assert parameter["default"] == "{}"
-        assert parameter["help"] == "see params/demo.yaml"
+    assert {parameter["inferred_type_name"] for parameter in declared.values()} == {"dict"}
+
+
+def parameters_of(cells: list) -> str:
+    [source] = [cell.source for cell in cells if cell.metadata.get("tags") == ["parameters"]]
+    return source
+
+
+def test_the_parameters_cell_shows_the_demos_values_with_a_comment_each(cells: list):
+    source, shown = parameters_of(cells), {}
+    exec(source, shown)
+    demo = yaml.safe_load((files.PROJECT_ROOT / "params" / "demo.yaml").read_text())
+    num_keys = 0
+    for section in Params.model_fields:
+        defaults = Params().values(section)[section]
+        for key, value in shown[section].items():
+            num_keys += 1
+            assert value == demo[section].get(key, defaults[key]), f"{section}.{key}"
+            assert value == defaults[key], "a key at its default is left to the file"
+            [line] = [line for line in source.splitlines() if f'"{key}": ' in line]
+            assert len(line.partition("# ")[2]) > 5, f"{section}.{key} has no comment"
+    assert num_keys >= 7
 
 
 def test_params_are_made_before_any_room_is_imported(cells: list):

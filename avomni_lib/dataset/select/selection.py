@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from avomni_lib.dataset.catalog import (
     FEATURES_FILE,
@@ -20,7 +21,7 @@ from avomni_lib.dataset.catalog import (
 )
 from avomni_lib.dataset.download.hub import PATHS_A_REQUEST, Hub
 from avomni_lib.dataset.download.remote import RemoteFile
-from avomni_lib.dataset.download.verified import Verified
+from avomni_lib.dataset.download.verified import Verified, hold
 from avomni_lib.dataset.select import manifest as chosen_file
 from avomni_lib.dataset.select.chunks import ChunkChoice, Ranking, choose_chunks, rank
 from avomni_lib.dataset.select.sizes import estimated
@@ -146,6 +147,36 @@ def select(p: Params, hub: Hub | None, verified: Verified) -> Selection:
     if hub is not None:
         return _selection(catalog, p, ranking, _Listing(hub, metadata, paths))
     return _selection(catalog, p, ranking, metadata | _on_disk(p.local_dir, paths))
+
+
+def listed(p: Params, hub: Hub | None) -> list[dict[str, Any]]:
+    """What a download takes, a row a file: path, feature, chunk, size (bytes), is_here.
+
+    A file is here whose bytes are on the disk, checked already or not; the tables about all clips
+    have no feature and no chunk.
+
+    Raises:
+        AvomniError: as `select`; the licence is not decided on.
+    """
+    need_license(p)
+    need_folder(p)
+    hub = pinned(p, hub)
+    with hold(p.local_dir):
+        verified = Verified(p.local_dir)
+        selection = select(p, hub, verified)
+    place = {
+        path: (feature, chunk)
+        for feature in (*selection.features, *selection.optional)
+        for chunk in selection.choice.chunks
+        for path in selection.catalog.files([chunk], [feature])
+    }
+    rows = []
+    for file in selection.files:
+        feature, chunk = place.get(file.path, (None, None))
+        here = bool(verified.known(file) or verified.needs_hash(file))
+        row = {"path": file.path, "feature": feature, "chunk": chunk, "size": file.size}
+        rows.append(row | {"is_here": here})
+    return rows
 
 
 def foretell(p: Params) -> Selection | None:

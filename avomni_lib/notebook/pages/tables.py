@@ -6,9 +6,15 @@ import html
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from avomni_lib import params_cell
+from avomni_lib.params import EXTENDS, Params
 from avomni_lib.plan import gigabytes, minutes
+from avomni_lib.training.model import model_input
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NUM_SHOWN = 20
 MOST_PARTS = 12
@@ -40,6 +46,28 @@ class Table:
             return f"<p>{html.escape(self.if_empty)}</p>"
         body = "".join(_line(row, "td") for row in self.rows)
         return f"<table>{_line(self.head, 'th')}{body}</table>"
+
+
+def parameters(p: Params, names: Mapping[str, Any]) -> pd.DataFrame:
+    """The keys of a notebook's parameters cell: the value that holds, and where it comes from.
+
+    Args:
+        p: From `Params.from_notebook`.
+        names: The notebook's `globals()`.
+    """
+    import pandas as pd
+
+    keys = params_cell.shown(names)
+    values = model_input.flat(p.values())
+    injected = model_input.flat(params_cell.injected(names))
+    cell = {name: names[name] for name in Params.model_fields if name in names}
+    changed = model_input.flat(params_cell.changed(cell, Params().values()))
+    sources = [
+        "papermill" if key in injected else "this notebook" if key in changed else names[EXTENDS]
+        for key in keys
+    ]
+    rows = {"value": [values[key] for key in keys], "set by": sources}
+    return pd.DataFrame(rows, index=pd.Index(keys, name="parameter"), dtype=object)
 
 
 def counts(counted: Mapping[str, int], what: str) -> Table:

@@ -4,7 +4,6 @@ canvas         a figure that shows itself; colours; named tiles
 audit          01: what is there, what is damaged
 circumstances  01: speed, turn, hour and country
 download       02: what is fetched
-tempo          02 and 03: bytes, clips and cores over time
 etl            03: splits, leaks, one clip
 tiles          04: grids of frames
 targets        05: the manoeuvre and the path ahead

@@ -107,44 +107,6 @@ def _loss(
     )
 
 
-def planned(figures: Mapping[str, Any]) -> canvas.Picture:
-    """What the plan had foretold beside what it took: memory, time, steps; a panel each.
-
-    Args:
-        figures: `Trained.figures`.
-    """
-    pairs = _foretold(figures)
-    picture = canvas.Picture(1000, 190)
-    for axes, (what, unit, told, found) in zip(
-        picture.subplots(1, len(pairs), squeeze=False)[0], pairs, strict=True
-    ):
-        drawn = axes.barh([0, 1], [told, found], color=[canvas.GREY, canvas.BLUE], height=0.6)
-        axes.bar_label(drawn, fmt=_figure, padding=3, fontsize=9)
-        axes.set_yticks([0, 1], ["planned", "happened"])
-        axes.invert_yaxis()
-        axes.margins(x=0.3)
-        axes.locator_params(axis="x", nbins=4)
-        label = f"{what}, {unit}" if unit else what
-        canvas.quiet(axes, "x").set_xlabel(label, fontsize=9)
-    apart = [f"{what} {100 * (found / told - 1):+.0f}%" for what, _, told, found in pairs]
-    picture.finding("What happened, against the plan: " + ", ".join(apart))
-    return picture
-
-
-def _foretold(figures: Mapping[str, Any]) -> list[tuple[str, str, float, float]]:
-    """(what, unit, planned, happened) of all that both sides have."""
-    estimate, measured = figures["estimate"], figures["measured"]
-    found = [("optimizer steps", "", figures["planned_steps"], figures["optimizer_steps"])]
-    for what, unit, name in (("peak memory", "GB", "memory_gb"), ("time", "s", "seconds")):
-        if estimate.get(name) and measured.get(name):
-            found.append((what, unit, estimate[name], measured[name]))
-    return found
-
-
-def _figure(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
-
-
 def running_mean(values: np.ndarray, width: int) -> np.ndarray:
     """(n,) mean of the last `width` values, fewer at the start."""
     sums = np.concatenate([[0.0], np.cumsum(values)])

@@ -4,6 +4,7 @@ trainer      the stage
 job          the process: started, followed, stopped
 worker       what runs in it
 sft          TRL's SFTTrainer on our windows
+preview      tokens, LoRA modules and arguments, to be looked at before
 checkpoints  checkpoints that are whole or not there
 meter        metrics of each step
 heldout      the held-out figure

@@ -77,7 +77,7 @@ def load_base(p: Params) -> Base:
     """
     environment.clean()
     choices = choose(p)
-    _quieten()
+    quieten()
     location = base_location(p.model.base_model)
     config = read_config(p.model.base_model, location, p.dataset.allow_plain_http)
     kind = backbone(p.model.backbone, config)
@@ -359,7 +359,7 @@ def _by_unsloth(
     return model, getattr(processor, "tokenizer", processor)
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Loading bars and an advice that is none: they would fill the executed notebook."""
     from transformers.utils import logging as transformers_logging
 

@@ -1,0 +1,114 @@
+"""What a training will be made of, to be looked at before it: tokens, LoRA modules, arguments.
+
+No weights are loaded: the modules are counted on torch's meta device.
+"""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+from typing import Any
+
+from avomni_lib.params import Params
+from avomni_lib.training.backbones import backbone
+from avomni_lib.training.doctor import doctor
+from avomni_lib.training.forecast import estimate
+from avomni_lib.training.model import load
+from avomni_lib.training.prompt import samples
+from avomni_lib.training.prompt.conversation import IGNORED, Conversation, Sample
+
+# Of TRL's arguments, what names places of this machine or says nothing about the training.
+NOT_SHOWN = ("output_dir", "logging_dir", "hub_token", "run_name")
+
+
+def conversation(p: Params, windows: Any) -> Conversation:
+    """The conversation that the training holds about these windows; the tokenizer alone is loaded.
+
+    Raises:
+        AvomniError: no such base model.
+    """
+    load.choose(p)  # Unsloth, where it is the backend, has to be imported before transformers
+    location = load.base_location(p.model.base_model)
+    config = load.read_config(p.model.base_model, location, p.dataset.allow_plain_http)
+    tokenizer = load.read_tokenizer(p.model.base_model, location)
+    return samples.conversation_of(p, windows, tokenizer, backbone(p.model.backbone, config))
+
+
+def tokens(sample: Sample, talk: Conversation) -> list[dict[str, Any]]:
+    """A row a token: its text, its id, its label, and whether it bears the loss."""
+    return [
+        {
+            "token": talk.tokenizer.decode([token]),
+            "id": int(token),
+            "label": int(label),
+            "bears_loss": bool(label != IGNORED),
+        }
+        for token, label in zip(sample.input_ids, sample.labels, strict=True)
+    ]
+
+
+def lora_modules(p: Params) -> list[dict[str, Any]]:
+    """A row a module that LoRA adapts: name, layer, module, its own weights and LoRA's.
+
+    Raises:
+        AvomniError: no such base model, or it has no module to adapt.
+    """
+    load.choose(p)
+    load.quieten()
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    location = load.base_location(p.model.base_model)
+    config = load.read_config(p.model.base_model, location, p.dataset.allow_plain_http)
+    kind = backbone(p.model.backbone, config)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
+        tuned = load.add_adapter(model, p, kind)
+    rows = []
+    for name, module in tuned.named_modules():
+        if not hasattr(module, "lora_A") or not hasattr(module, "base_layer"):
+            continue
+        layer = re.search(r"\.(\d+)\.", name)
+        weights = [
+            weight for part in (module.lora_A, module.lora_B) for weight in part.parameters()
+        ]
+        rows.append(
+            {
+                "name": name.removeprefix("base_model.model."),
+                "layer": int(layer[1]) if layer else None,
+                "module": name.rpartition(".")[2],
+                "weights": module.in_features * module.out_features,
+                "lora_weights": sum(weight.numel() for weight in weights),
+            }
+        )
+    return rows
+
+
+def arguments(p: Params, num_windows: int) -> dict[str, Any]:
+    """TRL's arguments for these parameters on this machine, where they differ from TRL's own.
+
+    Args:
+        num_windows: Of the training.
+
+    Raises:
+        AvomniError: this machine cannot run the optimizer.
+    """
+    choices = load.choose(p)
+    device = choices["device"].value
+    choices = choices | {"optimizer": doctor.optimizer(p.training.optimizer, device)}
+    load.quieten()
+    from avomni_lib.training.fit import sft
+
+    own = sft.arguments_of(
+        p,
+        SimpleNamespace(partial="partial"),
+        choices,
+        estimate.optimizer_steps(p, num_windows),
+        p.training.gradient_accumulation_steps // p.training.num_processes,
+    ).to_dict()
+    usual = sft.SFTConfig(output_dir="partial", use_cpu=device == "cpu").to_dict()
+    return {
+        name: value
+        for name, value in sorted(own.items())
+        if name not in NOT_SHOWN and value != usual.get(name)
+    }

@@ -1,0 +1,100 @@
+"""What the notebooks' cells show, on tables and caches that no whole run makes."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+from avomni_lib import files
+from avomni_lib.etl.cache import memmap, windows
+from avomni_lib.evaluation import metrics
+from avomni_lib.training.targets import target
+from tests import answered, cached_run
+
+
+def run_section(notebook: str, heading: str, **names: Any) -> dict[str, Any]:
+    """The names that a section's code leaves, without a kernel."""
+    path = files.PROJECT_ROOT / "notebooks" / f"{notebook}.ipynb"
+    is_in = False
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "markdown" and cell.source.startswith("## "):
+            is_in = cell.source.startswith(f"## {heading}")
+        elif cell.cell_type == "code" and is_in:
+            exec(cell.source, names)
+    return names
+
+
+def scored(table) -> SimpleNamespace:
+    return SimpleNamespace(answers=table, figures=metrics.figures(table))
+
+
+def test_the_headline_by_hand_counts_an_answer_that_cannot_be_read_as_the_mean():
+    asked, said = answered.drives(6)
+    said[3] = "I do not know."
+    one = scored(answered.summaries(asked, (14.0, 21.0), adapted=said, base=said))
+    shown = run_section("06_evaluate", "Look at the answers", scored=one, pd=pd)
+    assert shown["errors"].mean() == pytest.approx(one.figures["speed_mae_mps"]["adapted"])
+    assert shown["in_the_ladder"] == one.figures["speed_mae_mps"]["adapted"]
+    assert shown["worst"].error_mps.is_monotonic_decreasing
+
+
+@pytest.mark.parametrize("name", ["future_v1", "meta_v1"])
+def test_a_target_that_states_no_speed_has_no_such_headline(name: str):
+    about = target(name)
+    asked = [answered.window("a", n, 5.0, 7.5, future=answered.straight(5.0)) for n in range(4)]
+    texts = [about.render(each.truth) for each in asked]
+    one = scored(answered.table(about, asked, {"mean": texts, "adapted": texts}))
+    shown = run_section("06_evaluate", "Look at the answers", scored=one, pd=pd)
+    assert np.isnan(shown["errors"].mean()) and shown["in_the_ladder"] is None
+    assert len(shown["clip"]) == 8
+
+
+@pytest.mark.parametrize("storage", ["raw", "jpeg"])
+def test_the_cache_is_opened_by_numpy_alone(storage: str, tmp_path: Path):
+    p = cached_run.make(tmp_path, processing={"storage": storage})
+    built = SimpleNamespace(cache=memmap.Cache.open(p.cache_dir))
+    shown = run_section("03_etl", "Open the cache", built=built, memmap=memmap, np=np, pd=pd)
+    assert ("frames" in shown["arrays"]) == (storage == "raw")
+    assert shown["frame"].dtype == np.uint8 and shown["frame"].shape == shown["shard"].frame_shape
+    poses, clip = shown["poses"], shown["clip"]
+    assert len(poses) == len(clip) and poses.time_s.is_monotonic_increasing
+    distance_m = poses.distance_m.iloc[-1] - poses.distance_m.iloc[0]
+    assert shown["driven_m"] == pytest.approx(distance_m, rel=0.01)
+    own = run_section(
+        "03_etl",
+        "See where the windows lie",
+        built=built,
+        p=p,
+        windows=windows,
+        stage=SimpleNamespace(save=lambda *_: None),
+        plots=SimpleNamespace(timelines=id),
+    )
+    assert len(own["own"]) > 0 and own["length"] == p.processing.sequence_length
+
+
+def test_a_grid_of_your_own_is_made_of_the_runs_tiles():
+    from avomni_lib.dataset import cameras
+    from avomni_lib.etl.clip import tiling
+
+    grid, tile = cameras.grid("4-cam"), (32, 16)
+    frame = np.zeros((2 * tile[1], 2 * tile[0], 3), dtype=np.uint8)
+    for number, camera in enumerate(grid.cameras):
+        tiling.tile_of(frame[None], grid, tile, camera.name)[:] = 50 * (number + 1)
+    view = SimpleNamespace(grid_frame=lambda: frame, choice=SimpleNamespace(grid=grid, tile=tile))
+    shown = run_section(
+        "04_tiles",
+        "Make a grid of your own",
+        view=view,
+        np=np,
+        tiling=tiling,
+        stage=SimpleNamespace(save=lambda *_: None),
+        canvas=SimpleNamespace(in_rows=lambda *_: None),
+    )
+    corners = shown["mine"][:: tile[1], :: tile[0], 0]
+    assert corners.tolist() == [[50, 50], [150, 200]]
+    assert re.fullmatch(r"camera_\w+", shown["names"][0])

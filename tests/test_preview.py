@@ -1,0 +1,30 @@
+"""What 05 shows before it trains: the modules that LoRA adapts, and the trainer's arguments."""
+
+import pytest
+
+from avomni_lib import files
+from avomni_lib.params import Params
+from avomni_lib.training.fit import preview
+from avomni_lib.training.forecast import model_size
+
+DEMO = files.PROJECT_ROOT / "params" / "demo.yaml"
+
+
+@pytest.mark.parametrize("rank", [8, 64])
+def test_lora_modules_are_those_that_are_trained(rank: int):
+    p = Params.from_files([DEMO], [f"model.lora_rank={rank}"])
+    rows = preview.lora_modules(p)
+    anatomy = model_size.anatomy_of("tiny")
+    assert sum(row["lora_weights"] for row in rows) == anatomy.num_adapter(rank)
+    assert {row["layer"] for row in rows} == set(range(anatomy.language.layers))
+    assert {row["module"] for row in rows} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    for row in rows:
+        assert "language_model" in row["name"] and row["weights"] > 0
+
+
+def test_arguments_are_those_that_the_parameters_ask_for():
+    changes = ["training.learning_rate=2.0e-3", "training.max_steps=7", "training.batch_size=3"]
+    shown = preview.arguments(Params.from_files([DEMO], changes), num_windows=100)
+    assert (shown["learning_rate"], shown["max_steps"]) == (2e-3, 7)
+    assert shown["per_device_train_batch_size"] == 3
+    assert not set(shown) & set(preview.NOT_SHOWN)
