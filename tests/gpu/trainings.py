@@ -124,7 +124,7 @@ def arithmetic(
 ) -> dict[str, Any]:
     """The share of the card's bf16 peak, and the memory that the project foretells.
 
-    Operations are `pace.operations`': those of the model alone, and with what gradient
+    Operations are `step_time.operations`': those of the model alone, and with what gradient
     checkpointing computes a second time. The peak is the datasheet's, and what one large product
     reaches on this card.
     """
@@ -146,7 +146,7 @@ def arithmetic(
         dtype_bytes=4 if subject.quick else 2,
     )
     found: dict[str, Any] = {
-        "memory_foretold_gb": round(needed.peak_bytes / 1e9, 2),
+        "memory_foretold_gb": round(needed.peak_bytes / 1e9, 4),
         "memory_foretold_by_part_gb": {k: round(v / 1e9, 3) for k, v in needed.parts().items()},
         "memory_foretold_at_moments_gb": {k: round(v / 1e9, 3) for k, v in needed.moments.items()},
     }

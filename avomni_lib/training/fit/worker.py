@@ -80,7 +80,6 @@ def work(
     # Only now: Unsloth, where it is the backend, has to be imported before TRL.
     from avomni_lib.training.fit import meter, sft
 
-    program_bytes = hardware.resident_bytes()
     base = load.load_base(p)
     choices = base.choices | {"optimizer": chosen_optimizer}
     doctor.check(p, choices)
@@ -148,7 +147,6 @@ def work(
         "tokens_per_sample": len(longest),
         "trainable_parameters": load.trainable_parameters(trainer.model),
         "peak_memory": hardware.peak_memory(device),
-        "program_bytes": program_bytes,
         "num_processes": share.ranks,
     }
     if metrics:
