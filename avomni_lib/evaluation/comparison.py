@@ -153,17 +153,15 @@ def _paired(
     one: bootstrap.Statistic, other: bootstrap.Statistic, seed: int
 ) -> list[dict[str, float | None]]:
     """What two runs get of one figure on the same windows, row by row, on the same resamples."""
-    joined, num = one.beside(other), one.sums.shape[1]
-    values, found = joined.value(), []
-    resampled = joined.resampled(seed=seed)
-    apart = None if resampled is None else resampled[:, num:] - resampled[:, :num]
-    differences = bootstrap.bounded(values[num:] - values[:num], apart)
-    for i, difference in enumerate(differences):
+    num, found = one.sums.shape[1], []
+    joined = one.beside(other).differences([(row, num + row) for row in range(num)])
+    values = bootstrap.bounded(joined, seed)
+    for i, difference in enumerate(values[2 * num :]):
         known = difference.value is not None
         found.append(
             {
-                "a": float(values[i]) if known else None,
-                "b": float(values[num + i]) if known else None,
+                "a": values[i].value if known else None,
+                "b": values[num + i].value if known else None,
                 "difference": difference.value,
                 "low": difference.low,
                 "high": difference.high,
