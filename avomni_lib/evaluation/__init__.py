@@ -11,9 +11,8 @@ slices        figures by speed, turn, country, hour and platform
 claims        what the intervals allow to be said
 comparison    two runs on the windows that both answered
 spread        a run over several seeds
-baselines     constants and extrapolated motion
-ego_mlp       a network that sees only the car's past motion
-motion_rows   its rows of the ladder
+baselines     the rows without eyes: constants and extrapolated motion
+ego_motion    ridge regression on the car's past motion
 held_out      which windows are scored
 before_after  answers of some windows before and after the training
 """

@@ -19,14 +19,14 @@ ROWS = {
     "mean": "the mean of the training split",
     "median": "the median of the training split",
     "base": "the base model, not adapted",
-    "ego_mlp": "the MLP that sees only how the car moved before",
+    "ego_motion": "a ridge regression on how the car moved before",
 }
 WHAT = {
     "blind": "vision helps",
     "mean": "the model beats the mean",
     "median": "the model beats the median",
     "base": "training helps",
-    "ego_mlp": "the model beats past motion alone",
+    "ego_motion": "the model beats past motion alone",
 }
 
 
