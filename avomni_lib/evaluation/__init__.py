@@ -2,9 +2,8 @@
 
 ladder        the stage: the model beside everything that it has to beat
 answer        answers of a model to held-out windows, resumable
-scores        the table of answers
-metrics       figures of each answer
-aligned       the table as rows x windows
+metrics       the table of answers, and all figures that follow from it
+scores        the table as rows x windows, and each figure of each window
 trajectories  displacement errors, comfort and missed turns of paths
 bootstrap     intervals, by clips
 slices        figures by speed, turn, country, hour and platform

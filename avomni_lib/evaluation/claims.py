@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from avomni_lib.evaluation.aligned import MODEL
-from avomni_lib.evaluation.scores import metric
+from avomni_lib.evaluation.scores import MODEL, metric
 
 # Resampled, few clips look more alike than they are. Where there is no difference at all one is
 # claimed in 8 % of cases with 5 clips, in 5 % with 10 and in 3 % with 30, where 2.5 % are meant

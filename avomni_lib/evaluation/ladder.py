@@ -22,7 +22,7 @@ from avomni_lib.etl.leaks import leaks
 from avomni_lib.evaluation import answer, baselines, before_after, held_out, metrics
 from avomni_lib.evaluation.held_out import thinned
 from avomni_lib.params import Params
-from avomni_lib.plan import Bar, Plan
+from avomni_lib.plan import Bar, Plan, text_table
 from avomni_lib.training.model import adapter
 from avomni_lib.training.prompt import samples
 from avomni_lib.training.targets import target
@@ -89,13 +89,8 @@ class Evaluated:
         return lines
 
     def __str__(self) -> str:
-        lines = self._lines()
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        table = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in lines
-        ]
-        return "\n".join([*table, "", *(claim["text"] for claim in self.figures["claims"])])
+        claims = [claim["text"] for claim in self.figures["claims"]]
+        return "\n".join([text_table(self._lines()), "", *claims])
 
     __repr__ = __str__
 

@@ -19,9 +19,8 @@ from avomni_lib import files
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache.windows import Truth
 from avomni_lib.evaluation import bootstrap
-from avomni_lib.evaluation.aligned import FALLBACK, MODEL, Aligned
 from avomni_lib.evaluation.claims import claims
-from avomni_lib.evaluation.scores import PARTS, Scores
+from avomni_lib.evaluation.scores import FALLBACK, MODEL, PARTS, Aligned, Scores
 from avomni_lib.evaluation.slices import slices
 from avomni_lib.training.targets import Target
 

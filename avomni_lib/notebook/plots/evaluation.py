@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from avomni_lib.etl.clip.manoeuvre import ACROSS, ALONG
 from avomni_lib.evaluation import metrics
-from avomni_lib.evaluation.aligned import FALLBACK, MODEL
+from avomni_lib.evaluation.scores import FALLBACK, MODEL
 from avomni_lib.notebook.pages import wording
 from avomni_lib.notebook.plots import canvas
 
