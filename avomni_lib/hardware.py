@@ -164,13 +164,6 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def resident_bytes() -> int:
-    """What this process holds of the host's memory now."""
-    import psutil
-
-    return psutil.Process().memory_info().rss
-
-
 def peak_memory_of_children() -> float:
     """The most that one of this process's ended children held, GB (1e9), on the host."""
     return _peak_gb(resource.RUSAGE_CHILDREN)

@@ -71,11 +71,6 @@ class Params(Section):
                 "training.patience waits for a better held-out figure, and none is made: set "
                 "training.heldout_windows too"
             )
-        if self.training.packing and self.model.backend == "unsloth":
-            mistakes.append(
-                "training.packing needs attention that keeps windows apart, and Unsloth brings its "
-                "own: set model.backend to auto or transformers, or packing to false"
-            )
         if self.training.target in ("coc_v1", "full_v1") and not self.processing.obstacles:
             mistakes.append(
                 f"training.target {self.training.target} speaks of other road users: set "
@@ -283,6 +278,8 @@ def _keys_of(model: type[BaseModel], prefix: str = "") -> dict[str, str]:
 
 def _nearest(dotted: str) -> str:
     """How to go on from an unknown name: the same word in another section or a near one."""
+    if dotted in _REMOVED:
+        return f"{_REMOVED[dotted]}: delete the line"
     known = _keys_of(Params)
     section, _, word = dotted.rpartition(".")
     elsewhere = [name for name, last in known.items() if last == word]
@@ -296,6 +293,8 @@ def _nearest(dotted: str) -> str:
     return "its section knows " + (", ".join(siblings) or ", ".join(Params.model_fields))
 
 
+# Parameters of earlier versions, and why each is gone.
+_REMOVED = {"training.packing": "it is gone, as padding a batch was never slower"}
 _MESSAGES = {
     "model_type": "a section of keys is wanted",
     "tuple_type": "a list is wanted, as in [1, 2]",

@@ -339,11 +339,6 @@ class TrainingParams(Section):
     num_processes: Workers = Field(
         1, description="processes of this machine, one a GPU; divides gradient_accumulation_steps"
     )
-    packing: bool = Field(
-        False,
-        description="the windows of a batch end to end in one row of up to model.max_seq_length "
-        "tokens, each attending to itself alone; false pads them to the longest",
-    )
     learning_rate: PositiveFloat = Field(1.0e-3, description="peak, after the warm-up")
     num_epochs: PositiveFloat = Field(3, description="passes over the training windows")
     max_steps: Positive | None = Field(

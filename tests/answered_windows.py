@@ -19,7 +19,7 @@ SPREADS = {
     "median": 1.0,
     "constant_velocity": 0.3,
     "ctra": 0.25,
-    "ego_mlp": 0.2,
+    "ego_motion": 0.2,
     "base": 0.8,
     "blind": 1.0,
     "trained_blind": 0.9,

@@ -45,7 +45,7 @@ from avomni_lib.params import Params
 from avomni_lib.training.doctor.findings import Finding, Report
 from avomni_lib.training.fit import job
 from avomni_lib.training.forecast import estimate
-from avomni_lib.training.prompt.samples import check_packing, windows_of
+from avomni_lib.training.prompt.samples import windows_of
 from avomni_world.hub import local_hub
 from tests import folder_run
 from tests.answered import drives, summaries
@@ -503,9 +503,6 @@ PROVOKED: dict[str, Callable[[Place], object]] = {
     "a training with other parameters": trained_with_others,
     "another training works in this run folder": trained_by_another,
     "cannot be shared among": unshareable,
-    "a packed row of": lambda place: check_packing(
-        place.params(training={"packing": True, "batch_size": 9}), 20_000
-    ),
     "this machine does not compute what training relies on": lambda place: Report(
         (Finding("4-bit linear", "wrong", "off by 70 %"),)
     ).raise_if_wrong(),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from avomni_lib.evaluation import bootstrap
 
@@ -45,10 +46,9 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(num_clips):
     clips = np.repeat(np.arange(num_clips), 4)
     num, covered = 200, 0
     for repetition in range(num):
-        values = drawn(clips, seed=repetition)
-        resampled = bootstrap.mean(values, clips).resampled(400, seed=repetition)
-        low, high = bootstrap.interval(resampled)
-        covered += low[0] <= 0 <= high[0]
+        made = bootstrap.mean(drawn(clips, seed=repetition), clips)
+        (found,) = bootstrap.bounded(made, repetition, num=400)
+        covered += found.low <= 0 <= found.high
     # 95 % are promised; 200 repetitions of that spread by 1.5 %.
     assert 0.90 <= covered / num <= 0.99
 
@@ -57,10 +57,9 @@ def test_windows_taken_for_independent_would_promise_too_much():
     """Why clips are resampled: with each window as a clip of its own intervals are too narrow."""
     clips, covered = np.repeat(np.arange(40), 10), 0
     for repetition in range(100):
-        values = drawn(clips, seed=repetition)
-        alone = bootstrap.mean(values, np.arange(len(clips)))
-        low, high = bootstrap.interval(alone.resampled(200, seed=repetition))
-        covered += low[0] <= 0 <= high[0]
+        alone = bootstrap.mean(drawn(clips, seed=repetition), np.arange(len(clips)))
+        (found,) = bootstrap.bounded(alone, repetition, num=200)
+        covered += found.low <= 0 <= found.high
     assert covered < 70
 
 
@@ -70,21 +69,30 @@ def test_pairing_narrows_the_interval_of_a_difference():
     hard = drawn(clips)[0]
     rows = hard + np.array([[0.0], [0.2]]) + 0.1 * drawn(clips, 2, seed=1)
     _, (none, paired) = bootstrap.estimates(bootstrap.mean(rows, clips), base=0)
-    one, other = (
-        bootstrap.mean(rows[[row]], clips).resampled(seed=seed) for row, seed in ((0, 1), (1, 2))
-    )
-    (low,), (high,) = bootstrap.interval(other - one)
+    one, other = (bootstrap.bounded(bootstrap.mean(rows[[row]], clips))[0] for row in (0, 1))
+    # Of independent draws the variances add up.
+    half = math.hypot(one.high - one.low, other.high - other.low) / 2
     assert (none.value, none.low, none.high) == (0.0, 0.0, 0.0)
-    assert paired.high - paired.low < (high - low) / 3
-    assert paired.low > 0 > low
+    assert paired.high - paired.low < 2 * half / 3
+    assert paired.low > 0 > paired.value - half
 
 
-def drawn_clips(made, num, seed):
-    """Of each resample the clips as a list, some several times: the statistic's own draws."""
-    order = np.lexsort(made.sums.reshape(made.num_clips, -1).T[::-1]).tolist()
-    weights = np.concatenate(list(bootstrap.draws(made.num_clips, num, seed)))
-    assert (weights.sum(axis=1) == made.num_clips).all()
-    return [np.repeat(order, counts).tolist() for counts in weights.astype(int)]
+def by_hand(plain, num_clips, seed, num):
+    """scipy's own interval of a plain Python statistic over the numbers of the clips."""
+    found = stats.bootstrap(
+        (np.arange(num_clips),),
+        lambda clips: plain(clips.astype(int).tolist()),
+        n_resamples=num,
+        vectorized=False,
+        method="BCa",
+        rng=seed,
+    )
+    return tuple(found.confidence_interval)
+
+
+def clips_in_order(made):
+    """The clips as the bootstrap numbers them."""
+    return np.lexsort(made.sums.reshape(made.num_clips, -1).T[::-1]).tolist()
 
 
 @pytest.mark.parametrize(
@@ -99,19 +107,14 @@ def test_it_agrees_with_a_plain_bootstrap_on_the_same_draws(make, plain):
     values = drawn(CLIPS, rows=2, seed=3)
     windows = [np.flatnonzero(clip == CLIPS).tolist() for clip in range(5)]
     made = make(values, CLIPS)
-    expected = [
-        [plain([row[i] for clip in clips for i in windows[clip]]) for row in values.tolist()]
-        for clips in drawn_clips(made, 50, seed=7)
-    ]
-    resampled = made.resampled(50, seed=7)
-    np.testing.assert_allclose(resampled, expected, rtol=1e-12)
-    columns = [
-        statistics.quantiles(column, n=40, method="inclusive")
-        for column in zip(*expected, strict=True)
-    ]
-    low, high = bootstrap.interval(resampled)
-    assert low == pytest.approx([cuts[0] for cuts in columns])
-    assert high == pytest.approx([cuts[-1] for cuts in columns])
+    order = clips_in_order(made)
+    for row, found in zip(values.tolist(), bootstrap.bounded(made, seed=7, num=300), strict=True):
+        expected = by_hand(
+            lambda clips, row=row: plain([row[i] for c in clips for i in windows[order[c]]]),
+            *(5, 7, 300),
+        )
+        assert found.method == "BCa"
+        assert (found.low, found.high) == pytest.approx(expected, rel=1e-9)
 
 
 def test_macro_f1_of_resamples_agrees_with_a_plain_count():
@@ -119,11 +122,14 @@ def test_macro_f1_of_resamples_agrees_with_a_plain_count():
     clips = np.repeat(np.arange(6), 5)
     true, said = draw.integers(0, 3, 30), draw.integers(-1, 3, (2, 30))
     made = bootstrap.macro_f1([(said, true, 3)], clips)
-    expected = []
-    for drawn_ in drawn_clips(made, 20, seed=1):
-        chosen = [i for clip in drawn_ for i in np.flatnonzero(clips == clip)]
-        expected.append([_plain_f1(row[chosen], true[chosen]) for row in said])
-    np.testing.assert_allclose(made.resampled(20, seed=1), expected, rtol=1e-12)
+    order = clips_in_order(made)
+    for row, found in zip(said, bootstrap.bounded(made, seed=1, num=100), strict=True):
+
+        def plain(drawn_, row=row):
+            chosen = [i for c in drawn_ for i in np.flatnonzero(clips == order[c])]
+            return _plain_f1(row[chosen], true[chosen])
+
+        assert (found.low, found.high) == pytest.approx(by_hand(plain, 6, 1, 100), rel=1e-9)
 
 
 def _plain_f1(said, true):
@@ -153,25 +159,41 @@ def test_names_and_order_of_clips_change_nothing(seed):
 
 def test_all_rows_are_scored_on_the_same_draws():
     values = drawn(CLIPS)
-    resampled = bootstrap.mean(np.concatenate([values, values, 2 * values]), CLIPS).resampled()
-    assert (resampled[:, 0] == resampled[:, 1]).all()
-    np.testing.assert_allclose(resampled[:, 2], 2 * resampled[:, 0])
+    made = bootstrap.mean(np.concatenate([values, values, 2 * values]), CLIPS)
+    one, same, double = bootstrap.bounded(made)
+    assert one == same
+    assert (double.low, double.high) == pytest.approx((2 * one.low, 2 * one.high))
 
 
 def test_small_blocks_draw_the_same(monkeypatch):
-    whole = np.concatenate(list(bootstrap.draws(7, 100, seed=3)))
+    made = bootstrap.mean(drawn(CLIPS), CLIPS)
+    whole = bootstrap.bounded(made, seed=3, num=100)
     monkeypatch.setattr(bootstrap, "_BLOCK_CELLS", 30)
-    blocks = list(bootstrap.draws(7, 100, seed=3))
-    assert max(map(len, blocks)) == 4
-    assert (np.concatenate(blocks) == whole).all()
-    assert not (np.concatenate(list(bootstrap.draws(7, 100, seed=4))) == whole).all()
+    assert bootstrap.bounded(made, seed=3, num=100) == whole
+    assert bootstrap.bounded(made, seed=4, num=100) != whole
+
+
+def test_of_many_clips_intervals_are_plain_percentiles(monkeypatch):
+    made = bootstrap.mean(drawn(CLIPS), CLIPS)
+    (corrected,) = bootstrap.bounded(made)
+    monkeypatch.setattr(bootstrap, "MOST_CLIPS_BCA", 4)
+    (plain,) = bootstrap.bounded(made)
+    assert (corrected.method, plain.method) == ("BCa", "percentile")
+    assert corrected.low != plain.low
+    assert plain.low == pytest.approx(corrected.low, abs=corrected.high - corrected.low)
+
+
+def test_what_is_the_same_for_each_clip_has_an_interval_of_no_width():
+    (found,) = bootstrap.bounded(bootstrap.mean(np.full((1, len(CLIPS)), 0.25), CLIPS))
+    assert (found.value, found.low, found.high) == (0.25, 0.25, 0.25)
+    assert found.method == "percentile"
 
 
 @pytest.mark.parametrize("num_clips", [0, 1])
 def test_fewer_than_two_clips_have_no_interval(num_clips):
     clips = np.zeros(3 * num_clips, dtype=int)
     made = bootstrap.mean(np.ones((2, len(clips))), clips)
-    assert made.num_clips == num_clips and made.resampled() is None
+    assert made.num_clips == num_clips
     values, apart = bootstrap.estimates(made, base=0)
     expected = (1.0, None, None) if num_clips else (None, None, None)
     assert (values[1].value, values[1].low, values[1].high) == expected
@@ -181,7 +203,6 @@ def test_fewer_than_two_clips_have_no_interval(num_clips):
 def test_resamples_without_a_window_of_the_kind_say_nothing():
     sums = np.array([[[4.0, 2.0]], [[0.0, 0.0]], [[0.0, 0.0]]])
     made = bootstrap.Statistic(sums, lambda each: each[..., 0] / each[..., 1])
-    resampled = made.resampled()
-    assert 0.2 < np.isnan(resampled).mean() < 0.4  # (2/3)³ of them
     (value,), _ = bootstrap.estimates(made)
     assert (value.value, value.low, value.high) == (2.0, 2.0, 2.0)
+    assert value.method == "percentile"

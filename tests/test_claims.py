@@ -105,7 +105,13 @@ def test_exactly_what_excludes_0_on_the_right_side_holds(low, high, f1):
 def test_the_claims_of_a_table_are_those_of_its_rows():
     asked, near = drives(FEWEST_CLIPS + 2, spread=0.2)
     far = [(speed + 2, path) for speed, path in near]
-    rows = {"median": far, "ctra": far, "ego_mlp": near, "base": far, "blind": ["?"] * len(asked)}
+    rows = {
+        "median": far,
+        "ctra": far,
+        "ego_motion": near,
+        "base": far,
+        "blind": ["?"] * len(asked),
+    }
     figures = metrics.figures(summaries(asked, MEAN, **rows, adapted=near))
     held = {claim["text"].split(" by ")[0] for claim in figures["claims"] if claim["holds"]}
     assert held == {

@@ -65,13 +65,6 @@ def test_the_machine_alone_is_looked_at_without_a_run():
     assert "cache" not in disk.found
 
 
-def test_packing_does_without_unsloth(demo):
-    training = demo.training.model_copy(update={"packing": True})
-    report = doctor.examine(demo.model_copy(update={"training": training}))
-    [unsloth] = [finding for finding in report.findings if finding.name == "unsloth"]
-    assert unsloth.state == "ok" and "training.packing" in unsloth.found
-
-
 def test_a_report_is_a_table_in_a_terminal_and_in_a_notebook():
     report = Report(
         (

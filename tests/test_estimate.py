@@ -170,19 +170,18 @@ def test_a_price_makes_hours_a_cost():
 
 def test_steps_that_were_timed_take_the_place_of_arithmetic():
     demo = Params.from_files([PROJECT_ROOT / "params" / "demo.yaml"], ["run.price_per_hour=3.6"])
-    probe = Probe(0.9, 0.5, peak_bytes=850_000_000, program_bytes=600_000_000)
+    probe = Probe(0.9, 0.5, peak_bytes=850_000_000)
     rows, _, figures = rows_of(demo, steps=100, device="cpu", probe=probe)
     assert rows["time to train"] == ("2 min", "100 steps of 0.9 s, as timed on this machine")
     assert "the first steps took 850.0 MB" in rows["memory"][1]
     # On a CPU the process's own seconds are compared, and the clock's are paid.
-    assert figures["predicted"] == {"seconds": 50.0, "memory_gb": figures["memory_gb"]}
+    assert figures["predicted"] == {"seconds": 50.0, "memory_gb": 0.85}
     assert figures["probed"]["memory_gb"] == 0.85
     assert figures["train_hours"] == 0.025 and figures["train_cost"] == 0.09
-    unprobed = rows_of(demo, steps=100, device="cpu")[2]
-    assert figures["memory_gb"] - unprobed["memory_gb"] == pytest.approx(0.024, abs=0.001)
+    assert figures["memory_gb"] < figures["predicted"]["memory_gb"], "tensors are not all"
 
     on_gpu = rows_of(mi300x(), steps=100, device="cuda:0", probe=probe)[2]
-    assert on_gpu["predicted"]["seconds"] == 90.0
+    assert on_gpu["predicted"] == {"seconds": 90.0, "memory_gb": on_gpu["memory_gb"]}
 
 
 def test_a_device_that_is_too_small_is_named_before_anything_is_loaded():
@@ -198,7 +197,7 @@ def test_a_base_model_that_nobody_knows_leaves_memory_open_and_still_tells_time(
     tokens = Tokens(3584, 171, 47)
     rows, warnings, figures = rows_of(other, tokens)
     assert rows["memory"][0] == "not known" and not warnings and not figures
-    probe = Probe(2.0, 1.0, peak_bytes=9, program_bytes=9)
+    probe = Probe(2.0, 1.0, peak_bytes=9)
     figures = rows_of(other, tokens, steps=1800, probe=probe)[2]
     assert figures["train_hours"] == 1.0 and figures["predicted"] == {"seconds": 3600.0}
 
@@ -208,4 +207,4 @@ def test_the_whole_plan_tells_memory_and_hours_too():
     assert {"memory_gb", "memory_by_part_gb", "train_hours", "train_cost"} <= figures.keys()
     demo = estimate.plan_run(Params.from_files([PROJECT_ROOT / "params" / "demo.yaml"]))
     [memory] = [row for row in demo.rows if row[0] == "memory"]
-    assert "program 576.0 MB" in memory[2] and 0.8 < demo.figures["memory_gb"] < 0.95
+    assert memory[1].startswith("over ") and 0.05 < demo.figures["memory_gb"] < 0.5

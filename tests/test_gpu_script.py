@@ -34,7 +34,7 @@ def test_every_part_runs_or_says_why_not(report):
 
 
 def test_a_training_says_what_it_took(report):
-    for name in ("4cam", "7cam", "4cam_packed", "4cam_accumulated", "4cam_bf16"):
+    for name in ("4cam", "7cam", "4cam_accumulated", "4cam_bf16"):
         part = report[name]
         assert part["steps_counted"] == 1 and part["seconds_per_step"] > 0
         assert part["tokens_per_s"] > part["windows_per_s"] > 0
@@ -45,7 +45,6 @@ def test_a_training_says_what_it_took(report):
     assert (report["4cam"]["grid"], report["7cam"]["grid"]) == ("64x64", "96x96")
     assert report["4cam"]["quantisation"] == "stored"
     assert report["4cam_bf16"]["quantisation"] == "none"
-    assert report["4cam_packed"]["losses"] == pytest.approx(report["4cam"]["losses"], rel=1e-3)
 
 
 def test_the_adapter_is_the_same_after_reading(report):

@@ -10,7 +10,7 @@ import pytest
 from avomni_lib.etl.cache.memmap import EGOMOTION_COLUMNS, TRACK_COLUMNS, Cache
 from avomni_lib.etl.cache.windows import Windows
 from avomni_lib.etl.clip.trajectory import Trajectory
-from avomni_lib.evaluation import motion_rows
+from avomni_lib.evaluation import baselines
 from avomni_lib.training.prompt import history, samples
 from avomni_lib.training.targets import TARGETS, target
 from tests import cached_run
@@ -78,8 +78,8 @@ def test_no_prompt_and_no_baseline_sees_what_it_must_say(name, p, tmp_path):
         assert truths[0] != truths[1], "else this test says nothing"
         told = [history.text_of(history.past_of(w, index, about), about) for w in (spoilt, sound)]
         assert told[0] == told[1]
-        rows = [motion_rows.texts(about, train, w, [index], seed=0) for w in (spoilt, sound)]
-        assert {*rows[0]} == {"mean", "median", "constant_velocity", "ctra", "ego_mlp"}
+        rows = [baselines.texts(about, train, w, [index]) for w in (spoilt, sound)]
+        assert {*rows[0]} == {"mean", "median", "constant_velocity", "ctra", "ego_motion"}
         assert rows[0] == rows[1]
 
 

@@ -23,15 +23,14 @@ SECTIONS = {
     "model": {"load_in_4bit": False, "max_seq_length": 1024},
     "processing": {"obstacles": True},
 }
-# (batch_size, gradient_accumulation_steps, packing): four windows a step.
-SPLITS = [(1, 4, False), (2, 2, False), (4, 1, False), (2, 2, True), (4, 1, True)]
+# (batch_size, gradient_accumulation_steps): four windows a step.
+SPLITS = [(1, 4), (2, 2), (4, 1)]
 
 
-def params(folder, base, batch, accumulated, packing=False, **changes):
+def params(folder, base, batch, accumulated, **changes):
     training = {
         "batch_size": batch,
         "gradient_accumulation_steps": accumulated,
-        "packing": packing,
         "max_steps": STEPS,
         "target": "coc_v1",
         # In 8 bit a rounding more or less is a whole level.

@@ -61,6 +61,7 @@ def test_the_ladder_has_each_row_once_with_its_difference_to_the_model():
         assert set(entry) == {
             *("name", "target", "metric", "value", "low", "high", "difference_to_model"),
             *("difference_low", "difference_high", "num_clips", "num_windows", "valid_share"),
+            *("interval", "difference_interval"),
         }
         assert (entry["target"], entry["metric"]) == ("summary_v1", "speed_mae_mps")
         assert (entry["num_clips"], entry["num_windows"]) == (12, 48)

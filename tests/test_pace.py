@@ -60,19 +60,19 @@ def trained(seconds, cpu_seconds, memory_gb=0.86):
     lines = zip(seconds, cpu_seconds, strict=True)
     return SimpleNamespace(
         metrics=[{"seconds": wall, "cpu_seconds": cpu} for wall, cpu in lines],
-        figures={"measured": {"memory_gb": memory_gb}, "program_bytes": 576_000_000},
+        figures={"measured": {"memory_gb": memory_gb}},
     )
 
 
 def test_a_probe_leaves_the_first_step_out():
     found = Probe(**step_time.probe_of(trained([9.0, 1.0, 2.0], [5.0, 0.5, 0.7])))
-    assert found == Probe(1.5, 0.6, peak_bytes=860_000_000, program_bytes=576_000_000)
+    assert found == Probe(1.5, 0.6, peak_bytes=860_000_000)
     # A training of one step has nothing else.
     assert step_time.probe_of(trained([9.0], [5.0]))["seconds_per_step"] == 9.0
 
 
 def test_a_probe_tells_the_whole_training():
-    probe = Probe(1.5, 0.6, peak_bytes=860_000_000, program_bytes=576_000_000)
+    probe = Probe(1.5, 0.6, peak_bytes=860_000_000)
     p = Params.from_values({"run": {"price_per_hour": 2.0}})
     told = {"memory_gb": 0.86, "train_hours": 0.5, "train_cost": 1.0}
     assert step_time.after(p, probe, 1200, "cpu") == told | {"seconds": 720.0}

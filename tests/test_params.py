@@ -120,6 +120,11 @@ def test_every_mistake_is_told_at_once_with_the_nearest_name():
     assert "pydantic" not in text
 
 
+def test_a_parameter_that_is_gone_is_named_as_such():
+    with pytest.raises(AvomniError, match="training.packing: unknown parameter; it is gone"):
+        Params.from_values({"training": {"packing": False}})
+
+
 def test_window_size_is_another_name_of_sequence_length():
     with pytest.raises(AvomniError, match="window_size is 8 and processing.sequence_length is 16"):
         Params.from_values({"vision": {"window_size": 8}})

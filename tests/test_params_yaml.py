@@ -42,7 +42,7 @@ def of_text(folder: Path, text: str | bytes) -> Params:
         ("training: {num_epochs: 1:30.5}", ["reads 1:30.5 as 90.5"]),
         ("run: {name: on}", ["reads on as True", "in quotes"]),
         ("download: {clips: {countries: [NO]}}", ["reads NO as False"]),
-        ("training: {packing: yes}", ["reads yes as True", "true or false"]),
+        ("training: {gradient_checkpointing: yes}", ["reads yes as True", "true or false"]),
         ("run: {seed: " + "9" * 5000 + "}", ["YAML reads 999"]),
         ("on: {seed: 1}", ["on is no key"]),
         ("1: {seed: 1}", ["1 is no key"]),
@@ -81,8 +81,8 @@ def test_what_yaml_would_change_is_refused(tmp_path: Path, text: str, messages: 
         ("training: {num_epochs: 3}", "training.num_epochs", 3.0),
         ("processing: {stride: 4.0}", "processing.stride", 4),
         ("processing: {stride: '4'}", "processing.stride", 4),
-        ("training: {packing: TRUE}", "training.packing", True),
-        ("training: {packing: 'false'}", "training.packing", False),
+        ("training: {gradient_checkpointing: TRUE}", "training.gradient_checkpointing", True),
+        ("training: {gradient_checkpointing: 'false'}", "training.gradient_checkpointing", False),
         ("run: {name: 2026-11-22}", "run.name", "2026-11-22"),
         ("run: {name: '010'}", "run.name", "010"),
         ("download: {clips: {countries: ['NO', y]}}", "download.clips.countries", ["NO", "y"]),
@@ -111,7 +111,10 @@ def test_what_is_meant_is_taken(tmp_path: Path, text: str, key: str, value: Any)
         *(("training", "learning_rate", bad) for bad in (True, "nan", "inf", "1_0", "1e999", "")),
         *(("training", "learning_rate", bad) for bad in (float("nan"), float("inf"), -1, 1e308)),
         *(("training", "learning_rate", bad) for bad in (5e-324, 10**400)),
-        *(("training", "packing", bad) for bad in (0, 1, "yes", "on", "1", "t", 1.0, None)),
+        *(
+            ("training", "gradient_checkpointing", bad)
+            for bad in (0, 1, "yes", "on", "1", "t", 1.0, None)
+        ),
         *(("run", "seed", bad) for bad in (-1, 2**32, 1e20, "9" * 5000)),
         *(("run", "name", bad) for bad in ("", ".", "..", "...", "a/b", "a\n", "a\0", "x" * 300)),
         *(("run", "name", bad) for bad in (7, True, None, ["a"], " a", "/", "-a")),
@@ -143,7 +146,7 @@ def test_a_value_that_nobody_means_is_refused_by_its_name(section: str, key: str
 def test_all_of_them_are_told_at_once(tmp_path: Path):
     text = """
 run: {name: "", seed: true, outputs_dir: $HOME/out}
-training: {learning_rate: .nan, packing: "maybe", max_steps: 1.5}
+training: {learning_rate: .nan, gradient_checkpointing: "maybe", max_steps: 1.5}
 download: {chunks: [], clips: {hours: [24]}}
 """
     with pytest.raises(AvomniError) as caught:
@@ -188,7 +191,7 @@ def test_home_is_expanded_in_every_path(monkeypatch: pytest.MonkeyPatch, tmp_pat
         ("download.clips.hours=[7, 8, 7]", [7, 8]),
         ("download.clips.countries=[Germany, 'a #b']", ["Germany", "a #b"]),
         ("download.clips={hours: [7]}", {"hours": [7]}),
-        ("training.packing=True", True),
+        ("training.gradient_checkpointing=True", True),
     ],
 )
 def test_set_takes_the_whole_value(change: str, value: Any):
@@ -210,7 +213,7 @@ def test_set_takes_the_whole_value(change: str, value: Any):
         (["download.clips.hours=[1, 2"], "not valid YAML"),
         (["download.clips.hours=[1] # mornings"], "# mornings follows it"),
         (["dataset.revision='a' b"], "--set"),
-        (["training.packing=yes"], "reads yes as True"),
+        (["training.gradient_checkpointing=yes"], "reads yes as True"),
         (["download.clips={hours: [1], hours: [2]}"], "hours stands twice"),
         (["processing.stride=4", "processing.stride=2"], "processing.stride is set twice"),
         (["processing.stride=4", "processing.stride=4"], "processing.stride is set twice"),

@@ -136,9 +136,9 @@ def test_the_ladder_says_whom_the_model_beats(scores):
     )
     by_name = {row["name"]: row for row in figures["ladder"]}
     by_name["one_camera"] |= {"difference_low": -0.1, "difference_high": 0.2}
-    by_name["ego_mlp"] |= {"difference_low": -0.3, "difference_high": -0.1}
+    by_name["ego_motion"] |= {"difference_low": -0.3, "difference_high": -0.1}
     assert ladder.ladder_finding(figures).startswith(
-        "The adapted model beats 8 of 10 other rows; better than it: small MLP on past motion; "
+        "The adapted model beats 8 of 10 other rows; better than it: ego motion, ridge; "
         "no difference shown to: one camera. "
     )
     for row in figures["ladder"]:

@@ -6,8 +6,7 @@ import math
 import pytest
 
 from avomni_lib.evaluation import metrics, slices
-from avomni_lib.evaluation.aligned import Aligned
-from avomni_lib.evaluation.scores import Scores
+from avomni_lib.evaluation.scores import Aligned, Scores
 from tests.answered import drives, summaries, window
 
 MEAN = (10.0, 15.0)

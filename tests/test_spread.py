@@ -18,17 +18,25 @@ def run(folder, metric="speed_mae_mps", **values):
 def test_mean_deviation_and_share_of_the_mean_row(tmp_path):
     said = [(6.0, 1.0), (8.0, 1.5), (7.0, 0.8)]
     runs = [run(tmp_path / str(n), mean=m, adapted=a) for n, (m, a) in enumerate(said)]
-    metric, rows = spread.spread(runs)
-    assert metric == "speed_mae_mps" and [row.name for row in rows] == ["mean", "adapted"]
-    assert rows[1].values == (1.0, 1.5, 0.8)
-    assert rows[1].mean == pytest.approx(1.1)
-    assert rows[1].deviation == pytest.approx(statistics.stdev([1.0, 1.5, 0.8]))
-    assert rows[1].shares == pytest.approx([1 / 6, 1.5 / 8, 0.8 / 7])
+    metric, values = spread.spread(runs)
+    assert metric == "speed_mae_mps" and list(values.index) == ["mean", "adapted"]
+    assert values.loc["adapted"].tolist() == [1.0, 1.5, 0.8]
+    mean, deviation, share, *each = spread.table(metric, values).loc["adapted"]
+    assert mean == pytest.approx(1.1)
+    assert deviation == pytest.approx(statistics.stdev([1.0, 1.5, 0.8]))
+    assert share == pytest.approx(statistics.fmean([1 / 6, 1.5 / 8, 0.8 / 7]))
+    assert each == [1.0, 1.5, 0.8]
+
+
+def test_without_a_mean_row_or_with_one_of_0_there_is_no_share(tmp_path):
+    for number, of in enumerate(({}, {"mean": 0.0})):
+        runs = [run(tmp_path / f"{number}{n}", adapted=1.0, **of) for n in "ab"]
+        assert spread.table(*spread.spread(runs)).loc["adapted"].isna().sum() == 1
 
 
 def test_a_row_that_one_run_lacks_is_left_out(tmp_path):
     runs = [run(tmp_path / "a", mean=6, ctra=1), run(tmp_path / "b", mean=6)]
-    assert [row.name for row in spread.spread(runs)[1]] == ["mean"]
+    assert list(spread.spread(runs)[1].index) == ["mean"]
 
 
 def test_the_command_prints_a_table(tmp_path, capsys):

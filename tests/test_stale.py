@@ -66,7 +66,7 @@ STALE: dict[tuple[str, ...], list[str]] = {
         *(
             f"training.{key}"
             for key in (
-                *("packing", "learning_rate", "lr_scheduler", "warmup_ratio", "weight_decay"),
+                *("learning_rate", "lr_scheduler", "warmup_ratio", "weight_decay"),
                 *("max_grad_norm", "save_steps", "logging_steps", "report_to", "patience"),
                 *("heldout_windows", "blind_steps", "blind"),
             )

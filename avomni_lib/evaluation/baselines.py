@@ -9,17 +9,21 @@ and the poses of the second before it, and go on from there, in the rig's frame 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from avomni_lib.etl.cache.windows import Truth
 from avomni_lib.etl.clip.trajectory import FUTURE_STEPS, STEP_S, Trajectory
+from avomni_lib.evaluation.ego_motion import EgoMotion
+from avomni_lib.training.prompt import history
 from avomni_lib.training.targets import Said, Target
 from avomni_lib.training.targets.constants import constants
 
-__all__ = ["MODELS", "Motion", "constant_velocity", "constants", "ctra", "rolled", "says"]
+if TYPE_CHECKING:
+    from avomni_lib.etl.cache.windows import Windows
 
 FIT_S, FEWEST_POSES = 1.0, 5  # what CTRA is fitted to
 STANDING_MPS = 0.05  # slower is the noise of a speed, and no acceleration starts from that
@@ -152,6 +156,33 @@ def says(name: str, past: Trajectory, target: Target, duration_s: float) -> Said
         return None
     said = target.of(rolled(MODELS[name](past), duration_s, target.history_ends))
     return replace(said, **dict.fromkeys(_unknown(said)))
+
+
+def texts(
+    target: Target, train: Windows, windows: Windows, chosen: Sequence[int]
+) -> dict[str, list[str]]:
+    """Row -> its answer to each chosen window, in the target's own form.
+
+    Where a target speaks of what motion alone cannot tell, the rows that live by motion are absent.
+
+    Args:
+        train: The training windows, which constants and ridge regression are fitted on.
+        windows: That are asked about; their past is read up to where `target.history_ends`, and
+            nothing else of them.
+    """
+    truths = [target.of(train.truth(i)) for i in range(len(train))]
+    rows = {name: [target.write(said)] * len(chosen) for name, said in constants(truths).items()}
+    if target.scenes:
+        return rows
+    pasts = [history.past_of(windows, index, target) for index in chosen]
+    times_us = windows.times_us(chosen[0])
+    duration_s = float(times_us[-1] - times_us[0]) / 1e6
+    for name in MODELS:
+        rows[name] = [target.write(says(name, past, target, duration_s)) for past in pasts]
+    known = [history.past_of(train, i, target) for i in range(len(train))]
+    ridge = EgoMotion.fit(known, truths)
+    rows["ego_motion"] = [target.write(ridge.predict(past)) for past in pasts]
+    return rows
 
 
 def _unknown(said: Said) -> list[str]:

@@ -4,22 +4,26 @@ Windows of one clip overlap and resemble each other, so a clip is what is drawn,
 windows. Every row is scored on the same draws: what makes a draw hard for one row makes it hard for
 the others, and the difference of two rows is known better than either.
 
-Percentile intervals of the paired cluster bootstrap: Efron and Tibshirani, "An Introduction to the
-Bootstrap" (1993), chapters 13 and 8.
+The bootstrap is scipy's over the numbers of the clips. Its intervals are BCa ones, corrected for
+bias and skewness: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 14.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 NUM_RESAMPLES = 2000
 LEVEL = 0.95
-# Of one block of weights, so that a hundred thousand clips need no more memory than a hundred.
+# Of one block of resamples, so that many clips need no more memory than a few.
 _BLOCK_CELLS = 1 << 21
+# BCa leaves out each clip in turn. Of more clips than these it costs more than the resamples do,
+# and corrects what is beyond the digits shown.
+MOST_CLIPS_BCA = 2000
 
 
 @dataclass(frozen=True)
@@ -46,69 +50,52 @@ class Statistic:
         """Its rows and then another's: the same figure of the same windows by other models."""
         return Statistic(np.concatenate([self.sums, other.sums], axis=1), self.finish)
 
+    def differences(self, pairs: list[tuple[int, int]]) -> Statistic:
+        """Its rows, and after them for each pair (a, b) row b's figure minus row a's."""
+        a, b = np.array(pairs, dtype=int).reshape(-1, 2).T
+
+        def finish(sums: np.ndarray) -> np.ndarray:
+            values = self.finish(sums)
+            return np.concatenate([values, values[..., b] - values[..., a]], axis=-1)
+
+        return Statistic(self.sums, finish)
+
+    def of_draws(self, clips: np.ndarray) -> np.ndarray:
+        """(..., R) float64: the figure of the clips (..., n) int that were drawn, some twice."""
+        drawn = clips.reshape(-1, clips.shape[-1])
+        of_draw = self.num_clips * np.arange(len(drawn))[:, None]
+        counts = np.bincount((drawn + of_draw).ravel(), minlength=len(drawn) * self.num_clips)
+        weights = counts.reshape(len(drawn), self.num_clips).astype(np.float64)
+        sums = weights @ self.sums.reshape(self.num_clips, self.sums[0].size)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return self.finish(sums.reshape(*clips.shape[:-1], *self.sums.shape[1:]))
+
+    def in_order(self) -> Statistic:
+        """Clips ordered by what they hold: so their names and places change no draw."""
+        if not self.num_clips:
+            return self
+        order = np.lexsort(self.sums.reshape(self.num_clips, -1).T[::-1])
+        return dataclasses.replace(self, sums=self.sums[order])
+
     def value(self) -> np.ndarray:
         """(R,) float64, over all clips, each once."""
         with np.errstate(invalid="ignore", divide="ignore"):
-            return self.finish(self._in_order().sum(axis=0))
-
-    def resampled(self, num: int = NUM_RESAMPLES, seed: int = 0) -> np.ndarray | None:
-        """(num, R) float64: the figure on each resample; None of fewer than two clips."""
-        if self.num_clips < 2:
-            return None
-        flat = self._in_order().reshape(self.num_clips, self.sums[0].size)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            blocks = [
-                self.finish((weights @ flat).reshape(len(weights), *self.sums.shape[1:]))
-                for weights in draws(self.num_clips, num, seed)
-            ]
-        return np.concatenate(blocks)
-
-    def _in_order(self) -> np.ndarray:
-        """The sums, clips ordered by what they hold: so their names and places change nothing."""
-        if not self.num_clips:
-            return self.sums
-        return self.sums[np.lexsort(self.sums.reshape(self.num_clips, -1).T[::-1])]
-
-
-def draws(num_clips: int, num: int, seed: int) -> Iterator[np.ndarray]:
-    """Blocks (b, C) float64 of how often each clip is in each of `num` resamples.
-
-    Each resample has as many clips as there are, drawn with replacement.
-    """
-    generator = np.random.default_rng(seed)
-    block = max(_BLOCK_CELLS // num_clips, 1)
-    for first in range(0, num, block):
-        size = min(block, num - first)
-        drawn = generator.integers(num_clips, size=(size, num_clips))
-        drawn += num_clips * np.arange(size)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=size * num_clips)
-        yield counts.reshape(size, num_clips).astype(np.float64)
-
-
-def interval(resampled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The bounds, (R,) float64 each, between which the middle 95 % of the resamples lie.
-
-    Args:
-        resampled: (num, R). A resample that holds no window of those that a figure speaks of is
-            NaN, and says nothing about it; where all are NaN, so are the bounds.
-    """
-    edges = (50 * (1 - LEVEL), 50 * (1 + LEVEL))
-    if not np.isnan(resampled).any():
-        low, high = np.percentile(resampled, edges, axis=0)
-    else:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)
-            low, high = np.nanpercentile(resampled, edges, axis=0)
-    return low, high
+            return self.finish(self.in_order().sums.sum(axis=0))
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure with the bounds of its interval; None is what cannot be said."""
+    """A figure with the bounds of its interval; None is what cannot be said.
+
+    Attributes:
+        method: Of the interval: "BCa", or "percentile" where BCa is not defined, as of a figure
+            that is the same for each clip, or that some resamples do not have.
+    """
 
     value: float | None
     low: float | None
     high: float | None
+    method: str | None = None
 
 
 def estimates(
@@ -122,22 +109,52 @@ def estimates(
     Returns:
         R figures, and R differences: the row's minus the base's.
     """
-    values, resampled = statistic.value(), statistic.resampled(seed=seed)
+    num = statistic.sums.shape[1]
     if base is None:
-        none = [Estimate(None, None, None)] * len(values)
-        return bounded(values, resampled), none
-    apart = None if resampled is None else resampled - resampled[:, [base]]
-    return bounded(values, resampled), bounded(values - values[base], apart)
+        return bounded(statistic, seed), [Estimate(None, None, None)] * num
+    found = bounded(statistic.differences([(base, row) for row in range(num)]), seed)
+    return found[:num], found[num:]
 
 
-def bounded(values: np.ndarray, resampled: np.ndarray | None) -> list[Estimate]:
-    """Figures (R,) with the intervals of their resamples (num, R); None of these has none."""
-    unknown = np.full(len(values), np.nan)
-    low, high = (unknown, unknown) if resampled is None else interval(resampled)
+def bounded(statistic: Statistic, seed: int = 0, num: int = NUM_RESAMPLES) -> list[Estimate]:
+    """The figures of a statistic with 95 % intervals; of fewer than two clips there are none.
+
+    A resample that holds no window of those that a figure speaks of says nothing about it.
+    """
+    values = statistic.value()
+    if statistic.num_clips < 2:
+        return [Estimate(_known(value), None, None) for value in values]
+    from scipy import stats
+
+    ordered = statistic.in_order()
+    method = "BCa" if statistic.num_clips <= MOST_CLIPS_BCA else "percentile"
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # of figures without a BCa interval, and of empty slices
+        drawn = stats.bootstrap(
+            (np.arange(statistic.num_clips),),
+            lambda clips, axis: np.moveaxis(ordered.of_draws(clips), -1, 0),
+            n_resamples=num,
+            batch=max(_BLOCK_CELLS // statistic.num_clips, 1),
+            vectorized=True,
+            confidence_level=LEVEL,
+            method=method,
+            rng=seed,
+        )
+        resampled = drawn.bootstrap_distribution
+        bounds = np.array(drawn.confidence_interval)
+        edges = (50 * (1 - LEVEL), 50 * (1 + LEVEL))
+        plain = np.nanpercentile(resampled, edges, axis=-1)
+    undefined = ~np.isfinite(bounds).all(axis=0)
+    low, high = np.where(undefined, plain, bounds)
+    methods = np.where(undefined, "percentile", method)
     return [
-        Estimate(*(None if np.isnan(x) else float(x) for x in each))
-        for each in zip(values, low, high, strict=True)
+        Estimate(_known(value), _known(a), _known(b), None if np.isnan(a) else str(by))
+        for value, a, b, by in zip(values, low, high, methods, strict=True)
     ]
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
 
 
 def mean(values: np.ndarray, clips: np.ndarray) -> Statistic:

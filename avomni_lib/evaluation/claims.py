@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from avomni_lib.evaluation.aligned import MODEL
-from avomni_lib.evaluation.scores import metric
+from avomni_lib.evaluation.scores import MODEL, metric
 
 # Resampled, few clips look more alike than they are. Where there is no difference at all one is
 # claimed in 8 % of cases with 5 clips, in 5 % with 10 and in 3 % with 30, where 2.5 % are meant
@@ -19,14 +18,14 @@ ROWS = {
     "mean": "the mean of the training split",
     "median": "the median of the training split",
     "base": "the base model, not adapted",
-    "ego_mlp": "the MLP that sees only how the car moved before",
+    "ego_motion": "a ridge regression on how the car moved before",
 }
 WHAT = {
     "blind": "vision helps",
     "mean": "the model beats the mean",
     "median": "the model beats the median",
     "base": "training helps",
-    "ego_mlp": "the model beats past motion alone",
+    "ego_motion": "the model beats past motion alone",
 }
 
 

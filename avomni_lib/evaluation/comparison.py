@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
 from avomni_lib.evaluation import bootstrap, metrics
-from avomni_lib.evaluation.aligned import MODEL, Aligned
 from avomni_lib.evaluation.claims import FEWEST_CLIPS
-from avomni_lib.evaluation.scores import Scores, metric
+from avomni_lib.evaluation.scores import MODEL, Aligned, Scores, metric
+from avomni_lib.plan import text_table
 
 ANSWERS, STAGE, RESULT = "answers.parquet", "06_evaluate", "result.json"
 HEAD = ("row", "figure", "A", "B", "B − A", "95 % interval", "")
@@ -58,14 +59,8 @@ class Compared:
         ]
 
     def __str__(self) -> str:
-        lines = [HEAD, *self.lines()]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        table = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in lines
-        ]
         warnings = [f"! {warning}" for warning in self.figures["warnings"]]
-        return "\n".join([*self.title(), *warnings, "", *table])
+        return "\n".join([*self.title(), *warnings, "", text_table([HEAD, *self.lines()])])
 
     __repr__ = __str__
 
@@ -100,15 +95,17 @@ def compare(run_a: Path | str, run_b: Path | str, seed: int = 0) -> Compared:
     paths = {"A": _answers(run_a), "B": _answers(run_b)}
     tables = {side: metrics.read(path) for side, path in paths.items()}
     keys = {side: _windows(table) for side, table in tables.items()}
-    common = keys["A"] & keys["B"]
-    if not common:
+    common = keys["A"].intersection(keys["B"]).unique()
+    only = {side: len(of.unique().difference(common)) for side, of in keys.items()}
+    if common.empty:
         raise AvomniError(
-            f"no window in common: {len(keys['A']):,} and {len(keys['B']):,} windows of other "
+            f"no window in common: {only['A']:,} and {only['B']:,} windows of other "
             "clips or places",
             where=_both(paths),
             fix="compare runs of one data set and one evaluation.split",
         )
-    scores = {side: Scores(Aligned.of(_only(table, common))) for side, table in tables.items()}
+    shared = {side: table.filter(keys[side].isin(common)) for side, table in tables.items()}
+    scores = {side: Scores(Aligned.of(table)) for side, table in shared.items()}
     a, b = (one.aligned for one in scores.values())
     _check_truth(a, b, _both(paths))
     rows = _rows(scores["A"], scores["B"], seed)
@@ -124,7 +121,7 @@ def compare(run_a: Path | str, run_b: Path | str, seed: int = 0) -> Compared:
         "targets": {"A": a.target, "B": b.target},
         "num_windows": len(common),
         "num_clips": a.num_clips,
-        "num_windows_only_in": {side: len(keys[side] - common) for side in keys},
+        "num_windows_only_in": only,
         "warnings": _warnings(paths, a.num_clips),
         "rows": rows,
     }
@@ -153,17 +150,15 @@ def _paired(
     one: bootstrap.Statistic, other: bootstrap.Statistic, seed: int
 ) -> list[dict[str, float | None]]:
     """What two runs get of one figure on the same windows, row by row, on the same resamples."""
-    joined, num = one.beside(other), one.sums.shape[1]
-    values, found = joined.value(), []
-    resampled = joined.resampled(seed=seed)
-    apart = None if resampled is None else resampled[:, num:] - resampled[:, :num]
-    differences = bootstrap.bounded(values[num:] - values[:num], apart)
-    for i, difference in enumerate(differences):
+    num, found = one.sums.shape[1], []
+    joined = one.beside(other).differences([(row, num + row) for row in range(num)])
+    values = bootstrap.bounded(joined, seed)
+    for i, difference in enumerate(values[2 * num :]):
         known = difference.value is not None
         found.append(
             {
-                "a": float(values[i]) if known else None,
-                "b": float(values[num + i]) if known else None,
+                "a": values[i].value if known else None,
+                "b": values[num + i].value if known else None,
                 "difference": difference.value,
                 "low": difference.low,
                 "high": difference.high,
@@ -205,13 +200,8 @@ def _answers(run: Path | str) -> Path:
     return next(each for each in found if each.is_file())
 
 
-def _windows(table: pa.Table) -> set[tuple[str, int]]:
-    return set(zip(table["clip_id"].to_pylist(), table["window"].to_pylist(), strict=True))
-
-
-def _only(table: pa.Table, windows: set[tuple[str, int]]) -> pa.Table:
-    keys = zip(table["clip_id"].to_pylist(), table["window"].to_pylist(), strict=True)
-    return table.filter(pa.array([key in windows for key in keys]))
+def _windows(table: pa.Table) -> pd.MultiIndex:
+    return pd.MultiIndex.from_frame(table.select(["clip_id", "window"]).to_pandas())
 
 
 def _check_truth(a: Aligned, b: Aligned, where: str) -> None:
@@ -221,7 +211,7 @@ def _check_truth(a: Aligned, b: Aligned, where: str) -> None:
         AvomniError: naming the first window, and what is said of it.
     """
     for name in (*TRUE, *TRUE_WORDS):
-        of_a, of_b = a.true(name), b.true(name)
+        of_a, of_b = a.ground_truth(name), b.ground_truth(name)
         if name in TRUE:
             differ = ~np.isclose(of_a, of_b, rtol=0, atol=AGREES, equal_nan=True)
         else:
@@ -229,7 +219,7 @@ def _check_truth(a: Aligned, b: Aligned, where: str) -> None:
             differ = ~(np.equal(of_a, of_b) | np.equal(of_a, None) | np.equal(of_b, None))
         if differ.any():
             i = int(np.argmax(differ))
-            clip_id, window = a.true("clip_id")[i], a.true("window")[i]
+            clip_id, window = a.ground_truth("clip_id")[i], a.ground_truth("window")[i]
             raise AvomniError(
                 f"the runs disagree about {int(differ.sum()):,} of {len(differ):,} windows: "
                 f"{name} of window {window} of clip {clip_id} is {of_a[i]} in A and {of_b[i]} "

@@ -1,6 +1,6 @@
 """The ladder: the adapted model beside all that a serious reader would ask about.
 
-Constants of the training split, motion that goes on as it was, a small network on that motion
+Constants of the training split, motion that goes on as it was, a regression on that motion
 alone, the base, the model blind, trained blind, with its frames shuffled in time, with one camera.
 """
 
@@ -19,10 +19,10 @@ from avomni_lib import files
 from avomni_lib.dataset import cameras as rig
 from avomni_lib.dataset.select import split
 from avomni_lib.etl.leaks import leaks
-from avomni_lib.evaluation import answer, before_after, held_out, metrics, motion_rows
+from avomni_lib.evaluation import answer, baselines, before_after, held_out, metrics
 from avomni_lib.evaluation.held_out import thinned
 from avomni_lib.params import Params
-from avomni_lib.plan import Bar, Plan
+from avomni_lib.plan import Bar, Plan, text_table
 from avomni_lib.training.model import adapter
 from avomni_lib.training.prompt import samples
 from avomni_lib.training.targets import target
@@ -39,7 +39,7 @@ ROWS = {
     "median": "median of the training split",
     "constant_velocity": "constant velocity",
     "ctra": "constant turn rate and acceleration",
-    "ego_mlp": "small network on past motion alone",
+    "ego_motion": "ego motion, ridge",
     "base": "base model, not adapted",
     "blind": "adapted model, shown black frames",
     "trained_blind": "adapter trained on black frames",
@@ -89,13 +89,8 @@ class Evaluated:
         return lines
 
     def __str__(self) -> str:
-        lines = self._lines()
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        table = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in lines
-        ]
-        return "\n".join([*table, "", *(claim["text"] for claim in self.figures["claims"])])
+        claims = [claim["text"] for claim in self.figures["claims"]]
+        return "\n".join([text_table(self._lines()), "", *claims])
 
     __repr__ = __str__
 
@@ -179,9 +174,7 @@ def evaluate(p: Params, folder: Path, progress: type[Bar] = Bar) -> Evaluated:
     asked, about = held_out.asked(p, windows, chosen), target(p.training.target)
     texts: dict[tuple[str, int], Sequence[str | None]] = {
         (name, 0): said
-        for name, said in motion_rows.texts(
-            about, samples.train_windows(p), windows, chosen, p.run.seed
-        ).items()
+        for name, said in baselines.texts(about, samples.train_windows(p), windows, chosen).items()
     }
     with progress(
         total=(len(_asked_rows(p)) + _num_samples(p)) * len(chosen),

@@ -19,9 +19,8 @@ from avomni_lib import files
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache.windows import Truth
 from avomni_lib.evaluation import bootstrap
-from avomni_lib.evaluation.aligned import FALLBACK, MODEL, Aligned
 from avomni_lib.evaluation.claims import claims
-from avomni_lib.evaluation.scores import PARTS, Scores
+from avomni_lib.evaluation.scores import FALLBACK, MODEL, PARTS, Aligned, Scores
 from avomni_lib.evaluation.slices import slices
 from avomni_lib.training.targets import Target
 
@@ -166,6 +165,8 @@ def figures(table: pa.Table, seed: int = 0) -> dict[str, Any]:
     """The stage's figures, from the answers alone, as plain values for `result.json`.
 
     Intervals are of 95 %, from resampled clips (`bootstrap`); None where there are fewer than two.
+    `interval` and `difference_interval` name their method: "BCa", or "percentile" where that is
+    not defined.
     An answer that cannot be read counts as the mean's for its window. Differences are the row's
     figure minus the model's.
 
@@ -261,7 +262,7 @@ def _alone(table: pa.Table, model: str) -> Scores:
 
 
 def _measured(scores: Scores, figure: str, seed: int) -> dict[str, dict[str, float | None]]:
-    """Value, interval and difference of each row that has a figure."""
+    """Value, interval and difference of each row that has a figure; by which method they are."""
     rows_of = scores.rows(figure)
     base = rows_of.index(MODEL) if MODEL in rows_of else None
     values, apart = bootstrap.estimates(scores.statistic(figure), base, seed)
@@ -273,6 +274,8 @@ def _measured(scores: Scores, figure: str, seed: int) -> dict[str, dict[str, flo
             "difference_to_model": difference.value,
             "difference_low": difference.low,
             "difference_high": difference.high,
+            "interval": value.method,
+            "difference_interval": difference.method,
         }
         for row, value, difference in zip(rows_of, values, apart, strict=True)
     }

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 import re
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 
+from avomni_lib.errors import AvomniError
 from avomni_lib.evaluation import bootstrap, trajectories
-from avomni_lib.evaluation.aligned import Aligned
-from avomni_lib.training.targets import coc
+from avomni_lib.training.targets import Said, coc, target
 
 # What a target says, and by which figure its ladder stands.
 PARTS = {
@@ -31,7 +32,11 @@ PRIMARY = {
 }
 # A share of less than this is a share of nothing: windows that stand have no percentage.
 SHORTEST_M = 1.0
-_BLOCK = 500
+_BLOCK = 500  # windows: 64 steps of all rows of all windows would be gigabytes
+MODEL = "adapted"  # the row that the run is about
+FALLBACK = "mean"  # the row that stands in for an answer that cannot be read
+NUM_WAYPOINTS, NUM_FUTURE = 16, 64
+WORDS = ("along", "across", "cause")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +102,158 @@ def metric(name: str) -> Metric:
     return METRICS[name]
 
 
+@dataclass(frozen=True, eq=False)
+class Aligned:
+    """A table of answers as matrices: a line a row of the ladder, a column a window.
+
+    Where an answer cannot be read, the mean's for that window stands in its place.
+
+    Attributes:
+        table: As `metrics.SCHEMA`.
+        target: What all its answers speak about.
+        names: The R rows of the ladder, in the order of the table.
+        clips: (n,) int64, ascending: a number for each clip; n windows in all, by clip_id and
+            number.
+        places: (R, n) int64, the place in `table` of each greedy answer.
+        sampled: Of the rows that have any, (K, n) places of the sampled answers.
+    """
+
+    table: pa.Table
+    target: str
+    names: tuple[str, ...]
+    clips: np.ndarray
+    places: np.ndarray
+    sampled: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, table: pa.Table) -> Aligned:
+        """Find each row's answer for each window.
+
+        Raises:
+            AvomniError: there is no answer, they are of several targets, a row did not answer for
+                the same windows as the others, each once, or the mean's own cannot be read.
+        """
+        frame = table.select(["clip_id", "window", "model", "target", "sample"]).to_pandas()
+        names, targets = (list(frame[key].unique()) for key in ("model", "target"))
+        if len(targets) != 1:
+            raise _broken(
+                f"answers of {' and '.join(targets)} in one table" if targets else "no answers"
+            )
+        frame["place"] = np.arange(len(frame))
+        frame = frame.set_index(["clip_id", "window"])
+        parts = {key: part["place"] for key, part in frame.groupby(["model", "sample"])}
+        none = frame["place"][:0]
+        first = FALLBACK if FALLBACK in names else names[0]
+        asked = parts.get((first, 0), none).sort_index().index
+
+        def matched(name: str, sample: int) -> np.ndarray:
+            own = parts.get((name, sample), none)
+            if asked.is_unique and own.index.sort_values().equals(asked):
+                return own.reindex(asked).to_numpy()
+            common, others = len(own.index.unique().intersection(asked)), asked.nunique()
+            raise _broken(
+                f"{name!r} has {len(own)} rows for {common} of the {others} windows that "
+                f"{first!r} has"
+            )
+
+        greedy = np.stack([matched(name, 0) for name in names])
+        samples = {name: sorted(s for of, s in parts if of == name and s) for name in names}
+        sampled = {
+            name: np.stack([matched(name, sample) for sample in of])
+            for name, of in samples.items()
+            if of
+        }
+        clips = pd.factorize(asked.get_level_values("clip_id"))[0]
+        found = cls(table, targets[0], tuple(names), clips, greedy, sampled)
+        if FALLBACK in names and not found.valid[names.index(FALLBACK)].all():
+            raise _broken(f"an answer of {FALLBACK!r}, which stands in for others, cannot be read")
+        return found
+
+    @property
+    def num_clips(self) -> int:
+        return len(np.unique(self.clips))
+
+    @functools.cached_property
+    def valid(self) -> np.ndarray:
+        """(R, n) bool: whether the answer can be read."""
+        return self.table["valid"].to_numpy()[self.places]
+
+    @functools.cached_property
+    def exact(self) -> np.ndarray:
+        """(R, n) bool: whether it has the full form, to the letter."""
+        return self.table["exact"].to_numpy()[self.places]
+
+    def ground_truth(self, name: str) -> np.ndarray:
+        """(n,) of a column that is the window's, whoever answers; null is NaN or None."""
+        column = self.table[name].take(pa.array(self.places[0]))
+        if pa.types.is_floating(column.type):
+            return column.to_numpy()
+        return np.array(column.to_pylist(), dtype=object)
+
+    def future_m(self) -> np.ndarray:
+        """(n, 64, 2) float64, the driven path."""
+        lists = self.table["future_true_m"].take(pa.array(self.places[0])).combine_chunks()
+        if lists.null_count or len(lists.flatten()) != len(lists) * NUM_FUTURE * 2:
+            raise _broken("a window has no true path")
+        flat = lists.flatten().to_numpy(zero_copy_only=False)
+        return flat.reshape(-1, NUM_FUTURE, 2)
+
+    def numbers(self, name: str) -> np.ndarray:
+        """(R, n) float64, the predictions in the column of that name."""
+        return self._filled(self.table[name].to_numpy()[self.places])
+
+    def words(self, field: str) -> np.ndarray:
+        """(R, n) str or None, the predictions of `along`, `across` or `cause`."""
+        codes, answers = self._read
+        known = np.array([getattr(answer, field, None) for answer in answers], dtype=object)
+        return self._filled(known[codes[self.places]])
+
+    def waypoints_m(self, windows: slice = slice(None)) -> np.ndarray:
+        """(R, m, 16, 2) float64: the predicted paths of some windows, in the rig's frame."""
+        return self._paths(self.places[:, windows], windows)
+
+    def sampled_m(self, name: str, windows: slice = slice(None)) -> np.ndarray:
+        """(m, K, 16, 2) float64: the sampled answers of one row about some windows."""
+        return self._paths(self.sampled[name][:, windows], windows).swapaxes(0, 1)
+
+    def _paths(self, places: np.ndarray, windows: slice) -> np.ndarray:
+        codes, known = self._read[0], self._known_m
+        paths = known[codes[places]]
+        if FALLBACK not in self.names:
+            return paths
+        fallback = known[codes[self.places[self.names.index(FALLBACK), windows]]]
+        return np.where(np.isnan(paths).any(axis=(-2, -1), keepdims=True), fallback, paths)
+
+    def _filled(self, predictions: np.ndarray) -> np.ndarray:
+        if FALLBACK not in self.names:
+            return predictions
+        return np.where(pd.isna(predictions), predictions[self.names.index(FALLBACK)], predictions)
+
+    @functools.cached_property
+    def _read(self) -> tuple[np.ndarray, list[Said | None]]:
+        """The place of each row's text among the different ones, and what each of these says.
+
+        The last one is no text at all, which is place -1.
+        """
+        codes, texts = pd.factorize(self.table["answer"].to_pandas())
+        about = target(self.target)
+        return codes, [*map(about.read, texts), None]
+
+    @functools.cached_property
+    def _known_m(self) -> np.ndarray:
+        """(N + 1, 16, 2) float64: the path of each different text, NaN where there is none."""
+        _, answers = self._read
+        paths = np.full((len(answers), NUM_WAYPOINTS, 2), np.nan)
+        for path, answer in zip(paths, answers, strict=True):
+            if answer is not None and answer.waypoints_m is not None:
+                path[:] = answer.waypoints_m
+        return paths
+
+
+def _broken(what: str) -> AvomniError:
+    return AvomniError(what, where="answers.parquet", fix="run 06_evaluate again")
+
+
 class Scores:
     """The figures of a table of answers.
 
@@ -134,7 +291,7 @@ class Scores:
         if name in _F1:
             parts = [self._classes[part] for part in _F1[name]]
             return bootstrap.macro_f1(
-                [(said[:, keep], true[keep], num) for said, true, num in parts], clips
+                [(predicted[:, keep], truth[keep], num) for predicted, truth, num in parts], clips
             )
         values = self._values[name][1][:, keep]
         make = bootstrap.root_mean_square if name in _ROOTS else bootstrap.mean
@@ -154,7 +311,7 @@ class Scores:
         place = self.aligned.names.index(row)
         if self.primary in _F1:
             parts = [self._classes[part] for part in _F1[self.primary]]
-            return np.mean([said[place] != true for said, true, _ in parts], axis=0)
+            return np.mean([predicted[place] != truth for predicted, truth, _ in parts], axis=0)
         values = self._values[self.primary][1][place]
         return 1 - values if metric(self.primary).more_is_better else values
 
@@ -172,8 +329,8 @@ class Scores:
     def _summary(self) -> dict[str, np.ndarray]:
         of = self.aligned
         speed, displacement = of.numbers("speed_mps"), of.numbers("displacement_m")
-        driven = of.true("displacement_true_m")
-        wrong = speed - of.true("speed_true_mps")
+        driven = of.ground_truth("displacement_true_m")
+        wrong = speed - of.ground_truth("speed_true_mps")
         off = np.abs(displacement - driven)
         share = off / np.where(driven >= SHORTEST_M, driven, np.nan)
         return {
@@ -182,21 +339,21 @@ class Scores:
             "speed_mse": np.square(wrong),
             "displacement_mae_m": off,
             "displacement_mape": share,
-            "consistency_m": np.abs(speed * of.true("duration_s") - displacement),
+            "consistency_m": np.abs(speed * of.ground_truth("duration_s") - displacement),
             "exact_share": of.exact.astype(np.float64),
         }
 
     def _future(self) -> dict[str, np.ndarray]:
-        true, blocks = self._future_true_m, self._blocks()
-        found = [trajectories.figures(self.aligned.waypoints_m(at), true[at]) for at in blocks]
+        truth, blocks = self._future_m, self._blocks()
+        found = [trajectories.figures(self.aligned.waypoints_m(at), truth[at]) for at in blocks]
         return {name: np.concatenate([of[name] for of in found], axis=1) for name in found[0]}
 
     def _min_ade(self) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
-        true, of_name = self._future_true_m, {}
+        truth, of_name = self._future_m, {}
         for row, places in self.aligned.sampled.items():
             best = [
                 trajectories.min_ade(
-                    trajectories.at_10hz(self.aligned.sampled_m(row, at)), true[at]
+                    trajectories.at_10hz(self.aligned.sampled_m(row, at)), truth[at]
                 )
                 for at in self._blocks()
             ]
@@ -204,24 +361,17 @@ class Scores:
         return {name: (tuple(of), np.stack(list(of.values()))) for name, of in of_name.items()}
 
     @functools.cached_property
-    def _future_true_m(self) -> np.ndarray:
-        return self.aligned.future_true_m()
+    def _future_m(self) -> np.ndarray:
+        return self.aligned.future_m()
 
     def _blocks(self) -> list[slice]:
-        """Windows by the hundreds: 64 steps of all rows of all windows would be gigabytes."""
         num = self.aligned.places.shape[1]
         return [slice(first, first + _BLOCK) for first in range(0, num, _BLOCK)]
 
     def _cause(self) -> dict[str, np.ndarray]:
-        true, said = self.aligned.true("cause_true"), self.aligned.words("cause")
-        made_by = self.aligned.true("cause_from")
-        scored: dict[tuple[str | None, str | None], float] = {}
-        f1 = np.empty(said.shape)
-        for place, one in np.ndenumerate(said):
-            pair = (one, true[place[1]])
-            if pair not in scored:
-                scored[pair] = _word_f1(*pair)
-            f1[place] = scored[pair]
+        truth, made_by = (self.aligned.ground_truth(f"cause_{name}") for name in ("true", "from"))
+        score = np.frompyfunc(functools.cache(_word_f1), 2, 1)
+        f1 = score(self.aligned.words("cause"), truth).astype(np.float64)
         kinds = sorted(set(made_by.tolist()) - {None})
         # Of one kind alone the same would stand there twice.
         apart = {
@@ -232,18 +382,21 @@ class Scores:
 
     @functools.cached_property
     def _classes(self) -> dict[str, tuple[np.ndarray, np.ndarray, int]]:
-        """Of `along` and `across`: said (R, n) and true (n,) as numbers of classes; how many."""
+        """Of `along` and `across` the classes predicted (R, n) and true (n,), and how many."""
         numbered = {}
         for part in ("along", "across"):
-            true, said = self.aligned.true(f"{part}_true"), self.aligned.words(part)
-            classes = _classes_of(true)
-            # What is true of no window has no F1; saying it is as wrong as saying nothing.
-            codes = np.frompyfunc({each: i for i, each in enumerate(classes)}.get, 2, 1)
-            numbered[part] = codes(said, -1).astype(int), codes(true, -1).astype(int), len(classes)
+            truth, predicted = self.aligned.ground_truth(f"{part}_true"), self.aligned.words(part)
+            # What is true of no window has no F1; predicting it is as wrong as saying nothing.
+            classes = _classes_of(truth)
+            codes = [
+                pd.Index(classes, dtype=object).get_indexer(each.ravel()).reshape(each.shape)
+                for each in (predicted, truth)
+            ]
+            numbered[part] = codes[0], codes[1], len(classes)
         return numbered
 
     def confusion(self, row: str, part: str) -> tuple[list[str], np.ndarray]:
-        """How often what is true (lines) was called what (columns).
+        """How often each true class (lines) was predicted as each class (columns).
 
         Args:
             part: `along` or `across`.
@@ -251,12 +404,11 @@ class Scores:
         Returns:
             The K classes and (K, K) int64; an answer that says none is in no column.
         """
-        true, said = self.aligned.true(f"{part}_true"), self.aligned.words(part)
-        said = said[self.aligned.names.index(row)]
-        classes = _classes_of(true, said)
-        counts = Counter(zip(true, said, strict=True))
-        table = [[counts[line, column] for column in classes] for line in classes]
-        return classes, np.array(table, dtype=np.int64).reshape(len(classes), len(classes))
+        truth = self.aligned.ground_truth(f"{part}_true")
+        predicted = self.aligned.words(part)[self.aligned.names.index(row)]
+        classes = _classes_of(truth, predicted)
+        counts = pd.crosstab(truth, predicted).reindex(index=classes, columns=classes, fill_value=0)
+        return classes, counts.to_numpy(np.int64)
 
 
 def _classes_of(*values: np.ndarray) -> list[str]:
@@ -264,5 +416,5 @@ def _classes_of(*values: np.ndarray) -> list[str]:
     return sorted(found - {None})
 
 
-def _word_f1(said: str | None, true: str | None) -> float:
-    return float("nan") if true is None else coc.word_f1(said or "", true)
+def _word_f1(predicted: str | None, truth: str | None) -> float:
+    return float("nan") if truth is None else coc.word_f1(predicted or "", truth)

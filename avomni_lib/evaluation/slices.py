@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from avomni_lib.evaluation import bootstrap
-from avomni_lib.evaluation.aligned import FALLBACK, MODEL, Aligned
-from avomni_lib.evaluation.scores import Scores
+from avomni_lib.evaluation.scores import FALLBACK, MODEL, Aligned, Scores
 
 # Least speed (m/s) and name.
 SPEEDS = (
@@ -44,8 +43,10 @@ def slices(scores: Scores, seed: int = 0) -> list[dict[str, Any]]:
     """
     of, found = scores.aligned, []
     rows = scores.rows(scores.primary)
-    for by, value, keep in _parts(of):
-        keep = keep & scores.about(scores.primary)
+    about = scores.about(scores.primary)
+    parts = [(by, each, value) for by, each in labels(of).items() for value in each.categories]
+    for by, each, value in parts:
+        keep = (each == value) & about
         if not keep.any():
             continue
         measured, _ = bootstrap.estimates(scores.statistic(scores.primary, keep), seed=seed)
@@ -68,38 +69,31 @@ def slices(scores: Scores, seed: int = 0) -> list[dict[str, Any]]:
     return found
 
 
-def _parts(of: Aligned) -> Iterator[tuple[str, str, np.ndarray]]:
-    """(by, value, (n,) bool) in the order in which a table shows them."""
-    speeds, turns = of.true("speed_true_mps"), of.true("turn_rad")
+def labels(of: Aligned) -> dict[str, pd.Categorical]:
+    """What the windows are sliced by -> the slice of each of n windows, slices in table order."""
+    speeds, turns = of.ground_truth("speed_true_mps"), of.ground_truth("turn_rad")
+    found = {}
     if not np.isnan(speeds).all():
-        edges = [least for least, _ in SPEEDS[1:]]
-        yield from _each("speed", [name for _, name in SPEEDS], np.digitize(speeds, edges))
+        edges = [*(least for least, _ in SPEEDS), math.inf]
+        found["speed"] = pd.cut(speeds, edges, right=False, labels=[name for _, name in SPEEDS])
     if not np.isnan(turns).all():
         turned = np.select([turns >= TURNED_RAD, turns <= -TURNED_RAD], [1, 2], 0)
-        yield from _each("turn", list(TURNS), turned)
-    yield from _named("country", of.true("country"))
-    hours = [None if hour is None else hour_name(hour) for hour in of.true("hour")]
-    yield from _named("hour", np.array(hours, dtype=object), [name for _, name in HOURS])
-    yield from _named("platform", of.true("platform"))
+        found["turn"] = pd.Categorical.from_codes(turned, list(TURNS))
+    hours = [None if hour is None else hour_name(hour) for hour in of.ground_truth("hour")]
+    named = {
+        "country": (of.ground_truth("country"), None),
+        "hour": (np.array(hours, dtype=object), [name for _, name in HOURS]),
+        "platform": (of.ground_truth("platform"), None),
+    }
+    for by, (values, order) in named.items():
+        known = sorted(set(values.tolist()) - {None})
+        if known:
+            values = np.where(np.equal(values, None), UNKNOWN, values)
+            found[by] = pd.Categorical(values, [*(order or known), UNKNOWN])
+    return found
 
 
 def hour_name(hour: int) -> str:
     """The part of the day that an hour, 0 to 23, belongs to."""
     day = [each for each in HOURS if each[0] <= hour]
     return max(day)[1] if day else HOURS[0][1]
-
-
-def _named(
-    by: str, values: np.ndarray, order: list[str] | None = None
-) -> Iterator[tuple[str, str, np.ndarray]]:
-    known = set(values.tolist()) - {None}
-    if not known:
-        return
-    names = [*(order or sorted(known)), UNKNOWN]
-    places = [names.index(UNKNOWN if value is None else value) for value in values]
-    yield from _each(by, names, np.array(places))
-
-
-def _each(by: str, names: list[str], places: np.ndarray) -> Iterator[tuple[str, str, np.ndarray]]:
-    for place, name in enumerate(names):
-        yield by, name, places == place

@@ -70,7 +70,6 @@ def parts() -> list[Part]:
         Part("generation", answers.generate, 15),
         Part("timeline", timeline_of_steps, 25),
         training("4cam_stored_activations", 25),
-        training("4cam_packed", 25),
         Part(UNSLOTH, unsloth, 80),
         training("4cam_accumulated", 45),
         training("4cam_bf16", 45),

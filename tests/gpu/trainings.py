@@ -38,7 +38,6 @@ class Case:
     warm_up: int = WARM_UP
     accumulation: int = 1
     gradient_checkpointing: bool = True
-    packing: bool = False
     load_in_4bit: bool = True
     backend: str = "transformers"
 
@@ -53,7 +52,6 @@ class Case:
         training = {
             "gradient_accumulation_steps": self.accumulation,
             "gradient_checkpointing": self.gradient_checkpointing,
-            "packing": self.packing,
             "max_steps": self.steps,
         }
         return subject.params(self.name, self.setup, model=model, training=training)
@@ -65,7 +63,6 @@ CASES = {
         Case("4cam", "4-cam", steps=12),
         Case("7cam", "7-cam", steps=8),
         Case("4cam_stored_activations", "4-cam", steps=8, gradient_checkpointing=False),
-        Case("4cam_packed", "4-cam", steps=8, packing=True),
         Case("4cam_accumulated", "4-cam", steps=3, warm_up=1, accumulation=8),
         Case("4cam_bf16", "4-cam", steps=8, load_in_4bit=False),
         Case("4cam_unsloth", "4-cam", steps=8, backend="unsloth"),
@@ -93,7 +90,6 @@ def run(case: Case, subject: Subject) -> dict[str, Any]:
         "backend": done.choices["backend"].value,
         "optimizer": done.choices["optimizer"].value,
         "gradient_checkpointing": case.gradient_checkpointing,
-        "packing": case.packing,
         "windows_per_step": num_windows,
         "tokens_per_window": tokens,
         "seconds_per_step": round(step, 4),
@@ -128,7 +124,7 @@ def arithmetic(
 ) -> dict[str, Any]:
     """The share of the card's bf16 peak, and the memory that the project foretells.
 
-    Operations are `pace.operations`': those of the model alone, and with what gradient
+    Operations are `step_time.operations`': those of the model alone, and with what gradient
     checkpointing computes a second time. The peak is the datasheet's, and what one large product
     reaches on this card.
     """
@@ -150,7 +146,7 @@ def arithmetic(
         dtype_bytes=4 if subject.quick else 2,
     )
     found: dict[str, Any] = {
-        "memory_foretold_gb": round(needed.peak_bytes / 1e9, 2),
+        "memory_foretold_gb": round(needed.peak_bytes / 1e9, 4),
         "memory_foretold_by_part_gb": {k: round(v / 1e9, 3) for k, v in needed.parts().items()},
         "memory_foretold_at_moments_gb": {k: round(v / 1e9, 3) for k, v in needed.moments.items()},
     }

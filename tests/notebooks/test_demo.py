@@ -72,7 +72,7 @@ def test_what_motion_alone_does_better_is_said_aloud(figures: dict):
     assert claims[helps]
     rows = {row["name"]: row for row in figures["ladder"]}
     alone = next(text for text in claims if "past motion alone" in text)
-    assert claims[alone] == (rows["ego_mlp"]["difference_low"] > 0)
+    assert claims[alone] == (rows["ego_motion"]["difference_low"] > 0)
 
 
 def test_blind_is_no_better_than_a_constant(figures: dict):

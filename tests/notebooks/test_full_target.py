@@ -14,7 +14,7 @@ from avomni_lib.training.targets.full import summary_of
 from tests.notebooks.small_run import avomni, write_params
 
 # What motion alone cannot say has no row of motion.
-ASKED = [name for name in ROWS if name not in ("constant_velocity", "ctra", "ego_mlp")]
+ASKED = [name for name in ROWS if name not in ("constant_velocity", "ctra", "ego_motion")]
 
 
 @pytest.fixture(scope="module")

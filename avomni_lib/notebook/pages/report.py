@@ -18,9 +18,8 @@ import yaml
 from avomni_lib import files, hardware
 from avomni_lib.errors import AvomniError
 from avomni_lib.evaluation import metrics
-from avomni_lib.evaluation.aligned import FALLBACK, MODEL
 from avomni_lib.evaluation.claims import FEWEST_CLIPS
-from avomni_lib.evaluation.scores import metric
+from avomni_lib.evaluation.scores import FALLBACK, MODEL, metric
 from avomni_lib.notebook.pages import wording
 from avomni_lib.notebook.plots.ladder import SLICES, ladder_finding
 from avomni_lib.notebook.plots.paths import Shown, describe, shown

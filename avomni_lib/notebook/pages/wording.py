@@ -15,7 +15,7 @@ ROWS = {
     "median": "predict the median",
     "constant_velocity": "constant velocity",
     "ctra": "constant turn and acceleration",
-    "ego_mlp": "small MLP on past motion",
+    "ego_motion": "ego motion, ridge",
     "base": "base model",
     "blind": "adapted model, blind",
     "trained_blind": "trained blind",

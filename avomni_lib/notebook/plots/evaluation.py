@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from avomni_lib.etl.clip.manoeuvre import ACROSS, ALONG
 from avomni_lib.evaluation import metrics
-from avomni_lib.evaluation.aligned import FALLBACK, MODEL
+from avomni_lib.evaluation.scores import FALLBACK, MODEL
 from avomni_lib.notebook.pages import wording
 from avomni_lib.notebook.plots import canvas
 
@@ -20,7 +20,7 @@ HORIZON_S = {"at_1s_m": 1.0, "at_3s_m": 3.0, "at_5s_m": 5.0, "at_6_4s_m": 6.4}
 PATHS = {
     "constant_velocity": {"color": canvas.GREY, "marker": "D", "linestyle": ":"},
     "ctra": {"color": canvas.PURPLE, "marker": "^", "linestyle": "-."},
-    "ego_mlp": {"color": canvas.ORANGE, "marker": "s", "linestyle": "--"},
+    "ego_motion": {"color": canvas.ORANGE, "marker": "s", "linestyle": "--"},
     MODEL: {"color": canvas.BLUE, "marker": "o", "linestyle": "-"},
 }
 PARTS = {"along": ALONG, "across": ACROSS}

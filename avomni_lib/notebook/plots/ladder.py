@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from avomni_lib.evaluation.aligned import FALLBACK, MODEL
 from avomni_lib.evaluation.claims import FEWEST_CLIPS
-from avomni_lib.evaluation.scores import metric
+from avomni_lib.evaluation.scores import FALLBACK, MODEL, metric
 from avomni_lib.notebook.pages import wording
 from avomni_lib.notebook.pages.wording import AHEAD, BEATEN, EVEN, is_number, standing
 from avomni_lib.notebook.plots import canvas

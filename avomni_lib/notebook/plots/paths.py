@@ -13,8 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy.spatial.transform import Rotation
 
 from avomni_lib.evaluation import metrics
-from avomni_lib.evaluation.aligned import MODEL, Aligned
-from avomni_lib.evaluation.scores import Scores, metric
+from avomni_lib.evaluation.scores import MODEL, Aligned, Scores, metric
 from avomni_lib.notebook.pages import wording
 from avomni_lib.notebook.plots import canvas
 from avomni_lib.training.targets import Said, target

@@ -20,7 +20,9 @@ def _score(figures: dict) -> str:
     own = rows["adapted"]
     spread = "" if own["low"] is None else f" ({own['low']:.2f} to {own['high']:.2f})"
     others = ", ".join(
-        f"{name} {rows[name]['value']:.2f}" for name in ("mean", "base", "ego_mlp") if name in rows
+        f"{name} {rows[name]['value']:.2f}"
+        for name in ("mean", "base", "ego_motion")
+        if name in rows
     )
     return (
         f"{own['metric']} {own['value']:.2f}{spread}; {others}; {own['valid_share']:.0%} of "

@@ -37,9 +37,7 @@ def examine(p: Params | None = None) -> Report:
             machine.runtime(found),
             *platforms.fit(found),
             native_library(found, on),
-            Finding("unsloth", OK, "not used: training.packing brings its own attention masks")
-            if p.training.packing
-            else machine.unsloth(p.model.backend, on),
+            machine.unsloth(p.model.backend, on),
             Finding("attention", OK, ": ".join(hardware.attention(on))),
             # Before the probes: after a fault of the card it could not be asked.
             *machine.memory(on),

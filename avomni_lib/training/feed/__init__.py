@@ -1,6 +1,6 @@
 """Reading ahead of the step.
 
 loader       one thread and a ring of buffers
-packing      windows end to end in one row
+padding      a batch's windows padded to the longest
 map_dataset  the cache as a PyTorch data set
 """

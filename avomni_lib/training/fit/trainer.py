@@ -46,7 +46,6 @@ def plan(p: Params, probe: bool = True) -> Plan:
     tokenizer = load.read_tokenizer(p.model.base_model, location)
     talk = samples.conversation_of(p, windows, tokenizer, kind)
     longest = samples.longest(windows, talk)
-    room = samples.check_packing(p, len(longest))
     steps = estimate.optimizer_steps(p, len(windows))
     num_clips = len({windows[i].clip_id for i in range(len(windows))})
     device = choices["device"].value
@@ -62,8 +61,7 @@ def plan(p: Params, probe: bool = True) -> Plan:
         (
             "tokens a sample",
             f"{len(longest):,} of {p.model.max_seq_length:,}",
-            f"{talk.num_vision_tokens:,} vision tokens for {talk.size}; a packed row has room for "
-            f"{room}",
+            f"{talk.num_vision_tokens:,} vision tokens for {talk.size}",
         ),
         ("batch", _batch(p), "windows a step"),
         ("optimizer steps", f"{steps:,}", f"{p.training.num_epochs:g} epochs"),
@@ -200,5 +198,4 @@ def _in_words(said: str, log: Path) -> AvomniError:
 def _batch(p: Params) -> str:
     batch, accumulated = p.training.batch_size, p.training.gradient_accumulation_steps
     ranks = p.training.num_processes
-    packed = " packed in a row" if p.training.packing else ""
-    return f"{batch}{packed} × {accumulated}" + (f", on {ranks} processes" if ranks > 1 else "")
+    return f"{batch} × {accumulated}" + (f", on {ranks} processes" if ranks > 1 else "")

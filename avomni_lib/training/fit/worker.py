@@ -28,13 +28,13 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.hardware import Choice
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
-from avomni_lib.training.backbones import Backbone, backbone
+from avomni_lib.training.backbones import backbone
 from avomni_lib.training.doctor import doctor
 from avomni_lib.training.fit import environment, heldout, job, outcome
 from avomni_lib.training.fit.checkpoints import Checkpoints
 from avomni_lib.training.fit.outcome import Trained
 from avomni_lib.training.forecast import estimate, step_time
-from avomni_lib.training.model import adapter, attention, load
+from avomni_lib.training.model import adapter, load
 from avomni_lib.training.prompt import samples, views
 from avomni_lib.training.prompt.conversation import Conversation
 
@@ -80,7 +80,6 @@ def work(
     # Only now: Unsloth, where it is the backend, has to be imported before TRL.
     from avomni_lib.training.fit import meter, sft
 
-    program_bytes = hardware.resident_bytes()
     base = load.load_base(p)
     choices = base.choices | {"optimizer": chosen_optimizer}
     doctor.check(p, choices)
@@ -88,7 +87,6 @@ def work(
         p, windows, base.tokenizer, backbone(p.model.backbone, base.model.config)
     )
     longest = samples.longest(windows, talk)
-    samples.check_packing(p, len(longest))
     digest = load.base_digest(load.base_location(p.model.base_model), base.model.config)
     record = adapter.record_of(p, windows, talk, digest, base.choices)
     folder = p.checkpoints_dir / (".probe" if probe else files.hash_json(record)[:12])
@@ -118,7 +116,7 @@ def work(
             checkpoints=checkpoints,
             held_out=asked,
             patience=p.training.patience,
-            model=_tuned(p, base, talk.backbone),
+            model=load.add_adapter(base.model, p, talk.backbone, choices["backend"].value),
             args=sft.arguments_of(
                 p, checkpoints, choices, steps, share.accumulation, saves=not probe
             ),
@@ -149,7 +147,6 @@ def work(
         "tokens_per_sample": len(longest),
         "trainable_parameters": load.trainable_parameters(trainer.model),
         "peak_memory": hardware.peak_memory(device),
-        "program_bytes": program_bytes,
         "num_processes": share.ranks,
     }
     if metrics:
@@ -232,18 +229,11 @@ def _loader(
             rank=share.rank,
             num_ranks=share.ranks,
         ),
-        lambda indices: samples.batch_of(indices, windows, talk, p.training.packing),
+        lambda indices: samples.batch_of(indices, windows, talk),
         depth=max(2, accumulation),  # all of a step's are drawn at once
         held=accumulation,
         pin=device != "cpu",
     )
-
-
-def _tuned(p: Params, base: load.Base, kind: Backbone) -> Any:
-    """The base with a fresh adapter, which attends as the rows of its batches ask for."""
-    if p.training.packing:
-        attention.keep_windows_apart(base.model)
-    return load.add_adapter(base.model, p, kind, base.choices["backend"].value)
 
 
 def num_ranks() -> int:

@@ -22,7 +22,7 @@ from avomni_lib.etl.run.forecast import clip_bytes, clip_seconds
 from avomni_lib.params import Params
 from avomni_lib.plan import Plan, gigabytes, minutes
 from avomni_lib.training.forecast import step_time
-from avomni_lib.training.forecast.memory import PROGRAM_BYTES, memory
+from avomni_lib.training.forecast.memory import memory
 from avomni_lib.training.forecast.model_size import Anatomy, anatomy_of
 from avomni_lib.training.forecast.step_time import Probe
 from avomni_lib.training.model.load import TINY
@@ -173,11 +173,11 @@ def training_rows(
         tokens: Of the longest sample.
         device: "cpu", or the accelerator by torch's name.
         probe: What a few steps took on this machine. Without one, hours are arithmetic on an
-            MI300X, and none are told for a CPU.
+            MI300X, and none are estimated for a CPU.
         capacity: Bytes of the device's memory; None is an MI300X's, and any on a CPU.
 
-    Figures are `memory_gb`, `memory_by_part_gb`, `train_hours` and `train_cost`; with a probe also
-    `predicted`, which `pace.compared` takes, and `probed`, what the probe saw.
+    Figures are `memory_gb` (of tensors), `memory_by_part_gb`, `train_hours` and `train_cost`; with
+    a probe also `predicted`, which `step_time.compared` takes, and `probed`, what the probe saw.
     """
     anatomy, device = anatomy_of(p.model.base_model), device.partition(":")[0]
     rows: list[tuple[str, str, str]] = []
@@ -192,7 +192,9 @@ def training_rows(
     if probe is not None:
         seen = step_time.after(p, probe, steps, device)
         predicted = {"seconds": seen["seconds"]}
-        if anatomy is not None:
+        if device == "cpu":  # the process is measured there, and tensors are a part of it alone
+            predicted["memory_gb"] = seen["memory_gb"]
+        elif anatomy is not None:
             predicted["memory_gb"] = figures["memory_gb"]
         figures |= {"probed": seen, "predicted": predicted}
         each, known = probe.seconds_per_step, "as timed on this machine"
@@ -231,7 +233,6 @@ def _memory(
 ) -> Verdict:
     on_cpu = device == "cpu"
     of = {"device": device, "dtype_bytes": 4 if on_cpu else 2}
-    of["program_bytes"] = probe.program_bytes if probe else PROGRAM_BYTES
     needed = memory(p, anatomy, tokens, **of)
     training = p.training.model_copy(update={"gradient_checkpointing": False})
     without = memory(p.model_copy(update={"training": training}), anatomy, tokens, **of)

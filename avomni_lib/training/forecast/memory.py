@@ -35,22 +35,13 @@ SMALLEST_8BIT, BLOCK_8BIT = 4096, 256
 LOGIT_TOKENS, LOGIT_COPIES = 256, 4
 READY_BATCHES = 2  # read ahead at least: `loader.DEPTH`, which cannot be imported without torch
 
-# On a CPU the process is measured, not its tensors. What imports hold; what loading, kernels and
-# the optimizer leave at the first step; what the checks before it take, and leave to later use.
-PROGRAM_BYTES, FIRST_STEP_BYTES, CHECKS_BYTES = 576_000_000, 60_000_000, 165_000_000
-# glibc's heap (2.36) hardly uses a block again that was asked for aligned, as torch asks: what a
-# step needs one after another adds up, where a GPU's allocator holds the largest of it. Trainings
-# of the tiny base, batches of 4 to 32 and 354 to 930 tokens, took 0.9 to 1.3 times the sum.
-HEAP = 1.1
-
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of each part.
+    """Bytes of each part: tensors alone. On a CPU, Python and the heap come on top of them.
 
     Attributes:
         device: "cpu" or "cuda".
-        program: Python and its libraries; 0 on a GPU, whose allocator counts tensors alone.
         weights: Of the base model.
         adapter: LoRA's weights and their gradients.
         optimizer: Its moments; those of a paged one torch's own count of a GPU's memory leaves out.
@@ -64,7 +55,6 @@ class Memory:
     """
 
     device: str
-    program: int
     weights: int
     adapter: int
     optimizer: int
@@ -92,13 +82,8 @@ class Memory:
 
     @cached_property
     def peak_bytes(self) -> int:
-        """The most that is held at once: tensors on a GPU, the whole process on a CPU."""
-        always = self.program + self.weights + self.adapter + self.optimizer
-        if self.device != "cpu":
-            return always + max(self.moments.values())
-        passing = self.patches + self.vision + self.kept + self.layer + self.logits
-        step = FIRST_STEP_BYTES + round(HEAP * passing)
-        return always + self.loader + max(CHECKS_BYTES, step)
+        """The most that tensors hold at once."""
+        return self.weights + self.adapter + self.optimizer + max(self.moments.values())
 
     @property
     def activations(self) -> int:
@@ -106,8 +91,7 @@ class Memory:
 
     def parts(self) -> dict[str, int]:
         """What is shown: each part's own most; the last three are not there at once."""
-        shown = {"program": self.program} if self.program else {}
-        return shown | {
+        return {
             "weights": self.weights,
             "adapter": self.adapter,
             "optimizer": self.optimizer,
@@ -124,8 +108,9 @@ class Memory:
         """
         named = ", ".join(f"{name} {gigabytes(size)}" for name, size in self.parts().items())
         if self.device == "cpu":
-            note = "; ".join(filter(None, [f"with heap and kernels; {named}", beside]))
-            return [("memory", gigabytes(self.peak_bytes), note)]
+            value = f"over {gigabytes(self.peak_bytes)}"
+            note = "; ".join(filter(None, [f"of tensors; {named}", beside]))
+            return [("memory", value, note)]
         ahead = "page-locked, for frames that are read ahead"
         most = max(self.moments, key=self.moments.__getitem__)
         note = "; ".join(filter(None, [f"most while {most}; {named}", beside]))
@@ -142,18 +127,14 @@ def memory(
     *,
     device: str = "cuda",
     dtype_bytes: int = 2,
-    program_bytes: int = PROGRAM_BYTES,
 ) -> Memory:
     """What one process needs to train with these parameters.
 
     Args:
-        tokens: Of the longest sample; windows of a batch are padded to it, or packed, which needs
-            no more.
-        device: "cuda", or "cpu", where the process itself is measured.
+        tokens: Of the longest sample; windows of a batch are padded to it.
+        device: "cuda", or "cpu", whose frames are not page-locked.
         dtype_bytes: Of a number in the arithmetic.
-        program_bytes: What the process holds before it loads the model; counted on a CPU alone.
     """
-    on_cpu = device == "cpu"
     in_4bit = p.model.load_in_4bit or anatomy.stored_4bit
     linears = anatomy.language.num_linears
     weights = (anatomy.num_weights - linears) * dtype_bytes
@@ -167,7 +148,6 @@ def memory(
     patches, vision, seen = _vision(p, anatomy, tokens, dtype_bytes)
     return Memory(
         device=device,
-        program=program_bytes if on_cpu else 0,
         weights=weights,
         adapter=adapter,
         optimizer=_moments(p, anatomy),
@@ -177,7 +157,7 @@ def memory(
         vision=vision,
         seen=seen,
         logits=logits,
-        loader=_loader(p, pinned=not on_cpu),
+        loader=_loader(p, pinned=device != "cpu"),
     )
 
 

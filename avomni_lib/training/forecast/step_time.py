@@ -62,13 +62,11 @@ class Probe:
         seconds_per_step: Of an optimizer step, by the clock.
         cpu_seconds_per_step: Of the process: cores may be shared with others.
         peak_bytes: The most it held, on the device where there is one.
-        program_bytes: What it held before it loaded the model.
     """
 
     seconds_per_step: float
     cpu_seconds_per_step: float
     peak_bytes: int
-    program_bytes: int
 
     def seconds(self, device: str) -> float:
         """What is compared after the training: on a CPU the process's own seconds."""
@@ -118,7 +116,6 @@ def probe_of(trained: Trained) -> dict[str, Any]:
         "seconds_per_step": sum(line["seconds"] for line in timed) / len(timed),
         "cpu_seconds_per_step": sum(line["cpu_seconds"] for line in timed) / len(timed),
         "peak_bytes": round(1e9 * trained.figures["measured"]["memory_gb"]),
-        "program_bytes": trained.figures["program_bytes"],
     }
 
 

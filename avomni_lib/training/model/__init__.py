@@ -5,5 +5,5 @@ adapter      an adapter's folder and its record
 model_input  what the model sees, recorded and compared
 generate     answers, greedy or sampled
 constrained  answers held to a target's form
-attention    attention without a mask
+attention    a way around a fault of torch's attention
 """

@@ -23,7 +23,7 @@ RECORD_FILE, WEIGHTS_FILE = "record.json", "adapter_model.safetensors"
 LOADED = (WEIGHTS_FILE, "adapter_config.json", RECORD_FILE)
 # Parameters of the training that change its speed, its memory or what is written down about it.
 NOT_LEARNED = (
-    *("batch_size", "gradient_accumulation_steps", "num_processes", "packing"),
+    *("batch_size", "gradient_accumulation_steps", "num_processes"),
     *("gradient_checkpointing", "save_steps", "logging_steps", "report_to", "blind_steps"),
 )
 CONFIDENTIAL = "contains confidential data: do not share"

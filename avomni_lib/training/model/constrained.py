@@ -8,6 +8,7 @@ for those that the tokenizer makes of the text, which are those that the model w
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,46 +20,6 @@ if TYPE_CHECKING:
     import torch
 
 WHERE = "evaluation.constrained"
-
-
-class Vocabulary:
-    """A tokenizer as llguidance takes it: the bytes of each token.
-
-    llguidance reads tokenizers too, but takes every added token in angle brackets for a special
-    one, `<think>` among them; here only what the tokenizer itself calls special is.
-
-    Args:
-        tokenizer: A byte-level BPE, as those of Qwen are.
-        end_id: The token that ends an answer.
-
-    Raises:
-        AvomniError: it is no byte-level one.
-    """
-
-    bos_token_id = None
-
-    def __init__(self, tokenizer: Any, end_id: int):
-        from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-        self.tokenizer, self.eos_token_id = tokenizer, end_id
-        added = tokenizer.added_tokens_decoder
-        self.special_token_ids = sorted({end_id} | {i for i in added if added[i].special})
-        byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
-        tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-        try:
-            self.tokens = [
-                token.encode() if number in added else bytes(map(byte_of.__getitem__, token))
-                for number, token in enumerate(tokens)
-            ]
-        except (KeyError, AttributeError) as error:
-            raise AvomniError(
-                f"the base model's tokenizer is not a byte-level BPE: it has no bytes for {error}",
-                where=WHERE,
-                fix="set evaluation.constrained: false",
-            ) from error
-
-    def __call__(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
 
 
 class Constraint:
@@ -116,19 +77,53 @@ class Constraint:
 @functools.lru_cache(maxsize=2)
 def _tokens(tokenizer: Any, end_id: int) -> Any:
     """The tokenizer for llguidance: a second's work for the 151,669 tokens of Qwen's."""
+    _library()
+    from llguidance import hf
+
+    try:
+        return hf.from_tokenizer(tokenizer, eos_token=end_id)
+    except Exception as error:  # llguidance has no class of its own for it
+        raise AvomniError(
+            f"llguidance does not take the base model's tokenizer: {error}",
+            where=WHERE,
+            fix="set evaluation.constrained: false",
+        ) from error
+
+
+def _grammar(tokenizer: Any, pattern: str) -> str:
+    """The pattern in llguidance's words, its tokens in angle brackets by their numbers.
+
+    llguidance takes every added token in angle brackets for a special one, which no expression
+    holds: `<think>` has to stand in the grammar itself.
+    """
     llguidance = _library()
-    vocabulary = llguidance.TokenizerWrapper(Vocabulary(tokenizer, end_id))
-    return llguidance.LLTokenizer(vocabulary)
+    added = tokenizer.added_tokens_decoder
+    numbers = {token.content: number for number, token in added.items() if not token.special}
+    names = "|".join(map(re.escape, numbers))
+    parts = [part for part in re.split(f"({names})", pattern) if part] if names else [pattern]
+    if len(parts) > 1 and any(_has_alternatives(part) for part in parts):
+        raise _refused("a token such as <think> stands beside alternatives that no group holds")
+    # Python's re.ASCII; left to itself llguidance takes \d for every script's digits.
+    rule = [
+        f"<[{numbers[part]}]>" if part in numbers else f"/{llguidance.regex_to_lark(part, 'dws')}/"
+        for part in parts
+    ]
+    return llguidance.LLMatcher.grammar_from_lark("start: " + " ".join(rule))
+
+
+def _has_alternatives(part: str) -> bool:
+    """Whether an expression has a | outside of all groups."""
+    bare = re.sub(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", "", part)
+    while bare != (bare := re.sub(r"\([^()]*\)", "", bare)):
+        pass
+    return "|" in bare
 
 
 @functools.lru_cache(maxsize=8)
 def _matcher(tokenizer: Any, end_id: int, pattern: str) -> Any:
     """At the pattern's start; copies go on from there."""
-    llguidance = _library()
-    # Python's re.ASCII; left to itself llguidance takes \d for every script's digits.
-    ascii_only = llguidance.regex_to_lark(pattern, "dws")
-    grammar = llguidance.LLMatcher.grammar_from_lark(f"start: /{ascii_only}/")
-    matcher = llguidance.LLMatcher(_tokens(tokenizer, end_id), grammar, log_level=0)
+    llguidance, tokens = _library(), _tokens(tokenizer, end_id)
+    matcher = llguidance.LLMatcher(tokens, _grammar(tokenizer, pattern), log_level=0)
     if matcher.is_error():
         raise _refused(matcher.get_error())
     return matcher

@@ -103,8 +103,6 @@ def choose(p: Params) -> dict[str, Choice]:
     """
     device = hardware.device()
     backend = hardware.backend(p.model.backend, device.value)
-    if p.training.packing and backend.value == "unsloth":
-        backend = Choice("transformers", "training.packing; Unsloth brings its own attention")
     choices = {
         "device": device,
         "dtype": hardware.dtype(device.value),

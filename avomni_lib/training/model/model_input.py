@@ -58,7 +58,7 @@ NOT_SEEN = {
     "it decides how the weights are learned, not what for": tuple(
         f"training.{key}"
         for key in (
-            *("batch_size", "gradient_accumulation_steps", "num_processes", "packing"),
+            *("batch_size", "gradient_accumulation_steps", "num_processes"),
             *("learning_rate", "num_epochs", "max_steps", "optimizer", "lr_scheduler"),
             *("warmup_ratio", "weight_decay", "max_grad_norm", "gradient_checkpointing"),
             *("save_steps", "logging_steps", "report_to", "heldout_windows", "patience"),

@@ -183,7 +183,7 @@ class Conversation:
 def collate(samples: Sequence[Sample], pad_id: int, side: str = "right") -> dict[str, torch.Tensor]:
     """Samples padded to the longest, as transformers' own collators pad them.
 
-    Training takes `packing.padded` instead, which needs no mask.
+    Training takes `padding.padded` instead, which needs no mask.
 
     Args:
         samples: At least one.

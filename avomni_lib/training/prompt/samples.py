@@ -159,29 +159,9 @@ def longest(windows: Any, talk: Conversation, looked_at: int = 64) -> Sample:
     return max((sample_of(index, windows, talk) for index in sorted(chosen)), key=len)
 
 
-def batch_of(
-    indices: Sequence[int], windows: Any, talk: Conversation, packing: bool = False
-) -> dict[str, Any]:
-    """A batch's tokens, labels and positions, in a row a window or packed in one."""
-    from avomni_lib.training.feed import packing as rows
+def batch_of(indices: Sequence[int], windows: Any, talk: Conversation) -> dict[str, Any]:
+    """A batch's tokens, labels and positions, a row a window."""
+    from avomni_lib.training.feed.padding import padded
 
     samples = [sample_of(index, windows, talk) for index in indices]
-    return rows.packed(samples) if packing else rows.padded(samples, talk.tokenizer.pad_token_id)
-
-
-def check_packing(p: Params, longest: int) -> int:
-    """Windows of this length, in tokens, that one packed row has room for.
-
-    Raises:
-        AvomniError: fewer than a batch has.
-    """
-    room = p.model.max_seq_length // longest
-    if p.training.packing and p.training.batch_size > room:
-        raise AvomniError(
-            f"a packed row of {p.training.batch_size} windows is "
-            f"{p.training.batch_size * longest:,} tokens, model.max_seq_length is "
-            f"{p.model.max_seq_length:,}",
-            where="training.packing",
-            fix=f"set training.batch_size to {room} at most, or raise model.max_seq_length",
-        )
-    return room
+    return padded(samples, talk.tokenizer.pad_token_id)

@@ -1,7 +1,5 @@
-"""A small network on past motion alone."""
+"""Ridge regression on past motion alone."""
 
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +9,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.clip.trajectory import Trajectory
 from avomni_lib.evaluation import baselines, trajectories
 from avomni_lib.evaluation.baselines import Motion
-from avomni_lib.evaluation.ego_mlp import EgoMlp
+from avomni_lib.evaluation.ego_motion import EgoMotion
 from avomni_lib.training.targets import Said, target
 from avomni_lib.training.targets.future import FUTURE_V1
 
@@ -21,7 +19,7 @@ DURATION_S = 7.5
 
 
 def drives(num, seed):
-    """Motions, what was seen of each, and the clip it is of: 4 windows a clip."""
+    """Motions and what was seen of each."""
     rng = np.random.default_rng(seed)
     motions = [
         Motion(speed, accel, yaw_rate)
@@ -32,7 +30,7 @@ def drives(num, seed):
     # Every second one of a clip's start, where poses are missing.
     kept = rng.integers(0, 33, num)
     pasts = [seen(each, num_poses) for each, num_poses in zip(motions, kept, strict=True)]
-    return motions, pasts, [f"clip {n // 4}" for n in range(num)]
+    return motions, pasts
 
 
 def seen(motion, num=16):
@@ -65,13 +63,13 @@ def known():
 
 @pytest.fixture(scope="module")
 def asked():
-    motions, _, _ = drives(100, 1)
+    motions, _ = drives(100, 1)
     return motions, [seen(each) for each in motions]
 
 
-def fitted(known, of, seed=0):
-    motions, pasts, clips = known
-    return EgoMlp.fit(pasts, [of(each) for each in motions], seed, clip_ids=clips)
+def fitted(known, of):
+    motions, pasts = known
+    return EgoMotion.fit(pasts, [of(each) for each in motions])
 
 
 @pytest.fixture(scope="module")
@@ -88,26 +86,26 @@ def test_speed_and_displacement_are_far_better_than_the_mean_and_than_constant_v
     known, asked, of_summary
 ):
     mean = baselines.constants(map(summary_of, known[0]))["mean"]
-    off = {"network": [], "mean": [], "constant_velocity": []}
+    off = {"ridge": [], "mean": [], "constant_velocity": []}
     for motion, past in zip(*asked, strict=True):
-        true, said = summary_of(motion), of_summary.says(past)
+        true, said = summary_of(motion), of_summary.predict(past)
         assert said.action_m == said.displacement_m and said.waypoints_m is None
         assert SUMMARY.parse(SUMMARY.write(said))
         on = baselines.says("constant_velocity", past, SUMMARY, DURATION_S)
-        for name, one in (("network", said), ("mean", mean), ("constant_velocity", on)):
+        for name, one in (("ridge", said), ("mean", mean), ("constant_velocity", on)):
             off[name].append(
                 [abs(one.speed_mps - true.speed_mps), abs(one.displacement_m - true.displacement_m)]
             )
     off = {name: np.mean(values, axis=0) for name, values in off.items()}
-    assert (off["network"] < 0.2 * off["mean"]).all()
-    assert (off["network"] < 0.7 * off["constant_velocity"]).all()
+    assert (off["ridge"] < 0.2 * off["mean"]).all()
+    assert (off["ridge"] < 0.7 * off["constant_velocity"]).all()
 
 
 def test_waypoints_are_far_better_than_the_mean_and_than_constant_velocity(known, asked, of_future):
     mean = baselines.constants(map(future_of, known[0]))["mean"].waypoints_m
     motions, pasts = asked
     true = np.array([each.trajectory().xy_m for each in motions])
-    said = [of_future.says(past) for past in pasts]
+    said = [of_future.predict(past) for past in pasts]
     assert all(FUTURE_V1.parse(FUTURE_V1.write(each)) for each in said)
     assert all(each.speed_mps is each.action_m is each.along is None for each in said)
     on = np.array([baselines.constant_velocity(past).trajectory().xy_m for past in pasts])
@@ -117,8 +115,8 @@ def test_waypoints_are_far_better_than_the_mean_and_than_constant_velocity(known
 
 
 def test_words_are_learnt_and_no_other_is_said(known, asked):
-    network = fitted(known, manoeuvre_of)
-    said = [network.says(past) for past in asked[1]]
+    ridge = fitted(known, manoeuvre_of)
+    said = [ridge.predict(past) for past in asked[1]]
     true = [manoeuvre_of(each) for each in asked[0]]
     right = np.mean([s.along == t.along for s, t in zip(said, true, strict=True)])
     assert right > 0.85
@@ -138,9 +136,9 @@ def test_all_that_the_truths_have_is_learnt_at_once_but_no_cause(known, asked):
             cause_from="template",
         )
 
-    network = fitted(known, all_of)
+    ridge = fitted(known, all_of)
     motion, past = asked[0][0], asked[1][0]
-    said, true = network.says(past), all_of(motion)
+    said, true = ridge.predict(past), all_of(motion)
     assert said.cause is None and said.cause_from is None
     assert said.speed_mps == pytest.approx(true.speed_mps, abs=1.5)
     assert said.displacement_m == pytest.approx(true.displacement_m, abs=10)
@@ -148,16 +146,10 @@ def test_all_that_the_truths_have_is_learnt_at_once_but_no_cause(known, asked):
     assert said.along in ("accelerate", "hold") and said.across in ("left turn", "straight")
 
 
-def test_the_same_seed_gives_the_same_answers_and_another_seed_others(known, asked, of_future):
-    import torch
-
-    torch.manual_seed(5)
-    before = torch.get_rng_state()
-    networks = of_future, fitted(known, future_of, 0), fitted(known, future_of, 1)
-    answers = [[network.says(past) for past in asked[1][:10]] for network in networks]
-    assert answers[0] == answers[1] != answers[2]
-    # Who asks for a baseline does not find other random numbers afterwards.
-    assert torch.equal(torch.get_rng_state(), before)
+def test_the_same_windows_give_the_same_answers(known, asked, of_future):
+    again = fitted(known, future_of)
+    answers = [[ridge.predict(past) for past in asked[1][:10]] for ridge in (of_future, again)]
+    assert answers[0] == answers[1]
 
 
 def test_with_a_history_cut_short_or_none_it_still_answers_better_than_the_mean(
@@ -165,7 +157,7 @@ def test_with_a_history_cut_short_or_none_it_still_answers_better_than_the_mean(
 ):
     mean = baselines.constants(map(summary_of, known[0]))["mean"].speed_mps
     for num in (0, 1, 7):
-        pairs = [(of_summary.says(seen(each, num)), summary_of(each)) for each in asked[0]]
+        pairs = [(of_summary.predict(seen(each, num)), summary_of(each)) for each in asked[0]]
         off = np.mean([abs(said.speed_mps - true.speed_mps) for said, true in pairs])
         assert off < 0.7 * np.mean([abs(mean - true.speed_mps) for _, true in pairs])
 
@@ -179,43 +171,27 @@ def test_poses_after_the_moment_change_nothing(asked, of_summary):
         np.append(past.yaw_rad, after.yaw_rad),
         past.speed_mps,
     )
-    assert of_summary.says(whole) == of_summary.says(past)
+    assert of_summary.predict(whole) == of_summary.predict(past)
 
 
 def test_a_history_unlike_any_that_was_learnt_is_no_wild_answer():
     # All of them drive straight on at constant speed with whole histories.
     motions = [Motion(speed) for speed in np.linspace(5, 15, 60)]
-    network = EgoMlp.fit([seen(each) for each in motions], list(map(summary_of, motions)), 0)
+    ridge = EgoMotion.fit([seen(each) for each in motions], list(map(summary_of, motions)))
     for past in (seen(Motion(10.0, 2.0, 0.6)), seen(Motion(10.0), 0), seen(Motion(10.0))):
-        assert network.says(past).speed_mps == pytest.approx(10.0, abs=1.0)
-    assert 0 <= network.says(seen(Motion(60.0))).speed_mps < 61
-    assert network.says(seen(Motion(-20.0))).speed_mps >= 0
+        assert ridge.predict(past).speed_mps == pytest.approx(10.0, abs=1.0)
+    assert 0 <= ridge.predict(seen(Motion(60.0))).speed_mps < 61
+    assert ridge.predict(seen(Motion(-20.0))).speed_mps >= 0
 
 
-@pytest.mark.parametrize("num_clips", [1, 2])
-def test_a_handful_of_windows_is_enough_to_answer(num_clips):
-    motions, pasts, _ = drives(4, 3)
-    clips = [f"clip {n % num_clips}" for n in range(4)]
-    network = EgoMlp.fit(pasts, [summary_of(each) for each in motions], 0, clip_ids=clips)
-    assert SUMMARY.parse(SUMMARY.write(network.says(pasts[0])))
-
-
-def test_clips_that_only_tell_when_to_stop_are_not_learnt_from():
-    # One clip of two says nonsense; what is learnt is of one of them whole, never of both.
-    motions, pasts, _ = drives(40, 4)
-    clips = ["a"] * 20 + ["b"] * 20
-    saids = [Said(1.0, 7.5, 7.5)] * 20 + [Said(9.0, 67.5, 67.5)] * 20
-    network = EgoMlp.fit(pasts, saids, 0, clip_ids=clips)
-    assert {round(network.says(past).speed_mps, 6) for past in pasts} in ({1.0}, {9.0})
+def test_a_handful_of_windows_is_enough_to_answer():
+    motions, pasts = drives(4, 3)
+    ridge = EgoMotion.fit(pasts, [summary_of(each) for each in motions])
+    assert SUMMARY.parse(SUMMARY.write(ridge.predict(pasts[0])))
 
 
 def test_no_windows_and_nothing_to_tell_are_refused():
     with pytest.raises(AvomniError, match="no training window"):
-        EgoMlp.fit([], [], 0)
-    with pytest.raises(AvomniError, match="nothing that a network could tell"):
-        EgoMlp.fit([seen(Motion(3.0))], [Said(cause="It is red.")], 0)
-
-
-def test_no_torch_until_something_is_learnt():
-    code = "import sys, avomni_lib.evaluation.ego_mlp; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+        EgoMotion.fit([], [])
+    with pytest.raises(AvomniError, match="nothing that past motion could tell"):
+        EgoMotion.fit([seen(Motion(3.0))], [Said(cause="It is red.")])
