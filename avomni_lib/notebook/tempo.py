@@ -89,7 +89,7 @@ class Tempo:
         """The bar that suits who is watching; what it counts is kept here."""
         tempo, shown = self, progress.bar()
 
-        class Kept(shown):
+        class Kept(shown):  # type: ignore[valid-type]
             def __init__(self, total: float | None = None, unit: str = "", label: str = ""):
                 super().__init__(total, unit, label)
                 self._keeper = _Keeper(tempo, Track(label, unit, total))
