@@ -22,7 +22,7 @@ export OMP_NUM_THREADS ?= 1
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 AS_ADMIN := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help demo seeds run report test test-browser bench lint lab setup rocm cuda pictures clean
+.PHONY: help demo seeds run report test test-browser bench lint check parameters lab setup rocm cuda pictures clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -47,7 +47,7 @@ run: $(READY)
 report: $(READY)
 	$(PY) -m avomni_lib.notebook.pages.web $(PARAMS)
 
-## make test    lint and every test, two files at a time (TESTS=1 one after another)
+## make test    lint, types and every test, two files at a time (TESTS=1 one after another)
 TESTS ?= 2
 # These kill processes and fill disks at moments of their work: beside others the moment is over
 # before it is seen.
@@ -74,6 +74,19 @@ bench: $(READY)
 lint: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+## make check   lint, types and the fast tests, in two minutes
+# Fast tests are of files that start no process and train, render, encode and serve nothing.
+FAST := $(wildcard $(addprefix tests/test_, backoff.py baselines.py bootstrap.py budget.py cache_page.py \
+  checkpoints.py choice_cost.py claims.py comparison.py evicted.py manoeuvre.py metrics.py pace.py packaging.py \
+  slices.py split.py spread.py targets*.py tiling.py trajector*.py windows.py))
+check: lint
+	$(PY) -m pytest -q -n $(TESTS) --dist loadfile $(FAST)
+
+## make parameters  the table of docs/parameters.md, from the schema
+parameters: $(READY)
+	$(PY) -m tests.parameter_page
 
 ## make lab     JupyterLab on the notebooks
 lab: $(READY)
@@ -121,7 +134,7 @@ cuda:
 	$(PY) -m pip install -c constraints-cuda.txt -e '.[train,gpu,scale,world,test]'
 	touch $(VENV)/.ready
 
-## make pictures  the README's pictures, from the demo's run
+## make pictures  the pages' pictures, from the demo's run
 pictures: demo
 	mkdir -p docs
 	cp outputs/demo/04_tiles/figures/tiles.png docs/tiles.png
@@ -131,4 +144,4 @@ pictures: demo
 	$(PY) -m avomni_world.portrait docs/world.png
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -318,12 +318,12 @@ def _all_mistakes(error: ValidationError, source: str) -> AvomniError:
     return AvomniError(
         count + "".join(f"\n  - {line}" for line in lines),
         where=source,
-        fix="every parameter, its unit and default: README, section Parameters",
+        fix="every parameter, its unit and default: docs/parameters.md",
     )
 
 
 def table() -> str:
-    """Every parameter with its default and meaning, as the README shows it (a test compares)."""
+    """Every parameter with its default and meaning: the table of docs/parameters.md."""
     lines = ["| parameter | default | meaning |", "| --- | --- | --- |"]
 
     def add(model: type[BaseModel], prefix: str) -> None:

@@ -36,7 +36,7 @@ class _Loader(yaml.SafeLoader):
         super().__init__(text)
         self.mistakes: list[str] = []
 
-    def compose_node(self, parent: Any, index: Any) -> yaml.Node:
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
         event = self.peek_event()
         line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent):

@@ -1,4 +1,4 @@
-"""The errors of the README's troubleshooting, each made to happen: its text -> how.
+"""The errors of docs/troubleshooting.md, each made to happen: its text -> how.
 
 Each function does what a user would have done, or meets what the user's machine would have done,
 and returns what is then said. `PROVOKED[text](Place(folder, monkeypatch))` holds `text`.

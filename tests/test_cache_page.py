@@ -1,4 +1,4 @@
-"""The README's page on the cache's format: its own code opens a cache, and its tables are true."""
+"""docs/cache.md: its own code opens a cache, and its tables are true."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from avomni_lib.etl.cache import memmap, shard
 from avomni_lib.etl.clip import obstacles
 from tests.test_memmap import COMMON, write_cache
 
-PAGE = (
-    (files.PROJECT_ROOT / "README.md").read_text().split("\n### The cache\n")[1].split("\n## ")[0]
-)
+PAGE = (files.PROJECT_ROOT / "docs/cache.md").read_text()
 RAW, DATASET, JPEG = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 

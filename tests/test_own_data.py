@@ -1,4 +1,4 @@
-"""Own recordings: plain mp4s and poses, packed by the README's own lines, audited, built and read.
+"""Own recordings: plain mp4s and poses, packed by the lines of docs/own_clips.md, and read.
 
 The drives are known in closed form, and every frame bears its number.
 """
@@ -274,9 +274,9 @@ def test_motion_is_the_same_from_headings_and_from_quaternions_of_any_frame():
         assert flat[name][2:-2] == pytest.approx(true[name][2:-2], abs=within), name
 
 
-def test_the_readmes_lines_pack_a_drive(videos, tmp_path, monkeypatch, capsys):
-    section = (files.PROJECT_ROOT / "README.md").read_text().split("\n## Your own clips\n")[1]
-    lines = re.search(r"```python\n(.*?)```", section.split("\n## ")[0], re.DOTALL)[1]
+def test_the_pages_lines_pack_a_drive(videos, tmp_path, monkeypatch, capsys):
+    page = (files.PROJECT_ROOT / "docs/own_clips.md").read_text()
+    lines = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
     drive = Drive(0)
     x, y, _ = drive.position(POSES_S).T
     heading = drive.curvature * drive.travelled(POSES_S)
@@ -288,11 +288,11 @@ def test_the_readmes_lines_pack_a_drive(videos, tmp_path, monkeypatch, capsys):
     for camera, name in named:
         (tmp_path / name).write_bytes(videos[0][camera].read_bytes())
     folder = re.search(r'pack\("([^"]+)"', lines)[1]
-    assert f"local_dir: {folder}" in section
+    assert f"local_dir: {folder}" in page
     (tmp_path / "script.py").write_text(lines.replace(folder, str(tmp_path / "own")))
     monkeypatch.chdir(tmp_path)
     runpy.run_path("script.py")
-    shown = re.search(r"```\n(1 clip .*?)```", section, re.DOTALL)[1]
+    shown = re.search(r"```\n(1 clip .*?)```", page, re.DOTALL)[1]
     assert capsys.readouterr().out.replace(str(tmp_path / "own"), folder) == shown
     p = params(tmp_path / "outputs", tmp_path / "own")
     download.fetch(p, None)
@@ -301,9 +301,10 @@ def test_the_readmes_lines_pack_a_drive(videos, tmp_path, monkeypatch, capsys):
     }
 
 
-def test_the_least_that_a_folder_needs_is_what_the_readme_lists(videos, tmp_path):
-    section = (files.PROJECT_ROOT / "README.md").read_text().split("\n## Your own clips\n")[1]
-    rows = re.findall(r"^\| `([^`]+)` \| ([^|]+) \|", section.split("\n## ")[0], re.MULTILINE)
+def test_the_least_that_a_folder_needs_is_what_the_page_lists(videos, tmp_path):
+    page = (files.PROJECT_ROOT / "docs/own_clips.md").read_text()
+    layout = page.split("\n## The layout of a folder\n")[1]
+    rows = re.findall(r"^\| `([^`]+)` \| ([^|]+) \|", layout, re.MULTILINE)
     pack(tmp_path / "data", [clip_of(number, videos) for number in range(3)])
     p = params(tmp_path, tmp_path / "data")
     p = p.model_copy(update={"dataset": p.dataset.model_copy(update={"audit": "quick"})})

@@ -114,3 +114,64 @@ def test_conda_environment_installs_the_same():
     ]
     assert python.split("=")[1] in {"3.11", "3.12"}
     assert PROJECT["requires-python"] == ">=3.11,<3.13"
+
+
+MAKEFILE = (ROOT / "Makefile").read_text()
+TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
+
+
+def test_pre_commit_runs_the_pinned_versions():
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    hooks = {hook["id"]: repo["rev"] for repo in config["repos"] for hook in repo["hooks"]}
+    assert set(hooks) == {"ruff-check", "ruff-format", "nbstripout", "typos"}
+    pinned = pins(ROOT / "constraints-cpu.txt")
+    for hook, package in (("ruff-check", "ruff"), ("ruff-format", "ruff"), ("nbstripout",) * 2):
+        assert Version(hooks[hook]) == pinned[package], hook
+
+
+def test_the_workflow_runs_the_commands_of_a_merge():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    [job] = workflow["jobs"].values()
+    assert job["strategy"]["matrix"]["python"] == ["3.11", "3.12"]
+    commands = [step["run"] for step in job["steps"] if "run" in step]
+    assert commands == re.findall(r"^make .*$", (ROOT / ".ci/run").read_text(), re.MULTILINE)
+    assert {command.removeprefix("make ") for command in commands} <= TARGETS
+    assert job["env"] == {"PYTHON": "python"} and re.search(r"^PYTHON +\?=", MAKEFILE, re.MULTILINE)
+    for step in job["steps"]:
+        if "uses" in step:
+            assert re.fullmatch(r"[\w-]+/[\w-]+@v\d+(\.\d+)*", step["uses"])
+
+
+def fast_patterns() -> list[str]:
+    [listed] = re.findall(
+        r"^FAST := \$\(wildcard \$\(addprefix (\S+), (.*?)\)\)$", MAKEFILE, re.M | re.DOTALL
+    )
+    return [listed[0] + name for name in listed[1].replace("\\\n", " ").split()]
+
+
+@pytest.mark.parametrize("pattern", fast_patterns())
+def test_fast_tests_start_no_process_and_train_render_and_serve_nothing(pattern: str):
+    slow = (
+        r"^(?:import|from) (?:subprocess|multiprocessing|torch|transformers|avomni_world)"
+        r"|tests\.(?:cached_\w+|local_hub|answering_server|evicting_run|folder_run|killed_training"
+        r"|ranked_training|streams|training_set|tiny_qwen3_vl|published_set|linked_set)"
+    )
+    paths = sorted(ROOT.glob(pattern))
+    assert paths, pattern
+    for path in paths:
+        assert not re.search(slow, path.read_text(), re.MULTILINE), path
+
+
+def test_modules_that_are_held_strictly_exist():
+    """mypy says nothing about a name in its configuration that no module has."""
+    mypy = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
+    own = [
+        name
+        for override in mypy["overrides"]
+        for name in override["module"]
+        if name.startswith("avomni_")
+    ]
+    assert own
+    for name in own:
+        path = ROOT / name.removesuffix(".*").replace(".", "/")
+        assert path.is_dir() if name.endswith(".*") else path.with_suffix(".py").exists(), name

@@ -1,4 +1,4 @@
-"""The README says what is there: parameters, files, error texts, commands."""
+"""README and the pages of docs/ are true: parameters, files, links, error texts, commands."""
 
 import importlib.util
 import itertools
@@ -16,28 +16,73 @@ from avomni_lib.plan import Plan
 from avomni_lib.training.forecast import estimate
 from tests.provoked_errors import PROVOKED, Place, said
 
-README = (files.PROJECT_ROOT / "README.md").read_text()
-SOURCES = "\n".join(path.read_text() for path in (files.PROJECT_ROOT / "avomni_lib").rglob("*.py"))
+ROOT = files.PROJECT_ROOT
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for path in [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+}
+README = PAGES["README.md"]
+every_page = pytest.mark.parametrize("page", PAGES)
+SOURCES = "\n".join(path.read_text() for path in (ROOT / "avomni_lib").rglob("*.py"))
 # A message that is built over two lines of source, as it reads when it is shown.
 MESSAGES = re.sub(r'"\s*\n\s*f?"', "", SOURCES)
 
 
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 200
+
+
+def test_every_page_is_linked_from_the_readme():
+    assert set(PAGES) - {"README.md"} <= set(re.findall(r"\]\(([^)#]+)\)", README))
+
+
 def test_the_table_of_parameters_is_the_schemas():
-    assert params.table() in README, (
-        "python -c 'from avomni_lib import params; print(params.table())'"
-    )
+    table = "".join(re.findall(r"^\|.*\n", PAGES["docs/parameters.md"], re.MULTILINE))
+    assert table.strip() == params.table(), "run `make parameters`"
 
 
-def test_pictures_and_links_exist():
-    targets = re.findall(r"\]\((?!https?://|#)([^)]+)\)", README)
-    assert targets
-    for target in targets:
-        assert (files.PROJECT_ROOT / target).exists(), target
+def prose(page: str) -> str:
+    """The text of a page without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", PAGES[page], flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(page: str) -> set[str]:
+    """What GitHub names the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@every_page
+def test_pictures_and_links_exist(page: str):
+    for target in re.findall(r"\]\((?!https?://)([^)]+)\)", prose(page)):
+        name, _, anchor = target.partition("#")
+        path = ((ROOT / page).parent / name).resolve() if name else ROOT / page
+        assert path.exists(), target
+        if anchor:
+            assert anchor in anchors(path.relative_to(ROOT).as_posix()), target
+
+
+@every_page
+def test_files_that_are_named_exist(page: str):
+    folders = r"avomni_lib|avomni_world|docs|notebooks|params|tests"
+    for name in re.findall(rf"`((?:{folders})/[\w./*-]*)`", PAGES[page]):
+        # What a page tells its reader to write is there only afterwards.
+        is_new = f"# {name}\n" in PAGES[page]
+        assert is_new or list(ROOT.glob(name)), name
+
+
+@every_page
+def test_parameters_that_are_named_exist(page: str):
+    sections = "|".join(params.Params.model_fields)
+    known = set(re.findall(r"^\| `([\w.]+)`", params.table(), re.MULTILINE))
+    files_and_rooms = r"(?:py|yaml|json|parquet|sh|md)$"
+    for name in re.findall(rf"`((?:{sections})\.[a-z_.0-9]+)(?:[:=] ?[^`]+)?`", PAGES[page]):
+        if not re.search(files_and_rooms, name):
+            assert name in known or any(key.startswith(f"{name}.") for key in known), name
 
 
 def errors_in_troubleshooting() -> list[str]:
-    section = README.split("## Troubleshooting")[1].split("\n## ")[0]
-    return re.findall(r"^\| `([^`]+)`", section, re.MULTILINE)
+    return re.findall(r"^\| `([^`]+)`", PAGES["docs/troubleshooting.md"], re.MULTILINE)
 
 
 @pytest.mark.parametrize("text", errors_in_troubleshooting())
@@ -80,7 +125,7 @@ def test_nearly_all_of_it_is_made_to_happen_here():
     }
     assert set(errors_in_troubleshooting()) - set(PROVOKED) == set(elsewhere)
     for name, words_of_it in elsewhere.values():
-        assert words_of_it in (files.PROJECT_ROOT / "tests" / name).read_text()
+        assert words_of_it in (ROOT / "tests" / name).read_text()
 
 
 def test_there_is_troubleshooting():
@@ -88,11 +133,13 @@ def test_there_is_troubleshooting():
 
 
 def commands() -> list[str]:
-    """Every command that the README prints, in its blocks and in its lines, comments left out."""
-    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    text = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
-    lines += re.findall(r"`((?:python3? -m|make|papermill|voila|avomni|pip|ffmpeg) [^`]*)`", text)
+    """Every command that a page prints, in its blocks and in its lines, comments left out."""
+    lines: list[str] = []
+    for page, text in PAGES.items():
+        blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+        lines += "\n".join(blocks).replace("\\\n", " ").splitlines()
+        starts = r"python3? -m|make|papermill|voila|avomni|pip|ffmpeg"
+        lines += re.findall(rf"`((?:{starts}) [^`]*)`", prose(page))
     return sorted({line.strip() for line in lines if line.strip() and "…" not in line})
 
 
@@ -130,9 +177,9 @@ def test_every_command_is_one(line: str, told: list[str]):
     elif found:
         assert importlib.util.find_spec(found[0]), found[0]
     elif told and told[0] in ("papermill", "voila"):
-        assert (files.PROJECT_ROOT / told[1]).exists()
+        assert (ROOT / told[1]).exists()
         if "-f" in told:
-            assert (files.PROJECT_ROOT / told[told.index("-f") + 1]).exists()
+            assert (ROOT / told[told.index("-f") + 1]).exists()
     elif told and told[0] == "make":
         check_make(told[1:])
 
@@ -144,14 +191,14 @@ def check_own_command(arguments: list[str]) -> None:
         return
     named = [*options.params, *options.params_files]
     paths = [path for path in named if path not in OWN_FILES]
-    params.Params.from_files([files.PROJECT_ROOT / path for path in paths], options.set)
+    params.Params.from_files([ROOT / path for path in paths], options.set)
     if options.command == "run":
         assert pipeline.choose(options.first, options.only)
         assert options.shard is None or re.fullmatch(r"[\w$]+/\d+", options.shard)
 
 
 def check_make(told: list[str]) -> None:
-    makefile = (files.PROJECT_ROOT / "Makefile").read_text()
+    makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
     variables = set(re.findall(r"^\s*([A-Z_]+)\s*[?:]?=", makefile, re.MULTILINE))
     for word in told:
@@ -170,7 +217,7 @@ def test_the_plan_that_is_shown_is_the_plan(tmp_path: Path):
     """Of the real run, as it stands before anything is fetched; what a GPU changes is left out."""
     shown = re.search(r"```text\n(what run mi300x takes.*?)```", README, re.DOTALL)[1]
     p = params.Params.from_files(
-        [files.PROJECT_ROOT / "params" / "mi300x.yaml"], [f"dataset.local_dir={tmp_path}"]
+        [ROOT / "params" / "mi300x.yaml"], [f"dataset.local_dir={tmp_path}"]
     )
     plan: Plan = estimate.plan_run(p)
     assert set(shown.splitlines()) - set(str(plan).splitlines()) == set(), "its rows have changed"
@@ -178,7 +225,7 @@ def test_the_plan_that_is_shown_is_the_plan(tmp_path: Path):
 
 
 def test_exit_codes_are_told():
-    section = README.split("## The command line")[1].split("\n## ")[0]
+    section = PAGES["docs/running.md"].split("## The command line")[1]
     told = dict(re.findall(r"^\| (\d+) \| ([^|]+) \|", section, re.MULTILINE))
     assert list(told) == re.findall(r"\b(\d+) \w", EXIT_CODES)
 
@@ -193,14 +240,14 @@ def test_units_of_numbers_are_named():
     unitless = {"run.seed", "dataset.world.seed", "model.lora_rank", "model.lora_alpha"}
     unitless |= {"training.weight_decay", "evaluation.temperature"}
     for name, default, meaning in re.findall(
-        r"^\| `([\w.]+)` \| `([^`]+)` \| (.*) \|$", README, re.M
+        r"^\| `([\w.]+)` \| `([^`]+)` \| (.*) \|$", params.table(), re.M
     ):
         if re.fullmatch(r"[\d.e-]+", default) and name not in unitless:
             assert re.search("|".join(units), meaning), f"{name}: {meaning}"
 
 
 def test_the_tree_names_only_what_is_there():
-    tree = README.split("## Notebooks and package")[1].split("```")[1]
+    tree = README.split("## The tree")[1].split("```")[1]
     rooms = {"dataset", "etl", "training", "evaluation", "notebook"}
     seen = set()
     for line in tree.splitlines():
@@ -208,6 +255,6 @@ def test_the_tree_names_only_what_is_there():
         if found and found[1] in rooms:
             seen.add(found[1])
             for name in found[2].split(", "):
-                room = files.PROJECT_ROOT / "avomni_lib" / found[1]
+                room = ROOT / "avomni_lib" / found[1]
                 assert (room / f"{name}.py").exists() or (room / name).is_dir(), name
     assert seen == rooms

@@ -72,7 +72,9 @@ class Evaluated:
     def _lines(self) -> list[tuple[str, ...]]:
         ladder = self.figures["ladder"]
         metric = ladder[0]["metric"]
-        lines = [("row", metric, "95 % interval", "row - model", "95 % interval", "can be read")]
+        lines: list[tuple[str, ...]] = [
+            ("row", metric, "95 % interval", "row - model", "95 % interval", "can be read")
+        ]
         for each in ladder:
             lines.append(
                 (

@@ -168,7 +168,8 @@ class _Motions:
     """Reads how clips drive, from where their ego motion can be read."""
 
     def __init__(self, p: Params, catalog: Catalog):
-        self._p, self._catalog, self._cache = p, catalog, None
+        self._p, self._catalog = p, catalog
+        self._cache: Cache | None = None
         with contextlib.suppress(AvomniError):
             self._cache = Cache.open(p.cache_dir)
         self._cached = {clip.clip_id: clip for clip in self._cache.clips} if self._cache else {}
@@ -180,8 +181,8 @@ class _Motions:
             if clip is not None:
                 return _speed_and_turn(self._during(clip))
             if clip_id in self._cached:
-                clip = self._cached[clip_id]
-                rows = self._cache.shards[clip.shard].egomotion[clip.start : clip.stop]
+                cached = self._cached[clip_id]
+                rows = self._cache.shards[cached.shard].egomotion[cached.start : cached.stop]
                 return _speed_and_turn(dict(zip(EGOMOTION_COLUMNS, rows.T, strict=True)))
         return None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from panda3d import core as panda
@@ -54,7 +55,7 @@ class Renderer:
         self._pipe = panda.GraphicsPipeSelection.getGlobalPtr().makePipe(
             "TinyOffscreenGraphicsPipe", "p3tinydisplay"
         )
-        self._buffer = None
+        self._buffer: Any = None
         self._root = panda.NodePath("root")
         self._static = self._root.attachNewNode("static")
         self._eyes: list[panda.NodePath] = []

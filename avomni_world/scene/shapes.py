@@ -6,6 +6,8 @@ at once. All share one texture of 2 × 2 cells: plain, wall with windows, ribbed
 
 from __future__ import annotations
 
+import functools
+import operator
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,7 +105,7 @@ def cone(radius, height, foot_z, sides=6, tint=0, cell=LEAVES, bottom=0.0) -> Sh
     turn = np.linspace(0, 2 * np.pi, sides, endpoint=False)
     ring = np.stack([np.cos(turn) * radius, np.sin(turn) * radius, np.full(sides, foot_z)], -1)
     apexes = [(foot_z + height, 1)] + ([(foot_z - bottom, -1)] if bottom else [])
-    shape = None
+    parts = []
     for z, up in apexes:
         nxt = np.roll(ring, -1, axis=0)
         first, second = (ring, nxt) if up == 1 else (nxt, ring)
@@ -119,8 +121,8 @@ def cone(radius, height, foot_z, sides=6, tint=0, cell=LEAVES, bottom=0.0) -> Sh
             np.full(sides * 3, tint),
             np.arange(sides * 3).reshape(-1, 3),
         )
-        shape = part if shape is None else shape + part
-    return shape
+        parts.append(part)
+    return functools.reduce(operator.add, parts)
 
 
 def ball(radius: float, around: int = 8, rings: int = 4) -> Shape:

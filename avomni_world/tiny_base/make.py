@@ -75,7 +75,9 @@ def make(out: Path, work: Path, recipe: Recipe | None = None) -> dict:
     words = tokenizer()
     model = start(words, recipe.seed)
     losses = {"warm_up": _warm(model, drives, recipe, work)}
-    losses["learn_text"] = _run(learn_text(model, words, drives, recipe), recipe.text_steps)
+    losses["learn_text"] = _run(
+        "learn_text", learn_text(model, words, drives, recipe), recipe.text_steps
+    )
     model.save_pretrained(out)
     words.save_pretrained(out)
     record = {
@@ -103,7 +105,7 @@ def _warm(model, drives: Drives, recipe: Recipe, work: Path) -> list[float]:
     shared = {name: value for name, value in asdict(recipe).items() if not name.startswith("text")}
     kept = work / f"warm_{files.hash_json(shared)[:12]}.pt"
     if not kept.exists():
-        curve = _run(warm_up(model, drives, recipe), recipe.warm_steps)
+        curve = _run("warm_up", warm_up(model, drives, recipe), recipe.warm_steps)
         with files.write_whole(kept) as file:
             torch.save({"tower": model.model.visual.state_dict(), "loss": curve}, file)
     made = torch.load(kept, weights_only=True)
@@ -151,13 +153,13 @@ def say(
     return [talk.text_of(row) for row in ids[:, batch["input_ids"].shape[1] :].tolist()]
 
 
-def _run(losses: Iterator[float], num_steps: int) -> list[float]:
+def _run(name: str, losses: Iterator[float], num_steps: int) -> list[float]:
     curve = []
     for loss in losses:
         curve.append(loss)
         if len(curve) % 25 == 0:
             mean = np.mean(curve[-25:])
-            log.info("%s, step %d of %d: loss %.4f", losses.__name__, len(curve), num_steps, mean)
+            log.info("%s, step %d of %d: loss %.4f", name, len(curve), num_steps, mean)
     return curve
 
 

@@ -54,7 +54,7 @@ def lab(folder: Path) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def voila(notebook: Path) -> Iterator[Server]:
-    """Voilà on one notebook, as the README says."""
+    """Voilà on one notebook, see docs/running.md."""
     words = ["voila", str(notebook), "--no-browser"]
     with _serving(notebook.parent, words, "--port", "/voila/static/voila.js") as server:
         yield Server(server[0], "", server[1])

@@ -1,4 +1,4 @@
-"""The same preview as a page of its own: `voila notebooks/04_tiles.ipynb`, as the README says."""
+"""The same preview as a page of its own: `voila notebooks/04_tiles.ipynb`, see docs/running.md."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The files of a packed data set: stored zips of each chunk, its calibration, and the catalog's.
 
-They hold what the catalog and the stages ask for and nothing else; README, "Your own clips", lists
-it.
+They hold what the catalog and the stages ask for and nothing else; docs/own_clips.md
+lists it.
 """
 
 from __future__ import annotations

@@ -53,9 +53,9 @@ def leaks(clips: Sequence[shard.CachedClip], num_frames: Sequence[int]) -> Itera
         if len(own) > 1:
             names = " and ".join(sorted(set(own)))
             yield f"clip {clip_id} lies in the cache {len(own)} times, in {names}"
-    for number, own in by_shard.items():
+    for number, shard_clips in by_shard.items():
         stop = 0
-        for clip in sorted(own, key=lambda clip: clip.start):
+        for clip in sorted(shard_clips, key=lambda clip: clip.start):
             if clip.start < stop or clip.stop > num_frames[number]:
                 yield (
                     f"clip {clip.clip_id} has rows {clip.start} to {clip.stop} of "

@@ -88,8 +88,8 @@ class Shard:
         """(N, H, W, 3) uint8 RGB: mapped, or decoded as it is read."""
         if self.storage == "raw":
             return self._load("frames")
-        encoded = [self._load(name) for name in ("jpeg", "offsets", "crc32")]
-        return jpeg.Frames(*encoded, self.header["frames_shape"], self.describe)
+        data, offsets, crc32 = (self._load(name) for name in ("jpeg", "offsets", "crc32"))
+        return jpeg.Frames(data, offsets, crc32, self.header["frames_shape"], self.describe)
 
     @property
     def frame_shape(self) -> tuple[int, int, int]:
@@ -199,7 +199,7 @@ def open_shard(folder: Path) -> Shard:
 def clips_of(shard: Shard, place: int = 0) -> list[CachedClip]:
     """The clips of a shard that is the cache's number `place`."""
     return [
-        CachedClip(
+        CachedClip(  # type: ignore[call-arg]
             row["clip_id"],
             row["split"],
             row["chunk"],

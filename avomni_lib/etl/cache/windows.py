@@ -119,7 +119,7 @@ class Windows(Sequence[Window]):
     def __len__(self) -> int:
         return len(self._windows)
 
-    def __getitem__(self, index: int) -> Window:
+    def __getitem__(self, index: int) -> Window:  # type: ignore[override]
         return self._windows[index]
 
     @property

@@ -160,8 +160,8 @@ def _stretches(
         before = max(-shift, 0), max(shift, 0)  # frames of each that the other does not reach
         closeness = np.diagonal(share, shift)
         for start, stop in _runs(np.diagonal(alike, shift), least):
-            parts = [poses[i][before[i] + start : before[i] + stop] for i in range(2)]
-            for begin, end, apart_m, path_m in _moves_alike(*parts, least):
+            first, second = (poses[i][before[i] + start : before[i] + stop] for i in range(2))
+            for begin, end, apart_m, path_m in _moves_alike(first, second, least):
                 begin, end = start + begin, start + end
                 yield Leak(
                     clip_ids=(one.clip_id, other.clip_id),

@@ -90,7 +90,7 @@ class Reading:
                 if is_clip:
                     self._read(job, outcome)
                 else:
-                    self._assembled(job.work.chunk)
+                    self._assembled(job.work.chunk)  # type: ignore[attr-defined]
                 bar.update(is_clip, self._words())
 
     def _jobs(self) -> Iterator[Job | Assembly | Wait]:

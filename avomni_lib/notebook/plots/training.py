@@ -14,7 +14,7 @@ from avomni_lib.training.fit import heldout
 from avomni_lib.training.targets.form import FIGURES
 
 if TYPE_CHECKING:
-    from avomni_lib.evaluation.ladder import Spoken
+    from avomni_lib.evaluation.before_after import Spoken
 
 
 def curve(

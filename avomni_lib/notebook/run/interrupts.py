@@ -34,8 +34,9 @@ def _tell(
 ) -> list[str]:
     # As for AvomniError: IPython asks an exception how it wants to be shown.
     if isinstance(error, KeyboardInterrupt):
-        error._render_traceback_ = lambda: [WORDS]
+        error._render_traceback_ = lambda: [WORDS]  # type: ignore[attr-defined]
     elif isinstance(error, OSError) and error.errno in files.REFUSALS:
-        error._render_traceback_ = files.refused(error)._render_traceback_
+        shown = files.refused(error)._render_traceback_
+        error._render_traceback_ = shown  # type: ignore[attr-defined]
     shell.showtraceback((kind, error, traceback), tb_offset=tb_offset)
     return []

@@ -23,12 +23,21 @@ class Backbone(Protocol):
 
     name: str
     prompt_form: str  # recorded beside an adapter: training and serving must agree on it
-    side_multiple: int  # px; a grid's height and width are multiples of it
     end_of_turn: str  # the token that ends an answer
     vision_token: str  # the placeholder that stands for one vision token
     lora_pattern: str  # full names of the modules that LoRA adapts
-    skip_modules: tuple[str, ...]  # kept out of 4 bit
-    pixels: dict[str, float]  # how `inputs` normalises and cuts frames, for an adapter's record
+
+    @property
+    def side_multiple(self) -> int:
+        """px; a grid's height and width are multiples of it."""
+
+    @property
+    def skip_modules(self) -> tuple[str, ...]:
+        """Modules that are kept out of 4 bit."""
+
+    @property
+    def pixels(self) -> dict[str, float]:
+        """How `inputs` normalises and cuts frames, for an adapter's record."""
 
     def num_vision_tokens(self, num_frames: int, height: int, width: int) -> int:
         """Tokens that a window's frames take."""

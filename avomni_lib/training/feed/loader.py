@@ -220,8 +220,10 @@ class Loader:
     @functools.cached_property
     def _shape(self) -> tuple[int, ...]:
         """Of the largest batch."""
-        known = isinstance(self.batches, Order)  # no need to shuffle the whole run for it
-        largest = self.batches.batch_size if known else max(map(len, self.batches))
+        if isinstance(self.batches, Order):  # no need to shuffle the whole run for it
+            largest = self.batches.batch_size
+        else:
+            largest = max(map(len, self.batches))
         return (largest, *self.windows.frame_shape)
 
     def _start(self, batch: int) -> None:

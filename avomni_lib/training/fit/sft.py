@@ -179,7 +179,7 @@ class WindowTrainer(SFTTrainer):
     def _culprits(self, batch: int) -> list[int]:
         """Windows of a batch whose loss, each taken alone, is no number; else all of the batch."""
         indices = self.loader.batches[batch]
-        return [index for index in indices if not math.isfinite(self._loss_of(index))] or indices
+        return [index for index in indices if not math.isfinite(self._loss_of(index))] or [*indices]
 
     def _loss_of(self, index: int) -> float:
         frames = np.empty((1, *self.loader.windows.frame_shape), np.uint8)
