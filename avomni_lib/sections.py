@@ -256,7 +256,7 @@ class ProcessingParams(Section):
     fit: Literal["letterbox", "crop", "stretch"] = Field(
         "stretch", description="how a camera fills its tile"
     )
-    decoder: Literal["auto", "pyav", "decord", "torchcodec"] = Field(
+    decoder: Literal["auto", "pyav", "decord"] = Field(
         "auto", description="auto says what it took and why"
     )
     storage: Literal["raw", "jpeg"] = Field(

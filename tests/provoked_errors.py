@@ -10,7 +10,6 @@ import dataclasses
 import errno
 import fcntl
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -322,12 +321,6 @@ def small_gain(place: Place) -> str:
     return "\n".join(claim["text"] for claim in figures["claims"])
 
 
-def no_torchcodec(place: Place) -> None:
-    place.patch.setitem(sys.modules, "torchcodec", None)
-    place.patch.setitem(sys.modules, "torchcodec.decoders", None)
-    reader.read_frames(stream_bytes("h264 gop 15"), TIMES_US[:1], decoder="torchcodec")
-
-
 def another_video(place: Place) -> None:
     reader.read_frames(stream_bytes("h264 gop 15"), TIMES_US[:1], timestamps_us=TIMES_US * 2)
 
@@ -531,7 +524,6 @@ PROVOKED: dict[str, Callable[[Place], object]] = {
     "its sha256 is wrong": changed_raw_file,
     "s after the last frame": short_egomotion,
     "has open GOPs, in which decord returns": open_groups,
-    "processing.decoder: torchcodec": no_torchcodec,
     "they belong to another video": another_video,
     "a build of the whole works on this cache": shared_while_built,
     "the file system does not lock files": locks_refused,

@@ -30,7 +30,6 @@ DOORS = {
     },
     "panda3d": {"avomni_world/scene/render.py"},
     "decord": {"avomni_lib/etl/video/decoders.py"},
-    "torchcodec": {"avomni_lib/etl/video/decoders.py"},
     "ray": {"avomni_lib/etl/run/engines.py"},
     "llguidance": {"avomni_lib/training/model/constrained.py"},
 }

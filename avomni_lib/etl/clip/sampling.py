@@ -30,7 +30,7 @@ class Recipe:
         fit: `letterbox`, `crop` or `stretch`.
         sample_hz: Sampled frames a second.
         horizon_s: Seconds of ego motion kept after the last frame.
-        decoder: `pyav`, `decord` or `torchcodec`.
+        decoder: `pyav` or `decord`.
         obstacles: Whether other road users and events are kept.
     """
 

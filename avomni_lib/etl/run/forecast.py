@@ -32,7 +32,7 @@ CLIP_SECONDS, FPS, SOURCE_SIZE, SOURCE_CODEC = 20.0, 30, (1920, 1080), "h264"
 # wanted or referred to are, which took (f / fps) ** 0.43 of the time at 2, 5, 10 and 29 Hz.
 FRAME_S, PIXEL_S = 1.0e-4, {"h264": 4.6e-9, "hevc": 5.5e-9, "av1": 2.7e-9}
 SAMPLED_POWER = 0.43
-DECODER_COST = {"pyav": 1.0, "decord": 1.7, "torchcodec": 1.9}  # at 2 Hz, against PyAV
+DECODER_COST = {"pyav": 1.0, "decord": 1.7}  # at 2 Hz, against PyAV
 # Seconds to store a byte of pixels: hashed, written as a part and once more into the shard; JPEGs
 # are encoded and then are few.
 STORE_S = {"raw": 10e-9, "jpeg": 2.5e-9}

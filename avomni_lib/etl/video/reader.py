@@ -16,7 +16,7 @@ from avomni_lib.dataset import clocks
 from avomni_lib.dataset.audit import findings
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.video import stream
-from avomni_lib.etl.video.decoders import by_decord, by_torchcodec
+from avomni_lib.etl.video.decoders import by_decord
 from avomni_lib.etl.video.pictures import Size, SizeRule
 from avomni_lib.etl.video.pyav_reader import by_pyav
 from avomni_lib.etl.video.stream import Stream
@@ -24,7 +24,7 @@ from avomni_lib.etl.video.stream import Stream
 if TYPE_CHECKING:
     from avomni_lib.dataset.clip import ByteRange
 
-DECODERS = {"pyav": by_pyav, "decord": by_decord, "torchcodec": by_torchcodec}
+DECODERS = {"pyav": by_pyav, "decord": by_decord}
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Frames:
         frame_idx: (T,) int64, which frame of the file each one is, in presentation order.
         timestamps_us: (T,) int64 µs, when each one was taken; at or before its wanted time.
         source_size: (width, height) px of the video, upright.
-        decoder: `pyav`, `decord` or `torchcodec`.
+        decoder: `pyav` or `decord`.
         reason: Why that one.
         stored_size: (width, height) px of the video as it is stored.
     """
@@ -134,7 +134,7 @@ def read_frames(
         size: (width, height) of the images; a function of the upright source's width and height
             that returns it; or None for the source's own. Scaled in the decoder's scaler, PyAV's by
             averaging areas.
-        decoder: `auto`, `pyav`, `decord` or `torchcodec`.
+        decoder: `auto`, `pyav` or `decord`.
 
     Raises:
         AvomniError: a wanted time outside of the video, a file whose frames are not the timestamps'
