@@ -37,7 +37,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache import memmap
 from avomni_lib.etl.cache.windows import Windows
 from avomni_lib.etl.leaks import leaks
-from avomni_lib.etl.run import build, build_loop, costs, slurm
+from avomni_lib.etl.run import build, build_loop, chunk_sizes, slurm
 from avomni_lib.etl.video import reader
 from avomni_lib.evaluation import comparison, metrics
 from avomni_lib.params import Params
@@ -45,8 +45,7 @@ from avomni_lib.training.doctor.findings import Finding, Report
 from avomni_lib.training.fit import job
 from avomni_lib.training.forecast import estimate
 from avomni_lib.training.prompt.samples import check_packing, windows_of
-from avomni_world.hub import local_hub
-from tests import folder_run
+from tests import folder_run, local_hub
 from tests.answered import drives, summaries
 from tests.answering_server import Answer, answering
 from tests.published_set import (
@@ -351,7 +350,7 @@ def all_lost(place: Place) -> None:
 
 
 def lost_chunks_in_the_way(place: Place) -> None:
-    raise costs.held(place.params(), 1, 10**9, 10**10)
+    raise chunk_sizes.held(place.params(), 1, 10**9, 10**10)
 
 
 def needed_by_another_run(place: Place) -> None:

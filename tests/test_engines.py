@@ -22,7 +22,7 @@ from avomni_lib.etl.run import build, engines, parts
 from avomni_lib.etl.run.parts import Outcome
 from avomni_lib.files import PROJECT_ROOT
 from avomni_lib.params import Params
-from avomni_lib.pool import WAIT
+from avomni_lib.workers import WAIT
 from tests.folder_run import chosen, content
 from tests.published_set import write_published_set
 
@@ -251,11 +251,13 @@ def once(act: Callable[[], bool]) -> threading.Thread:
 
 def test_without_a_cluster_ray_starts_on_this_machine_and_leaves_nothing(tmp_path):
     code = (
-        "from avomni_lib.etl import engines\nfrom tests.test_engines import outcomes_of, params\n"
+        "from avomni_lib.etl.run import engines\n"
+        "from tests.test_engines import outcomes_of, params\n"
         "from pathlib import Path\nimport os, sys\n"
         "print(outcomes_of(params('ray'), Path(sys.argv[1]), 'a', 'b'))\n"
         "import psutil, ray\nfrom ray._common.usage import usage_lib\n"
-        "print(ray.is_initialized(), usage_lib.usage_stats_enabled(), engines.pool.num_cores())\n"
+        "print(ray.is_initialized(), usage_lib.usage_stats_enabled(), engines.workers.num_cores()"
+        ")\n"
         "print(psutil.Process().children())\n"
     )
     environment = os.environ | {"RAY_ADDRESS": "local"}
@@ -280,7 +282,7 @@ def test_a_cluster_that_does_not_answer_is_one_message():
         closed = f"127.0.0.1:{unused.getsockname()[1]}"
     code = (
         "import os, sys\nfrom avomni_lib.errors import AvomniError\n"
-        "from avomni_lib.etl import engines\nfrom tests.test_engines import fragile, params\n"
+        "from avomni_lib.etl.run import engines\nfrom tests.test_engines import fragile, params\n"
         "for address in sys.argv[1:]:\n    os.environ['RAY_ADDRESS'] = address\n"
         "    try:\n        next(engines.run(params('ray'), fragile, [('', 'a')]))\n"
         "    except AvomniError as error:\n        print(error.what, error.fix)\n"
@@ -299,7 +301,7 @@ def test_a_cluster_that_does_not_answer_is_one_message():
 def test_without_ray_it_is_said_before_anything_long():
     code = (
         "import sys; sys.modules['ray'] = None\n"
-        "from avomni_lib.etl import engines\nfrom tests.test_engines import params\n"
+        "from avomni_lib.etl.run import engines\nfrom tests.test_engines import params\n"
         "engines.num_workers(params('ray'))\n"
     )
     ran = subprocess.run(

@@ -216,7 +216,7 @@ def test_many_shards_keep_few_files_open(tmp_path):
     memmap.write_table(folder, record["common"], shards, rows)
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (400, 400))\n"
-        "from avomni_lib.etl import memmap, windows\n"
+        "from avomni_lib.etl.cache import memmap, windows\n"
         f"found = windows.Windows(memmap.Cache.open({str(folder)!r}), 3, 1)\n"
         "for i in range(len(found)):\n    found.frames(i), found.truth(i)\n"
         f"print(len(found), memmap.verify({str(folder)!r}).num_shards)"

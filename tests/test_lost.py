@@ -26,8 +26,7 @@ from avomni_lib.etl.run import build, parts, slurm
 from avomni_lib.notebook.pages import tables
 from avomni_lib.notebook.run import runs
 from avomni_lib.params import Params
-from avomni_world.hub import local_hub
-from tests import evicting_run, folder_run
+from tests import evicting_run, folder_run, local_hub
 from tests.evicting_run import CAMERAS, FILES_PER_CHUNK, NUM_CHUNKS, REPO, hub_of, raw_files
 from tests.folder_run import chosen, content
 from tests.published_set import chunk_path, clip_id_of, write_published_set

@@ -15,7 +15,7 @@ from avomni_lib.dataset import cameras, stored_zip
 from avomni_lib.etl.cache import shard
 from avomni_lib.etl.clip.sampling import Recipe
 from avomni_lib.etl.run import parts
-from avomni_lib.pool import run_jobs
+from avomni_lib.workers import run_jobs
 from tests.linked_set import linked_id, num_frames, with_free_box, write_linked_set
 from tests.published_set import chunk_path, encode_video, frame_bits
 

@@ -135,8 +135,8 @@ def test_workers_of_the_etl_are_too(copy, other, tmp_path, engine):
     published = write_published_set(tmp_path / "set", 1, 2, 1.0)
     values = folder_run.values(tmp_path / "outputs", published, engine=engine, num_workers=2)
     code = (
-        "from avomni_lib import params\nfrom avomni_lib.dataset import download\n"
-        "from avomni_lib.etl import build\n"
+        "from avomni_lib import params\nfrom avomni_lib.dataset.download import download\n"
+        "from avomni_lib.etl.run import build\n"
         "p = params.Params.from_files([sys.argv[1]])\ndownload.fetch(p, None)\n"
         "print(build.build(p).figures['num_clips_read'])"
     )

@@ -21,8 +21,7 @@ from avomni_lib.etl.run import build
 from avomni_lib.files import PROJECT_ROOT
 from avomni_lib.notebook.run import runs
 from avomni_lib.params import Params
-from avomni_world.hub import local_hub
-from tests import evicting_run
+from tests import evicting_run, local_hub
 from tests.evicting_run import FILES_PER_CHUNK, NUM_CHUNKS, REPO, hub_of, raw_files
 
 NUM_FILES = FILES_PER_CHUNK * NUM_CHUNKS
@@ -126,7 +125,7 @@ def test_a_run_of_an_earlier_version_counts_where_it_lies_beside(served, tmp_pat
 
 def test_a_run_that_is_killed_while_it_fetches_is_waited_for(published, tmp_path):
     code = (
-        "import json, sys\nfrom avomni_lib.dataset import download\n"
+        "import json, sys\nfrom avomni_lib.dataset.download import download\n"
         "from avomni_lib.dataset.download.hub import Hub\nfrom avomni_lib.params import Params\n"
         "values, repo, commit, endpoint = sys.argv[1:]\n"
         "hub = Hub(repo, revision=commit, endpoint=endpoint)\n"

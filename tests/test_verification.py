@@ -304,7 +304,7 @@ def test_ctrl_c_ends_it_and_changes_nothing(tmp_path):
     files.write_json(header, said)
     sign(folder)
     code = (
-        "import sys\nfrom avomni_lib.etl import memmap\nfrom avomni_lib.plan import Bar\n"
+        "import sys\nfrom avomni_lib.etl.cache import memmap\nfrom avomni_lib.plan import Bar\n"
         "class Told(Bar):\n    def update(self, *a):\n        print('going', flush=True)\n"
         f"memmap.verify({str(folder)!r}, progress=Told)"
     )

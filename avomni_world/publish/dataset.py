@@ -17,12 +17,12 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from avomni_lib import files, pool
+from avomni_lib import files, workers
 from avomni_lib.dataset import cameras
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar, Plan, gigabytes, minutes
-from avomni_lib.sections import WorldParams
+from avomni_lib.sections import WORLD_SPLITS, WorldParams
 from avomni_world.publish import layout, recording
 from avomni_world.publish.circumstances import has_event
 from avomni_world.publish.layout import WorldClip
@@ -31,7 +31,6 @@ from avomni_world.scene.render import Renderer
 from avomni_world.scene.scenes import Scene, make_scene
 
 FORMAT = 3  # raise it when the same parameters would give other bytes
-SPLITS = {"train": 0.6, "val": 0.1, "test": 0.3}
 
 # Measured at 64 × 36, 128 × 72 and 320 × 180 on a core that was shared, for `plan`.
 SECONDS_A_CLIP, SECONDS_A_FRAME, SECONDS_A_PIXEL = 0.2, 3.8e-4, 7.0e-8
@@ -40,15 +39,9 @@ OBSTACLE_BYTES_A_SECOND = 2.1e3
 
 
 def world_clips(world: WorldParams) -> list[WorldClip]:
-    """All clips of a world, chunk after chunk.
-
-    Splits are dealt as the clips are counted, each to the split that is owed most: a stretch of ten
-    holds six train, one val and three test, in every chunk alike.
-    """
-    clips, counts = [], dict.fromkeys(SPLITS, 0)
-    for number in range(world.num_chunks * world.clips_per_chunk):
-        split = max(SPLITS, key=lambda name: SPLITS[name] * (number + 1) - counts[name])
-        counts[split] += 1
+    """All clips of a world, chunk after chunk."""
+    clips = []
+    for number, split in enumerate(world.splits()):
         digest = hashlib.sha256(f"{world.seed}/{number}".encode()).digest()
         seed = int.from_bytes(digest[:4], "little")
         clip_id = clip_id_of(world.town, seed)
@@ -83,15 +76,15 @@ def plan(p: Params) -> Plan:
     world = p.dataset.world
     towns.town(world.town)
     clips = world_clips(world)
-    workers = num_workers(len(clips))
+    cores = num_workers(len(clips))
     frames = recording.num_frames(world.clip_seconds) * len(cameras.CAMERAS)
     pixels = world.width * world.height
     clip_bytes = BYTES_A_CLIP + frames * (BYTES_A_FRAME + BYTES_A_PIXEL * pixels)
     clip_bytes += (world.clip_seconds + 10) * EGOMOTION_BYTES_A_SECOND
     clip_bytes += world.clip_seconds * OBSTACLE_BYTES_A_SECOND
     clip_s = SECONDS_A_CLIP + frames * (SECONDS_A_FRAME + SECONDS_A_PIXEL * pixels)
-    num_bytes, seconds = int(clip_bytes * len(clips)), clip_s * len(clips) / workers
-    counts = {name: sum(clip.split == name for clip in clips) for name in SPLITS}
+    num_bytes, seconds = int(clip_bytes * len(clips)), clip_s * len(clips) / cores
+    counts = {name: sum(clip.split == name for clip in clips) for name in WORLD_SPLITS}
     splits = ", ".join(f"{count} {name}" for name, count in counts.items())
     return Plan(
         f"The rendered world: {world.town}, seed {world.seed}",
@@ -105,7 +98,7 @@ def plan(p: Params) -> Plan:
             ),
             ("camera frames", f"{frames * len(clips):,}", "rendered by panda3d, no GPU"),
             ("size", gigabytes(num_bytes), "estimated"),
-            ("time", minutes(seconds), f"estimated, on {workers} cores"),
+            ("time", minutes(seconds), f"estimated, on {cores} cores"),
         ],
         figures={
             "num_clips": len(clips),
@@ -164,13 +157,13 @@ def is_published(p: Params, folder: Path) -> bool:
 
 def num_workers(num_clips: int) -> int:
     """Processes that record: one a core that this process may use."""
-    return max(1, min(pool.num_cores(), num_clips))
+    return max(1, min(workers.num_cores(), num_clips))
 
 
 def _record_all(missing: list[tuple[WorldClip, Path]], world: WorldParams) -> Iterator[WorldClip]:
     """Record clips in processes of their own: panda3d's engine is global, and cores are several."""
     jobs = [(clip, part, world) for clip, part in missing]
-    with contextlib.closing(pool.run_jobs(_record, jobs, num_workers(len(jobs)))) as recorded:
+    with contextlib.closing(workers.run_jobs(_record, jobs, num_workers(len(jobs)))) as recorded:
         for (clip, part, _), done in recorded:
             if done is None:
                 raise AvomniError(

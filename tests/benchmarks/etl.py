@@ -30,7 +30,7 @@ from avomni_lib.dataset.download import download
 from avomni_lib.etl.clip.sampling import Recipe
 from avomni_lib.etl.run import build, parts
 from avomni_lib.params import Params
-from avomni_lib.pool import run_jobs
+from avomni_lib.workers import run_jobs
 from tests.benchmarks import decode, drive
 from tests.linked_set import linked_id, num_frames, with_free_box, write_linked_set
 from tests.published_set import chunk_path, encode_video, frame_bits
@@ -236,7 +236,7 @@ def main() -> None:
     record |= {
         "worker_growth_mb_over_200_clips": max(growth.values()),
         "growth_mb": growth,
-        "cores": build.engines.pool.num_cores(),
+        "cores": build.engines.workers.num_cores(),
         "versions": {name: metadata.version(name) for name in ("av", "decord", "numpy")}
         | {"python": platform.python_version()},
         "seconds": round(time.monotonic() - started, 1),

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from avomni_lib import files, pool
+from avomni_lib import files, workers
 from avomni_lib.dataset.audit import figures as totals
 from avomni_lib.dataset.audit import findings, listing
 from avomni_lib.dataset.audit.findings import DAMAGED, NOTED, ODD, SET, Finding
@@ -130,7 +130,7 @@ def plan(p: Params, hub: Hub | None) -> Plan:
         ("fetches", "the metadata" if hub else "nothing", "34 MB of the real set" if hub else ""),
     ]
     if depth == "full":
-        cores = p.processing.num_workers or pool.num_cores()
+        cores = p.processing.num_workers or workers.num_cores()
         time = minutes(num_bytes / (CORE_BYTES_PER_S * cores))
         rows.append(("time", f"about {time}", f"{cores} cores, on a disk that keeps up"))
     warnings = [f"it stops before you decide: {question}"] if question else []
@@ -158,7 +158,7 @@ def audit(p: Params, hub: Hub | None, progress: type[Bar] = Bar) -> Audit:
         listed = Listing.of(p, hub, selection, verified)
         verified.save()
     survey = Survey(listed.jobs, p.run_dir / STAGE / "read")
-    num_workers = p.processing.num_workers or pool.num_cores()
+    num_workers = p.processing.num_workers or workers.num_cores()
     survey.run(num_workers, p.processing.clip_timeout_s, progress)
     if survey.num_kept:
         log.info("%d files had been read by an audit that was interrupted", survey.num_kept)

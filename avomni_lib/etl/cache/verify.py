@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from avomni_lib import files, pool
+from avomni_lib import files, workers
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache import counts, shard
 from avomni_lib.etl.cache.counts import Findings
@@ -208,9 +208,9 @@ def _hashes(
     total = sum(each.header["arrays"][name]["bytes"] for each, name, _ in arrays)
     with (
         progress(total=total, unit="B", label="verify") as bar,
-        concurrent.futures.ThreadPoolExecutor(min(pool.num_cores(), MAX_THREADS)) as workers,
+        concurrent.futures.ThreadPoolExecutor(min(workers.num_cores(), MAX_THREADS)) as threads,
     ):
-        hashes = [workers.submit(_hash, path, counted, stop) for _, _, path in arrays]
+        hashes = [threads.submit(_hash, path, counted, stop) for _, _, path in arrays]
         try:
             left = set(hashes)
             while left:

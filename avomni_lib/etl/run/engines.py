@@ -15,11 +15,11 @@ from contextlib import ExitStack
 from types import ModuleType
 from typing import Any, TypeVar
 
-from avomni_lib import files, pool
-from avomni_lib.crew import Crew, Died, Wait, run_on
+from avomni_lib import files, workers
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.run.parts import Assembly, Outcome
 from avomni_lib.params import Params
+from avomni_lib.workers import Died, Executor, Wait, run_on
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +36,9 @@ def num_workers(p: Params) -> tuple[int, str]:
         return p.processing.num_workers, "asked for by processing.num_workers"
     if p.processing.engine == "ray":
         _need_ray()
-        return pool.num_cores(), "one a core of this machine; a Ray cluster gives one a CPU it has"
-    return pool.num_cores(), "one a core, each decoding on one thread"
+        reason = "one a core of this machine; a Ray cluster gives one a CPU it has"
+        return workers.num_cores(), reason
+    return workers.num_cores(), "one a core, each decoding on one thread"
 
 
 def run(
@@ -61,11 +62,11 @@ def run(
     """
     wanted, limit_s = num_workers or p.processing.num_workers, p.processing.clip_timeout_s
     if p.processing.engine == "ray":
-        crew: Crew[Job, Outcome] = RayTasks(function, wanted, limit_s)
-        yield from run_on(crew, jobs, lost=_lost)  # the crew keeps to the limit itself
+        executor: Executor[Job, Outcome] = RayExecutor(function, wanted, limit_s)
+        yield from run_on(executor, jobs, lost=_lost)  # it keeps to the limit itself
     else:
-        crew = pool.Processes(function, wanted or pool.num_cores())
-        yield from run_on(crew, jobs, functools.partial(_limit_of, limit_s), _lost)
+        executor = workers.ProcessExecutor(function, wanted or workers.num_cores())
+        yield from run_on(executor, jobs, functools.partial(_limit_of, limit_s), _lost)
 
 
 def _limit_of(limit_s: float, job: Any) -> float:
@@ -84,8 +85,8 @@ def _lost(job: Any, reason: str) -> Outcome:
     return Outcome(reason, 0.0, is_lost=True)
 
 
-class RayTasks:
-    """The crew of a Ray cluster: that of RAY_ADDRESS or of `ray start`, else one on this machine.
+class RayExecutor:
+    """Tasks of a Ray cluster: that of RAY_ADDRESS or of `ray start`, else one on this machine.
 
     Raw files and cache lie in folders that all nodes share. Workers import the caller's copy of
     avomni_lib where their node has it, else the one that is installed there. A node that dies takes
@@ -105,7 +106,7 @@ class RayTasks:
             _connect(self._ray)
             self._opened.callback(self._ray.shutdown)
         task = self._ray.remote(_within)
-        # Retries are `run_on`'s, which does the same for every crew.
+        # Retries are `run_on`'s, which does the same for every executor.
         self._task = task.options(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")
         self._function, self._limit_s = function, limit_s
         self._tickets: dict[Any, _Ticket] = {}
@@ -154,7 +155,7 @@ class RayTasks:
             return self._ray.get(ref)
         except faults.RayTaskError as error:
             if isinstance(error.cause, MemoryError):
-                return Died(pool.OUT_OF_MEMORY)
+                return Died(workers.OUT_OF_MEMORY)
             if not isinstance(error.cause, AvomniError):
                 error.cause.add_note(f"in a Ray worker:\n{error}")
             raise error.cause from None
@@ -232,7 +233,7 @@ def _connect(ray: ModuleType) -> None:
     try:
         ray.init(
             address="local",
-            num_cpus=pool.num_cores(),
+            num_cpus=workers.num_cores(),
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
             **options,

@@ -16,9 +16,8 @@ from avomni_lib.dataset import clocks
 from avomni_lib.dataset.audit import findings
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.video import stream
-from avomni_lib.etl.video.decoders import by_decord
-from avomni_lib.etl.video.pictures import Size, SizeRule
-from avomni_lib.etl.video.pyav_reader import by_pyav
+from avomni_lib.etl.video.decord_reader import by_decord
+from avomni_lib.etl.video.pyav_reader import Size, SizeRule, by_pyav
 from avomni_lib.etl.video.stream import Stream
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from avomni_lib import pool
+from avomni_lib import workers
 from avomni_lib.notebook.plots import canvas
 from avomni_lib.notebook.plots.circumstances import sentence
 from avomni_lib.notebook.tempo import Tempo, Track
@@ -63,7 +63,7 @@ def clips_a_minute(tempo: Tempo, num_cores: int | None = None) -> canvas.Picture
     track = tempo.track("ETL")
     if track is None or not track.count:
         return sentence("No clip had to be read: the cache was whole already")
-    num_cores = num_cores or pool.num_cores()
+    num_cores = num_cores or workers.num_cores()
     picture = canvas.Picture(1000, 380)
     pace, cores = picture.subplots(2, 1, sharex=True)
     when, unit_s = _clock(track.seconds)

@@ -11,8 +11,14 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl.video.pictures import Pictures, Size, SizeRule, resolve_size, scale
-from avomni_lib.etl.video.pyav_reader import by_pyav
+from avomni_lib.etl.video.pyav_reader import (
+    Pictures,
+    Size,
+    SizeRule,
+    by_pyav,
+    resolve_size,
+    scale,
+)
 from avomni_lib.etl.video.stream import Stream, damaged
 
 PTS_TOLERANCE_S = 1e-3

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl.video import decoders, reader, stream
+from avomni_lib.etl.video import decord_reader, reader, stream
 from tests.streams import OPEN, SPECS, numbers, places, stream_bytes
 
 
@@ -30,7 +30,7 @@ def test_decord_is_refused_where_its_picture_is_a_neighbours():
     with stream.opened(content) as opened:
         images = reader.read_frames(content, opened.times_us).images
         with pytest.raises(AvomniError, match="shows frame 30 where decord is asked for 29"):
-            decoders._probe(OffByOne(images), opened)
+            decord_reader._probe(OffByOne(images), opened)
 
 
 @pytest.mark.parametrize("name", ["h264 gop 30 b", "hevc closed", "h264 turned 90"])

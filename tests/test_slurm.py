@@ -21,9 +21,9 @@ from tests.published_set import clip_id_of, write_published_set
 NUM_CHUNKS, CLIPS_PER_CHUNK = 2, 4
 NUM_CLIPS = NUM_CHUNKS * CLIPS_PER_CHUNK
 CODE = (
-    "import json, sys; from avomni_lib.etl import share; from avomni_lib.params import Params; "
+    "import json, sys; from avomni_lib.etl.run import slurm; from avomni_lib.params import Params; "
     "p = Params.from_values(json.loads(sys.argv[1])); "
-    "print(json.dumps(share.build_share(p, *share.parse(sys.argv[2]))))"
+    "print(json.dumps(slurm.build_share(p, *slurm.parse(sys.argv[2]))))"
 )
 
 
