@@ -458,7 +458,7 @@ def test_decoding_keeps_nothing(tmp_path):
     """Whatever is read, no more memory than a window's pixels and what its threads hold."""
     large = [np.zeros((1, 480, 640, 3), np.uint8), np.full((1, 480, 640, 3), 9, np.uint8)]
     encoded = shard.jpeg.encode(np.concatenate(large * 20))
-    frames = shard.jpeg.Frames(
+    frames = shard.jpeg.JpegFrames(
         encoded["jpeg"], encoded["offsets"], encoded["crc32"], (40, 480, 640, 3)
     )
     frames[:2]  # the threads start

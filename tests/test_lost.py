@@ -38,7 +38,7 @@ PLAN = "AVOMNI_TEST_BEFALLS"  # a JSON file: clip_id -> what befalls the worker 
 do = parts.do
 
 
-def befallen(job: parts.Job | parts.Assembly) -> parts.Outcome:
+def befallen(job: parts.ClipJob | parts.Assembly) -> parts.JobOutcome:
     """What worker processes are for, in a bad world."""
     befalls = json.loads(Path(os.environ[PLAN]).read_text())
     what = befalls.get(getattr(job, "clip_id", None))
@@ -178,7 +178,7 @@ CAUSES = {
 @pytest.mark.parametrize("cause", CAUSES)
 def test_a_disk_that_fails_is_no_damaged_clip(published, tmp_path, monkeypatch, cause, code):
     """The disk fails once: what was read of this clip must not stand as its fault."""
-    job = parts.Job(
+    job = parts.ClipJob(
         clip_id_of(0), 0, published, build.recipe_of(chosen(tmp_path, published)), tmp_path / "a"
     )
     for path in published.rglob("*.zip"):

@@ -48,7 +48,7 @@ def frame_shape(picture: np.ndarray) -> tuple[int, int, int]:
         return image.height, image.width, 3
 
 
-class Frames:
+class JpegFrames:
     """Encoded frames that read like the array (N, H, W, 3) uint8 that they were made of.
 
     A number gives a frame, a slice or an array of numbers several, read-only as those of a mapped

@@ -118,12 +118,12 @@ class Shard:
         return self.header["arrays"]["times"]["shape"][0]
 
     @property
-    def frames(self) -> np.ndarray | jpeg.Frames:
+    def frames(self) -> np.ndarray | jpeg.JpegFrames:
         """(N, H, W, 3) uint8 RGB: mapped, or decoded as it is read."""
         if self.storage == "raw":
             return self._load("frames")
         encoded = [self._load(name) for name in ("jpeg", "offsets", "crc32")]
-        return jpeg.Frames(*encoded, self.header["frames_shape"], self.describe)
+        return jpeg.JpegFrames(*encoded, self.header["frames_shape"], self.describe)
 
     @property
     def frame_shape(self) -> tuple[int, int, int]:

@@ -181,7 +181,7 @@ def draw_camera(
     stamps: np.ndarray,
     recipe: Recipe,
     tile: np.ndarray,
-) -> reader.Frames:
+) -> reader.VideoFrames:
     """Fill one camera's tile in all frames; returns what was read."""
     frames = reader.read_frames(
         clip.video(name),

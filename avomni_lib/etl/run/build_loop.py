@@ -19,7 +19,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache import memmap
 from avomni_lib.etl.clip import sampling
 from avomni_lib.etl.run import engines, parts
-from avomni_lib.etl.run.parts import Assembly, ChunkWork, Job, Outcome
+from avomni_lib.etl.run.parts import Assembly, ChunkWork, ClipJob, JobOutcome
 from avomni_lib.etl.run.prefetch import Prefetch
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
@@ -86,14 +86,14 @@ class Reading:
         ):
             for job, outcome in outcomes:
                 self.cpu_s += outcome.cpu_s
-                is_clip = isinstance(job, Job)
+                is_clip = isinstance(job, ClipJob)
                 if is_clip:
                     self._read(job, outcome)
                 else:
                     self._assembled(job.work.chunk)
                 bar.update(is_clip, self._message())
 
-    def _jobs(self) -> Iterator[Job | Assembly | Wait]:
+    def _jobs(self) -> Iterator[ClipJob | Assembly | Wait]:
         """What the workers do next: shards first, as they free parts and raw files."""
         clips: deque[tuple[int, str]] = deque()
         while self._unfinished:
@@ -109,7 +109,7 @@ class Reading:
             else:
                 yield WAIT
 
-    def _read(self, job: Job, outcome: Outcome) -> None:
+    def _read(self, job: ClipJob, outcome: JobOutcome) -> None:
         reason, is_lost = outcome.reason, outcome.is_lost
         # A clip whose files are taken away may look damaged, or as if it had no labels of others.
         may_lack = reason or self.p.processing.obstacles
@@ -138,10 +138,10 @@ class Reading:
         return ", ".join(filter(None, [*told, self._prefetch.message]))
 
 
-def job_of(p: Params, work: ChunkWork, clip_id: str, recipe: sampling.Recipe) -> Job:
+def job_of(p: Params, work: ChunkWork, clip_id: str, recipe: sampling.Recipe) -> ClipJob:
     """One clip of a chunk, for a worker."""
     path, storage = work.part(clip_id), p.processing.storage
-    return Job(clip_id, work.chunk, p.local_dir, recipe, path, storage)
+    return ClipJob(clip_id, work.chunk, p.local_dir, recipe, path, storage)
 
 
 def save_reasons(cache_dir: Path, reasons: Mapping[str, str]) -> None:

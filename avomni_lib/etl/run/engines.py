@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from avomni_lib import files, workers
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl.run.parts import Assembly, Outcome
+from avomni_lib.etl.run.parts import Assembly, JobOutcome
 from avomni_lib.params import Params
 from avomni_lib.workers import Died, Executor, Wait, run_on
 
@@ -43,10 +43,10 @@ def num_workers(p: Params) -> tuple[int, str]:
 
 def run(
     p: Params,
-    function: Callable[[Job], Outcome],
+    function: Callable[[Job], JobOutcome],
     jobs: Iterable[Job | Wait],
     num_workers: int | None = None,
-) -> Iterator[tuple[Job, Outcome]]:
+) -> Iterator[tuple[Job, JobOutcome]]:
     """`run_on` the engine of the parameters: yields (job, outcome) as jobs finish, in any order.
 
     A job that is lost (its worker died, and again when it was alone, or it took longer than
@@ -62,7 +62,7 @@ def run(
     """
     wanted, limit_s = num_workers or p.processing.num_workers, p.processing.clip_timeout_s
     if p.processing.engine == "ray":
-        executor: Executor[Job, Outcome] = RayExecutor(function, wanted, limit_s)
+        executor: Executor[Job, JobOutcome] = RayExecutor(function, wanted, limit_s)
         yield from run_on(executor, jobs, lost=_lost)  # it keeps to the limit itself
     else:
         executor = workers.ProcessExecutor(function, wanted or workers.num_cores())
@@ -74,7 +74,7 @@ def _limit_of(limit_s: float, job: Any) -> float:
     return math.inf if isinstance(job, Assembly) else limit_s
 
 
-def _lost(job: Any, reason: str) -> Outcome:
+def _lost(job: Any, reason: str) -> JobOutcome:
     if isinstance(job, Assembly):
         raise AvomniError(
             f"a shard could not be assembled: {reason}",
@@ -82,7 +82,7 @@ def _lost(job: Any, reason: str) -> Outcome:
             fix="run the same command again: it goes on from here; lower processing.num_workers "
             "where memory is short",
         )
-    return Outcome(reason, 0.0, is_lost=True)
+    return JobOutcome(reason, 0.0, is_lost=True)
 
 
 class RayExecutor:
@@ -98,7 +98,10 @@ class RayExecutor:
     """
 
     def __init__(
-        self, function: Callable[[Job], Outcome], num_workers: int | None, limit_s: float = math.inf
+        self,
+        function: Callable[[Job], JobOutcome],
+        num_workers: int | None,
+        limit_s: float = math.inf,
     ):
         self._ray, self._num_workers = _import_ray(), num_workers
         self._opened = ExitStack()
@@ -131,7 +134,7 @@ class RayExecutor:
     def has_begun(self, ticket: _Ticket) -> bool:
         return False  # the task keeps to its limit itself, from when it begins
 
-    def finished(self, timeout_s: float | None) -> list[tuple[_Ticket, Outcome | Died]]:
+    def finished(self, timeout_s: float | None) -> list[tuple[_Ticket, JobOutcome | Died]]:
         ready, _ = self._ray.wait([*self._tickets], num_returns=1, timeout=timeout_s)
         if ready:
             num = len(self._tickets)
@@ -149,7 +152,7 @@ class RayExecutor:
             back.append((ticket, outcome))
         return back
 
-    def _get(self, ref: Any) -> Outcome | Died:
+    def _get(self, ref: Any) -> JobOutcome | Died:
         faults = self._ray.exceptions
         try:
             return self._ray.get(ref)
@@ -184,7 +187,7 @@ class _Ticket:
         self.job, self.losses = job, 0
 
 
-def _within(function: Callable[[Job], Outcome], job: Job, limit_s: float) -> Outcome:
+def _within(function: Callable[[Job], JobOutcome], job: Job, limit_s: float) -> JobOutcome:
     """The task. At the limit the kernel ends its process, whatever library it hangs in."""
     if math.isfinite(limit_s):
         signal.signal(signal.SIGALRM, signal.SIG_DFL)

@@ -27,7 +27,7 @@ DECODERS = {"pyav": by_pyav, "decord": by_decord}
 
 
 @dataclass(frozen=True)
-class Frames:
+class VideoFrames:
     """What `read_frames` returns.
 
     Attributes:
@@ -122,7 +122,7 @@ def read_frames(
     timestamps_us: np.ndarray | None = None,
     size: Size | SizeRule | None = None,
     decoder: str = "auto",
-) -> Frames:
+) -> VideoFrames:
     """The frames of a video that show the wanted times, each the last one at or before its time.
 
     Args:
@@ -155,4 +155,4 @@ def read_frames(
     if len(rows) < len(frame_idx) or not np.array_equal(rows, frame_idx):
         images = images[places]
     taken_us, source_size = timestamps_us[frame_idx], pictures.source_size
-    return Frames(images, frame_idx, taken_us, source_size, choice, reason, stored_size)
+    return VideoFrames(images, frame_idx, taken_us, source_size, choice, reason, stored_size)
