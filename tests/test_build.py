@@ -130,8 +130,8 @@ class Killed:
 
     def __init__(self, p: Params):
         code = (
-            "import json, sys; from avomni_lib.etl.run import build; from avomni_lib.params "
-            "import Params; build.build(Params.from_values(json.loads(sys.argv[1])))"
+            "import json, sys; from avomni_lib.etl.run import build; from avomni_lib.params import "
+            "Params; build.build(Params.from_values(json.loads(sys.argv[1])))"
         )
         plain = json.dumps(p.values())
         self.process = subprocess.Popen([sys.executable, "-c", code, plain], cwd=PROJECT_ROOT)

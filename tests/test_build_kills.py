@@ -41,7 +41,7 @@ SHARD_S = 0.05
 CODE = """
 import json, sys
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl import build
+from avomni_lib.etl.run import build
 from avomni_lib.params import Params
 p = Params.from_values(json.loads(sys.argv[1]))
 print("begun", flush=True)

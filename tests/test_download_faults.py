@@ -268,7 +268,7 @@ def test_a_hub_that_goes_away_for_a_while_is_found_again(folder: Path, p: Params
 
 CLIENT = """
 import json, sys
-from avomni_lib.dataset import batch
+from avomni_lib.dataset.download import batch
 from avomni_lib.dataset.download.backoff import Backoff
 from avomni_lib.dataset.download.hub import Hub
 from avomni_lib.dataset.download.verified import Verified

@@ -291,8 +291,8 @@ def test_a_kill_between_the_two_renames_is_undone(folder):
 
 def test_opening_and_reading_load_no_torch(folder):
     code = (
-        "import sys; from avomni_lib.etl.cache import memmap, windows;"
-        "from avomni_lib.etl.run import build;"
+        "import sys; from avomni_lib.etl.run import build; "
+        "from avomni_lib.etl.cache import memmap, windows; "
         f"w = windows.Windows(memmap.Cache.open({str(folder)!r}), 3, 1); w.frames(0).sum();"
         "print([name for name in ('torch', 'matplotlib', 'pandas') if name in sys.modules])"
     )

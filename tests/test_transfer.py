@@ -164,7 +164,7 @@ def test_a_dead_owner_owns_nothing(tmp_path: Path):
     hold = f"""
 import sys, time
 from pathlib import Path
-from avomni_lib.dataset import transfer
+from avomni_lib.dataset.download import transfer
 from avomni_lib.dataset.download.remote import RemoteFile
 with transfer.claim(Path(sys.argv[1]), RemoteFile("camera/a.zip", 9, {listed().sha256!r})):
     print("mine", flush=True)
