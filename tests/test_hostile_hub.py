@@ -371,7 +371,8 @@ def test_the_users_token_stays_at_home_with_a_hub_of_this_machine(
 
 def test_a_run_refuses_too_and_its_parameter_allows_it(server: Answering, tmp_path: Path):
     code = (
-        "import sys; from avomni_lib.params import Params; from avomni_lib.notebook import runs\n"
+        "import sys\nfrom avomni_lib.params import Params\n"
+        "from avomni_lib.notebook.run import runs\n"
         "hub = {'source': 'hub', 'endpoint': 'http://hub.example', 'repo_id': 'a/b'}\n"
         "p = Params.from_values({'dataset': hub | {'allow_plain_http': len(sys.argv) > 9}})\n"
         "runs.open_hub(p)"
