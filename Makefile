@@ -51,7 +51,7 @@ report: $(READY)
 TESTS ?= 2
 # These kill processes and fill disks at moments of their work: beside others the moment is over
 # before it is seen.
-ALONE := $(wildcard tests/test_*_kills.py) tests/test_pool.py tests/test_supply.py
+ALONE := $(wildcard tests/test_*_kills.py) tests/test_workers.py tests/test_prefetch.py
 test: $(READY) lint
 	$(PY) -m pytest -n $(TESTS) --dist loadfile $(ALONE:%=--ignore=%)
 	$(PY) -m pytest $(ALONE)

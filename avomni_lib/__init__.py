@@ -11,8 +11,7 @@ errors       the one error type
 files        files that appear whole or not at all, hashes, locks, room on the disk
 hardware     this machine, and the choices that follow from it
 plan         what a stage says before it works, and its progress bar
-pool         jobs in processes that may die or hang
-crew         the loop that gives those processes jobs
+workers      jobs in processes that may die or hang
 dataset/     what a clip is and where it lives
 etl/         clips to memmaps
 training/    windows to batches to a model

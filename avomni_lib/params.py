@@ -29,6 +29,7 @@ from avomni_lib.sections import (
     Section,
     TrainingParams,
     VisionParams,
+    WorldParams,
 )
 
 EXTENDS, DEMO_FILE = "extends", "params/demo.yaml"
@@ -140,6 +141,16 @@ class Params(Section):
                     "-p section.key VALUE",
                 )
         return p
+
+    @property
+    def rendered(self) -> WorldParams | None:
+        """The world that the run renders its clips from; None where they come from elsewhere."""
+        return self.dataset.world if self.dataset.source == "world" else None
+
+    @property
+    def is_ours_to_show(self) -> bool:
+        """Whether all that the run shows is our own rendering, and bears no notice."""
+        return self.rendered is not None
 
     @property
     def run_dir(self) -> Path:

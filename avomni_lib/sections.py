@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 from avomni_lib import optimizers
 
 SMALLEST, LARGEST = 1e-12, 1e12  # but for 0
+WORLD_SPLITS = {"train": 0.6, "val": 0.1, "test": 0.3}
 LONGEST_TEXT, LONGEST_NAME = 1000, 200
 INTEGER = r"[-+]?(0|[1-9][0-9]*)"
 NUMBER = r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"
@@ -144,6 +145,19 @@ class WorldParams(Section):
         72, description="px of each camera's video"
     )
 
+    def splits(self) -> list[str]:
+        """The split of each clip, in their order.
+
+        Each goes to the split that is owed most: a stretch of ten holds six train, one val and
+        three test, in every chunk alike.
+        """
+        dealt, counts = [], dict.fromkeys(WORLD_SPLITS, 0)
+        for number in range(1, self.num_chunks * self.clips_per_chunk + 1):
+            split = max(counts, key=lambda name: WORLD_SPLITS[name] * number - counts[name])
+            counts[split] += 1
+            dealt.append(split)
+        return dealt
+
 
 class ClipsParams(Section):
     """Which clips are wanted; what is null asks for nothing. All that are named must hold."""
@@ -256,7 +270,7 @@ class ProcessingParams(Section):
     fit: Literal["letterbox", "crop", "stretch"] = Field(
         "stretch", description="how a camera fills its tile"
     )
-    decoder: Literal["auto", "pyav", "decord", "torchcodec"] = Field(
+    decoder: Literal["auto", "pyav", "decord"] = Field(
         "auto", description="auto says what it took and why"
     )
     storage: Literal["raw", "jpeg"] = Field(

@@ -2,7 +2,7 @@
 
 scene/     what stands where, and its picture
 publish/   drives as a data set
-hub/       a hub on 127.0.0.1
-tiny_base/  the tiny base model and what made it
+local_hub  a folder served as a hub on 127.0.0.1
+tiny_base/ the tiny base model and what made it
 portrait   the README's picture
 """

@@ -10,7 +10,7 @@ from avomni_lib.dataset import cameras
 from avomni_lib.dataset.download import download
 from avomni_lib.dataset.download.hub import Hub
 from avomni_lib.params import Params
-from avomni_world.hub.local_hub import LocalHub
+from tests.local_hub import LocalHub
 from tests.published_set import chunk_path, write_published_set
 
 REPO = "owner/set"

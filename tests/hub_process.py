@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from avomni_lib import files
-from avomni_world.hub import local_hub
-from avomni_world.hub.faults import Faults
-from avomni_world.hub.wire import Request
+from tests import local_hub
+from tests.local_hub import Faults, Request
 
 REPO = "avomni/world"
 
@@ -106,7 +105,7 @@ def _act(hub: local_hub.LocalHub, command: str, *values: Any) -> Any:
     elif command == "speed":
         (hub.bytes_per_s,) = values
     elif command == "move_to":
-        hub.move_to(Path(values[0]))
+        hub.publish(Path(values[0]))
         return hub.commit
     elif command == "forget":
         del hub.commits[values[0]]

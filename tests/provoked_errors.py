@@ -10,7 +10,6 @@ import dataclasses
 import errno
 import fcntl
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +37,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache import memmap
 from avomni_lib.etl.cache.windows import Windows
 from avomni_lib.etl.leaks import leaks
-from avomni_lib.etl.run import build, build_loop, costs, slurm
+from avomni_lib.etl.run import build, build_loop, chunk_sizes, slurm
 from avomni_lib.etl.video import reader
 from avomni_lib.evaluation import comparison, metrics
 from avomni_lib.params import Params
@@ -46,8 +45,7 @@ from avomni_lib.training.doctor.findings import Finding, Report
 from avomni_lib.training.fit import job
 from avomni_lib.training.forecast import estimate
 from avomni_lib.training.prompt.samples import windows_of
-from avomni_world.hub import local_hub
-from tests import folder_run
+from tests import folder_run, local_hub
 from tests.answered import drives, summaries
 from tests.answering_server import Answer, answering
 from tests.published_set import (
@@ -322,12 +320,6 @@ def small_gain(place: Place) -> str:
     return "\n".join(claim["text"] for claim in figures["claims"])
 
 
-def no_torchcodec(place: Place) -> None:
-    place.patch.setitem(sys.modules, "torchcodec", None)
-    place.patch.setitem(sys.modules, "torchcodec.decoders", None)
-    reader.read_frames(stream_bytes("h264 gop 15"), TIMES_US[:1], decoder="torchcodec")
-
-
 def another_video(place: Place) -> None:
     reader.read_frames(stream_bytes("h264 gop 15"), TIMES_US[:1], timestamps_us=TIMES_US * 2)
 
@@ -358,7 +350,7 @@ def all_lost(place: Place) -> None:
 
 
 def lost_chunks_in_the_way(place: Place) -> None:
-    raise costs.held(place.params(), 1, 10**9, 10**10)
+    raise chunk_sizes.held(place.params(), 1, 10**9, 10**10)
 
 
 def needed_by_another_run(place: Place) -> None:
@@ -529,7 +521,6 @@ PROVOKED: dict[str, Callable[[Place], object]] = {
     "its sha256 is wrong": changed_raw_file,
     "s after the last frame": short_egomotion,
     "has open GOPs, in which decord returns": open_groups,
-    "processing.decoder: torchcodec": no_torchcodec,
     "they belong to another video": another_video,
     "a build of the whole works on this cache": shared_while_built,
     "the file system does not lock files": locks_refused,

@@ -25,8 +25,8 @@ from avomni_lib.dataset.download.verified import MANIFEST
 from avomni_lib.dataset.select.evicted import evict
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
-from avomni_world.hub import local_hub
-from avomni_world.hub.local_hub import LocalHub
+from tests import local_hub
+from tests.local_hub import LocalHub
 from tests.published_set import (
     chunk_path,
     clip_id_of,

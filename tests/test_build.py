@@ -341,7 +341,7 @@ def test_a_full_disk_is_one_message_and_no_fault_of_the_clip(published, tmp_path
     path.parent.mkdir()
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.symlink_to("/dev/full")
-    job = parts.Job(clip_id_of(0), 0, published, build.recipe_of(p), path)
+    job = parts.ClipJob(clip_id_of(0), 0, published, build.recipe_of(p), path)
     with pytest.raises(AvomniError, match="no room left on the disk") as caught:
         parts.make_part(job)
     assert "run the same command again" in caught.value.fix

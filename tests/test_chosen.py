@@ -19,8 +19,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.run import build, slurm
 from avomni_lib.notebook.run import runs
 from avomni_lib.params import Params
-from avomni_world.hub import local_hub
-from tests import evicting_run, folder_run
+from tests import evicting_run, folder_run, local_hub
 from tests.evicting_run import REPO, hub_of
 from tests.folder_run import chosen, content
 from tests.published_set import chunk_path, clip_id_of, read_zip, write_published_set, write_zip

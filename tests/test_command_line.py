@@ -14,7 +14,7 @@ import yaml
 from avomni_lib import __main__ as command_line
 from avomni_lib import files
 from avomni_lib.__main__ import COMMANDS, EXAMPLES, EXIT_CODES, _parser, main
-from avomni_lib.etl.cache.verify import Verified
+from avomni_lib.etl.cache.verify import VerifiedCache
 from avomni_lib.evaluation.comparison import Compared
 from avomni_lib.notebook import commands
 from avomni_lib.notebook.pages import terminal
@@ -27,7 +27,7 @@ from tests.published_set import write_published_set
 DEMO = str(files.PROJECT_ROOT / "params" / "demo.yaml")
 LINES = [line.strip() for line in EXAMPLES.splitlines() if "python -m avomni_lib" in line]
 AVOMNI = Path(sys.executable).with_name("avomni")
-VERIFIED = Verified(2, 10, 3_500_000, 1_234, 56_789, {"train": 1_000, "val": 4, "test": 230})
+VERIFIED = VerifiedCache(2, 10, 3_500_000, 1_234, 56_789, {"train": 1_000, "val": 4, "test": 230})
 KEYS = ("a", "b", "difference", "low", "high")
 COMPARED = Compared(
     {

@@ -30,8 +30,8 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.notebook.plots import download as plots
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
-from avomni_world.hub import local_hub
-from avomni_world.hub.local_hub import LocalHub
+from tests import local_hub
+from tests.local_hub import LocalHub
 from tests.published_set import SPLITS, chunk_path, clip_id_of, write_published_set
 
 REPO = "avomni/world"

@@ -19,10 +19,10 @@ import pytest
 
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.run import build, engines, parts
-from avomni_lib.etl.run.parts import Outcome
+from avomni_lib.etl.run.parts import JobOutcome
 from avomni_lib.files import PROJECT_ROOT
 from avomni_lib.params import Params
-from avomni_lib.pool import WAIT
+from avomni_lib.workers import WAIT
 from tests.folder_run import chosen, content
 from tests.published_set import write_published_set
 
@@ -33,15 +33,15 @@ QUICK = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500}
 QUICK |= {"health_check_timeout_ms": 2000, "health_check_failure_threshold": 3}
 
 
-def node_of(seconds: float) -> Outcome:
+def node_of(seconds: float) -> JobOutcome:
     """Sleeps, and says on which node in the place of a reason."""
     time.sleep(seconds)
     import ray
 
-    return Outcome(ray.get_runtime_context().get_node_id(), 0.0)
+    return JobOutcome(ray.get_runtime_context().get_node_id(), 0.0)
 
 
-def stuck(job: tuple[str, str, int]) -> Outcome:
+def stuck(job: tuple[str, str, int]) -> JobOutcome:
     """Ends at once but on one node, where it says that it has begun and goes on for a minute."""
     import ray
 
@@ -49,10 +49,10 @@ def stuck(job: tuple[str, str, int]) -> Outcome:
     if ray.get_runtime_context().get_node_id() == node_id:
         (Path(folder) / f"{number}").touch()
         time.sleep(60)
-    return Outcome(ray.get_runtime_context().get_node_id(), 0.0)
+    return JobOutcome(ray.get_runtime_context().get_node_id(), 0.0)
 
 
-def fragile(job: tuple[str, str]) -> Outcome:
+def fragile(job: tuple[str, str]) -> JobOutcome:
     """What befalls a worker: "dies" once, "kills" always, "hangs", "fills", "refuses", "breaks"."""
     folder, kind = Path(job[0]), job[1]
     first = not (folder / kind).exists()
@@ -67,7 +67,7 @@ def fragile(job: tuple[str, str]) -> Outcome:
         raise AvomniError("no room left on the disk", where="here", fix="free some space")
     if kind == "breaks":
         raise ZeroDivisionError("by nought")
-    return Outcome(None, 1.5)
+    return JobOutcome(None, 1.5)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def local(published, tmp_path_factory) -> dict[str, dict[str, bytes]]:
     return made
 
 
-def outcomes_of(p: Params, folder: Path, *kinds: str) -> dict[str, Outcome]:
+def outcomes_of(p: Params, folder: Path, *kinds: str) -> dict[str, JobOutcome]:
     jobs = [(str(folder), kind) for kind in kinds]
     return {job[1]: outcome for job, outcome in engines.run(p, fragile, jobs)}
 
@@ -150,7 +150,7 @@ def test_a_job_that_is_lost_has_the_reason_in_its_outcome(tmp_path):
     ):
         outcome = found.pop(kind)
         assert outcome.is_lost and re.fullmatch(reason, outcome.reason)
-    assert found == dict.fromkeys(["a", "dies"], Outcome(None, 1.5))
+    assert found == dict.fromkeys(["a", "dies"], JobOutcome(None, 1.5))
 
 
 def test_on_ray_too_a_worker_may_die_or_hang(joined, tmp_path):
@@ -162,7 +162,7 @@ def test_on_ray_too_a_worker_may_die_or_hang(joined, tmp_path):
         assert re.search("process that read it died, and again .* alone", outcome.reason)
         how = "out of memory" if kind == "fills" else "longer than 4 s"
         assert how in outcome.reason
-    assert found == dict.fromkeys(["a", "dies"], Outcome(None, 1.5))
+    assert found == dict.fromkeys(["a", "dies"], JobOutcome(None, 1.5))
 
 
 def test_what_a_job_raises_on_ray_is_raised_here(joined, tmp_path):
@@ -182,7 +182,7 @@ def test_a_lost_assembly_is_an_error_and_no_damaged_clip(tmp_path):
     assert caught.value.where.endswith("shard_0007")
 
 
-def die(job: object) -> Outcome:
+def die(job: object) -> JobOutcome:
     os._exit(3)
 
 
@@ -256,7 +256,8 @@ def test_without_a_cluster_ray_starts_on_this_machine_and_leaves_nothing(tmp_pat
         "from pathlib import Path\nimport os, sys\n"
         "print(outcomes_of(params('ray'), Path(sys.argv[1]), 'a', 'b'))\n"
         "import psutil, ray\nfrom ray._common.usage import usage_lib\n"
-        "print(ray.is_initialized(), usage_lib.usage_stats_enabled(), engines.pool.num_cores())\n"
+        "print(ray.is_initialized(), usage_lib.usage_stats_enabled(), engines.workers.num_cores()"
+        ")\n"
         "print(psutil.Process().children())\n"
     )
     environment = os.environ | {"RAY_ADDRESS": "local"}
@@ -270,7 +271,7 @@ def test_without_a_cluster_ray_starts_on_this_machine_and_leaves_nothing(tmp_pat
         timeout=180,
     )
     lines = ran.stdout.splitlines()
-    assert lines[0].count("Outcome(reason=None") == 2
+    assert lines[0].count("JobOutcome(reason=None") == 2
     assert lines[1].startswith("False False ") and lines[2] == "[]"
     assert len(lines) == 3 and "INFO" not in ran.stderr, "Ray says nothing of its own"
 

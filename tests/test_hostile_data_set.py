@@ -25,8 +25,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.run import build
 from avomni_lib.notebook.run import runs
 from avomni_lib.params import Params
-from avomni_world.hub import local_hub
-from tests import folder_run
+from tests import folder_run, local_hub
 from tests.published_set import clip_id_of, read_zip, write_published_set, write_zip
 
 CAMERA = "camera_front_wide_120fov"

@@ -18,7 +18,7 @@ from avomni_lib.dataset.download.hub import Hub
 from avomni_lib.dataset.download.remote import RemoteFile
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
-from avomni_world.hub import local_hub
+from tests import local_hub
 from tests.answering_server import Answer, Answering, answering
 
 REPO = "avomni/world"

@@ -16,9 +16,8 @@ from avomni_lib.dataset.download.hub import Hub
 from avomni_lib.dataset.download.remote import RemoteFile, git_blob_id
 from avomni_lib.errors import AvomniError
 from avomni_lib.plan import Bar
-from avomni_world.hub import local_hub
-from avomni_world.hub.local_hub import LocalHub
-from tests import published_set
+from tests import local_hub, published_set
+from tests.local_hub import LocalHub
 
 REPO = "avomni/world"
 ZIP = "labels/egomotion/egomotion.chunk_0000.zip"

@@ -34,9 +34,9 @@ def drawn() -> np.ndarray:
     return pictures(np.random.default_rng(1), COUNT)
 
 
-def view(frames: np.ndarray) -> jpeg.Frames:
+def view(frames: np.ndarray) -> jpeg.JpegFrames:
     encoded = jpeg.encode(frames)
-    return jpeg.Frames(encoded["jpeg"], encoded["offsets"], encoded["crc32"], frames.shape)
+    return jpeg.JpegFrames(encoded["jpeg"], encoded["offsets"], encoded["crc32"], frames.shape)
 
 
 def scene(height: int = 256, width: int = 448) -> np.ndarray:
@@ -129,7 +129,7 @@ def test_no_flipped_bit_passes_for_a_frame():
         blob, row = encoded["jpeg"].copy(), dice.randrange(COUNT)
         place = dice.randrange(*encoded["offsets"][row : row + 2].tolist())
         blob[place] ^= 1 << dice.randrange(8)
-        frames = jpeg.Frames(blob, encoded["offsets"], encoded["crc32"], drawn().shape)
+        frames = jpeg.JpegFrames(blob, encoded["offsets"], encoded["crc32"], drawn().shape)
         with pytest.raises(AvomniError, match="not what was written") as caught:
             frames[row]
         assert caught.value.where == f"frame {row}"
@@ -144,13 +144,13 @@ def test_bytes_that_are_no_picture_are_refused(content):
     blob = np.frombuffer(bytes(content), np.uint8)
     crc32 = np.array([zlib.crc32(blob)], np.uint32)
     with pytest.raises(AvomniError, match="cannot be decoded"):
-        jpeg.Frames(blob, np.array([0, len(blob)]), crc32, (1, 8, 12, 3))[0]
+        jpeg.JpegFrames(blob, np.array([0, len(blob)]), crc32, (1, 8, 12, 3))[0]
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 14, 3), (1, 4, 12, 3)])
 def test_a_picture_of_another_size_is_refused(shape):
     encoded = jpeg.encode(drawn()[:1])
-    frames = jpeg.Frames(encoded["jpeg"], encoded["offsets"], encoded["crc32"], shape)
+    frames = jpeg.JpegFrames(encoded["jpeg"], encoded["offsets"], encoded["crc32"], shape)
     with pytest.raises(AvomniError, match=r"is \(8, 12, 3\), it should be"):
         frames[0]
 

@@ -16,7 +16,7 @@ MODULES = sorted([*PACKAGE.rglob("*.py"), *WORLD.rglob("*.py")])
 # The rooms in the order in which data flows; `""` is the package's own top level.
 ROOMS = ["", "dataset", "etl", "training", "evaluation", "notebook"]
 # Where `dataset.source: world` is opened: the only modules that import the world.
-WORLD_USERS = {"avomni_lib/notebook/run/runs.py", "avomni_lib/training/forecast/estimate.py"}
+WORLD_USERS = {"avomni_lib/notebook/run/runs.py"}
 DOORS = {
     "huggingface_hub": {
         "avomni_lib/dataset/download/hub.py",
@@ -32,8 +32,7 @@ DOORS = {
         "avomni_lib/training/doctor/probes.py",
     },
     "panda3d": {"avomni_world/scene/render.py"},
-    "decord": {"avomni_lib/etl/video/decoders.py"},
-    "torchcodec": {"avomni_lib/etl/video/decoders.py"},
+    "decord": {"avomni_lib/etl/video/decord_reader.py"},
     "ray": {"avomni_lib/etl/run/engines.py"},
     "llguidance": {"avomni_lib/training/model/constrained.py"},
 }

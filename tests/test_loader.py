@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl.cache import memmap, rows, shard
+from avomni_lib.etl.cache import memmap, npy, shard
 from avomni_lib.etl.cache.memmap import Cache
 from avomni_lib.etl.cache.windows import Windows
 from avomni_lib.training.feed.loader import Loader, Order
@@ -412,7 +412,7 @@ def test_a_cut_file_ends_the_step_that_needs_it_with_its_name(tmp_path, kept):
 def test_a_file_that_is_cut_while_it_is_read_is_no_hang(tmp_path, monkeypatch):
     folder = write_cache(tmp_path / "cache")
     windows = Windows(Cache.open(folder), 3, 1)
-    monkeypatch.setattr(rows, "state", lambda *_: None)
+    monkeypatch.setattr(npy, "state", lambda *_: None)
     path = folder / "shard_0003/frames.npy"
     os.truncate(path, 500)
     with pytest.raises(AvomniError, match="cannot be read: it ends too early") as caught:
@@ -458,7 +458,7 @@ def test_decoding_keeps_nothing(tmp_path):
     """Whatever is read, no more memory than a window's pixels and what its threads hold."""
     large = [np.zeros((1, 480, 640, 3), np.uint8), np.full((1, 480, 640, 3), 9, np.uint8)]
     encoded = shard.jpeg.encode(np.concatenate(large * 20))
-    frames = shard.jpeg.Frames(
+    frames = shard.jpeg.JpegFrames(
         encoded["jpeg"], encoded["offsets"], encoded["crc32"], (40, 480, 640, 3)
     )
     frames[:2]  # the threads start

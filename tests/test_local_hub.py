@@ -12,10 +12,9 @@ import pytest
 from huggingface_hub import errors
 
 from avomni_lib.errors import AvomniError
-from avomni_world.hub import local_hub
-from avomni_world.hub.local_hub import LocalHub
-from avomni_world.hub.protocol import PAGE_SIZE
-from tests import published_set
+from avomni_world.local_hub import PAGE_SIZE
+from tests import local_hub, published_set
+from tests.local_hub import LocalHub
 
 REPO = "avomni/world"
 

@@ -26,8 +26,7 @@ from avomni_lib.etl.run import build, parts, slurm
 from avomni_lib.notebook.pages import tables
 from avomni_lib.notebook.run import runs
 from avomni_lib.params import Params
-from avomni_world.hub import local_hub
-from tests import evicting_run, folder_run
+from tests import evicting_run, folder_run, local_hub
 from tests.evicting_run import CAMERAS, FILES_PER_CHUNK, NUM_CHUNKS, REPO, hub_of, raw_files
 from tests.folder_run import chosen, content
 from tests.published_set import chunk_path, clip_id_of, write_published_set
@@ -39,7 +38,7 @@ PLAN = "AVOMNI_TEST_BEFALLS"  # a JSON file: clip_id -> what befalls the worker 
 do = parts.do
 
 
-def befallen(job: parts.Job | parts.Assembly) -> parts.Outcome:
+def befallen(job: parts.ClipJob | parts.Assembly) -> parts.JobOutcome:
     """What worker processes are for, in a bad world."""
     befalls = json.loads(Path(os.environ[PLAN]).read_text())
     what = befalls.get(getattr(job, "clip_id", None))
@@ -179,7 +178,7 @@ CAUSES = {
 @pytest.mark.parametrize("cause", CAUSES)
 def test_a_disk_that_fails_is_no_damaged_clip(published, tmp_path, monkeypatch, cause, code):
     """The disk fails once: what was read of this clip must not stand as its fault."""
-    job = parts.Job(
+    job = parts.ClipJob(
         clip_id_of(0), 0, published, build.recipe_of(chosen(tmp_path, published)), tmp_path / "a"
     )
     for path in published.rglob("*.zip"):

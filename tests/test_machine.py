@@ -209,12 +209,12 @@ def test_a_decoder_that_shows_something_else_or_nothing_is_wrong(monkeypatch):
     assert line.state == "wrong" and "60, 120, 180" in line.why
 
     def missing(*_, **__):
-        raise AvomniError("torchcodec is not installed", fix="set processing.decoder to auto")
+        raise AvomniError("decord is not installed", fix="set processing.decoder to auto")
 
-    monkeypatch.setitem(reader.DECODERS, "torchcodec", missing)
+    monkeypatch.setitem(reader.DECODERS, "decord", missing)
     monkeypatch.setattr(reader, "read_frames", right)
-    line = machine.decoder("torchcodec")
-    assert (line.state, line.found) == ("wrong", "torchcodec is not installed")
+    line = machine.decoder("decord")
+    assert (line.state, line.found) == ("wrong", "decord is not installed")
 
 
 def test_a_token_is_asked_for_where_the_source_asks(monkeypatch, tmp_path):

@@ -258,25 +258,6 @@ def test_a_shard_that_is_replaced_gives_its_room_back_at_once(folder, storage):
         assert not [line for line in maps if str(folder) in line and "(deleted)" in line]
 
 
-def test_the_note_of_a_clip_used_in_part_stays_with_it(tmp_path, storage):
-    note = "used 0.0–1.5 s of 2.0 s: camera_rear_left_70fov is cut short at frame 45"
-    clips = [{"clip_id": f"clip-3-{n}", "split": "train", "chunk": 3} for n in range(2)]
-    path, common = tmp_path / "shard_0003", COMMON | {"storage": storage}
-
-    def load(clip_id):
-        found = dict(shard.encode(arrays(seed_of(clip_id)), storage))
-        return found | {"note": np.array(note)} if clip_id == "clip-3-1" else found
-
-    made = shard.write_shard(path, common, clips, load)
-    whole, part = shard.clips_of(made)
-    assert (whole.note, part.note) == ("", note)
-    assert "note" not in made.arrays_of(whole) and "note" not in made.header["clips"][0]
-    inside = {clip.clip_id: clip for clip in (whole, part)}
-    before = (path / "header.json").read_bytes()
-    shard.write_shard(path, common, clips, lambda clip_id: made.arrays_of(inside[clip_id]))
-    assert (path / "header.json").read_bytes() == before
-
-
 def test_an_unknown_storage_is_refused():
     with pytest.raises(AvomniError, match="unknown storage 'png'") as caught:
         shard.encode(arrays(3), "png")

@@ -15,7 +15,7 @@ from avomni_lib.dataset import cameras, stored_zip
 from avomni_lib.etl.cache import shard
 from avomni_lib.etl.clip.sampling import Recipe
 from avomni_lib.etl.run import parts
-from avomni_lib.pool import run_jobs
+from avomni_lib.workers import run_jobs
 from tests.linked_set import linked_id, num_frames, with_free_box, write_linked_set
 from tests.published_set import chunk_path, encode_video, frame_bits
 
@@ -41,8 +41,8 @@ def recipe(setup: str = "4-cam", tile=(32, 24), sample_hz=10.0, decoder="pyav") 
     return Recipe(setup, tile, "letterbox", sample_hz, 1.0, decoder)
 
 
-def job(folder: Path, number: int, where: Path, how: Recipe) -> parts.Job:
-    return parts.Job(linked_id(number), 0, folder, how, where / f"{number}.npz")
+def job(folder: Path, number: int, where: Path, how: Recipe) -> parts.ClipJob:
+    return parts.ClipJob(linked_id(number), 0, folder, how, where / f"{number}.npz")
 
 
 def io_of(pid: str = "self") -> dict[str, int]:
@@ -51,7 +51,7 @@ def io_of(pid: str = "self") -> dict[str, int]:
     return {name: int(count) for name, count in (line.split(": ") for line in lines)}
 
 
-def counted(job: parts.Job) -> tuple[str | None, int, int, list[str]]:
+def counted(job: parts.ClipJob) -> tuple[str | None, int, int, list[str]]:
     """(reason, bytes read, bytes written, files opened for writing) while a part is made."""
     opened: list[str] = []
     if not hasattr(counted, "log"):
@@ -71,14 +71,14 @@ def _note_writes(event: str, arguments: tuple) -> None:
             counted.log.append(str(path))
 
 
-def weighed(job: parts.Job) -> tuple[str | None, int]:
+def weighed(job: parts.ClipJob) -> tuple[str | None, int]:
     """(reason, bytes of memory that the process holds after it)."""
     outcome = parts.make_part(job)
     job.path.unlink(missing_ok=True)
     return outcome.reason, psutil.Process().memory_info().rss
 
 
-def peak(job: parts.Job) -> tuple[str | None, int]:
+def peak(job: parts.ClipJob) -> tuple[str | None, int]:
     """(reason, the most bytes that the process ever held)."""
     outcome = parts.make_part(job)
     status = Path("/proc/self/status").read_text().splitlines()
@@ -167,7 +167,8 @@ def test_an_assembly_that_was_killed_between_two_renames_is_done_again(tmp_path)
         for number in numbers:
             where = work.part(ids[number])
             assert (
-                parts.make_part(parts.Job(ids[number], 0, folder, recipe(), where)).reason is None
+                parts.make_part(parts.ClipJob(ids[number], 0, folder, recipe(), where)).reason
+                is None
             )
 
     make(0, 1)

@@ -17,11 +17,11 @@ import pytest
 
 from avomni_lib.dataset import cameras
 from avomni_lib.params import Params
-from avomni_world.hub.local_hub import serve
 from avomni_world.publish import recording
 from avomni_world.publish.circumstances import circumstances
 from avomni_world.publish.dataset import publish, scene_of, world_clips
 from avomni_world.scene.render import Renderer
+from tests.local_hub import serve
 
 WIDTH, HEIGHT = 128, 72
 SECONDS = 1.2

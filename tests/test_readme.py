@@ -103,8 +103,8 @@ def test_nearly_all_of_it_is_made_to_happen_here():
     elsewhere = {  # text -> file, and what its test looks for
         "the kernel was killed": ("notebooks/test_chain.py", "KERNEL_LOST in told"),
         "training went astray": ("test_worker.py", "went astray"),
-        "the process that read it died, and again when it was alone": ("test_pool.py", "died"),
-        "s and was stopped": ("test_pool.py", "and was stopped"),
+        "the process that read it died, and again when it was alone": ("test_workers.py", "died"),
+        "s and was stopped": ("test_workers.py", "and was stopped"),
         "no Ray cluster answers at": ("test_engines.py", "no Ray cluster answers"),
         "is not on the disk: 02_download fetches the cameras": (
             "test_widgets.py",

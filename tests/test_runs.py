@@ -13,8 +13,7 @@ from avomni_lib.dataset.select import evicted
 from avomni_lib.etl.run import build
 from avomni_lib.notebook.run import pipeline, runs
 from avomni_lib.params import Params
-from avomni_world.hub import local_hub
-from tests import evicting_run
+from tests import evicting_run, local_hub
 from tests.evicting_run import FILES_PER_CHUNK, NUM_CHUNKS, REPO, hub_of
 
 NUM_FILES = FILES_PER_CHUNK * NUM_CHUNKS

@@ -12,8 +12,8 @@ from avomni_lib.dataset.download.verified import Verified
 from avomni_lib.dataset.select.selection import Selection, foretell, listed, select
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
-from avomni_world.hub import local_hub
-from avomni_world.hub.local_hub import LocalHub
+from tests import local_hub
+from tests.local_hub import LocalHub
 from tests.published_set import chunk_path, clip_id_of, listed_clip, write_metadata
 
 REPO = "avomni/world"

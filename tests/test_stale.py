@@ -18,8 +18,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.run import build
 from avomni_lib.notebook.run import runs
 from avomni_lib.params import Params
-from avomni_world.hub import local_hub
-from tests import changed_params, evicting_run
+from tests import changed_params, evicting_run, local_hub
 
 STAGES = tuple(stage.name for stage in runs.STAGES)
 AUDIT, DOWNLOAD, ETL, TILES, TRAIN, EVALUATE = STAGES

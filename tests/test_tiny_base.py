@@ -85,7 +85,7 @@ def test_any_text_goes_through_the_tokenizer(text):
 @settings(max_examples=60, deadline=None)
 def test_an_answer_is_few_tokens_and_its_digits_are_single(speed, path):
     words = AutoTokenizer.from_pretrained(make.folder())
-    answer = TARGET.render(make.Truth(speed, path))
+    answer = TARGET.render(make.Driven(speed, path))
     tokens = words.tokenize(answer)
     assert len(tokens) <= 39
     assert all(len(token) == 1 for token in tokens if any(letter.isdigit() for letter in token))
@@ -141,8 +141,8 @@ def test_no_town_to_learn_from_is_the_one_to_adapt_to():
 
 
 def test_the_first_minute_of_the_maker_meets_the_recorded_loss(record, tmp_path, one_thread):
-    recipe = make.Recipe(**record["recipe"])
-    assert recipe == make.Recipe()
+    recipe = make.TinyRecipe(**record["recipe"])
+    assert recipe == make.TinyRecipe()
     drives = Drives(tmp_path, recipe.num_drives)
     fresh = tiny_model.start(make.tokenizer(), recipe.seed)
     made = np.array(list(islice(make.warm_up(fresh, drives, recipe), FIRST_STEPS)))

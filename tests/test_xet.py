@@ -20,8 +20,8 @@ from avomni_lib.dataset.download.backoff import Backoff
 from avomni_lib.dataset.download.hub import Hub
 from avomni_lib.errors import AvomniError
 from avomni_lib.plan import Bar
-from avomni_world.hub import local_hub
-from avomni_world.hub.local_hub import LocalHub
+from tests import local_hub
+from tests.local_hub import LocalHub
 from tests.xet_storage import XetStorage
 
 REPO, ZIP, TOKEN = "avomni/world", "camera/a/a.zip", "hf_right"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -157,10 +156,7 @@ def _counted(catalog: Catalog, name: str, rows: Iterable[Mapping[str, Any]]) -> 
 def _clip(p: Params, catalog: Catalog, clip_id: str, feature: str) -> Clip | None:
     """A clip where the feature's file lies: on the disk, or in the world that is the source."""
     path = catalog.path(feature, catalog.chunk_of(clip_id))
-    folders: list[Path] = [p.local_dir]
-    if p.dataset.source == "world":
-        folders.append(runs.world_dir(p))
-    there = next((folder for folder in folders if (folder / path).exists()), None)
+    there = next((folder for folder in runs.raw_folders(p) if (folder / path).exists()), None)
     return None if there is None else Clip(there, catalog, clip_id)
 
 

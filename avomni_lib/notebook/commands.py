@@ -141,7 +141,7 @@ def export(p: Params, options: argparse.Namespace) -> Told:
     made, score = (state.result["figures"] if state.done else None for state in states)
     folder = merge.merge(p, options.out, LineBar, options.dtype, made, score)
     record = adapter.read_record(folder)
-    is_confidential = bool(record["notice"]) or p.dataset.source != "world"
+    is_confidential = bool(record["notice"]) or not p.is_ours_to_show
     size = sum(path.stat().st_size for path in folder.iterdir())
     commands = usage.commands(record, "merged", str(folder))
     figures = {"folder": str(folder), "bytes": size, "dtype": options.dtype}

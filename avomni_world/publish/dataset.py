@@ -17,11 +17,11 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from avomni_lib import files, pool
+from avomni_lib import files, workers
 from avomni_lib.dataset import cameras
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
-from avomni_lib.plan import Bar, Plan, gigabytes, minutes
+from avomni_lib.plan import Bar
 from avomni_lib.sections import WorldParams
 from avomni_world.publish import layout, recording
 from avomni_world.publish.circumstances import has_event
@@ -31,24 +31,16 @@ from avomni_world.scene.render import Renderer
 from avomni_world.scene.scenes import Scene, make_scene
 
 FORMAT = 3  # raise it when the same parameters would give other bytes
-SPLITS = {"train": 0.6, "val": 0.1, "test": 0.3}
 
-# Measured at 64 × 36, 128 × 72 and 320 × 180 on a core that was shared, for `plan`.
-SECONDS_A_CLIP, SECONDS_A_FRAME, SECONDS_A_PIXEL = 0.2, 3.8e-4, 7.0e-8
+# Measured at 64 × 36, 128 × 72 and 320 × 180.
 BYTES_A_CLIP, BYTES_A_FRAME, BYTES_A_PIXEL, EGOMOTION_BYTES_A_SECOND = 4.5e4, 200.0, 0.13, 9.0e3
 OBSTACLE_BYTES_A_SECOND = 2.1e3
 
 
 def world_clips(world: WorldParams) -> list[WorldClip]:
-    """All clips of a world, chunk after chunk.
-
-    Splits are dealt as the clips are counted, each to the split that is owed most: a stretch of ten
-    holds six train, one val and three test, in every chunk alike.
-    """
-    clips, counts = [], dict.fromkeys(SPLITS, 0)
-    for number in range(world.num_chunks * world.clips_per_chunk):
-        split = max(SPLITS, key=lambda name: SPLITS[name] * (number + 1) - counts[name])
-        counts[split] += 1
+    """All clips of a world, chunk after chunk."""
+    clips = []
+    for number, split in enumerate(world.splits()):
         digest = hashlib.sha256(f"{world.seed}/{number}".encode()).digest()
         seed = int.from_bytes(digest[:4], "little")
         clip_id = clip_id_of(world.town, seed)
@@ -78,44 +70,15 @@ def _scene(clip: WorldClip, world: WorldParams) -> Scene:
     return make_scene(clip.seed, world.town, world.clip_seconds, has_event(clip.number))
 
 
-def plan(p: Params) -> Plan:
-    """What `publish` would make: counts, GB and time on this machine's cores."""
-    world = p.dataset.world
-    towns.town(world.town)
-    clips = world_clips(world)
-    workers = num_workers(len(clips))
+def expected_bytes(world: WorldParams) -> int:
+    """About what `publish` makes, in bytes."""
     frames = recording.num_frames(world.clip_seconds) * len(cameras.CAMERAS)
-    pixels = world.width * world.height
-    clip_bytes = BYTES_A_CLIP + frames * (BYTES_A_FRAME + BYTES_A_PIXEL * pixels)
+    clip_bytes = BYTES_A_CLIP + frames * (
+        BYTES_A_FRAME + BYTES_A_PIXEL * world.width * world.height
+    )
     clip_bytes += (world.clip_seconds + 10) * EGOMOTION_BYTES_A_SECOND
     clip_bytes += world.clip_seconds * OBSTACLE_BYTES_A_SECOND
-    clip_s = SECONDS_A_CLIP + frames * (SECONDS_A_FRAME + SECONDS_A_PIXEL * pixels)
-    num_bytes, seconds = int(clip_bytes * len(clips)), clip_s * len(clips) / workers
-    counts = {name: sum(clip.split == name for clip in clips) for name in SPLITS}
-    splits = ", ".join(f"{count} {name}" for name, count in counts.items())
-    return Plan(
-        f"The rendered world: {world.town}, seed {world.seed}",
-        [
-            ("clips", f"{len(clips)} of {world.clip_seconds:g} s", splits),
-            ("chunks", f"{world.num_chunks}", f"{world.clips_per_chunk} clips each"),
-            (
-                "cameras",
-                f"{len(cameras.CAMERAS)}",
-                f"{world.width} × {world.height}, 30 fps, {world.codec}",
-            ),
-            ("camera frames", f"{frames * len(clips):,}", "rendered by panda3d, no GPU"),
-            ("size", gigabytes(num_bytes), "estimated"),
-            ("time", minutes(seconds), f"estimated, on {workers} cores"),
-        ],
-        figures={
-            "num_clips": len(clips),
-            "num_chunks": world.num_chunks,
-            "splits": counts,
-            "camera_frames": frames * len(clips),
-            "bytes": num_bytes,
-            "seconds": seconds,
-        },
-    )
+    return int(clip_bytes * world.num_chunks * world.clips_per_chunk)
 
 
 def publish(p: Params, folder: Path, progress: type[Bar] = Bar) -> Path:
@@ -133,7 +96,8 @@ def publish(p: Params, folder: Path, progress: type[Bar] = Bar) -> Path:
             where=str(folder),
             fix="remove it, or publish into another folder",
         )
-    need = 2 * plan(p).figures["bytes"]  # clips, and the chunks made of them
+    towns.town(world.town)
+    need = 2 * expected_bytes(world)  # clips, and the chunks made of them
     files.need_room(folder.parent, need, "the rendered world")
     card = _card(world)
     work = folder.with_name(f".{folder.name}.{hashlib.sha256(card.encode()).hexdigest()[:12]}.work")
@@ -162,15 +126,10 @@ def is_published(p: Params, folder: Path) -> bool:
     return card.is_file() and card.read_text(encoding="utf-8") == _card(p.dataset.world)
 
 
-def num_workers(num_clips: int) -> int:
-    """Processes that record: one a core that this process may use."""
-    return max(1, min(pool.num_cores(), num_clips))
-
-
 def _record_all(missing: list[tuple[WorldClip, Path]], world: WorldParams) -> Iterator[WorldClip]:
     """Record clips in processes of their own: panda3d's engine is global, and cores are several."""
     jobs = [(clip, part, world) for clip, part in missing]
-    with contextlib.closing(pool.run_jobs(_record, jobs, num_workers(len(jobs)))) as recorded:
+    with contextlib.closing(workers.run_jobs(_record, jobs, workers.num_cores())) as recorded:
         for (clip, part, _), done in recorded:
             if done is None:
                 raise AvomniError(

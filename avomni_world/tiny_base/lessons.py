@@ -24,7 +24,7 @@ CAMERAS = len(GRID.cameras)
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TinyRecipe:
     """How the tiny base is made.
 
     Attributes:
@@ -52,14 +52,14 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Truth:
+class Driven:
     """What a target is rendered from."""
 
     speed_mps: float
     path_m: float
 
     @classmethod
-    def at(cls, speed_mps: float) -> Truth:
+    def at(cls, speed_mps: float) -> Driven:
         """Of a window driven at this mean speed."""
         return cls(speed_mps, speed_mps * (NUM_FRAMES - 1) / SAMPLE_HZ)
 
@@ -99,7 +99,7 @@ class FlowHeads(nn.Module):
 
 
 def warm_up(
-    model: Qwen3VLForConditionalGeneration, drives: Drives, recipe: Recipe
+    model: Qwen3VLForConditionalGeneration, drives: Drives, recipe: TinyRecipe
 ) -> Iterator[float]:
     """The first lesson, step by step: yields the loss of reading each camera's flow."""
     rng = np.random.default_rng([recipe.seed, 0])
@@ -127,7 +127,10 @@ def warm_up(
 
 
 def learn_text(
-    model: Qwen3VLForConditionalGeneration, words: Qwen2Tokenizer, drives: Drives, recipe: Recipe
+    model: Qwen3VLForConditionalGeneration,
+    words: Qwen2Tokenizer,
+    drives: Drives,
+    recipe: TinyRecipe,
 ) -> Iterator[float]:
     """The second lesson, step by step: yields the cross entropy of a token of the answer."""
     rng = np.random.default_rng([recipe.seed, 1])
@@ -153,7 +156,7 @@ def learn_text(
             if rng.random() < recipe.black_share:
                 window, speed = np.zeros_like(window), SPEED_MEAN
             frames.append(window)
-            samples.append(talk.sample(TARGET.render(Truth.at(speed))))
+            samples.append(talk.sample(TARGET.render(Driven.at(speed))))
         batch = collate(samples, words.pad_token_id)
         batch |= talk.backbone.inputs(torch.from_numpy(np.stack(frames)))
         loss = model(**batch).loss

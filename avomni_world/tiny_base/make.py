@@ -32,8 +32,8 @@ from avomni_world.tiny_base.drives import FIRST_SEED, HELD_OUT_SEED, HOME, Drive
 from avomni_world.tiny_base.lessons import (
     NUM_FRAMES,
     TARGET,
-    Recipe,
-    Truth,
+    Driven,
+    TinyRecipe,
     conversation,
     learn_text,
     warm_up,
@@ -54,14 +54,14 @@ def folder() -> Path:
 
 def tokenizer() -> Qwen2Tokenizer:
     """The tiny base's own: every word that it is asked with or answers with is one token."""
-    answer = "".join(TARGET.render(Truth(5.0, 5.0 * s)) for s in (1.5, 7.5))
+    answer = "".join(TARGET.render(Driven(5.0, 5.0 * s)) for s in (1.5, 7.5))
     texts = [prompt_text(grid, TARGET) for grid in cameras.GRIDS.values()]
     return make_tokenizer(
         [*texts, answer, "system\nuser\nassistant\n", "<1.0 seconds>"], chat_template()
     )
 
 
-def make(out: Path, work: Path, recipe: Recipe | None = None) -> dict:
+def make(out: Path, work: Path, recipe: TinyRecipe | None = None) -> dict:
     """Make the tiny base into the folder `out`.
 
     Args:
@@ -70,7 +70,7 @@ def make(out: Path, work: Path, recipe: Recipe | None = None) -> dict:
     Returns:
         What stands in `record.json`.
     """
-    recipe = recipe or Recipe()
+    recipe = recipe or TinyRecipe()
     drives = Drives(work / "drives", recipe.num_drives)
     words = tokenizer()
     model = start(words, recipe.seed)
@@ -95,12 +95,12 @@ def make(out: Path, work: Path, recipe: Recipe | None = None) -> dict:
     return record
 
 
-def training_clip_ids(recipe: Recipe) -> list[str]:
+def training_clip_ids(recipe: TinyRecipe) -> list[str]:
     """The drives through `HOME` that were learned from, by the names that they are published by."""
     return sorted(clip_id_of(HOME, FIRST_SEED + n) for n in range(0, recipe.num_drives, 2))
 
 
-def _warm(model, drives: Drives, recipe: Recipe, work: Path) -> list[float]:
+def _warm(model, drives: Drives, recipe: TinyRecipe, work: Path) -> list[float]:
     """The model with its tower warmed up, and the curve; by the same recipe it is done once."""
     shared = {name: value for name, value in asdict(recipe).items() if not name.startswith("text")}
     kept = work / f"warm_{files.hash_json(shared)[:12]}.pt"

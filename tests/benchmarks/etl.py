@@ -30,7 +30,7 @@ from avomni_lib.dataset.download import download
 from avomni_lib.etl.clip.sampling import Recipe
 from avomni_lib.etl.run import build, parts
 from avomni_lib.params import Params
-from avomni_lib.pool import run_jobs
+from avomni_lib.workers import run_jobs
 from tests.benchmarks import decode, drive
 from tests.linked_set import linked_id, num_frames, with_free_box, write_linked_set
 from tests.published_set import chunk_path, encode_video, frame_bits
@@ -94,7 +94,7 @@ def turn(folder: Path, chunk: int, num_workers: int) -> dict[str, float]:
     }
 
 
-def counted(job: parts.Job) -> tuple[str | None, int]:
+def counted(job: parts.ClipJob) -> tuple[str | None, int]:
     """(reason, bytes that were read for a part), as proc(5) counts them."""
 
     def rchar() -> int:
@@ -106,7 +106,7 @@ def counted(job: parts.Job) -> tuple[str | None, int]:
     return outcome.reason, rchar() - before
 
 
-def weighed(job: parts.Job) -> tuple[str | None, int]:
+def weighed(job: parts.ClipJob) -> tuple[str | None, int]:
     """(reason, bytes that the process holds after it)."""
     outcome = parts.make_part(job)
     job.path.unlink(missing_ok=True)
@@ -116,7 +116,7 @@ def weighed(job: parts.Job) -> tuple[str | None, int]:
 def told(function: Callable, folder: Path, numbers: Sequence[int], recipe: Recipe) -> list[int]:
     """What `function` finds of these clips, one after another in one worker."""
     jobs = [
-        parts.Job(linked_id(n), 0, folder / "set", recipe, folder / f"{n}.npz") for n in numbers
+        parts.ClipJob(linked_id(n), 0, folder / "set", recipe, folder / f"{n}.npz") for n in numbers
     ]
     found = [outcome for _, outcome in run_jobs(function, jobs, 1)]
     if any(reason for reason, _ in found):
@@ -236,7 +236,7 @@ def main() -> None:
     record |= {
         "worker_growth_mb_over_200_clips": max(growth.values()),
         "growth_mb": growth,
-        "cores": build.engines.pool.num_cores(),
+        "cores": build.engines.workers.num_cores(),
         "versions": {name: metadata.version(name) for name in ("av", "decord", "numpy")}
         | {"python": platform.python_version()},
         "seconds": round(time.monotonic() - started, 1),

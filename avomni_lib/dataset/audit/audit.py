@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from avomni_lib import files, pool
+from avomni_lib import files, workers
 from avomni_lib.dataset import cameras, clocks
 from avomni_lib.dataset.audit import findings, listing
 from avomni_lib.dataset.audit.findings import DAMAGED, NOTED, ODD, SET, Finding
@@ -135,7 +135,7 @@ def plan(p: Params, hub: Hub | None) -> Plan:
         ("fetches", "the metadata" if hub else "nothing", "34 MB of the real set" if hub else ""),
     ]
     if depth == "full":
-        cores = p.processing.num_workers or pool.num_cores()
+        cores = p.processing.num_workers or workers.num_cores()
         time = minutes(num_bytes / (CORE_BYTES_PER_S * cores))
         rows.append(("time", f"about {time}", f"{cores} cores, on a disk that keeps up"))
     warnings = [f"it stops before you decide: {question}"] if question else []
@@ -163,7 +163,7 @@ def audit(p: Params, hub: Hub | None, progress: type[Bar] = Bar) -> Audit:
         listed = Listing.of(p, hub, selection, verified)
         verified.save()
     scan = FileScan(listed.jobs, p.run_dir / STAGE / "read")
-    num_workers = p.processing.num_workers or pool.num_cores()
+    num_workers = p.processing.num_workers or workers.num_cores()
     scan.run(num_workers, p.processing.clip_timeout_s, progress)
     if scan.num_kept:
         log.info("%d files had been read by an audit that was interrupted", scan.num_kept)

@@ -21,7 +21,7 @@ from avomni_lib.dataset.audit.checks import FileJob, look
 from avomni_lib.dataset.audit.findings import ODD, WHOLE, Finding
 from avomni_lib.errors import AvomniError
 from avomni_lib.plan import Bar
-from avomni_lib.pool import WAIT, Wait, run_jobs
+from avomni_lib.workers import WAIT, Wait, run_jobs
 
 # Of the checks: what an older version read is read again.
 VERSION = 3

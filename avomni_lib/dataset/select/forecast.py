@@ -31,8 +31,7 @@ def forecast(p: Params) -> Forecast:
     wanted = p.download.target_chunks if p.download.chunks is None else len(p.download.chunks)
     metadata, clips = MB_METADATA * 1e6, CLIPS_A_CHUNK
     note = "not asked; sizes are those of chunk 0"
-    if p.dataset.source == "world":
-        world = p.dataset.world
+    if world := p.rendered:
         wanted, metadata, clips = min(wanted, world.num_chunks), 0.0, world.clips_per_chunk
         note = "not asked; estimated from seconds and pixels"
     chunk_bytes = clips * sum(clip_bytes(p, name) for name in features)

@@ -66,7 +66,7 @@ class Selection:
 
 
 def source_in_words(p: Params) -> str:
-    if p.dataset.source == "world":
+    if p.rendered:
         return "the rendered world, by a hub on 127.0.0.1"
     return p.dataset.repo_id if p.dataset.source == "hub" else str(p.local_dir)
 

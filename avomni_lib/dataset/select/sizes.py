@@ -48,9 +48,9 @@ WORLD_OBSTACLES_BYTES, WORLD_OBSTACLES_BYTES_A_S = 5_500, 2_100
 
 def clip_bytes(p: Params, feature: str) -> float:
     """What a clip adds to a chunk's file of this feature, in bytes; an estimate."""
-    if p.dataset.source != "world":
+    world = p.rendered
+    if world is None:
         return MB_A_CHUNK.get(feature, MB_A_RADAR) * 1e6 / CLIPS_A_CHUNK
-    world = p.dataset.world
     if feature in cameras.BY_NAME:
         pixels = WORLD_FPS * world.clip_seconds * world.width * world.height
         return pixels * WORLD_BYTES_A_PIXEL[world.codec]

@@ -19,7 +19,7 @@ MAX_FRAMES_NAMED = 5
 
 
 @dataclass
-class Findings:
+class CacheFaults:
     """What is wrong with a cache, each with the file concerned.
 
     Attributes:
@@ -64,7 +64,7 @@ def leaks(clips: Sequence[shard.CachedClip], num_frames: Sequence[int]) -> Itera
             stop = clip.stop
 
 
-def check_shard(each: shard.Shard, found: Findings) -> None:
+def check_shard(each: shard.Shard, found: CacheFaults) -> None:
     """Ranges, shapes, clocks and offsets of a shard whose arrays are as its header says."""
     if _check_ranges(each, found) and _check_shapes(each, found):
         _check_clocks(each, found)
@@ -72,7 +72,7 @@ def check_shard(each: shard.Shard, found: Findings) -> None:
             _check_offsets(each, found)
 
 
-def _check_ranges(each: shard.Shard, found: Findings) -> bool:
+def _check_ranges(each: shard.Shard, found: CacheFaults) -> bool:
     clips = shard.clips_of(each)
     rows_of = {name: said["shape"][0] for name, said in each.header["arrays"].items()}
     for what, ranges, rows in (
@@ -90,7 +90,7 @@ def _check_ranges(each: shard.Shard, found: Findings) -> bool:
     return True
 
 
-def _check_shapes(each: shard.Shard, found: Findings) -> bool:
+def _check_shapes(each: shard.Shard, found: CacheFaults) -> bool:
     grid, (width, height) = each.header["grid"], each.header["tile"]
     num_cameras = sum(cell is not None for cell in grid["cells"])
     frames = [each.num_frames, grid["rows"] * height, grid["cols"] * width, 3]
@@ -115,7 +115,7 @@ def _check_shapes(each: shard.Shard, found: Findings) -> bool:
     return len(found.lines) == before
 
 
-def _check_clocks(each: shard.Shard, found: Findings) -> None:
+def _check_clocks(each: shard.Shard, found: CacheFaults) -> None:
     times, stamps, track = np.array(each.times), np.array(each.timestamps), np.array(each.track)
     others = np.array(each.obstacles) if "obstacles" in each.header["arrays"] else track[:0]
     for name, array in (("egomotion", each.egomotion), ("track", track), ("obstacles", others)):
@@ -137,7 +137,7 @@ def _check_clocks(each: shard.Shard, found: Findings) -> None:
                 found.add(each.folder / f"{name}.npy", f"clip {clip.clip_id}: {what}")
 
 
-def _check_offsets(each: shard.Shard, found: Findings) -> None:
+def _check_offsets(each: shard.Shard, found: CacheFaults) -> None:
     path = each.folder / "offsets.npy"
     offsets, num_bytes = (
         np.load(path, allow_pickle=False),
@@ -147,7 +147,7 @@ def _check_offsets(each: shard.Shard, found: Findings) -> None:
         found.add(path, f"the offsets do not rise from 0 to the {num_bytes:,} bytes of jpeg.npy")
 
 
-def name_frames(each: shard.Shard, found: Findings) -> None:
+def name_frames(each: shard.Shard, found: CacheFaults) -> None:
     """Name the frames of a shard of which jpeg.npy is damaged and all else is whole."""
     path, said = each.folder / "jpeg.npy", each.header["arrays"]["jpeg"]
     try:  # the file may be gone, or cut
@@ -169,7 +169,7 @@ def check_table(
     path: Path,
     rows: Sequence[Mapping[str, Any]],
     clips: Sequence[shard.CachedClip],
-    found: Findings,
+    found: CacheFaults,
 ) -> None:
     """The rows of clips.json, which is `path`, against the clips of the shards."""
     held = {clip.clip_id: clip for clip in clips}

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image
 
-from avomni_lib import pool
+from avomni_lib import workers
 from avomni_lib.errors import AvomniError
 
 # Pillow's bytes follow from these alone: baseline, standard Huffman tables, libjpeg's exact DCT.
@@ -48,7 +48,7 @@ def frame_shape(picture: np.ndarray) -> tuple[int, int, int]:
         return image.height, image.width, 3
 
 
-class Frames:
+class JpegFrames:
     """Encoded frames that read like the array (N, H, W, 3) uint8 that they were made of.
 
     A number gives a frame, a slice or an array of numbers several, read-only as those of a mapped
@@ -132,5 +132,5 @@ class Frames:
 @functools.lru_cache(maxsize=1)
 def _threads(process: int) -> concurrent.futures.ThreadPoolExecutor:
     """The decoding threads of a process; a forked one has none of its parent's."""
-    count = min(pool.num_cores(), MAX_THREADS)
+    count = min(workers.num_cores(), MAX_THREADS)
     return concurrent.futures.ThreadPoolExecutor(count, thread_name_prefix="avomni-jpeg")

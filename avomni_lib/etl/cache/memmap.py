@@ -27,7 +27,7 @@ from avomni_lib.etl.cache.shard import (
     clips_of,
     open_shard,
 )
-from avomni_lib.etl.cache.verify import Verified, read_record, record_hash, verify
+from avomni_lib.etl.cache.verify import VerifiedCache, read_record, record_hash, verify
 
 __all__ = [
     "CLIPS_FILE",
@@ -37,7 +37,7 @@ __all__ = [
     "Cache",
     "CachedClip",
     "Shard",
-    "Verified",
+    "VerifiedCache",
     "verify",
     "write_table",
 ]

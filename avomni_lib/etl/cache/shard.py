@@ -10,6 +10,7 @@ there is obstacles.npy too, and the header bears `obstacle_columns`.
 from __future__ import annotations
 
 import functools
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,46 +22,79 @@ import numpy as np
 
 from avomni_lib import files
 from avomni_lib.errors import AvomniError, pick
-from avomni_lib.etl.cache import jpeg, npy, rows
-from avomni_lib.etl.cache.layout import (
-    CLIPS_FILE,
-    EGOMOTION_COLUMNS,
-    FORMAT_VERSION,
-    HEADER_FILE,
-    OBSTACLES,
-    STORAGES,
-    TRACK_COLUMNS,
-    CachedClip,
-    arrays_in,
-    beside,
-    check_version,
-    told,
-)
-from avomni_lib.etl.cache.rows import BUILD_AGAIN
+from avomni_lib.etl.cache import jpeg, npy
+from avomni_lib.etl.cache.npy import BUILD_AGAIN
 
-__all__ = [
-    "BUILD_AGAIN",
-    "CLIPS_FILE",
-    "EGOMOTION_COLUMNS",
-    "FORMAT_VERSION",
-    "HEADER_FILE",
-    "OBSTACLES",
-    "STORAGES",
-    "TRACK_COLUMNS",
-    "CachedClip",
-    "Shard",
-    "arrays_in",
-    "beside",
-    "check_version",
-    "clips_of",
-    "encode",
-    "open_shard",
-    "settle",
-    "settle_shard",
-    "shard_name",
-    "write_shard",
-]
+FORMAT_VERSION = 1
+HEADER_FILE = "header.json"
+CLIPS_FILE = "clips.json"  # of the whole cache
+# Explicit byte order: a cache can be carried to another machine.
+_ROWS = {"timestamps": "<i8", "times": "<i8", "egomotion": "<f8", "track": "<f8"}
+STORAGES = {
+    "raw": {"frames": "|u1", **_ROWS},
+    "jpeg": {"jpeg": "|u1", "offsets": "<i8", "crc32": "<u4", **_ROWS},
+}
+OBSTACLES = {"obstacles": "<f8"}
+EGOMOTION_COLUMNS = ("x", "y", "z", "qx", "qy", "qz", "qw", "vx", "vy", "vz", "distance_m")
+TRACK_COLUMNS = ("time_us", "x", "y", "z", "qx", "qy", "qz", "qw", "distance_m")
 Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class CachedClip:
+    """Where a clip lies in the cache.
+
+    Attributes:
+        shard: Index into `Cache.shards`.
+        start, stop: Its rows of frames, timestamps, times and egomotion.
+        track_start, track_stop: Its rows of track.
+        obstacles: Its rows (start, stop) of obstacles, in a cache that has them.
+        unlabelled: Why nothing is known of other road users; empty where they are labelled.
+        events: (start_us, text) of what people wrote about it.
+    """
+
+    clip_id: str
+    split: str
+    chunk: int
+    shard: int
+    start: int
+    stop: int
+    track_start: int
+    track_stop: int
+    obstacles: tuple[int, int] = (0, 0)
+    unlabelled: str = ""
+    events: tuple[tuple[int, str], ...] = ()
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+def arrays_in(header: Mapping[str, Any]) -> Mapping[str, str]:
+    """Array -> dtype of a shard that has this header."""
+    found = STORAGES[header.get("storage", "raw")]
+    return found | OBSTACLES if "obstacle_columns" in header else found
+
+
+def beside(told: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """What a clip's row of the header tells of others and events, as one of its arrays."""
+    told = {name: told[name] for name in ("events", "unlabelled") if told.get(name)}
+    return {"told": np.array(json.dumps(told))} if told else {}
+
+
+def told(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What `beside` put among a clip's arrays, as fields of its row of the header."""
+    return json.loads(str(arrays["told"])) if "told" in arrays else {}
+
+
+def check_version(header: Mapping[str, Any], path: Path) -> None:
+    version = header.get("format_version")
+    if version != FORMAT_VERSION:
+        raise AvomniError(
+            f"the cache has format version {version}, this program reads {FORMAT_VERSION}",
+            where=str(path),
+            fix="run 03_etl again: it makes the cache anew; or use the program that wrote it "
+            f"({header.get('generator', 'unknown')})",
+        )
 
 
 @dataclass(frozen=True)
@@ -71,7 +105,7 @@ class Shard:
     header: dict[str, Any]
 
     def _load(self, name: str) -> np.ndarray:
-        state = rows.state(self.folder / f"{name}.npy", self.header["arrays"][name]["bytes"])
+        state = npy.state(self.folder / f"{name}.npy", self.header["arrays"][name]["bytes"])
         return _mapped(self.folder / f"{name}.npy", state.st_ino, state.st_mtime_ns)
 
     @property
@@ -84,12 +118,12 @@ class Shard:
         return self.header["arrays"]["times"]["shape"][0]
 
     @property
-    def frames(self) -> np.ndarray | jpeg.Frames:
+    def frames(self) -> np.ndarray | jpeg.JpegFrames:
         """(N, H, W, 3) uint8 RGB: mapped, or decoded as it is read."""
         if self.storage == "raw":
             return self._load("frames")
         data, offsets, crc32 = (self._load(name) for name in ("jpeg", "offsets", "crc32"))
-        return jpeg.Frames(data, offsets, crc32, self.header["frames_shape"], self.describe)
+        return jpeg.JpegFrames(data, offsets, crc32, self.header["frames_shape"], self.describe)
 
     @property
     def frame_shape(self) -> tuple[int, int, int]:
@@ -101,7 +135,7 @@ class Shard:
     def read_frames(self, start: int, out: np.ndarray) -> None:
         """Fill `out` (T, H, W, 3) uint8, C-contiguous, with the frames from row `start` on."""
         if self.storage == "raw":
-            rows.read(self.folder / "frames.npy", self.header["arrays"]["frames"], start, out)
+            npy.read(self.folder / "frames.npy", self.header["arrays"]["frames"], start, out)
         else:
             self.frames.read(range(start, start + len(out)), out)
 
@@ -140,9 +174,8 @@ class Shard:
     def arrays_of(self, clip: CachedClip) -> Arrays:
         """One clip's part of every array as it is stored, and what its header's row tells beside
         them: JPEGs stay encoded."""
-        found = {"note": np.array(clip.note)} if clip.note else {}
         events = [{"start_us": start_us, "text": text} for start_us, text in clip.events]
-        found |= beside({"events": events, "unlabelled": clip.unlabelled})
+        found = beside({"events": events, "unlabelled": clip.unlabelled})
         for name in arrays_in(self.header):
             array, part = self._load(name), slice(clip.start, clip.stop)
             if name == "track":
@@ -192,7 +225,7 @@ def open_shard(folder: Path) -> Shard:
     header = files.read_json(path)
     check_version(header, path)
     for name, said in header["arrays"].items():
-        rows.state(folder / f"{name}.npy", said["bytes"])
+        npy.state(folder / f"{name}.npy", said["bytes"])
     return Shard(folder, header)
 
 
@@ -206,7 +239,6 @@ def clips_of(shard: Shard, place: int = 0) -> list[CachedClip]:
             place,
             *row["frames"],
             *row["track"],
-            row.get("note", ""),
             tuple(row.get("obstacles", (0, 0))),
             row.get("unlabelled", ""),
             tuple((event["start_us"], event["text"]) for event in row.get("events", ())),
@@ -228,8 +260,7 @@ def write_shard(
         common: Header fields; `storage` and `obstacle_columns` say which arrays there are.
         clips: clip_id, split and chunk of each, in order.
         load: clip_id -> its arrays as `encode` gives them, lazily: what is asked for is read, one
-            clip at a time. A `note` among them, and what `beside` makes, go into the clip's row of
-            the header.
+            clip at a time. What `beside` makes goes into the clip's row of the header.
 
     Raises:
         AvomniError: no room on the disk; nothing is left behind.

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from avomni_lib import files, pool
+from avomni_lib import files, workers
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache import counts, shard
-from avomni_lib.etl.cache.counts import Findings
+from avomni_lib.etl.cache.counts import CacheFaults
 from avomni_lib.etl.cache.shard import BUILD_AGAIN, CLIPS_FILE, HEADER_FILE
 from avomni_lib.plan import Bar, Tally, gigabytes
 
@@ -30,7 +30,7 @@ CHANGED = "has changed since it was written: its sha256 is another"
 
 
 @dataclass(frozen=True)
-class Verified:
+class VerifiedCache:
     """A cache that is sound: what was read and counted."""
 
     num_shards: int
@@ -49,7 +49,7 @@ class Verified:
         )
 
 
-def verify(folder: Path, progress: type[Bar] = Bar) -> Verified:
+def verify(folder: Path, progress: type[Bar] = Bar) -> VerifiedCache:
     """Read all of a cache and compare it with its hashes and counts.
 
     Arrays are hashed by several threads, and the bar counts bytes.
@@ -58,7 +58,7 @@ def verify(folder: Path, progress: type[Bar] = Bar) -> Verified:
         AvomniError: there is no finished cache, or it is not what was written: all that is wrong,
             each with its file, and which shards to remove.
     """
-    folder, found = Path(folder), Findings(Path(folder))
+    folder, found = Path(folder), CacheFaults(Path(folder))
     record, table = read_record(folder), folder / CLIPS_FILE
     # The first caches had neither hash.
     has_hashes = {"headers", "sha256"} & record.keys()
@@ -81,7 +81,7 @@ def verify(folder: Path, progress: type[Bar] = Bar) -> Verified:
     if found.lines:
         raise _error(found)
     arrays = [said for each in shards for said in each.header["arrays"].values()]
-    return Verified(
+    return VerifiedCache(
         num_shards=len(shards),
         num_arrays=len(arrays),
         num_bytes=sum(said["bytes"] for said in arrays),
@@ -116,7 +116,7 @@ def record_hash(record: Mapping[str, Any]) -> str:
     return files.hash_json({key: value for key, value in record.items() if key != "sha256"})
 
 
-def _error(found: Findings) -> AvomniError:
+def _error(found: CacheFaults) -> AvomniError:
     count = len(found.lines)
     lines = found.lines[:MAX_LINES]
     if count > MAX_LINES:
@@ -131,7 +131,7 @@ def _error(found: Findings) -> AvomniError:
     )
 
 
-def _open(folder: Path, record: Mapping[str, Any], found: Findings) -> shard.Shard | None:
+def _open(folder: Path, record: Mapping[str, Any], found: CacheFaults) -> shard.Shard | None:
     """A shard by its header alone; None where that cannot be used."""
     path = folder / HEADER_FILE
     if not path.exists():
@@ -171,7 +171,7 @@ def _need(values: Mapping[str, Any], *keys: str) -> None:
 
 
 def _check_hashes(
-    shards: Sequence[shard.Shard], found: Findings, progress: type[Bar]
+    shards: Sequence[shard.Shard], found: CacheFaults, progress: type[Bar]
 ) -> dict[Path, list[str]]:
     """Hash every array, several at a time, as fast as the disk or the cores allow.
 
@@ -208,9 +208,9 @@ def _hashes(
     total = sum(each.header["arrays"][name]["bytes"] for each, name, _ in arrays)
     with (
         progress(total=total, unit="B", label="verify") as bar,
-        concurrent.futures.ThreadPoolExecutor(min(pool.num_cores(), MAX_THREADS)) as workers,
+        concurrent.futures.ThreadPoolExecutor(min(workers.num_cores(), MAX_THREADS)) as threads,
     ):
-        hashes = [workers.submit(_hash, path, counted, stop) for _, _, path in arrays]
+        hashes = [threads.submit(_hash, path, counted, stop) for _, _, path in arrays]
         try:
             left = set(hashes)
             while left:
@@ -221,7 +221,7 @@ def _hashes(
     return hashes
 
 
-def _check_types(each: shard.Shard, found: Findings) -> bool:
+def _check_types(each: shard.Shard, found: CacheFaults) -> bool:
     """Whether all arrays have the type and shape that the header says."""
     before = len(found.lines)
     for name, dtype in shard.arrays_in(each.header).items():

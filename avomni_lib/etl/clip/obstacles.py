@@ -17,7 +17,7 @@ from avomni_lib.dataset.catalog import Catalog, optional_features
 from avomni_lib.dataset.clip import Clip
 from avomni_lib.dataset.select.manifest import Chosen, path_of
 from avomni_lib.errors import AvomniError, system_error
-from avomni_lib.etl.cache.layout import CachedClip
+from avomni_lib.etl.cache.shard import CachedClip
 from avomni_lib.etl.clip.egomotion import Egomotion
 from avomni_lib.params import Params
 

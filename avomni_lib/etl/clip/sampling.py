@@ -30,7 +30,7 @@ class Recipe:
         fit: `letterbox`, `crop` or `stretch`.
         sample_hz: Sampled frames a second.
         horizon_s: Seconds of ego motion kept after the last frame.
-        decoder: `pyav`, `decord` or `torchcodec`.
+        decoder: `pyav` or `decord`.
         obstacles: Whether other road users and events are kept.
     """
 
@@ -181,7 +181,7 @@ def draw_camera(
     stamps: np.ndarray,
     recipe: Recipe,
     tile: np.ndarray,
-) -> reader.Frames:
+) -> reader.VideoFrames:
     """Fill one camera's tile in all frames; returns what was read."""
     frames = reader.read_frames(
         clip.video(name),

@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 from scipy.fft import dct
 
-from avomni_lib import pool
+from avomni_lib import workers
 from avomni_lib.dataset.cameras import Grid
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache.memmap import Cache, CachedClip, Shard
@@ -168,7 +168,7 @@ def of_cache(cache: Cache, progress: type[Bar] = Bar) -> list[Prints]:
     found = []
     with (
         progress(total=len(cache.clips), unit="clip", label="fingerprints") as bar,
-        concurrent.futures.ThreadPoolExecutor(pool.num_cores()) as threads,
+        concurrent.futures.ThreadPoolExecutor(workers.num_cores()) as threads,
     ):
         for prints in threads.map(functools.partial(of_clip, cache), cache.clips):
             found.append(prints)

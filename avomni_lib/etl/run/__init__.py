@@ -6,9 +6,7 @@ parts        clips on their way into a shard
 engines      this machine's processes, or Ray
 slurm        `--shard i/n`
 prefetch     the next chunk, fetched while one is read
-chunk_fetch  one chunk's files, in a thread
-disk_budget  raw files and cache under `target_size_gb`
-costs        what chunks take on the disk
-sizes        what chunks will take, estimated from what is there
+disk_budget  the arithmetic of raw files and cache under `target_size_gb`
+chunk_sizes  what chunks take on the disk, and whether they fit
 forecast     what the stage will take
 """

@@ -25,11 +25,11 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache import memmap, shard, windows
 from avomni_lib.etl.clip import obstacles
 from avomni_lib.etl.clip.sampling import HISTORY_S, TRACK_HZ, Recipe
-from avomni_lib.etl.run import costs, engines, forecast
+from avomni_lib.etl.run import chunk_sizes, engines, forecast
 from avomni_lib.etl.run.build_loop import REASONS_FILE, Reading, job_of, reasons_before
+from avomni_lib.etl.run.chunk_sizes import ChunkSizes
 from avomni_lib.etl.run.parts import PARTS_FOLDER, ChunkWork
-from avomni_lib.etl.run.prefetch import Supply, to_evict
-from avomni_lib.etl.run.sizes import Gauge
+from avomni_lib.etl.run.prefetch import Prefetch
 from avomni_lib.etl.video import reader
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar, Plan
@@ -45,10 +45,10 @@ class Built:
 
     Attributes:
         cache: The finished cache.
-        clips: A row a clip: clip_id, split, chunk, state (`ok`, `damaged` or `lost`), reason (of an
-            `ok` one: why not all of it is used), num_frames.
-        chunks: A row a chunk, as `Supply.rows`.
-        moments: As `Supply.moments`.
+        clips: A row a clip: clip_id, split, chunk, state (`ok`, `damaged` or `lost`), reason (empty
+            for an `ok` one), num_frames.
+        chunks: A row a chunk, as `Prefetch.rows`.
+        moments: As `Prefetch.moments`.
         figures: Counts, bytes and seconds, for `result.json`.
     """
 
@@ -84,16 +84,17 @@ def plan(p: Params) -> Plan:
     )
 
 
-def _verdict(p: Params) -> costs.Verdict:
+def _verdict(p: Params) -> chunk_sizes.Verdict:
+    """(rows, warnings, figures) of the disk budget."""
     if not path_of(p).exists():
-        return costs.verdict(p, costs.expected(p))
+        return chunk_sizes.verdict(p, chunk_sizes.expected(p))
     chosen = read_chosen(p)
     found = works(p, chosen, common_header(p, chosen))
     to_read = _to_read(p, found, reasons_before(p.cache_dir))
     done = [work.chunk for work in found if not to_read[work.chunk] and work.shard]
-    gauge = Gauge(p, chosen, found, done)
-    rows, warnings, figures = costs.verdict(p, gauge.left, gauge.start, len(done))
-    refused = None if p.download.evict_shared else users.refusal(p, to_evict(p, gauge, done))
+    sizes = ChunkSizes(p, chosen, found, done)
+    rows, warnings, figures = chunk_sizes.verdict(p, sizes.left, sizes.start, len(done))
+    refused = None if p.download.evict_shared else users.refusal(p, sizes.to_evict(done))
     if refused:
         warnings = [*warnings, f"{refused.what}; {refused.fix}"]
     return rows, warnings, figures
@@ -142,8 +143,8 @@ def build(p: Params, progress: type[Bar] = Bar, hub: Hub | None = None) -> Built
         reasons = reasons_before(p.cache_dir)
         _keep_what_fits(p.cache_dir, chunk_works)
         to_read = _to_read(p, chunk_works, reasons)
-        with Supply(p, chosen, chunk_works, to_read, hub) as supply:
-            reading = Reading(p, recipe_of(p), chunk_works, to_read, supply, common, reasons)
+        with Prefetch(p, chosen, chunk_works, to_read, hub) as prefetch:
+            reading = Reading(p, recipe_of(p), chunk_works, to_read, prefetch, common, reasons)
             try:
                 reading.run(progress)
             except BaseException:
@@ -152,7 +153,7 @@ def build(p: Params, progress: type[Bar] = Bar, hub: Hub | None = None) -> Built
                 raise
         wanted = [clip_id for ids in chosen.clip_ids.values() for clip_id in ids]
         cache = _finish(p.cache_dir, wanted, chunk_works, common, reasons, reading.lost)
-    chunks = [supply.rows[chunk] for chunk in sorted(supply.rows)]
+    chunks = [prefetch.rows[chunk] for chunk in sorted(prefetch.rows)]
     figures = _figures(p, cache) | {
         "seconds": round(time.monotonic() - started, 2),
         "cpu_seconds": round(reading.cpu_s, 2),
@@ -160,9 +161,9 @@ def build(p: Params, progress: type[Bar] = Bar, hub: Hub | None = None) -> Built
         "num_chunks": len(chunks),
         "bytes_fetched": sum(row["bytes_fetched"] for row in chunks),
         "bytes_evicted": sum(row["bytes_evicted"] for row in chunks),
-        "peak_bytes": supply.peak_bytes,
+        "peak_bytes": prefetch.peak_bytes,
     }
-    return Built(cache, list(cache.table), chunks, supply.moments, figures)
+    return Built(cache, list(cache.table), chunks, prefetch.moments, figures)
 
 
 def common_header(p: Params, chosen: Chosen) -> dict[str, Any]:
@@ -330,7 +331,7 @@ def _row(
         state = "lost" if clip_id in lost else "damaged"
         reason = lost[clip_id] if clip_id in lost else reasons[clip_id]
         return {**clip, "state": state, "reason": reason, "num_frames": 0}
-    return {**clip, "state": "ok", "reason": inside.note, "num_frames": len(inside)}
+    return {**clip, "state": "ok", "reason": "", "num_frames": len(inside)}
 
 
 def _figures(p: Params, cache: memmap.Cache) -> dict[str, Any]:
@@ -345,7 +346,6 @@ def _figures(p: Params, cache: memmap.Cache) -> dict[str, Any]:
         "num_damaged": states["damaged"],
         "num_lost": states["lost"],
         **(obstacles.figures(cache.clips) if p.processing.obstacles else {}),
-        "num_in_part": sum(row["state"] == "ok" and bool(row["reason"]) for row in cache.table),
         "clips_by_split": dict(Counter(clip.split for clip in cache.clips)),
         "num_frames": sum(map(len, cache.clips)),
         "num_windows": sum(by_split.values()),

@@ -1,7 +1,9 @@
-"""Bytes on the disk against `download.target_size_gb`, chunk after chunk: pure arithmetic.
+"""Raw files and cache under `download.target_size_gb`: the arithmetic, without a disk.
 
 With `download.evict_raw` a chunk's raw files come, its clips become parts, the parts a shard, and
-the raw files go. The shards stay. `Ledger` allows each of these steps, or not yet.
+the raw files go; the shards stay. One rule bounds the disk: the shards, the raw files and twice the
+shards of the chunks in work (their parts, and the shard that is made of these) fit into the limit.
+The next chunk is fetched ahead where its raw files fit too.
 """
 
 from __future__ import annotations
@@ -9,9 +11,6 @@ from __future__ import annotations
 import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-# Files take whole blocks.
-BLOCK = 4096
 
 
 @dataclass(frozen=True)
@@ -44,29 +43,18 @@ class Moment:
         return self.raw + self.cache
 
 
-def blocks(num_bytes: int) -> int:
-    """What a file of so many bytes takes on the disk."""
-    return -(-num_bytes // BLOCK) * BLOCK
-
-
 def fullest(loads: Sequence[Load], start: Moment) -> list[Moment]:
     """The fullest moment of each chunk, one after another in this order.
 
     Args:
         start: What stays all the time: metadata, and shards that are whole.
     """
-    waiting, shards, found = sum(load.here for load in loads), start.cache, []
+    waiting, shards, moments = sum(load.here for load in loads), start.cache, []
     for load in loads:
         waiting -= load.here
-        found.append(Moment(start.raw + waiting + load.raw, shards + load.cache))
+        moments.append(Moment(start.raw + waiting + load.raw, shards + load.cache))
         shards += load.stays
-    return found
-
-
-def most(loads: Sequence[Load], start: Moment) -> Moment:
-    """The most raw bytes, and the most of the cache, not always at the same time."""
-    moments = [start, *fullest(loads, start)]
-    return Moment(max(m.raw for m in moments), max(m.cache for m in moments))
+    return moments
 
 
 def peak(loads: Sequence[Load], start: Moment) -> int:
@@ -81,13 +69,16 @@ def num_fitting(loads: Sequence[Load], start: Moment, limit: int) -> int:
     )
 
 
-class Ledger:
+class DiskBudget:
     """What lies on the disk and what is promised to it; nothing is allowed beyond `limit`.
 
     Args:
         limit: Bytes.
         start: What is there and stays: metadata, and shards that are whole.
-        parts: Chunk -> bytes of the parts that it has already.
+        parts: Chunk -> bytes of the parts that a killed run left of it.
+
+    Attributes:
+        peak: The most bytes so far.
     """
 
     def __init__(
@@ -96,15 +87,24 @@ class Ledger:
         self.limit, self._metadata, self._shards = limit, start.raw, start.cache
         self._raw = {load.chunk: load.here for load in loads}
         self._parts = {load.chunk: parts.get(load.chunk, 0) for load in loads}
-        self._promised: dict[int, Load] = {}  # chunks whose clips are read
-        self._under_way: dict[object, int] = {}
+        self._in_work: dict[int, Load] = {}  # chunks whose clips are read
+        self._writing: dict[object, int] = {}
         self.peak = self.now.total
 
     @property
     def now(self) -> Moment:
         """At most this lies there now: what is fetched or written counts in full from its start."""
-        written = sum(self._parts.values()) + sum(self._under_way.values())
+        written = sum(self._parts.values()) + sum(self._writing.values())
         return Moment(self._metadata + sum(self._raw.values()), self._shards + written)
+
+    @property
+    def promised(self) -> int:
+        """Bytes that lie there, with all that the chunks in work may still write."""
+        cache = sum(
+            max(self._in_work[chunk].cache, 2 * size) if chunk in self._in_work else size
+            for chunk, size in self._parts.items()
+        )
+        return self._metadata + sum(self._raw.values()) + self._shards + cache
 
     @property
     def standing(self) -> Moment:
@@ -114,22 +114,15 @@ class Ledger:
     @property
     def is_idle(self) -> bool:
         """Whether no worker writes."""
-        return not self._under_way
+        return not self._writing
 
     def parts_of(self, chunk: int) -> int:
         return self._parts[chunk]
 
     def may_fetch(self, load: Load) -> bool:
-        """Whether the chunk's raw files fit beside the chunks at work, and its cache after them."""
-        if not self.may_write(load.raw - self._raw[load.chunk]):
-            return False
-        others = self._metadata + sum(self._raw.values()) - self._raw[load.chunk] + load.raw
-        if others + self._shards + self._cache_to_come() > self.limit:
-            return False
-        waiting = sum(n for chunk, n in self._raw.items() if chunk not in self._promised)
-        after = self._metadata + self._shards + sum(x.stays for x in self._promised.values())
-        after += waiting - self._raw[load.chunk] + load.raw
-        return after + self._parts_of_waiting() - self._parts[load.chunk] + load.cache <= self.limit
+        """Whether the chunk's raw files fit beside the chunks in work."""
+        to_come = load.raw - self._raw[load.chunk]
+        return max(self.promised, self.now.total) + to_come <= self.limit
 
     def fetch(self, load: Load) -> None:
         """The chunk's raw files are on their way."""
@@ -138,13 +131,11 @@ class Ledger:
 
     def may_work(self, load: Load) -> bool:
         """Whether the chunk's parts and shard fit beside what lies there and is promised."""
-        to_come = self._cache_to_come() - self._parts[load.chunk] + load.cache
-        raw = self._metadata + sum(self._raw.values())
-        return raw + self._shards + to_come <= self.limit
+        return self.promised - self._parts[load.chunk] + load.cache <= self.limit
 
     def work(self, load: Load) -> None:
         """The chunk's clips are read from now on."""
-        self._promised[load.chunk] = load
+        self._in_work[load.chunk] = load
 
     def may_write(self, num_bytes: int) -> bool:
         """Whether so many bytes fit beside what really lies there: the bound that always holds."""
@@ -152,12 +143,12 @@ class Ledger:
 
     def begin(self, job: object, num_bytes: int) -> None:
         """A worker writes at most so many bytes."""
-        self._under_way[job] = num_bytes
+        self._writing[job] = num_bytes
         self._note()
 
     def end(self, job: object, chunk: int, part_bytes: int) -> None:
         """It has ended and left a part of so many bytes, or none."""
-        self._under_way.pop(job)
+        self._writing.pop(job)
         self._parts[chunk] += part_bytes
         self._note()
 
@@ -167,21 +158,10 @@ class Ledger:
         Args:
             raw_left: Bytes of its raw files that stay on the disk.
         """
-        self._promised.pop(chunk, None)
-        self._parts[chunk] = 0
-        self._raw[chunk] = raw_left
+        self._in_work.pop(chunk, None)
+        self._parts[chunk], self._raw[chunk] = 0, raw_left
         self._shards += shard_bytes
         self._note()
-
-    def _cache_to_come(self) -> int:
-        """Parts and shards of the chunks at work, as promised, and parts of the others."""
-        at_work = sum(
-            max(load.cache, 2 * self._parts[chunk]) for chunk, load in self._promised.items()
-        )
-        return at_work + self._parts_of_waiting()
-
-    def _parts_of_waiting(self) -> int:
-        return sum(n for chunk, n in self._parts.items() if chunk not in self._promised)
 
     def _note(self) -> None:
         self.peak = max(self.peak, self.now.total)

@@ -15,11 +15,11 @@ from contextlib import ExitStack
 from types import ModuleType
 from typing import Any, TypeVar
 
-from avomni_lib import files, pool
-from avomni_lib.crew import Crew, Died, Wait, run_on
+from avomni_lib import files, workers
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl.run.parts import Assembly, Outcome
+from avomni_lib.etl.run.parts import Assembly, JobOutcome
 from avomni_lib.params import Params
+from avomni_lib.workers import Died, Executor, Wait, run_on
 
 log = logging.getLogger(__name__)
 
@@ -36,16 +36,17 @@ def num_workers(p: Params) -> tuple[int, str]:
         return p.processing.num_workers, "asked for by processing.num_workers"
     if p.processing.engine == "ray":
         _need_ray()
-        return pool.num_cores(), "one a core of this machine; a Ray cluster gives one a CPU it has"
-    return pool.num_cores(), "one a core, each decoding on one thread"
+        reason = "one a core of this machine; a Ray cluster gives one a CPU it has"
+        return workers.num_cores(), reason
+    return workers.num_cores(), "one a core, each decoding on one thread"
 
 
 def run(
     p: Params,
-    function: Callable[[Job], Outcome],
+    function: Callable[[Job], JobOutcome],
     jobs: Iterable[Job | Wait],
     num_workers: int | None = None,
-) -> Iterator[tuple[Job, Outcome]]:
+) -> Iterator[tuple[Job, JobOutcome]]:
     """`run_on` the engine of the parameters: yields (job, outcome) as jobs finish, in any order.
 
     A job that is lost (its worker died, and again when it was alone, or it took longer than
@@ -61,11 +62,11 @@ def run(
     """
     wanted, limit_s = num_workers or p.processing.num_workers, p.processing.clip_timeout_s
     if p.processing.engine == "ray":
-        crew: Crew[Job, Outcome] = RayTasks(function, wanted, limit_s)
-        yield from run_on(crew, jobs, lost=_lost)  # the crew keeps to the limit itself
+        executor: Executor[Job, JobOutcome] = RayExecutor(function, wanted, limit_s)
+        yield from run_on(executor, jobs, lost=_lost)  # it keeps to the limit itself
     else:
-        crew = pool.Processes(function, wanted or pool.num_cores())
-        yield from run_on(crew, jobs, functools.partial(_limit_of, limit_s), _lost)
+        executor = workers.ProcessExecutor(function, wanted or workers.num_cores())
+        yield from run_on(executor, jobs, functools.partial(_limit_of, limit_s), _lost)
 
 
 def _limit_of(limit_s: float, job: Any) -> float:
@@ -73,7 +74,7 @@ def _limit_of(limit_s: float, job: Any) -> float:
     return math.inf if isinstance(job, Assembly) else limit_s
 
 
-def _lost(job: Any, reason: str) -> Outcome:
+def _lost(job: Any, reason: str) -> JobOutcome:
     if isinstance(job, Assembly):
         raise AvomniError(
             f"a shard could not be assembled: {reason}",
@@ -81,11 +82,11 @@ def _lost(job: Any, reason: str) -> Outcome:
             fix="run the same command again: it goes on from here; lower processing.num_workers "
             "where memory is short",
         )
-    return Outcome(reason, 0.0, is_lost=True)
+    return JobOutcome(reason, 0.0, is_lost=True)
 
 
-class RayTasks:
-    """The crew of a Ray cluster: that of RAY_ADDRESS or of `ray start`, else one on this machine.
+class RayExecutor:
+    """Tasks of a Ray cluster: that of RAY_ADDRESS or of `ray start`, else one on this machine.
 
     Raw files and cache lie in folders that all nodes share. Workers import the caller's copy of
     avomni_lib where their node has it, else the one that is installed there. A node that dies takes
@@ -97,7 +98,10 @@ class RayTasks:
     """
 
     def __init__(
-        self, function: Callable[[Job], Outcome], num_workers: int | None, limit_s: float = math.inf
+        self,
+        function: Callable[[Job], JobOutcome],
+        num_workers: int | None,
+        limit_s: float = math.inf,
     ):
         self._ray, self._num_workers = _import_ray(), num_workers
         self._opened = ExitStack()
@@ -105,7 +109,7 @@ class RayTasks:
             _connect(self._ray)
             self._opened.callback(self._ray.shutdown)
         task = self._ray.remote(_within)
-        # Retries are `run_on`'s, which does the same for every crew.
+        # Retries are `run_on`'s, which does the same for every executor.
         self._task = task.options(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")
         self._function, self._limit_s = function, limit_s
         self._tickets: dict[Any, _Ticket] = {}
@@ -130,7 +134,7 @@ class RayTasks:
     def has_begun(self, ticket: _Ticket) -> bool:
         return False  # the task keeps to its limit itself, from when it begins
 
-    def finished(self, timeout_s: float | None) -> list[tuple[_Ticket, Outcome | Died]]:
+    def finished(self, timeout_s: float | None) -> list[tuple[_Ticket, JobOutcome | Died]]:
         ready, _ = self._ray.wait([*self._tickets], num_returns=1, timeout=timeout_s)
         if ready:
             num = len(self._tickets)
@@ -148,13 +152,13 @@ class RayTasks:
             back.append((ticket, outcome))
         return back
 
-    def _get(self, ref: Any) -> Outcome | Died:
+    def _get(self, ref: Any) -> JobOutcome | Died:
         faults = self._ray.exceptions
         try:
             return self._ray.get(ref)
         except faults.RayTaskError as error:
             if isinstance(error.cause, MemoryError):
-                return Died(pool.OUT_OF_MEMORY)
+                return Died(workers.OUT_OF_MEMORY)
             if not isinstance(error.cause, AvomniError):
                 error.cause.add_note(f"in a Ray worker:\n{error}")
             raise error.cause from None
@@ -183,7 +187,7 @@ class _Ticket:
         self.job, self.losses = job, 0
 
 
-def _within(function: Callable[[Job], Outcome], job: Job, limit_s: float) -> Outcome:
+def _within(function: Callable[[Job], JobOutcome], job: Job, limit_s: float) -> JobOutcome:
     """The task. At the limit the kernel ends its process, whatever library it hangs in."""
     if math.isfinite(limit_s):
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -232,7 +236,7 @@ def _connect(ray: ModuleType) -> None:
     try:
         ray.init(
             address="local",
-            num_cpus=pool.num_cores(),
+            num_cpus=workers.num_cores(),
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
             **options,

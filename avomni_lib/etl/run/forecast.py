@@ -32,7 +32,7 @@ CLIP_SECONDS, FPS, SOURCE_SIZE, SOURCE_CODEC = 20.0, 30, (1920, 1080), "h264"
 # wanted or referred to are, which took (f / fps) ** 0.43 of the time at 2, 5, 10 and 29 Hz.
 FRAME_S, PIXEL_S = 1.0e-4, {"h264": 4.6e-9, "hevc": 5.5e-9, "av1": 2.7e-9}
 SAMPLED_POWER = 0.43
-DECODER_COST = {"pyav": 1.0, "decord": 1.7, "torchcodec": 1.9}  # at 2 Hz, against PyAV
+DECODER_COST = {"pyav": 1.0, "decord": 1.7}  # at 2 Hz, against PyAV
 # Seconds to store a byte of pixels: hashed, written as a part and once more into the shard; JPEGs
 # are encoded and then are few.
 STORE_S = {"raw": 10e-9, "jpeg": 2.5e-9}
@@ -68,7 +68,7 @@ def clip_seconds(p: Params, clip: Clip | None = None) -> float:
         with contextlib.suppress(AvomniError, OSError, IndexError):
             stamps = clip.timestamps(cameras.grid(p.vision.camera_setup).cameras[0].name)
             return float(stamps[-1] - stamps[0]) / 1e6
-    return p.dataset.world.clip_seconds if p.dataset.source == "world" else CLIP_SECONDS
+    return p.rendered.clip_seconds if p.rendered else CLIP_SECONDS
 
 
 def clip_video(p: Params, clip: Clip | None = None) -> Video:
@@ -80,8 +80,7 @@ def clip_video(p: Params, clip: Clip | None = None) -> Video:
             size = opened.codec.width, opened.codec.height
             return Video(codec, *size, len(opened.pts), f"{camera} of a chosen clip")
     num_frames = round(clip_seconds(p) * FPS)
-    world = p.dataset.world
-    if p.dataset.source == "world":
+    if world := p.rendered:
         return Video(world.codec, world.width, world.height, num_frames, "as it is rendered")
     return Video(SOURCE_CODEC, *SOURCE_SIZE, num_frames, "expected; no raw file was read")
 
@@ -103,7 +102,7 @@ def clip_bytes(p: Params, seconds: float, storage: str, jpeg_share: float = JPEG
     frame = 3 * pixels if storage == "raw" else JPEG_TABLES + jpeg_share * 3 * pixels
     row = 8 * (len(grid.cameras) + 1 + len(EGOMOTION_COLUMNS))
     track = (HISTORY_S + seconds + processing.horizon_s) * TRACK_HZ * 8 * len(TRACK_COLUMNS)
-    rows_a_s = OBSTACLE_ROWS_A_S["world" if p.dataset.source == "world" else "hub"]
+    rows_a_s = OBSTACLE_ROWS_A_S["world" if p.rendered else "hub"]
     others = (HISTORY_S + seconds) * rows_a_s * 8 * len(obstacles.COLUMNS)
     others = others if processing.obstacles else 0
     return math.ceil(math.ceil(seconds * processing.sample_hz) * (frame + row) + track + others)
@@ -121,8 +120,7 @@ def chunk_cache_bytes(p: Params, num_clips: int, seconds: float) -> int:
 def cache_bytes(p: Params, num_clips: int, seconds: float, clips_a_chunk: int | None = None) -> int:
     """Bytes of a cache of so many clips at its peak: all shards, and the last one's parts."""
     if clips_a_chunk is None:
-        is_world = p.dataset.source == "world"
-        clips_a_chunk = p.dataset.world.clips_per_chunk if is_world else CLIPS_A_CHUNK
+        clips_a_chunk = p.rendered.clips_per_chunk if p.rendered else CLIPS_A_CHUNK
     parts = min(num_clips, clips_a_chunk)
     shards = num_clips * clip_bytes(p, seconds, p.processing.storage, JPEG_SHARE_MOST)
     return shards + chunk_cache_bytes(p, parts, seconds) // 2
@@ -130,7 +128,15 @@ def cache_bytes(p: Params, num_clips: int, seconds: float, clips_a_chunk: int | 
 
 def bytes_below(folder: Path) -> int:
     """Bytes of all files below a folder that may not exist."""
-    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+    return sum(size_of(path) for path in Path(folder).rglob("*") if path.is_file())
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file; none if it is not there."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def storages(

@@ -26,7 +26,7 @@ PARTS_FOLDER = ".parts"
 
 
 @dataclass(frozen=True)
-class Job:
+class ClipJob:
     """One clip for a worker process.
 
     Attributes:
@@ -44,7 +44,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobOutcome:
     """What became of a job: it is done, or the clip is damaged or lost.
 
     Attributes:
@@ -58,16 +58,16 @@ class Outcome:
     is_lost: bool = False
 
 
-def do(job: Job | Assembly) -> Outcome:
+def do(job: ClipJob | Assembly) -> JobOutcome:
     """What worker processes are for: `make_part` of a clip, or a chunk's `assemble`."""
-    if isinstance(job, Job):
+    if isinstance(job, ClipJob):
         return make_part(job)
     started = time.process_time()
     job.work.assemble(job.common, job.left_out)
-    return Outcome(None, time.process_time() - started)
+    return JobOutcome(None, time.process_time() - started)
 
 
-def make_part(job: Job) -> Outcome:
+def make_part(job: ClipJob) -> JobOutcome:
     """Read one clip and write its part; a damaged or lost clip is an outcome, not an error.
 
     Lost is one whose raw files the system does not give: they are gone, the disk fails.
@@ -85,13 +85,13 @@ def make_part(job: Job) -> Outcome:
         raise MemoryError(f"clip {job.clip_id}") from None  # NumPy's own kind does not travel
     except Exception as error:
         reason, fault = _reason(job, error), system_error(error)
-        return Outcome(reason, time.process_time() - started, is_lost=fault is not None)
+        return JobOutcome(reason, time.process_time() - started, is_lost=fault is not None)
     with files.write_whole(job.path) as file:
         np.savez(file, **arrays, **shard.beside(sampled.told))
-    return Outcome(None, time.process_time() - started)
+    return JobOutcome(None, time.process_time() - started)
 
 
-def _reason(job: Job, error: Exception) -> str:
+def _reason(job: ClipJob, error: Exception) -> str:
     """Why a clip could not be read, for people; paths start at local_dir."""
     fault = system_error(error)
     where = error.where if isinstance(error, AvomniError) else None

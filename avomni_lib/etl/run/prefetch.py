@@ -8,29 +8,33 @@ together stay within `download.target_size_gb` at every moment.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from avomni_lib.dataset.download import download
 from avomni_lib.dataset.download.hub import Hub
 from avomni_lib.dataset.download.remote import RemoteFile
 from avomni_lib.dataset.download.verified import Verified
 from avomni_lib.dataset.select import evicted, selection, users
 from avomni_lib.dataset.select.manifest import Chosen
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl.run import costs, disk_budget
-from avomni_lib.etl.run.chunk_fetch import Arrival
-from avomni_lib.etl.run.disk_budget import Ledger
+from avomni_lib.etl.run import chunk_sizes, disk_budget, forecast
+from avomni_lib.etl.run.chunk_sizes import ChunkSizes
+from avomni_lib.etl.run.disk_budget import DiskBudget
 from avomni_lib.etl.run.parts import ChunkWork
-from avomni_lib.etl.run.sizes import Gauge
 from avomni_lib.params import Params
+from avomni_lib.plan import Bar
 
 log = logging.getLogger(__name__)
 
+STOP_S = 10.0
 
-class Supply:
+
+class Prefetch:
     """Hands out chunks whose raw files are whole; a context manager, for one thread.
 
     Args:
@@ -62,29 +66,29 @@ class Supply:
         self._verified = Verified(p.local_dir)
         self._working: dict[int, list[Path]] = {}  # and the raw files that were there
         self._kept: set[int] = set()  # chunks whose raw files stay though their shards are whole
-        self._coming: Arrival | None = None
+        self._coming: ChunkFetch | None = None
         self._error: AvomniError | None = None
         self._started = time.monotonic()
         self.rows = {work.chunk: _row(work, to_read[work.chunk]) for work in works}
         self.moments: list[tuple[float, int, int]] = []
 
         done = {work.chunk for work in works if not to_read[work.chunk] and work.shard}
-        self._gauge = gauge = Gauge(p, chosen, works, done)
-        left = gauge.left
-        users.need_alone(p, to_evict(p, gauge, done))
+        self._sizes = sizes = ChunkSizes(p, chosen, works, done)
+        left = sizes.left
+        users.need_alone(p, sizes.to_evict(done))
         self._limit = float("inf")
         if p.download.evict_raw:
             self._limit = p.download.target_size_gb * 1e9
-            costs.need_budget(p, left, gauge.start, len(done))
-        costs.need_room(p, left, gauge.start, sum(gauge.parts.values()))
-        loads = [gauge.load(work.chunk) for work in works]
-        self._ledger = Ledger(self._limit, gauge.start, loads, gauge.parts)
+            chunk_sizes.need_budget(p, left, sizes.start, len(done))
+        chunk_sizes.need_room(p, left, sizes.start, sum(sizes.parts.values()))
+        loads = [sizes.load(work.chunk) for work in works]
+        self._budget = DiskBudget(self._limit, sizes.start, loads, sizes.parts)
         unread = [load.chunk for load in left if to_read[load.chunk]]
         self._whole = deque(chunk for chunk in unread if self._is_whole(chunk))
         self._waiting = deque(chunk for chunk in unread if chunk not in self._whole)
         self._note()
 
-    def __enter__(self) -> Supply:
+    def __enter__(self) -> Prefetch:
         if self._waiting:
             self._open_source()
         return self
@@ -94,19 +98,14 @@ class Supply:
             self._coming.end()
 
     @property
-    def is_over(self) -> bool:
-        """Whether every chunk has been handed out."""
-        return not (self._whole or self._waiting or self._coming)
-
-    @property
     def peak_bytes(self) -> int:
         """So much lay on the disk at most: metadata, raw files, parts and shards."""
-        return self._ledger.peak
+        return self._budget.peak
 
     @property
-    def words(self) -> str:
+    def message(self) -> str:
         """What is being fetched."""
-        return self._coming.words if self._coming else ""
+        return self._coming.message if self._coming else ""
 
     def ready(self) -> list[int]:
         """Chunks to read from now on, none twice; has the next one fetched. Does not wait.
@@ -132,14 +131,14 @@ class Supply:
         Raises:
             AvomniError: there is none, and nothing that is at work would make some.
         """
-        num_bytes = self._ledger.parts_of(chunk) + costs.FILES_A_SHARD * disk_budget.BLOCK
+        num_bytes = self._budget.parts_of(chunk) + chunk_sizes.SHARD_RESERVE
         if clip_id is not None:
-            num_bytes = costs.most_of_part(self.p, self._gauge.seconds)
-        if not self._ledger.may_write(num_bytes):
-            if self._ledger.is_idle:
+            num_bytes = chunk_sizes.most_of_part(self.p, self._sizes.seconds)
+        if not self._budget.may_write(num_bytes):
+            if self._budget.is_idle:
                 raise self._too_large()
             return False
-        self._ledger.begin((chunk, clip_id), num_bytes)
+        self._budget.begin((chunk, clip_id), num_bytes)
         self._note()
         return True
 
@@ -147,8 +146,8 @@ class Supply:
         """What was begun has ended, well or not."""
         size = 0
         if clip_id is not None:
-            size = costs.size_of(self._works[chunk].part(clip_id))
-        self._ledger.end((chunk, clip_id), chunk, size)
+            size = forecast.size_of(self._works[chunk].part(clip_id))
+        self._budget.end((chunk, clip_id), chunk, size)
         self._note()
 
     def release(self, chunk: int, is_needed: bool = False) -> None:
@@ -157,16 +156,16 @@ class Supply:
         Args:
             is_needed: They stay: a clip was lost, and the next run reads it.
         """
-        row, remote = self.rows[chunk], self._gauge.remote[chunk]
-        row["cache_bytes"] = self._gauge.learn_size(chunk)
+        row, remote = self.rows[chunk], self._sizes.remote[chunk]
+        row["cache_bytes"] = self._sizes.learn_size(chunk)
         if self.p.download.evict_raw and is_needed:
             self._kept.add(chunk)
         elif self.p.download.evict_raw:
             row["bytes_evicted"] = evicted.evict(self.p, [file.path for file in remote])
             if any((self.p.local_dir / file.path).exists() for file in remote):
                 self._kept.add(chunk)  # another run has come to need them
-        left = sum(costs.here(self.p, file) for file in remote)
-        self._ledger.release(chunk, row["cache_bytes"] - self._gauge.shards[chunk], left)
+        grown = row["cache_bytes"] - self._sizes.shards[chunk]
+        self._budget.release(chunk, grown, self._sizes.here(chunk))
         self._working.pop(chunk, None)
         self._note()
 
@@ -187,22 +186,22 @@ class Supply:
         handed = []
         while self._whole:
             work = self._works[self._whole[0]]
-            self._gauge.learn_seconds(work.chunk)
-            load = self._gauge.load(work.chunk)
-            if not self._ledger.may_work(load):
+            self._sizes.learn_seconds(work.chunk)
+            load = self._sizes.load(work.chunk)
+            if not self._budget.may_work(load):
                 break
-            self._ledger.work(load)
+            self._budget.work(load)
             self._working[work.chunk] = [path for path in work.raw if path.exists()]
             handed.append(self._whole.popleft())
         return handed
 
     def _fetch_next(self) -> None:
-        load = self._gauge.load(self._waiting[0])
-        if self._ledger.may_fetch(load):
+        load = self._sizes.load(self._waiting[0])
+        if self._budget.may_fetch(load):
             chunk = self._waiting.popleft()
-            self._ledger.fetch(load)
-            remote = self._gauge.remote[chunk]
-            self._coming = Arrival(self.p, self._hub, self._verified, chunk, remote)
+            self._budget.fetch(load)
+            remote = self._sizes.remote[chunk]
+            self._coming = ChunkFetch(self.p, self._hub, self._verified, chunk, remote)
             self._note()
 
     def _collect(self) -> None:
@@ -234,7 +233,7 @@ class Supply:
         if self._hub.revision != self._chosen.revision:
             self._hub = self._hub.at(self._chosen.revision)
         self._hub.check_access()
-        remote = self._gauge.remote
+        remote = self._sizes.remote
         paths = [file.path for chunk in self._waiting for file in remote[chunk]]
         listed = self._hub.sizes(paths)
         for chunk in self._waiting:
@@ -253,34 +252,22 @@ class Supply:
         return now
 
     def _is_whole(self, chunk: int) -> bool:
-        remote = self._gauge.remote[chunk]
+        remote = self._sizes.remote[chunk]
         return not self.p.download.evict_raw or all(map(self._verified.known, remote))
 
     def _too_large(self) -> AvomniError:
         coming = [self._coming.chunk] if self._coming else []
         unfinished = [*self._working, *coming, *self._whole, *self._waiting]
-        left = [self._gauge.load(chunk) for chunk in unfinished]
-        needed = max(disk_budget.peak(left, self._ledger.standing), round(self._limit) + 1)
+        left = [self._sizes.load(chunk) for chunk in unfinished]
+        needed = max(disk_budget.peak(left, self._budget.standing), round(self._limit) + 1)
         if self._kept:
-            held = sum(
-                costs.here(self.p, f) for chunk in self._kept for f in self._gauge.remote[chunk]
-            )
-            return costs.held(self.p, len(self._kept), held, needed + held)
-        return costs.too_large(self.p, len(self._works) - len(left), len(self._works), needed)
+            held = sum(map(self._sizes.here, self._kept))
+            return chunk_sizes.held(self.p, len(self._kept), held, needed + held)
+        return chunk_sizes.too_large(self.p, len(self._works) - len(left), len(self._works), needed)
 
     def _note(self) -> None:
-        now = self._ledger.now
+        now = self._budget.now
         self.moments.append((time.monotonic() - self._started, now.raw, now.cache))
-
-
-def to_evict(p: Params, gauge: Gauge, done: Collection[int]) -> list[str]:
-    """What a run that evicts will remove: all of chunks to come, and what is there of the rest."""
-    return [
-        file.path
-        for chunk, remote in gauge.remote.items()
-        for file in remote
-        if chunk not in done or (p.local_dir / file.path).exists()
-    ]
 
 
 def _row(work: ChunkWork, to_read: Sequence[str]) -> dict[str, Any]:
@@ -292,3 +279,70 @@ def _row(work: ChunkWork, to_read: Sequence[str]) -> dict[str, Any]:
         "bytes_evicted": 0,
         "cache_bytes": 0,
     }
+
+
+class ChunkFetch:
+    """Fetches a chunk's files; the thread begins at once and ends soon after `end`.
+
+    Attributes:
+        num_bytes: Fetched so far.
+        error: What ended it before its time.
+    """
+
+    def __init__(
+        self,
+        p: Params,
+        hub: Hub | None,
+        verified: Verified,
+        chunk: int,
+        remote: Sequence[RemoteFile],
+    ):
+        self.chunk, self.num_bytes, self.error = chunk, 0, None
+        self._p, self._hub, self._verified, self._remote = p, hub, verified, remote
+        self._total, self._stop = 0, threading.Event()
+        # A daemon: what it leaves is partial or whole, whenever the process ends.
+        self._thread = threading.Thread(target=self._work, name=f"chunk {chunk}", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_over(self) -> bool:
+        return not self._thread.is_alive()
+
+    @property
+    def message(self) -> str:
+        share = self.num_bytes / self._total if self._total else 0
+        return f"chunk {self.chunk} comes: {min(share, 1):.0%}"
+
+    def end(self) -> None:
+        self._stop.set()
+        self._thread.join(STOP_S)
+
+    def _work(self) -> None:
+        fetch = self
+
+        class Counting(Bar):
+            def update(self, amount: float = 1, note: str = "") -> None:
+                fetch.num_bytes += int(amount)
+
+        try:
+            todo = [file for file in self._remote if not self._is_here(file)]
+            self._total = sum(file.size for file in todo)
+            if todo:
+                download.fetch_files(todo, self._hub, self._p, self._verified, Counting, self._stop)
+        except FileNotFoundError as error:
+            self.error = AvomniError(
+                f"raw files of chunk {self.chunk} went away as they came",
+                where=str(error.filename),
+                fix="does another run that evicts work there? Give it a dataset.local_dir of its "
+                "own, and run the same command again",
+            )
+        except BaseException as error:
+            self.error = error
+        finally:
+            self._verified.save()
+
+    def _is_here(self, file: RemoteFile) -> bool:
+        """Whether the file lies there whole; one that nobody has looked at yet is hashed."""
+        if self._verified.known(file):
+            return True
+        return self._verified.needs_hash(file) and self._verified.find(file) is None

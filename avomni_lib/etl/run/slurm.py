@@ -20,7 +20,7 @@ from avomni_lib.dataset.clip import Clip
 from avomni_lib.dataset.select.manifest import read_chosen
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.run import build, engines, forecast
-from avomni_lib.etl.run.parts import ChunkWork, Job, make_part
+from avomni_lib.etl.run.parts import ChunkWork, ClipJob, make_part
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
 
@@ -101,7 +101,7 @@ def _work(
     num_bytes = forecast.chunk_cache_bytes(p, len(todo), forecast.clip_seconds(p, clip))
     files.need_room(p.cache_dir, num_bytes // 2, "this share of the cache")
 
-    def jobs() -> Iterator[Job]:
+    def jobs() -> Iterator[ClipJob]:
         for work, clip_id in todo:
             yield build.job_of(p, work, clip_id, recipe)
 

@@ -1,8 +1,7 @@
 """Frames of a video at wanted times.
 
-reader       `read_frames`: picks frames by timestamps, with any decoder
-stream       a video's packets and the times of its frames
-pyav_reader  decoding by PyAV
-decoders     decoding by decord or torchcodec
-pictures     decoded frames scaled into their place
+reader         `read_frames`: picks frames by timestamps, with either decoder
+stream         a video's packets and the times of its frames
+pyav_reader    decoding by PyAV, each frame scaled into its place
+decord_reader  decoding by decord
 """

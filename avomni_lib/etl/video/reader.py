@@ -16,19 +16,18 @@ from avomni_lib.dataset import clocks
 from avomni_lib.dataset.audit import findings
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.video import stream
-from avomni_lib.etl.video.decoders import by_decord, by_torchcodec
-from avomni_lib.etl.video.pictures import Size, SizeRule
-from avomni_lib.etl.video.pyav_reader import by_pyav
+from avomni_lib.etl.video.decord_reader import by_decord
+from avomni_lib.etl.video.pyav_reader import Size, SizeRule, by_pyav
 from avomni_lib.etl.video.stream import Stream
 
 if TYPE_CHECKING:
     from avomni_lib.dataset.clip import ByteRange
 
-DECODERS = {"pyav": by_pyav, "decord": by_decord, "torchcodec": by_torchcodec}
+DECODERS = {"pyav": by_pyav, "decord": by_decord}
 
 
 @dataclass(frozen=True)
-class Frames:
+class VideoFrames:
     """What `read_frames` returns.
 
     Attributes:
@@ -36,7 +35,7 @@ class Frames:
         frame_idx: (T,) int64, which frame of the file each one is, in presentation order.
         timestamps_us: (T,) int64 µs, when each one was taken; at or before its wanted time.
         source_size: (width, height) px of the video, upright.
-        decoder: `pyav`, `decord` or `torchcodec`.
+        decoder: `pyav` or `decord`.
         reason: Why that one.
         stored_size: (width, height) px of the video as it is stored.
     """
@@ -123,7 +122,7 @@ def read_frames(
     timestamps_us: np.ndarray | None = None,
     size: Size | SizeRule | None = None,
     decoder: str = "auto",
-) -> Frames:
+) -> VideoFrames:
     """The frames of a video that show the wanted times, each the last one at or before its time.
 
     Args:
@@ -134,7 +133,7 @@ def read_frames(
         size: (width, height) of the images; a function of the upright source's width and height
             that returns it; or None for the source's own. Scaled in the decoder's scaler, PyAV's by
             averaging areas.
-        decoder: `auto`, `pyav`, `decord` or `torchcodec`.
+        decoder: `auto`, `pyav` or `decord`.
 
     Raises:
         AvomniError: a wanted time outside of the video, a file whose frames are not the timestamps'
@@ -156,4 +155,4 @@ def read_frames(
     if len(rows) < len(frame_idx) or not np.array_equal(rows, frame_idx):
         images = images[places]
     taken_us, source_size = timestamps_us[frame_idx], pictures.source_size
-    return Frames(images, frame_idx, taken_us, source_size, choice, reason, stored_size)
+    return VideoFrames(images, frame_idx, taken_us, source_size, choice, reason, stored_size)

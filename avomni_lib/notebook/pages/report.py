@@ -82,7 +82,7 @@ def write(
     files.write_text(folder / PARAMS_FILE, yaml.safe_dump(p.complete(), sort_keys=False))
     page = _template().render(
         title=f"{p.run.name}: the score",
-        notice=None if p.dataset.source == "world" else adapter.CONFIDENTIAL,
+        notice=None if p.is_ours_to_show else adapter.CONFIDENTIAL,
         finding=ladder_finding(figures),
         facts=facts(p, figures),
         claims=_claims(figures, folder),

@@ -78,14 +78,11 @@ def counts(counted: Mapping[str, int], what: str) -> Table:
 def damaged(clips: Iterable[Mapping[str, Any]]) -> Table:
     """The clips that are neither sound nor merely not on the disk, each with its reason.
 
-    A clip of the cache that has a reason is one that is used in part. A last row says what becomes
-    of lost ones.
+    A last row says what becomes of lost ones.
     """
     clips = list(clips)
     bad = [
-        (row["clip_id"], "in part" if row["state"] == "ok" else row["state"], row["reason"])
-        for row in clips
-        if row["state"] not in SOUND or (row["state"] == "ok" and row["reason"])
+        (row["clip_id"], row["state"], row["reason"]) for row in clips if row["state"] not in SOUND
     ]
     shown = bad[:NUM_SHOWN]
     if len(bad) > len(shown):

@@ -20,7 +20,7 @@ from rich.text import Text
 from avomni_lib.plan import Plan, gigabytes
 
 if TYPE_CHECKING:
-    from avomni_lib.etl.cache.verify import Verified
+    from avomni_lib.etl.cache.verify import VerifiedCache
     from avomni_lib.evaluation.comparison import Compared
     from avomni_lib.training.doctor.findings import Report
 
@@ -121,7 +121,7 @@ def compared(told: Compared) -> Group:
     return Group(*map(Text, told.title()), *warnings, table)
 
 
-def verified(told: Mapping[str, Verified]) -> Table:
+def verified(told: Mapping[str, VerifiedCache]) -> Table:
     """Sound caches, a row each."""
     head = ("cache", "", "clips", "of these", "frames", "shards", "arrays", "size")
     table = Table(*head, box=box.SIMPLE_HEAD)

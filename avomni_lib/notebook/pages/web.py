@@ -141,7 +141,7 @@ def _template() -> jinja2.Template:
 
 def _frame(p: Params, body: str = "", **parts: Any) -> str:
     made = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    notice = None if p.dataset.source == "world" else CONFIDENTIAL
+    notice = None if p.is_ours_to_show else CONFIDENTIAL
     return _template().render(
         body=jinja2.filters.Markup(body), notice=notice, foot=f"Page made {made}.", **parts
     )

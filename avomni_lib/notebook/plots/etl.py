@@ -130,8 +130,6 @@ def clips_by_state(built: Built) -> canvas.Picture:
     read, seconds = built.figures["num_clips_read"], built.figures["seconds"]
     pace = f"; {read / seconds * 60:,.0f} clips a minute" if read and seconds else ""
     left_out = f"{reasons.total():,} are left out (red: why)" if bad else "none is left out"
-    in_part = sum(row["state"] == "ok" and bool(row["reason"]) for row in built.clips)
-    left_out += f", {in_part:,} used in part" if in_part else ""
     num = by_split.total()
     verb = "clip is" if num == 1 else "clips are"
     picture.finding(f"{num:,} {verb} in the cache, {left_out}{pace}")

@@ -173,7 +173,7 @@ class OpenStage:
 
         One that is drawn from clips that are not ours says so, here and in the notebook.
         """
-        if self.p.dataset.source != "world":
+        if not self.p.is_ours_to_show:
             figure.banner(CONFIDENTIAL)
         with files.write_whole(self.figures_dir / f"{name}.png") as file:
             figure.savefig(file, format="png", dpi=100)
@@ -283,6 +283,11 @@ def world_dir(p: Params) -> Path:
     return files.resolve(p.run.outputs_dir) / "world" / p.digest("dataset.world")[:12]
 
 
+def raw_folders(p: Params) -> list[Path]:
+    """Where raw files may lie: fetched ones, and the rendered world, which has all cameras."""
+    return [p.local_dir, world_dir(p)] if p.rendered else [p.local_dir]
+
+
 def open_hub(p: Params, progress: type[Bar] = Bar) -> Hub | None:
     """What the stages fetch from, or None for `dataset.source: folder`, already on the disk.
 
@@ -307,14 +312,14 @@ def open_hub(p: Params, progress: type[Bar] = Bar) -> Hub | None:
             f"the params file, or call the rendered clips {WORLD_OWNER}…",
         )
     # The renderer takes a second to import, and only this source needs it.
-    from avomni_world.hub import local_hub
+    from avomni_world import local_hub
     from avomni_world.publish import dataset
 
     folder = world_dir(p)
     busy = "another process is rendering this world"
     with files.hold(folder.with_name(f".{folder.name}.lock"), busy, WORLD_WAIT_S):
         dataset.publish(p, folder, progress=progress)
-    server = _serving.enter_context(local_hub.serve(folder, p.dataset.repo_id))
+    server = _serving.enter_context(local_hub.LocalHub(folder, p.dataset.repo_id))
     revision = p.dataset.revision or server.commit
     return Hub(p.dataset.repo_id, revision=revision, endpoint=server.endpoint)
 

@@ -21,8 +21,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.clip import tiling
 from avomni_lib.etl.video import reader as video
 from avomni_lib.etl.video import stream
-from avomni_lib.etl.video.pictures import Canvas
-from avomni_lib.etl.video.pyav_reader import Reader
+from avomni_lib.etl.video.pyav_reader import Canvas, Reader
 from avomni_lib.notebook.run import runs
 from avomni_lib.notebook.tiles.choice import Choice
 from avomni_lib.params import Params
@@ -73,10 +72,10 @@ class RawFrames:
     def clip(self, clip_id: str, camera: str | None = None) -> Clip:
         """A clip where its files lie: the rendered world has cameras that the run did not fetch."""
         folder = self.p.local_dir
-        if camera is not None and self.p.dataset.source == "world":
+        if camera is not None:
             path = self.catalog.path(camera, self.catalog.chunk_of(clip_id))
-            own = runs.world_dir(self.p)
-            folder = own if not (folder / path).exists() and (own / path).exists() else folder
+            there = (each for each in runs.raw_folders(self.p) if (each / path).exists())
+            folder = next(there, folder)
         return Clip(folder, self.catalog, clip_id)
 
     def grid_frame(

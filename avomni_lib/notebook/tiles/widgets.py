@@ -204,7 +204,7 @@ class TilePreview(ipywidgets.VBox):
             return
         self.image.layout.display = None
         self.image.value = canvas.encode_png(sheet)
-        notice = "" if self.p.dataset.source == "world" else f"\n{CONFIDENTIAL}"
+        notice = "" if self.p.is_ours_to_show else f"\n{CONFIDENTIAL}"
         height, width = self.choice.size
         self.note.value = _paragraph(
             f"The grid is {width}×{height} px, read from "

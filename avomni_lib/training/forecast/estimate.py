@@ -16,8 +16,8 @@ from avomni_lib import optimizers
 from avomni_lib.dataset.select.forecast import forecast
 from avomni_lib.etl.cache.shard import STORAGES
 from avomni_lib.etl.cache.windows import num_windows
-from avomni_lib.etl.run import costs
-from avomni_lib.etl.run.costs import Verdict
+from avomni_lib.etl.run import chunk_sizes
+from avomni_lib.etl.run.chunk_sizes import Verdict
 from avomni_lib.etl.run.forecast import clip_bytes, clip_seconds
 from avomni_lib.params import Params
 from avomni_lib.plan import Plan, gigabytes, minutes
@@ -77,11 +77,8 @@ def source(p: Params) -> Source:
     """What the run fetches, as far as it can be said without asking the hub."""
     told = forecast(p)
     train = round(told.num_clips * TRAIN_SHARE)
-    if p.dataset.source == "world":
-        from avomni_world.publish.dataset import world_clips  # loads the renderer
-
-        clips = world_clips(p.dataset.world)[: told.num_clips]
-        train = sum(clip.split == "train" for clip in clips)
+    if p.rendered:
+        train = p.rendered.splits()[: told.num_clips].count("train")
     seconds = clip_seconds(p)
     return Source(told.num_chunks, told.num_clips, train, seconds, told.num_bytes, told.note)
 
@@ -149,7 +146,7 @@ def plan_run(p: Params) -> Plan:
         "optimizer_steps": steps,
     }
     if p.download.evict_raw:
-        told = costs.verdict(p, costs.expected(p))
+        told = chunk_sizes.verdict(p, chunk_sizes.expected(p))
         rows[4:4], warnings, figures = told[0], warnings + told[1], figures | told[2]
     # The tiny base is what trains where there is no GPU; nothing else does.
     told = training_rows(p, steps, tokens, device="cpu" if p.model.base_model == TINY else "cuda")

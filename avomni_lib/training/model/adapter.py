@@ -110,7 +110,7 @@ def record_of(
         "training_clip_ids": sorted({windows[i].clip_id for i in range(len(windows))}),
         "num_windows": len(windows),
         # A rendered drive is our own; whatever else was trained on is not ours to pass on.
-        "notice": None if p.dataset.source == "world" else CONFIDENTIAL,
+        "notice": None if p.is_ours_to_show else CONFIDENTIAL,
     }
 
 

@@ -1,4 +1,4 @@
-"""Packets to pixels by decord or torchcodec, behind the same function as PyAV and as exact."""
+"""Packets to pixels by decord, behind the same function as PyAV and as exact."""
 
 from __future__ import annotations
 
@@ -11,14 +11,19 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl.video.pictures import Pictures, Size, SizeRule, resolve_size, scale
-from avomni_lib.etl.video.pyav_reader import by_pyav
+from avomni_lib.etl.video.pyav_reader import (
+    Pictures,
+    Size,
+    SizeRule,
+    by_pyav,
+    resolve_size,
+    scale,
+)
 from avomni_lib.etl.video.stream import Stream, damaged
 
 PTS_TOLERANCE_S = 1e-3
 DECORD_LEAST_WIDTH = 64  # below it decord 0.6 can mistake a row's padding for a fourth channel
 PROBE_TOLERANCE = 0.5  # levels by which two decoders' noise may make a neighbour look nearer
-TORCHCODEC_BATCH = 8  # frames of the source's size held at a time
 
 
 def by_decord(stream: Stream, rows: np.ndarray, size: Size | SizeRule | None) -> Pictures:
@@ -44,7 +49,7 @@ def by_decord(stream: Stream, rows: np.ndarray, size: Size | SizeRule | None) ->
         raise _inexact("has open GOPs, in which decord returns a neighbour of the frame", stream)
     try:
         reader = decord.VideoReader(io.BytesIO(stream.content), num_threads=1)
-        _compare_count("decord", len(reader), stream)
+        _check_count(len(reader), stream)
         _probe(reader, stream)
         upright = reader[0].shape[1::-1]
         width, height = resolve_size(size, upright)
@@ -53,7 +58,7 @@ def by_decord(stream: Stream, rows: np.ndarray, size: Size | SizeRule | None) ->
                 io.BytesIO(stream.content), num_threads=1, width=width, height=height
             )
         times_s = reader.get_frame_timestamp(rows.tolist())[:, 0]
-        _compare_times("decord", times_s, stream, rows)
+        _check_times(times_s, stream, rows)
         images = reader.get_batch(rows.tolist()).asnumpy()
         return Pictures(_scaled(images, width, height), upright)
     except (RuntimeError, decord.DECORDError) as error:
@@ -81,56 +86,17 @@ def _probe(reader, stream: Stream) -> None:
             raise _inexact(what, stream)
 
 
-def by_torchcodec(stream: Stream, rows: np.ndarray, size: Size | SizeRule | None) -> Pictures:
-    """As `by_pyav`, by torchcodec in its exact mode; all or nothing.
-
-    That reads the whole file's times first, and each picture's own is compared with the file's. It
-    conceals damage that `by_pyav` reports, as decord does.
-
-    Raises:
-        AvomniError: torchcodec cannot be imported, would not be exact, or cannot decode the file.
-    """
-    try:
-        from torchcodec.decoders import VideoDecoder
-    except (ImportError, RuntimeError, OSError) as error:
-        reason = "is not installed"
-        if not isinstance(error, ModuleNotFoundError):
-            reason = f"cannot be loaded: {str(error).strip().splitlines()[0][:200]}"
-        raise AvomniError(
-            f"torchcodec {reason}",
-            where="processing.decoder: torchcodec",
-            fix="install FFmpeg's shared libraries and the torchcodec that fits your torch (0.13.0 "
-            "beside a CPU torch 2.13), or set processing.decoder to auto or pyav",
-        ) from None
-    try:
-        reader = VideoDecoder(
-            stream.content, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact"
-        )
-        _compare_count("torchcodec", len(reader), stream)
-        images = []
-        for batch in np.array_split(rows, -(-len(rows) // TORCHCODEC_BATCH)):
-            found = reader.get_frames_at(batch.tolist())
-            times_s = found.pts_seconds.numpy() - reader.metadata.begin_stream_seconds
-            _compare_times("torchcodec", times_s, stream, batch)
-            upright = found.data.shape[2:0:-1]
-            images.append(_scaled(found.data.numpy(), *resolve_size(size, tuple(upright))))
-        return Pictures(np.concatenate(images), tuple(upright))
-    except (RuntimeError, ValueError, IndexError) as error:
-        reason = str(error).strip().partition("\n")[0][:200]
-        raise damaged(f"torchcodec cannot decode the file: {reason}", stream.name) from None
-
-
-def _compare_count(decoder: str, count: int, stream: Stream) -> None:
+def _check_count(count: int, stream: Stream) -> None:
     if count != len(stream.pts):
-        raise _inexact(f"has {len(stream.pts)} frames, of which {decoder} lists {count}", stream)
+        raise _inexact(f"has {len(stream.pts)} frames, of which decord lists {count}", stream)
 
 
-def _compare_times(decoder: str, times_s: np.ndarray, stream: Stream, rows: np.ndarray) -> None:
-    """Raise where a decoder shows `rows` at `times_s`, s since the first frame, and not the file"""
+def _check_times(times_s: np.ndarray, stream: Stream, rows: np.ndarray) -> None:
+    """Raise where decord shows `rows` at other times (s since the first frame) than the file."""
     apart = np.abs(times_s - stream.times_us[rows] / 1e6)
     if apart.max() > PTS_TOLERANCE_S:
         row = int(rows[apart.argmax()])
-        what = f"shows frame {row} {apart.max():.3f} s away from where {decoder} puts it"
+        what = f"shows frame {row} {apart.max():.3f} s away from where decord puts it"
         raise _inexact(what, stream)
 
 

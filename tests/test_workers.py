@@ -15,7 +15,7 @@ import pytest
 
 from avomni_lib.errors import AvomniError
 from avomni_lib.files import PROJECT_ROOT
-from avomni_lib.pool import WAIT, num_cores, run_jobs
+from avomni_lib.workers import WAIT, num_cores, run_jobs
 
 
 def square(job: tuple[Path, int]) -> int:
@@ -202,9 +202,9 @@ def test_an_idle_worker_that_is_killed_is_replaced():
 def test_workers_that_cannot_begin_are_an_error_and_no_fault_of_the_jobs(tmp_path):
     script = tmp_path / "script.py"  # without `if __name__ == "__main__"`, spawning starts it again
     script.write_text(
-        "from avomni_lib.pool import run_jobs\n"
+        "from avomni_lib.workers import run_jobs\n"
         "from avomni_lib.errors import AvomniError\n"
-        "from tests.test_pool import square\n"
+        "from tests.test_workers import square\n"
         "import multiprocessing as m, sys\n"
         "try:\n    list(run_jobs(square, [1], 1))\n"
         "except AvomniError as error:\n    sys.exit(str(error))\n"
@@ -220,7 +220,8 @@ def test_workers_that_cannot_begin_are_an_error_and_no_fault_of_the_jobs(tmp_pat
 def parent_of_two(tmp_path: Path, seconds: float) -> tuple[subprocess.Popen, list[psutil.Process]]:
     """A process in a group of its own whose two workers are at work, and these."""
     code = (
-        "import sys\nfrom avomni_lib.pool import run_jobs\nfrom tests.test_pool import sleep\n"
+        "import sys\nfrom avomni_lib.workers import run_jobs\n"
+        "from tests.test_workers import sleep\n"
         f"try:\n    list(run_jobs(sleep, [{seconds}, {seconds + 1}], 2))\n"
         "except KeyboardInterrupt:\n    sys.exit(130)\n"
     )

@@ -1,4 +1,4 @@
-"""decord and torchcodec: as exact as PyAV, or refused with the reason."""
+"""decord: as exact as PyAV, or refused with the reason."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl.video import decoders, reader, stream
+from avomni_lib.etl.video import decord_reader, reader, stream
 from tests.streams import OPEN, SPECS, numbers, places, stream_bytes
 
 
@@ -30,7 +30,7 @@ def test_decord_is_refused_where_its_picture_is_a_neighbours():
     with stream.opened(content) as opened:
         images = reader.read_frames(content, opened.times_us).images
         with pytest.raises(AvomniError, match="shows frame 30 where decord is asked for 29"):
-            decoders._probe(OffByOne(images), opened)
+            decord_reader._probe(OffByOne(images), opened)
 
 
 @pytest.mark.parametrize("name", ["h264 gop 30 b", "hevc closed", "h264 turned 90"])
@@ -61,22 +61,9 @@ def test_a_hole_that_decoders_conceal_is_found_before_they_are_asked(decoder):
         reader.read_frames(bytes(content), times, decoder=decoder)
 
 
-def test_torchcodec_that_is_not_there_is_an_error_that_says_what_to_do(monkeypatch):
-    for name in ("torchcodec", "torchcodec.decoders"):
-        monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(AvomniError, match="torchcodec is not installed") as caught:
-        reader.read_frames(stream_bytes("h264 gop 30"), np.array([0]), decoder="torchcodec")
-    assert "processing.decoder" in caught.value.where
-    assert "FFmpeg's shared libraries" in caught.value.fix
-
-
-def test_torchcodec_that_cannot_be_loaded_is_told_with_the_reason(monkeypatch, tmp_path):
-    """As where FFmpeg's shared libraries are missing."""
-    (tmp_path / "torchcodec").mkdir()
-    text = "raise RuntimeError('Could not load libtorchcodec. Likely causes:\\n 1. FFmpeg')"
-    (tmp_path / "torchcodec" / "__init__.py").write_text(text)
-    for name in [name for name in sys.modules if name.split(".")[0] == "torchcodec"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(AvomniError, match="cannot be loaded: Could not load libtorchcodec"):
-        reader.read_frames(stream_bytes("h264 gop 30"), np.array([0]), decoder="torchcodec")
+def test_decord_that_is_not_there_is_an_error_that_says_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "decord", None)
+    with pytest.raises(AvomniError, match="decord is not installed") as caught:
+        reader.read_frames(stream_bytes("h264 gop 30"), np.array([0]), decoder="decord")
+    assert caught.value.where == "processing.decoder: decord"
+    assert caught.value.fix == "set processing.decoder to auto or pyav"

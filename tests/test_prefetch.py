@@ -22,12 +22,11 @@ from avomni_lib.dataset.download import transfer
 from avomni_lib.dataset.select import evicted
 from avomni_lib.dataset.select.manifest import read_chosen
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl.run import build, costs
+from avomni_lib.etl.run import build, chunk_sizes
 from avomni_lib.files import PROJECT_ROOT
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
-from avomni_world.hub import local_hub
-from tests import evicting_run
+from tests import evicting_run, local_hub
 from tests.evicting_run import (
     CAMERAS,
     CLIPS_PER_CHUNK,
@@ -517,11 +516,11 @@ def test_raw_files_and_cache_on_two_disks_have_a_room_check_each(served, tmp_pat
 def test_what_shards_turn_out_to_take_stops_nothing_that_the_plan_let_through(tmp_path, storage):
     """Chunks weigh no more once they are measured, as long as they are what was forecast."""
     p = params(tmp_path, processing={"storage": storage})
-    planned = costs.load_of(p, 0, (1, 0), 50, costs.most_seconds(p))
-    overhead = costs.load_of(p, 0, (1, 0), 50, costs.most_seconds(p), 1e-6).stays
+    planned = chunk_sizes.load_of(p, 0, (1, 0), 50, chunk_sizes.most_seconds(p))
+    overhead = chunk_sizes.load_of(p, 0, (1, 0), 50, chunk_sizes.most_seconds(p), 1e-6).stays
     each = (planned.stays - overhead) / 50
     for share in (0.5, 0.9, 0.999):
-        load = costs.load_of(p, 0, (1, 0), 50, costs.most_seconds(p), share * each)
+        load = chunk_sizes.load_of(p, 0, (1, 0), 50, chunk_sizes.most_seconds(p), share * each)
         assert load.cache <= planned.cache and load.stays <= planned.stays
-    larger = costs.load_of(p, 0, (1, 0), 50, costs.most_seconds(p), 9 * each)
+    larger = chunk_sizes.load_of(p, 0, (1, 0), 50, chunk_sizes.most_seconds(p), 9 * each)
     assert larger.cache > planned.cache and larger.stays > planned.stays
