@@ -15,6 +15,7 @@ from avomni_lib import optimizers
 
 SMALLEST, LARGEST = 1e-12, 1e12  # but for 0
 LONGEST_TEXT, LONGEST_NAME = 1000, 200
+SPECIAL_TOKEN = re.compile(r"<\|[^|<>]*\|>")
 INTEGER = r"[-+]?(0|[1-9][0-9]*)"
 NUMBER = r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"
 
@@ -32,6 +33,9 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Workers = Annotated[int, Field(ge=1, le=1024)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+ModuleName = Annotated[
+    str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$", max_length=100)
+]
 # Relative paths start at the project root; ~/ is the user's home.
 PathText = Annotated[str, AfterValidator(_path)]
 
@@ -310,16 +314,31 @@ class ModelParams(Section):
     lora_rank: Positive = Field(64, description="higher learns more and takes more memory")
     lora_alpha: Positive = Field(64, description="scale of the adapter is alpha / rank")
     lora_dropout: Fraction = Field(0.0, description="share of adapter inputs dropped")
+    lora_targets: tuple[ModuleName, ...] | None = Field(
+        None,
+        description="modules of the language model that LoRA adapts, by the ends of their names, "
+        "as [q_proj, v_proj]; null is the backbone's own: q, k, v and o of the attention",
+    )
 
 
 class PromptParams(Section):
-    """What the prompt tells besides the question."""
+    """What the prompt asks, and what it tells besides the question."""
 
+    question: str | None = Field(
+        None, description="what the model is asked about a window; null is the target's question"
+    )
     ego_history: bool = Field(
         False,
         description="1.6 s of the car's past motion as text; it ends before what the answer is "
         "about begins",
     )
+
+    @field_validator("question")
+    @classmethod
+    def _has_no_special_tokens(cls, question: str | None) -> str | None:
+        if question is not None and (found := SPECIAL_TOKEN.search(question)):
+            raise ValueError(f"holds {found[0]}, a token that the chat template is made of")
+        return question
 
 
 class TrainingParams(Section):
@@ -362,6 +381,11 @@ class TrainingParams(Section):
     max_grad_norm: PositiveFloat = Field(1.0, description="gradients are clipped to this norm")
     gradient_checkpointing: bool = Field(False, description="less memory, a third more time")
     save_steps: Positive = Field(70, description="optimizer steps between checkpoints")
+    save_total_limit: Annotated[int, Field(ge=2, le=1000)] = Field(
+        2,
+        description="newest checkpoints that are kept, besides the best one; where the last is "
+        "damaged the one before it serves",
+    )
     logging_steps: Positive = Field(1, description="optimizer steps between lines of metrics")
     report_to: Literal["none", "trackio", "tensorboard"] = Field(
         "none", description="who gets the metrics besides metrics.jsonl; both keep them here"

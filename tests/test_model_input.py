@@ -32,7 +32,11 @@ SEEN = {
     "training.blind",
 }
 # These change it too, and are told by what follows from them.
-TOLD_BY = {"model.base_model": "base_digest", "model.load_in_4bit": "quantisation"}
+TOLD_BY = {
+    "model.base_model": "base_digest",
+    "model.load_in_4bit": "quantisation",
+    "prompt.question": "question",
+}
 NAMES = changed_params.names()
 
 

@@ -50,7 +50,7 @@ STALE: dict[tuple[str, ...], list[str]] = {
         for key in ("sample_hz", "tile_width", "tile_height", "fit", "decoder", "storage")
     ],
     FROM_TILES: [
-        *("processing.sequence_length", "processing.stride", "prompt.ego_history"),
+        *("processing.sequence_length", "processing.stride", *names("prompt")),
         *names("model", "backend", "lora_alpha", "lora_dropout"),
         *(
             f"training.{key}"
@@ -67,7 +67,14 @@ STALE: dict[tuple[str, ...], list[str]] = {
             f"training.{key}"
             for key in (
                 *("packing", "learning_rate", "lr_scheduler", "warmup_ratio", "weight_decay"),
-                *("max_grad_norm", "save_steps", "logging_steps", "report_to", "patience"),
+                *(
+                    "max_grad_norm",
+                    "save_steps",
+                    "save_total_limit",
+                    "logging_steps",
+                    "report_to",
+                    "patience",
+                ),
                 *("heldout_windows", "blind_steps", "blind"),
             )
         ),

@@ -25,7 +25,7 @@ from avomni_lib.params import Params
 from avomni_lib.plan import Bar, Plan
 from avomni_lib.training.model import adapter
 from avomni_lib.training.prompt import samples
-from avomni_lib.training.targets import target
+from avomni_lib.training.targets import target, target_of
 
 if TYPE_CHECKING:
     from avomni_lib.etl.cache.windows import Windows
@@ -129,7 +129,7 @@ def plan(p: Params) -> Plan:
     num_answers = (len(asked) + num_samples) * len(chosen)
     thinning = "" if len(chosen) == len(windows) else f", thinned from {len(windows):,}"
     rows = [
-        ("target", p.training.target, target(p.training.target).question),
+        ("target", p.training.target, target_of(p).question),
         (
             "windows",
             f"{len(chosen):,}",

@@ -53,9 +53,9 @@ _WINDOWS = ("processing.sequence_length", "processing.stride")
 _PLAN = (
     "run.price_per_hour",
     *(f"model.{key}" for key in ("base_model", "backbone", "max_seq_length", "load_in_4bit")),
-    *("model.lora_rank", "training.target", "training.batch_size", "training.num_epochs"),
+    *("model.lora_rank", "model.lora_targets", "training.target", "training.batch_size"),
     *("training.gradient_accumulation_steps", "training.gradient_checkpointing"),
-    *("training.max_steps", "training.num_processes", "training.optimizer"),
+    *("training.num_epochs", "training.max_steps", "training.num_processes", "training.optimizer"),
 )
 
 STAGES = (
@@ -78,7 +78,7 @@ STAGES = (
         "04_tiles",
         "what the model will see",
         ("03_etl",),
-        (*_WINDOWS, "vision.camera_setup", "prompt.ego_history", *_TILES, *_PLAN),
+        (*_WINDOWS, "vision.camera_setup", "prompt", *_TILES, *_PLAN),
     ),
     Stage(
         "05_train",

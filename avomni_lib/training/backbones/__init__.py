@@ -26,7 +26,8 @@ class Backbone(Protocol):
     side_multiple: int  # px; a grid's height and width are multiples of it
     end_of_turn: str  # the token that ends an answer
     vision_token: str  # the placeholder that stands for one vision token
-    lora_pattern: str  # full names of the modules that LoRA adapts
+    language_model: str  # in the full name of each module of the language model
+    lora_targets: tuple[str, ...]  # how the names of the modules end that LoRA adapts by itself
     skip_modules: tuple[str, ...]  # kept out of 4 bit
     pixels: dict[str, float]  # how `inputs` normalises and cuts frames, for an adapter's record
 

@@ -185,4 +185,6 @@ def _cell(value: Any) -> str:
         return ", ".join(f"{name.removesuffix('_gb')} {_cell(one)}" for name, one in value.items())
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
     return f"{value:.6g}" if isinstance(value, float) else str(value).replace("|", "\\|")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from avomni_lib import files
-from avomni_lib.dataset import cameras
 from avomni_lib.errors import AvomniError
 from avomni_lib.hardware import Choice
 from avomni_lib.params import Params
@@ -16,7 +15,7 @@ from avomni_lib.training.export.card import card
 from avomni_lib.training.fit import checksums
 from avomni_lib.training.fit.checkpoints import rename_folder
 from avomni_lib.training.model.model_input import shortened, what_the_model_sees
-from avomni_lib.training.prompt.conversation import Conversation, prompt_text
+from avomni_lib.training.prompt.conversation import Conversation
 
 RECORD_FILE, WEIGHTS_FILE = "record.json", "adapter_model.safetensors"
 # What an adapter is loaded from; its card may be edited.
@@ -24,7 +23,8 @@ LOADED = (WEIGHTS_FILE, "adapter_config.json", RECORD_FILE)
 # Parameters of the training that change its speed, its memory or what is written down about it.
 NOT_LEARNED = (
     *("batch_size", "gradient_accumulation_steps", "num_processes", "packing"),
-    *("gradient_checkpointing", "save_steps", "logging_steps", "report_to", "blind_steps"),
+    *("gradient_checkpointing", "save_steps", "save_total_limit", "logging_steps", "report_to"),
+    "blind_steps",
 )
 CONFIDENTIAL = "contains confidential data: do not share"
 
@@ -88,7 +88,7 @@ def record_of(
         "base_model": p.model.base_model,
         "base_digest": base_digest,
         "prompt_form": talk.backbone.prompt_form,
-        "question": prompt_text(cameras.grid(p.vision.camera_setup), talk.target),
+        "question": talk.words,
         "prompt": shortened(talk.text, talk.backbone.vision_token),
         "prompt_tokens": len(talk.prompt_ids),
         "target": p.training.target,
@@ -99,7 +99,7 @@ def record_of(
         "sample_hz": p.processing.sample_hz,
         "stride": p.processing.stride,
         "seed": p.run.seed,
-        "model": p.values("model")["model"],
+        "model": _model_values(p),
         "training": training | {"windows_per_step": windows_per_step},
         # `cuda:1` is another rank's card, not another training.
         "choices": {name: value.partition(":")[0] for name, value in chosen.items()},
@@ -129,6 +129,15 @@ def export(
     files.write_json(partial / RECORD_FILE, record)
     checksums.write(partial)
     rename_folder(partial, folder)
+
+
+def _model_values(p: Params) -> dict[str, Any]:
+    """The section `model`; `lora_targets` only where it is not left to the backbone, so that
+    trainings from before there was this key are still the same."""
+    values = p.values("model")["model"]
+    if values["lora_targets"] is None:
+        del values["lora_targets"]
+    return values
 
 
 def _damaged(folder: Path, reason: str) -> AvomniError:

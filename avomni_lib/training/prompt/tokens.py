@@ -19,7 +19,7 @@ from avomni_lib.training.backbones import Backbone, backbone
 from avomni_lib.training.model import load
 from avomni_lib.training.prompt import history
 from avomni_lib.training.prompt.conversation import prompt_text
-from avomni_lib.training.targets import target
+from avomni_lib.training.targets import target_of
 
 # What Qwen's tokenizer makes one token of: a special token, a word with the space before it, a
 # digit, a run of signs or of whitespace. Long or rare words fall into two.
@@ -73,7 +73,7 @@ def tokens_per_sample(p: Params) -> Tokens:
         AvomniError: the grid does not divide into the backbone's patches.
     """
     height, width = grid_size(p)
-    kind, asked = backbone_of(p), target(p.training.target)
+    kind, asked = backbone_of(p), target_of(p)
     length = p.processing.sequence_length
     vision = kind.num_vision_tokens(length, height, width)
     chat = kind.chat(

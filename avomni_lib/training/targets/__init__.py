@@ -12,7 +12,10 @@ constants  the best answer that is the same for every window
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from avomni_lib.errors import pick
+from avomni_lib.params import Params
 from avomni_lib.training.targets.coc import COC_V1
 from avomni_lib.training.targets.form import Said, Target
 from avomni_lib.training.targets.full import FULL_V1
@@ -20,7 +23,7 @@ from avomni_lib.training.targets.future import FUTURE_V1
 from avomni_lib.training.targets.meta import META_V1
 from avomni_lib.training.targets.summary import SUMMARY_V1
 
-__all__ = ["TARGETS", "Said", "Target", "target"]
+__all__ = ["TARGETS", "Said", "Target", "target", "target_of"]
 
 TARGETS = {each.name: each for each in (SUMMARY_V1, FUTURE_V1, META_V1, COC_V1, FULL_V1)}
 
@@ -32,3 +35,13 @@ def target(name: str) -> Target:
         AvomniError: there is none.
     """
     return pick(TARGETS, name, "target", "training.target")
+
+
+def target_of(p: Params) -> Target:
+    """The run's target, asked for with the run's own question where it has one.
+
+    Raises:
+        AvomniError: as `target`.
+    """
+    named = target(p.training.target)
+    return named if p.prompt.question is None else replace(named, question=p.prompt.question)
