@@ -11,10 +11,12 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from avomni_lib import optimizers
+from avomni_lib import grids, optimizers, own_code
 
 SMALLEST, LARGEST = 1e-12, 1e12  # but for 0
 LONGEST_TEXT, LONGEST_NAME = 1000, 200
+ROWS = str | grids.Rows
+TARGETS = ("summary_v1", "future_v1", "meta_v1", "coc_v1", "full_v1")  # that are built in
 SPECIAL_TOKEN = re.compile(r"<\|[^|<>]*\|>")
 INTEGER = r"[-+]?(0|[1-9][0-9]*)"
 NUMBER = r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"
@@ -54,9 +56,12 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _as_meant(cls, value: Any, info: ValidationInfo) -> Any:
-        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+        name = str(info.field_name)
+        kinds = _kinds(cls.model_fields[name].annotation)
         if any(isinstance(kind, type) and issubclass(kind, Section) for kind in kinds):
             return {} if value is None else value
+        if isinstance(value, list | tuple) and cls.model_fields[name].annotation == ROWS:
+            return value  # whose own check it is
         if isinstance(value, list | tuple) and tuple in kinds:
             if not value:
                 raise ValueError("an empty list: name something, or write null to ask for nothing")
@@ -286,10 +291,20 @@ class ProcessingParams(Section):
 class VisionParams(Section):
     """What the model sees."""
 
-    camera_setup: Literal["4-cam", "7-cam"] = Field("4-cam", description="2×2 or 3×3 grid")
+    cameras: ROWS = Field(
+        "4-cam",
+        description="the grid: 4-cam (2×2), 7-cam (3×3), or rows of camera names with null for an "
+        "empty cell, as [[camera_front_wide_120fov, null], …], or module:attribute of such rows "
+        "(vision.camera_setup is its old name)",
+    )
     window_size: int | None = Field(
         None, description="must equal processing.sequence_length, or be left out"
     )
+
+    @field_validator("cameras", mode="before")
+    @classmethod
+    def _is_a_grid(cls, value: Any) -> Any:
+        return grids.checked(value)
 
 
 class ModelParams(Section):
@@ -344,10 +359,11 @@ class PromptParams(Section):
 class TrainingParams(Section):
     """How the adapter is trained."""
 
-    target: Literal["summary_v1", "future_v1", "meta_v1", "coc_v1", "full_v1"] = Field(
+    target: str = Field(
         "summary_v1",
-        description="what the model must say about a window: its speed and path, the next 6.4 s, "
-        "the manoeuvre of the next 3 s, its cause, or all of these",
+        description="what the model must say about a window: its speed and path (summary_v1), the "
+        "next 6.4 s (future_v1), the manoeuvre of the next 3 s (meta_v1), its cause (coc_v1), all "
+        "of these (full_v1), or module:attribute of a target of your own",
     )
     batch_size: Positive = Field(8, description="windows that one process takes at a time")
     gradient_accumulation_steps: Positive = Field(
@@ -407,6 +423,13 @@ class TrainingParams(Section):
     blind: bool = Field(
         False, description="train on black frames; 05 sets it by itself for the second adapter"
     )
+
+    @field_validator("target")
+    @classmethod
+    def _names_a_target(cls, name: str) -> str:
+        if name not in TARGETS and not own_code.is_reference(name):
+            raise ValueError(f"choose one of {', '.join(TARGETS)}, or name module:attribute")
+        return name
 
     @field_validator("optimizer")
     @classmethod

@@ -235,9 +235,7 @@ def test_padding_on_either_side_bears_the_same_loss(trained):
 def test_an_adapter_of_another_run_is_refused(trained):
     p, _ = trained
     base = load.load_base(p).model
-    other = training_set.params(
-        p.run_dir.parent, p.model.base_model, vision={"camera_setup": "7-cam"}
-    )
+    other = training_set.params(p.run_dir.parent, p.model.base_model, vision={"cameras": "7-cam"})
     with pytest.raises(AvomniError, match="vision.camera_setup: trained with '4-cam', now '7-cam'"):
         load.load_adapter(base, adapter.adapter_dir(p), other)
     with pytest.raises(AvomniError, match="run 05_train first"):

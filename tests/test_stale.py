@@ -39,7 +39,7 @@ STALE: dict[tuple[str, ...], list[str]] = {
     STAGES: [
         *names("dataset", "audit", "local_dir", "allow_plain_http"),
         *names("download", "max_workers", "evict_raw", "evict_shared"),
-        *("vision.camera_setup", "processing.obstacles"),
+        *("vision.cameras", "processing.obstacles"),
     ],
     # It tells of the files that lie there; what a hub has is the same elsewhere.
     (AUDIT,): ["dataset.audit", "dataset.local_dir"],

@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.training.targets import Target, target
+from avomni_lib.training.targets import Said, Target, target
+from avomni_lib.training.targets.form import bare
 
 MODEL = "adapted"  # the row that the run is about
 FALLBACK = "mean"  # the row that stands in for an answer that cannot be read
@@ -114,6 +115,25 @@ class Aligned:
         """(R, n) str or None that was said: `along`, `across` or `cause`."""
         return self._filled(self._told.words[field][self._texts[1][self.places]])
 
+    def own_numbers(self) -> np.ndarray:
+        """(R, n, K) float64: the numbers of a target of the user's own that were said."""
+        said = self._told.numbers[self._texts[1][self.places]]
+        fallback = said[self.names.index(FALLBACK)] if FALLBACK in self.names else np.nan
+        return np.where(np.isnan(said), fallback, said)
+
+    def own_true(self) -> np.ndarray:
+        """(n, K) float64: the same numbers that are true."""
+        return np.array(self.table["numbers_true"].take(pa.array(self.places[0])).to_pylist())
+
+    def matches(self) -> np.ndarray:
+        """(R, n) bool: whether an answer is the very text that the model was to say."""
+        about, answers = target(self.target), self._texts[0]
+        true = [about.write(Said(numbers=tuple(numbers))) for numbers in self.own_true()]
+        said = np.array([*answers, None], dtype=object)[self._texts[1][self.places]]
+        return np.array(
+            [[text == bare(one or "") for one, text in zip(row, true, strict=True)] for row in said]
+        )
+
     def waypoints_m(self, windows: slice = slice(None)) -> np.ndarray:
         """(R, m, 16, 2) float64 that was said about some windows, in the rig's frame."""
         return self._paths(self.places[:, windows], windows)
@@ -152,24 +172,29 @@ class _Told:
     Attributes:
         waypoints_m: (N + 1, 16, 2) float64, NaN where there are none.
         words: `along`, `across`, `cause` -> (N + 1,) str or None.
+        numbers: (N + 1, K) float64 of a target of the user's own, NaN where there are none.
     """
 
     waypoints_m: np.ndarray
     words: dict[str, np.ndarray]
+    numbers: np.ndarray
 
     @classmethod
     def of(cls, texts: list[str], about: Target) -> _Told:
         waypoints = np.full((len(texts) + 1, NUM_WAYPOINTS, 2), np.nan)
         words = {field: np.full(len(texts) + 1, None, dtype=object) for field in WORDS}
+        numbers = np.full((len(texts) + 1, len(about.numbers)), np.nan)
         for i, text in enumerate(texts):
             said = about.read(text)
             if said is None:
                 continue
             if said.waypoints_m is not None:
                 waypoints[i] = said.waypoints_m
+            if said.numbers is not None:
+                numbers[i] = said.numbers
             for field, values in words.items():
                 values[i] = getattr(said, field)
-        return cls(waypoints, words)
+        return cls(waypoints, words, numbers)
 
 
 def _codes(table: pa.Table, name: str) -> tuple[list[str], np.ndarray]:

@@ -129,6 +129,7 @@ def plan(p: Params) -> Plan:
     num_answers = (len(asked) + num_samples) * len(chosen)
     thinning = "" if len(chosen) == len(windows) else f", thinned from {len(windows):,}"
     rows = [
+        *p.code_rows(),
         ("target", p.training.target, target_of(p).question),
         (
             "windows",
@@ -259,7 +260,7 @@ def _num_samples(p: Params) -> int:
 
 def _camera(p: Params) -> str:
     """The one camera that is left: front wide, or the grid's first."""
-    cameras = rig.grid(p.vision.camera_setup).cameras
+    cameras = rig.grid(p.vision.cameras).cameras
     return (rig.FRONT_WIDE if rig.FRONT_WIDE in cameras else cameras[0]).name
 
 

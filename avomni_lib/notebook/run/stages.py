@@ -38,7 +38,7 @@ _SOURCE = (
     *(f"dataset.{key}" for key in ("source", "repo_id", "revision", "endpoint", "local_dir")),
     *("dataset.license_accepted", "dataset.world"),
     *(f"download.{key}" for key in ("target_chunks", "target_size_gb", "chunks", "clips")),
-    *("download.evict_raw", "vision.camera_setup", "processing.obstacles", "run.seed"),
+    *("download.evict_raw", "vision.cameras", "processing.obstacles", "run.seed"),
 )
 _CACHE = tuple(
     f"processing.{key}"
@@ -71,14 +71,14 @@ STAGES = (
         "03_etl",
         "clips to the cache of grid frames",
         ("02_download",),
-        ("vision.camera_setup", "download.evict_raw", *_CACHE),
+        ("vision.cameras", "download.evict_raw", *_CACHE),
         ("cache",),
     ),
     Stage(
         "04_tiles",
         "what the model will see",
         ("03_etl",),
-        (*_WINDOWS, "vision.camera_setup", "prompt", *_TILES, *_PLAN),
+        (*_WINDOWS, "vision.cameras", "prompt", *_TILES, *_PLAN),
     ),
     Stage(
         "05_train",

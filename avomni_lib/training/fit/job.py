@@ -38,7 +38,7 @@ LOG_FILE = "train.log"
 # Of what the model sees, that which is not in `model` and `training` anyway.
 SEEN = (
     *(name for name in parameter_names() if name.partition(".")[0] not in ("model", "training")),
-    "prompt.question",
+    *("prompt.question", "vision.cameras"),
 )
 # What a training follows from: two with the same values are the same training.
 READS = ("run.seed", "processing.stride", *SEEN, "model", "training")

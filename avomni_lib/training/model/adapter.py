@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from avomni_lib import files
+from avomni_lib.dataset import cameras
 from avomni_lib.errors import AvomniError
 from avomni_lib.hardware import Choice
 from avomni_lib.params import Params
@@ -16,6 +17,7 @@ from avomni_lib.training.fit import checksums
 from avomni_lib.training.fit.checkpoints import rename_folder
 from avomni_lib.training.model.model_input import shortened, what_the_model_sees
 from avomni_lib.training.prompt.conversation import Conversation
+from avomni_lib.training.targets.own import source_of
 
 RECORD_FILE, WEIGHTS_FILE = "record.json", "adapter_model.safetensors"
 # What an adapter is loaded from; its card may be edited.
@@ -92,8 +94,9 @@ def record_of(
         "prompt": shortened(talk.text, talk.backbone.vision_token),
         "prompt_tokens": len(talk.prompt_ids),
         "target": p.training.target,
+        **({"target_source": own.sha256} if (own := source_of(talk.target)) else {}),
         "ego_history": p.prompt.ego_history,
-        "camera_setup": p.vision.camera_setup,
+        "camera_setup": cameras.grid(p.vision.cameras).name,
         "sequence_length": num_frames,
         "grid_size": [height, width],
         "sample_hz": p.processing.sample_hz,

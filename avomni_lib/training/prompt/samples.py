@@ -104,7 +104,7 @@ def conversation_of(p: Params, windows: Any, tokenizer: Any, kind: Backbone) -> 
     return Conversation(
         tokenizer,
         kind,
-        grid=cameras.grid(p.vision.camera_setup),
+        grid=cameras.grid(p.vision.cameras),
         target=target_of(p),
         num_frames=num_frames,
         height=height,
