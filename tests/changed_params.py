@@ -28,6 +28,7 @@ OTHERS = {
     "prompt.question": "How fast does the car go?",
     "model.lora_targets": ["q_proj", "v_proj"],
     "training.max_steps": 5,
+    "training.target": "future_v1",
     "training.optimizer": "adamw_torch",
     "training.heldout_windows": 4,
 }
