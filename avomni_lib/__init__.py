@@ -6,7 +6,9 @@ params       a params file, read and checked
 sections     every parameter: type, bounds, default, meaning
 params_yaml  the text of params files and of `--set`, read strictly
 params_cell  a notebook's parameters cell
+grids        the rig's cameras by name, and the grids that a params file may ask for
 optimizers   which optimizers can train an adapter
+own_code     objects that a user wrote and a params file names
 errors       the one error type
 files        files that appear whole or not at all, hashes, locks, room on the disk
 hardware     this machine, and the choices that follow from it

@@ -172,6 +172,8 @@ def _do(options: argparse.Namespace) -> Told:
     p = Params.from_files(paths, options.set)
     if paths and (note := left_out(paths)):
         print(f"note: {note}", file=sys.stderr)
+    for key, reference, file in p.code_rows():  # before any of it runs
+        print(f"note: {key} is code of your own, {reference}: {file}", file=sys.stderr)
     return command(p.limited(options.limit) if options.limit else p, options)
 
 

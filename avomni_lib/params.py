@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError, model_validator
 
-from avomni_lib import files, params_cell, params_yaml
+from avomni_lib import files, own_code, params_cell, params_yaml
 from avomni_lib.errors import AvomniError
 from avomni_lib.sections import (
     DatasetParams,
@@ -95,7 +95,7 @@ class Params(Section):
                 extend cannot be read.
         """
         try:
-            return cls.model_validate(_complete(values, source))
+            return cls.model_validate(_complete(params_yaml.renamed(values, source), source))
         except ValidationError as error:
             raise _all_mistakes(error, source) from None
 
@@ -106,6 +106,8 @@ class Params(Section):
         Raises:
             AvomniError: as `from_values`; a file or a change cannot be read.
         """
+        for path in reversed(paths):
+            own_code.look_in(Path(path).parent)
         merged, source = _merged(paths), " + ".join(str(path) for path in paths)
         merged = params_yaml.merge(merged, params_yaml.parse_changes(changes))
         return cls.from_values(merged, source or "--set")
@@ -124,6 +126,7 @@ class Params(Section):
             AvomniError: as `from_values`; papermill was given a file that `run` would refuse, or
                 dropped keys because a section was named in several of its options.
         """
+        own_code.look_in(Path.cwd())
         params_cell.read_plainly()
         cell = {name: names[name] for name in (EXTENDS, *cls.model_fields) if name in names}
         injected = params_cell.injected(names)
@@ -186,8 +189,22 @@ class Params(Section):
             few["chunks"] = self.download.chunks[:num_chunks]
         return self.model_copy(update={"download": self.download.model_copy(update=few)})
 
+    @property
+    def own_code(self) -> dict[str, str]:
+        """The parameters that name an object of the user's own, as `module:attribute`."""
+        named = {"training.target": self.training.target, "vision.cameras": self.vision.cameras}
+        return {name: value for name, value in named.items() if own_code.is_reference(value)}
+
+    def code_rows(self) -> list[tuple[str, str, str]]:
+        """Rows for a plan: whose code it runs. Nothing of it is run to say so."""
+        found = [(key, own_code.find(value, key)) for key, value in self.own_code.items()]
+        return [(key, of.reference, f"{of.path}, sha256 {of.sha256[:12]}…") for key, of in found]
+
     def values(self, *names: str) -> dict[str, Any]:
-        """The named sections (`processing`) or keys (`processing.sample_hz`) as plain values."""
+        """The named sections (`processing`) or keys (`processing.sample_hz`) as plain values.
+
+        With those that name code of the user's own stands a sha256 of its source.
+        """
         plain = self.model_dump(mode="json")
         picked = {}
         for name in names or tuple(plain):
@@ -195,6 +212,9 @@ class Params(Section):
             for part in name.split("."):
                 value = value[part]
             picked[name] = value
+        for key, value in self.own_code.items():
+            if key in names or key.partition(".")[0] in names:
+                picked[f"source of {key}"] = own_code.find(value, key).sha256
         return picked
 
     def complete(self) -> dict[str, Any]:
@@ -257,6 +277,7 @@ def _complete(
             where=source,
             fix=f"let one of them extend {DEMO_FILE}",
         )
+    own_code.look_in(path.parent)
     below = _complete(params_yaml.read(path), str(path), path, (*seen, path))
     return params_yaml.merge(below, own)
 

@@ -108,7 +108,7 @@ def shown(names: Mapping[str, Any]) -> list[str]:
     cells = [cell for cell in names.get("In", ()) if PARAMETERS.search(cell)]
     cells = [cell for cell in cells if not cell.startswith(INJECTED)]
     return [
-        f"{node.target.id}.{key.value}"
+        f"{node.target.id}.{key.value!s}"
         for node in (ast.parse(cells[-1]).body if cells else ())
         if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict)
         for key in node.value.keys

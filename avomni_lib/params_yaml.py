@@ -20,6 +20,7 @@ from avomni_lib.errors import AvomniError
 
 PARAMS_DIR = files.PROJECT_ROOT / "params"
 MAX_CHARACTERS = 1_000_000
+RENAMED = {"vision": {"camera_setup": "cameras"}}  # section -> old name -> new name
 TAG = "tag:yaml.org,2002:"
 # How a plain value has to be written, so that every reader of YAML takes it for the same.
 PLAIN = {
@@ -96,6 +97,30 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def renamed(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The sections with keys of an earlier name under the name that they have now.
+
+    It is done before sections are laid over each other, so that either name wins over the other.
+
+    Raises:
+        AvomniError: a key stands there by both names.
+    """
+    found = dict(values)
+    for section, keys in RENAMED.items():
+        for old, new in keys.items():
+            own = found.get(section)
+            if not isinstance(own, Mapping) or old not in own:
+                continue
+            if new in own:
+                raise AvomniError(
+                    f"{section}.{old} is the old name of {section}.{new}, and both are there",
+                    where=where,
+                    fix=f"keep {section}.{new}",
+                )
+            found[section] = {new if key == old else key: value for key, value in own.items()}
+    return found
+
+
 def read(path: Path) -> dict[str, Any]:
     """The sections of a params file, with `extends` where it names one.
 
@@ -138,7 +163,7 @@ def parse(text: str, where: str) -> dict[str, Any]:
             where=where,
             fix="start from params/demo.yaml",
         )
-    return _nested(values or {}, where)
+    return renamed(_nested(values or {}, where), where)
 
 
 def _nested(values: dict[str, Any], where: str) -> dict[str, Any]:
@@ -187,7 +212,7 @@ def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
         for part in reversed(parts):
             value = {part: value}
         merged = merge(merged, value)
-    return merged
+    return renamed(merged, "--set")
 
 
 def _value(text: str, where: str) -> Any:

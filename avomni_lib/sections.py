@@ -11,11 +11,14 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from avomni_lib import optimizers
+from avomni_lib import grids, optimizers, own_code
 
 SMALLEST, LARGEST = 1e-12, 1e12  # but for 0
 WORLD_SPLITS = {"train": 0.6, "val": 0.1, "test": 0.3}
 LONGEST_TEXT, LONGEST_NAME = 1000, 200
+ROWS = str | grids.Rows
+TARGETS = ("summary_v1", "future_v1", "meta_v1", "coc_v1", "full_v1")  # that are built in
+SPECIAL_TOKEN = re.compile(r"<\|[^|<>]*\|>")
 INTEGER = r"[-+]?(0|[1-9][0-9]*)"
 NUMBER = r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"
 
@@ -33,6 +36,9 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Workers = Annotated[int, Field(ge=1, le=1024)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+ModuleName = Annotated[
+    str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$", max_length=100)
+]
 # Relative paths start at the project root; ~/ is the user's home.
 PathText = Annotated[str, AfterValidator(_path)]
 
@@ -51,9 +57,12 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _as_meant(cls, value: Any, info: ValidationInfo) -> Any:
-        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+        name = str(info.field_name)
+        kinds = _kinds(cls.model_fields[name].annotation)
         if any(isinstance(kind, type) and issubclass(kind, Section) for kind in kinds):
             return {} if value is None else value
+        if isinstance(value, list | tuple) and cls.model_fields[name].annotation == ROWS:
+            return value  # whose own check it is
         if isinstance(value, list | tuple) and tuple in kinds:
             if not value:
                 raise ValueError("an empty list: name something, or write null to ask for nothing")
@@ -296,10 +305,20 @@ class ProcessingParams(Section):
 class VisionParams(Section):
     """What the model sees."""
 
-    camera_setup: Literal["4-cam", "7-cam"] = Field("4-cam", description="2×2 or 3×3 grid")
+    cameras: ROWS = Field(
+        "4-cam",
+        description="the grid: 4-cam (2×2), 7-cam (3×3), or rows of camera names with null for an "
+        "empty cell, as [[camera_front_wide_120fov, null], …], or module:attribute of such rows "
+        "(vision.camera_setup is its old name)",
+    )
     window_size: int | None = Field(
         None, description="must equal processing.sequence_length, or be left out"
     )
+
+    @field_validator("cameras", mode="before")
+    @classmethod
+    def _is_a_grid(cls, value: Any) -> Any:
+        return grids.checked(value)
 
 
 class ModelParams(Section):
@@ -324,25 +343,41 @@ class ModelParams(Section):
     lora_rank: Positive = Field(64, description="higher learns more and takes more memory")
     lora_alpha: Positive = Field(64, description="scale of the adapter is alpha / rank")
     lora_dropout: Fraction = Field(0.0, description="share of adapter inputs dropped")
+    lora_targets: tuple[ModuleName, ...] | None = Field(
+        None,
+        description="modules of the language model that LoRA adapts, by the ends of their names, "
+        "as [q_proj, v_proj]; null is the backbone's own: q, k, v and o of the attention",
+    )
 
 
 class PromptParams(Section):
-    """What the prompt tells besides the question."""
+    """What the prompt asks, and what it tells besides the question."""
 
+    question: str | None = Field(
+        None, description="what the model is asked about a window; null is the target's question"
+    )
     ego_history: bool = Field(
         False,
         description="1.6 s of the car's past motion as text; it ends before what the answer is "
         "about begins",
     )
 
+    @field_validator("question")
+    @classmethod
+    def _has_no_special_tokens(cls, question: str | None) -> str | None:
+        if question is not None and (found := SPECIAL_TOKEN.search(question)):
+            raise ValueError(f"holds {found[0]}, a token that the chat template is made of")
+        return question
+
 
 class TrainingParams(Section):
     """How the adapter is trained."""
 
-    target: Literal["summary_v1", "future_v1", "meta_v1", "coc_v1", "full_v1"] = Field(
+    target: str = Field(
         "summary_v1",
-        description="what the model must say about a window: its speed and path, the next 6.4 s, "
-        "the manoeuvre of the next 3 s, its cause, or all of these",
+        description="what the model must say about a window: its speed and path (summary_v1), the "
+        "next 6.4 s (future_v1), the manoeuvre of the next 3 s (meta_v1), its cause (coc_v1), all "
+        "of these (full_v1), or module:attribute of a target of your own",
     )
     batch_size: Positive = Field(8, description="windows that one process takes at a time")
     gradient_accumulation_steps: Positive = Field(
@@ -371,6 +406,11 @@ class TrainingParams(Section):
     max_grad_norm: PositiveFloat = Field(1.0, description="gradients are clipped to this norm")
     gradient_checkpointing: bool = Field(False, description="less memory, a third more time")
     save_steps: Positive = Field(70, description="optimizer steps between checkpoints")
+    save_total_limit: Annotated[int, Field(ge=2, le=1000)] = Field(
+        2,
+        description="newest checkpoints that are kept, besides the best one; where the last is "
+        "damaged the one before it serves",
+    )
     logging_steps: Positive = Field(1, description="optimizer steps between lines of metrics")
     report_to: Literal["none", "trackio", "tensorboard"] = Field(
         "none", description="who gets the metrics besides metrics.jsonl; both keep them here"
@@ -392,6 +432,13 @@ class TrainingParams(Section):
     blind: bool = Field(
         False, description="train on black frames; 05 sets it by itself for the second adapter"
     )
+
+    @field_validator("target")
+    @classmethod
+    def _names_a_target(cls, name: str) -> str:
+        if name not in TARGETS and not own_code.is_reference(name):
+            raise ValueError(f"choose one of {', '.join(TARGETS)}, or name module:attribute")
+        return name
 
     @field_validator("optimizer")
     @classmethod

@@ -24,7 +24,11 @@ OTHERS = {
     "download.clips.balance_by": "hour",
     "download.clips.max_clips": 2,
     "processing.num_workers": 3,
+    "vision.cameras": "7-cam",
+    "prompt.question": "How fast does the car go?",
+    "model.lora_targets": ["q_proj", "v_proj"],
     "training.max_steps": 5,
+    "training.target": "future_v1",
     "training.optimizer": "adamw_torch",
     "training.heldout_windows": 4,
 }

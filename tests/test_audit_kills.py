@@ -35,7 +35,7 @@ def params(folder: Path, published: Path, **processing) -> Params:
             "run": {"name": "run", "outputs_dir": str(folder)},
             "dataset": {"source": "folder", "local_dir": str(published), "audit": "full"},
             "download": {"target_chunks": 9, "target_size_gb": 9.0},
-            "vision": {"camera_setup": "7-cam"},
+            "vision": {"cameras": "7-cam"},
             "processing": {"num_workers": 2, "obstacles": False} | processing,
         }
     )

@@ -51,7 +51,7 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
 
 
 def params(setup: str) -> Params:
-    return Params.from_values({"vision": {"camera_setup": setup}})
+    return Params.from_values({"vision": {"cameras": setup}})
 
 
 def test_the_data_sets_own_features_csv_is_understood(catalog: Catalog):

@@ -30,6 +30,14 @@ def test_the_newest_two_are_kept_in_the_order_of_their_steps(checkpoints):
     assert checkpoints.last().name == "checkpoint-100"
 
 
+def test_as_many_are_kept_as_are_asked_for(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "abc", {"seed": 1}, kept=3)
+    for step in (5, 90, 100, 110):
+        written(checkpoints, step)
+        checkpoints.adopt(step)
+    assert names(checkpoints) == ["checkpoint-90", "checkpoint-100", "checkpoint-110"]
+
+
 def test_what_was_not_adopted_is_swept_when_the_training_is_opened_again(checkpoints):
     written(checkpoints, 5)
     again = Checkpoints(checkpoints.folder, {"seed": 1})

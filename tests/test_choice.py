@@ -50,7 +50,7 @@ def params(setup: str = "4-cam", clips: dict | None = None, **download: object) 
     return Params.from_values(
         {
             "download": values,
-            "vision": {"camera_setup": setup},
+            "vision": {"cameras": setup},
             "processing": {"obstacles": False},
             "dataset": {"source": "hub"},
         }

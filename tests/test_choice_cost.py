@@ -59,7 +59,6 @@ def test_an_own_list_costs_by_its_cameras_and_cells():
     told, right = cost(REAL, own, footage(REAL)), cost(REAL, known, footage(REAL))
     for name in ("vision_tokens", "sample_mb", "cache_gb", "etl_seconds"):
         assert told.figures[name] == pytest.approx(right.figures[name])
-    assert any("for looking at" in warning for warning in told.warnings)
     two = cost(REAL, of(REAL, setup=OWN_LIST, cameras=four[:2]), footage(REAL)).figures
     for name in ("vision_tokens", "sample_mb"):
         assert 2 * two[name] == right.figures[name]

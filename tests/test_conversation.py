@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from avomni_lib.dataset import cameras
 from avomni_lib.errors import AvomniError
+from avomni_lib.params import Params
 from avomni_lib.training.prompt.conversation import IGNORED, Sample, collate, prompt_text
-from avomni_lib.training.targets import target
+from avomni_lib.training.targets import Target, target, target_of
 from tests import training_set
 
 ANSWER = target("summary_v1").render(training_set.Truth(1.5, 42.149, 42.0, 5.23))
@@ -37,6 +38,22 @@ def test_the_prompt_names_the_cameras_row_by_row():
     assert "7 cameras of one car in a 3x3 grid" in words
     assert "cross left, front wide, cross right; rear left, front tele, rear right" in words
     assert "; empty, rear tele, empty." in words
+
+
+def test_the_runs_own_question_stands_in_place_of_the_targets():
+    asked = target_of(Params.from_values({"prompt": {"question": "How fast is it?"}}))
+    words = prompt_text(cameras.grid("4-cam"), asked)
+    plain = prompt_text(cameras.grid("4-cam"), target("summary_v1"))
+    assert words == plain.replace(target("summary_v1").question, "How fast is it?")
+    assert target_of(Params()) is target("summary_v1")
+
+
+def test_a_question_with_a_special_token_of_the_base_model_is_refused():
+    words = training_set.make_words()
+    own = Target(**vars(target("summary_v1")) | {"question": f"Now {words.eos_token}?"})
+    with pytest.raises(AvomniError, match="the question holds") as caught:
+        training_set.conversation(own=own)
+    assert "prompt.question" in str(caught.value)
 
 
 def test_only_the_answer_and_its_end_bear_the_loss(talk):

@@ -391,7 +391,7 @@ def test_without_a_hub_the_plan_is_a_forecast_by_published_sizes(tmp_path: Path)
     real = {"source": "hub", "license_accepted": True}
     p = params(tmp_path, dataset=real, download={"target_chunks": 99, "target_size_gb": 100.0})
     for setup, chunks in (("4-cam", 12), ("7-cam", 6)):
-        asked = p.model_copy(update={"vision": p.vision.model_copy(update={"camera_setup": setup})})
+        asked = p.model_copy(update={"vision": p.vision.model_copy(update={"cameras": setup})})
         expected = forecast(asked)
         assert expected.num_chunks == chunks
         assert expected.num_bytes < 100e9 < expected.num_bytes * (chunks + 1) / chunks

@@ -51,7 +51,7 @@ def test_the_size_limit_decides_how_many_chunks_are_taken():
 
     assert (chunks(150), chunks(10), chunks(5)) == (18, 1, 0)
     seven = mi300x(
-        download={"target_chunks": 50, "target_size_gb": 150}, vision={"camera_setup": "7-cam"}
+        download={"target_chunks": 50, "target_size_gb": 150}, vision={"cameras": "7-cam"}
     )
     assert estimate.plan_run(seven).figures["num_chunks"] == 9
 

@@ -6,9 +6,10 @@ import torch
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
 from avomni_lib.training.backbones import backbone
+from avomni_lib.training.forecast.model_size import anatomy_of
 from avomni_lib.training.model import adapter, load
 from avomni_lib.training.prompt.conversation import collate
-from tests import training_set
+from tests import changed_params, training_set
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,27 @@ def test_lora_hits_the_language_models_attention_of_the_8b_and_nothing_else(tmp_
     assert load.trainable_parameters(tuned) == 36 * layer == 61_341_696
     learning = [name for name, w in tuned.named_parameters() if w.requires_grad]
     assert not [name for name in learning if "visual" in name or "lora_" not in name]
+
+
+def test_lora_adapts_the_modules_that_the_parameters_name(tmp_path):
+    named = ["self_attn.v_proj", "down_proj"]
+    p = training_set.params(tmp_path, "unused", model={"lora_rank": 64, "lora_targets": named})
+    big = qwen3_vl_8b()
+    with torch.device("meta"):
+        tuned = load.add_adapter(big, p, backbone("qwen3_vl", big.config))
+    hit = [name for name, module in tuned.named_modules() if hasattr(module, "lora_A")]
+    ends = {".".join(name.rsplit(".", 2)[1:]) for name in hit}
+    assert len(hit) == 36 * 2 and ends == {"self_attn.v_proj", "mlp.down_proj"}
+    expected = anatomy_of("unsloth/Qwen3-VL-8B-Instruct-bnb-4bit").num_adapter(64, named)
+    assert load.trainable_parameters(tuned) == expected
+
+
+def test_modules_that_are_not_there_are_refused_with_those_that_are(p):
+    other = changed_params.changed(p, "model.lora_targets", ["q_proj", "qkv", "proj"])
+    with pytest.raises(AvomniError, match="no linear layer called qkv, proj") as caught:
+        load.add_adapter(load.load_base(other).model, other, backbone("qwen3_vl"))
+    assert "model.lora_targets" in str(caught.value)
+    assert "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj" in str(caught.value)
 
 
 def test_the_8b_takes_a_window_as_the_tiny_one_does():
@@ -213,9 +235,7 @@ def test_padding_on_either_side_bears_the_same_loss(trained):
 def test_an_adapter_of_another_run_is_refused(trained):
     p, _ = trained
     base = load.load_base(p).model
-    other = training_set.params(
-        p.run_dir.parent, p.model.base_model, vision={"camera_setup": "7-cam"}
-    )
+    other = training_set.params(p.run_dir.parent, p.model.base_model, vision={"cameras": "7-cam"})
     with pytest.raises(AvomniError, match="vision.camera_setup: trained with '4-cam', now '7-cam'"):
         load.load_adapter(base, adapter.adapter_dir(p), other)
     with pytest.raises(AvomniError, match="run 05_train first"):

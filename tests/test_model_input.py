@@ -25,14 +25,18 @@ SEEN = {
     "processing.tile_height",
     "processing.fit",
     "processing.storage",
-    "vision.camera_setup",
     "prompt.ego_history",
     "model.backbone",
     "training.target",
     "training.blind",
 }
 # These change it too, and are told by what follows from them.
-TOLD_BY = {"model.base_model": "base_digest", "model.load_in_4bit": "quantisation"}
+TOLD_BY = {
+    "model.base_model": "base_digest",
+    "model.load_in_4bit": "quantisation",
+    "prompt.question": "question",
+    "vision.cameras": "vision.camera_setup",
+}
 NAMES = changed_params.names()
 
 
@@ -111,7 +115,7 @@ def test_the_same_parameters_and_cache_are_not_refused(p):
 
 def test_all_differences_are_told_at_once(p):
     now = p
-    for name in ("processing.sample_hz", "processing.fit", "vision.camera_setup"):
+    for name in ("processing.sample_hz", "processing.fit", "vision.cameras"):
         now = changed_params.changed(now, name)
     said = refusal(p, now)
     for name in ("processing.sample_hz", "processing.fit", "vision.camera_setup", "question"):

@@ -178,14 +178,14 @@ def test_a_file_keeps_its_own_times_where_none_are_told(videos, tmp_path):
 def test_a_setup_whose_cameras_are_not_there_is_refused_by_their_names(built, tmp_path):
     p = built[0]
     asked = {
-        "vision": {"camera_setup": "7-cam"},
+        "vision": {"cameras": "7-cam"},
         "run": {"name": "own", "outputs_dir": str(tmp_path)},
     }
     p = Params.from_values(p.values() | asked)
     with pytest.raises(AvomniError, match="no chunk can be used") as refused:
         download.fetch(p, None)
     assert "camera_rear_tele_30fov" in str(refused.value)
-    assert "vision.camera_setup" in str(refused.value)
+    assert "vision.cameras" in str(refused.value)
 
 
 def cut_between_key_frames(video: Path, cut: Path) -> Path:

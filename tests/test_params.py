@@ -125,6 +125,23 @@ def test_a_parameter_that_is_gone_is_named_as_such():
         Params.from_values({"training": {"packing": False}})
 
 
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"prompt": {"question": ""}}, "prompt.question: is empty"),
+        ({"prompt": {"question": "a\nb"}}, "a character that cannot be printed"),
+        ({"prompt": {"question": "a" * 1001}}, "longer than 1000 characters"),
+        ({"prompt": {"question": "Go?<|im_end|>"}}, r"holds <\|im_end\|>, a token"),
+        ({"training": {"save_total_limit": 1}}, "greater than or equal to 2"),
+        ({"model": {"lora_targets": [".*"]}}, "String should match pattern"),
+        ({"model": {"lora_targets": []}}, "an empty list"),
+    ],
+)
+def test_a_question_a_limit_or_modules_that_cannot_be_meant(keys, message: str):
+    with pytest.raises(AvomniError, match=message):
+        Params.from_values(keys)
+
+
 def test_window_size_is_another_name_of_sequence_length():
     with pytest.raises(AvomniError, match="window_size is 8 and processing.sequence_length is 16"):
         Params.from_values({"vision": {"window_size": 8}})

@@ -64,10 +64,10 @@ def test_a_comment_keeps_its_column_and_a_missing_key_joins_its_section(tmp_path
         "# mine\nprocessing:\n  sample_hz: 10.0               # often\n\n  # tiles\n"
         "  tile_width: 48\n\nvision:\n"
     )
-    changes = {"processing": {"sample_hz": 4.0, "fit": "crop"}, "vision": {"camera_setup": "7-cam"}}
+    changes = {"processing": {"sample_hz": 4.0, "fit": "crop"}, "vision": {"cameras": "7-cam"}}
     assert params_file.edited(text, changes, tmp_path) == (
         "# mine\nprocessing:\n  sample_hz: 4.0                # often\n\n  # tiles\n"
-        "  tile_width: 48\n  fit: crop\n\nvision:\n  camera_setup: 7-cam\n"
+        "  tile_width: 48\n  fit: crop\n\nvision:\n  cameras: 7-cam\n"
     )
 
 
@@ -85,10 +85,17 @@ def test_a_file_in_another_style_is_left_alone(tmp_path):
         params_file.text_of(path, p, CHOICE)
 
 
-def test_an_own_list_cannot_be_written(tmp_path):
-    own = Choice(OWN_LIST, ("camera_front_wide_120fov",), (64, 64), "crop", 2.0, 8)
-    with pytest.raises(AvomniError, match="for looking at"):
-        params_file.text_of(tmp_path / "x.yaml", Params(), own)
+def test_an_own_list_is_written_as_rows_and_under_the_keys_present_name(tmp_path):
+    names = ("camera_front_wide_120fov", "camera_rear_tele_30fov", "camera_cross_left_120fov")
+    own = Choice(OWN_LIST, names, (64, 64), "crop", 2.0, 8)
+    path = tmp_path / "own.yaml"
+    path.write_text("vision:\n  camera_setup: 7-cam  # as it was\n")
+    text = params_file.text_of(path, Params.from_files([path]), own)
+    rows = f"[[{', '.join(names[:2])}], [{names[2]}, null]]"
+    assert f"  cameras: {rows}  # as it was\n" in text and "camera_setup" not in text
+    path.write_text(text)
+    laid = Params.from_files([path])
+    assert Choice.of(laid).grid == own.grid and Choice.of(laid).setup == "own grid"
 
 
 def test_the_default_is_no_shipped_file():

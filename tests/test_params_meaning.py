@@ -38,7 +38,7 @@ KEYS = {
         ),
     },
     "processing": {"stride": st.integers(1, 9), "sample_hz": st.floats(0.5, 60)},
-    "vision": {"camera_setup": st.sampled_from(["4-cam", "7-cam"])},
+    "vision": {"cameras": st.sampled_from(["4-cam", "7-cam"])},
     "prompt": {"ego_history": st.booleans()},
     "model": {"lora_dropout": st.floats(0.01, 0.9), "base_model": st.just('a "quoted" \\folder')},
     "training": {"learning_rate": st.sampled_from([1e-4, "1e-4", 3]), "max_steps": st.none()},

@@ -116,7 +116,6 @@ def test_nearly_all_of_it_is_made_to_happen_here():
         ),
         "no window fits": ("test_widgets.py", "no window fits"),
         "the file is not written a key a line": ("test_params_file.py", "not written a key a line"),
-        "an own list of cameras is for looking at": ("test_params_file.py", "for looking at"),
         "What is whole is kept: run this cell again": ("test_interrupts.py", "interrupts.WORDS"),
         "no notebook of this run has been executed yet": (
             "test_pages.py",

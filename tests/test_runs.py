@@ -103,7 +103,7 @@ def stale(p: Params) -> list[str]:
         ({"processing.horizon_s": 2.0}, ["01_audit", "03_etl", "04_tiles"]),
         ({"processing.stride": 1}, ["04_tiles"]),
         (
-            {"vision.camera_setup": "7-cam"},
+            {"vision.cameras": "7-cam"},
             ["01_audit", "02_download", "03_etl", "04_tiles"],
         ),
     ],

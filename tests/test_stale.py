@@ -38,7 +38,7 @@ STALE: dict[tuple[str, ...], list[str]] = {
     STAGES: [
         *names("dataset", "audit", "local_dir", "allow_plain_http"),
         *names("download", "max_workers", "evict_raw", "evict_shared"),
-        *("vision.camera_setup", "processing.obstacles"),
+        *("vision.cameras", "processing.obstacles"),
     ],
     # It tells of the files that lie there; what a hub has is the same elsewhere.
     (AUDIT,): ["dataset.audit", "dataset.local_dir"],
@@ -49,7 +49,7 @@ STALE: dict[tuple[str, ...], list[str]] = {
         for key in ("sample_hz", "tile_width", "tile_height", "fit", "decoder", "storage")
     ],
     FROM_TILES: [
-        *("processing.sequence_length", "processing.stride", "prompt.ego_history"),
+        *("processing.sequence_length", "processing.stride", *names("prompt")),
         *names("model", "backend", "lora_alpha", "lora_dropout"),
         *(
             f"training.{key}"
@@ -66,7 +66,14 @@ STALE: dict[tuple[str, ...], list[str]] = {
             f"training.{key}"
             for key in (
                 *("learning_rate", "lr_scheduler", "warmup_ratio", "weight_decay"),
-                *("max_grad_norm", "save_steps", "logging_steps", "report_to", "patience"),
+                *(
+                    "max_grad_norm",
+                    "save_steps",
+                    "save_total_limit",
+                    "logging_steps",
+                    "report_to",
+                    "patience",
+                ),
                 *("heldout_windows", "blind_steps", "blind"),
             )
         ),

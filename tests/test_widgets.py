@@ -156,13 +156,13 @@ def test_seven_cameras_come_from_the_raw_clip_at_the_windows_times(view):
     assert "read from the raw clip" in view.note.value
 
 
-def test_an_own_list_is_laid_out_in_its_order_and_cannot_be_written_down(view):
+def test_an_own_list_is_laid_out_in_its_order_and_can_be_written_down(view):
     view.setup.value = OWN_LIST
     view.controls.cameras.value = ["rear tele", "cross left", "front wide"]
     labels = [rig.CAMERAS[named(view, *place)[1]].label for place in ((0, 0), (0, 1), (1, 0))]
     assert labels == view.controls.cameras.value
     assert not tile_at(shown(view), view.choice.grid, 1, 1).any()
-    assert view.write.disabled and "for looking at" in view.difference.value
+    assert not view.write.disabled and "+  cameras: [[camera_rear" in view.difference.value
     view.controls.add.value = "rear left"
     assert view.controls.cameras.value[-1] == "rear left" and not view.controls.add.value
     assert "rear left" not in dict(view.controls.add.options)
@@ -342,12 +342,12 @@ def test_what_is_written_is_what_was_shown_and_runs_as_the_choice(p, view, tmp_p
     assert view.write.disabled and "nothing to write" in view.difference.value
     view.setup.value, view.controls.width.value, view.controls.rate.value = "7-cam", 64, 5.0
     assert not view.write.disabled and not path.exists()
-    assert "+  camera_setup: 7-cam" in view.difference.value
+    assert "+  cameras: 7-cam" in view.difference.value
     view.write.click()
     assert "Written" in view.written.value and view.write.disabled
     laid = Params.from_files([base, path])
     assert laid == view.choice.laid_over(p)
-    assert laid.vision.camera_setup == "7-cam" and laid.processing.sample_hz == 5.0
+    assert laid.vision.cameras == "7-cam" and laid.processing.sample_hz == 5.0
     view.controls.rate.value = p.processing.sample_hz
     assert "-  sample_hz: 5.0" in view.difference.value
     view.write.click()

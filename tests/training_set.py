@@ -89,14 +89,14 @@ def make_words():
 
 
 def conversation(
-    tokenizer=None, max_seq_length: int = 512, asked: str = "summary_v1"
+    tokenizer=None, max_seq_length: int = 512, asked: str = "summary_v1", own=None
 ) -> Conversation:
     """The conversation about `Stripes`."""
     return Conversation(
         tokenizer or make_words(),
         backbone("qwen3_vl"),
         grid=cameras.grid("4-cam"),
-        target=target(asked),
+        target=own or target(asked),
         num_frames=FRAMES,
         height=HEIGHT,
         width=WIDTH,

@@ -1,10 +1,11 @@
-"""The seven cameras of the rig, their order, and the grids that a camera setup places them in."""
+"""The seven cameras of the rig, their order, and the grids that `vision.cameras` places them in."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from avomni_lib.errors import AvomniError, pick
+from avomni_lib import grids, own_code
+from avomni_lib.errors import AvomniError
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,16 +17,20 @@ class Camera:
     fov_deg: int
 
 
-FRONT_WIDE = Camera("camera_front_wide_120fov", "front wide", 120)
-FRONT_TELE = Camera("camera_front_tele_30fov", "front tele", 30)
-CROSS_LEFT = Camera("camera_cross_left_120fov", "cross left", 120)
-CROSS_RIGHT = Camera("camera_cross_right_120fov", "cross right", 120)
-REAR_LEFT = Camera("camera_rear_left_70fov", "rear left", 70)
-REAR_RIGHT = Camera("camera_rear_right_70fov", "rear right", 70)
-REAR_TELE = Camera("camera_rear_tele_30fov", "rear tele", 30)
-
+FRONT_WIDE, FRONT_TELE, CROSS_LEFT, CROSS_RIGHT, REAR_LEFT, REAR_RIGHT, REAR_TELE = (
+    Camera(name, label, fov_deg)
+    for name, (label, fov_deg) in zip(
+        grids.NAMES,
+        (
+            *(("front wide", 120), ("front tele", 30), ("cross left", 120), ("cross right", 120)),
+            *(("rear left", 70), ("rear right", 70), ("rear tele", 30)),
+        ),
+        strict=True,
+    )
+)
 CAMERAS = (FRONT_WIDE, FRONT_TELE, CROSS_LEFT, CROSS_RIGHT, REAR_LEFT, REAR_RIGHT, REAR_TELE)
 BY_NAME = {camera.name: camera for camera in CAMERAS}
+OWN = "own"  # the name of a grid that is no preset
 
 
 @dataclass(frozen=True)
@@ -48,38 +53,44 @@ class Grid:
             if cell is not None and cell.name == name:
                 return divmod(place, self.cols)
         raise AvomniError(
-            f"camera {name!r} is not in the grid", where=f"vision.camera_setup: {self.name}"
+            f"camera {name!r} is not in the grid", where=f"vision.cameras: {self.name}"
         )
 
+    @classmethod
+    def of_rows(cls, rows: grids.Rows, name: str = OWN) -> Grid:
+        """The grid of rows of camera names, as `grids.checked` has them."""
+        cells = tuple(BY_NAME[cell] if cell else None for row in rows for cell in row)
+        return cls(name, len(rows), len(rows[0]), cells)
 
-GRIDS = {
-    "4-cam": Grid("4-cam", 2, 2, (FRONT_WIDE, FRONT_TELE, REAR_LEFT, REAR_RIGHT)),
-    "7-cam": Grid(
-        "7-cam",
-        3,
-        3,
-        (
-            CROSS_LEFT,
-            FRONT_WIDE,
-            CROSS_RIGHT,
-            REAR_LEFT,
-            FRONT_TELE,
-            REAR_RIGHT,
-            None,
-            REAR_TELE,
-            None,
-        ),
-    ),
-}
+    @property
+    def value(self) -> str | grids.Rows:
+        """The grid as `vision.cameras` says it: a preset's name, or rows of names."""
+        names = [cell and cell.name for cell in self.cells]
+        rows = [names[i : i + self.cols] for i in range(0, len(names), self.cols)]
+        return grids.checked(rows)
+
+    def __str__(self) -> str:
+        return self.name if self.name != OWN else f"{self.rows}×{self.cols} cameras of your own"
+
+
+GRIDS = {name: Grid.of_rows(rows, name) for name, rows in grids.PRESETS.items()}
 
 # px: what a grid's height and width must be multiples of, by model.backbone: patch × merge.
 SIDE_MULTIPLES = {"qwen3_vl": 32}
 
 
-def grid(setup: str) -> Grid:
-    """The grid of a camera setup.
+def grid(value: str | grids.Rows) -> Grid:
+    """The grid that `vision.cameras` names.
 
     Raises:
-        AvomniError: no setup has this name.
+        AvomniError: there is no such grid, or the module that it is named in cannot be imported.
     """
-    return pick(GRIDS, setup, "camera setup", "vision.camera_setup")
+    is_own = isinstance(value, str) and own_code.is_reference(value)
+    named = own_code.load(str(value), "vision.cameras") if is_own else value
+    try:
+        known = grids.checked(named)
+    except ValueError as error:
+        raise AvomniError(str(error), where=f"vision.cameras: {value!r}") from None
+    if own_code.is_reference(known):
+        raise AvomniError(f"{value} names another name: {known!r}", where="vision.cameras")
+    return GRIDS[known] if isinstance(known, str) else Grid.of_rows(known)

@@ -222,7 +222,7 @@ def optional_features(p: Params) -> tuple[str, ...]:
 
 def required_features(p: Params) -> tuple[str, ...]:
     """What a clip must have to be used: the setup's cameras, ego motion and calibration."""
-    cameras = tuple(camera.name for camera in grid(p.vision.camera_setup).cameras)
+    cameras = tuple(camera.name for camera in grid(p.vision.cameras).cameras)
     return (*cameras, "egomotion", "camera_intrinsics", "sensor_extrinsics", "vehicle_dimensions")
 
 

@@ -13,6 +13,7 @@ import struct
 import threading
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,8 +156,8 @@ def _read_directory(path: Path) -> Directory:
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, struct.error) as error:
         raise damaged(path, f"not a whole zip ({error})") from None
     entries = {info.filename: info for info in infos}
-    seen: set[str] = set()
-    repeated = tuple(i.filename for i in infos if i.filename in seen or seen.add(i.filename))
+    counts = Counter(info.filename for info in infos)
+    repeated = tuple(name for name, count in counts.items() if count > 1)
     return Directory(MappingProxyType(entries), repeated)
 
 

@@ -178,7 +178,11 @@ def texts(
     times_us = windows.times_us(chosen[0])
     duration_s = float(times_us[-1] - times_us[0]) / 1e6
     for name in MODELS:
-        rows[name] = [target.write(says(name, past, target, duration_s)) for past in pasts]
+        answers = [says(name, past, target, duration_s) for past in pasts]
+        if not target.numbers or np.isfinite([each.numbers for each in answers]).all():
+            rows[name] = [target.write(each) for each in answers]
+    if target.numbers:  # ridge regression learns the fields of the built-in targets
+        return rows
     known = [history.past_of(train, i, target) for i in range(len(train))]
     ridge = EgoMotion.fit(known, truths)
     rows["ego_motion"] = [target.write(ridge.predict(past)) for past in pasts]

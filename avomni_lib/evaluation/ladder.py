@@ -25,7 +25,7 @@ from avomni_lib.params import Params
 from avomni_lib.plan import Bar, Plan, text_table
 from avomni_lib.training.model import adapter
 from avomni_lib.training.prompt import samples
-from avomni_lib.training.targets import target
+from avomni_lib.training.targets import target, target_of
 
 if TYPE_CHECKING:
     from avomni_lib.etl.cache.windows import Windows
@@ -126,7 +126,8 @@ def plan(p: Params) -> Plan:
     num_answers = (len(asked) + num_samples) * len(chosen)
     thinning = "" if len(chosen) == len(windows) else f", thinned from {len(windows):,}"
     rows = [
-        ("target", p.training.target, target(p.training.target).question),
+        *p.code_rows(),
+        ("target", p.training.target, target_of(p).question),
         (
             "windows",
             f"{len(chosen):,}",
@@ -254,7 +255,7 @@ def _num_samples(p: Params) -> int:
 
 def _camera(p: Params) -> str:
     """The one camera that is left: front wide, or the grid's first."""
-    cameras = rig.grid(p.vision.camera_setup).cameras
+    cameras = rig.grid(p.vision.cameras).cameras
     return (rig.FRONT_WIDE if rig.FRONT_WIDE in cameras else cameras[0]).name
 
 

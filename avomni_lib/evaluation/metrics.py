@@ -20,7 +20,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache.windows import Truth
 from avomni_lib.evaluation import bootstrap
 from avomni_lib.evaluation.claims import claims
-from avomni_lib.evaluation.scores import FALLBACK, MODEL, PARTS, Aligned, Scores
+from avomni_lib.evaluation.scores import FALLBACK, MODEL, Aligned, Scores, parts_of
 from avomni_lib.evaluation.slices import slices
 from avomni_lib.training.targets import Target
 
@@ -52,6 +52,9 @@ SCHEMA = pa.schema(
         ("platform", pa.string()),
     ]
 )
+
+# Of a target of the user's own: what is true, in the order of its numbers.
+OWN_NUMBERS = pa.field("numbers_true", pa.list_(pa.float64()))
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,10 @@ def rows(
         "hour": attribute("hour"),
         "platform": attribute("platform"),
     }
-    return pa.table(columns, schema=SCHEMA)
+    if not target.numbers:
+        return pa.table(columns, schema=SCHEMA)
+    columns[OWN_NUMBERS.name] = [each.numbers for each in true]
+    return pa.table(columns, schema=SCHEMA.append(OWN_NUMBERS))
 
 
 def write(table: pa.Table, path: Path) -> Path:
@@ -147,7 +153,7 @@ def read(path: Path) -> pa.Table:
         raise AvomniError(
             f"no answers can be read: {error}", where=str(path), fix="run 06_evaluate again"
         ) from None
-    if not table.schema.equals(SCHEMA):
+    if not any(table.schema.equals(one) for one in (SCHEMA, SCHEMA.append(OWN_NUMBERS))):
         raise AvomniError(
             f"not a table of answers: its columns are {', '.join(table.schema.names)}",
             where=str(path),
@@ -205,7 +211,7 @@ def figures(table: pa.Table, seed: int = 0) -> dict[str, Any]:
         }
         for name in of.names
     ]
-    kept = ("speed_mae_mps", "displacement_mae_m") if "summary" in PARTS[of.target] else ()
+    kept = ("speed_mae_mps", "displacement_mae_m") if "summary" in parts_of(of.target) else ()
     return {
         **{figure: {row: metrics[row][figure]["value"] for row in of.names} for figure in kept},
         "valid_share": valid.get(MODEL),

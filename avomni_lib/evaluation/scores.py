@@ -11,9 +11,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from avomni_lib import own_code
 from avomni_lib.errors import AvomniError
 from avomni_lib.evaluation import bootstrap, trajectories
 from avomni_lib.training.targets import Said, coc, target
+from avomni_lib.training.targets.form import bare
 
 # What a target says, and by which figure its ladder stands.
 PARTS = {
@@ -30,6 +32,7 @@ PRIMARY = {
     "coc_v1": "cause_word_f1",
     "full_v1": "speed_mae_mps",
 }
+OWN = "_mae"  # how the figure of a number is called that a user's own target says
 # A share of less than this is a share of nothing: windows that stand have no percentage.
 SHORTEST_M = 1.0
 _BLOCK = 500  # windows: 64 steps of all rows of all windows would be gigabytes
@@ -69,6 +72,7 @@ METRICS = {
     ),
     "consistency_m": Metric("mean gap between speed times duration and the displacement", "m"),
     "exact_share": Metric("share of answers in the exact form", more_is_better=True),
+    "match_share": Metric("share of answers that are the very text", more_is_better=True),
     "ade_m": Metric("average displacement error over 6.4 s", "m"),
     "fde_m": Metric("final displacement error at 6.4 s", "m"),
     "at_1s_m": Metric("mean distance after 1 s", "m"),
@@ -99,7 +103,14 @@ def metric(name: str) -> Metric:
     """A figure in words; `min_ade6_m` and its like are known by their number of samples."""
     if found := _MIN_ADE.fullmatch(name):
         return Metric(f"average displacement error of the best of {found[1]} sampled paths", "m")
+    if name not in METRICS and name.endswith(OWN):
+        return Metric(f"mean absolute error of {name.removesuffix(OWN)}")
     return METRICS[name]
+
+
+def parts_of(name: str) -> tuple[str, ...]:
+    """What a target says: of a user's own its numbers."""
+    return ("numbers",) if own_code.is_reference(name) else PARTS[name]
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,6 +219,28 @@ class Aligned:
         known = np.array([getattr(answer, field, None) for answer in answers], dtype=object)
         return self._filled(known[codes[self.places]])
 
+    def own_numbers(self) -> np.ndarray:
+        """(R, n, K) float64: the predicted numbers of a target of the user's own."""
+        codes, answers = self._read
+        known = np.full((len(answers), len(target(self.target).numbers)), np.nan)
+        for row, answer in zip(known, answers, strict=True):
+            if answer is not None and answer.numbers is not None:
+                row[:] = answer.numbers
+        return self._filled(known[codes[self.places]])
+
+    def own_ground_truth(self) -> np.ndarray:
+        """(n, K) float64: the same numbers in the ground truth."""
+        return np.array(self.table["numbers_true"].take(pa.array(self.places[0])).to_pylist())
+
+    def matches(self) -> np.ndarray:
+        """(R, n) bool: whether an answer is the very text that the model had to give."""
+        about = target(self.target)
+        truth = [about.write(Said(numbers=tuple(row))) for row in self.own_ground_truth()]
+        texts = self.table["answer"].to_pandas().to_numpy()[self.places]
+        return np.array(
+            [[t == bare(one or "") for one, t in zip(row, truth, strict=True)] for row in texts]
+        )
+
     def waypoints_m(self, windows: slice = slice(None)) -> np.ndarray:
         """(R, m, 16, 2) float64: the predicted paths of some windows, in the rig's frame."""
         return self._paths(self.places[:, windows], windows)
@@ -266,13 +299,14 @@ class Scores:
 
     def __init__(self, aligned: Aligned):
         self.aligned = aligned
-        self.primary = PRIMARY[aligned.target]
+        name = aligned.target
+        self.primary = PRIMARY[name] if name in PRIMARY else target(name).figure
 
     @functools.cached_property
     def names(self) -> list[str]:
         """The figures that there are, the primary one first."""
         names = list(self._values)
-        if "meta" in PARTS[self.aligned.target]:
+        if "meta" in parts_of(self.aligned.target):
             names += _F1
         return sorted(names, key=lambda name: name != self.primary)
 
@@ -318,8 +352,9 @@ class Scores:
     @functools.cached_property
     def _values(self) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
         """Figure -> the rows that have it and (rows, n) float64; NaN where it is about nothing."""
-        parts = PARTS[self.aligned.target]
+        parts = parts_of(self.aligned.target)
         makers = {"summary": self._summary, "future": self._future, "cause": self._cause}
+        makers["numbers"] = self._numbers
         values: dict[str, Any] = {}
         for part in parts:
             values |= makers[part]() if part in makers else {}
@@ -340,6 +375,16 @@ class Scores:
             "displacement_mae_m": off,
             "displacement_mape": share,
             "consistency_m": np.abs(speed * of.ground_truth("duration_s") - displacement),
+            "exact_share": of.exact.astype(np.float64),
+        }
+
+    def _numbers(self) -> dict[str, np.ndarray]:
+        of = self.aligned
+        off = np.abs(of.own_numbers() - of.own_ground_truth())
+        names = target(of.target).numbers
+        return {
+            **{f"{name}{OWN}": off[..., i] for i, name in enumerate(names)},
+            "match_share": of.matches().astype(np.float64),
             "exact_share": of.exact.astype(np.float64),
         }
 

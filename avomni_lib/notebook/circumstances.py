@@ -106,7 +106,7 @@ def first_frames(p: Params, found: Audit, num: int = 10) -> list[FirstFrame]:
         One a clip whose file is there; empty where none is.
     """
     catalog = Catalog.of(p)
-    cameras = [camera.name for camera in rig.grid(p.vision.camera_setup).cameras]
+    cameras = [camera.name for camera in rig.grid(p.vision.cameras).cameras]
     camera = rig.FRONT_WIDE.name if rig.FRONT_WIDE.name in cameras else cameras[0]
     there = [row for row in _chosen(found) if _clip(p, catalog, row["clip_id"], camera) is not None]
     frames = []

@@ -137,7 +137,7 @@ def questions(folder: Path) -> dict[str, dict]:
     }
     return {
         "everything, 4-cam": {"download": everything},
-        "everything, 7-cam": {"download": everything, "vision": {"camera_setup": "7-cam"}},
+        "everything, 7-cam": {"download": everything, "vision": {"cameras": "7-cam"}},
         "what fits 150 GB": {"download": {"target_chunks": NUM_CHUNKS, "target_size_gb": 150}},
         "night in three countries": {
             "download": {"target_chunks": 100, "target_size_gb": 1000, "clips": at_night}

@@ -63,7 +63,7 @@ def params(folder: Path, chunk: int, num_workers: int) -> Params:
             "dataset": {"source": "folder", "local_dir": str(folder / "set")},
             "download": {"target_chunks": 1, "chunks": [chunk]},
             "processing": {"num_workers": num_workers},
-            "vision": {"camera_setup": "7-cam"},
+            "vision": {"cameras": "7-cam"},
         }
     )
 

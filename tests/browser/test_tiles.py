@@ -128,11 +128,11 @@ def test_the_choice_is_written_as_it_was_shown(
     opened.get_by_label("params file").fill(str(path))
     page.keyboard.press("Enter")
     opened.get_by_role("button", name="7-cam").click()
-    opened.locator("pre", has_text="+  camera_setup: 7-cam").wait_for()
+    opened.locator("pre", has_text="+  cameras: 7-cam").wait_for()
     assert not path.exists()
     opened.get_by_role("button", name="write the choice").click()
     opened.get_by_text("Written.").wait_for()
-    assert Params.from_files([params, path]).vision.camera_setup == "7-cam"
+    assert Params.from_files([params, path]).vision.cameras == "7-cam"
 
 
 def test_nothing_reaches_over_the_edge_of_the_page(page: Page, opened: Locator, tmp_path: Path):

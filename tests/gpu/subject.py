@@ -66,7 +66,7 @@ class Subject:
             "dataset": {"source": "world"},
             "processing": {"sequence_length": LENGTH, "stride": STRIDE, "sample_hz": HZ}
             | {"tile_width": width, "tile_height": height},
-            "vision": {"camera_setup": setup},
+            "vision": {"cameras": setup},
             "model": {"base_model": str(self.nf4 if self.nf4.exists() else self.bf16)}
             | {"backend": "transformers"},
             # Enough passes that `max_steps` alone ends it.

@@ -271,7 +271,8 @@ def fetch_files(
             concurrent.futures.ThreadPoolExecutor(p.download.max_workers) as pool,
         ):
             try:
-                queue, pending = deque(todo), {}
+                queue = deque(todo)
+                pending: dict[concurrent.futures.Future[None], RemoteFile] = {}
                 while queue or pending:
                     if stop is not None and stop.is_set():
                         raise Stopped

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from avomni_lib.dataset import cameras
 from avomni_lib.dataset.catalog import (
     METADATA_FILES,
     Catalog,
@@ -174,7 +175,7 @@ def choose_chunks(
             "no chunk can be used: "
             + ("; ".join(over[:3]) or f"no clip has all of {', '.join(features)}"),
             where=str(catalog.folder),
-            fix="check dataset.revision and vision.camera_setup",
+            fix="check dataset.revision and vision.cameras",
         )
     rows, words = _picked(catalog, ranking, tuple(taken), p)
     if p.download.chunks is None:
@@ -271,8 +272,8 @@ def _too_small(p: Params, chunk: int, num_bytes: int) -> AvomniError:
         taken = "all chunks with named clips up to"
     gigabytes = num_bytes / 1e9
     return AvomniError(
-        f"{taken} {chunk}, with {p.vision.camera_setup} and metadata, take {gigabytes:.4g} GB; "
-        f"the budget is {p.download.target_size_gb:g} GB",
+        f"{taken} {chunk}, with {cameras.grid(p.vision.cameras)} and metadata, take "
+        f"{gigabytes:.4g} GB; the budget is {p.download.target_size_gb:g} GB",
         where="download.target_size_gb",
         fix=f"set it to {gigabytes * 1.001:.4g} or more, or take fewer chunks or cameras",
     )

@@ -119,7 +119,7 @@ def _named(
             f"{len(faulty)} of {len(names)} named clips cannot be used:"
             + _lines(faulty, lambda row: f"{catalog.clips.ids([row])[0]}: {lacks(row)}"),
             where=where,
-            fix="leave them out, or choose another vision.camera_setup",
+            fix="leave them out, or choose another vision.cameras",
         )
     is_named = np.zeros(len(usable), bool)
     is_named[rows] = True

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from avomni_lib import grids
 from avomni_lib.dataset import cameras, clocks, motion
 from avomni_lib.dataset.audit import calibration, findings
 from avomni_lib.dataset.clip import Clip
@@ -25,7 +26,7 @@ class Recipe:
     """All that a clip's arrays depend on besides the clip.
 
     Attributes:
-        setup: Name of the grid.
+        setup: The grid, as `vision.cameras` says it: a preset's name or rows of cameras.
         tile: (width, height) px of one camera.
         fit: `letterbox`, `crop` or `stretch`.
         sample_hz: Sampled frames a second.
@@ -34,7 +35,7 @@ class Recipe:
         obstacles: Whether other road users and events are kept.
     """
 
-    setup: str
+    setup: str | grids.Rows
     tile: tiling.Size
     fit: str
     sample_hz: float

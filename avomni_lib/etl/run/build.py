@@ -104,7 +104,7 @@ def recipe_of(p: Params) -> Recipe:
     """What of the parameters decides a clip's arrays."""
     processing = p.processing
     return Recipe(
-        p.vision.camera_setup,
+        cameras.grid(p.vision.cameras).value,
         (processing.tile_width, processing.tile_height),
         processing.fit,
         processing.sample_hz,

@@ -66,7 +66,7 @@ def clip_seconds(p: Params, clip: Clip | None = None) -> float:
     """Seconds of video a clip: of this one where its timestamps can be read, else as published."""
     if clip is not None:
         with contextlib.suppress(AvomniError, OSError, IndexError):
-            stamps = clip.timestamps(cameras.grid(p.vision.camera_setup).cameras[0].name)
+            stamps = clip.timestamps(cameras.grid(p.vision.cameras).cameras[0].name)
             return float(stamps[-1] - stamps[0]) / 1e6
     return p.rendered.clip_seconds if p.rendered else CLIP_SECONDS
 
@@ -74,7 +74,7 @@ def clip_seconds(p: Params, clip: Clip | None = None) -> float:
 def clip_video(p: Params, clip: Clip | None = None) -> Video:
     """One camera's video: of this clip where it can be read, else as published."""
     if clip is not None:
-        camera = cameras.grid(p.vision.camera_setup).cameras[0].name
+        camera = cameras.grid(p.vision.cameras).cameras[0].name
         with contextlib.suppress(AvomniError, OSError), stream.opened(clip.video(camera)) as opened:
             codec = opened.codec.name.removeprefix("lib").replace("dav1d", "av1")
             size = opened.codec.width, opened.codec.height
@@ -97,7 +97,7 @@ def frame_bytes(recipe: Recipe) -> int:
 
 def clip_bytes(p: Params, seconds: float, storage: str, jpeg_share: float = JPEG_SHARE) -> int:
     """Bytes of one clip of so many seconds in the cache."""
-    grid, processing = cameras.grid(p.vision.camera_setup), p.processing
+    grid, processing = cameras.grid(p.vision.cameras), p.processing
     pixels = math.prod(tiling.grid_size(grid, (processing.tile_width, processing.tile_height)))
     frame = 3 * pixels if storage == "raw" else JPEG_TABLES + jpeg_share * 3 * pixels
     row = 8 * (len(grid.cameras) + 1 + len(EGOMOTION_COLUMNS))
@@ -143,7 +143,7 @@ def storages(
     p: Params, num_clips: int, seconds: float, video: Video, decoder: str
 ) -> dict[str, dict[str, float]]:
     """Of each storage: `cache_bytes` when all is done, and `cpu_seconds` until then."""
-    num_videos = num_clips * len(cameras.grid(p.vision.camera_setup).cameras)
+    num_videos = num_clips * len(cameras.grid(p.vision.cameras).cameras)
     decode_s = num_videos * video.cpu_s(p.processing.sample_hz, decoder)
     pixel_bytes = num_clips * clip_bytes(p, seconds, "raw")
     return {
@@ -174,7 +174,7 @@ def plan(p: Params, recipe: Recipe, workers: tuple[int, str], decoder: tuple[str
         ("clips", f"{num_clips:,}", source),
         ("video", f"{video.codec}, {video.width}×{video.height} px", video.source),
         ("frames", f"{num_clips * frames:,}", f"{frames} a clip at {recipe.sample_hz:g} Hz"),
-        ("grid", f"{width}×{height} px", f"{recipe.setup}, {recipe.fit}"),
+        ("grid", f"{width}×{height} px", f"{grid}, {recipe.fit}"),
         ("windows", f"{num_windows:,}", f"{length} frames, one every {stride}, all splits"),
     ]
     for storage, told in both.items():

@@ -16,6 +16,7 @@ import pyarrow as pa
 import yaml
 
 from avomni_lib import files, hardware
+from avomni_lib.dataset import cameras
 from avomni_lib.errors import AvomniError
 from avomni_lib.evaluation import metrics
 from avomni_lib.evaluation.claims import FEWEST_CLIPS
@@ -119,7 +120,7 @@ def facts(p: Params, figures: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("base model", p.model.base_model),
         ("adapter", f"LoRA rank {p.model.lora_rank}, alpha {p.model.lora_alpha}"),
         ("trained on", trained),
-        ("target", f"{of.name}: {of.question}"),
+        ("target", f"{of.name}: {p.prompt.question or of.question}"),
         ("past motion in the prompt", "yes" if p.prompt.ego_history else "no"),
         ("answers held to the form", "yes" if p.evaluation.constrained else "no"),
         (
@@ -130,7 +131,10 @@ def facts(p: Params, figures: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("split, sha256", figures.get("split_sha256") or "not frozen"),
         ("source", f"{p.dataset.source}: {record.get('repo_id') or p.dataset.repo_id}"),
         ("revision", record.get("revision") or p.dataset.revision or "not recorded"),
-        ("cameras", f"{p.vision.camera_setup}, {p.processing.sequence_length} frames a window"),
+        (
+            "cameras",
+            f"{cameras.grid(p.vision.cameras)}, {p.processing.sequence_length} frames a window",
+        ),
         ("code", made_with["git_commit"] or "not in git"),
         ("machine", machine_of(made_with)),
         ("packages", ", ".join(f"{name} {version}" for name, version in packages.items())),

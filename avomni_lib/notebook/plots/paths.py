@@ -115,6 +115,8 @@ def describe(said: Said | None) -> str:
     if said.waypoints_m is not None:
         x, y = said.waypoints_m[-1]
         parts.append(f"in 6.4 s {x:.1f} m ahead, {abs(y):.1f} m {'left' if y >= 0 else 'right'}")
+    if said.numbers is not None:
+        parts.append(", ".join(f"{number:g}" for number in said.numbers))
     if said.cause is not None:
         parts.append(said.cause)
     return "; ".join(parts)
@@ -130,7 +132,10 @@ def _true(row: Mapping[str, Any]) -> Said:
         waypoints = tuple((float(x), float(y)) for x, y in every[step - 1 :: step])
     speed, length = row["speed_true_mps"], row["displacement_true_m"]
     manoeuvre = row["along_true"], row["across_true"]
-    return Said(speed, length, length, waypoints, *manoeuvre, row["cause_true"], row["cause_from"])
+    numbers = row.get("numbers_true")
+    causes = row["cause_true"], row["cause_from"]
+    own = None if numbers is None else tuple(numbers)
+    return Said(speed, length, length, waypoints, *manoeuvre, *causes, own)
 
 
 def _errors(table: pa.Table, model: str) -> tuple[np.ndarray, str]:

@@ -11,7 +11,7 @@ from avomni_lib.dataset.cameras import Grid
 from avomni_lib.notebook import progress
 from avomni_lib.notebook.plots import canvas
 from avomni_lib.training.fit import heldout
-from avomni_lib.training.targets.form import FIGURES
+from avomni_lib.training.targets.form import figure_in_words
 
 if TYPE_CHECKING:
     from avomni_lib.evaluation.before_after import Spoken
@@ -95,7 +95,7 @@ def _loss(
     if held_out:
         beside = axes.twinx()
         figure, _ = heldout.figure_of(held_out[0])
-        words, unit = FIGURES[figure]
+        words, unit = figure_in_words(figure)
         asked = [row["step"] for row in held_out], [row[figure] for row in held_out]
         lines += beside.plot(*asked, "o--", color=canvas.ORANGE, label=f"held-out {words}")
         beside.set_ylim(0, 1.2 * max(asked[1]) or 1.0)

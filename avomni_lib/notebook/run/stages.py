@@ -38,7 +38,7 @@ _SOURCE = (
     *(f"dataset.{key}" for key in ("source", "repo_id", "revision", "endpoint", "local_dir")),
     *("dataset.license_accepted", "dataset.world"),
     *(f"download.{key}" for key in ("target_chunks", "target_size_gb", "chunks", "clips")),
-    *("download.evict_raw", "vision.camera_setup", "processing.obstacles", "run.seed"),
+    *("download.evict_raw", "vision.cameras", "processing.obstacles", "run.seed"),
 )
 _CACHE = tuple(
     f"processing.{key}"
@@ -53,9 +53,9 @@ _WINDOWS = ("processing.sequence_length", "processing.stride")
 _PLAN = (
     "run.price_per_hour",
     *(f"model.{key}" for key in ("base_model", "backbone", "max_seq_length", "load_in_4bit")),
-    *("model.lora_rank", "training.target", "training.batch_size", "training.num_epochs"),
+    *("model.lora_rank", "model.lora_targets", "training.target", "training.batch_size"),
     *("training.gradient_accumulation_steps", "training.gradient_checkpointing"),
-    *("training.max_steps", "training.num_processes", "training.optimizer"),
+    *("training.num_epochs", "training.max_steps", "training.num_processes", "training.optimizer"),
 )
 
 STAGES = (
@@ -71,14 +71,14 @@ STAGES = (
         "03_etl",
         "clips to the cache of grid frames",
         ("02_download",),
-        ("vision.camera_setup", "download.evict_raw", *_CACHE),
+        ("vision.cameras", "download.evict_raw", *_CACHE),
         ("cache",),
     ),
     Stage(
         "04_tiles",
         "what the model will see",
         ("03_etl",),
-        (*_WINDOWS, "vision.camera_setup", "prompt.ego_history", *_TILES, *_PLAN),
+        (*_WINDOWS, "vision.cameras", "prompt", *_TILES, *_PLAN),
     ),
     Stage(
         "05_train",

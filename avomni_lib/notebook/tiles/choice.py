@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from avomni_lib import grids
 from avomni_lib.dataset import cameras as rig
 from avomni_lib.params import Params
 
 Tile = tuple[int, int]  # (width, height) px
-OWN_LIST = "own list"
+OWN_LIST, OWN_GRID = "own list", "own grid"
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,9 @@ class Choice:
     """What 04 lets one change.
 
     Attributes:
-        setup: `4-cam`, `7-cam`, or `own list`, which is for looking at alone: `vision.camera_setup`
-            knows no other grids than the first two.
-        cameras: Features' names of an own list, in the order of its tiles; empty otherwise.
+        setup: `4-cam`, `7-cam`, `own grid` (rows of the params file) or `own list`.
+        cameras: Of an own grid its rows of names, with None for an empty cell; of an own list the
+            names in the order of its tiles, which makes a grid as square as it can be.
         tile: (width, height) px of one camera.
         fit: `letterbox`, `crop` or `stretch`.
         sample_hz: Sampled frames a second.
@@ -29,7 +30,7 @@ class Choice:
     """
 
     setup: str
-    cameras: tuple[str, ...]
+    cameras: tuple[str, ...] | grids.Rows
     tile: Tile
     fit: str
     sample_hz: float
@@ -38,10 +39,10 @@ class Choice:
     @classmethod
     def of(cls, p: Params) -> Choice:
         """The run's own."""
-        processing = p.processing
+        processing, value = p.processing, rig.grid(p.vision.cameras).value
         return cls(
-            p.vision.camera_setup,
-            (),
+            value if isinstance(value, str) else OWN_GRID,
+            () if isinstance(value, str) else value,
             (processing.tile_width, processing.tile_height),
             processing.fit,
             processing.sample_hz,
@@ -54,14 +55,11 @@ class Choice:
         return f"{self.setup}, tiles of {width}×{height}{how}"
 
     @property
-    def is_legal(self) -> bool:
-        """Whether a params file can say it."""
-        return self.setup in rig.GRIDS
-
-    @property
     def grid(self) -> rig.Grid:
-        """Rows and columns of the cameras; of an own list as square as they can be."""
-        return rig.grid(self.setup) if self.is_legal else grid_of(self.cameras)
+        """Rows and columns of the cameras."""
+        if self.setup in rig.GRIDS:
+            return rig.GRIDS[self.setup]
+        return rig.grid(self.cameras) if self.setup == OWN_GRID else grid_of(self.cameras)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -69,7 +67,7 @@ class Choice:
         return self.grid.rows * self.tile[1], self.grid.cols * self.tile[0]
 
     def laid_over(self, p: Params) -> Params:
-        """The run with this choice; with an own list, all of it but the cameras."""
+        """The run with this choice."""
         processing = {
             "tile_width": self.tile[0],
             "tile_height": self.tile[1],
@@ -77,7 +75,9 @@ class Choice:
             "sample_hz": self.sample_hz,
             "sequence_length": self.sequence_length,
         }
-        vision = {"camera_setup": self.setup} if self.is_legal else {}
+        # What the run names stays as it is named there, as by a module's attribute.
+        same = self.grid.value == rig.grid(p.vision.cameras).value
+        vision = {} if same else {"cameras": self.grid.value}
         vision |= {"window_size": self.sequence_length} if p.vision.window_size else {}
         return p.model_copy(
             update={
@@ -89,7 +89,7 @@ class Choice:
 
 # What a choice changes in a params file, by section.
 KEYS = {
-    "vision": ("camera_setup", "window_size"),
+    "vision": ("cameras", "window_size"),
     "processing": ("tile_width", "tile_height", "fit", "sample_hz", "sequence_length"),
 }
 
@@ -105,4 +105,4 @@ def grid_of(names: Sequence[str]) -> rig.Grid:
     cols = max(math.isqrt(max(len(names) - 1, 0)) + 1, 1)
     rows = max(-(-len(names) // cols), 1)
     cells = [rig.BY_NAME[name] for name in names]
-    return rig.Grid(OWN_LIST, rows, cols, (*cells, *[None] * (rows * cols - len(cells))))
+    return rig.Grid(rig.OWN, rows, cols, (*cells, *[None] * (rows * cols - len(cells))))

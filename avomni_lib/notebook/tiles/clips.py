@@ -155,7 +155,7 @@ class Clips:
     def _raw_motion(self, clip_id: str, sample_hz: float) -> Motion:
         """As `sampling.sample_clip` samples a sound clip."""
         clip, horizon_s = self.raw.clip(clip_id), self.p.processing.horizon_s
-        cameras = rig.grid(self.p.vision.camera_setup).cameras
+        cameras = rig.grid(self.p.vision.cameras).cameras
         stamps = [clip.timestamps(camera.name) for camera in cameras]
         times, ego = sampling.clip_times(clip, stamps, sample_hz, horizon_s)
         return Motion(**sampling.clip_motion(ego, times, horizon_s))

@@ -111,14 +111,17 @@ class ChoiceControls(ipywidgets.VBox):
     """
 
     def __init__(self, own: Choice, square_px: int):
+        self._own = own
         self.setup = ipywidgets.ToggleButtons(
-            options=[*cameras.GRIDS, OWN_LIST], value=own.setup, style={"button_width": "80px"}
+            options=[*dict.fromkeys([*cameras.GRIDS, own.setup, OWN_LIST])],
+            value=own.setup,
+            style={"button_width": "80px"},
         )
         # Its own description would stand above it.
         label = ipywidgets.HTML("setup", layout={"width": LABEL, "margin": "2px 8px 0 0"})
         label.add_class("avomni-label")
         self.cameras = ipywidgets.TagsInput(
-            value=[camera.label for camera in cameras.grid(own.setup).cameras],
+            value=[camera.label for camera in own.grid.cameras],
             allowed_tags=list(LABELS),
             allow_duplicates=False,
             placeholder="add a camera",
@@ -177,10 +180,11 @@ class ChoiceControls(ipywidgets.VBox):
             self.cameras.value = [*self.cameras.value, change["new"]]
 
     def choice(self) -> Choice:
-        own = self.setup.value == OWN_LIST
+        setup = self.setup.value
+        own = tuple(LABELS[label] for label in self.cameras.value) if setup == OWN_LIST else ()
         return Choice(
-            self.setup.value,
-            tuple(LABELS[label] for label in self.cameras.value) if own else (),
+            setup,
+            self._own.cameras if setup == self._own.setup else own,
             (self.width.value, self.height.value),
             self.fit.value,
             self.rate.value,

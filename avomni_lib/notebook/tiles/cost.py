@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from dataclasses import dataclass
 
 from avomni_lib import files
@@ -19,7 +18,6 @@ from avomni_lib.training.fit import job, trainer
 from avomni_lib.training.forecast import estimate, step_time
 from avomni_lib.training.forecast.model_size import anatomy_of
 from avomni_lib.training.model.load import TINY
-from avomni_lib.training.prompt import tokens
 from avomni_lib.training.prompt.tokens import Tokens
 
 REFUSED = "05_train would refuse it"
@@ -65,7 +63,7 @@ def cost(p: Params, choice: Choice, footage: Footage) -> Plan:
     warnings = []
     told = None
     try:
-        told = _tokens(laid, choice)
+        told = estimate.tokens_per_sample(laid)
     except AvomniError as error:
         warnings.append(f"{REFUSED}: {error.what}")
         rows = [("vision tokens", "none", "the grid does not divide into the model's squares")]
@@ -91,8 +89,6 @@ def cost(p: Params, choice: Choice, footage: Footage) -> Plan:
         ("ETL", minutes(cpu_seconds / workers), f"estimated, {workers} workers"),
         _step(p, laid, told, figures),
     ]
-    if not choice.is_legal:
-        warnings.append("an own list is for looking at: vision.camera_setup cannot name it")
     return Plan(f"{choice}, {choice.sample_hz:g} Hz", rows, warnings, figures)
 
 
@@ -106,33 +102,14 @@ def in_short(told: Plan) -> str:
     return f"{told.title}: {tokens_told}, {told.rows[0][2]}{note}, {size}"
 
 
-def _tokens(laid: Params, choice: Choice) -> Tokens:
-    if choice.is_legal:
-        return estimate.tokens_per_sample(laid)
-    vision = tokens.backbone_of(laid).num_vision_tokens(choice.sequence_length, *choice.size)
-    # The prompt names the cameras; those of an own list take about as many words.
-    return Tokens(vision, *_text(laid))
-
-
-def _text(laid: Params) -> tuple[int, int]:
-    """Tokens of text, and of them the answer's: of a grid that divides whatever the tile is."""
-    size = {"tile_width": 64, "tile_height": 64}
-    told = estimate.tokens_per_sample(
-        laid.model_copy(update={"processing": laid.processing.model_copy(update=size)})
-    )
-    return told.text, told.answer
-
-
 def _etl(laid: Params, choice: Choice, footage: Footage) -> tuple[float, float]:
     """(bytes of the cache, CPU seconds to make it), as `forecast.storages` tells for a setup."""
     storage, clips = laid.processing.storage, footage.num_clips
-    own = math.prod(choice.size)
-    share = own / math.prod(estimate.grid_size(laid))  # 1 but for an own list
     decoder = video.choose_decoder(laid.processing.decoder)[0]
     decode_s = footage.video.cpu_s(choice.sample_hz, decoder) * len(choice.grid.cameras)
-    pixels = share * forecast.clip_bytes(laid, footage.seconds, "raw")
+    pixels = forecast.clip_bytes(laid, footage.seconds, "raw")
     cpu_s = decode_s + pixels * forecast.STORE_S[storage]
-    return clips * share * forecast.clip_bytes(laid, footage.seconds, storage), clips * cpu_s
+    return clips * forecast.clip_bytes(laid, footage.seconds, storage), clips * cpu_s
 
 
 def _step(

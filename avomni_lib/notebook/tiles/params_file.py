@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,15 +54,8 @@ def text_of(path: Path, p: Params, choice: Choice) -> str:
     changed in its place, and all else stays, comments too.
 
     Raises:
-        AvomniError: an own list of cameras, which no params file can say; or the file is not of a
-            form that can be changed line by line.
+        AvomniError: the file is not of a form that can be changed line by line.
     """
-    if not choice.is_legal:
-        raise AvomniError(
-            "an own list of cameras is for looking at: vision.camera_setup knows "
-            "4-cam and 7-cam alone",
-            fix="choose one of the two to write it down",
-        )
     before, text = choices.values(p), read(path)
     stated = params_yaml.parse(text, str(path))
     changes: dict[str, dict[str, Any]] = {}
@@ -140,11 +134,12 @@ def _set(lines: list[str], section: str, key: str, value: str) -> None:
     if start is None:
         lines += [*([""] if lines else []), f"{section}:", f"  {key}: {value}"]
         return
-    last = start
+    old_names = [old for old, new in params_yaml.RENAMED.get(section, {}).items() if new == key]
+    last, names = start, "|".join([key, *old_names])
     for i in range(start + 1, len(lines)):
         if re.match(r"[^\s#]", lines[i]):
             break
-        found = re.match(rf"( +){key}:( *)([^#\n]*?)( *)(#.*)?$", lines[i])
+        found = re.match(rf"( +)(?:{names}):( *)([^#\n]*?)( *)(#.*)?$", lines[i])
         if found:
             indent, space, old, gap, comment = found.groups()
             # The comment stays in its column where there is room.
@@ -170,4 +165,4 @@ def _fresh(path: Path, changes: Changes, before: Changes) -> str:
 
 
 def _scalar(value: Any) -> str:
-    return yaml.safe_dump(value).split("\n")[0]
+    return yaml.safe_dump(value, default_flow_style=True, width=math.inf).split("\n")[0]

@@ -50,8 +50,9 @@ class Preview:
         cache = self.clips.cache
         if cache is None:
             return False
-        header = (cache.grid.name, cache.tile, cache.header["fit"], cache.sample_hz)
-        return header == (choice.setup, choice.tile, choice.fit, choice.sample_hz)
+        header = (cache.grid.cells, cache.grid.cols, cache.tile, cache.header["fit"])
+        wanted = (choice.grid.cells, choice.grid.cols, choice.tile, choice.fit)
+        return header == wanted and cache.sample_hz == choice.sample_hz
 
     def windows(self, clip_id: str, choice: Choice, horizon_s: float = 0.0) -> Windows:
         """The windows of one clip; their numbers are their indices while `horizon_s` is 0."""

@@ -172,10 +172,10 @@ class RawFrames:
         if not (folder / path).exists():
             raise AvomniError(
                 f"{cameras.BY_NAME[camera].label} is not on the disk: 02_download fetches the "
-                f"cameras of vision.camera_setup, {self.p.vision.camera_setup}",
+                f"cameras of vision.cameras, {cameras.grid(self.p.vision.cameras)}",
                 where=str(folder / path),
                 fix="fetch it, into the raw files that all runs share: python -m avomni_lib run "
-                "PARAMS.yaml --only 01 02 --set run.name=look --set vision.camera_setup=7-cam",
+                "PARAMS.yaml --only 01 02 --set run.name=look --set vision.cameras=7-cam",
             )
 
 

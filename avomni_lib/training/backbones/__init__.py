@@ -25,7 +25,14 @@ class Backbone(Protocol):
     prompt_form: str  # recorded beside an adapter: training and serving must agree on it
     end_of_turn: str  # the token that ends an answer
     vision_token: str  # the placeholder that stands for one vision token
-    lora_pattern: str  # full names of the modules that LoRA adapts
+
+    @property
+    def language_model(self) -> str:
+        """What is in the full name of each module of the language model."""
+
+    @property
+    def lora_targets(self) -> tuple[str, ...]:
+        """How the names of the modules end that LoRA adapts unless `model.lora_targets` says."""
 
     @property
     def side_multiple(self) -> int:

@@ -48,7 +48,8 @@ class Qwen3VL:
     end_of_turn = TURN_END
     vision_token = VIDEO_TOKEN
     # The vision tower's attention is a fused `qkv` and `proj`; only the language model is adapted.
-    lora_pattern = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj)"
+    language_model = "language_model"
+    lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj")
     skip_modules = ("model.visual", "lm_head")
 
     @classmethod

@@ -14,7 +14,7 @@ import yaml
 from avomni_lib.training.export import usage
 from avomni_lib.training.export.usage import block
 from avomni_lib.training.fit import heldout
-from avomni_lib.training.targets.form import FIGURES
+from avomni_lib.training.targets.form import figure_in_words
 
 KINDS = {"adapter": ("LoRA adapter", "peft"), "merged": ("Merged model", "transformers")}
 # What follows from the training alone; nothing else of 05's figures stands in an adapter's card.
@@ -93,11 +93,17 @@ def _opening(record: Mapping[str, Any], merged: bool) -> str:
 def _answers(record: Mapping[str, Any]) -> str:
     height, width = record["grid_size"]
     rows = {
-        "target": f"`{record['target']}`",
+        "target": _target(record),
         "cameras": f"{record['camera_setup']}, one grid of {width}×{height} px a frame",
         "frames": f"{record['sequence_length']} at {record['sample_hz']:g} Hz",
     }
     return f"## What it answers\n\n{_table(rows)}\n\n{block([record['question']])}"
+
+
+def _target(record: Mapping[str, Any]) -> str:
+    source = record.get("target_source")
+    own = f", code of its maker's own (sha256 of its source {source})" if source else ""
+    return f"`{record['target']}`{own}"
 
 
 def _data(record: Mapping[str, Any], merged: bool) -> str:
@@ -130,7 +136,7 @@ def _training(record: Mapping[str, Any], figures: Mapping[str, Any], merged: boo
     came_out = {words: figures[name] for name, words in shown.items() if name in figures}
     if best := heldout.best(figures.get("heldout", [])):
         (figure, error), step = heldout.figure_of(best), best["step"]
-        words, unit = FIGURES[figure]
+        words, unit = figure_in_words(figure)
         name = f"{words} on held-out windows" + (f", {unit}" if unit else "")
         came_out[name] = f"{error:.3f} after step {step:,.0f}"
     tables = [_table(rows)] + ([_table(came_out)] if came_out else [])
@@ -185,4 +191,6 @@ def _cell(value: Any) -> str:
         return ", ".join(f"{name.removesuffix('_gb')} {_cell(one)}" for name, one in value.items())
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
     return f"{value:.6g}" if isinstance(value, float) else str(value).replace("|", "\\|")

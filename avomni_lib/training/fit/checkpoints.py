@@ -21,7 +21,6 @@ from avomni_lib import files
 from avomni_lib.errors import AvomniError
 from avomni_lib.training.fit import checksums, heldout
 
-KEPT = 2  # checkpoints; the one before the last serves where the last is damaged
 NAME = re.compile(r"checkpoint-(?:0|[1-9]\d*)")
 METRICS_FILE = "metrics.jsonl"
 HISTORY_FILE = "heldout.json"  # in a checkpoint: its held-out figure and those before it
@@ -56,10 +55,12 @@ class Checkpoints:
         folder: Below `run/checkpoints`; made if missing.
         plan: What makes this training this one, kept beside it for people.
         writes: Whether this process writes here; of several that train together one does.
+        kept: The newest checkpoints that stay, two or more: the one before the last serves where
+            the last is damaged.
     """
 
-    def __init__(self, folder: Path, plan: dict[str, Any], writes: bool = True):
-        self.folder = Path(folder)
+    def __init__(self, folder: Path, plan: dict[str, Any], writes: bool = True, kept: int = 2):
+        self.folder, self.kept = Path(folder), kept
         self.partial = self.folder / "partial"
         self.training = files.hash_json(plan)
         self.writes = writes
@@ -148,7 +149,7 @@ class Checkpoints:
 
     def _drop_old(self) -> None:
         best = heldout.best(self.history)
-        for old in self.all()[:-KEPT]:
+        for old in self.all()[: -self.kept]:
             if best is None or step_of(old) != best["step"]:
                 shutil.rmtree(old)
 

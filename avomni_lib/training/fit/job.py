@@ -36,8 +36,9 @@ LOCK, START_LOCK = ".lock", ".start.lock"
 JOB_FILE, OUTCOME_FILE, PARAMS_FILE = "job.json", "outcome.json", "params.json"
 LOG_FILE = "train.log"
 # Of what the model sees, that which is not in `model` and `training` anyway.
-SEEN = tuple(
-    name for name in parameter_names() if name.partition(".")[0] not in ("model", "training")
+SEEN = (
+    *(name for name in parameter_names() if name.partition(".")[0] not in ("model", "training")),
+    *("prompt.question", "vision.cameras"),
 )
 # What a training follows from: two with the same values are the same training.
 READS = ("run.seed", "processing.stride", *SEEN, "model", "training")

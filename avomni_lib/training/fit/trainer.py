@@ -51,6 +51,7 @@ def plan(p: Params, probe: bool = True) -> Plan:
     device = choices["device"].value
     left_out, causes = samples.left_out(windows), samples.causes_from(windows, talk.target)
     rows = [
+        *p.code_rows(),
         ("base model", p.model.base_model, location if location != p.model.base_model else ""),
         (
             "windows",

@@ -90,7 +90,9 @@ def work(
     digest = load.base_digest(load.base_location(p.model.base_model), base.model.config)
     record = adapter.record_of(p, windows, talk, digest, base.choices)
     folder = p.checkpoints_dir / (".probe" if probe else files.hash_json(record)[:12])
-    checkpoints = Checkpoints(folder, record, writes=share.rank == 0)
+    checkpoints = Checkpoints(
+        folder, record, writes=share.rank == 0, kept=p.training.save_total_limit
+    )
     if ignored:
         reason = f"{', '.join(ignored)} would have changed what is learned"
         choices["environment"] = Choice("left out in part", reason)

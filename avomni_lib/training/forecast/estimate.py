@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from avomni_lib import optimizers
+from avomni_lib.dataset import cameras
 from avomni_lib.dataset.select.forecast import forecast
 from avomni_lib.etl.cache.shard import STORAGES
 from avomni_lib.etl.cache.windows import num_windows
@@ -118,9 +119,14 @@ def plan_run(p: Params) -> Plan:
             "05_train will refuse it; lower the tile size or processing.sequence_length"
         )
     rows = [
+        *p.code_rows(),
         ("to fetch", gigabytes(raw.num_bytes), f"chunks: {raw.num_chunks}; {raw.note}"),
         ("clips", f"{raw.num_clips:,}", f"{raw.seconds:g} s each"),
-        ("grid", f"{width}×{height} px", f"{p.vision.camera_setup}, {frames} frames a clip"),
+        (
+            "grid",
+            f"{width}×{height} px",
+            f"{cameras.grid(p.vision.cameras)}, {frames} frames a clip",
+        ),
         ("cache", gigabytes(cache[storage]), _cache_note(cache, storage)),
         ("windows", f"{raw.num_clips * each:,}", f"{length} frames, {(length - 1) / hz:g} s"),
         (

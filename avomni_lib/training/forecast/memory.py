@@ -139,11 +139,11 @@ def memory(
     linears = anatomy.language.num_linears
     weights = (anatomy.num_weights - linears) * dtype_bytes
     weights += round(linears * (NF4_BYTES if in_4bit else dtype_bytes))
-    adapter = 2 * FLOAT32 * anatomy.num_adapter(p.model.lora_rank)
+    adapter = 2 * FLOAT32 * anatomy.num_adapter(p.model.lora_rank, p.model.lora_targets)
     # Beside float32 weights of the adapter autocast keeps the copies that the forward pass computed
     # with for the backward pass; where layers are computed again, for one layer, which is nothing.
     if dtype_bytes < FLOAT32 and not p.training.gradient_checkpointing:
-        adapter += dtype_bytes * anatomy.num_adapter(p.model.lora_rank)
+        adapter += dtype_bytes * anatomy.num_adapter(p.model.lora_rank, p.model.lora_targets)
     kept, layer, logits = _language(p, anatomy, tokens, dtype_bytes, in_4bit)
     patches, vision, seen = _vision(p, anatomy, tokens, dtype_bytes)
     return Memory(
@@ -209,7 +209,7 @@ def _vision(p: Params, anatomy: Anatomy, tokens: Tokens, b: int) -> tuple[int, i
 
 def _moments(p: Params, anatomy: Anatomy) -> int:
     """Bytes of the optimizer's two moments a weight; those of any other than AdamW are no more."""
-    matrices = anatomy.adapter_matrices(p.model.lora_rank)
+    matrices = anatomy.adapter_matrices(p.model.lora_rank, p.model.lora_targets)
     each = [2 * FLOAT32 * size for size in matrices]
     if "8bit" in p.training.optimizer:
         scaled = 2 * (1 + FLOAT32 / BLOCK_8BIT)

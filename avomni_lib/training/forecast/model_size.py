@@ -7,7 +7,7 @@ table of the released sizes. No torch, no network.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -196,17 +196,29 @@ class Anatomy:
             + vision.num_mergers
         )
 
-    def adapter_matrices(self, rank: int) -> list[int]:
-        """Weights of each of LoRA's matrices in one layer: A and B of q, k, v and o."""
-        language = self.language
-        q, k = language.query, language.key
-        sides = [(language.hidden, q), (language.hidden, k), (language.hidden, k)]
-        sides.append((q, language.hidden))
-        return [rank * side for sides_of_one in sides for side in sides_of_one]
+    def adapter_matrices(self, rank: int, targets: Sequence[str] | None = None) -> list[int]:
+        """Weights of each of LoRA's matrices in one layer: A and B of each adapted module.
 
-    def num_adapter(self, rank: int) -> int:
+        Args:
+            targets: `model.lora_targets`; None is q, k, v and o of the attention.
+        """
+        hidden, inner = self.language.hidden, self.language.intermediate
+        q, k = self.language.query, self.language.key
+        sides = {
+            "q_proj": (hidden, q),
+            "k_proj": (hidden, k),
+            "v_proj": (hidden, k),
+            "o_proj": (q, hidden),
+            "gate_proj": (hidden, inner),
+            "up_proj": (hidden, inner),
+            "down_proj": (inner, hidden),
+        }
+        ends = [name.rpartition(".")[2] for name in targets or tuple(sides)[:4]]
+        return [rank * side for name in ends for side in sides.get(name, ())]
+
+    def num_adapter(self, rank: int, targets: Sequence[str] | None = None) -> int:
         """Weights of the adapter at this rank."""
-        return self.language.layers * sum(self.adapter_matrices(rank))
+        return self.language.layers * sum(self.adapter_matrices(rank, targets))
 
 
 # As in config.json of Qwen/Qwen3-VL-{2B,4B,8B,32B}-Instruct of October 2025. The mixtures of

@@ -15,7 +15,7 @@ language model's layers forward once more.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -73,12 +73,18 @@ class Probe:
         return self.cpu_seconds_per_step if device == "cpu" else self.seconds_per_step
 
 
-def operations(anatomy: Anatomy, tokens: Tokens, num_frames: int, rank: int) -> Operations:
+def operations(
+    anatomy: Anatomy,
+    tokens: Tokens,
+    num_frames: int,
+    rank: int,
+    targets: Sequence[str] | None = None,
+) -> Operations:
     """Operations of one window, forward.
 
     Args:
         num_frames: Of the window.
-        rank: LoRA's.
+        rank, targets: LoRA's, as `model.lora_rank` and `model.lora_targets`.
     """
     of, tower, length = anatomy.language, anatomy.vision, tokens.total
     patches = tokens.vision * tower.patches_per_token
@@ -91,7 +97,7 @@ def operations(anatomy: Anatomy, tokens: Tokens, num_frames: int, rank: int) -> 
     return Operations(
         linears=2 * of.num_linears * length,
         attention=2 * of.layers * length**2 * of.query,
-        lora=2 * anatomy.num_adapter(rank) * length,
+        lora=2 * anatomy.num_adapter(rank, targets) * length,
         logits=2 * of.num_embeddings * tokens.answer,
         vision=vision + 2 * tower.num_mergers * tokens.vision,
     )
@@ -104,7 +110,9 @@ def windows_per_step(p: Params) -> int:
 
 def expected_seconds(p: Params, anatomy: Anatomy, tokens: Tokens) -> float:
     """Seconds of an optimizer step on `training.num_processes` cards, by arithmetic alone."""
-    of_window = operations(anatomy, tokens, p.processing.sequence_length, p.model.lora_rank)
+    of_window = operations(
+        anatomy, tokens, p.processing.sequence_length, p.model.lora_rank, p.model.lora_targets
+    )
     work = windows_per_step(p) * of_window.step(p.training.gradient_checkpointing)
     return work / (CARD_FLOPS * UTILISATION * p.training.num_processes)
 

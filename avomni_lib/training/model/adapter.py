@@ -16,7 +16,8 @@ from avomni_lib.training.export.card import card
 from avomni_lib.training.fit import checksums
 from avomni_lib.training.fit.checkpoints import rename_folder
 from avomni_lib.training.model.model_input import shortened, what_the_model_sees
-from avomni_lib.training.prompt.conversation import Conversation, prompt_text
+from avomni_lib.training.prompt.conversation import Conversation
+from avomni_lib.training.targets.own import source_of
 
 RECORD_FILE, WEIGHTS_FILE = "record.json", "adapter_model.safetensors"
 # What an adapter is loaded from; its card may be edited.
@@ -24,7 +25,8 @@ LOADED = (WEIGHTS_FILE, "adapter_config.json", RECORD_FILE)
 # Parameters of the training that change its speed, its memory or what is written down about it.
 NOT_LEARNED = (
     *("batch_size", "gradient_accumulation_steps", "num_processes"),
-    *("gradient_checkpointing", "save_steps", "logging_steps", "report_to", "blind_steps"),
+    *("gradient_checkpointing", "save_steps", "save_total_limit", "logging_steps", "report_to"),
+    "blind_steps",
 )
 CONFIDENTIAL = "contains confidential data: do not share"
 
@@ -88,18 +90,19 @@ def record_of(
         "base_model": p.model.base_model,
         "base_digest": base_digest,
         "prompt_form": talk.backbone.prompt_form,
-        "question": prompt_text(cameras.grid(p.vision.camera_setup), talk.target),
+        "question": talk.words,
         "prompt": shortened(talk.text, talk.backbone.vision_token),
         "prompt_tokens": len(talk.prompt_ids),
         "target": p.training.target,
+        **({"target_source": own.sha256} if (own := source_of(talk.target)) else {}),
         "ego_history": p.prompt.ego_history,
-        "camera_setup": p.vision.camera_setup,
+        "camera_setup": cameras.grid(p.vision.cameras).name,
         "sequence_length": num_frames,
         "grid_size": [height, width],
         "sample_hz": p.processing.sample_hz,
         "stride": p.processing.stride,
         "seed": p.run.seed,
-        "model": p.values("model")["model"],
+        "model": _model_values(p),
         "training": training | {"windows_per_step": windows_per_step},
         # `cuda:1` is another rank's card, not another training.
         "choices": {name: value.partition(":")[0] for name, value in chosen.items()},
@@ -129,6 +132,15 @@ def export(
     files.write_json(partial / RECORD_FILE, record)
     checksums.write(partial)
     rename_folder(partial, folder)
+
+
+def _model_values(p: Params) -> dict[str, Any]:
+    """The section `model`; `lora_targets` only where it is not left to the backbone, so that
+    trainings from before there was this key are still the same."""
+    values: dict[str, Any] = p.values("model")["model"]
+    if values["lora_targets"] is None:
+        del values["lora_targets"]
+    return values
 
 
 def _damaged(folder: Path, reason: str) -> AvomniError:

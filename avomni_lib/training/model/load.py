@@ -120,11 +120,13 @@ def add_adapter(model: Any, p: Params, kind: Backbone, backend: str = "transform
     A function of `run.seed`: the adapter's start does not depend on what ran before.
 
     Raises:
-        AvomniError: the model has no module that the backbone names.
+        AvomniError: the model has no module that the backbone or `model.lora_targets` names.
     """
+    pattern = _lora_pattern(model, p, kind)
     if backend == "unsloth":
         from unsloth import FastVisionModel
 
+        own = {} if p.model.lora_targets is None else {"target_modules": pattern}
         return FastVisionModel.get_peft_model(
             model,
             r=p.model.lora_rank,
@@ -136,6 +138,7 @@ def add_adapter(model: Any, p: Params, kind: Backbone, backend: str = "transform
             finetune_attention_modules=True,
             finetune_mlp_modules=False,
             random_state=p.run.seed,
+            **own,
         )
     from peft import LoraConfig, get_peft_model
     from transformers import set_seed
@@ -146,7 +149,7 @@ def add_adapter(model: Any, p: Params, kind: Backbone, backend: str = "transform
         lora_alpha=p.model.lora_alpha,
         lora_dropout=p.model.lora_dropout,
         bias="none",
-        target_modules=kind.lora_pattern,
+        target_modules=pattern,
         task_type="CAUSAL_LM",
     )
     try:
@@ -155,6 +158,33 @@ def add_adapter(model: Any, p: Params, kind: Backbone, backend: str = "transform
         raise AvomniError(
             f"the adapter finds no place in the base model: {error}", where="model.base_model"
         ) from None
+
+
+def _lora_pattern(model: Any, p: Params, kind: Backbone) -> str:
+    """A pattern of the full names of the modules that LoRA adapts.
+
+    Raises:
+        AvomniError: the language model has no linear layer whose name ends so; all that it has.
+    """
+    from torch.nn import Linear  # bitsandbytes' layers of 4 bit are such
+
+    named = p.model.lora_targets or kind.lora_targets
+    there = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, Linear) and kind.language_model in name.split(".")
+    ]
+    unknown = [own for own in named if not any(f".{each}".endswith(f".{own}") for each in there)]
+    if unknown:
+        ends = dict.fromkeys(name.rpartition(".")[2] for name in there)
+        raise AvomniError(
+            "the adapter finds no place in the base model: its language model has no linear layer "
+            f"called {', '.join(unknown)}",
+            where="model.base_model" if p.model.lora_targets is None else "model.lora_targets",
+            fix=f"there are {', '.join(ends) or 'none'}",
+        )
+    # For the backbone's own the very text that adapters have always been saved with.
+    return rf".*{kind.language_model}.*\.({'|'.join(own.replace('.', '[.]') for own in named)})"
 
 
 def load_adapter(

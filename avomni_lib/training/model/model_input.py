@@ -20,7 +20,8 @@ from avomni_lib.params import Params
 from avomni_lib.training.backbones import Backbone
 from avomni_lib.training.prompt import history
 from avomni_lib.training.prompt.conversation import prompt_text
-from avomni_lib.training.targets import target
+from avomni_lib.training.targets import target_of
+from avomni_lib.training.targets.own import source_of
 
 # Why a parameter changes neither what the model sees of a window nor what it must answer.
 NOT_SEEN = {
@@ -48,12 +49,14 @@ NOT_SEEN = {
         *("processing.horizon_s", "processing.obstacles"),
     ),
     "it repeats processing.sequence_length": ("vision.window_size",),
+    "the whole question is compared instead": ("prompt.question",),
+    "the grid is compared instead": ("vision.cameras",),
     "the weights of the base model are compared instead": ("model.base_model",),
     "the resulting quantisation is compared instead": ("model.load_in_4bit",),
     "both backends compute the same": ("model.backend",),
     "a longer sample is refused, never cut off": ("model.max_seq_length",),
     "it stands in the adapter's own adapter_config.json": (
-        *("model.lora_rank", "model.lora_alpha", "model.lora_dropout"),
+        *("model.lora_rank", "model.lora_alpha", "model.lora_dropout", "model.lora_targets"),
     ),
     "it decides how the weights are learned, not what for": tuple(
         f"training.{key}"
@@ -61,8 +64,8 @@ NOT_SEEN = {
             *("batch_size", "gradient_accumulation_steps", "num_processes"),
             *("learning_rate", "num_epochs", "max_steps", "optimizer", "lr_scheduler"),
             *("warmup_ratio", "weight_decay", "max_grad_norm", "gradient_checkpointing"),
-            *("save_steps", "logging_steps", "report_to", "heldout_windows", "patience"),
-            "blind_steps",
+            *("save_steps", "save_total_limit", "logging_steps", "report_to", "heldout_windows"),
+            *("patience", "blind_steps"),
         )
     ),
     "it decides how an evaluation asks and what it shows; 06's result names it": tuple(
@@ -109,7 +112,7 @@ def what_the_model_sees(
         quantisation: How they are loaded: "nf4", "none", or "stored" as they lie on the disk.
         header: Of the cache that is read (`Cache.header`); empty where none is at hand.
     """
-    about, grid = target(p.training.target), cameras.grid(p.vision.camera_setup)
+    about, grid = target_of(p), cameras.grid(p.vision.cameras)
     question = prompt_text(grid, about)
     prompt = None  # of a grid that cannot be cut into patches, so that all differences are told
     with contextlib.suppress(AvomniError):
@@ -122,11 +125,15 @@ def what_the_model_sees(
         )
     return {
         **{name: p.values(name)[name] for name in parameter_names()},
+        # Under the name that the key had when the first records were written. Which camera is in
+        # which cell of a grid that is no preset stands in the question and in the cache's header.
+        "vision.camera_setup": grid.name,
         "base_digest": base,
         "quantisation": quantisation,
         "pixels": kind.pixels,
         "question": question,
         "prompt": prompt and shortened(prompt, kind.vision_token),
+        **({"target_source": source.sha256} if (source := source_of(about)) else {}),
         "past_motion": history.text_of(_PAST, about) if p.prompt.ego_history else None,
         "answer": about.pattern,
         "end_of_answer": kind.end_of_turn,

@@ -97,7 +97,8 @@ class Conversation:
         self.size = f"{num_frames} frames of {width}×{height} px"
         self.vision_id = self._token_id(backbone.vision_token)
         self.end_id = self._token_id(backbone.end_of_turn)
-        words = prompt_text(grid, target)
+        self.words = words = prompt_text(grid, target)
+        self._refuse_special_tokens(target.question)
         self.text = backbone.chat(
             words,
             num_frames=num_frames,
@@ -109,7 +110,7 @@ class Conversation:
         # A special token stands before the words: what is in front of them is tokenised once.
         place = self.text.rindex(words)
         self._head = self._encode(self.text[:place])
-        self._words, self._turn = words, self.text[place + len(words) :]
+        self._turn = self.text[place + len(words) :]
         placed = int((self.prompt_ids == self.vision_id).sum())
         if placed != self.num_vision_tokens:
             raise AvomniError(
@@ -144,7 +145,7 @@ class Conversation:
     def _asked(self, history: str) -> np.ndarray:
         if not history:
             return self.prompt_ids
-        return np.concatenate([self._head, self._encode(self._words + history + self._turn)])
+        return np.concatenate([self._head, self._encode(self.words + history + self._turn)])
 
     def text_of(self, ids: Sequence[int]) -> str:
         """Generated tokens as text; `<think>` is kept, the end of the turn and padding are not."""
@@ -168,6 +169,16 @@ class Conversation:
 
     def _encode(self, text: str) -> np.ndarray:
         return np.asarray(self.tokenizer.encode(text, add_special_tokens=False), dtype=np.int64)
+
+    def _refuse_special_tokens(self, question: str) -> None:
+        added = self.tokenizer.added_tokens_decoder.values()
+        special = [token.content for token in added if token.special]
+        if found := [token for token in special if token and token in question]:
+            raise AvomniError(
+                f"the question holds {found[0]!r}, a special token of the base model: {question!r}",
+                where="prompt.question, or the question of training.target",
+                fix="ask in plain words; the chat template's tokens are put around them",
+            )
 
     def _token_id(self, token: str) -> int:
         ids = self._encode(token)

@@ -14,7 +14,7 @@ from avomni_lib.training.backbones import Backbone
 from avomni_lib.training.model import model_input
 from avomni_lib.training.prompt import history
 from avomni_lib.training.prompt.conversation import Conversation, Sample
-from avomni_lib.training.targets import Target, target
+from avomni_lib.training.targets import Target, target_of
 
 
 def windows_of(p: Params, split: str, cache: Any = None) -> Any:
@@ -30,7 +30,7 @@ def windows_of(p: Params, split: str, cache: Any = None) -> Any:
     from avomni_lib.etl.cache.memmap import Cache
     from avomni_lib.etl.cache.windows import Windows
 
-    asked, cache = target(p.training.target), cache or Cache.open(p.cache_dir)
+    asked, cache = target_of(p), cache or Cache.open(p.cache_dir)
     check_cache(p, cache)
     return Windows(
         cache,
@@ -87,7 +87,7 @@ def train_windows(p: Params) -> Any:
     """
     windows, length = windows_of(p, "train"), p.processing.sequence_length
     if not len(windows):
-        short = f" and {target(p.training.target).horizon_s:g} s of ego motion after them"
+        short = f" and {target_of(p).horizon_s:g} s of ego motion after them"
         raise AvomniError(
             f"no training window: no clip of the split `train` has {length} frames"
             + (short if windows.num_short else ""),
@@ -104,8 +104,8 @@ def conversation_of(p: Params, windows: Any, tokenizer: Any, kind: Backbone) -> 
     return Conversation(
         tokenizer,
         kind,
-        grid=cameras.grid(p.vision.camera_setup),
-        target=target(p.training.target),
+        grid=cameras.grid(p.vision.cameras),
+        target=target_of(p),
         num_frames=num_frames,
         height=height,
         width=width,

@@ -7,19 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
-
 from avomni_lib import files
 from avomni_lib.dataset import cameras
-from avomni_lib.etl.cache.windows import Truth
-from avomni_lib.etl.clip.scene import Other, Scene
-from avomni_lib.etl.clip.trajectory import STEP_S, Trajectory
 from avomni_lib.params import Params
 from avomni_lib.training.backbones import Backbone, backbone
 from avomni_lib.training.model import load
 from avomni_lib.training.prompt import history
 from avomni_lib.training.prompt.conversation import prompt_text
-from avomni_lib.training.targets import target
+from avomni_lib.training.targets import target_of
+from avomni_lib.training.targets.own import straight, usual_truth
 
 # What Qwen's tokenizer makes one token of: a special token, a word with the space before it, a
 # digit, a run of signs or of whitespace. Long or rare words fall into two.
@@ -48,7 +44,7 @@ class Tokens:
 
 def grid_size(p: Params) -> tuple[int, int]:
     """(height, width) of the grid, px."""
-    grid = cameras.grid(p.vision.camera_setup)
+    grid = cameras.grid(p.vision.cameras)
     return grid.rows * p.processing.tile_height, grid.cols * p.processing.tile_width
 
 
@@ -73,30 +69,18 @@ def tokens_per_sample(p: Params) -> Tokens:
         AvomniError: the grid does not divide into the backbone's patches.
     """
     height, width = grid_size(p)
-    kind, asked = backbone_of(p), target(p.training.target)
+    kind, asked = backbone_of(p), target_of(p)
     length = p.processing.sequence_length
     vision = kind.num_vision_tokens(length, height, width)
     chat = kind.chat(
-        prompt_text(cameras.grid(p.vision.camera_setup), asked),
+        prompt_text(cameras.grid(p.vision.cameras), asked),
         num_frames=length,
         height=height,
         width=width,
         sample_hz=p.processing.sample_hz,
     )
-    told = history.text_of(_straight(-1, 16), asked) if p.prompt.ego_history else ""
-    answer = len(_PIECE.findall(asked.render(_usual()))) + 1
+    told = history.text_of(straight(-1, 16), asked) if p.prompt.ego_history else ""
+    answer = len(_PIECE.findall(asked.render(usual_truth()))) + 1
     special = len(_SPECIAL.findall(chat))
     plain = sum(len(_PIECE.findall(words)) for words in [*_SPECIAL.split(chat), told])
     return Tokens(vision, special + plain + answer - vision, answer)
-
-
-def _usual() -> Truth:
-    """What there is to say of a fast window, with as many digits as most have."""
-    ahead = Other("automobile", 60.0, 0.0, 20.0, 0.0, 0.0, 4.5, 1.9)
-    return Truth(7.5, 211.04, 211.04, 28.13, _straight(1, 64), Scene((ahead,)))
-
-
-def _straight(direction: int, steps: int) -> Trajectory:
-    t_s = direction * np.arange(1, steps + 1)[::direction] * STEP_S
-    places = np.stack([28.13 * t_s, 0.21 * t_s], axis=1)
-    return Trajectory(t_s, places, np.zeros(steps), 28.13)

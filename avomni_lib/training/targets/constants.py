@@ -10,7 +10,7 @@ import numpy as np
 from avomni_lib.errors import AvomniError
 from avomni_lib.training.targets.form import Said
 
-NUMBERS = ("speed_mps", "displacement_m", "action_m", "waypoints_m")
+NUMBERS = ("speed_mps", "displacement_m", "action_m", "waypoints_m", "numbers")
 WORDS = ("along", "across", "cause")
 
 
@@ -45,7 +45,9 @@ def _of(middle, name: str, saids: list[Said]):
     if any(value is None for value in values):
         return None
     found = middle(np.array(values, dtype=np.float64), axis=0)
-    return float(found) if found.ndim == 0 else tuple(map(tuple, found.tolist()))
+    if found.ndim == 2:
+        return tuple(map(tuple, found.tolist()))
+    return float(found) if found.ndim == 0 else tuple(found.tolist())
 
 
 def _most_frequent(values: list[str | None]) -> str | None:

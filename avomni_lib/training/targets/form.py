@@ -16,6 +16,13 @@ FIGURES = {
     "manoeuvre_error": ("share of labels that are wrong", ""),
     "cause_error": ("1 - word F1", ""),
 }
+
+
+def figure_in_words(figure: str) -> tuple[str, str]:
+    """What a target's figure is called, and its unit; of a user's own target it has none."""
+    return FIGURES.get(figure, (f"error of {figure.removesuffix('_mae')}", ""))
+
+
 # What may stand around an answer that a model wrote: the ends of a turn and padding.
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 
@@ -35,6 +42,7 @@ class Said:
         cause: A sentence: why the car does what it does.
         cause_from: Of what is true: `event` (written by people) or `template` (made from where
             others are). An answer does not tell it.
+        numbers: Those of a target of the user's own, in the order of `Target.numbers`.
     """
 
     speed_mps: float | None = None
@@ -45,6 +53,7 @@ class Said:
     across: str | None = None
     cause: str | None = None
     cause_from: str | None = None
+    numbers: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,7 @@ class Target:
         history_ends: Frame at which the history that a prompt may tell ends: `first` where the
             answer is about the window itself, which a later history would hold, else `last`.
         scenes: Whether the truth needs other road users.
+        numbers: Names of the numbers that a target of the user's own says; empty of a built-in one.
     """
 
     name: str
@@ -81,6 +91,7 @@ class Target:
     horizon_s: float = 0.0
     history_ends: str = "first"
     scenes: bool = False
+    numbers: tuple[str, ...] = ()
 
     def render(self, truth: Truth | Any) -> str:
         """The text that the model must say about a window."""

@@ -1,0 +1,79 @@
+"""The names of the rig's cameras, and what `vision.cameras` may be: a preset, or rows of names."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from avomni_lib import own_code
+
+Rows = tuple[tuple[str | None, ...], ...]
+
+NAMES = (
+    "camera_front_wide_120fov",
+    "camera_front_tele_30fov",
+    "camera_cross_left_120fov",
+    "camera_cross_right_120fov",
+    "camera_rear_left_70fov",
+    "camera_rear_right_70fov",
+    "camera_rear_tele_30fov",
+)
+_WIDE, _TELE, _CROSS_LEFT, _CROSS_RIGHT, _REAR_LEFT, _REAR_RIGHT, _REAR_TELE = NAMES
+PRESETS: dict[str, Rows] = {
+    "4-cam": ((_WIDE, _TELE), (_REAR_LEFT, _REAR_RIGHT)),
+    "7-cam": (
+        (_CROSS_LEFT, _WIDE, _CROSS_RIGHT),
+        (_REAR_LEFT, _TELE, _REAR_RIGHT),
+        (None, _REAR_TELE, None),
+    ),
+}
+MOST = 7  # rows or columns: more than all cameras in a line would be empty
+
+
+def checked(value: Any) -> str | Rows:
+    """A preset's name, `module:attribute`, or rows of camera names, null for an empty cell.
+
+    Rows that are a preset's come back as its name, so that the two are the same grid.
+
+    Raises:
+        ValueError: neither; all that is wrong with it.
+    """
+    if isinstance(value, str):
+        if value not in PRESETS and not own_code.is_reference(value):
+            raise ValueError(
+                f"there is no grid {value!r}: write {', '.join(PRESETS)}, rows of camera names as "
+                "[[camera_front_wide_120fov, null], …], or module:attribute of such rows"
+            )
+        return value
+    if not isinstance(value, Sequence) or not all(
+        isinstance(row, Sequence) and not isinstance(row, str) for row in value
+    ):
+        raise ValueError(f"rows of camera names are wanted, or one of {', '.join(PRESETS)}")
+    rows = tuple(map(tuple, value))
+    if mistakes := _mistakes(rows):
+        raise ValueError("; ".join(mistakes))
+    return next((name for name, preset in PRESETS.items() if rows == preset), rows)
+
+
+def _mistakes(rows: tuple[tuple[Any, ...], ...]) -> list[str]:
+    cells = [cell for row in rows for cell in row]
+    named = [cell for cell in cells if cell is not None]
+    widths = [len(row) for row in rows]
+    found = []
+    if len(set(widths)) > 1:
+        found.append(f"rows are equally long, these have {', '.join(map(str, widths))} cells")
+    if not named:
+        found.append("no cell names a camera")
+    if max([len(rows), *widths]) > MOST:
+        found.append(
+            f"a grid has at most {MOST} rows and {MOST} columns, this one has {len(rows)} rows and "
+            f"{max(widths)} columns"
+        )
+    unknown = dict.fromkeys(repr(cell) for cell in named if cell not in NAMES)
+    if unknown:
+        found.append(f"there is no camera {', '.join(unknown)}; there are {', '.join(NAMES)}")
+    counts = Counter(cell for cell in named if cell in NAMES)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        found.append(f"{', '.join(twice)} stands more than once")
+    return found

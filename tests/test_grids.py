@@ -1,0 +1,132 @@
+"""A grid of the user's own: refused where it makes no sense, and one grid wherever it goes."""
+
+import numpy as np
+import pytest
+
+from avomni_lib import grids
+from avomni_lib.dataset import cameras
+from avomni_lib.dataset.catalog import required_features
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl.cache.memmap import Cache
+from avomni_lib.etl.clip import tiling
+from avomni_lib.notebook.tiles.choice import Choice
+from avomni_lib.notebook.tiles.preview import Preview
+from avomni_lib.params import Params
+from avomni_lib.training.forecast import estimate
+from avomni_lib.training.model import model_input
+from avomni_lib.training.prompt import samples, tokens
+from tests import cached_run
+from tests.published_set import read_frame
+
+WIDE, REAR, LEFT = cameras.FRONT_WIDE.name, cameras.REAR_TELE.name, cameras.CROSS_LEFT.name
+ROWS = [[WIDE, None], [LEFT, REAR]]
+
+
+def of(value) -> Params:
+    return Params.from_values({"vision": {"cameras": value}})
+
+
+@pytest.mark.parametrize(
+    ("value", "messages"),
+    [
+        ([[WIDE, None], [REAR]], ["rows are equally long, these have 2, 1 cells"]),
+        ([[WIDE, REAR, WIDE]], [f"{WIDE} stands more than once"]),
+        ([["front", REAR]], ["there is no camera 'front'; there are camera_front_wide"]),
+        ([[None, None]], ["no cell names a camera"]),
+        ([], ["no cell names a camera"]),
+        ([[WIDE] + [None] * 7], ["at most 7 rows and 7 columns, this one has 1 rows and 8"]),
+        ([WIDE, REAR], ["rows of camera names are wanted, or one of 4-cam, 7-cam"]),
+        (3, ["rows of camera names are wanted"]),
+        (None, ["rows of camera names are wanted"]),
+        ("5-cam", ["there is no grid '5-cam': write 4-cam, 7-cam, rows"]),
+        ([[WIDE, WIDE], ["x"], [3]], ["equally long", "no camera 'x', 3;", "more than once"]),
+    ],
+    ids=str,
+)
+def test_a_grid_that_cannot_be_is_refused_with_every_other_mistake(value, messages):
+    with pytest.raises(AvomniError) as caught:
+        Params.from_values({"vision": {"cameras": value}, "training": {"batch_size": 0}})
+    assert "2 parameters to fix" in str(caught.value) and "training.batch_size" in str(caught.value)
+    for message in messages:
+        assert message in str(caught.value)
+
+
+def test_rows_that_are_a_presets_are_the_preset():
+    rows = [list(row) for row in grids.PRESETS["7-cam"]]
+    assert of(rows) == of("7-cam") and of("7-cam").vision.cameras == "7-cam"
+    assert cameras.grid(of(ROWS).vision.cameras).value == of(ROWS).vision.cameras
+
+
+def test_the_keys_old_name_goes_on_working_in_every_place(tmp_path):
+    old, new = tmp_path / "old.yaml", tmp_path / "new.yaml"
+    old.write_text("vision: {camera_setup: 7-cam}\n")
+    new.write_text(f"extends: {old}\nvision: {{cameras: [[{WIDE}, null]]}}\n")
+    assert Params.from_files([old]) == Params.from_values({"vision": {"camera_setup": "7-cam"}})
+    assert Params.from_files([old]).vision.cameras == "7-cam"
+    own = ((WIDE, None),)
+    assert Params.from_files([new]).vision.cameras == own, "the later file wins, by either name"
+    assert Params.from_files([old, new]).vision.cameras == own
+    assert Params.from_files([new, old]).vision.cameras == "7-cam"
+    change = [f"vision.cameras=[[{WIDE}, null]]"]
+    assert Params.from_files([old], change).vision.cameras == own
+    assert Params.from_files([new], ["vision.camera_setup=4-cam"]).vision.cameras == "4-cam"
+    with pytest.raises(AvomniError, match="camera_setup is the old name of vision.cameras, and bo"):
+        Params.from_values({"vision": {"camera_setup": "7-cam", "cameras": "4-cam"}})
+
+
+def test_only_the_grids_own_cameras_are_fetched():
+    assert required_features(of(ROWS))[:3] == (WIDE, LEFT, REAR)
+    assert len(required_features(of(ROWS))) == 3 + 4
+
+
+@pytest.fixture(scope="module")
+def p(tmp_path_factory) -> Params:
+    return cached_run.make(tmp_path_factory.mktemp("own"), vision={"cameras": ROWS})
+
+
+def test_the_cache_has_each_camera_in_its_cell(p):
+    cache = Cache.open(p.cache_dir)
+    cells = [WIDE, None, LEFT, REAR]
+    assert cache.header["grid"] == {"name": "own", "rows": 2, "cols": 2, "cells": cells}
+    assert cache.header["cameras"] == [WIDE, LEFT, REAR]
+    grid = cameras.grid(p.vision.cameras)
+    frames = np.asarray(samples.windows_of(p, "train").frames(0))
+    for name in (WIDE, LEFT, REAR):
+        _, number, _ = map(int, read_frame(tiling.tile_of(frames, grid, cache.tile, name)[0]))
+        assert cameras.CAMERAS[number].name == name
+    assert not frames[0, : p.processing.tile_height, p.processing.tile_width :].any(), (
+        "an empty cell"
+    )
+
+
+def test_the_prompt_the_forecast_and_the_preview_speak_of_the_grid(p):
+    seen = model_input.what_the_model_sees(p, tokens.backbone_of(p), "b", "none", {})
+    assert "3 cameras of one car in a 2x2 grid" in seen["question"]
+    assert "front wide, empty; cross left, rear tele." in seen["question"]
+    assert tokens.grid_size(p) == (2 * p.processing.tile_height, 2 * p.processing.tile_width)
+    told = next(row for row in estimate.plan_run(p).rows if row[0] == "grid")
+    assert "2×2 cameras of your own" in told[2]
+    choice = Choice.of(p)
+    assert choice.laid_over(p) == p and Preview(p).is_cached(choice)
+
+
+def test_an_adapter_of_another_grid_is_refused(p):
+    def seen(value, header=None):
+        other = Params.from_values(p.values() | {"vision": {"cameras": value}})
+        return model_input.what_the_model_sees(
+            other, tokens.backbone_of(other), "b", "none", header or {}
+        )
+
+    model_input.refuse_other(seen(ROWS), seen(ROWS), "here")
+    moved = [[None, WIDE], [LEFT, REAR]]
+    with pytest.raises(AvomniError, match="question: trained with .*front wide, empty"):
+        model_input.refuse_other(seen(ROWS), seen(moved), "here")
+    with pytest.raises(AvomniError, match="vision.camera_setup: trained with 'own', now '4-cam'"):
+        model_input.refuse_other(seen(ROWS), seen("4-cam"), "here")
+
+
+def test_a_cache_of_another_grid_is_refused(p):
+    moved = [[None, WIDE], [LEFT, REAR]]
+    other = Params.from_values(p.values() | {"vision": {"cameras": moved}})
+    with pytest.raises(AvomniError, match="grid.cells: built with"):
+        samples.windows_of(other, "train")
