@@ -272,7 +272,7 @@ def fetch_files(
         ):
             try:
                 queue = deque(todo)
-                pending: dict[concurrent.futures.Future[None], RemoteFile] = {}
+                pending: dict[concurrent.futures.Future[bool], RemoteFile] = {}
                 while queue or pending:
                     if stop is not None and stop.is_set():
                         raise Stopped
