@@ -71,7 +71,8 @@ def test_files_that_are_named_exist(page: str):
         assert is_new or list(ROOT.glob(name)), name
 
 
-@every_page
+# The changelog names parameters that are gone, too.
+@pytest.mark.parametrize("page", sorted(PAGES.keys() - {"CHANGELOG.md"}))
 def test_parameters_that_are_named_exist(page: str):
     sections = "|".join(params.Params.model_fields)
     known = set(re.findall(r"^\| `([\w.]+)`", params.table(), re.MULTILINE))
