@@ -120,9 +120,15 @@ class DiskBudget:
         return self._parts[chunk]
 
     def may_fetch(self, load: Load) -> bool:
-        """Whether the chunk's raw files fit beside the chunks in work."""
+        """Whether the chunk's raw files fit beside the chunks in work, and its cache after them."""
         to_come = load.raw - self._raw[load.chunk]
-        return max(self.promised, self.now.total) + to_come <= self.limit
+        if max(self.promised, self.now.total) + to_come > self.limit:
+            return False
+        # Once those are done: their raw files are gone, their shards stay.
+        waiting = {chunk for chunk in self._raw if chunk not in self._in_work}
+        after = self._metadata + self._shards + sum(each.stays for each in self._in_work.values())
+        after += to_come + sum(self._raw[chunk] + self._parts[chunk] for chunk in waiting)
+        return after - self._parts[load.chunk] + load.cache <= self.limit
 
     def fetch(self, load: Load) -> None:
         """The chunk's raw files are on their way."""
