@@ -157,7 +157,7 @@ def arithmetic(
         ("with_recomputation", p.training.gradient_checkpointing),
     ):
         tflops = work.step(recomputed) * windows_per_s / 1e12
-        found[f"tflops_{what}"] = round(tflops, 3)
+        found[f"tflops_{what}"] = float(f"{tflops:.4g}")
         for name, ceiling in ceilings.items():
             if ceiling:
                 found[f"share_of_{name}_{what}"] = round(tflops / ceiling, 4)
