@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from avomni_lib import files, own_code
@@ -194,6 +195,17 @@ def test_a_grid_by_name_is_its_rows_wherever_another_process_reads_it(folder):
         cameras.grid("own_of_test:TEXT")
 
 
+def test_no_answer_at_all_is_not_the_very_text(folder):
+    own = target_of(params(folder))
+    truths = [Truth(1.5, 10.0 * i, 10.0 * i, 10.0 * i) for i in range(1, 4)]
+    asked = [metrics.Asked(f"clip-{i}", 0, truth, 0.0) for i, truth in enumerate(truths)]
+    texts = [own.render(truth) for truth in truths]
+    parts = [metrics.rows("mean", own, asked, texts)]
+    parts.append(metrics.rows("adapted", own, asked, [None, texts[1], None]))
+    figures = metrics.figures(pa.concat_tables(parts))
+    assert figures["metrics"]["adapted"]["match_share"]["value"] == pytest.approx(1 / 3)
+
+
 def test_every_number_has_its_error_beside_the_shares_of_the_very_text_and_of_the_form(folder):
     own = target_of(params(folder))
     truths = [Truth(1.5, 10.0 * i, 10.0 * i, 10.0 * i) for i in range(1, 5)]
@@ -202,8 +214,6 @@ def test_every_number_has_its_error_beside_the_shares_of_the_very_text_and_of_th
     answers = [own.render(truth) for truth in truths]
     answers[0], answers[1] = "46 km/h, 10.0 m", "no idea"
     table = metrics.rows("mean", own, asked, [mean] * 4)
-    import pyarrow as pa
-
     table = pa.concat_tables([table, metrics.rows("adapted", own, asked, answers)])
     figures = metrics.figures(table)
     told = {name: each["value"] for name, each in figures["metrics"]["adapted"].items()}

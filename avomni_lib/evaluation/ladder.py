@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from avomni_lib import files
-from avomni_lib.dataset import cameras as rig
+from avomni_lib.dataset import cameras
 from avomni_lib.dataset.select import split
 from avomni_lib.etl.leaks import leaks
 from avomni_lib.evaluation import answer, baselines, before_after, held_out, metrics
@@ -255,8 +255,8 @@ def _num_samples(p: Params) -> int:
 
 def _camera(p: Params) -> str:
     """The one camera that is left: front wide, or the grid's first."""
-    cameras = rig.grid(p.vision.cameras).cameras
-    return (rig.FRONT_WIDE if rig.FRONT_WIDE in cameras else cameras[0]).name
+    own = cameras.grid(p.vision.cameras).cameras
+    return (cameras.FRONT_WIDE if cameras.FRONT_WIDE in own else own[0]).name
 
 
 def _blind_adapter(p: Params) -> Path | None:

@@ -63,7 +63,7 @@ class Asked:
 
     Attributes:
         clip_id: Whose it is.
-        number: The clip's how-many-th window.
+        number: Index of the window within its clip, from 0.
         truth: What the car did.
         turn_rad: Change of heading from the first frame to the last, to the left positive.
         attributes: `country` (str), `hour` (int, 0 to 23) and `platform` (str), where known.

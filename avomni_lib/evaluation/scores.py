@@ -215,18 +215,13 @@ class Aligned:
 
     def words(self, field: str) -> np.ndarray:
         """(R, n) str or None, the predictions of `along`, `across` or `cause`."""
-        codes, answers = self._read
-        known = np.array([getattr(answer, field, None) for answer in answers], dtype=object)
-        return self._filled(known[codes[self.places]])
+        known = np.array([getattr(answer, field, None) for answer in self._read], dtype=object)
+        return self._filled(known[self._texts[0][self.places]])
 
     def own_numbers(self) -> np.ndarray:
         """(R, n, K) float64: the predicted numbers of a target of the user's own."""
-        codes, answers = self._read
-        known = np.full((len(answers), len(target(self.target).numbers)), np.nan)
-        for row, answer in zip(known, answers, strict=True):
-            if answer is not None and answer.numbers is not None:
-                row[:] = answer.numbers
-        return self._filled(known[codes[self.places]])
+        known = self._known("numbers", (len(target(self.target).numbers),))
+        return self._filled(known[self._texts[0][self.places]])
 
     def own_ground_truth(self) -> np.ndarray:
         """(n, K) float64: the same numbers in the ground truth."""
@@ -234,12 +229,10 @@ class Aligned:
 
     def matches(self) -> np.ndarray:
         """(R, n) bool: whether an answer is the very text that the model had to give."""
-        about = target(self.target)
+        about, (codes, texts) = target(self.target), self._texts
         truth = [about.write(Said(numbers=tuple(row))) for row in self.own_ground_truth()]
-        texts = self.table["answer"].to_pandas().to_numpy()[self.places]
-        return np.array(
-            [[t == bare(one or "") for one, t in zip(row, truth, strict=True)] for row in texts]
-        )
+        answers = np.array([*map(bare, texts), None], dtype=object)[codes[self.places]]
+        return answers == np.array(truth, dtype=object)
 
     def waypoints_m(self, windows: slice = slice(None)) -> np.ndarray:
         """(R, m, 16, 2) float64: the predicted paths of some windows, in the rig's frame."""
@@ -250,7 +243,7 @@ class Aligned:
         return self._paths(self.sampled[name][:, windows], windows).swapaxes(0, 1)
 
     def _paths(self, places: np.ndarray, windows: slice) -> np.ndarray:
-        codes, known = self._read[0], self._known_m
+        codes, known = self._texts[0], self._known_m
         paths = known[codes[places]]
         if FALLBACK not in self.names:
             return paths
@@ -263,24 +256,28 @@ class Aligned:
         return np.where(pd.isna(predictions), predictions[self.names.index(FALLBACK)], predictions)
 
     @functools.cached_property
-    def _read(self) -> tuple[np.ndarray, list[Said | None]]:
-        """The place of each row's text among the different ones, and what each of these says.
-
-        The last one is no text at all, which is place -1.
-        """
+    def _texts(self) -> tuple[np.ndarray, list[str]]:
+        """The place of each row's text among the different ones, -1 where there is none; these."""
         codes, texts = pd.factorize(self.table["answer"].to_pandas())
-        about = target(self.target)
-        return codes, [*map(about.read, texts), None]
+        return codes, list(texts)
+
+    @functools.cached_property
+    def _read(self) -> list[Said | None]:
+        """What each of the different texts says; the last one, place -1, is no text at all."""
+        return [*map(target(self.target).read, self._texts[1]), None]
+
+    def _known(self, field: str, shape: tuple[int, ...]) -> np.ndarray:
+        """(N + 1, *shape) float64: a field of what each different text says, NaN where none is."""
+        known = np.full((len(self._read), *shape), np.nan)
+        for row, answer in zip(known, self._read, strict=True):
+            if (value := getattr(answer, field, None)) is not None:
+                row[:] = value
+        return known
 
     @functools.cached_property
     def _known_m(self) -> np.ndarray:
-        """(N + 1, 16, 2) float64: the path of each different text, NaN where there is none."""
-        _, answers = self._read
-        paths = np.full((len(answers), NUM_WAYPOINTS, 2), np.nan)
-        for path, answer in zip(paths, answers, strict=True):
-            if answer is not None and answer.waypoints_m is not None:
-                path[:] = answer.waypoints_m
-        return paths
+        """(N + 1, 16, 2) float64: the path of each different text."""
+        return self._known("waypoints_m", (NUM_WAYPOINTS, 2))
 
 
 def _broken(what: str) -> AvomniError:
