@@ -52,9 +52,6 @@ class Source:
     def sha256(self) -> str:
         return hashlib.sha256(self.content).hexdigest()
 
-    def __str__(self) -> str:
-        return f"{self.reference} is code of your own: {self.path}, sha256 {self.sha256[:12]}…"
-
 
 def is_reference(value: Any) -> bool:
     """Whether a value names an object in a module."""

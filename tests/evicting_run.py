@@ -10,6 +10,7 @@ from avomni_lib.dataset import cameras
 from avomni_lib.dataset.download import download
 from avomni_lib.dataset.download.hub import Hub
 from avomni_lib.params import Params
+from tests import folder_run
 from tests.local_hub import LocalHub
 from tests.published_set import chunk_path, write_published_set
 
@@ -75,11 +76,8 @@ def chosen(p: Params, served: LocalHub) -> Params:
 
 
 def content(p: Params) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(p.cache_dir)): path.read_bytes()
-        for path in sorted(p.cache_dir.rglob("*"))
-        if path.is_file()
-    }
+    """Every file of the run's cache."""
+    return folder_run.content(p.cache_dir)
 
 
 def raw_files(p: Params) -> list[str]:

@@ -87,12 +87,7 @@ def published(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def whole(published, tmp_path_factory) -> dict[str, dict[str, bytes]]:
     """Storage -> the cache of a run that lost nothing."""
-    made = {}
-    for storage in ("raw", "jpeg"):
-        p = chosen(tmp_path_factory.mktemp(storage), published, storage=storage)
-        build.build(p)
-        made[storage] = content(p.cache_dir)
-    return made
+    return folder_run.whole_caches(tmp_path_factory, published)
 
 
 @pytest.fixture

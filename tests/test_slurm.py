@@ -15,6 +15,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.run import build, parts, slurm
 from avomni_lib.files import PROJECT_ROOT
 from avomni_lib.params import Params
+from tests import folder_run
 from tests.folder_run import chosen, content
 from tests.published_set import clip_id_of, write_published_set
 
@@ -49,12 +50,7 @@ def started(p: Params, text: str) -> subprocess.Popen:
 @pytest.fixture(scope="module")
 def whole(published, tmp_path_factory) -> dict[str, dict[str, bytes]]:
     """Storage -> the cache that one build makes."""
-    made = {}
-    for storage in ("raw", "jpeg"):
-        p = chosen(tmp_path_factory.mktemp(storage), published, storage=storage)
-        build.build(p)
-        made[storage] = content(p.cache_dir)
-    return made
+    return folder_run.whole_caches(tmp_path_factory, published)
 
 
 @pytest.mark.parametrize("storage", ["raw", "jpeg"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avomni_lib.dataset import cameras as rig
+from avomni_lib.dataset import cameras
 from avomni_lib.dataset.select.evicted import evict
 from avomni_lib.dataset.select.manifest import read_chosen
 from avomni_lib.errors import AvomniError
@@ -62,7 +62,7 @@ def tile_at(image, grid, row, col):
 
 
 def named(view, row, col):
-    """(clip number, place in rig.CAMERAS, frame) of a tile that is shown."""
+    """(clip number, place in cameras.CAMERAS, frame) of a tile that is shown."""
     return read_frame(tile_at(shown(view), view.choice.grid, row, col))
 
 
@@ -143,7 +143,7 @@ def test_of_very_many_clips_those_around_the_chosen_one_are_listed(p):
 def test_seven_cameras_come_from_the_raw_clip_at_the_windows_times(view):
     before = named(view, 0, 0)
     view.setup.value = "7-cam"
-    grid, image = rig.grid("7-cam"), shown(view)
+    grid, image = cameras.grid("7-cam"), shown(view)
     frames = {}
     for place, camera in enumerate(grid.cells):
         tile = tile_at(image, grid, *divmod(place, grid.cols))
@@ -151,22 +151,22 @@ def test_seven_cameras_come_from_the_raw_clip_at_the_windows_times(view):
             assert not tile.any()
             continue
         number, camera_idx, frames[camera.name] = read_frame(tile)
-        assert (number, rig.CAMERAS[camera_idx]) == (1, camera)
-    assert frames[rig.FRONT_WIDE.name] == before[2], "the same instant as before"
+        assert (number, cameras.CAMERAS[camera_idx]) == (1, camera)
+    assert frames[cameras.FRONT_WIDE.name] == before[2], "the same instant as before"
     assert "read from the raw clip" in view.note.value
 
 
 def test_an_own_list_is_laid_out_in_its_order_and_can_be_written_down(view):
     view.setup.value = OWN_LIST
     view.controls.cameras.value = ["rear tele", "cross left", "front wide"]
-    labels = [rig.CAMERAS[named(view, *place)[1]].label for place in ((0, 0), (0, 1), (1, 0))]
+    labels = [cameras.CAMERAS[named(view, *place)[1]].label for place in ((0, 0), (0, 1), (1, 0))]
     assert labels == view.controls.cameras.value
     assert not tile_at(shown(view), view.choice.grid, 1, 1).any()
     assert not view.write.disabled and "+  cameras: [[camera_rear" in view.difference.value
     view.controls.add.value = "rear left"
     assert view.controls.cameras.value[-1] == "rear left" and not view.controls.add.value
     assert "rear left" not in dict(view.controls.add.options)
-    assert rig.CAMERAS[named(view, 1, 1)[1]] == rig.REAR_LEFT
+    assert cameras.CAMERAS[named(view, 1, 1)[1]] == cameras.REAR_LEFT
     view.controls.cameras.value = []
     assert view.controls.cameras.value == ["front wide"], "one camera at least"
     assert shown(view).shape == (cached_run.TILE_HEIGHT, cached_run.TILE_WIDTH, 3)
@@ -177,7 +177,7 @@ def test_another_tile_size_changes_picture_and_cost(view):
     view.controls.width.value, view.controls.height.value = 96, 64
     assert shown(view).shape == (128, 192, 3)
     number, camera_idx, _ = named(view, 1, 1)
-    assert (number, rig.CAMERAS[camera_idx]) == (1, rig.REAR_RIGHT)
+    assert (number, cameras.CAMERAS[camera_idx]) == (1, cameras.REAR_RIGHT)
     # 4 frames are 2 temporal patches; a vision token is 32 × 32 px.
     told = view.cost().figures
     assert (own["vision_tokens"], told["vision_tokens"]) == (12, 48)
@@ -249,7 +249,7 @@ def test_a_choice_that_the_model_would_refuse_is_shown_and_says_so(view):
 def test_missing_raw_files_are_named_and_the_cache_is_still_shown(p, tmp_path):
     copy = tmp_path / "published"
     shutil.copytree(p.local_dir, copy)
-    for path in (copy / "camera" / rig.REAR_TELE.name).iterdir():
+    for path in (copy / "camera" / cameras.REAR_TELE.name).iterdir():
         path.unlink()
     values = p.model_dump() | {"dataset": p.dataset.model_dump() | {"local_dir": str(copy)}}
     view = widgets.TilePreview(Params.from_values(values))
@@ -267,8 +267,8 @@ def test_with_raw_files_evicted_the_cache_is_shown_and_another_choice_says_why_n
     shutil.copytree(p.run_dir, tmp_path / "outputs" / "test")
     shutil.copytree(p.local_dir, tmp_path / "published")
     p = Params.from_values(cached_run.values(tmp_path))
-    cameras = [name for name in read_chosen(p).files if name.startswith("camera/")]
-    evict(p, cameras)
+    videos = [name for name in read_chosen(p).files if name.startswith("camera/")]
+    evict(p, videos)
     view = widgets.TilePreview(p)
     assert shown(view).any()
     assert "read from the cache; raw files are evicted" in view.note.value

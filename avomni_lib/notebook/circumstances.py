@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from avomni_lib.dataset import cameras as rig
+from avomni_lib.dataset import cameras
 from avomni_lib.dataset.audit.audit import NOT_CHOSEN, Audit
 from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.dataset.clip import Clip
@@ -106,8 +106,8 @@ def first_frames(p: Params, found: Audit, num: int = 10) -> list[FirstFrame]:
         One a clip whose file is there; empty where none is.
     """
     catalog = Catalog.of(p)
-    cameras = [camera.name for camera in rig.grid(p.vision.cameras).cameras]
-    camera = rig.FRONT_WIDE.name if rig.FRONT_WIDE.name in cameras else cameras[0]
+    own = cameras.grid(p.vision.cameras).cameras
+    camera = (cameras.FRONT_WIDE if cameras.FRONT_WIDE in own else own[0]).name
     there = [row for row in _chosen(found) if _clip(p, catalog, row["clip_id"], camera) is not None]
     frames = []
     for row in _spread(there, num):

@@ -40,10 +40,7 @@ from avomni_lib.dataset.download.verified import Verified, hold
 from avomni_lib.dataset.select.selection import (
     Selection,
     license_question,
-    need_folder,
-    need_license,
-    pinned,
-    select,
+    opened,
     source_in_words,
 )
 from avomni_lib.errors import AvomniError
@@ -154,12 +151,7 @@ def audit(p: Params, hub: Hub | None, progress: type[Bar] = Bar) -> Audit:
     Raises:
         AvomniError: as `download.plan`, and where the licence is not decided on.
     """
-    need_license(p)
-    need_folder(p)
-    hub = pinned(p, hub)
-    with hold(p.local_dir):
-        verified = Verified(p.local_dir)
-        selection = select(p, hub, verified)
+    with opened(p, hub) as (hub, verified, selection):
         listed = Listing.of(p, hub, selection, verified)
         verified.save()
     scan = FileScan(listed.jobs, p.run_dir / STAGE / "read")

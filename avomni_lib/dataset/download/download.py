@@ -32,7 +32,7 @@ from avomni_lib.dataset.select.selection import (
     foretell,
     license_question,
     need_folder,
-    need_license,
+    opened,
     pinned,
     select,
     source_in_words,
@@ -79,14 +79,9 @@ def fetch(p: Params, hub: Hub | None, progress: type[Bar] = Bar) -> Downloaded:
         AvomniError: the licence is not decided on, no access, no room, a file is missing from a
             folder or arrives damaged twice.
     """
-    need_license(p)
-    need_folder(p)
-    hub = pinned(p, hub)
-    with hold(p.local_dir):
-        verified = Verified(p.local_dir)
-        selection = select(p, hub, verified)
+    with opened(p, hub) as (hub, verified, selection):
+        later = _left_to_the_loop(p, selection)
     users.register(p, [file.path for file in selection.files])
-    later = _left_to_the_loop(p, selection)
     wanted = without(selection.files, later)
     num_hashed = _hash_unknown(wanted, verified, progress)
     todo = [file for file in wanted if not verified.known(file)]

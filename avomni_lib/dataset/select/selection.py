@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -124,6 +125,21 @@ def pinned(p: Params, hub: Hub | None) -> Hub | None:
     return hub.at(before.revision) if before.repo_id == hub.repo_id else hub
 
 
+@contextlib.contextmanager
+def opened(p: Params, hub: Hub | None) -> Iterator[tuple[Hub | None, Verified, Selection]]:
+    """The pinned hub, what is verified, and the choice; the folder is held as long as it lasts.
+
+    Raises:
+        AvomniError: as `select`; the licence is not decided on, or the folder is not there.
+    """
+    need_license(p)
+    need_folder(p)
+    hub = pinned(p, hub)
+    with hold(p.local_dir):
+        verified = Verified(p.local_dir)
+        yield hub, verified, select(p, hub, verified)
+
+
 def select(p: Params, hub: Hub | None, verified: Verified) -> Selection:
     """Fetch the metadata if need be, and choose.
 
@@ -158,18 +174,13 @@ def listed(p: Params, hub: Hub | None) -> list[dict[str, Any]]:
     Raises:
         AvomniError: as `select`; the licence is not decided on.
     """
-    need_license(p)
-    need_folder(p)
-    hub = pinned(p, hub)
-    with hold(p.local_dir):
-        verified = Verified(p.local_dir)
-        selection = select(p, hub, verified)
-    place = {
-        path: (feature, chunk)
-        for feature in (*selection.features, *selection.optional)
-        for chunk in selection.choice.chunks
-        for path in selection.catalog.files([chunk], [feature])
-    }
+    with opened(p, hub) as (_, verified, selection):
+        place = {
+            path: (feature, chunk)
+            for feature in (*selection.features, *selection.optional)
+            for chunk in selection.choice.chunks
+            for path in selection.catalog.files([chunk], [feature])
+        }
     rows = []
     for file in selection.files:
         feature, chunk = place.get(file.path, (None, None))

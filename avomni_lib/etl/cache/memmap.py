@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from avomni_lib import files
-from avomni_lib.dataset import cameras as rig
+from avomni_lib.dataset.cameras import BY_NAME, Grid
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache.shard import (
     BUILD_AGAIN,
@@ -84,10 +84,10 @@ class Cache:
         return cls(folder, record["common"], shards, tuple(clips), tuple(record["clips"]))
 
     @functools.cached_property
-    def grid(self) -> rig.Grid:
+    def grid(self) -> Grid:
         grid = self.header["grid"]
-        cells = tuple(name and rig.BY_NAME[name] for name in grid["cells"])
-        return rig.Grid(grid["name"], grid["rows"], grid["cols"], cells)
+        cells = tuple(name and BY_NAME[name] for name in grid["cells"])
+        return Grid(grid["name"], grid["rows"], grid["cols"], cells)
 
     @property
     def cameras(self) -> tuple[str, ...]:

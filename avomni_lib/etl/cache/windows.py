@@ -25,7 +25,7 @@ class Window:
         clip_idx: Index into `Cache.clips`.
         shard: Index into `Cache.shards`.
         start, stop: Rows of the shard's arrays.
-        number: The clip's how-many-th window, from 0.
+        number: Index of the window within its clip, from 0.
     """
 
     clip_id: str

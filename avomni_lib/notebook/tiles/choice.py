@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from avomni_lib import grids
-from avomni_lib.dataset import cameras as rig
+from avomni_lib.dataset.cameras import BY_NAME, GRIDS, OWN, Grid, grid
 from avomni_lib.params import Params
 
 Tile = tuple[int, int]  # (width, height) px
@@ -39,7 +39,7 @@ class Choice:
     @classmethod
     def of(cls, p: Params) -> Choice:
         """The run's own."""
-        processing, value = p.processing, rig.grid(p.vision.cameras).value
+        processing, value = p.processing, grid(p.vision.cameras).value
         return cls(
             value if isinstance(value, str) else OWN_GRID,
             () if isinstance(value, str) else value,
@@ -55,11 +55,11 @@ class Choice:
         return f"{self.setup}, tiles of {width}×{height}{how}"
 
     @property
-    def grid(self) -> rig.Grid:
+    def grid(self) -> Grid:
         """Rows and columns of the cameras."""
-        if self.setup in rig.GRIDS:
-            return rig.GRIDS[self.setup]
-        return rig.grid(self.cameras) if self.setup == OWN_GRID else grid_of(self.cameras)
+        if self.setup in GRIDS:
+            return GRIDS[self.setup]
+        return grid(self.cameras) if self.setup == OWN_GRID else grid_of(self.cameras)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -76,7 +76,7 @@ class Choice:
             "sequence_length": self.sequence_length,
         }
         # What the run names stays as it is named there, as by a module's attribute.
-        same = self.grid.value == rig.grid(p.vision.cameras).value
+        same = self.grid.value == grid(p.vision.cameras).value
         vision = {} if same else {"cameras": self.grid.value}
         vision |= {"window_size": self.sequence_length} if p.vision.window_size else {}
         return p.model_copy(
@@ -100,9 +100,9 @@ def values(p: Params) -> dict[str, dict[str, Any]]:
     return {section: {key: plain[section][key] for key in keys} for section, keys in KEYS.items()}
 
 
-def grid_of(names: Sequence[str]) -> rig.Grid:
+def grid_of(names: Sequence[str]) -> Grid:
     """A grid of any cameras, in their order: as square as it can be, and wide rather than high."""
     cols = max(math.isqrt(max(len(names) - 1, 0)) + 1, 1)
     rows = max(-(-len(names) // cols), 1)
-    cells = [rig.BY_NAME[name] for name in names]
-    return rig.Grid(rig.OWN, rows, cols, (*cells, *[None] * (rows * cols - len(cells))))
+    cells = [BY_NAME[name] for name in names]
+    return Grid(OWN, rows, cols, (*cells, *[None] * (rows * cols - len(cells))))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from avomni_lib.dataset import cameras as rig
+from avomni_lib.dataset import cameras
 from avomni_lib.dataset.select.evicted import read_evicted
 from avomni_lib.dataset.select.manifest import read_chosen
 from avomni_lib.errors import AvomniError
@@ -155,8 +155,8 @@ class Clips:
     def _raw_motion(self, clip_id: str, sample_hz: float) -> Motion:
         """As `sampling.sample_clip` samples a sound clip."""
         clip, horizon_s = self.raw.clip(clip_id), self.p.processing.horizon_s
-        cameras = rig.grid(self.p.vision.cameras).cameras
-        stamps = [clip.timestamps(camera.name) for camera in cameras]
+        grid = cameras.grid(self.p.vision.cameras)
+        stamps = [clip.timestamps(camera.name) for camera in grid.cameras]
         times, ego = sampling.clip_times(clip, stamps, sample_hz, horizon_s)
         return Motion(**sampling.clip_motion(ego, times, horizon_s))
 

@@ -27,9 +27,7 @@ def conversation(p: Params, windows: Any) -> Conversation:
     Raises:
         AvomniError: no such base model.
     """
-    load.choose(p)  # Unsloth, where it is the backend, has to be imported before transformers
-    location = load.base_location(p.model.base_model)
-    config = load.read_config(p.model.base_model, location, p.dataset.allow_plain_http)
+    location, config = _base(p)
     tokenizer = load.read_tokenizer(p.model.base_model, location)
     return samples.conversation_of(p, windows, tokenizer, backbone(p.model.backbone, config))
 
@@ -53,13 +51,11 @@ def lora_modules(p: Params) -> list[dict[str, Any]]:
     Raises:
         AvomniError: no such base model, or it has no module to adapt.
     """
-    load.choose(p)
+    _, config = _base(p)
     load.quieten()
     import torch
     from transformers import AutoModelForImageTextToText
 
-    location = load.base_location(p.model.base_model)
-    config = load.read_config(p.model.base_model, location, p.dataset.allow_plain_http)
     kind = backbone(p.model.backbone, config)
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
@@ -112,3 +108,10 @@ def arguments(p: Params, num_windows: int) -> dict[str, Any]:
         for name, value in sorted(own.items())
         if name not in NOT_SHOWN and value != usual.get(name)
     }
+
+
+def _base(p: Params) -> tuple[str, Any]:
+    """Where the base model lies, and its config."""
+    load.choose(p)  # Unsloth, where it is the backend, has to be imported before transformers
+    location = load.base_location(p.model.base_model)
+    return location, load.read_config(p.model.base_model, location, p.dataset.allow_plain_http)

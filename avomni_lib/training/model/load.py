@@ -362,7 +362,7 @@ def _by_transformers(
         )
     for module in model.modules():
         # On CPUs with AVX-512 bf16 bitsandbytes lays 4-bit weights out anew at the first answer,
-        # for a kernel without gradients: a training that asks its model midway would go astray.
+        # for a kernel without gradients: a training that asks its model midway would diverge.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model, read_tokenizer(p.model.base_model, location)

@@ -77,7 +77,7 @@ def parse(text: str) -> Said | None:
     return Said(cause=text) if _STRICT.fullmatch(text) else None
 
 
-def loosely(text: str) -> Said | None:
+def lenient(text: str) -> Said | None:
     """All up to the last end of a sentence, after `Cause:` where that stands, in this form."""
     for token in END_TOKENS:
         text = text.replace(token, " ")
@@ -116,7 +116,7 @@ COC_V1 = Target(
     of=said_of,
     write=write,
     parse=parse,
-    loosely=loosely,
+    lenient=lenient,
     error=error,
     pattern=PATTERN,
     horizon_s=FUTURE_S,

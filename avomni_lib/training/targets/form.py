@@ -67,7 +67,7 @@ class Target:
         of: Truth of a window -> what there is to say, unrounded.
         write: What there is to say -> the text that the model must say.
         parse: Text -> what it says; None unless the text has the full form, to the letter.
-        loosely: The same of a text that has not the full form: other spaces, cases and words
+        lenient: The same of a text that has not the full form: other spaces, cases and words
             around; None where a part of the answer cannot be found.
         error: Said, true -> how far off, in the unit of `figure`; 0 is right.
         pattern: Regular expression (of Python's `re`, no look-around, no back reference) that
@@ -85,7 +85,7 @@ class Target:
     of: Callable[[Truth], Said]
     write: Callable[[Said], str]
     parse: Callable[[str], Said | None]
-    loosely: Callable[[str], Said | None]
+    lenient: Callable[[str], Said | None]
     error: Callable[[Said, Said], float]
     pattern: str
     horizon_s: float = 0.0
@@ -98,8 +98,8 @@ class Target:
         return self.write(self.of(truth))
 
     def read(self, text: str) -> Said | None:
-        """What a text says: by `parse` where it has the full form, else `loosely`."""
-        return self.parse(text) or self.loosely(text)
+        """What a text says: by `parse` where it has the full form, else `lenient`."""
+        return self.parse(text) or self.lenient(text)
 
 
 def bare(text: str) -> str:

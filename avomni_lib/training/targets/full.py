@@ -52,7 +52,7 @@ def parse(text: str) -> Said | None:
     )
 
 
-def loosely(text: str) -> Said | None:
+def lenient(text: str) -> Said | None:
     """What the other targets read, the cause after its title and the rest before it."""
     title = _TITLE.search(text)
     if not title:
@@ -81,7 +81,7 @@ FULL_V1 = Target(
     of=said_of,
     write=write,
     parse=parse,
-    loosely=loosely,
+    lenient=lenient,
     error=SUMMARY_V1.error,
     pattern=PATTERN,
     horizon_s=FUTURE_V1.horizon_s,

@@ -58,7 +58,7 @@ def parse(text: str) -> Said | None:
     return _said(_PAIR.findall(text)) if _STRICT.fullmatch(text) else None
 
 
-def loosely(text: str) -> Said | None:
+def lenient(text: str) -> Said | None:
     """The first 16 pairs of numbers in brackets, as x and y."""
     pairs = _PAIR.findall(text)
     return _said(pairs[:NUM_WAYPOINTS]) if len(pairs) >= NUM_WAYPOINTS else None
@@ -100,7 +100,7 @@ FUTURE_V1 = Target(
     of=said_of,
     write=write,
     parse=parse,
-    loosely=loosely,
+    lenient=lenient,
     error=error,
     pattern=PATTERN,
     horizon_s=FUTURE_S,

@@ -55,7 +55,7 @@ def parse(text: str) -> Said | None:
     return Said(along=along, across=across)
 
 
-def loosely(text: str) -> Said | None:
+def lenient(text: str) -> Said | None:
     """The first label of each kind, after the word manoeuvre where that stands."""
     title = _TITLE.search(text)
     found = [label.search(text, title.end() if title else 0) for label in _LENIENT]
@@ -87,7 +87,7 @@ META_V1 = Target(
     of=said_of,
     write=write,
     parse=parse,
-    loosely=loosely,
+    lenient=lenient,
     error=error,
     pattern=PATTERN,
     # The labels need 3 s of it; a future is known whole or not at all.

@@ -89,7 +89,7 @@ def own_target(reference: str) -> Target:
         of=_of(numbers, names, refuse),
         write=_write(write, form, names, refuse),
         parse=lambda text: _read(form.fullmatch(bare(text)), names),
-        loosely=lambda text: _read(form.search(text), names),
+        lenient=lambda text: _read(form.search(text), names),
         error=lambda said, true: abs(said.numbers[0] - true.numbers[0]),
         pattern=GROUP.sub("(?:", pattern),
         horizon_s=float(horizon_s),

@@ -55,7 +55,7 @@ def parse(text: str) -> Said | None:
     return Said(*map(float, match.groups())) if match else None
 
 
-def loosely(text: str) -> Said | None:
+def lenient(text: str) -> Said | None:
     match = _LENIENT.search(text)
     if not match:
         return None
@@ -74,7 +74,7 @@ SUMMARY_V1 = Target(
     of=said_of,
     write=write,
     parse=parse,
-    loosely=loosely,
+    lenient=lenient,
     error=error,
     pattern=PATTERN,
 )
