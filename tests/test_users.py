@@ -123,7 +123,8 @@ def test_a_run_of_an_earlier_version_counts_where_it_lies_beside(served, tmp_pat
     assert str(other.run_dir) in refused(p, served).what
 
 
-def test_a_run_that_is_killed_while_it_fetches_is_waited_for(published, tmp_path):
+def test_a_run_that_is_killed_while_it_fetches_is_waited_for(published, served, tmp_path):
+    """It has a server of its own, which may still be logging its requests after the kill."""
     code = (
         "import json, sys\nfrom avomni_lib.dataset.download import download\n"
         "from avomni_lib.dataset.download.hub import Hub\nfrom avomni_lib.params import Params\n"
@@ -132,7 +133,7 @@ def test_a_run_that_is_killed_while_it_fetches_is_waited_for(published, tmp_path
         "download.fetch(Params.from_values(json.loads(values)), hub)\n"
     )
     with local_hub.serve(published, REPO, bytes_per_s=2e6) as slow:
-        p = fetched(run_of(tmp_path, "one", True), slow)
+        p = fetched(run_of(tmp_path, "one", True), served)
         other = run_of(tmp_path, "other", False, "elsewhere")
         arguments = [json.dumps(other.values()), REPO, slow.commit, slow.endpoint]
         with subprocess.Popen(
@@ -142,7 +143,7 @@ def test_a_run_that_is_killed_while_it_fetches_is_waited_for(published, tmp_path
                 time.sleep(0.01)
             assert process.poll() is None
             process.kill()
-        assert str(other.run_dir) in refused(p, slow).what
+        assert str(other.run_dir) in refused(p, served).what
 
 
 def test_a_run_that_comes_while_another_evicts_keeps_its_files(served, tmp_path):
