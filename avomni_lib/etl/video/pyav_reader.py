@@ -35,18 +35,14 @@ def by_pyav(stream: Stream, rows: np.ndarray, size: Size | SizeRule | None) -> P
     Raises:
         Damaged: a frame that is needed does not decode, or only in part.
     """
-    pictures, scaler = None, VideoReformatter()
+    images, upright, scaler = np.empty(0, np.uint8), (0, 0), VideoReformatter()
     for place, frame in decode(stream, rows):
-        if frame.rotation % 90:
-            what = f"the display rotation of {frame.rotation}° is no multiple of 90°"
-            raise damaged(what, stream.name, int(rows[place]))
-        if pictures is None:
+        if not len(images):
             upright = upright_size(frame)
             width, height = resolve_size(size, upright)
             images = np.zeros((len(rows), height, width, 3), dtype=np.uint8)
-            pictures = Pictures(images, upright)
-        images[place] = picture(frame, width, height, scaler)
-    return pictures
+        images[place] = picture(frame, images.shape[2], images.shape[1], scaler)
+    return Pictures(images, upright)
 
 
 def decode(stream: Stream, rows: np.ndarray) -> Iterator[tuple[int, av.VideoFrame]]:
@@ -80,7 +76,7 @@ def decode(stream: Stream, rows: np.ndarray) -> Iterator[tuple[int, av.VideoFram
 def _decode_run(
     stream: Stream, start: int, held: list[int], skip: str
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Send packets from `start` to the last of `held`; yields (packet, frame) of those in `held`."""
+    """Send packets from `start` to the last of `held`; yields (packet, frame) of these."""
 
     def fault(what: str, packet: int) -> Damaged:
         return damaged(what, stream.name, stream.row_of(packet))
@@ -105,6 +101,9 @@ def _decode_run(
                 what = "the file's times do not follow the order of its pictures"
                 raise fault(what, at if shown is None else shown)
             last_pts = frame.pts
+            if frame.rotation % 90:
+                what = f"the display rotation of {frame.rotation}° is no multiple of 90°"
+                raise fault(what, shown)
             if shown in pending:
                 pending.remove(shown)
                 yield shown, frame
