@@ -94,8 +94,8 @@ def test_only_key_frames_are_decoded_where_they_fall_on_the_grid(name):
 
 def test_a_gop_is_decoded_no_further_than_its_last_wanted_frame():
     with stream.opened(stream_bytes("h264 gop 30")) as opened:
-        assert pyav_reader.plan_runs(opened, [0]) == [(0, [0])]
-        runs = pyav_reader.plan_runs(opened, [3, 31, 35, 60])
+        assert opened.plan_runs([0]) == [(0, [0])]
+        runs = opened.plan_runs([3, 31, 35, 60])
         assert runs == [(0, [3]), (30, [31, 35]), (60, [60])]
     sent, packets = packets_sent("h264 gop 30", [3, 31, 35, 60])
     assert sent == packets[:4] + packets[30:36] + packets[60:61]
@@ -115,12 +115,12 @@ def test_a_leading_picture_is_decoded_from_the_gop_before_its_own(name):
     with stream.opened(stream_bytes(name)) as opened:
         leading = np.flatnonzero(opened.leading)
         for i in leading:
-            start = pyav_reader.plan_runs(opened, [i])[0][0]
+            start = opened.plan_runs([i])[0][0]
             key = max(key for key in opened.keys if key < i)
             assert start < key and start in opened.starts
         last = int(leading[-1])
         sent, packets = packets_sent(name, [opened.row_of(last)])
-        assert sent == packets[pyav_reader.plan_runs(opened, [last])[0][0] : last + 1]
+        assert sent == packets[opened.plan_runs([last])[0][0] : last + 1]
 
 
 def refused(content: bytes, name: str) -> str:

@@ -8,7 +8,6 @@ import re
 
 import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
 
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.video.pyav_reader import (
@@ -16,8 +15,8 @@ from avomni_lib.etl.video.pyav_reader import (
     Size,
     SizeRule,
     by_pyav,
+    picture,
     resolve_size,
-    scale,
 )
 from avomni_lib.etl.video.stream import Stream, damaged
 
@@ -49,7 +48,9 @@ def by_decord(stream: Stream, rows: np.ndarray, size: Size | SizeRule | None) ->
         raise _inexact("has open GOPs, in which decord returns a neighbour of the frame", stream)
     try:
         reader = decord.VideoReader(io.BytesIO(stream.content), num_threads=1)
-        _check_count(len(reader), stream)
+        if len(reader) != len(stream.pts):
+            what = f"has {len(stream.pts)} frames, of which decord lists {len(reader)}"
+            raise _inexact(what, stream)
         _probe(reader, stream)
         upright = reader[0].shape[1::-1]
         width, height = resolve_size(size, upright)
@@ -58,9 +59,16 @@ def by_decord(stream: Stream, rows: np.ndarray, size: Size | SizeRule | None) ->
                 io.BytesIO(stream.content), num_threads=1, width=width, height=height
             )
         times_s = reader.get_frame_timestamp(rows.tolist())[:, 0]
-        _check_times(times_s, stream, rows)
+        apart_s = np.abs(times_s - stream.times_us[rows] / 1e6)
+        if apart_s.max() > PTS_TOLERANCE_S:
+            row = int(rows[apart_s.argmax()])
+            what = f"shows frame {row} {apart_s.max():.3f} s away from where decord puts it"
+            raise _inexact(what, stream)
         images = reader.get_batch(rows.tolist()).asnumpy()
-        return Pictures(_scaled(images, width, height), upright)
+        if images.shape[1:3] != (height, width):
+            frames = [av.VideoFrame.from_ndarray(image, format="rgb24") for image in images]
+            images = np.stack([picture(frame, width, height) for frame in frames])
+        return Pictures(images, upright)
     except (RuntimeError, decord.DECORDError) as error:
         # Its messages begin with a time and a path of the machine that built it, often twice.
         reason = re.sub(r"\[\d\d:\d\d:\d\d\] \S+ ", "", str(error).strip()).partition("\n")[0]
@@ -84,28 +92,6 @@ def _probe(reader, stream: Stream) -> None:
             neighbour = int(rows[int(np.argmin(apart))])
             what = f"shows frame {neighbour} where decord is asked for {rows[place]}"
             raise _inexact(what, stream)
-
-
-def _check_count(count: int, stream: Stream) -> None:
-    if count != len(stream.pts):
-        raise _inexact(f"has {len(stream.pts)} frames, of which decord lists {count}", stream)
-
-
-def _check_times(times_s: np.ndarray, stream: Stream, rows: np.ndarray) -> None:
-    """Raise where decord shows `rows` at other times (s since the first frame) than the file."""
-    apart = np.abs(times_s - stream.times_us[rows] / 1e6)
-    if apart.max() > PTS_TOLERANCE_S:
-        row = int(rows[apart.argmax()])
-        what = f"shows frame {row} {apart.max():.3f} s away from where decord puts it"
-        raise _inexact(what, stream)
-
-
-def _scaled(images: np.ndarray, width: int, height: int) -> np.ndarray:
-    if images.shape[1:3] == (height, width):
-        return images
-    scaler = VideoReformatter()
-    frames = (av.VideoFrame.from_ndarray(image, format="rgb24") for image in images)
-    return np.stack([scale(scaler, frame, width, height) for frame in frames])
 
 
 def _inexact(what: str, stream: Stream) -> AvomniError:

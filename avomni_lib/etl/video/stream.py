@@ -9,9 +9,8 @@ from __future__ import annotations
 import bisect
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +36,11 @@ class Damaged(AvomniError):
     """The bytes of a video are not what they should be; everything else is a mistake of a call."""
 
 
+def damaged(what: str, name: str, frame_idx: int | None = None) -> Damaged:
+    where = name if frame_idx is None else f"{name}, frame {frame_idx}"
+    return Damaged(what, where=where, fix=FETCH_AGAIN)
+
+
 @dataclass(frozen=True)
 class Stream:
     """The video stream of one file, held open; `dataset.streams` finds nothing wrong with it.
@@ -45,22 +49,23 @@ class Stream:
         name: The file, for messages.
         content: All bytes of the file.
         codec: PyAV's decoder of the stream, one thread, told to fail rather than to conceal.
-        packets: In decode order.
-        packet_pts: Of each packet, in units of `time_base`.
+        packets: In decode order; `scan.pts` has their times.
+        scan: What was seen of the packets.
         pts: (N,) int64, of the frames in presentation order; row i of the data set's timestamps is
             `pts[i]`. Packets that an edit list hides have none here.
-        time_base: Seconds of one unit of `pts`.
-        scan: What was seen of the packets.
     """
 
     name: str
     content: bytes
     codec: av.VideoCodecContext
     packets: list[av.Packet]
-    packet_pts: list[int]
-    pts: np.ndarray
-    time_base: Fraction
     scan: streams.Scan
+    pts: np.ndarray
+
+    @property
+    def time_base(self):
+        """Seconds (a Fraction) of one unit of `pts`."""
+        return self.scan.stream.time_base
 
     @property
     def times_us(self) -> np.ndarray:
@@ -69,12 +74,22 @@ class Stream:
 
     def row_of(self, packet: int) -> int:
         """The frame, in presentation order, that packet number `packet` holds."""
-        return int(np.searchsorted(self.pts, self.packet_pts[packet]))
+        return int(np.searchsorted(self.pts, self.scan.pts[packet]))
 
     @property
     def keys(self) -> np.ndarray:
         """Indices of `packets` that are key frames."""
         return np.array(self.scan.keys, dtype=int)
+
+    @functools.cached_property
+    def leading(self) -> np.ndarray:
+        """(num packets,) bool: pictures shown before the key frame that they follow.
+
+        Only an open GOP has them, and they may need the GOP before (H.265 §3.69).
+        """
+        pts = np.array(self.scan.pts)
+        last_key = np.searchsorted(self.keys, np.arange(len(pts)), side="right") - 1
+        return pts < pts[self.keys[last_key]]
 
     @functools.cached_property
     def closed_keys(self) -> np.ndarray:
@@ -105,37 +120,22 @@ class Stream:
         leading = np.flatnonzero(self.leading)
         return np.delete(self.keys, np.searchsorted(self.keys, leading, side="right") - 1)
 
-    @functools.cached_property
-    def leading(self) -> np.ndarray:
-        """(num packets,) bool: pictures shown before the key frame that they follow.
+    def plan_runs(self, wanted: Sequence[int]) -> list[tuple[int, list[int]]]:
+        """The least to decode for packets `wanted` (ascending): runs as (start, the wanted of it).
 
-        Only an open GOP has them, and they may need the GOP before (H.265 §3.69 calls them leading
-        pictures).
+        A run is sent to the decoder from its start to the last one wanted of it. For a leading
+        picture that is the start before its own, for it may refer to what lies there.
         """
-        flags = np.zeros(len(self.packets), dtype=bool)
-        key_pts = self.packet_pts[0]
-        for i, (packet, pts) in enumerate(zip(self.packets, self.packet_pts, strict=True)):
-            if packet.is_keyframe:
-                key_pts = pts
-            flags[i] = pts < key_pts
-        return flags
-
-    def start_for(self, packet: int) -> int:
-        """Where a decoder must start for this packet's picture.
-
-        For a leading picture the start before its own, for it may refer to what lies there.
-        """
-        place = bisect.bisect_right(self.starts, packet) - 1
-        return self.starts[max(place - 1, 0) if self.leading[packet] else place]
-
-
-def describe(source: ByteRange | Path | bytes) -> str:
-    """What a message calls `source`."""
-    if isinstance(source, bytes):
-        return f"{len(source)} bytes in memory"
-    if isinstance(source, str | Path):
-        return str(source)
-    return f"{source.path}, bytes {source.offset} to {source.offset + source.length}"
+        runs: list[tuple[int, list[int]]] = []
+        for packet in wanted:
+            place = bisect.bisect_right(self.starts, packet) - 1
+            start = self.starts[max(place - 1, 0) if self.leading[packet] else place]
+            held = [packet]
+            while runs and start <= runs[-1][1][-1]:
+                earlier, before = runs.pop()
+                start, held = min(start, earlier), before + held
+            runs.append((start, held))
+        return runs
 
 
 @contextlib.contextmanager
@@ -145,23 +145,25 @@ def opened(source: ByteRange | Path | bytes) -> Iterator[Stream]:
     Raises:
         AvomniError: the file is missing or no video, or `dataset.streams` finds it damaged.
     """
-    name = describe(source)
+    name = str(source)
+    if isinstance(source, bytes):
+        name = f"{len(source)} bytes in memory"
+    elif not isinstance(source, str | Path):
+        name = f"{source.path}, bytes {source.offset} to {source.offset + source.length}"
     try:
-        content = _content(source)
+        content = _content(source, name)
         with streams.opened(content) as (container, peek):
             if not container.streams.video:
                 raise damaged("the file holds no video stream", name)
             scan = streams.Scan(container, peek)
             packets = list(scan.packets())
             findings.refuse(scan.findings(), name, FETCH_AGAIN, Damaged)
-            codec = scan.codec
             # One process a core; threads inside a decoder cost more than they bring.
-            codec.thread_count = 1
-            codec.options = {"err_detect": "crccheck+explode"}
+            scan.codec.thread_count = 1
+            scan.codec.options = {"err_detect": "crccheck+explode"}
             for packet, pts in zip(packets, scan.pts, strict=True):
                 packet.pts = pts
-            base = scan.stream.time_base
-            yield Stream(name, content, codec, packets, scan.pts, scan.shown, base, scan)
+            yield Stream(name, content, scan.codec, packets, scan, scan.shown)
     except FileNotFoundError:
         raise AvomniError("video file not found", where=name, fix=FETCH_AGAIN) from None
     except (NotVideo, OSError) as error:
@@ -169,7 +171,7 @@ def opened(source: ByteRange | Path | bytes) -> Iterator[Stream]:
         raise damaged(f"not a video that can be read: {reason}", name) from None
 
 
-def _content(source: ByteRange | Path | bytes) -> bytes:
+def _content(source: ByteRange | Path | bytes, name: str) -> bytes:
     if isinstance(source, bytes):
         return source
     if isinstance(source, str | Path):
@@ -177,9 +179,4 @@ def _content(source: ByteRange | Path | bytes) -> bytes:
     try:
         return source.read()  # compares the content with the zip's checksum
     except AvomniError as error:
-        raise damaged(f"the video is {error.what}", describe(source)) from None
-
-
-def damaged(what: str, name: str, frame_idx: int | None = None) -> Damaged:
-    where = name if frame_idx is None else f"{name}, frame {frame_idx}"
-    return Damaged(what, where=where, fix=FETCH_AGAIN)
+        raise damaged(f"the video is {error.what}", name) from None

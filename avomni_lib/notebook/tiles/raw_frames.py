@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -21,7 +20,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.clip import tiling
 from avomni_lib.etl.video import reader as video
 from avomni_lib.etl.video import stream
-from avomni_lib.etl.video.pyav_reader import Canvas, Reader
+from avomni_lib.etl.video.pyav_reader import decode, picture, upright_size
 from avomni_lib.notebook.run import runs
 from avomni_lib.notebook.tiles.choice import Choice
 from avomni_lib.params import Params
@@ -29,17 +28,6 @@ from avomni_lib.params import Params
 MEMORY_BYTES = 1 << 30
 BLOCK = 16  # frames of a window that are decoded in one go
 Key = tuple[str, str, int]  # clip_id, camera, row of its timestamps
-
-
-class Decoded:
-    """Stands for the decoder's canvas: it keeps frames instead of drawing them."""
-
-    def __init__(self, num_rows: int):
-        self.images = np.zeros(num_rows, dtype=object)  # av.VideoFrame
-        self.source_size = None
-
-    def draw(self, place: int, frame: av.VideoFrame) -> None:
-        self.images[place] = frame
 
 
 class RawFrames:
@@ -105,13 +93,8 @@ class RawFrames:
         return np.stack([self.grid_frame(clip_id, times_us, k, choice) for k in frames])
 
     def _place(self, shown: av.VideoFrame, tile: np.ndarray, choice: Choice) -> None:
-        place = SimpleNamespace(name="a frame in memory")
-        canvas = Canvas(
-            place, np.zeros(1, int), lambda *size: tiling.fit_tile(size, *fitted).resized
-        )
-        fitted = (choice.tile, choice.fit)
-        canvas.draw(0, shown)
-        tiling.fit_tile(canvas.source_size, *fitted).place(canvas.images, tile)
+        fitted = tiling.fit_tile(upright_size(shown), choice.tile, choice.fit)
+        fitted.place(picture(shown, *fitted.resized)[None], tile)
 
     def _rows(self, clip_id: str, camera: str, times_us: np.ndarray) -> np.ndarray:
         """Which frames of the camera's video show these times."""
@@ -134,12 +117,9 @@ class RawFrames:
         if len(missing):
             with stream.opened(self.clip(clip_id, camera).video(camera)) as source:
                 video.check_clock(self._stamps[clip_id, camera], source)
-                reader = Reader(source, missing, None)
-                reader.canvas = Decoded(len(missing))
-                pictures = reader.read()
+                frames = dict(decode(source, missing))
             self.num_decoded += len(missing)
-            found = zip(missing.tolist(), pictures.images, strict=True)
-            self._kept |= {(clip_id, camera, row): image for row, image in found}
+            self._kept |= {(clip_id, camera, int(missing[n])): frames[n] for n in frames}
         for key in keys:
             self._kept.move_to_end(key)
         return [self._kept[key] for key in keys]
