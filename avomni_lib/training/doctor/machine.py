@@ -405,7 +405,8 @@ def shared_memory(num_processes: int) -> Finding:
     text = f"{gigabytes(free)} free"
     if free >= LEAST_SHARED_BYTES:
         return Finding(name, OK, text)
-    why = "RCCL and NCCL of several processes need it; one process with our own loader does not"
+    why = "several processes (RCCL, NCCL) and workers of torch's DataLoader need it; one process "
+    why += "with our own loader does not"
     if num_processes > 1:
         why = f"the {num_processes} processes of this run talk through it (RCCL, NCCL)"
     return Finding(name, NOTE, text, why, "docker run --shm-size=8g …, or --ipc=host")
