@@ -10,8 +10,7 @@ import pytest
 import yaml
 
 from avomni_lib import files
-from avomni_lib.training.export import usage
-from avomni_lib.training.export.card import LEARNED, MEASURED, card
+from avomni_lib.training.export.card import LEARNED, MEASURED, card, commands
 from avomni_lib.training.model import adapter
 from tests import training_set
 
@@ -208,13 +207,13 @@ def test_every_block_is_what_it_says(tmp_path, kind):
 
 def test_the_snippet_loads_the_base_as_it_was_trained(tmp_path):
     record = record_of(tmp_path)
-    text = usage.loading(record, "adapter")
+    text = card(record)
     assert 'base = "owner/base-bnb-4bit"' in text and "dtype=torch.bfloat16" in text
     assert 'device_map={"": "cuda"}' in text
     assert 'llm_int8_skip_modules=["model.visual", "lm_head"]' in text
     stored = record | {"choices": record["choices"] | {"quantisation": "stored"}}
-    assert "BitsAndBytesConfig" not in usage.loading(stored, "adapter")
-    tiny = usage.loading(record | {"base_model": "tiny"}, "adapter")
+    assert "BitsAndBytesConfig" not in card(stored)
+    tiny = card(record | {"base_model": "tiny"})
     names = {}
     lines = tiny.split("```python\n")[1].splitlines()
     exec("\n".join(line for line in lines if line.startswith(("from importlib", "base ="))), names)
@@ -224,16 +223,16 @@ def test_the_snippet_loads_the_base_as_it_was_trained(tmp_path):
 def test_commands_take_the_folder_and_room_for_the_rank(tmp_path):
     for rank, room in ((64, 64), (12, 16), (100, 128), (512, 512)):
         record = record_of(tmp_path, model={"lora_rank": rank, "max_seq_length": 4096})
-        (serve,) = usage.commands(record, folder="/run/my adapter", base="/a base")["vllm"]
+        (serve,) = commands(record, folder="/run/my adapter", base="/a base")["vllm"]
         words = shlex.split(serve)
         assert words[:3] == ["vllm", "serve", "/a base"]
         assert words[words.index("--lora-modules") + 1] == "avomni=/run/my adapter"
         assert words[words.index("--max-lora-rank") + 1] == str(room)
         assert words[words.index("--max-model-len") + 1] == "4096"
-    (convert,) = usage.commands(record, folder="/x")["llama.cpp"]
+    (convert,) = commands(record, folder="/x")["llama.cpp"]
     assert shlex.split(convert)[:4] == ["python", "convert_lora_to_gguf.py", "/x", "--base"]
     merged = record_of(tmp_path, kind="merged") | {"dtype": "float16"}
-    lines = usage.commands(merged, "merged", "/m")
+    lines = commands(merged, "merged", "/m")
     assert lines["vllm"][0].startswith("vllm serve /m --served-model-name avomni --dtype float16 ")
     text, vision = map(shlex.split, lines["llama.cpp"])
     assert text[:5] == ["python", "convert_hf_to_gguf.py", "/m", "--outtype", "f16"]

@@ -21,11 +21,6 @@ CONTEXT.set_forkserver_preload(["tests.killed_training"])
 
 
 @pytest.fixture(scope="module")
-def base_folder(tmp_path_factory):
-    return training_set.make_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
 def whole(tmp_path_factory, base_folder):
     """A training of six steps that nothing disturbed; it has kept the checkpoints 4 and 6."""
     p = training_set.params(tmp_path_factory.mktemp("whole"), base_folder)

@@ -14,7 +14,7 @@ from avomni_lib.hardware import Choice
 from avomni_lib.params import Params
 from avomni_lib.training.doctor import doctor, findings, machine, probes
 from avomni_lib.training.doctor.findings import Finding, Report
-from avomni_lib.training.doctor.platforms import Installed, Triton
+from avomni_lib.training.doctor.machine import Installed, Triton
 
 bitsandbytes = probes.load_bitsandbytes()
 DEMO = files.PROJECT_ROOT / "params" / "demo.yaml"

@@ -49,11 +49,6 @@ def logged(metrics, name):
 
 
 @pytest.fixture(scope="module")
-def base_folder(tmp_path_factory):
-    return training_set.make_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
 def one_by_one(tmp_path_factory, base_folder):
     """Trained on one window after another."""
     p = params(tmp_path_factory.mktemp("one"), base_folder, *SPLITS[0])

@@ -1,3 +1,5 @@
+"""The memory formula beside what torch's profiler counts, and the sizes that it is fed with."""
+
 import json
 import math
 
@@ -5,15 +7,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoConfig, Qwen3VLForConditionalGeneration
 
+from avomni_lib import files
+from avomni_lib.errors import AvomniError
 from avomni_lib.files import PROJECT_ROOT
 from avomni_lib.params import Params
 from avomni_lib.training.backbones import backbone, qwen3_vl_layers
+from avomni_lib.training.backbones.qwen3_vl_size import Language, ModelSize, Vision
 from avomni_lib.training.feed.loader import Loader, Order
-from avomni_lib.training.forecast.memory import LOGIT_TOKENS, memory
-from avomni_lib.training.forecast.model_size import Anatomy, Language, Vision, anatomy_of
+from avomni_lib.training.forecast.memory import LOGIT_TOKENS, memory, size_of
 from avomni_lib.training.model import load
 from avomni_lib.training.prompt.tokens import Tokens, grid_size, tokens_per_sample
+from tests.test_model import qwen3_vl_8b
 
 DEMO = PROJECT_ROOT / "params" / "demo.yaml"
 
@@ -25,7 +31,7 @@ def demo(*changes):
 def on_cpu(p, tokens=None, **arguments):
     return memory(
         p,
-        anatomy_of(p.model.base_model),
+        size_of(p.model.base_model),
         tokens or tokens_per_sample(p),
         device="cpu",
         dtype_bytes=4,
@@ -35,20 +41,20 @@ def on_cpu(p, tokens=None, **arguments):
 
 def on_gpu(tokens=None, **changes):
     p = Params.from_values({"extends": "params/mi300x.yaml"} | changes)
-    return memory(p, anatomy_of(p.model.base_model), tokens or tokens_per_sample(p))
+    return memory(p, size_of(p.model.base_model), tokens or tokens_per_sample(p))
 
 
 class Built:
     """A Qwen3-VL of middle size with random weights, and batches for it."""
 
-    SIZES = Anatomy(
+    SIZES = ModelSize(
         Language(256, 6, 4, 2, 64, 768, 1024, tied=False),
         Vision(512, 3, 8, 1024, out=256, positions=256, deepstack=2),
     )
     ANSWER, BATCH, RANK = 40, 2, 16
 
     def __init__(self, dtype, checkpointing, size, num_words):
-        from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, set_seed
+        from transformers import Qwen3VLConfig, set_seed
         from trl.trainer.sft_trainer import _patch_chunked_ce_lm_head
 
         of, tower = self.SIZES.language, self.SIZES.vision
@@ -223,7 +229,7 @@ def test_the_loaders_ring_is_the_loaders(accumulation):
         def __len__(self):
             return 64
 
-    for pin, needed in ((False, on_cpu(p)), (True, memory(p, anatomy_of("tiny"), Tokens(1, 1, 1)))):
+    for pin, needed in ((False, on_cpu(p)), (True, memory(p, size_of("tiny"), Tokens(1, 1, 1)))):
         order = Order(64, p.training.batch_size, 8, 0)
         depth = max(2, accumulation)
         ring = Loader(Windows(), order, dict, depth=depth, held=accumulation, pin=pin)
@@ -286,4 +292,81 @@ def needed_by(settings, base, device, size):
         }
     )
     tokens = Tokens(settings["vision"], settings["text"], 1)
-    return memory(p, anatomy_of(base), tokens, device=device, dtype_bytes=size)
+    return memory(p, size_of(base), tokens, device=device, dtype_bytes=size)
+
+
+def tiny_on_meta():
+    with torch.device("meta"):
+        return Qwen3VLForConditionalGeneration(AutoConfig.from_pretrained(load.TINY_FOLDER))
+
+
+def numbers(module):
+    return sum(weights.numel() for weights in module.parameters())
+
+
+@pytest.mark.parametrize("make", [qwen3_vl_8b, tiny_on_meta])
+def test_every_part_has_as_many_weights_as_the_modules(make):
+    built = make()
+    size = ModelSize.from_config(built.config.to_dict())
+    language, visual = built.model.language_model, built.model.visual
+    linears = [m for m in language.modules() if isinstance(m, torch.nn.Linear)]
+    norms = [m for m in language.modules() if type(m).__name__ == "Qwen3VLTextRMSNorm"]
+    mergers = numbers(visual.merger) + numbers(visual.deepstack_merger_list)
+    assert size.language.num_linears == sum(map(numbers, linears))
+    assert size.language.num_norms == sum(map(numbers, norms))
+    assert size.language.num_embeddings == numbers(language.embed_tokens)
+    assert size.vision.num_mergers == mergers
+    assert size.vision.num_tower == numbers(visual) - mergers
+    tied = size.language.tied
+    assert size.language.num_head == (0 if tied else numbers(built.lm_head))
+    assert size.num_weights == numbers(built), "a tied head is counted once"
+
+
+def test_the_released_8b_is_known_by_its_name():
+    known = size_of("unsloth/Qwen3-VL-8B-Instruct-bnb-4bit")
+    built = ModelSize.from_config(qwen3_vl_8b().config.to_dict())
+    assert (known.language, known.vision) == (built.language, built.vision)
+    assert known.stored_4bit and not built.stored_4bit
+    # LoRA adds rank × (in + out) to q, k, v and o of 36 layers: as tests/test_model.py builds it.
+    assert known.num_adapter(64) == 61_341_696
+    assert len(known.adapter_matrices(64)) == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    # What the hub says of the checkpoints: bytes of their bfloat16 weights, halved.
+    [("2B", 2.13), ("4B", 4.44), ("8B", 8.77), ("32B", 33.36)],
+)
+def test_the_released_sizes_have_the_published_numbers_of_weights(name, billions):
+    size = size_of(f"Qwen/Qwen3-VL-{name}-Instruct")
+    assert size.num_weights / 1e9 == pytest.approx(billions, abs=0.01)
+    assert size_of(f"qwen/qwen3-vl-{name.lower()}-thinking") == size
+
+
+@pytest.mark.parametrize(
+    "name", ["Qwen/Qwen3-VL-30B-A3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen3-8B", "x"]
+)
+def test_what_is_not_in_the_table_is_not_guessed(name):
+    assert size_of(name) is None
+
+
+def test_a_base_model_on_the_disk_is_read_from_its_config(tmp_path):
+    tiny = size_of("tiny")
+    assert (tiny.language.hidden, tiny.language.layers, tiny.vision.patch) == (128, 4, 8)
+
+    config = files.read_json(load.TINY_FOLDER / "config.json")
+    quantised = config | {"quantization_config": {"load_in_4bit": True, "quant_method": "bnb"}}
+    files.write_json(tmp_path / "config.json", quantised)
+    assert size_of(str(tmp_path)).stored_4bit
+
+    files.write_json(tmp_path / "config.json", config | {"model_type": "llama"})
+    assert size_of(str(tmp_path)) is None
+
+
+def test_a_config_that_lacks_a_number_says_which():
+    config = files.read_json(load.TINY_FOLDER / "config.json")
+    del config["vision_config"]["num_position_embeddings"]
+    with pytest.raises(AvomniError, match="does not say 'num_position_embeddings'"):
+        ModelSize.from_config(config)
+    with pytest.raises(AvomniError, match="'llama', not a 'qwen3_vl'"):
+        ModelSize.from_config(config | {"model_type": "llama"})

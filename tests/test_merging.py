@@ -56,11 +56,6 @@ def make_adapter(p):
 
 
 @pytest.fixture(scope="module")
-def base_folder(tmp_path_factory):
-    return training_set.make_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
 def trained(tmp_path_factory, base_folder):
     """Parameters of a run in 4 bit with an adapter."""
     return make_adapter(training_set.params(tmp_path_factory.mktemp("run"), base_folder))

@@ -6,15 +6,10 @@ import torch
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
 from avomni_lib.training.backbones import backbone
-from avomni_lib.training.forecast.model_size import anatomy_of
+from avomni_lib.training.forecast.memory import size_of
 from avomni_lib.training.model import adapter, load
 from avomni_lib.training.prompt.conversation import collate
 from tests import changed_params, training_set
-
-
-@pytest.fixture(scope="module")
-def base_folder(tmp_path_factory):
-    return training_set.make_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture
@@ -109,7 +104,7 @@ def test_lora_adapts_the_modules_that_the_parameters_name(tmp_path):
     hit = [name for name, module in tuned.named_modules() if hasattr(module, "lora_A")]
     ends = {".".join(name.rsplit(".", 2)[1:]) for name in hit}
     assert len(hit) == 36 * 2 and ends == {"self_attn.v_proj", "mlp.down_proj"}
-    expected = anatomy_of("unsloth/Qwen3-VL-8B-Instruct-bnb-4bit").num_adapter(64, named)
+    expected = size_of("unsloth/Qwen3-VL-8B-Instruct-bnb-4bit").num_adapter(64, named)
     assert load.trainable_parameters(tuned) == expected
 
 

@@ -41,11 +41,6 @@ NAMES = changed_params.names()
 
 
 @pytest.fixture(scope="module")
-def base_folder(tmp_path_factory):
-    return training_set.make_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
 def p(tmp_path_factory, base_folder):
     """A run with a cache and the record of an adapter; nothing was trained."""
     p = cached_training.make(tmp_path_factory.mktemp("run"), prompt={"ego_history": True})

@@ -22,11 +22,6 @@ NEEDS_A_PACKAGE = [
 NEVER = [each.value for each in OptimizerNames if each.value not in optimizers.OPTIMIZERS]
 
 
-@pytest.fixture(scope="module")
-def base_folder(tmp_path_factory):
-    return training_set.make_base(tmp_path_factory.mktemp("base"))
-
-
 @pytest.fixture
 def no_model(monkeypatch):
     def load(*_):

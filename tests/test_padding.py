@@ -17,11 +17,6 @@ WINDOWS = training_set.Stripes(24)
 
 
 @pytest.fixture(scope="module")
-def base_folder(tmp_path_factory):
-    return training_set.make_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
 def base(base_folder, tmp_path_factory):
     return load.load_base(training_set.params(tmp_path_factory.mktemp("out"), base_folder))
 

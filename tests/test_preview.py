@@ -5,7 +5,7 @@ import pytest
 from avomni_lib import files
 from avomni_lib.params import Params
 from avomni_lib.training.fit import preview
-from avomni_lib.training.forecast import model_size
+from avomni_lib.training.forecast import memory
 
 DEMO = files.PROJECT_ROOT / "params" / "demo.yaml"
 
@@ -14,9 +14,9 @@ DEMO = files.PROJECT_ROOT / "params" / "demo.yaml"
 def test_lora_modules_are_those_that_are_trained(rank: int):
     p = Params.from_files([DEMO], [f"model.lora_rank={rank}"])
     rows = preview.lora_modules(p)
-    anatomy = model_size.anatomy_of("tiny")
-    assert sum(row["lora_weights"] for row in rows) == anatomy.num_adapter(rank)
-    assert {row["layer"] for row in rows} == set(range(anatomy.language.layers))
+    size = memory.size_of("tiny")
+    assert sum(row["lora_weights"] for row in rows) == size.num_adapter(rank)
+    assert {row["layer"] for row in rows} == set(range(size.language.layers))
     assert {row["module"] for row in rows} == {"q_proj", "k_proj", "v_proj", "o_proj"}
     for row in rows:
         assert "language_model" in row["name"] and row["weights"] > 0

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from avomni_lib.training.doctor import platforms, probes
+from avomni_lib.training.doctor import machine, probes
 
 bitsandbytes = probes.load_bitsandbytes()
 SDPA = functional.scaled_dot_product_attention
@@ -84,7 +84,7 @@ def test_nan_in_the_product_of_one_row_is_wrong(matmul_4bit):
     finding = probes.four_bit_linear("cpu")
     assert finding.state == "wrong"
     assert finding.found == "a product of one row is off by nan %"
-    low, high = platforms.BITSANDBYTES_FROM, platforms.BITSANDBYTES_BELOW
+    low, high = machine.BITSANDBYTES_FROM, machine.BITSANDBYTES_BELOW
     assert f"bitsandbytes>={low[0]}.{low[1]},<{high[0]}.{high[1]}" in finding.fix
 
 

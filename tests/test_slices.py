@@ -6,14 +6,14 @@ import math
 import pytest
 
 from avomni_lib.evaluation import metrics, slices
-from avomni_lib.evaluation.scores import Aligned, Scores
+from avomni_lib.evaluation.scores import Scores
 from tests.answered import drives, summaries, window
 
 MEAN = (10.0, 15.0)
 
 
 def sliced(asked, **said):
-    return slices.slices(Scores(Aligned.of(summaries(asked, MEAN, **said))))
+    return slices.slices(Scores(summaries(asked, MEAN, **said)))
 
 
 def by(found, name):

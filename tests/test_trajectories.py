@@ -78,10 +78,10 @@ def test_a_circle_loses_the_sagitta_between_waypoints_and_no_more():
 
 def test_a_speed_that_is_wrong_by_one_is_an_error_that_grows_with_time():
     said, true = straight(11.0), straight(10.0)
-    assert trajectories.ade(said, true) == pytest.approx(T.mean())
-    assert trajectories.fde(said, true) == pytest.approx(6.4)
-    for after_s in (1.0, 3.0, 5.0, 6.4):
-        assert trajectories.at(said, true, after_s) == pytest.approx(after_s)
+    figures = trajectories.figures(waypoints(said), true)
+    assert trajectories.ade(said, true) == figures["ade_m"] == pytest.approx(T.mean())
+    for name, after_s in {"fde_m": 6.4, **trajectories.MOMENTS_S}.items():
+        assert figures[name] == pytest.approx(after_s)
     along, across = trajectories.along_across(said, true)
     assert along == pytest.approx(T)
     assert across == pytest.approx(np.zeros(64), abs=1e-9)
@@ -124,11 +124,10 @@ def test_along_and_across_are_the_two_legs_of_the_distance(said, true):
 
 @pytest.mark.parametrize(("off_m", "is_missed"), [(1.99, False), (2.01, True)])
 def test_more_than_two_metres_off_at_the_end_is_a_miss(off_m, is_missed):
-    true = straight(10.0)
-    said = true.copy()
+    said, true = straight(10.0), straight(10.0)
     said[:-1] += 50.0
     said[-1, 1] += off_m
-    assert trajectories.missed(said, true) == is_missed
+    assert trajectories.figures(waypoints(said), true)["miss_rate"] == is_missed
 
 
 # Against loops that share no code with the module.
@@ -145,16 +144,12 @@ def loops(said, true):
 
 @given(st.data(), st.integers(1, 4), st.integers(1, 6))
 @settings(deadline=None, max_examples=50)
-def test_ade_fde_and_min_ade_agree_with_plain_loops(data, num, num_samples):
+def test_ade_and_min_ade_agree_with_plain_loops(data, num, num_samples):
     elements = {"elements": places}
     samples = data.draw(st_np.arrays(np.float64, (num, num_samples, 64, 2), **elements))
     true = data.draw(st_np.arrays(np.float64, (num, 64, 2), **elements))
-    both = [[loops(one, true[n]) for one in samples[n]] for n in range(num)]
-    wanted_ade = np.array([[one[0] for one in row] for row in both])
-    wanted_fde = np.array([[one[1] for one in row] for row in both])
-    of_all = true[:, None]
-    assert trajectories.ade(samples, of_all) == pytest.approx(wanted_ade, abs=1e-9)
-    assert trajectories.fde(samples, of_all) == pytest.approx(wanted_fde, abs=1e-9)
+    wanted_ade = np.array([[loops(one, true[n])[0] for one in samples[n]] for n in range(num)])
+    assert trajectories.ade(samples, true[:, None]) == pytest.approx(wanted_ade, abs=1e-9)
     best = [min(row) for row in wanted_ade.tolist()]
     assert trajectories.min_ade(samples, true) == pytest.approx(best, abs=1e-9)
 

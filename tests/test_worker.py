@@ -28,11 +28,6 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 @pytest.fixture(scope="module")
-def base_folder(tmp_path_factory):
-    return training_set.make_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
 def straight(tmp_path_factory, base_folder):
     """A training that nothing interrupts: its parameters and what came out."""
     p = training_set.params(tmp_path_factory.mktemp("straight"), base_folder)

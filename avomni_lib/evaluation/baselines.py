@@ -1,4 +1,4 @@
-"""What a model must beat that has seen nothing: constants, and the car's own motion going on.
+"""What a model must beat that has seen nothing: constants, and the car's own motion.
 
 The motion models are two of Schubert, Richter and Wanielik, "Comparison and evaluation of advanced
 motion models for vehicle tracking", 11th International Conference on Information Fusion, 2008:
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache.windows import Truth
-from avomni_lib.etl.clip.trajectory import FUTURE_STEPS, STEP_S, Trajectory
-from avomni_lib.evaluation.ego_motion import EgoMotion
+from avomni_lib.etl.clip.trajectory import FUTURE_STEPS, HISTORY_STEPS, STEP_S, Trajectory
 from avomni_lib.training.prompt import history
 from avomni_lib.training.targets import Said, Target
 from avomni_lib.training.targets.constants import constants
@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 
 FIT_S, FEWEST_POSES = 1.0, 5  # what CTRA is fitted to
 STANDING_MPS = 0.05  # slower is the noise of a speed, and no acceleration starts from that
+# What the regression answers, and how it is fitted.
+NUMBERS, WORDS = ("speed_mps", "displacement_m", "waypoints_m"), ("along", "across")
+NUM_FEATURES = 4 * HISTORY_STEPS + 1
+PENALTY = 1.0  # on the squared weights, of standardised features
+LEAST_SPREAD = 1e-3  # m, rad or m/s: a feature that varies less over the windows is dropped
+FURTHEST = 6.0  # standard deviations from the mean: features are clipped there
 
 
 @dataclass(frozen=True)
@@ -154,8 +160,109 @@ def says(name: str, past: Trajectory, target: Target, duration_s: float) -> Said
     """
     if target.scenes:
         return None
-    said = target.of(rolled(MODELS[name](past), duration_s, target.history_ends))
-    return replace(said, **dict.fromkeys(_unknown(said)))
+    answer = target.of(rolled(MODELS[name](past), duration_s, target.history_ends))
+    values = {field.name: getattr(answer, field.name) for field in fields(answer)}
+    unknown = [key for key, of in values.items() if isinstance(of, float) and math.isnan(of)]
+    return replace(answer, **dict.fromkeys(unknown))
+
+
+@dataclass(frozen=True)
+class EgoMotion:
+    """Ridge regression on the car's own past motion: a model with eyes should do better.
+
+    Attributes:
+        centre, scale: (65,) float64 of the features; scale 0 drops one.
+        middle: (D,) float64, the mean of the D outputs: numbers, then one-hot words.
+        weights: (65, D) float64, standardised features -> outputs less their mean.
+        shapes: Field of `Said` -> the shape of its numbers.
+        words: Field of `Said` -> the words it knows.
+    """
+
+    centre: np.ndarray
+    scale: np.ndarray
+    middle: np.ndarray
+    weights: np.ndarray
+    shapes: dict[str, tuple[int, ...]]
+    words: dict[str, tuple[str, ...]]
+
+    @classmethod
+    def fit(cls, pasts: Sequence[Trajectory], answers: Sequence[Said]) -> EgoMotion:
+        """Learn what follows from a past, in closed form: (XᵀX + λ)⁻¹ Xᵀ Y.
+
+        Args:
+            pasts: Of the training windows, each up to where the target's history ends.
+            answers: The ground truth of them. Fields that all have are learned: speed and
+                displacement, waypoints, the two words of the manoeuvre; a cause never is.
+
+        Raises:
+            AvomniError: there are no training windows, or nothing in them that motion could tell.
+        """
+        if not answers:
+            raise AvomniError(
+                "no training window for the regression on past motion to learn from",
+                where="split train of the cache",
+                fix="take more clips (download.target_chunks)",
+            )
+        values = {
+            name: [getattr(answer, name) for answer in answers] for name in (*NUMBERS, *WORDS)
+        }
+        known = {name: of for name, of in values.items() if all(v is not None for v in of)}
+        shapes = {name: np.shape(known[name][0]) for name in NUMBERS if name in known}
+        words = {name: tuple(sorted(set(known[name]))) for name in WORDS if name in known}
+        if not known:
+            raise AvomniError(
+                "the training windows hold nothing that past motion could tell",
+                where="training.target",
+                fix="leave this baseline out for targets that only name a cause",
+            )
+        columns = [np.reshape(known[name], (len(answers), -1)) for name in shapes]
+        columns += [np.equal.outer(known[name], words[name]) for name in words]
+        outputs = np.concatenate(columns, axis=1).astype(np.float64)
+        features = np.array([_features(past) for past in pasts])
+        centre, spread, middle = features.mean(axis=0), features.std(axis=0), outputs.mean(axis=0)
+        scale = np.where(spread > LEAST_SPREAD, 1 / np.maximum(spread, LEAST_SPREAD), 0.0)
+        inputs = _standard(features, centre, scale)
+        square = inputs.T @ inputs + PENALTY * np.eye(NUM_FEATURES)
+        weights = np.linalg.solve(square, inputs.T @ (outputs - middle))
+        return cls(centre, scale, middle, weights, shapes, words)
+
+    def predict(self, past: Trajectory) -> Said:
+        """What `Target.write` takes for the fields that were learned; the others are None."""
+        values = self.middle + _standard(_features(past), self.centre, self.scale) @ self.weights
+        sizes = [math.prod(shape) for shape in self.shapes.values()]
+        sizes += [len(known) for known in self.words.values()]
+        names = [*self.shapes, *self.words]
+        parts = dict(zip(names, np.split(values, np.cumsum(sizes)[:-1]), strict=True))
+        fields: dict = {}
+        for name, shape in self.shapes.items():
+            fields[name] = (
+                tuple(map(tuple, parts[name].reshape(shape).tolist()))
+                if shape
+                else max(float(parts[name][0]), 0.0)
+            )
+        if "displacement_m" in fields:
+            fields["action_m"] = fields["displacement_m"]
+        fields |= {name: known[int(parts[name].argmax())] for name, known in self.words.items()}
+        return Said(**fields)
+
+
+def _features(past: Trajectory) -> np.ndarray:
+    """(65,) float64: how far the last 16 poses are from constant velocity, which there are, speed.
+
+    What constant velocity would have been fills in for poses that are missing, so they are 0.
+    """
+    poses = np.zeros((HISTORY_STEPS, 4))
+    steps = np.rint(past.t_s / STEP_S).astype(int)
+    kept = (steps < 0) & (steps >= -HISTORY_STEPS)
+    straight = past.speed_mps * past.t_s[kept]
+    poses[steps[kept], :2] = past.xy_m[kept] - np.stack([straight, 0 * straight], axis=1)
+    poses[steps[kept], 2] = past.yaw_rad[kept]
+    poses[steps[kept], 3] = 1.0
+    return np.append(poses.ravel(), past.speed_mps)
+
+
+def _standard(features: np.ndarray, centre: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    return np.clip((features - centre) * scale, -FURTHEST, FURTHEST)
 
 
 def texts(
@@ -171,7 +278,7 @@ def texts(
             nothing else of them.
     """
     truths = [target.of(train.truth(i)) for i in range(len(train))]
-    rows = {name: [target.write(said)] * len(chosen) for name, said in constants(truths).items()}
+    rows = {name: [target.write(one)] * len(chosen) for name, one in constants(truths).items()}
     if target.scenes:
         return rows
     pasts = [history.past_of(windows, index, target) for index in chosen]
@@ -187,11 +294,6 @@ def texts(
     ridge = EgoMotion.fit(known, truths)
     rows["ego_motion"] = [target.write(ridge.predict(past)) for past in pasts]
     return rows
-
-
-def _unknown(said: Said) -> list[str]:
-    values = {field.name: getattr(said, field.name) for field in fields(said)}
-    return [key for key, value in values.items() if isinstance(value, float) and math.isnan(value)]
 
 
 def _slope(t: np.ndarray, values: np.ndarray) -> float:

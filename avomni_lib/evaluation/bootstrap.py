@@ -112,8 +112,8 @@ def estimates(
     num = statistic.sums.shape[1]
     if base is None:
         return bounded(statistic, seed), [Estimate(None, None, None)] * num
-    found = bounded(statistic.differences([(base, row) for row in range(num)]), seed)
-    return found[:num], found[num:]
+    both = bounded(statistic.differences([(base, row) for row in range(num)]), seed)
+    return both[:num], both[num:]
 
 
 def bounded(statistic: Statistic, seed: int = 0, num: int = NUM_RESAMPLES) -> list[Estimate]:
@@ -173,30 +173,30 @@ def root_mean_square(values: np.ndarray, clips: np.ndarray) -> Statistic:
 
 
 def macro_f1(parts: list[tuple[np.ndarray, np.ndarray, int]], clips: np.ndarray) -> Statistic:
-    """The mean over classes of F1 = 2·hits / (true + said), averaged over `parts`.
+    """The mean over classes of F1 = 2·hits / (true + predicted), averaged over `parts`.
 
     Classes that are true of no window are not averaged over, in the data as in each resample.
 
     Args:
-        parts: (said (R, n) int, true (n,) int, number of classes K) each; a class is 0 to K - 1,
-            and said is -1 where nothing was.
+        parts: (predicted (R, n) int, true (n,) int, number of classes K) each; a class is 0 to
+            K - 1, and -1 is a prediction of none.
         clips: (n,) int, the clip of each window, ascending.
     """
     columns, sizes = [], []
-    for said, true, num_classes in parts:
+    for predicted, truth, num_classes in parts:
         classes = np.arange(num_classes)
-        is_said = said[..., None] == classes
-        is_true = np.broadcast_to(true[:, None] == classes, is_said.shape)
-        columns += [is_said & is_true, is_true, is_said]
+        is_predicted = predicted[..., None] == classes
+        is_true = np.broadcast_to(truth[:, None] == classes, is_predicted.shape)
+        columns += [is_predicted & is_true, is_true, is_predicted]
         sizes.append(num_classes)
 
     def finish(sums: np.ndarray) -> np.ndarray:
         scores, first = [], 0
         for size in sizes:
-            hits, true, said = np.split(sums[..., first : first + 3 * size], 3, axis=-1)
+            hits, truth, predicted = np.split(sums[..., first : first + 3 * size], 3, axis=-1)
             first += 3 * size
-            f1 = np.where(true > 0, 2 * hits / (true + said), 0.0)
-            scores.append(f1.sum(axis=-1) / (true > 0).sum(axis=-1))
+            f1 = np.where(truth > 0, 2 * hits / (truth + predicted), 0.0)
+            scores.append(f1.sum(axis=-1) / (truth > 0).sum(axis=-1))
         return np.mean(scores, axis=0)
 
     return Statistic(_per_clip(np.concatenate(columns, axis=-1), clips), finish)

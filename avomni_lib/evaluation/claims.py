@@ -50,22 +50,22 @@ def claims(ladder: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _claim(what: str, other: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
     if reason := _silence(other):
         return {"text": f"nothing can be said on whether {what}: {reason}", "holds": False}
-    told = metric(other["metric"])
+    figure = metric(other["metric"])
     gain, low, high = (
         other[name] for name in ("difference_to_model", "difference_low", "difference_high")
     )
-    if told.more_is_better:
+    if figure.more_is_better:
         gain, low, high = 0 - gain, 0 - high, 0 - low
     half = (high - low) / 2
     if low > 0:
-        text = f"{what} by {gain:.3f} ± {told.shown(half)}"
+        text = f"{what} by {gain:.3f} ± {figure.shown(half)}"
     elif high < 0:
-        text = f"no evidence that {what}: the model is worse by {-gain:.3f} ± {told.shown(half)}"
+        text = f"no evidence that {what}: the model is worse by {-gain:.3f} ± {figure.shown(half)}"
     else:
-        text = f"no evidence that {what}: the gain of {gain:.3f} ± {told.shown(half)} may be none"
-    of = f"{model['value']:.3f} against {told.shown(other['value'])} of {ROWS[other['name']]}"
-    sure = f"95 % interval of the gain {low:.3f} to {told.shown(high)}"
-    text += f" ({told.words}: {of}{_unread(other)}; {sure}, {other['num_clips']} clips)"
+        text = f"no evidence that {what}: the gain of {gain:.3f} ± {figure.shown(half)} may be none"
+    of = f"{model['value']:.3f} against {figure.shown(other['value'])} of {ROWS[other['name']]}"
+    sure = f"95 % interval of the gain {low:.3f} to {figure.shown(high)}"
+    text += f" ({figure.words}: {of}{_unread(other)}; {sure}, {other['num_clips']} clips)"
     return {"text": text, "holds": low > 0}
 
 
@@ -74,8 +74,8 @@ def _unread(other: Mapping[str, Any]) -> str:
     share = 100 * (1 - other["valid_share"])
     if not share:
         return ""
-    told = "under 1" if share < 1 else f"{share:.0f}"
-    return f", {told} % of whose answers cannot be read and count as the mean's"
+    shown = "under 1" if share < 1 else f"{share:.0f}"
+    return f", {shown} % of whose answers cannot be read and count as the mean's"
 
 
 def _silence(other: Mapping[str, Any]) -> str:

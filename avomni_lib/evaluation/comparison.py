@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from avomni_lib import files
 from avomni_lib.errors import AvomniError
 from avomni_lib.evaluation import bootstrap, metrics
 from avomni_lib.evaluation.claims import FEWEST_CLIPS
-from avomni_lib.evaluation.scores import MODEL, Aligned, Scores, metric
+from avomni_lib.evaluation.scores import MODEL, Scores, metric
 from avomni_lib.plan import text_table
 
 ANSWERS, STAGE, RESULT = "answers.parquet", "06_evaluate", "result.json"
@@ -65,16 +64,10 @@ class Compared:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        def cells(line: Iterable[str], tag: str) -> str:
-            style = " style='text-align:left'"
-            return "".join(f"<{tag}{style}>{html.escape(cell)}</{tag}>" for cell in line)
-
         title = "<br>".join(map(html.escape, self.title()))
-        warnings = "".join(
-            f"<p><b>Note:</b> {html.escape(warning)}</p>" for warning in self.figures["warnings"]
-        )
-        body = "".join(f"<tr>{cells(line, 'td')}</tr>" for line in self.lines())
-        return f"<p>{title}</p>{warnings}<table><tr>{cells(HEAD, 'th')}</tr>{body}</table>"
+        warnings = [f"<p><b>Note:</b> {html.escape(line)}</p>" for line in self.figures["warnings"]]
+        table = pd.DataFrame(self.lines(), columns=list(HEAD)).to_html(index=False, justify="left")
+        return f"<p>{title}</p>{''.join(warnings)}{table}"
 
 
 def compare(run_a: Path | str, run_b: Path | str, seed: int = 0) -> Compared:
@@ -104,11 +97,9 @@ def compare(run_a: Path | str, run_b: Path | str, seed: int = 0) -> Compared:
             where=_both(paths),
             fix="compare runs of one data set and one evaluation.split",
         )
-    shared = {side: table.filter(keys[side].isin(common)) for side, table in tables.items()}
-    scores = {side: Scores(Aligned.of(table)) for side, table in shared.items()}
-    a, b = (one.aligned for one in scores.values())
+    a, b = (Scores(table.filter(keys[side].isin(common))) for side, table in tables.items())
     _check_truth(a, b, _both(paths))
-    rows = _rows(scores["A"], scores["B"], seed)
+    rows = _rows(a, b, seed)
     if not rows:
         raise AvomniError(
             f"no row of the ladder and figure in common: A says {a.target}, B says {b.target}",
@@ -130,19 +121,19 @@ def compare(run_a: Path | str, run_b: Path | str, seed: int = 0) -> Compared:
 
 def _rows(a: Scores, b: Scores, seed: int) -> dict[str, dict[str, dict[str, float | None]]]:
     """Row -> figure -> what stands in the table, the model's row first."""
-    names = [name for name in a.aligned.names if name in b.aligned.names]
+    names = [name for name in a.models if name in b.models]
     names.sort(key=lambda name: name != MODEL)
     rows: dict[str, dict[str, Any]] = {name: {} for name in names}
-    for figure in (name for name in a.names if name in b.names):
-        of_a, of_b = a.rows(figure), b.rows(figure)
+    for figure in (name for name in a.figures if name in b.figures):
+        of_a, of_b = a.models_with(figure), b.models_with(figure)
         shared = [row for row in names if row in of_a and row in of_b]
         keep = a.about(figure) & b.about(figure)
         one, other = (
             scores.statistic(figure, keep).rows([of.index(row) for row in shared])
             for scores, of in ((a, of_a), (b, of_b))
         )
-        for row, each in zip(shared, _paired(one, other, seed), strict=True):
-            rows[row][figure] = each
+        for row, paired in zip(shared, _paired(one, other, seed), strict=True):
+            rows[row][figure] = paired
     return {row: of for row, of in rows.items() if of}
 
 
@@ -150,27 +141,25 @@ def _paired(
     one: bootstrap.Statistic, other: bootstrap.Statistic, seed: int
 ) -> list[dict[str, float | None]]:
     """What two runs get of one figure on the same windows, row by row, on the same resamples."""
-    num, found = one.sums.shape[1], []
+    num = one.sums.shape[1]
     joined = one.beside(other).differences([(row, num + row) for row in range(num)])
     values = bootstrap.bounded(joined, seed)
-    for i, difference in enumerate(values[2 * num :]):
-        known = difference.value is not None
-        found.append(
-            {
-                "a": values[i].value if known else None,
-                "b": values[num + i].value if known else None,
-                "difference": difference.value,
-                "low": difference.low,
-                "high": difference.high,
-            }
-        )
-    return found
+    return [
+        {
+            "a": None if difference.value is None else a.value,
+            "b": None if difference.value is None else b.value,
+            "difference": difference.value,
+            "low": difference.low,
+            "high": difference.high,
+        }
+        for a, b, difference in zip(values, values[num:], values[2 * num :], strict=False)
+    ]
 
 
-def _line(row: str, name: str, each: dict[str, float | None], num_clips: int) -> tuple[str, ...]:
-    if each["difference"] is None:
+def _line(row: str, name: str, of: dict[str, float | None], num_clips: int) -> tuple[str, ...]:
+    if of["difference"] is None:
         return (row, name, "", "", "", "", "no window tells")
-    low, high = each["low"], each["high"]
+    low, high = of["low"], of["high"]
     interval = "" if low is None else f"{low:+.3f} to {high:+.3f}"
     if low is None or num_clips < FEWEST_CLIPS:
         verdict = "too few clips to say"
@@ -178,7 +167,7 @@ def _line(row: str, name: str, each: dict[str, float | None], num_clips: int) ->
         verdict = "no difference shown"
     else:
         verdict = "B is better" if (low > 0) == metric(name).more_is_better else "A is better"
-    numbers = (f"{each['a']:.3f}", f"{each['b']:.3f}", f"{each['difference']:+.3f}")
+    numbers = (f"{of['a']:.3f}", f"{of['b']:.3f}", f"{of['difference']:+.3f}")
     return (row, name, *numbers, interval, verdict)
 
 
@@ -192,19 +181,20 @@ def _answers(run: Path | str) -> Path:
         raise AvomniError(
             "no such run", where=str(path), fix="name a run's folder, such as outputs/demo"
         )
-    found = [path / STAGE / ANSWERS, path / ANSWERS]
-    if not any(each.is_file() for each in found):
-        raise AvomniError(
-            "this run has no answers yet", where=str(found[0]), fix="run its 06_evaluate first"
-        )
-    return next(each for each in found if each.is_file())
+    places = [path / STAGE / ANSWERS, path / ANSWERS]
+    for place in places:
+        if place.is_file():
+            return place
+    raise AvomniError(
+        "this run has no answers yet", where=str(places[0]), fix="run its 06_evaluate first"
+    )
 
 
 def _windows(table: pa.Table) -> pd.MultiIndex:
     return pd.MultiIndex.from_frame(table.select(["clip_id", "window"]).to_pandas())
 
 
-def _check_truth(a: Aligned, b: Aligned, where: str) -> None:
+def _check_truth(a: Scores, b: Scores, where: str) -> None:
     """Refuse runs that disagree about what the car did: then the windows are not the same.
 
     Raises:
@@ -233,9 +223,9 @@ def _warnings(paths: dict[str, Path], num_clips: int) -> list[str]:
     hashes = {side: _split_sha256(path) for side, path in paths.items()}
     warnings = []
     if hashes["A"] != hashes["B"]:
-        told = ", ".join(f"{side} {(each or 'not recorded')[:12]}" for side, each in hashes.items())
+        both = ", ".join(f"{side} {(of or 'not recorded')[:12]}" for side, of in hashes.items())
         warnings.append(
-            f"the runs were split differently (split_sha256: {told}): one may have trained on "
+            f"the runs were split differently (split_sha256: {both}): one may have trained on "
             "clips that the other is scored on"
         )
     if num_clips < FEWEST_CLIPS:

@@ -20,7 +20,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache.windows import Truth
 from avomni_lib.evaluation import bootstrap
 from avomni_lib.evaluation.claims import claims
-from avomni_lib.evaluation.scores import FALLBACK, MODEL, Aligned, Scores, parts_of
+from avomni_lib.evaluation.scores import FALLBACK, MODEL, Scores, parts_of
 from avomni_lib.evaluation.slices import slices
 from avomni_lib.training.targets import Target
 
@@ -31,7 +31,7 @@ SCHEMA = pa.schema(
         ("model", pa.string()),  # row of the ladder
         ("target", pa.string()),
         ("sample", pa.int64()),  # 0 is greedy, from 1 on sampled
-        ("answer", pa.string()),  # as generated; null where nothing was said
+        ("answer", pa.string()),  # as generated; null where there is none
         ("exact", pa.bool_()),  # it has the full form, to the letter
         ("valid", pa.bool_()),  # it can be read
         ("speed_mps", pa.float64()),  # as read; null where it says none
@@ -92,47 +92,38 @@ def rows(
         texts: An answer for each of them; None where there is none.
         sample: 0 for the greedy answers, a number from 1 on for each set of sampled ones.
     """
-    spoken = [text for text in dict.fromkeys(texts) if text is not None]
-    read = {None: None} | {text: target.read(text) for text in spoken}
-    exact = {text for text in spoken if target.parse(text) is not None}
-    said, true = [read[text] for text in texts], [target.of(each.truth) for each in asked]
-    num = len(asked)
-
-    def true_of(field_name: str) -> list[Any]:
-        return [getattr(each.truth, field_name) for each in asked]
-
-    def attribute(key: str) -> list[Any]:
-        return [each.attributes.get(key) for each in asked]
-
-    columns = {
-        "clip_id": [each.clip_id for each in asked],
-        "window": [each.number for each in asked],
-        "model": [name] * num,
-        "target": [target.name] * num,
-        "sample": [sample] * num,
-        "answer": list(texts),
-        "exact": [text in exact for text in texts],
-        "valid": [one is not None for one in said],
-        "speed_mps": [one and one.speed_mps for one in said],
-        "displacement_m": [one and one.displacement_m for one in said],
-        "speed_true_mps": true_of("speed_mps"),
-        "displacement_true_m": true_of("path_m"),
-        "chord_true_m": true_of("chord_m"),
-        "duration_s": true_of("duration_s"),
-        "future_true_m": [each and each.xy_m.ravel() for each in true_of("future")],
-        "along_true": [each.along for each in true],
-        "across_true": [each.across for each in true],
-        "cause_true": [each.cause for each in true],
-        "cause_from": [each.cause_from for each in true],
-        "turn_rad": [each.turn_rad for each in asked],
-        "country": attribute("country"),
-        "hour": attribute("hour"),
-        "platform": attribute("platform"),
-    }
-    if not target.numbers:
-        return pa.table(columns, schema=SCHEMA)
-    columns[OWN_NUMBERS.name] = [each.numbers for each in true]
-    return pa.table(columns, schema=SCHEMA.append(OWN_NUMBERS))
+    read = {text: target.read(text) for text in set(texts) - {None}}
+    exact = {text for text in read if target.parse(text) is not None}
+    lines = []
+    for window, text in zip(asked, texts, strict=True):
+        truth, driven, prediction = target.of(window.truth), window.truth, read.get(text)
+        line = {
+            "clip_id": window.clip_id,
+            "window": window.number,
+            "model": name,
+            "target": target.name,
+            "sample": sample,
+            "answer": text,
+            "exact": text in exact,
+            "valid": prediction is not None,
+            "speed_mps": prediction and prediction.speed_mps,
+            "displacement_m": prediction and prediction.displacement_m,
+            "speed_true_mps": driven.speed_mps,
+            "displacement_true_m": driven.path_m,
+            "chord_true_m": driven.chord_m,
+            "duration_s": driven.duration_s,
+            "future_true_m": driven.future and driven.future.xy_m.ravel(),
+            "along_true": truth.along,
+            "across_true": truth.across,
+            "cause_true": truth.cause,
+            "cause_from": truth.cause_from,
+            "turn_rad": window.turn_rad,
+            **{key: window.attributes.get(key) for key in ("country", "hour", "platform")},
+            OWN_NUMBERS.name: truth.numbers,
+        }
+        lines.append(line)
+    schema = SCHEMA.append(OWN_NUMBERS) if target.numbers else SCHEMA
+    return pa.Table.from_pylist(lines, schema=schema)
 
 
 def write(table: pa.Table, path: Path) -> Path:
@@ -188,37 +179,36 @@ def figures(table: pa.Table, seed: int = 0) -> dict[str, Any]:
     Raises:
         AvomniError: the rows are not of the same windows, each once, or not of one target.
     """
-    scores = Scores(Aligned.of(table))
-    of = scores.aligned
-    metrics: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in of.names}
-    for figure in scores.names:
+    scores = Scores(table)
+    metrics: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in scores.models}
+    for figure in scores.figures:
         for row, measured in _measured(scores, figure, seed).items():
             metrics[row][figure] = measured
-    valid = dict(zip(of.names, of.valid.mean(axis=1).tolist(), strict=True))
+    valid, exact = (
+        dict(zip(scores.models, scores.predictions(column).mean(axis=1).tolist(), strict=True))
+        for column in ("valid", "exact")
+    )
     about = scores.about(scores.primary)
-    counted = {
-        "num_clips": len(np.unique(of.clips[about])),
-        "num_windows": int(about.sum()),
-    }
     ladder = [
         {
             "name": name,
-            "target": of.target,
+            "target": scores.target,
             "metric": scores.primary,
             **metrics[name][scores.primary],
-            **counted,
+            "num_clips": len(np.unique(scores.clips[about])),
+            "num_windows": int(about.sum()),
             "valid_share": valid[name],
         }
-        for name in of.names
+        for name in scores.models
     ]
-    kept = ("speed_mae_mps", "displacement_mae_m") if "summary" in parts_of(of.target) else ()
+    kept = ("speed_mae_mps", "displacement_mae_m") if "summary" in parts_of(scores.target) else ()
     return {
-        **{figure: {row: metrics[row][figure]["value"] for row in of.names} for figure in kept},
+        **{figure: {row: of[figure]["value"] for row, of in metrics.items()} for figure in kept},
         "valid_share": valid.get(MODEL),
         "valid_share_by_row": valid,
-        "exact_share_by_row": dict(zip(of.names, of.exact.mean(axis=1).tolist(), strict=True)),
-        "num_windows": of.places.shape[1],
-        "num_clips": of.num_clips,
+        "exact_share_by_row": exact,
+        "num_windows": len(scores.clips),
+        "num_clips": scores.num_clips,
         "ladder": ladder,
         "metrics": metrics,
         "slices": slices(scores, seed),
@@ -248,7 +238,7 @@ def typical(table: pa.Table, model: str, num: int) -> list[dict[str, Any]]:
 
 
 def confusion(table: pa.Table, model: str, part: str) -> tuple[list[str], np.ndarray]:
-    """How often what is true (lines) was called what (columns); see `Scores.confusion`."""
+    """How often each true class (lines) was predicted as each class; see `Scores.confusion`."""
     return _alone(table, model).confusion(model, part)
 
 
@@ -264,13 +254,13 @@ def _alone(table: pa.Table, model: str) -> Scores:
         raise AvomniError(
             f"no row {model!r}; there are {', '.join(models(table))}", where="answers.parquet"
         )
-    return Scores(Aligned.of(part))
+    return Scores(part)
 
 
 def _measured(scores: Scores, figure: str, seed: int) -> dict[str, dict[str, float | None]]:
     """Value, interval and difference of each row that has a figure; by which method they are."""
-    rows_of = scores.rows(figure)
-    base = rows_of.index(MODEL) if MODEL in rows_of else None
+    models_with = scores.models_with(figure)
+    base = models_with.index(MODEL) if MODEL in models_with else None
     values, apart = bootstrap.estimates(scores.statistic(figure), base, seed)
     return {
         row: {
@@ -283,16 +273,13 @@ def _measured(scores: Scores, figure: str, seed: int) -> dict[str, dict[str, flo
             "interval": value.method,
             "difference_interval": difference.method,
         }
-        for row, value, difference in zip(rows_of, values, apart, strict=True)
+        for row, value, difference in zip(models_with, values, apart, strict=True)
     }
 
 
 def _picked(scores: Scores, model: str, rank: np.ndarray, num: int) -> list[dict[str, Any]]:
     """The rows of least rank, one a clip; a rank of NaN is none."""
-    of = scores.aligned
-    best: dict[int, int] = {}
-    for i in np.argsort(rank, kind="stable"):
-        if not np.isnan(rank[i]):
-            best.setdefault(int(of.clips[i]), int(i))
-    places = of.places[of.names.index(model)][list(best.values())[:num]]
-    return of.table.take(pa.array(places, pa.int64())).to_pylist()
+    order = np.argsort(rank, kind="stable")[: (~np.isnan(rank)).sum()]
+    firsts = np.sort(np.unique(scores.clips[order], return_index=True)[1])[:num]
+    places = scores.places[scores.models.index(model), order[firsts]]
+    return scores.table.take(pa.array(places, pa.int64())).to_pylist()

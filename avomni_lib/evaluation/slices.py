@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from avomni_lib.evaluation import bootstrap
-from avomni_lib.evaluation.scores import FALLBACK, MODEL, Aligned, Scores
+from avomni_lib.evaluation.scores import FALLBACK, MODEL, Scores
 
 # Least speed (m/s) and name.
 SPEEDS = (
@@ -41,56 +41,53 @@ def slices(scores: Scores, seed: int = 0) -> list[dict[str, Any]]:
         {by, value, metric, num_windows, num_clips, model, low, high, mean} each: `model` with its
         interval, `mean` the mean row's; None where there is no such row or nothing to say.
     """
-    of, found = scores.aligned, []
-    rows = scores.rows(scores.primary)
-    about = scores.about(scores.primary)
-    parts = [(by, each, value) for by, each in labels(of).items() for value in each.categories]
-    for by, each, value in parts:
-        keep = (each == value) & about
+    slices_, nothing = [], bootstrap.Estimate(None, None, None)
+    parts = [(by, part, value) for by, part in labels(scores).items() for value in part.categories]
+    for by, part, value in parts:
+        keep = (part == value) & scores.about(scores.primary)
         if not keep.any():
             continue
         measured, _ = bootstrap.estimates(scores.statistic(scores.primary, keep), seed=seed)
-        known = dict(zip(rows, measured, strict=True))
-        nothing = bootstrap.Estimate(None, None, None)
+        known = dict(zip(scores.models_with(scores.primary), measured, strict=True))
         model = known.get(MODEL, nothing)
-        found.append(
+        slices_.append(
             {
                 "by": by,
                 "value": value,
                 "metric": scores.primary,
                 "num_windows": int(keep.sum()),
-                "num_clips": len(np.unique(of.clips[keep])),
+                "num_clips": len(np.unique(scores.clips[keep])),
                 "model": model.value,
                 "low": model.low,
                 "high": model.high,
                 "mean": known.get(FALLBACK, nothing).value,
             }
         )
-    return found
+    return slices_
 
 
-def labels(of: Aligned) -> dict[str, pd.Categorical]:
+def labels(scores: Scores) -> dict[str, pd.Categorical]:
     """What the windows are sliced by -> the slice of each of n windows, slices in table order."""
-    speeds, turns = of.ground_truth("speed_true_mps"), of.ground_truth("turn_rad")
-    found = {}
+    speeds, turns = scores.ground_truth("speed_true_mps"), scores.ground_truth("turn_rad")
+    slices_: dict[str, pd.Categorical] = {}
     if not np.isnan(speeds).all():
         edges = [*(least for least, _ in SPEEDS), math.inf]
-        found["speed"] = pd.cut(speeds, edges, right=False, labels=[name for _, name in SPEEDS])
+        slices_["speed"] = pd.cut(speeds, edges, right=False, labels=[name for _, name in SPEEDS])
     if not np.isnan(turns).all():
         turned = np.select([turns >= TURNED_RAD, turns <= -TURNED_RAD], [1, 2], 0)
-        found["turn"] = pd.Categorical.from_codes(turned, list(TURNS))
-    hours = [None if hour is None else hour_name(hour) for hour in of.ground_truth("hour")]
+        slices_["turn"] = pd.Categorical.from_codes(turned, list(TURNS))
+    hours = [None if hour is None else hour_name(hour) for hour in scores.ground_truth("hour")]
     named = {
-        "country": (of.ground_truth("country"), None),
+        "country": (scores.ground_truth("country"), None),
         "hour": (np.array(hours, dtype=object), [name for _, name in HOURS]),
-        "platform": (of.ground_truth("platform"), None),
+        "platform": (scores.ground_truth("platform"), None),
     }
     for by, (values, order) in named.items():
         known = sorted(set(values.tolist()) - {None})
         if known:
             values = np.where(np.equal(values, None), UNKNOWN, values)
-            found[by] = pd.Categorical(values, [*(order or known), UNKNOWN])
-    return found
+            slices_[by] = pd.Categorical(values, [*(order or known), UNKNOWN])
+    return slices_
 
 
 def hour_name(hour: int) -> str:

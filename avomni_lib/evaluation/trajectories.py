@@ -1,8 +1,8 @@
 """How far a predicted path is from the driven one, and whether a person could sit in that car.
 
 Paths are seen from above in the rig's frame at the last frame of a window: x forward, y left, in
-metres, the rig itself at (0, 0) at t = 0. A path is said in 16 waypoints 0.4 s apart and judged at
-the 64 steps of 0.1 s that are known of the true one. Leading axes are windows, samples or both.
+metres, the rig itself at (0, 0) at t = 0. A path is predicted as 16 waypoints 0.4 s apart and
+judged at the 64 steps of 0.1 s of the ground truth. Leading axes are windows, samples or both.
 """
 
 from __future__ import annotations
@@ -42,77 +42,61 @@ def at_10hz(waypoints_m: np.ndarray) -> np.ndarray:
     return _STEPS @ np.asarray(waypoints_m, dtype=np.float64)
 
 
-def distances(said_m: np.ndarray, true_m: np.ndarray) -> np.ndarray:
+def distances(predicted_m: np.ndarray, ground_truth_m: np.ndarray) -> np.ndarray:
     """(…, 64) metres between two paths (…, 64, 2), step by step."""
-    return np.linalg.norm(np.asarray(said_m) - true_m, axis=-1)
+    return np.linalg.norm(np.asarray(predicted_m) - ground_truth_m, axis=-1)
 
 
-def ade(said_m: np.ndarray, true_m: np.ndarray) -> np.ndarray:
+def ade(predicted_m: np.ndarray, ground_truth_m: np.ndarray) -> np.ndarray:
     """(…) metres: the average displacement error, the mean distance over the 6.4 s."""
-    return distances(said_m, true_m).mean(axis=-1)
+    return distances(predicted_m, ground_truth_m).mean(axis=-1)
 
 
-def fde(said_m: np.ndarray, true_m: np.ndarray) -> np.ndarray:
-    """(…) metres: the final displacement error, the distance after 6.4 s."""
-    return distances(said_m, true_m)[..., -1]
+def min_ade(samples_m: np.ndarray, ground_truth_m: np.ndarray) -> np.ndarray:
+    """(N,) metres: the ADE of the best of K samples (N, K, 64, 2) for a path (N, 64, 2)."""
+    return ade(samples_m, np.asarray(ground_truth_m)[..., None, :, :]).min(axis=-1)
 
 
-def at(said_m: np.ndarray, true_m: np.ndarray, after_s: float) -> np.ndarray:
-    """(…) metres: the distance `after_s` seconds after the last frame, a multiple of 0.1."""
-    return distances(said_m, true_m)[..., round(after_s / STEP_S) - 1]
-
-
-def missed(said_m: np.ndarray, true_m: np.ndarray) -> np.ndarray:
-    """(…) bool: whether the path ends more than 2 m from where the car was."""
-    return fde(said_m, true_m) > MISS_M
-
-
-def min_ade(samples_m: np.ndarray, true_m: np.ndarray) -> np.ndarray:
-    """(N,) metres: the ADE of the best of K samples.
-
-    Args:
-        samples_m: (N, K, 64, 2).
-        true_m: (N, 64, 2).
-    """
-    return ade(samples_m, np.asarray(true_m)[..., None, :, :]).min(axis=-1)
-
-
-def along_across(said_m: np.ndarray, true_m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def along_across(
+    predicted_m: np.ndarray, ground_truth_m: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Errors ahead of the true place and to its left, two arrays (…, 64) of metres, signed.
 
-    Ahead is where the true path goes at that step: from the step before to the step after. Where
+    Ahead is where the driven path goes at that step: from the step before to the step after. Where
     the car stands it is where it last went, and before it ever moved the rig's own x.
     """
-    true = np.asarray(true_m, dtype=np.float64)
-    path = _from_origin(true)
+    truth = np.asarray(ground_truth_m, dtype=np.float64)
+    path = _from_origin(truth)
     after = np.concatenate([path[..., 2:, :], path[..., -1:, :]], axis=-2)
     ahead = _directions(after - path[..., :-1, :], STANDSTILL_M)
-    error = np.asarray(said_m) - true
+    error = np.asarray(predicted_m) - truth
     along = (error * ahead).sum(axis=-1)
     across = ahead[..., 0] * error[..., 1] - ahead[..., 1] * error[..., 0]
     return along, across
 
 
-def figures(waypoints_m: np.ndarray, true_m: np.ndarray) -> dict[str, np.ndarray]:
-    """What is said of each of N windows against what was driven; the means are the figures.
+def figures(waypoints_m: np.ndarray, ground_truth_m: np.ndarray) -> dict[str, np.ndarray]:
+    """Figures of the paths predicted for N windows; their means over windows are the scores.
 
     Args:
-        waypoints_m: (N, 16, 2), as said.
-        true_m: (N, 64, 2), as driven.
+        waypoints_m: (N, 16, 2), as predicted.
+        ground_truth_m: (N, 64, 2), as driven.
 
     Returns:
-        (N,) each: `ade_m`, `fde_m`, `at_1s_m` … `at_6_4s_m`, `along_m` and `across_m` (means of
-        the unsigned errors), and `miss_rate` and `comfort_share`, which are 0 or 1.
+        (N,) each: `ade_m`, `fde_m` (the distance after 6.4 s), `at_1s_m` … `at_6_4s_m`, `along_m`
+        and `across_m` (means of the unsigned errors), and `miss_rate` (the path ends more than 2 m
+        off) and `comfort_share`, which are 0 or 1.
     """
-    said = at_10hz(waypoints_m)
-    along, across = along_across(said, true_m)
+    predicted = at_10hz(waypoints_m)
+    off = distances(predicted, ground_truth_m)
+    along, across = along_across(predicted, ground_truth_m)
     return {
-        "ade_m": ade(said, true_m),
-        "fde_m": fde(said, true_m),
-        **{name: at(said, true_m, after_s) for name, after_s in MOMENTS_S.items()},
+        "ade_m": off.mean(axis=-1),
+        "fde_m": off[..., -1],
+        **{name: off[..., round(t_s / STEP_S) - 1] for name, t_s in MOMENTS_S.items()},
         "along_m": np.abs(along).mean(axis=-1),
         "across_m": np.abs(across).mean(axis=-1),
-        "miss_rate": missed(said, true_m).astype(np.float64),
+        "miss_rate": (off[..., -1] > MISS_M).astype(np.float64),
         "comfort_share": comfortable(waypoints_m).astype(np.float64),
     }
 

@@ -133,7 +133,7 @@ def export(p: Params, options: argparse.Namespace) -> Told:
     """The merged model, with the figures of the stages that still fit the adapter on its card."""
     from avomni_lib.notebook.progress import LineBar
     from avomni_lib.notebook.run import runs
-    from avomni_lib.training.export import merge, usage
+    from avomni_lib.training.export import card, merge
     from avomni_lib.training.model import adapter
 
     # A cache that has been removed since makes neither of them wrong.
@@ -143,7 +143,7 @@ def export(p: Params, options: argparse.Namespace) -> Told:
     record = adapter.read_record(folder)
     is_confidential = bool(record["notice"]) or not p.is_ours_to_show
     size = sum(path.stat().st_size for path in folder.iterdir())
-    commands = usage.commands(record, "merged", str(folder))
+    commands = card.commands(record, "merged", str(folder))
     figures = {"folder": str(folder), "bytes": size, "dtype": options.dtype}
     figures |= {"notice": adapter.CONFIDENTIAL if is_confidential else None, "commands": commands}
     lines = [adapter.CONFIDENTIAL] * is_confidential

@@ -124,20 +124,20 @@ def arithmetic(
 ) -> dict[str, Any]:
     """The share of the card's bf16 peak, and the memory that the project foretells.
 
-    Operations are `step_time.operations`': those of the model alone, and with what gradient
+    Operations are `estimate.operations`': those of the model alone, and with what gradient
     checkpointing computes a second time. The peak is the datasheet's, and what one large product
     reaches on this card.
     """
     from transformers import AutoTokenizer
 
-    from avomni_lib.training.forecast import memory, model_size, step_time
+    from avomni_lib.training.forecast import estimate, memory
     from avomni_lib.training.prompt import samples, tokens
 
     words = AutoTokenizer.from_pretrained(p.model.base_model)
     talk = samples.conversation_of(p, windows, words, tokens.backbone_of(p))
     vision = talk.num_vision_tokens
     of_sample = tokens.Tokens(vision, num_tokens - vision, num_tokens - len(talk.prompt()))
-    of_model = model_size.anatomy_of(p.model.base_model)
+    of_model = memory.size_of(p.model.base_model)
     needed = memory.memory(
         p,
         of_model,
@@ -150,7 +150,7 @@ def arithmetic(
         "memory_foretold_by_part_gb": {k: round(v / 1e9, 3) for k, v in needed.parts().items()},
         "memory_foretold_at_moments_gb": {k: round(v / 1e9, 3) for k, v in needed.moments.items()},
     }
-    work = step_time.operations(of_model, of_sample, windows.frame_shape[0], p.model.lora_rank)
+    work = estimate.operations(of_model, of_sample, windows.frame_shape[0], p.model.lora_rank)
     ceilings = {name: subject.found.get(name) for name in ("datasheet", "measured_product")}
     for what, recomputed in (
         ("model", False),

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy.spatial.transform import Rotation
 
 from avomni_lib.evaluation import metrics
-from avomni_lib.evaluation.scores import MODEL, Aligned, Scores, metric
+from avomni_lib.evaluation.scores import MODEL, Scores, metric
 from avomni_lib.notebook.pages import wording
 from avomni_lib.notebook.plots import canvas
 from avomni_lib.training.targets import Said, target
@@ -140,7 +140,7 @@ def _true(row: Mapping[str, Any]) -> Said:
 
 def _errors(table: pa.Table, model: str) -> tuple[np.ndarray, str]:
     """Errors (n,) of all windows that the primary figure is about, and their unit with a space."""
-    scores = Scores(Aligned.of(table))
+    scores = Scores(table)
     errors = scores.errors(model)
     told = metric(scores.primary)
     # Of words and classes the error is the share that is wrong.

@@ -15,8 +15,8 @@ from avomni_lib.notebook.tiles.choice import Choice
 from avomni_lib.params import Params
 from avomni_lib.plan import Plan, gigabytes, minutes
 from avomni_lib.training.fit import job, trainer
-from avomni_lib.training.forecast import estimate, step_time
-from avomni_lib.training.forecast.model_size import anatomy_of
+from avomni_lib.training.forecast import estimate
+from avomni_lib.training.forecast.memory import size_of
 from avomni_lib.training.model.load import TINY
 from avomni_lib.training.prompt.tokens import Tokens
 
@@ -116,21 +116,21 @@ def _step(
     p: Params, laid: Params, told: Tokens | None, figures: dict[str, float]
 ) -> tuple[str, str, str]:
     """The row of an optimizer step: as 05 timed it here, else by arithmetic on the known card."""
-    label, anatomy = "a step", anatomy_of(p.model.base_model)
-    if told is None or anatomy is None:
+    label, size = "a step", size_of(p.model.base_model)
+    if told is None or size is None:
         return label, "not known", "no tokens to count" if told is None else "of no known size"
-    each = step_time.expected_seconds(laid, anatomy, told)
+    each = estimate.expected_seconds(laid, size, told)
     timed = _timed(p)
     if timed is not None:
-        own = step_time.expected_seconds(p, anatomy, estimate.tokens_per_sample(p))
+        own = estimate.expected_seconds(p, size, estimate.tokens_per_sample(p))
         each *= timed / own
         known = "from the steps that 05_train timed here"
     elif p.model.base_model == TINY:
         return label, "not known", "05_train times some; the tiny base runs on the CPU"
     else:
-        known = f"estimated on an {step_time.CARD}, not measured"
+        known = f"estimated on an {estimate.CARD}, not measured"
     figures["step_seconds"] = each
-    return label, f"{each:.3g} s", f"{step_time.windows_per_step(p)} windows; {known}"
+    return label, f"{each:.3g} s", f"{estimate.windows_per_step(p)} windows; {known}"
 
 
 def _timed(p: Params) -> float | None:

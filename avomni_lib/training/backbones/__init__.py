@@ -3,6 +3,7 @@
 Nothing here loads torch before pixels are made, so that `plan` can count tokens on any machine.
 
 qwen3_vl         Qwen3-VL: patches, token counts, chat text, LoRA pattern
+qwen3_vl_size    its widths, depths and weights, for the estimates
 qwen3_vl_layers  layers of it that transformers computes in many small kernels
 """
 

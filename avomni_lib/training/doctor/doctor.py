@@ -13,9 +13,9 @@ from avomni_lib import hardware, optimizers
 from avomni_lib.errors import AvomniError
 from avomni_lib.hardware import Choice
 from avomni_lib.params import Params
-from avomni_lib.training.doctor import machine, platforms, probes
+from avomni_lib.training.doctor import machine, probes
 from avomni_lib.training.doctor.findings import OK, WRONG, Finding, Report
-from avomni_lib.training.doctor.platforms import Installed
+from avomni_lib.training.doctor.machine import Installed
 from avomni_lib.training.forecast import estimate
 
 GATED = "nvidia/PhysicalAI-Autonomous-Vehicles"
@@ -27,26 +27,26 @@ def examine(p: Params | None = None) -> Report:
     Args:
         p: The run that is meant; None looks at the machine alone.
     """
-    of_run, p = p is not None, p or Params.from_values({"extends": "params/mi300x.yaml"})
-    device, found = hardware.device(), machine.installed()
-    on, num_processes = device.value, p.training.num_processes if of_run else 1
+    has_run, p = p is not None, p or Params.from_values({"extends": "params/mi300x.yaml"})
+    device, versions = hardware.device(), machine.installed()
+    on, num_processes = device.value, p.training.num_processes if has_run else 1
     return Report(
         (
             machine.python(),
-            machine.accelerator(device, found, p.model.base_model, num_processes),
-            machine.runtime(found),
-            *platforms.fit(found),
-            native_library(found, on),
+            machine.accelerator(device, versions, p.model.base_model, num_processes),
+            machine.runtime(versions),
+            *machine.fit(versions),
+            native_library(versions, on),
             machine.unsloth(p.model.backend, on),
             Finding("attention", OK, ": ".join(hardware.attention(on))),
             # Before the probes: after a fault of the card it could not be asked.
             *machine.memory(on),
             *probes.run(on),
-            *(_refused_optimizer(p.training.optimizer, on) if of_run else []),
+            *(_refused_optimizer(p.training.optimizer, on) if has_run else []),
             machine.shared_memory(num_processes),
-            machine.room(p, _cache_bytes(p) if of_run else None),
+            machine.room(p, _cache_bytes(p) if has_run else None),
             machine.decoder(p.processing.decoder),
-            machine.token(p.dataset.source if of_run else None, p.dataset.repo_id == GATED),
+            machine.token(p.dataset.source if has_run else None, p.dataset.repo_id == GATED),
         )
     )
 
@@ -82,8 +82,8 @@ def optimizer(wanted: str, on: str) -> Choice:
         AvomniError: it is unknown, its package is not installed or it cannot run on this device; it
             names those that can.
     """
-    if found := optimizers.mistake(wanted):
-        raise AvomniError(found[0], where="training.optimizer", fix=found[1])
+    if mistake := optimizers.mistake(wanted):
+        raise AvomniError(mistake[0], where="training.optimizer", fix=mistake[1])
     choice = hardware.optimizer(wanted, on)
     if choice.value not in probes.OPTIMIZERS:
         _check_runs(choice.value, on)
@@ -103,7 +103,7 @@ def _refused_optimizer(wanted: str, on: str) -> list[Finding]:
     try:
         optimizer(wanted, on)
     except AvomniError as error:
-        return [Finding("optimizer", WRONG, error.what, error.where or "", error.fix or "")]
+        return [Finding.refusal("optimizer", error)]
     return []
 
 
@@ -111,9 +111,7 @@ def _check_runs(name: str, on: str) -> None:
     module = optimizers.missing(name)
     fault = f"it needs {module}, which is not installed" if module else None
     if fault := fault or probes.optimizer_fault(name, on):
-        usable = [
-            each for each in optimizers.installed() if probes.optimizer_fault(each, on) is None
-        ]
+        usable = [o for o in optimizers.installed() if probes.optimizer_fault(o, on) is None]
         raise AvomniError(
             f"the optimizer {name} cannot run here: {fault}",
             where="training.optimizer",
@@ -121,10 +119,10 @@ def _check_runs(name: str, on: str) -> None:
         )
 
 
-def native_library(found: Installed, on: str) -> Finding:
+def native_library(versions: Installed, on: str) -> Finding:
     """The library that bitsandbytes has loaded for this device; its 4 and 8 bits are its work."""
     name = "bitsandbytes' library"
-    if found.bitsandbytes is None:
+    if versions.bitsandbytes is None:
         return Finding(name, WRONG, "none", "bitsandbytes is not installed")
     try:
         cextension = probes.load_bitsandbytes().cextension
@@ -133,17 +131,19 @@ def native_library(found: Installed, on: str) -> Finding:
         why = "bitsandbytes cannot be imported"
         return Finding(name, WRONG, reason, why, "mend the lines torch and bitsandbytes first")
     library = cextension.lib
-    kinds = "CPUs" if on == "cpu" else "ROCm" if found.hip else "CUDA"
+    kinds = "CPUs" if on == "cpu" else "ROCm" if versions.hip else "CUDA"
     if isinstance(library, cextension.ErrorHandlerMockBNBNativeLibrary):
-        held = ", ".join(cextension.get_available_cuda_binary_versions()) or "none"
-        why = f"bitsandbytes {found.bitsandbytes} found no library for this {kinds}; it has {held}"
+        has = ", ".join(cextension.get_available_cuda_binary_versions()) or "none"
+        why = (
+            f"bitsandbytes {versions.bitsandbytes} found no library for this {kinds}; it has {has}"
+        )
         fix = "BNB_ROCM_VERSION=72 (or BNB_CUDA_VERSION) names one of them"
         return Finding(name, WRONG, "none was loaded", why, fix)
-    told = Path(library._lib._name).name
+    file = Path(library._lib._name).name
     if on != "cpu" and not library.compiled_with_cuda:
         why = f"it is the one for CPUs, and training computes by {kinds}"
-        return Finding(name, WRONG, told, why, "mend the lines torch and bitsandbytes first")
-    return Finding(name, OK, f"{told}, for {kinds}")
+        return Finding(name, WRONG, file, why, "mend the lines torch and bitsandbytes first")
+    return Finding(name, OK, f"{file}, for {kinds}")
 
 
 def _cache_bytes(p: Params) -> int | None:

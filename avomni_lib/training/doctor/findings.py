@@ -1,13 +1,10 @@
-"""What the doctor finds: a line for each thing that training relies on, and the lines as a report.
-
-Imports no torch.
-"""
+"""What the doctor reports: a line for each thing that training relies on. Imports no torch."""
 
 from __future__ import annotations
 
 import html
 import textwrap
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from avomni_lib.errors import AvomniError
 
@@ -35,6 +32,10 @@ class Finding:
     why: str = ""
     fix: str = ""
 
+    @classmethod
+    def refusal(cls, name: str, error: AvomniError) -> Finding:
+        return cls(name, WRONG, error.what, error.where or "", error.fix or "")
+
 
 @dataclass(frozen=True)
 class Report:
@@ -51,8 +52,8 @@ class Report:
         """How many are wrong and how many are worth a look."""
         notes = sum(finding.state == NOTE for finding in self.findings)
         wrong = f"{len(self.wrong)} of {len(self.findings)}" if self.wrong else "nothing"
-        is_one = len(self.wrong) < 2
-        return f"{wrong} {'is' if is_one else 'are'} wrong, {notes} note{'s' * (notes != 1)}"
+        verb = "is" if len(self.wrong) < 2 else "are"
+        return f"{wrong} {verb} wrong, {notes} note{'s' * (notes != 1)}"
 
     def raise_if_wrong(self) -> None:
         """Refuse to go on where something is wrong.
@@ -60,52 +61,41 @@ class Report:
         Raises:
             AvomniError: every wrong line with what to do about it.
         """
-        if not self.wrong:
-            return
-        lines = [
-            f"{finding.name}: {finding.found}"
-            + (f"; {finding.why}" if finding.why else "")
-            + (f"\n    what to do: {finding.fix}" if finding.fix else "")
-            for finding in self.wrong
-        ]
-        raise AvomniError(
-            "this machine does not compute what training relies on"
-            + "".join(f"\n  - {line}" for line in lines),
-            fix=f"mend what is named; {COMMAND} looks at everything again",
-        )
+        if self.wrong:
+            lines = [
+                f"\n  - {finding.name}: {finding.found}"
+                + (f"; {finding.why}" if finding.why else "")
+                + (f"\n    what to do: {finding.fix}" if finding.fix else "")
+                for finding in self.wrong
+            ]
+            raise AvomniError(
+                f"this machine does not compute what training relies on{''.join(lines)}",
+                fix=f"mend what is named; {COMMAND} looks at everything again",
+            )
 
     def __str__(self) -> str:
         width = max((len(finding.name) for finding in self.findings), default=0)
         indent = " " * (width + 9)
+        # Commands are copied from here: they are not broken.
+        wrapper = textwrap.TextWrapper(
+            LINE_WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        )
         lines = []
         for finding in self.findings:
-            told = [finding.found]
+            wrapper.initial_indent = f"{finding.name:<{width}}  {finding.state:<5}  "
+            lines += wrapper.wrap(finding.found)
+            wrapper.initial_indent = indent
             if finding.state != OK:
-                told += [f"why: {finding.why}"] * bool(finding.why)
-                told += [f"what to do: {finding.fix}"] * bool(finding.fix)
-            head = f"{finding.name:<{width}}  {finding.state:<5}  "
-            for text in told:
-                lines += textwrap.wrap(
-                    text,
-                    LINE_WIDTH,
-                    initial_indent=head,
-                    subsequent_indent=indent,
-                    # Commands are copied from here.
-                    break_long_words=False,
-                    break_on_hyphens=False,
-                )
-                head = indent
+                lines += wrapper.wrap(f"why: {finding.why}") if finding.why else []
+                lines += wrapper.wrap(f"what to do: {finding.fix}") if finding.fix else []
         return "\n".join([*lines, self.headline])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        head = ("", "state", "found", "why", "what to do")
-        rows = [(f.name, f.state, f.found, f.why, f.fix) for f in self.findings]
-        body = "".join(_row(cells, "th" if cells is head else "td") for cells in [head, *rows])
+        rows = [("", "state", "found", "why", "what to do"), *map(astuple, self.findings)]
+        cell = "<td style='text-align:left'>{}</td>"
+        body = "".join(
+            f"<tr>{''.join(cell.format(html.escape(text)) for text in row)}</tr>" for row in rows
+        )
         return f"<table>{body}</table><p>{html.escape(self.headline)}</p>"
-
-
-def _row(cells: tuple[str, ...], tag: str) -> str:
-    style = " style='text-align:left'"
-    return "<tr>" + "".join(f"<{tag}{style}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"

@@ -1,15 +1,21 @@
-"""What a machine brings, a line each: Python, card, runtime, memory, room, decoder, token."""
+"""What this machine brings, a line each: versions that fit together, card, memory, disk, decoder.
+
+Imports torch only where an installed one is asked; what can only be judged by running it is in
+`probes`.
+"""
 
 from __future__ import annotations
 
 import io
-import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 from avomni_lib import files, hardware
 from avomni_lib.errors import AvomniError
@@ -17,27 +23,150 @@ from avomni_lib.hardware import Choice
 from avomni_lib.params import Params
 from avomni_lib.plan import gigabytes
 from avomni_lib.training.doctor.findings import NOTE, OK, WRONG, Finding
-from avomni_lib.training.doctor.platforms import TRITONS, Installed, Triton
 
+# As in pyproject.toml. Above the last Unsloth 2026.10.9 refuses it.
+TORCH_FROM, TORCH_BELOW = (2, 9), (2, 15)
+BITSANDBYTES_FROM, BITSANDBYTES_BELOW = (0, 50), (0, 51)
+BITSANDBYTES_PIN = "bitsandbytes>=0.50,<0.51"
+PYTHON_FROM, PYTHON_BELOW = (3, 11), (3, 13)
+# cuDNN is left out of torch 2.9's Conv3d (pytorch/pytorch #166122, #174051).
+SLOW_CONV3D = (2, 9)
+PYTORCH_INDEX = "https://download.pytorch.org/whl"
+# Distributions that all unpack to the one folder site-packages/triton; its largest file differs.
+NVIDIA_TRITONS, ROCM_TRITONS = ("triton", "pytorch-triton"), ("triton-rocm", "pytorch-triton-rocm")
+TRITONS = (*NVIDIA_TRITONS, *ROCM_TRITONS)
+TRITON_LIBRARY = "triton/_C/libtriton.so"
 # Files that the drivers make where there is a card.
 CARD_NODES = {"AMD": Path("/dev/kfd"), "NVIDIA": Path("/dev/nvidiactl")}
-ROCM_VERSION = Path("/opt/rocm/.info/version")
-SHARED_MEMORY, LEAST_SHARED_BYTES = Path("/dev/shm"), 1 << 30
-PYTHON_FROM, PYTHON_BELOW = (3, 11), (3, 13)
-# The largest file of a triton, other in each build.
-TRITON_LIBRARY = "triton/_C/libtriton.so"
-IMPORT_SECONDS = 300
 SEES_NO_CARD = {
     "AMD": "is this user in the groups render and video, and does the container see /dev/kfd and "
-    "/dev/dri? `rocminfo` and HIP_VISIBLE_DEVICES tell",
-    "NVIDIA": "is the driver as new as this CUDA needs? `nvidia-smi` and CUDA_VISIBLE_DEVICES tell",
+    "/dev/dri? Check `rocminfo` and HIP_VISIBLE_DEVICES",
+    "NVIDIA": "is the driver as new as this CUDA needs? Check `nvidia-smi` and "
+    "CUDA_VISIBLE_DEVICES",
+}
+ROCM_VERSION = Path("/opt/rocm/.info/version")
+SHARED_MEMORY, LEAST_SHARED_BYTES = Path("/dev/shm"), 1 << 30
+IMPORT_SECONDS = 300
+GREYS = (60, 120, 180)
+
+
+class Platform(NamedTuple):
+    """A kind of machine; its exact versions are those of `constraints-<name>.txt`.
+
+    Attributes:
+        command: What sets it up.
+        tritons: Distributions that may own site-packages/triton there.
+        bitsandbytes_why: Why not an older one than `BITSANDBYTES_FROM`.
+        note: What else to know.
+    """
+
+    name: str
+    command: str
+    tritons: tuple[str, ...]
+    bitsandbytes_why: str
+    note: str
+
+    def pinned_torch(self) -> str:
+        lines = (files.PROJECT_ROOT / f"constraints-{self.name}.txt").read_text().splitlines()
+        return next(line.removeprefix("torch==") for line in lines if line.startswith("torch=="))
+
+
+_CDNA = (
+    "up to 0.49 its 4-bit product of one row assumed warps of 32, an MI300X has 64: answers came "
+    "out as NaN (bitsandbytes #1885, #1887)"
+)
+PLATFORMS = {
+    row.name: row
+    for row in (
+        Platform(
+            "cpu",
+            "make setup",
+            (),
+            "its optimizers run on a CPU from 0.50 on (bitsandbytes #1901)",
+            "torchvision of PyPI is linked with CUDA and keeps Qwen3-VL from being imported",
+        ),
+        Platform(
+            "rocm6.4",
+            "make rocm ROCM=6.4",
+            ROCM_TRITONS,
+            _CDNA,
+            "the oldest ROCm that bitsandbytes has a library for",
+        ),
+        Platform("rocm7.2", "make rocm", ROCM_TRITONS, _CDNA, "later ROCm than 7.2 was not tried"),
+        Platform(
+            "cuda",
+            "make cuda",
+            NVIDIA_TRITONS,
+            "the versions before were not tried with this transformers and PEFT",
+            "torch is PyPI's own build",
+        ),
+    )
 }
 
 
-def installed() -> Installed:
-    """torch, bitsandbytes and triton as they lie on this machine; imports torch."""
-    import torch
+class Triton(NamedTuple):
+    """An installed distribution of triton.
 
+    Attributes:
+        is_owner: Whether the library in site-packages/triton is the one that it brought.
+    """
+
+    name: str
+    version: str
+    is_owner: bool
+
+    @property
+    def is_for_rocm(self) -> bool:
+        # AMD's own images bring a distribution `triton` of version 3.4.0+rocm7.0.0.git…
+        return self.name in ROCM_TRITONS or "rocm" in self.version
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """Versions as installed.
+
+    Attributes:
+        torch: `torch.__version__`, as 2.9.1+rocm6.4.
+        hip, cuda: `torch.version`'s; None where torch is not built for it.
+        torch_wheel: The distribution's version: PyPI's wheel of 2.13.0+cu130 is called 2.13.0.
+        triton_wanted: What torch's own metadata requires, as pytorch-triton-rocm==3.5.1.
+    """
+
+    torch: str
+    hip: str | None = None
+    cuda: str | None = None
+    torch_wheel: str | None = None
+    bitsandbytes: str | None = None
+    tritons: tuple[Triton, ...] = ()
+    triton_wanted: str | None = None
+
+    @property
+    def platform(self) -> Platform:
+        """The row of the table that is nearest to this torch."""
+        if self.hip:
+            return PLATFORMS["rocm6.4" if _release(self.hip) < (7, 0) else "rocm7.2"]
+        return PLATFORMS["cuda" if self.cuda else "cpu"]
+
+    @property
+    def origin(self) -> str:
+        """Where this torch comes from, by its version's local part."""
+        local = self.torch.partition("+")[2]
+        # The wheel's name tells PyPI's from the index's; where it has none, only the index knows.
+        wheel = self.torch_wheel if self.torch_wheel is not None else self.torch
+        if re.fullmatch(r"cpu|cu\d+|rocm\d+(\.\d+){1,2}", local):
+            return f"{PYTORCH_INDEX}/{local}" if "+" in wheel else "PyPI"
+        return "an image's own build" if local else "PyPI or conda"
+
+
+def installed() -> Installed:
+    """torch, bitsandbytes and triton as installed here; imports torch."""
+    import torch
+    from packaging.requirements import Requirement
+
+    wanted = [Requirement(line) for line in metadata.requires("torch") or ()]
     return Installed(
         torch=torch.__version__,
         hip=torch.version.hip,
@@ -45,67 +174,156 @@ def installed() -> Installed:
         torch_wheel=_version("torch"),
         bitsandbytes=_version("bitsandbytes"),
         tritons=tritons(),
-        triton_wanted=_triton_wanted(),
+        triton_wanted=next((f"{w.name}{w.specifier}" for w in wanted if w.name in TRITONS), None),
     )
 
 
 def tritons() -> tuple[Triton, ...]:
     """The installed distributions of triton, each with whether its library is the one there."""
-    found = []
-    for name in TRITONS:
-        try:
-            distribution = metadata.distribution(name)
-        except metadata.PackageNotFoundError:
-            continue
-        brought = [f for f in distribution.files or () if str(f) == TRITON_LIBRARY]
+    present = []
+    for name in filter(_version, TRITONS):
+        distribution = metadata.distribution(name)
         is_owner = any(
-            path.exists() and path.stat().st_size == entry.size
-            for entry in brought
-            for path in [Path(entry.locate())]
+            Path(file.locate()).exists() and Path(file.locate()).stat().st_size == file.size
+            for file in distribution.files or ()
+            if str(file) == TRITON_LIBRARY
         )
-        found.append(Triton(name, distribution.version, is_owner))
-    return tuple(found)
+        present.append(Triton(name, distribution.version, is_owner))
+    return tuple(present)
+
+
+def fit(versions: Installed) -> list[Finding]:
+    """Whether these versions fit together: lines `torch`, `platform`, `bitsandbytes`, `triton`."""
+    return [_torch(versions), _platform(versions), _bitsandbytes(versions), _triton(versions)]
+
+
+def _torch(versions: Installed) -> Finding:
+    command = versions.platform.command
+    text, release = f"torch {versions.torch} from {versions.origin}", _release(versions.torch)
+    if release < TORCH_FROM:
+        why = f"older than {_dotted(TORCH_FROM)}, the oldest that transformers and TRL of this set "
+        fix = f"{command}, or an image with a newer torch"
+        return Finding("torch", WRONG, text, f"{why}were tried with", fix)
+    if release >= TORCH_BELOW:
+        why = f"Unsloth refuses {_dotted(TORCH_BELOW)} and later; transformers and PEFT take it"
+        return Finding("torch", NOTE, text, why, f"{command}, or model.backend: transformers")
+    slow = "its Conv3d is 10 to 20 times slow; training and answers take one product instead"
+    return Finding("torch", OK, text, slow if release == SLOW_CONV3D else "")
+
+
+def _platform(versions: Installed) -> Finding:
+    row, torch = versions.platform, versions.torch
+    pinned = row.pinned_torch()
+    text = f"{row.name}: constraints-{row.name}.txt, torch {pinned}"
+    if versions.hip and _release(versions.hip) < (6, 4):
+        why = f"torch is built for ROCm {_dotted(_release(versions.hip))}; bitsandbytes has no "
+        return Finding("platform", WRONG, text, f"{why}library below 6.4", row.command)
+    # Only ROCm's and the CPU's wheels bear their build in the name that the file pins.
+    if (torch if "+" in pinned else torch.partition("+")[0]) != pinned:
+        why = f"put together with torch {pinned}, and this is {torch}: not tried together"
+        fix = f"trust the lines below, which run it; or {row.command}"
+        return Finding("platform", NOTE, text, why, fix)
+    return Finding("platform", OK, text, row.note)
+
+
+def _bitsandbytes(versions: Installed) -> Finding:
+    name, version = "bitsandbytes", versions.bitsandbytes
+    # --no-deps: with its dependencies it has replaced ROCm's torch by CUDA's (unsloth #4720).
+    fix = f"pip install --no-deps '{BITSANDBYTES_PIN}'"
+    if version is None:
+        why = "the 4-bit base model and the 8-bit optimizers are its work"
+        return Finding(name, WRONG, "not installed", why, fix)
+    text, why = f"bitsandbytes {version}", versions.platform.bitsandbytes_why
+    if _release(version) < BITSANDBYTES_FROM:
+        return Finding(name, WRONG, text, why, fix)
+    if _release(version) >= BITSANDBYTES_BELOW:
+        why = f"{_dotted(BITSANDBYTES_BELOW)} and later were not tried"
+        return Finding(name, NOTE, text, why, fix)
+    return Finding(name, OK, text, why)
+
+
+def _triton(versions: Installed) -> Finding:
+    name, present = "triton", versions.tritons
+    if not versions.platform.tritons:
+        return Finding(name, OK, f"{'; '.join(map(str, present)) or 'none'}; a CPU needs none")
+    fix = _right_triton(versions)
+    if not present:
+        why = "torch.compile and Unsloth's kernels need it; plain PEFT does without"
+        return Finding(name, NOTE, "none", why, fix)
+    owners = [triton for triton in present if triton.is_owner]
+    text = " and ".join(map(str, present))
+    if not owners:
+        why = "site-packages/triton is of none of them: one was installed over the other in part"
+        return Finding(name, WRONG, text, why, fix)
+    if any(triton.is_for_rocm != bool(versions.hip) for triton in owners):
+        has, needs = ("NVIDIA's", "ROCm's") if versions.hip else ("ROCm's", "NVIDIA's")
+        why = (
+            f"site-packages/triton is {has} and torch needs {needs}; unsloth_zoo and "
+            "cut_cross_entropy bring PyPI's unless they are installed with --no-deps"
+        )
+        return Finding(name, WRONG, str(owners[0]), why, fix)
+    if len(present) > 1:
+        why = f"the files are of {owners[0]}, but removing the other would remove them too"
+        return Finding(name, NOTE, text, why, fix)
+    return Finding(name, OK, f"{owners[0]}, as this torch needs it")
+
+
+def _right_triton(versions: Installed) -> str:
+    wanted = versions.triton_wanted or versions.platform.tritons[-1 if versions.hip else 0]
+    remove = f"pip uninstall -y {' '.join(TRITONS)}"
+    if versions.origin == "an image's own build":
+        return f"{remove}; then {wanted} from where the image took torch, or begin a new container"
+    local = versions.torch.partition("+")[2]
+    index = f" --index-url {PYTORCH_INDEX}/{local}" if versions.hip else ""
+    return f"{remove}; pip install --no-deps{index} '{wanted}'"
 
 
 def python() -> Finding:
-    """Whose Python this is, and whether the image's own brings a torch for a card."""
+    """Which Python this is, and whether the image's own brings a torch for a card."""
     version = f"Python {sys.version.split()[0]}"
     if not PYTHON_FROM <= sys.version_info[:2] < PYTHON_BELOW:
         fix = "make PYTHON=/path/to/python3.11 setup"
         return Finding("python", WRONG, version, "3.11 and 3.12 are what this runs on", fix)
     if sys.prefix == sys.base_prefix:
         return Finding("python", OK, f"{version}, no virtual environment: VENV=system's")
-    told = f"{version} in the virtual environment {sys.prefix}"
-    theirs, ours = _torch_of(Path(sys.base_prefix)), _version("torch")
-    if theirs and theirs != ours and not theirs.endswith("+cpu"):
+    text = f"{version} in the virtual environment {sys.prefix}"
+    # The torch beside the image's Python, read from the names of its folders alone.
+    folder = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    places = [
+        str(Path(sys.base_prefix, *lib, folder, packages))
+        for lib in (("lib",), ("local", "lib"))
+        for packages in ("site-packages", "dist-packages")
+    ]
+    theirs = next((d.version for d in metadata.distributions(name="torch", path=places)), None)
+    if theirs and theirs != (ours := _version("torch")) and not theirs.endswith("+cpu"):
         why = f"the image's own Python brings torch {theirs}; this environment has {ours}"
-        return Finding("python", NOTE, told, why, "make VENV=system … works with the image's own")
-    return Finding("python", OK, told)
+        return Finding("python", NOTE, text, why, "make VENV=system … works with the image's own")
+    return Finding("python", OK, text)
 
 
-def accelerator(device: Choice, found: Installed, base_model: str, num_processes: int) -> Finding:
+def accelerator(device: Choice, versions: Installed, base_model: str, processes: int) -> Finding:
     """The card that torch computes on, or why it computes on none."""
     name = "accelerator"
     if device.value != "cpu":
         import torch
 
         count = torch.cuda.device_count()
-        if num_processes > count:
-            why = f"training.num_processes is {num_processes}, one a card"
-            fix = f"training.num_processes: {count}"
-            return Finding(name, WRONG, f"{count} × {device.reason}", why, fix)
-        return Finding(name, OK, f"{count} × {device.reason}")
-    built_for = "AMD" if found.hip else "NVIDIA" if found.cuda else None
-    there = [vendor for vendor, node in CARD_NODES.items() if node.exists()]
-    if built_for in there:
+        text = f"{count} × {device.reason}"
+        if processes > count:
+            why = f"training.num_processes is {processes}, one a card"
+            return Finding(name, WRONG, text, why, f"training.num_processes: {count}")
+        return Finding(name, OK, text)
+    built_for = "AMD" if versions.hip else "NVIDIA" if versions.cuda else None
+    present = [vendor for vendor, node in CARD_NODES.items() if node.exists()]
+    if built_for in present:
         why = f"{CARD_NODES[built_for]} is there, so there is a card"
         return Finding(name, WRONG, device.reason, why, SEES_NO_CARD[built_for])
-    if there:
+    if present:
         # bitsandbytes and Unsloth have replaced ROCm's torch by PyPI's on the way (unsloth #4720).
         state = WRONG if built_for else NOTE
         what = f"torch is built for {built_for or 'CPUs'}"
-        why = f"{what}, and the machine has a card of {' and '.join(there)}"
-        fix = "make rocm, or make VENV=system …" if there == ["AMD"] else "make cuda"
+        why = f"{what}, and the machine has a card of {' and '.join(present)}"
+        fix = "make rocm, or make VENV=system …" if present == ["AMD"] else "make cuda"
         return Finding(name, state, device.reason, why, fix)
     if base_model == "tiny":
         return Finding(name, OK, f"{device.reason}; the tiny base model needs none")
@@ -113,110 +331,98 @@ def accelerator(device: Choice, found: Installed, base_model: str, num_processes
     return Finding(name, NOTE, device.reason, why, "rent a machine, or params/demo.yaml")
 
 
-def runtime(found: Installed) -> Finding:
+def runtime(versions: Installed) -> Finding:
     """ROCm or CUDA as torch brings it, beside the machine's."""
-    name = "runtime"
-    if found.hip is None:
-        told = f"CUDA {found.cuda} in torch" if found.cuda else "none: torch is built for CPUs"
-        return Finding(name, OK, told)
-    told = f"ROCm {found.hip} in torch"
+    name, hip, cuda = "runtime", versions.hip, versions.cuda
+    if hip is None:
+        text = f"CUDA {cuda} in torch" if cuda else "none: torch is built for CPUs"
+        return Finding(name, OK, text)
+    text = f"ROCm {hip} in torch"
     if not ROCM_VERSION.exists():
-        return Finding(name, OK, f"{told}, none in /opt/rocm; torch needs the kernel's driver only")
+        return Finding(name, OK, f"{text}, none in /opt/rocm; torch needs the kernel's driver only")
     theirs = ROCM_VERSION.read_text().strip()
-    told = f"{told}, {theirs} in /opt/rocm"
-    if theirs.split(".")[0] == found.hip.split(".")[0]:
-        return Finding(name, OK, told)
+    text = f"{text}, {theirs} in /opt/rocm"
+    if theirs.split(".")[0] == hip.split(".")[0]:
+        return Finding(name, OK, text)
     why = "a driver serves the ROCm of its own generation; across two it may and may not"
     fix = f"make rocm ROCM={'6.4' if theirs.startswith('6') else '7.2'}, or trust the runs below"
-    return Finding(name, NOTE, told, why, fix)
+    return Finding(name, NOTE, text, why, fix)
 
 
-def unsloth(wanted: str, on: str) -> Finding:
-    """Whether Unsloth is the backend here and can be imported, tried in a process of its own.
-
-    Args:
-        wanted: `model.backend`.
-    """
+def unsloth(backend: str, device: str) -> Finding:
+    """Whether Unsloth is the backend here (`model.backend`) and can be imported."""
     name = "unsloth"
     try:
-        choice = hardware.backend(wanted, on)
+        choice = hardware.backend(backend, device)
     except AvomniError as error:
-        return Finding(name, WRONG, error.what, error.where or "", error.fix or "")
+        return Finding.refusal(name, error)
     if choice.value != "unsloth":
-        state = NOTE if on != "cpu" and wanted == "auto" else OK
+        state = NOTE if device != "cpu" and backend == "auto" else OK
         fix = "pip install --no-deps unsloth unsloth_zoo" if state == NOTE else ""
         return Finding(name, state, f"not used: {choice.reason}", "", fix)
-    # It patches transformers as it is imported, and leaves a folder where it is.
+    # In a process and a folder of its own: it patches transformers and writes where it is.
     with tempfile.TemporaryDirectory() as folder:
         try:
-            ran = subprocess.run(
+            done = subprocess.run(
                 [sys.executable, "-c", "import unsloth"],
                 capture_output=True,
                 text=True,
                 cwd=folder,
                 timeout=IMPORT_SECONDS,
             )
-            said = ran.stderr.strip().splitlines()[-1:] if ran.returncode else None
+            fault = "".join(done.stderr.strip().splitlines()[-1:]) if done.returncode else None
         except subprocess.TimeoutExpired:
-            said = [f"not in {IMPORT_SECONDS} s"]
-    if said is None:
+            fault = f"not in {IMPORT_SECONDS} s"
+    if fault is None:
         return Finding(name, OK, f"unsloth {_version('unsloth')} can be imported")
-    told = f"unsloth cannot be imported: {''.join(said)[:200]}"
     fix = "mend the lines torch and triton first; or model.backend: transformers"
-    return Finding(name, WRONG, told, "model.backend takes it here", fix)
+    text = f"unsloth cannot be imported: {fault[:200]}"
+    return Finding(name, WRONG, text, "model.backend takes it here", fix)
 
 
-def memory(on: str) -> list[Finding]:
+def memory(device: str) -> list[Finding]:
     """The card's and the host's memory."""
-    host, card = hardware.host_memory(), hardware.device_memory(on)
     lines = []
-    if card:
-        told = f"{gigabytes(card.free)} free of {gigabytes(card.total)}"
-        is_shared = card.free < 0.9 * card.total
-        why = "another process holds the rest, and training is planned for all of it"
-        fix = "rocm-smi --showpids, or nvidia-smi, names it; a notebook's kernel may be one"
-        lines.append(
-            Finding("device memory", NOTE, told, why, fix)
-            if is_shared
-            else Finding("device memory", OK, told)
-        )
-    told = f"{gigabytes(host.free)} free of {gigabytes(host.total)}"
-    return [*lines, Finding("host memory", OK, told)]
+    if card := hardware.device_memory(device):
+        text = f"{gigabytes(card.free)} free of {gigabytes(card.total)}"
+        line = Finding("device memory", OK, text)
+        if card.free < 0.9 * card.total:
+            why = "another process holds the rest, and training is planned for all of it"
+            fix = "rocm-smi --showpids, or nvidia-smi, names it; a notebook's kernel may be one"
+            line = Finding("device memory", NOTE, text, why, fix)
+        lines.append(line)
+    host = hardware.host_memory()
+    text = f"{gigabytes(host.free)} free of {gigabytes(host.total)}"
+    return [*lines, Finding("host memory", OK, text)]
 
 
 def shared_memory(num_processes: int) -> Finding:
-    """Room in /dev/shm, of which containers get 64 MB unless they are told otherwise."""
+    """Room in /dev/shm, of which containers get 64 MB by default."""
     name = str(SHARED_MEMORY)
     if not SHARED_MEMORY.exists():
         return Finding(name, OK, "there is none; nothing here needs it")
     free = shutil.disk_usage(SHARED_MEMORY).free
-    told = f"{gigabytes(free)} free"
+    text = f"{gigabytes(free)} free"
     if free >= LEAST_SHARED_BYTES:
-        return Finding(name, OK, told)
-    why = (
-        f"the {num_processes} processes of this run talk through it (RCCL, NCCL)"
-        if num_processes > 1
-        else "RCCL and NCCL of several processes need it, and workers of torch's DataLoader; one "
-        "process with our own loader does not"
-    )
-    return Finding(name, NOTE, told, why, "docker run --shm-size=8g …, or --ipc=host")
+        return Finding(name, OK, text)
+    why = "several processes (RCCL, NCCL) and workers of torch's DataLoader need it; one process "
+    why += "with our own loader does not"
+    if num_processes > 1:
+        why = f"the {num_processes} processes of this run talk through it (RCCL, NCCL)"
+    return Finding(name, NOTE, text, why, "docker run --shm-size=8g …, or --ipc=host")
 
 
-def room(p: Params, num_bytes: int | None) -> Finding:
-    """Room on the disk of `run.outputs_dir`.
-
-    Args:
-        num_bytes: Of the cache that the run makes there; None where no run is asked about.
-    """
+def room(p: Params, cache_bytes: int | None) -> Finding:
+    """Room on the disk of `run.outputs_dir` for the run's cache; None where there is no run."""
     free = files.free_bytes(p.run_dir)
-    told = f"{gigabytes(free)} free at {files.resolve(p.run.outputs_dir)}"
-    if num_bytes is None or p.cache_dir.exists():
-        return Finding("disk", OK, told)
-    told = f"{told}, the run's cache takes {gigabytes(num_bytes)}"
-    if num_bytes < free:
-        return Finding("disk", OK, told)
+    text = f"{gigabytes(free)} free at {files.resolve(p.run.outputs_dir)}"
+    if cache_bytes is None or p.cache_dir.exists():
+        return Finding("disk", OK, text)
+    text = f"{text}, the run's cache takes {gigabytes(cache_bytes)}"
+    if cache_bytes < free:
+        return Finding("disk", OK, text)
     fix = "run.outputs_dir on a larger disk, processing.storage: jpeg, or fewer chunks"
-    return Finding("disk", NOTE, told, "03_etl would stop for want of room", fix)
+    return Finding("disk", NOTE, text, "03_etl would stop for want of room", fix)
 
 
 def decoder(wanted: str) -> Finding:
@@ -228,17 +434,17 @@ def decoder(wanted: str) -> Finding:
         choice, reason = reader.choose_decoder(wanted)
         frames = reader.read_frames(_three_greys(), [0, 100_000, 200_000], decoder=choice)
     except AvomniError as error:
-        return Finding(name, WRONG, error.what, error.where or "", error.fix or "")
+        return Finding.refusal(name, error)
     means = frames.images.reshape(3, -1).mean(axis=1)
-    if abs(means - _GREYS).max() > 8:
-        told = f"{choice} shows greys of {', '.join(f'{mean:.0f}' for mean in means)}"
-        why = f"they were written as {', '.join(map(str, _GREYS))}"
-        return Finding(name, WRONG, told, why, "processing.decoder: pyav")
+    if abs(means - GREYS).max() > 8:
+        text = f"{choice} shows greys of {', '.join(f'{mean:.0f}' for mean in means)}"
+        why = f"they were written as {', '.join(map(str, GREYS))}"
+        return Finding(name, WRONG, text, why, "processing.decoder: pyav")
     return Finding(name, OK, f"{choice}: {reason}")
 
 
 def token(source: str | None, is_gated: bool) -> Finding:
-    """Whether a token of Hugging Face is saved or set; nobody is asked whether it holds.
+    """Whether a Hugging Face token is saved or set; whether it is valid is not asked.
 
     Args:
         source: `dataset.source`; None where no run is asked about.
@@ -249,16 +455,13 @@ def token(source: str | None, is_gated: bool) -> Finding:
     name = "token"
     if hub.get_token():
         return Finding(name, OK, "there is one for Hugging Face")
-    fix = "hf auth login, or HF_TOKEN in the environment"
     if source in ("world", "folder"):
         return Finding(name, OK, f"none, and dataset.source: {source} needs none")
-    told = "none for Hugging Face"
+    fix = "hf auth login, or HF_TOKEN in the environment"
+    text = "none for Hugging Face"
     if source == "hub" and is_gated:
-        return Finding(name, WRONG, told, "the data set is gated: no file comes without one", fix)
-    return Finding(name, NOTE, told, "the real data set is gated: 02_download needs one", fix)
-
-
-_GREYS = (60, 120, 180)
+        return Finding(name, WRONG, text, "the data set is gated: no file comes without one", fix)
+    return Finding(name, NOTE, text, "the real data set is gated: 02_download needs one", fix)
 
 
 def _three_greys() -> bytes:
@@ -270,7 +473,7 @@ def _three_greys() -> bytes:
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=10)
         stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
-        for grey in _GREYS:
+        for grey in GREYS:
             image = np.full((64, 96, 3), grey, dtype=np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
@@ -284,21 +487,11 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _triton_wanted() -> str | None:
-    """What torch's own metadata asks for, without its conditions: `pytorch-triton-rocm==3.5.1`."""
-    from packaging.requirements import Requirement
-
-    for line in metadata.requires("torch") or ():
-        wanted = Requirement(line)
-        if wanted.name in TRITONS:
-            return f"{wanted.name}{wanted.specifier}"
-    return None
+def _release(version: str) -> tuple[int, int]:
+    """(2, 9) of 2.9.0a0+50eac811a6.nv25.09, (7, 2) of 7.2.26015-fc0010cf6a."""
+    first, second = re.match(r"(\d+)\.(\d+)", version).groups()
+    return int(first), int(second)
 
 
-def _torch_of(prefix: Path) -> str | None:
-    """The torch beside another Python, read from its folder's names alone."""
-    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-    libraries = [prefix / "lib" / version, prefix / "local" / "lib" / version]
-    places = [str(lib / kind) for lib in libraries for kind in ("site-packages", "dist-packages")]
-    places = [place for place in places if os.path.isdir(place)]
-    return next((d.version for d in metadata.distributions(name="torch", path=places)), None)
+def _dotted(release: tuple[int, int]) -> str:
+    return ".".join(map(str, release))

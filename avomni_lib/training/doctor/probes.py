@@ -1,32 +1,29 @@
-"""Small runs of what training relies on, each compared with the same computed plainly.
+"""Small computations of what training relies on, each compared with the same computed plainly.
 
 A probe takes a device, as `cpu` or `cuda:0`, and returns a `Finding`: what its library computes is
-right there, or wrong, or it fails. Together they take a second on a CPU.
+right there, or wrong, or it fails. Together they take a second on a CPU. Inputs come from a
+generator of their own: torch's random state is as it was before.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
+import time
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from avomni_lib.training.doctor.attention_probes import text_attention, vision_attention
-from avomni_lib.training.doctor.comparison import (
-    Deviation,
-    apart,
-    drawer,
-    dtype_of,
-    judge,
-    seconds,
-    wait,
-)
-from avomni_lib.training.doctor.findings import NOTE, OK, Finding
+from avomni_lib import hardware
+from avomni_lib.training.doctor.findings import NOTE, OK, WRONG, Finding
 
 if TYPE_CHECKING:
     import torch
 
+# Of the norm of what is right: bfloat16 is off by 0.004, a wrong kernel by 0.1 and more.
+BOUND = 0.02
 # Of a block of 64 weights: NF4 is off by 0.09 and at most 0.13 over 65,536 of them.
 BLOCK_BOUND = 0.2
 # Moments of 8 bits put a weight off by 0.009 after four steps.
@@ -41,6 +38,11 @@ SLOW_RATIO = 3
 BITSANDBYTES_OPS = "bitsandbytes.backends.cpu.ops"  # the name of its logger
 # transformers' name -> whether its moments are paged.
 OPTIMIZERS = {"paged_adamw_8bit": True, "adamw_8bit": False}
+# Those of Qwen3-VL-8B.
+VISION_HEADS, VISION_HEAD_DIM = 16, 72
+TEXT_HEADS, TEXT_KV_HEADS, TEXT_HEAD_DIM = 32, 8, 128
+PASSES = ("forward", "backward to q", "backward to k", "backward to v")
+FIX = "the torch that the line `platform` names, or a later one"
 
 
 def run(on: str) -> list[Finding]:
@@ -138,6 +140,29 @@ def patch_embedding(on: str) -> Finding:
     )
 
 
+def vision_attention(on: str) -> Finding:
+    """SDPA as the vision tower attends, to copies of what it makes (`attention.copy_views`)."""
+    return judge(
+        "attention, vision tower",
+        on,
+        _vision_attention,
+        why="the model then sees what is not there; on ROCm, SDPA has been wrong where v is a view "
+        "(vLLM #27744, ROCm/pytorch #3230), which is why it gets copies",
+        fix=FIX,
+    )
+
+
+def text_attention(on: str) -> Finding:
+    """SDPA as the language model uses it, both passes: causal with fewer key heads, and masked."""
+    return judge(
+        "attention, language model",
+        on,
+        _text_attention,
+        why="every layer of the language model rests on it, forward and backward",
+        fix=FIX,
+    )
+
+
 def load_bitsandbytes() -> Any:
     """The package, without a warning of its import that is none: it is about bfloat16 on CPUs."""
     logging.getLogger(BITSANDBYTES_OPS).setLevel(logging.ERROR)
@@ -170,18 +195,18 @@ def _four_bit_linear(device: torch.device) -> list[Deviation]:
 
     given, back = draw(64, WEIGHT[1]), draw(64, WEIGHT[0])
     rows = given.to(device, dtype).detach().requires_grad_()
-    made = layer(rows)
-    made.backward(back.to(device, dtype))
+    result = layer(rows)
+    result.backward(back.to(device, dtype))
     deviations += [
-        Deviation("forward", apart(made, given @ kept.T)),
-        Deviation("backward", apart(rows.grad, back @ kept)),
+        Deviation("forward", relative_error(result, given @ kept.T)),
+        Deviation("backward", relative_error(rows.grad, back @ kept)),
     ]
     layer.eval()
     with torch.no_grad():
         for count in DECODED_ROWS:
-            made = layer(given[:count].to(device, dtype))
+            result = layer(given[:count].to(device, dtype))
             what = "a product of one row" if count == 1 else f"a product of {count} rows"
-            deviations.append(Deviation(what, apart(made, given[:count] @ kept.T)))
+            deviations.append(Deviation(what, relative_error(result, given[:count] @ kept.T)))
     return deviations
 
 
@@ -204,7 +229,9 @@ def _optimizer_steps(device: torch.device, is_paged: bool) -> list[Deviation]:
     wait(device)
     is_kept_in_8_bit = optimizer.state[ours]["state1"].dtype == torch.uint8
     return [
-        Deviation("the way of four steps", apart(ours.cpu() - start, plain - start), STEP_BOUND),
+        Deviation(
+            "the way of four steps", relative_error(ours.cpu() - start, plain - start), STEP_BOUND
+        ),
         Deviation("the width of its moments", float(not is_kept_in_8_bit), STEP_BOUND),
     ]
 
@@ -229,6 +256,170 @@ def _patch_embedding(device: torch.device, taken: dict[str, float]) -> list[Devi
 
     deviations = []
     for name, compute in (("Conv3d", convolve), ("product", multiply)):
-        deviations.append(Deviation(f"its {name}", apart(compute(), right)))
+        deviations.append(Deviation(f"its {name}", relative_error(compute(), right)))
         taken[name] = min(seconds(compute, device) for _ in range(3))
     return deviations
+
+
+def _vision_attention(device: torch.device) -> list[Deviation]:
+    from torch.nn import functional
+
+    # One temporal patch of the 2×2 grid of 448×256 px tiles; a quarter of it on a CPU.
+    num_patches = 448 if device.type == "cpu" else 1792
+    fused = drawer()(num_patches, 3, VISION_HEADS, VISION_HEAD_DIM).to(device, dtype_of(device))
+    q, k, v = (
+        x.transpose(0, 1).unsqueeze(0).contiguous() for x in fused.permute(1, 0, 2, 3).unbind(0)
+    )
+    result = functional.scaled_dot_product_attention(q, k, v, scale=VISION_HEAD_DIM**-0.5)
+    return [Deviation("SDPA", relative_error(result, _formula(q, k, v)))]
+
+
+def _text_attention(device: torch.device) -> list[Deviation]:
+    import torch
+    from torch.nn import functional
+
+    length = 96 if device.type == "cpu" else 512
+    draw, dtype = drawer(), dtype_of(device)
+    heads = (TEXT_HEADS, TEXT_KV_HEADS, TEXT_KV_HEADS)
+    given = [draw(2, length, count, TEXT_HEAD_DIM).to(device, dtype) for count in heads]
+    back = draw(2, TEXT_HEADS, length, TEXT_HEAD_DIM).to(device, dtype)
+    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    # The second sample is padded on the right, by a fifth.
+    is_token = torch.ones(2, 1, 1, length, dtype=torch.bool, device=device)
+    is_token[1, ..., -(length // 5) :] = False
+    mask = causal & is_token
+
+    def fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return functional.scaled_dot_product_attention(
+            q, k, v, scale=TEXT_HEAD_DIM**-0.5, is_causal=True, enable_gqa=True
+        )
+
+    def fused_masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        # transformers repeats the key heads where there is a mask.
+        return functional.scaled_dot_product_attention(
+            q, _repeated(k), _repeated(v), scale=TEXT_HEAD_DIM**-0.5, attn_mask=mask
+        )
+
+    def both_passes(attend) -> list[torch.Tensor]:
+        leaves = [values.detach().requires_grad_() for values in given]
+        result = attend(*(leaf.transpose(1, 2) for leaf in leaves))
+        result.backward(back.to(result.dtype))
+        return [result, *(leaf.grad for leaf in leaves)]
+
+    deviations = []
+    for name, attend, allowed in (("causal", fused, causal), ("masked", fused_masked, mask)):
+        right = both_passes(lambda q, k, v, allowed=allowed: _formula(q, k, v, allowed))
+        deviations += [
+            Deviation(f"{name} {step}", relative_error(*pair))
+            for step, *pair in zip(PASSES, both_passes(attend), right, strict=True)
+        ]
+    return deviations
+
+
+def _formula(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, allowed: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Attention in float32: (B, heads, L, head_dim) each, of k and v fewer heads at will.
+
+    Args:
+        allowed: True where a row may look; None is everywhere.
+    """
+    q, k, v = (x.float() for x in (q, k, v))
+    if k.shape[1] < q.shape[1]:
+        k, v = _repeated(k), _repeated(v)
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, -math.inf)
+    return scores.softmax(-1) @ v
+
+
+def _repeated(heads: torch.Tensor) -> torch.Tensor:
+    return heads.repeat_interleave(TEXT_HEADS // TEXT_KV_HEADS, dim=1)
+
+
+class Deviation(NamedTuple):
+    """How far a result is from what is right, as a share of its norm, and how far it may be."""
+
+    what: str
+    error: float
+    bound: float = BOUND
+
+
+def judge(
+    name: str,
+    on: str,
+    work: Callable[[torch.device], list[Deviation]],
+    why: str,
+    fix: str,
+) -> Finding:
+    """Run `work` on a device, as `cpu` or `cuda:0`, and hold its deviations against their bounds.
+
+    NaN is beyond every bound, and what `work` raises is a finding too.
+    """
+    import torch
+
+    device = torch.device(on)
+    try:
+        # Layers draw their first weights on the CPU, whatever the device.
+        with torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            deviations = work(device)
+            wait(device)
+    except Exception as error:  # whatever the libraries die of is the answer
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return Finding(name, WRONG, f"fails: {reason[:200]}", why, fix)
+    finally:
+        if device.type == "cuda":
+            with contextlib.suppress(RuntimeError):  # after a fault of the card nothing works
+                torch.cuda.empty_cache()
+    beyond = [
+        f"{d.what} is off by {_percent(d.error)}" for d in deviations if not d.error <= d.bound
+    ]
+    if beyond:
+        return Finding(name, WRONG, ", ".join(beyond), why, fix)
+    tightest = min(deviation.bound for deviation in deviations)
+    worst = max(deviation.error for deviation in deviations if deviation.bound == tightest)
+    return Finding(name, OK, f"right to {_percent(worst)}", why, fix)
+
+
+def drawer() -> Callable[..., torch.Tensor]:
+    """Normal numbers on the CPU, float32: the same ones in every probe and on every machine."""
+    import torch
+
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    return lambda *shape: torch.randn(*shape, generator=generator, device="cpu")
+
+
+def dtype_of(device: torch.device) -> torch.dtype:
+    """The dtype that training computes in there."""
+    import torch
+
+    return getattr(torch, hardware.dtype(str(device)).value)
+
+
+def relative_error(result: torch.Tensor, right: torch.Tensor) -> float:
+    """The norm of their difference, as a share of the norm of what is right."""
+    result, right = (values.detach().float().cpu() for values in (result, right))
+    return float((result - right).norm() / right.norm())
+
+
+def seconds(compute: Callable[[], torch.Tensor], device: torch.device) -> float:
+    """How long one call takes, until the device is through with it."""
+    wait(device)
+    begun = time.perf_counter()
+    compute()
+    wait(device)
+    return time.perf_counter() - begun
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has computed what it was given; its errors are raised here."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _percent(error: float) -> str:
+    percent = 100 * max(error, 1e-4) if error == error else error
+    return f"{percent:.{0 if percent >= 10 else 2}f} %"

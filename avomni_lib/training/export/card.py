@@ -1,21 +1,28 @@
 """The model card: what an adapter or a merged model was made from and for, and how to use it.
 
-An adapter's card is a function of the record and of what was learned alone, so that a training that
-was killed and went on ends with the same one. A card states terms, never that a use is allowed.
+Its text is `card.md.jinja`. An adapter's card is a function of the record and of what was learned
+alone, so that a training that was killed and resumed ends with the same one. A card states terms,
+never that a use is allowed. The command lines follow vLLM's and llama.cpp's documentation and
+source of autumn 2026.
 """
 
 from __future__ import annotations
 
+import functools
+import json
+import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import jinja2
 import yaml
 
-from avomni_lib.training.export import usage
-from avomni_lib.training.export.usage import block
+from avomni_lib.training.backbones import backbone
 from avomni_lib.training.fit import heldout
 from avomni_lib.training.targets.form import figure_in_words
 
+TEMPLATE = "card.md.jinja"
 KINDS = {"adapter": ("LoRA adapter", "peft"), "merged": ("Merged model", "transformers")}
 # What follows from the training alone; nothing else of 05's figures stands in an adapter's card.
 LEARNED = {
@@ -31,6 +38,10 @@ MEASURED = {
     "data_wait_share": "share of them that waited for data",
     "peak_memory": "peak memory, GB",
 }
+SERVED_NAME = "avomni"
+# vLLM's `--max-lora-rank` takes these values alone.
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+GGUF_TYPES = {"bfloat16": "bf16", "float16": "f16"}
 
 
 def card(
@@ -47,22 +58,79 @@ def card(
         kind: "adapter" or "merged".
         score: 06's figures, for a merged model's card alone: an adapter is there before its score.
     """
-    merged = kind == "merged"
-    parts = [
-        _front_matter(record, kind),
-        f"**{record['notice']}**" if record["notice"] else "",
-        f"# {KINDS[kind][0]} for {record['base_model']}",
-        _opening(record, merged),
-        _answers(record),
-        _data(record, merged),
-        _training(record, figures or {}, merged),
-        _score(score) if merged and score else "",
-        _prompt(record),
-        usage.loading(record, kind),
-        usage.serving(record, kind),
-        usage.conversion(record, kind),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    merged, choices = kind == "merged", record["choices"]
+    kept = backbone(record["model"]["backbone"]).skip_modules
+    return _template().render(
+        front_matter=_front_matter(record, kind),
+        title=KINDS[kind][0],
+        record=record,
+        merged=merged,
+        score=score,
+        tiny=record["base_model"] == "tiny",
+        dtype=choices.get("dtype", "bfloat16"),
+        # Modules that stay in 16 bit where the base model was quantised on loading.
+        skipped=list(kept) if choices.get("quantisation") == "nf4" else None,
+        commands=commands(record, kind),
+        request=json.dumps(_request(record), indent=1, ensure_ascii=False),
+        **_tables(record, figures or {}, merged),
+    )
+
+
+def commands(
+    record: Mapping[str, Any],
+    kind: str = "adapter",
+    folder: str | None = None,
+    base: str | None = None,
+) -> dict[str, list[str]]:
+    """Command lines for `vllm` and `llama.cpp`.
+
+    Args:
+        record: `adapter.record_of`; a merged model's names its `dtype` too.
+        kind: "adapter" or "merged".
+        folder: Where it lies; a placeholder if None.
+        base: Where the base model lies, if not where its name says.
+    """
+    folder = shlex.quote(folder or f"PATH/TO/{kind}")
+    length = f"--max-model-len {record['model']['max_seq_length']}"
+    if kind == "merged":
+        served = f"{folder} --served-model-name {SERVED_NAME} --dtype {record['dtype']} {length}"
+        convert = f"python convert_hf_to_gguf.py {folder} --outtype {GGUF_TYPES[record['dtype']]}"
+        gguf = [
+            f"{convert} --outfile {SERVED_NAME}.gguf",
+            f"{convert} --outfile mmproj-{SERVED_NAME}.gguf --mmproj",
+        ]
+    else:
+        base = shlex.quote(base or base_place(record["base_model"]))
+        rank = record["model"]["lora_rank"]
+        room = next((size for size in VLLM_RANKS if size >= rank), rank)
+        adapter = f"--enable-lora --lora-modules {SERVED_NAME}={folder} --max-lora-rank {room}"
+        served = f"{base} {adapter} {length}"
+        # Its converter refuses the config of a 4-bit base.
+        gguf = [
+            f"python convert_lora_to_gguf.py {folder} --base PATH/TO/merged --outtype f16 "
+            f"--outfile {SERVED_NAME}-lora.gguf"
+        ]
+    # Left to itself vLLM takes how to sample from the base model's generation_config.json.
+    return {"vllm": [f"vllm serve {served} --generation-config vllm"], "llama.cpp": gguf}
+
+
+def base_place(name: str) -> str:
+    """Where a base model lies, as any machine may name it: the package's own by its folder."""
+    return "avomni_world/tiny_base/weights" if name == "tiny" else name
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    environment.filters["json"] = json.dumps
+    return environment.get_template(TEMPLATE)
 
 
 def _front_matter(record: Mapping[str, Any], kind: str) -> str:
@@ -76,109 +144,63 @@ def _front_matter(record: Mapping[str, Any], kind: str) -> str:
         "license": "mit" if ours else "other",
         "tags": ["avomni", "driving", "lora", record["model"]["backbone"]],
     }
-    return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)}---"
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)
 
 
-def _opening(record: Mapping[str, Any], merged: bool) -> str:
-    made = f"Trained on {'clips that are not ours' if record['notice'] else 'rendered drives'}."
-    what = (
-        f" The base model's weights as they were trained around, in {record['dtype']}, with the "
-        "adapter folded in."
-        if merged
-        else ""
-    )
-    return f"{made}{what} All that its weights follow from stands in `record.json`."
-
-
-def _answers(record: Mapping[str, Any]) -> str:
+def _tables(
+    record: Mapping[str, Any], figures: Mapping[str, Any], merged: bool
+) -> dict[str, str | None]:
     height, width = record["grid_size"]
-    rows = {
-        "target": _target(record),
+    source = record.get("target_source")
+    own = f", code of its maker's own (sha256 of its source {source})" if source else ""
+    answers = {
+        "target": f"`{record['target']}`{own}",
         "cameras": f"{record['camera_setup']}, one grid of {width}×{height} px a frame",
         "frames": f"{record['sequence_length']} at {record['sample_hz']:g} Hz",
     }
-    return f"## What it answers\n\n{_table(rows)}\n\n{block([record['question']])}"
-
-
-def _target(record: Mapping[str, Any]) -> str:
-    source = record.get("target_source")
-    own = f", code of its maker's own (sha256 of its source {source})" if source else ""
-    return f"`{record['target']}`{own}"
-
-
-def _data(record: Mapping[str, Any], merged: bool) -> str:
-    clips, windows = len(record["training_clip_ids"]), record["num_windows"]
-    rows = {
+    data = {
         "data set": record.get("repo_id") or "not recorded",
         "source": record.get("source") or "not recorded",
         "revision": record.get("revision") or "not recorded",
-        "clips": f"{clips:,} of the split train",
-        "windows": f"{windows:,}, one every {record['stride']} frames",
+        "clips": f"{len(record['training_clip_ids']):,} of the split train",
+        "windows": f"{record['num_windows']:,}, one every {record['stride']} frames",
         "cache": f"sha256 {record['cache']}",
     }
-    parts = [f"## Data\n\n{_table(rows)}"]
-    if record["notice"]:
-        parts.append(
-            "The data set's own terms bind what is made from it: read them on its page and decide. "
-            "This card does not say that a use is within them."
-        )
-    if merged and record["base_model"] != "tiny":
-        parts.append("The base model's own terms hold for these weights too.")
-    return "\n\n".join(parts)
-
-
-def _training(record: Mapping[str, Any], figures: Mapping[str, Any], merged: bool) -> str:
-    rows = {name: value for name, value in record["model"].items() if name != "base_model"}
-    rows |= {name: value for name, value in record["training"].items() if value is not None}
-    rows["seed"] = record["seed"]
-    rows |= {name: value for name, value in record["choices"].items() if name not in rows}
+    settings = {name: value for name, value in record["model"].items() if name != "base_model"}
+    settings |= {name: value for name, value in record["training"].items() if value is not None}
+    settings["seed"] = record["seed"]
+    settings |= {name: value for name, value in record["choices"].items() if name not in settings}
     shown = LEARNED | (MEASURED if merged else {})
-    came_out = {words: figures[name] for name, words in shown.items() if name in figures}
+    learned = {words: figures[name] for name, words in shown.items() if name in figures}
     if best := heldout.best(figures.get("heldout", [])):
         (figure, error), step = heldout.figure_of(best), best["step"]
         words, unit = figure_in_words(figure)
         name = f"{words} on held-out windows" + (f", {unit}" if unit else "")
-        came_out[name] = f"{error:.3f} after step {step:,.0f}"
-    tables = [_table(rows)] + ([_table(came_out)] if came_out else [])
-    return "\n\n".join(["## Training", *tables])
+        learned[name] = f"{error:.3f} after step {step:,.0f}"
+    return {
+        "answers": _table(answers),
+        "data": _table(data),
+        "settings": _table(settings),
+        "learned": _table(learned) if learned else None,
+    }
 
 
-def _score(score: Mapping[str, Any]) -> str:
-    ladder, valid = score["ladder"], score["valid_share"]
-    lines = [f"| answered by | {ladder[0]['metric']} | 95 % interval |", "| --- | --- | --- |"]
-    for row in ladder:
-        spread = "none" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
-        lines.append(f"| {row['name']} | {row['value']:.3f} | {spread} |")
-    read = f"; {valid:.1%} of its answers can be read" if valid is not None else ""
-    return (
-        f"## Score\n\nOn {score['num_windows']:,} windows of {score['num_clips']:,} held-out "
-        f"clips{read}. It is the adapter's, before merging. Splits: sha256 "
-        f"{score.get('split_sha256')}.\n\n" + "\n".join(lines)
-    )
-
-
-def _prompt(record: Mapping[str, Any]) -> str:
-    form = record["prompt_form"]
-    parts = [
-        f"## How it is asked\n\nPrompt form `{form}`. Training and serving must agree on it and on "
-        "the size of the frames."
+def _request(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a server is asked about one window."""
+    video = {"url": "data:video/jpeg;base64,FRAME_1,FRAME_2,…"}
+    content = [
+        {"type": "video_url", "video_url": video},
+        {"type": "text", "text": record["question"]},
     ]
-    if "prompt" in record:
-        parts += [
-            block([record["prompt"]]),
-            f"These are {record['prompt_tokens']:,} tokens; a server's own count "
-            "(`usage.prompt_tokens`) must be the same.",
-        ]
-    if form == "qwen3_vl/outer_vision_pair":
-        parts.append(
-            "transformers from 5.10 on keeps the outer `<|vision_start|>`…`<|vision_end|>` pair "
-            "around the frames' own pairs, as here. Before 5.10 it was dropped, two tokens fewer, "
-            "and vLLM follows the transformers version that it runs with. A server's processor "
-            "also shrinks a window whose frames × height × width exceeds `longest_edge` of its "
-            "video_preprocessor_config.json, and from 5.22 on (announced) frames of more than 768 "
-            "tokens, unless it is told `do_resize: false`."
-        )
-    return "\n\n".join(parts)
+    return {
+        "model": SERVED_NAME,
+        "temperature": 0,
+        "messages": [{"role": "user", "content": content}],
+        # Without num_frames it keeps the first 32.
+        "media_io_kwargs": {"video": {"fps": record["sample_hz"], "num_frames": -1}},
+        # A processor shrinks what it finds large: a window as a whole, newer ones each frame too.
+        "mm_processor_kwargs": {"do_sample_frames": False, "do_resize": False},
+    }
 
 
 def _table(rows: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from avomni_lib.training.doctor import doctor
 from avomni_lib.training.fit import environment, job
 from avomni_lib.training.fit.checkpoints import METRICS_FILE, Metrics
 from avomni_lib.training.fit.outcome import Trained
-from avomni_lib.training.forecast import estimate, step_time
+from avomni_lib.training.forecast import estimate
 from avomni_lib.training.model import adapter, load
 from avomni_lib.training.prompt import samples
 from avomni_lib.training.prompt.tokens import Tokens
@@ -138,11 +138,11 @@ def compared(trained: Trained) -> Plan:
     """What the plan had predicted beside what was measured."""
     device = trained.choices["device"].value.partition(":")[0]
     figures = trained.figures
-    rows = step_time.compared(figures["estimate"], figures["measured"], device)
+    rows = estimate.compared(figures["estimate"], figures["measured"], device)
     return Plan("predicted against measured", rows, [], {})
 
 
-def _probe(p: Params, machine: str) -> step_time.Probe | None:
+def _probe(p: Params, machine: str) -> estimate.Probe | None:
     """What a few steps take, timed once for these parameters on this machine.
 
     None where a training works here already: two would share the device, and both be slow.
@@ -151,7 +151,7 @@ def _probe(p: Params, machine: str) -> step_time.Probe | None:
     key = files.hash_json([p.values(*job.READS, "processing", "vision"), machine])
     found = files.read_json(path) if path.exists() else {}
     if found.get("key") == key:
-        return step_time.Probe(**found["took"])
+        return estimate.Probe(**found["took"])
     if job.running(p) is not None:
         return None
     fresh = path.with_name(f".{PROBE_FILE}")
@@ -173,7 +173,7 @@ def _probe(p: Params, machine: str) -> step_time.Probe | None:
     files.write_json(path, {"key": key, "took": took})
     for used in (fresh, params):
         os.unlink(used)
-    return step_time.Probe(**took)
+    return estimate.Probe(**took)
 
 
 def _causes(by_source: dict[str, int]) -> list[tuple[str, str, str]]:

@@ -33,7 +33,7 @@ from avomni_lib.training.doctor import doctor
 from avomni_lib.training.fit import environment, heldout, job, outcome
 from avomni_lib.training.fit.checkpoints import Checkpoints
 from avomni_lib.training.fit.outcome import Trained
-from avomni_lib.training.forecast import estimate, step_time
+from avomni_lib.training.forecast import estimate
 from avomni_lib.training.model import adapter, load
 from avomni_lib.training.prompt import samples, views
 from avomni_lib.training.prompt.conversation import Conversation
@@ -133,7 +133,7 @@ def work(
                 trainer,
                 bar,
                 every=1 if probe else p.training.logging_steps,
-                windows_per_step=step_time.windows_per_step(p),
+                windows_per_step=estimate.windows_per_step(p),
                 num_windows=len(windows),
                 report=report,
                 stop=stop,
@@ -263,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             p = Params.from_files(options.params, options.set)
             if options.probe:
-                took = step_time.probe_of(work(p, stop=stop, probe=True))
+                took = estimate.probe_of(work(p, stop=stop, probe=True))
                 if rank() == 0:
                     files.write_json(options.probe, took)
                 return 0

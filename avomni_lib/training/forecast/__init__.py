@@ -1,7 +1,5 @@
 """What a training takes, before it runs.
 
-estimate    the whole estimate
-model_size  widths, depths and weights
-memory      memory, part by part
-step_time   seconds a step
+estimate  the whole estimate, and seconds a step
+memory    the memory formula, part by part
 """

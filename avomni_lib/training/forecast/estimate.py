@@ -2,15 +2,27 @@
 
 Exact: vision tokens and, for clips of full length, frames, bytes of the cache and batches. From
 what is published of the data set: sizes, clips in a chunk, splits. Estimated: tokens of text,
-memory and, as long as no step was timed, hours.
+memory (`memory`) and, as long as no step was timed, hours.
+
+A multiplication with its addition is two operations. A window of L tokens takes, forward,
+
+    language linears   2 · weights · L
+    attention          2 · layers · L² · Q      causal: half of the square, for both of its products
+    LoRA               2 · weights · L
+    logits             2 · hidden · vocabulary · answer tokens
+    vision tower       2 · weights · patches + 4 · depth · hidden · (patches of two frames)² · L_t
+
+and backward as much again for what is frozen and twice that for what learns or attends. The vision
+tower is before everything that learns and has no backward pass; gradient checkpointing takes the
+language model's layers forward once more.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from avomni_lib import optimizers
 from avomni_lib.dataset import cameras
@@ -22,15 +34,16 @@ from avomni_lib.etl.run.chunk_sizes import Verdict
 from avomni_lib.etl.run.forecast import clip_bytes, clip_seconds
 from avomni_lib.params import Params
 from avomni_lib.plan import Plan, gigabytes, minutes
-from avomni_lib.training.forecast import step_time
-from avomni_lib.training.forecast.memory import memory
-from avomni_lib.training.forecast.model_size import Anatomy, anatomy_of
-from avomni_lib.training.forecast.step_time import Probe
+from avomni_lib.training.backbones.qwen3_vl_size import ModelSize
+from avomni_lib.training.forecast.memory import memory, size_of
 from avomni_lib.training.model.load import TINY
 from avomni_lib.training.prompt.tokens import Tokens, grid_size, tokens_per_sample
 
+if TYPE_CHECKING:
+    from avomni_lib.training.fit.outcome import Trained
+
 FEW_STEPS = 200  # below it an adapter has hardly begun to learn
-# What was said of a batch of two windows by this base, on an MI300X.
+# The memory expected of a batch of two windows with this base, on an MI300X.
 EXPECTED = "40–60 GB"
 EXPECTED_OF = {
     "model.base_model": "unsloth/Qwen3-VL-8B-Instruct-bnb-4bit",
@@ -39,6 +52,10 @@ EXPECTED_OF = {
     "training.batch_size": 2,
 }
 TRAIN_SHARE = 0.5  # of nvidia/PhysicalAI-Autonomous-Vehicles: 153,625 of 306,152 clips
+# AMD's data sheet of the MI300X: bytes of memory, dense bfloat16 operations a second.
+CARD, CARD_BYTES, CARD_FLOPS = "MI300X", 192e9, 1307e12
+# Of the peak: what well-tuned training of models of this size reaches on such cards.
+UTILISATION = 0.35
 
 
 @dataclass(frozen=True)
@@ -60,7 +77,7 @@ def frames_per_clip(p: Params, seconds: float) -> int:
 
 def optimizer_steps(p: Params, num_windows: int) -> int:
     """Optimizer steps of a training over `num_windows`: all epochs, or `training.max_steps`."""
-    steps = math.ceil(p.training.num_epochs * num_windows / step_time.windows_per_step(p))
+    steps = math.ceil(p.training.num_epochs * num_windows / windows_per_step(p))
     return min(steps, p.training.max_steps or steps)
 
 
@@ -76,12 +93,14 @@ def few_steps_warning(p: Params, steps: int) -> list[str]:
 
 def source(p: Params) -> Source:
     """What the run fetches, as far as it can be said without asking the hub."""
-    told = forecast(p)
-    train = round(told.num_clips * TRAIN_SHARE)
+    expected = forecast(p)
+    train = round(expected.num_clips * TRAIN_SHARE)
     if p.rendered:
-        train = p.rendered.splits()[: told.num_clips].count("train")
+        train = p.rendered.splits()[: expected.num_clips].count("train")
     seconds = clip_seconds(p)
-    return Source(told.num_chunks, told.num_clips, train, seconds, told.num_bytes, told.note)
+    return Source(
+        expected.num_chunks, expected.num_clips, train, seconds, expected.num_bytes, expected.note
+    )
 
 
 def plan_run(p: Params) -> Plan:
@@ -152,11 +171,13 @@ def plan_run(p: Params) -> Plan:
         "optimizer_steps": steps,
     }
     if p.download.evict_raw:
-        told = chunk_sizes.verdict(p, chunk_sizes.expected(p))
-        rows[4:4], warnings, figures = told[0], warnings + told[1], figures | told[2]
+        chunks = chunk_sizes.verdict(p, chunk_sizes.expected(p))
+        rows[4:4], warnings, figures = chunks[0], warnings + chunks[1], figures | chunks[2]
     # The tiny base is what trains where there is no GPU; nothing else does.
-    told = training_rows(p, steps, tokens, device="cpu" if p.model.base_model == TINY else "cuda")
-    rows, warnings, figures = rows + told[0], warnings + told[1], figures | told[2]
+    training = training_rows(
+        p, steps, tokens, device="cpu" if p.model.base_model == TINY else "cuda"
+    )
+    rows, warnings, figures = rows + training[0], warnings + training[1], figures | training[2]
     return Plan(f"what run {p.run.name} takes", rows, warnings, figures)
 
 
@@ -180,37 +201,35 @@ def training_rows(
         capacity: Bytes of the device's memory; None is an MI300X's, and any on a CPU.
 
     Figures are `memory_gb` (of tensors), `memory_by_part_gb`, `train_hours` and `train_cost`; with
-    a probe also `predicted`, which `step_time.compared` takes, and `probed`, what the probe saw.
+    a probe also `predicted`, which `compared` takes, and `probed`, what the probe saw.
     """
-    anatomy, device = anatomy_of(p.model.base_model), device.partition(":")[0]
+    size, device = size_of(p.model.base_model), device.partition(":")[0]
     rows: list[tuple[str, str, str]] = []
     warnings: list[str] = []
     figures: dict[str, Any] = {}
-    if anatomy is None:
+    if size is None:
         unknown = f"{p.model.base_model} is not on this disk, and of no size that is known here"
         rows.append(("memory", "not known", unknown))
     else:
-        rows, warnings, figures = _memory(p, anatomy, tokens, device, probe, capacity)
+        rows, warnings, figures = _memory(p, size, tokens, device, probe, capacity)
     each, known = None, ""
     if probe is not None:
-        seen = step_time.after(p, probe, steps, device)
+        seen = after(p, probe, steps, device)
         predicted = {"seconds": seen["seconds"]}
         if device == "cpu":  # the process is measured there, and tensors are a part of it alone
             predicted["memory_gb"] = seen["memory_gb"]
-        elif anatomy is not None:
+        elif size is not None:
             predicted["memory_gb"] = figures["memory_gb"]
         figures |= {"probed": seen, "predicted": predicted}
         each, known = probe.seconds_per_step, "as timed on this machine"
-    elif anatomy is not None and device != "cpu":
-        each = step_time.expected_seconds(p, anatomy, tokens)
+    elif size is not None and device != "cpu":
+        each = expected_seconds(p, size, tokens)
         num = p.training.num_processes
-        card = f"{num} × {step_time.CARD}" if num > 1 else f"an {step_time.CARD}"
-        known = (
-            f"at {100 * step_time.UTILISATION:.0f} % of the peak of {card}: estimated, not measured"
-        )
+        card = f"{num} × {CARD}" if num > 1 else f"an {CARD}"
+        known = f"at {100 * UTILISATION:.0f} % of the peak of {card}: estimated, not measured"
     if each is not None:
         hours = steps * each / 3600
-        paid = step_time.cost(p, hours)
+        paid = cost(p, hours)
         figures |= {"train_hours": round(hours, 3)} | paid
         note = f"{steps:,} steps of {each:.3g} s, {known}"
         rows.append(("time to train", minutes(steps * each), note))
@@ -226,9 +245,141 @@ def training_rows(
     return rows, warnings, figures
 
 
+@dataclass(frozen=True)
+class Operations:
+    """Operations of one window, forward."""
+
+    linears: float
+    attention: float
+    lora: float
+    logits: float
+    vision: float
+
+    def step(self, recomputed: bool) -> float:
+        """Operations of one window's part of a training step.
+
+        Args:
+            recomputed: Gradient checkpointing runs the layers once more.
+        """
+        layers = self.linears + self.attention + self.lora
+        once = 2 * self.linears + 3 * (self.attention + self.lora) + 2 * self.logits + self.vision
+        return once + (layers if recomputed else 0)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a few steps of this training took on this machine.
+
+    Attributes:
+        seconds_per_step: Of an optimizer step, by the clock.
+        cpu_seconds_per_step: Of the process: cores may be shared with others.
+        peak_bytes: The most it held, on the device where there is one.
+    """
+
+    seconds_per_step: float
+    cpu_seconds_per_step: float
+    peak_bytes: int
+
+    def seconds(self, device: str) -> float:
+        """What is compared after the training: on a CPU the process's own seconds."""
+        return self.cpu_seconds_per_step if device == "cpu" else self.seconds_per_step
+
+
+def operations(
+    size: ModelSize,
+    tokens: Tokens,
+    num_frames: int,
+    rank: int,
+    targets: Sequence[str] | None = None,
+) -> Operations:
+    """Operations of one window, forward.
+
+    Args:
+        num_frames: Of the window.
+        rank, targets: LoRA's, as `model.lora_rank` and `model.lora_targets`.
+    """
+    of, tower, length = size.language, size.vision, tokens.total
+    patches = tokens.vision * tower.patches_per_token
+    times = -(-num_frames // tower.temporal)
+    embedding = tower.values_per_patch * tower.hidden
+    block = 4 * tower.hidden**2 + 2 * tower.hidden * tower.intermediate
+    # A patch attends to those of its own two frames.
+    attended = 4 * tower.depth * tower.hidden * times * (patches / times) ** 2
+    vision = 2 * (tower.depth * block + embedding) * patches + attended
+    return Operations(
+        linears=2 * of.num_linears * length,
+        attention=2 * of.layers * length**2 * of.query,
+        lora=2 * size.num_adapter(rank, targets) * length,
+        logits=2 * of.num_embeddings * tokens.answer,
+        vision=vision + 2 * tower.num_mergers * tokens.vision,
+    )
+
+
+def windows_per_step(p: Params) -> int:
+    """Windows that an optimizer step learns from, over all processes."""
+    return p.training.batch_size * p.training.gradient_accumulation_steps
+
+
+def expected_seconds(p: Params, size: ModelSize, tokens: Tokens) -> float:
+    """Seconds of an optimizer step on `training.num_processes` cards, by arithmetic alone."""
+    of_window = operations(
+        size, tokens, p.processing.sequence_length, p.model.lora_rank, p.model.lora_targets
+    )
+    work = windows_per_step(p) * of_window.step(p.training.gradient_checkpointing)
+    return work / (CARD_FLOPS * UTILISATION * p.training.num_processes)
+
+
+def probe_of(trained: Trained) -> dict[str, Any]:
+    """What a training of a few steps found, as values of a `Probe`; its first step warmed up."""
+    timed = trained.metrics[1:] or trained.metrics
+    return {
+        "seconds_per_step": sum(line["seconds"] for line in timed) / len(timed),
+        "cpu_seconds_per_step": sum(line["cpu_seconds"] for line in timed) / len(timed),
+        "peak_bytes": round(1e9 * trained.figures["measured"]["memory_gb"]),
+    }
+
+
+def after(p: Params, probe: Probe, steps: int, device: str = "cuda") -> dict[str, float]:
+    """Figures of the whole training, from its first steps."""
+    hours = steps * probe.seconds_per_step / 3600
+    figures = {
+        "memory_gb": round(probe.peak_bytes / 1e9, 3),
+        "seconds": round(steps * probe.seconds(device), 1),
+        "train_hours": round(hours, 3),
+    }
+    return figures | cost(p, hours)
+
+
+def cost(p: Params, hours: float) -> dict[str, float]:
+    """What so many hours cost, where `run.price_per_hour` is set."""
+    price = p.run.price_per_hour
+    return {} if price is None else {"train_cost": round(price * hours, 2)}
+
+
+def compared(
+    predicted: Mapping[str, float], measured: Mapping[str, float], device: str = "cuda"
+) -> list[tuple[str, str, str]]:
+    """Rows of predicted against measured, for those of memory and time that both have.
+
+    The error is predicted less measured, as a share of what was measured.
+    """
+    time_label = "CPU time of training" if device == "cpu" else "time to train"
+    shown = {
+        "memory_gb": ("peak memory", lambda value: gigabytes(1e9 * value)),
+        "seconds": (time_label, lambda value: f"{value:,.0f} s"),
+    }
+    rows = []
+    for name, (label, in_words) in shown.items():
+        if name in predicted and measured.get(name):
+            share = predicted[name] / measured[name] - 1
+            both = f"{in_words(predicted[name])} predicted, {in_words(measured[name])} measured"
+            rows.append((label, f"{100 * share:+.0f} %", both))
+    return rows
+
+
 def _memory(
     p: Params,
-    anatomy: Anatomy,
+    size: ModelSize,
     tokens: Tokens,
     device: str,
     probe: Probe | None,
@@ -236,9 +387,9 @@ def _memory(
 ) -> Verdict:
     on_cpu = device == "cpu"
     of = {"device": device, "dtype_bytes": 4 if on_cpu else 2}
-    needed = memory(p, anatomy, tokens, **of)
+    needed = memory(p, size, tokens, **of)
     training = p.training.model_copy(update={"gradient_checkpointing": False})
-    without = memory(p.model_copy(update={"training": training}), anatomy, tokens, **of)
+    without = memory(p.model_copy(update={"training": training}), size, tokens, **of)
     beside = f"the first steps took {gigabytes(probe.peak_bytes)}" if probe else ""
     rows, warnings = needed.rows(beside), []
     if p.values(*EXPECTED_OF) == EXPECTED_OF:
@@ -247,7 +398,7 @@ def _memory(
             f"{gigabytes(without.peak_bytes)}"
         )
         rows.insert(1, ("what was expected", EXPECTED, note))
-    capacity = capacity or (None if on_cpu else step_time.CARD_BYTES)
+    capacity = capacity or (None if on_cpu else CARD_BYTES)
     if capacity is not None and needed.peak_bytes > capacity:
         warnings.append(
             f"training needs about {gigabytes(needed.peak_bytes)} of {gigabytes(capacity)}: lower "

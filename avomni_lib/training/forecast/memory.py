@@ -16,12 +16,16 @@ way of transformers and PEFT; what Unsloth's own layers save is not taken off.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
+from avomni_lib import files
 from avomni_lib.params import Params
 from avomni_lib.plan import gigabytes
-from avomni_lib.training.forecast.model_size import Anatomy
+from avomni_lib.training.backbones.qwen3_vl_size import MODEL_TYPE, ModelSize
+from avomni_lib.training.model import load
 from avomni_lib.training.prompt.tokens import Tokens, grid_size
 
 # NF4 with double quantisation: 4 bits, 8 for each 64 weights, 32 for each 256 of those. Dettmers et
@@ -85,17 +89,13 @@ class Memory:
         """The most that tensors hold at once."""
         return self.weights + self.adapter + self.optimizer + max(self.moments.values())
 
-    @property
-    def activations(self) -> int:
-        return self.kept + self.layer
-
     def parts(self) -> dict[str, int]:
         """What is shown: each part's own most; the last three are not there at once."""
         return {
             "weights": self.weights,
             "adapter": self.adapter,
             "optimizer": self.optimizer,
-            "activations": self.activations,
+            "activations": self.kept + self.layer,
             "vision": self.vision,
             "logits": self.logits,
         }
@@ -104,29 +104,36 @@ class Memory:
         """Lines for a plan.
 
         Args:
-            beside: What is said beside the estimate.
+            beside: What was measured.
         """
-        named = ", ".join(f"{name} {gigabytes(size)}" for name, size in self.parts().items())
-        if self.device == "cpu":
-            value = f"over {gigabytes(self.peak_bytes)}"
-            note = "; ".join(filter(None, [f"of tensors; {named}", beside]))
-            return [("memory", value, note)]
-        ahead = "page-locked, for frames that are read ahead"
+        parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in self.parts().items())
         most = max(self.moments, key=self.moments.__getitem__)
-        note = "; ".join(filter(None, [f"most while {most}; {named}", beside]))
+        what = "of tensors" if self.device == "cpu" else f"most while {most}"
+        note = "; ".join(filter(None, [what, parts, beside]))
+        if self.device == "cpu":
+            return [("memory", f"over {gigabytes(self.peak_bytes)}", note)]
+        ahead = "page-locked, for frames that are read ahead"
         return [
             ("memory on the GPU", gigabytes(self.peak_bytes), note),
             ("memory on the host", gigabytes(self.loader), ahead),
         ]
 
 
+def size_of(base_model: str) -> ModelSize | None:
+    """The size of `model.base_model`, or None where neither this disk nor the table knows it.
+
+    Raises:
+        AvomniError: its config on this disk lacks a number.
+    """
+    config = Path(load.base_location(base_model)) / "config.json"
+    if not config.is_file():
+        return ModelSize.from_name(base_model)
+    values = files.read_json(config)
+    return ModelSize.from_config(values) if values.get("model_type") == MODEL_TYPE else None
+
+
 def memory(
-    p: Params,
-    anatomy: Anatomy,
-    tokens: Tokens,
-    *,
-    device: str = "cuda",
-    dtype_bytes: int = 2,
+    p: Params, size: ModelSize, tokens: Tokens, *, device: str = "cuda", dtype_bytes: int = 2
 ) -> Memory:
     """What one process needs to train with these parameters.
 
@@ -135,22 +142,22 @@ def memory(
         device: "cuda", or "cpu", whose frames are not page-locked.
         dtype_bytes: Of a number in the arithmetic.
     """
-    in_4bit = p.model.load_in_4bit or anatomy.stored_4bit
-    linears = anatomy.language.num_linears
-    weights = (anatomy.num_weights - linears) * dtype_bytes
+    in_4bit = p.model.load_in_4bit or size.stored_4bit
+    linears = size.language.num_linears
+    weights = (size.num_weights - linears) * dtype_bytes
     weights += round(linears * (NF4_BYTES if in_4bit else dtype_bytes))
-    adapter = 2 * FLOAT32 * anatomy.num_adapter(p.model.lora_rank, p.model.lora_targets)
+    adapter = 2 * FLOAT32 * size.num_adapter(p.model.lora_rank, p.model.lora_targets)
     # Beside float32 weights of the adapter autocast keeps the copies that the forward pass computed
     # with for the backward pass; where layers are computed again, for one layer, which is nothing.
     if dtype_bytes < FLOAT32 and not p.training.gradient_checkpointing:
-        adapter += dtype_bytes * anatomy.num_adapter(p.model.lora_rank, p.model.lora_targets)
-    kept, layer, logits = _language(p, anatomy, tokens, dtype_bytes, in_4bit)
-    patches, vision, seen = _vision(p, anatomy, tokens, dtype_bytes)
+        adapter += dtype_bytes * size.num_adapter(p.model.lora_rank, p.model.lora_targets)
+    kept, layer, logits = _language(p, size, tokens, dtype_bytes, in_4bit)
+    patches, vision, seen = _vision(p, size, tokens, dtype_bytes)
     return Memory(
         device=device,
         weights=weights,
         adapter=adapter,
-        optimizer=_moments(p, anatomy),
+        optimizer=_moments(p, size),
         kept=kept,
         layer=layer,
         patches=patches,
@@ -162,62 +169,60 @@ def memory(
 
 
 def _language(
-    p: Params, anatomy: Anatomy, tokens: Tokens, b: int, in_4bit: bool
+    p: Params, size: ModelSize, tokens: Tokens, b: int, in_4bit: bool
 ) -> tuple[int, int, int]:
     """Bytes kept, of a layer's backward pass, and around the logits."""
-    of = anatomy.language
+    language = size.language
     count = p.training.batch_size * tokens.total
-    wide, inner = of.hidden, of.intermediate
+    wide, inner = language.hidden, language.intermediate
     # What a matrix that is not in 4 bit reads PEFT converts to float32, and autocast back: q, k and
     # v each keep their own copy, and so does o, of what attention keeps too.
-    own = 0 if in_4bit or b == FLOAT32 else 2 * wide + of.query
-    saved = b * (2 * wide + of.query + of.key)
-    saved += b * (wide + own + 2 * of.query + 2 * of.key + 3 * inner + 4 * p.model.lora_rank)
-    saved += FLOAT32 * (2 + 2 * of.heads + of.shared_heads)
+    own = 0 if in_4bit or b == FLOAT32 else 2 * wide + language.query
+    saved = b * (2 * wide + language.query + language.key)
+    saved += b * (
+        wide + own + 2 * language.query + 2 * language.key + 3 * inner + 4 * p.model.lora_rank
+    )
+    saved += FLOAT32 * (2 + 2 * language.heads + language.shared_heads)
     # A 4-bit matrix is unpacked whole, when the gradient of the MLP's product is all there is yet.
-    unpacked = b * of.largest_linear if in_4bit else 0
+    unpacked = b * language.largest_linear if in_4bit else 0
     backward = b * wide * count + max(3 * b * inner * count, b * inner * count + unpacked)
     again = p.training.gradient_checkpointing
-    kept = of.layers * count * (b * wide if again else saved)
+    kept = language.layers * count * (b * wide if again else saved)
     layer = backward + (saved * count if again else 0)
-    logits = LOGIT_COPIES * FLOAT32 * min(LOGIT_TOKENS, count) * of.vocabulary
+    logits = LOGIT_COPIES * FLOAT32 * min(LOGIT_TOKENS, count) * language.vocabulary
     # The last norm's input and output, that without each row's last token, and that with the tokens
     # that bear the loss first.
     return kept, layer, logits + count * 4 * b * wide
 
 
-def _vision(p: Params, anatomy: Anatomy, tokens: Tokens, b: int) -> tuple[int, int, int]:
+def _vision(p: Params, size: ModelSize, tokens: Tokens, b: int) -> tuple[int, int, int]:
     """Bytes while patches are made, in a block of the tower, and those that stay."""
-    of = anatomy.vision
+    tower = size.vision
     num_tokens = p.training.batch_size * tokens.vision
-    num_patches = num_tokens * of.patches_per_token
-    wide, values = of.hidden, num_patches * of.values_per_patch
+    num_patches = num_tokens * tower.patches_per_token
+    wide, values = tower.hidden, num_patches * tower.values_per_patch
     # Frames and their rearrangement as uint8; two steps of the float32 normalisation.
     patches = (2 + 2 * FLOAT32) * values
-    embedded = p.training.batch_size * tokens.total * b * anatomy.language.hidden
-    deepstack = of.deepstack * num_tokens * b * of.out
+    embedded = p.training.batch_size * tokens.total * b * size.language.hidden
+    deepstack = tower.deepstack * num_tokens * b * tower.out
     # Positions and their cosines and sines are float32; so are the norms' outputs under autocast.
-    block = (FLOAT32 + 2 * b + FLOAT32) * wide + 2 * FLOAT32 * (wide // of.heads)
+    block = (FLOAT32 + 2 * b + FLOAT32) * wide + 2 * FLOAT32 * (wide // tower.heads)
     # q, k and v; q and k in float32 and four such products of their rotation. Or q, k and v, both
     # rotated, a batch of all three and what comes out. Or the MLP.
     copies = 0 if b == FLOAT32 else 2 * FLOAT32 * wide
     rotation = 3 * b * wide + copies + 4 * FLOAT32 * wide
-    block += max(rotation, 9 * b * wide, 2 * b * of.intermediate)
+    block += max(rotation, 9 * b * wide, 2 * b * tower.intermediate)
     vision = b * values + embedded + deepstack + num_patches * block
-    return patches, vision, b * values + embedded + deepstack + num_tokens * b * of.out
+    return patches, vision, b * values + embedded + deepstack + num_tokens * b * tower.out
 
 
-def _moments(p: Params, anatomy: Anatomy) -> int:
+def _moments(p: Params, size: ModelSize) -> int:
     """Bytes of the optimizer's two moments a weight; those of any other than AdamW are no more."""
-    matrices = anatomy.adapter_matrices(p.model.lora_rank, p.model.lora_targets)
-    each = [2 * FLOAT32 * size for size in matrices]
-    if "8bit" in p.training.optimizer:
-        scaled = 2 * (1 + FLOAT32 / BLOCK_8BIT)
-        each = [
-            round(scaled * size) if size >= SMALLEST_8BIT else 2 * FLOAT32 * size
-            for size in matrices
-        ]
-    return anatomy.language.layers * sum(each)
+    matrices = size.adapter_matrices(p.model.lora_rank, p.model.lora_targets)
+    scaled = 2 * (1 + FLOAT32 / BLOCK_8BIT)
+    smallest = SMALLEST_8BIT if "8bit" in p.training.optimizer else math.inf
+    moments = [round(scaled * n) if n >= smallest else 2 * FLOAT32 * n for n in matrices]
+    return size.language.layers * sum(moments)
 
 
 def _loader(p: Params, pinned: bool) -> int:

@@ -1,7 +1,7 @@
-"""Answers held to a target's form, token by token: what the pattern forbids cannot be said.
+"""Answers held to a target's form, token by token: what the pattern forbids is not generated.
 
-llguidance walks the pattern beside the model and says before each token which of the vocabulary may
-come next. Where the pattern leaves no choice of letters it leaves none of tokens either: it asks
+llguidance walks the pattern beside the model and gives before each token those that may come
+next. Where the pattern leaves no choice of letters it leaves none of tokens either: it asks
 for those that the tokenizer makes of the text, which are those that the model was trained on.
 """
 
@@ -51,9 +51,9 @@ class Constraint:
         import torch
 
         if self.started:
-            for row, said in zip(self.rows, input_ids[:, -1].tolist(), strict=True):
+            for row, token in zip(self.rows, input_ids[:, -1].tolist(), strict=True):
                 if not row.is_stopped():  # what follows the end is padding
-                    row.consume_token(said)
+                    row.consume_token(token)
         self.started = True
         # A model's vocabulary may be padded: it has places that no token stands for.
         num_bytes = -(-scores.shape[1] // 8)

@@ -18,7 +18,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.hardware import Choice
 from avomni_lib.params import Params
 from avomni_lib.training.backbones import Backbone, backbone
-from avomni_lib.training.export.usage import base_place
+from avomni_lib.training.export.card import base_place
 from avomni_lib.training.fit import environment
 from avomni_lib.training.model.adapter import check_whole, read_record
 from avomni_lib.training.model.model_input import refuse_other, what_the_model_sees

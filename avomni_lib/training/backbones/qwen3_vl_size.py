@@ -1,7 +1,7 @@
-"""The numbers of a model that arithmetic needs: widths, depths and how many weights each part has.
+"""Widths, depths and weights of a Qwen3-VL, for the estimates of memory and time. No torch.
 
-They come from a `config.json` on this disk or, for a base model that lies on the hub, from the
-table of the released sizes. No torch, no network.
+They come from a `config.json` or, for a base model that lies on the hub, from the table of the
+released sizes.
 """
 
 from __future__ import annotations
@@ -10,15 +10,32 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from avomni_lib import files
 from avomni_lib.errors import AvomniError
-from avomni_lib.training.model import load
 
 MODEL_TYPE = "qwen3_vl"
 COLOURS = 3
+# Field -> its key in the config's `text_config` and `vision_config`.
+TEXT_KEYS = {
+    "hidden": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "shared_heads": "num_key_value_heads",
+    "intermediate": "intermediate_size",
+    "vocabulary": "vocab_size",
+}
+VISION_KEYS = {
+    "hidden": "hidden_size",
+    "depth": "depth",
+    "heads": "num_heads",
+    "intermediate": "intermediate_size",
+    "out": "out_hidden_size",
+    "positions": "num_position_embeddings",
+    "patch": "patch_size",
+    "merge": "spatial_merge_size",
+    "temporal": "temporal_patch_size",
+}
 
 
 @dataclass(frozen=True)
@@ -55,15 +72,28 @@ class Language:
         return self.shared_heads * self.head_dim
 
     @property
+    def sides(self) -> dict[str, tuple[int, int]]:
+        """Width in and out of each linear module of a layer."""
+        hidden, inner = self.hidden, self.intermediate
+        return {
+            "q_proj": (hidden, self.query),
+            "k_proj": (hidden, self.key),
+            "v_proj": (hidden, self.key),
+            "o_proj": (self.query, hidden),
+            "gate_proj": (hidden, inner),
+            "up_proj": (hidden, inner),
+            "down_proj": (inner, hidden),
+        }
+
+    @property
     def largest_linear(self) -> int:
         """Weights of the largest matrix of a layer."""
-        return self.hidden * max(self.intermediate, self.query)
+        return max(inside * outside for inside, outside in self.sides.values())
 
     @property
     def num_linears(self) -> int:
-        """Weights of q, k, v, o, gate, up and down of all layers: what 4 bit holds."""
-        attention = 2 * self.query + 2 * self.key
-        return self.layers * self.hidden * (attention + 3 * self.intermediate)
+        """Weights of the linear modules of all layers: what 4 bit holds."""
+        return self.layers * sum(inside * outside for inside, outside in self.sides.values())
 
     @property
     def num_norms(self) -> int:
@@ -122,25 +152,21 @@ class Vision:
     def num_mergers(self) -> int:
         """Weights of the merger and of the deepstack's: these normalise after merging."""
         merged = self.hidden * self.patches_per_token
-        each = merged**2 + merged + merged * self.out + self.out
-        return (1 + self.deepstack) * each + 2 * self.hidden + self.deepstack * 2 * merged
+        merger = merged**2 + merged + merged * self.out + self.out
+        return (1 + self.deepstack) * merger + 2 * self.hidden + self.deepstack * 2 * merged
 
 
 @dataclass(frozen=True)
-class Anatomy:
-    """A Qwen3-VL.
-
-    Attributes:
-        stored_4bit: Whether the checkpoint holds 4-bit weights already.
-    """
+class ModelSize:
+    """A Qwen3-VL; `stored_4bit` is whether its checkpoint holds 4-bit weights already."""
 
     language: Language
     vision: Vision
     stored_4bit: bool = False
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Anatomy:
-        """The anatomy of a `config.json`.
+    def from_config(cls, config: Mapping[str, Any]) -> ModelSize:
+        """The sizes in a `config.json`.
 
         Raises:
             AvomniError: it is another model's, or lacks a number.
@@ -152,28 +178,15 @@ class Anatomy:
             )
         try:
             text, vision = config["text_config"], config["vision_config"]
-            heads, hidden = text["num_attention_heads"], text["hidden_size"]
+            words = {name: text[key] for name, key in TEXT_KEYS.items()}
             language = Language(
-                hidden=hidden,
-                layers=text["num_hidden_layers"],
-                heads=heads,
-                shared_heads=text["num_key_value_heads"],
-                head_dim=text.get("head_dim") or hidden // heads,
-                intermediate=text["intermediate_size"],
-                vocabulary=text["vocab_size"],
+                **words,
+                head_dim=text.get("head_dim") or words["hidden"] // words["heads"],
                 tied=bool(config.get("tie_word_embeddings", False)),
             )
             tower = Vision(
-                hidden=vision["hidden_size"],
-                depth=vision["depth"],
-                heads=vision["num_heads"],
-                intermediate=vision["intermediate_size"],
-                out=vision["out_hidden_size"],
-                positions=vision["num_position_embeddings"],
+                **{name: vision[key] for name, key in VISION_KEYS.items()},
                 deepstack=len(vision["deepstack_visual_indexes"]),
-                patch=vision["patch_size"],
-                merge=vision["spatial_merge_size"],
-                temporal=vision["temporal_patch_size"],
             )
         except KeyError as error:
             raise AvomniError(
@@ -184,17 +197,23 @@ class Anatomy:
         quantised = config.get("quantization_config") or {}
         return cls(language, tower, stored_4bit=bool(quantised.get("load_in_4bit")))
 
+    @classmethod
+    def from_name(cls, base_model: str) -> ModelSize | None:
+        """The sizes of a released model by its name on the hub; None for another."""
+        words = set(re.split(r"[^a-z0-9]+", base_model.lower()))
+        sizes = words & RELEASED.keys()
+        if not {"qwen3", "vl"} <= words or len(sizes) != 1:
+            return None
+        language, tower = RELEASED[sizes.pop()]
+        vision = Vision(**tower, out=language.hidden, positions=2304, deepstack=3)
+        return cls(language, vision, stored_4bit={"bnb", "4bit"} <= words)
+
     @cached_property
     def num_weights(self) -> int:
         language, vision = self.language, self.vision
-        return (
-            language.num_linears
-            + language.num_norms
-            + language.num_embeddings
-            + language.num_head
-            + vision.num_tower
-            + vision.num_mergers
-        )
+        embeddings = language.num_embeddings + language.num_head
+        tower = vision.num_tower + vision.num_mergers
+        return language.num_linears + language.num_norms + embeddings + tower
 
     def adapter_matrices(self, rank: int, targets: Sequence[str] | None = None) -> list[int]:
         """Weights of each of LoRA's matrices in one layer: A and B of each adapted module.
@@ -202,18 +221,8 @@ class Anatomy:
         Args:
             targets: `model.lora_targets`; None is q, k, v and o of the attention.
         """
-        hidden, inner = self.language.hidden, self.language.intermediate
-        q, k = self.language.query, self.language.key
-        sides = {
-            "q_proj": (hidden, q),
-            "k_proj": (hidden, k),
-            "v_proj": (hidden, k),
-            "o_proj": (q, hidden),
-            "gate_proj": (hidden, inner),
-            "up_proj": (hidden, inner),
-            "down_proj": (inner, hidden),
-        }
-        ends = [name.rpartition(".")[2] for name in targets or tuple(sides)[:4]]
+        sides = self.language.sides
+        ends = [name.rpartition(".")[2] for name in targets or list(sides)[:4]]
         return [rank * side for name in ends for side in sides.get(name, ())]
 
     def num_adapter(self, rank: int, targets: Sequence[str] | None = None) -> int:
@@ -225,28 +234,9 @@ class Anatomy:
 # experts (30B-A3B, 235B-A22B) are another architecture.
 _SMALL_TOWER = {"hidden": 1024, "depth": 24, "heads": 16, "intermediate": 4096}
 _LARGE_TOWER = {"hidden": 1152, "depth": 27, "heads": 16, "intermediate": 4304}
-_RELEASED = {
+RELEASED = {
     "2b": (Language(2048, 28, 16, 8, 128, 6144, 151_936, tied=True), _SMALL_TOWER),
     "4b": (Language(2560, 36, 32, 8, 128, 9728, 151_936, tied=True), _SMALL_TOWER),
     "8b": (Language(4096, 36, 32, 8, 128, 12_288, 151_936, tied=False), _LARGE_TOWER),
     "32b": (Language(5120, 64, 64, 8, 128, 25_600, 151_936, tied=False), _LARGE_TOWER),
 }
-
-
-def anatomy_of(base_model: str) -> Anatomy | None:
-    """The anatomy of `model.base_model`, or None where neither this disk nor the table knows it.
-
-    Raises:
-        AvomniError: its config on this disk lacks a number.
-    """
-    config = Path(load.base_location(base_model)) / "config.json"
-    if config.is_file():
-        plain = files.read_json(config)
-        return Anatomy.from_config(plain) if plain.get("model_type") == MODEL_TYPE else None
-    words = set(re.split(r"[^a-z0-9]+", base_model.lower()))
-    sizes = words & _RELEASED.keys()
-    if not {"qwen3", "vl"} <= words or len(sizes) != 1:
-        return None
-    language, tower = _RELEASED[sizes.pop()]
-    vision = Vision(**tower, out=language.hidden, positions=2304, deepstack=3)
-    return Anatomy(language, vision, stored_4bit={"bnb", "4bit"} <= words)
