@@ -21,7 +21,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from avomni_lib import files
-from avomni_lib.dataset import cameras, motion
+from avomni_lib.dataset import cameras, checks
 from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.dataset.download import download
 from avomni_lib.dataset.download.backoff import Backoff
@@ -238,7 +238,7 @@ def changed_raw_file(place: Place) -> str:
 
 def short_egomotion(place: Place) -> str:
     times = np.arange(-100_000, 3_000_000, 10_000)
-    _, found = motion.check(Drive(0).egomotion(times), 0, 2_000_000, 6.4)
+    _, found = checks.egomotion(Drive(0).egomotion(times), 0, 2_000_000, 6.4)
     return "\n".join(finding.reason for finding in found)
 
 

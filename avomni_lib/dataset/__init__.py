@@ -13,10 +13,10 @@ tables      Parquet tables, with errors that name the file
 clip        one clip read in place out of its chunk's files
 stored_zip  members of a zip, read in place
 names       checks of every name, id and size that comes from outside
+checks      who decides that a clip is damaged: video, clocks, ego motion
+calibration tables of lenses, mounts and cars, and what is wrong with a row
 streams     a camera's mp4: packets and NAL units
-clocks      a camera's timestamps
-motion      poses and velocities
-obstacles   boxes around other road users
+findings    a row for each fault or remark; `refuse` raises for what is damaged
 containers  which container a video file is, by its first bytes
 limits      what poses, clocks and video may be: one set of limits for audit, ETL and own data
 """

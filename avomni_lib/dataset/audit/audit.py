@@ -21,9 +21,8 @@ from typing import Any
 import numpy as np
 
 from avomni_lib import files, workers
-from avomni_lib.dataset import cameras, clocks
-from avomni_lib.dataset.audit import findings, listing
-from avomni_lib.dataset.audit.findings import DAMAGED, NOTED, ODD, SET, Finding
+from avomni_lib.dataset import cameras, checks, findings
+from avomni_lib.dataset.audit import listing
 from avomni_lib.dataset.audit.listing import (
     ABSENT,
     EVICTED,
@@ -37,6 +36,7 @@ from avomni_lib.dataset.audit.scan import FileScan
 from avomni_lib.dataset.catalog import SPLITS
 from avomni_lib.dataset.download.hub import Hub
 from avomni_lib.dataset.download.verified import Verified, hold
+from avomni_lib.dataset.findings import DAMAGED, NOTED, ODD, SET, Finding
 from avomni_lib.dataset.select.selection import (
     Selection,
     license_question,
@@ -383,7 +383,7 @@ def _apart(facts: Facts) -> list[Finding]:
     return [
         Finding(f.severity, f.what, f.reason, f.reach, feature=camera, clip_id=clip_id)
         for clip_id, times in by_clip.items()
-        for camera, f in clocks.ends(times, usual).items()
+        for camera, f in checks.ends(times, usual).items()
     ]
 
 

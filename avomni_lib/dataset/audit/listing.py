@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 
 from avomni_lib import files
-from avomni_lib.dataset import cameras
-from avomni_lib.dataset.audit import findings
-from avomni_lib.dataset.audit.checks import FileJob
-from avomni_lib.dataset.audit.findings import DAMAGED, ODD, WHOLE, Finding
+from avomni_lib.dataset import cameras, findings
+from avomni_lib.dataset.audit.file import FileJob
 from avomni_lib.dataset.download.hub import Hub
 from avomni_lib.dataset.download.remote import RemoteFile
 from avomni_lib.dataset.download.transfer import PARTIALS
 from avomni_lib.dataset.download.verified import Verified
+from avomni_lib.dataset.findings import DAMAGED, ODD, WHOLE, Finding
 from avomni_lib.dataset.select.evicted import by_others, read_evicted
 from avomni_lib.dataset.select.selection import Selection
 from avomni_lib.params import Params

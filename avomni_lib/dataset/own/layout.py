@@ -20,8 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from avomni_lib import files
-from avomni_lib.dataset import cameras
-from avomni_lib.dataset.audit import calibration
+from avomni_lib.dataset import calibration, cameras
 from avomni_lib.dataset.catalog import PRESENCE_FILE
 from avomni_lib.dataset.clip_index import INDEX_FILE
 from avomni_lib.dataset.features import FEATURES_FILE

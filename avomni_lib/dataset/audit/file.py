@@ -19,14 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from avomni_lib.dataset import cameras, clocks, limits, motion, obstacles, streams
-from avomni_lib.dataset.audit import calibration
-from avomni_lib.dataset.audit.findings import DAMAGED, FILE, MEMBER, ODD, WHOLE, Finding
+from avomni_lib.dataset import calibration, cameras, checks, limits
+from avomni_lib.dataset.calibration import CalibrationTable
 from avomni_lib.dataset.catalog import OBSTACLES
-from avomni_lib.dataset.clip import EGOMOTION_COLUMNS, CalibrationTable, motion_columns
+from avomni_lib.dataset.clip import EGOMOTION_COLUMNS, motion_columns, obstacle_columns
+from avomni_lib.dataset.findings import DAMAGED, FILE, MEMBER, ODD, WHOLE, Finding
 from avomni_lib.dataset.names import printable
 from avomni_lib.dataset.stored_zip import (
     LOCAL_HEADER,
@@ -37,7 +35,7 @@ from avomni_lib.dataset.stored_zip import (
     is_stored,
     members,
 )
-from avomni_lib.dataset.tables import key_column, read_table, time_column
+from avomni_lib.dataset.tables import read_table, time_column
 from avomni_lib.errors import AvomniError
 
 log = logging.getLogger(__name__)
@@ -142,7 +140,7 @@ def outside(job: FileJob) -> list[Finding]:
         return [Finding(DAMAGED, "another size than the source's", reason, WHOLE)]
     try:
         if job.members:
-            return list(_zip(job, directory(job.place), size))
+            return list(_zip(job, directory(job.place)))
         if job.feature in calibration.TABLES:
             return list(_table(job))
     except AvomniError as error:
@@ -155,12 +153,11 @@ def severity_of(kind: str) -> str:
     return DAMAGED if kind in NEEDED else ODD
 
 
-def _zip(job: FileJob, held: Directory, size: int) -> Iterator[Finding]:
+def _zip(job: FileJob, held: Directory) -> Iterator[Finding]:
     expected = job.names()
-    for name in sorted(expected.keys() - held.entries.keys()):
-        clip_id, kind = expected[name]
-        reason = f"no member {name}"
-        yield Finding(severity_of(kind), "no member", reason, MEMBER, clip_id=clip_id)
+    for name, (clip_id, kind) in sorted(expected.items()):
+        if fault := held.fault(name):
+            yield Finding(severity_of(kind), *fault, MEMBER, clip_id=clip_id)
     ignored, denied = set(job.ignored), set(job.denied)
     strangers = sorted(held.entries.keys() - expected.keys())
     strangers = [n for n in strangers if n.partition(".")[0] not in ignored]
@@ -170,53 +167,23 @@ def _zip(job: FileJob, held: Directory, size: int) -> Iterator[Finding]:
     if unknown := sorted(set(strangers) - set(unlisted)):
         reason = f"a member of no clip: {_first(unknown)}"
         yield Finding(ODD, "a member of no clip", reason, FILE)
-    order = sorted(held.entries, key=lambda name: held.entries[name].header_offset)
-    for name, after in zip(order, [*order[1:], None], strict=True):
-        entry, fault = held.entries[name], None
-        end = held.entries[after].header_offset if after else size
-        if not is_stored(entry):
-            fault = ("not stored", f"member {name} is compressed, not stored")
-        elif name in held.repeated:
-            fault = ("a member twice", f"member {name} stands in the zip more than once")
-        elif entry.header_offset + LOCAL_HEADER.size + len(name.encode()) + entry.file_size > end:
-            fault = ("members overlap", f"member {name} reaches into the next")
-        elif not entry.file_size:
-            fault = ("an empty member", f"member {name} is empty")
-        if fault and name in expected:
-            clip_id, kind = expected[name]
-            yield Finding(severity_of(kind), *fault, MEMBER, clip_id=clip_id)
 
 
 def _table(job: FileJob) -> Iterator[Finding]:
     key, numbers = calibration.TABLES[job.feature]
-    where = str(job.place)
-    try:
-        with pq.ParquetFile(job.place) as table:
-            if table.metadata.num_rows > limits.MAX_ROWS:
-                raise AvomniError(f"the table has {table.metadata.num_rows:,} rows", where=where)
-            names = table.schema_arrow.names
-            keys = [n for n in names if n in ("clip_id", key) or n.startswith("__index_level_")]
-            held = table.read(columns=keys)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise AvomniError(f"not a readable parquet file: {reason}", where=where) from None
-    if lacking := [name for name in numbers if name not in names]:
+    table = CalibrationTable(job.place, key, str(job.place))
+    if lacking := [name for name in numbers if name not in table.column_names]:
         reason = f"no column {lacking[0]}{_more(lacking)}"
         yield Finding(DAMAGED, "a column is missing", reason, WHOLE)
-    clip_ids = key_column(held, "clip_id", where)
-    sensors = key_column(held, key, where, level=1) if key else [None] * len(clip_ids)
-    rows: dict[tuple[str, str | None], int] = {}
-    for pair in zip(clip_ids, sensors, strict=True):
-        rows[pair] = rows.get(pair, 0) + 1
     for clip_id in job.clip_ids:
         for sensor in calibration.sensors(job.feature, job.cameras):
-            count = rows.get((clip_id, sensor), 0)
+            count = table.count(clip_id, sensor)
             if count != 1:
                 of = f" of {sensor}" if sensor else ""
                 reason = f"{job.feature} has {count or 'no'} row{'s' if count else ''}{of}"
                 what = "rows that contradict" if count else "no row"
                 yield Finding(DAMAGED, what, reason, MEMBER, clip_id=clip_id)
-    if unknown := sorted({*clip_ids} - {None, *job.clip_ids, *job.denied, *job.ignored}):
+    if unknown := sorted(table.clip_ids - {None, *job.clip_ids, *job.denied, *job.ignored}):
         reason = f"a row of no clip: {_first(unknown)}"
         yield Finding(ODD, "a row of no clip", reason, FILE)
 
@@ -319,7 +286,7 @@ def _read(job: FileJob, passed: _Pass, findings: list[Finding], facts: dict[str,
                     _add(findings, clip_id, more)
         if job.feature in cameras.BY_NAME:
             for clip_id, of_clip in facts.items():
-                _add(findings, clip_id, [*_agree(of_clip, times[clip_id]), *streams.rate(of_clip)])
+                _add(findings, clip_id, _agree(of_clip, times[clip_id]))
 
 
 def _member(
@@ -355,7 +322,7 @@ def _agree(facts: Mapping[str, Any], times: Mapping[str, np.ndarray]) -> list[Fi
     """A camera's video against its clock, where both could be read."""
     if times.keys() < {"video", "frame_timestamps"}:
         return []
-    return clocks.agree(times["video"], times["frame_timestamps"], facts["tick_us"])
+    return checks.agree(times["video"], times["frame_timestamps"], facts["tick_us"])
 
 
 def _content(
@@ -365,7 +332,7 @@ def _content(
     severity = severity_of(kind)
     try:
         if kind == "video":
-            walked = streams.walk(part)
+            walked = checks.video(part)
             if walked.facts:
                 times[kind] = walked.times_us
             return walked.facts, walked.findings
@@ -373,13 +340,13 @@ def _content(
             table = read_table(part.read(), job.path, max_rows=limits.MAX_ROWS)
         if kind == "frame_timestamps":
             times[kind] = time_column(table, "timestamp", job.path)
-            return clocks.check(times[kind])
+            return checks.clock(times[kind])
         if kind == "egomotion":
             columns = motion_columns(table, EGOMOTION_COLUMNS, job.path)
             first_us, last_us = job.beside.get(clip_id, {}).get("span_us", (0, 0))
-            return motion.check(columns, first_us, last_us, job.horizon_s)
+            return checks.egomotion(columns, first_us, last_us, job.horizon_s)
         if kind == OBSTACLES:
-            obstacles.columns(table, job.path)
+            obstacle_columns(table, job.path)
     except AvomniError as error:
         what = f"the table of {kind} is not as agreed"
         return {}, [Finding(severity, what, f"{kind}: {error.what}")]
