@@ -29,7 +29,7 @@ from avomni_lib.dataset.download.hub import Hub
 from avomni_lib.dataset.features import FEATURES_FILE
 from avomni_lib.dataset.own.conventions import Track, contradictions
 from avomni_lib.dataset.own.pack import OwnClip, pack
-from avomni_lib.dataset.select import split, users
+from avomni_lib.dataset.select import evicted, split
 from avomni_lib.dataset.select.chunks import rank
 from avomni_lib.dataset.select.manifest import path_of as chosen_path
 from avomni_lib.dataset.select.manifest import read_chosen
@@ -356,7 +356,7 @@ def lost_chunks_in_the_way(place: Place) -> None:
 def needed_by_another_run(place: Place) -> None:
     p = place.chosen()
     other = p.model_copy(update={"run": p.run.model_copy(update={"name": "other"})})
-    raise users.refusal(other, read_chosen(p).files)
+    raise evicted.refusal(other, read_chosen(p).files)
 
 
 def another_catalog(place: Place) -> None:

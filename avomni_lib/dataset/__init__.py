@@ -7,8 +7,7 @@ own/        your recordings in the data set's layout
 cameras     the rig's seven cameras and the grids that they are placed in
 catalog     which file holds what: features.csv, the clip index, the presence of features
 features    features.csv
-clip_index  clip_index.parquet: the chunk and the split of each clip
-metadata    country, hour, platform and events of each clip
+clip_index  clip_index.parquet: chunk and split of each clip; its country, hour, platform, events
 tables      Parquet tables, with errors that name the file
 clip        one clip read in place out of its chunk's files
 stored_zip  members of a zip, read in place

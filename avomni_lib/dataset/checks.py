@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -22,6 +22,7 @@ from avomni_lib.dataset import limits, streams
 from avomni_lib.dataset.containers import NotVideo
 from avomni_lib.dataset.findings import DAMAGED, ODD, Finding
 
+K = TypeVar("K")
 UNUSED = ("ax", "ay", "az", "curvature")
 NOT_FINITE = "not a number"
 
@@ -85,7 +86,7 @@ def clock(times_us: np.ndarray) -> tuple[dict[str, Any], list[Finding]]:
     gaps = np.flatnonzero(steps > limits.DROPPED * step)
     missing = int(np.rint(steps[gaps] / step - 1).sum())
     facts["num_dropped"] = missing
-    if len(gaps):
+    if len(gaps) and not (findings and findings[-1].severity == DAMAGED):  # told already
         row = int(gaps[np.argmax(steps[gaps])])
         reason = (
             f"{missing} frames are missing in {len(gaps)} gaps; the longest is "
@@ -148,21 +149,22 @@ def common(spans_us: Sequence[tuple[int, int]]) -> tuple[int, int]:
     return max(first for first, _ in spans_us), min(last for _, last in spans_us)
 
 
-def ends(last_us: Mapping[str, int], usual_us: float) -> dict[str, Finding]:
-    """Camera -> finding, where a clip's camera ends apart from what is usual in this run.
+def ends(last_us: Mapping[K, int]) -> dict[K, Finding]:
+    """Which cameras of which clips end apart from what is usual here, the median.
 
     Args:
-        last_us: Camera -> time of its last frame.
-        usual_us: Median over all cameras of all clips.
+        last_us: Any name of a camera of a clip -> time of its last frame.
     """
-    findings = {}
-    for camera, last in last_us.items():
-        if abs(last - usual_us) > limits.END_TOLERANCE_S * 1e6:
-            reason = (
-                f"the last frame is at {last / 1e6:.2f} s; usual here is {usual_us / 1e6:.2f} s"
-            )
-            findings[camera] = Finding(ODD, "ends apart from the others", reason)
-    return findings
+    usual_us = float(np.median([*last_us.values()])) if last_us else 0.0
+    return {
+        key: Finding(
+            ODD,
+            "ends apart from the others",
+            f"the last frame is at {last / 1e6:.2f} s; usual here is {usual_us / 1e6:.2f} s",
+        )
+        for key, last in last_us.items()
+        if abs(last - usual_us) > limits.END_TOLERANCE_S * 1e6
+    }
 
 
 def egomotion(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -58,8 +58,8 @@ class Clip:
 
     def timestamps(self, camera: str) -> np.ndarray:
         """(N,) int64 µs on the clip's clock, rising, one a frame: the end of its exposure."""
-        table, where = self._table(camera, "frame_timestamps")
-        times_us = time_column(table, "timestamp", where)
+        times_us: np.ndarray
+        times_us, where = self._content(camera, "frame_timestamps")
         findings.refuse(checks.clock(times_us)[1], where)
         return times_us
 
@@ -70,8 +70,8 @@ class Clip:
         frame, m; quaternion scalar last; velocity and acceleration in the anchor frame; curvature
         1/m. It starts before the video and runs far past it, at about 100 Hz but not uniformly.
         """
-        table, where = self._table("egomotion", "egomotion")
-        return motion_columns(table, EGOMOTION_COLUMNS, where)
+        held: dict[str, np.ndarray] = self._content("egomotion", "egomotion")[0]
+        return held
 
     def obstacles(self) -> dict[str, np.ndarray] | None:
         """Labels of other road users, one row a box and moment, as `obstacle_columns` has them.
@@ -82,8 +82,8 @@ class Clip:
             return None
         if not self.catalog.present(self.clip_id, OBSTACLES):
             return None
-        table, where = self._table(OBSTACLES, OBSTACLES)
-        return obstacle_columns(table, where)
+        held: dict[str, np.ndarray] = self._content(OBSTACLES, OBSTACLES)[0]
+        return held
 
     def intrinsics(self, camera: str) -> dict[str, float]:
         """f-theta lens: width, height, cx, cy (px), fw_poly_0..4 (angle -> px), bw_poly_0..4."""
@@ -114,7 +114,8 @@ class Clip:
         except AvomniError as error:
             raise AvomniError(error.what, where=where, fix=self.catalog.mend) from None
 
-    def _table(self, feature: str, kind: str) -> tuple[pa.Table, str]:
+    def _content(self, feature: str, kind: str) -> tuple[Any, str]:
+        """What a member's table holds, and what an error names."""
         where = self._where(feature)
         part = self._member(feature, kind)
         try:
@@ -122,7 +123,7 @@ class Clip:
         except AvomniError as error:
             what = f"{kind} is {error.what}"
             raise AvomniError(what, where=where, fix=self.catalog.mend) from None
-        return read_table(content, where, max_rows=limits.MAX_ROWS), where
+        return columns(kind, content, where), where
 
     def _row(self, feature: str, key: tuple[str, str] | None) -> dict[str, float]:
         path, where = self._path(feature), self._where(feature)
@@ -141,18 +142,26 @@ class Clip:
         return row
 
 
-def motion_columns(table: pa.Table, names: Sequence[str], where: str) -> dict[str, np.ndarray]:
-    """Columns of a table of ego motion, (N,) each: timestamp int64 µs, the rest float64.
+def columns(kind: str, content: bytes, where: str) -> Any:
+    """What a member's table holds, before anything is judged.
+
+    Args:
+        kind: `frame_timestamps`: (N,) int64 µs; `egomotion` or `OBSTACLES`: its columns, as `Clip`
+            gives them.
 
     Raises:
-        AvomniError: one is missing, stands there twice or holds no numbers.
+        AvomniError: it is no such table: a column is missing, stands there twice or holds something
+            else.
     """
-    return {
-        name: time_column(table, name, where)
-        if name == "timestamp"
-        else number_column(table, name, where).astype(np.float64)
-        for name in names
-    }
+    table = read_table(content, where, max_rows=limits.MAX_ROWS)
+    if kind == OBSTACLES:
+        return obstacle_columns(table, where)
+    times_us = time_column(table, "timestamp", where)
+    if kind == "frame_timestamps":
+        return times_us
+    rest = EGOMOTION_COLUMNS[1:]
+    read = {name: number_column(table, name, where).astype(np.float64) for name in rest}
+    return {"timestamp": times_us, **read}
 
 
 def obstacle_columns(table: pa.Table, where: str) -> dict[str, np.ndarray]:

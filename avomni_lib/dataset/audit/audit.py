@@ -374,16 +374,9 @@ def _apart(facts: Facts) -> list[Finding]:
         for clip_id, of_clip in facts[camera].items()
         if "last_us" in of_clip
     }
-    if not last:
-        return []
-    usual = statistics.median(last.values())
-    by_clip: dict[str, dict[str, int]] = {}
-    for (camera, clip_id), last_us in last.items():
-        by_clip.setdefault(clip_id, {})[camera] = last_us
     return [
-        Finding(f.severity, f.what, f.reason, f.reach, feature=camera, clip_id=clip_id)
-        for clip_id, times in by_clip.items()
-        for camera, f in checks.ends(times, usual).items()
+        dataclasses.replace(finding, feature=camera, clip_id=clip_id)
+        for (camera, clip_id), finding in checks.ends(last).items()
     ]
 
 

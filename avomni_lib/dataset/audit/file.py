@@ -1,8 +1,8 @@
 """One file of the data set, checked: from the outside, or whole, from its first byte to its last.
 
-From the outside that is its name, size and table of contents. A whole file goes by in blocks: hash
-of the file, checksum of each member, and as soon as a member has gone by, its own check, which
-finds it in the page cache. Memory does not grow with the file.
+From the outside that is its name, size and table of contents; of calibration, its rows. A whole
+file goes by in blocks: hash of the file, checksum of each member, and as soon as a member has gone
+by, its own check, which finds it in the page cache. Memory does not grow with the file.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from avomni_lib.dataset import calibration, cameras, checks, limits
+from avomni_lib.dataset import calibration, cameras, checks
 from avomni_lib.dataset.calibration import CalibrationTable
 from avomni_lib.dataset.catalog import OBSTACLES
-from avomni_lib.dataset.clip import EGOMOTION_COLUMNS, motion_columns, obstacle_columns
+from avomni_lib.dataset.clip import columns
+from avomni_lib.dataset.download.remote import RemoteFile
 from avomni_lib.dataset.findings import DAMAGED, FILE, MEMBER, ODD, WHOLE, Finding
 from avomni_lib.dataset.names import printable
 from avomni_lib.dataset.stored_zip import (
@@ -35,7 +36,6 @@ from avomni_lib.dataset.stored_zip import (
     is_stored,
     members,
 )
-from avomni_lib.dataset.tables import read_table, time_column
 from avomni_lib.errors import AvomniError
 
 log = logging.getLogger(__name__)
@@ -204,10 +204,10 @@ class _Pass:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
         self.path, self.place = job.place, 0
         self._file, self._job = file, job
-        self._sha256 = hashlib.sha256()
-        # Git's id, which the hub gives for small files: remote.git_blob_id.
-        self._git = hashlib.sha1(b"blob %d\0" % job.size)
-        self._needs_git = bool(job.blob_id and not job.sha256)
+        self._remote = RemoteFile(job.path, job.size, job.sha256, job.blob_id)
+        self._hash = self._remote.new_hash()
+        # Told of every file, also where the source knows it by git's id.
+        self._sha256 = self._hash if self._hash.name == "sha256" else hashlib.sha256()
         self._buffer = memoryview(bytearray(BLOCK_BYTES))
 
     @property
@@ -246,23 +246,19 @@ class _Pass:
     def _next(self, count: int) -> memoryview:
         length = self._file.readinto(self._buffer[: min(count, BLOCK_BYTES)]) or 0
         block = self._buffer[:length]
-        self._sha256.update(block)
-        if self._needs_git:
-            self._git.update(block)
+        self._hash.update(block)
+        if self._sha256 is not self._hash:
+            self._sha256.update(block)
         self.place += length
         return block
 
     def verdict(self, findings: list[Finding]) -> list[Finding]:
         """Whether these were the source's bytes."""
-        job = self._job
-        if job.sha256 and self.sha256 != job.sha256:
-            reason = "its sha256 is wrong"
-        elif self._needs_git and self._git.hexdigest() != job.blob_id:
-            reason = "its git blob id is wrong"
-        else:
+        reason = self._remote.wrong(self.place, self._hash)
+        if reason is None:
             return []
         # The members' own checksums tell whose clip it is; a table has none.
-        is_zip = job.members and not any(finding.reach == WHOLE for finding in findings)
+        is_zip = self._job.members and not any(finding.reach == WHOLE for finding in findings)
         what = "another content than the source's"
         return [Finding(DAMAGED, what, reason, FILE if is_zip else WHOLE)]
 
@@ -337,16 +333,13 @@ def _content(
                 times[kind] = walked.times_us
             return walked.facts, walked.findings
         if kind in ("frame_timestamps", "egomotion", OBSTACLES):
-            table = read_table(part.read(), job.path, max_rows=limits.MAX_ROWS)
+            held = columns(kind, part.read(), job.path)
         if kind == "frame_timestamps":
-            times[kind] = time_column(table, "timestamp", job.path)
-            return checks.clock(times[kind])
+            times[kind] = held
+            return checks.clock(held)
         if kind == "egomotion":
-            columns = motion_columns(table, EGOMOTION_COLUMNS, job.path)
             first_us, last_us = job.beside.get(clip_id, {}).get("span_us", (0, 0))
-            return checks.egomotion(columns, first_us, last_us, job.horizon_s)
-        if kind == OBSTACLES:
-            obstacle_columns(table, job.path)
+            return checks.egomotion(held, first_us, last_us, job.horizon_s)
     except AvomniError as error:
         what = f"the table of {kind} is not as agreed"
         return {}, [Finding(severity, what, f"{kind}: {error.what}")]
