@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from avomni_lib.dataset import cameras, streams
+from avomni_lib.dataset import cameras, checks
 from avomni_lib.dataset.own import layout
 from tests.published_set import (
     CALIBRATION,
@@ -71,7 +71,7 @@ def write_linked_set(
     _put(folder / "clip_index.parquet", parquet_bytes(index))
     presence_table = parquet_bytes({**presence, "clip_id": ids})
     _put(folder / "metadata/feature_presence.parquet", presence_table)
-    sizes = {camera: streams.walk(content).facts for camera, content in videos.items()}
+    sizes = {camera: checks.video(content).facts for camera, content in videos.items()}
     sizes = {camera: (facts["width"], facts["height"]) for camera, facts in sizes.items()}
     for chunk in range(num_chunks):
         own = ids[chunk * clips_per_chunk : (chunk + 1) * clips_per_chunk]

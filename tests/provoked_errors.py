@@ -21,7 +21,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from avomni_lib import files
-from avomni_lib.dataset import cameras, motion
+from avomni_lib.dataset import cameras, checks
 from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.dataset.download import download
 from avomni_lib.dataset.download.backoff import Backoff
@@ -29,7 +29,7 @@ from avomni_lib.dataset.download.hub import Hub
 from avomni_lib.dataset.features import FEATURES_FILE
 from avomni_lib.dataset.own.conventions import Track, contradictions
 from avomni_lib.dataset.own.pack import OwnClip, pack
-from avomni_lib.dataset.select import split, users
+from avomni_lib.dataset.select import evicted, split
 from avomni_lib.dataset.select.chunks import rank
 from avomni_lib.dataset.select.manifest import path_of as chosen_path
 from avomni_lib.dataset.select.manifest import read_chosen
@@ -238,7 +238,7 @@ def changed_raw_file(place: Place) -> str:
 
 def short_egomotion(place: Place) -> str:
     times = np.arange(-100_000, 3_000_000, 10_000)
-    _, found = motion.check(Drive(0).egomotion(times), 0, 2_000_000, 6.4)
+    _, found = checks.egomotion(Drive(0).egomotion(times), 0, 2_000_000, 6.4)
     return "\n".join(finding.reason for finding in found)
 
 
@@ -356,7 +356,7 @@ def lost_chunks_in_the_way(place: Place) -> None:
 def needed_by_another_run(place: Place) -> None:
     p = place.chosen()
     other = p.model_copy(update={"run": p.run.model_copy(update={"name": "other"})})
-    raise users.refusal(other, read_chosen(p).files)
+    raise evicted.refusal(other, read_chosen(p).files)
 
 
 def another_catalog(place: Place) -> None:

@@ -20,7 +20,7 @@ from avomni_lib.dataset.catalog import (
     required_features,
     split_by_hash,
 )
-from avomni_lib.dataset.metadata import COLLECTION_FILE, REASONING_FILE
+from avomni_lib.dataset.clip_index import COLLECTION_FILE, REASONING_FILE
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 from tests.published_set import (

@@ -272,7 +272,7 @@ def test_a_damaged_table_names_file_and_clip(folder: Path):
     name = f"{clip_id_of(NUMBER)}.egomotion.parquet"
     for content, says in (
         (members[name][:-40], "not a readable parquet file"),
-        (b"", "not a readable parquet file"),
+        (b"", "is empty"),
         (parquet_bytes({"timestamp": [1, 2]}), "no column qx"),
         (parquet_bytes({"timestamp": ["a", "b"]}), "holds string, not numbers"),
     ):

@@ -301,25 +301,6 @@ def test_with_the_licence_accepted_the_download_goes_on(server: LocalHub, tmp_pa
     assert fetch(p, Hub(REPO, None, server.endpoint)).chosen.revision == server.commit
 
 
-def test_without_a_token_nothing_long_is_begun(published: Path, p: Params):
-    with local_hub.serve(published, REPO, token="hf_right") as server:
-        for token, says in ((None, "there is no token"), ("hf_wrong", "may not read it")):
-            with pytest.raises(AvomniError, match=says):
-                fetch(p, Hub(REPO, server.commit, server.endpoint, token))
-        assert [r.path for r in server.requests] == ["api:auth-check"] * 2
-        fetch(p, Hub(REPO, server.commit, server.endpoint, "hf_right"))
-
-
-def test_an_unknown_revision_is_said(server: LocalHub, p: Params):
-    with pytest.raises(AvomniError, match="has no revision"):
-        fetch(p, Hub(REPO, "f" * 40, server.endpoint))
-
-
-def test_an_unknown_chunk_is_said(hub: Hub, tmp_path: Path):
-    with pytest.raises(AvomniError, match="unknown chunk 7; there are 0-1"):
-        fetch(params(tmp_path, download={"chunks": [7]}), hub)
-
-
 def test_no_room_is_said_before_the_first_large_file(server: LocalHub, hub: Hub, tmp_path: Path):
     """The server states a size that no disk has."""
     server.faults.sizes[ZIP] = 10**16

@@ -399,7 +399,7 @@ def test_no_hub_at_all_is_said_at_once(folder: Path):
         pass
     with pytest.raises(AvomniError, match="no connection to the hub") as caught:
         hub_of(server).check_access()
-    assert "HTTPS_PROXY" in caught.value.fix
+    assert "HTTPS_PROXY" in caught.value.fix and caught.value.where == server.endpoint
 
 
 def test_the_second_host_gets_no_token_and_files_come_from_it(folder: Path, p: Params):

@@ -1,17 +1,29 @@
-"""Evicted is a record: of files that this run removed, and that are not there again."""
+"""Evicted is a record of files that are not there again; none go that another run still needs."""
 
 from __future__ import annotations
 
 import datetime
 import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from avomni_lib.dataset.audit import audit
+from avomni_lib.dataset.download import download
 from avomni_lib.dataset.select import evicted, manifest
-from avomni_lib.dataset.select.manifest import Chosen
+from avomni_lib.dataset.select.manifest import Chosen, path_of, read_chosen
 from avomni_lib.errors import AvomniError
+from avomni_lib.etl.run import build
+from avomni_lib.files import PROJECT_ROOT
+from avomni_lib.notebook.run import runs
 from avomni_lib.params import Params
+from tests import evicting_run, local_hub
+from tests.evicting_run import FILES_PER_CHUNK, NUM_CHUNKS, REPO, hub_of, raw_files
 
 TODAY = datetime.date.today().isoformat()
 PATHS = ("camera/a.zip", "camera/b.zip", "labels/c.zip")
@@ -94,3 +106,184 @@ def test_the_day_of_the_choice_is_kept_and_changes_no_digest(p: Params):
     path.write_text(json.dumps(values | {"chosen_on": TODAY}))
     assert manifest.read_chosen(p).chosen_on == TODAY
     assert manifest.read_chosen(p).digest == old.digest
+
+
+# --- runs that share raw files -----------------------------------------------------------------
+
+NUM_FILES = FILES_PER_CHUNK * NUM_CHUNKS
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    return evicting_run.write(tmp_path_factory.mktemp("published"))
+
+
+@pytest.fixture
+def served(published) -> Iterator[local_hub.LocalHub]:
+    with local_hub.serve(published, REPO) as hub:
+        yield hub
+
+
+def run_of(
+    folder: Path, name: str, evict: bool, outputs: str = "outputs", **download_values: object
+) -> Params:
+    """A run of that name; all share one folder of raw files."""
+    values = evicting_run.params(folder, evict=evict).values()
+    values["run"] = {**values["run"], "name": name, "outputs_dir": str(folder / outputs)}
+    values["download"] = {**values["download"], **download_values}
+    return Params.from_values(values)
+
+
+def fetched(p: Params, served: local_hub.LocalHub) -> Params:
+    download.fetch(p, hub_of(served))
+    return p
+
+
+def refused(p: Params, served: local_hub.LocalHub) -> AvomniError:
+    before = len(served.requests), raw_files(p)
+    with pytest.raises(AvomniError, match="download.evict_raw would remove") as caught:
+        build.build(p, hub=hub_of(served))
+    assert (len(served.requests), raw_files(p)) == before, "nothing was fetched or removed"
+    assert "download.evict_raw would remove" in " ".join(build.plan(p).warnings)
+    return caught.value
+
+
+@pytest.mark.parametrize("outputs", ["outputs", "elsewhere"])
+@pytest.mark.parametrize("keeps", ["keeps", "evicts"])
+def test_what_another_run_has_chosen_is_not_evicted_until_it_is_read(
+    served, tmp_path, outputs, keeps
+):
+    p = fetched(run_of(tmp_path, "one", True), served)
+    other = fetched(run_of(tmp_path, "other", keeps == "evicts", outputs), served)
+    error = refused(p, served)
+    assert f"{NUM_FILES} raw files" in error.what and str(other.run_dir) in error.what
+    assert error.where == str(p.local_dir)
+    for way in (
+        "03_etl of that run",
+        "dataset.local_dir of its own",
+        "download.evict_shared: true",
+    ):
+        assert way in error.fix
+    if keeps == "evicts":
+        assert str(p.run_dir) in refused(other, served).what, "nor the other way round"
+        shutil.rmtree(other.run_dir)
+    else:
+        build.build(other)
+    assert build.build(p, hub=hub_of(served)).figures["num_clips"] > 0
+    assert raw_files(p) == []
+
+
+def test_runs_that_cannot_be_harmed_do_not_block(served, tmp_path):
+    p = fetched(run_of(tmp_path, "one", True, chunks=[0, 1]), served)
+    fetched(run_of(tmp_path, "others", False, chunks=[2, 3]), served)
+    gone = fetched(run_of(tmp_path, "gone", False), served)
+    shutil.rmtree(gone.run_dir)
+    apart = evicting_run.params(tmp_path / "own", evict=False).values()
+    apart["run"] = {**apart["run"], "name": "apart", "outputs_dir": str(tmp_path / "outputs")}
+    fetched(Params.from_values(apart), served)
+    broken = p.local_dir / ".avomni" / "users" / "broken.json"
+    broken.write_text("{")
+    build.build(p, hub=hub_of(served))
+    there = raw_files(p)
+    assert there and all("chunk_0002" in name or "chunk_0003" in name for name in there)
+
+
+def test_a_run_that_changes_its_choice_needs_raw_files_again(served, tmp_path):
+    p = fetched(run_of(tmp_path, "one", True, chunks=[0, 1]), served)
+    other = fetched(run_of(tmp_path, "other", False, chunks=[0]), served)
+    build.build(other)
+    fetched(run_of(tmp_path, "other", False, chunks=[0, 1]), served)
+    assert str(other.run_dir) in refused(p, served).what
+    shutil.rmtree(other.cache_dir)
+    fetched(other, served)
+    assert f"{FILES_PER_CHUNK} raw files" in refused(p, served).what, "its cache is gone"
+
+
+def test_a_run_of_an_earlier_version_counts_where_it_lies_beside(served, tmp_path):
+    p = fetched(run_of(tmp_path, "one", True), served)
+    other = fetched(run_of(tmp_path, "other", False), served)
+    shutil.rmtree(p.local_dir / ".avomni" / "users")
+    values = json.loads(path_of(other).read_text())
+    del values["local_dir"]
+    path_of(other).write_text(json.dumps(values))
+    assert str(other.run_dir) in refused(p, served).what
+
+
+def test_a_run_that_is_killed_while_it_fetches_is_waited_for(published, served, tmp_path):
+    """It has a server of its own, which may still be logging its requests after the kill."""
+    code = (
+        "import json, sys\nfrom avomni_lib.dataset.download import download\n"
+        "from avomni_lib.dataset.download.hub import Hub\nfrom avomni_lib.params import Params\n"
+        "values, repo, commit, endpoint = sys.argv[1:]\n"
+        "hub = Hub(repo, revision=commit, endpoint=endpoint)\n"
+        "download.fetch(Params.from_values(json.loads(values)), hub)\n"
+    )
+    with local_hub.serve(published, REPO, bytes_per_s=2e6) as slow:
+        p = fetched(run_of(tmp_path, "one", True), served)
+        other = run_of(tmp_path, "other", False, "elsewhere")
+        arguments = [json.dumps(other.values()), REPO, slow.commit, slow.endpoint]
+        with subprocess.Popen(
+            [sys.executable, "-c", code, *arguments], cwd=PROJECT_ROOT
+        ) as process:
+            while process.poll() is None and not raw_files(p):
+                time.sleep(0.01)
+            assert process.poll() is None
+            process.kill()
+        assert str(other.run_dir) in refused(p, served).what
+
+
+def test_a_run_that_comes_while_another_evicts_keeps_its_files(served, tmp_path):
+    """It begins to fetch when the first chunk of the other one has gone."""
+    p = fetched(run_of(tmp_path, "one", True), served)
+    other = run_of(tmp_path, "other", False)
+
+    class Newcomer(build.Bar):
+        def update(self, amount: float = 1, note: str = "") -> None:
+            if evicted.read_evicted(p) and not path_of(other).exists():
+                fetched(other, served)
+
+    build.build(p, Newcomer, hub=hub_of(served))
+    assert len(raw_files(p)) == NUM_FILES, "what it fetched, and what the other one had"
+    assert not build.build(other).lost
+    build.build(p)
+    assert raw_files(p) == [], "evicted now that it is read"
+
+
+def test_told_to_it_evicts_and_the_other_run_says_so_and_fetches_again(served, tmp_path):
+    other = fetched(run_of(tmp_path, "other", False), served)
+    for name in ("01_audit", "02_download"):
+        runs.start(other, name).finish({}, digest="the same")
+    p = fetched(run_of(tmp_path, "one", True, evict_shared=True), served)
+    build.build(p, hub=hub_of(served))
+    assert raw_files(p) == []
+    assert len(evicted.read_evicted(other)) == NUM_FILES
+    state = runs.state(other, "02_download")
+    assert not state.done
+    assert f"{NUM_FILES} raw files evicted by another run, {p.run_dir}" in state.reason
+    found = audit.audit(other, hub_of(served))
+    assert found.figures["files_by_state"]["evicted"] == NUM_FILES
+    [told] = {row["reason"] for row in found.files if row["state"] == "evicted"}
+    assert str(p.run_dir) in told
+    with pytest.raises(AvomniError, match="none of the 12 clips could be read: 12 are") as caught:
+        build.build(other)
+    assert f"evicted by {p.run_dir}" in caught.value.what and "02_download" in caught.value.fix
+    fetched(other, served)
+    assert not build.build(other).lost and evicted.read_evicted(other) == {}
+
+
+def test_a_finished_run_knows_what_another_one_has_evicted(served, tmp_path):
+    other = fetched(run_of(tmp_path, "other", False), served)
+    for name in ("01_audit", "02_download"):
+        runs.start(other, name).finish({}, digest="the same")
+    stage = runs.start(other, "03_etl")
+    built = build.build(other)
+    stage.finish(built.figures, digest=built.cache.digest)
+    runs.start(other, "04_tiles").finish({}, digest="the same")
+    p = fetched(run_of(tmp_path, "one", True), served)
+    build.build(p, hub=hub_of(served))
+    for name in ("01_audit", "02_download", "03_etl", "04_tiles"):
+        state = runs.state(other, name)
+        assert state.done
+        if name != "03_etl":
+            assert f"{NUM_FILES} raw files evicted" in state.reason
+    assert read_chosen(p).digest == read_chosen(other).digest

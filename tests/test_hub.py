@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -81,18 +80,6 @@ def test_a_fetched_file_is_the_listed_one_and_its_bytes_are_counted(
     assert bar.count == sum((folder / path).stat().st_size for path in (ZIP, "features.csv"))
 
 
-@pytest.mark.parametrize("path", [ZIP, "features.csv"])
-def test_a_bit_flipped_on_the_wire_is_found_and_the_file_fetched_once_more(
-    server: LocalHub, hub: Hub, folder: Path, tmp_path: Path, path: str
-):
-    server.faults.flipped[path] = 1
-    bar = Bar()
-    hub.fetch(one(hub, path), tmp_path, bar)
-    assert (tmp_path / path).read_bytes() == (folder / path).read_bytes()
-    assert server.gets(path) == 2
-    assert bar.count == (folder / path).stat().st_size
-
-
 def test_a_damaged_file_of_this_very_commit_is_not_taken_for_whole(
     server: LocalHub, hub: Hub, folder: Path, tmp_path: Path
 ):
@@ -108,26 +95,6 @@ def test_the_users_own_token_is_not_sent_to_a_hub_on_this_machine(folder: Path, 
     with local_hub.serve(folder, REPO, token="hf_users_own") as server:
         done = fetch_elsewhere(server, tmp_path, HF_TOKEN="hf_users_own")
     assert "gated and there is no token" in done.stderr
-
-
-def test_a_file_damaged_twice_is_an_error_and_is_not_left_behind(
-    server: LocalHub, hub: Hub, tmp_path: Path
-):
-    server.faults.flipped[ZIP] = 9
-    with pytest.raises(AvomniError, match="arrived damaged twice: its sha256 is wrong"):
-        hub.fetch(one(hub, ZIP), tmp_path)
-    assert server.gets(ZIP) == 2
-    assert not (tmp_path / ZIP).exists()
-
-
-def test_a_dropped_connection_is_taken_up_again(
-    server: LocalHub, hub: Hub, folder: Path, tmp_path: Path
-):
-    content = (folder / ZIP).read_bytes()
-    server.faults.cuts[ZIP] = [1, len(content) // 2]
-    hub.fetch(one(hub, ZIP), tmp_path)
-    assert (tmp_path / ZIP).read_bytes() == content
-    assert [r.start for r in server.requests if r.path == ZIP] == [0, 1, len(content) // 2]
 
 
 def test_a_busy_hub_is_asked_again(server: LocalHub):
@@ -174,24 +141,6 @@ def test_an_unknown_revision_or_repository_is_said(server: LocalHub):
         assert caught.value.where == "dataset.revision"
     with pytest.raises(AvomniError, match="no data set someone/else on the hub"):
         Hub("someone/else", endpoint=server.endpoint).check_access()
-
-
-def test_a_file_that_vanished_since_it_was_listed_is_said(
-    server: LocalHub, hub: Hub, tmp_path: Path
-):
-    remote = one(hub, ZIP)
-    server.faults.vanished.add(ZIP)
-    with pytest.raises(AvomniError, match=f"{ZIP} is gone from the source"):
-        hub.fetch(remote, tmp_path)
-
-
-def test_no_connection_is_one_message():
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
-        with pytest.raises(AvomniError, match="no connection to the hub") as caught:
-            Hub(REPO, endpoint=endpoint).check_access()
-    assert caught.value.where == endpoint
 
 
 FETCH = """

@@ -21,9 +21,9 @@ from scipy.spatial.transform import Rotation
 
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.audit import audit
-from avomni_lib.dataset.audit.findings import DAMAGED, ODD
 from avomni_lib.dataset.catalog import OBSTACLES
 from avomni_lib.dataset.download import download
+from avomni_lib.dataset.findings import DAMAGED, ODD
 from avomni_lib.dataset.own import layout
 from avomni_lib.dataset.own.pack import OwnClip, pack
 from avomni_lib.errors import AvomniError

@@ -12,7 +12,7 @@ from PIL import Image
 
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.audit.audit import Audit
-from avomni_lib.dataset.audit.findings import Finding, summary
+from avomni_lib.dataset.findings import Finding, summary
 from avomni_lib.etl.cache.memmap import Cache
 from avomni_lib.etl.cache.windows import Windows
 from avomni_lib.etl.run.build import Built

@@ -7,16 +7,15 @@ own/        your recordings in the data set's layout
 cameras     the rig's seven cameras and the grids that they are placed in
 catalog     which file holds what: features.csv, the clip index, the presence of features
 features    features.csv
-clip_index  clip_index.parquet: the chunk and the split of each clip
-metadata    country, hour, platform and events of each clip
+clip_index  clip_index.parquet: chunk and split of each clip; its country, hour, platform, events
 tables      Parquet tables, with errors that name the file
 clip        one clip read in place out of its chunk's files
 stored_zip  members of a zip, read in place
 names       checks of every name, id and size that comes from outside
+checks      who decides that a clip is damaged: video, clocks, ego motion
+calibration tables of lenses, mounts and cars, and what is wrong with a row
 streams     a camera's mp4: packets and NAL units
-clocks      a camera's timestamps
-motion      poses and velocities
-obstacles   boxes around other road users
+findings    a row for each fault or remark; `refuse` raises for what is damaged
 containers  which container a video file is, by its first bytes
 limits      what poses, clocks and video may be: one set of limits for audit, ETL and own data
 """

@@ -8,16 +8,18 @@ from pathlib import Path
 import numpy as np
 
 from avomni_lib.dataset.cameras import grid
-from avomni_lib.dataset.clip_index import INDEX_FILE, SPLITS, ClipIndex, split_by_hash
-from avomni_lib.dataset.features import FEATURES_FILE, Feature, read_features
-from avomni_lib.dataset.metadata import (
+from avomni_lib.dataset.clip_index import (
     COLLECTION_FILE,
+    INDEX_FILE,
     REASONING_FILE,
     SOURCES,
+    SPLITS,
+    ClipIndex,
     Event,
-    Metadata,
     Values,
+    split_by_hash,
 )
+from avomni_lib.dataset.features import FEATURES_FILE, Feature, read_features
 from avomni_lib.dataset.tables import ClipTable
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
@@ -64,7 +66,6 @@ class Catalog:
         self._place = {number: place for place, number in enumerate(self.chunks)}
         self._by_chunk = np.argsort(self.chunk_idx, kind="stable")
         self._ends = np.cumsum(np.bincount(self.chunk_idx))
-        self._metadata = Metadata(folder, clips.clip_ids)
         self._presence_table = presence
         self._presence: dict[str, np.ndarray] = {}
         self._num_present: dict[str, np.ndarray] = {}
@@ -78,7 +79,7 @@ class Catalog:
         """
         folder = Path(folder)
         features = read_features(folder / FEATURES_FILE)
-        clips = ClipIndex(folder / INDEX_FILE)
+        clips = ClipIndex(folder)
         presence = folder / PRESENCE_FILE
         if not presence.exists():
             presence = folder / OLD_PRESENCE_FILE
@@ -125,7 +126,7 @@ class Catalog:
         Raises:
             AvomniError: its list of events is damaged.
         """
-        return self._metadata.events(clip_id, self.clips.row_of(clip_id))
+        return self.clips.events(clip_id)
 
     def path(self, feature: str, chunk: int) -> str:
         """The file of one feature of one chunk, relative to the folder."""
@@ -160,9 +161,7 @@ class Catalog:
         Raises:
             AvomniError: its table is damaged.
         """
-        if attribute == "split":
-            return Values(SPLITS, self.clips.split)
-        return self._metadata.values(attribute)
+        return self.clips.values(attribute)
 
     def presence(self, feature: str) -> np.ndarray:
         """(clips,) bool which clips have the feature, as the source says."""

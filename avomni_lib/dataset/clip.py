@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from avomni_lib.dataset import clocks, limits, obstacles
-from avomni_lib.dataset.audit import findings
+from avomni_lib.dataset import checks, findings, limits
+from avomni_lib.dataset.calibration import CalibrationTable
 from avomni_lib.dataset.catalog import OBSTACLES, Catalog
 from avomni_lib.dataset.stored_zip import ByteRange, member
-from avomni_lib.dataset.tables import key_column, number_column, read_table, time_column
+from avomni_lib.dataset.tables import number_column, read_table, text_column, time_column
 from avomni_lib.errors import AvomniError
 
 # fmt: off
@@ -23,7 +22,15 @@ EGOMOTION_COLUMNS = (
     "vx", "vy", "vz", "ax", "ay", "az", "curvature",
 )
 # fmt: on
-__all__ = ["EGOMOTION_COLUMNS", "ByteRange", "CalibrationTable", "Clip"]
+# Boxes around other road users, labelled by machine ten times a second (`obstacle.offline`).
+BOX_TIMES = ("timestamp_us", "reference_frame_timestamp_us")
+BOX_NUMBERS = (
+    *(f"center_{axis}" for axis in "xyz"),
+    *(f"size_{axis}" for axis in "xyz"),
+    *(f"orientation_{axis}" for axis in "xyzw"),
+)
+BOX_TEXTS = ("track_id", "label_class")
+BOX_FRAME = "rig"
 
 
 class Clip:
@@ -51,9 +58,9 @@ class Clip:
 
     def timestamps(self, camera: str) -> np.ndarray:
         """(N,) int64 µs on the clip's clock, rising, one a frame: the end of its exposure."""
-        table, where = self._table(camera, "frame_timestamps")
-        times_us = time_column(table, "timestamp", where)
-        findings.refuse(clocks.check(times_us)[1], where)
+        times_us: np.ndarray
+        times_us, where = self._content(camera, "frame_timestamps")
+        findings.refuse(checks.clock(times_us)[1], where)
         return times_us
 
     def egomotion(self) -> dict[str, np.ndarray]:
@@ -63,11 +70,11 @@ class Clip:
         frame, m; quaternion scalar last; velocity and acceleration in the anchor frame; curvature
         1/m. It starts before the video and runs far past it, at about 100 Hz but not uniformly.
         """
-        table, where = self._table("egomotion", "egomotion")
-        return motion_columns(table, EGOMOTION_COLUMNS, where)
+        held: dict[str, np.ndarray] = self._content("egomotion", "egomotion")[0]
+        return held
 
     def obstacles(self) -> dict[str, np.ndarray] | None:
-        """Labels of other road users, one row a box and moment, as `obstacles.columns` has them.
+        """Labels of other road users, one row a box and moment, as `obstacle_columns` has them.
 
         None where the release or the clip has none, which does not mean that nobody was there.
         """
@@ -75,8 +82,8 @@ class Clip:
             return None
         if not self.catalog.present(self.clip_id, OBSTACLES):
             return None
-        table, where = self._table(OBSTACLES, OBSTACLES)
-        return obstacles.columns(table, where)
+        held: dict[str, np.ndarray] = self._content(OBSTACLES, OBSTACLES)[0]
+        return held
 
     def intrinsics(self, camera: str) -> dict[str, float]:
         """f-theta lens: width, height, cx, cy (px), fw_poly_0..4 (angle -> px), bw_poly_0..4."""
@@ -107,7 +114,8 @@ class Clip:
         except AvomniError as error:
             raise AvomniError(error.what, where=where, fix=self.catalog.mend) from None
 
-    def _table(self, feature: str, kind: str) -> tuple[pa.Table, str]:
+    def _content(self, feature: str, kind: str) -> tuple[Any, str]:
+        """What a member's table holds, and what an error names."""
         where = self._where(feature)
         part = self._member(feature, kind)
         try:
@@ -115,7 +123,7 @@ class Clip:
         except AvomniError as error:
             what = f"{kind} is {error.what}"
             raise AvomniError(what, where=where, fix=self.catalog.mend) from None
-        return read_table(content, where, max_rows=limits.MAX_ROWS), where
+        return columns(kind, content, where), where
 
     def _row(self, feature: str, key: tuple[str, str] | None) -> dict[str, float]:
         path, where = self._path(feature), self._where(feature)
@@ -134,54 +142,57 @@ class Clip:
         return row
 
 
-def motion_columns(table: pa.Table, names: Sequence[str], where: str) -> dict[str, np.ndarray]:
-    """Columns of a table of ego motion, (N,) each: timestamp int64 µs, the rest float64.
-
-    Raises:
-        AvomniError: one is missing, stands there twice or holds no numbers.
-    """
-    return {
-        name: time_column(table, name, where)
-        if name == "timestamp"
-        else number_column(table, name, where).astype(np.float64)
-        for name in names
-    }
-
-
-class CalibrationTable:
-    """A chunk's calibration: its numbers as columns, found by (clip_id, sensor).
+def columns(kind: str, content: bytes, where: str) -> Any:
+    """What a member's table holds, before anything is judged.
 
     Args:
-        source: The parquet file, or its bytes.
-        key: The column of the sensor's name; None where a clip has one row.
-        where: For errors.
+        kind: `frame_timestamps`: (N,) int64 µs; `egomotion` or `OBSTACLES`: its columns, as `Clip`
+            gives them.
+
+    Raises:
+        AvomniError: it is no such table: a column is missing, stands there twice or holds something
+            else.
     """
+    table = read_table(content, where, max_rows=limits.MAX_ROWS)
+    if kind == OBSTACLES:
+        return obstacle_columns(table, where)
+    times_us = time_column(table, "timestamp", where)
+    if kind == "frame_timestamps":
+        return times_us
+    rest = EGOMOTION_COLUMNS[1:]
+    read = {name: number_column(table, name, where).astype(np.float64) for name in rest}
+    return {"timestamp": times_us, **read}
 
-    def __init__(self, source: Path | bytes, key: str | None, where: str):
-        table = read_table(source, where, max_rows=limits.MAX_ROWS)
-        clip_ids = key_column(table, "clip_id", where)
-        sensors = key_column(table, key, where, level=1) if key else [None] * len(clip_ids)
-        pairs = list(zip(clip_ids, sensors, strict=True))
-        self._place = {pair: row for row, pair in enumerate(pairs)}
-        self._count = Counter(pairs)
-        names = (name for name in table.column_names if table.column_names.count(name) == 1)
-        columns = {name: table[name] for name in names}
-        self._columns = {
-            name: column.to_numpy()
-            for name, column in columns.items()
-            if pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
-        }
 
-    def count(self, clip_id: str, sensor: str | None) -> int:
-        """How many rows there are of it."""
-        return self._count[clip_id, sensor]
+def obstacle_columns(table: pa.Table, where: str) -> dict[str, np.ndarray]:
+    """The columns of a clip's table, each (N,): `BOX_TIMES` int64,
+    `BOX_NUMBERS` float64, `BOX_TEXTS` object.
 
-    def row(self, clip_id: str, sensor: str | None) -> dict[str, float] | None:
-        """The numbers of a row; None where there is none, or more than one."""
-        place = self._place.get((clip_id, sensor))
-        if place is None or self.count(clip_id, sensor) > 1:
-            return None
-        return {name: values[place].item() for name, values in self._columns.items()}
+    A box's middle (m), size (m, x to its nose) and turn box -> rig (quaternion, scalar last) are in
+    the frame of the rig (x forward, y left, z up, origin below the rear axle) at
+    `reference_frame_timestamp_us`; `timestamp_us` says when it was there. Both are on the clip's
+    clock. `track_id` names the same road user in all rows of the clip.
+
+    Raises:
+        AvomniError: a column is missing, of another kind or has gaps; or boxes are told in another
+            frame.
+    """
+    values = {name: time_column(table, name, where) for name in BOX_TIMES}
+    values |= {name: number_column(table, name, where).astype(np.float64) for name in BOX_NUMBERS}
+    values |= {name: _text(table, name, where) for name in BOX_TEXTS}
+    others = set(_text(table, "reference_frame", where)) - {BOX_FRAME}
+    if others:
+        told = ", ".join(map(str, sorted(others)))
+        raise AvomniError(f"boxes are in the frame of {told}, not of the {BOX_FRAME}", where=where)
+    return values
+
+
+def _text(table: pa.Table, name: str, where: str) -> np.ndarray:
+    """(N,) object: a column of text without gaps."""
+    values = text_column(table, name, where)
+    if None in values:
+        raise AvomniError(f"{values.count(None)} values of {name} are missing", where=where)
+    return np.array(values, object)
 
 
 # A worker goes chunk after chunk, with three tables each; one of 100 clips takes about 1 MB.

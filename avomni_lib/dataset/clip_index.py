@@ -1,4 +1,5 @@
-"""The clips of a revision by name: which chunk and split each belongs to."""
+"""The clips of a revision by name: chunk and split of each, and what its tables say beside sensors:
+where, when, by which vehicle."""
 
 from __future__ import annotations
 
@@ -6,29 +7,82 @@ import bisect
 import difflib
 import functools
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from avomni_lib.dataset import names
-from avomni_lib.dataset.metadata import encode
-from avomni_lib.dataset.tables import (
-    ClipTable,
-    is_null,
-    number_column,
-    numbers,
-    places,
-    read_table,
-    truths,
-)
+from avomni_lib.dataset.tables import ClipTable, number_column, read_table
 from avomni_lib.errors import AvomniError
 
 INDEX_FILE = "clip_index.parquet"
 SPLITS = ("train", "val", "test")
 MAX_CHUNK = 10**6
+COLLECTION_FILE = "metadata/data_collection.parquet"
+REASONING_FILE = "reasoning/ood_reasoning.parquet"  # since the release after 26.03; few clips
+# Attribute -> its table and column.
+SOURCES: Mapping[str, tuple[str, str]] = {
+    "country": (COLLECTION_FILE, "country"),
+    "month": (COLLECTION_FILE, "month"),
+    "hour": (COLLECTION_FILE, "hour_of_day"),
+    "platform": (COLLECTION_FILE, "platform_class"),
+    "event_cluster": (REASONING_FILE, "event_cluster"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Values:
+    """An attribute of every clip, each as a place in the list of names.
+
+    Attributes:
+        names: All values that occur, rising.
+        codes: (clips,) int32 places in `names`; -1 where nothing is known of a clip.
+    """
+
+    names: tuple[str | int, ...]
+    codes: np.ndarray
+
+    def of(self, row: int) -> str | int | None:
+        code = int(self.codes[row])
+        return None if code < 0 else self.names[code]
+
+    def counts(self, rows: np.ndarray) -> dict[str | int, int]:
+        """Name -> clips among these rows (or where this mask holds), the most first."""
+        codes = self.codes[rows]
+        counts = np.bincount(codes[codes >= 0], minlength=len(self.names))
+        order = np.argsort(-counts, kind="stable")
+        return {self.names[place]: int(counts[place]) for place in order if counts[place]}
+
+
+@dataclass(frozen=True)
+class Event:
+    """A moment of a clip that people wrote about.
+
+    Attributes:
+        start_us: When it begins, on the clip's clock.
+        text: What the driver does then, and why.
+    """
+
+    start_us: int
+    text: str
+
+
+def encode(column: pa.Array) -> Values:
+    """A column as places in the sorted list of its values; null, NaN and "" are not known."""
+    values = column.to_pandas()
+    if pd.api.types.is_numeric_dtype(values):
+        # pandas stores whole numbers with gaps as floats.
+        values = np.trunc(values.where(np.isfinite(values.astype(float)))).astype("Int64")
+    else:
+        values = values.where(values.isna(), values.astype(str)).replace("", None)
+    codes, names = pd.factorize(values, sort=True)
+    return Values(tuple(names.tolist()), codes.astype(np.int32))
 
 
 class ClipIndex:
@@ -45,26 +99,28 @@ class ClipIndex:
         is_valid: (clips,) bool, as marked at the source.
     """
 
-    def __init__(self, path: Path):
-        """Read it.
+    def __init__(self, folder: Path):
+        """Read the index.
+
+        Args:
+            folder: In the data set's layout.
 
         Raises:
             AvomniError: it is missing, damaged or contradicts itself.
         """
-        self.path, where = path, str(path)
+        self._folder, self.path = folder, folder / INDEX_FILE
+        self._tables: dict[str, ClipTable | None] = {}
+        self._values: dict[str, Values] = {}
+        path, where = self.path, str(self.path)
         table = ClipTable(path)
         if not len(table.clip_ids):
             raise AvomniError("the clip index lists no clip", where=where)
         self.clip_ids, self.is_named, self.faults = _checked(table.clip_ids)
-        # Sorted, to find a clip by its name; and two of one name lie side by side.
-        self._order = pc.array_sort_indices(self.clip_ids)
-        self._sorted = self.clip_ids.take(self._order)
-        twice = truths(pc.equal(self._sorted[1:], self._sorted[:-1]))
-        twice &= self.is_named[numbers(self._order)[1:]]
-        if twice.any():
-            clip_id = self._sorted[int(np.argmax(twice))]
-            count = pc.sum(pc.equal(self.clip_ids, clip_id)).as_py()
-            raise AvomniError(f"clip {clip_id} is listed {count} times", where=where)
+        self._names = pd.Index(self.clip_ids.to_pandas())
+        twice = self._names[self._names.duplicated() & self.is_named]
+        if len(twice):
+            count = int((self._names == twice[0]).sum())
+            raise AvomniError(f"clip {twice[0]} is listed {count} times", where=where)
         chunk = number_column(read_table(path, where, ["chunk"]), "chunk", where)
         # Not what NaN, a fraction or a negative number gives.
         if not ((chunk >= 0) & (chunk < MAX_CHUNK) & (chunk == np.floor(chunk))).all():
@@ -82,12 +138,12 @@ class ClipIndex:
 
     def ids(self, rows: np.ndarray) -> tuple[str, ...]:
         """The names of the clips in these rows."""
-        return tuple(self.clip_ids.take(places(rows)).to_pylist())
+        return tuple(self.clip_ids.take(pa.array(rows, pa.int64())).to_pylist())
 
     def rows(self, clip_ids: Sequence[str]) -> np.ndarray:
         """(n,) int64 the rows of these clips; -1 for those that are not listed."""
         rows = pc.index_in(pa.array(clip_ids, pa.string()), value_set=self.clip_ids)
-        return np.where(is_null(rows), -1, numbers(rows))
+        return rows.fill_null(-1).to_numpy().astype(np.int64)
 
     def row_of(self, clip_id: str) -> int:
         """The row of one clip.
@@ -95,14 +151,16 @@ class ClipIndex:
         Raises:
             AvomniError: it is not listed; the error names the nearest.
         """
-        place = _place(self._sorted, clip_id)
-        if place == len(self) or self._sorted[place].as_py() != clip_id:
+        try:
+            # A number, or where more than one id is no plain name and looks so, all of them.
+            found = self._names.get_loc(clip_id)
+            return int(np.arange(len(self))[found].min())
+        except KeyError:
             near = self.nearest(clip_id)
             raise AvomniError(
                 f"unknown clip {clip_id}" + (f"; the nearest is {near}" if near else ""),
                 where=str(self.path),
-            )
-        return self._order[place].as_py()
+            ) from None
 
     def nearest(self, clip_id: str) -> str | None:
         """The clip whose name is most like this one, or None if none is like it.
@@ -110,14 +168,61 @@ class ClipIndex:
         A name with one mistake shares its beginning or its end with the right one, so that the two
         are neighbours among the names sorted forwards or backwards.
         """
-        near = _neighbours(self._sorted, clip_id)
-        near += [name[::-1] for name in _neighbours(self._sorted_backwards, clip_id[::-1])]
+        near: list[str] = []
+        for step, ordered in zip((1, -1), self._sorted, strict=True):
+            place = bisect.bisect_left(ordered, clip_id[::step])
+            near += [name[::step] for name in ordered[max(place - 2, 0) : place + 2]]
         return next(iter(difflib.get_close_matches(clip_id, near, n=1)), None)
 
     @functools.cached_property
-    def _sorted_backwards(self) -> pa.StringArray:
-        backwards = pc.utf8_reverse(self.clip_ids)
-        return backwards.take(pc.array_sort_indices(backwards))
+    def _sorted(self) -> tuple[list[str], list[str]]:
+        """The names as they are and backwards, each sorted."""
+        every = self.clip_ids.to_pylist()
+        return sorted(every), sorted(name[::-1] for name in every)
+
+    def values(self, attribute: str) -> Values:
+        """`split` or one of `SOURCES`, of every clip; without names where the release lacks it.
+
+        Raises:
+            AvomniError: the table is damaged.
+        """
+        if attribute == "split":
+            return Values(SPLITS, self.split)
+        if attribute not in self._values:
+            stored = self._column(*SOURCES[attribute])
+            nothing = Values((), np.full(len(self), -1, np.int32))
+            self._values[attribute] = nothing if stored is None else encode(stored)
+        return self._values[attribute]
+
+    def events(self, clip_id: str) -> tuple[Event, ...]:
+        """Those of one clip, by time: a JSON list of {event_start_timestamp, coc}, or null.
+
+        Raises:
+            AvomniError: the table or the clip's list is damaged.
+        """
+        row = self.row_of(clip_id)
+        text = None if self._events is None else self._events[row].as_py()
+        try:
+            events = [
+                Event(int(event["event_start_timestamp"]), " ".join(str(event["coc"]).split()))
+                for event in json.loads(text or "[]") or ()
+            ]
+        except (ValueError, TypeError, KeyError) as error:
+            where = f"clip {clip_id} in {self._folder / REASONING_FILE}"
+            raise AvomniError(f"its events are no list of events: {error!r}", where=where) from None
+        return tuple(sorted(events, key=lambda event: event.start_us))
+
+    @functools.cached_property
+    def _events(self) -> pa.Array | None:
+        return self._column(REASONING_FILE, "events")
+
+    def _column(self, file: str, column: str) -> pa.Array | None:
+        """Of a table about the clips, which a release may lack; opened when first asked for."""
+        if file not in self._tables:
+            path = self._folder / file
+            self._tables[file] = ClipTable(path, self.clip_ids) if path.exists() else None
+        table = self._tables[file]
+        return None if table is None or column not in table.names else table.column(column)
 
     def _splits(self, table: ClipTable) -> np.ndarray:
         codes = np.full(len(self), -1, np.int32)
@@ -141,7 +246,7 @@ def split_by_hash(clip_id: str) -> str:
 
 def _checked(clip_ids: pa.StringArray) -> tuple[pa.StringArray, np.ndarray, dict[str, str]]:
     """`clip_ids`, `is_named` and `faults` of the ids as a table lists them."""
-    is_named = truths(pc.match_substring_regex(clip_ids, rf"\A{names.ORDINARY}\z")).copy()
+    is_named = np.array(pc.match_substring_regex(clip_ids, rf"\A{names.ORDINARY}\z"))
     shown, faults = {}, {}
     for row in np.flatnonzero(~is_named).tolist():
         clip_id = clip_ids[row].as_py()
@@ -156,13 +261,3 @@ def _checked(clip_ids: pa.StringArray) -> tuple[pa.StringArray, np.ndarray, dict
             texts[row] = text
         clip_ids = pa.array(texts, pa.string())
     return clip_ids, is_named, faults
-
-
-def _place(sorted_ids: pa.StringArray, name: str) -> int:
-    """Where a name is, or would be, among sorted ones (by code point, as UTF-8's bytes are)."""
-    return bisect.bisect_left(range(len(sorted_ids)), name, key=lambda row: sorted_ids[row].as_py())
-
-
-def _neighbours(sorted_ids: pa.StringArray, name: str, reach: int = 2) -> list[str]:
-    place = _place(sorted_ids, name)
-    return sorted_ids[max(place - reach, 0) : place + reach].to_pylist()

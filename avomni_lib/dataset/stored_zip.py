@@ -103,10 +103,28 @@ class Directory:
     Attributes:
         entries: Name -> entry, in the directory's order.
         repeated: Names that stand in it more than once; the last one counts.
+        ends: Name -> where the next member, or the file, lets it go on to.
     """
 
     entries: Mapping[str, zipfile.ZipInfo]
     repeated: tuple[str, ...]
+    ends: Mapping[str, int]
+
+    def fault(self, name: str) -> tuple[str, str] | None:
+        """Kind of fault and reason why a member cannot be read in place, by the directory alone."""
+        entry = self.entries.get(name)
+        if entry is None:
+            return "no member", f"no member {name}"
+        if not is_stored(entry):
+            return "not stored", f"member {name} is compressed, not stored"
+        if name in self.repeated:
+            return "a member twice", f"member {name} stands in the zip more than once"
+        least = entry.header_offset + LOCAL_HEADER.size + len(name.encode()) + entry.file_size
+        if least > self.ends[name]:
+            return "members overlap", f"member {name} reaches into the next or behind the end"
+        if not entry.file_size:
+            return "an empty member", f"member {name} is empty"
+        return None
 
 
 def is_stored(entry: zipfile.ZipInfo) -> bool:
@@ -158,7 +176,10 @@ def _read_directory(path: Path) -> Directory:
     entries = {info.filename: info for info in infos}
     counts = Counter(info.filename for info in infos)
     repeated = tuple(name for name, count in counts.items() if count > 1)
-    return Directory(MappingProxyType(entries), repeated)
+    order = sorted(entries.values(), key=lambda entry: entry.header_offset)
+    starts = [*(entry.header_offset for entry in order[1:]), os.path.getsize(path)]
+    ends = {entry.filename: end for entry, end in zip(order, starts, strict=False)}
+    return Directory(MappingProxyType(entries), repeated, MappingProxyType(ends))
 
 
 def member(path: Path, name: str) -> ByteRange:
@@ -168,13 +189,9 @@ def member(path: Path, name: str) -> ByteRange:
         AvomniError: no such member, it is deflated, or its header is not where it should be.
     """
     listed = directory(path)
-    entry = listed.entries.get(name)
-    if entry is None:
-        raise damaged(path, f"no member {name}")
-    if name in listed.repeated:
-        raise damaged(path, f"member {name} stands in the zip more than once")
-    if not is_stored(entry):
-        raise damaged(path, f"member {name} is compressed, not stored")
+    if fault := listed.fault(name):
+        raise damaged(path, fault[1])
+    entry = listed.entries[name]
     with open(path, "rb", buffering=0) as file:
         header = os.pread(file.fileno(), LOCAL_HEADER.size, entry.header_offset)
         size = os.fstat(file.fileno()).st_size

@@ -1,6 +1,6 @@
 """A camera's video without decoding a picture: its tables, its packets and their NAL units.
 
-01, 03 and `own.pack` all read packets through `Scan`, which says what is wrong with a stream.
+All packets are read through `Scan`, which says what is wrong with a stream.
 Formats: ISO/IEC 14496-15 (length-prefixed NAL units in mp4), ITU-T H.264 7.3.1 and H.265 7.3.1
 (NAL unit headers; emulation prevention forbids 00 00 00, 00 00 01 and 00 00 02 inside a unit).
 """
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from avomni_lib.dataset import limits
-from avomni_lib.dataset.audit.findings import DAMAGED, ODD, Finding
-from avomni_lib.dataset.containers import NotVideo, open_video
+from avomni_lib.dataset.containers import open_video
+from avomni_lib.dataset.findings import DAMAGED, ODD, Finding
 from avomni_lib.dataset.stored_zip import ByteRange
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ CODECS = {
 
 @dataclass(frozen=True)
 class Walked:
-    """What `walk` tells of a stream.
+    """What is known of a stream once all its packets have gone by.
 
     Attributes:
         facts: Plain values; none where the file does not open. codec, profile, pixel_format, width,
@@ -91,22 +91,6 @@ class Walked:
     facts: dict[str, Any]
     findings: list[Finding]
     times_us: np.ndarray
-
-
-def walk(source: Source) -> Walked:
-    """Read a video's packets and judge them; a file that is no video is a finding too."""
-    nothing = np.zeros(0, np.int64)
-    try:
-        with opened(source) as (container, peek):
-            if not container.streams.video:
-                return Walked({}, [Finding(DAMAGED, "no video", "the mp4 has no video")], nothing)
-            scan = Scan(container, peek)
-            for _ in scan.packets():
-                pass
-            return Walked(scan.facts(), scan.findings(), scan.times_us)
-    except (NotVideo, OSError) as error:
-        reason = error.what if isinstance(error, NotVideo) else error
-        return Walked({}, [Finding(DAMAGED, "the mp4 does not open", str(reason))], nothing)
 
 
 @contextlib.contextmanager
@@ -320,6 +304,12 @@ class Scan:
                 self._note(index, "zeroed", reason)
         self._doubtful = []
 
+    def walk(self) -> Walked:
+        """Read all packets, and tell what they are."""
+        for _ in self.packets():
+            pass
+        return Walked(self.facts(), self.findings(), self.times_us)
+
     def findings(self) -> list[Finding]:
         """What is wrong with the stream, once all packets have gone by."""
         if self.codec is None:
@@ -362,7 +352,23 @@ class Scan:
         if shared:
             reason = f"{shared} frames share the time of another one"
             findings.append(Finding(DAMAGED, "frames at one time", reason))
+        steps = np.diff(shown) * self._base_s
+        if not self._is_constant(steps):
+            # Our frames are picked by their clocks; other readers count on one.
+            low, high = steps.min() * 1e3, steps.max() * 1e3
+            reason = f"variable frame rate: {low:.1f} to {high:.1f} ms from frame to frame"
+            findings.append(Finding(ODD, "variable frame rate", reason))
         return findings
+
+    @property
+    def _base_s(self) -> float:
+        return float(self.stream.time_base or 1)
+
+    def _is_constant(self, steps: np.ndarray) -> bool:
+        """Whether steps (s) from frame to frame are equal; where they say nothing, too."""
+        usual = np.median(steps) if len(steps) else 0
+        slack = max(limits.STEP_TOLERANCE_S, 1.5 * self._base_s)
+        return bool(usual <= 0 or np.abs(steps - usual).max() <= slack)
 
     @property
     def _is_avi(self) -> bool:
@@ -381,8 +387,8 @@ class Scan:
         places = np.searchsorted(np.sort(pts), np.sort(pts[self.keys]))
         # The last group may have been cut by the end: it counts only where there is no other.
         gops = Counter(np.diff(places).tolist() or [len(pts)])
-        base = float(self.stream.time_base or 1)
-        steps = np.diff(shown * base)
+        base = self._base_s
+        steps = np.diff(shown) * base
         is_open = [not self.units.closed & kinds for kinds in self.kinds.values()]
         facts: dict[str, Any] = {
             "codec": self.codec.codec.canonical_name,
@@ -404,20 +410,9 @@ class Scan:
         }
         if len(steps) and np.median(steps) > 0:
             step = float(np.median(steps))
-            slack = max(limits.STEP_TOLERANCE_S, 1.5 * base)
             facts |= {
                 "fps": round(1 / step, 3),
-                "is_constant": bool(np.abs(steps - step).max() <= slack),
-                "step_s": [round(float(steps.min()), 4), round(float(steps.max()), 4)],
+                "is_constant": self._is_constant(steps),
                 "bit_rate": round(self._num_bytes * 8 / (len(pts) * step)),
             }
         return facts
-
-
-def rate(facts: dict[str, Any]) -> list[Finding]:
-    """A variable frame rate: our frames are picked by their clocks, other readers count on one."""
-    if facts.get("is_constant") is not False:
-        return []
-    low, high = facts["step_s"]
-    reason = f"variable frame rate: {low * 1e3:.1f} to {high * 1e3:.1f} ms from frame to frame"
-    return [Finding(ODD, "variable frame rate", reason)]

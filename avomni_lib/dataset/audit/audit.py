@@ -21,9 +21,8 @@ from typing import Any
 import numpy as np
 
 from avomni_lib import files, workers
-from avomni_lib.dataset import cameras, clocks
-from avomni_lib.dataset.audit import findings, listing
-from avomni_lib.dataset.audit.findings import DAMAGED, NOTED, ODD, SET, Finding
+from avomni_lib.dataset import cameras, checks, findings
+from avomni_lib.dataset.audit import listing
 from avomni_lib.dataset.audit.listing import (
     ABSENT,
     EVICTED,
@@ -37,6 +36,7 @@ from avomni_lib.dataset.audit.scan import FileScan
 from avomni_lib.dataset.catalog import SPLITS
 from avomni_lib.dataset.download.hub import Hub
 from avomni_lib.dataset.download.verified import Verified, hold
+from avomni_lib.dataset.findings import DAMAGED, NOTED, ODD, SET, Finding
 from avomni_lib.dataset.select.selection import (
     Selection,
     license_question,
@@ -366,16 +366,9 @@ def _apart(facts: Facts) -> list[Finding]:
         for clip_id, of_clip in facts[camera].items()
         if "last_us" in of_clip
     }
-    if not last:
-        return []
-    usual = statistics.median(last.values())
-    by_clip: dict[str, dict[str, int]] = {}
-    for (camera, clip_id), last_us in last.items():
-        by_clip.setdefault(clip_id, {})[camera] = last_us
     return [
-        Finding(f.severity, f.what, f.reason, f.reach, feature=camera, clip_id=clip_id)
-        for clip_id, times in by_clip.items()
-        for camera, f in clocks.ends(times, usual).items()
+        dataclasses.replace(finding, feature=camera, clip_id=clip_id)
+        for (camera, clip_id), finding in checks.ends(last).items()
     ]
 
 

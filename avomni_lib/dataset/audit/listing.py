@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 
 from avomni_lib import files
-from avomni_lib.dataset import cameras
-from avomni_lib.dataset.audit import findings
-from avomni_lib.dataset.audit.checks import FileJob
-from avomni_lib.dataset.audit.findings import DAMAGED, ODD, WHOLE, Finding
+from avomni_lib.dataset import cameras, findings
+from avomni_lib.dataset.audit.file import FileJob
 from avomni_lib.dataset.download.hub import Hub
 from avomni_lib.dataset.download.remote import RemoteFile
 from avomni_lib.dataset.download.transfer import PARTIALS
 from avomni_lib.dataset.download.verified import Verified
+from avomni_lib.dataset.findings import DAMAGED, ODD, WHOLE, Finding
 from avomni_lib.dataset.select.evicted import by_others, read_evicted
 from avomni_lib.dataset.select.selection import Selection
 from avomni_lib.params import Params
@@ -56,7 +55,7 @@ class Listing:
     @classmethod
     def of(cls, p: Params, hub: Hub | None, selection: Selection, verified: Verified) -> Listing:
         """Compare the source's list with the disk; nothing is opened."""
-        place = _places(selection)
+        place = selection.places(selection.choice.passed)
         remote = _remote(p.local_dir, hub, selection, place)
         evicted, others, clips = read_evicted(p), by_others(p), _Clips(selection)
         made = cls(selection, place, remote, {}, {}, [], [], {})
@@ -125,7 +124,8 @@ class Listing:
         chosen = {clip_id for ids in self.selection.clip_ids.values() for clip_id in ids}
         taken = set(self.selection.choice.chunks)
         rows = []
-        for chunk in _chunks(self.selection):
+        choice = self.selection.choice
+        for chunk in (*choice.chunks, *choice.passed):
             states = {name: self.state.get(catalog.path(name, chunk)) for name in features}
             held = {
                 name: set(catalog.usable(chunk, [name]))
@@ -177,19 +177,6 @@ def _short(state: str) -> str:
 def _row(path: str, feature: str, chunk: int | None, size: int, state: str, reason: str) -> dict:
     keys = ("path", "feature", "chunk", "size", "state", "reason")
     return dict(zip(keys, (path, feature, chunk, size, state, reason), strict=True))
-
-
-def _chunks(selection: Selection) -> tuple[int, ...]:
-    return (*selection.choice.chunks, *selection.choice.passed)
-
-
-def _places(selection: Selection) -> dict[str, tuple[str, int | None]]:
-    place: dict[str, tuple[str, int | None]] = {file.path: ("", None) for file in selection.files}
-    for chunk in _chunks(selection):
-        for feature in (*selection.features, *selection.optional):
-            for path in selection.catalog.files([chunk], [feature]):
-                place[path] = (feature, chunk)
-    return place
 
 
 def _remote(

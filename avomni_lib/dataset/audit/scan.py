@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from avomni_lib import files
-from avomni_lib.dataset import cameras, clocks
-from avomni_lib.dataset.audit.checks import FileJob, look
-from avomni_lib.dataset.audit.findings import ODD, WHOLE, Finding
+from avomni_lib.dataset import cameras, checks
+from avomni_lib.dataset.audit.file import FileJob, look
+from avomni_lib.dataset.findings import ODD, WHOLE, Finding
 from avomni_lib.errors import AvomniError
 from avomni_lib.plan import Bar
 from avomni_lib.workers import WAIT, Wait, run_jobs
@@ -140,7 +140,7 @@ class FileScan:
                     spans.append((facts["first_us"], facts["last_us"]))
             beside[clip_id] = {"sizes": sizes}
             if spans:
-                beside[clip_id]["span_us"] = clocks.common(spans)
+                beside[clip_id]["span_us"] = checks.common(spans)
         return dataclasses.replace(job, beside=beside)
 
     def _take(self, job: FileJob, outcome: Mapping[str, Any]) -> None:

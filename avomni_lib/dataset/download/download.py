@@ -22,8 +22,8 @@ from avomni_lib.dataset.download.remote import RemoteFile
 from avomni_lib.dataset.download.transfer import fetch_files
 from avomni_lib.dataset.download.verified import Verified, hold
 from avomni_lib.dataset.select import manifest as chosen_file
-from avomni_lib.dataset.select import split, users
-from avomni_lib.dataset.select.evicted import read_evicted
+from avomni_lib.dataset.select import split
+from avomni_lib.dataset.select.evicted import read_evicted, register
 from avomni_lib.dataset.select.forecast import forecast
 from avomni_lib.dataset.select.manifest import Chosen, missing_files, read_chosen
 from avomni_lib.dataset.select.selection import (
@@ -81,7 +81,7 @@ def fetch(p: Params, hub: Hub | None, progress: type[Bar] = Bar) -> Downloaded:
     """
     with opened(p, hub) as (hub, verified, selection):
         later = _left_to_the_loop(p, selection)
-    users.register(p, [file.path for file in selection.files])
+    register(p, [file.path for file in selection.files])
     wanted = without(selection.files, later)
     num_hashed = _hash_unknown(wanted, verified, progress)
     todo = [file for file in wanted if not verified.known(file)]
@@ -260,12 +260,12 @@ def plan(p: Params, hub: Hub | None) -> Plan:
 
 def largest_chunk(selection: Selection, here: Sequence[RemoteFile]) -> int:
     """Bytes of the chunk of which most is missing."""
-    missing = {file.path: file.size for file in without(selection.files, here)}
-    features = (*selection.features, *selection.optional)
-    return max(
-        sum(missing.get(path, 0) for path in selection.catalog.files([chunk], features))
-        for chunk in selection.choice.chunks
-    )
+    places, missing = selection.places(), dict.fromkeys(selection.choice.chunks, 0)
+    for file in without(selection.files, here):
+        _, chunk = places[file.path]
+        if chunk is not None:
+            missing[chunk] += file.size
+    return max(missing.values())
 
 
 def without(all_files: Iterable[RemoteFile], some: Iterable[RemoteFile]) -> list[RemoteFile]:

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from avomni_lib.dataset import streams
-from avomni_lib.dataset.audit.findings import DAMAGED
+from avomni_lib.dataset import checks, streams
+from avomni_lib.dataset.findings import DAMAGED
 from avomni_lib.errors import AvomniError
 
 SHOWN_MISTAKES = 20
@@ -289,7 +289,7 @@ def walk_video(path: Path, argument: str, where: str) -> streams.Walked:
     Raises:
         AvomniError: it does not open, or is damaged (`streams`).
     """
-    walked = streams.walk(path)
+    walked = checks.video(path)
     damaged = [finding for finding in walked.findings if finding.severity == DAMAGED]
     if not damaged:
         return walked

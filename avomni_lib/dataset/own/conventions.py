@@ -8,9 +8,11 @@ that is mirrored together with its headings contradicts nothing: only the turn t
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -48,25 +50,83 @@ RATIOS = {
     "position_m looks like centimetres: divide by 100": (0.01, 1.1),
     "position_m looks like millimetres: divide by 1000": (0.001, 1.1),
 }
-HEADINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "np.pi / 2 - heading_rad": lambda angle: np.pi / 2 - angle,
-    "np.radians(heading_rad)": np.radians,
-    "np.pi / 2 - np.radians(heading_rad)": lambda angle: np.pi / 2 - np.radians(angle),
-    "heading_rad + np.pi / 2": lambda angle: angle + np.pi / 2,
-    "heading_rad - np.pi / 2": lambda angle: angle - np.pi / 2,
-    "heading_rad + np.pi": lambda angle: angle + np.pi,
-    "-heading_rad": lambda angle: -angle,
-    "-np.radians(heading_rad)": lambda angle: -np.radians(angle),
-    "np.radians(heading_rad) + np.pi / 2": lambda angle: np.radians(angle) + np.pi / 2,
-}
 CONVENTIONS = (
     "a quaternion is x y z w and turns the car's axes (axes) into those of the positions (frame); "
     "a heading is in rad, in enu counter-clockwise from x, else clockwise from north; "
     "docs/own_clips.md has more"
 )
-SWAPPED_WORLD = (
-    "quaternion=(Rotation.from_matrix([[0, 1, 0], [1, 0, 0], [0, 0, -1]]) * "
-    "Rotation.from_quat(quaternion)).as_quat()"
+
+
+# The fields of the poses that change; None where they cannot be meant so.
+Reading = Callable[[Poses], dict[str, Any] | None]
+FLIP = Rotation.from_matrix(own_poses.NED_TO_ENU)  # its own inverse
+
+
+def _heading(of: Callable[[np.ndarray], np.ndarray]) -> Reading:
+    return lambda poses: {"heading": of(poses.heading)}
+
+
+def _turned(poses: Poses, of: Callable[[Rotation], Rotation]) -> dict[str, Any]:
+    return {"quaternion": of(Rotation.from_quat(poses.quaternion)).as_quat()}
+
+
+def _is_map(poses: Poses) -> bool:
+    return poses.frame in ("enu", "ned")
+
+
+# What to give instead -> what is so read. Of each of these one change at most is made, in order.
+HEADING_READINGS: tuple[dict[str, Reading], ...] = (
+    {
+        "heading_rad=np.pi / 2 - heading_rad": _heading(lambda angle: np.pi / 2 - angle),
+        "heading_rad=np.radians(heading_rad)": _heading(np.radians),
+        "heading_rad=np.pi / 2 - np.radians(heading_rad)": _heading(
+            lambda angle: np.pi / 2 - np.radians(angle)
+        ),
+        "heading_rad=heading_rad + np.pi / 2": _heading(lambda angle: angle + np.pi / 2),
+        "heading_rad=heading_rad - np.pi / 2": _heading(lambda angle: angle - np.pi / 2),
+        "heading_rad=heading_rad + np.pi": _heading(lambda angle: angle + np.pi),
+        "heading_rad=-heading_rad": _heading(lambda angle: -angle),
+        "heading_rad=-np.radians(heading_rad)": _heading(lambda angle: -np.radians(angle)),
+        "heading_rad=np.radians(heading_rad) + np.pi / 2": _heading(
+            lambda angle: np.radians(angle) + np.pi / 2
+        ),
+        "position_m with -y for y (yours may point to the other side)": lambda poses: (
+            {"position": poses.position * (1, -1, 1)} if _is_map(poses) else None
+        ),
+        "position_m[:, [1, 0]] (the first two columns the other way round)": lambda poses: (
+            {"position": poses.position[:, [1, 0, 2]]}
+            if _is_map(poses) or np.abs(poses.position[:, :2]).max() <= 90
+            else None
+        ),
+    },
+)
+QUATERNION_READINGS: tuple[dict[str, Reading], ...] = (
+    {
+        f"frame={frame!r} ({own_poses.FRAMES[frame]})": lambda poses, frame=frame: (
+            {"frame": frame} if _is_map(poses) and frame != poses.frame else None
+        )
+        for frame in ("enu", "ned")
+    },
+    {
+        f"axes={axes!r}": lambda poses, axes=axes: {"axes": axes} if axes != poses.axes else None
+        for axes in own_poses.AXES
+    },
+    {
+        "quaternion=quaternion[:, [1, 2, 3, 0]] (yours is w, x, y, z)": lambda poses: {
+            "quaternion": poses.quaternion[:, [1, 2, 3, 0]]
+        }
+    },
+    {
+        "the inverse rotation (yours turns the frame into the car)": lambda poses: _turned(
+            poses, Rotation.inv
+        )
+    },
+    {
+        "quaternion=(Rotation.from_matrix([[0, 1, 0], [1, 0, 0], [0, 0, -1]]) * "
+        "Rotation.from_quat(quaternion)).as_quat() (yours turns into {kind})": lambda poses: (
+            _turned(poses, lambda turn: FLIP * turn) if poses.frame != "ecef" else None
+        )
+    },
 )
 # A reading that fits worse than the best one by this much is not offered.
 MUCH_WORSE_DEG = 5.0
@@ -157,6 +217,12 @@ def contradictions(track: Track, turn: Rotation) -> Iterator[str]:
     yield from _turning(track, nose, np.sign(ahead))
 
 
+def _motion(poses: Poses) -> tuple[Track, Rotation, Rotation]:
+    """The track, the rotation from the frame into the level one, and (K,) that of the car."""
+    position, into = own_poses.level(poses)
+    return Track.of(poses.t_s, position), into, own_poses.turns(poses, into)
+
+
 def _angle_deg(vectors: np.ndarray, others: np.ndarray, is_line: bool = False) -> float:
     """Median angle between (M, 3) vectors and others; of lines, whichever way they point."""
     size = np.linalg.norm(vectors, axis=1) * np.linalg.norm(others, axis=1)
@@ -204,8 +270,7 @@ def _turning(track: Track, nose: np.ndarray, sign: np.ndarray) -> Iterator[str]:
 
 def check(poses: Poses, where: str, mistakes: Mistakes) -> None:
     """Add what the motion of the poses contradicts: speeds, units, and directions."""
-    position, into = own_poses.level(poses)
-    track, turn = Track.of(poses.t_s, position), own_poses.turns(poses, into)
+    track, into, turn = _motion(poses)
     before = len(mistakes)
     with mistakes.kept():
         _check_speeds(poses, track, turn, where)
@@ -319,12 +384,11 @@ def _check_velocity(poses: Poses, track: Track, into: Rotation, turn: Rotation, 
 
     if not track.moves.any() or (off := off_deg(into.apply(given))) <= MAX_SLIP_DEG:
         return
-    to_enu = Rotation.from_matrix(own_poses.NED_TO_ENU)
     ways = {
         f"velocity_mps along the car's axes: give {_text(poses)}.apply(velocity_mps)": (
             turn.apply(given)
         ),
-        "velocity_mps as (north, east, down)": to_enu.apply(given),
+        "velocity_mps as (north, east, down)": FLIP.apply(given),
         "velocity_mps as (east, north, up)": given,
         "-velocity_mps": -into.apply(given),
     }
@@ -346,12 +410,12 @@ def _text(poses: Poses) -> str:
 
 def _fits(poses: Poses) -> list[str]:
     """The readings of the poses that contradict nothing, with the fewest changes."""
-    readings = _of_headings(poses) if poses.quaternion is None else _of_quaternions(poses)
     fits: list[tuple[float, str]] = []
     fewest = None
-    for number, text, track, turn in readings:
+    for number, text, other in _readings(poses):
         if fewest is not None and number > fewest:
             break
+        track, _, turn = _motion(other)
         if not list(contradictions(track, turn)):
             fewest = number
             fits.append((_off_deg(track, turn), text))
@@ -365,64 +429,22 @@ def _off_deg(track: Track, turn: Rotation) -> float:
     return _tilt_deg(at_marks) + slip_deg(track, at_marks.apply((1, 0, 0)))
 
 
-def _of_headings(poses: Poses) -> Iterator[tuple[int, str, Track, Rotation]]:
-    """(number of changes, what to give, track, turns) of each reading, the fewest first."""
-    position, into = own_poses.level(poses)
-    track = Track.of(poses.t_s, position)
-    assert poses.heading is not None
-    readings = []
-    for text, change in HEADINGS.items():
-        turn = own_poses.turns(poses, into, heading=change(poses.heading))
-        number = 1 + ("radians" in text)  # degrees all near zero would be rare
-        readings.append((number, f"heading_rad={text}", track, turn))
-    for text, other in _other_places(poses):
-        places, into = own_poses.level(other)
-        turn = own_poses.turns(other, into)
-        readings.append((1, f"position_m{text}", Track.of(poses.t_s, places), turn))
-    yield from sorted(readings, key=lambda reading: reading[0])
-
-
-def _other_places(poses: Poses) -> Iterator[tuple[str, Poses]]:
-    """What to write behind `position_m`, and the poses with the places so changed."""
-    values, position = vars(poses), poses.position
-    if poses.frame in ("enu", "ned"):
-        mirrored = Poses(**values | {"position": position * (1, -1, 1)})
-        yield " with -y for y (yours may point to the other side)", mirrored
-    if poses.frame in ("enu", "ned") or np.abs(position[:, :2]).max() <= 90:
-        swapped = Poses(**values | {"position": position[:, [1, 0, 2]]})
-        yield "[:, [1, 0]] (the first two columns the other way round)", swapped
-
-
-def _of_quaternions(poses: Poses) -> Iterator[tuple[int, str, Track, Rotation]]:
-    """The same for each combination of axes, order of the numbers, direction and level frame."""
-    assert poses.quaternion is not None
-    frames = ("enu", "ned") if poses.frame in ("enu", "ned") else (poses.frame,)
-    tracks = {}
-    for frame in frames:
-        position, into = own_poses.level(poses, frame)
-        tracks[frame] = Track.of(poses.t_s, position), into
-    orders = {
-        "": poses.quaternion,
-        "quaternion[:, [1, 2, 3, 0]] (yours is w, x, y, z)": poses.quaternion[:, [1, 2, 3, 0]],
-    }
-    flip = Rotation.from_matrix(own_poses.NED_TO_ENU)  # its own inverse
-    mixed = (False,) if poses.frame == "ecef" else (False, True)
+def _readings(poses: Poses) -> Iterator[tuple[int, str, Poses]]:
+    """(number of changes, what to give, the poses so read), the fewest changes first."""
+    tables = HEADING_READINGS if poses.quaternion is None else QUATERNION_READINGS
+    ways = [
+        [(), *((text, of) for text, of in table.items() if of(poses) is not None)]
+        for table in tables
+    ]
     kind = "east, north, up" if poses.frame == "ned" else "north, east, down"
-    ways = []
-    for frame, axes, order, is_inverse, is_mixed in itertools.product(
-        frames, own_poses.AXES, orders, (False, True), mixed
-    ):
-        changes = [f"frame={frame!r} ({own_poses.FRAMES[frame]})"] * (frame != poses.frame)
-        changes += [f"axes={axes!r}"] * (axes != poses.axes)
-        changes += [f"quaternion={order}"] * bool(order)
-        changes += ["the inverse rotation (yours turns the frame into the car)"] * is_inverse
-        changes += [f"{SWAPPED_WORLD} (yours turns into {kind})"] * is_mixed
-        ways.append((changes, frame, axes, orders[order], is_inverse, is_mixed))
-    for changes, frame, axes, quaternion, is_inverse, is_mixed in sorted(
-        ways, key=lambda way: len(way[0])
-    ):
-        track, into = tracks[frame]
-        turn = Rotation.from_quat(quaternion)
-        turn = turn.inv() if is_inverse else turn
-        turn = flip * turn if is_mixed else turn
-        yield len(changes), ", ".join(changes), track, into * turn * own_poses.car(axes)
+    readings = []
+    for way in itertools.product(*ways):
+        changes = [change for change in way if change]
+        # Degrees all near zero would be rare.
+        number = len(changes) + sum("np.radians" in text for text, _ in changes)
+        readings.append((number, changes))
+    for number, changes in sorted(readings, key=lambda reading: reading[0]):
+        other = poses
+        for _, of in changes:
+            other = dataclasses.replace(other, **of(other))
+        yield number, ", ".join(text for text, _ in changes).replace("{kind}", kind), other

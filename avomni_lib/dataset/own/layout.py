@@ -20,12 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from avomni_lib import files
-from avomni_lib.dataset import cameras
-from avomni_lib.dataset.audit import calibration
+from avomni_lib.dataset import calibration, cameras
 from avomni_lib.dataset.catalog import PRESENCE_FILE
-from avomni_lib.dataset.clip_index import INDEX_FILE
+from avomni_lib.dataset.clip_index import COLLECTION_FILE, INDEX_FILE
 from avomni_lib.dataset.features import FEATURES_FILE
-from avomni_lib.dataset.metadata import COLLECTION_FILE
 
 EGOMOTION = "egomotion"
 CAMERA_MEMBERS = {"video": "mp4", "frame_timestamps": "timestamps.parquet"}

@@ -21,10 +21,9 @@ from typing import Any
 import numpy as np
 
 from avomni_lib import files
-from avomni_lib.dataset import cameras, clocks, motion, streams
-from avomni_lib.dataset.audit import calibration
-from avomni_lib.dataset.audit.findings import DAMAGED, ODD, Finding
+from avomni_lib.dataset import calibration, cameras, checks, streams
 from avomni_lib.dataset.clip_index import SPLITS
+from avomni_lib.dataset.findings import DAMAGED, ODD, Finding
 from avomni_lib.dataset.own import arguments, conventions, layout
 from avomni_lib.dataset.own import poses as own_poses
 from avomni_lib.dataset.own import summary as own_summary
@@ -41,7 +40,7 @@ MIN_COMMON = 0.5
 # Ego motion after the last frame is judged as far as a run keeps it that does not say otherwise.
 HORIZON_S = ProcessingParams().horizon_s
 # What every recording has that is not the data set's own.
-USUAL = ("another frame rate", "shorter than the horizon")
+USUAL = ("another frame rate", "variable frame rate", "shorter than the horizon")
 
 
 @dataclass(frozen=True)
@@ -407,11 +406,11 @@ def _findings(
     for camera, stamps in stamps_us.items():
         argument = "frame_times_s" if camera in clip.frame_times_s else "videos"
         walked, place = walks[camera], f"{argument}[{camera!r}], {where}"
-        agreed = clocks.agree(walked.times_us, stamps, walked.facts["tick_us"])
-        for finding in (*walked.findings, *clocks.check(stamps)[1], *agreed):
+        agreed = checks.agree(walked.times_us, stamps, walked.facts["tick_us"])
+        for finding in (*walked.findings, *checks.clock(stamps)[1], *agreed):
             yield finding, place
-    first, last = clocks.common([(int(s[0]), int(s[-1])) for s in stamps_us.values()])
-    for finding in motion.check(moved, first, last, HORIZON_S)[1]:
+    first, last = checks.common([(int(s[0]), int(s[-1])) for s in stamps_us.values()])
+    for finding in checks.egomotion(moved, first, last, HORIZON_S)[1]:
         yield finding, f"poses, {where}"
 
 

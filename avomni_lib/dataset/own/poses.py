@@ -124,18 +124,14 @@ def read(clip: Any, mistakes: Mistakes, where: str) -> Poses | None:
     return Poses(frame, axes, t_s, **given)  # type: ignore[arg-type]
 
 
-def level(poses: Poses, frame: str | None = None) -> tuple[np.ndarray, Rotation]:
+def level(poses: Poses) -> tuple[np.ndarray, Rotation]:
     """(K, 3) m east, north and up of the first position, or in the given level map; and the
     rotation that takes vectors of the frame into them.
 
     Latitudes, longitudes and geocentric positions go through PROJ's `cart` and `topocentric`: the
     plane that touches the WGS 84 ellipsoid at the first position, without the distortion of a map.
-
-    Args:
-        poses: As they were given.
-        frame: What to take them for instead of `poses.frame`.
     """
-    frame, position = frame or poses.frame, poses.position
+    frame, position = poses.frame, poses.position
     if frame == "enu":
         return position, Rotation.identity()
     if frame == "ned":
@@ -161,26 +157,22 @@ def level(poses: Poses, frame: str | None = None) -> tuple[np.ndarray, Rotation]
     return np.stack(into.transform(*position.T), axis=1), Rotation.from_matrix(axes.T)
 
 
-def turns(poses: Poses, into: Rotation, heading: np.ndarray | None = None) -> Rotation:
+def turns(poses: Poses, into: Rotation) -> Rotation:
     """(K,) rotations from the car's axes (x forward, y left, z up) to the level frame's.
 
     Args:
         poses: As they were given.
         into: Of `level`.
-        heading: What to take instead of the poses' own.
     """
     if poses.quaternion is None:
-        angle = poses.heading if heading is None else heading
+        angle = poses.heading
         assert angle is not None
         if poses.frame != "enu":
             angle = np.pi / 2 - angle
         return Rotation.from_euler("z", angle[:, None])
-    return into * Rotation.from_quat(poses.quaternion) * car(poses.axes)
-
-
-def car(axes: str) -> Rotation:
-    """From forward, left and up to the axes of a car that are called so."""
-    return Rotation.from_matrix(np.transpose(AXES[axes]))
+    # Forward, left and up, in the axes of a car that are called so.
+    car = Rotation.from_matrix(np.transpose(AXES[poses.axes]))
+    return into * Rotation.from_quat(poses.quaternion) * car
 
 
 def is_geocentric(position: np.ndarray) -> bool:

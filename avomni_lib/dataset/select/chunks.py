@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -18,7 +19,7 @@ from avomni_lib.dataset.catalog import (
     required_features,
 )
 from avomni_lib.dataset.download.remote import RemoteFile
-from avomni_lib.dataset.select import balance, filters
+from avomni_lib.dataset.select import filters
 from avomni_lib.dataset.select.filters import Wanted
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
@@ -78,7 +79,7 @@ def rank(catalog: Catalog, p: Params) -> Ranking:
     counts = np.bincount(cells, minlength=len(catalog.chunks) * num_groups)
     counts = counts.reshape(-1, num_groups)
     total = counts.sum(axis=0)
-    quotas = total if limit is None else balance.shares(total, limit)
+    quotas = total if limit is None else shares(total, limit)
     num_taken = p.download.target_chunks
     if p.download.chunks is not None:
         chunks, words = p.download.chunks, "named by download.chunks"
@@ -235,8 +236,8 @@ def _picked(
     have = np.bincount(group, minlength=len(wanted.groups))
     share = have
     if clips.balance_by is not None or clips.max_clips is not None:
-        share = balance.shares(have, clips.max_clips)
-        is_picked = balance.pick(catalog.clips.ids(rows), group, share, p.run.seed)
+        share = shares(have, clips.max_clips)
+        is_picked = pick(catalog.clips.ids(rows), group, share, p.run.seed)
         rows = rows[is_picked]
         words.append(f"{len(rows)} of {len(is_picked)} drawn by run.seed: {p.run.seed}")
     if clips.balance_by is not None:
@@ -298,3 +299,45 @@ def _need_all_named(catalog: Catalog, ranking: Ranking, chunks: tuple[int, ...],
         fix=f"set {parameter} to {value}, name fewer clips, or set download.clips.max_clips to "
         "take no more than there are",
     )
+
+
+def shares(sizes: np.ndarray, total: int | None) -> np.ndarray:
+    """How many to take of each group, as equal as possible.
+
+    Groups that are large enough get the same number, or one more; smaller ones all they have.
+
+    Args:
+        sizes: (groups,) int, what each has.
+        total: At most so many altogether; None: of each as many as the smallest that has any.
+    """
+    if total is None:
+        return np.minimum(sizes, min(sizes[sizes > 0], default=0))
+    # Water stands in joined vessels at one level; those that are lower are full.
+    rising = np.sort(sizes)
+    full = np.cumsum(rising) - rising
+    levels = (total - full) // np.arange(len(sizes), 0, -1)
+    unfilled = np.flatnonzero(levels < rising)
+    taken = np.minimum(sizes, levels[unfilled[0]]) if len(unfilled) else sizes.copy()
+    larger = np.flatnonzero(sizes > taken)
+    taken[larger[: total - int(taken.sum())]] += 1
+    return taken
+
+
+def pick(clip_ids: Sequence[str], group: np.ndarray, wanted: np.ndarray, seed: int) -> np.ndarray:
+    """(clips,) bool which clips to take: so many of each group, drawn by their names and the seed.
+
+    A clip's luck depends on no other clip's, so that a set which grows keeps its picks.
+
+    Args:
+        group: (clips,) int, each clip's group.
+        wanted: (groups,) int, from `shares`.
+    """
+    is_taken = np.zeros(len(group), bool)
+    have = np.bincount(group, minlength=len(wanted))
+    for place in np.flatnonzero((have > 0) & (wanted > 0)):
+        rows = np.flatnonzero(group == place)
+        if have[place] > wanted[place]:
+            luck = [hashlib.sha256(f"{seed}/{clip_ids[row]}".encode()).digest() for row in rows]
+            rows = rows[sorted(range(len(rows)), key=luck.__getitem__)[: wanted[place]]]
+        is_taken[rows] = True
+    return is_taken

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from avomni_lib.dataset.catalog import Catalog, required_features
-from avomni_lib.dataset.metadata import SOURCES, Values
+from avomni_lib.dataset.clip_index import SOURCES, Values
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 

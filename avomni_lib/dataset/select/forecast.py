@@ -1,14 +1,82 @@
-"""What a run would fetch, estimated without the hub, from what is published of the data set."""
+"""What a run would fetch, estimated from what is published of the data set: no source is asked."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from avomni_lib.dataset.catalog import optional_features, required_features
-from avomni_lib.dataset.select.sizes import CLIPS_A_CHUNK, clip_bytes
+from avomni_lib.dataset import cameras
+from avomni_lib.dataset.catalog import (
+    METADATA_FILES,
+    OBSTACLES,
+    Catalog,
+    optional_features,
+    required_features,
+)
+from avomni_lib.dataset.download.remote import RemoteFile
 from avomni_lib.params import Params
 
+# MB (1e6) of each feature of chunk 0 of nvidia/PhysicalAI-Autonomous-Vehicles, read from the hub's
+# listing in July 2026; other chunks differ by some tens of per cent.
+MB_A_CHUNK = {
+    "camera_front_wide_120fov": 2051,
+    "camera_front_tele_30fov": 1627,
+    "camera_cross_left_120fov": 2261,
+    "camera_cross_right_120fov": 2521,
+    "camera_rear_left_70fov": 2130,
+    "camera_rear_right_70fov": 2392,
+    "camera_rear_tele_30fov": 2001,
+    "lidar_top_360fov": 32_340,
+    "egomotion": 36.8,
+    "egomotion.offline": 1.6,
+    "obstacle.offline": 63.7,
+    "camera_intrinsics": 0.04,
+    "camera_intrinsics.offline": 0.2,
+    "sensor_extrinsics": 0.1,
+    "sensor_extrinsics.offline": 0.1,
+    "lidar_intrinsics.offline": 5.2,
+    "vehicle_dimensions": 0.03,
+}
+MB_A_RADAR = 115  # they are published as 14 to 215
+CLIPS_A_CHUNK = 100  # in chunk 0
 MB_METADATA, NUM_METADATA_FILES = 34, 5
+
+# Of a rendered world: measured at 128 × 72 and 320 × 180.
+WORLD_FPS = 30
+WORLD_BYTES_A_PIXEL = {"h264": 0.2, "hevc": 0.05}  # HEVC at 1920 × 1080, where H.264 is 0.08
+WORLD_EGO_BYTES_A_S, WORLD_EGO_EXTRA_S = 9_000, 10
+WORLD_OBSTACLES_BYTES, WORLD_OBSTACLES_BYTES_A_S = 5_500, 2_100
+
+
+def clip_bytes(p: Params, feature: str) -> float:
+    """What a clip adds to a chunk's file of this feature, in bytes; an estimate."""
+    world = p.rendered
+    if world is None:
+        return MB_A_CHUNK.get(feature, MB_A_RADAR) * 1e6 / CLIPS_A_CHUNK
+    if feature in cameras.BY_NAME:
+        pixels = WORLD_FPS * world.clip_seconds * world.width * world.height
+        return pixels * WORLD_BYTES_A_PIXEL[world.codec]
+    seconds = world.clip_seconds + WORLD_EGO_EXTRA_S
+    if feature == OBSTACLES:
+        return WORLD_OBSTACLES_BYTES + WORLD_OBSTACLES_BYTES_A_S * world.clip_seconds
+    return WORLD_EGO_BYTES_A_S * seconds if feature == "egomotion" else 0.0
+
+
+def estimated(catalog: Catalog, chunks: Iterable[int], p: Params) -> dict[str, RemoteFile]:
+    """The files of these chunks with estimated sizes, and the metadata as they lie on the disk."""
+    sizes = {}
+    for path in METADATA_FILES:
+        if (catalog.folder / path).is_file():
+            sizes[path] = RemoteFile(path, (catalog.folder / path).stat().st_size)
+    names = (*required_features(p), *catalog.listed(optional_features(p)))
+    features = [catalog.features[name] for name in names]
+    each = [catalog.num_present(f.name) * clip_bytes(p, f.name) for f in features]
+    for chunk in chunks:
+        place = catalog.place(chunk)
+        for feature, num_bytes in zip(features, each, strict=True):
+            path = feature.chunk_path.format(chunk_id=chunk)
+            sizes[path] = RemoteFile(path, int(num_bytes[place]))
+    return sizes
 
 
 @dataclass(frozen=True)

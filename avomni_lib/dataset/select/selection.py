@@ -25,7 +25,7 @@ from avomni_lib.dataset.download.remote import RemoteFile
 from avomni_lib.dataset.download.verified import Verified, hold
 from avomni_lib.dataset.select import manifest as chosen_file
 from avomni_lib.dataset.select.chunks import ChunkChoice, Ranking, choose_chunks, rank
-from avomni_lib.dataset.select.sizes import estimated
+from avomni_lib.dataset.select.forecast import estimated
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 
@@ -64,6 +64,16 @@ class Selection:
     @property
     def num_bytes(self) -> int:
         return sum(file.size for file in self.files)
+
+    def places(self, more: Iterable[int] = ()) -> dict[str, tuple[str, int | None]]:
+        """Path -> (feature, chunk) of every file of the chunks, and of more; ("", None) of tables
+        about all clips."""
+        places: dict[str, tuple[str, int | None]] = {file.path: ("", None) for file in self.files}
+        for chunk in (*self.choice.chunks, *more):
+            for feature in (*self.features, *self.optional):
+                for path in self.catalog.files([chunk], [feature]):
+                    places[path] = (feature, chunk)
+        return places
 
 
 def source_in_words(p: Params) -> str:
@@ -175,17 +185,12 @@ def listed(p: Params, hub: Hub | None) -> list[dict[str, Any]]:
         AvomniError: as `select`; the licence is not decided on.
     """
     with opened(p, hub) as (_, verified, selection):
-        place = {
-            path: (feature, chunk)
-            for feature in (*selection.features, *selection.optional)
-            for chunk in selection.choice.chunks
-            for path in selection.catalog.files([chunk], [feature])
-        }
+        places = selection.places()
     rows = []
     for file in selection.files:
-        feature, chunk = place.get(file.path, (None, None))
+        feature, chunk = places[file.path]
         here = bool(verified.known(file) or verified.needs_hash(file))
-        row = {"path": file.path, "feature": feature, "chunk": chunk, "size": file.size}
+        row = {"path": file.path, "feature": feature or None, "chunk": chunk, "size": file.size}
         rows.append(row | {"is_here": here})
     return rows
 

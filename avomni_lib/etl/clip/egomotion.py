@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial.transform import Rotation, Slerp
 
-from avomni_lib.dataset import motion
-from avomni_lib.dataset.audit import findings
-from avomni_lib.dataset.motion import path_length
+from avomni_lib.dataset import checks, findings
+from avomni_lib.dataset.checks import path_length
 from avomni_lib.errors import AvomniError
 
 COLUMNS = ("timestamp", "x", "y", "z", "qx", "qy", "qz", "qw", "vx", "vy", "vz")
@@ -64,20 +63,20 @@ class Egomotion:
                 video, and a fault there is none of the clip's.
 
         Raises:
-            AvomniError: a column is missing, or `dataset.motion` finds the rows damaged.
+            AvomniError: a column is missing, or `dataset.checks` finds the rows damaged.
         """
         missing = [name for name in COLUMNS if name not in columns]
         if missing:
             raise AvomniError(f"ego motion without the columns {', '.join(missing)}")
         held = {name: np.asarray(columns[name]) for name in COLUMNS}
         t_us = held["timestamp"]
-        keep = slice(0, len(t_us)) if span_us is None else motion.needed(t_us, *span_us)
+        keep = slice(0, len(t_us)) if span_us is None else checks.needed(t_us, *span_us)
         if len(t_us) >= 2 and keep.stop - keep.start < 2:
             raise AvomniError(
                 f"ego motion lasts from {t_us[0]} µs to {t_us[-1]} µs and says nothing about "
                 f"{span_us[0]} to {span_us[1]} µs"
             )
-        findings.refuse(motion.faults(held, keep), "egomotion")
+        findings.refuse(checks.faults(held, keep), "egomotion")
         values = np.stack([held[name][keep].astype(np.float64) for name in COLUMNS[1:]], axis=1)
         position, quaternion, velocity = values[:, :3], values[:, 3:7], values[:, 7:]
         quaternion = quaternion / np.linalg.norm(quaternion, axis=1, keepdims=True)

@@ -87,7 +87,7 @@ def placed(
     """The labels of a span, as `read` gives them; those with values that are none are left out.
 
     Args:
-        labels: Columns as `dataset.obstacles.columns` gives them.
+        labels: Columns as `dataset.clip.obstacle_columns` gives them.
     """
     middle, size = (_axes(labels, name, "xyz") for name in ("center", "size"))
     turn, seen_us = _axes(labels, "orientation", "xyzw"), labels["timestamp_us"]

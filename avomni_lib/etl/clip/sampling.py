@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from avomni_lib import grids
-from avomni_lib.dataset import cameras, clocks, motion
-from avomni_lib.dataset.audit import calibration, findings
+from avomni_lib.dataset import calibration, cameras, checks, findings
 from avomni_lib.dataset.clip import Clip
 from avomni_lib.dataset.limits import HISTORY_S
 from avomni_lib.errors import AvomniError
@@ -137,10 +136,10 @@ def clip_times(
         AvomniError: the ego motion is damaged or does not cover what all cameras show, or there is
             no such time.
     """
-    first, last = clocks.common([(int(s[0]), int(s[-1])) for s in stamps])
+    first, last = checks.common([(int(s[0]), int(s[-1])) for s in stamps])
     where = f"egomotion of clip {clip.clip_id}"
     columns = clip.egomotion()
-    findings.refuse(motion.check(columns, first, last, horizon_s)[1], where)
+    findings.refuse(checks.egomotion(columns, first, last, horizon_s)[1], where)
     ego = Egomotion.from_columns(columns, (first, int(last + horizon_s * 1e6)))
     # Where cameras share less than an interval, they share their last moment.
     return sample_times([min(steady_start(stamps), last)], [last], sample_hz), ego

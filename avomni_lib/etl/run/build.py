@@ -19,7 +19,7 @@ from avomni_lib import __version__, files
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.catalog import REASONING_FILE, required_features
 from avomni_lib.dataset.download.hub import Hub
-from avomni_lib.dataset.select import split, users
+from avomni_lib.dataset.select import evicted, split
 from avomni_lib.dataset.select.manifest import Chosen, open_catalog, path_of, read_chosen
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache import memmap, shard, windows
@@ -94,7 +94,7 @@ def _verdict(p: Params) -> chunk_sizes.Verdict:
     done = [work.chunk for work in found if not to_read[work.chunk] and work.shard]
     sizes = ChunkSizes(p, chosen, found, done)
     rows, warnings, figures = chunk_sizes.verdict(p, sizes.left, sizes.start, len(done))
-    refused = None if p.download.evict_shared else users.refusal(p, sizes.to_evict(done))
+    refused = None if p.download.evict_shared else evicted.refusal(p, sizes.to_evict(done))
     if refused:
         warnings = [*warnings, f"{refused.what}; {refused.fix}"]
     return rows, warnings, figures

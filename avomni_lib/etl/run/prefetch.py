@@ -19,7 +19,7 @@ from avomni_lib.dataset.download import download
 from avomni_lib.dataset.download.hub import Hub
 from avomni_lib.dataset.download.remote import RemoteFile
 from avomni_lib.dataset.download.verified import Verified
-from avomni_lib.dataset.select import evicted, selection, users
+from avomni_lib.dataset.select import evicted, selection
 from avomni_lib.dataset.select.manifest import Chosen
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.run import chunk_sizes, disk_budget, forecast
@@ -75,7 +75,7 @@ class Prefetch:
         done = {work.chunk for work in works if not to_read[work.chunk] and work.shard}
         self._sizes = sizes = ChunkSizes(p, chosen, works, done)
         left = sizes.left
-        users.need_alone(p, sizes.to_evict(done))
+        evicted.need_alone(p, sizes.to_evict(done))
         self._limit = float("inf")
         if p.download.evict_raw:
             self._limit = p.download.target_size_gb * 1e9

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from avomni_lib.dataset import clocks
-from avomni_lib.dataset.audit import findings
+from avomni_lib.dataset import checks, findings
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.video import stream
 from avomni_lib.etl.video.decord_reader import by_decord
@@ -108,10 +107,10 @@ def check_clock(timestamps_us: np.ndarray, video: Stream) -> None:
         timestamps_us: (N,) int64 µs, increasing.
 
     Raises:
-        Damaged: as `clocks.agree` finds.
+        Damaged: as `checks.agree` finds.
     """
     tick_us = 1e6 * float(video.time_base)
-    found = clocks.agree(video.times_us, timestamps_us, tick_us)
+    found = checks.agree(video.times_us, timestamps_us, tick_us)
     findings.refuse(found, video.name, stream.FETCH_AGAIN, stream.Damaged)
 
 

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from avomni_lib.dataset import streams
-from avomni_lib.dataset.audit import findings
+from avomni_lib.dataset import findings, streams
 from avomni_lib.dataset.containers import NotVideo
 from avomni_lib.errors import AvomniError
 

@@ -1,33 +1,180 @@
-"""Ego motion under test: order, rotations, gaps, jumps and speeds.
+"""Who decides that a clip is damaged: 01_audit, 03_etl and `own.pack` all ask here.
 
-What is `damaged` 01, 03 and `own.pack` all leave out, and only where a run needs it: the recording
-goes on for two minutes after the video. What they take, but no car does, is `odd`.
+video      a camera's stream, read packet by packet (`streams`)
+clock      the timestamps of its frames; `agree` holds them against the video
+egomotion  the poses of the car, where a run needs them; `faults` of a table by itself
+calibration.row  a row of a lens, a mount or a car (a module of its own)
+
+Each gives `findings.Finding`s without a place. What is `damaged` all three leave out
+(`findings.refuse`); what they take, but is strange, is `odd`. The limits stand in `limits`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from avomni_lib.dataset import limits
-from avomni_lib.dataset.audit.findings import DAMAGED, ODD, Finding
+from avomni_lib.dataset import limits, streams
+from avomni_lib.dataset.containers import NotVideo
+from avomni_lib.dataset.findings import DAMAGED, ODD, Finding
 
+K = TypeVar("K")
 UNUSED = ("ax", "ay", "az", "curvature")
 NOT_FINITE = "not a number"
 
 
-def check(
+def video(source: streams.Source) -> streams.Walked:
+    """Read a video's packets and judge them; a file that is no video is a finding too."""
+    try:
+        with streams.opened(source) as (container, peek):
+            if container.streams.video:
+                return streams.Scan(container, peek).walk()
+            fault = Finding(DAMAGED, "no video", "the mp4 has no video")
+    except (NotVideo, OSError) as error:
+        reason = error.what if isinstance(error, NotVideo) else error
+        fault = Finding(DAMAGED, "the mp4 does not open", str(reason))
+    return streams.Walked({}, [fault], np.zeros(0, np.int64))
+
+
+def clock(times_us: np.ndarray) -> tuple[dict[str, Any], list[Finding]]:
+    """Facts about a clock, and what is wrong with it.
+
+    Args:
+        times_us: (N,) int64 µs, a row a frame.
+
+    Returns:
+        Facts as plain values: num_timestamps, first_us, last_us, step_ms (median), num_dropped;
+        and findings without a place.
+    """
+    facts: dict[str, Any] = {"num_timestamps": len(times_us)}
+    if not len(times_us):
+        return facts, [Finding(DAMAGED, "no timestamps", "the table of timestamps is empty")]
+    if len(times_us) < 2:
+        reason = "the table of timestamps has 1 row; at least 2 are needed"
+        return facts, [Finding(DAMAGED, "no timestamps", reason)]
+    facts |= {"first_us": int(times_us[0]), "last_us": int(times_us[-1])}
+    steps = np.diff(times_us)
+    falls = np.flatnonzero(steps <= 0)
+    if len(falls):
+        row = falls[0]
+        reason = (
+            f"timestamps do not rise at row {row + 1}: {times_us[row]} then {times_us[row + 1]} µs"
+        )
+        return facts, [Finding(DAMAGED, "timestamps do not rise", reason)]
+    findings = []
+    if times_us[0] <= -limits.FIRST_S * 1e6 or times_us[0] >= limits.FIRST_S * 1e6:
+        reason = (
+            f"the first frame is at {times_us[0] / 1e6:.3f} s, not within ±{limits.FIRST_S} s of 0"
+        )
+        findings.append(Finding(ODD, "first frame far from 0", reason))
+    step = float(np.median(steps))
+    facts["step_ms"] = round(step / 1e3, 3)
+    if abs(step / 1e6 / limits.STEP_S - 1) > limits.RATE_TOLERANCE:
+        reason = f"{step / 1e3:.1f} ms from frame to frame, not {limits.STEP_S * 1e3:.1f}"
+        findings.append(Finding(ODD, "another frame rate", reason))
+    longest = int(np.argmax(steps))
+    if steps[longest] > limits.MAX_GAP_S * 1e6:
+        reason = (
+            f"no frame for {steps[longest] / 1e6:.2f} s at {times_us[longest] / 1e6:.2f} s "
+            f"(row {longest + 1}); {limits.MAX_GAP_S} s is the most"
+        )
+        findings.append(Finding(DAMAGED, "a gap between frames", reason))
+    gaps = np.flatnonzero(steps > limits.DROPPED * step)
+    missing = int(np.rint(steps[gaps] / step - 1).sum())
+    facts["num_dropped"] = missing
+    if len(gaps) and not (findings and findings[-1].severity == DAMAGED):  # told already
+        row = int(gaps[np.argmax(steps[gaps])])
+        reason = (
+            f"{missing} frames are missing in {len(gaps)} gaps; the longest is "
+            f"{steps[row] / 1e3:.1f} ms at row {row + 1}, {times_us[row] / 1e6:.2f} s"
+        )
+        findings.append(Finding(ODD, "dropped frames", reason))
+    close = np.flatnonzero(steps < limits.TOO_CLOSE * step)
+    if len(close):
+        row = int(close[0])
+        reason = (
+            f"{len(close)} frames follow too soon, as {steps[row] / 1e3:.1f} ms at row {row + 1}"
+        )
+        findings.append(Finding(ODD, "frames too close", reason))
+    return facts, findings
+
+
+def agree(video_us: np.ndarray, times_us: np.ndarray, tick_us: float) -> list[Finding]:
+    """Whether video and clock of one camera speak of the same frames.
+
+    Of a file at a constant rate only the rate says anything: it counts frames, and where a camera
+    dropped one, its timestamps alone have a gap. One whose frames differ in length keeps time, and
+    then every interval must agree.
+
+    Args:
+        video_us: (N,) int64 µs of the frames that the file shows, counted from the first one.
+        times_us: (M,) int64 µs, rising.
+        tick_us: One unit of the file's times.
+    """
+    if len(video_us) != len(times_us):
+        reason = f"{len(video_us)} frames in the mp4, {len(times_us)} timestamps"
+        return [Finding(DAMAGED, "frames and timestamps differ in number", reason)]
+    if len(times_us) < 2:
+        return []
+    own_us, given_us = np.diff(video_us), np.diff(times_us)
+    usual_us, given_usual_us = float(np.median(own_us)), float(np.median(given_us))
+    if abs(usual_us - given_usual_us) > limits.CLOCK_TOLERANCE * given_usual_us:
+        reason = (
+            f"the video's frames are {usual_us / 1e3:.1f} ms apart, those of its timestamps "
+            f"{given_usual_us / 1e3:.1f} ms: they belong to another video"
+        )
+        return [Finding(DAMAGED, "video and timestamps differ in rate", reason)]
+    apart = np.abs(own_us - given_us)
+    keeps_time = np.ptp(own_us) > max(2 * tick_us, limits.CLOCK_TOLERANCE * usual_us)
+    if keeps_time and apart.max() > limits.INTERVAL_TOLERANCE * usual_us:
+        row = int(apart.argmax())
+        reason = (
+            f"frame {row + 1} follows {own_us[row] / 1e3:.1f} ms after the one before in the "
+            f"video, {given_us[row] / 1e3:.1f} ms in its timestamps: frames or rows are missing"
+        )
+        return [Finding(DAMAGED, "video and timestamps differ", reason)]
+    return []
+
+
+def common(spans_us: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """(first, last) µs of what all cameras show; the last lies before the first where nothing is.
+
+    Args:
+        spans_us: First and last frame of each camera.
+    """
+    return max(first for first, _ in spans_us), min(last for _, last in spans_us)
+
+
+def ends(last_us: Mapping[K, int]) -> dict[K, Finding]:
+    """Which cameras of which clips end apart from what is usual here, the median.
+
+    Args:
+        last_us: Any name of a camera of a clip -> time of its last frame.
+    """
+    usual_us = float(np.median([*last_us.values()])) if last_us else 0.0
+    return {
+        key: Finding(
+            ODD,
+            "ends apart from the others",
+            f"the last frame is at {last / 1e6:.2f} s; usual here is {usual_us / 1e6:.2f} s",
+        )
+        for key, last in last_us.items()
+        if abs(last - usual_us) > limits.END_TOLERANCE_S * 1e6
+    }
+
+
+def egomotion(
     columns: Mapping[str, np.ndarray], first_us: int, last_us: int, horizon_s: float
 ) -> tuple[dict[str, Any], list[Finding]]:
     """Facts about a clip's ego motion, and what is wrong with it.
 
     Args:
         columns: `clip.EGOMOTION_COLUMNS`, (N,) each; timestamp int64 µs, the rest float64.
-        first_us, last_us: What all of the clip's cameras show (`clocks.common`).
+        first_us, last_us: What all of the clip's cameras show (`common`).
         horizon_s: Seconds that a run wants after it.
 
     Returns:

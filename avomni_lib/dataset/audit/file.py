@@ -1,8 +1,8 @@
 """One file of the data set, checked: from the outside, or whole, from its first byte to its last.
 
-From the outside that is its name, size and table of contents. A whole file goes by in blocks: hash
-of the file, checksum of each member, and as soon as a member has gone by, its own check, which
-finds it in the page cache. Memory does not grow with the file.
+From the outside that is its name, size and table of contents; of calibration, its rows. A whole
+file goes by in blocks: hash of the file, checksum of each member, and as soon as a member has gone
+by, its own check, which finds it in the page cache. Memory does not grow with the file.
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from avomni_lib.dataset import cameras, clocks, limits, motion, obstacles, streams
-from avomni_lib.dataset.audit import calibration
-from avomni_lib.dataset.audit.findings import DAMAGED, FILE, MEMBER, ODD, WHOLE, Finding
+from avomni_lib.dataset import calibration, cameras, checks
+from avomni_lib.dataset.calibration import CalibrationTable
 from avomni_lib.dataset.catalog import OBSTACLES
-from avomni_lib.dataset.clip import EGOMOTION_COLUMNS, CalibrationTable, motion_columns
+from avomni_lib.dataset.clip import columns
+from avomni_lib.dataset.download.remote import RemoteFile
+from avomni_lib.dataset.findings import DAMAGED, FILE, MEMBER, ODD, WHOLE, Finding
 from avomni_lib.dataset.names import printable
 from avomni_lib.dataset.stored_zip import (
     LOCAL_HEADER,
@@ -37,7 +36,6 @@ from avomni_lib.dataset.stored_zip import (
     is_stored,
     members,
 )
-from avomni_lib.dataset.tables import key_column, read_table, time_column
 from avomni_lib.errors import AvomniError
 
 log = logging.getLogger(__name__)
@@ -142,7 +140,7 @@ def outside(job: FileJob) -> list[Finding]:
         return [Finding(DAMAGED, "another size than the source's", reason, WHOLE)]
     try:
         if job.members:
-            return list(_zip(job, directory(job.place), size))
+            return list(_zip(job, directory(job.place)))
         if job.feature in calibration.TABLES:
             return list(_table(job))
     except AvomniError as error:
@@ -155,12 +153,11 @@ def severity_of(kind: str) -> str:
     return DAMAGED if kind in NEEDED else ODD
 
 
-def _zip(job: FileJob, held: Directory, size: int) -> Iterator[Finding]:
+def _zip(job: FileJob, held: Directory) -> Iterator[Finding]:
     expected = job.names()
-    for name in sorted(expected.keys() - held.entries.keys()):
-        clip_id, kind = expected[name]
-        reason = f"no member {name}"
-        yield Finding(severity_of(kind), "no member", reason, MEMBER, clip_id=clip_id)
+    for name, (clip_id, kind) in sorted(expected.items()):
+        if fault := held.fault(name):
+            yield Finding(severity_of(kind), *fault, MEMBER, clip_id=clip_id)
     ignored, denied = set(job.ignored), set(job.denied)
     strangers = sorted(held.entries.keys() - expected.keys())
     strangers = [n for n in strangers if n.partition(".")[0] not in ignored]
@@ -170,53 +167,23 @@ def _zip(job: FileJob, held: Directory, size: int) -> Iterator[Finding]:
     if unknown := sorted(set(strangers) - set(unlisted)):
         reason = f"a member of no clip: {_first(unknown)}"
         yield Finding(ODD, "a member of no clip", reason, FILE)
-    order = sorted(held.entries, key=lambda name: held.entries[name].header_offset)
-    for name, after in zip(order, [*order[1:], None], strict=True):
-        entry, fault = held.entries[name], None
-        end = held.entries[after].header_offset if after else size
-        if not is_stored(entry):
-            fault = ("not stored", f"member {name} is compressed, not stored")
-        elif name in held.repeated:
-            fault = ("a member twice", f"member {name} stands in the zip more than once")
-        elif entry.header_offset + LOCAL_HEADER.size + len(name.encode()) + entry.file_size > end:
-            fault = ("members overlap", f"member {name} reaches into the next")
-        elif not entry.file_size:
-            fault = ("an empty member", f"member {name} is empty")
-        if fault and name in expected:
-            clip_id, kind = expected[name]
-            yield Finding(severity_of(kind), *fault, MEMBER, clip_id=clip_id)
 
 
 def _table(job: FileJob) -> Iterator[Finding]:
     key, numbers = calibration.TABLES[job.feature]
-    where = str(job.place)
-    try:
-        with pq.ParquetFile(job.place) as table:
-            if table.metadata.num_rows > limits.MAX_ROWS:
-                raise AvomniError(f"the table has {table.metadata.num_rows:,} rows", where=where)
-            names = table.schema_arrow.names
-            keys = [n for n in names if n in ("clip_id", key) or n.startswith("__index_level_")]
-            held = table.read(columns=keys)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise AvomniError(f"not a readable parquet file: {reason}", where=where) from None
-    if lacking := [name for name in numbers if name not in names]:
+    table = CalibrationTable(job.place, key, str(job.place))
+    if lacking := [name for name in numbers if name not in table.column_names]:
         reason = f"no column {lacking[0]}{_more(lacking)}"
         yield Finding(DAMAGED, "a column is missing", reason, WHOLE)
-    clip_ids = key_column(held, "clip_id", where)
-    sensors = key_column(held, key, where, level=1) if key else [None] * len(clip_ids)
-    rows: dict[tuple[str, str | None], int] = {}
-    for pair in zip(clip_ids, sensors, strict=True):
-        rows[pair] = rows.get(pair, 0) + 1
     for clip_id in job.clip_ids:
         for sensor in calibration.sensors(job.feature, job.cameras):
-            count = rows.get((clip_id, sensor), 0)
+            count = table.count(clip_id, sensor)
             if count != 1:
                 of = f" of {sensor}" if sensor else ""
                 reason = f"{job.feature} has {count or 'no'} row{'s' if count else ''}{of}"
                 what = "rows that contradict" if count else "no row"
                 yield Finding(DAMAGED, what, reason, MEMBER, clip_id=clip_id)
-    if unknown := sorted({*clip_ids} - {None, *job.clip_ids, *job.denied, *job.ignored}):
+    if unknown := sorted(table.clip_ids - {None, *job.clip_ids, *job.denied, *job.ignored}):
         reason = f"a row of no clip: {_first(unknown)}"
         yield Finding(ODD, "a row of no clip", reason, FILE)
 
@@ -237,10 +204,10 @@ class _Pass:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
         self.path, self.place = job.place, 0
         self._file, self._job = file, job
-        self._sha256 = hashlib.sha256()
-        # Git's id, which the hub gives for small files: remote.git_blob_id.
-        self._git = hashlib.sha1(b"blob %d\0" % job.size)
-        self._needs_git = bool(job.blob_id and not job.sha256)
+        self._remote = RemoteFile(job.path, job.size, job.sha256, job.blob_id)
+        self._hash = self._remote.new_hash()
+        # Told of every file, also where the source knows it by git's id.
+        self._sha256 = self._hash if self._hash.name == "sha256" else hashlib.sha256()
         self._buffer = memoryview(bytearray(BLOCK_BYTES))
 
     @property
@@ -279,23 +246,19 @@ class _Pass:
     def _next(self, count: int) -> memoryview:
         length = self._file.readinto(self._buffer[: min(count, BLOCK_BYTES)]) or 0
         block = self._buffer[:length]
-        self._sha256.update(block)
-        if self._needs_git:
-            self._git.update(block)
+        self._hash.update(block)
+        if self._sha256 is not self._hash:
+            self._sha256.update(block)
         self.place += length
         return block
 
     def verdict(self, findings: list[Finding]) -> list[Finding]:
         """Whether these were the source's bytes."""
-        job = self._job
-        if job.sha256 and self.sha256 != job.sha256:
-            reason = "its sha256 is wrong"
-        elif self._needs_git and self._git.hexdigest() != job.blob_id:
-            reason = "its git blob id is wrong"
-        else:
+        reason = self._remote.wrong(self.place, self._hash)
+        if reason is None:
             return []
         # The members' own checksums tell whose clip it is; a table has none.
-        is_zip = job.members and not any(finding.reach == WHOLE for finding in findings)
+        is_zip = self._job.members and not any(finding.reach == WHOLE for finding in findings)
         what = "another content than the source's"
         return [Finding(DAMAGED, what, reason, FILE if is_zip else WHOLE)]
 
@@ -319,7 +282,7 @@ def _read(job: FileJob, passed: _Pass, findings: list[Finding], facts: dict[str,
                     _add(findings, clip_id, more)
         if job.feature in cameras.BY_NAME:
             for clip_id, of_clip in facts.items():
-                _add(findings, clip_id, [*_agree(of_clip, times[clip_id]), *streams.rate(of_clip)])
+                _add(findings, clip_id, _agree(of_clip, times[clip_id]))
 
 
 def _member(
@@ -355,7 +318,7 @@ def _agree(facts: Mapping[str, Any], times: Mapping[str, np.ndarray]) -> list[Fi
     """A camera's video against its clock, where both could be read."""
     if times.keys() < {"video", "frame_timestamps"}:
         return []
-    return clocks.agree(times["video"], times["frame_timestamps"], facts["tick_us"])
+    return checks.agree(times["video"], times["frame_timestamps"], facts["tick_us"])
 
 
 def _content(
@@ -365,21 +328,18 @@ def _content(
     severity = severity_of(kind)
     try:
         if kind == "video":
-            walked = streams.walk(part)
+            walked = checks.video(part)
             if walked.facts:
                 times[kind] = walked.times_us
             return walked.facts, walked.findings
         if kind in ("frame_timestamps", "egomotion", OBSTACLES):
-            table = read_table(part.read(), job.path, max_rows=limits.MAX_ROWS)
+            held = columns(kind, part.read(), job.path)
         if kind == "frame_timestamps":
-            times[kind] = time_column(table, "timestamp", job.path)
-            return clocks.check(times[kind])
+            times[kind] = held
+            return checks.clock(held)
         if kind == "egomotion":
-            columns = motion_columns(table, EGOMOTION_COLUMNS, job.path)
             first_us, last_us = job.beside.get(clip_id, {}).get("span_us", (0, 0))
-            return motion.check(columns, first_us, last_us, job.horizon_s)
-        if kind == OBSTACLES:
-            obstacles.columns(table, job.path)
+            return checks.egomotion(held, first_us, last_us, job.horizon_s)
     except AvomniError as error:
         what = f"the table of {kind} is not as agreed"
         return {}, [Finding(severity, what, f"{kind}: {error.what}")]
