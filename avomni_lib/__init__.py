@@ -13,6 +13,7 @@ errors       the one error type
 files        files that appear whole or not at all, hashes, locks, room on the disk
 hardware     this machine, and the choices that follow from it
 plan         what a stage says before it works, and its progress bar
+cli          what each command of `avomni` takes, does and returns
 workers      jobs in processes that may die or hang
 dataset/     what a clip is and where it lives
 etl/         clips to memmaps

@@ -1,6 +1,7 @@
 """`avomni`, as `python -m avomni_lib`: what it prints for people and machines, and its codes."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -11,21 +12,23 @@ from pathlib import Path
 import pytest
 import yaml
 
-from avomni_lib import __main__ as command_line
+import avomni_lib
 from avomni_lib import files
-from avomni_lib.__main__ import COMMANDS, EXAMPLES, EXIT_CODES, _parser, main
+from avomni_lib.__main__ import main
+from avomni_lib.cli import EXAMPLES, EXIT_CODES
 from avomni_lib.etl.cache.verify import VerifiedCache
 from avomni_lib.evaluation.comparison import Compared
-from avomni_lib.notebook import commands
 from avomni_lib.notebook.pages import terminal
 from avomni_lib.notebook.run import pipeline
 from avomni_lib.plan import Plan
 from avomni_lib.training.doctor.findings import Finding, Report
+from avomni_lib.training.forecast import estimate
 from tests import folder_run
+from tests.commands import parsed
 from tests.published_set import write_published_set
 
 DEMO = str(files.PROJECT_ROOT / "params" / "demo.yaml")
-LINES = [line.strip() for line in EXAMPLES.splitlines() if "python -m avomni_lib" in line]
+LINES = [line.strip() for lines in EXAMPLES.values() for line in lines.splitlines() if line]
 AVOMNI = Path(sys.executable).with_name("avomni")
 VERIFIED = VerifiedCache(2, 10, 3_500_000, 1_234, 56_789, {"train": 1_000, "val": 4, "test": 230})
 KEYS = ("a", "b", "difference", "low", "high")
@@ -67,24 +70,24 @@ def params_file(tmp_path: Path) -> str:
 def test_every_example_of_the_help_is_a_command(line: str):
     command = shlex.split(re.split(r"  +", line)[0])
     assert command[:3] == ["python", "-m", "avomni_lib"]
-    _parser().parse_args(command[3:])
+    assert parsed(command[3:])[0] == command[3]
 
 
 def test_help_names_the_commands_and_exit_codes():
     done = subprocess.run([sys.executable, "-m", "avomni_lib", "--help"], capture_output=True)
     assert done.returncode == 0
-    for word in (*COMMANDS, *EXIT_CODES.splitlines(), "--print-completion"):
-        assert word in done.stdout.decode()
+    text = done.stdout.decode()
+    for word in (*EXAMPLES, *EXIT_CODES.splitlines(), "--install-completion"):
+        assert word in text
+    assert not re.search("\x1b|[─│╭]", text), "plain text"
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_each_command_has_its_own_help_with_an_example(name: str, capsys: pytest.CaptureFixture):
-    with pytest.raises(SystemExit) as stopped:
-        main([name, "--help"])
-    said = capsys.readouterr().out
-    assert stopped.value.code == 0
-    assert f"python -m avomni_lib {name} " in said and EXIT_CODES in said and "--json" in said
-    assert getattr(commands, name), "and it is a function"
+    assert main([name, "--help"]) == 0
+    lines = capsys.readouterr().out
+    assert f"python -m avomni_lib {name} " in lines and "--json" in lines
+    assert all(line in lines for line in EXIT_CODES.splitlines())
 
 
 def test_limit_takes_at_most_so_many_chunks(capsys: pytest.CaptureFixture):
@@ -101,17 +104,24 @@ def test_limit_takes_at_most_so_many_chunks(capsys: pytest.CaptureFixture):
         (["plan", DEMO, "--limit", "0"], "--limit"),
         (["plan", DEMO, "--limit", "-1"], "--limit"),
         (["plan", DEMO, "--limit", "two"], "--limit"),
-        (["fly", DEMO], "invalid choice: 'fly'"),
-        (["compare", "outputs/a"], "RUN"),
-        ([], "command"),
+        (["fly", DEMO], "No such command 'fly'"),
+        (["compare", "outputs/a"], "'runs' takes 2 values"),
+        ([], "Missing command"),
+        (["run", "--only"], "--only"),
     ],
     ids=" ".join,
 )
 def test_wrong_use_is_2(wrong: list[str], named: str, capsys: pytest.CaptureFixture):
-    with pytest.raises(SystemExit) as stopped:
-        main(wrong)
-    assert stopped.value.code == 2
-    assert named in capsys.readouterr().err
+    assert main(wrong) == 2
+    error = capsys.readouterr().err
+    assert named in error and error.startswith("error: ") and "--help" in error
+
+
+def test_an_option_takes_several_values_at_once():
+    line = ["run", "a.yaml", "--only", "01", "02", "--params", "b.yaml", "c.yaml", "--force"]
+    _, values = parsed(line)
+    assert values["only"] == ["01", "02"] and values["force"]
+    assert (values["paths"], values["more"]) == (["a.yaml"], ["b.yaml", "c.yaml"])
 
 
 MISTAKES = [
@@ -142,10 +152,10 @@ def test_a_mistake_is_1_with_one_message_and_no_traceback(
 
 @pytest.mark.parametrize("flags", [[], ["--json"]], ids=["", "json"])
 def test_ctrl_c_is_130(flags, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
-    def interrupted(p, options):
+    def interrupted(p):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "plan", interrupted)
+    monkeypatch.setattr(estimate, "plan_run", interrupted)
     assert main(["plan", DEMO, *flags]) == 130
     said = capsys.readouterr()
     assert "run the same command again: it goes on from here" in said.err
@@ -272,18 +282,18 @@ def test_a_reader_that_leaves_is_no_traceback():
 
 
 def completions(*words: str) -> set[str]:
-    """What bash offers after these words."""
-    script = subprocess.run([AVOMNI, "--print-completion", "bash"], capture_output=True, text=True)
-    assert script.returncode == 0
-    name = re.search(r"complete .*-F (\w+) avomni", script.stdout)[1]
-    ask = f"COMP_WORDS=({shlex.join(words)}); COMP_CWORD={len(words) - 1}"
-    line = f'COMP_LINE="{" ".join(words)}"; COMP_POINT=${{#COMP_LINE}}'
-    call = f'{name}; printf "%s\\n" "${{COMPREPLY[@]}}"'
-    done = subprocess.run(
-        ["bash", "-c", f"{script.stdout}\n{ask}\n{line}\n{call}"],
+    """What bash offers after these words; what is no command and no option it completes itself."""
+    script = subprocess.run(
+        [AVOMNI],
+        env=os.environ | {"_AVOMNI_COMPLETE": "source_bash"},
         capture_output=True,
         text=True,
-        cwd=files.PROJECT_ROOT,
+    ).stdout
+    name = re.search(r"complete -o default -F (\w+) avomni", script)[1]
+    ask = f"COMP_WORDS=({shlex.join(words)}); COMP_CWORD={len(words) - 1}"
+    call = f'{name} {shlex.quote(str(AVOMNI))}; printf "%s\\n" "${{COMPREPLY[@]}}"'
+    done = subprocess.run(
+        ["bash", "-c", f"{script}\n{ask}\n{call}"], capture_output=True, text=True
     )
     return set(done.stdout.split())
 
@@ -293,18 +303,18 @@ def test_bash_completes_commands_options_and_files():
     assert {"plan"} == completions("avomni", "pl")
     assert {"stop", "status"} == completions("avomni", "st")
     assert {"--json"} == completions("avomni", "verify", "--js")
-    assert "params/demo.yaml" in completions("avomni", "plan", "params/de")
+    assert set() == completions("avomni", "plan", "params/de"), "a file: bash's own default"
 
 
-def test_every_shell_that_is_offered_has_a_script(capsys):
-    for shell in ("bash", "zsh", "fish"):
-        with pytest.raises(SystemExit) as stopped:
-            main(["--print-completion", shell])
-        assert stopped.value.code == 0 and "export" in capsys.readouterr().out
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_every_shell_has_a_script(shell):
+    ask = os.environ | {"_AVOMNI_COMPLETE": f"source_{shell}"}
+    done = subprocess.run([AVOMNI], env=ask, capture_output=True, text=True)
+    assert done.returncode == 0 and "_AVOMNI_COMPLETE" in done.stdout
 
 
 def test_version_and_module_agree():
     assert (
-        command_line.__version__
+        avomni_lib.__version__
         in subprocess.run([AVOMNI, "--version"], capture_output=True, text=True).stdout
     )

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from avomni_lib import files, params
-from avomni_lib.__main__ import EXIT_CODES, _parser
+from avomni_lib.cli import EXIT_CODES
 from avomni_lib.notebook.run import pipeline
 from avomni_lib.plan import Plan
 from avomni_lib.training.forecast import estimate
+from tests.commands import parsed
 from tests.provoked_errors import PROVOKED, Place, said
 
 ROOT = files.PROJECT_ROOT
@@ -186,15 +187,15 @@ def test_every_command_is_one(line: str, told: list[str]):
 
 def check_own_command(arguments: list[str]) -> None:
     """Real parser, params files that are there, parameters that exist, stages of the chain."""
-    options = _parser().parse_args(arguments)
-    if options.command in ("verify", "compare"):
+    name, values = parsed(arguments)
+    if name in ("verify", "compare"):
         return
-    named = [*options.params, *options.params_files]
+    named = [*(values["paths"] or []), *(values["more"] or [])]
     paths = [path for path in named if path not in OWN_FILES]
-    params.Params.from_files([ROOT / path for path in paths], options.set)
-    if options.command == "run":
-        assert pipeline.choose(options.first, options.only)
-        assert options.shard is None or re.fullmatch(r"[\w$]+/\d+", options.shard)
+    params.Params.from_files([ROOT / path for path in paths], values["changes"] or [])
+    if name == "run":
+        assert pipeline.choose(values["first"], values["only"] or [])
+        assert values["shard"] is None or re.fullmatch(r"[\w$]+/\d+", values["shard"])
 
 
 def check_make(told: list[str]) -> None:

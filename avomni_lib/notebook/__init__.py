@@ -4,7 +4,6 @@ run/           stages, results, papermill
 tiles/         the preview of 04
 plots/         pictures
 pages/         tables, the report, web pages
-commands       what each command does
 progress       bars
 circumstances  speed, turn, hour and country of the chosen clips
 """

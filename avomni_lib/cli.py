@@ -1,0 +1,393 @@
+"""The commands of `avomni`: what each takes, does and returns; `__main__` prints that."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from avomni_lib import __version__
+
+if TYPE_CHECKING:
+    from avomni_lib.params import Params
+
+EXIT_CODES = """exit codes: 0 done, 1 something to mend (the message says what), 2 wrong use,
+130 stopped by Ctrl-C"""
+EXAMPLES = {
+    "run": """
+  python -m avomni_lib run params/demo.yaml                 every stage that is not done
+  python -m avomni_lib run params/demo.yaml --from 05_train --set training.num_epochs=4
+  python -m avomni_lib run params/demo.yaml --only 01 02    these stages alone
+  python -m avomni_lib run params/demo.yaml --dry-run       what would run, and why
+  python -m avomni_lib run params/mi300x.yaml --limit 1     one chunk, to see that all is well
+  python -m avomni_lib run params/mi300x.yaml --shard 3/16  a share of 03_etl, for a Slurm array
+  python -m avomni_lib run params/mi300x.yaml own.yaml      several files, later ones win""",
+    "status": """
+  python -m avomni_lib status params/demo.yaml              a row a stage
+  python -m avomni_lib status params/demo.yaml --json       the same for a script""",
+    "plan": """
+  python -m avomni_lib plan params/mi300x.yaml              bytes, windows, steps, warnings
+  python -m avomni_lib plan params/mi300x.yaml --set run.price_per_hour=2.5""",
+    "doctor": """
+  python -m avomni_lib doctor params/mi300x.yaml            does it compute what it must
+  python -m avomni_lib doctor                               the machine alone""",
+    "verify": """
+  python -m avomni_lib verify outputs/demo/cache            needs no params file""",
+    "compare": """
+  python -m avomni_lib compare outputs/a outputs/b          every figure, and who is better""",
+    "stop": """
+  python -m avomni_lib stop params/mi300x.yaml              `run` goes on from there""",
+    "export": """
+  python -m avomni_lib export params/demo.yaml              into outputs/RUN/merged
+  python -m avomni_lib export params/demo.yaml --out outputs/model --dtype float16""",
+}
+# Options that take several values at once: `--only 01 02`.
+TAKE_SEVERAL = ("--only", "--params")
+
+Paths = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="PARAMS.yaml", help="params files; later ones win", show_default=False),
+]
+MorePaths = Annotated[
+    list[str] | None, typer.Option("--params", metavar="PARAMS.yaml", help="more of them")
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="change one parameter"),
+]
+Limit = Annotated[
+    int | None, typer.Option("--limit", min=1, metavar="N", help="at most so many chunks")
+]
+AsJson = Annotated[
+    bool,
+    typer.Option(
+        "--json", help='one object on stdout, progress on stderr; a mistake is {"error": …}'
+    ),
+]
+
+
+@dataclass(frozen=True)
+class CommandOutput:
+    """What a command has to print.
+
+    Attributes:
+        figures: As plain values, for `--json`.
+        shown: For people: each a table, or something that prints itself.
+        framed: Makes a table of the first of `shown`, for a terminal.
+        code: The exit code.
+    """
+
+    figures: dict[str, Any]
+    shown: tuple[Any, ...]
+    framed: Callable[[Any], Any] | None = None
+    code: int = 0
+
+
+def _verbatim(text: str) -> str:
+    """Help text whose lines are not joined and wrapped."""
+    return "\n\n".join(f"\b\n{paragraph}" for paragraph in text.split("\n\n"))
+
+
+app = typer.Typer(
+    rich_markup_mode=None,
+    context_settings={"max_content_width": 100},
+    epilog=_verbatim(f"examples:{''.join(EXAMPLES.values())}\n\n{EXIT_CODES}"),
+)
+
+
+def _command(function: Callable[..., CommandOutput]) -> Callable[..., CommandOutput]:
+    """Make the function a command, with its examples and the exit codes at the end of its help."""
+    epilog = _verbatim(f"examples:{EXAMPLES[function.__name__]}\n\n{EXIT_CODES}")
+    return app.command(epilog=epilog)(function)
+
+
+def call(arguments: list[str]) -> CommandOutput:
+    """Do what the arguments say.
+
+    Raises:
+        typer.TyperException: wrong use.
+        typer.Exit: there is no more to do, as after `--help`.
+    """
+    group = typer.main.get_command(app)
+    with group.make_context("avomni", repeat_options(arguments)) as context:
+        return group.invoke(context)
+
+
+def repeat_options(arguments: list[str]) -> list[str]:
+    """`--only 01 02` as typer reads it: `--only 01 --only 02`."""
+    repeated: list[str] = []
+    option = None
+    for word in arguments:
+        if word.startswith("-"):
+            option = word if word in TAKE_SEVERAL else None
+        elif option and repeated[-1] != option:
+            repeated.append(option)
+        repeated.append(word)
+    return repeated
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"avomni {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _before(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """The command line: `python -m avomni_lib run|status|plan params/demo.yaml` (or `avomni`)."""
+    from avomni_lib import files
+
+    if other := files.copy_in_sight():
+        note = f"this is {files.PROJECT_ROOT}'s copy of AV-Omni, the working folder is {other}'s"
+        print(f"note: {note}; python -m avomni_lib takes that one", file=sys.stderr)
+
+
+def _params(
+    command: str,
+    paths: list[str] | None,
+    more: list[str] | None,
+    changes: list[str] | None,
+    limit: int | None,
+) -> Params:
+    """The run that the arguments name."""
+    from avomni_lib.errors import AvomniError
+    from avomni_lib.params import Params, left_out
+
+    named = [*(paths or ()), *(more or ())]
+    if not named and command != "doctor":
+        fix = f"python -m avomni_lib {command} params/demo.yaml"
+        raise AvomniError("no params file named", fix=fix)
+    p = Params.from_files(named, changes or [])
+    if named and (note := left_out(named)):
+        print(f"note: {note}", file=sys.stderr)
+    for key, reference, file in p.code_rows():  # before any of it runs
+        print(f"note: {key} is code of your own, {reference}: {file}", file=sys.stderr)
+    return p.limited(limit) if limit else p
+
+
+@_command
+def run(
+    paths: Paths = None,
+    more: MorePaths = None,
+    changes: Changes = None,
+    limit: Limit = None,
+    first: Annotated[
+        str | None, typer.Option("--from", metavar="STAGE", help="start here: 03_etl, 03 or etl")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="STAGE", help="these stages alone: 01 02")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="run them though they are done, and anew")
+    ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard",
+            metavar="I/N",
+            help="only the I-th of N shares of 03_etl; several may work at a time, and a run "
+            "without it finishes",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="say what would run, touch nothing")
+    ] = False,
+    as_json: AsJson = False,
+) -> CommandOutput:
+    """Run the notebooks that are not done, by papermill."""
+    p = _params("run", paths, more, changes, limit)
+    if shard:
+        return _run_share(p, shard)
+    # papermill and its kin take a second to import; `plan` and `status` do without them.
+    from avomni_lib.notebook.pages import terminal
+    from avomni_lib.notebook.run import pipeline
+    from avomni_lib.notebook.run.headlines import in_short
+
+    stages = pipeline.choose(first, only or [])
+    started, rows = time.monotonic(), []
+    table = terminal.Rows(f"run {p.run.name}", ("stage", "", "seconds", "what came out"))
+    for outcome in pipeline.run(p, stages, force=force, dry_run=dry_run):
+        # To stderr with --json, as all that stages say while they work.
+        print(f"{outcome.stage}: {outcome.action} ({outcome.reason})", flush=True)
+        rows.append(dataclasses.asdict(outcome))
+        short = in_short(outcome.stage, outcome.figures)
+        table.rows.append((outcome.stage, outcome.action, f"{outcome.seconds:.0f}", short))
+    seconds = round(time.monotonic() - started, 1)
+    lines = [f"{seconds:.0f} s in all"]
+    if not dry_run:
+        lines.append(f"executed notebooks: {p.run_dir}/NN_stage/NN_stage.ipynb")
+        if stages[-1].name == "06_evaluate":
+            lines.append(f"the score:          {p.run_dir}/06_evaluate/result.json")
+    figures = {"run": str(p.run_dir), "dry_run": dry_run, "seconds": seconds, "stages": rows}
+    return CommandOutput(figures, (table, *lines), terminal.rows)
+
+
+def _run_share(p: Params, shard: str) -> CommandOutput:
+    """One share of the ETL, without a notebook: other shares may work in the same run folder."""
+    from avomni_lib.etl.run import slurm
+    from avomni_lib.notebook.progress import LineBar
+
+    index, count = slurm.parse(shard)
+    figures = slurm.build_share(p, index, count, progress=LineBar)
+    lines = (
+        f"share {index} of {count}: {json.dumps(figures)}",
+        "when all shares are done: the same command without --shard",
+    )
+    return CommandOutput({"run": str(p.run_dir), **figures}, lines)
+
+
+@_command
+def status(
+    paths: Paths = None,
+    more: MorePaths = None,
+    changes: Changes = None,
+    limit: Limit = None,
+    as_json: AsJson = False,
+) -> CommandOutput:
+    """Say what is done, what is stale and why."""
+    from avomni_lib.notebook.pages import terminal
+    from avomni_lib.notebook.run import runs
+
+    p = _params("status", paths, more, changes, limit)
+    states = runs.states(p)
+    rows = [{"stage": s.stage.name, "done": s.done, "reason": s.reason} for s in states]
+    table = terminal.Rows(f"run {p.run.name} in {p.run_dir}", ("stage", "purpose", "state"))
+    table.rows.extend((s.stage.name, s.stage.purpose, s.reason) for s in states)
+    return CommandOutput({"run": str(p.run_dir), "stages": rows}, (table,), terminal.rows)
+
+
+@_command
+def plan(
+    paths: Paths = None,
+    more: MorePaths = None,
+    changes: Changes = None,
+    limit: Limit = None,
+    as_json: AsJson = False,
+) -> CommandOutput:
+    """Say what a run would take, before anything is done; no GPU, no network."""
+    from avomni_lib.notebook.pages import terminal
+    from avomni_lib.training.forecast import estimate
+
+    planned = estimate.plan_run(_params("plan", paths, more, changes, limit))
+    figures = {"title": planned.title, **planned.figures, "warnings": planned.warnings}
+    return CommandOutput(figures, (planned,), terminal.plan)
+
+
+@_command
+def doctor(
+    paths: Paths = None,
+    more: MorePaths = None,
+    changes: Changes = None,
+    limit: Limit = None,
+    as_json: AsJson = False,
+) -> CommandOutput:
+    """Run what training relies on, on this machine."""
+    from avomni_lib.notebook.pages import terminal
+    from avomni_lib.training.doctor import doctor
+
+    p = _params("doctor", paths, more, changes, limit)
+    report = doctor.examine(p if paths or more or changes else None)
+    rows = [dataclasses.asdict(finding) for finding in report.findings]
+    figures = {"headline": report.headline, "findings": rows}
+    return CommandOutput(figures, (report,), terminal.report, code=1 if report.wrong else 0)
+
+
+@_command
+def verify(
+    caches: Annotated[list[Path], typer.Argument(metavar="CACHE", help="outputs/RUN/cache")],
+    as_json: AsJson = False,
+) -> CommandOutput:
+    """Read a cache and compare it with its hashes and counts."""
+    from avomni_lib.etl.cache import memmap
+    from avomni_lib.notebook.pages import terminal
+    from avomni_lib.notebook.progress import LineBar
+
+    reports = {str(folder): memmap.verify(folder, progress=LineBar) for folder in caches}
+    figures = {folder: dataclasses.asdict(report) for folder, report in reports.items()}
+    lines = [f"{folder}: {report}" for folder, report in reports.items()]
+    return CommandOutput(figures, ("\n".join(lines),), lambda _: terminal.verified(reports))
+
+
+@_command
+def compare(
+    runs: Annotated[tuple[Path, Path], typer.Argument(metavar="RUN RUN", help="outputs/RUN")],
+    as_json: AsJson = False,
+) -> CommandOutput:
+    """Put two runs side by side on the windows of both, with paired intervals."""
+    from avomni_lib.evaluation import comparison
+    from avomni_lib.notebook.pages import terminal
+
+    compared = comparison.compare(*runs)
+    return CommandOutput(compared.figures, (compared,), terminal.compared)
+
+
+@_command
+def stop(
+    paths: Paths = None,
+    more: MorePaths = None,
+    changes: Changes = None,
+    limit: Limit = None,
+    as_json: AsJson = False,
+) -> CommandOutput:
+    """Let the run's training save a checkpoint and end."""
+    from avomni_lib.training.fit import job
+
+    p = _params("stop", paths, more, changes, limit)
+    at_work = job.at_work(p)
+    is_stopped = job.stop(at_work[0] if at_work else p)
+    words = f"stopped and saved; {job.GO_ON}"
+    words = words if is_stopped else "no training works in this run folder"
+    return CommandOutput({"run": str(p.run_dir), "stopped": bool(is_stopped)}, (words,))
+
+
+@_command
+def export(
+    paths: Paths = None,
+    more: MorePaths = None,
+    changes: Changes = None,
+    limit: Limit = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FOLDER", help="instead of outputs/RUN/merged")
+    ] = None,
+    dtype: Annotated[Literal["bfloat16", "float16"], typer.Option("--dtype")] = "bfloat16",
+    as_json: AsJson = False,
+) -> CommandOutput:
+    """Write base model and adapter as one 16-bit model."""
+    from avomni_lib.notebook.progress import LineBar
+    from avomni_lib.notebook.run import runs
+    from avomni_lib.notebook.run.headlines import in_short
+    from avomni_lib.plan import gigabytes
+    from avomni_lib.training.export import card, merge
+    from avomni_lib.training.model import adapter
+
+    p = _params("export", paths, more, changes, limit)
+    # The card has the figures of the stages that still fit the adapter. A cache that has been
+    # removed since makes neither of them wrong.
+    states = [runs.state(p, name, look=False) for name in ("05_train", "06_evaluate")]
+    made, score = (state.result["figures"] if state.done else None for state in states)
+    folder = merge.merge(p, out, LineBar, dtype, made, score)
+    record = adapter.read_record(folder)
+    is_confidential = bool(record["notice"]) or not p.is_ours_to_show
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    commands = card.commands(record, "merged", str(folder))
+    figures = {"folder": str(folder), "bytes": size, "dtype": dtype}
+    figures |= {"notice": adapter.CONFIDENTIAL if is_confidential else None, "commands": commands}
+    lines = [adapter.CONFIDENTIAL] * is_confidential
+    lines.append(f"merged model: {folder} ({gigabytes(size)}, {dtype})")
+    if score:
+        figures["score"] = score
+        lines.append(f"the adapter's score: {in_short('06_evaluate', score)}")
+    lines.append("to serve or convert it (not run here; README.md in the folder says more):")
+    lines += [f"  {line}" for of in commands.values() for line in of]
+    return CommandOutput(figures, ("\n".join(lines),))
