@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -75,6 +74,8 @@ class Event:
 
 def encode(column: pa.Array) -> Values:
     """A column as places in the sorted list of its values; null, NaN and "" are not known."""
+    import pandas as pd
+
     values = column.to_pandas()
     if pd.api.types.is_numeric_dtype(values):
         # pandas stores whole numbers with gaps as floats.
@@ -116,6 +117,8 @@ class ClipIndex:
         if not len(table.clip_ids):
             raise AvomniError("the clip index lists no clip", where=where)
         self.clip_ids, self.is_named, self.faults = _checked(table.clip_ids)
+        import pandas as pd
+
         self._names = pd.Index(self.clip_ids.to_pandas())
         twice = self._names[self._names.duplicated() & self.is_named]
         if len(twice):

@@ -103,7 +103,7 @@ class Directory:
     Attributes:
         entries: Name -> entry, in the directory's order.
         repeated: Names that stand in it more than once; the last one counts.
-        ends: Name -> where the next member, or the file, lets it go on to.
+        ends: Name -> offset of the next member, or the file's size. Two names may share one member.
     """
 
     entries: Mapping[str, zipfile.ZipInfo]
@@ -176,9 +176,9 @@ def _read_directory(path: Path) -> Directory:
     entries = {info.filename: info for info in infos}
     counts = Counter(info.filename for info in infos)
     repeated = tuple(name for name, count in counts.items() if count > 1)
-    order = sorted(entries.values(), key=lambda entry: entry.header_offset)
-    starts = [*(entry.header_offset for entry in order[1:]), os.path.getsize(path)]
-    ends = {entry.filename: end for entry, end in zip(order, starts, strict=False)}
+    starts = sorted({entry.header_offset for entry in entries.values()})
+    next_start = dict(zip(starts, [*starts[1:], os.path.getsize(path)], strict=True))
+    ends = {name: next_start[entry.header_offset] for name, entry in entries.items()}
     return Directory(MappingProxyType(entries), repeated, MappingProxyType(ends))
 
 
