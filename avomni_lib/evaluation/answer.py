@@ -1,4 +1,4 @@
-"""What a model says about windows: greedy or sampled, in batches, and kept as it comes.
+"""Answers of a model to windows: greedy or sampled, in batches, and kept as they come.
 
 A batch is answered once: every finished one is appended to a file beside the stage's outputs, and
 a run that is killed goes on after the last whole one. Batches always hold the same windows and draw
@@ -8,12 +8,13 @@ interruption.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -74,16 +75,11 @@ class Kept:
         self.path.unlink(missing_ok=True)
 
 
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_bytes().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue  # cut short
-    return [row for row in rows if isinstance(row, dict)]
+def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):  # cut short
+            if isinstance(row := json.loads(line), dict):
+                yield row
 
 
 def key_of(**follows_from: Any) -> str:
@@ -119,21 +115,25 @@ def answers(
         name: The model's name in the ladder, under which its batches are kept.
         kept: Where finished batches go, and come from.
         bar: Moves by one a window.
-        histories: Index -> what its prompt tells of the car's past; nothing if None.
+        histories: Index -> what its prompt says of the car's past; nothing if None.
         sampling: Draw the answers; its seed, `name`, `sample` and the batch's number make the seed
             of a batch.
-        constrained: Nothing can be said that does not fit the target's pattern.
+        constrained: Only tokens that fit the target's pattern are allowed.
         sample: Which of several drawn answers, under which its batches are kept.
 
     Raises:
-        AvomniError: see `generation.say`.
+        AvomniError: see `generate.say`.
     """
-    told = histories or _nothing
+    histories = histories or (lambda index: "")
     asked = [int(i) for i in indices]
     places = list(range(len(asked)))
     if sampling is None and getattr(windows, "alike", False):
-        asked, places = _differing(asked, [told(i) for i in asked])
-    waiting, spoken = Counter(places), []
+        # One window for each history, and where among these each window's answer will be.
+        by_history: dict[str, int] = {}
+        histories_asked = [histories(i) for i in asked]
+        places = [by_history.setdefault(words, len(by_history)) for words in histories_asked]
+        asked = [asked[histories_asked.index(words)] for words in by_history]
+    waiting, texts = Counter(places), []
     for number, first in enumerate(range(0, len(asked), batch_size)):
         chosen = asked[first : first + batch_size]
         batch = kept.batches.get((name, sample, number)) if kept else None
@@ -143,28 +143,16 @@ def answers(
                 talk,
                 np.stack([windows.frames(i) for i in chosen]),
                 max_new_tokens,
-                histories=[told(i) for i in chosen],
+                histories=[histories(i) for i in chosen],
                 sampling=sampling and _of_batch(sampling, name, sample, number),
                 constrained=constrained,
             )
             if kept:
                 kept.add(name, sample, number, batch)
-        spoken += batch
+        texts += batch
         if bar:
             bar.update(sum(waiting[first + i] for i in range(len(chosen))), note=name)
-    return [spoken[place] for place in places]
-
-
-def _nothing(index: int) -> str:
-    return ""
-
-
-def _differing(indices: list[int], told: list[str]) -> tuple[list[int], list[int]]:
-    """One window for each thing told, and where among these each window's answer will be."""
-    numbers: dict[str, int] = {}
-    places = [numbers.setdefault(words, len(numbers)) for words in told]
-    first = dict(zip(reversed(places), reversed(indices), strict=True))
-    return [first[place] for place in range(len(numbers))], places
+    return [texts[place] for place in places]
 
 
 def _of_batch(sampling: Sampling, name: str, sample: int, batch: int) -> Sampling:

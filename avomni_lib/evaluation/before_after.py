@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from avomni_lib.evaluation import held_out
 from avomni_lib.params import Params
 from avomni_lib.training.model import adapter
 from avomni_lib.training.model.generate import say
+from avomni_lib.training.prompt import samples
 
 if TYPE_CHECKING:
     from avomni_lib.etl.cache.windows import Windows
@@ -58,7 +60,7 @@ def before_after(p: Params, window: int = 0, adapted: bool = True) -> Spoken:
             f"no window {window}: the split {p.evaluation.split!r} has {len(windows)}, from 0",
         )
     frames = np.array(windows.frames(window))
-    talk, before, after = _said(p, windows, window, frames, adapted)
+    talk, before, after = _answers(p, windows, window, frames, adapted)
     hardware.release_memory()  # the training that follows is another process
     truth = windows.truth(window)
     read = [talk.target.read(text or "") for text in (before, after)]
@@ -81,34 +83,29 @@ def models(p: Params, windows: Windows, adapted: bool = True) -> tuple[Any, Any,
         AvomniError: no adapter, or it was trained for something else than these windows.
     """
     from avomni_lib.training.backbones import backbone
-    from avomni_lib.training.model import load as model
-    from avomni_lib.training.prompt import samples
+    from avomni_lib.training.model import load
 
     if adapted:  # before weights are loaded
-        model.check_adapter(adapter.adapter_dir(p), p, windows.cache.header)
-    base = model.load_base(p)
+        load.check_adapter(adapter.adapter_dir(p), p, windows.cache.header)
+    base = load.load_base(p)
     kind = backbone(p.model.backbone, base.model.config)
     talk = samples.conversation_of(p, windows, base.tokenizer, kind)
     if not adapted:
         return base.model.eval(), talk, base.choices
-    tuned = model.load_adapter(base.model, adapter.adapter_dir(p), p, windows.cache.header)
+    tuned = load.load_adapter(base.model, adapter.adapter_dir(p), p, windows.cache.header)
     return tuned, talk, base.choices
 
 
-def _said(
+def _answers(
     p: Params, windows: Windows, index: int, frames: np.ndarray, adapted: bool
 ) -> tuple[Any, str, str | None]:
-    """The conversation, and what the base and the adapted model say about one window."""
-    from avomni_lib.training.prompt import samples
-
+    """The conversation, and the answers of the base and the adapted model about one window."""
     model, talk, _ = models(p, windows, adapted)
-    told = [samples.history_of(index, windows, talk)]
+    history = [samples.history_of(index, windows, talk)]
 
-    def say_once() -> str:
-        return say(model, talk, frames[None], p.evaluation.max_new_tokens, histories=told)[0]
+    def answer() -> str:
+        return say(model, talk, frames[None], p.evaluation.max_new_tokens, histories=history)[0]
 
-    if not adapted:
-        return talk, say_once(), None
-    after = say_once()
-    with model.disable_adapter():
-        return talk, say_once(), after
+    after = answer() if adapted else None
+    with model.disable_adapter() if adapted else contextlib.nullcontext():
+        return talk, answer(), after

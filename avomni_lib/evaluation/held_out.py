@@ -1,4 +1,4 @@
-"""The windows that a score is made on, and what is true of them."""
+"""The windows that a score is made on, and their ground truth."""
 
 from __future__ import annotations
 
@@ -52,23 +52,20 @@ def thinned(num_windows: int, max_windows: int | None) -> list[int]:
 
 
 def asked(p: Params, windows: Windows, indices: Sequence[int]) -> list[Asked]:
-    """The chosen windows with what is true of them and where they were driven."""
+    """The chosen windows with their ground truth and where they were driven."""
     catalog = None
     with contextlib.suppress(AvomniError):
         catalog = Catalog.of(p)  # a run may have been brought here without it
-    found = []
-    for index in indices:
-        window = windows[index]
-        found.append(
-            Asked(
-                window.clip_id,
-                window.number,
-                windows.truth(index),
-                turn_rad(windows.egomotion(index)),
-                _attributes(catalog, window.clip_id),
-            )
+    return [
+        Asked(
+            windows[index].clip_id,
+            windows[index].number,
+            windows.truth(index),
+            turn_rad(windows.egomotion(index)),
+            _attributes(catalog, windows[index].clip_id),
         )
-    return found
+        for index in indices
+    ]
 
 
 def turn_rad(egomotion: np.ndarray) -> float:
@@ -80,8 +77,8 @@ def turn_rad(egomotion: np.ndarray) -> float:
 
 def _attributes(catalog: Catalog | None, clip_id: str) -> dict[str, Any]:
     """What the catalog says of a clip; nothing where it does not know it."""
-    told: dict[str, Any] = {}
+    known: dict[str, Any] = {}
     if catalog is not None:
         with contextlib.suppress(AvomniError):
-            told = catalog.attributes(clip_id)
-    return {name: told.get(name) for name in ATTRIBUTES}
+            known = catalog.attributes(clip_id)
+    return {name: known.get(name) for name in ATTRIBUTES}
