@@ -104,7 +104,7 @@ def test_nearly_all_of_it_is_made_to_happen_here():
     """The rest is provoked beside what it is about, in the tests named here."""
     elsewhere = {  # text -> file, and what its test looks for
         "the kernel was killed": ("notebooks/test_chain.py", "KERNEL_LOST in told"),
-        "training went astray": ("test_worker.py", "went astray"),
+        "training diverged": ("test_worker.py", "training diverged"),
         "the process that read it died, and again when it was alone": ("test_workers.py", "died"),
         "s and was stopped": ("test_workers.py", "and was stopped"),
         "no Ray cluster answers at": ("test_engines.py", "no Ray cluster answers"),
