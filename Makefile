@@ -37,7 +37,7 @@ SEEDS := 11 12 13
 seeds: $(READY)
 	set -e; for seed in $(SEEDS); do $(PY) -m avomni_lib run params/demo.yaml --set run.name=seed_$$seed \
 	  --set run.seed=$$seed --set dataset.world.seed=$$seed --set dataset.local_dir=outputs/data/seed_$$seed; done
-	$(PY) -m avomni_lib.evaluation.spread $(SEEDS:%=outputs/seed_%)
+	$(PY) -m avomni_lib.evaluation.comparison $(SEEDS:%=outputs/seed_%)
 
 ## make run     the same for PARAMS=params/mi300x.yaml
 run: $(READY)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from avomni_lib import grids, optimizers, own_code
+from avomni_lib import grids, hardware, own_code
 
 SMALLEST, LARGEST = 1e-12, 1e12  # but for 0
 WORLD_SPLITS = {"train": 0.6, "val": 0.1, "test": 0.3}
@@ -351,7 +351,7 @@ class ModelParams(Section):
 
 
 class PromptParams(Section):
-    """What the prompt asks, and what it tells besides the question."""
+    """What the prompt asks, and what stands in it besides the question."""
 
     question: str | None = Field(
         None, description="what the model is asked about a window; null is the target's question"
@@ -443,8 +443,8 @@ class TrainingParams(Section):
     @field_validator("optimizer")
     @classmethod
     def _is_known(cls, name: str) -> str:
-        if found := optimizers.mistake(name):
-            raise ValueError(f"training.optimizer: {found[0]}; {found[1]}")
+        if mistake := hardware.unknown_optimizer(name):
+            raise ValueError(f"training.optimizer: {'; '.join(mistake)}")
         return name
 
 

@@ -1,4 +1,4 @@
-"""Answers of a model to windows: greedy or sampled, in batches, and kept as they come.
+"""Which windows a score is made on, and the answers of a model to them, kept as they come.
 
 A batch is answered once: every finished one is appended to a file beside the stage's outputs, and
 a run that is killed goes on after the last whole one. Batches always hold the same windows and draw
@@ -19,19 +19,89 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from avomni_lib import files
+from avomni_lib.dataset.catalog import Catalog
+from avomni_lib.errors import AvomniError
+from avomni_lib.evaluation.metrics import Asked
+from avomni_lib.params import Params
 from avomni_lib.plan import Bar
 from avomni_lib.training.model.generate import Sampling, say
+from avomni_lib.training.prompt import samples
+from avomni_lib.training.targets import target
 
 if TYPE_CHECKING:
+    from avomni_lib.etl.cache.windows import Windows
     from avomni_lib.training.prompt.conversation import Conversation
 
 logger = logging.getLogger(__name__)
+ATTRIBUTES = ("country", "hour", "platform")
+
+
+def held_out_windows(p: Params) -> Windows:
+    """The windows of the split that the score is made on.
+
+    Raises:
+        AvomniError: no cache, splits that share a clip, or no window in the split.
+    """
+    from avomni_lib.etl.cache.windows import check_leaks
+
+    windows: Windows = samples.windows_of(p, p.evaluation.split)
+    check_leaks(windows.cache)
+    if not len(windows):
+        length, horizon = p.processing.sequence_length, target(p.training.target).horizon_s
+        short = f" and {horizon:g} s of ego motion after them" if windows.num_short else ""
+        raise AvomniError(
+            f"no window to score: no clip of the split {p.evaluation.split!r} has {length} frames"
+            + short,
+            where=str(p.cache_dir),
+            fix="take more chunks (download.target_chunks), choose another evaluation.split, "
+            "or lower processing.sequence_length",
+        )
+    return windows
+
+
+def thinned(num_windows: int, max_windows: int | None) -> list[int]:
+    """Indices of at most `max_windows` windows, evenly spaced over all of them."""
+    num = min(num_windows, max_windows or num_windows)
+    return [i * num_windows // num for i in range(num)]
+
+
+def windows_asked(p: Params, windows: Windows, indices: Sequence[int]) -> list[Asked]:
+    """The chosen windows with their ground truth and where they were driven."""
+    catalog = None
+    with contextlib.suppress(AvomniError):
+        catalog = Catalog.of(p)  # a run may have been brought here without it
+    return [
+        Asked(
+            windows[index].clip_id,
+            windows[index].number,
+            windows.truth(index),
+            turn_rad(windows.egomotion(index)),
+            _attributes(catalog, windows[index].clip_id),
+        )
+        for index in indices
+    ]
+
+
+def turn_rad(egomotion: np.ndarray) -> float:
+    """Change of heading over a window's rows of `egomotion`, to the left positive."""
+    ahead = Rotation.from_quat(egomotion[:, 3:7]).apply((1.0, 0.0, 0.0))
+    heading = np.unwrap(np.arctan2(ahead[:, 1], ahead[:, 0]))
+    return float(heading[-1] - heading[0])
+
+
+def _attributes(catalog: Catalog | None, clip_id: str) -> dict[str, Any]:
+    """The catalog's attributes of a clip; None where it does not know them."""
+    known: dict[str, Any] = {}
+    with contextlib.suppress(AvomniError):
+        known = catalog.attributes(clip_id) if catalog is not None else {}
+    return {name: known.get(name) for name in ATTRIBUTES}
 
 
 class Seen(Protocol):
-    """What gives a window's frames (`etl/windows.py`: Windows, `training/views.py`).
+    """What gives a window's frames (`etl.cache.windows.Windows`, `training.prompt.views`).
 
     Where it has an attribute `alike` that is true, all windows have the same frames.
     """

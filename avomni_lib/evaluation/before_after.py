@@ -1,4 +1,4 @@
-"""What the base model and the adapted one say about the same window."""
+"""The answers of the base model and of the adapted one to the same window."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from avomni_lib import hardware
 from avomni_lib.errors import AvomniError
-from avomni_lib.evaluation import held_out
+from avomni_lib.evaluation.answer import held_out_windows
 from avomni_lib.params import Params
 from avomni_lib.training.model import adapter
 from avomni_lib.training.model.generate import say
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Spoken:
-    """One window and what is said about it.
+    """One window and the answers to it.
 
     Attributes:
         clip_id: Whose window it is.
@@ -31,7 +31,7 @@ class Spoken:
         base: The base model's answer.
         adapted: The adapted model's; None where it was not asked.
         speed_true_mps: What the car drove.
-        speed_base_mps, speed_adapted_mps: Read back; None where an answer tells none.
+        speed_base_mps, speed_adapted_mps: Read back; None where an answer has none.
     """
 
     clip_id: str
@@ -45,7 +45,7 @@ class Spoken:
 
 
 def before_after(p: Params, window: int = 0, adapted: bool = True) -> Spoken:
-    """What the base model and the adapted one say about the same held-out window.
+    """Ask the base model and the adapted one about the same held-out window.
 
     Args:
         window: Index in the windows of `evaluation.split`.
@@ -54,7 +54,7 @@ def before_after(p: Params, window: int = 0, adapted: bool = True) -> Spoken:
     Raises:
         AvomniError: there is no cache, no such window, or no adapter that belongs to `p`.
     """
-    windows = held_out.windows_of(p)
+    windows = held_out_windows(p)
     if not 0 <= window < len(windows):
         raise AvomniError(
             f"no window {window}: the split {p.evaluation.split!r} has {len(windows)}, from 0",

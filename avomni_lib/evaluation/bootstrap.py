@@ -85,7 +85,7 @@ class Statistic:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure with the bounds of its interval; None is what cannot be said.
+    """A figure with the bounds of its interval; None where there is none.
 
     Attributes:
         method: Of the interval: "BCa", or "percentile" where BCa is not defined, as of a figure

@@ -1,4 +1,4 @@
-"""The ladder: the adapted model beside all that a serious reader would ask about.
+"""The ladder: the adapted model beside everything that it has to beat.
 
 Constants of the training split, motion that goes on as it was, a regression on that motion
 alone, the base, the model blind, trained blind, with its frames shuffled in time, with one camera.
@@ -20,8 +20,9 @@ from avomni_lib import files
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.select import split
 from avomni_lib.etl.leaks import leaks
-from avomni_lib.evaluation import answer, baselines, before_after, held_out, metrics
-from avomni_lib.evaluation.held_out import thinned
+from avomni_lib.evaluation import answer, baselines, before_after, metrics
+from avomni_lib.evaluation.answer import held_out_windows, thinned
+from avomni_lib.evaluation.scores import parts_of
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar, Plan, text_table
 from avomni_lib.training.model import adapter
@@ -50,8 +51,6 @@ ROWS = {
 FEW_WINDOWS, FEW_CLIPS = 200, 20
 BLIND = "blind"  # the second adapter's name beside the first
 BLIND_ROW = "trained_blind"
-
-held_out_windows = held_out.windows_of
 
 
 @dataclass(frozen=True)
@@ -114,15 +113,11 @@ def plan(p: Params) -> Plan:
     asked = _asked_rows(p)
     num_answers = (len(asked) + _num_samples(p)) * len(chosen)
     thinning = "" if len(chosen) == len(windows) else f", thinned from {len(windows):,}"
-    split_note = f"split {p.evaluation.split}{thinning}"
+    notes = [f"split {p.evaluation.split}{thinning}", samples.left_out(windows)]
     rows = [
         *p.code_rows(),
         ("target", p.training.target, target_of(p).question),
-        (
-            "windows",
-            f"{len(chosen):,}",
-            "; ".join(filter(None, [split_note, samples.left_out(windows)])),
-        ),
+        ("windows", f"{len(chosen):,}", "; ".join(filter(None, notes))),
         ("clips", f"{num_clips:,}", "none of them was trained on, none is in another split too"),
         ("adapter", f"of {record['base_model']}", f"in {adapter.adapter_dir(p)}"),
         ("rows", f"{len(ROWS) - (BLIND_ROW not in asked)}", f"asked of models: {', '.join(asked)}"),
@@ -162,13 +157,10 @@ def evaluate(p: Params, folder: Path, progress: type[Bar] = Bar) -> Evaluated:
     windows = held_out_windows(p)
     _checked(p, windows)
     chosen = thinned(len(windows), p.evaluation.max_windows)
-    asked, about = held_out.asked(p, windows, chosen), target(p.training.target)
-    texts: dict[tuple[str, int], Sequence[str | None]] = {
-        (name, 0): answers
-        for name, answers in baselines.texts(
-            about, samples.train_windows(p), windows, chosen
-        ).items()
-    }
+    asked, about = answer.windows_asked(p, windows, chosen), target(p.training.target)
+    constants = baselines.texts(about, samples.train_windows(p), windows, chosen)
+    texts: dict[tuple[str, int], Sequence[str | None]]
+    texts = {(name, 0): answers for name, answers in constants.items()}
     total = (len(_asked_rows(p)) + _num_samples(p)) * len(chosen)
     with progress(total=total, unit="answer", label="evaluating") as bar:
         tuned, talk, choices = before_after.models(p, windows)
@@ -238,15 +230,14 @@ def _asked_rows(p: Params) -> list[str]:
 
 
 def _num_samples(p: Params) -> int:
-    """Sampled answers a window: of several futures the best is a figure, of a speed it is not."""
-    says_future = target(p.training.target).name in ("future_v1", "full_v1")
-    return p.evaluation.num_samples if says_future else 0
+    """Sampled answers a window: the best of several futures is a figure, of a speed it is not."""
+    return p.evaluation.num_samples if "future" in parts_of(p.training.target) else 0
 
 
 def _camera(p: Params) -> str:
     """The one camera that is left: front wide, or the grid's first."""
-    own = cameras.grid(p.vision.cameras).cameras
-    return (cameras.FRONT_WIDE if cameras.FRONT_WIDE in own else own[0]).name
+    of_grid = cameras.grid(p.vision.cameras).cameras
+    return (cameras.FRONT_WIDE if cameras.FRONT_WIDE in of_grid else of_grid[0]).name
 
 
 def _blind_adapter(p: Params) -> Path | None:
@@ -258,7 +249,7 @@ def _blind_adapter(p: Params) -> Path | None:
 
 
 def _checked(p: Params, windows: Windows) -> dict[str, Any]:
-    """What the adapter was made from; nothing of it may have seen what it is scored on.
+    """The adapter's record; nothing that it was made from may be scored.
 
     Raises:
         AvomniError: no adapter, one that was trained for something else, or a leak.
