@@ -197,8 +197,11 @@ class Params(Section):
 
     def code_rows(self) -> list[tuple[str, str, str]]:
         """Rows for a plan: whose code it runs. Nothing of it is run to say so."""
-        found = [(key, own_code.find(value, key)) for key, value in self.own_code.items()]
-        return [(key, of.reference, f"{of.path}, sha256 {of.sha256[:12]}…") for key, of in found]
+        sources = [(key, own_code.find(value, key)) for key, value in self.own_code.items()]
+        return [
+            (key, source.reference, f"{source.path}, sha256 {source.sha256[:12]}…")
+            for key, source in sources
+        ]
 
     def values(self, *names: str) -> dict[str, Any]:
         """The named sections (`processing`) or keys (`processing.sample_hz`) as plain values.
@@ -258,10 +261,10 @@ def _complete(
 
     A file that extends itself, and `params/demo.yaml`, are laid over the defaults.
     """
-    own = {name: value for name, value in values.items() if name != EXTENDS}
+    values_set = {name: value for name, value in values.items() if name != EXTENDS}
     named = values.get(EXTENDS, DEMO_FILE)
     if named is None:
-        return own
+        return values_set
     if not isinstance(named, str) or not named.strip() or "$" in named:
         raise AvomniError(
             f"{EXTENDS} names one params file, by its path (got {named!r})",
@@ -270,7 +273,7 @@ def _complete(
         )
     path = files.resolve(named).resolve()
     if path == own_path:
-        return own
+        return values_set
     if path in seen:
         raise AvomniError(
             f"{EXTENDS} goes round in a circle: {' -> '.join(map(str, (*seen, path)))}",
@@ -279,7 +282,7 @@ def _complete(
         )
     own_code.look_in(path.parent)
     below = _complete(params_yaml.read(path), str(path), path, (*seen, path))
-    return params_yaml.merge(below, own)
+    return params_yaml.merge(below, values_set)
 
 
 def _keys_of_values(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -365,8 +365,8 @@ class PromptParams(Section):
     @field_validator("question")
     @classmethod
     def _has_no_special_tokens(cls, question: str | None) -> str | None:
-        if question is not None and (found := SPECIAL_TOKEN.search(question)):
-            raise ValueError(f"holds {found[0]}, a token that the chat template is made of")
+        if question is not None and (token := SPECIAL_TOKEN.search(question)):
+            raise ValueError(f"holds {token[0]}, a token that the chat template is made of")
         return question
 
 

@@ -162,7 +162,9 @@ def says(name: str, past: Trajectory, target: Target, duration_s: float) -> Said
         return None
     answer = target.of(rolled(MODELS[name](past), duration_s, target.history_ends))
     values = {field.name: getattr(answer, field.name) for field in fields(answer)}
-    unknown = [key for key, of in values.items() if isinstance(of, float) and math.isnan(of)]
+    unknown = [
+        key for key, value in values.items() if isinstance(value, float) and math.isnan(value)
+    ]
     return replace(answer, **dict.fromkeys(unknown))
 
 
@@ -232,13 +234,13 @@ class EgoMotion:
         """What `Target.write` takes for the fields that were learned; the others are None."""
         values = self.middle + _standard(_features(past), self.centre, self.scale) @ self.weights
         fields: dict[str, Any] = {}
-        for name, of in self.outputs.items():
-            size = len(of) if name in WORDS else math.prod(of)
+        for name, known in self.outputs.items():
+            size = len(known) if name in WORDS else math.prod(known)
             part, values = values[:size], values[size:]
             if name in WORDS:
-                fields[name] = of[int(part.argmax())]
-            elif of:
-                fields[name] = tuple(map(tuple, part.reshape(of).tolist()))
+                fields[name] = known[int(part.argmax())]
+            elif known:
+                fields[name] = tuple(map(tuple, part.reshape(known).tolist()))
             else:
                 fields[name] = max(float(part[0]), 0.0)
         if "displacement_m" in fields:
@@ -286,8 +288,8 @@ def texts(
     duration_s = float(times_us[-1] - times_us[0]) / 1e6
     for name in MODELS:
         answers = [says(name, past, target, duration_s) for past in pasts]
-        if not target.numbers or np.isfinite([each.numbers for each in answers]).all():
-            rows[name] = [target.write(each) for each in answers]
+        if not target.numbers or np.isfinite([answer.numbers for answer in answers]).all():
+            rows[name] = [target.write(answer) for answer in answers]
     if target.numbers:  # ridge regression learns the fields of the built-in targets
         return rows
     known = [history.past_of(train, i, target) for i in range(len(train))]

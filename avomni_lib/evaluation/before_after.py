@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Spoken:
+class BeforeAfter:
     """One window and the answers to it.
 
     Attributes:
@@ -44,7 +44,7 @@ class Spoken:
     speed_adapted_mps: float | None
 
 
-def before_after(p: Params, window: int = 0, adapted: bool = True) -> Spoken:
+def before_after(p: Params, window: int = 0, adapted: bool = True) -> BeforeAfter:
     """Ask the base model and the adapted one about the same held-out window.
 
     Args:
@@ -64,7 +64,7 @@ def before_after(p: Params, window: int = 0, adapted: bool = True) -> Spoken:
     hardware.release_memory()  # the training that follows is another process
     truth = windows.truth(window)
     read = [talk.target.read(text or "") for text in (before, after)]
-    return Spoken(
+    return BeforeAfter(
         clip_id=windows[window].clip_id,
         frames=frames,
         true=talk.target.render(truth),

@@ -52,9 +52,9 @@ class Compared:
         """Every figure of the model, and of the other rows the one that they stand by."""
         rows, num_clips = self.figures["rows"], self.figures["num_clips"]
         return [
-            _line(row, name, of[name], num_clips)
-            for row, of in rows.items()
-            for name in (of if row == MODEL else list(of)[:1])
+            _line(row, name, figures[name], num_clips)
+            for row, figures in rows.items()
+            for name in (figures if row == MODEL else list(figures)[:1])
         ]
 
     def title(self) -> list[str]:
@@ -102,7 +102,7 @@ def compare(run_a: Path | str, run_b: Path | str, seed: int = 0) -> Compared:
         for side, table in tables.items()
     }
     common = keys["A"].intersection(keys["B"]).unique()
-    only = {side: len(of.unique().difference(common)) for side, of in keys.items()}
+    only = {side: len(windows.unique().difference(common)) for side, windows in keys.items()}
     if common.empty:
         raise AvomniError(
             f"no window in common: {only['A']:,} and {only['B']:,} windows of other "
@@ -137,16 +137,16 @@ def _rows(a: Scores, b: Scores, seed: int) -> dict[str, dict[str, dict[str, floa
     names = sorted((name for name in a.models if name in b.models), key=lambda name: name != MODEL)
     rows: dict[str, dict[str, Any]] = {name: {} for name in names}
     for figure in (name for name in a.figures if name in b.figures):
-        of_a, of_b = a.models_with(figure), b.models_with(figure)
-        shared = [row for row in names if row in of_a and row in of_b]
+        rows_a, rows_b = a.models_with(figure), b.models_with(figure)
+        shared = [row for row in names if row in rows_a and row in rows_b]
         keep, num = a.about(figure) & b.about(figure), len(shared)
-        one, other = (
-            scores.statistic(figure, keep).rows([of.index(row) for row in shared])
-            for scores, of in ((a, of_a), (b, of_b))
-        )
+        of_a, of_b = a.statistic(figure, keep), b.statistic(figure, keep)
+        sums_a = of_a.sums[:, [rows_a.index(row) for row in shared]]
+        sums_b = of_b.sums[:, [rows_b.index(row) for row in shared]]
         # Both runs and their differences on the same resamples.
-        joined = one.beside(other).differences([(row, num + row) for row in range(num)])
-        values = bootstrap.bounded(joined, seed)
+        both = bootstrap.Statistic(np.concatenate([sums_a, sums_b], axis=1), of_a.finish)
+        pairs = [(row, num + row) for row in range(num)]
+        values = bootstrap.bounded(both.differences(pairs), seed)
         for row, value_a, value_b, difference in zip(
             shared, values[:num], values[num : 2 * num], values[2 * num :], strict=True
         ):
@@ -157,13 +157,13 @@ def _rows(a: Scores, b: Scores, seed: int) -> dict[str, dict[str, dict[str, floa
                 "low": difference.low,
                 "high": difference.high,
             }
-    return {row: of for row, of in rows.items() if of}
+    return {row: figures for row, figures in rows.items() if figures}
 
 
-def _line(row: str, name: str, of: dict[str, float | None], num_clips: int) -> tuple[str, ...]:
-    if of["difference"] is None:
+def _line(row: str, name: str, paired: dict[str, float | None], num_clips: int) -> tuple[str, ...]:
+    if paired["difference"] is None:
         return (row, name, "", "", "", "", "no window has it")
-    low, high = of["low"], of["high"]
+    low, high = paired["low"], paired["high"]
     interval = "" if low is None else f"{low:+.3f} to {high:+.3f}"
     if low is None or num_clips < FEWEST_CLIPS:
         verdict = "too few clips to say"
@@ -171,7 +171,7 @@ def _line(row: str, name: str, of: dict[str, float | None], num_clips: int) -> t
         verdict = "no difference shown"
     else:
         verdict = "B is better" if (low > 0) == metric(name).more_is_better else "A is better"
-    numbers = (f"{of['a']:.3f}", f"{of['b']:.3f}", f"{of['difference']:+.3f}")
+    numbers = (f"{paired['a']:.3f}", f"{paired['b']:.3f}", f"{paired['difference']:+.3f}")
     return (row, name, *numbers, interval, verdict)
 
 
@@ -219,7 +219,7 @@ def _warnings(paths: dict[str, Path], num_clips: int) -> list[str]:
     hashes = {side: _split_sha256(path) for side, path in paths.items()}
     warnings = []
     if hashes["A"] != hashes["B"]:
-        both = ", ".join(f"{side} {(of or 'not recorded')[:12]}" for side, of in hashes.items())
+        both = ", ".join(f"{side} {(sha or 'not recorded')[:12]}" for side, sha in hashes.items())
         warnings.append(
             f"the runs were split differently (split_sha256: {both}): one may have trained on "
             "clips that the other is scored on"

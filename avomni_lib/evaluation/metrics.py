@@ -236,7 +236,7 @@ def figures(table: pa.Table, seed: int = 0) -> dict[str, Any]:
     ]
     kept = ("speed_mae_mps", "displacement_mae_m") if "summary" in parts_of(scores.target) else ()
     return {
-        **{figure: {row: of[figure]["value"] for row, of in metrics.items()} for figure in kept},
+        **{name: {row: metrics[row][name]["value"] for row in metrics} for name in kept},
         "valid_share": valid.get(MODEL),
         "valid_share_by_row": valid,
         "exact_share_by_row": exact,
@@ -258,7 +258,7 @@ def slices(scores: Scores, seed: int = 0) -> list[dict[str, Any]]:
         {by, value, metric, num_windows, num_clips, model, low, high, mean} each: `model` with its
         interval, `mean` the mean row's; None where there is no such row or no window.
     """
-    found, nothing = [], bootstrap.Estimate(None, None, None)
+    parts_measured, nothing = [], bootstrap.Estimate(None, None, None)
     parts = [(by, part, value) for by, part in _parts(scores).items() for value in part.categories]
     for by, part, value in parts:
         keep = (part == value) & scores.about(scores.primary)
@@ -267,7 +267,7 @@ def slices(scores: Scores, seed: int = 0) -> list[dict[str, Any]]:
         measured = bootstrap.bounded(scores.statistic(scores.primary, keep), seed)
         by_row = dict(zip(scores.models_with(scores.primary), measured, strict=True))
         model = by_row.get(MODEL, nothing)
-        found.append(
+        parts_measured.append(
             {
                 "by": by,
                 "value": value,
@@ -280,7 +280,7 @@ def slices(scores: Scores, seed: int = 0) -> list[dict[str, Any]]:
                 "mean": by_row.get(FALLBACK, nothing).value,
             }
         )
-    return found
+    return parts_measured
 
 
 def worst(table: pa.Table, model: str, num: int) -> list[dict[str, Any]]:

@@ -148,18 +148,18 @@ class Scores:
         windows = parts.get((first, 0), places[:0]).sort_index().index
 
         def matched(model: str, sample: int) -> np.ndarray:
-            own = parts.get((model, sample), places[:0])
-            if windows.is_unique and own.index.sort_values().equals(windows):
-                return own.reindex(windows).to_numpy()
-            common = len(own.index.unique().intersection(windows))
+            answered = parts.get((model, sample), places[:0])
+            if windows.is_unique and answered.index.sort_values().equals(windows):
+                return answered.reindex(windows).to_numpy()
+            common = len(answered.index.unique().intersection(windows))
             raise _broken(
-                f"{model!r} has {len(own)} rows for {common} of the {windows.nunique()} windows "
-                f"that {first!r} has"
+                f"{model!r} has {len(answered)} rows for {common} of the {windows.nunique()} "
+                f"windows that {first!r} has"
             )
 
         self.table, self.target, self.models = table, targets[0], tuple(models)
         self.places = np.stack([matched(model, 0) for model in models])
-        samples = {model: sorted(s for of, s in parts if of == model and s) for model in models}
+        samples = {model: sorted(s for row, s in parts if row == model and s) for model in models}
         self.sampled = {
             model: np.stack([matched(model, sample) for sample in numbers])
             for model, numbers in samples.items()
@@ -294,7 +294,8 @@ class Scores:
     def _summary(self) -> dict[str, np.ndarray]:
         speed, displacement = map(self.predictions, ("speed_mps", "displacement_m"))
         if self._mean is not None:
-            speed, displacement = (_filled(of, of[self._mean]) for of in (speed, displacement))
+            speed = _filled(speed, speed[self._mean])
+            displacement = _filled(displacement, displacement[self._mean])
         driven = self.ground_truth("displacement_true_m")
         wrong, off = speed - self.ground_truth("speed_true_mps"), np.abs(displacement - driven)
         return {
@@ -325,7 +326,8 @@ class Scores:
             trajectories.figures(self._paths_m(self.places, windows), self.future_m[windows])
             for windows in self._blocks()
         ]
-        return {name: np.concatenate([of[name] for of in by_block], axis=1) for name in by_block[0]}
+        names = by_block[0]
+        return {name: np.concatenate([block[name] for block in by_block], axis=1) for name in names}
 
     def _min_ade(self) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
         by_name: dict[str, dict[str, np.ndarray]] = {}
@@ -338,7 +340,7 @@ class Scores:
                 for windows in self._blocks()
             ]
             by_name.setdefault(f"min_ade{len(places)}_m", {})[model] = np.concatenate(best)
-        return {name: (tuple(of), np.stack(list(of.values()))) for name, of in by_name.items()}
+        return {name: (tuple(rows), np.stack([*rows.values()])) for name, rows in by_name.items()}
 
     def _paths_m(self, places: np.ndarray, windows: slice) -> np.ndarray:
         """(..., m, 16, 2) float64: the predicted paths of m windows, in the rig's frame."""
@@ -354,7 +356,7 @@ class Scores:
         kinds = sorted(set(made_by.tolist()) - {None})
         # Of one kind alone the same would stand there twice.
         by_kind = {kind: np.where(made_by == kind, f1, np.nan) for kind in kinds if len(kinds) > 1}
-        return {"cause_word_f1": f1} | {f"cause_word_f1_{kind}": of for kind, of in by_kind.items()}
+        return {"cause_word_f1": f1} | {f"cause_word_f1_{kind}": by_kind[kind] for kind in by_kind}
 
     @functools.cached_property
     def _classes(self) -> dict[str, tuple[np.ndarray, np.ndarray, int]]:
