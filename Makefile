@@ -80,7 +80,7 @@ lint: $(READY)
 # Fast tests are of files that start no process and train, render, encode and serve nothing.
 FAST := $(wildcard $(addprefix tests/test_, backoff.py baselines.py bootstrap.py disk_budget.py cache_page.py \
   checkpoints.py choice_cost.py claims.py comparison.py manoeuvre.py metrics.py packaging.py \
-  slices.py split.py spread.py targets*.py tiling.py trajector*.py windows.py))
+  slices.py split.py targets*.py tiling.py trajector*.py windows.py))
 check: lint
 	$(PY) -m pytest -q -n $(TESTS) --dist loadfile $(FAST)
 

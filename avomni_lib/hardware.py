@@ -44,36 +44,20 @@ PACKAGES = (
 # that each needs besides torch and transformers. Left out are those of other hardware (`…_xla`,
 # `…_npu_fused`) and those that need more than a name: GaLore and APOLLO need the modules to
 # project, LOMO steps within the backward pass.
-OPTIMIZERS: dict[str, str | None] = {
-    "adamw_torch": None,
-    "adamw_torch_fused": None,
-    "adafactor": None,
-    "sgd": None,
-    "adagrad": None,
-    "rmsprop": None,
-    "adamw_8bit": "bitsandbytes",
-    "adamw_bnb_8bit": "bitsandbytes",
-    "paged_adamw_8bit": "bitsandbytes",
-    "paged_adamw_32bit": "bitsandbytes",
-    "ademamix": "bitsandbytes",
-    "ademamix_8bit": "bitsandbytes",
-    "paged_ademamix_8bit": "bitsandbytes",
-    "paged_ademamix_32bit": "bitsandbytes",
-    "lion_8bit": "bitsandbytes",
-    "lion_32bit": "bitsandbytes",
-    "paged_lion_8bit": "bitsandbytes",
-    "paged_lion_32bit": "bitsandbytes",
-    "rmsprop_bnb": "bitsandbytes",
-    "rmsprop_bnb_8bit": "bitsandbytes",
-    "rmsprop_bnb_32bit": "bitsandbytes",
-    "adamw_torch_4bit": "torchao",
-    "adamw_torch_8bit": "torchao",
-    "adamw_anyprecision": "torchdistx",
+_OPTIMIZERS_BY_MODULE = {
+    None: "adamw_torch adamw_torch_fused adafactor sgd adagrad rmsprop",
+    "bitsandbytes": "adamw_8bit adamw_bnb_8bit paged_adamw_8bit paged_adamw_32bit "
+    "ademamix ademamix_8bit paged_ademamix_8bit paged_ademamix_32bit "
+    "lion_8bit lion_32bit paged_lion_8bit paged_lion_32bit "
+    "rmsprop_bnb rmsprop_bnb_8bit rmsprop_bnb_32bit",
+    "torchao": "adamw_torch_4bit adamw_torch_8bit",
+    "torchdistx": "adamw_anyprecision",
     "grokadamw": "grokadamw",
-    "schedule_free_adamw": "schedulefree",
-    "schedule_free_radam": "schedulefree",
-    "schedule_free_sgd": "schedulefree",
-    "stable_adamw": "optimi",
+    "schedulefree": "schedule_free_adamw schedule_free_radam schedule_free_sgd",
+    "optimi": "stable_adamw",
+}
+OPTIMIZERS: dict[str, str | None] = {
+    name: module for module, names in _OPTIMIZERS_BY_MODULE.items() for name in names.split()
 }
 
 # Optimizers whose names without pages are not their own without `paged_`.
