@@ -69,7 +69,10 @@ class Section(BaseModel):
             if not all(isinstance(item, str | int | float) for item in value):
                 raise ValueError("its items are single values")
             return tuple(dict.fromkeys(_scalar(item, kinds) for item in value))
-        return _text(_scalar(value, kinds)) if isinstance(value, str) else _scalar(value, kinds)
+        value = _scalar(value, kinds)
+        if isinstance(value, str) and "$" in value:
+            raise ValueError("variables such as $HOME are not filled in here: write the value out")
+        return value
 
 
 def _kinds(annotation: Any) -> set[Any]:
@@ -111,12 +114,6 @@ def _scalar(value: Any, kinds: set[Any]) -> Any:
             raise ValueError(f"is out of range: {SMALLEST:g} to {LARGEST:g}, or 0")
         if str in kinds:
             raise ValueError("text is wanted: put it in quotes")
-    return value
-
-
-def _text(value: Any) -> Any:
-    if isinstance(value, str) and "$" in value:
-        raise ValueError("variables such as $HOME are not filled in here: write the value out")
     return value
 
 

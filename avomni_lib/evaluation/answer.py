@@ -100,7 +100,7 @@ def _attributes(catalog: Catalog | None, clip_id: str) -> dict[str, Any]:
     return {name: known.get(name) for name in ATTRIBUTES}
 
 
-class Seen(Protocol):
+class FrameSource(Protocol):
     """What gives a window's frames (`etl.cache.windows.Windows`, `training.prompt.views`).
 
     Where it has an attribute `alike` that is true, all windows have the same frames.
@@ -159,8 +159,8 @@ def key_of(**follows_from: Any) -> str:
 
 def answers(
     model: Any,
-    talk: Conversation,
-    windows: Seen,
+    conversation: Conversation,
+    windows: FrameSource,
     indices: Sequence[int],
     *,
     batch_size: int,
@@ -210,7 +210,7 @@ def answers(
         if batch is None:
             batch = say(
                 model,
-                talk,
+                conversation,
                 np.stack([windows.frames(i) for i in chosen]),
                 max_new_tokens,
                 histories=[histories(i) for i in chosen],

@@ -60,14 +60,14 @@ def before_after(p: Params, window: int = 0, adapted: bool = True) -> BeforeAfte
             f"no window {window}: the split {p.evaluation.split!r} has {len(windows)}, from 0",
         )
     frames = np.array(windows.frames(window))
-    talk, before, after = _answers(p, windows, window, frames, adapted)
+    conversation, before, after = _answers(p, windows, window, frames, adapted)
     hardware.release_memory()  # the training that follows is another process
     truth = windows.truth(window)
-    read = [talk.target.read(text or "") for text in (before, after)]
+    read = [conversation.target.read(text or "") for text in (before, after)]
     return BeforeAfter(
         clip_id=windows[window].clip_id,
         frames=frames,
-        true=talk.target.render(truth),
+        true=conversation.target.render(truth),
         base=before,
         adapted=after,
         speed_true_mps=truth.speed_mps,
@@ -89,23 +89,25 @@ def models(p: Params, windows: Windows, adapted: bool = True) -> tuple[Any, Any,
         load.check_adapter(adapter.adapter_dir(p), p, windows.cache.header)
     base = load.load_base(p)
     kind = backbone(p.model.backbone, base.model.config)
-    talk = samples.conversation_of(p, windows, base.tokenizer, kind)
+    conversation = samples.conversation_of(p, windows, base.tokenizer, kind)
     if not adapted:
-        return base.model.eval(), talk, base.choices
+        return base.model.eval(), conversation, base.choices
     tuned = load.load_adapter(base.model, adapter.adapter_dir(p), p, windows.cache.header)
-    return tuned, talk, base.choices
+    return tuned, conversation, base.choices
 
 
 def _answers(
     p: Params, windows: Windows, index: int, frames: np.ndarray, adapted: bool
 ) -> tuple[Any, str, str | None]:
     """The conversation, and the answers of the base and the adapted model about one window."""
-    model, talk, _ = models(p, windows, adapted)
-    history = [samples.history_of(index, windows, talk)]
+    model, conversation, _ = models(p, windows, adapted)
+    history = [samples.history_of(index, windows, conversation)]
 
     def answer() -> str:
-        return say(model, talk, frames[None], p.evaluation.max_new_tokens, histories=history)[0]
+        return say(
+            model, conversation, frames[None], p.evaluation.max_new_tokens, histories=history
+        )[0]
 
     after = answer() if adapted else None
     with model.disable_adapter() if adapted else contextlib.nullcontext():
-        return talk, answer(), after
+        return conversation, answer(), after

@@ -163,18 +163,18 @@ def evaluate(p: Params, folder: Path, progress: type[Bar] = Bar) -> Evaluated:
     texts = {(name, 0): answers for name, answers in constants.items()}
     total = (len(_asked_rows(p)) + _num_samples(p)) * len(chosen)
     with progress(total=total, unit="answer", label="evaluating") as bar:
-        tuned, talk, choices = before_after.models(p, windows)
+        tuned, conversation, choices = before_after.models(p, windows)
         kept = answer.Kept(folder / KEPT_FILE, _key(p, windows, choices))
         ask = functools.partial(
             answer.answers,
             tuned,
-            talk,
+            conversation,
             indices=chosen,
             batch_size=p.evaluation.batch_size,
             max_new_tokens=p.evaluation.max_new_tokens,
             kept=kept,
             bar=bar,
-            histories=lambda index: samples.history_of(index, windows, talk),
+            histories=lambda index: samples.history_of(index, windows, conversation),
             constrained=p.evaluation.constrained,
         )
         texts |= _ask_models(p, tuned, windows, ask)

@@ -107,10 +107,7 @@ def rows(
     """One part of the table: the answers of one row of the ladder about all windows.
 
     Args:
-        name: Of the row.
-        target: What the answers are about; reads them.
-        asked: The windows.
-        texts: An answer for each of them; None where there is none.
+        texts: An answer for each window; None where there is none.
         sample: 0 for the greedy answers, a number from 1 on for each set of sampled ones.
     """
     read = {text: target.read(text) for text in set(texts) - {None}}
