@@ -22,7 +22,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache.windows import Truth
 from avomni_lib.evaluation import bootstrap
 from avomni_lib.evaluation.claims import claims
-from avomni_lib.evaluation.scores import FALLBACK, MODEL, Scores, parts_of
+from avomni_lib.evaluation.scores import FALLBACK, MODEL, Scores, classes_of, parts_of
 from avomni_lib.training.targets import Target
 
 SCHEMA = pa.schema(
@@ -302,8 +302,20 @@ def typical(table: pa.Table, model: str, num: int) -> list[dict[str, Any]]:
 
 
 def confusion(table: pa.Table, model: str, part: str) -> tuple[list[str], np.ndarray]:
-    """How often each true class (lines) was predicted as each class; see `Scores.confusion`."""
-    return _alone(table, model).confusion(model, part)
+    """How often each true class (lines) was predicted as each class (columns).
+
+    Args:
+        part: `along` or `across`.
+
+    Returns:
+        The K classes and (K, K) int64; an answer that says none is in no column.
+    """
+    scores = _alone(table, model)
+    truth = scores.ground_truth(f"{part}_true")
+    predicted = scores.read(part)[scores.models.index(model)]
+    classes = classes_of(truth, predicted)
+    counts = pd.crosstab(truth, predicted).reindex(index=classes, columns=classes, fill_value=0)
+    return classes, counts.to_numpy(np.int64)
 
 
 def _alone(table: pa.Table, model: str) -> Scores:

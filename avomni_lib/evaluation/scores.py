@@ -365,25 +365,10 @@ class Scores:
         for part in ("along", "across"):
             truth, predicted = self.ground_truth(f"{part}_true"), self.read(part)
             # What is true of no window has no F1; predicting it is as wrong as saying nothing.
-            classes = pd.Index(_classes_of(truth), dtype=object)
+            classes = pd.Index(classes_of(truth), dtype=object)
             codes = classes.get_indexer(predicted.ravel()).reshape(predicted.shape)
             numbered[part] = (codes, classes.get_indexer(truth), len(classes))
         return numbered
-
-    def confusion(self, model: str, part: str) -> tuple[list[str], np.ndarray]:
-        """How often each true class (lines) was predicted as each class (columns).
-
-        Args:
-            part: `along` or `across`.
-
-        Returns:
-            The K classes and (K, K) int64; an answer that says none is in no column.
-        """
-        truth = self.ground_truth(f"{part}_true")
-        predicted = self.read(part)[self.models.index(model)]
-        classes = _classes_of(truth, predicted)
-        counts = pd.crosstab(truth, predicted).reindex(index=classes, columns=classes, fill_value=0)
-        return classes, counts.to_numpy(np.int64)
 
 
 def _broken(what: str) -> AvomniError:
@@ -402,7 +387,8 @@ def _filled(values: np.ndarray, means: np.ndarray) -> np.ndarray:
     return np.where(unknown, means, values)
 
 
-def _classes_of(*values: np.ndarray) -> list[str]:
+def classes_of(*values: np.ndarray) -> list[str]:
+    """All words but None in some arrays, in order."""
     return sorted(set().union(*(words.ravel().tolist() for words in values)) - {None})
 
 
