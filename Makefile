@@ -37,7 +37,7 @@ SEEDS := 11 12 13
 seeds: $(READY)
 	set -e; for seed in $(SEEDS); do $(PY) -m avomni_lib run params/demo.yaml --set run.name=seed_$$seed \
 	  --set run.seed=$$seed --set dataset.world.seed=$$seed --set dataset.local_dir=outputs/data/seed_$$seed; done
-	$(PY) -m avomni_lib.evaluation.spread $(SEEDS:%=outputs/seed_%)
+	$(PY) -m avomni_lib.evaluation.comparison $(SEEDS:%=outputs/seed_%)
 
 ## make run     the same for PARAMS=params/mi300x.yaml
 run: $(READY)
@@ -80,7 +80,7 @@ lint: $(READY)
 # Fast tests are of files that start no process and train, render, encode and serve nothing.
 FAST := $(wildcard $(addprefix tests/test_, backoff.py baselines.py bootstrap.py disk_budget.py cache_page.py \
   checkpoints.py choice_cost.py claims.py comparison.py manoeuvre.py metrics.py packaging.py \
-  slices.py split.py spread.py targets*.py tiling.py trajector*.py windows.py))
+  slices.py split.py targets*.py tiling.py trajector*.py windows.py))
 check: lint
 	$(PY) -m pytest -q -n $(TESTS) --dist loadfile $(FAST)
 

@@ -7,11 +7,10 @@ sections     every parameter: type, bounds, default, meaning
 params_yaml  the text of params files and of `--set`, read strictly
 params_cell  a notebook's parameters cell
 grids        the rig's cameras by name, and the grids that a params file may ask for
-optimizers   which optimizers can train an adapter
 own_code     objects that a user wrote and a params file names
 errors       the one error type
 files        files that appear whole or not at all, hashes, locks, room on the disk
-hardware     this machine, and the choices that follow from it
+hardware     this machine, the optimizers that can train here, and the choices that follow
 plan         what a stage says before it works, and its progress bar
 cli          what each command of `avomni` takes, does and returns
 workers      jobs in processes that may die or hang

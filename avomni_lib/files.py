@@ -109,7 +109,7 @@ def write_whole(path: Path, mode: str = "wb") -> Iterator[IO]:
         os.replace(partial, path)
         fsync_folder(path.parent)
     except BaseException as error:
-        with contextlib.suppress(OSError):  # of the two errors the first is to be told
+        with contextlib.suppress(OSError):  # the first of the two errors is the one to report
             partial.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise no_room(path, None) from None
@@ -247,7 +247,7 @@ def hold(lock: Path, busy: str, wait_s: float = 0.0, shared: bool = False) -> It
 
     Args:
         lock: A file that stays; its folder is made.
-        busy: What to tell the second one, as in "another process is building this cache".
+        busy: The message for the second one, as in "another process is building this cache".
         wait_s: How long it waits first.
         shared: Let others in that share it too, and keep out only who wants it alone.
 

@@ -60,20 +60,20 @@ def _mistakes(rows: tuple[tuple[Any, ...], ...]) -> list[str]:
     cells = [cell for row in rows for cell in row]
     named = [cell for cell in cells if cell is not None]
     widths = [len(row) for row in rows]
-    found = []
+    mistakes = []
     if len(set(widths)) > 1:
-        found.append(f"rows are equally long, these have {', '.join(map(str, widths))} cells")
+        mistakes.append(f"rows are equally long, these have {', '.join(map(str, widths))} cells")
     if not named:
-        found.append("no cell names a camera")
+        mistakes.append("no cell names a camera")
     if max([len(rows), *widths]) > MOST:
-        found.append(
+        mistakes.append(
             f"a grid has at most {MOST} rows and {MOST} columns, this one has {len(rows)} rows and "
             f"{max(widths)} columns"
         )
     unknown = dict.fromkeys(repr(cell) for cell in named if cell not in NAMES)
     if unknown:
-        found.append(f"there is no camera {', '.join(unknown)}; there are {', '.join(NAMES)}")
+        mistakes.append(f"there is no camera {', '.join(unknown)}; there are {', '.join(NAMES)}")
     counts = Counter(cell for cell in named if cell in NAMES)
     if twice := [name for name, count in counts.items() if count > 1]:
-        found.append(f"{', '.join(twice)} stands more than once")
-    return found
+        mistakes.append(f"{', '.join(twice)} stands more than once")
+    return mistakes

@@ -1,4 +1,4 @@
-"""What machine this is, and the choices that follow from it: each one a (value, reason).
+"""This machine, and the choices that follow from it: each one a (value, reason).
 
 torch is imported only by the functions that look for an accelerator, and only `provenance` of a
 process that already uses torch names it: counting and planning work without.
@@ -7,6 +7,7 @@ process that already uses torch names it: counting and planning work without.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import os
 import platform
@@ -39,12 +40,32 @@ PACKAGES = (
     "unsloth",
 )
 
+# The optimizers that can train an adapter, by transformers' names for them (`optim`) -> the module
+# that each needs besides torch and transformers. Left out are those of other hardware (`…_xla`,
+# `…_npu_fused`) and those that need more than a name: GaLore and APOLLO need the modules to
+# project, LOMO steps within the backward pass.
+_OPTIMIZERS_BY_MODULE = {
+    None: "adamw_torch adamw_torch_fused adafactor sgd adagrad rmsprop",
+    "bitsandbytes": "adamw_8bit adamw_bnb_8bit paged_adamw_8bit paged_adamw_32bit "
+    "ademamix ademamix_8bit paged_ademamix_8bit paged_ademamix_32bit "
+    "lion_8bit lion_32bit paged_lion_8bit paged_lion_32bit "
+    "rmsprop_bnb rmsprop_bnb_8bit rmsprop_bnb_32bit",
+    "torchao": "adamw_torch_4bit adamw_torch_8bit",
+    "torchdistx": "adamw_anyprecision",
+    "grokadamw": "grokadamw",
+    "schedulefree": "schedule_free_adamw schedule_free_radam schedule_free_sgd",
+    "optimi": "stable_adamw",
+}
+OPTIMIZERS: dict[str, str | None] = {
+    name: module for module, names in _OPTIMIZERS_BY_MODULE.items() for name in names.split()
+}
+
 # Optimizers whose names without pages are not their own without `paged_`.
 PLAIN = {"paged_adamw_32bit": "adamw_torch", "paged_ademamix_32bit": "ademamix"}
 
 
 class Choice(NamedTuple):
-    """What was taken for the user, and why."""
+    """A value that was chosen for the user, and why."""
 
     value: Any
     reason: str
@@ -62,9 +83,8 @@ def device() -> Choice:
     import torch
 
     if not torch.cuda.is_available():
-        build = f"torch {torch.__version__} sees no accelerator"
-        return Choice("cpu", build)
-    # One process drives one card; torchrun tells it which, and sets both.
+        return Choice("cpu", f"torch {torch.__version__} sees no accelerator")
+    # One process drives one card, whose number torchrun puts into LOCAL_RANK.
     index = int(os.environ.get("LOCAL_RANK", 0)) if "TORCHELASTIC_RUN_ID" in os.environ else 0
     card = torch.cuda.get_device_properties(index)
     kind = f"ROCm {torch.version.hip}" if torch.version.hip else f"CUDA {torch.version.cuda}"
@@ -80,9 +100,8 @@ def dtype(on: str) -> Choice:
     import torch
 
     if torch.cuda.is_bf16_supported():
-        return Choice(
-            "bfloat16", "the accelerator computes it natively, and it needs no loss scale"
-        )
+        reason = "the accelerator computes it natively, and it needs no loss scale"
+        return Choice("bfloat16", reason)
     return Choice("float32", "the accelerator has no bfloat16")
 
 
@@ -114,6 +133,26 @@ def backend(wanted: str, on: str) -> Choice:
     if not installed:
         return Choice("transformers", "unsloth is not installed; plain PEFT does the same, slower")
     return Choice("unsloth", "an accelerator is there and unsloth is installed")
+
+
+def installed_optimizers() -> list[str]:
+    """The names of `OPTIMIZERS` whose modules are installed here."""
+    return [name for name in OPTIMIZERS if missing_module(name) is None]
+
+
+def missing_module(optimizer: str) -> str | None:
+    """The module that an optimizer needs and that is not installed here, or None."""
+    module = OPTIMIZERS[optimizer]
+    return module if module is not None and util.find_spec(module) is None else None
+
+
+def unknown_optimizer(name: str) -> tuple[str, str] | None:
+    """What is wrong with a name, and what to do, on whatever machine; None if it is known."""
+    if name in OPTIMIZERS:
+        return None
+    near = difflib.get_close_matches(name, OPTIMIZERS, n=3, cutoff=0.4)
+    hint = f"near it are {', '.join(near)}; " if near else ""
+    return f"unknown optimizer {name!r}", f"{hint}choose one of {', '.join(installed_optimizers())}"
 
 
 def optimizer(wanted: str, on: str) -> Choice:
@@ -186,13 +225,11 @@ def _peak_gb(who: int) -> float:
 
 def versions() -> dict[str, str | None]:
     """Installed versions of the packages that a result depends on; None where one is missing."""
-    found: dict[str, str | None] = {}
+    installed: dict[str, str | None] = dict.fromkeys(PACKAGES)
     for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            installed[name] = metadata.version(name)
+    return installed
 
 
 @functools.cache

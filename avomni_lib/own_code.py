@@ -140,8 +140,8 @@ def in_words(path: Path, where: str, what: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else None
         frames = traceback.extract_tb(error.__traceback__)
-        own = [frame.lineno for frame in frames if frame.filename == str(path)]
-        line = line or (own[-1] if own else "?")
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        line = line or (lines[-1] if lines else "?")
         words = (str(error).strip().splitlines() or [""])[0]
         raise AvomniError(
             f"{what} failed with {type(error).__name__}: {words}",

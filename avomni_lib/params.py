@@ -9,12 +9,13 @@ from __future__ import annotations
 import difflib
 import re
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from avomni_lib import files, own_code, params_cell, params_yaml
 from avomni_lib.errors import AvomniError
@@ -50,39 +51,38 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Params:
-        mistakes = []
         size, length = self.vision.window_size, self.processing.sequence_length
-        if size is not None and size != length:
-            mistakes.append(
-                f"vision.window_size is {size} and processing.sequence_length is {length}: "
-                "both name the frames of a window; make them equal or set window_size to null"
-            )
-        accumulated, ranks = (
-            self.training.gradient_accumulation_steps,
-            self.training.num_processes,
-        )
-        if accumulated % ranks:
-            mistakes.append(
-                f"training.gradient_accumulation_steps is {accumulated} and training.num_processes "
+        training = self.training
+        gathered, ranks = training.gradient_accumulation_steps, training.num_processes
+        checks = [
+            (
+                size not in (None, length),
+                f"vision.window_size is {size} and processing.sequence_length is {length}: both "
+                "name the frames of a window; make them equal or set window_size to null",
+            ),
+            (
+                gathered % ranks,
+                f"training.gradient_accumulation_steps is {gathered} and training.num_processes "
                 f"is {ranks}: the batches of a step are shared among the processes, so the second "
-                "must divide the first"
-            )
-        if self.training.patience and not self.training.heldout_windows:
-            mistakes.append(
+                "must divide the first",
+            ),
+            (
+                training.patience and not training.heldout_windows,
                 "training.patience waits for a better held-out figure, and none is made: set "
-                "training.heldout_windows too"
-            )
-        if self.training.target in ("coc_v1", "full_v1") and not self.processing.obstacles:
-            mistakes.append(
-                f"training.target {self.training.target} speaks of other road users: set "
-                "processing.obstacles to true, or choose another target"
-            )
-        if self.download.evict_raw and self.dataset.source == "folder":
-            mistakes.append(
+                "training.heldout_windows too",
+            ),
+            (
+                training.target in ("coc_v1", "full_v1") and not self.processing.obstacles,
+                f"training.target {training.target} speaks of other road users: set "
+                "processing.obstacles to true, or choose another target",
+            ),
+            (
+                self.download.evict_raw and self.dataset.source == "folder",
                 "download.evict_raw removes raw files that can be fetched again, and those of "
-                "dataset.source: folder cannot: set evict_raw to false"
-            )
-        if mistakes:
+                "dataset.source: folder cannot: set evict_raw to false",
+            ),
+        ]
+        if mistakes := [text for is_wrong, text in checks if is_wrong]:
             raise ValueError("\n".join(mistakes))
         return self
 
@@ -179,8 +179,8 @@ class Params(Section):
         if not self.training.blind_steps:
             return None
         steps = min(self.training.blind_steps, self.training.max_steps or self.training.blind_steps)
-        own = {"blind": True, "max_steps": steps, "heldout_windows": None, "patience": None}
-        return self.model_copy(update={"training": self.training.model_copy(update=own)})
+        blind = {"blind": True, "max_steps": steps, "heldout_windows": None, "patience": None}
+        return self.model_copy(update={"training": self.training.model_copy(update=blind)})
 
     def limited(self, num_chunks: int) -> Params:
         """The same run over at most so many chunks (`--limit`)."""
@@ -197,8 +197,11 @@ class Params(Section):
 
     def code_rows(self) -> list[tuple[str, str, str]]:
         """Rows for a plan: whose code it runs. Nothing of it is run to say so."""
-        found = [(key, own_code.find(value, key)) for key, value in self.own_code.items()]
-        return [(key, of.reference, f"{of.path}, sha256 {of.sha256[:12]}…") for key, of in found]
+        sources = [(key, own_code.find(value, key)) for key, value in self.own_code.items()]
+        return [
+            (key, source.reference, f"{source.path}, sha256 {source.sha256[:12]}…")
+            for key, source in sources
+        ]
 
     def values(self, *names: str) -> dict[str, Any]:
         """The named sections (`processing`) or keys (`processing.sample_hz`) as plain values.
@@ -222,12 +225,12 @@ class Params(Section):
         return {EXTENDS: None, **self.values()}
 
     def digest(self, *names: str) -> str:
-        """A sha256 of the named parameters, to tell whether a finished stage still fits."""
+        """A sha256 of the named parameters, by which a finished stage is seen to be stale."""
         return files.hash_json(self.values(*names))
 
 
 def left_out(paths: Sequence[str | Path]) -> str | None:
-    """What to tell of files that leave values out and do not say from where they come."""
+    """A note about files that leave values out and do not name where they come from, or None."""
     merged = _merged(paths)
     if EXTENDS in merged:
         return None
@@ -258,10 +261,10 @@ def _complete(
 
     A file that extends itself, and `params/demo.yaml`, are laid over the defaults.
     """
-    own = {name: value for name, value in values.items() if name != EXTENDS}
+    values_set = {name: value for name, value in values.items() if name != EXTENDS}
     named = values.get(EXTENDS, DEMO_FILE)
     if named is None:
-        return own
+        return values_set
     if not isinstance(named, str) or not named.strip() or "$" in named:
         raise AvomniError(
             f"{EXTENDS} names one params file, by its path (got {named!r})",
@@ -270,7 +273,7 @@ def _complete(
         )
     path = files.resolve(named).resolve()
     if path == own_path:
-        return own
+        return values_set
     if path in seen:
         raise AvomniError(
             f"{EXTENDS} goes round in a circle: {' -> '.join(map(str, (*seen, path)))}",
@@ -279,7 +282,7 @@ def _complete(
         )
     own_code.look_in(path.parent)
     below = _complete(params_yaml.read(path), str(path), path, (*seen, path))
-    return params_yaml.merge(below, own)
+    return params_yaml.merge(below, values_set)
 
 
 def _keys_of_values(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -298,29 +301,26 @@ def _differing(a: Params, b: Params) -> list[str]:
     return [name for name, value in _keys_of_values(a.values()).items() if value != others[name]]
 
 
-def _keys_of(model: type[BaseModel], prefix: str = "") -> dict[str, str]:
-    """Every key and section of the schema: its dotted name -> its last word."""
-    names = {}
-    for key, field in model.model_fields.items():
-        names[prefix + key] = key
+def _schema(section: type[BaseModel] = Params, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every section and key, a section before its keys, by dotted name."""
+    for key, field in section.model_fields.items():
+        yield prefix + key, field
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            names |= _keys_of(field.annotation, f"{prefix}{key}.")
-    return names
+            yield from _schema(field.annotation, f"{prefix}{key}.")
 
 
 def _nearest(dotted: str) -> str:
     """How to go on from an unknown name: the same word in another section or a near one."""
     if dotted in _REMOVED:
         return f"{_REMOVED[dotted]}: delete the line"
-    known = _keys_of(Params)
     section, _, word = dotted.rpartition(".")
-    elsewhere = [name for name, last in known.items() if last == word]
+    parts = [(name, *name.rpartition(".")[::2]) for name, _ in _schema()]
+    elsewhere = [name for name, _, last in parts if last == word]
     if elsewhere:
         return f"did you mean {' or '.join(elsewhere)}?"
-    siblings = {last: name for name, last in known.items() if name.rpartition(".")[0] == section}
-    for names in (siblings, {last: name for name, last in known.items()}):
-        close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-        if close:
+    siblings = {last: name for name, above, last in parts if above == section}
+    for names in (siblings, {last: name for name, _, last in parts}):
+        if close := difflib.get_close_matches(word, names, n=1, cutoff=0.6):
             return f"did you mean {names[close[0]]}?"
     return "its section knows " + (", ".join(siblings) or ", ".join(Params.model_fields))
 
@@ -357,14 +357,8 @@ def _all_mistakes(error: ValidationError, source: str) -> AvomniError:
 def table() -> str:
     """Every parameter with its default and meaning: the table of docs/parameters.md."""
     lines = ["| parameter | default | meaning |", "| --- | --- | --- |"]
-
-    def add(model: type[BaseModel], prefix: str) -> None:
-        for key, field in model.model_fields.items():
-            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-                add(field.annotation, f"{prefix}{key}.")
-            else:
-                default = yaml.safe_dump(field.default, default_flow_style=True).split("\n")[0]
-                lines.append(f"| `{prefix}{key}` | `{default}` | {field.description} |")
-
-    add(Params, "")
+    for name, field in _schema():
+        if field.description is not None:  # sections have none
+            default = yaml.safe_dump(field.default, default_flow_style=True).split("\n")[0]
+            lines.append(f"| `{name}` | `{default}` | {field.description} |")
     return "\n".join(lines)

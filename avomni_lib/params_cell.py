@@ -7,7 +7,8 @@ always holds.
 
 papermill writes `training = {…}` for a section and `training.max_steps = 3` for `-p
 training.max_steps 3`, the latter of which a dict would refuse. Of several options that name a
-section it keeps the last one whole, before any kernel starts; only its command line tells.
+section it keeps the last one whole, before any kernel starts; the others are
+seen on its command line alone.
 """
 
 from __future__ import annotations

@@ -105,20 +105,20 @@ def renamed(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     Raises:
         AvomniError: a key stands there by both names.
     """
-    found = dict(values)
+    sections = dict(values)
     for section, keys in RENAMED.items():
         for old, new in keys.items():
-            own = found.get(section)
-            if not isinstance(own, Mapping) or old not in own:
+            keys_set = sections.get(section)
+            if not isinstance(keys_set, Mapping) or old not in keys_set:
                 continue
-            if new in own:
+            if new in keys_set:
                 raise AvomniError(
                     f"{section}.{old} is the old name of {section}.{new}, and both are there",
                     where=where,
                     fix=f"keep {section}.{new}",
                 )
-            found[section] = {new if key == old else key: value for key, value in own.items()}
-    return found
+            sections[section] = {new if key == old else key: keys_set[key] for key in keys_set}
+    return sections
 
 
 def read(path: Path) -> dict[str, Any]:

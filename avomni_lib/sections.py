@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from avomni_lib import grids, optimizers, own_code
+from avomni_lib import grids, hardware, own_code
 
 SMALLEST, LARGEST = 1e-12, 1e12  # but for 0
 WORLD_SPLITS = {"train": 0.6, "val": 0.1, "test": 0.3}
@@ -69,7 +69,10 @@ class Section(BaseModel):
             if not all(isinstance(item, str | int | float) for item in value):
                 raise ValueError("its items are single values")
             return tuple(dict.fromkeys(_scalar(item, kinds) for item in value))
-        return _text(_scalar(value, kinds)) if isinstance(value, str) else _scalar(value, kinds)
+        value = _scalar(value, kinds)
+        if isinstance(value, str) and "$" in value:
+            raise ValueError("variables such as $HOME are not filled in here: write the value out")
+        return value
 
 
 def _kinds(annotation: Any) -> set[Any]:
@@ -111,12 +114,6 @@ def _scalar(value: Any, kinds: set[Any]) -> Any:
             raise ValueError(f"is out of range: {SMALLEST:g} to {LARGEST:g}, or 0")
         if str in kinds:
             raise ValueError("text is wanted: put it in quotes")
-    return value
-
-
-def _text(value: Any) -> Any:
-    if isinstance(value, str) and "$" in value:
-        raise ValueError("variables such as $HOME are not filled in here: write the value out")
     return value
 
 
@@ -351,7 +348,7 @@ class ModelParams(Section):
 
 
 class PromptParams(Section):
-    """What the prompt asks, and what it tells besides the question."""
+    """What the prompt asks, and what stands in it besides the question."""
 
     question: str | None = Field(
         None, description="what the model is asked about a window; null is the target's question"
@@ -365,8 +362,8 @@ class PromptParams(Section):
     @field_validator("question")
     @classmethod
     def _has_no_special_tokens(cls, question: str | None) -> str | None:
-        if question is not None and (found := SPECIAL_TOKEN.search(question)):
-            raise ValueError(f"holds {found[0]}, a token that the chat template is made of")
+        if question is not None and (token := SPECIAL_TOKEN.search(question)):
+            raise ValueError(f"holds {token[0]}, a token that the chat template is made of")
         return question
 
 
@@ -443,8 +440,8 @@ class TrainingParams(Section):
     @field_validator("optimizer")
     @classmethod
     def _is_known(cls, name: str) -> str:
-        if found := optimizers.mistake(name):
-            raise ValueError(f"training.optimizer: {found[0]}; {found[1]}")
+        if mistake := hardware.unknown_optimizer(name):
+            raise ValueError(f"training.optimizer: {'; '.join(mistake)}")
         return name
 
 

@@ -241,7 +241,7 @@ class ProcessExecutor:
         worker = None if alone or not self._idle else self._idle.pop()
         if worker is None or not worker.send(job):
             worker = _Worker(self._function)
-            worker.send(job)  # where it is dead already, `finished` tells
+            worker.send(job)  # where it is dead already, `finished` reports it
         self._busy[worker.connection] = worker
         return worker.connection
 

@@ -29,10 +29,10 @@ def summary(speed_mps, displacement_m):
     return SUMMARY.write(Said(speed_mps, displacement_m))
 
 
-def summaries(asked, mean, **said):
+def summaries(asked, mean, **predicted):
     """The mean, (speed, displacement), beside rows of such pairs, of texts, or of None."""
     texts = {"mean": [summary(*mean)] * len(asked)}
-    for name, each in said.items():
+    for name, each in predicted.items():
         texts[name] = [summary(*one) if isinstance(one, tuple) else one for one in each]
     return table(SUMMARY, asked, texts)
 
@@ -52,12 +52,12 @@ def drives(num_clips, windows_each=4, seed=0, bias=0.0, spread=1.0):
         The windows, and what that row says of each, (speed, displacement).
     """
     draw = np.random.default_rng(seed)
-    asked, said = [], []
+    asked, predicted = [], []
     for clip in range(num_clips):
         speed, error = draw.uniform(3, 25), draw.normal(bias, spread)
         for number in range(windows_each):
             own = speed + draw.normal(0, 0.2)
             asked.append(window(f"clip-{clip}", number, own, own * DURATION_S))
             near = abs(own + error + draw.normal(0, 0.1))
-            said.append((near, near * DURATION_S))
-    return asked, said
+            predicted.append((near, near * DURATION_S))
+    return asked, predicted

@@ -64,7 +64,7 @@ def answers(
     for number, (row, spread) in enumerate(spreads.items()):
         for sample in range(1 + (samples if row == "adapted" else 0)):
             rng = np.random.default_rng([number, sample])
-            texts = [_answer(of, said, spread, rng) for said in true]
+            texts = [_answer(of, predicted, spread, rng) for predicted in true]
             if row in ("base", "adapted"):
                 texts[:unread] = ["$x$ babble_{ <b>&amp;</b> " * 5] * unread
             if row == "blind":
@@ -74,17 +74,21 @@ def answers(
 
 
 def _answer(of: Target, true: Said, spread: float, rng: np.random.Generator) -> str:
-    said = true
+    predicted = true
     if true.speed_mps is not None:
         speed = abs(true.speed_mps + 6 * spread * rng.normal())
         length = true.displacement_m * speed / max(true.speed_mps, 0.1)
-        said = dataclasses.replace(said, speed_mps=speed, displacement_m=length, action_m=length)
+        predicted = dataclasses.replace(
+            predicted, speed_mps=speed, displacement_m=length, action_m=length
+        )
     if true.waypoints_m is not None:
         points = np.array(true.waypoints_m)
         off = spread * rng.normal(size=2) * np.linspace(0.1, 1, len(points))[:, None] * (15, 4)
-        said = dataclasses.replace(said, waypoints_m=tuple(map(tuple, (points + off).tolist())))
+        predicted = dataclasses.replace(
+            predicted, waypoints_m=tuple(map(tuple, (points + off).tolist()))
+        )
     if true.along is not None:
         along = rng.choice(ALONG) if rng.random() < spread else true.along
         across = rng.choice(ACROSS) if rng.random() < spread else true.across
-        said = dataclasses.replace(said, along=str(along), across=str(across))
-    return of.write(said)
+        predicted = dataclasses.replace(predicted, along=str(along), across=str(across))
+    return of.write(predicted)

@@ -33,7 +33,7 @@ class RandomWindows:
         return self.images[i]
 
 
-def told(i):
+def history_of(i):
     return (" none", " Speed there: 5.23m/s. Rows from the top.")[i % 2]
 
 
@@ -50,26 +50,29 @@ def talk(model):
 def test_a_batch_says_what_its_windows_say_alone_in_the_order_asked(model, talk):
     windows = RandomWindows(5)
     alone = {
-        i: answer.say(model, talk, windows.images[[i]], MAX_NEW_TOKENS, histories=[told(i)])[0]
+        i: answer.say(model, talk, windows.images[[i]], MAX_NEW_TOKENS, histories=[history_of(i)])[
+            0
+        ]
         for i in range(5)
     }
     order = [3, 0, 4, 1, 2, 3]
     bar = Bar(total=6)
-    said = answer.answers(model, talk, windows, order, bar=bar, histories=told, **OPTIONS)
-    assert said == [alone[i] for i in order]
+    predicted = answer.answers(
+        model, talk, windows, order, bar=bar, histories=history_of, **OPTIONS
+    )
+    assert predicted == [alone[i] for i in order]
     assert bar.count == 6
     silent = answer.answers(model, talk, windows, order, **OPTIONS)
-    assert all(a != b for a, b in zip(silent, said, strict=True)), "the history must matter"
+    assert all(a != b for a, b in zip(silent, predicted, strict=True)), "the history must matter"
 
 
-def test_windows_that_are_alike_are_asked_once_for_each_thing_they_are_told(
-    model, talk, monkeypatch
-):
+def test_windows_that_are_alike_are_asked_once_for_each_history(model, talk, monkeypatch):
     windows, asked = Black(RandomWindows(6)), []
     black = np.zeros((1, *windows.frame_shape), np.uint8)
     blind = answer.say(model, talk, black, MAX_NEW_TOKENS)
     each = [
-        answer.say(model, talk, black, MAX_NEW_TOKENS, histories=[told(i)])[0] for i in range(2)
+        answer.say(model, talk, black, MAX_NEW_TOKENS, histories=[history_of(i)])[0]
+        for i in range(2)
     ]
     assert len({*blind, *each}) == 3
     say = answer.say
@@ -84,8 +87,10 @@ def test_windows_that_are_alike_are_asked_once_for_each_thing_they_are_told(
     assert answer.answers(model, talk, windows, order, bar=bar, **OPTIONS) == blind * 5
     assert asked == [1] and bar.count == 5
     bar = Bar(total=5)
-    said = answer.answers(model, talk, windows, order, histories=told, bar=bar, **OPTIONS)
-    assert said == [each[i % 2] for i in order]
+    predicted = answer.answers(
+        model, talk, windows, order, histories=history_of, bar=bar, **OPTIONS
+    )
+    assert predicted == [each[i % 2] for i in order]
     assert asked == [1, 2] and bar.count == 5
     assert answer.answers(model, talk, windows, [], **OPTIONS) == []
     # Each drawn answer is its own draw, also from what is alike.
@@ -110,8 +115,8 @@ def test_drawn_answers_differ_by_sample_name_and_batch_and_are_the_same_again(mo
 
 def test_held_to_the_form_every_answer_is_read(model, talk):
     options = {"batch_size": 2, "max_new_tokens": 64}
-    said = answer.answers(model, talk, RandomWindows(3), range(3), constrained=True, **options)
-    assert all(talk.target.parse(text) for text in said)
+    predicted = answer.answers(model, talk, RandomWindows(3), range(3), constrained=True, **options)
+    assert all(talk.target.parse(text) for text in predicted)
     free = answer.answers(model, talk, RandomWindows(3), range(3), **options)
     assert not any(talk.target.parse(text) for text in free)
 
@@ -127,7 +132,7 @@ class Stopped(Bar):
 
 @pytest.mark.parametrize("sampling", [None, WARM], ids=["greedy", "drawn"])
 def test_an_interrupted_run_goes_on_after_the_last_whole_batch(model, talk, tmp_path, sampling):
-    options = OPTIONS | {"sampling": sampling, "sample": 3, "histories": told}
+    options = OPTIONS | {"sampling": sampling, "sample": 3, "histories": history_of}
     whole = answer.answers(model, talk, RandomWindows(7), range(7), **options)
     path, key = tmp_path / "06_evaluate" / "kept.jsonl", answer.key_of(adapter="a")
     with pytest.raises(KeyboardInterrupt):
@@ -174,11 +179,11 @@ def say(model, talk, frames, max_new_tokens, *, sampling, **options):
 
 answer.say = say
 windows = SimpleNamespace(frames=lambda index: np.array([index]))
-said = answer.answers(
+predicted = answer.answers(
     None, None, windows, range(7), batch_size=2, max_new_tokens=1, sample=1,
     sampling=Sampling(seed=4), kept=answer.Kept(Path(sys.argv[1]), "key"),
 )
-print(json.dumps(said))
+print(json.dumps(predicted))
 """
 
 
@@ -206,8 +211,8 @@ def test_answers_of_another_adapter_or_model_are_not_taken(tmp_path):
 
 
 def test_kept_answers_are_text_of_any_kind(tmp_path):
-    path, said = tmp_path / "kept.jsonl", ["a\nb\u2028c", "\x85", '"{', "é漢"]
-    answer.Kept(path, "k").add("base", 1, 3, said)
+    path, predicted = tmp_path / "kept.jsonl", ["a\nb\u2028c", "\x85", '"{', "é漢"]
+    answer.Kept(path, "k").add("base", 1, 3, predicted)
     answer.Kept(path, "k").add("base", 1, 4, ["z"])
-    assert answer.Kept(path, "k").batches == {("base", 1, 3): said, ("base", 1, 4): ["z"]}
+    assert answer.Kept(path, "k").batches == {("base", 1, 3): predicted, ("base", 1, 4): ["z"]}
     assert json.loads(path.read_text().splitlines()[0])["batch"] == 3

@@ -68,12 +68,12 @@ def test_waypoints_are_taken_number_by_number_and_can_be_written():
     both = baselines.constants(Said(waypoints_m=tuple(map(tuple, path))) for path in paths)
     assert np.array(both["mean"].waypoints_m) == pytest.approx(paths.mean(axis=0))
     assert np.array(both["median"].waypoints_m) == pytest.approx(np.median(paths, axis=0))
-    for said in both.values():
-        assert said.speed_mps is None and said.along is None
-        assert FUTURE_V1.parse(FUTURE_V1.write(said))
+    for predicted in both.values():
+        assert predicted.speed_mps is None and predicted.along is None
+        assert FUTURE_V1.parse(FUTURE_V1.write(predicted))
 
 
-def test_of_words_the_most_frequent_is_said_and_of_equals_the_first():
+def test_of_words_the_most_frequent_is_answered_and_of_equals_the_first():
     along = ["hold", "stop", "stop", "hold", "accelerate"]
     across = ["straight", "left turn", "left turn", "straight", "left turn"]
     true = [Said(along=a, across=b) for a, b in zip(along, across, strict=True)]
@@ -155,8 +155,8 @@ def test_a_car_that_has_just_stopped_does_not_start_backwards(speed):
 
 
 def test_a_car_that_starts_is_seen_to_speed_up_also_in_a_turn():
-    told = Motion(8.0, 1.5, 0.2)
-    xy, yaw = told.poses(PAST_S)
+    driven = Motion(8.0, 1.5, 0.2)
+    xy, yaw = driven.poses(PAST_S)
     motion = baselines.ctra(Trajectory(PAST_S, xy, yaw, 8.0))
     assert motion.accel_mps2 == pytest.approx(1.5, abs=1e-3)
     assert motion.yaw_rate_radps == pytest.approx(0.2)
@@ -229,8 +229,8 @@ def test_what_is_rolled_out_of_any_motion_could_have_been_driven(speed, accel, y
     "past", [straight(8.0), straight(6.0, -2.0), circle(9.0, 30.0), straight(-1.0), straight(0.0)]
 )
 def test_motion_answers_in_the_form_of_each_target_that_it_can_speak_for(name, form, past):
-    said = baselines.says(name, past, form, 7.5)
-    assert form.parse(form.write(said)) is not None
+    predicted = baselines.says(name, past, form, 7.5)
+    assert form.parse(form.write(predicted)) is not None
 
 
 def test_the_summary_is_of_the_window_and_the_future_begins_after_it():
@@ -244,7 +244,7 @@ def test_the_summary_is_of_the_window_and_the_future_begins_after_it():
     assert at_first.waypoints_m[-1] == pytest.approx((0.0, 0.0))
 
 
-def test_a_window_that_is_over_is_not_told_from_what_came_after_its_start():
+def test_a_window_that_is_over_is_not_predicted_from_what_came_after_its_start():
     later = replace(SUMMARY, history_ends="last")
     assert baselines.says("ctra", straight(6.0), later, 7.5) == Said()
 
@@ -294,12 +294,12 @@ def test_poses_after_the_moment_change_nothing():
     )
     for name in baselines.MODELS:
         for form in (SUMMARY, FUTURE_V1, META_V1):
-            said = [baselines.says(name, past, form, 7.5) for past in (*pasts, whole)]
-            assert said[0] == said[1] == said[2] == said[3]
+            predicted = [baselines.says(name, past, form, 7.5) for past in (*pasts, whole)]
+            assert predicted[0] == predicted[1] == predicted[2] == predicted[3]
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_noisy_places_of_a_drive_tell_its_mean_speed_and_its_turn(seed):
+def test_noisy_places_of_a_drive_give_its_mean_speed_and_its_turn(seed):
     # The wheels' speed beside places that are 2 cm off, as a real car records them.
     t, speed, track, rows = a_track(seed, noise_m=0.02)
     assert track[-1, 8] / (t[-1] - t[0]) == pytest.approx(np.trapezoid(speed, t) / t[-1], rel=0.01)
@@ -386,11 +386,11 @@ def test_speed_and_displacement_are_far_better_than_the_mean_and_than_constant_v
     mean = baselines.constants(map(summary_of, known[0]))["mean"]
     off = {"ridge": [], "mean": [], "constant_velocity": []}
     for motion, past in zip(*asked, strict=True):
-        true, said = summary_of(motion), of_summary.predict(past)
-        assert said.action_m == said.displacement_m and said.waypoints_m is None
-        assert SUMMARY.parse(SUMMARY.write(said))
+        true, predicted = summary_of(motion), of_summary.predict(past)
+        assert predicted.action_m == predicted.displacement_m and predicted.waypoints_m is None
+        assert SUMMARY.parse(SUMMARY.write(predicted))
         on = baselines.says("constant_velocity", past, SUMMARY, DURATION_S)
-        for name, one in (("ridge", said), ("mean", mean), ("constant_velocity", on)):
+        for name, one in (("ridge", predicted), ("mean", mean), ("constant_velocity", on)):
             off[name].append(
                 [abs(one.speed_mps - true.speed_mps), abs(one.displacement_m - true.displacement_m)]
             )
@@ -403,23 +403,25 @@ def test_waypoints_are_far_better_than_the_mean_and_than_constant_velocity(known
     mean = baselines.constants(map(future_of, known[0]))["mean"].waypoints_m
     motions, pasts = asked
     true = np.array([each.trajectory().xy_m for each in motions])
-    said = [of_future.predict(past) for past in pasts]
-    assert all(FUTURE_V1.parse(FUTURE_V1.write(each)) for each in said)
-    assert all(each.speed_mps is each.action_m is each.along is None for each in said)
+    predicted = [of_future.predict(past) for past in pasts]
+    assert all(FUTURE_V1.parse(FUTURE_V1.write(each)) for each in predicted)
+    assert all(each.speed_mps is each.action_m is each.along is None for each in predicted)
     on = np.array([baselines.constant_velocity(past).trajectory().xy_m for past in pasts])
-    off = trajectories.ade(trajectories.at_10hz([each.waypoints_m for each in said]), true).mean()
+    off = trajectories.ade(
+        trajectories.at_10hz([each.waypoints_m for each in predicted]), true
+    ).mean()
     assert off < 0.2 * trajectories.ade(trajectories.at_10hz(mean), true).mean()
     assert off < 0.5 * trajectories.ade(on, true).mean()
 
 
-def test_words_are_learnt_and_no_other_is_said(known, asked):
+def test_words_are_learnt_and_no_other_is_answered(known, asked):
     ridge = fitted(known, manoeuvre_of)
-    said = [ridge.predict(past) for past in asked[1]]
+    predicted = [ridge.predict(past) for past in asked[1]]
     true = [manoeuvre_of(each) for each in asked[0]]
-    right = np.mean([s.along == t.along for s, t in zip(said, true, strict=True)])
+    right = np.mean([s.along == t.along for s, t in zip(predicted, true, strict=True)])
     assert right > 0.85
-    assert np.mean([s.across == t.across for s, t in zip(said, true, strict=True)]) > 0.85
-    assert {each.along for each in said} == {"accelerate", "hold"}
+    assert np.mean([s.across == t.across for s, t in zip(predicted, true, strict=True)]) > 0.85
+    assert {each.along for each in predicted} == {"accelerate", "hold"}
 
 
 def test_all_that_the_truths_have_is_learnt_at_once_but_no_cause(known, asked):
@@ -436,12 +438,15 @@ def test_all_that_the_truths_have_is_learnt_at_once_but_no_cause(known, asked):
 
     ridge = fitted(known, all_of)
     motion, past = asked[0][0], asked[1][0]
-    said, true = ridge.predict(past), all_of(motion)
-    assert said.cause is None and said.cause_from is None
-    assert said.speed_mps == pytest.approx(true.speed_mps, abs=1.5)
-    assert said.displacement_m == pytest.approx(true.displacement_m, abs=10)
-    assert said.waypoints_m[3] == pytest.approx(true.waypoints_m[3], abs=1.5)
-    assert said.along in ("accelerate", "hold") and said.across in ("left turn", "straight")
+    predicted, true = ridge.predict(past), all_of(motion)
+    assert predicted.cause is None and predicted.cause_from is None
+    assert predicted.speed_mps == pytest.approx(true.speed_mps, abs=1.5)
+    assert predicted.displacement_m == pytest.approx(true.displacement_m, abs=10)
+    assert predicted.waypoints_m[3] == pytest.approx(true.waypoints_m[3], abs=1.5)
+    assert predicted.along in ("accelerate", "hold") and predicted.across in (
+        "left turn",
+        "straight",
+    )
 
 
 def test_the_same_windows_give_the_same_answers(known, asked, of_future):
@@ -456,7 +461,7 @@ def test_with_a_history_cut_short_or_none_it_still_answers_better_than_the_mean(
     mean = baselines.constants(map(summary_of, known[0]))["mean"].speed_mps
     for num in (0, 1, 7):
         pairs = [(of_summary.predict(seen(each, num)), summary_of(each)) for each in asked[0]]
-        off = np.mean([abs(said.speed_mps - true.speed_mps) for said, true in pairs])
+        off = np.mean([abs(predicted.speed_mps - true.speed_mps) for predicted, true in pairs])
         assert off < 0.7 * np.mean([abs(mean - true.speed_mps) for _, true in pairs])
 
 
@@ -488,8 +493,8 @@ def test_a_handful_of_windows_is_enough_to_answer():
     assert SUMMARY.parse(SUMMARY.write(ridge.predict(pasts[0])))
 
 
-def test_no_windows_and_nothing_to_tell_are_refused():
+def test_no_windows_and_nothing_to_predict_are_refused():
     with pytest.raises(AvomniError, match="no training window"):
         EgoMotion.fit([], [])
-    with pytest.raises(AvomniError, match="nothing that past motion could tell"):
+    with pytest.raises(AvomniError, match="nothing that past motion could predict"):
         EgoMotion.fit([seen(Motion(3.0))], [Said(cause="It is red.")])

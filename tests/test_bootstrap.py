@@ -33,11 +33,11 @@ def test_figures_by_hand():
 def test_macro_f1_by_hand():
     # True 0 0 1 1 2; class 3 is true of no window, and -1 is an answer that says none.
     true, clips = np.array([0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 1])
-    said = np.array([[0, 1, 1, 1, 3], [0, 0, 1, 1, 2], [-1, -1, -1, -1, -1]])
-    f1 = bootstrap.macro_f1([(said, true, 4)], clips).value()
+    predicted = np.array([[0, 1, 1, 1, 3], [0, 0, 1, 1, 2], [-1, -1, -1, -1, -1]])
+    f1 = bootstrap.macro_f1([(predicted, true, 4)], clips).value()
     assert f1 == pytest.approx([(2 / 3 + 4 / 5 + 0) / 3, 1.0, 0.0])
     # Of two parts it is the mean of the two.
-    both = bootstrap.macro_f1([(said, true, 4), (said[::-1], true, 4)], clips).value()
+    both = bootstrap.macro_f1([(predicted, true, 4), (predicted[::-1], true, 4)], clips).value()
     assert both == pytest.approx((f1 + f1[::-1]) / 2)
 
 
@@ -120,10 +120,10 @@ def test_it_agrees_with_a_plain_bootstrap_on_the_same_draws(make, plain):
 def test_macro_f1_of_resamples_agrees_with_a_plain_count():
     draw = np.random.default_rng(5)
     clips = np.repeat(np.arange(6), 5)
-    true, said = draw.integers(0, 3, 30), draw.integers(-1, 3, (2, 30))
-    made = bootstrap.macro_f1([(said, true, 3)], clips)
+    true, predicted = draw.integers(0, 3, 30), draw.integers(-1, 3, (2, 30))
+    made = bootstrap.macro_f1([(predicted, true, 3)], clips)
     order = clips_in_order(made)
-    for row, found in zip(said, bootstrap.bounded(made, seed=1, num=100), strict=True):
+    for row, found in zip(predicted, bootstrap.bounded(made, seed=1, num=100), strict=True):
 
         def plain(drawn_, row=row):
             chosen = [i for c in drawn_ for i in np.flatnonzero(clips == order[c])]
@@ -132,11 +132,11 @@ def test_macro_f1_of_resamples_agrees_with_a_plain_count():
         assert (found.low, found.high) == pytest.approx(by_hand(plain, 6, 1, 100), rel=1e-9)
 
 
-def _plain_f1(said, true):
+def _plain_f1(predicted, true):
     scores = []
     for each in set(true.tolist()):
-        hits = sum(1 for one, right in zip(said, true, strict=True) if one == right == each)
-        precision = hits / max(sum(1 for one in said if one == each), 1)
+        hits = sum(1 for one, right in zip(predicted, true, strict=True) if one == right == each)
+        precision = hits / max(sum(1 for one in predicted if one == each), 1)
         recall = hits / sum(1 for right in true if right == each)
         scores.append(2 * precision * recall / (precision + recall) if hits else 0.0)
     return statistics.fmean(scores)

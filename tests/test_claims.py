@@ -48,7 +48,7 @@ def test_an_interval_that_holds_0_gives_the_opposite():
     )
 
 
-def test_a_model_that_is_worse_is_said_to_be_worse():
+def test_a_model_that_is_worse_is_called_worse():
     claim = vision(entry("blind", 0.5, -0.5, -0.7, -0.3))
     assert not claim["holds"]
     assert "no evidence that vision helps: the model is worse by 0.500 ± 0.200" in claim["text"]
@@ -69,7 +69,7 @@ def test_a_model_that_was_trained_blind_is_what_vision_is_held_against():
     assert "trained and asked on black frames" in claim["text"]
 
 
-def test_answers_that_cannot_be_read_are_told():
+def test_the_share_of_unreadable_answers_is_stated():
     claim = vision(entry("blind", 3.0, 2.0, 1.5, 2.5, valid_share=0.25))
     assert (
         "black frames, 75 % of whose answers cannot be read and count as the mean's"
@@ -80,7 +80,7 @@ def test_answers_that_cannot_be_read_are_told():
 
 
 @pytest.mark.parametrize("num_clips", [1, 2, FEWEST_CLIPS - 1])
-def test_of_few_clips_nothing_can_be_said(num_clips):
+def test_few_clips_support_no_claim(num_clips):
     low, high = (None, None) if num_clips < 2 else (1.5, 2.5)
     claim = vision(entry("blind", 3.0, 2.0, low, high, num_clips=num_clips))
     assert not claim["holds"]
@@ -88,9 +88,9 @@ def test_of_few_clips_nothing_can_be_said(num_clips):
     assert re.search(rf"\b{num_clips} held-out clips? (is|are) too few", claim["text"])
 
 
-def test_where_no_window_tells_nothing_can_be_said():
+def test_a_figure_that_no_window_has_supports_no_claim():
     claim = vision(entry("blind", None, None, None, None, num_clips=0))
-    assert claim["text"] == "nothing can be said on whether vision helps: no window tells"
+    assert claim["text"] == "nothing can be said on whether vision helps: no window has this figure"
 
 
 @given(low=bounds, high=bounds, f1=st.booleans())
@@ -140,8 +140,8 @@ def test_where_there_is_no_difference_few_tables_claim_one(num_clips):
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_sentences_follow_the_ladder_of_any_table(seed):
-    asked, said = drives(FEWEST_CLIPS, seed=seed, bias=(seed % 5) / 2 - 1)
-    figures = metrics.figures(summaries(asked, MEAN, base=said, adapted=said[::-1]))
+    asked, predicted = drives(FEWEST_CLIPS, seed=seed, bias=(seed % 5) / 2 - 1)
+    figures = metrics.figures(summaries(asked, MEAN, base=predicted, adapted=predicted[::-1]))
     entries = {each["name"]: each for each in figures["ladder"]}
     assert [claim["holds"] for claim in figures["claims"]] == [
         entries[name]["difference_low"] > 0 for name in ("mean", "base")

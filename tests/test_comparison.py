@@ -1,22 +1,23 @@
-"""Two runs side by side: on the windows of both, paired, and refused where they cannot be."""
+"""Two runs side by side, paired on the windows of both, and the spread of several runs."""
 
 import dataclasses
 import json
+import statistics
 
 import numpy as np
 import pytest
 
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
-from avomni_lib.evaluation import metrics
+from avomni_lib.evaluation import comparison, metrics
 from avomni_lib.evaluation.comparison import compare
 from avomni_lib.training.targets import Said, target
 from tests.answered import drives, straight, summaries, table
 
 MEAN = (10.0, 15.0)
 FUTURE, META, FULL = map(target, ("future_v1", "meta_v1", "full_v1"))
-ASKED, SAID = drives(14)
-WORSE = [(speed + 0.5, path) for speed, path in SAID]
+ASKED, PREDICTED = drives(14)
+WORSE = [(speed + 0.5, path) for speed, path in PREDICTED]
 
 
 def run(folder, table_, split="0" * 64):
@@ -29,8 +30,8 @@ def run(folder, table_, split="0" * 64):
 
 @pytest.fixture
 def runs(tmp_path):
-    a = summaries(ASKED, MEAN, base=SAID, adapted=WORSE)
-    b = summaries(ASKED, MEAN, ctra=SAID, base=SAID, adapted=SAID)
+    a = summaries(ASKED, MEAN, base=PREDICTED, adapted=WORSE)
+    b = summaries(ASKED, MEAN, ctra=PREDICTED, base=PREDICTED, adapted=PREDICTED)
     return run(tmp_path / "a", a), run(tmp_path / "b", b)
 
 
@@ -54,7 +55,7 @@ def test_rows_of_the_same_name_are_compared_with_paired_intervals(runs):
 def test_the_interval_is_that_of_the_two_runs_in_one_table(runs):
     """`metrics` has the same interval where A's model stands in B's table as another row."""
     found = compare(*runs).figures["rows"]["adapted"]["speed_mae_mps"]
-    both = metrics.figures(summaries(ASKED, MEAN, base=WORSE, adapted=SAID))
+    both = metrics.figures(summaries(ASKED, MEAN, base=WORSE, adapted=PREDICTED))
     other = both["metrics"]["base"]["speed_mae_mps"]
     assert -found["difference"] == pytest.approx(other["difference_to_model"])
     # The draws are others, as the tables have other rows; there are many of them.
@@ -79,16 +80,16 @@ def test_order_of_rows_and_a_file_or_a_folder_make_no_difference(runs):
 
 def test_only_windows_of_both_runs_count(tmp_path):
     a = run(tmp_path / "a", summaries(ASKED[:40], MEAN, adapted=WORSE[:40]))
-    b = run(tmp_path / "b", summaries(ASKED[8:], MEAN, adapted=SAID[8:]))
+    b = run(tmp_path / "b", summaries(ASKED[8:], MEAN, adapted=PREDICTED[8:]))
     found = compare(a, b).figures
     assert (found["num_windows"], found["num_clips"]) == (32, 8)
     assert found["num_windows_only_in"] == {"A": 8, "B": len(ASKED) - 40}
-    alone = metrics.figures(summaries(ASKED[8:40], MEAN, adapted=SAID[8:40]))
+    alone = metrics.figures(summaries(ASKED[8:40], MEAN, adapted=PREDICTED[8:40]))
     shown = found["rows"]["adapted"]["speed_mae_mps"]["b"]
     assert shown == pytest.approx(alone["speed_mae_mps"]["adapted"])
 
 
-def test_what_is_better_is_told_in_words(runs):
+def test_which_run_is_better_is_put_into_words(runs):
     compared = compare(*runs)
     text, html = str(compared), compared._repr_html_()
     lines = {line.split()[1]: line for line in text.splitlines() if line.startswith("adapted")}
@@ -104,14 +105,16 @@ def test_what_is_better_is_told_in_words(runs):
 
 def test_of_shares_and_f1_more_is_better(tmp_path):
     a = run(tmp_path / "a", summaries(ASKED, MEAN, adapted=["?"] * len(ASKED)))
-    b = run(tmp_path / "b", summaries(ASKED, MEAN, adapted=SAID))
+    b = run(tmp_path / "b", summaries(ASKED, MEAN, adapted=PREDICTED))
     line = next(each for each in str(compare(a, b)).splitlines() if "exact_share" in each)
     assert line.split()[2:5] == ["0.000", "1.000", "+1.000"] and line.endswith("B is better")
 
 
 def test_few_clips_and_other_splits_are_warned_of(tmp_path):
     few = [each for each in ASKED if each.clip_id in ("clip-0", "clip-1")]
-    tables = [summaries(few, MEAN, adapted=said[: len(few)]) for said in (WORSE, SAID)]
+    tables = [
+        summaries(few, MEAN, adapted=predicted[: len(few)]) for predicted in (WORSE, PREDICTED)
+    ]
     a, b = run(tmp_path / "a", tables[0], "1" * 64), run(tmp_path / "b", tables[1], "2" * 64)
     compared = compare(a, b)
     split, clips = compared.figures["warnings"]
@@ -124,7 +127,7 @@ def test_few_clips_and_other_splits_are_warned_of(tmp_path):
 
 
 def test_one_clip_has_no_interval(tmp_path):
-    tables = [summaries(ASKED[:4], MEAN, adapted=said[:4]) for said in (WORSE, SAID)]
+    tables = [summaries(ASKED[:4], MEAN, adapted=predicted[:4]) for predicted in (WORSE, PREDICTED)]
     a, b = (run(tmp_path / name, each) for name, each in zip("ab", tables, strict=True))
     each = compare(a, b).figures["rows"]["adapted"]["speed_mae_mps"]
     assert each["difference"] is not None and each["low"] is None and each["high"] is None
@@ -138,7 +141,7 @@ def test_runs_of_two_targets_are_compared_by_what_both_say(tmp_path):
         )
         for each in ASKED
     ]
-    told = [META.of(each.truth) for each in asked]
+    manoeuvres = [META.of(each.truth) for each in asked]
     full = [
         FULL.write(
             dataclasses.replace(
@@ -147,11 +150,11 @@ def test_runs_of_two_targets_are_compared_by_what_both_say(tmp_path):
                 **{"along": meta.along, "across": meta.across, "cause": "Nothing is there."},
             )
         )
-        for each, meta in zip(asked, told, strict=True)
+        for each, meta in zip(asked, manoeuvres, strict=True)
     ]
     about = dataclasses.replace(FULL, of=lambda truth: Said(along="hold", across="straight"))
     mean = [full[0]] * len(asked)
-    a = run(tmp_path / "a", summaries(ASKED, MEAN, adapted=SAID))
+    a = run(tmp_path / "a", summaries(ASKED, MEAN, adapted=PREDICTED))
     b = run(tmp_path / "b", table(about, asked, {"mean": mean, "adapted": full}))
     found = compare(a, b).figures
     assert found["targets"] == {"A": "summary_v1", "B": "full_v1"}
@@ -187,23 +190,23 @@ def test_macro_f1_of_two_runs_that_say_other_classes(tmp_path):
 
 def test_runs_that_disagree_about_a_window_are_refused(runs, tmp_path):
     other = [dataclasses.replace(ASKED[0], truth=dataclasses.replace(ASKED[0].truth, speed_mps=3))]
-    b = run(tmp_path / "c", summaries(other + ASKED[1:], MEAN, adapted=SAID))
+    b = run(tmp_path / "c", summaries(other + ASKED[1:], MEAN, adapted=PREDICTED))
     with pytest.raises(AvomniError, match="about 1 of 56 windows: speed_true_mps of window 0"):
         compare(runs[0], b)
     # As far as two machines differ in rounding they agree.
     near = dataclasses.replace(ASKED[0].truth, speed_mps=ASKED[0].truth.speed_mps + 1e-9)
     asked = [dataclasses.replace(ASKED[0], truth=near), *ASKED[1:]]
-    compare(runs[0], run(tmp_path / "d", summaries(asked, MEAN, adapted=SAID)))
+    compare(runs[0], run(tmp_path / "d", summaries(asked, MEAN, adapted=PREDICTED)))
 
 
 def test_runs_without_a_common_window_are_refused(runs, tmp_path):
     others = [dataclasses.replace(each, clip_id=f"other-{each.clip_id}") for each in ASKED]
-    c = run(tmp_path / "c", summaries(others, MEAN, adapted=SAID))
+    c = run(tmp_path / "c", summaries(others, MEAN, adapted=PREDICTED))
     with pytest.raises(AvomniError, match="no window in common"):
         compare(runs[0], c)
 
 
-def test_no_run_and_no_answers_are_told_apart(runs, tmp_path):
+def test_no_run_and_no_answers_are_two_errors(runs, tmp_path):
     with pytest.raises(AvomniError, match="no such run"):
         compare(runs[0], tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
@@ -220,3 +223,58 @@ def test_a_run_is_as_good_as_itself(runs):
     for row in compare(runs[0], runs[0]).figures["rows"].values():
         for each in row.values():
             assert (each["difference"], each["low"], each["high"]) == (0.0, 0.0, 0.0)
+
+
+# One run over several seeds.
+
+
+def scored(folder, metric="speed_mae_mps", **values):
+    ladder = [{"name": name, "metric": metric, "value": value} for name, value in values.items()]
+    files.write_json(folder / "06_evaluate" / "result.json", {"figures": {"ladder": ladder}})
+    return folder
+
+
+def test_mean_deviation_and_share_of_the_mean_row(tmp_path):
+    scores = [(6.0, 1.0), (8.0, 1.5), (7.0, 0.8)]
+    runs = [scored(tmp_path / str(n), mean=m, adapted=a) for n, (m, a) in enumerate(scores)]
+    metric, values = comparison.spread(runs)
+    assert metric == "speed_mae_mps" and list(values.index) == ["mean", "adapted"]
+    assert values.loc["adapted"].tolist() == [1.0, 1.5, 0.8]
+    mean, deviation, share, *each = comparison.spread_table(metric, values).loc["adapted"]
+    assert mean == pytest.approx(1.1)
+    assert deviation == pytest.approx(statistics.stdev([1.0, 1.5, 0.8]))
+    assert share == pytest.approx(statistics.fmean([1 / 6, 1.5 / 8, 0.8 / 7]))
+    assert each == [1.0, 1.5, 0.8]
+
+
+def test_without_a_mean_row_or_with_one_of_0_there_is_no_share(tmp_path):
+    for number, of in enumerate(({}, {"mean": 0.0})):
+        runs = [scored(tmp_path / f"{number}{n}", adapted=1.0, **of) for n in "ab"]
+        assert comparison.spread_table(*comparison.spread(runs)).loc["adapted"].isna().sum() == 1
+
+
+def test_a_row_that_one_run_lacks_is_left_out(tmp_path):
+    runs = [scored(tmp_path / "a", mean=6, ctra=1), scored(tmp_path / "b", mean=6)]
+    assert list(comparison.spread(runs)[1].index) == ["mean"]
+
+
+def test_the_command_prints_a_table(tmp_path, capsys):
+    runs = [
+        scored(tmp_path / "a", mean=6.0, adapted=1.0),
+        scored(tmp_path / "b", mean=6.0, adapted=2.0),
+    ]
+    assert comparison.main([str(each) for each in runs]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].split() == ["adapted", "1.500", "0.707", "0.250", "1.000", "2.000"]
+
+
+def test_what_cannot_be_spread_is_an_error_without_a_traceback(tmp_path, capsys):
+    one = scored(tmp_path / "a", mean=6.0)
+    with pytest.raises(AvomniError, match="one run has no spread"):
+        comparison.spread([one])
+    with pytest.raises(AvomniError, match="no score there"):
+        comparison.spread([one, tmp_path / "nowhere"])
+    with pytest.raises(AvomniError, match="ade_m and speed_mae_mps"):
+        comparison.spread([one, scored(tmp_path / "b", metric="ade_m", mean=6.0)])
+    assert comparison.main([str(one)]) == 1
+    assert capsys.readouterr().err.startswith("error: one run has no spread")

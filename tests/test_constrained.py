@@ -1,4 +1,4 @@
-"""What may be said next: never what the pattern forbids, and the end only where it is whole."""
+"""Which tokens may come next: never what the pattern forbids, the end only where it is whole."""
 
 import re
 import subprocess
@@ -34,28 +34,30 @@ def ids_of(text: str) -> list[int]:
     return WORDS.encode(text, add_special_tokens=False)
 
 
-def scores_after(constraint: Constraint, said: list[list[int]], width: int = 0) -> torch.Tensor:
-    scores = torch.zeros(len(said), width or len(WORDS))
-    return constraint(torch.tensor(said), scores)
+def scores_after(
+    constraint: Constraint, generated: list[list[int]], width: int = 0
+) -> torch.Tensor:
+    scores = torch.zeros(len(generated), width or len(WORDS))
+    return constraint(torch.tensor(generated), scores)
 
 
-def allowed_after(constraint: Constraint, said: list[int]) -> list[int]:
-    return torch.isfinite(scores_after(constraint, [[PAD, *said]]))[0].nonzero()[:, 0].tolist()
+def allowed_after(constraint: Constraint, generated: list[int]) -> list[int]:
+    return torch.isfinite(scores_after(constraint, [[PAD, *generated]]))[0].nonzero()[:, 0].tolist()
 
 
 def walk(pattern: str, choose: Callable[[list[int]], int], most: int = 800) -> tuple[str, bool]:
-    """A text chosen token by token among what may be said, and whether it is whole."""
-    constraint, said = Constraint(WORDS, END, [pattern]), []
-    while len(said) < most:
-        allowed, text = allowed_after(constraint, said), WORDS.decode(said)
+    """A text chosen token by token among those allowed, and whether it is whole."""
+    constraint, generated = Constraint(WORDS, END, [pattern]), []
+    while len(generated) < most:
+        allowed, text = allowed_after(constraint, generated), WORDS.decode(generated)
         assert allowed, f"nothing may follow {text!r}"
         assert not SPECIAL - {END} & set(allowed)
         if "\ufffd" not in text:  # else it ends in the middle of a letter
             assert (END in allowed) == bool(re.fullmatch(pattern, text, re.ASCII))
-        said.append(choose(allowed))
-        if said[-1] == END:
+        generated.append(choose(allowed))
+        if generated[-1] == END:
             return text, True
-    return WORDS.decode(said), False
+    return WORDS.decode(generated), False
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -77,7 +79,7 @@ def test_a_whole_answer_is_read_back_by_its_target_to_the_letter(name, seed):
 
     text, whole = walk(TARGETS[name].pattern, choose)
     assert whole and TARGETS[name].parse(text) is not None
-    # It may also be said in the very tokens that it would be learned in.
+    # It may also be written in the very tokens that it would be learned in.
     constraint, tokens = Constraint(WORDS, END, [TARGETS[name].pattern]), ids_of(text)
     for place, token in enumerate([*tokens, END]):
         assert token in allowed_after(constraint, tokens[:place])
@@ -96,10 +98,10 @@ def test_where_no_letter_is_left_open_the_trained_token_is_the_only_one():
 def test_each_row_goes_its_own_way():
     rows = [r"a+", r"(?:stop|hold)\.", r"\d\d"]
     constraint = Constraint(WORDS, END, rows)
-    said = [ids_of(text) for text in ("aaa", "stop.", "42")]
-    ends = [len(tokens) for tokens in said]
+    generated = [ids_of(text) for text in ("aaa", "stop.", "42")]
+    ends = [len(tokens) for tokens in generated]
     longest = max(ends) + 2
-    padded = [[*tokens, END, *[PAD] * longest][:longest] for tokens in said]
+    padded = [[*tokens, END, *[PAD] * longest][:longest] for tokens in generated]
     for length in range(longest):
         so_far = [[PAD, *row[:length]] for row in padded]
         may = torch.isfinite(scores_after(constraint, so_far))
@@ -110,7 +112,7 @@ def test_each_row_goes_its_own_way():
                 assert may[row].nonzero()[:, 0].tolist() == [END]
 
 
-def test_scores_stay_what_they_are_and_padding_of_the_vocabulary_is_never_said():
+def test_scores_stay_what_they_are_and_padding_of_the_vocabulary_is_never_chosen():
     width = len(WORDS) + 37
     scores = torch.randn(1, width, generator=torch.Generator().manual_seed(0))
     out = Constraint(WORDS, END, [r"\d+"])(torch.tensor([[PAD]]), scores.clone())

@@ -78,8 +78,8 @@ def test_a_training_started_from_such_a_shell_leaves_the_same_bytes(
     assert contents(trained.adapter) == expected
     assert trained.choices["dtype"].value == "float32"
     for name in ("ACCELERATE_MIXED_PRECISION", "NVIDIA_TF32_OVERRIDE", "PMI_SIZE"):
-        told = trained.choices.get("environment")
-        assert name.startswith("PMI_") or name in told.reason
+        choice = trained.choices.get("environment")
+        assert name.startswith("PMI_") or name in choice.reason
     assert "ACCELERATE_MIXED_PRECISION" in (p.checkpoints_dir / "train.log").read_text()
 
 

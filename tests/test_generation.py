@@ -64,16 +64,16 @@ def most_likely(model, talk, frames, history=""):
     batch = collate([talk.prompt(history)], talk.tokenizer.pad_token_id)
     del batch["labels"]
     batch |= talk.backbone.inputs(torch.from_numpy(frames[None].copy()))
-    said = []
+    answers = []
     for _ in range(MAX_NEW_TOKENS):
         with torch.no_grad():
-            said.append(int(model(**batch).logits[0, -1].argmax()))
-        if said[-1] == talk.end_id:
+            answers.append(int(model(**batch).logits[0, -1].argmax()))
+        if answers[-1] == talk.end_id:
             break
-        more = {"input_ids": said[-1], "attention_mask": 1, "mm_token_type_ids": 0}
+        more = {"input_ids": answers[-1], "attention_mask": 1, "mm_token_type_ids": 0}
         for name, value in more.items():
             batch[name] = torch.cat([batch[name], torch.tensor([[value]])], dim=1)
-    return talk.text_of(said)
+    return talk.text_of(answers)
 
 
 def test_answers_are_the_most_likely_tokens_though_the_checkpoint_would_sample(
@@ -82,29 +82,33 @@ def test_answers_are_the_most_likely_tokens_though_the_checkpoint_would_sample(
     preferred.do_sample, preferred.temperature, preferred.top_k = True, 9.0, 40
     preferred.repetition_penalty = 3.0
     windows = images(3)
-    said = say(model, talk, windows, MAX_NEW_TOKENS)
-    assert said == [most_likely(model, talk, frames) for frames in windows]
-    assert len(set(said)) > 1, "the answers must depend on the frames for this test to say anything"
+    answers = say(model, talk, windows, MAX_NEW_TOKENS)
+    assert answers == [most_likely(model, talk, frames) for frames in windows]
+    assert len(set(answers)) > 1, (
+        "the answers must depend on the frames for this test to say anything"
+    )
 
 
 def test_prompts_of_different_lengths_are_answered_as_alone(model, talk):
     windows = images(4)
-    told = ["", " Speed there: 5.23m/s.", " none", " Speed there: 5.23m/s. Rows from the top."]
-    said = say(model, talk, windows, MAX_NEW_TOKENS, histories=told)
-    assert said == [most_likely(model, talk, *pair) for pair in zip(windows, told, strict=True)]
-    assert say(model, talk, windows, MAX_NEW_TOKENS)[1:] != said[1:], "the history must matter"
+    histories = ["", " Speed there: 5.23m/s.", " none", " Speed there: 5.23m/s. Rows from the top."]
+    answers = say(model, talk, windows, MAX_NEW_TOKENS, histories=histories)
+    assert answers == [
+        most_likely(model, talk, *pair) for pair in zip(windows, histories, strict=True)
+    ]
+    assert say(model, talk, windows, MAX_NEW_TOKENS)[1:] != answers[1:], "the history must matter"
     with pytest.raises(ValueError, match="argument 2 is longer"):
-        say(model, talk, windows, MAX_NEW_TOKENS, histories=told[:3])
+        say(model, talk, windows, MAX_NEW_TOKENS, histories=histories[:3])
 
 
 def test_windows_of_several_sizes_are_answered_in_one_batch_as_alone(model):
     sizes = [(4, 32, 32), (2, 32, 64), (6, 48, 32), (4, 32, 32), (3, 16, 48)]
     asked = [(conversation(model, *size), images(1, n, size)[0]) for n, size in enumerate(sizes)]
-    told = ["", " none", "", " Speed there: 5.23m/s.", ""]
-    said = say_mixed(model, asked, MAX_NEW_TOKENS, histories=told)
-    alone = [most_likely(model, *pair, each) for pair, each in zip(asked, told, strict=True)]
-    assert said == alone
-    assert len(set(said)) == len(said)
+    histories = ["", " none", "", " Speed there: 5.23m/s.", ""]
+    answers = say_mixed(model, asked, MAX_NEW_TOKENS, histories=histories)
+    alone = [most_likely(model, *pair, each) for pair, each in zip(asked, histories, strict=True)]
+    assert answers == alone
+    assert len(set(answers)) == len(answers)
     same = [(talk, frames) for talk, frames in asked if frames.shape[:3] == sizes[0]]
     assert say_mixed(model, same, 8) == say(model, same[0][0], np.stack([f for _, f in same]), 8)
 
@@ -169,23 +173,23 @@ def test_constrained_answers_have_the_targets_form_where_free_ones_have_not(mode
     windows, parse = images(4), talk.target.parse
     free = say(model, talk, windows, 64, sampling=sampling)
     assert [parse(text) for text in free] == [None] * 4
-    said = say(model, talk, windows, 64, sampling=sampling, constrained=True)
-    assert all(parse(text) for text in said)
-    assert len(set(said)) == 4, "what the pattern leaves open is the model's to say"
+    answers = say(model, talk, windows, 64, sampling=sampling, constrained=True)
+    assert all(parse(text) for text in answers)
+    assert len(set(answers)) == 4, "what the pattern leaves open is the model's to say"
     # What max_new_tokens cuts off is kept as far as it got.
     cut = say(model, talk, windows, 9, sampling=sampling, constrained=True)
     assert all(text.startswith("<think>\nAvg Velocity: ") and parse(text) is None for text in cut)
     if sampling is None:
-        assert all(whole.startswith(part) for whole, part in zip(said, cut, strict=True))
+        assert all(whole.startswith(part) for whole, part in zip(answers, cut, strict=True))
 
 
 def test_sizes_may_be_mixed_in_constrained_batches(model):
     sizes = [(4, 32, 32), (2, 32, 64)]
     asked = [(conversation(model, *size), images(1, n, size)[0]) for n, size in enumerate(sizes)]
-    said = say_mixed(model, asked, 64, constrained=True)
+    answers = say_mixed(model, asked, 64, constrained=True)
     alone = [say_mixed(model, [each], 64, constrained=True)[0] for each in asked]
-    assert said == alone
-    assert said == [say(model, t, f[None], 64, constrained=True)[0] for t, f in asked]
+    assert answers == alone
+    assert answers == [say(model, t, f[None], 64, constrained=True)[0] for t, f in asked]
 
 
 def test_a_model_that_knows_the_form_says_the_same_freely_and_held_to_it():

@@ -104,8 +104,8 @@ def test_the_prompt_the_forecast_and_the_preview_speak_of_the_grid(p):
     assert "3 cameras of one car in a 2x2 grid" in seen["question"]
     assert "front wide, empty; cross left, rear tele." in seen["question"]
     assert tokens.grid_size(p) == (2 * p.processing.tile_height, 2 * p.processing.tile_width)
-    told = next(row for row in estimate.plan_run(p).rows if row[0] == "grid")
-    assert "2×2 cameras of your own" in told[2]
+    shown = next(row for row in estimate.plan_run(p).rows if row[0] == "grid")
+    assert "2×2 cameras of your own" in shown[2]
     choice = Choice.of(p)
     assert choice.laid_over(p) == p and Preview(p).is_cached(choice)
 

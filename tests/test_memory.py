@@ -174,7 +174,7 @@ def most_allocated(step, folder):
 )
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_as_many_bytes_of_tensors_live_at_once_as_was_told(
+def test_as_many_bytes_of_tensors_live_at_once_as_estimated(
     dtype, checkpointing, size, num_words, tmp_path, monkeypatch
 ):
     # PEFT asks about a GPU's autocast, and would convert to float32 beside a CPU's.
@@ -183,29 +183,29 @@ def test_as_many_bytes_of_tensors_live_at_once_as_was_told(
         monkeypatch.setattr(qwen3_vl_layers, "_normalise", as_a_gpu_normalises)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *of: asked(*(of or ("cpu",))))
     built = Built(dtype, checkpointing, size, num_words)
-    told = memory(built.p, built.SIZES, built.tokens, dtype_bytes=dtype.itemsize)
-    most = max(told.moments.values())
+    estimate = memory(built.p, built.SIZES, built.tokens, dtype_bytes=dtype.itemsize)
+    most = max(estimate.moments.values())
     if dtype == torch.bfloat16 and not checkpointing:
         most += 2 * built.SIZES.num_adapter(built.RANK)  # autocast's copies of the adapter
     assert most == pytest.approx(most_allocated(built.step, tmp_path), rel=0.06)
 
 
-def test_weights_adapter_and_optimizer_hold_what_was_told():
+def test_weights_adapter_and_optimizer_hold_what_was_estimated():
     import bitsandbytes as bnb
 
     p = demo()
     base = load.load_base(p)
-    told = on_cpu(p)
+    estimate = on_cpu(p)
     held = 0
     for weights in base.model.parameters():
         held += weights.nbytes
         if state := getattr(weights, "quant_state", None):
             held += state.absmax.nbytes + state.state2.absmax.nbytes
-    assert told.weights == pytest.approx(held, rel=0.01)
+    assert estimate.weights == pytest.approx(held, rel=0.01)
 
     tuned = load.add_adapter(base.model, p, backbone(p.model.backbone, base.model.config))
     learning = [weights for weights in tuned.parameters() if weights.requires_grad]
-    assert told.adapter == 2 * sum(weights.nbytes for weights in learning)
+    assert estimate.adapter == 2 * sum(weights.nbytes for weights in learning)
     optimizer = bnb.optim.AdamW8bit(learning)
     for weights in learning:
         weights.grad = torch.ones_like(weights)
@@ -216,7 +216,7 @@ def test_weights_adapter_and_optimizer_hold_what_was_told():
         for name, value in state.items()
         if torch.is_tensor(value) and not name.startswith("qmap")  # one code for all of them
     ]
-    assert told.optimizer == pytest.approx(sum(moments), rel=0.01)
+    assert estimate.optimizer == pytest.approx(sum(moments), rel=0.01)
 
 
 @pytest.mark.parametrize("accumulation", [1, 8])

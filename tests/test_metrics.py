@@ -24,8 +24,8 @@ MEAN = (8.0, 12.0)
 FUTURE, META, COC, FULL = map(target, ("future_v1", "meta_v1", "coc_v1", "full_v1"))
 
 
-def table_of(**said):
-    return summaries(ASKED, MEAN, **said)
+def table_of(**predicted):
+    return summaries(ASKED, MEAN, **predicted)
 
 
 def values(figures, row="adapted"):
@@ -52,9 +52,9 @@ def test_figures_by_hand():
 
 
 def test_the_ladder_has_each_row_once_with_its_difference_to_the_model():
-    asked, said = drives(12, bias=1.0)
+    asked, predicted = drives(12, bias=1.0)
     better = [(each.truth.speed_mps, each.truth.path_m) for each in asked]
-    figures = metrics.figures(summaries(asked, MEAN, base=said, adapted=better))
+    figures = metrics.figures(summaries(asked, MEAN, base=predicted, adapted=better))
     ladder = {entry["name"]: entry for entry in figures["ladder"]}
     assert [entry["name"] for entry in figures["ladder"]] == ["mean", "base", "adapted"]
     for name, entry in ladder.items():
@@ -117,16 +117,16 @@ def test_the_mean_stands_in_for_its_own_window():
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=15, deadline=None)
 def test_neither_the_order_of_rows_nor_the_names_of_clips_change_a_figure(seed):
-    asked, said = drives(6, seed=seed)
-    said[3] = None
-    one = metrics.figures(summaries(asked, MEAN, base=said[::-1], adapted=said))
+    asked, predicted = drives(6, seed=seed)
+    predicted[3] = None
+    one = metrics.figures(summaries(asked, MEAN, base=predicted[::-1], adapted=predicted))
     mixed = random.Random(seed)
     names = mixed.sample(range(6), 6)
     renamed = [
         dataclasses.replace(each, clip_id=f"other-{names[int(each.clip_id.split('-')[1])]}")
         for each in asked
     ]
-    table_ = summaries(renamed, MEAN, base=said[::-1], adapted=said)
+    table_ = summaries(renamed, MEAN, base=predicted[::-1], adapted=predicted)
     order = [
         place
         for model in range(3)
@@ -146,7 +146,7 @@ def test_figures_can_be_recomputed_from_the_file_and_are_plain(tmp_path):
     assert metrics.models(again) == ["mean", "adapted", "blind"]
 
 
-def test_a_row_holds_what_was_asked_what_was_said_and_what_is_true(tmp_path):
+def test_a_row_holds_the_window_the_answer_and_the_ground_truth(tmp_path):
     known = {"country": "Germany", "hour": 7, "platform": "hyperion_8"}
     asked = [
         window("a", 0, 10.0, 15.0, 0.25, straight(10.0), **known),
@@ -195,7 +195,7 @@ def test_a_mean_that_cannot_be_read_is_refused():
 
 
 @pytest.mark.parametrize("digits", [7, 400])
-def test_figures_are_finite_whatever_number_is_said(digits):
+def test_figures_are_finite_whatever_number_is_answered(digits):
     text = f"velocity: {'9' * digits} m/s displacement: {'9' * digits} m"
     figures = metrics.figures(table_of(adapted=[text, *TRUE[1:]]))
     assert figures["speed_mae_mps"]["adapted"] == pytest.approx(
@@ -238,17 +238,17 @@ def test_a_damaged_or_foreign_file_gets_one_clear_message(tmp_path):
 pairs = st.one_of(st.none(), st.tuples(st.floats(0, 60), st.floats(0, 500)))
 
 
-@given(said=st.lists(pairs, min_size=4, max_size=4))
+@given(predicted=st.lists(pairs, min_size=4, max_size=4))
 @settings(deadline=None)
-def test_errors_agree_with_a_plain_loop(said):
-    found = values(metrics.figures(table_of(base=said)), "base")
+def test_errors_agree_with_a_plain_loop(predicted):
+    found = values(metrics.figures(table_of(base=predicted)), "base")
     speeds, displacements, gaps = [], [], []
-    for pair, true in zip(said, TRUE, strict=True):
+    for pair, true in zip(predicted, TRUE, strict=True):
         speed, displacement = (round(x, 2) for x in pair or MEAN)
         speeds.append(speed - true[0])
         displacements.append(abs(displacement - true[1]))
         gaps.append(abs(speed * DURATION_S - displacement))
-    near = {"abs": 0.01}  # what is said has two digits after the point
+    near = {"abs": 0.01}  # answers have two digits after the point
     assert found["speed_mae_mps"] == pytest.approx(sum(map(abs, speeds)) / 4, **near)
     squares = sum(x * x for x in speeds) / 4
     assert found["speed_rmse_mps"] == pytest.approx(math.sqrt(squares), **near)
@@ -333,27 +333,27 @@ def manoeuvres(*pairs_):
     return [META.write(Said(along=along, across=across)) for along, across in pairs_]
 
 
-def meta_table(**said):
+def meta_table(**predicted):
     asked = futures()
     true = [META.of(each.truth) for each in asked]
     assert {(each.along, each.across) for each in true} == {("hold", "straight")}
-    table_ = table(META, asked, said)
+    table_ = table(META, asked, predicted)
     # Straight drives are all alike: two of them turn and one brakes.
-    along = pa.array(["hold", "hold", "gentle brake", "hold"] * len(said))
-    across = pa.array(["straight", "turn left", "turn left", "straight"] * len(said))
+    along = pa.array(["hold", "hold", "gentle brake", "hold"] * len(predicted))
+    across = pa.array(["straight", "turn left", "turn left", "straight"] * len(predicted))
     for name, column in (("along_true", along), ("across_true", across)):
         table_ = table_.set_column(table_.column_names.index(name), name, column)
     return table_
 
 
 def test_manoeuvres_by_hand():
-    said = [
+    predicted = [
         ("hold", "straight"), ("hold", "straight"), ("gentle brake", "turn left"),
         ("gentle brake", "nudge left"),
     ]  # fmt: skip
     table_ = meta_table(
         mean=manoeuvres(*[("hold", "straight")] * 4),
-        adapted=manoeuvres(*said),
+        adapted=manoeuvres(*predicted),
         blind=["?"] * 4,
     )
     figures = metrics.figures(table_)
@@ -394,10 +394,10 @@ def events(*sentences):
 
 def test_causes_by_hand_and_by_who_wrote_them():
     asked = events("The car stops for a dog.", "The car waits.", None, None)
-    told = [COC.of(each.truth) for each in asked]
-    assert [each.cause_from for each in told] == ["event"] * 2 + ["template"] * 2
-    said = ["the car stops", "The car waits.", told[2].cause, told[3].cause]
-    texts = {"adapted": [COC.write(Said(cause=each)) for each in said[:3]] + ["?<>"]}
+    truths = [COC.of(each.truth) for each in asked]
+    assert [each.cause_from for each in truths] == ["event"] * 2 + ["template"] * 2
+    predicted = ["the car stops", "The car waits.", truths[2].cause, truths[3].cause]
+    texts = {"adapted": [COC.write(Said(cause=each)) for each in predicted[:3]] + ["?<>"]}
     figures = metrics.figures(table(COC, asked, texts))
     # 3 of 3 and 6 words are shared; there is no mean to stand in for what cannot be read.
     first = 2 * 3 / (3 + 6)

@@ -7,7 +7,7 @@ import sys
 import pytest
 from transformers.training_args import OptimizerNames
 
-from avomni_lib import hardware, optimizers
+from avomni_lib import hardware
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 from avomni_lib.training.doctor import doctor, probes
@@ -16,10 +16,10 @@ from avomni_lib.training.model import load as model
 from tests import training_set
 
 NEEDS_A_PACKAGE = [
-    name for name, module in optimizers.OPTIMIZERS.items() if optimizers.missing(name)
+    name for name, module in hardware.OPTIMIZERS.items() if hardware.missing_module(name)
 ]
-# Other hardware, or more than a name has to be said.
-NEVER = [each.value for each in OptimizerNames if each.value not in optimizers.OPTIMIZERS]
+# Of other hardware, or in need of more than a name.
+NEVER = [each.value for each in OptimizerNames if each.value not in hardware.OPTIMIZERS]
 
 
 @pytest.fixture
@@ -32,9 +32,9 @@ def no_model(monkeypatch):
 
 def test_each_name_is_one_of_transformers():
     known = {each.value for each in OptimizerNames}
-    assert optimizers.OPTIMIZERS.keys() <= known
-    told = ("xla", "npu", "galore", "apollo", "lomo")
-    assert all(any(part in name for part in told) for name in NEVER)
+    assert hardware.OPTIMIZERS.keys() <= known
+    parts = ("xla", "npu", "galore", "apollo", "lomo")
+    assert all(any(part in name for part in parts) for name in NEVER)
     assert NEEDS_A_PACKAGE and len(NEVER) == 12
 
 
@@ -59,7 +59,7 @@ def test_a_params_file_with_another_name_is_refused(name, tmp_path):
 def test_one_whose_package_is_missing_is_refused_with_those_that_run(name):
     with pytest.raises(AvomniError, match=f"{name} cannot run here: it needs ") as caught:
         doctor.optimizer(name, "cpu")
-    assert optimizers.missing(name) in caught.value.what
+    assert hardware.missing_module(name) in caught.value.what
     for usable in ("adamw_torch", "adafactor", "lion_8bit", "paged_lion_32bit", "rmsprop_bnb"):
         assert usable in caught.value.fix
     assert name not in caught.value.fix.split(", ")
@@ -77,15 +77,15 @@ def test_training_plan_and_doctor_refuse_it_before_a_model_is_loaded(
             refuse()
     path = tmp_path / "params.yaml"
     path.write_text("training:\n  optimizer: grokadamw\n")
-    told = [
+    ran = [
         subprocess.run(
             [sys.executable, "-m", "avomni_lib", command, str(path)], capture_output=True, text=True
         )
         for command in ("doctor", "plan")
     ]
-    assert told[0].returncode == 1
-    for ran in told:
-        assert "needs grokadamw, which is not installed" in " ".join(ran.stdout.split())
+    assert ran[0].returncode == 1
+    for each in ran:
+        assert "needs grokadamw, which is not installed" in " ".join(each.stdout.split())
 
 
 def test_one_that_does_not_run_on_the_device_is_refused(monkeypatch):
@@ -103,7 +103,7 @@ def test_one_that_does_not_run_on_the_device_is_refused(monkeypatch):
     assert probes.optimizer_fault("rmsprop_bnb", "cpu") == "a step of it does not move a weight"
 
 
-@pytest.mark.parametrize("name", [n for n in optimizers.OPTIMIZERS if n not in NEEDS_A_PACKAGE])
+@pytest.mark.parametrize("name", [n for n in hardware.OPTIMIZERS if n not in NEEDS_A_PACKAGE])
 def test_each_name_that_is_taken_is_one_that_steps_here(name):
     taken = doctor.optimizer(name, "cpu").value
     assert taken == hardware.optimizer(name, "cpu").value

@@ -95,8 +95,8 @@ def test_ten_lines_make_a_target_that_renders_and_reads(folder):
     ],
 )
 def test_what_is_no_target_is_refused_with_its_file(folder, before, after, message):
-    said = refusal(folder, SOURCE.replace(before, after))
-    assert message in said and str(folder / "own_of_test.py") in said
+    error_text = refusal(folder, SOURCE.replace(before, after))
+    assert message in error_text and str(folder / "own_of_test.py") in error_text
 
 
 @pytest.mark.parametrize(
@@ -108,8 +108,11 @@ def test_what_is_no_target_is_refused_with_its_file(folder, before, after, messa
     ],
 )
 def test_an_import_that_fails_is_one_sentence_with_file_and_line(folder, text, message):
-    said = refusal(folder, text)
-    assert message in said and f"{folder / 'own_of_test.py'}, line 2 (training.target)" in said
+    error_text = refusal(folder, text)
+    assert (
+        message in error_text
+        and f"{folder / 'own_of_test.py'}, line 2 (training.target)" in error_text
+    )
 
 
 @pytest.mark.parametrize(
@@ -216,11 +219,11 @@ def test_every_number_has_its_error_beside_the_shares_of_the_very_text_and_of_th
     table = metrics.rows("mean", own, asked, [mean] * 4)
     table = pa.concat_tables([table, metrics.rows("adapted", own, asked, answers)])
     figures = metrics.figures(table)
-    told = {name: each["value"] for name, each in figures["metrics"]["adapted"].items()}
+    values_of = {name: each["value"] for name, each in figures["metrics"]["adapted"].items()}
     # The second cannot be read: it counts as the mean's, 90 km/h and 25 m, of 72 and 20.
     assert mean == "90 km/h, 25.0 m"
-    assert told["kmh_mae"] == pytest.approx(np.mean([10, 18, 0, 0]))
-    assert told["m_mae"] == pytest.approx(np.mean([0, 5, 0, 0]))
-    assert (told["match_share"], told["exact_share"]) == (0.5, 0.75)
+    assert values_of["kmh_mae"] == pytest.approx(np.mean([10, 18, 0, 0]))
+    assert values_of["m_mae"] == pytest.approx(np.mean([0, 5, 0, 0]))
+    assert (values_of["match_share"], values_of["exact_share"]) == (0.5, 0.75)
     assert figures["ladder"][0]["metric"] == "kmh_mae" and figures["valid_share"] == 0.75
     assert metrics.worst(table, "adapted", 1)[0]["clip_id"] == "clip-1"

@@ -90,13 +90,7 @@ def test_later_file_wins_key_by_key(tmp_path: Path):
     assert (p.run.name, p.processing.sample_hz) == ("mine", 5.0)
 
 
-@pytest.mark.parametrize("text", ["1e-4", "1.0e-4"])
-def test_a_learning_rate_that_yaml_reads_as_text_is_a_number(text: str):
-    values = yaml.safe_load(f"training: {{learning_rate: {text}}}")
-    assert Params.from_values(values).training.learning_rate == 1e-4
-
-
-def test_every_mistake_is_told_at_once_with_the_nearest_name():
+def test_every_mistake_is_reported_at_once_with_the_nearest_name():
     with pytest.raises(AvomniError) as caught:
         Params.from_values(
             {
@@ -104,10 +98,13 @@ def test_every_mistake_is_told_at_once_with_the_nearest_name():
                 "dataset": {"lora_rank": 8, "world": {"seconds": 3}},
                 "trainin": {},
                 "model": 7,
+                "run": {"name": "", "outputs_dir": "$HOME/out"},
+                "training": {"learning_rate": float("nan"), "max_steps": 1.5},
+                "download": {"chunks": [], "clips": {"hours": [24]}},
             }
         )
     text = str(caught.value)
-    assert text.startswith("7 parameters to fix")
+    assert text.startswith("13 parameters to fix")
     assert "processing.strid: unknown parameter; did you mean processing.stride?" in text
     assert "processing.sequence_length: Input should be a valid integer" in text
     assert "(got 'many')" in text
@@ -117,6 +114,9 @@ def test_every_mistake_is_told_at_once_with_the_nearest_name():
         "dataset.world.seconds: unknown parameter; did you mean dataset.world.clip_seconds?" in text
     )
     assert "trainin: unknown parameter; did you mean training?" in text
+    assert "run.outputs_dir: variables such as $HOME are not filled in here" in text
+    assert "training.learning_rate: Input should be a finite number" in text
+    assert "download.clips.hours.0: Input should be less than or equal to 23" in text
     assert "pydantic" not in text
 
 
@@ -147,28 +147,10 @@ def test_window_size_is_another_name_of_sequence_length():
         Params.from_values({"vision": {"window_size": 8}})
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [("a: [1\n", "not valid YAML"), ("- 1\n", "holds sections of keys"), ("\xff", None)],
-)
-def test_a_file_that_is_no_params_file(tmp_path: Path, content: str, message: str | None):
-    path = tmp_path / "x.yaml"
-    path.write_bytes(content.encode("latin-1"))
-    with pytest.raises(AvomniError, match=message or "cannot be read") as caught:
-        Params.from_files([path])
-    assert str(path) in str(caught.value)
-
-
 def test_a_missing_file_names_those_that_are_there():
     with pytest.raises(AvomniError, match="params file not found") as caught:
         Params.from_files(["params/dem.yaml"])
     assert "params/demo.yaml" in str(caught.value)
-
-
-@pytest.mark.parametrize("change", ["stride=4", "processing.stride", "processing.stride=[", "=3"])
-def test_a_change_that_cannot_be_read(change: str):
-    with pytest.raises(AvomniError, match="--set"):
-        Params.from_files([], [change])
 
 
 def test_digest_follows_only_the_named_parameters():

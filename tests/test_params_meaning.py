@@ -205,21 +205,21 @@ def test_what_papermill_injects_holds_though_it_is_the_demos_value():
 def test_a_table_says_which_value_holds_and_what_set_it():
     notebook = NOTEBOOKS[4]
 
-    def told(**arguments: Any) -> dict[str, tuple[Any, str]]:
+    def set_by(**arguments: Any) -> dict[str, tuple[Any, str]]:
         names = opened(notebook, **arguments)
         table = tables.parameters(Params.from_notebook(names), names)
         return dict(zip(table.index, table.itertuples(index=False, name=None), strict=True))
 
-    demo = told()
+    demo = set_by()
     assert demo["training.batch_size"] == (8, "params/demo.yaml")
     assert {source for _, source in demo.values()} == {"params/demo.yaml"}
-    edited = told(edit="extends = 'params/mi300x.yaml'\ntraining['num_epochs'] = 1")
+    edited = set_by(edit="extends = 'params/mi300x.yaml'\ntraining['num_epochs'] = 1")
     assert edited["training.num_epochs"] == (1.0, "this notebook")
     assert edited["training.batch_size"] == (2, "params/mi300x.yaml")
-    injected = told(parameters=Params.from_files([MI300X]).complete())
+    injected = set_by(parameters=Params.from_files([MI300X]).complete())
     assert set(injected) == set(demo)
     assert injected["training.batch_size"] == (2, "papermill")
-    one = told(parameters={"training": {"num_epochs": 3}})
+    one = set_by(parameters={"training": {"num_epochs": 3}})
     assert one["training.num_epochs"] == (3.0, "papermill")
     assert one["model.lora_rank"] == (64, "params/demo.yaml")
 
@@ -276,14 +276,14 @@ def test_plan_status_and_run_read_one_file_alike_and_say_where_the_rest_comes_fr
 ):
     path = tmp_path / "own.yaml"
     path.write_text(f"run: {{name: own, outputs_dir: {tmp_path}}}\ntraining: {{max_steps: 3}}\n")
-    told = {}
+    set_by = {}
     for command in (["plan"], ["status"], ["run", "--dry-run"]):
         assert main([command[0], str(path), *command[1:], "--json"]) == 0
-        said = capsys.readouterr()
-        told[command[0]] = json.loads(said.out)
-        assert "own.yaml leaves out" in said.err and "as in params/demo.yaml" in said.err
-    assert told["plan"]["optimizer_steps"] == 3
-    assert told["status"]["run"] == told["run"]["run"] == str(tmp_path / "own")
+        output = capsys.readouterr()
+        set_by[command[0]] = json.loads(output.out)
+        assert "own.yaml leaves out" in output.err and "as in params/demo.yaml" in output.err
+    assert set_by["plan"]["optimizer_steps"] == 3
+    assert set_by["status"]["run"] == set_by["run"]["run"] == str(tmp_path / "own")
     path.write_text("extends: params/demo.yaml\n" + path.read_text())
     assert main(["plan", str(path), "--json"]) == 0
     assert capsys.readouterr().err == ""
@@ -315,7 +315,7 @@ def notebook(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def by_papermill(notebook: Path, folder: Path, *options: str) -> tuple[dict[str, Any] | str, str]:
-    """The parameters that the kernel saw, or its error's text; and what papermill said."""
+    """The parameters that the kernel saw, or its error's text; and papermill's stderr."""
     out = folder / "executed.ipynb"
     ran = subprocess.run(
         [sys.executable, "-m", "papermill", str(notebook), str(out), "--no-progress-bar"]
@@ -356,11 +356,11 @@ def test_papermill_changes_the_named_key_alone(
     own = tmp_path / "own.yaml"
     own.write_text(OWN)
     given = [word.replace("OWN", str(own)).replace("MI300X", str(MI300X)) for word in options]
-    seen, said = by_papermill(notebook, tmp_path, *given)
+    seen, output = by_papermill(notebook, tmp_path, *given)
     path = own if base == "own" else PARAMS / f"{base}.yaml"
     assert seen == Params.from_files([path], ["training.max_steps=3"]).values()
     if "training.max_steps" not in " ".join(options):
-        assert "unknown parameter" not in said
+        assert "unknown parameter" not in output
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,7 @@ def of_text(folder: Path, text: str | bytes) -> Params:
         ("run: {name: 'a\0b'}", ["not valid YAML"]),
         (b"\xff\xfer\0u\0n\0", ["cannot be read", "UTF-8"]),
         ("#" * 1_000_001, ["at most 1,000,000 characters"]),
+        ("- 1\n", ["holds sections of keys, this one holds a list"]),
         ("just text", ["holds sections of keys, this one holds a str"]),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else None,
@@ -77,6 +78,7 @@ def test_what_yaml_would_change_is_refused(tmp_path: Path, text: str, messages: 
     ("text", "key", "value"),
     [
         ("training: {learning_rate: 1e-4}", "training.learning_rate", 1e-4),
+        ("training: {learning_rate: 1.0e-4}", "training.learning_rate", 1e-4),
         ("training: {learning_rate: '1.5E-4'}", "training.learning_rate", 1.5e-4),
         ("training: {num_epochs: 3}", "training.num_epochs", 3.0),
         ("processing: {stride: 4.0}", "processing.stride", 4),
@@ -138,24 +140,9 @@ def test_what_is_meant_is_taken(tmp_path: Path, text: str, key: str, value: Any)
 def test_a_value_that_nobody_means_is_refused_by_its_name(section: str, key: str, value: Any):
     with pytest.raises(AvomniError) as caught:
         Params.from_values({section: {key: value}})
-    told = str(caught.value)
-    assert f"\n  - {section}.{key}" in told and "(got " in told
-    assert "pydantic" not in told and len(told) < 600
-
-
-def test_all_of_them_are_told_at_once(tmp_path: Path):
-    text = """
-run: {name: "", seed: true, outputs_dir: $HOME/out}
-training: {learning_rate: .nan, gradient_checkpointing: "maybe", max_steps: 1.5}
-download: {chunks: [], clips: {hours: [24]}}
-"""
-    with pytest.raises(AvomniError) as caught:
-        of_text(tmp_path, text)
-    told = str(caught.value)
-    assert told.startswith("8 parameters to fix")
-    assert "run.outputs_dir: variables such as $HOME are not filled in here" in told
-    assert "training.learning_rate: Input should be a finite number" in told
-    assert "download.clips.hours.0: Input should be less than or equal to 23" in told
+    shown = str(caught.value)
+    assert f"\n  - {section}.{key}" in shown and "(got " in shown
+    assert "pydantic" not in shown and len(shown) < 600
 
 
 def test_home_is_expanded_in_every_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -207,6 +194,8 @@ def test_set_takes_the_whole_value(change: str, value: Any):
         (["processing.stride"], "cannot read --set"),
         (["stride=4"], "cannot read --set"),
         (["processing..stride=4"], "cannot read --set"),
+        (["=3"], "cannot read --set"),
+        (["processing.stride=["], "not valid YAML"),
         ([".stride=4"], "cannot read --set"),
         (["processing.stride=010"], "YAML reads 010 as 8"),
         (["download.clips.hours=[010]"], "YAML reads 010 as 8"),

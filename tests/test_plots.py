@@ -16,7 +16,7 @@ from avomni_lib.dataset.findings import Finding, summary
 from avomni_lib.etl.cache.memmap import Cache
 from avomni_lib.etl.cache.windows import Windows
 from avomni_lib.etl.run.build import Built
-from avomni_lib.evaluation.before_after import Spoken
+from avomni_lib.evaluation.before_after import BeforeAfter
 from avomni_lib.notebook.pages import tables
 from avomni_lib.notebook.plots import audit, canvas, download, etl, tiles, training
 from avomni_lib.notebook.run import runs
@@ -84,7 +84,7 @@ def built(good, reasons=(), seconds=30.0):
 
 def spoken(before, after, speeds=(None, None), shape=(64, 96)):
     frames = np.stack([noise(*shape, i) for i in range(16)])
-    return Spoken("25cd4769", frames, TARGET, before, after, 5.23, *speeds)
+    return BeforeAfter("25cd4769", frames, TARGET, before, after, 5.23, *speeds)
 
 
 @pytest.fixture(scope="module")

@@ -67,7 +67,7 @@ def test_pictures_and_links_exist(page: str):
 def test_files_that_are_named_exist(page: str):
     folders = r"avomni_lib|avomni_world|docs|notebooks|params|tests"
     for name in re.findall(rf"`((?:{folders})/[\w./*-]*)`", PAGES[page]):
-        # What a page tells its reader to write is there only afterwards.
+        # What a page asks its reader to write is there only afterwards.
         is_new = f"# {name}\n" in PAGES[page]
         assert is_new or list(ROOT.glob(name)), name
 
@@ -93,7 +93,7 @@ def test_troubleshooting_quotes_what_the_code_prints(text: str):
 
 
 @pytest.mark.parametrize("text", PROVOKED)
-def test_troubleshooting_quotes_what_is_really_said(
+def test_troubleshooting_quotes_the_messages_that_are_raised(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     assert text in errors_in_troubleshooting()
@@ -104,7 +104,7 @@ def test_nearly_all_of_it_is_made_to_happen_here():
     """The rest is provoked beside what it is about, in the tests named here."""
     elsewhere = {  # text -> file, and what its test looks for
         "the kernel was killed": ("notebooks/test_chain.py", "KERNEL_LOST in told"),
-        "training went astray": ("test_worker.py", "went astray"),
+        "training diverged": ("test_worker.py", "training diverged"),
         "the process that read it died, and again when it was alone": ("test_workers.py", "died"),
         "s and was stopped": ("test_workers.py", "and was stopped"),
         "no Ray cluster answers at": ("test_engines.py", "no Ray cluster answers"),
@@ -154,35 +154,35 @@ def words(line: str) -> Iterator[list[str]]:
     yield split[:stop]
 
 
-COMMANDS = [(line, told) for line in commands() for told in words(line)]
+COMMANDS = [(line, args) for line in commands() for args in words(line)]
 # What a reader brings.
 OWN_FILES = {"data_config.yaml", "finetuning_config.yaml", "own.yaml", "outputs/demo/tiles.yaml"}
 
 
-def module_of(told: list[str]) -> tuple[str, list[str]] | None:
+def module_of(args: list[str]) -> tuple[str, list[str]] | None:
     """The module that `python -m` starts, and its arguments."""
-    for place, word in enumerate(told[:-1]):
-        if word == "-m" and (place == 0 or "python" in told[place - 1] or "torchrun" in told):
-            return told[place + 1], told[place + 2 :]
+    for place, word in enumerate(args[:-1]):
+        if word == "-m" and (place == 0 or "python" in args[place - 1] or "torchrun" in args):
+            return args[place + 1], args[place + 2 :]
     return None
 
 
-@pytest.mark.parametrize(("line", "told"), COMMANDS, ids=[line[:60] for line, _ in COMMANDS])
-def test_every_command_is_one(line: str, told: list[str]):
-    found = module_of(told)
-    if told and told[0] == "avomni":
-        found = "avomni_lib", told[1:]
+@pytest.mark.parametrize(("line", "args"), COMMANDS, ids=[line[:60] for line, _ in COMMANDS])
+def test_every_command_is_one(line: str, args: list[str]):
+    found = module_of(args)
+    if args and args[0] == "avomni":
+        found = "avomni_lib", args[1:]
     if found and found[0] == "avomni_lib":
         if found[1] and not found[1][0].startswith("--"):
             check_own_command(found[1])
     elif found:
         assert importlib.util.find_spec(found[0]), found[0]
-    elif told and told[0] in ("papermill", "voila"):
-        assert (ROOT / told[1]).exists()
-        if "-f" in told:
-            assert (ROOT / told[told.index("-f") + 1]).exists()
-    elif told and told[0] == "make":
-        check_make(told[1:])
+    elif args and args[0] in ("papermill", "voila"):
+        assert (ROOT / args[1]).exists()
+        if "-f" in args:
+            assert (ROOT / args[args.index("-f") + 1]).exists()
+    elif args and args[0] == "make":
+        check_make(args[1:])
 
 
 def check_own_command(arguments: list[str]) -> None:
@@ -198,11 +198,11 @@ def check_own_command(arguments: list[str]) -> None:
         assert values["shard"] is None or re.fullmatch(r"[\w$]+/\d+", values["shard"])
 
 
-def check_make(told: list[str]) -> None:
+def check_make(args: list[str]) -> None:
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
     variables = set(re.findall(r"^\s*([A-Z_]+)\s*[?:]?=", makefile, re.MULTILINE))
-    for word in told:
+    for word in args:
         name, is_set, _ = word.partition("=")
         assert name in (variables if is_set else targets), word
 
@@ -225,10 +225,10 @@ def test_the_plan_that_is_shown_is_the_plan(tmp_path: Path):
     assert len(shown.splitlines()) > 8
 
 
-def test_exit_codes_are_told():
+def test_exit_codes_are_documented():
     section = PAGES["docs/running.md"].split("## The command line")[1]
-    told = dict(re.findall(r"^\| (\d+) \| ([^|]+) \|", section, re.MULTILINE))
-    assert list(told) == re.findall(r"\b(\d+) \w", EXIT_CODES)
+    codes = dict(re.findall(r"^\| (\d+) \| ([^|]+) \|", section, re.MULTILINE))
+    assert list(codes) == re.findall(r"\b(\d+) \w", EXIT_CODES)
 
 
 def test_units_of_numbers_are_named():

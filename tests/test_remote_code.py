@@ -13,7 +13,7 @@ SPY = """
 from pathlib import Path
 Path(__file__).with_name("it_ran").write_text("yes")
 """
-# Takes (folder, what is loaded of it) and leaves what each said: a process takes seconds to start.
+# Takes (folder, what is loaded of it) and prints what came of each: processes start slowly.
 LOAD = """
 import json, sys
 from pathlib import Path
@@ -21,7 +21,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.training.export import merge as merging
 from avomni_lib.training.model import load as model
 from tests import training_set
-told = []
+printed = []
 for folder, step in json.loads(sys.argv[1]):
     p = training_set.params(Path(folder), Path(folder))
     steps = {
@@ -32,10 +32,10 @@ for folder, step in json.loads(sys.argv[1]):
     }
     try:
         steps[step]()
-        told.append("loaded")
+        printed.append("loaded")
     except AvomniError as error:
-        told.append(str(error))
-print(json.dumps(told))
+        printed.append(str(error))
+print(json.dumps(printed))
 """
 
 
@@ -93,8 +93,8 @@ def test_nobody_is_asked_and_nothing_runs(tmp_path):
         cwd=files.PROJECT_ROOT,
     )
     assert ran.returncode == 0, ran.stderr
-    told = json.loads(ran.stdout.splitlines()[-1])
-    for words, (spoil, _) in zip(told, CASES, strict=True):
+    printed = json.loads(ran.stdout.splitlines()[-1])
+    for words, (spoil, _) in zip(printed, CASES, strict=True):
         expected = "cannot be loaded" if spoil is pickled_weights else "asks to run code that comes"
         assert expected in words
         assert "where: model.base_model" in words and "what to do: " in words

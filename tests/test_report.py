@@ -126,10 +126,10 @@ def test_every_picture_is_in_the_page_as_it_lies_in_the_folder(made, page):
     assert all(alts) and len(set(alts)) == len(alts)
 
 
-def test_what_a_model_said_is_text_and_never_markup(made, page):
+def test_an_answer_is_text_and_never_markup(made, page):
     text = made[0].read_text()
     assert NASTY not in text and "<script" not in text
-    assert sum(NASTY in said for said in page.texts["pre"]) >= 2, "base and adapted, to the letter"
+    assert sum(NASTY in text for text in page.texts["pre"]) >= 2, "base and adapted, to the letter"
 
 
 def test_the_ladder_stands_in_the_page(made, page):
@@ -200,9 +200,9 @@ def test_pages_of_clips_that_are_not_ours_bear_a_banner(source, table, tmp_path,
 def test_a_missing_picture_is_an_error_that_names_it(table, tmp_path):
     figures = metrics.figures(table)
     gone = tmp_path / "ladder.png"
-    with pytest.raises(AvomniError, match="picture of the report is missing") as told:
+    with pytest.raises(AvomniError, match="picture of the report is missing") as caught:
         report.write(params(tmp_path), figures, table, {"ladder": gone}, _no_cost(), tmp_path)
-    assert str(gone) in str(told.value) and not (tmp_path / "report.html").exists()
+    assert str(gone) in str(caught.value) and not (tmp_path / "report.html").exists()
 
 
 def _no_cost():
@@ -228,9 +228,9 @@ def test_the_cost_is_the_sum_of_the_stages_that_are_done(tmp_path):
     assert spent["seconds"] == 7200 and spent["price"] == pytest.approx(6.0)
     assert [row["device_gb"] for row in spent["stages"]] == [None, 70.5, None]
     assert spent["stages"][2]["memory_gb"] > 0.05
-    told = cost.in_words(spent)
-    assert told["time"] == "2.0 h" and told["price"] == "6.00 at 3.00 an hour"
-    assert told["rows"][1]["device"] == "70.50 GB" and "cores" in told["rows"][0]["machine"]
+    cost_ = cost.in_words(spent)
+    assert cost_["time"] == "2.0 h" and cost_["price"] == "6.00 at 3.00 an hour"
+    assert cost_["rows"][1]["device"] == "70.50 GB" and "cores" in cost_["rows"][0]["machine"]
     free = report.cost_of(params(tmp_path))
     assert len(free["stages"]) == 2 and free["price"] is None
 

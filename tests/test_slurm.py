@@ -162,7 +162,7 @@ def test_a_share_is_read(text, expected):
 @pytest.mark.parametrize(
     "text", ["", "3", "0/4", "5/4", "-1/4", "1/0", "a/b", "1/2/3", "1.5/2", "٣/٤"]
 )
-def test_no_share_is_said_clearly(text):
+def test_no_share_is_a_clear_error(text):
     with pytest.raises(AvomniError, match="is no share") as caught:
         slurm.parse(text)
     assert "1/16" in caught.value.fix and caught.value.where == "--shard"

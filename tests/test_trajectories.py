@@ -51,14 +51,14 @@ def test_a_straight_line_at_constant_speed_is_itself_at_10_hz():
 
 @given(st_np.arrays(np.float64, (3, 16, 2), elements=places))
 @settings(deadline=None)
-def test_every_fourth_step_is_the_waypoint_and_the_others_lie_between(said):
-    path = trajectories.at_10hz(said)
+def test_every_fourth_step_is_the_waypoint_and_the_others_lie_between(predicted):
+    path = trajectories.at_10hz(predicted)
     assert path.shape == (3, 64, 2)
-    assert (path[:, EVERY_04_S] == said).all()
+    assert (path[:, EVERY_04_S] == predicted).all()
     for step in range(1, 65):
         before, quarter = divmod(step, 4)
-        left = [0.0, 0.0] if before == 0 else said[1, before - 1]
-        right = said[1, min(before, 15)]
+        left = [0.0, 0.0] if before == 0 else predicted[1, before - 1]
+        right = predicted[1, min(before, 15)]
         wanted = [a + (b - a) * quarter / 4 for a, b in zip(left, right, strict=True)]
         assert path[1, step - 1] == pytest.approx(wanted, abs=1e-9)
 
@@ -77,23 +77,23 @@ def test_a_circle_loses_the_sagitta_between_waypoints_and_no_more():
 
 
 def test_a_speed_that_is_wrong_by_one_is_an_error_that_grows_with_time():
-    said, true = straight(11.0), straight(10.0)
-    figures = trajectories.figures(waypoints(said), true)
-    assert trajectories.ade(said, true) == figures["ade_m"] == pytest.approx(T.mean())
+    predicted, true = straight(11.0), straight(10.0)
+    figures = trajectories.figures(waypoints(predicted), true)
+    assert trajectories.ade(predicted, true) == figures["ade_m"] == pytest.approx(T.mean())
     for name, after_s in {"fde_m": 6.4, **trajectories.MOMENTS_S}.items():
         assert figures[name] == pytest.approx(after_s)
-    along, across = trajectories.along_across(said, true)
+    along, across = trajectories.along_across(predicted, true)
     assert along == pytest.approx(T)
     assert across == pytest.approx(np.zeros(64), abs=1e-9)
 
 
 def test_who_goes_straight_on_where_the_road_turns_is_left_behind_and_to_the_right():
     speed, radius = 10.0, 50.0
-    said, true = straight(speed), circle(speed, radius)
+    predicted, true = straight(speed), circle(speed, radius)
     turned = speed * T / radius
     gone = np.stack([speed * T - radius * np.sin(turned), -radius * (1 - np.cos(turned))], -1)
-    assert trajectories.distances(said, true) == pytest.approx(np.hypot(*gone.T))
-    along, across = trajectories.along_across(said, true)
+    assert trajectories.distances(predicted, true) == pytest.approx(np.hypot(*gone.T))
+    along, across = trajectories.along_across(predicted, true)
     ahead = np.stack([np.cos(turned), np.sin(turned)], -1)
     # The hop from the step before to the step after is parallel to the tangent between them; at
     # the last step it is the last hop's own.
@@ -117,26 +117,28 @@ def test_beside_a_car_that_turned_and_stands_the_direction_is_where_it_last_went
     st_np.arrays(np.float64, (2, 64, 2), elements=places),
 )
 @settings(deadline=None)
-def test_along_and_across_are_the_two_legs_of_the_distance(said, true):
-    along, across = trajectories.along_across(said, true)
-    assert np.hypot(along, across) == pytest.approx(trajectories.distances(said, true), abs=1e-9)
+def test_along_and_across_are_the_two_legs_of_the_distance(predicted, true):
+    along, across = trajectories.along_across(predicted, true)
+    assert np.hypot(along, across) == pytest.approx(
+        trajectories.distances(predicted, true), abs=1e-9
+    )
 
 
 @pytest.mark.parametrize(("off_m", "is_missed"), [(1.99, False), (2.01, True)])
 def test_more_than_two_metres_off_at_the_end_is_a_miss(off_m, is_missed):
-    said, true = straight(10.0), straight(10.0)
-    said[:-1] += 50.0
-    said[-1, 1] += off_m
-    assert trajectories.figures(waypoints(said), true)["miss_rate"] == is_missed
+    predicted, true = straight(10.0), straight(10.0)
+    predicted[:-1] += 50.0
+    predicted[-1, 1] += off_m
+    assert trajectories.figures(waypoints(predicted), true)["miss_rate"] == is_missed
 
 
 # Against loops that share no code with the module.
 
 
-def loops(said, true):
+def loops(predicted, true):
     """ADE and FDE of one path in plain Python."""
     total = 0.0
-    for (x, y), (true_x, true_y) in zip(said.tolist(), true.tolist(), strict=True):
+    for (x, y), (true_x, true_y) in zip(predicted.tolist(), true.tolist(), strict=True):
         final = math.sqrt((x - true_x) ** 2 + (y - true_y) ** 2)
         total += final
     return total / len(true), final
@@ -168,11 +170,11 @@ def test_min_ade_knows_no_order_and_falls_with_more_samples(samples, order):
 
 def test_figures_are_those_of_each_window_by_itself():
     rng = np.random.default_rng(0)
-    said, true = rng.normal(0, 30, (5, 16, 2)), rng.normal(0, 30, (5, 64, 2))
-    said[0] = waypoints(straight(9.0))
+    predicted, true = rng.normal(0, 30, (5, 16, 2)), rng.normal(0, 30, (5, 64, 2))
+    predicted[0] = waypoints(straight(9.0))
     true[0] = straight(9.0)
-    figures = trajectories.figures(said, true)
-    path = trajectories.at_10hz(said)
+    figures = trajectories.figures(predicted, true)
+    path = trajectories.at_10hz(predicted)
     for n in range(5):
         ade, fde = loops(path[n], true[n])
         assert figures["ade_m"][n] == pytest.approx(ade)

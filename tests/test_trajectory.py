@@ -48,7 +48,7 @@ def stops_at_9_s(t):
     ],
     ids=["straight", "left", "round and round", "reverse", "faster", "standing", "stops"],
 )
-def test_a_drive_is_told_as_seen_from_the_moment(arc):
+def test_a_drive_is_given_as_seen_from_the_moment(arc):
     away = replace(
         arc, place=(310.0, -70.0, 12.0), turn=Rotation.from_euler("ZYX", (2.6, 0.06, -0.03))
     )

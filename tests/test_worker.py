@@ -267,7 +267,7 @@ def test_a_sample_whose_loss_is_no_number_is_named(base_folder, tmp_path, monkey
     step = batch // 2
     kept = f"checkpoint-{step} is whole" if step else "no checkpoint was made yet"
     # Clips have four windows: that of index 6 is number 2 of clip-1.
-    culprit = f"training went astray: loss is nan at step {step + 1}, at window 2 of clip clip-1"
+    culprit = f"training diverged: loss is nan at step {step + 1}, at window 2 of clip clip-1"
     assert caught.value.what == f"{culprit}; {kept}"
     # The optimizer has not moved: what is on the disk is a number.
     assert not adapter.adapter_dir(p).exists()

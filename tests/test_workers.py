@@ -56,7 +56,7 @@ def span(job: tuple[Path, float]) -> tuple[float, float]:
 
 
 def state(_: int) -> tuple[int, str, int]:
-    """Threads that this process has after some arithmetic, what OpenMP is told, proc(5)'s score."""
+    """Threads that this process has after some arithmetic, OMP_NUM_THREADS, proc(5)'s score."""
     import numpy as np
 
     np.ones((300, 300)) @ np.ones((300, 300))
@@ -109,7 +109,7 @@ def test_what_a_job_raises_is_raised():
     assert (caught.value.where, caught.value.fix) == ("here", "that")
 
 
-def test_what_nobody_foresaw_tells_where_it_happened():
+def test_an_unforeseen_error_says_where_it_happened():
     with pytest.raises(ValueError, match="7 is not foreseen") as caught:
         list(run_jobs(refuse, [7], 1))
     assert "in refuse" in caught.value.__notes__[0]
@@ -121,26 +121,26 @@ def test_nothing_to_do():
 
 def test_jobs_are_asked_for_when_a_worker_is_free_and_may_come_later(tmp_path):
     """While one is at work the source says WAIT; what it makes of the outcomes comes after."""
-    told: list[int] = []
+    results: list[int] = []
     asked: list[int] = []
 
     def source() -> Iterator:
         for number in (0, 1):
             asked.append(number)
             yield tmp_path, number
-        while len(told) < 2:
+        while len(results) < 2:
             yield WAIT
-        assert sorted(told) == [0, 1]
+        assert sorted(results) == [0, 1]
         stop = time.monotonic() + 0.5
         while time.monotonic() < stop:  # nothing runs, and there is nothing to do yet
             yield WAIT
         yield tmp_path, 2
 
     outcomes = run_jobs(square, source(), 2)
-    told.append(next(outcomes)[1])
+    results.append(next(outcomes)[1])
     assert asked == [0, 1]
-    told.extend(outcome for _, outcome in outcomes)
-    assert sorted(told) == [0, 1, 4]
+    results.extend(outcome for _, outcome in outcomes)
+    assert sorted(results) == [0, 1, 4]
 
 
 def test_a_free_worker_has_its_next_job_before_the_caller_has_dealt_with_the_last_one():

@@ -1,4 +1,4 @@
-"""What a model says about windows: greedy or sampled, in batches, and kept as it comes.
+"""Which windows a score is made on, and the answers of a model to them, kept as they come.
 
 A batch is answered once: every finished one is appended to a file beside the stage's outputs, and
 a run that is killed goes on after the last whole one. Batches always hold the same windows and draw
@@ -8,29 +8,100 @@ interruption.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from avomni_lib import files
+from avomni_lib.dataset.catalog import Catalog
+from avomni_lib.errors import AvomniError
+from avomni_lib.evaluation.metrics import Asked
+from avomni_lib.params import Params
 from avomni_lib.plan import Bar
 from avomni_lib.training.model.generate import Sampling, say
+from avomni_lib.training.prompt import samples
+from avomni_lib.training.targets import target
 
 if TYPE_CHECKING:
+    from avomni_lib.etl.cache.windows import Windows
     from avomni_lib.training.prompt.conversation import Conversation
 
 logger = logging.getLogger(__name__)
+ATTRIBUTES = ("country", "hour", "platform")
 
 
-class Seen(Protocol):
-    """What gives a window's frames (`etl/windows.py`: Windows, `training/views.py`).
+def held_out_windows(p: Params) -> Windows:
+    """The windows of the split that the score is made on.
+
+    Raises:
+        AvomniError: no cache, splits that share a clip, or no window in the split.
+    """
+    from avomni_lib.etl.cache.windows import check_leaks
+
+    windows: Windows = samples.windows_of(p, p.evaluation.split)
+    check_leaks(windows.cache)
+    if not len(windows):
+        length, horizon = p.processing.sequence_length, target(p.training.target).horizon_s
+        short = f" and {horizon:g} s of ego motion after them" if windows.num_short else ""
+        raise AvomniError(
+            f"no window to score: no clip of the split {p.evaluation.split!r} has {length} frames"
+            + short,
+            where=str(p.cache_dir),
+            fix="take more chunks (download.target_chunks), choose another evaluation.split, "
+            "or lower processing.sequence_length",
+        )
+    return windows
+
+
+def thinned(num_windows: int, max_windows: int | None) -> list[int]:
+    """Indices of at most `max_windows` windows, evenly spaced over all of them."""
+    num = min(num_windows, max_windows or num_windows)
+    return [i * num_windows // num for i in range(num)]
+
+
+def windows_asked(p: Params, windows: Windows, indices: Sequence[int]) -> list[Asked]:
+    """The chosen windows with their ground truth and where they were driven."""
+    catalog = None
+    with contextlib.suppress(AvomniError):
+        catalog = Catalog.of(p)  # a run may have been brought here without it
+    return [
+        Asked(
+            windows[index].clip_id,
+            windows[index].number,
+            windows.truth(index),
+            turn_rad(windows.egomotion(index)),
+            _attributes(catalog, windows[index].clip_id),
+        )
+        for index in indices
+    ]
+
+
+def turn_rad(egomotion: np.ndarray) -> float:
+    """Change of heading over a window's rows of `egomotion`, to the left positive."""
+    ahead = Rotation.from_quat(egomotion[:, 3:7]).apply((1.0, 0.0, 0.0))
+    heading = np.unwrap(np.arctan2(ahead[:, 1], ahead[:, 0]))
+    return float(heading[-1] - heading[0])
+
+
+def _attributes(catalog: Catalog | None, clip_id: str) -> dict[str, Any]:
+    """The catalog's attributes of a clip; None where it does not know them."""
+    known: dict[str, Any] = {}
+    with contextlib.suppress(AvomniError):
+        known = catalog.attributes(clip_id) if catalog is not None else {}
+    return {name: known.get(name) for name in ATTRIBUTES}
+
+
+class FrameSource(Protocol):
+    """What gives a window's frames (`etl.cache.windows.Windows`, `training.prompt.views`).
 
     Where it has an attribute `alike` that is true, all windows have the same frames.
     """
@@ -74,16 +145,11 @@ class Kept:
         self.path.unlink(missing_ok=True)
 
 
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_bytes().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue  # cut short
-    return [row for row in rows if isinstance(row, dict)]
+def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):  # cut short
+            if isinstance(row := json.loads(line), dict):
+                yield row
 
 
 def key_of(**follows_from: Any) -> str:
@@ -93,8 +159,8 @@ def key_of(**follows_from: Any) -> str:
 
 def answers(
     model: Any,
-    talk: Conversation,
-    windows: Seen,
+    conversation: Conversation,
+    windows: FrameSource,
     indices: Sequence[int],
     *,
     batch_size: int,
@@ -119,52 +185,44 @@ def answers(
         name: The model's name in the ladder, under which its batches are kept.
         kept: Where finished batches go, and come from.
         bar: Moves by one a window.
-        histories: Index -> what its prompt tells of the car's past; nothing if None.
+        histories: Index -> what its prompt says of the car's past; nothing if None.
         sampling: Draw the answers; its seed, `name`, `sample` and the batch's number make the seed
             of a batch.
-        constrained: Nothing can be said that does not fit the target's pattern.
+        constrained: Only tokens that fit the target's pattern are allowed.
         sample: Which of several drawn answers, under which its batches are kept.
 
     Raises:
-        AvomniError: see `generation.say`.
+        AvomniError: see `generate.say`.
     """
-    told = histories or _nothing
+    histories = histories or (lambda index: "")
     asked = [int(i) for i in indices]
     places = list(range(len(asked)))
     if sampling is None and getattr(windows, "alike", False):
-        asked, places = _differing(asked, [told(i) for i in asked])
-    waiting, spoken = Counter(places), []
+        # One window for each history, and where among these each window's answer will be.
+        by_history: dict[str, int] = {}
+        histories_asked = [histories(i) for i in asked]
+        places = [by_history.setdefault(words, len(by_history)) for words in histories_asked]
+        asked = [asked[histories_asked.index(words)] for words in by_history]
+    waiting, texts = Counter(places), []
     for number, first in enumerate(range(0, len(asked), batch_size)):
         chosen = asked[first : first + batch_size]
         batch = kept.batches.get((name, sample, number)) if kept else None
         if batch is None:
             batch = say(
                 model,
-                talk,
+                conversation,
                 np.stack([windows.frames(i) for i in chosen]),
                 max_new_tokens,
-                histories=[told(i) for i in chosen],
+                histories=[histories(i) for i in chosen],
                 sampling=sampling and _of_batch(sampling, name, sample, number),
                 constrained=constrained,
             )
             if kept:
                 kept.add(name, sample, number, batch)
-        spoken += batch
+        texts += batch
         if bar:
             bar.update(sum(waiting[first + i] for i in range(len(chosen))), note=name)
-    return [spoken[place] for place in places]
-
-
-def _nothing(index: int) -> str:
-    return ""
-
-
-def _differing(indices: list[int], told: list[str]) -> tuple[list[int], list[int]]:
-    """One window for each thing told, and where among these each window's answer will be."""
-    numbers: dict[str, int] = {}
-    places = [numbers.setdefault(words, len(numbers)) for words in told]
-    first = dict(zip(reversed(places), reversed(indices), strict=True))
-    return [first[place] for place in range(len(numbers))], places
+    return [texts[place] for place in places]
 
 
 def _of_batch(sampling: Sampling, name: str, sample: int, batch: int) -> Sampling:

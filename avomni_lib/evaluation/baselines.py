@@ -1,4 +1,4 @@
-"""What a model must beat that has seen nothing: constants, and the car's own motion.
+"""What a model must beat that has no camera: constants, and the car's own motion.
 
 The motion models are two of Schubert, Richter and Wanielik, "Comparison and evaluation of advanced
 motion models for vehicle tracking", 11th International Conference on Information Fusion, 2008:
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -124,7 +124,7 @@ MODELS: dict[str, Callable[[Trajectory], Motion]] = {
 
 
 def rolled(motion: Motion, duration_s: float, history_ends: str) -> Truth:
-    """What would be true of a window if a car went on like that.
+    """The ground truth of a window if a car went on like that.
 
     Args:
         motion: At the window's frame at which the history ends.
@@ -147,7 +147,7 @@ def rolled(motion: Motion, duration_s: float, history_ends: str) -> Truth:
 
 
 def says(name: str, past: Trajectory, target: Target, duration_s: float) -> Said | None:
-    """What a motion model answers, from the past alone.
+    """The answer of a motion model, from the past alone.
 
     Args:
         name: Of one of `MODELS`.
@@ -162,7 +162,9 @@ def says(name: str, past: Trajectory, target: Target, duration_s: float) -> Said
         return None
     answer = target.of(rolled(MODELS[name](past), duration_s, target.history_ends))
     values = {field.name: getattr(answer, field.name) for field in fields(answer)}
-    unknown = [key for key, of in values.items() if isinstance(of, float) and math.isnan(of)]
+    unknown = [
+        key for key, value in values.items() if isinstance(value, float) and math.isnan(value)
+    ]
     return replace(answer, **dict.fromkeys(unknown))
 
 
@@ -174,16 +176,14 @@ class EgoMotion:
         centre, scale: (65,) float64 of the features; scale 0 drops one.
         middle: (D,) float64, the mean of the D outputs: numbers, then one-hot words.
         weights: (65, D) float64, standardised features -> outputs less their mean.
-        shapes: Field of `Said` -> the shape of its numbers.
-        words: Field of `Said` -> the words it knows.
+        outputs: Field of `Said` -> the shape of its numbers, or the words that it knows.
     """
 
     centre: np.ndarray
     scale: np.ndarray
     middle: np.ndarray
     weights: np.ndarray
-    shapes: dict[str, tuple[int, ...]]
-    words: dict[str, tuple[str, ...]]
+    outputs: dict[str, tuple[int, ...] | tuple[str, ...]]
 
     @classmethod
     def fit(cls, pasts: Sequence[Trajectory], answers: Sequence[Said]) -> EgoMotion:
@@ -195,7 +195,7 @@ class EgoMotion:
                 displacement, waypoints, the two words of the manoeuvre; a cause never is.
 
         Raises:
-            AvomniError: there are no training windows, or nothing in them that motion could tell.
+            AvomniError: there are no training windows, or past motion predicts nothing of them.
         """
         if not answers:
             raise AvomniError(
@@ -203,20 +203,24 @@ class EgoMotion:
                 where="split train of the cache",
                 fix="take more clips (download.target_chunks)",
             )
-        values = {
-            name: [getattr(answer, name) for answer in answers] for name in (*NUMBERS, *WORDS)
-        }
-        known = {name: of for name, of in values.items() if all(v is not None for v in of)}
-        shapes = {name: np.shape(known[name][0]) for name in NUMBERS if name in known}
-        words = {name: tuple(sorted(set(known[name]))) for name in WORDS if name in known}
-        if not known:
+        columns: list[np.ndarray] = []
+        fields: dict[str, tuple[int, ...] | tuple[str, ...]] = {}
+        for name in (*NUMBERS, *WORDS):
+            values = [getattr(answer, name) for answer in answers]
+            if any(value is None for value in values):
+                continue
+            if name in NUMBERS:
+                fields[name] = np.shape(values[0])
+                columns.append(np.reshape(values, (len(values), -1)))
+            else:
+                fields[name] = tuple(sorted(set(values)))
+                columns.append(np.equal.outer(values, fields[name]))
+        if not fields:
             raise AvomniError(
-                "the training windows hold nothing that past motion could tell",
+                "the training windows hold nothing that past motion could predict",
                 where="training.target",
                 fix="leave this baseline out for targets that only name a cause",
             )
-        columns = [np.reshape(known[name], (len(answers), -1)) for name in shapes]
-        columns += [np.equal.outer(known[name], words[name]) for name in words]
         outputs = np.concatenate(columns, axis=1).astype(np.float64)
         features = np.array([_features(past) for past in pasts])
         centre, spread, middle = features.mean(axis=0), features.std(axis=0), outputs.mean(axis=0)
@@ -224,25 +228,23 @@ class EgoMotion:
         inputs = _standard(features, centre, scale)
         square = inputs.T @ inputs + PENALTY * np.eye(NUM_FEATURES)
         weights = np.linalg.solve(square, inputs.T @ (outputs - middle))
-        return cls(centre, scale, middle, weights, shapes, words)
+        return cls(centre, scale, middle, weights, fields)
 
     def predict(self, past: Trajectory) -> Said:
         """What `Target.write` takes for the fields that were learned; the others are None."""
         values = self.middle + _standard(_features(past), self.centre, self.scale) @ self.weights
-        sizes = [math.prod(shape) for shape in self.shapes.values()]
-        sizes += [len(known) for known in self.words.values()]
-        names = [*self.shapes, *self.words]
-        parts = dict(zip(names, np.split(values, np.cumsum(sizes)[:-1]), strict=True))
-        fields: dict = {}
-        for name, shape in self.shapes.items():
-            fields[name] = (
-                tuple(map(tuple, parts[name].reshape(shape).tolist()))
-                if shape
-                else max(float(parts[name][0]), 0.0)
-            )
+        fields: dict[str, Any] = {}
+        for name, known in self.outputs.items():
+            size = len(known) if name in WORDS else math.prod(known)
+            part, values = values[:size], values[size:]
+            if name in WORDS:
+                fields[name] = known[int(part.argmax())]
+            elif known:
+                fields[name] = tuple(map(tuple, part.reshape(known).tolist()))
+            else:
+                fields[name] = max(float(part[0]), 0.0)
         if "displacement_m" in fields:
             fields["action_m"] = fields["displacement_m"]
-        fields |= {name: known[int(parts[name].argmax())] for name, known in self.words.items()}
         return Said(**fields)
 
 
@@ -270,7 +272,7 @@ def texts(
 ) -> dict[str, list[str]]:
     """Row -> its answer to each chosen window, in the target's own form.
 
-    Where a target speaks of what motion alone cannot tell, the rows that live by motion are absent.
+    Where a target needs what motion alone cannot predict, the rows that rest on motion are absent.
 
     Args:
         train: The training windows, which constants and ridge regression are fitted on.
@@ -286,8 +288,8 @@ def texts(
     duration_s = float(times_us[-1] - times_us[0]) / 1e6
     for name in MODELS:
         answers = [says(name, past, target, duration_s) for past in pasts]
-        if not target.numbers or np.isfinite([each.numbers for each in answers]).all():
-            rows[name] = [target.write(each) for each in answers]
+        if not target.numbers or np.isfinite([answer.numbers for answer in answers]).all():
+            rows[name] = [target.write(answer) for answer in answers]
     if target.numbers:  # ridge regression learns the fields of the built-in targets
         return rows
     known = [history.past_of(train, i, target) for i in range(len(train))]

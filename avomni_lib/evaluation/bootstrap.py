@@ -10,7 +10,6 @@ bias and skewness: Efron and Tibshirani, "An Introduction to the Bootstrap" (199
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,14 +41,6 @@ class Statistic:
     def num_clips(self) -> int:
         return len(self.sums)
 
-    def rows(self, places: list[int]) -> Statistic:
-        """Of some rows alone."""
-        return Statistic(self.sums[:, places], self.finish)
-
-    def beside(self, other: Statistic) -> Statistic:
-        """Its rows and then another's: the same figure of the same windows by other models."""
-        return Statistic(np.concatenate([self.sums, other.sums], axis=1), self.finish)
-
     def differences(self, pairs: list[tuple[int, int]]) -> Statistic:
         """Its rows, and after them for each pair (a, b) row b's figure minus row a's."""
         a, b = np.array(pairs, dtype=int).reshape(-1, 2).T
@@ -71,11 +62,11 @@ class Statistic:
             return self.finish(sums.reshape(*clips.shape[:-1], *self.sums.shape[1:]))
 
     def in_order(self) -> Statistic:
-        """Clips ordered by what they hold: so their names and places change no draw."""
+        """Clips ordered by their sums: so their names and places change no draw."""
         if not self.num_clips:
             return self
         order = np.lexsort(self.sums.reshape(self.num_clips, -1).T[::-1])
-        return dataclasses.replace(self, sums=self.sums[order])
+        return Statistic(self.sums[order], self.finish)
 
     def value(self) -> np.ndarray:
         """(R,) float64, over all clips, each once."""
@@ -85,7 +76,7 @@ class Statistic:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure with the bounds of its interval; None is what cannot be said.
+    """A figure with the bounds of its interval; None where there is none.
 
     Attributes:
         method: Of the interval: "BCa", or "percentile" where BCa is not defined, as of a figure

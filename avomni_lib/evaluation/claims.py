@@ -1,4 +1,4 @@
-"""Sentences that the figures bear out, and the opposite of those that they do not."""
+"""Sentences that the intervals support, and the opposite of those that they do not."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WHAT = {
 
 
 def claims(ladder: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What may be said of the model, one sentence for each comparison that there is a row for.
+    """One sentence about the model for each comparison that there is a row for.
 
     Args:
         ladder: As in `figures["ladder"]`; differences are the row's figure minus the model's.
@@ -70,7 +70,7 @@ def _claim(what: str, other: Mapping[str, Any], model: Mapping[str, Any]) -> dic
 
 
 def _unread(other: Mapping[str, Any]) -> str:
-    """A row that says nothing readable is the mean under another name: the reader has to know."""
+    """A row whose answers cannot be read is the mean under another name: readers have to know."""
     share = 100 * (1 - other["valid_share"])
     if not share:
         return ""
@@ -81,7 +81,7 @@ def _unread(other: Mapping[str, Any]) -> str:
 def _silence(other: Mapping[str, Any]) -> str:
     """Why no interval can be trusted; empty where one can."""
     if other["difference_to_model"] is None:
-        return "no window tells"
+        return "no window has this figure"
     num = other["num_clips"]
     if other["difference_low"] is not None and num >= FEWEST_CLIPS:
         return ""

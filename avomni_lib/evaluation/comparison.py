@@ -1,21 +1,30 @@
-"""Two runs side by side, on the windows that both answered for, with paired intervals."""
+"""Two runs side by side on the windows that both answered, and one run over several seeds.
+
+`compare` pairs the resamples of two runs. An interval over the clips of one run says how far its
+score may be off for these weights; how far another world and another training would have come is
+seen by doing it, and `spread` has the mean and deviation of such runs:
+
+    python -m avomni_lib.evaluation.comparison outputs/seed_11 outputs/seed_12 outputs/seed_13
+"""
 
 from __future__ import annotations
 
+import argparse
 import html
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
 from avomni_lib.evaluation import bootstrap, metrics
 from avomni_lib.evaluation.claims import FEWEST_CLIPS
-from avomni_lib.evaluation.scores import MODEL, Scores, metric
+from avomni_lib.evaluation.scores import FALLBACK, MODEL, Scores, metric
 from avomni_lib.plan import text_table
 
 ANSWERS, STAGE, RESULT = "answers.parquet", "06_evaluate", "result.json"
@@ -34,7 +43,7 @@ class Compared:
         figures: Plain values: `runs` {A, B} paths, `targets` {A, B}, `num_windows` and `num_clips`
             that both have, `num_windows_only_in` {A, B}, `warnings`, and `rows`: row of the ladder
             -> figure -> {a, b, difference, low, high}. A difference is B's figure minus A's, with
-            its 95 % interval; None where it cannot be said.
+            its 95 % interval; None where there is none.
     """
 
     figures: dict[str, Any]
@@ -43,9 +52,9 @@ class Compared:
         """Every figure of the model, and of the other rows the one that they stand by."""
         rows, num_clips = self.figures["rows"], self.figures["num_clips"]
         return [
-            _line(row, name, of[name], num_clips)
-            for row, of in rows.items()
-            for name in (of if row == MODEL else list(of)[:1])
+            _line(row, name, figures[name], num_clips)
+            for row, figures in rows.items()
+            for name in (figures if row == MODEL else list(figures)[:1])
         ]
 
     def title(self) -> list[str]:
@@ -83,27 +92,31 @@ def compare(run_a: Path | str, run_b: Path | str, seed: int = 0) -> Compared:
 
     Raises:
         AvomniError: there is no such run, it has no answers, the two have no window, row or figure
-            in common, or what is true of a window differs.
+            in common, or their ground truths of a window differ.
     """
     paths = {"A": _answers(run_a), "B": _answers(run_b)}
+    where = " and ".join(map(str, paths.values()))
     tables = {side: metrics.read(path) for side, path in paths.items()}
-    keys = {side: _windows(table) for side, table in tables.items()}
+    keys = {
+        side: pd.MultiIndex.from_frame(table.select(["clip_id", "window"]).to_pandas())
+        for side, table in tables.items()
+    }
     common = keys["A"].intersection(keys["B"]).unique()
-    only = {side: len(of.unique().difference(common)) for side, of in keys.items()}
+    only = {side: len(windows.unique().difference(common)) for side, windows in keys.items()}
     if common.empty:
         raise AvomniError(
             f"no window in common: {only['A']:,} and {only['B']:,} windows of other "
             "clips or places",
-            where=_both(paths),
+            where=where,
             fix="compare runs of one data set and one evaluation.split",
         )
     a, b = (Scores(table.filter(keys[side].isin(common))) for side, table in tables.items())
-    _check_truth(a, b, _both(paths))
+    _check_truth(a, b, where)
     rows = _rows(a, b, seed)
     if not rows:
         raise AvomniError(
             f"no row of the ladder and figure in common: A says {a.target}, B says {b.target}",
-            where=_both(paths),
+            where=where,
             fix="compare runs whose training.target says the same things, such as summary_v1 and "
             "full_v1",
         )
@@ -121,45 +134,36 @@ def compare(run_a: Path | str, run_b: Path | str, seed: int = 0) -> Compared:
 
 def _rows(a: Scores, b: Scores, seed: int) -> dict[str, dict[str, dict[str, float | None]]]:
     """Row -> figure -> what stands in the table, the model's row first."""
-    names = [name for name in a.models if name in b.models]
-    names.sort(key=lambda name: name != MODEL)
+    names = sorted((name for name in a.models if name in b.models), key=lambda name: name != MODEL)
     rows: dict[str, dict[str, Any]] = {name: {} for name in names}
     for figure in (name for name in a.figures if name in b.figures):
-        of_a, of_b = a.models_with(figure), b.models_with(figure)
-        shared = [row for row in names if row in of_a and row in of_b]
-        keep = a.about(figure) & b.about(figure)
-        one, other = (
-            scores.statistic(figure, keep).rows([of.index(row) for row in shared])
-            for scores, of in ((a, of_a), (b, of_b))
-        )
-        for row, paired in zip(shared, _paired(one, other, seed), strict=True):
-            rows[row][figure] = paired
-    return {row: of for row, of in rows.items() if of}
+        rows_a, rows_b = a.models_with(figure), b.models_with(figure)
+        shared = [row for row in names if row in rows_a and row in rows_b]
+        keep, num = a.about(figure) & b.about(figure), len(shared)
+        of_a, of_b = a.statistic(figure, keep), b.statistic(figure, keep)
+        sums_a = of_a.sums[:, [rows_a.index(row) for row in shared]]
+        sums_b = of_b.sums[:, [rows_b.index(row) for row in shared]]
+        # Both runs and their differences on the same resamples.
+        both = bootstrap.Statistic(np.concatenate([sums_a, sums_b], axis=1), of_a.finish)
+        pairs = [(row, num + row) for row in range(num)]
+        values = bootstrap.bounded(both.differences(pairs), seed)
+        for row, value_a, value_b, difference in zip(
+            shared, values[:num], values[num : 2 * num], values[2 * num :], strict=True
+        ):
+            rows[row][figure] = {
+                "a": None if difference.value is None else value_a.value,
+                "b": None if difference.value is None else value_b.value,
+                "difference": difference.value,
+                "low": difference.low,
+                "high": difference.high,
+            }
+    return {row: figures for row, figures in rows.items() if figures}
 
 
-def _paired(
-    one: bootstrap.Statistic, other: bootstrap.Statistic, seed: int
-) -> list[dict[str, float | None]]:
-    """What two runs get of one figure on the same windows, row by row, on the same resamples."""
-    num = one.sums.shape[1]
-    joined = one.beside(other).differences([(row, num + row) for row in range(num)])
-    values = bootstrap.bounded(joined, seed)
-    return [
-        {
-            "a": None if difference.value is None else a.value,
-            "b": None if difference.value is None else b.value,
-            "difference": difference.value,
-            "low": difference.low,
-            "high": difference.high,
-        }
-        for a, b, difference in zip(values, values[num:], values[2 * num :], strict=False)
-    ]
-
-
-def _line(row: str, name: str, of: dict[str, float | None], num_clips: int) -> tuple[str, ...]:
-    if of["difference"] is None:
-        return (row, name, "", "", "", "", "no window tells")
-    low, high = of["low"], of["high"]
+def _line(row: str, name: str, paired: dict[str, float | None], num_clips: int) -> tuple[str, ...]:
+    if paired["difference"] is None:
+        return (row, name, "", "", "", "", "no window has it")
+    low, high = paired["low"], paired["high"]
     interval = "" if low is None else f"{low:+.3f} to {high:+.3f}"
     if low is None or num_clips < FEWEST_CLIPS:
         verdict = "too few clips to say"
@@ -167,7 +171,7 @@ def _line(row: str, name: str, of: dict[str, float | None], num_clips: int) -> t
         verdict = "no difference shown"
     else:
         verdict = "B is better" if (low > 0) == metric(name).more_is_better else "A is better"
-    numbers = (f"{of['a']:.3f}", f"{of['b']:.3f}", f"{of['difference']:+.3f}")
+    numbers = (f"{paired['a']:.3f}", f"{paired['b']:.3f}", f"{paired['difference']:+.3f}")
     return (row, name, *numbers, interval, verdict)
 
 
@@ -175,30 +179,22 @@ def _answers(run: Path | str) -> Path:
     """The file of answers that a folder or a file means."""
     path = Path(run).expanduser()
     path = path if path.exists() else files.resolve(path)
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise AvomniError(
-            "no such run", where=str(path), fix="name a run's folder, such as outputs/demo"
-        )
-    places = [path / STAGE / ANSWERS, path / ANSWERS]
+    places = [path] if path.is_file() else [path / STAGE / ANSWERS, path / ANSWERS]
     for place in places:
         if place.is_file():
             return place
-    raise AvomniError(
-        "this run has no answers yet", where=str(places[0]), fix="run its 06_evaluate first"
-    )
-
-
-def _windows(table: pa.Table) -> pd.MultiIndex:
-    return pd.MultiIndex.from_frame(table.select(["clip_id", "window"]).to_pandas())
+    if not path.is_dir():
+        fix = "name a run's folder, such as outputs/demo"
+        raise AvomniError("no such run", where=str(path), fix=fix)
+    fix = "run its 06_evaluate first"
+    raise AvomniError("this run has no answers yet", where=str(places[0]), fix=fix)
 
 
 def _check_truth(a: Scores, b: Scores, where: str) -> None:
     """Refuse runs that disagree about what the car did: then the windows are not the same.
 
     Raises:
-        AvomniError: naming the first window, and what is said of it.
+        AvomniError: naming the first window, and the ground truth in each run.
     """
     for name in (*TRUE, *TRUE_WORDS):
         of_a, of_b = a.ground_truth(name), b.ground_truth(name)
@@ -223,7 +219,7 @@ def _warnings(paths: dict[str, Path], num_clips: int) -> list[str]:
     hashes = {side: _split_sha256(path) for side, path in paths.items()}
     warnings = []
     if hashes["A"] != hashes["B"]:
-        both = ", ".join(f"{side} {(of or 'not recorded')[:12]}" for side, of in hashes.items())
+        both = ", ".join(f"{side} {(sha or 'not recorded')[:12]}" for side, sha in hashes.items())
         warnings.append(
             f"the runs were split differently (split_sha256: {both}): one may have trained on "
             "clips that the other is scored on"
@@ -244,5 +240,54 @@ def _split_sha256(answers: Path) -> str | None:
         return None
 
 
-def _both(paths: dict[str, Path]) -> str:
-    return " and ".join(map(str, paths.values()))
+def spread(runs: Sequence[Path | str]) -> tuple[str, pd.DataFrame]:
+    """The metric's name, and its value: a line a row of the ladder, a column a run.
+
+    Rows are those that all runs have, in the order of the first.
+
+    Raises:
+        AvomniError: fewer than two runs, one without a score, or runs of different metrics.
+    """
+    if len(runs) < 2:
+        raise AvomniError("one run has no spread", fix="name two runs or more, as outputs/seed_*")
+    ladders = []
+    for path in (Path(run) / STAGE / RESULT for run in runs):
+        if not path.exists():
+            raise AvomniError("no score there", where=str(path), fix="run its 06_evaluate first")
+        ladder = files.read_record(path, figures=dict)["figures"]["ladder"]
+        ladders.append(pd.DataFrame(ladder).set_index("name"))
+    names = sorted(set(pd.concat(ladders)["metric"]))
+    if len(names) > 1:
+        fix = "name runs of one training.target"
+        raise AvomniError(f"the runs are scored by {' and '.join(names)}", fix=fix)
+    values = [ladder["value"].rename(str(run)) for ladder, run in zip(ladders, runs, strict=True)]
+    return names[0], pd.concat(values, axis=1, join="inner").astype(float)
+
+
+def spread_table(name: str, values: pd.DataFrame) -> pd.DataFrame:
+    """Mean, standard deviation of a sample, the mean share of the mean row's, and each run."""
+    fallback = values.loc[FALLBACK] if FALLBACK in values.index else float("nan")
+    shares = (values / fallback).replace([np.inf, -np.inf], np.nan)
+    figures = {
+        f"{name}: mean": values.mean(axis=1),
+        "deviation": values.std(axis=1),
+        "of the mean row's": shares.mean(axis=1, skipna=False),
+    }
+    return pd.concat([pd.DataFrame(figures), values], axis=1)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the spread of the runs that are named."""
+    parser = argparse.ArgumentParser(prog="python -m avomni_lib.evaluation.comparison")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="outputs/RUN")
+    try:
+        table = spread_table(*spread(parser.parse_args(arguments).runs))
+        print(table.to_string(float_format="{:.3f}".format, na_rep="", index_names=False))
+    except AvomniError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""The ladder: the adapted model beside all that a serious reader would ask about.
+"""The ladder: the adapted model beside everything that it has to beat.
 
 Constants of the training split, motion that goes on as it was, a regression on that motion
 alone, the base, the model blind, trained blind, with its frames shuffled in time, with one camera.
@@ -13,14 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import pyarrow as pa
 
 from avomni_lib import files
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.select import split
 from avomni_lib.etl.leaks import leaks
-from avomni_lib.evaluation import answer, baselines, before_after, held_out, metrics
-from avomni_lib.evaluation.held_out import thinned
+from avomni_lib.evaluation import answer, baselines, before_after, metrics
+from avomni_lib.evaluation.answer import held_out_windows, thinned
+from avomni_lib.evaluation.scores import parts_of
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar, Plan, text_table
 from avomni_lib.training.model import adapter
@@ -29,8 +31,6 @@ from avomni_lib.training.targets import target, target_of
 
 if TYPE_CHECKING:
     from avomni_lib.etl.cache.windows import Windows
-
-__all__ = ["ROWS", "Evaluated", "evaluate", "held_out_windows", "plan", "thinned"]
 
 ANSWERS_FILE = "answers.parquet"
 KEPT_FILE = "answers.partial.jsonl"
@@ -52,8 +52,6 @@ FEW_WINDOWS, FEW_CLIPS = 200, 20
 BLIND = "blind"  # the second adapter's name beside the first
 BLIND_ROW = "trained_blind"
 
-held_out_windows = held_out.windows_of
-
 
 @dataclass(frozen=True)
 class Evaluated:
@@ -69,45 +67,36 @@ class Evaluated:
     figures: dict[str, Any]
     path: Path
 
-    def _lines(self) -> list[tuple[str, ...]]:
+    def _table(self) -> pd.DataFrame:
+        """The ladder in words, a line a row."""
         ladder = self.figures["ladder"]
-        metric = ladder[0]["metric"]
-        lines: list[tuple[str, ...]] = [
-            ("row", metric, "95 % interval", "row - model", "95 % interval", "can be read")
-        ]
-        for each in ladder:
-            lines.append(
-                (
-                    ROWS.get(each["name"], each["name"]),
-                    f"{each['value']:.3f}",
-                    interval(each["low"], each["high"]),
-                    "" if each["name"] == metrics.MODEL else f"{each['difference_to_model']:+.3f}",
-                    ""
-                    if each["name"] == metrics.MODEL
-                    else interval(each["difference_low"], each["difference_high"]),
-                    f"{each['valid_share']:.1%}",
-                )
-            )
-        return lines
+        columns = ["row", ladder[0]["metric"], "95 % interval", "row - model"]
+        lines = []
+        for row in ladder:
+            apart = row["name"] != metrics.MODEL
+            line = [ROWS.get(row["name"], row["name"]), f"{row['value']:.3f}"]
+            line += [_interval(row["low"], row["high"])]
+            line += [f"{row['difference_to_model']:+.3f}" if apart else ""]
+            line += [_interval(row["difference_low"], row["difference_high"]) if apart else ""]
+            lines.append([*line, f"{row['valid_share']:.1%}"])
+        return pd.DataFrame(lines, columns=[*columns, "95 % interval", "can be read"])
 
     def __str__(self) -> str:
-        claims = [claim["text"] for claim in self.figures["claims"]]
-        return "\n".join([text_table(self._lines()), "", *claims])
+        table = self._table()
+        lines = [list(table.columns), *table.to_numpy().tolist()]
+        return "\n".join([text_table(lines), "", *self._claims()])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>"
-            for line in self._lines()
-        )
-        claims = "".join(
-            f"<li>{html.escape(claim['text'])}</li>" for claim in self.figures["claims"]
-        )
-        return f"<table>{rows}</table><ul>{claims}</ul>"
+        claims = "".join(f"<li>{html.escape(claim)}</li>" for claim in self._claims())
+        return f"{self._table().to_html(index=False, justify='left')}<ul>{claims}</ul>"
+
+    def _claims(self) -> list[str]:
+        return [claim["text"] for claim in self.figures["claims"]]
 
 
-def interval(low: float | None, high: float | None) -> str:
+def _interval(low: float | None, high: float | None) -> str:
     return "none" if low is None or high is None else f"{low:.3f} to {high:.3f}"
 
 
@@ -122,19 +111,13 @@ def plan(p: Params) -> Plan:
     record = _checked(p, windows)
     num_clips = len({windows[i].clip_id for i in chosen})
     asked = _asked_rows(p)
-    num_samples = _num_samples(p)
-    num_answers = (len(asked) + num_samples) * len(chosen)
+    num_answers = (len(asked) + _num_samples(p)) * len(chosen)
     thinning = "" if len(chosen) == len(windows) else f", thinned from {len(windows):,}"
+    notes = [f"split {p.evaluation.split}{thinning}", samples.left_out(windows)]
     rows = [
         *p.code_rows(),
         ("target", p.training.target, target_of(p).question),
-        (
-            "windows",
-            f"{len(chosen):,}",
-            "; ".join(
-                filter(None, [f"split {p.evaluation.split}{thinning}", samples.left_out(windows)])
-            ),
-        ),
+        ("windows", f"{len(chosen):,}", "; ".join(filter(None, notes))),
         ("clips", f"{num_clips:,}", "none of them was trained on, none is in another split too"),
         ("adapter", f"of {record['base_model']}", f"in {adapter.adapter_dir(p)}"),
         ("rows", f"{len(ROWS) - (BLIND_ROW not in asked)}", f"asked of models: {', '.join(asked)}"),
@@ -174,31 +157,27 @@ def evaluate(p: Params, folder: Path, progress: type[Bar] = Bar) -> Evaluated:
     windows = held_out_windows(p)
     _checked(p, windows)
     chosen = thinned(len(windows), p.evaluation.max_windows)
-    asked, about = held_out.asked(p, windows, chosen), target(p.training.target)
-    texts: dict[tuple[str, int], Sequence[str | None]] = {
-        (name, 0): said
-        for name, said in baselines.texts(about, samples.train_windows(p), windows, chosen).items()
-    }
-    with progress(
-        total=(len(_asked_rows(p)) + _num_samples(p)) * len(chosen),
-        unit="answer",
-        label="evaluating",
-    ) as bar:
-        tuned, talk, choices = before_after.models(p, windows)
+    asked, about = answer.windows_asked(p, windows, chosen), target(p.training.target)
+    constants = baselines.texts(about, samples.train_windows(p), windows, chosen)
+    texts: dict[tuple[str, int], Sequence[str | None]]
+    texts = {(name, 0): answers for name, answers in constants.items()}
+    total = (len(_asked_rows(p)) + _num_samples(p)) * len(chosen)
+    with progress(total=total, unit="answer", label="evaluating") as bar:
+        tuned, conversation, choices = before_after.models(p, windows)
         kept = answer.Kept(folder / KEPT_FILE, _key(p, windows, choices))
         ask = functools.partial(
             answer.answers,
             tuned,
-            talk,
+            conversation,
             indices=chosen,
             batch_size=p.evaluation.batch_size,
             max_new_tokens=p.evaluation.max_new_tokens,
             kept=kept,
             bar=bar,
-            histories=lambda index: samples.history_of(index, windows, talk),
+            histories=lambda index: samples.history_of(index, windows, conversation),
             constrained=p.evaluation.constrained,
         )
-        texts |= _said(p, tuned, windows, ask)
+        texts |= _ask_models(p, tuned, windows, ask)
     table = pa.concat_tables(
         metrics.rows(name, about, asked, texts[name, sample], sample)
         for name, sample in sorted(texts, key=lambda key: (list(ROWS).index(key[0]), key[1]))
@@ -216,30 +195,33 @@ def evaluate(p: Params, folder: Path, progress: type[Bar] = Bar) -> Evaluated:
     return Evaluated(table, figures, path)
 
 
-def _said(p: Params, tuned: Any, windows: Windows, ask: Any) -> dict[tuple[str, int], list[str]]:
-    """What the models say: (row, sample) -> an answer a window."""
+def _ask_models(
+    p: Params, tuned: Any, windows: Windows, ask: Any
+) -> dict[tuple[str, int], list[str]]:
+    """(row, sample) -> the model's answer to each window."""
     from avomni_lib.training.model import load
     from avomni_lib.training.model.generate import Sampling
     from avomni_lib.training.prompt import views
 
-    said: dict[tuple[str, int], list[str]] = {}
     with tuned.disable_adapter():
-        said["base", 0] = ask(windows=windows, name="base")
-    said["blind", 0] = ask(windows=views.Black(windows), name="blind")
-    shuffled = views.Shuffled(windows, p.run.seed)
-    said["shuffled", 0] = ask(windows=shuffled, name="shuffled")
-    said["one_camera", 0] = ask(windows=views.OneCamera(windows, _camera(p)), name="one_camera")
-    said["adapted", 0] = ask(windows=windows, name="adapted")
+        answers = {("base", 0): ask(windows=windows, name="base")}
+    shown = {
+        "blind": views.Black(windows),
+        "shuffled": views.Shuffled(windows, p.run.seed),
+        "one_camera": views.OneCamera(windows, _camera(p)),
+        "adapted": windows,
+    }
+    answers |= {(name, 0): ask(windows=view, name=name) for name, view in shown.items()}
+    sampling = Sampling(p.evaluation.temperature, p.evaluation.top_p, p.run.seed)
     for sample in range(1, _num_samples(p) + 1):
-        sampling = Sampling(p.evaluation.temperature, p.evaluation.top_p, p.run.seed)
-        said["adapted", sample] = ask(
+        answers["adapted", sample] = ask(
             windows=windows, name="adapted", sampling=sampling, sample=sample
         )
     if (folder := _blind_adapter(p)) is not None:
         load.add_second(tuned, folder, BLIND, p.blinded() or p, windows.cache.header)
         tuned.set_adapter(BLIND)
-        said[BLIND_ROW, 0] = ask(windows=views.Black(windows), name=BLIND_ROW)
-    return said
+        answers[BLIND_ROW, 0] = ask(windows=views.Black(windows), name=BLIND_ROW)
+    return answers
 
 
 def _asked_rows(p: Params) -> list[str]:
@@ -248,15 +230,14 @@ def _asked_rows(p: Params) -> list[str]:
 
 
 def _num_samples(p: Params) -> int:
-    """Sampled answers a window: of several futures the best is a figure, of a speed it is not."""
-    says_future = target(p.training.target).name in ("future_v1", "full_v1")
-    return p.evaluation.num_samples if says_future else 0
+    """Sampled answers a window: the best of several futures is a figure, of a speed it is not."""
+    return p.evaluation.num_samples if "future" in parts_of(p.training.target) else 0
 
 
 def _camera(p: Params) -> str:
     """The one camera that is left: front wide, or the grid's first."""
-    own = cameras.grid(p.vision.cameras).cameras
-    return (cameras.FRONT_WIDE if cameras.FRONT_WIDE in own else own[0]).name
+    of_grid = cameras.grid(p.vision.cameras).cameras
+    return (cameras.FRONT_WIDE if cameras.FRONT_WIDE in of_grid else of_grid[0]).name
 
 
 def _blind_adapter(p: Params) -> Path | None:
@@ -268,7 +249,7 @@ def _blind_adapter(p: Params) -> Path | None:
 
 
 def _checked(p: Params, windows: Windows) -> dict[str, Any]:
-    """What the adapter was made from; nothing of it may have seen what it is scored on.
+    """The adapter's record; nothing that it was made from may be scored.
 
     Raises:
         AvomniError: no adapter, one that was trained for something else, or a leak.

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -20,8 +22,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache.windows import Truth
 from avomni_lib.evaluation import bootstrap
 from avomni_lib.evaluation.claims import claims
-from avomni_lib.evaluation.scores import FALLBACK, MODEL, Scores, parts_of
-from avomni_lib.evaluation.slices import slices
+from avomni_lib.evaluation.scores import FALLBACK, MODEL, Scores, classes_of, parts_of
 from avomni_lib.training.targets import Target
 
 SCHEMA = pa.schema(
@@ -53,8 +54,28 @@ SCHEMA = pa.schema(
     ]
 )
 
-# Of a target of the user's own: what is true, in the order of its numbers.
+# Of a target of the user's own: the ground truth, in the order of its numbers.
 OWN_NUMBERS = pa.field("numbers_true", pa.list_(pa.float64()))
+
+# Least speed (m/s) and name.
+SPEEDS = (
+    (-math.inf, "standing (below 2 m/s)"),
+    (2.0, "2–8 m/s"),
+    (8.0, "8–15 m/s"),
+    (15.0, "15–22 m/s"),
+    (22.0, "over 22 m/s"),
+)
+# At 30 m/s a motorway's bend of 1,000 m radius turns a car by 13° in 7.5 s: still straight on.
+TURNED_RAD = math.radians(15)
+TURNS = ("straight (within 15°)", "left", "right")
+# First hour and name; what is before the first of them is night too.
+HOURS = (
+    (22, "night (22–6 h)"),
+    (6, "morning (6–10 h)"),
+    (10, "day (10–17 h)"),
+    (17, "evening (17–22 h)"),
+)
+UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
@@ -83,13 +104,10 @@ def rows(
     texts: Sequence[str | None],
     sample: int = 0,
 ) -> pa.Table:
-    """One part of the table: what one row of the ladder says about all windows.
+    """One part of the table: the answers of one row of the ladder about all windows.
 
     Args:
-        name: Of the row.
-        target: What the answers are about; reads them.
-        asked: The windows.
-        texts: An answer for each of them; None where there is none.
+        texts: An answer for each window; None where there is none.
         sample: 0 for the greedy answers, a number from 1 on for each set of sampled ones.
     """
     read = {text: target.read(text) for text in set(texts) - {None}}
@@ -182,8 +200,20 @@ def figures(table: pa.Table, seed: int = 0) -> dict[str, Any]:
     scores = Scores(table)
     metrics: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in scores.models}
     for figure in scores.figures:
-        for row, measured in _measured(scores, figure, seed).items():
-            metrics[row][figure] = measured
+        rows = scores.models_with(figure)
+        base = rows.index(MODEL) if MODEL in rows else None
+        estimates = bootstrap.estimates(scores.statistic(figure), base, seed)
+        for row, value, difference in zip(rows, *estimates, strict=True):
+            metrics[row][figure] = {
+                "value": value.value,
+                "low": value.low,
+                "high": value.high,
+                "difference_to_model": difference.value,
+                "difference_low": difference.low,
+                "difference_high": difference.high,
+                "interval": value.method,
+                "difference_interval": difference.method,
+            }
     valid, exact = (
         dict(zip(scores.models, scores.predictions(column).mean(axis=1).tolist(), strict=True))
         for column in ("valid", "exact")
@@ -203,7 +233,7 @@ def figures(table: pa.Table, seed: int = 0) -> dict[str, Any]:
     ]
     kept = ("speed_mae_mps", "displacement_mae_m") if "summary" in parts_of(scores.target) else ()
     return {
-        **{figure: {row: of[figure]["value"] for row, of in metrics.items()} for figure in kept},
+        **{name: {row: metrics[row][name]["value"] for row in metrics} for name in kept},
         "valid_share": valid.get(MODEL),
         "valid_share_by_row": valid,
         "exact_share_by_row": exact,
@@ -214,6 +244,40 @@ def figures(table: pa.Table, seed: int = 0) -> dict[str, Any]:
         "slices": slices(scores, seed),
         "claims": claims(ladder),
     }
+
+
+def slices(scores: Scores, seed: int = 0) -> list[dict[str, Any]]:
+    """The primary figure of the model and of the mean in each part of the windows.
+
+    What is unknown of all windows makes no slices. Clips are resampled within a slice.
+
+    Returns:
+        {by, value, metric, num_windows, num_clips, model, low, high, mean} each: `model` with its
+        interval, `mean` the mean row's; None where there is no such row or no window.
+    """
+    parts_measured, nothing = [], bootstrap.Estimate(None, None, None)
+    parts = [(by, part, value) for by, part in _parts(scores).items() for value in part.categories]
+    for by, part, value in parts:
+        keep = (part == value) & scores.about(scores.primary)
+        if not keep.any():
+            continue
+        measured = bootstrap.bounded(scores.statistic(scores.primary, keep), seed)
+        by_row = dict(zip(scores.models_with(scores.primary), measured, strict=True))
+        model = by_row.get(MODEL, nothing)
+        parts_measured.append(
+            {
+                "by": by,
+                "value": value,
+                "metric": scores.primary,
+                "num_windows": int(keep.sum()),
+                "num_clips": len(np.unique(scores.clips[keep])),
+                "model": model.value,
+                "low": model.low,
+                "high": model.high,
+                "mean": by_row.get(FALLBACK, nothing).value,
+            }
+        )
+    return parts_measured
 
 
 def worst(table: pa.Table, model: str, num: int) -> list[dict[str, Any]]:
@@ -238,8 +302,20 @@ def typical(table: pa.Table, model: str, num: int) -> list[dict[str, Any]]:
 
 
 def confusion(table: pa.Table, model: str, part: str) -> tuple[list[str], np.ndarray]:
-    """How often each true class (lines) was predicted as each class; see `Scores.confusion`."""
-    return _alone(table, model).confusion(model, part)
+    """How often each true class (lines) was predicted as each class (columns).
+
+    Args:
+        part: `along` or `across`.
+
+    Returns:
+        The K classes and (K, K) int64; an answer that says none is in no column.
+    """
+    scores = _alone(table, model)
+    truth = scores.ground_truth(f"{part}_true")
+    predicted = scores.read(part)[scores.models.index(model)]
+    classes = classes_of(truth, predicted)
+    counts = pd.crosstab(truth, predicted).reindex(index=classes, columns=classes, fill_value=0)
+    return classes, counts.to_numpy(np.int64)
 
 
 def _alone(table: pa.Table, model: str) -> Scores:
@@ -257,24 +333,30 @@ def _alone(table: pa.Table, model: str) -> Scores:
     return Scores(part)
 
 
-def _measured(scores: Scores, figure: str, seed: int) -> dict[str, dict[str, float | None]]:
-    """Value, interval and difference of each row that has a figure; by which method they are."""
-    models_with = scores.models_with(figure)
-    base = models_with.index(MODEL) if MODEL in models_with else None
-    values, apart = bootstrap.estimates(scores.statistic(figure), base, seed)
-    return {
-        row: {
-            "value": value.value,
-            "low": value.low,
-            "high": value.high,
-            "difference_to_model": difference.value,
-            "difference_low": difference.low,
-            "difference_high": difference.high,
-            "interval": value.method,
-            "difference_interval": difference.method,
-        }
-        for row, value, difference in zip(models_with, values, apart, strict=True)
-    }
+def _parts(scores: Scores) -> dict[str, pd.Categorical]:
+    """Attribute -> the slice of each of n windows by it, slices in the order of the table."""
+    speeds, turns = scores.ground_truth("speed_true_mps"), scores.ground_truth("turn_rad")
+    slices_: dict[str, pd.Categorical] = {}
+    if not np.isnan(speeds).all():
+        edges = [*(least for least, _ in SPEEDS), math.inf]
+        slices_["speed"] = pd.cut(speeds, edges, right=False, labels=[name for _, name in SPEEDS])
+    if not np.isnan(turns).all():
+        turned = np.select([turns >= TURNED_RAD, turns <= -TURNED_RAD], [1, 2], 0)
+        slices_["turn"] = pd.Categorical.from_codes(turned, list(TURNS))
+    for by in ("country", "hour", "platform"):
+        values = scores.ground_truth(by).tolist()
+        if by == "hour":
+            values = [hour if hour is None else hour_name(hour) for hour in values]
+        if known := sorted(set(values) - {None}):
+            order = [name for _, name in HOURS] if by == "hour" else known
+            named = [UNKNOWN if value is None else value for value in values]
+            slices_[by] = pd.Categorical(named, list(dict.fromkeys([*order, UNKNOWN])))
+    return slices_
+
+
+def hour_name(hour: int) -> str:
+    """The part of the day that an hour, 0 to 23, belongs to."""
+    return max(((least, name) for least, name in HOURS if least <= hour), default=HOURS[0])[1]
 
 
 def _picked(scores: Scores, model: str, rank: np.ndarray, num: int) -> list[dict[str, Any]]:

@@ -1,10 +1,12 @@
-"""What each figure is, and what every row of the ladder gets by it, window by window."""
+"""What each figure is, and its value for every row of the ladder and every window."""
 
 from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -99,15 +101,15 @@ _F1 = {
 
 def metric(name: str) -> Metric:
     """A figure in words; `min_ade6_m` and its like are known by their number of samples."""
-    if found := _MIN_ADE.fullmatch(name):
-        return Metric(f"average displacement error of the best of {found[1]} sampled paths", "m")
+    if match := _MIN_ADE.fullmatch(name):
+        return Metric(f"average displacement error of the best of {match[1]} sampled paths", "m")
     if name not in METRICS and name.endswith(OWN):
         return Metric(f"mean absolute error of {name.removesuffix(OWN)}")
     return METRICS[name]
 
 
 def parts_of(name: str) -> tuple[str, ...]:
-    """What a target says: of a user's own its numbers."""
+    """The parts of a target's answer: of a user's own target its numbers."""
     return ("numbers",) if own_code.is_reference(name) else PARTS[name]
 
 
@@ -140,36 +142,36 @@ class Scores:
             raise _broken(
                 f"answers of {' and '.join(targets)} in one table" if targets else "no answers"
             )
-        frame["place"] = np.arange(len(frame))
-        places = frame.set_index(["clip_id", "window"])["place"]
+        places = pd.Series(np.arange(len(frame)), frame.set_index(["clip_id", "window"]).index)
         parts = dict(list(places.groupby([frame["model"].to_numpy(), frame["sample"].to_numpy()])))
         first = FALLBACK if FALLBACK in models else models[0]
         windows = parts.get((first, 0), places[:0]).sort_index().index
 
         def matched(model: str, sample: int) -> np.ndarray:
-            own = parts.get((model, sample), places[:0])
-            if windows.is_unique and own.index.sort_values().equals(windows):
-                return own.reindex(windows).to_numpy()
-            common = len(own.index.unique().intersection(windows))
+            answered = parts.get((model, sample), places[:0])
+            if windows.is_unique and answered.index.sort_values().equals(windows):
+                return answered.reindex(windows).to_numpy()
+            common = len(answered.index.unique().intersection(windows))
             raise _broken(
-                f"{model!r} has {len(own)} rows for {common} of the {windows.nunique()} windows "
-                f"that {first!r} has"
+                f"{model!r} has {len(answered)} rows for {common} of the {windows.nunique()} "
+                f"windows that {first!r} has"
             )
 
         self.table, self.target, self.models = table, targets[0], tuple(models)
         self.places = np.stack([matched(model, 0) for model in models])
-        samples = {model: sorted(s for of, s in parts if of == model and s) for model in models}
+        samples = {model: sorted(s for row, s in parts if row == model and s) for model in models}
         self.sampled = {
             model: np.stack([matched(model, sample) for sample in numbers])
             for model, numbers in samples.items()
             if numbers
         }
         self.clips = pd.factorize(windows.get_level_values("clip_id"))[0]
-        if FALLBACK in models and not self.predictions("valid")[models.index(FALLBACK)].all():
+        self._mean = models.index(FALLBACK) if FALLBACK in models else None
+        if self._mean is not None and not self.predictions("valid")[self._mean].all():
             raise _broken(f"an answer of {FALLBACK!r}, which stands in for others, cannot be read")
         about = target(self.target)
         self.primary = PRIMARY.get(self.target) or about.figure
-        # The place of each row's text among the different ones, and what each of these says. The
+        # The place of each row's text among the distinct ones, and what each of these says. The
         # last one is no text at all, which is place -1.
         self._codes, texts = pd.factorize(table["answer"].to_pandas())
         self._answers = [*map(about.read, texts), None]
@@ -188,40 +190,33 @@ class Scores:
     def ground_truth(self, name: str) -> np.ndarray:
         """(n,) of a column that is the window's, whoever answers; null is NaN or None."""
         column = self.table[name].take(pa.array(self.places[0]))
-        if pa.types.is_floating(column.type):
-            return column.to_numpy()
-        return np.array(column.to_pylist() + [None], dtype=object)[:-1]
+        return column.to_numpy() if pa.types.is_floating(column.type) else _objects(column)
 
-    def read(self, field: str, *shape: int) -> np.ndarray:
+    def read(
+        self,
+        field: str,
+        *shape: int,
+        places: np.ndarray | None = None,
+        windows: slice = slice(None),
+    ) -> np.ndarray:
         """(R, n, ...) the predictions of a field of `Said`: float64 of a shape, or words or None.
 
         Args:
             shape: Of the field's numbers; none of a word.
+            places: (..., n) in the table, as `places` (the default) or an element of `sampled`.
+            windows: Which of the n; all of them by default.
         """
-        known = self._known(field, shape)[self._codes[self.places]]
-        if FALLBACK not in self.models:
-            return known
-        return np.where(_is_unknown(known), known[self.models.index(FALLBACK)], known)
-
-    def paths_m(self, places: np.ndarray, windows: slice) -> np.ndarray:
-        """(..., m, 16, 2) float64: the predicted paths of some windows, in the rig's frame.
-
-        Args:
-            places: (..., n) in the table, as `places` or an element of `sampled`.
-        """
-        known = self._known("waypoints_m", (NUM_WAYPOINTS, 2))
-        paths = known[self._codes[places[..., windows]]]
-        if FALLBACK not in self.models:
-            return paths
-        means = known[self._codes[self.places[self.models.index(FALLBACK), windows]]]
-        unknown = np.isnan(paths).any(axis=(-2, -1), keepdims=True)
-        return np.where(unknown, means, paths)
+        known = self._known(field, shape)
+        values = known[self._codes[(self.places if places is None else places)[..., windows]]]
+        if self._mean is None:
+            return values
+        return _filled(values, known[self._codes[self.places[self._mean, windows]]])
 
     def _field(self, field: str, shape: tuple[int, ...]) -> np.ndarray:
-        """(N + 1, ...): the field of each different text; NaN or None where it says none."""
+        """(N + 1, ...): the field of each distinct text; NaN or None where it says none."""
         values = [getattr(answer, field, None) for answer in self._answers]
         if not shape:
-            return np.array([*values, None], dtype=object)[:-1]
+            return _objects(values)
         blank = np.full(shape, np.nan)
         return np.array([blank if value is None else value for value in values])
 
@@ -282,21 +277,25 @@ class Scores:
     @functools.cached_property
     def _values(self) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
         """Figure -> the rows that have it and (rows, n) float64; NaN where it is about nothing."""
-        parts = parts_of(self.target)
         makers = {
             "summary": self._summary,
             "future": self._future,
             "cause": self._cause,
             "numbers": self._numbers,
         }
-        values: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
-        for part in parts:
-            of_part = makers[part]() if part in makers else {}
-            values |= {name: (self.models, errors) for name, errors in of_part.items()}
+        parts = parts_of(self.target)
+        values = {
+            name: (self.models, errors)
+            for part in parts
+            for name, errors in (makers[part]() if part in makers else {}).items()
+        }
         return values | (self._min_ade() if "future" in parts else {})
 
     def _summary(self) -> dict[str, np.ndarray]:
-        speed, displacement = (self._filled(name) for name in ("speed_mps", "displacement_m"))
+        speed, displacement = map(self.predictions, ("speed_mps", "displacement_m"))
+        if self._mean is not None:
+            speed = _filled(speed, speed[self._mean])
+            displacement = _filled(displacement, displacement[self._mean])
         driven = self.ground_truth("displacement_true_m")
         wrong, off = speed - self.ground_truth("speed_true_mps"), np.abs(displacement - driven)
         return {
@@ -308,13 +307,6 @@ class Scores:
             "consistency_m": np.abs(speed * self.ground_truth("duration_s") - displacement),
             "exact_share": self.predictions("exact").astype(np.float64),
         }
-
-    def _filled(self, column: str) -> np.ndarray:
-        """(R, n) float64, a column with the mean's where it is null."""
-        values = self.predictions(column)
-        if FALLBACK not in self.models:
-            return values
-        return np.where(np.isnan(values), values[self.models.index(FALLBACK)], values)
 
     def _numbers(self) -> dict[str, np.ndarray]:
         """Of a target of the user's own; `match_share` is of answers that are the very text."""
@@ -331,24 +323,28 @@ class Scores:
 
     def _future(self) -> dict[str, np.ndarray]:
         by_block = [
-            trajectories.figures(self.paths_m(self.places, windows), self.future_m[windows])
+            trajectories.figures(self._paths_m(self.places, windows), self.future_m[windows])
             for windows in self._blocks()
         ]
         names = by_block[0]
-        return {name: np.concatenate([of[name] for of in by_block], axis=1) for name in names}
+        return {name: np.concatenate([block[name] for block in by_block], axis=1) for name in names}
 
     def _min_ade(self) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
         by_name: dict[str, dict[str, np.ndarray]] = {}
         for model, places in self.sampled.items():
             best = [
                 trajectories.min_ade(
-                    trajectories.at_10hz(self.paths_m(places, windows).swapaxes(0, 1)),
+                    trajectories.at_10hz(self._paths_m(places, windows).swapaxes(0, 1)),
                     self.future_m[windows],
                 )
                 for windows in self._blocks()
             ]
             by_name.setdefault(f"min_ade{len(places)}_m", {})[model] = np.concatenate(best)
-        return {name: (tuple(of), np.stack(list(of.values()))) for name, of in by_name.items()}
+        return {name: (tuple(rows), np.stack([*rows.values()])) for name, rows in by_name.items()}
+
+    def _paths_m(self, places: np.ndarray, windows: slice) -> np.ndarray:
+        """(..., m, 16, 2) float64: the predicted paths of m windows, in the rig's frame."""
+        return self.read("waypoints_m", NUM_WAYPOINTS, 2, places=places, windows=windows)
 
     def _blocks(self) -> list[slice]:
         return [slice(first, first + _BLOCK) for first in range(0, len(self.clips), _BLOCK)]
@@ -359,11 +355,8 @@ class Scores:
         f1 = score(self.read("cause"), truth).astype(np.float64)
         kinds = sorted(set(made_by.tolist()) - {None})
         # Of one kind alone the same would stand there twice.
-        apart = {
-            f"cause_word_f1_{kind}": np.where(made_by == kind, f1, np.nan)
-            for kind in (kinds if len(kinds) > 1 else ())
-        }
-        return {"cause_word_f1": f1, **apart}
+        by_kind = {kind: np.where(made_by == kind, f1, np.nan) for kind in kinds if len(kinds) > 1}
+        return {"cause_word_f1": f1} | {f"cause_word_f1_{kind}": by_kind[kind] for kind in by_kind}
 
     @functools.cached_property
     def _classes(self) -> dict[str, tuple[np.ndarray, np.ndarray, int]]:
@@ -372,39 +365,30 @@ class Scores:
         for part in ("along", "across"):
             truth, predicted = self.ground_truth(f"{part}_true"), self.read(part)
             # What is true of no window has no F1; predicting it is as wrong as saying nothing.
-            classes = pd.Index(_classes_of(truth), dtype=object)
-            codes = (
-                classes.get_indexer(words.ravel()).reshape(words.shape)
-                for words in (predicted, truth)
-            )
-            numbered[part] = (*codes, len(classes))
+            classes = pd.Index(classes_of(truth), dtype=object)
+            codes = classes.get_indexer(predicted.ravel()).reshape(predicted.shape)
+            numbered[part] = (codes, classes.get_indexer(truth), len(classes))
         return numbered
-
-    def confusion(self, model: str, part: str) -> tuple[list[str], np.ndarray]:
-        """How often each true class (lines) was predicted as each class (columns).
-
-        Args:
-            part: `along` or `across`.
-
-        Returns:
-            The K classes and (K, K) int64; an answer that says none is in no column.
-        """
-        truth = self.ground_truth(f"{part}_true")
-        predicted = self.read(part)[self.models.index(model)]
-        classes = _classes_of(truth, predicted)
-        counts = pd.crosstab(truth, predicted).reindex(index=classes, columns=classes, fill_value=0)
-        return classes, counts.to_numpy(np.int64)
 
 
 def _broken(what: str) -> AvomniError:
     return AvomniError(what, where="answers.parquet", fix="run 06_evaluate again")
 
 
-def _is_unknown(values: np.ndarray) -> np.ndarray:
-    return np.equal(values, None) if values.dtype == object else np.isnan(values)
+def _objects(values: Iterable[Any]) -> np.ndarray:
+    """(n,) of objects, whatever they are; null is None."""
+    values = values.to_pylist() if isinstance(values, pa.ChunkedArray) else list(values)
+    return np.array([*values, None], dtype=object)[:-1]
 
 
-def _classes_of(*values: np.ndarray) -> list[str]:
+def _filled(values: np.ndarray, means: np.ndarray) -> np.ndarray:
+    """Values with the mean row's where they are unknown."""
+    unknown = np.equal(values, None) if values.dtype == object else np.isnan(values)
+    return np.where(unknown, means, values)
+
+
+def classes_of(*values: np.ndarray) -> list[str]:
+    """All words but None in some arrays, in order."""
     return sorted(set().union(*(words.ravel().tolist() for words in values)) - {None})
 
 

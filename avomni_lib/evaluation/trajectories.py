@@ -16,7 +16,7 @@ from avomni_lib.training.targets.future import NUM_WAYPOINTS, STEPS_APART
 APART_S = STEPS_APART * STEP_S
 MOMENTS_S = {"at_1s_m": 1.0, "at_3s_m": 3.0, "at_5s_m": 5.0, "at_6_4s_m": 6.4}
 MISS_M = 2.0
-# Shorter hops tell no direction of travel: 1 cm, from the step before to the step after, is the
+# Shorter hops have no direction of travel: 1 cm, from the step before to the step after, is the
 # noise of good positions; 20 cm between waypoints is well above what they are rounded to.
 STANDSTILL_M, STANDSTILL_APART_M = 0.01, 0.2
 

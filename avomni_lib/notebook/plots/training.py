@@ -14,7 +14,7 @@ from avomni_lib.training.fit import heldout
 from avomni_lib.training.targets.form import figure_in_words
 
 if TYPE_CHECKING:
-    from avomni_lib.evaluation.before_after import Spoken
+    from avomni_lib.evaluation.before_after import BeforeAfter
 
 
 def curve(
@@ -115,7 +115,7 @@ def running_mean(values: np.ndarray, width: int) -> np.ndarray:
     return (sums[stops] - sums[starts]) / (stops - starts)
 
 
-def before_after(spoken: Spoken, grid: Grid) -> canvas.Picture:
+def before_after(spoken: BeforeAfter, grid: Grid) -> canvas.Picture:
     """One window and what is said about it: the truth, the base model, the adapted model.
 
     Args:
@@ -145,7 +145,7 @@ def before_after(spoken: Spoken, grid: Grid) -> canvas.Picture:
     return picture
 
 
-def _spoken_finding(spoken: Spoken) -> str:
+def _spoken_finding(spoken: BeforeAfter) -> str:
     def said(speed_mps: float | None) -> str:
         return "what cannot be read" if speed_mps is None else f"{speed_mps:.2f} m/s"
 

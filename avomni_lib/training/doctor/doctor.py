@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from avomni_lib import hardware, optimizers
+from avomni_lib import hardware
 from avomni_lib.errors import AvomniError
 from avomni_lib.hardware import Choice
 from avomni_lib.params import Params
@@ -82,7 +82,7 @@ def optimizer(wanted: str, on: str) -> Choice:
         AvomniError: it is unknown, its package is not installed or it cannot run on this device; it
             names those that can.
     """
-    if mistake := optimizers.mistake(wanted):
+    if mistake := hardware.unknown_optimizer(wanted):
         raise AvomniError(mistake[0], where="training.optimizer", fix=mistake[1])
     choice = hardware.optimizer(wanted, on)
     if choice.value not in probes.OPTIMIZERS:
@@ -108,10 +108,12 @@ def _refused_optimizer(wanted: str, on: str) -> list[Finding]:
 
 
 def _check_runs(name: str, on: str) -> None:
-    module = optimizers.missing(name)
+    module = hardware.missing_module(name)
     fault = f"it needs {module}, which is not installed" if module else None
     if fault := fault or probes.optimizer_fault(name, on):
-        usable = [o for o in optimizers.installed() if probes.optimizer_fault(o, on) is None]
+        usable = [
+            o for o in hardware.installed_optimizers() if probes.optimizer_fault(o, on) is None
+        ]
         raise AvomniError(
             f"the optimizer {name} cannot run here: {fault}",
             where="training.optimizer",

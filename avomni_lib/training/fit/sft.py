@@ -199,7 +199,7 @@ class WindowTrainer(SFTTrainer):
         found = [self.loader.windows[index] for index in windows]
         samples = ", ".join(f"window {w.number} of clip {w.clip_id}" for w in found)
         return AvomniError(
-            f"training went astray: {name} is {value} at step {step}, at {samples}; {kept}",
+            f"training diverged: {name} is {value} at step {step}, at {samples}; {kept}",
             where=str(self.checkpoints.folder),
             fix="look at the window in 04_tiles; lower training.learning_rate, or raise "
             "training.warmup_ratio",

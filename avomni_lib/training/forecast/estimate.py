@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from avomni_lib import optimizers
+from avomni_lib import hardware
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.select.forecast import forecast
 from avomni_lib.etl.cache.shard import STORAGES
@@ -120,10 +120,10 @@ def plan_run(p: Params) -> Plan:
     limit = p.model.max_seq_length
 
     warnings = few_steps_warning(p, steps)
-    if module := optimizers.missing(p.training.optimizer):
+    if module := hardware.missing_module(p.training.optimizer):
         warnings.append(
             f"training.optimizer {p.training.optimizer} needs {module}, which is not installed "
-            f"here; installed are {', '.join(optimizers.installed())}"
+            f"here; installed are {', '.join(hardware.installed_optimizers())}"
         )
     if raw.num_chunks == 0:
         warnings.append("not one chunk fits below download.target_size_gb: raise it")
