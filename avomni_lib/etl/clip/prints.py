@@ -113,7 +113,7 @@ def agree(one: np.ndarray, other: np.ndarray, least: int) -> tuple[np.ndarray, n
 
 
 def agreeing(one: np.ndarray, other: np.ndarray, least: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of one and of other that `agree`, at a third of its time where few do.
+    """The rows of one and of other that `agree`, at a fifth of its time where few do.
 
     Frames that differ in some words by more than they may in all are left out at once.
     """
