@@ -16,3 +16,20 @@ def base_folder(tmp_path_factory):
     from tests import training_set
 
     return training_set.make_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="session")
+def large_set(tmp_path_factory):
+    """The published set of `evicting_run`; who changes it copies it first."""
+    from tests import evicting_run
+
+    return evicting_run.write(tmp_path_factory.mktemp("large_set"))
+
+
+@pytest.fixture
+def served(large_set):
+    """A hub that serves it."""
+    from tests import evicting_run, local_hub
+
+    with local_hub.serve(large_set, evicting_run.REPO) as hub:
+        yield hub

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -113,17 +112,6 @@ def test_the_day_of_the_choice_is_kept_and_changes_no_digest(p: Params):
 NUM_FILES = FILES_PER_CHUNK * NUM_CHUNKS
 
 
-@pytest.fixture(scope="module")
-def published(tmp_path_factory) -> Path:
-    return evicting_run.write(tmp_path_factory.mktemp("published"))
-
-
-@pytest.fixture
-def served(published) -> Iterator[local_hub.LocalHub]:
-    with local_hub.serve(published, REPO) as hub:
-        yield hub
-
-
 def run_of(
     folder: Path, name: str, evict: bool, outputs: str = "outputs", **download_values: object
 ) -> Params:
@@ -209,7 +197,7 @@ def test_a_run_of_an_earlier_version_counts_where_it_lies_beside(served, tmp_pat
     assert str(other.run_dir) in refused(p, served).what
 
 
-def test_a_run_that_is_killed_while_it_fetches_is_waited_for(published, served, tmp_path):
+def test_a_run_that_is_killed_while_it_fetches_is_waited_for(large_set, served, tmp_path):
     """It has a server of its own, which may still be logging its requests after the kill."""
     code = (
         "import json, sys\nfrom avomni_lib.dataset.download import download\n"
@@ -218,7 +206,7 @@ def test_a_run_that_is_killed_while_it_fetches_is_waited_for(published, served, 
         "hub = Hub(repo, revision=commit, endpoint=endpoint)\n"
         "download.fetch(Params.from_values(json.loads(values)), hub)\n"
     )
-    with local_hub.serve(published, REPO, bytes_per_s=2e6) as slow:
+    with local_hub.serve(large_set, REPO, bytes_per_s=2e6) as slow:
         p = fetched(run_of(tmp_path, "one", True), served)
         other = run_of(tmp_path, "other", False, "elsewhere")
         arguments = [json.dumps(other.values()), REPO, slow.commit, slow.endpoint]

@@ -233,4 +233,4 @@ def test_any_number_of_workers_makes_the_same_jpegs(tmp_path):
         p = cached_run.make(tmp_path / str(workers), processing=processing)
         files = sorted(p.cache_dir.glob("*/*"))
         made.append({str(f.relative_to(p.cache_dir)): f.read_bytes() for f in files})
-    assert made[0] == made[1] and len(made[0]) == 2 * 8
+    assert made[0] == made[1] and len(made[0]) == 2 * 9

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,16 +19,16 @@ from avomni_lib.dataset import cameras
 from avomni_lib.dataset.select import split
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache import memmap, shard
-from avomni_lib.etl.cache.memmap import Cache
-from avomni_lib.etl.clip import tiling
-from avomni_lib.etl.leaks import duplicates, fingerprint, leaks
+from avomni_lib.etl.cache.memmap import Cache, CachedClip
+from avomni_lib.etl.clip import prints, tiling
+from avomni_lib.etl.leaks import duplicates, leaks
 from avomni_lib.etl.video import reader
 from avomni_lib.params import Params
 from avomni_world.publish import recording
 from avomni_world.scene import scenes
 from avomni_world.scene.render import Renderer
-from tests.test_fingerprint import by_jpeg
 from tests.test_memmap import COMMON
+from tests.test_prints import by_jpeg
 
 GRID, TILE, HZ = cameras.grid("4-cam"), (48, 32), 2.0
 NUM_HONEST, NUM_FRAMES = 500, 8
@@ -44,11 +46,17 @@ def clip_of(frames: np.ndarray, poses: np.ndarray) -> Arrays:
     ego = np.column_stack([poses, np.zeros((count, 3)), path])
     return {
         "frames": frames,
+        "prints": prints.of_frames(frames, GRID, TILE),
         "timestamps": np.repeat(times[:, None], len(GRID.cameras), axis=1),
         "times": times,
         "egomotion": ego,
         "track": np.column_stack([times, poses, path]),
     }
+
+
+def shown(clip: Arrays, frames: np.ndarray) -> Arrays:
+    """The same drive in other pictures."""
+    return clip | {"frames": frames, "prints": prints.of_frames(frames, GRID, TILE)}
 
 
 def drives(seeds: range, town: str, num_frames: int = NUM_FRAMES) -> Iterator[Arrays]:
@@ -142,15 +150,13 @@ def dealt(clips: Mapping[str, Arrays]) -> dict[str, str]:
 
 PLANTS = {
     "copied": lambda clip: clip,
-    "by jpeg": lambda clip: clip | {"frames": by_jpeg(clip["frames"], 60)},
-    "by h264": lambda clip: clip | {"frames": by_h264(clip["frames"])},
+    "by jpeg": lambda clip: shown(clip, by_jpeg(clip["frames"], 60)),
+    "by h264": lambda clip: shown(clip, by_h264(clip["frames"])),
     "one frame later": lambda clip: part(clip, 1, 12),
     "five frames later": lambda clip: part(clip, 5, 12),
     "its end cut off": lambda clip: part(clip, 0, 7),
-    "later and by jpeg": lambda clip: part(
-        clip | {"frames": by_jpeg(clip["frames"], 60)}, 3, 12
-    ),
-    "later and by h264": lambda clip: part(clip | {"frames": by_h264(clip["frames"])}, 3, 12),
+    "later and by jpeg": lambda clip: part(shown(clip, by_jpeg(clip["frames"], 60)), 3, 12),
+    "later and by h264": lambda clip: part(shown(clip, by_h264(clip["frames"])), 3, 12),
 }  # fmt: skip
 
 
@@ -184,7 +190,9 @@ def test_within_a_split_a_copy_is_no_leak(tmp_path, own):
     leaks.check(cache)
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.integers(0, 11), st.integers(0, 11), st.integers(1, 12))
 def test_an_overlap_is_found_from_four_frames_on(tmp_path_factory, own, number, start, length):
     planted = part(own[number], start, min(start + length, 12))
@@ -198,17 +206,54 @@ def test_an_overlap_is_found_from_four_frames_on(tmp_path_factory, own, number, 
 
 
 def test_many_copies_of_one_clip_do_not_hide_each_other(tmp_path, own):
-    """Their frames fill whole neighbourhoods of the sorted hashes."""
     noise = np.random.default_rng(0)
     clips = named(own)
     for n in range(40):
         frames = own[7]["frames"].astype(int) + noise.integers(-2, 3, own[7]["frames"].shape)
-        clips[f"copy {n}"] = own[7] | {"frames": frames.clip(0, 255).astype(np.uint8)}
+        clips[f"copy {n}"] = shown(own[7], frames.clip(0, 255).astype(np.uint8))
     cache = cache_of(tmp_path, clips, {"copy 20": "test"})
     found = leaks.near_duplicates(cache)
     assert found and all("copy 20" in leak.clip_ids for leak in found)
     with pytest.raises(AvomniError, match="and [0-9]+ more"):
         leaks.check(cache)
+
+
+def cut_drives(seed: int, num_clips: int = 60, count: int = 9) -> SimpleNamespace:
+    """What `near_duplicates` reads of a cache: stretches of a few drives, at all distances."""
+    dice, bits = np.random.default_rng(seed), prints.BITS * len(GRID.cameras)
+    signs = dice.choice([-1.0, 1.0], (5, 20, bits))
+    speeds = np.array([0.0, 0.4, 8.0, 8.3, 25.0])
+    clips, shown, poses = [], [], []
+    for number in range(num_clips):
+        drive, start = dice.integers(5), dice.integers(20 - count)
+        flips = 1 - 2 * (dice.random((count, bits)) < dice.choice([0.0, 0.04, 0.06, 0.1]))
+        meant = dice.random((count, bits)) < dice.choice([0.9, 0.65])
+        shown.append(prints.pack(signs[drive, start : start + count] * flips * meant))
+        rows = np.zeros((count, len(memmap.EGOMOTION_COLUMNS)))
+        rows[:, 0] = speeds[drive] * np.arange(count) / HZ + dice.normal(0, 0.15, count)
+        rows[:, [6, 10]] = np.column_stack([np.ones(count), rows[:, 0]])
+        poses.append(rows)
+        rows_of = {"shard": 0, "start": number * count, "stop": (number + 1) * count}
+        row = {"clip_id": str(number), "split": SPLITS[dice.integers(3)], "chunk": 0}
+        clips.append(CachedClip(**row, **rows_of, track_start=0, track_stop=0))
+    shard_of = SimpleNamespace(prints=np.concatenate(shown), egomotion=np.concatenate(poses))
+    return SimpleNamespace(clips=clips, shards=[shard_of], cameras=GRID.cameras, sample_hz=HZ)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_search_finds_what_comparing_all_clips_finds(monkeypatch, seed):
+    cache = cut_drives(seed)
+    monkeypatch.setattr(duplicates, "QUERIES_AT_A_TIME", 5)
+    monkeypatch.setattr(duplicates, "FRAMES_AT_A_TIME", 7)
+    found = leaks.near_duplicates(cache)
+    pairs = [
+        (one, other)
+        for one, other in itertools.combinations(range(len(cache.clips)), 2)
+        if cache.clips[one].split != cache.clips[other].split
+    ]
+    monkeypatch.setattr(duplicates, "_candidates", lambda *_: pairs)
+    assert found == leaks.near_duplicates(cache)
+    assert 10 < len(found) < len(pairs) / 4
 
 
 @pytest.mark.parametrize("kind", ["parked", "10 m/s"])
@@ -263,7 +308,7 @@ def test_of_cars_that_wait_at_one_place_only_the_waiting_is_shared(tmp_path, own
 def test_pictures_without_texture_prove_nothing(tmp_path, own, kind):
     frames = own[3]["frames"].astype(float)
     bare = {"black": 0 * frames, "fog": 200 + frames * 0.02, "night": frames * 0.02}[kind]
-    clip = own[3] | {"frames": bare.astype(np.uint8)}
+    clip = shown(own[3], bare.astype(np.uint8))
     cache = cache_of(tmp_path, {"one": clip, "two": clip}, {"one": "test"})
     assert leaks.near_duplicates(cache) == []
 
@@ -272,23 +317,6 @@ def test_tiles_of_a_few_pixels_prove_nothing_and_fail_nothing(tmp_path):
     from tests.test_memmap import write_cache
 
     assert leaks.near_duplicates(Cache.open(write_cache(tmp_path / "cache"))) == []
-
-
-def test_what_was_found_is_remembered_for_this_cache_and_these_splits(tmp_path, own, monkeypatch):
-    clips = named(own) | {"planted": own[3]}
-    cache = cache_of(tmp_path / "one", clips, {"clip 3": "test"})
-    found = leaks.near_duplicates(cache)
-    looked = []
-    monkeypatch.setattr(fingerprint, "of_clip", lambda cache, clip: looked.append(clip) or none)
-    none = fingerprint.Prints(*np.zeros((2, 12, 9), np.uint64), 1)
-    assert leaks.near_duplicates(Cache.open(tmp_path / "one")) == found and not looked
-    one_split = tuple(dataclasses.replace(clip, split="val") for clip in cache.clips)
-    assert leaks.near_duplicates(dataclasses.replace(cache, clips=one_split)) == []
-    other = tuple(
-        dataclasses.replace(clip, split=SPLITS[n % 3]) for n, clip in enumerate(cache.clips)
-    )
-    assert leaks.near_duplicates(dataclasses.replace(cache, clips=other)) == []
-    assert len(looked) == len(clips)
 
 
 @pytest.fixture(scope="module")
@@ -301,26 +329,26 @@ def honest() -> dict[str, Arrays]:
 def test_five_hundred_honest_clips_raise_none(tmp_path, p, honest):
     cache = cache_of(tmp_path / "cache", honest, dealt(honest))
     assert len(cache.clips) == NUM_HONEST
-    prints = fingerprint.of_cache(cache)
-    assert all(own.tells.all() for own in prints), "each of them could prove something"
+    every = cache.shards[0].prints
+    least = prints.least_common(len(GRID.cameras))
+    assert prints.tells(every, least).all(), "each of them could prove something"
     assert leaks.near_duplicates(cache) == []
     split.freeze(p, {name: [i for i, s in dealt(honest).items() if s == name] for name in SPLITS})
     leaks.check_all(p, cache, [clip.clip_id for clip in cache.clips if clip.split == "test"])
     # Not for want of looking: no two frames of different clips are nearly the same picture.
-    every = fingerprint.Prints.joined(prints)
     for number in range(0, NUM_HONEST - 1, 25):
-        later = every[(number + 1) * NUM_FRAMES :]
-        share, _ = fingerprint.different(prints[number][:, None], later[None])
-        assert share.min() > 1.2 * fingerprint.MAX_DIFFERENT
+        own, later = np.split(every[number * NUM_FRAMES :], [NUM_FRAMES])
+        share, _ = prints.different(own, later)
+        assert share.min() > 1.2 * prints.MAX_DIFFERENT
     shutil.rmtree(cache.folder)
 
 
 def test_leaks_among_five_hundred_clips_are_found_and_nothing_else(tmp_path, honest):
     plants = {
         "a": honest["honest 9"],
-        "b": honest["honest 100"] | {"frames": by_jpeg(honest["honest 100"]["frames"], 60)},
+        "b": shown(honest["honest 100"], by_jpeg(honest["honest 100"]["frames"], 60)),
         "c": part(honest["honest 401"], 2, 8),
-        "d": honest["honest 499"] | {"frames": by_h264(honest["honest 499"]["frames"])},
+        "d": shown(honest["honest 499"], by_h264(honest["honest 499"]["frames"])),
     }
     splits = dict.fromkeys(honest, "test")
     cache = cache_of(tmp_path / "cache", honest | plants, splits)

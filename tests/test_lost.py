@@ -10,7 +10,6 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +25,8 @@ from avomni_lib.etl.run import build, parts, slurm
 from avomni_lib.notebook.pages import tables
 from avomni_lib.notebook.run import runs
 from avomni_lib.params import Params
-from tests import evicting_run, folder_run, local_hub
-from tests.evicting_run import CAMERAS, FILES_PER_CHUNK, NUM_CHUNKS, REPO, hub_of, raw_files
+from tests import evicting_run, folder_run
+from tests.evicting_run import CAMERAS, FILES_PER_CHUNK, NUM_CHUNKS, hub_of, raw_files
 from tests.folder_run import chosen, content
 from tests.published_set import chunk_path, clip_id_of, write_published_set
 from tests.test_obstacles import publish_with_labels
@@ -239,17 +238,6 @@ def test_a_clip_whose_labels_went_is_lost_and_not_one_without_labels(tmp_path):
 
 
 # Runs that evict.
-
-
-@pytest.fixture(scope="module")
-def large(tmp_path_factory) -> Path:
-    return evicting_run.write(tmp_path_factory.mktemp("published"))
-
-
-@pytest.fixture
-def served(large) -> Iterator[local_hub.LocalHub]:
-    with local_hub.serve(large, REPO) as hub:
-        yield hub
 
 
 def test_raw_files_of_a_lost_clip_are_not_evicted_and_not_fetched_again(served, world, tmp_path):

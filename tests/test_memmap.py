@@ -20,6 +20,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache import memmap, shard
 from avomni_lib.etl.cache.memmap import Cache
 from avomni_lib.etl.cache.windows import Windows
+from avomni_lib.etl.clip import prints
 
 GRID = cameras.grid("4-cam")
 COMMON = {
@@ -42,8 +43,10 @@ def arrays(seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     count = 3 + seed % 4
     times = np.arange(count) * 500_000 + seed
+    frames = pictures(rng, count)
     return {
-        "frames": pictures(rng, count),
+        "frames": frames,
+        "prints": prints.of_frames(frames, GRID, (6, 4)),
         "timestamps": times[:, None] - rng.integers(0, 33_000, (count, 4)),
         "times": times,
         "egomotion": rng.normal(size=(count, len(memmap.EGOMOTION_COLUMNS))),
@@ -151,7 +154,7 @@ def test_a_grid_with_black_tiles_is_read_back(tmp_path):
 def test_another_format_version_is_refused_with_what_to_do(folder, place):
     record = json.loads((folder / place).read_text())
     files.write_json(folder / place, record | {"format_version": 7, "generator": "avomni 2.0"})
-    with pytest.raises(AvomniError, match="format version 7, this program reads 1") as caught:
+    with pytest.raises(AvomniError, match="format version 7, this program reads 2") as caught:
         Cache.open(folder)
     assert caught.value.where == str(folder / place)
     assert "03_etl" in caught.value.fix and "avomni 2.0" in caught.value.fix

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -26,7 +25,7 @@ from avomni_lib.etl.run import build, chunk_sizes
 from avomni_lib.files import PROJECT_ROOT
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
-from tests import evicting_run, local_hub
+from tests import local_hub
 from tests.evicting_run import (
     CAMERAS,
     CLIPS_PER_CHUNK,
@@ -44,20 +43,9 @@ from tests.published_set import chunk_path, clip_id_of, read_zip, write_zip
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory) -> Path:
-    return evicting_run.write(tmp_path_factory.mktemp("published"))
-
-
-@pytest.fixture
-def served(published) -> Iterator[local_hub.LocalHub]:
-    with local_hub.serve(published, REPO) as hub:
-        yield hub
-
-
-@pytest.fixture(scope="module")
-def undisturbed(published, tmp_path_factory) -> tuple[build.Built, dict[str, bytes], Params]:
+def undisturbed(large_set, tmp_path_factory) -> tuple[build.Built, dict[str, bytes], Params]:
     """The same chunks with all raw files kept."""
-    with local_hub.serve(published, REPO) as served:
+    with local_hub.serve(large_set, REPO) as served:
         p = chosen(params(tmp_path_factory.mktemp("undisturbed"), evict=False), served)
     return build.build(p), content(p), p
 
@@ -176,7 +164,7 @@ def needed_gb(p: Params) -> float:
 
 @pytest.mark.parametrize("storage", ["raw", "jpeg"])
 def test_a_larger_data_set_goes_through_and_the_budget_holds_at_every_moment(
-    published, served, undisturbed, tmp_path, storage
+    large_set, served, undisturbed, tmp_path, storage
 ):
     how = {"storage": storage, "num_workers": 2}
     p = chosen(params(tmp_path, processing=how), served)
@@ -241,12 +229,12 @@ def test_with_room_for_it_the_next_chunk_comes_while_clips_are_read(served, undi
 
 
 def test_killed_at_any_moment_it_goes_on_and_fetches_nothing_twice(
-    published, undisturbed, tmp_path
+    large_set, undisturbed, tmp_path
 ):
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")
     moments = random.Random(seed)
-    with local_hub.serve(published, REPO, bytes_per_s=6e6) as served:
+    with local_hub.serve(large_set, REPO, bytes_per_s=6e6) as served:
         p = chosen(params(tmp_path), served)
         p = chosen(params(tmp_path, needed_gb(p) + 0.002), served)
         fetched, kills = {}, 0
@@ -279,14 +267,14 @@ def test_killed_at_any_moment_it_goes_on_and_fetches_nothing_twice(
 
 @pytest.mark.parametrize("is_recorded", [False, True])
 def test_killed_between_a_whole_shard_and_the_eviction_it_evicts_and_fetches_nothing(
-    served, undisturbed, published, tmp_path, is_recorded
+    served, undisturbed, large_set, tmp_path, is_recorded
 ):
     """The disk as such a kill leaves it: the shards whole, some raw files recorded, all there."""
     p = chosen(params(tmp_path), served)
     build.build(p, hub=hub_of(served))
     gone = sorted(evicted.read_evicted(p))
     for path in gone:
-        shutil.copy(published / path, p.local_dir / path)
+        shutil.copy(large_set / path, p.local_dir / path)
     if not is_recorded:
         evicted.path_of(p).unlink()
     before = len(served.requests)
@@ -337,8 +325,8 @@ def test_a_chunk_that_cannot_be_fetched_ends_with_one_message_and_the_next_run_g
     assert content(p) == undisturbed[1]
 
 
-def test_ctrl_c_ends_thread_and_workers_and_the_next_run_goes_on(published, undisturbed, tmp_path):
-    with local_hub.serve(published, REPO, bytes_per_s=1e6) as slow:
+def test_ctrl_c_ends_thread_and_workers_and_the_next_run_goes_on(large_set, undisturbed, tmp_path):
+    with local_hub.serve(large_set, REPO, bytes_per_s=1e6) as slow:
         p = chosen(params(tmp_path), slow)
         process = Process(p, slow)
         while process.is_running() and not list((p.local_dir / transfer.PARTIALS).glob("*")):
@@ -348,7 +336,7 @@ def test_ctrl_c_ends_thread_and_workers_and_the_next_run_goes_on(published, undi
         _, told = process.popen.communicate(timeout=60)
     assert process.popen.returncode != 0 and "KeyboardInterrupt" in told
     assert not psutil.wait_procs(family, timeout=10)[1]
-    with local_hub.serve(published, REPO) as served:
+    with local_hub.serve(large_set, REPO) as served:
         build.build(p, hub=hub_of(served))
     assert content(p) == undisturbed[1]
 
@@ -362,10 +350,10 @@ def spoil(folder: Path, number: int) -> None:
 
 
 def test_a_damaged_clip_of_an_evicted_chunk_stays_a_row_and_costs_no_second_fetch(
-    published, tmp_path
+    large_set, tmp_path
 ):
     folder = tmp_path / "published"
-    shutil.copytree(published, folder)
+    shutil.copytree(large_set, folder)
     for number in (1, 3, 4, 5):  # one of chunk 0, all of chunk 1
         spoil(folder, number)
     with local_hub.serve(folder, REPO) as served:
@@ -405,14 +393,14 @@ def test_a_lost_shard_is_made_anew_from_a_chunk_that_is_fetched_again(
 
 
 def test_raw_files_that_lie_there_are_read_first_and_not_fetched(
-    published, served, undisturbed, tmp_path
+    large_set, served, undisturbed, tmp_path
 ):
     p = chosen(params(tmp_path), served)
     p = chosen(params(tmp_path, needed_gb(p) + 1.1 * len(CAMERAS) * PADDING / 1e9), served)
     there = [path for path in read_chosen(p).files if "chunk_0003" in path]
     for path in there:
         (p.local_dir / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(published / path, p.local_dir / path)
+        shutil.copy(large_set / path, p.local_dir / path)
     process = Process(p, served)
     most, _, _ = sampled_peak(process, p)
     _, wrong = process.popen.communicate()
@@ -422,10 +410,10 @@ def test_raw_files_that_lie_there_are_read_first_and_not_fetched(
     assert content(p) == undisturbed[1], "the order of the chunks does not matter"
 
 
-def test_a_file_that_lies_there_damaged_is_fetched_again(published, served, undisturbed, tmp_path):
+def test_a_file_that_lies_there_damaged_is_fetched_again(large_set, served, undisturbed, tmp_path):
     p = chosen(params(tmp_path), served)
     path = chunk_path(CAMERAS[0], 1)
-    content_there = bytearray((published / path).read_bytes())
+    content_there = bytearray((large_set / path).read_bytes())
     content_there[100] ^= 1
     (p.local_dir / path).parent.mkdir(parents=True, exist_ok=True)
     (p.local_dir / path).write_bytes(content_there)
@@ -481,9 +469,9 @@ def test_clips_longer_than_expected_stop_before_the_budget_is_broken(served, tmp
     assert build.build(p, hub=hub_of(served)).figures["num_chunks"] == NUM_CHUNKS
 
 
-def test_a_source_that_changed_is_told_before_anything_is_fetched(published, tmp_path):
+def test_a_source_that_changed_is_told_before_anything_is_fetched(large_set, tmp_path):
     folder = tmp_path / "published"
-    shutil.copytree(published, folder)
+    shutil.copytree(large_set, folder)
     with local_hub.serve(folder, REPO) as served:
         p = chosen(params(tmp_path), served)
         changed = chunk_path(CAMERAS[0], 1)

@@ -138,7 +138,7 @@ def test_the_track_goes_on_before_and_past_the_frames(folder):
 
 def test_a_clip_is_a_function_of_its_recipe(folder):
     first, again = (sample_clip(clip_of(folder, 0), RECIPE).arrays for _ in range(2))
-    assert list(first) == ["frames", "timestamps", "times", "egomotion", "track"]
+    assert list(first) == ["frames", "prints", "timestamps", "times", "egomotion", "track"]
     for name in first:
         assert first[name].tobytes() == again[name].tobytes()
 

@@ -278,7 +278,7 @@ def test_one_damage_a_thousand_times_is_told_in_a_hundred_lines(folder):
 def test_what_is_no_cache_is_refused(tmp_path, folder):
     with pytest.raises(AvomniError, match="there is no cache"):
         memmap.verify(tmp_path / "none")
-    files.write_json(folder / "clips.json", {"format_version": 1, "clips": [{}]})
+    files.write_json(folder / "clips.json", {"format_version": 2, "clips": [{}]})
     with pytest.raises(AvomniError, match="not a table of clips"):
         memmap.verify(folder)
     (folder / "clips.json").unlink()

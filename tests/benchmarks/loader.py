@@ -28,6 +28,7 @@ from avomni_lib.etl.cache import memmap, shard
 from avomni_lib.etl.cache.memmap import Cache
 from avomni_lib.etl.cache.windows import Windows
 from avomni_lib.etl.clip import tiling
+from avomni_lib.etl.clip.prints import num_words
 from avomni_lib.etl.video import reader
 from avomni_lib.training.feed.loader import Loader, Order
 from avomni_lib.training.feed.map_dataset import MapDataset
@@ -50,6 +51,7 @@ def make_cache(folder: Path) -> None:
     rng, times = np.random.default_rng(3), np.arange(CLIP_FRAMES) * 500_000
     arrays = {
         "frames": rng.integers(0, 256, (CLIP_FRAMES, height, width, 3), np.uint8),
+        "prints": np.zeros((CLIP_FRAMES, 2, num_words(len(GRID.cameras))), np.uint64),
         "timestamps": np.tile(times[:, None], (1, len(GRID.cameras))),
         "times": times,
         "egomotion": rng.normal(size=(CLIP_FRAMES, len(memmap.EGOMOTION_COLUMNS))),

@@ -18,6 +18,7 @@ from avomni_lib.dataset import cameras
 from avomni_lib.etl.cache import memmap, shard
 from avomni_lib.etl.cache.memmap import Cache
 from avomni_lib.etl.cache.windows import Windows
+from avomni_lib.etl.clip.prints import num_words
 from avomni_lib.params import Params
 
 LENGTH, STRIDE, HZ = 16, 8, 2.0
@@ -121,6 +122,7 @@ def _clip(number: int, grid: cameras.Grid, tile: tuple[int, int]) -> shard.Array
     shape = (FRAMES_PER_CLIP, grid.rows * height, grid.cols * width, 3)
     return {
         "frames": np.frombuffer(rng.bytes(math.prod(shape)), np.uint8).reshape(shape),
+        "prints": np.zeros((FRAMES_PER_CLIP, 2, num_words(len(grid.cameras))), np.uint64),
         "timestamps": np.repeat(times[:, None], len(grid.cameras), axis=1),
         "times": times,
         "egomotion": egomotion,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from avomni_lib.etl.cache import shard
+from avomni_lib.etl.clip import prints
 
 SPLITS = ("train", "val", "test")
 STATES = ("ok", "damaged", "lost")
@@ -97,6 +98,7 @@ def _check_shapes(each: shard.Shard, found: CacheFaults) -> bool:
     expected = {
         "frames": frames,
         "crc32": [each.num_frames],
+        "prints": [each.num_frames, 2, prints.num_words(num_cameras)],
         "offsets": [each.num_frames + 1],
         "timestamps": [each.num_frames, num_cameras],
         "egomotion": [each.num_frames, len(shard.EGOMOTION_COLUMNS)],

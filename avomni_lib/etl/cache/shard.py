@@ -1,6 +1,6 @@
 """One shard of the cache: plain .npy arrays and a header.json, the clips of one chunk.
 
-shard_0000/{frames,timestamps,times,egomotion,track}.npy + header.json
+shard_0000/{frames,prints,timestamps,times,egomotion,track}.npy + header.json
 
 Any program opens the arrays with `np.load(path, mmap_mode="r")`. Where the header says `"storage":
 "jpeg"`, {jpeg,offsets,crc32}.npy stand for frames.npy (see `jpeg`). With `processing.obstacles`
@@ -25,11 +25,17 @@ from avomni_lib.errors import AvomniError, pick
 from avomni_lib.etl.cache import jpeg, npy
 from avomni_lib.etl.cache.npy import BUILD_AGAIN
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no prints
 HEADER_FILE = "header.json"
 CLIPS_FILE = "clips.json"  # of the whole cache
 # Explicit byte order: a cache can be carried to another machine.
-_ROWS = {"timestamps": "<i8", "times": "<i8", "egomotion": "<f8", "track": "<f8"}
+_ROWS = {
+    "prints": "<u8",
+    "timestamps": "<i8",
+    "times": "<i8",
+    "egomotion": "<f8",
+    "track": "<f8",
+}
 STORAGES = {
     "raw": {"frames": "|u1", **_ROWS},
     "jpeg": {"jpeg": "|u1", "offsets": "<i8", "crc32": "<u4", **_ROWS},
@@ -92,7 +98,8 @@ def check_version(header: Mapping[str, Any], path: Path) -> None:
         raise AvomniError(
             f"the cache has format version {version}, this program reads {FORMAT_VERSION}",
             where=str(path),
-            fix="run 03_etl again: it makes the cache anew; or use the program that wrote it "
+            fix="run 03_etl again: it makes the cache anew, from raw files that it fetches again "
+            "where they were evicted; or use the program that wrote it "
             f"({header.get('generator', 'unknown')})",
         )
 
@@ -138,6 +145,11 @@ class Shard:
             npy.read(self.folder / "frames.npy", self.header["arrays"]["frames"], start, out)
         else:
             self.frames.read(range(start, start + len(out)), out)
+
+    @property
+    def prints(self) -> np.ndarray:
+        """(N, 2, words) uint64: what `etl.clip.prints` makes of each frame, for the leak check."""
+        return self._load("prints")
 
     @property
     def timestamps(self) -> np.ndarray:

@@ -5,6 +5,7 @@ egomotion   poses at any time
 trajectory  past and future paths in the frame of a moment
 manoeuvre   the manoeuvre of the next 3 s
 tiling      cameras into tiles, tiles into the grid
+prints      perceptual hashes of frames
 obstacles   other road users as rows
 scene       other road users at a moment
 """

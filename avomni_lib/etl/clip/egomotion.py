@@ -1,4 +1,4 @@
-"""Where the car was: checked poses, read at any time, and the path, chord and future they give.
+"""Where the car was: checked poses, read at any time.
 
 Poses are rig to anchor: the anchor frame is the rig's at the clip's time 0 (x forward, y left, z
 up, metres), and velocities are given in it too. Rates are not uniform, so everything is
@@ -39,15 +39,8 @@ class Poses:
     distance_m: np.ndarray
 
 
-@dataclass(frozen=True)
-class Egomotion:
-    """The checked rows of one clip's ego motion; attributes as in `Poses`, a row a measurement."""
-
-    t_us: np.ndarray
-    position: np.ndarray
-    quaternion: np.ndarray
-    velocity: np.ndarray
-    distance_m: np.ndarray
+class Egomotion(Poses):
+    """The checked rows of one clip's ego motion, a row a measurement."""
 
     @classmethod
     def from_columns(
@@ -107,29 +100,6 @@ class Egomotion:
             _interpolate(seconds, own, self.velocity),
             np.interp(seconds, own, self.distance_m),
         )
-
-    def path_m(self, first_us: int, last_us: int) -> float:
-        """Metres driven between two times, backwards counted too."""
-        distance = self.at(np.array([first_us, last_us])).distance_m
-        return float(distance[1] - distance[0])
-
-    def chord_m(self, first_us: int, last_us: int) -> float:
-        """Metres between the places at two times, as the crow flies."""
-        position = self.at(np.array([first_us, last_us])).position
-        return float(np.linalg.norm(position[1] - position[0]))
-
-    def future(self, t0_us: int, offsets_s: np.ndarray) -> np.ndarray:
-        """Where the car will be `offsets_s` after t0: (K, 3) float64 m, ego frame at t0.
-
-        x is forward, y left, z up.
-
-        Raises:
-            AvomniError: a time that the ego motion does not cover.
-        """
-        offsets_us = np.rint(np.asarray(offsets_s, dtype=np.float64) * 1e6).astype(np.int64)
-        poses = self.at(np.concatenate([[t0_us], t0_us + offsets_us]))
-        to_ego = Rotation.from_quat(poses.quaternion[0]).inv()
-        return to_ego.apply(poses.position[1:] - poses.position[0])
 
 
 def _interpolate(at: np.ndarray, own: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from avomni_lib.dataset import calibration, cameras, checks, findings
 from avomni_lib.dataset.clip import Clip
 from avomni_lib.dataset.limits import HISTORY_S
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl.clip import obstacles, tiling
+from avomni_lib.etl.clip import obstacles, prints, tiling
 from avomni_lib.etl.clip.egomotion import Egomotion, Poses
 from avomni_lib.etl.video import reader
 
@@ -86,8 +86,8 @@ class Sampled:
     """What `sample_clip` makes of a clip.
 
     Attributes:
-        arrays: The cache's, N frames of them: frames, timestamps, times, egomotion and track; and
-            obstacles where the recipe asks for them.
+        arrays: The cache's, N frames of them: frames, prints, timestamps, times, egomotion and
+            track; and obstacles where the recipe asks for them.
         told: What the clip's row of the header tells of others and events.
     """
 
@@ -117,7 +117,8 @@ def sample_clip(clip: Clip, recipe: Recipe) -> Sampled:
         _check_calibration(clip, camera.name, drawn.stored_size)
     _refuse(clip, "vehicle_dimensions", "vehicle", clip.vehicle())
     motion_of = clip_motion(ego, times, recipe.horizon_s)
-    arrays = {"frames": frames, "timestamps": taken, **motion_of}
+    hashes = prints.of_frames(frames, grid, recipe.tile)
+    arrays = {"frames": frames, "prints": hashes, "timestamps": taken, **motion_of}
     told: dict[str, Any] = {}
     if recipe.obstacles:
         arrays["obstacles"], told = obstacles.read(clip, ego, times)

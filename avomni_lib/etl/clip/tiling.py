@@ -1,4 +1,4 @@
-"""Cameras into tiles, tiles into the grid; which camera is under a pixel."""
+"""Cameras into tiles, tiles into the grid."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from avomni_lib.dataset.cameras import Camera, Grid
+from avomni_lib.dataset.cameras import Grid
 from avomni_lib.errors import AvomniError
 
 Size = tuple[int, int]
@@ -112,11 +112,3 @@ def compose(tiles: Mapping[str, np.ndarray], grid: Grid) -> np.ndarray:
     for camera in grid.cameras:
         tile_of(images, grid, (width, height), camera.name)[:] = tiles[camera.name]
     return images
-
-
-def camera_at(grid: Grid, tile: Size, x: float, y: float) -> Camera | None:
-    """The camera under pixel (x, y) of the grid; None on a black tile or outside."""
-    col, row = int(x // tile[0]), int(y // tile[1])
-    if not (0 <= col < grid.cols and 0 <= row < grid.rows):
-        return None
-    return grid.cells[row * grid.cols + col]

@@ -122,7 +122,7 @@ def check_all(
         held_out_ids: The clips that will be scored on.
         adapter_record: Of the adapter that is scored; None before there is one.
         locate: As `base_records` takes it.
-        progress: One unit a clip whose frames are looked at.
+        progress: One unit a frame that is compared.
 
     Raises:
         AvomniError: a clip lies in two splits, or its windows hold another clip's frames; it is not

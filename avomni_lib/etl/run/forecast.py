@@ -17,7 +17,7 @@ from avomni_lib.dataset.select.manifest import Chosen, path_of, read_chosen
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache import windows
 from avomni_lib.etl.cache.shard import EGOMOTION_COLUMNS, STORAGES, TRACK_COLUMNS
-from avomni_lib.etl.clip import obstacles, tiling
+from avomni_lib.etl.clip import obstacles, prints, tiling
 from avomni_lib.etl.clip.sampling import HISTORY_S, TRACK_HZ, Recipe
 from avomni_lib.etl.video import stream
 from avomni_lib.params import Params
@@ -90,17 +90,13 @@ def num_frames(seconds: float, recipe: Recipe) -> int:
     return math.ceil(seconds * recipe.sample_hz)
 
 
-def frame_bytes(recipe: Recipe) -> int:
-    """Bytes of one sampled grid frame."""
-    return math.prod(tiling.grid_size(cameras.grid(recipe.setup), recipe.tile)) * 3
-
-
 def clip_bytes(p: Params, seconds: float, storage: str, jpeg_share: float = JPEG_SHARE) -> int:
     """Bytes of one clip of so many seconds in the cache."""
     grid, processing = cameras.grid(p.vision.cameras), p.processing
     pixels = math.prod(tiling.grid_size(grid, (processing.tile_width, processing.tile_height)))
     frame = 3 * pixels if storage == "raw" else JPEG_TABLES + jpeg_share * 3 * pixels
-    row = 8 * (len(grid.cameras) + 1 + len(EGOMOTION_COLUMNS))
+    words = 2 * prints.num_words(len(grid.cameras))
+    row = 8 * (len(grid.cameras) + 1 + len(EGOMOTION_COLUMNS) + words)
     track = (HISTORY_S + seconds + processing.horizon_s) * TRACK_HZ * 8 * len(TRACK_COLUMNS)
     rows_a_s = OBSTACLE_ROWS_A_S["world" if p.rendered else "hub"]
     others = (HISTORY_S + seconds) * rows_a_s * 8 * len(obstacles.COLUMNS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,16 +12,12 @@ from PIL import Image
 from scipy.fft import dctn
 
 from avomni_lib.dataset import cameras
-from avomni_lib.errors import AvomniError
-from avomni_lib.etl.cache import memmap, shard
-from avomni_lib.etl.clip import tiling
-from avomni_lib.etl.leaks import fingerprint
-from avomni_lib.etl.leaks.fingerprint import Prints
+from avomni_lib.etl.clip import prints, tiling
 from avomni_world.scene.render import picture
 from avomni_world.scene.scenes import make_scene
-from tests.test_memmap import COMMON
 
 GRID, TILE = cameras.grid("4-cam"), (48, 32)
+LEAST = prints.least_common(len(GRID.cameras))
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +47,8 @@ def by_jpeg(frames: np.ndarray, quality: int) -> np.ndarray:
     return np.stack(decoded)
 
 
-def prints_of(frames: np.ndarray, tile=TILE) -> Prints:
-    return fingerprint.of_frames(frames, GRID, tile)
+def prints_of(frames: np.ndarray, tile=TILE) -> np.ndarray:
+    return prints.of_frames(frames, GRID, tile)
 
 
 def test_a_wave_of_known_height_is_one_term():
@@ -62,7 +57,7 @@ def test_a_wave_of_known_height_is_one_term():
     wave = 40 * np.cos(np.pi * 3 * (np.arange(width) + 0.5) / width)
     grey = np.full((1, 2 * height, 2 * width), 128.0)
     tiling.tile_of(grey, GRID, TILE, "camera_rear_left_70fov")[:] += wave
-    terms = fingerprint.spectra(grey, GRID, TILE)[0]
+    terms = prints.spectra(grey, GRID, TILE)[0]
     idx = [camera.name for camera in GRID.cameras].index("camera_rear_left_70fov")
     assert terms.shape == (4, 143) and terms.dtype == np.float32
     assert terms[idx, 2] == pytest.approx(40 / np.sqrt(2), abs=1e-3)
@@ -72,9 +67,9 @@ def test_a_wave_of_known_height_is_one_term():
 
 def test_terms_are_those_of_the_grey_picture(views):
     frames = grids(views)
-    terms = fingerprint.spectra(frames, GRID, TILE)
+    terms = prints.spectra(frames, GRID, TILE)
     for idx, camera in enumerate(GRID.cameras):
-        grey = tiling.tile_of(frames, GRID, TILE, camera.name) @ fingerprint.LUMA
+        grey = tiling.tile_of(frames, GRID, TILE, camera.name) @ prints.LUMA
         whole = dctn(grey, axes=(1, 2), norm="ortho") / np.sqrt(TILE[0] * TILE[1])
         expected = whole[:, :12, :12].reshape(len(frames), -1)[:, 1:]
         assert terms[:, idx] == pytest.approx(expected, abs=1e-3)
@@ -84,23 +79,23 @@ def test_terms_are_those_of_the_grey_picture(views):
 def test_another_encoding_is_the_same_picture(views, quality):
     frames = grids(views)
     one, other = prints_of(frames), prints_of(by_jpeg(frames, quality))
-    share, num = fingerprint.different(one, other)
-    assert share.max() <= 0.02 and num.min() > 1.5 * one.least
-    assert fingerprint.agree(one, other)[0].all()
+    share, num = map(np.diagonal, prints.different(one, other))
+    assert share.max() <= 0.02 and num.min() > 1.5 * LEAST
+    assert np.diagonal(prints.agree(one, other, LEAST)[0]).all()
 
 
 @pytest.mark.parametrize("tile", [(44, 30), (64, 40), (96, 64), (192, 128)])
 def test_another_size_is_the_same_picture(views, tile):
     one, other = prints_of(grids(views)), prints_of(grids(views, tile), tile)
-    share, _ = fingerprint.different(one, other)
-    assert share.max() <= 0.05 and fingerprint.agree(one, other)[0].all()
+    assert np.diagonal(prints.different(one, other)[0]).max() <= 0.05
+    assert np.diagonal(prints.agree(one, other, LEAST)[0]).all()
 
 
 def test_other_drives_are_other_pictures(views):
-    prints = prints_of(grids(views))
-    share, _ = fingerprint.different(prints[:, None], prints[None])
+    found = prints_of(grids(views))
+    share, _ = prints.different(found, found)
     others = share[~np.eye(len(views), dtype=bool)]
-    assert others.min() > 2 * fingerprint.MAX_DIFFERENT
+    assert others.min() > 2 * prints.MAX_DIFFERENT
     assert np.diagonal(share).max() == 0
 
 
@@ -121,17 +116,17 @@ BARE = {
 
 @pytest.mark.parametrize("kind", BARE)
 def test_a_picture_without_texture_proves_nothing(views, kind):
-    prints = prints_of(BARE[kind](grids(views).astype(float)).clip(0, 255).astype(np.uint8))
-    assert not prints.tells.any()
-    assert not fingerprint.agree(prints, prints)[0].any()
-    assert prints_of(grids(views)).tells.all()
+    bare = prints_of(BARE[kind](grids(views).astype(float)).clip(0, 255).astype(np.uint8))
+    assert not prints.tells(bare, LEAST).any()
+    assert not prints.agree(bare, bare, LEAST)[0].any()
+    assert prints.tells(prints_of(grids(views)), LEAST).all()
 
 
 def test_noise_in_the_dark_has_no_signs():
     """Sensor noise of 4 grey levels over black is 0.1 in each of a tile's 1,536 terms."""
     dice = np.random.default_rng(0)
     dark = (8 + dice.normal(0, 4, (3, 64, 96, 3))).clip(0, 255).astype(np.uint8)
-    assert not prints_of(dark).tells.any()
+    assert not prints.tells(prints_of(dark), LEAST).any()
 
 
 @settings(max_examples=50)
@@ -139,62 +134,35 @@ def test_noise_in_the_dark_has_no_signs():
 def test_the_share_is_of_the_bits_that_both_masks_let_through(seed, num):
     dice = np.random.default_rng(seed)
     bits, mask = dice.random((2, 2, 3, num)) < 0.5
-    one, other = (
-        Prints(fingerprint._packed(bits[i]), fingerprint._packed(mask[i]), 1) for i in range(2)
-    )
-    share, common = fingerprint.different(one, other)
-    for row in range(3):
-        both = mask[0, row] & mask[1, row]
-        assert common[row] == both.sum()
-        unlike = (bits[0, row] != bits[1, row]) & both
-        assert share[row] == pytest.approx(unlike.sum() / max(both.sum(), 1))
-    assert one.num_bits.tolist() == mask[0].sum(axis=-1).tolist()
+    one, other = (prints.pack(np.where(bits[i], 1, -1) * mask[i]) for i in range(2))
+    share, common = prints.different(one, other)
+    for row, column in np.ndindex(3, 3):
+        both = mask[0, row] & mask[1, column]
+        assert common[row, column] == both.sum()
+        unlike = (bits[0, row] != bits[1, column]) & both
+        assert share[row, column] == pytest.approx(unlike.sum() / max(both.sum(), 1))
+    agreed, _ = prints.agree(one, other, 2)
+    assert np.argwhere(agreed).tolist() == np.stack(prints.agreeing(one, other, 2), 1).tolist()
+    least = int(mask[0].sum(axis=-1).max())
+    assert prints.tells(one, least).tolist() == (mask[0].sum(axis=-1) >= least).tolist()
 
 
 def test_black_cells_of_a_grid_are_no_cameras():
     grid = cameras.grid("7-cam")
-    assert fingerprint.spectra(np.zeros((2, 96, 144, 3), np.uint8), grid, TILE).shape == (2, 7, 143)
-
-
-def cache_of(folder: Path, frames: np.ndarray, tile, storage: str) -> memmap.Cache:
-    """A cache of one clip that stands still."""
-    count = len(frames)
-    arrays = {
-        "frames": frames,
-        "timestamps": np.zeros((count, 4), np.int64),
-        "times": np.arange(count) * 500_000,
-        "egomotion": np.ones((count, len(memmap.EGOMOTION_COLUMNS))),
-        "track": np.ones((count, len(memmap.TRACK_COLUMNS))),
-    }
-    common = COMMON | {"tile": list(tile), "storage": storage}
-    clip = {"clip_id": "clip", "split": "train", "chunk": 0}
-    made = shard.write_shard(
-        folder / shard.shard_name(0), common, [clip], lambda _: shard.encode(arrays, storage)
-    )
-    memmap.write_table(folder, common, [made.folder], [clip | {"state": "ok", "reason": ""}])
-    return memmap.Cache.open(folder)
+    assert prints.spectra(np.zeros((2, 96, 144, 3), np.uint8), grid, TILE).shape == (2, 7, 143)
 
 
 @pytest.mark.parametrize("tile", [TILE, (96, 64), (192, 128), (90, 50)])
-def test_frames_stored_as_jpeg_have_the_hashes_of_raw_ones(tmp_path, views, tile):
-    """Although they are decoded grey and small."""
-    frames = np.concatenate([grids(views, tile)] * 2)
-    raw, jpeg = (
-        fingerprint.of_clip(cache, cache.clips[0])
-        for cache in (cache_of(tmp_path / kind, frames, tile, kind) for kind in ("raw", "jpeg"))
-    )
-    share, num = fingerprint.different(raw, jpeg)
-    assert len(raw) == len(jpeg) == 12
-    assert share.max() <= 0.02 and num.min() > 1.5 * raw.least
+def test_blocks_means_have_the_prints_of_the_whole_picture(views, tile):
+    """Although they are grey and small."""
+    frames = grids(views, tile)
+    whole = prints.pack(prints.spectra(frames, GRID, tile).reshape(len(frames), -1))
+    share, num = map(np.diagonal, prints.different(prints_of(frames, tile), whole))
+    assert share.max() <= 0.02 and num.min() > 1.5 * LEAST
 
 
-def test_a_jpeg_that_cannot_be_decoded_is_named(tmp_path, views):
-    cache = cache_of(tmp_path, grids(views), TILE, "jpeg")
-    path = cache.shards[0].folder / "jpeg.npy"
-    start = int(np.load(path.with_name("offsets.npy"))[2])
-    blob = np.load(path)
-    blob[start : start + 20] = 0
-    np.save(path, blob)
-    with pytest.raises(AvomniError, match="a frame of the cache cannot be decoded") as caught:
-        fingerprint.of_clip(cache, cache.clips[0])
-    assert caught.value.where.endswith("clip clip, frame 2") and "03_etl" in caught.value.fix
+def test_prints_do_not_depend_on_the_frames_beside():
+    frames = np.random.default_rng(0).integers(0, 256, (20, 64, 96, 3), np.uint8)
+    whole = prints_of(frames)
+    assert whole.shape == (20, 2, prints.num_words(4)) and whole.dtype == np.uint64
+    assert np.array_equal(whole[3:5], prints_of(frames[3:5]))
