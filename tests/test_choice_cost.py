@@ -82,7 +82,7 @@ def test_seconds_a_step_are_timed_where_05_has_timed_some(tmp_path):
     assert (label, value) == ("a step", "not known") and "05_train" in note
     files.write_json(p.checkpoints_dir / "params.json", json.loads(json.dumps(p.values())))
     files.write_json(
-        p.checkpoints_dir / "probe.json", {"key": "", "took": {"seconds_per_step": 0.5}}
+        p.checkpoints_dir / "probe.json", {"key": "", "value": {"seconds_per_step": 0.5}}
     )
     assert cost(p, of(p), footage(p)).figures["step_seconds"] == pytest.approx(0.5)
     wider = cost(p, of(p, tile=(96, 64)), footage(p)).figures["step_seconds"]

@@ -1,7 +1,6 @@
 import json
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 
@@ -260,19 +259,11 @@ def test_a_steps_seconds_are_shared_by_the_cards():
     assert seconds(gradient_checkpointing=False) == pytest.approx(0.7 * seconds(), rel=0.05)
 
 
-def trained(seconds, cpu_seconds, memory_gb=0.86):
-    lines = zip(seconds, cpu_seconds, strict=True)
-    return SimpleNamespace(
-        metrics=[{"seconds": wall, "cpu_seconds": cpu} for wall, cpu in lines],
-        figures={"measured": {"memory_gb": memory_gb}},
-    )
-
-
 def test_a_probe_leaves_the_first_step_out():
-    found = Probe(**estimate.probe_of(trained([9.0, 1.0, 2.0], [5.0, 0.5, 0.7])))
+    found = Probe(**estimate.probe_of([(9.0, 5.0), (1.0, 0.5), (2.0, 0.7)], memory_gb=0.86))
     assert found == Probe(1.5, 0.6, peak_bytes=860_000_000)
     # A training of one step has nothing else.
-    assert estimate.probe_of(trained([9.0], [5.0]))["seconds_per_step"] == 9.0
+    assert estimate.probe_of([(9.0, 5.0)], 0.86)["seconds_per_step"] == 9.0
 
 
 def test_a_probe_tells_the_whole_training():

@@ -32,7 +32,7 @@ STEPS = 40
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Params:
-    training = {"num_epochs": 100, "max_steps": STEPS, "save_steps": 3}
+    training = {"num_epochs": 100, "max_steps": STEPS, "save_steps": 3, "blind_steps": 0}
     return cached_training.make(tmp_path_factory.mktemp("made"), training=training)
 
 
@@ -271,7 +271,9 @@ def test_on_a_full_disk_it_stops_in_words_and_goes_on(p, undisturbed, small_disk
 def test_two_processes_train_what_one_trains(p, undisturbed):
     """4 windows a step: two batches of two, in one process one after the other, in two at once."""
     both = with_training(p, num_processes=2)
-    process, _ = job.start_or_attach(both)
+    process, _ = job.start_or_attach(both, pauses=True)
+    wait_for((p.checkpoints_dir / job.PROBE_FILE).exists, seconds=120)
+    assert job.start_or_attach(both)[0] is process, "the one that has paused goes on"
     wait_for(lambda: len(steps_taken(p)) > 3, seconds=120)
     assert job.stop(both)
     process.wait(60)

@@ -14,7 +14,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.evaluation import answer, before_after, ladder, metrics
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
-from avomni_lib.training.fit import checksums, trainer
+from avomni_lib.training.fit import checksums, heldout, trainer, worker
 from avomni_lib.training.model import adapter
 from avomni_lib.training.prompt import samples
 from tests import cached_run
@@ -142,17 +142,17 @@ def test_base_and_adapted_are_two_models_out_of_one(p, scored):
     for name in ("blind", "trained_blind"):
         assert len(set(texts[name])) == 1 < len(set(texts["base"]))
     assert texts["shuffled"] != texts["adapted"] and texts["one_camera"] != texts["adapted"]
-    both = before_after.before_after(p, 2)
-    alone = before_after.before_after(p, 2, adapted=False)
-    assert alone.adapted is None and alone.speed_adapted_mps is None
-    # Asked alone or in a batch, with the adapter switched off or never loaded: the same base.
-    assert both.base == alone.base == texts["base"][2]
-    assert both.adapted == texts["adapted"][2]
+    before, after = before_after.before(p), before_after.after(p)
     windows = ladder.held_out_windows(p)
-    assert np.array_equal(both.frames, windows.frames(2)) and both.clip_id == windows[2].clip_id
-    assert f"{windows.truth(2).speed_mps:.2f}m/s" in both.true
-    with pytest.raises(AvomniError, match="no window 99"):
-        before_after.before_after(p, 99)
+    assert heldout.thinned(len(windows), worker.NUM_ANSWERED) == (0, 3, 6, 9)
+    for index, alone, both in zip((0, 3, 6, 9), before, after, strict=True):
+        assert alone.adapted is None and alone.speed_adapted_mps is None
+        # By the model in training or loaded anew, with the adapter switched off or never trained.
+        assert both.base == alone.base == texts["base"][index]
+        assert both.adapted == texts["adapted"][index]
+        assert np.array_equal(both.frames, windows.frames(index))
+        assert both.clip_id == windows[index].clip_id
+        assert f"{windows.truth(index).speed_mps:.2f}m/s" in both.ground_truth
 
 
 class Killed(Bar):

@@ -211,7 +211,7 @@ def test_nothing_asks_an_adapter_about_a_cache_of_another_rate(rebuilt):
     everything = [
         lambda p: ladder.plan(p),
         lambda p: ladder.evaluate(p, p.run_dir / "06_evaluate"),
-        lambda p: before_after.before_after(p),
+        lambda p: before_after.after(p),
     ]
     for use in everything:
         with pytest.raises(AvomniError, match="sample_hz: trained with 10.0, now 5.0"):

@@ -7,10 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avomni_lib.training.backbones import backbone
-from avomni_lib.training.feed.padding import padded
 from avomni_lib.training.model import load
 from avomni_lib.training.prompt import samples
-from avomni_lib.training.prompt.conversation import IGNORED, Sample
+from avomni_lib.training.prompt.conversation import IGNORED, Sample, padded
 from tests import training_set
 
 WINDOWS = training_set.Stripes(24)

@@ -16,7 +16,7 @@ from avomni_lib.dataset.findings import Finding, summary
 from avomni_lib.etl.cache.memmap import Cache
 from avomni_lib.etl.cache.windows import Windows
 from avomni_lib.etl.run.build import Built
-from avomni_lib.evaluation.before_after import BeforeAfter
+from avomni_lib.evaluation.before_after import Answered
 from avomni_lib.notebook.pages import tables
 from avomni_lib.notebook.plots import audit, canvas, download, etl, tiles, training
 from avomni_lib.notebook.run import runs
@@ -82,9 +82,9 @@ def built(good, reasons=(), seconds=30.0):
     return Built(None, clips, chunks, moments, figures)
 
 
-def spoken(before, after, speeds=(None, None), shape=(64, 96)):
+def answered(before, after, speeds=(None, None), shape=(64, 96)):
     frames = np.stack([noise(*shape, i) for i in range(16)])
-    return BeforeAfter("25cd4769", frames, TARGET, before, after, 5.23, *speeds)
+    return Answered("25cd4769", frames, TARGET, before, after, 5.23, *speeds)
 
 
 @pytest.fixture(scope="module")
@@ -137,10 +137,10 @@ def pictures(windows):
         ),
         "curve of no step": training.curve([]),
         "before and after": training.before_after(
-            spoken(TARGET, "$x$ babble_{ " * 60, (9.99, None)), grid4
+            answered(TARGET, "$x$ babble_{ " * 60, (9.99, None)), grid4
         ),
-        "before alone": training.before_after(spoken("", None), grid4),
-        "silent model": training.before_after(spoken("", "\n\n", shape=(96, 96)), grid7),
+        "before alone": training.before_after(answered("", None), grid4),
+        "silent model": training.before_after(answered("", "\n\n", shape=(96, 96)), grid7),
     }
 
 

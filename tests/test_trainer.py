@@ -1,12 +1,20 @@
-"""The stage's plan, and its training as a notebook starts it: in a process of its own."""
+"""The stage as a notebook runs it: plan, answers, two trainings, all by one process of its own."""
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import struct
+import time
 
 import pytest
 
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
+from avomni_lib.evaluation import before_after
 from avomni_lib.plan import gigabytes
-from avomni_lib.training.fit import trainer
-from avomni_lib.training.model import adapter
+from avomni_lib.training.fit import job, trainer
+from avomni_lib.training.model import adapter, load
 from tests import cached_training, published_set
 
 
@@ -16,18 +24,46 @@ def published_run(tmp_path_factory):
     return cached_training.make(tmp_path_factory.mktemp("run"))
 
 
+class Opens:
+    """How often any process has opened a file since, as inotify tells."""
+
+    IN_OPEN = 0x20
+
+    def __init__(self, path):
+        libc = ctypes.CDLL(None, use_errno=True)
+        self.events = libc.inotify_init1(os.O_NONBLOCK)
+        assert libc.inotify_add_watch(self.events, os.fsencode(path), self.IN_OPEN) > 0
+
+    def count(self):
+        """Since the last call."""
+        found = 0
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self.events, 4096):
+                place = 0
+                while place < len(data):
+                    found += 1
+                    place += 16 + struct.unpack_from("iIII", data, place)[3]
+        return found
+
+
 def test_a_cache_is_planned_and_trained_as_it_was_planned(published_run):
+    # Opened where weights are loaded, and only there.
+    loads = Opens(f"{published_run.model.base_model}/generation_config.json")
+    load.load_base(published_run)
+    once = loads.count()
+    assert once > 0
     # 2 s at 10 Hz are 20 frames: 9 windows of 4 frames, one every 2; 4 windows a step.
     plan = trainer.plan(published_run)
     planned = plan.figures
     assert (planned["num_windows"], planned["num_clips"]) == (9, 1)
     assert planned["optimizer_steps"] == 3
     assert "3 optimizer steps are few" in plan.warnings[0]
-    assert not list(published_run.checkpoints_dir.glob("*/checkpoint-*")), "a probe leaves nothing"
-    probed = published_run.checkpoints_dir / trainer.PROBE_FILE
+    probed = published_run.checkpoints_dir / job.PROBE_FILE
     taken = files.state_of(probed)
     assert trainer.plan(published_run).figures == planned
     assert files.state_of(probed) == taken, "it is asked once"
+    before = before_after.before(published_run)
+    assert job.running(published_run)["waits"], "it trains when it is told to"
 
     trained = trainer.train(published_run)
     figures = trained.figures
@@ -38,11 +74,53 @@ def test_a_cache_is_planned_and_trained_as_it_was_planned(published_run):
     assert {name: figures[name] for name in planned if name in figures} == {
         name: planned[name] for name in planned if name in figures
     }
+    blind = trainer.train_blind(published_run)
+    assert blind.adapter.name == "adapter_blind" and blind.record["training"]["blind"]
+    after = before_after.after(published_run)
+    assert [each.base for each in after] == [each.base for each in before]
+    assert {each.adapted for each in after} != {each.base for each in before}
+    assert job.running(published_run) is None
+    assert loads.count() == once, "the base is loaded once for all of it"
+
     record = adapter.read_record(adapter.adapter_dir(published_run))
     assert record["training_clip_ids"] == [published_set.clip_id_of(0)]
     assert record["notice"] == adapter.CONFIDENTIAL
     card = (adapter.adapter_dir(published_run) / "README.md").read_text()
     assert adapter.CONFIDENTIAL in card
+
+
+def test_a_training_that_waits_ends_with_its_notebook_and_for_another_plan(published_run, tmp_path):
+    own = published_run.run.model_copy(update={"outputs_dir": str(tmp_path)})
+    p = published_run.model_copy(update={"run": own})
+    p.run_dir.mkdir(parents=True)
+    for made in (p.cache_dir.name, "split.json"):
+        (p.run_dir / made).symlink_to(published_run.run_dir / made)
+    notebook = multiprocessing.get_context("spawn").Process(target=trainer.plan, args=(p,))
+    notebook.start()
+    wait_for(lambda: (p.checkpoints_dir / job.PROBE_FILE).exists())
+    first = job.running(p)["pid"]
+    notebook.kill()
+    notebook.join()
+    wait_for(lambda: job.running(p) is None)
+    assert not list(p.checkpoints_dir.glob("*/checkpoint-*")), "a plan alone leaves nothing"
+
+    def with_rate(rate):
+        training = p.training.model_copy(update={"learning_rate": rate, "blind_steps": 0})
+        return p.model_copy(update={"training": training})
+
+    before_after.before(with_rate(1e-3))
+    second = job.running(p)["pid"]
+    trained = trainer.train(with_rate(2e-3))
+    assert trained.record["training"]["learning_rate"] == 2e-3
+    assert job.running(p) is None and len({first, second, os.getpid()}) == 3
+    assert not (p.run_dir / "adapter_blind").exists()
+
+
+def wait_for(condition, seconds=300):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not come"
+        time.sleep(0.05)
 
 
 def test_what_the_first_steps_fail_of_is_told_by_the_plan(published_run):

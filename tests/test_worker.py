@@ -423,12 +423,16 @@ def test_a_reporter_that_is_not_installed_is_asked_for(base_folder, tmp_path, mo
     assert "pip install trackio" in caught.value.fix
 
 
-def test_a_probe_leaves_nothing_behind(base_folder, tmp_path):
-    p = training_set.params(tmp_path, base_folder)
-    probed = worker.work(p, windows=training_set.Stripes(24), probe=True)
-    assert [line["step"] for line in probed.metrics] == [1, 2, 3]
-    assert not list(tmp_path.rglob("checkpoint-*")) and not adapter.adapter_dir(p).exists()
-    assert list(p.checkpoints_dir.iterdir()) == []
+def test_what_a_loaded_model_was_used_for_before_changes_nothing(straight, tmp_path):
+    p, alone = straight
+    own = p.model_copy(update={"run": p.run.model_copy(update={"outputs_dir": str(tmp_path)})})
+    shared, windows = model.Trainable(), training_set.Stripes(killed_training.NUM_WINDOWS)
+    worker.work(own.blinded(), windows=windows, model=shared)
+    again = worker.work(own, windows=windows, model=shared)
+    for path in sorted(alone.adapter.iterdir()):
+        assert (again.adapter / path.name).read_bytes() == path.read_bytes(), path.name
+    assert same_but_for_time(again.metrics) == same_but_for_time(alone.metrics)
+    assert again.choices == alone.choices
 
 
 def test_the_bar_moves_by_one_a_step(base_folder, tmp_path):

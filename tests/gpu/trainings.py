@@ -112,11 +112,11 @@ def run(case: Case, subject: Subject) -> dict[str, Any]:
     return found
 
 
-def train(p: Params, windows: Any, progress: type[Bar] = Bar, probe: bool = False) -> Any:
+def train(p: Params, windows: Any, progress: type[Bar] = Bar) -> Any:
     """The project's training in this process: an object with adapter, metrics, choices, figures."""
     from avomni_lib.training.fit import worker
 
-    return worker.work(p, progress, windows=windows, probe=probe)
+    return worker.work(p, progress, windows=windows)
 
 
 def arithmetic(

@@ -14,7 +14,7 @@ from avomni_lib.training.fit import heldout
 from avomni_lib.training.targets.form import figure_in_words
 
 if TYPE_CHECKING:
-    from avomni_lib.evaluation.before_after import BeforeAfter
+    from avomni_lib.evaluation.before_after import Answered
 
 
 def curve(
@@ -115,14 +115,14 @@ def running_mean(values: np.ndarray, width: int) -> np.ndarray:
     return (sums[stops] - sums[starts]) / (stops - starts)
 
 
-def before_after(spoken: BeforeAfter, grid: Grid) -> canvas.Picture:
-    """One window and what is said about it: the truth, the base model, the adapted model.
+def before_after(answered: Answered, grid: Grid) -> canvas.Picture:
+    """One window beside the ground truth and the answers of the base and the adapted model.
 
     Args:
-        spoken: The window and its answers; the first and the last frame are shown.
+        answered: The window and its answers; the first and the last frame are shown.
         grid: Which cameras stand where.
     """
-    frames = spoken.frames
+    frames = answered.frames
     image_px = canvas.height_of(frames[0], grid, 580)
     picture = canvas.Picture(1180, image_px + 240)
     places = picture.add_gridspec(2, 6, height_ratios=[image_px, 160])
@@ -130,9 +130,12 @@ def before_after(spoken: BeforeAfter, grid: Grid) -> canvas.Picture:
         axes = picture.add_subplot(places[0, 3 * col : 3 * col + 3])
         caption = f"{name} of the window's {len(frames)} frames"
         canvas.show_grid(axes, image, grid, 580, caption)
-    cards = [("true", spoken.true, canvas.INK), ("base model", spoken.base, canvas.ORANGE)]
-    if spoken.adapted is not None:
-        cards.append(("adapted model", spoken.adapted, canvas.BLUE))
+    cards = [
+        ("ground truth", answered.ground_truth, canvas.INK),
+        ("base model", answered.base, canvas.ORANGE),
+    ]
+    if answered.adapted is not None:
+        cards.append(("adapted model", answered.adapted, canvas.BLUE))
     for col, (who, text, colour) in enumerate(cards):
         axes = canvas.bare(picture.add_subplot(places[1, 2 * col : 2 * col + 2]))
         # The colour stands in a bar beside the text: orange letters on white are hard to read.
@@ -141,19 +144,19 @@ def before_after(spoken: BeforeAfter, grid: Grid) -> canvas.Picture:
         axes.text(0.03, 0.98, who, va="top", fontsize=11, fontweight="bold", color=canvas.INK)
         # What a model babbles may hold dollar signs, which matplotlib would read as mathematics.
         axes.text(0.03, 0.78, fit(text), va="top", fontsize=9, family="monospace", parse_math=False)
-    picture.finding(_spoken_finding(spoken))
+    picture.finding(_finding(answered))
     return picture
 
 
-def _spoken_finding(spoken: BeforeAfter) -> str:
-    def said(speed_mps: float | None) -> str:
+def _finding(answered: Answered) -> str:
+    def in_words(speed_mps: float | None) -> str:
         return "what cannot be read" if speed_mps is None else f"{speed_mps:.2f} m/s"
 
-    words = f"The car drives {spoken.speed_true_mps:.2f} m/s; the base model says "
-    words += said(spoken.speed_base_mps)
-    if spoken.adapted is None:
+    words = f"The car drives {answered.speed_ground_truth_mps:.2f} m/s; the base model says "
+    words += in_words(answered.speed_base_mps)
+    if answered.adapted is None:
         return words
-    return f"{words}, the adapted one {said(spoken.speed_adapted_mps)}"
+    return f"{words}, the adapted one {in_words(answered.speed_adapted_mps)}"
 
 
 def fit(text: str, width: int = 46, num_lines: int = 7) -> str:

@@ -87,7 +87,8 @@ def state(p: Params, name: str, look: bool = True) -> State:
     found = _state(p, BY_NAME[name], look, look)
     if name == "05_train" and (at_work := job.at_work(p)) is not None:
         about = at_work[1]
-        words = f"training now: process {about.get('pid')} since {about.get('started_at')}"
+        what = "training waits for its notebook" if about.get("waits") else "training now"
+        words = f"{what}: process {about.get('pid')} since {about.get('started_at')}"
         return dataclasses.replace(found, done=False, reason=words)
     if name == "03_etl" and not found.done:
         return _with_words(found, raw_files.cache_in_words(p, found.result is None))

@@ -14,7 +14,7 @@ from avomni_lib.etl.video import reader as video
 from avomni_lib.notebook.tiles.choice import Choice
 from avomni_lib.params import Params
 from avomni_lib.plan import Plan, gigabytes, minutes
-from avomni_lib.training.fit import job, trainer
+from avomni_lib.training.fit import job
 from avomni_lib.training.forecast import estimate
 from avomni_lib.training.forecast.memory import size_of
 from avomni_lib.training.model.load import TINY
@@ -139,6 +139,6 @@ def _timed(p: Params) -> float | None:
         then = files.read_json(p.checkpoints_dir / job.PARAMS_FILE)
         same = ("processing", "vision", "model", "training")
         if {name: then[name] for name in same} == p.values(*same):
-            took = files.read_json(p.checkpoints_dir / trainer.PROBE_FILE)["took"]
+            took = files.read_json(p.checkpoints_dir / job.PROBE_FILE)["value"]
             return float(took["seconds_per_step"])
     return None

@@ -25,7 +25,7 @@ from avomni_lib.params import Params
 from avomni_lib.plan import Bar, gigabytes
 from avomni_lib.training.export.card import card
 from avomni_lib.training.fit.checkpoints import rename_folder
-from avomni_lib.training.model import adapter, load
+from avomni_lib.training.model import adapter, load, private
 
 KIND = "merged"
 DTYPES = {"bfloat16": 2, "float16": 2}  # bytes a number
@@ -160,13 +160,7 @@ def _out_of_4_bit(base: Any) -> Any:
         ) from None
     finally:
         logging.set_verbosity(verbosity)
-    # Saving takes back each step of the loading, and reading a stored 4-bit weight has no way back.
-    if getattr(base, "_weight_conversions", None):
-        base._weight_conversions = [
-            step
-            for step in base._weight_conversions
-            if not any(hasattr(part, "hf_quantizer") for part in getattr(step, "operations", ()))
-        ]
+    private.forget_quantised_loading(base)
     return base
 
 
@@ -229,7 +223,7 @@ def _write_processor(p: Params, config: Any, folder: Path) -> None:
         found = cached_file(
             location,
             name,
-            revision=getattr(config, "_commit_hash", None),
+            revision=private.commit_of(config),
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )

@@ -46,17 +46,31 @@ class HeldOut:
 
     def errors(self, model: Any, rank: int = 0, num_ranks: int = 1) -> list[float]:
         """How far off this rank's share of the windows is, in the unit of the target's figure."""
-        own, found = self.indices[rank::num_ranks], []
-        for first in range(0, len(own), AT_A_TIME):
-            batch = own[first : first + AT_A_TIME]
-            frames = np.stack([self.windows.frames(index) for index in batch])
-            told = [samples.history_of(index, self.windows, self.talk) for index in batch]
-            texts = say(model, self.talk, frames, self.max_new_tokens, histories=told)
-            target = self.talk.target
-            for index, text in zip(batch, texts, strict=True):
-                true = target.of(self.windows.truth(index))
-                found.append(target.error(target.read(text) or self.fallback, true))
-        return found
+        own, target = self.indices[rank::num_ranks], self.talk.target
+        texts = predictions(model, self.talk, self.windows, own, self.max_new_tokens)
+        return [
+            target.error(target.read(text) or self.fallback, target.of(self.windows.truth(index)))
+            for index, text in zip(own, texts, strict=True)
+        ]
+
+
+def predictions(
+    model: Any, talk: Conversation, windows: Any, indices: Sequence[int], max_new_tokens: int
+) -> list[str]:
+    """What a model answers about each of these windows, a few at a time."""
+    texts: list[str] = []
+    for first in range(0, len(indices), AT_A_TIME):
+        batch = indices[first : first + AT_A_TIME]
+        frames = np.stack([windows.frames(index) for index in batch])
+        histories = [samples.history_of(index, windows, talk) for index in batch]
+        texts += say(model, talk, frames, max_new_tokens, histories=histories)
+    return texts
+
+
+def thinned(num_windows: int, at_most: int) -> tuple[int, ...]:
+    """Indices of some windows, evenly spaced over all of them."""
+    num = min(num_windows, at_most)
+    return tuple(i * num_windows // num for i in range(num))
 
 
 def choose(
@@ -83,10 +97,9 @@ def choose(
             where="training.heldout_windows",
             fix="set it to null, or take more chunks (download.target_chunks)",
         )
-    count = min(len(held_out), p.training.heldout_windows)
     return HeldOut(
         held_out,
-        tuple(i * len(held_out) // count for i in range(count)),
+        thinned(len(held_out), p.training.heldout_windows),
         talk,
         constants(talk.target.of(windows.truth(i)) for i in range(len(windows)))["mean"],
         longest_answer + SPARE_TOKENS,

@@ -3,6 +3,11 @@
 A lost browser, ssh session or kernel takes nothing with it. The process holds a lock in the run's
 `checkpoints` folder for as long as it lives, says in `job.json` who it is and leaves
 `outcome.json`; its own words are in `train.log`.
+
+The process loads the base model once, and leaves a file of each thing that it finds: answers before
+the training, the time of the first steps, answers after it. Started for a plan, it pauses after the
+first steps until the notebook writes to its stdin; at the end of stdin, which comes with the
+notebook's, it ends and leaves no checkpoint.
 """
 
 from __future__ import annotations
@@ -10,17 +15,19 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avomni_lib import files
+from avomni_lib import files, hardware
 from avomni_lib.errors import AvomniError
 from avomni_lib.hardware import Choice
 from avomni_lib.params import Params
@@ -35,6 +42,8 @@ if TYPE_CHECKING:
 LOCK, START_LOCK = ".lock", ".start.lock"
 JOB_FILE, OUTCOME_FILE, PARAMS_FILE = "job.json", "outcome.json", "params.json"
 LOG_FILE = "train.log"
+# What the process leaves for the notebook, each with the key of the training that it belongs to.
+PROBE_FILE, BEFORE_FILE, AFTER_FILE = "probe.json", "before.json", "after.json"
 # Of what the model sees, that which is not in `model` and `training` anyway.
 SEEN = (
     *(name for name in parameter_names() if name.partition(".")[0] not in ("model", "training")),
@@ -47,6 +56,8 @@ GO_ON = "run the same command again: it goes on from the last checkpoint"
 EVERY_S = 0.25
 WATCH_EVERY_S = 2.0
 Watch = Callable[[Sequence[dict[str, Any]]], None]
+# By run folder: the processes that this one has started for a plan, and their parameters.
+_PAUSING: dict[Path, tuple[subprocess.Popen, dict[str, Any]]] = {}
 
 
 @dataclass(frozen=True)
@@ -56,10 +67,20 @@ class Opened:
     folder: Path
     about: dict[str, Any]
 
-    def tell(self, checkpoints: Path, steps: int) -> None:
-        """Where the metrics will stand, and how many steps there are."""
-        told = {"checkpoints": checkpoints.name, "steps": steps}
-        files.write_json(self.folder / JOB_FILE, self.about | told)
+    def tell(self, **more: Any) -> None:
+        """Add to `job.json`."""
+        self.about.update(more)
+        files.write_json(self.folder / JOB_FILE, self.about)
+
+    def is_confirmed(self, stop: threading.Event) -> bool:
+        """Wait for a byte on stdin; False at its end, or when `stop` is set."""
+        word = b""
+        while not stop.is_set():
+            if select.select([0], [], [], EVERY_S)[0]:
+                word = os.read(0, 1)
+                break
+        self.tell(waits=False)
+        return bool(word)
 
     def finish(self, trained: Trained) -> None:
         done = {
@@ -75,8 +96,12 @@ class Opened:
 
 
 @contextlib.contextmanager
-def open_for(p: Params) -> Iterator[Opened]:
+def open_for(p: Params, **more: Any) -> Iterator[Opened]:
     """Be the run's training for as long as the context lasts.
+
+    Args:
+        more: Of `job.json`: `waits`, where it will pause after the first steps, and
+            `blind_follows`, where the same process goes on with the blind training.
 
     Raises:
         AvomniError: another process is.
@@ -89,6 +114,7 @@ def open_for(p: Params) -> Iterator[Opened]:
             "host": socket.gethostname(),
             "started_at": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
             "params": p.values(*READS),
+            **more,
         }
         opened = Opened(folder, about)
         files.write_json(folder / JOB_FILE, about)
@@ -126,8 +152,13 @@ def goes_on(p: Params, cache_digest: str) -> bool:
     return False
 
 
-def start_or_attach(p: Params) -> tuple[subprocess.Popen | None, str]:
+def start_or_attach(p: Params, pauses: bool = False) -> tuple[subprocess.Popen | None, str]:
     """A process that trains with these parameters, and how it was come by.
+
+    One that pauses for another plan is stopped for it.
+
+    Args:
+        pauses: It may pause after the first steps; else it goes on.
 
     Returns:
         The process where it was started here, and a sentence.
@@ -138,16 +169,23 @@ def start_or_attach(p: Params) -> tuple[subprocess.Popen | None, str]:
     folder = p.checkpoints_dir
     with files.hold(folder / START_LOCK, "another process starts a training here", wait_s=60.0):
         about = running(p)
+        process, params = _PAUSING.get(folder, (None, None))
+        if about is not None and about.get("waits"):
+            is_own = process is not None and params == p.complete()
+            if not is_own or not (pauses or _confirm(p, process)):
+                stop(p)
+                about = process = None
         if about is not None:
             _refuse_another(p, about)
-            return None, f"attached to process {about.get('pid')}, started {about['started_at']}"
+            words = f"attached to process {about.get('pid')}, started {about['started_at']}"
+            return process, words
         for old in (JOB_FILE, OUTCOME_FILE):
             (folder / old).unlink(missing_ok=True)
         files.write_json(folder / PARAMS_FILE, p.complete())
         with open(folder / LOG_FILE, "ab") as log:
             process = subprocess.Popen(
-                command(p, folder / PARAMS_FILE),
-                stdin=subprocess.DEVNULL,
+                command(p, folder / PARAMS_FILE, *(["--pause"] if pauses else [])),
+                stdin=subprocess.PIPE if pauses else subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 cwd=files.PROJECT_ROOT,
@@ -156,7 +194,70 @@ def start_or_attach(p: Params) -> tuple[subprocess.Popen | None, str]:
             )
         while process.poll() is None and not (folder / JOB_FILE).exists():
             time.sleep(EVERY_S / 5)
+    _PAUSING.pop(folder, None)
+    if pauses:
+        _PAUSING[folder] = process, p.complete()
     return process, f"started process {process.pid}"
+
+
+def leave(p: Params, name: str, cache_digest: str, value: Any) -> None:
+    """In the process that trains: write `PROBE_FILE`, `BEFORE_FILE` or `AFTER_FILE`."""
+    files.write_json(p.checkpoints_dir / name, {"key": _key(p, cache_digest), "value": value})
+
+
+def left(p: Params, name: str, cache_digest: str) -> Any:
+    """What a training with these parameters on this cache and machine has left, or None."""
+    path = p.checkpoints_dir / name
+    kept = files.read_json(path) if path.exists() else {}
+    return kept.get("value") if kept.get("key") == _key(p, cache_digest) else None
+
+
+def awaited(p: Params, name: str, cache_digest: str, pauses: bool = False) -> Any:
+    """The same, waited for; a process is started where none works. Ctrl-C stops it.
+
+    Returns:
+        None where the process has come to its end without it.
+
+    Raises:
+        AvomniError: the process failed, was stopped or died; see also `start_or_attach`.
+    """
+    found = left(p, name, cache_digest)
+    if found is not None:
+        return found
+    process, _ = start_or_attach(p, pauses)
+    try:
+        while is_alive(p, process):
+            if (found := left(p, name, cache_digest)) is not None:
+                return found
+            time.sleep(EVERY_S)
+    except KeyboardInterrupt:
+        stop(p, process)
+        raise
+    outcome_of(p)
+    return left(p, name, cache_digest)
+
+
+def wait_for_leave(p: Params) -> None:
+    """In the other processes that train: wait until the first one has been told."""
+    while files.read_json(p.checkpoints_dir / JOB_FILE).get("waits"):
+        time.sleep(EVERY_S)
+
+
+def is_alive(p: Params, process: subprocess.Popen | None = None) -> bool:
+    """Whether the run's training works, or was started here and has not begun."""
+    about, outcome = p.checkpoints_dir / JOB_FILE, p.checkpoints_dir / OUTCOME_FILE
+    if outcome.exists() and files.read_json(about).get("blind_follows"):
+        return False  # its process works on the blind one
+    is_held = files.is_held(p.checkpoints_dir / LOCK)
+    return is_held or (process is not None and process.poll() is None)
+
+
+def is_finished(p: Params) -> bool:
+    """Whether the last training here had these parameters and went to its end."""
+    about, outcome = p.checkpoints_dir / JOB_FILE, p.checkpoints_dir / OUTCOME_FILE
+    if not about.exists() or not outcome.exists() or _differing(p, files.read_json(about)):
+        return False
+    return files.read_json(outcome).get("stopped_at", 0) is None
 
 
 def follow(
@@ -185,23 +286,35 @@ def follow(
     except KeyboardInterrupt:
         stop(p, process)
         raise
-    outcome = p.checkpoints_dir / OUTCOME_FILE
-    if not outcome.exists():
+    outcome = outcome_of(p)
+    outcome["choices"] = {name: Choice(*choice) for name, choice in outcome["choices"].items()}
+    return outcome
+
+
+def outcome_of(p: Params) -> dict[str, Any]:
+    """What the run's last training left: choices and figures.
+
+    Raises:
+        AvomniError: it failed, was stopped, or died without a word.
+    """
+    path = p.checkpoints_dir / OUTCOME_FILE
+    if not path.exists():
         raise AvomniError(
             "the training's process was killed, usually because memory ran out",
             where=f"its last words are in {p.checkpoints_dir / LOG_FILE}",
             fix=f"lower training.batch_size or the tile size if it was memory; {GO_ON}",
         )
-    told = files.read_json(outcome)
-    if "error" in told:
-        error = told["error"]
+    outcome: dict[str, Any] = files.read_json(path)
+    if "error" in outcome:
+        error = outcome["error"]
         raise AvomniError(error["what"], where=error["where"], fix=error["fix"])
-    if told["stopped_at"] is not None:
+    if outcome["stopped_at"] == 0:
+        raise AvomniError("the training was stopped before anything was saved", fix=GO_ON)
+    if outcome["stopped_at"] is not None:
         raise AvomniError(
-            f"the training was stopped after step {told['stopped_at']} and has saved", fix=GO_ON
+            f"the training was stopped after step {outcome['stopped_at']} and has saved", fix=GO_ON
         )
-    told["choices"] = {name: Choice(*choice) for name, choice in told["choices"].items()}
-    return told
+    return outcome
 
 
 def stop(p: Params, process: subprocess.Popen | None = None, wait_s: float = 600.0) -> bool:
@@ -224,7 +337,8 @@ def stop(p: Params, process: subprocess.Popen | None = None, wait_s: float = 600
             f"the training works on {about.get('host')}, this is {socket.gethostname()}",
             fix=f"there: kill -TERM {about.get('pid')}",
         )
-    os.kill(about["pid"], signal.SIGTERM)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(about["pid"], signal.SIGTERM)
     until = time.monotonic() + wait_s
     while files.is_held(p.checkpoints_dir / LOCK):
         if time.monotonic() > until:
@@ -263,10 +377,28 @@ def in_words(error: BaseException) -> AvomniError:
     )
 
 
-def _refuse_another(p: Params, about: dict[str, Any]) -> None:
+def _key(p: Params, cache_digest: str) -> str:
+    """What is left follows from this."""
+    names = (*READS, "processing", "vision", "evaluation.split", "evaluation.max_new_tokens")
+    return files.hash_json([p.values(*names), cache_digest, hardware.device().reason])
+
+
+def _confirm(p: Params, process: Any) -> bool:
+    """Let the process go on with the training; whether it does."""
+    with contextlib.suppress(BrokenPipeError), process.stdin:
+        process.stdin.write(b"y")
+    while (about := running(p)) and about.get("waits"):
+        time.sleep(EVERY_S / 5)
+    return about is not None
+
+
+def _differing(p: Params, about: dict[str, Any]) -> list[str]:
     ours, theirs = p.values(*READS), about.get("params", {})
-    differing = [name for name in ours if ours[name] != theirs.get(name)]
-    if differing:
+    return [name for name in ours if ours[name] != theirs.get(name)]
+
+
+def _refuse_another(p: Params, about: dict[str, Any]) -> None:
+    if differing := _differing(p, about):
         raise AvomniError(
             f"a training with other parameters ({', '.join(differing)}) works in this run folder: "
             f"process {about.get('pid')} on {about.get('host')} since {about.get('started_at')}",
@@ -280,13 +412,8 @@ def _show(
     p: Params, process: subprocess.Popen | None, progress: type[Bar], watch: Watch | None
 ) -> None:
     folder, shown, watched = p.checkpoints_dir, 0, 0.0
-
-    def alive() -> bool:
-        held = files.is_held(folder / LOCK)
-        return held or (process is not None and process.poll() is None)
-
     about: dict[str, Any] = {}
-    while "steps" not in about and alive():
+    while "steps" not in about and is_alive(p, process):
         time.sleep(EVERY_S)
         about = files.read_json(folder / JOB_FILE) if (folder / JOB_FILE).exists() else {}
     if "steps" not in about:
@@ -296,7 +423,8 @@ def _show(
     with progress(total=about["steps"], unit="step", label="training") as bar:
         going = True
         while going:
-            going = alive()  # asked first, so that the last lines are read once more after the end
+            # Asked first, so that the last lines are read once more after the end.
+            going = is_alive(p, process)
             found = files.state_of(metrics.path)
             if found != state:
                 lines, state = metrics.read(), found

@@ -23,6 +23,10 @@ from avomni_lib.plan import Bar
 from avomni_lib.training.fit.sft import WindowTrainer
 
 Report = Callable[[dict[str, Any]], None]
+# Of the steps so far what each took, as `Meter.spent`, and the most memory held, GB; returns
+# whether to go on.
+Pause = Callable[[list[np.ndarray], float], bool]
+PROBE_STEPS = 3  # the first one warms up, the other two are timed
 
 
 class Meter(TrainerCallback):
@@ -36,6 +40,8 @@ class Meter(TrainerCallback):
         num_windows: That a pass over the training windows takes.
         report: Who is told each line besides `metrics.jsonl`.
         stop: Set from outside to save and stop after the running step.
+        pause: Called once, after the first `PROBE_STEPS` steps; where it says so, the training ends
+            there and saves nothing.
     """
 
     def __init__(
@@ -48,11 +54,13 @@ class Meter(TrainerCallback):
         num_windows: int,
         report: Report | None = None,
         stop: threading.Event | None = None,
+        pause: Pause | None = None,
     ):
         self.trainer, self.bar, self.every = trainer, bar, every
         self.windows_per_step, self.num_windows = windows_per_step, num_windows
         self.report, self.stop = report, stop or threading.Event()
-        self.stopped = False
+        self.pause, self.timed = pause, []
+        self.stopped = self.abandoned = False
         # Seconds, CPU seconds, seconds of waiting for data and tokens since the last line, without
         # those of checkpoints.
         self.spent = np.zeros(4)
@@ -71,12 +79,26 @@ class Meter(TrainerCallback):
             raise self.trainer.not_a_number(
                 "grad_norm", logs["grad_norm"], state.global_step, self._windows_of(args, state)
             )
-        self.spent += self._now() - self._since
+        taken = self._now() - self._since
+        self.spent += taken
         self._mark()
         self.bar.update(1, note=f"loss {logs['loss']:.3f}")
         if self.trainer.checkpoints.writes and state.global_step % self.every == 0:
             self._write_line(state.global_step, logs)
             self.spent = np.zeros(4)
+        if self.pause:
+            self.timed.append(taken)
+            if len(self.timed) == PROBE_STEPS or state.global_step == args.max_steps:
+                self._wait(control)
+
+    def _wait(self, control) -> None:
+        pause, self.pause = self.pause, None
+        if not pause(self.timed, _memory_gb(self.trainer.args.device)):
+            self.stop.set()
+        if self._any_rank_stops():
+            self.stopped = self.abandoned = control.should_training_stop = True
+            control.should_save = False
+        self._mark()
 
     def on_save(self, args, state, control, **_):
         self._mark()  # a checkpoint's seconds are not the next step's

@@ -6,7 +6,7 @@ Imports TRL, so it is imported only after the base model is loaded: Unsloth has 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback  # noqa: F401
 from trl import SFTConfig, SFTTrainer
 
@@ -27,10 +26,14 @@ from avomni_lib.training.feed.loader import Loader
 from avomni_lib.training.fit import heldout
 from avomni_lib.training.fit.checkpoints import Checkpoints
 from avomni_lib.training.fit.heldout import HeldOut
+from avomni_lib.training.model import private
 from avomni_lib.training.prompt.conversation import IGNORED, Conversation
 
+# Of TRL's SFTTrainer; its other names in this module are public.
+PRIVATE_NAMES = ("_metrics",)
 
-class WindowTrainer(SFTTrainer):
+
+class WindowTrainer(private.TrainerHooks, SFTTrainer):
     """SFTTrainer that takes its batches from a `Loader` and leaves only whole checkpoints.
 
     The loss of an optimizer step is the mean over all answer tokens of its windows, however they
@@ -115,7 +118,7 @@ class WindowTrainer(SFTTrainer):
                     raise self.not_a_number("loss", value, step + 1, culprits)
         return loss
 
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+    def prepare(self, inputs: dict[str, Any]) -> dict[str, Any]:
         frames = inputs.pop("frames")
         self.num_tokens += inputs["input_ids"].numel()
         if tuple(frames.shape[1:]) != self.talk.frame_shape:
@@ -124,7 +127,7 @@ class WindowTrainer(SFTTrainer):
                 f"{self.talk.frame_shape}",
                 fix="run 03_etl again",
             )
-        inputs = super()._prepare_inputs(inputs)
+        inputs = self.on_device(inputs)
         # The copy and what follows it queue on the device; nobody waits for them here. The reader
         # does, before it writes over the frames.
         inputs |= self.talk.backbone.inputs(
@@ -137,24 +140,21 @@ class WindowTrainer(SFTTrainer):
         self.loader.give_back(frames, copied)
         return inputs
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+    def save(self, by_transformers: Callable[[], None]) -> None:
         # Weights and two moments of float32 at most, and the tokenizer's files.
         files.need_room(self.checkpoints.folder, 12 * self.num_trained + 2**25, "a checkpoint")
-        # Not SFTTrainer's, which only adds a model card for the hub.
-        Trainer._save_checkpoint(self, model, trial)
+        by_transformers()
         self._ask_held_out()
         self.accelerator.wait_for_everyone()  # each rank writes its own random state
         if self.checkpoints.writes:
             self.checkpoints.adopt(self.state.global_step, self.history)
         self.accelerator.wait_for_everyone()
 
-    def _init_training_state(self, max_steps, *arguments) -> tuple[int, int]:
-        begun = super()._init_training_state(max_steps, *arguments)
+    def begin(self, max_steps: int) -> None:
         # A checkpoint's state keeps the intervals of the process that wrote it.
         self.state.compute_steps(self.args, max_steps)
-        return begun
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+    def load_optimizer(self, checkpoint: str | None) -> None:
         # With several processes transformers' own maps to the device by its name, and torch.load
         # knows no `cpu:1`.
         parts = {"optimizer.pt": self.optimizer, "scheduler.pt": self.lr_scheduler}
@@ -185,7 +185,7 @@ class WindowTrainer(SFTTrainer):
         frames = np.empty((1, *self.loader.windows.frame_shape), np.uint8)
         self.loader.windows.read_into(index, frames[0])
         pixels = torch.from_numpy(frames).to(self.args.device)
-        inputs = super()._prepare_inputs(self.loader.tokens([index]))
+        inputs = self.on_device(self.loader.tokens([index]))
         inputs |= self.talk.backbone.inputs(pixels, self.model.dtype)
         with torch.no_grad():
             return float(self.compute_loss(self.model, inputs))
@@ -212,14 +212,12 @@ def arguments_of(
     choices: dict[str, Choice],
     steps: int,
     accumulation: int,
-    saves: bool = True,
 ) -> SFTConfig:
     """TRL's arguments for these parameters and choices.
 
     Args:
         steps: Optimizer steps of the whole run.
         accumulation: Batches that each process gathers before the optimizer moves.
-        saves: Whether it leaves checkpoints.
     """
     training, on_cpu = p.training, choices["device"].value == "cpu"
     schedule = training.lr_scheduler
@@ -239,7 +237,7 @@ def arguments_of(
         # Left out, TRL would take bfloat16 on a CPU too.
         bf16=choices["dtype"].value == "bfloat16",
         use_cpu=on_cpu,
-        save_strategy="steps" if saves else "no",
+        save_strategy="steps",
         save_steps=training.save_steps,
         # Every step is looked at, so that a gradient that is no number stops the training at once;
         # the filter would hide it.
@@ -255,9 +253,7 @@ def arguments_of(
         loss_type="chunked_nll",
         max_length=None,
     )
-    # One process drives one card, whatever others are visible: transformers would wrap the model in
-    # DataParallel, which splits position_ids (axes, B, L) along the wrong axis.
-    arguments._n_gpu = min(arguments.n_gpu, 1)
+    private.use_one_card(arguments)
     return arguments
 
 

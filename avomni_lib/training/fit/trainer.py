@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from pathlib import Path
+from typing import Any
 
 from avomni_lib import files, hardware
-from avomni_lib.errors import AvomniError
 from avomni_lib.etl.leaks import leaks
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar, Plan
 from avomni_lib.training.backbones import backbone
 from avomni_lib.training.doctor import doctor
-from avomni_lib.training.fit import environment, job
+from avomni_lib.training.fit import job
 from avomni_lib.training.fit.checkpoints import METRICS_FILE, Metrics
 from avomni_lib.training.fit.outcome import Trained
 from avomni_lib.training.forecast import estimate
@@ -21,15 +19,15 @@ from avomni_lib.training.model import adapter, load
 from avomni_lib.training.prompt import samples
 from avomni_lib.training.prompt.tokens import Tokens
 
-PROBE_FILE, PROBE_LOG, PLAN_FILE = "probe.json", "probe.log", "plan.json"
+PLAN_FILE = "plan.json"
 
 
 def plan(p: Params, probe: bool = True) -> Plan:
     """Windows, tokens, steps, memory by part, hours and cost, before anything is trained.
 
     Args:
-        probe: Take a few steps in a process of their own, to see how long one takes; what they
-            took is kept beside the checkpoints for the next call.
+        probe: Start the training's process, which pauses after its first steps until `train`, to
+            see how long one takes; that is kept beside the checkpoints for the next call.
 
     Raises:
         AvomniError: no cache, no such base model, a sample is longer than max_seq_length, a clip
@@ -84,7 +82,7 @@ def plan(p: Params, probe: bool = True) -> Plan:
         steps,
         Tokens(talk.num_vision_tokens, num_text, num_answer),
         device=device,
-        probe=_probe(p, choices["device"].reason) if probe else None,
+        probe=_probe(p, windows.cache.digest) if probe else None,
         capacity=memory.total if memory else None,
     )
     if probe:
@@ -105,27 +103,34 @@ def train(p: Params, progress: type[Bar] = Bar, watch: job.Watch | None = None) 
             run's folder; the training was stopped or killed.
     """
     process, _ = job.start_or_attach(p)
-    told = job.follow(p, process, progress, watch)
+    return _trained(p, job.follow(p, process, progress, watch))
+
+
+def _trained(p: Params, outcome: dict[str, Any]) -> Trained:
     about = files.read_json(p.checkpoints_dir / job.JOB_FILE)
     metrics = Metrics(p.checkpoints_dir / about["checkpoints"] / METRICS_FILE).read()
     folder = adapter.adapter_dir(p)
     record = adapter.read_record(folder)
     planned = p.checkpoints_dir / PLAN_FILE
     predicted = files.read_json(planned).get("predicted") if planned.exists() else None
-    figures = told["figures"] | {"estimate": predicted or {}}
-    return Trained(folder, record, metrics, told["choices"], figures)
+    figures = outcome["figures"] | {"estimate": predicted or {}}
+    return Trained(folder, record, metrics, outcome["choices"], figures)
 
 
 def train_blind(p: Params, progress: type[Bar] = Bar) -> Trained | None:
-    """Train the ladder's second adapter, on black frames; None where none is wanted.
+    """The ladder's second adapter, which learns from black frames; None where none is wanted.
 
-    It is asked for no longer than the first one was: `training.blind_steps` are steps at most.
+    The process that trains the first adapter goes on with this one, and is followed here. It is
+    asked for no longer than the first one was: `training.blind_steps` are steps at most.
 
     Raises:
         AvomniError: see `train`.
     """
     blind = p.blinded()
-    return None if blind is None else train(blind, progress)
+    if blind is None:
+        return None
+    process = None if job.is_finished(blind) else job.start_or_attach(blind)[0]
+    return _trained(blind, job.follow(blind, process, progress))
 
 
 def made(trained: Trained, blind: Trained | None = None) -> list[Path]:
@@ -142,38 +147,18 @@ def compared(trained: Trained) -> Plan:
     return Plan("predicted against measured", rows, [], {})
 
 
-def _probe(p: Params, machine: str) -> estimate.Probe | None:
+def _probe(p: Params, cache_digest: str) -> estimate.Probe | None:
     """What a few steps take, timed once for these parameters on this machine.
 
-    None where a training works here already: two would share the device, and both be slow.
+    None where the training is past its first steps: two would share the device, and both be slow.
     """
-    path = p.checkpoints_dir / PROBE_FILE
-    key = files.hash_json([p.values(*job.READS, "processing", "vision"), machine])
-    found = files.read_json(path) if path.exists() else {}
-    if found.get("key") == key:
-        return estimate.Probe(**found["took"])
-    if job.running(p) is not None:
-        return None
-    fresh = path.with_name(f".{PROBE_FILE}")
-    params = path.with_name(f".{job.PARAMS_FILE}")
-    files.write_json(params, p.complete())
-    with open(path.with_name(PROBE_LOG), "w+") as log:
-        command = job.command(p, params, "--probe", str(fresh))
-        ran = subprocess.run(
-            command,
-            stdout=log,
-            stderr=log,
-            cwd=files.PROJECT_ROOT,
-            env=environment.for_a_training(files.environment()),
-        )
-        if ran.returncode:
-            log.seek(0)
-            raise _in_words(log.read(), Path(log.name))
-    took = files.read_json(fresh)
-    files.write_json(path, {"key": key, "took": took})
-    for used in (fresh, params):
-        os.unlink(used)
-    return estimate.Probe(**took)
+    took = job.left(p, job.PROBE_FILE, cache_digest)
+    if took is None:
+        about = job.running(p)
+        if about is not None and not about.get("waits"):
+            return None
+        took = job.awaited(p, job.PROBE_FILE, cache_digest, pauses=True)
+    return None if took is None else estimate.Probe(**took)
 
 
 def _causes(by_source: dict[str, int]) -> list[tuple[str, str, str]]:
@@ -182,18 +167,6 @@ def _causes(by_source: dict[str, int]) -> list[tuple[str, str, str]]:
         return []
     written, made = (by_source.get(name, 0) for name in ("event", "template"))
     return [("causes", f"{written:,} by people", f"{made:,} by this program's templates")]
-
-
-def _in_words(said: str, log: Path) -> AvomniError:
-    """What the worker's last words were: it says `error: …` where it knows why."""
-    _, known, words = said.rpartition("error: ")
-    if known:
-        return AvomniError(words.strip())
-    return AvomniError(
-        "the first steps of the training failed",
-        where=str(log),
-        fix="look there; lower training.batch_size or the tile size if it was memory",
-    )
 
 
 def _batch(p: Params) -> str:

@@ -12,16 +12,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import logging
 import shutil
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from avomni_lib import files, hardware
 from avomni_lib.errors import AvomniError
@@ -43,7 +46,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PROBE_STEPS = 3  # the first one warms up, the other two are timed
+NUM_ANSWERED = 4  # windows that are asked about before and after
 
 
 def work(
@@ -53,8 +56,9 @@ def work(
     windows: Any = None,
     held_out: Any = None,
     stop: threading.Event | None = None,
-    opened: Callable[[Path, int], None] | None = None,
-    probe: bool = False,
+    opened: job.Opened | None = None,
+    pauses: bool = False,
+    model: load.Trainable | None = None,
 ) -> Trained:
     """Train the adapter in this process, from the last whole checkpoint where there is one.
 
@@ -63,14 +67,16 @@ def work(
         windows: Instead of the cache's training windows.
         held_out: Instead of the cache's windows of the split `val`.
         stop: Set it, and the training saves a checkpoint after the running step and returns.
-        opened: Called with the checkpoints' folder and the number of steps before the first one.
-        probe: Take `PROBE_STEPS` steps as the training would, and leave nothing behind.
+        opened: Whom others follow: is told of the steps, and left answers before and after them.
+        pauses: Wait after the first steps for leave to go on; without it nothing is saved.
+        model: Of another training with the same model, which is not loaded again.
 
     Raises:
         AvomniError: see `trainer.plan`; also an unknown optimizer, a loss that is no number, or
             a machine that computes wrongly.
     """
-    ignored = environment.clean()
+    model = model or load.Trainable()
+    model.ignored += environment.clean()
     windows = samples.train_windows(p) if windows is None else windows
     if p.training.blind:
         windows = views.Black(windows)
@@ -80,7 +86,7 @@ def work(
     # Only now: Unsloth, where it is the backend, has to be imported before TRL.
     from avomni_lib.training.fit import meter, sft
 
-    base = load.load_base(p)
+    base, tuned = model.fresh(p)
     choices = base.choices | {"optimizer": chosen_optimizer}
     doctor.check(p, choices)
     talk = samples.conversation_of(
@@ -89,12 +95,12 @@ def work(
     longest = samples.longest(windows, talk)
     digest = load.base_digest(load.base_location(p.model.base_model), base.model.config)
     record = adapter.record_of(p, windows, talk, digest, base.choices)
-    folder = p.checkpoints_dir / (".probe" if probe else files.hash_json(record)[:12])
+    folder = p.checkpoints_dir / files.hash_json(record)[:12]
     checkpoints = Checkpoints(
         folder, record, writes=share.rank == 0, kept=p.training.save_total_limit
     )
-    if ignored:
-        reason = f"{', '.join(ignored)} would have changed what is learned"
+    if model.ignored:
+        reason = f"{', '.join(model.ignored)} would have changed what is learned"
         choices["environment"] = Choice("left out in part", reason)
     start = checkpoints.resume()
     last, done = start.checkpoint, start.step
@@ -102,14 +108,17 @@ def work(
         why = "; ".join(start.passed_over)
         log.warning("%s: going on %s", why, start)
         choices["checkpoint"] = Choice(last.name if last else "none", f"{why}; went on {start}")
-    steps = PROBE_STEPS if probe else estimate.optimizer_steps(p, len(windows))
+    steps = estimate.optimizer_steps(p, len(windows))
+    asks = opened is not None and not p.training.blind
     if opened:
-        opened(folder, steps)
+        opened.tell(checkpoints=folder.name, steps=steps)
+    if asks and job.left(p, job.BEFORE_FILE, windows.cache.digest) is None:
+        _ask(p, job.BEFORE_FILE, tuned, talk, windows.cache)
 
     num_answer = len(longest) - len(talk.prompt())
-    asked = None if probe else heldout.choose(p, windows, talk, num_answer, held_out)
+    asked = heldout.choose(p, windows, talk, num_answer, held_out)
     report = None
-    if checkpoints.writes and not probe:
+    if checkpoints.writes:
         report = meter.reporter(p.training.report_to, p.run.name, folder, done)
     with _loader(p, windows, talk, share, steps, device) as batches:
         trainer = sft.WindowTrainer(
@@ -118,10 +127,8 @@ def work(
             checkpoints=checkpoints,
             held_out=asked,
             patience=p.training.patience,
-            model=load.add_adapter(base.model, p, talk.backbone, choices["backend"].value),
-            args=sft.arguments_of(
-                p, checkpoints, choices, steps, share.accumulation, saves=not probe
-            ),
+            model=tuned,
+            args=sft.arguments_of(p, checkpoints, choices, steps, share.accumulation),
             processing_class=base.tokenizer,
             train_dataset=sft.named_rows(len(windows)),
             data_collator=list,  # never called: batches come from the loader
@@ -132,17 +139,20 @@ def work(
             watch = meter.Meter(
                 trainer,
                 bar,
-                every=1 if probe else p.training.logging_steps,
+                every=p.training.logging_steps,
                 windows_per_step=estimate.windows_per_step(p),
                 num_windows=len(windows),
                 report=report,
                 stop=stop,
+                pause=functools.partial(_pause, p, windows, opened, stop) if pauses else None,
             )
             trainer.add_callback(watch)
             if not heldout.exhausted(trainer.history, p.training.patience):
                 trainer.train(resume_from_checkpoint=str(last) if last else None)
     reached = trainer.state.global_step
     stopped_at = reached if watch.stopped and reached < steps else None
+    if watch.abandoned:
+        stopped_at = done
     metrics = checkpoints.metrics.read()
     figures = {
         "heldout": trainer.history,
@@ -156,14 +166,17 @@ def work(
     if start.passed_over:
         figures["damaged_checkpoints"] = start.passed_over
         figures["headline"] = f"{figures.get('headline', '')}; {choices['checkpoint'].reason}"
-    if probe:
+    if checkpoints.writes and watch.abandoned and not done:
         shutil.rmtree(folder, ignore_errors=True)
-    elif checkpoints.writes and stopped_at is None:
+    if checkpoints.writes and stopped_at is None:
         checkpoints.sweep(all_damaged=True)
         if best := heldout.best(trainer.history):
             load.load_weights(trainer.model, _whole(checkpoints, best["step"]))
         adapter.export(trainer.model, adapter.adapter_dir(p), record, figures)
-    del trainer, base, batches, watch
+    if asks and stopped_at is None:
+        model.unwrap()  # 06 asks without a trainer's precision
+        _ask(p, job.AFTER_FILE, tuned, talk, windows.cache)
+    del trainer, base, tuned, model, batches, watch
     hardware.release_memory()
     return Trained(adapter.adapter_dir(p), record, metrics, choices, figures, stopped_at)
 
@@ -214,6 +227,40 @@ class Share:
         return cls(rank(), ranks, accumulated // ranks)
 
 
+def _pause(
+    p: Params,
+    windows: Any,
+    opened: job.Opened | None,
+    stop: threading.Event,
+    timed: list[np.ndarray],
+    memory_gb: float,
+) -> bool:
+    """Leave what the first steps took, and wait; only the first of several processes decides."""
+    if opened is None:
+        job.wait_for_leave(p)
+        return True
+    took = estimate.probe_of(timed, memory_gb)
+    job.leave(p, job.PROBE_FILE, windows.cache.digest, took)
+    return opened.is_confirmed(stop)
+
+
+def _ask(p: Params, name: str, model: Any, talk: Conversation, cache: Any) -> None:
+    """Leave what the model answers about some windows of `evaluation.split`.
+
+    Windows that cannot be opened end no training: the notebook says why when it opens them itself.
+    """
+    try:
+        windows = samples.windows_of(p, p.evaluation.split, cache)
+    except AvomniError as error:
+        log.warning("no answers for %s: %s", name, error)
+        return
+    if not len(windows):
+        return
+    indices = heldout.thinned(len(windows), NUM_ANSWERED)
+    texts = heldout.predictions(model, talk, windows, indices, p.evaluation.max_new_tokens)
+    job.leave(p, name, cache.digest, dict(zip(map(str, indices), texts, strict=True)))
+
+
 def _loader(
     p: Params, windows: Any, talk: Conversation, share: Share, steps: int, device: str
 ) -> Loader:
@@ -252,25 +299,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a parameter"
     )
-    parser.add_argument("--probe", type=Path, help="take three steps and write what they took here")
+    parser.add_argument(
+        "--pause", action="store_true", help="after the first steps wait for a byte on stdin"
+    )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")  # into train.log
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    opened = None
+    opened: job.Opened | None = None
     with contextlib.ExitStack() as held:
         try:
             p = Params.from_files(options.params, options.set)
-            if options.probe:
-                took = estimate.probe_of(work(p, stop=stop, probe=True))
-                if rank() == 0:
-                    files.write_json(options.probe, took)
-                return 0
-            opened = held.enter_context(job.open_for(p)) if rank() == 0 else None
-            trained = work(p, stop=stop, opened=opened and opened.tell)
-            if opened:
-                opened.finish(trained)
+            blind = None if p.training.blind else p.blinded()
+            trainings: list[Params] = [each for each in (p, blind) if each]
+            jobs: list[job.Opened | None] = [None] * len(trainings)
+            if rank() == 0:  # both from now on: whoever has followed the first finds the second
+                more = {"waits": options.pause, "blind_follows": blind is not None}
+                # The first one's is left first: who has followed the second finds neither.
+                others = [held.enter_context(job.open_for(each)) for each in trainings[1:]]
+                jobs = [held.enter_context(job.open_for(p, **more)), *others]
+            model = load.Trainable()
+            for each, opened in zip(trainings, jobs, strict=True):
+                pauses = options.pause and each is p
+                trained = work(each, stop=stop, opened=opened, pauses=pauses, model=model)
+                if opened:
+                    opened.finish(trained)
+                if trained.stopped_at is not None:
+                    break
             return 0
         except BaseException as error:
             if not isinstance(error, AvomniError):

@@ -22,7 +22,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from avomni_lib import hardware
 from avomni_lib.dataset import cameras
@@ -38,9 +40,6 @@ from avomni_lib.training.backbones.qwen3_vl_size import ModelSize
 from avomni_lib.training.forecast.memory import memory, size_of
 from avomni_lib.training.model.load import TINY
 from avomni_lib.training.prompt.tokens import Tokens, grid_size, tokens_per_sample
-
-if TYPE_CHECKING:
-    from avomni_lib.training.fit.outcome import Trained
 
 FEW_STEPS = 200  # below it an adapter has hardly begun to learn
 # The memory expected of a batch of two windows with this base, on an MI300X.
@@ -329,13 +328,18 @@ def expected_seconds(p: Params, size: ModelSize, tokens: Tokens) -> float:
     return work / (CARD_FLOPS * UTILISATION * p.training.num_processes)
 
 
-def probe_of(trained: Trained) -> dict[str, Any]:
-    """What a training of a few steps found, as values of a `Probe`; its first step warmed up."""
-    timed = trained.metrics[1:] or trained.metrics
+def probe_of(timed: Sequence[Sequence[float]], memory_gb: float) -> dict[str, Any]:
+    """What a few steps took, as values of a `Probe`; the first one warmed up.
+
+    Args:
+        timed: Seconds and CPU seconds of each step, first of all.
+        memory_gb: The most that was held.
+    """
+    seconds, cpu_seconds, *_ = np.mean(timed[1:] or timed, axis=0).tolist()
     return {
-        "seconds_per_step": sum(line["seconds"] for line in timed) / len(timed),
-        "cpu_seconds_per_step": sum(line["cpu_seconds"] for line in timed) / len(timed),
-        "peak_bytes": round(1e9 * trained.figures["measured"]["memory_gb"]),
+        "seconds_per_step": seconds,
+        "cpu_seconds_per_step": cpu_seconds,
+        "peak_bytes": round(1e9 * memory_gb),
     }
 
 

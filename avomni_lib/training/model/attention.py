@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from avomni_lib.training.model.private import replace_attention
+
 if TYPE_CHECKING:
     import torch
 
@@ -19,10 +21,8 @@ def copy_views(model: Any) -> None:
     """
     from transformers import AttentionInterface
 
-    config = model.config.vision_config
-    if config._attn_implementation == "sdpa":
-        AttentionInterface.register(CONTIGUOUS, _contiguous)
-        config._attn_implementation = CONTIGUOUS
+    AttentionInterface.register(CONTIGUOUS, _contiguous)
+    replace_attention(model.config.vision_config, "sdpa", CONTIGUOUS)
 
 
 def _contiguous(

@@ -20,6 +20,7 @@ from avomni_lib.params import Params
 from avomni_lib.training.backbones import Backbone, backbone
 from avomni_lib.training.export.card import base_place
 from avomni_lib.training.fit import environment
+from avomni_lib.training.model import private
 from avomni_lib.training.model.adapter import check_whole, read_record
 from avomni_lib.training.model.model_input import refuse_other, what_the_model_sees
 
@@ -47,6 +48,52 @@ class Base(NamedTuple):
     choices: dict[str, Choice]
 
 
+class Trainable:
+    """A base model with a LoRA adapter, loaded once for one training after another.
+
+    Attributes:
+        base: The base model and its tokenizer; the adapter's layers are in it.
+        model: The `PeftModel`.
+        ignored: Environment variables that were removed before anything was loaded.
+    """
+
+    def __init__(self) -> None:
+        self.ignored: list[str] = []
+        self.base: Base | None = None
+
+    def fresh(self, p: Params) -> tuple[Base, Any]:
+        """The base model and the `PeftModel`, as they are when just loaded.
+
+        Raises:
+            AvomniError: see `load_base` and `add_adapter`.
+        """
+        if self.base is None:
+            self.base = load_base(p)
+            kind = backbone(p.model.backbone, self.base.model.config)
+            self.model = add_adapter(self.base.model, p, kind, self.base.choices["backend"].value)
+            self._initial = {
+                name: parameter.detach().to("cpu", copy=True)
+                for name, parameter in self.model.named_parameters()
+                if parameter.requires_grad
+            }
+            modules = (self.model, self.model.get_base_model())
+            self._forwards = [(module, vars(module).get("forward")) for module in modules]
+            return self.base, self.model
+        for name, parameter in self.model.named_parameters():
+            if name in self._initial:
+                parameter.data = self._initial[name].to(parameter.device, copy=True)
+                parameter.grad = None
+        self.unwrap()
+        return self.base, self.model
+
+    def unwrap(self) -> None:
+        """Undo what TRL and Accelerate lay over `forward`, once more with each trainer."""
+        for module, forward in self._forwards:
+            vars(module).pop("forward", None)
+            if forward is not None:
+                module.forward = forward
+
+
 def base_location(name: str) -> str:
     """Where `model.base_model` lies: the package's own folder, another folder, or a hub name."""
     if name == TINY:
@@ -62,7 +109,7 @@ def base_digest(location: str, config: Any) -> str:
     """
     folder = Path(location)
     if not folder.is_dir():
-        return f"{location}@{getattr(config, '_commit_hash', None)}"
+        return f"{location}@{private.commit_of(config)}"
     paths = sorted(path for form in BASE_FILES for path in folder.glob(form) if path.is_file())
     return files.hash_json({path.name: files.sha256_once(path) for path in paths})
 
@@ -89,7 +136,7 @@ def load_base(p: Params) -> Base:
     model.config.eos_token_id = tokenizer.eos_token_id
     model.config.pad_token_id = tokenizer.pad_token_id
     # What is saved of an adapter names it; a path of this machine would mean nothing on another.
-    model.name_or_path = model.config._name_or_path = base_place(p.model.base_model)
+    model.name_or_path = model.config.name_or_path = base_place(p.model.base_model)
     return Base(model, tokenizer, choices)
 
 

@@ -13,7 +13,7 @@ from avomni_lib.params import Params
 from avomni_lib.training.backbones import Backbone
 from avomni_lib.training.model import model_input
 from avomni_lib.training.prompt import history
-from avomni_lib.training.prompt.conversation import Conversation, Sample
+from avomni_lib.training.prompt.conversation import Conversation, Sample, padded
 from avomni_lib.training.targets import Target, target_of
 
 
@@ -161,7 +161,5 @@ def longest(windows: Any, talk: Conversation, looked_at: int = 64) -> Sample:
 
 def batch_of(indices: Sequence[int], windows: Any, talk: Conversation) -> dict[str, Any]:
     """A batch's tokens, labels and positions, a row a window."""
-    from avomni_lib.training.feed.padding import padded
-
-    samples = [sample_of(index, windows, talk) for index in indices]
-    return padded(samples, talk.tokenizer.pad_token_id)
+    made = [sample_of(index, windows, talk) for index in indices]
+    return padded(made, talk.tokenizer.pad_token_id)
