@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from avomni_lib import params_cell
 from avomni_lib.params import EXTENDS, Params
-from avomni_lib.plan import gigabytes, minutes
+from avomni_lib.plan import Table, gigabytes, minutes
 from avomni_lib.training.model import model_input
 
 if TYPE_CHECKING:
@@ -21,31 +19,6 @@ MOST_PARTS = 12
 HASH = re.compile(r"[0-9a-f]{40,}")
 TRIED_AGAIN = "no fault of the clip: run the same command again, it tries these again"
 SOUND = ("ok", "sound", "missing", "evicted", "not chosen")
-
-
-@dataclass(frozen=True)
-class Table:
-    """A head, rows of cells, and a sentence where there is no row."""
-
-    head: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-    if_empty: str = "nothing"
-
-    def __repr__(self) -> str:
-        if not self.rows:
-            return self.if_empty
-        lines = [self.head, *self.rows]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in lines
-        )
-
-    def _repr_html_(self) -> str:
-        if not self.rows:
-            return f"<p>{html.escape(self.if_empty)}</p>"
-        body = "".join(_line(row, "td") for row in self.rows)
-        return f"<table>{_line(self.head, 'th')}{body}</table>"
 
 
 def parameters(p: Params, names: Mapping[str, Any]) -> pd.DataFrame:
@@ -220,8 +193,3 @@ def _value(name: str, value: Any) -> str:
         return f"{len(value):,} entries"
     # The first characters of a hash tell it from others.
     return f"{value[:12]}…" if HASH.fullmatch(str(value)) else str(value)
-
-
-def _line(cells: tuple[str, ...], tag: str) -> str:
-    style = " style='text-align:left'"
-    return "<tr>" + "".join(f"<{tag}{style}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
