@@ -214,11 +214,10 @@ def run(
     from avomni_lib.notebook.pages import terminal
     from avomni_lib.notebook.run import pipeline
     from avomni_lib.notebook.run.headlines import in_short
-    from avomni_lib.plan import Table
 
     stages = pipeline.choose(first, only or [])
     started, rows = time.monotonic(), []
-    table = Table(("stage", "", "seconds", "what came out"), title=f"run {p.run.name}")
+    table = terminal.Rows(f"run {p.run.name}", ("stage", "", "seconds", "what came out"))
     for outcome in pipeline.run(p, stages, force=force, dry_run=dry_run):
         # To stderr with --json, as all that stages say while they work.
         print(f"{outcome.stage}: {outcome.action} ({outcome.reason})", flush=True)
@@ -260,14 +259,12 @@ def status(
     """Say what is done, what is stale and why."""
     from avomni_lib.notebook.pages import terminal
     from avomni_lib.notebook.run import runs
-    from avomni_lib.plan import Table
 
     p = _params("status", paths, more, changes, limit)
     states = runs.states(p)
     rows = [{"stage": s.stage.name, "done": s.done, "reason": s.reason} for s in states]
     lines = [(s.stage.name, s.stage.purpose, s.reason) for s in states]
-    title = f"run {p.run.name} in {p.run_dir}"
-    table = Table(("stage", "purpose", "state"), lines, title=title)
+    table = terminal.Rows(f"run {p.run.name} in {p.run_dir}", ("stage", "purpose", "state"), lines)
     return CommandOutput({"run": str(p.run_dir), "stages": rows}, (table,), terminal.rows)
 
 

@@ -1,4 +1,4 @@
-"""What a stage says before it works, how it says how far it is, and tables of text.
+"""What a stage says before it works, and how it says how far it is.
 
 A room takes `progress: type[Bar] = Bar`; the silent bar here is the default, `notebook/progress.py`
 has the ones that people see.
@@ -42,31 +42,16 @@ class Plan:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
+        cells = "".join(
+            "<tr>"
+            + "".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in row)
+            + "</tr>"
+            for row in self.rows
+        )
         warnings = "".join(
             f"<p><b>Note:</b> {html.escape(warning)}</p>" for warning in self.warnings
         )
-        return f"<b>{html.escape(self.title)}</b>{html_table(self.rows)}{warnings}"
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of text: lines in a terminal, HTML in a notebook, a sentence where it has no row."""
-
-    head: tuple[str, ...]
-    rows: list[tuple[str, ...]] = field(default_factory=list)
-    if_empty: str = "nothing"
-    title: str = ""
-
-    def __repr__(self) -> str:
-        if not self.rows:
-            return self.if_empty
-        lines = [[" ".join(cell.split()) for cell in row] for row in (self.head, *self.rows)]
-        return "\n".join([self.title] * bool(self.title) + [text_table(lines)])
-
-    def _repr_html_(self) -> str:
-        if not self.rows:
-            return f"<p>{html.escape(self.if_empty)}</p>"
-        return html_table(self.rows, self.head)
+        return f"<b>{html.escape(self.title)}</b><table>{cells}</table>{warnings}"
 
 
 class Bar:
@@ -113,17 +98,6 @@ def text_table(lines: Sequence[Sequence[str]]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
-
-
-def html_table(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
-    """Rows of cells, and a head, as HTML."""
-
-    def line(cells: Sequence[str], tag: str) -> str:
-        style = " style='text-align:left'"
-        return "<tr>" + "".join(f"<{tag}{style}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
-
-    shown = ([line(head, "th")] if head else []) + [line(row, "td") for row in rows]
-    return f"<table>{''.join(shown)}</table>"
 
 
 def gigabytes(num_bytes: float) -> str:

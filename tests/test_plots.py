@@ -12,7 +12,6 @@ from PIL import Image
 
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.audit.audit import Audit
-from avomni_lib.dataset.findings import Finding, summary
 from avomni_lib.etl.cache.memmap import Cache
 from avomni_lib.etl.cache.windows import Windows
 from avomni_lib.etl.run.build import Built
@@ -330,45 +329,6 @@ def test_running_mean_of_the_last_values():
     assert np.allclose(training.running_mean(np.array([4.0, 2, 6, 0]), 2), [4, 3, 4, 3])
 
 
-def test_tables_of_an_audit_say_what_how_many_and_where_first():
-    told = [
-        Finding("odd", "a gap", "2 frames are missing", feature=FEATURES[0], clip_id=f"{n:08d}-x")
-        for n in range(3)
-    ]
-    told.append(Finding("damaged", "cut short", "lists 9 frames, holds 4", path="a.zip"))
-    shown = tables.findings(summary(told))
-    assert [row[:3] for row in shown.rows] == [
-        ("damaged", "cut short", "1"),
-        ("odd", "a gap", "3"),
-    ]
-    assert shown.rows[0][3:] == ("a.zip", "lists 9 frames, holds 4")
-    assert shown.rows[1][3] == f"00000000 {FEATURES[0]}"
-    assert repr(tables.findings([])) == "nothing is damaged, odd or worth a remark"
-
-
-def test_a_table_of_streams_tells_what_is_not_the_same_everywhere():
-    row = {
-        "num_streams": 1200,
-        "codecs": {"h264 High": 1199, "hevc Main": 1},
-        "sizes": {"1920×1080": 1200},
-        "rates": {"30": 1200},
-        "gops": {"30": 1000, "28/30": 150, "60": 49, "15": 1},
-        "num_open": 1,
-        "num_reordered": 1200,
-        "num_variable": 2,
-        "mbit_per_s": [7.9, 8.1, 9.25],
-        "seconds": [20.119, 20.12, 20.121],
-    }
-    (cells,) = tables.streams({FEATURES[0]: row}).rows
-    assert cells == (
-        *(FEATURES[0], "1,200", "h264 High (1,199), hevc Main (1)", "1920×1080", "30, variable"),
-        *("30 (1,000), 28/30 (150), 60 (49) …", "1", "1,200", "8.10 (7.90–9.25)", "20.12 s"),
-    )
-    unread = row | {"mbit_per_s": None, "seconds": None}
-    assert tables.streams({FEATURES[0]: unread}).rows[0][-2:] == ("", "")
-    assert "dataset.audit: full does" in repr(tables.streams({}))
-
-
 def test_a_table_of_what_came_out_says_it_in_words():
     finished = {
         "stage": "03_etl",
@@ -388,7 +348,8 @@ def test_a_table_of_what_came_out_says_it_in_words():
             "oldest_file": None,
         },
     }
-    assert tables.outcome(finished).rows == [
+    shown = tables.outcome(finished)["what came out"]
+    assert list(shown.items()) == [
         ("stage", "03_etl"),
         ("time", "67 min"),
         ("memory at most", "1.23 GB"),

@@ -9,14 +9,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
-from rich.table import Table as RichTable
+from rich.table import Table
 from rich.text import Text
 
-from avomni_lib.plan import Plan, Table, gigabytes
+from avomni_lib.plan import Plan, gigabytes, text_table
 
 if TYPE_CHECKING:
     from avomni_lib.etl.cache.verify import VerifiedCache
@@ -25,6 +26,19 @@ if TYPE_CHECKING:
 
 STATES = {"ok": "green", "note": "yellow", "wrong": "bold red"}
 VERDICTS = {"A is better": "cyan", "B is better": "green"}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A table of text: without a terminal a line a row, its cells apart by two spaces or more."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: list[tuple[str, ...]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [[" ".join(cell.split()) for cell in row] for row in (self.head, *self.rows)]
+        return f"{self.title}\n{text_table(lines)}"
 
 
 def show(shown: Any, framed: Callable[[Any], RenderableType] | None = None) -> None:
@@ -48,9 +62,9 @@ def _console(**options: Any) -> Console:
     return Console(**plain, **options)
 
 
-def rows(shown: Table) -> RichTable:
+def rows(shown: Rows) -> Table:
     """A row a stage. No cell is cut off where the terminal is narrow: it goes on below."""
-    table = RichTable(title=shown.title)
+    table = Table(title=shown.title)
     for name in shown.head:
         table.add_column(name, overflow="fold")
     for row in shown.rows:
@@ -60,9 +74,7 @@ def rows(shown: Table) -> RichTable:
 
 def plan(planned: Plan) -> Group:
     """Name, value and note of each row; what to read before starting comes last."""
-    table = RichTable(
-        title=planned.title, title_justify="left", show_header=False, box=box.SIMPLE_HEAD
-    )
+    table = Table(title=planned.title, title_justify="left", show_header=False, box=box.SIMPLE_HEAD)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     table.add_column(style="dim")
@@ -73,7 +85,7 @@ def plan(planned: Plan) -> Group:
 
 def report(found: Report) -> Group:
     """The doctor's lines. No frame, so that a command can be copied out of them."""
-    table = RichTable(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column()
@@ -92,7 +104,7 @@ def compared(result: Compared) -> Group:
     # Whoever has such an answer has this module at hand; it takes numpy and pyarrow to import.
     from avomni_lib.evaluation.comparison import HEAD
 
-    table = RichTable(*HEAD, box=box.SIMPLE_HEAD)
+    table = Table(*HEAD, box=box.SIMPLE_HEAD)
     for column in table.columns[2:6]:
         column.justify = "right"
     before = None
@@ -104,10 +116,10 @@ def compared(result: Compared) -> Group:
     return Group(*map(Text, result.title()), *warnings, table)
 
 
-def verified(reports: Mapping[str, VerifiedCache]) -> RichTable:
+def verified(reports: Mapping[str, VerifiedCache]) -> Table:
     """Sound caches, a row each."""
     head = ("cache", "", "clips", "of these", "frames", "shards", "arrays", "size")
-    table = RichTable(*head, box=box.SIMPLE_HEAD)
+    table = Table(*head, box=box.SIMPLE_HEAD)
     for column in (2, 4, 5, 6, 7):
         table.columns[column].justify = "right"
     for folder, each in reports.items():

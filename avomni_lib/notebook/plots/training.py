@@ -130,7 +130,7 @@ def before_after(spoken: Spoken, grid: Grid) -> canvas.Picture:
         axes = picture.add_subplot(places[0, 3 * col : 3 * col + 3])
         caption = f"{name} of the window's {len(frames)} frames"
         canvas.show_grid(axes, image, grid, 580, caption)
-    cards = [("true", spoken.true, canvas.INK), ("base model", spoken.base, canvas.ORANGE)]
+    cards = [("ground truth", spoken.true, canvas.INK), ("base model", spoken.base, canvas.ORANGE)]
     if spoken.adapted is not None:
         cards.append(("adapted model", spoken.adapted, canvas.BLUE))
     for col, (who, text, colour) in enumerate(cards):
