@@ -10,6 +10,10 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from avomni_lib.errors import AvomniError
 
 STOPPED_CODE = 130
 STOPPED = "stopped; run the same command again: it goes on from here"
@@ -98,7 +102,7 @@ def _open_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _print_error(error, as_json: bool) -> None:
+def _print_error(error: AvomniError, as_json: bool) -> None:
     from avomni_lib.notebook.pages import terminal
 
     if as_json:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+import typer.main
 
 from avomni_lib import __version__
 
@@ -262,8 +263,8 @@ def status(
     p = _params("status", paths, more, changes, limit)
     states = runs.states(p)
     rows = [{"stage": s.stage.name, "done": s.done, "reason": s.reason} for s in states]
-    table = terminal.Rows(f"run {p.run.name} in {p.run_dir}", ("stage", "purpose", "state"))
-    table.rows.extend((s.stage.name, s.stage.purpose, s.reason) for s in states)
+    lines = [(s.stage.name, s.stage.purpose, s.reason) for s in states]
+    table = terminal.Rows(f"run {p.run.name} in {p.run_dir}", ("stage", "purpose", "state"), lines)
     return CommandOutput({"run": str(p.run_dir), "stages": rows}, (table,), terminal.rows)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import typer
+import typer.main
 
 from avomni_lib import cli
 

@@ -87,7 +87,7 @@ def test_an_interrupted_cache_is_finished_by_the_same_cell(kernel, tmp_path):
     values = cached_run.values(tmp_path)
     download.fetch(Params.from_values(values), None)
     assert not errors(kernel.run(OPEN.format(values=json.dumps(values))))
-    (told,) = errors(kernel.run(BUILD, until="ETL: 12 clips"))
+    (told,) = errors(kernel.run(BUILD, until="ETL: 0/12 clip"))
     assert told["traceback"] == [interrupts.WORDS]
     outputs = kernel.run(BUILD)
     assert not errors(outputs)

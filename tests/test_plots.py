@@ -12,7 +12,6 @@ from PIL import Image
 
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.audit.audit import Audit
-from avomni_lib.dataset.findings import Finding, summary
 from avomni_lib.etl.cache.memmap import Cache
 from avomni_lib.etl.cache.windows import Windows
 from avomni_lib.etl.run.build import Built
@@ -70,16 +69,13 @@ def file_rows(state, sizes):
     ]
 
 
-def built(good, reasons=(), seconds=30.0):
-    clips = [{"split": split, "state": "ok", "reason": ""} for split in good]
-    clips += [{"split": "train", "state": "damaged", "reason": reason} for reason in reasons]
+def built(seconds=30.0):
     chunks = [{"bytes_evicted": 8_200_000_000}] * 3
     # Raw files come, parts and shards grow, raw files go.
     moments = [
         (n * seconds / 30, int((8.2 - n % 10) * 1e9) % int(8.2e9), n * int(4e8)) for n in range(30)
     ]
-    figures = {"num_clips_read": len(clips), "seconds": seconds}
-    return Built(None, clips, chunks, moments, figures)
+    return Built(None, [], chunks, moments, {"num_clips_read": 1, "seconds": seconds})
 
 
 def answered(before, after, speeds=(None, None), shape=(64, 96)):
@@ -119,14 +115,8 @@ def pictures(windows):
         "one large contact": canvas.in_rows([noise(768, 1344)], ["25cd4769 train"], "1 clip"),
         "contact of nothing": etl.contact_sheet(nothing),
         "timelines": etl.timelines(windows),
-        "clips by state": etl.clips_by_state(
-            built(["train"] * 70 + ["test"] * 28, ["camera_rear_left_70fov: cut short " * 3] * 2)
-        ),
-        "disk under a budget": etl.disk(built(["train"]), 25.0),
-        "disk without a budget": etl.disk(built(["train"]), None),
-        "clips with many faults": etl.clips_by_state(
-            built(["train"], [f"fault number {i}" for i in range(40)])
-        ),
+        "disk under a budget": etl.disk(built(), 25.0),
+        "disk without a budget": etl.disk(built(), None),
         "small preview": tiles.preview(noise(64, 96), grid4, drive(), "96 vision tokens"),
         "large preview": tiles.preview(noise(768, 1344), grid7, drive(), "8,064 vision tokens"),
         "standing": tiles.preview(noise(64, 96), grid4, standing, "a car at rest"),
@@ -233,10 +223,6 @@ def test_titles_say_what_the_numbers_say(pictures, windows):
     )
     assert "(75.5 MB on the disk, 75.5 MB fetched now)" in said["bytes fetched"]
     assert said["bytes over the budget"].endswith("755% of the budget of 10.0 MB")
-    assert said["clips by state"] == (
-        "98 clips are in the cache, 2 are left out (red: why); 200 clips a minute"
-    )
-    assert said["clips with many faults"].startswith("1 clip is in the cache, 40 are left out")
     assert said["curve"].startswith("Loss went from 3.40 to 0.5") and "0.4% of a" in said["curve"]
     assert said["before and after"] == (
         "The car drives 5.23 m/s; the base model says 9.99 m/s, the adapted one what cannot be read"
@@ -343,45 +329,6 @@ def test_running_mean_of_the_last_values():
     assert np.allclose(training.running_mean(np.array([4.0, 2, 6, 0]), 2), [4, 3, 4, 3])
 
 
-def test_tables_of_an_audit_say_what_how_many_and_where_first():
-    told = [
-        Finding("odd", "a gap", "2 frames are missing", feature=FEATURES[0], clip_id=f"{n:08d}-x")
-        for n in range(3)
-    ]
-    told.append(Finding("damaged", "cut short", "lists 9 frames, holds 4", path="a.zip"))
-    shown = tables.findings(summary(told))
-    assert [row[:3] for row in shown.rows] == [
-        ("damaged", "cut short", "1"),
-        ("odd", "a gap", "3"),
-    ]
-    assert shown.rows[0][3:] == ("a.zip", "lists 9 frames, holds 4")
-    assert shown.rows[1][3] == f"00000000 {FEATURES[0]}"
-    assert repr(tables.findings([])) == "nothing is damaged, odd or worth a remark"
-
-
-def test_a_table_of_streams_tells_what_is_not_the_same_everywhere():
-    row = {
-        "num_streams": 1200,
-        "codecs": {"h264 High": 1199, "hevc Main": 1},
-        "sizes": {"1920×1080": 1200},
-        "rates": {"30": 1200},
-        "gops": {"30": 1000, "28/30": 150, "60": 49, "15": 1},
-        "num_open": 1,
-        "num_reordered": 1200,
-        "num_variable": 2,
-        "mbit_per_s": [7.9, 8.1, 9.25],
-        "seconds": [20.119, 20.12, 20.121],
-    }
-    (cells,) = tables.streams({FEATURES[0]: row}).rows
-    assert cells == (
-        *(FEATURES[0], "1,200", "h264 High (1,199), hevc Main (1)", "1920×1080", "30, variable"),
-        *("30 (1,000), 28/30 (150), 60 (49) …", "1", "1,200", "8.10 (7.90–9.25)", "20.12 s"),
-    )
-    unread = row | {"mbit_per_s": None, "seconds": None}
-    assert tables.streams({FEATURES[0]: unread}).rows[0][-2:] == ("", "")
-    assert "dataset.audit: full does" in repr(tables.streams({}))
-
-
 def test_a_table_of_what_came_out_says_it_in_words():
     finished = {
         "stage": "03_etl",
@@ -401,7 +348,8 @@ def test_a_table_of_what_came_out_says_it_in_words():
             "oldest_file": None,
         },
     }
-    assert tables.outcome(finished).rows == [
+    shown = tables.outcome(finished)["what came out"]
+    assert list(shown.items()) == [
         ("stage", "03_etl"),
         ("time", "67 min"),
         ("memory at most", "1.23 GB"),

@@ -275,7 +275,7 @@ def test_worst_windows_show_their_own_frames_and_answers(name, tables, windows):
         first, last, _, card = picture.axes[4 * number : 4 * number + 4]
         told = card.texts[0].get_text()
         assert told.startswith(f"clip {row['clip_id'][:8]}, window {row['window']}\n")
-        assert f"true: {row['speed_true_mps']:.2f} m/s" in told
+        assert f"ground truth: {row['speed_true_mps']:.2f} m/s" in " ".join(told.split())
         index = [(w.clip_id, w.number) for w in windows].index((row["clip_id"], row["window"]))
         grid, frames = windows.cache.grid, windows.frames(index)
         for axes, image in ((first, frames[0]), (last, frames[-1])):

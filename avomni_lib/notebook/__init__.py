@@ -5,5 +5,5 @@ tiles/         the preview of 04
 plots/         pictures
 pages/         tables, the report, web pages
 progress       bars
-circumstances  speed, turn, hour and country of the chosen clips
+circumstances  the chosen clips as a data frame; first frames
 """

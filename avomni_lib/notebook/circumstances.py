@@ -1,13 +1,13 @@
 """What the chosen clips are like before anything is built of them: speed, turn, hour, country.
 
-Hours and countries come from the catalog. Speed and turn come from the ego motion where it can be
+Hour and country come from the catalog. Speed and turn come from the ego motion where it can be
 read: raw files on the disk, the rendered world, or the cache of a run whose raw files are evicted.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -37,36 +37,6 @@ NOTHING_THERE = "no raw file is on the disk yet: run this notebook again after 0
 
 
 @dataclass(frozen=True)
-class Circumstances:
-    """What is known of the chosen clips.
-
-    Attributes:
-        num_clips: Chosen.
-        hours: Hour of the day, 0 to 23 -> clips.
-        countries: Name -> clips, the most first.
-        speed_mps, turn_deg: (n,) of the clips whose ego motion was read: mean speed, and heading at
-            the end less that at the start, left positive.
-        why_not: Why no ego motion could be read; empty where some was.
-        rows: One a clip, with the keys `COLUMNS`; what is not known of a clip is None or NaN.
-    """
-
-    num_clips: int
-    hours: Mapping[int, int]
-    countries: Mapping[str, int]
-    speed_mps: np.ndarray
-    turn_deg: np.ndarray
-    why_not: str = ""
-    rows: list[dict[str, Any]] = field(default_factory=list, repr=False)
-
-    @property
-    def clips(self) -> pd.DataFrame:
-        """A data frame, a row a clip, by clip_id."""
-        import pandas as pd
-
-        return pd.DataFrame(self.rows, columns=COLUMNS).set_index("clip_id")
-
-
-@dataclass(frozen=True)
 class FirstFrame:
     """How a clip begins: (H, W, 3) uint8 RGB, or None and why there is none."""
 
@@ -76,27 +46,20 @@ class FirstFrame:
     reason: str = ""
 
 
-def circumstances(p: Params, found: Audit) -> Circumstances:
-    """What the clips that an audit has found to be chosen are like.
+def clips(p: Params, found: Audit) -> pd.DataFrame:
+    """What the chosen clips of an audit are like: a row a clip, by clip_id, with `COLUMNS`.
 
-    A clip whose ego motion is missing or damaged is left out of speed and turn.
+    `speed_mps` is the mean speed, `turn_deg` the heading at the end less that at the start, left
+    positive. They are NaN, and the others None, where they are not known.
     """
+    import pandas as pd
+
     catalog, chosen = Catalog.of(p), _chosen(found)
-    motions, looked_at = _Motions(p, catalog), _spread(chosen, MOST_READ)
-    motion_of = {row["clip_id"]: motions.of(row["clip_id"]) for row in looked_at}
-    read = [motion for motion in motion_of.values() if motion is not None]
-    why_not = "" if read else NOTHING_THERE if chosen else "no clip is chosen"
-    speeds, turns = np.array(read, dtype=float).reshape(-1, 2).T
-    hours, countries = (_counted(catalog, name, chosen) for name in ("hour", "country"))
-    return Circumstances(
-        len(chosen),
-        dict(sorted(hours.items())),
-        countries,
-        speeds,
-        turns,
-        why_not,
-        [_row(catalog, row, motion_of.get(row["clip_id"])) for row in chosen],
-    )
+    motions = _Motions(p, catalog)
+    motion_of = {row["clip_id"]: motions.of(row["clip_id"]) for row in _spread(chosen, MOST_READ)}
+    rows = [_row(catalog, row, motion_of.get(row["clip_id"])) for row in chosen]
+    table = pd.DataFrame(rows, columns=COLUMNS).set_index("clip_id")
+    return table.astype({"speed_mps": float, "turn_deg": float})
 
 
 def first_frames(p: Params, found: Audit, num: int = 10) -> list[FirstFrame]:
@@ -143,14 +106,6 @@ def _row(
     speed, turn = motion or (np.nan, np.nan)
     values = {**row, **known, "speed_mps": speed, "turn_deg": turn}
     return {name: values.get(name) for name in COLUMNS}
-
-
-def _counted(catalog: Catalog, name: str, rows: Iterable[Mapping[str, Any]]) -> dict[Any, int]:
-    """Value -> clips, the most first; a damaged table tells nothing, which the audit has said."""
-    with contextlib.suppress(AvomniError):
-        places = [catalog.clips.row_of(row["clip_id"]) for row in rows]
-        return catalog.values(name).counts(np.array(places, dtype=int))
-    return {}
 
 
 def _clip(p: Params, catalog: Catalog, clip_id: str, feature: str) -> Clip | None:

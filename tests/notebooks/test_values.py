@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from avomni_lib import files
+from avomni_lib.dataset.findings import Finding, summary
 from avomni_lib.etl.cache import memmap, windows
 from avomni_lib.evaluation import metrics
 from avomni_lib.training.targets import target
@@ -98,3 +99,40 @@ def test_a_grid_of_your_own_is_made_of_the_runs_tiles():
     corners = shown["mine"][:: tile[1], :: tile[0], 0]
     assert corners.tolist() == [[50, 50], [150, 200]]
     assert re.fullmatch(r"camera_\w+", shown["names"][0])
+
+
+@pytest.mark.parametrize("bad", [[], ["damaged", "lost"]])
+def test_tables_of_the_audit_and_the_cache(bad: list[str]):
+    """Where nothing is wrong, and where something is."""
+    sizes = {"bytes_fetched": 4_000_000, "cache_bytes": 250_000, "bytes_evicted": 0}
+    ignored = SimpleNamespace(save=lambda *_: None)
+    pictures = SimpleNamespace(matrix=id, contact_sheet=id)
+    clips = [
+        {"clip_id": f"clip-{n}", "split": "train", "state": state, "reason": "why" * (n > 0)}
+        for n, state in enumerate(["ok", *bad])
+    ]
+    found = SimpleNamespace(
+        clips=clips,
+        figures={"clips_by_state": {"sound": 1}, "streams": {"front": {"codecs": {"h264": 9}}}},
+        summary=summary([Finding("odd", "a gap", "2 frames are missing") for _ in bad]),
+    )
+    shown = run_section(
+        "01_audit",
+        "Look at every file",
+        audit=SimpleNamespace(audit=lambda *_, **__: found),
+        **{"p": None, "hub": None, "pd": pd, "stage": ignored, "clip_plots": pictures},
+        **{"progress": SimpleNamespace(bar=lambda: None), "tables": None},
+    )
+    assert list(shown["every"].columns) == ["clip_id", "split", "state", "reason"]
+    chunks = [{"chunk": 7, "num_clips": 1, "num_read": 1, **sizes}] if bad else []
+    built = SimpleNamespace(clips=clips, chunks=chunks, cache=None)
+    built.figures = {"seconds": 2.0, "cpu_seconds": 3.0, "num_clips_read": 1}
+    p = SimpleNamespace(download=SimpleNamespace(evict_raw=False, target_size_gb=1.0))
+    names = {"p": p, "pd": pd, "stage": ignored, "built": built}
+    names |= {"build": SimpleNamespace(build=lambda *_: built)}
+    names |= {"progress": SimpleNamespace(bar=lambda: None)}
+    names |= {"plots": SimpleNamespace(disk=lambda *_: None, contact_sheet=id)}
+    shown = run_section("03_etl", "Build the cache", **names)
+    assert shown["chunks"].bytes_fetched.tolist() == ([4.0] if bad else [])
+    shown = run_section("03_etl", "See what went in", **names)
+    assert shown["clips"].state.tolist() == ["ok", *bad]

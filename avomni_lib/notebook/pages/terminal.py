@@ -17,7 +17,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from avomni_lib.plan import Plan, gigabytes
+from avomni_lib.plan import Plan, gigabytes, text_table
 
 if TYPE_CHECKING:
     from avomni_lib.etl.cache.verify import VerifiedCache
@@ -30,34 +30,29 @@ VERDICTS = {"A is better": "cyan", "B is better": "green"}
 
 @dataclass(frozen=True)
 class Rows:
-    """A table of plain text: as text, a line a row, its cells apart by two spaces or more."""
+    """A table of text: without a terminal a line a row, its cells apart by two spaces or more."""
 
     title: str
     head: tuple[str, ...]
     rows: list[tuple[str, ...]] = field(default_factory=list)
 
     def __str__(self) -> str:
-        cells = [[" ".join(cell.split()) for cell in row] for row in (self.head, *self.rows)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in cells
-        ]
-        return "\n".join([self.title, *lines])
+        lines = [[" ".join(cell.split()) for cell in row] for row in (self.head, *self.rows)]
+        return f"{self.title}\n{text_table(lines)}"
 
 
-def show(told: Any, framed: Callable[[Any], RenderableType] | None = None) -> None:
+def show(shown: Any, framed: Callable[[Any], RenderableType] | None = None) -> None:
     """Print what a command found.
 
     Args:
-        told: Something that prints itself.
+        shown: Something that prints itself.
         framed: Makes a table of it, for a terminal.
     """
     out = _console()
     if framed is not None and out.is_terminal and not out.is_dumb_terminal:
-        out.print(framed(told))
+        out.print(framed(shown))
     else:
-        print(told, flush=True)
+        print(shown, flush=True)
 
 
 def _console(**options: Any) -> Console:
@@ -67,44 +62,44 @@ def _console(**options: Any) -> Console:
     return Console(**plain, **options)
 
 
-def rows(told: Rows) -> Table:
+def rows(shown: Rows) -> Table:
     """A row a stage. No cell is cut off where the terminal is narrow: it goes on below."""
-    table = Table(title=told.title)
-    for name in told.head:
+    table = Table(title=shown.title)
+    for name in shown.head:
         table.add_column(name, overflow="fold")
-    for row in told.rows:
+    for row in shown.rows:
         table.add_row(*map(Text, row))
     return table
 
 
-def plan(told: Plan) -> Group:
+def plan(planned: Plan) -> Group:
     """Name, value and note of each row; what to read before starting comes last."""
-    table = Table(title=told.title, title_justify="left", show_header=False, box=box.SIMPLE_HEAD)
+    table = Table(title=planned.title, title_justify="left", show_header=False, box=box.SIMPLE_HEAD)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     table.add_column(style="dim")
-    for row in told.rows:
+    for row in planned.rows:
         table.add_row(*row)
-    return Group(table, *(Text(f"! {warning}", "yellow") for warning in told.warnings))
+    return Group(table, *(Text(f"! {warning}", "yellow") for warning in planned.warnings))
 
 
-def report(told: Report) -> Group:
+def report(found: Report) -> Group:
     """The doctor's lines. No frame, so that a command can be copied out of them."""
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column()
-    for finding in told.findings:
+    for finding in found.findings:
         lines = [Text(finding.found)]
         if finding.state != "ok":
             lines += [Text(f"why: {finding.why}", "dim")] * bool(finding.why)
             lines += [Text(f"what to do: {finding.fix}", "bold")] * bool(finding.fix)
         state = Text(finding.state, STATES.get(finding.state, ""))
         table.add_row(finding.name, state, Text("\n").join(lines))
-    return Group(table, Text(told.headline, "bold red" if told.wrong else "green"))
+    return Group(table, Text(found.headline, "bold red" if found.wrong else "green"))
 
 
-def compared(told: Compared) -> Group:
+def compared(result: Compared) -> Group:
     """Two runs side by side; who is better stands in colour as well as in words."""
     # Whoever has such an answer has this module at hand; it takes numpy and pyarrow to import.
     from avomni_lib.evaluation.comparison import HEAD
@@ -113,21 +108,21 @@ def compared(told: Compared) -> Group:
     for column in table.columns[2:6]:
         column.justify = "right"
     before = None
-    for row, *cells, verdict in told.lines():
+    for row, *cells, verdict in result.lines():
         shown = Text(verdict, VERDICTS.get(verdict, "dim"))
         table.add_row(Text("" if row == before else row, "bold"), *cells, shown)
         before = row
-    warnings = (Text(f"! {warning}", "yellow") for warning in told.figures["warnings"])
-    return Group(*map(Text, told.title()), *warnings, table)
+    warnings = (Text(f"! {warning}", "yellow") for warning in result.figures["warnings"])
+    return Group(*map(Text, result.title()), *warnings, table)
 
 
-def verified(told: Mapping[str, VerifiedCache]) -> Table:
+def verified(reports: Mapping[str, VerifiedCache]) -> Table:
     """Sound caches, a row each."""
     head = ("cache", "", "clips", "of these", "frames", "shards", "arrays", "size")
     table = Table(*head, box=box.SIMPLE_HEAD)
     for column in (2, 4, 5, 6, 7):
         table.columns[column].justify = "right"
-    for folder, each in told.items():
+    for folder, each in reports.items():
         splits = ", ".join(f"{count:,} {name}" for name, count in each.clips_by_split.items())
         counts = (each.num_frames, each.num_shards, each.num_arrays)
         cells = (f"{each.num_clips:,}", splits, *map("{:,}".format, counts))

@@ -1,10 +1,9 @@
 """Pictures.
 
 canvas         a figure that shows itself; colours; named tiles
-audit          01: what is there, what is damaged
-circumstances  01: speed, turn, hour and country
+audit          01: what is there, what is damaged, first frames
 download       02: what is fetched
-etl            03: splits, leaks, one clip
+etl            03: frames of the cache, the disk, where windows lie
 tiles          04: grids of frames
 targets        05: the manoeuvre and the path ahead
 training       05: the loss, the wait for data, before and after

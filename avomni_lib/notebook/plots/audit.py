@@ -1,13 +1,15 @@
-"""Pictures of 01_audit: what is there, clip by clip and feature by feature."""
+"""Pictures of 01_audit: what is there, clip by clip and feature by feature, and first frames."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 
+from avomni_lib.notebook.circumstances import NOTHING_THERE, FirstFrame
 from avomni_lib.notebook.plots import canvas
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ WORST = ("damaged", "odd", "absent", "missing", "evicted", "sound", "not chosen"
 MAX_COLUMNS = 300
 MARKS = {"damaged": "x", "odd": "."}
 MAX_MARKS = 400
+LINE_PX = 22  # of a title
 
 
 def matrix(found: Audit) -> canvas.Picture:
@@ -83,6 +86,31 @@ def matrix(found: Audit) -> canvas.Picture:
         fontsize=9,
     )
     picture.finding(_matrix_finding(counts, len(clips)))
+    return picture
+
+
+def contact_sheet(frames: Sequence[FirstFrame]) -> canvas.Picture:
+    """How clips begin; of one that cannot be read a grey tile and its reason."""
+    if not frames:
+        return canvas.sentence(f"There is no picture to show: {NOTHING_THERE}")
+    shapes = [frame.image.shape for frame in frames if frame.image is not None]
+    grey = np.full(shapes[0] if shapes else (9, 16, 3), 210, dtype=np.uint8)
+    unread = sum(frame.image is None for frame in frames)
+    title = f"{len(frames)} of the chosen clips, by the first frame of their front wide camera"
+    if unread:
+        title += f"; {unread} cannot be read (grey: why)"
+    picture = canvas.in_rows(
+        [grey if frame.image is None else frame.image for frame in frames],
+        [
+            f"{canvas.short(frame.clip_id)}, "
+            + (frame.split if frame.image is not None else canvas.shortened(frame.reason, 24))
+            for frame in frames
+        ],
+        title,
+    )
+    # Few clips make a narrow picture, whose title takes a second line.
+    lines = picture.get_suptitle().count("\n")
+    picture.set_figheight(picture.get_figheight() + lines * LINE_PX / canvas.DPI)
     return picture
 
 

@@ -84,6 +84,13 @@ class Picture(Figure):
         return self.png()
 
 
+def sentence(text: str) -> Picture:
+    """A picture where there is nothing to draw: it says so."""
+    picture = Picture(1000, 60)
+    picture.finding(text)
+    return picture
+
+
 def quiet(axes: Axes, grid: str | None = "y") -> Axes:
     """Leave the frame of an axes to its two readable sides."""
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,8 +1,7 @@
-"""Pictures of 03_etl: what went into the cache, what did not, and where windows lie."""
+"""Pictures of 03_etl: what went into the cache, the disk meanwhile, and where windows lie."""
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from avomni_lib.etl.run.build import Built
 
 SPLIT_COLOURS = {"train": canvas.BLUE, "val": canvas.ORANGE, "test": canvas.PURPLE}
-MAX_REASONS = 12
 VELOCITY = [EGOMOTION_COLUMNS.index(name) for name in ("vx", "vy", "vz")]
 
 
@@ -106,33 +104,6 @@ def disk(built: Built, budget_gb: float | None) -> canvas.Picture:
             f"Raw files and cache took {most} at most, {share:.0%} of the budget; "
             f"{went} of raw files came and went"
         )
-    return picture
-
-
-def clips_by_state(built: Built) -> canvas.Picture:
-    """How many clips went into the cache, by split, and how many did not, by reason."""
-    by_split = Counter(row["split"] for row in built.clips if row["state"] == "ok")
-    reasons = Counter(row["reason"] for row in [*built.damaged, *built.lost])
-    bad = dict(reasons.most_common(MAX_REASONS))
-    if rest := reasons.total() - sum(bad.values()):
-        bad[f"{len(reasons) - len(bad)} other reasons"] = rest
-    names = [*by_split, *bad]
-    picture = canvas.Picture(900, 110 + 30 * max(len(names), 2))
-    axes = picture.add_subplot()
-    colours = [SPLIT_COLOURS.get(name, canvas.GREY) for name in by_split] + [canvas.RED] * len(bad)
-    drawn = axes.barh(range(len(names)), [*by_split.values(), *bad.values()], color=colours)
-    axes.set_yticks(range(len(names)), [canvas.shortened(name, 48) for name in names])
-    axes.bar_label(drawn, fmt="{:,.0f}", padding=3, fontsize=9)
-    axes.invert_yaxis()
-    canvas.quiet(axes, "x").set_xlabel("clips", fontsize=9)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.margins(x=0.1)
-    read, seconds = built.figures["num_clips_read"], built.figures["seconds"]
-    pace = f"; {read / seconds * 60:,.0f} clips a minute" if read and seconds else ""
-    left_out = f"{reasons.total():,} are left out (red: why)" if bad else "none is left out"
-    num = by_split.total()
-    verb = "clip is" if num == 1 else "clips are"
-    picture.finding(f"{num:,} {verb} in the cache, {left_out}{pace}")
     return picture
 
 

@@ -189,7 +189,7 @@ def _rows_of(every: Sequence[Shown], windows: Windows) -> canvas.Picture:
 def _card(each: Shown) -> str:
     """A window in words: what is true, and what each said."""
     lines = [f"clip {canvas.short(each.clip_id)}, window {each.window}"]
-    lines += _fit(f"true: {describe(each.true)}")
+    lines += _fit(f"ground truth: {describe(each.true)}")
     for name in reversed(LOOKS):
         if name in each.answers:
             lines += ["", *_fit(f"{wording.row(name)}: {describe(each.said[name])}")]

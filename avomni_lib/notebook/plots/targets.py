@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 NUM_SHOWN = 4
 MAX_DECIDED = 400  # windows that are looked at to find different manoeuvres
 NUM_WAYPOINTS = 16
+NONE_AHEAD = "No window has 6.4 s of ego motion after it: raise processing.horizon_s to see them"
 TOLD_S = (1.6, 3.2, 4.8, 6.4)  # waypoints that bear their time
 
 
@@ -55,7 +56,7 @@ def manoeuvres(windows: Windows, indices: Sequence[int] | None = None) -> canvas
         AvomniError: the ego motion ends before.
     """
     if not len(windows):
-        return _none()
+        return canvas.sentence(NONE_AHEAD)
     chosen = _different(windows) if indices is None else list(indices)
     futures = [_future(windows, index) for index in chosen]
     seen = [manoeuvre.signals(after) for after in futures]
@@ -89,14 +90,6 @@ def manoeuvres(windows: Windows, indices: Sequence[int] | None = None) -> canvas
     return picture
 
 
-def _none() -> canvas.Picture:
-    picture = canvas.Picture(1000, 60)
-    picture.finding(
-        "No window has 6.4 s of ego motion after it: raise processing.horizon_s to see them"
-    )
-    return picture
-
-
 def paths(windows: Windows, index: int = 0) -> canvas.Picture:
     """The window's last frame, and from above where the car goes in the next 6.4 s.
 
@@ -108,7 +101,7 @@ def paths(windows: Windows, index: int = 0) -> canvas.Picture:
         AvomniError: the ego motion ends before.
     """
     if not len(windows):
-        return _none()
+        return canvas.sentence(NONE_AHEAD)
     after, before = _future(windows, index), windows.past(index)
     image, grid = windows.frames(index)[-1], windows.cache.grid
     picture = canvas.Picture(1160, max(canvas.height_of(image, grid, 680), 440) + 50)
