@@ -21,7 +21,7 @@ from avomni_lib.dataset.own import poses as own_poses
 from avomni_lib.dataset.own.arguments import Argument, Mistakes
 from avomni_lib.dataset.own.poses import Poses
 
-# Slower, the car stands; the course of a noisy position tells a turn only above the other.
+# Slower, the car stands; the course of a noisy position shows a turn only above the other.
 STANDS_MPS, TURNS_MPS = 0.1, 3.0
 # An antenna over the front bumper moves 25° beside the nose on the tightest circle.
 DOUBTFUL_SLIP_DEG, MAX_TILT_DEG = 10.0, 35.0

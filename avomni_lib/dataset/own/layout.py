@@ -97,13 +97,10 @@ def stand_in(feature: str, sizes: Mapping[str, Mapping[str, tuple[int, int]]]) -
 def write_metadata(folder: Path, clips: Sequence[Any], clips_per_chunk: int) -> None:
     """features.csv and the tables that list the clips (`OwnClip`), in the order of the chunks."""
     names = [*MEMBERS, *calibration.TABLES]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("feature", "directory", "chunk_path", "clip_files_in_zip"))
-    for name in names:
-        inside = {kind: member(name, "{clip_id}", kind) for kind in MEMBERS.get(name, ())}
-        path = chunk_path(name)
-        writer.writerow((name, path.split("/")[0], path, json.dumps(inside) if inside else ""))
+    members = {
+        name: {kind: member(name, "{clip_id}", kind) for kind in MEMBERS.get(name, ())}
+        for name in names
+    }
 
     def column(attribute: str, kind: type = str) -> pa.Array:
         """As Python's own types, whatever numpy's they came in."""
@@ -123,10 +120,21 @@ def write_metadata(folder: Path, clips: Sequence[Any], clips_per_chunk: int) -> 
         "platform_class": column("platform"),
         "clip_id": clip_ids,
     }
-    write(folder / FEATURES_FILE, text.getvalue().encode())
+    features_file = features_csv((name, chunk_path(name), members[name]) for name in names)
+    write(folder / FEATURES_FILE, features_file)
     write(folder / INDEX_FILE, parquet(index))
     write(folder / PRESENCE_FILE, parquet(presence | {"clip_id": clip_ids}))
     write(folder / COLLECTION_FILE, parquet(collection))
+
+
+def features_csv(features: Iterable[tuple[str, str, Mapping[str, str]]]) -> bytes:
+    """features.csv of (name, template of a chunk's file, kind -> template of a member)."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("feature", "directory", "chunk_path", "clip_files_in_zip"))
+    for name, path, members in features:
+        writer.writerow((name, path.split("/")[0], path, json.dumps(members) if members else ""))
+    return text.getvalue().encode()
 
 
 def write(path: Path, content: bytes) -> None:

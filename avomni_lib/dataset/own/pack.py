@@ -53,7 +53,7 @@ class OwnClip:
         videos: Name in `cameras.BY_NAME` -> an mp4. One file may stand for several cameras.
         t_s: (K,) s, rising, when each pose holds; from any zero, as Unix time. At least two a
             second, from before the first frame to after the last one, and `processing.horizon_s`
-            longer where the target tells the future.
+            longer where the target holds the future.
         position_m: (K, 2) or (K, 3) in `frame`: (x, y[, z]) m; for "ned" (north, east[, down]) m;
             for "wgs84" (latitude, longitude[, altitude]) in degrees and m; for "ecef" (x, y, z) m.
         heading_rad: (K,) rad where the nose points. For frame "enu" counter-clockwise from x (east,
