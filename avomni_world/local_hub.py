@@ -326,11 +326,8 @@ class LocalHub:
 def _snapshot(folder: Path) -> Iterator[Blob]:
     root = folder.resolve()
     for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if not path.is_file():
-            continue
-        content = path.resolve()
-        if not content.is_relative_to(root):
+        name, content = path.relative_to(folder), path.resolve()
+        if not path.is_file() or not content.is_relative_to(root):
             continue
         if any(part.startswith(".") for part in (*name.parts, *content.relative_to(root).parts)):
             continue

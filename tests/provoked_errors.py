@@ -505,7 +505,7 @@ PROVOKED: dict[str, Callable[[Place], object]] = {
     "wanted clips lie in": lambda place: ranked(
         place, {"clip_ids": [clip_id_of(0), clip_id_of(7)]}
     ),
-    "this release does not tell it": lambda place: ranked(
+    "this release does not have it": lambda place: ranked(
         place, {"event_clusters": ["ANIMALS_BIRDS_ROADKILL"]}, "25.10"
     ),
     "no connection to the hub": unreachable,

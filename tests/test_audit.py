@@ -1,4 +1,4 @@
-"""The audit: every fault is found, is told with its reason, and touches no other clip."""
+"""The audit: every fault is found, is reported with its reason, and touches no other clip."""
 
 import dataclasses
 import datetime
@@ -147,12 +147,12 @@ def test_the_whole_result_is_written_as_json(folder: Path, tmp_path: Path):
 
 def test_streams_and_egomotion_are_told_in_figures(folder: Path, tmp_path: Path):
     found = audit(params(tmp_path, "folder", "full"), None)
-    told = found.figures["streams"][CAMERA]
-    assert told["num_streams"] == 6 and told["rates"] == {"30": 6} and told["num_open"] == 0
-    assert told["codecs"] == {"h264 Constrained Baseline": 6} and told["sizes"] == {"64×48": 6}
+    row = found.figures["streams"][CAMERA]
+    assert row["num_streams"] == 6 and row["rates"] == {"30": 6} and row["num_open"] == 0
+    assert row["codecs"] == {"h264 Constrained Baseline": 6} and row["sizes"] == {"64×48": 6}
     # Twelve frames or thirteen, with a key frame every fifteenth: one group, cut by the end.
-    assert sum(told["gops"].values()) == 6 and told["gops"].keys() <= {"12", "13"}
-    assert 0 < told["mbit_per_s"][0] <= told["mbit_per_s"][1] <= told["mbit_per_s"][2] < 10
+    assert sum(row["gops"].values()) == 6 and row["gops"].keys() <= {"12", "13"}
+    assert 0 < row["mbit_per_s"][0] <= row["mbit_per_s"][1] <= row["mbit_per_s"][2] < 10
     ego = found.figures["egomotion"]
     assert ego["num_clips"] == 6 and 90 < ego["rate_hz"][1] < 110
     assert ego["past_video_s"] == pytest.approx([9, 9, 9], abs=0.1)

@@ -13,7 +13,7 @@ from avomni_lib.dataset.download.remote import RemoteFile
 from avomni_lib.dataset.download.transfer import OtherContent
 from avomni_lib.errors import AvomniError
 
-SAID = AvomniError("too busy")
+BUSY = AvomniError("too busy")
 
 
 def test_waits_double_up_to_a_minute_and_last_for_minutes_in_all():
@@ -73,7 +73,7 @@ def test_a_request_is_given_up_after_so_many_refusals(is_for_all: bool):
 
     def refuse() -> None:
         asked.append(time.monotonic())
-        raise Busy(SAID, None, is_for_all)
+        raise Busy(BUSY, None, is_for_all)
 
     with pytest.raises(AvomniError, match="too busy"):
         backoff.call(refuse)
@@ -85,7 +85,7 @@ def test_a_file_that_alone_is_refused_does_not_hold_up_the_others():
     stop = threading.Event()
 
     def refuse() -> None:
-        raise Busy(SAID, None, is_for_all=False)
+        raise Busy(BUSY, None, is_for_all=False)
 
     def alone() -> None:
         with pytest.raises(Stopped):
@@ -157,7 +157,7 @@ FILE = RemoteFile("a.zip", 100, "ab" * 32)
 
 
 @pytest.mark.parametrize(
-    ("status", "told", "etag", "first"),
+    ("status", "content_range", "etag", "first"),
     [
         (200, "", "", 0),
         (206, "bytes 40-99/100", "", 40),
@@ -166,13 +166,13 @@ FILE = RemoteFile("a.zip", 100, "ab" * 32)
         (206, "bytes 40-99/100", '"a-mirrors-own"', 40),
     ],
 )
-def test_where_a_body_starts(status: int, told: str, etag: str, first: int):
-    headers = {"Content-Range": told} if told else {}
+def test_where_a_body_starts(status: int, content_range: str, etag: str, first: int):
+    headers = {"Content-Range": content_range} if content_range else {}
     assert answers.first_byte(status, headers, {"ETag": etag}, FILE, 40) == first
 
 
 @pytest.mark.parametrize(
-    ("told", "own"),
+    ("content_range", "own"),
     [
         ("bytes 0-99/100", {}),
         ("bytes 40-98/99", {}),
@@ -181,6 +181,6 @@ def test_where_a_body_starts(status: int, told: str, etag: str, first: int):
         ("bytes 40-99/100", {"ETag": f'"{"cd" * 32}"'}),
     ],
 )
-def test_a_body_of_something_else_is_not_taken(told: str, own: dict[str, str]):
+def test_a_body_of_something_else_is_not_taken(content_range: str, own: dict[str, str]):
     with pytest.raises(OtherContent):
-        answers.first_byte(206, {"Content-Range": told}, own, FILE, 40)
+        answers.first_byte(206, {"Content-Range": content_range}, own, FILE, 40)

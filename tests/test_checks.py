@@ -183,17 +183,17 @@ def cut_in(frame: int):
 def test_a_broken_stream_is_found_without_decoding_it(tmp_path, sound, spoil, what, reason):
     _, found = walk(tmp_path, spoil(sound))
     assert worst(found) == DAMAGED
-    told = [finding for finding in found if finding.what == what]
-    assert len(told) == 1
-    assert re.search(reason, told[0].reason), told[0].reason
+    reported = [finding for finding in found if finding.what == what]
+    assert len(reported) == 1
+    assert re.search(reason, reported[0].reason), reported[0].reason
 
 
 def test_a_variable_rate_is_said(tmp_path):
     times = [number + (number >= 10) * 3 for number in range(NUM_FRAMES)]
     facts, found = walk(tmp_path, encode(times=times, bf="0"))
     assert facts["is_constant"] is False
-    (told,) = found
-    assert told.severity == ODD and "33.3 to 133.3 ms from frame to frame" in told.reason
+    (reported,) = found
+    assert reported.severity == ODD and "33.3 to 133.3 ms from frame to frame" in reported.reason
 
 
 def test_a_sound_only_mp4_has_no_video(tmp_path):
@@ -365,9 +365,9 @@ def test_wrong_ego_motion_is_found_and_what_the_etl_refuses_is_damaged(
 ):
     columns = change(drive())
     found = check(columns)
-    told = [finding for finding in found if finding.what == what]
-    assert [finding.severity for finding in told] == [severity]
-    assert says in told[0].reason, told[0].reason
+    reported = [finding for finding in found if finding.what == what]
+    assert [finding.severity for finding in reported] == [severity]
+    assert says in reported[0].reason, reported[0].reason
     assert worst(found) == severity
     if severity == DAMAGED:
         with pytest.raises(AvomniError):
@@ -458,8 +458,8 @@ def test_wrong_calibration_is_found(feature, change, size, severity, says):
 
 
 def test_a_lens_of_another_view_than_its_name_is_odd():
-    (told,) = calibration.row(INTRINSICS, cameras.FRONT_TELE.name, LENS)
-    assert (told.severity, told.reason) == (ODD, "camera_front_tele_30fov sees 120° across")
+    (reported,) = calibration.row(INTRINSICS, cameras.FRONT_TELE.name, LENS)
+    assert (reported.severity, reported.reason) == (ODD, "camera_front_tele_30fov sees 120° across")
 
 
 # --- one file --------------------------------------------------------------------------------
@@ -509,8 +509,8 @@ def test_a_glance_reads_the_directory_alone_and_a_full_look_each_byte(folder):
     assert bytes_read() - before < 20_000
     size = path.stat().st_size
     before = bytes_read()
-    told = look(job(folder))
-    assert told["findings"] == [] and told["facts"].keys() == {clip_id_of(0), clip_id_of(1)}
+    reported = look(job(folder))
+    assert reported["findings"] == [] and reported["facts"].keys() == {clip_id_of(0), clip_id_of(1)}
     # Once for hash and checksum; the packets (not what follows them) once more, from memory.
     assert size <= bytes_read() - before < size + 1_000_000
 
@@ -518,8 +518,8 @@ def test_a_glance_reads_the_directory_alone_and_a_full_look_each_byte(folder):
 def test_the_file_is_hashed_whole_while_its_members_go_by(folder):
     path = folder / chunk_path(CAMERA, 0)
     right = hashlib.sha256(path.read_bytes()).hexdigest()
-    told = look(job(folder, sha256=right))
-    assert told["sha256"] == right and told["findings"] == []
+    reported = look(job(folder, sha256=right))
+    assert reported["sha256"] == right and reported["findings"] == []
     (wrong,) = look(job(folder, sha256="0" * 64))["findings"]
     assert (wrong["reason"], wrong["reach"]) == ("its sha256 is wrong", "file")
     blob = hashlib.sha1(b"blob %d\0" % path.stat().st_size + path.read_bytes()).hexdigest()
@@ -538,9 +538,9 @@ def test_wrong_bytes_between_members_spoil_the_file_and_its_one_member(folder):
     path = folder / chunk_path(CAMERA, 0)
     first = min(members(path).items(), key=lambda item: item[1].header_offset)
     rewrite(path, first[1].header_offset, b"XX")
-    told = look(job(folder))["findings"]
-    assert [(f["what"], f["clip_id"]) for f in told] == [("no local header", clip_id_of(0))]
-    assert told[0]["reason"] == f"no local header of {first[0]}"
+    reported = look(job(folder))["findings"]
+    assert [(f["what"], f["clip_id"]) for f in reported] == [("no local header", clip_id_of(0))]
+    assert reported[0]["reason"] == f"no local header of {first[0]}"
 
 
 def test_a_directory_that_lies_about_places_is_found(folder):
@@ -551,10 +551,10 @@ def test_a_directory_that_lies_about_places_is_found(folder):
     # Central directory: the offset of the second member becomes that of the first, plus ten.
     place = content.rindex(names[1].encode()) - 46 + 42
     rewrite(path, place, struct.pack("<I", entries[names[0]].header_offset + 10))
-    told = look(job(folder, is_full=False))["findings"]
-    assert "members overlap" in {finding["what"] for finding in told}
-    told = look(job(folder))["findings"]
-    assert {"members overlap", "no local header"} <= {finding["what"] for finding in told}
+    reported = look(job(folder, is_full=False))["findings"]
+    assert "members overlap" in {finding["what"] for finding in reported}
+    reported = look(job(folder))["findings"]
+    assert {"members overlap", "no local header"} <= {finding["what"] for finding in reported}
 
 
 def test_members_of_other_clips_are_not_opened(folder):
@@ -566,8 +566,8 @@ def test_members_of_other_clips_are_not_opened(folder):
         for member, content in held.items():
             archive.writestr(zipfile.ZipInfo(member), content)
     assert look(job(folder, wanted=(clip_id_of(0),)))["findings"] == []
-    (told,) = look(job(folder))["findings"]
-    assert (told["clip_id"], told["what"]) == (clip_id_of(1), "the mp4 does not open")
+    (reported,) = look(job(folder))["findings"]
+    assert (reported["clip_id"], reported["what"]) == (clip_id_of(1), "the mp4 does not open")
 
 
 def test_findings_of_a_kind_are_counted_together():

@@ -37,28 +37,28 @@ def of(p, **changes):
 )
 def test_figures_are_those_of_the_plan_of_such_a_run(changes):
     choice = of(REAL, **changes)
-    laid, told = choice.laid_over(REAL), cost(REAL, choice, footage(REAL)).figures
+    laid, costed = choice.laid_over(REAL), cost(REAL, choice, footage(REAL)).figures
     plan = estimate.plan_run(laid).figures
     tokens = estimate.tokens_per_sample(laid)
-    assert (told["vision_tokens"], told["tokens"]) == (tokens.vision, tokens.total)
+    assert (costed["vision_tokens"], costed["tokens"]) == (tokens.vision, tokens.total)
     own = footage(REAL)
     storages = forecast.storages(laid, own.num_clips, own.seconds, own.video, "pyav")
     by_storage = storages[REAL.processing.storage]
-    assert told["cache_gb"] == pytest.approx(by_storage["cache_bytes"] / 1e9)
-    workers = told["etl_seconds"]
+    assert costed["cache_gb"] == pytest.approx(by_storage["cache_bytes"] / 1e9)
+    workers = costed["etl_seconds"]
     assert by_storage["cpu_seconds"] / workers == pytest.approx(
         round(by_storage["cpu_seconds"] / workers)
     )
-    hours = plan["optimizer_steps"] * told["step_seconds"] / 3600
+    hours = plan["optimizer_steps"] * costed["step_seconds"] / 3600
     assert hours == pytest.approx(plan["train_hours"], rel=0.01)
 
 
 def test_an_own_list_costs_by_its_cameras_and_cells():
     four = tuple(camera.name for camera in cameras.grid("4-cam").cameras)
     known, own = of(REAL), of(REAL, setup=OWN_LIST, cameras=four)
-    told, right = cost(REAL, own, footage(REAL)), cost(REAL, known, footage(REAL))
+    costed, right = cost(REAL, own, footage(REAL)), cost(REAL, known, footage(REAL))
     for name in ("vision_tokens", "sample_mb", "cache_gb", "etl_seconds"):
-        assert told.figures[name] == pytest.approx(right.figures[name])
+        assert costed.figures[name] == pytest.approx(right.figures[name])
     two = cost(REAL, of(REAL, setup=OWN_LIST, cameras=four[:2]), footage(REAL)).figures
     for name in ("vision_tokens", "sample_mb"):
         assert 2 * two[name] == right.figures[name]
@@ -89,5 +89,5 @@ def test_seconds_a_step_are_timed_where_05_has_timed_some(tmp_path):
     assert 1.0 < wider < 4.0, "four times the vision tokens beside the same text"
     other = p.model_copy(update={"training": p.training.model_copy(update={"batch_size": 4})})
     assert "step_seconds" not in cost(other, of(other), footage(other)).figures
-    told = cost(REAL, of(REAL), footage(REAL)).rows[-1]
-    assert "estimated on an MI300X" in told[2]
+    costed = cost(REAL, of(REAL), footage(REAL)).rows[-1]
+    assert "estimated on an MI300X" in costed[2]

@@ -1,4 +1,4 @@
-"""What 02 has chosen is what 03 reads: a catalog that has changed since is told, by its tables."""
+"""What 02 has chosen is what 03 reads: a catalog that has changed since is named, by its tables."""
 
 from __future__ import annotations
 

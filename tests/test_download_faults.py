@@ -72,7 +72,7 @@ def params(tmp_path: Path, **download: object) -> Params:
 
 
 class Seen(Bar):
-    """Remembers what it was told."""
+    """Remembers what it was given."""
 
     last: "Seen"
 
@@ -137,8 +137,8 @@ def test_a_hub_that_is_asked_too_often_is_waited_for(
     assert_whole(p, folder, SMALL)
     log = server.requests(SMALL)
     assert [request.status for request in log] == [429, 429, 200]
-    told = 1.0 if headers else 0.05
-    assert all(b.at_s - a.at_s >= told for a, b in zip(log, log[1:], strict=False))
+    least_s = 1.0 if headers else 0.05
+    assert all(b.at_s - a.at_s >= least_s for a, b in zip(log, log[1:], strict=False))
     if headers:
         assert any("the hub asks to wait" in note for note in Seen.last.notes)
 

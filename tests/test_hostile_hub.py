@@ -230,15 +230,15 @@ def test_headers_that_no_hub_sends_end_in_one_error(server: Answering, headers: 
         hub_of(server, revision=COMMIT).sizes([ZIP])
 
 
-@pytest.mark.parametrize("told", ["bytes 9-", f"bytes {'1' * 5000}-2/9", "bytes 0-8/9", "\x1b[2J"])
+@pytest.mark.parametrize("sent", ["bytes 9-", f"bytes {'1' * 5000}-2/9", "bytes 0-8/9", "\x1b[2J"])
 def test_a_range_that_was_not_asked_for_is_not_written(
-    server: Answering, tmp_path: Path, told: str
+    server: Answering, tmp_path: Path, sent: str
 ):
     remote = RemoteFile(ZIP, 9, SHA256)
     partial = transfer.path_of(tmp_path, remote)
     partial.parent.mkdir(parents=True)
     partial.write_bytes(b"1234")
-    server.answer = lambda path: Answer(b"56789", 206, {"Content-Range": told})
+    server.answer = lambda path: Answer(b"56789", 206, {"Content-Range": sent})
     with pytest.raises(AvomniError, match="arrived damaged twice") as caught:
         hub_of(server, revision=COMMIT).fetch(remote, tmp_path)
     assert "\x1b" not in str(caught.value) and len(str(caught.value)) < 1000

@@ -97,7 +97,7 @@ def test_who_counts_tokens_besides_changes_nothing(one_by_one, base_folder, tmp_
 
 def test_two_processes_learn_what_one_learns(one_by_one, base_folder, tmp_path):
     p = params(tmp_path, base_folder, 2, 2)
-    told = {
+    given = {
         "outputs": str(tmp_path),
         "base": str(base_folder),
         "uneven": NUM_WINDOWS,
@@ -106,7 +106,7 @@ def test_two_processes_learn_what_one_learns(one_by_one, base_folder, tmp_path):
     }
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     ran = subprocess.run(
-        [*launch, "2", "-m", "tests.ranked_training", json.dumps(told)],
+        [*launch, "2", "-m", "tests.ranked_training", json.dumps(given)],
         capture_output=True,
         text=True,
         cwd=files.PROJECT_ROOT,

@@ -194,8 +194,8 @@ def test_a_folder_or_a_loop_in_the_place_of_a_raw_file_is_the_machines(published
         spoil()
         built = build.build(p)
         assert [row["chunk"] for row in built.lost] == [0] * CLIPS_PER_CHUNK and not built.damaged
-        told = "not on the disk" if not path.exists() else "could not be read"
-        assert all(told in row["reason"] for row in built.lost)
+        expected = "not on the disk" if not path.exists() else "could not be read"
+        assert all(expected in row["reason"] for row in built.lost)
         if path.is_dir():
             path.rmdir()
             path.touch()

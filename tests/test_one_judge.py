@@ -154,8 +154,8 @@ def turned(degrees: float, axis: str = "z") -> Planted:
     return moved(change)
 
 
-def straight(speed: float, rate_hz: float, told: float = 1.0, noise_m: float = 0.0) -> Planted:
-    """Along x at a constant speed; velocities say `told` times as much."""
+def straight(speed: float, rate_hz: float, ratio: float = 1.0, noise_m: float = 0.0) -> Planted:
+    """Along x at a constant speed; velocities give `ratio` times as much."""
     t_s = np.arange(-2, 9, 1 / rate_hz)
     zeros = np.zeros(len(t_s))
     columns = {"timestamp": np.rint(t_s * 1e6).astype(np.int64), "qw": zeros + 1}
@@ -163,7 +163,7 @@ def straight(speed: float, rate_hz: float, told: float = 1.0, noise_m: float = 0
     rng = np.random.default_rng(5)
     for axis, clean in (("x", speed * t_s), ("y", zeros), ("z", zeros)):
         columns[axis] = clean + rng.normal(0, noise_m, len(t_s))
-    columns["vx"] = zeros + speed * told
+    columns["vx"] = zeros + speed * ratio
     return Planted(columns)
 
 
@@ -498,9 +498,9 @@ def test_what_01_calls_damaged_is_what_03_leaves_out_and_pack_refuses(
     expected, clip_id = PLANTED[name][1], clip_id_of(list(PLANTED).index(name))
     audited, built = verdicts.audited[clip_id], verdicts.built[clip_id]
     state = audited["state"]
-    told = (audited["reason"], built["reason"])
-    assert state in ((ODD, "sound") if expected == USED else (expected,)), told
-    assert built["state"] == ("damaged" if state == DAMAGED else "ok"), told
+    both = (audited["reason"], built["reason"])
+    assert state in ((ODD, "sound") if expected == USED else (expected,)), both
+    assert built["state"] == ("damaged" if state == DAMAGED else "ok"), both
     assert bool(built["num_frames"]) == (state != DAMAGED)
     if state == DAMAGED:
         assert built["reason"], "for a person to read"

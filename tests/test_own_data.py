@@ -128,7 +128,7 @@ def test_what_a_window_says_is_what_the_car_did(built):
         assert truth.future.xy_m[-1] == pytest.approx(expected, abs=0.05)
 
 
-def test_each_tile_shows_its_camera_at_the_time_that_was_told(built):
+def test_each_tile_shows_its_camera_at_the_time_that_was_given(built):
     p, made = built
     windows = Windows(made.cache, 4, 2)
     width, height = p.processing.tile_width, p.processing.tile_height
@@ -141,7 +141,7 @@ def test_each_tile_shows_its_camera_at_the_time_that_was_told(built):
                 assert read_frame(tile) == (SPLITS.index(window.split), place, at)
 
 
-def test_what_is_told_of_a_clip_is_kept(built):
+def test_what_is_given_of_a_clip_is_kept(built):
     catalog = Catalog.open(built[0].local_dir)
     assert catalog.attributes(OwnClip("drive 1", {}, POSES_S, POSES_S).clip_id) == {
         "country": "Iceland",
@@ -168,7 +168,7 @@ def test_packing_again_gives_the_same_bytes_and_no_folder_is_written_over(videos
         pack(tmp_path / "a", clips)
 
 
-def test_a_file_keeps_its_own_times_where_none_are_told(videos, tmp_path):
+def test_a_file_keeps_its_own_times_where_none_are_given(videos, tmp_path):
     clip = clip_of(0, videos, t_s=POSES_S, frame_times_s={})
     folder = pack(tmp_path / "data", [clip]).folder
     stamps = Clip(folder, Catalog.open(folder), clip.clip_id).timestamps(CAMERAS[2])
@@ -207,7 +207,7 @@ def test_what_only_a_whole_clip_shows_is_refused_with_its_name(videos, tmp_path)
     path = videos[0][CAMERAS[0]]
     cut = cut_between_key_frames(path, path.with_name("cut.mp4"))
     position = clip_of(0, videos).position_m
-    for told, clip in {
+    for message, clip in {
         "4-cam also needs camera_rear_right_70fov": clip_of(0, [dict.fromkeys(CAMERAS[:3], path)]),
         "unknown camera 'front'": clip_of(0, [videos[0] | {"front": path}]),
         "38 frames in the video (an edit list hides 3 more)": clip_of(
@@ -219,7 +219,7 @@ def test_what_only_a_whole_clip_shows_is_refused_with_its_name(videos, tmp_path)
     }.items():
         with pytest.raises(AvomniError) as refused:
             pack(tmp_path / "data", [clip])
-        assert told in str(refused.value) and "drive 0" in refused.value.where
+        assert message in str(refused.value) and "drive 0" in refused.value.where
     assert not (tmp_path / "data").exists()
 
 

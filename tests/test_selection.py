@@ -201,7 +201,7 @@ def test_a_revision_that_lost_a_table_does_not_keep_the_old_one(
         path.write_bytes(b"1")
     with local_hub.serve(other, REPO) as server:
         selection = taken(params(tmp_path), server)
-        with pytest.raises(AvomniError, match="does not tell it"):
+        with pytest.raises(AvomniError, match="does not have it"):
             taken(params(tmp_path, clips={"event_clusters": ["OTHER_LONGTAIL"]}), server)
     assert not (p.local_dir / "reasoning/ood_reasoning.parquet").exists()
     assert selection.catalog.attributes(clip_id_of(0))["event_cluster"] is None

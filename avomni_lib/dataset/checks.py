@@ -86,7 +86,7 @@ def clock(times_us: np.ndarray) -> tuple[dict[str, Any], list[Finding]]:
     gaps = np.flatnonzero(steps > limits.DROPPED * step)
     missing = int(np.rint(steps[gaps] / step - 1).sum())
     facts["num_dropped"] = missing
-    if len(gaps) and not (findings and findings[-1].severity == DAMAGED):  # told already
+    if len(gaps) and not (findings and findings[-1].severity == DAMAGED):  # reported already
         row = int(gaps[np.argmax(steps[gaps])])
         reason = (
             f"{missing} frames are missing in {len(gaps)} gaps; the longest is "

@@ -174,16 +174,15 @@ def obstacle_columns(table: pa.Table, where: str) -> dict[str, np.ndarray]:
     clock. `track_id` names the same road user in all rows of the clip.
 
     Raises:
-        AvomniError: a column is missing, of another kind or has gaps; or boxes are told in another
-            frame.
+        AvomniError: a column is missing, of another kind or has gaps; boxes are in another frame.
     """
     values = {name: time_column(table, name, where) for name in BOX_TIMES}
     values |= {name: number_column(table, name, where).astype(np.float64) for name in BOX_NUMBERS}
     values |= {name: _text(table, name, where) for name in BOX_TEXTS}
     others = set(_text(table, "reference_frame", where)) - {BOX_FRAME}
     if others:
-        told = ", ".join(map(str, sorted(others)))
-        raise AvomniError(f"boxes are in the frame of {told}, not of the {BOX_FRAME}", where=where)
+        named = ", ".join(map(str, sorted(others)))
+        raise AvomniError(f"boxes are in the frame of {named}, not of the {BOX_FRAME}", where=where)
     return values
 
 

@@ -2,9 +2,9 @@
 
 FFmpeg chooses a demuxer by what a file holds. A playlist (ffconcat, HLS, DASH), a session
 description (SDP) or a pattern of image names would then name other files and addresses to open,
-whatever the file itself is called. So the container is told from its first bytes, among those that
-name nothing outside of themselves, and its demuxer is given to FFmpeg by name, with every protocol
-closed and external tracks of QuickTime files (`dref`) left out.
+whatever the file itself is called. So the container is recognised by its first bytes, among those
+that name nothing outside of themselves, and its demuxer is given to FFmpeg by name, with every
+protocol closed and external tracks of QuickTime files (`dref`) left out.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CLOSED = {"protocol_whitelist": "none", "enable_drefs": "0", "use_absolute_path"
 
 
 class NotVideo(AvomniError):
-    """A file that no container is told from, or that does not open as the one that it is."""
+    """A file that is no known container, or that does not open as the one that it is."""
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ class Finding:
         reason: With the values.
         reach: One of the words above.
         path: Below the data folder.
-        feature: Empty for metadata and for what is said of the set.
+        feature: Empty for metadata and for findings about the set.
         chunk: Of the file.
         clip_id: Empty where it is not about one clip.
     """

@@ -22,7 +22,7 @@ MAX_GAP_S = 0.55
 HISTORY_S = 1.6
 # A file's frame interval against its timestamps': clocks differ by 1e-4, rates by a fifth. Damaged.
 CLOCK_TOLERANCE = 0.05
-# Of an interval, where the file's frames differ in length and so tell the time: beyond half of one
+# Of an interval, where the file's frames differ in length and so keep time: beyond half of one
 # a row may be off by a frame. Damaged.
 INTERVAL_TOLERANCE = 0.5
 # The data set's cameras run at 30 Hz and start within a tenth of a second of the clip's time 0.
@@ -57,7 +57,7 @@ UNIT_TOLERANCE = 1e-3
 # so a quarter of one is worth a look; a metre is damaged.
 JUMP_M, REFUSED_JUMP_M, MAX_ACCELERATION = 0.25, 1.0, 12.0
 # Path by positions against path by velocities, over all that is needed: m, and share. A speedometer
-# may tell a tenth too much (UNECE R39); two metres are a filter settling. Damaged.
+# may show a tenth too much (UNECE R39); two metres are a filter settling. Damaged.
 PATH_TOLERANCE = (2.0, 0.1)
 # The same over half a second, in which a decimetre of noise is no course: m/s, and share.
 SPAN_S, SPEED_TOLERANCE = 0.5, (1.0, 0.1)

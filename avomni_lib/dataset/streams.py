@@ -39,7 +39,7 @@ class Units:
     """How a codec's NAL units are to be read.
 
     Attributes:
-        length_place: Byte of the decoder configuration whose low bits tell the lengths' size.
+        length_place: Byte of the decoder configuration whose low bits hold the lengths' size.
         slices: Types that hold pictures.
         sets: Types that pictures are decoded by.
         starts: Types of pictures at which a decoder can start.
@@ -305,7 +305,7 @@ class Scan:
         self._doubtful = []
 
     def walk(self) -> Walked:
-        """Read all packets, and tell what they are."""
+        """Read all packets; facts and findings about them."""
         for _ in self.packets():
             pass
         return Walked(self.facts(), self.findings(), self.times_us)

@@ -1,8 +1,8 @@
-"""Where, when and by which vehicle a rendered clip is said to have been driven.
+"""Where, when and by which vehicle a rendered clip is listed as driven.
 
 So that there is something to choose by. All of it is dealt by the clip's name: the pictures know
 nothing of it, but for the hour, which is that of the town's light. Which clips have an event is
-told here too; what happens in them is no chance (see `events`).
+decided here too; what happens in them is no chance (see `events`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Circumstances:
         month: 1-12.
         hour: 0-23.
         event_cluster: None for most clips.
-        has_event: Whether something happens in it that the metadata tell of: in most of those with
+        has_event: Whether something happens in it that the metadata describe: in most of those with
             a cluster.
     """
 
@@ -76,7 +76,7 @@ def circumstances(clip_id: str, number: int, chunk: int, town: str) -> Circumsta
 
 
 def has_event(number: int) -> bool:
-    """Whether the metadata tell of something that happens in this clip of a world."""
+    """Whether the metadata describe something that happens in this clip of a world."""
     place, rest = divmod(number, EVENT_EVERY)
     return rest == EVENT_FIRST and place % WITHOUT_EVENTS_EVERY != WITHOUT_EVENTS_EVERY - 1
 

@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from avomni_lib import files, workers
-from avomni_lib.dataset import cameras
+from avomni_lib.dataset.own import layout as packed
+from avomni_lib.dataset.select.forecast import world_clip_bytes
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
@@ -31,10 +32,6 @@ from avomni_world.scene.render import Renderer
 from avomni_world.scene.scenes import Scene, make_scene
 
 FORMAT = 3  # raise it when the same parameters would give other bytes
-
-# Measured at 64 × 36, 128 × 72 and 320 × 180.
-BYTES_A_CLIP, BYTES_A_FRAME, BYTES_A_PIXEL, EGOMOTION_BYTES_A_SECOND = 4.5e4, 200.0, 0.13, 9.0e3
-OBSTACLE_BYTES_A_SECOND = 2.1e3
 
 
 def world_clips(world: WorldParams) -> list[WorldClip]:
@@ -72,12 +69,7 @@ def _scene(clip: WorldClip, world: WorldParams) -> Scene:
 
 def expected_bytes(world: WorldParams) -> int:
     """About what `publish` makes, in bytes."""
-    frames = recording.num_frames(world.clip_seconds) * len(cameras.CAMERAS)
-    clip_bytes = BYTES_A_CLIP + frames * (
-        BYTES_A_FRAME + BYTES_A_PIXEL * world.width * world.height
-    )
-    clip_bytes += (world.clip_seconds + 10) * EGOMOTION_BYTES_A_SECOND
-    clip_bytes += world.clip_seconds * OBSTACLE_BYTES_A_SECOND
+    clip_bytes = sum(world_clip_bytes(world, feature.name) for feature in layout.FEATURES)
     return int(clip_bytes * world.num_chunks * world.clips_per_chunk)
 
 
@@ -121,7 +113,7 @@ def publish(p: Params, folder: Path, progress: type[Bar] = Bar) -> Path:
 
 
 def is_published(p: Params, folder: Path) -> bool:
-    """Does this very world lie in the folder? It is moved there whole, so its card tells."""
+    """Does this very world lie in the folder? It is moved there whole, so its card says which."""
     card = Path(folder) / "README.md"
     return card.is_file() and card.read_text(encoding="utf-8") == _card(p.dataset.world)
 
@@ -156,8 +148,7 @@ def _record(job: tuple[WorldClip, Path, WorldParams]) -> bool:
     beside = {layout.CALIBRATION: json.dumps(recorded.calibration).encode()}
     if scene.event:
         beside[layout.EVENTS] = scene.event.json.encode()
-    with files.write_whole(part) as file:
-        layout.stored_zip(file, iter((recorded.members | beside).items()))
+    packed.write_zip(part, (recorded.members | beside).items())
     return True
 
 

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import pyarrow as pa
 
-from avomni_lib import files
-from avomni_lib.dataset import cameras
+from avomni_lib.dataset import calibration, cameras
+from avomni_lib.dataset.own import layout as packed
 from avomni_world.publish import tables
 from avomni_world.publish.circumstances import circumstances
 
 CALIBRATION, EVENTS = "calibration.json", "events.json"  # members of a part
+INTRINSICS = (*calibration.SIZE, *calibration.BW, *calibration.FW)
 TEXT, WHOLE, FLOAT, TRUTH = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 
 
@@ -49,30 +47,15 @@ class Feature:
         return f"{clip_id}.{self.name}{self.members[kind]}"
 
 
-def _calibration(name: str, sensor: str | None, columns: tuple[str, ...]) -> Feature:
-    return Feature(
-        name, "calibration", {}, ("clip_id", sensor) if sensor else ("clip_id",), columns
-    )
-
-
+CAMERA = {"video": ".mp4", "frame_timestamps": ".timestamps.parquet"}
+CAMERA["blurred_boxes"] = ".blurred_boxes.parquet"
 FEATURES = (
     Feature("egomotion", "labels", {"egomotion": ".parquet"}),
     Feature("obstacle.offline", "labels", {"obstacle.offline": ".parquet"}),
-    _calibration("camera_intrinsics", "camera_name", tables.INTRINSICS),
-    _calibration("sensor_extrinsics", "sensor_name", tables.EXTRINSICS),
-    _calibration("vehicle_dimensions", None, tables.DIMENSIONS),
-    *(
-        Feature(
-            camera,
-            "camera",
-            {
-                "video": ".mp4",
-                "frame_timestamps": ".timestamps.parquet",
-                "blurred_boxes": ".blurred_boxes.parquet",
-            },
-        )
-        for camera in sorted(cameras.BY_NAME)
-    ),
+    Feature("camera_intrinsics", "calibration", {}, ("clip_id", "camera_name"), INTRINSICS),
+    Feature("sensor_extrinsics", "calibration", {}, ("clip_id", "sensor_name"), calibration.POSE),
+    Feature("vehicle_dimensions", "calibration", {}, ("clip_id",), calibration.VEHICLE),
+    *(Feature(camera, "camera", CAMERA) for camera in sorted(cameras.BY_NAME)),
 )
 
 
@@ -85,15 +68,6 @@ class WorldClip:
     seed: int
     chunk: int
     split: str
-
-
-def stored_zip(file: IO[bytes], members: Iterator[tuple[str, bytes]]) -> None:
-    """A zip without compression whose dates and rights are always the same."""
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for name, data in members:
-            info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
-            info.create_system, info.external_attr = 3, 0o644 << 16
-            archive.writestr(info, data)
 
 
 def assemble(clips: Sequence[WorldClip], town: str, parts: Sequence[Path], folder: Path) -> None:
@@ -109,7 +83,7 @@ def assemble(clips: Sequence[WorldClip], town: str, parts: Sequence[Path], folde
             for clip, part in zip(clips, parts, strict=True)
             if clip.chunk == chunk
         ]
-        calibration = {clip_id: json.loads(part.read(CALIBRATION)) for clip_id, part in mine}
+        rows_of = {clip_id: json.loads(part.read(CALIBRATION)) for clip_id, part in mine}
         events |= {
             clip_id: part.read(EVENTS).decode()
             for clip_id, part in mine
@@ -117,27 +91,25 @@ def assemble(clips: Sequence[WorldClip], town: str, parts: Sequence[Path], folde
         }
         for feature in FEATURES:
             path = folder / feature.chunk_path.format(chunk_id=chunk)
-            with files.write_whole(path) as file:
-                if feature.members:
-                    names = (
-                        (part, feature.member(clip_id, kind))
-                        for clip_id, part in mine
-                        for kind in feature.members
-                    )
-                    stored_zip(file, ((name, part.read(name)) for part, name in names))
-                else:
-                    file.write(_calibration_table(feature, calibration))
+            if feature.members:
+                names = (
+                    (part, feature.member(clip_id, kind))
+                    for clip_id, part in mine
+                    for kind in feature.members
+                )
+                packed.write_zip(path, ((name, part.read(name)) for part, name in names))
+            else:
+                packed.write(path, _calibration_table(feature, rows_of))
         for _, part in mine:
             part.close()
     for name, data in _metadata(clips, town, events):
-        with files.write_whole(folder / name) as file:
-            file.write(data)
+        packed.write(folder / name, data)
 
 
-def _calibration_table(feature: Feature, calibration: dict[str, dict]) -> bytes:
+def _calibration_table(feature: Feature, rows_of: dict[str, dict]) -> bytes:
     rows = [
         (clip_id, sensor, *values)
-        for clip_id, features in calibration.items()
+        for clip_id, features in rows_of.items()
         for sensor, values in features[feature.name].items()
     ]
     keys = feature.index if len(feature.index) == 2 else (*feature.index, None)
@@ -151,50 +123,40 @@ def _calibration_table(feature: Feature, calibration: dict[str, dict]) -> bytes:
 def _metadata(
     clips: Sequence[WorldClip], town: str, events: dict[str, str]
 ) -> Iterator[tuple[str, bytes]]:
-    count = len(clips)
-    ids = {"clip_id": [clip.clip_id for clip in clips]}
+    def table(rows: Sequence[WorldClip], columns: dict[str, tuple[pa.DataType, list]]) -> bytes:
+        columns["clip_id"] = TEXT, [clip.clip_id for clip in rows]
+        values = {name: held for name, (_, held) in columns.items()}
+        types = {name: kind for name, (kind, _) in columns.items()}
+        return tables.parquet(values, types, ["clip_id"])
 
-    def table(columns: dict[str, list], types: dict[str, pa.DataType]) -> bytes:
-        return tables.parquet(columns | ids, types | {"clip_id": TEXT}, ["clip_id"])
-
-    yield "features.csv", _features_csv()
+    members = {f.name: {kind: f.member("{clip_id}", kind) for kind in f.members} for f in FEATURES}
+    features = [(f.name, f.chunk_path, members[f.name]) for f in FEATURES]
+    yield "features.csv", packed.features_csv(features)
+    everywhere = TRUTH, [True] * len(clips)
     index = {
-        "clip_is_valid": [True] * count,
-        "chunk": [clip.chunk for clip in clips],
-        "split": [clip.split for clip in clips],
+        "clip_is_valid": everywhere,
+        "chunk": (WHOLE, [clip.chunk for clip in clips]),
+        "split": (TEXT, [clip.split for clip in clips]),
     }
-    yield "clip_index.parquet", table(index, dict(zip(index, (TRUTH, WHOLE, TEXT), strict=True)))
+    yield "clip_index.parquet", table(clips, index)
     of = [circumstances(c.clip_id, c.number, c.chunk, town) for c in clips]
     collected = {
-        "country": [each.country for each in of],
-        "month": [each.month for each in of],
-        "hour_of_day": [each.hour for each in of],
-        "platform_class": [each.platform for each in of],
-        "radar_config": [None] * count,
+        "country": (TEXT, [each.country for each in of]),
+        "month": (WHOLE, [each.month for each in of]),
+        "hour_of_day": (WHOLE, [each.hour for each in of]),
+        "platform_class": (TEXT, [each.platform for each in of]),
+        "radar_config": (TEXT, [None] * len(clips)),
     }
-    types = dict(zip(collected, (TEXT, WHOLE, WHOLE, TEXT, TEXT), strict=True))
-    yield "metadata/data_collection.parquet", table(collected, types)
-    presence = {feature.name: [True] * count for feature in FEATURES}
-    yield "metadata/feature_presence.parquet", table(presence, dict.fromkeys(presence, TRUTH))
-    special = [pair for pair in zip(clips, of, strict=True) if pair[1].event_cluster]
+    yield "metadata/data_collection.parquet", table(clips, collected)
+    presence = {feature.name: everywhere for feature in FEATURES}
+    yield "metadata/feature_presence.parquet", table(clips, presence)
+    clusters = {c.clip_id: each.event_cluster for c, each in zip(clips, of, strict=True)}
+    special = [clip for clip in clips if clusters[clip.clip_id]]
     reasoning = {
-        "feature": [cameras.FRONT_WIDE.name] * len(special),
-        "event_cluster": [each.event_cluster for _, each in special],
-        "events": [events.get(clip.clip_id) for clip, _ in special],
+        "feature": (TEXT, [cameras.FRONT_WIDE.name] * len(special)),
+        "event_cluster": (TEXT, [clusters[clip.clip_id] for clip in special]),
+        "events": (TEXT, [events.get(clip.clip_id) for clip in special]),
         # The source's own table knows no test clips.
-        "split": ["train" if clip.split == "train" else "val" for clip, _ in special],
-        "clip_id": [clip.clip_id for clip, _ in special],
+        "split": (TEXT, ["train" if clip.split == "train" else "val" for clip in special]),
     }
-    types = dict.fromkeys(reasoning, TEXT)
-    yield "reasoning/ood_reasoning.parquet", tables.parquet(reasoning, types, ["clip_id"])
-
-
-def _features_csv() -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("feature", "directory", "chunk_path", "clip_files_in_zip"))
-    for feature in FEATURES:
-        members = {kind: feature.member("{clip_id}", kind) for kind in feature.members}
-        row = feature.name, feature.directory, feature.chunk_path
-        writer.writerow((*row, json.dumps(members) if members else ""))
-    return text.getvalue().encode()
+    yield "reasoning/ood_reasoning.parquet", table(special, reasoning)

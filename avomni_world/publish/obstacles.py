@@ -16,7 +16,7 @@ FRAME = "rig"
 def table(scene: Scene) -> bytes:
     """All labels of a clip, from its start to its length, as bytes of parquet.
 
-    A row's box is told in the rig's frame at `reference_frame_timestamp_us`, which here is its own
+    A row's box is in the rig's frame at `reference_frame_timestamp_us`, which here is its own
     time: middle and size in m, the turn box -> rig as a scalar-last quaternion.
     """
     t_us = np.arange(0, round(scene.seconds * 1e6) + 1, STEP_US)

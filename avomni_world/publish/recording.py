@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from avomni_lib.dataset import cameras
+from avomni_lib.dataset.clip import EGOMOTION_COLUMNS
 from avomni_world.publish import obstacles, tables
 from avomni_world.scene.render import Renderer
 from avomni_world.scene.scenes import Scene
@@ -25,7 +26,7 @@ KEY_FRAME_INTERVAL = 30
 # The road's texture survives: 32 dB at 128 × 72.
 QUALITY = {"crf": "20", "preset": "ultrafast"}
 _KEYS = f"keyint={KEY_FRAME_INTERVAL}:min-keyint={KEY_FRAME_INTERVAL}:scenecut=0"
-# H.264 without B frames; HEVC as x265 makes it unless it is told otherwise, with B frames and open
+# H.264 without B frames; HEVC as x265 makes it by default, with B frames and open
 # GOPs. More threads than one would change the bytes.
 CODECS = {
     "h264": ("libx264", {"bf": "0", "x264-params": _KEYS}),
@@ -104,7 +105,7 @@ def record(scene: Scene, clip_id: str, renderer: Renderer, codec: str = "h264") 
         )
     members[f"{clip_id}.egomotion.parquet"] = tables.parquet(
         scene.egomotion(egomotion_clock(scene.seed, scene.seconds)),
-        tables.floats(tables.EGOMOTION, timestamp=pa.int64()),
+        tables.floats(EGOMOTION_COLUMNS, timestamp=pa.int64()),
     )
     members[f"{clip_id}.obstacle.offline.parquet"] = obstacles.table(scene)
     return Recording(members, _calibration(scene, renderer))

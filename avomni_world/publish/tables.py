@@ -14,24 +14,7 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-EGOMOTION = (
-    *("timestamp", "qx", "qy", "qz", "qw", "x", "y", "z"),
-    *("vx", "vy", "vz", "ax", "ay", "az", "curvature"),
-)
-EXTRINSICS = ("qx", "qy", "qz", "qw", "x", "y", "z")
-INTRINSICS = (
-    *("width", "height", "cx", "cy"),
-    *(f"bw_poly_{i}" for i in range(5)),
-    *(f"fw_poly_{i}" for i in range(5)),
-)
-DIMENSIONS = ("length", "width", "height", "rear_axle_to_bbox_center", "wheelbase", "track_width")
-BLURRED_BOXES = {
-    "frame_index": pa.int64(),
-    "x1": pa.float64(),
-    "y1": pa.float64(),
-    "x2": pa.float64(),
-    "y2": pa.float64(),
-}
+BLURRED_BOXES = {"frame_index": pa.int64()} | dict.fromkeys(("x1", "y1", "x2", "y2"), pa.float64())
 OBSTACLES = {
     "timestamp_us": pa.uint64(),
     "source": pa.string(),
@@ -76,17 +59,10 @@ def parquet(columns: Mapping[str, Sequence], types: Mapping[str, pa.DataType], i
 def _pandas_note(schema: pa.Schema, index: Sequence[str]) -> dict:
     """Format: https://pandas.pydata.org/docs/development/developer.html#storing-pandas-dataframe-objects"""
     columns = []
-    for field in schema:
-        pandas_type, numpy_type = _PANDAS_NAMES[field.type]
-        columns.append(
-            {
-                "name": field.name,
-                "field_name": field.name,
-                "pandas_type": pandas_type,
-                "numpy_type": numpy_type,
-                "metadata": None,
-            }
-        )
+    for name, kind in zip(schema.names, schema.types, strict=True):
+        named = {"name": name, "field_name": name}
+        types = dict(zip(("pandas_type", "numpy_type"), _PANDAS_NAMES[kind], strict=True))
+        columns.append(named | types | {"metadata": None})
     return {
         "index_columns": list(index),
         "column_indexes": [],

@@ -1,4 +1,4 @@
-"""What happens in a scene that is said to have an event, in one sentence that is true of it.
+"""What happens in a scene that has an event, in one sentence that is true of it.
 
 The drive comes first: nothing here changes it. Where the car brakes, a vehicle ahead that keeps its
 distance brakes with it; where there is none, somebody is put who crosses the road ahead. Where it
@@ -43,7 +43,7 @@ class Event:
 
     Attributes:
         start_us: When the car's answer to it begins, on the clip's clock, as exactly as the
-            source's own frames tell it: to 50 ms.
+            source's own frames show it: to 50 ms.
         text: What the car does, and why.
     """
 
@@ -90,7 +90,7 @@ def happen(
         others: Who is there without an event. Those who would run over who crosses are left out.
 
     Returns:
-        None where nothing true can be said.
+        None where no true sentence can be made.
     """
     others = tuple(others)
     ahead = min((v.along_m for v in others if v.follows and v.along_m > 0), default=None)

@@ -2,7 +2,7 @@
 
     python -m avomni_world.tiny_base.make      # half an hour on one core
 
-First the eyes: from two successive frames, each camera's tokens must tell how fast the ground moves
+First the eyes: from two successive frames, each camera's tokens must show how fast the ground moves
 in that camera's picture. Town, look, camera height and lens change with every other drive, so what
 the vision tower learns is to see motion. Then the language: the tower's blocks are frozen, and the
 language model learns to say that motion as the target's text, in terms of the car that drives
@@ -126,13 +126,13 @@ def measure(model: Qwen3VLForConditionalGeneration, words: Qwen2Tokenizer, drive
         answers += say(model, talk, windows)
     truth = np.array(truths)
     read = [TARGET.parse(answer) for answer in answers]
-    said = np.array([each.speed_mps if each else truth.mean() for each in read])
+    predicted = np.array([each.speed_mps if each else truth.mean() for each in read])
     return {
         "num_windows": len(truth),
         "num_clips": len(drives),
         "valid_share": float(np.mean([each is not None for each in read])),
         "speed_mae_mps": {
-            "base": round(float(np.abs(said - truth).mean()), 4),
+            "base": round(float(np.abs(predicted - truth).mean()), 4),
             "mean": round(float(np.abs(truth.mean() - truth).mean()), 4),
             "median": round(float(np.abs(np.median(truth) - truth).mean()), 4),
         },

@@ -224,7 +224,7 @@ def _remember(
 
 
 def _of_the_set(p: Params, hub: Hub | None, figures: dict[str, Any]) -> list[Finding]:
-    """What is said of the whole set, or of the disk that it lies on."""
+    """Findings about the whole set, or about the disk that it lies on."""
     remarks = []
     if hub and not re.fullmatch("[0-9a-f]{40}", hub.commit):
         reason = f"revision {hub.commit!r} is no commit: the next run may read other data"

@@ -53,7 +53,7 @@ class FileJob:
         folder: The data folder.
         path: Below it.
         size: Bytes, as the source lists it.
-        sha256, blob_id: Of its content, where the source or an earlier check tells.
+        sha256, blob_id: Of its content, where the source lists it or an earlier check read it.
         is_full: Whether its content is to be read.
         feature: Empty for metadata.
         chunk: None for metadata.
@@ -206,7 +206,7 @@ class _Pass:
         self._file, self._job = file, job
         self._remote = RemoteFile(job.path, job.size, job.sha256, job.blob_id)
         self._hash = self._remote.new_hash()
-        # Told of every file, also where the source knows it by git's id.
+        # Known of every file, also where the source knows it by git's id.
         self._sha256 = self._hash if self._hash.name == "sha256" else hashlib.sha256()
         self._buffer = memoryview(bytearray(BLOCK_BYTES))
 
@@ -257,7 +257,7 @@ class _Pass:
         reason = self._remote.wrong(self.place, self._hash)
         if reason is None:
             return []
-        # The members' own checksums tell whose clip it is; a table has none.
+        # The members' own checksums show whose clip it is; a table has none.
         is_zip = self._job.members and not any(finding.reach == WHOLE for finding in findings)
         what = "another content than the source's"
         return [Finding(DAMAGED, what, reason, FILE if is_zip else WHOLE)]

@@ -157,7 +157,7 @@ def in_the_clear(endpoint: str, where: str) -> AvomniError:
 
 
 def offline(what: str, page: str) -> AvomniError:
-    """The user has told the hub's client not to use the network."""
+    """HF_HUB_OFFLINE keeps the hub's client from the network."""
     return AvomniError(
         f"cannot ask the hub for {what}: HF_HUB_OFFLINE is set",
         where=page,

@@ -208,7 +208,7 @@ def plan(p: Params, hub: Hub | None) -> Plan:
         verified = Verified(p.local_dir)
         selection = select(p, hub, verified)
     here = [f for f in selection.files if verified.known(f) or verified.needs_hash(f)]
-    unchecked = [f for f in here if not verified.known(f)]
+    unchecked = sum(f.size for f in here if not verified.known(f))
     absent = without(selection.files, here)
     partial = sum(transfer.bytes_there(p.local_dir, file) for file in absent)
     gone = read_evicted(p) if p.download.evict_raw else {}
@@ -217,45 +217,50 @@ def plan(p: Params, hub: Hub | None) -> Plan:
     to_fetch = selection.num_bytes - cached - sum(file.size for file in evicted)
     needed = largest_chunk(selection, here) if p.download.evict_raw else to_fetch
     free = files.free_bytes(p.local_dir)
-    counts = {name: len(ids) for name, ids in selection.clip_ids.items()}
-    figures = {
-        "num_chunks": len(selection.choice.chunks),
-        "num_clips": selection.num_clips,
-        "num_files": len(selection.files),
-        "bytes": selection.num_bytes,
+    figures = _counts(selection) | {
         "bytes_cached": cached,
         "bytes_to_fetch": to_fetch,
         "bytes_free": free,
         "is_estimate": False,
-        "clips_by_split": counts,
     }
-    here_note = [f"{len(here)} files"]
-    if partial:
-        here_note.append(f"{gigabytes(partial)} of files that are not whole yet")
-    if unchecked:
-        here_note.append(f"{gigabytes(sum(f.size for f in unchecked))} of it to be hashed first")
-    if evicted:
-        here_note.append(f"{len(evicted)} files evicted, their clips are in the cache")
+    counts = figures["clips_by_split"]
+    here_note = [
+        f"{len(here)} files",
+        partial and f"{gigabytes(partial)} of files that are not whole yet",
+        unchecked and f"{gigabytes(unchecked)} of it to be hashed first",
+        evicted and f"{len(evicted)} files evicted, their clips are in the cache",
+    ]
     by_03 = ", by 03, chunk after chunk" if p.download.evict_raw else ""
-    budget = f"at most {p.download.target_size_gb:g} GB"
+    budget = f"at most {p.download.target_size_gb:g} GB" + (" at a time" if by_03 else "")
     num_features = len(selection.features) + len(selection.optional)
     rows = [
         ("source", source_in_words(p), f"revision {hub.commit[:12]}" if hub else "no revision"),
         ("chunks", _in_a_row(selection.choice.chunks), selection.choice.reason),
         ("clips", f"{selection.num_clips}", _in_words(counts)),
         ("files", f"{len(selection.files)}", f"of {num_features} features"),
-        ("size", gigabytes(selection.num_bytes), budget + (" at a time" if by_03 else "")),
-        ("here already", gigabytes(cached), ", ".join(here_note)),
+        ("size", gigabytes(selection.num_bytes), budget),
+        ("here already", gigabytes(cached), ", ".join(filter(None, here_note))),
         ("to fetch", gigabytes(to_fetch), _line_time(to_fetch) + by_03),
         ("room on the disk", gigabytes(free), str(p.local_dir)),
     ]
-    warnings = []
+    warnings = [
+        f"no clip of the split {name} in the chosen chunks"
+        for name in ("train", p.evaluation.split)
+        if not counts[name]
+    ]
     if needed > free:
-        warnings.append(f"no room: {gigabytes(needed)} to fetch, {gigabytes(free)} free")
-    for name in ("train", p.evaluation.split):
-        if not counts[name]:
-            warnings.append(f"no clip of the split {name} in the chosen chunks")
+        warnings.insert(0, f"no room: {gigabytes(needed)} to fetch, {gigabytes(free)} free")
     return Plan("Download", rows, warnings, figures)
+
+
+def _counts(selection: Selection) -> dict[str, Any]:
+    return {
+        "num_chunks": len(selection.choice.chunks),
+        "num_clips": selection.num_clips,
+        "num_files": len(selection.files),
+        "bytes": selection.num_bytes,
+        "clips_by_split": {name: len(ids) for name, ids in selection.clip_ids.items()},
+    }
 
 
 def largest_chunk(selection: Selection, here: Sequence[RemoteFile]) -> int:
@@ -280,35 +285,33 @@ def _plan_offline(p: Params, question: str | None) -> Plan:
         question: What the user has to decide first, or None.
     """
     expected, selection, free = forecast(p), foretell(p), files.free_bytes(p.local_dir)
-    chunks, num_clips = f"{expected.num_chunks}", f"about {expected.num_clips}"
-    num_files, num_bytes, num_chunks = expected.num_files, expected.num_bytes, expected.num_chunks
-    reason, counts = f"download.target_chunks: {p.download.target_chunks}", None
+    figures: dict[str, Any] = {
+        "num_chunks": expected.num_chunks,
+        "num_clips": expected.num_clips,
+        "num_files": expected.num_files,
+        "bytes": expected.num_bytes,
+    }
+    chunks, clips, counts = f"{expected.num_chunks}", f"about {expected.num_clips}", ""
+    reason = f"download.target_chunks: {p.download.target_chunks}"
     if selection:
+        figures = _counts(selection)
         chunks, reason = _in_a_row(selection.choice.chunks), selection.choice.reason
-        counts = {name: len(ids) for name, ids in selection.clip_ids.items()}
-        num_clips, num_files = f"{selection.num_clips}", len(selection.files)
-        num_bytes, num_chunks = selection.num_bytes, len(selection.choice.chunks)
+        clips, counts = f"{selection.num_clips}", _in_words(figures.pop("clips_by_split"))
+    num_bytes = figures["bytes"]
     warnings = [f"nothing is fetched before you decide: {question}"] if question else []
-    if not num_chunks:
+    if not figures["num_chunks"]:
         warnings.append("download.target_size_gb is too small for one chunk of these cameras")
     if num_bytes > free and not p.download.evict_raw:
         warnings.append(f"no room: {gigabytes(num_bytes)}, {gigabytes(free)} free")
     rows = [
         ("source", source_in_words(p), expected.note),
         ("chunks", chunks, reason),
-        ("clips", num_clips, _in_words(counts) if counts else ""),
-        ("files", f"{num_files}", ""),
+        ("clips", clips, counts),
+        ("files", f"{figures['num_files']}", ""),
         ("size", f"about {gigabytes(num_bytes)}", _line_time(num_bytes)),
         ("room on the disk", gigabytes(free), str(p.local_dir)),
     ]
-    figures = {
-        "num_chunks": num_chunks,
-        "num_clips": selection.num_clips if selection else expected.num_clips,
-        "num_files": num_files,
-        "bytes": num_bytes,
-        "bytes_free": free,
-        "is_estimate": True,
-    }
+    figures |= {"bytes_free": free, "is_estimate": True}
     return Plan("Download", rows, warnings, figures)
 
 

@@ -161,7 +161,7 @@ class Hub:
             sha256 = info.lfs.sha256 if info.lfs else None
             return RemoteFile(info.path, info.size, sha256, info.blob_id, info.xet_hash)
         except AvomniError as error:
-            fix = "check dataset.endpoint and dataset.repo_id; tell the hub's owner"
+            fix = "check dataset.endpoint and dataset.repo_id; report it to the hub's owner"
             raise AvomniError(error.what, where=f"{error.where}: {self.page}", fix=fix) from None
 
     def _checked_commit(self, commit: object) -> str:
@@ -188,7 +188,13 @@ class Hub:
     def read(
         self, remote: RemoteFile, start: int, stop: threading.Event | None = None
     ) -> Iterator[Body]:
-        """A file's bytes from `start` on; as `transfer.ByteSource` says."""
+        """A file's bytes from `start` on, or from 0 where the hub cannot do better.
+
+        Raises:
+            Dropped: the line fails; worth another try.
+            OtherContent: what it sends is not the listed file.
+            AvomniError: no other try would help.
+        """
         if remote.xet_hash and xet.is_available() and not self._is_xet_lost:
             yield Body(start, self._xet_blocks(remote, start))
             return
@@ -204,7 +210,7 @@ class Hub:
                 yield Body(body_start, response.iter_bytes())
 
     def distrust(self, remote: RemoteFile) -> None:
-        """As `transfer.ByteSource` says."""
+        """What came of the file was wrong: take another way, if there is one."""
         self._is_xet_lost = self._is_xet_lost or bool(remote.xet_hash)
 
     @contextlib.contextmanager

@@ -24,18 +24,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Protocol
+from typing import IO, TYPE_CHECKING
 
 from avomni_lib import files
-from avomni_lib.dataset.download.backoff import Backoff, Stopped, check
+from avomni_lib.dataset.download.backoff import Stopped, check
 from avomni_lib.dataset.download.remote import BLOCK_BYTES, RemoteFile
 from avomni_lib.dataset.download.verified import Verified
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar, Tally
+
+if TYPE_CHECKING:
+    from avomni_lib.dataset.download.hub import Hub
 
 log = logging.getLogger(__name__)
 
@@ -51,30 +53,10 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass(frozen=True)
 class Body:
-    """What a source sends: `blocks` from the byte `start` on."""
+    """What the hub sends: `blocks` from the byte `start` on."""
 
     start: int
     blocks: Iterator[bytes]
-
-
-class ByteSource(Protocol):
-    """Where bytes come from: `hub.Hub`."""
-
-    backoff: Backoff
-
-    def read(
-        self, remote: RemoteFile, start: int, stop: threading.Event | None
-    ) -> AbstractContextManager[Body]:
-        """The file from `start` on, or from 0 where the source cannot do better.
-
-        Raises:
-            Dropped: the line fails; worth another try.
-            OtherContent: what it sends is not the listed file.
-            AvomniError: no other try would help.
-        """
-
-    def distrust(self, remote: RemoteFile) -> None:
-        """What came of the file was wrong: take another way, if there is one."""
 
 
 class Dropped(Exception):
@@ -157,7 +139,7 @@ def claim(folder: Path, remote: RemoteFile) -> Iterator[Partial | None]:
 
 def complete(
     partial: Partial,
-    source: ByteSource,
+    source: Hub,
     folder: Path,
     bar: Bar | None = None,
     stop: threading.Event | None = None,
@@ -197,7 +179,7 @@ def complete(
     )
 
 
-def _fill(partial: Partial, source: ByteSource, bar: Bar, stop: threading.Event | None) -> None:
+def _fill(partial: Partial, source: Hub, bar: Bar, stop: threading.Event | None) -> None:
     """Ask for the rest until it is there; a try that brought bytes forward costs no patience."""
     num_tries, furthest = 0, partial.size
     while partial.size < partial.remote.size:
@@ -229,7 +211,7 @@ def _fill(partial: Partial, source: ByteSource, bar: Bar, stop: threading.Event 
 
 def fetch_files(
     todo: Sequence[RemoteFile],
-    source: ByteSource,
+    source: Hub,
     p: Params,
     verified: Verified,
     progress: type[Bar] = Bar,
@@ -350,7 +332,7 @@ def path_of(folder: Path, remote: RemoteFile) -> Path:
 
 
 def bytes_there(folder: Path, remote: RemoteFile) -> int:
-    """How much of a file an earlier process left, as far as its size tells."""
+    """How much of a file an earlier process left, judged by its size alone."""
     with contextlib.suppress(OSError):
         size = path_of(folder, remote).stat().st_size
         return size if size <= remote.size else 0

@@ -67,7 +67,7 @@ class Verified:
         return entry
 
     def needs_hash(self, remote: RemoteFile) -> bool:
-        """Whether only its content can tell: it has the right size and nobody has looked yet."""
+        """Whether its content has to be hashed: it has the right size and nobody has looked yet."""
         state = files.state_of(self.folder / remote.path)
         if state is None or state[0] != remote.size:
             return False

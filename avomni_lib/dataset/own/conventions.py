@@ -1,7 +1,7 @@
-"""Whether poses mean what the frame and the axes say that they mean: what their motion shows.
+"""Whether the motion of poses fits the frame and the axes that they were given in.
 
 A car stands on its wheels, drives along its nose, and turns with it; its speed is a car's. What
-contradicts that is refused, together with the reading that would fit, where there is one. A map
+contradicts that is refused, together with the convention that would fit, where there is one. A map
 that is mirrored together with its headings contradicts nothing: only the turn that
 `summary` prints shows it.
 """
@@ -12,17 +12,16 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
 from avomni_lib.dataset.limits import MAX_SLIP_DEG, MOVES_MPS, SPAN_S
 from avomni_lib.dataset.own import poses as own_poses
-from avomni_lib.dataset.own.arguments import Mistakes, refusal
+from avomni_lib.dataset.own.arguments import Argument, Mistakes
 from avomni_lib.dataset.own.poses import Poses
 
-# Slower, the car stands; the course of a noisy position tells a turn only above the other.
+# Slower, the car stands; the course of a noisy position shows a turn only above the other.
 STANDS_MPS, TURNS_MPS = 0.1, 3.0
 # An antenna over the front bumper moves 25° beside the nose on the tightest circle.
 DOUBTFUL_SLIP_DEG, MAX_TILT_DEG = 10.0, 35.0
@@ -55,80 +54,21 @@ CONVENTIONS = (
     "a heading is in rad, in enu counter-clockwise from x, else clockwise from north; "
     "docs/own_clips.md has more"
 )
-
-
-# The fields of the poses that change; None where they cannot be meant so.
-Reading = Callable[[Poses], dict[str, Any] | None]
+# What to give as heading_rad instead.
+HEADINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "np.pi / 2 - heading_rad": lambda angle: np.pi / 2 - angle,
+    "np.radians(heading_rad)": np.radians,
+    "np.pi / 2 - np.radians(heading_rad)": lambda angle: np.pi / 2 - np.radians(angle),
+    "heading_rad + np.pi / 2": lambda angle: angle + np.pi / 2,
+    "heading_rad - np.pi / 2": lambda angle: angle - np.pi / 2,
+    "heading_rad + np.pi": lambda angle: angle + np.pi,
+    "-heading_rad": lambda angle: -angle,
+    "-np.radians(heading_rad)": lambda angle: -np.radians(angle),
+    "np.radians(heading_rad) + np.pi / 2": lambda angle: np.radians(angle) + np.pi / 2,
+}
+Change = Callable[[Poses], Poses]
 FLIP = Rotation.from_matrix(own_poses.NED_TO_ENU)  # its own inverse
-
-
-def _heading(of: Callable[[np.ndarray], np.ndarray]) -> Reading:
-    return lambda poses: {"heading": of(poses.heading)}
-
-
-def _turned(poses: Poses, of: Callable[[Rotation], Rotation]) -> dict[str, Any]:
-    return {"quaternion": of(Rotation.from_quat(poses.quaternion)).as_quat()}
-
-
-def _is_map(poses: Poses) -> bool:
-    return poses.frame in ("enu", "ned")
-
-
-# What to give instead -> what is so read. Of each of these one change at most is made, in order.
-HEADING_READINGS: tuple[dict[str, Reading], ...] = (
-    {
-        "heading_rad=np.pi / 2 - heading_rad": _heading(lambda angle: np.pi / 2 - angle),
-        "heading_rad=np.radians(heading_rad)": _heading(np.radians),
-        "heading_rad=np.pi / 2 - np.radians(heading_rad)": _heading(
-            lambda angle: np.pi / 2 - np.radians(angle)
-        ),
-        "heading_rad=heading_rad + np.pi / 2": _heading(lambda angle: angle + np.pi / 2),
-        "heading_rad=heading_rad - np.pi / 2": _heading(lambda angle: angle - np.pi / 2),
-        "heading_rad=heading_rad + np.pi": _heading(lambda angle: angle + np.pi),
-        "heading_rad=-heading_rad": _heading(lambda angle: -angle),
-        "heading_rad=-np.radians(heading_rad)": _heading(lambda angle: -np.radians(angle)),
-        "heading_rad=np.radians(heading_rad) + np.pi / 2": _heading(
-            lambda angle: np.radians(angle) + np.pi / 2
-        ),
-        "position_m with -y for y (yours may point to the other side)": lambda poses: (
-            {"position": poses.position * (1, -1, 1)} if _is_map(poses) else None
-        ),
-        "position_m[:, [1, 0]] (the first two columns the other way round)": lambda poses: (
-            {"position": poses.position[:, [1, 0, 2]]}
-            if _is_map(poses) or np.abs(poses.position[:, :2]).max() <= 90
-            else None
-        ),
-    },
-)
-QUATERNION_READINGS: tuple[dict[str, Reading], ...] = (
-    {
-        f"frame={frame!r} ({own_poses.FRAMES[frame]})": lambda poses, frame=frame: (
-            {"frame": frame} if _is_map(poses) and frame != poses.frame else None
-        )
-        for frame in ("enu", "ned")
-    },
-    {
-        f"axes={axes!r}": lambda poses, axes=axes: {"axes": axes} if axes != poses.axes else None
-        for axes in own_poses.AXES
-    },
-    {
-        "quaternion=quaternion[:, [1, 2, 3, 0]] (yours is w, x, y, z)": lambda poses: {
-            "quaternion": poses.quaternion[:, [1, 2, 3, 0]]
-        }
-    },
-    {
-        "the inverse rotation (yours turns the frame into the car)": lambda poses: _turned(
-            poses, Rotation.inv
-        )
-    },
-    {
-        "quaternion=(Rotation.from_matrix([[0, 1, 0], [1, 0, 0], [0, 0, -1]]) * "
-        "Rotation.from_quat(quaternion)).as_quat() (yours turns into {kind})": lambda poses: (
-            _turned(poses, lambda turn: FLIP * turn) if poses.frame != "ecef" else None
-        )
-    },
-)
-# A reading that fits worse than the best one by this much is not offered.
+# A convention that fits worse than the best one by this much is not offered.
 MUCH_WORSE_DEG = 5.0
 
 
@@ -168,11 +108,6 @@ class Track:
         return self.speeds > MOVES_MPS
 
     @property
-    def level(self) -> Track:
-        """The same without the height, which may be in another unit."""
-        return Track(self.steps_m * (1, 1, 0), self.seconds, self.rows)
-
-    @property
     def mean_mps(self) -> float:
         """The path over its time, m/s."""
         return float(np.linalg.norm(self.steps_m, axis=1).sum() / self.seconds.sum())
@@ -190,24 +125,41 @@ class Track:
             for steps, fewest in ((self.steps_m, 4), (coarse, 6))
         )
 
+    def scaled(self, factor: float | tuple[float, float, float]) -> Track:
+        return dataclasses.replace(self, steps_m=self.steps_m * factor)
+
+    def noses(self, turn: Rotation) -> np.ndarray:
+        """(M, 3) where the car points; `turn` (K,) takes its axes into the frame."""
+        return turn[self.rows].apply((1, 0, 0))
+
+    def tilt_deg(self, turn: Rotation) -> float:
+        """Median angle between the car's z axis and up."""
+        up = turn[self.rows].apply((0, 0, 1))
+        return _angle_deg(up, np.broadcast_to((0.0, 0.0, 1.0), up.shape))
+
+    def slip_deg(self, turn: Rotation) -> float:
+        """Median angle between path and nose, forwards or backwards, where it moves; else 0."""
+        if not self.moves.any():
+            return 0.0
+        return _angle_deg(self.steps_m[self.moves], self.noses(turn)[self.moves], is_line=True)
+
 
 def contradictions(track: Track, turn: Rotation) -> Iterator[str]:
-    """What the poses say that no car does.
+    """What the poses do that no car does.
 
     Args:
         track: In a level frame that stands still.
         turn: (K,) from the car's axes to it.
     """
-    at_marks = turn[track.rows]
-    if (tilt := _tilt_deg(at_marks)) > MAX_TILT_DEG:
+    if (tilt := track.tilt_deg(turn)) > MAX_TILT_DEG:
         side = "roof" if tilt > 135 else "side"
         yield f"the car's z axis points {tilt:.0f}° away from up: it lies on its {side}"
     if not track.moves.any():
         return
-    nose = at_marks.apply((1, 0, 0))
-    if (slip := slip_deg(track, nose)) > MAX_SLIP_DEG:
+    if (slip := track.slip_deg(turn)) > MAX_SLIP_DEG:
         yield f"the car moves {slip:.0f}° beside where it points"
         return
+    nose = track.noses(turn)
     ahead, speed = (track.steps_m * nose).sum(axis=1), float(np.median(track.speeds[track.moves]))
     if ahead.sum() < 0 and speed > MAX_REVERSE_MPS:
         yield f"the car drives backwards at {speed:.1f} m/s: x points to its rear"
@@ -215,33 +167,6 @@ def contradictions(track: Track, turn: Rotation) -> Iterator[str]:
     if climb > MAX_CLIMB and np.median(track.speeds) > TURNS_MPS:
         yield f"{climb:.0%} of the path goes up or down: the third coordinate is not the height"
     yield from _turning(track, nose, np.sign(ahead))
-
-
-def _motion(poses: Poses) -> tuple[Track, Rotation, Rotation]:
-    """The track, the rotation from the frame into the level one, and (K,) that of the car."""
-    position, into = own_poses.level(poses)
-    return Track.of(poses.t_s, position), into, own_poses.turns(poses, into)
-
-
-def _angle_deg(vectors: np.ndarray, others: np.ndarray, is_line: bool = False) -> float:
-    """Median angle between (M, 3) vectors and others; of lines, whichever way they point."""
-    size = np.linalg.norm(vectors, axis=1) * np.linalg.norm(others, axis=1)
-    cosine = (vectors * others).sum(axis=1) / np.maximum(size, 1e-9)
-    cosine = np.abs(cosine) if is_line else cosine
-    return float(np.degrees(np.arccos(np.clip(np.median(cosine), -1, 1))))
-
-
-def _tilt_deg(turn: Rotation) -> float:
-    """Median angle between the car's z axis and up."""
-    up = turn.apply((0, 0, 1))
-    return _angle_deg(up, np.broadcast_to((0.0, 0.0, 1.0), up.shape))
-
-
-def slip_deg(track: Track, nose: np.ndarray) -> float:
-    """Median angle between path and nose, forwards or backwards, where the car moves; else 0."""
-    if not track.moves.any():
-        return 0.0
-    return _angle_deg(track.steps_m[track.moves], nose[track.moves], is_line=True)
 
 
 def _turning(track: Track, nose: np.ndarray, sign: np.ndarray) -> Iterator[str]:
@@ -268,6 +193,20 @@ def _turning(track: Track, nose: np.ndarray, sign: np.ndarray) -> Iterator[str]:
         yield f"the course turns by {turned:.0f}° and the nose {how}: one of them is mirrored"
 
 
+def _motion(poses: Poses) -> tuple[Track, Rotation, Rotation]:
+    """The track, the rotation from the frame into the level one, and (K,) that of the car."""
+    position, into = own_poses.level(poses)
+    return Track.of(poses.t_s, position), into, own_poses.turns(poses, into)
+
+
+def _angle_deg(vectors: np.ndarray, others: np.ndarray, is_line: bool = False) -> float:
+    """Median angle between (M, 3) vectors and others; of lines, whichever way they point."""
+    size = np.linalg.norm(vectors, axis=1) * np.linalg.norm(others, axis=1)
+    cosine = (vectors * others).sum(axis=1) / np.maximum(size, 1e-9)
+    cosine = np.abs(cosine) if is_line else cosine
+    return float(np.degrees(np.arccos(np.clip(np.median(cosine), -1, 1))))
+
+
 def check(poses: Poses, where: str, mistakes: Mistakes) -> None:
     """Add what the motion of the poses contradicts: speeds, units, and directions."""
     track, into, turn = _motion(poses)
@@ -276,13 +215,12 @@ def check(poses: Poses, where: str, mistakes: Mistakes) -> None:
         _check_speeds(poses, track, turn, where)
     if len(mistakes) > before:
         return
-    wrong = list(contradictions(track, turn))
-    if wrong:
+    if wrong := list(contradictions(track, turn)):
         argument = "heading_rad" if poses.quaternion is None else "quaternion"
         argument = "position_m" if all("third coordinate" in each for each in wrong) else argument
         fits = _fits(poses)
         fix = f"what fits is {'; or '.join(fits)} (docs/own_clips.md)" if fits else CONVENTIONS
-        mistakes.append(refusal("; ".join(wrong), argument, where, fix=fix))
+        mistakes.append(Argument(argument, where).error("; ".join(wrong), fix=fix))
     elif poses.velocity_mps is not None:
         with mistakes.kept():
             _check_velocity(poses, track, into, turn, where)
@@ -290,9 +228,8 @@ def check(poses: Poses, where: str, mistakes: Mistakes) -> None:
 
 def notes(track: Track, turn: Rotation) -> list[str]:
     """What is allowed and worth a look."""
-    nose = turn[track.rows].apply((1, 0, 0))
     remarks = []
-    ahead = (track.steps_m * nose).sum(axis=1)
+    ahead = (track.steps_m * track.noses(turn)).sum(axis=1)
     moved_back = -ahead[(ahead < 0) & (track.speeds > MOVES_MPS)].sum()
     if moved_back > 1:
         remarks.append(f"drives backwards for {moved_back:.0f} m")
@@ -301,40 +238,40 @@ def notes(track: Track, turn: Rotation) -> list[str]:
         turned = np.degrees(np.ptp(np.unwrap(np.arctan2(north, east))))
         turns = f", and the nose turns by {turned:.0f}°" if turned > MIN_TURN_DEG else ""
         remarks.append(f"stands still throughout{turns}: is it parked, or the unit no metre?")
-    if (slip := slip_deg(track, nose)) > DOUBTFUL_SLIP_DEG:
+    if (slip := track.slip_deg(turn)) > DOUBTFUL_SLIP_DEG:
         remarks.append(f"moves {slip:.0f}° beside where it points")
     return remarks
 
 
 def _check_speeds(poses: Poses, track: Track, turn: Rotation, where: str) -> None:
-    mean, velocity = track.mean_mps, poses.velocity_mps
-    means = "positions move at {:.3g} m/s on average, {} says {:.3g} m/s"
+    mean, means = track.mean_mps, "positions move at {:.3g} m/s on average, {} says {:.3g} m/s"
     if poses.speed_mps is not None:
         given = float(np.trapezoid(np.abs(poses.speed_mps), poses.t_s) / np.ptp(poses.t_s))
         slack, share = GIVEN_SPEED_TOLERANCE
-        if abs(given - mean) <= slack + share * max(given, mean):
-            return
-        fix = _unit(given, mean, "speed_m_s")
-        fix = fix or "give both in metres, and speed_m_s at the times t_s (np.interp)"
-        raise refusal(means.format(mean, "speed_m_s", given), "speed_m_s", where, fix=fix)
-    if velocity is not None:
-        given = float(np.linalg.norm(velocity, axis=1).mean())
+        if abs(given - mean) > slack + share * max(given, mean):
+            fix = _unit(given, mean, "speed_m_s")
+            fix = fix or "give both in metres, and speed_m_s at the times t_s (np.interp)"
+            what = means.format(mean, "speed_m_s", given)
+            raise Argument("speed_m_s", where).error(what, fix=fix)
+        return
+    if poses.velocity_mps is not None:
+        given = float(np.linalg.norm(poses.velocity_mps, axis=1).mean())
         if fix := _unit(given, mean, "velocity_mps"):
             what = means.format(mean, "velocity_mps", given)
-            raise refusal(what, "velocity_mps", where, fix=fix)
-    high = float(np.percentile(track.speeds, 95))
+            raise Argument("velocity_mps", where).error(what, fix=fix)
+    at, high = Argument("position_m", where), float(np.percentile(track.speeds, 95))
     if high > MAX_SPEED_MPS:
         row = int(track.rows[np.argmax(track.speeds)])
-        raise refusal(
+        raise at.error(
             f"positions move at {high:,.0f} m/s, which no car does; fastest at row {row}",
-            "position_m",
-            where,
             row,
             "give position_m in metres (not centimetres, millimetres or feet) and t_s in seconds; "
             "leave out rows whose positions are placeholders",
         )
-    if velocity is None and track.level.is_smooth:
-        _check_drift(poses, track.level, turn, where)
+    # The height may be in another unit.
+    level = track.scaled((1, 1, 0))
+    if poses.velocity_mps is None and level.is_smooth:
+        _check_drift(poses, level, turn, at)
 
 
 def _unit(given: float, mean: float, argument: str) -> str | None:
@@ -347,7 +284,7 @@ def _unit(given: float, mean: float, argument: str) -> str | None:
     return None
 
 
-def _check_drift(poses: Poses, track: Track, turn: Rotation, where: str) -> None:
+def _check_drift(poses: Poses, track: Track, turn: Rotation, at: Argument) -> None:
     """Positions that creep as smoothly as a car drives, in a unit much larger than a metre.
 
     A parked car's positions stand still or jitter; these go on in one direction.
@@ -358,11 +295,11 @@ def _check_drift(poses: Poses, track: Track, turn: Rotation, where: str) -> None
         if (sizes <= (np.pi / 2, np.pi)).all() and 0.02 < mean < 1.2:
             fix = "they look like radians: np.degrees"
     elif poses.frame != "ecef":
-        scaled = Track(track.steps_m * 1000, track.seconds, track.rows)
-        slip = slip_deg(scaled, turn[track.rows].apply((1, 0, 0)))
+        in_km = track.scaled(1000)
+        fits_km = in_km.moves.any() and in_km.slip_deg(turn) < MAX_SLIP_DEG
         if 0.5 < mean * METRES_PER_DEGREE < 70 and sizes.max() <= 180 and sizes.min() <= 90:
             fix = "they look like degrees: frame='wgs84', with (latitude, longitude[, altitude])"
-        elif 0.5 < mean * 1000 < 70 and slip < MAX_SLIP_DEG and scaled.moves.any():
+        elif 0.5 < mean * 1000 < 70 and fits_km:
             fix = "they look like kilometres: multiply by 1000"
     if fix:
         moved = np.ptp(raw, axis=0).max()
@@ -371,7 +308,7 @@ def _check_drift(poses: Poses, track: Track, turn: Rotation, where: str) -> None
             ". If the car did move so little, give speed_m_s too, or one position throughout for "
             "a parked car"
         )
-        raise refusal(what, "position_m", where, fix=fix)
+        raise at.error(what, fix=fix)
 
 
 def _check_velocity(poses: Poses, track: Track, into: Rotation, turn: Rotation, where: str) -> None:
@@ -384,67 +321,95 @@ def _check_velocity(poses: Poses, track: Track, into: Rotation, turn: Rotation, 
 
     if not track.moves.any() or (off := off_deg(into.apply(given))) <= MAX_SLIP_DEG:
         return
+    rotation = "Rotation.from_quat(quaternion)"
+    if poses.quaternion is None:
+        rotation = "Rotation.from_euler('z', heading_rad[:, None])"
     ways = {
-        f"velocity_mps along the car's axes: give {_text(poses)}.apply(velocity_mps)": (
-            turn.apply(given)
+        f"velocity_mps along the car's axes: give {rotation}.apply(velocity_mps)": turn.apply(
+            given
         ),
         "velocity_mps as (north, east, down)": FLIP.apply(given),
         "velocity_mps as (east, north, up)": given,
         "-velocity_mps": -into.apply(given),
     }
-    best, best_off = min(
-        ((text, off_deg(vectors)) for text, vectors in ways.items()), key=lambda way: way[1]
-    )
+    best = min(ways, key=lambda way: off_deg(ways[way]))
     fix = "give it along the frame's axes (east, north, up for wgs84), or leave it out"
-    if best_off <= MAX_SLIP_DEG:
+    if off_deg(ways[best]) <= MAX_SLIP_DEG:
         fix = f"yours looks like {best}; {fix}"
     what = f"velocity_mps points {off:.0f}° beside the way that the positions take"
-    raise refusal(what, "velocity_mps", where, fix=fix)
-
-
-def _text(poses: Poses) -> str:
-    if poses.quaternion is None:
-        return "Rotation.from_euler('z', heading_rad[:, None])"
-    return "Rotation.from_quat(quaternion)"
+    raise Argument("velocity_mps", where).error(what, fix=fix)
 
 
 def _fits(poses: Poses) -> list[str]:
-    """The readings of the poses that contradict nothing, with the fewest changes."""
+    """The conventions by which the poses contradict nothing, with the fewest changes."""
     fits: list[tuple[float, str]] = []
     fewest = None
-    for number, text, other in _readings(poses):
+    for number, text, other in _alternatives(poses):
         if fewest is not None and number > fewest:
             break
         track, _, turn = _motion(other)
         if not list(contradictions(track, turn)):
             fewest = number
-            fits.append((_off_deg(track, turn), text))
+            fits.append((track.tilt_deg(turn) + track.slip_deg(turn), text))
     best = min(fits, default=(0.0, ""))[0]
     return [text for off, text in fits if off <= best + MUCH_WORSE_DEG]
 
 
-def _off_deg(track: Track, turn: Rotation) -> float:
-    """How far a reading is from a car that stands upright and drives along its nose, degrees."""
-    at_marks = turn[track.rows]
-    return _tilt_deg(at_marks) + slip_deg(track, at_marks.apply((1, 0, 0)))
-
-
-def _readings(poses: Poses) -> Iterator[tuple[int, str, Poses]]:
+def _alternatives(poses: Poses) -> Iterator[tuple[int, str, Poses]]:
     """(number of changes, what to give, the poses so read), the fewest changes first."""
-    tables = HEADING_READINGS if poses.quaternion is None else QUATERNION_READINGS
-    ways = [
-        [(), *((text, of) for text, of in table.items() if of(poses) is not None)]
-        for table in tables
-    ]
-    kind = "east, north, up" if poses.frame == "ned" else "north, east, down"
-    readings = []
-    for way in itertools.product(*ways):
-        changes = [change for change in way if change]
+    ways = []
+    for changes in itertools.product(*([("", None), *table.items()] for table in _tables(poses))):
+        texts = [text for text, _ in changes if text]
         # Degrees all near zero would be rare.
-        number = len(changes) + sum("np.radians" in text for text, _ in changes)
-        readings.append((number, changes))
-    for number, changes in sorted(readings, key=lambda reading: reading[0]):
+        number = len(texts) + sum("np.radians" in text for text in texts)
+        ways.append((number, ", ".join(texts), [change for _, change in changes if change]))
+    for number, text, applied in sorted(ways, key=lambda way: way[0]):
         other = poses
-        for _, of in changes:
-            other = dataclasses.replace(other, **of(other))
-        yield number, ", ".join(text for text, _ in changes).replace("{kind}", kind), other
+        for change in applied:
+            other = change(other)
+        yield number, text, other
+
+
+def _tables(poses: Poses) -> list[dict[str, Change]]:
+    """What to give instead -> the poses so read; of each table one change at most is made."""
+    replace, is_map = dataclasses.replace, poses.frame in ("enu", "ned")
+    if poses.quaternion is None:
+        headings: dict[str, Change] = {
+            f"heading_rad={text}": lambda p, of=of: replace(p, heading=of(p.heading))
+            for text, of in HEADINGS.items()
+        }
+        if is_map:
+            text = "position_m with -y for y (yours may point to the other side)"
+            headings[text] = lambda p: replace(p, position=p.position * (1, -1, 1))
+        if is_map or np.abs(poses.position[:, :2]).max() <= 90:
+            text = "position_m[:, [1, 0]] (the first two columns the other way round)"
+            headings[text] = lambda p: replace(p, position=p.position[:, [1, 0, 2]])
+        return [headings]
+
+    def turned(of: Callable[[Rotation], Rotation]) -> Change:
+        return lambda p: replace(p, quaternion=of(Rotation.from_quat(p.quaternion)).as_quat())
+
+    kind = "east, north, up" if poses.frame == "ned" else "north, east, down"
+    flip = (
+        "quaternion=(Rotation.from_matrix([[0, 1, 0], [1, 0, 0], [0, 0, -1]]) * "
+        f"Rotation.from_quat(quaternion)).as_quat() (yours turns into {kind})"
+    )
+    return [
+        {
+            f"frame={frame!r} ({own_poses.FRAMES[frame]})": lambda p, f=frame: replace(p, frame=f)
+            for frame in ("enu", "ned")
+            if is_map and frame != poses.frame
+        },
+        {
+            f"axes={axes!r}": lambda p, axes=axes: replace(p, axes=axes)
+            for axes in own_poses.AXES
+            if axes != poses.axes
+        },
+        {
+            "quaternion=quaternion[:, [1, 2, 3, 0]] (yours is w, x, y, z)": lambda p: replace(
+                p, quaternion=p.quaternion[:, [1, 2, 3, 0]]
+            )
+        },
+        {"the inverse rotation (yours turns the frame into the car)": turned(Rotation.inv)},
+        {} if poses.frame == "ecef" else {flip: turned(lambda rotation: FLIP * rotation)},
+    ]

@@ -94,42 +94,49 @@ def stand_in(feature: str, sizes: Mapping[str, Mapping[str, tuple[int, int]]]) -
     return parquet(dict(zip((*keys, *names), map(list, zip(*rows, strict=True)), strict=True)))
 
 
-def write_metadata(folder: Path, clips: Sequence[Mapping[str, Any]], clips_per_chunk: int) -> None:
-    """features.csv and the tables that list the clips.
+def write_metadata(folder: Path, clips: Sequence[Any], clips_per_chunk: int) -> None:
+    """features.csv and the tables that list the clips (`OwnClip`), in the order of the chunks."""
+    names = [*MEMBERS, *calibration.TABLES]
+    members = {
+        name: {kind: member(name, "{clip_id}", kind) for kind in MEMBERS.get(name, ())}
+        for name in names
+    }
 
-    Args:
-        clips: In the order of the chunks; each with clip_id, split, `features` (those that it has),
-            country, month, hour and platform, None where that is not known.
-    """
-    clip_ids = [clip["clip_id"] for clip in clips]
-    features = [*MEMBERS, *calibration.TABLES]
+    def column(attribute: str, kind: type = str) -> pa.Array:
+        """As Python's own types, whatever numpy's they came in."""
+        values = [getattr(clip, attribute) for clip in clips]
+        plain = [None if value is None else kind(value) for value in values]
+        return pa.array(plain, pa.int64() if kind is int else pa.string())
+
+    clip_ids = [clip.clip_id for clip in clips]
+    index = {"chunk": [place // clips_per_chunk for place in range(len(clips))]}
+    index |= {"split": column("split"), "clip_id": clip_ids}
+    features = [{*clip.videos, EGOMOTION, *calibration.TABLES} for clip in clips]
+    presence = {name: [name in held for held in features] for name in names}
+    collection = {
+        "country": column("country"),
+        "month": column("month", int),
+        "hour_of_day": column("hour", int),
+        "platform_class": column("platform"),
+        "clip_id": clip_ids,
+    }
+    features_file = features_csv((name, chunk_path(name), members[name]) for name in names)
+    write(folder / FEATURES_FILE, features_file)
+    write(folder / INDEX_FILE, parquet(index))
+    write(folder / PRESENCE_FILE, parquet(presence | {"clip_id": clip_ids}))
+    write(folder / COLLECTION_FILE, parquet(collection))
+
+
+def features_csv(features: Iterable[tuple[str, str, Mapping[str, str]]]) -> bytes:
+    """features.csv of (name, template of a chunk's file, kind -> template of a member)."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("feature", "directory", "chunk_path", "clip_files_in_zip"))
-    for name in features:
-        inside = {kind: member(name, "{clip_id}", kind) for kind in MEMBERS.get(name, ())}
-        path = chunk_path(name)
-        writer.writerow((name, path.split("/")[0], path, json.dumps(inside) if inside else ""))
-    index = {"chunk": [place // clips_per_chunk for place in range(len(clips))]}
-    index |= {"split": _texts(clip["split"] for clip in clips), "clip_id": clip_ids}
-    presence = {name: [name in clip["features"] for clip in clips] for name in features}
-    whole = {name: pa.array([c[name] for c in clips], pa.int64()) for name in ("month", "hour")}
-    collection = {
-        "country": _texts(clip["country"] for clip in clips),
-        "month": whole["month"],
-        "hour_of_day": whole["hour"],
-        "platform_class": _texts(clip["platform"] for clip in clips),
-        "clip_id": clip_ids,
-    }
-    for path, content in (
-        (FEATURES_FILE, text.getvalue().encode()),
-        (INDEX_FILE, parquet(index)),
-        (PRESENCE_FILE, parquet(presence | {"clip_id": clip_ids})),
-        (COLLECTION_FILE, parquet(collection)),
-    ):
-        with files.write_whole(folder / path) as file:
-            file.write(content)
+    for name, path, members in features:
+        writer.writerow((name, path.split("/")[0], path, json.dumps(members) if members else ""))
+    return text.getvalue().encode()
 
 
-def _texts(values: Iterable[str | None]) -> pa.Array:
-    return pa.array(list(values), pa.string())
+def write(path: Path, content: bytes) -> None:
+    with files.write_whole(path) as file:
+        file.write(content)

@@ -15,6 +15,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from avomni_lib.dataset.findings import DAMAGED, ODD, Finding
 from avomni_lib.dataset.own import arguments, conventions, layout
 from avomni_lib.dataset.own import poses as own_poses
 from avomni_lib.dataset.own import summary as own_summary
-from avomni_lib.dataset.own.arguments import Mistakes, refusal
+from avomni_lib.dataset.own.arguments import Argument, Mistakes
 from avomni_lib.dataset.own.layout import EGOMOTION
 from avomni_lib.dataset.own.summary import ClipSummary, Packed
 from avomni_lib.errors import AvomniError
@@ -52,7 +53,7 @@ class OwnClip:
         videos: Name in `cameras.BY_NAME` -> an mp4. One file may stand for several cameras.
         t_s: (K,) s, rising, when each pose holds; from any zero, as Unix time. At least two a
             second, from before the first frame to after the last one, and `processing.horizon_s`
-            longer where the target tells the future.
+            longer where the target holds the future.
         position_m: (K, 2) or (K, 3) in `frame`: (x, y[, z]) m; for "ned" (north, east[, down]) m;
             for "wgs84" (latitude, longitude[, altitude]) in degrees and m; for "ecef" (x, y, z) m.
         heading_rad: (K,) rad where the nose points. For frame "enu" counter-clockwise from x (east,
@@ -141,7 +142,7 @@ def pack(
     with mistakes.kept():
         folder = _empty(folder)
     with mistakes.kept():
-        arguments.whole(clips_per_chunk, "clips_per_chunk", None, 1, 1_000_000)
+        arguments.whole(clips_per_chunk, Argument("clips_per_chunk"), 1, 1_000_000)
     ready = _examine(clips, mistakes, progress)
     folder = Path(folder)
     num_bytes = sum(Path(path).stat().st_size for r in ready for path in r.clip.videos.values())
@@ -152,7 +153,7 @@ def pack(
         with progress(total=len(ready), unit="clip", label="Pack") as bar:
             for number, start in enumerate(range(0, len(ready), clips_per_chunk)):
                 _write_chunk(work, number, ready[start : start + clips_per_chunk], bar)
-        layout.write_metadata(work, [_row(each.clip) for each in ready], clips_per_chunk)
+        layout.write_metadata(work, [each.clip for each in ready], clips_per_chunk)
         if folder.exists():
             folder.rmdir()
         os.replace(work, folder)
@@ -198,24 +199,28 @@ def _unwritable(folder: Path, error: OSError) -> AvomniError:
 
 def _examine(clips: Any, mistakes: Mistakes, progress: type[Bar]) -> list[_Ready]:
     """Check all clips, and raise all that is wrong with them."""
+    at = Argument("clips")
     if isinstance(clips, OwnClip | str | bytes | Mapping) or not hasattr(clips, "__iter__"):
         shown = "one OwnClip" if isinstance(clips, OwnClip) else f"{clips!r:.80}"
-        what = f"clips is {shown}, expected a list of OwnClip"
-        mistakes.append(refusal(what, "clips", None, fix="[clip]"))
+        mistakes.append(at.error(f"clips is {shown}, expected a list of OwnClip", fix="[clip]"))
         mistakes.raise_all()
     clips = list(clips)
     if not clips:
-        mistakes.append(refusal("there is no clip to pack", "clips", None))
+        mistakes.append(at.error("there is no clip to pack"))
+    sound = [clip for clip in clips if isinstance(clip, OwnClip)]
     for number, clip in enumerate(clips):
         if not isinstance(clip, OwnClip):
             what = f"clips[{number}] is {clip!r:.80}, expected an OwnClip"
-            mistakes.append(refusal(what, "clips", None, number))
-    sound = [clip for clip in clips if isinstance(clip, OwnClip)]
-    names = [clip.name if isinstance(clip.name, str) else None for clip in sound]
-    for name in dict.fromkeys(name for name in names if name and names.count(name) > 1):
-        rows = [str(number) for number, other in enumerate(names) if other == name]
-        what = f"two clips have one name: {name!r}, clips {', '.join(rows)}"
-        mistakes.append(refusal(what, "name", f"clip {name!r}", fix="give each its own"))
+            mistakes.append(at.error(what, number))
+    numbers: dict[str, list[str]] = {}
+    for number, clip in enumerate(sound):
+        if isinstance(clip.name, str) and clip.name:
+            numbers.setdefault(clip.name, []).append(str(number))
+    for name, same in numbers.items():
+        if len(same) > 1:
+            what = f"two clips have one name: {name!r}, clips {', '.join(same)}"
+            at = Argument("name", f"clip {name!r}")
+            mistakes.append(at.error(what, fix="give each its own"))
     ready = []
     with progress(total=len(sound), unit="clip", label="Check") as bar:
         for clip in sound:
@@ -248,11 +253,11 @@ def _examine_clip(clip: OwnClip, mistakes: Mistakes) -> _Ready | None:
     turn = own_poses.turns(poses, into)
     moved = own_poses.egomotion(poses.t_s, position, turn, velocity, zero_s)
     notes = []
-    for finding, place in _findings(clip, stamps, walks, moved, where):
+    for finding, argument in _findings(clip, stamps, walks, moved):
         if finding.severity == DAMAGED:
-            mistakes.append(AvomniError(finding.reason, where=place))
+            mistakes.append(Argument(argument, where).error(finding.reason))
         elif finding.severity == ODD and finding.what not in USUAL:
-            notes.append(f"{place.split(',')[0]}: {finding.reason}")
+            notes.append(f"{argument}: {finding.reason}")
     if len(mistakes) > before:
         return None
     notes = tuple(dict.fromkeys(notes))
@@ -263,15 +268,16 @@ def _examine_clip(clip: OwnClip, mistakes: Mistakes) -> _Ready | None:
 
 def _check_words(clip: OwnClip, mistakes: Mistakes, where: str) -> None:
     """Name, split and what clips are chosen by."""
+    at = partial(Argument, clip=where)
     for name in ("name", "country", "platform"):
         with mistakes.kept():
-            arguments.text(getattr(clip, name), name, where, is_needed=name == "name")
+            arguments.text(getattr(clip, name), at(name), is_needed=name == "name")
     for name, least, most in (("month", 1, 12), ("hour", 0, 23)):
         with mistakes.kept():
-            arguments.whole(getattr(clip, name), name, where, least, most)
+            arguments.whole(getattr(clip, name), at(name), least, most)
     if clip.split is not None and (not isinstance(clip.split, str) or clip.split not in SPLITS):
         fix = f"choose one of {', '.join(SPLITS)}, or None"
-        mistakes.append(refusal(f"unknown split {clip.split!r:.80}", "split", where, fix=fix))
+        mistakes.append(at("split").error(f"unknown split {clip.split!r:.80}", fix=fix))
 
 
 def _clocks(
@@ -283,85 +289,75 @@ def _clocks(
     videos: Mapping[str, Any] = {}
     given: Mapping[str, Any] = {}
     with mistakes.kept():
-        videos = _by_camera(clip.videos, "videos", where, "'a.mp4'")
-        _check_grid(videos, where)
+        videos = _by_camera(clip.videos, Argument("videos", where), "'a.mp4'")
+        _check_grid(videos, Argument("videos", where))
     with mistakes.kept():
-        given = _by_camera(clip.frame_times_s, "frame_times_s", where, "times")
+        at = Argument("frame_times_s", where)
+        given = _by_camera(clip.frame_times_s, at, "times")
         if lone := [name for name in given if videos and name not in videos]:
             what = f"frame_times_s names {lone[0]}, of which there is no video"
-            fix = "give its video too, or leave its times out"
-            raise refusal(what, "frame_times_s", where, fix=fix)
+            raise at.error(what, fix="give its video too, or leave its times out")
     # One file may stand for several cameras: it is read, and refused, once.
-    read: dict[Any, streams.Walked] = {}
-    refused: set[Any] = set()
+    read: dict[str, streams.Walked | None] = {}
     for name, value in videos.items():
-        argument, key = f"videos[{name!r}]", str(value)
-        if key in refused:
-            continue
-        refused.add(key)
+        key = str(value)
         with mistakes.kept():
             if key not in read:
-                path = arguments.video_path(value, argument, where)
-                read[key] = arguments.walk_video(path, argument, where)
-            refused.remove(key)
-            walks[name] = read[key]
-            times_s[name] = walks[name].times_us / 1e6
-            if name in given:
-                times_s[name] = _given_times(given[name], walks[name], name, where)
+                read[key] = None
+                read[key] = arguments.video(value, Argument(f"videos[{name!r}]", where))
+            if (walked := read[key]) is not None:
+                walks[name], times_s[name] = walked, walked.times_us / 1e6
+                if name in given:
+                    at = Argument(f"frame_times_s[{name!r}]", where)
+                    times_s[name] = _given_times(given[name], walked, at)
     return times_s, walks
 
 
-def _by_camera(value: Any, argument: str, where: str, example: str) -> Mapping[str, Any]:
+def _by_camera(value: Any, at: Argument, example: str) -> Mapping[str, Any]:
     """A mapping of known cameras."""
-    example = f"{{{cameras.CAMERAS[0].name!r}: {example}}}"
-    value = arguments.mapping(value, argument, where, example)
+    if not isinstance(value, Mapping):
+        fix = f"give it as {{{cameras.CAMERAS[0].name!r}: {example}}}"
+        raise at.error(f"{at.name} is {value!r:.80}, expected a mapping of cameras", fix=fix)
     if unknown := [camera for camera in value if camera not in cameras.BY_NAME]:
         fix = f"choose among {', '.join(cameras.BY_NAME)}"
-        raise refusal(f"unknown camera {unknown[0]!r}", argument, where, fix=fix)
+        raise at.error(f"unknown camera {unknown[0]!r}", fix=fix)
     return value
 
 
-def _check_grid(videos: Mapping[str, Any], where: str) -> None:
+def _check_grid(videos: Mapping[str, Any], at: Argument) -> None:
     lacking = {
         grid.name: [camera.name for camera in grid.cameras if camera.name not in videos]
         for grid in cameras.GRIDS.values()
     }
     if all(lacking.values()):
         setup = min(lacking, key=lambda name: len(lacking[name]))
-        raise refusal(
+        raise at.error(
             f"no grid can be filled: {setup} also needs {', '.join(lacking[setup])}",
-            "videos",
-            where,
             fix="cut more views out of a wide video, or give one video to several cameras: the "
             "model then sees the same picture in several tiles",
         )
 
 
-def _given_times(value: Any, walked: streams.Walked, camera: str, where: str) -> np.ndarray:
+def _given_times(value: Any, walked: streams.Walked, at: Argument) -> np.ndarray:
     """A camera's times as they were given, against the file's own."""
-    argument, file_s = f"frame_times_s[{camera!r}]", walked.times_us / 1e6
-    times_s = arguments.array(value, argument, where, ((None,),))
+    file_s = walked.times_us / 1e6
+    times_s = arguments.array(value, at, (None,))
     if len(times_s) != len(file_s):
         hidden = walked.facts["num_hidden"]
         more = f" (an edit list hides {hidden} more)" if hidden else ""
         what = f"{len(file_s)} frames in the video{more}, frame_times_s of shape {times_s.shape}"
-        fix = "give one time a frame, in the order in which they are shown"
-        raise refusal(what, argument, where, fix=fix)
-    times_s = arguments.times(value, argument, where)
+        raise at.error(what, fix="give one time a frame, in the order in which they are shown")
+    times_s = arguments.times(value, at)
     if len(times_s) < 2 or (usual := float(np.median(np.diff(file_s)))) <= 0:
         return times_s
     step = float(np.median(np.diff(times_s)))
     if unit := arguments.unit_of(step, usual):
-        what = f"{argument} looks like {unit}: {step:g} from frame to frame, where the file has "
-        fix = f"divide by {arguments.UNITS[unit]:g}"
-        raise refusal(f"{what}{usual:.4g} s", argument, where, fix=fix)
+        what = f"{at.name} looks like {unit}: {step:g} from frame to frame, where the file has "
+        raise at.error(f"{what}{usual:.4g} s", fix=f"divide by {arguments.UNITS[unit]:g}")
     if (np.diff(times_s) == 1).all() and not 0.5 < usual < 2:
-        what = (
-            f"{argument} looks like frame numbers: each is one more than the one before, and the "
-            f"file has {usual:.4g} s from frame to frame"
-        )
+        what = f"{at.name} looks like frame numbers: each is one more than the one before, and the "
         fix = "give seconds on the clock of t_s, or leave it out"
-        raise refusal(what, argument, where, fix=fix)
+        raise at.error(f"{what}file has {usual:.4g} s from frame to frame", fix=fix)
     return times_s
 
 
@@ -382,14 +378,12 @@ def _check_overlap(times_s: Mapping[str, np.ndarray], clip: OwnClip, where: str)
         how = f"have only {common:.2f} s in common" if common > 0 else "do not overlap"
         what = f"the cameras {how}: {clock(early)}, {clock(late)}"
         fix = "give frame_times_s of every camera, all on the clock of t_s"
-        raise refusal(what, "frame_times_s", where, fix=fix)
+        raise Argument("frame_times_s", where).error(what, fix=fix)
     poses_s = np.asarray(clip.t_s, np.float64)
     if poses_s[-1] < spans[early][0] or poses_s[0] > spans[late][1]:
-        raise refusal(
+        raise Argument("t_s", where).error(
             f"ego motion covers no frame: t_s runs from {poses_s[0]:.3f} to {poses_s[-1]:.3f} s, "
             f"{clock(late)}",
-            "t_s",
-            where,
             fix="give frame_times_s of every camera on the clock of t_s, or t_s from the first "
             "frame",
         )
@@ -400,29 +394,17 @@ def _findings(
     stamps_us: Mapping[str, np.ndarray],
     walks: Mapping[str, streams.Walked],
     moved: Mapping[str, np.ndarray],
-    where: str,
 ) -> Iterator[tuple[Finding, str]]:
-    """What the audit and the ETL say of the clip, and of what."""
+    """What the audit and the ETL find in the clip, and the argument concerned."""
     for camera, stamps in stamps_us.items():
         argument = "frame_times_s" if camera in clip.frame_times_s else "videos"
-        walked, place = walks[camera], f"{argument}[{camera!r}], {where}"
+        walked = walks[camera]
         agreed = checks.agree(walked.times_us, stamps, walked.facts["tick_us"])
         for finding in (*walked.findings, *checks.clock(stamps)[1], *agreed):
-            yield finding, place
+            yield finding, f"{argument}[{camera!r}]"
     first, last = checks.common([(int(s[0]), int(s[-1])) for s in stamps_us.values()])
     for finding in checks.egomotion(moved, first, last, HORIZON_S)[1]:
-        yield finding, f"poses, {where}"
-
-
-def _row(clip: OwnClip) -> dict[str, Any]:
-    """A clip as the tables list it."""
-    row: dict[str, Any] = {"features": {*clip.videos, EGOMOTION, *calibration.TABLES}}
-    for name in ("clip_id", "split", "country", "platform", "month", "hour"):
-        value = getattr(clip, name)
-        # As Python's own types, whatever numpy's they came in.
-        kind = int if name in ("month", "hour") else str
-        row[name] = None if value is None else kind(value)
-    return row
+        yield finding, "poses"
 
 
 def _write_chunk(work: Path, number: int, clips: Sequence[_Ready], bar: Bar) -> None:
@@ -433,13 +415,11 @@ def _write_chunk(work: Path, number: int, clips: Sequence[_Ready], bar: Bar) -> 
             members.setdefault(feature, []).append((name, content))
         bar.update(1, each.clip.name)
     for feature, held in members.items():
-        path = layout.chunk_path(feature).format(chunk_id=number)
-        layout.write_zip(work / path, held)
+        layout.write_zip(work / layout.chunk_path(feature).format(chunk_id=number), held)
+    sizes = {each.clip.clip_id: each.sizes for each in clips}
     for feature in calibration.TABLES:
-        path = layout.chunk_path(feature).format(chunk_id=number)
-        with files.write_whole(work / path) as file:
-            sizes = {each.clip.clip_id: each.sizes for each in clips}
-            file.write(layout.stand_in(feature, sizes))
+        path = work / layout.chunk_path(feature).format(chunk_id=number)
+        layout.write(path, layout.stand_in(feature, sizes))
 
 
 def _members(ready: _Ready) -> Iterator[tuple[str, str, Path | bytes]]:

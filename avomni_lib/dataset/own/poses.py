@@ -7,6 +7,7 @@ scipy's and PROJ's.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from scipy.spatial.transform import Rotation
 
 from avomni_lib.dataset import limits
 from avomni_lib.dataset.own import arguments
-from avomni_lib.dataset.own.arguments import Mistakes, refusal
+from avomni_lib.dataset.own.arguments import Argument, Mistakes
 from avomni_lib.errors import AvomniError
 
 FRAMES = {
@@ -35,8 +36,14 @@ NED_TO_ENU = ((0, 1, 0), (1, 0, 0), (0, 0, -1))
 USUAL_STEP_S = 0.03
 # From the Dead Sea's shore to above the highest road, from the Earth's centre.
 EARTH_M = (6.33e6, 6.40e6)
-# About 1 cm.
-DEGREES_RESOLUTION = 1e-7
+# No speed can be had from positions that are stored more coarsely; 1e-7° is about 1 cm.
+RESOLUTION_M, DEGREES_RESOLUTION = 1e-2, 1e-7
+# m and m/s, so that arithmetic does not overflow: the Moon's distance, and more than 3600 km/h.
+FARTHEST_M, FASTEST_MPS = 3.8e8, 1e6
+# A quaternion printed with two decimals is this far from unit length.
+UNIT_TOLERANCE = 0.02
+# Two whole turns: a heading beyond was hardly counted on, and 13 is a usual one in degrees.
+LARGEST_HEADING_RAD = 4 * np.pi
 
 
 @dataclass(frozen=True)
@@ -65,35 +72,34 @@ class Poses:
 
 def read(clip: Any, mistakes: Mistakes, where: str) -> Poses | None:
     """An `OwnClip`'s poses; None after anything that keeps them from being read."""
-    before = len(mistakes)
-    frame, axes = clip.frame, clip.axes
+    before, frame, axes = len(mistakes), clip.frame, clip.axes
+    at = functools.partial(Argument, clip=where)
     for name, value, known in (("frame", frame, FRAMES), ("axes", axes, AXES)):
         if not isinstance(value, str) or value not in known:
             fix = f"choose one of {', '.join(known)}"
-            mistakes.append(refusal(f"unknown {name} {value!r}", name, where, fix=fix))
+            mistakes.append(at(name).error(f"unknown {name} {value!r}", fix=fix))
     t_s: Any = None
     with mistakes.kept():
-        t_s = arguments.times(clip.t_s, "t_s", where)
-        _check_step(t_s, where)
+        t_s = arguments.times(clip.t_s, at("t_s"))
+        _check_step(t_s, at("t_s"))
     # Without its times an argument's length is compared with the positions'.
     count = len(t_s) if t_s is not None else _length(clip.position_m)
     if count < 2:
-        mistakes.append(refusal(f"{count} poses, expected at least two", "t_s", where))
+        mistakes.append(at("t_s").error(f"{count} poses, expected at least two"))
         return None
     given: dict[str, np.ndarray | None] = {}
     with mistakes.kept():
-        given["position"] = _position(clip.position_m, frame, where, count)
-    if "position" in given and frame in ("enu", "ned") and is_geocentric(given["position"]):
-        far_km = np.linalg.norm(given["position"][0]) / 1e3
-        what = (
-            f"position_m lies {far_km:,.0f} km from the zero of frame={frame!r}, the distance "
-            "to the centre of the Earth: it looks geocentric"
-        )
-        mistakes.append(refusal(what, "position_m", where, fix="frame='ecef'"))
-        if clip.quaternion is None:
-            return None
-        # What else is wrong can only be seen in the right frame.
-        frame, before = "ecef", before + 1
+        given["position"] = position = _position(clip.position_m, frame, at("position_m"), count)
+        if frame in ("enu", "ned") and is_geocentric(position):
+            what = (
+                f"position_m lies {np.linalg.norm(position[0]) / 1e3:,.0f} km from the zero of "
+                f"frame={frame!r}, the distance to the centre of the Earth: it looks geocentric"
+            )
+            mistakes.append(at("position_m").error(what, fix="frame='ecef'"))
+            if clip.quaternion is None:
+                return None
+            # What else is wrong can only be seen in the right frame.
+            frame, before = "ecef", before + 1
     num_absent = (clip.heading_rad is None) + (clip.quaternion is None)
     if num_absent != 1:
         have = "both heading_rad and quaternion" if not num_absent else "neither of them"
@@ -102,23 +108,16 @@ def read(clip: Any, mistakes: Mistakes, where: str) -> Poses | None:
     if clip.heading_rad is not None and axes != "flu":
         what = f"axes={axes!r} goes with a quaternion; a heading has no axes of the car"
         fix = "leave axes out; headings clockwise from north are frame='ned'"
-        mistakes.append(refusal(what, "axes", where, fix=fix))
-    speeds = arguments.FASTEST_MPS
-    readers = {
-        "heading": (clip.heading_rad, lambda value: arguments.headings(value, where, count)),
-        "quaternion": (clip.quaternion, lambda value: arguments.quaternions(value, where, count)),
-        "velocity_mps": (
-            clip.velocity_mps,
-            lambda value: arguments.array(value, "velocity_mps", where, ((count, 3),), speeds),
-        ),
-        "speed_mps": (
-            clip.speed_m_s,
-            lambda value: arguments.array(value, "speed_m_s", where, ((count,),), speeds),
-        ),
-    }
-    for name, (value, reader) in readers.items():
+        mistakes.append(at("axes").error(what, fix=fix))
+    for name, argument, read_one, shape in (
+        ("heading", "heading_rad", _heading, (count,)),
+        ("quaternion", "quaternion", _quaternion, (count, 4)),
+        ("velocity_mps", "velocity_mps", _speed, (count, 3)),
+        ("speed_mps", "speed_m_s", _speed, (count,)),
+    ):
         with mistakes.kept():
-            given[name] = None if value is None else reader(value)
+            value = getattr(clip, argument)
+            given[name] = None if value is None else read_one(value, at(argument), shape)
     if len(mistakes) > before:
         return None
     return Poses(frame, axes, t_s, **given)  # type: ignore[arg-type]
@@ -231,11 +230,40 @@ def microseconds(t_s: np.ndarray) -> np.ndarray:
     return np.rint(np.asarray(t_s) * 1e6).astype(np.int64)
 
 
-def _position(value: Any, frame: str, where: str, count: int) -> np.ndarray:
+def _heading(value: Any, at: Argument, shape: tuple[int, ...]) -> np.ndarray:
+    heading = arguments.array(value, at, shape)
+    for row in np.flatnonzero(np.abs(heading) > LARGEST_HEADING_RAD)[:1]:
+        what = f"heading_rad is {heading[row]:g} at row {row}, more than two whole turns: it looks "
+        fix = (
+            "give np.radians(heading_rad); or, if turns were counted on, heading_rad % (2 * np.pi)"
+        )
+        raise at.error(what + "like degrees", row, fix)
+    return heading
+
+
+def _quaternion(value: Any, at: Argument, shape: tuple[int, ...]) -> np.ndarray:
+    """Of unit length, in the given order; or out of scipy's Rotation."""
+    value = value.as_quat() if isinstance(value, Rotation) else value
+    quaternion = arguments.array(value, at, shape)
+    norm = np.linalg.norm(quaternion, axis=1)
+    for row in np.flatnonzero(np.abs(norm - 1) > UNIT_TOLERANCE)[:1]:
+        what = f"quaternion is no rotation at row {row}: {quaternion[row].tolist()} has length "
+        fix = "leave out rows without a rotation; divide the others by their length"
+        raise at.error(what + f"{norm[row]:.4g}, not 1", row, fix)
+    return quaternion
+
+
+def _speed(value: Any, at: Argument, shape: tuple[int, ...]) -> np.ndarray:
+    return arguments.array(value, at, shape, most=FASTEST_MPS)
+
+
+def _position(value: Any, frame: str, at: Argument, count: int) -> np.ndarray:
     # The range of degrees is looked at below, where times 1e7 is known too.
-    fineness = (DEGREES_RESOLUTION, np.inf) if frame == "wgs84" else ()
-    position = arguments.positions(value, "position_m", where, count, *fineness)
-    if frame == "wgs84":
+    is_angle = frame == "wgs84"
+    most, fineness = (np.inf, DEGREES_RESOLUTION) if is_angle else (FARTHEST_M, RESOLUTION_M)
+    shapes = (count, 2), (count, 3)
+    position = arguments.array(value, at, *shapes, most=most, resolution=fineness)
+    if is_angle:
         beyond = (np.abs(position[:, :2]) > (90, 180)).any(axis=1)
         for row in np.flatnonzero(beyond)[:1]:
             first, second = position[row, :2]
@@ -247,33 +275,33 @@ def _position(value: Any, frame: str, where: str, count: int) -> np.ndarray:
             elif abs(first) <= 90e7 and abs(second) <= 180e7 and (position[:, :2] % 1 == 0).all():
                 fix = "they look like degrees times 1e7: divide by 1e7"
             what = f"latitude {first:g}, longitude {second:g} at row {row} is no place on the Earth"
-            raise refusal(what, "position_m", where, row, fix)
+            raise at.error(what, row, fix)
     elif frame == "ecef":
         if position.shape[1] != 3:
             what = f"position_m of shape {position.shape}, expected ({count}, 3) for frame='ecef'"
-            raise refusal(what, "position_m", where)
+            raise at.error(what)
         radius = np.linalg.norm(position, axis=1)
         for row in np.flatnonzero((radius < EARTH_M[0]) | (radius > EARTH_M[1]))[:1]:
             what = (
                 f"position_m is {radius[row] / 1e3:,.3f} km from the centre of the Earth at row "
                 f"{row}, and frame='ecef' counts from there in metres"
             )
-            raise refusal(what, "position_m", where, row, "choose another frame, or give metres")
+            raise at.error(what, row, "choose another frame, or give metres")
     if position.shape[1] == 2:
         position = np.column_stack([position, np.zeros(count)])
     return position
 
 
-def _check_step(t_s: np.ndarray, where: str) -> None:
+def _check_step(t_s: np.ndarray, at: Argument) -> None:
     """Poses less often than twice a second, or times in another unit."""
     step = float(np.median(np.diff(t_s))) if len(t_s) > 1 else 0.0
-    if step <= limits.MAX_GAP_S:
-        return
-    unit = arguments.unit_of(step, USUAL_STEP_S)
-    scale = f"if t_s is in {unit}, divide by {arguments.UNITS[unit]:g}; else " if unit else ""
-    what = f"t_s rises by {step:g} s from pose to pose, and at least two poses a second are needed"
-    fix = f"{scale}give more poses (np.interp between them, if the car drove evenly)"
-    raise refusal(what + (f"; it looks like {unit}" if unit else ""), "t_s", where, fix=fix)
+    if step > limits.MAX_GAP_S:
+        unit = arguments.unit_of(step, USUAL_STEP_S)
+        what = f"t_s rises by {step:g} s from pose to pose, and at least two poses a second are "
+        what += "needed" + (f"; it looks like {unit}" if unit else "")
+        fix = f"if t_s is in {unit}, divide by {arguments.UNITS[unit]:g}; else " if unit else ""
+        fix += "give more poses (np.interp between them, if the car drove evenly)"
+        raise at.error(what, fix=fix)
 
 
 def _length(value: Any) -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from scipy.spatial.transform import Rotation
 
 from avomni_lib import files
@@ -63,8 +64,7 @@ class ClipSummary:
         left, right = self.most_left_deg, self.most_right_deg
         if max(left, right) < STRAIGHT_DEG:
             return "straight"
-        side = "left" if self.turn_deg > 0 else "right"
-        turn = f"a {side} turn of {abs(self.turn_deg):.0f}°"
+        turn = f"a {'left' if self.turn_deg > 0 else 'right'} turn of {abs(self.turn_deg):.0f}°"
         if abs(self.turn_deg) < STRAIGHT_DEG:
             turn = "straight in the end"
         if max(left, right) > abs(self.turn_deg) + STRAIGHT_DEG or min(left, right) > STRAIGHT_DEG:
@@ -90,16 +90,13 @@ class ClipSummary:
         ]
 
     def __str__(self) -> str:
-        lines = [self.name, *(f"  {what:<6} {value}" for what, value in self.rows)]
-        return "\n".join(lines)
+        return "\n".join([self.name, *(f"  {what:<6} {value}" for what, value in self.rows)])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        cell = "<td style='text-align:left'>{}</td>"
-        rows = (map(cell.format, map(html.escape, row)) for row in self.rows)
-        cells = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
-        return f"<b>{html.escape(self.name)}</b><table>{cells}</table>"
+        table = pd.DataFrame(self.rows).to_html(header=False, index=False, border=0)
+        return f"<b>{html.escape(self.name)}</b>{table}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,26 +126,22 @@ class Packed:
         if folder is not None and folder.is_relative_to(files.PROJECT_ROOT):
             folder = folder.relative_to(files.PROJECT_ROOT)
         where = f" in {folder}" if folder else ", not packed yet"
-        return (
-            f"{_counted(len(self.clips), 'clip')}{where}: {minutes:.1f} min, {kilometres:.2f} km. "
-            "Is that what was driven?"
-        )
+        clips = _counted(len(self.clips), "clip")
+        return f"{clips}{where}: {minutes:.1f} min, {kilometres:.2f} km. Is that what was driven?"
 
     @property
-    def _end(self) -> str:
+    def _end(self) -> list[str]:
         more = len(self.clips) - SHOWN_CLIPS
-        return f"… and {more} more clips: `.clips` holds all" if more > 0 else ""
+        return [f"… and {more} more clips: `.clips` holds all"] if more > 0 else []
 
     def __str__(self) -> str:
-        parts = [self.title, *map(str, self.clips[:SHOWN_CLIPS]), self._end]
-        return "\n".join(filter(None, parts))
+        return "\n".join([self.title, *map(str, self.clips[:SHOWN_CLIPS]), *self._end])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        parts = (clip._repr_html_() for clip in self.clips[:SHOWN_CLIPS])
-        title, end = (f"<p>{html.escape(text)}</p>" for text in (self.title, self._end))
-        return title + "".join(parts) + end
+        shown = "".join(clip._repr_html_() for clip in self.clips[:SHOWN_CLIPS])
+        return f"<p>{html.escape(self.title)}</p>{shown}{''.join(self._end)}"
 
 
 def of(

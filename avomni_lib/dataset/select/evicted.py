@@ -157,7 +157,7 @@ def hold(folder: Path) -> Iterator[None]:
 def register(p: Params, paths: Collection[str]) -> None:
     """Say that the run uses these files, before it looks which of them are there.
 
-    Nobody evicts from a folder that is read-only, and nothing is said there.
+    Nobody evicts from a folder that is read-only, and nothing is written there.
 
     Args:
         paths: Below local_dir.

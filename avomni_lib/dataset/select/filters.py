@@ -147,7 +147,7 @@ def _values(catalog: Catalog, attribute: str, where: str) -> Values:
         path = catalog.folder / file
         lacks = f"its {file} names none" if path.exists() else f"it has no {file}"
         raise AvomniError(
-            f"the {attribute} of clips is asked for, and this release does not tell it: {lacks}",
+            f"the {attribute} of clips is asked for, and this release does not have it: {lacks}",
             where=where,
             fix="leave it out, or set dataset.revision to a release that has it",
         )

@@ -15,6 +15,7 @@ from avomni_lib.dataset.catalog import (
 )
 from avomni_lib.dataset.download.remote import RemoteFile
 from avomni_lib.params import Params
+from avomni_lib.sections import WorldParams
 
 # MB (1e6) of each feature of chunk 0 of nvidia/PhysicalAI-Autonomous-Vehicles, read from the hub's
 # listing in July 2026; other chunks differ by some tens of per cent.
@@ -50,9 +51,13 @@ WORLD_OBSTACLES_BYTES, WORLD_OBSTACLES_BYTES_A_S = 5_500, 2_100
 
 def clip_bytes(p: Params, feature: str) -> float:
     """What a clip adds to a chunk's file of this feature, in bytes; an estimate."""
-    world = p.rendered
-    if world is None:
+    if p.rendered is None:
         return MB_A_CHUNK.get(feature, MB_A_RADAR) * 1e6 / CLIPS_A_CHUNK
+    return world_clip_bytes(p.rendered, feature)
+
+
+def world_clip_bytes(world: WorldParams, feature: str) -> float:
+    """What a rendered clip adds to a chunk's file of this feature, in bytes; an estimate."""
     if feature in cameras.BY_NAME:
         pixels = WORLD_FPS * world.clip_seconds * world.width * world.height
         return pixels * WORLD_BYTES_A_PIXEL[world.codec]
