@@ -326,8 +326,10 @@ class LocalHub:
 def _snapshot(folder: Path) -> Iterator[Blob]:
     root = folder.resolve()
     for path in sorted(folder.rglob("*")):
+        if not path.is_file():  # a link to itself is none, and cannot be resolved
+            continue
         name, content = path.relative_to(folder), path.resolve()
-        if not path.is_file() or not content.is_relative_to(root):
+        if not content.is_relative_to(root):
             continue
         if any(part.startswith(".") for part in (*name.parts, *content.relative_to(root).parts)):
             continue

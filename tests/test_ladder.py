@@ -144,7 +144,7 @@ def test_base_and_adapted_are_two_models_out_of_one(p, scored):
     assert texts["shuffled"] != texts["adapted"] and texts["one_camera"] != texts["adapted"]
     before, after = before_after.before(p), before_after.after(p)
     windows = ladder.held_out_windows(p)
-    assert heldout.thinned(len(windows), worker.NUM_ANSWERED) == (0, 3, 6, 9)
+    assert heldout.thinned(len(windows), worker.NUM_ANSWERED) == [0, 3, 6, 9]
     for index, alone, both in zip((0, 3, 6, 9), before, after, strict=True):
         assert alone.adapted is None and alone.speed_adapted_mps is None
         # By the model in training or loaded anew, with the adapter switched off or never trained.
@@ -208,7 +208,7 @@ def test_thinning_keeps_windows_all_over_the_clips(p, scored, tmp_path):
 
 @given(num=st.integers(1, 500), most=st.one_of(st.none(), st.integers(1, 600)))
 def test_thinned_indices_are_even_and_each_once(num, most):
-    chosen = ladder.thinned(num, most)
+    chosen = heldout.thinned(num, most)
     assert len(chosen) == len(set(chosen)) == min(num, most or num)
     assert chosen[0] == 0 and chosen == sorted(chosen) and chosen[-1] < num
     gaps = np.diff([*chosen, num])

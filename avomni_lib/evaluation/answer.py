@@ -62,12 +62,6 @@ def held_out_windows(p: Params) -> Windows:
     return windows
 
 
-def thinned(num_windows: int, max_windows: int | None) -> list[int]:
-    """Indices of at most `max_windows` windows, evenly spaced over all of them."""
-    num = min(num_windows, max_windows or num_windows)
-    return [i * num_windows // num for i in range(num)]
-
-
 def windows_asked(p: Params, windows: Windows, indices: Sequence[int]) -> list[Asked]:
     """The chosen windows with their ground truth and where they were driven."""
     catalog = None

@@ -21,10 +21,11 @@ from avomni_lib.dataset import cameras
 from avomni_lib.dataset.select import split
 from avomni_lib.etl.leaks import leaks
 from avomni_lib.evaluation import answer, baselines, before_after, metrics
-from avomni_lib.evaluation.answer import held_out_windows, thinned
+from avomni_lib.evaluation.answer import held_out_windows
 from avomni_lib.evaluation.scores import parts_of
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar, Plan, text_table
+from avomni_lib.training.fit.heldout import thinned
 from avomni_lib.training.model import adapter
 from avomni_lib.training.prompt import samples
 from avomni_lib.training.targets import target, target_of

@@ -67,10 +67,10 @@ def predictions(
     return texts
 
 
-def thinned(num_windows: int, at_most: int) -> tuple[int, ...]:
-    """Indices of some windows, evenly spaced over all of them."""
-    num = min(num_windows, at_most)
-    return tuple(i * num_windows // num for i in range(num))
+def thinned(num_windows: int, at_most: int | None) -> list[int]:
+    """Indices of so many windows, evenly spaced over all of them; of all where it is None."""
+    num = min(num_windows, at_most or num_windows)
+    return [i * num_windows // num for i in range(num)]
 
 
 def choose(
@@ -99,7 +99,7 @@ def choose(
         )
     return HeldOut(
         held_out,
-        thinned(len(held_out), p.training.heldout_windows),
+        tuple(thinned(len(held_out), p.training.heldout_windows)),
         talk,
         constants(talk.target.of(windows.truth(i)) for i in range(len(windows)))["mean"],
         longest_answer + SPARE_TOKENS,
