@@ -346,8 +346,10 @@ def stop(
 
     p = _params("stop", paths, more, changes, limit)
     at_work = job.at_work(p)
-    is_stopped = job.stop(at_work[0] if at_work else p)
-    words = f"stopped and saved; {job.GO_ON}"
+    run = at_work[0] if at_work else p
+    has_begun = not (job.running(run) or {}).get("waits")
+    is_stopped = job.stop(run)
+    words = f"stopped and saved; {job.GO_ON}" if has_begun else "stopped before the training began"
     words = words if is_stopped else "no training works in this run folder"
     return CommandOutput({"run": str(p.run_dir), "stopped": bool(is_stopped)}, (words,))
 
