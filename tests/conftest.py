@@ -2,7 +2,17 @@
 
 import signal
 
+import hypothesis
 import pytest
+
+# No test is a measurement of time: a busy machine is no fault of what is tested.
+hypothesis.settings.register_profile(
+    "untimed",
+    parent=hypothesis.settings.default,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("untimed")
 
 # A shell starts what runs in its background with Ctrl-C ignored, and whatever is started from there
 # inherits that: the tests that press it would press it in vain.
