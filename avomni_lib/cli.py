@@ -345,11 +345,10 @@ def stop(
     from avomni_lib.training.fit import job
 
     p = _params("stop", paths, more, changes, limit)
-    at_work = job.at_work(p)
-    run = at_work[0] if at_work else p
-    has_begun = not (job.running(run) or {}).get("waits")
-    is_stopped = job.stop(run)
-    words = f"stopped and saved; {job.GO_ON}" if has_begun else "stopped before the training began"
+    at_work, about = job.at_work(p) or (p, {})
+    is_stopped = job.stop(at_work)
+    words = f"stopped and saved; {job.GO_ON}"
+    words = "stopped before the training began" if about.get("waits") else words
     words = words if is_stopped else "no training works in this run folder"
     return CommandOutput({"run": str(p.run_dir), "stopped": bool(is_stopped)}, (words,))
 
