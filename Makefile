@@ -47,7 +47,7 @@ run: $(READY)
 report: $(READY)
 	$(PY) -m avomni_lib.notebook.pages.web $(PARAMS)
 
-## make test    lint, types and every test, two files at a time (TESTS=1 one after another)
+## make test    lint, types and every test but the browser's, two files at a time (TESTS=1 one after another)
 TESTS ?= 2
 # These kill processes and fill disks at moments of their work: beside others the moment is over
 # before it is seen.
