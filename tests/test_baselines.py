@@ -172,7 +172,7 @@ def test_with_too_few_poses_ctra_is_constant_velocity(num):
 
 
 @given(speeds, accels, yaw_rates, st.floats(0, 15))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_places_and_paths_are_integrals_of_speed_and_heading(speed, accel, yaw_rate, t):
     motion = Motion(speed, accel, yaw_rate)
     stop = motion.stops_s
@@ -197,7 +197,6 @@ def test_places_and_paths_are_integrals_of_speed_and_heading(speed, accel, yaw_r
 
 
 @given(speeds, accels, yaw_rates, st.floats(0, 10))
-@settings(deadline=None)
 def test_to_go_on_later_is_to_have_gone_on_at_once(speed, accel, yaw_rate, pause_s):
     motion = Motion(speed, accel, yaw_rate)
     (place,), (turned,) = motion.poses(np.array([pause_s]))
@@ -210,7 +209,6 @@ def test_to_go_on_later_is_to_have_gone_on_at_once(speed, accel, yaw_rate, pause
 
 
 @given(speeds, accels, yaw_rates, st.floats(0.5, 60))
-@settings(deadline=None)
 def test_what_is_rolled_out_of_any_motion_could_have_been_driven(speed, accel, yaw_rate, duration):
     window = baselines.rolled(Motion(speed, accel, yaw_rate), duration, "first")
     assert 0 <= window.chord_m <= window.path_m * (1 + 1e-9) + 1e-9

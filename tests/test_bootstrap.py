@@ -143,7 +143,7 @@ def _plain_f1(predicted, true):
 
 
 @given(seed=st.integers(0, 10**6))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_names_and_order_of_clips_change_nothing(seed):
     values = drawn(CLIPS, rows=2, seed=seed)
     shuffled = list(range(5))

@@ -198,7 +198,7 @@ def test_counts_are_those_of_the_clips(catalog: Catalog):
     order=st.permutations(range(len(CLIPS))),
     chunks=st.lists(st.integers(0, 9999), min_size=12, max_size=12),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_clips_of_a_chunk_need_not_lie_together(order: list[int], chunks: list[int]):
     clips = [replace(CLIPS[n], chunk=chunks[n]) for n in order]
     with TemporaryDirectory() as name:
@@ -326,7 +326,6 @@ def test_required_features_follow_the_camera_setup():
     }
 
 
-@settings(deadline=None)
 @given(st.sets(st.integers(0, 60)))
 def test_ranges_name_every_number_once(numbers: set[int]):
     named: list[int] = []

@@ -122,7 +122,6 @@ def test_a_budget_below_one_chunk_is_an_error_with_numbers(catalog: Catalog):
     assert caught.value.where == "download.target_size_gb"
 
 
-@settings(deadline=None)
 @given(mb=st.integers(1, 10**6))
 def test_the_budget_that_the_error_proposes_is_enough(catalog: Catalog, mb: int):
     p = params(target_chunks=1, target_size_gb=1e-6)
@@ -313,7 +312,6 @@ def counted(draw) -> tuple[np.ndarray, np.ndarray]:
     return counts, shares(counts.sum(axis=0), draw(st.integers(0, 30)))
 
 
-@settings(deadline=None)
 @given(counted())
 def test_each_chunk_brings_the_most_of_what_is_left(case):
     """Against the same one by one, in plain Python."""
@@ -331,7 +329,7 @@ def test_each_chunk_brings_the_most_of_what_is_left(case):
 LETTERS = st.text("abcd", min_size=1, max_size=8)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     chunks=st.lists(LETTERS, min_size=1, max_size=8),
     countries=st.none() | st.sets(st.sampled_from("abcd"), min_size=1),
@@ -400,7 +398,6 @@ def test_the_order_is_told_by_the_catalog_alone(tmp_path: Path):
 SIZES = st.lists(st.integers(0, 9), min_size=1, max_size=6).map(np.array)
 
 
-@settings(deadline=None)
 @given(SIZES, st.integers(0, 50))
 def test_shares_are_equal_where_there_are_enough_and_all_else(sizes: np.ndarray, total: int):
     taken = shares(sizes, total)
@@ -412,7 +409,6 @@ def test_shares_are_equal_where_there_are_enough_and_all_else(sizes: np.ndarray,
         assert taken.max() <= large.min() + 1  # nobody got more than one who could have had more
 
 
-@settings(deadline=None)
 @given(SIZES)
 def test_without_a_total_each_gets_as_much_as_the_smallest_has(sizes: np.ndarray):
     taken = shares(sizes, None)
@@ -421,7 +417,6 @@ def test_without_a_total_each_gets_as_much_as_the_smallest_has(sizes: np.ndarray
     assert set(taken[there]) == ({sizes[there].min()} if there.any() else set())
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 2), max_size=40), st.integers(0, 5), st.integers(0, 3))
 def test_picks_are_so_many_of_each_group(groups: list[int], most: int, seed: int):
     group = np.array(groups, int)
@@ -431,7 +426,6 @@ def test_picks_are_so_many_of_each_group(groups: list[int], most: int, seed: int
     np.testing.assert_array_equal(np.bincount(group[taken], minlength=3), wanted)
 
 
-@settings(deadline=None)
 @given(st.permutations(range(12)), st.integers(0, 3))
 def test_a_clips_luck_lies_in_its_name_and_the_seed(order: list[int], seed: int):
     ids = [clip_id_of(n) for n in range(12)]

@@ -137,7 +137,7 @@ def test_where_there_is_no_difference_few_tables_claim_one(num_clips):
     assert claimed / num < 0.075
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 10**6))
 def test_sentences_follow_the_ladder_of_any_table(seed):
     asked, predicted = drives(FEWEST_CLIPS, seed=seed, bias=(seed % 5) / 2 - 1)

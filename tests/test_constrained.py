@@ -62,7 +62,7 @@ def walk(pattern: str, choose: Callable[[list[int]], int], most: int = 800) -> t
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 @given(choice=st.data())
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_whatever_is_chosen_has_the_form_when_it_ends(pattern, choice):
     text, whole = walk(pattern, lambda allowed: choice.draw(st.sampled_from(allowed)))
     assert whole and re.fullmatch(pattern, text, re.ASCII)
@@ -70,7 +70,7 @@ def test_whatever_is_chosen_has_the_form_when_it_ends(pattern, choice):
 
 @pytest.mark.parametrize("name", TARGETS)
 @given(seed=st.integers(0, 9999))
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 def test_a_whole_answer_is_read_back_by_its_target_to_the_letter(name, seed):
     draws = torch.Generator().manual_seed(seed)
 

@@ -118,7 +118,7 @@ class World:
         assert self.total <= self.budget.now.total <= self.limit
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(runs(), st.integers(0, 200), st.integers(1, 4), st.randoms(use_true_random=False))
 def test_what_goes_through_one_by_one_never_sticks_and_never_exceeds(run, more, workers, rng):
     loads, clips, _, start = run
@@ -128,7 +128,7 @@ def test_what_goes_through_one_by_one_never_sticks_and_never_exceeds(run, more, 
     assert not sum(world.raw.values()) and world.budget.peak <= world.limit
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(runs(), st.integers(0, 400), st.randoms(use_true_random=False))
 def test_too_small_a_budget_stops_and_does_not_exceed(run, limit, rng):
     loads, _, _, start = run

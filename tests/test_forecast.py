@@ -70,7 +70,7 @@ def test_what_is_forecast_is_what_lies_on_the_disk(made):
     assert raw == pytest.approx(report.num_frames * frames[0].nbytes, rel=0.15)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     num_clips=st.integers(1, 3000),
     in_chunk=st.integers(1, 120),

@@ -190,9 +190,7 @@ def test_within_a_split_a_copy_is_no_leak(tmp_path, own):
     leaks.check(cache)
 
 
-@settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 11), st.integers(0, 11), st.integers(1, 12))
 def test_an_overlap_is_found_from_four_frames_on(tmp_path_factory, own, number, start, length):
     planted = part(own[number], start, min(start + length, 12))

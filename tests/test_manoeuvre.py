@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from avomni_lib.etl.clip import manoeuvre
@@ -64,7 +64,6 @@ def test_signals_of_a_steady_motion_are_what_it_is(speed, acceleration, curvatur
     assert np.abs(seen.offset_m).max() < 0.01
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.7, 4.0, 15.0, 30.0]))
 def test_noise_of_positions_and_headings_is_no_manoeuvre(seed, speed):
     # 1 cm and a tenth of a degree.
@@ -77,7 +76,6 @@ def test_noise_of_positions_and_headings_is_no_manoeuvre(seed, speed):
     assert manoeuvre.decide(noisy) == ("stop" if speed == 0 else "hold", "straight")
 
 
-@settings(deadline=None)
 @given(truths(), st.integers(0, 2**32 - 1))
 def test_what_comes_after_3_s_is_not_looked_at(truth, seed):
     after, rng = truth.future, np.random.default_rng(seed)
@@ -174,7 +172,6 @@ def test_a_label_holds_between_its_two_thresholds_only_once_it_began():
     assert levels(signal[:2], 0.5, 0.3, before=-1).tolist() == [0, 1]
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(-3, 3), min_size=1, max_size=60), st.floats(0.1, 2), st.floats(0.1, 0.9))
 def test_hysteresis_lies_between_its_two_thresholds(values, begin, share):
     signal = np.array(values)

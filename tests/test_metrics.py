@@ -115,7 +115,7 @@ def test_the_mean_stands_in_for_its_own_window():
 
 
 @given(seed=st.integers(0, 10**6))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_neither_the_order_of_rows_nor_the_names_of_clips_change_a_figure(seed):
     asked, predicted = drives(6, seed=seed)
     predicted[3] = None
@@ -239,7 +239,6 @@ pairs = st.one_of(st.none(), st.tuples(st.floats(0, 60), st.floats(0, 500)))
 
 
 @given(predicted=st.lists(pairs, min_size=4, max_size=4))
-@settings(deadline=None)
 def test_errors_agree_with_a_plain_loop(predicted):
     found = values(metrics.figures(table_of(base=predicted)), "base")
     speeds, displacements, gaps = [], [], []

@@ -92,7 +92,7 @@ def differing(a: Params, b: Params) -> dict[str, Any]:
     return {section: keys for section, keys in found.items() if keys}
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(values=partial_files)
 def test_a_partial_file_means_the_same_by_every_way(values, tmp_path_factory):
     path = tmp_path_factory.mktemp("partial") / "own.yaml"
@@ -115,7 +115,7 @@ def keys_of(values: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(below=partial_files, above=partial_files)
 def test_a_file_changes_what_it_names_of_the_one_below_it(below, above, tmp_path_factory):
     folder = tmp_path_factory.mktemp("laid")

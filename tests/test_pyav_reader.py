@@ -209,14 +209,14 @@ def test_pictures_that_code_to_few_or_many_bytes_are_no_holes(codec, scene):
     assert len(reader.read_frames(content, times_of(content)).images) == 20
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(name=FUZZED, end=st.floats(0, 1))
 def test_cut_anywhere_a_file_gives_right_frames_or_an_error(name, end):
     content = whole(name)[0]
     read_all(content[: round(len(content) * end)], name)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(name=FUZZED, start=st.floats(0, 1), size=st.integers(8, 5000))
 def test_zeroed_anywhere_a_file_gives_right_frames_or_an_error(name, start, size):
     content = whole(name)[0]
@@ -226,7 +226,7 @@ def test_zeroed_anywhere_a_file_gives_right_frames_or_an_error(name, start, size
     read_all(broken, name)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     name=st.sampled_from(sorted(SPECS)),
     flips=st.lists(st.tuples(st.floats(0, 0.9999), st.integers(1, 255)), min_size=1, max_size=12),

@@ -4,7 +4,7 @@ from re import _constants, _parser
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avomni_lib.errors import AvomniError
@@ -161,7 +161,6 @@ def test_a_target_says_what_it_needs_and_asks_in_one_line(each):
 
 
 @ALL
-@settings(deadline=None)
 @given(truths())
 def test_what_is_written_has_the_full_form_and_is_read_back(each, truth):
     text = each.render(truth)
@@ -176,7 +175,6 @@ def test_what_is_written_has_the_full_form_and_is_read_back(each, truth):
 
 
 @ALL
-@settings(deadline=None)
 @given(truths(), st.data())
 def test_an_answer_that_was_cut_off_has_not_the_full_form(each, truth, data):
     text = each.render(truth)
@@ -186,7 +184,7 @@ def test_an_answer_that_was_cut_off_has_not_the_full_form(each, truth, data):
 
 
 @ALL
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25)
 @given(st.data())
 def test_whatever_matches_the_pattern_is_an_answer(each, data):
     # Decoding that is held to the pattern can end in any of these.
@@ -197,7 +195,6 @@ def test_whatever_matches_the_pattern_is_an_answer(each, data):
 
 
 @ALL
-@settings(deadline=None)
 @given(truths(), st.sampled_from(["{}<|im_end|>", "\n {}<|im_end|>\n", "{}\n<|endoftext|>" * 2]))
 def test_end_tokens_and_whitespace_around_any_answer_are_no_fault(each, truth, around):
     text = each.render(truth)
@@ -206,7 +203,6 @@ def test_end_tokens_and_whitespace_around_any_answer_are_no_fault(each, truth, a
 
 
 @ALL
-@settings(deadline=None)
 @given(truths(), st.text(max_size=60), st.text(max_size=60))
 def test_reading_leniently_takes_whatever_reading_strictly_does(each, truth, before, after):
     for text in (before, before + each.render(truth) + after):
@@ -215,7 +211,6 @@ def test_reading_leniently_takes_whatever_reading_strictly_does(each, truth, bef
 
 
 @ALL
-@settings(deadline=None)
 @given(st.text(st.sampled_from("Waypoints(1.25,-3) [m]/s: Velocity displacement stop cause.!<|\n")))
 def test_any_text_is_read_or_not_without_a_fault(each, text):
     said = each.read(text)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from avomni_lib.errors import AvomniError
@@ -170,7 +170,6 @@ def test_a_text_becomes_a_sentence(text, expected):
     assert sentence(text) == expected
 
 
-@settings(deadline=None)
 @given(st.text() | st.text("ab1 .!?;:,-<|>é\n", max_size=400))
 def test_a_sentence_has_the_form_and_stays_as_it_is(text):
     made = sentence(text)
@@ -183,7 +182,6 @@ def test_a_sentence_has_the_form_and_stays_as_it_is(text):
         assert not any(letter in text for letter in "ab1")
 
 
-@settings(deadline=None)
 @given(truths(events=False))
 def test_every_template_fits_without_a_change(scene):
     told = causes.told(scene)
@@ -242,7 +240,6 @@ def test_word_f1_counts_words_as_often_as_they_stand():
     assert word_f1("", "...") == 1
 
 
-@settings(deadline=None)
 @given(*[st.lists(st.sampled_from(["a", "b", "c", "3"]), max_size=8)] * 2)
 def test_word_f1_is_the_mean_of_precision_and_recall(said, true):
     left, hits = list(true), 0

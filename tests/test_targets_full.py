@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from avomni_lib.training.targets import Said, target
@@ -32,7 +32,6 @@ def test_everything_stands_in_one_envelope():
     assert FULL.render(ONE) == TEXT
 
 
-@settings(deadline=None)
 @given(truths())
 def test_the_summary_is_found_in_it_byte_for_byte(any_truth):
     text = FULL.render(any_truth)
@@ -42,7 +41,6 @@ def test_the_summary_is_found_in_it_byte_for_byte(any_truth):
     assert SUMMARY.parse(summary_of(text)) == SUMMARY.parse(alone) == SUMMARY.read(text)
 
 
-@settings(deadline=None)
 @given(truths())
 def test_each_part_says_what_it_says_alone(any_truth):
     said = FULL.parse(FULL.render(any_truth))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from avomni_lib.errors import AvomniError
@@ -36,7 +36,6 @@ def test_waypoints_are_every_fourth_pose():
     assert np.array_equal(said.waypoints_m, after.xy_m[[3 + 4 * n for n in range(16)]])
 
 
-@settings(deadline=None)
 @given(paths)
 def test_what_is_written_is_read_back_to_the_centimetre(path):
     text = FUTURE.write(Said(waypoints_m=path))
@@ -105,7 +104,6 @@ def test_a_window_without_a_future_says_what_to_do():
         FUTURE.render(truth(None))
 
 
-@settings(deadline=None)
 @given(paths)
 def test_the_path_at_10_hz_runs_straight_through_the_waypoints_from_the_origin(path):
     dense = at_10hz(path)
@@ -132,7 +130,6 @@ def test_the_error_is_the_mean_distance_at_10_hz():
     assert FUTURE.error(aside, said) == pytest.approx((62.5 * 5) / 64)
 
 
-@settings(deadline=None)
 @given(truths(), truths())
 def test_the_error_is_a_distance(one, other):
     a, b = FUTURE.of(one), FUTURE.of(other)

@@ -74,7 +74,7 @@ def test_special_tokens_stand_in_the_order_of_qwen3_vl(words, model):
 
 
 @given(st.text(max_size=60).filter(lambda text: "<" not in text))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_text_goes_through_the_tokenizer(text):
     words = AutoTokenizer.from_pretrained(make.folder())
     normal = words.backend_tokenizer.normalizer.normalize_str(text)
@@ -82,7 +82,7 @@ def test_any_text_goes_through_the_tokenizer(text):
 
 
 @given(st.floats(0, 60), st.floats(0, 90))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_an_answer_is_few_tokens_and_its_digits_are_single(speed, path):
     words = AutoTokenizer.from_pretrained(make.folder())
     answer = TARGET.render(make.Driven(speed, path))

@@ -50,7 +50,6 @@ def test_a_straight_line_at_constant_speed_is_itself_at_10_hz():
 
 
 @given(st_np.arrays(np.float64, (3, 16, 2), elements=places))
-@settings(deadline=None)
 def test_every_fourth_step_is_the_waypoint_and_the_others_lie_between(predicted):
     path = trajectories.at_10hz(predicted)
     assert path.shape == (3, 64, 2)
@@ -116,7 +115,6 @@ def test_beside_a_car_that_turned_and_stands_the_direction_is_where_it_last_went
     st_np.arrays(np.float64, (2, 64, 2), elements=places),
     st_np.arrays(np.float64, (2, 64, 2), elements=places),
 )
-@settings(deadline=None)
 def test_along_and_across_are_the_two_legs_of_the_distance(predicted, true):
     along, across = trajectories.along_across(predicted, true)
     assert np.hypot(along, across) == pytest.approx(
@@ -145,7 +143,7 @@ def loops(predicted, true):
 
 
 @given(st.data(), st.integers(1, 4), st.integers(1, 6))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_ade_and_min_ade_agree_with_plain_loops(data, num, num_samples):
     elements = {"elements": places}
     samples = data.draw(st_np.arrays(np.float64, (num, num_samples, 64, 2), **elements))
@@ -157,7 +155,7 @@ def test_ade_and_min_ade_agree_with_plain_loops(data, num, num_samples):
 
 
 @given(st_np.arrays(np.float64, (2, 3, 64, 2), elements=places), st.permutations(range(3)))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_min_ade_knows_no_order_and_falls_with_more_samples(samples, order):
     true = np.zeros((2, 64, 2))
     best = trajectories.min_ade(samples, true)
@@ -238,7 +236,6 @@ def test_each_bound_is_felt_by_itself(path, felt_too_much):
 
 
 @given(st_np.arrays(np.float64, (64, 2), elements=st.floats(-0.005, 0.005)))
-@settings(deadline=None)
 def test_what_rounding_to_a_centimetre_adds_is_not_felt(noise):
     for path in (np.zeros((64, 2)), straight(0.3), straight(15.0), circle(6.0, 20.0)):
         assert trajectories.comfortable(waypoints(path + noise))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
@@ -67,7 +67,6 @@ def test_times_are_a_tenth_of_a_second_apart_and_leave_the_moment_out():
     assert after.t_s.tolist() == [n / 10 for n in range(1, 65)]
 
 
-@settings(deadline=None)
 @given(
     st.integers(0, 2**32 - 1),
     st.floats(-20, 20),
@@ -89,7 +88,6 @@ def test_no_rate_of_the_track_is_assumed(seed, speed, curvature, row, later_us):
             assert np.abs(part.yaw_rad - yaw).max() < 1e-6
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([10_000, 37_000, 100_000]))
 def test_the_past_is_blind_to_what_comes_after_and_the_future_to_what_came_before(seed, gap_us):
     arc = Arc.steady(9.0, curvature=0.03)

@@ -59,7 +59,7 @@ def fetch(folder: Path, line: Line, remote: RemoteFile | None = None, **named: o
         return transfer.complete(partial, line, folder, **named)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     lives=st.lists(st.integers(0, len(CONTENT)), max_size=8),
     there=st.integers(0, len(CONTENT) + 9),

@@ -18,7 +18,7 @@ def driven(seed: int, name: str) -> tuple[drive.Road, drive.Drive]:
     return drive.anchor(road, drive.drive_along(rng, road, town, 2.85, SECONDS))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seed=seeds, name=town_names)
 def test_the_motion_is_a_bicycles(seed, name):
     _, car = driven(seed, name)
@@ -39,7 +39,7 @@ def test_the_motion_is_a_bicycles(seed, name):
     assert np.abs(speed**2 * middle["curvature"]).max() < 6.5
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seed=seeds, name=town_names)
 def test_it_keeps_its_lane_and_its_speed_range(seed, name):
     road, car = driven(seed, name)
@@ -52,7 +52,7 @@ def test_it_keeps_its_lane_and_its_speed_range(seed, name):
     assert low <= motion["speed"].min() and motion["speed"].max() < high + 0.5
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seed=seeds, name=town_names)
 def test_the_rig_is_the_origin_at_time_zero(seed, name):
     _, car = driven(seed, name)
@@ -61,7 +61,7 @@ def test_the_rig_is_the_origin_at_time_zero(seed, name):
         assert abs(zero[key][0]) < 1e-9
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seed=seeds, name=town_names)
 def test_the_road_leads_on_and_every_curve_can_be_taken_at_any_speed(seed, name):
     town = towns.town(name)

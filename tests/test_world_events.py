@@ -45,7 +45,7 @@ def crossed() -> Scene:
     raise AssertionError("no car stops")
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(seed=seeds, town=town_names)
 def test_the_sentence_is_true_of_the_drive(seed, town):
     scene = eventful(seed, town)
@@ -76,7 +76,7 @@ def test_the_sentence_is_true_of_the_drive(seed, town):
     assert (WALKER in text) == any(vehicle.label == "person" for vehicle in scene.vehicles)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(seed=seeds, town=town_names)
 def test_who_crosses_does_so_ahead_and_is_hit_by_nobody(seed, town):
     scene = eventful(seed, town)
@@ -100,7 +100,7 @@ def test_who_crosses_does_so_ahead_and_is_hit_by_nobody(seed, town):
     assert np.linalg.norm(others, axis=-1)[np.abs(left) < 3.6].min(initial=9.0) > 2.8
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(seed=seeds, town=town_names)
 def test_the_drive_and_all_that_stands_are_those_without_the_event(seed, town):
     with_it, without = eventful(seed, town), make_scene(seed, town, SECONDS)

@@ -14,7 +14,7 @@ town_names = st.sampled_from(sorted(towns.TOWNS))
 sizes = st.sampled_from([(128, 72), (64, 36), (320, 180), (1920, 1080)])
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(camera=any_camera, town=town_names, size=sizes)
 def test_pixel_to_ray_and_back(camera, town, size):
     lens = make_lens(camera, towns.town(town), *size)
@@ -25,7 +25,7 @@ def test_pixel_to_ray_and_back(camera, town, size):
     assert lens.project(-rays[:1]) == pytest.approx(np.nan, nan_ok=True)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(camera=any_camera, town=town_names, size=sizes)
 def test_the_backward_polynomial_follows(camera, town, size):
     lens = make_lens(camera, towns.town(town), *size)
@@ -71,7 +71,7 @@ def test_the_harbour_sits_higher_and_sees_otherwise():
         assert abs(lenses[0].fw[1] / lenses[1].fw[1] - 1) > 0.05
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(camera=any_camera, town=town_names, density=st.floats(0.4, 2.5))
 def test_a_drawing_covers_the_picture(camera, town, density):
     lens = make_lens(camera, towns.town(town), 64, 36)

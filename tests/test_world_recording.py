@@ -16,7 +16,7 @@ seeds = st.integers(0, 2**32 - 1)
 lengths = st.floats(1.0, 20.0)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=seeds, seconds=lengths)
 def test_cameras_tick_apart_and_forwards(seed, seconds):
     clocks = recording.camera_clocks(seed, seconds)
@@ -33,7 +33,7 @@ def test_a_clip_of_20_s_has_605_frames():
     assert recording.num_frames(20.0) == 605
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(seed=seeds, seconds=lengths)
 def test_egomotion_ticks_unevenly_from_before_to_ten_seconds_past_the_video(seed, seconds):
     clock = recording.egomotion_clock(seed, seconds)

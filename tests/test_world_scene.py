@@ -32,7 +32,7 @@ def test_an_unknown_town_is_named():
         make_scene(1, "medow", 2.0)
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(seed=seeds, town=town_names)
 def test_nothing_solid_stands_in_our_way(seed, town):
     scene = make_scene(seed, town, 4.0)
@@ -44,7 +44,7 @@ def test_nothing_solid_stands_in_our_way(seed, town):
     assert nearest > 1.3
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(seed=seeds, town=town_names)
 def test_others_keep_to_their_lanes_and_hit_nobody(seed, town):
     scene = make_scene(seed, town, 4.0)
