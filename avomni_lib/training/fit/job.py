@@ -179,7 +179,7 @@ def start_or_attach(p: Params, pauses: bool = False) -> tuple[subprocess.Popen |
             _refuse_another(p, about)
             words = f"attached to process {about.get('pid')}, started {about['started_at']}"
             return process, words
-        for old in (JOB_FILE, OUTCOME_FILE):
+        for old in (OUTCOME_FILE, JOB_FILE):  # `is_alive` looks into the second beside the first
             (folder / old).unlink(missing_ok=True)
         files.write_json(folder / PARAMS_FILE, p.complete())
         with open(folder / LOG_FILE, "ab") as log:
