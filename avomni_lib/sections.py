@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import types
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -18,6 +19,14 @@ WORLD_SPLITS = {"train": 0.6, "val": 0.1, "test": 0.3}
 LONGEST_TEXT, LONGEST_NAME = 1000, 200
 ROWS = str | grids.Rows
 TARGETS = ("summary_v1", "future_v1", "meta_v1", "coc_v1", "full_v1")  # that are built in
+# Each file of that folder is a family of models; it is listed, as importing it is not ours here.
+BACKBONES = tuple(
+    sorted(
+        path.stem
+        for path in (Path(__file__).parent / "training" / "backbones").glob("*.py")
+        if path.stem != "__init__"
+    )
+)
 SPECIAL_TOKEN = re.compile(r"<\|[^|<>]*\|>")
 INTEGER = r"[-+]?(0|[1-9][0-9]*)"
 NUMBER = r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"
@@ -325,14 +334,17 @@ class ModelParams(Section):
         "tiny",
         description="hub name or folder; `tiny` is the package's own",
     )
-    backbone: Literal["qwen3_vl"] = Field(
-        "qwen3_vl", description="frames to pixel values and tokens"
+    backbone: str = Field(
+        "qwen3_vl",
+        description=f"the base model's family: {', '.join(BACKBONES)}",
     )
     backend: Literal["auto", "unsloth", "transformers"] = Field(
         "auto", description="auto: Unsloth on an accelerator"
     )
-    load_in_4bit: bool = Field(
-        True, description="NF4 with double quantisation; false is bf16 (fp32 on a CPU)"
+    load_in_4bit: bool | None = Field(
+        None,
+        description="NF4 with double quantisation; false is bf16 (fp32 on a CPU); null is what "
+        "suits the backbone",
     )
     max_seq_length: Annotated[int, Field(ge=16)] = Field(
         1024, description="tokens; a longer sample is refused"
@@ -345,6 +357,13 @@ class ModelParams(Section):
         description="modules of the language model that LoRA adapts, by the ends of their names, "
         "as [q_proj, v_proj]; null is the backbone's own: q, k, v and o of the attention",
     )
+
+    @field_validator("backbone")
+    @classmethod
+    def _names_a_backbone(cls, name: str) -> str:
+        if name not in BACKBONES:
+            raise ValueError(f"choose one of {', '.join(BACKBONES)}")
+        return name
 
 
 class PromptParams(Section):

@@ -7,9 +7,10 @@ import pytest
 from avomni_lib.errors import AvomniError
 from avomni_lib.files import PROJECT_ROOT
 from avomni_lib.params import Params
+from avomni_lib.training.backbones import family
+from avomni_lib.training.backbones.shared.size import VisionWork
 from avomni_lib.training.forecast import estimate
 from avomni_lib.training.forecast.estimate import Probe
-from avomni_lib.training.forecast.memory import size_of
 from avomni_lib.training.prompt.tokens import Tokens
 from tests import training_set
 
@@ -195,7 +196,7 @@ def test_a_device_that_is_too_small_is_named_before_anything_is_loaded():
 
 def test_a_base_model_that_nobody_knows_leaves_memory_open_and_still_tells_time():
     other = mi300x(model={"base_model": "somebody/Another-VL-9B"})
-    tokens = Tokens(3584, 171, 47)
+    tokens = of_qwen(3584, 171, 47)
     rows, warnings, figures = rows_of(other, tokens)
     assert rows["memory"][0] == "not known" and not warnings and not figures
     probe = Probe(2.0, 1.0, peak_bytes=9)
@@ -211,7 +212,14 @@ def test_the_whole_plan_tells_memory_and_hours_too():
     assert memory[1].startswith("over ") and 0.05 < demo.figures["memory_gb"] < 0.5
 
 
-BIG = size_of("Qwen3-VL-8B")
+QWEN = family("qwen3_vl")
+BIG = QWEN.released("Qwen3-VL-8B")
+
+
+def of_qwen(vision, text, answer, num_frames=16):
+    """Tokens of a window whose temporal patches have 4 patches a token."""
+    times = -(-num_frames // 2)
+    return Tokens(vision, text, answer, VisionWork(4 * vision, times * (4 * vision / times) ** 2))
 
 
 @pytest.mark.parametrize(
@@ -226,14 +234,14 @@ BIG = size_of("Qwen3-VL-8B")
     ],
 )
 def test_operations_are_those_of_the_design(vision, plain, checkpointed):
-    of_window = estimate.operations(BIG, Tokens(vision, 352, 256), num_frames=16, rank=64)
+    of_window = estimate.operations(BIG, of_qwen(vision, 352, 256), 64, QWEN.lora_targets)
     assert of_window.step(recomputed=False) / 1e15 == pytest.approx(plain, rel=0.03)
     assert of_window.step(recomputed=True) / 1e15 == pytest.approx(checkpointed, rel=0.03)
 
 
 def test_operations_grow_as_their_shapes_do():
     def of(vision, frames=16, rank=64):
-        return estimate.operations(BIG, Tokens(vision, 0, 1), num_frames=frames, rank=rank)
+        return estimate.operations(BIG, of_qwen(vision, 0, 1, frames), rank, QWEN.lora_targets)
 
     one, two = of(1000), of(2000)
     assert two.linears == 2 * one.linears and two.attention == 4 * one.attention
@@ -246,7 +254,7 @@ def test_operations_grow_as_their_shapes_do():
 
 
 def test_a_steps_seconds_are_shared_by_the_cards():
-    tokens = Tokens(3584, 171, 47)
+    tokens = of_qwen(3584, 171, 47)
 
     def seconds(**training):
         return estimate.expected_seconds(

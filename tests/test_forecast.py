@@ -12,13 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avomni_lib import files
-from avomni_lib.dataset import cameras
 from avomni_lib.etl.cache import memmap, shard
 from avomni_lib.etl.run import build, forecast
 from avomni_lib.params import Params
 from avomni_lib.plan import gigabytes
 from avomni_lib.sections import ProcessingParams
-from avomni_lib.training.backbones import BACKBONES
+from avomni_lib.training.prompt import tokens
 from tests import cached_run
 
 
@@ -155,10 +154,8 @@ def test_what_lies_in_the_cache_already_needs_no_more_room(tmp_path):
     assert not build.plan(p).warnings
 
 
-def test_the_grid_must_suit_the_backbone():
-    """The ETL stands above the training rooms, so its table is held against theirs here."""
-    needed = {name: kind().side_multiple for name, kind in BACKBONES.items()}
-    assert needed == cameras.SIDE_MULTIPLES
+def test_a_grid_that_does_not_suit_the_backbone_is_said_before_the_cache_is_built():
     p = params(Path("none"), processing={"tile_width": 450})
-    (warning,) = build.plan(p).warnings
-    assert "900×512 px is no multiple of 32 px, which qwen3_vl needs" in warning
+    (warning,) = build.plan(p, tokens.grid_warnings(p)).warnings
+    assert "900×512 px does not divide into squares of 32 px" in warning
+    assert not tokens.grid_warnings(params(Path("none")))

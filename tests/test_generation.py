@@ -6,8 +6,8 @@ import torch
 from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
 
 from avomni_lib.dataset import cameras
-from avomni_lib.training.backbones import backbone
-from avomni_lib.training.model.generate import Sampling, say, say_mixed
+from avomni_lib.training.backbones import Video, backbone
+from avomni_lib.training.model.generate import Sampling, say
 from avomni_lib.training.prompt.conversation import Conversation, collate
 from avomni_lib.training.targets import target
 from avomni_world.tiny_base import make
@@ -32,10 +32,7 @@ def conversation(model, num_frames=NUM_FRAMES, height=HEIGHT, width=WIDTH):
         backbone("qwen3_vl", model.config),
         grid=cameras.grid("4-cam"),
         target=target("summary_v1"),
-        num_frames=num_frames,
-        height=height,
-        width=width,
-        sample_hz=10.0,
+        videos=[Video(tuple(number / 10 for number in range(num_frames)), height, width)],
         max_seq_length=1024,
     )
 
@@ -63,7 +60,7 @@ def most_likely(model, talk, frames, history=""):
     """Greedy answer of one window without `generate`: no cache, one token at a time."""
     batch = collate([talk.prompt(history)], talk.tokenizer.pad_token_id)
     del batch["labels"]
-    batch |= talk.backbone.inputs(torch.from_numpy(frames[None].copy()))
+    batch |= talk.inputs(torch.from_numpy(frames[None].copy()))
     answers = []
     for _ in range(MAX_NEW_TOKENS):
         with torch.no_grad():
@@ -99,18 +96,6 @@ def test_prompts_of_different_lengths_are_answered_as_alone(model, talk):
     assert say(model, talk, windows, MAX_NEW_TOKENS)[1:] != answers[1:], "the history must matter"
     with pytest.raises(ValueError, match="argument 2 is longer"):
         say(model, talk, windows, MAX_NEW_TOKENS, histories=histories[:3])
-
-
-def test_windows_of_several_sizes_are_answered_in_one_batch_as_alone(model):
-    sizes = [(4, 32, 32), (2, 32, 64), (6, 48, 32), (4, 32, 32), (3, 16, 48)]
-    asked = [(conversation(model, *size), images(1, n, size)[0]) for n, size in enumerate(sizes)]
-    histories = ["", " none", "", " Speed there: 5.23m/s.", ""]
-    answers = say_mixed(model, asked, MAX_NEW_TOKENS, histories=histories)
-    alone = [most_likely(model, *pair, each) for pair, each in zip(asked, histories, strict=True)]
-    assert answers == alone
-    assert len(set(answers)) == len(answers)
-    same = [(talk, frames) for talk, frames in asked if frames.shape[:3] == sizes[0]]
-    assert say_mixed(model, same, 8) == say(model, same[0][0], np.stack([f for _, f in same]), 8)
 
 
 def test_an_answer_without_an_end_is_kept_as_far_as_it_got(model, talk):
@@ -181,15 +166,6 @@ def test_constrained_answers_have_the_targets_form_where_free_ones_have_not(mode
     assert all(text.startswith("<think>\nAvg Velocity: ") and parse(text) is None for text in cut)
     if sampling is None:
         assert all(whole.startswith(part) for whole, part in zip(answers, cut, strict=True))
-
-
-def test_sizes_may_be_mixed_in_constrained_batches(model):
-    sizes = [(4, 32, 32), (2, 32, 64)]
-    asked = [(conversation(model, *size), images(1, n, size)[0]) for n, size in enumerate(sizes)]
-    answers = say_mixed(model, asked, 64, constrained=True)
-    alone = [say_mixed(model, [each], 64, constrained=True)[0] for each in asked]
-    assert answers == alone
-    assert answers == [say(model, t, f[None], 64, constrained=True)[0] for t, f in asked]
 
 
 def test_a_model_that_knows_the_form_says_the_same_freely_and_held_to_it():

@@ -103,7 +103,7 @@ def test_each_heavy_library_has_one_door(library: str, allowed: set[str]):
 # torch.load, and by what name numpy's is called.
 LOADERS = {"torch": {"weights_only": True}, "np": {"allow_pickle": False}}
 # PEFT's loads weights and no code; ours are no library's.
-NO_CODE = {"PeftModel", "kind", "ModelSize", "Qwen3VL"}
+NO_CODE = {"PeftModel", "kind"}
 
 
 def calls_of(path: Path) -> Iterator[tuple[str, str, ast.Call]]:

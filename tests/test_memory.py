@@ -13,12 +13,15 @@ from avomni_lib import files
 from avomni_lib.errors import AvomniError
 from avomni_lib.files import PROJECT_ROOT
 from avomni_lib.params import Params
-from avomni_lib.training.backbones import backbone, qwen3_vl_layers
-from avomni_lib.training.backbones.qwen3_vl_size import Language, ModelSize, Vision
+from avomni_lib.training.backbones import Video, backbone
+from avomni_lib.training.backbones.qwen3_vl import Qwen3VL
+from avomni_lib.training.backbones.shared import qwen_layers
+from avomni_lib.training.backbones.shared.size import VisionWork
 from avomni_lib.training.feed.loader import Loader, Order
 from avomni_lib.training.forecast.memory import LOGIT_TOKENS, memory, size_of
 from avomni_lib.training.model import load
-from avomni_lib.training.prompt.tokens import Tokens, grid_size, tokens_per_sample
+from avomni_lib.training.prompt.conversation import grid_size
+from avomni_lib.training.prompt.tokens import Tokens, tokens_per_sample
 from tests.test_model import qwen3_vl_8b
 
 DEMO = PROJECT_ROOT / "params" / "demo.yaml"
@@ -28,10 +31,14 @@ def demo(*changes):
     return Params.from_files([DEMO], changes)
 
 
+def named(base_model):
+    return Params.from_values({"model": {"base_model": base_model}})
+
+
 def on_cpu(p, tokens=None, **arguments):
     return memory(
         p,
-        size_of(p.model.base_model),
+        size_of(p),
         tokens or tokens_per_sample(p),
         device="cpu",
         dtype_bytes=4,
@@ -41,32 +48,28 @@ def on_cpu(p, tokens=None, **arguments):
 
 def on_gpu(tokens=None, **changes):
     p = Params.from_values({"extends": "params/mi300x.yaml"} | changes)
-    return memory(p, size_of(p.model.base_model), tokens or tokens_per_sample(p))
+    return memory(p, size_of(p), tokens or tokens_per_sample(p))
 
 
 class Built:
     """A Qwen3-VL of middle size with random weights, and batches for it."""
 
-    SIZES = ModelSize(
-        Language(256, 6, 4, 2, 64, 768, 1024, tied=False),
-        Vision(512, 3, 8, 1024, out=256, positions=256, deepstack=2),
-    )
+    LAYERS, DEEPSTACK = 6, 2
     ANSWER, BATCH, RANK = 40, 2, 16
 
     def __init__(self, dtype, checkpointing, size, num_words):
         from transformers import Qwen3VLConfig, set_seed
         from trl.trainer.sft_trainer import _patch_chunked_ce_lm_head
 
-        of, tower = self.SIZES.language, self.SIZES.vision
         config = Qwen3VLConfig(
             text_config={
-                "vocab_size": of.vocabulary,
-                "hidden_size": of.hidden,
-                "intermediate_size": of.intermediate,
-                "num_hidden_layers": of.layers,
-                "num_attention_heads": of.heads,
-                "num_key_value_heads": of.shared_heads,
-                "head_dim": of.head_dim,
+                "vocab_size": 1024,
+                "hidden_size": 256,
+                "intermediate_size": 768,
+                "num_hidden_layers": self.LAYERS,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "head_dim": 64,
                 "rope_parameters": {
                     "rope_type": "default",
                     "rope_theta": 5e6,
@@ -75,20 +78,21 @@ class Built:
                 },
             },
             vision_config={
-                "depth": tower.depth,
-                "hidden_size": tower.hidden,
-                "intermediate_size": tower.intermediate,
-                "num_heads": tower.heads,
-                "out_hidden_size": tower.out,
-                "num_position_embeddings": tower.positions,
-                "deepstack_visual_indexes": list(range(tower.deepstack)),
+                "depth": 3,
+                "hidden_size": 512,
+                "intermediate_size": 1024,
+                "num_heads": 8,
+                "out_hidden_size": 256,
+                "num_position_embeddings": 256,
+                "deepstack_visual_indexes": list(range(self.DEEPSTACK)),
             },
-            tie_word_embeddings=of.tied,
+            tie_word_embeddings=False,
             image_token_id=1,
             video_token_id=2,
             vision_start_token_id=3,
             vision_end_token_id=4,
         )
+        self.sizes = Qwen3VL.size(config.to_dict())
         set_seed(0)
         self.p = Params.from_values(
             {
@@ -112,8 +116,9 @@ class Built:
         if checkpointing:
             self.tuned.gradient_checkpointing_enable()
             self.tuned.enable_input_require_grads()
-        vision = self.kind.num_vision_tokens(*size)
-        self.tokens = Tokens(vision, num_words, self.ANSWER)
+        seen = [Video(tuple(range(size[0])), *size[1:])]
+        vision = self.kind.num_vision_tokens(seen)
+        self.tokens = Tokens(vision, num_words, self.ANSWER, self.kind.vision_work(seen))
         shape = (self.BATCH, self.tokens.total)
         ids, labels = torch.full(shape, 7), torch.full(shape, -100)
         ids[:, 10 : 10 + vision] = 2
@@ -125,7 +130,7 @@ class Built:
     def step(self):
         low = self.dtype == torch.bfloat16
         # As they are copied to a device.
-        inputs = self.batch | self.kind.inputs(self.frames.clone(), self.dtype)
+        inputs = self.batch | self.kind.inputs([self.frames.clone()], self.dtype)
         with torch.autocast("cpu", torch.bfloat16, enabled=low):
             loss = self.tuned(**inputs).loss
         del inputs
@@ -180,13 +185,15 @@ def test_as_many_bytes_of_tensors_live_at_once_as_estimated(
     # PEFT asks about a GPU's autocast, and would convert to float32 beside a CPU's.
     asked = torch.is_autocast_enabled
     if dtype == torch.bfloat16:
-        monkeypatch.setattr(qwen3_vl_layers, "_normalise", as_a_gpu_normalises)
+        monkeypatch.setattr(qwen_layers, "_normalise", as_a_gpu_normalises)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *of: asked(*(of or ("cpu",))))
     built = Built(dtype, checkpointing, size, num_words)
-    estimate = memory(built.p, built.SIZES, built.tokens, dtype_bytes=dtype.itemsize)
+    estimate = memory(built.p, built.sizes, built.tokens, dtype_bytes=dtype.itemsize)
     most = max(estimate.moments.values())
     if dtype == torch.bfloat16 and not checkpointing:
-        most += 2 * built.SIZES.num_adapter(built.RANK)  # autocast's copies of the adapter
+        most += 2 * built.sizes.num_adapter(
+            built.RANK, Qwen3VL.lora_targets
+        )  # autocast's copies of the adapter
     assert most == pytest.approx(most_allocated(built.step, tmp_path), rel=0.06)
 
 
@@ -229,7 +236,10 @@ def test_the_loaders_ring_is_the_loaders(accumulation):
         def __len__(self):
             return 64
 
-    for pin, needed in ((False, on_cpu(p)), (True, memory(p, size_of("tiny"), Tokens(1, 1, 1)))):
+    for pin, needed in (
+        (False, on_cpu(p)),
+        (True, memory(p, size_of(named("tiny")), Tokens(1, 1, 1, VisionWork(4, 4)))),
+    ):
         order = Order(64, p.training.batch_size, 8, 0)
         depth = max(2, accumulation)
         ring = Loader(Windows(), order, dict, depth=depth, held=accumulation, pin=pin)
@@ -291,8 +301,9 @@ def needed_by(settings, base, device, size):
             "model": {"lora_rank": settings["rank"]},
         }
     )
-    tokens = Tokens(settings["vision"], settings["text"], 1)
-    return memory(p, size_of(base), tokens, device=device, dtype_bytes=size)
+    vision = settings["vision"]
+    tokens = Tokens(vision, settings["text"], 1, VisionWork(4 * vision, vision))
+    return memory(p, size_of(named(base)), tokens, device=device, dtype_bytes=size)
 
 
 def tiny_on_meta():
@@ -307,13 +318,13 @@ def numbers(module):
 @pytest.mark.parametrize("make", [qwen3_vl_8b, tiny_on_meta])
 def test_every_part_has_as_many_weights_as_the_modules(make):
     built = make()
-    size = ModelSize.from_config(built.config.to_dict())
+    size = Qwen3VL.size(built.config.to_dict())
     language, visual = built.model.language_model, built.model.visual
     linears = [m for m in language.modules() if isinstance(m, torch.nn.Linear)]
     norms = [m for m in language.modules() if type(m).__name__ == "Qwen3VLTextRMSNorm"]
     mergers = numbers(visual.merger) + numbers(visual.deepstack_merger_list)
     assert size.language.num_linears == sum(map(numbers, linears))
-    assert size.language.num_norms == sum(map(numbers, norms))
+    assert size.language.num_others == sum(map(numbers, norms))
     assert size.language.num_embeddings == numbers(language.embed_tokens)
     assert size.vision.num_mergers == mergers
     assert size.vision.num_tower == numbers(visual) - mergers
@@ -323,13 +334,12 @@ def test_every_part_has_as_many_weights_as_the_modules(make):
 
 
 def test_the_released_8b_is_known_by_its_name():
-    known = size_of("unsloth/Qwen3-VL-8B-Instruct-bnb-4bit")
-    built = ModelSize.from_config(qwen3_vl_8b().config.to_dict())
+    known = size_of(named("unsloth/Qwen3-VL-8B-Instruct-bnb-4bit"))
+    built = Qwen3VL.size(qwen3_vl_8b().config.to_dict())
     assert (known.language, known.vision) == (built.language, built.vision)
     assert known.stored_4bit and not built.stored_4bit
     # LoRA adds rank × (in + out) to q, k, v and o of 36 layers: as tests/test_model.py builds it.
-    assert known.num_adapter(64) == 61_341_696
-    assert len(known.adapter_matrices(64)) == 8
+    assert known.num_adapter(64, Qwen3VL.lora_targets) == 61_341_696
 
 
 @pytest.mark.parametrize(
@@ -338,35 +348,35 @@ def test_the_released_8b_is_known_by_its_name():
     [("2B", 2.13), ("4B", 4.44), ("8B", 8.77), ("32B", 33.36)],
 )
 def test_the_released_sizes_have_the_published_numbers_of_weights(name, billions):
-    size = size_of(f"Qwen/Qwen3-VL-{name}-Instruct")
+    size = size_of(named(f"Qwen/Qwen3-VL-{name}-Instruct"))
     assert size.num_weights / 1e9 == pytest.approx(billions, abs=0.01)
-    assert size_of(f"qwen/qwen3-vl-{name.lower()}-thinking") == size
+    assert size_of(named(f"qwen/qwen3-vl-{name.lower()}-thinking")) == size
 
 
 @pytest.mark.parametrize(
     "name", ["Qwen/Qwen3-VL-30B-A3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen3-8B", "x"]
 )
 def test_what_is_not_in_the_table_is_not_guessed(name):
-    assert size_of(name) is None
+    assert size_of(named(name)) is None
 
 
 def test_a_base_model_on_the_disk_is_read_from_its_config(tmp_path):
-    tiny = size_of("tiny")
-    assert (tiny.language.hidden, tiny.language.layers, tiny.vision.patch) == (128, 4, 8)
+    tiny = size_of(named("tiny"))
+    assert (tiny.language.hidden, tiny.language.layers, tiny.vision.hidden) == (128, 4, 96)
 
     config = files.read_json(load.TINY_FOLDER / "config.json")
     quantised = config | {"quantization_config": {"load_in_4bit": True, "quant_method": "bnb"}}
     files.write_json(tmp_path / "config.json", quantised)
-    assert size_of(str(tmp_path)).stored_4bit
+    assert size_of(named(str(tmp_path))).stored_4bit
 
     files.write_json(tmp_path / "config.json", config | {"model_type": "llama"})
-    assert size_of(str(tmp_path)) is None
+    with pytest.raises(AvomniError, match="'llama', not a 'qwen3_vl'"):
+        size_of(named(str(tmp_path)))
 
 
-def test_a_config_that_lacks_a_number_says_which():
+def test_a_config_that_lacks_a_number_says_which(tmp_path):
     config = files.read_json(load.TINY_FOLDER / "config.json")
     del config["vision_config"]["num_position_embeddings"]
+    files.write_json(tmp_path / "config.json", config)
     with pytest.raises(AvomniError, match="does not say 'num_position_embeddings'"):
-        ModelSize.from_config(config)
-    with pytest.raises(AvomniError, match="'llama', not a 'qwen3_vl'"):
-        ModelSize.from_config(config | {"model_type": "llama"})
+        size_of(named(str(tmp_path)))

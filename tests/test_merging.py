@@ -91,7 +91,7 @@ def logits(tuned):
     windows = training_set.Stripes(24)
     samples = [talk.sample(talk.target.render(windows.truth(index))) for index in WINDOWS]
     batch = collate(samples, talk.tokenizer.pad_token_id)
-    batch |= talk.backbone.inputs(torch.from_numpy(frames_of(WINDOWS)))
+    batch |= talk.inputs(torch.from_numpy(frames_of(WINDOWS)))
     del batch["labels"]
     with torch.inference_mode():
         return tuned(**batch).logits[batch["attention_mask"].bool()]

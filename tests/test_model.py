@@ -5,8 +5,7 @@ import torch
 
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
-from avomni_lib.training.backbones import backbone
-from avomni_lib.training.forecast.memory import size_of
+from avomni_lib.training.backbones import Video, backbone, family
 from avomni_lib.training.model import adapter, load
 from avomni_lib.training.prompt.conversation import collate
 from tests import changed_params, training_set
@@ -27,7 +26,7 @@ def batch_of(talk, indices, side="right"):
     samples = [talk.sample(talk.target.render(windows.truth(i))) for i in indices]
     frames = torch.stack([torch.from_numpy(windows.frames(i)) for i in indices])
     padded = collate(samples, talk.tokenizer.pad_token_id, side)
-    return padded | talk.backbone.inputs(frames)
+    return padded | talk.inputs(frames)
 
 
 def weights_of(tuned):
@@ -104,7 +103,7 @@ def test_lora_adapts_the_modules_that_the_parameters_name(tmp_path):
     hit = [name for name, module in tuned.named_modules() if hasattr(module, "lora_A")]
     ends = {".".join(name.rsplit(".", 2)[1:]) for name in hit}
     assert len(hit) == 36 * 2 and ends == {"self_attn.v_proj", "mlp.down_proj"}
-    expected = size_of("unsloth/Qwen3-VL-8B-Instruct-bnb-4bit").num_adapter(64, named)
+    expected = family("qwen3_vl").released("Qwen3-VL-8B").num_adapter(64, named)
     assert load.trainable_parameters(tuned) == expected
 
 
@@ -119,7 +118,7 @@ def test_modules_that_are_not_there_are_refused_with_those_that_are(p):
 def test_the_8b_takes_a_window_as_the_tiny_one_does():
     kind = backbone("qwen3_vl", qwen3_vl_8b().config)
     assert kind == backbone("qwen3_vl")
-    assert kind.num_vision_tokens(16, 512, 896) == 3584
+    assert kind.num_vision_tokens([Video((0.0,) * 16, 512, 896)]) == 3584
 
 
 def test_4_bit_holds_the_language_model_and_leaves_the_vision_tower(p):

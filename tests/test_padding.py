@@ -31,9 +31,7 @@ def hidden(base, talk, indices):
     """(rows, L, hidden) of the decoder's last layer."""
     batch = samples.batch_of(indices, WINDOWS, talk)
     del batch["labels"]
-    batch |= talk.backbone.inputs(
-        torch.stack([torch.from_numpy(WINDOWS.frames(i)) for i in indices])
-    )
+    batch |= talk.inputs(torch.stack([torch.from_numpy(WINDOWS.frames(i)) for i in indices]))
     with torch.inference_mode():
         return base.model.model(**batch, use_cache=False).last_hidden_state
 

@@ -14,8 +14,10 @@ DEMO = files.PROJECT_ROOT / "params" / "demo.yaml"
 def test_lora_modules_are_those_that_are_trained(rank: int):
     p = Params.from_files([DEMO], [f"model.lora_rank={rank}"])
     rows = preview.lora_modules(p)
-    size = memory.size_of("tiny")
-    assert sum(row["lora_weights"] for row in rows) == size.num_adapter(rank)
+    size = memory.size_of(p)
+    assert sum(row["lora_weights"] for row in rows) == size.num_adapter(
+        rank, memory.lora_targets(p)
+    )
     assert {row["layer"] for row in rows} == set(range(size.language.layers))
     assert {row["module"] for row in rows} == {"q_proj", "k_proj", "v_proj", "o_proj"}
     for row in rows:

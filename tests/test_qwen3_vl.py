@@ -16,7 +16,7 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoP
 from transformers.video_utils import VideoMetadata
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.training.backbones import backbone
+from avomni_lib.training.backbones import Video, backbone
 from avomni_lib.training.prompt.conversation import Conversation
 from tests import training_set
 
@@ -58,6 +58,10 @@ def random_frames(*shape):
     return torch.randint(0, 256, (*shape, 3), dtype=torch.uint8)
 
 
+def video(num_frames, height, width, sample_hz=2.0):
+    return Video(tuple(number / sample_hz for number in range(num_frames)), height, width)
+
+
 @pytest.mark.parametrize(
     ("shape", "sample_hz"),
     [((16, 64, 96), 10.0), ((16, 128, 64), 2.0), ((15, 32, 32), 8.0), ((1, 64, 64), 3.0)],
@@ -66,11 +70,10 @@ def test_pixels_tokens_and_positions_are_the_real_processors(shape, sample_hz):
     frames = random_frames(*shape)
     expected = processed(frames, sample_hz)
 
-    ours = KIND.inputs(frames[None])
+    ours = KIND.inputs([frames[None]])
     assert torch.equal(ours["pixel_values_videos"], expected["pixel_values_videos"])
     assert torch.equal(ours["video_grid_thw"], expected["video_grid_thw"])
-    length, height, width = shape
-    chat = KIND.chat(TEXT, num_frames=length, height=height, width=width, sample_hz=sample_hz)
+    chat = KIND.chat(TEXT, [video(*shape, sample_hz)])
     words = training_set.make_words()
     ids = words.encode(chat, add_special_tokens=False)
     assert ids == expected["input_ids"][0].tolist()
@@ -82,28 +85,29 @@ def test_pixels_tokens_and_positions_are_the_real_processors(shape, sample_hz):
 def test_timestamps_are_the_real_processors(length, sample_hz):
     calculate = Qwen3VLProcessor._calculate_timestamps
     expected = calculate(None, list(range(length)), sample_hz, 2)
-    assert KIND.timestamps_s(length, sample_hz) == expected
+    times = video(length, 32, 32, sample_hz).times_s
+    assert KIND.timestamps_s(times) == expected
 
 
 @given(st.integers(1, 40), st.integers(1, 8), st.integers(1, 8))
 def test_the_chat_holds_one_placeholder_a_vision_token(length, rows, cols):
-    size = {"num_frames": length, "height": 32 * rows, "width": 32 * cols}
-    chat = KIND.chat(TEXT, **size, sample_hz=2.0)
-    assert chat.count("<|video_pad|>") == KIND.num_vision_tokens(*size.values())
+    seen = [video(length, 32 * rows, 32 * cols, 2.0)]
+    chat = KIND.chat(TEXT, seen)
+    assert chat.count("<|video_pad|>") == KIND.num_vision_tokens(seen)
     assert chat.count("seconds>") == -(-length // 2)
 
 
 def test_a_batch_is_its_windows_one_after_another():
     windows = random_frames(3, 5, 32, 64)
-    batch = KIND.inputs(windows)
-    alone = [KIND.inputs(window[None])["pixel_values_videos"] for window in windows]
+    batch = KIND.inputs([windows])
+    alone = [KIND.inputs([window[None]])["pixel_values_videos"] for window in windows]
     assert torch.equal(batch["pixel_values_videos"], torch.cat(alone))
     assert batch["video_grid_thw"].tolist() == [[3, 2, 4]] * 3
 
 
 def test_pixels_take_the_dtype_of_the_model():
     frames = random_frames(1, 2, 32, 32)
-    exact, rounded = KIND.inputs(frames), KIND.inputs(frames, torch.bfloat16)
+    exact, rounded = KIND.inputs([frames]), KIND.inputs([frames], torch.bfloat16)
     assert torch.equal(
         rounded["pixel_values_videos"], exact["pixel_values_videos"].to(torch.bfloat16)
     )
@@ -115,20 +119,20 @@ def test_pixels_take_the_dtype_of_the_model():
 )
 def test_a_large_window_is_never_shrunk(size, tokens):
     # The released processor's "longest_edge" bounds T·H·W and would have shrunk the last two.
-    assert KIND.num_vision_tokens(*size) == tokens
+    assert KIND.num_vision_tokens([video(*size)]) == tokens
 
 
 @pytest.mark.parametrize("size", [(504, 896), (512, 900), (0, 32)])
 def test_a_grid_that_does_not_divide_is_refused(size):
     with pytest.raises(AvomniError, match="multiples of 32"):
-        KIND.num_vision_tokens(16, *size)
+        KIND.num_vision_tokens([video(16, *size)])
 
 
 def test_only_uint8_frames_are_taken():
     with pytest.raises(AvomniError, match="expected"):
-        KIND.inputs(random_frames(2, 32, 32)[None].float())
+        KIND.inputs([random_frames(2, 32, 32)[None].float()])
     with pytest.raises(AvomniError, match="expected"):
-        KIND.inputs(random_frames(2, 32, 32))
+        KIND.inputs([random_frames(2, 32, 32)])
 
 
 def test_numbers_come_from_the_models_config():
@@ -165,7 +169,7 @@ def test_positions_are_the_models_own(whole, num_patches, rows, cols, words):
         torch.from_numpy(types)[None],
         video_grid_thw=torch.tensor([[num_patches, 2 * rows, 2 * cols]]),
     )
-    ours = KIND.positions(types == 2, 32 * rows, 32 * cols)
+    ours = KIND.positions(types == 2, [video(2 * num_patches, 32 * rows, 32 * cols)])
     assert (ours == expected[:, 0].numpy()).all()
 
 
@@ -188,7 +192,7 @@ def apart(whole):
 
 def seen(model, frames):
     """What the vision tower makes of windows of frames."""
-    inputs = KIND.inputs(frames)
+    inputs = KIND.inputs([frames])
     with torch.inference_mode():
         return model.model.visual(
             inputs["pixel_values_videos"], grid_thw=inputs["video_grid_thw"]
@@ -198,7 +202,7 @@ def seen(model, frames):
 @pytest.mark.parametrize("fuse", [True, False])
 def test_what_is_prepared_is_the_same_function_of_the_same_weights(apart, fuse):
     frames = random_frames(2, 5, 64, 96)
-    pixels, before = KIND.inputs(frames)["pixel_values_videos"], seen(apart, frames)
+    pixels, before = KIND.inputs([frames])["pixel_values_videos"], seen(apart, frames)
     names, embedded = list(apart.state_dict()), apart.model.visual.patch_embed(pixels)
     KIND.prepare(apart, fuse)
     torch.testing.assert_close(apart.model.visual.patch_embed(pixels), embedded)
@@ -251,5 +255,5 @@ def test_norms_are_fused_where_there_is_a_kernel(apart):
 def test_the_conversation_asks_with_the_backbones_chat():
     talk = training_set.conversation()
     assert isinstance(talk, Conversation)
-    assert talk.num_vision_tokens == KIND.num_vision_tokens(4, 64, 96)
+    assert talk.num_vision_tokens == KIND.num_vision_tokens(talk.videos)
     assert talk.text.startswith("<|im_start|>user\n<|vision_start|><0.1 seconds><|vision_start|>")

@@ -12,7 +12,7 @@ import trl
 
 from avomni_lib.dataset import cameras
 from avomni_lib.params import Params
-from avomni_lib.training.backbones import backbone
+from avomni_lib.training.backbones import Video, backbone
 from avomni_lib.training.prompt.conversation import Conversation, prompt_text
 from avomni_lib.training.targets import target
 
@@ -97,10 +97,7 @@ def conversation(
         backbone("qwen3_vl"),
         grid=cameras.grid("4-cam"),
         target=own or target(asked),
-        num_frames=FRAMES,
-        height=HEIGHT,
-        width=WIDTH,
-        sample_hz=HZ,
+        videos=[Video(tuple(number / HZ for number in range(FRAMES)), HEIGHT, WIDTH)],
         max_seq_length=max_seq_length,
     )
 

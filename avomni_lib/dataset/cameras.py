@@ -75,9 +75,6 @@ class Grid:
 
 GRIDS = {name: Grid.of_rows(rows, name) for name, rows in grids.PRESETS.items()}
 
-# px: what a grid's height and width must be multiples of, by model.backbone: patch × merge.
-SIDE_MULTIPLES = {"qwen3_vl": 32}
-
 
 def grid(value: str | grids.Rows) -> Grid:
     """The grid that `vision.cameras` names.

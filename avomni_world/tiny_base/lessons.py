@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import Qwen2Tokenizer, Qwen3VLForConditionalGeneration
 
-from avomni_lib.training.backbones import backbone
+from avomni_lib.training.backbones import Video, backbone
 from avomni_lib.training.prompt.conversation import Conversation, collate
 from avomni_lib.training.targets import target
 from avomni_world.tiny_base.drives import GRID, SAMPLE_HZ, TILE, Drives
@@ -19,6 +19,11 @@ from avomni_world.tiny_base.model import MERGE, PATCH
 
 NUM_FRAMES = 16
 TARGET = target("summary_v1")
+VIDEO = Video(
+    tuple(number / SAMPLE_HZ for number in range(NUM_FRAMES)),
+    GRID.rows * TILE[1],
+    GRID.cols * TILE[0],
+)
 SPEED_MEAN, SPEED_SCALE = 8.0, 6.0  # m/s; the heads of the first lesson answer in these units
 CAMERAS = len(GRID.cameras)
 
@@ -71,10 +76,7 @@ def conversation(model: Qwen3VLForConditionalGeneration, words: Qwen2Tokenizer) 
         backbone("qwen3_vl", model.config),
         grid=GRID,
         target=TARGET,
-        num_frames=NUM_FRAMES,
-        height=GRID.rows * TILE[1],
-        width=GRID.cols * TILE[0],
-        sample_hz=SAMPLE_HZ,
+        videos=[VIDEO],
         max_seq_length=1024,
     )
 
@@ -116,7 +118,7 @@ def warm_up(
             first = int(rng.integers(len(drive.frames) - 1))
             frames.append(drive.frames[first : first + 2])
             flow.append(drive.speed_mps(first, first + 1) * drive.flow)
-        pixels = kind.inputs(torch.from_numpy(relight(np.stack(frames), rng, noise=4.0)))
+        pixels = kind.inputs([torch.from_numpy(relight(np.stack(frames), rng, noise=4.0))])
         seen = tower(pixels["pixel_values_videos"], pixels["video_grid_thw"])
         wanted = (torch.tensor(np.array(flow), dtype=torch.float32) - SPEED_MEAN) / SPEED_SCALE
         found = heads([seen.pooler_output, *seen.deepstack_features])
@@ -158,7 +160,7 @@ def learn_text(
             frames.append(window)
             samples.append(talk.sample(TARGET.render(Driven.at(speed))))
         batch = collate(samples, words.pad_token_id)
-        batch |= talk.backbone.inputs(torch.from_numpy(np.stack(frames)))
+        batch |= talk.inputs(torch.from_numpy(np.stack(frames)))
         loss = model(**batch).loss
         _step(loss, [*language, *mergers], optimizer, rates, step, recipe.text_steps)
         yield loss.item()

@@ -146,7 +146,7 @@ def say(
     """Greedy answers for windows (B, T, H, W, 3) uint8."""
     batch = collate([talk.prompt()] * len(windows), talk.tokenizer.pad_token_id, side="left")
     del batch["labels"]
-    batch |= talk.backbone.inputs(torch.from_numpy(np.ascontiguousarray(windows)))
+    batch |= talk.inputs(torch.from_numpy(np.ascontiguousarray(windows)))
     ids = model.generate(
         **batch, max_new_tokens=64, do_sample=False, pad_token_id=talk.tokenizer.pad_token_id
     )

@@ -120,7 +120,7 @@ def _batch(windows: Any, p: Any, base: Any) -> dict[str, Any]:
     frames = torch.stack([torch.tensor(windows.frames(index)) for index in range(BATCH)])
     device = base.model.device
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    return batch | kind.inputs(frames.to(device), base.model.dtype) | {"logits_to_keep": LAST}
+    return batch | kind.inputs([frames.to(device)], base.model.dtype) | {"logits_to_keep": LAST}
 
 
 def _age(path: Path) -> float:

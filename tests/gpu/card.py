@@ -101,7 +101,7 @@ def pixels(subject: Subject) -> dict[str, Any]:
     )
     host_seconds = time.perf_counter() - started
     kind, there = backbone("qwen3_vl"), frames[None].to(_device())
-    ours = kind.inputs(there)
+    ours = kind.inputs([there])
     name = "pixel_values_videos"
     difference = (ours[name].cpu() - theirs[name]).abs().max()
     return {
@@ -110,8 +110,8 @@ def pixels(subject: Subject) -> dict[str, Any]:
         "largest_difference": float(difference),
         "same_grid": torch.equal(ours["video_grid_thw"].cpu(), theirs["video_grid_thw"].cpu()),
         "theirs_on_host_ms": round(host_seconds * 1e3, 1),
-        "ours_on_device_ms": round(seconds_of(lambda: kind.inputs(there)) * 1e3, 3),
-        "ours_bf16_ms": round(seconds_of(lambda: kind.inputs(there, torch.bfloat16)) * 1e3, 3),
+        "ours_on_device_ms": round(seconds_of(lambda: kind.inputs([there])) * 1e3, 3),
+        "ours_bf16_ms": round(seconds_of(lambda: kind.inputs([there], torch.bfloat16)) * 1e3, 3),
     }
 
 

@@ -136,8 +136,13 @@ def arithmetic(
     words = AutoTokenizer.from_pretrained(p.model.base_model)
     talk = samples.conversation_of(p, windows, words, tokens.backbone_of(p))
     vision = talk.num_vision_tokens
-    of_sample = tokens.Tokens(vision, num_tokens - vision, num_tokens - len(talk.prompt()))
-    of_model = memory.size_of(p.model.base_model)
+    of_sample = tokens.Tokens(
+        vision,
+        num_tokens - vision,
+        num_tokens - len(talk.prompt()),
+        talk.backbone.vision_work(talk.videos),
+    )
+    of_model = memory.size_of(p)
     needed = memory.memory(
         p,
         of_model,
@@ -150,7 +155,7 @@ def arithmetic(
         "memory_foretold_by_part_gb": {k: round(v / 1e9, 3) for k, v in needed.parts().items()},
         "memory_foretold_at_moments_gb": {k: round(v / 1e9, 3) for k, v in needed.moments.items()},
     }
-    work = estimate.operations(of_model, of_sample, windows.frame_shape[0], p.model.lora_rank)
+    work = estimate.operations(of_model, of_sample, p.model.lora_rank, memory.lora_targets(p))
     ceilings = {name: subject.found.get(name) for name in ("datasheet", "measured_product")}
     for what, recomputed in (
         ("model", False),

@@ -69,19 +69,19 @@ class Built:
         return [row for row in self.clips if row["state"] == "lost"]
 
 
-def plan(p: Params) -> Plan:
+def plan(p: Params, warnings: Sequence[str] = ()) -> Plan:
     """Clips, frames, windows, bytes and minutes, before anything is done; needs no raw file.
 
     With `download.evict_raw` also whether the chunks go through under the budget.
+
+    Args:
+        warnings: Of rooms further on, such as `tokens.grid_warnings`.
     """
     decoder = reader.choose_decoder(p.processing.decoder)
     told = forecast.plan(p, recipe_of(p), engines.num_workers(p), decoder)
-    if not p.download.evict_raw:
-        return told
-    rows, warnings, figures = _verdict(p)
-    return Plan(
-        told.title, [*told.rows, *rows], [*told.warnings, *warnings], told.figures | figures
-    )
+    rows, more, figures = _verdict(p) if p.download.evict_raw else ([], [], {})
+    warnings = [*told.warnings, *warnings, *more]
+    return Plan(told.title, [*told.rows, *rows], warnings, told.figures | figures)
 
 
 def _verdict(p: Params) -> chunk_sizes.Verdict:

@@ -211,12 +211,6 @@ def plan(p: Params, recipe: Recipe, workers: tuple[int, str], decoder: tuple[str
             f"the cache needs {gigabytes(peak - have)} more and {gigabytes(free)} are free in "
             f"{p.cache_dir}" + (smaller if p.processing.storage == "raw" else "")
         )
-    multiple = cameras.SIDE_MULTIPLES[p.model.backbone]
-    if width % multiple or height % multiple:
-        warnings.append(
-            f"the grid of {width}×{height} px is no multiple of {multiple} px, which "
-            f"{p.model.backbone} needs; change processing.tile_width or tile_height"
-        )
     return Plan("03 builds the cache", rows, warnings, figures)
 
 

@@ -116,7 +116,7 @@ def _step(
     p: Params, laid: Params, told: Tokens | None, figures: dict[str, float]
 ) -> tuple[str, str, str]:
     """The row of an optimizer step: as 05 timed it here, else by arithmetic on the known card."""
-    label, size = "a step", size_of(p.model.base_model)
+    label, size = "a step", size_of(p)
     if told is None or size is None:
         return label, "not known", "no tokens to count" if told is None else "of no known size"
     each = estimate.expected_seconds(laid, size, told)

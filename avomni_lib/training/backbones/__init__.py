@@ -1,79 +1,62 @@
-"""The vision-language models that can be trained, each one file behind one small interface.
+"""The vision-language models that can be trained, each family one file behind one interface.
 
-Nothing here loads torch before pixels are made, so that `plan` can count tokens on any machine.
+Each file of this folder is a family, and a file more is a family more: nothing else in the program
+names one. Nothing here loads torch before pixels are made, so that `plan` can count on any machine.
 
-qwen3_vl         Qwen3-VL: patches, token counts, chat text, LoRA pattern
-qwen3_vl_size    its widths, depths and weights, for the estimates
-qwen3_vl_layers  layers of it that transformers computes in many small kernels
+shared    the interface, and what several families have in common
+qwen3_vl  Qwen3-VL, dense or with experts
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+import importlib
+import inspect
+from typing import Any
 
-from avomni_lib.errors import pick
-from avomni_lib.training.backbones.qwen3_vl import Qwen3VL
+from avomni_lib import sections
+from avomni_lib.errors import AvomniError, pick
+from avomni_lib.hardware import Choice
+from avomni_lib.params import Params
+from avomni_lib.training.backbones.shared.base import Backbone, Video, refuse_other_model
 
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-
-
-class Backbone(Protocol):
-    """How frames and words become what one family of models takes."""
-
-    name: str
-    prompt_form: str  # recorded beside an adapter: training and serving must agree on it
-    end_of_turn: str  # the token that ends an answer
-    vision_token: str  # the placeholder that stands for one vision token
-
-    @property
-    def language_model(self) -> str:
-        """What is in the full name of each module of the language model."""
-
-    @property
-    def lora_targets(self) -> tuple[str, ...]:
-        """How the names of the modules end that LoRA adapts unless `model.lora_targets` says."""
-
-    @property
-    def side_multiple(self) -> int:
-        """px; a grid's height and width are multiples of it."""
-
-    @property
-    def skip_modules(self) -> tuple[str, ...]:
-        """Modules that are kept out of 4 bit."""
-
-    @property
-    def pixels(self) -> dict[str, float]:
-        """How `inputs` normalises and cuts frames, for an adapter's record."""
-
-    def num_vision_tokens(self, num_frames: int, height: int, width: int) -> int:
-        """Tokens that a window's frames take."""
-
-    def chat(self, text: str, *, num_frames: int, height: int, width: int, sample_hz: float) -> str:
-        """One user turn, video first, then `text`, up to where the model's answer starts."""
-
-    def positions(self, is_vision: np.ndarray, height: int, width: int) -> np.ndarray:
-        """(L,) bool, true at the placeholders of vision tokens -> (axes, L) int64 positions."""
-
-    def prepare(self, model: Any, fuse: bool = True) -> None:
-        """What is changed about a loaded base model; its weights are not.
-
-        `fuse` also replaces what transformers computes in many small kernels.
-        """
-
-    def inputs(self, frames: torch.Tensor, dtype: torch.dtype | None = None) -> dict[str, Any]:
-        """uint8 frames (B, T, H, W, 3), on their device -> the model's vision inputs."""
+__all__ = ["Backbone", "Video", "backbone", "family", "in_4bit"]
 
 
-BACKBONES = {"qwen3_vl": Qwen3VL}
+def family(name: str) -> type[Backbone]:
+    """The class of the family called `name`.
+
+    Raises:
+        AvomniError: there is none.
+    """
+    pick(dict.fromkeys(sections.BACKBONES), name, "backbone", "model.backbone")
+    module = importlib.import_module(f"avomni_lib.training.backbones.{name}")
+    for kind in vars(module).values():
+        if inspect.isclass(kind) and getattr(kind, "name", None) == name:
+            return kind
+    raise AvomniError(f"{module.__file__} has no backbone whose name is {name!r}")
+
+
+def in_4bit(p: Params) -> Choice:
+    """Whether a base model in 16 bit is loaded in NF4: `model.load_in_4bit`, or what suits it."""
+    if p.model.load_in_4bit is not None:
+        return Choice("nf4" if p.model.load_in_4bit else "none", "model.load_in_4bit")
+    if because := family(p.model.backbone).sixteen_bit_because:
+        return Choice("none", because)
+    return Choice("nf4", "a quarter of the memory of 16 bit")
 
 
 def backbone(name: str, config: Any = None) -> Backbone:
     """The backbone called `name`, with the numbers of a model's `config` where one is given.
 
+    Args:
+        config: transformers' own, or one with the same attributes.
+
     Raises:
-        AvomniError: there is none.
+        AvomniError: there is none, or the config is another family's.
     """
-    kind = pick(BACKBONES, name, "backbone", "model.backbone")
-    return kind() if config is None else kind.from_config(config)
+    kind = family(name)
+    if config is None:
+        return kind()
+    if config.model_type not in kind.model_types:
+        raise refuse_other_model(kind, config.model_type)
+    return kind.from_config(config)

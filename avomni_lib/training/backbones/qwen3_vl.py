@@ -8,13 +8,23 @@ CPU (tests/test_qwen3_vl.py) and to 6e-8 on an H200 (tests/gpu).
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.training.backbones import qwen3_vl_layers
+from avomni_lib.training.backbones.shared import qwen_layers
+from avomni_lib.training.backbones.shared.base import Backbone, Video
+from avomni_lib.training.backbones.shared.size import (
+    Block,
+    Language,
+    ModelSize,
+    Vision,
+    VisionWork,
+)
 from avomni_lib.training.model import attention
 
 if TYPE_CHECKING:
@@ -25,10 +35,11 @@ VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 # image_mean = image_std = 0.5 of values in 0..1
 MEAN = STD = 127.5
+COLOURS = 3
 
 
 @dataclass(frozen=True)
-class Qwen3VL:
+class Qwen3VL(Backbone):
     """The numbers of one Qwen3-VL; the defaults are those of every released size.
 
     Attributes:
@@ -42,47 +53,47 @@ class Qwen3VL:
     temporal_patch_size: int = 2
 
     name = "qwen3_vl"
+    model_types = ("qwen3_vl", "qwen3_vl_moe")
     # transformers >= 5.10 keeps the chat template's outer <|vision_start|>…<|vision_end|> around
     # the frames' own pairs; before it, and in servers built on that, the pair was dropped.
     prompt_form = "qwen3_vl/outer_vision_pair"
     end_of_turn = TURN_END
     vision_token = VIDEO_TOKEN
+    special_tokens = (VIDEO_TOKEN, VISION_START, VISION_END, TURN_START, TURN_END)
+    takes_token_types = True
     # The vision tower's attention is a fused `qkv` and `proj`; only the language model is adapted.
-    language_model = "language_model"
-    lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj")
     skip_modules = ("model.visual", "lm_head")
+    in_unsloth = True
+    example = "unsloth/Qwen3-VL-8B-Instruct-bnb-4bit"
+    serving_note = (
+        "transformers from 5.10 on keeps the outer `<|vision_start|>`…`<|vision_end|>` pair around "
+        "the frames' own pairs, as here. Before 5.10 it was dropped, two tokens fewer, and vLLM "
+        "follows the transformers version that it runs with. A server's processor also shrinks a "
+        "window whose frames × height × width exceeds `longest_edge` of its "
+        "video_preprocessor_config.json, and from 5.22 on (announced) frames of more than 768 "
+        "tokens, unless it is told `do_resize: false`."
+    )
 
     @classmethod
-    def from_config(cls, config: Any) -> Qwen3VL:
-        """The numbers of a `Qwen3VLConfig`.
-
-        Raises:
-            AvomniError: the config is another model's.
-        """
-        if config.model_type != "qwen3_vl":
-            raise AvomniError(
-                f"the base model is a {config.model_type!r}, not a 'qwen3_vl'",
-                where="model.base_model",
-                fix="name a Qwen3-VL checkpoint, or set model.backbone to what the base model is",
-            )
+    def from_config(cls, config: Any) -> Self:
         vision = config.vision_config
         return cls(vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
 
     @property
-    def pixels(self) -> dict[str, float]:
+    def pixels(self) -> dict[str, Any]:
         """Mean and spread of the normalisation, in grey levels of 255, and the patches' sizes."""
         return {"mean": MEAN, "std": STD, **asdict(self)}
+
+    @property
+    def frames_per_patch(self) -> int:
+        return self.temporal_patch_size
 
     @property
     def side_multiple(self) -> int:
         return self.patch_size * self.merge_size
 
-    def grid_thw(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Temporal patches, patch rows, patch columns of a window.
-
-        Raises:
-            AvomniError: a side is not a multiple of patch × merge.
-        """
+    def check(self, video: Video) -> None:
+        height, width = video.height, video.width
         if height % self.side_multiple or width % self.side_multiple or min(height, width) < 1:
             raise AvomniError(
                 f"a grid of {width}×{height} px does not divide into squares of "
@@ -91,47 +102,54 @@ class Qwen3VL:
                 fix="choose a tile size whose grid has sides that are multiples of "
                 f"{self.side_multiple} px",
             )
-        num_temporal = -(-num_frames // self.temporal_patch_size)  # an odd end is padded
+
+    def grid_thw(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Temporal patches, patch rows, patch columns of a video; an odd last frame is repeated.
+
+        Raises:
+            AvomniError: a side is not a multiple of patch × merge.
+        """
+        self.check(Video((0.0,) * num_frames, height, width))
+        num_temporal = -(-num_frames // self.temporal_patch_size)
         return num_temporal, height // self.patch_size, width // self.patch_size
 
-    def num_vision_tokens(self, num_frames: int, height: int, width: int) -> int:
-        t, h, w = self.grid_thw(num_frames, height, width)
-        return t * h * w // self.merge_size**2
+    def num_vision_tokens(self, videos: Sequence[Video]) -> int:
+        grids = [self.grid_thw(each.num_frames, each.height, each.width) for each in videos]
+        return sum(t * h * w for t, h, w in grids) // self.merge_size**2
 
-    def timestamps_s(self, num_frames: int, sample_hz: float) -> list[float]:
+    def timestamps_s(self, times_s: Sequence[float]) -> list[float]:
         """Seconds that the prompt names, one a temporal patch: mean of its first and last frame's.
 
         Counted from the window's first frame: nothing tells where in a clip the window lies.
         """
         size = self.temporal_patch_size
-        frames = list(range(num_frames)) + [num_frames - 1] * (-num_frames % size)
-        starts = range(0, len(frames), size)
-        return [(frames[i] / sample_hz + frames[i + size - 1] / sample_hz) / 2 for i in starts]
+        times = [*times_s, *times_s[-1:] * (-len(times_s) % size)]
+        return [(times[i] + times[i + size - 1]) / 2 for i in range(0, len(times), size)]
 
-    def positions(self, is_vision: np.ndarray, height: int, width: int) -> np.ndarray:
+    def positions(self, is_vision: np.ndarray, videos: Sequence[Video]) -> np.ndarray:
         """Where each token stands, as Qwen3-VL's rotary embedding counts it.
 
         Text goes on by one a token on all three axes. A temporal patch's tokens share one time and
         count rows and columns; what follows goes on after the longer side. As `get_rope_index` of
         transformers' Qwen3-VL has it, without its round trips between host and device.
 
-        Args:
-            is_vision: (L,) bool, true at the placeholders of vision tokens.
-            height, width: The grid's, px.
-
         Returns:
             (3, L) int64: time, row and column.
         """
-        rows, cols = (side // self.side_multiple for side in (height, width))
-        row, col = np.divmod(np.arange(rows * cols), cols)
-        patch = np.stack([np.zeros_like(row), row, col])
+        patches = []
+        for video in videos:
+            t, rows, cols = self.grid_thw(video.num_frames, video.height, video.width)
+            rows, cols = rows // self.merge_size, cols // self.merge_size
+            row, col = np.divmod(np.arange(rows * cols), cols)
+            patches += [(np.stack([np.zeros_like(row), row, col]), max(rows, cols))] * t
         # Each temporal patch stands between words of its own: a run of placeholders is one.
         edges = np.flatnonzero(np.diff(is_vision)) + 1
-        found, start = [], 0
+        found, start, each = [], 0, iter(patches)
         for run in np.split(is_vision, edges):
             if len(run) and run[0]:
+                patch, longer = next(each)
                 found.append(patch + start)
-                start += max(rows, cols)
+                start += longer
             else:
                 found.append(np.broadcast_to(np.arange(len(run)) + start, (3, len(run))))
                 start += len(run)
@@ -143,38 +161,50 @@ class Qwen3VL:
         Args:
             fuse: Its norms and the vision tower's attention too; Unsloth has its own.
         """
-        qwen3_vl_layers.embed_by_one_product(model)
+        qwen_layers.embed_by_one_product(model)
         if fuse:
-            qwen3_vl_layers.fuse(model)
+            qwen_layers.fuse(model)
         else:
             attention.copy_views(model)
 
-    def chat(self, text: str, *, num_frames: int, height: int, width: int, sample_hz: float) -> str:
+    def chat(self, text: str, videos: Sequence[Video]) -> str:
         """The user's turn as Qwen3-VL's chat template and transformers' processor word it."""
-        t, h, w = self.grid_thw(num_frames, height, width)
-        pads = VIDEO_TOKEN * (h * w // self.merge_size**2)
-        patches = "".join(
-            f"<{second:.1f} seconds>{VISION_START}{pads}{VISION_END}"
-            for second in self.timestamps_s(num_frames, sample_hz)
-        )
-        return (
-            f"{TURN_START}user\n{VISION_START}{patches}{VISION_END}{text}{TURN_END}\n"
-            f"{TURN_START}assistant\n"
-        )
+        words = ""
+        for video in videos:
+            _, h, w = self.grid_thw(video.num_frames, video.height, video.width)
+            pads = VIDEO_TOKEN * (h * w // self.merge_size**2)
+            patches = "".join(
+                f"<{second:.1f} seconds>{VISION_START}{pads}{VISION_END}"
+                for second in self.timestamps_s(video.times_s)
+            )
+            words += f"{VISION_START}{patches}{VISION_END}"
+        return f"{TURN_START}user\n{words}{text}{TURN_END}\n{TURN_START}assistant\n"
 
-    def inputs(self, frames: torch.Tensor, dtype: torch.dtype | None = None) -> dict[str, Any]:
+    def inputs(
+        self, frames: Sequence[torch.Tensor], dtype: torch.dtype | None = None
+    ) -> dict[str, Any]:
         """Normalise and patchify on the device that the frames are on.
 
-        Args:
-            frames: (B, T, H, W, 3) uint8 RGB.
-            dtype: Of the pixel values; float32 if None. The arithmetic is float32 either way.
-
         Returns:
-            pixel_values_videos (B·t·h·w, 3·temporal·patch·patch) and video_grid_thw (B, 3) int64.
+            pixel_values_videos (B·Σt·h·w, 3·temporal·patch·patch), window by window, and
+            video_grid_thw (B·videos, 3) int64.
 
         Raises:
             AvomniError: not uint8 frames of that shape, or a side that does not divide.
         """
+        import torch
+
+        made = [self._patches(each) for each in frames]
+        pixels = torch.cat([patches for patches, _ in made], dim=1).flatten(0, 1)
+        pixels = (pixels.float() - MEAN) / STD
+        grid = torch.tensor([grid for _, grid in made] * len(frames[0]), dtype=torch.int64)
+        return {
+            "pixel_values_videos": pixels.to(dtype or torch.float32),
+            "video_grid_thw": grid.to(pixels.device),
+        }
+
+    def _patches(self, frames: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int, int]]:
+        """uint8 (B, t·h·w, 3·temporal·patch·patch) of one video, and its t, h, w."""
         import torch
 
         if frames.ndim != 5 or frames.shape[-1] != 3 or frames.dtype != torch.uint8:
@@ -191,9 +221,173 @@ class Qwen3VL:
             num_windows, t, size, h // merge, merge, patch, w // merge, merge, patch, channels
         )
         # -> window, time, merged row, merged column, row and column in it, channel, frame, y, x
-        patches = patches.permute(0, 1, 3, 6, 4, 7, 9, 2, 5, 8).reshape(
-            num_windows * t * h * w, channels * size * patch * patch
+        patches = patches.permute(0, 1, 3, 6, 4, 7, 9, 2, 5, 8)
+        return patches.reshape(num_windows, t * h * w, -1), (t, h, w)
+
+    @classmethod
+    def size(cls, config: Mapping[str, Any]) -> ModelSize:
+        text, vision = config["text_config"], config["vision_config"]
+        language = Language(
+            text["hidden_size"],
+            (cls.block(text),),
+            text["vocab_size"],
+            tied=bool(config.get("tie_word_embeddings", False)),
         )
-        pixels = (patches.float() - MEAN) / STD
-        grid = torch.tensor([[t, h, w]] * num_windows, dtype=torch.int64, device=frames.device)
-        return {"pixel_values_videos": pixels.to(dtype or torch.float32), "video_grid_thw": grid}
+        deepstack = len(vision.get("deepstack_visual_indexes", ()))
+        return ModelSize(language, tower(vision, deepstack), stored_4bit=is_stored_4bit(config))
+
+    @classmethod
+    def block(cls, text: Mapping[str, Any]) -> Block:
+        """The decoder layers that a `text_config` says."""
+        hidden, heads = text["hidden_size"], text["num_attention_heads"]
+        shared = text["num_key_value_heads"]
+        head = text.get("head_dim") or hidden // heads
+        block = attention_block(
+            text["num_hidden_layers"], hidden, heads, shared, head, text["intermediate_size"]
+        )
+        if not text.get("num_experts"):
+            return block
+        # The experts are two tensors a layer, which bitsandbytes leaves as they are.
+        inner, each = text["moe_intermediate_size"], 3 * hidden * text["moe_intermediate_size"]
+        router = hidden * text["num_experts"]
+        return replace(
+            block,
+            linears={name: block.linears[name] for name in ATTENTION},
+            inner=inner * text["num_experts_per_tok"],
+            others=block.others + text["num_experts"] * each + router,
+            active_others=text["num_experts_per_tok"] * each + router,
+        )
+
+    @classmethod
+    def released(cls, base_model: str) -> ModelSize | None:
+        words = set(re.split(r"[^a-z0-9]+", base_model.lower()))
+        sizes = words & RELEASED.keys()
+        if not {"qwen3", "vl"} <= words or len(sizes) != 1:
+            return None
+        text, vision = RELEASED[sizes.pop()]
+        config = {"text_config": text, "vision_config": vision, "tie_word_embeddings": text["tied"]}
+        size = cls.size(config)
+        return replace(size, stored_4bit={"bnb", "4bit"} <= words)
+
+    def vision_work(self, videos: Sequence[Video]) -> VisionWork:
+        grids = [self.grid_thw(each.num_frames, each.height, each.width) for each in videos]
+        patches = sum(t * h * w for t, h, w in grids)
+        return VisionWork(patches, sum(t * (h * w) ** 2 for t, h, w in grids))
+
+    def request(self, sample_hz: float) -> dict[str, Any]:
+        return {
+            # Without num_frames it keeps the first 32.
+            "media_io_kwargs": {"video": {"fps": sample_hz, "num_frames": -1}},
+            # A processor shrinks what it finds large: a window as a whole, newer ones each frame.
+            "mm_processor_kwargs": {"do_sample_frames": False, "do_resize": False},
+        }
+
+    def processor_files(self, config: Any) -> dict[str, dict[str, Any]]:
+        """The released files' content with these numbers; sizes are px, a video's in all."""
+        shared = {
+            "patch_size": self.patch_size,
+            "temporal_patch_size": self.temporal_patch_size,
+            "merge_size": self.merge_size,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.5, 0.5, 0.5],
+            "processor_class": "Qwen3VLProcessor",
+        }
+        image = {"longest_edge": 16_777_216, "shortest_edge": 65_536}
+        video = {"longest_edge": 25_165_824, "shortest_edge": 4_096}
+        return {
+            "preprocessor_config.json": shared
+            | {"size": image, "image_processor_type": "Qwen2VLImageProcessorFast"},
+            "video_preprocessor_config.json": shared
+            | {"size": video, "video_processor_type": "Qwen3VLVideoProcessor"},
+        }
+
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+def attention_block(
+    count: int, hidden: int, heads: int, shared_heads: int, head_dim: int, intermediate: int
+) -> Block:
+    """Layers with attention over all tokens and a gated MLP, as Qwen3's: no biases, and norms of
+    each head's queries and keys."""
+    query, key = heads * head_dim, shared_heads * head_dim
+    linears = {
+        "q_proj": (hidden, query),
+        "k_proj": (hidden, key),
+        "v_proj": (hidden, key),
+        "o_proj": (query, hidden),
+        "gate_proj": (hidden, intermediate),
+        "up_proj": (hidden, intermediate),
+        "down_proj": (intermediate, hidden),
+    }
+    others = 2 * hidden + 2 * head_dim
+    return Block(count, linears, query, key, heads, shared_heads, intermediate, others)
+
+
+def tower(vision: Mapping[str, Any], deepstack: int) -> Vision:
+    """The vision tower of a Qwen3-VL that a `vision_config` says.
+
+    Args:
+        deepstack: Layers whose features go into the language model's first layers.
+    """
+    wide, inner, out = (
+        vision[key] for key in ("hidden_size", "intermediate_size", "out_hidden_size")
+    )
+    values = COLOURS * vision["temporal_patch_size"] * vision["patch_size"] ** 2
+    block = 4 * wide**2 + 2 * wide * inner + (3 + 1 + 1) * wide + inner + 4 * wide
+    merged = wide * vision["spatial_merge_size"] ** 2
+    merger = merged**2 + merged + merged * out + out
+    return Vision(
+        wide,
+        vision["depth"],
+        vision["num_heads"],
+        inner,
+        out,
+        num_tower=(values + 1 + vision["num_position_embeddings"]) * wide + vision["depth"] * block,
+        # The mergers of the deepstack normalise after merging.
+        num_mergers=(1 + deepstack) * merger + 2 * wide + deepstack * 2 * merged,
+        values_per_patch=values,
+        kept_layers=deepstack,
+    )
+
+
+def is_stored_4bit(config: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint holds 4-bit weights already."""
+    return bool((config.get("quantization_config") or {}).get("load_in_4bit"))
+
+
+def _text(hidden: int, layers: int, heads: int, intermediate: int, tied: bool) -> dict[str, Any]:
+    return {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": intermediate,
+        "vocab_size": 151_936,
+        "tied": tied,
+    }
+
+
+def _vision(hidden: int, depth: int, intermediate: int, out: int) -> dict[str, Any]:
+    return {
+        "hidden_size": hidden,
+        "depth": depth,
+        "num_heads": 16,
+        "intermediate_size": intermediate,
+        "out_hidden_size": out,
+        "num_position_embeddings": 2304,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "deepstack_visual_indexes": (0, 0, 0),
+    }
+
+
+# As in config.json of Qwen/Qwen3-VL-{2B,4B,8B,32B}-Instruct of October 2025.
+RELEASED = {
+    "2b": (_text(2048, 28, 16, 6144, tied=True), _vision(1024, 24, 4096, 2048)),
+    "4b": (_text(2560, 36, 32, 9728, tied=True), _vision(1024, 24, 4096, 2560)),
+    "8b": (_text(4096, 36, 32, 12_288, tied=False), _vision(1152, 27, 4304, 4096)),
+    "32b": (_text(5120, 64, 64, 25_600, tied=False), _vision(1152, 27, 4304, 5120)),
+}

@@ -18,7 +18,7 @@ from typing import Any
 import jinja2
 import yaml
 
-from avomni_lib.training.backbones import backbone
+from avomni_lib.training.backbones import backbone, family
 from avomni_lib.training.fit import heldout
 from avomni_lib.training.targets.form import figure_in_words
 
@@ -59,7 +59,7 @@ def card(
         score: 06's figures, for a merged model's card alone: an adapter is there before its score.
     """
     merged, choices = kind == "merged", record["choices"]
-    kept = backbone(record["model"]["backbone"]).skip_modules
+    family_of = family(record["model"]["backbone"])
     return _template().render(
         front_matter=_front_matter(record, kind),
         title=KINDS[kind][0],
@@ -69,8 +69,9 @@ def card(
         tiny=record["base_model"] == "tiny",
         dtype=choices.get("dtype", "bfloat16"),
         # Modules that stay in 16 bit where the base model was quantised on loading.
-        skipped=list(kept) if choices.get("quantisation") == "nf4" else None,
+        skipped=list(family_of.skip_modules) if choices.get("quantisation") == "nf4" else None,
         commands=commands(record, kind),
+        serving_note=family_of.serving_note,
         request=json.dumps(_request(record), indent=1, ensure_ascii=False),
         **_tables(record, figures or {}, merged),
     )
@@ -196,10 +197,7 @@ def _request(record: Mapping[str, Any]) -> dict[str, Any]:
         "model": SERVED_NAME,
         "temperature": 0,
         "messages": [{"role": "user", "content": content}],
-        # Without num_frames it keeps the first 32.
-        "media_io_kwargs": {"video": {"fps": record["sample_hz"], "num_frames": -1}},
-        # A processor shrinks what it finds large: a window as a whole, newer ones each frame too.
-        "mm_processor_kwargs": {"do_sample_frames": False, "do_resize": False},
+        **backbone(record["model"]["backbone"]).request(record["sample_hz"]),
     }
 
 

@@ -23,6 +23,7 @@ from avomni_lib import files, hardware
 from avomni_lib.errors import AvomniError, pick
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar, gigabytes
+from avomni_lib.training.backbones import backbone
 from avomni_lib.training.export.card import card
 from avomni_lib.training.fit.checkpoints import rename_folder
 from avomni_lib.training.model import adapter, load, private
@@ -229,28 +230,7 @@ def _write_processor(p: Params, config: Any, folder: Path) -> None:
         )
         if found and os.path.exists(found):
             shutil.copyfile(found, folder / name)
-    if config.model_type == "qwen3_vl":
-        for name, values in _qwen3_vl_processor(config).items():
-            if not (folder / name).exists():
-                files.write_json(folder / name, values)
-
-
-def _qwen3_vl_processor(config: Any) -> dict[str, dict[str, Any]]:
-    """The released files' content with this config's numbers; sizes are px, a video's in all."""
-    vision = config.vision_config
-    shared = {
-        "patch_size": vision.patch_size,
-        "temporal_patch_size": vision.temporal_patch_size,
-        "merge_size": vision.spatial_merge_size,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-        "processor_class": "Qwen3VLProcessor",
-    }
-    image = {"longest_edge": 16_777_216, "shortest_edge": 65_536}
-    video = {"longest_edge": 25_165_824, "shortest_edge": 4_096}
-    return {
-        "preprocessor_config.json": shared
-        | {"size": image, "image_processor_type": "Qwen2VLImageProcessorFast"},
-        "video_preprocessor_config.json": shared
-        | {"size": video, "video_processor_type": "Qwen3VLVideoProcessor"},
-    }
+    kind = backbone(p.model.backbone, config)
+    for name, values in kind.processor_files(config).items():
+        if not (folder / name).exists():
+            files.write_json(folder / name, values)

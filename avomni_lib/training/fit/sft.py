@@ -130,9 +130,7 @@ class WindowTrainer(private.TrainerHooks, SFTTrainer):
         inputs = self.on_device(inputs)
         # The copy and what follows it queue on the device; nobody waits for them here. The reader
         # does, before it writes over the frames.
-        inputs |= self.talk.backbone.inputs(
-            frames.to(self.args.device, non_blocking=True), self.model.dtype
-        )
+        inputs |= self.talk.inputs(frames.to(self.args.device, non_blocking=True), self.model.dtype)
         copied = None
         if self.args.device.type == "cuda":
             copied = torch.cuda.Event(blocking=True)  # the reader sleeps, it does not spin
@@ -186,7 +184,7 @@ class WindowTrainer(private.TrainerHooks, SFTTrainer):
         self.loader.windows.read_into(index, frames[0])
         pixels = torch.from_numpy(frames).to(self.args.device)
         inputs = self.on_device(self.loader.tokens([index]))
-        inputs |= self.talk.backbone.inputs(pixels, self.model.dtype)
+        inputs |= self.talk.inputs(pixels, self.model.dtype)
         with torch.no_grad():
             return float(self.compute_loss(self.model, inputs))
 

@@ -80,7 +80,7 @@ def plan(p: Params, probe: bool = True) -> Plan:
     told = estimate.training_rows(
         p,
         steps,
-        Tokens(talk.num_vision_tokens, num_text, num_answer),
+        Tokens(talk.num_vision_tokens, num_text, num_answer, kind.vision_work(talk.videos)),
         device=device,
         probe=_probe(p, windows.cache.digest) if probe else None,
         capacity=memory.total if memory else None,

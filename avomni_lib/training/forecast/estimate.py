@@ -10,7 +10,7 @@ A multiplication with its addition is two operations. A window of L tokens takes
     attention          2 · layers · L² · Q      causal: half of the square, for both of its products
     LoRA               2 · weights · L
     logits             2 · hidden · vocabulary · answer tokens
-    vision tower       2 · weights · patches + 4 · depth · hidden · (patches of two frames)² · L_t
+    vision tower       2 · weights · patches + 4 · depth · hidden · patches² of each picture
 
 and backward as much again for what is frozen and twice that for what learns or attends. The vision
 tower is before everything that learns and has no backward pass; gradient checkpointing takes the
@@ -36,17 +36,18 @@ from avomni_lib.etl.run.chunk_sizes import Verdict
 from avomni_lib.etl.run.forecast import clip_bytes, clip_seconds
 from avomni_lib.params import Params
 from avomni_lib.plan import Plan, gigabytes, minutes
-from avomni_lib.training.backbones.qwen3_vl_size import ModelSize
-from avomni_lib.training.forecast.memory import memory, size_of
+from avomni_lib.training.backbones import in_4bit
+from avomni_lib.training.backbones.shared.size import ModelSize
+from avomni_lib.training.forecast.memory import lora_targets, memory, size_of
 from avomni_lib.training.model.load import TINY
-from avomni_lib.training.prompt.tokens import Tokens, grid_size, tokens_per_sample
+from avomni_lib.training.prompt.conversation import grid_size
+from avomni_lib.training.prompt.tokens import Tokens, tokens_per_sample
 
 FEW_STEPS = 200  # below it an adapter has hardly begun to learn
 # The memory expected of a batch of two windows with this base, on an MI300X.
 EXPECTED = "40–60 GB"
 EXPECTED_OF = {
     "model.base_model": "unsloth/Qwen3-VL-8B-Instruct-bnb-4bit",
-    "model.load_in_4bit": True,
     "model.lora_rank": 64,
     "training.batch_size": 2,
 }
@@ -202,7 +203,7 @@ def training_rows(
     Figures are `memory_gb` (of tensors), `memory_by_part_gb`, `train_hours` and `train_cost`; with
     a probe also `predicted`, which `compared` takes, and `probed`, what the probe saw.
     """
-    size, device = size_of(p.model.base_model), device.partition(":")[0]
+    size, device = size_of(p), device.partition(":")[0]
     rows: list[tuple[str, str, str]] = []
     warnings: list[str] = []
     figures: dict[str, Any] = {}
@@ -284,30 +285,22 @@ class Probe:
         return self.cpu_seconds_per_step if device == "cpu" else self.seconds_per_step
 
 
-def operations(
-    size: ModelSize,
-    tokens: Tokens,
-    num_frames: int,
-    rank: int,
-    targets: Sequence[str] | None = None,
-) -> Operations:
+def operations(size: ModelSize, tokens: Tokens, rank: int, targets: Sequence[str]) -> Operations:
     """Operations of one window, forward.
 
     Args:
-        num_frames: Of the window.
-        rank, targets: LoRA's, as `model.lora_rank` and `model.lora_targets`.
+        rank, targets: LoRA's.
     """
     of, tower, length = size.language, size.vision, tokens.total
-    patches = tokens.vision * tower.patches_per_token
-    times = -(-num_frames // tower.temporal)
     embedding = tower.values_per_patch * tower.hidden
     block = 4 * tower.hidden**2 + 2 * tower.hidden * tower.intermediate
-    # A patch attends to those of its own two frames.
-    attended = 4 * tower.depth * tower.hidden * times * (patches / times) ** 2
-    vision = 2 * (tower.depth * block + embedding) * patches + attended
+    vision = 2 * (tower.depth * block + embedding) * tokens.work.patches
+    vision += 4 * tower.depth * tower.hidden * tokens.work.pairs
+    met = sum(each.count * (each.num_linears + each.active_others) for each in of.blocks)
+    attention = sum(each.count * each.query for each in of.blocks if each.attends)
     return Operations(
-        linears=2 * of.num_linears * length,
-        attention=2 * of.layers * length**2 * of.query,
+        linears=2 * met * length,
+        attention=2 * attention * length**2,
         lora=2 * size.num_adapter(rank, targets) * length,
         logits=2 * of.num_embeddings * tokens.answer,
         vision=vision + 2 * tower.num_mergers * tokens.vision,
@@ -321,9 +314,7 @@ def windows_per_step(p: Params) -> int:
 
 def expected_seconds(p: Params, size: ModelSize, tokens: Tokens) -> float:
     """Seconds of an optimizer step on `training.num_processes` cards, by arithmetic alone."""
-    of_window = operations(
-        size, tokens, p.processing.sequence_length, p.model.lora_rank, p.model.lora_targets
-    )
+    of_window = operations(size, tokens, p.model.lora_rank, lora_targets(p))
     work = windows_per_step(p) * of_window.step(p.training.gradient_checkpointing)
     return work / (CARD_FLOPS * UTILISATION * p.training.num_processes)
 
@@ -396,7 +387,7 @@ def _memory(
     without = memory(p.model_copy(update={"training": training}), size, tokens, **of)
     beside = f"the first steps took {gigabytes(probe.peak_bytes)}" if probe else ""
     rows, warnings = needed.rows(beside), []
-    if p.values(*EXPECTED_OF) == EXPECTED_OF:
+    if p.values(*EXPECTED_OF) == EXPECTED_OF and in_4bit(p).value == "nf4":
         note = (
             "for these settings; without training.gradient_checkpointing they take "
             f"{gigabytes(without.peak_bytes)}"

@@ -22,11 +22,15 @@ from functools import cached_property
 from pathlib import Path
 
 from avomni_lib import files
+from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 from avomni_lib.plan import gigabytes
-from avomni_lib.training.backbones.qwen3_vl_size import MODEL_TYPE, ModelSize
+from avomni_lib.training.backbones import family, in_4bit
+from avomni_lib.training.backbones.shared.base import refuse_other_model
+from avomni_lib.training.backbones.shared.size import Language, ModelSize
 from avomni_lib.training.model import load
-from avomni_lib.training.prompt.tokens import Tokens, grid_size
+from avomni_lib.training.prompt.conversation import grid_size
+from avomni_lib.training.prompt.tokens import Tokens
 
 # NF4 with double quantisation: 4 bits, 8 for each 64 weights, 32 for each 256 of those. Dettmers et
 # al., "QLoRA: Efficient Finetuning of Quantized LLMs", 2023, section 3.
@@ -119,17 +123,32 @@ class Memory:
         ]
 
 
-def size_of(base_model: str) -> ModelSize | None:
-    """The size of `model.base_model`, or None where neither this disk nor the table knows it.
+def size_of(p: Params) -> ModelSize | None:
+    """The size of the base model, or None where neither this disk nor its family's table knows it.
 
     Raises:
-        AvomniError: its config on this disk lacks a number.
+        AvomniError: its config on this disk is of another family, or lacks a number.
     """
-    config = Path(load.base_location(base_model)) / "config.json"
-    if not config.is_file():
-        return ModelSize.from_name(base_model)
-    values = files.read_json(config)
-    return ModelSize.from_config(values) if values.get("model_type") == MODEL_TYPE else None
+    kind = family(p.model.backbone)
+    path = Path(load.base_location(p.model.base_model)) / "config.json"
+    if not path.is_file():
+        return kind.released(p.model.base_model)
+    config = files.read_json(path)
+    if config.get("model_type") not in kind.model_types:
+        raise refuse_other_model(kind, config.get("model_type"))
+    try:
+        return kind.size(config)
+    except KeyError as error:
+        raise AvomniError(
+            f"the config of the base model does not say {error.args[0]!r}",
+            where=str(path),
+            fix="save the checkpoint again with transformers",
+        ) from None
+
+
+def lora_targets(p: Params) -> tuple[str, ...]:
+    """Ends of the names of the modules that LoRA adapts."""
+    return p.model.lora_targets or family(p.model.backbone).lora_targets
 
 
 def memory(
@@ -142,22 +161,23 @@ def memory(
         device: "cuda", or "cpu", whose frames are not page-locked.
         dtype_bytes: Of a number in the arithmetic.
     """
-    in_4bit = p.model.load_in_4bit or size.stored_4bit
+    wants_4bit = size.stored_4bit or in_4bit(p).value == "nf4"
     linears = size.language.num_linears
     weights = (size.num_weights - linears) * dtype_bytes
-    weights += round(linears * (NF4_BYTES if in_4bit else dtype_bytes))
-    adapter = 2 * FLOAT32 * size.num_adapter(p.model.lora_rank, p.model.lora_targets)
+    weights += round(linears * (NF4_BYTES if wants_4bit else dtype_bytes))
+    num_adapter = size.num_adapter(p.model.lora_rank, lora_targets(p))
+    adapter = 2 * FLOAT32 * num_adapter
     # Beside float32 weights of the adapter autocast keeps the copies that the forward pass computed
     # with for the backward pass; where layers are computed again, for one layer, which is nothing.
     if dtype_bytes < FLOAT32 and not p.training.gradient_checkpointing:
-        adapter += dtype_bytes * size.num_adapter(p.model.lora_rank, p.model.lora_targets)
-    kept, layer, logits = _language(p, size, tokens, dtype_bytes, in_4bit)
+        adapter += dtype_bytes * num_adapter
+    kept, layer, logits = _language(p, size.language, tokens, dtype_bytes, wants_4bit)
     patches, vision, seen = _vision(p, size, tokens, dtype_bytes)
     return Memory(
         device=device,
         weights=weights,
         adapter=adapter,
-        optimizer=_moments(p, size),
+        optimizer=_moments(p, size.language),
         kept=kept,
         layer=layer,
         patches=patches,
@@ -169,26 +189,27 @@ def memory(
 
 
 def _language(
-    p: Params, size: ModelSize, tokens: Tokens, b: int, in_4bit: bool
+    p: Params, language: Language, tokens: Tokens, b: int, in_4bit: bool
 ) -> tuple[int, int, int]:
-    """Bytes kept, of a layer's backward pass, and around the logits."""
-    language = size.language
-    count = p.training.batch_size * tokens.total
-    wide, inner = language.hidden, language.intermediate
-    # What a matrix that is not in 4 bit reads PEFT converts to float32, and autocast back: q, k and
-    # v each keep their own copy, and so does o, of what attention keeps too.
-    own = 0 if in_4bit or b == FLOAT32 else 2 * wide + language.query
-    saved = b * (2 * wide + language.query + language.key)
-    saved += b * (
-        wide + own + 2 * language.query + 2 * language.key + 3 * inner + 4 * p.model.lora_rank
-    )
-    saved += FLOAT32 * (2 + 2 * language.heads + language.shared_heads)
-    # A 4-bit matrix is unpacked whole, when the gradient of the MLP's product is all there is yet.
-    unpacked = b * language.largest_linear if in_4bit else 0
-    backward = b * wide * count + max(3 * b * inner * count, b * inner * count + unpacked)
+    """Bytes kept, of the largest layer's backward pass, and around the logits."""
+    count, wide = p.training.batch_size * tokens.total, language.hidden
     again = p.training.gradient_checkpointing
-    kept = language.layers * count * (b * wide if again else saved)
-    layer = backward + (saved * count if again else 0)
+    kept, layer = 0, 0
+    for block in language.blocks:
+        # What a matrix that is not in 4 bit reads PEFT converts to float32, and autocast back: q, k
+        # and v each keep their own copy, and so does o, of what attention keeps too.
+        own = 0 if in_4bit or b == FLOAT32 else 2 * wide + block.query
+        saved = b * (2 * wide + block.query + block.key)
+        saved += b * (wide + own + 2 * block.query + 2 * block.key + 3 * block.inner)
+        saved += b * 4 * p.model.lora_rank
+        saved += FLOAT32 * (2 + 2 * block.heads + block.shared_heads)
+        # A 4-bit matrix is unpacked whole, when the gradient of the MLP's product is all there is.
+        largest = max(inside * outside for inside, outside in block.linears.values())
+        unpacked = b * largest if in_4bit else 0
+        inner = b * block.inner * count
+        backward = b * wide * count + max(3 * inner, inner + unpacked)
+        kept += block.count * count * (b * wide if again else saved)
+        layer = max(layer, backward + (saved * count if again else 0))
     logits = LOGIT_COPIES * FLOAT32 * min(LOGIT_TOKENS, count) * language.vocabulary
     # The last norm's input and output, that without each row's last token, and that with the tokens
     # that bear the loss first.
@@ -197,14 +218,15 @@ def _language(
 
 def _vision(p: Params, size: ModelSize, tokens: Tokens, b: int) -> tuple[int, int, int]:
     """Bytes while patches are made, in a block of the tower, and those that stay."""
-    tower = size.vision
-    num_tokens = p.training.batch_size * tokens.vision
-    num_patches = num_tokens * tower.patches_per_token
+    tower, batch = size.vision, p.training.batch_size
+    num_tokens = batch * tokens.vision
+    num_patches = batch * tokens.work.patches
     wide, values = tower.hidden, num_patches * tower.values_per_patch
     # Frames and their rearrangement as uint8; two steps of the float32 normalisation.
     patches = (2 + 2 * FLOAT32) * values
-    embedded = p.training.batch_size * tokens.total * b * size.language.hidden
-    deepstack = tower.deepstack * num_tokens * b * tower.out
+    embedded = batch * tokens.total * b * size.language.hidden
+    kept = tower.kept_layers * num_tokens * b * tower.out
+    held = tower.held_layers * num_patches * b * wide
     # Positions and their cosines and sines are float32; so are the norms' outputs under autocast.
     block = (FLOAT32 + 2 * b + FLOAT32) * wide + 2 * FLOAT32 * (wide // tower.heads)
     # q, k and v; q and k in float32 and four such products of their rotation. Or q, k and v, both
@@ -212,17 +234,19 @@ def _vision(p: Params, size: ModelSize, tokens: Tokens, b: int) -> tuple[int, in
     copies = 0 if b == FLOAT32 else 2 * FLOAT32 * wide
     rotation = 3 * b * wide + copies + 4 * FLOAT32 * wide
     block += max(rotation, 9 * b * wide, 2 * b * tower.intermediate)
-    vision = b * values + embedded + deepstack + num_patches * block
-    return patches, vision, b * values + embedded + deepstack + num_tokens * b * tower.out
+    vision = b * values + embedded + kept + held + num_patches * block
+    return patches, vision, b * values + embedded + kept + num_tokens * b * tower.out
 
 
-def _moments(p: Params, size: ModelSize) -> int:
+def _moments(p: Params, language: Language) -> int:
     """Bytes of the optimizer's two moments a weight; those of any other than AdamW are no more."""
-    matrices = size.adapter_matrices(p.model.lora_rank, p.model.lora_targets)
     scaled = 2 * (1 + FLOAT32 / BLOCK_8BIT)
     smallest = SMALLEST_8BIT if "8bit" in p.training.optimizer else math.inf
-    moments = [round(scaled * n) if n >= smallest else 2 * FLOAT32 * n for n in matrices]
-    return size.language.layers * sum(moments)
+    return sum(
+        block.count * (round(scaled * n) if n >= smallest else 2 * FLOAT32 * n)
+        for block in language.blocks
+        for n in block.adapter_matrices(p.model.lora_rank, lora_targets(p))
+    )
 
 
 def _loader(p: Params, pinned: bool) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-    from avomni_lib.training.prompt.conversation import Conversation, Sample
+    from avomni_lib.training.prompt.conversation import Conversation
 
 
 @dataclass(frozen=True)
@@ -57,64 +57,24 @@ def say(
     Raises:
         AvomniError: a prompt is longer than max_seq_length; see `constrained.Constraint`.
     """
-    histories = [""] * len(frames) if histories is None else histories
-    prompts = [talk.prompt(each) for each, _ in zip(histories, frames, strict=True)]
-    seen = talk.backbone.inputs(_on(model, frames), model.dtype)
-    talks = [talk] * len(frames)
-    return _answers(model, talks, prompts, seen, max_new_tokens, sampling, constrained)
-
-
-def say_mixed(
-    model: Any,
-    asked: Sequence[tuple[Conversation, np.ndarray]],
-    max_new_tokens: int,
-    *,
-    histories: Sequence[str] | None = None,
-    sampling: Sampling | None = None,
-    constrained: bool = False,
-) -> list[str]:
-    """The same for windows of several lengths and frame sizes, answered in one batch.
-
-    Args:
-        asked: At least one window, each with the conversation about windows of its size; all
-            conversations have the model's tokenizer and backbone. Frames are (T, H, W, 3) uint8.
-
-    Returns:
-        A text a window, in their order; greedy, each is what it would be alone but for the
-        rounding of sums, which may turn over a choice between two tokens that are as likely.
-    """
-    import torch
-
-    histories = [""] * len(asked) if histories is None else histories
-    talks = [talk for talk, _ in asked]
-    prompts = [talk.prompt(each) for talk, each in zip(talks, histories, strict=True)]
-    each = [talk.backbone.inputs(_on(model, frames[None]), model.dtype) for talk, frames in asked]
-    seen = {name: torch.cat([inputs[name] for inputs in each]) for name in each[0]}
-    return _answers(model, talks, prompts, seen, max_new_tokens, sampling, constrained)
-
-
-def _answers(
-    model: Any,
-    talks: Sequence[Conversation],
-    prompts: Sequence[Sample],
-    seen: dict[str, torch.Tensor],
-    max_new_tokens: int,
-    sampling: Sampling | None,
-    constrained: bool,
-) -> list[str]:
     import torch
     from transformers import LogitsProcessorList
 
     from avomni_lib.training.model.constrained import Constraint
     from avomni_lib.training.prompt.conversation import collate
 
-    tokenizer, end_id = talks[0].tokenizer, talks[0].end_id
+    histories = [""] * len(frames) if histories is None else histories
+    prompts = [talk.prompt(each) for each, _ in zip(histories, frames, strict=True)]
+    tokenizer, end_id = talk.tokenizer, talk.end_id
     batch = collate(prompts, tokenizer.pad_token_id, side="left")
     del batch["labels"]
-    batch = {name: tensor.to(model.device) for name, tensor in batch.items()} | seen
+    if not talk.backbone.takes_token_types:
+        del batch["mm_token_type_ids"]
+    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    batch |= talk.inputs(_on(model, frames), model.dtype)
     held = LogitsProcessorList()
     if constrained:
-        held.append(Constraint(tokenizer, end_id, [talk.target.pattern for talk in talks]))
+        held.append(Constraint(tokenizer, end_id, [talk.target.pattern] * len(frames)))
     was_training = model.training
     model.eval()
     try:
@@ -138,7 +98,7 @@ def _answers(
     finally:
         model.train(was_training)
     said = ids[:, batch["input_ids"].shape[1] :].tolist()
-    return [talk.text_of(row) for talk, row in zip(talks, said, strict=True)]
+    return [talk.text_of(row) for row in said]
 
 
 def _on(model: Any, frames: np.ndarray) -> torch.Tensor:

@@ -17,7 +17,7 @@ from avomni_lib import files, hardware
 from avomni_lib.errors import AvomniError
 from avomni_lib.hardware import Choice
 from avomni_lib.params import Params
-from avomni_lib.training.backbones import Backbone, backbone
+from avomni_lib.training.backbones import Backbone, backbone, family, in_4bit
 from avomni_lib.training.export.card import base_place
 from avomni_lib.training.fit import environment
 from avomni_lib.training.model import private
@@ -149,7 +149,7 @@ def choose(p: Params) -> dict[str, Choice]:
         AvomniError: Unsloth is asked for in vain.
     """
     device = hardware.device()
-    backend = hardware.backend(p.model.backend, device.value)
+    backend = _backend(p, device.value)
     choices = {
         "device": device,
         "dtype": hardware.dtype(device.value),
@@ -159,6 +159,24 @@ def choose(p: Params) -> dict[str, Choice]:
     if choices["backend"].value == "unsloth":
         _import_unsloth_first()
     return choices
+
+
+def _backend(p: Params, device: str) -> Choice:
+    """Unsloth where it runs and knows the family, else transformers.
+
+    Raises:
+        AvomniError: Unsloth is asked for in vain.
+    """
+    kind = family(p.model.backbone)
+    if kind.in_unsloth or p.model.backend == "transformers":
+        return hardware.backend(p.model.backend, device)
+    if p.model.backend == "unsloth":
+        raise AvomniError(
+            f"Unsloth has no path for the backbone {kind.name}",
+            where="model.backend",
+            fix="set model.backend: auto",
+        )
+    return Choice("transformers", f"Unsloth has no path for the backbone {kind.name}")
 
 
 def add_adapter(model: Any, p: Params, kind: Backbone, backend: str = "transformers") -> Any:
@@ -310,9 +328,7 @@ def _quantisation(p: Params, config: Any) -> Choice:
     if stored:
         method = stored.get("quant_method", "?") if isinstance(stored, dict) else "stored"
         return Choice("stored", f"the checkpoint is quantised already ({method})")
-    if p.model.load_in_4bit:
-        return Choice("nf4", "model.load_in_4bit; with double quantisation, vision tower left out")
-    return Choice("none", "model.load_in_4bit is false")
+    return in_4bit(p)
 
 
 def read_config(name: str, location: str, allow_plain_http: bool = False) -> Any:
@@ -354,8 +370,8 @@ def _refuse_code(name: str, asks: Any) -> None:
         raise AvomniError(
             f"base model {name!r} asks to run code that comes with it, which is never done",
             where="model.base_model",
-            fix="name a checkpoint of a model that transformers has itself, as the released "
-            "Qwen3-VL are",
+            fix="name a checkpoint of a model that transformers has itself (of InternVL and LLaVA "
+            "the repositories whose names end in -hf)",
         ) from None
 
 

@@ -19,7 +19,7 @@ from avomni_lib.etl.clip.trajectory import Trajectory
 from avomni_lib.params import Params
 from avomni_lib.training.backbones import Backbone
 from avomni_lib.training.prompt import history
-from avomni_lib.training.prompt.conversation import prompt_text
+from avomni_lib.training.prompt.conversation import prompt_text, videos_of
 from avomni_lib.training.targets import target_of
 from avomni_lib.training.targets.own import source_of
 
@@ -116,13 +116,7 @@ def what_the_model_sees(
     question = prompt_text(grid, about)
     prompt = None  # of a grid that cannot be cut into patches, so that all differences are told
     with contextlib.suppress(AvomniError):
-        prompt = kind.chat(
-            question,
-            num_frames=p.processing.sequence_length,
-            height=grid.rows * p.processing.tile_height,
-            width=grid.cols * p.processing.tile_width,
-            sample_hz=p.processing.sample_hz,
-        )
+        prompt = kind.chat(question, videos_of(p))
     return {
         **{name: p.values(name)[name] for name in parameter_names()},
         # Under the name that the key had when the first records were written. Which camera is in

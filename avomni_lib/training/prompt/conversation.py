@@ -16,7 +16,8 @@ import numpy as np
 
 from avomni_lib.dataset import cameras
 from avomni_lib.errors import AvomniError
-from avomni_lib.training.backbones import Backbone
+from avomni_lib.params import Params
+from avomni_lib.training.backbones import Backbone, Video
 from avomni_lib.training.targets import Target
 
 if TYPE_CHECKING:
@@ -37,6 +38,25 @@ def prompt_text(grid: cameras.Grid, target: Target) -> str:
     )
 
 
+def frame_shape(videos: Sequence[Video]) -> tuple[int, int, int, int]:
+    """(T, H, W, 3) of a window in the cache, as large as its last video shows it."""
+    num_frames = sum(video.num_frames for video in videos)
+    return num_frames, videos[-1].height, videos[-1].width, 3
+
+
+def grid_size(p: Params) -> tuple[int, int]:
+    """(height, width) of the grid, px."""
+    grid = cameras.grid(p.vision.cameras)
+    return grid.rows * p.processing.tile_height, grid.cols * p.processing.tile_width
+
+
+def videos_of(p: Params) -> tuple[Video, ...]:
+    """What a window shows: its frames at one size."""
+    height, width = grid_size(p)
+    length, hz = p.processing.sequence_length, p.processing.sample_hz
+    return (Video(tuple(number / hz for number in range(length)), height, width),)
+
+
 @dataclass(frozen=True)
 class Sample:
     """One tokenised sample; arrays are int64 and, where nothing else is said, (L,).
@@ -45,7 +65,7 @@ class Sample:
         input_ids: Tokens of the prompt and, for training, of the answer with its end token.
         labels: The same where the loss is borne, -100 elsewhere.
         mm_token_type_ids: 2 at the video's placeholders, 0 elsewhere.
-        positions: (axes, L), where each token stands for the rotary embedding.
+        positions: (axes, L) or (L,), where each token stands for the rotary embedding.
     """
 
     input_ids: np.ndarray
@@ -65,8 +85,7 @@ class Conversation:
         backbone: How a video stands in the text.
         grid: Cameras and their order.
         target: What is asked for.
-        num_frames, height, width: A window's, px.
-        sample_hz: Sampled frames a second.
+        videos: What a window shows.
         max_seq_length: Tokens; a longer sample is refused.
         ego_history: Whether prompts tell the car's past motion; what calls `prompt` and `sample`
             brings the words.
@@ -82,30 +101,22 @@ class Conversation:
         *,
         grid: cameras.Grid,
         target: Target,
-        num_frames: int,
-        height: int,
-        width: int,
-        sample_hz: float,
+        videos: Sequence[Video],
         max_seq_length: int,
         ego_history: bool = False,
     ):
         self.tokenizer, self.backbone, self.target = tokenizer, backbone, target
         self.ego_history = ego_history
-        self.frame_shape = (num_frames, height, width, 3)
+        self.videos = tuple(videos)
+        self.frame_shape = frame_shape(videos)
         self.max_seq_length = max_seq_length
-        self.num_vision_tokens = backbone.num_vision_tokens(num_frames, height, width)
-        self.size = f"{num_frames} frames of {width}×{height} px"
+        self.num_vision_tokens = backbone.num_vision_tokens(videos)
+        self.size = " and ".join(map(str, videos))
         self.vision_id = self._token_id(backbone.vision_token)
         self.end_id = self._token_id(backbone.end_of_turn)
         self.words = words = prompt_text(grid, target)
         self._refuse_special_tokens(target.question)
-        self.text = backbone.chat(
-            words,
-            num_frames=num_frames,
-            height=height,
-            width=width,
-            sample_hz=sample_hz,
-        )
+        self.text = backbone.chat(words, videos)
         self.prompt_ids = self._encode(self.text)
         # A special token stands before the words: what is in front of them is tokenised once.
         place = self.text.rindex(words)
@@ -164,8 +175,16 @@ class Conversation:
         labels[:num_prompt] = IGNORED
         is_vision = ids == self.vision_id
         types = np.where(is_vision, VIDEO, TEXT).astype(np.int64)
-        _, height, width, _ = self.frame_shape
-        return Sample(ids, labels, types, self.backbone.positions(is_vision, height, width))
+        return Sample(ids, labels, types, self.backbone.positions(is_vision, self.videos))
+
+    def inputs(self, frames: torch.Tensor, dtype: torch.dtype | None = None) -> dict[str, Any]:
+        """Whole windows -> the model's vision inputs, computed on the device that they are on.
+
+        Args:
+            frames: (B, T, H, W, 3) uint8 RGB, as the cache has them.
+            dtype: Of the pixel values; float32 if None.
+        """
+        return self.backbone.inputs([frames], dtype)
 
     def _encode(self, text: str) -> np.ndarray:
         return np.asarray(self.tokenizer.encode(text, add_special_tokens=False), dtype=np.int64)
@@ -227,7 +246,7 @@ def padded(samples: Sequence[Sample], pad_id: int) -> dict[str, torch.Tensor]:
     fastest attention kernels.
 
     Returns:
-        input_ids and labels (B, L) and position_ids (axes, B, L), int64.
+        input_ids and labels (B, L) and position_ids (axes, B, L) or (B, L), int64.
     """
     import torch
 

@@ -13,7 +13,7 @@ from avomni_lib.params import Params
 from avomni_lib.training.backbones import Backbone
 from avomni_lib.training.model import model_input
 from avomni_lib.training.prompt import history
-from avomni_lib.training.prompt.conversation import Conversation, Sample, padded
+from avomni_lib.training.prompt.conversation import Conversation, Sample, padded, videos_of
 from avomni_lib.training.targets import Target, target_of
 
 
@@ -100,16 +100,12 @@ def train_windows(p: Params) -> Any:
 
 def conversation_of(p: Params, windows: Any, tokenizer: Any, kind: Backbone) -> Conversation:
     """The conversation that training, evaluation and live answers hold about these windows."""
-    num_frames, height, width, _ = windows.frame_shape
     return Conversation(
         tokenizer,
         kind,
         grid=cameras.grid(p.vision.cameras),
         target=target_of(p),
-        num_frames=num_frames,
-        height=height,
-        width=width,
-        sample_hz=p.processing.sample_hz,
+        videos=videos_of(p),
         max_seq_length=p.model.max_seq_length,
         ego_history=p.prompt.ego_history,
     )

@@ -6,20 +6,22 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from avomni_lib import files
 from avomni_lib.dataset import cameras
+from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 from avomni_lib.training.backbones import Backbone, backbone
+from avomni_lib.training.backbones.shared.size import VisionWork
 from avomni_lib.training.model import load
 from avomni_lib.training.prompt import history
-from avomni_lib.training.prompt.conversation import prompt_text
+from avomni_lib.training.prompt.conversation import prompt_text, videos_of
 from avomni_lib.training.targets import target_of
 from avomni_lib.training.targets.own import straight, usual_truth
 
-# What Qwen's tokenizer makes one token of: a special token, a word with the space before it, a
-# digit, a run of signs or of whitespace. Long or rare words fall into two.
-_SPECIAL = re.compile(r"<\|\w+\|>")
+# What a tokenizer makes one token of: a word with the space before it, a digit, a run of signs or
+# of whitespace. Long or rare words fall into two.
 _PIECE = re.compile(r" ?[A-Za-z]+|\d|[^\sA-Za-z\d]+|\s+")
 
 
@@ -31,21 +33,17 @@ class Tokens:
         vision: What the frames take.
         text: All others.
         answer: Those of the text that bear the loss.
+        work: What the vision tower goes through.
     """
 
     vision: int
     text: int
     answer: int
+    work: VisionWork
 
     @property
     def total(self) -> int:
         return self.vision + self.text
-
-
-def grid_size(p: Params) -> tuple[int, int]:
-    """(height, width) of the grid, px."""
-    grid = cameras.grid(p.vision.cameras)
-    return grid.rows * p.processing.tile_height, grid.cols * p.processing.tile_width
 
 
 def backbone_of(p: Params) -> Backbone:
@@ -56,10 +54,18 @@ def backbone_of(p: Params) -> Backbone:
     config = Path(load.base_location(p.model.base_model)) / "config.json"
     if not config.is_file():
         return backbone(p.model.backbone)
-    plain = files.read_json(config)
-    vision = SimpleNamespace(**plain.get("vision_config", {}))
-    kind = SimpleNamespace(model_type=plain.get("model_type"), vision_config=vision)
-    return backbone(p.model.backbone, kind)
+    return backbone(p.model.backbone, _attributes(files.read_json(config)))
+
+
+def grid_warnings(p: Params) -> list[str]:
+    """Why the base model cannot see the grid; empty where it can."""
+    try:
+        kind = backbone_of(p)
+        for video in videos_of(p):
+            kind.check(video)
+    except AvomniError as error:
+        return [f"{error.what}; {error.fix}"]
+    return []
 
 
 def tokens_per_sample(p: Params) -> Tokens:
@@ -68,19 +74,20 @@ def tokens_per_sample(p: Params) -> Tokens:
     Raises:
         AvomniError: the grid does not divide into the backbone's patches.
     """
-    height, width = grid_size(p)
-    kind, asked = backbone_of(p), target_of(p)
-    length = p.processing.sequence_length
-    vision = kind.num_vision_tokens(length, height, width)
-    chat = kind.chat(
-        prompt_text(cameras.grid(p.vision.cameras), asked),
-        num_frames=length,
-        height=height,
-        width=width,
-        sample_hz=p.processing.sample_hz,
-    )
+    kind, asked, videos = backbone_of(p), target_of(p), videos_of(p)
+    vision = kind.num_vision_tokens(videos)
+    chat = kind.chat(prompt_text(cameras.grid(p.vision.cameras), asked), videos)
     told = history.text_of(straight(-1, 16), asked) if p.prompt.ego_history else ""
     answer = len(_PIECE.findall(asked.render(usual_truth()))) + 1
-    special = len(_SPECIAL.findall(chat))
-    plain = sum(len(_PIECE.findall(words)) for words in [*_SPECIAL.split(chat), told])
-    return Tokens(vision, special + plain + answer - vision, answer)
+    specials = re.compile("|".join(map(re.escape, kind.special_tokens)))
+    special = len(specials.findall(chat))
+    plain = sum(len(_PIECE.findall(words)) for words in [*specials.split(chat), told])
+    text = special + plain + answer - vision
+    return Tokens(vision, text, answer, kind.vision_work(videos))
+
+
+def _attributes(config: Any) -> Any:
+    """A config.json with its keys as attributes."""
+    if not isinstance(config, dict):
+        return config
+    return SimpleNamespace(**{name: _attributes(value) for name, value in config.items()})

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.training.backbones.size import ModelSize, VisionWork
+from avomni_lib.training.backbones.shared.size import ModelSize, VisionWork
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,24 +62,35 @@ class Backbone(ABC):
         sixteen_bit_because: Why `model.load_in_4bit` is off unless it is set; None: it is on.
         in_unsloth: Whether Unsloth has a path for the family.
         example: A checkpoint on the hub, for messages.
+        serving_note: What who serves the model has to know of its prompt, for the card.
     """
 
     name: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
-    prompt_form: str
-    end_of_turn: str
-    vision_token: str
-    special_tokens: tuple[str, ...]
-    frames_per_patch: int = 1
-    side_multiple: int
-    token_px: float
+    prompt_form: ClassVar[str]
+    end_of_turn: ClassVar[str]
+    vision_token: ClassVar[str]
+    special_tokens: ClassVar[tuple[str, ...]]
     takes_token_types: ClassVar[bool] = False
     language_model: ClassVar[str] = "language_model"
-    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
-    skip_modules: tuple[str, ...]
-    sixteen_bit_because: str | None = None
+    lora_targets: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    skip_modules: ClassVar[tuple[str, ...]]
+    sixteen_bit_because: ClassVar[str | None] = None
     in_unsloth: ClassVar[bool] = False
     example: ClassVar[str]
+    serving_note: ClassVar[str] = ""
+
+    @property
+    def frames_per_patch(self) -> int:
+        return 1
+
+    @property
+    @abstractmethod
+    def side_multiple(self) -> int: ...
+
+    @property
+    def token_px(self) -> float:
+        return self.side_multiple
 
     @classmethod
     @abstractmethod
@@ -144,6 +155,7 @@ class Backbone(ABC):
         Args:
             fuse: Also replace what transformers computes in many small kernels.
         """
+        return None
 
     @classmethod
     @abstractmethod
@@ -160,14 +172,14 @@ class Backbone(ABC):
         return None
 
     @abstractmethod
-    def vision_work(self, videos: Sequence[Video], size: ModelSize) -> VisionWork:
+    def vision_work(self, videos: Sequence[Video]) -> VisionWork:
         """What the vision tower goes through for one window."""
 
     def processor_files(self, config: Any) -> dict[str, dict[str, Any]]:
         """File name -> content: how servers prepare pictures, for a base model that has none."""
         return {}
 
-    def request(self, videos: Sequence[Video]) -> dict[str, Any]:
+    def request(self, sample_hz: float) -> dict[str, Any]:
         """What a request to vLLM carries beside the messages, so that frames stay as they are."""
         return {}
 
