@@ -103,7 +103,7 @@ def test_the_prompt_the_forecast_and_the_preview_speak_of_the_grid(p):
     seen = model_input.what_the_model_sees(p, tokens.backbone_of(p), "b", "none", {})
     assert "3 cameras of one car in a 2x2 grid" in seen["question"]
     assert "front wide, empty; cross left, rear tele." in seen["question"]
-    assert tokens.grid_size(p) == (2 * p.processing.tile_height, 2 * p.processing.tile_width)
+    assert conversation.grid_size(p) == (2 * p.processing.tile_height, 2 * p.processing.tile_width)
     shown = next(row for row in estimate.plan_run(p).rows if row[0] == "grid")
     assert "2×2 cameras of your own" in shown[2]
     choice = Choice.of(p)

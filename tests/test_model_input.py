@@ -8,9 +8,8 @@ from avomni_lib import files
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.run import build
 from avomni_lib.evaluation import before_after, ladder
-from avomni_lib.hardware import Choice
 from avomni_lib.params import Params
-from avomni_lib.training.backbones import backbone
+from avomni_lib.training.backbones import backbone, in_4bit
 from avomni_lib.training.export import merge
 from avomni_lib.training.model import adapter, load, model_input
 from avomni_lib.training.prompt import samples
@@ -57,7 +56,7 @@ def write_record(p):
     talk = samples.conversation_of(
         p, windows, AutoTokenizer.from_pretrained(location), backbone("qwen3_vl")
     )
-    choices = {"quantisation": Choice("nf4" if p.model.load_in_4bit else "none", "as asked")}
+    choices = {"quantisation": in_4bit(p)}
     record = adapter.record_of(p, windows, talk, load.base_digest(location, None), choices)
     files.write_json(adapter.adapter_dir(p) / adapter.RECORD_FILE, record)
 

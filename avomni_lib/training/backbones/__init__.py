@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from typing import Any
+from typing import Any, cast
 
 from avomni_lib import sections
 from avomni_lib.errors import AvomniError, pick
@@ -32,7 +32,7 @@ def family(name: str) -> type[Backbone]:
     module = importlib.import_module(f"avomni_lib.training.backbones.{name}")
     for kind in vars(module).values():
         if inspect.isclass(kind) and getattr(kind, "name", None) == name:
-            return kind
+            return cast(type[Backbone], kind)
     raise AvomniError(f"{module.__file__} has no backbone whose name is {name!r}")
 
 

@@ -123,7 +123,7 @@ class Qwen3VL(Backbone):
         Counted from the window's first frame: nothing tells where in a clip the window lies.
         """
         size = self.temporal_patch_size
-        times = [*times_s, *times_s[-1:] * (-len(times_s) % size)]
+        times = [*times_s] + [times_s[-1]] * (-len(times_s) % size)
         return [(times[i] + times[i + size - 1]) / 2 for i in range(0, len(times), size)]
 
     def positions(self, is_vision: np.ndarray, videos: Sequence[Video]) -> np.ndarray:
