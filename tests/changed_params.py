@@ -26,6 +26,7 @@ OTHERS = {
     "processing.num_workers": 3,
     "vision.cameras": "7-cam",
     "prompt.question": "How fast does the car go?",
+    "model.load_in_4bit": False,
     "model.lora_targets": ["q_proj", "v_proj"],
     "training.max_steps": 5,
     "training.target": "future_v1",

@@ -14,7 +14,7 @@ from avomni_lib.notebook.tiles.preview import Preview
 from avomni_lib.params import Params
 from avomni_lib.training.forecast import estimate
 from avomni_lib.training.model import model_input
-from avomni_lib.training.prompt import samples, tokens
+from avomni_lib.training.prompt import conversation, samples, tokens
 from tests import cached_run
 from tests.published_set import read_frame
 
