@@ -18,7 +18,7 @@ from typing import Any
 import jinja2
 import yaml
 
-from avomni_lib.training.backbones import backbone, family
+from avomni_lib.training.backbones import family
 from avomni_lib.training.fit import heldout
 from avomni_lib.training.targets.form import figure_in_words
 
@@ -188,17 +188,7 @@ def _tables(
 
 def _request(record: Mapping[str, Any]) -> dict[str, Any]:
     """What a server is asked about one window."""
-    video = {"url": "data:video/jpeg;base64,FRAME_1,FRAME_2,…"}
-    content = [
-        {"type": "video_url", "video_url": video},
-        {"type": "text", "text": record["question"]},
-    ]
-    return {
-        "model": SERVED_NAME,
-        "temperature": 0,
-        "messages": [{"role": "user", "content": content}],
-        **backbone(record["model"]["backbone"]).request(record["sample_hz"]),
-    }
+    return {"model": SERVED_NAME, "temperature": 0, **record["request"]}
 
 
 def _table(rows: Mapping[str, Any]) -> str:
