@@ -5,6 +5,7 @@ Qwen3-VL's own tests go further; here stands what any family has to hold.
 
 import multiprocessing
 import re
+import shlex
 import signal
 
 import numpy as np
@@ -17,6 +18,7 @@ from transformers import AutoModelForImageTextToText
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
 from avomni_lib.training.export import merge
+from avomni_lib.training.export.card import commands
 from avomni_lib.training.fit import worker
 from avomni_lib.training.forecast.memory import memory, size_of
 from avomni_lib.training.model import adapter, load
@@ -166,14 +168,24 @@ def test_the_cards_own_lines_load_the_adapter_by_plain_peft(family, trained, tun
     assert apart(logits(family, load.load_base(trained[0]).model), expected) > 0.1
 
 
-def test_the_card_says_how_it_is_served(family, trained):
+def test_the_card_says_how_it_is_served(family, trained, merged):
     _, outcome = trained
     card = (outcome.adapter / "README.md").read_text()
     kind = family.kind()
     assert kind.prompt_form in card and kind.serving_note in card
     (request,) = re.findall(r"```json\n(.*?)```", card, re.DOTALL)
     assert outcome.record["question"] in request
-    assert f"--max-model-len {trained[0].model.max_seq_length}" in card
+    lines = commands(adapter.read_record(outcome.adapter), folder="/a")
+    kept = commands(adapter.read_record(merged), "merged", "/m")
+    assert bool(lines["vllm"]) is kind.adapters_in_vllm
+    assert bool(lines["llama.cpp"]) is bool(kept["llama.cpp"]) is kind.in_llama_cpp
+    words = shlex.split(kept["vllm"][0])
+    for part in ("--max-model-len 512", kind.server_arguments(family.videos())):
+        asked = shlex.split(part)
+        assert asked[1] == words[words.index(asked[0]) + 1]
+    for text, made in ((card, lines), ((merged / "README.md").read_text(), kept)):
+        assert ("vllm serve" in text) is bool(made["vllm"])
+        assert ("convert_" in text) is bool(made["llama.cpp"])
 
 
 def test_the_merged_model_is_a_plain_checkpoint_with_the_same_logits(family, merged, tuned):

@@ -265,6 +265,14 @@ def test_a_server_words_the_request_of_the_card_as_it_was_trained(name, kind, si
     assert text.replace(kind.vision_token, words[name]) == kind.chat(TEXT, [shown])
 
 
+def test_a_server_is_told_how_much_a_window_holds():
+    four = {name: video(16, 2 * side, 2 * side, "4-cam") for name, side in SIDES.items()}
+    told = backbone("internvl").server_arguments([four["internvl"]])
+    assert told == """--limit-mm-per-prompt '{"image": 64}'"""
+    told = backbone("llava_onevision").server_arguments([four["llava_onevision"]])
+    assert told == "--max-num-batched-tokens 13312"  # for 12,545
+
+
 def test_numbers_come_from_the_models_config(name):
     small = FAMILIES[name]
     kind = small.kind()

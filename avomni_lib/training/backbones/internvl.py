@@ -58,6 +58,7 @@ class InternVL(Backbone):
     vision_token = IMAGE_TOKEN
     special_tokens = (IMAGE_TOKEN, IMAGE_START, IMAGE_END, TURN_START, TURN_END)
     skip_modules = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
+    in_llama_cpp = False  # it reads the layout of the repositories without -hf alone
     example = "OpenGVLab/InternVL3_5-8B-HF"
     serving_note = (
         "Each frame is told by its number and its time, and its pictures follow as images, never "
@@ -191,6 +192,9 @@ class InternVL(Backbone):
     def vision_work(self, videos: Sequence[Video]) -> VisionWork:
         num, each = self.num_squares(videos), self.patches_per_square
         return VisionWork(num * each, num * each**2)
+
+    def server_arguments(self, videos: Sequence[Video]) -> str:
+        return f"""--limit-mm-per-prompt '{{"image": {self.num_squares(videos)}}}'"""
 
     def request(self, question: str, videos: Sequence[Video]) -> dict[str, Any]:
         """The first and the last frame; those between are asked alike."""

@@ -55,6 +55,8 @@ class LlavaOnevision(Backbone):
     vision_token = VIDEO_TOKEN
     special_tokens = (VIDEO_TOKEN, TURN_START, TURN_END)
     skip_modules = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
+    adapters_in_vllm = False
+    in_llama_cpp = False
     example = "llava-hf/llava-onevision-qwen2-7b-ov-hf"
     serving_note = (
         "The squares of all frames are handed over as the frames of one video, in the order that "
@@ -203,6 +205,10 @@ class LlavaOnevision(Backbone):
     def vision_work(self, videos: Sequence[Video]) -> VisionWork:
         num, each = self.num_squares(videos), self.patches_per_square
         return VisionWork(num * each, num * each**2)
+
+    def server_arguments(self, videos: Sequence[Video]) -> str:
+        # A video of more tokens than a batch has is refused; vLLM expects one of 16 frames.
+        return f"--max-num-batched-tokens {1024 * (self.num_vision_tokens(videos) // 1024 + 1)}"
 
     def request(self, question: str, videos: Sequence[Video]) -> dict[str, Any]:
         video = {"url": "data:video/jpeg;base64,FRAME_1_SQUARE_1,…,FRAME_2_SQUARE_1,…"}

@@ -64,6 +64,8 @@ class Backbone(ABC):
         skip_modules: Modules that are kept out of 4 bit.
         sixteen_bit_because: Why `model.load_in_4bit` is off unless it is set; None: it is on.
         in_unsloth: Whether Unsloth has a path for the family.
+        adapters_in_vllm: Whether vLLM serves an adapter beside a base model of the family.
+        in_llama_cpp: Whether llama.cpp's converters read the family's checkpoints.
         example: A checkpoint on the hub, for messages.
         refused: `model_type` of a near relative that cannot be trained -> why, and what to take.
         serving_note: What who serves the model has to know of its prompt, for the card.
@@ -81,6 +83,8 @@ class Backbone(ABC):
     skip_modules: ClassVar[tuple[str, ...]]
     sixteen_bit_because: ClassVar[str | None] = None
     in_unsloth: ClassVar[bool] = False
+    adapters_in_vllm: ClassVar[bool] = True
+    in_llama_cpp: ClassVar[bool] = True
     example: ClassVar[str]
     refused: ClassVar[Mapping[str, str]] = {}
     serving_note: ClassVar[str] = ""
@@ -187,6 +191,10 @@ class Backbone(ABC):
     def processor_files(self, config: Any) -> dict[str, dict[str, Any]]:
         """File name -> content: how servers prepare pictures, for a base model that has none."""
         return {}
+
+    def server_arguments(self, videos: Sequence[Video]) -> str:
+        """What `vllm serve` is told beside the length of a prompt, so that it takes a window."""
+        return ""
 
     @abstractmethod
     def request(self, question: str, videos: Sequence[Video]) -> dict[str, Any]:
