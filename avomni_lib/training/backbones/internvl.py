@@ -284,6 +284,7 @@ def _tower(vision: Mapping[str, Any], out: int, downsample_ratio: float) -> Visi
         num_tower=embeddings + depth * block + last,
         num_mergers=2 * merged + merged * out + out + out**2 + out,
         values_per_patch=values,
+        rotates=False,
     )
 
 

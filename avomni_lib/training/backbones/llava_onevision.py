@@ -276,6 +276,7 @@ def _tower(vision: Mapping[str, Any], out: int, *, num_layers: int, bias: bool) 
         # The last is the token that ends a video.
         num_mergers=num_layers * wide * out + out**2 + 2 * out * bias + out,
         values_per_patch=values,
+        rotates=False,
     )
 
 
