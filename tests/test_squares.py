@@ -25,6 +25,7 @@ from avomni_lib.params import Params
 from avomni_lib.training.backbones import Video, backbone, family
 from avomni_lib.training.backbones.llava_onevision import TOWER
 from avomni_lib.training.backbones.shared import squares
+from avomni_lib.training.forecast import estimate
 from avomni_lib.training.forecast.memory import LOGIT_TOKENS, memory, size_of
 from avomni_lib.training.model import load
 from avomni_lib.training.prompt.conversation import cells_of
@@ -34,6 +35,7 @@ from tests.test_memory import most_allocated
 
 NAMES = ("internvl", "llava_onevision")
 SIDES = {"internvl": 448, "llava_onevision": 384}
+FILES = {"internvl": "params/internvl.yaml", "llava_onevision": "params/llava.yaml"}
 TEXT = "How fast does the car drive?"
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
@@ -351,15 +353,40 @@ def test_llavas_language_models_weigh_what_qwen2s_cards_say(name, end, billions)
 @pytest.mark.parametrize(
     "base_model",
     [
-        "OpenGVLab/InternVL3_5-8B",  # remote code
         "OpenGVLab/InternVL3_5-30B-A3B-HF",
-        "lmms-lab/llava-onevision-qwen2-7b-ov",
+        "me/InternVL3-8B-of-mine",
         "llava-hf/llava-onevision-qwen2-3b-ov-hf",
         "Qwen/Qwen3-VL-8B-Instruct",
     ],
 )
 def test_of_others_nothing_is_said(base_model):
     assert not any(family(each).released(base_model) for each in NAMES)
+
+
+@pytest.mark.parametrize(
+    ("named", "base_model", "kind"),
+    [
+        ("internvl", "OpenGVLab/InternVL3_5-8B", "internvl_chat"),
+        ("internvl", "OpenGVLab/InternVL3-8B-Instruct", "internvl_chat"),
+        ("llava_onevision", "lmms-lab/LLaVA-OneVision-1.5-8B-Instruct", "llavaonevision1_5"),
+        ("llava_onevision", "lmms-lab/LLaVA-OneVision-2-8B", "llava_onevision2"),
+        ("llava_onevision", "lmms-lab/llava-onevision-qwen2-7b-ov", "llava_qwen"),
+    ],
+)
+def test_a_plan_refuses_what_is_remote_code_by_its_name(named, base_model, kind):
+    p = Params.from_values({"extends": FILES[named], "model": {"base_model": base_model}})
+    with pytest.raises(AvomniError, match=f"is a '{kind}'.*") as caught:
+        estimate.plan_run(p)
+    assert "remote code" in str(caught.value) and "end" in str(caught.value)
+
+
+def test_the_plan_of_the_params_file_fits_its_card(name):
+    p = Params.from_values({"extends": FILES[name]})
+    plan = estimate.plan_run(p)
+    assert plan.figures["vision_tokens"] == {"internvl": 16_384, "llava_onevision": 12_545}[name]
+    assert plan.figures["tokens_per_sample"] < p.model.max_seq_length
+    assert 15 < plan.figures["memory_gb"] < 30
+    assert [warning for warning in plan.warnings if "optimizer steps" not in warning] == []
 
 
 def full_size(name):
@@ -393,9 +420,6 @@ def full_size(name):
         )
     with torch.device("meta"):
         return AutoModelForImageTextToText.from_config(config)
-
-
-FILES = {"internvl": "params/internvl.yaml", "llava_onevision": "params/llava.yaml"}
 
 
 def test_the_plan_counts_the_weights_of_the_full_size(name, tmp_path):
@@ -511,10 +535,10 @@ def test_as_many_bytes_of_tensors_live_at_once_as_estimated(name, checkpointing,
         del seen
         loss.backward()
 
-    estimate = memory(p, kind.size(config.to_dict()), tokens, dtype_bytes=4).moments
-    largest = max(estimate, key=estimate.__getitem__)
+    needed = memory(p, kind.size(config.to_dict()), tokens, dtype_bytes=4).moments
+    largest = max(needed, key=needed.__getitem__)
     assert largest == ("the vision tower runs" if checkpointing else "the loss is computed")
-    assert estimate[largest] == pytest.approx(most_allocated(step, tmp_path), rel=0.15)
+    assert needed[largest] == pytest.approx(most_allocated(step, tmp_path), rel=0.15)
 
 
 @pytest.fixture
