@@ -43,8 +43,9 @@ class Family:
         words: What its prompt has beside the question's.
         make_config: Tokenizer -> transformers' config of the small model.
         left_out: What config.json does not say, as those of released checkpoints.
+        processor: What a merged model's files for pictures and for videos both say.
         num_linears: Linear modules of the language model that 4 bit holds.
-        adapted: Full names of the modules that LoRA adapts, but for what is in front of a layer.
+        adapted: Names of the modules that LoRA adapts, from the number of their layer on.
     """
 
     name: str
@@ -53,9 +54,12 @@ class Family:
     picture: str
     words: str
     make_config: Callable[[Any], Any]
+    processor: dict[str, Any]
     left_out: tuple[str, ...] = ()
     num_linears: int = 2 * 7
-    adapted: tuple[str, ...] = tuple(f"self_attn.{part}_proj" for part in "qkvo")
+    adapted: tuple[str, ...] = tuple(
+        f"{layer}.self_attn.{part}_proj" for layer in range(2) for part in "qkvo"
+    )
 
     @property
     def size(self) -> tuple[int, int]:
@@ -189,6 +193,11 @@ FAMILIES = {
             picture="<IMG_CONTEXT>",
             words="Frame1 at 0.00 s: front wide: rear left: \n",
             make_config=_internvl,
+            processor={
+                "image_mean": [0.485, 0.456, 0.406],
+                "image_std": [0.229, 0.224, 0.225],
+                "size": {"height": 56, "width": 56},
+            },
             left_out=("tie_word_embeddings",),
         ),
         Family(
@@ -199,6 +208,11 @@ FAMILIES = {
             words="The video lasts for 0.30 seconds, and 4 frames are taken from it, at 0.00 s, "
             "0.10 s. Each frame is shown as 2 pictures, row by row from the top left.",
             make_config=_llava_onevision,
+            processor={
+                "image_mean": [0.5] * 3,
+                "image_std": [0.5] * 3,
+                "size": {"height": 44, "width": 44},
+            },
         ),
     )
 }

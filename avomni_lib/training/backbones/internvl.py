@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from avomni_lib.errors import AvomniError
 from avomni_lib.training.backbones.shared import decoder, squares, vision_layers
-from avomni_lib.training.backbones.shared.base import Backbone, Video
+from avomni_lib.training.backbones.shared.base import Backbone, Video, refuse_other_model
 from avomni_lib.training.backbones.shared.size import ModelSize, Vision, VisionWork
 
 if TYPE_CHECKING:
@@ -180,6 +180,8 @@ class InternVL(Backbone):
     @classmethod
     def released(cls, base_model: str) -> ModelSize | None:
         words = set(re.split(r"[^a-z0-9]+", base_model.lower()))
+        if "opengvlab" in words and "internvl" in base_model.lower() and "hf" not in words:
+            raise refuse_other_model(cls, "internvl_chat")
         if "internvl3" not in words or "hf" not in words:
             return None
         table = RELEASED_3_5 if "5" in words else RELEASED_3
@@ -284,6 +286,7 @@ def _tower(vision: Mapping[str, Any], out: int, downsample_ratio: float) -> Visi
         num_tower=embeddings + depth * block + last,
         num_mergers=2 * merged + merged * out + out + out**2 + out,
         values_per_patch=values,
+        rotates=False,
     )
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from avomni_lib.errors import AvomniError
 from avomni_lib.training.backbones.shared import decoder, squares, vision_layers
-from avomni_lib.training.backbones.shared.base import Backbone, Video
+from avomni_lib.training.backbones.shared.base import Backbone, Video, refuse_other_model
 from avomni_lib.training.backbones.shared.size import ModelSize, Vision, VisionWork
 
 if TYPE_CHECKING:
@@ -195,6 +195,9 @@ class LlavaOnevision(Backbone):
     @classmethod
     def released(cls, base_model: str) -> ModelSize | None:
         name = base_model.lower()
+        if name.startswith("lmms-lab/llava-onevision"):
+            other = ("-1.5-", "llavaonevision1_5"), ("-2-", "llava_onevision2"), ("", "llava_qwen")
+            raise refuse_other_model(cls, next(kind for mark, kind in other if mark in name))
         if not re.search(r"llava-onevision-qwen2-.*-hf$", name):
             return None
         found = re.search(r"-qwen2-([0-9.]+b)-", name)
@@ -276,6 +279,7 @@ def _tower(vision: Mapping[str, Any], out: int, *, num_layers: int, bias: bool) 
         # The last is the token that ends a video.
         num_mergers=num_layers * wide * out + out**2 + 2 * out * bias + out,
         values_per_patch=values,
+        rotates=False,
     )
 
 

@@ -181,7 +181,11 @@ class Backbone(ABC):
 
     @classmethod
     def released(cls, base_model: str) -> ModelSize | None:
-        """The size of a released model by its name on the hub; None for another."""
+        """The size of a released model by its name on the hub; None for another.
+
+        Raises:
+            AvomniError: by its name it is a near relative that cannot be trained.
+        """
         return None
 
     @abstractmethod
