@@ -229,7 +229,7 @@ def check(poses: Poses, where: str, mistakes: Mistakes) -> None:
         mistakes.append(Argument(argument, where).error("; ".join(wrong), fix=fix))
     elif poses.velocity_mps is not None:
         with mistakes.kept():
-            _check_velocity(poses, track, into, turn, where)
+            _check_velocity(poses, track, into, where)
 
 
 def _check_speeds(poses: Poses, track: Track, turn: Rotation, where: str) -> None:
@@ -295,30 +295,16 @@ def _check_drift(poses: Poses, track: Track, turn: Rotation, at: Argument) -> No
         )
 
 
-def _check_velocity(poses: Poses, track: Track, into: Rotation, turn: Rotation, where: str) -> None:
+def _check_velocity(poses: Poses, track: Track, into: Rotation, where: str) -> None:
     """Whether given velocities point where the positions go."""
-    given, moves = poses.velocity_mps, track.moves
-
-    def off_deg(vectors: np.ndarray) -> float:
-        return _angle_deg(vectors[track.rows][moves], track.steps_m[moves])
-
-    if not moves.any() or (off := off_deg(into.apply(given))) <= MAX_SLIP_DEG:
-        return
-    rotation = "Rotation.from_quat(quaternion)"
-    if poses.quaternion is None:
-        rotation = "Rotation.from_euler('z', heading_rad[:, None])"
-    ways = {
-        f"along the car's axes: give {rotation}.apply(velocity_mps)": off_deg(turn.apply(given)),
-        "(north, east, down)": off_deg(FLIP.apply(given)),
-        "(east, north, up)": off_deg(given),
-        "-velocity_mps": off_deg(-into.apply(given)),
-    }
-    best = min(ways, key=ways.__getitem__)
-    fix = "give it along the frame's axes (east, north, up for wgs84), or leave it out"
-    if ways[best] <= MAX_SLIP_DEG:
-        fix = f"yours looks like {best}; {fix}"
-    what = f"velocity_mps points {off:.0f}° beside the way that the positions take"
-    raise Argument("velocity_mps", where).error(what, fix=fix)
+    moves, given = track.moves, into.apply(poses.velocity_mps)[track.rows]
+    if moves.any() and (off := _angle_deg(given[moves], track.steps_m[moves])) > MAX_SLIP_DEG:
+        raise Argument("velocity_mps", where).error(
+            f"velocity_mps points {off:.0f}° beside the way that the positions take",
+            fix="give it along the frame's axes (east, north, up for wgs84): not along the car's "
+            "axes (Rotation.apply takes it to the frame's), not as north, east, down on a map with "
+            "z up, and not backwards; or leave it out",
+        )
 
 
 def _fits(poses: Poses) -> list[str]:
