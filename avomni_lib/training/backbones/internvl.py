@@ -63,6 +63,7 @@ class InternVL(Backbone):
     serving_note = (
         "Each frame is told by its number and its time, and its pictures follow as images, never "
         "as a video: a server words a video without times and shrinks each frame to one square. "
+        "The request below holds the first frame and the last; those between are asked alike. "
         "The tokenizer of the released repositories names a length of 8,192 tokens; where a server "
         "takes that for the longest, raise model_max_length in tokenizer_config.json."
     )
