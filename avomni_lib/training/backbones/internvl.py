@@ -220,6 +220,9 @@ class InternVL(Backbone):
         content.append({"type": "text", "text": question})
         return {"messages": [{"role": "user", "content": content}]}
 
+    def as_trained(self, values: dict[str, Any]) -> dict[str, Any]:
+        return squares.normalised_by(values, MEAN, STD)
+
     def processor_files(self, config: Any) -> dict[str, dict[str, Any]]:
         """The released files' content; their video part is left out of many a checkpoint.
 

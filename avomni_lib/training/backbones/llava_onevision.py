@@ -225,6 +225,9 @@ class LlavaOnevision(Backbone):
             "media_io_kwargs": {"video": {"num_frames": -1}},
         }
 
+    def as_trained(self, values: dict[str, Any]) -> dict[str, Any]:
+        return squares.normalised_by(values, MEAN, STD)
+
     def processor_files(self, config: Any) -> dict[str, dict[str, Any]]:
         """The released files' content with this config's numbers."""
         shared = {
