@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import html
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,8 +122,9 @@ class Packed:
 
     def _repr_html_(self) -> str:
         table = pd.DataFrame({clip.name: clip.rows for clip in self.clips}).T.fillna("")
-        shown: str = table.to_html(max_rows=SHOWN_CLIPS, border=0)
-        return f"<p>{self.title}</p>{shown}"
+        with pd.option_context("display.max_colwidth", None):
+            shown: str = table.to_html(max_rows=SHOWN_CLIPS, border=0)
+        return f"<p>{html.escape(self.title)}</p>{shown}"
 
 
 def of(
