@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from avomni_lib.errors import AvomniError
+from avomni_lib.hardware import Choice
 from avomni_lib.training.backbones.shared.size import ModelSize, VisionWork
 
 if TYPE_CHECKING:
@@ -100,6 +101,11 @@ class Backbone(ABC):
     @property
     def token_px(self) -> float:
         return self.side_multiple
+
+    @property
+    def choices(self) -> dict[str, Choice]:
+        """What the family computes one way or another on this machine, by name."""
+        return {}
 
     @classmethod
     @abstractmethod
