@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 
 from avomni_lib import files, own_code, params_cell, params_yaml
 from avomni_lib.errors import AvomniError
+from avomni_lib.section import Section
 from avomni_lib.sections import (
     DatasetParams,
     DownloadParams,
@@ -27,7 +28,6 @@ from avomni_lib.sections import (
     ProcessingParams,
     PromptParams,
     RunParams,
-    Section,
     TrainingParams,
     VisionParams,
     WorldParams,
@@ -52,7 +52,7 @@ class Params(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> Params:
         size, length = self.vision.window_size, self.processing.sequence_length
-        training = self.training
+        training, past = self.training, self.processing.past
         gathered, ranks = training.gradient_accumulation_steps, training.num_processes
         checks = [
             (
@@ -65,6 +65,16 @@ class Params(Section):
                 f"training.gradient_accumulation_steps is {gathered} and training.num_processes "
                 f"is {ranks}: the batches of a step are shared among the processes, so the second "
                 "must divide the first",
+            ),
+            (
+                past.seconds and past.seconds * past.hz < 1,
+                f"processing.past.seconds is {past.seconds} and processing.past.hz {past.hz}: that "
+                "is less than one moment; raise one of them or set seconds to null",
+            ),
+            (
+                past.seconds and past.hz > self.processing.sample_hz,
+                f"processing.past.hz is {past.hz}, and the cache has "
+                f"{self.processing.sample_hz} frames a second (processing.sample_hz)",
             ),
             (
                 training.patience and not training.heldout_windows,
@@ -316,9 +326,11 @@ def _nearest(dotted: str) -> str:
     section, _, word = dotted.rpartition(".")
     parts = [(name, *name.rpartition(".")[::2]) for name, _ in _schema()]
     elsewhere = [name for name, _, last in parts if last == word]
+    siblings = {last: name for name, above, last in parts if above == section}
+    if close := difflib.get_close_matches(word, siblings, n=1, cutoff=0.7):
+        return f"did you mean {siblings[close[0]]}?"
     if elsewhere:
         return f"did you mean {' or '.join(elsewhere)}?"
-    siblings = {last: name for name, above, last in parts if above == section}
     for names in (siblings, {last: name for name, _, last in parts}):
         if close := difflib.get_close_matches(word, names, n=1, cutoff=0.6):
             return f"did you mean {names[close[0]]}?"

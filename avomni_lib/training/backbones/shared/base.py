@@ -27,11 +27,14 @@ class Video:
         times_s: s of each frame, counted from the window's first frame of all; in order, but not
             evenly spaced where older frames are sparser.
         height, width: The grid's, px.
+        cells: Rows of the grid's cells: the label of a camera, None where a cell is empty. Empty
+            where nothing is known of them.
     """
 
     times_s: tuple[float, ...]
     height: int
     width: int
+    cells: tuple[tuple[str | None, ...], ...] = ()
 
     @property
     def num_frames(self) -> int:
