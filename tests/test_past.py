@@ -235,6 +235,20 @@ def test_a_scale_that_the_family_cannot_see_is_refused():
         past.videos(p, KIND, Video((), 64, 33))
 
 
+def test_a_family_of_single_frames_takes_single_ones_and_only_shapes_that_it_can_see():
+    kind, laid = backbone("internvl"), {"tile_width": 448, "tile_height": 448}
+    p = asked({"seconds": 3, "hz": 1}, **laid)
+    assert past.offsets(p, kind) == (-30, -20, -10)
+    assert [video.num_frames for video in videos_of(p, kind)] == [19]
+    small = asked({"seconds": 3, "hz": 1, "scale": 0.5}, **laid)
+    halves = videos_of(small, kind)
+    assert kind.num_vision_tokens(halves) == 256 * (3 * 1 + 16 * 4)
+    quarter = asked({"seconds": 3, "hz": 1, "scale": 0.25}, **laid)
+    with pytest.raises(AvomniError, match="a grid of 224×224 px does not divide into squares"):
+        for video in videos_of(quarter, kind):
+            kind.check(video)
+
+
 def test_small_frames_are_means_of_squares_with_halves_rounded_up():
     frames = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 8, 12, 3), np.uint8))
     for shrink in (2, 4):

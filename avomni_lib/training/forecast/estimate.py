@@ -410,6 +410,9 @@ def _memory(
             f"{gigabytes(without.peak_bytes)}"
         )
         rows.insert(1, ("what was expected", EXPECTED, note))
+    chosen = in_4bit(p)
+    if not on_cpu and p.model.load_in_4bit is None and chosen.value == "none":
+        rows.append(("in 16 bit", "not in 4", f"{chosen.reason}; model.load_in_4bit overrules it"))
     capacity = capacity or (None if on_cpu else CARD_BYTES)
     if capacity is not None and needed.peak_bytes > capacity:
         warnings.append(

@@ -230,13 +230,18 @@ def _vision(p: Params, size: ModelSize, tokens: Tokens, b: int) -> tuple[int, in
     embedded = batch * tokens.total * b * size.language.hidden
     kept = tower.kept_layers * num_tokens * b * tower.out
     held = tower.held_layers * num_patches * b * wide
-    # Positions and their cosines and sines are float32; so are the norms' outputs under autocast.
-    block = (FLOAT32 + 2 * b + FLOAT32) * wide + 2 * FLOAT32 * (wide // tower.heads)
-    # q, k and v; q and k in float32 and four such products of their rotation. Or q, k and v, both
-    # rotated, a batch of all three and what comes out. Or the MLP.
-    copies = 0 if b == FLOAT32 else 2 * FLOAT32 * wide
-    rotation = 3 * b * wide + copies + 4 * FLOAT32 * wide
-    block += max(rotation, 9 * b * wide, 2 * b * tower.intermediate)
+    # The norms' outputs are float32 under autocast.
+    block = (2 * b + FLOAT32) * wide
+    # q, k and v, what comes out and its rows. Or the MLP.
+    attention = 5 * b * wide
+    if tower.rotates:
+        # Positions and their cosines and sines are float32.
+        block += FLOAT32 * wide + 2 * FLOAT32 * (wide // tower.heads)
+        # q, k and v; q and k in float32 and four such products of their rotation. Or q, k and v,
+        # both rotated, a batch of all three and what comes out.
+        copies = 0 if b == FLOAT32 else 2 * FLOAT32 * wide
+        attention = max(3 * b * wide + copies + 4 * FLOAT32 * wide, 9 * b * wide)
+    block += max(attention, 2 * b * tower.intermediate)
     vision = b * values + embedded + kept + held + num_patches * block
     return patches, vision, b * values + embedded + kept + num_tokens * b * tower.out
 

@@ -209,7 +209,7 @@ class Conversation:
             frames: (B, T, H, W, 3) uint8 RGB, as the cache has them.
             dtype: Of the pixel values; float32 if None.
         """
-        return self.backbone.inputs(past.shown(frames, self.videos), dtype)
+        return self.backbone.inputs(past.shown(frames, self.videos), dtype, self.videos)
 
     def _encode(self, text: str) -> np.ndarray:
         return np.asarray(self.tokenizer.encode(text, add_special_tokens=False), dtype=np.int64)
