@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 
 from avomni_lib import files, own_code, params_cell, params_yaml
 from avomni_lib.errors import AvomniError
+from avomni_lib.section import Section
 from avomni_lib.sections import (
     DatasetParams,
     DownloadParams,
@@ -27,7 +28,6 @@ from avomni_lib.sections import (
     ProcessingParams,
     PromptParams,
     RunParams,
-    Section,
     TrainingParams,
     VisionParams,
     WorldParams,
@@ -53,6 +53,7 @@ class Params(Section):
     def _sections_agree(self) -> Params:
         size, length = self.vision.window_size, self.processing.sequence_length
         training, target = self.training, self.training.target
+        past, sample_hz = self.processing.past, self.processing.sample_hz
         gathered, ranks = training.gradient_accumulation_steps, training.num_processes
         mistakes = {
             f"vision.window_size is {size} and processing.sequence_length is {length}: both name "
@@ -61,6 +62,11 @@ class Params(Section):
             f"training.gradient_accumulation_steps is {gathered} and training.num_processes is "
             f"{ranks}: the batches of a step are shared among the processes, so the second must "
             "divide the first": gathered % ranks,
+            f"processing.past.seconds is {past.seconds} and processing.past.hz {past.hz}: that is "
+            "less than one moment; raise one of them or set seconds to null": past.seconds
+            and past.seconds * past.hz < 1,
+            f"processing.past.hz is {past.hz}, and the cache has {sample_hz} frames a second "
+            "(processing.sample_hz)": past.seconds and past.hz > sample_hz,
             "training.patience waits for a better held-out figure, and none is made: set "
             "training.heldout_windows too": training.patience and not training.heldout_windows,
             f"training.target {target} speaks of other road users: set processing.obstacles to "
@@ -296,9 +302,11 @@ def _nearest(dotted: str) -> str:
     section, _, word = dotted.rpartition(".")
     parts = [(name, *name.rpartition(".")[::2]) for name, _ in _schema()]
     elsewhere = [name for name, _, last in parts if last == word]
+    siblings = {last: name for name, above, last in parts if above == section}
+    if close := difflib.get_close_matches(word, siblings, n=1, cutoff=0.7):
+        return f"did you mean {siblings[close[0]]}?"
     if elsewhere:
         return f"did you mean {' or '.join(elsewhere)}?"
-    siblings = {last: name for name, above, last in parts if above == section}
     for names in (siblings, {last: name for name, _, last in parts}):
         if close := difflib.get_close_matches(word, names, n=1, cutoff=0.6):
             return f"did you mean {names[close[0]]}?"

@@ -129,7 +129,7 @@ def test_a_backbone_is_added_by_its_recipe(grey, grey_params):
 
 
 def test_a_backbone_of_the_recipe_asks_and_shows(grey, grey_params):
-    p, videos = grey_params, videos_of(grey_params)
+    p, videos = grey_params, videos_of(grey_params, backbones.backbone("grey"))
     words = training_set.make_words()
     talk = Conversation(
         words,

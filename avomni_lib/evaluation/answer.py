@@ -54,6 +54,7 @@ def held_out_windows(p: Params) -> Windows:
         short = f" and {horizon:g} s of ego motion after them" if windows.num_short else ""
         raise AvomniError(
             f"no window to score: no clip of the split {p.evaluation.split!r} has {length} frames"
+            + (f" after {windows.reach} of the past" if windows.reach else "")
             + short,
             where=str(p.cache_dir),
             fix="take more chunks (download.target_chunks), choose another evaluation.split, "

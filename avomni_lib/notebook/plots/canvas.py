@@ -141,8 +141,13 @@ def name_tiles(
         row, col = divmod(place, grid.cols)
         left, top, right, bottom = tile_box(image.shape, grid, row, col, scale, caption_px)
         height, width = bottom - top, right - left
-        tile = large[row * height : (row + 1) * height, col * width : (col + 1) * width]
-        sheet.paste(Image.fromarray(tile), (left, top))
+        if camera is not None:
+            if (row, col) != grid.cell_of(camera.name):
+                continue  # a part of a larger tile
+            rows, cols = grid.span_of(camera.name)
+            height, width = height * rows, width * cols
+        y, x = row * (bottom - top), col * (right - left)
+        sheet.paste(Image.fromarray(large[y : y + height, x : x + width]), (left, top))
         if camera is not None:
             draw.text((left + 3, top - caption_px), camera.label, fill=INK, font=font)
     return np.asarray(sheet)

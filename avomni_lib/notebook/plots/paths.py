@@ -163,7 +163,7 @@ def _rows_of(every: Sequence[Shown], windows: Windows) -> canvas.Picture:
     for number, (line, each, place) in enumerate(zip(lines, every, places, strict=True)):
         line[2].set_anchor("N")
         frames = windows.frames(place)
-        canvas.show_grid(line[0], frames[0], grid, GRID_PX, "first frame")
+        canvas.show_grid(line[0], frames[-windows.sequence_length], grid, GRID_PX, "first frame")
         canvas.show_grid(line[1], frames[-1], grid, GRID_PX, "last frame")
         if each.true.waypoints_m is not None:
             draw_future(line[2], each)
