@@ -113,6 +113,7 @@ class Family:
         own = {
             "processing": {"tile_width": self.tile[0], "tile_height": self.tile[1]},
             "model": {"backbone": self.backbone or self.name},
+            "training": {"gradient_checkpointing": True},
         }
         sections = {name: own.get(name, {}) | changes.get(name, {}) for name in {*own, *changes}}
         return training_set.params(outputs, base, **sections)

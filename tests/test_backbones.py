@@ -6,6 +6,7 @@ Qwen3-VL's own tests go further; here stands what any family has to hold.
 import multiprocessing
 import re
 import shlex
+import shutil
 import signal
 
 import numpy as np
@@ -215,6 +216,22 @@ def test_servers_find_the_numbers_to_normalise_by(family, merged):
     for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
         values = files.read_json(merged / name)
         assert family.processor.items() <= values.items()
+
+
+def test_a_bases_own_files_are_kept_but_for_numbers_that_it_was_not_trained_by(
+    family, trained, base_folder, tmp_path
+):
+    """Many a checkpoint has the class's default for videos, and the right numbers for pictures."""
+    p, outcome = trained
+    base = shutil.copytree(base_folder, tmp_path / "base")
+    own = {"video_processor": {"image_mean": [0.48, 0.46, 0.41], "of": "the base"}}
+    files.write_json(base / "processor_config.json", own)
+    other = family.params(tmp_path, base)
+    shutil.copytree(outcome.adapter, adapter.adapter_dir(other))
+    kept = files.read_json(merge.merge(other) / "processor_config.json")["video_processor"]
+    changes = family.kind().as_trained(own) != own
+    expected = family.processor["image_mean"] if changes else [0.48, 0.46, 0.41]
+    assert kept == {"image_mean": expected, "of": "the base"}
 
 
 def test_the_plan_of_the_folder_counts_its_tokens_and_weights(family, trained):

@@ -4,6 +4,7 @@ Those of videos need torchvision, which is not there; what they normalise by is 
 processors for images, on which they are built, and with the formula.
 """
 
+import copy
 import math
 import re
 from types import SimpleNamespace
@@ -595,6 +596,12 @@ def test_the_frozen_tower_keeps_nothing_for_gradients(name, model):
     backbone(name).prepare(model)
     after = seen(name, model)
     assert not after.requires_grad and torch.equal(after, before)
+    # A copy computes with its own weights.
+    copied = copy.deepcopy(model)
+    for weights in copied.model.vision_tower.parameters():
+        weights.zero_()
+    assert torch.equal(seen(name, model), before)
+    assert not torch.equal(seen(name, copied), before)
 
 
 def test_norms_are_those_of_transformers_on_a_cpu(name, model):

@@ -63,6 +63,7 @@ class InternVL(Backbone):
     serving_note = (
         "Each frame is told by its number and its time, and its pictures follow as images, never "
         "as a video: a server words a video without times and shrinks each frame to one square. "
+        "The request below holds the first frame and the last; those between are asked alike. "
         "The tokenizer of the released repositories names a length of 8,192 tokens; where a server "
         "takes that for the longest, raise model_max_length in tokenizer_config.json."
     )
@@ -218,6 +219,9 @@ class InternVL(Backbone):
                 words = ""
         content.append({"type": "text", "text": question})
         return {"messages": [{"role": "user", "content": content}]}
+
+    def as_trained(self, values: dict[str, Any]) -> dict[str, Any]:
+        return squares.normalised_by(values, MEAN, STD)
 
     def processor_files(self, config: Any) -> dict[str, dict[str, Any]]:
         """The released files' content; their video part is left out of many a checkpoint.

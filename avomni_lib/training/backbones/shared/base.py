@@ -202,6 +202,10 @@ class Backbone(ABC):
         """File name -> content: how servers prepare pictures, for a base model that has none."""
         return {}
 
+    def as_trained(self, values: dict[str, Any]) -> dict[str, Any]:
+        """A base model's own processor file, so that servers normalise as the training did."""
+        return values
+
     def server_arguments(self, videos: Sequence[Video]) -> str:
         """What `vllm serve` is told beside the length of a prompt, so that it takes a window."""
         return ""
