@@ -322,7 +322,8 @@ class ModelParams(Section):
     lora_targets: tuple[ModuleName, ...] | None = Field(
         None,
         description="modules of the language model that LoRA adapts, by the ends of their names, "
-        "as [q_proj, v_proj]; null is the backbone's own: q, k, v and o of the attention",
+        "as [q_proj, v_proj]; null is the backbone's own: q, k, v and o of the attention, and the "
+        "projections of linear attention",
     )
 
     @field_validator("backbone")
