@@ -53,7 +53,7 @@ class Params(Section):
     def _sections_agree(self) -> Params:
         size, length = self.vision.window_size, self.processing.sequence_length
         training, target = self.training, self.training.target
-        past, sample_hz = self.processing.past, self.processing.sample_hz
+        past = self.processing.past
         gathered, ranks = training.gradient_accumulation_steps, training.num_processes
         mistakes = {
             f"vision.window_size is {size} and processing.sequence_length is {length}: both name "
@@ -65,8 +65,6 @@ class Params(Section):
             f"processing.past.seconds is {past.seconds} and processing.past.hz {past.hz}: that is "
             "less than one moment; raise one of them or set seconds to null": past.seconds
             and past.seconds * past.hz < 1,
-            f"processing.past.hz is {past.hz}, and the cache has {sample_hz} frames a second "
-            "(processing.sample_hz)": past.seconds and past.hz > sample_hz,
             "training.patience waits for a better held-out figure, and none is made: set "
             "training.heldout_windows too": training.patience and not training.heldout_windows,
             f"training.target {target} speaks of other road users: set processing.obstacles to "

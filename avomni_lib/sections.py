@@ -280,7 +280,8 @@ class VisionParams(Section):
     cameras: ROWS = Field(
         "4-cam",
         description="the grid: 4-cam (2×2), 7-cam (3×3), or rows of camera names with null for an "
-        "empty cell, as [[camera_front_wide_120fov, null], …], or module:attribute of such rows "
+        "empty cell, as [[camera_front_wide_120fov, null], …], a name that is repeated over a "
+        "rectangle of cells for one larger tile, or module:attribute of such rows "
         "(vision.camera_setup is its old name)",
     )
     window_size: int | None = Field(

@@ -1,5 +1,7 @@
 """A grid of the user's own: refused where it makes no sense, and one grid wherever it goes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -13,6 +15,7 @@ from avomni_lib.etl.clip import tiling
 from avomni_lib.notebook.plots import canvas
 from avomni_lib.notebook.tiles.choice import Choice
 from avomni_lib.notebook.tiles.preview import Place, Preview
+from avomni_lib.notebook.tiles.widgets import TilePreview
 from avomni_lib.params import Params
 from avomni_lib.training.forecast import estimate
 from avomni_lib.training.model import model_input
@@ -194,3 +197,23 @@ def test_the_preview_and_the_labels_follow_a_larger_tile(uneven):
     # Its name stands once, above its upper left cell.
     left, top, right, _ = canvas.tile_box(cached.shape, grid, 0, 1, 2)
     assert (sheet[: top - 1, left + 40 : right] == 255).all()
+
+
+@pytest.mark.parametrize(("setup", "shape"), [("4-cam", (2, 4)), ("7-cam", (4, 3))])
+def test_one_camera_is_made_larger_and_the_others_stand_around_it(setup, shape):
+    choice = Choice.of(of(setup)).with_larger(WIDE)
+    grid = choice.grid
+    assert (grid.rows, grid.cols) == shape
+    assert grid.span_of(WIDE) == (2, 2) and grid.cell_of(WIDE) == (0, 0)
+    assert set(grid.cameras) == set(cameras.GRIDS[setup].cameras)
+    assert all(grid.span_of(each.name) == (1, 1) for each in grid.cameras if each.name != WIDE)
+    assert of(choice.grid.value).vision.cameras == choice.grid.value
+
+
+def test_another_grid_is_drawn_or_it_is_said_why_not(uneven):
+    view = TilePreview(uneven)
+    drawn = view.figure_of(view.choice.with_larger(REAR))
+    assert drawn.get_axes()
+    cells = (*view.choice.grid.value[0], cameras.FRONT_TELE.name)
+    missing = replace(view.choice, cameras=(cells, (*cells[:2], None, None)))
+    assert "vision tokens" in " ".join(view.figure_of(missing).get_suptitle().split())
