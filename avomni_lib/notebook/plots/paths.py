@@ -255,7 +255,7 @@ def draw_view(axes: canvas.Axes, drawn_m: np.ndarray, true_m: np.ndarray) -> Non
     """The same scale both ways, around all that is drawn, but not for a wild path's sake."""
     farthest = 2 * max(float(np.abs(true_m).max(initial=0.0)), LEAST_REACH_M)
     points = np.vstack([np.clip(drawn_m, -farthest, farthest), true_m, [[0.0, 0.0]]])
-    canvas.square_view(axes, *points.T, LEAST_REACH_M)
+    canvas.square_view(axes, points[:, 0], points[:, 1], LEAST_REACH_M)
     axes.tick_params(labelsize=8)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(6, integer=True))
