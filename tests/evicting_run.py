@@ -6,9 +6,13 @@ import random
 import zipfile
 from pathlib import Path
 
+import pytest
+
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.download import download
 from avomni_lib.dataset.download.hub import Hub
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl.run import build
 from avomni_lib.params import Params
 from tests import folder_run
 from tests.local_hub import LocalHub
@@ -73,6 +77,16 @@ def chosen(p: Params, served: LocalHub) -> Params:
     """The same run after 02_download."""
     download.fetch(p, hub_of(served))
     return p
+
+
+def needed_gb(p: Params) -> float:
+    """The least budget that goes through, as the refusal of a smaller one says it."""
+    small = p.model_copy(
+        update={"download": p.download.model_copy(update={"target_size_gb": 1e-6})}
+    )
+    with pytest.raises(AvomniError) as caught:
+        build.build(small)
+    return float(caught.value.fix.split("target_size_gb: ")[1].split(" ")[0])
 
 
 def content(p: Params) -> dict[str, bytes]:

@@ -5,10 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from avomni_lib.dataset.download import download
-from avomni_lib.etl.run import build
 from avomni_lib.params import Params
 
 ALL_CHUNKS = 9  # more than the sets of tests have
@@ -39,16 +36,6 @@ def chosen(folder: Path, published: Path, **processing: Any) -> Params:
     p = Params.from_values(values(folder, published, **processing))
     download.fetch(p, None)
     return p
-
-
-def whole_caches(folders: pytest.TempPathFactory, published: Path) -> dict[str, dict[str, bytes]]:
-    """Storage -> the cache of a run that nothing disturbs."""
-    made = {}
-    for storage in ("raw", "jpeg"):
-        p = chosen(folders.mktemp(storage), published, storage=storage)
-        build.build(p)
-        made[storage] = content(p.cache_dir)
-    return made
 
 
 def content(cache_dir: Path) -> dict[str, bytes]:

@@ -36,7 +36,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache import memmap
 from avomni_lib.etl.cache.windows import Windows
 from avomni_lib.etl.leaks import leaks
-from avomni_lib.etl.run import build, build_loop, chunk_sizes, slurm
+from avomni_lib.etl.run import build, disk_budget, slurm
 from avomni_lib.etl.video import reader
 from avomni_lib.evaluation import comparison, metrics
 from avomni_lib.params import Params
@@ -331,14 +331,14 @@ def too_small_a_budget(place: Place) -> str:
 def evicted_meanwhile(place: Place) -> None:
     """Another run's eviction, while this one reads."""
     p = place.chosen()
-    read = build_loop.Reading._read
+    read = build.Reading._read
 
     def late(self, job, outcome):
         for path in p.local_dir.rglob("camera_front_wide_120fov.chunk_0000.zip"):
             path.unlink()
         read(self, job, dataclasses.replace(outcome, reason="file not found"))
 
-    place.patch.setattr(build_loop.Reading, "_read", late)
+    place.patch.setattr(build.Reading, "_read", late)
     build.build(p)
 
 
@@ -349,7 +349,7 @@ def all_lost(place: Place) -> None:
 
 
 def lost_chunks_in_the_way(place: Place) -> None:
-    raise chunk_sizes.held(place.params(), 1, 10**9, 10**10)
+    raise disk_budget.held(place.params(), 1, 10**9, 10**10)
 
 
 def needed_by_another_run(place: Place) -> None:

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import random
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 
 from avomni_lib.dataset import cameras
@@ -26,7 +17,6 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache import memmap
 from avomni_lib.etl.cache.windows import Windows
 from avomni_lib.etl.run import build, forecast, parts
-from avomni_lib.files import PROJECT_ROOT
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
 from tests.folder_run import chosen, content, values
@@ -117,74 +107,6 @@ def test_one_worker_makes_the_same_bytes_as_two_and_tells_how_far_it_is(
     assert [(bar.total, bar.count, bar.unit) for bar in bars] == [(NUM_CLIPS, NUM_CLIPS, "clip")]
 
 
-def test_a_finished_cache_is_left_alone(published, undisturbed, tmp_path):
-    p = chosen(tmp_path, published)
-    shutil.copytree(undisturbed[0].cache.folder, p.cache_dir)
-    again = build.build(p)
-    assert again.figures["num_clips_read"] == 0
-    assert content(p.cache_dir) == undisturbed[1]
-
-
-class Killed:
-    """`build` in a process of its own, which is killed with -9 when `ripe` says so."""
-
-    def __init__(self, p: Params):
-        code = (
-            "import json, sys; from avomni_lib.etl.run import build; from avomni_lib.params import "
-            "Params; build.build(Params.from_values(json.loads(sys.argv[1])))"
-        )
-        plain = json.dumps(p.values())
-        self.process = subprocess.Popen([sys.executable, "-c", code, plain], cwd=PROJECT_ROOT)
-
-    def when(self, ripe: Callable[[], bool]) -> None:
-        while self.process.poll() is None and not ripe():
-            time.sleep(0.002)
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-
-
-def test_a_build_killed_at_any_moment_goes_on_to_the_same_bytes(published, undisturbed, tmp_path):
-    seed = random.SystemRandom().randrange(10**6)
-    print(f"seed {seed}")
-    rng = random.Random(seed)
-    p = chosen(tmp_path, published, num_workers=2)
-    # One kill while parts are made, one while the shards are.
-    for pattern, least in ((f"{parts.PARTS_FOLDER}/*/*", rng.randrange(1, 5)), (".shard_*", 1)):
-        delay = rng.random() * 0.03
-
-        def ripe(pattern: str = pattern, least: int = least, delay: float = delay) -> bool:
-            if len(list(p.cache_dir.glob(pattern))) < least:
-                return False
-            time.sleep(delay)
-            return True
-
-        Killed(p).when(ripe)
-    built = build.build(p)
-    assert built.figures["num_clips_read"] < NUM_CLIPS, "what was whole is kept"
-    assert content(p.cache_dir) == undisturbed[1]
-
-
-def test_a_killed_worker_costs_no_clip(published, undisturbed, tmp_path):
-    p = chosen(tmp_path, published)
-    killed = []
-
-    def kill_one() -> None:
-        while not list(p.cache_dir.glob(f"{parts.PARTS_FOLDER}/*/*.npz")):
-            time.sleep(0.005)
-        for child in psutil.Process().children():
-            if "spawn_main" in " ".join(child.cmdline()):
-                child.send_signal(signal.SIGKILL)
-                killed.append(child.pid)
-                return
-
-    thread = threading.Thread(target=kill_one)
-    thread.start()
-    built = build.build(p)
-    thread.join()
-    assert killed and not built.damaged
-    assert content(p.cache_dir) == undisturbed[1]
-
-
 def spoilt_member(feature: str, number: int, change: Callable[[bytes], bytes | None]):
     """Change one member of a clip's zip, or take it away."""
 
@@ -225,10 +147,8 @@ DAMAGE = {
 }
 
 
-def test_damaged_clips_are_rows_and_the_rest_go_on(published, undisturbed, tmp_path):
-    folder = tmp_path / "set"
-    shutil.copytree(published, folder)
-    p = chosen(tmp_path, folder)
+def test_damaged_clips_are_rows_and_the_rest_go_on(copied, undisturbed):
+    folder, p = copied
     sound = {path: path.read_bytes() for path in folder.rglob("*.zip")}
     for spoil, _ in DAMAGE.values():
         spoil(folder)
@@ -258,10 +178,16 @@ def test_damaged_clips_are_rows_and_the_rest_go_on(published, undisturbed, tmp_p
     assert not mended.damaged
 
 
-def test_without_its_raw_files_a_damaged_clip_stays_a_row(published, tmp_path):
+@pytest.fixture
+def copied(published, tmp_path) -> tuple[Path, Params]:
+    """The set to spoil, and a run of it."""
     folder = tmp_path / "set"
     shutil.copytree(published, folder)
-    p = chosen(tmp_path, folder)
+    return folder, chosen(tmp_path, folder)
+
+
+def test_without_its_raw_files_a_damaged_clip_stays_a_row(copied):
+    folder, p = copied
     DAMAGE[3][0](folder)
     before = build.build(p)
     for path in folder.rglob("camera_*.zip"):
@@ -271,28 +197,22 @@ def test_without_its_raw_files_a_damaged_clip_stays_a_row(published, tmp_path):
     assert after.clips == before.clips and len(after.damaged) == 1
 
 
-def test_all_clips_damaged_is_an_error(published, tmp_path):
-    folder = tmp_path / "set"
-    shutil.copytree(published, folder)
-    p = chosen(tmp_path, folder)
-    for number in range(NUM_CLIPS):
+@pytest.mark.parametrize(
+    ("state", "counts", "way", "reason"),
+    [
+        ("damaged", "0 are lost and 10 damaged", "01_audit", "no member"),
+        ("lost", "10 are lost and 0 damaged", "02_download", "not on the disk"),
+    ],
+)
+def test_where_no_clip_can_be_read_it_is_an_error(copied, state, counts, way, reason):
+    folder, p = copied
+    for number in range(NUM_CLIPS) if state == "damaged" else ():
         spoilt_member(FRONT, number, lambda _: None)(folder)
-    with pytest.raises(AvomniError, match="every one of the 10 clips is damaged") as caught:
-        build.build(p)
-    assert "01_audit" in caught.value.fix and "no member" in caught.value.what
-    with pytest.raises(AvomniError, match="the cache is not finished"):
-        memmap.Cache.open(p.cache_dir)
-
-
-def test_all_clips_lost_is_an_error_that_asks_for_another_try(published, tmp_path):
-    folder = tmp_path / "set"
-    shutil.copytree(published, folder)
-    p = chosen(tmp_path, folder)
-    for path in folder.rglob(f"{FRONT}.chunk_*.zip"):
+    for path in folder.rglob(f"{FRONT}.chunk_*.zip") if state == "lost" else ():
         path.unlink()
-    with pytest.raises(AvomniError, match="none of the 10 clips could be read: 10 are") as caught:
+    with pytest.raises(AvomniError, match=f"none of the 10 clips could be read: {counts}") as e:
         build.build(p)
-    assert "02_download" in caught.value.fix and "not on the disk" in caught.value.what
+    assert way in e.value.fix and reason in e.value.what
     with pytest.raises(AvomniError, match="the cache is not finished"):
         memmap.Cache.open(p.cache_dir)
 
@@ -317,36 +237,16 @@ def test_other_parameters_make_the_cache_anew_and_leave_nothing_behind(
     assert content(p.cache_dir) == content(fresh.cache_dir)
 
 
-def test_another_length_or_stride_needs_no_new_etl(published, undisturbed, tmp_path):
+def test_what_is_whole_is_kept_and_a_cut_shard_is_made_anew(published, undisturbed, tmp_path):
     p = chosen(tmp_path, published, sequence_length=6, stride=1)
     shutil.copytree(undisturbed[0].cache.folder, p.cache_dir)
     built = build.build(p)
-    assert built.figures["num_clips_read"] == 0
+    assert built.figures["num_clips_read"] == 0, "another length or stride needs no new ETL"
     assert built.figures["num_windows"] == len(Windows(built.cache, 6, 1)) > 0
-
-
-def test_a_cut_shard_is_made_anew(published, undisturbed, tmp_path):
-    p = chosen(tmp_path, published)
-    shutil.copytree(undisturbed[0].cache.folder, p.cache_dir)
     path = p.cache_dir / "shard_0001" / "frames.npy"
     path.write_bytes(path.read_bytes()[:-10])
     assert build.build(p).figures["num_clips_read"] == CLIPS_PER_CHUNK
     assert content(p.cache_dir) == undisturbed[1]
-
-
-def test_a_full_disk_is_one_message_and_no_fault_of_the_clip(published, tmp_path):
-    """/dev/full answers every write as a full disk does."""
-    p = chosen(tmp_path, published)
-    path = tmp_path / "parts" / f"{clip_id_of(0)}.npz"
-    path.parent.mkdir()
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.symlink_to("/dev/full")
-    job = parts.ClipJob(clip_id_of(0), 0, published, build.recipe_of(p), path)
-    with pytest.raises(AvomniError, match="no room left on the disk") as caught:
-        parts.make_part(job)
-    assert "run the same command again" in caught.value.fix
-    assert list(path.parent.iterdir()) == []
-    assert parts.make_part(job).reason is None, "and the next run goes on"
 
 
 def test_what_cannot_fit_is_not_begun(published, tmp_path):
@@ -354,15 +254,6 @@ def test_what_cannot_fit_is_not_begun(published, tmp_path):
     with pytest.raises(AvomniError, match="no room on the disk for the cache"):
         build.build(p)
     assert any("the cache needs" in warning for warning in build.plan(p).warnings)
-
-
-def test_two_builds_of_one_cache_do_not_meet(published, tmp_path):
-    p = chosen(tmp_path, published)
-    p.cache_dir.mkdir()
-    with open(p.cache_dir / ".lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(AvomniError, match="another process is building this cache"):
-            build.build(p)
 
 
 def test_before_the_download_there_is_a_plan_but_no_build(published, tmp_path):

@@ -35,7 +35,7 @@ from tests.published_set import write_published_set
 NUM_CHUNKS, CLIPS_PER_CHUNK = 3, 5
 NUM_CLIPS = NUM_CHUNKS * CLIPS_PER_CHUNK
 # From when a kill's moment is drawn: a run's first words, its first part or shard, a shard's start.
-SINCE = ("it began",) * 4 + ("workers work",) * 10 + ("a shard is begun",) * 6
+SINCE = ("it began",) * 2 + ("workers work",) * 5 + ("a shard is begun",) * 3
 VICTIMS = ("driver", "driver", "driver", "worker", "worker", "interrupt")
 SHARD_S = 0.05
 CODE = """
@@ -136,16 +136,6 @@ def undisturbed(published, tmp_path_factory) -> tuple[dict[str, bytes], dict[str
     return content(p.cache_dir), spans | {"a shard is begun": SHARD_S}
 
 
-def phase(cache_dir: Path) -> str:
-    """How far a run had come, for the eye."""
-    if (cache_dir / memmap.CLIPS_FILE).exists():
-        return "after the table was written"
-    num_parts = len(list(cache_dir.glob(f"{parts.PARTS_FOLDER}/*/*.npz")))
-    num_shards = len(list(cache_dir.glob("shard_*")))
-    words = f"with {num_parts} parts and {num_shards} shards"
-    return words + (", one being written" if any(cache_dir.glob(".shard_*")) else "")
-
-
 def assert_what_has_its_name_is_whole(cache_dir: Path, expected: dict[str, bytes]) -> None:
     for path in cache_dir.glob(f"{parts.PARTS_FOLDER}/*/*.npz"):
         with zipfile.ZipFile(path) as archive:
@@ -158,7 +148,7 @@ def assert_what_has_its_name_is_whole(cache_dir: Path, expected: dict[str, bytes
         memmap.Cache.open(cache_dir)
 
 
-def test_killed_at_twenty_moments_it_goes_on_to_the_same_bytes(published, undisturbed, tmp_path):
+def test_killed_at_ten_moments_it_goes_on_to_the_same_bytes(published, undisturbed, tmp_path):
     expected, spans = undisturbed
     seed = int(os.environ.get("KILL_SEED") or random.SystemRandom().randrange(10**6))
     print(f"KILL_SEED={seed}; seconds: {spans}")
@@ -177,7 +167,7 @@ def test_killed_at_twenty_moments_it_goes_on_to_the_same_bytes(published, undist
             run.process.wait(delay_s)
         if run.is_running():
             victim = kill(run, victim, draw)
-            print(f"{victim} {delay_s:.3f} s after {since}, {phase(p.cache_dir)}")
+            print(f"{victim} {delay_s:.3f} s after {since}")
             to_come.pop()
             kills[victim] += 1
         codes = {"driver": -signal.SIGKILL, "interrupt": 130}
@@ -198,7 +188,7 @@ def test_killed_at_twenty_moments_it_goes_on_to_the_same_bytes(published, undist
             shutil.rmtree(p.cache_dir)
     assert Run(p).end(0) == ""
     assert content(p.cache_dir) == expected
-    assert sum(kills.values()) == len(SINCE) == 20
+    assert sum(kills.values()) == len(SINCE)
 
 
 def kill(run: Run, victim: str, draw: random.Random) -> str:
@@ -244,8 +234,7 @@ def test_a_disk_that_fills_in_the_middle_is_one_message(published, undisturbed, 
     p = chosen(tmp_path, published)
     with small_disk(p.cache_dir) as disk:
         if disk is None:
-            fill_by_device(p, undisturbed[0])
-            return
+            pytest.skip("the kernel lets nobody but root mount a disk")
         enter, seen = disk
         run = Run(p, *enter, cache_dir=seen)
         run.wait_until(getattr(run, moment))
@@ -267,28 +256,24 @@ def fill(path: Path) -> None:
                     os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, size)
 
 
-def fill_by_device(p: Params, expected: dict[str, bytes]) -> None:
-    """/dev/full answers every write as a full disk does: the last chunk's parts go there."""
-    run = Run(p)
-    run.wait_until(run.works)
-    chosen = read_chosen(p)
-    work = build.works(p, chosen, build.common_header(p, chosen))[-1]
-    work.parts_folder.mkdir(exist_ok=True)
-    for clip in work.clips:
-        for worker in run.workers():
-            partial = work.parts_folder / f".{clip['clip_id']}.npz.{worker.pid}.partial"
-            partial.symlink_to("/dev/full")
-    assert_no_room(run)
-    assert_what_has_its_name_is_whole(p.cache_dir, expected)
-    assert Run(p).end(0) == ""
-    assert content(p.cache_dir) == expected
-
-
 def assert_no_room(run: Run) -> None:
     said = run.end(1)
     assert said.startswith("error: no room left on the disk"), said
     assert "run the same command again" in said and "Traceback" not in said
 
 
-def test_without_a_mount_a_full_disk_is_the_same(published, undisturbed, tmp_path):
-    fill_by_device(chosen(tmp_path, published), undisturbed[0])
+def test_a_disk_that_answers_as_a_full_one_is_the_same(published, undisturbed, tmp_path):
+    """/dev/full answers every write so: the last chunk's parts go there."""
+    p = chosen(tmp_path, published)
+    run = Run(p)
+    run.wait_until(run.works)
+    work = build.works(p, read_chosen(p), build.common_header(p, read_chosen(p)))[-1]
+    work.parts_folder.mkdir(exist_ok=True)
+    for clip in work.clips:
+        for worker in run.workers():
+            partial = work.parts_folder / f".{clip['clip_id']}.npz.{worker.pid}.partial"
+            partial.symlink_to("/dev/full")
+    assert_no_room(run)
+    assert_what_has_its_name_is_whole(p.cache_dir, undisturbed[0])
+    assert Run(p).end(0) == ""
+    assert content(p.cache_dir) == undisturbed[0]

@@ -9,7 +9,7 @@ import pytest
 
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.video import decord_reader, reader, stream
-from tests.streams import OPEN, SPECS, numbers, places, stream_bytes
+from tests.streams import numbers, places, stream_bytes
 
 
 class OffByOne:
@@ -42,13 +42,6 @@ def test_decords_pictures_are_pyavs(name):
     assert numbers(found.images, name) == [80, 3, 3, 31]
     apart = found.images.astype(int) - reader.read_frames(content, wanted).images
     assert np.abs(apart).mean() < 2
-
-
-@pytest.mark.parametrize("name", sorted(OPEN & set(SPECS)))
-def test_decord_is_refused_in_open_gops(name):
-    with pytest.raises(AvomniError, match="open GOPs") as caught:
-        reader.read_frames(stream_bytes(name), np.array([0]), decoder="decord")
-    assert caught.value.fix == "set processing.decoder to auto or pyav"
 
 
 @pytest.mark.parametrize("decoder", ["pyav", "decord"])

@@ -9,13 +9,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from avomni_lib.etl.run import disk_budget
-from avomni_lib.etl.run.disk_budget import DiskBudget, Load, Moment
+from avomni_lib.etl.run.disk_budget import DiskBudget, Load
 
 SIZES = st.integers(0, 60)
 
 
 @st.composite
-def runs(draw) -> tuple[list[Load], list[list[int]], list[int], Moment]:
+def runs(draw) -> tuple[list[Load], list[list[int]], list[int], int]:
     """Chunks, the bytes that their clips take, the most that one may take, and what is there."""
     loads, clips, most = [], [], []
     for chunk in range(draw(st.integers(1, 4))):
@@ -27,55 +27,46 @@ def runs(draw) -> tuple[list[Load], list[list[int]], list[int], Moment]:
         cache = max(2 * stays, stays + most[-1])
         loads.append(Load(chunk, raw, draw(st.integers(0, raw)), cache, stays))
         clips.append(sizes)
-    return loads, clips, most, Moment(draw(SIZES), draw(SIZES))
+    return loads, clips, most, draw(SIZES)
 
 
 class World:
     """What really lies there, while the budget is asked before every step as `Prefetch` asks it."""
 
-    def __init__(self, run, limit: int, num_workers: int, rng: random.Random):
-        self.loads, self.clips, self.most, self.start = run
-        self.limit, self.num_workers, self.rng = limit, num_workers, rng
-        self.budget = DiskBudget(limit, self.start, self.loads, {})
+    def __init__(self, run, limit: float, num_workers: int, rng: random.Random):
+        self.loads, self.clips, self.most, self.standing = run
+        self.num_workers, self.rng = num_workers, rng
         self.raw = {load.chunk: load.here for load in self.loads}
         self.parts = {load.chunk: 0 for load in self.loads}
-        self.shards = 0
-        self.waiting, self.whole = deque(self.loads), deque()
+        self.budget = DiskBudget(limit, self.standing, 0, {**self.raw}, {**self.parts})
+        self.shards, self.waiting, self.whole = 0, deque(self.loads), deque()
         self.coming: Load | None = None
         self.todo: dict[int, list[int]] = {}
-        self.left: dict[int, int] = {}
-        self.running: list[tuple[str, int, int, int]] = []
-        self.most_raw = 0
+        self.running: list[tuple[int, int, bool]] = []  # (chunk, bytes, whether it is a clip)
 
-    @property
-    def total(self) -> int:
-        return (
-            sum(self.start.__dict__.values())
-            + sum(self.raw.values())
-            + self.shards
-            + sum(self.parts.values())
-        )
+    def check(self) -> None:
+        total = self.standing + sum(self.raw.values()) + self.shards + sum(self.parts.values())
+        assert total <= sum(self.budget.now) <= self.budget.limit
 
     def steps(self) -> list:
         """What can be done now."""
-        while self.whole and self.budget.may_work(self.whole[0]):
+        budget = self.budget
+        while self.whole and budget.may_work(self.whole[0]):
             load = self.whole.popleft()
-            self.budget.work(load)
+            budget.reserved[load.chunk] = load.cache
             self.todo[load.chunk] = list(self.clips[load.chunk])
-            self.left[load.chunk] = len(self.clips[load.chunk])
         may_come = self.waiting and not self.whole and not self.coming
-        if may_come and self.budget.may_fetch(self.waiting[0]):
+        if may_come and budget.may_fetch(self.waiting[0]):
             self.coming = self.waiting.popleft()
-            self.budget.fetch(self.coming)
+            budget.raw[self.coming.chunk] = self.coming.raw
         steps = [self.arrive] if self.coming else []
         steps += [lambda job=job: self.finish(job) for job in self.running]
         if len(self.running) < self.num_workers:
-            for chunk in self.left:
-                busy = any(job[1] == chunk for job in self.running)
-                if self.todo[chunk] and self.budget.may_write(self.most[chunk]):
+            for chunk, todo in self.todo.items():
+                if todo and budget.may_write(self.most[chunk]):
                     steps.append(lambda chunk=chunk: self.read(chunk))
-                is_read = not self.left[chunk] and not busy
-                if is_read and self.budget.may_write(self.budget.parts_of(chunk)):
+                is_read = not todo and not any(job[0] == chunk for job in self.running)
+                if is_read and budget.may_write(budget.parts[chunk]):
                     steps.append(lambda chunk=chunk: self.assemble(chunk))
         return steps
 
@@ -88,81 +79,73 @@ class World:
 
     def read(self, chunk: int) -> None:
         size = self.todo[chunk].pop()
-        job = ("clip", chunk, size, len(self.todo[chunk]))
-        self.budget.begin(job, self.most[chunk])
-        self.running.append(job)
+        self.running.append((chunk, size, True))
+        self.budget.writing[chunk, len(self.todo[chunk])] = self.most[chunk]
         self.parts[chunk] += size  # it is being written
 
     def assemble(self, chunk: int) -> None:
-        job = ("shard", chunk, self.parts[chunk], 0)
-        self.budget.begin(job, self.parts[chunk])
-        self.running.append(job)
+        self.running.append((chunk, self.parts[chunk], False))
+        self.budget.writing[chunk, -1] = self.parts[chunk]
         self.shards += self.parts[chunk]
 
-    def finish(self, job: tuple) -> None:
-        kind, chunk, size, _ = job
+    def finish(self, job: tuple[int, int, bool]) -> None:
+        chunk, size, is_clip = job
         self.running.remove(job)
-        self.budget.end(job, chunk, size if kind == "clip" else 0)
-        if kind == "clip":
-            self.left[chunk] -= 1
+        key = next(key for key in self.budget.writing if key[0] == chunk)
+        del self.budget.writing[key]
+        if is_clip:
+            self.budget.parts[chunk] += size
             return
+        del self.todo[chunk], self.budget.reserved[chunk]
+        self.budget.shards += size
         self.parts[chunk] = self.raw[chunk] = 0
-        del self.left[chunk]
-        self.budget.release(chunk, size, 0)
+        self.budget.parts[chunk] = self.budget.raw[chunk] = 0
 
     def run(self) -> None:
         while steps := self.steps():
-            assert self.total <= self.budget.now.total <= self.limit
-            self.most_raw = max(self.most_raw, sum(self.raw.values()))
+            self.check()
             self.rng.choice(steps)()
-        assert self.total <= self.budget.now.total <= self.limit
+        self.check()
 
 
 @settings(max_examples=60)
 @given(runs(), st.integers(0, 200), st.integers(1, 4), st.randoms(use_true_random=False))
 def test_what_goes_through_one_by_one_never_sticks_and_never_exceeds(run, more, workers, rng):
-    loads, clips, _, start = run
-    world = World(run, disk_budget.peak(loads, start) + more, workers, rng)
+    loads, clips, _, standing = run
+    world = World(run, disk_budget.peak(loads, standing) + more, workers, rng)
     world.run()
-    assert world.shards == sum(map(sum, clips))
-    assert not sum(world.raw.values()) and world.budget.peak <= world.limit
+    assert world.shards == sum(map(sum, clips)) and not sum(world.raw.values())
 
 
 @settings(max_examples=40)
 @given(runs(), st.integers(0, 400), st.randoms(use_true_random=False))
 def test_too_small_a_budget_stops_and_does_not_exceed(run, limit, rng):
-    loads, _, _, start = run
-    assume(start.total + sum(load.here for load in loads) <= limit)
+    loads, _, _, standing = run
+    assume(standing + sum(load.here for load in loads) <= limit)
     World(run, limit, 2, rng).run()
 
 
 @given(runs(), st.integers(0, 500))
 def test_as_many_chunks_fit_as_it_says(run, limit):
-    loads, _, _, start = run
-    num = disk_budget.num_fitting(loads, start, limit)
-    assert num == 0 or disk_budget.peak(loads[:num], start) <= limit
+    loads, _, _, standing = run
+    num = disk_budget.num_fitting(loads, standing, limit)
+    assert num == 0 or disk_budget.peak(loads[:num], standing) <= limit
     if num < len(loads):
-        assert disk_budget.peak(loads[: num + 1], start) > limit
+        assert disk_budget.peak(loads[: num + 1], standing) > limit
 
 
 @given(runs())
 def test_the_fullest_moment_is_that_of_a_chunk_with_its_parts_and_shard(run):
-    loads, _, _, start = run
-    for n, moment in enumerate(disk_budget.fullest(loads, start)):
-        shards = sum(load.stays for load in loads[:n])
+    loads, _, _, standing = run
+    for n, (raw, cache) in enumerate(disk_budget.fullest(loads, standing)):
         here = sum(load.here for load in loads[n + 1 :])
-        assert moment == Moment(
-            start.raw + here + loads[n].raw, start.cache + shards + loads[n].cache
-        )
-    assert disk_budget.peak(loads, start) >= start.total
+        assert raw == standing + here + loads[n].raw
+        assert cache == sum(load.stays for load in loads[:n]) + loads[n].cache
 
 
-def test_the_next_chunk_is_fetched_early_where_there_is_room():
-    loads = [Load(chunk, 50, 0, 20, 10) for chunk in range(4)]
-    run = (loads, [[5, 5]] * 4, [5] * 4, Moment(0, 0))
-    one_by_one = World(run, disk_budget.peak(loads, Moment(0, 0)), 2, random.Random(0))
-    one_by_one.run()
-    assert one_by_one.most_raw == 50
-    ahead = World(run, disk_budget.peak(loads, Moment(0, 0)) + 50, 2, random.Random(0))
-    ahead.run()
-    assert ahead.most_raw == 100, "one chunk ahead and no more"
+def test_the_next_chunk_is_fetched_ahead_only_where_its_raw_files_fit():
+    loads = [Load(0, 100, 100, 40, 20), Load(1, 100, 0, 40, 20)]
+    for limit, ahead in ((239, False), (240, True)):
+        budget = DiskBudget(limit, 0, 0, {0: 100, 1: 0}, {0: 0, 1: 0})
+        budget.reserved[0] = loads[0].cache
+        assert budget.may_fetch(loads[1]) == ahead

@@ -72,17 +72,6 @@ def whole(name: str) -> tuple[bytes, np.ndarray, np.ndarray]:
     return content, times, reader.read_frames(content, times).images
 
 
-def read_all(content: bytes, name: str) -> None:
-    """All frames of a spoilt copy of `whole(name)`: they are the right ones, or it is refused."""
-    _, times, images = whole(name)
-    try:
-        frames = reader.read_frames(content, times, timestamps_us=times)
-    except AvomniError as error:
-        assert error.what and error.fix
-    else:
-        assert np.array_equal(frames.images, images)
-
-
 @pytest.mark.parametrize("name", ["h264 gop 15", "h264 gop 15 b", "hevc closed", "av1"])
 def test_only_key_frames_are_decoded_where_they_fall_on_the_grid(name):
     gop = 15 if "15" in name else 30
@@ -130,30 +119,12 @@ def refused(content: bytes, name: str) -> str:
     return caught.value.what
 
 
-@pytest.mark.parametrize("name", ["h264 gop 30", "h264 gop 30 b", "hevc open", "mpeg4 b", "av1"])
-@pytest.mark.parametrize("share", [0.95, 0.6, 0.2, 0.0])
-def test_a_file_cut_short_is_refused(name, share):
-    content = whole(name)[0]
-    first = places(content)[0][0]
-    end = first + round((len(content) - first) * share) + 9
-    assert "the mp4 lists 90 frames and holds" in refused(content[:end], name)
-
-
 @pytest.mark.parametrize("name", [*CLOSED, "hevc open", "av1", "mpeg4 b"])
 def test_a_frame_of_zeros_is_refused(name):
     content = bytearray(whole(name)[0])
     place, size = places(whole(name)[0])[37]
     content[place : place + size] = bytes(size)
     assert "frame 37 is damaged" in refused(bytes(content), name)
-
-
-@pytest.mark.parametrize("name", CLOSED)
-def test_a_corrupt_nal_unit_is_refused(name):
-    content = bytearray(whole(name)[0])
-    place, _ = places(bytes(content))[65]
-    content[place : place + 4] = b"\x7f\xff\xff\xff"
-    told = refused(bytes(content), name)
-    assert "frame 65 is damaged: a NAL unit of 2,147,483,647 bytes" in told
 
 
 def test_noise_in_a_frame_is_found_by_the_decoder():
@@ -209,21 +180,19 @@ def test_pictures_that_code_to_few_or_many_bytes_are_no_holes(codec, scene):
     assert len(reader.read_frames(content, times_of(content)).images) == 20
 
 
-@settings(max_examples=60)
-@given(name=FUZZED, end=st.floats(0, 1))
-def test_cut_anywhere_a_file_gives_right_frames_or_an_error(name, end):
-    content = whole(name)[0]
-    read_all(content[: round(len(content) * end)], name)
-
-
-@settings(max_examples=80)
-@given(name=FUZZED, start=st.floats(0, 1), size=st.integers(8, 5000))
-def test_zeroed_anywhere_a_file_gives_right_frames_or_an_error(name, start, size):
-    content = whole(name)[0]
-    media = content.index(b"mdat") + 4
+@settings(max_examples=100)
+@given(name=FUZZED, start=st.floats(0, 1), size=st.integers(8, 5000), is_cut=st.booleans())
+def test_cut_or_zeroed_anywhere_a_file_gives_right_frames_or_an_error(name, start, size, is_cut):
+    content, times, images = whole(name)
+    media = 0 if is_cut else content.index(b"mdat") + 4
     start = media + round((len(content) - media) * start)
-    broken = content[:start] + bytes(len(content[start : start + size])) + content[start + size :]
-    read_all(broken, name)
+    rest = b"" if is_cut else bytes(len(content[start : start + size])) + content[start + size :]
+    try:
+        frames = reader.read_frames(content[:start] + rest, times, timestamps_us=times)
+    except AvomniError as error:
+        assert error.what and error.fix
+    else:
+        assert np.array_equal(frames.images, images)
 
 
 @settings(max_examples=80)

@@ -15,7 +15,6 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.run import build, parts, slurm
 from avomni_lib.files import PROJECT_ROOT
 from avomni_lib.params import Params
-from tests import folder_run
 from tests.folder_run import chosen, content
 from tests.published_set import clip_id_of, write_published_set
 
@@ -48,14 +47,15 @@ def started(p: Params, text: str) -> subprocess.Popen:
 
 
 @pytest.fixture(scope="module")
-def whole(published, tmp_path_factory) -> dict[str, dict[str, bytes]]:
-    """Storage -> the cache that one build makes."""
-    return folder_run.whole_caches(tmp_path_factory, published)
+def whole(published, tmp_path_factory) -> dict[str, bytes]:
+    """The cache that one build makes."""
+    p = chosen(tmp_path_factory.mktemp("whole"), published)
+    build.build(p)
+    return content(p.cache_dir)
 
 
-@pytest.mark.parametrize("storage", ["raw", "jpeg"])
-def test_shares_at_one_time_then_a_build_make_the_same_bytes(published, whole, tmp_path, storage):
-    p = chosen(tmp_path, published, storage=storage)
+def test_shares_at_one_time_then_a_build_make_the_same_bytes(published, whole, tmp_path):
+    p = chosen(tmp_path, published)
     shares = [started(p, f"{index}/3") for index in (1, 2, 3)]
     figures = [json.loads(process.communicate(timeout=120)[0]) for process in shares]
     assert [process.returncode for process in shares] == [0, 0, 0]
@@ -63,7 +63,7 @@ def test_shares_at_one_time_then_a_build_make_the_same_bytes(published, whole, t
     assert part_ids(p) == {clip_id_of(n) for n in range(NUM_CLIPS)}
     assert not list(p.cache_dir.glob("shard_*")), "a share assembles nothing"
     assert build.build(p).figures["num_clips_read"] == 0
-    assert content(p.cache_dir) == whole[storage]
+    assert content(p.cache_dir) == whole
 
 
 def test_a_share_takes_every_nth_clip_once_and_leaves_alone_what_is_there(published, tmp_path):
@@ -92,7 +92,7 @@ def test_a_killed_share_loses_nothing_of_another_or_its_own(published, whole, tm
     assert before >= {clip_id_of(n) for n in range(1, NUM_CLIPS, 2)}
     built = build.build(p)
     assert built.figures["num_clips_read"] == NUM_CLIPS - len(before)
-    assert content(p.cache_dir) == whole["raw"]
+    assert content(p.cache_dir) == whole
 
 
 def test_a_build_and_a_share_do_not_meet(published, tmp_path):
@@ -117,9 +117,12 @@ def test_a_build_and_a_share_do_not_meet(published, tmp_path):
         assert slurm.build_share(p, 1, 8)["num_made"] == 1, "shares let each other in"
         with pytest.raises(AvomniError, match="another process is building this cache"):
             build.build(p)
-    with held_by("build"), pytest.raises(AvomniError, match="a build of the whole") as caught:
-        slurm.build_share(p, 1, 8)
-    assert "run the same command again" in caught.value.fix
+    with held_by("build"):
+        with pytest.raises(AvomniError, match="a build of the whole") as caught:
+            slurm.build_share(p, 1, 8)
+        assert "run the same command again" in caught.value.fix
+        with pytest.raises(AvomniError, match="another process is building this cache"):
+            build.build(p)
 
 
 def test_a_clip_without_its_raw_files_is_counted_as_lost_and_left_to_the_build(published, tmp_path):

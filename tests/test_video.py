@@ -47,8 +47,9 @@ def test_any_frames_in_any_order_are_the_right_ones(name, decoder):
         wanted = stamps[rows] + late.astype(np.int64)
         if decoder == "decord" and (name in OPEN or name == "av1"):
             reason = "decord cannot decode" if name == "av1" else "open GOPs.*neighbour"
-            with pytest.raises(AvomniError, match=reason):
+            with pytest.raises(AvomniError, match=reason) as caught:
                 reader.read_frames(content, wanted, timestamps_us=stamps, decoder=decoder)
+            assert name == "av1" or caught.value.fix == "set processing.decoder to auto or pyav"
             continue
         frames = reader.read_frames(content, wanted, timestamps_us=stamps, decoder=decoder)
         assert frames.decoder == decoder
@@ -190,8 +191,7 @@ def media_of(content: bytes) -> tuple[int, int]:
 
 
 DAMAGE = {
-    "cut at 95 %": lambda c: cut(c, 0.95),
-    "cut at half": lambda c: cut(c, 0.5),
+    "cut": lambda c: cut(c, 0.6),
     "index cut away": lambda c: c[: len(c) // 2],
     "zeroed middle": zeroed,
     "broken NAL unit": broken_nal,
@@ -216,7 +216,12 @@ def test_a_damaged_file_is_an_error_and_never_a_picture(name, damage, decoder, t
     assert "02_download" in caught.value.fix
 
 
-def test_damage_is_told_with_the_frame():
+def test_damage_is_told_with_the_frame_though_no_wanted_frame_needs_it():
+    """As the full audit has it, which does not know what frames are wanted."""
+    content = zeroed(stream_bytes("h264 gop 30"), 0.8, 0.9)
+    for wanted in ([100_000, 0], [2_900_000]):
+        with pytest.raises(AvomniError, match=r"frame \d\d is damaged"):
+            reader.read_frames(content, np.array(wanted))
     with pytest.raises(AvomniError, match="frame 40 is damaged"):
         reader.read_frames(broken_nal(stream_bytes("h264 gop 30")), np.arange(80) * 33_334)
     whole = stream_bytes("h264 gop 30", index_first=True)
@@ -224,28 +229,20 @@ def test_damage_is_told_with_the_frame():
         reader.read_frames(cut(whole, 0.6), np.array([0, 2_900_000]))
 
 
-def test_damage_that_no_wanted_frame_needs_is_the_files_all_the_same():
-    """As the full audit has it, which does not know what frames are wanted."""
-    content = zeroed(stream_bytes("h264 gop 30"), 0.8, 0.9)
-    for wanted in ([100_000, 0], [2_900_000]):
-        with pytest.raises(AvomniError, match=r"frame \d\d is damaged"):
-            reader.read_frames(content, np.array(wanted))
-
-
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(AvomniError, match="not found"):
         reader.read_frames(tmp_path / "none.mp4", np.array([0]))
 
 
-def test_frames_and_timestamps_must_be_as_many():
-    stamps = np.arange(NUM_FRAMES + 1) * 33_333
-    with pytest.raises(AvomniError, match="90 frames in the mp4, 91 timestamps"):
-        reader.read_frames(stream_bytes("h264 gop 30"), np.array([0]), timestamps_us=stamps)
-
-
-def test_timestamps_of_another_rate_are_refused():
-    stamps = np.arange(NUM_FRAMES) * 40_000
-    with pytest.raises(AvomniError, match=r"33.0 ms apart, those of its timestamps 40.0 ms"):
+@pytest.mark.parametrize(
+    ("stamps", "told"),
+    [
+        (np.arange(NUM_FRAMES + 1) * 33_333, "90 frames in the mp4, 91 timestamps"),
+        (np.arange(NUM_FRAMES) * 40_000, r"33.0 ms apart, those of its timestamps 40.0 ms"),
+    ],
+)
+def test_timestamps_of_another_count_or_rate_are_refused(stamps, told):
+    with pytest.raises(AvomniError, match=told):
         reader.read_frames(stream_bytes("h264 gop 30"), np.array([0]), timestamps_us=stamps)
 
 
@@ -288,9 +285,6 @@ def test_frames_outside_of_the_edit_list_are_no_rows():
 def test_a_time_outside_of_the_video_is_refused(wanted):
     with pytest.raises(AvomniError, match=f"no frame at {wanted} µs: the video lasts from 0 µs"):
         reader.read_frames(stream_bytes("h264 gop 30"), np.array([0, wanted]))
-
-
-def test_no_time_is_refused():
     with pytest.raises(AvomniError, match="no time"):
         reader.read_frames(stream_bytes("h264 gop 30"), np.array([], np.int64))
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,26 +17,6 @@ STATES = ("ok", "damaged", "lost")
 MAX_FRAMES_NAMED = 5
 
 
-@dataclass
-class CacheFaults:
-    """What is wrong with a cache, each with the file concerned.
-
-    Attributes:
-        folder: The cache.
-        lines: For people.
-        shards: The folders that are to be made again.
-    """
-
-    folder: Path
-    lines: list[str] = field(default_factory=list)
-    shards: set[Path] = field(default_factory=set)
-
-    def add(self, path: Path, what: str) -> None:
-        self.lines.append(f"{path.relative_to(self.folder)}: {what}")
-        if path.parent != self.folder:
-            self.shards.add(path.parent)
-
-
 def leaks(clips: Sequence[shard.CachedClip], num_frames: Sequence[int]) -> Iterator[str]:
     """What splits share: a clip that lies in the cache twice, and clips that share frames.
 
@@ -46,34 +24,35 @@ def leaks(clips: Sequence[shard.CachedClip], num_frames: Sequence[int]) -> Itera
         clips: All of a cache.
         num_frames: Of each shard.
     """
-    splits, by_shard = defaultdict(list), defaultdict(list)
+    splits, stops = defaultdict(list), defaultdict(int)
     for clip in clips:
         splits[clip.clip_id].append(clip.split)
-        by_shard[clip.shard].append(clip)
     for clip_id, own in splits.items():
         if len(own) > 1:
             names = " and ".join(sorted(set(own)))
             yield f"clip {clip_id} lies in the cache {len(own)} times, in {names}"
-    for number, shard_clips in by_shard.items():
-        stop = 0
-        for clip in sorted(shard_clips, key=lambda clip: clip.start):
-            if clip.start < stop or clip.stop > num_frames[number]:
-                yield (
-                    f"clip {clip.clip_id} has rows {clip.start} to {clip.stop} of "
-                    f"{shard.shard_name(clip.chunk)}, which are not its alone"
-                )
-            stop = clip.stop
+    for clip in sorted(clips, key=lambda clip: (clip.shard, clip.start)):
+        if clip.start < stops[clip.shard] or clip.stop > num_frames[clip.shard]:
+            yield (
+                f"clip {clip.clip_id} has rows {clip.start} to {clip.stop} of "
+                f"{shard.shard_name(clip.chunk)}, which are not its alone"
+            )
+        stops[clip.shard] = clip.stop
 
 
-def check_shard(each: shard.Shard, found: CacheFaults) -> None:
-    """Ranges, shapes, clocks and offsets of a shard whose arrays are as its header says."""
-    if _check_ranges(each, found) and _check_shapes(each, found):
-        _check_clocks(each, found)
-        if each.storage == "jpeg":
-            _check_offsets(each, found)
+def of_shard(each: shard.Shard) -> Iterator[tuple[str, str]]:
+    """(file, what is wrong with it) of a shard whose arrays are as its header says."""
+    found = [*_ranges(each)] or [*_shapes(each)]
+    yield from found or _clocks(each)
+    if not found and each.storage == "jpeg":
+        offsets = np.load(each.folder / "offsets.npy", allow_pickle=False)
+        size = each.header["arrays"]["jpeg"]["shape"][0]
+        if [offsets[0], offsets[-1]] != [0, size] or not (np.diff(offsets) > 0).all():
+            what = f"the offsets do not rise from 0 to the {size:,} bytes of jpeg.npy"
+            yield "offsets.npy", what
 
 
-def _check_ranges(each: shard.Shard, found: CacheFaults) -> bool:
+def _ranges(each: shard.Shard) -> Iterator[tuple[str, str]]:
     clips = shard.clips_of(each)
     rows_of = {name: said["shape"][0] for name, said in each.header["arrays"].items()}
     for what, ranges, rows in (
@@ -81,17 +60,14 @@ def _check_ranges(each: shard.Shard, found: CacheFaults) -> bool:
         ("track", [(clip.track_start, clip.track_stop) for clip in clips], rows_of["track"]),
         ("obstacles", [clip.obstacles for clip in clips], rows_of.get("obstacles", 0)),
     ):
-        starts, stops = [start for start, _ in ranges], [stop for _, stop in ranges]
         least = 0 if what == "obstacles" else 1  # nobody may be there
         are_whole = all(start + least <= stop for start, stop in ranges)
-        if not are_whole or [*starts, rows] != [0, *stops]:
-            path = each.folder / shard.HEADER_FILE
-            found.add(path, f"the clips' ranges of {what} do not share out its {rows:,} rows")
-            return False
-    return True
+        if not are_whole or [*(s for s, _ in ranges), rows] != [0, *(s for _, s in ranges)]:
+            told = f"the clips' ranges of {what} do not share out its {rows:,} rows"
+            yield shard.HEADER_FILE, told
 
 
-def _check_shapes(each: shard.Shard, found: CacheFaults) -> bool:
+def _shapes(each: shard.Shard) -> Iterator[tuple[str, str]]:
     grid, (width, height) = each.header["grid"], each.header["tile"]
     num_cameras = len(set(grid["cells"]) - {None})
     frames = [each.num_frames, grid["rows"] * height, grid["cols"] * width, 3]
@@ -103,26 +79,23 @@ def _check_shapes(each: shard.Shard, found: CacheFaults) -> bool:
         "timestamps": [each.num_frames, num_cameras],
         "egomotion": [each.num_frames, len(shard.EGOMOTION_COLUMNS)],
     }
-    before = len(found.lines)
+    columns = {"track": shard.TRACK_COLUMNS, "obstacles": each.header.get("obstacle_columns", ())}
     for name, said in each.header["arrays"].items():
         shape = expected.get(name, said["shape"])
-        if name in ("track", "obstacles"):
-            columns = shard.TRACK_COLUMNS if name == "track" else each.header["obstacle_columns"]
-            shape = [said["shape"][0], len(columns)]
+        if name in columns:
+            shape = [said["shape"][0], len(columns[name])]
         if said["shape"] != shape:
-            found.add(each.folder / f"{name}.npy", f"is {said['shape']}, it should be {shape}")
-    if each.header.get("frames_shape", frames) != frames:
-        said = each.header["frames_shape"]
-        found.add(each.folder / shard.HEADER_FILE, f"frames are {said}, by grid and tile {frames}")
-    return len(found.lines) == before
+            yield f"{name}.npy", f"is {said['shape']}, it should be {shape}"
+    if (said := each.header.get("frames_shape", frames)) != frames:
+        yield shard.HEADER_FILE, f"frames are {said}, by grid and tile {frames}"
 
 
-def _check_clocks(each: shard.Shard, found: CacheFaults) -> None:
+def _clocks(each: shard.Shard) -> Iterator[tuple[str, str]]:
     times, stamps, track = np.array(each.times), np.array(each.timestamps), np.array(each.track)
     others = np.array(each.obstacles) if "obstacles" in each.header["arrays"] else track[:0]
     for name, array in (("egomotion", each.egomotion), ("track", track), ("obstacles", others)):
         if not np.isfinite(array).all():
-            found.add(each.folder / f"{name}.npy", "holds numbers that are not finite")
+            yield f"{name}.npy", "holds numbers that are not finite"
     for clip in shard.clips_of(each):
         own, taken = times[clip.start : clip.stop], stamps[clip.start : clip.stop]
         poses = track[clip.track_start : clip.track_stop, 0]
@@ -136,64 +109,50 @@ def _check_clocks(each: shard.Shard, found: CacheFaults) -> None:
             ("obstacles", (seen <= own[-1]).all(), "a label is later than the last frame"),
         ):
             if not is_right:
-                found.add(each.folder / f"{name}.npy", f"clip {clip.clip_id}: {what}")
+                yield f"{name}.npy", f"clip {clip.clip_id}: {what}"
 
 
-def _check_offsets(each: shard.Shard, found: CacheFaults) -> None:
-    path = each.folder / "offsets.npy"
-    offsets, num_bytes = (
-        np.load(path, allow_pickle=False),
-        each.header["arrays"]["jpeg"]["shape"][0],
-    )
-    if [offsets[0], offsets[-1]] != [0, num_bytes] or not (np.diff(offsets) > 0).all():
-        found.add(path, f"the offsets do not rise from 0 to the {num_bytes:,} bytes of jpeg.npy")
-
-
-def name_frames(each: shard.Shard, found: CacheFaults) -> None:
-    """Name the frames of a shard of which jpeg.npy is damaged and all else is whole."""
-    path, said = each.folder / "jpeg.npy", each.header["arrays"]["jpeg"]
+def damaged_frames(each: shard.Shard) -> Iterator[str]:
+    """Names the frames of a shard of which jpeg.npy is damaged and all else is whole."""
+    said = each.header["arrays"]["jpeg"]
     try:  # the file may be gone, or cut
-        blob = np.memmap(path, np.uint8, "r", offset=said["bytes"] - said["shape"][0])
+        start = said["bytes"] - said["shape"][0]
+        blob = np.memmap(each.folder / "jpeg.npy", np.uint8, "r", offset=start)
     except (ValueError, OSError):
         return
     offsets, crc32 = (
-        np.load(each.folder / f"{name}.npy", allow_pickle=False) for name in ("offsets", "crc32")
+        np.load(each.folder / f"{n}.npy", allow_pickle=False).tolist() for n in ("offsets", "crc32")
     )
-    spans = zip(offsets[:-1].tolist(), offsets[1:].tolist(), crc32.tolist(), strict=True)
-    wrong = [n for n, (start, stop, crc) in enumerate(spans) if zlib.crc32(blob[start:stop]) != crc]
+    wrong = [
+        row
+        for row, crc in enumerate(crc32)
+        if zlib.crc32(blob[offsets[row] : offsets[row + 1]]) != crc
+    ]
     for row in wrong[:MAX_FRAMES_NAMED]:
-        found.add(path, f"{each.describe(row).partition(', ')[2]} is damaged")
+        yield f"{each.describe(row).partition(', ')[2]} is damaged"
     if len(wrong) > MAX_FRAMES_NAMED:
-        found.add(path, f"{len(wrong) - MAX_FRAMES_NAMED:,} more frames are damaged")
+        yield f"{len(wrong) - MAX_FRAMES_NAMED:,} more frames are damaged"
 
 
-def check_table(
-    path: Path,
-    rows: Sequence[Mapping[str, Any]],
-    clips: Sequence[shard.CachedClip],
-    found: CacheFaults,
-) -> None:
-    """The rows of clips.json, which is `path`, against the clips of the shards."""
+def of_table(rows: Sequence[Mapping[str, Any]], clips: Sequence[shard.CachedClip]) -> Iterator[str]:
+    """What is wrong with the rows of clips.json, against the clips of the shards."""
     held = {clip.clip_id: clip for clip in clips}
     counts = Counter(row["clip_id"] for row in rows)
     for clip_id, count in counts.items():
         if count > 1:
-            found.add(path, f"clip {clip_id} has {count} rows")
+            yield f"clip {clip_id} has {count} rows"
     for row in rows:
         clip, name = held.get(row["clip_id"]), f"clip {row['clip_id']}"
         if row["split"] not in SPLITS:
-            found.add(path, f"{name} is of the split {row['split']!r}")
+            yield f"{name} is of the split {row['split']!r}"
         if row["state"] not in STATES:
-            found.add(path, f"{name} is in the state {row['state']!r}")
+            yield f"{name} is in the state {row['state']!r}"
         elif (clip is not None) != (row["state"] == "ok"):
-            where = "lies in a shard" if clip else "lies in no shard"
-            found.add(path, f"{name} is {row['state']} and {where}")
+            yield f"{name} is {row['state']} and lies in {'a' if clip else 'no'} shard"
         elif clip:
             here = (row["split"], row["chunk"], row.get("num_frames", len(clip)))
             there = (clip.split, clip.chunk, len(clip))
             if here != there:
-                found.add(
-                    path, f"{name} is {here} here and {there} in its shard (split, chunk, frames)"
-                )
+                yield f"{name} is {here} here and {there} in its shard (split, chunk, frames)"
     for clip_id in sorted(set(held) - set(counts)):
-        found.add(path, f"clip {clip_id} lies in a shard and has no row")
+        yield f"clip {clip_id} lies in a shard and has no row"

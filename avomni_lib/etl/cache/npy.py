@@ -9,10 +9,12 @@ kernel did not make it quicker: it sees how much is asked for.
 from __future__ import annotations
 
 import hashlib
+import io
+import itertools
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -87,22 +89,14 @@ def write(
     Raises:
         AvomniError: no room on the disk.
     """
-    digest = hashlib.sha256()
-    head = {"descr": dtype, "fortran_order": False, "shape": shape}
+    digest, head = hashlib.sha256(), io.BytesIO()
+    fields = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(head, fields)
+    # A view without rows cannot be cast to bytes.
+    rows = (np.ascontiguousarray(p, dtype=dtype).data.cast("B") for p in pieces if len(p))
     with files.write_whole(path) as file:
-        np.lib.format.write_array_header_1_0(_Hashing(file, digest), head)
-        for piece in filter(len, pieces):  # a view without rows cannot be cast to bytes
-            _Hashing(file, digest).write(np.ascontiguousarray(piece, dtype=dtype).data.cast("B"))
+        for block in itertools.chain([head.getvalue()], rows):
+            digest.update(block)
+            file.write(block)
         size = file.tell()
     return {"dtype": dtype, "shape": list(shape), "bytes": size, "sha256": digest.hexdigest()}
-
-
-class _Hashing:
-    """Writes through to a file and hashes what it writes."""
-
-    def __init__(self, file: IO[bytes], digest: Any):
-        self.file, self.digest = file, digest
-
-    def write(self, data) -> None:
-        self.digest.update(data)
-        self.file.write(data)

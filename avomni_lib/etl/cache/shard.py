@@ -29,13 +29,7 @@ FORMAT_VERSION = 2  # 1 had no prints
 HEADER_FILE = "header.json"
 CLIPS_FILE = "clips.json"  # of the whole cache
 # Explicit byte order: a cache can be carried to another machine.
-_ROWS = {
-    "prints": "<u8",
-    "timestamps": "<i8",
-    "times": "<i8",
-    "egomotion": "<f8",
-    "track": "<f8",
-}
+_ROWS = {"prints": "<u8", "timestamps": "<i8", "times": "<i8", "egomotion": "<f8", "track": "<f8"}
 STORAGES = {
     "raw": {"frames": "|u1", **_ROWS},
     "jpeg": {"jpeg": "|u1", "offsets": "<i8", "crc32": "<u4", **_ROWS},
@@ -77,7 +71,7 @@ class CachedClip:
 
 def arrays_in(header: Mapping[str, Any]) -> Mapping[str, str]:
     """Array -> dtype of a shard that has this header."""
-    found = STORAGES[header.get("storage", "raw")]
+    found = STORAGES[header["storage"]]
     return found | OBSTACLES if "obstacle_columns" in header else found
 
 
@@ -117,8 +111,8 @@ class Shard:
 
     @property
     def storage(self) -> str:
-        """`raw` or `jpeg`; the first caches did not say."""
-        return self.header.get("storage", "raw")
+        """`raw` or `jpeg`."""
+        return self.header["storage"]
 
     @property
     def num_frames(self) -> int:
@@ -277,27 +271,30 @@ def write_shard(
     Raises:
         AvomniError: no room on the disk; nothing is left behind.
     """
-    fresh = _fresh(folder)
+    fresh, old = _beside(folder)
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     try:
-        ids = [clip["clip_id"] for clip in clips]
-        storage = common.get("storage", "raw")
-        frames = _ranges([len(load(clip_id)["times"]) for clip_id in ids])
-        track = _ranges([len(load(clip_id)["track"]) for clip_id in ids])
+        ids, storage = [clip["clip_id"] for clip in clips], common["storage"]
         header: dict[str, Any] = {"format_version": FORMAT_VERSION, **common, "arrays": {}}
-        lengths = dict.fromkeys(STORAGES[storage], frames[-1][1]) | {"track": track[-1][1]}
-        starts, others = [], []
+        counted = {"frames": "times", "track": "track"}
         if "obstacles" in arrays_in(common):
-            others = _ranges([len(load(clip_id)["obstacles"]) for clip_id in ids])
-            lengths["obstacles"] = others[-1][1]
+            counted["obstacles"] = "obstacles"
+        ranges = {
+            name: _ranges([len(load(clip_id)[array]) for clip_id in ids])
+            for name, array in counted.items()
+        }
+        num_frames = ranges["frames"][-1][1]
+        lengths = dict.fromkeys(arrays_in(common), num_frames)
+        lengths |= {name: ranges[name][-1][1] for name in counted if name != "frames"}
+        starts: list[int] = []
         if storage == "jpeg":
-            bytes_ = _ranges([int(load(clip_id)["offsets"][-1]) for clip_id in ids])
-            starts = [start for start, _ in bytes_]
-            lengths |= {"jpeg": bytes_[-1][1], "offsets": frames[-1][1] + 1}
+            blobs = _ranges([int(load(clip_id)["offsets"][-1]) for clip_id in ids])
+            starts = [start for start, _ in blobs]
+            lengths |= {"jpeg": blobs[-1][1], "offsets": num_frames + 1}
             first = load(ids[0])
             picture = first["jpeg"][: first["offsets"][1]]
-            header["frames_shape"] = [frames[-1][1], *jpeg.frame_shape(picture)]
+            header["frames_shape"] = [num_frames, *jpeg.frame_shape(picture)]
         for name, dtype in arrays_in(common).items():
             shape = (lengths[name], *load(ids[0])[name].shape[1:])
             pieces = (load(clip_id)[name] for clip_id in ids)
@@ -305,20 +302,13 @@ def write_shard(
                 pieces = _joined(pieces, starts)
             header["arrays"][name] = npy.write(fresh / f"{name}.npy", dtype, shape, pieces)
         header["clips"] = [
-            {
-                **clip,
-                "frames": frames[n],
-                "track": track[n],
-                **({"obstacles": others[n]} if others else {}),
-                **told(load(clip["clip_id"])),
-            }
+            {**clip, **{name: ranges[name][n] for name in counted}, **told(load(clip["clip_id"]))}
             for n, clip in enumerate(clips)
         ]
         files.write_json(fresh / HEADER_FILE, header)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
-    old = _old(folder)
     if folder.exists():
         os.replace(folder, old)
     os.replace(fresh, folder)
@@ -336,19 +326,16 @@ def settle(folder: Path) -> None:
 
 def settle_shard(folder: Path) -> None:
     """Undo what a killed `write_shard` of this one left half-done."""
-    fresh, old = _fresh(folder), _old(folder)
+    fresh, old = _beside(folder)
     if old.exists() and not folder.exists():
         os.replace(old, folder)
     for left in (fresh, old):
         shutil.rmtree(left, ignore_errors=True)
 
 
-def _fresh(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.new")
-
-
-def _old(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.old")
+def _beside(folder: Path) -> tuple[Path, Path]:
+    """Where a shard is written anew, and where the old one is put aside."""
+    return folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
 
 
 def _joined(offsets: Iterable[np.ndarray], starts: Sequence[int]) -> Iterator[np.ndarray]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import hashlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ import numpy as np
 from avomni_lib import files, workers
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache import counts, shard
-from avomni_lib.etl.cache.counts import CacheFaults
 from avomni_lib.etl.cache.shard import BUILD_AGAIN, CLIPS_FILE, HEADER_FILE
 from avomni_lib.plan import Bar, Tally, gigabytes
 
@@ -49,6 +48,32 @@ class VerifiedCache:
         )
 
 
+class Faults:
+    """What is wrong with a cache: lines for people, and the shards that are to be made again."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.lines, self.shards = folder, list[str](), set[Path]()
+
+    def add(self, path: Path, what: str) -> None:
+        self.lines.append(f"{path.relative_to(self.folder)}: {what}")
+        if path.parent != self.folder:
+            self.shards.add(path.parent)
+
+    @property
+    def error(self) -> AvomniError:
+        count, lines = len(self.lines), self.lines[:MAX_LINES]
+        if count > MAX_LINES:
+            lines.append(f"and {count - MAX_LINES:,} more")
+        remove = ", ".join(map(str, sorted(self.shards)))
+        return AvomniError(
+            "the cache is not what was written, "
+            + ("one thing is wrong:" if count == 1 else f"{count:,} things are wrong:")
+            + "".join(f"\n  - {line}" for line in lines),
+            where=str(self.folder),
+            fix=(f"remove {remove}; " if remove else "") + BUILD_AGAIN,
+        )
+
+
 def verify(folder: Path, progress: type[Bar] = Bar) -> VerifiedCache:
     """Read all of a cache and compare it with its hashes and counts.
 
@@ -58,11 +83,9 @@ def verify(folder: Path, progress: type[Bar] = Bar) -> VerifiedCache:
         AvomniError: there is no finished cache, or it is not what was written: all that is wrong,
             each with its file, and which shards to remove.
     """
-    folder, found = Path(folder), CacheFaults(Path(folder))
+    folder, found = Path(folder), Faults(Path(folder))
     record, table = read_record(folder), folder / CLIPS_FILE
-    # The first caches had neither hash.
-    has_hashes = {"headers", "sha256"} & record.keys()
-    if has_hashes and record.get("sha256") != record_hash(record):
+    if record.get("sha256") != record_hash(record):
         found.add(table, CHANGED)
     named = [folder / name for name in record["shards"]]
     for path in sorted(set(folder.glob("shard_*")) - set(named)):
@@ -70,16 +93,20 @@ def verify(folder: Path, progress: type[Bar] = Bar) -> VerifiedCache:
     shards = [opened for path in named if (opened := _open(path, record, found))]
     wrong = _check_hashes(shards, found, progress)
     for each in shards:
-        if each.folder not in wrong and _check_types(each, found):
-            counts.check_shard(each, found)
+        if wrong.get(each.folder) == ["jpeg"]:
+            for what in counts.damaged_frames(each):
+                found.add(each.folder / "jpeg.npy", what)
+        elif each.folder not in wrong and _check_types(each, found):
+            for name, what in counts.of_shard(each):
+                found.add(each.folder / name, what)
     clips = [clip for n, each in enumerate(shards) for clip in shard.clips_of(each, n)]
     unread = {path.name for path in named} - {each.folder.name for each in shards}
     rows = [row for row in record["clips"] if shard.shard_name(row["chunk"]) not in unread]
-    counts.check_table(table, rows, clips, found)
-    for what in counts.leaks(clips, [each.num_frames for each in shards]):
+    num_frames = [each.num_frames for each in shards]
+    for what in [*counts.of_table(rows, clips), *counts.leaks(clips, num_frames)]:
         found.add(table, what)
     if found.lines:
-        raise _error(found)
+        raise found.error
     arrays = [said for each in shards for said in each.header["arrays"].values()]
     return VerifiedCache(
         num_shards=len(shards),
@@ -116,46 +143,31 @@ def record_hash(record: Mapping[str, Any]) -> str:
     return files.hash_json({key: value for key, value in record.items() if key != "sha256"})
 
 
-def _error(found: CacheFaults) -> AvomniError:
-    count = len(found.lines)
-    lines = found.lines[:MAX_LINES]
-    if count > MAX_LINES:
-        lines.append(f"and {count - MAX_LINES:,} more")
-    remove = ", ".join(map(str, sorted(found.shards)))
-    return AvomniError(
-        "the cache is not what was written, "
-        + ("one thing is wrong:" if count == 1 else f"{count:,} things are wrong:")
-        + "".join(f"\n  - {line}" for line in lines),
-        where=str(found.folder),
-        fix=(f"remove {remove}; " if remove else "") + BUILD_AGAIN,
-    )
-
-
-def _open(folder: Path, record: Mapping[str, Any], found: CacheFaults) -> shard.Shard | None:
+def _open(folder: Path, record: Mapping[str, Any], found: Faults) -> shard.Shard | None:
     """A shard by its header alone; None where that cannot be used."""
     path = folder / HEADER_FILE
     if not path.exists():
         found.add(path, "is missing")
         return None
-    if record.get("headers", {}).get(folder.name) not in (None, files.sha256_file(path)):
+    if record.get("headers", {}).get(folder.name) != files.sha256_file(path):
         found.add(path, CHANGED)
         return None
     try:
         opened = shard.Shard(folder, files.read_json(path))
-        shard.check_version(opened.header, path)
+        header = opened.header
+        shard.check_version(header, path)
         for key, value in record["common"].items():
-            if opened.header[key] != value:
-                found.add(path, f"{key} is {opened.header[key]}, the cache's is {value}")
+            if header[key] != value:
+                found.add(path, f"{key} is {header[key]}, the cache's is {value}")
         for clip in shard.clips_of(opened):
             if folder.name != shard.shard_name(clip.chunk):
                 found.add(path, f"holds clip {clip.clip_id} of chunk {clip.chunk}")
-        if set(opened.header["arrays"]) != set(shard.arrays_in(opened.header)):
-            found.add(path, f"names the arrays {', '.join(opened.header['arrays'])}")
+        if set(header["arrays"]) != set(shard.arrays_in(header)):
+            found.add(path, f"names the arrays {', '.join(header['arrays'])}")
             return None
-        for said in opened.header["arrays"].values():
-            _need(said, "shape", "bytes", "sha256")
-        _need(opened.header, "tile")
-        _need(opened.header["grid"], "rows", "cols", "cells")
+        for said in header["arrays"].values():
+            said["shape"], said["bytes"], said["sha256"]
+        header["tile"], header["grid"]["rows"], header["grid"]["cols"], header["grid"]["cells"]
     except AvomniError as error:
         found.add(path, error.what)
         return None
@@ -165,52 +177,27 @@ def _open(folder: Path, record: Mapping[str, Any], found: CacheFaults) -> shard.
     return opened
 
 
-def _need(values: Mapping[str, Any], *keys: str) -> None:
-    for key in keys:
-        values[key]
-
-
 def _check_hashes(
-    shards: Sequence[shard.Shard], found: CacheFaults, progress: type[Bar]
+    shards: list[shard.Shard], found: Faults, progress: type[Bar]
 ) -> dict[Path, list[str]]:
-    """Hash every array, several at a time, as fast as the disk or the cores allow.
-
-    Returns:
-        Of each shard the arrays that are not what was written.
-    """
+    """Hash every array, several at a time; returns each shard's arrays that have changed."""
     arrays, wrong = [], {}
     for each in shards:
         for name, said in each.header["arrays"].items():
             path = each.folder / f"{name}.npy"
             size = path.stat().st_size if path.exists() else None
             if size == said["bytes"]:
-                arrays.append((each, name, path))
+                arrays.append((path, said))
             else:
                 state = "is missing" if size is None else f"has {size:,} of {said['bytes']:,} bytes"
                 found.add(path, state)
                 wrong.setdefault(each.folder, []).append(name)
-    for (each, name, path), done in zip(arrays, _hashes(arrays, progress), strict=True):
-        error = done.exception()
-        if not error and done.result() == each.header["arrays"][name]["sha256"]:
-            continue
-        found.add(path, f"cannot be read: {error}" if error else CHANGED)
-        wrong.setdefault(each.folder, []).append(name)
-    for each in shards:
-        if wrong.get(each.folder) == ["jpeg"]:
-            counts.name_frames(each, found)
-    return wrong
-
-
-def _hashes(
-    arrays: Sequence[tuple[shard.Shard, str, Path]], progress: type[Bar]
-) -> list[concurrent.futures.Future[str]]:
-    stop, counted = threading.Event(), Tally()
-    total = sum(each.header["arrays"][name]["bytes"] for each, name, _ in arrays)
+    stop, counted, total = threading.Event(), Tally(), sum(said["bytes"] for _, said in arrays)
     with (
         progress(total=total, unit="B", label="verify") as bar,
         concurrent.futures.ThreadPoolExecutor(min(workers.num_cores(), MAX_THREADS)) as threads,
     ):
-        hashes = [threads.submit(_hash, path, counted, stop) for _, _, path in arrays]
+        hashes = [threads.submit(_hash, path, counted, stop) for path, _ in arrays]
         try:
             left = set(hashes)
             while left:
@@ -218,10 +205,23 @@ def _hashes(
                 bar.update(counted.take())
         finally:
             stop.set()  # on Ctrl-C, what still reads ends at once
-    return hashes
+    for (path, said), done in zip(arrays, hashes, strict=True):
+        if (error := done.exception()) or done.result() != said["sha256"]:
+            found.add(path, f"cannot be read: {error}" if error else CHANGED)
+            wrong.setdefault(path.parent, []).append(path.stem)
+    return wrong
 
 
-def _check_types(each: shard.Shard, found: CacheFaults) -> bool:
+def _hash(path: Path, counted: Tally, stop: threading.Event) -> str:
+    digest, block = hashlib.sha256(), memoryview(bytearray(BLOCK_BYTES))
+    with open(path, "rb", buffering=0) as file:
+        while not stop.is_set() and (size := file.readinto(block)):
+            digest.update(block[:size])
+            counted.add(size)
+    return digest.hexdigest()
+
+
+def _check_types(each: shard.Shard, found: Faults) -> bool:
     """Whether all arrays have the type and shape that the header says."""
     before = len(found.lines)
     for name, dtype in shard.arrays_in(each.header).items():
@@ -235,12 +235,3 @@ def _check_types(each: shard.Shard, found: CacheFaults) -> bool:
             is_so = f"holds {list(array.shape)} {array.dtype}"
             found.add(path, f"{is_so}, it should hold {said} {np.dtype(dtype)}")
     return len(found.lines) == before
-
-
-def _hash(path: Path, counted: Tally, stop: threading.Event) -> str:
-    digest, block = hashlib.sha256(), memoryview(bytearray(BLOCK_BYTES))
-    with open(path, "rb", buffering=0) as file:
-        while not stop.is_set() and (size := file.readinto(block)):
-            digest.update(block[:size])
-            counted.add(size)
-    return digest.hexdigest()

@@ -93,14 +93,7 @@ class Egomotion(Poses):
             )
         seconds, own = (t_us - self.t_us[0]) / 1e6, (self.t_us - self.t_us[0]) / 1e6
         turn = Slerp(own, Rotation.from_quat(self.quaternion))(seconds)
-        return Poses(
-            t_us,
-            _interpolate(seconds, own, self.position),
-            turn.as_quat(canonical=True),
-            _interpolate(seconds, own, self.velocity),
-            np.interp(seconds, own, self.distance_m),
-        )
-
-
-def _interpolate(at: np.ndarray, own: np.ndarray, values: np.ndarray) -> np.ndarray:
-    return np.stack([np.interp(at, own, column) for column in values.T], axis=1)
+        held = np.column_stack([self.position, self.velocity, self.distance_m])
+        found = np.stack([np.interp(seconds, own, column) for column in held.T], axis=1)
+        quaternion = turn.as_quat(canonical=True)
+        return Poses(t_us, found[:, :3], quaternion, found[:, 3:6], found[:, 6])

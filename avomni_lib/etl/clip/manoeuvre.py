@@ -41,33 +41,18 @@ NUM_STEPS = round(HORIZON_S / STEP_S)
 FIT_S = 0.5  # a signal at t is a straight line's through what lies so near to t
 
 ALONG = (
-    "stop",
-    "hold",
-    "gentle accelerate",
-    "strong accelerate",
-    "gentle brake",
-    "strong brake",
-    "reverse",
+    *("stop", "hold", "gentle accelerate", "strong accelerate"),
+    *("gentle brake", "strong brake", "reverse"),
 )
 ACROSS = ("straight", "nudge left", "nudge right", "turn left", "turn right", "u-turn")
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Where labels begin and, with `end` in the name, where they end; all are magnitudes.
+    """Where labels begin and, with `end` in the name, where they end; all are magnitudes."""
 
-    Attributes:
-        stand_mps, move_mps: Standing begins, and ends.
-        gentle_mps2, gentle_end_mps2: Braking or accelerating.
-        strong_mps2, strong_end_mps2: Doing so strongly.
-        lasting_s: So long it must brake or accelerate, in all, to be called so.
-        strong_lasting_s: So long it must do so strongly.
-        nudge_m, nudge_end_m: Of the offset.
-        turn_rad, turn_end_rad, u_turn_rad, u_turn_end_rad: Of the heading's change.
-    """
-
-    stand_mps: float = 0.3
-    move_mps: float = 0.8
+    stand_mps: float = 0.3  # standing begins
+    move_mps: float = 0.8  # and ends
     gentle_mps2: float = 0.5
     gentle_end_mps2: float = 0.3
     strong_mps2: float = 2.0
@@ -157,8 +142,15 @@ def decide(after: Trajectory, thresholds: Thresholds = THRESHOLDS) -> Manoeuvre:
     Raises:
         ValueError: it is shorter than 3 s.
     """
-    seen = signals(after)
-    return Manoeuvre(_along(seen, thresholds), _across(seen, thresholds))
+    seen, at = signals(after), thresholds
+    across = "straight"
+    if levels(seen.heading_rad, at.u_turn_rad, at.u_turn_end_rad)[-1]:
+        across = "u-turn"
+    elif turn := levels(seen.heading_rad, at.turn_rad, at.turn_end_rad)[-1]:
+        across = "turn left" if turn > 0 else "turn right"
+    elif nudge := levels(seen.offset_m, at.nudge_m, at.nudge_end_m)[-1]:
+        across = "nudge left" if nudge > 0 else "nudge right"
+    return Manoeuvre(_along(seen, at), across)
 
 
 def levels(signal: np.ndarray, begin: float, end: float, before: int = 0) -> np.ndarray:
@@ -196,16 +188,6 @@ def _along(seen: Signals, at: Thresholds) -> str:
     if braking >= enough:
         return f"{'strong' if (strong == -1).sum() >= strongly else 'gentle'} brake"
     return "hold"
-
-
-def _across(seen: Signals, at: Thresholds) -> str:
-    if levels(seen.heading_rad, at.u_turn_rad, at.u_turn_end_rad)[-1]:
-        return "u-turn"
-    if turn := levels(seen.heading_rad, at.turn_rad, at.turn_end_rad)[-1]:
-        return "turn left" if turn > 0 else "turn right"
-    if nudge := levels(seen.offset_m, at.nudge_m, at.nudge_end_m)[-1]:
-        return "nudge left" if nudge > 0 else "nudge right"
-    return "straight"
 
 
 @cache

@@ -14,7 +14,7 @@ from avomni_lib.dataset.clip import Clip
 from avomni_lib.dataset.limits import HISTORY_S
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.clip import obstacles, prints, tiling
-from avomni_lib.etl.clip.egomotion import Egomotion, Poses
+from avomni_lib.etl.clip.egomotion import Egomotion
 from avomni_lib.etl.video import reader
 
 TRACK_HZ = 10
@@ -110,15 +110,22 @@ def sample_clip(clip: Clip, recipe: Recipe) -> Sampled:
     width, height = tiling.grid_size(grid, recipe.tile)
     frames = np.zeros((len(times), height, width, 3), dtype=np.uint8)
     taken = np.empty((len(times), len(grid.cameras)), dtype=np.int64)
+    rows: list[tuple[str, str, Mapping[str, float], tuple[int, int] | None]] = []
     for column, camera in enumerate(grid.cameras):
         tile = tiling.tile_of(frames, grid, recipe.tile, camera.name)
         drawn = draw_camera(clip, camera.name, times, stamps[camera.name], recipe, tile)
         taken[:, column] = drawn.timestamps_us
-        _check_calibration(clip, camera.name, drawn.stored_size)
-    _refuse(clip, "vehicle_dimensions", "vehicle", clip.vehicle())
-    motion_of = clip_motion(ego, times, recipe.horizon_s)
+        rows += [
+            ("camera_intrinsics", camera.name, clip.intrinsics(camera.name), drawn.stored_size),
+            ("sensor_extrinsics", camera.name, clip.extrinsics(camera.name), None),
+        ]
+    rows.append(("vehicle_dimensions", "vehicle", clip.vehicle(), None))
+    for feature, name, row, size in rows:
+        found = calibration.row(feature, name, row, size)
+        findings.refuse(found, f"{feature} of clip {clip.clip_id}")
     hashes = prints.of_frames(frames, grid, recipe.tile)
-    arrays = {"frames": frames, "prints": hashes, "timestamps": taken, **motion_of}
+    arrays = {"frames": frames, "prints": hashes, "timestamps": taken}
+    arrays |= clip_motion(ego, times, recipe.horizon_s)
     told: dict[str, Any] = {}
     if recipe.obstacles:
         arrays["obstacles"], told = obstacles.read(clip, ego, times)
@@ -146,32 +153,21 @@ def clip_times(
     return sample_times([min(steady_start(stamps), last)], [last], sample_hz), ego
 
 
-def _check_calibration(clip: Clip, camera: str, size: tuple[int, int]) -> None:
-    _refuse(clip, "camera_intrinsics", camera, clip.intrinsics(camera), size)
-    _refuse(clip, "sensor_extrinsics", camera, clip.extrinsics(camera))
-
-
-def _refuse(
-    clip: Clip,
-    feature: str,
-    name: str,
-    row: Mapping[str, float],
-    size: tuple[int, int] | None = None,
-) -> None:
-    found = calibration.row(feature, name, row, size)
-    findings.refuse(found, f"{feature} of clip {clip.clip_id}")
-
-
 def clip_motion(ego: Egomotion, times: np.ndarray, horizon_s: float) -> dict[str, np.ndarray]:
-    """The cache's `times`, `egomotion` and `track` of a clip that is sampled at these times."""
-    poses, track = ego.at(times), _track(ego, times, horizon_s)
-    zero = poses.distance_m[0]
+    """The cache's `times`, `egomotion` and `track` of a clip that is sampled at these times.
+
+    The track has poses at 10 Hz around the clip, its first time among them, as far as the ego
+    motion goes.
+    """
+    before = min(HISTORY_S, (times[0] - ego.t_us[0]) / 1e6)
+    after = min((times[-1] - times[0]) / 1e6 + horizon_s, (ego.t_us[-1] - times[0]) / 1e6)
+    steps = np.arange(-int(before * TRACK_HZ), int(after * TRACK_HZ) + 1)
+    poses, track = ego.at(times), ego.at(times[0] + steps * (1_000_000 // TRACK_HZ))
+    way, track_way = (each.distance_m[:, None] - poses.distance_m[0] for each in (poses, track))
     return {
         "times": times,
-        "egomotion": _columns(poses, poses.velocity, (poses.distance_m - zero)[:, None]),
-        "track": np.hstack(
-            [track.t_us[:, None], _columns(track, (track.distance_m - zero)[:, None])]
-        ),
+        "egomotion": np.hstack([poses.position, poses.quaternion, poses.velocity, way]),
+        "track": np.hstack([track.t_us[:, None], track.position, track.quaternion, track_way]),
     }
 
 
@@ -194,15 +190,3 @@ def draw_camera(
     )
     tiling.fit_tile(frames.source_size, size, recipe.fit).place(frames.images, tile)
     return frames
-
-
-def _track(ego: Egomotion, times: np.ndarray, horizon_s: float) -> Poses:
-    """Poses at 10 Hz around the clip, its first time among them, as far as the ego motion goes."""
-    before = min(HISTORY_S, (times[0] - ego.t_us[0]) / 1e6)
-    after = min((times[-1] - times[0]) / 1e6 + horizon_s, (ego.t_us[-1] - times[0]) / 1e6)
-    steps = np.arange(-int(before * TRACK_HZ), int(after * TRACK_HZ) + 1)
-    return ego.at(times[0] + steps * (1_000_000 // TRACK_HZ))
-
-
-def _columns(poses: Poses, *more: np.ndarray) -> np.ndarray:
-    return np.hstack([poses.position, poses.quaternion, *more])

@@ -1,12 +1,10 @@
 """The stage 03.
 
-build        the stage
-build_loop   reads clips as chunks come, writes shards
+build        the stage: reads clips as chunks come, writes shards
 parts        clips on their way into a shard
 engines      this machine's processes, or Ray
 slurm        `--shard i/n`
 prefetch     the next chunk, fetched while one is read; evicts what is read, within the disk budget
-disk_budget  the arithmetic of raw files and cache under `target_size_gb`
-chunk_sizes  what chunks take on the disk, and whether they fit
+disk_budget  what chunks take on the disk, and whether they fit under `target_size_gb`
 forecast     what the stage will take
 """

@@ -2,15 +2,20 @@
 
 Each clip becomes a part file, whole or not at all; the parts of a chunk become its shard, in the
 order of the catalog. So the bytes depend neither on the number of workers nor on interruptions.
+
+Reasons of damaged clips are kept in `.damaged.json` before the shard that lacks them is made, so
+that a killed run neither forgets them nor fetches an evicted chunk again to find them out. Lost
+clips are kept nowhere: they lack a part, so that the next run reads them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,18 +30,17 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache import memmap, shard, windows
 from avomni_lib.etl.clip import obstacles
 from avomni_lib.etl.clip.sampling import HISTORY_S, TRACK_HZ, Recipe
-from avomni_lib.etl.run import chunk_sizes, engines, forecast
-from avomni_lib.etl.run.build_loop import REASONS_FILE, Reading, job_of, reasons_before
-from avomni_lib.etl.run.chunk_sizes import ChunkSizes
-from avomni_lib.etl.run.parts import PARTS_FOLDER, ChunkWork
+from avomni_lib.etl.run import disk_budget, engines, forecast, parts
+from avomni_lib.etl.run.parts import PARTS_FOLDER, Assembly, ChunkWork, ClipJob, JobOutcome
 from avomni_lib.etl.run.prefetch import Prefetch
 from avomni_lib.etl.video import reader
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar, Plan
+from avomni_lib.workers import WAIT, Wait
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Built", "build", "common_header", "job_of", "plan", "recipe_of", "works"]
+REASONS_FILE = ".damaged.json"
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,6 @@ class Built:
     """What the stage made.
 
     Attributes:
-        cache: The finished cache.
         clips: A row a clip: clip_id, split, chunk, state (`ok`, `damaged` or `lost`), reason (empty
             for an `ok` one), num_frames.
         chunks: A row a chunk, as `Prefetch.rows`.
@@ -82,25 +85,25 @@ def plan(p: Params, warnings: Sequence[str] = ()) -> Plan:
     """
     decoder = reader.choose_decoder(p.processing.decoder)
     told = forecast.plan(p, recipe_of(p), engines.num_workers(p), decoder)
-    rows, more, figures = _verdict(p) if p.download.evict_raw else ([], [], {})
-    warnings = [*told.warnings, *warnings, *more]
-    return Plan(told.title, [*told.rows, *rows], warnings, told.figures | figures)
-
-
-def _verdict(p: Params) -> chunk_sizes.Verdict:
-    """(rows, warnings, figures) of the disk budget."""
-    if not path_of(p).exists():
-        return chunk_sizes.verdict(p, chunk_sizes.expected(p))
-    chosen = read_chosen(p)
-    found = works(p, chosen, common_header(p, chosen))
-    to_read = _to_read(p, found, reasons_before(p.cache_dir))
-    done = [work.chunk for work in found if not to_read[work.chunk] and work.shard]
-    sizes = ChunkSizes(p, chosen, found, done)
-    rows, warnings, figures = chunk_sizes.verdict(p, sizes.left, sizes.start, len(done))
-    refused = None if p.download.evict_shared else evicted.refusal(p, sizes.to_evict(done))
-    if refused:
-        warnings = [*warnings, f"{refused.what}; {refused.fix}"]
-    return rows, warnings, figures
+    rows, figures, all_warnings = [*told.rows], {**told.figures}, [*told.warnings, *warnings]
+    if p.download.evict_raw:
+        refused = None
+        if path_of(p).exists():
+            chosen = read_chosen(p)
+            found = works(p, chosen, common_header(p, chosen))
+            to_read = _to_read(p, found, reasons_before(p.cache_dir))
+            done = {work.chunk for work in found if not to_read[work.chunk] and work.shard}
+            sizes = disk_budget.ChunkSizes(p, chosen, found, done)
+            verdict = disk_budget.verdict(p, sizes.left, sizes.standing, len(done))
+            refused = None if p.download.evict_shared else evicted.refusal(p, sizes.to_evict())
+        else:
+            verdict = disk_budget.verdict(p, disk_budget.expected(p))
+        rows += verdict[0]
+        all_warnings += verdict[1]
+        figures |= verdict[2]
+        if refused:
+            all_warnings.append(f"{refused.what}; {refused.fix}")
+    return Plan(told.title, rows, all_warnings, figures)
 
 
 def recipe_of(p: Params) -> Recipe:
@@ -147,7 +150,7 @@ def build(p: Params, progress: type[Bar] = Bar, hub: Hub | None = None) -> Built
         _keep_what_fits(p.cache_dir, chunk_works)
         to_read = _to_read(p, chunk_works, reasons)
         with Prefetch(p, chosen, chunk_works, to_read, hub) as prefetch:
-            reading = Reading(p, recipe_of(p), chunk_works, to_read, prefetch, common, reasons)
+            reading = Reading(p, chunk_works, to_read, prefetch, common, reasons)
             try:
                 reading.run(progress)
             except BaseException:
@@ -228,6 +231,23 @@ def works(p: Params, chosen: Chosen, common: dict[str, Any]) -> list[ChunkWork]:
     return found
 
 
+def job_of(p: Params, work: ChunkWork, clip_id: str, recipe: Recipe) -> ClipJob:
+    """One clip of a chunk, for a worker."""
+    path, storage = work.part(clip_id), p.processing.storage
+    return ClipJob(clip_id, work.chunk, p.local_dir, recipe, path, storage)
+
+
+def reasons_before(cache_dir: Path) -> dict[str, str]:
+    """Why clips were damaged when the cache was last finished or worked on: clip_id -> reason."""
+    found: dict[str, str] = {}
+    with contextlib.suppress(AvomniError, KeyError, TypeError):
+        rows = files.read_json(cache_dir / memmap.CLIPS_FILE)["clips"]
+        found |= {row["clip_id"]: row["reason"] for row in rows if row["state"] == "damaged"}
+    with contextlib.suppress(AvomniError, TypeError):
+        found |= files.read_json(cache_dir / REASONS_FILE)
+    return found
+
+
 def _keep_what_fits(cache_dir: Path, works: list[ChunkWork]) -> None:
     """Remove shards and parts of other parameters or another source, and what is not whole."""
     _sweep(cache_dir)
@@ -250,20 +270,122 @@ def _to_read(
 ) -> dict[int, list[str]]:
     """Chunk -> its clips to read. Leaves in `reasons` those that stay damaged, as they have no raw
     files: a chunk that was evicted is not fetched again for them alone."""
-    found = {}
+    found, stay = {}, {}
     for work in chunk_works:
-        missing = work.missing()
+        missing = to_read = work.missing()
         unknown = [clip_id for clip_id in missing if clip_id not in reasons]
-        if work.has_raw() or (p.download.evict_raw and unknown):
-            unknown = missing
-        for clip in work.clips:
-            if clip["clip_id"] in unknown or clip["clip_id"] not in missing:
-                reasons.pop(clip["clip_id"], None)
-        found[work.chunk] = unknown
-    ids = {clip["clip_id"] for work in chunk_works for clip in work.clips}
-    for clip_id in set(reasons) - ids:
-        del reasons[clip_id]
+        if not (work.has_raw() or (p.download.evict_raw and unknown)):
+            to_read = unknown
+        stay |= {clip_id: reasons[clip_id] for clip_id in missing if clip_id not in to_read}
+        found[work.chunk] = to_read
+    reasons.clear()
+    reasons.update(stay)
     return found
+
+
+class Reading:
+    """One pass over the chunks: as they come, clips are read, shards made, raw files released.
+
+    Args:
+        to_read: Chunk -> its clips to read.
+        prefetch: Knows which chunks are there, and what there is room for.
+        common: The header fields of all shards.
+        reasons: clip_id -> why it is damaged; grows.
+
+    Attributes:
+        lost: clip_id -> what of this machine kept it from being read; grows.
+    """
+
+    def __init__(
+        self,
+        p: Params,
+        works: Sequence[ChunkWork],
+        to_read: Mapping[int, Sequence[str]],
+        prefetch: Prefetch,
+        common: Mapping[str, Any],
+        reasons: dict[str, str],
+    ):
+        self.p, self._prefetch, self._to_read = p, prefetch, to_read
+        self._works = {work.chunk: work for work in works}
+        self._common, self._reasons = common, reasons
+        self._left = Counter({chunk: len(ids) for chunk, ids in to_read.items()})
+        self._unfinished = {chunk for chunk, ids in to_read.items() if ids}
+        self._to_assemble: deque[int] = deque()
+        self.lost: dict[str, str] = {}
+        self.cpu_s = 0.0
+
+    def run(self, progress: type[Bar] = Bar) -> None:
+        """Read what is to be read; after it every chunk has its shard, without its lost clips.
+
+        Raises:
+            AvomniError: no room on the disk or in the budget, or a chunk cannot be fetched.
+        """
+        for chunk, work in self._works.items():
+            if chunk not in self._unfinished:
+                self._prefetch.begin(chunk)
+                work.assemble(self._common, self._reasons)
+                self._assembled(chunk)
+        if not self._unfinished:
+            return
+        self._save_reasons()
+        (self.p.cache_dir / memmap.CLIPS_FILE).unlink(missing_ok=True)
+        with (
+            progress(total=self._left.total(), unit="clip", label="ETL") as bar,
+            contextlib.closing(engines.run(self.p, parts.do, self._jobs())) as outcomes,
+        ):
+            for job, outcome in outcomes:
+                self.cpu_s += outcome.cpu_s
+                if isinstance(job, ClipJob):
+                    self._read(job, outcome)
+                else:
+                    self._assembled(job.work.chunk)
+                counts = {"damaged": len(self._reasons), "lost": len(self.lost)}
+                told = [f"{count} {word}" for word, count in counts.items() if count]
+                note = ", ".join(filter(None, [*told, self._prefetch.message]))
+                bar.update(isinstance(job, ClipJob), note)
+
+    def _jobs(self) -> Iterator[ClipJob | Assembly | Wait]:
+        """What the workers do next: shards first, as they free parts and raw files."""
+        clips: deque[tuple[int, str]] = deque()
+        recipe = recipe_of(self.p)
+        while self._unfinished:
+            for chunk in self._prefetch.ready():
+                clips.extend((chunk, clip_id) for clip_id in self._to_read[chunk])
+            if self._to_assemble and self._prefetch.begin(self._to_assemble[0]):
+                work = self._works[self._to_assemble.popleft()]
+                left_out = frozenset(self._reasons) | frozenset(self.lost)
+                yield Assembly(work, self._common, left_out)
+            elif clips and not self._to_assemble and self._prefetch.begin(*clips[0]):
+                chunk, clip_id = clips.popleft()
+                yield job_of(self.p, self._works[chunk], clip_id, recipe)
+            else:
+                yield WAIT
+
+    def _read(self, job: ClipJob, outcome: JobOutcome) -> None:
+        reason, is_lost = outcome.reason, outcome.is_lost
+        # A clip whose files are taken away may look damaged, or as if it had no labels of others.
+        may_lack = reason or self.p.processing.obstacles
+        if may_lack and (gone := self._prefetch.gone(job.chunk)):
+            reason, is_lost = gone, True
+            job.path.unlink(missing_ok=True)
+        self._prefetch.end(job.chunk, job.clip_id)
+        if reason:
+            (self.lost if is_lost else self._reasons)[job.clip_id] = reason
+            state = "lost" if is_lost else "damaged"
+            log.warning("clip %s is %s: %s", job.clip_id, state, reason)
+        self._left[job.chunk] -= 1
+        if not self._left[job.chunk]:
+            self._save_reasons()
+            self._to_assemble.append(job.chunk)
+
+    def _assembled(self, chunk: int) -> None:
+        self._prefetch.end(chunk)
+        is_needed = any(clip["clip_id"] in self.lost for clip in self._works[chunk].clips)
+        self._prefetch.release(chunk, is_needed)
+        self._unfinished.discard(chunk)
+
+    def _save_reasons(self) -> None:
+        files.write_json(self.p.cache_dir / REASONS_FILE, dict(sorted(self._reasons.items())))
 
 
 def _finish(
@@ -279,18 +401,37 @@ def _finish(
     Args:
         wanted: Every chosen clip: each has one row.
     """
-    num_clips = sum(len(work.clips) for work in works)
-    if len(reasons) + len(lost) == num_clips:
-        raise _nothing_read(num_clips, reasons, lost)
+    clips = [clip for work in works for clip in work.clips]
+    if len(reasons) + len(lost) == len(clips):
+        clip_id, reason = next(
+            iter({**lost, **reasons}.items()), ("none", "02_download chose no clip")
+        )
+        raise AvomniError(
+            f"none of the {len(clips)} clips could be read: {len(lost)} are lost and "
+            f"{len(reasons)} damaged; the first: {reason}",
+            where=f"clip {clip_id}",
+            fix="see that the raw files can be read and memory suffices (fewer "
+            "processing.num_workers take less), then run the same command again: it tries the lost "
+            "clips again; where raw files are gone, run 02_download first"
+            if lost
+            else "run 01_audit, which tells what is missing or damaged; then 02_download, or, "
+            "where dataset.source is folder, mend the folder",
+        )
     shards = [work.shard_folder for work in works if work.shard]
-    inside = {
-        clip.clip_id: clip for folder in shards for clip in shard.clips_of(shard.open_shard(folder))
+    frames = {
+        clip.clip_id: len(clip)
+        for folder in shards
+        for clip in shard.clips_of(shard.open_shard(folder))
     }
-    rows = [
-        _row(clip, inside.get(clip["clip_id"]), reasons, lost)
-        for work in works
-        for clip in work.clips
-    ]
+    rows = []
+    for clip in clips:
+        clip_id = clip["clip_id"]
+        state, reason = "ok", ""
+        if clip_id not in frames:
+            state = "lost" if clip_id in lost else "damaged"
+            reason = lost[clip_id] if clip_id in lost else reasons[clip_id]
+        row = {"state": state, "reason": reason, "num_frames": frames.get(clip_id, 0)}
+        rows.append({**clip, **row})
     if Counter(row["clip_id"] for row in rows) != Counter(wanted):
         raise AvomniError(
             f"{len(wanted)} clips were chosen, and {len(rows)} rows do not hold each of them once",
@@ -303,40 +444,6 @@ def _finish(
     cache = memmap.Cache.open(cache_dir)
     windows.check_leaks(cache)
     return cache
-
-
-def _nothing_read(num: int, reasons: dict[str, str], lost: dict[str, str]) -> AvomniError:
-    clip_id, reason = next(iter({**lost, **reasons}.items()), ("", "02_download chose no clip"))
-    if lost:
-        return AvomniError(
-            f"none of the {num} clips could be read: {len(lost)} are lost and {len(reasons)} "
-            f"damaged; the first: {reason}",
-            where=f"clip {clip_id}",
-            fix="see that the raw files can be read and memory suffices (fewer "
-            "processing.num_workers take less), then run the same command again: it tries the lost "
-            "clips again; where raw files are gone, run 02_download first",
-        )
-    return AvomniError(
-        f"every one of the {num} clips is damaged; the first: {reason}",
-        where=f"clip {clip_id or 'none'}",
-        fix="run 01_audit, which tells what is missing or damaged; then 02_download, or, where "
-        "dataset.source is folder, mend the folder",
-    )
-
-
-def _row(
-    clip: dict[str, Any],
-    inside: shard.CachedClip | None,
-    reasons: dict[str, str],
-    lost: dict[str, str],
-) -> dict[str, Any]:
-    """A clip's row of the table; `inside` is its place in the cache."""
-    clip_id = clip["clip_id"]
-    if inside is None:
-        state = "lost" if clip_id in lost else "damaged"
-        reason = lost[clip_id] if clip_id in lost else reasons[clip_id]
-        return {**clip, "state": state, "reason": reason, "num_frames": 0}
-    return {**clip, "state": "ok", "reason": "", "num_frames": len(inside)}
 
 
 def _figures(p: Params, cache: memmap.Cache) -> dict[str, Any]:

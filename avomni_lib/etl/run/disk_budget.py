@@ -1,4 +1,4 @@
-"""Raw files and cache under `download.target_size_gb`: the arithmetic, without a disk.
+"""Raw files and cache under `download.target_size_gb`: what chunks take, and whether they fit.
 
 With `download.evict_raw` a chunk's raw files come, its clips become parts, the parts a shard, and
 the raw files go; the shards stay. One rule bounds the disk: the shards, the raw files and twice the
@@ -9,8 +9,36 @@ The next chunk is fetched ahead where its raw files fit too.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Mapping, Sequence
+import functools
+import math
+import os
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from avomni_lib import files
+from avomni_lib.dataset.catalog import Catalog
+from avomni_lib.dataset.clip import Clip
+from avomni_lib.dataset.download import transfer
+from avomni_lib.dataset.download.remote import RemoteFile
+from avomni_lib.dataset.select.forecast import forecast as expected_files
+from avomni_lib.dataset.select.manifest import Chosen
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl.run import forecast
+from avomni_lib.etl.run.forecast import bytes_below, size_of
+from avomni_lib.etl.run.parts import ChunkWork
+from avomni_lib.params import Params
+from avomni_lib.plan import gigabytes
+
+Verdict = tuple[list[tuple[str, str, str]], list[str], dict[str, Any]]
+# In reserve for headers and the blocks that files fill up: of a shard, and of each of its clips.
+SHARD_RESERVE, CLIP_RESERVE = 1 << 15, 1 << 12
+# Lines of a file in verified.json and evicted.json, and of a clip in clips.json: each is written
+# beside the old one.
+RECORD_BYTES = 2 * 400
+MEASURED_MARGIN = 1.25  # what a chunk may take beyond the largest before it
+FRAMES_MORE = 2  # sampled frames that a clip may have more than its neighbours
 
 
 @dataclass(frozen=True)
@@ -31,143 +59,298 @@ class Load:
     stays: int
 
 
-@dataclass(frozen=True)
-class Moment:
-    """Bytes of raw files and of the cache at one time."""
-
-    raw: int
-    cache: int
-
-    @property
-    def total(self) -> int:
-        return self.raw + self.cache
-
-
-def fullest(loads: Sequence[Load], start: Moment) -> list[Moment]:
-    """The fullest moment of each chunk, one after another in this order.
+def load_of(
+    p: Params, chunk: int, raw: int, here: int, num_clips: int, seconds: float, measured: float = 0
+) -> Load:
+    """A chunk of clips of at most so many seconds.
 
     Args:
-        start: What stays all the time: metadata, and shards that are whole.
+        measured: Bytes of a clip in the shards so far; 0: none is whole yet.
     """
-    waiting, shards, moments = sum(load.here for load in loads), start.cache, []
+    storage, most_of_jpeg = p.processing.storage, forecast.JPEG_SHARE_MOST
+    reserve = SHARD_RESERVE + num_clips * CLIP_RESERVE
+    stays = reserve + num_clips * forecast.clip_bytes(p, seconds, storage)
+    cache = 2 * (reserve + num_clips * forecast.clip_bytes(p, seconds, storage, most_of_jpeg))
+    if measured:
+        stays = math.ceil(num_clips * measured)
+        # No more than was forecast, unless clips have turned out larger than that.
+        larger = math.ceil(2 * stays * MEASURED_MARGIN)
+        cache = larger if 2 * stays > cache else min(larger, cache)
+    # While one of a few clips is written, nobody knows yet how little it takes.
+    return Load(chunk, raw, here, max(cache, stays + most_of_part(p, seconds)), stays)
+
+
+def most_of_part(p: Params, seconds: float) -> int:
+    """Bytes of a clip's part at most, whatever its pictures show: what no JPEG exceeds."""
+    return forecast.clip_bytes(p, seconds, "raw") + CLIP_RESERVE
+
+
+def most_seconds(p: Params, clip: Clip | None = None) -> float:
+    """How long a clip is at most: as published, or as one of its chunk."""
+    return forecast.clip_seconds(p, clip) + FRAMES_MORE / p.processing.sample_hz
+
+
+def fullest(loads: Sequence[Load], raw: int = 0, cache: int = 0) -> list[tuple[int, int]]:
+    """(raw, cache) bytes at the fullest moment of each chunk, one after another in this order.
+
+    Args:
+        raw: Bytes of metadata, which stay.
+        cache: Bytes of shards that are whole.
+    """
+    raw += sum(load.here for load in loads)
+    moments = []
     for load in loads:
-        waiting -= load.here
-        moments.append(Moment(start.raw + waiting + load.raw, shards + load.cache))
-        shards += load.stays
+        raw -= load.here
+        moments.append((raw + load.raw, cache + load.cache))
+        cache += load.stays
     return moments
 
 
-def peak(loads: Sequence[Load], start: Moment) -> int:
-    """The most bytes at any time."""
-    return max(moment.total for moment in [start, *fullest(loads, start)])
+def peak(loads: Sequence[Load], standing: int = 0) -> int:
+    """The most bytes at any time; `standing` is there and stays."""
+    return max([standing, *map(sum, fullest(loads, standing))])
 
 
-def num_fitting(loads: Sequence[Load], start: Moment, limit: int) -> int:
+def num_fitting(loads: Sequence[Load], standing: int, limit: float) -> int:
     """How many of the chunks, taken in this order, would stay within `limit` bytes."""
     return bisect.bisect_right(
-        range(len(loads)), limit, key=lambda last: peak(loads[: last + 1], start)
+        range(len(loads)), limit, key=lambda last: peak(loads[: last + 1], standing)
     )
 
 
 class DiskBudget:
-    """What lies on the disk and what is promised to it; nothing is allowed beyond `limit`.
+    """What lies on the disk at most, and what is promised to it.
 
     Args:
-        limit: Bytes.
-        start: What is there and stays: metadata, and shards that are whole.
-        parts: Chunk -> bytes of the parts that a killed run left of it.
+        metadata: Bytes that stay beside the raw files.
+        shards: Bytes of whole shards.
+        raw: Chunk -> bytes of its raw files: all of them from when their fetch begins.
+        parts: Chunk -> bytes of its parts.
 
     Attributes:
-        peak: The most bytes so far.
+        reserved: Chunk whose clips are read -> bytes that its parts and shard may take.
+        writing: What a worker is at -> bytes that it may write.
     """
 
     def __init__(
-        self, limit: float, start: Moment, loads: Sequence[Load], parts: Mapping[int, int]
+        self, limit: float, metadata: int, shards: int, raw: dict[int, int], parts: dict[int, int]
     ):
-        self.limit, self._metadata, self._shards = limit, start.raw, start.cache
-        self._raw = {load.chunk: load.here for load in loads}
-        self._parts = {load.chunk: parts.get(load.chunk, 0) for load in loads}
-        self._in_work: dict[int, Load] = {}  # chunks whose clips are read
-        self._writing: dict[object, int] = {}
-        self.peak = self.now.total
+        self.limit, self.metadata, self.shards = limit, metadata, shards
+        self.raw, self.parts = raw, parts
+        self.reserved: dict[int, int] = {}
+        self.writing: dict[object, int] = {}
 
     @property
-    def now(self) -> Moment:
-        """At most this lies there now: what is fetched or written counts in full from its start."""
-        written = sum(self._parts.values()) + sum(self._writing.values())
-        return Moment(self._metadata + sum(self._raw.values()), self._shards + written)
-
-    @property
-    def promised(self) -> int:
-        """Bytes that lie there, with all that the chunks in work may still write."""
-        cache = sum(
-            max(self._in_work[chunk].cache, 2 * size) if chunk in self._in_work else size
-            for chunk, size in self._parts.items()
-        )
-        return self._metadata + sum(self._raw.values()) + self._shards + cache
-
-    @property
-    def standing(self) -> Moment:
-        """What stays: metadata and shards."""
-        return Moment(self._metadata, self._shards)
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether no worker writes."""
-        return not self._writing
-
-    def parts_of(self, chunk: int) -> int:
-        return self._parts[chunk]
-
-    def may_fetch(self, load: Load) -> bool:
-        """Whether the chunk's raw files fit beside the chunks in work, and its cache after them."""
-        to_come = load.raw - self._raw[load.chunk]
-        if max(self.promised, self.now.total) + to_come > self.limit:
-            return False
-        # Once those are done: their raw files are gone, their shards stay.
-        waiting = {chunk for chunk in self._raw if chunk not in self._in_work}
-        after = self._metadata + self._shards + sum(each.stays for each in self._in_work.values())
-        after += to_come + sum(self._raw[chunk] + self._parts[chunk] for chunk in waiting)
-        return after - self._parts[load.chunk] + load.cache <= self.limit
-
-    def fetch(self, load: Load) -> None:
-        """The chunk's raw files are on their way."""
-        self._raw[load.chunk] = load.raw
-        self._note()
-
-    def may_work(self, load: Load) -> bool:
-        """Whether the chunk's parts and shard fit beside what lies there and is promised."""
-        return self.promised - self._parts[load.chunk] + load.cache <= self.limit
-
-    def work(self, load: Load) -> None:
-        """The chunk's clips are read from now on."""
-        self._in_work[load.chunk] = load
+    def now(self) -> tuple[int, int]:
+        """(raw, cache) bytes that lie there at most."""
+        written = sum(self.parts.values()) + sum(self.writing.values())
+        return self.metadata + sum(self.raw.values()), self.shards + written
 
     def may_write(self, num_bytes: int) -> bool:
-        """Whether so many bytes fit beside what really lies there: the bound that always holds."""
-        return self.now.total + num_bytes <= self.limit
+        """Whether so many bytes fit beside what lies there: the bound that always holds."""
+        return sum(self.now) + num_bytes <= self.limit
 
-    def begin(self, job: object, num_bytes: int) -> None:
-        """A worker writes at most so many bytes."""
-        self._writing[job] = num_bytes
-        self._note()
+    def _may_promise(self, num_bytes: int) -> bool:
+        held = {chunk: max(size, self.reserved.get(chunk, 0)) for chunk, size in self.parts.items()}
+        promised = self.metadata + sum(self.raw.values()) + self.shards + sum(held.values())
+        return max(promised, sum(self.now)) + num_bytes <= self.limit
 
-    def end(self, job: object, chunk: int, part_bytes: int) -> None:
-        """It has ended and left a part of so many bytes, or none."""
-        self._writing.pop(job)
-        self._parts[chunk] += part_bytes
-        self._note()
+    def may_work(self, load: Load) -> bool:
+        """Whether the chunk's parts and shard fit beside all that is promised."""
+        return self._may_promise(load.cache - self.parts[load.chunk])
 
-    def release(self, chunk: int, shard_bytes: int, raw_left: int) -> None:
-        """The chunk's shard is whole and so many bytes larger, its parts are gone.
+    def may_fetch(self, load: Load) -> bool:
+        """Whether its raw files do; where no chunk is in work also what becomes of them."""
+        cache = 0 if self.reserved else load.cache - self.parts[load.chunk]
+        return self._may_promise(load.raw - self.raw[load.chunk] + cache)
 
-        Args:
-            raw_left: Bytes of its raw files that stay on the disk.
+
+class ChunkSizes:
+    """Estimates what chunks take; learns as their raw files come and their shards are made.
+
+    Args:
+        done: Chunks whose shards are whole.
+
+    Attributes:
+        remote: Chunk -> its raw files, as chosen.
+        seconds: Of a clip, at most.
+        shards: Chunk -> bytes of those that are done.
+        parts: Chunk -> bytes of its parts, and of a shard that is still to be made anew from them.
+        metadata: Bytes of what else stays beside the raw files.
+    """
+
+    def __init__(
+        self, p: Params, chosen: Chosen, works: Sequence[ChunkWork], done: Collection[int]
+    ):
+        self.p, self._works, self._done = p, {work.chunk: work for work in works}, done
+        self.remote = {work.chunk: _remote_files(p, chosen, work) for work in works}
+        self._measured, self.seconds = 0.0, most_seconds(p)
+        if there := [work.chunk for work in works if work.has_raw()]:
+            self.learn_seconds(there[0])
+        self.shards = dict.fromkeys(self._works, 0)
+        self.parts = {work.chunk: bytes_below(work.parts_folder) for work in works}
+        for work in works:
+            if work.shard:
+                held = self.shards if work.chunk in done else self.parts
+                held[work.chunk] += self.learn_size(work.chunk)
+        of_chunks = {file.path for remote in self.remote.values() for file in remote}
+        self.metadata = sum(size_of(p.local_dir / name) for name in set(chosen.files) - of_chunks)
+        self.metadata += (2 * len(chosen.files) + chosen.num_clips) * RECORD_BYTES
+        self.metadata += 2 * SHARD_RESERVE
+
+    @property
+    def standing(self) -> int:
+        """Bytes that are there and stay."""
+        return self.metadata + sum(self.shards.values())
+
+    @property
+    def left(self) -> list[Load]:
+        """The chunks without a whole shard; first those of which most lies there: they free it."""
+        loads = [self.load(chunk) for chunk in self._works if chunk not in self._done]
+        return sorted(loads, key=lambda load: (-load.here - self.parts[load.chunk], load.chunk))
+
+    def load(self, chunk: int) -> Load:
+        raw, num_clips = (
+            sum(file.size for file in self.remote[chunk]),
+            len(self._works[chunk].clips),
+        )
+        here = self.here(chunk)
+        return load_of(self.p, chunk, raw, here, num_clips, self.seconds, self._measured)
+
+    def here(self, chunk: int) -> int:
+        """Bytes of the chunk's raw files that are on the disk, whole or not."""
+        folder = self.p.local_dir
+        return sum(
+            size_of(folder / file.path) + size_of(transfer.path_of(folder, file))
+            for file in self.remote[chunk]
+        )
+
+    def learn_seconds(self, chunk: int) -> None:
+        """Clips are as long as the first of a chunk that is there."""
+        if clips := self._works[chunk].clips:
+            clip = Clip(self.p.local_dir, self._catalog, clips[0]["clip_id"])
+            self.seconds = most_seconds(self.p, clip)
+
+    @functools.cached_property
+    def _catalog(self) -> Catalog:
+        return Catalog.of(self.p)
+
+    def learn_size(self, chunk: int) -> int:
+        """Clips take what they took in the shard where they were largest; returns its bytes."""
+        size, shard = bytes_below(self._works[chunk].shard_folder), self._works[chunk].shard
+        if shard is not None and (num_clips := len(shard.header["clips"])):
+            self._measured = max(self._measured, size / num_clips)
+        return size
+
+    def to_evict(self) -> list[str]:
+        """What a run that evicts will remove: all of chunks to come, what is there of the rest."""
+        return [
+            file.path
+            for chunk, remote in self.remote.items()
+            for file in remote
+            if chunk not in self._done or (self.p.local_dir / file.path).exists()
+        ]
+
+    def need_budget(self) -> None:
+        """Refuse before the first fetch what cannot go through.
+
+        Raises:
+            AvomniError: the chunks' raw files, parts and shards would outgrow the budget.
         """
-        self._in_work.pop(chunk, None)
-        self._parts[chunk], self._raw[chunk] = 0, raw_left
-        self._shards += shard_bytes
-        self._note()
+        left, limit = self.left, self.p.download.target_size_gb * 1e9
+        if (needed := peak(left, self.standing)) > limit:
+            fitting = len(self._done) + num_fitting(left, self.standing, limit)
+            raise too_large(self.p, fitting, len(self._works), needed)
 
-    def _note(self) -> None:
-        self.peak = max(self.peak, self.now.total)
+    def need_room(self) -> None:
+        """Refuse what the disks lack room for; raw files and cache may lie on different ones.
+
+        Raises:
+            AvomniError: a disk lacks room.
+        """
+        if not (left := self.left):
+            return
+        moments = fullest(left)
+        raw = max(raw for raw, _ in moments) - sum(load.here for load in left)
+        cache = max(cache for _, cache in moments) - sum(self.parts.values())
+        if self.p.download.evict_raw:
+            if _volume(self.p.local_dir) == _volume(self.p.cache_dir):
+                cache += raw
+            else:
+                files.need_room(self.p.local_dir, raw, "the raw files of one chunk at a time")
+        files.need_room(self.p.cache_dir, cache, "the cache")
+
+
+def _remote_files(p: Params, chosen: Chosen, work: ChunkWork) -> list[RemoteFile]:
+    names = [path.relative_to(p.local_dir).as_posix() for path in work.raw]
+    listed = [(name, chosen.files[name]) for name in names if name in chosen.files]
+    return [RemoteFile(name, file["size"], file["sha256"]) for name, file in listed]
+
+
+def _volume(path: Path) -> int:
+    while not path.exists():
+        path = path.parent
+    return os.stat(path).st_dev
+
+
+def expected(p: Params) -> list[Load]:
+    """The chunks' loads as far as they can be estimated before 02_download has run."""
+    estimate, seconds = expected_files(p), most_seconds(p)
+    num_chunks = max(estimate.num_chunks, 1)
+    raw, clips = estimate.num_bytes // num_chunks, math.ceil(estimate.num_clips / num_chunks)
+    return [load_of(p, chunk, raw, 0, clips, seconds) for chunk in range(estimate.num_chunks)]
+
+
+def verdict(p: Params, loads: Sequence[Load], standing: int = 0, num_done: int = 0) -> Verdict:
+    """(rows, warnings, figures) of a plan: whether the chunks go through under the budget.
+
+    Args:
+        loads: Of the chunks that have no whole shard yet, in their order.
+        standing: Bytes that lie there and stay.
+        num_done: Chunks that have a shard.
+    """
+    needed, limit = peak(loads, standing), p.download.target_size_gb * 1e9
+    fitting = num_done + num_fitting(loads, standing, limit)
+    note = "at most at a time: a chunk's raw files and parts beside all shards"
+    rows = [("on the disk", f"{gigabytes(needed)} of {gigabytes(limit)}", note)]
+    warnings = []
+    if needed > limit:
+        error = too_large(p, fitting, num_done + len(loads), needed)
+        warnings.append(f"{error.what}; {error.fix}")
+    return rows, warnings, {"peak_bytes": needed, "num_chunks_fitting": fitting}
+
+
+def too_large(p: Params, num_fitting: int, num_chunks: int, needed: int) -> AvomniError:
+    """What to say where raw files, parts and shards outgrow the budget."""
+    ways = [f"download.target_size_gb: {_enough(needed)} or more"]
+    if num_fitting and p.download.chunks is not None:
+        ways.insert(0, f"name {num_fitting} chunks")
+    elif num_fitting:
+        ways.insert(0, f"download.target_chunks: {num_fitting}")
+    if p.processing.storage == "raw":
+        ways.append("processing.storage: jpeg (about a tenth of the cache)")
+    ways.append("smaller tiles (processing.tile_width, tile_height)")
+    return AvomniError(
+        f"{num_fitting} of {num_chunks} chunks go through with a budget of "
+        f"{p.download.target_size_gb:g} GB for raw files and cache together; all of them need "
+        f"{gigabytes(needed)}, as each leaves its shard",
+        where="download.target_size_gb",
+        fix="set " + ", or ".join(ways),
+    )
+
+
+def held(p: Params, num_chunks: int, num_bytes: int, needed: int) -> AvomniError:
+    """What to say where raw files that stay leave no room for the next chunk."""
+    return AvomniError(
+        f"the raw files of {num_chunks} chunks stay, as clips of theirs were lost or another run "
+        f"needs them ({gigabytes(num_bytes)}); beside them no chunk fits into "
+        f"{p.download.target_size_gb:g} GB",
+        where="download.target_size_gb",
+        fix="run the same command again: it tries the lost clips first, and goes on; or set "
+        f"download.target_size_gb: {_enough(needed)} or more",
+    )
+
+
+def _enough(needed: int) -> str:
+    """Bytes as a budget (GB) that holds them."""
+    return f"{math.ceil(needed * 1.001 / 1e4) / 1e5:.5f}".rstrip("0").rstrip(".")

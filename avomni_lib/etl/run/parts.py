@@ -27,13 +27,7 @@ PARTS_FOLDER = ".parts"
 
 @dataclass(frozen=True)
 class ClipJob:
-    """One clip for a worker process.
-
-    Attributes:
-        local_dir: The raw files, in the data set's layout.
-        path: Where the part is to lie.
-        storage: How frames are kept, `raw` or `jpeg`.
-    """
+    """One clip for a worker process; its part is to lie at `path`."""
 
     clip_id: str
     chunk: int
@@ -45,12 +39,9 @@ class ClipJob:
 
 @dataclass(frozen=True)
 class JobOutcome:
-    """What became of a job: it is done, or the clip is damaged or lost.
+    """What became of a job: it is done, or the clip is damaged or lost for a reason.
 
-    Attributes:
-        reason: Why the clip is damaged or lost; None where its part is made.
-        cpu_s: CPU seconds it took.
-        is_lost: The reason is a fault of the machine, and another try may go well.
+    Lost is what another try may read: the reason is a fault of the machine.
     """
 
     reason: str | None
@@ -84,26 +75,20 @@ def make_part(job: ClipJob) -> JobOutcome:
     except MemoryError:
         raise MemoryError(f"clip {job.clip_id}") from None  # NumPy's own kind does not travel
     except Exception as error:
-        reason, fault = _reason(job, error), system_error(error)
+        where = error.where if isinstance(error, AvomniError) else None
+        if (fault := system_error(error)) is not None:
+            what, where = f"could not be read: {fault.strerror}", where or fault.filename
+        elif isinstance(error, AvomniError):
+            what = error.what
+        else:
+            # One clip that nobody foresaw must not end a night's work; the log keeps the traceback.
+            log.exception("clip %s", job.clip_id)
+            what = f"{type(error).__name__}: {error}"
+        reason = (what + (f" ({where})" if where else "")).replace(f"{job.local_dir}/", "")
         return JobOutcome(reason, time.process_time() - started, is_lost=fault is not None)
     with files.write_whole(job.path) as file:
         np.savez(file, **arrays, **shard.beside(sampled.told))
     return JobOutcome(None, time.process_time() - started)
-
-
-def _reason(job: ClipJob, error: Exception) -> str:
-    """Why a clip could not be read, for people; paths start at local_dir."""
-    fault = system_error(error)
-    where = error.where if isinstance(error, AvomniError) else None
-    if fault is not None:
-        what, where = f"could not be read: {fault.strerror}", where or fault.filename
-    elif isinstance(error, AvomniError):
-        what = error.what
-    else:
-        # One clip that nobody foresaw must not end a night's work; the log keeps the traceback.
-        log.exception("clip %s", job.clip_id)
-        what = f"{type(error).__name__}: {error}"
-    return (what + (f" ({where})" if where else "")).replace(f"{job.local_dir}/", "")
 
 
 @functools.lru_cache(maxsize=1)
@@ -115,8 +100,6 @@ class ChunkWork:
     """One chunk of which a shard is to be made.
 
     Args:
-        cache_dir: Where shards and parts lie.
-        chunk: Its number.
         clips: clip_id, split and chunk of each, in the order of the catalog.
         key: A hash of all that the shard's bytes depend on.
         raw: The chunk's raw files.
@@ -168,12 +151,9 @@ class ChunkWork:
         inside = {clip.clip_id: clip for clip in shard.clips_of(found)} if found else {}
 
         def load(clip_id: str) -> Mapping[str, np.ndarray]:
-            part = self.part(clip_id)
-            return (
-                np.load(part, allow_pickle=False)
-                if part.exists()
-                else found.arrays_of(inside[clip_id])
-            )
+            if self.part(clip_id).exists():
+                return np.load(self.part(clip_id), allow_pickle=False)
+            return found.arrays_of(inside[clip_id])
 
         if clips and list(inside) != [clip["clip_id"] for clip in clips]:
             shard.write_shard(self.shard_folder, {**common, "key": self.key}, clips, load)

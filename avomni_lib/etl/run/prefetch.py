@@ -22,9 +22,7 @@ from avomni_lib.dataset.download.verified import Verified
 from avomni_lib.dataset.select import evicted, selection
 from avomni_lib.dataset.select.manifest import Chosen
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl.run import chunk_sizes, disk_budget, forecast
-from avomni_lib.etl.run.chunk_sizes import ChunkSizes
-from avomni_lib.etl.run.disk_budget import DiskBudget
+from avomni_lib.etl.run import disk_budget, forecast
 from avomni_lib.etl.run.parts import ChunkWork
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
@@ -38,15 +36,15 @@ class Prefetch:
     """Hands out chunks whose raw files are whole; a context manager, for one thread.
 
     Args:
-        chosen: The run's files.
-        works: All its chunks.
+        works: All chunks of the run.
         to_read: Chunk -> its clips that must be read.
         hub: What chunks are fetched from; only needed where raw files are missing.
 
     Attributes:
         rows: Chunk -> its row: chunk, num_clips, num_read, bytes_fetched, bytes_evicted,
             cache_bytes.
-        moments: (seconds from the start, raw bytes, cache bytes), whenever they change.
+        moments: (seconds from the start, raw bytes, cache bytes), whenever they change; what is
+            fetched or written counts in full from its start.
 
     Raises:
         AvomniError: another run needs what would be evicted, the chunks do not go through under the
@@ -69,21 +67,28 @@ class Prefetch:
         self._coming: ChunkFetch | None = None
         self._error: AvomniError | None = None
         self._started = time.monotonic()
-        self.rows = {work.chunk: _row(work, to_read[work.chunk]) for work in works}
+        counts = dict.fromkeys(("bytes_fetched", "bytes_evicted", "cache_bytes"), 0)
+        self.rows: dict[int, dict[str, Any]] = {
+            chunk: {"chunk": chunk, "num_clips": len(work.clips), "num_read": len(to_read[chunk])}
+            | counts
+            for chunk, work in self._works.items()
+        }
         self.moments: list[tuple[float, int, int]] = []
 
         done = {work.chunk for work in works if not to_read[work.chunk] and work.shard}
-        self._sizes = sizes = ChunkSizes(p, chosen, works, done)
-        left = sizes.left
-        evicted.need_alone(p, sizes.to_evict(done))
-        self._limit = float("inf")
+        self._sizes = sizes = disk_budget.ChunkSizes(p, chosen, works, done)
+        evicted.need_alone(p, sizes.to_evict())
+        limit = float("inf")
         if p.download.evict_raw:
-            self._limit = p.download.target_size_gb * 1e9
-            chunk_sizes.need_budget(p, left, sizes.start, len(done))
-        chunk_sizes.need_room(p, left, sizes.start, sum(sizes.parts.values()))
-        loads = [sizes.load(work.chunk) for work in works]
-        self._budget = DiskBudget(self._limit, sizes.start, loads, sizes.parts)
-        unread = [load.chunk for load in left if to_read[load.chunk]]
+            limit = p.download.target_size_gb * 1e9
+            sizes.need_budget()
+        sizes.need_room()
+        raw, shards = (
+            {chunk: sizes.here(chunk) for chunk in self._works},
+            sum(sizes.shards.values()),
+        )
+        self._budget = disk_budget.DiskBudget(limit, sizes.metadata, shards, raw, sizes.parts)
+        unread = [load.chunk for load in sizes.left if to_read[load.chunk]]
         self._whole = deque(chunk for chunk in unread if self._is_whole(chunk))
         self._waiting = deque(chunk for chunk in unread if chunk not in self._whole)
         self._note()
@@ -100,7 +105,7 @@ class Prefetch:
     @property
     def peak_bytes(self) -> int:
         """So much lay on the disk at most: metadata, raw files, parts and shards."""
-        return self._budget.peak
+        return max(raw + cache for _, raw, cache in self.moments)
 
     @property
     def message(self) -> str:
@@ -115,9 +120,24 @@ class Prefetch:
                 larger than was to be expected, so that the next chunk does not fit.
         """
         self._collect()
-        handed = self._hand_out()
+        handed = []
+        while self._whole:
+            work = self._works[self._whole[0]]
+            self._sizes.learn_seconds(work.chunk)
+            load = self._sizes.load(work.chunk)
+            if not self._budget.may_work(load):
+                break
+            self._budget.reserved[work.chunk] = load.cache
+            self._working[work.chunk] = [path for path in work.raw if path.exists()]
+            handed.append(self._whole.popleft())
         if self._waiting and not (self._whole or self._coming or self._error):
-            self._fetch_next()
+            load = self._sizes.load(self._waiting[0])
+            if self._budget.may_fetch(load):
+                chunk = self._waiting.popleft()
+                self._budget.raw[chunk] = load.raw
+                remote = self._sizes.remote[chunk]
+                self._coming = ChunkFetch(self.p, self._hub, self._verified, chunk, remote)
+                self._note()
         if not (self._working or self._coming):
             if self._error:
                 raise self._error
@@ -131,23 +151,22 @@ class Prefetch:
         Raises:
             AvomniError: there is none, and nothing that is at work would make some.
         """
-        num_bytes = self._budget.parts_of(chunk) + chunk_sizes.SHARD_RESERVE
+        num_bytes = self._budget.parts[chunk] + disk_budget.SHARD_RESERVE
         if clip_id is not None:
-            num_bytes = chunk_sizes.most_of_part(self.p, self._sizes.seconds)
+            num_bytes = disk_budget.most_of_part(self.p, self._sizes.seconds)
         if not self._budget.may_write(num_bytes):
-            if self._budget.is_idle:
+            if not self._budget.writing:
                 raise self._too_large()
             return False
-        self._budget.begin((chunk, clip_id), num_bytes)
+        self._budget.writing[chunk, clip_id] = num_bytes
         self._note()
         return True
 
     def end(self, chunk: int, clip_id: str | None = None) -> None:
         """What was begun has ended, well or not."""
-        size = 0
+        del self._budget.writing[chunk, clip_id]
         if clip_id is not None:
-            size = forecast.size_of(self._works[chunk].part(clip_id))
-        self._budget.end((chunk, clip_id), chunk, size)
+            self._budget.parts[chunk] += forecast.size_of(self._works[chunk].part(clip_id))
         self._note()
 
     def release(self, chunk: int, is_needed: bool = False) -> None:
@@ -156,16 +175,17 @@ class Prefetch:
         Args:
             is_needed: They stay: a clip was lost, and the next run reads it.
         """
-        row, remote = self.rows[chunk], self._sizes.remote[chunk]
+        row, paths = self.rows[chunk], [file.path for file in self._sizes.remote[chunk]]
         row["cache_bytes"] = self._sizes.learn_size(chunk)
-        if self.p.download.evict_raw and is_needed:
-            self._kept.add(chunk)
-        elif self.p.download.evict_raw:
-            row["bytes_evicted"] = evicted.evict(self.p, [file.path for file in remote])
-            if any((self.p.local_dir / file.path).exists() for file in remote):
-                self._kept.add(chunk)  # another run has come to need them
-        grown = row["cache_bytes"] - self._sizes.shards[chunk]
-        self._budget.release(chunk, grown, self._sizes.here(chunk))
+        if self.p.download.evict_raw:
+            if not is_needed:
+                row["bytes_evicted"] = evicted.evict(self.p, paths)
+            # Another run may have come to need them.
+            if is_needed or any((self.p.local_dir / path).exists() for path in paths):
+                self._kept.add(chunk)
+        self._budget.shards += row["cache_bytes"] - self._sizes.shards[chunk]
+        self._budget.parts[chunk], self._budget.raw[chunk] = 0, self._sizes.here(chunk)
+        self._budget.reserved.pop(chunk, None)
         self._working.pop(chunk, None)
         self._note()
 
@@ -175,34 +195,11 @@ class Prefetch:
         if not gone:
             return None
         name = gone[0].relative_to(self.p.local_dir).as_posix()
-        told = f"{len(gone)} raw files of chunk {chunk}, such as {name},"
-        was_there = any(path in self._working[chunk] for path in gone)
         by = evicted.by_others(self.p).get(name)
-        if was_there:
+        told = f"{len(gone)} raw files of chunk {chunk}, such as {name},"
+        if any(path in self._working[chunk] for path in gone):
             return f"{told} went away while it was read" + (f": evicted by {by}" if by else "")
         return f"{told} were evicted by {by}" if by else f"{told} are not on the disk"
-
-    def _hand_out(self) -> list[int]:
-        handed = []
-        while self._whole:
-            work = self._works[self._whole[0]]
-            self._sizes.learn_seconds(work.chunk)
-            load = self._sizes.load(work.chunk)
-            if not self._budget.may_work(load):
-                break
-            self._budget.work(load)
-            self._working[work.chunk] = [path for path in work.raw if path.exists()]
-            handed.append(self._whole.popleft())
-        return handed
-
-    def _fetch_next(self) -> None:
-        load = self._sizes.load(self._waiting[0])
-        if self._budget.may_fetch(load):
-            chunk = self._waiting.popleft()
-            self._budget.fetch(load)
-            remote = self._sizes.remote[chunk]
-            self._coming = ChunkFetch(self.p, self._hub, self._verified, chunk, remote)
-            self._note()
 
     def _collect(self) -> None:
         """Take what a fetch has brought."""
@@ -234,22 +231,18 @@ class Prefetch:
             self._hub = self._hub.at(self._chosen.revision)
         self._hub.check_access()
         remote = self._sizes.remote
-        paths = [file.path for chunk in self._waiting for file in remote[chunk]]
-        listed = self._hub.sizes(paths)
+        listed = self._hub.sizes([file.path for chunk in self._waiting for file in remote[chunk]])
         for chunk in self._waiting:
-            remote[chunk] = [self._as_listed(file, listed) for file in remote[chunk]]
-
-    def _as_listed(self, file: RemoteFile, listed: Mapping[str, RemoteFile]) -> RemoteFile:
-        """The file with all that the source says of it, how to fetch it among that."""
-        now = listed.get(file.path)
-        if now is None or (now.size, now.sha256 or file.sha256) != (file.size, file.sha256):
-            raise AvomniError(
-                f"{file.path} is {'another file' if now else 'gone'} at the source since "
-                "02_download chose it",
-                where=self._hub.page,
-                fix="run 02_download again",
-            )
-        return now
+            for number, file in enumerate(remote[chunk]):
+                now = listed.get(file.path)
+                if now is None or (now.size, now.sha256 or file.sha256) != (file.size, file.sha256):
+                    raise AvomniError(
+                        f"{file.path} is {'another file' if now else 'gone'} at the source since "
+                        "02_download chose it",
+                        where=self._hub.page,
+                        fix="run 02_download again",
+                    )
+                remote[chunk][number] = now  # with all that the source says of it
 
     def _is_whole(self, chunk: int) -> bool:
         remote = self._sizes.remote[chunk]
@@ -259,26 +252,16 @@ class Prefetch:
         coming = [self._coming.chunk] if self._coming else []
         unfinished = [*self._working, *coming, *self._whole, *self._waiting]
         left = [self._sizes.load(chunk) for chunk in unfinished]
-        needed = max(disk_budget.peak(left, self._budget.standing), round(self._limit) + 1)
+        needed = disk_budget.peak(left, self._budget.metadata + self._budget.shards)
+        needed = max(needed, round(self._budget.limit) + 1)
         if self._kept:
             held = sum(map(self._sizes.here, self._kept))
-            return chunk_sizes.held(self.p, len(self._kept), held, needed + held)
-        return chunk_sizes.too_large(self.p, len(self._works) - len(left), len(self._works), needed)
+            return disk_budget.held(self.p, len(self._kept), held, needed + held)
+        num_done = len(self._works) - len(left)
+        return disk_budget.too_large(self.p, num_done, len(self._works), needed)
 
     def _note(self) -> None:
-        now = self._budget.now
-        self.moments.append((time.monotonic() - self._started, now.raw, now.cache))
-
-
-def _row(work: ChunkWork, to_read: Sequence[str]) -> dict[str, Any]:
-    return {
-        "chunk": work.chunk,
-        "num_clips": len(work.clips),
-        "num_read": len(to_read),
-        "bytes_fetched": 0,
-        "bytes_evicted": 0,
-        "cache_bytes": 0,
-    }
+        self.moments.append((time.monotonic() - self._started, *self._budget.now))
 
 
 class ChunkFetch:

@@ -11,7 +11,6 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 from avomni_lib import files
@@ -20,7 +19,7 @@ from avomni_lib.dataset.clip import Clip
 from avomni_lib.dataset.select.manifest import read_chosen
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.run import build, engines, forecast
-from avomni_lib.etl.run.parts import ChunkWork, ClipJob, make_part
+from avomni_lib.etl.run.parts import make_part
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
 
@@ -76,7 +75,26 @@ def build_share(p: Params, index: int, count: int, progress: type[Bar] = Bar) ->
         clips = clips[index - 1 :: count]
         missing = {work.chunk: set(work.missing()) for work in works}
         todo = [(work, clip_id) for work, clip_id in clips if clip_id in missing[work.chunk]]
-        left_out, cpu_s = _work(p, todo, progress)
+        left_out, cpu_s = Counter[str](), 0.0
+        if todo:
+            clip = Clip(p.local_dir, Catalog.of(p), todo[0][1])
+            num_bytes = len(todo) * forecast.clip_bytes(
+                p, forecast.clip_seconds(p, clip), p.processing.storage, forecast.JPEG_SHARE_MOST
+            )
+            files.need_room(p.cache_dir, num_bytes, "this share of the cache")
+        recipe = build.recipe_of(p)
+        jobs = (build.job_of(p, work, clip_id, recipe) for work, clip_id in todo)
+        with (
+            progress(total=len(todo), unit="clip", label="ETL, a share") as bar,
+            contextlib.closing(engines.run(p, make_part, jobs)) as outcomes,
+        ):
+            for job, outcome in outcomes if todo else ():
+                if outcome.reason:
+                    state = "lost" if outcome.is_lost else "damaged"
+                    left_out[state] += 1
+                    log.warning("clip %s is %s: %s", job.clip_id, state, outcome.reason)
+                cpu_s += outcome.cpu_s
+                bar.update(1, ", ".join(f"{count} {state}" for state, count in left_out.items()))
     return {
         "share": f"{index}/{count}",
         "num_clips": len(clips),
@@ -87,33 +105,3 @@ def build_share(p: Params, index: int, count: int, progress: type[Bar] = Bar) ->
         "seconds": round(time.monotonic() - started, 2),
         "cpu_seconds": round(cpu_s, 2),
     }
-
-
-def _work(
-    p: Params, todo: list[tuple[ChunkWork, str]], progress: type[Bar]
-) -> tuple[Counter[str], float]:
-    """(clips left out by state, CPU seconds)."""
-    left_out, cpu_s = Counter[str](), 0.0
-    if not todo:
-        return left_out, cpu_s
-    recipe = build.recipe_of(p)
-    clip = Clip(p.local_dir, Catalog.of(p), todo[0][1])
-    num_bytes = forecast.chunk_cache_bytes(p, len(todo), forecast.clip_seconds(p, clip))
-    files.need_room(p.cache_dir, num_bytes // 2, "this share of the cache")
-
-    def jobs() -> Iterator[ClipJob]:
-        for work, clip_id in todo:
-            yield build.job_of(p, work, clip_id, recipe)
-
-    with (
-        progress(total=len(todo), unit="clip", label="ETL, a share") as bar,
-        contextlib.closing(engines.run(p, make_part, jobs())) as outcomes,
-    ):
-        for job, outcome in outcomes:
-            if outcome.reason:
-                state = "lost" if outcome.is_lost else "damaged"
-                left_out[state] += 1
-                log.warning("clip %s is %s: %s", job.clip_id, state, outcome.reason)
-            cpu_s += outcome.cpu_s
-            bar.update(1, ", ".join(f"{count} {state}" for state, count in left_out.items()))
-    return left_out, cpu_s

@@ -17,7 +17,6 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.video import stream
 from avomni_lib.etl.video.decord_reader import by_decord
 from avomni_lib.etl.video.pyav_reader import Size, SizeRule, by_pyav
-from avomni_lib.etl.video.stream import Stream
 
 if TYPE_CHECKING:
     from avomni_lib.dataset.clip import ByteRange
@@ -100,17 +99,9 @@ def frame_indices(
     return np.searchsorted(timestamps_us, wanted_us, side="right").astype(np.int64) - 1
 
 
-def check_clock(timestamps_us: np.ndarray, video: Stream) -> None:
-    """Refuse timestamps whose rows are not the frames of this file.
-
-    Args:
-        timestamps_us: (N,) int64 µs, increasing.
-
-    Raises:
-        Damaged: as `checks.agree` finds.
-    """
-    tick_us = 1e6 * float(video.time_base)
-    found = checks.agree(video.times_us, timestamps_us, tick_us)
+def check_clock(timestamps_us: np.ndarray, video: stream.Stream) -> None:
+    """Refuse (as `Damaged`) timestamps, (N,) int64 µs, whose rows are not this file's frames."""
+    found = checks.agree(video.times_us, timestamps_us, 1e6 * float(video.time_base))
     findings.refuse(found, video.name, stream.FETCH_AGAIN, stream.Damaged)
 
 

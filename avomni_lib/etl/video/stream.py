@@ -145,12 +145,17 @@ def opened(source: ByteRange | Path | bytes) -> Iterator[Stream]:
         AvomniError: the file is missing or no video, or `dataset.streams` finds it damaged.
     """
     name = str(source)
-    if isinstance(source, bytes):
-        name = f"{len(source)} bytes in memory"
-    elif not isinstance(source, str | Path):
-        name = f"{source.path}, bytes {source.offset} to {source.offset + source.length}"
     try:
-        content = _content(source, name)
+        if isinstance(source, bytes):
+            name, content = f"{len(source)} bytes in memory", source
+        elif isinstance(source, str | Path):
+            content = Path(source).read_bytes()
+        else:
+            name = f"{source.path}, bytes {source.offset} to {source.offset + source.length}"
+            try:
+                content = source.read()  # compares the content with the zip's checksum
+            except AvomniError as error:
+                raise damaged(f"the video is {error.what}", name) from None
         with streams.opened(content) as (container, peek):
             if not container.streams.video:
                 raise damaged("the file holds no video stream", name)
@@ -168,14 +173,3 @@ def opened(source: ByteRange | Path | bytes) -> Iterator[Stream]:
     except (NotVideo, OSError) as error:
         reason = error.what if isinstance(error, NotVideo) else error
         raise damaged(f"not a video that can be read: {reason}", name) from None
-
-
-def _content(source: ByteRange | Path | bytes, name: str) -> bytes:
-    if isinstance(source, bytes):
-        return source
-    if isinstance(source, str | Path):
-        return Path(source).read_bytes()
-    try:
-        return source.read()  # compares the content with the zip's checksum
-    except AvomniError as error:
-        raise damaged(f"the video is {error.what}", name) from None

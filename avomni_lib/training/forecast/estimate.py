@@ -31,8 +31,8 @@ from avomni_lib.dataset import cameras
 from avomni_lib.dataset.select.forecast import forecast
 from avomni_lib.etl.cache.shard import STORAGES
 from avomni_lib.etl.cache.windows import none_fits, num_windows
-from avomni_lib.etl.run import chunk_sizes
-from avomni_lib.etl.run.chunk_sizes import Verdict
+from avomni_lib.etl.run import disk_budget
+from avomni_lib.etl.run.disk_budget import Verdict
 from avomni_lib.etl.run.forecast import clip_bytes, clip_seconds
 from avomni_lib.params import Params
 from avomni_lib.plan import Plan, gigabytes, minutes
@@ -177,7 +177,7 @@ def plan_run(p: Params) -> Plan:
         "optimizer_steps": steps,
     }
     if p.download.evict_raw:
-        chunks = chunk_sizes.verdict(p, chunk_sizes.expected(p))
+        chunks = disk_budget.verdict(p, disk_budget.expected(p))
         rows[4:4], warnings, figures = chunks[0], warnings + chunks[1], figures | chunks[2]
     # The tiny base is what trains where there is no GPU; nothing else does.
     training = training_rows(
