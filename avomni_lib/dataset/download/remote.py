@@ -69,7 +69,7 @@ def git_blob_id(content: bytes) -> str:
     """Git's id of a file's content: how the hub knows small files."""
     blob = _git_hash(len(content))
     blob.update(content)
-    return blob.hexdigest()
+    return str(blob.hexdigest())
 
 
 def _git_hash(size: int) -> Any:
