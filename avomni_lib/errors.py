@@ -45,24 +45,17 @@ class AvomniError(Exception):
 
         `from_parts` reads them back: it is how an error leaves a notebook.
         """
-        parts = [self.what]
-        if self.where:
-            parts.append(f"{WHERE}{self.where}")
-        if self.fix:
-            parts.append(f"{FIX}{self.fix}")
-        return parts
+        shown = (self.what, self.where and WHERE + self.where, self.fix and FIX + self.fix)
+        return [part for part in shown if part]
 
     @classmethod
     def from_parts(cls, parts: Sequence[str]) -> AvomniError:
         """The error whose `parts` these are."""
-        what, *more = parts
-        known = {
-            name: part.removeprefix(mark)
-            for part in more
-            for name, mark in (("where", WHERE), ("fix", FIX))
-            if part.startswith(mark)
-        }
-        return AvomniError(what, **known)
+        known = {}
+        for part in parts[1:]:
+            name, mark = ("where", WHERE) if part.startswith(WHERE) else ("fix", FIX)
+            known[name] = part.removeprefix(mark)
+        return AvomniError(parts[0], **known)
 
     def __reduce__(self):
         # Exceptions with keyword arguments do not pickle by default; worker processes send these

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -112,7 +113,7 @@ def write_whole(path: Path, mode: str = "wb") -> Iterator[IO]:
         with contextlib.suppress(OSError):  # the first of the two errors is the one to report
             partial.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno in NO_ROOM:
-            raise no_room(path, None) from None
+            raise no_room(path) from None
         raise
 
 
@@ -126,11 +127,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        AvomniError: the file is missing or is not JSON.
-    """
+    """The content of a JSON file; AvomniError where it is missing or is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -142,11 +139,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_record(path: Path, **kinds: type) -> dict[str, Any]:
-    """The object that a JSON file holds, which has these keys with values of these kinds.
-
-    Raises:
-        AvomniError: the file is missing, is not JSON or holds something else.
-    """
+    """As `read_json`, of an object that has these keys with values of these kinds."""
     record = read_json(path)
     for key, kind in kinds.items():
         if not isinstance(record, dict) or not isinstance(record.get(key), kind):
@@ -175,13 +168,13 @@ def sha256_file(path: Path) -> str:
 
 def sha256_once(path: Path) -> str:
     """As `sha256_file`, read once a process while the file's size and date stay the same."""
-    key = (str(Path(path).absolute()), *(state_of(Path(path)) or ()))
-    if key not in _hashes:
-        _hashes[key] = sha256_file(path)
-    return _hashes[key]
+    path = Path(path).absolute()
+    return _sha256_of(path, state_of(path))
 
 
-_hashes: dict[tuple[Any, ...], str] = {}
+@functools.cache
+def _sha256_of(path: Path, state: tuple[int, int] | None) -> str:
+    return sha256_file(path)
 
 
 def hash_json(value: Any) -> str:
@@ -214,26 +207,24 @@ def need_room(path: Path, num_bytes: int, purpose: str, keep_free: int = 1 << 28
         )
 
 
-def no_room(path: Path, num_bytes: int | None) -> AvomniError:
-    needed = f" ({num_bytes / 1e9:.2f} GB needed)" if num_bytes else ""
+def no_room(path: Path) -> AvomniError:
     return AvomniError(
-        f"no room left on the disk{needed}, {free_bytes(Path(path).parent) / 1e9:.2f} GB free",
+        f"no room left on the disk, {free_bytes(Path(path).parent) / 1e9:.2f} GB free",
         where=str(path),
         fix=f"free some space and {GO_ON}",
     )
 
 
 def refused(error: OSError, path: Path | None = None) -> AvomniError:
-    """What an error of the operating system means, and what to do about it.
+    """What an error of the operating system means (one of `REFUSALS`), and what to do about it.
 
     Args:
-        error: One of `REFUSALS`.
         path: What was written or read, where the error does not say it itself.
     """
     what, fix = REFUSALS[error.errno]
     path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else path
     if error.errno in NO_ROOM and path is not None:
-        return no_room(Path(path), None)
+        return no_room(Path(path))
     return AvomniError(
         f"{what} ({os.strerror(error.errno)})",
         where=None if path is None else str(path),

@@ -22,21 +22,8 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.files import PROJECT_ROOT
 
 PACKAGES = (
-    "avomni",
-    "accelerate",
-    "av",
-    "bitsandbytes",
-    "datasets",
-    "decord",
-    "huggingface_hub",
-    "numpy",
-    "panda3d",
-    "papermill",
-    "peft",
-    "pyarrow",
-    "torch",
-    "transformers",
-    "trl",
+    *("avomni", "accelerate", "av", "bitsandbytes", "datasets", "decord", "huggingface_hub"),
+    *("numpy", "panda3d", "papermill", "peft", "pyarrow", "torch", "transformers", "trl"),
     "unsloth",
 )
 
@@ -185,7 +172,12 @@ def device_memory(on: str) -> Memory | None:
 
 def peak_memory(on: str = "cpu") -> dict[str, float]:
     """The most that this process held so far in GB (1e9), on the host and on the device."""
-    peak = {"host_gb": _own_peak_gb()}
+    peak = {"host_gb": _peak_gb(resource.RUSAGE_SELF)}
+    # Linux lets ru_maxrss begin with what the process that started this one held.
+    with contextlib.suppress(OSError, KeyError):
+        text = Path("/proc/self/status").read_text()
+        status = dict(line.split(":", 1) for line in text.splitlines())
+        peak["host_gb"] = int(status["VmHWM"].split()[0]) * 1024 / 1e9
     if on != "cpu":
         import torch
 
@@ -208,19 +200,9 @@ def peak_memory_of_children() -> float:
     return _peak_gb(resource.RUSAGE_CHILDREN)
 
 
-def _own_peak_gb() -> float:
-    # Linux lets ru_maxrss begin with what the process that started this one held.
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e9
-    return _peak_gb(resource.RUSAGE_SELF)
-
-
 def _peak_gb(who: int) -> float:
     # ru_maxrss counts KiB on Linux and bytes on macOS.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(who).ru_maxrss * unit / 1e9
+    return resource.getrusage(who).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def versions() -> dict[str, str | None]:
@@ -235,23 +217,18 @@ def versions() -> dict[str, str | None]:
 @functools.cache
 def git_commit() -> str | None:
     """The working tree's commit, `+changes` where files differ from it; None outside git."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(PROJECT_ROOT), *words]
+        return subprocess.check_output(
+            command, text=True, timeout=10, stderr=subprocess.DEVNULL
+        ).strip()
+
     try:
-        commit = _git("rev-parse", "HEAD")
-        changes = _git("status", "--porcelain", "--untracked-files=no")
+        changes = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+changes" if changes else "")
     except (OSError, subprocess.SubprocessError):
         return None
-    return commit + ("+changes" if changes else "")
-
-
-def _git(*words: str) -> str:
-    ran = subprocess.run(
-        ["git", "-C", str(PROJECT_ROOT), *words],
-        capture_output=True,
-        text=True,
-        timeout=10,
-        check=True,
-    )
-    return ran.stdout.strip()
 
 
 def provenance() -> dict[str, Any]:

@@ -15,43 +15,27 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Plan:
-    """What a dry run returns: counts, sizes and times, before anything is done.
-
-    Attributes:
-        title: One line.
-        rows: (name, value, note) as shown.
-        warnings: Sentences that a user should read before starting.
-        figures: The same as numbers, for `result.json` and `--json`.
-    """
+    """What a dry run returns: counts, sizes and times, before anything is done."""
 
     title: str
-    rows: list[tuple[str, str, str]]
+    rows: list[tuple[str, str, str]]  # (name, value, note) as shown
     warnings: list[str] = field(default_factory=list)
-    figures: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)  # for `result.json` and `--json`
 
     def __str__(self) -> str:
         width = max((len(name) for name, _, _ in self.rows), default=0)
-        lines = [self.title]
-        lines += [
-            f"  {name:<{width}}  {value}" + (f"  ({note})" if note else "")
-            for name, value, note in self.rows
-        ]
-        lines += [f"  ! {warning}" for warning in self.warnings]
-        return "\n".join(lines)
+        rows = [(f"  {name:<{width}}  {value}", note) for name, value, note in self.rows]
+        lines = [line + (f"  ({note})" if note else "") for line, note in rows]
+        return "\n".join([self.title, *lines, *(f"  ! {text}" for text in self.warnings)])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        cells = "".join(
-            "<tr>"
-            + "".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in row)
-            + "</tr>"
-            for row in self.rows
-        )
-        warnings = "".join(
-            f"<p><b>Note:</b> {html.escape(warning)}</p>" for warning in self.warnings
-        )
-        return f"<b>{html.escape(self.title)}</b><table>{cells}</table>{warnings}"
+        cell = "<td style='text-align:left'>{}</td>"
+        cells = ["".join(cell.format(html.escape(text)) for text in row) for row in self.rows]
+        table = "".join(f"<tr>{row}</tr>" for row in cells)
+        notes = "".join(f"<p><b>Note:</b> {html.escape(text)}</p>" for text in self.warnings)
+        return f"<b>{html.escape(self.title)}</b><table>{table}</table>{notes}"
 
 
 class Bar:

@@ -74,15 +74,10 @@ WAIT: Final = Wait.WAIT
 
 @dataclass(frozen=True)
 class Died:
-    """What an executor gives back for a job whose worker died.
+    """What an executor gives back for a job whose worker died."""
 
-    Attributes:
-        how: Such as "killed by SIGKILL".
-        began: Whether the worker had got as far as to take a job.
-    """
-
-    how: str
-    began: bool = True
+    how: str  # such as "killed by SIGKILL"
+    began: bool = True  # whether the worker had got as far as to take a job
 
 
 class Executor(Protocol[Job, Outcome]):
@@ -181,7 +176,11 @@ def run_on(
                 elif ever_began:
                     lose(at.job, f"{DIED} ({outcome.how})")
                 else:
-                    raise _cannot_start(outcome.how)
+                    raise AvomniError(
+                        f"a worker process ended before it had begun, twice ({outcome.how})",
+                        fix="its own words stand above; a script that starts a run needs the line "
+                        'if __name__ == "__main__":',
+                    )
             late = [ticket for ticket, at in running.items() if at.stop_s <= time.monotonic()]
             for ticket in late:
                 executor.stop(ticket)
@@ -197,14 +196,6 @@ class _Running(Generic[Job]):
     alone: bool
     stop_s: float
     began: bool = False
-
-
-def _cannot_start(how: str) -> AvomniError:
-    return AvomniError(
-        f"a worker process ended before it had begun, twice ({how})",
-        fix="its own words stand above; a script that starts a run needs the line "
-        'if __name__ == "__main__":',
-    )
 
 
 def run_jobs(
@@ -249,23 +240,22 @@ class ProcessExecutor:
         return self._busy[ticket].began
 
     def finished(self, timeout_s: float | None) -> list[tuple[Connection, Outcome | Died]]:
-        back = []
+        back: list[tuple[Connection, Outcome | Died]] = []
         for ticket in multiprocessing.connection.wait(self._busy, timeout_s):
             worker = self._busy[ticket]
             try:
                 kind, value = ticket.recv()
             except (EOFError, OSError):
                 kind, value = "died", None
-            if kind in ("died", OUT_OF_MEMORY):
-                del self._busy[ticket]
-                how = worker.end()
-                how = how if kind == "died" else OUT_OF_MEMORY
-                back.append((ticket, Died(how, worker.began)))
-                continue
             if kind == "began":
                 worker.began = True
                 continue
-            self._idle.append(self._busy.pop(ticket))
+            del self._busy[ticket]
+            if kind in ("died", OUT_OF_MEMORY):
+                how = worker.end()
+                back.append((ticket, Died(how if kind == "died" else kind, worker.began)))
+                continue
+            self._idle.append(worker)
             if kind == "raised":
                 raise value
             back.append((ticket, value))
@@ -277,9 +267,10 @@ class ProcessExecutor:
     def close(self) -> None:
         for worker in self._busy.values():
             worker.process.kill()
-        for worker in [*self._idle, *self._busy.values()]:
+        every = [*self._idle, *self._busy.values()]
+        for worker in every:
             worker.connection.close()  # which an idle one takes as its end
-        for worker in [*self._idle, *self._busy.values()]:
+        for worker in every:
             worker.process.join(LEAVE_S)
             worker.end()
         self._idle, self._busy = [], {}
@@ -326,8 +317,16 @@ class _Worker:
 
 def _serve(connection: Connection) -> None:
     """What a worker process does."""
-    _end_with_parent()
-    _be_killed_first()
+
+    def end_with_parent() -> None:
+        # Without this a worker whose parent is killed goes on with its job.
+        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    # Where the memory runs out, the kernel is to end a worker rather than the run.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
     # One thread a process, also in OpenBLAS and Arrow; they read this when they are first imported,
     # which is when the function arrives.
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -348,19 +347,3 @@ def _serve(connection: Connection) -> None:
                 answer = ("raised", error)
             del job
             connection.send(answer)
-
-
-def _end_with_parent() -> None:
-    """Without this a worker whose parent is killed goes on with its job."""
-
-    def watch() -> None:
-        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _be_killed_first() -> None:
-    """Where the memory runs out, the kernel is to end a worker rather than the run."""
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write(str(OOM_SCORE))

@@ -5,20 +5,59 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from avomni_lib import files
+from avomni_lib.params import Params
 from tests import local_hub
 from tests.local_hub import Faults, Request
 
 REPO = "avomni/world"
+FETCH = """
+import sys
+from avomni_lib.dataset.download.download import fetch
+from avomni_lib.dataset.download.hub import Hub
+from avomni_lib.params import Params
+p = Params.model_validate_json(sys.argv[1])
+fetch(p, Hub(p.dataset.repo_id, sys.argv[2] or None, sys.argv[3]))
+"""
+
+
+def params(folder: Path, **sections: dict) -> Params:
+    """A run of two chunks of what such a hub serves."""
+    values = {
+        "run": {"name": "run", "outputs_dir": str(folder / "outputs")},
+        "dataset": {"source": "world", "repo_id": REPO, "local_dir": str(folder / "data")},
+        "download": {"target_chunks": 2, "target_size_gb": 1.0},
+    }
+    for name, keys in sections.items():
+        values[name] = values.get(name, {}) | keys
+    return Params.from_values(values)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Path -> content of all that is not hidden."""
+    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return {str(p): (folder / p).read_bytes() for p in paths if not p.parts[0].startswith(".")}
+
+
+def python(code: str, *arguments: str, **environment: str) -> subprocess.Popen:
+    """A process of its own that runs this code."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        env=os.environ | environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 class HubProcess:
-    """A running hub; use it as a context manager.
+    """A running hub; use it as a context manager. Every method of `Commands` is one of it, too.
 
     Args:
         folder: What it serves.
@@ -34,40 +73,20 @@ class HubProcess:
             text=True,
             cwd=files.PROJECT_ROOT,
         )
-        self.endpoint, self.commit = self._answer()
+        self.endpoint, self.commit = json.loads(self._process.stdout.readline())
 
-    def refuse(self, name: str, times: int, status: int, **headers: str) -> None:
-        """The next requests of this name (`*` is any) are answered so."""
-        self._ask(["refuse", name, times, status, headers])
+    def __getattr__(self, command: str) -> Callable[..., Any]:
+        def ask(*values: Any, **named: Any) -> Any:
+            self._process.stdin.write(json.dumps([command, values, named], default=str) + "\n")
+            self._process.stdin.flush()
+            return json.loads(self._process.stdout.readline())
 
-    def fault(self, kind: str, value: Any) -> None:
-        """Set one of `Faults`' attributes."""
-        self._ask(["fault", kind, value])
-
-    def reset(self) -> None:
-        """No faults, an empty log."""
-        self._ask(["reset"])
-
-    def speed(self, bytes_per_s: float | None) -> None:
-        """Of each answer from now on."""
-        self._ask(["speed", bytes_per_s])
-
-    def move_to(self, folder: Path) -> str:
-        """A new commit of main; returns it."""
-        return self._ask(["move_to", str(folder)])
-
-    def forget(self, commit: str) -> None:
-        """The source's history was written anew without this commit."""
-        self._ask(["forget", commit])
+        return ask
 
     def requests(self, path: str | None = None) -> list[Request]:
         """All so far, in the order in which they were answered; those of one path."""
-        log = [Request(**request) for request in self._ask(["requests"])]
+        log = [Request(**request) for request in self.log()]
         return [request for request in log if path in (None, request.path)]
-
-    def bytes_of(self, path: str | None = None) -> int:
-        """Bytes of a file's content that were sent so far; of all files'."""
-        return self._ask(["bytes_of", path])
 
     def kill(self) -> None:
         self._process.kill()
@@ -81,43 +100,47 @@ class HubProcess:
         self._process.wait()
         self._process.stdout.close()
 
-    def _ask(self, command: list[Any]) -> Any:
-        self._process.stdin.write(json.dumps(command) + "\n")
-        self._process.stdin.flush()
-        return self._answer()
 
-    def _answer(self) -> Any:
-        return json.loads(self._process.stdout.readline())
+class Commands:
+    """What a hub in a process of its own can be asked for."""
 
+    def __init__(self, hub: local_hub.LocalHub):
+        self._hub = hub
 
-def _act(hub: local_hub.LocalHub, command: str, *values: Any) -> Any:
-    if command == "refuse":
-        name, times, status, headers = values
-        hub.faults.refuse(name, times, status, **headers)
-    elif command == "fault":
-        kind, value = values
-        there = getattr(hub.faults, kind)
+    def refuse(self, name: str, times: int, status: int, **headers: str) -> None:
+        """The next requests of this name (`*` is any) are answered so."""
+        self._hub.faults.refuse(name, times, status, **headers)
+
+    def fault(self, kind: str, value: Any) -> None:
+        """Set one of `Faults`' attributes."""
+        there = getattr(self._hub.faults, kind)
         there.clear()
         there.update(value)
-    elif command == "reset":
-        hub.faults = Faults()
-        hub.requests.clear()
-    elif command == "speed":
-        (hub.bytes_per_s,) = values
-    elif command == "move_to":
-        hub.publish(Path(values[0]))
-        return hub.commit
-    elif command == "forget":
-        del hub.commits[values[0]]
-    elif command == "bytes_of":
+
+    def reset(self) -> None:
+        """No faults, an empty log."""
+        self._hub.faults = Faults()
+        self._hub.requests.clear()
+
+    def speed(self, bytes_per_s: float | None) -> None:
+        """Of each answer from now on."""
+        self._hub.bytes_per_s = bytes_per_s
+
+    def move_to(self, folder: str) -> str:
+        """A new commit of main; returns it."""
+        self._hub.publish(Path(folder))
+        return self._hub.commit
+
+    def log(self) -> list[dict[str, Any]]:
+        return [dataclasses.asdict(request) for request in list(self._hub.requests)]
+
+    def bytes_of(self, path: str | None = None) -> int:
+        """Bytes of a file's content that were sent so far; of all files'."""
         return sum(
             request.num_bytes
-            for request in list(hub.requests)
-            if request.path == values[0] or (not values[0] and not request.path.startswith("api:"))
+            for request in list(self._hub.requests)
+            if request.path == path or (not path and not request.path.startswith("api:"))
         )
-    elif command == "requests":
-        return [dataclasses.asdict(request) for request in list(hub.requests)]
-    return None
 
 
 def main() -> None:
@@ -125,7 +148,9 @@ def main() -> None:
     with local_hub.serve(Path(options.pop("folder")), REPO, **options) as hub:
         print(json.dumps([hub.endpoint, hub.commit]), flush=True)
         for line in sys.stdin:
-            print(json.dumps(_act(hub, *json.loads(line))), flush=True)
+            command, values, named = json.loads(line)
+            answer = getattr(Commands(hub), command)(*values, **named)
+            print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

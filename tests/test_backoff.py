@@ -31,7 +31,7 @@ def test_after_a_refusal_one_thread_tries_and_its_answer_frees_the_others():
         turn = backoff.take_turn()
         order.append(number)
         first.wait()
-        backoff.answered(turn)
+        backoff.ended(turn, is_answered=True)
 
     threads = [threading.Thread(target=ask, args=(n,)) for n in range(8)]
     for thread in threads:
@@ -50,7 +50,7 @@ def test_refusals_of_one_moment_count_once():
     turns = [backoff.take_turn() for _ in range(8)]
     assert all(backoff.refused(turn, None) for turn in turns)
     # Nor does an answer to what was sent before the refusal mean that it is over.
-    backoff.answered(turns[0])
+    backoff.ended(turns[0], is_answered=True)
     assert backoff.refused(backoff.take_turn(), None)
     assert not backoff.refused(backoff.take_turn(), None)
 

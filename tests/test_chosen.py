@@ -19,9 +19,8 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.run import build, slurm
 from avomni_lib.notebook.run import runs
 from avomni_lib.params import Params
-from tests import evicting_run, folder_run, local_hub
-from tests.evicting_run import REPO, hub_of
-from tests.folder_run import chosen, content
+from tests import folder_run
+from tests.folder_run import chosen
 from tests.published_set import chunk_path, clip_id_of, read_zip, write_published_set, write_zip
 
 
@@ -130,18 +129,6 @@ def test_02_is_stale_and_run_again_it_goes_on(folder, tmp_path):
     assert clip_id_of(0) not in {row["clip_id"] for row in built.clips} and len(built.clips) == 3
 
 
-def test_another_runs_newer_revision_in_the_same_folder_is_told_and_mended(tmp_path):
-    published = write_published_set(tmp_path / "published", 1, 2, 1.0)
-    p = evicting_run.params(tmp_path, evict=False)
-    with local_hub.serve(published, REPO) as served:
-        download.fetch(p, hub_of(served))
-        index(without_first)(p.local_dir)
-        with pytest.raises(AvomniError, match="not the one that 02_download chose from"):
-            build.build(p)
-        download.fetch(p, hub_of(served))
-        assert len(build.build(p).clips) == 2
-
-
 CHOICES = {
     "unknown": (lambda ids: ids["train"].append("no such clip"), "no such clip is not listed"),
     "twice": (lambda ids: ids["train"].append(ids["train"][0]), "is chosen twice"),
@@ -186,12 +173,3 @@ def test_with_fewer_chunks_chosen_every_clip_of_these_has_one_row(folder, tmp_pa
     assert [row["clip_id"] for row in built.clips] == [clip_id_of(0), clip_id_of(1)]
     assert [row["state"] for row in built.clips] == ["ok", "damaged"]
     assert "no member" in built.clips[1]["reason"]
-
-
-def test_the_table_is_the_same_whoever_made_the_parts(published, tmp_path):
-    p = chosen(tmp_path, published)
-    slurm.build_share(p, 1, 2)
-    build.build(p)
-    q = chosen(tmp_path / "other", published)
-    build.build(q)
-    assert content(p.cache_dir) == content(q.cache_dir)

@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,11 +13,11 @@ import pytest
 from avomni_lib.dataset.download.download import read_chosen
 from avomni_lib.dataset.download.transfer import PARTIALS
 from avomni_lib.params import Params
-from tests.hub_process import REPO, HubProcess
+from tests.hub_process import FETCH, HubProcess, contents, params, python
 from tests.published_set import chunk_path, write_published_set
 
 NUM_KILLS = 20
-NUM_WORKERS = 4
+LINES = {"max_workers": 4}
 LARGE = 600_000
 CAMERAS = ("front_wide_120fov", "front_tele_30fov", "rear_left_70fov", "rear_right_70fov")
 ONE = chunk_path("camera_front_wide_120fov", 0)
@@ -35,50 +34,15 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def params(tmp_path: Path) -> Params:
-    return Params.from_values(
-        {
-            "run": {"name": "run", "outputs_dir": str(tmp_path / "outputs")},
-            "dataset": {"source": "world", "repo_id": REPO, "local_dir": str(tmp_path / "data")},
-            "download": {
-                "target_chunks": 2,
-                "target_size_gb": 1.0,
-                "max_workers": NUM_WORKERS,
-            },
-        }
-    )
-
-
-FETCH = """
-import sys
-from avomni_lib.dataset.download.download import fetch
-from avomni_lib.dataset.download.hub import Hub
-from avomni_lib.params import Params
-p = Params.model_validate_json(sys.argv[1])
-fetch(p, Hub(p.dataset.repo_id, sys.argv[2], sys.argv[3]))
-"""
-
-
-def start(p: Params, server: HubProcess) -> subprocess.Popen:
-    arguments = [p.model_dump_json(), server.commit, server.endpoint]
-    return subprocess.Popen([sys.executable, "-c", FETCH, *arguments], stderr=subprocess.PIPE)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """All that is not hidden."""
-    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-    return {
-        str(path): (folder / path).read_bytes()
-        for path in paths
-        if not path.parts[0].startswith(".")
-    }
+def start(p: Params, server: HubProcess, code: str = FETCH) -> subprocess.Popen:
+    return python(code, p.model_dump_json(), server.commit, server.endpoint)
 
 
 def test_twenty_kills_cost_next_to_no_byte_and_change_none(published: Path, tmp_path: Path):
     seed = random.randrange(2**32)
     print("seed", seed)
     draw = random.Random(seed)
-    p, quiet = params(tmp_path / "killed"), params(tmp_path / "quiet")
+    p, quiet = (params(tmp_path / name, download=LINES) for name in ("killed", "quiet"))
     # A run would take seconds; each life gets on by up to a twelfth of the whole.
     speed, step = 150_000, len(CAMERAS) * 2 * LARGE // 12
     with HubProcess(published) as server:
@@ -115,33 +79,8 @@ def test_twenty_kills_cost_next_to_no_byte_and_change_none(published: Path, tmp_
     assert list((p.local_dir / PARTIALS).iterdir()) == []
 
 
-def test_killed_at_sixty_per_cent_of_a_file_its_beginning_is_not_fetched_again(
-    published: Path, tmp_path: Path
-):
-    p = params(tmp_path)
-    with HubProcess(published) as server:
-        server.speed(400_000)
-        process = start(p, server)
-        while server.bytes_of(ONE) < 0.6 * LARGE:
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.002)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        (first,) = server.requests(ONE)
-        server.speed(None)
-        process = start(p, server)
-        assert process.wait() == 0, process.stderr.read()
-        _, second = server.requests(ONE)
-    assert 0.6 * LARGE <= first.num_bytes < 0.9 * LARGE
-    again = first.num_bytes + second.num_bytes - LARGE
-    print(f"{again:,} bytes of {LARGE:,} fetched again ({again / LARGE:.2%})")
-    assert again <= 0.1 * LARGE
-    assert second.start == LARGE - second.num_bytes > 0
-    assert (p.local_dir / ONE).read_bytes() == (published / ONE).read_bytes()
-
-
 def test_ctrl_c_stops_at_once_and_the_next_run_goes_on(published: Path, tmp_path: Path):
-    p = params(tmp_path)
+    p = params(tmp_path, download=LINES)
     with HubProcess(published) as server:
         server.speed(100_000)
         process = start(p, server)
@@ -175,15 +114,13 @@ def test_a_disk_that_fills_up_is_one_message_and_nothing_is_fetched_again(
     published: Path, tmp_path: Path
 ):
     """A limit on the size of files stops the real writes in the middle, as a quota does."""
-    p = params(tmp_path)
+    p = params(tmp_path, download=LINES)
     with HubProcess(published) as server:
-        arguments = [p.model_dump_json(), server.commit, server.endpoint]
-        done = subprocess.run(
-            [sys.executable, "-c", LIMITED, *arguments], capture_output=True, text=True
-        )
-        assert done.returncode == 1 and "no room left on the disk" in done.stderr
-        assert "run the same command again: it goes on from here" in done.stderr
-        assert "Traceback" not in done.stderr
+        process = start(p, server, LIMITED)
+        _, said = process.communicate()
+        assert process.returncode == 1 and "no room left on the disk" in said
+        assert "run the same command again: it goes on from here" in said
+        assert "Traceback" not in said
         partials = {path.stat().st_size for path in (p.local_dir / PARTIALS).iterdir()}
         assert 300_000 in partials
         process = start(p, server)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import json
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,11 +15,11 @@ from avomni_lib.dataset.select import evicted, manifest
 from avomni_lib.dataset.select.manifest import Chosen, path_of, read_chosen
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.run import build
-from avomni_lib.files import PROJECT_ROOT
 from avomni_lib.notebook.run import runs
 from avomni_lib.params import Params
 from tests import evicting_run, local_hub
 from tests.evicting_run import FILES_PER_CHUNK, NUM_CHUNKS, REPO, hub_of, raw_files
+from tests.hub_process import FETCH, python
 
 TODAY = datetime.date.today().isoformat()
 PATHS = ("camera/a.zip", "camera/b.zip", "labels/c.zip")
@@ -55,26 +52,15 @@ def test_evicted_files_are_gone_and_known_by_their_day(p: Params):
     assert [path.name for path in p.local_dir.rglob("*.zip")] == ["c.zip"]
     assert evicted.evict(p, PATHS) == 5, "what is gone already is passed over"
     assert evicted.read_evicted(p) == dict.fromkeys(PATHS, TODAY)
-
-
-def test_a_file_that_is_there_again_is_not_evicted(p: Params):
-    """As after a kill between the record and the removal, too."""
-    evicted.evict(p, PATHS)
+    # One that is there again, as after a kill between the record and the removal, is not evicted.
     (p.local_dir / PATHS[0]).write_bytes(b"12345")
     assert list(evicted.read_evicted(p)) == list(PATHS[1:])
-
-
-def test_another_content_under_the_same_name_was_never_evicted(p: Params):
-    evicted.evict(p, PATHS)
-    choose(p, "2")
-    assert evicted.read_evicted(p) == {}
-
-
-def test_only_chosen_files_are_removed(p: Params):
     (p.local_dir / "other.zip").write_bytes(b"of another run")
     with pytest.raises(AvomniError, match="not this run's to remove, such as other.zip"):
         evicted.evict(p, [*PATHS, "other.zip"])
-    assert len(list(p.local_dir.rglob("*.zip"))) == 4
+    assert len(list(p.local_dir.rglob("*.zip"))) == 2
+    choose(p, "2")
+    assert evicted.read_evicted(p) == {}, "another content of the same name was never evicted"
 
 
 def test_the_record_comes_before_the_removal(p: Params):
@@ -92,19 +78,6 @@ def test_a_record_that_cannot_be_read_costs_only_the_word(p: Params, text: str):
     assert evicted.read_evicted(p) == {}
     evicted.evict(p, PATHS)
     assert list(evicted.read_evicted(p)) == list(PATHS[1:])
-
-
-def test_the_day_of_the_choice_is_kept_and_changes_no_digest(p: Params):
-    old = manifest.read_chosen(p)
-    assert old.chosen_on is None
-    path = manifest.path_of(p)
-    values = json.loads(path.read_text())
-    del values["chosen_on"]
-    path.write_text(json.dumps(values))
-    assert manifest.read_chosen(p) == old, "files without it are still read"
-    path.write_text(json.dumps(values | {"chosen_on": TODAY}))
-    assert manifest.read_chosen(p).chosen_on == TODAY
-    assert manifest.read_chosen(p).digest == old.digest
 
 
 # --- runs that share raw files -----------------------------------------------------------------
@@ -136,23 +109,18 @@ def refused(p: Params, served: local_hub.LocalHub) -> AvomniError:
     return caught.value
 
 
-@pytest.mark.parametrize("outputs", ["outputs", "elsewhere"])
-@pytest.mark.parametrize("keeps", ["keeps", "evicts"])
+@pytest.mark.parametrize(("outputs", "evicts"), [("outputs", True), ("elsewhere", False)])
 def test_what_another_run_has_chosen_is_not_evicted_until_it_is_read(
-    served, tmp_path, outputs, keeps
+    served, tmp_path, outputs, evicts
 ):
     p = fetched(run_of(tmp_path, "one", True), served)
-    other = fetched(run_of(tmp_path, "other", keeps == "evicts", outputs), served)
+    other = fetched(run_of(tmp_path, "other", evicts, outputs), served)
     error = refused(p, served)
     assert f"{NUM_FILES} raw files" in error.what and str(other.run_dir) in error.what
     assert error.where == str(p.local_dir)
-    for way in (
-        "03_etl of that run",
-        "dataset.local_dir of its own",
-        "download.evict_shared: true",
-    ):
-        assert way in error.fix
-    if keeps == "evicts":
+    ways = ("03_etl of that run", "dataset.local_dir of its own", "download.evict_shared: true")
+    assert all(way in error.fix for way in ways)
+    if evicts:
         assert str(p.run_dir) in refused(other, served).what, "nor the other way round"
         shutil.rmtree(other.run_dir)
     else:
@@ -187,36 +155,17 @@ def test_a_run_that_changes_its_choice_needs_raw_files_again(served, tmp_path):
     assert f"{FILES_PER_CHUNK} raw files" in refused(p, served).what, "its cache is gone"
 
 
-def test_a_run_of_an_earlier_version_counts_where_it_lies_beside(served, tmp_path):
-    p = fetched(run_of(tmp_path, "one", True), served)
-    other = fetched(run_of(tmp_path, "other", False), served)
-    shutil.rmtree(p.local_dir / ".avomni" / "users")
-    values = json.loads(path_of(other).read_text())
-    del values["local_dir"]
-    path_of(other).write_text(json.dumps(values))
-    assert str(other.run_dir) in refused(p, served).what
-
-
 def test_a_run_that_is_killed_while_it_fetches_is_waited_for(large_set, served, tmp_path):
     """It has a server of its own, which may still be logging its requests after the kill."""
-    code = (
-        "import json, sys\nfrom avomni_lib.dataset.download import download\n"
-        "from avomni_lib.dataset.download.hub import Hub\nfrom avomni_lib.params import Params\n"
-        "values, repo, commit, endpoint = sys.argv[1:]\n"
-        "hub = Hub(repo, revision=commit, endpoint=endpoint)\n"
-        "download.fetch(Params.from_values(json.loads(values)), hub)\n"
-    )
     with local_hub.serve(large_set, REPO, bytes_per_s=2e6) as slow:
         p = fetched(run_of(tmp_path, "one", True), served)
         other = run_of(tmp_path, "other", False, "elsewhere")
-        arguments = [json.dumps(other.values()), REPO, slow.commit, slow.endpoint]
-        with subprocess.Popen(
-            [sys.executable, "-c", code, *arguments], cwd=PROJECT_ROOT
-        ) as process:
-            while process.poll() is None and not raw_files(p):
-                time.sleep(0.01)
-            assert process.poll() is None
-            process.kill()
+        process = python(FETCH, other.model_dump_json(), slow.commit, slow.endpoint)
+        while process.poll() is None and not raw_files(p):
+            time.sleep(0.01)
+        assert process.poll() is None
+        process.kill()
+        process.wait()
         assert str(other.run_dir) in refused(p, served).what
 
 

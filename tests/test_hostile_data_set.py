@@ -146,22 +146,15 @@ def test_several_bad_ids_may_even_be_the_same(folder: Path, tmp_path: Path):
     assert read_chosen(p).num_clips == 1
 
 
-def test_ids_that_are_plain_names_are_used_whatever_their_alphabet(folder: Path):
-    for clip_id in (
-        "\u00e9t\u00e9",
-        "clip 7",
-        "2026-01-02T03:04",
-        "a" * 200,
-        "\u65e5\u672c",
-        "-x",
-        "a.b",
-        "~x",
-    ):
-        copy = shutil.copytree(folder, folder.with_name(f"copy{len(clip_id)}{ord(clip_id[0])}"))
-        rename_clip(copy, CLIP, clip_id)
-        catalog = Catalog.open(copy)
-        assert catalog.clips.faults == {}
-        assert clip_id in catalog.usable(0, ["egomotion"])
+@pytest.mark.parametrize(
+    "clip_id",
+    ["\u00e9t\u00e9", "clip 7", "2026-01-02T03:04", "a" * 200, "\u65e5\u672c", "-x", "a.b", "~x"],
+)
+def test_ids_that_are_plain_names_are_used_whatever_their_alphabet(folder: Path, clip_id: str):
+    rename_clip(folder, CLIP, clip_id)
+    catalog = Catalog.open(folder)
+    assert catalog.clips.faults == {}
+    assert clip_id in catalog.usable(0, ["egomotion"])
 
 
 def test_a_named_clip_with_a_bad_id_says_why_it_cannot_be_used(folder: Path, tmp_path: Path):
@@ -228,17 +221,21 @@ BAD_CHUNK_PATHS = {
 
 
 @pytest.mark.parametrize("template", BAD_CHUNK_PATHS.values(), ids=BAD_CHUNK_PATHS)
-def test_a_template_that_leads_elsewhere_is_refused_before_it_is_used(
-    folder: Path, tmp_path: Path, template: str
-):
+def test_a_template_that_leads_elsewhere_is_refused(folder: Path, template: str):
     change_feature(folder, "egomotion", chunk_path=template)
+    with pytest.raises(AvomniError, match="the template chunk_path .* is refused: ") as caught:
+        Catalog.open(folder)
+    assert "egomotion in" in caught.value.where and "features.csv" in caught.value.where
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_template_is_refused_before_it_is_used(folder: Path, tmp_path: Path):
+    change_feature(folder, "egomotion", chunk_path=BAD_CHUNK_PATHS["climbs within"])
     before = everything_in(tmp_path)
     p = Params.from_values(folder_run.values(tmp_path / "outputs", folder))
     for stage in (audit, download.fetch):
-        with pytest.raises(AvomniError, match="the template chunk_path .* is refused: ") as caught:
+        with pytest.raises(AvomniError, match="the template chunk_path .* is refused: "):
             stage(p, None)
-        assert "egomotion in" in caught.value.where and "features.csv" in caught.value.where
-        assert len(str(caught.value)) < 1000
     assert {k: v for k, v in everything_in(tmp_path).items() if "/.avomni/lock" not in k} == before
 
 

@@ -13,10 +13,11 @@ from avomni_lib.dataset.select.selection import Selection, foretell, listed, sel
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 from tests import local_hub
+from tests.hub_process import REPO
+from tests.hub_process import params as run
 from tests.local_hub import LocalHub
 from tests.published_set import chunk_path, clip_id_of, listed_clip, write_metadata
 
-REPO = "avomni/world"
 NUM_CHUNKS, CLIPS_PER_CHUNK = 150, 2
 SPLITS = ("train", "val", "test")
 FILE_BYTES = 1000
@@ -43,16 +44,8 @@ def server(published: Path) -> Iterator[LocalHub]:
 
 
 def params(tmp_path: Path, source: str = "world", **download: object) -> Params:
-    return Params.from_values(
-        {
-            "run": {"name": "run", "outputs_dir": str(tmp_path / "outputs")},
-            "dataset": {
-                **{"source": source, "repo_id": REPO, "local_dir": str(tmp_path / "data")},
-                "world": {"clip_seconds": 1.0, "width": 32, "height": 32},
-            },
-            "download": {"target_chunks": 2, "target_size_gb": 1.0} | download,
-        }
-    )
+    world = {"clip_seconds": 1.0, "width": 32, "height": 32}
+    return run(tmp_path, dataset={"source": source, "world": world}, download=download)
 
 
 def taken(p: Params, server: LocalHub) -> Selection:

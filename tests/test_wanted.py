@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from avomni_lib.dataset.catalog import Catalog
-from avomni_lib.dataset.select.filters import find
+from avomni_lib.dataset.select.chunks import wanted_clips
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 from tests.published_set import (
@@ -32,11 +32,11 @@ def params(**clips: object) -> Params:
 
 
 def names(catalog: Catalog, **clips: object) -> set[str]:
-    return set(catalog.clips.ids(find(catalog, params(**clips)).rows))
+    return set(catalog.clips.ids(wanted_clips(catalog, params(**clips)).rows))
 
 
 def test_nothing_asked_for_is_every_usable_clip(catalog: Catalog):
-    found = find(catalog, params())
+    found = wanted_clips(catalog, params())
     np.testing.assert_array_equal(found.rows, np.arange(NUM_CLIPS))
     assert found.words == "" and found.groups == ("",)
 
@@ -70,7 +70,9 @@ def test_all_that_is_named_must_hold(catalog: Catalog, asked: dict, holds):
 
 
 def test_the_words_say_what_was_asked_for(catalog: Catalog):
-    found = find(catalog, params(countries=["italy", "germany"], hours=[9], splits=["train"]))
+    found = wanted_clips(
+        catalog, params(countries=["italy", "germany"], hours=[9], splits=["train"])
+    )
     assert found.words == "split train, country Italy or Germany, hour 9"
 
 
@@ -86,19 +88,19 @@ def test_clips_that_lack_something_or_are_marked_are_left_out(tmp_path: Path):
 
 def test_names_that_are_unknown_are_told_all_at_once_with_what_there_is(catalog: Catalog):
     with pytest.raises(AvomniError) as caught:
-        find(catalog, params(countries=["Germny", "Narnia", "Italy"]))
+        wanted_clips(catalog, params(countries=["Germny", "Narnia", "Italy"]))
     assert caught.value.what == (
         "no clip has the country 'Germny' (do you mean Germany?) or 'Narnia'; "
         "there are Germany (21), United States (21), Italy (18)"
     )
     assert caught.value.where == "download.clips.countries"
     with pytest.raises(AvomniError, match=r"platform 'hyperion_9' \(do you mean hyperion_8"):
-        find(catalog, params(platforms=["hyperion_9"]))
+        wanted_clips(catalog, params(platforms=["hyperion_9"]))
 
 
 def test_the_filter_that_leaves_nothing_is_named_with_what_there_is(catalog: Catalog):
     with pytest.raises(AvomniError) as caught:
-        find(catalog, params(countries=["Germany"], hours=[3], platforms=["hyperion_8"]))
+        wanted_clips(catalog, params(countries=["Germany"], hours=[3], platforms=["hyperion_8"]))
     assert caught.value.where == "download.clips.hours"
     hours = sorted(clip.hour for clip in CLIPS if clip.country == "Germany")
     counted = ", ".join(f"{hour} ({hours.count(hour)})" for hour in sorted(set(hours)))
@@ -111,39 +113,29 @@ def test_the_filter_that_leaves_nothing_is_named_with_what_there_is(catalog: Cat
 @pytest.mark.parametrize("key", ["countries", "hours", "clip_ids", "event_clusters", "splits"])
 def test_an_empty_list_is_a_mistake(catalog: Catalog, key: str):
     with pytest.raises(AvomniError, match=f"download.clips.{key}: an empty list"):
-        find(catalog, params(**{key: []}))
-
-
-def test_unknown_clips_are_told_all_at_once_with_the_nearest(catalog: Catalog):
-    right = [clip_id_of(n) for n in range(4)]
-    first = "x" + right[0][1:]
-    middle = right[1][:17] + "zz" + right[1][19:]
-    cut = right[2][:-4]
-    wrong = [first, middle, cut, "nothing like it"]
-    with pytest.raises(AvomniError) as caught:
-        find(catalog, params(clip_ids=[*wrong, right[3]]))
-    assert caught.value.what.splitlines() == [
-        "4 of 5 clips are not in the clip index:",
-        f"  - {first} (the nearest is {right[0]})",
-        f"  - {middle} (the nearest is {right[1]})",
-        f"  - {cut} (the nearest is {right[2]})",
-        "  - nothing like it",
-    ]
+        wanted_clips(catalog, params(**{key: []}))
 
 
 def test_named_clips_that_cannot_be_used_are_told_all_at_once(tmp_path: Path):
     clips = [
         replace(CLIPS[0], is_valid=False),
         replace(CLIPS[1], absent=("egomotion", CAMERAS[0], "camera_rear_left_70fov")),
-        CLIPS[2],
+        *CLIPS[2:6],
     ]
     catalog = Catalog.open(write_metadata(tmp_path, clips))
+    right = [clip_id_of(n) for n in range(6)]
+    first, cut = "x" + right[3][1:], right[5][:-4]
+    middle = right[4][:17] + "zz" + right[4][19:]
     with pytest.raises(AvomniError) as caught:
-        find(catalog, params(clip_ids=[clip_id_of(n) for n in range(3)]))
+        wanted_clips(catalog, params(clip_ids=[*right[:3], first, middle, cut, "nothing like it"]))
     assert caught.value.what.splitlines() == [
-        "2 of 3 named clips cannot be used:",
-        f"  - {clip_id_of(0)}: the clip index marks it as not valid",
-        f"  - {clip_id_of(1)}: it has no camera_rear_left_70fov, egomotion",
+        "6 of 7 named clips cannot be used:",
+        f"  - {right[0]}: the clip index marks it as not valid",
+        f"  - {right[1]}: it has no camera_rear_left_70fov, egomotion",
+        f"  - {first}: it is not in the clip index; the nearest is {right[3]}",
+        f"  - {middle}: it is not in the clip index; the nearest is {right[4]}",
+        f"  - {cut}: it is not in the clip index; the nearest is {right[5]}",
+        "  - nothing like it: it is not in the clip index",
     ]
 
 
@@ -152,16 +144,16 @@ def test_a_release_that_does_not_tell_is_named(tmp_path: Path, key: str):
     catalog = Catalog.open(write_metadata(tmp_path, CLIPS, "26.03"))
     value = "event_cluster" if key == "balance_by" else ["OTHER_LONGTAIL"]
     with pytest.raises(AvomniError, match=r"it has no reasoning/ood_reasoning\.parquet") as caught:
-        find(catalog, params(**{key: value}))
+        wanted_clips(catalog, params(**{key: value}))
     assert caught.value.where == f"download.clips.{key}"
 
 
 def test_groups_are_those_that_are_known(catalog: Catalog, tmp_path: Path):
-    found = find(catalog, params(balance_by="event_cluster"))
+    found = wanted_clips(catalog, params(balance_by="event_cluster"))
     clusters = [clip.event_cluster for clip in CLIPS if clip.event_cluster]
     assert [found.groups[place] for place in found.group] == clusters
     unknown = [ListedClip(clip_id_of(n), country=None if n else "Italy") for n in range(3)]
     strange = Catalog.open(write_metadata(tmp_path, unknown))
-    assert find(strange, params(balance_by="country")).rows.tolist() == [0]
+    assert wanted_clips(strange, params(balance_by="country")).rows.tolist() == [0]
     with pytest.raises(AvomniError, match="the country of none of the 2 wanted clips is known"):
-        find(strange, params(balance_by="country", clip_ids=[clip_id_of(1), clip_id_of(2)]))
+        wanted_clips(strange, params(balance_by="country", clip_ids=[clip_id_of(1), clip_id_of(2)]))

@@ -4,8 +4,8 @@ download  the stage: its plan, and the fetching
 hub       one repository at one commit: sizes, and bytes by Range or Xet; with `xet`, all that
           talks to huggingface_hub
 xet       Xet's storage, by the private names of huggingface_hub
-address   which addresses a token may go to
-answers   what a hub's answer means: waits, where a body starts, refusals
+answers   which addresses a token may go to, and what a hub's answer means: waits, where a body
+          starts, refusals
 backoff   backoff shared by all download threads
 transfer  partial files that any later process goes on with, several at a time
 remote    a file as the hub lists it

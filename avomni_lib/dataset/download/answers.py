@@ -1,14 +1,16 @@
-"""What a hub's answer means: the wait it names, where a body starts, why it refuses.
+"""A hub's address, and what its answers mean: the wait, where a body starts, why it refuses.
 
 Each refusal becomes one error that says what a person can do about it.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import NamedTuple
 
 from avomni_lib.dataset.download.remote import RemoteFile
 from avomni_lib.dataset.download.transfer import OtherContent
@@ -16,9 +18,49 @@ from avomni_lib.dataset.names import shown
 from avomni_lib.errors import AvomniError
 from avomni_lib.plan import minutes
 
+# Stricter than RFC 3986, so that no two readers can find two hosts in it: no user, no password.
+_ENDPOINT = re.compile(
+    r"(https?)://(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+)(:[0-9]{1,5})?((?:/[\w.~%+-]*)*)",
+    re.IGNORECASE | re.ASCII,
+)
 # `RateLimit: "resolvers";r=0;t=55`: requests left, seconds until the count starts anew.
 RATE_LIMIT = re.compile(r"\br\s*=\s*([0-9]{1,18})\s*;\s*t\s*=\s*([0-9]{1,18})")
 CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})")
+
+
+class Address(NamedTuple):
+    """An address of http or https."""
+
+    url: str  # without a slash at its end
+    host: str  # a name, or an IP address without brackets
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it is this machine: 127.0.0.0/8, ::1 or `localhost`, and no name beside it."""
+        try:
+            ip = ipaddress.ip_address(self.host)
+        except ValueError:
+            return self.host.lower() == "localhost"
+        return ip.is_loopback and getattr(ip, "ipv4_mapped", None) is None
+
+    @property
+    def is_private(self) -> bool:
+        """Whether nobody on the way can read what is sent there."""
+        return self.url.startswith("https://") or self.is_loopback
+
+
+def parse_address(text: object, where: str) -> Address:
+    """Take an address apart that comes from the parameter or variable `where`.
+
+    Raises:
+        AvomniError: it is no address of a hub. It is not repeated: it may hold a password.
+    """
+    match = _ENDPOINT.fullmatch(text.strip()) if isinstance(text, str) else None
+    if match is None:
+        fix = "write https://host or https://host:port, without user and password"
+        raise AvomniError("this is no address of a hub", where=where, fix=fix)
+    scheme, host, port, path = match.groups(default="")
+    return Address(f"{scheme.lower()}://{host}{port}{path.rstrip('/')}", host.strip("[]"))
 
 
 def retry_after_s(status: int, headers: Mapping[str, str]) -> float | None:
@@ -83,17 +125,15 @@ def explain(
     """One message for one refusal.
 
     Args:
-        status: HTTP's.
-        code: The header X-Error-Code; None where there is none.
+        code: The header X-Error-Code.
         what: The file, or the question that was asked.
         page: The data set's address on the hub.
         revision: As it was asked for.
         retry_after_s: The wait that the hub named.
     """
-    accept = f"open {page}, read and accept its terms there"
+    accept, where = f"open {page}, read and accept its terms there", page
     repo_id = page.partition("/datasets/")[2]
     wait = minutes(retry_after_s) if retry_after_s else None
-    where = page
     match code, status:
         case "GatedRepo", 401:
             reason = f"{repo_id} is gated and there is no token"
@@ -125,16 +165,6 @@ def explain(
     return AvomniError(reason, where=where, fix=fix)
 
 
-def unreachable(what: str, endpoint: str, cause: BaseException) -> AvomniError:
-    """There is no line to the hub, or it broke and stays broken."""
-    return AvomniError(
-        f"no connection to the hub while asking for {what}: {cause or type(cause).__name__}",
-        where=endpoint,
-        fix="check the network, a proxy (HTTPS_PROXY) and dataset.endpoint, then run the same "
-        "command again: it goes on from here",
-    )
-
-
 def no_hub(what: str, endpoint: str, why: str) -> AvomniError:
     """Something answers, and it does not answer as a hub does."""
     return AvomniError(
@@ -146,20 +176,11 @@ def no_hub(what: str, endpoint: str, why: str) -> AvomniError:
 
 
 def in_the_clear(endpoint: str, where: str) -> AvomniError:
-    """The address has no encryption, and there is a token or a password to be sent."""
+    """The address has no encryption, and there is a token to be sent."""
     return AvomniError(
-        f"the token or password would go unencrypted to {endpoint}",
+        f"the token would go unencrypted to {endpoint}",
         where=where,
         fix="use an https:// address; where you trust every machine on the way, set "
         "dataset.allow_plain_http: true; a hub that needs no token can be asked without one: "
         "HF_HUB_DISABLE_IMPLICIT_TOKEN=1",
-    )
-
-
-def offline(what: str, page: str) -> AvomniError:
-    """HF_HUB_OFFLINE keeps the hub's client from the network."""
-    return AvomniError(
-        f"cannot ask the hub for {what}: HF_HUB_OFFLINE is set",
-        where=page,
-        fix="unset HF_HUB_OFFLINE, or set dataset.source: folder if the files are here",
     )

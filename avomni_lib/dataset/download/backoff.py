@@ -48,7 +48,7 @@ class Backoff:
 
     def __init__(self, first_s: float = FIRST_WAIT_S, num_tries: int = NUM_TRIES):
         self.first_s, self.num_tries = first_s, num_tries
-        self._changed = threading.Condition()
+        self._changed = threading.Condition()  # of an RLock: `refused` calls `hold`
         # A turn is the number of refusals known when it was taken: what is sent before a refusal
         # and answered after it says nothing new.
         self._turn, self._num_in_a_row = 0, 0
@@ -61,7 +61,7 @@ class Backoff:
         return f"the hub asks to wait: {minutes(left)}" if left > 0 else ""
 
     def take_turn(self, stop: threading.Event | None = None) -> int:
-        """Return when this thread may ask; its number goes to `answered`, `refused` or `left`.
+        """Return when this thread may ask; its number goes to `refused` or `ended`.
 
         Raises:
             Stopped: `stop` was set.
@@ -75,11 +75,12 @@ class Backoff:
                     return self._turn
                 self._changed.wait(min(left, LOOK_EVERY_S) if left > 0 else LOOK_EVERY_S)
 
-    def answered(self, turn: int) -> None:
-        """The hub is there."""
+    def ended(self, turn: int, is_answered: bool) -> None:
+        """The hub is there; or the thread that had the turn got no answer: another one may try."""
         with self._changed:
             if turn == self._turn:
-                self._num_in_a_row, self._is_tried = 0, False
+                self._is_tried = False
+                self._num_in_a_row = 0 if is_answered else self._num_in_a_row
             self._changed.notify_all()
 
     def hold(self, wait_s: float) -> None:
@@ -88,26 +89,15 @@ class Backoff:
             self._until_s = max(self._until_s, time.monotonic() + min(wait_s, MAX_RETRY_AFTER_S))
 
     def refused(self, turn: int, retry_after_s: float | None) -> bool:
-        """The hub asks for patience; returns whether to go on trying.
-
-        Args:
-            retry_after_s: The wait that it named.
-        """
+        """The hub asks for patience, maybe for so long; returns whether to go on trying."""
         with self._changed:
             if turn == self._turn:
                 self._turn, self._num_in_a_row = self._turn + 1, self._num_in_a_row + 1
                 self._is_tried = False
             wait_s = self.wait_s(self._num_in_a_row) if retry_after_s is None else retry_after_s
-            self._until_s = max(self._until_s, time.monotonic() + min(wait_s, MAX_RETRY_AFTER_S))
+            self.hold(wait_s)
             self._changed.notify_all()
             return self._num_in_a_row < self.num_tries and wait_s <= MAX_RETRY_AFTER_S
-
-    def left(self, turn: int) -> None:
-        """The thread that had the turn got no answer: another one may try."""
-        with self._changed:
-            if turn == self._turn:
-                self._is_tried = False
-            self._changed.notify_all()
 
     def call(self, ask: Callable[[], T], stop: threading.Event | None = None) -> T:
         """What `ask` returns, which raises Busy where another try may help.
@@ -127,16 +117,16 @@ class Backoff:
                 if busy.is_for_all:
                     goes_on = self.refused(turn, busy.retry_after_s) and goes_on
                 else:
-                    self.left(turn)
+                    self.ended(turn, is_answered=False)
                 if not goes_on:
                     raise busy.explained from None
                 if not busy.is_for_all:
                     self.pause(num_tries, stop)
             except BaseException:
-                self.left(turn)
+                self.ended(turn, is_answered=False)
                 raise
             else:
-                self.answered(turn)
+                self.ended(turn, is_answered=True)
                 return answer
 
     def wait_s(self, num_tries: int) -> float:
@@ -144,11 +134,7 @@ class Backoff:
         return min(self.first_s * 2.0 ** (num_tries - 1), MAX_WAIT_S)
 
     def pause(self, num_tries: int, stop: threading.Event | None = None) -> None:
-        """What one thread waits alone after so many tries in vain.
-
-        Raises:
-            Stopped: `stop` was set.
-        """
+        """What one thread waits alone after so many tries in vain; raises Stopped as `check`."""
         (stop or threading.Event()).wait(self.wait_s(num_tries))
         check(stop)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,9 +20,8 @@ from avomni_lib.dataset.download import transfer
 from avomni_lib.dataset.download.hub import Hub
 from avomni_lib.dataset.download.remote import RemoteFile
 from avomni_lib.dataset.download.transfer import fetch_files
-from avomni_lib.dataset.download.verified import Verified, hold
-from avomni_lib.dataset.select import manifest as chosen_file
-from avomni_lib.dataset.select import split
+from avomni_lib.dataset.download.verified import Verified
+from avomni_lib.dataset.select import manifest, split
 from avomni_lib.dataset.select.evicted import read_evicted, register
 from avomni_lib.dataset.select.forecast import forecast
 from avomni_lib.dataset.select.manifest import Chosen, missing_files, read_chosen
@@ -31,10 +30,7 @@ from avomni_lib.dataset.select.selection import (
     content_revision,
     foretell,
     license_question,
-    need_folder,
     opened,
-    pinned,
-    select,
     source_in_words,
 )
 from avomni_lib.errors import AvomniError
@@ -52,18 +48,14 @@ MOST_SHOWN = 12
 class Downloaded:
     """What a download did.
 
-    Attributes:
-        chosen: As written to chosen.json.
-        rows: One a file: path, size, state (`fetched`, `kept`; with `download.evict_raw` also
-            `missing`, which 03 fetches, and `evicted`, which it has read and removed).
-        figures: The same in numbers.
-        reason: Why these chunks.
+    A row a file: path, size, state (`fetched`, `kept`; with `download.evict_raw` also `missing`,
+    which 03 fetches, and `evicted`, which it has read and removed).
     """
 
     chosen: Chosen = field(repr=False)
     rows: list[dict[str, Any]] = field(repr=False)
     figures: dict[str, Any]
-    reason: str
+    reason: str  # why these chunks
 
 
 def fetch(p: Params, hub: Hub | None, progress: type[Bar] = Bar) -> Downloaded:
@@ -80,9 +72,13 @@ def fetch(p: Params, hub: Hub | None, progress: type[Bar] = Bar) -> Downloaded:
             folder or arrives damaged twice.
     """
     with opened(p, hub) as (hub, verified, selection):
-        later = _left_to_the_loop(p, selection)
-    register(p, [file.path for file in selection.files])
-    wanted = without(selection.files, later)
+        pass
+    listed = selection.files
+    # What 03 fetches: all but the metadata and what has no hash at the source.
+    later = {f for f in listed if f.sha256 and f.path not in METADATA_FILES}
+    later = later if p.download.evict_raw else set()
+    register(p, [file.path for file in listed])
+    wanted = [file for file in listed if file not in later]
     num_hashed = _hash_unknown(wanted, verified, progress)
     todo = [file for file in wanted if not verified.known(file)]
     if hub is not None:
@@ -93,34 +89,37 @@ def fetch(p: Params, hub: Hub | None, progress: type[Bar] = Bar) -> Downloaded:
             where=str(p.local_dir),
             fix="complete the folder, or name other chunks in download.chunks",
         )
+    missing = [file for file in listed if file in later and not verified.known(file)]
     if later:
-        here = [file for file in later if verified.known(file)]
-        files.need_room(p.local_dir, largest_chunk(selection, here), "the largest chunk")
-    chosen = _chosen(p, hub, selection, {*later}, verified)
+        files.need_room(p.local_dir, _largest_chunk(selection, missing), "the largest chunk")
+    hashes = {f.path: f.sha256 if f in later else verified.sha256(f.path) for f in listed}
+    revision = hub.commit if hub else content_revision(hashes.items())
+    chosen = Chosen(
+        repo_id=p.dataset.repo_id,
+        revision=revision,
+        chunks=selection.choice.chunks,
+        clip_ids=selection.clip_ids,
+        files={f.path: {"size": f.size, "sha256": hashes[f.path]} for f in listed},
+        chosen_on=_chosen_on(p, revision),
+        local_dir=str(p.local_dir.resolve()),
+    )
     split.freeze(p, chosen.clip_ids)
-    chosen_file.write_chosen(p, chosen)
-    rows = _rows(p, selection, {*todo}, {*later}, verified)
-    figures = {
-        "num_chunks": len(chosen.chunks),
-        "num_clips": chosen.num_clips,
-        "clips_by_split": {name: len(ids) for name, ids in chosen.clip_ids.items()},
-        "num_files": len(rows),
+    manifest.write_chosen(p, chosen)
+    states = dict.fromkeys(todo, "fetched") | dict.fromkeys(missing, "missing")
+    evicted = read_evicted(p)
+    rows = []
+    for file in listed:
+        state = "evicted" if file.path in evicted else states.get(file, "kept")
+        rows.append({"path": file.path, "size": file.size, "state": state})
+    figures = _counts(selection) | {
         "num_files_fetched": len(todo),
         "num_files_hashed": num_hashed,
-        "bytes": chosen.num_bytes,
         "bytes_fetched": sum(file.size for file in todo),
         "bytes_to_fetch": sum(row["size"] for row in rows if row["state"] == "missing"),
-        "revision": chosen.revision,
+        "revision": revision,
         "chosen_on": chosen.chosen_on,
     }
     return Downloaded(chosen, rows, figures, selection.choice.reason)
-
-
-def _left_to_the_loop(p: Params, selection: Selection) -> list[RemoteFile]:
-    """What 03 fetches: all but the metadata and what has no hash at the source."""
-    if not p.download.evict_raw:
-        return []
-    return [f for f in selection.files if f.path not in METADATA_FILES and f.sha256]
 
 
 def _hash_unknown(wanted: Sequence[RemoteFile], verified: Verified, progress: type[Bar]) -> int:
@@ -141,53 +140,33 @@ def _hash_unknown(wanted: Sequence[RemoteFile], verified: Verified, progress: ty
     return num_sound
 
 
-def _rows(
-    p: Params,
-    selection: Selection,
-    fetched: set[RemoteFile],
-    later: set[RemoteFile],
-    verified: Verified,
-) -> list[dict[str, Any]]:
-    evicted = read_evicted(p)
-    rows = []
-    for file in selection.files:
-        state = "fetched" if file in fetched else "kept"
-        if file.path in evicted:
-            state = "evicted"
-        elif file in later and not verified.known(file):
-            state = "missing"
-        rows.append({"path": file.path, "size": file.size, "state": state})
-    return rows
-
-
-def _chosen(
-    p: Params, hub: Hub | None, selection: Selection, later: set[RemoteFile], verified: Verified
-) -> Chosen:
-    hashes = {
-        file.path: file.sha256 if file in later else verified.sha256(file.path)
-        for file in selection.files
-    }
-    revision = hub.commit if hub else content_revision(hashes.items())
-    return Chosen(
-        repo_id=p.dataset.repo_id,
-        revision=revision,
-        chunks=selection.choice.chunks,
-        clip_ids=selection.clip_ids,
-        files={
-            file.path: {"size": file.size, "sha256": hashes[file.path]} for file in selection.files
-        },
-        chosen_on=_chosen_on(p, revision),
-        local_dir=str(p.local_dir.resolve()),
-    )
-
-
 def _chosen_on(p: Params, revision: str) -> str:
     """The licence's term counts from the first download of a revision."""
     with contextlib.suppress(AvomniError):
-        before = chosen_file.read_chosen(p)
+        before = read_chosen(p)
         if (before.repo_id, before.revision) == (p.dataset.repo_id, revision) and before.chosen_on:
             return before.chosen_on
     return datetime.date.today().isoformat()
+
+
+def _counts(selection: Selection) -> dict[str, Any]:
+    return {
+        "num_chunks": len(selection.choice.chunks),
+        "num_clips": selection.num_clips,
+        "clips_by_split": {name: len(ids) for name, ids in selection.clip_ids.items()},
+        "num_files": len(selection.files),
+        "bytes": selection.num_bytes,
+    }
+
+
+def _largest_chunk(selection: Selection, missing: Sequence[RemoteFile]) -> int:
+    """Bytes of the chunk of which most is missing."""
+    places, by_chunk = selection.places(), dict.fromkeys(selection.choice.chunks, 0)
+    for file in missing:
+        _, chunk = places[file.path]
+        if chunk is not None:
+            by_chunk[chunk] += file.size
+    return max(by_chunk.values())
 
 
 def plan(p: Params, hub: Hub | None) -> Plan:
@@ -202,29 +181,21 @@ def plan(p: Params, hub: Hub | None) -> Plan:
     question = license_question(p)
     if question or (hub is None and p.dataset.source != "folder"):
         return _plan_offline(p, question)
-    need_folder(p)
-    hub = pinned(p, hub)
-    with hold(p.local_dir):
-        verified = Verified(p.local_dir)
-        selection = select(p, hub, verified)
+    with opened(p, hub) as (hub, verified, selection):
+        pass
     here = [f for f in selection.files if verified.known(f) or verified.needs_hash(f)]
+    is_here = set(here)
+    absent = [f for f in selection.files if f not in is_here]
     unchecked = sum(f.size for f in here if not verified.known(f))
-    absent = without(selection.files, here)
     partial = sum(transfer.bytes_there(p.local_dir, file) for file in absent)
     gone = read_evicted(p) if p.download.evict_raw else {}
     evicted = [file for file in absent if file.path in gone]
     cached = sum(file.size for file in here) + partial
     to_fetch = selection.num_bytes - cached - sum(file.size for file in evicted)
-    needed = largest_chunk(selection, here) if p.download.evict_raw else to_fetch
-    free = files.free_bytes(p.local_dir)
-    figures = _counts(selection) | {
-        "bytes_cached": cached,
-        "bytes_to_fetch": to_fetch,
-        "bytes_free": free,
-        "is_estimate": False,
-    }
+    needed = _largest_chunk(selection, absent) if p.download.evict_raw else to_fetch
+    free, figures = files.free_bytes(p.local_dir), _counts(selection)
     counts = figures["clips_by_split"]
-    here_note = [
+    notes = [
         f"{len(here)} files",
         partial and f"{gigabytes(partial)} of files that are not whole yet",
         unchecked and f"{gigabytes(unchecked)} of it to be hashed first",
@@ -239,7 +210,7 @@ def plan(p: Params, hub: Hub | None) -> Plan:
         ("clips", f"{selection.num_clips}", _in_words(counts)),
         ("files", f"{len(selection.files)}", f"of {num_features} features"),
         ("size", gigabytes(selection.num_bytes), budget),
-        ("here already", gigabytes(cached), ", ".join(filter(None, here_note))),
+        ("here already", gigabytes(cached), ", ".join(filter(None, notes))),
         ("to fetch", gigabytes(to_fetch), _line_time(to_fetch) + by_03),
         ("room on the disk", gigabytes(free), str(p.local_dir)),
     ]
@@ -250,47 +221,15 @@ def plan(p: Params, hub: Hub | None) -> Plan:
     ]
     if needed > free:
         warnings.insert(0, f"no room: {gigabytes(needed)} to fetch, {gigabytes(free)} free")
-    return Plan("Download", rows, warnings, figures)
-
-
-def _counts(selection: Selection) -> dict[str, Any]:
-    return {
-        "num_chunks": len(selection.choice.chunks),
-        "num_clips": selection.num_clips,
-        "num_files": len(selection.files),
-        "bytes": selection.num_bytes,
-        "clips_by_split": {name: len(ids) for name, ids in selection.clip_ids.items()},
-    }
-
-
-def largest_chunk(selection: Selection, here: Sequence[RemoteFile]) -> int:
-    """Bytes of the chunk of which most is missing."""
-    places, missing = selection.places(), dict.fromkeys(selection.choice.chunks, 0)
-    for file in without(selection.files, here):
-        _, chunk = places[file.path]
-        if chunk is not None:
-            missing[chunk] += file.size
-    return max(missing.values())
-
-
-def without(all_files: Iterable[RemoteFile], some: Iterable[RemoteFile]) -> list[RemoteFile]:
-    left_out = {*some}
-    return [file for file in all_files if file not in left_out]
+    figures |= {"bytes_cached": cached, "bytes_to_fetch": to_fetch}
+    return Plan("Download", rows, warnings, figures | {"bytes_free": free, "is_estimate": False})
 
 
 def _plan_offline(p: Params, question: str | None) -> Plan:
-    """The plan of a download that may ask nobody yet.
-
-    Args:
-        question: What the user has to decide first, or None.
-    """
+    """The plan of a download that may ask nobody yet: `question` is to be decided first."""
     expected, selection, free = forecast(p), foretell(p), files.free_bytes(p.local_dir)
-    figures: dict[str, Any] = {
-        "num_chunks": expected.num_chunks,
-        "num_clips": expected.num_clips,
-        "num_files": expected.num_files,
-        "bytes": expected.num_bytes,
-    }
+    figures = {key: value for key, value in expected._asdict().items() if key != "note"}
+    figures["bytes"] = figures.pop("num_bytes")
     chunks, clips, counts = f"{expected.num_chunks}", f"about {expected.num_clips}", ""
     reason = f"download.target_chunks: {p.download.target_chunks}"
     if selection:
@@ -311,8 +250,7 @@ def _plan_offline(p: Params, question: str | None) -> Plan:
         ("size", f"about {gigabytes(num_bytes)}", _line_time(num_bytes)),
         ("room on the disk", gigabytes(free), str(p.local_dir)),
     ]
-    figures |= {"bytes_free": free, "is_estimate": True}
-    return Plan("Download", rows, warnings, figures)
+    return Plan("Download", rows, warnings, figures | {"bytes_free": free, "is_estimate": True})
 
 
 def _line_time(num_bytes: float) -> str:

@@ -22,8 +22,8 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers
 
 from avomni_lib.dataset import names
-from avomni_lib.dataset.download import address, answers, transfer, xet
-from avomni_lib.dataset.download.address import Address
+from avomni_lib.dataset.download import answers, transfer, xet
+from avomni_lib.dataset.download.answers import Address, parse_address
 from avomni_lib.dataset.download.backoff import Backoff, Busy
 from avomni_lib.dataset.download.remote import RemoteFile
 from avomni_lib.dataset.download.transfer import Body, Dropped, OtherContent
@@ -37,12 +37,14 @@ T = TypeVar("T")
 PATHS_A_REQUEST = 500
 COMMIT = re.compile(r"[0-9a-f]{40}")
 # What git and the hub take for a name of a branch or tag, as it stands in an address.
-REVISION = re.compile(r"[0-9A-Za-z_][\w./+@-]{0,199}")
+REVISION = re.compile(r"(?!.*\.\.)[0-9A-Za-z_][\w./+@-]{0,199}")
 TOKEN = re.compile(r"[!-~]+")
 BUSY_STATUSES = (408, 429, 500, 502, 503, 504)
 # Until a line is dropped and taken up again (HF_HUB_DOWNLOAD_TIMEOUT, 10 s); the API may think.
 SILENCE_S = float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
 API_SILENCE_S = 3 * SILENCE_S
+# What the client raises over an answer that it reads as if only a hub could send it.
+NOT_A_HUBS = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
 
 class Hub:
@@ -51,8 +53,7 @@ class Hub:
     Args:
         repo_id: `owner/name`.
         revision: 40 hex, a tag or a branch; None takes main's commit at the first need.
-        endpoint: Another hub's address; None is HF_ENDPOINT, or huggingface.co. A user and password
-            in it are sent in place of a token.
+        endpoint: Another hub's address; None is HF_ENDPOINT, or huggingface.co.
         token: None takes the saved one (`hf auth login`, HF_TOKEN).
         backoff: How long to wait for a busy hub or a bad line.
         allow_plain_http: Whether the token may be sent by http to another machine.
@@ -78,17 +79,14 @@ class Hub:
                 f"no name of a data set: {error}", where="dataset.repo_id", fix="write owner/name"
             ) from None
         where = "HF_ENDPOINT" if endpoint is None else "dataset.endpoint"
-        hub = address.parse(constants.ENDPOINT if endpoint is None else endpoint, where)
+        hub, secret = _opened(endpoint, where, token, allow_plain_http)
+        if hub.is_loopback:
+            _keep_from_proxies(hub.host)
         self.repo_id, self.endpoint = repo_id, hub.url
         self.revision = _checked_revision(revision)
         self.backoff, self._allows_plain_http = backoff or Backoff(), allow_plain_http
-        authorization = hub.basic or _bearer(token, hub)
-        if authorization and not self._may_carry_secrets(hub):
-            raise answers.in_the_clear(hub.url, where)
-        if hub.is_loopback:
-            _keep_from_proxies(hub.host)
-        self._secret = {"authorization": authorization} if authorization else {}
-        self._api = huggingface_hub.HfApi(endpoint=hub.url, token=False, headers=self._secret)
+        self._headers = build_hf_headers(token=False, library_name="avomni", headers=secret)
+        self._api = huggingface_hub.HfApi(endpoint=hub.url, token=False, headers=secret)
         # Commit -> path -> what the hub lists, None where it lists nothing: it cannot change.
         self._listed: dict[str, dict[str, RemoteFile | None]] = {}
         self._is_xet_lost = False
@@ -115,20 +113,20 @@ class Hub:
         Raises:
             AvomniError: the revision or the repository does not exist, or the hub is out of reach.
         """
-        if self.revision and COMMIT.fullmatch(self.revision):
-            return self.revision
-        if self.revision:
-            info = self._ask(
-                lambda: self._api.dataset_info(self.repo_id, revision=self.revision), "revision"
-            )
-            return self._checked_commit(info.sha)
-        refs = self._ask(
-            lambda: self._api.list_repo_refs(self.repo_id, repo_type="dataset"), "refs"
-        )
-        for branch in refs.branches:
-            if branch.name == "main":
-                return self._checked_commit(branch.target_commit)
-        raise AvomniError("the data set has no branch main", where=self.page)
+        repo_id, revision = self.repo_id, self.revision
+        if revision and COMMIT.fullmatch(revision):
+            return revision
+        if revision:
+            info = self._ask(lambda: self._api.dataset_info(repo_id, revision=revision), "revision")
+            commits = [info.sha]
+        else:
+            refs = self._ask(lambda: self._api.list_repo_refs(repo_id, repo_type="dataset"), "refs")
+            commits = [branch.target_commit for branch in refs.branches if branch.name == "main"]
+        if not commits:
+            raise AvomniError("the data set has no branch main", where=self.page)
+        where = f"the answer of {self.page}"
+        names.need("the commit", commits[0], names.hex_fault(commits[0], 40), where)
+        return str(commits[0])
 
     def check_access(self) -> None:
         """Whether files may be read, before anything long is begun.
@@ -150,7 +148,7 @@ class Hub:
                 ),
                 f"sizes of {len(batch)} files",
             )
-            listed = [self._listed_file(i) for i in infos if isinstance(i, RepoFile)]
+            listed = [self._listed_file(info) for info in infos if isinstance(info, RepoFile)]
             known.update(dict.fromkeys(batch))
             known.update({file.path: file for file in listed if file.path in known})
         return {path: known[path] for path in paths if known[path]}
@@ -163,10 +161,6 @@ class Hub:
         except AvomniError as error:
             fix = "check dataset.endpoint and dataset.repo_id; report it to the hub's owner"
             raise AvomniError(error.what, where=f"{error.where}: {self.page}", fix=fix) from None
-
-    def _checked_commit(self, commit: object) -> str:
-        names.need("the commit", commit, names.hex_fault(commit, 40), f"the answer of {self.page}")
-        return str(commit)
 
     def fetch(self, remote: RemoteFile, folder: Path, bar: Bar | None = None) -> Path:
         """Fetch one file to `folder / remote.path`, waiting for whoever is at work on it.
@@ -202,9 +196,9 @@ class Hub:
             response = self.backoff.call(
                 lambda: stack.enter_context(self._stream(remote, start)), stop
             )
-            hub_headers = _first(response).headers
+            status, headers = response.status_code, response.headers
             body_start = answers.first_byte(
-                response.status_code, response.headers, hub_headers, remote, start
+                status, headers, _first(response).headers, remote, start
             )
             with self._explained(remote.path):
                 yield Body(body_start, response.iter_bytes())
@@ -216,51 +210,39 @@ class Hub:
     @contextlib.contextmanager
     def _stream(self, remote: RemoteFile, start: int) -> Iterator[Any]:
         """An open answer with a body. httpx drops the token where a redirect leaves the host."""
-        url = huggingface_hub.hf_hub_url(
-            self.repo_id,
-            remote.path,
-            repo_type="dataset",
-            revision=self.commit,
-            endpoint=self.endpoint,
-        )
+        what, at = remote.path, {"revision": self.commit, "endpoint": self.endpoint}
+        url = huggingface_hub.hf_hub_url(self.repo_id, what, repo_type="dataset", **at)
         # A packed body could not be continued.
         headers = self._headers | {"Accept-Encoding": "identity"}
         if start:
             headers["Range"] = f"bytes={start}-"
         with (
-            self._explained(remote.path),
+            self._explained(what),
             _session().stream("GET", url, headers=headers, timeout=SILENCE_S) as response,
         ):
             status = response.status_code
-            if status in BUSY_STATUSES:
-                raise self._busy(response, remote.path)
             if status == 416:
                 raise OtherContent(f"no byte {start:,}, of {remote.size:,} that are listed")
             if status not in (200, 206):
-                explained = self._explain(response, remote.path)
-                # The address that the hub gave us has run out: the next try gets another one.
+                refusal = self._refusal(response, what)
                 is_elsewhere = _first(response).url.netloc != response.url.netloc
-                raise Dropped(explained) if is_elsewhere else explained
+                if is_elsewhere and isinstance(refusal, AvomniError):
+                    # The address that the hub gave us has run out: the next try gets another one.
+                    raise Dropped(refusal)
+                raise refusal
             kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
             if kind == "text/html":
                 # A page that asks to sign in; what has come of the file so far is kept.
-                raise answers.no_hub(remote.path, self.endpoint, "a web page")
+                raise answers.no_hub(what, self.endpoint, "a web page")
             self.backoff.hold(answers.rate_limit_s(response.headers))
             yield response
-
-    @cached_property
-    def _headers(self) -> dict[str, str]:
-        return build_hf_headers(token=False, library_name="avomni", headers=self._secret)
-
-    def _may_carry_secrets(self, where: Address) -> bool:
-        return where.is_private or self._allows_plain_http
 
     def _xet_blocks(self, remote: RemoteFile, start: int) -> Iterator[bytes]:
         """The same out of Xet's storage. If that fails, files come by Range from then on."""
         try:
             storage = xet.Storage(self.repo_id, self.commit, self.endpoint, self._headers)
-            where = address.parse(storage.endpoint, "Xet's storage")
-            if not self._may_carry_secrets(where):
+            where = parse_address(storage.endpoint, "Xet's storage")
+            if not (where.is_private or self._allows_plain_http):
                 raise answers.in_the_clear(where.url, "Xet's storage")
             yield from storage.blocks(remote, start)
         except Exception as error:
@@ -278,14 +260,7 @@ class Hub:
             with self._explained(what):
                 try:
                     return call()
-                except (
-                    ValueError,
-                    TypeError,
-                    LookupError,
-                    AttributeError,
-                    RecursionError,
-                ) as error:
-                    # The client reads answers as if only a hub could send them.
+                except NOT_A_HUBS as error:
                     why = f"something else than an answer to that ({type(error).__name__})"
                     raise answers.no_hub(what, self.endpoint, why) from None
 
@@ -304,11 +279,13 @@ class Hub:
         try:
             yield
         except errors.HfHubHTTPError as error:
-            if error.response.status_code in BUSY_STATUSES:
-                raise self._busy(error.response, what) from None
-            raise self._explain(error.response, what) from None
+            raise self._refusal(error.response, what) from None
         except errors.OfflineModeIsEnabled:
-            raise answers.offline(what, self.page) from None
+            raise AvomniError(
+                f"cannot ask the hub for {what}: HF_HUB_OFFLINE is set",
+                where=self.page,
+                fix="unset HF_HUB_OFFLINE, or set dataset.source: folder if the files are here",
+            ) from None
         except Exception as error:
             # httpx's errors by name: huggingface_hub 2.x has another library.
             kinds = {kind.__name__ for kind in type(error).__mro__}
@@ -319,18 +296,22 @@ class Hub:
                 raise self._unreachable(what, error) from None
             raise
 
-    def _explain(self, response: Any, what: str) -> AvomniError:
+    def _refusal(self, response: Any, what: str) -> Busy | AvomniError:
+        """Busy where another try may help, else what can be done about it."""
         status, headers = response.status_code, response.headers
-        retry_after_s, code = answers.retry_after_s(status, headers), headers.get("X-Error-Code")
-        return answers.explain(status, code, what, self.page, self.revision, retry_after_s)
-
-    def _busy(self, response: Any, what: str) -> Busy:
-        retry_after_s = answers.retry_after_s(response.status_code, response.headers)
-        is_for_all = response.status_code == 429 or retry_after_s is not None
-        return Busy(self._explain(response, what), retry_after_s, is_for_all)
+        wait_s, code = answers.retry_after_s(status, headers), headers.get("X-Error-Code")
+        error = answers.explain(status, code, what, self.page, self.revision, wait_s)
+        is_busy = status in BUSY_STATUSES
+        return Busy(error, wait_s, status == 429 or wait_s is not None) if is_busy else error
 
     def _unreachable(self, what: str, cause: BaseException) -> AvomniError:
-        return answers.unreachable(what, self.endpoint, cause)
+        """There is no line to the hub, or it broke and stays broken."""
+        return AvomniError(
+            f"no connection to the hub while asking for {what}: {cause or type(cause).__name__}",
+            where=self.endpoint,
+            fix="check the network, a proxy (HTTPS_PROXY) and dataset.endpoint, then run the same "
+            "command again: it goes on from here",
+        )
 
 
 def _first(response: Any) -> Any:
@@ -352,46 +333,43 @@ def need_private_endpoint(allow_plain_http: bool = False) -> None:
     Raises:
         AvomniError: it would go unencrypted to another machine.
     """
-    hub = address.parse(constants.ENDPOINT, "HF_ENDPOINT")
-    if (hub.basic or _bearer(None, hub)) and not (hub.is_private or allow_plain_http):
-        raise answers.in_the_clear(hub.url, "HF_ENDPOINT")
+    _opened(None, "HF_ENDPOINT", None, allow_plain_http)
 
 
-def _checked_revision(revision: str | None) -> str | None:
-    if revision is not None:
-        is_one = isinstance(revision, str) and REVISION.fullmatch(revision) and ".." not in revision
-        fault = None if is_one else "no name of a commit, tag or branch"
-        names.need("the revision", revision, fault, "dataset.revision")
-    return revision
-
-
-def _bearer(token: str | None, hub: Address) -> str | None:
-    """The value of the Authorization header; None where nothing is to be sent.
-
-    Raises:
-        AvomniError: the token cannot be one. It is not shown.
-    """
+def _opened(
+    endpoint: str | None, where: str, token: str | None, allow_plain_http: bool
+) -> tuple[Address, dict[str, str]]:
+    """The hub's address, and the header with the token that it gets, if any; it is never shown."""
+    hub = parse_address(constants.ENDPOINT if endpoint is None else endpoint, where)
     # No hub on this machine needs the user's own token.
     if token is None and not hub.is_loopback and not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
         token = get_token()
     if not token:
-        return None
+        return hub, {}
     if not TOKEN.fullmatch(token):
         raise AvomniError(
             "the token holds characters that no token has",
             where="HF_TOKEN, or the file that `hf auth login` has written",
             fix="copy it again from https://huggingface.co/settings/tokens",
         )
-    return f"Bearer {token}"
+    if not (hub.is_private or allow_plain_http):
+        raise answers.in_the_clear(hub.url, where)
+    return hub, {"authorization": f"Bearer {token}"}
+
+
+def _checked_revision(revision: str | None) -> str | None:
+    if revision is not None:
+        is_one = isinstance(revision, str) and REVISION.fullmatch(revision)
+        fault = None if is_one else "no name of a commit, tag or branch"
+        names.need("the revision", revision, fault, "dataset.revision")
+    return revision
 
 
 def _keep_from_proxies(host: str) -> None:
     """A proxy of the environment must not be asked for this machine's own hub."""
     for name in ("NO_PROXY", "no_proxy"):
         known = [part.strip() for part in os.environ.get(name, "").split(",") if part.strip()]
-        lacking = [
-            each for each in dict.fromkeys((host, "127.0.0.1", "localhost")) if each not in known
-        ]
-        if lacking:
-            os.environ[name] = ",".join([*known, *lacking])
+        wanted = dict.fromkeys((*known, host, "127.0.0.1", "localhost"))
+        if len(wanted) > len(dict.fromkeys(known)):
+            os.environ[name] = ",".join(wanted)
             huggingface_hub.close_session()

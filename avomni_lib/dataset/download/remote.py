@@ -18,30 +18,23 @@ class RemoteFile:
 
     Path and ids become names of files, so that no other than a checked one can be made.
 
-    Attributes:
-        path: Inside the repository.
-        size: Bytes.
-        sha256: Of a large file's content.
-        blob_id: Git's id: of a small file's content, of the pointer to a large one.
-        xet_hash: By which Xet's storage knows a large file's content, where the hub offers Xet.
-
     Raises:
         AvomniError: the path is not relative, an id is not of its hex digits, or the size is none.
     """
 
-    path: str
-    size: int
-    sha256: str | None = None
-    blob_id: str | None = None
-    xet_hash: str | None = None
+    path: str  # inside the repository
+    size: int  # bytes
+    sha256: str | None = None  # of a large file's content
+    blob_id: str | None = None  # git's id: of a small file's content, of the pointer to a large one
+    xet_hash: str | None = None  # of a large file's content, where the hub offers Xet
 
     def __post_init__(self) -> None:
-        where = "what the source lists"
-        names.need("the path of a file", self.path, names.path_fault(self.path), where)
+        fault = names.path_fault(self.path)
+        names.need("the path of a file", self.path, fault, "what the source lists")
         where = f"{self.path}, as the source lists it"
         names.need("the size", self.size, names.size_fault(self.size), where)
-        ids = (("sha256", self.sha256, 64), ("git id", self.blob_id, 40))
-        for what, value, num_digits in (*ids, ("Xet hash", self.xet_hash, 64)):
+        ids = {"sha256": (self.sha256, 64), "git id": (self.blob_id, 40)}
+        for what, (value, num_digits) in (ids | {"Xet hash": (self.xet_hash, 64)}).items():
             if value is not None:
                 names.need(f"the {what}", value, names.hex_fault(value, num_digits), where)
 
@@ -51,13 +44,8 @@ class RemoteFile:
         return self.sha256 or self.blob_id
 
     def new_hash(self) -> Any:
-        """A hash to be fed with the content; `wrong` then judges it.
-
-        Git's id of a file is the sha1 of a header and the content (Pro Git, "Git Objects").
-        """
-        if self.sha256 or not self.blob_id:
-            return hashlib.sha256()
-        return hashlib.sha1(b"blob %d\0" % self.size)
+        """A hash to be fed with the content; `wrong` then judges it."""
+        return hashlib.sha256() if self.sha256 or not self.blob_id else _git_hash(self.size)
 
     def wrong(self, size: int, content_hash: Any) -> str | None:
         """Why `size` bytes with this hash are not this file, or None."""
@@ -69,16 +57,21 @@ class RemoteFile:
 
     def differs(self, content: Path) -> str | None:
         """Why the file at `content` is not this one, or None. Reads the whole of it."""
-        size = content.stat().st_size
-        if size != self.size or self.content_id is None:
-            return self.wrong(size, None)
-        content_hash = self.new_hash()
-        with open(content, "rb") as file:
-            while block := file.read(BLOCK_BYTES):
-                content_hash.update(block)
+        size, content_hash = content.stat().st_size, self.new_hash()
+        if size == self.size and self.content_id is not None:
+            with open(content, "rb") as file:
+                while block := file.read(BLOCK_BYTES):
+                    content_hash.update(block)
         return self.wrong(size, content_hash)
 
 
 def git_blob_id(content: bytes) -> str:
     """Git's id of a file's content: how the hub knows small files."""
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    blob = _git_hash(len(content))
+    blob.update(content)
+    return str(blob.hexdigest())
+
+
+def _git_hash(size: int) -> Any:
+    """Git's id of a file is the sha1 of a header and the content (Pro Git, "Git Objects")."""
+    return hashlib.sha1(b"blob %d\0" % size)

@@ -2,8 +2,8 @@
 
 `<folder>/.avomni/partial/` holds what has come of each file so far, named by the content's own id,
 so that bytes of two revisions never meet. It is hashed as it grows and takes the file's name only
-when its hash is the one that the hub lists. Processes may share the folder:
-each file has one owner at a time, and who finds it taken goes on with another one.
+when its hash is the one that the hub lists. Processes may share the folder: each file has one owner
+at a time, and who finds it taken goes on with another one.
 
 huggingface_hub's downloads do not do this (read and measured on 1.33.0): `hf_hub_download` starts
 a killed file anew and compares sizes alone; `http_get` resumes, but holds up to 10 MB of a file
@@ -24,9 +24,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 from avomni_lib import files
 from avomni_lib.dataset.download.backoff import Stopped, check
@@ -34,7 +33,7 @@ from avomni_lib.dataset.download.remote import BLOCK_BYTES, RemoteFile
 from avomni_lib.dataset.download.verified import Verified
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
-from avomni_lib.plan import Bar, Tally
+from avomni_lib.plan import Bar
 
 if TYPE_CHECKING:
     from avomni_lib.dataset.download.hub import Hub
@@ -42,17 +41,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PARTIALS = ".avomni/partial"
-# Where huggingface_hub keeps what it has not finished, and never goes on with.
-CLIENT_CACHE = ".cache/huggingface/download"
-CLIENT_IDLE_S = 600.0
 # Another run may still come back for its own partials.
 KEEP_S = 14 * 86400.0
 LOOK_EVERY_S = 0.2
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ROOM = (*files.NO_ROOM, errno.EFBIG)
 
 
-@dataclass(frozen=True)
-class Body:
+class Body(NamedTuple):
     """What the hub sends: `blocks` from the byte `start` on."""
 
     start: int
@@ -79,41 +74,31 @@ class Partial:
     """What has come of one file so far; its owner alone writes."""
 
     def __init__(self, file: IO[bytes], path: Path, remote: RemoteFile):
-        self.path, self.remote, self._file = path, remote, file
-        self.size, self._hash = 0, remote.new_hash()
+        self.path, self.remote, self.file = path, remote, file
+        self.size, self.hash = 0, remote.new_hash()
 
     def recall(self, stop: threading.Event | None = None) -> None:
         """Hash what earlier processes left; what cannot be of this file is thrown away."""
-        self._file.seek(0)
-        while block := self._file.read(BLOCK_BYTES):
+        self.file.seek(0)
+        while block := self.file.read(BLOCK_BYTES):
             check(stop)
             self.size += len(block)
-            self._hash.update(block)
+            self.hash.update(block)
         if self.size > self.remote.size:
             self.restart()
 
     def write(self, block: bytes) -> None:
         rest = memoryview(block)
         while rest:
-            rest = rest[self._file.write(rest) :]
+            rest = rest[self.file.write(rest) :]
         self.size += len(block)
-        self._hash.update(block)
+        self.hash.update(block)
 
     def restart(self) -> int:
         """Throw everything away; returns how many bytes that were."""
-        lost, self.size, self._hash = self.size, 0, self.remote.new_hash()
-        self._file.truncate(0)
+        lost, self.size, self.hash = self.size, 0, self.remote.new_hash()
+        self.file.truncate(0)
         return lost
-
-    def wrong(self) -> str | None:
-        """Why this is not the listed file, or None."""
-        return self.remote.wrong(self.size, self._hash)
-
-    def take_name(self, path: Path) -> None:
-        os.fsync(self._file.fileno())
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(self.path, path)
-        files.fsync_folder(path.parent)
 
 
 @contextlib.contextmanager
@@ -129,9 +114,8 @@ def claim(folder: Path, remote: RemoteFile) -> Iterator[Partial | None]:
         if not _lock(file) or not _is_at(file, path):
             yield None
             return
-        partial = Partial(file, path, remote)
         try:
-            yield partial
+            yield Partial(file, path, remote)
         finally:
             if _is_at(file, path) and not os.fstat(file.fileno()).st_size:
                 path.unlink()
@@ -147,7 +131,6 @@ def complete(
     """Fetch what is missing, compare the whole with the hub's hash, give the file its name.
 
     Args:
-        partial: From `claim`.
         bar: Counts bytes as they arrive, without those that were here.
         stop: Set by another thread.
 
@@ -156,21 +139,32 @@ def complete(
         Stopped: `stop` was set; the partial stays.
     """
     remote, bar, path = partial.remote, bar or Bar(), folder / partial.remote.path
-    with _disk_explained(path):
+    try:
         path.unlink(missing_ok=True)
         partial.recall(stop)
         for attempt in (1, 2):
             try:
                 _fill(partial, source, bar, stop)
-                wrong = partial.wrong()
+                wrong = remote.wrong(partial.size, partial.hash)
             except OtherContent as error:
                 wrong = str(error)
             if wrong is None:
-                partial.take_name(path)
+                os.fsync(partial.file.fileno())
+                path.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(partial.path, path)
+                files.fsync_folder(path.parent)
                 return path
             log.warning("%s arrived damaged (%s), try %d of 2", remote.path, wrong, attempt)
             bar.update(-partial.restart())
             source.distrust(remote)
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise files.no_room(path) from None
+        raise AvomniError(
+            f"cannot write {path.name}: {error}",
+            where=str(path.parent),
+            fix="check the disk and who may write there, then run the same command again",
+        ) from None
     raise AvomniError(
         f"{remote.path} arrived damaged twice: {wrong}",
         where=str(path),
@@ -181,8 +175,8 @@ def complete(
 
 def _fill(partial: Partial, source: Hub, bar: Bar, stop: threading.Event | None) -> None:
     """Ask for the rest until it is there; a try that brought bytes forward costs no patience."""
-    num_tries, furthest = 0, partial.size
-    while partial.size < partial.remote.size:
+    num_tries, furthest, size = 0, partial.size, partial.remote.size
+    while partial.size < size:
         dropped = None
         try:
             with source.read(partial.remote, partial.size, stop) as body:
@@ -190,14 +184,14 @@ def _fill(partial: Partial, source: Hub, bar: Bar, stop: threading.Event | None)
                     log.info("%s: the source starts over", partial.remote.path)
                     bar.update(-partial.restart())
                 for block in body.blocks:
-                    if partial.size + len(block) > partial.remote.size:
-                        raise OtherContent(f"more than {partial.remote.size:,} bytes")
+                    if partial.size + len(block) > size:
+                        raise OtherContent(f"more than {size:,} bytes")
                     partial.write(block)
                     bar.update(len(block))
                     check(stop)
         except Dropped as error:
             dropped = error
-        if partial.size == partial.remote.size:
+        if partial.size == size:
             return
         num_tries = 0 if partial.size > furthest else num_tries + 1
         furthest = max(furthest, partial.size)
@@ -232,32 +226,31 @@ def fetch_files(
         return
     missing = {file.path: file.size - bytes_there(p.local_dir, file) for file in todo}
     make_room(p.local_dir, todo)
-    count, halt = Tally(), threading.Event()
+    # Widgets are not for threads: each counts for itself, and this one shows the sum.
+    counts, halt = {file.path: Bar() for file in todo}, threading.Event()
 
     def one(file: RemoteFile) -> bool:
         with claim(p.local_dir, file) as partial:
             if partial is None:
                 halt.wait(LOOK_EVERY_S)
                 return False
-            share = _Share(count)
             if not _has_come(file, verified):
-                complete(partial, source, p.local_dir, share, halt)
+                complete(partial, source, p.local_dir, counts[file.path], halt)
                 verified.remember(file)
-        share.finish(missing[file.path])
+        # Whatever came of it twice, or by another process: it weighs what was announced.
+        counts[file.path].count = missing[file.path]
         return True
 
-    num_done = 0
+    num_done, shown, queue = 0, 0.0, deque(todo)
+    pending: dict[concurrent.futures.Future[bool], RemoteFile] = {}
     try:
         with (
             progress(total=sum(missing.values()), unit="B", label="Download") as bar,
             concurrent.futures.ThreadPoolExecutor(p.download.max_workers) as pool,
         ):
             try:
-                queue = deque(todo)
-                pending: dict[concurrent.futures.Future[bool], RemoteFile] = {}
                 while queue or pending:
-                    if stop is not None and stop.is_set():
-                        raise Stopped
+                    check(stop)
                     # Waiting for tens of thousands at once would itself take long.
                     while queue and len(pending) < 2 * p.download.max_workers:
                         file = queue.popleft()
@@ -267,12 +260,13 @@ def fetch_files(
                     )
                     for future in done:
                         file = pending.pop(future)
-                        if future.result():
-                            num_done += 1
-                        else:
+                        num_done += future.result()
+                        if not future.result():
                             queue.append(file)
                     notes = (f"{num_done} of {len(todo)} files", source.backoff.note)
-                    bar.update(count.take(), note=", ".join(filter(None, notes)))
+                    count = sum(each.count for each in counts.values())
+                    bar.update(count - shown, note=", ".join(filter(None, notes)))
+                    shown = count
                     verified.save(now=False)
             except BaseException:
                 # What is partial is kept: nobody has to wait for a file in flight.
@@ -308,22 +302,6 @@ def _has_come(file: RemoteFile, verified: Verified) -> bool:
     return bool(verified.known(file)) or (verified.needs_hash(file) and verified.find(file) is None)
 
 
-class _Share(Bar):
-    """One file's part of the count."""
-
-    def __init__(self, count: Tally):
-        super().__init__()
-        self._count = count
-
-    def update(self, amount: float = 1, note: str = "") -> None:
-        super().update(amount, note)
-        self._count.add(amount)
-
-    def finish(self, num_bytes: float) -> None:
-        """Whatever came of it twice, or by another process: it weighs what was announced."""
-        self.update(num_bytes - self.count)
-
-
 def path_of(folder: Path, remote: RemoteFile) -> Path:
     """Where the partial of a file lies."""
     name = PurePosixPath(remote.path).name[-120:]
@@ -333,39 +311,28 @@ def path_of(folder: Path, remote: RemoteFile) -> Path:
 
 def bytes_there(folder: Path, remote: RemoteFile) -> int:
     """How much of a file an earlier process left, judged by its size alone."""
-    with contextlib.suppress(OSError):
-        size = path_of(folder, remote).stat().st_size
-        return size if size <= remote.size else 0
-    return 0
+    size, _ = files.state_of(path_of(folder, remote)) or (0, 0)
+    return size if size <= remote.size else 0
 
 
 def sweep(folder: Path, wanted: Collection[RemoteFile], keep_s: float = KEEP_S) -> int:
-    """Remove what nobody will go on with; returns the bytes that this set free.
+    """Remove partials that nobody will go on with; returns the bytes that this set free.
 
-    That is: what huggingface_hub left half-way, partials of another content of a wanted file, and
-    those of other files after `keep_s`. What a living process is at work on stays.
+    That is: those of another content of a wanted file, and those of other files after `keep_s`.
+    What a living process is at work on stays.
     """
-    freed = 0
+    freed, now_s = 0, time.time()
     names = {path_of(folder, remote).name for remote in wanted}
     places = {name.rpartition(".")[0] for name in names}
     for path in (Path(folder) / PARTIALS).glob("*"):
         if path.name in names:
             continue
-        with contextlib.suppress(OSError), open(path, "a+b", buffering=0) as file:
-            is_superseded = path.name.rpartition(".")[0] in places
-            if (is_superseded or _idle_s(path) >= keep_s) and _lock(file):
-                freed += path.stat().st_size
-                path.unlink()
-    for path in (Path(folder) / CLIENT_CACHE).rglob("*.incomplete"):
-        with contextlib.suppress(OSError):
-            if _idle_s(path) >= CLIENT_IDLE_S:
-                freed += path.stat().st_size
+        with contextlib.suppress(OSError), open(path, "r+b") as file:
+            state, is_superseded = path.stat(), path.name.rpartition(".")[0] in places
+            if (is_superseded or now_s - state.st_mtime >= keep_s) and _lock(file):
+                freed += state.st_size
                 path.unlink()
     return freed
-
-
-def _idle_s(path: Path) -> float:
-    return time.time() - path.stat().st_mtime
 
 
 def _lock(file: IO[bytes]) -> bool:
@@ -382,23 +349,4 @@ def _lock(file: IO[bytes]) -> bool:
 
 def _is_at(file: IO[bytes], path: Path) -> bool:
     """Whether the open file still bears this name: its last owner may have renamed it."""
-    try:
-        there = path.stat()
-    except FileNotFoundError:
-        return False
-    own = os.fstat(file.fileno())
-    return (there.st_dev, there.st_ino) == (own.st_dev, own.st_ino)
-
-
-@contextlib.contextmanager
-def _disk_explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in NO_ROOM:
-            raise files.no_room(path, None) from None
-        raise AvomniError(
-            f"cannot write {path.name}: {error}",
-            where=str(path.parent),
-            fix="check the disk and who may write there, then run the same command again",
-        ) from None
+    return path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))

@@ -41,10 +41,10 @@ class Verified:
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
-        self._entries = _read(self.folder / MANIFEST)
         self._unsaved: dict[str, dict[str, Any]] = {}
         self._lock = threading.Lock()
         self._saved_s = time.monotonic()
+        self.reload()
 
     def reload(self) -> None:
         """Learn what other processes have written meanwhile."""
@@ -52,27 +52,24 @@ class Verified:
         with self._lock:
             self._entries = entries | self._unsaved
 
-    def known(self, remote: RemoteFile) -> dict[str, Any] | None:
-        """The entry of a file that lies unchanged since it was checked, and is `remote`'s."""
+    def _unchanged(self, remote: RemoteFile) -> dict[str, Any] | None:
+        """The entry of a file that lies as it did when it was checked."""
         entry = self._entries.get(remote.path)
         state = files.state_of(self.folder / remote.path)
-        if entry is None or state != (entry["size"], entry["mtime_ns"]):
+        return entry if entry and state == (entry["size"], entry["mtime_ns"]) else None
+
+    def known(self, remote: RemoteFile) -> dict[str, Any] | None:
+        """The entry of a file that lies unchanged since it was checked, and is `remote`'s."""
+        entry = self._unchanged(remote)
+        if entry is None or entry["size"] != remote.size:
             return None
-        if entry["size"] != remote.size:
-            return None
-        if remote.sha256:
-            return entry if entry["sha256"] == remote.sha256 else None
-        if remote.blob_id:
-            return entry if entry["blob_id"] == remote.blob_id else None
-        return entry
+        key = "sha256" if remote.sha256 else "blob_id"
+        return entry if remote.content_id in (None, entry[key]) else None
 
     def needs_hash(self, remote: RemoteFile) -> bool:
         """Whether its content has to be hashed: it has the right size and nobody has looked yet."""
         state = files.state_of(self.folder / remote.path)
-        if state is None or state[0] != remote.size:
-            return False
-        entry = self._entries.get(remote.path)
-        return entry is None or state != (entry["size"], entry["mtime_ns"])
+        return state is not None and state[0] == remote.size and self._unchanged(remote) is None
 
     def find(self, remote: RemoteFile) -> str | None:
         """Hash the file: why it is not `remote`'s, or None, and then it is remembered."""

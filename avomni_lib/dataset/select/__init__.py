@@ -1,10 +1,9 @@
 """Which clips and chunks a run takes.
 
-filters    which clips `download.clips` asks for
-chunks     which chunks, in which order, under a number of chunks and of gigabytes; balanced clips
+chunks     which clips `download.clips` asks for, and which chunks hold them within the limits
 selection  the whole choice: licence, catalog, chunks, files
+forecast   what a run would fetch and how large files are, without the hub
 manifest   `chosen.json`: what a run has fetched
 split      `split.json`: the split of each clip, frozen
 evicted    `evicted.json`: raw files removed on purpose, and which runs still need them
-forecast   what a run would fetch and how large files are, without the hub
 """

@@ -1,13 +1,16 @@
-"""Which chunks a run takes, under a number of chunks and of gigabytes, and which of their clips.
+"""Which clips a run may take, and which chunks, under a number of chunks and of gigabytes.
 
-`rank` puts the chunks in order by the catalog alone; `choose_chunks` takes them in that order.
+`wanted_clips` are those that have what a run needs and that `download.clips` asks for; `rank` puts
+the chunks in order by the catalog alone; `choose_chunks` takes them in that order.
 """
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,49 +21,178 @@ from avomni_lib.dataset.catalog import (
     optional_features,
     required_features,
 )
+from avomni_lib.dataset.clip_index import SOURCES, Values
 from avomni_lib.dataset.download.remote import RemoteFile
-from avomni_lib.dataset.select import filters
-from avomni_lib.dataset.select.filters import Wanted
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 
+# Parameter of download.clips -> the attribute that it names values of.
+FILTERS = {
+    "splits": "split",
+    "countries": "country",
+    "hours": "hour",
+    "platforms": "platform",
+    "event_clusters": "event_cluster",
+}
+MAX_SHOWN = 50
 # Ranked beyond target_chunks, to take the place of chunks that lack files.
 NUM_SPARE = 8
 
 
-@dataclass(frozen=True, eq=False)
-class Ranking:
-    """The chunks that may be taken, in the order in which to take them.
+class Wanted(NamedTuple):
+    """The clips that a run may take."""
 
-    Attributes:
-        chunks: Their numbers; no more than target_chunks and a few to spare.
-        wanted: The clips that may be taken.
-        counts: (all chunks, groups) int64 wanted clips of each chunk of the catalog.
-        quotas: (groups,) int64 clips of each group after which no further chunk is needed.
-        words: Why in this order.
-    """
+    rows: np.ndarray  # (K,) int64 of the clip index, rising
+    group: np.ndarray  # (K,) int64 the group of each by download.clips.balance_by; 0 without it
+    groups: tuple[Any, ...]  # their names; one without it
+    words: str  # what was asked for, such as "country Germany"; empty where nothing was
 
-    chunks: tuple[int, ...]
+
+class Ranking(NamedTuple):
+    """The chunks that may be taken, in the order in which to take them."""
+
+    chunks: tuple[int, ...]  # no more than target_chunks and a few to spare
     wanted: Wanted
-    counts: np.ndarray = field(repr=False)
-    quotas: np.ndarray = field(repr=False)
-    words: str
+    counts: np.ndarray  # (all chunks, groups) int64 wanted clips of each chunk of the catalog
+    quotas: np.ndarray  # (groups,) int64 clips of each group after which no chunk is needed
+    words: str  # why in this order
 
 
 @dataclass(frozen=True)
 class ChunkChoice:
-    """The chunks that a run takes, why these, and what they weigh with the metadata.
-
-    Attributes:
-        passed: Chunks that would have been taken but for a fault -> the fault.
-        rows: (clips,) int64 the clips to use, as rows of the clip index: chunk after chunk.
-    """
+    """The chunks that a run takes, why these, and what they weigh with the metadata."""
 
     chunks: tuple[int, ...]
     reason: str
     num_bytes: int
-    passed: Mapping[int, str]
+    passed: Mapping[int, str]  # chunks that would have been taken but for a fault -> the fault
+    # (clips,) int64 the clips to use, as rows of the clip index: chunk after chunk
     rows: np.ndarray = field(repr=False, compare=False)
+
+
+def wanted_clips(catalog: Catalog, p: Params) -> Wanted:
+    """The valid clips that have all required features, and for which every filter holds.
+
+    Raises:
+        AvomniError: a filter names what there is not, a named clip cannot be used, or no clip is
+            left; it says by which filter, and what there is.
+    """
+    clips, features, asked = p.download.clips, required_features(p), list[str]()
+    usable = np.logical_and.reduce([catalog.clips.is_valid, *map(catalog.presence, features)])
+    if clips.clip_ids is not None:
+        usable = _named(catalog, list(clips.clip_ids), usable, features)
+        asked.append(f"{usable.sum()} named clips")
+    for key, attribute in FILTERS.items():
+        if (names := getattr(clips, key)) is None:
+            continue
+        where = f"download.clips.{key}"
+        values = _values(catalog, attribute, where)
+        codes = _codes(values, names, attribute, where)
+        narrower = usable & np.isin(values.codes, codes)
+        if usable.any() and not narrower.any():
+            of_which = f" with {', '.join(asked)}" if asked else ""
+            raise AvomniError(
+                f"no clip is left by download.clips.{key}: {', '.join(map(str, names))}; "
+                f"the {usable.sum():,} usable clips{of_which} have the {attribute} "
+                + (_counted(values.counts(usable)) or "which nobody knows"),
+                where=where,
+                fix="ask for what there is, or leave one of the filters out",
+            )
+        usable = narrower
+        asked.append(f"{attribute} {' or '.join(str(values.names[code]) for code in codes)}")
+    rows, words = np.flatnonzero(usable), ", ".join(asked)
+    if clips.balance_by is None:
+        return Wanted(rows, np.zeros(len(rows), np.int64), ("",), words)
+    values = _values(catalog, clips.balance_by, "download.clips.balance_by")
+    known = rows[values.codes[rows] >= 0]
+    if len(rows) and not len(known):
+        raise AvomniError(
+            f"nothing to balance: the {clips.balance_by} of none of the {len(rows):,} wanted clips "
+            "is known",
+            where="download.clips.balance_by",
+            fix="balance by something else, or leave it out",
+        )
+    return Wanted(known, values.codes[known].astype(np.int64), values.names, words)
+
+
+def _named(
+    catalog: Catalog, names: Sequence[str], usable: np.ndarray, features: Sequence[str]
+) -> np.ndarray:
+    """(clips,) bool the clips that are named; all that cannot be used are told, and why."""
+    index = catalog.clips
+    rows = index.rows(names)
+
+    def fault(name: str, row: int) -> str:
+        if row < 0:
+            near = index.nearest(name)
+            return "it is not in the clip index" + (f"; the nearest is {near}" if near else "")
+        if not index.is_valid[row]:
+            return "the clip index marks it as not valid"
+        absent = ", ".join(each for each in features if not catalog.presence(each)[row])
+        return index.faults.get(name) or f"it has no {absent}"
+
+    faulty = [pair for pair in zip(names, rows, strict=True) if pair[1] < 0 or not usable[pair[1]]]
+    if faulty:
+        lines = [f"{name}: {fault(name, row)}" for name, row in faulty[:MAX_SHOWN]]
+        more = [f"and {len(faulty) - MAX_SHOWN} more"] if len(faulty) > MAX_SHOWN else []
+        raise AvomniError(
+            f"{len(faulty)} of {len(names)} named clips cannot be used:\n  - "
+            + "\n  - ".join([*lines, *more]),
+            where="download.clips.clip_ids",
+            fix="mend the names or leave the clips out, or set dataset.revision to the release "
+            "that they are from, or choose another vision.cameras",
+        )
+    is_named = np.zeros(len(usable), bool)
+    is_named[rows] = True
+    return is_named
+
+
+def _values(catalog: Catalog, attribute: str, where: str) -> Values:
+    """What the release says of all clips; an error where it says nothing."""
+    values = catalog.values(attribute)
+    if not values.names:
+        file, _ = SOURCES[attribute]
+        is_there = (catalog.folder / file).exists()
+        raise AvomniError(
+            f"the {attribute} of clips is asked for, and this release does not have it: "
+            + (f"its {file} names none" if is_there else f"it has no {file}"),
+            where=where,
+            fix="leave it out, or set dataset.revision to a release that has it",
+        )
+    return values
+
+
+def _codes(values: Values, names: Sequence[str | int], attribute: str, where: str) -> list[int]:
+    """The places of these names, whatever their case; an error that tells all unknown ones."""
+    place = {str(name).casefold(): code for code, name in enumerate(values.names)}
+    keys = {name: str(name).casefold() for name in names}
+    unknown = []
+    for name, key in keys.items():
+        if key not in place:
+            near = difflib.get_close_matches(key, place, n=1)
+            hint = f" (do you mean {values.names[place[near[0]]]}?)" if near else ""
+            unknown.append(f"{name!r}{hint}")
+    # Every hour of the day is a right one, also where nobody drove.
+    if unknown and attribute != "hour":
+        counts = values.counts(np.arange(len(values.codes)))
+        raise AvomniError(
+            f"no clip has the {attribute} {' or '.join(unknown)}; there are {_counted(counts)}",
+            where=where,
+            fix="name some of these, or leave it out",
+        )
+    return [place[key] for key in keys.values() if key in place]
+
+
+def _counted(counts: dict[str | int, int]) -> str:
+    """United States (155,360), Germany (7,012); whole numbers in their order."""
+    names = sorted(counts) if all(isinstance(name, int) for name in counts) else counts
+    return ", ".join(f"{name} ({counts[name]:,})" for name in names)
+
+
+def _is_named(p: Params) -> bool:
+    """Whether chunks or all of some clips were asked for by name: nothing may be left out then."""
+    clips = p.download.clips
+    return p.download.chunks is not None or (clips.clip_ids is not None and clips.max_clips is None)
 
 
 def rank(catalog: Catalog, p: Params) -> Ranking:
@@ -73,28 +205,36 @@ def rank(catalog: Catalog, p: Params) -> Ranking:
         AvomniError: a named chunk does not exist, clips that are asked for do not, or named clips
             lie in more chunks than may be taken.
     """
-    wanted = filters.find(catalog, p)
-    limit, num_groups = p.download.clips.max_clips, len(wanted.groups)
-    cells = catalog.chunk_idx[wanted.rows] * num_groups + wanted.group
-    counts = np.bincount(cells, minlength=len(catalog.chunks) * num_groups)
-    counts = counts.reshape(-1, num_groups)
-    total = counts.sum(axis=0)
-    quotas = total if limit is None else shares(total, limit)
-    num_taken = p.download.target_chunks
-    if p.download.chunks is not None:
-        chunks, words = p.download.chunks, "named by download.chunks"
-        num_taken = len(chunks)
-        for chunk in chunks:
-            catalog.place(chunk)
-    elif not wanted.words and p.download.clips.balance_by is None:
+    wanted, clips, named = wanted_clips(catalog, p), p.download.clips, p.download.chunks
+    cells = catalog.chunk_idx[wanted.rows] * len(wanted.groups) + wanted.group
+    counts = np.bincount(cells, minlength=len(catalog.chunks) * len(wanted.groups))
+    counts = counts.reshape(-1, len(wanted.groups))
+    quotas = counts.sum(axis=0)
+    if clips.max_clips is not None:
+        quotas = shares(quotas, clips.max_clips)
+    num_taken = p.download.target_chunks if named is None else len(named)
+    if named is not None:
+        chunks, words = named, "named by download.chunks"
+    elif not wanted.words and clips.balance_by is None:
         chunks, words = catalog.chunks[: num_taken + NUM_SPARE], "the first"
     else:
         order = most_wanted(counts, quotas, num_taken + NUM_SPARE)
         chunks = tuple(catalog.chunks[place] for place in order)
         words = "those with the most wanted clips"
-    ranking = Ranking(chunks, wanted, counts, quotas, words)
-    _need_all_named(catalog, ranking, chunks[:num_taken], p)
-    return ranking
+        if _is_named(p):
+            words = "they hold the clips named by download.clips.clip_ids"
+    held = int(counts[[catalog.place(chunk) for chunk in chunks[:num_taken]]].sum())
+    if clips.clip_ids is not None and clips.max_clips is None and held < len(wanted.rows):
+        holding = [catalog.chunks[place] for place in np.flatnonzero(counts.any(axis=1))]
+        setting = f"download.target_chunks to {len(holding)}"
+        raise AvomniError(
+            f"the {len(wanted.rows)} wanted clips lie in {len(holding)} chunks; "
+            f"{num_taken if named is None else 'the named'} hold {held} of them",
+            where="download.clips.clip_ids",
+            fix=f"set {setting if named is None else f'download.chunks to {holding}'}, name fewer "
+            "clips, or set download.clips.max_clips to take no more than there are",
+        )
+    return Ranking(chunks, wanted, counts, quotas, words)
 
 
 def most_wanted(counts: np.ndarray, quotas: np.ndarray, num: int) -> list[int]:
@@ -132,43 +272,51 @@ def choose_chunks(
     Args:
         sizes: What the source lists of the candidates' files and the metadata; it is read chunk by
             chunk, and no further than chunks are taken.
-        ranking: From `rank`, where it is there already.
 
     Raises:
         AvomniError: what is named cannot be used, or the budget is too small for it or for even
             one chunk.
     """
     ranking = ranking or rank(catalog, p)
-    features, is_evicted, is_named = required_features(p), p.download.evict_raw, _is_named(p)
-    more = catalog.listed(optional_features(p))
+    wanted, target, budget = ranking.wanted, p.download.target_chunks, p.download.target_size_gb
+    features, more = required_features(p), catalog.listed(optional_features(p))
     metadata = sum(sizes[path].size for path in METADATA_FILES if path in sizes)
     total, taken, passed = metadata, dict[int, int](), dict[int, str]()
-    have = np.zeros_like(ranking.quotas)
-    limit = ""
+    have, why = np.zeros_like(ranking.quotas), f"all there are (download.target_chunks: {target})"
     for chunk in ranking.chunks:
-        paths = catalog.files([chunk], features)
-        counts = ranking.counts[catalog.place(chunk)]
-        fault = _fault(sizes, paths, features, counts, ranking.wanted.words)
-        if fault and is_named:
-            raise _unusable(catalog, p, chunk, fault, ranking.wanted.rows)
+        paths, counts = catalog.files([chunk], features), ranking.counts[catalog.place(chunk)]
+        fault = ""
+        if missing := [path for path in paths if path not in sizes]:
+            fault = f"the source lacks {missing[0]}"
+        elif not counts.any() and wanted.words:
+            fault = f"none of its clips is wanted ({wanted.words})"
+        elif not counts.any():
+            fault = f"none of its clips has all of {', '.join(features)}"
+        if fault and _is_named(p):
+            raise _unusable(catalog, p, chunk, fault, wanted.rows)
         if fault:
             passed[chunk] = fault
             continue
         paths += [path for path in catalog.files([chunk], more) if path in sizes]
         num_bytes = sum(sizes[path].size for path in paths)
-        with_it = (metadata if is_evicted else total) + num_bytes
-        if with_it > p.download.target_size_gb * 1e9:
-            if is_named or not taken:
-                raise _too_small(p, chunk, with_it)
-            if not is_evicted:
-                limit = f"chunk {chunk} would make it {with_it / 1e9:.2f} GB"
+        with_it = (metadata if p.download.evict_raw else total) + num_bytes
+        if with_it > budget * 1e9:
+            if _is_named(p) or not taken:
+                raise _too_small(p, chunk, with_it / 1e9)
+            if not p.download.evict_raw:
+                why = f"as many as fit download.target_size_gb: {budget:g} "
+                why += f"(chunk {chunk} would make it {with_it / 1e9:.2f} GB)"
                 break
             passed[chunk] = f"it alone takes {with_it / 1e9:.2f} GB"
             continue
         taken[chunk] = num_bytes
         total, have = total + num_bytes, have + counts
-        is_enough = len(taken) == p.download.target_chunks or (have >= ranking.quotas).all()
-        if is_enough and p.download.chunks is None:
+        is_enough = bool((have >= ranking.quotas).all())
+        if p.download.chunks is None and (is_enough or len(taken) == target):
+            if is_enough and p.download.clips.max_clips is not None:
+                why = f"enough for download.clips.max_clips: {p.download.clips.max_clips}"
+            elif len(taken) == target:
+                why = f"by download.target_chunks: {target}"
             break
     over = [f"chunk {chunk} is passed over: {fault}" for chunk, fault in passed.items()]
     if not taken:
@@ -178,37 +326,14 @@ def choose_chunks(
             where=str(catalog.folder),
             fix="check dataset.revision and vision.cameras",
         )
-    rows, words = _picked(catalog, ranking, tuple(taken), p)
+    rows, words = _picked(catalog, wanted, tuple(taken), p)
     if p.download.chunks is None:
         # Luck may leave a chunk without a pick: it need not be fetched.
         used = set(np.unique(catalog.chunk_idx[rows]).tolist())
         unused = [chunk for chunk in taken if catalog.place(chunk) not in used]
         total -= sum(taken.pop(chunk) for chunk in unused)
-    reason = _reason(p, ranking, len(taken), limit, (have >= ranking.quotas).all())
+    reason = ranking.words if _is_named(p) else f"{ranking.words}, {why}"
     return ChunkChoice(tuple(taken), "; ".join([reason, *words, *over]), total, passed, rows)
-
-
-def _is_named(p: Params) -> bool:
-    """Whether chunks or all of some clips were asked for by name: nothing may be left out then."""
-    clips = p.download.clips
-    return p.download.chunks is not None or (clips.clip_ids is not None and clips.max_clips is None)
-
-
-def _fault(
-    sizes: Mapping[str, RemoteFile],
-    paths: Sequence[str],
-    features: Sequence[str],
-    counts: np.ndarray,
-    words: str,
-) -> str | None:
-    missing = [path for path in paths if path not in sizes]
-    if missing:
-        return f"the source lacks {missing[0]}"
-    if counts.any():
-        return None
-    if words:
-        return f"none of its clips is wanted ({words})"
-    return "none of its clips has all of " + ", ".join(features)
 
 
 def _unusable(
@@ -222,83 +347,37 @@ def _unusable(
     return AvomniError(f"chunk {chunk} cannot be used: {fault}", where=where, fix=fix)
 
 
-def _picked(
-    catalog: Catalog, ranking: Ranking, chunks: tuple[int, ...], p: Params
-) -> tuple[np.ndarray, list[str]]:
-    """The rows of the clips to use, chunk after chunk, and what to say of them."""
-    clips, wanted = p.download.clips, ranking.wanted
-    places = np.array([catalog.place(chunk) for chunk in chunks])
-    order = np.full(len(catalog.chunks), -1)
-    order[places] = np.arange(len(places))
-    is_here = order[catalog.chunk_idx[wanted.rows]] >= 0
-    rows, group = wanted.rows[is_here], wanted.group[is_here]
-    words = [f"of their clips {len(rows)} are wanted: {wanted.words}"] if wanted.words else []
-    have = np.bincount(group, minlength=len(wanted.groups))
-    share = have
-    if clips.balance_by is not None or clips.max_clips is not None:
-        share = shares(have, clips.max_clips)
-        is_picked = pick(catalog.clips.ids(rows), group, share, p.run.seed)
-        rows = rows[is_picked]
-        words.append(f"{len(rows)} of {len(is_picked)} drawn by run.seed: {p.run.seed}")
-    if clips.balance_by is not None:
-        each = ", ".join(
-            f"{share[place]} {wanted.groups[place]}" for place in np.flatnonzero(share)
-        )
-        words.append(f"balanced by {clips.balance_by}: {each}")
-    return rows[np.lexsort((rows, order[catalog.chunk_idx[rows]]))], words
-
-
-def _reason(p: Params, ranking: Ranking, num_taken: int, limit: str, is_enough: bool) -> str:
-    size, count = p.download.target_size_gb, p.download.target_chunks
-    clips = p.download.clips
-    if p.download.chunks is not None:
-        return ranking.words
-    if _is_named(p):
-        return "they hold the clips named by download.clips.clip_ids"
-    order = "" if ranking.words == "the first" else f"{ranking.words}; "
-    if limit:
-        return f"{order}as many as fit download.target_size_gb: {size:g} ({limit})"
-    if is_enough and clips.max_clips is not None:
-        return f"{order}enough for download.clips.max_clips: {clips.max_clips}"
-    if num_taken < count:
-        return f"{order}all there are (download.target_chunks: {count})"
-    return f"{ranking.words}, by download.target_chunks: {count}"
-
-
-def _too_small(p: Params, chunk: int, num_bytes: int) -> AvomniError:
-    taken = "all named chunks up to" if p.download.chunks else "even the first chunk,"
+def _too_small(p: Params, chunk: int, gigabytes: float) -> AvomniError:
+    taken = f"all named chunks up to {chunk}" if _is_named(p) else f"even the first chunk, {chunk}"
     if p.download.evict_raw:
-        taken = "alone, chunk"
-    elif p.download.chunks is None and _is_named(p):
-        taken = "all chunks with named clips up to"
-    gigabytes = num_bytes / 1e9
+        taken = f"alone, chunk {chunk}"
     return AvomniError(
-        f"{taken} {chunk}, with {cameras.grid(p.vision.cameras)} and metadata, take "
-        f"{gigabytes:.4g} GB; the budget is {p.download.target_size_gb:g} GB",
+        f"{taken}, with {cameras.grid(p.vision.cameras)} and metadata, take {gigabytes:.4g} GB; "
+        f"the budget is {p.download.target_size_gb:g} GB",
         where="download.target_size_gb",
         fix=f"set it to {gigabytes * 1.001:.4g} or more, or take fewer chunks or cameras",
     )
 
 
-def _need_all_named(catalog: Catalog, ranking: Ranking, chunks: tuple[int, ...], p: Params) -> None:
-    """Named clips are never left out without a word."""
-    if p.download.clips.clip_ids is None or p.download.clips.max_clips is not None:
-        return
-    places = [catalog.place(chunk) for chunk in chunks]
-    held, num_wanted = int(ranking.counts[places].sum()), len(ranking.wanted.rows)
-    if held == num_wanted:
-        return
-    holding = np.flatnonzero(ranking.counts.any(axis=1))
-    chosen = p.download.chunks is not None
-    parameter = "download.chunks" if chosen else "download.target_chunks"
-    value = [catalog.chunks[place] for place in holding] if chosen else len(holding)
-    raise AvomniError(
-        f"the {num_wanted} wanted clips lie in {len(holding)} chunks; "
-        f"{'the named' if chosen else p.download.target_chunks} hold {held} of them",
-        where="download.clips.clip_ids",
-        fix=f"set {parameter} to {value}, name fewer clips, or set download.clips.max_clips to "
-        "take no more than there are",
-    )
+def _picked(
+    catalog: Catalog, wanted: Wanted, chunks: tuple[int, ...], p: Params
+) -> tuple[np.ndarray, list[str]]:
+    """The rows of the clips to use, chunk after chunk, and what to say of them."""
+    clips = p.download.clips
+    order = np.full(len(catalog.chunks), -1)
+    order[[catalog.place(chunk) for chunk in chunks]] = np.arange(len(chunks))
+    is_here = order[catalog.chunk_idx[wanted.rows]] >= 0
+    rows, group = wanted.rows[is_here], wanted.group[is_here]
+    words = [f"of their clips {len(rows)} are wanted: {wanted.words}"] if wanted.words else []
+    if clips.balance_by is not None or clips.max_clips is not None:
+        share = shares(np.bincount(group, minlength=len(wanted.groups)), clips.max_clips)
+        is_picked = pick(catalog.clips.ids(rows), group, share, p.run.seed)
+        rows = rows[is_picked]
+        words.append(f"{len(rows)} of {len(is_picked)} drawn by run.seed: {p.run.seed}")
+        if clips.balance_by is not None:
+            each = (f"{share[place]} {wanted.groups[place]}" for place in np.flatnonzero(share))
+            words.append(f"balanced by {clips.balance_by}: {', '.join(each)}")
+    return rows[np.lexsort((rows, order[catalog.chunk_idx[rows]]))], words
 
 
 def shares(sizes: np.ndarray, total: int | None) -> np.ndarray:
@@ -314,12 +393,10 @@ def shares(sizes: np.ndarray, total: int | None) -> np.ndarray:
         return np.minimum(sizes, min(sizes[sizes > 0], default=0))
     # Water stands in joined vessels at one level; those that are lower are full.
     rising = np.sort(sizes)
-    full = np.cumsum(rising) - rising
-    levels = (total - full) // np.arange(len(sizes), 0, -1)
+    levels = (total - (np.cumsum(rising) - rising)) // np.arange(len(sizes), 0, -1)
     unfilled = np.flatnonzero(levels < rising)
     taken = np.minimum(sizes, levels[unfilled[0]]) if len(unfilled) else sizes.copy()
-    larger = np.flatnonzero(sizes > taken)
-    taken[larger[: total - int(taken.sum())]] += 1
+    taken[np.flatnonzero(sizes > taken)[: total - int(taken.sum())]] += 1
     return taken
 
 
@@ -333,10 +410,9 @@ def pick(clip_ids: Sequence[str], group: np.ndarray, wanted: np.ndarray, seed: i
         wanted: (groups,) int, from `shares`.
     """
     is_taken = np.zeros(len(group), bool)
-    have = np.bincount(group, minlength=len(wanted))
-    for place in np.flatnonzero((have > 0) & (wanted > 0)):
+    for place in np.flatnonzero(wanted):
         rows = np.flatnonzero(group == place)
-        if have[place] > wanted[place]:
+        if len(rows) > wanted[place]:
             luck = [hashlib.sha256(f"{seed}/{clip_ids[row]}".encode()).digest() for row in rows]
             rows = rows[sorted(range(len(rows)), key=luck.__getitem__)[: wanted[place]]]
         is_taken[rows] = True

@@ -7,14 +7,13 @@ fetched again, or that another revision replaces, is not.
 
 `<local_dir>/.avomni/users/` names the folders of the runs that have begun to fetch here, whatever
 their `run.outputs_dir`. What a run has chosen, and what its cache holds of that, stands in its own
-folder; one that is gone needs nothing. Runs beside this one count too where they are not named.
+folder; one that is gone needs nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
-import errno
 import hashlib
 import logging
 from collections.abc import Collection, Iterator
@@ -37,7 +36,6 @@ KEYS = ({"sha256", "evicted_on"}, {"sha256", "evicted_on", "run"})
 USERS = f"{verified.FOLDER}/users"
 USERS_LOCK = f"{verified.FOLDER}/users.lock"
 TABLE = "cache/clips.json"  # of a run whose cache is finished
-READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def path_of(p: Params) -> Path:
@@ -81,23 +79,24 @@ def evict(p: Params, paths: Collection[str]) -> int:
         )
     if not any((p.local_dir / path).is_file() for path in paths):
         return 0
+    num_bytes, today = 0, datetime.date.today().isoformat()
     with hold(p.local_dir):
         there = [path for path in paths if (p.local_dir / path).is_file()]
-        if not p.download.evict_shared:
-            needed = needed_by_others(p)
-            for path in (path for path in there if path in needed):
-                log.warning("%s stays: %s needs it", path, needed[path])
-            there = [path for path in there if path not in needed]
-        today = datetime.date.today().isoformat()
-        fresh = {path: {"sha256": chosen[path]["sha256"], "evicted_on": today} for path in there}
+        needed = {} if p.download.evict_shared else needed_by_others(p)
+        for path in (path for path in there if path in needed):
+            log.warning("%s stays: %s needs it", path, needed[path])
+        fresh = {
+            path: {"sha256": chosen[path]["sha256"], "evicted_on": today}
+            for path in there
+            if path not in needed
+        }
         run = {"run": str(p.run_dir.resolve())}
         _add(path_of(p), fresh)
         _add(p.local_dir / SHARED, {path: entry | run for path, entry in fresh.items()})
-        num_bytes = 0
-        for path in there:
+        for path in fresh:
             num_bytes += (p.local_dir / path).stat().st_size
             (p.local_dir / path).unlink()
-    log.info("evicted %d raw files, %d bytes", len(there), num_bytes)
+    log.info("evicted %d raw files, %d bytes", len(fresh), num_bytes)
     return num_bytes
 
 
@@ -113,10 +112,8 @@ def _of_others(p: Params) -> dict[str, dict[str, Any]]:
 
 def _gone(p: Params, record: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The entries of files that this run has chosen with that content, and that are not there."""
-    if not record:
-        return {}
     with contextlib.suppress(AvomniError):
-        chosen = manifest.read_chosen(p).files
+        chosen = manifest.read_chosen(p).files if record else {}
         return {
             path: entry
             for path, entry in record.items()
@@ -133,8 +130,8 @@ def _add(path: Path, fresh: dict[str, dict[str, Any]]) -> None:
 
 def _record(path: Path) -> dict[str, dict[str, Any]]:
     """A record of evictions; one that cannot be read costs only the word "evicted"."""
-    with contextlib.suppress(AvomniError, AttributeError, TypeError):
-        return {n: entry for n, entry in files.read_json(path).items() if entry.keys() in KEYS}
+    with contextlib.suppress(AttributeError):
+        return {name: entry for name, entry in _read(path).items() if entry.keys() in KEYS}
     return {}
 
 
@@ -155,12 +152,9 @@ def hold(folder: Path) -> Iterator[None]:
 
 
 def register(p: Params, paths: Collection[str]) -> None:
-    """Say that the run uses these files, before it looks which of them are there.
+    """Say that the run uses these files (below local_dir), before it looks which are there.
 
     Nobody evicts from a folder that is read-only, and nothing is written there.
-
-    Args:
-        paths: Below local_dir.
     """
     folder = p.run_dir.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -170,7 +164,7 @@ def register(p: Params, paths: Collection[str]) -> None:
             record = {"run": str(folder), "files": sorted(paths)}
             files.write_json(p.local_dir / USERS / f"{name}.json", record)
     except OSError as error:
-        if error.errno not in READ_ONLY:
+        if error.errno not in verified.READ_ONLY:
             raise
 
 
@@ -179,11 +173,36 @@ def needed_by_others(p: Params) -> dict[str, Path]:
 
     A run needs what it is fetching or has chosen, until its cache holds every clip of the choice.
     """
+    others: dict[Path, set[str]] = {}
+    for path in (p.local_dir / USERS).glob("*.json"):
+        with contextlib.suppress(KeyError, TypeError):
+            record = _read(path)
+            others[Path(record["run"])] = set(record["files"])
+    others.pop(p.run_dir.resolve(), None)
     needed: dict[str, Path] = {}
-    for folder, named in sorted(_others(p).items()):
-        for path in _needed(folder, named):
-            needed.setdefault(path, folder)
+    for folder, paths in sorted(others.items()):
+        chosen = _read(folder / manifest.FILE)
+        with contextlib.suppress(KeyError, TypeError):
+            read = set(chosen["files"])
+            paths = paths - read if _is_cached(folder, chosen) else paths | read
+        for name in paths if folder.is_dir() else ():
+            needed.setdefault(name, folder)
     return needed
+
+
+def _is_cached(folder: Path, chosen: dict[str, Any]) -> bool:
+    """Whether a finished cache holds every chosen clip, those apart that are damaged."""
+    table = _read(folder / TABLE)
+    with contextlib.suppress(KeyError, TypeError, AttributeError):
+        common, text = table["common"], " ".join(chosen["files"])
+        held = {clip["clip_id"] for clip in table["clips"] if clip["state"] != "lost"}
+        return (
+            held >= {clip_id for ids in chosen["clip_ids"].values() for clip_id in ids}
+            and common["source"]["revision"] == chosen["revision"]
+            and set(common["cameras"]) >= {name for name in cameras.BY_NAME if name in text}
+            and ("obstacle_columns" in common or OBSTACLES not in text)
+        )
+    return False
 
 
 def need_alone(p: Params, paths: Collection[str]) -> None:
@@ -211,43 +230,3 @@ def refusal(p: Params, paths: Collection[str]) -> AvomniError | None:
         "run a dataset.local_dir of its own; or set download.evict_shared: true, and the other run "
         "has to fetch them again",
     )
-
-
-def _others(p: Params) -> dict[Path, set[str]]:
-    """Folder of each other run of these raw files -> the files that it has named."""
-    others: dict[Path, set[str]] = {}
-    for path in (p.local_dir / USERS).glob("*.json"):
-        with contextlib.suppress(AvomniError, KeyError, TypeError):
-            record = files.read_json(path)
-            others[Path(record["run"])] = set(record["files"])
-    for path in p.run_dir.parent.glob(f"*/{manifest.FILE}"):
-        # One of an earlier version does not say where its raw files are.
-        if _read(path).get("local_dir") in (None, str(p.local_dir.resolve())):
-            others.setdefault(path.parent.resolve(), set())
-    return {folder: named for folder, named in others.items() if folder != p.run_dir.resolve()}
-
-
-def _needed(folder: Path, named: set[str]) -> set[str]:
-    """What a run named or chose, but for what its cache was made from."""
-    if not folder.is_dir():
-        return set()
-    chosen = _read(folder / manifest.FILE)
-    with contextlib.suppress(KeyError, TypeError, AttributeError):
-        paths = set(chosen["files"])
-        return named - paths if _is_cached(folder, chosen) else named | paths
-    return named
-
-
-def _is_cached(folder: Path, chosen: dict[str, Any]) -> bool:
-    """Whether a finished cache holds every chosen clip, those apart that are damaged."""
-    table = _read(folder / TABLE)
-    with contextlib.suppress(KeyError, TypeError, AttributeError):
-        common, text = table["common"], " ".join(chosen["files"])
-        held = {clip["clip_id"] for clip in table["clips"] if clip["state"] != "lost"}
-        return (
-            held >= {clip_id for ids in chosen["clip_ids"].values() for clip_id in ids}
-            and common["source"]["revision"] == chosen["revision"]
-            and set(common["cameras"]) >= {name for name in cameras.BY_NAME if name in text}
-            and ("obstacle_columns" in common or OBSTACLES not in text)
-        )
-    return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.catalog import (
@@ -57,35 +57,29 @@ def clip_bytes(p: Params, feature: str) -> float:
 
 
 def world_clip_bytes(world: WorldParams, feature: str) -> float:
-    """What a rendered clip adds to a chunk's file of this feature, in bytes; an estimate."""
+    """As `clip_bytes`, of a rendered clip."""
     if feature in cameras.BY_NAME:
         pixels = WORLD_FPS * world.clip_seconds * world.width * world.height
         return pixels * WORLD_BYTES_A_PIXEL[world.codec]
-    seconds = world.clip_seconds + WORLD_EGO_EXTRA_S
     if feature == OBSTACLES:
         return WORLD_OBSTACLES_BYTES + WORLD_OBSTACLES_BYTES_A_S * world.clip_seconds
+    seconds = world.clip_seconds + WORLD_EGO_EXTRA_S
     return WORLD_EGO_BYTES_A_S * seconds if feature == "egomotion" else 0.0
 
 
 def estimated(catalog: Catalog, chunks: Iterable[int], p: Params) -> dict[str, RemoteFile]:
     """The files of these chunks with estimated sizes, and the metadata as they lie on the disk."""
-    sizes = {}
-    for path in METADATA_FILES:
-        if (catalog.folder / path).is_file():
-            sizes[path] = RemoteFile(path, (catalog.folder / path).stat().st_size)
-    names = (*required_features(p), *catalog.listed(optional_features(p)))
-    features = [catalog.features[name] for name in names]
-    each = [catalog.num_present(f.name) * clip_bytes(p, f.name) for f in features]
-    for chunk in chunks:
-        place = catalog.place(chunk)
-        for feature, num_bytes in zip(features, each, strict=True):
-            path = feature.chunk_path.format(chunk_id=chunk)
-            sizes[path] = RemoteFile(path, int(num_bytes[place]))
+    there = [path for path in METADATA_FILES if (catalog.folder / path).is_file()]
+    sizes = {path: RemoteFile(path, (catalog.folder / path).stat().st_size) for path in there}
+    for name in (*required_features(p), *catalog.listed(optional_features(p))):
+        num_bytes = catalog.num_present(name) * clip_bytes(p, name)
+        for chunk in chunks:
+            path = catalog.path(name, chunk)
+            sizes[path] = RemoteFile(path, int(num_bytes[catalog.place(chunk)]))
     return sizes
 
 
-@dataclass(frozen=True)
-class Forecast:
+class Forecast(NamedTuple):
     """Estimates: the chunks that a run takes, their clips, files and bytes."""
 
     num_chunks: int

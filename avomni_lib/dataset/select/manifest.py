@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from avomni_lib import files
-from avomni_lib.dataset import names
 from avomni_lib.dataset.catalog import METADATA_FILES, SPLITS, Catalog
 from avomni_lib.dataset.clip_index import MAX_CHUNK
+from avomni_lib.dataset.names import name_fault, need, path_fault, size_fault
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 
@@ -24,26 +24,15 @@ CHOOSE_AGAIN = (
 
 @dataclass(frozen=True)
 class Chosen:
-    """The files and clips of a run.
-
-    Attributes:
-        repo_id: As in the parameters.
-        revision: 40 hex: the source's commit; for `dataset.source: folder` a hash of the files.
-        chunks: In the order in which they were chosen.
-        clip_ids: Split -> the clips that have every feature that the run needs.
-        files: Path below local_dir -> {"size": bytes, "sha256": hex}.
-        chosen_on: The day (ISO) of the choice, from which a licence's term counts; None where an
-            earlier version wrote the file.
-        local_dir: Where the raw files lie; None likewise.
-    """
+    """The files and clips of a run."""
 
     repo_id: str
-    revision: str
-    chunks: tuple[int, ...]
-    clip_ids: Mapping[str, tuple[str, ...]]
-    files: Mapping[str, Mapping[str, Any]]
-    chosen_on: str | None = None
-    local_dir: str | None = None
+    revision: str  # 40 hex: the source's commit; for `dataset.source: folder` a hash of the files
+    chunks: tuple[int, ...]  # in the order in which they were chosen
+    clip_ids: Mapping[str, tuple[str, ...]]  # split -> clips with every feature that the run needs
+    files: Mapping[str, Mapping[str, Any]]  # path below local_dir -> {"size": bytes, "sha256": hex}
+    chosen_on: str | None = None  # the day (ISO), from which a licence's term counts
+    local_dir: str | None = None  # where the raw files lie
 
     @property
     def num_clips(self) -> int:
@@ -70,35 +59,42 @@ def write_chosen(p: Params, chosen: Chosen) -> None:
 
 
 def read_chosen(p: Params) -> Chosen:
-    """What the run's 02_download has fetched.
+    """What the run's 02_download has fetched; all that leads to a file is checked.
 
     Raises:
         AvomniError: it has not run yet, or the file is damaged.
     """
-    path = path_of(p)
+    path, where = path_of(p), str(path_of(p))
     if not path.exists():
         raise AvomniError(
             "no raw files have been chosen for this run yet",
-            where=str(path),
+            where=where,
             fix="run 02_download first: python -m avomni_lib run PARAMS.yaml --only 02_download",
         )
     values = files.read_json(path)
     try:
-        clip_ids = {split: tuple(ids) for split, ids in values["clip_ids"].items()}
         chosen = Chosen(
             values["repo_id"],
             values["revision"],
             tuple(values["chunks"]),
-            clip_ids,
+            {split: tuple(ids) for split, ids in values["clip_ids"].items()},
             values["files"],
             values.get("chosen_on"),
             values.get("local_dir"),
         )
-        _check(chosen, str(path))
+        for clip_id in itertools.chain.from_iterable(chosen.clip_ids.values()):
+            need("the clip id", clip_id, name_fault(clip_id), where, CHOOSE_AGAIN)
+        for name, file in chosen.files.items():
+            size = file["size"]
+            need("the path of a file", name, path_fault(name), where, CHOOSE_AGAIN)
+            need(f"the size of {name}", size, size_fault(size), where, CHOOSE_AGAIN)
+        for chunk in chosen.chunks:
+            is_one = type(chunk) is int and 0 <= chunk < MAX_CHUNK
+            need("the chunk", chunk, None if is_one else "it is no number", where, CHOOSE_AGAIN)
         return chosen
     except (KeyError, TypeError, AttributeError) as error:
         raise AvomniError(
-            f"not a {FILE} of this version: {error!r}", where=str(path), fix=CHOOSE_AGAIN
+            f"not a {FILE} of this version: {error!r}", where=where, fix=CHOOSE_AGAIN
         ) from None
 
 
@@ -111,19 +107,30 @@ def open_catalog(p: Params, chosen: Chosen) -> Catalog:
     """
     if changed := changed_metadata(p, chosen):
         raise AvomniError(
-            f"the catalog is not the one that 02_download chose from: {', '.join(changed)} "
-            f"{'has' if len(changed) == 1 else 'have'} changed or gone since",
+            "the catalog is not the one that 02_download chose from; changed or gone since: "
+            + ", ".join(changed),
             where=str(p.local_dir),
             fix=CHOOSE_AGAIN,
         )
-    catalog = Catalog.of(p)
-    if wrong := _misplaced(catalog, chosen):
-        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        raise AvomniError(
-            f"the catalog does not have the chosen clips as they were chosen: {wrong[0]}{more}",
-            where=str(path_of(p)),
-            fix=CHOOSE_AGAIN,
-        )
+    catalog, seen = Catalog.of(p), set[str]()
+    for split, ids in chosen.clip_ids.items():
+        for clip_id, row in zip(ids, catalog.clips.rows(ids).tolist(), strict=True):
+            chunk, now = int(catalog.clips.chunk[row]), SPLITS[catalog.clips.split[row]]
+            faults = {
+                "is chosen twice": clip_id in seen,
+                "is not listed": row < 0,
+                "is marked as not valid": not catalog.clips.is_valid[row],
+                f"lies in chunk {chunk}, which was not chosen": chunk not in chosen.chunks,
+                f"was of the split {split} and is of {now}": now != split,
+            }
+            seen.add(clip_id)
+            if fault := next((text for text, holds in faults.items() if holds), None):
+                raise AvomniError(
+                    "the catalog does not have the chosen clips as they were chosen: "
+                    f"clip {clip_id} {fault}",
+                    where=str(path_of(p)),
+                    fix=CHOOSE_AGAIN,
+                )
     return catalog
 
 
@@ -138,47 +145,8 @@ def changed_metadata(p: Params, chosen: Chosen) -> list[str]:
     return changed
 
 
-def _misplaced(catalog: Catalog, chosen: Chosen) -> list[str]:
-    """Clips that are not of the chosen chunks and splits, or are chosen twice, each in words."""
-    wrong, seen = [], set[str]()
-    for split, ids in chosen.clip_ids.items():
-        for clip_id, row in zip(ids, catalog.clips.rows(ids).tolist(), strict=True):
-            why = ""
-            if clip_id in seen:
-                why = "is chosen twice"
-            elif row < 0:
-                why = "is not listed"
-            elif not catalog.clips.is_valid[row]:
-                why = "is marked as not valid"
-            elif (chunk := int(catalog.clips.chunk[row])) not in chosen.chunks:
-                why = f"lies in chunk {chunk}, which was not chosen"
-            elif (now := SPLITS[catalog.clips.split[row]]) != split:
-                why = f"was of the split {split} and is of {now}"
-            seen.add(clip_id)
-            if why:
-                wrong.append(f"clip {clip_id} {why}")
-    return wrong
-
-
-def _check(chosen: Chosen, where: str) -> None:
-    """What leads to a file, as it may have been written by another program or hand."""
-    for clip_id in itertools.chain.from_iterable(chosen.clip_ids.values()):
-        names.need("the clip id", clip_id, names.name_fault(clip_id), where, CHOOSE_AGAIN)
-    for name, file in chosen.files.items():
-        names.need("the path of a file", name, names.path_fault(name), where, CHOOSE_AGAIN)
-        names.need(
-            f"the size of {name}", file["size"], names.size_fault(file["size"]), where, CHOOSE_AGAIN
-        )
-    for chunk in chosen.chunks:
-        fault = None if type(chunk) is int and 0 <= chunk < MAX_CHUNK else "it is no chunk's number"
-        names.need("the chunk", chunk, fault, where, CHOOSE_AGAIN)
-
-
 def missing_files(p: Params) -> list[str]:
     """The chosen files that are gone from the disk or have another size. Reads no content."""
-    gone = []
-    for name, file in read_chosen(p).files.items():
-        path = p.local_dir / name
-        if not path.is_file() or path.stat().st_size != file["size"]:
-            gone.append(name)
-    return gone
+    listed = read_chosen(p).files.items()
+    states = {name: files.state_of(p.local_dir / name) for name, _ in listed}
+    return [name for name, file in listed if (states[name] or (None,))[0] != file["size"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from avomni_lib.dataset.catalog import (
 from avomni_lib.dataset.download.hub import PATHS_A_REQUEST, Hub
 from avomni_lib.dataset.download.remote import RemoteFile
 from avomni_lib.dataset.download.verified import Verified, hold
-from avomni_lib.dataset.select import manifest as chosen_file
+from avomni_lib.dataset.select import manifest
 from avomni_lib.dataset.select.chunks import ChunkChoice, Ranking, choose_chunks, rank
 from avomni_lib.dataset.select.forecast import estimated
 from avomni_lib.errors import AvomniError
@@ -39,23 +40,14 @@ LICENSE_OWNER = "nvidia/"
 
 @dataclass(frozen=True)
 class Selection:
-    """What a run takes.
+    """What a run takes."""
 
-    Attributes:
-        catalog: Of the pinned revision.
-        choice: The chunks, and why these.
-        features: What a clip must have.
-        files: Metadata first, then chunk by chunk.
-        clip_ids: Split -> the wanted clips: they have all features and fit download.clips.
-        optional: Features that are fetched too, and that a clip may lack.
-    """
-
-    catalog: Catalog
+    catalog: Catalog  # of the pinned revision
     choice: ChunkChoice
-    features: tuple[str, ...]
-    files: tuple[RemoteFile, ...]
-    clip_ids: dict[str, tuple[str, ...]]
-    optional: tuple[str, ...] = ()
+    features: tuple[str, ...]  # what a clip must have
+    files: tuple[RemoteFile, ...]  # metadata first, then chunk by chunk
+    clip_ids: dict[str, tuple[str, ...]]  # split -> clips: they have all features, and are wanted
+    optional: tuple[str, ...] = ()  # features that are fetched too, and that a clip may lack
 
     @property
     def num_clips(self) -> int:
@@ -95,11 +87,7 @@ def license_question(p: Params) -> str | None:
 
 
 def need_license(p: Params) -> None:
-    """The gate before the first byte.
-
-    Raises:
-        AvomniError: the user has not stated a decision.
-    """
+    """The gate before the first byte: an error until the user has stated a decision."""
     question = license_question(p)
     if question:
         raise AvomniError(
@@ -110,69 +98,54 @@ def need_license(p: Params) -> None:
         )
 
 
-def need_folder(p: Params) -> None:
-    """Nothing is made where a folder was promised.
+@contextlib.contextmanager
+def opened(p: Params, hub: Hub | None) -> Iterator[tuple[Hub | None, Verified, Selection]]:
+    """The pinned hub, what is verified, and the choice; the folder is held as long as it lasts.
+
+    Without dataset.revision a run stays at the commit that its first download took.
 
     Raises:
-        AvomniError: `dataset.source: folder`, and there is none.
+        AvomniError: as `select`; the licence is not decided on, or the folder is not there.
     """
+    need_license(p)
     if p.dataset.source == "folder" and not p.local_dir.is_dir():
         raise AvomniError(
             "dataset.source is folder, and the folder does not exist",
             where=str(p.local_dir),
             fix="set dataset.local_dir to a folder in the data set's layout",
         )
-
-
-def pinned(p: Params, hub: Hub | None) -> Hub | None:
-    """Without dataset.revision a run stays at the commit that its first download took."""
-    if hub is None or hub.revision:
-        return hub
-    try:
-        before = chosen_file.read_chosen(p)
-    except AvomniError:
-        return hub
-    return hub.at(before.revision) if before.repo_id == hub.repo_id else hub
-
-
-@contextlib.contextmanager
-def opened(p: Params, hub: Hub | None) -> Iterator[tuple[Hub | None, Verified, Selection]]:
-    """The pinned hub, what is verified, and the choice; the folder is held as long as it lasts.
-
-    Raises:
-        AvomniError: as `select`; the licence is not decided on, or the folder is not there.
-    """
-    need_license(p)
-    need_folder(p)
-    hub = pinned(p, hub)
+    if hub is not None and not hub.revision:
+        with contextlib.suppress(AvomniError):
+            before = manifest.read_chosen(p)
+            hub = hub.at(before.revision) if before.repo_id == hub.repo_id else hub
     with hold(p.local_dir):
         verified = Verified(p.local_dir)
         yield hub, verified, select(p, hub, verified)
 
 
 def select(p: Params, hub: Hub | None, verified: Verified) -> Selection:
-    """Fetch the metadata if need be, and choose.
-
-    The caller has seen to the licence and holds the folder.
+    """Fetch the metadata if need be, and choose; the caller holds the folder, as `opened` does.
 
     Args:
-        hub: From `pinned`; None where `local_dir` already holds everything.
+        hub: None where `local_dir` already holds everything.
 
     Raises:
         AvomniError: the access, the metadata or the choice of chunks.
     """
-    if hub is not None:
+    sizes: Mapping[str, RemoteFile]
+    if hub is None:
+        catalog = Catalog.of(p)
+        ranking = rank(catalog, p)
+        paths = (*METADATA_FILES, *catalog.files(ranking.chunks, _features(catalog, p)))
+        there = [path for path in paths if (p.local_dir / path).is_file()]
+        sizes = {path: RemoteFile(path, (p.local_dir / path).stat().st_size) for path in there}
+    else:
         hub.check_access()
         metadata = _fetch_metadata(p.local_dir, hub, verified)
-    else:
-        metadata = _on_disk(p.local_dir, METADATA_FILES)
-    catalog = Catalog.of(p)
-    ranking = rank(catalog, p)
-    features = (*required_features(p), *catalog.listed(optional_features(p)))
-    paths = catalog.files(ranking.chunks, features)
-    if hub is not None:
-        return _selection(catalog, p, ranking, _Listing(hub, metadata, paths))
-    return _selection(catalog, p, ranking, metadata | _on_disk(p.local_dir, paths))
+        catalog = Catalog.of(p)
+        ranking = rank(catalog, p)
+        sizes = _Listing(hub, metadata, catalog.files(ranking.chunks, _features(catalog, p)))
+    return _selection(catalog, p, ranking, sizes)
 
 
 def listed(p: Params, hub: Hub | None) -> list[dict[str, Any]]:
@@ -182,17 +155,20 @@ def listed(p: Params, hub: Hub | None) -> list[dict[str, Any]]:
     have no feature and no chunk.
 
     Raises:
-        AvomniError: as `select`; the licence is not decided on.
+        AvomniError: as `opened`.
     """
     with opened(p, hub) as (_, verified, selection):
         places = selection.places()
-    rows = []
-    for file in selection.files:
-        feature, chunk = places[file.path]
-        here = bool(verified.known(file) or verified.needs_hash(file))
-        row = {"path": file.path, "feature": feature or None, "chunk": chunk, "size": file.size}
-        rows.append(row | {"is_here": here})
-    return rows
+    return [
+        {
+            "path": file.path,
+            "feature": places[file.path][0] or None,
+            "chunk": places[file.path][1],
+            "size": file.size,
+            "is_here": bool(verified.known(file) or verified.needs_hash(file)),
+        }
+        for file in selection.files
+    ]
 
 
 def foretell(p: Params) -> Selection | None:
@@ -204,52 +180,49 @@ def foretell(p: Params) -> Selection | None:
     Raises:
         AvomniError: as `select`, but for the access.
     """
-    if not any((p.local_dir / path).is_file() for path in (PRESENCE_FILE, OLD_PRESENCE_FILE)):
+    tables = [path for path in METADATA_FILES if (p.local_dir / path).is_file()]
+    if not {FEATURES_FILE, INDEX_FILE} <= {*tables}:
         return None
-    if not all((p.local_dir / path).is_file() for path in (FEATURES_FILE, INDEX_FILE)):
+    if not {PRESENCE_FILE, OLD_PRESENCE_FILE} & {*tables}:
         return None
     catalog = Catalog.of(p)
     ranking = rank(catalog, p)
     return _selection(catalog, p, ranking, estimated(catalog, ranking.chunks, p))
 
 
+def _features(catalog: Catalog, p: Params) -> tuple[str, ...]:
+    return (*required_features(p), *catalog.listed(optional_features(p)))
+
+
 def _selection(
     catalog: Catalog, p: Params, ranking: Ranking, sizes: Mapping[str, RemoteFile]
 ) -> Selection:
-    features = required_features(p)
     choice = choose_chunks(catalog, sizes, p, ranking)
     split = catalog.clips.split[choice.rows]
     clip_ids = {
         name: catalog.clips.ids(choice.rows[split == place]) for place, name in enumerate(SPLITS)
     }
-    metadata = [sizes[path] for path in METADATA_FILES if path in sizes]
     optional = catalog.listed(optional_features(p))
-    paths = catalog.files(choice.chunks, (*features, *optional))
-    extra = set(catalog.files(choice.chunks, optional))
-    taken = [sizes[path] for path in paths if path not in extra or path in sizes]
-    return Selection(catalog, choice, features, (*metadata, *taken), clip_ids, optional)
+    extra = {*METADATA_FILES, *catalog.files(choice.chunks, optional)}
+    paths = (*METADATA_FILES, *catalog.files(choice.chunks, _features(catalog, p)))
+    taken = tuple(sizes[path] for path in paths if path not in extra or path in sizes)
+    return Selection(catalog, choice, required_features(p), taken, clip_ids, optional)
 
 
-class _Listing(Mapping[str, RemoteFile]):
-    """What the hub lists of a row of paths, asked for in its batches, as far as it is looked at."""
+class _Listing(dict[str, RemoteFile]):
+    """What the hub lists of these paths, asked for in its batches, as far as it is looked at."""
 
     def __init__(self, hub: Hub, known: dict[str, RemoteFile], paths: Sequence[str]):
-        self._hub, self._known, self._paths = hub, dict(known), paths
-        self._place = {path: place for place, path in enumerate(paths)}
-        self._num_asked = 0
+        super().__init__(known)
+        self._hub, self._unasked = hub, dict.fromkeys(paths)
 
-    def __getitem__(self, path: str) -> RemoteFile:
-        while self._num_asked <= self._place.get(path, -1):
-            batch = self._paths[self._num_asked : self._num_asked + PATHS_A_REQUEST]
-            self._known |= self._hub.sizes(batch)
-            self._num_asked += len(batch)
-        return self._known[path]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._known)
-
-    def __len__(self) -> int:
-        return len(self._known)
+    def __contains__(self, path: object) -> bool:
+        while path in self._unasked:
+            batch = list(itertools.islice(self._unasked, PATHS_A_REQUEST))
+            self.update(self._hub.sizes(batch))
+            for each in batch:
+                del self._unasked[each]
+        return super().__contains__(path)
 
 
 def content_revision(files: Iterable[tuple[str, str]]) -> str:
@@ -262,31 +235,21 @@ def _fetch_metadata(folder: Path, hub: Hub, verified: Verified) -> dict[str, Rem
     listed = hub.sizes(METADATA_FILES)
     if PRESENCE_FILE in listed:
         listed.pop(OLD_PRESENCE_FILE, None)
-    for path in (INDEX_FILE, FEATURES_FILE):
-        if path not in listed:
+    for path in METADATA_FILES:
+        if path in listed:
+            remote = listed[path]
+            is_known = verified.known(remote)
+            if not is_known and (not verified.needs_hash(remote) or verified.find(remote)):
+                hub.fetch(remote, folder)
+                verified.remember(remote)
+        elif path in (INDEX_FILE, FEATURES_FILE):
             raise AvomniError(
                 f"not a data set in the expected layout: it has no {path}",
                 where=hub.page,
                 fix="check dataset.repo_id and dataset.revision",
             )
-    for path in METADATA_FILES:
-        if path not in listed:
+        else:
             # Another revision's table must not be taken for this one's.
             (folder / path).unlink(missing_ok=True)
-            continue
-        remote = listed[path]
-        if verified.known(remote):
-            continue
-        if not verified.needs_hash(remote) or verified.find(remote):
-            hub.fetch(remote, folder)
-            verified.remember(remote)
     verified.save()
     return listed
-
-
-def _on_disk(folder: Path, paths: Iterable[str]) -> dict[str, RemoteFile]:
-    return {
-        path: RemoteFile(path, (folder / path).stat().st_size)
-        for path in paths
-        if (folder / path).is_file()
-    }

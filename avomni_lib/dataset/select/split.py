@@ -39,7 +39,16 @@ def freeze(p: Params, clip_ids: Mapping[str, Sequence[str]]) -> str:
     Raises:
         AvomniError: a clip is in two splits, or in another one than before; the file is damaged.
     """
-    path, wanted = path_of(p), _by_clip(clip_ids)
+    wanted: dict[str, str] = {}
+    for split, ids in clip_ids.items():
+        for clip_id in ids:
+            if wanted.setdefault(clip_id, split) != split:
+                raise AvomniError(
+                    f"a clip is in two splits, {wanted[clip_id]} and {split}",
+                    where=f"clip {clip_id}",
+                    fix="the data set's clip index is at fault: report it to its makers",
+                )
+    path = path_of(p)
     frozen = read(p) if path.exists() else {}
     _refuse_changes(path, frozen, wanted)
     splits = dict(sorted((frozen | wanted).items()))
@@ -69,18 +78,14 @@ def sha256_of(p: Params) -> str | None:
 
 
 def check(p: Params, splits: Mapping[str, str]) -> None:
-    """Hold clips against the frozen file.
-
-    Args:
-        splits: clip_id -> split, as a cache has them.
+    """Hold the clips of a cache (clip_id -> split) against the frozen file.
 
     Raises:
         AvomniError: a clip is not in the file or of another split there; there is no file.
     """
     path, frozen = path_of(p), read(p)
     _refuse_changes(path, frozen, splits)
-    unknown = sorted(set(splits) - set(frozen))
-    if unknown:
+    if unknown := sorted(set(splits) - set(frozen)):
         raise AvomniError(
             f"clips of the cache are in no frozen split: {_named(unknown)}",
             where=str(path),
@@ -101,8 +106,9 @@ def _record(p: Params) -> dict[str, Any]:
             where=str(path),
             fix=f"use the program that wrote it, or {START_AGAIN}",
         )
-    content = {"format": FORMAT, "splits": record.get("splits")}
-    if not isinstance(content["splits"], dict) or files.hash_json(content) != record.get("sha256"):
+    splits = record.get("splits")
+    digest = files.hash_json({"format": FORMAT, "splits": splits})
+    if not isinstance(splits, dict) or digest != record.get("sha256"):
         raise AvomniError(
             f"{FILE} is not what was written: its content and its sha256 disagree",
             where=str(path),
@@ -111,23 +117,13 @@ def _record(p: Params) -> dict[str, Any]:
     return record
 
 
-def _by_clip(clip_ids: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    split_of: dict[str, str] = {}
-    for split, ids in clip_ids.items():
-        for clip_id in ids:
-            if split_of.setdefault(clip_id, split) != split:
-                raise AvomniError(
-                    f"a clip is in two splits, {split_of[clip_id]} and {split}",
-                    where=f"clip {clip_id}",
-                    fix="the data set's clip index is at fault: report it to its makers",
-                )
-    return split_of
-
-
 def _refuse_changes(path: Path, frozen: Mapping[str, str], splits: Mapping[str, str]) -> None:
-    changed = sorted(id_ for id_, split in splits.items() if frozen.get(id_, split) != split)
-    if changed:
-        moves = [f"{id_} from {frozen[id_]} to {splits[id_]}" for id_ in changed]
+    moves = [
+        f"{clip_id} from {frozen[clip_id]} to {split}"
+        for clip_id, split in sorted(splits.items())
+        if frozen.get(clip_id, split) != split
+    ]
+    if moves:
         raise AvomniError(
             f"clips would change their split: {_named(moves)}",
             where=str(path),
