@@ -66,8 +66,8 @@ def _main(arguments: list[str], as_json: bool) -> int:
         if as_json:
             _print_json(output.figures)
         else:
-            for place, shown in enumerate(output.shown):
-                terminal.show(shown, None if place else output.framed)
+            for shown in output.shown:
+                terminal.show(shown)
         return output.code
     except BrokenPipeError:
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import sys
 import time
@@ -52,20 +53,6 @@ EXAMPLES = {
 # Options that take several values at once: `--only 01 02`.
 TAKE_SEVERAL = ("--only", "--params")
 
-Paths = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="PARAMS.yaml", help="params files; later ones win", show_default=False),
-]
-MorePaths = Annotated[
-    list[str] | None, typer.Option("--params", metavar="PARAMS.yaml", help="more of them")
-]
-Changes = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="change one parameter"),
-]
-Limit = Annotated[
-    int | None, typer.Option("--limit", min=1, metavar="N", help="at most so many chunks")
-]
 AsJson = Annotated[
     bool,
     typer.Option(
@@ -74,20 +61,34 @@ AsJson = Annotated[
 ]
 
 
+def _shared(
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PARAMS.yaml", help="params files; later ones win", show_default=False
+        ),
+    ] = None,
+    more: Annotated[
+        list[str] | None, typer.Option("--params", metavar="PARAMS.yaml", help="more of them")
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="change one parameter"),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, metavar="N", help="at most so many chunks")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What every command takes that works on a run."""
+
+
 @dataclass(frozen=True)
 class CommandOutput:
-    """What a command has to print.
-
-    Attributes:
-        figures: As plain values, for `--json`.
-        shown: For people: each a table, or something that prints itself.
-        framed: Makes a table of the first of `shown`, for a terminal.
-        code: The exit code.
-    """
+    """What a command has to print: plain values for `--json`, and tables and lines for people."""
 
     figures: dict[str, Any]
     shown: tuple[Any, ...]
-    framed: Callable[[Any], Any] | None = None
     code: int = 0
 
 
@@ -107,6 +108,21 @@ def _command(function: Callable[..., CommandOutput]) -> Callable[..., CommandOut
     """Make the function a command, with its examples and the exit codes at the end of its help."""
     epilog = _verbatim(f"examples:{EXAMPLES[function.__name__]}\n\n{EXIT_CODES}")
     return app.command(epilog=epilog)(function)
+
+
+def _run_command(function: Callable[..., CommandOutput]) -> Callable[..., CommandOutput]:
+    """The same of a function of a run's parameters, which the options of `_shared` name."""
+
+    def command(paths: Any, more: Any, changes: Any, limit: Any, as_json: Any, **own: Any) -> Any:
+        named = [*(paths or ()), *(more or ())]
+        return function(_params(function.__name__, named, changes or [], limit), **own)
+
+    shared, own = (inspect.signature(f, eval_str=True).parameters for f in (_shared, function))
+    parameters = [*shared.values(), *list(own.values())[1:]]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {}
+    command.__name__, command.__doc__ = function.__name__, function.__doc__
+    return _command(command)
 
 
 def call(arguments: list[str]) -> CommandOutput:
@@ -154,35 +170,27 @@ def _before(
         print(f"note: {note}; python -m avomni_lib takes that one", file=sys.stderr)
 
 
-def _params(
-    command: str,
-    paths: list[str] | None,
-    more: list[str] | None,
-    changes: list[str] | None,
-    limit: int | None,
-) -> Params:
-    """The run that the arguments name."""
+def _params(command: str, named: list[str], changes: list[str], limit: int | None) -> Params | None:
+    """The run that the arguments name; None where `doctor` is asked about the machine alone."""
     from avomni_lib.errors import AvomniError
     from avomni_lib.params import Params, left_out
 
-    named = [*(paths or ()), *(more or ())]
     if not named and command != "doctor":
         fix = f"python -m avomni_lib {command} params/demo.yaml"
         raise AvomniError("no params file named", fix=fix)
-    p = Params.from_files(named, changes or [])
+    p = Params.from_files(named, changes)
     if named and (note := left_out(named)):
         print(f"note: {note}", file=sys.stderr)
     for key, reference, file in p.code_rows():  # before any of it runs
         print(f"note: {key} is code of your own, {reference}: {file}", file=sys.stderr)
+    if not named and not changes:
+        return None
     return p.limited(limit) if limit else p
 
 
-@_command
+@_run_command
 def run(
-    paths: Paths = None,
-    more: MorePaths = None,
-    changes: Changes = None,
-    limit: Limit = None,
+    p: Any,
     first: Annotated[
         str | None, typer.Option("--from", metavar="STAGE", help="start here: 03_etl, 03 or etl")
     ] = None,
@@ -204,26 +212,23 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="say what would run, touch nothing")
     ] = False,
-    as_json: AsJson = False,
 ) -> CommandOutput:
     """Run the notebooks that are not done, by papermill."""
-    p = _params("run", paths, more, changes, limit)
     if shard:
         return _run_share(p, shard)
     # papermill and its kin take a second to import; `plan` and `status` do without them.
     from avomni_lib.notebook.pages import terminal
     from avomni_lib.notebook.run import pipeline
-    from avomni_lib.notebook.run.headlines import in_short
+    from avomni_lib.notebook.run.stages import in_short
 
     stages = pipeline.choose(first, only or [])
-    started, rows = time.monotonic(), []
-    table = terminal.Rows(f"run {p.run.name}", ("stage", "", "seconds", "what came out"))
+    started, rows, cells = time.monotonic(), [], []
     for outcome in pipeline.run(p, stages, force=force, dry_run=dry_run):
         # To stderr with --json, as all that stages say while they work.
         print(f"{outcome.stage}: {outcome.action} ({outcome.reason})", flush=True)
         rows.append(dataclasses.asdict(outcome))
         short = in_short(outcome.stage, outcome.figures)
-        table.rows.append((outcome.stage, outcome.action, f"{outcome.seconds:.0f}", short))
+        cells.append((outcome.stage, outcome.action, f"{outcome.seconds:.0f}", short))
     seconds = round(time.monotonic() - started, 1)
     lines = [f"{seconds:.0f} s in all"]
     if not dry_run:
@@ -231,7 +236,8 @@ def run(
         if stages[-1].name == "06_evaluate":
             lines.append(f"the score:          {p.run_dir}/06_evaluate/result.json")
     figures = {"run": str(p.run_dir), "dry_run": dry_run, "seconds": seconds, "stages": rows}
-    return CommandOutput(figures, (table, *lines), terminal.rows)
+    table = terminal.Rows(f"run {p.run.name}", ("stage", "", "seconds", "what came out"), cells)
+    return CommandOutput(figures, (table, *lines))
 
 
 def _run_share(p: Params, shard: str) -> CommandOutput:
@@ -248,60 +254,44 @@ def _run_share(p: Params, shard: str) -> CommandOutput:
     return CommandOutput({"run": str(p.run_dir), **figures}, lines)
 
 
-@_command
-def status(
-    paths: Paths = None,
-    more: MorePaths = None,
-    changes: Changes = None,
-    limit: Limit = None,
-    as_json: AsJson = False,
-) -> CommandOutput:
+@_run_command
+def status(p: Any) -> CommandOutput:
     """Say what is done, what is stale and why."""
     from avomni_lib.notebook.pages import terminal
     from avomni_lib.notebook.run import runs
 
-    p = _params("status", paths, more, changes, limit)
     states = runs.states(p)
     rows = [{"stage": s.stage.name, "done": s.done, "reason": s.reason} for s in states]
     lines = [(s.stage.name, s.stage.purpose, s.reason) for s in states]
     table = terminal.Rows(f"run {p.run.name} in {p.run_dir}", ("stage", "purpose", "state"), lines)
-    return CommandOutput({"run": str(p.run_dir), "stages": rows}, (table,), terminal.rows)
+    return CommandOutput({"run": str(p.run_dir), "stages": rows}, (table,))
 
 
-@_command
-def plan(
-    paths: Paths = None,
-    more: MorePaths = None,
-    changes: Changes = None,
-    limit: Limit = None,
-    as_json: AsJson = False,
-) -> CommandOutput:
+@_run_command
+def plan(p: Any) -> CommandOutput:
     """Say what a run would take, before anything is done; no GPU, no network."""
     from avomni_lib.notebook.pages import terminal
     from avomni_lib.training.forecast import estimate
 
-    planned = estimate.plan_run(_params("plan", paths, more, changes, limit))
+    planned = estimate.plan_run(p)
     figures = {"title": planned.title, **planned.figures, "warnings": planned.warnings}
-    return CommandOutput(figures, (planned,), terminal.plan)
+    notes = [f"! {warning}" for warning in planned.warnings]
+    table = terminal.Rows(planned.title, ("", "", ""), planned.rows, notes, str(planned))
+    return CommandOutput(figures, (table,))
 
 
-@_command
-def doctor(
-    paths: Paths = None,
-    more: MorePaths = None,
-    changes: Changes = None,
-    limit: Limit = None,
-    as_json: AsJson = False,
-) -> CommandOutput:
+@_run_command
+def doctor(p: Any) -> CommandOutput:
     """Run what training relies on, on this machine."""
     from avomni_lib.notebook.pages import terminal
     from avomni_lib.training.doctor import doctor
 
-    p = _params("doctor", paths, more, changes, limit)
-    report = doctor.examine(p if paths or more or changes else None)
+    report = doctor.examine(p)
     rows = [dataclasses.asdict(finding) for finding in report.findings]
     figures = {"headline": report.headline, "findings": rows}
-    return CommandOutput(figures, (report,), terminal.report, code=1 if report.wrong else 0)
+    cells = [(finding.name, finding.state, finding.text) for finding in report.findings]
+    table = terminal.Rows("doctor", ("", "", ""), cells, [report.headline])
+    return CommandOutput(figures, (table,), code=1 if report.wrong else 0)
 
 
 @_command
@@ -311,13 +301,12 @@ def verify(
 ) -> CommandOutput:
     """Read a cache and compare it with its hashes and counts."""
     from avomni_lib.etl.cache import memmap
-    from avomni_lib.notebook.pages import terminal
     from avomni_lib.notebook.progress import LineBar
 
     reports = {str(folder): memmap.verify(folder, progress=LineBar) for folder in caches}
     figures = {folder: dataclasses.asdict(report) for folder, report in reports.items()}
     lines = [f"{folder}: {report}" for folder, report in reports.items()]
-    return CommandOutput(figures, ("\n".join(lines),), lambda _: terminal.verified(reports))
+    return CommandOutput(figures, tuple(lines))
 
 
 @_command
@@ -330,21 +319,16 @@ def compare(
     from avomni_lib.notebook.pages import terminal
 
     compared = comparison.compare(*runs)
-    return CommandOutput(compared.figures, (compared,), terminal.compared)
+    title, notes = "\n".join(compared.title()), compared.figures["warnings"]
+    table = terminal.Rows(title, comparison.HEAD, compared.lines(), notes, str(compared))
+    return CommandOutput(compared.figures, (table,))
 
 
-@_command
-def stop(
-    paths: Paths = None,
-    more: MorePaths = None,
-    changes: Changes = None,
-    limit: Limit = None,
-    as_json: AsJson = False,
-) -> CommandOutput:
+@_run_command
+def stop(p: Any) -> CommandOutput:
     """Let the run's training save a checkpoint and end."""
     from avomni_lib.training.fit import job
 
-    p = _params("stop", paths, more, changes, limit)
     at_work, about = job.at_work(p) or (p, {})
     is_stopped = job.stop(at_work)
     words = f"stopped and saved; {job.GO_ON}"
@@ -353,27 +337,22 @@ def stop(
     return CommandOutput({"run": str(p.run_dir), "stopped": bool(is_stopped)}, (words,))
 
 
-@_command
+@_run_command
 def export(
-    paths: Paths = None,
-    more: MorePaths = None,
-    changes: Changes = None,
-    limit: Limit = None,
+    p: Any,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FOLDER", help="instead of outputs/RUN/merged")
     ] = None,
     dtype: Annotated[Literal["bfloat16", "float16"], typer.Option("--dtype")] = "bfloat16",
-    as_json: AsJson = False,
 ) -> CommandOutput:
     """Write base model and adapter as one 16-bit model."""
     from avomni_lib.notebook.progress import LineBar
     from avomni_lib.notebook.run import runs
-    from avomni_lib.notebook.run.headlines import in_short
+    from avomni_lib.notebook.run.stages import in_short
     from avomni_lib.plan import gigabytes
     from avomni_lib.training.export import card, merge
     from avomni_lib.training.model import adapter
 
-    p = _params("export", paths, more, changes, limit)
     # The card has the figures of the stages that still fit the adapter. A cache that has been
     # removed since makes neither of them wrong.
     states = [runs.state(p, name, look=False) for name in ("05_train", "06_evaluate")]

@@ -333,7 +333,7 @@ def _all_mistakes(error: ValidationError, source: str) -> AvomniError:
             message = _MESSAGES.get(mistake["type"], str(error_of_ours or mistake["msg"]))
             lines.append(f"{name}: {message} (got {got})")
     return AvomniError(
-        f"{len(lines)} parameters to fix" + "".join(f"\n  - {line}" for line in lines),
+        f"parameters to fix: {len(lines)}" + "".join(f"\n  - {line}" for line in lines),
         where=source,
         fix="every parameter, its unit and default: docs/parameters.md",
     )

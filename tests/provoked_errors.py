@@ -40,7 +40,7 @@ from avomni_lib.etl.run import build, disk_budget, slurm
 from avomni_lib.etl.video import reader
 from avomni_lib.evaluation import comparison, metrics
 from avomni_lib.params import Params
-from avomni_lib.training.doctor.findings import Finding, Report
+from avomni_lib.training.doctor.machine import Finding, Report
 from avomni_lib.training.fit import job
 from avomni_lib.training.forecast import estimate
 from avomni_lib.training.prompt.samples import windows_of

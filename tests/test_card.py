@@ -73,8 +73,8 @@ def front_matter(text):
     return yaml.safe_load(text.split("---\n")[1])
 
 
-def test_front_matter_is_yaml_that_the_hub_reads(tmp_path, kind, source):
-    text = card(record_of(tmp_path, kind=kind, dataset={"source": source}), FIGURES, kind)
+def test_front_matter_and_banner_follow_the_source(tmp_path, kind, source):
+    text = card(record_of(tmp_path, kind=kind, dataset={"source": source}), FIGURES, kind, SCORE)
     assert text.startswith("---\n")
     values = front_matter(text)
     assert values["base_model"] == "owner/base-bnb-4bit"
@@ -83,15 +83,6 @@ def test_front_matter_is_yaml_that_the_hub_reads(tmp_path, kind, source):
     # The base model's weights are in a merged one, and not ours to license.
     ours = source == "world" and kind == "adapter"
     assert values["license"] == ("mit" if ours else "other")
-
-
-def test_the_tiny_base_is_ours_too(tmp_path):
-    record = record_of(tmp_path, kind="merged", model={"base_model": "tiny"})
-    assert front_matter(card(record, kind="merged"))["license"] == "mit"
-
-
-def test_real_clips_bear_the_banner_on_top_and_rendered_ones_none(tmp_path, kind, source):
-    text = card(record_of(tmp_path, kind=kind, dataset={"source": source}), FIGURES, kind, SCORE)
     body = text.split("---\n", 2)[2].strip().splitlines()
     if source == "world":
         assert adapter.CONFIDENTIAL not in text and body[0].startswith("# ")
@@ -99,6 +90,11 @@ def test_real_clips_bear_the_banner_on_top_and_rendered_ones_none(tmp_path, kind
         assert body[0] == f"**{adapter.CONFIDENTIAL}**"
         assert "does not say that a use is within them" in text
     assert not re.search(r"\b(is|are) (allowed|permitted)\b", text)
+
+
+def test_the_tiny_base_is_ours_too(tmp_path):
+    record = record_of(tmp_path, kind="merged", model={"base_model": "tiny"})
+    assert front_matter(card(record, kind="merged"))["license"] == "mit"
 
 
 def test_it_names_what_is_answered_and_from_what(tmp_path, kind):
@@ -133,16 +129,14 @@ def test_windows_that_name_no_source_are_told_as_such(tmp_path):
 
 def test_an_adapters_card_is_the_same_however_often_it_was_killed(tmp_path):
     record = record_of(tmp_path)
-    other = FIGURES | {
-        "train_seconds": 9.0,
-        "seconds_per_step": 1.0,
-        "data_wait_share": 0.5,
-        "peak_memory": {"host_gb": 1.0},
-        "resumed_from_step": 0,
-    }
+    before, digest = copy.deepcopy(record), files.hash_json(record)
+    other = FIGURES | {"train_seconds": 9.0, "seconds_per_step": 1.0, "data_wait_share": 0.5}
+    other |= {"peak_memory": {"host_gb": 1.0}, "resumed_from_step": 0}
     assert card(record, FIGURES) == card(record, other) == card(record, other, score=SCORE)
-    learned = card(record, FIGURES | {"last_loss": 0.5})
-    assert learned != card(record, FIGURES)
+    assert card(record, FIGURES | {"last_loss": 0.5}) != card(record, FIGURES)
+    card(record | {"dtype": "float16"}, FIGURES, "merged", SCORE)
+    assert record == before, "a card changes nothing about the record"
+    assert digest == files.hash_json(record_of(tmp_path)), "and the record is a function too"
 
 
 def test_it_says_how_the_checkpoint_that_came_out_did_on_held_out_windows(tmp_path, kind):
@@ -177,14 +171,6 @@ def test_the_prompt_is_told_with_its_placeholders_counted(tmp_path, kind):
 
 def test_counting_leaves_single_tokens_and_other_words_alone():
     assert adapter.shortened("a<x>b<x><x><x>c<x>", "<x>") == "a<x>b<x>×3c<x>"
-
-
-def test_a_card_changes_nothing_about_the_record(tmp_path):
-    record = record_of(tmp_path)
-    before, digest = copy.deepcopy(record), files.hash_json(record)
-    card(record, FIGURES), card(record | {"dtype": "float16"}, FIGURES, "merged", SCORE)
-    assert record == before and files.hash_json(record) == digest
-    assert digest == files.hash_json(record_of(tmp_path)), "and the record is a function too"
 
 
 def test_every_block_is_what_it_says(tmp_path, kind):

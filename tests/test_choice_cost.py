@@ -8,8 +8,7 @@ import pytest
 from avomni_lib import files
 from avomni_lib.dataset import cameras
 from avomni_lib.etl.run import forecast
-from avomni_lib.notebook.tiles.choice import OWN_LIST, Choice
-from avomni_lib.notebook.tiles.cost import Footage, cost, in_short
+from avomni_lib.notebook.tiles.choice import OWN_LIST, Choice, Footage, cost, in_short
 from avomni_lib.params import Params
 from avomni_lib.training.forecast import estimate
 

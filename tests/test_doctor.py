@@ -1,39 +1,83 @@
-"""The doctor's lines, its refusal, its choice of an optimizer, and its command."""
+"""The doctor's lines, its refusal, its choice of an optimizer, and its command.
+
+What a machine brings is read as it is, and from stand-ins for what is not here. The table of
+platforms agrees with the constraints files, the Makefile and pyproject.toml.
+"""
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
+import tomllib
+from collections import namedtuple
+from pathlib import Path
 
+import numpy as np
 import pytest
+from packaging.requirements import Requirement
 from torch.nn import functional
 
 from avomni_lib import files, hardware
 from avomni_lib.errors import AvomniError
-from avomni_lib.hardware import Choice
+from avomni_lib.etl.video import reader
+from avomni_lib.hardware import Choice, Memory
 from avomni_lib.params import Params
-from avomni_lib.training.doctor import doctor, findings, machine, probes
-from avomni_lib.training.doctor.findings import Finding, Report
-from avomni_lib.training.doctor.machine import Installed, Triton
+from avomni_lib.training.doctor import doctor, machine, probes
+from avomni_lib.training.doctor.machine import PLATFORMS, Finding, Installed, Triton
 
 bitsandbytes = probes.load_bitsandbytes()
-DEMO = files.PROJECT_ROOT / "params" / "demo.yaml"
+ROOT = files.PROJECT_ROOT
+DEMO, MAKEFILE = ROOT / "params" / "demo.yaml", (ROOT / "Makefile").read_text()
+ROWS = pytest.mark.parametrize("row", PLATFORMS.values(), ids=PLATFORMS)
 LINES = (
-    "python, accelerator, runtime, torch, platform, bitsandbytes, triton, bitsandbytes' library, "
+    "python, accelerator, torch, platform, bitsandbytes, triton, bitsandbytes' library, "
     "unsloth, attention, host memory, 4-bit linear, paged_adamw_8bit step, adamw_8bit step, "
-    "attention, vision tower, attention, language model, patch embedding, /dev/shm, disk, decoder, "
+    "attention, vision tower, attention, language model, /dev/shm, disk, decoder, "
     "token"
 )
+CPU = Choice("cpu", "torch sees no accelerator")
 ON_CPU = {
     "device": Choice("cpu", ""),
     "quantisation": Choice("nf4", ""),
     "optimizer": Choice("adamw_8bit", ""),
 }
+OLD, NEW = "6.4.43484-123eb5128", "7.2.26015-fc0010cf6a"  # ROCm's own versions
+
+
+def built(torch: str, *triton: str, **more) -> Installed:
+    """What a machine reports that was set up by the Makefile."""
+    tritons = (Triton(*triton, True),) if triton else ()
+    return Installed(torch, tritons=tritons, **{"torch_wheel": torch} | more)
+
+
+AS_SET_UP = {
+    "cpu": built("2.13.0+cpu"),
+    "rocm6.4": built("2.9.1+rocm6.4", "pytorch-triton-rocm", "3.5.1", hip=OLD),
+    "rocm7.2": built("2.13.0+rocm7.2", "triton-rocm", "3.9.0", hip=NEW),
+    "cuda": built("2.13.0+cu130", "triton", "3.9.0", cuda="13.0", torch_wheel="2.13.0"),
+}
+MI300X = dataclasses.replace(
+    AS_SET_UP["rocm6.4"], bitsandbytes="0.50.2", triton_wanted="pytorch-triton-rocm==3.5.1"
+)
+NVIDIAS = dataclasses.replace(  # what unsloth's dependencies leave on an MI300X
+    MI300X,
+    bitsandbytes="0.49.2",
+    tritons=(Triton("triton", "3.9.0", True), Triton("pytorch-triton-rocm", "3.5.1", False)),
+)
+IMAGE = dataclasses.replace(  # AMD's own, rocm/pytorch
+    MI300X,
+    torch="2.10.0+rocm7.2.0.lw.git7e1940d4",
+    torch_wheel="2.10.0+rocm7.2.0.lw.git7e1940d4",
+    hip=NEW,
+    tritons=(Triton("triton", "3.6.0+rocm7.2.0.gitba5c1517", True),),
+    triton_wanted="triton==3.6.0+rocm7.2.0.gitba5c1517",
+)
 
 
 def run(*words: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "avomni_lib", "doctor", *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=files.PROJECT_ROOT)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
 @pytest.fixture
@@ -44,81 +88,57 @@ def demo() -> Params:
 @pytest.fixture
 def on_a_card(monkeypatch):
     """The rule as it is with a card; what is proved is proved on the CPU."""
-    monkeypatch.setattr(
-        hardware, "optimizer", lambda wanted, _: Choice(wanted, "asked for by training.optimizer")
-    )
+    rule = lambda wanted, _: Choice(wanted, "asked for by training.optimizer")  # noqa: E731
+    monkeypatch.setattr(hardware, "optimizer", rule)
 
 
-def test_nothing_is_wrong_here(demo):
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """A folder of packages before all others."""
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    return folder
+
+
+def install(folder: Path, name: str, version: str, sizes: dict[str, int]) -> None:
+    """A distribution whose RECORD lists files with their sizes; the files are not made."""
+    about = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    record = [f"{path},sha256=abc,{size}" for path, size in sizes.items()]
+    (about / "RECORD").write_text("\n".join(record))
+
+
+def judged(found: Installed) -> dict[str, Finding]:
+    return {finding.name: finding for finding in machine.fit(found)}
+
+
+def test_nothing_is_wrong_here_with_a_run_or_without(demo):
     report = doctor.examine(demo)
     assert report.wrong == []
     names = [finding.name for finding in report.findings if finding.name != "device memory"]
     assert ", ".join(names) == LINES
-    assert len(set(names)) == len(names)
     report.raise_if_wrong()
+    assert doctor.examine().wrong == []
 
 
-def test_the_machine_alone_is_looked_at_without_a_run():
-    report = doctor.examine()
-    assert report.wrong == []
-    [disk] = [finding for finding in report.findings if finding.name == "disk"]
-    assert "cache" not in disk.found
-
-
-def test_a_report_is_a_table_in_a_terminal_and_in_a_notebook():
-    report = Report(
-        (
-            Finding("torch", "ok", "2.13.0", "said only where something is to be done"),
-            Finding("4-bit linear", "wrong", "a < b " * 40, "as & such", "pip install 'x>=1,<2'"),
-            Finding("token", "note", "none"),
-        )
-    )
-    lines = str(report).splitlines()
-    assert max(map(len, lines)) <= findings.LINE_WIDTH
-    assert lines[0] == "torch         ok     2.13.0"
-    assert lines[1].startswith("4-bit linear  wrong  a < b a < b")
-    assert lines[-3].strip() == "what to do: pip install 'x>=1,<2'"
-    assert lines[-2] == "token         note   none"
-    assert lines[-1] == report.headline == "1 of 3 is wrong, 1 note"
-    assert repr(report) == str(report)
-    page = report._repr_html_()
-    assert "a &lt; b" in page and "as &amp; such" in page and "1 of 3 is wrong" in page
-
-
-def test_the_command_says_so_and_ends_with_0():
+def test_the_command_ends_with_0_or_with_1_where_something_is_wrong():
     done = run("--set", "dataset.source=world", "--set", "model.base_model=tiny")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "4-bit linear" in done.stdout
-    assert done.stdout.splitlines()[-1].startswith("nothing is wrong")
-    assert done.stderr == ""
-
-
-def test_the_command_ends_with_1_where_something_is_wrong_also_as_json():
-    """Unsloth trains no vision model on a CPU."""
+    assert "4-bit linear" in done.stdout and done.stderr == ""
+    assert done.stdout.splitlines()[-1].startswith("nothing of ")
+    # Unsloth trains no vision model on a CPU.
     done = run(str(DEMO), "--json", "--set", "model.backend=unsloth")
     made = json.loads(done.stdout)
     wrong = [line["name"] for line in made["findings"] if line["state"] == "wrong"]
     assert (done.returncode, wrong) == (1, ["unsloth"])
-    assert made["headline"].startswith(f"1 of {len(made['findings'])} is wrong")
     assert set(made["findings"][0]) == {"name", "state", "found", "why", "fix"}
-
-
-def test_a_mistake_in_the_params_is_still_the_message_of_the_params():
-    done = run(str(DEMO), "--set", "model.lora_rnk=3")
-    assert done.returncode == 1 and "did you mean model.lora_rank?" in done.stderr
 
 
 def test_an_mi300x_with_nvidias_triton_and_an_old_bitsandbytes_is_refused(demo, monkeypatch):
     """From its versions alone, with every wrong line and what to do in one message."""
-    found = Installed(
-        torch="2.9.1+rocm6.4",
-        hip="6.4.43484-123eb5128",
-        torch_wheel="2.9.1+rocm6.4",
-        bitsandbytes="0.49.2",
-        tritons=(Triton("triton", "3.9.0", True),),
-        triton_wanted="pytorch-triton-rocm==3.5.1",
-    )
-    monkeypatch.setattr(machine, "installed", lambda: found)
+    monkeypatch.setattr(machine, "installed", lambda: NVIDIAS)
     report = doctor.examine(demo)
     assert [finding.name for finding in report.wrong] == ["bitsandbytes", "triton"]
     with pytest.raises(AvomniError) as refused:
@@ -126,9 +146,15 @@ def test_an_mi300x_with_nvidias_triton_and_an_old_bitsandbytes_is_refused(demo, 
     for finding in report.wrong:
         assert finding.name in refused.value.what and finding.fix in refused.value.what
     assert "python -m avomni_lib doctor" in refused.value.fix
+    old, triton = report.wrong
+    assert "NaN" in old.why and "--no-deps 'bitsandbytes>=0.50,<0.51'" in old.fix
+    assert "NVIDIA's" in triton.why and "unsloth_zoo" in triton.why
+    assert triton.fix.startswith("pip uninstall -y triton ")
+    index = "--index-url https://download.pytorch.org/whl/rocm6.4 'pytorch-triton-rocm==3.5.1'"
+    assert index in triton.fix
 
 
-def test_a_training_starts_where_its_probes_are_right(demo):
+def test_a_training_asks_only_for_what_it_relies_on(demo, monkeypatch):
     names = [finding.name for finding in doctor.check(demo, ON_CPU)]
     assert names == [
         "attention, vision tower",
@@ -136,9 +162,10 @@ def test_a_training_starts_where_its_probes_are_right(demo):
         "4-bit linear",
         "adamw_8bit step",
     ]
+    training = demo.training.model_copy(update={"num_processes": 2})
+    two = demo.model_copy(update={"training": training})
+    assert doctor.check(two, ON_CPU)[-1].name == "/dev/shm"
 
-
-def test_a_training_asks_only_for_what_it_relies_on(demo, monkeypatch):
     def die(*_, **__):
         raise RuntimeError("HIP error: invalid device function")
 
@@ -150,18 +177,9 @@ def test_a_training_asks_only_for_what_it_relies_on(demo, monkeypatch):
         doctor.check(demo, ON_CPU)
     assert refused.value.what.count("invalid device function") == 2
     assert "model.load_in_4bit: false" in refused.value.what
-
-
-def test_a_training_does_not_start_on_attention_that_sees_what_is_not_there(demo, monkeypatch):
     monkeypatch.setattr(functional, "scaled_dot_product_attention", lambda q, k, v, **_: q)
     with pytest.raises(AvomniError, match="attention, vision tower"):
-        doctor.check(demo, ON_CPU)
-
-
-def test_several_processes_look_at_the_shared_memory_too(demo):
-    training = demo.training.model_copy(update={"num_processes": 2})
-    p = demo.model_copy(update={"training": training})
-    assert doctor.check(p, ON_CPU)[-1].name == "/dev/shm"
+        doctor.check(demo, ON_CPU | plain)
 
 
 def test_a_cpu_has_the_optimizer_that_pages_nothing_and_proves_it():
@@ -170,20 +188,12 @@ def test_a_cpu_has_the_optimizer_that_pages_nothing_and_proves_it():
     assert "there is no GPU" in choice.reason and "steps of it here are AdamW's" in choice.reason
 
 
-@pytest.mark.parametrize("name", ["adamw_torch", "lion_8bit", "paged_lion_8bit", "sgd"])
-def test_other_optimizers_are_taken_as_the_rule_takes_them(name: str):
-    assert doctor.optimizer(name, "cpu") == hardware.optimizer(name, "cpu")
-
-
-@pytest.mark.parametrize("name", probes.OPTIMIZERS)
-def test_an_optimizer_is_taken_where_its_steps_are_right(name: str, on_a_card):
-    choice = doctor.optimizer(name, "cpu")
-    assert choice.value == name
-    assert choice.reason.startswith("asked for by training.optimizer; 4 steps of it here")
-
-
-def test_the_next_one_is_taken_where_pages_fail(on_a_card, monkeypatch):
+def test_the_next_optimizer_is_taken_where_pages_fail_or_8_bits_do_not_move(on_a_card, monkeypatch):
     right = bitsandbytes.optim.AdamW
+    for name in probes.OPTIMIZERS:
+        choice = doctor.optimizer(name, "cpu")
+        assert choice.value == name
+        assert choice.reason.startswith("asked for by training.optimizer; 4 steps of it here")
 
     def without_pages(*arguments, is_paged=False, **named):
         if is_paged:
@@ -193,26 +203,17 @@ def test_the_next_one_is_taken_where_pages_fail(on_a_card, monkeypatch):
     monkeypatch.setattr(bitsandbytes.optim, "AdamW", without_pages)
     choice = doctor.optimizer("paged_adamw_8bit", "cpu")
     assert choice.value == "adamw_8bit"
-    told = "paged_adamw_8bit does not work here (fails: hipErrorNotSupported: managed memory)"
-    assert told in choice.reason
-
-
-def test_torchs_own_is_taken_where_8_bits_do_not_move(on_a_card, monkeypatch):
-    monkeypatch.setattr(
-        bitsandbytes.functional, "optimizer_update_8bit_blockwise", lambda *_, **__: None
-    )
+    why = "paged_adamw_8bit does not work here (fails: hipErrorNotSupported: managed memory)"
+    assert why in choice.reason
+    still = lambda *_, **__: None  # noqa: E731
+    monkeypatch.setattr(bitsandbytes.functional, "optimizer_update_8bit_blockwise", still)
     choice = doctor.optimizer("paged_adamw_8bit", "cpu")
-    assert choice.value == "adamw_torch"
-    for name in probes.OPTIMIZERS:
-        assert f"{name} does not work here" in choice.reason
+    assert choice.value == "adamw_torch" and choice.reason.count("does not work here") == 2
 
 
-def test_the_library_that_bitsandbytes_loaded_is_named():
+def test_the_library_that_bitsandbytes_loaded_is_named(monkeypatch):
     line = doctor.native_library(machine.installed(), "cpu")
     assert line.state == "ok" and line.found.startswith("libbitsandbytes_cpu.so")
-
-
-def test_a_library_that_was_not_loaded_or_is_for_cpus_is_wrong(monkeypatch):
     found = dataclasses.replace(machine.installed(), hip="9.9.1")
     line = doctor.native_library(found, "cuda:0")
     assert line.state == "wrong" and "for CPUs" in line.why and "ROCm" in line.why
@@ -223,3 +224,241 @@ def test_a_library_that_was_not_loaded_or_is_for_cpus_is_wrong(monkeypatch):
     assert line.state == "wrong" and "BNB_ROCM_VERSION" in line.fix
     none = dataclasses.replace(found, bitsandbytes=None)
     assert doctor.native_library(none, "cpu").state == "wrong"
+
+
+def test_what_is_installed_here_is_found():
+    import torch
+
+    found = machine.installed()
+    assert (found.torch, found.bitsandbytes) == (torch.__version__, bitsandbytes.__version__)
+    assert (found.hip, found.cuda) == (torch.version.hip, torch.version.cuda)
+    line = machine.python()
+    assert line.state == "ok" and sys.version.split()[0] in line.found
+
+
+@pytest.mark.parametrize("on_top", ["triton", "pytorch-triton-rocm"])
+def test_tritons_owner_is_whose_library_lies_there(site, on_top: str):
+    assert machine.tritons() == ()
+    sizes = {"triton": 30, "pytorch-triton-rocm": 40}
+    for name, size in sizes.items():
+        install(site, name, "3.5.1", {"triton/__init__.py": 5, machine.TRITON_LIBRARY: size})
+    library = site / machine.TRITON_LIBRARY
+    library.parent.mkdir(parents=True)
+    library.write_bytes(bytes(sizes[on_top]))
+    found = {triton.name: triton for triton in machine.tritons()}
+    assert [name for name, triton in found.items() if triton.is_owner] == [on_top]
+    assert found["pytorch-triton-rocm"].is_for_rocm and not found["triton"].is_for_rocm
+
+
+def test_a_torch_that_the_images_own_python_brings_is_not_overlooked(monkeypatch, tmp_path):
+    packages = tmp_path / "lib" / "python{}.{}".format(*sys.version_info) / "dist-packages"
+    install(packages, "torch", "2.9.1+rocm7.0.0.lw.git1234", {})
+    with monkeypatch.context() as moved:
+        moved.setattr(sys, "base_prefix", str(tmp_path))
+        line = machine.python()
+    assert line.state == "note" and "2.9.1+rocm7.0.0.lw.git1234" in line.why
+    assert "VENV=system" in line.fix
+    with monkeypatch.context() as moved:
+        moved.setattr(sys, "prefix", sys.base_prefix)
+        assert "VENV=system" in machine.python().found
+    version = namedtuple("version", "major minor micro")(3, 10, 2)
+    monkeypatch.setattr(sys, "version_info", version)
+    assert machine.python().state == "wrong"
+
+
+@pytest.mark.parametrize(
+    ("found", "there", "state", "word"),
+    [
+        ("cpu", [], "note", "rent"),
+        ("cuda", [], "note", "rent"),
+        ("cpu", ["AMD"], "note", "make rocm"),
+        ("cuda", ["AMD"], "wrong", "make rocm"),
+        ("rocm7.2", ["AMD"], "wrong", "groups render and video"),
+        ("cuda", ["NVIDIA"], "wrong", "nvidia-smi"),
+        ("cpu", ["NVIDIA"], "note", "make cuda"),
+    ],
+)
+def test_a_card_that_torch_does_not_see_is_named(tmp_path, monkeypatch, found, there, state, word):
+    nodes = {vendor: tmp_path / vendor for vendor in machine.CARD_NODES}
+    for vendor in there:
+        nodes[vendor].touch()
+    monkeypatch.setattr(machine, "CARD_NODES", nodes)
+    big = "unsloth/Qwen3-VL-8B-Instruct-bnb-4bit"
+    line = machine.accelerator(CPU, AS_SET_UP[found], big, 1)
+    assert line.state == state and word in line.fix
+    assert there or machine.accelerator(CPU, AS_SET_UP[found], "tiny", 1).state == "ok"
+
+
+def test_more_processes_than_cards_are_wrong(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    device = Choice("cuda:0", "AMD Instinct MI300X (gfx942, 206 GB) by ROCm 7.2")
+    assert machine.accelerator(device, MI300X, "tiny", 4).state == "ok"
+    line = machine.accelerator(device, MI300X, "tiny", 8)
+    assert line.state == "wrong" and line.fix == "training.num_processes: 4"
+
+
+def test_unsloth_is_not_used_on_a_cpu():
+    assert machine.unsloth("auto", "cpu").state == "ok"
+    line = machine.unsloth("unsloth", "cpu")
+    assert line.state == "wrong" and "model.backend: auto" in line.fix
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "word"),
+    [("", "ok", "can be imported"), ("raise ImportError('no triton')", "wrong", "no triton")],
+)
+def test_unsloth_is_imported_in_a_process_of_its_own(site, monkeypatch, code, state, word):
+    (site / "unsloth.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    line = machine.unsloth("auto", "cuda:0")
+    assert line.state == state and word in line.found
+    assert "unsloth" not in sys.modules
+
+
+def test_little_memory_room_and_shared_memory_are_notes(monkeypatch, tmp_path):
+    assert [line.name for line in machine.memory("cpu")] == ["host memory"]
+    usage = namedtuple("usage", "free")
+    for free, shared, state in ((90, 1 << 26, "note"), (200, 1 << 31, "ok")):
+        monkeypatch.setattr(hardware, "device_memory", lambda on, free=free: Memory(206, free))
+        assert [line.state for line in machine.memory("cuda:0")] == [state, "ok"]
+        monkeypatch.setattr(machine.shutil, "disk_usage", lambda _, free=shared: usage(free))
+        assert machine.shared_memory(8).state == state
+    monkeypatch.undo()
+    monkeypatch.setattr(machine, "SHARED_MEMORY", Path("/nowhere"))
+    assert machine.shared_memory(8).state == "ok"
+    p = Params.from_values({"run": {"outputs_dir": str(tmp_path)}})
+    assert machine.room(p, None).state == machine.room(p, 1000).state == "ok"
+    line = machine.room(p, 10**18)
+    assert line.state == "note" and "takes 1000000000.0 GB" in line.why
+    p.cache_dir.mkdir(parents=True)
+    assert machine.room(p, 10**18).state == "ok"
+
+
+@pytest.mark.parametrize("name", ["auto", "pyav", "decord"])
+def test_a_decoder_reads_what_was_written(name: str):
+    assert machine.decoder(name).state == "ok"
+
+
+def test_a_decoder_that_shows_something_else_or_nothing_is_wrong(monkeypatch):
+    right = reader.read_frames
+
+    def darker(*arguments, **named):
+        frames = right(*arguments, **named)
+        return dataclasses.replace(frames, images=(frames.images * 0.5).astype(np.uint8))
+
+    monkeypatch.setattr(reader, "read_frames", darker)
+    line = machine.decoder("pyav")
+    assert line.state == "wrong" and "60, 120, 180" in line.why
+
+    def missing(*_, **__):
+        raise AvomniError("decord is not installed", fix="set processing.decoder to auto")
+
+    monkeypatch.setattr(reader, "read_frames", missing)
+    line = machine.decoder("pyav")
+    assert (line.state, line.found) == ("wrong", "decord is not installed")
+
+
+def test_a_token_is_asked_for_where_the_source_asks(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    line = machine.token("hub", is_gated=True)
+    assert line.state == "ok" and "hf_secret" not in repr(line)
+    from huggingface_hub import constants
+
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    asked = {("hub", True): "wrong", ("hub", False): "note", ("world", False): "ok"}
+    for (source, is_gated), state in (asked | {(None, True): "note"}).items():
+        assert machine.token(source, is_gated).state == state
+
+
+def pinned(row: machine.Platform) -> dict[str, str]:
+    lines = (ROOT / f"constraints-{row.name}.txt").read_text().splitlines()
+    return dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
+
+
+@ROWS
+def test_a_row_fits_its_file_and_its_command(row: machine.Platform):
+    versions = pinned(row)
+    assert row.pinned_torch() == versions["torch"]
+    target, *settings = row.command.split()[1:]
+    assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE)
+    if row.name.startswith("rocm"):
+        default = re.search(r"^ROCM \?= (\S+)", MAKEFILE, re.MULTILINE).group(1)
+        version = dict(part.split("=") for part in settings).get("ROCM", default)
+        assert row.name == f"rocm{version}"
+        [address] = set(re.findall(r"index-url (\S+rocm\S+)", MAKEFILE))
+        index = address.replace("$(ROCM)", version)
+        assert index in (ROOT / f"constraints-{row.name}.txt").read_text()
+    found = dataclasses.replace(AS_SET_UP[row.name], bitsandbytes=versions["bitsandbytes"])
+    assert found.platform is row
+    assert {line.state for line in judged(found).values()} == {"ok"}
+
+
+def test_the_table_and_its_ranges_are_those_of_the_files():
+    names = {f"constraints-{name}.txt" for name in PLATFORMS}
+    assert names == {path.name for path in ROOT.glob("constraints-*.txt")}
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    ranges = {
+        Requirement(line).name: [tuple(map(int, n.split("."))) for n in re.findall(r"[\d.]+", line)]
+        for line in extras["optional-dependencies"]["train"]
+    }
+    assert ranges["torch"] == [machine.TORCH_FROM, machine.TORCH_BELOW]
+    ours = [machine.BITSANDBYTES_FROM, machine.BITSANDBYTES_BELOW]
+    assert ranges["bitsandbytes"] == ours
+
+
+def test_an_images_own_torch_and_triton_stay_with_a_note():
+    lines = judged(IMAGE)
+    assert [line.state for line in lines.values()] == ["ok", "note", "ok", "ok"]
+    assert "an image's own build" in lines["torch"].found
+    replaced = dataclasses.replace(IMAGE, tritons=(Triton("triton", "3.9.0", True),))
+    fix = judged(replaced)["triton"].fix
+    assert "triton==3.6.0+rocm7.2.0.gitba5c1517 from where the image took torch" in fix
+
+
+@pytest.mark.parametrize(
+    ("found", "place"),
+    [
+        (AS_SET_UP["cpu"], "https://download.pytorch.org/whl/cpu"),
+        (AS_SET_UP["cuda"], "PyPI"),
+        (built("2.13.0+cu128", cuda="12.8"), "https://download.pytorch.org/whl/cu128"),
+        (Installed("2.9.0a0+50eac811a6.nv25.09", cuda="13.0"), "an image's own build"),
+        (built("2.13.0", cuda="12.9"), "PyPI or conda"),
+    ],
+)
+def test_a_torchs_origin_is_read_from_its_version(found: Installed, place: str):
+    assert found.origin == place
+
+
+@pytest.mark.parametrize(
+    ("changes", "line", "state"),
+    [
+        ({"torch": "2.8.0+rocm6.4"}, "torch", "wrong"),
+        ({"torch": "2.9.0a0+50eac811a6.rocm"}, "torch", "ok"),
+        ({"torch": "2.15.0+rocm7.2"}, "torch", "note"),
+        ({"torch": "2.9.1+rocm6.2", "hip": "6.2.41134-65d174c3e"}, "platform", "wrong"),
+        ({"torch": "2.10.0+rocm7.1", "hip": "7.1.25424-4179531dcd"}, "platform", "note"),
+        ({"bitsandbytes": None}, "bitsandbytes", "wrong"),
+        ({"bitsandbytes": "0.51.0"}, "bitsandbytes", "note"),
+        ({"tritons": ()}, "triton", "note"),
+        ({"tritons": (Triton("pytorch-triton-rocm", "3.5.1", False),)}, "triton", "wrong"),
+        ({"tritons": (*MI300X.tritons, Triton("triton", "3.9.0", False))}, "triton", "note"),
+        ({"hip": None, "cuda": "13.0"}, "triton", "wrong"),
+    ],
+)
+def test_what_does_not_fit_is_named(changes: dict, line: str, state: str):
+    finding = judged(dataclasses.replace(MI300X, **changes))[line]
+    assert finding.state == state
+    assert state == "ok" or (finding.why and finding.fix)
+
+
+def test_the_nearest_row_is_taken():
+    for hip, name in (("6.2.1", "rocm6.4"), ("7.0.5", "rocm7.2"), ("8.1.0", "rocm7.2")):
+        assert dataclasses.replace(MI300X, hip=hip).platform.name == name
+
+
+def test_the_table_needs_no_torch():
+    code = "import sys, avomni_lib.training.doctor.machine; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

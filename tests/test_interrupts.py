@@ -7,7 +7,7 @@ import pytest
 from jupyter_client.manager import KernelManager
 
 from avomni_lib.dataset.download import download
-from avomni_lib.notebook.run import interrupts
+from avomni_lib.notebook.run import faults
 from avomni_lib.params import Params
 from tests import cached_run
 from tests.published_set import write_published_set
@@ -17,9 +17,9 @@ import json
 from avomni_lib.params import Params
 p = Params.from_values(json.loads({values!r}))
 from avomni_lib.etl.run import build
-from avomni_lib.notebook.run import interrupts
+from avomni_lib.notebook.run import faults
 from avomni_lib.notebook import progress
-interrupts.speak()
+faults.speak()
 """
 BUILD = "built = build.build(p, progress.bar())\nlen(built.clips)"
 # One that says when it is at work, and sleeps there.
@@ -71,15 +71,13 @@ def errors(outputs):
 
 
 def test_an_interrupt_is_one_sentence_and_another_error_is_as_ever(kernel):
-    assert not errors(
-        kernel.run("from avomni_lib.notebook.run import interrupts; interrupts.speak()")
-    )
+    assert not errors(kernel.run("from avomni_lib.notebook.run import faults; faults.speak()"))
     (told,) = errors(kernel.run(SLEEP, until="at work"))
-    assert told["ename"] == "KeyboardInterrupt" and told["traceback"] == [interrupts.WORDS]
+    assert told["ename"] == "KeyboardInterrupt" and told["traceback"] == [faults.WORDS]
     (other,) = errors(kernel.run("1 / 0"))
     assert other["ename"] == "ZeroDivisionError" and len(other["traceback"]) > 1
     (again,) = errors(kernel.run(SLEEP, until="at work"))
-    assert again["traceback"] == [interrupts.WORDS]
+    assert again["traceback"] == [faults.WORDS]
 
 
 def test_an_interrupted_cache_is_finished_by_the_same_cell(kernel, tmp_path):
@@ -88,18 +86,18 @@ def test_an_interrupted_cache_is_finished_by_the_same_cell(kernel, tmp_path):
     download.fetch(Params.from_values(values), None)
     assert not errors(kernel.run(OPEN.format(values=json.dumps(values))))
     (told,) = errors(kernel.run(BUILD, until="ETL: 0/12 clip"))
-    assert told["traceback"] == [interrupts.WORDS]
+    assert told["traceback"] == [faults.WORDS]
     outputs = kernel.run(BUILD)
     assert not errors(outputs)
     assert outputs[-1][1]["data"]["text/plain"] == "12"
 
 
 def test_without_a_kernel_nothing_is_asked():
-    assert interrupts.speak() is None
+    assert faults.speak() is None
 
 
 def test_what_the_system_refuses_is_said_in_words_and_other_errors_are_as_ever(kernel):
-    kernel.run("from avomni_lib.notebook.run import interrupts; interrupts.speak()")
+    kernel.run("from avomni_lib.notebook.run import faults; faults.speak()")
     (full,) = errors(kernel.run("with open('/dev/full', 'w') as file: file.write('x')"))
     assert full["ename"] == "OSError" and len(full["traceback"]) == 2
     assert "no room left on the disk" in full["traceback"][0]

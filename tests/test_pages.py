@@ -108,14 +108,8 @@ def test_a_page_holds_everything_and_asks_for_nothing(p):
     assert not tags.of("script") and not tags.of("link") and not tags.of("iframe")
     (image,) = tags.of("img")
     inside = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"))
-    assert (
-        Image.open(io.BytesIO(inside)).size
-        == (40, 30)
-        == (
-            int(image["width"]),
-            int(image["height"]),
-        )
-    )
+    size = int(image["width"]), int(image["height"])
+    assert Image.open(io.BytesIO(inside)).size == (40, 30) == size
     assert image["alt"] == "See what went in"
     targets = [a["href"] for a in tags.of("a") if not a["href"].startswith("#")]
     assert targets and all(re.fullmatch(r"[\w.]+\.html", href) for href in targets)
@@ -123,28 +117,19 @@ def test_a_page_holds_everything_and_asks_for_nothing(p):
     assert "https://" not in page and "http://" not in page and "@import" not in page
 
 
-def test_what_a_model_says_stays_text(p):
+def test_text_stays_text_tables_stay_tables_and_code_is_folded(p):
     put(p, "03_etl", executed())
     page = page_of(p)
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more" in page
     assert "cut &lt;short&gt;" in page
-
-
-def test_no_dead_bar_and_no_widgets_words(p):
-    put(p, "03_etl", executed())
-    page = page_of(p)
+    tags = Tags(page)
+    assert tags.of("table") and tags.of("th") and not any(tags.of("td")[0])
+    assert "<details><summary>code</summary><pre>built = build.build(p)</pre></details>" in page
+    # No dead bar and no widget's words.
     assert "VBox(" not in page and "0%|  " not in page and "100%|####" in page
     lines = re.search(r"<pre>(2026.*?)</pre>", page, re.DOTALL)[1].strip().splitlines()
     assert len(lines) == 4, "lines of one bar stand in one block"
     assert "<Picture>" not in page and "&lt;Picture&gt;" not in page
-
-
-def test_tables_stay_tables_and_code_is_folded(p):
-    put(p, "03_etl", executed())
-    tags = Tags(page_of(p))
-    assert tags.of("table") and tags.of("th") and not any(tags.of("td")[0])
-    page = page_of(p)
-    assert "<details><summary>code</summary><pre>built = build.build(p)</pre></details>" in page
 
 
 def test_links_lead_only_to_pages_that_are_there(p):
@@ -217,30 +202,20 @@ def test_a_notebook_that_was_cut_is_named(p):
     assert caught.value.where == str(path)
 
 
-@pytest.fixture
-def signatures(tmp_path, monkeypatch):
-    """Somebody's own record of trusted notebooks."""
+def test_what_the_pipeline_has_run_is_trusted_by_jupyter(p, monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
-
-
-def test_what_the_pipeline_has_run_is_trusted_by_jupyter(p, signatures):
     put(p, "04_tiles", executed())
     path = runs.stage_dir(p, "04_tiles") / "04_tiles.ipynb"
     assert not NotebookNotary().check_signature(nbformat.read(path, as_version=4))
-    pipeline._sign(path)
+    pipeline._settle(path)
     assert NotebookNotary().check_signature(nbformat.read(path, as_version=4))
     changed = nbformat.read(path, as_version=4)
     changed.cells[2].source += "  # by another hand"
     assert not NotebookNotary().check_signature(changed)
-
-
-def test_what_cannot_be_signed_ends_no_run(p, monkeypatch, caplog, tmp_path):
-    put(p, "04_tiles", executed())
+    # What cannot be signed ends no run.
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "file" / "jupyter"))
-    path = runs.stage_dir(p, "04_tiles") / "04_tiles.ipynb"
-    pipeline._sign(path)
+    pipeline._settle(path)
     path.write_text(path.read_text()[:200])
-    pipeline._sign(path)
-    pipeline._sign(path.with_name("none.ipynb"))
-    assert caplog.text.count("is not signed as trusted") == 2
+    pipeline._settle(path)
+    assert caplog.text.count("is not trusted") == 2

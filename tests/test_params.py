@@ -104,7 +104,7 @@ def test_every_mistake_is_reported_at_once_with_the_nearest_name():
             }
         )
     text = str(caught.value)
-    assert text.startswith("13 parameters to fix")
+    assert text.startswith("parameters to fix: 13")
     assert "processing.strid: unknown parameter; did you mean processing.stride?" in text
     assert "processing.sequence_length: Input should be a valid integer" in text
     assert "(got 'many')" in text

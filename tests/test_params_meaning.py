@@ -92,7 +92,7 @@ def differing(a: Params, b: Params) -> dict[str, Any]:
     return {section: keys for section, keys in found.items() if keys}
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(values=partial_files)
 def test_a_partial_file_means_the_same_by_every_way(values, tmp_path_factory):
     path = tmp_path_factory.mktemp("partial") / "own.yaml"
@@ -115,7 +115,7 @@ def keys_of(values: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(below=partial_files, above=partial_files)
 def test_a_file_changes_what_it_names_of_the_one_below_it(below, above, tmp_path_factory):
     folder = tmp_path_factory.mktemp("laid")
@@ -340,13 +340,10 @@ STEPS = "{training: {max_steps: 3}}"
 @pytest.mark.parametrize(
     ("options", "base"),
     [
-        (["-y", STEPS], "demo"),
         (["-b", base64.b64encode(STEPS.encode()).decode()], "demo"),
-        (["-r", "training.max_steps", "3"], "demo"),
         (["-f", "own.yaml", "-p", "training.max_steps", "3"], "own"),
         (["-f", "own.yaml", "-y", "{training.max_steps: 3}"], "own"),
-        (["-p", "extends", "OWN", "-y", STEPS], "own"),
-        (["-f", "MI300X", "-y", STEPS], "mi300x"),
+        (["-p", "extends", "MI300X", "-y", STEPS], "mi300x"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )
@@ -355,7 +352,7 @@ def test_papermill_changes_the_named_key_alone(
 ):
     own = tmp_path / "own.yaml"
     own.write_text(OWN)
-    given = [word.replace("OWN", str(own)).replace("MI300X", str(MI300X)) for word in options]
+    given = [word.replace("MI300X", str(MI300X)) for word in options]
     seen, output = by_papermill(notebook, tmp_path, *given)
     path = own if base == "own" else PARAMS / f"{base}.yaml"
     assert seen == Params.from_files([path], ["training.max_steps=3"]).values()
@@ -367,8 +364,6 @@ def test_papermill_changes_the_named_key_alone(
     ("options", "messages"),
     [
         (["-f", "own.yaml", "-y", STEPS], ["dropped: training.learning_rate, training.num_epochs"]),
-        (["-f", "own.yaml", "-f", "two.yaml"], ["dropped: training.num_epochs"]),
-        (["-p", "trainin.max_steps", "3"], ["trainin: unknown parameter; did you mean training"]),
         (["-p", "max_steps", "3"], ["max_steps: unknown parameter; did you mean training.max_st"]),
         (["-f", "twice.yaml"], ["training stands twice, in lines 1 and 2", "YAML reads 010 as 8"]),
     ],
@@ -378,7 +373,6 @@ def test_what_papermill_would_change_without_a_word_is_refused(
     notebook: Path, tmp_path: Path, options: list[str], messages: list[str]
 ):
     (tmp_path / "own.yaml").write_text(OWN)
-    (tmp_path / "two.yaml").write_text("training: {learning_rate: 1e-3}\n")
     (tmp_path / "twice.yaml").write_text("training: {num_epochs: 1}\ntraining: {max_steps: 010}\n")
     seen, _ = by_papermill(notebook, tmp_path, *options)
     assert isinstance(seen, str), "it ran"

@@ -388,7 +388,7 @@ def test_the_preview_shows_windows_that_have_their_past(run):
     assert np.array_equal(preview.grid_frame(place, choice), found.frames(index)[4 + 2])
     expected = target(run.training.target).render(found.truth(index))
     assert preview.answer(place, choice) == expected
-    costs = cost(run, choice, preview.footage())
+    costs = cost(run, choice, preview.footage)
     assert costs.figures["sample_mb"] == pytest.approx(8 * 64 * 128 * 3 / 1e6)
     assert "older frames" in {name for name, _, _ in costs.rows}
 

@@ -93,17 +93,6 @@ def test_lines_where_nobody_looks(monkeypatch):
     assert issubclass(progress.LineBar, Bar) and issubclass(progress.WidgetBar, Bar)
 
 
-def run_cells(sources, allow_stdin):
-    """Execute cells in a real kernel; with `allow_stdin` as JupyterLab does."""
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s) for s in sources])
-    client = NotebookClient(notebook, timeout=60, kernel_name="python3")
-    with client.setup_kernel():
-        client.kc.allow_stdin = allow_stdin
-        for place, cell in enumerate(notebook.cells):
-            client.execute_cell(cell, place)
-    return notebook
-
-
 WORK = """
 from avomni_lib.notebook import progress
 with progress.bar()(3, "clip", "ETL") as bar:
@@ -111,34 +100,31 @@ with progress.bar()(3, "clip", "ETL") as bar:
         bar.update(1)
 type(bar).__name__
 """
-
-
-def test_a_bar_whose_kernel_dies_leaves_words_and_no_widgets_name(monkeypatch):
-    """What a front end keeps of a display that nobody updates any more is its text."""
-    monkeypatch.delenv(progress.HEADLESS_VARIABLE, raising=False)
-    source = (
-        "from avomni_lib.notebook import progress\n"
-        "bar = progress.bar()(9, 'clip', 'ETL')\nbar.update(2)"
-    )
-    (output,) = run_cells([source], allow_stdin=True).cells[0].outputs
-    assert output.data["text/plain"].startswith("ETL: 0/9 clip")
-    assert "application/vnd.jupyter.widget-view+json" in output.data
+# What a front end keeps of a display that nobody updates any more is its text.
+UNFINISHED = "unfinished = progress.bar()(9, 'clip', 'ETL')\nunfinished.update(2)"
+HEADLESS = "import os; os.environ['AVOMNI_HEADLESS'] = '1'"
 
 
 def test_a_batch_kernel_gets_lines_and_lab_a_widget_that_leaves_its_last_line(monkeypatch):
+    """In a real kernel; a person at a front end is who may be asked for input."""
     monkeypatch.delenv(progress.HEADLESS_VARIABLE, raising=False)
-    headless = "import os; os.environ['AVOMNI_HEADLESS'] = '1'"
-    for allow_stdin, first, expected in (
-        (False, "", "'LineBar'"),
-        (True, "", "'WidgetBar'"),
-        (True, headless, "'LineBar'"),
-    ):
-        cell = run_cells([first, WORK], allow_stdin).cells[1]
-        assert cell.outputs[-1].data["text/plain"] == expected
-        shown = cell.outputs[:-1]
-        if expected == "'WidgetBar'":
+    sources = [WORK, WORK, UNFINISHED, HEADLESS, WORK]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s) for s in sources])
+    client = NotebookClient(notebook, timeout=60, kernel_name="python3")
+    with client.setup_kernel():
+        for place, cell in enumerate(notebook.cells):
+            client.kc.allow_stdin = place > 0
+            client.execute_cell(cell, place)
+    batch, lab, unfinished, _, headless = notebook.cells
+    for cell, kind in ((batch, "LineBar"), (lab, "WidgetBar"), (headless, "LineBar")):
+        *shown, last = cell.outputs
+        assert last.data["text/plain"] == repr(kind)
+        if kind == "WidgetBar":
             assert [list(output.data) for output in shown] == [["text/plain"]]
             text = shown[0].data["text/plain"]
         else:
             text = "".join(output.text for output in shown)
         assert "ETL: 3/3 clip (100%) in 00:00" in text, "the output that stays is the closing line"
+    [output] = unfinished.outputs
+    assert output.data["text/plain"].startswith("ETL: 0/9 clip")
+    assert "application/vnd.jupyter.widget-view+json" in output.data

@@ -6,7 +6,7 @@ import pytest
 from avomni_lib.dataset import cameras
 from avomni_lib.etl.clip import sampling
 from avomni_lib.etl.run.build import recipe_of
-from avomni_lib.notebook.tiles import clips, raw_frames
+from avomni_lib.notebook.tiles import raw_frames
 from avomni_lib.notebook.tiles.choice import OWN_LIST, Choice, grid_of
 from avomni_lib.notebook.tiles.preview import Place, Preview
 from avomni_lib.notebook.tiles.raw_frames import RawFrames
@@ -23,7 +23,7 @@ def p(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def times_us(p):
-    return clips.Clips(p, RawFrames(p)).motion(NAME, cached_run.HZ).times[4:8]
+    return Preview(p).motion(NAME, cached_run.HZ).times[4:8]
 
 
 def choice(p, **changes):
@@ -39,7 +39,7 @@ def test_pixels_and_motion_are_those_that_the_etl_makes(p, fit, setup):
     laid = wanted.laid_over(p)
     raw = RawFrames(laid)
     made = sampling.sample_clip(raw.clip(NAME), recipe_of(laid)).arrays
-    motion = clips.Clips(laid, raw).motion(NAME, wanted.sample_hz)
+    motion = Preview(laid).motion(NAME, wanted.sample_hz)
     for name in ("times", "egomotion", "track"):
         assert np.array_equal(getattr(motion, name), made[name]), name
     frames = raw.grid_frames(NAME, motion.times[3:9], wanted)
@@ -64,7 +64,7 @@ def test_another_tile_fit_or_grid_of_the_same_cameras_decodes_nothing(p, times_u
 
 def test_overlapping_windows_share_what_was_decoded(p):
     raw = RawFrames(p)
-    times = clips.Clips(p, raw).motion(NAME, cached_run.HZ).times
+    times = Preview(p).motion(NAME, cached_run.HZ).times
     raw.grid_frames(NAME, times[:6], choice(p))
     raw.grid_frames(NAME, times[2:8], choice(p))
     assert raw.num_decoded == 4 * 8
@@ -72,7 +72,7 @@ def test_overlapping_windows_share_what_was_decoded(p):
 
 def test_memory_stays_within_its_bound_but_for_the_latest_block(p, monkeypatch):
     monkeypatch.setattr(raw_frames, "BLOCK", 2)
-    times = clips.Clips(p, RawFrames(p)).motion(NAME, cached_run.HZ).times
+    times = Preview(p).motion(NAME, cached_run.HZ).times
     one = RawFrames(p)
     one.grid_frame(NAME, times[:2], 0, choice(p))
     block = one.num_bytes
@@ -93,7 +93,7 @@ def test_memory_stays_within_its_bound_but_for_the_latest_block(p, monkeypatch):
 def test_only_the_frames_around_the_one_shown_are_decoded(p, monkeypatch):
     monkeypatch.setattr(raw_frames, "BLOCK", 4)
     raw = RawFrames(p)
-    times = clips.Clips(p, raw).motion(NAME, cached_run.HZ).times[:12]
+    times = Preview(p).motion(NAME, cached_run.HZ).times[:12]
     raw.grid_frame(NAME, times, 9, choice(p))
     assert raw.num_decoded == 4 * 4
 

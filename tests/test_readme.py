@@ -117,8 +117,8 @@ def test_nearly_all_of_it_is_made_to_happen_here():
             "raw files of this clip were evicted on 20",
         ),
         "no window fits": ("test_widgets.py", "no window fits"),
-        "the file is not written a key a line": ("test_params_file.py", "not written a key a line"),
-        "What is whole is kept: run this cell again": ("test_interrupts.py", "interrupts.WORDS"),
+        "the file is not one that 04_tiles has written": ("test_params_file.py", "stays as it is"),
+        "What is whole is kept: run this cell again": ("test_interrupts.py", "faults.WORDS"),
         "no notebook of this run has been executed yet": (
             "test_pages.py",
             "no notebook of this run has been executed",

@@ -7,7 +7,7 @@ read: raw files on the disk, the rendered world, or the cache of a run whose raw
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,42 @@ class FirstFrame:
     reason: str = ""
 
 
+class Motions:
+    """Ego motion of clips, from wherever it can be read.
+
+    Attributes:
+        cache: The run's; None where it is not there yet, or not finished.
+    """
+
+    def __init__(self, p: Params):
+        self.p, self.cache = p, None
+        with contextlib.suppress(AvomniError):
+            self.cache = Cache.open(p.cache_dir)
+        self.cached = {clip.clip_id: clip for clip in self.cache.clips} if self.cache else {}
+
+    @functools.cached_property
+    def catalog(self) -> Catalog:
+        return Catalog.of(self.p)
+
+    def raw(self, clip_id: str) -> dict[str, np.ndarray] | None:
+        """Ego motion during the video, by column; None where its file cannot be read."""
+        with contextlib.suppress(AvomniError):
+            clip = _clip(self.p, self.catalog, clip_id, "egomotion")
+            if clip is not None:  # it starts before the video and runs far past it
+                ego, last_us = clip.egomotion(), 1e6 * forecast.clip_seconds(self.p, clip)
+                rows = (ego["timestamp"] >= 0) & (ego["timestamp"] <= last_us)
+                return {name: values[rows] for name, values in ego.items()}
+        return None
+
+    def sampled(self, clip_id: str) -> dict[str, np.ndarray] | None:
+        """Ego motion at the frames of the cache, by column; None where it lacks the clip."""
+        if clip_id not in self.cached:
+            return None
+        clip = self.cached[clip_id]
+        rows = self.cache.shards[clip.shard].egomotion[clip.start : clip.stop]
+        return dict(zip(EGOMOTION_COLUMNS, rows.T, strict=True))
+
+
 def clips(p: Params, found: Audit) -> pd.DataFrame:
     """What the chosen clips of an audit are like: a row a clip, by clip_id, with `COLUMNS`.
 
@@ -54,12 +90,30 @@ def clips(p: Params, found: Audit) -> pd.DataFrame:
     """
     import pandas as pd
 
-    catalog, chosen = Catalog.of(p), _chosen(found)
-    motions = _Motions(p, catalog)
-    motion_of = {row["clip_id"]: motions.of(row["clip_id"]) for row in _spread(chosen, MOST_READ)}
-    rows = [_row(catalog, row, motion_of.get(row["clip_id"])) for row in chosen]
+    chosen, motions = _chosen(found), Motions(p)
+    read = {row["clip_id"] for row in _spread(chosen, MOST_READ)}
+    rows = []
+    for row in chosen:
+        clip_id, values = row["clip_id"], {**row, "speed_mps": np.nan, "turn_deg": np.nan}
+        with contextlib.suppress(AvomniError):
+            values |= motions.catalog.attributes(clip_id)
+        ego = (motions.raw(clip_id) or motions.sampled(clip_id)) if clip_id in read else None
+        if ego is not None and len(ego["vx"]) > 1:
+            values["speed_mps"], values["turn_deg"] = _speed_and_turn(ego)
+        rows.append({name: values.get(name) for name in COLUMNS})
     table = pd.DataFrame(rows, columns=COLUMNS).set_index("clip_id")
     return table.astype({"speed_mps": float, "turn_deg": float})
+
+
+def _speed_and_turn(ego: dict[str, np.ndarray]) -> tuple[float, float]:
+    x, y, z, w = (ego[name] for name in ("qx", "qy", "qz", "qw"))
+    yaw = np.unwrap(np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z)))
+    return float(speed(ego).mean()), float(np.degrees(yaw[-1] - yaw[0]))
+
+
+def speed(ego: dict[str, np.ndarray]) -> np.ndarray:
+    """(N,) m/s."""
+    return np.linalg.norm([ego[name] for name in ("vx", "vy", "vz")], axis=0)
 
 
 def first_frames(p: Params, found: Audit, num: int = 10) -> list[FirstFrame]:
@@ -97,57 +151,8 @@ def _spread(rows: list[dict[str, Any]], num: int) -> list[dict[str, Any]]:
     return [rows[int(place)] for place in np.linspace(0, len(rows) - 1, min(num, len(rows)))]
 
 
-def _row(
-    catalog: Catalog, row: Mapping[str, Any], motion: tuple[float, float] | None
-) -> dict[str, Any]:
-    known: Mapping[str, Any] = {}
-    with contextlib.suppress(AvomniError):
-        known = catalog.attributes(row["clip_id"])
-    speed, turn = motion or (np.nan, np.nan)
-    values = {**row, **known, "speed_mps": speed, "turn_deg": turn}
-    return {name: values.get(name) for name in COLUMNS}
-
-
 def _clip(p: Params, catalog: Catalog, clip_id: str, feature: str) -> Clip | None:
     """A clip where the feature's file lies: on the disk, or in the world that is the source."""
     path = catalog.path(feature, catalog.chunk_of(clip_id))
     there = next((folder for folder in runs.raw_folders(p) if (folder / path).exists()), None)
     return None if there is None else Clip(there, catalog, clip_id)
-
-
-class _Motions:
-    """Reads how clips drive, from where their ego motion can be read."""
-
-    def __init__(self, p: Params, catalog: Catalog):
-        self._p, self._catalog = p, catalog
-        self._cache: Cache | None = None
-        with contextlib.suppress(AvomniError):
-            self._cache = Cache.open(p.cache_dir)
-        self._cached = {clip.clip_id: clip for clip in self._cache.clips} if self._cache else {}
-
-    def of(self, clip_id: str) -> tuple[float, float] | None:
-        """(mean speed m/s, turn in degrees); None where nothing can be read."""
-        clip = _clip(self._p, self._catalog, clip_id, "egomotion")
-        with contextlib.suppress(AvomniError):
-            if clip is not None:
-                return _speed_and_turn(self._during(clip))
-            if clip_id in self._cached:
-                cached = self._cached[clip_id]
-                rows = self._cache.shards[cached.shard].egomotion[cached.start : cached.stop]
-                return _speed_and_turn(dict(zip(EGOMOTION_COLUMNS, rows.T, strict=True)))
-        return None
-
-    def _during(self, clip: Clip) -> dict[str, np.ndarray]:
-        """Ego motion of the video: it starts before it and runs far past it."""
-        ego, last_us = clip.egomotion(), 1e6 * forecast.clip_seconds(self._p, clip)
-        during = (ego["timestamp"] >= 0) & (ego["timestamp"] <= last_us)
-        return {name: values[during] for name, values in ego.items()}
-
-
-def _speed_and_turn(ego: Mapping[str, np.ndarray]) -> tuple[float, float] | None:
-    if len(ego["vx"]) < 2:
-        return None
-    speed = np.linalg.norm([ego[name] for name in ("vx", "vy", "vz")], axis=0)
-    x, y, z, w = (ego[name] for name in ("qx", "qy", "qz", "qw"))
-    yaw = np.unwrap(np.arctan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z)))
-    return float(speed.mean()), float(np.degrees(yaw[-1] - yaw[0]))

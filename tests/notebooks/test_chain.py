@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from avomni_lib import files
+from avomni_lib.__main__ import main
 from avomni_lib.dataset.select.evicted import read_evicted
 from avomni_lib.notebook.run import pipeline, runs
 from avomni_lib.params import Params
@@ -49,7 +50,7 @@ def digests(run_dir: Path) -> dict[str, str]:
     }
 
 
-def test_every_stage_leaves_its_proof_and_pictures(params: Path):
+def test_every_stage_leaves_its_proof_and_a_notebook_with_pictures_and_no_traceback(params: Path):
     p = Params.from_files([params])
     for stage in runs.STAGES:
         result = runs.read_result(p, stage.name)
@@ -58,11 +59,6 @@ def test_every_stage_leaves_its_proof_and_pictures(params: Path):
         assert result["provenance"]["packages"]["numpy"]
         assert set(result["inputs"]) == set(stage.needs)
         assert list((runs.stage_dir(p, stage.name) / "figures").glob("*.png"))
-
-
-def test_executed_notebooks_hold_pictures_and_no_traceback(params: Path):
-    p = Params.from_files([params])
-    for stage in runs.STAGES:
         notebook = nbformat.read(pipeline.executed_path(p, stage), as_version=4)
         outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
         assert any("image/png" in o.get("data", {}) for o in outputs), stage.name
@@ -74,20 +70,16 @@ def test_executed_notebooks_hold_pictures_and_no_traceback(params: Path):
         assert "Traceback" not in text and "without encryption" not in text
 
 
-def values_of(p: Params, stage: str) -> list[tuple[str, str]]:
-    """(last line of its code, what is shown) of each cell of an executed notebook."""
+def shown_by(p: Params, stage: str, start: str) -> str:
+    """What the cell whose last line starts so shows in the executed notebook."""
     notebook = nbformat.read(pipeline.executed_path(p, runs.BY_NAME[stage]), as_version=4)
-    return [
-        (cell.source.splitlines()[-1], output.data.get("text/plain", ""))
+    [text] = [
+        output.data.get("text/plain", "")
         for cell in notebook.cells
-        if cell.cell_type == "code"
+        if cell.cell_type == "code" and cell.source.splitlines()[-1].startswith(start)
         for output in cell.outputs
         if output.output_type == "execute_result"
     ]
-
-
-def shown_by(p: Params, stage: str, start: str) -> str:
-    [text] = [text for code, text in values_of(p, stage) if code.startswith(start)]
     return text
 
 
@@ -121,53 +113,16 @@ def test_executed_notebooks_show_values(params: Path):
     assert "max_steps" in shown_by(p, "05_train", "pd.Series(preview.arguments")
 
 
-def test_run_again_skips_every_stage_with_its_reason(params: Path):
-    again = avomni("run", str(params))
-    assert again.returncode == 0
-    assert actions(again.stdout) == dict.fromkeys(NAMES, "skipped")
-    assert again.stdout.count("nothing that it reads has changed") >= len(NAMES) - 1
-
-
-def test_another_stride_needs_no_new_etl(params: Path):
-    dry = avomni("run", str(params), "--dry-run", "--set", "processing.stride=4")
-    assert actions(dry.stdout) == {
-        "01_audit": "would skip",
-        "02_download": "would skip",
-        "03_etl": "would skip",
-        "04_tiles": "would run",
-        "05_train": "would run",
-        "06_evaluate": "would run",
-    }
-    assert "stale: processing.stride changed" in dry.stdout
-
-
-def test_a_stage_after_one_that_runs_would_run(params: Path):
-    dry = avomni("run", str(params), "--dry-run", "--set", "processing.sample_hz=5")
-    assert [name for name, action in actions(dry.stdout).items() if action == "would run"] == NAMES[
-        2:
-    ]
-
-
-def test_raw_files_that_are_gone_make_nothing_stale_while_the_cache_holds(
-    params: Path, tmp_path: Path
+def test_run_again_skips_every_stage_with_its_reason_unless_another_chain_works(
+    params: Path, capsys: pytest.CaptureFixture
 ):
-    p = Params.from_files([params])
-    zips = sorted(p.local_dir.rglob("*.zip"))
-    moved = {path: tmp_path / path.name for path in zips}
-    for path, away in moved.items():
-        path.rename(away)
-    try:
-        told = json.loads(avomni("status", str(params), "--json").stdout)
-        assert all(stage["done"] for stage in told["stages"])
-        assert f"{len(zips)} raw files gone, the cache holds" in told["stages"][1]["reason"]
-        assert set(actions(avomni("run", str(params)).stdout).values()) == {"skipped"}
-        forced = avomni("status", str(params), "--json", "--set", "processing.sample_hz=5")
-        stages = {stage["stage"]: stage for stage in json.loads(forced.stdout)["stages"]}
-        assert not stages["02_download"]["done"]
-        assert "raw files gone or cut" in stages["02_download"]["reason"]
-    finally:
-        for path, away in moved.items():
-            away.rename(path)
+    assert main(["run", str(params)]) == 0
+    told = capsys.readouterr().out
+    assert actions(told) == dict.fromkeys(NAMES, "skipped")
+    assert told.count("nothing that it reads has changed") >= len(NAMES) - 1
+    with files.hold(Params.from_files([params]).run_dir / pipeline.LOCK, pipeline.BUSY):
+        assert main(["run", str(params)]) == 1
+    assert pipeline.BUSY in capsys.readouterr().err
 
 
 def test_with_eviction_the_chain_holds_less_on_the_disk_and_makes_the_same(
@@ -198,22 +153,8 @@ def test_with_eviction_the_chain_holds_less_on_the_disk_and_makes_the_same(
     assert [stage["done"] for stage in told] == [True] * 4 + [False] * 2
     assert all(f"{num} raw files evicted" in told[n]["reason"] for n in (0, 1, 3))
     assert "it reads the cache" in told[3]["reason"]
-    again = avomni("run", str(params), *changes, *first_four)
-    assert set(actions(again.stdout).values()) == {"skipped"}
     executed = nbformat.read(pipeline.executed_path(p, runs.BY_NAME["04_tiles"]), as_version=4)
     assert "raw files are evicted" in json.dumps(executed.metadata.get("widgets", {}))
-
-
-def test_a_lost_output_makes_its_stage_stale(params: Path):
-    p = Params.from_files([params])
-    [first, *_] = sorted(p.cache_dir.glob("shard_*/frames.npy"))
-    away = first.with_name("away.npy")
-    first.rename(away)
-    try:
-        assert "is missing" in runs.state(p, "03_etl").reason
-    finally:
-        away.rename(first)
-    assert runs.state(p, "03_etl").done
 
 
 def named_paths(value: object, root: Path) -> list[str]:
@@ -259,7 +200,6 @@ def test_a_run_that_was_copied_elsewhere_is_done_there_and_can_be_used(
     p, there = Params.from_files([params]), copied(params, tmp_path / "laptop")
     told = json.loads(avomni("status", *there, "--json").stdout)["stages"]
     assert [stage["stage"] for stage in told if not stage["done"]] == []
-    assert set(actions(avomni("run", *there).stdout).values()) == {"skipped"}
     ran = avomni("run", *there, "--only", "06", "--force")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     moved = Params.from_files([params], [there[-1]])
@@ -290,15 +230,7 @@ def test_no_force_scores_an_adapter_on_what_it_was_not_trained_for(params: Path,
 def test_plain_papermill_runs_a_notebook(params: Path, tmp_path: Path):
     out = tmp_path / "out.ipynb"
     ran = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "papermill",
-            "notebooks/04_tiles.ipynb",
-            str(out),
-            "-f",
-            str(params),
-        ],
+        [sys.executable, "-m", "papermill", "notebooks/04_tiles.ipynb", out, "-f", params],
         capture_output=True,
         text=True,
         cwd=files.PROJECT_ROOT,
@@ -352,49 +284,25 @@ def test_the_licence_is_decided_on_before_anything_is_asked_of_the_hub(tmp_path:
     assert "Traceback" not in ran.stderr
 
 
-def test_a_mistake_in_the_params_starts_no_kernel(tmp_path: Path):
-    path = write_params(tmp_path)
-    ran = avomni("run", str(path), "--set", "processing.strid=4", "--set", "model.lora_rank=many")
-    assert ran.returncode == 1
-    assert ran.stderr.startswith("error: 2 parameters to fix")
-    assert "did you mean processing.stride?" in ran.stderr
-    assert "Traceback" not in ran.stderr
-    assert not (tmp_path / "small").exists()
-
-
-def test_a_second_chain_in_the_same_folder_is_refused(params: Path):
-    p = Params.from_files([params])
-    with files.hold(p.run_dir / pipeline.LOCK, pipeline.BUSY):
-        second = avomni("run", str(params))
-    assert second.returncode == 1
-    assert pipeline.BUSY in second.stderr
-
-
-def test_a_killed_kernel_is_not_believed(params: Path):
+def test_a_chain_that_is_stopped_or_loses_its_kernel_says_how_to_go_on_and_does(params: Path):
     """Every cell of a killed kernel's notebook says `completed`; the stage is not done."""
     p = Params.from_files([params])
+    for seconds in (0.05, 1.5):  # while it starts, and at work
+        process, _ = _start_one_stage(params)
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the chain and its kernel
+        _, told = process.communicate(timeout=120)
+        assert process.returncode == 130
+        assert told.strip() == "stopped; run the same command again: it goes on from here"
+        assert not runs.state(p, "04_tiles").done
     process, kernel = _start_one_stage(params)
     time.sleep(1.0)
     kernel.kill()
     _, told = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert pipeline.KERNEL_LOST in told
+    assert process.returncode == 1 and pipeline.KERNEL_LOST in told
     assert not runs.state(p, "04_tiles").done
     assert avomni("run", str(params)).returncode == 0
     assert runs.state(p, "04_tiles").done
-
-
-@pytest.mark.parametrize("seconds", [0.05, 1.5], ids=["while it starts", "at work"])
-def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(params: Path, seconds: float):
-    p = Params.from_files([params])
-    process, _ = _start_one_stage(params)
-    time.sleep(seconds)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the chain and its kernel
-    _, told = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert told.strip() == "stopped; run the same command again: it goes on from here"
-    assert not runs.state(p, "04_tiles").done
-    assert avomni("run", str(params)).returncode == 0
 
 
 def test_killed_again_and_again_the_run_ends_byte_identical(params: Path, tmp_path: Path):
@@ -407,7 +315,7 @@ def test_killed_again_and_again_the_run_ends_byte_identical(params: Path, tmp_pa
     path = write_params(tmp_path)
     p = Params.from_files([path])
     kills = 0
-    while kills < 8:
+    while kills < 5:
         process = subprocess.Popen(
             command("run", str(path)),
             stdout=subprocess.DEVNULL,
@@ -416,15 +324,14 @@ def test_killed_again_and_again_the_run_ends_byte_identical(params: Path, tmp_pa
             env=environment(),
         )
         try:
-            # At most a third of the work between two kills.
-            process.wait(timeout=moments.uniform(0.1, 0.3) * whole_s)
+            process.wait(timeout=moments.uniform(0.1, 0.35) * whole_s)
         except subprocess.TimeoutExpired:
             _kill_tree(process)
             kills += 1
             continue
         assert process.returncode == 0
         break
-    assert kills >= 3
+    assert kills >= 2
     assert avomni("run", str(path)).returncode == 0
     assert all(state.done for state in runs.states(p))
     assert digests(p.run_dir) == digests(undisturbed.run_dir)

@@ -24,13 +24,13 @@ from avomni_lib.evaluation.scores import FALLBACK, MODEL, metric
 from avomni_lib.notebook.pages import wording
 from avomni_lib.notebook.plots.ladder import SLICES, ladder_finding
 from avomni_lib.notebook.plots.paths import Shown, describe, shown
-from avomni_lib.notebook.run.cost import STAGE, cost_of, in_words, machine_of
+from avomni_lib.notebook.run import runs
 from avomni_lib.params import Params
+from avomni_lib.plan import minutes
 from avomni_lib.training.model import adapter
 from avomni_lib.training.targets import target
 
-__all__ = ["cost_of", "facts", "write"]
-
+STAGE = "06_evaluate"  # at work while its report is written
 FILE, PARAMS_FILE, TEMPLATE = "report.html", "params.yaml", "report.html.jinja"
 NUM_ANSWERS = 2  # windows whose answers stand side by side: of the worst and of the typical, each
 PICTURES = {
@@ -42,9 +42,9 @@ PICTURES = {
     "worst": "The windows with the largest errors: frames, true and said path, answers.",
     "typical": "Windows with errors about the median.",
 }
-# Pictures by the section that shows them; what is in none comes at the end of the second.
-SECTIONS = {"ladder": ("ladder",), "truth": ("predicted", "horizon", "manoeuvres")}
-SECTIONS |= {"slices": ("slices",), "windows": ("worst", "typical")}
+# The section of each; what is in none comes at the end of `truth`.
+SECTIONS = {"ladder": "ladder", "slices": "slices", "worst": "windows", "typical": "windows"}
+SECTIONS |= dict.fromkeys(("predicted", "horizon", "manoeuvres"), "truth")
 VERDICTS = {
     wording.BEATEN: "the model is better",
     wording.EVEN: "no difference shown",
@@ -81,26 +81,75 @@ def write(
         AvomniError: a picture is missing.
     """
     files.write_text(folder / PARAMS_FILE, yaml.safe_dump(p.complete(), sort_keys=False))
+    answers = shlex.split(_named(folder / "answers.parquet"))[0]
+    rows = sorted(figures["metrics"], key=lambda name: name != MODEL)
     page = _template().render(
         title=f"{p.run.name}: the score",
         notice=None if p.is_ours_to_show else adapter.CONFIDENTIAL,
         finding=ladder_finding(figures),
         facts=facts(p, figures),
-        claims=_claims(figures, folder),
+        commands=[
+            f"python -c {_quoted(RECOMPUTE.format(path=answers, number=number))}"
+            for number in range(len(figures["claims"]))
+        ],
         again=f"python -m avomni_lib run {_named(folder / PARAMS_FILE)} --only {STAGE} --force",
         compare=f"python -m avomni_lib compare {_named(p.run_dir)} outputs/ANOTHER",
-        ladder=_ladder(figures),
+        figures=figures,
+        rows=rows,
+        names=dict.fromkeys(name for row in rows for name in figures["metrics"][row]),
         unread=wording.row(FALLBACK),
-        figures=_figures(figures),
-        slices=_slices(figures),
         fewest_clips=FEWEST_CLIPS,
         pictures=_pictures(pictures),
         answers=_answers(table),
-        cost=in_words(cost),
+        cost=cost,
         made=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
     )
     files.write_text(folder / FILE, page)
     return folder / FILE
+
+
+def cost_of(p: Params, running_s: float | None = None) -> dict[str, Any]:
+    """What the run took so far, from the `result.json` of each stage.
+
+    Args:
+        running_s: Seconds that 06 has been at work, whose own `result.json` is written after the
+            report.
+
+    Returns:
+        `stages`: {stage, seconds, memory_gb, device_gb, machine} each, only those that are done or
+        at work; `seconds` of all of them; `price_per_hour` and `price`, None where no price is set.
+        A stage that was skipped counts with what it took when it ran; one that was killed and went
+        on, with what it took since.
+    """
+    rows = []
+    for stage in runs.STAGES:
+        result = runs.read_result(p, stage.name)
+        if stage.name == STAGE and running_s is not None:
+            host_gb = max(hardware.peak_memory()["host_gb"], hardware.peak_memory_of_children())
+            result = {"seconds": running_s, "peak_memory_gb": host_gb, "figures": {}}
+            result["provenance"] = hardware.provenance()
+        if result is not None:
+            # A notebook that found a training at work has not seen all of it.
+            trained_s = result["figures"].get("measured", {}).get("seconds", 0.0)
+            rows.append(
+                {
+                    "stage": stage.name,
+                    "seconds": max(float(result["seconds"]), trained_s),
+                    "memory_gb": float(result["peak_memory_gb"]),
+                    "device_gb": result["figures"].get("peak_memory", {}).get("device_gb"),
+                    "machine": machine_of(result["provenance"]),
+                }
+            )
+    seconds, per_hour = sum(row["seconds"] for row in rows), p.run.price_per_hour
+    price = None if per_hour is None else per_hour * seconds / 3600
+    return {"stages": rows, "seconds": seconds, "price_per_hour": per_hour, "price": price}
+
+
+def machine_of(made_with: Mapping[str, Any]) -> str:
+    """A machine in words, from the `provenance` of a result."""
+    words = f"{made_with['cores']} cores, {made_with['host_memory_gb']:.0f} GB of memory"
+    device = made_with.get("device")
+    return f"{words}; {device['reason']}" if device and device["value"] != "cpu" else words
 
 
 def facts(p: Params, figures: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -151,6 +200,11 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"three": _three, "row": wording.row, "minutes": minutes}
+    environment.filters["axis"] = lambda name: wording.axis(metric(name))
+    environment.filters["verdict"] = lambda entry: VERDICTS[wording.standing(entry)]
+    environment.filters["slice"] = lambda by: SLICES.get(by, by)
+    environment.globals |= {"between": _between, "model": MODEL}
     return environment.get_template(TEMPLATE)
 
 
@@ -159,14 +213,6 @@ def _named(path: Path) -> str:
     path = path.resolve()
     root = files.PROJECT_ROOT
     return shlex.quote(str(path.relative_to(root) if path.is_relative_to(root) else path))
-
-
-def _claims(figures: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
-    path = shlex.split(_named(folder / "answers.parquet"))[0]
-    return [
-        claim | {"command": f"python -c {_quoted(RECOMPUTE.format(path=path, number=number))}"}
-        for number, claim in enumerate(figures["claims"])
-    ]
 
 
 def _quoted(code: str) -> str:
@@ -182,83 +228,23 @@ def _between(low: float | None, high: float | None, sign: bool = False) -> str:
     return f"{_three(low, sign)} to {_three(high, sign)}" if wording.is_number(low) else "–"
 
 
-def _ladder(figures: Mapping[str, Any]) -> dict[str, Any]:
-    exact = figures["exact_share_by_row"]
-    told = metric(figures["ladder"][0]["metric"])
-    rows = []
-    for entry in figures["ladder"]:
-        is_model = entry["name"] == MODEL
-        difference = entry["difference_low"], entry["difference_high"]
-        rows.append(
-            {
-                "name": wording.row(entry["name"]),
-                "is_model": is_model,
-                "windows": f"{entry['num_windows']:,}",
-                "clips": f"{entry['num_clips']:,}",
-                "valid": f"{entry['valid_share']:.1%}",
-                "exact": f"{exact[entry['name']]:.1%}",
-                "value": _three(entry["value"]),
-                "interval": _between(entry["low"], entry["high"]),
-                "difference": "" if is_model else _three(entry["difference_to_model"], sign=True),
-                "apart": "" if is_model else _between(*difference, sign=True),
-                "standing": "" if is_model else VERDICTS[wording.standing(entry)],
-            }
-        )
-    return {"metric": wording.axis(told), "rows": rows}
-
-
-def _figures(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Every figure of every row, a line a figure, the model's first."""
-    of_rows = figures["metrics"]
-    rows = sorted(of_rows, key=lambda name: name != MODEL)
-    lines = []
-    for name in dict.fromkeys(name for row in rows for name in of_rows[row]):
-        known = [of_rows[row].get(name, {}) for row in rows]
-        cells = [(_three(of.get("value")), _between(of.get("low"), of.get("high"))) for of in known]
-        lines.append({"name": wording.axis(metric(name)), "cells": cells})
-    return {"rows": [wording.row(name) for name in rows], "lines": lines}
-
-
-def _slices(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {
-            "by": SLICES.get(row["by"], row["by"]),
-            "value": row["value"],
-            "windows": f"{row['num_windows']:,}",
-            "clips": f"{row['num_clips']:,}",
-            "is_small": row["num_clips"] < FEWEST_CLIPS,
-            "model": _three(row["model"]),
-            "interval": _between(row["low"], row["high"]),
-            "mean": _three(row["mean"]),
-        }
-        for row in figures["slices"]
-    ]
-
-
 def _pictures(pictures: Mapping[str, Path]) -> dict[str, list[dict[str, str]]]:
-    shown_in = {
-        section: [name for name in names if name in pictures] for section, names in SECTIONS.items()
-    }
-    known = {name for names in SECTIONS.values() for name in names}
-    shown_in["truth"] += [name for name in pictures if name not in known]
-    return {
-        section: [
-            {"name": name, "words": PICTURES.get(name, name), "data": _inline(pictures[name])}
-            for name in names
-        ]
-        for section, names in shown_in.items()
-    }
-
-
-def _inline(path: Path) -> str:
-    try:
-        return f"data:image/png;base64,{base64.b64encode(Path(path).read_bytes()).decode()}"
-    except OSError:
-        raise AvomniError(
-            "a picture of the report is missing",
-            where=str(path),
-            fix="run 06_evaluate again: it draws them",
-        ) from None
+    """Section -> its pictures: name, words, and the file's bytes as a data URL."""
+    shown_in: dict[str, list[dict[str, str]]] = {section: [] for section in SECTIONS.values()}
+    for name in sorted(pictures, key=[*PICTURES, *pictures].index):
+        try:
+            data = base64.b64encode(Path(pictures[name]).read_bytes()).decode()
+        except OSError:
+            raise AvomniError(
+                "a picture of the report is missing",
+                where=str(pictures[name]),
+                fix="run 06_evaluate again: it draws them",
+            ) from None
+        entry = {"name": name, "words": PICTURES.get(name, name)}
+        shown_in[SECTIONS.get(name, "truth")].append(
+            entry | {"data": f"data:image/png;base64,{data}"}
+        )
+    return shown_in
 
 
 def _answers(table: pa.Table) -> list[dict[str, Any]]:

@@ -28,8 +28,7 @@ from traitlets.config import Config
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
 from avomni_lib.notebook.run import faults, runs
-from avomni_lib.notebook.run.headlines import in_short
-from avomni_lib.notebook.run.stages import STAGES, Stage
+from avomni_lib.notebook.run.stages import STAGES, Stage, in_short
 from avomni_lib.params import Params
 from avomni_lib.plan import minutes
 from avomni_lib.training.model.adapter import CONFIDENTIAL
@@ -91,22 +90,32 @@ def body_of(notebook: nbformat.NotebookNode, pages: set[str]) -> str:
         notebook: Executed; it is changed.
         pages: Names of the notebooks that a link may lead to; others become their words.
     """
+
+    def link(match: re.Match[str]) -> str:
+        text, name = match.groups()
+        return f"[{text}]({name}.html)" if name in pages else text
+
     words = ""
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = LINK.sub(functools.partial(_link, pages), cell.source)
-            words = _plain(cell.source)
+            cell.source = LINK.sub(link, cell.source)
+            # Its first heading or sentence without marks, for who cannot see a picture.
+            line = next((line for line in cell.source.splitlines() if line.strip()), "picture")
+            words = re.sub(r"[#*`_|]+", "", line).strip()
             continue
         if cell.cell_type != "code":
             continue
         cell.outputs = [output for output in cell.outputs if VIEW not in output.get("data", {})]
         for output in cell.outputs:
             if "image/png" in output.get("data", {}):
-                width, height = _size_of(output.data["image/png"])
-                about = {"alt": words, "width": width, "height": height}
-                output.metadata["image/png"] = about
+                # The header of a PNG says its size in px.
+                header = base64.b64decode(output.data["image/png"][:44])[16:24]
+                width, height = struct.unpack(">II", header)
+                output.metadata["image/png"] = {"alt": words, "width": width, "height": height}
             if "text/html" in output.get("data", {}):
-                output.data["text/html"] = _clean(output.data["text/html"])
+                sanitizer = SanitizeHTML(tags=TAGS, attributes={}, strip=True)
+                clean = sanitizer.sanitize_html_tags(output.data["text/html"])
+                output.data["text/html"] = clean
     return _exporter().from_notebook_node(notebook)[0]
 
 
@@ -122,10 +131,6 @@ def _exporter() -> HTMLExporter:
         exclude_input_prompt=True,
         exclude_output_prompt=True,
     )
-
-
-def _clean(html: str) -> str:
-    return SanitizeHTML(tags=TAGS, attributes={}, strip=True).sanitize_html_tags(html)
 
 
 @functools.cache
@@ -198,22 +203,6 @@ def _row(p: Params, state: runs.State, has_page: bool) -> dict[str, str]:
         "time": minutes(result["seconds"]) if result else "",
         "state": state.reason,
     }
-
-
-def _link(pages: set[str], match: re.Match[str]) -> str:
-    words, name = match.groups()
-    return f"[{words}]({name}.html)" if name in pages else words
-
-
-def _plain(markdown: str) -> str:
-    """Markdown's first heading or sentence without its marks, for who cannot see a picture."""
-    line = next((line for line in markdown.splitlines() if line.strip()), "picture")
-    return re.sub(r"[#*`_|]+", "", line).strip()
-
-
-def _size_of(encoded: str) -> tuple[int, int]:
-    """(width, height) px of a PNG in base64: its header says so."""
-    return struct.unpack(">II", base64.b64decode(encoded[:44])[16:24])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

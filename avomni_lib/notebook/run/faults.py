@@ -1,15 +1,17 @@
-"""What a command prints where it cannot go on: a message in place of a traceback."""
+"""What is shown in place of a traceback, by a command that cannot go on and by a notebook."""
 
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import traceback
+from typing import Any
 
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
 
-SHORT_OF_MEMORY = "lower training.batch_size, processing.num_workers or the tile size"
+WORDS = "Stopped by hand. What is whole is kept: run this cell again, and it goes on from there."
 
 
 def in_words(error: Exception) -> AvomniError:
@@ -22,28 +24,52 @@ def in_words(error: Exception) -> AvomniError:
     if isinstance(error, OSError) and error.errno in files.REFUSALS:
         return files.refused(error)
     if isinstance(error, MemoryError):
-        return AvomniError("the memory ran out", fix=f"{SHORT_OF_MEMORY}; {files.GO_ON}")
+        smaller = "lower training.batch_size, processing.num_workers or the tile size"
+        return AvomniError("the memory ran out", fix=f"{smaller}; {files.GO_ON}")
     if isinstance(error, UnicodeEncodeError):
         return AvomniError(
             f"this locale's encoding, {error.encoding}, has no {error.object[error.start]!r}",
             where=repr(error.object),
             fix="export PYTHONUTF8=1, or a locale like LANG=C.UTF-8, and run the command again",
         )
+    where = "".join(traceback.format_exception(error))
+    try:
+        descriptor, path = tempfile.mkstemp(prefix="avomni-", suffix=".log")
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as log:
+            log.write(where)
+        where = f"the traceback is in {path}"
+    except OSError:
+        pass  # no room for a file: it is shown
     return AvomniError(
         f"unexpected {type(error).__name__}: {' '.join(str(error).split()) or 'it says no more'}",
-        where=_kept(error),
+        where=where,
         fix="run the same command again: it goes on from what is whole; if the error comes back, "
         "report it with that traceback",
     )
 
 
-def _kept(error: Exception) -> str:
-    """Where the traceback is kept, or itself where there is no room for it."""
-    lines = "".join(traceback.format_exception(error))
-    try:
-        descriptor, path = tempfile.mkstemp(prefix="avomni-", suffix=".log")
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as log:
-            log.write(lines)
-    except OSError:
-        return lines
-    return f"the traceback is in {path}"
+def speak() -> None:
+    """Let this kernel answer an interrupt with `WORDS`, and a full or read-only disk in words too.
+
+    The error itself stays what it is, which papermill and `Run All` stop at. Nothing is done where
+    there is no kernel.
+    """
+    if "IPython" not in sys.modules:
+        return
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    if hasattr(shell, "kernel"):
+        shell.set_custom_exc((KeyboardInterrupt, OSError), _show)
+
+
+def _show(
+    shell: Any, kind: Any, error: Any, traceback: Any, tb_offset: int | None = None
+) -> list[str]:
+    # As for AvomniError: IPython asks an exception how it wants to be shown.
+    if isinstance(error, KeyboardInterrupt):
+        error._render_traceback_ = lambda: [WORDS]  # type: ignore[attr-defined]
+    elif error.errno in files.REFUSALS:
+        error._render_traceback_ = files.refused(error)._render_traceback_
+    shell.showtraceback((kind, error, traceback), tb_offset=tb_offset)
+    return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import sys
@@ -16,7 +17,7 @@ import papermill
 import psutil
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
-from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets import Unicode
 from traitlets.config import Config
@@ -98,10 +99,9 @@ def run(
     force: bool = False,
     dry_run: bool = False,
 ) -> Iterator[Outcome]:
-    """Run what is not done, stage by stage; yields an outcome after each.
+    """Run what is not done, stage by stage in the order of the chain; yields an outcome after each.
 
     Args:
-        stages: In the order of the chain.
         force: Run them though they are done, and from the start.
         dry_run: Say what would run, touch nothing.
 
@@ -110,25 +110,33 @@ def run(
         KeyboardInterrupt: its kernel was interrupted.
         OSError: the run's folder cannot be written to.
     """
-    if dry_run:
-        yield from _would_run(p, stages, force)
-        return
-    # Two chains in one run folder would write over each other.
     ran: set[str] = set()
-    with files.hold(p.run_dir / LOCK, BUSY):
+    remade: set[str] = set()  # of a dry run: what would make something else
+    # Two chains in one run folder would write over each other.
+    lock = contextlib.nullcontext() if dry_run else files.hold(p.run_dir / LOCK, BUSY)
+    with lock:
         for stage in stages:
-            state = runs.state(p, stage.name)
-            if state.done and not force:
-                yield Outcome(stage.name, "skipped", state.reason, 0.0, state.result["figures"])
+            state, started = runs.state(p, stage.name), time.monotonic()
+            before = [need for need in stage.needs if need in remade]
+            if state.done and not force and not before:
+                action = "would skip" if dry_run else "skipped"
+                yield Outcome(stage.name, action, state.reason, 0.0, state.result["figures"])
+                continue
+            if not force:
+                _refuse_stale(p, stage, ran)
+            ran.add(stage.name)
+            if dry_run:
+                if force or before or not state.makes_the_same:
+                    remade.add(stage.name)
+                reason = "forced" if force else f"{before[0]} runs before it" if before else ""
+                reason = reason if state.done else state.reason
+                yield Outcome(stage.name, "would run", reason, 0.0, {})
                 continue
             if force:
                 runs.forget(p, stage)
             else:
-                _refuse_stale(p, stage, ran)
                 runs.drop_damaged(p, stage)
-            started = time.monotonic()
             _execute(p, stage)
-            ran.add(stage.name)
             result = runs.read_result(p, stage.name)
             if result is None:
                 raise AvomniError(
@@ -143,25 +151,19 @@ def run(
 def _refuse_stale(p: Params, stage: runs.Stage, ran: Collection[str]) -> None:
     """What a stage would make from a stale one would be taken for the parameters' own.
 
-    Args:
-        ran: Stages that this command runs before it.
-
     Raises:
-        AvomniError: a stage that it needs is not done, and why.
+        AvomniError: a stage that it needs is neither done nor among those that ran before it.
     """
     for need in stage.needs:
         before = runs.state(p, need)
         if need not in ran and not before.done and not before.makes_the_same:
-            first = before.cause[0] if before.cause else need
-            forced = (
-                ""
-                if before.result is None
-                else (f"; or --only {stage.name} --force, to take what is there all the same")
-            )
+            fix = f"python -m avomni_lib run PARAMS.yaml --from {(before.cause or [need])[0]}"
+            if before.result is not None:
+                fix += f"; or --only {stage.name} --force, to take what is there all the same"
             raise AvomniError(
                 f"{stage.name} needs what {need} makes, and {need} is not done: {before.reason}",
                 where=str(runs.stage_dir(p, need)),
-                fix=f"python -m avomni_lib run PARAMS.yaml --from {first}{forced}",
+                fix=fix,
             )
 
 
@@ -177,26 +179,6 @@ def _find(name: str) -> runs.Stage:
     return fitting[0]
 
 
-def _would_run(p: Params, stages: Sequence[runs.Stage], force: bool) -> Iterator[Outcome]:
-    would: set[str] = set()  # run
-    rerun: set[str] = set()  # and make something else
-    for stage in stages:
-        state = runs.state(p, stage.name)
-        before = [need for need in stage.needs if need in rerun]
-        if state.done and not force and not before:
-            yield Outcome(stage.name, "would skip", state.reason, 0.0, state.result["figures"])
-            continue
-        if not force:
-            _refuse_stale(p, stage, would)
-        would.add(stage.name)
-        if force or before or not state.makes_the_same:
-            rerun.add(stage.name)
-        reason = (
-            state.reason if not state.done else "forced" if force else f"{before[0]} runs before it"
-        )
-        yield Outcome(stage.name, "would run", reason, 0.0, {})
-
-
 def _execute(p: Params, stage: runs.Stage) -> None:
     _check(stage.notebook)
     output = executed_path(p, stage)
@@ -206,9 +188,8 @@ def _execute(p: Params, stage: runs.Stage) -> None:
     options = {"transport_encryption": "required", "log_path": str(output.parent / KERNEL_LOG)}
     config = Config({"LoggedKernel": options})
     try:
-        papermill.execute_notebook(
-            _unformatted(stage.notebook),
-            _unformatted(output),
+        papermill.execute_notebook(  # it fills braces of a path with parameters
+            *(str(path).replace("{", "{{").replace("}", "}}") for path in (stage.notebook, output)),
             parameters=p.complete(),
             kernel_name="python3",
             language="python",
@@ -223,10 +204,6 @@ def _execute(p: Params, stage: runs.Stage) -> None:
         raise _failed(stage, output, error) from None
     except DeadKernelError:
         raise _ended(stage, output) from None
-    except CellTimeoutError as error:
-        raise AvomniError(
-            f"a cell took too long: {error}", where=str(output), fix=files.GO_ON
-        ) from None
     except RuntimeError as error:
         # How jupyter_client says that a kernel has not come to work.
         if "ernel died" in str(error):
@@ -243,8 +220,8 @@ def _execute(p: Params, stage: runs.Stage) -> None:
             raise
         raise files.refused(error, output) from None
     finally:
-        _name_no_machine(output)
-        _sign(output)
+        if output.exists():
+            _settle(output)
 
 
 def _check(notebook: Path) -> None:
@@ -270,11 +247,6 @@ def _check(notebook: Path) -> None:
         )
 
 
-def _unformatted(path: Path) -> str:
-    """papermill fills braces of a path with parameters."""
-    return str(path).replace("{", "{{").replace("}", "}}")
-
-
 def _ended(stage: runs.Stage, output: Path, when: str = "") -> AvomniError:
     """What to say of a kernel that is gone."""
     log = output.with_name(KERNEL_LOG)
@@ -296,50 +268,41 @@ def _ended(stage: runs.Stage, output: Path, when: str = "") -> AvomniError:
 
 def _failed(stage: runs.Stage, output: Path, error: PapermillExecutionError) -> AvomniError:
     """What to say of an error that a cell has ended with."""
+    refusal = OS_ERROR.fullmatch(error.evalue)
     if error.ename == "KeyboardInterrupt":
         raise KeyboardInterrupt from None
     if error.ename == AvomniError.__name__:
         parts = [error.traceback[0].removeprefix(f"{error.ename}: "), *error.traceback[1:]]
-        told = AvomniError.from_parts(parts)
-        return AvomniError(f"{stage.name}: {told.what}", where=told.where, fix=told.fix)
-    refusal = OS_ERROR.fullmatch(error.evalue)
-    if refusal and int(refusal["errno"]) in files.REFUSALS:
-        told = files.refused(OSError(int(refusal["errno"]), "", refusal["path"]), output.parent)
-        return AvomniError(f"{stage.name}: {told.what}", where=told.where, fix=told.fix)
-    if error.ename == MemoryError.__name__:
-        told = faults.in_words(MemoryError())
-        return AvomniError(f"{stage.name}: {told.what}", where=str(output), fix=told.fix)
+        words = AvomniError.from_parts(parts)
+    elif refusal and int(refusal["errno"]) in files.REFUSALS:
+        words = files.refused(OSError(int(refusal["errno"]), "", refusal["path"]), output.parent)
+    elif error.ename == MemoryError.__name__:
+        words = faults.in_words(MemoryError())
+    else:
+        return AvomniError(
+            f"{stage.name} failed with {error.ename}: {error.evalue}",
+            where=f"{output}, cell {error.exec_count}",
+            fix="the traceback stands in that notebook; run the same command again once it is "
+            "mended",
+        )
     return AvomniError(
-        f"{stage.name} failed with {error.ename}: {error.evalue}",
-        where=f"{output}, cell {error.exec_count}",
-        fix="the traceback stands in that notebook; run the same command again once it is mended",
+        f"{stage.name}: {words.what}", where=words.where or str(output), fix=words.fix
     )
 
 
-def _name_no_machine(path: Path) -> None:
-    """papermill notes where it read and wrote: absolute paths, which mean nothing after a move."""
-    if not path.exists():
-        return
+def _settle(path: Path) -> None:
+    """Take this machine's paths out of an executed notebook, and sign it as trusted.
+
+    papermill notes where it read and wrote; Jupyter shows widgets only where it trusts.
+    """
+    from nbformat.sign import NotebookNotary
+
     try:
         notebook = nbformat.read(path, as_version=4)
         notes = notebook.metadata.get("papermill", {})
         for key in {"input_path", "output_path"} & notes.keys():
             notes[key] = Path(notes[key]).name
         files.write_text(path, nbformat.writes(notebook))
-    except Exception as error:  # nbformat raises whatever it stumbles on in half a notebook
-        log.warning("%s keeps the paths of this machine: %s", path, error)
-
-
-def _sign(path: Path) -> None:
-    """Jupyter shows an executed notebook's widgets only where it trusts it; we made it.
-
-    Where its record cannot be written, as in a home that is read only, the run goes on without.
-    """
-    if not path.exists():
-        return
-    from nbformat.sign import NotebookNotary
-
-    try:
         NotebookNotary().sign(nbformat.read(path, as_version=4))
-    except Exception as error:  # nbformat raises whatever it stumbles on in half a notebook
-        log.warning("%s is not signed as trusted: %s", path, error)
+    except Exception as error:  # half a notebook, or a home that is read only
+        log.warning("%s keeps this machine's paths, or is not trusted: %s", path, error)

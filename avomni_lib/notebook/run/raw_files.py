@@ -13,18 +13,13 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache.shard import HEADER_FILE, shard_name
 from avomni_lib.params import Params
 
-EVICT, BUDGET = "download.evict_raw", "download.target_size_gb"
-SEED, PLACE = "run.seed", "dataset.local_dir"
-
-
-def in_words(num: int, what: str = "raw file") -> str:
-    return f"{num:,} {what}{'' if num == 1 else 's'}"
+EVICT = "download.evict_raw"
 
 
 def evicted_in_words(p: Params) -> str:
     """How many raw files the run has evicted, or nothing."""
     num = len(read_evicted(p))
-    return f"{in_words(num)} evicted" if num else ""
+    return f"{num:,} raw files evicted" if num else ""
 
 
 def what_matters(
@@ -32,27 +27,26 @@ def what_matters(
 ) -> list[str]:
     """The changed parameters that ask for another run of the stage.
 
-    To evict or not changes what 01 and 02 choose only where the budget has cut the choice, and
-    what 03 does only where raw files are to go now. With eviction the budget bounds the disk, not
-    the choice. The seed matters where clips are drawn. The place of raw files that a hub has does
-    not matter for 02, which looks whether they are there.
-
     Args:
         then: The parameters of the finished stage.
     """
-    matter = set(changed)
+    ignored = set()
     if stage == "03_etl" and not p.download.evict_raw:
-        matter -= {EVICT}
+        ignored = {EVICT}  # raw files are to stay
     elif stage in ("01_audit", "02_download"):
-        if not p.download.evict_raw or not _was_cut(p):
-            matter -= {EVICT}
+        was_cut = False  # whether the budget has kept the choice below what was asked for
+        with contextlib.suppress(AvomniError):
+            num_chosen = len(read_chosen(p).chunks)
+            was_cut = p.download.chunks is None and num_chosen < p.download.target_chunks
+        if not p.download.evict_raw or not was_cut:
+            ignored |= {EVICT}
         if p.download.evict_raw and then.get(EVICT):
-            matter -= {BUDGET}
+            ignored |= {"download.target_size_gb"}  # it bounds the disk, not the choice
         if p.download.clips.max_clips is None and p.download.clips.balance_by is None:
-            matter -= {SEED}
+            ignored |= {"run.seed"}  # no clip is drawn
         if stage == "02_download" and p.dataset.source != "folder":
-            matter -= {PLACE}
-    return [name for name in changed if name in matter]
+            ignored |= {"dataset.local_dir"}  # 02 looks whether the files are there
+    return [name for name in changed if name not in ignored]
 
 
 def download_in_words(p: Params, is_cache_done: bool) -> tuple[bool, str]:
@@ -65,35 +59,22 @@ def download_in_words(p: Params, is_cache_done: bool) -> tuple[bool, str]:
     evicted = read_evicted(p)
     lost = [path for path in gone if path not in evicted]
     if is_cache_done:
-        told = [in_words(len(gone) - len(lost)) + " evicted"] if len(lost) < len(gone) else []
-        told += [f"{in_words(len(lost))} gone"] if lost else []
-        return True, ", ".join([*told, "the cache holds what is needed"])
+        counts = {"evicted": len(gone) - len(lost), "gone": len(lost)}
+        parts = [f"{num:,} raw files {what}" for what, num in counts.items() if num]
+        return True, ", ".join([*parts, "the cache holds what is needed"])
     if p.download.evict_raw and not set(gone) & set(METADATA_FILES):
+        what = f"03_etl fetches {len(lost):,} raw files"
         if evicted:
-            what = f"{in_words(len(evicted))} evicted; 03_etl fetches what the cache lacks"
-        else:
-            what = f"03_etl fetches {in_words(len(lost))}"
+            what = f"{len(evicted):,} raw files evicted; 03_etl fetches what the cache lacks"
         return True, f"{what}, chunk after chunk"
     others = {path: run for path, run in by_others(p).items() if path in gone}
-    if not others:
-        return False, f"{in_words(len(gone))} gone or cut, such as {gone[0]}"
-    runs = ", ".join(sorted(set(others.values())))
-    told = [f"{in_words(len(others))} evicted by another run, {runs}"]
+    parts = []
+    if others:
+        runs = ", ".join(sorted(set(others.values())))
+        parts.append(f"{len(others):,} raw files evicted by another run, {runs}")
     if rest := [path for path in gone if path not in others]:
-        told.append(f"{in_words(len(rest))} gone or cut, such as {rest[0]}")
-    return False, "; ".join(told)
-
-
-def lost_in_words(num: int, is_trained_on: bool) -> str:
-    """What becomes of the lost clips of a cache that is whole without them.
-
-    Args:
-        is_trained_on: A training that has begun is to go on with the cache as it is.
-    """
-    told = f"{in_words(num, 'clip')} lost to a fault of the machine"
-    if is_trained_on:
-        return f"{told}: tried again when the training that has begun is through"
-    return f"{told}: the next run tries again, and where that goes well the stages after it run too"
+        parts.append(f"{len(rest):,} raw files gone or cut, such as {rest[0]}")
+    return False, "; ".join(parts)
 
 
 def cache_in_words(p: Params, is_begun: bool) -> str:
@@ -102,23 +83,11 @@ def cache_in_words(p: Params, is_begun: bool) -> str:
     Args:
         is_begun: It has no result yet, so that the shards that are there are its own.
     """
-    evicted = read_evicted(p)
-    if not evicted:
+    if not (evicted := evicted_in_words(p)):
         return ""
-    told = f"{in_words(len(evicted))} evicted, what the cache lacks is fetched again"
-    if not is_begun:
-        return told
-    try:
-        chunks = read_chosen(p).chunks
-    except AvomniError:  # what 02 left is gone, which its own state says
-        return told
-    num = sum((p.cache_dir / shard_name(chunk) / HEADER_FILE).exists() for chunk in chunks)
-    return f"{num} of {in_words(len(chunks), 'chunk')} in the cache; {told}"
-
-
-def _was_cut(p: Params) -> bool:
-    """Whether the budget has kept the choice below what was asked for."""
-    with contextlib.suppress(AvomniError):
-        wanted = p.download.target_chunks
-        return p.download.chunks is None and len(read_chosen(p).chunks) < wanted
-    return False
+    words = f"{evicted}, what the cache lacks is fetched again"
+    with contextlib.suppress(AvomniError):  # what 02 left is gone, which its own state says
+        chunks = read_chosen(p).chunks if is_begun else []
+        num = sum((p.cache_dir / shard_name(chunk) / HEADER_FILE).exists() for chunk in chunks)
+        words = f"{num} of {len(chunks)} chunks in the cache; {words}" if is_begun else words
+    return words

@@ -17,10 +17,12 @@ import atexit
 import contextlib
 import dataclasses
 import datetime
+import os
 import shutil
 import sys
+import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ from avomni_lib.dataset.download.hub import Hub
 from avomni_lib.dataset.select import split
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache.shard import HEADER_FILE
-from avomni_lib.notebook.run import artifacts, interrupts, raw_files
+from avomni_lib.notebook.run import faults, raw_files
 from avomni_lib.notebook.run.stages import BY_NAME, STAGES, Stage
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
@@ -38,7 +40,8 @@ from avomni_lib.training.fit import job
 from avomni_lib.training.model import model_input
 from avomni_lib.training.model.adapter import CONFIDENTIAL
 
-RESULT, FORMAT = "result.json", 2
+RESULT, FORMAT, CHECKED = "result.json", 2, ".checked.json"
+ANOTHER = "is not what was written, its sha256 is another"
 # What is read of it.
 KINDS = dict.fromkeys(("finished_at", "digest", "params_digest"), str)
 KINDS |= dict.fromkeys(("figures", "inputs", "params", "outputs"), dict)
@@ -90,13 +93,13 @@ def state(p: Params, name: str, look: bool = True) -> State:
         what = "training waits for its notebook" if about.get("waits") else "training now"
         words = f"{what}: process {about.get('pid')} since {about.get('started_at')}"
         return dataclasses.replace(found, done=False, reason=words)
+    more = ""
     if name == "03_etl" and not found.done:
-        return _with_words(found, raw_files.cache_in_words(p, found.result is None))
-    if name in ("01_audit", "04_tiles") and found.done:
-        evicted = raw_files.evicted_in_words(p)
-        reads = "; it reads the cache" if name == "04_tiles" and evicted else ""
-        return _with_words(found, evicted + reads)
-    return found
+        more = raw_files.cache_in_words(p, found.result is None)
+    elif name in ("01_audit", "04_tiles") and found.done:
+        more = raw_files.evicted_in_words(p)
+        more += "; it reads the cache" if name == "04_tiles" and more else ""
+    return dataclasses.replace(found, reason=f"{found.reason}; {more}") if more else found
 
 
 def _state(p: Params, stage: Stage, look: bool = True, raw: bool = True) -> State:
@@ -125,7 +128,7 @@ def _state(p: Params, stage: Stage, look: bool = True, raw: bool = True) -> Stat
         if before.result["digest"] != result["inputs"].get(need):
             return stale(f"{need} made something else since")
     if look:
-        for name, words in artifacts.wrong(p.run_dir, stage.name, result["outputs"]):
+        for name, words in _wrong_files(p.run_dir, stage.name, result["outputs"]):
             return stale(f"{name} {words}")
     if changed := _changed_params(p, stage, result):
         same = stage.name == "03_etl" and list(changed) == [raw_files.EVICT]
@@ -133,18 +136,18 @@ def _state(p: Params, stage: Stage, look: bool = True, raw: bool = True) -> Stat
     finished = result["finished_at"]
     if stage.name == "03_etl" and (num := result["figures"].get("num_lost")):
         goes_on = read_result(p, "05_train") is None and job.goes_on(p, result["digest"])
-        words = raw_files.lost_in_words(num, goes_on)
+        words = f"{num:,} clips lost to a fault of the machine: "
+        words += (
+            "tried again when the training that has begun is through"
+            if goes_on
+            else "the next run tries again, and where that goes well the stages after it run too"
+        )
         return State(stage, goes_on, f"done {finished}; {words}", result, not goes_on)
     if stage.name == "02_download" and raw:
         done, reason = raw_files.download_in_words(p, _state(p, BY_NAME["03_etl"]).done)
         reason = f"done {finished}; {reason}" if done else f"stale: {reason}"
         return State(stage, done, reason, result)
     return State(stage, True, f"done {finished}, nothing that it reads has changed", result)
-
-
-def _with_words(found: State, words: str) -> State:
-    reason = f"{found.reason}; {words}" if words else found.reason
-    return dataclasses.replace(found, reason=reason)
 
 
 def states(p: Params) -> list[State]:
@@ -195,7 +198,7 @@ class OpenStage:
             digest: What the next stages depend on: while it is the same nothing changed for them.
                 Left out, it is the hash of the outputs.
         """
-        described = artifacts.describe(self.p.run_dir, self.stage.name, outputs, self._began_ns)
+        described = _describe(self.p.run_dir, self.stage.name, outputs, self._began_ns)
         if digest is None:
             digest = files.hash_json([entry["sha256"] for entry in described.values()])
         own = hardware.peak_memory()["host_gb"]
@@ -243,7 +246,7 @@ def drop_damaged(p: Params, stage: Stage) -> None:
     result = read_result(p, stage.name)
     if stage.name != "03_etl" or result is None or result.get("format") != FORMAT:
         return
-    for name, _ in list(artifacts.wrong(p.run_dir, stage.name, result["outputs"])):
+    for name, _ in list(_wrong_files(p.run_dir, stage.name, result["outputs"])):
         folder = (p.run_dir / name).parent
         if folder.parent == p.cache_dir:
             (folder / HEADER_FILE).unlink(missing_ok=True)  # without it a shard is not whole
@@ -270,7 +273,7 @@ def start(p: Params, name: str) -> OpenStage:
                 where=str(stage_dir(p, need) / RESULT),
                 fix=f"run notebooks/{need}.ipynb first or all: python -m avomni_lib run",
             )
-    interrupts.speak()
+    faults.speak()
     drop_damaged(p, stage)
     folder = stage_dir(p, name)
     (folder / RESULT).unlink(missing_ok=True)
@@ -343,7 +346,82 @@ def _changed_params(p: Params, stage: Stage, result: dict[str, Any]) -> dict[str
     return {name: changed[name] for name in matter}
 
 
-def _short(value: Any, most: int = 60) -> str:
-    """A value in a message; a list of a thousand clips is cut."""
-    text = repr(value)
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+def _short(value: Any) -> str:
+    return textwrap.shorten(repr(value), 60, placeholder="…")
+
+
+def _describe(
+    run_dir: Path, stage: str, made: Sequence[Path] | Mapping[Path, str | None], since_ns: int
+) -> dict[str, dict[str, Any]]:
+    """Path below the run's folder -> {"bytes", "sha256"} of files that were just written.
+
+    Args:
+        made: The files, with their sha256 where it is known.
+        since_ns: When the stage began: a file that is older is read, whatever is known of it.
+
+    Raises:
+        AvomniError: an older file is not what is known of it.
+    """
+    hashes = made if isinstance(made, Mapping) else {}
+    known, described, checked = _read_checked(run_dir / stage), {}, {}
+    for path in made:
+        name = Path(os.path.relpath(path, run_dir)).as_posix()
+        size, date = files.state_of(Path(path)) or (0, 0)
+        sha256 = hashes.get(path)
+        if not sha256 or (date < since_ns and known.get(name) != [size, date, sha256]):
+            found = files.sha256_file(path)
+            if sha256 not in (None, found):
+                raise AvomniError(
+                    f"{name} {ANOTHER}",
+                    where=str(path),
+                    fix=f"remove {Path(path).parent} and run {stage} again",
+                )
+            sha256 = found
+        described[name] = {"bytes": size, "sha256": sha256}
+        checked[name] = [size, date, sha256]
+    _write_checked(run_dir / stage, checked)
+    return described
+
+
+def _wrong_files(
+    run_dir: Path, stage: str, described: Mapping[str, Mapping[str, Any]]
+) -> Iterator[tuple[str, str]]:
+    """(path below the run's folder, what is wrong with it) of each file that is not as written.
+
+    A file is read where its size is right and its date is not the known one, as after a copy.
+    """
+    known, fresh = _read_checked(run_dir / stage), {}
+    try:
+        for name, entry in described.items():
+            state = files.state_of(run_dir / name)
+            if state is None:
+                yield name, "is missing"
+            elif state[0] != entry["bytes"]:
+                yield name, f"has another size, {state[0]:,} for {entry['bytes']:,} bytes"
+            elif known.get(name) != [*state, entry["sha256"]]:
+                try:
+                    is_same = files.sha256_once(run_dir / name) == entry["sha256"]
+                except OSError as error:
+                    yield name, f"cannot be read: {error.strerror}"
+                    continue
+                if is_same:
+                    fresh[name] = [*state, entry["sha256"]]
+                else:
+                    yield name, ANOTHER
+    finally:
+        if fresh:
+            _write_checked(run_dir / stage, known | fresh)
+
+
+def _read_checked(folder: Path) -> dict[str, Any]:
+    """Sizes, dates and hashes of the files that were found as written; it may be lost."""
+    with contextlib.suppress(AvomniError, OSError):
+        known = files.read_json(folder / CHECKED)
+        return known if isinstance(known, dict) else {}
+    return {}
+
+
+def _write_checked(folder: Path, checked: Mapping[str, Any]) -> None:
+    # Where nothing can be written, files are read again next time.
+    with contextlib.suppress(OSError, AvomniError):
+        files.write_json(folder / CHECKED, dict(checked))

@@ -1,12 +1,15 @@
-"""The stages: what each is for, what it needs, and every parameter that it reads."""
+"""The notebooks as stages: what each needs and reads, and what came out of it on one line."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from avomni_lib import files
 from avomni_lib.evaluation.ladder import KEPT_FILE
+from avomni_lib.plan import gigabytes
 from avomni_lib.training.fit import job
 
 
@@ -34,31 +37,27 @@ class Stage:
         return files.PROJECT_ROOT / "notebooks" / f"{self.name}.ipynb"
 
 
+def _keys(section: str, keys: str) -> tuple[str, ...]:
+    return tuple(f"{section}.{key}" for key in keys.split())
+
+
 _SOURCE = (
-    *(f"dataset.{key}" for key in ("source", "repo_id", "revision", "endpoint", "local_dir")),
-    *("dataset.license_accepted", "dataset.world"),
-    *(f"download.{key}" for key in ("target_chunks", "target_size_gb", "chunks", "clips")),
-    *("download.evict_raw", "vision.cameras", "processing.obstacles", "run.seed"),
+    *_keys("dataset", "source repo_id revision endpoint local_dir license_accepted world"),
+    *_keys("download", "target_chunks target_size_gb chunks clips evict_raw"),
+    *("vision.cameras", "processing.obstacles", "run.seed"),
 )
-_CACHE = tuple(
-    f"processing.{key}"
-    for key in (
-        *("sample_hz", "tile_width", "tile_height", "fit", "decoder", "storage", "horizon_s"),
-        "obstacles",
-    )
-)
-_TILES = tuple(f"processing.{key}" for key in ("sample_hz", "tile_width", "tile_height", "fit"))
-_WINDOWS = (
-    *("processing.sequence_length", "processing.stride"),
-    *(f"processing.past.{key}" for key in ("seconds", "hz", "scale")),
+_TILES = _keys("processing", "sample_hz tile_width tile_height fit")
+_CACHE = (*_TILES, *_keys("processing", "decoder storage horizon_s obstacles"))
+_WINDOWS = _keys("processing", "sequence_length stride past.seconds past.hz past.scale")
+_TRAINING = (
+    "target batch_size gradient_accumulation_steps gradient_checkpointing num_epochs max_steps "
+    "num_processes optimizer"
 )
 # What the cost of a choice is reckoned from.
 _PLAN = (
     "run.price_per_hour",
-    *(f"model.{key}" for key in ("base_model", "backbone", "max_seq_length", "load_in_4bit")),
-    *("model.lora_rank", "model.lora_targets", "training.target", "training.batch_size"),
-    *("training.gradient_accumulation_steps", "training.gradient_checkpointing"),
-    *("training.num_epochs", "training.max_steps", "training.num_processes", "training.optimizer"),
+    *_keys("model", "base_model backbone max_seq_length load_in_4bit lora_rank lora_targets"),
+    *_keys("training", _TRAINING),
 )
 
 STAGES = (
@@ -83,13 +82,7 @@ STAGES = (
         ("03_etl",),
         (*_WINDOWS, "vision.cameras", "prompt", *_TILES, *_PLAN),
     ),
-    Stage(
-        "05_train",
-        "the adapter",
-        ("03_etl",),
-        job.READS,
-        ("checkpoints", "checkpoints_blind"),
-    ),
+    Stage("05_train", "the adapter", ("03_etl",), job.READS, ("checkpoints", "checkpoints_blind")),
     Stage(
         "06_evaluate",
         "the score",
@@ -99,3 +92,54 @@ STAGES = (
     ),
 )
 BY_NAME = {stage.name: stage for stage in STAGES}
+
+
+def in_short(name: str, figures: Mapping[str, Any]) -> str:
+    """What came out of a stage, on one line."""
+    try:
+        return HEADLINES[name](figures) if figures else ""
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return "its figures are damaged"
+
+
+def _audit(f: Mapping[str, Any]) -> str:
+    counts = [
+        f"{num} {'not on the disk yet' if state == 'missing' else state}"
+        for state, num in f["clips_by_state"].items()
+        if num
+    ]
+    return f"{f['num_clips']} clips in {f['num_files']} files, {', '.join(counts)}"
+
+
+def _etl(f: Mapping[str, Any]) -> str:
+    num = f.get("num_lost", 0)
+    lost = f"{num} lost (run the same command again: it tries them again), " if num else ""
+    clips = f"{f['num_clips']} clips, {f['num_damaged']} left out, {lost}"
+    return f"{clips}{f['num_windows']} windows, {gigabytes(f['cache_bytes'])}"
+
+
+def _download(f: Mapping[str, Any]) -> str:
+    later = f.get("bytes_to_fetch", 0)
+    words = f"{gigabytes(f['bytes'])}, {gigabytes(f['bytes_fetched'])} fetched"
+    return words + (f", {gigabytes(later)} to be fetched by 03" if later else "")
+
+
+def _score(f: Mapping[str, Any]) -> str:
+    rows = {row["name"]: row for row in f["ladder"]}
+    own = rows["adapted"]
+    spread = "" if own["low"] is None else f" ({own['low']:.2f} to {own['high']:.2f})"
+    beside = [f"{n} {rows[n]['value']:.2f}" for n in ("mean", "base", "ego_motion") if n in rows]
+    return (
+        f"{own['metric']} {own['value']:.2f}{spread}; {', '.join(beside)}; {own['valid_share']:.0%}"
+        f" of answers can be read ({own['num_windows']} windows, {own['num_clips']} clips)"
+    )
+
+
+HEADLINES = {
+    "01_audit": _audit,
+    "02_download": _download,
+    "03_etl": _etl,
+    "04_tiles": lambda f: f"{f['vision_tokens']} vision tokens, {f['tokens_per_sample']} in all",
+    "05_train": lambda f: f["headline"],
+    "06_evaluate": _score,
+}

@@ -1,12 +1,9 @@
-"""The tile preview of 04.
+"""The preview of 04: any choice of cameras, tile and rate, before an ETL is paid for.
 
-widgets      the preview
-controls     its controls
-preview      what it shows
-choice       a choice of tiling
-cost         what a choice costs
+choice       which cameras, how large, how often, and what it costs
 older        frames of the past, and their cost
-clips        the clips that can be shown
-raw_frames   grids of any choice, from raw clips
+preview      the clips, and what is shown of them
+raw_frames   grids out of raw clips
 params_file  a choice written into a params file
+widgets      the preview and its controls
 """

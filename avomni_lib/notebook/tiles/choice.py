@@ -1,18 +1,39 @@
-"""A choice of tiling to look at before an ETL is paid for: which cameras, how large, how often."""
+"""A choice of tiling to look at before an ETL is paid for: which cameras, how large, how often.
+
+What it costs is told by the arithmetic that plans the whole run.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from avomni_lib import grids
+from avomni_lib import files, grids
 from avomni_lib.dataset.cameras import BY_NAME, GRIDS, OWN, Grid, grid
+from avomni_lib.dataset.clip import Clip
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl.run import engines, forecast
+from avomni_lib.etl.run.forecast import Video
+from avomni_lib.etl.video import reader as video
 from avomni_lib.params import Params
+from avomni_lib.plan import Plan, gigabytes, minutes
+from avomni_lib.training.fit import job
+from avomni_lib.training.forecast import estimate
+from avomni_lib.training.forecast.memory import size_of
+from avomni_lib.training.model.load import TINY
+from avomni_lib.training.prompt import samples
+from avomni_lib.training.prompt.tokens import Tokens
 
-Tile = tuple[int, int]  # (width, height) px
 OWN_LIST, OWN_GRID = "own list", "own grid"
+REFUSED = "05_train would refuse it"
+# What a choice changes in a params file, by section.
+KEYS = {
+    "vision": ("cameras", "window_size"),
+    "processing": ("tile_width", "tile_height", "fit", "sample_hz", "sequence_length"),
+}
 
 
 @dataclass(frozen=True)
@@ -31,7 +52,7 @@ class Choice:
 
     setup: str
     cameras: tuple[str, ...] | grids.Rows
-    tile: Tile
+    tile: tuple[int, int]
     fit: str
     sample_hz: float
     sequence_length: int
@@ -39,15 +60,10 @@ class Choice:
     @classmethod
     def of(cls, p: Params) -> Choice:
         """The run's own."""
-        processing, value = p.processing, grid(p.vision.cameras).value
-        return cls(
-            value if isinstance(value, str) else OWN_GRID,
-            () if isinstance(value, str) else value,
-            (processing.tile_width, processing.tile_height),
-            processing.fit,
-            processing.sample_hz,
-            processing.sequence_length,
-        )
+        work, value = p.processing, grid(p.vision.cameras).value
+        setup, rows = (value, ()) if isinstance(value, str) else (OWN_GRID, value)
+        tile = work.tile_width, work.tile_height
+        return cls(setup, rows, tile, work.fit, work.sample_hz, work.sequence_length)
 
     def __str__(self) -> str:
         width, height = self.tile
@@ -79,23 +95,15 @@ class Choice:
 
     def laid_over(self, p: Params) -> Params:
         """The run with this choice."""
-        processing = {
-            "tile_width": self.tile[0],
-            "tile_height": self.tile[1],
-            "fit": self.fit,
-            "sample_hz": self.sample_hz,
-            "sequence_length": self.sequence_length,
-        }
+        keys = KEYS["processing"]
+        values = (*self.tile, self.fit, self.sample_hz, self.sequence_length)
         # What the run names stays as it is named there, as by a module's attribute.
         same = self.grid.value == grid(p.vision.cameras).value
-        vision = {} if same else {"cameras": self.grid.value}
+        vision: dict[str, Any] = {} if same else {"cameras": self.grid.value}
         vision |= {"window_size": self.sequence_length} if p.vision.window_size else {}
-        return p.model_copy(
-            update={
-                "processing": p.processing.model_copy(update=processing),
-                "vision": p.vision.model_copy(update=vision),
-            }
-        )
+        processing = p.processing.model_copy(update=dict(zip(keys, values, strict=True)))
+        changed = {"processing": processing, "vision": p.vision.model_copy(update=vision)}
+        return p.model_copy(update=changed)
 
 
 def _around(name: str, others: Sequence[str], cols: int) -> grids.Rows:
@@ -107,22 +115,101 @@ def _around(name: str, others: Sequence[str], cols: int) -> grids.Rows:
     return tuple(map(tuple, rows))
 
 
-# What a choice changes in a params file, by section.
-KEYS = {
-    "vision": ("cameras", "window_size"),
-    "processing": ("tile_width", "tile_height", "fit", "sample_hz", "sequence_length"),
-}
-
-
-def values(p: Params) -> dict[str, dict[str, Any]]:
-    """All that a choice may change, by section and key, as plain values."""
-    plain = p.values(*KEYS)
-    return {section: {key: plain[section][key] for key in keys} for section, keys in KEYS.items()}
-
-
 def grid_of(names: Sequence[str]) -> Grid:
     """A grid of any cameras, in their order: as square as it can be, and wide rather than high."""
     cols = max(math.isqrt(max(len(names) - 1, 0)) + 1, 1)
     rows = max(-(-len(names) // cols), 1)
     cells = [BY_NAME[name] for name in names]
     return Grid(OWN, rows, cols, (*cells, *[None] * (rows * cols - len(cells))))
+
+
+@dataclass(frozen=True)
+class Footage:
+    """The clips that the run is made of: how many, the seconds of one, and one camera's video."""
+
+    num_clips: int
+    seconds: float
+    video: Video
+
+    @classmethod
+    def of(cls, p: Params, num_clips: int, clip: Clip | None) -> Footage:
+        """As one raw clip is, or as published where there is none."""
+        return cls(num_clips, forecast.clip_seconds(p, clip), forecast.clip_video(p, clip))
+
+
+def cost(p: Params, choice: Choice, footage: Footage) -> Plan:
+    """Tokens, MB a sample, GB and minutes of the ETL, and seconds a step, of a choice.
+
+    Figures: `vision_tokens`, `tokens`, `sample_mb`, `cache_gb`, `etl_seconds` and `step_seconds`;
+    the tokens and the last are left out where they are not known.
+    """
+    laid, length, limit = choice.laid_over(p), choice.sequence_length, p.model.max_seq_length
+    storage, num_clips = laid.processing.storage, footage.num_clips
+    decoder = video.choose_decoder(laid.processing.decoder)[0]
+    clip_cpu_s = footage.video.cpu_s(choice.sample_hz, decoder) * len(choice.grid.cameras)
+    clip_cpu_s += forecast.clip_bytes(laid, footage.seconds, "raw") * forecast.STORE_S[storage]
+    cache_bytes = num_clips * forecast.clip_bytes(laid, footage.seconds, storage)
+    workers, _ = engines.num_workers(p)
+    etl_s = num_clips * clip_cpu_s / workers
+    figures = {"cache_gb": cache_bytes / 1e9, "etl_seconds": etl_s}
+    tokens, older, warnings = None, 0, []
+    row = ("vision tokens", "none", "the grid does not divide into the model's squares")
+    try:
+        older = len(samples.past_of(laid))
+        tokens = estimate.tokens_per_sample(laid)
+    except AvomniError as error:
+        warnings.append(f"{REFUSED}: {error.what}")
+    else:
+        figures |= {"vision_tokens": tokens.vision, "tokens": tokens.total}
+        share = f"about {tokens.total:,} of {limit:,} ({100 * tokens.total / limit:.0f} %)"
+        row = ("vision tokens", f"{tokens.vision:,}", f"with the text {share}")
+        if tokens.total > limit:
+            warnings.append(
+                f"too long: {REFUSED}; about {tokens.total:,} tokens a sample, "
+                f"model.max_seq_length is {limit:,}"
+            )
+    step_s, note = _step_seconds(p, laid, tokens)
+    if step_s is not None:
+        figures["step_seconds"] = step_s
+    seconds = (length - 1) / choice.sample_hz
+    sample_mb = (older + length) * choice.size[0] * choice.size[1] * 3 / 1e6
+    figures["sample_mb"] = sample_mb
+    rows = [
+        row,
+        ("a sample", f"{sample_mb:.1f} MB", f"{length} frames in {seconds:g} s"),
+        *(estimate.past_rows(laid) if older else []),
+        ("cache", gigabytes(cache_bytes), f"clips: {num_clips:,}, as {storage}"),
+        ("ETL", minutes(etl_s), f"estimated, {workers} workers"),
+        ("a step", "not known" if step_s is None else f"{step_s:.3g} s", note),
+    ]
+    return Plan(f"{choice}, {choice.sample_hz:g} Hz", rows, warnings, figures)
+
+
+def in_short(costs: Plan) -> str:
+    """The cost in a line, for the title of a picture."""
+    if "tokens" not in costs.figures:
+        return f"{costs.title}: {costs.warnings[0]}"
+    too_long = f" (too long: {REFUSED})" if costs.warnings else ""
+    size = f"{costs.figures['sample_mb']:.1f} MB a sample".replace(" ", "\N{NO-BREAK SPACE}")
+    window = f"{costs.figures['vision_tokens']:,} vision tokens a window"
+    return f"{costs.title}: {window}, {costs.rows[0][2]}{too_long}, {size}"
+
+
+def _step_seconds(p: Params, laid: Params, tokens: Tokens | None) -> tuple[float | None, str]:
+    """Seconds of an optimizer step, as 05 timed it here or by arithmetic, and where from."""
+    size = size_of(p)
+    if tokens is None or size is None:
+        return None, "no tokens to count" if tokens is None else "of no known size"
+    step_s = estimate.expected_seconds(laid, size, tokens)
+    windows = f"{estimate.windows_per_step(p)} windows; "
+    with contextlib.suppress(AvomniError, KeyError, TypeError):
+        then = files.read_json(p.checkpoints_dir / job.PARAMS_FILE)
+        same = ("processing", "vision", "model", "training")
+        if {name: then[name] for name in same} == p.values(*same):
+            timed = files.read_json(p.checkpoints_dir / job.PROBE_FILE)["value"]
+            own = estimate.expected_seconds(p, size, estimate.tokens_per_sample(p))
+            step_s *= float(timed["seconds_per_step"]) / own
+            return step_s, f"{windows}from the steps that 05_train timed here"
+    if p.model.base_model == TINY:
+        return None, "05_train times some; the tiny base runs on the CPU"
+    return step_s, f"{windows}estimated on an {estimate.CARD}, not measured"

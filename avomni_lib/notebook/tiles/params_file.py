@@ -1,11 +1,9 @@
-"""A choice written into a params file: key by key, comments kept, and shown before it is done."""
+"""A choice written into a params file of its own, and shown before it is done."""
 
 from __future__ import annotations
 
 import difflib
 import math
-import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +11,15 @@ import yaml
 
 from avomni_lib import files, params_yaml
 from avomni_lib.errors import AvomniError
-from avomni_lib.notebook.tiles import choice as choices
-from avomni_lib.notebook.tiles.choice import Choice
+from avomni_lib.notebook.tiles.choice import KEYS, Choice
 from avomni_lib.params import Params
 
-Changes = Mapping[str, Mapping[str, Any]]  # section -> key -> value
-FILE = "tiles.yaml"
+FIRST_LINE = "# What 04_tiles chose, to be laid over the run's own params file:"
 
 
 def default_path(p: Params) -> Path:
-    """Where a choice goes unless another file is named: a file of its own in the run's folder."""
-    return p.run_dir / FILE
+    """Where a choice goes unless another file is named: in the run's folder."""
+    return p.run_dir / "tiles.yaml"
 
 
 def shown(path: Path) -> str:
@@ -32,57 +28,38 @@ def shown(path: Path) -> str:
     return str(path.relative_to(files.PROJECT_ROOT) if inside else path)
 
 
-def read(path: Path) -> str:
-    """The file's text; empty where there is none.
-
-    Raises:
-        AvomniError: it is there and cannot be read.
-    """
-    try:
-        return path.read_text()
-    except FileNotFoundError:
-        return ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise AvomniError(f"params file cannot be read: {error}", where=str(path)) from None
-
-
 def text_of(path: Path, p: Params, choice: Choice) -> str:
-    """What the file would be with the choice in it.
-
-    A file that is not there yet is made as one to be laid over the run's own params file, with what
-    differs from the run alone. In one that is there, what differs and what it states already is
-    changed in its place, and all else stays, comments too.
+    """What the file would be with the choice in it: what differs from the run, or stands there.
 
     Raises:
-        AvomniError: the file is not of a form that can be changed line by line.
+        AvomniError: a file is there that cannot be read, or is of another's making.
     """
-    before, text = choices.values(p), read(path)
+    text = _read(path)
+    if text and not text.startswith(FIRST_LINE):
+        raise AvomniError(
+            "the file is not one that 04_tiles has written, and stays as it is",
+            where=str(path),
+            fix="name a file that is not there yet: it is laid over your own with "
+            "`run YOURS.yaml THIS.yaml`",
+        )
     stated = params_yaml.parse(text, str(path))
-    changes: dict[str, dict[str, Any]] = {}
-    for section, keys in choices.values(choice.laid_over(p)).items():
-        for key, value in keys.items():
-            if value != before[section][key] or key in (stated.get(section) or {}):
-                changes.setdefault(section, {})[key] = value
-    if not changes:
-        return text
-    if not text:
-        return _fresh(path, changes, before)
-    return edited(text, changes, path)
+    before, after = p.values(*KEYS), choice.laid_over(p).values(*KEYS)
+    lines = [FIRST_LINE, f"#   python -m avomni_lib run PARAMS.yaml {shown(path)}"]
+    for section, keys in KEYS.items():
+        own = [
+            f"{f'  {key}: {_scalar(new)}':<30}# {_scalar(old)} before"
+            for key in keys
+            for old, new in [(before[section][key], after[section][key])]
+            if new != old or key in (stated.get(section) or {})
+        ]
+        lines += [f"{section}:", *own] if own else []
+    return "\n".join(lines) + "\n" if lines[2:] else text
 
 
 def difference(path: Path, text: str) -> str:
     """Unified diff from the file as it stands to `text`; empty where nothing changes."""
-    now = read(path)
-    lines = difflib.unified_diff(
-        now.splitlines(),
-        text.splitlines(),
-        shown(path),
-        shown(path),
-        "before",
-        "after",
-        lineterm="",
-    )
-    return "\n".join(lines)
+    names, now = (shown(path), shown(path), "before", "after"), _read(path).splitlines()
+    return "\n".join(difflib.unified_diff(now, text.splitlines(), *names, lineterm=""))
 
 
 def write(path: Path, text: str) -> None:
@@ -97,71 +74,14 @@ def write(path: Path, text: str) -> None:
         raise AvomniError(f"params file cannot be written: {error}", where=str(path)) from None
 
 
-def edited(text: str, changes: Changes, path: Path) -> str:
-    """The text with these keys changed, each in its line, or added to its section.
-
-    Raises:
-        AvomniError: the sections are not written a key a line.
-    """
-    lines = text.splitlines()
-    # A section in braces would be written a second time, and the last one counts.
-    in_braces = [name for name in changes if re.search(rf"(?m)^{name}:[ \t]*[^#\s]", text)]
-    for section, keys in changes.items():
-        for key, value in keys.items():
-            _set(lines, section, key, _scalar(value))
-    new = "\n".join(lines) + "\n"
-    wanted = params_yaml.parse(text, str(path))
-    for section, keys in changes.items():
-        wanted[section] = (wanted.get(section) or {}) | dict(keys)
+def _read(path: Path) -> str:
+    """The file's text; empty where there is none."""
     try:
-        took = params_yaml.parse(new, str(path))
-    except AvomniError:
-        took = None
-    if took != wanted or in_braces:
-        raise AvomniError(
-            "the file is not written a key a line, so that it cannot be changed in its place",
-            where=str(path),
-            fix="name a file that is not there yet: it is laid over your own with "
-            "`run YOURS.yaml THIS.yaml`",
-        )
-    return new
-
-
-def _set(lines: list[str], section: str, key: str, value: str) -> None:
-    start = next(
-        (i for i, line in enumerate(lines) if re.match(rf"{section}:\s*(#|$)", line)), None
-    )
-    if start is None:
-        lines += [*([""] if lines else []), f"{section}:", f"  {key}: {value}"]
-        return
-    old_names = [old for old, new in params_yaml.RENAMED.get(section, {}).items() if new == key]
-    last, names = start, "|".join([key, *old_names])
-    for i in range(start + 1, len(lines)):
-        if re.match(r"[^\s#]", lines[i]):
-            break
-        found = re.match(rf"( +)(?:{names}):( *)([^#\n]*?)( *)(#.*)?$", lines[i])
-        if found:
-            indent, space, old, gap, comment = found.groups()
-            # The comment stays in its column where there is room.
-            gap = " " * max(len(old) + len(gap) - len(value), 2) if comment else ""
-            lines[i] = f"{indent}{key}:{space or ' '}{value}{gap}{comment or ''}"
-            return
-        if lines[i].strip() and not lines[i].lstrip().startswith("#"):
-            last = i
-    lines.insert(last + 1, f"  {key}: {value}")
-
-
-def _fresh(path: Path, changes: Changes, before: Changes) -> str:
-    lines = [
-        "# What 04_tiles chose, to be laid over the run's own params file:",
-        f"#   python -m avomni_lib run PARAMS.yaml {shown(path)}",
-    ]
-    for section, keys in changes.items():
-        lines.append(f"{section}:")
-        for key, value in keys.items():
-            own = f"  {key}: {_scalar(value)}"
-            lines.append(f"{own:<30}# {_scalar(before[section][key])} before")
-    return "\n".join(lines) + "\n"
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise AvomniError(f"params file cannot be read: {error}", where=str(path)) from None
 
 
 def _scalar(value: Any) -> str:

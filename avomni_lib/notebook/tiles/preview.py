@@ -1,27 +1,39 @@
-"""What 04 shows of a clip, a window and a frame under a choice of tiling; no widgets here."""
+"""What 04 shows of a clip, a window and a frame under a choice of tiling; no widgets here.
+
+The clips are those of the cache or, before there is one, the raw ones. Times and ego motion come
+from the cache where it was sampled at the rate that is asked for, else from the raw clip as 03
+would sample it.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import functools
+from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from avomni_lib.dataset import cameras
+from avomni_lib.dataset.select.evicted import read_evicted
+from avomni_lib.dataset.select.manifest import read_chosen
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl.cache.memmap import EGOMOTION_COLUMNS
-from avomni_lib.etl.cache.windows import Window, Windows, none_fits
+from avomni_lib.etl.cache.memmap import EGOMOTION_COLUMNS, CachedClip
+from avomni_lib.etl.cache.windows import Windows, none_fits
+from avomni_lib.etl.clip import sampling
+from avomni_lib.notebook import circumstances
 from avomni_lib.notebook.plots import tiles
-from avomni_lib.notebook.tiles.choice import Choice
-from avomni_lib.notebook.tiles.clips import Clips, OneClip
-from avomni_lib.notebook.tiles.cost import Footage
+from avomni_lib.notebook.tiles.choice import Choice, Footage
 from avomni_lib.notebook.tiles.raw_frames import RawFrames
 from avomni_lib.params import Params
 from avomni_lib.training.prompt import samples
 from avomni_lib.training.targets import target
 
+LEFT_OUT = "05_train leaves this window out: the clip's ego motion ends too soon after it"
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclass(frozen=True)
 class Place:
     """What is looked at: a frame of a window of a clip."""
 
@@ -30,11 +42,46 @@ class Place:
     frame: int
 
 
+@dataclass(frozen=True)
+class Listed:
+    """A clip in the list; speeds (m/s) and country are None where they are not known."""
+
+    clip_id: str
+    split: str
+    country: str | None
+    mean_mps: float | None
+    max_mps: float | None
+
+
+@dataclass(frozen=True)
+class Motion:
+    """One clip's sampled times and ego motion, as a shard of a cache has them.
+
+    Attributes:
+        times: (N,) int64 µs.
+        egomotion: (N, 11) float64, columns `EGOMOTION_COLUMNS`.
+        track: (M, 9) float64, columns `TRACK_COLUMNS`.
+    """
+
+    times: np.ndarray
+    egomotion: np.ndarray
+    track: np.ndarray
+
+    @property
+    def ego(self) -> dict[str, np.ndarray]:
+        """(N,) each, by column."""
+        return dict(zip(EGOMOTION_COLUMNS, self.egomotion.T, strict=True))
+
+
 class Preview:
     """Grids, drives and answers of a run's clips under any choice.
 
     Args:
         p: The run; its cache must be there, or the raw clips that 02 has fetched.
+
+    Attributes:
+        cache: The run's; None where it is not there yet, or not finished.
+        listed: By clip_id, in the order of the cache or the catalog.
 
     Raises:
         AvomniError: there is neither.
@@ -42,22 +89,76 @@ class Preview:
 
     def __init__(self, p: Params):
         self.p, self.raw = p, RawFrames(p)
-        self.clips = Clips(p, self.raw)
-        self._footage: Footage | None = None
+        self._motions = circumstances.Motions(p)
+        self.cache, self._cached = self._motions.cache, self._motions.cached
+        self.motion = functools.lru_cache(32)(self._motion)
+        splits = {name: clip.split for name, clip in self._cached.items()}
+        if not splits:
+            chosen = read_chosen(p).clip_ids
+            by_clip = {name: split for split, names in chosen.items() for name in names}
+            names = [name for name in self.raw.catalog.clip_ids() if name in by_clip]
+            splits = {name: by_clip[name] for name in names}
+        if not splits:
+            raise AvomniError(
+                "no clip to look at", where=str(p.run_dir), fix="run 02_download, then 03_etl"
+            )
+        self.listed = {
+            name: self._listed(name, split, number)
+            for number, (name, split) in enumerate(splits.items())
+        }
+
+    def _listed(self, clip_id: str, split: str, number: int) -> Listed:
+        mean = most = country = None
+        ego = self._motions.sampled(clip_id)
+        if ego is None and number < circumstances.MOST_READ:
+            ego = self._motions.raw(clip_id)
+        if ego is not None:
+            speeds = circumstances.speed(ego)
+            mean, most = float(speeds.mean()), float(speeds.max())
+        with contextlib.suppress(AvomniError):
+            country = self.raw.catalog.attributes(clip_id)["country"]
+        return Listed(clip_id, split, country, mean, most)
+
+    def _motion(self, clip_id: str, sample_hz: float) -> Motion:
+        """The clip's times and ego motion at this rate, as `sampling.sample_clip` makes them.
+
+        Raw clips are timed by the cameras of the run's own setup, whatever setup is looked at, so
+        that another one shows the same instants.
+
+        Raises:
+            AvomniError: it has to be read from raw files, and they are not there or damaged.
+        """
+        if clip_id in self._cached and sample_hz == self.cache.sample_hz:
+            cached = self._cached[clip_id]
+            shard, rows = self.cache.shards[cached.shard], slice(cached.start, cached.stop)
+            track = shard.track[cached.track_start : cached.track_stop]
+            return Motion(shard.times[rows], shard.egomotion[rows], track)
+        clip, horizon_s = self.raw.clip(clip_id), self.p.processing.horizon_s
+        own = cameras.grid(self.p.vision.cameras).cameras
+        stamps = [clip.timestamps(camera.name) for camera in own]
+        times, ego = sampling.clip_times(clip, stamps, sample_hz, horizon_s)
+        return Motion(**sampling.clip_motion(ego, times, horizon_s))
 
     def is_cached(self, choice: Choice) -> bool:
         """Whether the cache has the frames of this choice."""
-        cache = self.clips.cache
-        if cache is None:
-            return False
-        header = (cache.grid.cells, cache.grid.cols, cache.tile, cache.header["fit"])
-        wanted = (choice.grid.cells, choice.grid.cols, choice.tile, choice.fit)
-        return header == wanted and cache.sample_hz == choice.sample_hz
+        cache, grid = self.cache, choice.grid
+        return cache is not None and (
+            (cache.grid.cells, cache.grid.cols, cache.tile, cache.header["fit"], cache.sample_hz)
+            == (grid.cells, grid.cols, choice.tile, choice.fit, choice.sample_hz)
+        )
+
+    def source_in_words(self, choice: Choice) -> str:
+        """Where the picture comes from."""
+        words = "the cache" if self.is_cached(choice) else "the raw clip"
+        words += "; there is no cache yet" if self.cache is None else ""
+        return words + ("; raw files are evicted" if read_evicted(self.p) else "")
 
     def windows(self, clip_id: str, choice: Choice, horizon_s: float = 0.0) -> Windows:
         """The windows of one clip that have the past that the run shows."""
-        motion = self.clips.motion(clip_id, choice.sample_hz)
-        one = OneClip.of(self.clips.listed[clip_id], motion)
+        motion, split = self.motion(clip_id, choice.sample_hz), self.listed[clip_id].split
+        sizes = (0, len(motion.times), 0, len(motion.track))
+        # A cache of one clip, as far as windows look at one for anything but frames.
+        one = SimpleNamespace(clips=(CachedClip(clip_id, split, 0, 0, *sizes),), shards=(motion,))
         length, stride = choice.sequence_length, self.p.processing.stride
         past = samples.past_of(choice.laid_over(self.p))
         return Windows(one, length, stride, horizon_s=horizon_s, past=past)
@@ -70,12 +171,11 @@ class Preview:
 
     def nearest_window(self, place: Place, before: Choice, choice: Choice) -> int:
         """The window of a new rate or length that starts nearest to where one started before."""
-        count = self.count(place.clip_id, choice)
-        if not count or not self.count(place.clip_id, before):
+        if not self.count(place.clip_id, choice) or not self.count(place.clip_id, before):
             return 0
         old, new = self.windows(place.clip_id, before), self.windows(place.clip_id, choice)
         start = old.times_us(min(place.window, len(old) - 1))[0]
-        return int(np.argmin([abs(new.times_us(i)[0] - start) for i in range(count)]))
+        return int(np.argmin([abs(new.times_us(i)[0] - start) for i in range(len(new))]))
 
     def grid_frame(self, place: Place, choice: Choice) -> np.ndarray:
         """(H, W, 3) uint8 RGB: the frame as the model would see it.
@@ -86,8 +186,9 @@ class Preview:
         """
         windows = self._need_window(place, choice)
         if self.is_cached(choice):
-            row = windows[place.window].start + place.frame
-            return self.clips.cached_frame(place.clip_id, row)
+            clip = self._cached[place.clip_id]
+            row = clip.start + windows[place.window].start + place.frame
+            return self.cache.shards[clip.shard].frames[row : row + 1][0]
         times_us = windows.times_us(place.window)
         return self.raw.grid_frame(place.clip_id, times_us, place.frame, choice)
 
@@ -98,14 +199,14 @@ class Preview:
             AvomniError: as `grid_frame`.
         """
         window = self._need_window(place, choice)[place.window]
-        motion = self.clips.motion(place.clip_id, choice.sample_hz)
-        ego = dict(zip(EGOMOTION_COLUMNS, motion.egomotion.T, strict=True))
+        motion = self.motion(place.clip_id, choice.sample_hz)
+        ego = motion.ego
         turn = Rotation.from_quat(np.stack([ego[name] for name in ("qx", "qy", "qz", "qw")], 1))
         return tiles.Drive(
             times_s=(motion.times - motion.times[0]) / 1e6,
             xy_m=np.stack([ego["x"], ego["y"]], axis=1),
             yaw_rad=turn.as_euler("ZYX")[:, 0],
-            speed_mps=motion.speed_mps,
+            speed_mps=circumstances.speed(ego),
             start=window.start,
             stop=window.stop,
             now=window.start + place.frame,
@@ -117,63 +218,33 @@ class Preview:
         Raises:
             AvomniError: as `grid_frame`.
         """
+        window = self._need_window(place, choice)[place.window]
         asked = target(self.p.training.target)
-        if asked.scenes:
-            return self._answer_of_scenes(place, choice)
-        told = self.windows(place.clip_id, choice, asked.horizon_s)
-        index = _index_of(told, self._need_window(place, choice)[place.window])
-        if index is None:
-            return (
-                f"05_train leaves this window out: the clip's ego motion ends before the "
-                f"{asked.horizon_s:g} s after it that {asked.name} speaks of"
-            )
-        return asked.render(told.truth(index))
+        windows = None if asked.scenes else self.windows(place.clip_id, choice, asked.horizon_s)
+        if windows is None:  # other road users are in the cache alone, and at its own rate
+            if self.cache is None or choice.sample_hz != self.cache.sample_hz:
+                return f"{asked.name} speaks of other road users: 03_etl reads them, at its rate"
+            try:
+                split = self.listed[place.clip_id].split
+                windows = samples.windows_of(choice.laid_over(self.p), split, self.cache)
+            except AvomniError as error:
+                return str(error)
+        wanted = (window.clip_id, window.number)
+        found = (i for i, w in enumerate(windows) if (w.clip_id, w.number) == wanted)
+        index = next(found, None)
+        return LEFT_OUT if index is None else asked.render(windows.truth(index))
 
+    @functools.cached_property
     def footage(self) -> Footage:
         """What the run's clips are like, from the first raw one where it can be read."""
-        if self._footage is None:
-            clip = None
-            with contextlib.suppress(AvomniError):
-                clip = self.raw.clip(next(iter(self.clips.listed)))
-            self._footage = Footage.of(self.p, len(self.clips.listed), clip)
-        return self._footage
-
-    def too_short(self, clip_id: str, choice: Choice) -> AvomniError:
-        """Why a clip has no window."""
-        frames = len(self.clips.motion(clip_id, choice.sample_hz).times)
-        return none_fits(frames, choice.laid_over(self.p).processing, f"clip {clip_id}")
+        clip = None
+        with contextlib.suppress(AvomniError):
+            clip = self.raw.clip(next(iter(self.listed)))
+        return Footage.of(self.p, len(self.listed), clip)
 
     def _need_window(self, place: Place, choice: Choice) -> Windows:
         windows = self.windows(place.clip_id, choice)
         if not len(windows):
-            raise self.too_short(place.clip_id, choice)
+            frames = len(self.motion(place.clip_id, choice.sample_hz).times)
+            raise none_fits(frames, choice.laid_over(self.p).processing, f"clip {place.clip_id}")
         return windows
-
-    def _answer_of_scenes(self, place: Place, choice: Choice) -> str:
-        """Other road users are in the cache alone, and at its own rate."""
-        cache, asked = self.clips.cache, self.p.training.target
-        if cache is None or choice.sample_hz != cache.sample_hz:
-            return f"{asked} speaks of other road users: 03_etl reads them, at the rate of the run"
-        try:
-            split = self.clips.listed[place.clip_id].split
-            told = samples.windows_of(choice.laid_over(self.p), split, cache)
-        except AvomniError as error:
-            return str(error)
-        index = _index_of(told, self._need_window(place, choice)[place.window])
-        if index is None:
-            return "05_train leaves this window out: the clip's ego motion ends too soon after it"
-        return target(asked).render(told.truth(index))
-
-
-def _index_of(windows: Windows, window: Window) -> int | None:
-    """Where a window stands among those that a target can be told of."""
-    wanted = (window.clip_id, window.number)
-    return next((i for i, w in enumerate(windows) if (w.clip_id, w.number) == wanted), None)
-
-
-def source_in_words(preview: Preview, choice: Choice) -> str:
-    """Where the picture comes from."""
-    told = "the cache" if preview.is_cached(choice) else "the raw clip"
-    if preview.clips.cache is None:
-        told += "; there is no cache yet"
-    return told + ("; raw files are evicted" if preview.clips.is_evicted else "")

@@ -6,6 +6,7 @@ or setup scales them anew, by the ETL's own scaler, and decodes nothing.
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -27,7 +28,6 @@ from avomni_lib.params import Params
 
 MEMORY_BYTES = 1 << 30
 BLOCK = 16  # frames of a window that are decoded in one go
-Key = tuple[str, str, int]  # clip_id, camera, row of its timestamps
 
 
 class RawFrames:
@@ -41,21 +41,19 @@ class RawFrames:
     """
 
     def __init__(self, p: Params, limit_bytes: int = MEMORY_BYTES):
-        self.p, self.limit_bytes = p, limit_bytes
-        self.num_decoded = 0
-        self._catalog: Catalog | None = None
-        self._kept: OrderedDict[Key, av.VideoFrame] = OrderedDict()
-        self._stamps: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
+        self.p, self.limit_bytes, self.num_decoded = p, limit_bytes, 0
+        # By clip_id, camera and row of its timestamps, the one looked at last at the end.
+        self._kept: OrderedDict[tuple[str, str, int], av.VideoFrame] = OrderedDict()
+        self._stamps = functools.lru_cache(64)(self._read_stamps)
 
     @property
     def num_bytes(self) -> int:
         """Of the decoded frames that are in memory."""
         return sum(_size_of(frame) for frame in self._kept.values())
 
-    @property
+    @functools.cached_property
     def catalog(self) -> Catalog:
-        self._catalog = self._catalog or Catalog.of(self.p)
-        return self._catalog
+        return Catalog.of(self.p)
 
     def clip(self, clip_id: str, camera: str | None = None) -> Clip:
         """A clip where its files lie: the rendered world has cameras that the run did not fetch."""
@@ -77,37 +75,27 @@ class RawFrames:
         Raises:
             AvomniError: a file of the clip is not on the disk, evicted, or damaged.
         """
-        grid, block = choice.grid, frame // BLOCK * BLOCK
-        height, width = choice.size
-        image = np.zeros((1, height, width, 3), dtype=np.uint8)
-        for camera in grid.cameras:
-            rows = self._rows(clip_id, camera.name, times_us[block : block + BLOCK])
+        block = frame // BLOCK * BLOCK
+        image = np.zeros((1, *choice.size, 3), dtype=np.uint8)
+        for camera in choice.grid.cameras:
+            stamps = self._stamps(clip_id, camera.name)
+            # Cameras that the run does not take may start later or end earlier than its own.
+            times = np.clip(times_us[block : block + BLOCK], stamps[0], stamps[-1])
+            rows = video.frame_indices(stamps, times, camera.name)
             shown = self._decoded(clip_id, camera.name, rows)[frame - block]
-            self._place(shown, tiling.tile_of(image, grid, choice.tile, camera.name), choice.fit)
-        self._forget()
+            tile = tiling.tile_of(image, choice.grid, choice.tile, camera.name)
+            height, width = tile.shape[1:3]
+            fitted = tiling.fit_tile(upright_size(shown), (width, height), choice.fit)
+            fitted.place(picture(shown, *fitted.resized)[None], tile)
+        excess = self.num_bytes - self.limit_bytes
+        while excess > 0 and len(self._kept) > BLOCK * len(cameras.CAMERAS):
+            excess -= _size_of(self._kept.popitem(last=False)[1])
         return image[0]
 
     def grid_frames(self, clip_id: str, times_us: np.ndarray, choice: Choice) -> np.ndarray:
         """(T, H, W, 3) uint8 RGB of a whole window; see `grid_frame`."""
         frames = range(len(times_us))
         return np.stack([self.grid_frame(clip_id, times_us, k, choice) for k in frames])
-
-    def _place(self, shown: av.VideoFrame, tile: np.ndarray, fit: str) -> None:
-        height, width = tile.shape[1:3]
-        fitted = tiling.fit_tile(upright_size(shown), (width, height), fit)
-        fitted.place(picture(shown, *fitted.resized)[None], tile)
-
-    def _rows(self, clip_id: str, camera: str, times_us: np.ndarray) -> np.ndarray:
-        """Which frames of the camera's video show these times."""
-        key = (clip_id, camera)
-        if key not in self._stamps:
-            self._need_raw(clip_id, camera)
-            self._stamps[key] = self.clip(clip_id, camera).timestamps(camera)
-            while len(self._stamps) > 64:
-                self._stamps.popitem(last=False)
-        stamps = self._stamps[key]
-        # Cameras that the run does not take may start later or end earlier than its own.
-        return video.frame_indices(stamps, np.clip(times_us, stamps[0], stamps[-1]), camera)
 
     def _decoded(
         self, clip_id: str, camera: str, rows: Sequence[int] | np.ndarray
@@ -117,7 +105,7 @@ class RawFrames:
         missing = np.unique([key[2] for key in keys if key not in self._kept])
         if len(missing):
             with stream.opened(self.clip(clip_id, camera).video(camera)) as source:
-                video.check_clock(self._stamps[clip_id, camera], source)
+                video.check_clock(self._stamps(clip_id, camera), source)
                 frames = dict(decode(source, missing))
             self.num_decoded += len(missing)
             self._kept |= {(clip_id, camera, int(missing[n])): frames[n] for n in frames}
@@ -125,39 +113,29 @@ class RawFrames:
             self._kept.move_to_end(key)
         return [self._kept[key] for key in keys]
 
-    def _forget(self) -> None:
-        """Let the frames go that were not looked at for longest, but not the latest block."""
-        excess = self.num_bytes - self.limit_bytes
-        while excess > 0 and len(self._kept) > BLOCK * len(cameras.CAMERAS):
-            excess -= _size_of(self._kept.popitem(last=False)[1])
-
-    def _need_raw(self, clip_id: str, camera: str) -> None:
-        """Say of evicted files that they are, not that they are missing."""
-        evicted = read_evicted(self.p)
+    def _read_stamps(self, clip_id: str, camera: str) -> np.ndarray:
+        """(N,) µs of the camera's frames; evicted files are told from missing ones."""
         path = self.catalog.path(camera, self.catalog.chunk_of(clip_id))
-        if path in evicted:
+        if evicted := read_evicted(self.p).get(path):
             raise AvomniError(
-                f"the raw files of this clip were evicted on {evicted[path]}; the cache holds "
+                f"the raw files of this clip were evicted on {evicted}; the cache holds "
                 "the run's own choice alone",
                 where=str(self.p.local_dir / path),
                 fix="look at the run's own setup, tile, fit and rate; another choice needs raw "
                 "files: a run with download.evict_raw: false",
             )
-        folder = self.clip(clip_id, camera).folder
-        if not (folder / path).exists() and self.p.dataset.source == "folder":
-            raise AvomniError(
-                f"{cameras.BY_NAME[camera].label} is not in the folder",
-                where=str(folder / path),
-                fix=self.catalog.mend,
+        clip = self.clip(clip_id, camera)
+        if not (clip.folder / path).exists():
+            what = "is not on the disk: 02_download fetches the cameras of vision.cameras"
+            fix = (
+                "fetch it, into the raw files that all runs share: python -m avomni_lib run "
+                "PARAMS.yaml --only 01 02 --set run.name=look --set vision.cameras=7-cam"
             )
-        if not (folder / path).exists():
-            raise AvomniError(
-                f"{cameras.BY_NAME[camera].label} is not on the disk: 02_download fetches the "
-                f"cameras of vision.cameras, {cameras.grid(self.p.vision.cameras)}",
-                where=str(folder / path),
-                fix="fetch it, into the raw files that all runs share: python -m avomni_lib run "
-                "PARAMS.yaml --only 01 02 --set run.name=look --set vision.cameras=7-cam",
-            )
+            if self.p.dataset.source == "folder":
+                what, fix = "is not in the folder", self.catalog.mend
+            label = cameras.BY_NAME[camera].label
+            raise AvomniError(f"{label} {what}", where=str(clip.folder / path), fix=fix)
+        return clip.timestamps(camera)
 
 
 def _size_of(frame: av.VideoFrame) -> int:

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import html
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import ipywidgets
 import numpy as np
 
 from avomni_lib import files
+from avomni_lib.dataset import cameras
 from avomni_lib.errors import AvomniError
+from avomni_lib.etl.clip.tiling import FITS
 from avomni_lib.notebook.plots import canvas, tiles
-from avomni_lib.notebook.tiles import controls, params_file
-from avomni_lib.notebook.tiles.choice import Choice
-from avomni_lib.notebook.tiles.controls import ChoiceControls, PlaceControls
-from avomni_lib.notebook.tiles.cost import cost, in_short
-from avomni_lib.notebook.tiles.preview import Place, Preview, source_in_words
+from avomni_lib.notebook.tiles import params_file
+from avomni_lib.notebook.tiles.choice import OWN_LIST, Choice, cost, in_short
+from avomni_lib.notebook.tiles.preview import Listed, Place, Preview
 from avomni_lib.params import Params
 from avomni_lib.plan import Plan
 from avomni_lib.training.model.adapter import CONFIDENTIAL
@@ -28,6 +29,166 @@ from avomni_lib.training.prompt import tokens
 
 WIDE_PX = 620  # smaller grids are enlarged to about this: the motion has room beside them
 BELOW_PX = 950  # from this width on it stands below
+CLASS, LABEL, INDENT = "avomni-tiles", "84px", "92px"
+MOST_SHOWN = 400  # clips in the list at a time
+LABELS = {camera.label: camera.name for camera in cameras.CAMERAS}
+STYLE = f"""<style>
+.{CLASS} select, .{CLASS} pre {{ font-family: var(--jp-code-font-family, monospace); }}
+.{CLASS} select, .{CLASS} pre {{ font-size: 12px; }}
+.{CLASS} pre {{ line-height: 1.35; margin: 2px 0; white-space: pre-wrap; }}
+.{CLASS} p.refused {{ color: var(--jp-error-color1, #b3261e); }}
+.{CLASS} .widget-html-content {{ line-height: 1.4; }}
+.{CLASS} .widget-html-content p {{ margin: 2px 0; }}
+.{CLASS} table {{ border-collapse: collapse; margin: 2px 0; }}
+.{CLASS} table td {{ padding: 0 12px 0 0; line-height: 1.45; }}
+.{CLASS} .avomni-label {{ text-align: right; }}
+.{CLASS} .added {{ color: var(--jp-success-color1, #1b7f3b); font-weight: bold; }}
+.{CLASS} .removed {{ color: var(--jp-error-color1, #b3261e); text-decoration: line-through; }}
+</style>"""
+
+
+def _wide(kind: type[ipywidgets.Widget], *values: Any, width: str = "430px", **named: Any) -> Any:
+    """A control with its description in the left column."""
+    return kind(*values, layout={"width": width}, style={"description_width": LABEL}, **named)
+
+
+class PlaceControls(ipywidgets.VBox):
+    """Clip, window and frame: by list, slider, buttons and player; sliders heed the arrow keys.
+
+    Attributes:
+        all: What a picture follows from.
+        is_offering: The list of clips is being changed; what it says meanwhile does not count.
+    """
+
+    def __init__(self, listed: Sequence[Listed], clip_id: str):
+        self._names = [(_listing_label(each), each.clip_id) for each in listed]
+        self.search = _wide(
+            ipywidgets.Text, placeholder="train, Germany, 25cd …", description="find clip"
+        )
+        self.clip = ipywidgets.Select(rows=6, layout={"width": "430px"})
+        self._offer(clip_id)
+        self.window, self.frame = (
+            _wide(ipywidgets.IntSlider, 0, 0, 0, description=name, continuous_update=False)
+            for name in ("window", "frame")
+        )
+        self.play = ipywidgets.Play(min=0, interval=250, show_repeat=False)
+        ipywidgets.jslink((self.play, "value"), (self.frame, "value"))
+        small = {"layout": {"width": "40px"}}
+        self.back = ipywidgets.Button(icon="step-backward", tooltip="one frame back", **small)
+        self.ahead = ipywidgets.Button(icon="step-forward", tooltip="one frame ahead", **small)
+        self.back.on_click(lambda _: self._step(-1))
+        self.ahead.on_click(lambda _: self._step(1))
+        self.search.observe(lambda _: self._offer(self.clip.value), names="value")
+        player = ipywidgets.HBox([self.back, self.play, self.ahead])
+        player.layout.margin = f"2px 0 0 {INDENT}"
+        super().__init__([self.search, self.clip, self.window, self.frame, player])
+        self.layout.margin = "0 16px 0 0"
+        self.all = (self.clip, self.window, self.frame)
+
+    def _step(self, by: int) -> None:
+        """A frame on or back, over the window's end into the next one."""
+        frame = self.frame.value + by
+        if 0 <= frame <= self.frame.max:
+            self.frame.value = frame
+        elif 0 <= self.window.value + by <= self.window.max:
+            self.window.value += by
+            self.frame.value = 0 if by > 0 else self.frame.max
+
+    def fit(self, num_windows: int, length: int, window: int, frame: int) -> None:
+        """Set the sliders' ends, and their values within them."""
+        self.window.max, self.frame.max = max(num_windows - 1, 0), length - 1
+        self.window.value, self.frame.value = window, frame  # clamped by the slider
+        self.play.max = length - 1
+
+    def _offer(self, chosen: str) -> None:
+        """List the clips that have all words of the search, and the chosen one in any case."""
+        words = self.search.value.lower().split()
+        fitting = [
+            (label, name)
+            for label, name in self._names
+            if name == chosen or all(word in f"{label} {name}".lower() for word in words)
+        ]
+        start = max([name for _, name in fitting].index(chosen) - MOST_SHOWN // 2, 0)
+        # New options choose the first of them for a moment, which is nobody's wish.
+        self.is_offering = True
+        self.clip.options = fitting[start : start + MOST_SHOWN]
+        self.clip.value = chosen
+        self.is_offering = False
+
+
+class ChoiceControls(ipywidgets.VBox):
+    """Setup, tile, fit, rate, length, and whether the squares of vision tokens are drawn.
+
+    Attributes:
+        all: What a picture follows from.
+    """
+
+    def __init__(self, own: Choice, square_px: int):
+        self._own = own
+        self.setup = ipywidgets.ToggleButtons(
+            options=[*dict.fromkeys([*cameras.GRIDS, own.setup, OWN_LIST])],
+            value=own.setup,
+            style={"button_width": "80px"},
+        )
+        # Its own description would stand above it.
+        label = ipywidgets.HTML("setup", layout={"width": LABEL, "margin": "2px 8px 0 0"})
+        label.add_class("avomni-label")
+        self.cameras = ipywidgets.TagsInput(
+            value=[camera.label for camera in own.grid.cameras],
+            allowed_tags=list(LABELS),
+            allow_duplicates=False,
+            placeholder="add a camera",
+            layout={"width": "320px", "margin": f"2px 0 2px {INDENT}"},
+        )
+        self.add = ipywidgets.Dropdown(layout={"width": "180px", "margin": f"0 8px 2px {INDENT}"})
+        self.add.observe(self._add, names="value")
+        self._more = ipywidgets.HBox([self.add, ipywidgets.HTML("drag to order")])
+
+        def number(kind: Any, value: float, low: float, most: float, name: str, step: float) -> Any:
+            options = {"min": low, "max": most, "step": step, "description": name}
+            return _wide(kind, value, width="180px", **options)
+
+        whole, real = ipywidgets.BoundedIntText, ipywidgets.BoundedFloatText
+        self.width = number(whole, own.tile[0], 8, 3840, "tile width", 16)
+        self.height = number(whole, own.tile[1], 8, 2160, "height", 16)
+        self.rate = number(real, own.sample_hz, 0.1, 60, "rate, Hz", 0.5)
+        self.length = number(whole, own.sequence_length, 2, 512, "frames", 1)
+        self.fit = _wide(
+            ipywidgets.Dropdown, options=FITS, value=own.fit, description="fit", width="180px"
+        )
+        self.squares = ipywidgets.Checkbox(
+            description=f"vision tokens ({square_px}×{square_px} px)", indent=False
+        )
+        self.squares.layout.margin = f"0 0 0 {INDENT}"
+        pair = ipywidgets.HBox
+        rows = [pair([label, self.setup]), self.cameras, self._more]
+        rows += [pair([self.width, self.height]), pair([self.fit]), pair([self.rate, self.length])]
+        super().__init__([*rows, self.squares])
+        self.layout.margin = "0 16px 0 0"
+        self.all = (self.setup, self.cameras, self.width, self.height, self.fit)
+        self.all = (*self.all, self.rate, self.length, self.squares)
+        self.settle()
+
+    def settle(self) -> None:
+        """Show the list of cameras where it counts, and never let it be empty."""
+        display = None if self.setup.value == OWN_LIST else "none"
+        self.cameras.layout.display = self._more.layout.display = display
+        if not self.cameras.value:
+            self.cameras.value = [cameras.FRONT_WIDE.label]
+        left = [label for label in LABELS if label not in self.cameras.value]
+        self.add.options = [("add a camera", ""), *((label, label) for label in left)]
+        self.add.value = ""
+
+    def _add(self, change: dict) -> None:
+        if change["new"]:
+            self.cameras.value = [*self.cameras.value, change["new"]]
+
+    def choice(self) -> Choice:
+        setup = self.setup.value
+        own = tuple(LABELS[label] for label in self.cameras.value) if setup == OWN_LIST else ()
+        rows = self._own.cameras if setup == self._own.setup else own
+        tile = self.width.value, self.height.value
+        return Choice(setup, rows, tile, self.fit.value, self.rate.value, self.length.value)
 
 
 class TilePreview(ipywidgets.VBox):
@@ -45,47 +206,54 @@ class TilePreview(ipywidgets.VBox):
 
     def __init__(self, p: Params, clip_id: str | None = None, window: int = 0, frame: int = 0):
         self.p, self.preview = p, Preview(p)
-        self._is_setting = False
-        self._before = Choice.of(p)
-        listed = list(self.preview.clips.listed.values())
-        if clip_id is not None and clip_id not in self.preview.clips.listed:
+        self._is_setting, self._before = False, Choice.of(p)
+        listed = self.preview.listed
+        if clip_id is not None and clip_id not in listed:
             raise AvomniError(
                 f"there is no clip {clip_id} in this run",
                 where=str(p.run_dir),
-                fix=f"choose one of its {len(listed)}, such as {listed[0].clip_id}",
+                fix=f"choose one of its {len(listed)}, such as {next(iter(listed))}",
             )
+        with_window = (name for name in listed if self.preview.count(name, self._before))
+        clip_id = clip_id or next(with_window, next(iter(listed)))
         self._square_px = round(tokens.backbone_of(p).token_px)
         self.controls = ChoiceControls(self._before, self._square_px)
-        self.place = PlaceControls(listed, clip_id or self._first_with_window(), p)
-        self.note = ipywidgets.HTML()
-        self.image = ipywidgets.Image(format="png", layout={"max_width": "100%"})
-        self.motion = ipywidgets.Image(format="png", layout={"max_width": "100%"})
+        self.place = PlaceControls(list(listed.values()), clip_id)
+        # What tests and notebooks set.
+        self.clip, self.window, self.frame = self.place.all
+        self.setup = self.controls.setup
+        self.note, self.written, self.difference = (ipywidgets.HTML() for _ in range(3))
+        self.image, self.motion = (
+            ipywidgets.Image(format="png", layout={"max_width": "100%"}) for _ in range(2)
+        )
         self.cost_table = ipywidgets.HTML(layout={"margin": "4px 32px 4px 0"})
         self.answer = ipywidgets.HTML(layout={"margin": "4px 0", "max_width": "520px"})
-        self._make_writer()
-        super().__init__(self._rows())
-        self.add_class(controls.CLASS)
+        self.path = _wide(
+            ipywidgets.Text,
+            params_file.shown(params_file.default_path(p)),
+            description="params file",
+            continuous_update=False,
+            width="460px",
+        )
+        self.write = ipywidgets.Button(description="write the choice", icon="save")
+        self.path.observe(lambda _: self._show_difference(), names="value")
+        self.write.on_click(lambda _: self._write())
+        style = ipywidgets.HTML(STYLE, layout={"height": "0", "margin": "0"})
+        rows = [
+            [self.place, self.controls],
+            [self.cost_table, self.answer],
+            [self.note],
+            [self.image, self.motion],
+            [self.path, self.write, self.written],
+            [self.difference],
+        ]
+        wrap = {"flex_flow": "row wrap", "align_items": "flex-start"}
+        super().__init__([style, *(ipywidgets.HBox(row, layout=wrap) for row in rows)])
+        self.add_class(CLASS)
         self._fit_place(window, frame)
         for control in (*self.controls.all, *self.place.all):
             control.observe(self._changed, names="value")
         self._show()
-
-    # What tests and notebooks set.
-    @property
-    def clip(self) -> ipywidgets.Select:
-        return self.place.clip
-
-    @property
-    def window(self) -> ipywidgets.IntSlider:
-        return self.place.window
-
-    @property
-    def frame(self) -> ipywidgets.IntSlider:
-        return self.place.frame
-
-    @property
-    def setup(self) -> ipywidgets.ToggleButtons:
-        return self.controls.setup
 
     @property
     def choice(self) -> Choice:
@@ -116,7 +284,7 @@ class TilePreview(ipywidgets.VBox):
 
     def cost(self) -> Plan:
         """What the choice costs, and why the model would refuse it where it would."""
-        return cost(self.p, self.choice, self.preview.footage())
+        return cost(self.p, self.choice, self.preview.footage)
 
     def figure(self) -> canvas.Picture:
         """The same as a static picture, for whoever reads the notebook without a kernel.
@@ -130,7 +298,7 @@ class TilePreview(ipywidgets.VBox):
 
     def figure_of(self, choice: Choice) -> canvas.Picture:
         """The frame shown in another grid, and what that costs; or why it cannot be shown."""
-        title = in_short(cost(self.p, choice, self.preview.footage()))
+        title = in_short(cost(self.p, choice, self.preview.footage))
         try:
             frame = self.preview.grid_frame(self.shown, choice)
         except AvomniError as error:
@@ -139,37 +307,6 @@ class TilePreview(ipywidgets.VBox):
         canvas.show_grid(picture.subplots(), frame, choice.grid, 880)
         picture.finding(title)
         return picture
-
-    def _first_with_window(self) -> str:
-        names = list(self.preview.clips.listed)
-        return next((n for n in names if self.preview.count(n, self._before)), names[0])
-
-    def _make_writer(self) -> None:
-        where = params_file.shown(params_file.default_path(self.p))
-        self.path = ipywidgets.Text(
-            where,
-            description="params file",
-            continuous_update=False,
-            layout={"width": "460px"},
-            style={"description_width": controls.LABEL},
-        )
-        self.write = ipywidgets.Button(description="write the choice", icon="save")
-        self.difference, self.written = ipywidgets.HTML(), ipywidgets.HTML()
-        self.path.observe(lambda _: self._show_difference(), names="value")
-        self.write.on_click(lambda _: self._write())
-
-    def _rows(self) -> list[ipywidgets.Widget]:
-        wrap = {"flex_flow": "row wrap", "align_items": "flex-start"}
-        box = ipywidgets.HBox
-        return [
-            ipywidgets.HTML(controls.STYLE, layout={"height": "0", "margin": "0"}),
-            box([self.place, self.controls], layout=wrap),
-            box([self.cost_table, self.answer], layout=wrap),
-            self.note,
-            box([self.image, self.motion], layout=wrap),
-            box([self.path, self.write, self.written], layout=wrap),
-            self.difference,
-        ]
 
     def _changed(self, change: dict) -> None:
         if self._is_setting or self.place.is_offering:
@@ -218,43 +355,49 @@ class TilePreview(ipywidgets.VBox):
         self.image.value = canvas.encode_png(sheet)
         notice = "" if self.p.is_ours_to_show else f"\n{CONFIDENTIAL}"
         height, width = self.choice.size
-        self.note.value = _paragraph(
-            f"The grid is {width}×{height} px, read from "
-            f"{source_in_words(self.preview, self.choice)}{notice}"
-        )
+        source = self.preview.source_in_words(self.choice)
+        self.note.value = _paragraph(f"{width}×{height} px, read from {source}{notice}")
         self.answer.value = (
             f"<b>{self.p.training.target}</b>: what the model must say about this window"
             f"<pre>{html.escape(answer)}</pre>"
         )
 
-    def _text(self) -> tuple[str, str]:
-        """(the params file's new text, the difference to what it is)."""
-        path = files.resolve(self.path.value)
-        text = params_file.text_of(path, self.p, self.choice)
-        return text, params_file.difference(path, text)
-
     def _show_difference(self) -> None:
-        self.written.value = ""
+        """Of the params file's new text to what it is."""
+        self.written.value, path = "", files.resolve(self.path.value)
+        difference, words = "", "The choice is what the run has already: nothing to write."
         try:
-            difference = self._text()[1]
+            text = params_file.text_of(path, self.p, self.choice)
+            difference = params_file.difference(path, text)
         except AvomniError as error:
-            difference, told = "", str(error)
-        else:
-            told = "" if difference else "The choice is what the run has already: nothing to write."
+            words = str(error)
         self.write.disabled = not difference
-        self.difference.value = controls.diff_html(difference) or _paragraph(told)
+        lines = [
+            f'<span class="{kind}">{html.escape(line)}</span>'
+            for number, line in enumerate(difference.splitlines())
+            for kind in [{"+": "added", "-": "removed"}.get(line[:1], "") if number > 1 else ""]
+        ]
+        self.difference.value = f"<pre>{chr(10).join(lines)}</pre>" if lines else _paragraph(words)
 
     def _write(self) -> None:
         try:
-            text, _ = self._text()
-            params_file.write(files.resolve(self.path.value), text)
+            path = files.resolve(self.path.value)
+            params_file.write(path, params_file.text_of(path, self.p, self.choice))
         except AvomniError as error:
             self.written.value = _paragraph(str(error), "refused")
             return
         self._show_difference()
-        self.written.value = _paragraph(
-            f"Written. Run it: python -m avomni_lib run PARAMS.yaml {self.path.value}"
-        )
+        command = f"python -m avomni_lib run PARAMS.yaml {self.path.value}"
+        self.written.value = _paragraph(f"Written. Run it: {command}")
+
+
+def _listing_label(listed: Listed) -> str:
+    """A clip's line in the list: id, split, country, speed; in spaces that do not run together."""
+    speeds = "speed not read"
+    if listed.mean_mps is not None:
+        speeds = f"{listed.mean_mps:4.1f}, at most {listed.max_mps:4.1f} m/s"
+    name, country = canvas.short(listed.clip_id), listed.country or "-"
+    return f"{name} {listed.split:<5} {country:<13.13} {speeds}".replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _paragraph(text: str, kind: str = "") -> str:

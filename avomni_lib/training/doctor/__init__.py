@@ -1,7 +1,6 @@
 """Does what training relies on work on this machine?
 
 doctor    all checks, and what a training asks before it starts
-machine   versions that fit together, card, memory, disk, decoder, token
+machine   findings; versions that fit together, card, memory, disk, decoder, token
 probes    small computations beside their formula
-findings  the lines of the report
 """

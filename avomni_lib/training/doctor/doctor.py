@@ -6,6 +6,7 @@ the one that is proved by its steps.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,8 +15,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.hardware import Choice
 from avomni_lib.params import Params
 from avomni_lib.training.doctor import machine, probes
-from avomni_lib.training.doctor.findings import OK, WRONG, Finding, Report
-from avomni_lib.training.doctor.machine import Installed
+from avomni_lib.training.doctor.machine import OK, WRONG, Finding, Installed, Report
 from avomni_lib.training.forecast import estimate
 
 GATED = "nvidia/PhysicalAI-Autonomous-Vehicles"
@@ -30,11 +30,18 @@ def examine(p: Params | None = None) -> Report:
     has_run, p = p is not None, p or Params.from_values({"extends": "params/mi300x.yaml"})
     device, versions = hardware.device(), machine.installed()
     on, num_processes = device.value, p.training.num_processes if has_run else 1
+    refused, cache_bytes = [], None
+    if has_run:
+        try:
+            optimizer(p.training.optimizer, on)
+        except AvomniError as error:
+            refused = [Finding.refusal("optimizer", error)]
+        with contextlib.suppress(AvomniError):  # a mistake that `plan` tells
+            cache_bytes = round(estimate.plan_run(p).figures["cache_gb"] * 1e9)
     return Report(
         (
             machine.python(),
             machine.accelerator(device, versions, p.model.base_model, num_processes),
-            machine.runtime(versions),
             *machine.fit(versions),
             native_library(versions, on),
             machine.unsloth(p.model.backend, on),
@@ -42,9 +49,9 @@ def examine(p: Params | None = None) -> Report:
             # Before the probes: after a fault of the card it could not be asked.
             *machine.memory(on),
             *probes.run(on),
-            *(_refused_optimizer(p.training.optimizer, on) if has_run else []),
+            *refused,
             machine.shared_memory(num_processes),
-            machine.room(p, _cache_bytes(p) if has_run else None),
+            machine.room(p, cache_bytes),
             machine.decoder(p.processing.decoder),
             machine.token(p.dataset.source if has_run else None, p.dataset.repo_id == GATED),
         )
@@ -85,8 +92,18 @@ def optimizer(wanted: str, on: str) -> Choice:
     if mistake := hardware.unknown_optimizer(wanted):
         raise AvomniError(mistake[0], where="training.optimizer", fix=mistake[1])
     choice = hardware.optimizer(wanted, on)
-    if choice.value not in probes.OPTIMIZERS:
-        _check_runs(choice.value, on)
+    name, module = choice.value, hardware.missing_module(choice.value)
+    if name not in probes.OPTIMIZERS:
+        fault = f"it needs {module}, which is not installed" if module else None
+        if fault := fault or probes.optimizer_fault(name, on):
+            usable = [
+                o for o in hardware.installed_optimizers() if not probes.optimizer_fault(o, on)
+            ]
+            raise AvomniError(
+                f"the optimizer {name} cannot run here: {fault}",
+                where="training.optimizer",
+                fix=f"choose one of {', '.join(usable)}",
+            )
         return choice
     names, reasons = list(probes.OPTIMIZERS), [choice.reason]
     for name in names[names.index(choice.value) :]:
@@ -96,29 +113,6 @@ def optimizer(wanted: str, on: str) -> Choice:
             return Choice(name, "; ".join([*reasons, proof]))
         reasons.append(f"{name} does not work here ({finding.found})")
     return Choice("adamw_torch", "; ".join([*reasons, "torch's own needs no other package"]))
-
-
-def _refused_optimizer(wanted: str, on: str) -> list[Finding]:
-    """A line where the run's optimizer cannot be taken here."""
-    try:
-        optimizer(wanted, on)
-    except AvomniError as error:
-        return [Finding.refusal("optimizer", error)]
-    return []
-
-
-def _check_runs(name: str, on: str) -> None:
-    module = hardware.missing_module(name)
-    fault = f"it needs {module}, which is not installed" if module else None
-    if fault := fault or probes.optimizer_fault(name, on):
-        usable = [
-            o for o in hardware.installed_optimizers() if probes.optimizer_fault(o, on) is None
-        ]
-        raise AvomniError(
-            f"the optimizer {name} cannot run here: {fault}",
-            where="training.optimizer",
-            fix=f"choose one of {', '.join(usable)}",
-        )
 
 
 def native_library(versions: Installed, on: str) -> Finding:
@@ -135,10 +129,8 @@ def native_library(versions: Installed, on: str) -> Finding:
     library = cextension.lib
     kinds = "CPUs" if on == "cpu" else "ROCm" if versions.hip else "CUDA"
     if isinstance(library, cextension.ErrorHandlerMockBNBNativeLibrary):
-        has = ", ".join(cextension.get_available_cuda_binary_versions()) or "none"
-        why = (
-            f"bitsandbytes {versions.bitsandbytes} found no library for this {kinds}; it has {has}"
-        )
+        has = cextension.get_available_cuda_binary_versions()
+        why = f"bitsandbytes found no library for this {kinds}; it has {has}"
         fix = "BNB_ROCM_VERSION=72 (or BNB_CUDA_VERSION) names one of them"
         return Finding(name, WRONG, "none was loaded", why, fix)
     file = Path(library._lib._name).name
@@ -146,11 +138,3 @@ def native_library(versions: Installed, on: str) -> Finding:
         why = f"it is the one for CPUs, and training computes by {kinds}"
         return Finding(name, WRONG, file, why, "mend the lines torch and bitsandbytes first")
     return Finding(name, OK, f"{file}, for {kinds}")
-
-
-def _cache_bytes(p: Params) -> int | None:
-    """What the run's cache will take, by arithmetic; None where the plan itself has a mistake."""
-    try:
-        return round(estimate.plan_run(p).figures["cache_gb"] * 1e9)
-    except AvomniError:
-        return None

@@ -22,15 +22,14 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.hardware import Choice
 from avomni_lib.params import Params
 from avomni_lib.plan import gigabytes
-from avomni_lib.training.doctor.findings import NOTE, OK, WRONG, Finding
+
+OK, NOTE, WRONG = "ok", "note", "wrong"  # a note is worth reading and stops nothing
+COMMAND = "python -m avomni_lib doctor"
 
 # As in pyproject.toml. Above the last Unsloth 2026.10.9 refuses it.
 TORCH_FROM, TORCH_BELOW = (2, 9), (2, 15)
 BITSANDBYTES_FROM, BITSANDBYTES_BELOW = (0, 50), (0, 51)
-BITSANDBYTES_PIN = "bitsandbytes>=0.50,<0.51"
 PYTHON_FROM, PYTHON_BELOW = (3, 11), (3, 13)
-# cuDNN is left out of torch 2.9's Conv3d (pytorch/pytorch #166122, #174051).
-SLOW_CONV3D = (2, 9)
 PYTORCH_INDEX = "https://download.pytorch.org/whl"
 # Distributions that all unpack to the one folder site-packages/triton; its largest file differs.
 NVIDIA_TRITONS, ROCM_TRITONS = ("triton", "pytorch-triton"), ("triton-rocm", "pytorch-triton-rocm")
@@ -44,72 +43,94 @@ SEES_NO_CARD = {
     "NVIDIA": "is the driver as new as this CUDA needs? Check `nvidia-smi` and "
     "CUDA_VISIBLE_DEVICES",
 }
-ROCM_VERSION = Path("/opt/rocm/.info/version")
 SHARED_MEMORY, LEAST_SHARED_BYTES = Path("/dev/shm"), 1 << 30
 IMPORT_SECONDS = 300
 GREYS = (60, 120, 180)
+_CDNA = (
+    "up to 0.49 its 4-bit product of one row assumed warps of 32, an MI300X has 64: answers came "
+    "out as NaN (bitsandbytes #1885, #1887)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line: what was looked at, `ok`, `note` or `wrong`, the values, why, and what to do."""
+
+    name: str
+    state: str
+    found: str
+    why: str = ""
+    fix: str = ""
+
+    @property
+    def text(self) -> str:
+        """What was found, and where that is not well why and what to do, a line each."""
+        more = {"why": self.why, "what to do": self.fix} if self.state != OK else {}
+        return "\n".join([self.found, *(f"{name}: {each}" for name, each in more.items() if each)])
+
+    @classmethod
+    def refusal(cls, name: str, error: AvomniError) -> Finding:
+        return cls(name, WRONG, error.what, error.where or "", error.fix or "")
+
+
+@dataclass(frozen=True)
+class Report:
+    """All lines."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def wrong(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.state == WRONG]
+
+    @property
+    def headline(self) -> str:
+        notes = sum(finding.state == NOTE for finding in self.findings)
+        wrong = len(self.wrong) or "nothing"
+        return f"{wrong} of {len(self.findings)} lines wrong, notes: {notes}"
+
+    def raise_if_wrong(self) -> None:
+        """Refuse to go on where something is wrong.
+
+        Raises:
+            AvomniError: every wrong line with what to do about it.
+        """
+        if self.wrong:
+            lines = [
+                f"\n  - {f.name}: {f.found}; {f.why}\n    what to do: {f.fix}" for f in self.wrong
+            ]
+            raise AvomniError(
+                f"this machine does not compute what training relies on{''.join(lines)}",
+                fix=f"mend what is named; {COMMAND} looks at everything again",
+            )
 
 
 class Platform(NamedTuple):
-    """A kind of machine; its exact versions are those of `constraints-<name>.txt`.
-
-    Attributes:
-        command: What sets it up.
-        tritons: Distributions that may own site-packages/triton there.
-        bitsandbytes_why: Why not an older one than `BITSANDBYTES_FROM`.
-        note: What else to know.
-    """
+    """A kind of machine: `constraints-<name>.txt`, what sets it up, and whose triton it takes."""
 
     name: str
     command: str
     tritons: tuple[str, ...]
-    bitsandbytes_why: str
-    note: str
+    bitsandbytes_why: str  # not an older one than `BITSANDBYTES_FROM`
 
     def pinned_torch(self) -> str:
         lines = (files.PROJECT_ROOT / f"constraints-{self.name}.txt").read_text().splitlines()
         return next(line.removeprefix("torch==") for line in lines if line.startswith("torch=="))
 
 
-_CDNA = (
-    "up to 0.49 its 4-bit product of one row assumed warps of 32, an MI300X has 64: answers came "
-    "out as NaN (bitsandbytes #1885, #1887)"
-)
 PLATFORMS = {
     row.name: row
     for row in (
-        Platform(
-            "cpu",
-            "make setup",
-            (),
-            "its optimizers run on a CPU from 0.50 on (bitsandbytes #1901)",
-            "torchvision of PyPI is linked with CUDA and keeps Qwen3-VL from being imported",
-        ),
-        Platform(
-            "rocm6.4",
-            "make rocm ROCM=6.4",
-            ROCM_TRITONS,
-            _CDNA,
-            "the oldest ROCm that bitsandbytes has a library for",
-        ),
-        Platform("rocm7.2", "make rocm", ROCM_TRITONS, _CDNA, "later ROCm than 7.2 was not tried"),
-        Platform(
-            "cuda",
-            "make cuda",
-            NVIDIA_TRITONS,
-            "the versions before were not tried with this transformers and PEFT",
-            "torch is PyPI's own build",
-        ),
+        Platform("cpu", "make setup", (), "its optimizers run on a CPU from 0.50 on (#1901)"),
+        Platform("rocm6.4", "make rocm ROCM=6.4", ROCM_TRITONS, _CDNA),
+        Platform("rocm7.2", "make rocm", ROCM_TRITONS, _CDNA),
+        Platform("cuda", "make cuda", NVIDIA_TRITONS, "those before were not tried with this PEFT"),
     )
 }
 
 
 class Triton(NamedTuple):
-    """An installed distribution of triton.
-
-    Attributes:
-        is_owner: Whether the library in site-packages/triton is the one that it brought.
-    """
+    """An installed distribution of triton; the owner's library is the one that lies there."""
 
     name: str
     version: str
@@ -152,12 +173,10 @@ class Installed:
 
     @property
     def origin(self) -> str:
-        """Where this torch comes from, by its version's local part."""
+        """Where this torch comes from, by its version's local part and its wheel's name."""
         local = self.torch.partition("+")[2]
-        # The wheel's name tells PyPI's from the index's; where it has none, only the index knows.
-        wheel = self.torch_wheel if self.torch_wheel is not None else self.torch
         if re.fullmatch(r"cpu|cu\d+|rocm\d+(\.\d+){1,2}", local):
-            return f"{PYTORCH_INDEX}/{local}" if "+" in wheel else "PyPI"
+            return f"{PYTORCH_INDEX}/{local}" if "+" in (self.torch_wheel or self.torch) else "PyPI"
         return "an image's own build" if local else "PyPI or conda"
 
 
@@ -183,12 +202,12 @@ def tritons() -> tuple[Triton, ...]:
     present = []
     for name in filter(_version, TRITONS):
         distribution = metadata.distribution(name)
-        is_owner = any(
-            Path(file.locate()).exists() and Path(file.locate()).stat().st_size == file.size
+        state = [
+            (files.state_of(Path(str(file.locate()))) or (None,))[0] == file.size
             for file in distribution.files or ()
             if str(file) == TRITON_LIBRARY
-        )
-        present.append(Triton(name, distribution.version, is_owner))
+        ]
+        present.append(Triton(name, distribution.version, any(state)))
     return tuple(present)
 
 
@@ -198,17 +217,15 @@ def fit(versions: Installed) -> list[Finding]:
 
 
 def _torch(versions: Installed) -> Finding:
-    command = versions.platform.command
+    name, command = "torch", versions.platform.command
     text, release = f"torch {versions.torch} from {versions.origin}", _release(versions.torch)
     if release < TORCH_FROM:
-        why = f"older than {_dotted(TORCH_FROM)}, the oldest that transformers and TRL of this set "
         fix = f"{command}, or an image with a newer torch"
-        return Finding("torch", WRONG, text, f"{why}were tried with", fix)
+        return Finding(name, WRONG, text, "older than 2.9, the oldest tried", fix)
     if release >= TORCH_BELOW:
-        why = f"Unsloth refuses {_dotted(TORCH_BELOW)} and later; transformers and PEFT take it"
-        return Finding("torch", NOTE, text, why, f"{command}, or model.backend: transformers")
-    slow = "its Conv3d is 10 to 20 times slow; training and answers take one product instead"
-    return Finding("torch", OK, text, slow if release == SLOW_CONV3D else "")
+        why = "Unsloth refuses 2.15 and later; transformers and PEFT take it"
+        return Finding(name, NOTE, text, why, f"{command}, or model.backend: transformers")
+    return Finding(name, OK, text)
 
 
 def _platform(versions: Installed) -> Finding:
@@ -216,42 +233,44 @@ def _platform(versions: Installed) -> Finding:
     pinned = row.pinned_torch()
     text = f"{row.name}: constraints-{row.name}.txt, torch {pinned}"
     if versions.hip and _release(versions.hip) < (6, 4):
-        why = f"torch is built for ROCm {_dotted(_release(versions.hip))}; bitsandbytes has no "
-        return Finding("platform", WRONG, text, f"{why}library below 6.4", row.command)
+        why = f"torch is built for ROCm {versions.hip}; bitsandbytes has no library below 6.4"
+        return Finding("platform", WRONG, text, why, row.command)
     # Only ROCm's and the CPU's wheels bear their build in the name that the file pins.
     if (torch if "+" in pinned else torch.partition("+")[0]) != pinned:
-        why = f"put together with torch {pinned}, and this is {torch}: not tried together"
         fix = f"trust the lines below, which run it; or {row.command}"
-        return Finding("platform", NOTE, text, why, fix)
-    return Finding("platform", OK, text, row.note)
+        return Finding("platform", NOTE, text, f"torch is {torch}: not tried together", fix)
+    return Finding("platform", OK, text)
 
 
 def _bitsandbytes(versions: Installed) -> Finding:
-    name, version = "bitsandbytes", versions.bitsandbytes
+    name, version, why = "bitsandbytes", versions.bitsandbytes, versions.platform.bitsandbytes_why
     # --no-deps: with its dependencies it has replaced ROCm's torch by CUDA's (unsloth #4720).
-    fix = f"pip install --no-deps '{BITSANDBYTES_PIN}'"
+    fix = "pip install --no-deps 'bitsandbytes>=0.50,<0.51'"
     if version is None:
         why = "the 4-bit base model and the 8-bit optimizers are its work"
         return Finding(name, WRONG, "not installed", why, fix)
-    text, why = f"bitsandbytes {version}", versions.platform.bitsandbytes_why
-    if _release(version) < BITSANDBYTES_FROM:
-        return Finding(name, WRONG, text, why, fix)
     if _release(version) >= BITSANDBYTES_BELOW:
-        why = f"{_dotted(BITSANDBYTES_BELOW)} and later were not tried"
-        return Finding(name, NOTE, text, why, fix)
-    return Finding(name, OK, text, why)
+        return Finding(name, NOTE, version, "0.51 and later were not tried", fix)
+    state = WRONG if _release(version) < BITSANDBYTES_FROM else OK
+    return Finding(name, state, version, why, fix)
 
 
 def _triton(versions: Installed) -> Finding:
     name, present = "triton", versions.tritons
+    text = " and ".join(map(str, present)) or "none"
     if not versions.platform.tritons:
-        return Finding(name, OK, f"{'; '.join(map(str, present)) or 'none'}; a CPU needs none")
-    fix = _right_triton(versions)
+        return Finding(name, OK, f"{text}; a CPU needs none")
+    wanted = versions.triton_wanted or versions.platform.tritons[-1 if versions.hip else 0]
+    fix = f"pip uninstall -y {' '.join(TRITONS)}; "
+    if versions.origin == "an image's own build":
+        fix += f"then {wanted} from where the image took torch, or begin a new container"
+    else:
+        index = f" --index-url {PYTORCH_INDEX}/{versions.torch.partition('+')[2]}"
+        fix += f"pip install --no-deps{index if versions.hip else ''} '{wanted}'"
     if not present:
         why = "torch.compile and Unsloth's kernels need it; plain PEFT does without"
-        return Finding(name, NOTE, "none", why, fix)
+        return Finding(name, NOTE, text, why, fix)
     owners = [triton for triton in present if triton.is_owner]
-    text = " and ".join(map(str, present))
     if not owners:
         why = "site-packages/triton is of none of them: one was installed over the other in part"
         return Finding(name, WRONG, text, why, fix)
@@ -265,17 +284,7 @@ def _triton(versions: Installed) -> Finding:
     if len(present) > 1:
         why = f"the files are of {owners[0]}, but removing the other would remove them too"
         return Finding(name, NOTE, text, why, fix)
-    return Finding(name, OK, f"{owners[0]}, as this torch needs it")
-
-
-def _right_triton(versions: Installed) -> str:
-    wanted = versions.triton_wanted or versions.platform.tritons[-1 if versions.hip else 0]
-    remove = f"pip uninstall -y {' '.join(TRITONS)}"
-    if versions.origin == "an image's own build":
-        return f"{remove}; then {wanted} from where the image took torch, or begin a new container"
-    local = versions.torch.partition("+")[2]
-    index = f" --index-url {PYTORCH_INDEX}/{local}" if versions.hip else ""
-    return f"{remove}; pip install --no-deps{index} '{wanted}'"
+    return Finding(name, OK, f"{text}, as this torch needs it")
 
 
 def python() -> Finding:
@@ -286,15 +295,16 @@ def python() -> Finding:
         return Finding("python", WRONG, version, "3.11 and 3.12 are what this runs on", fix)
     if sys.prefix == sys.base_prefix:
         return Finding("python", OK, f"{version}, no virtual environment: VENV=system's")
-    text = f"{version} in the virtual environment {sys.prefix}"
     # The torch beside the image's Python, read from the names of its folders alone.
-    folder = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    folder = "python{}.{}".format(*sys.version_info)
+    base = Path(sys.base_prefix)
     places = [
-        str(Path(sys.base_prefix, *lib, folder, packages))
-        for lib in (("lib",), ("local", "lib"))
+        str(base / lib / folder / packages)
+        for lib in ("lib", "local/lib")
         for packages in ("site-packages", "dist-packages")
     ]
     theirs = next((d.version for d in metadata.distributions(name="torch", path=places)), None)
+    text = f"{version} in the virtual environment {sys.prefix}"
     if theirs and theirs != (ours := _version("torch")) and not theirs.endswith("+cpu"):
         why = f"the image's own Python brings torch {theirs}; this environment has {ours}"
         return Finding("python", NOTE, text, why, "make VENV=system … works with the image's own")
@@ -320,33 +330,13 @@ def accelerator(device: Choice, versions: Installed, base_model: str, processes:
         return Finding(name, WRONG, device.reason, why, SEES_NO_CARD[built_for])
     if present:
         # bitsandbytes and Unsloth have replaced ROCm's torch by PyPI's on the way (unsloth #4720).
-        state = WRONG if built_for else NOTE
-        what = f"torch is built for {built_for or 'CPUs'}"
-        why = f"{what}, and the machine has a card of {' and '.join(present)}"
+        why = f"torch is built for {built_for or 'CPUs'}, the card is of {' and '.join(present)}"
         fix = "make rocm, or make VENV=system …" if present == ["AMD"] else "make cuda"
-        return Finding(name, state, device.reason, why, fix)
+        return Finding(name, WRONG if built_for else NOTE, device.reason, why, fix)
     if base_model == "tiny":
         return Finding(name, OK, f"{device.reason}; the tiny base model needs none")
     why = "the 8B takes hours a step on a CPU; the demo's tiny base model takes minutes in all"
     return Finding(name, NOTE, device.reason, why, "rent a machine, or params/demo.yaml")
-
-
-def runtime(versions: Installed) -> Finding:
-    """ROCm or CUDA as torch brings it, beside the machine's."""
-    name, hip, cuda = "runtime", versions.hip, versions.cuda
-    if hip is None:
-        text = f"CUDA {cuda} in torch" if cuda else "none: torch is built for CPUs"
-        return Finding(name, OK, text)
-    text = f"ROCm {hip} in torch"
-    if not ROCM_VERSION.exists():
-        return Finding(name, OK, f"{text}, none in /opt/rocm; torch needs the kernel's driver only")
-    theirs = ROCM_VERSION.read_text().strip()
-    text = f"{text}, {theirs} in /opt/rocm"
-    if theirs.split(".")[0] == hip.split(".")[0]:
-        return Finding(name, OK, text)
-    why = "a driver serves the ROCm of its own generation; across two it may and may not"
-    fix = f"make rocm ROCM={'6.4' if theirs.startswith('6') else '7.2'}, or trust the runs below"
-    return Finding(name, NOTE, text, why, fix)
 
 
 def unsloth(backend: str, device: str) -> Finding:
@@ -357,19 +347,15 @@ def unsloth(backend: str, device: str) -> Finding:
     except AvomniError as error:
         return Finding.refusal(name, error)
     if choice.value != "unsloth":
-        state = NOTE if device != "cpu" and backend == "auto" else OK
-        fix = "pip install --no-deps unsloth unsloth_zoo" if state == NOTE else ""
-        return Finding(name, state, f"not used: {choice.reason}", "", fix)
+        is_missed = device != "cpu" and backend == "auto"
+        fix = "pip install --no-deps unsloth unsloth_zoo" if is_missed else ""
+        return Finding(name, NOTE if is_missed else OK, f"not used: {choice.reason}", "", fix)
     # In a process and a folder of its own: it patches transformers and writes where it is.
+    command = [sys.executable, "-c", "import unsloth"]
+    options = {"capture_output": True, "text": True, "timeout": IMPORT_SECONDS}
     with tempfile.TemporaryDirectory() as folder:
         try:
-            done = subprocess.run(
-                [sys.executable, "-c", "import unsloth"],
-                capture_output=True,
-                text=True,
-                cwd=folder,
-                timeout=IMPORT_SECONDS,
-            )
+            done = subprocess.run(command, cwd=folder, **options)
             fault = "".join(done.stderr.strip().splitlines()[-1:]) if done.returncode else None
         except subprocess.TimeoutExpired:
             fault = f"not in {IMPORT_SECONDS} s"
@@ -382,18 +368,18 @@ def unsloth(backend: str, device: str) -> Finding:
 
 def memory(device: str) -> list[Finding]:
     """The card's and the host's memory."""
-    lines = []
+    host = hardware.host_memory()
+    text = "{} free of {}"
+    lines = [Finding("host memory", OK, text.format(gigabytes(host.free), gigabytes(host.total)))]
     if card := hardware.device_memory(device):
-        text = f"{gigabytes(card.free)} free of {gigabytes(card.total)}"
+        text = text.format(gigabytes(card.free), gigabytes(card.total))
         line = Finding("device memory", OK, text)
         if card.free < 0.9 * card.total:
             why = "another process holds the rest, and training is planned for all of it"
             fix = "rocm-smi --showpids, or nvidia-smi, names it; a notebook's kernel may be one"
             line = Finding("device memory", NOTE, text, why, fix)
-        lines.append(line)
-    host = hardware.host_memory()
-    text = f"{gigabytes(host.free)} free of {gigabytes(host.total)}"
-    return [*lines, Finding("host memory", OK, text)]
+        lines.insert(0, line)
+    return lines
 
 
 def shared_memory(num_processes: int) -> Finding:
@@ -405,10 +391,7 @@ def shared_memory(num_processes: int) -> Finding:
     text = f"{gigabytes(free)} free"
     if free >= LEAST_SHARED_BYTES:
         return Finding(name, OK, text)
-    why = "several processes (RCCL, NCCL) and workers of torch's DataLoader need it; one process "
-    why += "with our own loader does not"
-    if num_processes > 1:
-        why = f"the {num_processes} processes of this run talk through it (RCCL, NCCL)"
+    why = f"several processes talk through it (RCCL, NCCL); this run has {num_processes}"
     return Finding(name, NOTE, text, why, "docker run --shm-size=8g …, or --ipc=host")
 
 
@@ -416,13 +399,11 @@ def room(p: Params, cache_bytes: int | None) -> Finding:
     """Room on the disk of `run.outputs_dir` for the run's cache; None where there is no run."""
     free = files.free_bytes(p.run_dir)
     text = f"{gigabytes(free)} free at {files.resolve(p.run.outputs_dir)}"
-    if cache_bytes is None or p.cache_dir.exists():
+    if cache_bytes is None or p.cache_dir.exists() or cache_bytes < free:
         return Finding("disk", OK, text)
-    text = f"{text}, the run's cache takes {gigabytes(cache_bytes)}"
-    if cache_bytes < free:
-        return Finding("disk", OK, text)
+    why = f"the run's cache takes {gigabytes(cache_bytes)}: 03_etl would stop for want of room"
     fix = "run.outputs_dir on a larger disk, processing.storage: jpeg, or fewer chunks"
-    return Finding("disk", NOTE, text, "03_etl would stop for want of room", fix)
+    return Finding("disk", NOTE, text, why, fix)
 
 
 def decoder(wanted: str) -> Finding:
@@ -437,9 +418,10 @@ def decoder(wanted: str) -> Finding:
         return Finding.refusal(name, error)
     means = frames.images.reshape(3, -1).mean(axis=1)
     if abs(means - GREYS).max() > 8:
-        text = f"{choice} shows greys of {', '.join(f'{mean:.0f}' for mean in means)}"
-        why = f"they were written as {', '.join(map(str, GREYS))}"
-        return Finding(name, WRONG, text, why, "processing.decoder: pyav")
+        text = f"{choice} shows greys of {means.round().tolist()}"
+        return Finding(
+            name, WRONG, text, f"they were written as {GREYS}", "processing.decoder: pyav"
+        )
     return Finding(name, OK, f"{choice}: {reason}")
 
 
@@ -452,16 +434,13 @@ def token(source: str | None, is_gated: bool) -> Finding:
     """
     from avomni_lib.dataset.download import hub
 
-    name = "token"
     if hub.get_token():
-        return Finding(name, OK, "there is one for Hugging Face")
+        return Finding("token", OK, "there is one for Hugging Face")
     if source in ("world", "folder"):
-        return Finding(name, OK, f"none, and dataset.source: {source} needs none")
+        return Finding("token", OK, f"none, and dataset.source: {source} needs none")
+    state = WRONG if source == "hub" and is_gated else NOTE
     fix = "hf auth login, or HF_TOKEN in the environment"
-    text = "none for Hugging Face"
-    if source == "hub" and is_gated:
-        return Finding(name, WRONG, text, "the data set is gated: no file comes without one", fix)
-    return Finding(name, NOTE, text, "the real data set is gated: 02_download needs one", fix)
+    return Finding("token", state, "none", "the real data set is gated: 02_download needs one", fix)
 
 
 def _three_greys() -> bytes:
@@ -487,11 +466,6 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _release(version: str) -> tuple[int, int]:
+def _release(version: str) -> tuple[int, ...]:
     """(2, 9) of 2.9.0a0+50eac811a6.nv25.09, (7, 2) of 7.2.26015-fc0010cf6a."""
-    first, second = re.match(r"(\d+)\.(\d+)", version).groups()
-    return int(first), int(second)
-
-
-def _dotted(release: tuple[int, int]) -> str:
-    return ".".join(map(str, release))
+    return tuple(int(part) for part in version.split(".")[:2])

@@ -1,92 +1,146 @@
 """Small computations of what training relies on, each compared with the same computed plainly.
 
-A probe takes a device, as `cpu` or `cuda:0`, and returns a `Finding`: what its library computes is
-right there, or wrong, or it fails. Together they take a second on a CPU. Inputs come from a
-generator of their own: torch's random state is as it was before.
+A probe takes a device, as `cpu` or `cuda:0`, and returns a `Finding`. Together they take a second
+on a CPU. Inputs come from a generator of their own: torch's random state is as it was before.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
-import time
 import warnings
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from avomni_lib import hardware
-from avomni_lib.training.doctor.findings import NOTE, OK, WRONG, Finding
+from avomni_lib.training.doctor.machine import OK, WRONG, Finding
 
 if TYPE_CHECKING:
     import torch
 
-# Of the norm of what is right: bfloat16 is off by 0.004, a wrong kernel by 0.1 and more.
-BOUND = 0.02
-# Of a block of 64 weights: NF4 is off by 0.09 and at most 0.13 over 65,536 of them.
-BLOCK_BOUND = 0.2
-# Moments of 8 bits put a weight off by 0.009 after four steps.
-STEP_BOUND, NUM_STEPS = 0.05, 4
+# (what, error as a share of the norm of what is right, the most that it may be)
+Deviations = Iterator[tuple[str, float, float]]
+BOUND = 0.02  # bfloat16 is off by 0.004, a wrong kernel by 0.1 and more
+BLOCK_BOUND = 0.2  # of 64 weights: NF4 is off by 0.09 and at most 0.13 over 65,536 blocks
+STEP_BOUND, NUM_STEPS = 0.05, 4  # moments of 8 bits put a weight off by 0.009 after four steps
 # Qwen3-VL-8B's k_proj; LoRA's first matrix of rank 64 on it (above 100,000 numbers it is paged).
 WEIGHT, ADAPTER = (1024, 4096), (64, 4096)
-# Windows answered at a time: one and a few go through kernels of their own.
-DECODED_ROWS = (1, 8)
-# Hidden size, channels, frames and px of a patch.
-PATCH_WEIGHT = (1152, 3, 2, 16, 16)
-SLOW_RATIO = 3
+OPTIMIZERS = {"paged_adamw_8bit": True, "adamw_8bit": False}  # name -> whether it is paged
+# Of Qwen3-VL-8B: heads and head dimension of the vision tower; heads, key heads of the text model.
+VISION_HEADS, VISION_DIM = 16, 72
+TEXT_HEADS, TEXT_KV_HEADS, TEXT_DIM = 32, 8, 128
 BITSANDBYTES_OPS = "bitsandbytes.backends.cpu.ops"  # the name of its logger
-# transformers' name -> whether its moments are paged.
-OPTIMIZERS = {"paged_adamw_8bit": True, "adamw_8bit": False}
-# Those of Qwen3-VL-8B.
-VISION_HEADS, VISION_HEAD_DIM = 16, 72
-TEXT_HEADS, TEXT_KV_HEADS, TEXT_HEAD_DIM = 32, 8, 128
-PASSES = ("forward", "backward to q", "backward to k", "backward to v")
-FIX = "the torch that the line `platform` names, or a later one"
+TORCH_FIX = "the torch that the line `platform` names, or a later one"
 
 
 def run(on: str) -> list[Finding]:
     """All probes."""
-    return [
-        four_bit_linear(on),
-        *(optimizer_step(name, on) for name in OPTIMIZERS),
-        vision_attention(on),
-        text_attention(on),
-        patch_embedding(on),
-    ]
+    steps = [optimizer_step(name, on) for name in OPTIMIZERS]
+    return [four_bit_linear(on), *steps, vision_attention(on), text_attention(on)]
 
 
-def four_bit_linear(on: str) -> Finding:
+def _judge(
+    name: str, why: str, fix: str, work: Callable[[torch.device], Deviations], on: str
+) -> Finding:
+    """Hold what `work` yields against its bounds; NaN is beyond each, and an error is a finding."""
+    import torch
+
+    device = torch.device(on)
+    try:
+        # Layers draw their first weights on the CPU, whatever the device.
+        with torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            deviations = list(work(device))
+            _wait(device)
+    except Exception as error:  # whatever the libraries die of is the answer
+        return Finding(name, WRONG, f"fails: {_first_line(error)}", why, fix)
+    finally:
+        if device.type == "cuda":
+            with contextlib.suppress(RuntimeError):  # after a fault of the card nothing works
+                torch.cuda.empty_cache()
+    beyond = [f"{what} is off by {e:.0%}" for what, e, most in deviations if not e <= most]
+    if beyond:
+        return Finding(name, WRONG, ", ".join(beyond), why, fix)
+    tightest = min(most for *_, most in deviations)
+    worst = max(error for _, error, most in deviations if most == tightest)
+    return Finding(name, OK, f"right to {max(worst, 1e-4):.2%}", why, fix)
+
+
+def _probe(name: str, why: str, fix: str) -> Callable[..., Callable[[str], Finding]]:
+    return lambda work: functools.wraps(work)(functools.partial(_judge, name, why, fix, work))
+
+
+@_probe(
+    "4-bit linear",
+    "the base model's weights are kept so; on an MI300X, bitsandbytes 0.49 gave NaN for the "
+    "product of one row, with which answers are decoded",
+    "pip install --no-deps 'bitsandbytes>=0.50,<0.51', or model.load_in_4bit: false",
+)
+def four_bit_linear(device: torch.device) -> Deviations:
     """An NF4 layer with double quantisation: its weights, both passes, and products of few rows."""
-    return judge(
-        "4-bit linear",
-        on,
-        _four_bit_linear,
-        why="the base model's weights are kept so; on an MI300X, bitsandbytes 0.49 gave NaN for "
-        "the product of one row, with which answers are decoded",
-        fix="pip install --no-deps 'bitsandbytes>=0.50,<0.51', or model.load_in_4bit: false",
-    )
+    import torch
+
+    bitsandbytes = load_bitsandbytes()
+    draw, dtype = _drawer(), _dtype_of(device)
+    weight = draw(*WEIGHT)
+    options = {"compute_dtype": dtype, "compress_statistics": True, "quant_type": "nf4"}
+    layer = bitsandbytes.nn.Linear4bit(WEIGHT[1], WEIGHT[0], bias=False, **options)
+    layer.support_avx512bf16_for_cpu = False  # as load.py loads the base model
+    layer.weight.data = weight
+    layer = layer.to(device)  # quantises
+    state = layer.weight.quant_state
+    kept = bitsandbytes.functional.dequantize_4bit(layer.weight.data, state).float().cpu()
+    lost, length = (x.reshape(-1, state.blocksize).norm(dim=1) for x in (kept - weight, weight))
+    yield "a block of weights", float((lost / length).max()), BLOCK_BOUND
+
+    given, back = draw(64, WEIGHT[1]), draw(64, WEIGHT[0])
+    rows = given.to(device, dtype).detach().requires_grad_()
+    result = layer(rows)
+    result.backward(back.to(device, dtype))
+    yield "forward", _relative_error(result, given @ kept.T), BOUND
+    yield "backward", _relative_error(rows.grad, back @ kept), BOUND
+    layer.eval()
+    for count in (1, 8):  # windows answered at a time: few rows go through kernels of their own
+        with torch.no_grad():
+            result = layer(given[:count].to(device, dtype))
+        yield f"a product of {count} row(s)", _relative_error(result, given[:count] @ kept.T), BOUND
 
 
 def optimizer_step(name: str, on: str) -> Finding:
-    """Steps of one of `OPTIMIZERS` beside torch's AdamW."""
+    """Steps of one of `OPTIMIZERS`, made as transformers' Trainer makes it, beside AdamW's."""
     is_paged = OPTIMIZERS[name]
-    return judge(
-        f"{name} step",
-        on,
-        lambda device: _optimizer_steps(device, is_paged),
-        why="an optimizer that does not move the adapter as AdamW would trains something else",
-        fix=f"training.optimizer: {'adamw_8bit or ' if is_paged else ''}adamw_torch",
-    )
+
+    def work(device: torch.device) -> Deviations:
+        import torch
+
+        draw = _drawer()
+        start = draw(*ADAPTER)
+        ours, plain = (torch.nn.Parameter(start.clone().to(to)) for to in (device, "cpu"))
+        common = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
+        eight_bit = load_bitsandbytes().optim.AdamW
+        optimizer = eight_bit([ours], optim_bits=8, is_paged=is_paged, **common)
+        reference = torch.optim.AdamW([plain], **common)
+        for _ in range(NUM_STEPS):
+            gradient = 1e-3 * draw(*ADAPTER)
+            ours.grad, plain.grad = gradient.to(device), gradient
+            optimizer.step()
+            reference.step()
+        _wait(device)
+        way = _relative_error(ours.cpu() - start, plain - start)
+        yield "the way of four steps", way, STEP_BOUND
+        is_in_8_bit = optimizer.state[ours]["state1"].dtype == torch.uint8
+        yield "the width of its moments", float(not is_in_8_bit), STEP_BOUND
+
+    why = "an optimizer that does not move the adapter as AdamW would trains something else"
+    fix = f"training.optimizer: {'adamw_8bit or ' if is_paged else ''}adamw_torch"
+    return _judge(f"{name} step", why, fix, work, on)
 
 
 def optimizer_fault(name: str, on: str) -> str | None:
-    """Why an optimizer cannot train on a device, in a library's words; None where it can.
-
-    Args:
-        name: A name of transformers' `optim`. It is made as transformers' Trainer makes it, and
-            takes a step.
-    """
+    """Why an optimizer of transformers' `optim` cannot make a step on a device, if it cannot."""
     import torch
     from transformers import Trainer, TrainingArguments
     from transformers.training_args import OptimizerNames
@@ -96,7 +150,7 @@ def optimizer_fault(name: str, on: str) -> str | None:
     for field in dataclasses.fields(TrainingArguments):
         is_made = field.default_factory is not dataclasses.MISSING
         setattr(arguments, field.name, field.default_factory() if is_made else field.default)
-    device, weight = torch.device(on), drawer()(64, 128)
+    device, weight = torch.device(on), _drawer()(64, 128)
     logging.getLogger(BITSANDBYTES_OPS).setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
@@ -109,58 +163,68 @@ def optimizer_fault(name: str, on: str) -> str | None:
                 optimizer.train()
             moved.grad = 1e-3 * torch.ones_like(moved)
             optimizer.step()
-        wait(device)
         after = moved.detach().cpu()
     except Exception as error:  # a library that lacks a kernel fails in many ways
-        return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    if not after.isfinite().all() or after.equal(weight):
-        return "a step of it does not move a weight"
-    return None
+        return _first_line(error)
+    is_moved = after.isfinite().all() and not after.equal(weight)
+    return None if is_moved else "a step of it does not move a weight"
 
 
-def patch_embedding(on: str) -> Finding:
-    """The vision tower's Conv3d beside the one product that it amounts to, and both in time."""
-    taken: dict[str, float] = {}
-    finding = judge(
-        "patch embedding",
-        on,
-        lambda device: _patch_embedding(device, taken),
-        why="every picture enters the model by it",
-        fix="the torch that the line `platform` names",
-    )
-    if finding.state != OK:
-        return finding
-    ratio = taken["Conv3d"] / taken["product"]
-    return dataclasses.replace(
-        finding,
-        state=NOTE if ratio > SLOW_RATIO else OK,
-        found=f"Conv3d takes {ratio:.1f} times as long as one product, and both are right",
-        why="torch 2.9 computes this Conv3d 10 to 20 times slower than 2.8 (pytorch #174051)",
-        fix="nothing: training and answers take the product, of the same weights",
-    )
-
-
-def vision_attention(on: str) -> Finding:
+@_probe(
+    "attention, vision tower",
+    "the model then sees what is not there; on ROCm, SDPA has been wrong where v is a view "
+    "(vLLM #27744, ROCm/pytorch #3230), which is why it gets copies",
+    TORCH_FIX,
+)
+def vision_attention(device: torch.device) -> Deviations:
     """SDPA as the vision tower attends, to copies of what it makes (`attention.copy_views`)."""
-    return judge(
-        "attention, vision tower",
-        on,
-        _vision_attention,
-        why="the model then sees what is not there; on ROCm, SDPA has been wrong where v is a view "
-        "(vLLM #27744, ROCm/pytorch #3230), which is why it gets copies",
-        fix=FIX,
-    )
+    from torch.nn import functional
+
+    # One temporal patch of the 2×2 grid of 448×256 px tiles; a quarter of it on a CPU.
+    num_patches = 448 if device.type == "cpu" else 1792
+    fused = _drawer()(num_patches, 3, VISION_HEADS, VISION_DIM).to(device, _dtype_of(device))
+    q, k, v = (x.unsqueeze(0).contiguous() for x in fused.permute(1, 2, 0, 3).unbind(0))
+    result = functional.scaled_dot_product_attention(q, k, v, scale=VISION_DIM**-0.5)
+    yield "SDPA", _relative_error(result, _formula(q, k, v)), BOUND
 
 
-def text_attention(on: str) -> Finding:
+@_probe(
+    "attention, language model",
+    "every layer of the language model rests on it, forward and backward",
+    TORCH_FIX,
+)
+def text_attention(device: torch.device) -> Deviations:
     """SDPA as the language model uses it, both passes: causal with fewer key heads, and masked."""
-    return judge(
-        "attention, language model",
-        on,
-        _text_attention,
-        why="every layer of the language model rests on it, forward and backward",
-        fix=FIX,
-    )
+    import torch
+    from torch.nn import functional
+
+    length = 96 if device.type == "cpu" else 512
+    draw, dtype = _drawer(), _dtype_of(device)
+    heads = (TEXT_HEADS, TEXT_KV_HEADS, TEXT_KV_HEADS)
+    given = [draw(2, length, count, TEXT_DIM).to(device, dtype) for count in heads]
+    back = draw(2, TEXT_HEADS, length, TEXT_DIM).to(device, dtype)
+    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    # The second sample is padded on the right, by a fifth.
+    is_token = torch.ones(2, 1, 1, length, dtype=torch.bool, device=device)
+    is_token[1, ..., -(length // 5) :] = False
+    mask = causal & is_token
+    sdpa = functools.partial(functional.scaled_dot_product_attention, scale=TEXT_DIM**-0.5)
+
+    def both_passes(attend: Callable[..., torch.Tensor]) -> list[Any]:
+        leaves = [values.detach().requires_grad_() for values in given]
+        result = attend(*(leaf.transpose(1, 2) for leaf in leaves))
+        result.backward(back.to(result.dtype))
+        return [result, *(leaf.grad for leaf in leaves)]
+
+    # transformers repeats the key heads where there is a mask.
+    results = both_passes(lambda q, k, v: sdpa(q, k, v, is_causal=True, enable_gqa=True))
+    results += both_passes(lambda q, k, v: sdpa(q, _repeat(k), _repeat(v), attn_mask=mask))
+    right = both_passes(lambda q, k, v: _formula(q, k, v, causal))
+    right += both_passes(lambda q, k, v: _formula(q, k, v, mask))
+    passes = ("forward", "backward to q", "backward to k", "backward to v")
+    names = [f"{kind} {step}" for kind in ("causal", "masked") for step in passes]
+    for name, result, wanted in zip(names, results, right, strict=True):
+        yield name, _relative_error(result, wanted), BOUND
 
 
 def load_bitsandbytes() -> Any:
@@ -171,218 +235,24 @@ def load_bitsandbytes() -> Any:
     return bitsandbytes
 
 
-def _four_bit_linear(device: torch.device) -> list[Deviation]:
-    import torch
-
-    bitsandbytes = load_bitsandbytes()
-    draw, dtype = drawer(), dtype_of(device)
-    weight = draw(*WEIGHT)
-    layer = bitsandbytes.nn.Linear4bit(
-        WEIGHT[1],
-        WEIGHT[0],
-        bias=False,
-        compute_dtype=dtype,
-        compress_statistics=True,
-        quant_type="nf4",
-    )
-    layer.support_avx512bf16_for_cpu = False  # as model.py loads the base model
-    layer.weight.data = weight
-    layer = layer.to(device)  # quantises
-    state = layer.weight.quant_state
-    kept = bitsandbytes.functional.dequantize_4bit(layer.weight.data, state).float().cpu()
-    lost, length = (x.reshape(-1, state.blocksize).norm(dim=1) for x in (kept - weight, weight))
-    deviations = [Deviation("a block of weights", float((lost / length).max()), BLOCK_BOUND)]
-
-    given, back = draw(64, WEIGHT[1]), draw(64, WEIGHT[0])
-    rows = given.to(device, dtype).detach().requires_grad_()
-    result = layer(rows)
-    result.backward(back.to(device, dtype))
-    deviations += [
-        Deviation("forward", relative_error(result, given @ kept.T)),
-        Deviation("backward", relative_error(rows.grad, back @ kept)),
-    ]
-    layer.eval()
-    with torch.no_grad():
-        for count in DECODED_ROWS:
-            result = layer(given[:count].to(device, dtype))
-            what = "a product of one row" if count == 1 else f"a product of {count} rows"
-            deviations.append(Deviation(what, relative_error(result, given[:count] @ kept.T)))
-    return deviations
-
-
-def _optimizer_steps(device: torch.device, is_paged: bool) -> list[Deviation]:
-    import torch
-
-    # As transformers' Trainer makes it.
-    eight_bit = load_bitsandbytes().optim.AdamW
-    draw = drawer()
-    start = draw(*ADAPTER)
-    ours, plain = (torch.nn.Parameter(start.clone().to(to)) for to in (device, "cpu"))
-    common = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
-    optimizer = eight_bit([ours], optim_bits=8, is_paged=is_paged, **common)
-    reference = torch.optim.AdamW([plain], **common)
-    for _ in range(NUM_STEPS):
-        gradient = 1e-3 * draw(*ADAPTER)
-        ours.grad, plain.grad = gradient.to(device), gradient
-        optimizer.step()
-        reference.step()
-    wait(device)
-    is_kept_in_8_bit = optimizer.state[ours]["state1"].dtype == torch.uint8
-    return [
-        Deviation(
-            "the way of four steps", relative_error(ours.cpu() - start, plain - start), STEP_BOUND
-        ),
-        Deviation("the width of its moments", float(not is_kept_in_8_bit), STEP_BOUND),
-    ]
-
-
-def _patch_embedding(device: torch.device, taken: dict[str, float]) -> list[Deviation]:
-    """Also notes in `taken` the seconds of `Conv3d` and of `product`, the shortest of three each"""
-    from torch.nn import functional
-
-    num_patches = 128 if device.type == "cpu" else 1792
-    draw, dtype = drawer(), dtype_of(device)
-    size = math.prod(PATCH_WEIGHT[1:])
-    host = draw(num_patches, size), draw(*PATCH_WEIGHT) * size**-0.5, draw(PATCH_WEIGHT[0])
-    patches, weight, bias = (values.to(device, dtype) for values in host)
-    right = functional.linear(host[0], host[1].flatten(1), host[2])
-
-    def convolve() -> torch.Tensor:
-        pictures = patches.view(-1, *PATCH_WEIGHT[1:])
-        return functional.conv3d(pictures, weight, bias, stride=PATCH_WEIGHT[2:]).flatten(1)
-
-    def multiply() -> torch.Tensor:
-        return functional.linear(patches, weight.flatten(1), bias)
-
-    deviations = []
-    for name, compute in (("Conv3d", convolve), ("product", multiply)):
-        deviations.append(Deviation(f"its {name}", relative_error(compute(), right)))
-        taken[name] = min(seconds(compute, device) for _ in range(3))
-    return deviations
-
-
-def _vision_attention(device: torch.device) -> list[Deviation]:
-    from torch.nn import functional
-
-    # One temporal patch of the 2×2 grid of 448×256 px tiles; a quarter of it on a CPU.
-    num_patches = 448 if device.type == "cpu" else 1792
-    fused = drawer()(num_patches, 3, VISION_HEADS, VISION_HEAD_DIM).to(device, dtype_of(device))
-    q, k, v = (
-        x.transpose(0, 1).unsqueeze(0).contiguous() for x in fused.permute(1, 0, 2, 3).unbind(0)
-    )
-    result = functional.scaled_dot_product_attention(q, k, v, scale=VISION_HEAD_DIM**-0.5)
-    return [Deviation("SDPA", relative_error(result, _formula(q, k, v)))]
-
-
-def _text_attention(device: torch.device) -> list[Deviation]:
-    import torch
-    from torch.nn import functional
-
-    length = 96 if device.type == "cpu" else 512
-    draw, dtype = drawer(), dtype_of(device)
-    heads = (TEXT_HEADS, TEXT_KV_HEADS, TEXT_KV_HEADS)
-    given = [draw(2, length, count, TEXT_HEAD_DIM).to(device, dtype) for count in heads]
-    back = draw(2, TEXT_HEADS, length, TEXT_HEAD_DIM).to(device, dtype)
-    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    # The second sample is padded on the right, by a fifth.
-    is_token = torch.ones(2, 1, 1, length, dtype=torch.bool, device=device)
-    is_token[1, ..., -(length // 5) :] = False
-    mask = causal & is_token
-
-    def fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return functional.scaled_dot_product_attention(
-            q, k, v, scale=TEXT_HEAD_DIM**-0.5, is_causal=True, enable_gqa=True
-        )
-
-    def fused_masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        # transformers repeats the key heads where there is a mask.
-        return functional.scaled_dot_product_attention(
-            q, _repeated(k), _repeated(v), scale=TEXT_HEAD_DIM**-0.5, attn_mask=mask
-        )
-
-    def both_passes(attend) -> list[torch.Tensor]:
-        leaves = [values.detach().requires_grad_() for values in given]
-        result = attend(*(leaf.transpose(1, 2) for leaf in leaves))
-        result.backward(back.to(result.dtype))
-        return [result, *(leaf.grad for leaf in leaves)]
-
-    deviations = []
-    for name, attend, allowed in (("causal", fused, causal), ("masked", fused_masked, mask)):
-        right = both_passes(lambda q, k, v, allowed=allowed: _formula(q, k, v, allowed))
-        deviations += [
-            Deviation(f"{name} {step}", relative_error(*pair))
-            for step, *pair in zip(PASSES, both_passes(attend), right, strict=True)
-        ]
-    return deviations
-
-
 def _formula(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, allowed: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Attention in float32: (B, heads, L, head_dim) each, of k and v fewer heads at will.
-
-    Args:
-        allowed: True where a row may look; None is everywhere.
-    """
+    """Attention in float32, (B, heads, L, head_dim) each; `allowed`: where a row may look."""
     q, k, v = (x.float() for x in (q, k, v))
     if k.shape[1] < q.shape[1]:
-        k, v = _repeated(k), _repeated(v)
+        k, v = _repeat(k), _repeat(v)
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     if allowed is not None:
         scores = scores.masked_fill(~allowed, -math.inf)
     return scores.softmax(-1) @ v
 
 
-def _repeated(heads: torch.Tensor) -> torch.Tensor:
+def _repeat(heads: torch.Tensor) -> torch.Tensor:
     return heads.repeat_interleave(TEXT_HEADS // TEXT_KV_HEADS, dim=1)
 
 
-class Deviation(NamedTuple):
-    """How far a result is from what is right, as a share of its norm, and how far it may be."""
-
-    what: str
-    error: float
-    bound: float = BOUND
-
-
-def judge(
-    name: str,
-    on: str,
-    work: Callable[[torch.device], list[Deviation]],
-    why: str,
-    fix: str,
-) -> Finding:
-    """Run `work` on a device, as `cpu` or `cuda:0`, and hold its deviations against their bounds.
-
-    NaN is beyond every bound, and what `work` raises is a finding too.
-    """
-    import torch
-
-    device = torch.device(on)
-    try:
-        # Layers draw their first weights on the CPU, whatever the device.
-        with torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            deviations = work(device)
-            wait(device)
-    except Exception as error:  # whatever the libraries die of is the answer
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return Finding(name, WRONG, f"fails: {reason[:200]}", why, fix)
-    finally:
-        if device.type == "cuda":
-            with contextlib.suppress(RuntimeError):  # after a fault of the card nothing works
-                torch.cuda.empty_cache()
-    beyond = [
-        f"{d.what} is off by {_percent(d.error)}" for d in deviations if not d.error <= d.bound
-    ]
-    if beyond:
-        return Finding(name, WRONG, ", ".join(beyond), why, fix)
-    tightest = min(deviation.bound for deviation in deviations)
-    worst = max(deviation.error for deviation in deviations if deviation.bound == tightest)
-    return Finding(name, OK, f"right to {_percent(worst)}", why, fix)
-
-
-def drawer() -> Callable[..., torch.Tensor]:
+def _drawer() -> Callable[..., torch.Tensor]:
     """Normal numbers on the CPU, float32: the same ones in every probe and on every machine."""
     import torch
 
@@ -390,29 +260,18 @@ def drawer() -> Callable[..., torch.Tensor]:
     return lambda *shape: torch.randn(*shape, generator=generator, device="cpu")
 
 
-def dtype_of(device: torch.device) -> torch.dtype:
-    """The dtype that training computes in there."""
+def _dtype_of(device: torch.device) -> torch.dtype:
     import torch
 
     return getattr(torch, hardware.dtype(str(device)).value)
 
 
-def relative_error(result: torch.Tensor, right: torch.Tensor) -> float:
-    """The norm of their difference, as a share of the norm of what is right."""
+def _relative_error(result: torch.Tensor, right: torch.Tensor) -> float:
     result, right = (values.detach().float().cpu() for values in (result, right))
     return float((result - right).norm() / right.norm())
 
 
-def seconds(compute: Callable[[], torch.Tensor], device: torch.device) -> float:
-    """How long one call takes, until the device is through with it."""
-    wait(device)
-    begun = time.perf_counter()
-    compute()
-    wait(device)
-    return time.perf_counter() - begun
-
-
-def wait(device: torch.device) -> None:
+def _wait(device: torch.device) -> None:
     """Until the device has computed what it was given; its errors are raised here."""
     import torch
 
@@ -420,6 +279,5 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _percent(error: float) -> str:
-    percent = 100 * max(error, 1e-4) if error == error else error
-    return f"{percent:.{0 if percent >= 10 else 2}f} %"
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
