@@ -107,7 +107,9 @@ class Reader(threading.Thread):
                 arrived = self._now_ns()
                 size = frame.width, frame.height
                 if self.size not in (None, size):
-                    log.warning("camera %s: now %s px", self.source.camera, "×".join(map(str, size)))
+                    log.warning(
+                        "camera %s: now %s px", self.source.camera, "×".join(map(str, size))
+                    )
                 self.size, self.trouble = size, ""
                 taken = arrived
                 if self.source.clock != "arrival" and frame.pts is not None:
