@@ -51,6 +51,10 @@ EXAMPLES = {
   python -m avomni_lib predict params/demo.yaml --clip CLIP_ID --at 5 --out answer.png
   python -m avomni_lib predict params/demo.yaml --folder drive/ --json
   python -m avomni_lib predict params/mi300x.yaml --adapter owner/name@COMMIT --clip CLIP_ID""",
+    "live": """
+  python -m avomni_lib live params/demo.yaml                a held-out clip, played as if live
+  python -m avomni_lib live params/demo.yaml --set live.seconds=null
+  python -m avomni_lib live params/mi300x.yaml own_cameras.yaml --json""",
     "export": """
   python -m avomni_lib export params/demo.yaml              into outputs/RUN/merged
   python -m avomni_lib export params/demo.yaml --out outputs/model --dtype float16""",
@@ -448,3 +452,27 @@ def predict(
             file.write(predicted.picture(p, made).png())
         lines += ["", f"drawn: {out}"]
     return CommandOutput(made.values(), ("\n".join(lines),))
+
+
+@_command
+def live(
+    paths: Paths = None,
+    more: MorePaths = None,
+    changes: Changes = None,
+    base: Annotated[bool, typer.Option("--base", help="the base model, without adapter")] = False,
+    adapter: Annotated[
+        str | None,
+        typer.Option("--adapter", metavar="FOLDER", help="another one, or owner/name@commit"),
+    ] = None,
+    as_json: AsJson = False,
+) -> CommandOutput:
+    """Answer live cameras, and show them on a page of this machine."""
+    from avomni_lib.live import answering
+
+    p = _params("live", paths, more, changes, None)
+    with answering.opened(p, adapter, base) as (session, page):
+        print(f"page: {page.url}  record: {session.record.folder}", flush=True)
+        session.run(p.live.seconds)
+    figures = {"record": str(session.record.folder), **session.counts()}
+    figures["latency_s"] = answering.latency(session.answers)
+    return CommandOutput(figures, (answering.summary(figures),))

@@ -54,8 +54,9 @@ def test_a_tick_shows_each_cameras_last_frame_at_or_before_it():
     for number, (a, b) in enumerate([(0, 10), (33, 43), (66, 76), (100, 110), (133, 143)]):
         ticks.push("a", a * MS, number)
         ticks.push("b", b * MS, number)
-    # The first tick is when both have a frame: 10 ms.
+    # Both have a frame from 10 ms on, and between 10 and 33 ms lies the widest gap: 21.5 ms.
     assert shown(ticks, 150) == [(0, {"a": 0, "b": 0}, ()), (1, {"a": 3, "b": 3}, ())]
+    assert ticks._start_ns == 21_500_000
 
 
 def test_a_tick_waits_for_the_slowest_camera_until_its_deadline():
@@ -78,7 +79,8 @@ def test_a_camera_that_froze_makes_gaps_and_one_that_comes_back_ends_them():
             ticks.push("b", moment * MS, moment)
         found += shown(ticks, moment)
     gaps = [number for number, _, missing in found if missing == ("b",)]
-    assert gaps == [7, 8, 9], "from 0.7 s on the frame of 0.3 s is older than 0.3 s"
+    # Ticks are at 0.025 s, 0.125 s …: from 0.625 s on the frame of 0.3 s is older than 0.3 s.
+    assert gaps == [6, 7, 8, 9]
 
 
 def test_a_camera_that_never_comes_is_named_and_time_goes_on():

@@ -27,7 +27,8 @@ pre{white-space:pre-wrap;font-size:1.05rem;min-height:4em}
 td{padding:.1rem 1rem .1rem 0}</style>
 <h1>AV-Omni live</h1><img src="/feed" alt="what the model sees"><pre id="answer">no answer yet</pre>
 <table id="numbers"></table><script>
-const cell = text => { const made = document.createElement("td"); made.textContent = text; return made };
+const cell = text => {
+  const made = document.createElement("td"); made.textContent = text; return made };
 setInterval(async () => {
   const state = await (await fetch("/state")).json();
   if (state.answer) document.getElementById("answer").textContent = state.answer.text;
@@ -134,7 +135,8 @@ class Page:
         seen = -1
         while not self._is_closed:
             with self._changed:
-                self._changed.wait_for(lambda: self._number != seen or self._is_closed, IDLE_S)
+                if self._number == seen and not self._is_closed:
+                    self._changed.wait(IDLE_S)
                 seen, grid = self._number, self._state.grid
             if grid is None:
                 time.sleep(0.05)

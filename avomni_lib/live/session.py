@@ -20,7 +20,7 @@ import numpy as np
 
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.clip import tiling
-from avomni_lib.live.sources import Reader, Source
+from avomni_lib.live.sources import Begun, Reader, Source
 from avomni_lib.live.stream import Mailbox, Ready, Sliding
 from avomni_lib.live.ticks import Tick, Ticks
 from avomni_lib.params import Params
@@ -231,7 +231,8 @@ class Session:
             Source(name, live.sources[name], live.clock, live.offset_ms.get(name, 0.0))
             for name in self.ticks.feeds
         ]
-        readers = [Reader(each, self.push, self.end, self._now_ns) for each in sources]
+        begun = Begun()
+        readers = [Reader(each, self.push, self.end, self._now_ns, begun) for each in sources]
         self.readers = readers
         worker = threading.Thread(target=self._answer_all, name="answers", daemon=True)
         with self.record, _running(readers, worker, self.mailbox):

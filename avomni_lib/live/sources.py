@@ -53,6 +53,19 @@ class Source:
 Push = Callable[[str, int, Any], None]
 
 
+class Begun:
+    """The moment at which the files of a session begin: when the first of them is open."""
+
+    def __init__(self) -> None:
+        self._ns: int | None = None
+        self._lock = threading.Lock()
+
+    def at(self, now_ns: int) -> int:
+        with self._lock:
+            self._ns = now_ns if self._ns is None else self._ns
+            return self._ns
+
+
 class Reader(threading.Thread):
     """Reads one source until it is told to stop; a stream that breaks is opened again.
 
@@ -60,6 +73,7 @@ class Reader(threading.Thread):
         push: Called with (camera, capture time in ns, decoded frame).
         end: Called with the camera when no more will come.
         now_ns: The clock; ticks are of the same.
+        begun: When the files of a session begin, shared by its readers.
     """
 
     def __init__(
@@ -68,31 +82,33 @@ class Reader(threading.Thread):
         push: Push,
         end: Callable[[str], None],
         now_ns: Callable[[], int] = time.monotonic_ns,
+        begun: Begun | None = None,
     ):
         super().__init__(name=f"camera {source.camera}", daemon=True)
         self.source, self._push, self._end, self._now_ns = source, push, end, now_ns
-        self._stop = threading.Event()
+        self._begun = begun or Begun()
+        self._halt = threading.Event()
         self.trouble = ""  # why it shows nothing now, in words
         self.size: tuple[int, int] | None = None
 
     def stop(self) -> None:
-        self._stop.set()
+        self._halt.set()
 
     def run(self) -> None:
         tries = 0
-        while not self._stop.is_set():
+        while not self._halt.is_set():
             try:
                 read = self._read()
             except (av.error.FFmpegError, OSError) as error:
                 read, self.trouble = 0, without_passwords(str(error))
-            if self._stop.is_set() or (self.source.clock == "file" and not self.trouble):
+            if self._halt.is_set() or (self.source.clock == "file" and not self.trouble):
                 break
             tries = 0 if read else tries + 1
             self.trouble = self.trouble or "the stream has ended"
             log.warning("camera %s: %s; it is opened again", self.source.camera, self.trouble)
             if self.source.clock == "file":
                 break
-            self._stop.wait(RETRY_S[min(tries, len(RETRY_S) - 1)])
+            self._halt.wait(RETRY_S[min(tries, len(RETRY_S) - 1)])
         self._end(self.source.camera)
 
     def _read(self) -> int:
@@ -102,7 +118,7 @@ class Reader(threading.Thread):
             stream = container.streams.video[0]
             stream.thread_type = "NONE"
             for frame in container.decode(stream):
-                if self._stop.is_set():
+                if self._halt.is_set():
                     break
                 arrived = self._now_ns()
                 size = frame.width, frame.height
@@ -114,10 +130,12 @@ class Reader(threading.Thread):
                 taken = arrived
                 if self.source.clock != "arrival" and frame.pts is not None:
                     own = round(frame.pts * frame.time_base * 1_000_000_000)
-                    first = (own, arrived) if first is None else first
-                    taken = first[1] + own - first[0]
                     if self.source.clock == "file":
-                        self._stop.wait(max(taken - arrived, 0) / 1e9)
+                        taken = self._begun.at(arrived) + own
+                        self._halt.wait(max(taken - self._now_ns(), 0) / 1e9)
+                    else:
+                        first = (own, arrived) if first is None else first
+                        taken = first[1] + own - first[0]
                 self._push(self.source.camera, taken + round(self.source.offset_ms * 1e6), frame)
                 count += 1
         return count

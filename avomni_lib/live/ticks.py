@@ -10,7 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from avomni_lib.etl.clip import sampling
+
 KEPT_S = 2.0  # of each camera's frames
+STEADY_FRAMES = 4  # after which a camera's interval is known
 
 
 @dataclass(frozen=True)
@@ -107,14 +112,21 @@ class Ticks:
             self._number += 1
 
     def _begin(self, now_ns: int) -> bool:
-        """Start when every camera is there, or the deadline after the first one came."""
-        firsts = [feed.frames[0][0] for feed in self.feeds.values() if feed.frames]
-        if not firsts:
+        """Start as the ETL does, once every camera has shown some frames, or after the deadline.
+
+        Of cameras that show a frame at the same moment as the ticks, now this one would be taken
+        and now the one before it: `sampling.steady_start` keeps away from their moments.
+        """
+        there = [feed for feed in self.feeds.values() if feed.frames]
+        if not there:
             return False
-        everyone = len(firsts) == len(self.feeds)
-        if not everyone and now_ns < min(firsts) + self._deadline_ns:
+        is_steady = all(len(feed.frames) >= STEADY_FRAMES for feed in self.feeds.values())
+        if not is_steady and now_ns < min(feed.frames[0][0] for feed in there) + self._deadline_ns:
             return False
-        self._start_ns = max(firsts)
+        stamps = [np.array([taken for taken, _ in feed.frames]) for feed in there]
+        self._start_ns = max(int(own[0]) for own in stamps)
+        if is_steady:
+            self._start_ns = sampling.steady_start([own // 1000 for own in stamps]) * 1000
         return True
 
     def _is_covered(self, time_ns: int) -> bool:
