@@ -9,7 +9,7 @@ from pathlib import Path
 
 # Loaded once by the server that the processes are forked from.
 from avomni_lib.training.fit import sft, worker  # noqa: F401
-from tests import training_set
+from tests import families, training_set
 
 NUM_WINDOWS = 24
 NUM_HELD_OUT = 5
@@ -39,6 +39,13 @@ def train(outputs: Path, base: Path, die_at: tuple[str, str, int] | None = None,
         windows=training_set.Stripes(NUM_WINDOWS),
         held_out=training_set.Stripes(NUM_HELD_OUT),
     )
+
+
+def train_family(name: str, outputs: Path, base: Path, die_at: tuple[str, str, int]) -> None:
+    """Train a family's small model in this process until it dies."""
+    die_at_event(*die_at)
+    family = families.FAMILIES[name]
+    worker.work(family.params(outputs, base), windows=family.windows(NUM_WINDOWS))
 
 
 def main(params: Path) -> None:

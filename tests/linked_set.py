@@ -25,10 +25,12 @@ from tests.published_set import (
     PUBLISHED,
     SPLITS,
     Drive,
+    ListedClip,
     chunk_path,
     egomotion_times,
-    features_csv,
     parquet_bytes,
+    put_file,
+    write_metadata,
 )
 
 
@@ -62,22 +64,20 @@ def write_linked_set(
     """
     folder = Path(folder)
     ids = [linked_id(number) for number in range(num_chunks * clips_per_chunk)]
-    chunks = [number // clips_per_chunk for number in range(len(ids))]
-    splits = [SPLITS[number % 3] for number in range(len(ids))]
-    index = {"clip_is_valid": [True] * len(ids), "chunk": chunks, "split": splits, "clip_id": ids}
-    presence = {name: [name in PUBLISHED] * len(ids) for name in FEATURES}
-    _put(folder / "features.csv", features_csv())
-    _put(folder / "README.md", b"# One clip under many ids\n")
-    _put(folder / "clip_index.parquet", parquet_bytes(index))
-    presence_table = parquet_bytes({**presence, "clip_id": ids})
-    _put(folder / "metadata/feature_presence.parquet", presence_table)
+    absent = tuple(name for name in FEATURES if name not in PUBLISHED)
+    clips = [
+        ListedClip(clip_id, number // clips_per_chunk, SPLITS[number % 3], absent=absent)
+        for number, clip_id in enumerate(ids)
+    ]
+    write_metadata(folder, clips)
+    put_file(folder / "README.md", b"# One clip under many ids\n")
     sizes = {camera: checks.video(content).facts for camera, content in videos.items()}
     sizes = {camera: (facts["width"], facts["height"]) for camera, facts in sizes.items()}
     for chunk in range(num_chunks):
         own = ids[chunk * clips_per_chunk : (chunk + 1) * clips_per_chunk]
         for feature in set(CALIBRATION) & set(PUBLISHED):
             table = layout.stand_in(feature, dict.fromkeys(own, sizes))
-            _put(folder / chunk_path(feature, chunk), table)
+            put_file(folder / chunk_path(feature, chunk), table)
         columns = Drive(0).egomotion(egomotion_times(0, seconds))
         members = {"egomotion.parquet": parquet_bytes(columns)}
         write_linked_zip(folder / chunk_path("egomotion", chunk), own, members, filler_bytes)
@@ -120,8 +120,3 @@ def write_linked_zip(
 def with_free_box(video: bytes, num_bytes: int) -> bytes:
     """An mp4 that is longer by so many bytes, which no decoder looks at (ISO 14496-12 §8.1.2)."""
     return video + struct.pack(">I4s", num_bytes, b"free") + bytes(num_bytes - 8)
-
-
-def _put(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)

@@ -11,9 +11,7 @@ in closed form.
 
 from __future__ import annotations
 
-import csv
 import io
-import json
 import uuid
 import zipfile
 from collections.abc import Sequence
@@ -22,10 +20,13 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from avomni_lib.dataset import cameras
+from avomni_lib.dataset.own import layout
+from avomni_lib.dataset.own.layout import parquet as parquet_bytes
 
 SPLITS = ("train", "val", "test")
 FPS = 30
@@ -39,27 +40,18 @@ CALIBRATION = (
     "vehicle_dimensions",
 )
 LIDARS = ("lidar_top_360fov",)
-RADARS = (
-    "radar_corner_front_left_srr_0",
-    "radar_corner_front_left_srr_3",
-    "radar_corner_front_right_srr_0",
-    "radar_corner_front_right_srr_3",
-    "radar_corner_rear_left_srr_0",
-    "radar_corner_rear_left_srr_3",
-    "radar_corner_rear_right_srr_0",
-    "radar_corner_rear_right_srr_3",
-    "radar_front_center_imaging_lrr_1",
-    "radar_front_center_mrr_2",
-    "radar_front_center_srr_0",
-    "radar_rear_left_mrr_2",
-    "radar_rear_left_srr_0",
-    "radar_rear_right_mrr_2",
-    "radar_rear_right_srr_0",
-    "radar_side_left_srr_0",
-    "radar_side_left_srr_3",
-    "radar_side_right_srr_0",
-    "radar_side_right_srr_3",
-)
+_RADARS = {
+    "corner_front_left": ("srr_0", "srr_3"),
+    "corner_front_right": ("srr_0", "srr_3"),
+    "corner_rear_left": ("srr_0", "srr_3"),
+    "corner_rear_right": ("srr_0", "srr_3"),
+    "front_center": ("imaging_lrr_1", "mrr_2", "srr_0"),
+    "rear_left": ("mrr_2", "srr_0"),
+    "rear_right": ("mrr_2", "srr_0"),
+    "side_left": ("srr_0", "srr_3"),
+    "side_right": ("srr_0", "srr_3"),
+}
+RADARS = tuple(f"radar_{place}_{kind}" for place, kinds in _RADARS.items() for kind in kinds)
 CAMERAS = tuple(sorted(cameras.BY_NAME))
 FEATURES = LABELS + CALIBRATION + CAMERAS + LIDARS + RADARS
 # What a release lists: 25.10 knew no offline feature, and its presence table sensors only.
@@ -199,12 +191,6 @@ def encode_video(
     return file.getvalue()
 
 
-def parquet_bytes(columns: dict) -> bytes:
-    file = io.BytesIO()
-    pq.write_table(pa.table(columns), file)
-    return file.getvalue()
-
-
 def write_published_set(
     folder: Path,
     num_chunks: int = 2,
@@ -221,7 +207,7 @@ def write_published_set(
     Clip n is `listed_clip(n, n // clips_per_chunk)` and drives `Drive(n)`.
     """
     folder = Path(folder)
-    _put(folder / "README.md", b"# A small published set\n")
+    put_file(folder / "README.md", b"# A small published set\n")
     clips = [listed_clip(n, n // clips_per_chunk) for n in range(num_chunks * clips_per_chunk)]
     write_metadata(folder, clips, release)
     for chunk in range(num_chunks):
@@ -282,15 +268,14 @@ def write_metadata(
     `is_indexed`: clip_id is stored as pandas stores an index, and not as a column.
     """
     features = FEATURES_25_10 if release == "25.10" else FEATURES
-    _put(folder / "features.csv", features_csv(features))
+    put_file(folder / "features.csv", features_csv(features))
 
     def put(path: str, columns: dict, listed: Sequence[ListedClip] = clips) -> None:
         table = pa.table(columns | {"clip_id": pa.array([c.clip_id for c in listed], pa.string())})
         if is_indexed:
             table = pa.Table.from_pandas(table.to_pandas().set_index("clip_id"))
-        file = io.BytesIO()
-        pq.write_table(table, file)
-        _put(folder / path, file.getvalue())
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, folder / path)
 
     put(
         "clip_index.parquet",
@@ -336,13 +321,9 @@ def write_metadata(
 
 def features_csv(features: Sequence[str] = FEATURES) -> bytes:
     """The data set's own file byte for byte (git blob 65de094a4037902a40bd42de7b17082029b78fe2)."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["feature", "directory", "chunk_path", "clip_files_in_zip"])
-    for feature in features:
-        path = chunk_path(feature, None)
-        rows.writerow([feature, path.split("/")[0], path, _members_json(feature)])
-    return text.getvalue().encode()
+    return layout.features_csv(
+        (name, chunk_path(name, None), _member_names(name)) for name in features
+    )
 
 
 def chunk_path(feature: str, chunk: int | None) -> str:
@@ -366,75 +347,64 @@ def read_zip(path: Path) -> dict[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-def _members_json(feature: str) -> str:
-    if feature in CALIBRATION:
-        return ""
-    if feature in CAMERAS:
-        endings = {
-            "video": "mp4",
-            "frame_timestamps": "timestamps.parquet",
-            "blurred_boxes": "blurred_boxes.parquet",
-        }
-    else:
+def _member_names(feature: str) -> dict[str, str]:
+    endings = {
+        "video": "mp4",
+        "frame_timestamps": "timestamps.parquet",
+        "blurred_boxes": "blurred_boxes.parquet",
+    }
+    if feature not in CAMERAS:
         kind = {"lidar": "pointclouds", "radar": "scans"}.get(feature.split("_")[0], feature)
-        endings = {kind: "parquet"}
-    return json.dumps({kind: f"{{clip_id}}.{feature}.{end}" for kind, end in endings.items()})
+        endings = {} if feature in CALIBRATION else {kind: "parquet"}
+    return {kind: f"{{clip_id}}.{feature}.{end}" for kind, end in endings.items()}
 
 
-def _put(path: Path, content: bytes) -> None:
+def put_file(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
 
 
 def _write_calibration(folder: Path, chunk: int, numbers: range, width: int, height: int) -> None:
+    """Equidistant lenses, and mounts and a car of which each number can be told."""
     names = [camera.name for camera in cameras.CAMERAS]
-    keys = [(clip_id_of(n), name) for n in numbers for name in names]
-    focal = {name: width / np.radians(cameras.BY_NAME[name].fov_deg) for name in names}
-    intrinsics: dict = {
-        "clip_id": [clip_id for clip_id, _ in keys],
-        "camera_name": [name for _, name in keys],
-        "width": [width] * len(keys),
-        "height": [height] * len(keys),
-        "cx": [width / 2] * len(keys),
-        "cy": [height / 2] * len(keys),
-    }
+    keys = pd.MultiIndex.from_product([map(clip_id_of, numbers), names]).to_frame(index=False)
+    focal = width / np.radians([cameras.BY_NAME[name].fov_deg for name in keys[1]])
+    intrinsics = keys.set_axis(["clip_id", "camera_name"], axis=1).assign(
+        width=width, height=height, cx=width / 2, cy=height / 2
+    )
     for power in range(5):
-        linear = 1.0 if power == 1 else 0.0
-        intrinsics[f"bw_poly_{power}"] = [linear / focal[name] for _, name in keys]
-        intrinsics[f"fw_poly_{power}"] = [linear * focal[name] for _, name in keys]
-    extrinsics: dict = {"clip_id": intrinsics["clip_id"], "sensor_name": intrinsics["camera_name"]}
-    places = [names.index(name) for _, name in keys]
-    extrinsics |= {column: [0.5] * len(keys) for column in ("qx", "qy", "qz", "qw")}
-    extrinsics |= {"x": [1.5] * len(keys), "y": [0.1 * k for k in places], "z": [1.4] * len(keys)}
-    sizes = {"length": 4.87, "width": 2.12, "height": 1.47, "rear_axle_to_bbox_center": 1.42}
-    sizes |= {"wheelbase": 2.85, "track_width": 1.6}
-    vehicle = {name: [size] * len(numbers) for name, size in sizes.items()}
-    vehicle["clip_id"] = [clip_id_of(n) for n in numbers]
-    for feature, columns in (
+        intrinsics[f"bw_poly_{power}"] = (power == 1) / focal
+        intrinsics[f"fw_poly_{power}"] = (power == 1) * focal
+    extrinsics = keys.set_axis(["clip_id", "sensor_name"], axis=1).assign(
+        **dict.fromkeys(("qx", "qy", "qz", "qw"), 0.5),
+        x=1.5,
+        y=[0.1 * names.index(name) for name in keys[1]],
+        z=1.4,
+    )
+    vehicle = pd.DataFrame({"clip_id": map(clip_id_of, numbers)}).assign(
+        **{"length": 4.87, "width": 2.12, "height": 1.47, "rear_axle_to_bbox_center": 1.42},
+        wheelbase=2.85,
+        track_width=1.6,
+    )
+    for feature, table in (
         ("camera_intrinsics", intrinsics),
         ("sensor_extrinsics", extrinsics),
         ("vehicle_dimensions", vehicle),
     ):
-        _put(folder / chunk_path(feature, chunk), parquet_bytes(columns))
+        columns = {name: table[name].to_numpy() for name in table}
+        put_file(folder / chunk_path(feature, chunk), parquet_bytes(columns))
 
 
 def _camera_members(
-    clip_number: int,
-    camera_idx: int,
-    camera: str,
-    seconds: float,
-    size: tuple[int, int],
-    codec: str,
+    number: int, camera_idx: int, camera: str, seconds: float, size: tuple[int, int], codec: str
 ) -> dict[str, bytes]:
-    times = camera_times(clip_number, camera_idx, seconds)
-    pictures = [frame_bits(clip_number, camera_idx, i, *size) for i in range(len(times))]
-    stem = f"{clip_id_of(clip_number)}.{camera}"
-    no_boxes = {name: np.zeros(0, np.int64) for name in ("frame_index", "x1", "y1", "x2", "y2")}
-    frame_index = np.arange(len(times))
+    times = camera_times(number, camera_idx, seconds)
+    pictures = [frame_bits(number, camera_idx, i, *size) for i in range(len(times))]
+    stem = f"{clip_id_of(number)}.{camera}"
+    clock = {"timestamp": times, "frame_index": np.arange(len(times))}
+    no_boxes = dict.fromkeys(("frame_index", "x1", "y1", "x2", "y2"), np.zeros(0, np.int64))
     return {
         f"{stem}.mp4": encode_video(pictures, codec),
-        f"{stem}.timestamps.parquet": parquet_bytes(
-            {"timestamp": times, "frame_index": frame_index}
-        ),
+        f"{stem}.timestamps.parquet": parquet_bytes(clock),
         f"{stem}.blurred_boxes.parquet": parquet_bytes(no_boxes),
     }

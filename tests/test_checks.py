@@ -7,7 +7,6 @@ import re
 import shutil
 import struct
 import tempfile
-import zipfile
 from fractions import Fraction
 from pathlib import Path
 
@@ -28,9 +27,10 @@ from tests.published_set import (
     chunk_path,
     clip_id_of,
     egomotion_times,
-    encode_video,
     frame_bits,
+    read_zip,
     write_published_set,
+    write_zip,
 )
 
 CAMERA = cameras.FRONT_WIDE.name
@@ -52,22 +52,18 @@ def encode(codec: str = "libx264", times: list[int] | None = None, **options: st
     """An mp4 with the tables in front, so that one cut short still opens."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "encoded.mp4")
-        _encode(path, codec, times, options)
+        with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+            stream = container.add_stream(codec, rate=30)
+            stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+            stream.gop_size, stream.options = 6, options
+            stream.codec_context.time_base = stream.time_base = Fraction(1, 30)
+            stream.codec_context.thread_count = 1
+            for number, picture in enumerate(pictures()):
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                frame.pts, frame.time_base = (times or range(NUM_FRAMES))[number], Fraction(1, 30)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
         return path.read_bytes()
-
-
-def _encode(path: Path, codec: str, times: list[int] | None, options: dict[str, str]) -> None:
-    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream(codec, rate=30)
-        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
-        stream.gop_size, stream.options = 6, options
-        stream.codec_context.time_base = stream.time_base = Fraction(1, 30)
-        stream.codec_context.thread_count = 1
-        for number, picture in enumerate(pictures()):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts, frame.time_base = (times or range(NUM_FRAMES))[number], Fraction(1, 30)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
 
 
 def walk(tmp_path: Path, content: bytes) -> tuple[dict, list[Finding]]:
@@ -88,45 +84,29 @@ def frame_places(content: bytes) -> list[tuple[int, int]]:
         return [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
 
 
+H264, HEVC = f"{KEYS}:", f"{KEYS}:log-level=none:"
+
+
 @pytest.mark.parametrize(
-    ("codec", "options", "expected"),
+    ("codec", "options", "told"),
     [
-        (
-            "libx264",
-            {"x264-params": f"{KEYS}:bframes=0"},
-            {"codec": "h264", "is_open": False, "is_reordered": False},
-        ),
-        (
-            "libx264",
-            {"x264-params": f"{KEYS}:bframes=2"},
-            {"codec": "h264", "is_open": False, "is_reordered": True},
-        ),
-        (
-            "libx264",
-            {"x264-params": f"{KEYS}:bframes=2:b-adapt=0:open-gop=1"},
-            {"codec": "h264", "is_open": True, "is_reordered": True},
-        ),
-        (
-            "libx265",
-            {"x265-params": f"{KEYS}:bframes=2:open-gop=0:log-level=none"},
-            {"codec": "hevc", "is_open": False, "is_reordered": True},
-        ),
-        (
-            "libx265",
-            {"x265-params": f"{KEYS}:bframes=2:open-gop=1:log-level=none"},
-            {"codec": "hevc", "is_open": True, "is_reordered": True},
-        ),
-        ("libsvtav1", {"preset": "12"}, {"codec": "av1", "is_open": None}),
+        ("libx264", {"x264-params": H264 + "bframes=0"}, ("h264", False, False)),
+        ("libx264", {"x264-params": H264 + "bframes=2"}, ("h264", False, True)),
+        ("libx264", {"x264-params": H264 + "bframes=2:open-gop=1:b-adapt=0"}, ("h264", True, True)),
+        ("libx265", {"x265-params": HEVC + "bframes=2:open-gop=0"}, ("hevc", False, True)),
+        ("libx265", {"x265-params": HEVC + "bframes=2:open-gop=1"}, ("hevc", True, True)),
+        ("libsvtav1", {"preset": "12"}, ("av1", None)),
     ],
 )
-def test_a_sound_stream_is_told_and_raises_nothing(tmp_path, codec, options, expected):
-    facts, found = walk(tmp_path, encode(codec, **options))
+def test_a_sound_stream_is_told_and_raises_nothing(tmp_path, codec, options, told):
+    content = encode(codec, **options)
+    facts, found = walk(tmp_path, content)
     assert found == []
-    assert facts.items() >= expected.items()
+    assert (facts["codec"], facts["is_open"], facts["is_reordered"])[: len(told)] == told
     assert facts["num_frames"] == NUM_FRAMES and facts["fps"] == 30 and facts["is_constant"]
     assert (facts["width"], facts["height"], facts["pixel_format"]) == (128, 96, "yuv420p")
     assert facts["gops"] == {"6": 3}, "the last one is cut by the end"
-    size = sum(length for _, length in frame_places(encode(codec, **options)))
+    size = sum(length for _, length in frame_places(content))
     assert facts["bit_rate"] == pytest.approx(size * 8 / (NUM_FRAMES / 30), rel=0.05)
 
 
@@ -213,7 +193,7 @@ def test_a_sound_only_mp4_has_no_video(tmp_path):
 # --- clocks ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("camera_idx", range(7))
+@pytest.mark.parametrize("camera_idx", (0, 5))
 def test_a_sound_clock_raises_nothing(camera_idx):
     times = camera_times(3, camera_idx, 20.0)
     facts, found = checks.clock(times)
@@ -233,7 +213,7 @@ def swapped(times):
     [
         (swapped, DAMAGED, "timestamps do not rise at row 3"),
         (lambda t: np.insert(t, 5, t[5]), DAMAGED, "timestamps do not rise at row 6"),
-        (lambda t: t[:0], DAMAGED, "the table of timestamps is empty"),
+        (lambda t: t[:0], DAMAGED, "the table of timestamps has 0 rows; at least 2"),
         (lambda t: t + 150_000, ODD, "the first frame is at 0.136 s, not within ±0.1 s"),
         (lambda t: t - 150_000, ODD, "the first frame is at -0.164 s"),
         (lambda t: t * 2, ODD, "66."),
@@ -272,7 +252,7 @@ def check(columns: dict[str, np.ndarray]) -> list[Finding]:
     return checks.egomotion(columns, *SPAN_US, 6.4)[1]
 
 
-@pytest.mark.parametrize("number", range(12))
+@pytest.mark.parametrize("number", range(4))
 def test_sound_ego_motion_raises_nothing_and_is_told(number):
     columns = drive(number)
     facts, found = checks.egomotion(columns, *SPAN_US, 6.4)
@@ -495,13 +475,10 @@ def bytes_read() -> int:
 
 def test_a_glance_reads_the_directory_alone_and_a_full_look_each_byte(folder):
     path = folder / chunk_path(CAMERA, 0)
-    with zipfile.ZipFile(path) as archive:
-        held = {name: archive.read(name) for name in archive.namelist()}
+    held = read_zip(path)
     name = f"{clip_id_of(1)}.{CAMERA}.mp4"
     held[name] += bytes(30_000_000)  # behind the mp4's end
-    with zipfile.ZipFile(path, "w") as archive:
-        for member, content in held.items():
-            archive.writestr(zipfile.ZipInfo(member), content)
+    write_zip(path, held)
     look(job(folder, is_full=False))
     os.utime(path)  # what was kept of the directory is read again
     before = bytes_read()
@@ -559,12 +536,9 @@ def test_a_directory_that_lies_about_places_is_found(folder):
 
 def test_members_of_other_clips_are_not_opened(folder):
     path = folder / chunk_path(CAMERA, 0)
-    with zipfile.ZipFile(path) as archive:
-        held = {name: archive.read(name) for name in archive.namelist()}
+    held = read_zip(path)
     held[f"{clip_id_of(1)}.{CAMERA}.mp4"] = b"not a video"
-    with zipfile.ZipFile(path, "w") as archive:
-        for member, content in held.items():
-            archive.writestr(zipfile.ZipInfo(member), content)
+    write_zip(path, held)
     assert look(job(folder, wanted=(clip_id_of(0),)))["findings"] == []
     (reported,) = look(job(folder))["findings"]
     assert (reported["clip_id"], reported["what"]) == (clip_id_of(1), "the mp4 does not open")
@@ -579,9 +553,3 @@ def test_findings_of_a_kind_are_counted_together():
         (ODD, "gap", 3, 2),
     ]
     assert rows[1]["reason"] == "gap 0" and reasons(found).startswith("cut; gap 0")
-
-
-def test_an_encoded_set_of_the_tests_is_as_the_checks_expect():
-    """The planted faults start from here."""
-    with av.open(io.BytesIO(encode_video(pictures(3)))) as container:
-        assert container.streams.video[0].frames == 3

@@ -15,6 +15,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from scipy.spatial.transform import Rotation
@@ -25,7 +26,7 @@ from avomni_lib.dataset.catalog import OBSTACLES
 from avomni_lib.dataset.download import download
 from avomni_lib.dataset.findings import DAMAGED, ODD
 from avomni_lib.dataset.own import layout
-from avomni_lib.dataset.own.pack import OwnClip, pack
+from avomni_lib.dataset.own.pack import OwnClip, check, pack
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.run import build
 from avomni_lib.params import Params
@@ -293,18 +294,13 @@ PLANTED: dict[str, tuple[Callable[[], Planted], str]] = {
     "parked, 2 cm of noise": (lambda: straight(0, 100, noise_m=0.02), USED),
     "parked, 2 cm of noise, its derivative": (
         lambda: with_derived_velocity(straight(0, 100, noise_m=0.02)), USED),
-    "parked, 2 cm of noise at 20 Hz": (lambda: straight(0, 20, noise_m=0.02), USED),
     "driving, 2 cm of noise, its derivative": (
         lambda: with_derived_velocity(straight(9, 100, noise_m=0.02)), USED),
     "2.05 Hz, speeds 11 % high": (lambda: straight(25, 2.05, 1.11), USED),
-    "2.05 Hz, speeds 11 % high, fast": (lambda: straight(60, 2.05, 1.11), USED),
-    "2.05 Hz, speeds right": (lambda: straight(25, 2.05), USED),
     "100 Hz, speeds 11 % high": (lambda: straight(25, 100, 1.11), USED),
     "speeds 30 % high": (lambda: straight(25, 100, 1.3), DAMAGED),
     "speeds in km/h": (lambda: scaled(3.6, *V), DAMAGED),
     "positions in km": (lambda: scaled(0.001, "x", "y", "z"), DAMAGED),
-    "speeds of nothing": (lambda: scaled(0, *V), DAMAGED),
-    "1.9 Hz": (lambda: straight(9, 1.9), USED),
     "1 Hz": (lambda: straight(9, 1), DAMAGED),
     "a gap of 0.5 s": (lambda: rows_of(lambda t: (t < 0.5) | (t > 0.995)), USED),
     "a gap of 0.6 s": (lambda: rows_of(lambda t: (t < 0.5) | (t > 1.095)), DAMAGED),
@@ -313,11 +309,9 @@ PLANTED: dict[str, tuple[Callable[[], Planted], str]] = {
     "ends at 1 s": (lambda: rows_of(lambda t: t < 1), DAMAGED),
     "ends at 5 s": (lambda: rows_of(lambda t: t < 5), ODD),
     "begins at 0.2 s": (lambda: rows_of(lambda t: t > 0.2), DAMAGED),
-    "begins at 0": (lambda: rows_of(lambda t: t > -0.005), USED),
     "reversed": (lambda: rows_of(lambda t: np.arange(len(t))[::-1]), DAMAGED),
     "a row twice": (lambda: rows_of(lambda t: np.sort([*range(len(t)), 300])), DAMAGED),
     "one row": (lambda: rows_of(lambda t: t == t[200]), DAMAGED),
-    "no row": (lambda: rows_of(lambda t: t > 99), DAMAGED),
     "x is nan": (lambda: put("x", 1, np.nan), DAMAGED),
     "vz is inf": (lambda: put("vz", 1, np.inf), DAMAGED),
     "y is 1e308": (lambda: put("y", 1, 1e308), DAMAGED),
@@ -328,7 +322,6 @@ PLANTED: dict[str, tuple[Callable[[], Planted], str]] = {
     "quaternions of both signs": (
         lambda: moved(lambda c: c | {q: c[q] * (-1) ** np.arange(len(c[q])) for q in Q}), USED),
     "drives sideways": (lambda: turned(90), DAMAGED),
-    "nose up": (lambda: turned(-90, "y"), DAMAGED),
     "drives backwards": (lambda: turned(180), USED),
     "nose 20° off": (lambda: turned(20), USED),
     "jumps by 50 m": (lambda: added({"x": 50.0}, 1), DAMAGED),
@@ -339,16 +332,12 @@ PLANTED: dict[str, tuple[Callable[[], Planted], str]] = {
     "far from zero": (lambda: added({"x": 5e5, "y": 4e6, "z": 120.0}), USED),
     "252 km/h and more": (lambda: straight(80, 100), ODD),
     "poses in ns": (lambda: in_time(1e3, "poses"), DAMAGED),
-    "poses in ms": (lambda: in_time(1e-3, "poses"), DAMAGED),
-    "frames in ns": (lambda: in_time(1e3, "frames"), DAMAGED),
     "frames in ms": (lambda: in_time(1e-3, "frames"), DAMAGED),
     "all in ns": (lambda: in_time(1e3, "poses", "frames"), DAMAGED),
-    "all in ms": (lambda: in_time(1e-3, "poses", "frames"), DAMAGED),
     "twice as slow": (lambda: in_time(2, "poses", "frames"), DAMAGED),
     # Clocks.
     "on Unix time": (lambda: late(1_700_000_000_000_000), USED),
     "half a second late": (lambda: late(500_000), USED),
-    "before zero": (lambda: late(-5_000_000), USED),
     "jitter of 3 ms": (
         lambda: clock(lambda t: t + np.random.default_rng(0).integers(-3000, 3000, COUNT)), USED),
     "two frames dropped": (lambda: clock(lambda t: t + 66_666 * (np.arange(COUNT) > 30)), ODD),
@@ -372,7 +361,6 @@ PLANTED: dict[str, tuple[Callable[[], Planted], str]] = {
     "B-frames": (lambda: filmed(B_FRAMES), "sound"),
     "HEVC": (lambda: filmed(IN_HEVC), "sound"),
     "B-frames in Matroska": (lambda: filmed(remuxed(B_FRAMES, container="matroska")), USED),
-    "HEVC in Matroska": (lambda: filmed(remuxed(IN_HEVC, container="matroska")), USED),
     "MPEG-4 in avi": (lambda: filmed(remuxed(coded("mpeg4", 12), container="avi")), USED),
     "H.264 in a transport stream": (lambda: filmed(remuxed(B_FRAMES, container="mpegts")), USED),
     "an edit list that hides frames": (lambda: filmed(HIDING, STAMPS[:SHOWN]), ODD),
@@ -380,20 +368,16 @@ PLANTED: dict[str, tuple[Callable[[], Planted], str]] = {
     "zeros to 16 bytes": (lambda: filmed(padded(16)), "sound"),
     "zeros to 16 bytes after every unit": (lambda: filmed(padded(16, every=True)), "sound"),
     "zeros to 8 bytes": (lambda: filmed(padded(8)), "sound"),
-    "zeros to 64 bytes": (lambda: filmed(padded(64)), "sound"),
     "zeros to 512 bytes": (lambda: filmed(padded(512)), "sound"),
-    "zeros to 16 bytes, B-frames": (lambda: filmed(padded(16, B_FRAMES)), "sound"),
     "zeros to 16 bytes, HEVC": (lambda: filmed(padded(16, IN_HEVC)), "sound"),
     "zeros to 32 bytes, HEVC": (lambda: filmed(padded(32, IN_HEVC)), "sound"),
     "messages with zeros": (lambda: filmed(with_sei(H264)), "sound"),
     "a hole in a picture": (lambda: filmed(holed(H264, 17, 0.4, 0.6)), DAMAGED),
-    "a hole in a padded picture": (lambda: filmed(holed(padded(16), 17, 0.4, 0.6)), DAMAGED),
     "a hole to a picture's end": (lambda: filmed(holed(H264, 17, 0.4, 1)), DAMAGED),
     "a hole to a picture's end, HEVC": (lambda: filmed(holed(IN_HEVC, 17, 0.4, 1)), DAMAGED),
     "a picture of zeros": (lambda: filmed(holed(H264, 17, 0, 1)), DAMAGED),
     "a hole in the last picture": (lambda: filmed(holed(H264, COUNT - 1, 0.2, 0.8)), DAMAGED),
     "cut short": (lambda: filmed(H264[: len(H264) * 2 // 3]), DAMAGED),
-    "cut in the last picture": (lambda: filmed(H264[:-9]), DAMAGED),
     "an unknown codec": (lambda: filmed(H264.replace(b"avc1", b"zzz1")), DAMAGED),
     "empty": (lambda: filmed(b""), DAMAGED),
     "noise": (lambda: filmed(np.random.default_rng(0).bytes(5000)), DAMAGED),
@@ -504,12 +488,13 @@ def test_what_01_calls_damaged_is_what_03_leaves_out_and_pack_refuses(
     assert bool(built["num_frames"]) == (state != DAMAGED)
     if state == DAMAGED:
         assert built["reason"], "for a person to read"
+    own = planted[name].own(name, tmp_path)
     if state == DAMAGED or name in REFUSED_BY_PACK_ALONE:
         with pytest.raises(AvomniError) as refused:
-            pack(tmp_path / "data", [planted[name].own(name, tmp_path)])
+            check([own])
         assert refused.value.what and name in refused.value.where
     else:
-        pack(tmp_path / "data", [planted[name].own(name, tmp_path)])
+        check([own])
 
 
 def test_what_pack_writes_is_used(planted, tmp_path):
@@ -526,10 +511,6 @@ def test_what_pack_writes_is_used(planted, tmp_path):
 
 
 # --- tables ----------------------------------------------------------------------------------
-
-
-def table_of(columns: dict, **changes) -> pa.Table:
-    return pa.table(columns | changes)
 
 
 def as_bytes(table: pa.Table) -> bytes:
@@ -560,7 +541,7 @@ def typed(name: str, kind: pa.DataType, value) -> Callable[[pa.Table], pa.Table]
 
 
 def many_rows(table: pa.Table) -> pa.Table:
-    return pa.concat_tables([table.slice(0, 1)] * 1).take(pa.array(np.zeros(2_000_000, np.int64)))
+    return table.take(pa.array(np.zeros(2_000_000, np.int64)))
 
 
 def odd_tables(time: str, number: str) -> dict[str, Callable[[pa.Table], pa.Table | bytes]]:
@@ -572,29 +553,21 @@ def odd_tables(time: str, number: str) -> dict[str, Callable[[pa.Table], pa.Tabl
         "a number twice": lambda table: table.append_column(number, table[number]),
         "no time": lambda table: table.drop_columns([time]),
         "no number": lambda table: table.drop_columns([number]),
-        "no columns": lambda table: pa.table({"other": [1]}),
         "times are text": typed(time, pa.string(), "12"),
-        "times are true": typed(time, pa.bool_(), True),
-        "times are lists": typed(time, pa.list_(pa.int64()), [1]),
         "times are dates": typed(time, pa.timestamp("us"), 1),
-        "times are decimals": typed(time, pa.decimal128(12, 2), 1),
         "times are nothing": typed(time, pa.null(), None),
-        "times are small": typed(time, pa.int8(), 1),
         "times are large": typed(time, pa.uint64(), 2**64 - 1),
         "times are floats": lambda table: swapped(
             table, time, table[time].cast(pa.float64()).combine_chunks()),
         "numbers are text": typed(number, pa.string(), "x"),
         "numbers are nothing": typed(number, pa.null(), None),
-        "numbers are objects": typed(number, pa.struct({"a": pa.int64()}), {"a": 1}),
         "a time is missing": one_value(time, None),
         "a number is missing": one_value(number, None),
         "a time is nan": one_value(time, float("nan")),
-        "a time is inf": one_value(time, float("inf")),
         "a time is 1e308": one_value(time, 1e308),
         "a time is 3e17": one_value(time, 300_000_000_000_000_000),
         "the last time is 3e17": lambda table: swapped(
             table, time, pa.array([*table[time].to_pylist()[:-1], 300_000_000_000_000_000])),
-        "a time is -3e17": one_value(time, -300_000_000_000_000_000),
         "all times are 3e17 and more": lambda table: swapped(
             table, time, pa.array([t + 3 * 10**17 for t in table[time].to_pylist()])),
         "the least and the largest": lambda table: swapped(
@@ -605,8 +578,6 @@ def odd_tables(time: str, number: str) -> dict[str, Callable[[pa.Table], pa.Tabl
         "a number is nan": one_value(number, float("nan")),
         "a number is -inf": one_value(number, float("-inf")),
         "a number is 1e308": one_value(number, 1e308),
-        "a number is -1e308": one_value(number, -1e308),
-        "all numbers are 1e308": typed(number, pa.float64(), 1e308),
         "two million rows": many_rows,
         "no table": lambda _: b"PAR1",
         "cut": lambda table: as_bytes(table)[:-30],
@@ -656,8 +627,7 @@ FINE = {"plain", "plain too", "times are floats"}
 USABLE = {
     "frame_timestamps": FINE
     | {"a number twice", "no number", "numbers are text", "numbers are nothing"}
-    | {"numbers are objects", "a number is missing", "a number is nan", "a number is -inf"}
-    | {"a number is 1e308", "a number is -1e308", "all numbers are 1e308"},
+    | {"a number is missing", "a number is nan", "a number is -inf", "a number is 1e308"},
     "egomotion": FINE,
 }
 
@@ -684,16 +654,10 @@ CALIBRATED = {
 }
 
 
-def of_clip(table: pa.Table, number: int) -> np.ndarray:
-    return np.array([clip_id == clip_id_of(number) for clip_id in table["clip_id"].to_pylist()])
-
-
 def row_value(value: float | None) -> Callable[[pa.Table, np.ndarray, str], pa.Table]:
     def change(table: pa.Table, is_own: np.ndarray, name: str) -> pa.Table:
-        values = [
-            value if own else old for own, old in zip(is_own, table[name].to_pylist(), strict=True)
-        ]
-        return swapped(table, name, pa.array(values, pa.float64()))
+        values = pc.if_else(pa.array(is_own), pa.scalar(value, pa.float64()), table[name])
+        return swapped(table, name, values.combine_chunks())
 
     return change
 
@@ -701,9 +665,7 @@ def row_value(value: float | None) -> Callable[[pa.Table, np.ndarray, str], pa.T
 ODD_ROWS = {
     "missing": row_value(None),
     "nan": row_value(float("nan")),
-    "inf": row_value(float("inf")),
     "1e308": row_value(1e308),
-    "-1e308": row_value(-1e308),
     "no row": lambda table, is_own, _: table.filter(pa.array(~is_own)),
     "two rows": lambda table, is_own, _: pa.concat_tables([table, table.filter(pa.array(is_own))]),
 }
@@ -715,7 +677,8 @@ def test_any_row_of_calibration_is_a_row_in_01_and_in_03(feature, tmp_path):
     path = folder / chunk_path(feature, 0)
     table = pq.read_table(path)
     for number, change in enumerate(ODD_ROWS.values()):
-        table = change(table, of_clip(table, number), CALIBRATED[feature][1])
+        is_own = table["clip_id"].to_numpy() == clip_id_of(number)
+        table = change(table, is_own, CALIBRATED[feature][1])
     path.write_bytes(as_bytes(table))
     verdicts = judged(tmp_path, folder)
     states = {clip_id: row["state"] for clip_id, row in verdicts.audited.items()}
@@ -727,15 +690,10 @@ def test_any_row_of_calibration_is_a_row_in_01_and_in_03(feature, tmp_path):
 ODD_CALIBRATION: dict[str, Callable[[pa.Table, str, str | None], pa.Table | bytes]] = {
     "no rows": lambda table, name, _: table.slice(0, 0),
     "a column twice": lambda table, name, _: table.append_column(name, table[name]),
-    "the clips twice": lambda table, name, _: table.append_column("clip_id", table["clip_id"]),
     "no column": lambda table, name, _: table.drop_columns([name]),
     "no clips": lambda table, name, _: table.drop_columns(["clip_id"]),
     "numbers are text": lambda table, name, _: typed(name, pa.string(), "x")(table),
-    "numbers are nothing": lambda table, name, _: typed(name, pa.null(), None)(table),
-    "numbers are lists": lambda table, name, _: typed(name, pa.list_(pa.int64()), [1])(table),
     "clips are numbers": lambda table, name, _: typed("clip_id", pa.int64(), 1)(table),
-    "clips are lists": lambda table, name, _: typed("clip_id", pa.list_(pa.int64()), [1])(table),
-    "clips are missing": lambda table, name, _: typed("clip_id", pa.string(), None)(table),
     "clips are null": lambda table, name, _: typed("clip_id", pa.null(), None)(table),
     "sensors are numbers": lambda table, name, key: typed(key or "clip_id", pa.int64(), 1)(table),
     "two million rows": lambda table, name, _: many_rows(table),

@@ -59,6 +59,13 @@ def refusal(clips: Any, folder: Path) -> str:
     return str(refused.value)
 
 
+def fault(clip: OwnClip) -> str:
+    """What is wrong with one clip."""
+    with pytest.raises(AvomniError) as refused:
+        check([clip])
+    return str(refused.value)
+
+
 def but(values: np.ndarray, row: int, value: Any) -> np.ndarray:
     """A copy with one row changed."""
     values = np.array(values, np.float64)
@@ -74,7 +81,6 @@ def masked(values: np.ndarray, row: int) -> np.ma.MaskedArray:
 
 UTC = datetime.datetime(2024, 5, 1, 12, tzinfo=datetime.UTC)
 DATES = [UTC + datetime.timedelta(seconds=float(t)) for t in T_S]
-NUMBERS = ("t_s", "position_m", "heading_rad", "quaternion", "velocity_mps", "speed_m_s", "frames")
 SOUND = {
     "t_s": T_S,
     "position_m": POSITION,
@@ -111,15 +117,23 @@ SPOILT = {
 }
 
 
+# Each kind of one argument, and what is wrong with a row or a shape of each.
+SPOILT_ARGUMENTS = [("position_m", kind) for kind in SPOILT] + [
+    (argument, kind)
+    for argument in SOUND
+    if argument != "position_m"
+    for kind in ("nan", "masked", "text", "one row short", "nothing", "one axis more")
+]
+
+
 def _object(values: np.ndarray, row: int, value: Any) -> np.ndarray:
     values = values.astype(object)
     values[row if values.ndim == 1 else (row, 0)] = value
     return values
 
 
-@pytest.mark.parametrize("kind", SPOILT)
-@pytest.mark.parametrize("argument", NUMBERS)
-def test_an_array_that_holds_no_numbers_is_named(argument, kind, video, tmp_path):
+@pytest.mark.parametrize(("argument", "kind"), SPOILT_ARGUMENTS)
+def test_an_array_that_holds_no_numbers_is_named(argument, kind, video):
     spoil, says = SPOILT[kind]
     spoilt = spoil(SOUND[argument])
     values: dict[str, Any] = {argument: spoilt}
@@ -130,9 +144,9 @@ def test_an_array_that_holds_no_numbers_is_named(argument, kind, video, tmp_path
         values["heading_rad"] = None
     if argument == "velocity_mps":
         values["position_m"] = LEVEL
-    if argument == "t_s" and kind in ("one row short", "nothing"):
-        says = "shape" if kind == "one row short" else "at least two"
-    text = refusal([clip_of(video, **values)], tmp_path)
+    if argument == "t_s" and kind == "nothing":
+        says = "at least two"
+    text = fault(clip_of(video, **values))
     assert named in text or says == "shape" and "of shape" in text, text
     assert says in text and "clip 'drive'" in text, text
 
@@ -161,13 +175,6 @@ SPOILT_TIMES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", SPOILT_TIMES)
-def test_times_in_another_form_or_order_are_refused_with_the_way_out(kind, video, tmp_path):
-    times, says = SPOILT_TIMES[kind]
-    text = refusal([clip_of(video, t_s=times)], tmp_path)
-    assert "t_s" in text and says in text, text
-
-
 FRAME_TIMES = {
     "milliseconds": (FRAMES_S * 1e3, "milliseconds"),
     "microseconds": (FRAMES_S * 1e6, "microseconds"),
@@ -183,21 +190,28 @@ FRAME_TIMES = {
 }
 
 
+@pytest.mark.parametrize("kind", SPOILT_TIMES)
+def test_times_in_another_form_or_order_are_refused_with_the_way_out(kind, video):
+    times, says = SPOILT_TIMES[kind]
+    text = fault(clip_of(video, t_s=times))
+    assert "t_s" in text and says in text, text
+
+
 @pytest.mark.parametrize("kind", FRAME_TIMES)
-def test_frame_times_in_another_form_are_refused_with_their_camera(kind, video, tmp_path):
+def test_frame_times_in_another_form_are_refused_with_their_camera(kind, video):
     times, says = FRAME_TIMES[kind]
-    text = refusal([clip_of(video, frame_times_s={CAMERAS[2]: times})], tmp_path)
+    text = fault(clip_of(video, frame_times_s={CAMERAS[2]: times}))
     assert "frame_times_s" in text and CAMERAS[2] in text and says in text, text
 
 
-def test_clocks_that_do_not_meet_are_refused(video, tmp_path):
+def test_clocks_that_do_not_meet_are_refused(video):
     unix = dict.fromkeys(CAMERAS, FRAMES_S + 1.7e9)
-    text = refusal([clip_of(video, frame_times_s=unix)], tmp_path)
+    text = fault(clip_of(video, frame_times_s=unix))
     assert "ego motion covers no frame" in text and "t_s" in text
-    text = refusal([clip_of(video, t_s=T_S + 1.7e9)], tmp_path)
+    text = fault(clip_of(video, t_s=T_S + 1.7e9))
     assert "ego motion covers no frame" in text and "give frame_times_s" in text
     partly = {camera: unix[camera] for camera in CAMERAS[1:]}
-    text = refusal([clip_of(video, t_s=T_S + 1.7e9, frame_times_s=partly)], tmp_path)
+    text = fault(clip_of(video, t_s=T_S + 1.7e9, frame_times_s=partly))
     assert f"{FRONT} runs from 0.000 to 1.467 s by its file" in text
     assert check([clip_of(video, t_s=T_S + 1.7e9, frame_times_s=unix)])
 
@@ -205,18 +219,12 @@ def test_clocks_that_do_not_meet_are_refused(video, tmp_path):
 WORDS = {
     "text for an hour": ({"hour": "07"}, "hour is '07'", "give int('07')"),
     "hour 24": ({"hour": 24}, "hour is 24", "from 0 to 23"),
-    "hour -1": ({"hour": -1}, "hour is -1", "from 0 to 23"),
     "half an hour": ({"hour": 7.5}, "hour is 7.5", "from 0 to 23"),
-    "an hour as float": ({"hour": 7.0}, "hour is 7.0", "whole number"),
     "no hour": ({"hour": float("nan")}, "hour is nan", "None"),
-    "a time of day": ({"hour": datetime.time(7)}, "hour is", "whole number"),
     "true": ({"hour": True}, "hour is True", "whole number"),
     "month 13": ({"month": 13}, "month is 13", "from 1 to 12"),
-    "month 0": ({"month": 0}, "month is 0", "from 1 to 12"),
     "a month's name": ({"month": "May"}, "month is 'May'", "from 1 to 12"),
-    "a month of pandas": ({"month": pd.NA}, "month is <NA>", "None"),
     "a country's number": ({"country": 49}, "country is 49", "text"),
-    "no country": ({"country": float("nan")}, "country is nan", "None"),
     "half a character": ({"country": "\ud800"}, "country is", "cannot be printed"),
     "a name of two lines": ({"name": "a\nb\x1b[31m"}, "name is 'a\\nb", "cannot be printed"),
     "a speed that is no speed": ({"speed_m_s": but(T_S * 0, 8, 1e308)}, "row 8", "placeholder"),
@@ -235,11 +243,8 @@ WORDS = {
         "latitude 5231.2",
         "ddmm.mmmm",
     ),
-    "a platform in bytes": ({"platform": b"van"}, "platform is", "text"),
     "an unknown split": ({"split": "all"}, "unknown split 'all'", "train, val, test"),
-    "a list of splits": ({"split": ["train"]}, "unknown split", "train, val, test"),
     "an unknown frame": ({"frame": "utm"}, "unknown frame 'utm'", "enu, ned, wgs84, ecef"),
-    "no frame": ({"frame": None}, "unknown frame None", "enu, ned, wgs84, ecef"),
     "unknown axes": ({"axes": "FLU"}, "unknown axes 'FLU'", "flu, frd"),
     "axes without a quaternion": ({"axes": "frd"}, "axes='frd'", "frame='ned'"),
     "neither heading nor quaternion": (
@@ -253,11 +258,6 @@ WORDS = {
         {"heading_rad": None, "quaternion": but(QUATERNION, 13, 0.0)},
         "row 13",
         "length 0",
-    ),
-    "quaternions in percent": (
-        {"heading_rad": None, "quaternion": QUATERNION * 100},
-        "row 0",
-        "length 100",
     ),
     "ragged positions": ({"position_m": RAGGED}, "row 11 is [1.0, 2.0, 3.0]", "as many numbers"),
     "columns for rows": ({"position_m": POSITION.T}, "of shape (2, 100)", "position_m.T"),
@@ -274,10 +274,7 @@ WORDS = {
         "float64",
     ),
     "no name": ({"name": ""}, "name is ''", "text"),
-    "a number for a name": ({"name": 7}, "name is 7", "text"),
     "a list of videos": ({"videos": ["a.mp4"]}, "videos is ['a.mp4']", "mapping"),
-    "one video": ({"videos": "a.mp4"}, "videos is 'a.mp4'", "mapping"),
-    "a list of frame times": ({"frame_times_s": FRAMES_S}, "frame_times_s is", "mapping"),
     "frame times of no camera": (
         {"frame_times_s": {cameras.REAR_TELE.name: FRAMES_S}},
         "frame_times_s names camera_rear_tele_30fov",
@@ -292,9 +289,9 @@ WORDS = {
 
 
 @pytest.mark.parametrize("kind", WORDS)
-def test_a_value_that_means_nothing_is_refused_with_its_argument(kind, video, tmp_path):
+def test_a_value_that_means_nothing_is_refused_with_its_argument(kind, video):
     values, says, fix = WORDS[kind]
-    text = refusal([clip_of(video, **values)], tmp_path)
+    text = fault(clip_of(video, **values))
     assert says in text and fix in text and "clip " in text, text
 
 
@@ -379,7 +376,7 @@ def test_one_clip_is_no_list_and_a_generator_is(video, tmp_path):
     assert [clip.name for clip in packed.clips] == ["a", "b"]
 
 
-@pytest.mark.parametrize("count", (0, -1, 1.5, "7", True))
+@pytest.mark.parametrize("count", (0, 1.5, "7", True))
 def test_chunks_hold_a_whole_number_of_clips(count, video, tmp_path):
     with pytest.raises(AvomniError, match="clips_per_chunk is"):
         pack(tmp_path / "data", [clip_of(video)], clips_per_chunk=count)
@@ -405,45 +402,35 @@ def test_a_folder_that_cannot_be_written_is_refused(video, tmp_path):
 
 
 def test_one_file_of_all_cameras_is_one_mistake(video, tmp_path):
-    text = refusal([clip_of(video, videos=dict.fromkeys(CAMERAS, tmp_path / "no.mp4"))], tmp_path)
+    text = fault(clip_of(video, videos=dict.fromkeys(CAMERAS, tmp_path / "no.mp4")))
     assert text.count("there is no video") == 1 and "mistakes" not in text
 
 
-def streams(folder: Path, video: Path) -> Iterator[tuple[str, Path, str]]:
-    """(kind, file, what the error says)."""
+def no_videos(folder: Path, video: Path) -> Iterator[tuple[Path, str]]:
+    """(file, what the error says)."""
 
     def put(name: str, content: bytes) -> Path:
         (folder / name).write_bytes(content)
         return folder / name
 
     content = video.read_bytes()
-    yield "missing", folder / "no.mp4", "there is no video"
-    yield "empty", put("empty.mp4", b""), "is empty"
+    yield folder / "no.mp4", "there is no video"
+    yield put("empty.mp4", b""), "is empty"
     (folder / "folder.mp4").mkdir()
-    yield "a folder", folder / "folder.mp4", "is a folder"
-    yield "text", put("text.mp4", b"t,x,y\n" * 99), "no video container"
-    yield "zeros", put("zeros.mp4", bytes(4096)), "no video container"
-    yield "an mp4's start", put("cut.mp4", content[:40]), "does not open"
-    yield (
-        "unknown codec",
-        put("codec.mp4", content.replace(b"avc1", b"zzzz")),
-        "not known to this build of FFmpeg",
-    )
-    yield "sound", _sound(folder / "sound.mp4"), "has no video"
-    yield "raw H.264", _raw(folder / "a.h264", video), "ffmpeg -framerate"
-    yield "raw H.264 by another name", _raw(folder / "raw.mp4", video), "ffmpeg -framerate"
-    yield "a playlist", put("list.mp4", b"ffconcat version 1.0\nfile a.mp4\n"), "no video container"
+    yield folder / "folder.mp4", "is a folder"
+    yield put("text.mp4", b"t,x,y\n" * 99), "no video container"
+    yield put("cut.mp4", content[:40]), "does not open"
+    yield put("codec.mp4", content.replace(b"avc1", b"zzzz")), "not known to this build of FFmpeg"
+    yield _sound(folder / "sound.mp4"), "has no video"
+    yield _raw(folder / "raw.mp4", video), "ffmpeg -framerate"
+    yield put("list.mp4", b"ffconcat version 1.0\nfile a.mp4\n"), "no video container"
     os.mkfifo(folder / "pipe.mp4")
-    yield "a pipe", folder / "pipe.mp4", "not a regular file"
-    yield "a device", Path("/dev/null"), "not a regular file"
-    yield "a dead link", _link(folder / "link.mp4", folder / "gone.mp4"), "there is no video"
-    yield "a name that no file has", folder / "a\0b.mp4", "there is no video"
-    yield "a name too long", folder / ("a" * 300 + ".mp4"), "no video that opens"
-
-
-def _link(path: Path, target: Path) -> Path:
-    path.symlink_to(target)
-    return path
+    yield folder / "pipe.mp4", "not a regular file"
+    yield Path("/dev/null"), "not a regular file"
+    (folder / "link.mp4").symlink_to(folder / "gone.mp4")
+    yield folder / "link.mp4", "there is no video"
+    yield folder / "a\0b.mp4", "there is no video"
+    yield folder / ("a" * 300 + ".mp4"), "no video that opens"
 
 
 def _sound(path: Path) -> Path:
@@ -470,32 +457,23 @@ def _raw(path: Path, video: Path) -> Path:
 
 
 def test_a_file_that_is_no_video_is_refused_with_its_path(video, tmp_path):
-    files, folder = tmp_path / "files", tmp_path / "data"
-    files.mkdir(), folder.mkdir()
-    kinds = []
-    for kind, path, says in streams(files, video):
-        videos = dict.fromkeys(CAMERAS, video) | {CAMERAS[1]: path}
-        text = refusal([clip_of(video, videos=videos)], folder)
-        assert says in text and CAMERAS[1] in text and "clip 'drive'" in text, (kind, text)
-        assert str(path)[:60].split("\0")[0] in text, (kind, text)
-        kinds.append(kind)
-    assert len(kinds) == 16
+    for path, says in no_videos(tmp_path, video):
+        text = fault(clip_of(video, videos=dict.fromkeys(CAMERAS, video) | {CAMERAS[1]: path}))
+        assert says in text and CAMERAS[1] in text and "clip 'drive'" in text, text
+        assert str(path)[:60].split("\0")[0] in text, text
 
 
-@pytest.mark.parametrize("value", (None, 7, b"a.mp4", ["a.mp4"], True))
-def test_a_video_is_a_path(value, video, tmp_path):
-    videos = dict.fromkeys(CAMERAS, video) | {CAMERAS[1]: value}
-    text = refusal([clip_of(video, videos=videos)], tmp_path)
+@pytest.mark.parametrize("value", (None, b"a.mp4", ["a.mp4"]))
+def test_a_video_is_a_path(value, video):
+    text = fault(clip_of(video, videos=dict.fromkeys(CAMERAS, video) | {CAMERAS[1]: value}))
     assert "expected a path" in text and CAMERAS[1] in text
 
 
-@pytest.mark.parametrize(
-    "name", ("a:b.mp4", "http:a.mp4", "file:a.mp4", "concat:a|b.mp4", "%03d.mp4", "-")
-)
+@pytest.mark.parametrize("name", ("a:b.mp4", "http:a.mp4", "concat:a|b.mp4", "%03d.mp4", "-"))
 def test_whatever_its_name_a_file_is_a_file(name, video, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copy(video, tmp_path / name)
-    packed = pack(tmp_path / "data", [clip_of(video, videos=dict.fromkeys(CAMERAS, name))])
+    packed = check([clip_of(video, videos=dict.fromkeys(CAMERAS, name))])
     assert packed.clips[0].frames == dict.fromkeys(CAMERAS, NUM_FRAMES)
 
 

@@ -243,8 +243,8 @@ def test_a_sample_whose_loss_is_no_number_is_named(base_folder, tmp_path, monkey
             if index == 6:
                 out[:] = 255
 
-    def inputs(self, frames, dtype=None):
-        made = honest(self, frames, dtype)
+    def inputs(self, frames, dtype=None, videos=()):
+        made = honest(self, frames, dtype, videos)
         bad = (
             (frames[0] == 255)
             .flatten(1)

@@ -52,73 +52,57 @@ def row(
     if feature == "camera_intrinsics":
         yield from _lens(name, values, size)
     elif feature == "sensor_extrinsics":
-        yield from _mount(name, values)
+        norm = float(np.linalg.norm([values[key] for key in ("qx", "qy", "qz", "qw")]))
+        if abs(norm - 1) > limits.UNIT_TOLERANCE:
+            yield Finding(DAMAGED, "|q| is not 1", f"no rotation of {name}: |q| = {norm:.4f}")
+        lever = float(np.linalg.norm([values[axis] for axis in "xyz"]))
+        if lever > MAX_LEVER_M:
+            reason = f"{name} is {lever:.1f} m from the rear axle"
+            yield Finding(ODD, "a sensor that is not on the car", reason)
     else:
-        yield from _vehicle(values)
+        low, high = VEHICLE_LIMITS
+        wheelbase, length = values["wheelbase"], values["length"]
+        reasons = [f"{n} is {values[n]:g} m" for n in VEHICLE if not low <= values[n] <= high]
+        if wheelbase >= length:
+            reasons.append(f"wheelbase {wheelbase:g} m, length {length:g} m")
+        yield from (Finding(ODD, "no car's dimensions", reason) for reason in reasons)
 
 
 def _lens(
     name: str, values: Mapping[str, float], size: tuple[int, int] | None
 ) -> Iterator[Finding]:
-    width, height = values["width"], values["height"]
+    polyval = np.polynomial.polynomial.polyval
+    width, height, cx, cy = (values[column] for column in SIZE)
+    fw, bw = ([values[column] for column in columns] for columns in (FW, BW))
     if size is not None and (width, height) != tuple(size):
-        reason = (
-            f"the lens of {name} is for {width:g}×{height:g} px, its video is {size[0]}×{size[1]}"
-        )
+        reason = f"the lens of {name} is for {width:g}×{height:g} px, its video is "
+        reason += f"{size[0]}×{size[1]}"
         yield Finding(DAMAGED, "image size is not the video's", reason)
-    if not (0 < values["cx"] < width and 0 < values["cy"] < height):
-        reason = f"the axis of {name} at ({values['cx']:.1f}, {values['cy']:.1f}) px, outside of it"
+    if not (0 < cx < width and 0 < cy < height):
+        reason = f"the axis of {name} at ({cx:.1f}, {cy:.1f}) px, outside of it"
         yield Finding(ODD, "principal point outside the image", reason)
         return
     # theta = sum bw_i * r^i from the axis to the farthest corner, and back by fw.
-    corner = np.hypot(
-        max(values["cx"], width - values["cx"]), max(values["cy"], height - values["cy"])
-    )
-    radius = np.linspace(0, corner, 200)
-    theta = np.polynomial.polynomial.polyval(radius, [values[column] for column in BW])
-    back = np.polynomial.polynomial.polyval(theta, [values[column] for column in FW])
+    radius = np.linspace(0, np.hypot(max(cx, width - cx), max(cy, height - cy)), 200)
+    theta = polyval(radius, bw)
+    back = polyval(theta, fw)
     for column, curve in (("bw_poly", theta), ("fw_poly", back)):
-        falls = np.flatnonzero(np.diff(curve) <= 0)
-        if len(falls):
-            at = radius[falls[0]]
-            reason = f"{column} of {name} falls at {at:.0f} px from the axis"
+        for fall in np.flatnonzero(np.diff(curve) <= 0)[:1]:
+            reason = f"{column} of {name} falls at {radius[fall]:.0f} px from the axis"
             # A fit may turn in the corners, which a wide lens leaves black.
-            severity = DAMAGED if at < min(width, height) / 2 else ODD
+            severity = DAMAGED if radius[fall] < min(width, height) / 2 else ODD
             yield Finding(severity, "a lens that folds the image", reason)
             return
     off = np.abs(back - radius)
-    if off.max() > max(INVERSE_TOLERANCE * width, 0.5):
-        at = int(np.argmax(off))
+    at = int(np.argmax(off))
+    if off[at] > max(INVERSE_TOLERANCE * width, 0.5):
         reason = f"fw_poly and bw_poly of {name} differ by {off[at]:.1f} px at {radius[at]:.0f} px"
         yield Finding(ODD, "fw and bw are not inverse", reason)
-    across = np.polynomial.polynomial.polyval(
-        [values["cx"], width - values["cx"]], [values[column] for column in BW]
-    )
-    view = float(np.degrees(np.sum(across)))
+    view = float(np.degrees(polyval([cx, width - cx], bw).sum()))
     nominal = cameras.BY_NAME[name].fov_deg if name in cameras.BY_NAME else view
     if not nominal / VIEW_TOLERANCE < view < nominal * VIEW_TOLERANCE:
         reason = f"{name} sees {view:.0f}° across"
         yield Finding(ODD, "another field of view than its name says", reason)
-
-
-def _mount(name: str, values: Mapping[str, float]) -> Iterator[Finding]:
-    norm = float(np.linalg.norm([values[key] for key in ("qx", "qy", "qz", "qw")]))
-    if abs(norm - 1) > limits.UNIT_TOLERANCE:
-        yield Finding(DAMAGED, "|q| is not 1", f"no rotation of {name}: |q| = {norm:.4f}")
-    lever = float(np.linalg.norm([values[axis] for axis in "xyz"]))
-    if lever > MAX_LEVER_M:
-        reason = f"{name} is {lever:.1f} m from the rear axle"
-        yield Finding(ODD, "a sensor that is not on the car", reason)
-
-
-def _vehicle(values: Mapping[str, float]) -> Iterator[Finding]:
-    low, high = VEHICLE_LIMITS
-    for name in VEHICLE:
-        if not low <= values[name] <= high:
-            yield Finding(ODD, "no car's dimensions", f"{name} is {values[name]:g} m")
-    if values["wheelbase"] >= values["length"]:
-        reason = f"wheelbase {values['wheelbase']:g} m, length {values['length']:g} m"
-        yield Finding(ODD, "no car's dimensions", reason)
 
 
 def sensors(feature: str, camera_names: Sequence[str]) -> tuple[str | None, ...]:

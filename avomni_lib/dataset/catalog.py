@@ -121,11 +121,7 @@ class Catalog:
         return tuple(name for name in features if name in self.features)
 
     def events(self, clip_id: str) -> tuple[Event, ...]:
-        """What people wrote about moments of the clip, by time; empty for nearly all clips.
-
-        Raises:
-            AvomniError: its list of events is damaged.
-        """
+        """What people wrote about moments of the clip, by time; empty for nearly all clips."""
         return self.clips.events(clip_id)
 
     def path(self, feature: str, chunk: int) -> str:
@@ -156,11 +152,7 @@ class Catalog:
         return self.clips.ids(rows)
 
     def values(self, attribute: str) -> Values:
-        """`split`, or one of those of `attributes`, of every clip.
-
-        Raises:
-            AvomniError: its table is damaged.
-        """
+        """`split`, or one of those of `attributes`, of every clip."""
         return self.clips.values(attribute)
 
     def presence(self, feature: str) -> np.ndarray:

@@ -51,55 +51,38 @@ def clock(times_us: np.ndarray) -> tuple[dict[str, Any], list[Finding]]:
         and findings without a place.
     """
     facts: dict[str, Any] = {"num_timestamps": len(times_us)}
-    if not len(times_us):
-        return facts, [Finding(DAMAGED, "no timestamps", "the table of timestamps is empty")]
     if len(times_us) < 2:
-        reason = "the table of timestamps has 1 row; at least 2 are needed"
+        reason = f"the table of timestamps has {len(times_us)} rows; at least 2 are needed"
         return facts, [Finding(DAMAGED, "no timestamps", reason)]
     facts |= {"first_us": int(times_us[0]), "last_us": int(times_us[-1])}
-    steps = np.diff(times_us)
-    falls = np.flatnonzero(steps <= 0)
-    if len(falls):
-        row = falls[0]
-        reason = (
-            f"timestamps do not rise at row {row + 1}: {times_us[row]} then {times_us[row + 1]} µs"
-        )
+    t_s, steps = times_us / 1e6, np.diff(times_us)
+    for row in np.flatnonzero(steps <= 0)[:1]:
+        reason = f"timestamps do not rise at row {row + 1}: {times_us[row]} then "
+        reason += f"{times_us[row + 1]} µs"
         return facts, [Finding(DAMAGED, "timestamps do not rise", reason)]
     findings = []
-    if times_us[0] <= -limits.FIRST_S * 1e6 or times_us[0] >= limits.FIRST_S * 1e6:
-        reason = (
-            f"the first frame is at {times_us[0] / 1e6:.3f} s, not within ±{limits.FIRST_S} s of 0"
-        )
+    if abs(t_s[0]) >= limits.FIRST_S:
+        reason = f"the first frame is at {t_s[0]:.3f} s, not within ±{limits.FIRST_S} s of 0"
         findings.append(Finding(ODD, "first frame far from 0", reason))
     step = float(np.median(steps))
     facts["step_ms"] = round(step / 1e3, 3)
     if abs(step / 1e6 / limits.STEP_S - 1) > limits.RATE_TOLERANCE:
         reason = f"{step / 1e3:.1f} ms from frame to frame, not {limits.STEP_S * 1e3:.1f}"
         findings.append(Finding(ODD, "another frame rate", reason))
-    longest = int(np.argmax(steps))
+    gaps, longest = np.flatnonzero(steps > limits.DROPPED * step), int(np.argmax(steps))
+    at = f"at {t_s[longest]:.2f} s (row {longest + 1})"
+    facts["num_dropped"] = missing = int(np.rint(steps[gaps] / step - 1).sum())
     if steps[longest] > limits.MAX_GAP_S * 1e6:
-        reason = (
-            f"no frame for {steps[longest] / 1e6:.2f} s at {times_us[longest] / 1e6:.2f} s "
-            f"(row {longest + 1}); {limits.MAX_GAP_S} s is the most"
-        )
+        reason = f"no frame for {steps[longest] / 1e6:.2f} s {at}; {limits.MAX_GAP_S} s is the most"
         findings.append(Finding(DAMAGED, "a gap between frames", reason))
-    gaps = np.flatnonzero(steps > limits.DROPPED * step)
-    missing = int(np.rint(steps[gaps] / step - 1).sum())
-    facts["num_dropped"] = missing
-    if len(gaps) and not (findings and findings[-1].severity == DAMAGED):  # reported already
-        row = int(gaps[np.argmax(steps[gaps])])
-        reason = (
-            f"{missing} frames are missing in {len(gaps)} gaps; the longest is "
-            f"{steps[row] / 1e3:.1f} ms at row {row + 1}, {times_us[row] / 1e6:.2f} s"
-        )
+    elif len(gaps):
+        reason = f"{missing} frames are missing in {len(gaps)} gaps; the longest is "
+        reason += f"{steps[longest] / 1e3:.1f} ms {at}"
         findings.append(Finding(ODD, "dropped frames", reason))
     close = np.flatnonzero(steps < limits.TOO_CLOSE * step)
-    if len(close):
-        row = int(close[0])
-        reason = (
-            f"{len(close)} frames follow too soon, as {steps[row] / 1e3:.1f} ms at row {row + 1}"
-        )
-        findings.append(Finding(ODD, "frames too close", reason))
+    for row in close[:1]:
+        reason = f"{len(close)} frames follow too soon, as {steps[row] / 1e3:.1f} ms at row "
+        findings.append(Finding(ODD, "frames too close", reason + str(row + 1)))
     return facts, findings
 
 
@@ -141,11 +124,8 @@ def agree(video_us: np.ndarray, times_us: np.ndarray, tick_us: float) -> list[Fi
 
 
 def common(spans_us: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """(first, last) µs of what all cameras show; the last lies before the first where nothing is.
-
-    Args:
-        spans_us: First and last frame of each camera.
-    """
+    """(first, last) µs of what all cameras show, of the first and last frame of each; the last lies
+    before the first where nothing is."""
     return max(first for first, _ in spans_us), min(last for _, last in spans_us)
 
 
@@ -155,15 +135,12 @@ def ends(last_us: Mapping[K, int]) -> dict[K, Finding]:
     Args:
         last_us: Any name of a camera of a clip -> time of its last frame.
     """
-    usual_us = float(np.median([*last_us.values()])) if last_us else 0.0
+    usual_s = float(np.median([*last_us.values()])) / 1e6 if last_us else 0.0
+    what, usual = "ends apart from the others", f"usual here is {usual_s:.2f} s"
     return {
-        key: Finding(
-            ODD,
-            "ends apart from the others",
-            f"the last frame is at {last / 1e6:.2f} s; usual here is {usual_us / 1e6:.2f} s",
-        )
+        key: Finding(ODD, what, f"the last frame is at {last / 1e6:.2f} s; {usual}")
         for key, last in last_us.items()
-        if abs(last - usual_us) > limits.END_TOLERANCE_S * 1e6
+        if abs(last / 1e6 - usual_s) > limits.END_TOLERANCE_S
     }
 
 
@@ -189,12 +166,18 @@ def egomotion(
         return facts, findings
     facts |= {"first_us": int(times[0]), "last_us": int(times[-1])}
     facts["rate_hz"] = round(1e6 / float(np.median(np.diff(times))), 1)
-    facts["past_video_s"] = round((int(times[-1]) - last_us) / 1e6, 2)
+    facts["past_video_s"] = past_s = round((int(times[-1]) - last_us) / 1e6, 2)
+    first_s, last_s = first_us / 1e6, last_us / 1e6
     if last_us < first_us:
-        reason = f"the first camera ends at {last_us / 1e6:.2f} s, the last one starts at "
-        reason += f"{first_us / 1e6:.2f} s"
+        reason = f"the first camera ends at {last_s:.2f} s, the last one starts at {first_s:.2f} s"
         return facts, [Finding(DAMAGED, "cameras share no time", reason)]
-    findings += _coverage(times, first_us, last_us, horizon_s)
+    if times[0] > first_us or times[-1] < last_us:
+        reason = f"ego motion covers {times[0] / 1e6:.2f} to {times[-1] / 1e6:.2f} s, the cameras "
+        reason += f"{first_s:.2f} to {last_s:.2f} s"
+        findings.append(Finding(DAMAGED, "does not cover the cameras", reason))
+    elif times[-1] < last_us + horizon_s * 1e6:
+        reason = f"ego motion ends {past_s:.2f} s after the last frame; processing.horizon_s is "
+        findings.append(Finding(ODD, "shorter than the horizon", reason + f"{horizon_s:g}"))
     part = needed(times, first_us, last_us, horizon_s)
     if part.stop - part.start < 2:
         return facts, findings
@@ -207,11 +190,8 @@ def egomotion(
 
 
 def needed(times: np.ndarray, first_us: int, last_us: int, horizon_s: float = 0.0) -> slice:
-    """The rows that cameras of this span ask for, and those on both sides, to interpolate.
-
-    Args:
-        times: (N,) int64 µs, rising.
-    """
+    """The rows of rising times (N,) int64 µs that cameras of this span ask for, and those on both
+    sides, to interpolate."""
     early, late = first_us - limits.HISTORY_S * 1e6, last_us + horizon_s * 1e6
     start = max(int(np.searchsorted(times, early, side="right")) - 1, 0)
     return slice(start, min(int(np.searchsorted(times, late, side="left")) + 1, len(times)))
@@ -223,17 +203,14 @@ def rows(columns: Mapping[str, np.ndarray], part: slice) -> list[Finding]:
     if any(finding.severity == DAMAGED for finding in findings):
         return findings
     cut = {name: values[part] for name, values in columns.items()}
-    gaps, jumps = list(_gaps(cut, part.start)), list(_jumps(cut, part.start))
-    turns = list(_rotations(cut, part.start))
-    findings += [*gaps, *turns, *jumps]
-    if gaps or any(turn.severity == DAMAGED for turn in turns):
+    jumps = list(_jumps(cut, part.start))
+    steps = [*_gaps(cut, part.start), *_rotations(cut, part.start)]
+    findings += [*steps, *jumps]
+    if any(finding.severity == DAMAGED for finding in steps):
         return findings
     # A jump is one fault, not three.
-    return findings + [
-        f
-        for f in (*slip(cut), *_speeds(cut), *_accelerations(cut))
-        if f.severity == DAMAGED or not jumps
-    ]
+    more = [*_slip(cut), *_speeds(cut), *_accelerations(cut)]
+    return findings + [f for f in more if f.severity == DAMAGED or not jumps]
 
 
 def faults(columns: Mapping[str, np.ndarray], part: slice | None = None) -> list[Finding]:
@@ -279,27 +256,9 @@ def _order(times: np.ndarray) -> Iterator[Finding]:
         yield Finding(DAMAGED, "too few rows", reason)
         return
     # A time that is no number does not rise either.
-    falls = np.flatnonzero(~(np.diff(times) > 0))
-    if len(falls):
-        row = int(falls[0])
-        reason = (
-            f"ego motion is not in order: {times[row]} then {times[row + 1]} µs at row {row + 1}"
-        )
-        yield Finding(DAMAGED, "not in order", reason)
-
-
-def _coverage(
-    times: np.ndarray, first_us: int, last_us: int, horizon_s: float
-) -> Iterator[Finding]:
-    if times[0] > first_us or times[-1] < last_us:
-        reason = f"ego motion covers {_span(times[0], times[-1])}, the cameras "
-        yield Finding(DAMAGED, "does not cover the cameras", reason + _span(first_us, last_us))
-    elif times[-1] < last_us + horizon_s * 1e6:
-        reason = (
-            f"ego motion ends {(times[-1] - last_us) / 1e6:.2f} s after the last frame; "
-            f"processing.horizon_s is {horizon_s:g}"
-        )
-        yield Finding(ODD, "shorter than the horizon", reason)
+    for row in np.flatnonzero(~(np.diff(times) > 0))[:1]:
+        reason = f"ego motion is not in order: {times[row]} then {times[row + 1]} µs at row "
+        yield Finding(DAMAGED, "not in order", reason + str(row + 1))
 
 
 def _finite(columns: Mapping[str, np.ndarray], part: slice) -> Iterator[Finding]:
@@ -308,13 +267,11 @@ def _finite(columns: Mapping[str, np.ndarray], part: slice) -> Iterator[Finding]
             continue
         # A not-a-number is not within the limit either.
         wrong = np.flatnonzero(~(np.abs(values) <= limits.MAX_NUMBER))
-        if len(wrong):
-            inside = wrong[(wrong >= part.start) & (wrong < part.stop)]
-            row = int((inside if len(inside) else wrong)[0])
-            reason = (
-                f"{name} is {values[row]} at row {row}, {columns['timestamp'][row] / 1e6:.2f} s"
-            )
+        inside = wrong[(wrong >= part.start) & (wrong < part.stop)]
+        for row in [*inside, *wrong][:1]:
+            at_s = columns["timestamp"][row] / 1e6
             is_refused = len(inside) and name not in UNUSED
+            reason = f"{name} is {values[row]} at row {row}, {at_s:.2f} s"
             yield Finding(DAMAGED if is_refused else ODD, NOT_FINITE, reason)
 
 
@@ -368,7 +325,7 @@ def _jumps(columns: Mapping[str, np.ndarray], start: int) -> Iterator[Finding]:
         yield Finding(severity, "a jump of position", reason)
 
 
-def slip(columns: Mapping[str, np.ndarray]) -> Iterator[Finding]:
+def _slip(columns: Mapping[str, np.ndarray]) -> Iterator[Finding]:
     """A car moves along its nose, forwards or backwards: else axes were taken for others."""
     times = columns["timestamp"] / 1e6
     marks, places = _every_span(times, _vectors(columns))
@@ -391,10 +348,9 @@ def _speeds(columns: Mapping[str, np.ndarray]) -> Iterator[Finding]:
     times = columns["timestamp"] / 1e6
     position, velocity = _vectors(columns), _vectors(columns, "v")
     speed = np.linalg.norm(velocity, axis=1)
-    if speed.max() > limits.LIMIT_SPEED:
-        row = int(np.argmax(speed))
-        reason = f"{speed[row]:.1f} m/s at {times[row]:.2f} s"
-        yield Finding(ODD, "too fast", reason)
+    row = int(np.argmax(speed))
+    if speed[row] > limits.LIMIT_SPEED:
+        yield Finding(ODD, "too fast", f"{speed[row]:.1f} m/s at {times[row]:.2f} s")
     # Both as paths: noise of positions or of velocities is no way. Whatever frame the velocities
     # are given in, the track that they give has its length.
     steps = (velocity[1:] + velocity[:-1]) / 2 * np.diff(times)[:, None]
@@ -406,17 +362,18 @@ def _speeds(columns: Mapping[str, np.ndarray]) -> Iterator[Finding]:
         yield Finding(DAMAGED, "positions and speeds disagree", reason)
         return
     # Places half a second apart: a chord of a curve is as good as its arc there.
-    (marks, by_place), (_, by_track) = (_every_span(times, each) for each in (position, track))
+    marks, by_place = _every_span(times, position)
+    by_track = _every_span(times, track)[1]
     driven, by_speed = (
-        np.linalg.norm(np.diff(each, axis=0), axis=1) for each in (by_place, by_track)
+        np.linalg.norm(np.diff(each, axis=0), axis=1) / limits.SPAN_S
+        for each in (by_place, by_track)
     )
-    off = np.abs(driven - by_speed) / limits.SPAN_S
-    limit = limits.SPEED_TOLERANCE[0] + limits.SPEED_TOLERANCE[1] * by_speed / limits.SPAN_S
-    if len(off) and (off > limit).any():
-        row = int(np.argmax(off - limit))
+    beyond = np.abs(driven - by_speed) - limits.SPEED_TOLERANCE[1] * by_speed
+    if len(beyond) and beyond.max() > limits.SPEED_TOLERANCE[0]:
+        row = int(np.argmax(beyond))
         reason = (
-            f"|v| is {by_speed[row] / limits.SPAN_S:.2f} m/s, positions move at "
-            f"{driven[row] / limits.SPAN_S:.2f} m/s from {marks[row]:.2f} to {marks[row + 1]:.2f} s"
+            f"|v| is {by_speed[row]:.2f} m/s, positions move at {driven[row]:.2f} m/s "
+            f"from {marks[row]:.2f} to {marks[row + 1]:.2f} s"
         )
         yield Finding(ODD, "positions and speeds disagree", reason)
 
@@ -426,10 +383,8 @@ def _accelerations(columns: Mapping[str, np.ndarray]) -> Iterator[Finding]:
     change = np.linalg.norm(np.diff(at_marks, axis=0), axis=1) / limits.SPAN_S
     if len(change) and change.max() > limits.LIMIT_ACCELERATION:
         row = int(np.argmax(change))
-        reason = (
-            f"velocity changes by {change[row]:.1f} m/s² over half a second at {marks[row]:.2f} s"
-        )
-        yield Finding(ODD, "acceleration that no car has", reason)
+        reason = f"velocity changes by {change[row]:.1f} m/s² over half a second at "
+        yield Finding(ODD, "acceleration that no car has", f"{reason}{marks[row]:.2f} s")
 
 
 def _every_span(times: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -440,7 +395,3 @@ def _every_span(times: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.
 
 def _vectors(columns: Mapping[str, np.ndarray], prefix: str = "") -> np.ndarray:
     return np.stack([columns[prefix + axis] for axis in "xyz"], axis=1)
-
-
-def _span(first_us: float, last_us: float) -> str:
-    return f"{first_us / 1e6:.2f} to {last_us / 1e6:.2f} s"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from avomni_lib.dataset import checks, findings, limits
-from avomni_lib.dataset.calibration import CalibrationTable
+from avomni_lib.dataset.calibration import TABLES, CalibrationTable
 from avomni_lib.dataset.catalog import OBSTACLES, Catalog
 from avomni_lib.dataset.stored_zip import ByteRange, member
 from avomni_lib.dataset.tables import number_column, read_table, text_column, time_column
@@ -58,9 +60,8 @@ class Clip:
 
     def timestamps(self, camera: str) -> np.ndarray:
         """(N,) int64 µs on the clip's clock, rising, one a frame: the end of its exposure."""
-        times_us: np.ndarray
-        times_us, where = self._content(camera, "frame_timestamps")
-        findings.refuse(checks.clock(times_us)[1], where)
+        times_us: np.ndarray = self._content(camera, "frame_timestamps")
+        findings.refuse(checks.clock(times_us)[1], self._where(camera))
         return times_us
 
     def egomotion(self) -> dict[str, np.ndarray]:
@@ -70,7 +71,7 @@ class Clip:
         frame, m; quaternion scalar last; velocity and acceleration in the anchor frame; curvature
         1/m. It starts before the video and runs far past it, at about 100 Hz but not uniformly.
         """
-        held: dict[str, np.ndarray] = self._content("egomotion", "egomotion")[0]
+        held: dict[str, np.ndarray] = self._content("egomotion", "egomotion")
         return held
 
     def obstacles(self) -> dict[str, np.ndarray] | None:
@@ -78,20 +79,19 @@ class Clip:
 
         None where the release or the clip has none, which does not mean that nobody was there.
         """
-        if not self.catalog.listed([OBSTACLES]):
+        is_listed = self.catalog.listed([OBSTACLES])
+        if not is_listed or not self.catalog.present(self.clip_id, OBSTACLES):
             return None
-        if not self.catalog.present(self.clip_id, OBSTACLES):
-            return None
-        held: dict[str, np.ndarray] = self._content(OBSTACLES, OBSTACLES)[0]
+        held: dict[str, np.ndarray] = self._content(OBSTACLES, OBSTACLES)
         return held
 
     def intrinsics(self, camera: str) -> dict[str, float]:
         """f-theta lens: width, height, cx, cy (px), fw_poly_0..4 (angle -> px), bw_poly_0..4."""
-        return self._row("camera_intrinsics", ("camera_name", camera))
+        return self._row("camera_intrinsics", camera)
 
     def extrinsics(self, sensor: str) -> dict[str, float]:
         """Pose of the sensor in the rig's frame: qx, qy, qz, qw, x, y, z (m)."""
-        return self._row("sensor_extrinsics", ("sensor_name", sensor))
+        return self._row("sensor_extrinsics", sensor)
 
     def vehicle(self) -> dict[str, float]:
         """length, width, height, rear_axle_to_bbox_center, wheelbase, track_width in m."""
@@ -103,42 +103,40 @@ class Clip:
     def _where(self, feature: str) -> str:
         return f"clip {self.clip_id} in {self._path(feature)}"
 
-    def _member(self, feature: str, kind: str) -> ByteRange:
-        where = self._where(feature)
+    @contextlib.contextmanager
+    def _mended(self, feature: str, about: str = "") -> Iterator[None]:
+        """Errors of the block as those of the clip's file, which may be fetched again."""
+        fix = self.catalog.mend
         try:
-            name = self.catalog.member(feature, self.clip_id, kind)
-        except AvomniError as error:
-            raise AvomniError(error.what, where=where) from None
-        try:
-            return member(self._path(feature), name)
-        except AvomniError as error:
-            raise AvomniError(error.what, where=where, fix=self.catalog.mend) from None
-
-    def _content(self, feature: str, kind: str) -> tuple[Any, str]:
-        """What a member's table holds, and what an error names."""
-        where = self._where(feature)
-        part = self._member(feature, kind)
-        try:
-            content = part.read()
-        except AvomniError as error:
-            what = f"{kind} is {error.what}"
-            raise AvomniError(what, where=where, fix=self.catalog.mend) from None
-        return columns(kind, content, where), where
-
-    def _row(self, feature: str, key: tuple[str, str] | None) -> dict[str, float]:
-        path, where = self._path(feature), self._where(feature)
-        try:
-            state = path.stat()
-            rows = _calibration(path, key and key[0], state.st_size, state.st_mtime_ns)
-            row = rows.row(self.clip_id, key and key[1])
+            yield
         except FileNotFoundError:
-            raise AvomniError("file not found", where=where, fix=self.catalog.mend) from None
+            raise AvomniError("file not found", where=self._where(feature), fix=fix) from None
         except AvomniError as error:
-            raise AvomniError(error.what, where=where, fix=self.catalog.mend) from None
+            what = about + error.what
+            raise AvomniError(what, where=self._where(feature), fix=fix) from None
+
+    def _member(self, feature: str, kind: str) -> ByteRange:
+        with self._mended(feature):
+            name = self.catalog.member(feature, self.clip_id, kind)
+            return member(self._path(feature), name)
+
+    def _content(self, feature: str, kind: str) -> Any:
+        part = self._member(feature, kind)
+        with self._mended(feature, f"{kind} is "):
+            content = part.read()
+        return columns(kind, content, self._where(feature))
+
+    def _row(self, feature: str, sensor: str | None) -> dict[str, float]:
+        path, key = self._path(feature), TABLES[feature][0]
+        with self._mended(feature):
+            state = path.stat()
+            rows = _calibration(path, key, state.st_size, state.st_mtime_ns)
+            row = rows.row(self.clip_id, sensor)
         if row is None:
-            count = rows.count(self.clip_id, key and key[1])
+            count = rows.count(self.clip_id, sensor)
             reason = f"{feature} has {f'{count} rows' if count else 'no row'}"
-            raise AvomniError(reason + (f" of {key[1]}" if key else ""), where=where)
+            reason += f" of {sensor}" if sensor else ""
+            raise AvomniError(reason, where=self._where(feature))
         return row
 
 

@@ -89,6 +89,9 @@ def encode(column: pa.Array) -> Values:
 class ClipIndex:
     """clip_index.parquet as columns: a clip is a row.
 
+    Args:
+        folder: In the data set's layout.
+
     Attributes:
         path: Of the file.
         clip_ids: (clips,) text; one that is no plain name stands as `names.shown` shows it, so
@@ -98,27 +101,22 @@ class ClipIndex:
         chunk: (clips,) int64 numbers.
         split: (clips,) int32 places in `SPLITS`: the data set's own column, else by the clip's id.
         is_valid: (clips,) bool, as marked at the source.
+
+    Raises:
+        AvomniError: it is missing, damaged or contradicts itself.
     """
 
     def __init__(self, folder: Path):
-        """Read the index.
+        import pandas as pd
 
-        Args:
-            folder: In the data set's layout.
-
-        Raises:
-            AvomniError: it is missing, damaged or contradicts itself.
-        """
         self._folder, self.path = folder, folder / INDEX_FILE
-        self._tables: dict[str, ClipTable | None] = {}
+        self._tables: dict[str, ClipTable] = {}
         self._values: dict[str, Values] = {}
         path, where = self.path, str(self.path)
         table = ClipTable(path)
         if not len(table.clip_ids):
             raise AvomniError("the clip index lists no clip", where=where)
         self.clip_ids, self.is_named, self.faults = _checked(table.clip_ids)
-        import pandas as pd
-
         self._names = pd.Index(self.clip_ids.to_pandas())
         twice = self._names[self._names.duplicated() & self.is_named]
         if len(twice):
@@ -127,14 +125,20 @@ class ClipIndex:
         chunk = number_column(read_table(path, where, ["chunk"]), "chunk", where)
         # Not what NaN, a fraction or a negative number gives.
         if not ((chunk >= 0) & (chunk < MAX_CHUNK) & (chunk == np.floor(chunk))).all():
-            raise AvomniError(
-                "column chunk holds something else than numbers of chunks", where=where
-            )
+            reason = "column chunk holds something else than numbers of chunks"
+            raise AvomniError(reason, where=where)
         self.chunk = chunk.astype(np.int64)
-        self.split = self._splits(table)
-        self.is_valid = np.ones(len(self), bool)
-        if "clip_is_valid" in table.names:
-            self.is_valid = table.truths("clip_is_valid")
+        self.split = np.full(len(self), -1, np.int32)
+        if "split" in table.names:
+            stored = encode(table.column("split"))
+            if unknown := sorted(set(stored.names) - set(SPLITS)):
+                raise AvomniError(f"unknown split {unknown[0]!r}", where=where)
+            places = np.array([*map(SPLITS.index, stored.names), -1], np.int32)
+            self.split = places[stored.codes]
+        without = np.flatnonzero(self.split < 0)
+        self.split[without] = [SPLITS.index(split_by_hash(clip)) for clip in self.ids(without)]
+        is_marked = "clip_is_valid" in table.names
+        self.is_valid = table.truths("clip_is_valid") if is_marked else np.ones(len(self), bool)
 
     def __len__(self) -> int:
         return len(self.clip_ids)
@@ -220,25 +224,14 @@ class ClipIndex:
         return self._column(REASONING_FILE, "events")
 
     def _column(self, file: str, column: str) -> pa.Array | None:
-        """Of a table about the clips, which a release may lack; opened when first asked for."""
+        """Of a table about the clips, which a release may lack."""
+        path = self._folder / file
+        if not path.exists():
+            return None
         if file not in self._tables:
-            path = self._folder / file
-            self._tables[file] = ClipTable(path, self.clip_ids) if path.exists() else None
+            self._tables[file] = ClipTable(path, self.clip_ids)
         table = self._tables[file]
-        return None if table is None or column not in table.names else table.column(column)
-
-    def _splits(self, table: ClipTable) -> np.ndarray:
-        codes = np.full(len(self), -1, np.int32)
-        if "split" in table.names:
-            stored = encode(table.column("split"))
-            unknown = sorted(set(stored.names) - set(SPLITS))
-            if unknown:
-                raise AvomniError(f"unknown split {unknown[0]!r}", where=str(self.path))
-            codes = np.array([*map(SPLITS.index, stored.names), -1], np.int32)[stored.codes]
-        without = np.flatnonzero(codes < 0)
-        by_hash = [SPLITS.index(split_by_hash(clip_id)) for clip_id in self.ids(without)]
-        codes[without] = by_hash
-        return codes
+        return table.column(column) if column in table.names else None
 
 
 def split_by_hash(clip_id: str) -> str:
@@ -250,17 +243,13 @@ def split_by_hash(clip_id: str) -> str:
 def _checked(clip_ids: pa.StringArray) -> tuple[pa.StringArray, np.ndarray, dict[str, str]]:
     """`clip_ids`, `is_named` and `faults` of the ids as a table lists them."""
     is_named = np.array(pc.match_substring_regex(clip_ids, rf"\A{names.ORDINARY}\z"))
-    shown, faults = {}, {}
+    texts, faults = None, {}
     for row in np.flatnonzero(~is_named).tolist():
         clip_id = clip_ids[row].as_py()
         fault = names.name_fault(clip_id)
         is_named[row] = fault is None
         if fault is not None:
-            shown[row] = names.shown(clip_id)
-            faults[shown[row]] = f"its id {shown[row]} is no plain name: {fault}"
-    if shown:
-        texts = clip_ids.to_pylist()
-        for row, text in shown.items():
-            texts[row] = text
-        clip_ids = pa.array(texts, pa.string())
-    return clip_ids, is_named, faults
+            texts = texts or clip_ids.to_pylist()
+            texts[row] = shown = names.shown(clip_id)
+            faults[shown] = f"its id {shown} is no plain name: {fault}"
+    return pa.array(texts, pa.string()) if texts else clip_ids, is_named, faults

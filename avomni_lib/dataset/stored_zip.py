@@ -7,10 +7,10 @@ Format: PKWARE APPNOTE.TXT 6.3.10, 4.3.7 (local file header) and 4.3.12 (central
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import struct
-import threading
 import zipfile
 import zlib
 from collections import Counter
@@ -24,8 +24,6 @@ from avomni_lib.errors import AvomniError
 # Signature, then behind what the central directory repeats the lengths of name and extra field.
 LOCAL_HEADER = struct.Struct("<4s22xHH")
 LOCAL_SIGNATURE = b"PK\x03\x04"
-# The directories read last are kept, as many as have so many members: about 50 MB.
-MAX_KEPT = 1 << 16
 IS_ENCRYPTED = 0x1
 
 
@@ -132,10 +130,6 @@ def is_stored(entry: zipfile.ZipInfo) -> bool:
     return entry.compress_type == zipfile.ZIP_STORED and not entry.flag_bits & IS_ENCRYPTED
 
 
-_kept: dict[tuple[Path, int, int], Directory] = {}
-_lock = threading.Lock()
-
-
 def directory(path: Path) -> Directory:
     """The central directory of a zip, kept while the file does not change; no member is touched.
 
@@ -144,16 +138,11 @@ def directory(path: Path) -> Directory:
     """
     try:
         state = os.stat(path)
-        key = (Path(path), state.st_size, state.st_mtime_ns)
-        if (listed := _kept.get(key)) is None:
-            listed = _read_directory(key[0])
-            with _lock:
-                _kept[key] = listed
-                while len(_kept) > 1 and sum(len(d.entries) for d in _kept.values()) > MAX_KEPT:
-                    del _kept[next(iter(_kept))]
-        return listed
+        return _directory(Path(path), state.st_size, state.st_mtime_ns)
     except FileNotFoundError:
         raise AvomniError("file not found", where=str(path)) from None
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, struct.error) as error:
+        raise _damaged(path, f"not a whole zip ({error})") from None
 
 
 def members(path: Path) -> Mapping[str, zipfile.ZipInfo]:
@@ -165,20 +154,17 @@ def members(path: Path) -> Mapping[str, zipfile.ZipInfo]:
     return directory(path).entries
 
 
-def _read_directory(path: Path) -> Directory:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            infos = archive.infolist()
-    except FileNotFoundError:
-        raise
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, struct.error) as error:
-        raise damaged(path, f"not a whole zip ({error})") from None
+# A chunk of the real set has up to 300 members: about 20 MB in all.
+@functools.lru_cache(maxsize=100)
+def _directory(path: Path, size: int, mtime_ns: int) -> Directory:
+    with zipfile.ZipFile(path) as archive:
+        infos = archive.infolist()
     entries = {info.filename: info for info in infos}
     counts = Counter(info.filename for info in infos)
-    repeated = tuple(name for name, count in counts.items() if count > 1)
     starts = sorted({entry.header_offset for entry in entries.values()})
-    next_start = dict(zip(starts, [*starts[1:], os.path.getsize(path)], strict=True))
+    next_start = dict(zip(starts, [*starts[1:], size], strict=True))
     ends = {name: next_start[entry.header_offset] for name, entry in entries.items()}
+    repeated = tuple(name for name, count in counts.items() if count > 1)
     return Directory(MappingProxyType(entries), repeated, MappingProxyType(ends))
 
 
@@ -190,17 +176,17 @@ def member(path: Path, name: str) -> ByteRange:
     """
     listed = directory(path)
     if fault := listed.fault(name):
-        raise damaged(path, fault[1])
+        raise _damaged(path, fault[1])
     entry = listed.entries[name]
     with open(path, "rb", buffering=0) as file:
         header = os.pread(file.fileno(), LOCAL_HEADER.size, entry.header_offset)
         size = os.fstat(file.fileno()).st_size
     skipped = behind_header(header)
     if skipped is None:
-        raise damaged(path, f"no local header of {name}")
+        raise _damaged(path, f"no local header of {name}")
     offset = entry.header_offset + LOCAL_HEADER.size + skipped
     if offset + entry.file_size > size:
-        raise damaged(path, f"member {name} ends behind the file's end")
+        raise _damaged(path, f"member {name} ends behind the file's end")
     return ByteRange(path, offset, entry.file_size, entry.CRC)
 
 
@@ -216,5 +202,5 @@ def behind_header(header: bytes) -> int | None:
     return name_length + extra_length
 
 
-def damaged(path: Path, why: str) -> AvomniError:
+def _damaged(path: Path, why: str) -> AvomniError:
     return AvomniError(f"damaged: {why}", where=str(path))

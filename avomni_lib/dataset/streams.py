@@ -8,12 +8,13 @@ Formats: ISO/IEC 14496-15 (length-prefixed NAL units in mp4), ITU-T H.264 7.3.1 
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from av.container import InputContainer
 
 Source = ByteRange | Path | bytes
+Fault = tuple[str, str] | None  # kind and reason
 FORBIDDEN = re.compile(rb"\x00\x00[\x00-\x02]")
 # Between start codes (H.264 and H.265 annex B) zeros may only be followed by the next one.
 HOLE_OF_ANNEX_B = re.compile(rb"\x00\x00(?:\x00+[^\x00\x01]|\x02)")
@@ -34,8 +36,7 @@ START_CODE = re.compile(rb"\x00\x00\x01(.)", re.DOTALL)
 DENSE_CODECS = ("libdav1d", "av1", "vp9", "mpeg4")
 
 
-@dataclass(frozen=True)
-class Units:
+class Units(NamedTuple):
     """How a codec's NAL units are to be read.
 
     Attributes:
@@ -59,19 +60,11 @@ class Units:
 # H.264 table 7-1: 1-5 are slices, 5 is IDR, 7 and 8 parameter sets. H.265 table 7-1: 0-31 are
 # slices, 16-23 IRAP pictures, 32-34 parameter sets; after CRA (21) and BLA (16-18) pictures may
 # follow that need the group before.
+_H264 = (range(1, 6), (7, 8), (5,), (5,))
+_HEVC = (range(32), range(32, 35), range(16, 24), (19, 20))
 CODECS = {
-    "h264": Units(
-        4, frozenset(range(1, 6)), frozenset({7, 8}), frozenset({5}), frozenset({5}), 0, 0x1F
-    ),
-    "hevc": Units(
-        21,
-        frozenset(range(32)),
-        frozenset(range(32, 35)),
-        frozenset(range(16, 24)),
-        frozenset({19, 20}),
-        1,
-        0x3F,
-    ),
+    "h264": Units(4, *map(frozenset, _H264), shift=0, mask=0x1F),
+    "hevc": Units(21, *map(frozenset, _HEVC), shift=1, mask=0x3F),
 }
 
 
@@ -101,24 +94,24 @@ def opened(source: Source) -> Iterator[tuple[InputContainer, Callable[[int, int]
         NotVideo: as `containers.open_video`.
         OSError: the file cannot be read.
     """
-    if isinstance(source, bytes):
-        with open_video(source) as container:
-            yield container, lambda place, length: source[place : place + length]
-        return
 
     def open_part() -> Any:
+        if isinstance(source, bytes):
+            return io.BytesIO(source)
         return source.open() if isinstance(source, ByteRange) else open(source, "rb")
 
-    name = str(source.path if isinstance(source, ByteRange) else source)
+    name = None if isinstance(source, bytes) else str(getattr(source, "path", source))
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(open_part()) if isinstance(source, ByteRange) else source
-        container = stack.enter_context(open_video(file, name))
+        # A path is opened by `open_video`, which knows what no video's file is.
+        content = source if isinstance(source, Path) else stack.enter_context(open_part())
+        container = stack.enter_context(open_video(content, name))
         # A second one: the first one's place is the demuxer's.
         aside = stack.enter_context(open_part())
 
         def peek(place: int, length: int) -> bytes:
             aside.seek(place)
-            return aside.read(length)
+            read: bytes = aside.read(length)
+            return read
 
         yield container, peek
 
@@ -142,20 +135,21 @@ class Scan:
     hidden: set[int] = field(default_factory=set)
     keys: list[int] = field(default_factory=list)
     kinds: dict[int, frozenset[int]] = field(default_factory=dict)
-    _faults: dict[str, tuple[int, str]] = field(default_factory=dict)
-    _num_faulty: int = 0
+    _faults: list[tuple[int, str, str]] = field(default_factory=list)  # packet, kind, reason
     _num_bytes: int = 0
     _num_timeless: int = 0
     _cut: str | None = None
-    _tails: Counter[int] = field(default_factory=Counter)
+    # Zeros at the end of each picture; and packets where they may be a hole: number, zeros, reason.
+    _tails: list[int] = field(default_factory=list)
     _doubtful: list[tuple[int, int, str]] = field(default_factory=list)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.stream = self.container.streams.video[0]
         self.codec = self.stream.codec_context
         # The header's count is not always that of frames: an avi has others, and an edit list may
         # leave some of an mp4's out. So it counts where there is no index.
         self._num_listed = len(self.stream.index_entries) or self.stream.frames
+        self._base_s = float(self.stream.time_base or 1)
         self.units: Units | None = None
         self._prefix = 0
         if self.codec is not None:
@@ -191,9 +185,14 @@ class Scan:
         shown, base = self.shown, self.stream.time_base
         return np.array([round((int(p) - int(shown[0])) * base * 1_000_000) for p in shown], int)
 
+    def walk(self) -> Walked:
+        """Read all packets; facts and findings about them."""
+        for _ in self.packets():
+            pass
+        return Walked(self.facts(), self.findings(), self.times_us)
+
     def _see(self, packet: Packet) -> None:
-        index = len(self.pts)
-        pts = packet.pts
+        index, pts, data = len(self.pts), packet.pts, bytes(packet)
         if pts is None and not self.codec.has_b_frames:
             pts = packet.dts  # frames are shown as they are stored
         self._num_timeless += pts is None
@@ -201,32 +200,26 @@ class Scan:
         self._num_bytes += packet.size
         if packet.is_discard:
             self.hidden.add(index)
-        data = bytes(packet)
-        kinds, fault = frozenset(), None
+        kinds: set[int] = set()
         if packet.is_corrupt:
-            fault = ("cut short", f"only {packet.size:,} bytes of it are there")
+            fault: Fault = ("cut short", f"only {packet.size:,} bytes of it are there")
         elif self.units is None:
             fault = self._hole_of_others(data, packet.pos)
         elif self._prefix:
-            kinds, fault = self._units_of(index, data, packet.pos)
+            fault = self._units_of(index, data, packet.pos, kinds)
         else:
-            kinds, fault = self._annex_b(data)
+            fault = self._annex_b(data, kinds)
         if fault:
-            self._note(index, *fault)
+            self._faults.append((index, *fault))
         if packet.is_keyframe:
             self.keys.append(index)
             if kinds:
-                self.kinds[index] = kinds
+                self.kinds[index] = frozenset(kinds)
 
-    def _note(self, index: int, kind: str, reason: str) -> None:
-        self._num_faulty += 1
-        if kind not in self._faults or index < self._faults[kind][0]:
-            self._faults[kind] = (index, reason)
-
-    def _units_of(self, index: int, packet: bytes, pos: int | None) -> tuple[frozenset, Any]:
-        """The types of a packet's NAL units, and what is wrong with the first wrong one."""
-        kinds: set[int] = set()
+    def _units_of(self, index: int, packet: bytes, pos: int | None, kinds: set[int]) -> Fault:
+        """What is wrong with a packet's first wrong NAL unit; `kinds` gets the types of all."""
         units, size, place, end = self.units, self._prefix, 0, len(packet)
+        assert units is not None
         tails = []
         # Fewer bytes than a length has are filling, which FFmpeg passes over too.
         while place + size <= end:
@@ -235,12 +228,11 @@ class Scan:
             if not length or place > end:
                 reason = f"a NAL unit of {length:,} bytes at byte {start:,} of {end:,}"
                 if not any(packet[start : start + 64]):
-                    return frozenset(kinds), ("zeroed", f"zeros in place of {reason}")
-                return frozenset(kinds), ("a broken NAL unit", reason)
+                    return "zeroed", f"zeros in place of {reason}"
+                return "a broken NAL unit", reason
             head = packet[start]
             if head & 0x80:
-                reason = f"no NAL unit header at byte {start:,}"
-                return frozenset(kinds), ("a broken NAL unit", reason)
+                return "a broken NAL unit", f"no NAL unit header at byte {start:,}"
             kind = head >> units.shift & units.mask
             kinds.add(kind)
             # Messages to a player may hold anything: no picture is made of them.
@@ -250,34 +242,34 @@ class Scan:
             hole = FORBIDDEN.search(packet, start, place - zeros)
             if hole or zeros == length:
                 at = hole.start() if hole else start
-                reason = f"bytes that no NAL unit holds, at byte {at:,}"
-                return frozenset(kinds), ("zeroed", reason)
+                return "zeroed", f"bytes that no NAL unit holds, at byte {at:,}"
             tails.append((zeros, place - zeros))
         if not units.slices.intersection(kinds):
-            return frozenset(kinds), ("no picture", "no NAL unit of a picture in it")
-        self._tails[tails[-1][0]] += 1
+            return "no picture", "no NAL unit of a picture in it"
+        self._tails.append(tails[-1][0])
         zeros, at = max(tails)
         if zeros:
             reason = f"zeros at its end that are no filling, at byte {at:,}"
             # A hole goes on where the next frame's length should be.
             if pos is not None and self.peek(pos + end, size) == bytes(size):
-                return frozenset(kinds), ("zeroed", reason)
+                return "zeroed", reason
             if zeros > limits.FEW_ZEROS and (zeros >= limits.ALIGNMENT or end % limits.ALIGNMENT):
                 self._doubtful.append((index, zeros, reason))
-        return frozenset(kinds), None
+        return None
 
-    def _annex_b(self, packet: bytes) -> tuple[frozenset, tuple[str, str] | None]:
-        heads = START_CODE.findall(packet)
-        kinds = frozenset(head[0] >> self.units.shift & self.units.mask for head in heads)
+    def _annex_b(self, packet: bytes, kinds: set[int]) -> Fault:
+        units = self.units
+        assert units is not None
+        kinds.update(head[0] >> units.shift & units.mask for head in START_CODE.findall(packet))
         hole = HOLE_OF_ANNEX_B.search(packet)
         if hole or not any(packet):
             at = hole.start() if hole else 0
-            return kinds, ("zeroed", f"bytes that no NAL unit holds, at byte {at:,}")
-        if not self.units.slices.intersection(kinds):
-            return kinds, ("no picture", "no NAL unit of a picture in it")
-        return kinds, None
+            return "zeroed", f"bytes that no NAL unit holds, at byte {at:,}"
+        if not units.slices.intersection(kinds):
+            return "no picture", "no NAL unit of a picture in it"
+        return None
 
-    def _hole_of_others(self, packet: bytes, pos: int | None) -> tuple[str, str] | None:
+    def _hole_of_others(self, packet: bytes, pos: int | None) -> Fault:
         if not any(packet):
             return "zeroed", "it holds nothing but zeros"
         if self.codec.name not in DENSE_CODECS:
@@ -289,33 +281,14 @@ class Scan:
             before = self.peek(first, pos - first)
         if pos is not None and packet[-1] == 0:
             after = self.peek(pos + len(packet), reach)
-        if bytes(limits.HOLE_BYTES) in before + packet + after:
-            return "zeroed", "a part of it is zeros"
-        return None
-
-    def _settle(self) -> None:
-        """Zeros at the ends of pictures are filling where pictures of this file end so."""
-        filled = np.repeat(list(self._tails), list(self._tails.values()))
-        filled = filled[filled > 0]
-        is_usual = len(filled) >= limits.USUAL_SHARE * self._tails.total()
-        most = limits.USUAL_TIMES * float(np.median(filled)) if len(filled) and is_usual else 0
-        for index, zeros, reason in self._doubtful:
-            if zeros > most:
-                self._note(index, "zeroed", reason)
-        self._doubtful = []
-
-    def walk(self) -> Walked:
-        """Read all packets; facts and findings about them."""
-        for _ in self.packets():
-            pass
-        return Walked(self.facts(), self.findings(), self.times_us)
+        is_holed = bytes(limits.HOLE_BYTES) in before + packet + after
+        return ("zeroed", "a part of it is zeros") if is_holed else None
 
     def findings(self) -> list[Finding]:
         """What is wrong with the stream, once all packets have gone by."""
         if self.codec is None:
             reason = "the video's codec is not known to this build of FFmpeg"
             return [Finding(DAMAGED, "unknown codec", reason)]
-        self._settle()
         findings, count = [], len(self.pts)
         if self._cut:
             reason = f"the mp4 breaks off after {count} frames: {self._cut}"
@@ -325,31 +298,35 @@ class Scan:
             findings.append(Finding(DAMAGED, "the mp4 is cut short", reason))
         if not count:
             return findings or [Finding(DAMAGED, "no frame", "the mp4 holds no frame")]
-        faulty = self._num_faulty
-        more = f"; {faulty} of {count} frames are damaged" if faulty > 1 else ""
-        for kind, (index, reason) in self._faults.items():
+        # Zeros at the ends of pictures are filling where pictures of this file end so.
+        filled = [zeros for zeros in self._tails if zeros]
+        is_usual = filled and len(filled) >= limits.USUAL_SHARE * len(self._tails)
+        most = limits.USUAL_TIMES * np.median(filled) if is_usual else 0
+        doubts = [(i, "zeroed", reason) for i, zeros, reason in self._doubtful if zeros > most]
+        faults = sorted([*self._faults, *doubts])
+        more = f"; {len(faults)} of {count} frames are damaged" if len(faults) > 1 else ""
+        for kind in dict.fromkeys(kind for _, kind, _ in faults):
+            index, _, reason = next(fault for fault in faults if fault[1] == kind)
             reason = f"frame {index} is damaged: {reason}{more}"
             findings.append(Finding(DAMAGED, f"frame: {kind}", reason))
         if self.keys[:1] != [0]:
-            first = self.keys[0] if self.keys else None
-            reason = f"frame {first} is the first key frame" if first else "there is no key frame"
-            findings.append(
-                Finding(DAMAGED, "does not start with a key frame", f"{reason}, not frame 0")
-            )
+            reason = f"frame {self.keys[0]} is the first key frame" if self.keys else "no key frame"
+            what = "does not start with a key frame"
+            findings.append(Finding(DAMAGED, what, f"{reason}, not frame 0"))
         return findings + self._findings_of_times(count)
 
     def _findings_of_times(self, count: int) -> list[Finding]:
-        shown = self.shown
-        if self._num_timeless or (self._is_avi and self.codec.has_b_frames and self._is_in_order):
+        shown, findings = self.shown, []
+        is_in_order = (np.diff(self.pts) > 0).all()
+        is_avi = self.container.format.name == "avi"
+        if self._num_timeless or (is_avi and self.codec.has_b_frames and is_in_order):
             reason = "the file gives its frames no presentation times"
             return [Finding(DAMAGED, "no presentation times", reason)]
-        findings = []
         if len(shown) < count:
             reason = f"an edit list hides {count - len(shown)} of the {count} frames in the file"
             severity = ODD if len(shown) else DAMAGED
             findings.append(Finding(severity, "frames that are not shown", reason))
-        shared = len(shown) - len(set(shown.tolist()))
-        if shared:
+        if shared := len(shown) - len(np.unique(shown)):
             reason = f"{shared} frames share the time of another one"
             findings.append(Finding(DAMAGED, "frames at one time", reason))
         steps = np.diff(shown) * self._base_s
@@ -360,23 +337,11 @@ class Scan:
             findings.append(Finding(ODD, "variable frame rate", reason))
         return findings
 
-    @property
-    def _base_s(self) -> float:
-        return float(self.stream.time_base or 1)
-
     def _is_constant(self, steps: np.ndarray) -> bool:
         """Whether steps (s) from frame to frame are equal; where they say nothing, too."""
         usual = np.median(steps) if len(steps) else 0
         slack = max(limits.STEP_TOLERANCE_S, 1.5 * self._base_s)
         return bool(usual <= 0 or np.abs(steps - usual).max() <= slack)
-
-    @property
-    def _is_avi(self) -> bool:
-        return self.container.format.name == "avi"
-
-    @property
-    def _is_in_order(self) -> bool:
-        return bool((np.diff(self.pts) > 0).all())
 
     def facts(self) -> dict[str, Any]:
         """As `Walked.facts`, once all packets have gone by."""
@@ -387,10 +352,10 @@ class Scan:
         places = np.searchsorted(np.sort(pts), np.sort(pts[self.keys]))
         # The last group may have been cut by the end: it counts only where there is no other.
         gops = Counter(np.diff(places).tolist() or [len(pts)])
-        base = self._base_s
-        steps = np.diff(shown) * base
-        is_open = [not self.units.closed & kinds for kinds in self.kinds.values()]
-        facts: dict[str, Any] = {
+        steps = np.diff(shown) * self._base_s
+        step = float(np.median(steps)) if len(steps) else 0.0
+        is_open = [self.units and not self.units.closed & kinds for kinds in self.kinds.values()]
+        return {
             "codec": self.codec.codec.canonical_name,
             "profile": self.codec.profile,
             "pixel_format": self.codec.pix_fmt,
@@ -402,17 +367,9 @@ class Scan:
             "gops": {str(length): count for length, count in sorted(gops.items())},
             "is_open": None if self.units is None else any(is_open),
             "is_reordered": bool((np.diff(pts) < 0).any()),
-            "first_s": float(shown[0] * base) if len(shown) else None,
-            "tick_us": base * 1e6,
-            "fps": None,
-            "is_constant": None,
-            "bit_rate": None,
+            "first_s": float(shown[0] * self._base_s) if len(shown) else None,
+            "tick_us": self._base_s * 1e6,
+            "fps": round(1 / step, 3) if step > 0 else None,
+            "is_constant": self._is_constant(steps) if step > 0 else None,
+            "bit_rate": round(self._num_bytes * 8 / (len(pts) * step)) if step > 0 else None,
         }
-        if len(steps) and np.median(steps) > 0:
-            step = float(np.median(steps))
-            facts |= {
-                "fps": round(1 / step, 3),
-                "is_constant": self._is_constant(steps),
-                "bit_rate": round(self._num_bytes * 8 / (len(pts) * step)),
-            }
-        return facts

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,10 @@ def read_table(
     columns: Sequence[str] | None = None,
     max_rows: int | None = None,
 ) -> pa.Table:
-    """A parquet file, or the bytes of one.
+    """A parquet file, or the bytes of one; only these columns.
 
     Args:
         where: What an error names.
-        columns: These alone; left out, all.
         max_rows: More are refused before they are read.
 
     Raises:
@@ -35,25 +35,20 @@ def read_table(
         if max_rows is not None and file.metadata.num_rows > max_rows:
             reason = f"the table has {file.metadata.num_rows:,} rows; {max_rows:,} are the most"
             raise AvomniError(reason, where=where)
-        try:
-            # One thread: clips are read in several processes, each with its own.
-            return file.read(columns, use_threads=False)
-        except (pa.ArrowException, OSError) as error:
-            raise _unreadable(error, where) from None
+        # One thread: clips are read in several processes, each with its own.
+        return file.read(columns, use_threads=False)
 
 
-def _opened(source: Path | bytes, where: str) -> pq.ParquetFile:
+@contextlib.contextmanager
+def _opened(source: Path | bytes, where: str) -> Iterator[pq.ParquetFile]:
     try:
-        return pq.ParquetFile(pa.BufferReader(source) if isinstance(source, bytes) else source)
+        with pq.ParquetFile(pa.BufferReader(source) if isinstance(source, bytes) else source) as f:
+            yield f
     except FileNotFoundError:
         raise AvomniError("file not found", where=where) from None
     except (pa.ArrowException, OSError) as error:
-        raise _unreadable(error, where) from None
-
-
-def _unreadable(error: Exception, where: str) -> AvomniError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return AvomniError(f"not a readable parquet file: {reason}", where=where)
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise AvomniError(f"not a readable parquet file: {reason}", where=where) from None
 
 
 def key_column(table: pa.Table, name: str, where: str, level: int = 0) -> list[str]:
@@ -135,12 +130,9 @@ def time_column(table: pa.Table, name: str, where: str) -> np.ndarray:
     """
     values = number_column(table, name, where)
     # Compared as they are stored: what is beyond int64 would come out as something else.
-    wrong = np.flatnonzero(~((values <= MAX_TIME_US) & (values >= -MAX_TIME_US)))
-    if len(wrong):
-        row = int(wrong[0])
-        reason = f"{name} is {values[row]} at row {row}: no time in µs"
-        raise AvomniError(reason, where=where)
-    return np.rint(values).astype(np.int64) if values.dtype.kind == "f" else values.astype(np.int64)
+    for row in np.flatnonzero(~((values <= MAX_TIME_US) & (values >= -MAX_TIME_US)))[:1]:
+        raise AvomniError(f"{name} is {values[row]} at row {row}: no time in µs", where=where)
+    return np.rint(values).astype(np.int64)
 
 
 class ClipTable:

@@ -11,9 +11,8 @@ import dataclasses
 import datetime
 import logging
 import re
-import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,15 +22,7 @@ import numpy as np
 from avomni_lib import files, workers
 from avomni_lib.dataset import cameras, checks, findings
 from avomni_lib.dataset.audit import listing
-from avomni_lib.dataset.audit.listing import (
-    ABSENT,
-    EVICTED,
-    MISSING,
-    NOT_CHOSEN,
-    SOUND,
-    STATES,
-    Listing,
-)
+from avomni_lib.dataset.audit.listing import ABSENT, MISSING, NOT_CHOSEN, STATES, Listing
 from avomni_lib.dataset.audit.scan import FileScan
 from avomni_lib.dataset.catalog import SPLITS
 from avomni_lib.dataset.download.hub import Hub
@@ -47,7 +38,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar, Plan, gigabytes, minutes
 
-__all__ = ["ABSENT", "DAMAGED", "EVICTED", "MISSING", "NOT_CHOSEN", "ODD", "SOUND", "STATES"]
+__all__ = ["NOT_CHOSEN", "STATES"]
 log = logging.getLogger(__name__)
 
 STAGE = "01_audit"
@@ -58,8 +49,6 @@ DEPTHS = {
     "quick": "names, sizes and tables of contents: nothing that a zip holds is read",
     "full": "every byte once: hashes, streams, clocks, ego motion and calibration",
 }
-
-
 # Feature -> clip_id -> what was read of it.
 Facts = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
@@ -74,10 +63,10 @@ class Audit:
         clips: One row a clip of the chunks that were looked at: clip_id, chunk, split, state,
             reason, and `features`: feature -> state, of `STATES`. `absent` is not on the source,
             `missing` not on the disk.
-        findings: One row a fault or remark, as `findings.Finding`.
         figures: Counts and bytes.
         warnings: Sentences to read.
         digest: Changes with the source and the choice, not with what is on the disk.
+        findings: One row a fault or remark, as `findings.Finding`.
     """
 
     features: tuple[str, ...]
@@ -89,28 +78,9 @@ class Audit:
     findings: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
     @property
-    def states(self) -> np.ndarray:
-        """(features, clips) of words, the rows and columns of the picture."""
-        columns = [[row["features"][name] for name in self.features] for row in self.clips]
-        return np.array(columns, object).reshape(len(self.clips), len(self.features)).T
-
-    @property
-    def clip_ids(self) -> list[str]:
-        return [row["clip_id"] for row in self.clips]
-
-    @property
     def summary(self) -> list[dict[str, Any]]:
         """One row a kind of finding, the worst first: `findings.summary`."""
         return findings.summary(Finding(**row) for row in self.findings)
-
-    def bytes_by_feature(self, *states: str) -> dict[str, int]:
-        """Feature -> bytes of its files in one of these states; the metadata are one too."""
-        total: dict[str, int] = {}
-        for row in self.files:
-            if row["state"] in states:
-                name = row["feature"] or "metadata"
-                total[name] = total.get(name, 0) + row["size"]
-        return total
 
 
 def path_of(p: Params) -> Path:
@@ -152,100 +122,75 @@ def audit(p: Params, hub: Hub | None, progress: type[Bar] = Bar) -> Audit:
         AvomniError: as `download.plan`, and where the licence is not decided on.
     """
     with opened(p, hub) as (hub, verified, selection):
-        listed = Listing.of(p, hub, selection, verified)
+        listed = Listing(p, hub, selection, verified)
         verified.save()
     scan = FileScan(listed.jobs, p.run_dir / STAGE / "read")
     num_workers = p.processing.num_workers or workers.num_cores()
     scan.run(num_workers, p.processing.clip_timeout_s, progress)
     if scan.num_kept:
         log.info("%d files had been read by an audit that was interrupted", scan.num_kept)
-    apart = [
-        dataclasses.replace(f, chunk=selection.catalog.chunk_of(f.clip_id))
-        for f in _apart(scan.facts)
-    ]
-    all_findings = [*listed.findings, *scan.findings, *apart]
-    file_rows = listed.file_rows(all_findings)
-    clip_rows = listed.clip_rows(all_findings)
-    figures = _figures(p, hub, selection, file_rows, clip_rows)
-    by_camera, ego = _streams(scan.facts), _egomotion(scan.facts)
-    all_findings += _of_the_set(p, hub, figures) + _remarks(by_camera, ego)
-    codecs = Counter()
-    for row in by_camera.values():
-        codecs.update({name.split()[0]: count for name, count in row["codecs"].items()})
-    verified = _remember(p, listed, scan, all_findings)
-    oldest, reminder = _license_age(p, [row["path"] for row in file_rows], verified)
-    figures |= {
+    facts = scan.facts
+    found = [*listed.findings, *scan.findings, *_ends(facts, selection)]
+    file_rows, clip_rows = listed.file_rows(found), listed.clip_rows(found)
+    streams, ego = _streams(facts), _egomotion(facts)
+    codecs = Counter[str]()
+    for row in streams.values():
+        for name, count in row["codecs"].items():
+            codecs[name.split()[0]] += count
+    verified = _remember(p, listed, scan, found)
+    oldest = min(
+        filter(None, (verified.checked_on(row["path"]) for row in file_rows)), default=None
+    )
+    figures = _figures(p, hub, selection, file_rows, clip_rows) | {
         "codecs": dict(codecs),
-        "streams": by_camera,
+        "streams": streams,
         "egomotion": ego,
-        "bytes_read": sum(job.size for job in listed.jobs if job.path in scan.sha256),
+        "bytes_read": sum(job.size for job in listed.jobs if scan.outcomes[job.path]["sha256"]),
         "oldest_file": oldest,
-        "findings": {
-            word: sum(f.severity == word for f in all_findings) for word in findings.SEVERITIES
-        },
     }
-    warnings = list(reminder)
+    found += [*_of_the_set(p, hub, figures), *_remarks(streams, ego)]
+    severities = Counter(finding.severity for finding in found)
+    figures["findings"] = {word: severities[word] for word in findings.SEVERITIES}
+    warnings = []
+    if oldest and p.dataset.source == "hub":
+        age = (datetime.date.today() - datetime.date.fromisoformat(oldest)).days
+        if age >= LICENSE_DAYS - REMIND_DAYS:
+            warnings.append(
+                f"the oldest file is {age} days old: the licence ends 12 months after the download,"
+                " and all copies are to be destroyed then; read it again"
+            )
     for state in (DAMAGED, ABSENT, ODD):
-        if figures["clips_by_state"][state]:
-            count = figures["clips_by_state"][state]
+        if count := figures["clips_by_state"][state]:
             warnings.append(f"clips that are {state}: {count}; see the table")
     digest = files.hash_json([figures["revision"], selection.choice.chunks, selection.clip_ids])
-    rows = [dataclasses.asdict(finding) for finding in all_findings]
+    rows = [dataclasses.asdict(finding) for finding in found]
     made = Audit(selection.features, file_rows, clip_rows, figures, warnings, digest, rows)
     files.write_json(path_of(p), dataclasses.asdict(made))
     scan.forget()
     return made
 
 
-def _remember(
-    p: Params, listed: Listing, scan: FileScan, all_findings: Iterable[Finding]
-) -> Verified:
+def _remember(p: Params, listed: Listing, scan: FileScan, found: list[Finding]) -> Verified:
     """What was hashed and found to be the source's needs not be hashed again by 02_download.
 
     Returns:
         The record as it is now: another process may have written to it meanwhile.
     """
-    wrong = {f.path for f in all_findings if f.is_files and f.severity == DAMAGED}
-    sound = [path for path in scan.sha256 if path not in wrong]
+    wrong = {f.path for f in found if f.is_files and f.severity == DAMAGED}
     try:
         with hold(p.local_dir):
             verified = Verified(p.local_dir)
-            for path in sound:
-                remote = listed.remote[path]
+            for path, outcome in scan.outcomes.items():
+                remote, sha256 = listed.remote[path], outcome["sha256"]
                 is_same = scan.state[path] == files.state_of(p.local_dir / path)
-                if is_same and verified.needs_hash(remote):
-                    verified.remember(dataclasses.replace(remote, sha256=scan.sha256[path]))
+                if sha256 and path not in wrong and is_same and verified.needs_hash(remote):
+                    verified.remember(dataclasses.replace(remote, sha256=sha256))
             verified.save()
     except AvomniError as error:
         # Another process is at work there for long: it costs no more than the hashing.
         log.warning("what was hashed is not recorded: %s", error.what)
         return Verified(p.local_dir)
     return verified
-
-
-def _of_the_set(p: Params, hub: Hub | None, figures: dict[str, Any]) -> list[Finding]:
-    """Findings about the whole set, or about the disk that it lies on."""
-    remarks = []
-    if hub and not re.fullmatch("[0-9a-f]{40}", hub.commit):
-        reason = f"revision {hub.commit!r} is no commit: the next run may read other data"
-        remarks.append(Finding(DAMAGED, "the revision is not pinned", reason, SET))
-    left = [(path, path.stat().st_size) for path in listing.unfinished(p.local_dir)]
-    figures["bytes_free"] = files.free_bytes(p.local_dir)
-    figures["unfinished"] = {"num_files": len(left), "bytes": sum(size for _, size in left)}
-    if left:
-        reason = (
-            f"{gigabytes(sum(size for _, size in left))} in {len(left)} unfinished, such as "
-            f"{left[0][0].relative_to(p.local_dir)}: "
-            + ("02_download uses or removes them" if hub else "no download goes on with them")
-        )
-        remarks.append(Finding(NOTED, "unfinished downloads", reason, SET))
-    if figures["bytes_to_fetch"] > figures["bytes_free"]:
-        reason = (
-            f"{gigabytes(figures['bytes_to_fetch'])} to fetch, "
-            f"{gigabytes(figures['bytes_free'])} free"
-        )
-        remarks.append(Finding(ODD, "no room on the disk", reason, SET))
-    return remarks
 
 
 def _figures(
@@ -257,6 +202,7 @@ def _figures(
         num_files[row["state"]] += 1
         num_bytes[row["state"]] += row["size"]
     clips = Counter(row["state"] for row in clip_rows)
+    left = [path.stat().st_size for path in listing.unfinished(p.local_dir)]
     return {
         "depth": p.dataset.audit,
         "revision": hub.commit if hub else None,
@@ -273,26 +219,28 @@ def _figures(
         "num_files": len(selection.files),
         "bytes": selection.num_bytes,
         "bytes_to_fetch": num_bytes[MISSING] + num_bytes[DAMAGED],
+        "bytes_free": files.free_bytes(p.local_dir),
+        "unfinished": {"num_files": len(left), "bytes": sum(left)},
         "files_by_state": {state: num_files[state] for state in STATES},
         "clips_by_state": {state: clips[state] for state in STATES},
     }
 
 
-def _license_age(
-    p: Params, paths: Iterable[str], verified: Verified
-) -> tuple[str | None, list[str]]:
-    """The day of the oldest file, and a reminder before the licence of real data ends."""
-    days = [day for path in paths if (day := verified.checked_on(path))]
-    oldest = min(days, default=None)
-    if oldest is None or p.dataset.source != "hub":
-        return oldest, []
-    age = (datetime.date.today() - datetime.date.fromisoformat(oldest)).days
-    if age < LICENSE_DAYS - REMIND_DAYS:
-        return oldest, []
-    return oldest, [
-        f"the oldest file is {age} days old: the licence ends 12 months after the download, "
-        "and all copies are to be destroyed then; read it again"
-    ]
+def _of_the_set(p: Params, hub: Hub | None, figures: dict[str, Any]) -> Iterator[Finding]:
+    """Findings about the whole set, or about the disk that it lies on."""
+    if hub and not re.fullmatch("[0-9a-f]{40}", hub.commit):
+        reason = f"revision {hub.commit!r} is no commit: the next run may read other data"
+        yield Finding(DAMAGED, "the revision is not pinned", reason, SET)
+    if count := figures["unfinished"]["num_files"]:
+        first = listing.unfinished(p.local_dir)[0].relative_to(p.local_dir)
+        more = "02_download uses or removes them" if hub else "no download goes on with them"
+        size = gigabytes(figures["unfinished"]["bytes"])
+        reason = f"{size} in {count} unfinished, such as {first}: {more}"
+        yield Finding(NOTED, "unfinished downloads", reason, SET)
+    wanted, free = figures["bytes_to_fetch"], figures["bytes_free"]
+    if wanted > free:
+        reason = f"{gigabytes(wanted)} to fetch, {gigabytes(free)} free"
+        yield Finding(ODD, "no room on the disk", reason, SET)
 
 
 def _streams(facts: Facts) -> dict[str, dict[str, Any]]:
@@ -309,10 +257,10 @@ def _streams(facts: Facts) -> dict[str, dict[str, Any]]:
         if clips:
             rows[camera] = {
                 "num_streams": len(clips),
-                "codecs": _counted(f"{v['codec']} {v['profile']}" for v in clips),
-                "sizes": _counted(f"{v['width']}×{v['height']}" for v in clips),
-                "rates": _counted(f"{v['fps']:.4g}" for v in clips if v["fps"]),
-                "gops": _counted("/".join(v["gops"]) for v in clips),
+                "codecs": dict(Counter(f"{v['codec']} {v['profile']}" for v in clips)),
+                "sizes": dict(Counter(f"{v['width']}×{v['height']}" for v in clips)),
+                "rates": dict(Counter(f"{v['fps']:.4g}" for v in clips if v["fps"])),
+                "gops": dict(Counter("/".join(v["gops"]) for v in clips)),
                 "num_open": sum(bool(v["is_open"]) for v in clips),
                 "num_reordered": sum(v["is_reordered"] for v in clips),
                 "num_variable": sum(v["is_constant"] is False for v in clips),
@@ -336,47 +284,37 @@ def _egomotion(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _remarks(by_camera: Mapping[str, Mapping[str, Any]], ego: Mapping[str, Any]) -> list[Finding]:
+def _range(values: list[float]) -> list[float] | None:
+    return np.round([min(values), np.median(values), max(values)], 3).tolist() if values else None
+
+
+def _remarks(streams: Facts, ego: Mapping[str, Any]) -> Iterator[Finding]:
     """What is no fault but is good to know before the ETL."""
-    remarks = []
     if ego and ego["past_video_s"][2] > 0:
         low, mid, high = ego["past_video_s"]
         reason = (
             f"by {mid:.1f} s ({low:.1f} to {high:.1f}) in {ego['num_clips']} clips: the video is "
             "its first part, on the same clock"
         )
-        what = "ego motion runs past the video"
-        remarks.append(Finding(NOTED, what, reason, SET, feature="egomotion"))
-    for camera, row in by_camera.items():
+        yield Finding(NOTED, "ego motion runs past the video", reason, SET, feature="egomotion")
+    for camera, row in streams.items():
         if row["num_open"]:
             reason = (
                 f"{row['num_open']} of {row['num_streams']} streams have open GOPs: readers that "
                 "count frames may return a wrong one"
             )
-            remarks.append(Finding(NOTED, "open GOPs", reason, SET, feature=camera))
-    return remarks
+            yield Finding(NOTED, "open GOPs", reason, SET, feature=camera)
 
 
-def _apart(facts: Facts) -> list[Finding]:
+def _ends(facts: Facts, selection: Selection) -> Iterator[Finding]:
     """Cameras of clips that end apart from what is usual here."""
-    last = {
+    last_us = {
         (camera, clip_id): of_clip["last_us"]
         for camera in facts
         if camera in cameras.BY_NAME
         for clip_id, of_clip in facts[camera].items()
         if "last_us" in of_clip
     }
-    return [
-        dataclasses.replace(finding, feature=camera, clip_id=clip_id)
-        for (camera, clip_id), finding in checks.ends(last).items()
-    ]
-
-
-def _counted(values: Iterable[str]) -> dict[str, int]:
-    return dict(Counter(values).most_common())
-
-
-def _range(values: Sequence[float]) -> list[float] | None:
-    if not values:
-        return None
-    return [round(v, 3) for v in (min(values), statistics.median(values), max(values))]
+    for (camera, clip_id), finding in checks.ends(last_us).items():
+        chunk = selection.catalog.chunk_of(clip_id)
+        yield dataclasses.replace(finding, feature=camera, clip_id=clip_id, chunk=chunk)

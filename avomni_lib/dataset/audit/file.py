@@ -10,17 +10,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+import math
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from avomni_lib.dataset import calibration, cameras, checks
+from avomni_lib.dataset import calibration, checks
 from avomni_lib.dataset.calibration import CalibrationTable
 from avomni_lib.dataset.catalog import OBSTACLES
 from avomni_lib.dataset.clip import columns
@@ -30,11 +31,9 @@ from avomni_lib.dataset.names import printable
 from avomni_lib.dataset.stored_zip import (
     LOCAL_HEADER,
     ByteRange,
-    Directory,
     behind_header,
     directory,
     is_stored,
-    members,
 )
 from avomni_lib.errors import AvomniError
 
@@ -113,8 +112,11 @@ def look(job: FileJob) -> dict[str, Any]:
             with open(job.place, "rb", buffering=0) as file:
                 passed = _Pass(file, job)
                 _read(job, passed, findings, facts)
-                passed.to_end()
-            findings += passed.verdict(findings)
+            if reason := passed.remote.wrong(passed.place, passed.hash):
+                # The members' own checksums show whose clip it is; a table has none.
+                is_zip = job.members and not any(f.reach == WHOLE for f in findings)
+                what = "another content than the source's"
+                findings.append(Finding(DAMAGED, what, reason, FILE if is_zip else WHOLE))
     except OSError as error:
         reason = f"cannot be read: {error.strerror or error}"
         findings.append(Finding(DAMAGED, "the file cannot be read", reason, WHOLE))
@@ -127,7 +129,7 @@ def look(job: FileJob) -> dict[str, Any]:
     return {
         "findings": [dataclasses.asdict(finding) | place for finding in findings],
         "facts": facts,
-        "sha256": passed.sha256 if passed and passed.place == job.size else None,
+        "sha256": passed.sha256.hexdigest() if passed and passed.place == job.size else None,
         "is_lost": False,
     }
 
@@ -140,7 +142,7 @@ def outside(job: FileJob) -> list[Finding]:
         return [Finding(DAMAGED, "another size than the source's", reason, WHOLE)]
     try:
         if job.members:
-            return list(_zip(job, directory(job.place)))
+            return list(_zip(job))
         if job.feature in calibration.TABLES:
             return list(_table(job))
     except AvomniError as error:
@@ -153,47 +155,42 @@ def severity_of(kind: str) -> str:
     return DAMAGED if kind in NEEDED else ODD
 
 
-def _zip(job: FileJob, held: Directory) -> Iterator[Finding]:
-    expected = job.names()
+def _zip(job: FileJob) -> Iterator[Finding]:
+    held, expected = directory(job.place), job.names()
     for name, (clip_id, kind) in sorted(expected.items()):
         if fault := held.fault(name):
             yield Finding(severity_of(kind), *fault, MEMBER, clip_id=clip_id)
-    ignored, denied = set(job.ignored), set(job.denied)
-    strangers = sorted(held.entries.keys() - expected.keys())
-    strangers = [n for n in strangers if n.partition(".")[0] not in ignored]
-    if unlisted := [n for n in strangers if n.partition(".")[0] in denied]:
-        reason = f"holds a clip that should not have this feature: {_first(unlisted)}"
+    strangers = {name: name.partition(".")[0] for name in held.entries if name not in expected}
+    denied = [name for name, clip_id in strangers.items() if clip_id in job.denied]
+    known = {*job.denied, *job.ignored}
+    unknown = [name for name, clip_id in strangers.items() if clip_id not in known]
+    if denied:
+        reason = f"holds a clip that should not have this feature: {_first(denied)}"
         yield Finding(ODD, "a member that presence denies", reason, FILE)
-    if unknown := sorted(set(strangers) - set(unlisted)):
-        reason = f"a member of no clip: {_first(unknown)}"
-        yield Finding(ODD, "a member of no clip", reason, FILE)
+    if unknown:
+        yield Finding(ODD, "a member of no clip", f"a member of no clip: {_first(unknown)}", FILE)
 
 
 def _table(job: FileJob) -> Iterator[Finding]:
     key, numbers = calibration.TABLES[job.feature]
     table = CalibrationTable(job.place, key, str(job.place))
-    if lacking := [name for name in numbers if name not in table.column_names]:
-        reason = f"no column {lacking[0]}{_more(lacking)}"
-        yield Finding(DAMAGED, "a column is missing", reason, WHOLE)
+    for name in [name for name in numbers if name not in table.column_names][:1]:
+        yield Finding(DAMAGED, "a column is missing", f"no column {name}", WHOLE)
     for clip_id in job.clip_ids:
         for sensor in calibration.sensors(job.feature, job.cameras):
             count = table.count(clip_id, sensor)
             if count != 1:
-                of = f" of {sensor}" if sensor else ""
-                reason = f"{job.feature} has {count or 'no'} row{'s' if count else ''}{of}"
                 what = "rows that contradict" if count else "no row"
+                reason = f"{job.feature} has {f'{count} rows' if count else 'no row'}"
+                reason += f" of {sensor}" if sensor else ""
                 yield Finding(DAMAGED, what, reason, MEMBER, clip_id=clip_id)
-    if unknown := sorted(table.clip_ids - {None, *job.clip_ids, *job.denied, *job.ignored}):
-        reason = f"a row of no clip: {_first(unknown)}"
-        yield Finding(ODD, "a row of no clip", reason, FILE)
+    if unknown := table.clip_ids - {None, *job.clip_ids, *job.denied, *job.ignored}:
+        yield Finding(ODD, "a row of no clip", f"a row of no clip: {_first(unknown)}", FILE)
 
 
-def _first(strangers: list[str]) -> str:
-    return printable(strangers[0]) + _more(strangers)
-
-
-def _more(names: list[str]) -> str:
-    return f" and {len(names) - 1} more" if len(names) > 1 else ""
+def _first(strangers: Iterable[str]) -> str:
+    first, *others = sorted(strangers)
+    return printable(first) + (f" and {len(others)} more" if others else "")
 
 
 class _Pass:
@@ -202,123 +199,80 @@ class _Pass:
     def __init__(self, file: Any, job: FileJob):
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        self.path, self.place = job.place, 0
-        self._file, self._job = file, job
-        self._remote = RemoteFile(job.path, job.size, job.sha256, job.blob_id)
-        self._hash = self._remote.new_hash()
+        self._file, self.place = file, 0
+        self.remote = RemoteFile(job.path, job.size, job.sha256, job.blob_id)
+        self.hash = self.remote.new_hash()
         # Known of every file, also where the source knows it by git's id.
-        self._sha256 = self._hash if self._hash.name == "sha256" else hashlib.sha256()
+        self.sha256 = self.hash if self.hash.name == "sha256" else hashlib.sha256()
         self._buffer = memoryview(bytearray(BLOCK_BYTES))
 
-    @property
-    def sha256(self) -> str:
-        return self._sha256.hexdigest()
+    def blocks(self, count: float = math.inf) -> Iterator[memoryview]:
+        """The next bytes, as far as there are any; each block holds until the next one."""
+        while count > 0:
+            length = self._file.readinto(self._buffer[: min(count, BLOCK_BYTES)])
+            if not length:
+                return
+            for each in {self.hash, self.sha256}:
+                each.update(self._buffer[:length])
+            self.place += length
+            count -= length
+            yield self._buffer[:length]
 
     def read(self, count: int) -> bytes:
         """The next bytes; fewer at the file's end."""
-        parts = []
-        while count and (block := self._next(count)):
-            parts.append(bytes(block))
-            count -= len(block)
-        return b"".join(parts)
-
-    def crc32(self, count: int) -> int | None:
-        """The checksum of the next bytes; None where the file ends before."""
-        value = 0
-        while count:
-            block = self._next(count)
-            if not block:
-                return None
-            value = zlib.crc32(block, value)
-            count -= len(block)
-        return value
-
-    def to(self, place: int) -> bool:
-        """Go on to a place; False where that lies behind."""
-        if place < self.place:
-            return False
-        return self.crc32(place - self.place) is not None
-
-    def to_end(self) -> None:
-        while self._next(BLOCK_BYTES):
-            pass
-
-    def _next(self, count: int) -> memoryview:
-        length = self._file.readinto(self._buffer[: min(count, BLOCK_BYTES)]) or 0
-        block = self._buffer[:length]
-        self._hash.update(block)
-        if self._sha256 is not self._hash:
-            self._sha256.update(block)
-        self.place += length
-        return block
-
-    def verdict(self, findings: list[Finding]) -> list[Finding]:
-        """Whether these were the source's bytes."""
-        reason = self._remote.wrong(self.place, self._hash)
-        if reason is None:
-            return []
-        # The members' own checksums show whose clip it is; a table has none.
-        is_zip = self._job.members and not any(finding.reach == WHOLE for finding in findings)
-        what = "another content than the source's"
-        return [Finding(DAMAGED, what, reason, FILE if is_zip else WHOLE)]
+        return b"".join(map(bytes, self.blocks(count)))
 
 
 def _read(job: FileJob, passed: _Pass, findings: list[Finding], facts: dict[str, dict]) -> None:
+    """Read a file whole, with what its members hold."""
     if any(finding.reach == WHOLE for finding in findings):
-        return
-    if job.feature in calibration.TABLES:
+        pass
+    elif job.feature in calibration.TABLES:
         _read_table(job, passed.read(job.size), findings)
     elif job.members:
-        held, names, wanted = members(job.place), job.names(), set(job.wanted)
+        names, wanted = job.names(), set(job.wanted)
         times: dict[str, dict[str, np.ndarray]] = {}
-        for name, entry in sorted(held.items(), key=lambda item: item[1].header_offset):
+        entries = directory(job.place).entries.items()
+        for name, entry in sorted(entries, key=lambda item: item[1].header_offset):
             if is_stored(entry):
                 clip_id, kind = names.get(name, ("", ""))
-                part = _member(passed, name, entry, clip_id, severity_of(kind), findings)
-                if part and clip_id in wanted:
+                part = _member(passed, job.place, entry)
+                if not isinstance(part, ByteRange):
+                    _add(findings, clip_id, [Finding(severity_of(kind), *part, MEMBER)])
+                elif clip_id in wanted:
                     kept = times.setdefault(clip_id, {})
                     of_clip, more = _content(job, kind, clip_id, part, kept)
                     facts.setdefault(clip_id, {}).update(of_clip)
                     _add(findings, clip_id, more)
-        if job.feature in cameras.BY_NAME:
-            for clip_id, of_clip in facts.items():
-                _add(findings, clip_id, _agree(of_clip, times[clip_id]))
+        for clip_id, kept in times.items():
+            if kept.keys() >= {"video", "frame_timestamps"}:
+                tick_us = facts[clip_id]["tick_us"]
+                more = checks.agree(kept["video"], kept["frame_timestamps"], tick_us)
+                _add(findings, clip_id, more)
+    for _ in passed.blocks():
+        pass
 
 
-def _member(
-    passed: _Pass,
-    name: str,
-    entry: zipfile.ZipInfo,
-    clip_id: str,
-    severity: str,
-    findings: list[Finding],
-) -> ByteRange | None:
-    """Let a member go by: where it lies, or None where it is not what the directory says."""
-    is_there = passed.to(entry.header_offset)
+def _member(passed: _Pass, path: Path, entry: zipfile.ZipInfo) -> ByteRange | tuple[str, str]:
+    """Let a member go by: where it lies, or kind and reason why it is not as the directory says."""
+    for _ in passed.blocks(entry.header_offset - passed.place):
+        pass
+    is_there = passed.place == entry.header_offset
     skipped = behind_header(passed.read(LOCAL_HEADER.size)) if is_there else None
     if skipped is None:
-        reason = f"no local header of {name}"
-        findings.append(Finding(severity, "no local header", reason, MEMBER, clip_id=clip_id))
-        return None
+        return "no local header", f"no local header of {entry.filename}"
     passed.read(skipped)
-    part = ByteRange(passed.path, passed.place, entry.file_size)
-    crc32 = passed.crc32(entry.file_size)
-    if crc32 == entry.CRC:
+    part, crc32 = ByteRange(path, passed.place, entry.file_size), 0
+    for block in passed.blocks(entry.file_size):
+        crc32 = zlib.crc32(block, crc32)
+    if passed.place == part.offset + part.length and crc32 == entry.CRC:
         return part
-    reason = f"{name} is damaged: " + ("cut short" if crc32 is None else "its checksum is wrong")
-    findings.append(Finding(severity, "wrong checksum", reason, MEMBER, clip_id=clip_id))
-    return None
+    how = "cut short" if passed.place < part.offset + part.length else "its checksum is wrong"
+    return "wrong checksum", f"{entry.filename} is damaged: {how}"
 
 
-def _add(findings: list[Finding], clip_id: str, more: list[Finding]) -> None:
+def _add(findings: list[Finding], clip_id: str, more: Iterable[Finding]) -> None:
     findings += [dataclasses.replace(finding, clip_id=clip_id) for finding in more]
-
-
-def _agree(facts: Mapping[str, Any], times: Mapping[str, np.ndarray]) -> list[Finding]:
-    """A camera's video against its clock, where both could be read."""
-    if times.keys() < {"video", "frame_timestamps"}:
-        return []
-    return checks.agree(times["video"], times["frame_timestamps"], facts["tick_us"])
 
 
 def _content(

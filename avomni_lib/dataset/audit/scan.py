@@ -1,7 +1,7 @@
 """All files of an audit, looked at in parallel; what a killed one had read is not read again.
 
-A camera's zip comes before the ego motion and the calibration of its chunk: they have to cover its
-span and fit its pictures.
+The cameras' zips come first: ego motion and calibration have to cover their span and fit their
+pictures.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import math
-from collections import deque
+import shutil
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,28 +35,33 @@ class FileScan:
 
     Args:
         jobs: A file each; `beside` of all but the cameras' is filled in here.
-        records: A folder for what was read so far; None keeps nothing.
+        records: A folder for what was read so far.
 
     Attributes:
-        findings: Of all files. All of these are in the order of the jobs, whatever finished first.
-        facts: Feature -> clip_id -> what was read of it.
-        sha256: Path -> of the files that were read.
+        outcomes: Path -> what `file.look` made of it.
         state: Path -> size and date (ns) before it was looked at.
         num_kept: Files that an interrupted audit had read.
     """
 
-    def __init__(self, jobs: Sequence[FileJob], records: Path | None = None):
-        self.jobs, self.records = jobs, records
-        self.findings: list[Finding] = []
-        self.facts: dict[str, dict[str, dict[str, Any]]] = {}
-        self.sha256: dict[str, str] = {}
+    def __init__(self, jobs: Sequence[FileJob], records: Path):
+        self.jobs, self.records, self.num_kept = jobs, records, 0
+        self.outcomes: dict[str, Mapping[str, Any]] = {}
         self.state: dict[str, tuple[int, int] | None] = {}
-        self.num_kept = 0
-        self._outcomes: dict[str, Mapping[str, Any]] = {}
-        # Chunk -> cameras to come, and jobs that wait for them; chunks that wait no more.
-        self._left: dict[int | None, int] = {}
-        self._later: dict[int | None, list[FileJob]] = {}
-        self._ready: deque[int | None] = deque()
+
+    @property
+    def findings(self) -> list[Finding]:
+        """In the order of the jobs, whatever finished first."""
+        rows = (row for job in self.jobs for row in self.outcomes[job.path]["findings"])
+        return [Finding(**row) for row in rows]
+
+    @property
+    def facts(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Feature -> clip_id -> what was read of it."""
+        facts: dict[str, dict[str, dict[str, Any]]] = {}
+        for job in self.jobs:
+            if job.path in self.outcomes:
+                facts.setdefault(job.feature, {}).update(self.outcomes[job.path]["facts"])
+        return facts
 
     def run(self, num_workers: int, limit_s: float, progress: type[Bar] = Bar) -> None:
         """Look at every file; one whose worker dies or hangs is a finding, and looked at again by
@@ -79,96 +84,60 @@ class FileScan:
             # Closed at once when this ends early: no worker goes on behind an error or a Ctrl-C.
             with contextlib.closing(done):
                 for job, outcome in done:
-                    if job.is_full and self.records and not outcome["is_lost"]:
+                    if job.is_full and not outcome["is_lost"]:
                         record = {"key": self._key(job), "outcome": outcome}
                         files.write_json(self._record(job), record)
-                    self._take(job, outcome)
+                    self.outcomes[job.path] = outcome
                     bar.update(_work(job), note=job.path.rpartition("/")[2])
-        self.facts = {}
-        for job in self.jobs:
-            outcome = self._outcomes[job.path]
-            self.findings += [Finding(**row) for row in outcome["findings"]]
-            self.facts.setdefault(job.feature, {}).update(outcome["facts"])
-            if outcome["sha256"]:
-                self.sha256[job.path] = outcome["sha256"]
 
     def forget(self) -> None:
         """Remove the records: the audit has ended."""
-        if self.records and self.records.is_dir():
-            for path in self.records.iterdir():
-                path.unlink()
-            self.records.rmdir()
+        shutil.rmtree(self.records, ignore_errors=True)
 
     def _feed(self, bar: Bar) -> Iterator[FileJob | Wait]:
-        """Cameras chunk by chunk, and what lies beside them as soon as they are done."""
-        camera_jobs: deque[FileJob] = deque()
-        for job in self.jobs:
-            self._left.setdefault(job.chunk, 0)
-            if job.feature in cameras.BY_NAME:
-                camera_jobs.append(job)
-                self._left[job.chunk] += 1
-            else:
-                self._later.setdefault(job.chunk, []).append(job)
-        self._ready.extend(chunk for chunk, count in self._left.items() if not count)
-        while camera_jobs or self._later:
-            if self._ready:
-                todo = [self._beside(job) for job in self._later.pop(self._ready.popleft(), ())]
-            elif camera_jobs:
-                todo = [camera_jobs.popleft()]
-            else:
-                yield WAIT
-                continue
-            for job in todo:
-                kept = self._kept(job)
-                if kept is None:
-                    yield job
-                else:
-                    self.num_kept += 1
-                    self._take(job, kept)
-                    bar.update(_work(job))
+        of_cameras = [job for job in self.jobs if job.feature in cameras.BY_NAME]
+        yield from self._unread(of_cameras, bar)
+        while any(job.path not in self.outcomes for job in of_cameras):
+            yield WAIT
+        facts = self.facts
+        others = [job for job in self.jobs if job.feature not in cameras.BY_NAME]
+        yield from self._unread([_beside(job, facts) for job in others], bar)
 
-    def _beside(self, job: FileJob) -> FileJob:
-        """The job with the facts that it needs of the cameras of its clips."""
-        beside: dict[str, dict[str, Any]] = {}
-        for clip_id in job.wanted if job.is_full else ():
-            sizes, spans = {}, []
-            for camera in job.cameras:
-                facts = self.facts.get(camera, {}).get(clip_id, {})
-                if "width" in facts:
-                    sizes[camera] = (facts["width"], facts["height"])
-                if "first_us" in facts:
-                    spans.append((facts["first_us"], facts["last_us"]))
-            beside[clip_id] = {"sizes": sizes}
-            if spans:
-                beside[clip_id]["span_us"] = checks.common(spans)
-        return dataclasses.replace(job, beside=beside)
-
-    def _take(self, job: FileJob, outcome: Mapping[str, Any]) -> None:
-        if job.feature in cameras.BY_NAME:
-            self._left[job.chunk] -= 1
-            if not self._left[job.chunk]:
-                self._ready.append(job.chunk)
-        self._outcomes[job.path] = outcome
-        self.facts.setdefault(job.feature, {}).update(outcome["facts"])
+    def _unread(self, jobs: Sequence[FileJob], bar: Bar) -> Iterator[FileJob]:
+        """Those of which an interrupted audit has left nothing, or that have changed since."""
+        for job in jobs:
+            # Before it is read: a file that changes meanwhile has another state than is kept here.
+            self.state[job.path] = files.state_of(job.place)
+            kept = None
+            if job.is_full:
+                with contextlib.suppress(AvomniError, KeyError, TypeError):
+                    record = files.read_json(self._record(job))
+                    kept = record["outcome"] if record["key"] == self._key(job) else None
+            if kept is None:
+                yield job
+            else:
+                self.num_kept += 1
+                self.outcomes[job.path] = kept
+                bar.update(_work(job))
 
     def _record(self, job: FileJob) -> Path:
         return self.records / f"{hashlib.sha256(job.path.encode()).hexdigest()[:32]}.json"
 
-    def _kept(self, job: FileJob) -> Mapping[str, Any] | None:
-        """What an interrupted audit made of the same job, while the file has not changed."""
-        # Before it is read: a file that changes meanwhile has another state than is kept here.
-        self.state[job.path] = files.state_of(job.place)
-        if not (job.is_full and self.records):
-            return None
-        try:
-            record = files.read_json(self._record(job))
-            return record["outcome"] if record["key"] == self._key(job) else None
-        except (AvomniError, KeyError, TypeError):
-            return None
-
     def _key(self, job: FileJob) -> str:
-        seen = [VERSION, self.state[job.path], dataclasses.asdict(job)]
-        return files.hash_json(seen)
+        return files.hash_json([VERSION, self.state[job.path], dataclasses.asdict(job)])
+
+
+def _beside(job: FileJob, facts: Mapping[str, Mapping[str, Any]]) -> FileJob:
+    """The job with the facts that it needs of the cameras of its clips."""
+    beside: dict[str, dict[str, Any]] = {}
+    for clip_id in job.wanted if job.is_full else ():
+        of_clip = {camera: facts.get(camera, {}).get(clip_id, {}) for camera in job.cameras}
+        spans = [(f["first_us"], f["last_us"]) for f in of_clip.values() if "first_us" in f]
+        sizes = {c: (f["width"], f["height"]) for c, f in of_clip.items() if "width" in f}
+        beside[clip_id] = {"sizes": sizes}
+        if spans:
+            beside[clip_id]["span_us"] = checks.common(spans)
+    return dataclasses.replace(job, beside=beside)
 
 
 def _work(job: FileJob) -> int:

@@ -74,21 +74,16 @@ class Mistakes(list[AvomniError]):
         if len(self) == 1:
             raise self[0]
         if self:
-            parts = [str(error).replace("\n", "\n  ") for error in self[:SHOWN_MISTAKES]]
-            parts += [f"and {len(self) - len(parts)} more"] * (len(self) > len(parts))
+            parts = ["- " + str(error).replace("\n", "\n  ") for error in self[:SHOWN_MISTAKES]]
+            if len(self) > SHOWN_MISTAKES:
+                parts.append(f"- and {len(self) - SHOWN_MISTAKES} more")
             places = dict.fromkeys(error.where for error in self[:SHOWN_MISTAKES] if error.where)
-            raise AvomniError(
-                f"{len(self)} mistakes:\n" + "\n".join(f"- {part}" for part in parts),
-                where="; ".join(places) or None,
-            )
+            what = "\n".join([f"{len(self)} mistakes:", *parts])
+            raise AvomniError(what, where="; ".join(places) or None)
 
 
 def array(
-    value: Any,
-    at: Argument,
-    *shapes: tuple[int | None, ...],
-    most: float = np.inf,
-    resolution: float = np.inf,
+    value: Any, at: Argument, *shapes: tuple, most: float = np.inf, resolution: float = np.inf
 ) -> np.ndarray:
     """Finite float64 numbers of one of `shapes`, in which None stands for any length.
 
@@ -97,20 +92,37 @@ def array(
             different lengths, another shape, NaN, infinity, a size beyond `most`, or float32 that
             holds the greatest no finer than `resolution`.
     """
-    values = _numbers(value, at)
-    if not any(_is_of(values.shape, shape) for shape in shapes):
-        wanted = " or ".join(map(_shape_text, shapes))
-        is_turned = values.ndim == 2 and any(_is_of(values.shape[::-1], shape) for shape in shapes)
-        fix = f"give {at.name}.T" if is_turned else None
+    if isinstance(value, np.ma.MaskedArray):
+        for row, *_ in np.argwhere(np.ma.getmaskarray(value))[:1]:
+            raise at.error(f"{at.name} is masked at row {row}", row, NO_VALUE_FIX)
+        value = value.data
+    try:
+        given = np.asarray(value)
+    except Exception as error:  # rows of unequal lengths, tensors on a device, any other object
+        what = f"{at.name} is no array of numbers: {_uneven_row(value) or error}"
+        raise at.error(what, fix="give every row as many numbers") from None
+    if given.dtype.kind not in "fiu":
+        raise _no_numbers(given, at)
+    values = given.astype(np.float64)
+
+    def fits(shape: tuple) -> bool:
+        return any(
+            len(shape) == len(wanted)
+            and all(w in (None, size) for w, size in zip(wanted, shape, strict=True))
+            for wanted in shapes
+        )
+
+    if not fits(values.shape):
+        wanted = " or ".join(map(str, shapes)).replace("None", "K")
+        fix = f"give {at.name}.T" if values.ndim == 2 and fits(values.shape[::-1]) else None
         raise at.error(f"{at.name} of shape {values.shape}, expected {wanted}", fix=fix)
-    for index in np.argwhere(~np.isfinite(values))[:1]:
-        what = f"{at.name} is {values[tuple(index)]} at row {_index_text(index)}: not a number "
-        raise at.error(what + "that can be used", index[0], NO_VALUE_FIX)
-    for index in np.argwhere(np.abs(values) > most)[:1]:
-        what = f"{at.name} is {values[tuple(index)]:g} at row {_index_text(index)}, beyond "
-        fix = "look at the unit, and leave out rows that hold a placeholder"
-        raise at.error(what + f"{most:.2g}: no value of a car", index[0], fix)
-    given = np.asarray(value)
+    for index in np.argwhere(~(np.abs(values) <= min(most, np.finfo(float).max)))[:1]:
+        found, fix = values[tuple(index)], NO_VALUE_FIX
+        why = "not a number that can be used"
+        if np.isfinite(found):
+            why = f"beyond {most:.2g}: no value of a car"
+            fix = "look at the unit, and leave out rows that hold a placeholder"
+        raise at.error(f"{at.name} is {found:g} at row {index[0]}: {why}", index[0], fix)
     if given.dtype.kind == "f" and given.dtype.itemsize <= 4 and given.size:
         spacing = float(np.spacing(np.abs(given).max()))
         if spacing > resolution:
@@ -118,6 +130,38 @@ def array(
             fix = "read them as float64, or subtract the first one before they become float32"
             raise at.error(what + f"{spacing:.3g}", fix=fix)
     return values
+
+
+def _uneven_row(value: Any) -> str | None:
+    with contextlib.suppress(Exception):
+        for row, each in enumerate(value):
+            if np.shape(each) != np.shape(value[0]):
+                return f"row {row} is {each!r:.80}, row 0 {value[0]!r:.80}"
+    return None
+
+
+def _no_numbers(given: np.ndarray, at: Argument) -> AvomniError:
+    """What an array holds that is no number, and where."""
+    what, row, fix = str(given.dtype), None, NUMBERS_FIX
+    match given.dtype.kind:
+        case "M":
+            what, fix = f"dates ({given.dtype})", TIME_FIX
+        case "m":
+            fix = "give seconds as numbers: t / np.timedelta64(1, 's')"
+        case "U" | "S":
+            what = f"text: {given!r:.80}"
+        case "O" if not given.ndim:
+            what = f"a {type(given.item()).__name__}"
+        case "O":
+            what = "objects"
+            for index, item in np.ndenumerate(given):
+                if isinstance(item, bool) or not isinstance(item, numbers.Real):
+                    is_date = isinstance(item, datetime.date | np.datetime64)
+                    what, row = f"a {type(item).__name__}: {item!r:.80}", index[0]
+                    what, fix = (f"dates: {item!r}", TIME_FIX) if is_date else (what, fix)
+                    break
+    at_row = "" if row is None else f" at row {row}"
+    return at.error(f"{at.name} holds {what}{at_row}, expected numbers", row, fix)
 
 
 def times(value: Any, at: Argument) -> np.ndarray:
@@ -137,24 +181,21 @@ def text(value: Any, at: Argument, is_needed: bool = False) -> None:
     if value is None and not is_needed:
         return
     if not isinstance(value, str) or (is_needed and not value):
-        expected = "expected text" + ("" if is_needed else " or None")
-        raise at.error(f"{at.name} is {_shown(value)}, {expected}")
+        expected = "text" if is_needed else "text or None"
+        raise at.error(f"{at.name} is {value!r:.80}, expected {expected}")
     if not value.isprintable():  # control characters, and halves of characters too
         raise at.error(f"{at.name} is {value!r}, which holds characters that cannot be printed")
 
 
 def whole(value: Any, at: Argument, least: int, most: int) -> None:
     """Refuse what is no whole number from `least` to `most`; None is fine."""
-    try:
-        is_number = value is not None and not isinstance(value, bool | np.bool_)
-        number = operator.index(value) if is_number else None
-    except TypeError:
-        number = None
-    if value is not None and (number is None or not least <= number <= most):
-        is_digits = isinstance(value, str) and value.strip().isdigit()
-        what = f"{at.name} is {_shown(value)}, expected a whole number from {least} to {most}, or "
-        fix = f"give int({value!r})" if is_digits else None
-        raise at.error(what + "None where it is not known", fix=fix)
+    with contextlib.suppress(TypeError):
+        is_bool = isinstance(value, bool | np.bool_)
+        if value is None or not is_bool and least <= operator.index(value) <= most:
+            return
+    what = f"{at.name} is {value!r:.80}, expected a whole number from {least} to {most}, or None"
+    is_digits = isinstance(value, str) and value.strip().isdigit()
+    raise at.error(what, fix=f"give int({value!r})" if is_digits else None)
 
 
 def unit_of(step: float, usual_s: float) -> str | None:
@@ -199,81 +240,3 @@ def video(value: Any, at: Argument) -> streams.Walked:
                 fix = f"a raw H.264 or H.265 stream has no times: {REMUX}"
     what = "; ".join(finding.reason for finding in damaged)
     raise AvomniError(what, where=f"{path}, {at.name}, {at.clip}", fix=fix)
-
-
-def _numbers(value: Any, at: Argument) -> np.ndarray:
-    if isinstance(value, np.ma.MaskedArray):
-        for index in np.argwhere(np.ma.getmaskarray(value))[:1]:
-            what = f"{at.name} is masked at row {_index_text(index)}"
-            raise at.error(what, index[0], NO_VALUE_FIX)
-        value = value.data
-    if value is None:
-        raise at.error(f"{at.name} is missing")
-    try:
-        values = np.asarray(value)
-    except Exception as error:  # lists of unequal lengths, tensors on a device, any other object
-        ragged, reason, fix = _ragged_row(value), str(error), NUMBERS_FIX
-        if ragged is not None:
-            reason = f"row {ragged} is {_shown(value[ragged])}, row 0 {_shown(value[0])}"
-            fix = "give every row as many numbers"
-        raise at.error(f"{at.name} is no array of numbers: {reason}", ragged, fix) from None
-    row: int | None = None
-    what, fix = f"{values.dtype}", NUMBERS_FIX
-    match values.dtype.kind:
-        case "f" | "i" | "u":
-            return values.astype(np.float64)
-        case "M":
-            what, fix = f"dates ({values.dtype})", TIME_FIX
-        case "m":
-            fix = "give seconds as numbers: t / np.timedelta64(1, 's')"
-        case "U" | "S":
-            what, row = "text", 0
-        case "O":
-            what, row, fix = _odd_object(values)
-    first = "" if row is None or not values.ndim else f": row {row} is {_shown(values[row])}"
-    raise at.error(f"{at.name} holds {what}{first}, expected numbers", row, fix)
-
-
-def _odd_object(values: np.ndarray) -> tuple[str, int | None, str]:
-    """What an array of objects holds that is no number, its row, and what to give instead."""
-    if not values.ndim:
-        return f"a {type(values.item()).__name__}", None, NUMBERS_FIX
-    for row, element in enumerate(values):
-        for item in np.ravel(np.asarray(element, object)):
-            if isinstance(item, datetime.date | np.datetime64):
-                return "dates", row, TIME_FIX
-            if isinstance(item, datetime.timedelta | np.timedelta64):
-                return "time differences", row, "give [t.total_seconds() for t in times]"
-            if isinstance(item, bool | np.bool_) or not isinstance(item, numbers.Real):
-                return f"a {type(item).__name__}", row, NUMBERS_FIX
-    return "objects", 0, NUMBERS_FIX
-
-
-def _ragged_row(value: Any) -> int | None:
-    """The first row that is unlike row 0 in its length."""
-    try:
-        sizes = [len(row) if hasattr(row, "__len__") else -1 for row in value]
-        return next((row for row, size in enumerate(sizes) if size != sizes[0]), None)
-    except Exception:
-        return None
-
-
-def _is_of(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
-    return len(shape) == len(wanted) and all(
-        b in (None, a) for a, b in zip(shape, wanted, strict=True)
-    )
-
-
-def _shape_text(shape: tuple[int | None, ...]) -> str:
-    sizes = ", ".join("K" if size is None else str(size) for size in shape)
-    return f"({sizes},)" if len(shape) == 1 else f"({sizes})"
-
-
-def _index_text(index: np.ndarray) -> str:
-    """`12`, or `12, column 1`."""
-    return str(index[0]) + (f", column {index[1]}" if len(index) > 1 else "")
-
-
-def _shown(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 80 else f"a {type(value).__name__} ({shown[:60]}…)"

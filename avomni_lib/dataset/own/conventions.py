@@ -19,7 +19,7 @@ from scipy.spatial.transform import Rotation
 from avomni_lib.dataset.limits import MAX_SLIP_DEG, MOVES_MPS, SPAN_S
 from avomni_lib.dataset.own import poses as own_poses
 from avomni_lib.dataset.own.arguments import Argument, Mistakes
-from avomni_lib.dataset.own.poses import Poses
+from avomni_lib.dataset.own.poses import FLIP, Poses
 
 # Slower, the car stands; the course of a noisy position shows a turn only above the other.
 STANDS_MPS, TURNS_MPS = 0.1, 3.0
@@ -66,8 +66,9 @@ HEADINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "-np.radians(heading_rad)": lambda angle: -np.radians(angle),
     "np.radians(heading_rad) + np.pi / 2": lambda angle: np.radians(angle) + np.pi / 2,
 }
+# Of positions whose third column is something else.
+NO_HEIGHT = "the third coordinate is not the height"
 Change = Callable[[Poses], Poses]
-FLIP = Rotation.from_matrix(own_poses.NED_TO_ENU)  # its own inverse
 # A convention that fits worse than the best one by this much is not offered.
 MUCH_WORSE_DEG = 5.0
 
@@ -92,10 +93,16 @@ class Track:
         count = max(int((t_s[-1] - t_s[0]) / SPAN_S), min(4, len(t_s) - 1))
         marks = np.linspace(t_s[0], t_s[-1], count + 1)
         places = np.stack([np.interp(marks, t_s, column) for column in position.T], axis=1)
-        middle = (marks[1:] + marks[:-1]) / 2
-        after = np.clip(np.searchsorted(t_s, middle), 1, len(t_s) - 1)
-        is_before = middle - t_s[after - 1] < t_s[after] - middle
-        return cls(np.diff(places, axis=0), np.diff(marks), after - is_before)
+        rows = np.interp((marks[1:] + marks[:-1]) / 2, t_s, np.arange(len(t_s)))
+        return cls(np.diff(places, axis=0), np.diff(marks), np.rint(rows).astype(int))
+
+    @property
+    def path_m(self) -> float:
+        return float(np.linalg.norm(self.steps_m, axis=1).sum())
+
+    @property
+    def mean_mps(self) -> float:
+        return self.path_m / float(self.seconds.sum())
 
     @property
     def speeds(self) -> np.ndarray:
@@ -106,11 +113,6 @@ class Track:
     def moves(self) -> np.ndarray:
         """(M,) bool where it goes fast enough for its course to be a direction."""
         return self.speeds > MOVES_MPS
-
-    @property
-    def mean_mps(self) -> float:
-        """The path over its time, m/s."""
-        return float(np.linalg.norm(self.steps_m, axis=1).sum() / self.seconds.sum())
 
     @property
     def is_smooth(self) -> bool:
@@ -134,14 +136,21 @@ class Track:
 
     def tilt_deg(self, turn: Rotation) -> float:
         """Median angle between the car's z axis and up."""
-        up = turn[self.rows].apply((0, 0, 1))
-        return _angle_deg(up, np.broadcast_to((0.0, 0.0, 1.0), up.shape))
+        return _angle_deg(turn[self.rows].apply((0, 0, 1)), np.array([[0.0, 0.0, 1.0]]))
 
     def slip_deg(self, turn: Rotation) -> float:
         """Median angle between path and nose, forwards or backwards, where it moves; else 0."""
         if not self.moves.any():
             return 0.0
         return _angle_deg(self.steps_m[self.moves], self.noses(turn)[self.moves], is_line=True)
+
+
+def _angle_deg(vectors: np.ndarray, others: np.ndarray, is_line: bool = False) -> float:
+    """Median angle between (M, 3) vectors and others; of lines, whichever way they point."""
+    size = np.linalg.norm(vectors, axis=1) * np.linalg.norm(others, axis=1)
+    cosine = (vectors * others).sum(axis=1) / np.maximum(size, 1e-9)
+    median = np.median(np.abs(cosine) if is_line else cosine)
+    return float(np.degrees(np.arccos(np.clip(median, -1, 1))))
 
 
 def contradictions(track: Track, turn: Rotation) -> Iterator[str]:
@@ -152,8 +161,7 @@ def contradictions(track: Track, turn: Rotation) -> Iterator[str]:
         turn: (K,) from the car's axes to it.
     """
     if (tilt := track.tilt_deg(turn)) > MAX_TILT_DEG:
-        side = "roof" if tilt > 135 else "side"
-        yield f"the car's z axis points {tilt:.0f}° away from up: it lies on its {side}"
+        yield f"the car's z axis points {tilt:.0f}° away from up: it lies on its side or roof"
     if not track.moves.any():
         return
     if (slip := track.slip_deg(turn)) > MAX_SLIP_DEG:
@@ -163,67 +171,28 @@ def contradictions(track: Track, turn: Rotation) -> Iterator[str]:
     ahead, speed = (track.steps_m * nose).sum(axis=1), float(np.median(track.speeds[track.moves]))
     if ahead.sum() < 0 and speed > MAX_REVERSE_MPS:
         yield f"the car drives backwards at {speed:.1f} m/s: x points to its rear"
-    climb = np.abs(track.steps_m[:, 2]).sum() / np.linalg.norm(track.steps_m, axis=1).sum()
+    climb = np.abs(track.steps_m[:, 2]).sum() / track.path_m
     if climb > MAX_CLIMB and np.median(track.speeds) > TURNS_MPS:
-        yield f"{climb:.0%} of the path goes up or down: the third coordinate is not the height"
-    yield from _turning(track, nose, np.sign(ahead))
-
-
-def _turning(track: Track, nose: np.ndarray, sign: np.ndarray) -> Iterator[str]:
-    """Whether nose and course turn the same way, over each stretch driven without a stop."""
-    moves = (track.speeds > TURNS_MPS) & (sign != 0)
-    ends = np.flatnonzero(np.diff(np.concatenate([[0], moves.astype(int), [0]])))
-    courses, noses, bends = [], [], [np.zeros(1)]
-    for start, stop in zip(ends[::2], ends[1::2], strict=True):
-        steps = track.steps_m[start:stop] * sign[start:stop, None]
-        course = np.unwrap(np.arctan2(steps[:, 1], steps[:, 0]))
-        yaw = np.unwrap(np.arctan2(nose[start:stop, 1], nose[start:stop, 0]))
-        bends.append(np.diff(course, n=2))
-        courses.append(course - course.mean())
-        noses.append(yaw - yaw.mean())
-    if not courses:
+        yield f"{climb:.0%} of the path goes up or down: {NO_HEIGHT}"
+    # Whether nose and course turn the same way, over each stretch driven without a stop.
+    steps = track.steps_m * np.sign(ahead)[:, None]
+    moves = (track.speeds > TURNS_MPS) & (ahead != 0)
+    course, yaw, bends = np.zeros(0), np.zeros(0), np.zeros(1)
+    for stretch in np.ma.clump_unmasked(np.ma.array(moves, mask=~moves)):
+        east, north = steps[stretch, 0], steps[stretch, 1]
+        way = np.unwrap(np.arctan2(north, east))
+        points = np.unwrap(np.arctan2(nose[stretch, 1], nose[stretch, 0]))
+        bends = np.append(bends, np.diff(way, n=2))
+        course, yaw = np.append(course, way - way.mean()), np.append(yaw, points - points.mean())
+    if not len(course):
         return
-    course, yaw = np.concatenate(courses), np.concatenate(noses)
     turned = np.degrees(np.ptp(course))
     # The second differences of independent errors have six times their variance.
-    noise = np.degrees(np.sqrt(np.mean(np.concatenate(bends) ** 2) / 6))
+    noise = np.degrees(np.sqrt(np.mean(bends**2) / 6))
     share = (course * yaw).sum() / max((course**2).sum(), 1e-12)
     if turned > MIN_TURN_DEG + TURN_TO_NOISE * noise and share < MIN_TURN_SHARE:
         how = "the other way" if share < -MIN_TURN_SHARE else f"by {share * turned:.0f}°"
         yield f"the course turns by {turned:.0f}° and the nose {how}: one of them is mirrored"
-
-
-def _motion(poses: Poses) -> tuple[Track, Rotation, Rotation]:
-    """The track, the rotation from the frame into the level one, and (K,) that of the car."""
-    position, into = own_poses.level(poses)
-    return Track.of(poses.t_s, position), into, own_poses.turns(poses, into)
-
-
-def _angle_deg(vectors: np.ndarray, others: np.ndarray, is_line: bool = False) -> float:
-    """Median angle between (M, 3) vectors and others; of lines, whichever way they point."""
-    size = np.linalg.norm(vectors, axis=1) * np.linalg.norm(others, axis=1)
-    cosine = (vectors * others).sum(axis=1) / np.maximum(size, 1e-9)
-    cosine = np.abs(cosine) if is_line else cosine
-    return float(np.degrees(np.arccos(np.clip(np.median(cosine), -1, 1))))
-
-
-def check(poses: Poses, where: str, mistakes: Mistakes) -> None:
-    """Add what the motion of the poses contradicts: speeds, units, and directions."""
-    track, into, turn = _motion(poses)
-    before = len(mistakes)
-    with mistakes.kept():
-        _check_speeds(poses, track, turn, where)
-    if len(mistakes) > before:
-        return
-    if wrong := list(contradictions(track, turn)):
-        argument = "heading_rad" if poses.quaternion is None else "quaternion"
-        argument = "position_m" if all("third coordinate" in each for each in wrong) else argument
-        fits = _fits(poses)
-        fix = f"what fits is {'; or '.join(fits)} (docs/own_clips.md)" if fits else CONVENTIONS
-        mistakes.append(Argument(argument, where).error("; ".join(wrong), fix=fix))
-    elif poses.velocity_mps is not None:
-        with mistakes.kept():
-            _check_velocity(poses, track, into, turn, where)
 
 
 def notes(track: Track, turn: Rotation) -> list[str]:
@@ -243,33 +212,50 @@ def notes(track: Track, turn: Rotation) -> list[str]:
     return remarks
 
 
-def _check_speeds(poses: Poses, track: Track, turn: Rotation, where: str) -> None:
-    mean, means = track.mean_mps, "positions move at {:.3g} m/s on average, {} says {:.3g} m/s"
-    if poses.speed_mps is not None:
-        given = float(np.trapezoid(np.abs(poses.speed_mps), poses.t_s) / np.ptp(poses.t_s))
-        slack, share = GIVEN_SPEED_TOLERANCE
-        if abs(given - mean) > slack + share * max(given, mean):
-            fix = _unit(given, mean, "speed_m_s")
-            fix = fix or "give both in metres, and speed_m_s at the times t_s (np.interp)"
-            what = means.format(mean, "speed_m_s", given)
-            raise Argument("speed_m_s", where).error(what, fix=fix)
+def check(poses: Poses, where: str, mistakes: Mistakes) -> None:
+    """Add what the motion of the poses contradicts: speeds, units, and directions."""
+    before = len(mistakes)
+    position, into = own_poses.level(poses)
+    track, turn = Track.of(poses.t_s, position), own_poses.turns(poses, into)
+    with mistakes.kept():
+        _check_speeds(poses, track, turn, where)
+    if len(mistakes) > before:
         return
-    if poses.velocity_mps is not None:
-        given = float(np.linalg.norm(poses.velocity_mps, axis=1).mean())
-        if fix := _unit(given, mean, "velocity_mps"):
-            what = means.format(mean, "velocity_mps", given)
-            raise Argument("velocity_mps", where).error(what, fix=fix)
+    if wrong := list(contradictions(track, turn)):
+        argument = "heading_rad" if poses.quaternion is None else "quaternion"
+        argument = "position_m" if all(NO_HEIGHT in each for each in wrong) else argument
+        fits = _fits(poses)
+        fix = f"what fits is {'; or '.join(fits)} (docs/own_clips.md)" if fits else CONVENTIONS
+        mistakes.append(Argument(argument, where).error("; ".join(wrong), fix=fix))
+    elif poses.velocity_mps is not None:
+        with mistakes.kept():
+            _check_velocity(poses, track, into, turn, where)
+
+
+def _check_speeds(poses: Poses, track: Track, turn: Rotation, where: str) -> None:
+    """Positions against given speeds, and a car's; and units that would explain what they do."""
+    mean, (slack, share) = track.mean_mps, GIVEN_SPEED_TOLERANCE
+    name, given, is_off = "", 0.0, False
+    if poses.speed_mps is not None:
+        name, speeds = "speed_m_s", np.abs(poses.speed_mps)
+        given = float(np.trapezoid(speeds, poses.t_s) / np.ptp(poses.t_s))
+        is_off = abs(given - mean) > slack + share * max(given, mean)
+    elif poses.velocity_mps is not None:
+        name, given = "velocity_mps", float(np.linalg.norm(poses.velocity_mps, axis=1).mean())
+    fix = _unit(given, mean, name)
+    if is_off or fix and poses.speed_mps is None:
+        what = f"positions move at {mean:.3g} m/s on average, {name} says {given:.3g} m/s"
+        fix = fix or "give both in metres, and speed_m_s at the times t_s (np.interp)"
+        raise Argument(name, where).error(what, fix=fix)
+    if poses.speed_mps is not None:
+        return
     at, high = Argument("position_m", where), float(np.percentile(track.speeds, 95))
     if high > MAX_SPEED_MPS:
         row = int(track.rows[np.argmax(track.speeds)])
-        raise at.error(
-            f"positions move at {high:,.0f} m/s, which no car does; fastest at row {row}",
-            row,
-            "give position_m in metres (not centimetres, millimetres or feet) and t_s in seconds; "
-            "leave out rows whose positions are placeholders",
-        )
-    # The height may be in another unit.
-    level = track.scaled((1, 1, 0))
+        what = f"positions move at {high:,.0f} m/s, which no car does; fastest at row {row}"
+        fix = "give position_m in metres (not centimetres, millimetres or feet) and t_s in seconds;"
+        raise at.error(what, row, f"{fix} leave out rows whose positions are placeholders")
+    level = track.scaled((1, 1, 0))  # the height may be in another unit
     if poses.velocity_mps is None and level.is_smooth:
         _check_drift(poses, level, turn, at)
 
@@ -289,52 +275,47 @@ def _check_drift(poses: Poses, track: Track, turn: Rotation, at: Argument) -> No
 
     A parked car's positions stand still or jitter; these go on in one direction.
     """
-    raw, mean, fix = poses.position[:, :2], track.mean_mps, None
-    sizes = np.abs(raw).max(axis=0)
+    mean, fix = track.mean_mps, ""
+    high_x, high_y = np.abs(poses.position[:, :2]).max(axis=0)
     if poses.frame == "wgs84":
-        if (sizes <= (np.pi / 2, np.pi)).all() and 0.02 < mean < 1.2:
+        if high_x <= np.pi / 2 and high_y <= np.pi and 0.02 < mean < 1.2:
             fix = "they look like radians: np.degrees"
     elif poses.frame != "ecef":
         in_km = track.scaled(1000)
-        fits_km = in_km.moves.any() and in_km.slip_deg(turn) < MAX_SLIP_DEG
-        if 0.5 < mean * METRES_PER_DEGREE < 70 and sizes.max() <= 180 and sizes.min() <= 90:
+        low, high = sorted((high_x, high_y))
+        if 0.5 < mean * METRES_PER_DEGREE < 70 and low <= 90 and high <= 180:
             fix = "they look like degrees: frame='wgs84', with (latitude, longitude[, altitude])"
-        elif 0.5 < mean * 1000 < 70 and fits_km:
+        elif 0.5 < mean * 1000 < 70 and in_km.moves.any() and in_km.slip_deg(turn) < MAX_SLIP_DEG:
             fix = "they look like kilometres: multiply by 1000"
     if fix:
-        moved = np.ptp(raw, axis=0).max()
-        what = f"position_m moves steadily, but only at {mean:.2g} m/s and by {moved:.2g} in all"
-        fix += (
-            ". If the car did move so little, give speed_m_s too, or one position throughout for "
-            "a parked car"
+        raise at.error(
+            f"position_m moves steadily, but only at {mean:.2g} m/s",
+            fix=f"{fix}. If the car did move so little, give speed_m_s too, or one position "
+            "throughout for a parked car",
         )
-        raise at.error(what, fix=fix)
 
 
 def _check_velocity(poses: Poses, track: Track, into: Rotation, turn: Rotation, where: str) -> None:
     """Whether given velocities point where the positions go."""
-    given = poses.velocity_mps
-    assert given is not None
+    given, moves = poses.velocity_mps, track.moves
 
     def off_deg(vectors: np.ndarray) -> float:
-        return _angle_deg(vectors[track.rows][track.moves], track.steps_m[track.moves])
+        return _angle_deg(vectors[track.rows][moves], track.steps_m[moves])
 
-    if not track.moves.any() or (off := off_deg(into.apply(given))) <= MAX_SLIP_DEG:
+    if not moves.any() or (off := off_deg(into.apply(given))) <= MAX_SLIP_DEG:
         return
     rotation = "Rotation.from_quat(quaternion)"
     if poses.quaternion is None:
         rotation = "Rotation.from_euler('z', heading_rad[:, None])"
     ways = {
-        f"velocity_mps along the car's axes: give {rotation}.apply(velocity_mps)": turn.apply(
-            given
-        ),
-        "velocity_mps as (north, east, down)": FLIP.apply(given),
-        "velocity_mps as (east, north, up)": given,
-        "-velocity_mps": -into.apply(given),
+        f"along the car's axes: give {rotation}.apply(velocity_mps)": off_deg(turn.apply(given)),
+        "(north, east, down)": off_deg(FLIP.apply(given)),
+        "(east, north, up)": off_deg(given),
+        "-velocity_mps": off_deg(-into.apply(given)),
     }
-    best = min(ways, key=lambda way: off_deg(ways[way]))
+    best = min(ways, key=ways.__getitem__)
     fix = "give it along the frame's axes (east, north, up for wgs84), or leave it out"
-    if off_deg(ways[best]) <= MAX_SLIP_DEG:
+    if ways[best] <= MAX_SLIP_DEG:
         fix = f"yours looks like {best}; {fix}"
     what = f"velocity_mps points {off:.0f}° beside the way that the positions take"
     raise Argument("velocity_mps", where).error(what, fix=fix)
@@ -344,30 +325,26 @@ def _fits(poses: Poses) -> list[str]:
     """The conventions by which the poses contradict nothing, with the fewest changes."""
     fits: list[tuple[float, str]] = []
     fewest = None
-    for number, text, other in _alternatives(poses):
-        if fewest is not None and number > fewest:
+    ways = itertools.product(*([("", None), *table.items()] for table in _tables(poses)))
+
+    def number(way: tuple) -> int:
+        # Degrees all near zero would be rare.
+        return sum((text != "") + ("np.radians" in text) for text, _ in way)
+
+    for way in sorted(ways, key=number):
+        if fewest is not None and number(way) > fewest:
             break
-        track, _, turn = _motion(other)
+        other = poses
+        for text, change in way:
+            other = change(other) if text else other
+        position, into = own_poses.level(other)
+        track, turn = Track.of(other.t_s, position), own_poses.turns(other, into)
         if not list(contradictions(track, turn)):
-            fewest = number
-            fits.append((track.tilt_deg(turn) + track.slip_deg(turn), text))
+            fewest = number(way)
+            off = track.tilt_deg(turn) + track.slip_deg(turn)
+            fits.append((off, ", ".join(text for text, _ in way if text)))
     best = min(fits, default=(0.0, ""))[0]
     return [text for off, text in fits if off <= best + MUCH_WORSE_DEG]
-
-
-def _alternatives(poses: Poses) -> Iterator[tuple[int, str, Poses]]:
-    """(number of changes, what to give, the poses so read), the fewest changes first."""
-    ways = []
-    for changes in itertools.product(*([("", None), *table.items()] for table in _tables(poses))):
-        texts = [text for text, _ in changes if text]
-        # Degrees all near zero would be rare.
-        number = len(texts) + sum("np.radians" in text for text in texts)
-        ways.append((number, ", ".join(texts), [change for _, change in changes if change]))
-    for number, text, applied in sorted(ways, key=lambda way: way[0]):
-        other = poses
-        for change in applied:
-            other = change(other)
-        yield number, text, other
 
 
 def _tables(poses: Poses) -> list[dict[str, Change]]:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,15 +25,13 @@ import numpy as np
 from avomni_lib import files
 from avomni_lib.dataset import calibration, cameras, checks, streams
 from avomni_lib.dataset.clip_index import SPLITS
-from avomni_lib.dataset.findings import DAMAGED, ODD, Finding
+from avomni_lib.dataset.findings import DAMAGED, ODD
 from avomni_lib.dataset.own import arguments, conventions, layout
 from avomni_lib.dataset.own import poses as own_poses
 from avomni_lib.dataset.own import summary as own_summary
 from avomni_lib.dataset.own.arguments import Argument, Mistakes
-from avomni_lib.dataset.own.layout import EGOMOTION
 from avomni_lib.dataset.own.summary import ClipSummary, Packed
 from avomni_lib.errors import AvomniError
-from avomni_lib.plan import Bar
 from avomni_lib.sections import ProcessingParams
 
 CLIPS_PER_CHUNK = 100
@@ -101,21 +100,17 @@ class OwnClip:
 
 
 @dataclass(frozen=True)
-class _Ready:
-    """A clip that was found to be sound: what is written of it, and its summary."""
+class _Sound:
+    """What is written of a clip; members are (feature, kind, a file or its bytes)."""
 
     clip: OwnClip
-    stamps_us: Mapping[str, np.ndarray]
+    members: Sequence[tuple[str, str, Path | bytes]]
     sizes: Mapping[str, tuple[int, int]]
-    motion: bytes
     summary: ClipSummary
 
 
 def pack(
-    folder: str | Path,
-    clips: Sequence[OwnClip],
-    clips_per_chunk: int = CLIPS_PER_CHUNK,
-    progress: type[Bar] = Bar,
+    folder: str | Path, clips: Iterable[OwnClip], clips_per_chunk: int = CLIPS_PER_CHUNK
 ) -> Packed:
     """Write clips as a data set for `dataset.source: folder`; the folder appears whole.
 
@@ -143,17 +138,16 @@ def pack(
         folder = _empty(folder)
     with mistakes.kept():
         arguments.whole(clips_per_chunk, Argument("clips_per_chunk"), 1, 1_000_000)
-    ready = _examine(clips, mistakes, progress)
+    sound = _examine(clips, mistakes)
     folder = Path(folder)
-    num_bytes = sum(Path(path).stat().st_size for r in ready for path in r.clip.videos.values())
+    num_bytes = sum(Path(path).stat().st_size for s in sound for path in s.clip.videos.values())
     work = folder.with_name(f".{folder.name}.packing")
     try:
         files.need_room(folder.parent, num_bytes, "the packed clips")
         shutil.rmtree(work, ignore_errors=True)
-        with progress(total=len(ready), unit="clip", label="Pack") as bar:
-            for number, start in enumerate(range(0, len(ready), clips_per_chunk)):
-                _write_chunk(work, number, ready[start : start + clips_per_chunk], bar)
-        layout.write_metadata(work, [each.clip for each in ready], clips_per_chunk)
+        for number, start in enumerate(range(0, len(sound), clips_per_chunk)):
+            _write_chunk(work, number, sound[start : start + clips_per_chunk])
+        layout.write_metadata(work, [each.clip for each in sound], clips_per_chunk)
         if folder.exists():
             folder.rmdir()
         os.replace(work, folder)
@@ -163,29 +157,26 @@ def pack(
         if isinstance(error, OSError):
             raise _unwritable(folder, error) from error
         raise
-    return Packed(folder, tuple(each.summary for each in ready))
+    return Packed(folder, tuple(each.summary for each in sound))
 
 
-def check(clips: Sequence[OwnClip], progress: type[Bar] = Bar) -> Packed:
+def check(clips: Iterable[OwnClip]) -> Packed:
     """What `pack` would do with the clips, without writing: its errors, or what it understands."""
-    ready = _examine(clips, Mistakes(), progress)
-    return Packed(None, tuple(each.summary for each in ready))
+    return Packed(None, tuple(each.summary for each in _examine(clips, Mistakes())))
 
 
 def _empty(folder: Any) -> Path:
     if not isinstance(folder, str | os.PathLike) or not str(folder) or "\0" in str(folder):
         raise AvomniError(f"folder is {folder!r:.80}, expected a path", where="folder")
-    folder, fault = files.resolve(os.fspath(folder)), None
+    folder = files.resolve(os.fspath(folder))
     try:
-        if folder.is_symlink() and not folder.exists():
-            fault = "a link to nothing"
-        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            fault = "not empty"
+        is_dead = folder.is_symlink() and not folder.exists()
+        if is_dead or folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            fault = "a link to nothing" if is_dead else "not empty"
+            what = f"the folder to pack into is {fault}"
+            raise AvomniError(what, where=str(folder), fix="name another one")
     except OSError as error:
         raise _unwritable(folder, error) from None
-    if fault:
-        what = f"the folder to pack into is {fault}"
-        raise AvomniError(what, where=str(folder), fix="name another one")
     return folder
 
 
@@ -197,7 +188,7 @@ def _unwritable(folder: Path, error: OSError) -> AvomniError:
     )
 
 
-def _examine(clips: Any, mistakes: Mistakes, progress: type[Bar]) -> list[_Ready]:
+def _examine(clips: Any, mistakes: Mistakes) -> list[_Sound]:
     """Check all clips, and raise all that is wrong with them."""
     at = Argument("clips")
     if isinstance(clips, OwnClip | str | bytes | Mapping) or not hasattr(clips, "__iter__"):
@@ -207,67 +198,27 @@ def _examine(clips: Any, mistakes: Mistakes, progress: type[Bar]) -> list[_Ready
     clips = list(clips)
     if not clips:
         mistakes.append(at.error("there is no clip to pack"))
-    sound = [clip for clip in clips if isinstance(clip, OwnClip)]
+    sound: list[_Sound] = []
     for number, clip in enumerate(clips):
         if not isinstance(clip, OwnClip):
             what = f"clips[{number}] is {clip!r:.80}, expected an OwnClip"
             mistakes.append(at.error(what, number))
-    numbers: dict[str, list[str]] = {}
-    for number, clip in enumerate(sound):
-        if isinstance(clip.name, str) and clip.name:
-            numbers.setdefault(clip.name, []).append(str(number))
-    for name, same in numbers.items():
-        if len(same) > 1:
-            what = f"two clips have one name: {name!r}, clips {', '.join(same)}"
-            at = Argument("name", f"clip {name!r}")
-            mistakes.append(at.error(what, fix="give each its own"))
-    ready = []
-    with progress(total=len(sound), unit="clip", label="Check") as bar:
-        for clip in sound:
-            one = _examine_clip(clip, mistakes)
-            ready += [one] if one else []
-            bar.update(1, str(clip.name))
+        elif (one := _examine_clip(clip, mistakes)) is not None:
+            sound.append(one)
+    names = [clip.name if isinstance(clip, OwnClip) else None for clip in clips]
+    for name, count in Counter(name for name in names if isinstance(name, str) and name).items():
+        if count > 1:
+            same = ", ".join(str(number) for number, other in enumerate(names) if other == name)
+            what = f"two clips have one name: {name!r}, clips {same}"
+            error = Argument("name", f"clip {name!r}").error(what, fix="give each its own")
+            mistakes.append(error)
     mistakes.raise_all()
-    return ready
+    return sound
 
 
-def _examine_clip(clip: OwnClip, mistakes: Mistakes) -> _Ready | None:
+def _examine_clip(clip: OwnClip, mistakes: Mistakes) -> _Sound | None:
     """A clip that is sound; else None, and what is wrong is added to the mistakes."""
     before, where = len(mistakes), f"clip {clip.name!r:.80}"
-    _check_words(clip, mistakes, where)
-    times_s, walks = _clocks(clip, mistakes, where)
-    poses = own_poses.read(clip, mistakes, where)
-    if poses is not None:
-        conventions.check(poses, where, mistakes)
-    if len(mistakes) > before or poses is None:
-        return None
-    with mistakes.kept():
-        _check_overlap(times_s, clip, where)
-    if len(mistakes) > before:
-        return None
-    # A clip's time 0 is its first frame's, as in the data set.
-    zero_s = min(float(times[0]) for times in times_s.values())
-    stamps = {camera: own_poses.microseconds(times - zero_s) for camera, times in times_s.items()}
-    position, into = own_poses.level(poses)
-    velocity = None if poses.velocity_mps is None else into.apply(poses.velocity_mps)
-    turn = own_poses.turns(poses, into)
-    moved = own_poses.egomotion(poses.t_s, position, turn, velocity, zero_s)
-    notes = []
-    for finding, argument in _findings(clip, stamps, walks, moved):
-        if finding.severity == DAMAGED:
-            mistakes.append(Argument(argument, where).error(finding.reason))
-        elif finding.severity == ODD and finding.what not in USUAL:
-            notes.append(f"{argument}: {finding.reason}")
-    if len(mistakes) > before:
-        return None
-    notes = tuple(dict.fromkeys(notes))
-    summary = own_summary.of(clip.name, clip.clip_id, stamps, zero_s, moved, notes)
-    sizes = {camera: (w.facts["width"], w.facts["height"]) for camera, w in walks.items()}
-    return _Ready(clip, stamps, sizes, layout.parquet(moved), summary)
-
-
-def _check_words(clip: OwnClip, mistakes: Mistakes, where: str) -> None:
-    """Name, split and what clips are chosen by."""
     at = partial(Argument, clip=where)
     for name in ("name", "country", "platform"):
         with mistakes.kept():
@@ -278,10 +229,52 @@ def _check_words(clip: OwnClip, mistakes: Mistakes, where: str) -> None:
     if clip.split is not None and (not isinstance(clip.split, str) or clip.split not in SPLITS):
         fix = f"choose one of {', '.join(SPLITS)}, or None"
         mistakes.append(at("split").error(f"unknown split {clip.split!r:.80}", fix=fix))
+    times_s, walks = _clocks(clip, mistakes, at)
+    poses = own_poses.read(clip, mistakes, where)
+    if poses is not None:
+        conventions.check(poses, where, mistakes)
+    if len(mistakes) == before:
+        with mistakes.kept():
+            _check_overlap(times_s, clip, at)
+    if len(mistakes) > before or poses is None:
+        return None
+    # A clip's time 0 is its first frame's, as in the data set.
+    zero_s = min(float(times[0]) for times in times_s.values())
+    stamps = {camera: own_poses.microseconds(times - zero_s) for camera, times in times_s.items()}
+    position, into = own_poses.level(poses)
+    velocity = None if poses.velocity_mps is None else into.apply(poses.velocity_mps)
+    turn = own_poses.turns(poses, into)
+    moved = own_poses.egomotion(poses.t_s, position, turn, velocity, zero_s)
+    # What the audit and the ETL find.
+    spans = [(int(times[0]), int(times[-1])) for times in stamps.values()]
+    found = {"poses": checks.egomotion(moved, *checks.common(spans), HORIZON_S)[1]}
+    members: list[tuple[str, str, Path | bytes]] = [
+        (layout.EGOMOTION, layout.EGOMOTION, layout.parquet(moved))
+    ]
+    for camera, times in stamps.items():
+        argument = "frame_times_s" if camera in clip.frame_times_s else "videos"
+        walked = walks[camera]
+        agreed = checks.agree(walked.times_us, times, walked.facts["tick_us"])
+        found[f"{argument}[{camera!r}]"] = [*walked.findings, *checks.clock(times)[1], *agreed]
+        clock = {"timestamp": times, "frame_index": np.arange(len(times))}
+        members.append((camera, "video", Path(clip.videos[camera])))
+        members.append((camera, "frame_timestamps", layout.parquet(clock)))
+    notes: dict[str, None] = {}
+    for argument, findings in found.items():
+        for finding in findings:
+            if finding.severity == DAMAGED:
+                mistakes.append(at(argument).error(finding.reason))
+            elif finding.severity == ODD and finding.what not in USUAL:
+                notes[f"{argument}: {finding.reason}"] = None
+    if len(mistakes) > before:
+        return None
+    summary = own_summary.of(clip.name, clip.clip_id, stamps, zero_s, moved, tuple(notes))
+    sizes = {camera: (w.facts["width"], w.facts["height"]) for camera, w in walks.items()}
+    return _Sound(clip, members, sizes, summary)
 
 
 def _clocks(
-    clip: OwnClip, mistakes: Mistakes, where: str
+    clip: OwnClip, mistakes: Mistakes, at: Callable[[str], Argument]
 ) -> tuple[dict[str, np.ndarray], dict[str, streams.Walked]]:
     """Camera -> (N,) s of its frames; camera -> what its file holds."""
     times_s: dict[str, np.ndarray] = {}
@@ -289,14 +282,14 @@ def _clocks(
     videos: Mapping[str, Any] = {}
     given: Mapping[str, Any] = {}
     with mistakes.kept():
-        videos = _by_camera(clip.videos, Argument("videos", where), "'a.mp4'")
-        _check_grid(videos, Argument("videos", where))
+        videos = _by_camera(clip.videos, at("videos"), "'a.mp4'")
+        _check_grid(videos, at("videos"))
     with mistakes.kept():
-        at = Argument("frame_times_s", where)
-        given = _by_camera(clip.frame_times_s, at, "times")
+        given = _by_camera(clip.frame_times_s, at("frame_times_s"), "times")
         if lone := [name for name in given if videos and name not in videos]:
             what = f"frame_times_s names {lone[0]}, of which there is no video"
-            raise at.error(what, fix="give its video too, or leave its times out")
+            fix = "give its video too, or leave its times out"
+            raise at("frame_times_s").error(what, fix=fix)
     # One file may stand for several cameras: it is read, and refused, once.
     read: dict[str, streams.Walked | None] = {}
     for name, value in videos.items():
@@ -304,12 +297,12 @@ def _clocks(
         with mistakes.kept():
             if key not in read:
                 read[key] = None
-                read[key] = arguments.video(value, Argument(f"videos[{name!r}]", where))
+                read[key] = arguments.video(value, at(f"videos[{name!r}]"))
             if (walked := read[key]) is not None:
                 walks[name], times_s[name] = walked, walked.times_us / 1e6
                 if name in given:
-                    at = Argument(f"frame_times_s[{name!r}]", where)
-                    times_s[name] = _given_times(given[name], walked, at)
+                    named = at(f"frame_times_s[{name!r}]")
+                    times_s[name] = _given_times(given[name], walked, named)
     return times_s, walks
 
 
@@ -361,27 +354,28 @@ def _given_times(value: Any, walked: streams.Walked, at: Argument) -> np.ndarray
     return times_s
 
 
-def _check_overlap(times_s: Mapping[str, np.ndarray], clip: OwnClip, where: str) -> None:
+def _check_overlap(
+    times_s: Mapping[str, np.ndarray], clip: OwnClip, at: Callable[[str], Argument]
+) -> None:
     """Whether the cameras, and the poses with them, were recorded at one time on one clock."""
     spans = {camera: (float(times[0]), float(times[-1])) for camera, times in times_s.items()}
     late = max(spans, key=lambda camera: spans[camera][0])
     early = min(spans, key=lambda camera: spans[camera][1])
     common = spans[early][1] - spans[late][0]
-    shortest = min(last - first for first, last in spans.values())
 
     def clock(camera: str) -> str:
         first, last = spans[camera]
         source = "frame_times_s" if camera in clip.frame_times_s else "its file, from 0"
         return f"{camera} runs from {first:.3f} to {last:.3f} s by {source}"
 
-    if common < MIN_COMMON * shortest:
+    if common < MIN_COMMON * min(last - first for first, last in spans.values()):
         how = f"have only {common:.2f} s in common" if common > 0 else "do not overlap"
         what = f"the cameras {how}: {clock(early)}, {clock(late)}"
         fix = "give frame_times_s of every camera, all on the clock of t_s"
-        raise Argument("frame_times_s", where).error(what, fix=fix)
+        raise at("frame_times_s").error(what, fix=fix)
     poses_s = np.asarray(clip.t_s, np.float64)
     if poses_s[-1] < spans[early][0] or poses_s[0] > spans[late][1]:
-        raise Argument("t_s", where).error(
+        raise at("t_s").error(
             f"ego motion covers no frame: t_s runs from {poses_s[0]:.3f} to {poses_s[-1]:.3f} s, "
             f"{clock(late)}",
             fix="give frame_times_s of every camera on the clock of t_s, or t_s from the first "
@@ -389,44 +383,15 @@ def _check_overlap(times_s: Mapping[str, np.ndarray], clip: OwnClip, where: str)
         )
 
 
-def _findings(
-    clip: OwnClip,
-    stamps_us: Mapping[str, np.ndarray],
-    walks: Mapping[str, streams.Walked],
-    moved: Mapping[str, np.ndarray],
-) -> Iterator[tuple[Finding, str]]:
-    """What the audit and the ETL find in the clip, and the argument concerned."""
-    for camera, stamps in stamps_us.items():
-        argument = "frame_times_s" if camera in clip.frame_times_s else "videos"
-        walked = walks[camera]
-        agreed = checks.agree(walked.times_us, stamps, walked.facts["tick_us"])
-        for finding in (*walked.findings, *checks.clock(stamps)[1], *agreed):
-            yield finding, f"{argument}[{camera!r}]"
-    first, last = checks.common([(int(s[0]), int(s[-1])) for s in stamps_us.values()])
-    for finding in checks.egomotion(moved, first, last, HORIZON_S)[1]:
-        yield finding, "poses"
-
-
-def _write_chunk(work: Path, number: int, clips: Sequence[_Ready], bar: Bar) -> None:
+def _write_chunk(work: Path, number: int, clips: Sequence[_Sound]) -> None:
     members: dict[str, list[tuple[str, Path | bytes]]] = {}
     for each in clips:
-        for feature, kind, content in _members(each):
+        for feature, kind, content in each.members:
             name = layout.member(feature, each.clip.clip_id, kind)
             members.setdefault(feature, []).append((name, content))
-        bar.update(1, each.clip.name)
     for feature, held in members.items():
         layout.write_zip(work / layout.chunk_path(feature).format(chunk_id=number), held)
     sizes = {each.clip.clip_id: each.sizes for each in clips}
     for feature in calibration.TABLES:
         path = work / layout.chunk_path(feature).format(chunk_id=number)
         layout.write(path, layout.stand_in(feature, sizes))
-
-
-def _members(ready: _Ready) -> Iterator[tuple[str, str, Path | bytes]]:
-    """(feature, kind, content) of a clip."""
-    yield EGOMOTION, EGOMOTION, ready.motion
-    for camera, path in ready.clip.videos.items():
-        yield camera, "video", Path(path)
-        stamps = ready.stamps_us[camera]
-        clock = {"timestamp": stamps, "frame_index": np.arange(len(stamps))}
-        yield camera, "frame_timestamps", layout.parquet(clock)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import html
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,6 @@ class ClipSummary:
     """A clip as it was understood, from its first frame to its last one.
 
     Attributes:
-        name, clip_id: Of the clip.
         frames: Camera -> number of frames.
         start_s, end_s: The first and the last frame, on the clock of `t_s`.
         path_m: Metres driven.
@@ -61,53 +59,44 @@ class ClipSummary:
     @property
     def turn(self) -> str:
         """`a left turn of 43°`, `a right turn of 8°`, or `straight`."""
-        left, right = self.most_left_deg, self.most_right_deg
-        if max(left, right) < STRAIGHT_DEG:
-            return "straight"
-        turn = f"a {'left' if self.turn_deg > 0 else 'right'} turn of {abs(self.turn_deg):.0f}°"
-        if abs(self.turn_deg) < STRAIGHT_DEG:
-            turn = "straight in the end"
-        if max(left, right) > abs(self.turn_deg) + STRAIGHT_DEG or min(left, right) > STRAIGHT_DEG:
+        left, right, turned = self.most_left_deg, self.most_right_deg, abs(self.turn_deg)
+        side = "left" if self.turn_deg > 0 else "right"
+        turn = "straight" if turned < STRAIGHT_DEG else f"a {side} turn of {turned:.0f}°"
+        if max(left, right) > turned + STRAIGHT_DEG or min(left, right) > STRAIGHT_DEG:
             turn += f" (up to {left:.0f}° left, {right:.0f}° right on the way)"
         return turn
 
     @property
-    def rows(self) -> list[tuple[str, str]]:
-        """(what, value) as shown."""
+    def rows(self) -> dict[str, str]:
+        """What -> value as shown."""
         low, high = min(self.frames.values()), max(self.frames.values())
         span = f"{low}" if low == high else f"{low} to {high}"
-        cameras = f"{_counted(len(self.frames), 'camera')}, {span} frames each"
-        side = "left" if self.left_m >= 0 else "right"
         way = "ahead" if self.ahead_m >= 0 else "behind"
-        ahead, left = f"{abs(self.ahead_m):.1f} m", f"{abs(self.left_m):.1f} m"
-        return [
-            ("video", f"{cameras}, {self.seconds:.2f} s"),
-            ("time", f"{_moment(self.start_s)} to {_moment(self.end_s)}"),
-            ("path", f"{self.path_m:.1f} m, {self.turn}"),
-            ("speed", f"mean {_speed(self.mean_mps)}, at most {_speed(self.max_mps)}"),
-            ("end", f"{ahead} {way} of the start and {left} to its {side}"),
-            *(("note", note) for note in self.notes),
-        ]
+        side = "left" if self.left_m >= 0 else "right"
+        mean, most = (f"{v:.2f} m/s ({v * 3.6:.1f} km/h)" for v in (self.mean_mps, self.max_mps))
+        rows = {
+            "video": f"{len(self.frames)} cameras, {span} frames each, {self.seconds:.2f} s",
+            "time": f"{_moment(self.start_s)} to {_moment(self.end_s)}",
+            "path": f"{self.path_m:.1f} m, {self.turn}",
+            "speed": f"mean {mean}, at most {most}",
+            "end": f"{abs(self.ahead_m):.1f} m {way} of the start and {abs(self.left_m):.1f} m "
+            f"to its {side}",
+        }
+        return rows | ({"note": "; ".join(self.notes)} if self.notes else {})
 
     def __str__(self) -> str:
-        return "\n".join([self.name, *(f"  {what:<6} {value}" for what, value in self.rows)])
+        rows = (f"  {what:<6} {value}" for what, value in self.rows.items())
+        return "\n".join([self.name, *rows])
 
     __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        table = pd.DataFrame(self.rows).to_html(header=False, index=False, border=0)
-        return f"<b>{html.escape(self.name)}</b>{table}"
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """What was understood of all clips, and where they lie.
+    """What was understood of all clips, and where they lie; `clips` in the order given.
 
-    It stands for its folder wherever a path is asked for (`os.fspath`).
-
-    Attributes:
-        folder: In the data set's layout; None where nothing was written.
-        clips: In the order in which they were given.
+    It stands for its folder wherever a path is asked for (`os.fspath`); `folder` is None where
+    nothing was written.
     """
 
     folder: Path | None
@@ -122,26 +111,24 @@ class Packed:
     def title(self) -> str:
         minutes = sum(clip.seconds for clip in self.clips) / 60
         kilometres = sum(clip.path_m for clip in self.clips) / 1000
-        folder = self.folder
+        folder, count = self.folder, len(self.clips)
         if folder is not None and folder.is_relative_to(files.PROJECT_ROOT):
             folder = folder.relative_to(files.PROJECT_ROOT)
-        where = f" in {folder}" if folder else ", not packed yet"
-        clips = _counted(len(self.clips), "clip")
-        return f"{clips}{where}: {minutes:.1f} min, {kilometres:.2f} km. Is that what was driven?"
-
-    @property
-    def _end(self) -> list[str]:
-        more = len(self.clips) - SHOWN_CLIPS
-        return [f"… and {more} more clips: `.clips` holds all"] if more > 0 else []
+        clips = f"{count} clip" + "s" * (count != 1) + (f" in {folder}" if folder else "")
+        clips += "" if folder else ", not packed yet"
+        return f"{clips}: {minutes:.1f} min, {kilometres:.2f} km. Is that what was driven?"
 
     def __str__(self) -> str:
-        return "\n".join([self.title, *map(str, self.clips[:SHOWN_CLIPS]), *self._end])
+        more = len(self.clips) - SHOWN_CLIPS
+        end = [f"… and {more} more clips: `.clips` holds all"] if more > 0 else []
+        return "\n".join([self.title, *map(str, self.clips[:SHOWN_CLIPS]), *end])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        shown = "".join(clip._repr_html_() for clip in self.clips[:SHOWN_CLIPS])
-        return f"<p>{html.escape(self.title)}</p>{shown}{''.join(self._end)}"
+        table = pd.DataFrame({clip.name: clip.rows for clip in self.clips}).T.fillna("")
+        shown: str = table.to_html(max_rows=SHOWN_CLIPS, border=0)
+        return f"<p>{self.title}</p>{shown}"
 
 
 def of(
@@ -163,9 +150,8 @@ def of(
     first = min(int(stamps[0]) for stamps in stamps_us.values()) / 1e6
     last = max(int(stamps[-1]) for stamps in stamps_us.values()) / 1e6
     t_s = motion["timestamp"] / 1e6
-    inside = (t_s > first) & (t_s < last)
     # The span's own ends, so that a clip of slow poses is summed up to its last frame.
-    times = np.concatenate([[first], t_s[inside], [last]])
+    times = np.concatenate([[first], t_s[(t_s > first) & (t_s < last)], [last]])
     place = np.stack([np.interp(times, t_s, motion[axis]) for axis in "xyz"], axis=1)
     quaternion = np.stack([motion[name] for name in ("qx", "qy", "qz", "qw")], axis=1)
     rows = np.clip(np.searchsorted(t_s, times), 0, len(t_s) - 1)
@@ -174,7 +160,6 @@ def of(
     yaw = np.degrees(np.unwrap(np.arctan2(nose[:, 1], nose[:, 0])))
     yaw -= yaw[0]
     track = Track.of(times, place)
-    path = float(np.linalg.norm(track.steps_m, axis=1).sum())
     end = turn[0].inv().apply(place[-1] - place[0])
     return ClipSummary(
         name=name,
@@ -182,8 +167,8 @@ def of(
         frames={camera: len(stamps) for camera, stamps in stamps_us.items()},
         start_s=zero_s + first,
         end_s=zero_s + last,
-        path_m=path,
-        mean_mps=path / (last - first),
+        path_m=track.path_m,
+        mean_mps=track.mean_mps,
         max_mps=float(track.speeds.max()),
         turn_deg=float(yaw[-1]),
         most_left_deg=float(max(yaw.max(), 0)),
@@ -199,11 +184,3 @@ def _moment(t_s: float) -> str:
         utc = datetime.datetime.fromtimestamp(t_s, datetime.UTC)
         return f"{utc:%Y-%m-%d %H:%M:%S}.{utc.microsecond // 10_000:02d} UTC"
     return f"{t_s:.2f} s"
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" + "s" * (number != 1)
-
-
-def _speed(mps: float) -> str:
-    return f"{mps:.2f} m/s ({mps * 3.6:.1f} km/h)"

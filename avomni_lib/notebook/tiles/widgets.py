@@ -54,7 +54,7 @@ class TilePreview(ipywidgets.VBox):
                 where=str(p.run_dir),
                 fix=f"choose one of its {len(listed)}, such as {listed[0].clip_id}",
             )
-        self._square_px = tokens.backbone_of(p).side_multiple
+        self._square_px = round(tokens.backbone_of(p).token_px)
         self.controls = ChoiceControls(self._before, self._square_px)
         self.place = PlaceControls(listed, clip_id or self._first_with_window(), p)
         self.note = ipywidgets.HTML()

@@ -3,8 +3,10 @@
 Each file of this folder is a family, and a file more is a family more: nothing else in the program
 names one. Nothing here loads torch before pixels are made, so that `plan` can count on any machine.
 
-shared    the interface, and what several families have in common
-qwen3_vl  Qwen3-VL, dense or with experts
+shared           the interface, and what several families have in common
+qwen3_vl         Qwen3-VL, dense or with experts
+internvl         InternVL3 and 3.5, in squares of 448 px
+llava_onevision  LLaVA-OneVision, in squares of 384 px
 """
 
 from __future__ import annotations

@@ -181,7 +181,10 @@ class Qwen3VL(Backbone):
         return f"{TURN_START}user\n{words}{text}{TURN_END}\n{TURN_START}assistant\n"
 
     def inputs(
-        self, frames: Sequence[torch.Tensor], dtype: torch.dtype | None = None
+        self,
+        frames: Sequence[torch.Tensor],
+        dtype: torch.dtype | None = None,
+        videos: Sequence[Video] = (),
     ) -> dict[str, Any]:
         """Normalise and patchify on the device that the frames are on.
 
@@ -274,8 +277,16 @@ class Qwen3VL(Backbone):
         patches = sum(t * h * w for t, h, w in grids)
         return VisionWork(patches, sum(t * (h * w) ** 2 for t, h, w in grids))
 
-    def request(self, sample_hz: float) -> dict[str, Any]:
+    def request(self, question: str, videos: Sequence[Video]) -> dict[str, Any]:
+        video = {"url": "data:video/jpeg;base64,FRAME_1,FRAME_2,…"}
+        content = [
+            {"type": "video_url", "video_url": video},
+            {"type": "text", "text": question},
+        ]
+        times = videos[-1].times_s
+        sample_hz = (len(times) - 1) / ((times[-1] - times[0]) or 1)
         return {
+            "messages": [{"role": "user", "content": content}],
             # Without num_frames it keeps the first 32.
             "media_io_kwargs": {"video": {"fps": sample_hz, "num_frames": -1}},
             # A processor shrinks what it finds large: a window as a whole, newer ones each frame.

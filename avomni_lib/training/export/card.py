@@ -18,7 +18,7 @@ from typing import Any
 import jinja2
 import yaml
 
-from avomni_lib.training.backbones import backbone, family
+from avomni_lib.training.backbones import family
 from avomni_lib.training.fit import heldout
 from avomni_lib.training.targets.form import figure_in_words
 
@@ -83,7 +83,7 @@ def commands(
     folder: str | None = None,
     base: str | None = None,
 ) -> dict[str, list[str]]:
-    """Command lines for `vllm` and `llama.cpp`.
+    """Command lines for `vllm` and `llama.cpp`; none where they do not take it.
 
     Args:
         record: `adapter.record_of`; a merged model's names its `dtype` too.
@@ -92,7 +92,8 @@ def commands(
         base: Where the base model lies, if not where its name says.
     """
     folder = shlex.quote(folder or f"PATH/TO/{kind}")
-    length = f"--max-model-len {record['model']['max_seq_length']}"
+    length = f"--max-model-len {record['model']['max_seq_length']} {record['server_arguments']}"
+    length, of = length.rstrip(), family(record["model"]["backbone"])
     if kind == "merged":
         served = f"{folder} --served-model-name {SERVED_NAME} --dtype {record['dtype']} {length}"
         convert = f"python convert_hf_to_gguf.py {folder} --outtype {GGUF_TYPES[record['dtype']]}"
@@ -112,7 +113,11 @@ def commands(
             f"--outfile {SERVED_NAME}-lora.gguf"
         ]
     # Left to itself vLLM takes how to sample from the base model's generation_config.json.
-    return {"vllm": [f"vllm serve {served} --generation-config vllm"], "llama.cpp": gguf}
+    vllm = [f"vllm serve {served} --generation-config vllm"]
+    return {
+        "vllm": vllm if kind == "merged" or of.adapters_in_vllm else [],
+        "llama.cpp": gguf if of.in_llama_cpp else [],
+    }
 
 
 def base_place(name: str) -> str:
@@ -188,17 +193,7 @@ def _tables(
 
 def _request(record: Mapping[str, Any]) -> dict[str, Any]:
     """What a server is asked about one window."""
-    video = {"url": "data:video/jpeg;base64,FRAME_1,FRAME_2,…"}
-    content = [
-        {"type": "video_url", "video_url": video},
-        {"type": "text", "text": record["question"]},
-    ]
-    return {
-        "model": SERVED_NAME,
-        "temperature": 0,
-        "messages": [{"role": "user", "content": content}],
-        **backbone(record["model"]["backbone"]).request(record["sample_hz"]),
-    }
+    return {"model": SERVED_NAME, "temperature": 0, **record["request"]}
 
 
 def _table(rows: Mapping[str, Any]) -> str:

@@ -120,6 +120,8 @@ def record_of(
         "question": talk.words,
         "prompt": shortened(talk.text, talk.backbone.vision_token),
         "prompt_tokens": len(talk.prompt_ids),
+        "request": talk.backbone.request(talk.words, talk.videos),
+        "server_arguments": talk.backbone.server_arguments(talk.videos),
         "target": p.training.target,
         **({"target_source": own.sha256} if (own := source_of(talk.target)) else {}),
         "ego_history": p.prompt.ego_history,

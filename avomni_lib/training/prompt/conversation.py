@@ -54,7 +54,14 @@ def videos_of(p: Params) -> tuple[Video, ...]:
     """What a window shows: its frames at one size."""
     height, width = grid_size(p)
     length, hz = p.processing.sequence_length, p.processing.sample_hz
-    return (Video(tuple(number / hz for number in range(length)), height, width),)
+    times = tuple(number / hz for number in range(length))
+    return (Video(times, height, width, cells_of(cameras.grid(p.vision.cameras))),)
+
+
+def cells_of(grid: cameras.Grid) -> tuple[tuple[str | None, ...], ...]:
+    """Labels of the cameras, row by row; None is an empty cell."""
+    labels = [cell and cell.label for cell in grid.cells]
+    return tuple(tuple(labels[i : i + grid.cols]) for i in range(0, len(labels), grid.cols))
 
 
 @dataclass(frozen=True)
@@ -184,7 +191,7 @@ class Conversation:
             frames: (B, T, H, W, 3) uint8 RGB, as the cache has them.
             dtype: Of the pixel values; float32 if None.
         """
-        return self.backbone.inputs([frames], dtype)
+        return self.backbone.inputs([frames], dtype, self.videos)
 
     def _encode(self, text: str) -> np.ndarray:
         return np.asarray(self.tokenizer.encode(text, add_special_tokens=False), dtype=np.int64)

@@ -27,11 +27,14 @@ class Video:
         times_s: s of each frame, counted from the window's first frame of all; in order, but not
             evenly spaced where older frames are sparser.
         height, width: The grid's, px.
+        cells: Rows of the grid's cells: the label of a camera, None where a cell is empty. Empty
+            where nothing is known of them.
     """
 
     times_s: tuple[float, ...]
     height: int
     width: int
+    cells: tuple[tuple[str | None, ...], ...] = ()
 
     @property
     def num_frames(self) -> int:
@@ -61,7 +64,10 @@ class Backbone(ABC):
         skip_modules: Modules that are kept out of 4 bit.
         sixteen_bit_because: Why `model.load_in_4bit` is off unless it is set; None: it is on.
         in_unsloth: Whether Unsloth has a path for the family.
+        adapters_in_vllm: Whether vLLM serves an adapter beside a base model of the family.
+        in_llama_cpp: Whether llama.cpp's converters read the family's checkpoints.
         example: A checkpoint on the hub, for messages.
+        refused: `model_type` of a near relative that cannot be trained -> why, and what to take.
         serving_note: What who serves the model has to know of its prompt, for the card.
     """
 
@@ -77,7 +83,10 @@ class Backbone(ABC):
     skip_modules: ClassVar[tuple[str, ...]]
     sixteen_bit_because: ClassVar[str | None] = None
     in_unsloth: ClassVar[bool] = False
+    adapters_in_vllm: ClassVar[bool] = True
+    in_llama_cpp: ClassVar[bool] = True
     example: ClassVar[str]
+    refused: ClassVar[Mapping[str, str]] = {}
     serving_note: ClassVar[str] = ""
 
     @property
@@ -140,13 +149,17 @@ class Backbone(ABC):
 
     @abstractmethod
     def inputs(
-        self, frames: Sequence[torch.Tensor], dtype: torch.dtype | None = None
+        self,
+        frames: Sequence[torch.Tensor],
+        dtype: torch.dtype | None = None,
+        videos: Sequence[Video] = (),
     ) -> dict[str, Any]:
         """Frames -> the model's vision inputs, computed on the device that they are on.
 
         Args:
             frames: (B, T, H, W, 3) uint8 RGB of each of the window's videos.
             dtype: Of the pixel values; float32 if None. The arithmetic is float32 either way.
+            videos: What the window shows, where it matters which cells are empty.
         """
 
     def prepare(self, model: Any, fuse: bool = True) -> None:
@@ -179,9 +192,19 @@ class Backbone(ABC):
         """File name -> content: how servers prepare pictures, for a base model that has none."""
         return {}
 
-    def request(self, sample_hz: float) -> dict[str, Any]:
-        """What a request to vLLM carries beside the messages, so that frames stay as they are."""
-        return {}
+    def server_arguments(self, videos: Sequence[Video]) -> str:
+        """What `vllm serve` is told beside the length of a prompt, so that it takes a window."""
+        return ""
+
+    @abstractmethod
+    def request(self, question: str, videos: Sequence[Video]) -> dict[str, Any]:
+        """What a request to vLLM holds, so that its prompt and pixels are those of the training.
+
+        Pictures are told apart by words in capitals that stand for their base64.
+
+        Returns:
+            `messages`, and what else the server has to be told.
+        """
 
 
 def refuse_other_model(kind: type[Backbone], model_type: Any) -> AvomniError:
@@ -189,6 +212,9 @@ def refuse_other_model(kind: type[Backbone], model_type: Any) -> AvomniError:
     return AvomniError(
         f"the base model is a {model_type!r}, not a {' or '.join(map(repr, kind.model_types))}",
         where="model.base_model",
-        fix=f"name a checkpoint of that family, as {kind.example}, or set model.backbone to what "
-        "the base model is",
+        fix=kind.refused.get(
+            model_type,
+            f"name a checkpoint of that family, as {kind.example}, or set model.backbone to what "
+            "the base model is",
+        ),
     )

@@ -1,0 +1,299 @@
+"""LLaVA-OneVision as transformers has it: squares of 384 px, SigLIP's colours, times in words.
+
+That is the repositories of llava-hf whose names end in -hf. LLaVA-OneVision-1.5 and -2 are other
+models, whose code comes with the checkpoint; it is never run here.
+
+The vision tower takes squares only, so a grid is cut into them (`shared.squares`) and handed over
+as one video: 196 tokens a square and one for the end of the video. A video is never tiled or
+padded, as a single image would be.
+
+Nothing in the released prompt tells when a frame was taken, or where one ends. A sentence does so
+here, as the authors' LLaVA-Video has one.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from avomni_lib.errors import AvomniError
+from avomni_lib.training.backbones.shared import decoder, squares, vision_layers
+from avomni_lib.training.backbones.shared.base import Backbone, Video
+from avomni_lib.training.backbones.shared.size import ModelSize, Vision, VisionWork
+
+if TYPE_CHECKING:
+    import torch
+
+VIDEO_TOKEN = "<video>"
+TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
+# SigLIP's, as in the released preprocessor_config.json; the class's defaults are CLIP's.
+MEAN = STD = (0.5, 0.5, 0.5)
+POOLED = 2  # patches along each side of a vision token
+TOWER = "siglip_vision_model"
+
+
+@dataclass(frozen=True)
+class LlavaOnevision(Backbone):
+    """The numbers of one LLaVA-OneVision; the defaults are those of every released size.
+
+    Attributes:
+        image_size: px, side of the squares that the vision tower takes.
+        patch_size: px, side of its patches; what is left of a square on the right and below, 6 px
+            of 384, is never seen.
+    """
+
+    image_size: int = 384
+    patch_size: int = 14
+
+    name = "llava_onevision"
+    model_types = ("llava_onevision",)
+    prompt_form = "llava_onevision/time_instruction"
+    end_of_turn = TURN_END
+    vision_token = VIDEO_TOKEN
+    special_tokens = (VIDEO_TOKEN, TURN_START, TURN_END)
+    skip_modules = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
+    adapters_in_vllm = False
+    in_llama_cpp = False
+    example = "llava-hf/llava-onevision-qwen2-7b-ov-hf"
+    serving_note = (
+        "The squares of all frames are handed over as the frames of one video, in the order that "
+        "the sentence of times tells; each is of the tower's own size, so none is shrunk."
+    )
+    refused = dict.fromkeys(
+        ("llavaonevision1_5", "llava_onevision1_5", "llava_onevision2", "llava_qwen"),
+        "it is code that comes with the checkpoint (remote code), which is never run here, and "
+        "that of LLaVA-OneVision-1.5 does not run on transformers 5: take one of llava-hf's "
+        "repositories that end in -ov-hf",
+    )
+
+    @classmethod
+    def from_config(cls, config: Any) -> Self:
+        vision = config.vision_config
+        if vision.model_type != TOWER:
+            raise AvomniError(
+                f"the vision tower of the base model is a {vision.model_type!r}, not a {TOWER!r}",
+                where="model.base_model",
+                fix=f"name a checkpoint that has one, as {cls.example}",
+            )
+        return cls(vision.image_size, vision.patch_size)
+
+    @property
+    def pixels(self) -> dict[str, Any]:
+        """Mean and spread of the normalisation, of values from 0 to 1, and the square's side."""
+        return {"mean": list(MEAN), "std": list(STD), "square": self.image_size}
+
+    @property
+    def side_multiple(self) -> int:
+        return self.image_size
+
+    @property
+    def token_px(self) -> float:
+        return self.image_size / math.isqrt(self.tokens_per_square)
+
+    @property
+    def patches_per_square(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def tokens_per_square(self) -> int:
+        return math.ceil(self.image_size // self.patch_size / POOLED) ** 2
+
+    def check(self, video: Video) -> None:
+        squares.check(video, self.image_size)
+
+    def num_squares(self, videos: Sequence[Video]) -> int:
+        """Pictures of a window."""
+        return sum(
+            video.num_frames * len(squares.squares_of(video, self.image_size)) for video in videos
+        )
+
+    def num_vision_tokens(self, videos: Sequence[Video]) -> int:
+        return self.num_squares(videos) * self.tokens_per_square + 1
+
+    def chat(self, text: str, videos: Sequence[Video]) -> str:
+        """The user's turn as the released chat template words it, the times before the question."""
+        pictures = VIDEO_TOKEN * self.num_vision_tokens(videos)
+        words = f"{pictures}\n{self.time_instruction(videos)}\n{text}"
+        return f"{TURN_START}user\n{words}{TURN_END}\n{TURN_START}assistant\n"
+
+    def time_instruction(self, videos: Sequence[Video]) -> str:
+        """When each frame was taken, and as which pictures it is shown."""
+        times = [time_s for video in videos for time_s in video.times_s]
+        stamps = ", ".join(f"{time_s:.2f} s" for time_s in times)
+        told = [
+            f"The video lasts for {times[-1] - times[0]:.2f} seconds, and {len(times)} frames are "
+            f"taken from it, at {stamps}."
+        ]
+        for place, video in enumerate(videos):
+            shown = squares.squares_of(video, self.image_size)
+            if len(videos) == 1:
+                which = "Each frame is"
+            elif place == 0:
+                which = f"Each of the first {video.num_frames} frames is"
+            else:
+                which = f"Each of the next {video.num_frames} is"
+            labels = [square.label for square in shown if square.label]
+            if labels:
+                told.append(f"{which} shown as pictures in this order: {', '.join(labels)}.")
+            elif len(shown) > 1 or len(videos) > 1:
+                plural = "pictures, row by row from the top left" if len(shown) > 1 else "picture"
+                told.append(f"{which} shown as {len(shown)} {plural}.")
+        return " ".join(told)
+
+    def inputs(
+        self,
+        frames: Sequence[torch.Tensor],
+        dtype: torch.dtype | None = None,
+        videos: Sequence[Video] = (),
+    ) -> dict[str, Any]:
+        """Cut into squares and normalise on the device that the frames are on.
+
+        Returns:
+            pixel_values_videos (B, squares, 3, image_size, image_size), in a window frame by frame.
+        """
+        import torch
+
+        cut = [
+            squares.cut(each, self.image_size, squares.squares_of(video, self.image_size))
+            for each, video in zip(frames, videos, strict=True)
+        ]
+        pixels = torch.cat(cut, dim=1)
+        return {"pixel_values_videos": squares.normalise(pixels, MEAN, STD, dtype)}
+
+    def prepare(self, model: Any, fuse: bool = True) -> None:
+        """Let the tower keep the output of the layer that is used alone, and no gradients.
+
+        transformers asks it for the outputs of all layers and takes one: two windows of 16 frames
+        in four squares each would hold 5.8 GB of them.
+        """
+        used = model.config.vision_feature_layer
+        vision_layers.keep_used(model.model.vision_tower, used)
+        vision_layers.without_gradients(model.model.vision_tower)
+        if fuse:
+            vision_layers.fuse_norms(model.model.language_model)
+
+    @classmethod
+    def size(cls, config: Mapping[str, Any]) -> ModelSize:
+        text, vision = config["text_config"], config["vision_config"]
+        # As transformers reads it: what the language model's own config says counts too.
+        tied = bool(config.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
+        layers = config.get("vision_feature_layer", -1)
+        return ModelSize(
+            decoder.language(text, tied),
+            _tower(
+                vision,
+                text["hidden_size"],
+                num_layers=1 if isinstance(layers, int) else len(layers),
+                bias=config.get("multimodal_projector_bias", True),
+            ),
+            stored_4bit=bool((config.get("quantization_config") or {}).get("load_in_4bit")),
+        )
+
+    @classmethod
+    def released(cls, base_model: str) -> ModelSize | None:
+        name = base_model.lower()
+        if not re.search(r"llava-onevision-qwen2-.*-hf$", name):
+            return None
+        found = re.search(r"-qwen2-([0-9.]+b)-", name)
+        if found is None or (text := RELEASED.get(found[1])) is None:
+            return None
+        return cls.size({"text_config": text, "vision_config": RELEASED_TOWER})
+
+    def vision_work(self, videos: Sequence[Video]) -> VisionWork:
+        num, each = self.num_squares(videos), self.patches_per_square
+        return VisionWork(num * each, num * each**2)
+
+    def server_arguments(self, videos: Sequence[Video]) -> str:
+        # A video of more tokens than a batch has is refused; vLLM expects one of 16 frames.
+        return f"--max-num-batched-tokens {1024 * (self.num_vision_tokens(videos) // 1024 + 1)}"
+
+    def request(self, question: str, videos: Sequence[Video]) -> dict[str, Any]:
+        video = {"url": "data:video/jpeg;base64,FRAME_1_SQUARE_1,…,FRAME_2_SQUARE_1,…"}
+        content = [
+            {"type": "video_url", "video_url": video},
+            {"type": "text", "text": f"{self.time_instruction(videos)}\n{question}"},
+        ]
+        return {
+            "messages": [{"role": "user", "content": content}],
+            # Without num_frames a server keeps the first 32.
+            "media_io_kwargs": {"video": {"num_frames": -1}},
+        }
+
+    def processor_files(self, config: Any) -> dict[str, dict[str, Any]]:
+        """The released files' content with this config's numbers."""
+        shared = {
+            "size": {"height": self.image_size, "width": self.image_size},
+            "image_mean": list(MEAN),
+            "image_std": list(STD),
+            "do_resize": True,
+            "do_rescale": True,
+            "do_normalize": True,
+            "do_convert_rgb": True,
+            "processor_class": "LlavaOnevisionProcessor",
+        }
+        return {
+            "preprocessor_config.json": shared
+            | {
+                "image_grid_pinpoints": config.image_grid_pinpoints,
+                "image_processor_type": "LlavaOnevisionImageProcessorFast",
+            },
+            "video_preprocessor_config.json": shared
+            | {"do_sample_frames": False, "video_processor_type": "LlavaOnevisionVideoProcessor"},
+            "processor_config.json": {
+                "num_image_tokens": self.patches_per_square,
+                "vision_feature_select_strategy": config.vision_feature_select_strategy,
+                "vision_aspect_ratio": config.vision_aspect_ratio,
+                "processor_class": "LlavaOnevisionProcessor",
+            },
+        }
+
+
+def _tower(vision: Mapping[str, Any], out: int, *, num_layers: int, bias: bool) -> Vision:
+    """The SigLIP that a `vision_config` says, and the projector into a width of `out`.
+
+    Args:
+        num_layers: Of how many of its layers the projector reads the outputs.
+        bias: Whether the projector has biases.
+    """
+    wide, inner = vision["hidden_size"], vision["intermediate_size"]
+    values = squares.COLOURS * vision["patch_size"] ** 2
+    attention, mlp = 4 * wide**2 + 4 * wide, 2 * wide * inner + inner + wide
+    block = attention + mlp + 4 * wide
+    positions = (vision["image_size"] // vision["patch_size"]) ** 2
+    tower = (values + 1 + positions) * wide + vision["num_hidden_layers"] * block + 2 * wide
+    if vision.get("vision_use_head", True):
+        tower += wide + attention + 2 * wide + mlp
+    return Vision(
+        wide,
+        vision["num_hidden_layers"],
+        vision["num_attention_heads"],
+        inner,
+        out,
+        num_tower=tower,
+        # The last is the token that ends a video.
+        num_mergers=num_layers * wide * out + out**2 + 2 * out * bias + out,
+        values_per_patch=values,
+    )
+
+
+# The language models under the released sizes: Qwen2's configs, with the vocabulary padded to
+# multiples of 64 after two tokens more, as transformers' conversion script has it.
+RELEASED = {
+    "0.5b": decoder.qwen2(896, 24, 14, 2, 4864, 152_000) | {"tie_word_embeddings": True},
+    "7b": decoder.qwen2(3584, 28, 28, 4, 18_944, 152_128),
+    "72b": decoder.qwen2(8192, 80, 64, 8, 29_568, 152_128),
+}
+# As in that script: SigLIP-so400m without its last layer and its head.
+RELEASED_TOWER = {
+    "model_type": TOWER,
+    "hidden_size": 1152,
+    "image_size": 384,
+    "intermediate_size": 4304,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 26,
+    "patch_size": 14,
+    "vision_use_head": False,
+}

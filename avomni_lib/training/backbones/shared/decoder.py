@@ -1,0 +1,100 @@
+"""Layers of the language models that several families are built on, counted from a `text_config`.
+
+The classes are Qwen2's, Qwen3's and Llama's, and Qwen3's with experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from avomni_lib.errors import AvomniError
+from avomni_lib.training.backbones.shared.size import Block, Language
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+KNOWN = ("qwen2", "qwen3", "qwen3_moe", "llama")
+
+
+def language(text: Mapping[str, Any], tied: bool) -> Language:
+    """The language model that a `text_config` says.
+
+    Args:
+        tied: Whether the head is the embedding.
+
+    Raises:
+        AvomniError: its layers are of a kind that is not known here.
+        KeyError: a number is missing.
+    """
+    return Language(text["hidden_size"], (block(text),), text["vocab_size"], tied)
+
+
+def block(text: Mapping[str, Any]) -> Block:
+    """The decoder layers that a `text_config` says.
+
+    Raises:
+        AvomniError, KeyError: see `language`.
+    """
+    kind = text["model_type"]
+    if kind not in KNOWN:
+        raise AvomniError(
+            f"the base model's language model is a {kind!r}, whose layers are not known here",
+            where="model.base_model",
+            fix=f"name a base model whose language model is one of {', '.join(KNOWN)}",
+        )
+    hidden, heads = text["hidden_size"], text["num_attention_heads"]
+    shared = text["num_key_value_heads"]
+    head = text.get("head_dim") or hidden // heads
+    query, key = heads * head, shared * head
+    linears = {
+        "q_proj": (hidden, query),
+        "k_proj": (hidden, key),
+        "v_proj": (hidden, key),
+        "o_proj": (query, hidden),
+    }
+    others = 2 * hidden  # norms
+    if kind in ("qwen3", "qwen3_moe"):
+        others += 2 * head  # and those of each head's queries and keys
+    if kind == "qwen2":
+        others += query + 2 * key  # biases
+    elif text.get("attention_bias"):
+        others += query + 2 * key + hidden
+    inner, active = text["intermediate_size"], 0
+    if kind == "qwen3_moe":
+        # The experts are two tensors a layer, which bitsandbytes leaves as they are.
+        inner = text["moe_intermediate_size"] * text["num_experts_per_tok"]
+        each = 3 * hidden * text["moe_intermediate_size"]
+        router = hidden * text["num_experts"]
+        others += text["num_experts"] * each + router
+        active = text["num_experts_per_tok"] * each + router
+    else:
+        linears |= {
+            "gate_proj": (hidden, inner),
+            "up_proj": (hidden, inner),
+            "down_proj": (inner, hidden),
+        }
+    return Block(
+        text["num_hidden_layers"], linears, query, key, heads, shared, inner, others, active
+    )
+
+
+def qwen2(
+    hidden: int, layers: int, heads: int, shared: int, inner: int, vocabulary: int
+) -> dict[str, Any]:
+    """The numbers of a Qwen2 or Qwen2.5."""
+    return {
+        "model_type": "qwen2",
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": shared,
+        "intermediate_size": inner,
+        "vocab_size": vocabulary,
+    }
+
+
+def qwen3(
+    hidden: int, layers: int, heads: int, shared: int, inner: int, vocabulary: int
+) -> dict[str, Any]:
+    """The numbers of a Qwen3; its heads are 128 wide in every released size."""
+    numbers = qwen2(hidden, layers, heads, shared, inner, vocabulary)
+    return numbers | {"model_type": "qwen3", "head_dim": 128}

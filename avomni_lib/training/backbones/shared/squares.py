@@ -1,0 +1,134 @@
+"""A grid cut into squares, for vision towers that take nothing else.
+
+Where a camera's tile is just such a square, each camera is a picture of its own, named in words,
+and an empty cell is no picture at all. Otherwise the grid is cut as a mosaic, and a square may hold
+parts of several cameras.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from avomni_lib.errors import AvomniError
+from avomni_lib.training.backbones.shared.base import Video
+
+if TYPE_CHECKING:
+    import torch
+
+COLOURS = 3
+LEVELS = 255  # grey levels of a uint8
+
+
+class Square(NamedTuple):
+    """A square of a grid.
+
+    Attributes:
+        number: Its place, counted along the rows of squares.
+        label: Name of the one camera that it shows; None where it may show several.
+    """
+
+    number: int
+    label: str | None = None
+
+
+def check(video: Video, side: int) -> None:
+    """Refuse a grid that is not made of whole squares.
+
+    Args:
+        side: px of a square.
+
+    Raises:
+        AvomniError: a side of the grid is no multiple of it.
+    """
+    height, width = video.height, video.width
+    if not height % side and not width % side and min(height, width) > 0:
+        return
+    rows = len(video.cells) or 1
+    cols = len(video.cells[0]) if video.cells else 1
+    # The nearest sides that whole tiles and whole squares make.
+    high, wide = (_nearest(*each, side) for each in ((height, rows), (width, cols)))
+    tiles = f"tile_width: {wide // cols} and tile_height: {high // rows}"
+    raise AvomniError(
+        f"a grid of {width}×{height} px does not divide into squares of {side} px, and the vision "
+        "tower takes only squares: pixels of any other shape end up in the wrong places",
+        where="processing.tile_width, processing.tile_height",
+        fix=f"set {tiles} for a grid of {wide}×{high} px, or {side} for both: one camera a square",
+    )
+
+
+def _nearest(length: int, count: int, side: int) -> int:
+    """The multiple of `side` nearest to `length` that `count` tiles of whole px make."""
+    found = [
+        each for each in range(side, 2 * length + (count + 1) * side, side) if not each % count
+    ]
+    return min(found, key=lambda each: abs(each - length))
+
+
+def squares_of(video: Video, side: int) -> tuple[Square, ...]:
+    """The squares that a frame is shown as, row by row.
+
+    Raises:
+        AvomniError: see `check`.
+    """
+    check(video, side)
+    rows, cols = video.height // side, video.width // side
+    if video.cells and (len(video.cells), len(video.cells[0])) == (rows, cols):
+        cells = [cell for row in video.cells for cell in row]
+        return tuple(Square(number, cell) for number, cell in enumerate(cells) if cell is not None)
+    return tuple(Square(number) for number in range(rows * cols))
+
+
+def cut(frames: torch.Tensor, side: int, squares: Sequence[Square] = ()) -> torch.Tensor:
+    """Frames -> their squares, frame by frame and in each row by row.
+
+    Args:
+        frames: (B, T, H, W, 3) uint8.
+        side: px of a square.
+        squares: Those that are shown; all if empty.
+
+    Returns:
+        (B, T·squares, 3, side, side) uint8.
+
+    Raises:
+        AvomniError: not uint8 frames of that shape, or a side that does not divide.
+    """
+    import torch
+
+    if frames.ndim != 5 or frames.shape[-1] != COLOURS or frames.dtype != torch.uint8:
+        raise AvomniError(
+            f"frames are {tuple(frames.shape)} {frames.dtype}, expected (B, T, H, W, 3) torch.uint8"
+        )
+    num_windows, num_frames, height, width, _ = frames.shape
+    check(Video((0.0,) * num_frames, height, width), side)
+    rows, cols = height // side, width // side
+    found = frames.reshape(num_windows, num_frames, rows, side, cols, side, COLOURS)
+    # -> window, frame, row and column of the square, colour, y, x
+    found = found.permute(0, 1, 2, 4, 6, 3, 5).flatten(2, 3)
+    if squares and len(squares) < rows * cols:
+        found = found[:, :, [square.number for square in squares]]
+    return found.flatten(1, 2)
+
+
+def normalise(
+    pixels: torch.Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """uint8 (…, 3, H, W) -> the same normalised, as transformers' processors compute it.
+
+    Args:
+        mean, std: Of each colour, of values from 0 to 1.
+        dtype: Of the result; float32 if None. The arithmetic is float32 either way.
+    """
+    import torch
+
+    # They fold the division by 255 into both numbers, so nothing else is equal to the last bit.
+    shape = (COLOURS, 1, 1)
+    middle, spread = (
+        (torch.tensor(tuple(each), device=pixels.device) * LEVELS).reshape(shape)
+        for each in (mean, std)
+    )
+    values = pixels.contiguous().float().sub_(middle).div_(spread)
+    return values.to(dtype or torch.float32)

@@ -1,0 +1,240 @@
+"""The road of a training with each family's small model: what is loaded, learned, said and written.
+
+Qwen3-VL's own tests go further; here stands what any family has to hold.
+"""
+
+import multiprocessing
+import re
+import shlex
+import signal
+
+import numpy as np
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
+
+from avomni_lib import files
+from avomni_lib.errors import AvomniError
+from avomni_lib.training.export import merge
+from avomni_lib.training.export.card import commands
+from avomni_lib.training.fit import worker
+from avomni_lib.training.forecast.memory import memory, size_of
+from avomni_lib.training.model import adapter, load
+from avomni_lib.training.model.generate import say
+from avomni_lib.training.prompt.conversation import collate
+from avomni_lib.training.prompt.tokens import tokens_per_sample
+from tests import changed_params, killed_training
+from tests.families import FAMILIES
+from tests.test_merging import TOLERANCE
+
+INDICES = (0, 3, 7)
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    return FAMILIES[request.param]
+
+
+@pytest.fixture(scope="module")
+def base_folder(family, tmp_path_factory):
+    return family.make_base(tmp_path_factory.mktemp(family.name))
+
+
+@pytest.fixture(scope="module")
+def trained(family, base_folder, tmp_path_factory):
+    """Parameters and outcome of a training that nothing interrupts, by the worker itself."""
+    p = family.params(tmp_path_factory.mktemp("trained"), base_folder)
+    return p, worker.work(p, windows=family.windows(killed_training.NUM_WINDOWS))
+
+
+@pytest.fixture(scope="module")
+def tuned(trained):
+    """The base model in 4 bit with the trained adapter."""
+    p, outcome = trained
+    return load.load_adapter(load.load_base(p).model, outcome.adapter, p)
+
+
+@pytest.fixture(scope="module")
+def merged(trained):
+    return merge.merge(trained[0])
+
+
+def frames_of(family, indices=INDICES):
+    return np.stack([family.windows(24).frames(index) for index in indices])
+
+
+def logits(family, model):
+    talk, windows = family.conversation(), family.windows(24)
+    samples = [talk.sample(talk.target.render(windows.truth(index))) for index in INDICES]
+    batch = collate(samples, talk.tokenizer.pad_token_id)
+    batch |= talk.inputs(torch.from_numpy(frames_of(family)))
+    for name in ("labels", *(["mm_token_type_ids"] if not talk.backbone.takes_token_types else [])):
+        del batch[name]
+    with torch.inference_mode():
+        return model(**batch).logits[batch["attention_mask"].bool()]
+
+
+def apart(left, right):
+    """Their difference, rms, in units of the right one's spread."""
+    return float((left - right).pow(2).mean().sqrt() / right.std())
+
+
+def test_training_lowers_the_loss(family, trained):
+    _, outcome = trained
+    losses = [line["loss"] for line in outcome.metrics]
+    assert len(losses) == 6 and losses[-1] < losses[0] - 0.1
+    assert outcome.choices["backend"].value == "transformers"
+    assert outcome.choices["quantisation"].value == "nf4"
+
+
+def test_the_record_says_what_the_model_saw(family, trained):
+    _, outcome = trained
+    record = adapter.read_record(outcome.adapter)
+    assert record == outcome.record
+    talk = family.conversation()
+    assert record["prompt_form"] == talk.backbone.prompt_form
+    assert record["prompt_tokens"] == len(talk.prompt_ids)
+    assert record["sees"]["pixels"] == talk.backbone.pixels
+
+
+def test_lora_is_in_the_language_model_alone(family, trained, tuned):
+    _, outcome = trained
+    names = {path for path, module in tuned.named_modules() if hasattr(module, "lora_A")}
+    layers = {path.split(".layers.")[1] for path in names}
+    assert all(".language_model.layers." in path for path in names)
+    assert layers == {f"{layer}.{end}" for layer in range(2) for end in family.adapted}
+    size = size_of(trained[0])
+    expected = size.num_adapter(64, family.kind().lora_targets)
+    assert outcome.figures["trainable_parameters"] == expected
+
+
+def test_4_bit_holds_the_language_models_layers_alone(family, tuned):
+    names = [path for path, each in tuned.named_modules() if isinstance(each, Linear4bit)]
+    assert len(names) == family.num_linears
+    assert all(".language_model.layers." in path for path in names)
+
+
+def test_killed_it_ends_with_the_same_bytes(family, base_folder, trained, tmp_path):
+    _, expected = trained
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.killed_training"])
+    death = ("os.rename", "partial/checkpoint-4", 1)
+    process = context.Process(
+        target=killed_training.train_family, args=(family.name, tmp_path, base_folder, death)
+    )
+    process.start()
+    process.join(timeout=120)
+    assert process.exitcode == -signal.SIGKILL
+    p = family.params(tmp_path, base_folder)
+    outcome = worker.work(p, windows=family.windows(killed_training.NUM_WINDOWS))
+    assert outcome.figures["resumed_from_step"] == 2
+    for path in sorted(expected.adapter.iterdir()):
+        assert (outcome.adapter / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_a_batch_is_answered_as_its_windows_alone(family, tuned):
+    talk, frames = family.conversation(), frames_of(family)
+    histories = ["", " Speed there: 5.23m/s.", " Rows from the top."]
+    together = say(tuned, talk, frames, 12, histories=histories)
+    alone = [
+        say(tuned, talk, frames[i : i + 1], 12, histories=histories[i : i + 1])[0]
+        for i in range(len(frames))
+    ]
+    assert together == alone
+
+
+def test_constrained_answers_have_the_targets_form(family, tuned):
+    talk = family.conversation()
+    for answer in say(tuned, talk, frames_of(family), 96, constrained=True):
+        assert re.fullmatch(talk.target.pattern, answer), answer
+
+
+def test_the_cards_own_lines_load_the_adapter_by_plain_peft(family, trained, tuned, monkeypatch):
+    _, outcome = trained
+    card = (outcome.adapter / "README.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    monkeypatch.chdir(outcome.adapter)
+    names = {}
+    exec(snippet, names)
+    expected = logits(family, tuned)
+    for module in names["model"].modules():
+        # On some CPUs bitsandbytes would round to bfloat16, which the worker does not let it do.
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+    assert torch.equal(logits(family, names["model"]), expected)
+    assert apart(logits(family, load.load_base(trained[0]).model), expected) > 0.1
+
+
+def test_the_card_says_how_it_is_served(family, trained, merged):
+    _, outcome = trained
+    card = (outcome.adapter / "README.md").read_text()
+    kind = family.kind()
+    assert kind.prompt_form in card and kind.serving_note in card
+    (request,) = re.findall(r"```json\n(.*?)```", card, re.DOTALL)
+    assert outcome.record["question"] in request
+    lines = commands(adapter.read_record(outcome.adapter), folder="/a")
+    kept = commands(adapter.read_record(merged), "merged", "/m")
+    assert bool(lines["vllm"]) is kind.adapters_in_vllm
+    assert bool(lines["llama.cpp"]) is bool(kept["llama.cpp"]) is kind.in_llama_cpp
+    words = shlex.split(kept["vllm"][0])
+    for part in ("--max-model-len 512", kind.server_arguments(family.videos())):
+        asked = shlex.split(part)
+        assert asked[1] == words[words.index(asked[0]) + 1]
+    for text, made in ((card, lines), ((merged / "README.md").read_text(), kept)):
+        assert ("vllm serve" in text) is bool(made["vllm"])
+        assert ("convert_" in text) is bool(made["llama.cpp"])
+
+
+def test_the_merged_model_is_a_plain_checkpoint_with_the_same_logits(family, merged, tuned):
+    assert {path.name for path in merged.iterdir()} == {
+        *("README.md", "record.json", "config.json", "generation_config.json"),
+        *("model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
+        *family.kind().processor_files(family.make_config(family.tokenizer())),
+    }
+    config = files.read_json(merged / "config.json")
+    assert "quantization_config" not in config
+    tied = config["tie_word_embeddings"]
+    stored = load_file(merged / "model.safetensors")
+    assert any(name.endswith("lm_head.weight") for name in stored) is not tied
+    plain = AutoModelForImageTextToText.from_pretrained(merged, dtype=torch.float32).eval()
+    assert apart(logits(family, plain), logits(family, tuned)) < TOLERANCE["bfloat16"]
+
+
+def test_servers_find_the_numbers_to_normalise_by(family, merged):
+    """Of pictures and of videos: the classes' own defaults are another model's."""
+    pixels = family.kind().pixels
+    for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
+        values = files.read_json(merged / name)
+        assert (values["image_mean"], values["image_std"]) == (pixels["mean"], pixels["std"])
+        assert values["size"] == dict.fromkeys(("height", "width"), pixels["square"])
+
+
+def test_the_plan_of_the_folder_counts_its_tokens_and_weights(family, trained):
+    p, _ = trained
+    tokens, talk = tokens_per_sample(p), family.conversation()
+    assert tokens.vision == talk.num_vision_tokens
+    assert tokens.total - tokens.answer == pytest.approx(len(talk.prompt_ids), rel=0.15)
+    plain = load.load_base(changed_params.changed(p, "model.load_in_4bit", False)).model
+    needed = sum(weight.numel() * 4 for weight in plain.parameters())
+    told = memory(
+        changed_params.changed(p, "model.load_in_4bit", False),
+        size_of(p),
+        tokens,
+        device="cpu",
+        dtype_bytes=4,
+    )
+    assert told.weights == pytest.approx(needed, rel=0.15)
+
+
+def test_unsloth_is_not_taken_for_a_family_that_it_has_no_path_for(family, trained):
+    if family.kind().in_unsloth:
+        pytest.skip("it has one")
+    p, _ = trained
+    choice = load.choose(p)["backend"]
+    assert choice.value == "transformers"
+    assert choice.reason == f"Unsloth has no path for the backbone {family.name}"
+    with pytest.raises(AvomniError, match=f"no path for the backbone {family.name}"):
+        load.choose(changed_params.changed(p, "model.backend", "unsloth"))

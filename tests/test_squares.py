@@ -1,0 +1,513 @@
+"""Families whose vision tower takes squares, held against transformers' own processors.
+
+Those of videos need torchvision, which is not there; what they normalise by is compared with the
+processors for images, on which they are built, and with the formula.
+"""
+
+import math
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForImageTextToText, InternVLConfig, LlavaOnevisionConfig
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.models.internvl.processing_internvl import InternVLProcessor
+from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
+
+from avomni_lib.dataset import cameras
+from avomni_lib.errors import AvomniError
+from avomni_lib.params import Params
+from avomni_lib.training.backbones import Video, backbone, family
+from avomni_lib.training.backbones.shared import squares
+from avomni_lib.training.forecast.memory import memory, size_of
+from avomni_lib.training.model import load
+from avomni_lib.training.prompt.conversation import cells_of
+from avomni_lib.training.prompt.tokens import tokens_per_sample
+from tests.families import FAMILIES
+
+NAMES = ("internvl", "llava_onevision")
+SIDES = {"internvl": 448, "llava_onevision": 384}
+TEXT = "How fast does the car drive?"
+IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+
+
+@pytest.fixture(params=NAMES)
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def kind(name):
+    return backbone(name)
+
+
+@pytest.fixture
+def side(name):
+    return SIDES[name]
+
+
+def video(num_frames, height, width, grid=None, hz=2.0):
+    cells = cells_of(cameras.grid(grid)) if grid else ()
+    return Video(tuple(number / hz for number in range(num_frames)), height, width, cells)
+
+
+def random_frames(*shape):
+    return torch.randint(0, 256, (*shape, 3), dtype=torch.uint8)
+
+
+def pixels_of(kind, frames, videos):
+    (pixels,) = kind.inputs([frames], videos=videos).values()
+    return pixels
+
+
+def fused(frames, mean, std):
+    """What transformers' processors compute of channels first, where nothing is resized."""
+    middle, spread = (torch.tensor(each) * (1 / (1 / 255)) for each in (mean, std))
+    return (frames.float() - middle[:, None, None]) / spread[:, None, None]
+
+
+def test_pixels_at_full_size_are_the_librarys_to_the_last_bit(kind, side):
+    frames = random_frames(1, 16, side, side)
+    mean, std = {
+        448: (IMAGENET["image_mean"], IMAGENET["image_std"]),
+        384: ([0.5] * 3, [0.5] * 3),
+    }[side]
+    expected = fused(frames[0].permute(0, 3, 1, 2), mean, std)
+    ours = pixels_of(kind, frames, [video(16, side, side)])
+    assert torch.equal(ours.flatten(0, ours.ndim - 4), expected)
+    half = kind.inputs([frames], torch.bfloat16, [video(16, side, side)])
+    assert torch.equal(next(iter(half.values())), ours.to(torch.bfloat16))
+
+
+def test_a_grid_is_cut_as_internvls_own_tiles_are():
+    """Its processor for images tiles a wide picture likewise, and adds a small one of the whole."""
+    frame = random_frames(448, 896)
+    processor = GotOcr2ImageProcessorPil(
+        size={"height": 448, "width": 448}, crop_to_patches=True, do_resize=True, **IMAGENET
+    )
+    tiles = processor(frame.numpy(), return_tensors="pt")["pixel_values"]
+    ours = pixels_of(backbone("internvl"), frame[None, None], [video(1, 448, 896)])
+    assert len(tiles) == 3 and len(ours) == 2
+    torch.testing.assert_close(ours, tiles[:2])
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 2), st.integers(1, 3))
+def test_squares_come_frame_by_frame_and_row_by_row(rows, cols, num_windows, num_frames):
+    frames = torch.zeros((num_windows, num_frames, 8 * rows, 8 * cols, 3), dtype=torch.uint8)
+    counts = iter(range(1, 200))
+    for window in frames:
+        for frame in window:
+            for row in range(rows):
+                for col in range(cols):
+                    frame[8 * row : 8 * row + 8, 8 * col : 8 * col + 8] = next(counts)
+    cut = squares.cut(frames, 8)
+    assert cut.shape == (num_windows, num_frames * rows * cols, 3, 8, 8)
+    assert cut.amin((2, 3, 4)).flatten().tolist() == cut.amax((2, 3, 4)).flatten().tolist()
+    assert cut[..., 0, 0, 0].flatten().tolist() == list(range(1, 1 + cut.shape[:2].numel()))
+
+
+def test_each_camera_is_a_picture_with_a_name_where_its_tile_is_a_square(kind, side):
+    four = video(2, 2 * side, 2 * side, "4-cam")
+    chat = kind.chat(TEXT, [four])
+    labels = ["front wide", "front tele", "rear left", "rear right"]
+    places = [chat.index(label) for label in labels]
+    assert places == sorted(places)
+    # A mosaic is not named: two cameras are in each square.
+    mosaic = kind.chat(TEXT, [video(2, side, 2 * side, "4-cam")])
+    assert not any(label in mosaic for label in labels)
+    assert kind.chat(TEXT, [video(2, 2 * side, 2 * side)]) != chat
+
+
+def test_empty_cells_cost_nothing(kind, side):
+    seven = video(3, 3 * side, 3 * side, "7-cam")
+    each = kind.tokens_per_square
+    end = kind.num_vision_tokens([seven]) % each
+    assert kind.num_vision_tokens([seven]) == 3 * 7 * each + end
+    assert kind.num_vision_tokens([video(3, 3 * side, 3 * side)]) == 3 * 9 * each + end
+    frames = random_frames(1, 3, 3 * side, 3 * side)
+    pixels = pixels_of(kind, frames, [seven]).reshape(3, 7, 3, side, side)
+    whole = pixels_of(kind, frames, [video(3, 3 * side, 3 * side)]).reshape(3, 9, 3, side, side)
+    cells = [cell for row in seven.cells for cell in row]
+    kept = [number for number, cell in enumerate(cells) if cell]
+    assert kept == [0, 1, 2, 3, 4, 5, 7] and torch.equal(pixels, whole[:, kept])
+
+
+@pytest.mark.parametrize(
+    ("size", "grid", "tokens"),
+    [
+        ((1, 1), None, {"internvl": 4096, "llava_onevision": 3137}),
+        ((1, 2), "4-cam", {"internvl": 8192, "llava_onevision": 6273}),
+        ((2, 2), "4-cam", {"internvl": 16_384, "llava_onevision": 12_545}),
+        ((3, 3), None, {"internvl": 36_864, "llava_onevision": 28_225}),
+    ],
+)
+def test_a_square_takes_256_tokens_or_196_and_a_video_one_more(
+    kind, name, side, size, grid, tokens
+):
+    shown = video(16, size[0] * side, size[1] * side, grid)
+    assert kind.num_vision_tokens([shown]) == tokens[name]
+    assert kind.chat(TEXT, [shown]).count(kind.vision_token) == tokens[name]
+
+
+def test_older_frames_may_be_shown_smaller(kind, side):
+    times = (0.0, 1.0, 2.0, 2.5)
+    past = Video(times[:2], side, side, cells_of(cameras.grid("4-cam")))
+    dense = Video(times[2:], 2 * side, 2 * side, cells_of(cameras.grid("4-cam")))
+    frames = [random_frames(2, 2, side, side), random_frames(2, 2, 2 * side, 2 * side)]
+    (pixels,) = kind.inputs(frames, videos=[past, dense]).values()
+    assert pixels.shape[:-3].numel() == 2 * (2 * 1 + 2 * 4)
+    chat = kind.chat(TEXT, [past, dense])
+    assert chat.count(kind.vision_token) == kind.num_vision_tokens([past, dense])
+    assert all(f"{time_s:.2f} s" in chat for time_s in times)
+    assert kind.vision_work([past, dense]).patches == 10 * kind.patches_per_square
+
+
+@pytest.mark.parametrize(
+    ("grid", "height", "width", "told"),
+    [("4-cam", 512, 896, "tile_width: {half} and tile_height: {half}"), ("7-cam", 768, 1344, "{}")],
+)
+def test_a_grid_of_no_whole_squares_is_refused_with_what_to_set(
+    kind, side, grid, height, width, told
+):
+    with pytest.raises(AvomniError, match=f"does not divide into squares of {side} px") as caught:
+        kind.num_vision_tokens([video(16, height + 1, width, grid)])
+    fix = str(caught.value)
+    assert "tile_width: " in fix and "one camera a square" in fix
+    # What it names is taken.
+    wide, high = (int(fix.split(f"tile_{each}: ")[1].split()[0]) for each in ("width", "height"))
+    rows = cols = 2 if grid == "4-cam" else 3
+    kind.check(video(16, rows * high, cols * wide, grid))
+    kind.check(video(16, rows * side, cols * side, grid))
+
+
+def test_only_uint8_frames_of_whole_squares_are_taken(kind, side):
+    with pytest.raises(AvomniError, match="expected"):
+        squares.cut(random_frames(1, 2, side, side).float(), side)
+    with pytest.raises(AvomniError, match="expected"):
+        squares.cut(random_frames(2, side, side), side)
+    with pytest.raises(AvomniError, match="squares"):
+        squares.cut(random_frames(1, 2, side, side + 1), side)
+
+
+def rendered(name, *contents):
+    """The user's turn by the family's released chat template."""
+    asked = [{"role": "user", "content": [*contents, {"type": "text", "text": TEXT}]}]
+    return (
+        FAMILIES[name]
+        .tokenizer()
+        .apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    )
+
+
+def ids(name, text):
+    return FAMILIES[name].tokenizer().encode(text, add_special_tokens=False)
+
+
+def test_internvls_tokens_are_its_processors_but_for_the_times():
+    kind, shown = backbone("internvl"), video(16, 448, 448)
+    processor = SimpleNamespace(
+        start_image_token="<img>",
+        end_image_token="</img>",
+        image_token="<IMG_CONTEXT>",
+        image_seq_length=256,
+    )
+    frames = {"pixel_values_videos": [np.zeros((16, 3, 448, 448))]}
+    expected = InternVLProcessor.replace_video_token(processor, frames, 0)
+    chat = rendered("internvl", {"type": "video"}).replace("<IMG_CONTEXT>", expected, 1)
+    ours = kind.chat(TEXT, [shown])
+    assert "Frame1 at 0.00 s: <img>" in ours and "Frame16 at 7.50 s: <img>" in ours
+    for time_s in shown.times_s:
+        ours = ours.replace(f" at {time_s:.2f} s:", ":")
+    assert ids("internvl", ours) == ids("internvl", chat)
+    assert len(ids("internvl", ours)) > 4096
+
+
+def test_llavas_tokens_are_its_processors_but_for_the_sentence_of_times():
+    kind, shown = backbone("llava_onevision"), video(16, 384, 384)
+    processor = SimpleNamespace(video_token="<video>", num_image_tokens=729)
+    frames = {"pixel_values_videos": [np.zeros((16, 3, 384, 384))]}
+    expected = LlavaOnevisionProcessor.replace_video_token(processor, frames, 0)
+    chat = rendered("llava_onevision", {"type": "video"}).replace("<video>", expected, 1)
+    ours = kind.chat(TEXT, [shown])
+    told = kind.time_instruction([shown])
+    assert "lasts for 7.50 seconds, and 16 frames are taken from it, at 0.00 s, 0.50 s," in told
+    assert ids("llava_onevision", ours.replace(f"{told}\n", "")) == ids("llava_onevision", chat)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 2)])
+def test_a_server_words_the_request_of_the_card_as_it_was_trained(name, kind, side, size):
+    """The request's content through the chat template, each picture in the words of one."""
+    shown = video(2, size[0] * side, size[1] * side, "4-cam")
+    asked = kind.request(TEXT, [shown])
+    (turn,) = asked["messages"]
+    content = [
+        {"type": "video" if each["type"] == "video_url" else "image"}
+        if each["type"].endswith("_url")
+        else each
+        for each in turn["content"]
+    ]
+    text = (
+        FAMILIES[name]
+        .tokenizer()
+        .apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+    )
+    pads = kind.vision_token * kind.tokens_per_square
+    words = {
+        "internvl": f"<img>{pads}</img>",
+        "llava_onevision": kind.vision_token * kind.num_vision_tokens([shown]),
+    }
+    assert text.replace(kind.vision_token, words[name]) == kind.chat(TEXT, [shown])
+
+
+def test_a_server_is_told_how_much_a_window_holds():
+    four = {name: video(16, 2 * side, 2 * side, "4-cam") for name, side in SIDES.items()}
+    told = backbone("internvl").server_arguments([four["internvl"]])
+    assert told == """--limit-mm-per-prompt '{"image": 64}'"""
+    told = backbone("llava_onevision").server_arguments([four["llava_onevision"]])
+    assert told == "--max-num-batched-tokens 13312"  # for 12,545
+
+
+def test_numbers_come_from_the_models_config(name):
+    small = FAMILIES[name]
+    kind = small.kind()
+    assert kind.side_multiple == small.tile[0]
+    assert (kind.tokens_per_square, kind.token_px) == (
+        4,
+        {"internvl": 28, "llava_onevision": 22}[name],
+    )
+    default = backbone(
+        name, {"internvl": InternVLConfig, "llava_onevision": LlavaOnevisionConfig}[name]()
+    )
+    assert default == backbone(name)
+
+
+@pytest.mark.parametrize(
+    ("named", "other", "told"),
+    [
+        ("internvl", "internvl_chat", "remote code.*ends in -hf"),
+        ("llava_onevision", "llavaonevision1_5", "remote code.*-ov-hf"),
+        ("llava_onevision", "llava_onevision2", "remote code.*-ov-hf"),
+        ("internvl", "llava_onevision", "set model.backbone to what the base model is"),
+    ],
+)
+def test_models_of_remote_code_are_refused_with_what_to_take_instead(named, other, told):
+    with pytest.raises(AvomniError, match=f"the base model is a '{other}'") as caught:
+        backbone(named, SimpleNamespace(model_type=other))
+    assert re.search(told, str(caught.value))
+
+
+def test_a_tower_of_no_squares_is_refused():
+    with pytest.raises(AvomniError, match="448×224 px, which is no square"):
+        backbone("internvl", InternVLConfig(vision_config={"image_size": [448, 224]}))
+    other = LlavaOnevisionConfig(vision_config={"model_type": "clip_vision_model"})
+    with pytest.raises(AvomniError, match="a 'clip_vision_model', not a 'siglip_vision_model'"):
+        backbone("llava_onevision", other)
+
+
+# Billions of weights, as InternVL's authors publish them.
+PUBLISHED = {
+    "OpenGVLab/InternVL3-1B-hf": 0.938,
+    "OpenGVLab/InternVL3-2B-hf": 2.09,
+    "OpenGVLab/InternVL3-8B-hf": 7.94,
+    "OpenGVLab/InternVL3-9B-hf": 9.14,
+    "OpenGVLab/InternVL3-14B-hf": 15.1,
+    "OpenGVLab/InternVL3-38B-hf": 38.4,
+    "OpenGVLab/InternVL3-78B-hf": 78.4,
+    "OpenGVLab/InternVL3_5-1B-HF": 1.06,
+    "OpenGVLab/InternVL3_5-2B-HF": 2.35,
+    "OpenGVLab/InternVL3_5-4B-HF": 4.73,
+    "OpenGVLab/InternVL3_5-8B-HF": 8.53,
+    "OpenGVLab/InternVL3_5-14B-HF": 15.12,
+    "OpenGVLab/InternVL3_5-38B-HF": 38.4,
+}
+
+
+@pytest.mark.parametrize("base_model", PUBLISHED)
+def test_released_sizes_are_known_by_their_names(base_model):
+    size = family("internvl").released(base_model)
+    assert size.num_weights == pytest.approx(1e9 * PUBLISHED[base_model], rel=3e-3)
+
+
+@pytest.mark.parametrize(("name", "billions"), [("0.5b", 0.49), ("7b", 7.62), ("72b", 72.7)])
+@pytest.mark.parametrize("end", ["ov-hf", "ov-chat-hf", "si-hf"])
+def test_llavas_language_models_weigh_what_qwen2s_cards_say(name, end, billions):
+    size = family("llava_onevision").released(f"llava-hf/llava-onevision-qwen2-{name}-{end}")
+    of = size.language
+    count = of.num_linears + of.num_others + of.num_embeddings + of.num_head
+    assert count == pytest.approx(1e9 * billions, rel=1e-2)
+    # Of SigLIP-so400m's 27 layers and its head, 26 layers are there.
+    assert size.vision.num_tower == pytest.approx(398e6, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    "base_model",
+    [
+        "OpenGVLab/InternVL3_5-8B",  # remote code
+        "OpenGVLab/InternVL3_5-30B-A3B-HF",
+        "lmms-lab/llava-onevision-qwen2-7b-ov",
+        "llava-hf/llava-onevision-qwen2-3b-ov-hf",
+        "Qwen/Qwen3-VL-8B-Instruct",
+    ],
+)
+def test_of_others_nothing_is_said(base_model):
+    assert not any(family(each).released(base_model) for each in NAMES)
+
+
+def full_size(name):
+    """The size that params/ names, from its config on the meta device: shapes, no numbers."""
+    if name == "internvl":
+        config = InternVLConfig(
+            text_config={
+                "model_type": "qwen3",
+                "vocab_size": 151_936,
+                "hidden_size": 4096,
+                "intermediate_size": 12_288,
+                "num_hidden_layers": 36,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 8,
+                "head_dim": 128,
+            },
+            vision_config={"attention_bias": True},
+            tie_word_embeddings=False,
+        )
+    else:
+        config = LlavaOnevisionConfig(
+            text_config={
+                "model_type": "qwen2",
+                "vocab_size": 152_128,
+                "hidden_size": 3584,
+                "intermediate_size": 18_944,
+                "num_hidden_layers": 28,
+                "num_attention_heads": 28,
+                "num_key_value_heads": 4,
+            },
+        )
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config)
+
+
+FILES = {"internvl": "params/internvl.yaml", "llava_onevision": "params/llava.yaml"}
+
+
+def test_the_plan_counts_the_weights_of_the_full_size(name, tmp_path):
+    p = Params.from_values({"extends": FILES[name]})
+    big = full_size(name)
+    size = size_of(p)
+    count = sum(weight.numel() for weight in big.parameters())
+    assert size.num_weights == count
+    assert type(size) is type(backbone(name).size(big.config.to_dict()))
+    assert backbone(name).size(big.config.to_dict()) == size
+
+    linears = sum(
+        module.weight.numel()
+        for path, module in big.named_modules()
+        if isinstance(module, torch.nn.Linear) and "language_model" in path.split(".")
+    )
+    need = 2 * (count - linears) + linears * (4 + 8 / 64 + 32 / (64 * 256)) / 8
+    assert memory(p, size, tokens_per_sample(p)).weights == pytest.approx(need, rel=1e-3)
+
+    with torch.device("meta"):
+        tuned = load.add_adapter(big, p, backbone(name))
+    hit = {path for path, module in tuned.named_modules() if hasattr(module, "lora_A")}
+    layers = big.config.text_config.num_hidden_layers
+    assert hit == {
+        f"base_model.model.model.language_model.layers.{layer}.self_attn.{part}_proj"
+        for layer in range(layers)
+        for part in "qkvo"
+    }
+    assert load.trainable_parameters(tuned) == size.num_adapter(
+        p.model.lora_rank, ["q_proj", "k_proj", "v_proj", "o_proj"]
+    )
+
+
+@pytest.mark.parametrize("by_class", [False, True])
+def test_the_small_models_weights_are_counted_too(name, by_class):
+    config = FAMILIES[name].make_config(FAMILIES[name].tokenizer())
+    if by_class:  # all that is optional, on
+        config.vision_config.use_qk_norm = config.vision_config.use_mask_token = True
+        config.vision_config.use_mean_pooling = False
+        config.vision_config.vision_use_head = True
+        config.vision_feature_layer = -1 if name == "internvl" else [-2, -1]
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    count = sum(weight.numel() for weight in model.parameters())
+    assert backbone(name).size(config.to_dict()).num_weights == count
+
+
+@pytest.fixture
+def model(name):
+    torch.manual_seed(0)
+    made = AutoModelForImageTextToText.from_config(
+        FAMILIES[name].make_config(FAMILIES[name].tokenizer())
+    )
+    for weights in made.parameters():
+        weights.requires_grad_(False)
+    return made.eval()
+
+
+def seen(name, model):
+    """What the language model is given of a window."""
+    torch.manual_seed(1)
+    kind, small = FAMILIES[name].kind(), FAMILIES[name]
+    pixels = pixels_of(kind, random_frames(2, 3, *small.size), [video(3, *small.size)])
+    if name == "internvl":
+        return model.model.get_image_features(pixels).pooler_output
+    return model.model.get_video_features(pixels).pooler_output
+
+
+@pytest.mark.parametrize("layer", [-1, -2, 1, [-2, -1]])
+def test_llavas_tower_holds_only_what_is_used_and_gives_the_same(layer, monkeypatch):
+    config = FAMILIES["llava_onevision"].make_config(FAMILIES["llava_onevision"].tokenizer())
+    config.vision_feature_layer = layer
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(config).eval()
+    with torch.no_grad():
+        before = seen("llava_onevision", model)
+    ran = []
+    for number, module in enumerate(model.model.vision_tower.encoder.layers, start=1):
+        module.register_forward_hook(lambda *_, number=number: ran.append(number))
+    names = list(model.state_dict())
+    backbone("llava_onevision").prepare(model)
+    assert torch.equal(seen("llava_onevision", model), before)
+    outputs = model.model.vision_tower(torch.zeros(1, 3, 44, 44), output_hidden_states=True)
+    wanted = [layer] if isinstance(layer, int) else layer
+    assert list(outputs.hidden_states) == wanted
+    last = max(each % 4 for each in wanted)
+    assert ran == list(range(1, last + 1)) * 2, "layers behind the last that is used do not run"
+    assert list(model.state_dict()) == names
+
+
+def test_the_frozen_tower_keeps_nothing_for_gradients(name, model):
+    """Gradient checkpointing makes every part's input embeddings ask for gradients, its own too."""
+    with torch.no_grad():
+        before = seen(name, model)
+    model.gradient_checkpointing_enable()
+    model.enable_input_require_grads()
+    model.train()
+    assert seen(name, model).requires_grad, "as transformers has it"
+    backbone(name).prepare(model)
+    after = seen(name, model)
+    assert not after.requires_grad and torch.equal(after, before)
+
+
+def test_norms_are_those_of_transformers_on_a_cpu(name, model):
+    norm = model.model.language_model.norm
+    norm.weight.data.uniform_(0.5, 2)
+    hidden = torch.randn(3, 5, norm.weight.shape[0]) * 7
+    before = norm(hidden)
+    backbone(name).prepare(model)
+    assert torch.equal(norm(hidden), before) and "forward" in vars(norm)
+
+
+def test_what_the_towers_work_is(kind, name):
+    shown = video(16, SIDES[name], 2 * SIDES[name])
+    work = kind.vision_work([shown])
+    each = {"internvl": 1025, "llava_onevision": 729}[name]
+    assert (work.patches, work.pairs) == (32 * each, 32 * each**2)
+    assert math.isqrt(each - (name == "internvl")) ** 2 == each - (name == "internvl")
