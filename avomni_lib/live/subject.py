@@ -13,7 +13,7 @@ from avomni_lib.dataset import cameras
 from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.dataset.clip import Clip
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl.cache.memmap import Cache
+from avomni_lib.etl.cache.memmap import CLIPS_FILE, Cache
 from avomni_lib.etl.cache.windows import Windows
 from avomni_lib.etl.clip import sampling, tiling
 from avomni_lib.etl.run.build import recipe_of
@@ -78,7 +78,7 @@ def of_clip(p: Params, clip_id: str, at_s: float | None = None) -> Subject:
     Raises:
         AvomniError: no such clip, its raw files are not there or damaged, or it is too short.
     """
-    cache = Cache.open(p.cache_dir) if (p.cache_dir / "header.json").exists() else None
+    cache = Cache.open(p.cache_dir) if (p.cache_dir / CLIPS_FILE).exists() else None
     if cache is not None and clip_id in {clip.clip_id for clip in cache.clips}:
         length, stride = p.processing.sequence_length, p.processing.stride
         windows = Windows(cache, length, stride, horizon_s=target_of(p).horizon_s)
