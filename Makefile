@@ -22,7 +22,7 @@ export OMP_NUM_THREADS ?= 1
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 AS_ADMIN := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help demo seeds run report test test-browser bench lint check parameters lab setup rocm cuda pictures clean
+.PHONY: help demo seeds run report test test-browser bench backbones lint check parameters lab setup rocm cuda pictures clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -70,6 +70,10 @@ bench: $(READY)
 	$(PY) -m tests.benchmarks.catalog
 	$(PY) -m tests.benchmarks.etl
 	$(PY) -m tests.benchmarks.loader
+
+## make backbones  a small model of each family from scratch on the same rendered drives, one table (15 minutes)
+backbones: $(READY)
+	$(PY) -m avomni_world.compare_backbones
 
 lint: $(READY)
 	$(PY) -m ruff check .

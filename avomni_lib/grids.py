@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +32,8 @@ MOST = 7  # rows or columns: more than all cameras in a line would be empty
 
 def checked(value: Any) -> str | Rows:
     """A preset's name, `module:attribute`, or rows of camera names, null for an empty cell.
+
+    A name that is repeated over a rectangle of neighbouring cells is one camera shown larger.
 
     Rows that are a preset's come back as its name, so that the two are the same grid.
 
@@ -73,7 +74,19 @@ def _mistakes(rows: tuple[tuple[Any, ...], ...]) -> list[str]:
     unknown = dict.fromkeys(repr(cell) for cell in named if cell not in NAMES)
     if unknown:
         mistakes.append(f"there is no camera {', '.join(unknown)}; there are {', '.join(NAMES)}")
-    counts = Counter(cell for cell in named if cell in NAMES)
-    if twice := [name for name, count in counts.items() if count > 1]:
-        mistakes.append(f"{', '.join(twice)} stands more than once")
+    torn = [name for name in dict.fromkeys(named) if name in NAMES and not _is_one(name, rows)]
+    if torn:
+        mistakes.append(
+            f"{', '.join(torn)} stands in several cells that are no rectangle: repeat a name over "
+            "neighbouring cells to show its camera larger, as in 2 rows of 2"
+        )
     return mistakes
+
+
+def _is_one(name: str, rows: tuple[tuple[Any, ...], ...]) -> bool:
+    """Whether the cells of a name are a whole rectangle."""
+    places = [
+        (row, col) for row, cells in enumerate(rows) for col, c in enumerate(cells) if c == name
+    ]
+    high, wide = (max(each) - min(each) + 1 for each in zip(*places, strict=True))
+    return len(places) == high * wide

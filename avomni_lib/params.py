@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 
 from avomni_lib import files, own_code, params_cell, params_yaml
 from avomni_lib.errors import AvomniError
+from avomni_lib.section import Section
 from avomni_lib.sections import (
     DatasetParams,
     DownloadParams,
@@ -28,7 +29,6 @@ from avomni_lib.sections import (
     ProcessingParams,
     PromptParams,
     RunParams,
-    Section,
     TrainingParams,
     VisionParams,
     WorldParams,
@@ -54,38 +54,32 @@ class Params(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> Params:
         size, length = self.vision.window_size, self.processing.sequence_length
-        training = self.training
+        training, target = self.training, self.training.target
+        past, sample_hz = self.processing.past, self.processing.sample_hz
         gathered, ranks = training.gradient_accumulation_steps, training.num_processes
-        checks = [
-            (
-                size not in (None, length),
-                f"vision.window_size is {size} and processing.sequence_length is {length}: both "
-                "name the frames of a window; make them equal or set window_size to null",
-            ),
-            (
-                gathered % ranks,
-                f"training.gradient_accumulation_steps is {gathered} and training.num_processes "
-                f"is {ranks}: the batches of a step are shared among the processes, so the second "
-                "must divide the first",
-            ),
-            (
-                training.patience and not training.heldout_windows,
-                "training.patience waits for a better held-out figure, and none is made: set "
-                "training.heldout_windows too",
-            ),
-            (
-                training.target in ("coc_v1", "full_v1") and not self.processing.obstacles,
-                f"training.target {training.target} speaks of other road users: set "
-                "processing.obstacles to true, or choose another target",
-            ),
-            (
-                self.download.evict_raw and self.dataset.source == "folder",
-                "download.evict_raw removes raw files that can be fetched again, and those of "
-                "dataset.source: folder cannot: set evict_raw to false",
-            ),
-        ]
-        if mistakes := [text for is_wrong, text in checks if is_wrong]:
-            raise ValueError("\n".join(mistakes))
+        mistakes = {
+            f"vision.window_size is {size} and processing.sequence_length is {length}: both name "
+            "the frames of a window; make them equal or set window_size to null": size
+            not in (None, length),
+            f"training.gradient_accumulation_steps is {gathered} and training.num_processes is "
+            f"{ranks}: the batches of a step are shared among the processes, so the second must "
+            "divide the first": gathered % ranks,
+            f"processing.past.seconds is {past.seconds} and processing.past.hz {past.hz}: that is "
+            "less than one moment; raise one of them or set seconds to null": past.seconds
+            and past.seconds * past.hz < 1,
+            f"processing.past.hz is {past.hz}, and the cache has {sample_hz} frames a second "
+            "(processing.sample_hz)": past.seconds and past.hz > sample_hz,
+            "training.patience waits for a better held-out figure, and none is made: set "
+            "training.heldout_windows too": training.patience and not training.heldout_windows,
+            f"training.target {target} speaks of other road users: set processing.obstacles to "
+            "true, or choose another target": target in ("coc_v1", "full_v1")
+            and not self.processing.obstacles,
+            "download.evict_raw removes raw files that can be fetched again, and those of "
+            "dataset.source: folder cannot: set evict_raw to false": self.download.evict_raw
+            and self.dataset.source == "folder",
+        }
+        if wrong := [text for text, is_wrong in mistakes.items() if is_wrong]:
+            raise ValueError("\n".join(wrong))
         return self
 
     @classmethod
@@ -137,7 +131,8 @@ class Params(Section):
         if injected:
             given = params_cell.command_line()
             whole = cls.from_values(params_yaml.merge(given, values), "papermill's parameters")
-            if lost := _differing(p, whole):
+            own, others = (_keys_of_values(each.values()) for each in (p, whole))
+            if lost := [name for name in own if own[name] != others[name]]:
                 raise AvomniError(
                     "papermill takes only the last of several options that name a section, and "
                     f"these were dropped: {', '.join(lost)}",
@@ -199,10 +194,10 @@ class Params(Section):
 
     def code_rows(self) -> list[tuple[str, str, str]]:
         """Rows for a plan: whose code it runs. Nothing of it is run to say so."""
-        sources = [(key, own_code.find(value, key)) for key, value in self.own_code.items()]
         return [
             (key, source.reference, f"{source.path}, sha256 {source.sha256[:12]}…")
-            for key, source in sources
+            for key, value in self.own_code.items()
+            for source in [own_code.find(value, key)]
         ]
 
     def values(self, *names: str) -> dict[str, Any]:
@@ -237,13 +232,9 @@ def left_out(paths: Sequence[str | Path]) -> str | None:
     if EXTENDS in merged:
         return None
     named = _keys_of_values(merged)
-    missing = [key for key in _keys_of_values(Params().values()) if key not in named]
-    if not missing:
-        return None
-    return (
-        f"{' + '.join(map(str, paths))} leaves out {len(missing)} parameters: they are as in "
-        f"{DEMO_FILE}; for those of another file write `{EXTENDS}: FILE.yaml`"
-    )
+    num = sum(key not in named for key in _keys_of_values(Params().values()))
+    note = f"{' + '.join(map(str, paths))} leaves out {num} parameters: they are as in {DEMO_FILE}"
+    return f"{note}; for those of another file write `{EXTENDS}: FILE.yaml`" if num else None
 
 
 def _merged(paths: Sequence[str | Path]) -> dict[str, Any]:
@@ -298,11 +289,6 @@ def _keys_of_values(values: Mapping[str, Any], prefix: str = "") -> dict[str, An
     return keys
 
 
-def _differing(a: Params, b: Params) -> list[str]:
-    others = _keys_of_values(b.values())
-    return [name for name, value in _keys_of_values(a.values()).items() if value != others[name]]
-
-
 def _schema(section: type[BaseModel] = Params, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Every section and key, a section before its keys, by dotted name."""
     for key, field in section.model_fields.items():
@@ -318,9 +304,11 @@ def _nearest(dotted: str) -> str:
     section, _, word = dotted.rpartition(".")
     parts = [(name, *name.rpartition(".")[::2]) for name, _ in _schema()]
     elsewhere = [name for name, _, last in parts if last == word]
+    siblings = {last: name for name, above, last in parts if above == section}
+    if close := difflib.get_close_matches(word, siblings, n=1, cutoff=0.7):
+        return f"did you mean {siblings[close[0]]}?"
     if elsewhere:
         return f"did you mean {' or '.join(elsewhere)}?"
-    siblings = {last: name for name, above, last in parts if above == section}
     for names in (siblings, {last: name for name, _, last in parts}):
         if close := difflib.get_close_matches(word, names, n=1, cutoff=0.6):
             return f"did you mean {names[close[0]]}?"
@@ -348,9 +336,8 @@ def _all_mistakes(error: ValidationError, source: str) -> AvomniError:
             got = re.sub(r"//[^/@]*@", "//***@", reprlib.repr(mistake["input"]))
             message = _MESSAGES.get(mistake["type"], str(error_of_ours or mistake["msg"]))
             lines.append(f"{name}: {message} (got {got})")
-    count = f"{len(lines)} parameter{'s' if len(lines) > 1 else ''} to fix"
     return AvomniError(
-        count + "".join(f"\n  - {line}" for line in lines),
+        f"{len(lines)} parameters to fix" + "".join(f"\n  - {line}" for line in lines),
         where=source,
         fix="every parameter, its unit and default: docs/parameters.md",
     )

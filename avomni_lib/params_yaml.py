@@ -37,16 +37,24 @@ class _Loader(yaml.SafeLoader):
         super().__init__(text)
         self.mistakes: list[str] = []
 
+    def note(self, node: Any, mistake: str) -> None:
+        self.mistakes.append(f"line {node.start_mark.line + 1}: {mistake}")
+
+    def raise_mistakes(self, where: str) -> None:
+        if self.mistakes:
+            lines = "".join(f"\n  - {line}" for line in self.mistakes)
+            what = f"mistakes in the YAML: {len(self.mistakes)}{lines}"
+            raise AvomniError(what, where=where, fix="mend the lines that are named")
+
     def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
         event = self.peek_event()
-        line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent):
             self.get_event()
-            self.mistakes.append(f"line {line}: write the value out instead of *{event.anchor}")
+            self.note(event, f"write the value out instead of *{event.anchor}")
             return yaml.ScalarNode(f"{TAG}str", "", event.start_mark, event.end_mark)
         node = super().compose_node(parent, index)
         if event.tag:
-            self.mistakes.append(f"line {line}: tags such as {event.tag} are not read")
+            self.note(event, f"tags such as {event.tag} are not read")
         elif isinstance(node, yaml.ScalarNode) and node.style is None:
             self.read_plain_value(node)
         elif isinstance(node, yaml.MappingNode):
@@ -63,27 +71,23 @@ class _Loader(yaml.SafeLoader):
                 reading = repr(self.construct_object(node))
             except (ValueError, OverflowError):
                 reading = "no number"
-            self.mistakes.append(
-                f"line {node.start_mark.line + 1}: YAML reads {node.value} as {reading}: write the "
-                "number in plain digits or true or false, or put text in quotes"
-            )
+            how = "write the number in plain digits or true or false, or put text in quotes"
+            self.note(node, f"YAML reads {node.value} as {reading}: {how}")
         elif kind not in (*PLAIN, "null", "str"):
-            self.mistakes.append(f"line {node.start_mark.line + 1}: {node.value} is no value")
+            self.note(node, f"{node.value} is no value")
 
     def _check_keys(self, node: yaml.MappingNode) -> None:
-        first_lines: dict[str, int] = {}
+        lines: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
             if key.tag != f"{TAG}str":
                 name = key.value if isinstance(key, yaml.ScalarNode) else "a list or a section"
-                self.mistakes.append(f"line {line}: {name} is no key: keys are names")
-            elif key.value in first_lines:
-                self.mistakes.append(
-                    f"{key.value} stands twice, in lines {first_lines[key.value]} and {line}: "
-                    "keep one"
-                )
+                self.note(key, f"{name} is no key: keys are names")
+            elif key.value in lines:
+                both = f"in lines {lines[key.value]} and {line}"
+                self.mistakes.append(f"{key.value} stands twice, {both}: keep one")
             else:
-                first_lines[key.value] = line
+                lines[key.value] = line
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,18 +110,17 @@ def renamed(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         AvomniError: a key stands there by both names.
     """
     sections = dict(values)
-    for section, keys in RENAMED.items():
-        for old, new in keys.items():
-            keys_set = sections.get(section)
-            if not isinstance(keys_set, Mapping) or old not in keys_set:
-                continue
-            if new in keys_set:
+    for section, names in RENAMED.items():
+        keys = sections.get(section)
+        for old, new in names.items() if isinstance(keys, Mapping) else ():
+            if old in keys and new in keys:
                 raise AvomniError(
                     f"{section}.{old} is the old name of {section}.{new}, and both are there",
                     where=where,
                     fix=f"keep {section}.{new}",
                 )
-            sections[section] = {new if key == old else key: keys_set[key] for key in keys_set}
+            keys = {new if key == old else key: value for key, value in keys.items()}
+            sections[section] = keys
     return sections
 
 
@@ -132,56 +135,44 @@ def read(path: Path) -> dict[str, Any]:
             text = file.read(MAX_CHARACTERS + 1)
     except FileNotFoundError:
         there = ", ".join(sorted(f"params/{file.name}" for file in PARAMS_DIR.glob("*.yaml")))
-        raise AvomniError(
-            "params file not found", where=str(path), fix=f"there are: {there}"
-        ) from None
+        fix = f"there are: {there}"
+        raise AvomniError("params file not found", where=str(path), fix=fix) from None
     except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise AvomniError(
-            f"params file cannot be read: {error}",
-            where=str(path),
-            fix="name a YAML file, saved as UTF-8",
-        ) from None
+        what = f"params file cannot be read: {error}"
+        fix = "name a YAML file, saved as UTF-8"
+        raise AvomniError(what, where=str(path), fix=fix) from None
     return parse(text, str(path))
 
 
 def parse(text: str, where: str) -> dict[str, Any]:
-    """The sections that stand in a params file's text.
+    """The sections that stand in a params file's text; `training.max_steps: 3` is a key of one.
 
     Raises:
         AvomniError: as `read`.
     """
+    fix = "start from params/demo.yaml"
     if len(text) > MAX_CHARACTERS:
-        raise AvomniError(
-            f"a params file has at most {MAX_CHARACTERS:,} characters, this one has more",
-            where=where,
-            fix="start from params/demo.yaml",
-        )
-    values, _ = _load(text, where)
-    if not isinstance(values or {}, dict):
-        raise AvomniError(
-            f"a params file holds sections of keys, this one holds a {type(values).__name__}",
-            where=where,
-            fix="start from params/demo.yaml",
-        )
-    return renamed(_nested(values or {}, where), where)
-
-
-def _nested(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """`training.max_steps: 3` as a key of its section."""
+        what = f"a params file has at most {MAX_CHARACTERS:,} characters, this one has more"
+        raise AvomniError(what, where=where, fix=fix)
+    values = _load(text, where)[0] or {}
+    if not isinstance(values, dict):
+        what = f"a params file holds sections of keys, this one holds a {type(values).__name__}"
+        raise AvomniError(what, where=where, fix=fix)
     nested = {name: value for name, value in values.items() if "." not in name}
     for name in values.keys() - nested.keys():
-        section, *keys = name.split(".")
+        section = name.partition(".")[0]
         if section in values:
-            raise AvomniError(
-                f"{section} stands twice, as a section and as {name}",
-                where=where,
-                fix=f"write the key below {section}",
-            )
-        value = values[name]
-        for key in reversed(keys):
-            value = {key: value}
-        nested = merge(nested, {section: value})
-    return nested
+            what = f"{section} stands twice, as a section and as {name}"
+            raise AvomniError(what, where=where, fix=f"write the key below {section}")
+        nested = merge(nested, _below(name.split("."), values[name]))
+    return renamed(nested, where)
+
+
+def _below(names: Sequence[str], value: Any) -> dict[str, Any]:
+    """The value as a key in sections of sections."""
+    for name in reversed(names):
+        value = {name: value}
+    return value
 
 
 def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
@@ -198,20 +189,13 @@ def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
         name, equals, text = change.partition("=")
         parts = name.strip().split(".")
         if not equals or len(parts) < 2 or not all(parts):
-            raise AvomniError(
-                f"cannot read --set {change!r}",
-                fix="write section.key=value, as in processing.stride=4",
-            )
+            fix = "write section.key=value, as in processing.stride=4"
+            raise AvomniError(f"cannot read --set {change!r}", fix=fix)
         if (dotted := ".".join(parts)) in before:
-            raise AvomniError(
-                f"{dotted} is set twice: --set {before[dotted]!r} and --set {change!r}",
-                fix="keep one",
-            )
+            what = f"{dotted} is set twice: --set {before[dotted]!r} and --set {change!r}"
+            raise AvomniError(what, fix="keep one")
         before[dotted] = change
-        value = _value(text.strip(), f"--set {change!r}")
-        for part in reversed(parts):
-            value = {part: value}
-        merged = merge(merged, value)
+        merged = merge(merged, _below(parts, _value(text.strip(), f"--set {change!r}")))
     return renamed(merged, "--set")
 
 
@@ -220,9 +204,9 @@ def _value(text: str, where: str) -> Any:
         raise AvomniError(f"no value in {where}", fix="write null to take a value away")
     if text[0] in "\"'[{":
         value, end = _load(text, where)
-        if text[end:].strip():
+        if rest := text[end:].strip():
             raise AvomniError(
-                f"cannot read the value of {where}: {text[end:].strip()} follows it",
+                f"cannot read the value of {where}: {rest} follows it",
                 fix="put the whole value in quotes for YAML, as in --set 'section.key=\"a #b\"'",
             )
         return value
@@ -231,7 +215,7 @@ def _value(text: str, where: str) -> Any:
     tag = loader.resolve(yaml.ScalarNode, text, (True, False))
     node = yaml.ScalarNode(tag, text, mark, mark)
     loader.read_plain_value(node)
-    _raise(loader.mistakes, where)
+    loader.raise_mistakes(where)
     return loader.construct_object(node)
 
 
@@ -243,20 +227,9 @@ def _load(text: str, where: str) -> tuple[Any, int]:
         node = loader.get_single_node()
         if node is None:
             return None, len(text)
-        _raise(loader.mistakes, where)
+        loader.raise_mistakes(where)
         return loader.construct_document(node), node.end_mark.index
     except (yaml.YAMLError, RecursionError) as error:
         what = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise AvomniError(
-            f"not valid YAML: {what}", where=where, fix="mend the line that is named"
-        ) from None
-
-
-def _raise(mistakes: list[str], where: str) -> None:
-    if mistakes:
-        count = f"{len(mistakes)} mistake{'s' if len(mistakes) > 1 else ''} in the YAML"
-        raise AvomniError(
-            count + "".join(f"\n  - {line}" for line in mistakes),
-            where=where,
-            fix="mend the lines that are named",
-        )
+        fix = "mend the line that is named"
+        raise AvomniError(f"not valid YAML: {what}", where=where, fix=fix) from None

@@ -6,18 +6,16 @@ The defaults are the embedded demo's, as `params/demo.yaml` states them (a test 
 from __future__ import annotations
 
 import re
-import types
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from avomni_lib import grids, hardware, own_code
+from avomni_lib.section import ROWS, Section
 
-SMALLEST, LARGEST = 1e-12, 1e12  # but for 0
 WORLD_SPLITS = {"train": 0.6, "val": 0.1, "test": 0.3}
-LONGEST_TEXT, LONGEST_NAME = 1000, 200
-ROWS = str | grids.Rows
+LONGEST_NAME = 200
 TARGETS = ("summary_v1", "future_v1", "meta_v1", "coc_v1", "full_v1")  # that are built in
 # Each file of that folder is a family of models; it is listed, as importing it is not ours here.
 BACKBONES = tuple(
@@ -28,8 +26,6 @@ BACKBONES = tuple(
     )
 )
 SPECIAL_TOKEN = re.compile(r"<\|[^|<>]*\|>")
-INTEGER = r"[-+]?(0|[1-9][0-9]*)"
-NUMBER = r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"
 
 
 def _path(value: str) -> str:
@@ -50,80 +46,6 @@ ModuleName = Annotated[
 ]
 # Relative paths start at the project root; ~/ is the user's home.
 PathText = Annotated[str, AfterValidator(_path)]
-
-
-class Section(BaseModel):
-    """A frozen set of keys.
-
-    Values are taken as people mean them or refused: text of a number is the number (YAML reads
-    `1e-4` as text), a list loses what it repeats, true is no 1 and 1 is not true.
-    """
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
-    )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _as_meant(cls, value: Any, info: ValidationInfo) -> Any:
-        name = str(info.field_name)
-        kinds = _kinds(cls.model_fields[name].annotation)
-        if any(isinstance(kind, type) and issubclass(kind, Section) for kind in kinds):
-            return {} if value is None else value
-        if isinstance(value, list | tuple) and cls.model_fields[name].annotation == ROWS:
-            return value  # whose own check it is
-        if isinstance(value, list | tuple) and tuple in kinds:
-            if not value:
-                raise ValueError("an empty list: name something, or write null to ask for nothing")
-            if not all(isinstance(item, str | int | float) for item in value):
-                raise ValueError("its items are single values")
-            return tuple(dict.fromkeys(_scalar(item, kinds) for item in value))
-        value = _scalar(value, kinds)
-        if isinstance(value, str) and "$" in value:
-            raise ValueError("variables such as $HOME are not filled in here: write the value out")
-        return value
-
-
-def _kinds(annotation: Any) -> set[Any]:
-    """The types of which a value may be; a tuple's are among them, and `tuple` itself."""
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        return _kinds(get_args(annotation)[0])
-    if origin in (Union, types.UnionType, tuple):
-        inner = [_kinds(part) for part in get_args(annotation) if part is not Ellipsis]
-        return set().union(*inner) | ({tuple} if origin is tuple else set())
-    return {Literal if origin is Literal else annotation}
-
-
-def _scalar(value: Any, kinds: set[Any]) -> Any:
-    if isinstance(value, str) and not kinds & {str, Literal}:
-        if bool in kinds:
-            if value.lower() not in ("true", "false"):
-                raise ValueError("write true or false")
-            return value.lower() == "true"
-        if kinds & {int, float}:
-            if not re.fullmatch(INTEGER if int in kinds else NUMBER, value):
-                valid = "integer" if int in kinds else "number"
-                raise ValueError(f"Input should be a valid {valid}, in plain digits")
-            value = float(value) if len(value) > 15 or float in kinds else int(value)
-    if isinstance(value, str):
-        if not value.isprintable():
-            raise ValueError("holds a character that cannot be printed")
-        if not value or value != value.strip():
-            raise ValueError("is empty, or begins or ends with a space")
-        if len(value) > LONGEST_TEXT:
-            raise ValueError(f"is longer than {LONGEST_TEXT} characters")
-    elif isinstance(value, bool):
-        if kinds & {int, float}:
-            raise ValueError("a number is wanted, neither true nor false")
-    elif isinstance(value, int | float):
-        if bool in kinds:
-            raise ValueError("write true or false")
-        if LARGEST < abs(value) < float("inf") or 0 < abs(value) < SMALLEST:
-            raise ValueError(f"is out of range: {SMALLEST:g} to {LARGEST:g}, or 0")
-        if str in kinds:
-            raise ValueError("text is wanted: put it in quotes")
-    return value
 
 
 class RunParams(Section):
@@ -266,11 +188,36 @@ class DownloadParams(Section):
     clips: ClipsParams = ClipsParams()
 
 
+class PastParams(Section):
+    """Older frames, further apart, that a window shows before its own."""
+
+    seconds: Annotated[float, Field(gt=0, le=3600)] | None = Field(
+        None,
+        description="s before the window's own frames, over which older ones are shown too, out of "
+        "the same cache; null shows none",
+    )
+    hz: Annotated[float, Field(gt=0, le=1000)] = Field(
+        1.0,
+        description="moments of the past a second; each is as many neighbouring frames as the "
+        "backbone joins in a patch, which is two for Qwen",
+    )
+    scale: float = Field(
+        1.0, description="size of older frames: 1, or 0.5 or 0.25 by averaging squares of pixels"
+    )
+
+    @field_validator("scale")
+    @classmethod
+    def _averages_whole_squares(cls, scale: float) -> float:
+        if scale not in (1.0, 0.5, 0.25):
+            raise ValueError("older frames are shown at a scale of 1, 0.5 or 0.25")
+        return scale
+
+
 class ProcessingParams(Section):
     """Clips to the cache, and the cache to windows."""
 
     sequence_length: Annotated[int, Field(ge=2, le=100_000)] = Field(
-        16, description="frames in a window"
+        16, description="frames in a window, which answers speak of"
     )
     stride: Positive = Field(8, description="frames from one window's start to the next one's")
     sample_hz: Annotated[float, Field(gt=0, le=1000)] = Field(
@@ -306,6 +253,25 @@ class ProcessingParams(Section):
     obstacles: bool = Field(
         True, description="keep where other road users are, which coc_v1 and full_v1 speak of"
     )
+    past: PastParams = PastParams()
+
+    @property
+    def past_starts(self) -> tuple[int, ...]:
+        """The first row of each moment of the past, counted from the window's first frame: below
+        0, the oldest first."""
+        seconds, hz = self.past.seconds, self.past.hz
+        num = int(seconds * hz + 1e-9) if seconds else 0
+        return tuple(-round(n * self.sample_hz / hz) for n in range(num, 0, -1))
+
+    @property
+    def reach(self) -> int:
+        """Rows between a window's oldest frame and its first one of `sequence_length`."""
+        return -min(self.past_starts, default=0)
+
+    @property
+    def own_from_s(self) -> float:
+        """s from a window's oldest frame to the first of `sequence_length`."""
+        return self.reach / self.sample_hz
 
 
 class VisionParams(Section):

@@ -24,6 +24,9 @@ OTHERS = {
     "download.clips.balance_by": "hour",
     "download.clips.max_clips": 2,
     "processing.num_workers": 3,
+    "processing.past.seconds": 1.0,
+    "processing.past.hz": 2.0,
+    "processing.past.scale": 0.5,
     "vision.cameras": "7-cam",
     "prompt.question": "How fast does the car go?",
     "model.load_in_4bit": False,
@@ -35,6 +38,8 @@ OTHERS = {
 }
 # What else has to change with it for the file to be valid.
 WITH = {
+    "processing.past.hz": {"processing.past.seconds": 2.0},
+    "processing.past.scale": {"processing.past.seconds": 2.0},
     "training.patience": {"training.heldout_windows": 4},
     "training.num_processes": {"training.gradient_accumulation_steps": 2},
 }

@@ -43,8 +43,11 @@ class Family:
         words: What its prompt has beside the question's.
         make_config: Tokenizer -> transformers' config of the small model.
         left_out: What config.json does not say, as those of released checkpoints.
+        processor: What a merged model's files for pictures and for videos both say.
+        backbone: Its `model.backbone`, where that is not `name`.
+        quantisation: What its base model is loaded in unless a parameter says.
         num_linears: Linear modules of the language model that 4 bit holds.
-        adapted: Full names of the modules that LoRA adapts, but for what is in front of a layer.
+        adapted: Names of the modules that LoRA adapts, from the number of their layer on.
     """
 
     name: str
@@ -53,9 +56,14 @@ class Family:
     picture: str
     words: str
     make_config: Callable[[Any], Any]
+    processor: dict[str, Any]
     left_out: tuple[str, ...] = ()
+    backbone: str = ""
+    quantisation: str = "nf4"
     num_linears: int = 2 * 7
-    adapted: tuple[str, ...] = tuple(f"self_attn.{part}_proj" for part in "qkvo")
+    adapted: tuple[str, ...] = tuple(
+        f"{layer}.self_attn.{part}_proj" for layer in range(2) for part in "qkvo"
+    )
 
     @property
     def size(self) -> tuple[int, int]:
@@ -66,7 +74,7 @@ class Family:
         return _tokenizer(self.name)
 
     def kind(self) -> Backbone:
-        return backbone(self.name, self.make_config(self.tokenizer()))
+        return backbone(self.backbone or self.name, self.make_config(self.tokenizer()))
 
     def videos(self) -> tuple[Video, ...]:
         times = tuple(number / HZ for number in range(FRAMES))
@@ -104,7 +112,8 @@ class Family:
         """Parameters of a training over `windows`; `changes` are sections of keys."""
         own = {
             "processing": {"tile_width": self.tile[0], "tile_height": self.tile[1]},
-            "model": {"backbone": self.name},
+            "model": {"backbone": self.backbone or self.name},
+            "training": {"gradient_checkpointing": True},
         }
         sections = {name: own.get(name, {}) | changes.get(name, {}) for name in {*own, *changes}}
         return training_set.params(outputs, base, **sections)
@@ -179,6 +188,78 @@ def _llava_onevision(tokenizer: Any) -> Any:
     )
 
 
+def _qwen_ids(tokenizer: Any) -> dict[str, int]:
+    return {
+        f"{name}_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>")
+        for name, token in (
+            *(("image_token", "image_pad"), ("video_token", "video_pad")),
+            *(("vision_start_token", "vision_start"), ("vision_end_token", "vision_end")),
+        )
+    }
+
+
+QWEN_TOWER = {
+    "depth": 2,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_heads": 2,
+    "out_hidden_size": 64,
+    "num_position_embeddings": 64,
+}
+
+
+def _qwen3_5(tokenizer: Any) -> Any:
+    from transformers import Qwen3_5Config
+
+    rope = {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.5}
+    return Qwen3_5Config(
+        text_config=_text(
+            tokenizer,
+            num_hidden_layers=4,
+            head_dim=32,
+            linear_key_head_dim=16,
+            linear_value_head_dim=16,
+            linear_num_key_heads=2,
+            linear_num_value_heads=4,
+            rope_parameters=rope | {"mrope_section": [3, 3, 2], "mrope_interleaved": True},
+        ),
+        vision_config=QWEN_TOWER,
+        tie_word_embeddings=True,
+        **_qwen_ids(tokenizer),
+    )
+
+
+def _qwen3_vl_moe(tokenizer: Any) -> Any:
+    from transformers import Qwen3VLMoeConfig
+
+    rope = {"rope_type": "default", "rope_theta": 5e6}
+    return Qwen3VLMoeConfig(
+        text_config=_text(
+            tokenizer,
+            head_dim=32,
+            num_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=48,
+            rope_parameters=rope | {"mrope_section": [6, 5, 5], "mrope_interleaved": True},
+        ),
+        vision_config=QWEN_TOWER | {"deepstack_visual_indexes": [0, 1]},
+        tie_word_embeddings=False,
+        **_qwen_ids(tokenizer),
+    )
+
+
+def _qwen_family(name: str, **own: Any) -> Family:
+    """Qwen's: tiles as `training_set`'s, and the numbers of its processor files."""
+    return Family(
+        name,
+        tile=(48, 32),
+        picture="<|vision_start|><|video_pad|><|vision_end|>",
+        words="<0.1 seconds>",
+        processor={"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "patch_size": 16},
+        **own,
+    )
+
+
 FAMILIES = {
     each.name: each
     for each in (
@@ -189,6 +270,11 @@ FAMILIES = {
             picture="<IMG_CONTEXT>",
             words="Frame1 at 0.00 s: front wide: rear left: \n",
             make_config=_internvl,
+            processor={
+                "image_mean": [0.485, 0.456, 0.406],
+                "image_std": [0.229, 0.224, 0.225],
+                "size": {"height": 56, "width": 56},
+            },
             left_out=("tie_word_embeddings",),
         ),
         Family(
@@ -199,6 +285,33 @@ FAMILIES = {
             words="The video lasts for 0.30 seconds, and 4 frames are taken from it, at 0.00 s, "
             "0.10 s. Each frame is shown as 2 pictures, row by row from the top left.",
             make_config=_llava_onevision,
+            processor={
+                "image_mean": [0.5] * 3,
+                "image_std": [0.5] * 3,
+                "size": {"height": 44, "width": 44},
+            },
+        ),
+        _qwen_family(
+            "qwen3_5",
+            special=(),
+            make_config=_qwen3_5,
+            quantisation="none",
+            num_linears=3 * 8 + 7,
+            adapted=(
+                *(
+                    f"{layer}.linear_attn.{part}"
+                    for layer in range(3)
+                    for part in ("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj")
+                ),
+                *(f"3.self_attn.{part}_proj" for part in "qkvo"),
+            ),
+        ),
+        _qwen_family(
+            "qwen3_vl_moe",
+            backbone="qwen3_vl",
+            special=(),
+            make_config=_qwen3_vl_moe,
+            num_linears=2 * 4,  # experts are no linear modules
         ),
     )
 }

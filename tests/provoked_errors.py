@@ -22,11 +22,10 @@ from scipy.spatial.transform import Rotation
 
 from avomni_lib import files
 from avomni_lib.dataset import cameras, checks
-from avomni_lib.dataset.catalog import Catalog
+from avomni_lib.dataset.catalog import FEATURES_FILE, Catalog
 from avomni_lib.dataset.download import download
 from avomni_lib.dataset.download.backoff import Backoff
 from avomni_lib.dataset.download.hub import Hub
-from avomni_lib.dataset.features import FEATURES_FILE
 from avomni_lib.dataset.own.conventions import Track, contradictions
 from avomni_lib.dataset.own.pack import OwnClip, pack
 from avomni_lib.dataset.select import evicted, split

@@ -381,11 +381,9 @@ def _write_calibration(folder: Path, chunk: int, numbers: range, width: int, hei
         y=[0.1 * names.index(name) for name in keys[1]],
         z=1.4,
     )
-    vehicle = pd.DataFrame({"clip_id": map(clip_id_of, numbers)}).assign(
-        **{"length": 4.87, "width": 2.12, "height": 1.47, "rear_axle_to_bbox_center": 1.42},
-        wheelbase=2.85,
-        track_width=1.6,
-    )
+    sizes = {"length": 4.87, "width": 2.12, "height": 1.47, "rear_axle_to_bbox_center": 1.42}
+    sizes |= {"wheelbase": 2.85, "track_width": 1.6}
+    vehicle = pd.DataFrame([sizes | {"clip_id": clip_id_of(n)} for n in numbers])
     for feature, table in (
         ("camera_intrinsics", intrinsics),
         ("sensor_extrinsics", extrinsics),

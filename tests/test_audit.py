@@ -12,7 +12,6 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -30,8 +29,6 @@ from tests.local_hub import LocalHub
 from tests.published_set import (
     chunk_path,
     clip_id_of,
-    encode_video,
-    frame_bits,
     parquet_bytes,
     read_zip,
     write_published_set,
@@ -138,12 +135,12 @@ def test_a_sound_set_raises_nothing_at_either_depth(server: LocalHub, hub: Hub, 
         assert found.figures["bytes_to_fetch"] == 0
         assert found.digest == before.digest
     assert not any(r.method == "GET" and "chunk" in r.path for r in server.requests[num_gets:])
-    assert quick.figures["bytes_read"] == 0 and quick.figures["codecs"] == {}
+    assert quick.figures["bytes_read"] == 0 and quick.figures["streams"] == {}
     assert full.figures["bytes_read"] == full.figures["bytes"]
-    assert full.figures["codecs"] == {"h264": 6 * 4}
+    assert sum(row["num_streams"] for row in full.figures["streams"].values()) == 6 * 4
 
 
-def test_streams_and_egomotion_are_told_in_figures(folder: Path, tmp_path: Path):
+def test_streams_are_told_in_figures_and_ego_motion_in_a_remark(folder: Path, tmp_path: Path):
     p = params(tmp_path, "folder", "full")
     found = audit(p, None)
     assert json.loads(path_of(p).read_text()) == json.loads(json.dumps(dataclasses.asdict(found)))
@@ -154,9 +151,6 @@ def test_streams_and_egomotion_are_told_in_figures(folder: Path, tmp_path: Path)
     # Twelve frames or thirteen, with a key frame every fifteenth: one group, cut by the end.
     assert sum(row["gops"].values()) == 6 and row["gops"].keys() <= {"12", "13"}
     assert 0 < row["mbit_per_s"][0] <= row["mbit_per_s"][1] <= row["mbit_per_s"][2] < 10
-    ego = found.figures["egomotion"]
-    assert ego["num_clips"] == 6 and 90 < ego["rate_hz"][1] < 110
-    assert ego["past_video_s"] == pytest.approx([9, 9, 9], abs=0.1)
     (row,) = found.findings
     assert (row["severity"], row["what"]) == ("noted", "ego motion runs past the video")
     assert "by 9.0 s" in row["reason"] and "6 clips" in row["reason"]
@@ -188,92 +182,65 @@ def spoil_member(folder: Path, number: int, feature: str, member: str, spoil: Ca
     write_zip(path, members | {name: spoil(members[name])})
 
 
-def zeroed(content: bytes) -> bytes:
-    start = content.index(b"mdat") + 200
-    return content[:start] + bytes(400) + content[start + 400 :]
-
-
-def table(change: Callable[[pd.DataFrame], pd.DataFrame | None]) -> Callable[[bytes], bytes]:
-    """Change a parquet member: in place, or by what is returned."""
+def table(change: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[bytes], bytes]:
+    """Change a parquet member."""
 
     def spoil(content: bytes) -> bytes:
-        held = pd.read_parquet(io.BytesIO(content))
-        changed = change(held)
-        held = held if changed is None else changed
-        return parquet_bytes({name: held[name].to_numpy() for name in held})
+        changed = change(pd.read_parquet(io.BytesIO(content)))
+        return parquet_bytes({name: changed[name].to_numpy() for name in changed})
 
     return spoil
-
-
-def rows(name: str, by: float, first: int, stop: int | None = None, is_factor: bool = False):
-    """Rows `first` to `stop` of a column raised by a number, or multiplied with it."""
-
-    def change(held: pd.DataFrame) -> None:
-        values = held[name].to_numpy(copy=True)
-        part = slice(first, stop)
-        values[part] = values[part] * by if is_factor else values[part] + by
-        held[name] = values
-
-    return table(change)
-
-
-def swap_2_and_3(held: pd.DataFrame) -> None:
-    held["timestamp"] = held.timestamp.to_numpy()[[0, 1, 3, 2, *range(4, len(held))]]
-
-
-def half_as_fast(held: pd.DataFrame) -> None:
-    held[["vx", "vy"]] /= 2
-
-
-def not_from_0_1_to_0_8_s(held: pd.DataFrame) -> pd.DataFrame:
-    return held[(held.timestamp < 100_000) | (held.timestamp > 800_000)]
-
-
-def up_to_3_s(held: pd.DataFrame) -> pd.DataFrame:
-    return held[held.timestamp < 3_000_000]
-
-
-def up_to_0_3_s(held: pd.DataFrame) -> pd.DataFrame:
-    return held[held.timestamp < 300_000]
 
 
 EGO, CLOCK = ("egomotion", "parquet"), (CAMERA, "timestamps.parquet")
 # One a clip: feature, member, what is done to it, severity, what must be said.
 PLANTED = [
     (CAMERA, "mp4", lambda content: content[:-200], "damaged", "the mp4 lists 1[23] frames and h"),
-    (CAMERA, "mp4", zeroed, "damaged", r"frame 0 is damaged: .* at byte \d+"),
     (CAMERA, "mp4", lambda content: content[:100], "damaged", "the mp4 "),
-    (*CLOCK, table(swap_2_and_3), "damaged", r"timestamps do not rise at row 3: \d+ then \d+ µs"),
+    (
+        *CLOCK,
+        table(lambda t: t.iloc[[0, 1, 3, 2, *range(4, len(t))]]),
+        "damaged",
+        "not rise at row 3",
+    ),
     (*CLOCK, table(lambda t: t.head(9)), "damaged", r"1[23] frames in the mp4, 9 timestamps"),
-    (*CLOCK, rows("timestamp", 100_000, 7), "odd", r"3 frames are missing in 1 gaps; .* at row 7"),
-    (*CLOCK, rows("timestamp", 150_000, 0), "odd", r"the first frame is at 0\.\d+ s, not within"),
+    (*CLOCK, table(lambda t: t * 6 // 5), "damaged", "33.3 ms apart, those of its timestamps 40.0"),
+    (*CLOCK, table(lambda t: t + 150_000), "odd", r"the first frame is at 0\.\d+ s, not within"),
     (*CLOCK, lambda _: b"PAR1", "damaged", "frame_timestamps: not a readable parquet file"),
-    (*EGO, rows("x", np.nan, 30, 31), "damaged", "x is nan at row 30"),
-    (*EGO, rows("qz", 1.0, 30, 31), "damaged", r"no rotation at row 30: \|q\| = \d\.\d"),
-    (*EGO, rows("x", 0.6, 60), "odd", r"position jumps by 0\.\d+ m .* at 0\.\d+ s \(row 60\)"),
-    (*EGO, rows("y", 9.0, 60), "damaged", r"position jumps by \d\.\d+ m"),
-    (*EGO, table(half_as_fast), "damaged", r"positions cover \d+\.\d m, speeds \d+\.\d m"),
-    (*EGO, table(not_from_0_1_to_0_8_s), "damaged", r"a gap of 0\.7\d s .* at 0\.\d\d s"),
-    (*EGO, table(up_to_3_s), "odd", r"ends 2\.\d\d s after the last frame"),
-    (*EGO, table(lambda t: t.sort_values("x", ascending=False)), "damaged", "is not in order"),
     (*EGO, lambda _: parquet_bytes({"timestamp": [1, 2]}), "damaged", "no column qx"),
-    (*EGO, table(up_to_0_3_s), "damaged", r"covers -0\.\d+ to 0\.(29|30) s, the cameras"),
+    (*EGO, table(lambda t: t.assign(vx=t.vx / 2)), "damaged", r"positions cover \d+\.\d m, speeds"),
+    (
+        *EGO,
+        table(lambda t: t.assign(x=t.x + 9.0 * (t.index > 59))),
+        "damaged",
+        r"jumps .*\(row 60\)",
+    ),
+    (
+        *EGO,
+        table(lambda t: t[t.timestamp < 3_000_000]),
+        "odd",
+        r"ends 2\.\d\d s after the last fra",
+    ),
+    (*EGO, table(lambda t: t[t.timestamp < 300_000]), "damaged", r"covers -0\.\d+ to 0\.(29|30) s"),
 ]
+NUM_PLANTED = len(PLANTED)
 
 
 def test_every_planted_fault_is_found_in_its_clip_and_nowhere_else(tmp_path: Path):
-    """A fault in the zip of each of eighteen clips, one in a table; the rest are sound."""
-    folder = write_published_set(tmp_path / "data", 7, 3, SECONDS)
+    """A fault in the zip of each of these clips, one in a table; the rest are sound."""
+    folder = write_published_set(tmp_path / "data", 5, 3, SECONDS)
     for number, (feature, member, spoil, _, _) in enumerate(PLANTED):
         spoil_member(folder, number, feature, member, spoil)
-    calibrated = folder / chunk_path("sensor_extrinsics", 6)
+    calibrated = folder / chunk_path("sensor_extrinsics", 4)
     rows_of = pd.read_parquet(calibrated)
-    rows_of.loc[rows_of.clip_id == clip_id_of(18), "qw"] = 0.9
+    rows_of.loc[rows_of.clip_id == clip_id_of(NUM_PLANTED), "qw"] = 0.9
     rows_of.to_parquet(calibrated)
     extrinsic = r"no rotation of camera_front_wide_120fov: \|q\| = 1\.2"
     planted = [*PLANTED, ("sensor_extrinsics", "", None, "damaged", extrinsic)]
-    found = audit(params(tmp_path, "folder", "full", target_chunks=7), None)
-    assert {row["clip_id"] for row in faults(found)} == {clip_id_of(n) for n in range(19)}
+    found = audit(params(tmp_path, "folder", "full", target_chunks=5), None)
+    assert {row["clip_id"] for row in faults(found)} == {
+        clip_id_of(n) for n in range(NUM_PLANTED + 1)
+    }
     for number, (feature, _, _, severity, says) in enumerate(planted):
         row = clip_row(found, clip_id_of(number))
         assert (number, row["state"]) == (number, severity)
@@ -282,66 +249,36 @@ def test_every_planted_fault_is_found_in_its_clip_and_nowhere_else(tmp_path: Pat
         mine = [row for row in faults(found) if row["clip_id"] == clip_id_of(number)]
         assert {row["feature"] for row in mine} == {feature}
         assert all(row["chunk"] == number // 3 and row["severity"] in FAULTS for row in mine)
-    assert by_state(found) == {"damaged": 15, "odd": 4, "sound": 2}
+    assert by_state(found) == {"damaged": 11, "odd": 2, "sound": 2}
     assert found.warnings == [
-        "clips that are damaged: 15; see the table",
-        "clips that are odd: 4; see the table",
+        "clips that are damaged: 11; see the table",
+        "clips that are odd: 2; see the table",
     ]
     assert not any(row["state"] in FAULTS for row in found.files), "as published"
 
 
+def not_of(camera: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    return lambda t: t[(t.clip_id != CLIP) | (t.sensor_name != camera)]
+
+
 @pytest.mark.parametrize(
-    ("rate", "state", "says"),
+    ("feature", "depth", "change", "says"),
     [
-        (25, "odd", "40.0 ms from frame to frame, not 33.3"),
-        (30, "damaged", "33.3 ms apart, those of its timestamps 40.0 ms"),
+        ("camera_intrinsics", "full", lambda t: t.assign(width=t.width * (1 + (t.clip_id == CLIP))),
+         "is for 128×48 px, its video is 64×48"),
+        ("sensor_extrinsics", "quick", not_of(CAMERA), f"has no row of {CAMERA}"),
+        ("sensor_extrinsics", "quick", lambda t: pd.concat([t, t[t.clip_id == CLIP].head(1)]),
+         f"has 2 rows of {cameras.FRONT_WIDE.name}"),
     ],
-)
-def test_another_rate_is_odd_and_that_of_another_video_is_damaged(
-    folder: Path, tmp_path: Path, rate: int, state: str, says: str
+)  # fmt: skip
+def test_calibration_is_held_against_the_clip(
+    folder: Path, tmp_path: Path, feature, depth, change, says
 ):
-    slower = parquet_bytes({"timestamp": np.arange(12) * 40_000 - 14_000})
-    spoil_member(folder, 1, CAMERA, "timestamps.parquet", lambda _: slower)
-    pictures = [frame_bits(1, 0, i, 64, 48) for i in range(12)]
-    spoil_member(folder, 1, CAMERA, "mp4", lambda _: encode_video(pictures, rate=rate))
-    found = audit(params(tmp_path, "folder", "full"), None)
-    row = clip_row(found, CLIP)
-    assert row["features"][CAMERA] == row["state"] == state
-    assert says in row["reason"]
-    assert by_state(found) == {state: 1, "sound": 5}
-    assert found.warnings == [f"clips that are {state}: 1; see the table"]
-
-
-def test_a_lens_for_another_picture_is_damaged(folder: Path, tmp_path: Path):
-    path = folder / chunk_path("camera_intrinsics", 0)
-    held = pd.read_parquet(path)
-    held.loc[(held.clip_id == CLIP) & (held.camera_name == CAMERA), "width"] = 128
-    held.to_parquet(path)
-    found = audit(params(tmp_path, "folder", "full"), None)
-    row = clip_row(found, CLIP)
-    assert row["features"]["camera_intrinsics"] == "damaged" and by_state(found)["damaged"] == 1
-    assert f"the lens of {CAMERA} is for 128×48 px, its video is 64×48" in row["reason"]
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (
-            lambda t: t[(t.clip_id != CLIP) | (t.sensor_name != CAMERA)],
-            f"no row of {CAMERA}",
-        ),
-        (
-            lambda t: pd.concat([t, t[t.clip_id == CLIP].head(1)]),
-            f"2 rows of {cameras.FRONT_WIDE.name}",
-        ),
-    ],
-)
-def test_rows_of_calibration_are_counted_at_a_glance(folder: Path, tmp_path: Path, change, says):
-    path = folder / chunk_path("sensor_extrinsics", 0)
+    path = folder / chunk_path(feature, 0)
     change(pd.read_parquet(path)).to_parquet(path)
-    found = audit(params(tmp_path, "folder"), None)
+    found = audit(params(tmp_path, "folder", depth), None)
     row = clip_row(found, CLIP)
-    assert f"sensor_extrinsics has {says}" in row["reason"] and row["state"] == "damaged"
+    assert row["features"][feature] == row["state"] == "damaged" and says in row["reason"]
     assert by_state(found) == {"damaged": 1, "sound": 5}
 
 
@@ -359,70 +296,48 @@ def test_a_zip_cut_short_is_damaged_for_all_its_clips_and_for_no_other(
 
 
 @pytest.mark.parametrize(
-    ("change", "says", "state", "clips"),
+    ("change", "kind", "says", "state", "num_damaged"),
     [
-        (
-            lambda members: {k: v for k, v in members.items() if CLIP not in k},
-            "no member",
-            "damaged",
-            {"damaged": 1, "sound": 5},
-        ),
-        (
-            lambda members: members | {"stranger.mp4": b"x"},
-            "a member of no clip: stranger.mp4",
-            "odd",
-            {"sound": 6},
-        ),
-        (
-            lambda members: members | {f"{CLIP}.{CAMERA}.mp4": b""},
-            f"member {CLIP}.{CAMERA}.mp4 is empty",
-            "damaged",
-            {"damaged": 1, "sound": 5},
-        ),
+        (lambda held: {k: v for k, v in held.items() if CLIP not in k}, zipfile.ZIP_STORED,
+         "no member", "damaged", 1),
+        (lambda held: held | {"stranger.mp4": b"x"}, zipfile.ZIP_STORED,
+         "a member of no clip: stranger.mp4", "odd", 0),
+        (lambda held: held | {f"{CLIP}.{CAMERA}.mp4": b""}, zipfile.ZIP_STORED,
+         f"member {CLIP}.{CAMERA}.mp4 is empty", "damaged", 1),
+        (lambda held: held, zipfile.ZIP_DEFLATED, "is compressed, not stored", "damaged", 3),
     ],
-)
+)  # fmt: skip
 def test_a_zip_that_does_not_hold_one_set_per_clip_is_said(
-    folder: Path, tmp_path: Path, change, says: str, state: str, clips: dict
+    folder: Path, tmp_path: Path, change, kind, says, state, num_damaged
 ):
     path = chunk_path(CAMERA, 0)
-    write_zip(folder / path, change(read_zip(folder / path)))
+    write_zip(folder / path, change(read_zip(folder / path)), kind)
     found = audit(params(tmp_path, "folder"), None)
     row = file_row(found, path)
     assert row["state"] == state and says in row["reason"]
-    assert by_state(found) == clips
+    assert by_state(found).get("damaged", 0) == num_damaged
+    assert num_damaged == 0 or says in clip_row(found, CLIP)["reason"]
 
 
-def test_a_deflated_zip_is_said(folder: Path, tmp_path: Path):
-    path = chunk_path("egomotion", 1)
-    write_zip(folder / path, read_zip(folder / path), zipfile.ZIP_DEFLATED)
-    found = audit(params(tmp_path, "folder"), None)
-    assert "is compressed, not stored" in file_row(found, path)["reason"]
-    assert "is compressed, not stored" in clip_row(found, clip_id_of(3))["reason"]
-    assert by_state(found) == {"damaged": 3, "sound": 3}
-
-
-def flip_bit_in(path: Path, member: str, keep_time: bool) -> None:
-    with zipfile.ZipFile(path) as archive:
-        place = archive.getinfo(member).header_offset + 800
-    times = path.stat()
-    with open(path, "r+b") as file:
-        file.seek(place)
-        byte = file.read(1)[0]
-        file.seek(place)
-        file.write(bytes([byte ^ 1]))
-    if keep_time:
-        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+def flip_bit(path: Path, place: int) -> None:
+    """Neither size nor date tells."""
+    times, content = path.stat(), bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 @pytest.mark.parametrize("source", ["world", "folder"])
 def test_a_bit_that_rots_behind_the_files_back_is_found_by_the_full_audit(
     hub: Hub, tmp_path: Path, source: str
 ):
-    """Neither size nor date tells: every byte is read, and the zip's checksums tell whose it is."""
+    """Every byte is read, and the zip's checksums tell whose it is."""
     p = params(tmp_path)
     fetch(p, hub)
     path = chunk_path(CAMERA, 0)
-    flip_bit_in(p.local_dir / path, f"{CLIP}.{CAMERA}.mp4", keep_time=True)
+    with zipfile.ZipFile(p.local_dir / path) as archive:
+        place = archive.getinfo(f"{CLIP}.{CAMERA}.mp4").header_offset
+    flip_bit(p.local_dir / path, place + 800)
     p = params(tmp_path, source)
     hub = hub if source == "world" else None
     assert faults(audit(p, hub)) == []
@@ -438,9 +353,8 @@ def test_a_wrong_bit_in_a_table_is_laid_to_all_its_clips(hub: Hub, tmp_path: Pat
     p = params(tmp_path)
     fetch(p, hub)
     path = p.local_dir / chunk_path("vehicle_dimensions", 1)
-    content = bytearray(path.read_bytes())
-    content[60] ^= 1
-    path.write_bytes(bytes(content))
+    flip_bit(path, 60)
+    path.touch()
     found = audit(deep(p), hub)
     assert file_row(found, chunk_path("vehicle_dimensions", 1))["state"] == "damaged"
     assert by_state(found) == {"damaged": 3, "sound": 3}
@@ -459,9 +373,7 @@ def test_files_of_another_revision_are_told_without_reading_them(
     hub: Hub, folder: Path, tmp_path: Path
 ):
     path = chunk_path("vehicle_dimensions", 0)
-    content = bytearray((folder / path).read_bytes())
-    content[60] ^= 1
-    (folder / path).write_bytes(bytes(content))
+    flip_bit(folder / path, 60)
     with local_hub.serve(shutil.copytree(folder, tmp_path / "other"), REPO) as other:
         fetch(params(tmp_path), Hub(REPO, other.commit, other.endpoint))
     shutil.rmtree(tmp_path / "outputs")
@@ -566,8 +478,10 @@ def test_what_was_read_before_a_change_is_read_again(
 ):
     """A record holds for the bytes that it was made of: size, date and the audit's questions."""
     p = params(tmp_path, "folder", "full")
+    audit(p, None)
     # As a killed audit leaves them: the result cannot be written, the records are there.
-    path_of(p).mkdir(parents=True)
+    path_of(p).unlink()
+    path_of(p).mkdir()
     with pytest.raises(OSError):
         audit(p, None)
     path_of(p).rmdir()

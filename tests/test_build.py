@@ -25,7 +25,7 @@ from avomni_lib.dataset.select.manifest import read_chosen
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache import memmap
 from avomni_lib.etl.cache.windows import Windows
-from avomni_lib.etl.run import build, parts
+from avomni_lib.etl.run import build, forecast, parts
 from avomni_lib.files import PROJECT_ROOT
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
@@ -382,10 +382,24 @@ def test_the_plan_counts_what_the_build_makes(published, undisturbed, tmp_path):
     assert planned["cache_bytes"] == pytest.approx(made["cache_bytes"], rel=0.15)
 
 
-def test_the_plan_warns_of_what_cannot_be_used(published, tmp_path):
-    p = Params.from_values(values(tmp_path, published, sequence_length=999))
-    warnings = " ".join(build.plan(p).warnings)
-    assert "no window fits on a clip" in warnings and "64×48 px is no multiple of 32" in warnings
+def test_a_stage_without_a_window_ends_and_names_the_longest_that_fits(published, tmp_path):
+    p = chosen(tmp_path, published, sequence_length=999)
+    for stage in (build.plan, build.build):
+        with pytest.raises(AvomniError, match="no window fits on a clip") as caught:
+            stage(p)
+    longest = int(re.search(r"sequence_length to ([0-9]+) at most", str(caught.value))[1])
+    fitting = chosen(tmp_path, published, sequence_length=longest)
+    assert build.plan(fitting).figures["num_windows"] > 0
+    assert build.build(fitting).figures["num_windows"] > 0
+    with pytest.raises(AvomniError, match="no window fits"):
+        build.build(chosen(tmp_path, published, sequence_length=longest + 1))
+
+
+def test_a_clip_that_is_longer_than_the_first_is_looked_for(published, tmp_path, monkeypatch):
+    p = chosen(tmp_path, published, sequence_length=25, sample_hz=10.0)
+    read = iter([1.0, 1.0, 3.0])
+    monkeypatch.setattr(forecast, "clip_seconds", lambda *_: next(read, 1.0))
+    assert build.plan(p).figures["num_windows"] == 0, "of clips like the first; it is no error"
 
 
 def test_the_choice_is_kept_in_the_header(undisturbed, published, tmp_path):

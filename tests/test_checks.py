@@ -19,8 +19,6 @@ from avomni_lib.dataset import calibration, cameras, checks
 from avomni_lib.dataset.audit.file import FileJob, look
 from avomni_lib.dataset.findings import DAMAGED, ODD, Finding, reasons, summary, worst
 from avomni_lib.dataset.stored_zip import ByteRange, members
-from avomni_lib.errors import AvomniError
-from avomni_lib.etl.clip.egomotion import Egomotion
 from tests.published_set import (
     Drive,
     camera_times,
@@ -103,8 +101,8 @@ def test_a_sound_stream_is_told_and_raises_nothing(tmp_path, codec, options, tol
     facts, found = walk(tmp_path, content)
     assert found == []
     assert (facts["codec"], facts["is_open"], facts["is_reordered"])[: len(told)] == told
-    assert facts["num_frames"] == NUM_FRAMES and facts["fps"] == 30 and facts["is_constant"]
-    assert (facts["width"], facts["height"], facts["pixel_format"]) == (128, 96, "yuv420p")
+    assert facts["fps"] == 30 and facts["is_constant"]
+    assert (facts["width"], facts["height"]) == (128, 96)
     assert facts["gops"] == {"6": 3}, "the last one is cut by the end"
     size = sum(length for _, length in frame_places(content))
     assert facts["bit_rate"] == pytest.approx(size * 8 / (NUM_FRAMES / 30), rel=0.05)
@@ -176,20 +174,6 @@ def test_a_variable_rate_is_said(tmp_path):
     assert reported.severity == ODD and "33.3 to 133.3 ms from frame to frame" in reported.reason
 
 
-def test_a_sound_only_mp4_has_no_video(tmp_path):
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("aac", rate=44_100)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
-        frame.sample_rate = 44_100
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    assert walk(tmp_path, file.getvalue()) == (
-        {},
-        [Finding(DAMAGED, "no video", "the mp4 has no video")],
-    )
-
-
 # --- clocks ----------------------------------------------------------------------------------
 
 
@@ -197,8 +181,7 @@ def test_a_sound_only_mp4_has_no_video(tmp_path):
 def test_a_sound_clock_raises_nothing(camera_idx):
     times = camera_times(3, camera_idx, 20.0)
     facts, found = checks.clock(times)
-    assert found == [] and facts["num_dropped"] == 0
-    assert facts["step_ms"] == pytest.approx(33.3, abs=0.1)
+    assert found == []
     assert (facts["first_us"], facts["last_us"]) == (times[0], times[-1])
 
 
@@ -257,9 +240,7 @@ def test_sound_ego_motion_raises_nothing_and_is_told(number):
     columns = drive(number)
     facts, found = checks.egomotion(columns, *SPAN_US, 6.4)
     assert found == []
-    assert facts["rate_hz"] == pytest.approx(100, abs=2)
     assert facts["past_video_s"] == pytest.approx(9, abs=0.05)
-    assert facts["speed_mps"][1] <= Drive(number).mean_speed + 1.51
 
 
 def rows_at(columns, first_s, stop_s):
@@ -340,23 +321,13 @@ Q = ("qx", "qy", "qz", "qw")
         (added(1, 99, vz=11.0), DAMAGED, "positions and speeds disagree", "speeds "),
     ],
 )  # fmt: skip
-def test_wrong_ego_motion_is_found_and_what_the_etl_refuses_is_damaged(
-    change, severity, what, says
-):
+def test_wrong_ego_motion_is_found(change, severity, what, says):
     columns = change(drive())
     found = check(columns)
     reported = [finding for finding in found if finding.what == what]
     assert [finding.severity for finding in reported] == [severity]
     assert says in reported[0].reason, reported[0].reason
     assert worst(found) == severity
-    if severity == DAMAGED:
-        with pytest.raises(AvomniError):
-            Egomotion.from_columns(columns, (SPAN_US[0], SPAN_US[1] + 6_400_000)).at(
-                np.array(SPAN_US)
-            )
-    else:
-        ego = Egomotion.from_columns(columns, (SPAN_US[0], SPAN_US[1] + 6_400_000))
-        assert len(ego.at(np.array(SPAN_US)).t_us) == 2
 
 
 def test_a_crash_and_a_rocket_are_odd():
@@ -398,48 +369,23 @@ INTRINSICS, EXTRINSICS, VEHICLE = calibration.TABLES
 
 
 @pytest.mark.parametrize(
-    ("feature", "values", "size"),
+    ("feature", "change", "size", "says"),
     [
-        (INTRINSICS, LENS, (1920, 1080)),
-        (INTRINSICS, LENS | {"cy": 755.0}, None),  # the data set's second rig
-        (INTRINSICS, LENS | {"fw_poly_3": 40.0, "bw_poly_3": -40 / FOCAL**4}, None),
-        (EXTRINSICS, MOUNT, None),
-        (VEHICLE, CAR, None),
-        (VEHICLE, CAR | {"wheelbase": 3.165}, None),
+        (INTRINSICS, {}, (1920, 1080), None),
+        (EXTRINSICS, {}, None, None),
+        (VEHICLE, {}, None, None),
+        (INTRINSICS, {"cx": np.nan}, None, f"cx of {CAMERA} is nan"),
+        (INTRINSICS, {"fw_poly_4": None}, None, f"fw_poly_4 of {CAMERA} is None"),
+        (INTRINSICS, {}, (1280, 720), "is for 1920×1080 px, its video is 1280×720"),
+        (EXTRINSICS, {"qw": 0.4}, None, f"no rotation of {CAMERA}: |q| = 0.95"),
+        (EXTRINSICS, {"z": np.inf}, None, f"z of {CAMERA} is inf"),
     ],
 )
-def test_a_sound_calibration_raises_nothing(feature, values, size):
-    found = list(calibration.row(feature, CAMERA, values, size))
-    assert [f for f in found if f.what != "fw and bw are not inverse"] == []
-
-
-@pytest.mark.parametrize(
-    ("feature", "change", "size", "severity", "says"),
-    [
-        (INTRINSICS, {"cx": np.nan}, None, DAMAGED, f"cx of {CAMERA} is nan"),
-        (INTRINSICS, {"fw_poly_4": None}, None, DAMAGED, f"fw_poly_4 of {CAMERA} is None"),
-        (INTRINSICS, {}, (1280, 720), DAMAGED, "is for 1920×1080 px, its video is 1280×720"),
-        (INTRINSICS, {"bw_poly_2": -2e-6}, None, DAMAGED, f"bw_poly of {CAMERA} falls at 2"),
-        (INTRINSICS, {"fw_poly_3": -2000.0}, None, DAMAGED, f"fw_poly of {CAMERA} falls at 3"),
-        (INTRINSICS, {"cx": 2500.0}, None, ODD, "at (2500.0, 543.0) px, outside of it"),
-        (INTRINSICS, {"fw_poly_1": FOCAL * 1.1}, None, ODD, "fw_poly and bw_poly of"),
-        (EXTRINSICS, {"qw": 0.4}, None, DAMAGED, f"no rotation of {CAMERA}: |q| = 0.95"),
-        (EXTRINSICS, {"x": 170.0}, None, ODD, "170.0 m from the rear axle"),
-        (EXTRINSICS, {"z": np.inf}, None, DAMAGED, f"z of {CAMERA} is inf"),
-        (VEHICLE, {"length": 487.0}, None, ODD, "length is 487 m"),
-        (VEHICLE, {"wheelbase": 5.0}, None, ODD, "wheelbase 5 m, length 4.87 m"),
-    ],
-)
-def test_wrong_calibration_is_found(feature, change, size, severity, says):
+def test_calibration_that_cannot_be_used_is_damaged(feature, change, size, says):
     values = {INTRINSICS: LENS, EXTRINSICS: MOUNT, VEHICLE: CAR}[feature] | change
     found = list(calibration.row(feature, CAMERA, values, size))
-    assert [finding.severity for finding in found] == [severity]
-    assert says in found[0].reason
-
-
-def test_a_lens_of_another_view_than_its_name_is_odd():
-    (reported,) = calibration.row(INTRINSICS, cameras.FRONT_TELE.name, LENS)
-    assert (reported.severity, reported.reason) == (ODD, "camera_front_tele_30fov sees 120° across")
+    assert [finding.severity for finding in found] == [DAMAGED] * (says is not None)
+    assert all(says in finding.reason for finding in found)
 
 
 # --- one file --------------------------------------------------------------------------------

@@ -1,10 +1,8 @@
 """Sentences that are printed only where the figures bear them out."""
 
-import re
-
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from avomni_lib.evaluation import bootstrap, metrics
@@ -40,19 +38,17 @@ def test_a_claim_that_holds_has_its_size_its_interval_and_what_it_was_compared_w
     )
 
 
-def test_an_interval_that_holds_0_gives_the_opposite():
-    claim = vision(entry("blind", 1.1, 0.1, -0.2, 0.5))
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ((1.1, 0.1, -0.2, 0.5), "the gain of 0.100 ± 0.350 m/s may be none ("),
+        ((0.5, -0.5, -0.7, -0.3), "the model is worse by 0.500 ± 0.200 m/s ("),
+    ],
+)
+def test_an_interval_that_holds_0_or_lies_below_gives_the_opposite(row, text):
+    claim = vision(entry("blind", *row))
     assert not claim["holds"]
-    assert claim["text"].startswith(
-        "no evidence that vision helps: the gain of 0.100 ± 0.350 m/s may be none ("
-    )
-
-
-def test_a_model_that_is_worse_is_called_worse():
-    claim = vision(entry("blind", 0.5, -0.5, -0.7, -0.3))
-    assert not claim["holds"]
-    assert "no evidence that vision helps: the model is worse by 0.500 ± 0.200" in claim["text"]
-    assert "gain -0.700 to -0.300 m/s" in claim["text"]
+    assert claim["text"].startswith(f"no evidence that vision helps: {text}")
 
 
 def test_of_an_f1_more_is_better():
@@ -69,14 +65,11 @@ def test_a_model_that_was_trained_blind_is_what_vision_is_held_against():
     assert "trained and asked on black frames" in claim["text"]
 
 
-def test_the_share_of_unreadable_answers_is_stated():
-    claim = vision(entry("blind", 3.0, 2.0, 1.5, 2.5, valid_share=0.25))
-    assert (
-        "black frames, 75 % of whose answers cannot be read and count as the mean's"
-        in (claim["text"])
-    )
-    claim = vision(entry("blind", 3.0, 2.0, 1.5, 2.5, valid_share=0.999))
-    assert "under 1 % of whose" in claim["text"]
+@pytest.mark.parametrize(("valid", "text"), [(0.25, "75 %"), (0.999, "under 1 %")])
+def test_the_share_of_unreadable_answers_is_stated(valid, text):
+    claim = vision(entry("blind", 3.0, 2.0, 1.5, 2.5, valid_share=valid))
+    wanted = f"black frames, {text} of whose answers cannot be read and count as the mean's"
+    assert wanted in claim["text"]
 
 
 @pytest.mark.parametrize("num_clips", [1, 2, FEWEST_CLIPS - 1])
@@ -85,7 +78,7 @@ def test_few_clips_support_no_claim(num_clips):
     claim = vision(entry("blind", 3.0, 2.0, low, high, num_clips=num_clips))
     assert not claim["holds"]
     assert claim["text"].startswith("nothing can be said on whether vision helps: ")
-    assert re.search(rf"\b{num_clips} held-out clips? (is|are) too few", claim["text"])
+    assert f"held-out clips: {num_clips}, too few" in claim["text"]
 
 
 def test_a_figure_that_no_window_has_supports_no_claim():
@@ -135,14 +128,3 @@ def test_where_there_is_no_difference_few_tables_claim_one(num_clips):
         claimed += vision(other)["holds"]
     # 2.5 % are meant; see `FEWEST_CLIPS` for what is found.
     assert claimed / num < 0.075
-
-
-@settings(max_examples=10)
-@given(seed=st.integers(0, 10**6))
-def test_sentences_follow_the_ladder_of_any_table(seed):
-    asked, predicted = drives(FEWEST_CLIPS, seed=seed, bias=(seed % 5) / 2 - 1)
-    figures = metrics.figures(summaries(asked, MEAN, base=predicted, adapted=predicted[::-1]))
-    entries = {each["name"]: each for each in figures["ladder"]}
-    assert [claim["holds"] for claim in figures["claims"]] == [
-        entries[name]["difference_low"] > 0 for name in ("mean", "base")
-    ]

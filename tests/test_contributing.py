@@ -9,13 +9,22 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 
 from avomni_lib import files, sections
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.own.pack import pack
+from avomni_lib.errors import AvomniError
 from avomni_lib.evaluation import metrics, scores
 from avomni_lib.params import Params
 from avomni_lib.training import backbones, targets
+from avomni_lib.training.backbones import Video
+from avomni_lib.training.backbones.shared import decoder
+from avomni_lib.training.forecast.estimate import plan_run
+from avomni_lib.training.forecast.memory import size_of
+from avomni_lib.training.prompt.conversation import Conversation, videos_of
+from avomni_lib.training.prompt.tokens import tokens_per_sample
+from tests import training_set
 from tests.answered import drives, table
 from tests.streams import NUM_FRAMES, stream_bytes
 
@@ -80,6 +89,68 @@ def test_every_backbone_is_where_the_recipe_says():
             assert hasattr(kind, member), f"{name} lacks {member}"
     for member in re.findall(r"`(lora_\w+|skip_\w+|frames_\w+|vision_\w+)`", text):
         assert member in members
+
+
+@pytest.fixture
+def grey(tmp_path, monkeypatch):
+    """The recipe's made-up family, as if its file lay in the folder of backbones."""
+    module = written("Add a backbone", tmp_path, monkeypatch)
+    monkeypatch.setitem(sys.modules, f"{backbones.__name__}.grey", module)
+    monkeypatch.setattr(sections, "BACKBONES", (*sections.BACKBONES, "grey"))
+    return module.Grey
+
+
+@pytest.fixture
+def grey_params(tmp_path):
+    """A run with a base model of that family, of which only config.json is there."""
+    config = {
+        "model_type": "grey",
+        "text_config": decoder.qwen2(64, 2, 2, 1, 128, 512),
+        "vision_config": {"hidden_size": 32, "patch_size": 16},
+    }
+    files.write_json(tmp_path / "base" / "config.json", config)
+    model = {"backbone": "grey", "base_model": str(tmp_path / "base")}
+    return Params.from_values({"extends": "params/demo.yaml", "model": model})
+
+
+def test_a_backbone_is_added_by_its_recipe(grey, grey_params):
+    p = grey_params
+    assert backbones.family("grey") is grey
+    tokens, size = tokens_per_sample(p), size_of(p)
+    # 16 frames of 2×2 tiles of 48×32 px, in squares of 16 px
+    assert tokens.vision == 16 * 4 * (3 * 2)
+    assert 0 < tokens.text < 300
+    assert size.num_weights == 512 * 64 + 2 * (3 * 64 * 128 + 2 * (64 * 64 + 64 * 32) + 256) + (
+        64 + 256 * 32 + 32 * 32
+    )
+    rows = {name: value for name, value, _ in plan_run(p).rows}
+    assert rows["tokens a sample"].startswith(f"{tokens.total:,}")
+    assert any(name.startswith("memory") for name in rows)
+
+
+def test_a_backbone_of_the_recipe_asks_and_shows(grey, grey_params):
+    p, videos = grey_params, videos_of(grey_params, backbones.backbone("grey"))
+    words = training_set.make_words()
+    talk = Conversation(
+        words,
+        backbones.backbone("grey"),
+        grid=cameras.grid(p.vision.cameras),
+        target=targets.target_of(p),
+        videos=videos,
+        max_seq_length=1024,
+    )
+    sample = talk.sample("42")
+    is_vision = sample.input_ids == words.convert_tokens_to_ids("<|image_pad|>")
+    assert is_vision.sum() == tokens_per_sample(p).vision
+    assert sample.positions.tolist() == list(range(len(sample)))
+    assert sample.labels[-1] == words.convert_tokens_to_ids("<|im_end|>")
+    frames = np.zeros((2, *talk.frame_shape), np.uint8)
+    frames[1, 0, :16, 16:32] = 255  # the second square of the second window
+    pixels = talk.inputs(torch.from_numpy(frames))["pixel_values"]
+    assert pixels.shape == (2 * is_vision.sum(), 256)
+    assert pixels.sum(1).nonzero().flatten().tolist() == [is_vision.sum() + 1]
+    with pytest.raises(AvomniError, match="do not divide into squares of 16 px"):
+        talk.backbone.check(Video((0.0,), 24, 32))
 
 
 def test_no_other_module_names_a_family():

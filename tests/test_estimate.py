@@ -62,8 +62,11 @@ def test_what_cannot_work_is_said_before_it_is_tried():
     def warnings(**changes):
         return " ".join(estimate.plan_run(mi300x(**changes)).warnings)
 
-    assert "no window at all" in warnings(
-        processing={"sequence_length": 64}, vision={"window_size": 64}
+    with pytest.raises(AvomniError, match="the longest has 40 frames at 2 Hz .20 s.") as caught:
+        warnings(processing={"sequence_length": 64}, vision={"window_size": 64})
+    assert "lower processing.sequence_length to 40 at most, or raise" in str(caught.value)
+    assert "no window fits" in warnings(
+        processing={"sequence_length": 64}, vision={"window_size": 64}, dataset={"source": "folder"}
     )
     assert "not one chunk fits" in warnings(download={"target_size_gb": 1})
     assert "05_train will refuse it" in warnings(model={"max_seq_length": 2048})

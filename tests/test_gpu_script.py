@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from avomni_lib import files
-from tests.gpu import measure, timeline
+from avomni_lib import files, sections
+from avomni_lib.training.backbones import Video, backbone, family
+from tests.gpu import base, measure, timeline
 from tests.gpu.subject import Subject
 
 NEEDS_A_CARD = {"timeline", "4cam_unsloth"}
@@ -53,6 +54,29 @@ def test_the_adapter_is_the_same_after_reading(report):
     assert part["adapter_moves_logits_by"] > 0.01
     assert part["optimizer_state"]["in_8_bit"] > 0.5
     assert report["generation"]["all_finite"]
+
+
+@pytest.mark.parametrize("name", [name for name in sections.BACKBONES if name != "qwen3_vl"])
+def test_another_backbone_is_made_loaded_and_trained(name, tmp_path):
+    wanted = ["pixels", "base_made", "base_in_4_bit", "4cam", "adapter"]
+    chosen = [part for part in measure.parts() if part.name in wanted]
+    made = measure.measure(Subject(tmp_path, True, name), chosen, tmp_path, seconds=60)
+    assert made["backbone"] == name
+    assert not {part: found for part, found in made["parts"].items() if "error" in found}
+    assert set(made["parts"]["pixels"]) == {"left_out", "part_seconds"}
+    assert made["parts"]["4cam"]["arithmetic"]["memory_foretold_gb"] > 0
+    assert made["parts"]["adapter"]["equal"]
+
+
+@pytest.mark.parametrize("name", sections.BACKBONES)
+def test_each_backbone_has_a_config_of_a_released_size(name, tmp_path):
+    config = base.config_of(Subject(tmp_path, False, name))
+    known = family(name).size(config.to_dict())
+    assert 4e9 < known.num_weights < 10e9
+    kind = backbone(name, config)
+    for setup in ("4-cam", "7-cam"):
+        width, height = map(int, Subject(tmp_path, False, name).size(setup).split("x"))
+        kind.check(Video((0.0,), height, width))
 
 
 def test_a_part_that_fails_or_has_no_time_left_does_not_stop_the_rest(tmp_path):

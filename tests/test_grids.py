@@ -8,9 +8,11 @@ from avomni_lib.dataset import cameras
 from avomni_lib.dataset.catalog import required_features
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache.memmap import Cache
+from avomni_lib.etl.cache.verify import verify
 from avomni_lib.etl.clip import tiling
+from avomni_lib.notebook.plots import canvas
 from avomni_lib.notebook.tiles.choice import Choice
-from avomni_lib.notebook.tiles.preview import Preview
+from avomni_lib.notebook.tiles.preview import Place, Preview
 from avomni_lib.params import Params
 from avomni_lib.training.forecast import estimate
 from avomni_lib.training.model import model_input
@@ -30,7 +32,9 @@ def of(value) -> Params:
     ("value", "messages"),
     [
         ([[WIDE, None], [REAR]], ["rows are equally long, these have 2, 1 cells"]),
-        ([[WIDE, REAR, WIDE]], [f"{WIDE} stands more than once"]),
+        ([[WIDE, REAR, WIDE]], [f"{WIDE} stands in several cells that are no rectangle"]),
+        ([[WIDE, WIDE], [WIDE, REAR]], [f"{WIDE} stands in several cells that are no rectangle"]),
+        ([[WIDE, REAR], [LEFT, LEFT], [WIDE, REAR]], [f"{WIDE}, {REAR} stands in several"]),
         ([["front", REAR]], ["there is no camera 'front'; there are camera_front_wide"]),
         ([[None, None]], ["no cell names a camera"]),
         ([], ["no cell names a camera"]),
@@ -39,7 +43,7 @@ def of(value) -> Params:
         (3, ["rows of camera names are wanted"]),
         (None, ["rows of camera names are wanted"]),
         ("5-cam", ["there is no grid '5-cam': write 4-cam, 7-cam, rows"]),
-        ([[WIDE, WIDE], ["x"], [3]], ["equally long", "no camera 'x', 3;", "more than once"]),
+        ([[WIDE, "x"], [3], [WIDE]], ["equally long", "no camera 'x', 3;", "no rectangle"]),
     ],
     ids=str,
 )
@@ -130,3 +134,63 @@ def test_a_cache_of_another_grid_is_refused(p):
     other = Params.from_values(p.values() | {"vision": {"cameras": moved}})
     with pytest.raises(AvomniError, match="grid.cells: built with"):
         samples.windows_of(other, "train")
+
+
+UNEVEN = [[WIDE, WIDE, LEFT], [WIDE, WIDE, REAR]]
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory) -> Params:
+    tile = {"tile_width": 32, "tile_height": 32, "fit": "letterbox"}
+    folder = tmp_path_factory.mktemp("uneven")
+    return cached_run.make(folder, vision={"cameras": UNEVEN}, processing=tile)
+
+
+def test_a_camera_over_several_cells_is_one_larger_tile(uneven):
+    cache = Cache.open(uneven.cache_dir)
+    assert cache.header["grid"]["cells"] == [WIDE, WIDE, LEFT, WIDE, WIDE, REAR]
+    assert cache.header["cameras"] == [WIDE, LEFT, REAR] == list(cache.cameras)
+    assert cache.grid.span_of(WIDE) == (2, 2) and cache.grid.span_of(REAR) == (1, 1)
+    assert verify(uneven.cache_dir).num_clips == len(cache.clips)
+    window = samples.windows_of(uneven, "train")[0]
+    frames, shard = np.asarray(samples.windows_of(uneven, "train").frames(0)), cache.shards[0]
+    assert frames.shape[1:] == (64, 96, 3) and shard.timestamps.shape[1] == 3
+    for name, (height, width) in {WIDE: (64, 64), LEFT: (32, 32), REAR: (32, 32)}.items():
+        tile = tiling.tile_of(frames, cache.grid, cache.tile, name)
+        assert tile.shape[1:3] == (height, width)
+        clip, number, _ = map(int, read_frame(tile[0]))
+        assert cameras.CAMERAS[number].name == name
+    assert window.number == 0
+    # The whole picture in its shape: a wide one in a square has black bars above and below.
+    large = tiling.tile_of(frames, cache.grid, cache.tile, WIDE)
+    assert not large[:, [0, -1]].any() and large[:, 32].any()
+
+
+def test_the_prompt_names_a_larger_tile(uneven):
+    seen = model_input.what_the_model_sees(uneven, tokens.backbone_of(uneven), "b", "none", {})
+    assert "3 cameras of one car in a 2x3 grid" in seen["question"]
+    assert (
+        "front wide, front wide, cross left; front wide, front wide, rear tele. A camera that"
+        in (seen["question"])
+    )
+    even = Params.from_values(uneven.values() | {"vision": {"cameras": ROWS}})
+    plain = model_input.what_the_model_sees(even, tokens.backbone_of(even), "b", "none", {})
+    assert "named in several cells" not in plain["question"]
+
+
+def test_the_preview_and_the_labels_follow_a_larger_tile(uneven):
+    choice, grid = Choice.of(uneven), cameras.grid(uneven.vision.cameras)
+    preview = Preview(uneven)
+    assert choice.laid_over(uneven) == uneven and preview.is_cached(choice)
+    place = Place(next(iter(preview.clips.listed)), 0, 1)
+    cached = preview.grid_frame(place, choice)
+    times_us = preview.windows(place.clip_id, choice).times_us(0)
+    raw = preview.raw.grid_frame(place.clip_id, times_us, 1, choice)
+    assert np.array_equal(cached, raw)
+    sheet = canvas.name_tiles(cached, grid, 2)
+    left, top, _, _ = canvas.tile_box(cached.shape, grid, 0, 0, 2)
+    large = cached[:64, :64].repeat(2, axis=0).repeat(2, axis=1)
+    assert np.array_equal(sheet[top : top + 128, left : left + 128], large)
+    # Its name stands once, above its upper left cell.
+    left, top, right, _ = canvas.tile_box(cached.shape, grid, 0, 1, 2)
+    assert (sheet[: top - 1, left + 40 : right] == 255).all()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from avomni_lib import files
 from avomni_lib.dataset.select import split
 from avomni_lib.errors import AvomniError
-from avomni_lib.evaluation import answer, before_after, ladder, metrics
+from avomni_lib.evaluation import before_after, ladder, metrics
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
 from avomni_lib.training.fit import checksums, heldout, trainer, worker
@@ -181,7 +181,7 @@ def test_an_interrupted_evaluation_ends_in_the_same_bytes(p, scored, tmp_path):
 def test_answers_of_another_adapter_are_asked_anew(p, scored, tmp_path):
     other = tmp_path / "outputs"
     shutil.copytree(p.run_dir, other / p.run.name)
-    moved = changed(p, run={"outputs_dir": str(other)})
+    moved = changed(p, run={"outputs_dir": str(other)}, evaluation={"max_windows": 4})
     with pytest.raises(KeyboardInterrupt):
         ladder.evaluate(moved, tmp_path / "stage", progress=Killed)
     path = tmp_path / "stage" / ladder.KEPT_FILE
@@ -193,17 +193,24 @@ def test_answers_of_another_adapter_are_asked_anew(p, scored, tmp_path):
     record = adapter.adapter_dir(moved) / adapter.RECORD_FILE
     files.write_json(record, files.read_json(record) | {"seed": 99})
     checksums.write(record.parent)
-    again = ladder.evaluate(moved, tmp_path / "stage")
-    assert again.answers.equals(scored.answers)
+    again = ladder.evaluate(moved, tmp_path / "stage").answers.to_pylist()
+    assert len(again) == 4 * len(ladder.ROWS)
+    assert all(row in scored.answers.to_pylist() for row in again)
 
 
-def test_thinning_keeps_windows_all_over_the_clips(p, scored, tmp_path):
-    thin = changed(p, evaluation={"max_windows": 4})
+def test_thinning_keeps_windows_all_over_the_clips_and_a_blind_adapter_may_be_missing(p, tmp_path):
+    shutil.copytree(p.run_dir, tmp_path / p.run.name)
+    thin = changed(p, run={"outputs_dir": str(tmp_path)}, evaluation={"max_windows": 4})
     plan = ladder.plan(thin)
     assert plan.figures == {"num_windows": 4, "num_clips": 4, "num_answers": 24}
     assert "thinned from 12" in str(plan)
-    few = ladder.evaluate(thin, tmp_path)
+    shutil.rmtree(adapter.adapter_dir(thin.blinded()))
+    plan = ladder.plan(thin)
+    assert plan.figures["num_answers"] == 20
+    assert any("trained on black frames" in warning for warning in plan.warnings)
+    few = ladder.evaluate(thin, tmp_path / "stage")
     assert (few.figures["num_windows"], few.figures["num_clips"]) == (4, 4)
+    assert "trained_blind" not in {row["name"] for row in few.figures["ladder"]}
 
 
 @given(num=st.integers(1, 500), most=st.one_of(st.none(), st.integers(1, 600)))
@@ -256,16 +263,3 @@ def test_the_score_shows_itself_as_a_table_with_its_claims(scored):
     assert scored._repr_html_().count("<tr") == 1 + len(ladder.ROWS)
     for claim in scored.figures["claims"]:
         assert claim["text"] in lines
-
-
-def test_without_a_blind_adapter_its_row_is_left_out_and_the_plan_says_so(p, tmp_path):
-    shutil.copytree(p.run_dir, tmp_path / p.run.name)
-    alone = changed(p, run={"outputs_dir": str(tmp_path)}, evaluation={"max_windows": 4})
-    shutil.rmtree(adapter.adapter_dir(alone.blinded()))
-    assert any("trained on black frames" in warning for warning in ladder.plan(alone).warnings)
-    few = ladder.evaluate(alone, tmp_path / "stage")
-    assert "trained_blind" not in {row["name"] for row in few.figures["ladder"]}
-
-
-def test_a_key_follows_every_value():
-    assert answer.key_of(a=1, b={"c": 2}) != answer.key_of(a=1, b={"c": 3})

@@ -354,7 +354,8 @@ def test_the_released_sizes_have_the_published_numbers_of_weights(name, billions
 
 
 @pytest.mark.parametrize(
-    "name", ["Qwen/Qwen3-VL-30B-A3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen3-8B", "x"]
+    "name",
+    ["Qwen/Qwen3-VL-235B-A22B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen3-8B", "x"],
 )
 def test_what_is_not_in_the_table_is_not_guessed(name):
     assert size_of(named(name)) is None

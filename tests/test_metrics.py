@@ -143,7 +143,7 @@ def test_figures_can_be_recomputed_from_the_file_and_are_plain(tmp_path):
     figures = metrics.figures(again)
     assert figures == metrics.figures(table_)
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
-    assert metrics.models(again) == ["mean", "adapted", "blind"]
+    assert list(figures["metrics"]) == ["mean", "adapted", "blind"]
 
 
 def test_a_row_holds_the_window_the_answer_and_the_ground_truth(tmp_path):
@@ -375,11 +375,14 @@ def test_confusions_by_hand():
         mean=manoeuvres(*[("hold", "straight")] * 4),
         adapted=[*manoeuvres(("hold", "straight"), ("hold", "u-turn")), "?", "?"],
     )
-    names, counts = metrics.confusion(table_, "adapted", "across")
-    assert names == ["straight", "turn left", "u-turn"]
-    assert counts.tolist() == [[2, 0, 0], [1, 0, 1], [0, 0, 0]]
-    names, counts = metrics.confusion(table_, "adapted", "along")
-    assert (names, counts.tolist()) == (["gentle brake", "hold"], [[0, 1], [0, 3]])
+    counts = metrics.confusion(table_, "adapted", "across")
+    assert list(counts.index) == list(counts.columns) == ["straight", "turn left", "u-turn"]
+    assert counts.to_numpy().tolist() == [[2, 0, 0], [1, 0, 1], [0, 0, 0]]
+    counts = metrics.confusion(table_, "adapted", "along")
+    assert (list(counts.index), counts.to_numpy().tolist()) == (
+        ["gentle brake", "hold"],
+        [[0, 1], [0, 3]],
+    )
 
 
 def events(*sentences):

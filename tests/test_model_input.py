@@ -35,6 +35,9 @@ TOLD_BY = {
     "model.load_in_4bit": "quantisation",
     "prompt.question": "question",
     "vision.cameras": "vision.camera_setup",
+    "processing.past.seconds": "offsets",
+    "processing.past.hz": "offsets",
+    "processing.past.scale": "past_scale",
 }
 NAMES = changed_params.names()
 

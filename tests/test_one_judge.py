@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -30,6 +31,7 @@ from avomni_lib.dataset.own.pack import OwnClip, check, pack
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.run import build
 from avomni_lib.params import Params
+from tests import folder_run
 from tests.published_set import (
     CALIBRATION,
     PUBLISHED,
@@ -110,10 +112,10 @@ class Planted:
         )
 
 
-def moved(change: Callable[[dict], dict | None]) -> Planted:
+def moved(change: Callable[[dict], dict]) -> Planted:
+    """Columns of the ego motion changed."""
     clip = Planted()
-    clip.motion = {name: np.array(values) for name, values in clip.motion.items()}
-    clip.motion = change(clip.motion) or clip.motion
+    clip.motion = clip.motion | change(clip.motion)
     return clip
 
 
@@ -123,34 +125,24 @@ def rows_of(keep: Callable[[np.ndarray], np.ndarray]) -> Planted:
 
 
 def put(name: str, at_s: float, value: float) -> Planted:
-    def change(columns: dict) -> None:
-        columns[name][np.searchsorted(POSES_S, at_s)] = value
-
-    return moved(change)
+    row = np.searchsorted(POSES_S, at_s)
+    return moved(lambda c: {name: np.where(np.arange(len(POSES_S)) == row, value, c[name])})
 
 
 def added(by: dict[str, float], from_s: float = -9, to_s: float = 99) -> Planted:
-    def change(columns: dict) -> None:
-        part = (from_s <= POSES_S) & (to_s > POSES_S)
-        for name, value in by.items():
-            columns[name][part] = columns[name][part] + value
-
-    return moved(change)
+    part = (from_s <= POSES_S) & (to_s > POSES_S)
+    return moved(lambda c: {name: c[name] + value * part for name, value in by.items()})
 
 
-def scaled(factor: float, *names: str, from_s: float = -9) -> Planted:
-    def change(columns: dict) -> None:
-        for name in names:
-            columns[name] = np.where(from_s <= POSES_S, columns[name] * factor, columns[name])
-
-    return moved(change)
+def scaled(factor: float, *names: str) -> Planted:
+    return moved(lambda c: {name: c[name] * factor for name in names})
 
 
-def turned(degrees: float, axis: str = "z") -> Planted:
+def turned(degrees: float) -> Planted:
     def change(columns: dict) -> dict:
         before = Rotation.from_quat(np.stack([columns[name] for name in Q], axis=1))
-        after = before * Rotation.from_euler(axis, degrees, degrees=True)
-        return columns | dict(zip(Q, after.as_quat().T, strict=True))
+        after = before * Rotation.from_euler("z", degrees, degrees=True)
+        return dict(zip(Q, after.as_quat().T, strict=True))
 
     return moved(change)
 
@@ -317,10 +309,10 @@ PLANTED: dict[str, tuple[Callable[[], Planted], str]] = {
     "y is 1e308": (lambda: put("y", 1, 1e308), DAMAGED),
     "x is -1e308 after the horizon": (lambda: put("x", 8.9, 9.9), USED),
     "a quaternion of zeros": (
-        lambda: moved(lambda c: c | {q: np.where(abs(POSES_S) < 1e-6, 0, c[q]) for q in Q}),
+        lambda: moved(lambda c: {q: np.where(abs(POSES_S) < 1e-6, 0, c[q]) for q in Q}),
         DAMAGED),
     "quaternions of both signs": (
-        lambda: moved(lambda c: c | {q: c[q] * (-1) ** np.arange(len(c[q])) for q in Q}), USED),
+        lambda: moved(lambda c: {q: c[q] * (-1) ** np.arange(len(c[q])) for q in Q}), USED),
     "drives sideways": (lambda: turned(90), DAMAGED),
     "drives backwards": (lambda: turned(180), USED),
     "nose 20° off": (lambda: turned(20), USED),
@@ -419,37 +411,23 @@ def put_calibration(folder: Path, chunk: int, ids: list[str]) -> None:
 
 
 def params(outputs: Path, data: Path, **processing) -> Params:
-    return Params.from_values(
-        {
-            "run": {"name": "run", "outputs_dir": str(outputs)},
-            "dataset": {
-                "source": "folder",
-                "repo_id": "own/drives",
-                "local_dir": str(data),
-                "audit": "full",
-            },
-            "download": {"target_chunks": 100},
-            "processing": {
-                "sequence_length": 2,
-                "stride": 1,
-                "tile_width": 32,
-                "tile_height": 24,
-                "num_workers": 1,
-                "obstacles": False,
-                **processing,
-            },
-        }
-    )
+    small = {"sequence_length": 2, "stride": 1, "fit": "letterbox"}
+    values = folder_run.values(outputs, data, **small, **processing)
+    del values["processing"]["sample_hz"], values["processing"]["horizon_s"]
+    values["dataset"] |= {"repo_id": "own/drives", "audit": "full"}
+    values["download"] = {"target_chunks": 100}
+    return Params.from_values(values)
 
 
-@dataclass(frozen=True)
-class Verdicts:
+class Verdicts(NamedTuple):
+    """clip_id -> its row."""
+
     audited: dict[str, dict]
     built: dict[str, dict]
 
 
 def judged(outputs: Path, data: Path, **processing) -> Verdicts:
-    """clip_id -> its row in 01 and in 03."""
+    """What 01 and 03 say of each clip."""
     p = params(outputs, data, **processing)
     found = {row["clip_id"]: row for row in audit.audit(p, None).clips}
     download.fetch(p, None)

@@ -413,7 +413,7 @@ def test_what_was_understood_is_shown_for_every_clip(video, tmp_path):
     assert f"3 clips in {tmp_path / 'data'}" in title
     assert "\n".join(rest) == f"{left}\n{right}\n{ahead}"
     page = packed._repr_html_()
-    assert "a right turn of 10°" in page and "ahead &lt;b&gt;" in page
+    assert "a right turn of 10°" in page and "ahead &lt;b&gt;" in page and "..." not in page
     assert Path(packed) == packed.folder == tmp_path / "data"
 
 

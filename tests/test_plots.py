@@ -212,10 +212,10 @@ def finding(picture):
 def test_titles_say_what_the_numbers_say(pictures, windows):
     said = {name: finding(picture) for name, picture in pictures.items() if name != "motion"}
     assert said["matrix"] == (
-        "Of the 1,000 parts of 200 clips, 996 are sound, 1 damaged, 2 missing, 1 absent"
+        "5 features of 200 clips, 1,000 parts: 996 sound, 1 damaged, 2 missing, 1 absent"
     )
     assert said["matrix of thousands"] == (
-        "Of the 15,500 parts of 3,100 clips, 14,598 are sound, 1 damaged, 1 odd, 900 evicted"
+        "5 features of 3,100 clips, 15,500 parts: 14,598 sound, 1 odd, 1 damaged, 900 evicted"
     )
     assert said["bytes"] == (
         "The chosen chunks take 105.5 MB (75.5 MB on the disk, 30.0 MB to fetch): "
@@ -225,24 +225,22 @@ def test_titles_say_what_the_numbers_say(pictures, windows):
     assert said["bytes over the budget"].endswith("755% of the budget of 10.0 MB")
     assert said["curve"].startswith("Loss went from 3.40 to 0.5") and "0.4% of a" in said["curve"]
     assert said["before and after"] == (
-        "The car drives 5.23 m/s; the base model says 9.99 m/s, the adapted one what cannot be read"
+        "The car drives 5.23 m/s; the base model says 9.99 m/s; "
+        "the adapted model says what cannot be read"
     )
     assert said["before alone"].endswith("the base model says what cannot be read")
     assert said["timelines"].startswith(f"{len(windows)} windows lie on the clips")
     assert said["contact sheet"].startswith("7 of the 12 clips in the cache")
 
 
-def test_all_sound_and_nothing_there_are_told_apart():
-    everything = [(clip, feature) for clip in range(2) for feature in range(len(FEATURES))]
-    assert finding(audit.matrix(found(2))).startswith("All 10 parts of 2 clips are on the disk")
-    assert finding(audit.matrix(found(2, missing=everything))).startswith("None of the 10 parts")
-    assert finding(audit.matrix(found(2, absent=everything))).endswith("0 are sound, 10 absent")
-    gone = finding(audit.matrix(found(2, evicted=everything)))
-    assert gone == "All 10 parts of 2 clips are evicted: the cache holds what is needed"
-    left = {"not chosen": [(0, feature) for feature in range(len(FEATURES))]}
-    assert finding(audit.matrix(found(2, **left))) == (
-        "All 5 parts of the chosen clips are on the disk and sound"
+@pytest.mark.parametrize("state", ["sound", "missing", "absent", "evicted"])
+def test_a_title_counts_the_chosen_parts_alone(state):
+    places = [(clip, feature) for clip in range(2) for feature in range(len(FEATURES))]
+    assert finding(audit.matrix(found(2, **{state: places}))) == (
+        f"5 features of 2 clips, 10 parts: 10 {state}"
     )
+    left = {state: places[5:], "not chosen": places[:5]}
+    assert finding(audit.matrix(found(2, **left))).endswith(f", 5 chosen parts: 5 {state}")
 
 
 def cells(picture):
@@ -288,14 +286,14 @@ def test_files_belong_to_the_feature_of_their_folder():
 
 
 def test_a_timeline_marks_every_window_where_it_lies(windows):
-    clip = windows.cache.clips[3]
-    line = etl.line_of(windows, clip)
-    own = [i for i, window in enumerate(windows) if window.clip_id == clip.clip_id]
-    assert len(line.windows) == len(own) > 1
-    start_us = windows.times_us(own[0])[0]
-    for (first, last), i in zip(line.windows, own, strict=True):
-        times = (windows.times_us(i) - start_us) / 1e6
-        assert (line.times_s[first], line.times_s[last]) == pytest.approx((times[0], times[-1]))
+    picture = etl.timelines(windows, len(windows.cache.clips))
+    for axes, clip in zip(picture.axes, windows.cache.clips, strict=True):
+        _, *drawn = [line.get_xdata().tolist() for line in axes.lines]
+        times = [
+            windows.times_us(i)[[0, -1]] for i, w in enumerate(windows) if w.clip_id == clip.clip_id
+        ]
+        wanted = (np.array(times) - times[0][0]) / 1e6
+        assert len(times) > 1 and drawn == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize("setup", ["4-cam", "7-cam"])
@@ -325,8 +323,12 @@ def test_the_path_is_drawn_in_the_ego_frame_of_the_frame_shown():
     assert np.allclose(xy[0], [0, 10]), "where it came from lies to the left"
 
 
-def test_running_mean_of_the_last_values():
-    assert np.allclose(training.running_mean(np.array([4.0, 2, 6, 0]), 2), [4, 3, 4, 3])
+def test_the_curve_has_the_running_mean_of_the_last_steps():
+    loss = np.random.default_rng(0).random(60)
+    picture = training.curve([{"step": step, "loss": each} for step, each in enumerate(loss, 1)])
+    each, smooth = (line.get_ydata() for line in picture.axes[0].lines)
+    assert np.array_equal(each, loss)
+    assert smooth == pytest.approx([loss[max(i - 2, 0) : i + 1].mean() for i in range(60)])
 
 
 def test_a_table_of_what_came_out_says_it_in_words():

@@ -77,7 +77,7 @@ def test_each_attribute_cuts_all_windows_once():
             total = sum(each["num_windows"] * each[row] for each in parts)
             assert total / len(asked) == pytest.approx(whole["speed_mae_mps"][value])
         assert all(each["low"] <= each["model"] <= each["high"] for each in parts)
-    assert list(by(found, "hour")) == [name for _, name in metrics.HOURS]
+    assert list(by(found, "hour")) == list(metrics.HOURS)
     (only,) = by(found, "platform").values()
     entry = next(each for each in whole["ladder"] if each["name"] == "adapted")
     assert [only[name] for name in ("model", "low", "high")] == [
@@ -111,6 +111,9 @@ def test_without_the_model_the_mean_stands_alone():
 
 
 def test_hours_of_the_day():
-    names = [metrics.hour_name(hour).split()[0] for hour in range(24)]
-    expected = ["night"] * 6 + ["morning"] * 4 + ["day"] * 7 + ["evening"] * 5 + ["night"] * 2
-    assert names == expected
+    asked = [window(f"{hour}", 0, 5.0, 7.5, hour=hour) for hour in range(24)]
+    found = by(sliced(asked, adapted=[(5.0, 7.5)] * 24), "hour")
+    windows = {name.split()[0]: each["num_windows"] for name, each in found.items()}
+    assert windows == {"night": 8, "morning": 4, "day": 7, "evening": 5}
+    (only,) = by(sliced(asked[22:], adapted=[(5.0, 7.5)] * 2), "hour")
+    assert only.startswith("night")

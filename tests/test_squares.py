@@ -4,6 +4,7 @@ Those of videos need torchvision, which is not there; what they normalise by is 
 processors for images, on which they are built, and with the formula.
 """
 
+import copy
 import math
 import re
 from types import SimpleNamespace
@@ -17,20 +18,25 @@ from transformers import AutoModelForImageTextToText, InternVLConfig, LlavaOnevi
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.internvl.processing_internvl import InternVLProcessor
 from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
+from trl.trainer.sft_trainer import _patch_chunked_ce_lm_head
 
 from avomni_lib.dataset import cameras
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 from avomni_lib.training.backbones import Video, backbone, family
+from avomni_lib.training.backbones.llava_onevision import TOWER
 from avomni_lib.training.backbones.shared import squares
-from avomni_lib.training.forecast.memory import memory, size_of
+from avomni_lib.training.forecast import estimate
+from avomni_lib.training.forecast.memory import LOGIT_TOKENS, memory, size_of
 from avomni_lib.training.model import load
 from avomni_lib.training.prompt.conversation import cells_of
-from avomni_lib.training.prompt.tokens import tokens_per_sample
+from avomni_lib.training.prompt.tokens import Tokens, tokens_per_sample
 from tests.families import FAMILIES
+from tests.test_memory import most_allocated
 
 NAMES = ("internvl", "llava_onevision")
 SIDES = {"internvl": 448, "llava_onevision": 384}
+FILES = {"internvl": "params/internvl.yaml", "llava_onevision": "params/llava.yaml"}
 TEXT = "How fast does the car drive?"
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
@@ -348,15 +354,40 @@ def test_llavas_language_models_weigh_what_qwen2s_cards_say(name, end, billions)
 @pytest.mark.parametrize(
     "base_model",
     [
-        "OpenGVLab/InternVL3_5-8B",  # remote code
         "OpenGVLab/InternVL3_5-30B-A3B-HF",
-        "lmms-lab/llava-onevision-qwen2-7b-ov",
+        "me/InternVL3-8B-of-mine",
         "llava-hf/llava-onevision-qwen2-3b-ov-hf",
         "Qwen/Qwen3-VL-8B-Instruct",
     ],
 )
 def test_of_others_nothing_is_said(base_model):
     assert not any(family(each).released(base_model) for each in NAMES)
+
+
+@pytest.mark.parametrize(
+    ("named", "base_model", "kind"),
+    [
+        ("internvl", "OpenGVLab/InternVL3_5-8B", "internvl_chat"),
+        ("internvl", "OpenGVLab/InternVL3-8B-Instruct", "internvl_chat"),
+        ("llava_onevision", "lmms-lab/LLaVA-OneVision-1.5-8B-Instruct", "llavaonevision1_5"),
+        ("llava_onevision", "lmms-lab/LLaVA-OneVision-2-8B", "llava_onevision2"),
+        ("llava_onevision", "lmms-lab/llava-onevision-qwen2-7b-ov", "llava_qwen"),
+    ],
+)
+def test_a_plan_refuses_what_is_remote_code_by_its_name(named, base_model, kind):
+    p = Params.from_values({"extends": FILES[named], "model": {"base_model": base_model}})
+    with pytest.raises(AvomniError, match=f"is a '{kind}'.*") as caught:
+        estimate.plan_run(p)
+    assert "remote code" in str(caught.value) and "end" in str(caught.value)
+
+
+def test_the_plan_of_the_params_file_fits_its_card(name):
+    p = Params.from_values({"extends": FILES[name]})
+    plan = estimate.plan_run(p)
+    assert plan.figures["vision_tokens"] == {"internvl": 16_384, "llava_onevision": 12_545}[name]
+    assert plan.figures["tokens_per_sample"] < p.model.max_seq_length
+    assert 15 < plan.figures["memory_gb"] < 30
+    assert [warning for warning in plan.warnings if "optimizer steps" not in warning] == []
 
 
 def full_size(name):
@@ -390,9 +421,6 @@ def full_size(name):
         )
     with torch.device("meta"):
         return AutoModelForImageTextToText.from_config(config)
-
-
-FILES = {"internvl": "params/internvl.yaml", "llava_onevision": "params/llava.yaml"}
 
 
 def test_the_plan_counts_the_weights_of_the_full_size(name, tmp_path):
@@ -438,6 +466,80 @@ def test_the_small_models_weights_are_counted_too(name, by_class):
         model = AutoModelForImageTextToText.from_config(config)
     count = sum(weight.numel() for weight in model.parameters())
     assert backbone(name).size(config.to_dict()).num_weights == count
+
+
+def middle_size(name):
+    """A config whose tower and layers are large enough that their tensors are most of a step's."""
+    text = {
+        "vocab_size": 1024,
+        "hidden_size": 256,
+        "intermediate_size": 768,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    vision = {
+        "hidden_size": 512,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 8,
+        "intermediate_size": 1024,
+    }
+    if name == "internvl":
+        return InternVLConfig(
+            text_config=text | {"model_type": "qwen3", "head_dim": 64},
+            vision_config=vision | {"image_size": [224, 224], "attention_bias": True},
+            image_token_id=2,
+            tie_word_embeddings=False,
+        )
+    own = {"model_type": TOWER, "image_size": 224, "patch_size": 14, "vision_use_head": False}
+    return LlavaOnevisionConfig(
+        text_config=text | {"model_type": "qwen2"},
+        vision_config=vision | own,
+        video_token_index=2,
+        image_token_index=1,
+    )
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_as_many_bytes_of_tensors_live_at_once_as_estimated(name, checkpointing, tmp_path):
+    """With checkpoints while the tower runs, and without while the loss is computed."""
+    config, batch, words, answer = middle_size(name), 2, 60, 40
+    training = {"batch_size": batch, "gradient_checkpointing": checkpointing}
+    p = Params.from_values(
+        {
+            "extends": FILES[name],
+            "model": {"lora_rank": 16, "load_in_4bit": False},
+            "training": training | {"optimizer": "adamw_torch"},
+        }
+    )
+    torch.manual_seed(0)
+    base = AutoModelForImageTextToText.from_config(config)
+    kind, videos = backbone(name, config), [video(3, 224, 448)]
+    kind.prepare(base)
+    tuned = load.add_adapter(base, p, kind).train()
+    _patch_chunked_ce_lm_head(tuned.get_base_model(), LOGIT_TOKENS)
+    if checkpointing:
+        tuned.gradient_checkpointing_enable()
+        tuned.enable_input_require_grads()
+    num = kind.num_vision_tokens(videos)
+    tokens = Tokens(num, words, answer, kind.vision_work(videos))
+    ids = torch.full((batch, tokens.total), 7)
+    ids[:, 10 : 10 + num] = 2
+    labels = torch.full_like(ids, -100)
+    labels[:, -answer:] = 5
+    positions = torch.arange(tokens.total).expand(batch, -1).contiguous()
+    frames = torch.zeros((batch, 3, 224, 448, 3), dtype=torch.uint8)
+
+    def step():
+        seen = kind.inputs([frames.clone()], videos=videos)
+        loss = tuned(input_ids=ids, labels=labels, position_ids=positions, **seen).loss
+        del seen
+        loss.backward()
+
+    needed = memory(p, kind.size(config.to_dict()), tokens, dtype_bytes=4).moments
+    largest = max(needed, key=needed.__getitem__)
+    assert largest == ("the vision tower runs" if checkpointing else "the loss is computed")
+    assert needed[largest] == pytest.approx(most_allocated(step, tmp_path), rel=0.15)
 
 
 @pytest.fixture
@@ -494,6 +596,12 @@ def test_the_frozen_tower_keeps_nothing_for_gradients(name, model):
     backbone(name).prepare(model)
     after = seen(name, model)
     assert not after.requires_grad and torch.equal(after, before)
+    # A copy computes with its own weights.
+    copied = copy.deepcopy(model)
+    for weights in copied.model.vision_tower.parameters():
+        weights.zero_()
+    assert torch.equal(seen(name, model), before)
+    assert not torch.equal(seen(name, copied), before)
 
 
 def test_norms_are_those_of_transformers_on_a_cpu(name, model):

@@ -50,6 +50,7 @@ STALE: dict[tuple[str, ...], list[str]] = {
     ],
     FROM_TILES: [
         *("processing.sequence_length", "processing.stride", *names("prompt")),
+        *names("processing.past"),
         *names("model", "backend", "lora_alpha", "lora_dropout"),
         *(
             f"training.{key}"

@@ -44,11 +44,6 @@ def waypoints(path):
 # Between waypoints.
 
 
-def test_a_straight_line_at_constant_speed_is_itself_at_10_hz():
-    path = straight(11.0, 0.3)
-    assert trajectories.at_10hz(waypoints(path)) == pytest.approx(path, abs=1e-12)
-
-
 @given(st_np.arrays(np.float64, (3, 16, 2), elements=places))
 def test_every_fourth_step_is_the_waypoint_and_the_others_lie_between(predicted):
     path = trajectories.at_10hz(predicted)
@@ -154,18 +149,6 @@ def test_ade_and_min_ade_agree_with_plain_loops(data, num, num_samples):
     assert trajectories.min_ade(samples, true) == pytest.approx(best, abs=1e-9)
 
 
-@given(st_np.arrays(np.float64, (2, 3, 64, 2), elements=places), st.permutations(range(3)))
-@settings(max_examples=30)
-def test_min_ade_knows_no_order_and_falls_with_more_samples(samples, order):
-    true = np.zeros((2, 64, 2))
-    best = trajectories.min_ade(samples, true)
-    assert trajectories.min_ade(samples[:, order], true) == pytest.approx(best)
-    assert (best <= trajectories.min_ade(samples[:, :2], true)).all()
-    assert trajectories.min_ade(samples[:, :1], true) == pytest.approx(
-        trajectories.ade(samples[:, 0], true)
-    )
-
-
 def test_figures_are_those_of_each_window_by_itself():
     rng = np.random.default_rng(0)
     predicted, true = rng.normal(0, 30, (5, 16, 2)), rng.normal(0, 30, (5, 64, 2))
@@ -239,12 +222,6 @@ def test_each_bound_is_felt_by_itself(path, felt_too_much):
 def test_what_rounding_to_a_centimetre_adds_is_not_felt(noise):
     for path in (np.zeros((64, 2)), straight(0.3), straight(15.0), circle(6.0, 20.0)):
         assert trajectories.comfortable(waypoints(path + noise))
-
-
-def test_a_path_of_corners_is_not_comfortable():
-    zigzag = straight(10.0)
-    zigzag[3::8, 1] += 2.0
-    assert not trajectories.comfortable(waypoints(zigzag))
 
 
 def test_a_slow_change_to_reverse_is_no_turn():

@@ -148,13 +148,17 @@ def config(tokenizer):
     )
 
 
-def make_base(folder: Path, seed: int = 0) -> Path:
-    """Save a base model of random weights with its tokenizer into `folder`."""
+def make_model(seed: int = 0):
+    """A base model of random weights."""
     from transformers import Qwen3VLForConditionalGeneration, set_seed
 
-    words = make_words()
     set_seed(seed)
-    model = Qwen3VLForConditionalGeneration(config(words))
+    return Qwen3VLForConditionalGeneration(config(make_words()))
+
+
+def make_base(folder: Path, seed: int = 0) -> Path:
+    """Save a base model of random weights with its tokenizer into `folder`."""
+    words, model = make_words(), make_model(seed)
     model.save_pretrained(folder)
     words.save_pretrained(folder)
     return folder

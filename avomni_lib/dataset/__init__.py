@@ -6,7 +6,6 @@ audit/      what the source holds: each file against its hash, each clip against
 own/        your recordings in the data set's layout
 cameras     the rig's seven cameras and the grids that they are placed in
 catalog     which file holds what: features.csv, the clip index, the presence of features
-features    features.csv
 clip_index  clip_index.parquet: chunk and split of each clip; its country, hour, platform, events
 tables      Parquet tables, with errors that name the file
 clip        one clip read in place out of its chunk's files

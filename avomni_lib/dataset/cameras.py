@@ -35,7 +35,10 @@ OWN = "own"  # the name of a grid that is no preset
 
 @dataclass(frozen=True)
 class Grid:
-    """Rows × cols of cameras, row by row; `None` is a black tile."""
+    """Rows × cols of cameras, row by row; `None` is a black tile.
+
+    A camera that stands in a rectangle of cells is one larger tile over all of them.
+    """
 
     name: str
     rows: int
@@ -44,17 +47,34 @@ class Grid:
 
     @property
     def cameras(self) -> tuple[Camera, ...]:
-        """The cameras in the order of their cells."""
-        return tuple(cell for cell in self.cells if cell is not None)
+        """The cameras in the order of their first cells."""
+        return tuple(dict.fromkeys(cell for cell in self.cells if cell is not None))
+
+    @property
+    def is_uneven(self) -> bool:
+        """Whether a camera's tile spans several cells."""
+        return any(self.span_of(camera.name) != (1, 1) for camera in self.cameras)
 
     def cell_of(self, name: str) -> tuple[int, int]:
-        """(row, col) of the camera called `name`."""
-        for place, cell in enumerate(self.cells):
-            if cell is not None and cell.name == name:
-                return divmod(place, self.cols)
-        raise AvomniError(
-            f"camera {name!r} is not in the grid", where=f"vision.cameras: {self.name}"
-        )
+        """(row, col) of the camera called `name`, of its upper left cell if it has several."""
+        return self._cells_of(name)[0]
+
+    def span_of(self, name: str) -> tuple[int, int]:
+        """(rows, cols) of cells that the camera called `name` is shown over."""
+        (top, left), (bottom, right) = (self._cells_of(name)[place] for place in (0, -1))
+        return bottom - top + 1, right - left + 1
+
+    def _cells_of(self, name: str) -> list[tuple[int, int]]:
+        found = [
+            divmod(place, self.cols)
+            for place, cell in enumerate(self.cells)
+            if cell is not None and cell.name == name
+        ]
+        if not found:
+            raise AvomniError(
+                f"camera {name!r} is not in the grid", where=f"vision.cameras: {self.name}"
+            )
+        return found
 
     @classmethod
     def of_rows(cls, rows: grids.Rows, name: str = OWN) -> Grid:

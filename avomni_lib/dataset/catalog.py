@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import csv
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from avomni_lib.dataset import names
 from avomni_lib.dataset.cameras import grid
 from avomni_lib.dataset.clip_index import (
     COLLECTION_FILE,
@@ -19,13 +23,13 @@ from avomni_lib.dataset.clip_index import (
     Values,
     split_by_hash,
 )
-from avomni_lib.dataset.features import FEATURES_FILE, Feature, read_features
 from avomni_lib.dataset.tables import ClipTable
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 
 __all__ = ["FEATURES_FILE", "INDEX_FILE", "SPLITS", "Catalog", "Feature", "split_by_hash"]
 
+FEATURES_FILE = "features.csv"
 PRESENCE_FILE = "metadata/feature_presence.parquet"
 OBSTACLES = "obstacle.offline"  # since 26.03, of 97 % of the clips: where other road users are
 # Before revision 26.03; it knows cameras, lidar and radars only.
@@ -40,6 +44,64 @@ METADATA_FILES = (
 )
 
 
+@dataclass(frozen=True)
+class Feature:
+    """One sensor or label stream, and the names of its files.
+
+    Attributes:
+        directory: Its group: labels, calibration, camera, lidar, radar.
+        chunk_path: Template of a chunk's file, with `{chunk_id:04d}`.
+        members: Kind -> template of a clip's member in the chunk's zip, with `{clip_id}`; empty
+            where a chunk's file is one parquet table.
+    """
+
+    name: str
+    directory: str
+    chunk_path: str
+    members: Mapping[str, str]
+
+
+def read_features(path: Path) -> dict[str, Feature]:
+    """Every feature by its name, in the order of the file; columns that nobody knows are left.
+
+    Names and templates become names of files, so that they are checked here.
+    """
+    features: dict[str, Feature] = {}
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            for row in csv.DictReader(file):
+                members = json.loads(row["clip_files_in_zip"] or "{}")
+                feature = Feature(row["feature"], row["directory"], row["chunk_path"], members)
+                _check(feature, str(path))
+                if feature.name in features:
+                    raise AvomniError(f"feature {feature.name} is listed twice", where=str(path))
+                features[feature.name] = feature
+        return features
+    except FileNotFoundError:
+        raise AvomniError(
+            "this folder is not in the data set's layout: no features.csv",
+            where=str(path.parent),
+            fix="check dataset.local_dir; unless dataset.source is folder, run 02_download",
+        ) from None
+    except (KeyError, ValueError, TypeError, OSError, RecursionError, csv.Error) as error:
+        raise AvomniError(f"not the data set's features.csv: {error!r}", where=str(path)) from None
+
+
+def _check(feature: Feature, path: str) -> None:
+    names.need("the name of a feature", feature.name, names.name_fault(feature.name), path)
+    where = f"{feature.name} in {path}"
+    directory, members = feature.directory, feature.members
+    names.need("the directory", directory, names.path_fault(directory), where)
+    fault = names.template_fault(feature.chunk_path, "chunk_id")
+    names.need("the template chunk_path", feature.chunk_path, fault, where)
+    fault = None if isinstance(members, dict) else "it is not an object of names"
+    names.need("clip_files_in_zip", members, fault, where)
+    for kind, template in members.items():
+        names.need("a name in clip_files_in_zip", kind, names.name_fault(kind), where)
+        fault = names.template_fault(template, "clip_id")
+        names.need(f"the template of {kind}", template, fault, where)
+
+
 class Catalog:
     """What a revision of the data set holds; made by `Catalog.open`.
 
@@ -47,9 +109,7 @@ class Catalog:
     tables say of the clips is read column by column, when it is first asked for.
 
     Attributes:
-        folder: Where it was read.
         features: Every feature by its name, in the order of features.csv.
-        clips: The clip index.
         chunks: The chunks' numbers, rising.
         chunk_idx: (clips,) int64 each clip's chunk, as a place in `chunks`.
         mend: What to do about a file that is missing or damaged.
@@ -72,11 +132,7 @@ class Catalog:
 
     @classmethod
     def open(cls, folder: Path) -> Catalog:
-        """Read features.csv and the clip index; one table of presence is enough.
-
-        Raises:
-            AvomniError: one is missing, damaged or contradicts itself.
-        """
+        """Read features.csv and the clip index; one table of presence is enough."""
         folder = Path(folder)
         features = read_features(folder / FEATURES_FILE)
         clips = ClipIndex(folder)
@@ -175,11 +231,7 @@ class Catalog:
         return self._num_present[feature]
 
     def place(self, chunk: int) -> int:
-        """A chunk's place in `chunks`.
-
-        Raises:
-            AvomniError: there is no such chunk; it says which there are.
-        """
+        """A chunk's place in `chunks`."""
         if chunk not in self._place:
             raise AvomniError(
                 f"unknown chunk {chunk}; there are {ranges(self.chunks)}",

@@ -24,7 +24,6 @@ from avomni_lib.dataset.findings import DAMAGED, ODD, Finding
 
 K = TypeVar("K")
 UNUSED = ("ax", "ay", "az", "curvature")
-NOT_FINITE = "not a number"
 
 
 def video(source: streams.Source) -> streams.Walked:
@@ -41,20 +40,11 @@ def video(source: streams.Source) -> streams.Walked:
 
 
 def clock(times_us: np.ndarray) -> tuple[dict[str, Any], list[Finding]]:
-    """Facts about a clock, and what is wrong with it.
-
-    Args:
-        times_us: (N,) int64 µs, a row a frame.
-
-    Returns:
-        Facts as plain values: num_timestamps, first_us, last_us, step_ms (median), num_dropped;
-        and findings without a place.
-    """
-    facts: dict[str, Any] = {"num_timestamps": len(times_us)}
+    """Facts about a clock, (N,) int64 µs (first_us, last_us), and what is wrong with it."""
     if len(times_us) < 2:
         reason = f"the table of timestamps has {len(times_us)} rows; at least 2 are needed"
-        return facts, [Finding(DAMAGED, "no timestamps", reason)]
-    facts |= {"first_us": int(times_us[0]), "last_us": int(times_us[-1])}
+        return {}, [Finding(DAMAGED, "no timestamps", reason)]
+    facts = {"first_us": int(times_us[0]), "last_us": int(times_us[-1])}
     t_s, steps = times_us / 1e6, np.diff(times_us)
     for row in np.flatnonzero(steps <= 0)[:1]:
         reason = f"timestamps do not rise at row {row + 1}: {times_us[row]} then "
@@ -65,13 +55,12 @@ def clock(times_us: np.ndarray) -> tuple[dict[str, Any], list[Finding]]:
         reason = f"the first frame is at {t_s[0]:.3f} s, not within ±{limits.FIRST_S} s of 0"
         findings.append(Finding(ODD, "first frame far from 0", reason))
     step = float(np.median(steps))
-    facts["step_ms"] = round(step / 1e3, 3)
     if abs(step / 1e6 / limits.STEP_S - 1) > limits.RATE_TOLERANCE:
         reason = f"{step / 1e3:.1f} ms from frame to frame, not {limits.STEP_S * 1e3:.1f}"
         findings.append(Finding(ODD, "another frame rate", reason))
     gaps, longest = np.flatnonzero(steps > limits.DROPPED * step), int(np.argmax(steps))
     at = f"at {t_s[longest]:.2f} s (row {longest + 1})"
-    facts["num_dropped"] = missing = int(np.rint(steps[gaps] / step - 1).sum())
+    missing = int(np.rint(steps[gaps] / step - 1).sum())
     if steps[longest] > limits.MAX_GAP_S * 1e6:
         reason = f"no frame for {steps[longest] / 1e6:.2f} s {at}; {limits.MAX_GAP_S} s is the most"
         findings.append(Finding(DAMAGED, "a gap between frames", reason))
@@ -130,11 +119,7 @@ def common(spans_us: Sequence[tuple[int, int]]) -> tuple[int, int]:
 
 
 def ends(last_us: Mapping[K, int]) -> dict[K, Finding]:
-    """Which cameras of which clips end apart from what is usual here, the median.
-
-    Args:
-        last_us: Any name of a camera of a clip -> time of its last frame.
-    """
+    """Which cameras (by any name of theirs) end apart from what is usual here, the median."""
     usual_s = float(np.median([*last_us.values()])) / 1e6 if last_us else 0.0
     what, usual = "ends apart from the others", f"usual here is {usual_s:.2f} s"
     return {
@@ -155,19 +140,14 @@ def egomotion(
         horizon_s: Seconds that a run wants after it.
 
     Returns:
-        Facts as plain values: first_us, last_us, num_rows, rate_hz (median), past_video_s,
-        longest_gap_s and speed_mps (least, greatest) where it is needed; and findings without a
-        place.
+        Facts as plain values: past_video_s; and findings without a place.
     """
     times = columns["timestamp"]
-    facts: dict[str, Any] = {"num_rows": len(times)}
     findings = list(_order(times))
     if findings:
-        return facts, findings
-    facts |= {"first_us": int(times[0]), "last_us": int(times[-1])}
-    facts["rate_hz"] = round(1e6 / float(np.median(np.diff(times))), 1)
-    facts["past_video_s"] = past_s = round((int(times[-1]) - last_us) / 1e6, 2)
-    first_s, last_s = first_us / 1e6, last_us / 1e6
+        return {}, findings
+    past_s, first_s, last_s = (int(times[-1]) - last_us) / 1e6, first_us / 1e6, last_us / 1e6
+    facts = {"past_video_s": round(past_s, 2)}
     if last_us < first_us:
         reason = f"the first camera ends at {last_s:.2f} s, the last one starts at {first_s:.2f} s"
         return facts, [Finding(DAMAGED, "cameras share no time", reason)]
@@ -179,14 +159,7 @@ def egomotion(
         reason = f"ego motion ends {past_s:.2f} s after the last frame; processing.horizon_s is "
         findings.append(Finding(ODD, "shorter than the horizon", reason + f"{horizon_s:g}"))
     part = needed(times, first_us, last_us, horizon_s)
-    if part.stop - part.start < 2:
-        return facts, findings
-    more = rows(columns, part)
-    if not any(finding.what == NOT_FINITE and finding.severity == DAMAGED for finding in more):
-        speed = np.linalg.norm(_vectors(columns, "v")[part], axis=1)
-        facts["longest_gap_s"] = round(float(np.diff(times[part]).max()) / 1e6, 3)
-        facts["speed_mps"] = [round(float(speed.min()), 2), round(float(speed.max()), 2)]
-    return facts, findings + more
+    return facts, findings + (rows(columns, part) if part.stop - part.start > 1 else [])
 
 
 def needed(times: np.ndarray, first_us: int, last_us: int, horizon_s: float = 0.0) -> slice:
@@ -272,7 +245,7 @@ def _finite(columns: Mapping[str, np.ndarray], part: slice) -> Iterator[Finding]
             at_s = columns["timestamp"][row] / 1e6
             is_refused = len(inside) and name not in UNUSED
             reason = f"{name} is {values[row]} at row {row}, {at_s:.2f} s"
-            yield Finding(DAMAGED if is_refused else ODD, NOT_FINITE, reason)
+            yield Finding(DAMAGED if is_refused else ODD, "not a number", reason)
 
 
 def _gaps(columns: Mapping[str, np.ndarray], start: int) -> Iterator[Finding]:

@@ -40,11 +40,6 @@ class Clip:
 
     Every method raises an AvomniError that names file and clip where something is missing or
     damaged.
-
-    Args:
-        folder: In the data set's layout.
-        catalog: Of the same revision.
-        clip_id: One of the catalog's.
     """
 
     def __init__(self, folder: Path, catalog: Catalog, clip_id: str):
@@ -143,13 +138,8 @@ class Clip:
 def columns(kind: str, content: bytes, where: str) -> Any:
     """What a member's table holds, before anything is judged.
 
-    Args:
-        kind: `frame_timestamps`: (N,) int64 µs; `egomotion` or `OBSTACLES`: its columns, as `Clip`
-            gives them.
-
-    Raises:
-        AvomniError: it is no such table: a column is missing, stands there twice or holds something
-            else.
+    Of `frame_timestamps` (N,) int64 µs; of `egomotion` or `OBSTACLES` its columns, as `Clip` gives
+    them. An AvomniError says that it is no such table.
     """
     table = read_table(content, where, max_rows=limits.MAX_ROWS)
     if kind == OBSTACLES:
@@ -170,9 +160,6 @@ def obstacle_columns(table: pa.Table, where: str) -> dict[str, np.ndarray]:
     the frame of the rig (x forward, y left, z up, origin below the rear axle) at
     `reference_frame_timestamp_us`; `timestamp_us` says when it was there. Both are on the clip's
     clock. `track_id` names the same road user in all rows of the clip.
-
-    Raises:
-        AvomniError: a column is missing, of another kind or has gaps; boxes are in another frame.
     """
     values = {name: time_column(table, name, where) for name in BOX_TIMES}
     values |= {name: number_column(table, name, where).astype(np.float64) for name in BOX_NUMBERS}

@@ -37,12 +37,8 @@ SOURCES: Mapping[str, tuple[str, str]] = {
 
 @dataclass(frozen=True, eq=False)
 class Values:
-    """An attribute of every clip, each as a place in the list of names.
-
-    Attributes:
-        names: All values that occur, rising.
-        codes: (clips,) int32 places in `names`; -1 where nothing is known of a clip.
-    """
+    """An attribute of every clip: `codes` (clips,) int32 are places in `names`, the values that
+    occur, rising; -1 where nothing is known of a clip."""
 
     names: tuple[str | int, ...]
     codes: np.ndarray
@@ -61,12 +57,7 @@ class Values:
 
 @dataclass(frozen=True)
 class Event:
-    """A moment of a clip that people wrote about.
-
-    Attributes:
-        start_us: When it begins, on the clip's clock.
-        text: What the driver does then, and why.
-    """
+    """What the driver does, and why, from `start_us` on the clip's clock; written by people."""
 
     start_us: int
     text: str
@@ -89,9 +80,6 @@ def encode(column: pa.Array) -> Values:
 class ClipIndex:
     """clip_index.parquet as columns: a clip is a row.
 
-    Args:
-        folder: In the data set's layout.
-
     Attributes:
         path: Of the file.
         clip_ids: (clips,) text; one that is no plain name stands as `names.shown` shows it, so
@@ -101,9 +89,6 @@ class ClipIndex:
         chunk: (clips,) int64 numbers.
         split: (clips,) int32 places in `SPLITS`: the data set's own column, else by the clip's id.
         is_valid: (clips,) bool, as marked at the source.
-
-    Raises:
-        AvomniError: it is missing, damaged or contradicts itself.
     """
 
     def __init__(self, folder: Path):
@@ -153,11 +138,7 @@ class ClipIndex:
         return rows.fill_null(-1).to_numpy().astype(np.int64)
 
     def row_of(self, clip_id: str) -> int:
-        """The row of one clip.
-
-        Raises:
-            AvomniError: it is not listed; the error names the nearest.
-        """
+        """The row of one clip; an error names the nearest."""
         try:
             # A number, or where more than one id is no plain name and looks so, all of them.
             found = self._names.get_loc(clip_id)
@@ -188,11 +169,7 @@ class ClipIndex:
         return sorted(every), sorted(name[::-1] for name in every)
 
     def values(self, attribute: str) -> Values:
-        """`split` or one of `SOURCES`, of every clip; without names where the release lacks it.
-
-        Raises:
-            AvomniError: the table is damaged.
-        """
+        """`split` or one of `SOURCES`, of every clip; without names where the release lacks it."""
         if attribute == "split":
             return Values(SPLITS, self.split)
         if attribute not in self._values:
@@ -202,11 +179,7 @@ class ClipIndex:
         return self._values[attribute]
 
     def events(self, clip_id: str) -> tuple[Event, ...]:
-        """Those of one clip, by time: a JSON list of {event_start_timestamp, coc}, or null.
-
-        Raises:
-            AvomniError: the table or the clip's list is damaged.
-        """
+        """Those of one clip, by time: a JSON list of {event_start_timestamp, coc}, or null."""
         row = self.row_of(clip_id)
         text = None if self._events is None else self._events[row].as_py()
         try:

@@ -92,11 +92,7 @@ def _opened(path: str | Path) -> BinaryIO:
 
 
 def container_of(head: bytes, name: str | None = None) -> str:
-    """The demuxer of a file that begins with these bytes, a key of `CONTAINERS`.
-
-    Raises:
-        NotVideo: they are no such container's.
-    """
+    """The demuxer of a file that begins with these bytes, a key of `CONTAINERS`."""
     if not head:
         raise NotVideo("the file is empty", where=name)
     for kind, start in CONTAINERS.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,6 @@ class Finding:
         reach: One of the words above.
         path: Below the data folder.
         feature: Empty for metadata and for findings about the set.
-        chunk: Of the file.
         clip_id: Empty where it is not about one clip.
     """
 
@@ -66,11 +66,7 @@ def refuse(
     fix: str | None = None,
     kind: type[AvomniError] = AvomniError,
 ) -> None:
-    """Raise for the first finding for which a clip must not be used.
-
-    Raises:
-        AvomniError: of the class `kind`, with the finding's reason.
-    """
+    """Raise an error of class `kind` for the first finding for which a clip must not be used."""
     for finding in findings:
         if finding.severity == DAMAGED:
             raise kind(finding.reason, where=where, fix=fix)
@@ -87,22 +83,14 @@ def reasons(findings: Iterable[Finding]) -> str:
 
 def summary(findings: Iterable[Finding]) -> list[dict[str, Any]]:
     """One row a kind: severity, what, count, clips, and the first one as an example."""
-    groups: dict[tuple[str, str], list[Finding]] = {}
+    groups = defaultdict[tuple[str, str], list[Finding]](list)
     for finding in findings:
-        groups.setdefault((finding.severity, finding.what), []).append(finding)
+        groups[finding.severity, finding.what].append(finding)
     rows = []
     for (severity, what), group in groups.items():
         first = min(group, key=lambda f: (f.chunk or 0, f.path, f.clip_id))
-        rows.append(
-            {
-                "severity": severity,
-                "what": what,
-                "count": len(group),
-                "clips": len({f.clip_id for f in group if f.clip_id}),
-                "clip_id": first.clip_id,
-                "feature": first.feature,
-                "path": first.path,
-                "reason": first.reason,
-            }
-        )
+        clips = {f.clip_id for f in group if f.clip_id}
+        row = {"severity": severity, "what": what, "count": len(group), "clips": len(clips)}
+        shown = ("clip_id", "feature", "path", "reason")
+        rows.append(row | {name: getattr(first, name) for name in shown})
     return sorted(rows, key=lambda row: (SEVERITIES.index(row["severity"]), -row["count"]))

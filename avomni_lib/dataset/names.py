@@ -112,14 +112,6 @@ def size_fault(value: Any) -> str | None:
 
 
 def need(what: str, value: Any, fault: str | None, where: str, fix: str | None = None) -> None:
-    """Refuse a value from outside that has a fault.
-
-    Args:
-        what: What the value is, in words.
-        where: The file or the address that it comes from.
-
-    Raises:
-        AvomniError: `fault` is not None.
-    """
+    """Refuse a value from outside that has a fault; `what` it is, and `where` it comes from."""
     if fault is not None:
         raise AvomniError(f"{what} {shown(value)} is refused: {fault}", where=where, fix=fix)

@@ -29,11 +29,7 @@ IS_ENCRYPTED = 0x1
 
 @dataclass(frozen=True, slots=True)
 class ByteRange:
-    """`length` bytes of a file from `offset` on: a member of a zip, where it lies.
-
-    Attributes:
-        crc32: Of the content, where known.
-    """
+    """`length` bytes of a file from `offset` on: a member of a zip, where it lies."""
 
     path: Path
     offset: int
@@ -45,11 +41,7 @@ class ByteRange:
         return io.BufferedReader(_Part(self), 1 << 16)
 
     def read(self) -> bytes:
-        """All of it.
-
-        Raises:
-            AvomniError: the file ends before, or the content does not have its checksum.
-        """
+        """All of it; an error where the file ends before, or the checksum is another."""
         with open(self.path, "rb") as file:
             file.seek(self.offset)
             content = file.read(self.length)
@@ -131,11 +123,7 @@ def is_stored(entry: zipfile.ZipInfo) -> bool:
 
 
 def directory(path: Path) -> Directory:
-    """The central directory of a zip, kept while the file does not change; no member is touched.
-
-    Raises:
-        AvomniError: the file is missing, cut short or no zip.
-    """
+    """The central directory of a zip, kept while the file does not change; no member is touched."""
     try:
         state = os.stat(path)
         return _directory(Path(path), state.st_size, state.st_mtime_ns)
@@ -146,11 +134,7 @@ def directory(path: Path) -> Directory:
 
 
 def members(path: Path) -> Mapping[str, zipfile.ZipInfo]:
-    """Name -> entry of a zip.
-
-    Raises:
-        AvomniError: as `directory`.
-    """
+    """Name -> entry of a zip."""
     return directory(path).entries
 
 
@@ -169,11 +153,7 @@ def _directory(path: Path, size: int, mtime_ns: int) -> Directory:
 
 
 def member(path: Path, name: str) -> ByteRange:
-    """Where a stored member lies: its local header is read, and nothing beside it.
-
-    Raises:
-        AvomniError: no such member, it is deflated, or its header is not where it should be.
-    """
+    """Where a stored member lies: its local header is read, and nothing beside it."""
     listed = directory(path)
     if fault := listed.fault(name):
         raise _damaged(path, fault[1])

@@ -73,10 +73,10 @@ class Walked:
     """What is known of a stream once all its packets have gone by.
 
     Attributes:
-        facts: Plain values; none where the file does not open. codec, profile, pixel_format, width,
-            height (px), num_frames (that are shown), num_hidden (by an edit list), fps, is_constant
-            (rate), bit_rate (bit/s), gops (length in frames -> how many), is_open (None where the
-            codec's units are not read), is_reordered (B-frames), tick_us (of the stream's times).
+        facts: Plain values; none where the file does not open. codec, profile, width, height (px),
+            num_hidden (frames, by an edit list), fps, is_constant (rate), bit_rate (bit/s), gops
+            (length in frames -> how many), is_open (None where the codec's units are not read),
+            is_reordered (B-frames), tick_us (of the stream's times).
         findings: What is wrong with it; they have no place.
         times_us: (N,) int64 µs of the frames that are shown, counted from the first one.
     """
@@ -358,16 +358,12 @@ class Scan:
         return {
             "codec": self.codec.codec.canonical_name,
             "profile": self.codec.profile,
-            "pixel_format": self.codec.pix_fmt,
             "width": self.codec.width,
             "height": self.codec.height,
-            "num_frames": len(shown),
             "num_hidden": len(pts) - len(shown),
-            "num_key_frames": len(self.keys),
             "gops": {str(length): count for length, count in sorted(gops.items())},
             "is_open": None if self.units is None else any(is_open),
             "is_reordered": bool((np.diff(pts) < 0).any()),
-            "first_s": float(shown[0] * self._base_s) if len(shown) else None,
             "tick_us": self._base_s * 1e6,
             "fps": round(1 / step, 3) if step > 0 else None,
             "is_constant": self._is_constant(steps) if step > 0 else None,

@@ -1,4 +1,4 @@
-"""Parquet tables of the data set, with errors that name the file."""
+"""Parquet tables of the data set. What is wrong with one is an AvomniError that names the file."""
 
 from __future__ import annotations
 
@@ -22,15 +22,7 @@ def read_table(
     columns: Sequence[str] | None = None,
     max_rows: int | None = None,
 ) -> pa.Table:
-    """A parquet file, or the bytes of one; only these columns.
-
-    Args:
-        where: What an error names.
-        max_rows: More are refused before they are read.
-
-    Raises:
-        AvomniError: it is missing, damaged or not parquet; or has more rows.
-    """
+    """A parquet file, or its bytes; more than `max_rows` are refused before they are read."""
     with _opened(source, where) as file:
         if max_rows is not None and file.metadata.num_rows > max_rows:
             reason = f"the table has {file.metadata.num_rows:,} rows; {max_rows:,} are the most"
@@ -52,24 +44,14 @@ def _opened(source: Path | bytes, where: str) -> Iterator[pq.ParquetFile]:
 
 
 def key_column(table: pa.Table, name: str, where: str, level: int = 0) -> list[str]:
-    """A column that pandas may have stored as (part of) the index, with or without its name.
-
-    Args:
-        level: Its place in an index of several columns.
-
-    Raises:
-        AvomniError: there is no such column, or it holds no text.
-    """
+    """A column of text that pandas may have stored as the index, with or without its name; `level`
+    is its place in an index of several columns."""
     column = _text(table, _stored_name(table.column_names, name, where, level), where)
     return _readable(column.combine_chunks()).to_pylist()
 
 
 def text_column(table: pa.Table, name: str, where: str) -> list[str | None]:
-    """A column of text, with None for what is missing.
-
-    Raises:
-        AvomniError: there is no such column or more than one, or it holds something else.
-    """
+    """A column of text, with None for what is missing."""
     try:
         return _text(table, name, where).to_pylist()
     except UnicodeDecodeError:
@@ -95,11 +77,7 @@ def _stored_name(columns: Sequence[str], name: str, where: str, level: int = 0) 
 
 
 def column_of(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
-    """A column.
-
-    Raises:
-        AvomniError: there is none of this name, or more than one.
-    """
+    """A column; an error where there is none of this name, or more than one."""
     count = table.column_names.count(name)
     if count != 1:
         reason = f"{count} columns {name}" if count else f"no column {name}"
@@ -108,12 +86,7 @@ def column_of(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
 
 
 def number_column(table: pa.Table, name: str, where: str) -> np.ndarray:
-    """A column of numbers; missing values of a float column become NaN.
-
-    Raises:
-        AvomniError: there is no such column or more than one, it holds no numbers, or integers with
-            gaps.
-    """
+    """A column of numbers; missing values of floats become NaN, those of integers are an error."""
     column = column_of(table, name, where)
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         raise AvomniError(f"column {name} holds {column.type}, not numbers", where=where)
@@ -123,11 +96,7 @@ def number_column(table: pa.Table, name: str, where: str) -> np.ndarray:
 
 
 def time_column(table: pa.Table, name: str, where: str) -> np.ndarray:
-    """(N,) int64 µs: a column of times, stored as whole numbers or as others.
-
-    Raises:
-        AvomniError: as `number_column`; or a time is not a number or no time in µs.
-    """
+    """(N,) int64 µs: a column of times, stored as whole numbers or as others."""
     values = number_column(table, name, where)
     # Compared as they are stored: what is beyond int64 would come out as something else.
     for row in np.flatnonzero(~((values <= MAX_TIME_US) & (values >= -MAX_TIME_US)))[:1]:
@@ -140,12 +109,7 @@ class ClipTable:
 
     Only the file's footer is read at first; each column when it is asked for.
 
-    Args:
-        path: A parquet file whose column or index `clip_id` names the clips.
-        clip_ids: The clips, in the order wanted; None for the table's own.
-
-    Raises:
-        AvomniError: the file is missing, damaged or names no clips.
+    Its column or index `clip_id` names the clips. Without `clip_ids` their order is its own.
     """
 
     def __init__(self, path: Path, clip_ids: pa.StringArray | None = None):
@@ -180,11 +144,7 @@ class ClipTable:
         return values if self._rows is None else values.take(self._rows)
 
     def truths(self, name: str) -> np.ndarray:
-        """A column as (clips,) bool, with False for what is null or not listed.
-
-        Raises:
-            AvomniError: it holds something else than truths.
-        """
+        """A column as (clips,) bool, with False for what is null or not listed."""
         values = self.column(name)
         try:
             return values.cast(pa.bool_()).fill_null(False).to_numpy(zero_copy_only=False)

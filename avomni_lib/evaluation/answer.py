@@ -1,9 +1,8 @@
 """Which windows a score is made on, and the answers of a model to them, kept as they come.
 
-A batch is answered once: every finished one is appended to a file beside the stage's outputs, and
-a run that is killed goes on after the last whole one. Batches always hold the same windows and draw
-from seeds of their own, so that the end is the same to the last bit with or without an
-interruption.
+Every finished batch is appended to a file beside the stage's outputs, and a run that is killed goes
+on after the last whole one. Batches always hold the same windows and draw from seeds of their own,
+so that the end is the same to the last bit with or without an interruption.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -54,6 +53,7 @@ def held_out_windows(p: Params) -> Windows:
         short = f" and {horizon:g} s of ego motion after them" if windows.num_short else ""
         raise AvomniError(
             f"no window to score: no clip of the split {p.evaluation.split!r} has {length} frames"
+            + (f" after {windows.reach} of the past" if windows.reach else "")
             + short,
             where=str(p.cache_dir),
             fix="take more chunks (download.target_chunks), choose another evaluation.split, "
@@ -64,19 +64,18 @@ def held_out_windows(p: Params) -> Windows:
 
 def windows_asked(p: Params, windows: Windows, indices: Sequence[int]) -> list[Asked]:
     """The chosen windows with their ground truth and where they were driven."""
-    catalog = None
+    catalog, asked = None, []
     with contextlib.suppress(AvomniError):
         catalog = Catalog.of(p)  # a run may have been brought here without it
-    return [
-        Asked(
-            windows[index].clip_id,
-            windows[index].number,
-            windows.truth(index),
-            turn_rad(windows.egomotion(index)),
-            _attributes(catalog, windows[index].clip_id),
-        )
-        for index in indices
-    ]
+    for index in indices:
+        clip_id, number = windows[index].clip_id, windows[index].number
+        known: dict[str, Any] = {}
+        with contextlib.suppress(AvomniError):
+            known = catalog.attributes(clip_id) if catalog is not None else {}
+        attributes = {name: known.get(name) for name in ATTRIBUTES}
+        turn = turn_rad(windows.egomotion(index))
+        asked.append(Asked(clip_id, number, windows.truth(index), turn, attributes))
+    return asked
 
 
 def turn_rad(egomotion: np.ndarray) -> float:
@@ -84,14 +83,6 @@ def turn_rad(egomotion: np.ndarray) -> float:
     ahead = Rotation.from_quat(egomotion[:, 3:7]).apply((1.0, 0.0, 0.0))
     heading = np.unwrap(np.arctan2(ahead[:, 1], ahead[:, 0]))
     return float(heading[-1] - heading[0])
-
-
-def _attributes(catalog: Catalog | None, clip_id: str) -> dict[str, Any]:
-    """The catalog's attributes of a clip; None where it does not know them."""
-    known: dict[str, Any] = {}
-    with contextlib.suppress(AvomniError):
-        known = catalog.attributes(clip_id) if catalog is not None else {}
-    return {name: known.get(name) for name in ATTRIBUTES}
 
 
 class FrameSource(Protocol):
@@ -104,19 +95,19 @@ class FrameSource(Protocol):
 
 
 class Kept:
-    """Finished batches of answers, for as long as nothing that they follow from changes.
+    """Finished batches of answers in a file of one JSON object a line, made by the first of them.
 
-    Args:
-        path: A file of one JSON object a line; made by the first answer.
-        key: Hash of all that the answers follow from; answers under another key are dropped.
+    Answers under another key than `key_of` of all that they follow from are dropped.
     """
 
     def __init__(self, path: Path, key: str):
         self.path, self.key = Path(path), key
         self.batches: dict[tuple[str, int, int], list[str]] = {}
-        for row in _whole_lines(self.path):
-            if row.get("key") == key:
-                self.batches[row["model"], row["sample"], row["batch"]] = row["answers"]
+        for line in self.path.read_bytes().splitlines() if self.path.exists() else ():
+            with contextlib.suppress(ValueError):  # cut short
+                row = json.loads(line)
+                if isinstance(row, dict) and row.get("key") == key:
+                    self.batches[row["model"], row["sample"], row["batch"]] = row["answers"]
         if self.batches:
             logger.info("%d batches of answers are kept in %s", len(self.batches), self.path)
         elif self.path.exists():
@@ -125,25 +116,17 @@ class Kept:
     def add(self, model: str, sample: int, batch: int, answers: list[str]) -> None:
         """Append a batch; it is on the disk when this returns."""
         self.batches[model, sample, batch] = answers
-        place = {"model": model, "sample": sample, "batch": batch}
-        row = {"key": self.key, **place, "answers": answers}
+        row = {"key": self.key, "model": model, "sample": sample, "batch": batch}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "ab") as file:
             # A line that was cut short by a kill ends here, and is skipped for ever after.
             lead = b"\n" if file.tell() else b""
-            file.write(lead + json.dumps(row).encode())
+            file.write(lead + json.dumps(row | {"answers": answers}).encode())
             file.flush()
             os.fsync(file.fileno())
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
-
-
-def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_bytes().splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):  # cut short
-            if isinstance(row := json.loads(line), dict):
-                yield row
 
 
 def key_of(**follows_from: Any) -> str:
@@ -174,16 +157,12 @@ def answers(
 
     Args:
         windows: Whose `frames(i)` are (T, H, W, 3) uint8 RGB.
-        indices: Which of them.
-        batch_size: Windows answered at a time.
-        name: The model's name in the ladder, under which its batches are kept.
-        kept: Where finished batches go, and come from.
+        name: The model's name in the ladder; its batches are kept under it and `sample`.
         bar: Moves by one a window.
         histories: Index -> what its prompt says of the car's past; nothing if None.
         sampling: Draw the answers; its seed, `name`, `sample` and the batch's number make the seed
             of a batch.
         constrained: Only tokens that fit the target's pattern are allowed.
-        sample: Which of several drawn answers, under which its batches are kept.
 
     Raises:
         AvomniError: see `generate.say`.
@@ -208,7 +187,8 @@ def answers(
                 np.stack([windows.frames(i) for i in chosen]),
                 max_new_tokens,
                 histories=[histories(i) for i in chosen],
-                sampling=sampling and _of_batch(sampling, name, sample, number),
+                sampling=sampling
+                and dataclasses.replace(sampling, seed=_seed(sampling.seed, name, sample, number)),
                 constrained=constrained,
             )
             if kept:
@@ -219,7 +199,5 @@ def answers(
     return [texts[place] for place in places]
 
 
-def _of_batch(sampling: Sampling, name: str, sample: int, batch: int) -> Sampling:
-    """With the seed of one batch."""
-    digest = files.hash_json([sampling.seed, name, sample, batch])
-    return dataclasses.replace(sampling, seed=int(digest[:15], 16))
+def _seed(*place: Any) -> int:
+    return int(files.hash_json(list(place))[:15], 16)

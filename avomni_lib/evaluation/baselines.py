@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,10 +59,10 @@ class Motion:
         braking = self.accel_mps2 != 0 and (self.accel_mps2 < 0) != (self.speed_mps < 0)
         return -self.speed_mps / self.accel_mps2 if braking else math.inf
 
-    def driven_m(self, t_s: np.ndarray) -> np.ndarray:
-        """Length of the path driven `t_s` seconds from now, of the same shape."""
-        t = np.minimum(t_s, self.stops_s)
-        return np.abs(self.speed_mps * t + self.accel_mps2 * t**2 / 2)
+    def driven_m(self, t_s: float) -> float:
+        """Length of the path driven `t_s` seconds from now."""
+        t = min(t_s, self.stops_s)
+        return abs(self.speed_mps * t + self.accel_mps2 * t**2 / 2)
 
     def poses(self, t_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where it is `t_s` (K,) seconds from now: xy_m (K, 2) and yaw_rad (K,).
@@ -105,10 +105,9 @@ def ctra(past: Trajectory) -> Motion:
     if abs(past.speed_mps) < STANDING_MPS:
         return Motion(0.0)
     t = np.append(past.t_s[recent], 0.0)
-    xy = np.append(past.xy_m[recent], [[0.0, 0.0]], axis=0)
     yaw = np.append(past.yaw_rad[recent], 0.0)
     between = (yaw[1:] + yaw[:-1]) / 2
-    hops = np.diff(xy, axis=0)
+    hops = np.diff(np.append(past.xy_m[recent], [[0.0, 0.0]], axis=0), axis=0)
     chords = hops[:, 0] * np.cos(between) + hops[:, 1] * np.sin(between)
     # On a circle the path between two poses is longer than the chord.
     speeds = chords / np.sinc(np.diff(yaw) / (2 * np.pi)) / np.diff(t)
@@ -132,39 +131,25 @@ def rolled(motion: Motion, duration_s: float, history_ends: str) -> Truth:
         history_ends: `Target.history_ends`. From the `first` frame the window itself is driven,
             then the future; from the `last` the future alone, and the numbers of the window, which
             are over by then, are NaN.
-
-    Raises:
-        ValueError: a history that ends elsewhere.
     """
     if history_ends == "last":
         return Truth(duration_s, math.nan, math.nan, math.nan, motion.trajectory())
-    if history_ends != "first":
-        raise ValueError(f"a history ends at the first frame or the last, not {history_ends!r}")
-    path = float(motion.driven_m(np.array(duration_s)))
+    path = motion.driven_m(duration_s)
     chord = float(np.linalg.norm(motion.poses(np.array([duration_s]))[0]))
     after = motion.after(duration_s).trajectory()
     return Truth(duration_s, path, chord, path / duration_s, after)
 
 
-def says(name: str, past: Trajectory, target: Target, duration_s: float) -> Said | None:
-    """The answer of a motion model, from the past alone.
+def says(name: str, past: Trajectory, target: Target, duration_s: float) -> Said:
+    """What a motion model answers from the past alone; None where it knows nothing.
 
     Args:
         name: Of one of `MODELS`.
         past: Ends at the frame of the window that `target.history_ends` names.
         duration_s: Of the window.
-
-    Returns:
-        What `target.write` takes; None for a target that speaks of other road users
-        (`target.scenes`), of which no motion knows: also for one that says more beside.
     """
-    if target.scenes:
-        return None
     answer = target.of(rolled(MODELS[name](past), duration_s, target.history_ends))
-    values = {field.name: getattr(answer, field.name) for field in fields(answer)}
-    unknown = [
-        key for key, value in values.items() if isinstance(value, float) and math.isnan(value)
-    ]
+    unknown = [key for key, value in asdict(answer).items() if value != value]  # NaN
     return replace(answer, **dict.fromkeys(unknown))
 
 
@@ -195,19 +180,13 @@ class EgoMotion:
                 displacement, waypoints, the two words of the manoeuvre; a cause never is.
 
         Raises:
-            AvomniError: there are no training windows, or past motion predicts nothing of them.
+            AvomniError: past motion predicts nothing of the training windows.
         """
-        if not answers:
-            raise AvomniError(
-                "no training window for the regression on past motion to learn from",
-                where="split train of the cache",
-                fix="take more clips (download.target_chunks)",
-            )
         columns: list[np.ndarray] = []
         fields: dict[str, tuple[int, ...] | tuple[str, ...]] = {}
         for name in (*NUMBERS, *WORDS):
             values = [getattr(answer, name) for answer in answers]
-            if any(value is None for value in values):
+            if not values or None in values:
                 continue
             if name in NUMBERS:
                 fields[name] = np.shape(values[0])
@@ -217,9 +196,9 @@ class EgoMotion:
                 columns.append(np.equal.outer(values, fields[name]))
         if not fields:
             raise AvomniError(
-                "the training windows hold nothing that past motion could predict",
-                where="training.target",
-                fix="leave this baseline out for targets that only name a cause",
+                f"{len(answers)} training windows hold nothing that past motion could predict",
+                where="split train of the cache",
+                fix="take more clips (download.target_chunks)",
             )
         outputs = np.concatenate(columns, axis=1).astype(np.float64)
         features = np.array([_features(past) for past in pasts])
@@ -243,9 +222,7 @@ class EgoMotion:
                 fields[name] = tuple(map(tuple, part.reshape(known).tolist()))
             else:
                 fields[name] = max(float(part[0]), 0.0)
-        if "displacement_m" in fields:
-            fields["action_m"] = fields["displacement_m"]
-        return Said(**fields)
+        return Said(**fields, action_m=fields.get("displacement_m"))
 
 
 def _features(past: Trajectory) -> np.ndarray:
@@ -272,7 +249,8 @@ def texts(
 ) -> dict[str, list[str]]:
     """Row -> its answer to each chosen window, in the target's own form.
 
-    Where a target needs what motion alone cannot predict, the rows that rest on motion are absent.
+    Where a target needs what motion alone cannot predict, as other road users, the rows that rest
+    on motion are absent.
 
     Args:
         train: The training windows, which constants and ridge regression are fitted on.
@@ -290,11 +268,10 @@ def texts(
         answers = [says(name, past, target, duration_s) for past in pasts]
         if not target.numbers or np.isfinite([answer.numbers for answer in answers]).all():
             rows[name] = [target.write(answer) for answer in answers]
-    if target.numbers:  # ridge regression learns the fields of the built-in targets
-        return rows
-    known = [history.past_of(train, i, target) for i in range(len(train))]
-    ridge = EgoMotion.fit(known, truths)
-    rows["ego_motion"] = [target.write(ridge.predict(past)) for past in pasts]
+    if not target.numbers:  # ridge regression learns the fields of the built-in targets
+        known = [history.past_of(train, i, target) for i in range(len(train))]
+        ridge = EgoMotion.fit(known, truths)
+        rows["ego_motion"] = [target.write(ridge.predict(past)) for past in pasts]
     return rows
 
 

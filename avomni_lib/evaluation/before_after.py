@@ -24,15 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answered:
-    """One window and what the models answer about it.
+    """One window, the target's text of it, and what the models answer; None if not asked.
 
     Attributes:
-        clip_id: Whose window it is.
         frames: (T, H, W, 3) uint8 RGB.
-        ground_truth: The target's text.
-        base: The base model's prediction.
-        adapted: The adapted model's; None where it was not asked.
-        speed_ground_truth_mps: What the car drove.
         speed_base_mps, speed_adapted_mps: Read back; None where an answer states none.
     """
 
@@ -55,8 +50,7 @@ def before(p: Params) -> list[Answered]:
         AvomniError: there is no cache, the split has no window, or the process failed.
     """
     windows = held_out_windows(p)
-    base = _predictions(p, windows, job.BEFORE_FILE, pauses=True)
-    return [_answered(p, windows, index, text, None) for index, text in base.items()]
+    return _answered(p, windows, _predictions(p, windows, job.BEFORE_FILE, pauses=True), {})
 
 
 def after(p: Params) -> list[Answered]:
@@ -70,8 +64,7 @@ def after(p: Params) -> list[Answered]:
     windows = held_out_windows(p)
     load.check_adapter(adapter.adapter_dir(p), p, windows.cache.header)
     adapted = _predictions(p, windows, job.AFTER_FILE)
-    base = _predictions(p, windows, job.BEFORE_FILE)
-    return [_answered(p, windows, index, text, adapted[index]) for index, text in base.items()]
+    return _answered(p, windows, _predictions(p, windows, job.BEFORE_FILE), adapted)
 
 
 def models(p: Params, windows: Windows) -> tuple[Any, Any, dict[str, Any]]:
@@ -105,17 +98,22 @@ def _predictions(p: Params, windows: Windows, name: str, pauses: bool = False) -
     return {int(index): text for index, text in found.items()}
 
 
-def _answered(p: Params, windows: Windows, index: int, base: str, adapted: str | None) -> Answered:
-    truth, target = windows.truth(index), target_of(p)
-    read = [target.read(text or "") for text in (base, adapted)]
-    speeds = [said.speed_mps if said else None for said in read]
-    return Answered(
-        clip_id=windows[index].clip_id,
-        frames=np.array(windows.frames(index)),
-        ground_truth=target.render(truth),
-        base=base,
-        adapted=adapted,
-        speed_ground_truth_mps=truth.speed_mps,
-        speed_base_mps=speeds[0],
-        speed_adapted_mps=speeds[1],
-    )
+def _answered(
+    p: Params, windows: Windows, base: dict[int, str], adapted: dict[int, str]
+) -> list[Answered]:
+    target, answered = target_of(p), []
+    for index, text in base.items():
+        truth, texts = windows.truth(index), (text, adapted[index] if adapted else None)
+        read = [target.read(each or "") for each in texts]
+        speeds = [said.speed_mps if said else None for said in read]
+        answered.append(
+            Answered(
+                windows[index].clip_id,
+                np.array(windows.frames(index)),
+                target.render(truth),
+                *texts,
+                truth.speed_mps,
+                *speeds,
+            )
+        )
+    return answered

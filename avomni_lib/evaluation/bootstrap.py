@@ -1,11 +1,9 @@
 """How sure a score is: resampling whole clips, the same ones for every row of the ladder.
 
-Windows of one clip overlap and resemble each other, so a clip is what is drawn, with all its
-windows. Every row is scored on the same draws: what makes a draw hard for one row makes it hard for
-the others, and the difference of two rows is known better than either.
-
-The bootstrap is scipy's over the numbers of the clips. Its intervals are BCa ones, corrected for
-bias and skewness: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 14.
+Windows of one clip overlap and resemble each other, so a clip is drawn with all its windows. Every
+row is scored on the same draws: the difference of two rows is known better than either. Intervals
+are scipy's BCa ones, corrected for bias and skewness: Efron and Tibshirani, "An Introduction to the
+Bootstrap" (1993), chapter 14.
 """
 
 from __future__ import annotations
@@ -18,8 +16,7 @@ import numpy as np
 
 NUM_RESAMPLES = 2000
 LEVEL = 0.95
-# Of one block of resamples, so that many clips need no more memory than a few.
-_BLOCK_CELLS = 1 << 21
+_BLOCK_CELLS = 1 << 21  # of one block of resamples: many clips need no more memory than a few
 # BCa leaves out each clip in turn. Of more clips than these it costs more than the resamples do,
 # and corrects what is beyond the digits shown.
 MOST_CLIPS_BCA = 2000
@@ -53,25 +50,16 @@ class Statistic:
 
     def of_draws(self, clips: np.ndarray) -> np.ndarray:
         """(..., R) float64: the figure of the clips (..., n) int that were drawn, some twice."""
-        drawn = clips.reshape(-1, clips.shape[-1])
-        of_draw = self.num_clips * np.arange(len(drawn))[:, None]
-        counts = np.bincount((drawn + of_draw).ravel(), minlength=len(drawn) * self.num_clips)
-        weights = counts.reshape(len(drawn), self.num_clips).astype(np.float64)
-        sums = weights @ self.sums.reshape(self.num_clips, self.sums[0].size)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return self.finish(sums.reshape(*clips.shape[:-1], *self.sums.shape[1:]))
+        drawn, num = clips.reshape(-1, clips.shape[-1]), self.num_clips
+        places = drawn + num * np.arange(len(drawn))[:, None]
+        counts = np.bincount(places.ravel(), minlength=len(drawn) * num).reshape(-1, num)
+        sums = counts.astype(np.float64) @ self.sums.reshape(num, self.sums[0].size)
+        return self.finish(sums.reshape(*clips.shape[:-1], *self.sums.shape[1:]))
 
     def in_order(self) -> Statistic:
         """Clips ordered by their sums: so their names and places change no draw."""
-        if not self.num_clips:
-            return self
-        order = np.lexsort(self.sums.reshape(self.num_clips, -1).T[::-1])
+        order = np.lexsort(self.sums.reshape(self.num_clips, self.sums[0].size).T[::-1])
         return Statistic(self.sums[order], self.finish)
-
-    def value(self) -> np.ndarray:
-        """(R,) float64, over all clips, each once."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return self.finish(self.in_order().sums.sum(axis=0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,26 +71,19 @@ class Estimate:
             that is the same for each clip, or that some resamples do not have.
     """
 
-    value: float | None
-    low: float | None
-    high: float | None
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
     method: str | None = None
 
 
 def estimates(
     statistic: Statistic, base: int | None = None, seed: int = 0
 ) -> tuple[list[Estimate], list[Estimate]]:
-    """A figure of each row, and how far each is from one of them on the same resamples.
-
-    Args:
-        base: The row that the others are compared with; without one the differences are to none.
-
-    Returns:
-        R figures, and R differences: the row's minus the base's.
-    """
+    """A figure of each row, and how far each is from row `base` on the same resamples, if any."""
     num = statistic.sums.shape[1]
     if base is None:
-        return bounded(statistic, seed), [Estimate(None, None, None)] * num
+        return bounded(statistic, seed), [Estimate()] * num
     both = bounded(statistic.differences([(base, row) for row in range(num)]), seed)
     return both[:num], both[num:]
 
@@ -112,12 +93,13 @@ def bounded(statistic: Statistic, seed: int = 0, num: int = NUM_RESAMPLES) -> li
 
     A resample that holds no window of those that a figure speaks of says nothing about it.
     """
-    values = statistic.value()
+    ordered = statistic.in_order() if statistic.num_clips else statistic
+    with np.errstate(all="ignore"):
+        values = ordered.finish(ordered.sums.sum(axis=0))
     if statistic.num_clips < 2:
-        return [Estimate(_known(value), None, None) for value in values]
+        return [Estimate(_known(value)) for value in values]
     from scipy import stats
 
-    ordered = statistic.in_order()
     method = "BCa" if statistic.num_clips <= MOST_CLIPS_BCA else "percentile"
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # of figures without a BCa interval, and of empty slices
@@ -131,10 +113,9 @@ def bounded(statistic: Statistic, seed: int = 0, num: int = NUM_RESAMPLES) -> li
             method=method,
             rng=seed,
         )
-        resampled = drawn.bootstrap_distribution
         bounds = np.array(drawn.confidence_interval)
         edges = (50 * (1 - LEVEL), 50 * (1 + LEVEL))
-        plain = np.nanpercentile(resampled, edges, axis=-1)
+        plain = np.nanpercentile(drawn.bootstrap_distribution, edges, axis=-1)
     undefined = ~np.isfinite(bounds).all(axis=0)
     low, high = np.where(undefined, plain, bounds)
     methods = np.where(undefined, "percentile", method)
@@ -173,19 +154,16 @@ def macro_f1(parts: list[tuple[np.ndarray, np.ndarray, int]], clips: np.ndarray)
             K - 1, and -1 is a prediction of none.
         clips: (n,) int, the clip of each window, ascending.
     """
-    columns, sizes = [], []
+    columns = []
     for predicted, truth, num_classes in parts:
-        classes = np.arange(num_classes)
-        is_predicted = predicted[..., None] == classes
-        is_true = np.broadcast_to(truth[:, None] == classes, is_predicted.shape)
+        is_predicted = predicted[..., None] == np.arange(num_classes)
+        is_true = np.broadcast_to(truth[:, None] == np.arange(num_classes), is_predicted.shape)
         columns += [is_predicted & is_true, is_true, is_predicted]
-        sizes.append(num_classes)
+    ends = np.cumsum([column.shape[-1] for column in columns])[:-1]
 
     def finish(sums: np.ndarray) -> np.ndarray:
-        scores, first = [], 0
-        for size in sizes:
-            hits, truth, predicted = np.split(sums[..., first : first + 3 * size], 3, axis=-1)
-            first += 3 * size
+        split, scores = np.split(sums, ends, axis=-1), []
+        for hits, truth, predicted in zip(split[::3], split[1::3], split[2::3], strict=True):
             f1 = np.where(truth > 0, 2 * hits / (truth + predicted), 0.0)
             scores.append(f1.sum(axis=-1) / (truth > 0).sum(axis=-1))
         return np.mean(scores, axis=0)

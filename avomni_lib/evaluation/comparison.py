@@ -52,7 +52,7 @@ class Compared:
         """Every figure of the model, and of the other rows the one that they stand by."""
         rows, num_clips = self.figures["rows"], self.figures["num_clips"]
         return [
-            _line(row, name, figures[name], num_clips)
+            (row, name, *_in_words(name, figures[name], num_clips))
             for row, figures in rows.items()
             for name in (figures if row == MODEL else list(figures)[:1])
         ]
@@ -105,8 +105,7 @@ def compare(run_a: Path | str, run_b: Path | str, seed: int = 0) -> Compared:
     only = {side: len(windows.unique().difference(common)) for side, windows in keys.items()}
     if common.empty:
         raise AvomniError(
-            f"no window in common: {only['A']:,} and {only['B']:,} windows of other "
-            "clips or places",
+            f"no window in common: {only['A']:,} windows in A and {only['B']:,} others in B",
             where=where,
             fix="compare runs of one data set and one evaluation.split",
         )
@@ -145,14 +144,14 @@ def _rows(a: Scores, b: Scores, seed: int) -> dict[str, dict[str, dict[str, floa
         sums_b = of_b.sums[:, [rows_b.index(row) for row in shared]]
         # Both runs and their differences on the same resamples.
         both = bootstrap.Statistic(np.concatenate([sums_a, sums_b], axis=1), of_a.finish)
-        pairs = [(row, num + row) for row in range(num)]
-        values = bootstrap.bounded(both.differences(pairs), seed)
-        for row, value_a, value_b, difference in zip(
-            shared, values[:num], values[num : 2 * num], values[2 * num :], strict=True
-        ):
+        differences = both.differences([(row, num + row) for row in range(num)])
+        values = bootstrap.bounded(differences, seed)
+        for i, row in enumerate(shared):
+            difference = values[2 * num + i]
+            known = difference.value is not None
             rows[row][figure] = {
-                "a": None if difference.value is None else value_a.value,
-                "b": None if difference.value is None else value_b.value,
+                "a": values[i].value if known else None,
+                "b": values[num + i].value if known else None,
                 "difference": difference.value,
                 "low": difference.low,
                 "high": difference.high,
@@ -160,11 +159,11 @@ def _rows(a: Scores, b: Scores, seed: int) -> dict[str, dict[str, dict[str, floa
     return {row: figures for row, figures in rows.items() if figures}
 
 
-def _line(row: str, name: str, paired: dict[str, float | None], num_clips: int) -> tuple[str, ...]:
-    if paired["difference"] is None:
-        return (row, name, "", "", "", "", "no window has it")
+def _in_words(name: str, paired: dict[str, float | None], num_clips: int) -> tuple[str, ...]:
+    """A, B, their difference, its interval, and who is better."""
     low, high = paired["low"], paired["high"]
-    interval = "" if low is None else f"{low:+.3f} to {high:+.3f}"
+    if paired["difference"] is None:
+        return ("", "", "", "", "no window has it")
     if low is None or num_clips < FEWEST_CLIPS:
         verdict = "too few clips to say"
     elif low <= 0 <= high:
@@ -172,22 +171,21 @@ def _line(row: str, name: str, paired: dict[str, float | None], num_clips: int) 
     else:
         verdict = "B is better" if (low > 0) == metric(name).more_is_better else "A is better"
     numbers = (f"{paired['a']:.3f}", f"{paired['b']:.3f}", f"{paired['difference']:+.3f}")
-    return (row, name, *numbers, interval, verdict)
+    return (*numbers, "" if low is None else f"{low:+.3f} to {high:+.3f}", verdict)
 
 
 def _answers(run: Path | str) -> Path:
     """The file of answers that a folder or a file means."""
     path = Path(run).expanduser()
     path = path if path.exists() else files.resolve(path)
-    places = [path] if path.is_file() else [path / STAGE / ANSWERS, path / ANSWERS]
-    for place in places:
+    for place in (path, path / STAGE / ANSWERS, path / ANSWERS):
         if place.is_file():
             return place
     if not path.is_dir():
         fix = "name a run's folder, such as outputs/demo"
         raise AvomniError("no such run", where=str(path), fix=fix)
-    fix = "run its 06_evaluate first"
-    raise AvomniError("this run has no answers yet", where=str(places[0]), fix=fix)
+    where = str(path / STAGE / ANSWERS)
+    raise AvomniError("this run has no answers yet", where=where, fix="run its 06_evaluate first")
 
 
 def _check_truth(a: Scores, b: Scores, where: str) -> None:
@@ -216,8 +214,13 @@ def _check_truth(a: Scores, b: Scores, where: str) -> None:
 
 
 def _warnings(paths: dict[str, Path], num_clips: int) -> list[str]:
-    hashes = {side: _split_sha256(path) for side, path in paths.items()}
-    warnings = []
+    warnings, hashes = [], {}
+    for side, path in paths.items():
+        try:
+            result = files.read_json(path.with_name(RESULT))
+            hashes[side] = result["figures"].get("split_sha256")
+        except (AvomniError, OSError, KeyError, TypeError, AttributeError):
+            hashes[side] = None
     if hashes["A"] != hashes["B"]:
         both = ", ".join(f"{side} {(sha or 'not recorded')[:12]}" for side, sha in hashes.items())
         warnings.append(
@@ -226,18 +229,10 @@ def _warnings(paths: dict[str, Path], num_clips: int) -> list[str]:
         )
     if num_clips < FEWEST_CLIPS:
         warnings.append(
-            f"{num_clips} clip{'' if num_clips == 1 else 's'} in common: intervals of fewer than "
-            f"{FEWEST_CLIPS} clips are too narrow to be trusted"
+            f"clips in common: {num_clips}; intervals of fewer than {FEWEST_CLIPS} are too narrow "
+            "to be trusted"
         )
     return warnings
-
-
-def _split_sha256(answers: Path) -> str | None:
-    """Of the result that stands beside a file of answers."""
-    try:
-        return files.read_json(answers.with_name(RESULT))["figures"].get("split_sha256")
-    except (AvomniError, OSError, KeyError, TypeError, AttributeError):
-        return None
 
 
 def spread(runs: Sequence[Path | str]) -> tuple[str, pd.DataFrame]:

@@ -70,35 +70,37 @@ class Evaluated:
 
     def _table(self) -> pd.DataFrame:
         """The ladder in words, a line a row."""
-        ladder = self.figures["ladder"]
-        columns = ["row", ladder[0]["metric"], "95 % interval", "row - model"]
-        lines = []
-        for row in ladder:
-            apart = row["name"] != metrics.MODEL
-            line = [ROWS.get(row["name"], row["name"]), f"{row['value']:.3f}"]
-            line += [_interval(row["low"], row["high"])]
-            line += [f"{row['difference_to_model']:+.3f}" if apart else ""]
-            line += [_interval(row["difference_low"], row["difference_high"]) if apart else ""]
-            lines.append([*line, f"{row['valid_share']:.1%}"])
-        return pd.DataFrame(lines, columns=[*columns, "95 % interval", "can be read"])
+        ladder = pd.DataFrame(self.figures["ladder"])
+        apart = ladder["name"] != metrics.MODEL
+        differences = ladder["difference_to_model"].astype(float).map("{:+.3f}".format)
+        between = _intervals(ladder["difference_low"], ladder["difference_high"])
+        columns = {
+            "row": ladder["name"].replace(ROWS),
+            ladder["metric"][0]: ladder["value"].map("{:.3f}".format),
+            "95 % interval": _intervals(ladder["low"], ladder["high"]),
+            "row - model": differences.where(apart, ""),
+            "its 95 % interval": between.where(apart, ""),
+            "can be read": ladder["valid_share"].map("{:.1%}".format),
+        }
+        return pd.DataFrame(columns)
 
     def __str__(self) -> str:
         table = self._table()
-        lines = [list(table.columns), *table.to_numpy().tolist()]
-        return "\n".join([text_table(lines), "", *self._claims()])
+        lines = text_table([list(table.columns), *table.to_numpy().tolist()])
+        return "\n".join([lines, "", *(claim["text"] for claim in self.figures["claims"])])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        claims = "".join(f"<li>{html.escape(claim)}</li>" for claim in self._claims())
+        texts = [html.escape(claim["text"]) for claim in self.figures["claims"]]
+        claims = "".join(f"<li>{text}</li>" for text in texts)
         return f"{self._table().to_html(index=False, justify='left')}<ul>{claims}</ul>"
 
-    def _claims(self) -> list[str]:
-        return [claim["text"] for claim in self.figures["claims"]]
 
-
-def _interval(low: float | None, high: float | None) -> str:
-    return "none" if low is None or high is None else f"{low:.3f} to {high:.3f}"
+def _intervals(low: pd.Series, high: pd.Series) -> pd.Series:
+    words = low.astype(float).map("{:.3f}".format) + " to "
+    words += high.astype(float).map("{:.3f}".format)
+    return words.where(low.notna(), "none")
 
 
 def plan(p: Params) -> Plan:

@@ -22,7 +22,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache.windows import Truth
 from avomni_lib.evaluation import bootstrap
 from avomni_lib.evaluation.claims import claims
-from avomni_lib.evaluation.scores import FALLBACK, MODEL, Scores, classes_of, parts_of
+from avomni_lib.evaluation.scores import FALLBACK, MODEL, Scores, parts_of
 from avomni_lib.training.targets import Target
 
 SCHEMA = pa.schema(
@@ -57,24 +57,13 @@ SCHEMA = pa.schema(
 # Of a target of the user's own: the ground truth, in the order of its numbers.
 OWN_NUMBERS = pa.field("numbers_true", pa.list_(pa.float64()))
 
-# Least speed (m/s) and name.
-SPEEDS = (
-    (-math.inf, "standing (below 2 m/s)"),
-    (2.0, "2–8 m/s"),
-    (8.0, "8–15 m/s"),
-    (15.0, "15–22 m/s"),
-    (22.0, "over 22 m/s"),
-)
+SPEEDS = ("standing (below 2 m/s)", "2–8 m/s", "8–15 m/s", "15–22 m/s", "over 22 m/s")
+SPEED_EDGES_MPS = (-math.inf, 2, 8, 15, 22, math.inf)
 # At 30 m/s a motorway's bend of 1,000 m radius turns a car by 13° in 7.5 s: still straight on.
 TURNED_RAD = math.radians(15)
 TURNS = ("straight (within 15°)", "left", "right")
-# First hour and name; what is before the first of them is night too.
-HOURS = (
-    (22, "night (22–6 h)"),
-    (6, "morning (6–10 h)"),
-    (10, "day (10–17 h)"),
-    (17, "evening (17–22 h)"),
-)
+HOURS = ("night (22–6 h)", "morning (6–10 h)", "day (10–17 h)", "evening (17–22 h)")
+HOUR_EDGES = (0, 6, 10, 17, 22, 24)  # what comes after the last part is night again
 UNKNOWN = "unknown"
 
 
@@ -171,19 +160,13 @@ def read(path: Path) -> pa.Table:
     return table
 
 
-def models(table: pa.Table) -> list[str]:
-    """The rows of the ladder that a table has, in the order in which they come."""
-    return table["model"].unique().to_pylist()
-
-
 def figures(table: pa.Table, seed: int = 0) -> dict[str, Any]:
     """The stage's figures, from the answers alone, as plain values for `result.json`.
 
     Intervals are of 95 %, from resampled clips (`bootstrap`); None where there are fewer than two.
     `interval` and `difference_interval` name their method: "BCa", or "percentile" where that is
-    not defined.
-    An answer that cannot be read counts as the mean's for its window. Differences are the row's
-    figure minus the model's.
+    not defined. An answer that cannot be read counts as the mean's for its window. Differences are
+    the row's figure minus the model's.
 
     Args:
         seed: Of the resamples.
@@ -218,15 +201,13 @@ def figures(table: pa.Table, seed: int = 0) -> dict[str, Any]:
         dict(zip(scores.models, scores.predictions(column).mean(axis=1).tolist(), strict=True))
         for column in ("valid", "exact")
     )
-    about = scores.about(scores.primary)
     ladder = [
         {
             "name": name,
             "target": scores.target,
             "metric": scores.primary,
             **metrics[name][scores.primary],
-            "num_clips": len(np.unique(scores.clips[about])),
-            "num_windows": int(about.sum()),
+            **_counts(scores, scores.about(scores.primary)),
             "valid_share": valid[name],
         }
         for name in scores.models
@@ -246,6 +227,10 @@ def figures(table: pa.Table, seed: int = 0) -> dict[str, Any]:
     }
 
 
+def _counts(scores: Scores, keep: np.ndarray) -> dict[str, int]:
+    return {"num_clips": len(np.unique(scores.clips[keep])), "num_windows": int(keep.sum())}
+
+
 def slices(scores: Scores, seed: int = 0) -> list[dict[str, Any]]:
     """The primary figure of the model and of the mean in each part of the windows.
 
@@ -255,29 +240,41 @@ def slices(scores: Scores, seed: int = 0) -> list[dict[str, Any]]:
         {by, value, metric, num_windows, num_clips, model, low, high, mean} each: `model` with its
         interval, `mean` the mean row's; None where there is no such row or no window.
     """
-    parts_measured, nothing = [], bootstrap.Estimate(None, None, None)
-    parts = [(by, part, value) for by, part in _parts(scores).items() for value in part.categories]
-    for by, part, value in parts:
-        keep = (part == value) & scores.about(scores.primary)
-        if not keep.any():
-            continue
-        measured = bootstrap.bounded(scores.statistic(scores.primary, keep), seed)
-        by_row = dict(zip(scores.models_with(scores.primary), measured, strict=True))
-        model = by_row.get(MODEL, nothing)
-        parts_measured.append(
-            {
-                "by": by,
-                "value": value,
-                "metric": scores.primary,
-                "num_windows": int(keep.sum()),
-                "num_clips": len(np.unique(scores.clips[keep])),
-                "model": model.value,
-                "low": model.low,
-                "high": model.high,
-                "mean": by_row.get(FALLBACK, nothing).value,
-            }
-        )
-    return parts_measured
+    measured, nothing = [], bootstrap.Estimate()
+    about, rows = scores.about(scores.primary), scores.models_with(scores.primary)
+    for by, part in _parts(scores).items():
+        for value in part.categories:
+            keep = (part == value) & about
+            if not keep.any():
+                continue
+            estimates = bootstrap.bounded(scores.statistic(scores.primary, keep), seed)
+            by_row = dict(zip(rows, estimates, strict=True))
+            model, mean = by_row.get(MODEL, nothing), by_row.get(FALLBACK, nothing)
+            place = {"by": by, "value": value, "metric": scores.primary, **_counts(scores, keep)}
+            bounds = {"model": model.value, "low": model.low, "high": model.high}
+            measured.append(place | bounds | {"mean": mean.value})
+    return measured
+
+
+def _parts(scores: Scores) -> dict[str, pd.Categorical]:
+    """Attribute -> the slice of each of n windows by it, slices in the order of the table."""
+    speeds, turns, hours = map(scores.ground_truth, ("speed_true_mps", "turn_rad", "hour"))
+    turned = np.select([turns >= TURNED_RAD, turns <= -TURNED_RAD], TURNS[1:], TURNS[0])
+    parts = {
+        "speed": pd.cut(speeds, SPEED_EDGES_MPS, right=False, labels=list(SPEEDS)),
+        "turn": pd.Categorical(np.where(np.isnan(turns).all(), None, turned), list(TURNS)),
+        "country": pd.Categorical(scores.ground_truth("country")),
+        "hour": pd.cut(
+            hours.astype(float), HOUR_EDGES, right=False, labels=[*HOURS, HOURS[0]], ordered=False
+        ),
+        "platform": pd.Categorical(scores.ground_truth("platform")),
+    }
+    parts = {by: part for by, part in parts.items() if not part.isna().all()}
+    for by in parts.keys() - {"speed", "turn"}:
+        part = parts[by]
+        names = list(dict.fromkeys([*(HOURS if by == "hour" else part.categories), UNKNOWN]))
+        parts[by] = pd.Categorical(np.where(part.isna(), UNKNOWN, part.astype(object)), names)
+    return parts
 
 
 def worst(table: pa.Table, model: str, num: int) -> list[dict[str, Any]]:
@@ -301,21 +298,20 @@ def typical(table: pa.Table, model: str, num: int) -> list[dict[str, Any]]:
     return _picked(scores, model, np.abs(errors - middle), num)
 
 
-def confusion(table: pa.Table, model: str, part: str) -> tuple[list[str], np.ndarray]:
+def confusion(table: pa.Table, model: str, part: str) -> pd.DataFrame:
     """How often each true class (lines) was predicted as each class (columns).
 
     Args:
         part: `along` or `across`.
 
     Returns:
-        The K classes and (K, K) int64; an answer that says none is in no column.
+        (K, K) int64; an answer that says none is in no column.
     """
     scores = _alone(table, model)
     truth = scores.ground_truth(f"{part}_true")
     predicted = scores.read(part)[scores.models.index(model)]
-    classes = classes_of(truth, predicted)
-    counts = pd.crosstab(truth, predicted).reindex(index=classes, columns=classes, fill_value=0)
-    return classes, counts.to_numpy(np.int64)
+    classes = sorted({*truth, *predicted} - {None})
+    return pd.crosstab(truth, predicted).reindex(index=classes, columns=classes, fill_value=0)
 
 
 def _alone(table: pa.Table, model: str) -> Scores:
@@ -324,39 +320,11 @@ def _alone(table: pa.Table, model: str) -> Scores:
     Raises:
         AvomniError: there is no such row.
     """
-    is_row = pc.is_in(table["model"], pa.array([model, FALLBACK]))
-    part = table.filter(pc.and_(is_row, pc.equal(table["sample"], 0)))
-    if model not in models(part):
-        raise AvomniError(
-            f"no row {model!r}; there are {', '.join(models(table))}", where="answers.parquet"
-        )
+    part = table.filter((pc.field("sample") == 0) & pc.field("model").isin([model, FALLBACK]))
+    if model not in part["model"].unique().to_pylist():
+        rows = ", ".join(table["model"].unique().to_pylist())
+        raise AvomniError(f"no row {model!r}; there are {rows}", where="answers.parquet")
     return Scores(part)
-
-
-def _parts(scores: Scores) -> dict[str, pd.Categorical]:
-    """Attribute -> the slice of each of n windows by it, slices in the order of the table."""
-    speeds, turns = scores.ground_truth("speed_true_mps"), scores.ground_truth("turn_rad")
-    slices_: dict[str, pd.Categorical] = {}
-    if not np.isnan(speeds).all():
-        edges = [*(least for least, _ in SPEEDS), math.inf]
-        slices_["speed"] = pd.cut(speeds, edges, right=False, labels=[name for _, name in SPEEDS])
-    if not np.isnan(turns).all():
-        turned = np.select([turns >= TURNED_RAD, turns <= -TURNED_RAD], [1, 2], 0)
-        slices_["turn"] = pd.Categorical.from_codes(turned, list(TURNS))
-    for by in ("country", "hour", "platform"):
-        values = scores.ground_truth(by).tolist()
-        if by == "hour":
-            values = [hour if hour is None else hour_name(hour) for hour in values]
-        if known := sorted(set(values) - {None}):
-            order = [name for _, name in HOURS] if by == "hour" else known
-            named = [UNKNOWN if value is None else value for value in values]
-            slices_[by] = pd.Categorical(named, list(dict.fromkeys([*order, UNKNOWN])))
-    return slices_
-
-
-def hour_name(hour: int) -> str:
-    """The part of the day that an hour, 0 to 23, belongs to."""
-    return max(((least, name) for least, name in HOURS if least <= hour), default=HOURS[0])[1]
 
 
 def _picked(scores: Scores, model: str, rank: np.ndarray, num: int) -> list[dict[str, Any]]:

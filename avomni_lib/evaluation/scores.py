@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -91,7 +92,6 @@ METRICS = {
     "cause_word_f1_template": Metric("the same where a template did", more_is_better=True),
 }
 _MIN_ADE = re.compile(r"min_ade(\d+)_m")
-_ROOTS = {"speed_rmse_mps"}
 _F1 = {
     "macro_f1": ("along", "across"),
     "macro_f1_along": ("along",),
@@ -127,7 +127,6 @@ class Scores:
         clips: (n,) int64, ascending: a number for each clip; n windows in all, by clip_id and
             number.
         places: (R, n) int64, the place in `table` of each greedy answer.
-        sampled: Of the rows that have any, (K, n) places of the sampled answers.
         primary: The figure by which its ladder stands.
 
     Raises:
@@ -142,7 +141,7 @@ class Scores:
             raise _broken(
                 f"answers of {' and '.join(targets)} in one table" if targets else "no answers"
             )
-        places = pd.Series(np.arange(len(frame)), frame.set_index(["clip_id", "window"]).index)
+        places = pd.Series(frame.index, frame.set_index(["clip_id", "window"]).index)
         parts = dict(list(places.groupby([frame["model"].to_numpy(), frame["sample"].to_numpy()])))
         first = FALLBACK if FALLBACK in models else models[0]
         windows = parts.get((first, 0), places[:0]).sort_index().index
@@ -159,11 +158,10 @@ class Scores:
 
         self.table, self.target, self.models = table, targets[0], tuple(models)
         self.places = np.stack([matched(model, 0) for model in models])
-        samples = {model: sorted(s for row, s in parts if row == model and s) for model in models}
-        self.sampled = {
-            model: np.stack([matched(model, sample) for sample in numbers])
-            for model, numbers in samples.items()
-            if numbers
+        drawn = sorted((key for key in parts if key[1]), key=lambda key: models.index(key[0]))
+        self._sampled = {
+            model: np.stack([matched(*key) for key in keys])
+            for model, keys in itertools.groupby(drawn, key=lambda key: key[0])
         }
         self.clips = pd.factorize(windows.get_level_values("clip_id"))[0]
         self._mean = models.index(FALLBACK) if FALLBACK in models else None
@@ -171,8 +169,7 @@ class Scores:
             raise _broken(f"an answer of {FALLBACK!r}, which stands in for others, cannot be read")
         about = target(self.target)
         self.primary = PRIMARY.get(self.target) or about.figure
-        # The place of each row's text among the distinct ones, and what each of these says. The
-        # last one is no text at all, which is place -1.
+        # Each distinct text is read once. The last one is no text at all, which is place -1.
         self._codes, texts = pd.factorize(table["answer"].to_pandas())
         self._answers = [*map(about.read, texts), None]
         self._known = functools.cache(self._field)
@@ -180,8 +177,6 @@ class Scores:
     @property
     def num_clips(self) -> int:
         return len(np.unique(self.clips))
-
-    # The table as matrices.
 
     def predictions(self, column: str) -> np.ndarray:
         """(R, n) of a column of the table, as it stands there."""
@@ -203,8 +198,8 @@ class Scores:
 
         Args:
             shape: Of the field's numbers; none of a word.
-            places: (..., n) in the table, as `places` (the default) or an element of `sampled`.
-            windows: Which of the n; all of them by default.
+            places: (..., n) in the table; left out, `places`.
+            windows: Which of the n.
         """
         known = self._known(field, shape)
         values = known[self._codes[(self.places if places is None else places)[..., windows]]]
@@ -217,18 +212,7 @@ class Scores:
         values = [getattr(answer, field, None) for answer in self._answers]
         if not shape:
             return _objects(values)
-        blank = np.full(shape, np.nan)
-        return np.array([blank if value is None else value for value in values])
-
-    @functools.cached_property
-    def future_m(self) -> np.ndarray:
-        """(n, 64, 2) float64, the driven path."""
-        lists = self.table["future_true_m"].take(pa.array(self.places[0])).combine_chunks()
-        if lists.null_count or len(lists.flatten()) != len(lists) * NUM_FUTURE * 2:
-            raise _broken("a window has no true path")
-        return lists.flatten().to_numpy(zero_copy_only=False).reshape(-1, NUM_FUTURE, 2)
-
-    # The figures.
+        return np.array([np.full(shape, np.nan) if value is None else value for value in values])
 
     @functools.cached_property
     def figures(self) -> list[str]:
@@ -241,11 +225,7 @@ class Scores:
         return self._values[figure][0] if figure in self._values else self.models
 
     def statistic(self, figure: str, keep: np.ndarray | None = None) -> bootstrap.Statistic:
-        """A figure of each of its rows over some windows.
-
-        Args:
-            keep: (n,) bool; None keeps all that the figure is about.
-        """
+        """A figure of each of its rows over the windows that it is about, or over (n,) of them."""
         keep = self.about(figure) if keep is None else keep & self.about(figure)
         clips = self.clips[keep]
         if figure in _F1:
@@ -253,7 +233,7 @@ class Scores:
             return bootstrap.macro_f1(
                 [(predicted[:, keep], truth[keep], num) for predicted, truth, num in parts], clips
             )
-        make = bootstrap.root_mean_square if figure in _ROOTS else bootstrap.mean
+        make = bootstrap.root_mean_square if figure == "speed_rmse_mps" else bootstrap.mean
         return make(self._values[figure][1][:, keep], clips)
 
     def about(self, figure: str) -> np.ndarray:
@@ -277,19 +257,32 @@ class Scores:
     @functools.cached_property
     def _values(self) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
         """Figure -> the rows that have it and (rows, n) float64; NaN where it is about nothing."""
-        makers = {
-            "summary": self._summary,
-            "future": self._future,
-            "cause": self._cause,
-            "numbers": self._numbers,
+        parts, values = parts_of(self.target), {}
+        if "summary" in parts:
+            values |= self._summary()
+        if "future" in parts:
+            true_m = self._future_m()
+            blocks = [slice(i, i + _BLOCK) for i in range(0, len(true_m), _BLOCK)]
+            paths = functools.partial(self.read, "waypoints_m", NUM_WAYPOINTS, 2)
+            found = [trajectories.figures(paths(windows=at), true_m[at]) for at in blocks]
+            values |= {name: np.hstack([block[name] for block in found]) for name in found[0]}
+        if "cause" in parts:
+            values |= self._cause()
+        if "numbers" in parts:
+            values |= self._numbers()
+        all_rows = {name: (self.models, errors) for name, errors in values.items()}
+        best: dict[str, dict[str, np.ndarray]] = {}
+        for model, places in self._sampled.items() if "future" in parts else ():
+            sampled = [paths(places=places, windows=at).swapaxes(0, 1) for at in blocks]
+            best.setdefault(f"min_ade{len(places)}_m", {})[model] = np.concatenate(
+                [
+                    trajectories.min_ade(trajectories.at_10hz(each), true_m[at])
+                    for each, at in zip(sampled, blocks, strict=True)
+                ]
+            )
+        return all_rows | {
+            name: (tuple(rows), np.stack([*rows.values()])) for name, rows in best.items()
         }
-        parts = parts_of(self.target)
-        values = {
-            name: (self.models, errors)
-            for part in parts
-            for name, errors in (makers[part]() if part in makers else {}).items()
-        }
-        return values | (self._min_ade() if "future" in parts else {})
 
     def _summary(self) -> dict[str, np.ndarray]:
         speed, displacement = map(self.predictions, ("speed_mps", "displacement_m"))
@@ -321,33 +314,12 @@ class Scores:
             "exact_share": self.predictions("exact").astype(np.float64),
         }
 
-    def _future(self) -> dict[str, np.ndarray]:
-        by_block = [
-            trajectories.figures(self._paths_m(self.places, windows), self.future_m[windows])
-            for windows in self._blocks()
-        ]
-        names = by_block[0]
-        return {name: np.concatenate([block[name] for block in by_block], axis=1) for name in names}
-
-    def _min_ade(self) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
-        by_name: dict[str, dict[str, np.ndarray]] = {}
-        for model, places in self.sampled.items():
-            best = [
-                trajectories.min_ade(
-                    trajectories.at_10hz(self._paths_m(places, windows).swapaxes(0, 1)),
-                    self.future_m[windows],
-                )
-                for windows in self._blocks()
-            ]
-            by_name.setdefault(f"min_ade{len(places)}_m", {})[model] = np.concatenate(best)
-        return {name: (tuple(rows), np.stack([*rows.values()])) for name, rows in by_name.items()}
-
-    def _paths_m(self, places: np.ndarray, windows: slice) -> np.ndarray:
-        """(..., m, 16, 2) float64: the predicted paths of m windows, in the rig's frame."""
-        return self.read("waypoints_m", NUM_WAYPOINTS, 2, places=places, windows=windows)
-
-    def _blocks(self) -> list[slice]:
-        return [slice(first, first + _BLOCK) for first in range(0, len(self.clips), _BLOCK)]
+    def _future_m(self) -> np.ndarray:
+        """(n, 64, 2) float64, the driven path."""
+        lists = self.table["future_true_m"].take(pa.array(self.places[0])).combine_chunks()
+        if lists.null_count or len(lists.flatten()) != len(lists) * NUM_FUTURE * 2:
+            raise _broken("a window has no true path")
+        return lists.flatten().to_numpy(zero_copy_only=False).reshape(-1, NUM_FUTURE, 2)
 
     def _cause(self) -> dict[str, np.ndarray]:
         truth, made_by = self.ground_truth("cause_true"), self.ground_truth("cause_from")
@@ -365,7 +337,7 @@ class Scores:
         for part in ("along", "across"):
             truth, predicted = self.ground_truth(f"{part}_true"), self.read(part)
             # What is true of no window has no F1; predicting it is as wrong as saying nothing.
-            classes = pd.Index(classes_of(truth), dtype=object)
+            classes = pd.Index(sorted(set(truth) - {None}), dtype=object)
             codes = classes.get_indexer(predicted.ravel()).reshape(predicted.shape)
             numbered[part] = (codes, classes.get_indexer(truth), len(classes))
         return numbered
@@ -383,13 +355,9 @@ def _objects(values: Iterable[Any]) -> np.ndarray:
 
 def _filled(values: np.ndarray, means: np.ndarray) -> np.ndarray:
     """Values with the mean row's where they are unknown."""
-    unknown = np.equal(values, None) if values.dtype == object else np.isnan(values)
-    return np.where(unknown, means, values)
-
-
-def classes_of(*values: np.ndarray) -> list[str]:
-    """All words but None in some arrays, in order."""
-    return sorted(set().union(*(words.ravel().tolist() for words in values)) - {None})
+    return np.where(
+        np.equal(values, None) if values.dtype == object else np.isnan(values), means, values
+    )
 
 
 def _word_f1(predicted: str | None, truth: str | None) -> float:

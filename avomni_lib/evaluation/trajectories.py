@@ -71,8 +71,7 @@ def along_across(
     ahead = _directions(after - path[..., :-1, :], STANDSTILL_M)
     error = np.asarray(predicted_m) - truth
     along = (error * ahead).sum(axis=-1)
-    across = ahead[..., 0] * error[..., 1] - ahead[..., 1] * error[..., 0]
-    return along, across
+    return along, ahead[..., 0] * error[..., 1] - ahead[..., 1] * error[..., 0]
 
 
 def figures(waypoints_m: np.ndarray, ground_truth_m: np.ndarray) -> dict[str, np.ndarray]:
@@ -118,8 +117,8 @@ def comfort(waypoints_m: np.ndarray) -> dict[str, np.ndarray]:
     yaw = np.arctan2(ahead[..., 1], ahead[..., 0])
     # No car turns by 90 degrees in 0.4 s: who seems to has changed to reverse. The first heading is
     # the rig's own, 0.
-    yaw = np.unwrap(np.concatenate([np.zeros_like(yaw[..., :1]), yaw], axis=-1), period=np.pi)
-    yaw = yaw[..., 1:]
+    yaw = np.concatenate([np.zeros_like(yaw[..., :1]), yaw], axis=-1)
+    yaw = np.unwrap(yaw, period=np.pi)[..., 1:]
     speed = (hops[..., 0] * np.cos(yaw) + hops[..., 1] * np.sin(yaw)) / APART_S
     yaw_rate = np.diff(yaw) / APART_S
     lon_accel = np.diff(speed) / APART_S

@@ -117,10 +117,12 @@ def _batch(windows: Any, p: Any, base: Any) -> dict[str, Any]:
     talk = samples.conversation_of(p, windows, base.tokenizer, kind)
     batch = samples.batch_of(range(BATCH), windows, talk)
     del batch["labels"]
+    if not kind.takes_token_types:
+        del batch["mm_token_type_ids"]
     frames = torch.stack([torch.tensor(windows.frames(index)) for index in range(BATCH)])
     device = base.model.device
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    return batch | kind.inputs([frames.to(device)], base.model.dtype) | {"logits_to_keep": LAST}
+    return batch | talk.inputs(frames.to(device), base.model.dtype) | {"logits_to_keep": LAST}
 
 
 def _age(path: Path) -> float:

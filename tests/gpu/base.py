@@ -4,29 +4,67 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from importlib import util
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from avomni_lib.training.backbones import internvl, llava_onevision, qwen3_5
 from avomni_lib.training.model import load
-from tests import test_model, training_set
-from tests.gpu.subject import Subject
+from tests import families, test_model, training_set
+from tests.gpu.subject import QWEN3_VL, Subject
 from tests.gpu.trainings import clear_memory, memory_gb
 
 
-def config_of(words: Any, quick: bool) -> Any:
-    """The config of Qwen/Qwen3-VL-8B-Instruct, or the tiny one, with the ids of our own words.
+def _qwen3_5_4b() -> Any:
+    from transformers import Qwen3_5Config
 
-    The vocabulary keeps its 151,936 entries: its two matrices are a seventh of the model.
+    return Qwen3_5Config(**qwen3_5.RELEASED_4B)
+
+
+def _internvl_8b() -> Any:
+    from transformers import InternVLConfig
+
+    tower = internvl._released_tower("8b")
+    text = internvl.RELEASED_3_5["8b"]
+    return InternVLConfig(text_config=text, vision_config=tower, tie_word_embeddings=False)
+
+
+def _llava_onevision_7b() -> Any:
+    from transformers import LlavaOnevisionConfig
+
+    text, tower = llava_onevision.RELEASED["7b"], llava_onevision.RELEASED_TOWER
+    return LlavaOnevisionConfig(text_config=text, vision_config=tower)
+
+
+# Backbone -> config of a released size.
+FULL: dict[str, Callable[[], Any]] = {
+    QWEN3_VL: lambda: test_model.qwen3_vl_8b().config,
+    "qwen3_5": _qwen3_5_4b,
+    "internvl": _internvl_8b,
+    "llava_onevision": _llava_onevision_7b,
+}
+IDS = ("image", "video", "vision_start", "vision_end")
+
+
+def config_of(subject: Subject) -> Any:
+    """The config of a released size, or the tiny one, with the ids of our own words.
+
+    The vocabulary keeps all its entries: of Qwen3-VL-8B its two matrices are a seventh.
     """
-    small = training_set.config(words)
-    if quick:
+    words = subject.words()
+    if subject.backbone == QWEN3_VL:
+        small = training_set.config(words)
+    else:
+        small = families.FAMILIES[subject.backbone].make_config(words)
+    if subject.quick:
         return small
-    config = test_model.qwen3_vl_8b().config
-    for name in ("image", "video", "vision_start", "vision_end"):
-        setattr(config, f"{name}_token_id", getattr(small, f"{name}_token_id"))
+    config = FULL[subject.backbone]()
+    for name in (f"{each}_token_id" for each in IDS):
+        if getattr(small, name, None) is not None:
+            setattr(config, name, getattr(small, name))
     for name in ("eos_token_id", "pad_token_id"):
         setattr(config.text_config, name, getattr(small.text_config, name))
     return config
@@ -39,8 +77,7 @@ def make(subject: Subject) -> dict[str, Any]:
     """
     from transformers import AutoModelForImageTextToText
 
-    words = training_set.make_words()
-    config = config_of(words, subject.quick)
+    words, config = subject.words(), config_of(subject)
     on_gpu = torch.cuda.is_available()
     torch.manual_seed(0)
     started = time.perf_counter()
@@ -98,7 +135,7 @@ def put_into_4_bit(subject: Subject) -> dict[str, Any]:
     # It takes its name only when it was read back: else the trainings start from bf16.
     unproven = subject.nf4.with_name("unproven")
     base.model.save_pretrained(unproven, max_shard_size="4GB")
-    save_words(training_set.make_words(), unproven)
+    save_words(subject.words(), unproven)
     del base, layers
     clear_memory()
     started = time.perf_counter()

@@ -14,7 +14,7 @@ import torch
 
 from avomni_lib import hardware
 from avomni_lib.training.backbones import backbone
-from tests.gpu.subject import HZ, LENGTH, Subject
+from tests.gpu.subject import HZ, LENGTH, QWEN3_VL, Subject
 from tests.gpu.trainings import plain
 
 # Dense bf16 TFLOP/s by the vendors' datasheets, by a part of the card's name.
@@ -88,6 +88,8 @@ def pixels(subject: Subject) -> dict[str, Any]:
     """Our pixels on the device against those of transformers' own video processor on the host."""
     if util.find_spec("torchvision") is None:
         return {"left_out": "transformers' video processor needs torchvision, which is missing"}
+    if subject.backbone != QWEN3_VL:
+        return {"left_out": "it compares Qwen3-VL's pixels alone"}
     from transformers import Qwen3VLVideoProcessor
     from transformers.video_utils import VideoMetadata
 
@@ -100,7 +102,7 @@ def pixels(subject: Subject) -> dict[str, Any]:
         videos=[frames.permute(0, 3, 1, 2)], video_metadata=[about], return_tensors="pt"
     )
     host_seconds = time.perf_counter() - started
-    kind, there = backbone("qwen3_vl"), frames[None].to(_device())
+    kind, there = backbone(QWEN3_VL), frames[None].to(_device())
     ours = kind.inputs([there])
     name = "pixel_values_videos"
     difference = (ours[name].cpu() - theirs[name]).abs().max()

@@ -1,11 +1,14 @@
-"""Qwen3-VL-8B at full size on one accelerator: speed, memory, data wait, adapter, answers.
+"""A model at full size on one accelerator: speed, memory, data wait, adapter, answers.
 
     python -m tests.gpu.measure [--out FOLDER] [--place FOLDER] [--quick] [--seconds 500]
+                                [--backbone qwen3_vl]
 
-The model has its real config and random weights, so nothing is downloaded: NF4, LoRA 64, 16 frames
-of 896×512 and of 1344×768, two windows at a time, through the project's own worker, loader and
-cache. Each part is guarded: what fails is written down with its reason and the rest goes on; one
-for which too little time is left is left out. FOLDER/gpu.json is written anew after each part.
+It is Qwen3-VL-8B, or of another backbone the size in `base.FULL`. It has its real config and random
+weights, so nothing is downloaded: NF4, LoRA 64, 16 frames of 896×512 and of 1344×768 (for families
+that see squares, a camera a square), two windows at a time, through the project's own worker,
+loader and cache. Each part is guarded: what fails is written down with its reason and the rest goes
+on; one for which too little time is left is left out. FOLDER/gpu.json is written anew after each
+part.
 
 --quick takes a tiny model and tiny grids, so that the script itself is tested on a CPU.
 """
@@ -28,8 +31,9 @@ from typing import Any
 
 import torch
 
-from avomni_lib import files, hardware
-from tests.gpu.subject import Subject
+from avomni_lib import files, hardware, sections
+from avomni_lib.training.backbones import family
+from tests.gpu.subject import QWEN3_VL, Subject
 from tests.gpu.trainings import CASES, clear_memory, plain, run
 
 REPORT_FILE = "gpu.json"
@@ -125,12 +129,14 @@ def doctor(subject: Subject) -> dict[str, Any]:
 
 def unsloth(subject: Subject) -> dict[str, Any]:
     """The first training by Unsloth: in a process of its own, as it patches all that it finds."""
+    if not family(subject.backbone).in_unsloth:
+        return {"left_out": f"Unsloth has no path for {subject.backbone}"}
     if util.find_spec("unsloth") is None or not torch.cuda.is_available():
         return {"left_out": "unsloth is not installed, or there is no accelerator"}
     out = subject.folder / "unsloth.json"
     command = [sys.executable, "-m", "tests.gpu.measure", "--case", UNSLOTH]
     command += ["--place", str(subject.folder), "--out", str(out)]
-    command += ["--quick"] if subject.quick else []
+    command += ["--backbone", subject.backbone] + (["--quick"] if subject.quick else [])
     names = ("datasheet", "measured_product", "overruled")
     known = {name: subject.found.get(name) for name in names}
     environment = os.environ | {
@@ -185,7 +191,8 @@ def measure(subject: Subject, chosen: Sequence[Part], out: Path, seconds: float)
     """Run the parts and write the report after each."""
     started = time.monotonic()
     subject.found["deadline"] = started + seconds
-    report: dict[str, Any] = {"quick": subject.quick, "parts": {}}
+    about = {"quick": subject.quick, "backbone": subject.backbone}
+    report: dict[str, Any] = {**about, "parts": {}}
     for part in chosen:
         begun = time.monotonic()
         left = subject.found["deadline"] - begun
@@ -213,10 +220,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="a tiny model, for a CPU")
     parser.add_argument("--seconds", type=float, default=500.0, help="in all")
     parser.add_argument("--only", nargs="+", metavar="PART", help="these parts, and what they need")
+    parser.add_argument("--backbone", choices=sections.BACKBONES, default=QWEN3_VL)
     parser.add_argument("--case", choices=CASES, help="this training alone, its figures into OUT")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="avomni-gpu-") as temporary:
-        subject = Subject(options.place or Path(temporary), options.quick)
+        subject = Subject(options.place or Path(temporary), options.quick, options.backbone)
         if options.case:
             one_case(options.case, subject, options.out)
             return 0

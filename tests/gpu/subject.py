@@ -1,6 +1,7 @@
-"""What is measured: a Qwen3-VL of random weights on the disk, caches of random frames, parameters.
+"""What is measured: a model of random weights on the disk, caches of random frames, parameters.
 
-Full size is Qwen3-VL-8B from its config; `quick` is the tests' own tiny model, for a CPU.
+Full size is Qwen3-VL-8B from its config, or the backbone's in `base.FULL`; `quick` is the tests'
+own tiny model, for a CPU.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from avomni_lib.etl.cache.memmap import Cache
 from avomni_lib.etl.cache.windows import Windows
 from avomni_lib.etl.clip.prints import num_words
 from avomni_lib.params import Params
+from avomni_lib.training.backbones import backbone
+from tests import families, training_set
 
+QWEN3_VL = "qwen3_vl"
 LENGTH, STRIDE, HZ = 16, 8, 2.0
 # 40 frames make 4 windows: 6 clips are the 24 windows of twelve steps of two.
 NUM_CLIPS, FRAMES_PER_CLIP = 6, 40
@@ -33,12 +37,14 @@ class Subject:
 
     Attributes:
         folder: Room for 27 GB at full size.
-        quick: The tiny model and grids of 64 px.
+        quick: The tiny model and small grids.
+        backbone: The model's family.
         found: What earlier parts of the measurement have found.
     """
 
     folder: Path
     quick: bool = False
+    backbone: str = QWEN3_VL
     found: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -53,7 +59,19 @@ class Subject:
 
     def tile(self) -> tuple[int, int]:
         """(width, height) px of a camera."""
-        return (32, 32) if self.quick else (448, 256)
+        if self.quick and self.backbone != QWEN3_VL:
+            side = families.FAMILIES[self.backbone].kind().side_multiple
+        else:
+            side = backbone(self.backbone).side_multiple
+        wide = (448, 256)
+        is_cut = not self.quick and not any(length % side for length in wide)
+        return wide if is_cut else (side, side)
+
+    def words(self) -> Any:
+        """The tokenizer of the model of random weights."""
+        if self.backbone == QWEN3_VL:
+            return training_set.make_words()
+        return families.FAMILIES[self.backbone].tokenizer()
 
     def size(self, setup: str) -> str:
         grid, (width, height) = cameras.grid(setup), self.tile()
@@ -69,7 +87,7 @@ class Subject:
             | {"tile_width": width, "tile_height": height},
             "vision": {"cameras": setup},
             "model": {"base_model": str(self.nf4 if self.nf4.exists() else self.bf16)}
-            | {"backend": "transformers"},
+            | {"backend": "transformers", "backbone": self.backbone},
             # Enough passes that `max_steps` alone ends it.
             "training": {"batch_size": BATCH, "num_epochs": 100},
         }

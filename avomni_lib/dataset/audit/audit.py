@@ -132,23 +132,17 @@ def audit(p: Params, hub: Hub | None, progress: type[Bar] = Bar) -> Audit:
     facts = scan.facts
     found = [*listed.findings, *scan.findings, *_ends(facts, selection)]
     file_rows, clip_rows = listed.file_rows(found), listed.clip_rows(found)
-    streams, ego = _streams(facts), _egomotion(facts)
-    codecs = Counter[str]()
-    for row in streams.values():
-        for name, count in row["codecs"].items():
-            codecs[name.split()[0]] += count
+    streams = _streams(facts)
     verified = _remember(p, listed, scan, found)
     oldest = min(
         filter(None, (verified.checked_on(row["path"]) for row in file_rows)), default=None
     )
     figures = _figures(p, hub, selection, file_rows, clip_rows) | {
-        "codecs": dict(codecs),
         "streams": streams,
-        "egomotion": ego,
         "bytes_read": sum(job.size for job in listed.jobs if scan.outcomes[job.path]["sha256"]),
         "oldest_file": oldest,
     }
-    found += [*_of_the_set(p, hub, figures), *_remarks(streams, ego)]
+    found += [*_of_the_set(p, hub, figures), *_remarks(streams, facts)]
     severities = Counter(finding.severity for finding in found)
     figures["findings"] = {word: severities[word] for word in findings.SEVERITIES}
     warnings = []
@@ -270,31 +264,18 @@ def _streams(facts: Facts) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def _egomotion(facts: Facts) -> dict[str, Any]:
-    """Rate, reach and gaps of the ego motion, each as (least, median, greatest) over clips."""
-    clips = [v for v in facts.get("egomotion", {}).values() if "past_video_s" in v]
-    if not clips:
-        return {}
-    return {
-        "num_clips": len(clips),
-        "rate_hz": _range([v["rate_hz"] for v in clips]),
-        "past_video_s": _range([v["past_video_s"] for v in clips]),
-        "longest_gap_s": _range([v["longest_gap_s"] for v in clips if "longest_gap_s" in v]),
-        "speed_mps": _range([top for v in clips for top in v.get("speed_mps", ())]),
-    }
-
-
 def _range(values: list[float]) -> list[float] | None:
     return np.round([min(values), np.median(values), max(values)], 3).tolist() if values else None
 
 
-def _remarks(streams: Facts, ego: Mapping[str, Any]) -> Iterator[Finding]:
+def _remarks(streams: Facts, facts: Facts) -> Iterator[Finding]:
     """What is no fault but is good to know before the ETL."""
-    if ego and ego["past_video_s"][2] > 0:
-        low, mid, high = ego["past_video_s"]
+    of_clips = facts.get("egomotion", {}).values()
+    past_s = [of_clip["past_video_s"] for of_clip in of_clips if "past_video_s" in of_clip]
+    if past_s and max(past_s) > 0:
         reason = (
-            f"by {mid:.1f} s ({low:.1f} to {high:.1f}) in {ego['num_clips']} clips: the video is "
-            "its first part, on the same clock"
+            f"by {np.median(past_s):.1f} s ({min(past_s):.1f} to {max(past_s):.1f}) in "
+            f"{len(past_s)} clips: the video is its first part, on the same clock"
         )
         yield Finding(NOTED, "ego motion runs past the video", reason, SET, feature="egomotion")
     for camera, row in streams.items():

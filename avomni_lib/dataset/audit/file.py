@@ -49,13 +49,10 @@ class FileJob:
     """A file of the disk, and what is expected of it.
 
     Attributes:
-        folder: The data folder.
-        path: Below it.
-        size: Bytes, as the source lists it.
-        sha256, blob_id: Of its content, where the source lists it or an earlier check read it.
+        path: Below `folder`.
+        size, sha256, blob_id: As the source lists them, or an earlier check has read them.
         is_full: Whether its content is to be read.
-        feature: Empty for metadata.
-        chunk: None for metadata.
+        feature, chunk: Empty and None for metadata.
         members: (kind, template with {clip_id}) of a zip; empty for a table.
         clip_ids: The clips that must be in it.
         denied: The chunk's clips that have it not, as the source says.

@@ -33,11 +33,9 @@ SLOWEST_BYTES_PER_S = 1e6  # a disk, if nothing hangs
 class FileScan:
     """Files, the findings in them, and the facts about their clips.
 
-    Args:
+    Attributes:
         jobs: A file each; `beside` of all but the cameras' is filled in here.
         records: A folder for what was read so far.
-
-    Attributes:
         outcomes: Path -> what `file.look` made of it.
         state: Path -> size and date (ns) before it was looked at.
         num_kept: Files that an interrupted audit had read.
@@ -67,9 +65,8 @@ class FileScan:
         """Look at every file; one whose worker dies or hangs is a finding, and looked at again by
         the next audit.
 
-        Args:
-            limit_s: The least that a file may take before its worker is stopped; a large one may
-                take as long as a slow disk does.
+        A file may take `limit_s`, a large one as long as a slow disk does, until its worker is
+        stopped.
         """
         is_full = any(job.is_full for job in self.jobs)
         total = sum(map(_work, self.jobs))

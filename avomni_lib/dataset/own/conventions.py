@@ -68,7 +68,6 @@ HEADINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 # Of positions whose third column is something else.
 NO_HEIGHT = "the third coordinate is not the height"
-Change = Callable[[Poses], Poses]
 # A convention that fits worse than the best one by this much is not offered.
 MUCH_WORSE_DEG = 5.0
 
@@ -229,7 +228,7 @@ def check(poses: Poses, where: str, mistakes: Mistakes) -> None:
         mistakes.append(Argument(argument, where).error("; ".join(wrong), fix=fix))
     elif poses.velocity_mps is not None:
         with mistakes.kept():
-            _check_velocity(poses, track, into, turn, where)
+            _check_velocity(poses, track, into, where)
 
 
 def _check_speeds(poses: Poses, track: Track, turn: Rotation, where: str) -> None:
@@ -295,98 +294,66 @@ def _check_drift(poses: Poses, track: Track, turn: Rotation, at: Argument) -> No
         )
 
 
-def _check_velocity(poses: Poses, track: Track, into: Rotation, turn: Rotation, where: str) -> None:
+def _check_velocity(poses: Poses, track: Track, into: Rotation, where: str) -> None:
     """Whether given velocities point where the positions go."""
-    given, moves = poses.velocity_mps, track.moves
-
-    def off_deg(vectors: np.ndarray) -> float:
-        return _angle_deg(vectors[track.rows][moves], track.steps_m[moves])
-
-    if not moves.any() or (off := off_deg(into.apply(given))) <= MAX_SLIP_DEG:
-        return
-    rotation = "Rotation.from_quat(quaternion)"
-    if poses.quaternion is None:
-        rotation = "Rotation.from_euler('z', heading_rad[:, None])"
-    ways = {
-        f"along the car's axes: give {rotation}.apply(velocity_mps)": off_deg(turn.apply(given)),
-        "(north, east, down)": off_deg(FLIP.apply(given)),
-        "(east, north, up)": off_deg(given),
-        "-velocity_mps": off_deg(-into.apply(given)),
-    }
-    best = min(ways, key=ways.__getitem__)
-    fix = "give it along the frame's axes (east, north, up for wgs84), or leave it out"
-    if ways[best] <= MAX_SLIP_DEG:
-        fix = f"yours looks like {best}; {fix}"
-    what = f"velocity_mps points {off:.0f}° beside the way that the positions take"
-    raise Argument("velocity_mps", where).error(what, fix=fix)
+    moves, given = track.moves, into.apply(poses.velocity_mps)[track.rows]
+    if moves.any() and (off := _angle_deg(given[moves], track.steps_m[moves])) > MAX_SLIP_DEG:
+        raise Argument("velocity_mps", where).error(
+            f"velocity_mps points {off:.0f}° beside the way that the positions take",
+            fix="give it along the frame's axes (east, north, up for wgs84): not along the car's "
+            "axes (Rotation.apply takes it to the frame's), not as north, east, down on a map with "
+            "z up, and not backwards; or leave it out",
+        )
 
 
 def _fits(poses: Poses) -> list[str]:
     """The conventions by which the poses contradict nothing, with the fewest changes."""
     fits: list[tuple[float, str]] = []
     fewest = None
-    ways = itertools.product(*([("", None), *table.items()] for table in _tables(poses)))
-
-    def number(way: tuple) -> int:
-        # Degrees all near zero would be rare.
-        return sum((text != "") + ("np.radians" in text) for text, _ in way)
-
-    for way in sorted(ways, key=number):
-        if fewest is not None and number(way) > fewest:
+    # Degrees all near zero would be rare: they count twice.
+    ways = [(len(t) + sum("np.radians" in of for of in t), t, other) for t, other in _ways(poses)]
+    for number, texts, other in sorted(ways, key=lambda way: way[0]):
+        if fewest is not None and number > fewest:
             break
-        other = poses
-        for text, change in way:
-            other = change(other) if text else other
         position, into = own_poses.level(other)
         track, turn = Track.of(other.t_s, position), own_poses.turns(other, into)
         if not list(contradictions(track, turn)):
-            fewest = number(way)
-            off = track.tilt_deg(turn) + track.slip_deg(turn)
-            fits.append((off, ", ".join(text for text, _ in way if text)))
+            fewest = number
+            fits.append((track.tilt_deg(turn) + track.slip_deg(turn), ", ".join(texts)))
     best = min(fits, default=(0.0, ""))[0]
     return [text for off, text in fits if off <= best + MUCH_WORSE_DEG]
 
 
-def _tables(poses: Poses) -> list[dict[str, Change]]:
-    """What to give instead -> the poses so read; of each table one change at most is made."""
+def _ways(poses: Poses) -> Iterator[tuple[list[str], Poses]]:
+    """What to give instead, and the poses so read."""
     replace, is_map = dataclasses.replace, poses.frame in ("enu", "ned")
     if poses.quaternion is None:
-        headings: dict[str, Change] = {
-            f"heading_rad={text}": lambda p, of=of: replace(p, heading=of(p.heading))
-            for text, of in HEADINGS.items()
-        }
+        for text, of in HEADINGS.items():
+            yield [f"heading_rad={text}"], replace(poses, heading=of(poses.heading))
         if is_map:
             text = "position_m with -y for y (yours may point to the other side)"
-            headings[text] = lambda p: replace(p, position=p.position * (1, -1, 1))
+            yield [text], replace(poses, position=poses.position * (1, -1, 1))
         if is_map or np.abs(poses.position[:, :2]).max() <= 90:
             text = "position_m[:, [1, 0]] (the first two columns the other way round)"
-            headings[text] = lambda p: replace(p, position=p.position[:, [1, 0, 2]])
-        return [headings]
-
-    def turned(of: Callable[[Rotation], Rotation]) -> Change:
-        return lambda p: replace(p, quaternion=of(Rotation.from_quat(p.quaternion)).as_quat())
-
-    kind = "east, north, up" if poses.frame == "ned" else "north, east, down"
-    flip = (
-        "quaternion=(Rotation.from_matrix([[0, 1, 0], [1, 0, 0], [0, 0, -1]]) * "
-        f"Rotation.from_quat(quaternion)).as_quat() (yours turns into {kind})"
-    )
-    return [
-        {
-            f"frame={frame!r} ({own_poses.FRAMES[frame]})": lambda p, f=frame: replace(p, frame=f)
-            for frame in ("enu", "ned")
-            if is_map and frame != poses.frame
-        },
-        {
-            f"axes={axes!r}": lambda p, axes=axes: replace(p, axes=axes)
-            for axes in own_poses.AXES
-            if axes != poses.axes
-        },
-        {
-            "quaternion=quaternion[:, [1, 2, 3, 0]] (yours is w, x, y, z)": lambda p: replace(
-                p, quaternion=p.quaternion[:, [1, 2, 3, 0]]
-            )
-        },
-        {"the inverse rotation (yours turns the frame into the car)": turned(Rotation.inv)},
-        {} if poses.frame == "ecef" else {flip: turned(lambda rotation: FLIP * rotation)},
-    ]
+            yield [text], replace(poses, position=poses.position[:, [1, 0, 2]])
+        return
+    both = (False, True)
+    for frame, axes, is_wxyz, is_inverse, is_flipped in itertools.product(
+        ("enu", "ned") if is_map else (poses.frame,),
+        own_poses.AXES,
+        *(both, both, both if poses.frame != "ecef" else (False,)),
+    ):
+        turn = Rotation.from_quat(poses.quaternion[:, [1, 2, 3, 0] if is_wxyz else [0, 1, 2, 3]])
+        turn = turn.inv() if is_inverse else turn
+        turn = FLIP * turn if is_flipped else turn
+        kind = "east, north, up" if poses.frame == "ned" else "north, east, down"
+        changes = {
+            f"frame={frame!r} ({own_poses.FRAMES[frame]})": frame != poses.frame,
+            f"axes={axes!r}": axes != poses.axes,
+            "quaternion=quaternion[:, [1, 2, 3, 0]] (yours is w, x, y, z)": is_wxyz,
+            "the inverse rotation (yours turns the frame into the car)": is_inverse,
+            "quaternion=(Rotation.from_matrix([[0, 1, 0], [1, 0, 0], [0, 0, -1]]) * "
+            f"Rotation.from_quat(quaternion)).as_quat() (yours turns into {kind})": is_flipped,
+        }
+        texts = [text for text, is_made in changes.items() if is_made]
+        yield texts, replace(poses, frame=frame, axes=axes, quaternion=turn.as_quat())

@@ -21,9 +21,8 @@ import pyarrow.parquet as pq
 
 from avomni_lib import files
 from avomni_lib.dataset import calibration, cameras
-from avomni_lib.dataset.catalog import PRESENCE_FILE
+from avomni_lib.dataset.catalog import FEATURES_FILE, PRESENCE_FILE
 from avomni_lib.dataset.clip_index import COLLECTION_FILE, INDEX_FILE
-from avomni_lib.dataset.features import FEATURES_FILE
 
 EGOMOTION = "egomotion"
 CAMERA_MEMBERS = {"video": "mp4", "frame_timestamps": "timestamps.parquet"}
@@ -42,11 +41,7 @@ def chunk_path(feature: str) -> str:
 
 
 def write_zip(path: Path, members: Iterable[tuple[str, Path | bytes]]) -> None:
-    """Stored, not deflated, so that a member is a byte range; the same bytes every time.
-
-    Args:
-        members: (name, a file or its bytes) each.
-    """
+    """Stored, not deflated, so that a member is a byte range; the same bytes every time."""
     with files.write_whole(path) as file, zipfile.ZipFile(file, "w") as archive:
         for name, content in members:
             info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
@@ -59,7 +54,6 @@ def write_zip(path: Path, members: Iterable[tuple[str, Path | bytes]]) -> None:
 
 
 def member(feature: str, clip_id: str, kind: str) -> str:
-    """A clip's member in its chunk's zip."""
     return f"{clip_id}.{feature}.{MEMBERS[feature][kind]}"
 
 
@@ -74,10 +68,7 @@ def stand_in(feature: str, sizes: Mapping[str, Mapping[str, tuple[int, int]]]) -
     """A chunk's table of calibration, of a rig that nobody has measured.
 
     Lenses are equidistant (r = f·θ, so that the picture's width is the nominal view), all mounted
-    at the middle of the rear axle and looking ahead.
-
-    Args:
-        sizes: clip_id -> camera -> width and height of its video, px.
+    at the middle of the rear axle and looking ahead. `sizes` has px of each clip and camera.
     """
     key, names = calibration.TABLES[feature]
     rows = []

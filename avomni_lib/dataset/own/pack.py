@@ -128,10 +128,7 @@ def pack(
         with the drive. A map that is mirrored together with its headings shows nowhere else.
 
     Raises:
-        AvomniError: every mistake at once, each with the clip, the argument and the row. The folder
-            holds something; two clips have one name; a clip cannot fill a grid, or an argument is
-            no such thing; its frames, clocks and poses contradict each other, or poses move as no
-            car does in the frame and axes that they are given in.
+        AvomniError: every mistake at once, each with the clip, the argument and the row.
     """
     mistakes = Mistakes()
     with mistakes.kept():

@@ -151,15 +151,12 @@ def _position(value: Any, frame: str, at: Argument, count: int) -> np.ndarray:
         beyond = (np.abs(position[:, :2]) > (90, 180)).any(axis=1)
         for row in np.flatnonzero(beyond)[:1]:
             first, second = position[row, :2]
-            fix = "they look like metres (frame='enu', 'ned' or 'ecef') or NMEA's ddmm.mmmm"
-            if abs(first) <= 180 and abs(second) <= 90:
-                fix = "the order is latitude, longitude"
-            elif is_geocentric(position):
-                fix = "they look like geocentric metres: frame='ecef'"
-            elif abs(first) <= 90e7 and abs(second) <= 180e7 and (position[:, :2] % 1 == 0).all():
-                fix = "they look like degrees times 1e7: divide by 1e7"
-            what = f"latitude {first:g}, longitude {second:g} at row {row} is no place on the Earth"
-            raise at.error(what, row, fix)
+            raise at.error(
+                f"latitude {first:g}, longitude {second:g} at row {row} is no place on the Earth",
+                row,
+                "the order is latitude, longitude, in degrees: not NMEA's ddmm.mmmm, not degrees "
+                "times 1e7; metres go with frame='enu', 'ned' or, geocentric ones, frame='ecef'",
+            )
     elif frame == "ecef":
         radius = np.linalg.norm(position, axis=1)
         for row in np.flatnonzero((radius < EARTH_M[0]) | (radius > EARTH_M[1]))[:1]:
@@ -224,11 +221,7 @@ def level(poses: Poses) -> tuple[np.ndarray, Rotation]:
 
 
 def turns(poses: Poses, into: Rotation) -> Rotation:
-    """(K,) rotations from the car's axes (x forward, y left, z up) to the level frame's.
-
-    Args:
-        into: Of `level`.
-    """
+    """(K,) rotations from the car's axes (x forward, y left, z up) to the frame of `level`."""
     if poses.heading is not None:
         angle = poses.heading if poses.frame == "enu" else np.pi / 2 - poses.heading
         return Rotation.from_euler("z", angle[:, None])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import html
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,6 @@ class ClipSummary:
         mean_mps, max_mps: Speed over the path, and the highest over half a second.
         turn_deg: By how much the heading at the end differs from that at the start; positive is to
             the left. Whole circles count.
-        most_left_deg, most_right_deg: The farthest that the heading came to each side of the start.
         ahead_m, left_m: Where the clip ends, seen from where it starts.
         notes: What is allowed and worth a look.
     """
@@ -46,8 +46,6 @@ class ClipSummary:
     mean_mps: float
     max_mps: float
     turn_deg: float
-    most_left_deg: float
-    most_right_deg: float
     ahead_m: float
     left_m: float
     notes: tuple[str, ...] = ()
@@ -59,12 +57,9 @@ class ClipSummary:
     @property
     def turn(self) -> str:
         """`a left turn of 43°`, `a right turn of 8°`, or `straight`."""
-        left, right, turned = self.most_left_deg, self.most_right_deg, abs(self.turn_deg)
-        side = "left" if self.turn_deg > 0 else "right"
-        turn = "straight" if turned < STRAIGHT_DEG else f"a {side} turn of {turned:.0f}°"
-        if max(left, right) > turned + STRAIGHT_DEG or min(left, right) > STRAIGHT_DEG:
-            turn += f" (up to {left:.0f}° left, {right:.0f}° right on the way)"
-        return turn
+        if abs(self.turn_deg) < STRAIGHT_DEG:
+            return "straight"
+        return f"a {'left' if self.turn_deg > 0 else 'right'} turn of {abs(self.turn_deg):.0f}°"
 
     @property
     def rows(self) -> dict[str, str]:
@@ -127,8 +122,9 @@ class Packed:
 
     def _repr_html_(self) -> str:
         table = pd.DataFrame({clip.name: clip.rows for clip in self.clips}).T.fillna("")
-        shown: str = table.to_html(max_rows=SHOWN_CLIPS, border=0)
-        return f"<p>{self.title}</p>{shown}"
+        with pd.option_context("display.max_colwidth", None):
+            shown: str = table.to_html(max_rows=SHOWN_CLIPS, border=0)
+        return f"<p>{html.escape(self.title)}</p>{shown}"
 
 
 def of(
@@ -145,7 +141,6 @@ def of(
         stamps_us: Camera -> (N,) int64 µs on the clip's clock.
         zero_s: The clip's time 0 on the clock of `t_s`.
         motion: `clip.EGOMOTION_COLUMNS`, (K,) each.
-        remarks: Notes to put first.
     """
     first = min(int(stamps[0]) for stamps in stamps_us.values()) / 1e6
     last = max(int(stamps[-1]) for stamps in stamps_us.values()) / 1e6
@@ -158,7 +153,6 @@ def of(
     turn = Rotation.from_quat(quaternion[rows])
     nose = turn.apply((1, 0, 0))
     yaw = np.degrees(np.unwrap(np.arctan2(nose[:, 1], nose[:, 0])))
-    yaw -= yaw[0]
     track = Track.of(times, place)
     end = turn[0].inv().apply(place[-1] - place[0])
     return ClipSummary(
@@ -170,9 +164,7 @@ def of(
         path_m=track.path_m,
         mean_mps=track.mean_mps,
         max_mps=float(track.speeds.max()),
-        turn_deg=float(yaw[-1]),
-        most_left_deg=float(max(yaw.max(), 0)),
-        most_right_deg=float(max(-yaw.min(), 0)),
+        turn_deg=float(yaw[-1] - yaw[0]),
         ahead_m=float(end[0]),
         left_m=float(end[1]),
         notes=(*remarks, *conventions.notes(track, turn)),

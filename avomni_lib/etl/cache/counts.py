@@ -93,7 +93,7 @@ def _check_ranges(each: shard.Shard, found: CacheFaults) -> bool:
 
 def _check_shapes(each: shard.Shard, found: CacheFaults) -> bool:
     grid, (width, height) = each.header["grid"], each.header["tile"]
-    num_cameras = sum(cell is not None for cell in grid["cells"])
+    num_cameras = len(set(grid["cells"]) - {None})
     frames = [each.num_frames, grid["rows"] * height, grid["cols"] * width, 3]
     expected = {
         "frames": frames,

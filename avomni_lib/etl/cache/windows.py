@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,19 +14,21 @@ from avomni_lib.etl.cache.memmap import EGOMOTION_COLUMNS, Cache
 from avomni_lib.etl.clip import scene, trajectory
 from avomni_lib.etl.clip.scene import Scene
 from avomni_lib.etl.clip.trajectory import Trajectory
+from avomni_lib.sections import ProcessingParams
 
 DISTANCE = EGOMOTION_COLUMNS.index("distance_m")
 
 
 @dataclass(frozen=True)
 class Window:
-    """A run of frames of one clip.
+    """A run of frames of one clip; older ones before it are the same for all (`Windows.offsets`).
 
     Attributes:
         clip_idx: Index into `Cache.clips`.
         shard: Index into `Cache.shards`.
         start, stop: Rows of the shard's arrays.
-        number: Index of the window within its clip, from 0.
+        number: Index of the window within its clip, from 0. It says where the window starts,
+            whether or not older frames are shown: the first ones are left out then.
     """
 
     clip_id: str
@@ -58,9 +61,45 @@ class Truth:
     scene: Scene | None = None
 
 
-def num_windows(num_frames: int, sequence_length: int, stride: int) -> int:
+def numbers(num_frames: int, sequence_length: int, stride: int, reach: int = 0) -> range:
+    """The numbers of the windows that lie on a clip of `num_frames`.
+
+    Args:
+        reach: Rows of older frames that a window needs before its own.
+    """
+    last = (num_frames - sequence_length) // stride
+    return range(-(-reach // stride), max(last, -1) + 1)
+
+
+def num_windows(num_frames: int, sequence_length: int, stride: int, reach: int = 0) -> int:
     """How many windows lie on a clip of `num_frames`."""
-    return max((num_frames - sequence_length) // stride + 1, 0)
+    return len(numbers(num_frames, sequence_length, stride, reach))
+
+
+def none_fits(num_frames: int, processing: ProcessingParams, where: str) -> AvomniError:
+    """The error where no window lies on any clip; its remedy names the longest that does.
+
+    Args:
+        num_frames: Of the longest clip.
+        where: What the clips are of.
+    """
+    length, stride, reach = processing.sequence_length, processing.stride, processing.reach
+    seconds, hz = num_frames / processing.sample_hz, processing.sample_hz
+    start = -(-reach // stride) * stride  # of the first window that has its whole past
+    older = f" after {reach} of the past" if reach else ""
+    ways = ["raise processing.sample_hz"]
+    if reach and num_frames >= length:
+        left = (num_frames - length) // stride * stride / hz
+        longest = f"{left:g} at most" if left * processing.past.hz >= 1 else "null"
+        ways.insert(0, f"lower processing.past.seconds to {longest}")
+    if num_frames - start >= 2:
+        ways.insert(0, f"lower processing.sequence_length to {num_frames - start} at most")
+    return AvomniError(
+        f"no window fits on a clip: the longest has {num_frames} frames at {hz:g} Hz "
+        f"({seconds:.3g} s), and a window needs {length}{older}",
+        where=where,
+        fix=", or ".join(ways),
+    )
 
 
 class Windows(Sequence[Window]):
@@ -75,8 +114,13 @@ class Windows(Sequence[Window]):
             their last frame.
         scenes: The truth tells of other road users too; windows are left out of which nobody knows
             who else was there, unless an event is told.
+        past: Rows of older frames that are shown before a window's own, counted from its start:
+            below 0 and rising. Only the frames are more for it: times, ego motion, truth and
+            trajectories are those of the window's own run.
 
     Attributes:
+        offsets: Rows of all T frames, counted from a window's start.
+        reach: Rows between the oldest frame and the window's start.
         num_short: Windows that are left out as their horizon is not covered.
         num_unknown: Windows that are left out as others are not known.
 
@@ -92,9 +136,15 @@ class Windows(Sequence[Window]):
         split: str | None = None,
         horizon_s: float = 0.0,
         scenes: bool = False,
+        past: Sequence[int] = (),
     ):
         self.cache, self.sequence_length, self.stride = cache, sequence_length, stride
         self.horizon_s, self.scenes = horizon_s, scenes
+        self.offsets = (*past, *range(sequence_length))
+        if any(b <= a for a, b in itertools.pairwise(self.offsets)):
+            raise ValueError(f"rows of older frames rise and are below 0, not {tuple(past)}")
+        self.reach = max(-self.offsets[0], 0)
+        self._runs = _neighbours(self.offsets)
         if scenes:
             _need_obstacles(cache)
         windows = [
@@ -109,7 +159,7 @@ class Windows(Sequence[Window]):
             )
             for clip_idx, clip in enumerate(cache.clips)
             if split in (None, clip.split)
-            for number in range(num_windows(len(clip), sequence_length, stride))
+            for number in numbers(len(clip), sequence_length, stride, self.reach)
         ]
         covered = [each for each in windows if self._covered(each)] if horizon_s else windows
         self._windows = [each for each in covered if self._known(each)] if scenes else covered
@@ -124,40 +174,53 @@ class Windows(Sequence[Window]):
 
     @property
     def frame_shape(self) -> tuple[int, int, int, int]:
-        """(T, H, W, 3) of each window."""
-        return (self.sequence_length, *self.cache.shards[0].frame_shape)
+        """(T, H, W, 3) of each window, older frames among them."""
+        return (len(self.offsets), *self.cache.shards[0].frame_shape)
 
     def read_into(self, index: int, out: np.ndarray) -> None:
-        """Fill `out` (T, H, W, 3) uint8, C-contiguous, with a window's frames.
+        """Fill `out` (T, H, W, 3) uint8, C-contiguous, with a window's frames, the oldest first.
+
+        A run of neighbours in the cache is one read.
 
         Raises:
             AvomniError: its file is cut short, a JPEG is damaged, or it has another shape.
         """
         window = self._windows[index]
         shard = self.cache.shards[window.shard]
-        shape = (self.sequence_length, *shard.frame_shape)
+        shape = (len(self.offsets), *shard.frame_shape)
         if out.shape != shape or out.dtype != np.uint8:
             raise AvomniError(
                 f"window {index} is {shape} uint8, it was asked for as {out.shape} {out.dtype}",
                 where=str(shard.folder),
                 fix="run 03_etl again: all shards of a cache have frames of one size",
             )
-        shard.read_frames(window.start, out)
+        if shard.storage == "jpeg":
+            shard.frames.read([window.start + offset for offset in self.offsets], out)
+            return
+        for place, offset, length in self._runs:
+            shard.read_frames(window.start + offset, out[place : place + length])
 
     def frames(self, index: int) -> np.ndarray:
         """(T, H, W, 3) uint8 RGB, read-only: a view of the mapped cache, or decoded from its JPEGs.
 
+        With older frames before the window's own it is a copy.
+
         Raises:
             AvomniError: a JPEG is damaged, and which.
         """
-        return self._rows("frames", index)
+        if not self.reach:
+            return self._rows("frames", index)
+        out = np.empty(self.frame_shape, np.uint8)
+        self.read_into(index, out)
+        out.flags.writeable = False
+        return out
 
     def times_us(self, index: int) -> np.ndarray:
-        """(T,) int64 µs on the clip's clock: the wanted times."""
+        """(sequence_length,) int64 µs on the clip's clock: the wanted times of its own frames."""
         return self._rows("times", index)
 
     def egomotion(self, index: int) -> np.ndarray:
-        """(T, 11) float64, columns `memmap.EGOMOTION_COLUMNS`."""
+        """(sequence_length, 11) float64, columns `memmap.EGOMOTION_COLUMNS`."""
         return self._rows("egomotion", index)
 
     def truth(self, index: int) -> Truth:
@@ -173,7 +236,7 @@ class Windows(Sequence[Window]):
         return Truth(duration, path, chord, path / duration, after, around)
 
     def past(self, index: int, frame: int = -1) -> Trajectory:
-        """Up to 1.6 s before one of the window's frames (0 is the first, -1 the last)."""
+        """Up to 1.6 s before one of the window's own frames (0 is the first, -1 the last)."""
         return trajectory.past(*self._moment(index, frame))
 
     def future(self, index: int) -> Trajectory | None:
@@ -217,6 +280,12 @@ class Windows(Sequence[Window]):
     def _rows(self, name: str, index: int) -> np.ndarray:
         window = self._windows[index]
         return getattr(self.cache.shards[window.shard], name)[window.start : window.stop]
+
+
+def _neighbours(offsets: Sequence[int]) -> list[tuple[int, int, int]]:
+    """(place among the frames, offset, length) of each run of rows that follow each other."""
+    edges = [0, *(np.flatnonzero(np.diff(offsets) != 1) + 1).tolist(), len(offsets)]
+    return [(a, offsets[a], b - a) for a, b in itertools.pairwise(edges)]
 
 
 def _need_obstacles(cache: Cache) -> None:

@@ -147,10 +147,10 @@ def spectra(frames: np.ndarray, grid: Grid, tile: tiling.Size) -> np.ndarray:
     Returns:
         (N, cameras, terms) float32, grey levels rms over the tile.
     """
-    width, height = tile
-    down, across = _waves(height), _waves(width)
     terms = []
     for camera in grid.cameras:
+        width, height = tiling.tile_size(grid, tile, camera.name)
+        down, across = _waves(height), _waves(width)
         pictures = tiling.tile_of(frames, grid, tile, camera.name).astype(np.float32)
         # Down the columns first: what is left to weigh by colour is 12 rows high.
         columns = down @ pictures.reshape(len(frames), height, -1)

@@ -184,14 +184,15 @@ def draw_camera(
     tile: np.ndarray,
 ) -> reader.VideoFrames:
     """Fill one camera's tile in all frames; returns what was read."""
+    size = tile.shape[2], tile.shape[1]
     frames = reader.read_frames(
         clip.video(name),
         times,
         timestamps_us=stamps,
-        size=lambda *source: tiling.fit_tile(source, recipe.tile, recipe.fit).resized,
+        size=lambda *source: tiling.fit_tile(source, size, recipe.fit).resized,
         decoder=recipe.decoder,
     )
-    tiling.fit_tile(frames.source_size, recipe.tile, recipe.fit).place(frames.images, tile)
+    tiling.fit_tile(frames.source_size, size, recipe.fit).place(frames.images, tile)
     return frames
 
 

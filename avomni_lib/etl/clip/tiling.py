@@ -91,17 +91,29 @@ def grid_size(grid: Grid, tile: Size) -> Size:
     return grid.cols * tile[0], grid.rows * tile[1]
 
 
+def tile_size(grid: Grid, tile: Size, name: str) -> Size:
+    """(width, height) px of one camera's tile: of one cell, or of all that it spans.
+
+    Args:
+        tile: (width, height) px of a cell.
+    """
+    rows, cols = grid.span_of(name)
+    return cols * tile[0], rows * tile[1]
+
+
 def tile_of(images: np.ndarray, grid: Grid, tile: Size, name: str) -> np.ndarray:
     """The view of one camera's tile in grid images (T, H, W, 3)."""
     row, col = grid.cell_of(name)
-    width, height = tile
-    return images[:, row * height : (row + 1) * height, col * width : (col + 1) * width]
+    width, height = tile_size(grid, tile, name)
+    top, left = row * tile[1], col * tile[0]
+    return images[:, top : top + height, left : left + width]
 
 
 def compose(tiles: Mapping[str, np.ndarray], grid: Grid) -> np.ndarray:
     """Grid images (T, rows · h, cols · w, 3) uint8 of one (T, h, w, 3) array a camera.
 
-    A cell without a camera is black.
+    A cell without a camera is black. A camera that spans cells has as many times the height and
+    width.
 
     Raises:
         AvomniError: a camera of the grid has no tiles, or they differ in shape.
@@ -109,10 +121,14 @@ def compose(tiles: Mapping[str, np.ndarray], grid: Grid) -> np.ndarray:
     missing = [camera.name for camera in grid.cameras if camera.name not in tiles]
     if missing:
         raise AvomniError(f"no tiles of {', '.join(missing)}", where=f"grid {grid.name}")
-    shapes = {tiles[camera.name].shape for camera in grid.cameras}
+    shapes = set()
+    for camera in grid.cameras:
+        count, height, width, colours = tiles[camera.name].shape
+        rows, cols = grid.span_of(camera.name)
+        shapes.add((count, height / rows, width / cols, colours))
     if len(shapes) > 1:
         raise AvomniError(f"tiles of different shapes: {sorted(shapes)}", where=f"grid {grid.name}")
-    count, height, width, _ = shapes.pop()
+    count, height, width = map(int, list(shapes.pop())[:3])
     images = np.zeros((count, grid.rows * height, grid.cols * width, 3), dtype=np.uint8)
     for camera in grid.cameras:
         tile_of(images, grid, (width, height), camera.name)[:] = tiles[camera.name]

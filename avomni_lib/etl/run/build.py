@@ -76,6 +76,9 @@ def plan(p: Params, warnings: Sequence[str] = ()) -> Plan:
 
     Args:
         warnings: Of rooms further on, such as `tokens.grid_warnings`.
+
+    Raises:
+        AvomniError: no clip is as long as a window.
     """
     decoder = reader.choose_decoder(p.processing.decoder)
     told = forecast.plan(p, recipe_of(p), engines.num_workers(p), decoder)
@@ -131,7 +134,7 @@ def build(p: Params, progress: type[Bar] = Bar, hub: Hub | None = None) -> Built
         AvomniError: 02_download has not run, or the catalog has changed since; another run needs
             raw files that `download.evict_raw` would remove; no room on the disk or in the budget;
             a chunk cannot be fetched; no clip could be read; splits share a clip; another process
-            builds this cache.
+            builds this cache; no clip is as long as a window, once the cache is whole.
     """
     started = time.monotonic()
     chosen = read_chosen(p)
@@ -163,6 +166,8 @@ def build(p: Params, progress: type[Bar] = Bar, hub: Hub | None = None) -> Built
         "bytes_evicted": sum(row["bytes_evicted"] for row in chunks),
         "peak_bytes": prefetch.peak_bytes,
     }
+    if not figures["num_windows"]:
+        raise windows.none_fits(max(map(len, cache.clips)), p.processing, str(p.cache_dir))
     return Built(cache, list(cache.table), chunks, prefetch.moments, figures)
 
 
@@ -336,11 +341,12 @@ def _row(
 
 def _figures(p: Params, cache: memmap.Cache) -> dict[str, Any]:
     length, stride = p.processing.sequence_length, p.processing.stride
+    reach = p.processing.reach
     decoder, reason = reader.choose_decoder(p.processing.decoder)
     states = Counter(row["state"] for row in cache.table)
     by_split: Counter[str] = Counter()
     for clip in cache.clips:
-        by_split[clip.split] += windows.num_windows(len(clip), length, stride)
+        by_split[clip.split] += windows.num_windows(len(clip), length, stride, reach)
     return {
         "num_clips": len(cache.clips),
         "num_damaged": states["damaged"],

@@ -163,7 +163,13 @@ def plan(p: Params, recipe: Recipe, workers: tuple[int, str], decoder: tuple[str
     seconds, video = clip_seconds(p, clip), clip_video(p, clip)
     frames = num_frames(seconds, recipe)
     length, stride = p.processing.sequence_length, p.processing.stride
-    num_windows = num_clips * windows.num_windows(frames, length, stride)
+    num_windows = num_clips * windows.num_windows(frames, length, stride, p.processing.reach)
+    if not num_windows and num_clips:
+        longest = max(frames, num_frames(_longest_s(p), recipe)) if clip else frames
+        if not windows.num_windows(longest, length, stride, p.processing.reach):
+            raise windows.none_fits(longest, p.processing, f"{num_clips:,} clips, {source}")
+    own_from_s = p.processing.own_from_s
+    older = f" after {own_from_s:g} s of the past" if own_from_s else ""
     both = storages(p, num_clips, seconds, video, recipe.decoder)
     width, height = tiling.grid_size(grid, recipe.tile)
     rows = [
@@ -171,7 +177,7 @@ def plan(p: Params, recipe: Recipe, workers: tuple[int, str], decoder: tuple[str
         ("video", f"{video.codec}, {video.width}×{video.height} px", video.source),
         ("frames", f"{num_clips * frames:,}", f"{frames} a clip at {recipe.sample_hz:g} Hz"),
         ("grid", f"{width}×{height} px", f"{grid}, {recipe.fit}"),
-        ("windows", f"{num_windows:,}", f"{length} frames, one every {stride}, all splits"),
+        ("windows", f"{num_windows:,}", f"{length} frames{older}, one every {stride}, all splits"),
     ]
     for storage, told in both.items():
         is_chosen = "chosen" if storage == p.processing.storage else "not chosen"
@@ -200,11 +206,6 @@ def plan(p: Params, recipe: Recipe, workers: tuple[int, str], decoder: tuple[str
         },
     }
     warnings = []
-    if not num_windows and num_clips:
-        warnings.append(
-            f"no window fits on a clip: {length} frames at {recipe.sample_hz:g} Hz are longer than "
-            f"{seconds:.3g} s; lower processing.sequence_length or raise sample_hz"
-        )
     if peak - have + (1 << 28) > free:
         smaller = "; processing.storage: jpeg takes about a tenth"
         warnings.append(
@@ -212,6 +213,13 @@ def plan(p: Params, recipe: Recipe, workers: tuple[int, str], decoder: tuple[str
             f"{p.cache_dir}" + (smaller if p.processing.storage == "raw" else "")
         )
     return Plan("03 builds the cache", rows, warnings, figures)
+
+
+def _longest_s(p: Params) -> float:
+    """Seconds of the longest clip that the run has chosen; all their clocks are read for it."""
+    chosen, catalog = read_chosen(p), Catalog.of(p)
+    clip_ids = itertools.chain(*chosen.clip_ids.values())
+    return max(clip_seconds(p, Clip(p.local_dir, catalog, clip_id)) for clip_id in clip_ids)
 
 
 def _first_clip(p: Params, chosen: Chosen) -> Clip | None:

@@ -27,11 +27,9 @@ STATES = {
 }
 # From the one that a column must not hide to the one that it may.
 WORST = ("damaged", "odd", "absent", "missing", "evicted", "sound", "not chosen")
-# A column is 3 px wide at least: more clips than this share columns.
-MAX_COLUMNS = 300
+MAX_COLUMNS = 300  # of 3 px at least: more clips than this share columns
 MARKS = {"damaged": "x", "odd": "."}
 MAX_MARKS = 400
-LINE_PX = 22  # of a title
 
 
 def matrix(found: Audit) -> canvas.Picture:
@@ -46,18 +44,23 @@ def matrix(found: Audit) -> canvas.Picture:
         [[names.index(row["features"][feature]) for row in clips] for feature in features], int
     ).reshape(len(features), len(clips))
     counts = {name: int((states == code).sum()) for code, name in enumerate(names)}
-    shown, per_column = _columns(states)
+    per_column = max(-(-len(clips) // MAX_COLUMNS), 1)
+    shown = np.full((1, 1), -1)
+    if clips:
+        by_rank = np.array([names.index(name) for name in WORST])  # the least is a column's state
+        starts = np.arange(0, len(clips), per_column)
+        shown = by_rank[np.minimum.reduceat(np.argsort(by_rank)[states], starts, axis=1)]
     picture = canvas.Picture(1200, 110 + 26 * max(len(features), 3))
     axes = picture.add_subplot()
     end = max(len(clips), 1) + 0.5
     axes.imshow(
-        shown if clips else np.full((1, 1), -1),
+        shown,
         aspect="auto",
         interpolation="nearest",
         cmap=ListedColormap(["white", *STATES.values()]),
         vmin=-1.5,
         vmax=len(names) - 0.5,
-        extent=(0.5, max(shown.shape[1], 1) * per_column + 0.5, max(len(features), 1) - 0.5, -0.5),
+        extent=(0.5, shown.shape[1] * per_column + 0.5, max(len(features), 1) - 0.5, -0.5),
     )
     axes.set_xlim(0.5, end)
     for state, mark in MARKS.items():
@@ -68,24 +71,21 @@ def matrix(found: Audit) -> canvas.Picture:
     label = "number of the clip, chunk after chunk"
     if per_column > 1:
         label += f" (a column is {per_column:,} clips, and as the worst of them)"
-    canvas.quiet(axes, None).set_xlabel(label, fontsize=9)
+    canvas.quiet(axes, None, label)
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.spines[:].set_visible(False)
     for row in range(1, len(features)):
         axes.axhline(row - 0.5, color="white", linewidth=1.5)
-    handles = [
-        Patch(color=STATES[name], label=f"{name}: {counts[name]:,}")
-        for name in names
-        if counts[name]
-    ]
-    picture.legend(
-        handles=handles,
-        loc="outside lower right",
-        ncols=len(names),
-        frameon=False,
-        fontsize=9,
+    there = {name: count for name, count in counts.items() if count}
+    handles = [Patch(color=STATES[name], label=f"{name}: {there[name]:,}") for name in there]
+    options = {"loc": "outside lower right", "ncols": len(names), "frameon": False, "fontsize": 9}
+    picture.legend(handles=handles, **options)
+    wanted, chosen = states.size - counts["not chosen"], "chosen " * bool(counts["not chosen"])
+    parts = ", ".join(f"{count:,} {name}" for name, count in there.items() if name != "not chosen")
+    picture.finding(
+        f"{len(features):,} features of {len(clips):,} clips, {wanted:,} {chosen}parts: "
+        f"{parts or 'nothing to look at'}"
     )
-    picture.finding(_matrix_finding(counts, len(clips)))
     return picture
 
 
@@ -95,54 +95,15 @@ def contact_sheet(frames: Sequence[FirstFrame]) -> canvas.Picture:
         return canvas.sentence(f"There is no picture to show: {NOTHING_THERE}")
     shapes = [frame.image.shape for frame in frames if frame.image is not None]
     grey = np.full(shapes[0] if shapes else (9, 16, 3), 210, dtype=np.uint8)
-    unread = sum(frame.image is None for frame in frames)
     title = f"{len(frames)} of the chosen clips, by the first frame of their front wide camera"
-    if unread:
+    if unread := len(frames) - len(shapes):
         title += f"; {unread} cannot be read (grey: why)"
-    picture = canvas.in_rows(
+    captions = [
+        frame.split if frame.image is not None else canvas.shortened(frame.reason, 24)
+        for frame in frames
+    ]
+    return canvas.in_rows(
         [grey if frame.image is None else frame.image for frame in frames],
-        [
-            f"{canvas.short(frame.clip_id)}, "
-            + (frame.split if frame.image is not None else canvas.shortened(frame.reason, 24))
-            for frame in frames
-        ],
+        [f"{canvas.short(f.clip_id)}, {text}" for f, text in zip(frames, captions, strict=True)],
         title,
     )
-    # Few clips make a narrow picture, whose title takes a second line.
-    lines = picture.get_suptitle().count("\n")
-    picture.set_figheight(picture.get_figheight() + lines * LINE_PX / canvas.DPI)
-    return picture
-
-
-def _columns(states: np.ndarray) -> tuple[np.ndarray, int]:
-    """(features, columns) of the worst states, and how many clips a column stands for."""
-    num_clips = states.shape[1]
-    per_column = max(-(-num_clips // MAX_COLUMNS), 1)
-    if per_column == 1:
-        return states, 1
-    # Worst first, so that the least rank of a column is its state.
-    rank = np.argsort([list(STATES).index(name) for name in WORST])
-    starts = np.arange(0, num_clips, per_column)
-    ranks = np.minimum.reduceat(rank[states], starts, axis=1)
-    return np.argsort(rank)[ranks], per_column
-
-
-def _matrix_finding(counts: dict[str, int], num_clips: int) -> str:
-    wanted = sum(counts.values()) - counts["not chosen"]
-    whole = f"the {wanted:,} parts of {num_clips:,} clips"
-    if counts["not chosen"]:
-        whole = f"the {wanted:,} parts of the chosen clips"
-    if not num_clips:
-        return "There is no clip to look at"
-    if counts["sound"] == wanted:
-        return f"All {whole[4:]} are on the disk and sound"
-    if counts["missing"] == wanted:
-        return f"None of {whole} is on the disk yet: the run fetches them"
-    if counts["evicted"] == wanted:
-        return f"All {whole[4:]} are evicted: the cache holds what is needed"
-    rest = [
-        f"{counts[name]:,} {name}"
-        for name in ("damaged", "odd", "missing", "evicted", "absent")
-        if counts[name]
-    ]
-    return f"Of {whole}, {counts['sound']:,} are sound, {', '.join(rest)}"

@@ -23,6 +23,8 @@ LIGHT = "#e4e6e6"
 INK = "#22262a"
 CAPTION_PX, GUTTER_PX = 18, 4  # above and between tiles
 BANNER_PX = 24
+# Of small letters on a drawing.
+ON_WHITE = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
 
 
 class Picture(Figure):
@@ -43,15 +45,13 @@ class Picture(Figure):
 
     def finding(self, text: str) -> None:
         """Put what the picture shows above it, as a sentence."""
-        width = int(self.get_figwidth() * DPI / 10.6)  # px of a bold letter
-        self.suptitle(
-            "\n".join(textwrap.wrap(text, width)),
-            x=0.01,
-            ha="left",
-            fontsize=12,
-            fontweight="bold",
-            color=INK,
-        )
+        lines = textwrap.wrap(text, int(self.get_figwidth() * DPI / 10.6))  # px of a bold letter
+        look = {"fontsize": 12, "fontweight": "bold", "color": INK}
+        self.suptitle("\n".join(lines), x=0.01, ha="left", **look)
+
+    def note(self, text: str) -> None:
+        """Say below the picture how to read it."""
+        self.supxlabel(text, fontsize=9, color=INK)
 
     def banner(self, text: str) -> None:
         """Write a line across the foot of the picture, once; the picture grows by it."""
@@ -62,17 +62,9 @@ class Picture(Figure):
         share = BANNER_PX / height_px
         self.set_figheight(height_px / DPI)
         self.get_layout_engine().set(rect=(0, share, 1, 1 - share))
-        self.text(
-            0.5,
-            share / 2,
-            text,
-            ha="center",
-            va="center",
-            fontsize=10,
-            color="white",
-            fontweight="bold",
-            bbox={"facecolor": RED, "edgecolor": RED, "pad": 3},
-        )
+        look = {"fontsize": 10, "color": "white", "fontweight": "bold"}
+        look["bbox"] = {"facecolor": RED, "edgecolor": RED, "pad": 3}
+        self.text(0.5, share / 2, text, ha="center", va="center", **look)
 
     def png(self) -> bytes:
         """The picture as PNG bytes."""
@@ -80,8 +72,7 @@ class Picture(Figure):
         self.savefig(buffer, format="png", dpi=DPI)
         return buffer.getvalue()
 
-    def _repr_png_(self) -> bytes:
-        return self.png()
+    _repr_png_ = png
 
 
 def sentence(text: str) -> Picture:
@@ -91,22 +82,45 @@ def sentence(text: str) -> Picture:
     return picture
 
 
-def quiet(axes: Axes, grid: str | None = "y") -> Axes:
-    """Leave the frame of an axes to its two readable sides."""
+def quiet(axes: Axes, grid: str | None = "y", x: str = "", y: str = "") -> Axes:
+    """Leave the frame of an axes to its two readable sides, and name them."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
     if grid:
         axes.grid(axis=grid, color=LIGHT, linewidth=0.8)
     axes.tick_params(colors=INK, labelsize=9)
+    if x:
+        axes.set_xlabel(x, fontsize=9)
+    if y:
+        axes.set_ylabel(y, fontsize=9)
     return axes
 
 
 def bare(axes: Axes) -> Axes:
     """An axes that only holds an image or text."""
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     return axes
+
+
+def head(axes: Axes, text: str, size: float = 10, **look: str) -> None:
+    """A title at the left of an axes."""
+    axes.set_title(text, fontsize=size, loc="left", color=INK, **look)
+
+
+def square_view(axes: Axes, x_m: np.ndarray, y_m: np.ndarray, least_m: float) -> None:
+    """The ground from above, forward up: the same scale both ways, `least_m` wide at least.
+
+    Args:
+        x_m, y_m: Forward and to the left of all that is drawn.
+    """
+    # A straight drive must not look like a wiggle.
+    reach = max(float(np.ptp(x_m)), float(np.ptp(y_m)), least_m) * 0.55
+    for set_limits, values in ((axes.set_xlim, -y_m), (axes.set_ylim, x_m)):
+        middle = (float(values.min()) + float(values.max())) / 2
+        set_limits(middle - reach, middle + reach)
+    axes.set_aspect("equal")
+    quiet(axes, "both", "m to the right", "m forward")
 
 
 def short(clip_id: str) -> str:
@@ -126,7 +140,6 @@ def name_tiles(
 
     Args:
         image: (H, W, 3) uint8 RGB, the grid as the model sees it.
-        grid: Whose cells the tiles are.
         scale: Whole factor by which pixels are repeated.
         caption_px: Height of a band; more where the result will be shrunk.
 
@@ -141,8 +154,13 @@ def name_tiles(
         row, col = divmod(place, grid.cols)
         left, top, right, bottom = tile_box(image.shape, grid, row, col, scale, caption_px)
         height, width = bottom - top, right - left
-        tile = large[row * height : (row + 1) * height, col * width : (col + 1) * width]
-        sheet.paste(Image.fromarray(tile), (left, top))
+        if camera is not None:
+            if (row, col) != grid.cell_of(camera.name):
+                continue  # a part of a larger tile
+            rows, cols = grid.span_of(camera.name)
+            height, width = height * rows, width * cols
+        y, x = row * (bottom - top), col * (right - left)
+        sheet.paste(Image.fromarray(large[y : y + height, x : x + width]), (left, top))
         if camera is not None:
             draw.text((left + 3, top - caption_px), camera.label, fill=INK, font=font)
     return np.asarray(sheet)
@@ -194,26 +212,21 @@ def show_image(axes: Axes, image: np.ndarray, caption: str = "") -> None:
 def in_rows(
     images: Sequence[np.ndarray], captions: Sequence[str], title: str, cols: int = 5
 ) -> Picture:
-    """Images of one size with a line below each, in rows.
-
-    Args:
-        images: (H, W, 3) uint8 RGB each.
-        captions: One each.
-        title: The finding.
-        cols: Images in a full row.
-    """
+    """Images (H, W, 3) uint8 RGB of one size with a line below each, `cols` in a row."""
     cell_px = (MAX_WIDTH_PX - 20) // cols
     cols = min(cols, max(len(images), 1))
     num_rows = max(-(-len(images) // cols), 1)
     height, width = images[0].shape[:2] if len(images) else (9, 16)
     cell_height_px = int(cell_px * height / width) + 26
     picture = Picture(max(cell_px * cols, 560), 60 + cell_height_px * num_rows)
-    places = picture.subplots(num_rows, cols, squeeze=False).ravel()
-    for axes in places:
+    for place, axes in enumerate(picture.subplots(num_rows, cols, squeeze=False).flat):
         bare(axes)
-    for axes, image, caption in zip(places, images, captions, strict=False):
-        show_image(axes, image, caption)
+        if place < len(images):
+            show_image(axes, images[place], captions[place])
     picture.finding(title)
+    # Few clips make a narrow picture, whose title takes a second line.
+    lines = picture.get_suptitle().count("\n")
+    picture.set_figheight(picture.get_figheight() + 0.22 * lines)
     return picture
 
 
@@ -227,3 +240,9 @@ def wrapped(text: str, width: int) -> str:
     """Text broken into lines of at most `width` characters, its own line breaks kept."""
     lines = text.splitlines() or [""]
     return "\n".join("\n".join(textwrap.wrap(line, width)) or "" for line in lines)
+
+
+def fit(text: str, width: int, num_lines: int) -> list[str]:
+    """Text in lines of at most `width` characters; what does not fit is cut off and marked."""
+    lines = wrapped(text, width).splitlines()
+    return lines if len(lines) <= num_lines else [*lines[: num_lines - 1], "…"]

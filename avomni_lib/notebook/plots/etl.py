@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,29 +19,11 @@ SPLIT_COLOURS = {"train": canvas.BLUE, "val": canvas.ORANGE, "test": canvas.PURP
 VELOCITY = [EGOMOTION_COLUMNS.index(name) for name in ("vx", "vy", "vz")]
 
 
-@dataclass(frozen=True)
-class ClipLine:
-    """One clip on the timeline.
-
-    Attributes:
-        clip: Whose speed it is.
-        times_s: (N,) of the sampled frames, from the clip's first.
-        speed_mps: (N,) at those frames.
-        windows: (first, last) frame of each window.
-    """
-
-    clip: CachedClip
-    times_s: np.ndarray
-    speed_mps: np.ndarray
-    windows: list[tuple[int, int]]
-
-
 def contact_sheet(cache: Cache, num: int = 10) -> canvas.Picture:
     """The middle frame of some clips of the cache, evenly taken."""
     clips = _some(list(cache.clips), num)
-    middles = [(clip.start + clip.stop) // 2 for clip in clips]
     return canvas.in_rows(
-        [cache.shards[clip.shard].frames[i] for clip, i in zip(clips, middles, strict=True)],
+        [cache.shards[clip.shard].frames[(clip.start + clip.stop) // 2] for clip in clips],
         [f"{canvas.short(clip.clip_id)}, {clip.split}" for clip in clips],
         f"{len(clips)} of the {len(cache.clips):,} clips in the cache, at their middle frame",
     )
@@ -50,22 +31,28 @@ def contact_sheet(cache: Cache, num: int = 10) -> canvas.Picture:
 
 def timelines(windows: Windows, num: int = 5) -> canvas.Picture:
     """Speed over time of some clips, with the windows that lie on each below the curve."""
-    lines = [line_of(windows, clip) for clip in _some(list(windows.cache.clips), num)]
-    picture = canvas.Picture(1100, 110 + 95 * max(len(lines), 1))
-    places = np.atleast_1d(picture.subplots(max(len(lines), 1), 1, sharex=True))
-    top = max([1.0, *(float(line.speed_mps.max()) for line in lines)])
-    for axes, line in zip(places, lines, strict=False):
-        colour = SPLIT_COLOURS.get(line.clip.split, canvas.GREY)
-        axes.plot(line.times_s, line.speed_mps, color=colour, linewidth=1.8)
-        for number, (first, last) in enumerate(line.windows):
+    clips, speeds = _some(list(windows.cache.clips), num), []
+    for clip in clips:
+        velocity = windows.cache.shards[clip.shard].egomotion[clip.start : clip.stop][:, VELOCITY]
+        speeds.append(np.linalg.norm(velocity, axis=1))
+    top = max([1.0, *(float(speed.max()) for speed in speeds)])
+    picture = canvas.Picture(1100, 110 + 95 * max(len(clips), 1))
+    places = np.atleast_1d(picture.subplots(max(len(clips), 1), 1, sharex=True))
+    for axes, clip, speed in zip(places, clips, speeds, strict=False):
+        times = windows.cache.shards[clip.shard].times[clip.start : clip.stop]
+        times_s = (times - times[0]) / 1e6
+        colour = SPLIT_COLOURS.get(clip.split, canvas.GREY)
+        axes.plot(times_s, speed, color=colour, linewidth=1.8)
+        own = [window for window in windows if window.clip_id == clip.clip_id]
+        for number, window in enumerate(own):
             # Windows overlap, so neighbours are drawn one below the other.
             y = -top * (0.12 + 0.13 * (number % 2))
-            span = [line.times_s[first], line.times_s[last]]
+            span = times_s[[window.start - clip.start, window.stop - clip.start - 1]]
             axes.plot(span, [y, y], color=canvas.INK, linewidth=3, solid_capstyle="butt")
-        canvas.quiet(axes).set_ylim(-top * 0.35, top * 1.08)
-        axes.set_ylabel(f"{canvas.short(line.clip.clip_id)}\n{line.clip.split}\nm/s", fontsize=8)
+        canvas.quiet(axes, y=f"{canvas.short(clip.clip_id)}\n{clip.split}\nm/s")
+        axes.set_ylim(-top * 0.35, top * 1.08)
+    means = [float(speed.mean()) for speed in speeds] or [0.0]
     places[-1].set_xlabel("seconds from the clip's first frame", fontsize=9)
-    means = [float(line.speed_mps.mean()) for line in lines] or [0.0]
     picture.finding(
         f"{len(windows):,} windows lie on the clips (black: where); the clips shown drive "
         f"{min(means):.1f} to {max(means):.1f} m/s on average"
@@ -80,45 +67,31 @@ def disk(built: Built, budget_gb: float | None) -> canvas.Picture:
         budget_gb: What they had to stay within together, or None.
     """
     seconds, raw, cache = np.array(built.moments or [(0.0, 0, 0)], dtype=np.float64).T
+    most = (raw + cache).max()
     picture = canvas.Picture(1000, 340)
     axes = picture.add_subplot()
-    unit, size = ("GB", 1e9) if (raw + cache).max() >= 1e9 else ("MB", 1e6)
+    unit, size = ("GB", 1e9) if most >= 1e9 else ("MB", 1e6)
     # A point holds until the next one; the last one to the end.
     seconds = np.append(seconds, max(built.figures["seconds"], seconds[-1]))
-    stacked = [np.append(cache, cache[-1]) / size, np.append(raw + cache, (raw + cache)[-1]) / size]
-    axes.fill_between(seconds, 0, stacked[0], step="post", color=canvas.ORANGE, label="cache")
-    axes.fill_between(seconds, *stacked, step="post", color=canvas.BLUE, label="raw files")
-    if budget_gb is not None:
-        axes.axhline(budget_gb * 1e9 / size, color=canvas.RED, linewidth=1.5, label="the budget")
-    canvas.quiet(axes).set_ylabel(unit, fontsize=9)
-    axes.set_xlabel("seconds", fontsize=9)
-    axes.legend(loc="upper left", fontsize=9, frameon=False, ncols=3)
-    axes.set_ylim(0, max(axes.get_ylim()[1], stacked[1].max()) * 1.15)
-    most = gigabytes((raw + cache).max())
+    raw, cache = (np.append(part, part[-1]) / size for part in (raw, cache))
+    axes.fill_between(seconds, 0, cache, step="post", color=canvas.ORANGE, label="cache")
+    axes.fill_between(
+        seconds, cache, raw + cache, step="post", color=canvas.BLUE, label="raw files"
+    )
+    finding = f"Raw files and cache took {gigabytes(most)} at most"
     if budget_gb is None:
-        picture.finding(f"Raw files and cache took {most} at most; raw files stay")
+        finding += "; raw files stay"
     else:
+        axes.axhline(budget_gb * 1e9 / size, color=canvas.RED, linewidth=1.5, label="the budget")
         went = gigabytes(sum(row["bytes_evicted"] for row in built.chunks))
-        share = (raw + cache).max() / (budget_gb * 1e9)
-        picture.finding(
-            f"Raw files and cache took {most} at most, {share:.0%} of the budget; "
-            f"{went} of raw files came and went"
+        finding += (
+            f", {most / (budget_gb * 1e9):.0%} of the budget; {went} of raw files were evicted"
         )
+    canvas.quiet(axes, x="seconds", y=unit)
+    axes.legend(loc="upper left", fontsize=9, frameon=False, ncols=3)
+    axes.set_ylim(0, max(axes.get_ylim()[1], (raw + cache).max()) * 1.15)
+    picture.finding(finding)
     return picture
-
-
-def line_of(windows: Windows, clip: CachedClip) -> ClipLine:
-    """A clip's speed and its windows."""
-    shard = windows.cache.shards[clip.shard]
-    times = shard.times[clip.start : clip.stop]
-    velocity = shard.egomotion[clip.start : clip.stop][:, VELOCITY]
-    spans = [
-        (window.start - clip.start, window.stop - clip.start - 1)
-        for window in windows
-        if window.clip_id == clip.clip_id
-    ]
-    speed = np.linalg.norm(velocity, axis=1)
-    return ClipLine(clip, (times - times[0]) / 1e6, speed, spans)
 
 
 def _some(clips: list[CachedClip], num: int) -> list[CachedClip]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from scipy.spatial.transform import Rotation
 
@@ -29,7 +28,7 @@ LOOKS = {
 GRID_PX, VIEW_PX, TEXT_PX = 340, 230, 280
 LINE_CHARS, LINE_PX = 35, 16
 MAX_LINES, ANSWER_LINES = 5, 4  # of what was read, and of the text itself
-LEAST_REACH_M = 20.0  # a straight drive must not look like a wiggle
+LEAST_REACH_M = 20.0
 
 
 class Shown(NamedTuple):
@@ -47,33 +46,28 @@ class Shown(NamedTuple):
     said: Mapping[str, Said | None]
 
 
-def worst(table: pa.Table, windows: Windows, num: int, model: str = MODEL) -> canvas.Picture:
-    """The windows with the largest errors, the worst first: one a clip, since windows overlap.
+def worst(table: pa.Table, windows: Windows, num: int) -> canvas.Picture:
+    """The windows with the model's largest errors, the worst first, one a clip: they overlap.
 
     Args:
         table: Answers (`evaluation.metrics.SCHEMA`).
         windows: Those that were asked about, among others.
         num: How many.
-        model: Whose errors.
     """
-    picture = _rows_of(shown(table, metrics.worst(table, model, num), model), windows)
-    errors, unit = _errors(table, model)
+    picture = _draw(shown(table, metrics.worst(table, MODEL, num)), windows)
+    errors, unit = _errors(table)
     picture.finding(
-        f"Where the {wording.row(model)} is most wrong, one window a clip: errors of up to "
+        f"Where the {wording.row(MODEL)} is most wrong, one window a clip: errors of up to "
         f"{wording.number(errors.max(initial=0.0))}{unit}; the mean over all {len(errors):,} "
         f"windows is {wording.number(errors.sum() / max(len(errors), 1))}{unit}"
     )
     return picture
 
 
-def typical(table: pa.Table, windows: Windows, num: int, model: str = MODEL) -> canvas.Picture:
-    """The windows whose errors lie nearest the median, one a clip.
-
-    Args:
-        table, windows, num, model: As `worst` takes them.
-    """
-    picture = _rows_of(shown(table, metrics.typical(table, model, num), model), windows)
-    errors, unit = _errors(table, model)
+def typical(table: pa.Table, windows: Windows, num: int) -> canvas.Picture:
+    """The windows whose errors lie nearest the median, one a clip; arguments as of `worst`."""
+    picture = _draw(shown(table, metrics.typical(table, MODEL, num)), windows)
+    errors, unit = _errors(table)
     median = float(np.median(errors)) if len(errors) else None
     picture.finding(
         f"Windows like most, one a clip: the error of half of all {len(errors):,} is "
@@ -82,24 +76,34 @@ def typical(table: pa.Table, windows: Windows, num: int, model: str = MODEL) -> 
     return picture
 
 
-def shown(table: pa.Table, rows: Sequence[Mapping[str, Any]], model: str = MODEL) -> list[Shown]:
-    """Windows with their truth and what the base and a model say about each.
+def shown(table: pa.Table, rows: Sequence[Mapping[str, Any]]) -> list[Shown]:
+    """Windows with their truth and what the base and the adapted model say about each.
 
     Args:
         table: Answers (`evaluation.metrics.SCHEMA`).
-        rows: Of the model in that table, as `metrics.worst` returns them.
+        rows: Of the adapted model in that table, as `metrics.worst` returns them.
     """
     read = target(table["target"][0].as_py()).read
-    base = table.filter(pc.and_(pc.equal(table["model"], BASE), pc.equal(table["sample"], 0)))
-    ids = zip(base["clip_id"].to_pylist(), base["window"].to_pylist(), strict=True)
-    texts = dict(zip(ids, base["answer"].to_pylist(), strict=True))
+    base = table.filter((pc.field("model") == BASE) & (pc.field("sample") == 0)).to_pylist()
+    texts = {(row["clip_id"], row["window"]): row["answer"] for row in base}
     found = []
     for row in rows:
         place = row["clip_id"], row["window"]
         answers = {BASE: texts[place]} if place in texts else {}
-        answers[model] = row["answer"]
+        answers[MODEL] = row["answer"]
+        path, numbers = row["future_true_m"], row.get("numbers_true")
+        waypoints = None if path is None else np.reshape(path, (16, -1, 2))[:, -1].tolist()
+        true = Said(
+            speed_mps=row["speed_true_mps"],
+            displacement_m=row["displacement_true_m"],
+            action_m=row["displacement_true_m"],
+            waypoints_m=waypoints and tuple(map(tuple, waypoints)),
+            numbers=None if numbers is None else tuple(numbers),
+            cause_from=row["cause_from"],
+            **{name: row[f"{name}_true"] for name in ("along", "across", "cause")},
+        )
         said = {name: read(text or "") for name, text in answers.items()}
-        found.append(Shown(*place, _true(row), answers, said))
+        found.append(Shown(*place, true, answers, said))
     return found
 
 
@@ -122,85 +126,56 @@ def describe(said: Said | None) -> str:
     return "; ".join(parts)
 
 
-def _true(row: Mapping[str, Any]) -> Said:
-    """What is true of a window, as far as its row tells."""
-    path = row["future_true_m"]
-    waypoints = None
-    if path is not None:
-        every = np.reshape(path, (-1, 2))
-        step = len(every) // 16
-        waypoints = tuple((float(x), float(y)) for x, y in every[step - 1 :: step])
-    speed, length = row["speed_true_mps"], row["displacement_true_m"]
-    manoeuvre = row["along_true"], row["across_true"]
-    numbers = row.get("numbers_true")
-    causes = row["cause_true"], row["cause_from"]
-    own = None if numbers is None else tuple(numbers)
-    return Said(speed, length, length, waypoints, *manoeuvre, *causes, own)
-
-
-def _errors(table: pa.Table, model: str) -> tuple[np.ndarray, str]:
+def _errors(table: pa.Table) -> tuple[np.ndarray, str]:
     """Errors (n,) of all windows that the primary figure is about, and their unit with a space."""
     scores = Scores(table)
-    errors = scores.errors(model)
-    told = metric(scores.primary)
+    errors, of = scores.errors(MODEL), metric(scores.primary)
     # Of words and classes the error is the share that is wrong.
-    unit = " (1 is all wrong)" if told.more_is_better else f" {told.unit}"
+    unit = " (1 is all wrong)" if of.more_is_better else f" {of.unit}"
     return errors[np.isfinite(errors)], unit
 
 
-def _rows_of(every: Sequence[Shown], windows: Windows) -> canvas.Picture:
+def _draw(every: Sequence[Shown], windows: Windows) -> canvas.Picture:
+    """A line of a window each: its first and last frame, the paths from above, the words."""
     grid = windows.cache.grid
     index = {(window.clip_id, window.number): i for i, window in enumerate(windows)}
     places = [index[each.clip_id, each.window] for each in every]
-    sample = windows.frames(places[0])[0]
     cards = [_card(each) for each in every]
     text_px = LINE_PX * max(card.count("\n") + 1 for card in cards)
-    height_px = max(canvas.height_of(sample, grid, GRID_PX), VIEW_PX, text_px) + 36
-    picture = canvas.Picture(2 * GRID_PX + VIEW_PX + TEXT_PX, 60 + len(every) * height_px)
+    image_px = canvas.height_of(windows.frames(places[0])[0], grid, GRID_PX)
+    height_px = max(image_px, VIEW_PX, text_px) + 36
     widths = [GRID_PX, GRID_PX, VIEW_PX, TEXT_PX]
+    picture = canvas.Picture(sum(widths), 60 + len(every) * height_px)
     picture.get_layout_engine().set(w_pad=0.1)
     lines = picture.subplots(len(every), 4, squeeze=False, width_ratios=widths)
-    for number, (line, each, place) in enumerate(zip(lines, every, places, strict=True)):
-        line[2].set_anchor("N")
+    for line, each, place, card in zip(lines, every, places, cards, strict=True):
         frames = windows.frames(place)
-        canvas.show_grid(line[0], frames[0], grid, GRID_PX, "first frame")
+        canvas.show_grid(line[0], frames[-windows.sequence_length], grid, GRID_PX, "first frame")
         canvas.show_grid(line[1], frames[-1], grid, GRID_PX, "last frame")
         if each.true.waypoints_m is not None:
             draw_future(line[2], each)
         else:
             draw_driven(line[2], each, driven_m(windows.egomotion(place)))
-        if number == 0:
-            line[2].legend(handles=_legend(), frameon=False, fontsize=7.5, loc="upper left")
-        canvas.bare(line[3]).text(
-            0.0,
-            1.0,
-            cards[number],
-            va="top",
-            fontsize=8.5,
-            linespacing=1.35,
-            in_layout=False,  # its height is reckoned above; the rest would shrink for it
-            color=canvas.INK,
-            transform=line[3].transAxes,
-            parse_math=False,
-        )
+        line[2].set_anchor("N")
+        look = {"fontsize": 8.5, "linespacing": 1.35, "color": canvas.INK, "parse_math": False}
+        # Its height is reckoned above; the rest would shrink for it.
+        text = canvas.bare(line[3]).text(0.0, 1.0, card, va="top", in_layout=False, **look)
+        text.set_transform(line[3].transAxes)
+    lines[0, 2].legend(frameon=False, fontsize=7.5, loc="upper left")
     return picture
 
 
 def _card(each: Shown) -> str:
     """A window in words: what is true, and what each said."""
     lines = [f"clip {canvas.short(each.clip_id)}, window {each.window}"]
-    lines += _fit(f"ground truth: {describe(each.true)}")
+    lines += canvas.fit(f"ground truth: {describe(each.true)}", LINE_CHARS, MAX_LINES)
     for name in reversed(LOOKS):
         if name in each.answers:
-            lines += ["", *_fit(f"{wording.row(name)}: {describe(each.said[name])}")]
-            text = " ".join((each.answers[name] or "").split())
-            lines += _fit(text or "(nothing)", ANSWER_LINES)
+            read = f"{wording.row(name)}: {describe(each.said[name])}"
+            text = " ".join((each.answers[name] or "").split()) or "(nothing)"
+            lines += ["", *canvas.fit(read, LINE_CHARS, MAX_LINES)]
+            lines += canvas.fit(text, LINE_CHARS, ANSWER_LINES)
     return "\n".join(lines)
-
-
-def _fit(text: str, num_lines: int = MAX_LINES) -> list[str]:
-    lines = canvas.wrapped(text, LINE_CHARS).splitlines()
-    return lines if len(lines) <= num_lines else [*lines[: num_lines - 1], "…"]
 
 
 def driven_m(egomotion: np.ndarray) -> np.ndarray:
@@ -216,22 +191,23 @@ def driven_m(egomotion: np.ndarray) -> np.ndarray:
 
 def draw_driven(axes: canvas.Axes, each: Shown, path_m: np.ndarray) -> None:
     """The path driven in the window from above, and beside it how far each answer goes along it."""
-    axes.plot(-path_m[:, 1], path_m[:, 0], "--", color=canvas.INK, linewidth=1.6)
+    axes.plot(-path_m[:, 1], path_m[:, 0], "--", color=canvas.INK, linewidth=1.6, label="driven")
     draw_start(axes)
-    lengths = [said.displacement_m for name in LOOKS if (said := each.said.get(name))]
     true_m = float(np.linalg.norm(np.diff(path_m, axis=0), axis=1).sum())
-    reach = max(LEAST_REACH_M, true_m, *(min(length, 3 * true_m + 10) for length in lengths), 0.0)
-    for side, (name, look) in zip((-1, 1), LOOKS.items(), strict=True):
-        said = each.said.get(name)
-        if said is None:
-            continue
-        along = beside(path_m, min(said.displacement_m, reach), side * 0.03 * reach)
-        axes.plot(
-            -along[:, 1], along[:, 0], color=look["color"], linewidth=2.6, label=wording.row(name)
-        )
-        axes.plot(-along[-1:, 1], along[-1:, 0], markersize=7, **look)
+    lengths = {
+        name: said.displacement_m
+        for name in LOOKS
+        if (said := each.said.get(name)) and said.displacement_m is not None
+    }
+    most = 3 * true_m + 10  # a wild answer ends there
+    reach = max(LEAST_REACH_M, true_m, *(min(length, most) for length in lengths.values()), 0.0)
+    for name, length in lengths.items():
+        side = -1 if name == BASE else 1
+        along = beside(path_m, min(length, reach), side * 0.03 * reach)
+        look = LOOKS[name] | {"markevery": [-1], "markersize": 7, "linewidth": 2.6}
+        axes.plot(-along[:, 1], along[:, 0], label=wording.row(name), **look)
     draw_view(axes, np.array([[reach, 0.0]]), path_m)
-    axes.set_title("how far in the window", fontsize=8.5, loc="left", color=canvas.INK)
+    canvas.head(axes, "how far in the window", 8.5)
 
 
 def beside(path_m: np.ndarray, length_m: float, aside_m: float) -> np.ndarray:
@@ -243,44 +219,32 @@ def beside(path_m: np.ndarray, length_m: float, aside_m: float) -> np.ndarray:
         aside_m: To the left; negative is right.
     """
     hops = np.linalg.norm(np.diff(path_m, axis=0), axis=1)
-    moving = np.concatenate([[True], hops > 1e-6])
-    path, hops = path_m[moving], hops[hops > 1e-6]
+    path = path_m[np.append(True, hops > 1e-6)]
     if len(path) < 2:
-        path, hops = np.array([[0.0, 0.0], [1.0, 0.0]]), np.ones(1)
-    done = np.concatenate([[0.0], np.cumsum(hops)])
-    heading = np.diff(path, axis=0) / hops[:, None]
-    if length_m > done[-1]:
-        path = np.vstack([path, path[-1] + heading[-1] * (length_m - done[-1])])
-        done, heading = np.append(done, length_m), np.vstack([heading, heading[-1:]])
+        path = np.array([[0.0, 0.0], [1.0, 0.0]])
+    ahead = np.diff(path, axis=0)
+    hops = np.linalg.norm(ahead, axis=1)
+    heading, done = ahead / hops[:, None], np.append(0.0, np.cumsum(hops))
     at = np.append(done[done < length_m], length_m)
-    points = np.stack([np.interp(at, done, column) for column in path.T], axis=1)
-    ahead = heading[np.minimum(np.searchsorted(done[1:], at), len(heading) - 1)]
-    return points + aside_m * np.stack([-ahead[:, 1], ahead[:, 0]], axis=1)
+    leg = np.minimum(np.searchsorted(done[1:], at), len(heading) - 1)
+    points = path[leg] + (at - done[leg])[:, None] * heading[leg]
+    return points + aside_m * np.stack([-heading[leg, 1], heading[leg, 0]], axis=1)
 
 
 def draw_future(axes: canvas.Axes, each: Shown) -> None:
     """The path of the next 6.4 s from above, true and said, from the window's last frame on."""
-    true = np.array([(0.0, 0.0), *each.true.waypoints_m])
-    axes.plot(-true[:, 1], true[:, 0], "--", color=canvas.INK, linewidth=1.6, zorder=3)
+    paths = {"driven": each.true.waypoints_m}
+    paths |= {name: said.waypoints_m for name in LOOKS if (said := each.said.get(name))}
+    drawn = {
+        name: np.array([(0.0, 0.0), *waypoints]) for name, waypoints in paths.items() if waypoints
+    }
+    driven = {"color": canvas.INK, "linestyle": "--", "linewidth": 1.6, "zorder": 3}
+    for name, path in drawn.items():
+        look = {"linewidth": 1.8, "markersize": 3.5} | LOOKS.get(name, driven)
+        axes.plot(-path[:, 1], path[:, 0], label=wording.row(name), **look)
     draw_start(axes)
-    paths = [true]
-    for name, look in LOOKS.items():
-        said = each.said.get(name)
-        if said is None or said.waypoints_m is None:
-            continue
-        path = np.array([(0.0, 0.0), *said.waypoints_m])
-        axes.plot(
-            -path[:, 1], path[:, 0], linewidth=1.8, markersize=3.5, label=wording.row(name), **look
-        )
-        paths.append(path)
-    draw_view(axes, np.vstack(paths), true)
-    axes.set_title("the next 6.4 s", fontsize=8.5, loc="left", color=canvas.INK)
-
-
-def _legend() -> list[Line2D]:
-    looks = {"driven": {"color": canvas.INK, "linestyle": "--"}}
-    looks |= {wording.row(name): look | {"markersize": 5} for name, look in LOOKS.items()}
-    return [Line2D([], [], label=label, **look) for label, look in looks.items()]
+    draw_view(axes, np.vstack([*drawn.values()]), drawn["driven"])
+    canvas.head(axes, "the next 6.4 s", 8.5)
 
 
 def draw_start(axes: canvas.Axes) -> None:
@@ -289,16 +253,9 @@ def draw_start(axes: canvas.Axes) -> None:
 
 def draw_view(axes: canvas.Axes, drawn_m: np.ndarray, true_m: np.ndarray) -> None:
     """The same scale both ways, around all that is drawn, but not for a wild path's sake."""
-    farthest = max(float(np.abs(true_m).max(initial=0.0)), LEAST_REACH_M)
-    points = np.vstack([np.clip(drawn_m, -2 * farthest, 2 * farthest), true_m, [[0.0, 0.0]]])
-    x, y = points.T
-    reach = max(float(np.ptp(x)), float(np.ptp(y)), LEAST_REACH_M) * 0.56
-    for set_limits, values in ((axes.set_xlim, -y), (axes.set_ylim, x)):
-        middle = (float(values.min()) + float(values.max())) / 2
-        set_limits(middle - reach, middle + reach)
-    axes.set_aspect("equal")
-    canvas.quiet(axes, "both").set_xlabel("m to the right", fontsize=8)
-    axes.set_ylabel("m forward", fontsize=8)
+    farthest = 2 * max(float(np.abs(true_m).max(initial=0.0)), LEAST_REACH_M)
+    points = np.vstack([np.clip(drawn_m, -farthest, farthest), true_m, [[0.0, 0.0]]])
+    canvas.square_view(axes, *points.T, LEAST_REACH_M)
     axes.tick_params(labelsize=8)
-    for each in (axes.xaxis, axes.yaxis):
-        each.set_major_locator(MaxNLocator(6, integer=True))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(6, integer=True))

@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from avomni_lib.dataset.cameras import Grid
 from avomni_lib.notebook.plots import canvas
 
+NOW = {"marker": "^", "color": canvas.ORANGE, "markeredgecolor": canvas.INK}  # the frame shown
+
 
 @dataclass(frozen=True)
 class Drive:
@@ -44,35 +46,19 @@ def draw_path(axes: Axes, drive: Drive) -> None:
     window = slice(drive.start, drive.stop)
     axes.plot(-y, x, color=canvas.GREY, linewidth=1.2, label="clip")
     axes.plot(-y[window], x[window], color=canvas.BLUE, linewidth=3, label="window")
-    axes.plot([0], [0], marker="^", color=canvas.ORANGE, markersize=11, markeredgecolor=canvas.INK)
-    # The same scale both ways and 20 m at least: a straight drive must not look like a wiggle.
-    reach = max(float(np.ptp(x)), float(np.ptp(y)), 20.0) * 0.55
-    for set_limits, values in ((axes.set_xlim, -y), (axes.set_ylim, x)):
-        middle = (float(values.min()) + float(values.max())) / 2
-        set_limits(middle - reach, middle + reach)
-    axes.set_aspect("equal")
-    canvas.quiet(axes, "both").set_xlabel("m to the right", fontsize=9)
-    axes.set_ylabel("m forward", fontsize=9)
+    axes.plot([0], [0], markersize=11, **NOW)
+    canvas.square_view(axes, x, y, 20.0)
     axes.legend(frameon=False, fontsize=8, loc="upper left")
 
 
 def draw_speed(axes: Axes, drive: Drive) -> None:
     """Speed over the clip with the window marked and the frame shown."""
-    axes.axvspan(
-        drive.times_s[drive.start], drive.times_s[drive.stop - 1], color=canvas.BLUE, alpha=0.18
-    )
-    axes.plot(drive.times_s, drive.speed_mps, color=canvas.INK, linewidth=1.6)
-    axes.plot(
-        drive.times_s[drive.now],
-        drive.speed_mps[drive.now],
-        marker="^",
-        color=canvas.ORANGE,
-        markersize=9,
-        markeredgecolor=canvas.INK,
-    )
-    axes.set_ylim(0, max(float(drive.speed_mps.max()) * 1.15, 1.0))
-    canvas.quiet(axes).set_xlabel("seconds of the clip (shaded: the window)", fontsize=9)
-    axes.set_ylabel("speed, m/s", fontsize=9)
+    times, speed, now = drive.times_s, drive.speed_mps, drive.now
+    axes.axvspan(times[drive.start], times[drive.stop - 1], color=canvas.BLUE, alpha=0.18)
+    axes.plot(times, speed, color=canvas.INK, linewidth=1.6)
+    axes.plot(times[now], speed[now], markersize=9, **NOW)
+    axes.set_ylim(0, max(float(speed.max()) * 1.15, 1.0))
+    canvas.quiet(axes, x="seconds of the clip (shaded: the window)", y="speed, m/s")
 
 
 def named(image: np.ndarray, grid: Grid, width_px: int, square_px: int = 0) -> np.ndarray:
@@ -118,8 +104,6 @@ def preview(
 
     Args:
         image: (H, W, 3) uint8 RGB, the grid at the model's resolution.
-        grid: Which cameras stand where.
-        drive: Where the car goes meanwhile.
         title: The finding: what the choice costs.
         answer: What the model must say about the window, written below the grid.
     """
@@ -132,10 +116,8 @@ def preview(
     axes = picture.add_subplot(places[:, 0])
     canvas.show_grid(axes, image, grid, width_px)
     if lines:
-        axes.set_xlabel(
-            "\n".join(lines).replace("$", r"\$"),
-            **{"loc": "left", "fontsize": 9, "family": "monospace", "color": canvas.INK},
-        )
+        look = {"loc": "left", "fontsize": 9, "family": "monospace", "color": canvas.INK}
+        axes.set_xlabel("\n".join(lines), parse_math=False, **look)
     draw_path(picture.add_subplot(places[0, 1]), drive)
     draw_speed(picture.add_subplot(places[1, 1]), drive)
     picture.finding(title)

@@ -48,7 +48,10 @@ _CACHE = tuple(
     )
 )
 _TILES = tuple(f"processing.{key}" for key in ("sample_hz", "tile_width", "tile_height", "fit"))
-_WINDOWS = ("processing.sequence_length", "processing.stride")
+_WINDOWS = (
+    *("processing.sequence_length", "processing.stride"),
+    *(f"processing.past.{key}" for key in ("seconds", "hz", "scale")),
+)
 # What the cost of a choice is reckoned from.
 _PLAN = (
     "run.price_per_hour",

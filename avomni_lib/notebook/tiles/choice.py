@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from avomni_lib import grids
@@ -66,6 +66,17 @@ class Choice:
         """(height, width) of the grid, px."""
         return self.grid.rows * self.tile[1], self.grid.cols * self.tile[0]
 
+    def with_larger(self, name: str) -> Choice:
+        """The same cameras with one of them over two rows and two columns, the others around it.
+
+        Args:
+            name: A camera of the grid.
+        """
+        others = [camera.name for camera in self.grid.cameras if camera.name != name]
+        grids_ = [_around(name, others, cols) for cols in (3, 4)]
+        rows = min(grids_, key=lambda rows: len(rows) * len(rows[0]))
+        return replace(self, setup=OWN_GRID, cameras=rows)
+
     def laid_over(self, p: Params) -> Params:
         """The run with this choice."""
         processing = {
@@ -85,6 +96,15 @@ class Choice:
                 "vision": p.vision.model_copy(update=vision),
             }
         )
+
+
+def _around(name: str, others: Sequence[str], cols: int) -> grids.Rows:
+    """Rows with `name` in the upper left four cells, and the others to its right and below."""
+    left = iter(others)
+    rows = [[name, name, *(next(left, None) for _ in range(cols - 2))] for _ in range(2)]
+    while len(others) > (len(rows) - 2) * cols + 2 * (cols - 2):
+        rows.append([next(left, None) for _ in range(cols)])
+    return tuple(map(tuple, rows))
 
 
 # What a choice changes in a params file, by section.

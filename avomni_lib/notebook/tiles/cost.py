@@ -18,6 +18,7 @@ from avomni_lib.training.fit import job
 from avomni_lib.training.forecast import estimate
 from avomni_lib.training.forecast.memory import size_of
 from avomni_lib.training.model.load import TINY
+from avomni_lib.training.prompt import samples
 from avomni_lib.training.prompt.tokens import Tokens
 
 REFUSED = "05_train would refuse it"
@@ -52,17 +53,16 @@ def cost(p: Params, choice: Choice, footage: Footage) -> Plan:
     laid = choice.laid_over(p)
     height, width = choice.size
     length, limit = choice.sequence_length, p.model.max_seq_length
-    sample_mb = length * height * width * 3 / 1e6
     cache_bytes, cpu_seconds = _etl(laid, choice, footage)
     workers, _ = engines.num_workers(p)
     figures = {
-        "sample_mb": sample_mb,
         "cache_gb": cache_bytes / 1e9,
         "etl_seconds": cpu_seconds / workers,
     }
     warnings = []
-    told = None
+    told, older = None, 0
     try:
+        older = len(samples.past_of(laid))
         told = estimate.tokens_per_sample(laid)
     except AvomniError as error:
         warnings.append(f"{REFUSED}: {error.what}")
@@ -78,9 +78,11 @@ def cost(p: Params, choice: Choice, footage: Footage) -> Plan:
                 f"too long: {REFUSED}; about {told.total:,} tokens a sample, "
                 f"model.max_seq_length is {limit:,}"
             )
+    figures["sample_mb"] = sample_mb = (older + length) * height * width * 3 / 1e6
     seconds = (length - 1) / choice.sample_hz
     rows += [
         ("a sample", f"{sample_mb:.1f} MB", f"{length} frames in {seconds:g} s"),
+        *(estimate.past_rows(laid) if older else []),
         (
             "cache",
             gigabytes(cache_bytes),

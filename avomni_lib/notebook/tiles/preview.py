@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache.memmap import EGOMOTION_COLUMNS
-from avomni_lib.etl.cache.windows import Windows
+from avomni_lib.etl.cache.windows import Window, Windows, none_fits
 from avomni_lib.notebook.plots import tiles
 from avomni_lib.notebook.tiles.choice import Choice
 from avomni_lib.notebook.tiles.clips import Clips, OneClip
@@ -55,10 +55,12 @@ class Preview:
         return header == wanted and cache.sample_hz == choice.sample_hz
 
     def windows(self, clip_id: str, choice: Choice, horizon_s: float = 0.0) -> Windows:
-        """The windows of one clip; their numbers are their indices while `horizon_s` is 0."""
+        """The windows of one clip that have the past that the run shows."""
         motion = self.clips.motion(clip_id, choice.sample_hz)
         one = OneClip.of(self.clips.listed[clip_id], motion)
-        return Windows(one, choice.sequence_length, self.p.processing.stride, horizon_s=horizon_s)
+        length, stride = choice.sequence_length, self.p.processing.stride
+        past = samples.past_of(choice.laid_over(self.p))
+        return Windows(one, length, stride, horizon_s=horizon_s, past=past)
 
     def count(self, clip_id: str, choice: Choice) -> int:
         """How many windows the clip has; 0 where its motion cannot be read."""
@@ -115,12 +117,11 @@ class Preview:
         Raises:
             AvomniError: as `grid_frame`.
         """
-        self._need_window(place, choice)
         asked = target(self.p.training.target)
         if asked.scenes:
             return self._answer_of_scenes(place, choice)
         told = self.windows(place.clip_id, choice, asked.horizon_s)
-        index = _index_of(told, place)
+        index = _index_of(told, self._need_window(place, choice)[place.window])
         if index is None:
             return (
                 f"05_train leaves this window out: the clip's ego motion ends before the "
@@ -140,12 +141,7 @@ class Preview:
     def too_short(self, clip_id: str, choice: Choice) -> AvomniError:
         """Why a clip has no window."""
         frames = len(self.clips.motion(clip_id, choice.sample_hz).times)
-        return AvomniError(
-            f"the clip has {frames} frames at {choice.sample_hz:g} Hz, a window needs "
-            f"{choice.sequence_length}: no window fits",
-            where=f"clip {clip_id}",
-            fix="lower processing.sequence_length or raise processing.sample_hz",
-        )
+        return none_fits(frames, choice.laid_over(self.p).processing, f"clip {clip_id}")
 
     def _need_window(self, place: Place, choice: Choice) -> Windows:
         windows = self.windows(place.clip_id, choice)
@@ -163,15 +159,15 @@ class Preview:
             told = samples.windows_of(choice.laid_over(self.p), split, cache)
         except AvomniError as error:
             return str(error)
-        index = _index_of(told, place)
+        index = _index_of(told, self._need_window(place, choice)[place.window])
         if index is None:
             return "05_train leaves this window out: the clip's ego motion ends too soon after it"
         return target(asked).render(told.truth(index))
 
 
-def _index_of(windows: Windows, place: Place) -> int | None:
+def _index_of(windows: Windows, window: Window) -> int | None:
     """Where a window stands among those that a target can be told of."""
-    wanted = (place.clip_id, place.window)
+    wanted = (window.clip_id, window.number)
     return next((i for i, w in enumerate(windows) if (w.clip_id, w.number) == wanted), None)
 
 

@@ -83,7 +83,7 @@ class RawFrames:
         for camera in grid.cameras:
             rows = self._rows(clip_id, camera.name, times_us[block : block + BLOCK])
             shown = self._decoded(clip_id, camera.name, rows)[frame - block]
-            self._place(shown, tiling.tile_of(image, grid, choice.tile, camera.name), choice)
+            self._place(shown, tiling.tile_of(image, grid, choice.tile, camera.name), choice.fit)
         self._forget()
         return image[0]
 
@@ -92,8 +92,9 @@ class RawFrames:
         frames = range(len(times_us))
         return np.stack([self.grid_frame(clip_id, times_us, k, choice) for k in frames])
 
-    def _place(self, shown: av.VideoFrame, tile: np.ndarray, choice: Choice) -> None:
-        fitted = tiling.fit_tile(upright_size(shown), choice.tile, choice.fit)
+    def _place(self, shown: av.VideoFrame, tile: np.ndarray, fit: str) -> None:
+        height, width = tile.shape[1:3]
+        fitted = tiling.fit_tile(upright_size(shown), (width, height), fit)
         fitted.place(picture(shown, *fitted.resized)[None], tile)
 
     def _rows(self, clip_id: str, camera: str, times_us: np.ndarray) -> np.ndarray:

@@ -128,6 +128,18 @@ class TilePreview(ipywidgets.VBox):
         title = in_short(self.cost())
         return tiles.preview(self.grid_frame(), self.choice.grid, self.drive(), title, answer)
 
+    def figure_of(self, choice: Choice) -> canvas.Picture:
+        """The frame shown in another grid, and what that costs; or why it cannot be shown."""
+        title = in_short(cost(self.p, choice, self.preview.footage()))
+        try:
+            frame = self.preview.grid_frame(self.shown, choice)
+        except AvomniError as error:
+            return canvas.sentence(f"{title}. Not shown here: {error.what}")
+        picture = canvas.Picture(900, canvas.height_of(frame, choice.grid, 880) + 60)
+        canvas.show_grid(picture.subplots(), frame, choice.grid, 880)
+        picture.finding(title)
+        return picture
+
     def _first_with_window(self) -> str:
         names = list(self.preview.clips.listed)
         return next((n for n in names if self.preview.count(n, self._before)), names[0])

@@ -5,6 +5,7 @@ names one. Nothing here loads torch before pixels are made, so that `plan` can c
 
 shared           the interface, and what several families have in common
 qwen3_vl         Qwen3-VL, dense or with experts
+qwen3_5          Qwen3.5 and Qwen-Drive-1.0, whose layers have linear attention
 internvl         InternVL3 and 3.5, in squares of 448 px
 llava_onevision  LLaVA-OneVision, in squares of 384 px
 """

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from avomni_lib.errors import AvomniError
 from avomni_lib.training.backbones.shared import decoder, squares, vision_layers
-from avomni_lib.training.backbones.shared.base import Backbone, Video
+from avomni_lib.training.backbones.shared.base import Backbone, Video, refuse_other_model
 from avomni_lib.training.backbones.shared.size import ModelSize, Vision, VisionWork
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class InternVL(Backbone):
     serving_note = (
         "Each frame is told by its number and its time, and its pictures follow as images, never "
         "as a video: a server words a video without times and shrinks each frame to one square. "
+        "The request below holds the first frame and the last; those between are asked alike. "
         "The tokenizer of the released repositories names a length of 8,192 tokens; where a server "
         "takes that for the longest, raise model_max_length in tokenizer_config.json."
     )
@@ -180,6 +181,8 @@ class InternVL(Backbone):
     @classmethod
     def released(cls, base_model: str) -> ModelSize | None:
         words = set(re.split(r"[^a-z0-9]+", base_model.lower()))
+        if "opengvlab" in words and "internvl" in base_model.lower() and "hf" not in words:
+            raise refuse_other_model(cls, "internvl_chat")
         if "internvl3" not in words or "hf" not in words:
             return None
         table = RELEASED_3_5 if "5" in words else RELEASED_3
@@ -216,6 +219,9 @@ class InternVL(Backbone):
                 words = ""
         content.append({"type": "text", "text": question})
         return {"messages": [{"role": "user", "content": content}]}
+
+    def as_trained(self, values: dict[str, Any]) -> dict[str, Any]:
+        return squares.normalised_by(values, MEAN, STD)
 
     def processor_files(self, config: Any) -> dict[str, dict[str, Any]]:
         """The released files' content; their video part is left out of many a checkpoint.
@@ -284,6 +290,7 @@ def _tower(vision: Mapping[str, Any], out: int, downsample_ratio: float) -> Visi
         num_tower=embeddings + depth * block + last,
         num_mergers=2 * merged + merged * out + out + out**2 + out,
         values_per_patch=values,
+        rotates=False,
     )
 
 

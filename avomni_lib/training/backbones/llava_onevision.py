@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from avomni_lib.errors import AvomniError
 from avomni_lib.training.backbones.shared import decoder, squares, vision_layers
-from avomni_lib.training.backbones.shared.base import Backbone, Video
+from avomni_lib.training.backbones.shared.base import Backbone, Video, refuse_other_model
 from avomni_lib.training.backbones.shared.size import ModelSize, Vision, VisionWork
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 # SigLIP's, as in the released preprocessor_config.json; the class's defaults are CLIP's.
 MEAN = STD = (0.5, 0.5, 0.5)
 POOLED = 2  # patches along each side of a vision token
+SERVED_TOKENS = 8192  # of a batch of `vllm serve`, if it is not told
 TOWER = "siglip_vision_model"
 
 
@@ -169,9 +170,7 @@ class LlavaOnevision(Backbone):
         transformers asks it for the outputs of all layers and takes one: two windows of 16 frames
         in four squares each would hold 5.8 GB of them.
         """
-        used = model.config.vision_feature_layer
-        vision_layers.keep_used(model.model.vision_tower, used)
-        vision_layers.without_gradients(model.model.vision_tower)
+        vision_layers.keep_used(model.model.vision_tower, model.config.vision_feature_layer)
         if fuse:
             vision_layers.fuse_norms(model.model.language_model)
 
@@ -195,6 +194,9 @@ class LlavaOnevision(Backbone):
     @classmethod
     def released(cls, base_model: str) -> ModelSize | None:
         name = base_model.lower()
+        if name.startswith("lmms-lab/llava-onevision"):
+            other = ("-1.5-", "llavaonevision1_5"), ("-2-", "llava_onevision2"), ("", "llava_qwen")
+            raise refuse_other_model(cls, next(kind for mark, kind in other if mark in name))
         if not re.search(r"llava-onevision-qwen2-.*-hf$", name):
             return None
         found = re.search(r"-qwen2-([0-9.]+b)-", name)
@@ -208,7 +210,8 @@ class LlavaOnevision(Backbone):
 
     def server_arguments(self, videos: Sequence[Video]) -> str:
         # A video of more tokens than a batch has is refused; vLLM expects one of 16 frames.
-        return f"--max-num-batched-tokens {1024 * (self.num_vision_tokens(videos) // 1024 + 1)}"
+        needed = 1024 * (self.num_vision_tokens(videos) // 1024 + 1)
+        return f"--max-num-batched-tokens {max(needed, SERVED_TOKENS)}"
 
     def request(self, question: str, videos: Sequence[Video]) -> dict[str, Any]:
         video = {"url": "data:video/jpeg;base64,FRAME_1_SQUARE_1,…,FRAME_2_SQUARE_1,…"}
@@ -221,6 +224,9 @@ class LlavaOnevision(Backbone):
             # Without num_frames a server keeps the first 32.
             "media_io_kwargs": {"video": {"num_frames": -1}},
         }
+
+    def as_trained(self, values: dict[str, Any]) -> dict[str, Any]:
+        return squares.normalised_by(values, MEAN, STD)
 
     def processor_files(self, config: Any) -> dict[str, dict[str, Any]]:
         """The released files' content with this config's numbers."""
@@ -276,6 +282,7 @@ def _tower(vision: Mapping[str, Any], out: int, *, num_layers: int, bias: bool) 
         # The last is the token that ends a video.
         num_mergers=num_layers * wide * out + out**2 + 2 * out * bias + out,
         values_per_patch=values,
+        rotates=False,
     )
 
 

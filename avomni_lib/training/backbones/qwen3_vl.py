@@ -232,7 +232,7 @@ class Qwen3VL(Backbone):
         text, vision = config["text_config"], config["vision_config"]
         language = Language(
             text["hidden_size"],
-            (cls.block(text),),
+            cls.blocks(text),
             text["vocab_size"],
             tied=bool(config.get("tie_word_embeddings", False)),
         )
@@ -240,26 +240,35 @@ class Qwen3VL(Backbone):
         return ModelSize(language, tower(vision, deepstack), stored_4bit=is_stored_4bit(config))
 
     @classmethod
-    def block(cls, text: Mapping[str, Any]) -> Block:
-        """The decoder layers that a `text_config` says."""
+    def blocks(cls, text: Mapping[str, Any]) -> tuple[Block, ...]:
+        """The decoder layers that a `text_config` says, by kind: those with experts come last."""
         hidden, heads = text["hidden_size"], text["num_attention_heads"]
         shared = text["num_key_value_heads"]
         head = text.get("head_dim") or hidden // heads
         block = attention_block(
             text["num_hidden_layers"], hidden, heads, shared, head, text["intermediate_size"]
         )
-        if not text.get("num_experts"):
-            return block
+        # config.json says the one, transformers writes the other.
+        experts = text.get("num_experts") or text.get("num_local_experts")
+        if not experts:
+            return (block,)
+        every, plain = text.get("decoder_sparse_step") or 1, text.get("mlp_only_layers") or ()
+        sparse = [
+            layer for layer in range(block.count) if layer not in plain and not (layer + 1) % every
+        ]
         # The experts are two tensors a layer, which bitsandbytes leaves as they are.
         inner, each = text["moe_intermediate_size"], 3 * hidden * text["moe_intermediate_size"]
-        router = hidden * text["num_experts"]
-        return replace(
+        router = hidden * experts
+        with_experts = replace(
             block,
+            count=len(sparse),
             linears={name: block.linears[name] for name in ATTENTION},
             inner=inner * text["num_experts_per_tok"],
-            others=block.others + text["num_experts"] * each + router,
+            others=block.others + experts * each + router,
             active_others=text["num_experts_per_tok"] * each + router,
         )
+        dense = replace(block, count=block.count - len(sparse))
+        return tuple(each for each in (dense, with_experts) if each.count)
 
     @classmethod
     def released(cls, base_model: str) -> ModelSize | None:
@@ -268,6 +277,8 @@ class Qwen3VL(Backbone):
         if not {"qwen3", "vl"} <= words or len(sizes) != 1:
             return None
         text, vision = RELEASED[sizes.pop()]
+        if ("a3b" in words) is not ("num_experts" in text):
+            return None
         config = {"text_config": text, "vision_config": vision, "tie_word_embeddings": text["tied"]}
         size = cls.size(config)
         return replace(size, stored_4bit={"bnb", "4bit"} <= words)
@@ -395,10 +406,19 @@ def _vision(hidden: int, depth: int, intermediate: int, out: int) -> dict[str, A
     }
 
 
-# As in config.json of Qwen/Qwen3-VL-{2B,4B,8B,32B}-Instruct of October 2025.
+def _experts(text: dict[str, Any], count: int, a_token: int, inner: int) -> dict[str, Any]:
+    experts = {"num_experts": count, "num_experts_per_tok": a_token, "moe_intermediate_size": inner}
+    return text | {"num_key_value_heads": 4} | experts
+
+
+# As in config.json of Qwen/Qwen3-VL-{2B,4B,8B,32B,30B-A3B}-Instruct of October 2025.
 RELEASED = {
     "2b": (_text(2048, 28, 16, 6144, tied=True), _vision(1024, 24, 4096, 2048)),
     "4b": (_text(2560, 36, 32, 9728, tied=True), _vision(1024, 24, 4096, 2560)),
     "8b": (_text(4096, 36, 32, 12_288, tied=False), _vision(1152, 27, 4304, 4096)),
+    "30b": (
+        _experts(_text(2048, 48, 32, 6144, tied=False), 128, 8, 768),
+        _vision(1152, 27, 4304, 2048),
+    ),
     "32b": (_text(5120, 64, 64, 25_600, tied=False), _vision(1152, 27, 4304, 5120)),
 }

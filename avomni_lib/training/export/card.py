@@ -164,6 +164,10 @@ def _tables(
         "cameras": f"{record['camera_setup']}, one grid of {width}×{height} px a frame",
         "frames": f"{record['sequence_length']} at {record['sample_hz']:g} Hz",
     }
+    if older := record.get("offsets"):
+        seconds, scale = -older[0] / record["sample_hz"], record["past_scale"]
+        small = "" if scale == 1 else f", at {scale:g} of their size"
+        answers["frames"] += f", after {len(older)} older ones from {seconds:g} s before{small}"
     data = {
         "data set": record.get("repo_id") or "not recorded",
         "source": record.get("source") or "not recorded",

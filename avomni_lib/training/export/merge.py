@@ -220,6 +220,7 @@ def _write_processor(p: Params, config: Any, folder: Path) -> None:
     from transformers.utils import cached_file
 
     location = load.base_location(p.model.base_model)
+    kind = backbone(p.model.backbone, config)
     for name in PROCESSOR_FILES:
         found = cached_file(
             location,
@@ -229,8 +230,11 @@ def _write_processor(p: Params, config: Any, folder: Path) -> None:
             _raise_exceptions_for_connection_errors=False,
         )
         if found and os.path.exists(found):
-            shutil.copyfile(found, folder / name)
-    kind = backbone(p.model.backbone, config)
+            values = files.read_json(found)
+            if (fixed := kind.as_trained(values)) != values:
+                files.write_json(folder / name, fixed)
+            else:
+                shutil.copyfile(found, folder / name)
     for name, values in kind.processor_files(config).items():
         if not (folder / name).exists():
             files.write_json(folder / name, values)

@@ -6,6 +6,7 @@ make bench measures what that costs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ class MapDataset(Dataset):
         sequence_length: Frames in a window.
         stride: Frames from one window's start to the next one's.
         split: Only the clips of this split; None takes all.
+        past: Rows of older frames before a window's own, counted from its start.
 
     The cache is opened when it is first asked for, by each worker for itself; where workers are
     forked, they share what the parent had mapped, which nobody writes.
@@ -44,8 +46,9 @@ class MapDataset(Dataset):
         sequence_length: int,
         stride: int,
         split: str | None = "train",
+        past: Sequence[int] = (),
     ):
-        self.cache_dir = Path(cache_dir)
+        self.cache_dir, self.past = Path(cache_dir), tuple(past)
         self.sequence_length, self.stride, self.split = sequence_length, stride, split
         self._opened: Windows | None = None
 
@@ -54,7 +57,8 @@ class MapDataset(Dataset):
         """What the numbers stand for."""
         if self._opened is None:
             cache = Cache.open(self.cache_dir)
-            self._opened = Windows(cache, self.sequence_length, self.stride, self.split)
+            own = self.sequence_length, self.stride, self.split
+            self._opened = Windows(cache, *own, past=self.past)
         return self._opened
 
     def __len__(self) -> int:

@@ -48,6 +48,7 @@ PROBE_FILE, BEFORE_FILE, AFTER_FILE = "probe.json", "before.json", "after.json"
 SEEN = (
     *(name for name in parameter_names() if name.partition(".")[0] not in ("model", "training")),
     *("prompt.question", "vision.cameras"),
+    *(f"processing.past.{key}" for key in ("seconds", "hz", "scale")),
 )
 # What a training follows from: two with the same values are the same training.
 READS = ("run.seed", "processing.stride", *SEEN, "model", "training")

@@ -30,7 +30,7 @@ from avomni_lib import hardware
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.select.forecast import forecast
 from avomni_lib.etl.cache.shard import STORAGES
-from avomni_lib.etl.cache.windows import num_windows
+from avomni_lib.etl.cache.windows import none_fits, num_windows
 from avomni_lib.etl.run import chunk_sizes
 from avomni_lib.etl.run.chunk_sizes import Verdict
 from avomni_lib.etl.run.forecast import clip_bytes, clip_seconds
@@ -40,6 +40,7 @@ from avomni_lib.training.backbones import in_4bit
 from avomni_lib.training.backbones.shared.size import ModelSize
 from avomni_lib.training.forecast.memory import lora_targets, memory, size_of
 from avomni_lib.training.model.load import TINY
+from avomni_lib.training.prompt import samples
 from avomni_lib.training.prompt.conversation import grid_size
 from avomni_lib.training.prompt.tokens import Tokens, tokens_per_sample
 
@@ -107,13 +108,15 @@ def plan_run(p: Params) -> Plan:
     """What the whole run takes, before anything is fetched or made.
 
     Raises:
-        AvomniError: the grid does not divide into the backbone's patches.
+        AvomniError: the grid does not divide into the backbone's patches, or a clip of the source
+            is shorter than a window.
     """
     raw, tokens, (height, width) = source(p), tokens_per_sample(p), grid_size(p)
     frames = frames_per_clip(p, raw.seconds)
     storage = p.processing.storage
     cache = {name: raw.num_clips * clip_bytes(p, raw.seconds, name) for name in STORAGES}
-    each = num_windows(frames, p.processing.sequence_length, p.processing.stride)
+    processing = p.processing
+    each = num_windows(frames, processing.sequence_length, processing.stride, processing.reach)
     train_windows = raw.num_train_clips * each
     steps = optimizer_steps(p, train_windows)
     length, hz = p.processing.sequence_length, p.processing.sample_hz
@@ -128,10 +131,11 @@ def plan_run(p: Params) -> Plan:
     if raw.num_chunks == 0:
         warnings.append("not one chunk fits below download.target_size_gb: raise it")
     if each == 0:
-        warnings.append(
-            f"a clip has {frames} frames at {hz:g} Hz, a window needs {length}: no window at all; "
-            "raise processing.sample_hz or lower processing.sequence_length"
-        )
+        short = none_fits(frames, processing, f"clips of {raw.seconds:g} s")
+        if p.dataset.source != "folder":
+            raise short
+        # How long its clips are is not read here.
+        warnings.append(f"{short.what}; {short.fix}")
     if tokens.total > limit:
         warnings.append(
             f"a sample is about {tokens.total:,} tokens, model.max_seq_length is {limit:,}: "
@@ -148,6 +152,7 @@ def plan_run(p: Params) -> Plan:
         ),
         ("cache", gigabytes(cache[storage]), _cache_note(cache, storage)),
         ("windows", f"{raw.num_clips * each:,}", f"{length} frames, {(length - 1) / hz:g} s"),
+        *past_rows(p),
         (
             "to train on",
             f"{train_windows:,}",
@@ -164,6 +169,7 @@ def plan_run(p: Params) -> Plan:
         "cache_gb": round(cache[storage] / 1e9, 3),
         "cache_gb_by_storage": {name: round(size / 1e9, 3) for name, size in cache.items()},
         "num_windows": raw.num_clips * each,
+        "frames_per_window": len(samples.past_of(p)) + length,
         "num_train_windows": train_windows,
         "vision_tokens": tokens.vision,
         "tokens_per_sample": tokens.total,
@@ -179,6 +185,17 @@ def plan_run(p: Params) -> Plan:
     )
     rows, warnings, figures = rows + training[0], warnings + training[1], figures | training[2]
     return Plan(f"what run {p.run.name} takes", rows, warnings, figures)
+
+
+def past_rows(p: Params) -> list[tuple[str, str, str]]:
+    """The row of a plan about the frames that windows show before their own; none without any."""
+    older = samples.past_of(p)
+    if not older:
+        return []
+    past = p.processing.past
+    small = "" if past.scale == 1 else f", at {past.scale:g} of their size"
+    note = f"over {p.processing.own_from_s:g} s before, {past.hz:g} Hz{small}"
+    return [("older frames", f"{len(older)} a window", note)]
 
 
 def training_rows(
@@ -393,6 +410,9 @@ def _memory(
             f"{gigabytes(without.peak_bytes)}"
         )
         rows.insert(1, ("what was expected", EXPECTED, note))
+    chosen = in_4bit(p)
+    if not on_cpu and p.model.load_in_4bit is None and chosen.value == "none":
+        rows.append(("in 16 bit", "not in 4", f"{chosen.reason}; model.load_in_4bit overrules it"))
     capacity = capacity or (None if on_cpu else CARD_BYTES)
     if capacity is not None and needed.peak_bytes > capacity:
         warnings.append(

@@ -29,6 +29,7 @@ from avomni_lib.training.backbones import family, in_4bit
 from avomni_lib.training.backbones.shared.base import refuse_other_model
 from avomni_lib.training.backbones.shared.size import Language, ModelSize
 from avomni_lib.training.model import load
+from avomni_lib.training.prompt import samples
 from avomni_lib.training.prompt.conversation import grid_size
 from avomni_lib.training.prompt.tokens import Tokens
 
@@ -224,16 +225,23 @@ def _vision(p: Params, size: ModelSize, tokens: Tokens, b: int) -> tuple[int, in
     wide, values = tower.hidden, num_patches * tower.values_per_patch
     # Frames and their rearrangement as uint8; two steps of the float32 normalisation.
     patches = (2 + 2 * FLOAT32) * values
+    if p.processing.past.scale < 1:  # older frames come at their full size
+        patches += batch * len(samples.past_of(p)) * _frame(p)
     embedded = batch * tokens.total * b * size.language.hidden
     kept = tower.kept_layers * num_tokens * b * tower.out
     held = tower.held_layers * num_patches * b * wide
-    # Positions and their cosines and sines are float32; so are the norms' outputs under autocast.
-    block = (FLOAT32 + 2 * b + FLOAT32) * wide + 2 * FLOAT32 * (wide // tower.heads)
-    # q, k and v; q and k in float32 and four such products of their rotation. Or q, k and v, both
-    # rotated, a batch of all three and what comes out. Or the MLP.
-    copies = 0 if b == FLOAT32 else 2 * FLOAT32 * wide
-    rotation = 3 * b * wide + copies + 4 * FLOAT32 * wide
-    block += max(rotation, 9 * b * wide, 2 * b * tower.intermediate)
+    # The norms' outputs are float32 under autocast.
+    block = (2 * b + FLOAT32) * wide
+    # q, k and v, what comes out and its rows. Or the MLP.
+    attention = 5 * b * wide
+    if tower.rotates:
+        # Positions and their cosines and sines are float32.
+        block += FLOAT32 * wide + 2 * FLOAT32 * (wide // tower.heads)
+        # q, k and v; q and k in float32 and four such products of their rotation. Or q, k and v,
+        # both rotated, a batch of all three and what comes out.
+        copies = 0 if b == FLOAT32 else 2 * FLOAT32 * wide
+        attention = max(3 * b * wide + copies + 4 * FLOAT32 * wide, 9 * b * wide)
+    block += max(attention, 2 * b * tower.intermediate)
     vision = b * values + embedded + kept + held + num_patches * block
     return patches, vision, b * values + embedded + kept + num_tokens * b * tower.out
 
@@ -249,10 +257,16 @@ def _moments(p: Params, language: Language) -> int:
     )
 
 
+def _frame(p: Params) -> int:
+    """Bytes of one frame of the cache."""
+    height, width = grid_size(p)
+    return height * width * 3
+
+
 def _loader(p: Params, pinned: bool) -> int:
     """Bytes of the loader's ring: batches ready, those of a step, and one that is being read."""
-    height, width = grid_size(p)
-    batch = p.training.batch_size * p.processing.sequence_length * height * width * 3
+    length = len(samples.past_of(p)) + p.processing.sequence_length
+    batch = p.training.batch_size * length * _frame(p)
     if pinned:  # PyTorch makes each page-locked buffer a power of two
         batch = 1 << (batch - 1).bit_length()
     held = p.training.gradient_accumulation_steps // p.training.num_processes

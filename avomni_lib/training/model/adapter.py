@@ -15,7 +15,7 @@ from avomni_lib.params import Params
 from avomni_lib.training.export.card import card
 from avomni_lib.training.fit import checksums
 from avomni_lib.training.fit.checkpoints import rename_folder
-from avomni_lib.training.model.model_input import shortened, what_the_model_sees
+from avomni_lib.training.model.model_input import older_frames, shortened, what_the_model_sees
 from avomni_lib.training.prompt.conversation import Conversation
 from avomni_lib.training.targets.own import source_of
 
@@ -101,7 +101,7 @@ def record_of(
     batches and processes (and, with `model.lora_dropout`, which inputs are dropped). A training may
     go on with fewer GPUs, or with smaller batches after memory ran out.
     """
-    num_frames, height, width, _ = windows.frame_shape
+    _, height, width, _ = windows.frame_shape
     # A cache names the data set that it was read from; other windows may not.
     header = getattr(windows.cache, "header", {})
     source = header.get("source", {})
@@ -126,7 +126,8 @@ def record_of(
         **({"target_source": own.sha256} if (own := source_of(talk.target)) else {}),
         "ego_history": p.prompt.ego_history,
         "camera_setup": cameras.grid(p.vision.cameras).name,
-        "sequence_length": num_frames,
+        "sequence_length": p.processing.sequence_length,
+        **older_frames(p, talk.backbone),
         "grid_size": [height, width],
         "sample_hz": p.processing.sample_hz,
         "stride": p.processing.stride,

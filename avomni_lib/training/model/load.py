@@ -40,7 +40,8 @@ class Base(NamedTuple):
     Attributes:
         model: `PreTrainedModel` on its device.
         tokenizer: Its tokenizer.
-        choices: device, dtype, attention, backend and quantisation, each a (value, reason).
+        choices: device, dtype, attention, backend, quantisation and what else the backbone chooses,
+            each a (value, reason).
     """
 
     model: Any
@@ -128,7 +129,7 @@ def load_base(p: Params) -> Base:
     location = base_location(p.model.base_model)
     config = read_config(p.model.base_model, location, p.dataset.allow_plain_http)
     kind = backbone(p.model.backbone, config)
-    choices["quantisation"] = _quantisation(p, config)
+    choices |= {"quantisation": _quantisation(p, config)} | kind.choices
     load = _by_unsloth if choices["backend"].value == "unsloth" else _by_transformers
     model, tokenizer = load(p, location, kind, choices)
     kind.prepare(model, fuse=choices["backend"].value != "unsloth")
@@ -191,7 +192,9 @@ def add_adapter(model: Any, p: Params, kind: Backbone, backend: str = "transform
     if backend == "unsloth":
         from unsloth import FastVisionModel
 
-        own = {} if p.model.lora_targets is None else {"target_modules": pattern}
+        # By its own switches it finds q, k, v and o alone.
+        named = p.model.lora_targets is not None or kind.lora_targets != Backbone.lora_targets
+        own = {"target_modules": pattern} if named else {}
         return FastVisionModel.get_peft_model(
             model,
             r=p.model.lora_rank,

@@ -18,7 +18,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.clip.trajectory import Trajectory
 from avomni_lib.params import Params
 from avomni_lib.training.backbones import Backbone
-from avomni_lib.training.prompt import history
+from avomni_lib.training.prompt import history, past
 from avomni_lib.training.prompt.conversation import prompt_text, videos_of
 from avomni_lib.training.targets import target_of
 from avomni_lib.training.targets.own import source_of
@@ -49,6 +49,9 @@ NOT_SEEN = {
         *("processing.horizon_s", "processing.obstacles"),
     ),
     "it repeats processing.sequence_length": ("vision.window_size",),
+    "the rows of older frames and their size are compared instead": (
+        *("processing.past.seconds", "processing.past.hz", "processing.past.scale"),
+    ),
     "the whole question is compared instead": ("prompt.question",),
     "the grid is compared instead": ("vision.cameras",),
     "the weights of the base model are compared instead": ("model.base_model",),
@@ -120,10 +123,10 @@ def what_the_model_sees(
         header: Of the cache that is read (`Cache.header`); empty where none is at hand.
     """
     about, grid = target_of(p), cameras.grid(p.vision.cameras)
-    question = prompt_text(grid, about)
+    question = prompt_text(grid, about, p.processing.own_from_s)
     prompt = None  # of a grid that cannot be cut into patches, so that all differences are told
     with contextlib.suppress(AvomniError):
-        prompt = kind.chat(question, videos_of(p))
+        prompt = kind.chat(question, videos_of(p, kind))
     return {
         **{name: p.values(name)[name] for name in parameter_names()},
         # Under the name that the key had when the first records were written. Which camera is in
@@ -135,11 +138,22 @@ def what_the_model_sees(
         "question": question,
         "prompt": prompt and shortened(prompt, kind.vision_token),
         **({"target_source": source.sha256} if (source := source_of(about)) else {}),
-        "past_motion": history.text_of(_PAST, about) if p.prompt.ego_history else None,
+        **older_frames(p, kind),
+        "past_motion": history.text_of(_PAST, about, p.processing.own_from_s)
+        if p.prompt.ego_history
+        else None,
         "answer": about.pattern,
         "end_of_answer": kind.end_of_turn,
         "cache": shown(header),
     }
+
+
+def older_frames(p: Params, kind: Backbone) -> dict[str, Any]:
+    """Which rows of the cache a window shows before its own frames, and how large; empty where it
+    shows none, so that records from before there was `processing.past` still hold."""
+    if not p.processing.reach:
+        return {}
+    return {"offsets": list(past.offsets(p, kind)), "past_scale": p.processing.past.scale}
 
 
 def refuse_other(then: Mapping[str, Any] | None, now: Mapping[str, Any], where: str) -> None:

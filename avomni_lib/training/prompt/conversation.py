@@ -18,6 +18,7 @@ from avomni_lib.dataset import cameras
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 from avomni_lib.training.backbones import Backbone, Video
+from avomni_lib.training.prompt import past
 from avomni_lib.training.targets import Target
 
 if TYPE_CHECKING:
@@ -27,14 +28,24 @@ IGNORED = -100  # the label that bears no loss, as torch's cross entropy has it
 TEXT, VIDEO = 0, 2  # mm_token_type_ids of transformers
 
 
-def prompt_text(grid: cameras.Grid, target: Target) -> str:
-    """The words that every window is asked with."""
+def prompt_text(grid: cameras.Grid, target: Target, own_from_s: float = 0.0) -> str:
+    """The words that every window is asked with.
+
+    Args:
+        own_from_s: s at which the frames begin that the question is about; older ones come before.
+    """
     labels = [cell.label if cell else "empty" for cell in grid.cells]
     rows = [", ".join(labels[i : i + grid.cols]) for i in range(0, len(labels), grid.cols)]
     shape = f"{grid.rows}x{grid.cols}"
+    uneven = "A camera that is named in several cells is one picture over all of them. "
+    older = (
+        f"Frames before {own_from_s:.1f} seconds are older; the question is about the video from "
+        "then on. "
+    )
     return (
         f"The video shows {len(grid.cameras)} cameras of one car in a {shape} grid. "
-        f"Rows from the top: {'; '.join(rows)}. {target.question}"
+        f"Rows from the top: {'; '.join(rows)}. "
+        f"{uneven if grid.is_uneven else ''}{older if own_from_s else ''}{target.question}"
     )
 
 
@@ -50,12 +61,15 @@ def grid_size(p: Params) -> tuple[int, int]:
     return grid.rows * p.processing.tile_height, grid.cols * p.processing.tile_width
 
 
-def videos_of(p: Params) -> tuple[Video, ...]:
-    """What a window shows: its frames at one size."""
+def videos_of(p: Params, kind: Backbone) -> tuple[Video, ...]:
+    """What a window shows: its frames at one size, or older ones smaller before its own.
+
+    Raises:
+        AvomniError: see `past.videos`.
+    """
     height, width = grid_size(p)
-    length, hz = p.processing.sequence_length, p.processing.sample_hz
-    times = tuple(number / hz for number in range(length))
-    return (Video(times, height, width, cells_of(cameras.grid(p.vision.cameras))),)
+    cells = cells_of(cameras.grid(p.vision.cameras))
+    return past.videos(p, kind, Video((), height, width, cells))
 
 
 def cells_of(grid: cameras.Grid) -> tuple[tuple[str | None, ...], ...]:
@@ -94,6 +108,7 @@ class Conversation:
         target: What is asked for.
         videos: What a window shows.
         max_seq_length: Tokens; a longer sample is refused.
+        own_from_s: See `prompt_text`.
         ego_history: Whether prompts tell the car's past motion; what calls `prompt` and `sample`
             brings the words.
 
@@ -110,18 +125,21 @@ class Conversation:
         target: Target,
         videos: Sequence[Video],
         max_seq_length: int,
+        own_from_s: float = 0.0,
         ego_history: bool = False,
     ):
         self.tokenizer, self.backbone, self.target = tokenizer, backbone, target
-        self.ego_history = ego_history
+        self.ego_history, self.own_from_s = ego_history, own_from_s
         self.videos = tuple(videos)
         self.frame_shape = frame_shape(videos)
         self.max_seq_length = max_seq_length
+        for video in self.videos:
+            backbone.check(video)
         self.num_vision_tokens = backbone.num_vision_tokens(videos)
         self.size = " and ".join(map(str, videos))
         self.vision_id = self._token_id(backbone.vision_token)
         self.end_id = self._token_id(backbone.end_of_turn)
-        self.words = words = prompt_text(grid, target)
+        self.words = words = prompt_text(grid, target, own_from_s)
         self._refuse_special_tokens(target.question)
         self.text = backbone.chat(words, videos)
         self.prompt_ids = self._encode(self.text)
@@ -191,7 +209,7 @@ class Conversation:
             frames: (B, T, H, W, 3) uint8 RGB, as the cache has them.
             dtype: Of the pixel values; float32 if None.
         """
-        return self.backbone.inputs([frames], dtype, self.videos)
+        return self.backbone.inputs(past.shown(frames, self.videos), dtype, self.videos)
 
     def _encode(self, text: str) -> np.ndarray:
         return np.asarray(self.tokenizer.encode(text, add_special_tokens=False), dtype=np.int64)

@@ -19,19 +19,25 @@ def past_of(windows: Any, index: int, target: Target) -> Trajectory:
     return windows.past(index, FRAME[target.history_ends])
 
 
-def text_of(past: Trajectory, target: Target) -> str:
+def text_of(past: Trajectory, target: Target, own_from_s: float = 0.0) -> str:
     """The words, one place every 0.2 s and the speed at the end.
 
     Places are in metres in the rig's frame at the end: x forward, y left. Where the ego motion does
     not go back far enough, fewer are told.
+
+    Args:
+        own_from_s: s at which the video's frames begin that the question is about.
     """
+    frame = f"{target.history_ends} frame"
+    if own_from_s and target.history_ends == "first":
+        frame = f"frame at {own_from_s:.1f} seconds"
     steps = range(len(past) % EVERY, len(past), EVERY)
     places = [
         f"{past.t_s[i]:.1f}s ({_metres(past.xy_m[i, 0])},{_metres(past.xy_m[i, 1])})" for i in steps
     ]
     told = " ".join(places) if places else "none"
     return (
-        f" Past places up to the video's {target.history_ends} frame, metres forward and left of "
+        f" Past places up to the video's {frame}, metres forward and left of "
         f"there: {told}. Speed there: {_metres(past.speed_mps)}m/s."
     )
 

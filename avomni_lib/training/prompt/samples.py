@@ -12,7 +12,7 @@ from avomni_lib.etl.clip.trajectory import FUTURE_S
 from avomni_lib.params import Params
 from avomni_lib.training.backbones import Backbone
 from avomni_lib.training.model import model_input
-from avomni_lib.training.prompt import history
+from avomni_lib.training.prompt import history, past, tokens
 from avomni_lib.training.prompt.conversation import Conversation, Sample, padded, videos_of
 from avomni_lib.training.targets import Target, target_of
 
@@ -39,7 +39,13 @@ def windows_of(p: Params, split: str, cache: Any = None) -> Any:
         split=split,
         horizon_s=asked.horizon_s,
         scenes=asked.scenes,
+        past=past_of(p),
     )
+
+
+def past_of(p: Params) -> tuple[int, ...]:
+    """Rows of the older frames that the run's windows show before their own (`past.offsets`)."""
+    return past.offsets(p, tokens.backbone_of(p)) if p.processing.reach else ()
 
 
 def check_cache(p: Params, cache: Any) -> None:
@@ -76,7 +82,8 @@ def windows_ahead(p: Params) -> Any:
     from avomni_lib.etl.cache.windows import Windows
 
     length, stride = p.processing.sequence_length, p.processing.stride
-    return Windows(Cache.open(p.cache_dir), length, stride, horizon_s=FUTURE_S)
+    cache, older = Cache.open(p.cache_dir), past_of(p)
+    return Windows(cache, length, stride, horizon_s=FUTURE_S, past=older)
 
 
 def train_windows(p: Params) -> Any:
@@ -88,8 +95,9 @@ def train_windows(p: Params) -> Any:
     windows, length = windows_of(p, "train"), p.processing.sequence_length
     if not len(windows):
         short = f" and {target_of(p).horizon_s:g} s of ego motion after them"
+        older = f" after {windows.reach} of the past" if windows.reach else ""
         raise AvomniError(
-            f"no training window: no clip of the split `train` has {length} frames"
+            f"no training window: no clip of the split `train` has {length} frames{older}"
             + (short if windows.num_short else ""),
             where=str(p.cache_dir),
             fix="take more chunks (download.target_chunks), raise processing.sample_hz, "
@@ -105,8 +113,9 @@ def conversation_of(p: Params, windows: Any, tokenizer: Any, kind: Backbone) -> 
         kind,
         grid=cameras.grid(p.vision.cameras),
         target=target_of(p),
-        videos=videos_of(p),
+        videos=videos_of(p, kind),
         max_seq_length=p.model.max_seq_length,
+        own_from_s=p.processing.own_from_s,
         ego_history=p.prompt.ego_history,
     )
 
@@ -141,7 +150,8 @@ def history_of(index: int, windows: Any, talk: Conversation) -> str:
     """What the prompt of a window tells of the car's past motion; nothing unless it is asked to."""
     if not talk.ego_history:
         return ""
-    return history.text_of(history.past_of(windows, index, talk.target), talk.target)
+    before = history.past_of(windows, index, talk.target)
+    return history.text_of(before, talk.target, talk.own_from_s)
 
 
 def longest(windows: Any, talk: Conversation, looked_at: int = 64) -> Sample:

@@ -61,7 +61,7 @@ def grid_warnings(p: Params) -> list[str]:
     """Why the base model cannot see the grid; empty where it can."""
     try:
         kind = backbone_of(p)
-        for video in videos_of(p):
+        for video in videos_of(p, kind):
             kind.check(video)
     except AvomniError as error:
         return [f"{error.what}; {error.fix}"]
@@ -74,10 +74,17 @@ def tokens_per_sample(p: Params) -> Tokens:
     Raises:
         AvomniError: the grid does not divide into the backbone's patches.
     """
-    kind, asked, videos = backbone_of(p), target_of(p), videos_of(p)
+    kind, asked = backbone_of(p), target_of(p)
+    videos = videos_of(p, kind)
+    for video in videos:
+        kind.check(video)
     vision = kind.num_vision_tokens(videos)
-    chat = kind.chat(prompt_text(cameras.grid(p.vision.cameras), asked), videos)
-    told = history.text_of(straight(-1, 16), asked) if p.prompt.ego_history else ""
+    chat = kind.chat(
+        prompt_text(cameras.grid(p.vision.cameras), asked, p.processing.own_from_s), videos
+    )
+    told = ""
+    if p.prompt.ego_history:
+        told = history.text_of(straight(-1, 16), asked, p.processing.own_from_s)
     answer = len(_PIECE.findall(asked.render(usual_truth()))) + 1
     specials = re.compile("|".join(map(re.escape, kind.special_tokens)))
     special = len(specials.findall(chat))

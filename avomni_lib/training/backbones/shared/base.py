@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from avomni_lib.errors import AvomniError
+from avomni_lib.hardware import Choice
 from avomni_lib.training.backbones.shared.size import ModelSize, VisionWork
 
 if TYPE_CHECKING:
@@ -101,6 +102,11 @@ class Backbone(ABC):
     def token_px(self) -> float:
         return self.side_multiple
 
+    @property
+    def choices(self) -> dict[str, Choice]:
+        """What the family computes one way or another on this machine, by name."""
+        return {}
+
     @classmethod
     @abstractmethod
     def from_config(cls, config: Any) -> Self:
@@ -181,7 +187,11 @@ class Backbone(ABC):
 
     @classmethod
     def released(cls, base_model: str) -> ModelSize | None:
-        """The size of a released model by its name on the hub; None for another."""
+        """The size of a released model by its name on the hub; None for another.
+
+        Raises:
+            AvomniError: by its name it is a near relative that cannot be trained.
+        """
         return None
 
     @abstractmethod
@@ -191,6 +201,10 @@ class Backbone(ABC):
     def processor_files(self, config: Any) -> dict[str, dict[str, Any]]:
         """File name -> content: how servers prepare pictures, for a base model that has none."""
         return {}
+
+    def as_trained(self, values: dict[str, Any]) -> dict[str, Any]:
+        """A base model's own processor file, so that servers normalise as the training did."""
+        return values
 
     def server_arguments(self, videos: Sequence[Video]) -> str:
         """What `vllm serve` is told beside the length of a prompt, so that it takes a window."""

@@ -14,6 +14,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+# Classes of transformers, which are the same but for their names.
+NORMS = ("Qwen3VLTextRMSNorm", "Qwen3VLMoeTextRMSNorm")
+NORMS_AROUND_ONE = ("Qwen3_5RMSNorm",)
+VISION_ATTENTION = ("Qwen3VLVisionAttention", "Qwen3VLMoeVisionAttention", "Qwen3_5VisionAttention")
+
 
 def embed_by_one_product(model: Any) -> None:
     """Make the patch embedding one matrix product.
@@ -26,12 +31,13 @@ def embed_by_one_product(model: Any) -> None:
 
 def fuse(model: Any) -> None:
     """Let one kernel compute each norm, and one call each attention of the vision tower."""
-    from transformers.models.qwen3_vl import modeling_qwen3_vl as own
-
     for module in model.modules():
-        if isinstance(module, own.Qwen3VLTextRMSNorm):
+        kind = type(module).__name__
+        if kind in NORMS:
             fuse_norm(module)
-        elif isinstance(module, own.Qwen3VLVisionAttention):
+        elif kind in NORMS_AROUND_ONE:
+            _replace(module, _normalise_around_one)
+        elif kind in VISION_ATTENTION:
             _replace(module, _attend)
 
 
@@ -64,6 +70,18 @@ def _normalise(norm: Any, hidden: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.rms_norm(
             hidden, norm.weight.shape, norm.weight.to(hidden.dtype), norm.variance_epsilon
         )
+
+
+def _normalise_around_one(norm: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """The same of a norm whose weights are what is added to one."""
+    import torch
+
+    if hidden.device.type == "cpu":
+        return type(norm).forward(norm, hidden)
+    # One and weight are never added: bfloat16 would round the sum.
+    with torch.autocast(hidden.device.type, enabled=False):
+        scaled = torch.nn.functional.rms_norm(hidden, norm.weight.shape, None, norm.eps)
+        return torch.addcmul(scaled, scaled, norm.weight.to(hidden.dtype))
 
 
 def _attend(

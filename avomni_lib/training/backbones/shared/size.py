@@ -98,6 +98,8 @@ class Vision:
         values_per_patch: Numbers of a patch before it is embedded.
         kept_layers: Of how many layers the outputs live on until the language model has run, beside
             the last one's: as tokens of `out`.
+        rotates: Whether positions turn queries and keys, which are float32 for it; else they are
+            learned and added once.
         held_layers: Of how many layers the outputs, as patches, live at once in the tower.
     """
 
@@ -109,6 +111,7 @@ class Vision:
     num_tower: int
     num_mergers: int
     values_per_patch: int
+    rotates: bool = True
     kept_layers: int = 0
     held_layers: int = 0
 

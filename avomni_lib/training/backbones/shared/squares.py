@@ -8,7 +8,7 @@ parts of several cameras.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from avomni_lib.errors import AvomniError
 from avomni_lib.training.backbones.shared.base import Video
@@ -77,6 +77,20 @@ def squares_of(video: Video, side: int) -> tuple[Square, ...]:
         cells = [cell for row in video.cells for cell in row]
         return tuple(Square(number, cell) for number, cell in enumerate(cells) if cell is not None)
     return tuple(Square(number) for number in range(rows * cols))
+
+
+def normalised_by(
+    values: dict[str, Any], mean: Sequence[float], std: Sequence[float]
+) -> dict[str, Any]:
+    """A processor's file with these numbers wherever it says any: for pictures, and for videos.
+
+    Published checkpoints say the one right and the other by the class's default, CLIP's.
+    """
+    own = {"image_mean": list(mean), "image_std": list(std)}
+    return {
+        name: normalised_by(value, mean, std) if isinstance(value, dict) else own.get(name, value)
+        for name, value in values.items()
+    }
 
 
 def cut(frames: torch.Tensor, side: int, squares: Sequence[Square] = ()) -> torch.Tensor:

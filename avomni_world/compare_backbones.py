@@ -1,0 +1,366 @@
+"""A small model of each family of backbones, trained from scratch on the same rendered drives.
+
+    python -m avomni_world.compare_backbones      # make backbones
+
+The models have random weights, about as many as the tiny base has, and a tokenizer each. They see
+the same windows in the same order for the same number of steps, and answer for the same windows of
+drives that none has seen. The table shows that each family learns, and what a window costs it; it
+says nothing of the released models, whose weights have seen the world.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avomni_lib import files, sections
+from avomni_lib.training.backbones import Video
+from avomni_lib.training.targets import target
+from avomni_world.tiny_base.drives import GRID, HELD_OUT_SEED, HOME, SAMPLE_HZ, TILE, Drives
+
+NUM_FRAMES = 4
+TARGET = target("summary_v1")
+LAST_S = (NUM_FRAMES - 1) / SAMPLE_HZ
+SQUARE, PATCH = 32, 8  # px; for families whose vision tower takes squares, and all towers' patches
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What all families have in common.
+
+    Attributes:
+        steps, windows: Optimizer steps, and windows in each.
+        rate: Peak learning rate of AdamW.
+        num_drives, num_held_out: Drives to learn from, and to answer for.
+        seed: Of the weights' start and of the windows' order.
+    """
+
+    steps: int = 200
+    windows: int = 8
+    rate: float = 2e-3
+    num_drives: int = 48
+    num_held_out: int = 8
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of a family.
+
+    Attributes:
+        parameters: Weights of its model; all of them learn.
+        tokens: Of a window with its answer.
+        first_loss, last_loss: Mean cross entropy of a token of the answer, over a tenth of the
+            steps.
+        mae_mps: Mean error of the answered speeds; an answer that is none counts as the mean.
+        mean_mae_mps: The same of one who always answers the mean.
+        seconds: Of the training.
+        memory_gb: The most that its process held.
+    """
+
+    family: str
+    parameters: int
+    tokens: int
+    first_loss: float
+    last_loss: float
+    mae_mps: float
+    mean_mae_mps: float
+    seconds: float
+    memory_gb: float
+
+
+@dataclass(frozen=True)
+class Driven:
+    """What the target is rendered from."""
+
+    speed_mps: float
+
+    @property
+    def path_m(self) -> float:
+        return self.speed_mps * LAST_S
+
+
+@dataclass(frozen=True)
+class Small:
+    """A family's small model.
+
+    Attributes:
+        special: What its tokenizer has beside Qwen's special tokens.
+        config: Of the model, from its tokenizer.
+    """
+
+    config: Callable[[Any], Any]
+    special: tuple[str, ...] = ()
+
+
+def _text(words: Any, **own: Any) -> dict[str, Any]:
+    return {
+        "vocab_size": -(-len(words) // 64) * 64,
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "eos_token_id": words.eos_token_id,
+        "pad_token_id": words.pad_token_id,
+        "bos_token_id": None,
+        **own,
+    }
+
+
+def _rope(sections: Sequence[int], **own: Any) -> dict[str, Any]:
+    axes = {"mrope_section": list(sections), "mrope_interleaved": True}
+    return {"rope_type": "default", "rope_theta": 5e6, **axes, **own}
+
+
+def _qwen_tower(words: Any, **own: Any) -> dict[str, Any]:
+    token = words.convert_tokens_to_ids
+    return {
+        "vision_config": {
+            "depth": 3,
+            "hidden_size": 96,
+            "intermediate_size": 192,
+            "num_heads": 3,
+            "patch_size": PATCH,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "out_hidden_size": 128,
+            "num_position_embeddings": 256,
+            **own,
+        },
+        "tie_word_embeddings": True,
+        "image_token_id": token("<|image_pad|>"),
+        "video_token_id": token("<|video_pad|>"),
+        "vision_start_token_id": token("<|vision_start|>"),
+        "vision_end_token_id": token("<|vision_end|>"),
+    }
+
+
+def _qwen3_vl(words: Any) -> Any:
+    from transformers import Qwen3VLConfig
+
+    text = _text(words, head_dim=32, rope_parameters=_rope((6, 5, 5)), tie_word_embeddings=True)
+    return Qwen3VLConfig(text_config=text, **_qwen_tower(words, deepstack_visual_indexes=[0, 1]))
+
+
+def _qwen3_5(words: Any) -> Any:
+    from transformers import Qwen3_5Config
+
+    text = _text(
+        words,
+        head_dim=32,
+        linear_key_head_dim=32,
+        linear_value_head_dim=32,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        rope_parameters=_rope((3, 3, 2), partial_rotary_factor=0.5),
+    )
+    return Qwen3_5Config(text_config=text, **_qwen_tower(words))
+
+
+def _internvl(words: Any) -> Any:
+    from transformers import InternVLConfig
+
+    return InternVLConfig(
+        text_config=_text(words, model_type="qwen3", head_dim=32, tie_word_embeddings=True),
+        vision_config={
+            "hidden_size": 96,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 3,
+            "intermediate_size": 192,
+            "image_size": [SQUARE, SQUARE],
+            "patch_size": [PATCH, PATCH],
+            "attention_bias": True,
+        },
+        image_token_id=words.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        tie_word_embeddings=True,
+    )
+
+
+def _llava_onevision(words: Any) -> Any:
+    from transformers import LlavaOnevisionConfig
+
+    return LlavaOnevisionConfig(
+        text_config=_text(words, model_type="qwen2", tie_word_embeddings=True),
+        vision_config={
+            "model_type": "siglip_vision_model",
+            "hidden_size": 96,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 3,
+            "intermediate_size": 192,
+            "image_size": SQUARE,
+            "patch_size": PATCH,
+            "vision_use_head": False,
+        },
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+        video_token_index=words.convert_tokens_to_ids("<video>"),
+        tie_word_embeddings=True,
+    )
+
+
+SMALL = {
+    "qwen3_vl": Small(_qwen3_vl),
+    "qwen3_5": Small(_qwen3_5),
+    "internvl": Small(_internvl, ("<img>", "</img>", "<IMG_CONTEXT>")),
+    "llava_onevision": Small(_llava_onevision, ("<image>", "<video>")),
+}
+
+
+def tokenizer(name: str) -> Any:
+    """The family's own: every word that it is asked with or answers with is one token."""
+    from tokenizers import AddedToken
+
+    from avomni_lib.training.prompt.conversation import prompt_text
+    from avomni_world.tiny_base.tokenizer import chat_template, make_tokenizer
+
+    answer = "".join(TARGET.render(Driven(speed)) for speed in (5.0, 12.3))
+    frames = "<1.0 seconds> Frame1 at 0.00 s: The video lasts for 0.30 seconds, and 4 frames are"
+    texts = [prompt_text(GRID, TARGET), answer, "system\nuser\nassistant\n", frames]
+    made = make_tokenizer(texts, chat_template())
+    made.add_tokens(
+        [AddedToken(each, special=True, normalized=False) for each in SMALL[name].special]
+    )
+    return made
+
+
+def train(name: str, work: Path, comparison: Comparison) -> Row:
+    """Train the family's small model, and ask it about drives that it has not seen.
+
+    Args:
+        work: Keeps the rendered drives; what is there is not rendered again.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText, set_seed
+
+    from avomni_lib.training.backbones import backbone
+    from avomni_lib.training.prompt.conversation import Conversation, cells_of, collate
+
+    torch.set_num_threads(1)
+    set_seed(comparison.seed)
+    words = tokenizer(name)
+    model = AutoModelForImageTextToText.from_config(SMALL[name].config(words)).train()
+    kind = backbone(name, model.config)
+    times = tuple(number / SAMPLE_HZ for number in range(NUM_FRAMES))
+    height, width = GRID.rows * TILE[1], GRID.cols * TILE[0]
+    talk = Conversation(
+        words,
+        kind,
+        grid=GRID,
+        target=TARGET,
+        videos=[Video(times, height, width, cells_of(GRID))],
+        max_seq_length=1024,
+    )
+    drives = Drives(work / "drives", comparison.num_drives, town=HOME)
+    for number in range(len(drives)):  # rendered before the clock runs
+        drives[number]
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.01)
+    rng = np.random.default_rng(comparison.seed)
+    losses, started = [], time.perf_counter()
+    for step in range(comparison.steps):
+        frames, samples = [], []
+        for _ in range(comparison.windows):
+            drive = drives[int(rng.integers(len(drives)))]
+            first = int(rng.integers(len(drive.frames) - NUM_FRAMES + 1))
+            speed = drive.speed_mps(first, first + NUM_FRAMES - 1)
+            frames.append(drive.frames[first : first + NUM_FRAMES])
+            samples.append(talk.sample(TARGET.render(Driven(speed))))
+        batch = collate(samples, words.pad_token_id)
+        if not kind.takes_token_types:
+            del batch["mm_token_type_ids"]
+        loss = model(**batch, **talk.inputs(torch.from_numpy(np.stack(frames)))).loss
+        warm = min(1.0, (step + 1) / 20)
+        share = 0.51 + 0.49 * np.cos(np.pi * step / comparison.steps)
+        optimizer.param_groups[0]["lr"] = comparison.rate * warm * share
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    seconds, few = time.perf_counter() - started, max(1, comparison.steps // 10)
+    held_out = Drives(work / "drives", comparison.num_held_out, HELD_OUT_SEED, HOME)
+    mae, mean_mae = _errors(model.eval(), talk, held_out)
+    return Row(
+        name,
+        sum(weight.numel() for weight in model.parameters()),
+        len(samples[0]),
+        float(np.mean(losses[:few])),
+        float(np.mean(losses[-few:])),
+        mae,
+        mean_mae,
+        seconds,
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+    )
+
+
+def _errors(model: Any, talk: Any, drives: Drives) -> tuple[float, float]:
+    """Mean error of the answered speeds and of their mean, m/s, over windows side by side."""
+    from avomni_lib.training.model.generate import say
+
+    truths: list[float] = []
+    answers: list[str] = []
+    for number in range(len(drives)):
+        drive = drives[number]
+        starts = range(0, len(drive.frames) - NUM_FRAMES + 1, NUM_FRAMES)
+        windows = np.stack([drive.frames[i : i + NUM_FRAMES] for i in starts])
+        truths += [drive.speed_mps(i, i + NUM_FRAMES - 1) for i in starts]
+        answers += say(model, talk, windows, 64)
+    truth = np.array(truths)
+    read = [TARGET.parse(answer) for answer in answers]
+    predicted = np.array([each.speed_mps if each else truth.mean() for each in read])
+    return float(np.abs(predicted - truth).mean()), float(np.abs(truth.mean() - truth).mean())
+
+
+def compare(work: Path, comparison: Comparison, names: Sequence[str] = ()) -> list[Row]:
+    """Each family in a process of its own, one after another, so that memory is its own.
+
+    Args:
+        names: Of the families; all if empty.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    rows = []
+    for name in names or tuple(name for name in SMALL if name in sections.BACKBONES):
+        with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+            rows.append(pool.submit(train, name, work, comparison).result())
+    return rows
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows in Markdown."""
+    lines = [
+        "| family | weights | speed MAE, m/s (the mean's) | loss | tokens a window | seconds "
+        "| memory |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| `{row.family}` | {row.parameters / 1e6:.2f} M | {row.mae_mps:.2f} "
+        f"({row.mean_mae_mps:.2f}) | {row.first_loss:.2f} → {row.last_loss:.2f} | {row.tokens:,} "
+        f"| {row.seconds:.0f} | {row.memory_gb:.2f} GB |"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--work", type=Path, default=files.resolve("outputs/backbones"))
+    for name, value in asdict(Comparison()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    parser.add_argument("--family", action="append", default=[], choices=[*SMALL])
+    values = vars(parser.parse_args(arguments))
+    work, names = values.pop("work"), values.pop("family")
+    rows = compare(work, Comparison(**values), names)
+    files.write_json(work / "backbones.json", [asdict(row) for row in rows])
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
