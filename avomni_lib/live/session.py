@@ -308,8 +308,8 @@ def replay(
     for line in lines:
         if line["kind"] == "tick" and not line["missing"]:
             place[line["number"]] = len(place)
-    length = p.processing.sequence_length
+    rows = Sliding(p, 1, time.monotonic_ns).rows
     for line in lines:
         if line["kind"] == "answer":
-            last = place[line["tick"]]
-            yield line["tick"], line["text"], ask(np.array(grids[last - length + 1 : last + 1]))
+            first = place[line["tick"]] - rows[-1]
+            yield line["tick"], line["text"], ask(np.array(grids[first + rows]))

@@ -15,6 +15,7 @@ from avomni_lib.etl.clip import tiling
 from avomni_lib.etl.video.pyav_reader import picture, upright_size
 from avomni_lib.live.ticks import Tick
 from avomni_lib.params import Params
+from avomni_lib.training.prompt import past, tokens
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,10 @@ class Sliding:
         self.grid, self.fit = cameras.grid(p.vision.cameras), p.processing.fit
         self.tile = p.processing.tile_width, p.processing.tile_height
         self.hop, self._now_ns = hop, now_ns
-        self._length = p.processing.sequence_length
-        self._grids: deque[np.ndarray] = deque(maxlen=self._length)
+        rows = np.array(past.rows(p, tokens.backbone_of(p)))
+        # Counted from the oldest frame on.
+        self.rows = rows - rows[0]
+        self._grids: deque[np.ndarray] = deque(maxlen=int(self.rows[-1]) + 1)
         self.num_gaps = 0
 
     def add(self, tick: Tick) -> Ready | None:
@@ -60,10 +63,10 @@ class Sliding:
             self.num_gaps += 1
             return None
         self._grids.append(self.compose({name: frame for name, (_, frame) in tick.frames.items()}))
-        if len(self._grids) < self._length or tick.number % self.hop:
+        if len(self._grids) < self._grids.maxlen or tick.number % self.hop:
             return None
+        frames = np.stack([self._grids[row] for row in self.rows])
         made_ns = self._now_ns()
-        frames = np.stack(self._grids)
         return Ready(tick.number, frames, tick.time_ns, tick.closed_ns, made_ns)
 
     @property
@@ -77,7 +80,8 @@ class Sliding:
         image = np.zeros((1, height, width, 3), np.uint8)
         for camera in self.grid.cameras:
             frame = frames[camera.name]
-            placed = tiling.fit_tile(upright_size(frame), self.tile, self.fit)
+            own = tiling.tile_size(self.grid, self.tile, camera.name)
+            placed = tiling.fit_tile(upright_size(frame), own, self.fit)
             tile = tiling.tile_of(image, self.grid, self.tile, camera.name)
             placed.place(picture(frame, *placed.resized)[None], tile)
         return image[0]

@@ -19,7 +19,7 @@ from avomni_lib.etl.clip import sampling, tiling
 from avomni_lib.etl.run.build import recipe_of
 from avomni_lib.etl.video import reader
 from avomni_lib.params import Params
-from avomni_lib.training.prompt import history
+from avomni_lib.training.prompt import history, past, samples, tokens
 from avomni_lib.training.targets import Said, target_of
 
 
@@ -80,10 +80,11 @@ def of_clip(p: Params, clip_id: str, at_s: float | None = None) -> Subject:
     """
     cache = Cache.open(p.cache_dir) if (p.cache_dir / CLIPS_FILE).exists() else None
     if cache is not None and clip_id in {clip.clip_id for clip in cache.clips}:
-        length, stride = p.processing.sequence_length, p.processing.stride
-        windows = Windows(cache, length, stride, horizon_s=target_of(p).horizon_s)
+        shape = (cache, p.processing.sequence_length, p.processing.stride)
+        older = samples.past_of(p)
+        windows = Windows(*shape, horizon_s=target_of(p).horizon_s, past=older)
         if not any(window.clip_id == clip_id for window in windows):
-            windows = Windows(cache, length, stride)
+            windows = Windows(*shape, past=older)
         own = [i for i, window in enumerate(windows) if window.clip_id == clip_id]
         if at_s is not None:
             zero = cache.clips[windows[own[0]].clip_idx] if own else None
@@ -129,13 +130,14 @@ def of_folder(p: Params, folder: Path, at_s: float | None = None) -> Subject:
     wanted = times[rows]
     tiles = {}
     for camera, path in paths.items():
+        own = tiling.tile_size(grid, tile, camera.name)
         read = reader.read_frames(
             path,
             wanted,
-            size=lambda *source: tiling.fit_tile(source, tile, fit).resized,
+            size=lambda *source, own=own: tiling.fit_tile(source, own, fit).resized,
             decoder=p.processing.decoder,
         )
-        tiles[camera.name] = tiling.fit_tile(read.source_size, tile, fit).place(read.images)
+        tiles[camera.name] = tiling.fit_tile(read.source_size, own, fit).place(read.images)
     return Subject(f"{folder.name}, {_seconds(times, rows)}", tiling.compose(tiles, grid), wanted)
 
 
@@ -172,21 +174,21 @@ def _recipe(p: Params) -> sampling.Recipe:
 
 def _rows(p: Params, times: np.ndarray, what: str, at_s: float | None) -> np.ndarray:
     """Rows of the window that ends last, or last at or before `at_s` from the first time."""
-    length = p.processing.sequence_length
+    shown = np.array(past.rows(p, tokens.backbone_of(p)))
     last = len(times) - 1
     if at_s is not None:
         last = int(np.searchsorted((times - times[0]) / 1e6, at_s + 1e-9, "right")) - 1
-    if last < length - 1:
+    if last - shown[-1] + shown[0] < 0:
         raise _too_short(p, what, at_s)
-    return np.arange(last - length + 1, last + 1)
+    return shown + last - shown[-1]
 
 
 def _too_short(p: Params, what: str, at_s: float | None) -> AvomniError:
-    seconds = (p.processing.sequence_length - 1) / p.processing.sample_hz
+    span = p.processing.sequence_length + p.processing.reach
+    seconds = (span - 1) / p.processing.sample_hz
     until = "" if at_s is None else f" before {at_s:g} s"
     return AvomniError(
-        f"no window{until}: {p.processing.sequence_length} frames at "
-        f"{p.processing.sample_hz:g} Hz take {seconds:g} s",
+        f"no window{until}: {span} frames at {p.processing.sample_hz:g} Hz take {seconds:g} s",
         where=what,
         fix="name a later --at" if at_s is not None else "take a longer recording",
     )

@@ -51,8 +51,9 @@ def _path(said: Said | None) -> np.ndarray | None:
 
 def _draw_scene(axes: Axes, p: Params, made: Prediction, paths: dict[str, np.ndarray]) -> None:
     grid, camera = cameras.grid(p.vision.cameras), front_camera(p)
-    size = p.processing.tile_width, p.processing.tile_height
-    tile = tiling.tile_of(made.subject.frames[-1:], grid, size, camera.name)[0]
+    cell = p.processing.tile_width, p.processing.tile_height
+    tile = tiling.tile_of(made.subject.frames[-1:], grid, cell, camera.name)[0]
+    size = tiling.tile_size(grid, cell, camera.name)
     canvas.show_image(axes, tile, f"{camera.label}, last frame, as the model sees it")
     axes.set_xlim(-0.5, size[0] - 0.5)
     axes.set_ylim(size[1] - 0.5, -0.5)
