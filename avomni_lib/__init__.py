@@ -19,6 +19,7 @@ dataset/     what a clip is and where it lives
 etl/         clips to memmaps
 training/    windows to batches to a model
 evaluation/  answers to figures
+live/        the trained model asked: predict, live cameras
 notebook/    what people see, and how notebooks are run
 """
 

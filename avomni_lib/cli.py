@@ -46,6 +46,16 @@ EXAMPLES = {
   python -m avomni_lib compare outputs/a outputs/b          every figure, and who is better""",
     "stop": """
   python -m avomni_lib stop params/mi300x.yaml              `run` goes on from there""",
+    "predict": """
+  python -m avomni_lib predict params/demo.yaml             the first window of the score
+  python -m avomni_lib predict params/demo.yaml --window 7 --base
+  python -m avomni_lib predict params/demo.yaml --clip CLIP_ID --at 5 --out answer.png
+  python -m avomni_lib predict params/demo.yaml --folder drive/ --json
+  python -m avomni_lib predict params/mi300x.yaml --adapter owner/name@COMMIT --clip CLIP_ID""",
+    "live": """
+  python -m avomni_lib live params/demo.yaml                a held-out clip, played as if live
+  python -m avomni_lib live params/demo.yaml --set live.seconds=null
+  python -m avomni_lib live params/mi300x.yaml own_cameras.yaml --json""",
     "export": """
   python -m avomni_lib export params/demo.yaml              into outputs/RUN/merged
   python -m avomni_lib export params/demo.yaml --out outputs/model --dtype float16""",
@@ -372,3 +382,76 @@ def export(
     lines.append("to serve or convert it (not run here; README.md in the folder says more):")
     lines += [f"  {line}" for of in commands.values() for line in of]
     return CommandOutput(figures, ("\n".join(lines),))
+
+
+@_command
+def predict(
+    paths: Paths = None,
+    more: MorePaths = None,
+    changes: Changes = None,
+    window: Annotated[
+        int | None, typer.Option("--window", metavar="N", help="a window of evaluation.split")
+    ] = None,
+    clip: Annotated[str | None, typer.Option("--clip", metavar="CLIP_ID")] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option("--folder", metavar="FOLDER", help="an mp4 a camera, called by its name"),
+    ] = None,
+    at: Annotated[
+        float | None, typer.Option("--at", metavar="SECONDS", help="when the window ends")
+    ] = None,
+    base: Annotated[bool, typer.Option("--base", help="the base model, without adapter")] = False,
+    adapter: Annotated[
+        str | None,
+        typer.Option("--adapter", metavar="FOLDER", help="another one, or owner/name@commit"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="PICTURE.png", help="draw the answer")
+    ] = None,
+    as_json: AsJson = False,
+) -> CommandOutput:
+    """Ask the trained model about one window, a clip or a folder of videos."""
+    from avomni_lib import files
+    from avomni_lib.errors import AvomniError
+    from avomni_lib.live import predict as predicting
+    from avomni_lib.live.answerer import Answerer
+    from avomni_lib.notebook.plots import predicted
+
+    p = _params("predict", paths, more, changes, None)
+    if base and adapter:
+        raise AvomniError("--base asks without an adapter", where="--adapter", fix="leave one out")
+    asked = predicting.chosen(p, window, clip, folder, at)
+    made = predicting.predict(asked, Answerer(p, adapter, base))
+    lines = [f"{made.model} model, {asked.name}, {made.answer.seconds:.1f} s:", made.answer.text]
+    if asked.truth is not None:
+        off = "nothing could be read" if made.off is None else f"{made.figure} {made.off:g}"
+        lines += ["", f"ground truth ({off}):", asked.truth]
+    if out is not None:
+        with files.write_whole(out) as file:
+            file.write(predicted.picture(p, made).png())
+        lines += ["", f"drawn: {out}"]
+    return CommandOutput(made.values(), ("\n".join(lines),))
+
+
+@_command
+def live(
+    paths: Paths = None,
+    more: MorePaths = None,
+    changes: Changes = None,
+    base: Annotated[bool, typer.Option("--base", help="the base model, without adapter")] = False,
+    adapter: Annotated[
+        str | None,
+        typer.Option("--adapter", metavar="FOLDER", help="another one, or owner/name@commit"),
+    ] = None,
+    as_json: AsJson = False,
+) -> CommandOutput:
+    """Answer live cameras, and show them on a page of this machine."""
+    from avomni_lib.live import answering
+
+    p = _params("live", paths, more, changes, None)
+    with answering.opened(p, adapter, base) as (session, page):
+        print(f"page: {page.url}  record: {session.record.folder}", flush=True)
+        session.run(p.live.seconds)
+    figures = {"record": str(session.record.folder), **session.counts()}
+    figures["latency_s"] = answering.latency(session.answers)
+    return CommandOutput(figures, (answering.summary(figures),))

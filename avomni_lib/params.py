@@ -24,6 +24,7 @@ from avomni_lib.sections import (
     DatasetParams,
     DownloadParams,
     EvaluationParams,
+    LiveParams,
     ModelParams,
     ProcessingParams,
     PromptParams,
@@ -48,6 +49,7 @@ class Params(Section):
     model: ModelParams = ModelParams()
     training: TrainingParams = TrainingParams()
     evaluation: EvaluationParams = EvaluationParams()
+    live: LiveParams = LiveParams()
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Params:

@@ -53,7 +53,9 @@ def of(value) -> Params:
 def test_a_grid_that_cannot_be_is_refused_with_every_other_mistake(value, messages):
     with pytest.raises(AvomniError) as caught:
         Params.from_values({"vision": {"cameras": value}, "training": {"batch_size": 0}})
-    assert "parameters to fix: 2" in str(caught.value) and "training.batch_size" in str(caught.value)
+    assert "parameters to fix: 2" in str(caught.value) and "training.batch_size" in str(
+        caught.value
+    )
     for message in messages:
         assert message in str(caught.value)
 

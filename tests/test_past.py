@@ -19,8 +19,7 @@ from avomni_lib.etl.cache.windows import Windows, num_windows
 from avomni_lib.etl.run import build
 from avomni_lib.evaluation import answer
 from avomni_lib.notebook.tiles import older
-from avomni_lib.notebook.tiles.choice import Choice
-from avomni_lib.notebook.tiles.cost import cost
+from avomni_lib.notebook.tiles.choice import Choice, cost
 from avomni_lib.notebook.tiles.preview import Place, Preview
 from avomni_lib.params import Params
 from avomni_lib.training.backbones import Video, backbone

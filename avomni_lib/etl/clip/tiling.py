@@ -50,6 +50,11 @@ class Placement:
         tiles[:, top : top + height, left : left + width] = images[:, y : y + height, x : x + width]
         return tiles
 
+    def move(self, pixels: np.ndarray, picture: Size) -> np.ndarray:
+        """Places (N, 2) px in a picture of (width, height) px -> in its tile."""
+        scale = np.array(self.resized) / np.array(picture)
+        return pixels * scale - np.array(self.source) + np.array(self.target) - 0.5
+
 
 def fit_tile(picture: Size, tile: Size, fit: str) -> Placement:
     """How a picture of (width, height) px fills a tile of (width, height) px.

@@ -99,6 +99,16 @@ def frame_indices(
     return np.searchsorted(timestamps_us, wanted_us, side="right").astype(np.int64) - 1
 
 
+def frame_times(source: ByteRange | Path | bytes) -> np.ndarray:
+    """(N,) int64 µs: the times of a file's own frames, in presentation order.
+
+    Raises:
+        AvomniError: it is missing or damaged.
+    """
+    with stream.opened(source) as video:
+        return np.array(video.times_us, dtype=np.int64)
+
+
 def check_clock(timestamps_us: np.ndarray, video: stream.Stream) -> None:
     """Refuse (as `Damaged`) timestamps, (N,) int64 µs, whose rows are not this file's frames."""
     found = checks.agree(video.times_us, timestamps_us, 1e6 * float(video.time_base))

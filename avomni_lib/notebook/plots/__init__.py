@@ -10,4 +10,5 @@ training       05: the loss, the wait for data, before and after
 ladder         06: the ladder with its intervals, and slices
 paths          06: single windows
 evaluation     06: predictions beside the ground truth
+predicted      `predict`: one answer over the front camera and from above
 """

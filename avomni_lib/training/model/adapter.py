@@ -51,6 +51,33 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise _damaged(folder, f"{RECORD_FILE} is not a JSON object") from None
 
 
+def fetch(name: str, commit: str) -> Path:
+    """The folder of an adapter on the hub, fetched into the hub client's own cache.
+
+    Args:
+        name: owner/name of a model repository.
+        commit: 40 hex digits.
+
+    Raises:
+        AvomniError: it is not there, or not one that this program wrote.
+    """
+    from transformers.utils import cached_file
+
+    folder = None
+    for file in (*LOADED, checksums.CHECKSUMS_FILE):
+        try:
+            folder = Path(cached_file(name, file, revision=commit)).parent
+        except OSError as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise AvomniError(
+                f"{file} of the adapter cannot be fetched: {reason}",
+                where=f"{name}@{commit}",
+                fix="name a repository that holds all files of an adapter that 05_train wrote",
+            ) from None
+    assert folder is not None
+    return folder
+
+
 def check_whole(folder: Path) -> None:
     """Compare the files that an adapter is loaded from with the checksums that it was left with.
 

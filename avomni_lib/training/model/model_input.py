@@ -71,6 +71,13 @@ NOT_SEEN = {
             *("patience", "blind_steps"),
         )
     ),
+    "it says where live cameras are, and how their frames come together": tuple(
+        f"live.{key}"
+        for key in (
+            *("sources", "clock", "offset_ms", "deadline_ms", "max_age_s", "hop", "seconds"),
+            *("server", "record", "port"),
+        )
+    ),
     "it decides how an evaluation asks and what it shows; 06's result names it": tuple(
         f"evaluation.{key}"
         for key in (

@@ -38,6 +38,15 @@ def offsets(p: Params, kind: Backbone) -> tuple[int, ...]:
     return tuple(start + frame for start in starts for frame in range(size))
 
 
+def rows(p: Params, kind: Backbone) -> tuple[int, ...]:
+    """Rows of all frames of a window, older ones first, counted from its first own one.
+
+    Raises:
+        AvomniError: see `offsets`.
+    """
+    return (*offsets(p, kind), *range(p.processing.sequence_length))
+
+
 def videos(p: Params, kind: Backbone, whole: Video) -> tuple[Video, ...]:
     """What a window shows of its grid: one video, or the past smaller and its own.
 

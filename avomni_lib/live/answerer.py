@@ -1,0 +1,134 @@
+"""The base model and an adapter, loaded once, and the conversation that the training held."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from avomni_lib.errors import AvomniError
+from avomni_lib.params import Params
+from avomni_lib.training.model import adapter
+from avomni_lib.training.targets import Said, target_of
+
+if TYPE_CHECKING:
+    from avomni_lib.training.prompt.conversation import Conversation
+
+# A model on the hub at one commit: owner/name@40 hex digits.
+ON_THE_HUB = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)@([0-9a-f]{40})")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model says about one window.
+
+    Attributes:
+        text: Without prompt, padding and the end of the turn.
+        said: What was read of it; None where nothing could be.
+        seconds: From frames on the host to text.
+    """
+
+    text: str
+    said: Said | None
+    seconds: float
+
+
+class Answerer:
+    """Answers windows as 06_evaluate does: same pixels, same prompt, greedy.
+
+    Args:
+        p: The run's parameters; the adapter's record is compared with them.
+        place: The adapter's folder, `owner/name@commit` on the hub, or None for the run's own.
+        base_only: Ask the base model without an adapter.
+        header: Of the cache that windows come from; None for what these parameters would make.
+
+    Raises:
+        AvomniError: no such adapter, it is damaged, or it was trained for something else.
+    """
+
+    def __init__(
+        self,
+        p: Params,
+        place: str | Path | None = None,
+        base_only: bool = False,
+        header: dict[str, Any] | None = None,
+    ):
+        from avomni_lib.etl.run.build import description
+        from avomni_lib.training.backbones import backbone
+        from avomni_lib.training.model import load
+        from avomni_lib.training.prompt import samples
+
+        self.p, self.target = p, target_of(p)
+        self.adapter = None if base_only else adapter_folder(p, place)
+        header = description(p) if header is None else header
+        if self.adapter is not None:
+            load.check_adapter(self.adapter, p, header)  # before weights are loaded
+        base = load.load_base(p)
+        kind = backbone(p.model.backbone, base.model.config)
+        self.conversation: Conversation = samples.conversation_of(p, None, base.tokenizer, kind)
+        self.choices = base.choices
+        self.model = base.model
+        if self.adapter is not None:
+            self.model = load.load_adapter(base.model, self.adapter, p, header)
+
+    @property
+    def name(self) -> str:
+        """Of the ladder's row that answers so."""
+        return "base" if self.adapter is None else "adapted"
+
+    def answer(self, frames: np.ndarray, history: str = "") -> Answer:
+        """The answer about one window.
+
+        Args:
+            frames: (T, H, W, 3) uint8 RGB.
+            history: What the prompt tells of the car's past, where `prompt.ego_history` is on.
+
+        Raises:
+            AvomniError: the frames are others than the parameters ask for.
+        """
+        from avomni_lib.training.model.generate import say
+
+        if frames.shape != self.conversation.frame_shape:
+            raise AvomniError(
+                f"a window of {frames.shape}, the model is asked about "
+                f"{self.conversation.frame_shape} (frames, height, width, colours)"
+            )
+        started = time.monotonic()
+        (text,) = say(
+            self.model,
+            self.conversation,
+            frames[None],
+            self.p.evaluation.max_new_tokens,
+            histories=[history],
+            constrained=self.p.evaluation.constrained,
+        )
+        return Answer(text, self.target.read(text), time.monotonic() - started)
+
+
+def adapter_folder(p: Params, place: str | Path | None = None) -> Path:
+    """Where an adapter lies; one on the hub is fetched.
+
+    Args:
+        place: A folder, `owner/name@commit`, or None for the run's own.
+
+    Raises:
+        AvomniError: there is none.
+    """
+    if place is None:
+        return adapter.adapter_dir(p)
+    folder = Path(place)
+    if (folder / adapter.RECORD_FILE).is_file():
+        return folder
+    named = ON_THE_HUB.fullmatch(str(place))
+    if named is None:
+        raise AvomniError(
+            f"no adapter at {place}",
+            where="--adapter",
+            fix="name the folder that 05_train wrote, or owner/name@commit of one on the hub (all "
+            "40 digits: a branch may change)",
+        )
+    return adapter.fetch(*named.groups())

@@ -1,0 +1,89 @@
+"""A live session with a run's model: who answers, the page, and what came of it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avomni_lib import files
+from avomni_lib.live import playback
+from avomni_lib.live.answerer import Answerer
+from avomni_lib.live.page import Page
+from avomni_lib.live.remote import RemoteAnswerer
+from avomni_lib.live.session import PARTS, Answered, Session
+from avomni_lib.params import Params
+
+QUANTILES = (50, 95, 99)
+
+
+@contextlib.contextmanager
+def opened(
+    p: Params, adapter: str | None = None, base_only: bool = False
+) -> Iterator[tuple[Session, Page]]:
+    """A session with its cameras, its model and its page, to be `run`.
+
+    Args:
+        adapter, base_only: As `Answerer` takes them.
+
+    Raises:
+        AvomniError: no such adapter, or nothing to play.
+    """
+    folder = record_folder(p)
+    if p.live.sources is None:
+        p = playback.as_cameras(p, playback.held_out_clip(p), folder / "cameras")
+    ask = asker(p, adapter, base_only)
+    with Page(p.live.port) as page:
+        session = Session(p, ask, folder, watch=page.show)
+        yield session, page
+
+
+def asker(
+    p: Params, adapter: str | None = None, base_only: bool = False
+) -> Callable[[np.ndarray], str]:
+    """What answers one window: this process, or `live.server`."""
+    if p.live.server is None:
+        answerer = Answerer(p, adapter, base_only)
+        return lambda frames: answerer.answer(frames).text
+    from avomni_lib.dataset import cameras
+    from avomni_lib.training.prompt.conversation import prompt_text
+    from avomni_lib.training.targets import target_of
+
+    words = prompt_text(cameras.grid(p.vision.cameras), target_of(p))
+    return RemoteAnswerer(p, p.live.server, words).ask
+
+
+def record_folder(p: Params) -> Path:
+    """Where a new session is recorded: `live.record`, or the next free number in the run."""
+    if p.live.record is not None:
+        return files.resolve(p.live.record)
+    number = 1
+    while (p.run_dir / "live" / f"{number:03d}").exists():
+        number += 1
+    return p.run_dir / "live" / f"{number:03d}"
+
+
+def latency(answers: Sequence[Answered]) -> dict[str, dict[str, float]]:
+    """Seconds by part: p50, p95 and p99."""
+    found = {}
+    for part in (*PARTS, "total"):
+        values = [each.latency_s[part] for each in answers]
+        if values:
+            found[part] = {f"p{q}": round(float(np.percentile(values, q)), 4) for q in QUANTILES}
+    return found
+
+
+def summary(figures: dict[str, Any]) -> str:
+    """What came of a session, in lines."""
+    lines = [
+        f"{figures['num_answers']} answers to {figures['num_ticks']} ticks, "
+        f"{figures['num_overtaken']} windows overtaken, {figures['num_gaps']} ticks without a "
+        "picture of each camera"
+    ]
+    for part, values in figures["latency_s"].items():
+        lines.append(f"  {part:<7} " + ", ".join(f"{q} {s:.3f} s" for q, s in values.items()))
+    lines.append(f"record: {figures['record']}")
+    return "\n".join(lines)

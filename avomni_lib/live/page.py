@@ -1,0 +1,153 @@
+"""A page that shows a live session: pictures as MJPEG, the answer beside them. No library needed.
+
+`/` is the page, `/feed` the pictures, `/state` the numbers as JSON. It listens on this machine
+alone unless it is told otherwise.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from PIL import Image
+
+from avomni_lib.live.session import State
+
+QUALITY = 85
+BOUNDARY = "frame"
+IDLE_S = 1.0  # a picture is sent again after so long, so that a reader notices a dead line
+HTML = """<!doctype html><meta charset="utf-8"><title>AV-Omni live</title>
+<style>body{font:15px system-ui;margin:1.5rem;background:#fff;color:#22262a;max-width:72rem}
+img{width:100%;image-rendering:pixelated;background:#000;min-height:8rem}
+pre{white-space:pre-wrap;font-size:1.05rem;min-height:4em}
+td{padding:.1rem 1rem .1rem 0}</style>
+<h1>AV-Omni live</h1><img src="/feed" alt="what the model sees"><pre id="answer">no answer yet</pre>
+<table id="numbers"></table><script>
+const cell = text => {
+  const made = document.createElement("td"); made.textContent = text; return made };
+setInterval(async () => {
+  const state = await (await fetch("/state")).json();
+  if (state.answer) document.getElementById("answer").textContent = state.answer.text;
+  const rows = Object.entries(state.numbers).map(([name, value]) => {
+    const row = document.createElement("tr"); row.append(cell(name), cell(value)); return row });
+  document.getElementById("numbers").replaceChildren(...rows);
+}, 500);
+</script>"""
+
+
+class Page:
+    """Serves the state of a session until it is closed.
+
+    Args:
+        port: 0 takes a free one.
+        host: Who may look; this machine alone by default.
+
+    Attributes:
+        url: Where it is.
+    """
+
+    def __init__(self, port: int = 0, host: str = "127.0.0.1"):
+        self._state, self._picture, self._number = State(), b"", 0
+        self._changed = threading.Condition()
+        self._is_closed = False
+        page = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                routes = {
+                    "/": page._send_page,
+                    "/feed": page._send_feed,
+                    "/state": page._send_state,
+                }
+                route = routes.get(self.path.partition("?")[0])
+                if route is None:
+                    self.send_error(404)
+                    return
+                route(self)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                return
+
+        self._server = ThreadingHTTPServer((host, port), Handler)
+        self._server.daemon_threads = True
+        shown = "127.0.0.1" if host in ("", "0.0.0.0") else host
+        self.url = f"http://{shown}:{self._server.server_address[1]}/"
+        threading.Thread(target=self._server.serve_forever, name="page", daemon=True).start()
+
+    def show(self, state: State) -> None:
+        """Show a session's state; pictures are encoded only while somebody looks."""
+        with self._changed:
+            self._state = state
+            self._number += 1
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def __enter__(self) -> Page:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _send(self, handler: BaseHTTPRequestHandler, kind: str, body: bytes) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", kind)
+        handler.send_header("Content-Length", str(len(body)))
+        handler.send_header("Cache-Control", "no-store")
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    def _send_page(self, handler: BaseHTTPRequestHandler) -> None:
+        self._send(handler, "text/html; charset=utf-8", HTML.encode())
+
+    def _send_state(self, handler: BaseHTTPRequestHandler) -> None:
+        self._send(handler, "application/json", json.dumps(self.values()).encode())
+
+    def values(self) -> dict[str, Any]:
+        """The state as plain values."""
+        state = self._state
+        numbers: dict[str, Any] = {
+            "tick": state.tick,
+            "answers": state.num_answers,
+            "overtaken windows": state.num_overtaken,
+            "ticks without a picture of each camera": state.num_gaps,
+        }
+        answer = None
+        if state.answer is not None:
+            answer = {"text": state.answer.text, "tick": state.answer.tick}
+            numbers |= {f"{name}, s": round(s, 3) for name, s in state.answer.latency_s.items()}
+        return {"answer": answer, "numbers": numbers, "cameras": state.cameras}
+
+    def _send_feed(self, handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", f"multipart/x-mixed-replace; boundary={BOUNDARY}")
+        handler.send_header("Cache-Control", "no-store")
+        handler.end_headers()
+        seen = -1
+        while not self._is_closed:
+            with self._changed:
+                if self._number == seen and not self._is_closed:
+                    self._changed.wait(IDLE_S)
+                seen, grid = self._number, self._state.grid
+            if grid is None:
+                time.sleep(0.05)
+                continue
+            buffer = io.BytesIO()
+            Image.fromarray(grid).save(buffer, format="JPEG", quality=QUALITY)
+            body = buffer.getvalue()
+            head = (
+                f"--{BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(body)}\r\n\r\n"
+            )
+            try:
+                handler.wfile.write(head.encode() + body + b"\r\n")
+            except (ConnectionError, TimeoutError):
+                return

@@ -1,0 +1,315 @@
+"""A live session: cameras, ticks, windows and answers, and the record of all that happened.
+
+`live.jsonl` has a line an event: `start`, `tick` (what each camera showed, and how old it was),
+`answer` (with the times of each part) and `end`. `grids.npy` beside it holds the grids of all ticks
+that were no gap, in order, so that a session can be answered again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl.clip import tiling
+from avomni_lib.live.sources import Begun, Reader, Source
+from avomni_lib.live.stream import Mailbox, Ready, Sliding
+from avomni_lib.live.ticks import Tick, Ticks
+from avomni_lib.params import Params
+
+RECORD_FILE, GRIDS_FILE = "live.jsonl", "grids.npy"
+POLL_S = 0.01
+PARTS = ("camera", "grid", "wait", "model")
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One answer and when each part of it was done, ns on the session's clock.
+
+    Attributes:
+        tick: Number of the window's last tick.
+    """
+
+    tick: int
+    text: str
+    captured_ns: int
+    closed_ns: int
+    made_ns: int
+    asked_ns: int
+    answered_ns: int
+
+    @property
+    def latency_s(self) -> dict[str, float]:
+        """Seconds of each part, and `total` from capture to answer.
+
+        camera: until every camera had shown the moment; grid: until the window was made; wait:
+        until the model was free; model: until it had answered.
+        """
+        moments = (
+            *(self.captured_ns, self.closed_ns, self.made_ns),
+            *(self.asked_ns, self.answered_ns),
+        )
+        parts = dict(zip(PARTS, np.diff(moments) / 1e9, strict=True))
+        return parts | {"total": (self.answered_ns - self.captured_ns) / 1e9}
+
+
+@dataclass
+class State:
+    """What a session shows of itself while it runs."""
+
+    grid: np.ndarray | None = None
+    tick: int = -1
+    answer: Answered | None = None
+    num_answers: int = 0
+    num_gaps: int = 0
+    num_overtaken: int = 0
+    cameras: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+class Record:
+    """Writes the events of a session as they happen; does nothing without a folder."""
+
+    def __init__(self, folder: Path | None, grid_shape: tuple[int, ...]):
+        self.folder, self._shape = folder, grid_shape
+        self._lines: IO[str] | None = None
+        self._grids: IO[bytes] | None = None
+        self._lock = threading.Lock()
+        self._num_grids = 0
+
+    def __enter__(self) -> Record:
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if (self.folder / RECORD_FILE).exists():
+                raise AvomniError(
+                    "a session is recorded here already",
+                    where=str(self.folder),
+                    fix="name another folder as live.record, or remove this one",
+                )
+            self._lines = open(self.folder / RECORD_FILE, "w", buffering=1)
+            self._grids = open(self.folder / f".{GRIDS_FILE}.raw", "wb")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.folder is None or self._lines is None or self._grids is None:
+            return
+        self._lines.close()
+        self._grids.close()
+        raw = self.folder / f".{GRIDS_FILE}.raw"
+        shape = (self._num_grids, *self._shape)
+        if self._num_grids:
+            grids = np.memmap(raw, np.uint8, "r", shape=shape)
+            np.save(self.folder / GRIDS_FILE, grids)
+        raw.unlink()
+
+    def write(self, kind: str, **values: Any) -> None:
+        if self._lines is not None:
+            with self._lock:
+                self._lines.write(json.dumps({"kind": kind, **values}) + "\n")
+
+    def keep(self, grid: np.ndarray) -> None:
+        if self._grids is not None:
+            self._grids.write(np.ascontiguousarray(grid).data)
+            self._num_grids += 1
+
+
+class Session:
+    """Answers what live cameras show.
+
+    Args:
+        p: The run's, with its section `live`.
+        ask: Frames (T, H, W, 3) uint8 of one window -> the answer's text.
+        record: Folder of the record; None keeps none.
+        now_ns: The clock.
+        watch: Called with the state after each tick and each answer.
+    """
+
+    def __init__(
+        self,
+        p: Params,
+        ask: Callable[[np.ndarray], str],
+        record: Path | None = None,
+        now_ns: Callable[[], int] = time.monotonic_ns,
+        watch: Callable[[State], None] | None = None,
+    ):
+        self.p, self._ask, self._now_ns, self._watch = p, ask, now_ns, watch
+        live = p.live
+        self.sliding = Sliding(p, live.hop, now_ns)
+        names = [camera.name for camera in self.sliding.grid.cameras]
+        if missing := [name for name in names if name not in (live.sources or {})]:
+            raise AvomniError(
+                f"no source of {', '.join(missing)}",
+                where="live.sources",
+                fix="name an address for each camera of vision.cameras",
+            )
+        self.ticks = Ticks(names, p.processing.sample_hz, live.deadline_ms / 1e3, live.max_age_s)
+        self.mailbox, self.state = Mailbox(), State()
+        self._lock = threading.Lock()
+        width, height = tiling.grid_size(self.sliding.grid, self.sliding.tile)
+        self.record = Record(record, (height, width, 3))
+        self.answers: list[Answered] = []
+
+    # What threads and tests call.
+
+    def push(self, camera: str, time_ns: int, frame: Any) -> None:
+        """A camera has shown a frame."""
+        with self._lock:
+            self.ticks.push(camera, time_ns, frame)
+
+    def end(self, camera: str) -> None:
+        """A camera will show no more."""
+        with self._lock:
+            self.ticks.end(camera)
+
+    def advance(self) -> list[Ready]:
+        """Settle the ticks that are due; returns the windows that they complete."""
+        with self._lock:
+            settled = list(self.ticks.closed(self._now_ns()))
+        made = []
+        for tick in settled:
+            ready = self.sliding.add(tick)
+            self._tell(tick)
+            if ready is not None:
+                self.mailbox.put(ready)
+                made.append(ready)
+        return made
+
+    def answer(self, ready: Ready) -> Answered:
+        """Ask the model about a window."""
+        asked_ns = self._now_ns()
+        text = self._ask(ready.frames)
+        made = Answered(
+            ready.tick,
+            text,
+            ready.captured_ns,
+            ready.closed_ns,
+            ready.made_ns,
+            asked_ns,
+            self._now_ns(),
+        )
+        self.answers.append(made)
+        self.state.answer, self.state.num_answers = made, len(self.answers)
+        self.state.num_overtaken = self.mailbox.num_overtaken
+        latency = {name: round(value, 4) for name, value in made.latency_s.items()}
+        self.record.write("answer", tick=made.tick, text=text, latency_s=latency)
+        if self._watch:
+            self._watch(self.state)
+        return made
+
+    def _tell(self, tick: Tick) -> None:
+        self.state.tick, self.state.num_gaps = tick.number, self.sliding.num_gaps
+        ages = {
+            name: round((tick.time_ns - taken) / 1e6, 1) for name, (taken, _) in tick.frames.items()
+        }
+        if not tick.missing:
+            self.state.grid = self.sliding.newest
+            self.record.keep(self.sliding.newest)
+        self.record.write(
+            "tick",
+            number=tick.number,
+            age_ms=ages,
+            missing=list(tick.missing),
+            waited_ms=round((tick.closed_ns - tick.time_ns) / 1e6, 1),
+        )
+        if self._watch:
+            self._watch(self.state)
+
+    # The whole of it, in real time.
+
+    def run(self, seconds: float | None = None, stop: threading.Event | None = None) -> None:
+        """Read the cameras and answer, for so long or until all have ended or `stop` is set."""
+        stop = stop or threading.Event()
+        live = self.p.live
+        sources = [
+            Source(name, live.sources[name], live.clock, live.offset_ms.get(name, 0.0))
+            for name in self.ticks.feeds
+        ]
+        begun = Begun()
+        readers = [Reader(each, self.push, self.end, self._now_ns, begun) for each in sources]
+        self.readers = readers
+        worker = threading.Thread(target=self._answer_all, name="answers", daemon=True)
+        with self.record, _running(readers, worker, self.mailbox):
+            self.record.write("start", sources={each.camera: each.shown for each in sources})
+            until = None if seconds is None else time.monotonic() + seconds
+            while not stop.is_set() and (until is None or time.monotonic() < until):
+                self.advance()
+                if all(feed.has_ended for feed in self.ticks.feeds.values()):
+                    self.advance()
+                    break
+                time.sleep(POLL_S)
+            self.mailbox.close()
+            worker.join()
+            self.record.write("end", **self.counts())
+        if self._failure is not None:
+            raise self._failure
+
+    _failure: BaseException | None = None
+
+    def _answer_all(self) -> None:
+        try:
+            while (ready := self.mailbox.take()) is not None:
+                self.answer(ready)
+        except BaseException as error:  # raised where the session runs
+            self._failure = error
+
+    def counts(self) -> dict[str, Any]:
+        """What came of the session, as numbers."""
+        feeds = self.ticks.feeds
+        return {
+            "num_ticks": self.state.tick + 1,
+            "num_gaps": self.sliding.num_gaps,
+            "num_answers": len(self.answers),
+            "num_overtaken": self.mailbox.num_overtaken,
+            "num_frames": {name: feed.num_frames for name, feed in feeds.items()},
+            "num_late": {name: feed.num_late for name, feed in feeds.items()},
+        }
+
+
+@contextlib.contextmanager
+def _running(readers: list[Reader], worker: threading.Thread, mailbox: Mailbox) -> Iterator[None]:
+    for thread in (*readers, worker):
+        thread.start()
+    try:
+        yield
+    finally:
+        mailbox.close()
+        for reader in readers:
+            reader.stop()
+        for reader in readers:
+            reader.join(timeout=10)
+
+
+def replay(
+    p: Params, folder: Path, ask: Callable[[np.ndarray], str]
+) -> Iterator[tuple[int, str, str]]:
+    """Ask again about each window that a recorded session has answered.
+
+    Yields:
+        (tick, the answer then, the answer now).
+
+    Raises:
+        AvomniError: there is no whole record in the folder.
+    """
+    try:
+        lines = [json.loads(line) for line in (folder / RECORD_FILE).read_text().splitlines()]
+        grids = np.load(folder / GRIDS_FILE, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError):
+        raise AvomniError(
+            "no whole record of a session", where=str(folder), fix="record one with live.record"
+        ) from None
+    place = {}
+    for line in lines:
+        if line["kind"] == "tick" and not line["missing"]:
+            place[line["number"]] = len(place)
+    rows = Sliding(p, 1, time.monotonic_ns).rows
+    for line in lines:
+        if line["kind"] == "answer":
+            first = place[line["tick"]] - rows[-1]
+            yield line["tick"], line["text"], ask(np.array(grids[first + rows]))

@@ -1,0 +1,219 @@
+"""What a model is asked about: the frames of one window, as the training's code makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avomni_lib.dataset import cameras
+from avomni_lib.dataset.catalog import Catalog
+from avomni_lib.dataset.clip import Clip
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl.cache.memmap import CLIPS_FILE, Cache
+from avomni_lib.etl.cache.windows import Windows
+from avomni_lib.etl.clip import sampling, tiling
+from avomni_lib.etl.run.build import recipe_of
+from avomni_lib.etl.video import reader
+from avomni_lib.params import Params
+from avomni_lib.training.prompt import history, past, samples, tokens
+from avomni_lib.training.targets import Said, target_of
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One window to ask about.
+
+    Attributes:
+        name: In words.
+        frames: (T, H, W, 3) uint8 RGB.
+        times_us: (T,) int64 µs on the clip's clock.
+        history: What the prompt tells of the car's past; empty unless it is asked to.
+        truth: The text that would be right; None where nobody knows.
+        true: The same as numbers.
+        lens: Intrinsics and pose of the front camera, as `Clip` gives them; None where unknown.
+    """
+
+    name: str
+    frames: np.ndarray
+    times_us: np.ndarray
+    history: str = ""
+    truth: str | None = None
+    true: Said | None = None
+    lens: tuple[Mapping[str, float], Mapping[str, float]] | None = None
+
+
+def front_camera(p: Params) -> cameras.Camera:
+    """The camera that pictures are drawn over: the wide one ahead, or else the grid's first."""
+    of_grid = cameras.grid(p.vision.cameras).cameras
+    return cameras.FRONT_WIDE if cameras.FRONT_WIDE in of_grid else of_grid[0]
+
+
+def of_window(p: Params, index: int) -> Subject:
+    """A window of `evaluation.split`, by its number among those that 06 asks about.
+
+    Raises:
+        AvomniError: no cache, or no window of that number.
+    """
+    from avomni_lib.evaluation.answer import held_out_windows
+
+    windows = held_out_windows(p)
+    if not 0 <= index < len(windows):
+        raise AvomniError(
+            f"no window {index}: the split {p.evaluation.split!r} has {len(windows):,}",
+            where="--window",
+            fix=f"choose from 0 to {len(windows) - 1}",
+        )
+    return _cached(p, windows, index)
+
+
+def of_clip(p: Params, clip_id: str, at_s: float | None = None) -> Subject:
+    """The window of a clip that ends last, or last at or before `at_s` seconds.
+
+    From the run's cache where the clip is in it, else from its raw files.
+
+    Raises:
+        AvomniError: no such clip, its raw files are not there or damaged, or it is too short.
+    """
+    cache = Cache.open(p.cache_dir) if (p.cache_dir / CLIPS_FILE).exists() else None
+    if cache is not None and clip_id in {clip.clip_id for clip in cache.clips}:
+        shape = (cache, p.processing.sequence_length, p.processing.stride)
+        older = samples.past_of(p)
+        windows = Windows(*shape, horizon_s=target_of(p).horizon_s, past=older)
+        if not any(window.clip_id == clip_id for window in windows):
+            windows = Windows(*shape, past=older)
+        own = [i for i, window in enumerate(windows) if window.clip_id == clip_id]
+        if at_s is not None:
+            zero = cache.clips[windows[own[0]].clip_idx] if own else None
+            own = [i for i in own if _end_s(cache, windows, i, zero) <= at_s + 1e-9]
+        if not own:
+            raise _too_short(p, f"clip {clip_id}", at_s)
+        return _cached(p, windows, own[-1])
+    clip = Clip(p.local_dir, Catalog.of(p), clip_id)
+    arrays = sampling.sample_clip(clip, _recipe(p)).arrays
+    rows = _rows(p, arrays["times"], f"clip {clip_id}", at_s)
+    _refuse_history(p, f"clip {clip_id}")
+    return Subject(
+        f"clip {clip_id}, {_seconds(arrays['times'], rows)}",
+        arrays["frames"][rows],
+        arrays["times"][rows],
+        lens=_lens(p, clip_id),
+    )
+
+
+def of_folder(p: Params, folder: Path, at_s: float | None = None) -> Subject:
+    """Videos called by their cameras (`camera_front_wide_120fov.mp4`), one for each of the grid.
+
+    They begin at the same moment, and each frame is taken by the file's own times.
+
+    Raises:
+        AvomniError: a camera's video is missing or damaged, they are too short, or the prompt
+            would tell the car's past, which videos do not know.
+    """
+    _refuse_history(p, f"videos in {folder}")
+    grid, tile, fit = cameras.grid(p.vision.cameras), _recipe(p).tile, p.processing.fit
+    paths = {camera: folder / f"{camera.name}.mp4" for camera in grid.cameras}
+    if missing := [path.name for path in paths.values() if not path.is_file()]:
+        raise AvomniError(
+            f"videos are missing: {', '.join(missing)}",
+            where=str(folder),
+            fix="name one mp4 a camera of vision.cameras by the camera's name",
+        )
+    stamps = {camera: reader.frame_times(path) for camera, path in paths.items()}
+    ends = [int(own[-1]) for own in stamps.values()]
+    start = min(sampling.steady_start(list(stamps.values())), min(ends))
+    times = sampling.sample_times([start], ends, p.processing.sample_hz)
+    rows = _rows(p, times, f"videos in {folder}", at_s)
+    wanted = times[rows]
+    tiles = {}
+    for camera, path in paths.items():
+        own = tiling.tile_size(grid, tile, camera.name)
+        read = reader.read_frames(
+            path,
+            wanted,
+            size=lambda *source, own=own: tiling.fit_tile(source, own, fit).resized,
+            decoder=p.processing.decoder,
+        )
+        tiles[camera.name] = tiling.fit_tile(read.source_size, own, fit).place(read.images)
+    return Subject(f"{folder.name}, {_seconds(times, rows)}", tiling.compose(tiles, grid), wanted)
+
+
+def _cached(p: Params, windows: Windows, index: int) -> Subject:
+    window, asked = windows[index], target_of(p)
+    truth = windows.truth(index)
+    is_known = not asked.horizon_s or truth.future is not None
+    told = ""
+    if p.prompt.ego_history:
+        told = history.text_of(history.past_of(windows, index, asked), asked)
+    return Subject(
+        f"window {window.number} of clip {window.clip_id}",
+        np.array(windows.frames(index)),
+        np.array(windows.times_us(index)),
+        told,
+        asked.render(truth) if is_known else None,
+        asked.of(truth) if is_known else None,
+        _lens(p, window.clip_id),
+    )
+
+
+def _end_s(cache: Cache, windows: Windows, index: int, clip: Any) -> float:
+    first_us = cache.shards[clip.shard].times[clip.start]
+    return float(windows.times_us(index)[-1] - first_us) / 1e6
+
+
+def _recipe(p: Params) -> sampling.Recipe:
+    """How a clip is sampled where nothing past its last frame is asked for."""
+    import dataclasses
+
+    decoder, _ = reader.choose_decoder(p.processing.decoder)
+    return dataclasses.replace(recipe_of(p), horizon_s=0.0, obstacles=False, decoder=decoder)
+
+
+def _rows(p: Params, times: np.ndarray, what: str, at_s: float | None) -> np.ndarray:
+    """Rows of the window that ends last, or last at or before `at_s` from the first time."""
+    shown = np.array(past.rows(p, tokens.backbone_of(p)))
+    last = len(times) - 1
+    if at_s is not None:
+        last = int(np.searchsorted((times - times[0]) / 1e6, at_s + 1e-9, "right")) - 1
+    if last - shown[-1] + shown[0] < 0:
+        raise _too_short(p, what, at_s)
+    return shown + last - shown[-1]
+
+
+def _too_short(p: Params, what: str, at_s: float | None) -> AvomniError:
+    span = p.processing.sequence_length + p.processing.reach
+    seconds = (span - 1) / p.processing.sample_hz
+    until = "" if at_s is None else f" before {at_s:g} s"
+    return AvomniError(
+        f"no window{until}: {span} frames at {p.processing.sample_hz:g} Hz take {seconds:g} s",
+        where=what,
+        fix="name a later --at" if at_s is not None else "take a longer recording",
+    )
+
+
+def _refuse_history(p: Params, what: str) -> None:
+    if p.prompt.ego_history:
+        raise AvomniError(
+            "the prompt of this model tells the car's past motion, which is not known here",
+            where=what,
+            fix="ask about a window of the run's cache (--window), or use an adapter that was "
+            "trained with prompt.ego_history: false",
+        )
+
+
+def _seconds(times: np.ndarray, rows: np.ndarray) -> str:
+    first, last = ((times[row] - times[0]) / 1e6 for row in (rows[0], rows[-1]))
+    return f"{first:.1f} s to {last:.1f} s"
+
+
+def _lens(p: Params, clip_id: str) -> tuple[Mapping[str, float], Mapping[str, float]] | None:
+    """The front camera's calibration, where its files are on the disk."""
+    name = front_camera(p).name
+    try:
+        clip = Clip(p.local_dir, Catalog.of(p), clip_id)
+        return clip.intrinsics(name), clip.extrinsics(name)
+    except AvomniError:
+        return None

@@ -1,0 +1,285 @@
+"""Cameras through real files and real sockets on this machine."""
+
+from __future__ import annotations
+
+import base64
+import http.server
+import io
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from avomni_lib.errors import AvomniError
+from avomni_lib.live.page import Page
+from avomni_lib.live.remote import RemoteAnswerer
+from avomni_lib.live.session import Session, State
+from avomni_lib.live.sources import Begun, Reader, Source, check
+from avomni_lib.params import Params
+
+CAMERA = "camera_front_wide_120fov"
+
+
+def write_video(path, seconds=1.0, value=lambda number: 8 * number, size=(64, 48), form=None):
+    """A video of 30 frames a second, each of one grey."""
+    with av.open(str(path), "w", format=form) as container:
+        stream = container.add_stream("mpeg4" if form is None else "mpeg2video", rate=30)
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        for number in range(int(seconds * 30)):
+            grey = np.full((size[1], size[0], 3), value(number) % 256, np.uint8)
+            frame = av.VideoFrame.from_ndarray(grey, format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+class Heard:
+    """What a reader has pushed."""
+
+    def __init__(self):
+        self.frames, self.ended = [], threading.Event()
+
+    def push(self, camera, time_ns, frame):
+        self.frames.append((time_ns, frame.to_ndarray(format="rgb24").mean()))
+
+    def end(self, camera):
+        self.ended.set()
+
+
+def read(source: Source, seconds: float | None = None, until: int | None = None) -> Heard:
+    """Read a source for so long, until so many frames came, or to its end."""
+    heard = Heard()
+    reader = Reader(source, heard.push, heard.end)
+    reader.start()
+    deadline = time.monotonic() + (seconds or 20)
+    while time.monotonic() < deadline and not heard.ended.is_set():
+        if until is not None and len(heard.frames) >= until:
+            break
+        time.sleep(0.01)
+    reader.stop()
+    reader.join(10)
+    assert not reader.is_alive()
+    return heard
+
+
+def test_a_file_is_paced_by_its_own_times(tmp_path):
+    write_video(tmp_path / "a.mp4")
+    started = time.monotonic()
+    heard = read(Source(CAMERA, str(tmp_path / "a.mp4"), "file"))
+    assert time.monotonic() - started > 0.9, "a second of video takes a second"
+    steps = np.diff([taken for taken, _ in heard.frames]) / 1e6
+    assert len(heard.frames) == 30 and np.allclose(steps, 1000 / 30, atol=0.2)
+    greys = [grey for _, grey in heard.frames]
+    assert np.abs(np.array(greys) - 8 * np.arange(30)).max() < 8, (
+        "each frame is nearest its own grey"
+    )
+
+
+def test_files_of_a_session_begin_together(tmp_path):
+    write_video(tmp_path / "a.mp4")
+    begun, firsts = Begun(), []
+    for offset in (0.0, 5.0):
+        heard = Heard()
+        source = Source(CAMERA, str(tmp_path / "a.mp4"), "file", offset)
+        reader = Reader(source, heard.push, heard.end, begun=begun)
+        reader.start()
+        reader.join(20)
+        firsts.append(heard.frames[0][0])
+    assert firsts[1] - firsts[0] == 5_000_000
+
+
+def test_mjpeg_comes_over_http_and_a_dropped_line_is_taken_up_again():
+    """The page of a session is itself a camera for another one."""
+    with Page() as page:
+        state = State()
+
+        def show():
+            for number in range(400):
+                state.grid = np.full((48, 64, 3), number % 200, np.uint8)
+                page.show(state)
+                time.sleep(0.02)
+
+        threading.Thread(target=show, daemon=True).start()
+        heard = read(Source(CAMERA, f"{page.url}feed", "arrival"), until=40)
+    assert len(heard.frames) >= 40
+    assert np.diff([taken for taken, _ in heard.frames]).min() > 0
+    assert len({round(grey) for _, grey in heard.frames}) > 10
+
+
+def test_mpeg_ts_comes_over_tcp(tmp_path):
+    write_video(tmp_path / "a.ts", seconds=3, form="mpegts")
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        line, _ = server.accept()
+        with line:
+            content = (tmp_path / "a.ts").read_bytes()
+            for place in range(0, len(content), 4096):
+                line.sendall(content[place : place + 4096])
+                time.sleep(0.002)
+
+    threading.Thread(target=serve, daemon=True).start()
+    address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+    heard = read(Source(CAMERA, address, "device"), until=20)
+    server.close()
+    assert len(heard.frames) >= 20
+    steps = np.diff([taken for taken, _ in heard.frames]) / 1e6
+    assert np.allclose(steps, 1000 / 30, atol=0.5), "the stream's own times, not the arrival's"
+
+
+PUSH_RTSP = """
+import sys, time, av, numpy as np
+time.sleep(1)
+with av.open(sys.argv[1], "w", format="rtsp", options={"rtsp_transport": "tcp"}) as container:
+    stream = container.add_stream("mpeg4", rate=30)
+    stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+    for number in range(90):
+        grey = np.full((48, 64, 3), number, np.uint8)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+        time.sleep(0.02)
+"""
+
+
+def test_rtsp_comes_through_a_real_socket():
+    """No server is at hand: FFmpeg's reader listens, another process pushes to it."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    address = f"rtsp://127.0.0.1:{port}/cam"
+    pusher = subprocess.Popen([sys.executable, "-c", PUSH_RTSP, address])
+    options = {"rtsp_flags": "listen", "listen_timeout": "10"}
+    try:
+        with av.open(address, options=options, timeout=15) as container:
+            frames = [frame for frame, _ in zip(container.decode(video=0), range(10), strict=False)]
+    finally:
+        pusher.kill()
+    assert len(frames) == 10
+    greys = [frame.to_ndarray(format="rgb24").mean() for frame in frames]
+    assert (np.diff(greys) > 0).mean() > 0.5
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "concat:a.mp4|b.mp4",
+        "subfile,,start,0,end,9,,:a.mp4",
+        "file:///etc/passwd",
+        "data:,x",
+        "gopher://a",
+    ],
+)
+def test_other_protocols_of_ffmpeg_are_not_opened(url):
+    with pytest.raises(AvomniError, match="a source is opened from"):
+        check(Source(CAMERA, url, "file"))
+
+
+def test_a_password_in_an_address_is_never_shown(caplog):
+    source = Source(CAMERA, "rtsp://me:secret@127.0.0.1:9/cam", "arrival")
+    assert source.shown == "rtsp://127.0.0.1:9/cam"
+    heard = read(source, seconds=1.5)
+    assert heard.frames == [] and "opened again" in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_a_session_of_real_files_answers_and_ends_with_them(tmp_path):
+    names = [
+        *("camera_front_wide_120fov", "camera_front_tele_30fov"),
+        *("camera_rear_left_70fov", "camera_rear_right_70fov"),
+    ]
+    for name in names:
+        write_video(tmp_path / f"{name}.mp4", seconds=2)
+    p = p_of({name: str(tmp_path / f"{name}.mp4") for name in names})
+    session = Session(p, lambda frames: f"{frames.mean():.2f}", record=tmp_path / "record")
+    session.run(seconds=20)
+    counts = session.counts()
+    assert 15 <= counts["num_ticks"] <= 21 and counts["num_gaps"] == 0
+    assert counts["num_answers"] >= 5 and set(counts["num_frames"].values()) == {60}
+    lines = [json.loads(line) for line in (tmp_path / "record" / "live.jsonl").open()]
+    assert [lines[0]["kind"], lines[-1]["kind"]] == ["start", "end"]
+
+
+def p_of(sources) -> Params:
+    return Params.from_values(
+        {
+            "processing": {"sequence_length": 4},
+            "vision": {"window_size": 4},
+            "live": {"sources": sources or None, "hop": 1},
+        }
+    )
+
+
+def test_the_page_shows_the_picture_and_the_numbers():
+    with Page() as page:
+        state = State(grid=np.zeros((4, 4, 3), np.uint8), tick=7, num_gaps=2)
+        page.show(state)
+        told = json.load(urllib.request.urlopen(f"{page.url}state"))
+        assert told["numbers"]["tick"] == 7 and told["answer"] is None
+        assert b"<img" in urllib.request.urlopen(page.url).read()
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(f"{page.url}../etc/passwd")
+        assert "127.0.0.1" in page.url
+
+
+class Stand(http.server.BaseHTTPRequestHandler):
+    """A stand-in for a server with OpenAI's endpoint."""
+
+    asked: list = []
+    reply = {"choices": [{"message": {"content": "five"}}]}
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        Stand.asked.append((self.path, json.loads(body)))
+        if "slow" in self.path:
+            time.sleep(3)
+        text = json.dumps(self.reply if "odd" not in self.path else {"error": 1}).encode()
+        self.send_response(503 if "down" in self.path else 200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *args):
+        return
+
+
+@pytest.fixture(scope="module")
+def stand():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stand)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+
+
+def test_a_server_is_sent_whole_frames_and_its_answer_comes_back(stand):
+    frames = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3)).astype(np.uint8)
+    assert RemoteAnswerer(p_of(None), f"{stand}/v1", "How fast?").ask(frames, " So far.") == "five"
+    path, body = Stand.asked[-1]
+    assert path == "/v1/chat/completions" and body["temperature"] == 0
+    video, words = body["messages"][0]["content"]
+    assert words["text"] == "How fast? So far."
+    pictures = video["video_url"]["url"].removeprefix("data:video/jpeg;base64,").split(",")
+    assert len(pictures) == 4
+    for sent, frame in zip(pictures, frames, strict=True):
+        assert (np.array(Image.open(io.BytesIO(base64.b64decode(sent)))) == frame).all()
+    assert body["media_io_kwargs"]["video"]["num_frames"] == -1
+
+
+@pytest.mark.parametrize(
+    ("place", "what"),
+    [("down", "answers 503"), ("odd", "does not answer as OpenAI's"), ("slow", "does not answer")],
+)
+def test_a_server_that_fails_is_one_sentence(stand, place, what):
+    remote = RemoteAnswerer(p_of(None), f"{stand}/{place}", "?", timeout_s=1)
+    with pytest.raises(AvomniError, match=what):
+        remote.ask(np.zeros((1, 4, 4, 3), np.uint8))
+
+
+def test_a_server_that_is_not_there_is_one_sentence():
+    remote = RemoteAnswerer(p_of(None), "http://127.0.0.1:9/v1", "?")
+    with pytest.raises(AvomniError, match="does not answer"):
+        remote.ask(np.zeros((1, 4, 4, 3), np.uint8))
