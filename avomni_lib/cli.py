@@ -384,11 +384,9 @@ def export(
     return CommandOutput(figures, ("\n".join(lines),))
 
 
-@_command
+@_run_command
 def predict(
-    paths: Paths = None,
-    more: MorePaths = None,
-    changes: Changes = None,
+    p: Any,
     window: Annotated[
         int | None, typer.Option("--window", metavar="N", help="a window of evaluation.split")
     ] = None,
@@ -408,7 +406,6 @@ def predict(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="PICTURE.png", help="draw the answer")
     ] = None,
-    as_json: AsJson = False,
 ) -> CommandOutput:
     """Ask the trained model about one window, a clip or a folder of videos."""
     from avomni_lib import files
@@ -417,7 +414,6 @@ def predict(
     from avomni_lib.live.answerer import Answerer
     from avomni_lib.notebook.plots import predicted
 
-    p = _params("predict", paths, more, changes, None)
     if base and adapter:
         raise AvomniError("--base asks without an adapter", where="--adapter", fix="leave one out")
     asked = predicting.chosen(p, window, clip, folder, at)
@@ -433,22 +429,18 @@ def predict(
     return CommandOutput(made.values(), ("\n".join(lines),))
 
 
-@_command
+@_run_command
 def live(
-    paths: Paths = None,
-    more: MorePaths = None,
-    changes: Changes = None,
+    p: Any,
     base: Annotated[bool, typer.Option("--base", help="the base model, without adapter")] = False,
     adapter: Annotated[
         str | None,
         typer.Option("--adapter", metavar="FOLDER", help="another one, or owner/name@commit"),
     ] = None,
-    as_json: AsJson = False,
 ) -> CommandOutput:
     """Answer live cameras, and show them on a page of this machine."""
     from avomni_lib.live import answering
 
-    p = _params("live", paths, more, changes, None)
     with answering.opened(p, adapter, base) as (session, page):
         print(f"page: {page.url}  record: {session.record.folder}", flush=True)
         session.run(p.live.seconds)

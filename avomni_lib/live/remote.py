@@ -16,6 +16,7 @@ from avomni_lib.errors import AvomniError, without_passwords
 from avomni_lib.params import Params
 from avomni_lib.training.backbones import backbone
 from avomni_lib.training.export.card import SERVED_NAME
+from avomni_lib.training.prompt.conversation import videos_of
 
 TIMEOUT_S = 60.0
 
@@ -56,21 +57,27 @@ class RemoteAnswerer:
             raise self._error("does not answer as OpenAI's chat endpoint does") from None
 
     def request(self, frames: np.ndarray, history: str = "") -> dict[str, Any]:
-        """What is sent about one window."""
-        pictures = ",".join(_png(frame) for frame in frames)
-        video = {"url": f"data:video/jpeg;base64,{pictures}"}
-        content = [
-            {"type": "video_url", "video_url": video},
-            {"type": "text", "text": self.words + history},
-        ]
+        """What is sent about one window.
+
+        Raises:
+            AvomniError: a server is not shown such a window as one video.
+        """
         kind = backbone(self.p.model.backbone)
-        return {
-            "model": SERVED_NAME,
-            "temperature": 0,
-            "max_tokens": self.p.evaluation.max_new_tokens,
-            "messages": [{"role": "user", "content": content}],
-            **kind.request(self.p.processing.sample_hz),
-        }
+        asked = kind.request(self.words + history, videos_of(self.p, kind))
+        for part in asked["messages"][0]["content"]:
+            if part["type"] == "video_url" and not self.p.processing.reach:
+                pictures = ",".join(_png(frame) for frame in frames)
+                part["video_url"] = {"url": f"data:video/jpeg;base64,{pictures}"}
+                break
+        else:
+            raise AvomniError(
+                "a server can be asked about one evenly spaced video a window, and this run shows "
+                "more than that",
+                where="live.server",
+                fix="leave live.server out to answer in this process",
+            )
+        values = {"temperature": 0, "max_tokens": self.p.evaluation.max_new_tokens}
+        return {"model": SERVED_NAME, **values, **asked}
 
     def _error(self, what: str) -> AvomniError:
         return AvomniError(

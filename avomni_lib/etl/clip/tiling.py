@@ -53,7 +53,8 @@ class Placement:
     def move(self, pixels: np.ndarray, picture: Size) -> np.ndarray:
         """Places (N, 2) px in a picture of (width, height) px -> in its tile."""
         scale = np.array(self.resized) / np.array(picture)
-        return pixels * scale - np.array(self.source) + np.array(self.target) - 0.5
+        moved: np.ndarray = pixels * scale - np.array(self.source) + np.array(self.target) - 0.5
+        return moved
 
 
 def fit_tile(picture: Size, tile: Size, fit: str) -> Placement:

@@ -337,7 +337,7 @@ class Reading:
                 self.cpu_s += outcome.cpu_s
                 if isinstance(job, ClipJob):
                     self._read(job, outcome)
-                else:
+                elif isinstance(job, Assembly):
                     self._assembled(job.work.chunk)
                 counts = {"damaged": len(self._reasons), "lost": len(self.lost)}
                 told = [f"{count} {word}" for word, count in counts.items() if count]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
@@ -53,13 +53,19 @@ class Qwen3VL(Backbone):
     temporal_patch_size: int = 2
 
     name = "qwen3_vl"
-    model_types = ("qwen3_vl", "qwen3_vl_moe")
+    model_types: ClassVar[tuple[str, ...]] = ("qwen3_vl", "qwen3_vl_moe")
     # transformers >= 5.10 keeps the chat template's outer <|vision_start|>…<|vision_end|> around
     # the frames' own pairs; before it, and in servers built on that, the pair was dropped.
     prompt_form = "qwen3_vl/outer_vision_pair"
     end_of_turn = TURN_END
     vision_token = VIDEO_TOKEN
-    special_tokens = (VIDEO_TOKEN, VISION_START, VISION_END, TURN_START, TURN_END)
+    special_tokens: ClassVar[tuple[str, ...]] = (
+        VIDEO_TOKEN,
+        VISION_START,
+        VISION_END,
+        TURN_START,
+        TURN_END,
+    )
     takes_token_types = True
     # The vision tower's attention is a fused `qkv` and `proj`; only the language model is adapted.
     skip_modules = ("model.visual", "lm_head")
