@@ -369,23 +369,48 @@ INTRINSICS, EXTRINSICS, VEHICLE = calibration.TABLES
 
 
 @pytest.mark.parametrize(
-    ("feature", "change", "size", "says"),
+    ("feature", "values", "size"),
     [
-        (INTRINSICS, {}, (1920, 1080), None),
-        (EXTRINSICS, {}, None, None),
-        (VEHICLE, {}, None, None),
-        (INTRINSICS, {"cx": np.nan}, None, f"cx of {CAMERA} is nan"),
-        (INTRINSICS, {"fw_poly_4": None}, None, f"fw_poly_4 of {CAMERA} is None"),
-        (INTRINSICS, {}, (1280, 720), "is for 1920×1080 px, its video is 1280×720"),
-        (EXTRINSICS, {"qw": 0.4}, None, f"no rotation of {CAMERA}: |q| = 0.95"),
-        (EXTRINSICS, {"z": np.inf}, None, f"z of {CAMERA} is inf"),
+        (INTRINSICS, LENS, (1920, 1080)),
+        (INTRINSICS, LENS | {"cy": 755.0}, None),  # the data set's second rig
+        (INTRINSICS, LENS | {"fw_poly_3": 40.0, "bw_poly_3": -40 / FOCAL**4}, None),
+        (EXTRINSICS, MOUNT, None),
+        (VEHICLE, CAR, None),
+        (VEHICLE, CAR | {"wheelbase": 3.165}, None),
     ],
 )
-def test_calibration_that_cannot_be_used_is_damaged(feature, change, size, says):
+def test_a_sound_calibration_raises_nothing(feature, values, size):
+    found = list(calibration.row(feature, CAMERA, values, size))
+    assert [f for f in found if f.what != "fw and bw are not inverse"] == []
+
+
+@pytest.mark.parametrize(
+    ("feature", "change", "size", "severity", "says"),
+    [
+        (INTRINSICS, {"cx": np.nan}, None, DAMAGED, f"cx of {CAMERA} is nan"),
+        (INTRINSICS, {"fw_poly_4": None}, None, DAMAGED, f"fw_poly_4 of {CAMERA} is None"),
+        (INTRINSICS, {}, (1280, 720), DAMAGED, "is for 1920×1080 px, its video is 1280×720"),
+        (INTRINSICS, {"bw_poly_2": -2e-6}, None, DAMAGED, f"bw_poly of {CAMERA} falls at 2"),
+        (INTRINSICS, {"fw_poly_3": -2000.0}, None, DAMAGED, f"fw_poly of {CAMERA} falls at 3"),
+        (INTRINSICS, {"cx": 2500.0}, None, ODD, "at (2500.0, 543.0) px, outside of it"),
+        (INTRINSICS, {"fw_poly_1": FOCAL * 1.1}, None, ODD, "fw_poly and bw_poly of"),
+        (EXTRINSICS, {"qw": 0.4}, None, DAMAGED, f"no rotation of {CAMERA}: |q| = 0.95"),
+        (EXTRINSICS, {"x": 170.0}, None, ODD, "170.0 m from the rear axle"),
+        (EXTRINSICS, {"z": np.inf}, None, DAMAGED, f"z of {CAMERA} is inf"),
+        (VEHICLE, {"length": 487.0}, None, ODD, "length is 487 m"),
+        (VEHICLE, {"wheelbase": 5.0}, None, ODD, "wheelbase 5 m, length 4.87 m"),
+    ],
+)
+def test_wrong_calibration_is_found(feature, change, size, severity, says):
     values = {INTRINSICS: LENS, EXTRINSICS: MOUNT, VEHICLE: CAR}[feature] | change
     found = list(calibration.row(feature, CAMERA, values, size))
-    assert [finding.severity for finding in found] == [DAMAGED] * (says is not None)
-    assert all(says in finding.reason for finding in found)
+    assert [finding.severity for finding in found] == [severity]
+    assert says in found[0].reason
+
+
+def test_a_lens_of_another_view_than_its_name_is_odd():
+    (reported,) = calibration.row(INTRINSICS, cameras.FRONT_TELE.name, LENS)
+    assert (reported.severity, reported.reason) == (ODD, "camera_front_tele_30fov sees 120° across")
 
 
 # --- one file --------------------------------------------------------------------------------

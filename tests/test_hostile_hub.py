@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -252,16 +253,16 @@ http://hub.example http://hub.example:8080/path HTTP://HUB.EXAMPLE http://10.0.0
 http://localhost. http://localhost.evil.example http://127.0.0.1.nip.io http://xlocalhost
 http://0.0.0.0 http://2130706433 http://0177.0.0.1 http://[::] http://[::2]
 http://[::ffff:127.0.0.1]
+http://127.0.0.1@evil.example http://localhost:80@evil.example http://user@evil.example
 """
 PRIVATE = """
 https://hub.example http://127.0.0.1:8000 http://127.8.9.1 http://localhost http://LocalHost:1
-http://[::1]:80
+http://[::1]:80 https://user:secret@hub.example
 """
 IN_TWO_WAYS = r"""
 hub.example ftp://hub.example file:///etc/passwd http:// http:///x http://[::1
 http://127.0.0.1\@evil.example http://127.0.0.1#@evil.example http://127.0.0.1?@evil.example
-http://127.0.0.1@evil.example http://localhost:80@evil.example http://user@evil.example
-https://user:secret@hub.example http://a:secret@b@evil.example https://hub.example:port
+http://a:secret@b@evil.example https://hub.example:port
 https://user:se/secret@hub.example https://hub.example/?a=secret
 """
 WITH_BLANKS = ["http://evil.example /x", "http://evil.example\n127.0.0.1", ""]
@@ -363,6 +364,37 @@ def test_no_secret_follows_a_redirect_to_another_host(
             hub.fetch(RemoteFile(ZIP, 9, SHA256), tmp_path)
         assert len(other.asked) >= 4 and other.secrets == []
         assert len(server.secrets) == len(server.asked)
+
+
+def test_a_user_and_password_are_sent_and_never_shown(
+    server: Answering, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    address = server.endpoint.replace("://", "://user:pa%40ss-secret@")
+    with caplog.at_level(logging.DEBUG):
+        hub = Hub(REPO, endpoint=address, backoff=Backoff(0.01, 2))
+        assert hub.commit == COMMIT
+        shown = [repr(hub), hub.page, hub.endpoint, repr(vars(hub.at(COMMIT)).get("endpoint"))]
+        for status in (401, 403, 404, 500, 302, 200):
+            server.answer = lambda path, s=status: Answer(
+                b"<html>", s, {"Location": server.endpoint}
+            )
+            with pytest.raises(AvomniError) as caught:
+                hub.sizes([ZIP])
+            shown.append(str(caught.value) + repr(caught.value))
+        dead = Hub(REPO, endpoint="http://user:pa-secret@127.0.0.1:1", backoff=Backoff(0.01, 2))
+        with pytest.raises(AvomniError, match="no connection to the hub") as caught:
+            _ = dead.commit
+        shown.append(str(caught.value))
+    assert set(server.secrets) == {"Basic dXNlcjpwYUBzcy1zZWNyZXQ="}
+    assert len(server.secrets) == len(server.asked)
+    assert "secret" not in " ".join(shown) + caplog.text and "pa%40" not in " ".join(shown)
+
+
+def test_a_password_goes_no_more_unencrypted_than_a_token():
+    with pytest.raises(AvomniError, match="unencrypted to http://hub.example") as caught:
+        Hub(REPO, endpoint="http://user:secret@hub.example")
+    assert "secret" not in str(caught.value)
+    Hub(REPO, endpoint="https://user:secret@hub.example")
 
 
 @pytest.mark.parametrize("where", ["what", "where", "fix"])

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from avomni_lib.dataset import limits
-from avomni_lib.dataset.findings import DAMAGED, Finding
+from avomni_lib.dataset import cameras, limits
+from avomni_lib.dataset.findings import DAMAGED, ODD, Finding
 from avomni_lib.dataset.tables import key_column, read_table
 
 SIZE = ("width", "height", "cx", "cy")
@@ -23,15 +23,25 @@ TABLES = {
     "sensor_extrinsics": ("sensor_name", POSE),
     "vehicle_dimensions": (None, VEHICLE),
 }
+# fw and bw are fitted apart; two pixels of 1,920 between them are the fit's own error.
+INVERSE_TOLERANCE = 2 / 1920
+# A camera is called by its nominal view; another one's lens is off by more than half.
+VIEW_TOLERANCE = 1.5
+# No part of a car is farther from its rear axle.
+MAX_LEVER_M = 10.0
+# Lengths of road vehicles, m.
+VEHICLE_LIMITS = (0.2, 30.0)
 
 
 def row(
     feature: str, name: str, values: Mapping[str, float], size: tuple[int, int] | None = None
 ) -> Iterator[Finding]:
-    """What is wrong with one row of a feature of `TABLES`; the findings have no place.
+    """What is wrong with one row; the findings have no place.
 
     Args:
+        feature: Of `TABLES`.
         name: The sensor, or `vehicle`.
+        values: Column -> number.
         size: Width and height of the camera's video, where they are known.
     """
     for column in TABLES[feature][1]:
@@ -39,16 +49,60 @@ def row(
         if value is None or not abs(value) <= limits.MAX_NUMBER:
             yield Finding(DAMAGED, "not a number", f"{column} of {name} is {value}")
             return
-    if feature == "camera_intrinsics" and size is not None:
-        width, height = values["width"], values["height"]
-        if (width, height) != tuple(size):
-            reason = f"the lens of {name} is for {width:g}×{height:g} px, its video is "
-            reason += f"{size[0]}×{size[1]}"
-            yield Finding(DAMAGED, "image size is not the video's", reason)
-    if feature == "sensor_extrinsics":
+    if feature == "camera_intrinsics":
+        yield from _lens(name, values, size)
+    elif feature == "sensor_extrinsics":
         norm = float(np.linalg.norm([values[key] for key in ("qx", "qy", "qz", "qw")]))
         if abs(norm - 1) > limits.UNIT_TOLERANCE:
             yield Finding(DAMAGED, "|q| is not 1", f"no rotation of {name}: |q| = {norm:.4f}")
+        lever = float(np.linalg.norm([values[axis] for axis in "xyz"]))
+        if lever > MAX_LEVER_M:
+            reason = f"{name} is {lever:.1f} m from the rear axle"
+            yield Finding(ODD, "a sensor that is not on the car", reason)
+    else:
+        low, high = VEHICLE_LIMITS
+        wheelbase, length = values["wheelbase"], values["length"]
+        reasons = [f"{n} is {values[n]:g} m" for n in VEHICLE if not low <= values[n] <= high]
+        if wheelbase >= length:
+            reasons.append(f"wheelbase {wheelbase:g} m, length {length:g} m")
+        yield from (Finding(ODD, "no car's dimensions", reason) for reason in reasons)
+
+
+def _lens(
+    name: str, values: Mapping[str, float], size: tuple[int, int] | None
+) -> Iterator[Finding]:
+    polyval = np.polynomial.polynomial.polyval
+    width, height, cx, cy = (values[column] for column in SIZE)
+    fw, bw = ([values[column] for column in columns] for columns in (FW, BW))
+    if size is not None and (width, height) != tuple(size):
+        reason = f"the lens of {name} is for {width:g}×{height:g} px, its video is "
+        reason += f"{size[0]}×{size[1]}"
+        yield Finding(DAMAGED, "image size is not the video's", reason)
+    if not (0 < cx < width and 0 < cy < height):
+        reason = f"the axis of {name} at ({cx:.1f}, {cy:.1f}) px, outside of it"
+        yield Finding(ODD, "principal point outside the image", reason)
+        return
+    # theta = sum bw_i * r^i from the axis to the farthest corner, and back by fw.
+    radius = np.linspace(0, np.hypot(max(cx, width - cx), max(cy, height - cy)), 200)
+    theta = polyval(radius, bw)
+    back = polyval(theta, fw)
+    for column, curve in (("bw_poly", theta), ("fw_poly", back)):
+        for fall in np.flatnonzero(np.diff(curve) <= 0)[:1]:
+            reason = f"{column} of {name} falls at {radius[fall]:.0f} px from the axis"
+            # A fit may turn in the corners, which a wide lens leaves black.
+            severity = DAMAGED if radius[fall] < min(width, height) / 2 else ODD
+            yield Finding(severity, "a lens that folds the image", reason)
+            return
+    off = np.abs(back - radius)
+    at = int(np.argmax(off))
+    if off[at] > max(INVERSE_TOLERANCE * width, 0.5):
+        reason = f"fw_poly and bw_poly of {name} differ by {off[at]:.1f} px at {radius[at]:.0f} px"
+        yield Finding(ODD, "fw and bw are not inverse", reason)
+    view = float(np.degrees(polyval([cx, width - cx], bw).sum()))
+    nominal = cameras.BY_NAME[name].fov_deg if name in cameras.BY_NAME else view
+    if not nominal / VIEW_TOLERANCE < view < nominal * VIEW_TOLERANCE:
+        reason = f"{name} sees {view:.0f}° across"
+        yield Finding(ODD, "another field of view than its name says", reason)
 
 
 def sensors(feature: str, camera_names: Sequence[str]) -> tuple[str | None, ...]:

@@ -5,12 +5,14 @@ Each refusal becomes one error that says what a person can do about it.
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from avomni_lib.dataset.download.remote import RemoteFile
 from avomni_lib.dataset.download.transfer import OtherContent
@@ -18,9 +20,10 @@ from avomni_lib.dataset.names import shown
 from avomni_lib.errors import AvomniError
 from avomni_lib.plan import minutes
 
-# Stricter than RFC 3986, so that no two readers can find two hosts in it: no user, no password.
+# Stricter than RFC 3986, so that no two readers can find two hosts in it.
 _ENDPOINT = re.compile(
-    r"(https?)://(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+)(:[0-9]{1,5})?((?:/[\w.~%+-]*)*)",
+    r'(https?)://(?:([!"$-.0->A-\[\]-~]*)@)?(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+)(:[0-9]{1,5})?'
+    r"((?:/[\w.~%+-]*)*)",
     re.IGNORECASE | re.ASCII,
 )
 # `RateLimit: "resolvers";r=0;t=55`: requests left, seconds until the count starts anew.
@@ -33,6 +36,7 @@ class Address(NamedTuple):
 
     url: str  # without a slash at its end
     host: str  # a name, or an IP address without brackets
+    basic: str | None = None  # the Authorization header of its user and password; never shown
 
     @property
     def is_loopback(self) -> bool:
@@ -57,10 +61,18 @@ def parse_address(text: object, where: str) -> Address:
     """
     match = _ENDPOINT.fullmatch(text.strip()) if isinstance(text, str) else None
     if match is None:
-        fix = "write https://host or https://host:port, without user and password"
+        fix = (
+            "write https://host or https://host:port; in a user or password before an `@`, write "
+            "/ ? # @ as %2F %3F %23 %40"
+        )
         raise AvomniError("this is no address of a hub", where=where, fix=fix)
-    scheme, host, port, path = match.groups(default="")
-    return Address(f"{scheme.lower()}://{host}{port}{path.rstrip('/')}", host.strip("[]"))
+    scheme, user, host, port, path = match.groups()
+    url = f"{scheme.lower()}://{host}{port or ''}{path.rstrip('/')}"
+    basic = None
+    if user is not None:
+        pair = unquote(user) if ":" in user else unquote(user) + ":"
+        basic = "Basic " + base64.b64encode(pair.encode()).decode()
+    return Address(url, host.strip("[]"), basic)
 
 
 def retry_after_s(status: int, headers: Mapping[str, str]) -> float | None:

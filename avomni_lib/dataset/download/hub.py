@@ -53,7 +53,8 @@ class Hub:
     Args:
         repo_id: `owner/name`.
         revision: 40 hex, a tag or a branch; None takes main's commit at the first need.
-        endpoint: Another hub's address; None is HF_ENDPOINT, or huggingface.co.
+        endpoint: Another hub's address; None is HF_ENDPOINT, or huggingface.co. A user and password
+            in it are sent in place of a token, and never shown.
         token: None takes the saved one (`hf auth login`, HF_TOKEN).
         backoff: How long to wait for a busy hub or a bad line.
         allow_plain_http: Whether the token may be sent by http to another machine.
@@ -344,9 +345,9 @@ def _opened(
     # No hub on this machine needs the user's own token.
     if token is None and not hub.is_loopback and not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
         token = get_token()
-    if not token:
+    if not token and not hub.basic:
         return hub, {}
-    if not TOKEN.fullmatch(token):
+    if not hub.basic and not TOKEN.fullmatch(token or ""):
         raise AvomniError(
             "the token holds characters that no token has",
             where="HF_TOKEN, or the file that `hf auth login` has written",
@@ -354,7 +355,7 @@ def _opened(
         )
     if not (hub.is_private or allow_plain_http):
         raise answers.in_the_clear(hub.url, where)
-    return hub, {"authorization": f"Bearer {token}"}
+    return hub, {"authorization": hub.basic or f"Bearer {token}"}
 
 
 def _checked_revision(revision: str | None) -> str | None:
