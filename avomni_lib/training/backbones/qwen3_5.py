@@ -164,7 +164,8 @@ def _linear_block(text: Mapping[str, Any], count: int) -> Block:
     )
 
 
-# As in config.json of Qwen/Qwen3.5-4B, of which Qwen-Drive-1.0-4B says that it is built on it.
+# By copies of the config in public repositories, not read from the hub: Qwen3.5-4B, on which
+# Qwen-Drive-1.0-4B says that it is built.
 RELEASED_4B = {
     "text_config": {
         "hidden_size": 2560,
