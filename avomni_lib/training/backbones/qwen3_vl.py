@@ -417,8 +417,8 @@ def _experts(text: dict[str, Any], count: int, a_token: int, inner: int) -> dict
     return text | {"num_key_value_heads": 4} | experts
 
 
-# As in config.json of Qwen/Qwen3-VL-{2B,4B,8B,32B}-Instruct of October 2025. That of 30B-A3B was not
-# read: the numbers are Qwen3-30B-A3B's, and make 31.07e9 weights.
+# As in config.json of Qwen/Qwen3-VL-{2B,4B,8B,32B}-Instruct of October 2025. That of 30B-A3B was
+# not read: the numbers are Qwen3-30B-A3B's, and make 31.07e9 weights.
 RELEASED = {
     "2b": (_text(2048, 28, 16, 6144, tied=True), _vision(1024, 24, 4096, 2048)),
     "4b": (_text(2560, 36, 32, 9728, tied=True), _vision(1024, 24, 4096, 2560)),
