@@ -5,4 +5,5 @@ publish/   drives as a data set
 local_hub  a folder served as a hub on 127.0.0.1
 tiny_base/ the tiny base model and what made it
 portrait   the README's picture
+compare_backbones  a small model of each family, trained on the same drives
 """

@@ -247,7 +247,9 @@ def train(name: str, work: Path, comparison: Comparison) -> Row:
     torch.set_num_threads(1)
     set_seed(comparison.seed)
     words = tokenizer(name)
-    model = AutoModelForImageTextToText.from_config(SMALL[name].config(words)).train()
+    model = AutoModelForImageTextToText.from_config(
+        SMALL[name].config(words), trust_remote_code=False
+    ).train()
     kind = backbone(name, model.config)
     times = tuple(number / SAMPLE_HZ for number in range(NUM_FRAMES))
     height, width = GRID.rows * TILE[1], GRID.cols * TILE[0]

@@ -35,6 +35,10 @@ OTHERS = {
     "training.target": "future_v1",
     "training.optimizer": "adamw_torch",
     "training.heldout_windows": 4,
+    "live.sources": {"camera_front_wide_120fov": "a.mp4"},
+    "live.offset_ms": {"camera_front_wide_120fov": 5.0},
+    "live.server": "http://127.0.0.1:8000/v1",
+    "live.record": "outputs/record",
 }
 # What else has to change with it for the file to be valid.
 WITH = {

@@ -187,7 +187,7 @@ def test_the_preview_and_the_labels_follow_a_larger_tile(uneven):
     choice, grid = Choice.of(uneven), cameras.grid(uneven.vision.cameras)
     preview = Preview(uneven)
     assert choice.laid_over(uneven) == uneven and preview.is_cached(choice)
-    place = Place(next(iter(preview.clips.listed)), 0, 1)
+    place = Place(next(iter(preview.listed)), 0, 1)
     cached = preview.grid_frame(place, choice)
     times_us = preview.windows(place.clip_id, choice).times_us(0)
     raw = preview.raw.grid_frame(place.clip_id, times_us, 1, choice)

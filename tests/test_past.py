@@ -378,11 +378,11 @@ def test_the_card_says_how_far_back_a_window_looks(run):
 
 def test_the_preview_shows_windows_that_have_their_past(run):
     preview, choice = Preview(run), Choice.of(run)
-    clip_id = next(iter(preview.clips.listed))
+    clip_id = next(iter(preview.listed))
     windows = preview.windows(clip_id, choice)
     assert windows[0].number == 5 and preview.count(clip_id, choice) == len(windows)
     place = Place(clip_id, 0, 2)
-    found = samples.windows_of(run, preview.clips.listed[clip_id].split)
+    found = samples.windows_of(run, preview.listed[clip_id].split)
     index = next(i for i, w in enumerate(found) if (w.clip_id, w.number) == (clip_id, 5))
     assert np.array_equal(preview.grid_frame(place, choice), found.frames(index)[4 + 2])
     expected = target(run.training.target).render(found.truth(index))

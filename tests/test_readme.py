@@ -236,10 +236,10 @@ def test_units_of_numbers_are_named():
     units = (
         *(r"px", r"\bs\b", r"a second", r"GB", r"tokens", r"\bsteps\b", r"frames", r"clips?\b"),
         *(r"chunks", r"windows", r"processes", r"passes", r"share", r"files", r"batches", r"hours"),
-        *(r"currency", r"checkpoints", r"answers", r"peak", r"norm"),
+        *(r"currency", r"checkpoints", r"answers", r"peak", r"norm", r"\bms\b", r"ticks"),
     )
     unitless = {"run.seed", "dataset.world.seed", "model.lora_rank", "model.lora_alpha"}
-    unitless |= {"training.weight_decay", "evaluation.temperature"}
+    unitless |= {"training.weight_decay", "evaluation.temperature", "live.port"}
     for name, default, meaning in re.findall(
         r"^\| `([\w.]+)` \| `([^`]+)` \| (.*) \|$", params.table(), re.M
     ):
