@@ -136,7 +136,7 @@ def _state(p: Params, stage: Stage, look: bool = True, raw: bool = True) -> Stat
     finished = result["finished_at"]
     if stage.name == "03_etl" and (num := result["figures"].get("num_lost")):
         goes_on = read_result(p, "05_train") is None and job.goes_on(p, result["digest"])
-        words = f"{num:,} clip{"s" * (num > 1)} lost to a fault of the machine: "
+        words = f"{num:,} clip{'s' * (num > 1)} lost to a fault of the machine: "
         words += (
             "tried again when the training that has begun is through"
             if goes_on
