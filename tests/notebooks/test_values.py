@@ -81,12 +81,17 @@ def test_the_cache_is_opened_by_numpy_alone(storage: str, tmp_path: Path):
 def test_a_grid_of_your_own_is_made_of_the_runs_tiles():
     from avomni_lib.dataset import cameras
     from avomni_lib.etl.clip import tiling
+    from avomni_lib.notebook.tiles.choice import Choice
 
     grid, tile = cameras.grid("4-cam"), (32, 16)
     frame = np.zeros((2 * tile[1], 2 * tile[0], 3), dtype=np.uint8)
     for number, camera in enumerate(grid.cameras):
         tiling.tile_of(frame[None], grid, tile, camera.name)[:] = 50 * (number + 1)
-    view = SimpleNamespace(grid_frame=lambda: frame, choice=SimpleNamespace(grid=grid, tile=tile))
+    view = SimpleNamespace(
+        grid_frame=lambda: frame,
+        choice=Choice("4-cam", (), tile, "stretch", 10.0, 16),
+        figure_of=lambda choice: None,
+    )
     shown = run_section(
         "04_tiles",
         "Make a grid of your own",
@@ -99,6 +104,9 @@ def test_a_grid_of_your_own_is_made_of_the_runs_tiles():
     corners = shown["mine"][:: tile[1], :: tile[0], 0]
     assert corners.tolist() == [[50, 50], [150, 200]]
     assert re.fullmatch(r"camera_\w+", shown["names"][0])
+    assert [list(row[:2]) for row in shown["larger"].grid.value][:2] == [
+        [shown["names"][0]] * 2
+    ] * 2
 
 
 @pytest.mark.parametrize("bad", [[], ["damaged", "lost"]])
