@@ -18,6 +18,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NUM_ANSWERED = 4  # windows that are asked about before and after
+RANK_0_TELLS_S = 5.0  # after another rank has failed
 
 
 def work(
@@ -335,6 +337,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
             if opened:
                 opened.fail(error)
+            elif rank():
+                # torchrun ends all processes with the first that fails, and rank 0 has to tell.
+                time.sleep(RANK_0_TELLS_S)
             return 1
 
 
