@@ -161,7 +161,10 @@ def _draw(every: Sequence[Shown], windows: Windows) -> canvas.Picture:
         # Its height is reckoned above; the rest would shrink for it.
         text = canvas.bare(line[3]).text(0.0, 1.0, card, va="top", in_layout=False, **look)
         text.set_transform(line[3].transAxes)
-    lines[0, 2].legend(frameon=False, fontsize=7.5, loc="upper left")
+    # The first window's answers may be unreadable: its legend is that of all windows.
+    drawn = [line for axes in lines[:, 2] for line in axes.get_legend_handles_labels()[0]]
+    legend = {line.get_label(): line for line in drawn}
+    lines[0, 2].legend(handles=[*legend.values()], frameon=False, fontsize=7.5, loc="upper left")
     return picture
 
 
