@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from avomni_lib.errors import AvomniError
 from avomni_lib.training.backbones.shared import decoder, squares, vision_layers
-from avomni_lib.training.backbones.shared.base import Backbone, Video, refuse_other_model
-from avomni_lib.training.backbones.shared.size import ModelSize, Vision, VisionWork
+from avomni_lib.training.backbones.shared.base import Video, refuse_other_model
+from avomni_lib.training.backbones.shared.size import ModelSize, Vision, is_stored_4bit
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
-class InternVL(Backbone):
+class InternVL(squares.InSquares):
     """The numbers of one InternVL; the defaults are those of every released size.
 
     Attributes:
@@ -57,7 +57,7 @@ class InternVL(Backbone):
     end_of_turn = TURN_END
     vision_token = IMAGE_TOKEN
     special_tokens = (IMAGE_TOKEN, IMAGE_START, IMAGE_END, TURN_START, TURN_END)
-    skip_modules = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
+    mean, std = MEAN, STD
     in_llama_cpp = False  # it reads the layout of the repositories without -hf alone
     example = "OpenGVLab/InternVL3_5-8B-HF"
     serving_note = (
@@ -90,15 +90,6 @@ class InternVL(Backbone):
         return made
 
     @property
-    def pixels(self) -> dict[str, Any]:
-        """Mean and spread of the normalisation, of values from 0 to 1, and the square's side."""
-        return {"mean": list(MEAN), "std": list(STD), "square": self.image_size}
-
-    @property
-    def side_multiple(self) -> int:
-        return self.image_size
-
-    @property
     def token_px(self) -> float:
         return self.patch_size / self.downsample_ratio
 
@@ -111,15 +102,6 @@ class InternVL(Backbone):
     def tokens_per_square(self) -> int:
         return round(self.image_size // self.patch_size * self.downsample_ratio) ** 2
 
-    def check(self, video: Video) -> None:
-        squares.check(video, self.image_size)
-
-    def num_squares(self, videos: Sequence[Video]) -> int:
-        """Pictures of a window."""
-        return sum(
-            video.num_frames * len(squares.squares_of(video, self.image_size)) for video in videos
-        )
-
     def num_vision_tokens(self, videos: Sequence[Video]) -> int:
         return self.num_squares(videos) * self.tokens_per_square
 
@@ -128,7 +110,7 @@ class InternVL(Backbone):
         picture = f"{IMAGE_START}{IMAGE_TOKEN * self.tokens_per_square}{IMAGE_END}"
         lines, number = [], 0
         for video in videos:
-            shown = squares.squares_of(video, self.image_size)
+            shown = self.squares_of(video)
             named = [f"{each.label}: {picture}" if each.label else picture for each in shown]
             for time_s in video.times_s:
                 number += 1
@@ -148,14 +130,7 @@ class InternVL(Backbone):
             pixel_values (B·squares, 3, image_size, image_size), window by window, in each frame by
             frame.
         """
-        import torch
-
-        cut = [
-            squares.cut(each, self.image_size, squares.squares_of(video, self.image_size))
-            for each, video in zip(frames, videos, strict=True)
-        ]
-        pixels = torch.cat(cut, dim=1).flatten(0, 1)
-        return {"pixel_values": squares.normalise(pixels, MEAN, STD, dtype)}
+        return {"pixel_values": self.normalised(frames, dtype, videos).flatten(0, 1)}
 
     def prepare(self, model: Any, fuse: bool = True) -> None:
         """Keep gradients out of the frozen tower, and say of the head what the checkpoint says."""
@@ -175,7 +150,7 @@ class InternVL(Backbone):
         return ModelSize(
             decoder.language(text, tied),
             _tower(vision, text["hidden_size"], ratio),
-            stored_4bit=bool((config.get("quantization_config") or {}).get("load_in_4bit")),
+            stored_4bit=is_stored_4bit(config),
         )
 
     @classmethod
@@ -192,20 +167,12 @@ class InternVL(Backbone):
         size = sizes.pop()
         return cls.size({"text_config": table[size], "vision_config": _released_tower(size)})
 
-    def vision_work(self, videos: Sequence[Video]) -> VisionWork:
-        num, each = self.num_squares(videos), self.patches_per_square
-        return VisionWork(num * each, num * each**2)
-
     def server_arguments(self, videos: Sequence[Video]) -> str:
         return f"""--limit-mm-per-prompt '{{"image": {self.num_squares(videos)}}}'"""
 
     def request(self, question: str, videos: Sequence[Video]) -> dict[str, Any]:
         """The first and the last frame; those between are asked alike."""
-        frames = [
-            (time_s, squares.squares_of(video, self.image_size))
-            for video in videos
-            for time_s in video.times_s
-        ]
+        frames = [(time_s, self.squares_of(video)) for video in videos for time_s in video.times_s]
         content: list[dict[str, Any]] = []
         for number in sorted({1, len(frames)}):
             time_s, shown = frames[number - 1]
@@ -220,24 +187,12 @@ class InternVL(Backbone):
         content.append({"type": "text", "text": question})
         return {"messages": [{"role": "user", "content": content}]}
 
-    def as_trained(self, values: dict[str, Any]) -> dict[str, Any]:
-        return squares.normalised_by(values, MEAN, STD)
-
     def processor_files(self, config: Any) -> dict[str, dict[str, Any]]:
         """The released files' content; their video part is left out of many a checkpoint.
 
         Without it a server would normalise a video by CLIP's mean, the default of the class.
         """
-        shared = {
-            "size": {"height": self.image_size, "width": self.image_size},
-            "image_mean": list(MEAN),
-            "image_std": list(STD),
-            "do_resize": True,
-            "do_rescale": True,
-            "do_normalize": True,
-            "do_convert_rgb": True,
-            "processor_class": "InternVLProcessor",
-        }
+        shared = self.processor_values() | {"processor_class": "InternVLProcessor"}
         return {
             "preprocessor_config.json": shared
             | {"crop_to_patches": False, "image_processor_type": "GotOcr2ImageProcessorFast"},

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from avomni_lib.errors import AvomniError
 from avomni_lib.training.backbones.shared import decoder, squares, vision_layers
-from avomni_lib.training.backbones.shared.base import Backbone, Video, refuse_other_model
-from avomni_lib.training.backbones.shared.size import ModelSize, Vision, VisionWork
+from avomni_lib.training.backbones.shared.base import Video, refuse_other_model
+from avomni_lib.training.backbones.shared.size import ModelSize, Vision, is_stored_4bit
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,7 @@ TOWER = "siglip_vision_model"
 
 
 @dataclass(frozen=True)
-class LlavaOnevision(Backbone):
+class LlavaOnevision(squares.InSquares):
     """The numbers of one LLaVA-OneVision; the defaults are those of every released size.
 
     Attributes:
@@ -55,7 +55,7 @@ class LlavaOnevision(Backbone):
     end_of_turn = TURN_END
     vision_token = VIDEO_TOKEN
     special_tokens = (VIDEO_TOKEN, TURN_START, TURN_END)
-    skip_modules = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
+    mean, std = MEAN, STD
     adapters_in_vllm = False
     in_llama_cpp = False
     example = "llava-hf/llava-onevision-qwen2-7b-ov-hf"
@@ -82,15 +82,6 @@ class LlavaOnevision(Backbone):
         return cls(vision.image_size, vision.patch_size)
 
     @property
-    def pixels(self) -> dict[str, Any]:
-        """Mean and spread of the normalisation, of values from 0 to 1, and the square's side."""
-        return {"mean": list(MEAN), "std": list(STD), "square": self.image_size}
-
-    @property
-    def side_multiple(self) -> int:
-        return self.image_size
-
-    @property
     def token_px(self) -> float:
         return self.image_size / math.isqrt(self.tokens_per_square)
 
@@ -101,15 +92,6 @@ class LlavaOnevision(Backbone):
     @property
     def tokens_per_square(self) -> int:
         return math.ceil(self.image_size // self.patch_size / POOLED) ** 2
-
-    def check(self, video: Video) -> None:
-        squares.check(video, self.image_size)
-
-    def num_squares(self, videos: Sequence[Video]) -> int:
-        """Pictures of a window."""
-        return sum(
-            video.num_frames * len(squares.squares_of(video, self.image_size)) for video in videos
-        )
 
     def num_vision_tokens(self, videos: Sequence[Video]) -> int:
         return self.num_squares(videos) * self.tokens_per_square + 1
@@ -129,7 +111,7 @@ class LlavaOnevision(Backbone):
             f"taken from it, at {stamps}."
         ]
         for place, video in enumerate(videos):
-            shown = squares.squares_of(video, self.image_size)
+            shown = self.squares_of(video)
             if len(videos) == 1:
                 which = "Each frame is"
             elif place == 0:
@@ -155,14 +137,7 @@ class LlavaOnevision(Backbone):
         Returns:
             pixel_values_videos (B, squares, 3, image_size, image_size), in a window frame by frame.
         """
-        import torch
-
-        cut = [
-            squares.cut(each, self.image_size, squares.squares_of(video, self.image_size))
-            for each, video in zip(frames, videos, strict=True)
-        ]
-        pixels = torch.cat(cut, dim=1)
-        return {"pixel_values_videos": squares.normalise(pixels, MEAN, STD, dtype)}
+        return {"pixel_values_videos": self.normalised(frames, dtype, videos)}
 
     def prepare(self, model: Any, fuse: bool = True) -> None:
         """Let the tower keep the output of the layer that is used alone, and no gradients.
@@ -188,7 +163,7 @@ class LlavaOnevision(Backbone):
                 num_layers=1 if isinstance(layers, int) else len(layers),
                 bias=config.get("multimodal_projector_bias", True),
             ),
-            stored_4bit=bool((config.get("quantization_config") or {}).get("load_in_4bit")),
+            stored_4bit=is_stored_4bit(config),
         )
 
     @classmethod
@@ -203,10 +178,6 @@ class LlavaOnevision(Backbone):
         if found is None or (text := RELEASED.get(found[1])) is None:
             return None
         return cls.size({"text_config": text, "vision_config": RELEASED_TOWER})
-
-    def vision_work(self, videos: Sequence[Video]) -> VisionWork:
-        num, each = self.num_squares(videos), self.patches_per_square
-        return VisionWork(num * each, num * each**2)
 
     def server_arguments(self, videos: Sequence[Video]) -> str:
         # A video of more tokens than a batch has is refused; vLLM expects one of 16 frames.
@@ -225,21 +196,9 @@ class LlavaOnevision(Backbone):
             "media_io_kwargs": {"video": {"num_frames": -1}},
         }
 
-    def as_trained(self, values: dict[str, Any]) -> dict[str, Any]:
-        return squares.normalised_by(values, MEAN, STD)
-
     def processor_files(self, config: Any) -> dict[str, dict[str, Any]]:
         """The released files' content with this config's numbers."""
-        shared = {
-            "size": {"height": self.image_size, "width": self.image_size},
-            "image_mean": list(MEAN),
-            "image_std": list(STD),
-            "do_resize": True,
-            "do_rescale": True,
-            "do_normalize": True,
-            "do_convert_rgb": True,
-            "processor_class": "LlavaOnevisionProcessor",
-        }
+        shared = self.processor_values() | {"processor_class": "LlavaOnevisionProcessor"}
         return {
             "preprocessor_config.json": shared
             | {

@@ -26,11 +26,10 @@ from avomni_lib.training.backbones.qwen3_vl import (
     VISION_END,
     VISION_START,
     Qwen3VL,
-    is_stored_4bit,
     tower,
 )
 from avomni_lib.training.backbones.shared.base import Video
-from avomni_lib.training.backbones.shared.size import Block, Language, ModelSize
+from avomni_lib.training.backbones.shared.size import Block, Language, ModelSize, is_stored_4bit
 
 THINK_START, THINK_END = "<think>", "</think>"
 NO_THOUGHT = f"{THINK_START}\n\n{THINK_END}\n\n"

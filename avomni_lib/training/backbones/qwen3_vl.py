@@ -17,13 +17,14 @@ import numpy as np
 
 from avomni_lib.errors import AvomniError
 from avomni_lib.training.backbones.shared import qwen_layers
-from avomni_lib.training.backbones.shared.base import Backbone, Video
+from avomni_lib.training.backbones.shared.base import Backbone, Video, check_frames
 from avomni_lib.training.backbones.shared.size import (
     Block,
     Language,
     ModelSize,
     Vision,
     VisionWork,
+    is_stored_4bit,
 )
 from avomni_lib.training.model import attention
 
@@ -216,11 +217,7 @@ class Qwen3VL(Backbone):
         """uint8 (B, t·h·w, 3·temporal·patch·patch) of one video, and its t, h, w."""
         import torch
 
-        if frames.ndim != 5 or frames.shape[-1] != 3 or frames.dtype != torch.uint8:
-            raise AvomniError(
-                f"frames are {tuple(frames.shape)} {frames.dtype}, "
-                "expected (B, T, H, W, 3) torch.uint8"
-            )
+        check_frames(frames)
         num_windows, num_frames, height, width, channels = frames.shape
         t, h, w = self.grid_thw(num_frames, height, width)
         size, merge, patch = self.temporal_patch_size, self.merge_size, self.patch_size
@@ -377,11 +374,6 @@ def tower(vision: Mapping[str, Any], deepstack: int) -> Vision:
         values_per_patch=values,
         kept_layers=deepstack,
     )
-
-
-def is_stored_4bit(config: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint holds 4-bit weights already."""
-    return bool((config.get("quantization_config") or {}).get("load_in_4bit"))
 
 
 def _text(hidden: int, layers: int, heads: int, intermediate: int, tied: bool) -> dict[str, Any]:

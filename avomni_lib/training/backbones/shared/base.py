@@ -221,6 +221,20 @@ class Backbone(ABC):
         """
 
 
+def check_frames(frames: torch.Tensor) -> None:
+    """Refuse what is not (B, T, H, W, 3) uint8.
+
+    Raises:
+        AvomniError: its shape and dtype.
+    """
+    import torch
+
+    if frames.ndim != 5 or frames.shape[-1] != 3 or frames.dtype != torch.uint8:
+        raise AvomniError(
+            f"frames are {tuple(frames.shape)} {frames.dtype}, expected (B, T, H, W, 3) torch.uint8"
+        )
+
+
 def refuse_other_model(kind: type[Backbone], model_type: Any) -> AvomniError:
     """The error for a base model of another family."""
     return AvomniError(

@@ -7,11 +7,14 @@ parts of several cameras.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.training.backbones.shared.base import Video
+from avomni_lib.training.backbones.shared.base import Backbone, Video, check_frames
+from avomni_lib.training.backbones.shared.size import VisionWork
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +33,86 @@ class Square(NamedTuple):
 
     number: int
     label: str | None = None
+
+
+@dataclass(frozen=True)
+class InSquares(Backbone):
+    """A family whose vision tower takes squares only.
+
+    Attributes:
+        image_size: px, side of the squares.
+        patch_size: px, side of the tower's patches.
+        mean, std: Of each colour's normalisation, of values from 0 to 1.
+    """
+
+    image_size: int
+    patch_size: int
+
+    mean: ClassVar[tuple[float, ...]]
+    std: ClassVar[tuple[float, ...]]
+    skip_modules = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
+
+    @property
+    def pixels(self) -> dict[str, Any]:
+        """Mean and spread of the normalisation, of values from 0 to 1, and the square's side."""
+        return {"mean": list(self.mean), "std": list(self.std), "square": self.image_size}
+
+    @property
+    def side_multiple(self) -> int:
+        return self.image_size
+
+    @property
+    @abstractmethod
+    def patches_per_square(self) -> int:
+        """Places of a square in the tower's sequence, a class token among them."""
+
+    @property
+    @abstractmethod
+    def tokens_per_square(self) -> int: ...
+
+    def check(self, video: Video) -> None:
+        check(video, self.image_size)
+
+    def squares_of(self, video: Video) -> tuple[Square, ...]:
+        """The squares that a frame is shown as, row by row.
+
+        Raises:
+            AvomniError: see `check`.
+        """
+        return squares_of(video, self.image_size)
+
+    def num_squares(self, videos: Sequence[Video]) -> int:
+        """Pictures of a window."""
+        return sum(video.num_frames * len(self.squares_of(video)) for video in videos)
+
+    def vision_work(self, videos: Sequence[Video]) -> VisionWork:
+        num, each = self.num_squares(videos), self.patches_per_square
+        return VisionWork(num * each, num * each**2)
+
+    def normalised(
+        self, frames: Sequence[torch.Tensor], dtype: torch.dtype | None, videos: Sequence[Video]
+    ) -> torch.Tensor:
+        """(B, squares, 3, image_size, image_size), in a window frame by frame; see `inputs`."""
+        import torch
+
+        shown = zip(frames, videos, strict=True)
+        found = [cut(each, self.image_size, self.squares_of(video)) for each, video in shown]
+        return normalise(torch.cat(found, dim=1), self.mean, self.std, dtype)
+
+    def as_trained(self, values: dict[str, Any]) -> dict[str, Any]:
+        return normalised_by(values, self.mean, self.std)
+
+    def processor_values(self) -> dict[str, Any]:
+        """What the released preprocessor files say of pictures and of videos alike."""
+        return {
+            "size": {"height": self.image_size, "width": self.image_size},
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+            "do_resize": True,
+            "do_rescale": True,
+            "do_normalize": True,
+            "do_convert_rgb": True,
+        }
 
 
 def check(video: Video, side: int) -> None:
@@ -107,12 +190,7 @@ def cut(frames: torch.Tensor, side: int, squares: Sequence[Square] = ()) -> torc
     Raises:
         AvomniError: not uint8 frames of that shape, or a side that does not divide.
     """
-    import torch
-
-    if frames.ndim != 5 or frames.shape[-1] != COLOURS or frames.dtype != torch.uint8:
-        raise AvomniError(
-            f"frames are {tuple(frames.shape)} {frames.dtype}, expected (B, T, H, W, 3) torch.uint8"
-        )
+    check_frames(frames)
     num_windows, num_frames, height, width, _ = frames.shape
     check(Video((0.0,) * num_frames, height, width), side)
     rows, cols = height // side, width // side
