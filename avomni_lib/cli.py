@@ -69,6 +69,11 @@ AsJson = Annotated[
         "--json", help='one object on stdout, progress on stderr; a mistake is {"error": …}'
     ),
 ]
+BaseOnly = Annotated[bool, typer.Option("--base", help="the base model, without adapter")]
+AdapterPlace = Annotated[
+    str | None,
+    typer.Option("--adapter", metavar="FOLDER", help="another one, or owner/name@commit"),
+]
 
 
 def _shared(
@@ -398,24 +403,18 @@ def predict(
     at: Annotated[
         float | None, typer.Option("--at", metavar="SECONDS", help="when the window ends")
     ] = None,
-    base: Annotated[bool, typer.Option("--base", help="the base model, without adapter")] = False,
-    adapter: Annotated[
-        str | None,
-        typer.Option("--adapter", metavar="FOLDER", help="another one, or owner/name@commit"),
-    ] = None,
+    base: BaseOnly = False,
+    adapter: AdapterPlace = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="PICTURE.png", help="draw the answer")
     ] = None,
 ) -> CommandOutput:
     """Ask the trained model about one window, a clip or a folder of videos."""
     from avomni_lib import files
-    from avomni_lib.errors import AvomniError
     from avomni_lib.live import predict as predicting
     from avomni_lib.live.answerer import Answerer
     from avomni_lib.notebook.plots import predicted
 
-    if base and adapter:
-        raise AvomniError("--base asks without an adapter", where="--adapter", fix="leave one out")
     asked = predicting.chosen(p, window, clip, folder, at)
     made = predicting.predict(asked, Answerer(p, adapter, base))
     lines = [f"{made.model} model, {asked.name}, {made.answer.seconds:.1f} s:", made.answer.text]
@@ -432,11 +431,8 @@ def predict(
 @_run_command
 def live(
     p: Any,
-    base: Annotated[bool, typer.Option("--base", help="the base model, without adapter")] = False,
-    adapter: Annotated[
-        str | None,
-        typer.Option("--adapter", metavar="FOLDER", help="another one, or owner/name@commit"),
-    ] = None,
+    base: BaseOnly = False,
+    adapter: AdapterPlace = None,
 ) -> CommandOutput:
     """Answer live cameras, and show them on a page of this machine."""
     from avomni_lib.live import answering

@@ -114,7 +114,7 @@ def test_a_conversation_with_history_is_tokenised_as_a_whole(p):
     words = AutoTokenizer.from_pretrained(make.folder())
     windows = windows_of(Cache.open(p.cache_dir), "test", target("summary_v1"))
     asks = p.model_copy(update={"prompt": p.prompt.model_copy(update={"ego_history": True})})
-    talk = samples.conversation_of(asks, windows, words, backbone("qwen3_vl"))
+    talk = samples.conversation_of(asks, words, backbone("qwen3_vl"))
     told = samples.history_of(3, windows, talk)
     assert "Past places" in told
     sample = talk.prompt(told)
@@ -134,5 +134,5 @@ def test_without_ego_history_nothing_is_told(p):
 
     words = AutoTokenizer.from_pretrained(make.folder())
     windows = windows_of(Cache.open(p.cache_dir), "test", target("summary_v1"))
-    talk = samples.conversation_of(p, windows, words, backbone("qwen3_vl"))
+    talk = samples.conversation_of(p, words, backbone("qwen3_vl"))
     assert {samples.history_of(i, windows, talk) for i in range(len(windows))} == {""}

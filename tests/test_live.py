@@ -153,6 +153,12 @@ def test_a_camera_without_an_address_is_refused():
         Session(p_of(sources=sources), str)
 
 
+def test_an_address_of_another_kind_is_refused_before_a_camera_is_opened():
+    with pytest.raises(AvomniError, match="a source is opened from") as caught:
+        Session(p_of(sources=SOURCES | {NAMES[1]: "concat:a.mp4|b.mp4"}), str)
+    assert caught.value.where == f"live.sources.{NAMES[1]}"
+
+
 def test_a_recorded_session_is_answered_again(tmp_path):
     clock = Clock()
 

@@ -56,9 +56,7 @@ def write_record(p):
 
     location = p.model.base_model
     windows = samples.train_windows(p)
-    talk = samples.conversation_of(
-        p, windows, AutoTokenizer.from_pretrained(location), backbone("qwen3_vl")
-    )
+    talk = samples.conversation_of(p, AutoTokenizer.from_pretrained(location), backbone("qwen3_vl"))
     choices = {"quantisation": in_4bit(p)}
     record = adapter.record_of(p, windows, talk, load.base_digest(location, None), choices)
     files.write_json(adapter.adapter_dir(p) / adapter.RECORD_FILE, record)

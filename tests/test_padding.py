@@ -24,7 +24,7 @@ def base(base_folder, tmp_path_factory):
 def talk(base):
     kind = backbone("qwen3_vl", base.model.config)
     p = training_set.params("unused", "unused")
-    return samples.conversation_of(p, WINDOWS, base.tokenizer, kind)
+    return samples.conversation_of(p, base.tokenizer, kind)
 
 
 def hidden(base, talk, indices):

@@ -292,7 +292,7 @@ def test_a_model_learns_from_and_answers_windows_with_a_past(run):
     model = training_set.make_model()
     kind = backbone("qwen3_vl", model.config)
     windows = samples.windows_of(run, "train")
-    talk = samples.conversation_of(run, windows, words, kind)
+    talk = samples.conversation_of(run, words, kind)
     assert talk.frame_shape == windows.frame_shape
     frames = torch.from_numpy(np.stack([windows.frames(i) for i in range(2)]))
     batch = samples.batch_of(range(2), windows, talk)
@@ -307,7 +307,7 @@ def test_a_model_learns_from_and_answers_windows_with_a_past(run):
 
 def test_the_record_names_the_rows(run):
     windows = samples.windows_of(run, "train")
-    talk = samples.conversation_of(run, windows, training_set.make_words(), KIND)
+    talk = samples.conversation_of(run, training_set.make_words(), KIND)
     record = adapter.record_of(run, windows, talk, "base", {})
     assert record["offsets"] == record["sees"]["offsets"] == [-10, -9, -5, -4]
     assert record["past_scale"] == 0.5 and record["sequence_length"] == 4
@@ -370,7 +370,7 @@ def test_the_plan_counts_what_the_past_costs():
 
 def test_the_card_says_how_far_back_a_window_looks(run):
     windows = samples.windows_of(run, "train")
-    talk = samples.conversation_of(run, windows, training_set.make_words(), KIND)
+    talk = samples.conversation_of(run, training_set.make_words(), KIND)
     text = card(adapter.record_of(run, windows, talk, "base", {}))
     assert "4 at 10 Hz, after 4 older ones from 1 s before, at 0.5 of their size" in text
     assert "begins with 4 older frames that are further apart" in text

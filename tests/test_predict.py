@@ -39,7 +39,7 @@ def answerer(p):
 
 def test_a_window_is_answered_as_the_evaluation_answers_it(p, answerer):
     windows = answer.held_out_windows(p)
-    model, talk, _ = before_after.models(p, windows)
+    model, talk, _ = before_after.models(p, windows.cache.header, adapter.adapter_dir(p))
     scored = answer.answers(
         model, talk, windows, range(4), batch_size=4, max_new_tokens=p.evaluation.max_new_tokens
     )

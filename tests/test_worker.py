@@ -75,9 +75,7 @@ def test_training_learns_and_says_how_it_went(straight):
 def test_the_adapter_changes_what_the_model_says(straight):
     p, trained = straight
     base = model.load_base(p)
-    talk = samples.conversation_of(
-        p, training_set.Stripes(24), base.tokenizer, backbone("qwen3_vl")
-    )
+    talk = samples.conversation_of(p, base.tokenizer, backbone("qwen3_vl"))
     windows = training_set.Stripes(24)
     batch = samples.batch_of([0, 1], windows, talk)
     batch |= talk.inputs(torch.stack([torch.from_numpy(windows.frames(i)) for i in (0, 1)]))
@@ -462,7 +460,7 @@ def test_the_loss_of_a_step_is_that_of_its_answers(straight):
     p, trained = straight
     order = loader.Order(killed_training.NUM_WINDOWS, 2, 12, p.run.seed)
     base, windows = model.load_base(p), training_set.Stripes(killed_training.NUM_WINDOWS)
-    talk = samples.conversation_of(p, windows, base.tokenizer, backbone("qwen3_vl"))
+    talk = samples.conversation_of(p, base.tokenizer, backbone("qwen3_vl"))
     total = count = 0
     for index in order[0] + order[1]:
         batch = samples.batch_of([index], windows, talk)

@@ -6,13 +6,16 @@ they are waited for and set beside the ground truth.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from avomni_lib.errors import AvomniError
 from avomni_lib.evaluation.answer import held_out_windows
+from avomni_lib.hardware import Choice
 from avomni_lib.params import Params
 from avomni_lib.training.fit import job
 from avomni_lib.training.model import adapter
@@ -20,6 +23,7 @@ from avomni_lib.training.targets import target_of
 
 if TYPE_CHECKING:
     from avomni_lib.etl.cache.windows import Windows
+    from avomni_lib.training.prompt.conversation import Conversation
 
 
 @dataclass(frozen=True)
@@ -67,23 +71,30 @@ def after(p: Params) -> list[Answered]:
     return _answered(p, windows, _predictions(p, windows, job.BEFORE_FILE), adapted)
 
 
-def models(p: Params, windows: Windows) -> tuple[Any, Any, dict[str, Any]]:
-    """The base model with its adapter, the conversation, and what was chosen.
+def models(
+    p: Params, header: Mapping[str, Any], folder: Path | None
+) -> tuple[Any, Conversation, dict[str, Choice]]:
+    """The base model with an adapter, the conversation, and what was chosen.
+
+    Args:
+        header: Of the cache that is asked about.
+        folder: The adapter's; None asks the base model alone.
 
     Raises:
-        AvomniError: no adapter, or it was trained for something else than these windows.
+        AvomniError: no adapter, or it was trained for something else than this cache.
     """
     from avomni_lib.training.backbones import backbone
     from avomni_lib.training.model import load
     from avomni_lib.training.prompt import samples
 
-    # Before weights are loaded.
-    load.check_adapter(adapter.adapter_dir(p), p, windows.cache.header)
+    if folder is not None:  # before weights are loaded
+        load.check_adapter(folder, p, header)
     base = load.load_base(p)
     kind = backbone(p.model.backbone, base.model.config)
-    conversation = samples.conversation_of(p, windows, base.tokenizer, kind)
-    tuned = load.load_adapter(base.model, adapter.adapter_dir(p), p, windows.cache.header)
-    return tuned, conversation, base.choices
+    conversation = samples.conversation_of(p, base.tokenizer, kind)
+    if folder is None:
+        return base.model, conversation, base.choices
+    return load.load_adapter(base.model, folder, p, header), conversation, base.choices
 
 
 def _predictions(p: Params, windows: Windows, name: str, pauses: bool = False) -> dict[int, str]:

@@ -166,7 +166,9 @@ def evaluate(p: Params, folder: Path, progress: type[Bar] = Bar) -> Evaluated:
     texts = {(name, 0): answers for name, answers in constants.items()}
     total = (len(_asked_rows(p)) + _num_samples(p)) * len(chosen)
     with progress(total=total, unit="answer", label="evaluating") as bar:
-        tuned, conversation, choices = before_after.models(p, windows)
+        tuned, conversation, choices = before_after.models(
+            p, windows.cache.header, adapter.adapter_dir(p)
+        )
         kept = answer.Kept(folder / KEPT_FILE, _key(p, windows, choices))
         ask = functools.partial(
             answer.answers,

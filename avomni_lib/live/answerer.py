@@ -6,17 +6,15 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from avomni_lib.errors import AvomniError
+from avomni_lib.etl.run.build import description
+from avomni_lib.evaluation import before_after
 from avomni_lib.params import Params
 from avomni_lib.training.model import adapter
 from avomni_lib.training.targets import Said, target_of
-
-if TYPE_CHECKING:
-    from avomni_lib.training.prompt.conversation import Conversation
 
 # A model on the hub at one commit: owner/name@40 hex digits.
 ON_THE_HUB = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)@([0-9a-f]{40})")
@@ -44,10 +42,10 @@ class Answerer:
         p: The run's parameters; the adapter's record is compared with them.
         place: The adapter's folder, `owner/name@commit` on the hub, or None for the run's own.
         base_only: Ask the base model without an adapter.
-        header: Of the cache that windows come from; None for what these parameters would make.
 
     Raises:
-        AvomniError: no such adapter, it is damaged, or it was trained for something else.
+        AvomniError: no such adapter, it is damaged, or it was trained for something else than what
+            these parameters make; both `place` and `base_only`.
     """
 
     def __init__(
@@ -55,25 +53,16 @@ class Answerer:
         p: Params,
         place: str | Path | None = None,
         base_only: bool = False,
-        header: dict[str, Any] | None = None,
     ):
-        from avomni_lib.etl.run.build import description
-        from avomni_lib.training.backbones import backbone
-        from avomni_lib.training.model import load
-        from avomni_lib.training.prompt import samples
-
         self.p, self.target = p, target_of(p)
+        if base_only and place is not None:
+            raise AvomniError(
+                "--base asks without an adapter", where="--adapter", fix="leave one out"
+            )
         self.adapter = None if base_only else adapter_folder(p, place)
-        header = description(p) if header is None else header
-        if self.adapter is not None:
-            load.check_adapter(self.adapter, p, header)  # before weights are loaded
-        base = load.load_base(p)
-        kind = backbone(p.model.backbone, base.model.config)
-        self.conversation: Conversation = samples.conversation_of(p, None, base.tokenizer, kind)
-        self.choices = base.choices
-        self.model = base.model
-        if self.adapter is not None:
-            self.model = load.load_adapter(base.model, self.adapter, p, header)
+        self.model, self.conversation, self.choices = before_after.models(
+            p, description(p), self.adapter
+        )
 
     @property
     def name(self) -> str:

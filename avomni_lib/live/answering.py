@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 
 from avomni_lib import files
+from avomni_lib.dataset import cameras
 from avomni_lib.live import playback
 from avomni_lib.live.answerer import Answerer
 from avomni_lib.live.page import Page
 from avomni_lib.live.remote import RemoteAnswerer
 from avomni_lib.live.session import PARTS, Answered, Session
 from avomni_lib.params import Params
+from avomni_lib.training.prompt.conversation import prompt_text
+from avomni_lib.training.targets import target_of
 
 QUANTILES = (50, 95, 99)
 
@@ -48,10 +51,6 @@ def asker(
     if p.live.server is None:
         answerer = Answerer(p, adapter, base_only)
         return lambda frames: answerer.answer(frames).text
-    from avomni_lib.dataset import cameras
-    from avomni_lib.training.prompt.conversation import prompt_text
-    from avomni_lib.training.targets import target_of
-
     words = prompt_text(cameras.grid(p.vision.cameras), target_of(p))
     return RemoteAnswerer(p, p.live.server, words).ask
 

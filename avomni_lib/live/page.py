@@ -51,7 +51,7 @@ class Page:
     """
 
     def __init__(self, port: int = 0, host: str = "127.0.0.1"):
-        self._state, self._picture, self._number = State(), b"", 0
+        self._state, self._number = State(), 0
         self._changed = threading.Condition()
         self._is_closed = False
         page = self
@@ -125,7 +125,7 @@ class Page:
         if state.answer is not None:
             answer = {"text": state.answer.text, "tick": state.answer.tick}
             numbers |= {f"{name}, s": round(s, 3) for name, s in state.answer.latency_s.items()}
-        return {"answer": answer, "numbers": numbers, "cameras": state.cameras}
+        return {"answer": answer, "numbers": numbers}
 
     def _send_feed(self, handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)

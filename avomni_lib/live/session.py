@@ -12,7 +12,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.clip import tiling
-from avomni_lib.live.sources import Begun, Reader, Source
+from avomni_lib.live.sources import Begun, Reader, Source, check
 from avomni_lib.live.stream import Mailbox, Ready, Sliding
 from avomni_lib.live.ticks import Tick, Ticks
 from avomni_lib.params import Params
@@ -71,7 +71,6 @@ class State:
     num_answers: int = 0
     num_gaps: int = 0
     num_overtaken: int = 0
-    cameras: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 class Record:
@@ -149,12 +148,19 @@ class Session:
                 where="live.sources",
                 fix="name an address for each camera of vision.cameras",
             )
+        self.sources = [
+            Source(name, live.sources[name], live.clock, live.offset_ms.get(name, 0.0))
+            for name in names
+        ]
+        for source in self.sources:
+            check(source)
         self.ticks = Ticks(names, p.processing.sample_hz, live.deadline_ms / 1e3, live.max_age_s)
         self.mailbox, self.state = Mailbox(), State()
         self._lock = threading.Lock()
         width, height = tiling.grid_size(self.sliding.grid, self.sliding.tile)
         self.record = Record(record, (height, width, 3))
         self.answers: list[Answered] = []
+        self._failure: BaseException | None = None
 
     # What threads and tests call.
 
@@ -226,17 +232,11 @@ class Session:
     def run(self, seconds: float | None = None, stop: threading.Event | None = None) -> None:
         """Read the cameras and answer, for so long or until all have ended or `stop` is set."""
         stop = stop or threading.Event()
-        live = self.p.live
-        sources = [
-            Source(name, live.sources[name], live.clock, live.offset_ms.get(name, 0.0))
-            for name in self.ticks.feeds
-        ]
         begun = Begun()
-        readers = [Reader(each, self.push, self.end, self._now_ns, begun) for each in sources]
-        self.readers = readers
+        readers = [Reader(each, self.push, self.end, self._now_ns, begun) for each in self.sources]
         worker = threading.Thread(target=self._answer_all, name="answers", daemon=True)
         with self.record, _running(readers, worker, self.mailbox):
-            self.record.write("start", sources={each.camera: each.shown for each in sources})
+            self.record.write("start", sources={each.camera: each.shown for each in self.sources})
             until = None if seconds is None else time.monotonic() + seconds
             while not stop.is_set() and (until is None or time.monotonic() < until):
                 self.advance()
@@ -249,8 +249,6 @@ class Session:
             self.record.write("end", **self.counts())
         if self._failure is not None:
             raise self._failure
-
-    _failure: BaseException | None = None
 
     def _answer_all(self) -> None:
         try:

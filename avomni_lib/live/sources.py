@@ -24,7 +24,6 @@ OPEN_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 5.0
 # lists of files or run subprocesses).
 SCHEMES = ("rtsp", "rtsps", "http", "https", "tcp", "udp", "rtp")
 DEVICE = re.compile(r"/dev/video[0-9]+")
-FORMATS = ("mpjpeg", "mpegts", "rtsp", "lavfi", "v4l2")
 
 
 @dataclass(frozen=True)
@@ -142,13 +141,11 @@ class Reader(threading.Thread):
 
 
 def open_source(source: Source) -> Any:
-    """A container of one video.
+    """A container of one video, whose address was checked (`check`).
 
     Raises:
         av.error.FFmpegError: nobody answers, or it is no video.
-        AvomniError: the address is of a kind that is not opened.
     """
-    check(source)
     url, options, form = source.url, dict(LOW_DELAY), None
     if url.startswith("lavfi:"):
         url, form, options = url.removeprefix("lavfi:"), "lavfi", {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +147,7 @@ def _cached(p: Params, windows: Windows, index: int) -> Subject:
     is_known = not asked.horizon_s or truth.future is not None
     told = ""
     if p.prompt.ego_history:
-        told = history.text_of(history.past_of(windows, index, asked), asked)
+        told = history.of_window(windows, index, asked, p.processing.own_from_s)
     return Subject(
         f"window {window.number} of clip {window.clip_id}",
         np.array(windows.frames(index)),
@@ -166,10 +166,7 @@ def _end_s(cache: Cache, windows: Windows, index: int, clip: Any) -> float:
 
 def _recipe(p: Params) -> sampling.Recipe:
     """How a clip is sampled where nothing past its last frame is asked for."""
-    import dataclasses
-
-    decoder, _ = reader.choose_decoder(p.processing.decoder)
-    return dataclasses.replace(recipe_of(p), horizon_s=0.0, obstacles=False, decoder=decoder)
+    return replace(recipe_of(p), horizon_s=0.0, obstacles=False)
 
 
 def _rows(p: Params, times: np.ndarray, what: str, at_s: float | None) -> np.ndarray:

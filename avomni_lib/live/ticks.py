@@ -36,11 +36,6 @@ class Tick:
     frames: dict[str, tuple[int, Any]]
     missing: tuple[str, ...]
 
-    @property
-    def age_ns(self) -> int:
-        """From the oldest frame's capture to the wanted time."""
-        return max((self.time_ns - taken for taken, _ in self.frames.values()), default=0)
-
 
 @dataclass
 class Feed:
@@ -49,7 +44,6 @@ class Feed:
     frames: deque[tuple[int, Any]] = field(default_factory=deque)
     num_frames: int = 0
     num_late: int = 0  # came after the tick that would have taken them was closed
-    num_backwards: int = 0  # were older than the one before them, and are not shown
     has_ended: bool = False
 
 
@@ -79,8 +73,7 @@ class Ticks:
         feed = self.feeds[camera]
         feed.num_frames += 1
         if feed.frames and time_ns <= feed.frames[-1][0]:
-            feed.num_backwards += 1
-            return
+            return  # nothing older than what was shown is shown
         if self._number and time_ns <= self._time_ns(self._number - 1):
             feed.num_late += 1
         feed.frames.append((time_ns, frame))

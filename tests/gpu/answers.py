@@ -77,7 +77,7 @@ def generate(subject: Subject) -> dict[str, Any]:
     """Eight windows answered greedily, 64 tokens each: random weights do not end a turn."""
     adapted, words, p = subject.found.pop("adapted")
     windows = subject.windows("4-cam")
-    talk = samples.conversation_of(p, windows, words, backbone(p.model.backbone, adapted.config))
+    talk = samples.conversation_of(p, words, backbone(p.model.backbone, adapted.config))
     finite: list[torch.Tensor] = []
     hook = adapted.get_output_embeddings().register_forward_hook(
         lambda _module, _inputs, logits: finite.append(torch.isfinite(logits).all())
@@ -114,7 +114,7 @@ def generate(subject: Subject) -> dict[str, Any]:
 def _batch(windows: Any, p: Any, base: Any) -> dict[str, Any]:
     """Two windows as the training takes them; logits of the last tokens alone."""
     kind = backbone(p.model.backbone, base.model.config)
-    talk = samples.conversation_of(p, windows, base.tokenizer, kind)
+    talk = samples.conversation_of(p, base.tokenizer, kind)
     batch = samples.batch_of(range(BATCH), windows, talk)
     del batch["labels"]
     frames = torch.stack([torch.tensor(windows.frames(index)) for index in range(BATCH)])

@@ -134,7 +134,7 @@ def arithmetic(
     from avomni_lib.training.prompt import samples, tokens
 
     words = AutoTokenizer.from_pretrained(p.model.base_model)
-    talk = samples.conversation_of(p, windows, words, tokens.backbone_of(p))
+    talk = samples.conversation_of(p, words, tokens.backbone_of(p))
     vision = talk.num_vision_tokens
     of_sample = tokens.Tokens(
         vision,

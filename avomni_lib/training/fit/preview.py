@@ -21,15 +21,15 @@ from avomni_lib.training.prompt.conversation import IGNORED, Conversation, Sampl
 NOT_SHOWN = ("output_dir", "logging_dir", "hub_token", "run_name")
 
 
-def conversation(p: Params, windows: Any) -> Conversation:
-    """The conversation that the training holds about these windows; the tokenizer alone is loaded.
+def conversation(p: Params) -> Conversation:
+    """The conversation that the training holds about its windows; the tokenizer alone is loaded.
 
     Raises:
         AvomniError: no such base model.
     """
     location, config = _base(p)
     tokenizer = load.read_tokenizer(p.model.base_model, location)
-    return samples.conversation_of(p, windows, tokenizer, backbone(p.model.backbone, config))
+    return samples.conversation_of(p, tokenizer, backbone(p.model.backbone, config))
 
 
 def tokens(sample: Sample, talk: Conversation) -> list[dict[str, Any]]:

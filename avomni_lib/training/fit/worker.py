@@ -91,9 +91,7 @@ def work(
     base, tuned = model.fresh(p)
     choices = base.choices | {"optimizer": chosen_optimizer}
     doctor.check(p, choices)
-    talk = samples.conversation_of(
-        p, windows, base.tokenizer, backbone(p.model.backbone, base.model.config)
-    )
+    talk = samples.conversation_of(p, base.tokenizer, backbone(p.model.backbone, base.model.config))
     longest = samples.longest(windows, talk)
     digest = load.base_digest(load.base_location(p.model.base_model), base.model.config)
     record = adapter.record_of(p, windows, talk, digest, base.choices)

@@ -19,6 +19,11 @@ def past_of(windows: Any, index: int, target: Target) -> Trajectory:
     return windows.past(index, FRAME[target.history_ends])
 
 
+def of_window(windows: Any, index: int, target: Target, own_from_s: float) -> str:
+    """The words about the motion before what the target is about; see `text_of`."""
+    return text_of(past_of(windows, index, target), target, own_from_s)
+
+
 def text_of(past: Trajectory, target: Target, own_from_s: float = 0.0) -> str:
     """The words, one place every 0.2 s and the speed at the end.
 

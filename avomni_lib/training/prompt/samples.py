@@ -106,8 +106,8 @@ def train_windows(p: Params) -> Any:
     return windows
 
 
-def conversation_of(p: Params, windows: Any, tokenizer: Any, kind: Backbone) -> Conversation:
-    """The conversation that training, evaluation and live answers hold about these windows."""
+def conversation_of(p: Params, tokenizer: Any, kind: Backbone) -> Conversation:
+    """The conversation that training, evaluation and live answers hold about the run's windows."""
     return Conversation(
         tokenizer,
         kind,
@@ -150,8 +150,7 @@ def history_of(index: int, windows: Any, talk: Conversation) -> str:
     """What the prompt of a window tells of the car's past motion; nothing unless it is asked to."""
     if not talk.ego_history:
         return ""
-    before = history.past_of(windows, index, talk.target)
-    return history.text_of(before, talk.target, talk.own_from_s)
+    return history.of_window(windows, index, talk.target, talk.own_from_s)
 
 
 def longest(windows: Any, talk: Conversation, looked_at: int = 64) -> Sample:
