@@ -300,11 +300,12 @@ def no_blind_adapter(place: Place) -> str:
     from avomni_lib.training.backbones import backbone
     from avomni_lib.training.model import adapter, load
     from avomni_lib.training.model.model_input import what_the_model_sees
+    from avomni_lib.training.model.place import base_location
 
     p = place.chosen(tile_height=32)
     p = p.model_copy(update={"model": p.model.model_copy(update={"base_model": "tiny"})})
     header = build.build(p).cache.header
-    location = load.base_location("tiny")
+    location = base_location("tiny")
     kind = backbone(p.model.backbone, load.read_config("tiny", location))
     sees = what_the_model_sees(p, kind, load.base_digest(location, None), "nf4", header)
     record = {"base_model": "tiny", "training_clip_ids": [], "sees": sees}

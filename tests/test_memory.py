@@ -19,7 +19,7 @@ from avomni_lib.training.backbones.shared import qwen_layers
 from avomni_lib.training.backbones.shared.size import VisionWork
 from avomni_lib.training.feed.loader import Loader, Order
 from avomni_lib.training.forecast.memory import LOGIT_TOKENS, memory, size_of
-from avomni_lib.training.model import load
+from avomni_lib.training.model import load, place
 from avomni_lib.training.prompt.conversation import grid_size
 from avomni_lib.training.prompt.tokens import Tokens, tokens_per_sample
 from tests.test_model import qwen3_vl_8b
@@ -308,7 +308,7 @@ def needed_by(settings, base, device, size):
 
 def tiny_on_meta():
     with torch.device("meta"):
-        return Qwen3VLForConditionalGeneration(AutoConfig.from_pretrained(load.TINY_FOLDER))
+        return Qwen3VLForConditionalGeneration(AutoConfig.from_pretrained(place.TINY_FOLDER))
 
 
 def numbers(module):
@@ -365,7 +365,7 @@ def test_a_base_model_on_the_disk_is_read_from_its_config(tmp_path):
     tiny = size_of(named("tiny"))
     assert (tiny.language.hidden, tiny.language.layers, tiny.vision.hidden) == (128, 4, 96)
 
-    config = files.read_json(load.TINY_FOLDER / "config.json")
+    config = files.read_json(place.TINY_FOLDER / "config.json")
     quantised = config | {"quantization_config": {"load_in_4bit": True, "quant_method": "bnb"}}
     files.write_json(tmp_path / "config.json", quantised)
     assert size_of(named(str(tmp_path))).stored_4bit
@@ -376,7 +376,7 @@ def test_a_base_model_on_the_disk_is_read_from_its_config(tmp_path):
 
 
 def test_a_config_that_lacks_a_number_says_which(tmp_path):
-    config = files.read_json(load.TINY_FOLDER / "config.json")
+    config = files.read_json(place.TINY_FOLDER / "config.json")
     del config["vision_config"]["num_position_embeddings"]
     files.write_json(tmp_path / "config.json", config)
     with pytest.raises(AvomniError, match="does not say 'num_position_embeddings'"):

@@ -26,7 +26,7 @@ from avomni_lib.plan import Bar
 from avomni_lib.training.backbones import backbone
 from avomni_lib.training.export import merge
 from avomni_lib.training.fit import checksums
-from avomni_lib.training.model import adapter, load
+from avomni_lib.training.model import adapter, load, place
 from avomni_lib.training.model.generate import say
 from avomni_lib.training.prompt.conversation import collate
 from tests import training_set
@@ -47,7 +47,7 @@ def make_adapter(p):
     for name, weight in tuned.named_parameters():
         if "lora_B" in name:
             weight.data.normal_(std=0.1)
-    digest = load.base_digest(load.base_location(p.model.base_model), base.model.config)
+    digest = load.base_digest(place.base_location(p.model.base_model), base.model.config)
     record = adapter.record_of(
         p, training_set.Stripes(8), training_set.conversation(), digest, base.choices
     )

@@ -26,7 +26,7 @@ from avomni_lib.evaluation.scores import parts_of
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar, Plan, text_table
 from avomni_lib.training.fit.heldout import thinned
-from avomni_lib.training.model import adapter
+from avomni_lib.training.model import adapter, place
 from avomni_lib.training.prompt import samples
 from avomni_lib.training.targets import target, target_of
 
@@ -265,7 +265,7 @@ def _checked(p: Params, windows: Windows) -> dict[str, Any]:
     record = adapter.read_record(folder)
     load.check_adapter(folder, p, header)
     ids = {windows[i].clip_id for i in range(len(windows))}
-    leaks.check_all(p, windows.cache, ids, record, locate=load.base_location)
+    leaks.check_all(p, windows.cache, ids, record, locate=place.base_location)
     if (blind := _blind_adapter(p)) is not None:
         load.check_adapter(blind, p.blinded() or p, header)
         leaks.check_training_lists(ids, {"the blind adapter": adapter.read_record(blind)})

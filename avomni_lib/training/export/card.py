@@ -20,6 +20,7 @@ import yaml
 
 from avomni_lib.training.backbones import family
 from avomni_lib.training.fit import heldout
+from avomni_lib.training.model.place import base_place
 from avomni_lib.training.targets.form import figure_in_words
 
 TEMPLATE = "card.md.jinja"
@@ -118,11 +119,6 @@ def commands(
         "vllm": vllm if kind == "merged" or of.adapters_in_vllm else [],
         "llama.cpp": gguf if of.in_llama_cpp else [],
     }
-
-
-def base_place(name: str) -> str:
-    """Where a base model lies, as any machine may name it: the package's own by its folder."""
-    return "avomni_world/tiny_base/weights" if name == "tiny" else name
 
 
 @functools.cache

@@ -26,7 +26,7 @@ from avomni_lib.plan import Bar, gigabytes
 from avomni_lib.training.backbones import backbone
 from avomni_lib.training.export.card import card
 from avomni_lib.training.fit.checkpoints import rename_folder
-from avomni_lib.training.model import adapter, load, private
+from avomni_lib.training.model import adapter, load, place, private
 
 KIND = "merged"
 DTYPES = {"bfloat16": 2, "float16": 2}  # bytes a number
@@ -117,7 +117,7 @@ def count_numbers(p: Params) -> int:
     import torch
     from transformers import AutoModelForImageTextToText
 
-    location = load.base_location(p.model.base_model)
+    location = place.base_location(p.model.base_model)
     config = load.read_config(p.model.base_model, location, p.dataset.allow_plain_http)
     with torch.device("meta"):
         empty = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
@@ -219,7 +219,7 @@ def _write_processor(p: Params, config: Any, folder: Path) -> None:
     """
     from transformers.utils import cached_file
 
-    location = load.base_location(p.model.base_model)
+    location = place.base_location(p.model.base_model)
     kind = backbone(p.model.backbone, config)
     for name in PROCESSOR_FILES:
         found = cached_file(

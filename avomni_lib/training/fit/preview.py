@@ -13,7 +13,7 @@ from avomni_lib.params import Params
 from avomni_lib.training.backbones import backbone
 from avomni_lib.training.doctor import doctor
 from avomni_lib.training.forecast import estimate
-from avomni_lib.training.model import load
+from avomni_lib.training.model import load, place
 from avomni_lib.training.prompt import samples
 from avomni_lib.training.prompt.conversation import IGNORED, Conversation, Sample
 
@@ -113,5 +113,5 @@ def arguments(p: Params, num_windows: int) -> dict[str, Any]:
 def _base(p: Params) -> tuple[str, Any]:
     """Where the base model lies, and its config."""
     load.choose(p)  # Unsloth, where it is the backend, has to be imported before transformers
-    location = load.base_location(p.model.base_model)
+    location = place.base_location(p.model.base_model)
     return location, load.read_config(p.model.base_model, location, p.dataset.allow_plain_http)

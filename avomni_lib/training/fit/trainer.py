@@ -15,7 +15,7 @@ from avomni_lib.training.fit import job
 from avomni_lib.training.fit.checkpoints import METRICS_FILE, Metrics
 from avomni_lib.training.fit.outcome import Trained
 from avomni_lib.training.forecast import estimate
-from avomni_lib.training.model import adapter, load
+from avomni_lib.training.model import adapter, load, place
 from avomni_lib.training.prompt import samples
 from avomni_lib.training.prompt.tokens import Tokens
 
@@ -37,8 +37,8 @@ def plan(p: Params, probe: bool = True) -> Plan:
     doctor.optimizer(p.training.optimizer, choices["device"].value)
     windows = samples.train_windows(p)
     held_out = windows.cache.held_out_ids
-    leaks.check_all(p, windows.cache, held_out, locate=load.base_location)
-    location = load.base_location(p.model.base_model)
+    leaks.check_all(p, windows.cache, held_out, locate=place.base_location)
+    location = place.base_location(p.model.base_model)
     config = load.read_config(p.model.base_model, location, p.dataset.allow_plain_http)
     kind = backbone(p.model.backbone, config)
     tokenizer = load.read_tokenizer(p.model.base_model, location)

@@ -38,7 +38,7 @@ from avomni_lib.training.fit import environment, heldout, job, outcome
 from avomni_lib.training.fit.checkpoints import Checkpoints
 from avomni_lib.training.fit.outcome import Trained
 from avomni_lib.training.forecast import estimate
-from avomni_lib.training.model import adapter, load
+from avomni_lib.training.model import adapter, load, place
 from avomni_lib.training.prompt import samples, views
 from avomni_lib.training.prompt.conversation import Conversation
 
@@ -93,7 +93,7 @@ def work(
     doctor.check(p, choices)
     talk = samples.conversation_of(p, base.tokenizer, backbone(p.model.backbone, base.model.config))
     longest = samples.longest(windows, talk)
-    digest = load.base_digest(load.base_location(p.model.base_model), base.model.config)
+    digest = load.base_digest(place.base_location(p.model.base_model), base.model.config)
     record = adapter.record_of(p, windows, talk, digest, base.choices)
     folder = p.checkpoints_dir / files.hash_json(record)[:12]
     checkpoints = Checkpoints(

@@ -1,5 +1,6 @@
 """Base model and adapter.
 
+place        where a base model lies
 load         the base in 4 bit and its adapter, by Unsloth or by PEFT
 adapter      an adapter's folder and its record
 model_input  what the model sees, recorded and compared

@@ -18,15 +18,14 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.hardware import Choice
 from avomni_lib.params import Params
 from avomni_lib.training.backbones import Backbone, backbone, family, in_4bit
-from avomni_lib.training.export.card import base_place
 from avomni_lib.training.fit import environment
 from avomni_lib.training.model import private
 from avomni_lib.training.model.adapter import check_whole, read_record
 from avomni_lib.training.model.model_input import refuse_other, what_the_model_sees
+from avomni_lib.training.model.place import base_location, base_place
 
 log = logging.getLogger(__name__)
 
-TINY, TINY_FOLDER = "tiny", files.PROJECT_ROOT / "avomni_world" / "tiny_base" / "weights"
 # Of a base model in a folder, what its answers follow from: weights, config, tokenizer, template.
 BASE_FILES = (
     *("*.safetensors", "config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
@@ -93,14 +92,6 @@ class Trainable:
             vars(module).pop("forward", None)
             if forward is not None:
                 module.forward = forward
-
-
-def base_location(name: str) -> str:
-    """Where `model.base_model` lies: the package's own folder, another folder, or a hub name."""
-    if name == TINY:
-        return str(TINY_FOLDER)
-    folder = files.resolve(name)
-    return str(folder) if folder.is_dir() else name
 
 
 def base_digest(location: str, config: Any) -> str:

@@ -14,6 +14,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 from avomni_lib.training.backbones import Backbone, backbone
 from avomni_lib.training.backbones.shared.size import VisionWork
+from avomni_lib.training.model import place
 from avomni_lib.training.prompt import history
 from avomni_lib.training.prompt.conversation import prompt_text, videos_of
 from avomni_lib.training.targets import target_of
@@ -50,10 +51,7 @@ def backbone_of(p: Params) -> Backbone:
 
     A base model on the hub is not asked: all released sizes of a family have the same numbers.
     """
-    # `load` stands on the rooms that count tokens.
-    from avomni_lib.training.model import load
-
-    config = Path(load.base_location(p.model.base_model)) / "config.json"
+    config = Path(place.base_location(p.model.base_model)) / "config.json"
     if not config.is_file():
         return backbone(p.model.backbone)
     return backbone(p.model.backbone, _attributes(files.read_json(config)))
