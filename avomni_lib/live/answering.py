@@ -15,7 +15,7 @@ from avomni_lib.live import playback
 from avomni_lib.live.answerer import Answerer
 from avomni_lib.live.page import Page
 from avomni_lib.live.remote import RemoteAnswerer
-from avomni_lib.live.session import PARTS, Answered, Session
+from avomni_lib.live.session import PARTS, Answered, Session, sources_of
 from avomni_lib.params import Params
 from avomni_lib.training.prompt.conversation import prompt_text
 from avomni_lib.training.targets import target_of
@@ -38,21 +38,22 @@ def opened(
     folder = record_folder(p)
     if p.live.sources is None:
         p = playback.as_cameras(p, playback.held_out_clip(p), folder / "cameras")
-    ask = asker(p, adapter, base_only)
+    sources_of(p)  # a mistake is told before a model is loaded
+    ask, num_encoded = asker(p, adapter, base_only)
     with Page(p.live.port) as page:
-        session = Session(p, ask, folder, watch=page.show)
-        yield session, page
+        yield Session(p, ask, folder, watch=page.show, num_encoded=num_encoded), page
 
 
 def asker(
     p: Params, adapter: str | None = None, base_only: bool = False
-) -> Callable[[np.ndarray], str]:
-    """What answers one window: this process, or `live.server`."""
+) -> tuple[Callable[[np.ndarray], str], Callable[[], int | None]]:
+    """What answers one window, this process or `live.server`, and how many frames of it were new
+    to its vision tower (a server does not say)."""
     if p.live.server is None:
         answerer = Answerer(p, adapter, base_only)
-        return lambda frames: answerer.answer(frames).text
+        return lambda frames: answerer.answer(frames).text, lambda: answerer.seen.num_frames
     words = prompt_text(cameras.grid(p.vision.cameras), target_of(p))
-    return RemoteAnswerer(p, p.live.server, words).ask
+    return RemoteAnswerer(p, p.live.server, words).ask, lambda: None
 
 
 def record_folder(p: Params) -> Path:

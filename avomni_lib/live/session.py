@@ -18,6 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from avomni_lib.dataset import cameras
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.clip import tiling
 from avomni_lib.live.sources import Begun, Reader, Source, check
@@ -36,6 +37,7 @@ class Answered:
 
     Attributes:
         tick: Number of the window's last tick.
+        num_encoded: Frames that the vision tower saw for it; None where nobody knows.
     """
 
     tick: int
@@ -45,6 +47,7 @@ class Answered:
     made_ns: int
     asked_ns: int
     answered_ns: int
+    num_encoded: int | None = None
 
     @property
     def latency_s(self) -> dict[str, float]:
@@ -128,6 +131,7 @@ class Session:
         record: Folder of the record; None keeps none.
         now_ns: The clock.
         watch: Called with the state after each tick and each answer.
+        num_encoded: Says how many frames the model's vision tower saw for its last answer.
     """
 
     def __init__(
@@ -137,23 +141,14 @@ class Session:
         record: Path | None = None,
         now_ns: Callable[[], int] = time.monotonic_ns,
         watch: Callable[[State], None] | None = None,
+        num_encoded: Callable[[], int | None] = lambda: None,
     ):
+        self._num_encoded = num_encoded
         self.p, self._ask, self._now_ns, self._watch = p, ask, now_ns, watch
+        self.sliding = Sliding(p, p.live.hop, now_ns)
+        self.sources = sources_of(p)
+        names = [source.camera for source in self.sources]
         live = p.live
-        self.sliding = Sliding(p, live.hop, now_ns)
-        names = [camera.name for camera in self.sliding.grid.cameras]
-        if missing := [name for name in names if name not in (live.sources or {})]:
-            raise AvomniError(
-                f"no source of {', '.join(missing)}",
-                where="live.sources",
-                fix="name an address for each camera of vision.cameras",
-            )
-        self.sources = [
-            Source(name, live.sources[name], live.clock, live.offset_ms.get(name, 0.0))
-            for name in names
-        ]
-        for source in self.sources:
-            check(source)
         self.ticks = Ticks(names, p.processing.sample_hz, live.deadline_ms / 1e3, live.max_age_s)
         self.mailbox, self.state = Mailbox(), State()
         self._lock = threading.Lock()
@@ -199,12 +194,15 @@ class Session:
             ready.made_ns,
             asked_ns,
             self._now_ns(),
+            self._num_encoded(),
         )
         self.answers.append(made)
         self.state.answer, self.state.num_answers = made, len(self.answers)
         self.state.num_overtaken = self.mailbox.num_overtaken
         latency = {name: round(value, 4) for name, value in made.latency_s.items()}
-        self.record.write("answer", tick=made.tick, text=text, latency_s=latency)
+        self.record.write(
+            "answer", tick=made.tick, text=text, latency_s=latency, num_encoded=made.num_encoded
+        )
         if self._watch:
             self._watch(self.state)
         return made
@@ -268,6 +266,28 @@ class Session:
             "num_frames": {name: feed.num_frames for name, feed in feeds.items()},
             "num_late": {name: feed.num_late for name, feed in feeds.items()},
         }
+
+
+def sources_of(p: Params) -> list[Source]:
+    """Where the cameras of the grid are, in its order.
+
+    Raises:
+        AvomniError: a camera has no address, or one of a kind that is not opened.
+    """
+    live, names = p.live, [camera.name for camera in cameras.grid(p.vision.cameras).cameras]
+    if missing := [name for name in names if name not in (live.sources or {})]:
+        raise AvomniError(
+            f"no source of {', '.join(missing)}",
+            where="live.sources",
+            fix="name an address for each camera of vision.cameras",
+        )
+    found = [
+        Source(name, (live.sources or {})[name], live.clock, live.offset_ms.get(name, 0.0))
+        for name in names
+    ]
+    for source in found:
+        check(source)
+    return found
 
 
 @contextlib.contextmanager

@@ -1,0 +1,84 @@
+"""Features of pictures that were seen before: windows that overlap share most of their frames.
+
+A vision tower sees a window in pieces that know nothing of each other: pairs of frames, or squares
+of one frame (`Backbone.pieces`). What it made of the last ones is kept, and only new ones go
+through it. Pieces are compared pixel by pixel, so that nothing has to be told about clips or ticks.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from avomni_lib.training.backbones import Backbone
+
+
+class Seen:
+    """Lets a loaded model's vision tower skip what it has seen; its weights must not change.
+
+    Args:
+        model: With or without an adapter.
+        kind: Its backbone.
+
+    Attributes:
+        num_frames: Frames that went through the tower at its last call.
+        why_not: Why all of them do always; None where they do not.
+    """
+
+    def __init__(self, model: Any, kind: Backbone):
+        self.kind, self.num_frames, self.why_not = kind, 0, kind.sees_whole_because
+        self._kept: dict[float, tuple[torch.Tensor, list[Any]]] = {}
+        (tower,) = (
+            each for name, each in model.named_modules() if name.rpartition(".")[2] == kind.tower
+        )
+        self._tower, tower.forward = tower.forward, self._see
+
+    def _see(self, *pixels: torch.Tensor, **told: Any) -> Any:
+        """The tower's own output, in whose place this stands."""
+        import torch
+        from torch.utils._pytree import tree_flatten, tree_unflatten
+
+        rows = pixels[0] if pixels else told.pop("pixel_values")
+        num = self.kind.pieces(rows, told)
+        self.num_frames = self.kind.frames_seen(rows, told)
+        if num is None or self.why_not is not None:
+            return self._tower(rows, **told)
+        pieces = rows.reshape(num, -1)
+        names = pieces.sum(1, dtype=torch.float64).tolist()
+        known = [
+            name
+            for name, piece in zip(names, pieces, strict=True)
+            if name in self._kept and torch.equal(self._kept[name][0], piece)
+        ]
+        new: dict[float, int] = {}
+        for place, name in enumerate(names):
+            is_twin = name in new and torch.equal(pieces[new[name]], pieces[place])
+            if name not in known and not is_twin:
+                if name in new:  # two pieces of one sum: nothing is kept apart by it
+                    return self._tower(rows, **told)
+                new[name] = place
+        self.num_frames = self.num_frames * len(new) // num
+        if new:
+            chosen = rows.reshape(num, -1, *rows.shape[1:])[list(new.values())].flatten(0, 1)
+            made, self._shape = tree_flatten(
+                self._tower(chosen, **self.kind.told_of(told, len(new)))
+            )
+            parts = [[None] * len(new) if each is None else each.chunk(len(new)) for each in made]
+            for (name, place), part in zip(new.items(), zip(*parts, strict=True), strict=True):
+                own = [each if each is None else each.clone() for each in part]
+                self._kept[name] = pieces[place].clone(), own
+        found = [self._kept[name][1] for name in names]
+        self._forget(names)
+        joined = [None if each[0] is None else torch.cat(each) for each in zip(*found, strict=True)]
+        return tree_unflatten(joined, self._shape)
+
+    def _forget(self, names: list[float]) -> None:
+        """Keep the pieces of as many windows as a patch has frames: with an odd hop the pairs of
+        frames are those of the window before the last."""
+        for name in dict.fromkeys(names):
+            self._kept[name] = self._kept.pop(name)
+        most = len(names) * self.kind.frames_per_patch
+        while len(self._kept) > most:
+            del self._kept[next(iter(self._kept))]
