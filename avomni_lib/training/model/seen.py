@@ -23,12 +23,12 @@ class Seen:
         kind: Its backbone.
 
     Attributes:
-        num_frames: Frames that went through the tower at its last call.
-        why_not: Why all of them do always; None where they do not.
+        num_frames: Frames (squares, where it is given these) that went through the tower at its
+            last call.
     """
 
     def __init__(self, model: Any, kind: Backbone):
-        self.kind, self.num_frames, self.why_not = kind, 0, kind.sees_whole_because
+        self.kind, self.num_frames = kind, 0
         self._kept: dict[float, tuple[torch.Tensor, list[Any]]] = {}
         (tower,) = (
             each for name, each in model.named_modules() if name.rpartition(".")[2] == kind.tower
@@ -43,21 +43,19 @@ class Seen:
         rows = pixels[0] if pixels else told.pop("pixel_values")
         num = self.kind.pieces(rows, told)
         self.num_frames = self.kind.frames_seen(rows, told)
-        if num is None or self.why_not is not None:
+        if num is None:
             return self._tower(rows, **told)
         pieces = rows.reshape(num, -1)
         names = pieces.sum(1, dtype=torch.float64).tolist()
-        known = [
-            name
-            for name, piece in zip(names, pieces, strict=True)
-            if name in self._kept and torch.equal(self._kept[name][0], piece)
-        ]
         new: dict[float, int] = {}
-        for place, name in enumerate(names):
-            is_twin = name in new and torch.equal(pieces[new[name]], pieces[place])
-            if name not in known and not is_twin:
-                if name in new:  # two pieces of one sum: nothing is kept apart by it
-                    return self._tower(rows, **told)
+        for place, (name, piece) in enumerate(zip(names, pieces, strict=True)):
+            if name in new:
+                is_known = torch.equal(pieces[new[name]], piece)
+            else:
+                is_known = name in self._kept and torch.equal(self._kept[name][0], piece)
+            if not is_known and name in names[:place]:  # two pieces of one sum
+                return self._tower(rows, **told)
+            if not is_known:
                 new[name] = place
         self.num_frames = self.num_frames * len(new) // num
         if new:

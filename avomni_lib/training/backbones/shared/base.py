@@ -64,9 +64,7 @@ class Backbone(ABC):
             says.
         skip_modules: Modules that are kept out of 4 bit.
         sixteen_bit_because: Why `model.load_in_4bit` is off unless it is set; None: it is on.
-        tower: Name of the module that sees pictures.
-        sees_whole_because: Why what it makes of a picture cannot be kept for the next window; None:
-            it sees a window in `pieces` that know nothing of each other.
+        tower: Name of the module that sees pictures, in `pieces` that know nothing of each other.
         in_unsloth: Whether Unsloth has a path for the family.
         adapters_in_vllm: Whether vLLM serves an adapter beside a base model of the family.
         in_llama_cpp: Whether llama.cpp's converters read the family's checkpoints.
@@ -87,7 +85,6 @@ class Backbone(ABC):
     skip_modules: ClassVar[tuple[str, ...]]
     sixteen_bit_because: ClassVar[str | None] = None
     tower: ClassVar[str]
-    sees_whole_because: ClassVar[str | None] = None
     in_unsloth: ClassVar[bool] = False
     adapters_in_vllm: ClassVar[bool] = True
     in_llama_cpp: ClassVar[bool] = True
