@@ -2,10 +2,12 @@
 
     python -m avomni_world.compare_backbones      # make backbones
 
-The models have random weights, about as many as the tiny base has, and a tokenizer each. They see
-the same windows in the same order for the same number of steps, and answer for the same windows of
-drives that none has seen. The table shows that each family learns, and what a window costs it; it
-says nothing of the released models, whose weights have seen the world.
+The models have random weights, about as many as the tiny base has, and a tokenizer each. First a
+linear head has to read the speed off the language model's state at each vision token, from pairs of
+frames; then the model learns to answer. All families see the same windows in the same order for the
+same number of steps, and answer for the same windows of drives that none has seen. The table shows
+that each family learns, and what a window costs it; it says nothing of the released models, whose
+weights have seen the world.
 """
 
 from __future__ import annotations
@@ -14,9 +16,9 @@ import argparse
 import multiprocessing
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +40,20 @@ class Comparison:
     """What all families have in common.
 
     Attributes:
-        steps, windows: Optimizer steps, and windows in each.
+        see_steps, see_windows: Optimizer steps of the first lesson, and pairs of frames in each.
+        steps, windows: Optimizer steps of the second lesson, and windows in each.
         rate: Peak learning rate of AdamW.
         num_drives, num_held_out: Drives to learn from, and to answer for.
         seed: Of the weights' start and of the windows' order.
     """
 
+    see_steps: int = 400
+    see_windows: int = 32
     steps: int = 200
-    windows: int = 8
+    windows: int = 16
     rate: float = 2e-3
-    num_drives: int = 48
-    num_held_out: int = 8
+    num_drives: int = 160
+    num_held_out: int = 12
     seed: int = 0
 
 
@@ -239,61 +244,26 @@ def train(name: str, work: Path, comparison: Comparison) -> Row:
         work: Keeps the rendered drives; what is there is not rendered again.
     """
     import torch
-    from transformers import AutoModelForImageTextToText, set_seed
-
-    from avomni_lib.training.backbones import backbone
-    from avomni_lib.training.prompt.conversation import Conversation, cells_of, collate
 
     torch.set_num_threads(1)
-    set_seed(comparison.seed)
+    torch.manual_seed(comparison.seed)
     words = tokenizer(name)
-    model = AutoModelForImageTextToText.from_config(
-        SMALL[name].config(words), trust_remote_code=False
-    ).train()
-    kind = backbone(name, model.config)
-    times = tuple(number / SAMPLE_HZ for number in range(NUM_FRAMES))
-    height, width = GRID.rows * TILE[1], GRID.cols * TILE[0]
-    talk = Conversation(
-        words,
-        kind,
-        grid=GRID,
-        target=TARGET,
-        videos=[Video(times, height, width, cells_of(GRID))],
-        max_seq_length=1024,
-    )
+    model = start(name, words, comparison.seed).train()
     drives = Drives(work / "drives", comparison.num_drives, town=HOME)
     for number in range(len(drives)):  # rendered before the clock runs
         drives[number]
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.01)
-    rng = np.random.default_rng(comparison.seed)
-    losses, started = [], time.perf_counter()
-    for step in range(comparison.steps):
-        frames, samples = [], []
-        for _ in range(comparison.windows):
-            drive = drives[int(rng.integers(len(drives)))]
-            first = int(rng.integers(len(drive.frames) - NUM_FRAMES + 1))
-            speed = drive.speed_mps(first, first + NUM_FRAMES - 1)
-            frames.append(drive.frames[first : first + NUM_FRAMES])
-            samples.append(talk.sample(TARGET.render(Driven(speed))))
-        batch = collate(samples, words.pad_token_id)
-        if not kind.takes_token_types:
-            del batch["mm_token_type_ids"]
-        loss = model(**batch, **talk.inputs(torch.from_numpy(np.stack(frames)))).loss
-        warm = min(1.0, (step + 1) / 20)
-        share = 0.51 + 0.49 * np.cos(np.pi * step / comparison.steps)
-        optimizer.param_groups[0]["lr"] = comparison.rate * warm * share
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        losses.append(loss.item())
+    talk = conversation(name, model, words, NUM_FRAMES)
+    started = time.perf_counter()
+    pairs = conversation(name, model, words, 2)
+    _run(f"{name} sees", see(model, pairs, drives, comparison))
+    losses = _run(f"{name} answers", learn_answers(model, talk, drives, comparison))
     seconds, few = time.perf_counter() - started, max(1, comparison.steps // 10)
     held_out = Drives(work / "drives", comparison.num_held_out, HELD_OUT_SEED, HOME)
     mae, mean_mae = _errors(model.eval(), talk, held_out)
     return Row(
         name,
         sum(weight.numel() for weight in model.parameters()),
-        len(samples[0]),
+        len(talk.sample(TARGET.render(Driven(10.0)))),
         float(np.mean(losses[:few])),
         float(np.mean(losses[-few:])),
         mae,
@@ -301,6 +271,153 @@ def train(name: str, work: Path, comparison: Comparison) -> Row:
         seconds,
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
     )
+
+
+def start(name: str, words: Any, seed: int) -> Any:
+    """The family's small model; its patches start as gratings, as the tiny base's do."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    from avomni_world.tiny_base.model import gabors
+
+    model = AutoModelForImageTextToText.from_config(
+        SMALL[name].config(words), trust_remote_code=False
+    )
+    convolutions = (torch.nn.Conv2d, torch.nn.Conv3d)
+    (patches,) = (each for each in model.modules() if isinstance(each, convolutions))
+    gratings = gabors(len(patches.weight), PATCH, seed)
+    if patches.weight.ndim == 4:  # the tower sees one frame at a time
+        gratings = gratings[:, :, 0] * 2**0.5
+    with torch.no_grad():
+        patches.weight.copy_(gratings)
+    return model
+
+
+def conversation(name: str, model: Any, words: Any, num_frames: int) -> Any:
+    """How the family is shown so many frames, and asked."""
+    from avomni_lib.training.backbones import backbone
+    from avomni_lib.training.prompt.conversation import Conversation, cells_of
+
+    times = tuple(number / SAMPLE_HZ for number in range(num_frames))
+    video = Video(times, GRID.rows * TILE[1], GRID.cols * TILE[0], cells_of(GRID))
+    return Conversation(
+        words,
+        backbone(name, model.config),
+        grid=GRID,
+        target=TARGET,
+        videos=[video],
+        max_seq_length=1024,
+    )
+
+
+def see(model: Any, talk: Any, drives: Drives, comparison: Comparison) -> Iterator[float]:
+    """The first lesson, step by step: yields the loss of reading the speed off pairs of frames.
+
+    The frames of a pair are 0, 1 or 2 apart, and the speed is as if they were neighbours: the same
+    place is seen at several speeds, so that a model that remembers the drives gains nothing by it.
+    The head reads the speed at each vision token that knows both frames, and is thrown away.
+    """
+    import torch
+    from torch.nn import functional
+
+    from avomni_world.tiny_base.lessons import SPEED_MEAN, SPEED_SCALE, relight
+
+    rng = np.random.default_rng([comparison.seed, 0])
+    inner = model.model
+    head = torch.nn.Linear(model.config.text_config.hidden_size, 1)
+    weights = [*inner.parameters(), *head.parameters()]
+    step = _optimizer(weights, comparison.rate, comparison.see_steps)
+    places = np.flatnonzero(talk.prompt().mm_token_type_ids)
+    shown_alone = _cut(talk.prompt(), places[-1] + 1)
+    if talk.backbone.frames_per_patch == 1:
+        places = places[len(places) // 2 :]
+    for _ in range(comparison.see_steps):
+        frames, speeds = [], []
+        for _ in range(comparison.see_windows):
+            drive = drives[int(rng.integers(len(drives)))]
+            apart = int(rng.integers(3))
+            first = int(rng.integers(len(drive.frames) - apart))
+            frames.append(drive.frames[[first, first + apart]])
+            speeds.append((drive.path_m[first + apart] - drive.path_m[first]) * SAMPLE_HZ)
+        shown = talk.inputs(torch.from_numpy(relight(np.stack(frames), rng, noise=4.0)))
+        batch = _batch(talk, [shown_alone] * len(frames))
+        del batch["labels"]
+        found = head(inner(**batch, **shown, use_cache=False).last_hidden_state[:, places])
+        wanted = (torch.tensor(speeds, dtype=torch.float32) - SPEED_MEAN) / SPEED_SCALE
+        wanted = wanted[:, None, None].expand_as(found)
+        yield step(functional.smooth_l1_loss(found, wanted, beta=0.3))
+
+
+def learn_answers(model: Any, talk: Any, drives: Drives, comparison: Comparison) -> Iterator[float]:
+    """The second lesson, step by step: yields the cross entropy of a token of the answer."""
+    import torch
+
+    from avomni_world.tiny_base.lessons import relight
+
+    rng = np.random.default_rng([comparison.seed, 1])
+    step = _optimizer([*model.parameters()], comparison.rate / 2, comparison.steps)
+    for _ in range(comparison.steps):
+        frames, samples = [], []
+        for _ in range(comparison.windows):
+            drive = drives[int(rng.integers(len(drives)))]
+            first = int(rng.integers(len(drive.frames) - NUM_FRAMES + 1))
+            speed = drive.speed_mps(first, first + NUM_FRAMES - 1)
+            frames.append(drive.frames[first : first + NUM_FRAMES])
+            samples.append(talk.sample(TARGET.render(Driven(speed))))
+        shown = talk.inputs(torch.from_numpy(relight(np.stack(frames), rng)))
+        yield step(model(**_batch(talk, samples), **shown).loss)
+
+
+def _run(lesson: str, losses: Iterator[float]) -> list[float]:
+    """The losses, printed every 50 steps."""
+    curve: list[float] = []
+    for loss in losses:
+        curve.append(loss)
+        if len(curve) % 50 == 0:
+            print(f"{lesson}, step {len(curve)}: loss {np.mean(curve[-50:]):.3f}", flush=True)
+    return curve
+
+
+def _cut(sample: Any, length: int) -> Any:
+    """The first tokens of a sample."""
+    return replace(
+        sample,
+        input_ids=sample.input_ids[:length],
+        labels=sample.labels[:length],
+        mm_token_type_ids=sample.mm_token_type_ids[:length],
+        positions=sample.positions[..., :length],
+    )
+
+
+def _batch(talk: Any, samples: Sequence[Any]) -> dict[str, Any]:
+    """What the model takes beside the pictures."""
+    from avomni_lib.training.prompt.conversation import collate
+
+    batch = collate(samples, talk.tokenizer.pad_token_id)
+    if not talk.backbone.takes_token_types:
+        del batch["mm_token_type_ids"]
+    return batch
+
+
+def _optimizer(weights: Sequence[Any], rate: float, num_steps: int) -> Callable[[Any], float]:
+    """A step of AdamW for a loss: 20 steps of warm-up, then half a cosine down to a fiftieth."""
+    import torch
+
+    optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.95), weight_decay=0.01)
+    shares = (
+        min(1.0, (number + 1) / 20) * (0.51 + 0.49 * np.cos(np.pi * number / num_steps))
+        for number in range(num_steps)
+    )
+
+    def step(loss: Any) -> float:
+        optimizer.param_groups[0]["lr"] = rate * next(shares)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        return float(loss.detach())
+
+    return step
 
 
 def _errors(model: Any, talk: Any, drives: Drives) -> tuple[float, float]:
