@@ -464,7 +464,8 @@ class LiveParams(Section):
     sources: dict[str, str] | None = Field(
         None,
         description="an address for each camera of vision.cameras: a file, /dev/videoN, rtsp://, "
-        "http:// (MJPEG), tcp://, udp:// or lavfi:; null plays a held-out clip of the run",
+        "http:// (MJPEG), tcp://, udp://, rosbag:PATH?topic=/a or lavfi:; null plays a held-out "
+        "clip of the run",
     )
     clock: Literal["file", "device", "arrival"] = Field(
         "file",

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.live.session import Session, replay
+from avomni_lib.live.recording import replay
+from avomni_lib.live.session import Session
 from avomni_lib.live.ticks import Ticks
 from avomni_lib.params import Params
 

@@ -25,32 +25,35 @@ QUANTILES = (50, 95, 99)
 
 @contextlib.contextmanager
 def opened(
-    p: Params, adapter: str | None = None, base_only: bool = False
+    p: Params,
+    adapter: str | None = None,
+    base_only: bool = False,
+    ask: Callable[..., str] | None = None,
 ) -> Iterator[tuple[Session, Page]]:
     """A session with its cameras, its model and its page, to be `run`.
 
     Args:
         adapter, base_only: As `Answerer` takes them.
+        ask: What answers, as `asker` returns it; None opens the model.
 
     Raises:
-        AvomniError: no such adapter, or nothing to play.
+        AvomniError: no such adapter, nothing to play, or the prompt would tell what nobody knows.
     """
     folder = record_folder(p)
     if p.live.sources is None:
-        p = playback.as_cameras(p, playback.held_out_clip(p), folder / "cameras")
-    ask = asker(p, adapter, base_only)
+        p = playback.as_cameras(p, playback.held_out_clips(p)[0], folder)
+    history = playback.history_of(p, folder)
+    ask = ask or asker(p, adapter, base_only)
     with Page(p.live.port) as page:
-        session = Session(p, ask, folder, watch=page.show)
+        session = Session(p, ask, folder, watch=page.show, history=history)
         yield session, page
 
 
-def asker(
-    p: Params, adapter: str | None = None, base_only: bool = False
-) -> Callable[[np.ndarray], str]:
-    """What answers one window: this process, or `live.server`."""
+def asker(p: Params, adapter: str | None = None, base_only: bool = False) -> Callable[..., str]:
+    """What answers one window, and the words of the car's past: this process, or `live.server`."""
     if p.live.server is None:
         answerer = Answerer(p, adapter, base_only)
-        return lambda frames: answerer.answer(frames).text
+        return lambda frames, history="": answerer.answer(frames, history).text
     words = prompt_text(cameras.grid(p.vision.cameras), target_of(p))
     return RemoteAnswerer(p, p.live.server, words).ask
 
