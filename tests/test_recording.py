@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -15,9 +16,10 @@ from avomni_lib.live.answering import opened
 from avomni_lib.live.recording import Recording, replay
 from avomni_lib.live.session import Session
 from avomni_lib.notebook.plots import live as plots
+from avomni_lib.notebook.plots import predicted
 from avomni_lib.params import Params
 from avomni_lib.training.prompt import history, samples
-from avomni_lib.training.targets import target_of
+from avomni_lib.training.targets import Said, target_of
 from tests import cached_training
 
 ANSWER = "<think>\nAvg Velocity: 5.00m/s. Total displacement: 1.50m.\n</think>\n"
@@ -115,6 +117,25 @@ def test_the_pictures_of_a_session_are_drawn(played):
     assert len([axes for axes in strip.axes if axes.images]) == min(4, len(made))
     assert strip.png()
     assert "No window" in plots.strip(run, []).get_suptitle()
+
+
+@pytest.mark.parametrize("tile", [(8, 8), (96, 16), (16, 96)])
+@pytest.mark.filterwarnings("error")
+def test_small_and_long_tiles_are_drawn_without_a_warning(played, tile):
+    run, recording = played
+    width, height = tile
+    size = run.processing.model_copy(update={"tile_width": width, "tile_height": height})
+    run = run.model_copy(update={"processing": size})
+    made = recording.predictions(played[0])[0]
+    path = tuple((float(x), 0.01 * x * x) for x in range(1, 17))
+    frames = np.zeros((2, 2 * height, 2 * width, 3), np.uint8)
+    asked = dataclasses.replace(made.subject, frames=frames)
+    answer = dataclasses.replace(made.answer, said=Said(waypoints_m=path))
+    made = dataclasses.replace(made, subject=asked, answer=answer)
+    assert list(predicted.paths_of(made)) == ["predicted"]
+    drawn = predicted.picture(run, made)
+    assert drawn.png() and len(drawn.axes[0].lines) == 1, "the path lies over the front camera"
+    assert plots.strip(run, [made] * 4).png()
 
 
 def test_a_prompt_that_tells_the_past_is_told_it_of_the_same_moment(p, clip_id, tmp_path):

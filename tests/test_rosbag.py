@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import io
+import shutil
 import time
 
 import numpy as np
@@ -136,6 +137,14 @@ def test_without_a_stamp_it_is_the_time_of_the_recording(tmp_path):
 def test_what_is_not_there_is_one_sentence(bag, ask, what):
     with pytest.raises(AvomniError, match=what):
         list(rosbag.frames(ask.format(bag=bag)))
+
+
+def test_a_damaged_bag_is_one_sentence(bag, tmp_path):
+    shutil.copytree(bag, tmp_path / "bag")
+    [content] = [path for path in (tmp_path / "bag").iterdir() if path.suffix in (".db3", ".mcap")]
+    content.write_bytes(content.read_bytes()[:3000])
+    with pytest.raises(AvomniError, match="the bag cannot be read"):
+        list(rosbag.frames(f"rosbag:{tmp_path / 'bag'}?topic={TOPIC}"))
 
 
 def test_a_damaged_picture_is_one_sentence():

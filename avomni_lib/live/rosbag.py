@@ -57,7 +57,7 @@ def frames(url: str) -> Iterator[tuple[int, av.VideoFrame]]:
             picture is of a kind that is not known here.
     """
     try:
-        from rosbags.highlevel import AnyReader, AnyReaderError
+        from rosbags.highlevel import AnyReader
         from rosbags.typesys import Stores, get_typestore
     except ImportError:
         raise AvomniError(
@@ -81,15 +81,19 @@ def frames(url: str) -> Iterator[tuple[int, av.VideoFrame]]:
                 )
             decoders: dict[str, Any] = {}
             for connection, recorded_ns, raw in reader.messages(connections=chosen):
-                message = reader.deserialize(raw, connection.msgtype)
+                message: Any = reader.deserialize(raw, connection.msgtype)
                 stamp = message.header.stamp
                 taken_ns = stamp.sec * 1_000_000_000 + stamp.nanosec or recorded_ns
                 if connection.msgtype == PLAIN:
                     yield taken_ns, plain(message)
                 elif (frame := compressed(message.data, decoders)) is not None:
                     yield taken_ns, frame
-    except AnyReaderError as error:
-        raise AvomniError(f"the bag cannot be read: {error}", where=str(path)) from None
+    except AvomniError:
+        raise
+    except Exception as error:  # of a damaged bag: whatever its file formats' readers stumble on
+        raise AvomniError(
+            f"the bag cannot be read: {type(error).__name__}: {error}", where=str(path)
+        ) from None
 
 
 def plain(message: Any) -> av.VideoFrame:
