@@ -74,6 +74,9 @@ class WorldParams(Section):
     num_chunks: Annotated[int, Field(ge=1, le=10_000)] = Field(2, description="chunks published")
     clips_per_chunk: Annotated[int, Field(ge=1, le=10_000)] = Field(50, description="clips in each")
     clip_seconds: Annotated[float, Field(ge=1, le=3600)] = Field(8.0, description="s of video")
+    cameras: (
+        Literal["4-cam", "7-cam"] | Annotated[tuple[Literal[grids.NAMES], ...], Field(min_length=1)]
+    ) = Field("4-cam", description="that are rendered: of a preset, or names; others are absent")
     codec: Literal["h264", "hevc"] = Field("h264", description="of each camera's video")
     width: Annotated[int, Field(ge=32, le=8192, multiple_of=2)] = Field(
         128, description="px of each camera's video"
@@ -81,6 +84,12 @@ class WorldParams(Section):
     height: Annotated[int, Field(ge=32, le=8192, multiple_of=2)] = Field(
         72, description="px of each camera's video"
     )
+
+    @property
+    def camera_names(self) -> tuple[str, ...]:
+        """The cameras that are rendered, in the rig's order."""
+        rows = grids.PRESETS.get(self.cameras) if isinstance(self.cameras, str) else (self.cameras,)
+        return tuple(name for name in grids.NAMES if any(name in row for row in rows or ()))
 
     def splits(self) -> list[str]:
         """The split of each clip, in their order.

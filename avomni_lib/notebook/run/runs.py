@@ -288,7 +288,7 @@ def world_dir(p: Params) -> Path:
 
 
 def raw_folders(p: Params) -> list[Path]:
-    """Where raw files may lie: fetched ones, and the rendered world, which has all cameras."""
+    """Where raw files may lie: fetched ones, and the rendered world, with every camera of it."""
     return [p.local_dir, world_dir(p)] if p.rendered else [p.local_dir]
 
 
