@@ -1,6 +1,6 @@
 """CPU seconds of the demo, stage by stage, beside those of another commit on the same machine.
 
-    python -m tests.benchmarks.demo_cpu [--base REV] [--params params/demo.yaml ...] [--set KEY=VALUE]
+    python -m tests.benchmarks.demo_cpu [--base REV] [--params FILE ...] [--set KEY=VALUE]
 
 Writes outputs/benchmarks/demo_cpu.json. Both checkouts run under this Python, in turn, one params
 file after another, each below a temporary folder. CPU seconds are user and system time of the
@@ -73,7 +73,12 @@ def run(tree: Path, params: str, changes: list[str], folder: Path) -> dict[str, 
     environment = os.environ | {"PYTHONPATH": str(tree)}
     started, before, stages, lines = time.monotonic(), cpu_s(), {}, []
     process = subprocess.Popen(
-        words, cwd=tree, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        words,
+        cwd=tree,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     for line in process.stdout or ():
         lines.append(line)
