@@ -84,6 +84,11 @@ class WorldParams(Section):
     height: Annotated[int, Field(ge=32, le=8192, multiple_of=2)] = Field(
         72, description="px of each camera's video"
     )
+    strays: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0,
+        description="share of the clips whose car begins beside its lane, or turned away from it, "
+        "and comes back",
+    )
 
     @property
     def camera_names(self) -> tuple[str, ...]:

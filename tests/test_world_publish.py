@@ -179,6 +179,22 @@ def test_clips_are_functions_of_their_seeds():
         scene_of(world().dataset.world, str(uuid.UUID(int=0)))
 
 
+def test_the_asked_share_of_the_clips_strays_and_the_others_are_as_they_were(published):
+    def first_states(share: float) -> list[bytes]:
+        asked = world(strays=share, clips_per_chunk=10).dataset.world
+        scenes = [scene_of(asked, clip.clip_id) for clip in world_clips(asked)]
+        return [scene.drive.state.tobytes() for scene in scenes]
+
+    none, some, every = map(first_states, (0.0, 0.5, 1.0))
+    assert not set(none) & set(every)
+    strayed = [one != two for one, two in zip(none, some, strict=True)]
+    assert 4 <= sum(strayed) <= 16
+    assert some == [e if s else n for n, e, s in zip(none, every, strayed, strict=True)]
+    # What a folder was made from is recorded, and where nobody strays it is as it ever was.
+    assert not is_published(world(strays=0.5), published)
+    assert "strays" not in (published / "README.md").read_text()
+
+
 @pytest.mark.parametrize("clips_per_chunk", [10, 50])
 def test_splits_are_balanced_in_every_chunk(clips_per_chunk):
     clips = world_clips(world(num_chunks=3, clips_per_chunk=clips_per_chunk).dataset.world)

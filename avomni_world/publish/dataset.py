@@ -65,7 +65,18 @@ def scene_of(world: WorldParams, clip_id: str) -> Scene:
 
 
 def _scene(clip: WorldClip, world: WorldParams) -> Scene:
-    return make_scene(clip.seed, world.town, world.clip_seconds, has_event(clip.number))
+    return make_scene(
+        clip.seed,
+        world.town,
+        world.clip_seconds,
+        has_event(clip.number),
+        strays(clip, world),
+    )
+
+
+def strays(clip: WorldClip, world: WorldParams) -> bool:
+    """Whether the clip's car begins out of its lane; the dice that seeded it decide."""
+    return clip.seed % 10_000 < 10_000 * world.strays
 
 
 def expected_bytes(world: WorldParams) -> int:
@@ -163,7 +174,10 @@ def _record(job: tuple[WorldClip, Path, WorldParams]) -> bool:
 
 def _card(world: WorldParams) -> str:
     """The data set's README: what it is, and the parameters that made it."""
-    values = json.dumps(world.model_dump() | {"format": FORMAT}, sort_keys=True)
+    made_from = world.model_dump() | {"format": FORMAT}
+    if not world.strays:  # a world without any has the bytes that it had before there were any
+        del made_from["strays"]
+    values = json.dumps(made_from, sort_keys=True)
     return f"""---
 license: mit
 ---
