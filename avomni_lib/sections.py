@@ -14,7 +14,6 @@ from pydantic import AfterValidator, Field, field_validator
 from avomni_lib import grids, hardware, own_code
 from avomni_lib.section import ROWS, Section
 
-WORLD_SPLITS = {"train": 0.6, "val": 0.1, "test": 0.3}
 LONGEST_NAME = 200
 TARGETS = ("summary_v1", "future_v1", "meta_v1", "coc_v1", "full_v1")  # that are built in
 # Each file of that folder is a family of models; it is listed, as importing it is not ours here.
@@ -95,19 +94,6 @@ class WorldParams(Section):
         """The cameras that are rendered, in the rig's order."""
         rows = grids.PRESETS.get(self.cameras) if isinstance(self.cameras, str) else (self.cameras,)
         return tuple(name for name in grids.NAMES if any(name in row for row in rows or ()))
-
-    def splits(self) -> list[str]:
-        """The split of each clip, in their order.
-
-        Each goes to the split that is owed most: a stretch of ten holds six train, one val and
-        three test, in every chunk alike.
-        """
-        dealt, counts = [], dict.fromkeys(WORLD_SPLITS, 0)
-        for number in range(1, self.num_chunks * self.clips_per_chunk + 1):
-            split = max(counts, key=lambda name: WORLD_SPLITS[name] * number - counts[name])
-            counts[split] += 1
-            dealt.append(split)
-        return dealt
 
 
 class ClipsParams(Section):

@@ -20,7 +20,7 @@ from pathlib import Path
 from avomni_lib import files, workers
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.own import layout as packed
-from avomni_lib.dataset.select.forecast import world_clip_bytes
+from avomni_lib.dataset.select.forecast import world_clip_bytes, world_splits
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
@@ -38,7 +38,7 @@ FORMAT = 3  # raise it when the same parameters would give other bytes
 def world_clips(world: WorldParams) -> list[WorldClip]:
     """All clips of a world, chunk after chunk."""
     clips = []
-    for number, split in enumerate(world.splits()):
+    for number, split in enumerate(world_splits(world)):
         digest = hashlib.sha256(f"{world.seed}/{number}".encode()).digest()
         seed = int.from_bytes(digest[:4], "little")
         clip_id = clip_id_of(world.town, seed)
