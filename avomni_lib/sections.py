@@ -74,7 +74,7 @@ class WorldParams(Section):
     clips_per_chunk: Annotated[int, Field(ge=1, le=10_000)] = Field(50, description="clips in each")
     clip_seconds: Annotated[float, Field(ge=1, le=3600)] = Field(8.0, description="s of video")
     cameras: (
-        Literal["4-cam", "7-cam"] | Annotated[tuple[Literal[grids.NAMES], ...], Field(min_length=1)]
+        Literal["4-cam", "7-cam"] | Annotated[tuple[grids.CameraName, ...], Field(min_length=1)]
     ) = Field("4-cam", description="that are rendered: of a preset, or names; others are absent")
     codec: Literal["h264", "hevc"] = Field("h264", description="of each camera's video")
     width: Annotated[int, Field(ge=32, le=8192, multiple_of=2)] = Field(
