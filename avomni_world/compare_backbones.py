@@ -2,12 +2,10 @@
 
     python -m avomni_world.compare_backbones      # make backbones
 
-The models have random weights, about as many as the tiny base has, and a tokenizer each. First a
-linear head has to read the speed off the language model's state at each vision token, from pairs of
-frames; then the model learns to answer. All families see the same windows in the same order for the
-same number of steps, and answer for the same windows of drives that none has seen. The table shows
-that each family learns, and what a window costs it; it says nothing of the released models, whose
-weights have seen the world.
+The models have random weights, about as many as the tiny base has, and a tokenizer each. They see
+the same pairs of frames in the same order for the same number of steps, and answer for the same
+pairs of drives that none has seen. The table shows that each family learns, and what a window costs
+it; it says nothing of the released models, whose weights have seen the world.
 """
 
 from __future__ import annotations
@@ -25,13 +23,17 @@ from typing import Any
 import numpy as np
 
 from avomni_lib import files, sections
+from avomni_lib.dataset import cameras
 from avomni_lib.training.backbones import Video
 from avomni_lib.training.targets import target
-from avomni_world.tiny_base.drives import GRID, HELD_OUT_SEED, HOME, SAMPLE_HZ, TILE, Drives
+from avomni_world.tiny_base.drives import HELD_OUT_SEED, HOME, SAMPLE_HZ, TILE, Drive, Drives
 
-NUM_FRAMES = 4
+NUM_FRAMES = 2
 TARGET = target("summary_v1")
 LAST_S = (NUM_FRAMES - 1) / SAMPLE_HZ
+GRID = cameras.grid((("camera_front_wide_120fov",),))
+LAYERS, SEEN_AFTER = 6, 4  # of the language model, and after which of them a head reads the speed
+HEAD_BETA = 0.3  # of its error in SPEED_SCALE, up to which it counts squared
 SQUARE, PATCH = 32, 8  # px; for families whose vision tower takes squares, and all towers' patches
 
 
@@ -40,18 +42,18 @@ class Comparison:
     """What all families have in common.
 
     Attributes:
-        see_steps, see_windows: Optimizer steps of the first lesson, and pairs of frames in each.
-        steps, windows: Optimizer steps of the second lesson, and windows in each.
+        see_steps: Optimizer steps of the first lesson, seeing.
+        steps: Of the second lesson, answering.
+        windows: In each step.
         rate: Peak learning rate of AdamW.
         num_drives, num_held_out: Drives to learn from, and to answer for.
         seed: Of the weights' start and of the windows' order.
     """
 
-    see_steps: int = 400
-    see_windows: int = 32
-    steps: int = 200
-    windows: int = 16
-    rate: float = 2e-3
+    see_steps: int = 800
+    steps: int = 400
+    windows: int = 64
+    rate: float = 1e-3
     num_drives: int = 160
     num_held_out: int = 12
     seed: int = 0
@@ -68,7 +70,7 @@ class Row:
             steps.
         mae_mps: Mean error of the answered speeds; an answer that is none counts as the mean.
         mean_mae_mps: The same of one who always answers the mean.
-        seconds: Of the training.
+        seconds: Of the CPU, for the training.
         memory_gb: The most that its process held.
     """
 
@@ -112,7 +114,7 @@ def _text(words: Any, **own: Any) -> dict[str, Any]:
         "vocab_size": -(-len(words) // 64) * 64,
         "hidden_size": 128,
         "intermediate_size": 384,
-        "num_hidden_layers": 4,
+        "num_hidden_layers": LAYERS,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "eos_token_id": words.eos_token_id,
@@ -252,20 +254,24 @@ def train(name: str, work: Path, comparison: Comparison) -> Row:
     drives = Drives(work / "drives", comparison.num_drives, town=HOME)
     for number in range(len(drives)):  # rendered before the clock runs
         drives[number]
-    talk = conversation(name, model, words, NUM_FRAMES)
-    started = time.perf_counter()
-    pairs = conversation(name, model, words, 2)
-    _run(f"{name} sees", see(model, pairs, drives, comparison))
-    losses = _run(f"{name} answers", learn_answers(model, talk, drives, comparison))
-    seconds, few = time.perf_counter() - started, max(1, comparison.steps // 10)
+    talk = conversation(name, model, words)
+    losses, started = [], time.process_time()
+    for loss in learn(model, talk, drives, comparison):
+        losses.append(loss)
+        if len(losses) % 50 == 0:
+            said, seen = np.mean(losses[-50:], axis=0)
+            print(
+                f"{name}, step {len(losses)}: loss {said:.3f}, of the head {seen:.3f}", flush=True
+            )
+    seconds, few = time.process_time() - started, max(1, comparison.steps // 10)
     held_out = Drives(work / "drives", comparison.num_held_out, HELD_OUT_SEED, HOME)
     mae, mean_mae = _errors(model.eval(), talk, held_out)
     return Row(
         name,
         sum(weight.numel() for weight in model.parameters()),
         len(talk.sample(TARGET.render(Driven(10.0)))),
-        float(np.mean(losses[:few])),
-        float(np.mean(losses[-few:])),
+        float(np.mean(losses[comparison.see_steps :][:few], axis=0)[0]),
+        float(np.mean(losses[-few:], axis=0)[0]),
         mae,
         mean_mae,
         seconds,
@@ -293,13 +299,13 @@ def start(name: str, words: Any, seed: int) -> Any:
     return model
 
 
-def conversation(name: str, model: Any, words: Any, num_frames: int) -> Any:
-    """How the family is shown so many frames, and asked."""
+def conversation(name: str, model: Any, words: Any) -> Any:
+    """How the family is shown a window, and asked."""
     from avomni_lib.training.backbones import backbone
     from avomni_lib.training.prompt.conversation import Conversation, cells_of
 
-    times = tuple(number / SAMPLE_HZ for number in range(num_frames))
-    video = Video(times, GRID.rows * TILE[1], GRID.cols * TILE[0], cells_of(GRID))
+    times = tuple(number / SAMPLE_HZ for number in range(NUM_FRAMES))
+    video = Video(times, SQUARE, SQUARE, cells_of(GRID))
     return Conversation(
         words,
         backbone(name, model.config),
@@ -310,72 +316,58 @@ def conversation(name: str, model: Any, words: Any, num_frames: int) -> Any:
     )
 
 
-def see(model: Any, talk: Any, drives: Drives, comparison: Comparison) -> Iterator[float]:
-    """The first lesson, step by step: yields the loss of reading the speed off pairs of frames.
+def learn(
+    model: Any, talk: Any, drives: Drives, comparison: Comparison
+) -> Iterator[tuple[float, float]]:
+    """The training, step by step: yields the mean loss of a token of the answer, and the head's.
+
+    First, seeing: a linear head, thrown away in the end, has to read the speed off the language
+    model's state at each vision token that knows both frames, below the last layers. Then the model
+    also has to answer; in the first lesson the loss of the answer is yielded as nan.
 
     The frames of a pair are 0, 1 or 2 apart, and the speed is as if they were neighbours: the same
-    place is seen at several speeds, so that a model that remembers the drives gains nothing by it.
-    The head reads the speed at each vision token that knows both frames, and is thrown away.
+    place is seen at several speeds, so that a model that remembers the drives gains nothing.
     """
     import torch
     from torch.nn import functional
 
     from avomni_world.tiny_base.lessons import SPEED_MEAN, SPEED_SCALE, relight
 
-    rng = np.random.default_rng([comparison.seed, 0])
-    inner = model.model
+    rng = np.random.default_rng(comparison.seed)
     head = torch.nn.Linear(model.config.text_config.hidden_size, 1)
-    weights = [*inner.parameters(), *head.parameters()]
-    step = _optimizer(weights, comparison.rate, comparison.see_steps)
+    weights = [*model.parameters(), *head.parameters()]
     places = np.flatnonzero(talk.prompt().mm_token_type_ids)
-    shown_alone = _cut(talk.prompt(), places[-1] + 1)
+    pictures = _cut(talk.prompt(), places[-1] + 1)
     if talk.backbone.frames_per_patch == 1:
         places = places[len(places) // 2 :]
-    for _ in range(comparison.see_steps):
-        frames, speeds = [], []
-        for _ in range(comparison.see_windows):
-            drive = drives[int(rng.integers(len(drives)))]
-            apart = int(rng.integers(3))
-            first = int(rng.integers(len(drive.frames) - apart))
-            frames.append(drive.frames[[first, first + apart]])
-            speeds.append((drive.path_m[first + apart] - drive.path_m[first]) * SAMPLE_HZ)
-        shown = talk.inputs(torch.from_numpy(relight(np.stack(frames), rng, noise=4.0)))
-        batch = _batch(talk, [shown_alone] * len(frames))
-        del batch["labels"]
-        found = head(inner(**batch, **shown, use_cache=False).last_hidden_state[:, places])
-        wanted = (torch.tensor(speeds, dtype=torch.float32) - SPEED_MEAN) / SPEED_SCALE
-        wanted = wanted[:, None, None].expand_as(found)
-        yield step(functional.smooth_l1_loss(found, wanted, beta=0.3))
+    for answers, num_steps in ((False, comparison.see_steps), (True, comparison.steps)):
+        step = _optimizer(weights, comparison.rate, num_steps)
+        for _ in range(num_steps):
+            frames, speeds, samples = [], [], []
+            for _ in range(comparison.windows):
+                drive = drives[int(rng.integers(len(drives)))]
+                apart = int(rng.integers(3))
+                first = int(rng.integers(len(drive.frames) - apart))
+                frames.append(front(drive)[[first, first + apart]])
+                speeds.append((drive.path_m[first + apart] - drive.path_m[first]) * SAMPLE_HZ)
+                answer = TARGET.render(Driven(speeds[-1]))
+                samples.append(talk.sample(answer) if answers else pictures)
+            batch = _batch(talk, samples)
+            batch |= talk.inputs(torch.from_numpy(relight(np.stack(frames), rng, noise=4.0)))
+            batch |= {} if answers else {"labels": None, "logits_to_keep": 1}
+            out = model(**batch, output_hidden_states=True)
+            found = head(out.hidden_states[SEEN_AFTER][:, places])
+            wanted = (torch.tensor(speeds, dtype=torch.float32) - SPEED_MEAN) / SPEED_SCALE
+            wanted = wanted[:, None, None].expand_as(found)
+            seen = functional.smooth_l1_loss(found, wanted, beta=HEAD_BETA)
+            step(out.loss + seen if answers else seen)
+            yield out.loss.item() if answers else float("nan"), seen.item()
 
 
-def learn_answers(model: Any, talk: Any, drives: Drives, comparison: Comparison) -> Iterator[float]:
-    """The second lesson, step by step: yields the cross entropy of a token of the answer."""
-    import torch
-
-    from avomni_world.tiny_base.lessons import relight
-
-    rng = np.random.default_rng([comparison.seed, 1])
-    step = _optimizer([*model.parameters()], comparison.rate / 2, comparison.steps)
-    for _ in range(comparison.steps):
-        frames, samples = [], []
-        for _ in range(comparison.windows):
-            drive = drives[int(rng.integers(len(drives)))]
-            first = int(rng.integers(len(drive.frames) - NUM_FRAMES + 1))
-            speed = drive.speed_mps(first, first + NUM_FRAMES - 1)
-            frames.append(drive.frames[first : first + NUM_FRAMES])
-            samples.append(talk.sample(TARGET.render(Driven(speed))))
-        shown = talk.inputs(torch.from_numpy(relight(np.stack(frames), rng)))
-        yield step(model(**_batch(talk, samples), **shown).loss)
-
-
-def _run(lesson: str, losses: Iterator[float]) -> list[float]:
-    """The losses, printed every 50 steps."""
-    curve: list[float] = []
-    for loss in losses:
-        curve.append(loss)
-        if len(curve) % 50 == 0:
-            print(f"{lesson}, step {len(curve)}: loss {np.mean(curve[-50:]):.3f}", flush=True)
-    return curve
+def front(drive: Drive) -> np.ndarray:
+    """(T, 32, 32, 3) uint8: a square of the first camera's tile, its middle."""
+    left = (TILE[0] - SQUARE) // 2
+    return drive.frames[:, :SQUARE, left : left + SQUARE]
 
 
 def _cut(sample: Any, length: int) -> Any:
@@ -399,7 +391,7 @@ def _batch(talk: Any, samples: Sequence[Any]) -> dict[str, Any]:
     return batch
 
 
-def _optimizer(weights: Sequence[Any], rate: float, num_steps: int) -> Callable[[Any], float]:
+def _optimizer(weights: Sequence[Any], rate: float, num_steps: int) -> Callable[[Any], None]:
     """A step of AdamW for a loss: 20 steps of warm-up, then half a cosine down to a fiftieth."""
     import torch
 
@@ -409,13 +401,12 @@ def _optimizer(weights: Sequence[Any], rate: float, num_steps: int) -> Callable[
         for number in range(num_steps)
     )
 
-    def step(loss: Any) -> float:
+    def step(loss: Any) -> None:
         optimizer.param_groups[0]["lr"] = rate * next(shares)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
-        return float(loss.detach())
 
     return step
 
@@ -429,7 +420,7 @@ def _errors(model: Any, talk: Any, drives: Drives) -> tuple[float, float]:
     for number in range(len(drives)):
         drive = drives[number]
         starts = range(0, len(drive.frames) - NUM_FRAMES + 1, NUM_FRAMES)
-        windows = np.stack([drive.frames[i : i + NUM_FRAMES] for i in starts])
+        windows = np.stack([front(drive)[i : i + NUM_FRAMES] for i in starts])
         truths += [drive.speed_mps(i, i + NUM_FRAMES - 1) for i in starts]
         answers += say(model, talk, windows, 64)
     truth = np.array(truths)
@@ -455,7 +446,7 @@ def compare(work: Path, comparison: Comparison, names: Sequence[str] = ()) -> li
 def table(rows: Sequence[Row]) -> str:
     """The rows in Markdown."""
     lines = [
-        "| family | weights | speed MAE, m/s (the mean's) | loss | tokens a window | seconds "
+        "| family | weights | speed MAE, m/s (the mean's) | loss | tokens a window | CPU seconds "
         "| memory |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
