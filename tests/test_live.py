@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.live.session import Session, replay
+from avomni_lib.live.recording import replay
+from avomni_lib.live.session import Session
 from avomni_lib.live.ticks import Ticks
 from avomni_lib.params import Params
 
@@ -167,7 +168,8 @@ def test_a_recorded_session_is_answered_again(tmp_path):
     def ask(frames: np.ndarray) -> str:
         return " ".join(f"{frame.mean():.3f}" for frame in frames)
 
-    session = Session(p_of(), ask, record=tmp_path / "record", now_ns=clock, num_encoded=lambda: 2)
+    ask.num_encoded = 2
+    session = Session(p_of(), ask, record=tmp_path / "record", now_ns=clock)
     with session.record:
         drive(session, clock, seconds=3, service_s=0.35, skip={(NAMES[0], 40)})
     lines = [json.loads(line) for line in (tmp_path / "record" / "live.jsonl").open()]

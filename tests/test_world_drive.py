@@ -92,6 +92,30 @@ def test_speeds_fill_their_range_and_some_clips_stop_and_start():
         assert sum(again.any() for again in moving_again) > 10
 
 
+@settings(max_examples=25)
+@given(seed=seeds, name=town_names)
+def test_a_car_that_strays_begins_out_of_its_lane_and_comes_back(seed, name):
+    rng, town = np.random.default_rng(seed), towns.town(name)
+    road = drive.make_road(rng, town, town.speed_mps[1] * (SECONDS + 1))
+    before = rng.bit_generator.state
+    straight = drive.drive_along(rng, road, town, 2.85, SECONDS)
+    rng.bit_generator.state = before
+    stray = drive.make_stray(np.random.default_rng(seed))
+    car = drive.drive_along(rng, road, town, 2.85, SECONDS, stray)
+    left, turned = stray.left_m, stray.turned_rad
+    assert 0 < max(abs(left) / 2.0, abs(turned) / np.radians(12)) <= 1
+    first, usual = car.state[0], straight.state[0]
+    across = np.array([-np.sin(usual[2]), np.cos(usual[2])])
+    assert first[:2] - usual[:2] == pytest.approx(left * across, abs=1e-9)
+    assert first[2] - usual[2] == pytest.approx(turned)
+    assert np.array_equal(car.state[:, 3:5], straight.state[:, 3:5])  # no slower, no faster
+    lane, _ = road.place(car.state[:, 6], np.array(drive.EGO_OFFSET_M))
+    away = np.hypot(*(lane - car.state[:, :2]).T)
+    assert away.max() < 5.0
+    if car.state[:, 3].min() > 3.0:  # a car that stands cannot come back
+        assert away[int(9.0 / drive.STEP_S) :].max() < 0.6
+
+
 def test_outside_the_drive_is_an_error():
     _, car = driven(1, "meadow")
     with pytest.raises(ValueError, match="the drive spans"):

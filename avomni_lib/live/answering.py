@@ -25,35 +25,52 @@ QUANTILES = (50, 95, 99)
 
 @contextlib.contextmanager
 def opened(
-    p: Params, adapter: str | None = None, base_only: bool = False
+    p: Params,
+    adapter: str | None = None,
+    base_only: bool = False,
+    ask: Callable[..., str] | None = None,
 ) -> Iterator[tuple[Session, Page]]:
     """A session with its cameras, its model and its page, to be `run`.
 
     Args:
         adapter, base_only: As `Answerer` takes them.
+        ask: What answers, as `asker` returns it; None opens the model.
 
     Raises:
-        AvomniError: no such adapter, or nothing to play.
+        AvomniError: no such adapter, nothing to play, or the prompt would tell what nobody knows.
     """
     folder = record_folder(p)
     if p.live.sources is None:
-        p = playback.as_cameras(p, playback.held_out_clip(p), folder / "cameras")
+        p = playback.as_cameras(p, playback.held_out_clips(p)[0], folder)
+    history = playback.history_of(p, folder)
     sources_of(p)  # a mistake is told before a model is loaded
-    ask, num_encoded = asker(p, adapter, base_only)
+    ask = ask or asker(p, adapter, base_only)
     with Page(p.live.port) as page:
-        yield Session(p, ask, folder, watch=page.show, num_encoded=num_encoded), page
+        yield Session(p, ask, folder, watch=page.show, history=history), page
 
 
-def asker(
-    p: Params, adapter: str | None = None, base_only: bool = False
-) -> tuple[Callable[[np.ndarray], str], Callable[[], int | None]]:
-    """What answers one window, this process or `live.server`, and how many frames of it were new
-    to its vision tower (a server does not say)."""
+class LocalAnswerer:
+    """Asks the model of this process about one window.
+
+    Attributes:
+        num_encoded: Frames of the last window that its vision tower had not seen before.
+    """
+
+    def __init__(self, answerer: Answerer):
+        self._answerer, self.num_encoded = answerer, 0
+
+    def __call__(self, frames: np.ndarray, history: str = "") -> str:
+        answer = self._answerer.answer(frames, history)
+        self.num_encoded = answer.num_encoded
+        return answer.text
+
+
+def asker(p: Params, adapter: str | None = None, base_only: bool = False) -> Callable[..., str]:
+    """What answers one window, and the words of the car's past: this process, or `live.server`."""
     if p.live.server is None:
-        answerer = Answerer(p, adapter, base_only)
-        return lambda frames: answerer.answer(frames).text, lambda: answerer.seen.num_frames
+        return LocalAnswerer(Answerer(p, adapter, base_only))
     words = prompt_text(cameras.grid(p.vision.cameras), target_of(p))
-    return RemoteAnswerer(p, p.live.server, words).ask, lambda: None
+    return RemoteAnswerer(p, p.live.server, words).ask
 
 
 def record_folder(p: Params) -> Path:

@@ -24,6 +24,30 @@ MAX_HEADING_RAD = math.radians(75.0)  # the road always leads on, so it never me
 RAMP_M = 24.0  # curvature changes over this length
 MAX_STEER_RATE = 0.5  # rad/s
 MAX_STEER_RAD = 0.6
+BACK_S = 2.0  # in this time a car that strayed is back by all but 1/e of its distance
+
+
+@dataclass(frozen=True)
+class Stray:
+    """Where a car begins that is not in its lane.
+
+    Attributes:
+        left_m: To the left of the lane that it drives in.
+        turned_rad: Turned to the left of the lane's direction.
+    """
+
+    left_m: float = 0.0
+    turned_rad: float = 0.0
+
+
+IN_LANE = Stray()
+
+
+def make_stray(rng: np.random.Generator) -> Stray:
+    """Beside the lane, turned away from it, or both: up to 2 m and 12°."""
+    left, turned = rng.uniform(-2.0, 2.0), rng.uniform(-1.0, 1.0) * math.radians(12)
+    kind = rng.integers(3)
+    return Stray(0.0 if kind == 1 else float(left), 0.0 if kind == 0 else float(turned))
 
 
 @dataclass(frozen=True)
@@ -214,9 +238,17 @@ def _reflect(value: float, low: float, high: float) -> float:
 
 
 def drive_along(
-    rng: np.random.Generator, road: Road, town: Town, wheelbase_m: float, seconds: float
+    rng: np.random.Generator,
+    road: Road,
+    town: Town,
+    wheelbase_m: float,
+    seconds: float,
+    stray: Stray = IN_LANE,
 ) -> Drive:
     """Follow the right-hand lane by pure pursuit: the steering angle turns towards a point ahead.
+
+    A car that begins beside the lane aims beside it too, by a distance that shrinks to 1/e every
+    `BACK_S`.
 
     Source of the steering law: Coulter, "Implementation of the Pure Pursuit Path Tracking
     Algorithm", CMU-RI-TR-92-01; of the motion: the kinematic bicycle with its reference at the
@@ -237,14 +269,18 @@ def drive_along(
 
     along = 0.0
     here = cell(along)
-    x, y, yaw = lane_x[here], lane_y[here], headings[here]
+    x = lane_x[here] - stray.left_m * math.sin(headings[here])
+    y = lane_y[here] + stray.left_m * math.cos(headings[here])
+    yaw = headings[here] + stray.turned_rad
     steer = math.atan(wheelbase_m * curvatures[here])
     state = np.empty((len(speeds), 7))
     for step, (speed, rate) in enumerate(zip(speeds.tolist(), rates.tolist(), strict=True)):
         state[step] = x, y, yaw, speed, rate, steer, along
         ahead_m = 4.0 + 0.55 * speed
         target = cell(along + ahead_m)
-        dx, dy = lane_x[target] - x, lane_y[target] - y
+        beside = stray.left_m * math.exp(-step * STEP_S / BACK_S)
+        dx = lane_x[target] - beside * math.sin(headings[target]) - x
+        dy = lane_y[target] + beside * math.cos(headings[target]) - y
         bearing = math.atan2(dy, dx) - yaw
         bearing = math.atan2(math.sin(bearing), math.cos(bearing))
         wanted = math.atan2(2 * wheelbase_m * math.sin(bearing), math.hypot(dx, dy))

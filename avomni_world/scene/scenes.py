@@ -133,7 +133,11 @@ class Scene:
 
 
 def make_scene(
-    seed: int, town: str | towns.Town, seconds: float, with_event: bool = False
+    seed: int,
+    town: str | towns.Town,
+    seconds: float,
+    with_event: bool = False,
+    strays: bool = False,
 ) -> Scene:
     """The world of one clip; the same arguments give the same world.
 
@@ -141,20 +145,22 @@ def make_scene(
         town: One of `TOWNS` by name, or a town of one's own.
         with_event: Tell what happens, and let somebody cross the road where the car brakes for
             nobody. The drive and all that stands still are the same without it.
+        strays: The car begins beside its lane, or turned away from it, and comes back.
 
     Raises:
         AvomniError: no town has this name.
     """
     look = towns.town(town) if isinstance(town, str) else town
-    streams = np.random.SeedSequence([seed, zlib.crc32(look.name.encode())]).spawn(7)
-    roads, driving, mounting, painting, placing, meeting, happening = map(
+    streams = np.random.SeedSequence([seed, zlib.crc32(look.name.encode())]).spawn(8)
+    roads, driving, mounting, painting, placing, meeting, happening, straying = map(
         np.random.default_rng, streams
     )
     driven_s = seconds + EGO_FUTURE_S
     road = drives.make_road(roads, look, look.speed_mps[1] * (driven_s + 1))
     kinds = ["van"] if look.camera_rise_m else ["passenger car"] * 9 + ["long car"]
     vehicle = VEHICLES[kinds[mounting.integers(len(kinds))]]
-    drive = drives.drive_along(driving, road, look, vehicle.wheelbase, driven_s)
+    stray = drives.make_stray(straying) if strays else drives.IN_LANE
+    drive = drives.drive_along(driving, road, look, vehicle.wheelbase, driven_s, stray)
     road, drive = drives.anchor(road, drive)
     last = float(drive.at(np.array([seconds + VIDEO_MARGIN_S]))["along"][0])
     span = -scenery.VIEW_M, last + scenery.VIEW_M
