@@ -30,13 +30,13 @@ class Answer:
         said: What was read of it; None where nothing could be.
         seconds: From frames on the host to text.
         num_encoded: Frames (squares, where the model sees these) that went through its vision
-            tower: not those that it knew from the windows before.
+            tower, not those that it knew from the windows before; None where nobody counts them.
     """
 
     text: str
     said: Said | None
     seconds: float
-    num_encoded: int = 0
+    num_encoded: int | None = None
 
 
 class Answerer:

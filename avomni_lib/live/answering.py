@@ -57,7 +57,8 @@ class LocalAnswerer:
     """
 
     def __init__(self, answerer: Answerer):
-        self._answerer, self.num_encoded = answerer, 0
+        self._answerer = answerer
+        self.num_encoded: int | None = None
 
     def __call__(self, frames: np.ndarray, history: str = "") -> str:
         answer = self._answerer.answer(frames, history)

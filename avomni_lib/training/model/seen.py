@@ -24,12 +24,15 @@ class Seen:
 
     Attributes:
         num_frames: Frames (squares, where it is given these) that went through the tower at its
-            last call.
+            last call; None where the family keeps nothing.
     """
 
     def __init__(self, model: Any, kind: Backbone):
-        self.kind, self.num_frames = kind, 0
+        self.kind = kind
+        self.num_frames: int | None = 0 if kind.tower else None
         self._kept: dict[float, tuple[torch.Tensor, list[Any]]] = {}
+        if not kind.tower:
+            return
         (tower,) = (
             each for name, each in model.named_modules() if name.rpartition(".")[2] == kind.tower
         )
@@ -41,8 +44,8 @@ class Seen:
         from torch.utils._pytree import tree_flatten, tree_unflatten
 
         rows = pixels[0] if pixels else told.pop("pixel_values")
-        num = self.kind.pieces(rows, told)
-        self.num_frames = self.kind.frames_seen(rows, told)
+        num, num_frames = self.kind.pieces(rows, told), self.kind.frames_seen(rows, told)
+        self.num_frames = num_frames
         if num is None:
             return self._tower(rows, **told)
         pieces = rows.reshape(num, -1)
@@ -57,7 +60,7 @@ class Seen:
                 return self._tower(rows, **told)
             if not is_known:
                 new[name] = place
-        self.num_frames = self.num_frames * len(new) // num
+        self.num_frames = num_frames * len(new) // num
         if new:
             chosen = rows.reshape(num, -1, *rows.shape[1:])[list(new.values())].flatten(0, 1)
             made, self._shape = tree_flatten(

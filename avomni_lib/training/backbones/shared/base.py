@@ -64,7 +64,8 @@ class Backbone(ABC):
             says.
         skip_modules: Modules that are kept out of 4 bit.
         sixteen_bit_because: Why `model.load_in_4bit` is off unless it is set; None: it is on.
-        tower: Name of the module that sees pictures, in `pieces` that know nothing of each other.
+        tower: Name of the module that sees pictures, in `pieces` that know nothing of each other;
+            empty: it does not, and nothing that it saw is kept for the next window.
         in_unsloth: Whether Unsloth has a path for the family.
         adapters_in_vllm: Whether vLLM serves an adapter beside a base model of the family.
         in_llama_cpp: Whether llama.cpp's converters read the family's checkpoints.
@@ -84,7 +85,7 @@ class Backbone(ABC):
     lora_targets: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "o_proj")
     skip_modules: ClassVar[tuple[str, ...]]
     sixteen_bit_because: ClassVar[str | None] = None
-    tower: ClassVar[str]
+    tower: ClassVar[str] = ""
     in_unsloth: ClassVar[bool] = False
     adapters_in_vllm: ClassVar[bool] = True
     in_llama_cpp: ClassVar[bool] = True
@@ -170,7 +171,6 @@ class Backbone(ABC):
             videos: What the window shows, where it matters which cells are empty.
         """
 
-    @abstractmethod
     def pieces(self, rows: torch.Tensor, told: Mapping[str, Any]) -> int | None:
         """Into how many equal pieces, which it sees apart, the tower's pictures fall.
 
@@ -181,10 +181,11 @@ class Backbone(ABC):
         Returns:
             None where they are not equal.
         """
+        return None
 
-    @abstractmethod
     def frames_seen(self, rows: torch.Tensor, told: Mapping[str, Any]) -> int:
         """Frames in what the tower is given, or squares where it is given these."""
+        return len(rows)
 
     def told_of(self, told: Mapping[str, Any], num: int) -> dict[str, Any]:
         """What the tower is told beside `num` of the pieces."""
