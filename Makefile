@@ -71,7 +71,7 @@ bench: $(READY)
 	$(PY) -m tests.benchmarks.etl
 	$(PY) -m tests.benchmarks.loader
 
-## make backbones  a small model of each family from scratch on the same rendered drives, one table (15 minutes)
+## make backbones  a small model of each family from scratch on the same rendered drives, one table (an hour on one core)
 backbones: $(READY)
 	$(PY) -m avomni_world.compare_backbones
 
