@@ -92,8 +92,8 @@ class WorldParams(Section):
     @property
     def camera_names(self) -> tuple[str, ...]:
         """The cameras that are rendered, in the rig's order."""
-        rows = grids.PRESETS.get(self.cameras) if isinstance(self.cameras, str) else (self.cameras,)
-        return tuple(name for name in grids.NAMES if any(name in row for row in rows or ()))
+        rows = grids.PRESETS[self.cameras] if isinstance(self.cameras, str) else (self.cameras,)
+        return tuple(name for name in grids.NAMES if any(name in row for row in rows))
 
 
 class ClipsParams(Section):

@@ -331,7 +331,7 @@ def learn(
     import torch
     from torch.nn import functional
 
-    from avomni_world.tiny_base.lessons import SPEED_MEAN, SPEED_SCALE, relight
+    from avomni_world.tiny_base.lessons import SPEED_MEAN, SPEED_SCALE, relight, take_step
 
     rng = np.random.default_rng(comparison.seed)
     head = torch.nn.Linear(model.config.text_config.hidden_size, 1)
@@ -341,8 +341,8 @@ def learn(
     if talk.backbone.frames_per_patch == 1:
         places = places[len(places) // 2 :]
     for answers, num_steps in ((False, comparison.see_steps), (True, comparison.steps)):
-        step = _optimizer(weights, comparison.rate, num_steps)
-        for _ in range(num_steps):
+        optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.95), weight_decay=0.01)
+        for step in range(num_steps):
             frames, speeds, samples = [], [], []
             for _ in range(comparison.windows):
                 drive = drives[int(rng.integers(len(drives)))]
@@ -360,7 +360,8 @@ def learn(
             wanted = (torch.tensor(speeds, dtype=torch.float32) - SPEED_MEAN) / SPEED_SCALE
             wanted = wanted[:, None, None].expand_as(found)
             seen = functional.smooth_l1_loss(found, wanted, beta=HEAD_BETA)
-            step(out.loss + seen if answers else seen)
+            loss = out.loss + seen if answers else seen
+            take_step(loss, weights, optimizer, [comparison.rate], step, num_steps)
             yield out.loss.item() if answers else float("nan"), seen.item()
 
 
@@ -389,26 +390,6 @@ def _batch(talk: Any, samples: Sequence[Any]) -> dict[str, Any]:
     if not talk.backbone.takes_token_types:
         del batch["mm_token_type_ids"]
     return batch
-
-
-def _optimizer(weights: Sequence[Any], rate: float, num_steps: int) -> Callable[[Any], None]:
-    """A step of AdamW for a loss: 20 steps of warm-up, then half a cosine down to a fiftieth."""
-    import torch
-
-    optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.95), weight_decay=0.01)
-    shares = (
-        min(1.0, (number + 1) / 20) * (0.51 + 0.49 * np.cos(np.pi * number / num_steps))
-        for number in range(num_steps)
-    )
-
-    def step(loss: Any) -> None:
-        optimizer.param_groups[0]["lr"] = rate * next(shares)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-
-    return step
 
 
 def _errors(model: Any, talk: Any, drives: Drives) -> tuple[float, float]:

@@ -8,19 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from avomni_lib import files
 from avomni_lib.dataset import cameras
-from avomni_lib.live import playback
+from avomni_lib.live import playback, session
 from avomni_lib.live.answerer import Answerer
 from avomni_lib.live.page import Page
 from avomni_lib.live.remote import RemoteAnswerer
-from avomni_lib.live.session import PARTS, Answered, Session, sources_of
+from avomni_lib.live.session import Answered, Session, sources_of
 from avomni_lib.params import Params
 from avomni_lib.training.prompt.conversation import prompt_text
 from avomni_lib.training.targets import target_of
-
-QUANTILES = (50, 95, 99)
 
 
 @contextlib.contextmanager
@@ -86,12 +85,10 @@ def record_folder(p: Params) -> Path:
 
 def latency(answers: Sequence[Answered]) -> dict[str, dict[str, float]]:
     """Seconds by part: p50, p95 and p99."""
-    found = {}
-    for part in (*PARTS, "total"):
-        values = [each.latency_s[part] for each in answers]
-        if values:
-            found[part] = {f"p{q}": round(float(np.percentile(values, q)), 4) for q in QUANTILES}
-    return found
+    if not answers:
+        return {}
+    seconds = pd.DataFrame([each.latency_s for each in answers])
+    return session.latency(seconds).round(4).to_dict("index")
 
 
 def summary(figures: dict[str, Any]) -> str:

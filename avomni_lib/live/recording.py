@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.live import subject
+from avomni_lib.live import session, subject
 from avomni_lib.live.answerer import Answer
 from avomni_lib.live.playback import Moments, Played, history_of
 from avomni_lib.live.predict import Prediction
@@ -21,8 +21,6 @@ from avomni_lib.live.subject import Subject
 from avomni_lib.params import Params
 from avomni_lib.training.prompt import past, tokens
 from avomni_lib.training.targets import target_of
-
-QUANTILES = (0.5, 0.95, 0.99)
 
 
 @dataclass(frozen=True)
@@ -116,9 +114,8 @@ class Recording:
         return "" if told is None else told(float(self.ticks.time_s.loc[tick]))
 
     def latency(self) -> pd.DataFrame:
-        """Seconds: a row a part, a column for each of `QUANTILES`."""
-        table = self.answers[[*PARTS, "total"]].quantile(list(QUANTILES)).T
-        return table.set_axis([f"p{q * 100:g}" for q in QUANTILES], axis=1)
+        """Seconds: a row a part, a column a quantile; see `session.latency`."""
+        return session.latency(self.answers)
 
     def figures(self) -> dict[str, Any]:
         """What came of it, as plain numbers for `result.json`."""
@@ -172,9 +169,10 @@ def replay(p: Params, folder: Path, ask: Callable[..., str]) -> Iterator[tuple[i
         AvomniError: there is no whole record in the folder.
     """
     recorded = Recording.read(folder)
-    for tick, text in zip(recorded.answers.tick, recorded.answers.text, strict=True):
-        told = (recorded.history(p, tick),) if p.prompt.ego_history else ()
-        yield tick, text, ask(recorded.frames(p, tick), *told)
+    history = history_of(p, folder)
+    for row in recorded.answers.itertuples():
+        told = () if history is None else (history(row.time_s),)
+        yield row.tick, row.text, ask(recorded.frames(p, row.tick), *told)
 
 
 def _ticks(lines: list[dict[str, Any]]) -> pd.DataFrame:

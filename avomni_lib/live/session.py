@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import pandas as pd
 
 from avomni_lib.dataset import cameras
 from avomni_lib.errors import AvomniError
@@ -29,6 +30,7 @@ from avomni_lib.params import Params
 RECORD_FILE, GRIDS_FILE = "live.jsonl", "grids.npy"
 POLL_S = 0.01
 PARTS = ("camera", "grid", "wait", "model")
+QUANTILES = (0.5, 0.95, 0.99)
 
 
 @dataclass(frozen=True)
@@ -284,20 +286,28 @@ def sources_of(p: Params) -> list[Source]:
     Raises:
         AvomniError: a camera has no address, or one of a kind that is not opened.
     """
-    live, names = p.live, [camera.name for camera in cameras.grid(p.vision.cameras).cameras]
-    if missing := [name for name in names if name not in (live.sources or {})]:
+    live, urls = p.live, p.live.sources or {}
+    names = [camera.name for camera in cameras.grid(p.vision.cameras).cameras]
+    if missing := [name for name in names if name not in urls]:
         raise AvomniError(
             f"no source of {', '.join(missing)}",
             where="live.sources",
             fix="name an address for each camera of vision.cameras",
         )
-    found = [
-        Source(name, (live.sources or {})[name], live.clock, live.offset_ms.get(name, 0.0))
-        for name in names
-    ]
+    found = [Source(name, urls[name], live.clock, live.offset_ms.get(name, 0.0)) for name in names]
     for source in found:
         check(source)
     return found
+
+
+def latency(seconds: pd.DataFrame) -> pd.DataFrame:
+    """Quantiles of answers' latencies: a row a part, a column for each of `QUANTILES`, s.
+
+    Args:
+        seconds: A row an answer, with `PARTS` and `total`.
+    """
+    table = seconds[[*PARTS, "total"]].quantile(list(QUANTILES)).T
+    return table.set_axis([f"p{q * 100:g}" for q in QUANTILES], axis=1)
 
 
 @contextlib.contextmanager

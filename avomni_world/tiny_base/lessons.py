@@ -124,7 +124,7 @@ def warm_up(
         found = heads([seen.pooler_output, *seen.deepstack_features])
         errors = [nn.functional.smooth_l1_loss(level, wanted, beta=0.3) for level in found]
         loss = errors[0] + 0.3 * sum(errors[1:])
-        _step(loss, weights, optimizer, [recipe.warm_rate], step, recipe.warm_steps)
+        take_step(loss, weights, optimizer, [recipe.warm_rate], step, recipe.warm_steps)
         yield errors[0].item()
 
 
@@ -162,7 +162,7 @@ def learn_text(
         batch = collate(samples, words.pad_token_id)
         batch |= talk.inputs(torch.from_numpy(np.stack(frames)))
         loss = model(**batch).loss
-        _step(loss, [*language, *mergers], optimizer, rates, step, recipe.text_steps)
+        take_step(loss, [*language, *mergers], optimizer, rates, step, recipe.text_steps)
         yield loss.item()
 
 
@@ -177,7 +177,7 @@ def relight(frames: np.ndarray, rng: np.random.Generator, noise: float = 0.0) ->
     return np.clip(lit, 0, 255).astype(np.uint8)
 
 
-def _step(loss, weights, optimizer, rates: list[float], step: int, steps: int) -> None:
+def take_step(loss, weights, optimizer, rates: list[float], step: int, steps: int) -> None:
     """One step of AdamW: 20 steps of warm-up, then half a cosine down to a fiftieth."""
     share = min(1.0, (step + 1) / 20) * (0.51 + 0.49 * math.cos(math.pi * step / steps))
     for group, rate in zip(optimizer.param_groups, rates, strict=True):

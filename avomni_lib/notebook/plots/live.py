@@ -63,8 +63,7 @@ def strip(p: Params, predictions: Sequence[Prediction], num: int = 6) -> canvas.
     """
     if not predictions:
         return canvas.sentence("No window was answered: none was whole before the session ended")
-    places = np.unique(np.linspace(0, len(predictions) - 1, num).round().astype(int))
-    chosen = [predictions[place] for place in places]
+    chosen = [predictions[place] for place in canvas.evenly(len(predictions), num)]
     words = [_words(each) for each in chosen]
     width_px = canvas.MAX_WIDTH_PX // COLS
     tile = width_px * p.processing.tile_height / p.processing.tile_width

@@ -71,19 +71,13 @@ def picture(p: Params, index: int = 0) -> canvas.Picture:
     num_older = len(shown) - p.processing.sequence_length
     few_older = min(num_older, MOST_SHOWN // 2)
     chosen = [
-        *_evenly(0, num_older, few_older),
-        *_evenly(num_older, len(shown), MOST_SHOWN - few_older),
+        *canvas.evenly(num_older, few_older),
+        *(num_older + i for i in canvas.evenly(len(shown) - num_older, MOST_SHOWN - few_older)),
     ]
     images = [_framed(shown[i], height, width) for i in chosen]
     captions = [f"{times_s[i]:+.1f} s" for i in chosen]
     title = f"A window of {' and '.join(map(str, videos))}; times from its own first frame on"
     return canvas.in_rows(images, captions, title, 4)
-
-
-def _evenly(start: int, stop: int, most: int) -> list[int]:
-    """At most so many of the numbers from `start` up to `stop`, both ends among them."""
-    count = min(most, stop - start)
-    return np.rint(np.linspace(start, stop - 1, count)).astype(int).tolist()
 
 
 def _framed(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -64,8 +64,8 @@ class Backbone(ABC):
             says.
         skip_modules: Modules that are kept out of 4 bit.
         sixteen_bit_because: Why `model.load_in_4bit` is off unless it is set; None: it is on.
-        tower: Name of the module that sees pictures, in `pieces` that know nothing of each other;
-            empty: it does not, and nothing that it saw is kept for the next window.
+        tower: Name of the vision tower's module, if it sees pictures in `pieces` that know nothing
+            of each other; empty: nothing that it saw is kept for the next window.
         in_unsloth: Whether Unsloth has a path for the family.
         adapters_in_vllm: Whether vLLM serves an adapter beside a base model of the family.
         in_llama_cpp: Whether llama.cpp's converters read the family's checkpoints.

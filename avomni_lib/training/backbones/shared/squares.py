@@ -90,9 +90,6 @@ class InSquares(Backbone):
         """Squares, each a picture of its own."""
         return len(rows)
 
-    def frames_seen(self, rows: torch.Tensor, told: Mapping[str, Any]) -> int:
-        return len(rows)
-
     def vision_work(self, videos: Sequence[Video]) -> VisionWork:
         num, each = self.num_squares(videos), self.patches_per_square
         return VisionWork(num * each, num * each**2)
