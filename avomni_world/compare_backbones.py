@@ -34,7 +34,7 @@ LAST_S = (NUM_FRAMES - 1) / SAMPLE_HZ
 GRID = cameras.grid((("camera_front_wide_120fov",),))
 LAYERS, SEEN_AFTER = 6, 4  # of the language model, and after which of them a head reads the speed
 HEAD_BETA = 0.3  # of its error in SPEED_SCALE, up to which it counts squared
-SQUARE, PATCH = 32, 8  # px; for families whose vision tower takes squares, and all towers' patches
+SQUARE, PATCH = 32, 8  # px; for families whose vision tower takes squares, and the towers' patches
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def _llava_onevision(words: Any) -> Any:
             "num_attention_heads": 3,
             "intermediate_size": 192,
             "image_size": SQUARE,
-            "patch_size": PATCH,
+            "patch_size": PATCH // 2,  # the family averages four patches of a video into one token
             "vision_use_head": False,
         },
         image_token_index=words.convert_tokens_to_ids("<image>"),
@@ -291,7 +291,7 @@ def start(name: str, words: Any, seed: int) -> Any:
     )
     convolutions = (torch.nn.Conv2d, torch.nn.Conv3d)
     (patches,) = (each for each in model.modules() if isinstance(each, convolutions))
-    gratings = gabors(len(patches.weight), PATCH, seed)
+    gratings = gabors(len(patches.weight), patches.weight.shape[-1], seed)
     if patches.weight.ndim == 4:  # the tower sees one frame at a time
         gratings = gratings[:, :, 0] * 2**0.5
     with torch.no_grad():
