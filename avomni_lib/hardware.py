@@ -27,6 +27,8 @@ PACKAGES = (
     "unsloth",
 )
 
+CARD = "AVOMNI_CARD"  # which card a process without torchrun drives, if not the first
+
 # The optimizers that can train an adapter, by transformers' names for them (`optim`) -> the module
 # that each needs besides torch and transformers. Left out are those of other hardware (`…_xla`,
 # `…_npu_fused`) and those that need more than a name: GaLore and APOLLO need the modules to
@@ -65,6 +67,13 @@ class Memory(NamedTuple):
     free: int
 
 
+def num_cards() -> int:
+    """Accelerators that torch sees."""
+    import torch
+
+    return int(torch.cuda.device_count())
+
+
 def device() -> Choice:
     """`cuda` where torch sees an accelerator (ROCm's too, it bears that name), else `cpu`."""
     import torch
@@ -72,7 +81,8 @@ def device() -> Choice:
     if not torch.cuda.is_available():
         return Choice("cpu", f"torch {torch.__version__} sees no accelerator")
     # One process drives one card, whose number torchrun puts into LOCAL_RANK.
-    index = int(os.environ.get("LOCAL_RANK", 0)) if "TORCHELASTIC_RUN_ID" in os.environ else 0
+    by = "LOCAL_RANK" if "TORCHELASTIC_RUN_ID" in os.environ else CARD
+    index = int(os.environ.get(by, 0))
     card = torch.cuda.get_device_properties(index)
     kind = f"ROCm {torch.version.hip}" if torch.version.hip else f"CUDA {torch.version.cuda}"
     arch = getattr(card, "gcnArchName", f"sm_{card.major}{card.minor}")

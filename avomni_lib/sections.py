@@ -45,6 +45,7 @@ ModuleName = Annotated[
 ]
 # Relative paths start at the project root; ~/ is the user's home.
 PathText = Annotated[str, AfterValidator(_path)]
+ServerText = Annotated[str, Field(pattern=r"^https?://[^\s@]+$")]
 
 
 class RunParams(Section):
@@ -456,6 +457,11 @@ class EvaluationParams(Section):
     constrained: bool = Field(
         False, description="let the model choose only among tokens that keep the answer's form"
     )
+    server: ServerText | None = Field(
+        None,
+        description="address of an OpenAI endpoint, up to /v1, that has base and adapters; null "
+        "answers here",
+    )
 
 
 class LiveParams(Section):
@@ -483,10 +489,8 @@ class LiveParams(Section):
     )
     hop: Positive = Field(4, description="ticks from one window that may be answered to the next")
     seconds: PositiveFloat | None = Field(20.0, description="s of a session; null until stopped")
-    server: str | None = Field(
-        None,
-        pattern=r"^https?://[^\s@]+$",
-        description="address of an OpenAI endpoint, up to /v1; null answers in this process",
+    server: ServerText | None = Field(
+        None, description="address of an OpenAI endpoint, up to /v1; null answers in this process"
     )
     record: PathText | None = Field(
         None, description="folder of the record; null is live/ of the run's folder"

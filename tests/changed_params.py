@@ -38,6 +38,7 @@ OTHERS = {
     "training.heldout_windows": 4,
     "live.sources": {"camera_front_wide_120fov": "a.mp4"},
     "live.offset_ms": {"camera_front_wide_120fov": 5.0},
+    "evaluation.server": "http://127.0.0.1:8000/v1",
     "live.server": "http://127.0.0.1:8000/v1",
     "live.record": "outputs/record",
 }

@@ -19,8 +19,8 @@ import pytest
 from PIL import Image
 
 from avomni_lib.errors import AvomniError
+from avomni_lib.evaluation.server import RemoteAnswerer
 from avomni_lib.live.page import Page
-from avomni_lib.live.remote import RemoteAnswerer
 from avomni_lib.live.session import Session, State
 from avomni_lib.live.sources import Begun, Reader, Source, check
 from avomni_lib.params import Params

@@ -168,6 +168,7 @@ def test_each_key_that_a_cell_shows_can_be_changed_alone_over_any_file(notebook:
     }
     named = {"source": "hub", "target": "future_v1", "fit": "crop", "clock": "arrival"}
     named |= {"sources": {"camera_front_wide_120fov": "/dev/video0"}}
+    named |= {"server": "http://127.0.0.1:8000/v1"}
     names = opened(notebook)
     for name in params_cell.shown(names):
         section, key = name.split(".")

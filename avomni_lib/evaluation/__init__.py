@@ -2,6 +2,8 @@
 
 ladder        the stage: the model beside everything that it has to beat
 answer        held-out windows, and the answers of a model to them, resumable
+models        who answers: this process, one for each card, or a server
+server        the answers of a server
 baselines     the rows without eyes: constants, extrapolated motion, regression on past motion
 before_after  answers to one window before and after the training
 metrics       the table of answers, and all figures that follow from it, also by slices

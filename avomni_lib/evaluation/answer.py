@@ -12,8 +12,8 @@ import dataclasses
 import json
 import logging
 import os
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -134,6 +134,154 @@ def key_of(**follows_from: Any) -> str:
     return files.hash_json(follows_from)
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Windows that are asked about together.
+
+    Attributes:
+        row, sample, number: Of the ladder's row, of its answers to a window, of its batches.
+        indices: The windows'.
+        histories: What each window's prompt says of the car's past.
+        sampling: How the answers are drawn, with the batch's own seed; None takes the likeliest.
+    """
+
+    row: str
+    sample: int
+    number: int
+    indices: tuple[int, ...]
+    histories: tuple[str, ...]
+    sampling: Sampling | None = None
+
+    @property
+    def place(self) -> tuple[str, int, int]:
+        """Under which its answers are kept."""
+        return self.row, self.sample, self.number
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the ladder: one answer to each of its windows, in batches.
+
+    Attributes:
+        places: Of each window's answer among those of the batches, in order.
+    """
+
+    name: str
+    sample: int
+    batches: tuple[Batch, ...]
+    places: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls,
+        windows: FrameSource,
+        indices: Sequence[int],
+        batch_size: int,
+        *,
+        name: str = "adapted",
+        sample: int = 0,
+        histories: Callable[[int], str] | None = None,
+        sampling: Sampling | None = None,
+    ) -> Row:
+        """Windows that are all alike (black ones) and are asked with the same words are asked once,
+        and the answer stands for all of them; not so where answers are drawn.
+
+        Args:
+            histories: Index -> what its prompt says of the car's past; nothing if None.
+            sampling: Draw the answers; its seed, `name`, `sample` and the batch's number make the
+                seed of a batch.
+        """
+        asked = [int(i) for i in indices]
+        told = [histories(i) if histories else "" for i in asked]
+        places = list(range(len(asked)))
+        if sampling is None and getattr(windows, "alike", False):
+            # One window for each history, and where among these each window's answer will be.
+            by_history: dict[str, int] = {}
+            places = [by_history.setdefault(words, len(by_history)) for words in told]
+            asked = [asked[told.index(words)] for words in by_history]
+            told = list(by_history)
+        batches = []
+        for number, first in enumerate(range(0, len(asked), batch_size)):
+            part = slice(first, first + batch_size)
+            drawn = sampling and dataclasses.replace(
+                sampling, seed=_seed(sampling.seed, name, sample, number)
+            )
+            batches.append(
+                Batch(name, sample, number, tuple(asked[part]), tuple(told[part]), drawn)
+            )
+        return cls(name, sample, tuple(batches), tuple(places))
+
+    def texts(self, answered: Mapping[tuple[str, int, int], list[str]]) -> list[str]:
+        """An answer a window, out of those of the batches by their places."""
+        texts = [text for batch in self.batches for text in answered[batch.place]]
+        return [texts[place] for place in self.places]
+
+    def num_answered(self) -> dict[tuple[str, int, int], int]:
+        """How many windows each batch answers for."""
+        answered = {}
+        first = 0
+        for batch in self.batches:
+            last = first + len(batch.indices)
+            answered[batch.place] = sum(first <= place < last for place in self.places)
+            first = last
+        return answered
+
+
+# Answers batches: in this process, in others or on a server, in any order.
+Asker = Callable[[Iterable[Batch]], Iterator[tuple[Batch, list[str]]]]
+
+
+def ask_all(
+    rows: Sequence[Row], ask: Asker, kept: Kept | None = None, bar: Bar | None = None
+) -> dict[tuple[str, int], list[str]]:
+    """(row, sample) -> its answers, in the order of its windows; what is kept is not asked again.
+
+    Args:
+        bar: Moves by one a window.
+    """
+    answered = dict(kept.batches) if kept else {}
+    num = {place: count for row in rows for place, count in row.num_answered().items()}
+    batches = [batch for row in rows for batch in row.batches]
+    for batch in batches:
+        if bar and batch.place in answered:
+            bar.update(num[batch.place], note=batch.row)
+    for batch, texts in ask(batch for batch in batches if batch.place not in answered):
+        answered[batch.place] = texts
+        if kept:
+            kept.add(*batch.place, texts)
+        if bar:
+            bar.update(num[batch.place], note=batch.row)
+    return {(row.name, row.sample): row.texts(answered) for row in rows}
+
+
+def say_batch(
+    model: Any,
+    conversation: Conversation,
+    windows: FrameSource,
+    batch: Batch,
+    max_new_tokens: int,
+    constrained: bool = False,
+) -> list[str]:
+    """What a model of this process answers to a batch.
+
+    Args:
+        windows: Whose `frames(i)` are (T, H, W, 3) uint8 RGB.
+        constrained: Only tokens that fit the target's pattern are allowed.
+
+    Raises:
+        AvomniError: see `generate.say`.
+    """
+    return say(
+        model,
+        conversation,
+        np.stack([windows.frames(i) for i in batch.indices]),
+        max_new_tokens,
+        histories=list(batch.histories),
+        sampling=batch.sampling,
+        constrained=constrained,
+    )
+
+
 def answers(
     model: Any,
     conversation: Conversation,
@@ -142,61 +290,29 @@ def answers(
     *,
     batch_size: int,
     max_new_tokens: int,
-    name: str = "adapted",
     kept: Kept | None = None,
     bar: Bar | None = None,
-    histories: Callable[[int], str] | None = None,
-    sampling: Sampling | None = None,
     constrained: bool = False,
-    sample: int = 0,
+    **row: Any,
 ) -> list[str]:
-    """The model's answer for each of these windows, in their order.
-
-    Windows that are all alike (black ones) and are asked with the same words are asked once, and
-    the answer stands for all of them; not so where answers are drawn.
+    """The answer of a model of this process to each of these windows, in their order.
 
     Args:
-        windows: Whose `frames(i)` are (T, H, W, 3) uint8 RGB.
-        name: The model's name in the ladder; its batches are kept under it and `sample`.
-        bar: Moves by one a window.
-        histories: Index -> what its prompt says of the car's past; nothing if None.
-        sampling: Draw the answers; its seed, `name`, `sample` and the batch's number make the seed
-            of a batch.
-        constrained: Only tokens that fit the target's pattern are allowed.
+        row: As `Row.of` takes them.
 
     Raises:
         AvomniError: see `generate.say`.
     """
-    histories = histories or (lambda index: "")
-    asked = [int(i) for i in indices]
-    places = list(range(len(asked)))
-    if sampling is None and getattr(windows, "alike", False):
-        # One window for each history, and where among these each window's answer will be.
-        by_history: dict[str, int] = {}
-        histories_asked = [histories(i) for i in asked]
-        places = [by_history.setdefault(words, len(by_history)) for words in histories_asked]
-        asked = [asked[histories_asked.index(words)] for words in by_history]
-    waiting, texts = Counter(places), []
-    for number, first in enumerate(range(0, len(asked), batch_size)):
-        chosen = asked[first : first + batch_size]
-        batch = kept.batches.get((name, sample, number)) if kept else None
-        if batch is None:
-            batch = say(
-                model,
-                conversation,
-                np.stack([windows.frames(i) for i in chosen]),
-                max_new_tokens,
-                histories=[histories(i) for i in chosen],
-                sampling=sampling
-                and dataclasses.replace(sampling, seed=_seed(sampling.seed, name, sample, number)),
-                constrained=constrained,
+    asked = Row.of(windows, indices, batch_size, **row)
+
+    def ask(batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[str]]]:
+        for batch in batches:
+            yield (
+                batch,
+                say_batch(model, conversation, windows, batch, max_new_tokens, constrained),
             )
-            if kept:
-                kept.add(name, sample, number, batch)
-        texts += batch
-        if bar:
-            bar.update(sum(waiting[first + i] for i in range(len(chosen))), note=name)
-    return [texts[place] for place in places]
+
+    return ask_all([asked], ask, kept, bar)[asked.name, asked.sample]
 
 
 def _seed(*place: Any) -> int:

@@ -17,11 +17,10 @@ import pandas as pd
 import pyarrow as pa
 
 from avomni_lib import files
-from avomni_lib.dataset import cameras
 from avomni_lib.dataset.select import split
 from avomni_lib.etl.leaks import leaks
-from avomni_lib.evaluation import answer, baselines, before_after, metrics
-from avomni_lib.evaluation.answer import held_out_windows
+from avomni_lib.evaluation import answer, baselines, metrics, models
+from avomni_lib.evaluation.answer import Row, held_out_windows
 from avomni_lib.evaluation.scores import parts_of
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar, Plan, text_table
@@ -50,8 +49,6 @@ ROWS = {
 }
 # Fewer held-out windows or clips than these make a score that the next seed may turn over.
 FEW_WINDOWS, FEW_CLIPS = 200, 20
-BLIND = "blind"  # the second adapter's name beside the first
-BLIND_ROW = "trained_blind"
 
 
 @dataclass(frozen=True)
@@ -113,7 +110,7 @@ def plan(p: Params) -> Plan:
     chosen = thinned(len(windows), p.evaluation.max_windows)
     record = _checked(p, windows)
     num_clips = len({windows[i].clip_id for i in chosen})
-    asked = _asked_rows(p)
+    asked = list(models.shown(p, windows))
     num_answers = (len(asked) + _num_samples(p)) * len(chosen)
     thinning = "" if len(chosen) == len(windows) else f", thinned from {len(windows):,}"
     notes = [f"split {p.evaluation.split}{thinning}", samples.left_out(windows)]
@@ -123,13 +120,18 @@ def plan(p: Params) -> Plan:
         ("windows", f"{len(chosen):,}", "; ".join(filter(None, notes))),
         ("clips", f"{num_clips:,}", "none of them was trained on, none is in another split too"),
         ("adapter", f"of {record['base_model']}", f"in {adapter.adapter_dir(p)}"),
-        ("rows", f"{len(ROWS) - (BLIND_ROW not in asked)}", f"asked of models: {', '.join(asked)}"),
+        (
+            "rows",
+            f"{len(ROWS) - (models.BLIND_ROW not in asked)}",
+            f"asked of models: {', '.join(asked)}",
+        ),
         (
             "answers",
             f"{num_answers:,}",
             f"{p.evaluation.batch_size} at a time, {p.evaluation.max_new_tokens} tokens at most; "
             "black frames without a history are all alike and asked once",
         ),
+        ("models", f"answer {models.told_where(p)}", ""),
     ]
     warnings = []
     if len(chosen) < FEW_WINDOWS or num_clips < FEW_CLIPS:
@@ -137,7 +139,7 @@ def plan(p: Params) -> Plan:
             f"{len(chosen):,} windows of {num_clips} clips make a coarse score (fewer than "
             f"{FEW_WINDOWS} or {FEW_CLIPS}): take more chunks or raise evaluation.max_windows"
         )
-    if BLIND_ROW not in asked:
+    if models.BLIND_ROW not in asked:
         warnings.append(
             "no adapter was trained on black frames: what the words alone teach is not in the "
             "ladder; set training.blind_steps and run 05_train"
@@ -164,25 +166,11 @@ def evaluate(p: Params, folder: Path, progress: type[Bar] = Bar) -> Evaluated:
     constants = baselines.texts(about, samples.train_windows(p), windows, chosen)
     texts: dict[tuple[str, int], Sequence[str | None]]
     texts = {(name, 0): answers for name, answers in constants.items()}
-    total = (len(_asked_rows(p)) + _num_samples(p)) * len(chosen)
+    rows = _rows(p, windows, chosen)
+    total = len(rows) * len(chosen)
+    kept = answer.Kept(folder / KEPT_FILE, _key(p, windows))
     with progress(total=total, unit="answer", label="evaluating") as bar:
-        tuned, conversation, choices = before_after.models(
-            p, windows.cache.header, adapter.adapter_dir(p)
-        )
-        kept = answer.Kept(folder / KEPT_FILE, _key(p, windows, choices))
-        ask = functools.partial(
-            answer.answers,
-            tuned,
-            conversation,
-            indices=chosen,
-            batch_size=p.evaluation.batch_size,
-            max_new_tokens=p.evaluation.max_new_tokens,
-            kept=kept,
-            bar=bar,
-            histories=lambda index: samples.history_of(index, windows, conversation),
-            constrained=p.evaluation.constrained,
-        )
-        texts |= _ask_models(p, tuned, windows, ask)
+        texts |= answer.ask_all(rows, models.asker(p, windows), kept, bar)
     table = pa.concat_tables(
         metrics.rows(name, about, asked, texts[name, sample], sample)
         for name, sample in sorted(texts, key=lambda key: (list(ROWS).index(key[0]), key[1]))
@@ -200,57 +188,31 @@ def evaluate(p: Params, folder: Path, progress: type[Bar] = Bar) -> Evaluated:
     return Evaluated(table, figures, path)
 
 
-def _ask_models(
-    p: Params, tuned: Any, windows: Windows, ask: Any
-) -> dict[tuple[str, int], list[str]]:
-    """(row, sample) -> the model's answer to each window."""
-    from avomni_lib.training.model import load
+def _rows(p: Params, windows: Windows, chosen: Sequence[int]) -> list[Row]:
+    """The rows that models answer, and the drawn answers."""
     from avomni_lib.training.model.generate import Sampling
-    from avomni_lib.training.prompt import views
+    from avomni_lib.training.prompt import history
 
-    with tuned.disable_adapter():
-        answers = {("base", 0): ask(windows=windows, name="base")}
-    shown = {
-        "blind": views.Black(windows),
-        "shuffled": views.Shuffled(windows, p.run.seed),
-        "one_camera": views.OneCamera(windows, _camera(p)),
-        "adapted": windows,
-    }
-    answers |= {(name, 0): ask(windows=view, name=name) for name, view in shown.items()}
+    def told(index: int) -> str:
+        if not p.prompt.ego_history:
+            return ""
+        return history.of_window(windows, index, target_of(p), p.processing.own_from_s)
+
+    shown = models.shown(p, windows)
+    row = functools.partial(
+        Row.of, indices=chosen, batch_size=p.evaluation.batch_size, histories=told
+    )
+    rows = [row(view, name=name) for name, view in shown.items()]
     sampling = Sampling(p.evaluation.temperature, p.evaluation.top_p, p.run.seed)
-    for sample in range(1, _num_samples(p) + 1):
-        answers["adapted", sample] = ask(
-            windows=windows, name="adapted", sampling=sampling, sample=sample
-        )
-    if (folder := _blind_adapter(p)) is not None:
-        load.add_second(tuned, folder, BLIND, p.blinded() or p, windows.cache.header)
-        tuned.set_adapter(BLIND)
-        answers[BLIND_ROW, 0] = ask(windows=views.Black(windows), name=BLIND_ROW)
-    return answers
-
-
-def _asked_rows(p: Params) -> list[str]:
-    rows = ["base", "blind", "shuffled", "one_camera", "adapted"]
-    return rows + ([BLIND_ROW] if _blind_adapter(p) is not None else [])
+    return rows + [
+        row(shown["adapted"], name="adapted", sampling=sampling, sample=sample)
+        for sample in range(1, _num_samples(p) + 1)
+    ]
 
 
 def _num_samples(p: Params) -> int:
     """Sampled answers a window: the best of several futures is a figure, of a speed it is not."""
     return p.evaluation.num_samples if "future" in parts_of(p.training.target) else 0
-
-
-def _camera(p: Params) -> str:
-    """The one camera that is left: front wide, or the grid's first."""
-    of_grid = cameras.grid(p.vision.cameras).cameras
-    return (cameras.FRONT_WIDE if cameras.FRONT_WIDE in of_grid else of_grid[0]).name
-
-
-def _blind_adapter(p: Params) -> Path | None:
-    """The folder of the adapter that was trained on black frames, where there is one."""
-    blind = p.blinded()
-    if blind is None or not (adapter.adapter_dir(blind) / adapter.RECORD_FILE).exists():
-        return None
-    return adapter.adapter_dir(blind)
 
 
 def _checked(p: Params, windows: Windows) -> dict[str, Any]:
@@ -266,15 +228,18 @@ def _checked(p: Params, windows: Windows) -> dict[str, Any]:
     load.check_adapter(folder, p, header)
     ids = {windows[i].clip_id for i in range(len(windows))}
     leaks.check_all(p, windows.cache, ids, record, locate=place.base_location)
-    if (blind := _blind_adapter(p)) is not None:
+    if (blind := models.blind_adapter(p)) is not None:
         load.check_adapter(blind, p.blinded() or p, header)
         leaks.check_training_lists(ids, {"the blind adapter": adapter.read_record(blind)})
     return record
 
 
-def _key(p: Params, windows: Windows, choices: dict[str, Any]) -> str:
+def _key(p: Params, windows: Windows) -> str:
     """Hash of all that answers follow from."""
-    folders = [adapter.adapter_dir(p), _blind_adapter(p)]
+    from avomni_lib.training.model import load
+
+    choices = {} if p.evaluation.server else load.choices_of(p)
+    folders = [adapter.adapter_dir(p), models.blind_adapter(p)]
     whole = [path for folder in folders if folder for path in folder.iterdir() if path.is_file()]
     return answer.key_of(
         params=p.values(

@@ -12,10 +12,10 @@ import pandas as pd
 
 from avomni_lib import files
 from avomni_lib.dataset import cameras
+from avomni_lib.evaluation.server import LIVE_TIMEOUT_S, RemoteAnswerer
 from avomni_lib.live import playback, session
 from avomni_lib.live.answerer import Answerer
 from avomni_lib.live.page import Page
-from avomni_lib.live.remote import RemoteAnswerer
 from avomni_lib.live.session import Answered, Session, sources_of
 from avomni_lib.params import Params
 from avomni_lib.training.prompt.conversation import prompt_text
@@ -70,7 +70,7 @@ def asker(p: Params, adapter: str | None = None, base_only: bool = False) -> Cal
     if p.live.server is None:
         return LocalAnswerer(Answerer(p, adapter, base_only))
     words = prompt_text(cameras.grid(p.vision.cameras), target_of(p))
-    return RemoteAnswerer(p, p.live.server, words).ask
+    return RemoteAnswerer(p, p.live.server, words, timeout_s=LIVE_TIMEOUT_S).ask
 
 
 def record_folder(p: Params) -> Path:
@@ -98,6 +98,8 @@ def summary(figures: dict[str, Any]) -> str:
         f"{figures['num_overtaken']} windows overtaken, {figures['num_gaps']} ticks without a "
         "picture of each camera"
     ]
+    if figures["num_failed"]:
+        lines.append(f"  {figures['num_failed']} windows were asked about in vain")
     for part, values in figures["latency_s"].items():
         lines.append(f"  {part:<7} " + ", ".join(f"{q} {s:.3f} s" for q, s in values.items()))
     lines.append(f"record: {figures['record']}")

@@ -138,12 +138,15 @@ class Page:
             "tick": state.tick,
             "answers": state.num_answers,
             "overtaken windows": state.num_overtaken,
+            "windows asked about in vain": state.num_failed,
             "ticks without a picture of each camera": state.num_gaps,
         }
         answer = None
         if state.answer is not None:
             answer = {"text": state.answer.text, "tick": state.answer.tick}
             numbers |= {f"{name}, s": round(s, 3) for name, s in state.answer.latency_s.items()}
+        if state.failure is not None:
+            numbers["no answer"] = state.failure
         return {"answer": answer, "numbers": numbers}
 
     def _send_feed(self, handler: BaseHTTPRequestHandler) -> None:

@@ -1,7 +1,8 @@
 """A live session: cameras, ticks, windows and answers, and the record of all that happened.
 
 `live.jsonl` has a line an event: `start`, `tick` (when it was, what each camera showed, and how old
-that was), `answer` (with the times of each part) and `end`. `grids.npy` beside it holds the grids
+that was), `answer` (with the times of each part), `failed` (a window that was asked about in vain,
+and why) and `end`. `grids.npy` beside it holds the grids
 of all ticks that were no gap, in order, so that a session can be answered again.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +29,7 @@ from avomni_lib.live.stream import Mailbox, Ready, Sliding
 from avomni_lib.live.ticks import Tick, Ticks
 from avomni_lib.params import Params
 
+log = logging.getLogger(__name__)
 RECORD_FILE, GRIDS_FILE = "live.jsonl", "grids.npy"
 POLL_S = 0.01
 PARTS = ("camera", "grid", "wait", "model")
@@ -68,7 +71,12 @@ class Answered:
 
 @dataclass
 class State:
-    """What a session shows of itself while it runs."""
+    """What a session shows of itself while it runs.
+
+    Attributes:
+        num_failed: Windows that were asked about in vain.
+        failure: Why the last one was; None once there is an answer again.
+    """
 
     grid: np.ndarray | None = None
     tick: int = -1
@@ -76,6 +84,8 @@ class State:
     num_answers: int = 0
     num_gaps: int = 0
     num_overtaken: int = 0
+    num_failed: int = 0
+    failure: str | None = None
 
 
 class Record:
@@ -161,6 +171,7 @@ class Session:
         self.record = Record(record, (height, width, 3))
         self.answers: list[Answered] = []
         self._failure: BaseException | None = None
+        self._unanswered: AvomniError | None = None
 
     # What threads and tests call.
 
@@ -204,6 +215,7 @@ class Session:
         )
         self.answers.append(made)
         self.state.answer, self.state.num_answers = made, len(self.answers)
+        self.state.failure = None
         self.state.num_overtaken = self.mailbox.num_overtaken
         latency = {name: round(value, 4) for name, value in made.latency_s.items()}
         self.record.write(
@@ -212,6 +224,20 @@ class Session:
         if self._watch:
             self._watch(self.state)
         return made
+
+    def attempt(self, ready: Ready) -> Answered | None:
+        """`answer`; where that is an error, it is told and recorded, and the session goes on."""
+        try:
+            return self.answer(ready)
+        except AvomniError as error:
+            if self.state.failure != error.what:
+                log.warning("no answer to the window of tick %d: %s", ready.tick, error)
+            self.state.failure, self._unanswered = error.what, error
+        self.state.num_failed += 1
+        self.record.write("failed", tick=ready.tick, reason=self.state.failure)
+        if self._watch:
+            self._watch(self.state)
+        return None
 
     def _tell(self, tick: Tick) -> None:
         self.state.tick, self.state.num_gaps = tick.number, self.sliding.num_gaps
@@ -239,7 +265,11 @@ class Session:
     # The whole of it, in real time.
 
     def run(self, seconds: float | None = None, stop: threading.Event | None = None) -> None:
-        """Read the cameras and answer, for so long or until all have ended or `stop` is set."""
+        """Read the cameras and answer, for so long or until all have ended or `stop` is set.
+
+        Raises:
+            AvomniError: no window was answered, and why the last one was not.
+        """
         stop = stop or threading.Event()
         readers = [
             Reader(each, self.push, self.end, self._now_ns, self.begun) for each in self.sources
@@ -259,11 +289,13 @@ class Session:
             self.record.write("end", **self.counts())
         if self._failure is not None:
             raise self._failure
+        if self._unanswered is not None and not self.answers:
+            raise self._unanswered
 
     def _answer_all(self) -> None:
         try:
             while (ready := self.mailbox.take()) is not None:
-                self.answer(ready)
+                self.attempt(ready)
         except BaseException as error:  # raised where the session runs
             self._failure = error
 
@@ -275,6 +307,7 @@ class Session:
             "num_gaps": self.sliding.num_gaps,
             "num_answers": len(self.answers),
             "num_overtaken": self.mailbox.num_overtaken,
+            "num_failed": self.state.num_failed,
             "num_frames": {name: feed.num_frames for name, feed in feeds.items()},
             "num_late": {name: feed.num_late for name, feed in feeds.items()},
         }

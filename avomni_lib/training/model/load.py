@@ -115,12 +115,7 @@ def load_base(p: Params) -> Base:
         AvomniError: no such base model, it is not the backbone's, or Unsloth is asked for in vain.
     """
     environment.clean()
-    choices = choose(p)
-    quieten()
-    location = base_location(p.model.base_model)
-    config = read_config(p.model.base_model, location, p.dataset.allow_plain_http)
-    kind = backbone(p.model.backbone, config)
-    choices |= {"quantisation": _quantisation(p, config)} | kind.choices
+    location, kind, choices = _chosen(p)
     load = _by_unsloth if choices["backend"].value == "unsloth" else _by_transformers
     model, tokenizer = load(p, location, kind, choices)
     kind.prepare(model, fuse=choices["backend"].value != "unsloth")
@@ -130,6 +125,24 @@ def load_base(p: Params) -> Base:
     # What is saved of an adapter names it; a path of this machine would mean nothing on another.
     model.name_or_path = model.config.name_or_path = base_place(p.model.base_model)
     return Base(model, tokenizer, choices)
+
+
+def choices_of(p: Params) -> dict[str, Choice]:
+    """What `load_base` chooses; no weights are loaded.
+
+    Raises:
+        AvomniError: as `load_base`.
+    """
+    return _chosen(p)[2]
+
+
+def _chosen(p: Params) -> tuple[str, Backbone, dict[str, Choice]]:
+    choices = choose(p)
+    quieten()
+    location = base_location(p.model.base_model)
+    config = read_config(p.model.base_model, location, p.dataset.allow_plain_http)
+    kind = backbone(p.model.backbone, config)
+    return location, kind, choices | {"quantisation": _quantisation(p, config)} | kind.choices
 
 
 def choose(p: Params) -> dict[str, Choice]:

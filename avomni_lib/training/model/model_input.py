@@ -83,7 +83,7 @@ NOT_SEEN = {
         f"evaluation.{key}"
         for key in (
             *("split", "max_windows", "batch_size", "max_new_tokens", "num_worst"),
-            *("num_samples", "temperature", "top_p", "constrained"),
+            *("num_samples", "temperature", "top_p", "constrained", "server"),
         )
     ),
 }

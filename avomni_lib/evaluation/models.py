@@ -1,0 +1,206 @@
+"""Who answers the ladder's rows: the model in this process, in one for each card, or a server."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from avomni_lib import files, hardware, workers
+from avomni_lib.dataset import cameras
+from avomni_lib.errors import AvomniError
+from avomni_lib.evaluation import answer, before_after
+from avomni_lib.evaluation.answer import Asker, Batch, FrameSource
+from avomni_lib.evaluation.server import ADAPTER, BLIND_ADAPTER, RemoteAnswerer
+from avomni_lib.params import Params
+from avomni_lib.training.model import adapter
+from avomni_lib.training.prompt.conversation import prompt_text
+from avomni_lib.training.targets import target_of
+
+if TYPE_CHECKING:
+    from avomni_lib.etl.cache.windows import Windows
+
+BASE_ROW, BLIND_ROW = "base", "trained_blind"
+BLIND = "blind"  # the second adapter's name beside the first
+
+
+def shown(p: Params, windows: Windows) -> dict[str, FrameSource]:
+    """Row of the ladder -> what its model is shown in place of the windows."""
+    from avomni_lib.training.prompt import views
+
+    rows: dict[str, FrameSource] = {
+        BASE_ROW: windows,
+        "blind": views.Black(windows),
+        "shuffled": views.Shuffled(windows, p.run.seed),
+        "one_camera": views.OneCamera(windows, _camera(p)),
+        "adapted": windows,
+    }
+    return rows if blind_adapter(p) is None else rows | {BLIND_ROW: views.Black(windows)}
+
+
+def blind_adapter(p: Params) -> Path | None:
+    """The folder of the adapter that was trained on black frames, where there is one."""
+    blind = p.blinded()
+    if blind is None or not (adapter.adapter_dir(blind) / adapter.RECORD_FILE).exists():
+        return None
+    return adapter.adapter_dir(blind)
+
+
+def asker(p: Params, windows: Windows) -> Asker:
+    """What answers batches of the ladder's rows.
+
+    It is `evaluation.server` where that is set, else `training.num_processes` processes with a card
+    each (no more than there are cards), else this process. A batch's answers are the same in one
+    process and in several.
+
+    Raises:
+        AvomniError: the server does not serve the adapters that are asked.
+    """
+    if p.evaluation.server is not None:
+        return _one_by_one(lambda: Server(p, windows))
+    cards = hardware.num_cards()
+    num_processes = min(p.training.num_processes, cards or p.training.num_processes)
+    if num_processes > 1:
+        return functools.partial(_in_processes, p, num_processes)
+    return _one_by_one(lambda: Local(p, windows))
+
+
+def told_where(p: Params) -> str:
+    """Where the models answer, in words."""
+    if p.evaluation.server is not None:
+        return f"by the server at {p.evaluation.server}"
+    if p.training.num_processes > 1:
+        return f"in {p.training.num_processes} processes, a card each"
+    return "in this process"
+
+
+class Local:
+    """Base model and adapters in this process."""
+
+    def __init__(self, p: Params, windows: Windows):
+        self._p, self._header = p, windows.cache.header
+        self._shown = shown(p, windows)
+        self._model, self._conversation, _ = before_after.models(
+            p, self._header, adapter.adapter_dir(p)
+        )
+        self._first = self._model.active_adapter
+
+    def __call__(self, batch: Batch) -> list[str]:
+        with self._as(batch.row):
+            return answer.say_batch(
+                self._model,
+                self._conversation,
+                self._shown[batch.row],
+                batch,
+                self._p.evaluation.max_new_tokens,
+                self._p.evaluation.constrained,
+            )
+
+    def _as(self, row: str) -> contextlib.AbstractContextManager[Any]:
+        if row == BASE_ROW:
+            context: contextlib.AbstractContextManager[Any] = self._model.disable_adapter()
+            return context
+        self._model.set_adapter(self._blind() if row == BLIND_ROW else self._first)
+        return contextlib.nullcontext()
+
+    def _blind(self) -> str:
+        from avomni_lib.training.model import load
+
+        folder = blind_adapter(self._p)
+        if BLIND not in self._model.peft_config and folder is not None:
+            blinded = self._p.blinded() or self._p
+            load.add_second(self._model, folder, BLIND, blinded, self._header)
+        return BLIND
+
+
+class Server:
+    """A server of the base model and the adapters; the windows of a batch are asked at once."""
+
+    def __init__(self, p: Params, windows: Windows):
+        self._p, self._shown, self._target = p, shown(p, windows), target_of(p)
+        words = prompt_text(cameras.grid(p.vision.cameras), self._target)
+        self._remote = RemoteAnswerer(p, str(p.evaluation.server), words, "evaluation.server")
+        adapters = {ADAPTER: adapter.adapter_dir(p)}
+        if BLIND_ROW in self._shown:
+            adapters[BLIND_ADAPTER] = Path(blind_adapter(p) or "")
+        self._names = {BASE_ROW: self._remote.base_of(adapters), BLIND_ROW: BLIND_ADAPTER}
+
+    def __call__(self, batch: Batch) -> list[str]:
+        windows, model = self._shown[batch.row], self._names.get(batch.row, ADAPTER)
+        pattern = self._target.pattern if self._p.evaluation.constrained else None
+
+        def ask(index: int, history: str) -> str:
+            frames = windows.frames(index)
+            return self._remote.ask_again(frames, history, model, batch.sampling, pattern)
+
+        with ThreadPoolExecutor(len(batch.indices)) as pool:
+            return list(pool.map(ask, batch.indices, batch.histories))
+
+
+def _one_by_one(opened: Callable[[], Callable[[Batch], list[str]]]) -> Asker:
+    """Batch after batch; what answers is opened for the first one."""
+
+    def ask(batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[str]]]:
+        say = None
+        for batch in batches:
+            say = say or opened()
+            yield batch, say(batch)
+
+    return ask
+
+
+def _in_processes(
+    p: Params, num_processes: int, batches: Iterable[Batch]
+) -> Iterator[tuple[Batch, list[str]]]:
+    function = functools.partial(_on_a_card, p)
+    with contextlib.closing(workers.run_jobs(function, batches, num_processes)) as answered:
+        for batch, texts in answered:
+            if texts is None:
+                raise AvomniError(
+                    f"the process that answered batch {batch.number} of the row {batch.row} died "
+                    "twice",
+                    where="evaluation.batch_size",
+                    fix="run the stage again, it goes on from here; lower evaluation.batch_size "
+                    "where memory is short",
+                )
+            yield batch, texts
+
+
+_opened: dict[str, Any] = {}  # of a worker process: its model, and the lock of its card
+
+
+def _on_a_card(p: Params, batch: Batch) -> list[str]:
+    """In a worker process: the answers to a batch, by a model on a card of its own."""
+    if not _opened:
+        _opened["card"] = contextlib.ExitStack()
+        _claim_card(p, _opened["card"])
+        _opened["model"] = Local(p, answer.held_out_windows(p))
+    texts: list[str] = _opened["model"](batch)
+    return texts
+
+
+def _claim_card(p: Params, stack: contextlib.ExitStack) -> None:
+    """Take the first card that no other worker of this run has; without cards do nothing."""
+    num_cards = hardware.num_cards()
+    for card in range(num_cards):
+        with contextlib.suppress(AvomniError):
+            lock = p.run_dir / f".card_{card}.lock"
+            stack.enter_context(files.hold(lock, "another process answers on this card"))
+            os.environ[hardware.CARD] = str(card)
+            return
+    if num_cards:
+        raise AvomniError(
+            f"all {num_cards} cards are held by processes of this run",
+            where=str(p.run_dir),
+            fix="wait for the other evaluation, or stop it",
+        )
+
+
+def _camera(p: Params) -> str:
+    """The one camera that is left: front wide, or the grid's first."""
+    of_grid = cameras.grid(p.vision.cameras).cameras
+    return (cameras.FRONT_WIDE if cameras.FRONT_WIDE in of_grid else of_grid[0]).name

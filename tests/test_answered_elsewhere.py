@@ -1,0 +1,231 @@
+"""06's answers by several processes and by a server, beside those of this process."""
+
+import base64
+import io
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from avomni_lib.errors import AvomniError
+from avomni_lib.evaluation import ladder, models, server
+from avomni_lib.evaluation.answer import Batch
+from avomni_lib.evaluation.server import RemoteAnswerer
+from avomni_lib.live.session import RECORD_FILE, Session
+from avomni_lib.live.stream import Ready
+from avomni_lib.params import Params
+from avomni_lib.plan import Bar
+from avomni_lib.training.fit import trainer
+from avomni_lib.training.model.generate import Sampling
+from tests import cached_run
+from tests.test_ladder import changed, merged
+from tests.test_live import NAMES as NAMES_OF_CAMERAS
+from tests.test_live import Clock, p_of
+
+NAMES = {"tiny-base": "base", "avomni": "adapted", "avomni-blind": models.BLIND_ROW}
+
+
+@pytest.fixture(scope="module")
+def p(tmp_path_factory):
+    """A trained run whose prompts tell the car's past."""
+    sections = merged({"prompt": {"ego_history": True}, "evaluation": {"max_windows": 6}})
+    p = cached_run.make(tmp_path_factory.mktemp("elsewhere"), **sections)
+    trainer.train(p)
+    trainer.train_blind(p)
+    return p
+
+
+@pytest.fixture(scope="module")
+def here(p, tmp_path_factory):
+    return ladder.evaluate(p, tmp_path_factory.mktemp("here"))
+
+
+class Stand:
+    """A server of a run's models: it sees what is sent and nothing else."""
+
+    def __init__(self, p: Params):
+        windows = ladder.held_out_windows(p)
+        self.local, self.lock = models.Local(p, windows), threading.Lock()
+        self.served = list(NAMES)
+        self.asked: list[dict] = []
+        self.fails: list[int] = []  # statuses that come before the next answer
+        stand = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send(200, {"data": [{"id": name} for name in stand.served]})
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with stand.lock:
+                    if stand.fails:
+                        return self.send(stand.fails.pop(), {"error": "not now"})
+                    stand.asked.append(body)
+                    text = stand.answer(body)
+                self.send(200, {"choices": [{"message": {"content": text}}]})
+
+            def send(self, status, body):
+                content = json.dumps(body).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *args):
+                return
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
+        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
+
+    def answer(self, body: dict) -> str:
+        video, words = body["messages"][0]["content"]
+        pictures = video["video_url"]["url"].removeprefix("data:video/jpeg;base64,").split(",")
+        frames = np.stack([np.array(Image.open(io.BytesIO(base64.b64decode(e)))) for e in pictures])
+        talk, row = self.local._conversation, NAMES[body["model"]]
+        assert words["text"].startswith(talk.words)
+        self.local._shown[row] = Shown(frames)
+        history = words["text"].removeprefix(talk.words)
+        return self.local(Batch(row, 0, 0, (0,), (history,)))[0]
+
+
+class Shown:
+    def __init__(self, frames):
+        self._frames = frames
+
+    def frames(self, index):
+        return self._frames
+
+
+@pytest.fixture(scope="module")
+def stand(p):
+    stand = Stand(p)
+    yield stand
+    stand.http.shutdown()
+    stand.http.server_close()
+
+
+@pytest.fixture
+def asking(p, stand, monkeypatch):
+    """The run, with its answers from the server."""
+    monkeypatch.setattr(server, "WAITS_S", (0.01, 0.01, 0.01))
+    stand.served, stand.fails = list(NAMES), []
+    stand.asked.clear()
+    return changed(p, evaluation={"server": stand.url})
+
+
+def test_two_processes_answer_as_one_does(p, here, tmp_path):
+    two = changed(
+        p, training={"num_processes": 2, "gradient_accumulation_steps": 2, "batch_size": 2}
+    )
+    assert "in 2 processes" in str(ladder.plan(two))
+    there = ladder.evaluate(two, tmp_path)
+    assert there.path.read_bytes() == here.path.read_bytes()
+
+
+class Killed(Bar):
+    def update(self, amount=1, note=""):
+        super().update(amount, note)
+        if self.count >= 12:
+            raise KeyboardInterrupt
+
+
+def test_what_two_processes_began_one_goes_on_with(p, here, tmp_path):
+    two = changed(
+        p, training={"num_processes": 2, "gradient_accumulation_steps": 2, "batch_size": 2}
+    )
+    with pytest.raises(KeyboardInterrupt):
+        ladder.evaluate(two, tmp_path, progress=Killed)
+    num_kept = len((tmp_path / ladder.KEPT_FILE).read_text().splitlines())
+    assert num_kept >= 2
+    assert ladder.evaluate(p, tmp_path).path.read_bytes() == here.path.read_bytes()
+
+
+def test_a_server_of_the_same_models_makes_the_same_score(asking, here, stand, tmp_path):
+    assert stand.url in str(ladder.plan(asking))
+    stand.fails = [503, 429]  # busy for a moment
+    there = ladder.evaluate(asking, tmp_path)
+    assert there.path.read_bytes() == here.path.read_bytes()
+    assert {body["model"] for body in stand.asked} == set(NAMES)
+    assert all(body["temperature"] == 0 for body in stand.asked)
+
+
+def test_answers_are_drawn_and_held_to_their_form_by_the_server(asking, stand):
+    constrained = changed(asking, evaluation={"constrained": True})
+    windows = ladder.held_out_windows(constrained)
+    asker = models.asker(constrained, windows)
+    batch = Batch("adapted", 1, 0, (0, 1), ("", ""), Sampling(0.7, 0.9, 2**40))
+    list(asker([batch]))
+    assert len(stand.asked) == 2
+    for body in stand.asked:
+        assert (body["temperature"], body["top_p"]) == (0.7, 0.9) and body["seed"] < 2**31
+        assert "Total displacement" in body["structured_outputs"]["regex"]
+
+
+@pytest.mark.parametrize(
+    ("served", "what"),
+    [
+        (["avomni", "avomni-blind"], "avomni, avomni-blind"),
+        (["tiny-base", "avomni"], "tiny-base, avomni"),
+    ],
+    ids=["no base", "no blind adapter"],
+)
+def test_a_server_without_one_of_the_models_is_refused_with_what_starts_it(
+    asking, stand, tmp_path, served, what
+):
+    stand.served = served
+    with pytest.raises(AvomniError, match=f"the server has {what}, and") as error:
+        ladder.evaluate(asking, tmp_path)
+    assert "--lora-modules avomni=" in str(error.value) and stand.asked == []
+
+
+def test_a_server_that_goes_for_good_leaves_what_it_answered(asking, here, stand, tmp_path):
+    class Gone(Bar):
+        def update(self, amount=1, note=""):
+            super().update(amount, note)
+            if self.count == 6:
+                stand.fails = [500] * 100
+
+    with pytest.raises(AvomniError, match="answers 500"):
+        ladder.evaluate(asking, tmp_path, progress=Gone)
+    stand.fails = []
+    num_before = len(stand.asked)
+    assert ladder.evaluate(asking, tmp_path).path.read_bytes() == here.path.read_bytes()
+    assert len({json.dumps(body) for body in stand.asked}) == len(stand.asked) > num_before
+
+
+def test_live_cameras_go_on_while_the_server_is_gone(tmp_path, caplog):
+    clock, told = Clock(), iter([True, False, False, True, True])
+
+    def ask(frames):
+        if not next(told):
+            raise AvomniError("the server does not answer", where="http://127.0.0.1:9/v1")
+        return "5 m/s"
+
+    seen = []
+    session = Session(
+        p_of(), ask, tmp_path, clock, lambda state: seen.append((state.num_failed, state.failure))
+    )
+    frames = np.zeros((4, 8, 8, 3), np.uint8)
+    with session.record:
+        made = [session.attempt(Ready(number, frames, 0, 0, 0)) for number in range(5)]
+    assert [each and each.tick for each in made] == [0, None, None, 3, 4]
+    why = "the server does not answer"
+    assert seen == [(0, None), (1, why), (2, why), (2, None), (2, None)]
+    assert session.counts()["num_failed"] == 2
+    assert [record.levelname for record in caplog.records] == ["WARNING"], "told once"
+    lines = [json.loads(line) for line in (tmp_path / RECORD_FILE).open()]
+    assert [line["tick"] for line in lines if line["kind"] == "failed"] == [1, 2]
+
+
+def test_live_cameras_that_nobody_answers_end_with_the_reason():
+    video = "lavfi:testsrc2=size=64x48:rate=30"
+    p = p_of(sources=dict.fromkeys(NAMES_OF_CAMERAS, video), clock="file", hop=1)
+    remote = RemoteAnswerer(p, "http://127.0.0.1:9/v1", "?", timeout_s=1)
+    session = Session(p, remote.ask)
+    with pytest.raises(AvomniError, match="the server does not answer"):
+        session.run(seconds=3)
+    assert session.counts()["num_failed"] >= 1 and session.counts()["num_ticks"] > 5
