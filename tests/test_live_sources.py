@@ -320,6 +320,11 @@ def test_a_recording_whose_times_jump_back_goes_on_where_it_was(monkeypatch, cap
     assert len(caplog.messages) == 1
 
 
+def test_a_recording_cut_out_of_a_broadcast_begins_with_its_first_frame(monkeypatch):
+    taken, _ = scripted(monkeypatch, "file", [(40_000 + own, 7.0) for own in STEADY])
+    assert np.allclose(taken, 7 + STEADY, atol=1e-6)
+
+
 def test_a_recording_that_jumps_far_ahead_ends_with_one_line(monkeypatch, caplog):
     own = np.concatenate([STEADY, [95_443.7]])
     taken, _ = scripted(monkeypatch, "file", zip(own, np.zeros_like(own), strict=True))
@@ -367,6 +372,22 @@ def test_rtsp_comes_through_a_real_socket():
     assert len(frames) == 10
     greys = [frame.to_ndarray(format="rgb24").mean() for frame in frames]
     assert (np.diff(greys) > 0).mean() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("url", "clock", "is_recorded"),
+    [
+        ("a.mp4", "arrival", True),
+        ("lavfi:testsrc", "device", True),
+        ("/dev/video0", "file", False),
+        ("rtsp://10.0.0.5/a", "file", False),
+        ("http://10.0.0.5/feed", "file", False),
+        ("http://10.0.0.5/a.mp4?token=1", "file", True),
+        ("http://10.0.0.5/live.ts", "arrival", False),
+    ],
+)
+def test_files_are_paced_and_streams_are_taken_as_they_come(url, clock, is_recorded):
+    assert Source(CAMERA, url, clock).is_recorded == is_recorded
 
 
 @pytest.mark.parametrize(

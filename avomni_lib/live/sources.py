@@ -41,8 +41,8 @@ class Source:
         url: A file, /dev/videoN, a stream's address, `rosbag:` and a topic, or `lavfi:` and a test
             source.
         clock: `file`: the file's own times, paced as if live; `device`: the stream's own times, as
-            `DeviceClock` reads them; `arrival`: when a frame arrives. A bag is always paced by the
-            times of its messages.
+            `DeviceClock` reads them; `arrival`: when a frame arrives. Files, bags and test sources
+            are always paced by their own times, and streams never.
         offset_ms: Added to each time.
     """
 
@@ -58,12 +58,20 @@ class Source:
     @property
     def is_recorded(self) -> bool:
         """Whether it is played at the pace of its own times, and ends."""
-        return self.is_bag or self.clock == "file"
+        scheme, slashes, _ = self.url.partition("://")
+        if self.is_bag or not slashes or self.url.startswith("lavfi:"):
+            return not DEVICE.fullmatch(self.url)
+        return self.clock == "file" and scheme in ("http", "https") and is_file(self.url)
 
     @property
     def shown(self) -> str:
         """The url without user and password."""
         return without_passwords(self.url)
+
+
+def is_file(url: str) -> bool:
+    """Whether what comes over HTTP is a video's file; else it is MJPEG."""
+    return urlsplit(url).path.endswith((".mp4", ".ts", ".m3u8"))
 
 
 Push = Callable[[str, int, Any], None]
@@ -166,6 +174,8 @@ class Reader(threading.Thread):
 
     def run(self) -> None:
         tries, recorded = 0, self.source.is_recorded
+        if self.source.clock == "file" and not recorded:
+            self._warn("live.clock is `file`, and it is a stream: its frames count as they arrive")
         while not self._halt.is_set():
             opened_ns, self._num_read = self._now_ns(), 0
             try:
@@ -205,8 +215,10 @@ class Reader(threading.Thread):
             self._has_come(frame)
             if source.is_recorded:
                 if self._num_read == 0:
-                    # A file begins at its own 0, even where its first frame comes later.
-                    begun = self._begun.at(self._now_ns, own if source.is_bag else 0)
+                    # A file begins at its own 0, even where its first frame comes later; what is
+                    # cut out of a bag or a broadcast begins with its first frame.
+                    is_cut = source.is_bag or abs(own) > LONGEST_PAUSE_S * 1e9
+                    begun = self._begun.at(self._now_ns, own if is_cut else 0)
                 if last is not None and own < last:
                     self._warn("its times jump back; such frames are not shown")
                     continue
@@ -275,9 +287,9 @@ def frames_of(
             try:
                 decoded = packet.decode()
             except av.error.InvalidDataError:
-                if not source.is_recorded and time.monotonic() - well_s > READ_TIMEOUT_S:
+                if not source.is_recorded and time.monotonic() - well_s > OPEN_TIMEOUT_S:
                     raise AvomniError(
-                        f"nothing that came for {READ_TIMEOUT_S:g} s could be decoded"
+                        f"nothing that came for {OPEN_TIMEOUT_S:g} s could be decoded"
                     ) from None
                 warn("a damaged frame is left out")
                 continue
@@ -315,7 +327,7 @@ def open_source(source: Source) -> Any:
     elif DEVICE.fullmatch(url):
         form = "v4l2"
     elif url.startswith(("http://", "https://")):
-        form = None if urlsplit(url).path.endswith((".mp4", ".ts", ".m3u8")) else "mpjpeg"
+        form = None if is_file(url) else "mpjpeg"
     elif url.startswith(("rtsp://", "rtsps://")):
         options["rtsp_transport"] = "tcp"
     elif "://" not in url:
