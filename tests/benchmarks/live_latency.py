@@ -4,7 +4,7 @@
 
 Four cameras of the demo's size, 30 frames a second in H.264, are played as if live: by the tiny
 base without an adapter (seconds from frame to answer, by part), and without a model (CPU seconds of
-the process over the wall time: reading alone, and with the grids of each tick). Then another
+the process for a second of their frames: reading alone, and with the grids of all ticks). Then another
 process sends 30 numbered frames a second over RTSP, MPEG-TS and MJPEG through sockets of this
 machine: from the moment at which it has made a picture until the picture is decoded here.
 """
@@ -100,47 +100,67 @@ def answering(p: Params, seconds: float) -> dict:
     }
 
 
-def cpu_share(run: Callable[[threading.Event], None], seconds: float) -> float:
-    """CPU seconds of this process over the wall time, while `run` goes on in a thread."""
-    stop = threading.Event()
-    thread = threading.Thread(target=run, args=(stop,))
-    thread.start()
-    time.sleep(WARM_UP_S)
-    wall, used = time.monotonic(), time.process_time()
-    time.sleep(seconds)
-    share = (time.process_time() - used) / (time.monotonic() - wall)
-    stop.set()
-    thread.join()
-    return share
+class Counted:
+    """Cameras that are read in threads of this process, without a model.
+
+    Args:
+        grids: Whether a session makes the grids of all ticks; else frames are only decoded and kept.
+    """
+
+    def __init__(self, p: Params, grids: bool):
+        self.num_frames, self._stop, self._readers = 0, threading.Event(), []
+        self._session = Session(p, lambda frames: "") if grids else None
+        self._kept: deque = deque(maxlen=4 * FPS)
+        run = self._read if self._session is None else lambda: self._session.run(stop=self._stop)
+        self._thread, self._p = threading.Thread(target=run), p
+
+    def _push(self, *frame: object) -> None:
+        self._kept.append(frame)
+        self.num_frames += 1
+
+    def _read(self) -> None:
+        sources = sources_of(self._p)
+        begun = Begun(len(sources))
+        readers = [Reader(each, self._push, lambda name: None, begun=begun) for each in sources]
+        for reader in readers:
+            reader.start()
+        self._stop.wait()
+        for reader in readers:
+            reader.stop()
+            reader.join()
+
+    def count(self) -> int:
+        if self._session is None:
+            return self.num_frames
+        return sum(feed.num_frames for feed in self._session.ticks.feeds.values())
+
+    def __enter__(self) -> Counted:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._thread.join()
 
 
-def read_alone(p: Params, stop: threading.Event) -> None:
-    """Read and decode the cameras, keep their last frames and make nothing of them."""
-    kept: deque = deque(maxlen=4 * FPS)
-    begun = Begun(len(sources_of(p)))
-    readers = [
-        Reader(source, lambda *frame: kept.append(frame), lambda name: None, begun=begun)
-        for source in sources_of(p)
-    ]
-    for reader in readers:
-        reader.start()
-    stop.wait()
-    for reader in readers:
-        reader.stop()
-        reader.join()
+def cpu_share(p: Params, grids: bool, seconds: float) -> float:
+    """CPU seconds of this process for a second of all cameras' frames."""
+    per_second = FPS * len(p.live.sources or {})
+    with Counted(p, grids) as cameras_read:
+        time.sleep(WARM_UP_S)
+        before, used = cameras_read.count(), time.process_time()
+        time.sleep(seconds)
+        used, num = time.process_time() - used, cameras_read.count() - before
+    return used / (num / per_second)
 
 
 def reading(p: Params, seconds: float) -> dict:
-    """Shares of one core, without a model."""
-    measures = {
-        "read": lambda stop: read_alone(p, stop),
-        "read_and_grids": lambda stop: Session(p, lambda frames: "").run(stop=stop),
+    """Shares of one core, without a model: medians of rounds."""
+    rounds = {
+        name: [round(cpu_share(p, grids, seconds), 4) for _ in range(ROUNDS)]
+        for name, grids in (("read", False), ("read_and_grids", True))
     }
-    found = {
-        name: [round(cpu_share(run, seconds), 4) for _ in range(ROUNDS)]
-        for name, run in measures.items()
-    }
-    return {name: median(shares) for name, shares in found.items()} | {"rounds": found}
+    return {name: median(shares) for name, shares in rounds.items()} | {"rounds": rounds}
 
 
 # Streams from another process.
@@ -240,8 +260,12 @@ def measure(p: Params, seconds: float) -> dict:
     size = p.dataset.world.width, p.dataset.world.height
     with tempfile.TemporaryDirectory(prefix="avomni-") as name:
         run = played(p, Path(name), seconds + 2 * WARM_UP_S)
-        record = {"cpu_share": reading(run, seconds / 2), "answers": answering(run, seconds)}
+        record = {"cpu_share": reading(run, seconds / 4)}
+        print(record, flush=True)
+        record["answers"] = answering(run, seconds)
+        print(record["answers"], flush=True)
     record["streams_s"] = {kind: stream_latency(kind, seconds / 2, size) for kind in KINDS}
+    print(record["streams_s"], flush=True)
     return record | {
         "cameras": f"{len(cameras.grid(p.vision.cameras).cameras)} of {size[0]}×{size[1]} px at "
         f"{FPS} Hz, ticks at {p.processing.sample_hz:g} Hz, a window every {p.live.hop}",
