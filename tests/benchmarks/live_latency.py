@@ -4,9 +4,9 @@
 
 Four cameras of the demo's size, 30 frames a second in H.264, are played as if live: by the tiny
 base without an adapter (seconds from frame to answer, by part), and without a model (CPU seconds of
-the process for a second of their frames: reading alone, and with the grids of all ticks). Then another
-process sends 30 numbered frames a second over RTSP, MPEG-TS and MJPEG through sockets of this
-machine: from the moment at which it has made a picture until the picture is decoded here.
+the process for a second of their frames: reading alone, and with the grids of all ticks). Then
+another process sends 30 numbered frames a second over RTSP, MPEG-TS and MJPEG through sockets of
+this machine: from the moment at which it has made a picture until the picture is decoded here.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Counted:
     """Cameras that are read in threads of this process, without a model.
 
     Args:
-        grids: Whether a session makes the grids of all ticks; else frames are only decoded and kept.
+        grids: Whether a session makes the grids of all ticks; else frames are decoded and kept.
     """
 
     def __init__(self, p: Params, grids: bool):
