@@ -11,19 +11,27 @@ T = TypeVar("T")
 WHERE, FIX = "  where: ", "  what to do: "
 # What the system answers to a place or a length that a file's content has named.
 OF_CONTENT = (errno.EINVAL, errno.EOVERFLOW, errno.EFBIG)
-# `user:password@` of an address: up to the last @ before its path.
-_CREDENTIALS = re.compile(r"(?<=://)[^\s/?#]*@")
+# `user:password@` of an address: up to the last @ before its path. A password may also hold the / ?
+# and # that it should not, as long as it does not look like a port.
+_CREDENTIALS = re.compile(
+    r"""(?<=://)(?:[^\s/?#]*@|[^\s/?#:@"'<>\\]*:(?!\d*[/?#])[^\s@"'<>\\]*@)"""
+)
+# The value of what is called a password in an address's query.
+_SECRETS = re.compile(
+    r"""([?&][\w.-]*(?:pass|pwd|secret|token|signature|api_?key)[\w.-]*=)[^\s&#"'<>\\]+""",
+    re.IGNORECASE,
+)
 
 
 def without_passwords(text: str) -> str:
-    """The text with `user:password@` taken out of every address in it."""
-    return _CREDENTIALS.sub("", text)
+    """The text without the `user:password@` and the secret values of every address in it."""
+    return _SECRETS.sub(r"\1***", _CREDENTIALS.sub("", text))
 
 
 class AvomniError(Exception):
     """A mistake or a fault that a person can act on.
 
-    Addresses in its texts are shown without user and password.
+    Addresses in its texts are shown without user, password and other secrets.
 
     Args:
         what: What is wrong, with the values that show it.

@@ -475,8 +475,8 @@ class LiveParams(Section):
     )
     clock: Literal["file", "device", "arrival"] = Field(
         "file",
-        description="file: its own times, paced as if live; device: the stream's own times from "
-        "the first frame's arrival on; arrival: when a frame arrives",
+        description="file: its own times, paced as if live; device: the stream's own times, tied "
+        "to this machine's clock by the frames that arrive soonest; arrival: when a frame arrives",
     )
     offset_ms: dict[str, Annotated[float, Field(ge=-10_000, le=10_000)]] = Field(
         {}, description="ms added to the times of a camera, by its name"
@@ -498,3 +498,15 @@ class LiveParams(Section):
     port: Annotated[int, Field(ge=0, le=65_535)] = Field(
         0, description="of the page on this machine; 0 takes a free one"
     )
+
+    @field_validator("sources")
+    @classmethod
+    def _can_be_opened(cls, sources: dict[str, str] | None) -> dict[str, str] | None:
+        opened: dict[str, str] = {}
+        for camera, url in (sources or {}).items():
+            if url in opened and url.startswith(("/dev/", "udp://", "rtp://")):
+                raise ValueError(
+                    f"{opened[url]} and {camera} are both at {url}, which can be opened once"
+                )
+            opened[url] = camera
+        return sources

@@ -10,6 +10,7 @@ from avomni_lib.params import Params
 from avomni_lib.training.backbones import family
 from avomni_lib.training.backbones.shared.size import VisionWork
 from avomni_lib.training.forecast import estimate
+from avomni_lib.training.forecast.answering import answer_time
 from avomni_lib.training.forecast.estimate import Probe
 from avomni_lib.training.prompt.tokens import Tokens
 from tests import training_set
@@ -298,3 +299,29 @@ def test_predicted_and_measured_stand_side_by_side_with_the_error():
     [row] = estimate.compared({"seconds": 30.0}, {"memory_gb": 1.0, "seconds": 20.0}, "cpu")
     assert row == ("CPU time of training", "+50 %", "30 s predicted, 20 s measured")
     assert estimate.compared({"seconds": 30.0}, {"seconds": 0.0}) == []
+
+
+def test_an_answer_of_the_8b_is_arithmetic_over_operations_and_bytes():
+    everything = answer_time(mi300x(live={"hop": 16}))
+    assert 70e12 < everything.work < 76e12
+    # 8.2 thousand million weights less the vision tower and the embedding, in 16 bit.
+    assert everything.text / everything.num_tokens == pytest.approx(
+        15.1e9 / (0.7 * 5.3e12), rel=0.02
+    )
+    quick, path = answer_time(mi300x()), answer_time(mi300x(training={"target": "future_v1"}))
+    assert quick.vision == pytest.approx(everything.vision / 4)
+    assert quick.num_tokens < 60 and 200 < path.num_tokens < 320
+    assert quick.least_hop(2.0) == 1 and quick.total < 0.5 < path.total
+    assert (path.least_hop(2.0) - 1) / 2.0 < path.total <= path.least_hop(2.0) / 2.0
+    assert answer_time(mi300x(model={"base_model": "nobody/knows"})) is None
+
+
+def test_the_note_on_live_cameras_states_what_the_arithmetic_gives():
+    note = (PROJECT_ROOT / "docs" / "live.md").read_text()
+    for target in ("summary_v1", "future_v1"):
+        for hop in (1, 4):
+            time = answer_time(mi300x(training={"target": target}, live={"hop": hop}))
+            parts = (time.vision, time.window, time.text, time.total)
+            seconds = " | ".join(f"{each:.3f}" for each in parts)
+            row = f"| `{target}` | {hop} | {time.num_tokens} | {time.work / 1e12:.0f} | {seconds} |"
+            assert row in note, row

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import av
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from avomni_lib.errors import AvomniError
 from avomni_lib.live.recording import replay
 from avomni_lib.live.session import Session
-from avomni_lib.live.ticks import Ticks
+from avomni_lib.live.ticks import Tick, Ticks
 from avomni_lib.params import Params
 
 MS = 1_000_000
@@ -66,11 +67,13 @@ def test_a_tick_waits_for_the_slowest_camera_until_its_deadline():
     ticks = Ticks(["a", "b"], hz=10, deadline_s=0.25, max_age_s=0.5)
     for moment in range(0, 500, 50):
         ticks.push("a", moment * MS, moment)
-    ticks.push("b", 0, 0)
-    assert shown(ticks, 249) == []
-    assert shown(ticks, 250) == [(0, {"a": 0, "b": 0}, ())]
-    ticks.push("b", 120 * MS, 120)  # later than tick 1: nothing is waited for
-    assert shown(ticks, 251) == [(1, {"a": 100, "b": 0}, ())]
+    for moment in range(0, 200, 50):
+        ticks.push("b", moment * MS, moment)
+    # The first tick is at 25 ms, and both have shown a later frame than that of 125 ms.
+    assert shown(ticks, 474) == [(0, {"a": 0, "b": 0}, ()), (1, {"a": 100, "b": 100}, ())]
+    assert shown(ticks, 475) == [(2, {"a": 200, "b": 150}, ())]
+    ticks.push("b", 330 * MS, 330)  # later than tick 3: nothing is waited for
+    assert shown(ticks, 476) == [(3, {"a": 300, "b": 150}, ())]
 
 
 def test_a_camera_that_froze_makes_gaps_and_one_that_comes_back_ends_them():
@@ -88,9 +91,92 @@ def test_a_camera_that_froze_makes_gaps_and_one_that_comes_back_ends_them():
 
 def test_a_camera_that_never_comes_is_named_and_time_goes_on():
     ticks = Ticks(["a", "b"], hz=10, deadline_s=0.2, max_age_s=0.3)
-    for moment in range(0, 1000, 50):
+    found = []
+    for moment in range(0, 3000, 50):
         ticks.push("a", moment * MS, moment)
-    assert {missing for _, _, missing in shown(ticks, 1000)} == {("b",)}
+        found += shown(ticks, moment)
+        assert moment >= 2000 or not found, "the first tick waits two seconds"
+    assert [(number, missing) for number, _, missing in found] == [(n, ("b",)) for n in range(28)]
+
+
+RATES = {"ten": 10, "fifteen": 15, "twenty": 20, "thirty": 30}
+
+
+def play(ticks: Ticks, stamps: dict[str, np.ndarray], late_ms: float = 0) -> list[Tick]:
+    """Push frames at their times (ms), `late_ms` after them, and settle every 10 ms."""
+    events = sorted((taken, name) for name, own in stamps.items() for taken in own)
+    settled, now_ms = [], 0.0
+    for taken, name in events:
+        while now_ms < taken + late_ms:
+            settled += ticks.closed(round(now_ms * MS))
+            now_ms += 10
+        ticks.push(name, round(taken * MS), taken)
+    return settled
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_cameras_of_many_rates_and_phases_show_frames_evenly(seed, caplog):
+    rng = np.random.default_rng(seed)
+    stamps = {
+        name: np.arange(0, 10_000, 1000 / hz) + rng.uniform(0, 1000 / hz)
+        for name, hz in RATES.items()
+    }
+    shaken = {name: own + rng.uniform(-1, 1, len(own)) for name, own in stamps.items()}
+    settled = play(Ticks([*RATES], hz=10, deadline_s=0.25, max_age_s=0.5), shaken)
+    assert len(settled) > 90 and not any(tick.missing for tick in settled)
+    for name, hz in RATES.items():
+        taken = np.array([tick.frames[name][1] for tick in settled])
+        ages = np.array([tick.time_ns / MS for tick in settled]) - taken
+        assert (ages >= 0).all() and ages.max() < 1000 / hz + 2
+        if hz in (10, 20, 30):  # with shaken stamps, the same number of frames from tick to tick
+            assert np.abs(np.diff(taken) - 100).max() < 3
+
+
+@pytest.mark.parametrize(
+    ("ms", "hz", "words"),
+    [
+        (-400, 30, "are 1.. ms older"),  # beyond the deadline
+        (60, 30, "are taken .. ms from now"),
+        (0, 4, "it shows 4.* frames a second"),
+    ],
+)
+def test_a_camera_half_a_tick_off_is_named_once(ms, hz, words, caplog):
+    ticks = Ticks(["a", "b", "c"], hz=10, deadline_s=0.25, max_age_s=0.5)
+    arrived = {"a": 30, "b": hz, "c": 30}
+    events = sorted(
+        (moment, name) for name, own in arrived.items() for moment in np.arange(0, 12e3, 1e3 / own)
+    )
+    for moment, name in events:
+        ticks.push(name, round((moment + (ms if name == "b" else 0)) * MS), None)
+        list(ticks.closed(round(moment * MS)))
+    (text,) = caplog.messages
+    assert text.startswith("camera b: ") and re.search(words, text)
+
+
+def test_a_late_camera_within_the_deadline_is_what_the_deadline_is_for(caplog):
+    stamps = {name: np.arange(0, 8000, 1000 / 30) for name in "ab"}
+    ticks = Ticks(["a", "b"], hz=10, deadline_s=0.25, max_age_s=0.5)
+    settled = play(ticks, stamps, late_ms=150)
+    assert len(settled) > 70 and not caplog.messages
+    assert {tick.frames["a"][1] == tick.frames["b"][1] for tick in settled} == {True}
+
+
+def test_frames_are_kept_no_longer_than_a_tick_may_ask_for_them():
+    waiting = Ticks(["a", "b"], hz=10, deadline_s=3, max_age_s=0.5)
+    late = {"a": np.arange(0, 9000, 1000 / 30), "b": np.arange(0, 9000, 1000 / 30)}
+    events = sorted(
+        [(moment, moment, "a") for moment in late["a"]]
+        + [(moment + 2800, moment, "b") for moment in late["b"]]
+    )
+    settled = []
+    for now_ms, taken, name in events:
+        waiting.push(name, round(taken * MS), taken)
+        settled += waiting.closed(round(now_ms * MS))
+        assert len(waiting.feeds["a"].frames) <= 5 * 30
+    assert len(settled) > 60 and not any(tick.missing for tick in settled)
+    quick = Ticks(["a", "b"], hz=10, deadline_s=0.25, max_age_s=0.5)
+    play(quick, late)
+    assert max(len(feed.frames) for feed in quick.feeds.values()) <= 6
 
 
 @given(st.lists(st.integers(-40, 90), min_size=1, max_size=60))
@@ -139,6 +225,41 @@ def test_with_a_model_ten_times_slower_the_answered_window_is_at_most_two_servic
     assert session.mailbox._ready is None or counts["num_answers"]
 
 
+def test_windows_come_again_when_a_camera_is_back_after_minutes():
+    clock, made = Clock(), []
+    session = Session(p_of(), str, now_ns=clock)
+    for number in range(150 * 30):
+        clock.ns = round(number / 30 * 1e9)
+        for name in NAMES:
+            if name != NAMES[2] or not 5 < clock.ns / 1e9 < 140:
+                session.push(name, clock.ns, number)
+        session.sliding.compose = lambda frames: np.zeros((1, 1, 3), np.uint8)
+        made += [ready.captured_ns / 1e9 for ready in session.advance()]
+        kept = sum(len(feed.frames) for feed in session.ticks.feeds.values())
+        assert kept < 4 * 30
+    before, after = [t for t in made if t < 70], [t for t in made if t > 70]
+    assert 5 < before[-1] < 6 and 140 < after[0] < 140.6
+    assert np.allclose(np.diff(after), 0.1)
+
+
+def test_frames_of_another_size_in_mid_stream_fill_the_same_tile():
+    clock, asked, p = Clock(), [], p_of()
+    letterbox = p.processing.model_copy(update={"fit": "letterbox"})
+    p = p.model_copy(update={"processing": letterbox})
+    session = Session(p, lambda frames: asked.append(frames) or "", now_ns=clock)
+    for number in range(90):
+        clock.ns = round(number / 30 * 1e9)
+        size = (64, 48) if number < 45 else (160, 30)
+        for name in NAMES:
+            session.push(name, clock.ns, picture(200, *(size if name == NAMES[1] else (64, 48))))
+        for ready in session.advance():
+            session.answer(ready)
+    assert session.counts()["num_gaps"] == 0 and len(asked) > 20
+    assert {frames.shape for frames in asked} == {asked[0].shape}
+    lit = [(frames[-1] > 100).mean() for frames in asked]
+    assert lit[0] > lit[-1] > 0.5, "a longer picture leaves more of its tile black"
+
+
 def test_no_window_spans_a_gap():
     clock = Clock()
     lost = {(NAMES[1], number) for number in range(60, 90)}
@@ -154,6 +275,13 @@ def test_a_camera_without_an_address_is_refused():
     sources = dict.fromkeys(NAMES[:3], "x.mp4")
     with pytest.raises(AvomniError, match=f"no source of {NAMES[3]}"):
         Session(p_of(sources=sources), str)
+
+
+def test_what_can_be_opened_once_is_not_the_address_of_two_cameras():
+    for url in ("/dev/video0", "udp://127.0.0.1:5004"):
+        with pytest.raises(AvomniError, match=f"{NAMES[0]} and {NAMES[3]} are both at {url}"):
+            p_of(sources=SOURCES | {NAMES[0]: url, NAMES[3]: url})
+    p_of(sources=dict.fromkeys(NAMES, "a.mp4"))
 
 
 def test_an_address_of_another_kind_is_refused_before_a_camera_is_opened():

@@ -15,13 +15,16 @@ from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.dataset.clip import Clip
 from avomni_lib.errors import AvomniError
 from avomni_lib.evaluation import answer, before_after
-from avomni_lib.live import playback, predict, subject
+from avomni_lib.live import answering, playback, predict, subject
 from avomni_lib.live.answerer import Answerer
 from avomni_lib.live.session import Session
+from avomni_lib.params import Params
 from avomni_lib.training.fit import worker
 from avomni_lib.training.model import adapter
 from avomni_lib.training.prompt import samples
 from tests import cached_training
+
+NAMES = [camera.name for camera in cameras.grid("4-cam").cameras]
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +112,29 @@ def test_an_adapter_of_another_rate_is_refused_before_anything_is_loaded(p):
         Answerer(other, adapter.adapter_dir(p))
     with pytest.raises(AvomniError, match="no adapter at owner/name@main"):
         Answerer(p, "owner/name@main")
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "what"),
+    [
+        ("processing", {"sample_hz": 5.0}, "processing.sample_hz: trained with"),
+        ("processing", {"tile_width": 64}, "tile"),
+        ("vision", {"cameras": ["camera_front_wide_120fov"]}, "vision.cameras"),
+    ],
+)
+def test_live_refuses_an_adapter_of_another_rate_or_grid_before_a_camera_is_opened(
+    p, tmp_path, section, changes, what
+):
+    values = p.complete()
+    values[section] |= changes
+    values["live"] |= {"sources": dict.fromkeys(NAMES, "rtsp://127.0.0.1:9/a")}
+    values["live"] |= {"clock": "device", "record": str(tmp_path / "record")}
+    with (
+        pytest.raises(AvomniError, match=what) as caught,
+        answering.opened(Params.from_values(values), adapter=str(adapter.adapter_dir(p))),
+    ):
+        raise AssertionError("opened")
+    assert caught.value.fix and not (tmp_path / "record").exists()
 
 
 def test_the_command_prints_an_object_and_draws_a_picture(p, tmp_path, capsys):

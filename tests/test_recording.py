@@ -197,6 +197,16 @@ def test_the_plan_counts_windows_and_refuses_a_session_without_an_end(p):
     assert "rtsp://10.0.0.5" in shown and "secret" not in shown
 
 
+def test_the_plan_of_an_8b_says_how_long_an_answer_takes_and_which_cameras_share_an_address():
+    names = [camera.name for camera in cameras.grid("4-cam").cameras]
+    live = {"sources": dict.fromkeys(names, "rtsp://me:secret@10.0.0.5/a"), "seconds": 60}
+    planned = playback.plan(Params.from_values({"extends": "params/mi300x.yaml", "live": live}))
+    (row,) = (row for row in planned.rows if row[0] == "an answer")
+    assert row[1] == "0.32 s" and "not measured" in row[2] and "from live.hop 1 on" in row[2]
+    (warning,) = planned.warnings
+    assert f"{names[0]}, {names[1]}" in warning and "rtsp://10.0.0.5/a: the model" in warning
+
+
 def test_a_session_that_saw_nothing_is_one_sentence(p, tmp_path):
     names = [camera.name for camera in cameras.grid(p.vision.cameras).cameras]
     missing = {name: str(tmp_path / f"{name}.mp4") for name in names}

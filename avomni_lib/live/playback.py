@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,9 @@ from avomni_lib.etl.clip import tiling
 from avomni_lib.live import subject
 from avomni_lib.params import Params
 from avomni_lib.plan import Plan, minutes
+from avomni_lib.training.forecast.answering import answer_time
+from avomni_lib.training.forecast.estimate import CARD
+from avomni_lib.training.model.place import TINY
 from avomni_lib.training.prompt import history, samples
 from avomni_lib.training.targets import target_of
 
@@ -57,6 +60,7 @@ def plan(p: Params) -> Plan:
     """
     live, hz, length = p.live, p.processing.sample_hz, p.processing.sequence_length
     seconds, shown = live.seconds, "a held-out clip, played at its own pace"
+    warnings = []
     if live.sources is None:
         names = set(held_out_clips(p))
         clips = Cache.open(p.cache_dir).clips
@@ -65,6 +69,7 @@ def plan(p: Params) -> Plan:
     else:
         shown = ", ".join(without_passwords(url) for url in live.sources.values())
         subject.refuse_history(p, "live.sources")
+        warnings += _shared_addresses(live.sources)
     if seconds is None:
         raise AvomniError(
             "nothing would end the session",
@@ -82,12 +87,29 @@ def plan(p: Params) -> Plan:
         ("windows", f"{num:,} at most", f"{length} frames each, one every {live.hop} ticks"),
         ("answers by", asked, f"{target_of(p).name}; the newest window first, none queues"),
     ]
-    warnings = []
+    if p.model.base_model != TINY and (time := answer_time(p)) is not None:
+        note = (
+            f"on an {CARD}: arithmetic, not measured; {time.num_tokens} tokens; it would keep up "
+        )
+        note += f"from live.hop {time.least_hop(hz)} on"
+        rows.append(("an answer", f"{time.total:.2f} s", note))
     if not num:
         warnings.append(
             f"no window is whole before {first / hz:g} s: raise live.seconds, or play a longer clip"
         )
     return Plan(f"run {p.run.name}, live", rows, warnings, {"seconds": seconds, "windows": num})
+
+
+def _shared_addresses(sources: Mapping[str, str]) -> list[str]:
+    by_url: dict[str, list[str]] = {}
+    for camera, url in sources.items():
+        by_url.setdefault(url, []).append(camera)
+    return [
+        f"{', '.join(names)} have one address, {without_passwords(url)}: the model sees one "
+        "picture in all of their tiles"
+        for url, names in by_url.items()
+        if len(names) > 1
+    ]
 
 
 def prepare(p: Params, clip_id: str, folder: Path) -> Params:

@@ -8,7 +8,7 @@ its header, or where that is 0 the time at which it was recorded.
 from __future__ import annotations
 
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,13 @@ def parts(url: str) -> tuple[Path, str]:
     return files.resolve(urllib.parse.unquote(split.path)), topics[0]
 
 
-def frames(url: str) -> Iterator[tuple[int, av.VideoFrame]]:
+def frames(
+    url: str, warn: Callable[[str], None] = lambda text: None
+) -> Iterator[tuple[int, av.VideoFrame]]:
     """(time in ns, picture) of each message of the topic, as they were recorded.
+
+    Args:
+        warn: Called where a damaged JPEG or PNG is left out.
 
     Raises:
         AvomniError: `rosbags` is not installed, the bag cannot be read, it has no such topic, or a
@@ -84,9 +89,13 @@ def frames(url: str) -> Iterator[tuple[int, av.VideoFrame]]:
                 message: Any = reader.deserialize(raw, connection.msgtype)
                 stamp = message.header.stamp
                 taken_ns = stamp.sec * 1_000_000_000 + stamp.nanosec or recorded_ns
-                if connection.msgtype == PLAIN:
-                    yield taken_ns, plain(message)
-                elif (frame := compressed(message.data, decoders)) is not None:
+                try:
+                    is_plain = connection.msgtype == PLAIN
+                    frame = plain(message) if is_plain else compressed(message.data, decoders)
+                except av.error.InvalidDataError:
+                    warn("a damaged frame is left out")
+                    continue
+                if frame is not None:
                     yield taken_ns, frame
     except AvomniError:
         raise

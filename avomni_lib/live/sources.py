@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import av
 
@@ -21,7 +22,10 @@ Clock = Literal["file", "device", "arrival"]
 LOW_DELAY = {"fflags": "nobuffer", "probesize": "32768", "analyzeduration": "0"}
 RETRY_S = (0.5, 1.0, 2.0, 5.0)  # between tries to open a camera again
 OPEN_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 5.0
+LASTING_S = 10.0  # a connection that held for so long is news when it breaks
 TOGETHER_S = 2.0  # for which a recording waits until the others can begin
+LONGEST_PAUSE_S = 60.0  # between two frames of a recording; beyond it its times are damaged
+DRIFT = 1e-3  # the most by which a camera's clock is followed when it runs slower than ours
 # What a params file may open: files, devices and streams, not FFmpeg's other protocols (which read
 # lists of files or run subprocesses).
 SCHEMES = ("rtsp", "rtsps", "http", "https", "tcp", "udp", "rtp")
@@ -36,9 +40,9 @@ class Source:
         camera: Its name in the grid.
         url: A file, /dev/videoN, a stream's address, `rosbag:` and a topic, or `lavfi:` and a test
             source.
-        clock: `file`: the file's own times, paced as if live; `device`: the stream's own times,
-            from the first frame's arrival on; `arrival`: when a frame arrives. A bag is always
-            paced by the times of its messages.
+        clock: `file`: the file's own times, paced as if live; `device`: the stream's own times, as
+            `DeviceClock` reads them; `arrival`: when a frame arrives. Files, bags and test sources
+            are always paced by their own times, and streams never.
         offset_ms: Added to each time.
     """
 
@@ -54,12 +58,20 @@ class Source:
     @property
     def is_recorded(self) -> bool:
         """Whether it is played at the pace of its own times, and ends."""
-        return self.is_bag or self.clock == "file"
+        scheme, slashes, _ = self.url.partition("://")
+        if self.is_bag or not slashes or self.url.startswith("lavfi:"):
+            return not DEVICE.fullmatch(self.url)
+        return self.clock == "file" and scheme in ("http", "https") and is_file(self.url)
 
     @property
     def shown(self) -> str:
         """The url without user and password."""
         return without_passwords(self.url)
+
+
+def is_file(url: str) -> bool:
+    """Whether what comes over HTTP is a video's file; else it is MJPEG."""
+    return urlsplit(url).path.endswith((".mp4", ".ts", ".m3u8"))
 
 
 Push = Callable[[str, int, Any], None]
@@ -105,8 +117,33 @@ class Begun:
         return self._ns
 
 
+class DeviceClock:
+    """A stream's own times on the session's clock.
+
+    No frame arrives before it was taken, so the one that arrived soonest after its own time says
+    how the two clocks are related: frames that a server kept for its readers, or that were held up
+    on their way, move nothing. A clock that is slower than ours is followed by `DRIFT`; times that
+    jump back or ahead count anew from the frame's arrival. The results never decrease.
+    """
+
+    def __init__(self) -> None:
+        self._last: tuple[int, int] | None = None  # the last frame's own time and arrival, ns
+        self._apart_ns = 0
+
+    def taken(self, own_ns: int, arrived_ns: int) -> tuple[int, bool]:
+        """(when a frame was taken, ns; whether its own time is before that of the last one)."""
+        apart_ns, last = arrived_ns - own_ns, self._last
+        has_jumped = last is not None and own_ns < last[0]
+        if last is not None and not has_jumped:
+            apart_ns = min(apart_ns, self._apart_ns + round((arrived_ns - last[1]) * DRIFT))
+        self._last, self._apart_ns = (own_ns, arrived_ns), apart_ns
+        return own_ns + apart_ns, has_jumped
+
+
 class Reader(threading.Thread):
     """Reads one source until it is told to stop; a stream that breaks is opened again.
+
+    What goes wrong is logged once, until the camera has shown frames for `LASTING_S`.
 
     Args:
         push: Called with (camera, capture time in ns, decoded frame).
@@ -127,6 +164,8 @@ class Reader(threading.Thread):
         self.source, self._push, self._end, self._now_ns = source, push, end, now_ns
         self._begun = begun or Begun()
         self._halt = threading.Event()
+        self._warned: set[str] = set()
+        self._num_read = 0  # frames since the source was opened
         self.trouble = ""  # why it shows nothing now, in words
         self.size: tuple[int, int] | None = None
 
@@ -134,94 +173,169 @@ class Reader(threading.Thread):
         self._halt.set()
 
     def run(self) -> None:
-        tries = 0
+        tries, recorded = 0, self.source.is_recorded
+        if self.source.clock == "file" and not recorded:
+            self._warn("live.clock is `file`, and it is a stream: its frames count as they arrive")
         while not self._halt.is_set():
+            opened_ns, self._num_read = self._now_ns(), 0
             try:
-                read = self._read()
-            except (av.error.FFmpegError, AvomniError, OSError) as error:
-                read, self.trouble = 0, without_passwords(" ".join(str(error).split()))
-            if self._halt.is_set() or (self.source.is_recorded and not self.trouble):
+                self._read()
+                trouble = "" if recorded else "the stream has ended"
+            except Exception as error:  # whatever a camera does, the others go on
+                is_foreseen = isinstance(error, av.error.FFmpegError | AvomniError | OSError)
+                kind = "" if is_foreseen else f"{type(error).__name__}: "
+                trouble = kind + " ".join(str(error).split())
+            if self._halt.is_set() or not trouble:
                 break
-            tries = 0 if read else tries + 1
-            self.trouble = self.trouble or "the stream has ended"
-            then = "it shows no more" if self.source.is_recorded else "it is opened again"
-            log.warning("camera %s: %s; %s", self.source.camera, self.trouble, then)
-            if self.source.is_recorded:
+            if self._num_read and self._now_ns() - opened_ns > LASTING_S * 1e9:
+                tries = 0
+                self._warned.clear()
+            self.trouble = trouble
+            self._warn(f"{trouble}; {'it shows no more' if recorded else 'it is opened again'}")
+            if recorded:
                 break
             self._halt.wait(RETRY_S[min(tries, len(RETRY_S) - 1)])
+            tries += 1
         self._end(self.source.camera)
 
-    def _read(self) -> int:
-        """Read until the end; returns how many frames came."""
-        count, first, clock = 0, None, self.source.clock
-        begun = (0, 0)
-        for own, frame in frames_of(self.source):
+    def _read(self) -> None:
+        """Read until the end.
+
+        Raises:
+            av.error.FFmpegError: as `frames_of`.
+            AvomniError: as `frames_of`; or a recording pauses for too long.
+        """
+        source, clock = self.source, DeviceClock()
+        offset_ns = round(source.offset_ms * 1e6)
+        begun, last = (0, 0), None
+        for own, frame in frames_of(source, self._warn):
             if self._halt.is_set():
                 break
-            arrived = self._now_ns()
-            size = frame.width, frame.height
-            if self.size not in (None, size):
-                log.warning("camera %s: now %s px", self.source.camera, "×".join(map(str, size)))
-            self.size, self.trouble = size, ""
-            taken = arrived
-            if self.source.is_recorded:
-                if count == 0:
-                    # A file begins at its own 0, even where its first frame comes later.
-                    begun = self._begun.at(self._now_ns, own if self.source.is_bag else 0)
-                taken = begun[0] + own - begun[1]
-                self._halt.wait(max(taken - self._now_ns(), 0) / 1e9)
-                if clock == "arrival":
+            taken = self._now_ns()
+            self._has_come(frame)
+            if source.is_recorded:
+                if self._num_read == 0:
+                    # A file begins at its own 0, even where its first frame comes later; what is
+                    # cut out of a bag or a broadcast begins with its first frame.
+                    is_cut = source.is_bag or abs(own) > LONGEST_PAUSE_S * 1e9
+                    begun = self._begun.at(self._now_ns, own if is_cut else 0)
+                if last is not None and own < last:
+                    self._warn("its times jump back; such frames are not shown")
+                    continue
+                last, taken = own, begun[0] + own - begun[1] + offset_ns
+                self._wait_until(taken)
+                if source.clock == "arrival":
                     taken = self._now_ns()
-            elif clock == "device" and own is not None:
-                first = (own, arrived) if first is None else first
-                taken = first[1] + own - first[0]
-            self._push(self.source.camera, taken + round(self.source.offset_ms * 1e6), frame)
-            count += 1
-        return count
+            else:
+                if source.clock == "device" and own is not None:
+                    taken, has_jumped = clock.taken(own, taken)
+                    if has_jumped:
+                        self._warn("its times jump back; they are counted anew")
+                taken += offset_ns
+            self._push(source.camera, taken, frame)
+            self._num_read += 1
+
+    def _has_come(self, frame: Any) -> None:
+        """Note a frame's size, and that the camera is well."""
+        size = frame.width, frame.height
+        if self.size not in (None, size):
+            now, before = ("×".join(map(str, each)) for each in (size, self.size or size))
+            self._warn(f"its frames are {now} px now, {before} px before; they fill the same tile")
+        if self.trouble:
+            self._warn("it shows frames again")
+        self.size, self.trouble = size, ""
+
+    def _wait_until(self, time_ns: int) -> None:
+        wait_s = (time_ns - self._now_ns()) / 1e9
+        if wait_s > LONGEST_PAUSE_S:
+            raise AvomniError(f"its next frame is to be shown {wait_s:,.0f} s from now")
+        self._halt.wait(max(wait_s, 0))
+
+    def _warn(self, text: str) -> None:
+        text = without_passwords(text)
+        if text not in self._warned:
+            self._warned.add(text)
+            log.warning("camera %s: %s", self.source.camera, text)
 
 
-def frames_of(source: Source) -> Iterator[tuple[int | None, Any]]:
+def frames_of(
+    source: Source, warn: Callable[[str], None] = lambda text: None
+) -> Iterator[tuple[int | None, Any]]:
     """(its own time in ns, decoded frame) of each frame of a source whose address was checked.
 
+    Damaged frames are left out, and so are frames of a recording that have no time.
+
+    Args:
+        warn: Called with what is wrong and does not end it.
+
     Raises:
-        av.error.FFmpegError: nobody answers, or it is no video.
-        AvomniError: there is no video in it, or no such topic in a bag.
+        av.error.FFmpegError: it is no video, or the server refuses.
+        AvomniError: nothing comes, there is no video in it, none that can be shown, or no such
+            topic in a bag.
     """
     if source.is_bag:
-        yield from rosbag.frames(source.url)
+        yield from rosbag.frames(source.url, warn)
         return
     with open_source(source) as container:
         if not container.streams.video:
             raise AvomniError("there is no video in it")
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
-        for frame in container.decode(stream):
-            own = frame.pts
-            if own is not None:
-                own = round(own * frame.time_base * 1_000_000_000)
-            elif source.is_recorded:
-                continue  # nothing tells when it is to be shown
-            yield own, frame
+        num_shown, fault = 0, "no frame in it can be decoded"
+        well_s = time.monotonic()
+        for packet in _packets(container, stream):
+            try:
+                decoded = packet.decode()
+            except av.error.InvalidDataError:
+                if not source.is_recorded and time.monotonic() - well_s > OPEN_TIMEOUT_S:
+                    raise AvomniError(
+                        f"nothing that came for {OPEN_TIMEOUT_S:g} s could be decoded"
+                    ) from None
+                warn("a damaged frame is left out")
+                continue
+            for frame in decoded:
+                well_s = time.monotonic()
+                own = frame.pts
+                if own is not None:
+                    own = round(own * frame.time_base * 1_000_000_000)
+                elif source.is_recorded:
+                    fault = "none of its frames says when it is to be shown"
+                    continue
+                num_shown += 1
+                yield own, frame
+        if source.is_recorded and not num_shown:
+            raise AvomniError(fault)
+
+
+def _packets(container: Any, stream: Any) -> Iterator[Any]:
+    try:
+        yield from container.demux(stream)
+    except av.error.ExitError:
+        raise AvomniError(f"nothing came for {READ_TIMEOUT_S:g} s") from None
 
 
 def open_source(source: Source) -> Any:
     """A container of one video, whose address was checked (`check`).
 
     Raises:
-        av.error.FFmpegError: nobody answers, or it is no video.
+        av.error.FFmpegError: it is no video, or the server refuses.
+        AvomniError: nobody answers.
     """
     url, options, form = source.url, dict(LOW_DELAY), None
     if url.startswith("lavfi:"):
         url, form, options = url.removeprefix("lavfi:"), "lavfi", {}
     elif DEVICE.fullmatch(url):
         form = "v4l2"
-    elif url.startswith(("http://", "https://")) and not url.endswith((".mp4", ".ts", ".m3u8")):
-        form = "mpjpeg"
+    elif url.startswith(("http://", "https://")):
+        form = None if is_file(url) else "mpjpeg"
     elif url.startswith(("rtsp://", "rtsps://")):
         options["rtsp_transport"] = "tcp"
     elif "://" not in url:
         options = {}
-    return av.open(url, format=form, options=options, timeout=(OPEN_TIMEOUT_S, READ_TIMEOUT_S))
+    try:
+        return av.open(url, format=form, options=options, timeout=(OPEN_TIMEOUT_S, READ_TIMEOUT_S))
+    except av.error.ExitError:
+        raise AvomniError(f"nothing came for {OPEN_TIMEOUT_S:g} s") from None
 
 
 def check(source: Source) -> None:

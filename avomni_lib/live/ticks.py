@@ -5,17 +5,22 @@ Pure bookkeeping, which neither waits nor reads a clock: whoever calls it says w
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 import numpy as np
 
 from avomni_lib.etl.clip import sampling
 
-KEPT_S = 2.0  # of each camera's frames
+log = logging.getLogger(__name__)
+KEPT_S = 2.0  # of each camera's frames at most, and the deadline
 STEADY_FRAMES = 4  # after which a camera's interval is known
+STEADY_S = 2.0  # for which the first tick waits until those of all cameras are
+COMPARED = 40  # ticks over which a camera is compared with the others
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,10 @@ class Feed:
     num_frames: int = 0
     num_late: int = 0  # came after the tick that would have taken them was closed
     has_ended: bool = False
+    # At the last ticks: by how many ns it was older than the newest camera; and when the tick was
+    # settled, with `num_frames` until then.
+    behind: deque[tuple[int, int, int]] = field(default_factory=lambda: deque(maxlen=COMPARED))
+    is_warned: bool = False
 
 
 class Ticks:
@@ -52,7 +61,11 @@ class Ticks:
 
     A tick is closed when every camera has shown a later frame or has ended, or `deadline_s` after
     its time. Of each camera the last frame at or before the time is taken, if it is not older than
-    `max_age_s`; else the tick is a gap.
+    `max_age_s`; else the tick is a gap. Before the first tick all cameras are waited for, for
+    `STEADY_S` at most.
+
+    A camera whose frames are half an interval of ticks older than those of the others, as a rule,
+    or as much ahead of the clock, is named in the log once.
 
     Args:
         cameras: Names.
@@ -65,6 +78,8 @@ class Ticks:
         self.feeds = {name: Feed() for name in cameras}
         self._every_ns = 1e9 / hz
         self._deadline_ns, self._max_age_ns = round(deadline_s * 1e9), round(max_age_s * 1e9)
+        self._kept_ns = round(KEPT_S * 1e9) + self._deadline_ns
+        self._first_ns: int | None = None
         self._start_ns: int | None = None
         self._number = 0
 
@@ -72,13 +87,21 @@ class Ticks:
         """A camera has shown a frame, taken at this time."""
         feed = self.feeds[camera]
         feed.num_frames += 1
+        if self._first_ns is None:
+            self._first_ns = time_ns
         if feed.frames and time_ns <= feed.frames[-1][0]:
             return  # nothing older than what was shown is shown
         if self._number and time_ns <= self._time_ns(self._number - 1):
             feed.num_late += 1
-        feed.frames.append((time_ns, frame))
-        while time_ns - feed.frames[0][0] > KEPT_S * 1e9 and len(feed.frames) > 1:
-            feed.frames.popleft()
+        frames = feed.frames
+        frames.append((time_ns, frame))
+        # No tick will ask for what is before the last frame that the next one may show.
+        next_ns = None if self._start_ns is None else self._time_ns(self._number)
+        while len(frames) > 1 and (
+            time_ns - frames[0][0] > self._kept_ns
+            or (next_ns is not None and frames[1][0] <= next_ns)
+        ):
+            frames.popleft()
 
     def end(self, camera: str) -> None:
         """No more frames will come."""
@@ -88,6 +111,7 @@ class Ticks:
         """The ticks that are settled by now, in order."""
         if self._start_ns is None and not self._begin(now_ns):
             return
+        self._warn_of_those_ahead(now_ns)
         while True:
             time_ns = self._time_ns(self._number)
             waiting = [
@@ -105,21 +129,23 @@ class Ticks:
             self._number += 1
 
     def _begin(self, now_ns: int) -> bool:
-        """Start as the ETL does, once every camera has shown some frames, or after the deadline.
+        """Start as the ETL does, once every camera has shown some frames, or after `STEADY_S`.
 
         Of cameras that show a frame at the same moment as the ticks, now this one would be taken
         and now the one before it: `sampling.steady_start` keeps away from their moments.
         """
-        there = [feed for feed in self.feeds.values() if feed.frames]
-        if not there:
+        if self._first_ns is None:
             return False
-        is_steady = all(len(feed.frames) >= STEADY_FRAMES for feed in self.feeds.values())
-        if not is_steady and now_ns < min(feed.frames[0][0] for feed in there) + self._deadline_ns:
+        feeds = self.feeds.values()
+        steady = [feed for feed in feeds if len(feed.frames) >= STEADY_FRAMES]
+        is_waiting = any(len(feed.frames) < STEADY_FRAMES and not feed.has_ended for feed in feeds)
+        if is_waiting and now_ns < self._first_ns + max(self._deadline_ns, STEADY_S * 1e9):
             return False
-        stamps = [np.array([taken for taken, _ in feed.frames]) for feed in there]
-        self._start_ns = max(int(own[0]) for own in stamps)
-        if is_steady:
-            self._start_ns = sampling.steady_start([own // 1000 for own in stamps]) * 1000
+        if steady:
+            stamps = [np.array([taken for taken, _ in feed.frames]) // 1000 for feed in steady]
+            self._start_ns = sampling.steady_start(stamps) * 1000
+        else:
+            self._start_ns = max(feed.frames[0][0] for feed in feeds if feed.frames)
         return True
 
     def _is_covered(self, time_ns: int) -> bool:
@@ -132,8 +158,49 @@ class Ticks:
             if last is not None and time_ns - last[0] <= self._max_age_ns:
                 frames[name] = last
         missing = tuple(name for name in self.feeds if name not in frames)
+        self._warn_of_those_behind(time_ns, now_ns, frames)
         return Tick(self._number, time_ns, now_ns, frames, missing)
 
     def _time_ns(self, number: int) -> int:
         assert self._start_ns is not None
         return self._start_ns + round(number * self._every_ns)
+
+    def _warn_of_those_ahead(self, now_ns: int) -> None:
+        for name, feed in self.feeds.items():
+            ahead_ns = feed.frames[-1][0] - now_ns if feed.frames else 0
+            if ahead_ns >= self._every_ns / 2 and not feed.is_warned:
+                feed.is_warned = True
+                log.warning(
+                    "camera %s: by its times its frames are taken %.0f ms from now, where ticks "
+                    "lie %.0f ms apart; lower its live.offset_ms",
+                    name,
+                    ahead_ns / 1e6,
+                    self._every_ns / 1e6,
+                )
+
+    def _warn_of_those_behind(
+        self, time_ns: int, now_ns: int, frames: dict[str, tuple[int, Any]]
+    ) -> None:
+        newest_ns = max((taken for taken, _ in frames.values()), default=time_ns)
+        for name, feed in self.feeds.items():
+            if name in frames:
+                feed.behind.append((newest_ns - frames[name][0], now_ns, feed.num_frames))
+            elif feed.frames and time_ns - feed.frames[-1][0] < COMPARED / 2 * self._every_ns:
+                feed.behind.append((self._max_age_ns, now_ns, feed.num_frames))
+            # A camera that was away for longer has broken off: its reader says so.
+            if feed.is_warned or len(feed.behind) < COMPARED:
+                continue
+            behind_ns = median(each for each, _, _ in feed.behind)
+            if behind_ns < self._every_ns / 2:
+                continue
+            feed.is_warned = True
+            _, then_ns, num_then = feed.behind[0]
+            log.warning(
+                "camera %s: at the ticks its frames are %.0f ms older than those of the newest "
+                "camera, where ticks lie %.0f ms apart; it shows %.1f frames a second. If it is "
+                "late, raise live.deadline_ms; if its clock is off, set its live.offset_ms",
+                name,
+                behind_ns / 1e6,
+                self._every_ns / 1e6,
+                (feed.num_frames - num_then) / (max(now_ns - then_ns, 1) / 1e9),
+            )
