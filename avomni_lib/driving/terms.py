@@ -1,0 +1,386 @@
+"""One drive to its scores: AlpaSim's scene score, and NAVSIM's terms as columns beside it.
+
+The sources are NVlabs/alpasim 3032e0c (src/eval: aggregation/scene_score.py, aggregation/
+processing.py, scorers/collision.py) and autonomousvision/navsim 0a380a9 (pdm_scorer.py,
+pdm_scorer_utils.py, pdm_comfort_metrics.py), which follows motional/nuplan-devkit. NAVSIM's terms
+are taken over the whole driven episode, where NAVSIM takes 4 s of a plan, and without its traffic
+lights: their product and mean is not its PDMS and bears no such name.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.signal import savgol_filter
+
+from avomni_lib.driving import geometry
+from avomni_lib.driving.episode import Episode
+from avomni_lib.etl.clip.trajectory import STEP_S
+from avomni_lib.evaluation.trajectories import COMFORT
+
+# AlpaSim: from this share of the recorded path on progress is full, and so it is of a shorter path.
+FULL_PROGRESS, SHORT_M = 0.8, 5.0
+# NAVSIM: a car that is slower stands, be it the ego in a collision, another, or the ego in TTC.
+STANDING_EGO_MPS, STANDING_MPS = 5e-2, 5e-3
+AHEAD_RAD, BEHIND_RAD = math.radians(20), math.radians(150)
+TTC_STEPS = (0, 3, 6, 9)  # of 0.1 s, within 1.0 s
+AGAINST_STEPS, AGAINST_HALF_M, AGAINST_NONE_M = 10, 2.0, 6.0
+OFF_LANE_M, OFF_LANE_S = 0.5, 2.0
+# nuPlan: derivatives are those of a polynomial through so many steps around each (Savitzky-Golay).
+SMOOTH_STEPS = 15
+BOX = [0, 1, 2, 4, 5]  # of the columns of `Episode.actors`
+DECIMALS = 8  # NAVSIM rounds so before it compares
+COLUMNS = ("nc", "dac", "ddc", "ttc", "ep", "lk", "comfort")  # of `Terms`, each 0 to 1
+
+
+@dataclass(frozen=True)
+class Contact:
+    """The first moment at which the ego's box touches a track's.
+
+    Attributes:
+        step: Of `Episode.time_s`.
+        actor: Of `Episode.actors`.
+        side: The part of the ego's box: `front` and `rear` are its bumpers, `side` is neither.
+    """
+
+    step: int
+    actor: int
+    side: str
+
+    @property
+    def is_at_fault(self) -> bool:
+        """AlpaSim's rule (processing.py): by the front or the side; a rear-end never is."""
+        return self.side != "rear"
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a drive is worth.
+
+    Attributes:
+        scene_score: See `scene`.
+        failure: `collision` or `off road`, which make the scene score 0, or None.
+        cut_s: When the first event was, after which the scene score does not look; None without.
+        nc, dac, ddc, ttc, ep, lk, comfort: See the functions of these names.
+        progress: Share of the recorded path up to the first event, 0 to 1.
+        contacts: The first one with each track that was touched, in the order of time.
+        num_collisions: Tracks touched by the ego's front or side at the first contact.
+        num_off_road: How often the ego left the drivable surface.
+        km: Driven.
+    """
+
+    scene_score: float
+    failure: str | None
+    cut_s: float | None
+    nc: float
+    dac: float
+    ddc: float
+    ttc: float
+    ep: float
+    lk: float
+    comfort: float
+    progress: float
+    contacts: tuple[Contact, ...]
+    num_collisions: int
+    num_off_road: int
+    km: float
+
+
+def terms(episode: Episode) -> Terms:
+    """All scores of a drive."""
+    seen = Seen(episode)
+    score, failure, cut, progress = scene(seen)
+    return Terms(
+        scene_score=score,
+        failure=failure,
+        cut_s=None if cut is None else float(episode.time_s[cut]),
+        nc=nc(seen),
+        dac=dac(seen),
+        ddc=ddc(seen),
+        ttc=ttc(seen),
+        ep=ep(episode),
+        lk=lk(seen),
+        comfort=comfort(episode),
+        progress=progress,
+        contacts=seen.contacts,
+        num_collisions=sum(contact.is_at_fault for contact in seen.contacts),
+        num_off_road=int((np.diff(seen.is_off_road.astype(int), prepend=0) > 0).sum()),
+        km=geometry.length_of(episode.ego) / 1000,
+    )
+
+
+class Seen:
+    """What several terms look at: the ego's box among the tracks and on the lane.
+
+    Attributes:
+        episode: It.
+        box: (T, 5) the ego's.
+        others: (T, N, 5) the tracks'.
+        touches: (T, N) bool.
+        contacts: The first one with each track that is touched, in the order of time.
+        middle_m, turned_rad: (T,) of the box's middle, to the left of the lane's.
+        along_m: (T,) of the box's middle along the lane.
+        is_off_road: (T,) bool: a corner is outside the drivable surface.
+        is_in_lanes: (T,) bool: corners are in two lanes or more.
+    """
+
+    def __init__(self, episode: Episode):
+        self.episode = episode
+        self.box = geometry.boxes(episode.ego, episode.size)
+        self.others = episode.actors[..., BOX]
+        self.touches = geometry.touch(self.box[:, None], self.others)
+        self.contacts = self._contacts()
+        points = np.concatenate([self.box[:, None, :2], geometry.corners(self.box)], axis=1)
+        along_m, left_m, yaw = geometry.beside(episode.road, points)  # (T, 5)
+        self.along_m, self.middle_m, left_m = along_m[:, 0], left_m[:, 0], left_m[:, 1:]
+        turned = episode.ego[:, 2] - yaw[:, 0]
+        self.turned_rad = np.arctan2(np.sin(turned), np.cos(turned))
+        left_edge, right_edge = episode.drivable
+        is_off = (left_m > left_edge + geometry.TOUCH_M) | (left_m < -right_edge - geometry.TOUCH_M)
+        self.is_off_road = is_off.any(axis=1)
+        # Lanes of one width beside each other, as far as the drivable surface has room for whole
+        # ones; a verge is no lane.
+        width = episode.lane_width
+        lane = np.floor(left_m / width + 0.5)
+        is_lane = ((lane + 0.5) * width <= left_edge + geometry.TOUCH_M) & (
+            (lane - 0.5) * width >= -right_edge - geometry.TOUCH_M
+        )
+        most = np.where(is_lane, lane, -np.inf).max(axis=1)
+        least = np.where(is_lane, lane, np.inf).min(axis=1)
+        self.is_in_lanes = most > least
+
+    def _contacts(self) -> tuple[Contact, ...]:
+        """What a track does after the first contact counts no more.
+
+        One that drives on through the ego from behind (who replays a recording does not brake)
+        would become a front hit two steps later. NAVSIM forgets such tracks.
+        """
+        firsts = [
+            (int(self.touches[:, actor].argmax()), int(actor))
+            for actor in np.flatnonzero(self.touches.any(axis=0))
+        ]
+        return tuple(Contact(step, actor, self.side(step, actor)) for step, actor in sorted(firsts))
+
+    def side(self, step: int, actor: int) -> str:
+        """The part of the ego that a track touches: its front, else its rear, else its side.
+
+        Source: alpasim scorers/collision.py, where these are the lines of the bumpers.
+        """
+        for side, sign in (("front", 1), ("rear", -1)):
+            bumper = geometry.bumper(self.box[step], sign)
+            if geometry.touch(bumper, self.others[step, actor]):
+                return side
+        return "side"
+
+
+def scene(seen: Seen) -> tuple[float, str | None, int | None, float]:
+    """AlpaSim's scene score, 0 to 1.
+
+    0 where the first event is a collision at fault or the ego off the road; else the progress over
+    0.8, at most 1, and 1 where the recorded path is shorter than 5 m. An event is any contact or a
+    corner of the ego off the drivable surface; all that comes after the first one is cut off. So a
+    drive that is rear-ended keeps the progress that it had until then.
+
+    Source: alpasim scene_score.py and processing.py at 3032e0c. Their later gate
+    `left_corridor_laterally` (4 m beside the recorded path) is not in it.
+
+    Returns:
+        Score; `collision`, `off road` or None; step of the first event or None; progress.
+    """
+    episode, events = seen.episode, seen.touches.any(axis=1) | seen.is_off_road
+    cut = int(events.argmax()) if events.any() else None
+    progress = _progress(episode, len(events) - 1 if cut is None else cut)
+    failure = None
+    if cut is not None:
+        touched = np.flatnonzero(seen.touches[cut])
+        if any(seen.side(cut, int(actor)) != "rear" for actor in touched):
+            failure = "collision"
+        elif seen.is_off_road[cut]:
+            failure = "off road"
+    full = 1.0
+    if geometry.length_of(episode.reference) >= SHORT_M:
+        full = min(progress / FULL_PROGRESS, 1.0)
+    return (0.0 if failure else full), failure, cut, progress
+
+
+def _progress(episode: Episode, step: int) -> float:
+    """How far along the recorded path the ego is at a step, as a share of it, 0 to 1.
+
+    The rear axle's nearest place on the recorded path of the rear axle. Of a path without a length
+    all is done.
+    """
+    length = geometry.length_of(episode.reference)
+    along, _, _ = geometry.beside(episode.reference, episode.ego[step])
+    return min(float(along) / length, 1.0) if length else 1.0
+
+
+def nc(seen: Seen) -> float:
+    """No at-fault collision: 1, or 0, or 0.5 where only static objects were hit.
+
+    Only the first contact with each track counts. At fault is a track that stands (up to 0.005
+    m/s), one at the front bumper, and one at the side while the ego is in several lanes or off the
+    road. Not at fault is an ego that stands (up to 0.05 m/s), or a track more than 150° from where
+    the ego's rear axle points.
+
+    Source: navsim pdm_scorer.py `_calculate_no_at_fault_collision`, pdm_scorer_utils.py.
+    """
+    episode, score = seen.episode, 1.0
+    for contact in seen.contacts:
+        step, actor = contact.step, contact.actor
+        if abs(episode.ego[step, 3]) <= STANDING_EGO_MPS:
+            continue
+        is_static = bool(episode.is_static[actor])
+        stands = is_static or abs(episode.actors[step, actor, 3]) <= STANDING_MPS
+        if not stands:
+            if _bearing(episode.ego[step], episode.actors[step, actor]) > BEHIND_RAD:
+                continue
+            if contact.side != "front" and not (seen.is_in_lanes | seen.is_off_road)[step]:
+                continue
+        score = min(score, 0.5 if is_static else 0.0)
+    return score
+
+
+def _bearing(ego: np.ndarray, actor: np.ndarray) -> float:
+    """Angle (rad, 0 to pi) between where the ego points and the way from its rear axle to one."""
+    angle = math.atan2(actor[1] - ego[1], actor[0] - ego[0]) - ego[2]
+    return abs(math.remainder(angle, 2 * math.pi))
+
+
+def dac(seen: Seen) -> float:
+    """Drivable area compliance: 1 where all four corners are on the drivable surface all the time.
+
+    Source: navsim pdm_scorer.py `_calculate_drivable_area_compliance`.
+    """
+    return float(not seen.is_off_road.any())
+
+
+def ddc(seen: Seen) -> float:
+    """Driving direction compliance: 1, 0.5 from 2 m against the direction within 1.0 s, 0 from 6 m.
+
+    Metres count that the box's middle went while it was outside the lane, as in NAVSIM, and those
+    that it went back along the lane, as in nuPlan.
+
+    Source: navsim pdm_scorer.py `_calculate_driving_direction_compliance`.
+    """
+    hops = np.linalg.norm(np.diff(seen.box[:, :2], axis=0), axis=1)
+    is_outside = np.abs(seen.middle_m[1:]) > seen.episode.lane_width / 2
+    is_back = np.diff(seen.along_m) < -geometry.TOUCH_M
+    against = np.cumsum(np.concatenate([[0.0, 0.0], np.where(is_outside | is_back, hops, 0.0)]))
+    # Of 11 hops: NAVSIM's window holds both of its ends.
+    within = against[1:] - against[np.maximum(np.arange(len(hops) + 1) - AGAINST_STEPS, 0)]
+    most = round(float(within.max()), DECIMALS)
+    return 1.0 if most < AGAINST_HALF_M else 0.5 if most < AGAINST_NONE_M else 0.0
+
+
+def ttc(seen: Seen) -> float:
+    """Time to collision: 0 where the ego, straight on at its speed, hits a track within 1.0 s.
+
+    Looked at 0, 0.3, 0.6 and 0.9 s ahead, where the tracks really were then. Tracks count up to 20°
+    from where the rear axle points; while the ego is in several lanes or off the road those up to
+    150°. A track whose first such hit does not count never does. An ego slower than 0.005 m/s has
+    no time to collision.
+
+    Source: navsim pdm_scorer.py `_calculate_ttc`. There the angle is taken from where the ego was
+    before the 0.9 s, which puts a fast car from behind ahead of it; here from where it would be.
+    """
+    ego, actors = seen.episode.ego, seen.episode.actors
+    num = len(ego)
+    hits = np.zeros((num, len(TTC_STEPS), actors.shape[1]), bool)
+    later = geometry.moved(ego[:, None], ego[:, 3:] * np.array(TTC_STEPS) * STEP_S)  # (T, 4, 3)
+    for place, ahead in enumerate(TTC_STEPS):
+        box = seen.box[: max(num - ahead, 0)].copy()
+        box[:, :3] = geometry.moved(box, ego[: len(box), 3] * ahead * STEP_S)
+        hits[: len(box), place] = geometry.touch(box[:, None], seen.others[ahead:])
+    hits[np.abs(ego[:, 3]) < STANDING_MPS] = False
+    for actor in np.flatnonzero(hits.any(axis=(0, 1))):
+        step, place = divmod(int(hits[..., actor].ravel().argmax()), len(TTC_STEPS))
+        bearing = _bearing(later[step, place], actors[step + TTC_STEPS[place], actor])
+        is_wide = bool((seen.is_in_lanes | seen.is_off_road)[step])
+        if bearing < AHEAD_RAD or (is_wide and bearing <= BEHIND_RAD):
+            return 0.0
+    return 1.0
+
+
+def ep(episode: Episode) -> float:
+    """Ego progress: metres along the lane over the recorded drive's, at most 1.
+
+    From the first step's place to the last one's. 1 where neither went more than 5 m.
+
+    Source: navsim pdm_scorer.py `_calculate_progress` and `_aggregate_scores`, there over the best
+    plan's and times the collision terms.
+    """
+    ends = np.concatenate([episode.ego[[0, -1], :3], episode.reference[[0, -1], :3]])
+    along, _, _ = geometry.beside(episode.road, geometry.boxes(ends, episode.size))
+    own, recorded = max(along[1] - along[0], 0.0), max(along[3] - along[2], 0.0)
+    most = max(own, recorded)
+    return float(own / most) if most > SHORT_M else 1.0
+
+
+def lk(seen: Seen) -> float:
+    """Lane keeping: 0 where the box's middle is more than 0.5 m beside the lane's for 2.0 s.
+
+    Source: navsim pdm_scorer.py `_calculate_lane_keeping`.
+    """
+    run, needed = 0, round(OFF_LANE_S / STEP_S)
+    for off in np.round(np.abs(seen.middle_m), DECIMALS) > OFF_LANE_M:
+        run = run + 1 if off else 0
+        if run >= needed:
+            return 0.0
+    return 1.0
+
+
+def felt(episode: Episode) -> dict[str, np.ndarray]:
+    """(T,) each: what a passenger feels, by the names of `evaluation.trajectories.COMFORT`.
+
+    Accelerations and yaw rate are first derivatives of speed and yaw, by polynomials through 15
+    steps; `jerk` is that of the acceleration's magnitude. Empty for a drive of fewer than 5 steps.
+
+    Source: motional/nuplan-devkit, nuplan/planning/metrics/utils/state_extractors.py, whose
+    accelerations are the vehicle's own; here they are taken from the speed.
+    """
+    num = len(episode.ego)
+    window = min(SMOOTH_STEPS, num - 1 + num % 2)
+    if window < 5:
+        return {name: np.zeros(0) for name in COMFORT}
+
+    def slope(values: np.ndarray, times: int = 1) -> np.ndarray:
+        return savgol_filter(values, window, times + 1, deriv=times, delta=STEP_S)
+
+    speed, yaw = episode.ego[:, 3], np.unwrap(episode.ego[:, 2])
+    lon_accel, yaw_rate = slope(speed), slope(yaw)
+    lat_accel = speed * yaw_rate
+    return {
+        "lon_accel": lon_accel,
+        "lat_accel": lat_accel,
+        "jerk": slope(np.hypot(lon_accel, lat_accel)),
+        "lon_jerk": slope(lon_accel),
+        "yaw_rate": yaw_rate,
+        "yaw_accel": slope(yaw, 2),
+    }
+
+
+def comfort(episode: Episode) -> float:
+    """1 where all that is `felt` stays within the bounds all the time.
+
+    Along the car -4.05 to 2.40 and across it 4.89 m/s², jerk 8.37 and along the car 4.13 m/s³, yaw
+    rate 0.95 rad/s, yaw acceleration 1.93 rad/s²; a bound itself is within.
+
+    Source: navsim pdm_comfort_metrics.py; the bounds are nuPlan's and Bench2Drive's too.
+    """
+    values = felt(episode)
+    within = [
+        ((least <= values[name].round(DECIMALS)) & (values[name].round(DECIMALS) <= most)).all()
+        for name, (least, most) in COMFORT.items()
+    ]
+    return float(all(within))
+
+
+def beside_lane(episode: Episode) -> tuple[np.ndarray, np.ndarray]:
+    """How far the ego's box is to the left of its lane (m), and turned to the left of it (rad).
+
+    Why a drive left the road: (T,) each.
+    """
+    seen = Seen(episode)
+    return seen.middle_m, seen.turned_rad
