@@ -498,15 +498,3 @@ class LiveParams(Section):
     port: Annotated[int, Field(ge=0, le=65_535)] = Field(
         0, description="of the page on this machine; 0 takes a free one"
     )
-
-    @field_validator("sources")
-    @classmethod
-    def _can_be_opened(cls, sources: dict[str, str] | None) -> dict[str, str] | None:
-        opened: dict[str, str] = {}
-        for camera, url in (sources or {}).items():
-            if url in opened and url.startswith(("/dev/", "udp://", "rtp://")):
-                raise ValueError(
-                    f"{opened[url]} and {camera} are both at {url}, which can be opened once"
-                )
-            opened[url] = camera
-        return sources

@@ -280,8 +280,8 @@ def test_a_camera_without_an_address_is_refused():
 def test_what_can_be_opened_once_is_not_the_address_of_two_cameras():
     for url in ("/dev/video0", "udp://127.0.0.1:5004"):
         with pytest.raises(AvomniError, match=f"{NAMES[0]} and {NAMES[3]} are both at {url}"):
-            p_of(sources=SOURCES | {NAMES[0]: url, NAMES[3]: url})
-    p_of(sources=dict.fromkeys(NAMES, "a.mp4"))
+            Session(p_of(sources=SOURCES | {NAMES[0]: url, NAMES[3]: url}), str)
+    Session(p_of(sources=dict.fromkeys(NAMES, "a.mp4")), str)
 
 
 def test_an_address_of_another_kind_is_refused_before_a_camera_is_opened():

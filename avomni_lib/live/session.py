@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 RECORD_FILE, GRIDS_FILE = "live.jsonl", "grids.npy"
 POLL_S = 0.01
 PARTS = ("camera", "grid", "wait", "model")
+OPENED_ONCE = ("/dev/", "udp://", "rtp://")
 QUANTILES = (0.5, 0.95, 0.99)
 
 
@@ -317,7 +318,8 @@ def sources_of(p: Params) -> list[Source]:
     """Where the cameras of the grid are, in its order.
 
     Raises:
-        AvomniError: a camera has no address, or one of a kind that is not opened.
+        AvomniError: a camera has no address, one of a kind that is not opened, or a device's or
+            port's that another camera has too.
     """
     live, urls = p.live, p.live.sources or {}
     names = [camera.name for camera in cameras.grid(p.vision.cameras).cameras]
@@ -327,6 +329,16 @@ def sources_of(p: Params) -> list[Source]:
             where="live.sources",
             fix="name an address for each camera of vision.cameras",
         )
+    opened: dict[str, str] = {}
+    for name in names:
+        if urls[name] in opened and urls[name].startswith(OPENED_ONCE):
+            raise AvomniError(
+                f"{opened[urls[name]]} and {name} are both at {urls[name]}, which can be opened "
+                "once",
+                where="live.sources",
+                fix="give each camera an address of its own",
+            )
+        opened[urls[name]] = name
     found = [Source(name, urls[name], live.clock, live.offset_ms.get(name, 0.0)) for name in names]
     for source in found:
         check(source)

@@ -1,5 +1,6 @@
-"""What a training takes, before it runs.
+"""What a training and an answer take, before they run.
 
-estimate  the whole estimate, and seconds a step
-memory    the formula of the GPU's memory, part by part
+answering  how long an answer takes
+estimate   the whole estimate, and seconds a step
+memory     the formula of the GPU's memory, part by part
 """
