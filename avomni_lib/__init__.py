@@ -20,6 +20,7 @@ etl/         clips to memmaps
 training/    windows to batches to a model
 evaluation/  answers to figures
 live/        the trained model asked: predict, live cameras
+driving/     a policy in a simulator, and what its drives are worth
 notebook/    what people see, and how notebooks are run
 """
 

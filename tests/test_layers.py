@@ -14,7 +14,7 @@ PACKAGE = files.PROJECT_ROOT / "avomni_lib"
 WORLD = files.PROJECT_ROOT / "avomni_world"
 MODULES = sorted([*PACKAGE.rglob("*.py"), *WORLD.rglob("*.py")])
 # The rooms in the order in which data flows; `""` is the package's own top level.
-ROOMS = ["", "dataset", "etl", "training", "evaluation", "live", "notebook"]
+ROOMS = ["", "dataset", "etl", "training", "evaluation", "live", "driving", "notebook"]
 # Where `dataset.source: world` is opened: the only modules that import the world.
 WORLD_USERS = {"avomni_lib/notebook/run/runs.py"}
 DOORS = {
@@ -32,6 +32,7 @@ DOORS = {
         "avomni_lib/training/doctor/probes.py",
     },
     "panda3d": {"avomni_world/scene/render.py"},
+    "gymnasium": {"avomni_world/driving/__init__.py", "avomni_world/driving/env.py"},
     "decord": {"avomni_lib/etl/video/decord_reader.py"},
     "ray": {"avomni_lib/etl/run/engines.py"},
     "llguidance": {"avomni_lib/training/model/constrained.py"},

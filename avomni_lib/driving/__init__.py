@@ -1,0 +1,8 @@
+"""A policy in a simulator: what it does at the wheel, and what its drives are worth.
+
+episode   what happened in one drive
+geometry  boxes that touch, and places beside a lane
+terms     one drive to its scores
+ladder    the policies' scores beside each other, with intervals and claims
+policies  what drives: motion that goes on, a regression on it, the trained model, a user's own
+"""
