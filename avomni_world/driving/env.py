@@ -111,6 +111,7 @@ class DriveEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self._grid = None if cameras is None else rig.grid(cameras)
         self._size = width, height
         self._renderer: Renderer | None = None
+        self._made: Scene | None = None
         self._picture: np.ndarray | None = None
         self._mode = action
         self.action_space = pick(ACTIONS, action, "kind of action", "action")
@@ -151,7 +152,9 @@ class DriveEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             raise AvomniError(f"unknown options {', '.join(options)}", where="reset")
         if scene is None:
             seed = int(self.np_random.integers(2**32)) if seed is None else seed
-            scene = make_scene(seed, self._town, self._clip_seconds)
+            if self._made is None or self._made.seed != seed:  # policies drive the same seeds
+                self._made = make_scene(seed, self._town, self._clip_seconds)
+            scene = self._made
         self.scene: Scene = scene
         driven_s = (self._start + self.num_steps) * STEP_S
         if self._start - HISTORY_STEPS < -drives.BEFORE_S / STEP_S or driven_s > scene.drive.end_s:
