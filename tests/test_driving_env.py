@@ -275,32 +275,32 @@ def test_a_scene_too_short_and_an_unknown_option_are_refused(blind):
         blind.reset(seed=1, options={"colour": "red"})
 
 
-def followed(blind: DriveEnv, kind: str) -> tuple[Episode, np.ndarray]:
-    """The ego brakes to a stand before somebody who follows it; and his way along the road."""
+FOLLOWED = 12  # a seed whose recorded car drives 20 m/s and is followed by another
+
+
+def followed(blind: DriveEnv, kind: str) -> tuple[Episode, int, np.ndarray]:
+    """The ego brakes in its lane before somebody who follows it: who, and his way in m."""
     blind.reset(seed=FOLLOWED, options={"traffic": kind})
     behind = [v.follows and v.along_m < 0 for v in blind.scene.vehicles].index(True)
-    assert blind.state.speed > 8
+    assert blind.state.speed > 15
     along = []
 
     def brake(env: DriveEnv) -> np.ndarray:
         along.append(env.traffic.along[behind])
-        return straight(0.0)
+        way = env.along_m + np.concatenate([[0.01, 0.02], np.linspace(1.0, 20.0, 14)])
+        return env.to_rig(env.scene.road.place(way, np.full(16, -1.8))[0])
 
-    drive_with(blind, brake, 70)
-    return blind.episode(), np.array(along)
-
-
-FOLLOWED = 6
+    drive_with(blind, brake, 100)
+    return blind.episode(), behind, np.array(along)
 
 
 def test_idm_brakes_behind_the_ego_and_replay_does_not(blind):
-    reactive, along = followed(blind, "idm")
+    reactive, behind, along = followed(blind, "idm")
     assert reactive.ego[-1, 3] == 0.0
     assert not contacts(reactive)
     assert np.diff(along)[-5:].max() < 0.05 < np.diff(along)[0]
-    replayed, along = followed(blind, "replay")
-    behind = [v.follows and v.along_m < 0 for v in blind.scene.vehicles].index(True)
-    recorded = blind.scene.drive.at(1.6 + np.arange(70) / 10)["along"]
+    replayed, behind, along = followed(blind, "replay")
+    recorded = blind.scene.drive.at(1.6 + np.arange(100) / 10)["along"]
     assert along == pytest.approx(recorded + blind.scene.vehicles[behind].along_m)
     assert behind in contacts(replayed)
 

@@ -109,11 +109,12 @@ class Traffic:
         self.half = np.array([size[:2] / 2 for size, _ in boxes]).reshape(-1, 2)
         self.to_middle = np.array([middle[:2] for _, middle in boxes]).reshape(-1, 2)
         self.walks = np.array([v.walk is not None for v in self.vehicles], bool)
-        self.is_static = ~((self._speed != 0) | (self._drift != 0)).any(axis=0)
+        follows = np.array([v.follows for v in self.vehicles], bool)
+        self.is_static = ~((self._speed != 0) | (self._drift != 0)).any(axis=0) & ~follows
         self._turns = np.array([v.turn_rad for v in self.vehicles])
         self._direction = np.where((self._speed < 0).any(axis=0), -1.0, 1.0)
         # Who follows the ego goes on where the recorded ego stopped.
-        is_behind = np.array([v.follows and v.along_m < 0 for v in self.vehicles], bool)
+        is_behind = follows & np.array([v.along_m < 0 for v in self.vehicles], bool)
         free = max(float(self._speed[:, is_behind].max(initial=0.0)), events.SLOWEST_MPS)
         self._wanted = np.where(is_behind, free, self._speed)
         self._delay = np.zeros(len(courses), int)
