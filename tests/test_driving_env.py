@@ -343,7 +343,7 @@ def test_events_happen_and_the_expert_gets_through_without_contact(blind, event,
         assert (speed == 0).all() and np.ptp(left) == 0
         assert episode.ego[-1, 3] < episode.ego[:, 3].max() - 2
     elif event == "braking_leader":
-        assert speed[0] >= 5.0 and speed[-1] == 0 and left == pytest.approx(-1.8)
+        assert speed[0] >= 5.0 and speed[-1] < 0.5 and left == pytest.approx(-1.8)
         assert np.diff(speed).min() < -0.2
     else:
         assert left[0] == pytest.approx(1.8) and left[-1] == pytest.approx(-1.8)
