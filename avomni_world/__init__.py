@@ -2,6 +2,7 @@
 
 scene/     what stands where, and its picture
 publish/   drives as a data set
+driving/   the world as a simulator
 local_hub  a folder served as a hub on 127.0.0.1
 tiny_base/ the tiny base model and what made it
 portrait   the README's picture

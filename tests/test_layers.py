@@ -32,6 +32,7 @@ DOORS = {
         "avomni_lib/training/doctor/probes.py",
     },
     "panda3d": {"avomni_world/scene/render.py"},
+    "gymnasium": {"avomni_world/driving/__init__.py", "avomni_world/driving/env.py"},
     "decord": {"avomni_lib/etl/video/decord_reader.py"},
     "ray": {"avomni_lib/etl/run/engines.py"},
     "llguidance": {"avomni_lib/training/model/constrained.py"},

@@ -18,6 +18,7 @@ EGO_OFFSET_M = -LANE_M / 2  # to the left of the centre line: the right-hand lan
 STEP_S = 0.01  # of the integration
 BEFORE_S = 0.5  # driven before time 0
 ROAD_STEP_M = 0.5
+NEAR_M = 30.0  # how far a point is looked for along the road
 ROAD_BEHIND_M = 340.0
 ROAD_AHEAD_M = 400.0
 MAX_HEADING_RAD = math.radians(75.0)  # the road always leads on, so it never meets itself
@@ -83,6 +84,27 @@ class Road:
         centre = self.points[idx] * (1 - part)[..., None] + self.points[idx + 1] * part[..., None]
         normal = np.stack([-np.sin(heading), np.cos(heading)], axis=-1)
         return centre + normal * np.asarray(left_m)[..., None], heading
+
+    def locate(self, x: float, y: float, near_m: float) -> tuple[float, float, float]:
+        """Where a point is beside the centre line; the inverse of `place`.
+
+        Args:
+            near_m: A length along the road that is less than `NEAR_M` off.
+
+        Returns:
+            Length along the road, distance to the left of it, and its heading there.
+        """
+        cells, middle = int(NEAR_M / ROAD_STEP_M), int((near_m - self.start_m) / ROAD_STEP_M)
+        first = min(max(middle - cells, 0), len(self.points) - 2 * cells)
+        apart = self.points[first : first + 2 * cells] - (x, y)
+        idx = first + int(np.einsum("ij,ij->i", apart, apart).argmin())
+        along = self.start_m + idx * ROAD_STEP_M
+        for _ in range(2):  # to the foot of the perpendicular
+            (centre_x, centre_y), heading = self.place(np.array(along), np.array(0.0))
+            dx, dy = x - centre_x, y - centre_y
+            along += float(dx * np.cos(heading) + dy * np.sin(heading))
+        left = float(dy * np.cos(heading) - dx * np.sin(heading))
+        return along, left, float(heading)
 
 
 @dataclass(frozen=True)

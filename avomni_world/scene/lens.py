@@ -124,6 +124,17 @@ class Mount:
         """(4,) qx, qy, qz, qw."""
         return Rotation.from_matrix(self.rotation).as_quat(canonical=True)
 
+    def ride(self, x: np.ndarray, y: np.ndarray, yaw: np.ndarray) -> np.ndarray:
+        """(T, 4, 4) camera -> anchor where the rig is at (T,) x, y (m) and yaw (rad)."""
+        cos, sin = np.cos(yaw), np.sin(yaw)
+        pose = np.zeros((len(cos), 4, 4))
+        pose[:, 0, 0], pose[:, 0, 1], pose[:, 0, 3] = cos, -sin, x
+        pose[:, 1, 0], pose[:, 1, 1], pose[:, 1, 3] = sin, cos, y
+        pose[:, 2, 2] = pose[:, 3, 3] = 1.0
+        mount = np.eye(4)
+        mount[:3, :3], mount[:3, 3] = self.rotation, self.position
+        return pose @ mount
+
 
 def make_mounts(rng: np.random.Generator, town: Town) -> dict[str, Mount]:
     """The mounts of one car: the town's places, each a little off, as on any two real cars."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from panda3d import core as panda
@@ -18,6 +18,8 @@ from avomni_world.scene.lens import Lens, Raster, make_lens, pack
 from avomni_world.scene.scenery import sky_mesh
 from avomni_world.scene.scenes import Scene
 from avomni_world.scene.shapes import Mesh
+from avomni_world.scene.towns import Town
+from avomni_world.scene.traffic import Vehicle
 
 NEAR_M, FAR_M, TELE_FAR_M = 0.5, 190.0, 300.0
 # Pixels drawn for one of the picture's, on the axis; perspective itself gives a wide lens's edges
@@ -39,8 +41,28 @@ panda.loadPrcFileData(
 )
 
 
+class Drawable(Protocol):
+    """What can be drawn: a scene, or one whose rig and vehicles go where they like."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def town(self) -> Town: ...
+    @property
+    def textures(self) -> dict[str, np.ndarray]: ...
+    @property
+    def meshes(self) -> tuple[Mesh, ...]: ...
+    @property
+    def vehicles(self) -> tuple[Vehicle, ...]: ...
+    def camera_poses(self, camera: str, times_s: np.ndarray) -> np.ndarray: ...
+    def vehicle_poses(self, times_s: np.ndarray) -> np.ndarray: ...
+
+
 class Renderer:
-    """Draws scenes for a set of cameras. One a process: panda3d's engine is global.
+    """Draws scenes for a set of cameras.
+
+    panda3d's engine is global in a process. Several renderers there take turns: whoever draws has
+    the only active buffer.
 
     Args:
         width, height: Pixels of each camera's picture.
@@ -49,7 +71,7 @@ class Renderer:
 
     def __init__(self, width: int, height: int, cameras: Sequence[Camera] = CAMERAS):
         self.width, self.height, self.cameras = width, height, tuple(cameras)
-        self.scene: Scene | None = None
+        self.scene: Drawable | None = None
         self.lenses: dict[str, Lens] = {}
         self._engine = panda.GraphicsEngine.getGlobalPtr()
         self._pipe = panda.GraphicsPipeSelection.getGlobalPtr().makePipe(
@@ -75,7 +97,7 @@ class Renderer:
             self._buffer = None
         self._root.removeNode()
 
-    def open(self, scene: Scene) -> None:
+    def open(self, scene: Drawable) -> None:
         """Load a scene; what was loaded before is forgotten."""
         if self.scene is None or self.scene.town != scene.town:
             self._make_buffer(scene)
@@ -154,7 +176,9 @@ class Renderer:
                     self._movers[idx], others[time_idx, idx].tolist(), strict=True
                 ):
                     node.setPosHpr(x, y, 0, yaw, 0, 0)
+            self._buffer.setActive(True)
             self._engine.renderFrame()
+            self._buffer.setActive(False)
             yield self._gather()
 
     def _gather(self) -> np.ndarray:
@@ -166,7 +190,7 @@ class Renderer:
         bgra = mean.view(np.uint8).reshape(len(self.cameras), self.height, self.width, 4)
         return bgra[..., 2::-1]
 
-    def _make_buffer(self, scene: Scene) -> None:
+    def _make_buffer(self, scene: Drawable) -> None:
         """A buffer with a region for each camera, and the indices of the gather."""
         if self._buffer is not None:
             self._engine.removeWindow(self._buffer)
@@ -193,6 +217,7 @@ class Renderer:
             panda.WindowProperties.size(buffer_width, buffer_height),
             panda.GraphicsPipe.BFRefuseWindow,
         )
+        self._buffer.setActive(False)
         self._target = panda.Texture("rig")
         self._buffer.addRenderTexture(self._target, panda.GraphicsOutput.RTMCopyRam)
         self._eyes, self._skies, takes = [], [], []

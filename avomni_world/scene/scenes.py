@@ -107,14 +107,7 @@ class Scene:
     def camera_poses(self, camera: str, times_s: np.ndarray) -> np.ndarray:
         """(T, 4, 4) camera -> anchor at each time; the camera's axes are x right, y down, z out."""
         motion = self.drive.at(np.asarray(times_s))
-        cos, sin = np.cos(motion["yaw"]), np.sin(motion["yaw"])
-        pose = np.zeros((len(cos), 4, 4))
-        pose[:, 0, 0], pose[:, 0, 1], pose[:, 0, 3] = cos, -sin, motion["x"]
-        pose[:, 1, 0], pose[:, 1, 1], pose[:, 1, 3] = sin, cos, motion["y"]
-        pose[:, 2, 2] = pose[:, 3, 3] = 1.0
-        mount = np.eye(4)
-        mount[:3, :3], mount[:3, 3] = self.mounts[camera].rotation, self.mounts[camera].position
-        return pose @ mount
+        return self.mounts[camera].ride(motion["x"], motion["y"], motion["yaw"])
 
     def vehicle_poses(self, times_s: np.ndarray) -> np.ndarray:
         """(T, vehicles, 3): x, y (m) and yaw (rad) of the others at each time."""

@@ -10,6 +10,7 @@ ROAD_WIDTH_M = 28.0  # of the strip that carries the road's texture: lanes, shou
 ROAD_PERIOD_M = 24.0
 GROUND_PERIOD_M = 32.0
 LANES_M = 3.6  # from the centre line to the edge line
+TAR_M = LANES_M + 0.35  # to the edge of the asphalt
 
 
 def noise(rng: np.random.Generator, size: int, octaves: tuple[int, ...]) -> np.ndarray:
@@ -64,7 +65,7 @@ def _road_texture(rng: np.random.Generator, town: Town, flat: float) -> np.ndarr
     tar = _paint(town.asphalt, noise(rng, size, (32, 128, 512)), 0.5 * flat)
     tar *= (1 + 0.5 * flat * (2 * patches - 1))[..., None]
     picture[:, distance < LANES_M + 1.1] = gravel[:, distance < LANES_M + 1.1]
-    picture[:, distance < LANES_M + 0.35] = tar[:, distance < LANES_M + 0.35]
+    picture[:, distance < TAR_M] = tar[:, distance < TAR_M]
     worn = _paint(town.marks, noise(rng, size, (64, 256)), 0.12 * flat)
     edge = np.abs(distance - LANES_M) < 0.09
     picture[:, edge] = worn[:, edge]

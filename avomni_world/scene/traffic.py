@@ -82,17 +82,18 @@ def cars(
     far = float(drive.at(np.array([seconds]))["along"][0]) + speed * seconds + 250
     vehicles, along = [], rng.uniform(-30.0, 60.0)
     while along < far and len(vehicles) < 12:
-        vehicles.append(Vehicle(_car(rng, town), along, -drives.EGO_OFFSET_M, -speed))
+        vehicles.append(Vehicle(car(rng, town), along, -drives.EGO_OFFSET_M, -speed))
         along += 16.0 + rng.exponential(55.0)
     for side in (1.0, -1.0):
         if rng.random() < 0.5:
             gap = side * rng.uniform(13.0, 45.0)
-            mesh = _car(rng, town)
+            mesh = car(rng, town)
             vehicles.append(Vehicle(mesh, gap, drives.EGO_OFFSET_M, 0.0, follows=True))
     return tuple(vehicles)
 
 
-def _car(rng: np.random.Generator, town: towns.Town) -> Mesh:
+def car(rng: np.random.Generator, town: towns.Town) -> Mesh:
+    """A car or, once in four times, a van, in a colour of chance."""
     shape = shapes.SHAPES["van" if rng.random() < 0.25 else "car"]
     body = np.array(towns.CAR_COLOURS[rng.integers(len(towns.CAR_COLOURS))], float)
     glass, tyre = np.array([38.0, 44.0, 54.0]), np.array([24.0, 24.0, 26.0])

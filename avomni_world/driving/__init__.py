@@ -1,0 +1,12 @@
+"""The rendered world as a simulator: importing it registers `avomni_world/Drive-v0`.
+
+env      the environment
+vehicle  how the ego moves
+traffic  how the others move
+events   what gets in the ego's way
+expert   a driver who knows the lane and the cars
+"""
+
+import gymnasium
+
+gymnasium.register("avomni_world/Drive-v0", entry_point="avomni_world.driving.env:DriveEnv")
