@@ -55,6 +55,7 @@ class Params(Section):
     def _sections_agree(self) -> Params:
         size, length = self.vision.window_size, self.processing.sequence_length
         training, target = self.training, self.training.target
+        past = self.processing.past
         gathered, ranks = training.gradient_accumulation_steps, training.num_processes
         mistakes = {
             f"vision.window_size is {size} and processing.sequence_length is {length}: both name "
@@ -63,6 +64,9 @@ class Params(Section):
             f"training.gradient_accumulation_steps is {gathered} and training.num_processes is "
             f"{ranks}: the batches of a step are shared among the processes, so the second must "
             "divide the first": gathered % ranks,
+            f"processing.past.seconds is {past.seconds} and processing.past.hz {past.hz}: that is "
+            "less than one moment; raise one of them or set seconds to null": past.seconds
+            and past.seconds * past.hz < 1,
             "training.patience waits for a better held-out figure, and none is made: set "
             "training.heldout_windows too": training.patience and not training.heldout_windows,
             f"training.target {target} speaks of other road users: set processing.obstacles to "

@@ -46,15 +46,6 @@ class _Loader(yaml.SafeLoader):
             what = f"mistakes in the YAML: {len(self.mistakes)}{lines}"
             raise AvomniError(what, where=where, fix="mend the lines that are named")
 
-    def note(self, node: Any, mistake: str) -> None:
-        self.mistakes.append(f"line {node.start_mark.line + 1}: {mistake}")
-
-    def raise_mistakes(self, where: str) -> None:
-        if self.mistakes:
-            lines = "".join(f"\n  - {line}" for line in self.mistakes)
-            what = f"mistakes in the YAML: {len(self.mistakes)}{lines}"
-            raise AvomniError(what, where=where, fix="mend the lines that are named")
-
     def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):

@@ -11,7 +11,7 @@ no traffic lights, no signs and no lanes to choose from, so a route is the right
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -82,7 +82,7 @@ class DriveEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         AvomniError: an unknown name, or times that do not fit.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {
+    metadata: dict[str, Any] = {  # noqa: RUF012  (gymnasium's own name and type)
         "render_modes": ["rgb_array"],
         "render_fps": STEPS_A_SECOND,
     }
@@ -115,15 +115,14 @@ class DriveEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self._picture: np.ndarray | None = None
         self._mode = action
         self.action_space = pick(ACTIONS, action, "kind of action", "action")
-        self.observation_space = spaces.Dict(
-            {
-                "ego": spaces.Box(-np.inf, np.inf, (HISTORY_STEPS + 1, 4), np.float32),
-                "route": spaces.Box(-np.inf, np.inf, (NUM_ROUTE, 2), np.float32),
-            }
-        )
+        observed: dict[str, spaces.Space[Any]] = {
+            "ego": spaces.Box(-np.inf, np.inf, (HISTORY_STEPS + 1, 4), np.float32),
+            "route": spaces.Box(-np.inf, np.inf, (NUM_ROUTE, 2), np.float32),
+        }
         if self._grid is not None:
             shape = (len(self._grid.cameras), height, width, 3)
-            self.observation_space["cameras"] = spaces.Box(0, 255, shape, np.uint8)
+            observed["cameras"] = spaces.Box(0, 255, shape, np.uint8)
+        self.observation_space: spaces.Dict = spaces.Dict(observed)  # type: ignore[assignment]
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -189,7 +188,8 @@ class DriveEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             pictures.append(self._draw())
         self.traffic.show(self._start)
         steer = math.atan(float(motion["curvature"][-1]) * self.scene.vehicle.wheelbase)
-        self.state = State(*poses[-1].tolist(), float(motion["acceleration"][-1]), steer)
+        x, y, yaw, speed = poses[-1].tolist()
+        self.state = State(x, y, yaw, speed, float(motion["acceleration"][-1]), steer)
         self._begin_m = self._locate(float(motion["along"][-1]))
         self._poses = list(poses[-HISTORY_STEPS - 1 :])
         self._actors = [self.traffic.actors()]
@@ -244,6 +244,7 @@ class DriveEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
                 where=f"step {self.step_idx}",
                 fix=f"give {self._mode} of shape {space.shape}",
             )
+        assert isinstance(space, spaces.Box)
         action = np.clip(action, space.low, space.high)
         if self._mode == "waypoints":
             return vehicle.track(self.state, action, self.scene.vehicle.wheelbase)
@@ -306,7 +307,8 @@ class DriveEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         if self.render_mode is None or self._grid is None or self._picture is None:
             return None
         names = [camera.name for camera in self._grid.cameras]
-        return tiling.compose(dict(zip(names, self._picture[:, None], strict=True)), self._grid)[0]
+        shown = dict(zip(names, self._picture[:, None], strict=True))
+        return np.asarray(tiling.compose(shown, self._grid)[0])
 
     def close(self) -> None:
         """Free the renderer; the next `reset` makes another."""

@@ -111,10 +111,11 @@ def _slowed(speed: np.ndarray, start: int, deceleration: float, slowest: float) 
     """Speeds that from an instant on fall to `slowest`."""
     later = np.maximum(np.arange(len(speed)) - start, 0) * STEP_S
     at_start = speed[min(start, len(speed) - 1)]
-    return np.where(later > 0, np.maximum(at_start - deceleration * later, slowest), speed)
+    braked = np.maximum(at_start - deceleration * later, slowest)
+    return np.asarray(np.where(later > 0, braked, speed))
 
 
 def _way(speed: np.ndarray, now: int, start_m: float) -> np.ndarray:
     """(T,) m along the road, `start_m` at instant `now`."""
     way = np.concatenate([[0.0], np.cumsum((speed[1:] + speed[:-1]) / 2) * STEP_S])
-    return start_m + way - way[now]
+    return np.asarray(start_m + way - way[now])
