@@ -160,7 +160,7 @@ def lane_ahead(scene: Scene, times_s: np.ndarray, flow: float, zoom: float) -> n
     away = points - np.stack([motion["x"], motion["y"]], axis=-1)[:, None]
     yaw = motion["yaw"][:, None]
     left = away[..., 1] * np.cos(yaw) - away[..., 0] * np.sin(yaw)
-    return left / ahead * zoom
+    return np.asarray(left / ahead * zoom)
 
 
 def record(scene: Scene, renderer: Renderer) -> Drive:
