@@ -16,12 +16,15 @@ from avomni_lib.training.backbones import Video, backbone
 from avomni_lib.training.prompt.conversation import IGNORED, Conversation, collate
 from avomni_lib.training.prompt.history import text_of
 from avomni_lib.training.targets import Target, target
+from avomni_lib.training.targets.future import NUM_WAYPOINTS, STEPS_APART
 from avomni_world.tiny_base.drives import GRID, LANE_AT_M, SAMPLE_HZ, TILE, Drive, Drives
 from avomni_world.tiny_base.model import MERGE, PATCH
 
 NUM_FRAMES = 16
 TARGET = target("summary_v1")
 TARGETS = tuple(map(target, ("summary_v1", "future_v1", "meta_v1")))
+FUTURE = TARGETS[1]
+NUM_PATH = 1 + 2 * NUM_WAYPOINTS
 SHARES = (0.25, 0.65, 0.1)  # of the windows in `learn_text` that are asked for each
 VIDEO = Video(
     tuple(number / SAMPLE_HZ for number in range(NUM_FRAMES)),
@@ -49,6 +52,8 @@ class TinyRecipe:
         merger_rate: Of the tower's mergers in `learn_text`, as a share of text_rate.
         black_share: Of the windows in `learn_text`, shown black and answered with a straight path
             at `SPEED_MEAN`.
+        text_path_share: Of the error of the path that a linear head reads off the hidden states where the
+            answer begins, in the loss of `learn_text`.
         told_share: Of the windows in `learn_text` whose answer is not about their own frames, told
             the car's past motion.
     """
@@ -59,12 +64,13 @@ class TinyRecipe:
     warm_steps: int = 1500
     warm_pairs: int = 64
     warm_rate: float = 2e-3
-    text_steps: int = 500
+    text_steps: int = 1500
     text_windows: int = 16
     text_rate: float = 1.5e-3
     merger_rate: float = 0.3
     black_share: float = 0.05
     told_share: float = 0.35
+    text_path_share: float = 3.0
 
 
 @dataclass(frozen=True)
@@ -213,12 +219,16 @@ def learn_text(
     for weight in mergers:
         weight.requires_grad_(True)
     language = [*model.model.language_model.parameters()]
+    torch.manual_seed(recipe.seed)
+    head = nn.Linear(model.config.text_config.hidden_size, NUM_PATH)
+    groups = [language, mergers, [*head.parameters()]]
     optimizer = torch.optim.AdamW(
-        [{"params": language}, {"params": mergers}], betas=(0.9, 0.95), weight_decay=0.01
+        [{"params": group} for group in groups], betas=(0.9, 0.95), weight_decay=0.01
     )
-    rates = [recipe.text_rate, recipe.text_rate * recipe.merger_rate]
+    rates = [recipe.text_rate, recipe.text_rate * recipe.merger_rate, recipe.text_rate]
+    errors = []
     for step in range(recipe.text_steps):
-        frames, samples = [], []
+        frames, samples, paths = [], [], []
         for _ in range(recipe.text_windows):
             drive = drives[int(rng.integers(len(drives)))]
             first = int(rng.integers(len(drive.frames) - NUM_FRAMES + 1))
@@ -231,20 +241,44 @@ def learn_text(
             told = talk.target.history_ends == "last" and rng.random() < recipe.told_share
             history = text_of(driven.past, talk.target) if told else ""
             frames.append(window)
+            paths.append(path_of(driven))
             samples.append(talk.sample(talk.target.render(driven), history))
         batch = collate(samples, words.pad_token_id)
         batch |= talks[0].inputs(torch.from_numpy(np.stack(frames)))
-        loss = answer_loss(model, batch)
-        _step(loss, [*language, *mergers], optimizer, rates, step, recipe.text_steps)
+        loss, before = answer_loss(model, batch)
+        wanted = torch.tensor(np.array(paths), dtype=torch.float32)
+        error = nn.functional.smooth_l1_loss(head(before), wanted, beta=0.1)
+        weights = [*language, *mergers, *head.parameters()]
+        _step(loss + recipe.text_path_share * error, weights, optimizer, rates, step, recipe.text_steps)
+        errors.append(error.item())
+        if len(errors) % 25 == 0:
+            print("path error", np.mean(errors[-25:]), flush=True)
         yield loss.item()
 
 
-def answer_loss(model: Qwen3VLForConditionalGeneration, batch: dict) -> torch.Tensor:
-    """The cross entropy that the model itself computes, without logits where no label is."""
+def path_of(driven: Driven) -> np.ndarray:
+    """(`NUM_PATH`,) the speed, then the mean velocities to the waypoints, about 1 in size."""
+    points = FUTURE.of(driven).waypoints_m
+    t_s = np.arange(1, NUM_WAYPOINTS + 1)[:, None] * STEPS_APART * STEP_S
+    velocity = (np.array(points) / t_s - (SPEED_MEAN, 0)) / SPEED_SCALE
+    return np.array([(driven.speed_mps - SPEED_MEAN) / SPEED_SCALE, *velocity.ravel()])
+
+
+def answer_loss(
+    model: Qwen3VLForConditionalGeneration, batch: dict
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The cross entropy that the model itself computes, without logits where no label is.
+
+    Returns:
+        The loss, and the hidden states (B, width) before the last layer where the answer begins.
+    """
     labels = batch.pop("labels")[:, 1:]
-    hidden = model.model(**batch).last_hidden_state[:, :-1]
+    states = model.model(**batch, output_hidden_states=True).hidden_states
     borne = labels != IGNORED
-    return nn.functional.cross_entropy(model.lm_head(hidden[borne]), labels[borne])
+    begins = borne.int().argmax(1)
+    before = states[-2][torch.arange(len(labels)), begins]
+    logits = model.lm_head(states[-1][:, :-1][borne])
+    return nn.functional.cross_entropy(logits, labels[borne]), before
 
 
 def relight(frames: np.ndarray, rng: np.random.Generator, noise: float = 0.0) -> np.ndarray:
