@@ -27,7 +27,7 @@ AS_ADMIN := $(if $(filter 0,$(shell id -u)),,sudo)
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
-## make demo    the six notebooks on the embedded default, no GPU, no account; then again for the next 6.4 s
+## make demo    the seven notebooks on the embedded default, no GPU, no account; then again for the next 6.4 s
 demo: $(READY)
 	$(PY) -m avomni_lib run params/demo.yaml
 	$(PY) -m avomni_lib run params/demo_future.yaml
@@ -71,7 +71,7 @@ bench: $(READY)
 	$(PY) -m tests.benchmarks.etl
 	$(PY) -m tests.benchmarks.loader
 
-## make backbones  a small model of each family from scratch on the same rendered drives, one table (15 minutes)
+## make backbones  a small model of each family from scratch on the same rendered drives, one table (an hour on one core)
 backbones: $(READY)
 	$(PY) -m avomni_world.compare_backbones
 

@@ -248,7 +248,7 @@ def run(
     lines = [f"{seconds:.0f} s in all"]
     if not dry_run:
         lines.append(f"executed notebooks: {p.run_dir}/NN_stage/NN_stage.ipynb")
-        if stages[-1].name == "06_evaluate":
+        if any(stage.name == "06_evaluate" for stage in stages):
             lines.append(f"the score:          {p.run_dir}/06_evaluate/result.json")
     figures = {"run": str(p.run_dir), "dry_run": dry_run, "seconds": seconds, "stages": rows}
     table = terminal.Rows(f"run {p.run.name}", ("stage", "", "seconds", "what came out"), cells)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 from avomni_lib import own_code
 
 Rows = tuple[tuple[str | None, ...], ...]
 
-NAMES = (
+CameraName = Literal[
     "camera_front_wide_120fov",
     "camera_front_tele_30fov",
     "camera_cross_left_120fov",
@@ -17,7 +17,8 @@ NAMES = (
     "camera_rear_left_70fov",
     "camera_rear_right_70fov",
     "camera_rear_tele_30fov",
-)
+]
+NAMES: tuple[str, ...] = get_args(CameraName)
 _WIDE, _TELE, _CROSS_LEFT, _CROSS_RIGHT, _REAR_LEFT, _REAR_RIGHT, _REAR_TELE = NAMES
 PRESETS: dict[str, Rows] = {
     "4-cam": ((_WIDE, _TELE), (_REAR_LEFT, _REAR_RIGHT)),

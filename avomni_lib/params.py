@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from avomni_lib import files, own_code, params_cell, params_yaml
-from avomni_lib.errors import AvomniError
+from avomni_lib.errors import AvomniError, without_passwords
 from avomni_lib.section import Section
 from avomni_lib.sections import (
     DatasetParams,
@@ -201,9 +201,13 @@ class Params(Section):
     def values(self, *names: str) -> dict[str, Any]:
         """The named sections (`processing`) or keys (`processing.sample_hz`) as plain values.
 
-        With those that name code of the user's own stands a sha256 of its source.
+        With those that name code of the user's own stands a sha256 of its source. Addresses of
+        cameras are without their passwords: the values are written into results and reports.
         """
         plain = self.model_dump(mode="json")
+        if sources := plain["live"]["sources"]:
+            shown = {camera: without_passwords(url) for camera, url in sources.items()}
+            plain["live"]["sources"] = shown
         picked = {}
         for name in names or tuple(plain):
             value: Any = plain
@@ -217,7 +221,9 @@ class Params(Section):
 
     def complete(self) -> dict[str, Any]:
         """All values as a params file that extends none: it means the same wherever it is read."""
-        return {EXTENDS: None, **self.values()}
+        values = self.values()
+        values["live"]["sources"] = self.live.sources
+        return {EXTENDS: None, **values}
 
     def digest(self, *names: str) -> str:
         """A sha256 of the named parameters, by which a finished stage is seen to be stale."""

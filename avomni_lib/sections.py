@@ -14,7 +14,6 @@ from pydantic import AfterValidator, Field, field_validator
 from avomni_lib import grids, hardware, own_code
 from avomni_lib.section import ROWS, Section
 
-WORLD_SPLITS = {"train": 0.6, "val": 0.1, "test": 0.3}
 LONGEST_NAME = 200
 TARGETS = ("summary_v1", "future_v1", "meta_v1", "coc_v1", "full_v1")  # that are built in
 # Each file of that folder is a family of models; it is listed, as importing it is not ours here.
@@ -74,6 +73,9 @@ class WorldParams(Section):
     num_chunks: Annotated[int, Field(ge=1, le=10_000)] = Field(2, description="chunks published")
     clips_per_chunk: Annotated[int, Field(ge=1, le=10_000)] = Field(50, description="clips in each")
     clip_seconds: Annotated[float, Field(ge=1, le=3600)] = Field(8.0, description="s of video")
+    cameras: (
+        Literal["4-cam", "7-cam"] | Annotated[tuple[grids.CameraName, ...], Field(min_length=1)]
+    ) = Field("4-cam", description="that are rendered: of a preset, or names; others are absent")
     codec: Literal["h264", "hevc"] = Field("h264", description="of each camera's video")
     width: Annotated[int, Field(ge=32, le=8192, multiple_of=2)] = Field(
         128, description="px of each camera's video"
@@ -87,18 +89,11 @@ class WorldParams(Section):
         "and comes back",
     )
 
-    def splits(self) -> list[str]:
-        """The split of each clip, in their order.
-
-        Each goes to the split that is owed most: a stretch of ten holds six train, one val and
-        three test, in every chunk alike.
-        """
-        dealt, counts = [], dict.fromkeys(WORLD_SPLITS, 0)
-        for number in range(1, self.num_chunks * self.clips_per_chunk + 1):
-            split = max(counts, key=lambda name: WORLD_SPLITS[name] * number - counts[name])
-            counts[split] += 1
-            dealt.append(split)
-        return dealt
+    @property
+    def camera_names(self) -> tuple[str, ...]:
+        """The cameras that are rendered, in the rig's order."""
+        rows = grids.PRESETS[self.cameras] if isinstance(self.cameras, str) else (self.cameras,)
+        return tuple(name for name in grids.NAMES if any(name in row for row in rows))
 
 
 class ClipsParams(Section):
@@ -469,7 +464,8 @@ class LiveParams(Section):
     sources: dict[str, str] | None = Field(
         None,
         description="an address for each camera of vision.cameras: a file, /dev/videoN, rtsp://, "
-        "http:// (MJPEG), tcp://, udp:// or lavfi:; null plays a held-out clip of the run",
+        "http:// (MJPEG), tcp://, udp://, rosbag:PATH?topic=/a or lavfi:; null plays a held-out "
+        "clip of the run",
     )
     clock: Literal["file", "device", "arrival"] = Field(
         "file",

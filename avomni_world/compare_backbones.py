@@ -3,9 +3,9 @@
     python -m avomni_world.compare_backbones      # make backbones
 
 The models have random weights, about as many as the tiny base has, and a tokenizer each. They see
-the same windows in the same order for the same number of steps, and answer for the same windows of
-drives that none has seen. The table shows that each family learns, and what a window costs it; it
-says nothing of the released models, whose weights have seen the world.
+the same pairs of frames in the same order for the same number of steps, and answer for the same
+pairs of drives that none has seen. The table shows that each family learns, and what a window costs
+it; it says nothing of the released models, whose weights have seen the world.
 """
 
 from __future__ import annotations
@@ -14,23 +14,27 @@ import argparse
 import multiprocessing
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from avomni_lib import files, sections
+from avomni_lib.dataset import cameras
 from avomni_lib.training.backbones import Video
 from avomni_lib.training.targets import target
-from avomni_world.tiny_base.drives import GRID, HELD_OUT_SEED, HOME, SAMPLE_HZ, TILE, Drives
+from avomni_world.tiny_base.drives import HELD_OUT_SEED, HOME, SAMPLE_HZ, TILE, Drive, Drives
 
-NUM_FRAMES = 4
+NUM_FRAMES = 2
 TARGET = target("summary_v1")
 LAST_S = (NUM_FRAMES - 1) / SAMPLE_HZ
-SQUARE, PATCH = 32, 8  # px; for families whose vision tower takes squares, and all towers' patches
+GRID = cameras.grid((("camera_front_wide_120fov",),))
+LAYERS, SEEN_AFTER = 6, 4  # of the language model, and after which of them a head reads the speed
+HEAD_BETA = 0.3  # of its error in SPEED_SCALE, up to which it counts squared
+SQUARE, PATCH = 32, 8  # px; for families whose vision tower takes squares, and the towers' patches
 
 
 @dataclass(frozen=True)
@@ -38,17 +42,20 @@ class Comparison:
     """What all families have in common.
 
     Attributes:
-        steps, windows: Optimizer steps, and windows in each.
+        see_steps: Optimizer steps of the first lesson, seeing.
+        steps: Of the second lesson, answering.
+        windows: In each step.
         rate: Peak learning rate of AdamW.
         num_drives, num_held_out: Drives to learn from, and to answer for.
         seed: Of the weights' start and of the windows' order.
     """
 
-    steps: int = 200
-    windows: int = 8
-    rate: float = 2e-3
-    num_drives: int = 48
-    num_held_out: int = 8
+    see_steps: int = 800
+    steps: int = 400
+    windows: int = 64
+    rate: float = 1e-3
+    num_drives: int = 160
+    num_held_out: int = 12
     seed: int = 0
 
 
@@ -63,7 +70,7 @@ class Row:
             steps.
         mae_mps: Mean error of the answered speeds; an answer that is none counts as the mean.
         mean_mae_mps: The same of one who always answers the mean.
-        seconds: Of the training.
+        seconds: Of the CPU, for the training.
         memory_gb: The most that its process held.
     """
 
@@ -107,7 +114,7 @@ def _text(words: Any, **own: Any) -> dict[str, Any]:
         "vocab_size": -(-len(words) // 64) * 64,
         "hidden_size": 128,
         "intermediate_size": 384,
-        "num_hidden_layers": 4,
+        "num_hidden_layers": LAYERS,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "eos_token_id": words.eos_token_id,
@@ -198,7 +205,7 @@ def _llava_onevision(words: Any) -> Any:
             "num_attention_heads": 3,
             "intermediate_size": 192,
             "image_size": SQUARE,
-            "patch_size": PATCH,
+            "patch_size": PATCH // 2,  # the family averages four patches of a video into one token
             "vision_use_head": False,
         },
         image_token_index=words.convert_tokens_to_ids("<image>"),
@@ -239,68 +246,150 @@ def train(name: str, work: Path, comparison: Comparison) -> Row:
         work: Keeps the rendered drives; what is there is not rendered again.
     """
     import torch
-    from transformers import AutoModelForImageTextToText, set_seed
-
-    from avomni_lib.training.backbones import backbone
-    from avomni_lib.training.prompt.conversation import Conversation, cells_of, collate
 
     torch.set_num_threads(1)
-    set_seed(comparison.seed)
+    torch.manual_seed(comparison.seed)
     words = tokenizer(name)
-    model = AutoModelForImageTextToText.from_config(
-        SMALL[name].config(words), trust_remote_code=False
-    ).train()
-    kind = backbone(name, model.config)
-    times = tuple(number / SAMPLE_HZ for number in range(NUM_FRAMES))
-    height, width = GRID.rows * TILE[1], GRID.cols * TILE[0]
-    talk = Conversation(
-        words,
-        kind,
-        grid=GRID,
-        target=TARGET,
-        videos=[Video(times, height, width, cells_of(GRID))],
-        max_seq_length=1024,
-    )
+    model = start(name, words, comparison.seed).train()
     drives = Drives(work / "drives", comparison.num_drives, town=HOME)
     for number in range(len(drives)):  # rendered before the clock runs
         drives[number]
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.01)
-    rng = np.random.default_rng(comparison.seed)
-    losses, started = [], time.perf_counter()
-    for step in range(comparison.steps):
-        frames, samples = [], []
-        for _ in range(comparison.windows):
-            drive = drives[int(rng.integers(len(drives)))]
-            first = int(rng.integers(len(drive.frames) - NUM_FRAMES + 1))
-            speed = drive.speed_mps(first, first + NUM_FRAMES - 1)
-            frames.append(drive.frames[first : first + NUM_FRAMES])
-            samples.append(talk.sample(TARGET.render(Driven(speed))))
-        batch = collate(samples, words.pad_token_id)
-        if not kind.takes_token_types:
-            del batch["mm_token_type_ids"]
-        loss = model(**batch, **talk.inputs(torch.from_numpy(np.stack(frames)))).loss
-        warm = min(1.0, (step + 1) / 20)
-        share = 0.51 + 0.49 * np.cos(np.pi * step / comparison.steps)
-        optimizer.param_groups[0]["lr"] = comparison.rate * warm * share
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        losses.append(loss.item())
-    seconds, few = time.perf_counter() - started, max(1, comparison.steps // 10)
+    talk = conversation(name, model, words)
+    losses, started = [], time.process_time()
+    for loss in learn(model, talk, drives, comparison):
+        losses.append(loss)
+        if len(losses) % 50 == 0:
+            said, seen = np.mean(losses[-50:], axis=0)
+            print(
+                f"{name}, step {len(losses)}: loss {said:.3f}, of the head {seen:.3f}", flush=True
+            )
+    seconds, few = time.process_time() - started, max(1, comparison.steps // 10)
     held_out = Drives(work / "drives", comparison.num_held_out, HELD_OUT_SEED, HOME)
     mae, mean_mae = _errors(model.eval(), talk, held_out)
     return Row(
         name,
         sum(weight.numel() for weight in model.parameters()),
-        len(samples[0]),
-        float(np.mean(losses[:few])),
-        float(np.mean(losses[-few:])),
+        len(talk.sample(TARGET.render(Driven(10.0)))),
+        float(np.mean(losses[comparison.see_steps :][:few], axis=0)[0]),
+        float(np.mean(losses[-few:], axis=0)[0]),
         mae,
         mean_mae,
         seconds,
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
     )
+
+
+def start(name: str, words: Any, seed: int) -> Any:
+    """The family's small model; its patches start as gratings, as the tiny base's do."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    from avomni_world.tiny_base.model import gabors
+
+    model = AutoModelForImageTextToText.from_config(
+        SMALL[name].config(words), trust_remote_code=False
+    )
+    convolutions = (torch.nn.Conv2d, torch.nn.Conv3d)
+    (patches,) = (each for each in model.modules() if isinstance(each, convolutions))
+    gratings = gabors(len(patches.weight), patches.weight.shape[-1], seed)
+    if patches.weight.ndim == 4:  # the tower sees one frame at a time
+        gratings = gratings[:, :, 0] * 2**0.5
+    with torch.no_grad():
+        patches.weight.copy_(gratings)
+    return model
+
+
+def conversation(name: str, model: Any, words: Any) -> Any:
+    """How the family is shown a window, and asked."""
+    from avomni_lib.training.backbones import backbone
+    from avomni_lib.training.prompt.conversation import Conversation, cells_of
+
+    times = tuple(number / SAMPLE_HZ for number in range(NUM_FRAMES))
+    video = Video(times, SQUARE, SQUARE, cells_of(GRID))
+    return Conversation(
+        words,
+        backbone(name, model.config),
+        grid=GRID,
+        target=TARGET,
+        videos=[video],
+        max_seq_length=1024,
+    )
+
+
+def learn(
+    model: Any, talk: Any, drives: Drives, comparison: Comparison
+) -> Iterator[tuple[float, float]]:
+    """The training, step by step: yields the mean loss of a token of the answer, and the head's.
+
+    First, seeing: a linear head, thrown away in the end, has to read the speed off the language
+    model's state at each vision token that knows both frames, below the last layers. Then the model
+    also has to answer; in the first lesson the loss of the answer is yielded as nan.
+
+    The frames of a pair are 0, 1 or 2 apart, and the speed is as if they were neighbours: the same
+    place is seen at several speeds, so that a model that remembers the drives gains nothing.
+    """
+    import torch
+    from torch.nn import functional
+
+    from avomni_world.tiny_base.lessons import SPEED_MEAN, SPEED_SCALE, relight, take_step
+
+    rng = np.random.default_rng(comparison.seed)
+    head = torch.nn.Linear(model.config.text_config.hidden_size, 1)
+    weights = [*model.parameters(), *head.parameters()]
+    places = np.flatnonzero(talk.prompt().mm_token_type_ids)
+    pictures = _cut(talk.prompt(), places[-1] + 1)
+    if talk.backbone.frames_per_patch == 1:
+        places = places[len(places) // 2 :]
+    for answers, num_steps in ((False, comparison.see_steps), (True, comparison.steps)):
+        optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.95), weight_decay=0.01)
+        for step in range(num_steps):
+            frames, speeds, samples = [], [], []
+            for _ in range(comparison.windows):
+                drive = drives[int(rng.integers(len(drives)))]
+                apart = int(rng.integers(3))
+                first = int(rng.integers(len(drive.frames) - apart))
+                frames.append(front(drive)[[first, first + apart]])
+                speeds.append((drive.path_m[first + apart] - drive.path_m[first]) * SAMPLE_HZ)
+                answer = TARGET.render(Driven(speeds[-1]))
+                samples.append(talk.sample(answer) if answers else pictures)
+            batch = _batch(talk, samples)
+            batch |= talk.inputs(torch.from_numpy(relight(np.stack(frames), rng, noise=4.0)))
+            batch |= {} if answers else {"labels": None, "logits_to_keep": 1}
+            out = model(**batch, output_hidden_states=True)
+            found = head(out.hidden_states[SEEN_AFTER][:, places])
+            wanted = (torch.tensor(speeds, dtype=torch.float32) - SPEED_MEAN) / SPEED_SCALE
+            wanted = wanted[:, None, None].expand_as(found)
+            seen = functional.smooth_l1_loss(found, wanted, beta=HEAD_BETA)
+            loss = out.loss + seen if answers else seen
+            take_step(loss, weights, optimizer, [comparison.rate], step, num_steps)
+            yield out.loss.item() if answers else float("nan"), seen.item()
+
+
+def front(drive: Drive) -> np.ndarray:
+    """(T, 32, 32, 3) uint8: a square of the first camera's tile, its middle."""
+    left = (TILE[0] - SQUARE) // 2
+    return drive.frames[:, :SQUARE, left : left + SQUARE]
+
+
+def _cut(sample: Any, length: int) -> Any:
+    """The first tokens of a sample."""
+    return replace(
+        sample,
+        input_ids=sample.input_ids[:length],
+        labels=sample.labels[:length],
+        mm_token_type_ids=sample.mm_token_type_ids[:length],
+        positions=sample.positions[..., :length],
+    )
+
+
+def _batch(talk: Any, samples: Sequence[Any]) -> dict[str, Any]:
+    """What the model takes beside the pictures."""
+    from avomni_lib.training.prompt.conversation import collate
+
+    batch = collate(samples, talk.tokenizer.pad_token_id)
+    if not talk.backbone.takes_token_types:
+        del batch["mm_token_type_ids"]
+    return batch
 
 
 def _errors(model: Any, talk: Any, drives: Drives) -> tuple[float, float]:
@@ -312,7 +401,7 @@ def _errors(model: Any, talk: Any, drives: Drives) -> tuple[float, float]:
     for number in range(len(drives)):
         drive = drives[number]
         starts = range(0, len(drive.frames) - NUM_FRAMES + 1, NUM_FRAMES)
-        windows = np.stack([drive.frames[i : i + NUM_FRAMES] for i in starts])
+        windows = np.stack([front(drive)[i : i + NUM_FRAMES] for i in starts])
         truths += [drive.speed_mps(i, i + NUM_FRAMES - 1) for i in starts]
         answers += say(model, talk, windows, 64)
     truth = np.array(truths)
@@ -338,7 +427,7 @@ def compare(work: Path, comparison: Comparison, names: Sequence[str] = ()) -> li
 def table(rows: Sequence[Row]) -> str:
     """The rows in Markdown."""
     lines = [
-        "| family | weights | speed MAE, m/s (the mean's) | loss | tokens a window | seconds "
+        "| family | weights | speed MAE, m/s (the mean's) | loss | tokens a window | CPU seconds "
         "| memory |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]

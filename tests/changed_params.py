@@ -14,6 +14,7 @@ OTHERS = {
     "dataset.revision": "0" * 40,
     "dataset.endpoint": "https://mirror.example",
     "dataset.world.clip_seconds": 9.0,
+    "dataset.world.cameras": "7-cam",
     "download.chunks": [1],
     "download.clips.splits": ["train"],
     "download.clips.countries": ["Germany"],

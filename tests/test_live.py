@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import av
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.live.session import Session, replay
+from avomni_lib.live.recording import replay
+from avomni_lib.live.session import Session
 from avomni_lib.live.ticks import Ticks
 from avomni_lib.params import Params
 
@@ -165,9 +168,12 @@ def test_a_recorded_session_is_answered_again(tmp_path):
     def ask(frames: np.ndarray) -> str:
         return " ".join(f"{frame.mean():.3f}" for frame in frames)
 
+    ask.num_encoded = 2
     session = Session(p_of(), ask, record=tmp_path / "record", now_ns=clock)
     with session.record:
         drive(session, clock, seconds=3, service_s=0.35, skip={(NAMES[0], 40)})
+    lines = [json.loads(line) for line in (tmp_path / "record" / "live.jsonl").open()]
+    assert {line["num_encoded"] for line in lines if line["kind"] == "answer"} == {2}
     answers = list(replay(p_of(), tmp_path / "record", ask))
     assert [(tick, then) for tick, then, _ in answers] == [
         (each.tick, each.text) for each in session.answers

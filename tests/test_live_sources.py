@@ -187,6 +187,18 @@ def test_a_password_in_an_address_is_never_shown(caplog):
     assert "secret" not in caplog.text
 
 
+def test_a_file_without_video_ends_with_one_line(tmp_path, caplog):
+    with av.open(str(tmp_path / "a.wav"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), "s16", "mono")
+        frame.rate = 8000
+        container.mux(stream.encode(frame))
+    heard = read(Source(CAMERA, str(tmp_path / "a.wav"), "file"))
+    assert heard.frames == [] and heard.ended.is_set()
+    assert "there is no video in it; it shows no more" in caplog.text
+    assert len(caplog.records) == 1
+
+
 def test_a_session_of_real_files_answers_and_ends_with_them(tmp_path):
     names = [
         *("camera_front_wide_120fov", "camera_front_tele_30fov"),

@@ -31,6 +31,11 @@ def shown(data, **metadata):
     return new_output("display_data", data=data, metadata=metadata)
 
 
+# As pandas writes one.
+TABLE = """<div><style scoped>\n.dataframe th { top: 0 }\n</style>
+<table><tr><th>split</th></tr><tr><td onclick='x'>train</td></tr></table></div>"""
+
+
 def executed():
     """A notebook as papermill leaves one, with every kind of output that ours have."""
     widget = {web.VIEW: {"model_id": "1"}, "text/plain": "VBox(children=(IntSlider(value=5"}
@@ -42,7 +47,7 @@ def executed():
         ),
         shown(widget),
         shown({"image/png": png() + "\n", "text/plain": "<Picture>"}),
-        shown({"text/html": "<table><tr><th>split</th></tr><tr><td onclick='x'>train</td></tr>"}),
+        shown({"text/html": TABLE}),
         shown({"text/plain": ANSWER}),
         shown({"application/javascript": "fetch('https://cdn.example')"}),
     ]
@@ -105,6 +110,7 @@ def test_a_page_holds_everything_and_asks_for_nothing(p):
     put(p, "03_etl", executed())
     page = page_of(p)
     tags = Tags(page)
+    assert ".dataframe th" not in page
     assert not tags.of("script") and not tags.of("link") and not tags.of("iframe")
     (image,) = tags.of("img")
     inside = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"))

@@ -166,12 +166,13 @@ def test_each_key_that_a_cell_shows_can_be_changed_alone_over_any_file(notebook:
         float: lambda number: number * 2,
         type(None): lambda _: 3,
     }
+    named = {"source": "hub", "target": "future_v1", "fit": "crop", "clock": "arrival"}
+    named |= {"sources": {"camera_front_wide_120fov": "/dev/video0"}}
     names = opened(notebook)
     for name in params_cell.shown(names):
         section, key = name.split(".")
         value = other[type(names[section][key])](names[section][key])
-        if key in ("source", "target", "fit"):
-            value = {"source": "hub", "target": "future_v1", "fit": "crop"}[key]
+        value = named.get(key, value)
         edit = f"{section}[{key!r}] = {value!r}"
         if name != "download.evict_raw":  # refused of a folder, and there is none here
             for file in (DEMO, MI300X):

@@ -401,6 +401,7 @@ def test_the_notebook_compares_ways_to_show_the_past(run):
     assert table["windows"][3] == "0" and "would overlap" in table["frames"][4]
     counts = [int(count) for count in table["windows"][:3]]
     assert counts[0] > counts[1] >= counts[2] > 0
-    assert older.picture(run).get_axes()
+    captions = [axes.get_xlabel() or axes.get_title() for axes in older.picture(run).get_axes()]
+    assert "+0.0 s" in captions
     for nothing in (older.with_past(run, 9), older.with_past(run, 1, 10)):
         assert older.picture(nothing).get_axes() == []

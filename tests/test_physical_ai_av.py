@@ -29,7 +29,8 @@ CAMERAS = [camera.name for camera in cameras.CAMERAS]
 
 
 def world(**values) -> Params:
-    values = {"clip_seconds": SECONDS, "width": WIDTH, "height": HEIGHT, "num_chunks": 2} | values
+    values = {"clip_seconds": SECONDS, "cameras": "7-cam", "num_chunks": 2} | values
+    values |= {"width": WIDTH, "height": HEIGHT}
     # The kit asks for the name of the real data set.
     repo_id = "nvidia/PhysicalAI-Autonomous-Vehicles"
     return Params.model_validate(

@@ -19,6 +19,7 @@ from avomni_lib.__main__ import main
 from avomni_lib.etl.cache import memmap
 from avomni_lib.evaluation import comparison
 from avomni_lib.notebook.run import pipeline, runs
+from avomni_lib.notebook.run.stages import STAGES
 from avomni_lib.plan import Plan
 from avomni_lib.training.doctor import doctor
 from avomni_lib.training.export import merge
@@ -74,7 +75,7 @@ def in_a_terminal(arguments: list[str], **environment: str) -> str:
 def assert_plain(text: str, folder: str) -> None:
     """No colour, no frame, and a row a stage on one line however long."""
     assert "\x1b" not in text and text.isascii()
-    assert len(re.findall(r"^0\d_\w+  ", text, re.MULTILINE)) == 6
+    assert re.findall(r"^(0\d_\w+)  ", text, re.MULTILINE) == [stage.name for stage in STAGES]
     assert folder in text.splitlines()[0]
 
 

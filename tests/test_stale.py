@@ -21,7 +21,7 @@ from avomni_lib.params import Params
 from tests import changed_params, evicting_run, local_hub
 
 STAGES = tuple(stage.name for stage in runs.STAGES)
-AUDIT, DOWNLOAD, ETL, TILES, TRAIN, EVALUATE = STAGES
+AUDIT, DOWNLOAD, ETL, TILES, TRAIN, EVALUATE, LIVE = STAGES
 FROM_ETL, FROM_TILES = STAGES[2:], STAGES[3:]
 
 
@@ -61,7 +61,7 @@ STALE: dict[tuple[str, ...], list[str]] = {
         ),
     ],
     (TILES,): ["run.price_per_hour"],
-    (TRAIN, EVALUATE): [
+    (TRAIN, EVALUATE, LIVE): [
         *("run.seed", "model.backend", "model.lora_alpha", "model.lora_dropout"),
         *(
             f"training.{key}"
@@ -72,11 +72,13 @@ STALE: dict[tuple[str, ...], list[str]] = {
             )
         ),
     ],
-    (EVALUATE,): names("evaluation"),
+    (EVALUATE,): names("evaluation", "split", "max_new_tokens", "constrained"),
+    (EVALUATE, LIVE): [f"evaluation.{key}" for key in ("split", "max_new_tokens", "constrained")],
+    (LIVE,): names("live", "record", "port"),
     (): [
         *("dataset.allow_plain_http", "download.max_workers", "download.evict_shared"),
         *("processing.engine", "processing.num_workers", "processing.clip_timeout_s"),
-        *names("live"),
+        *("live.record", "live.port"),
     ],
 }
 # Another place is another run, and the window's size repeats processing.sequence_length.
@@ -85,7 +87,7 @@ ELSEWHERE = {"run.name", "run.outputs_dir", "vision.window_size"}
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory) -> Params:
-    """A run whose six stages are done; adapter and answers are bytes that nobody reads."""
+    """A run whose seven stages are done; adapter and answers are bytes that nobody reads."""
     folder = tmp_path_factory.mktemp("done")
     p = evicting_run.params(folder, evict=False)
     published = evicting_run.write(tmp_path_factory.mktemp("published"))
@@ -186,7 +188,8 @@ def test_a_stage_that_made_something_else_makes_all_after_it_stale(own):
     finish(again, ETL)
     assert status(again) == {}, "back at the same bytes"
     finish(own, TRAIN, word="another adapter")
-    assert status(own) == {EVALUATE: "stale: 05_train made something else since"}
+    because = "stale: 05_train made something else since"
+    assert status(own) == {EVALUATE: because, LIVE: because}
 
 
 def test_06_depends_on_the_cache_too(own):
@@ -203,8 +206,8 @@ FILES = {
     "cache/shard_0002/header.json": FROM_ETL,
     "cache/shard_0001/frames.npy": FROM_ETL,
     "cache/shard_0003/track.npy": FROM_ETL,
-    "adapter/adapter_model.safetensors": (TRAIN, EVALUATE),
-    "adapter/record.json": (TRAIN, EVALUATE),
+    "adapter/adapter_model.safetensors": (TRAIN, EVALUATE, LIVE),
+    "adapter/record.json": (TRAIN, EVALUATE, LIVE),
     "06_evaluate/answers.parquet": (EVALUATE,),
     "06_evaluate/report.html": (EVALUATE,),
 }

@@ -23,6 +23,7 @@ from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
+from avomni_lib.sections import VisionParams
 from avomni_world.publish import layout
 from avomni_world.publish.dataset import (
     expected_bytes,
@@ -32,7 +33,10 @@ from avomni_world.publish.dataset import (
     world_clips,
 )
 
+FOUR = [camera.name for camera in cameras.grid("4-cam").cameras]
 SMALL = {"num_chunks": 2, "clips_per_chunk": 2, "clip_seconds": 1.0, "width": 64, "height": 36}
+SEVEN = VisionParams(cameras="7-cam")
+TWO = VisionParams(cameras=[[cameras.FRONT_WIDE.name, cameras.REAR_TELE.name]])
 
 
 def world(**values) -> Params:
@@ -51,7 +55,10 @@ def published(tmp_path_factory) -> Path:
 
 def test_layout(published):
     chunk_files = {
-        feature.chunk_path.format(chunk_id=chunk) for feature in layout.FEATURES for chunk in (0, 1)
+        feature.chunk_path.format(chunk_id=chunk)
+        for feature in layout.FEATURES
+        for chunk in (0, 1)
+        if feature.name not in cameras.BY_NAME or feature.name in FOUR
     }
     metadata = {
         *("README.md", "features.csv", "clip_index.parquet"),
@@ -59,7 +66,7 @@ def test_layout(published):
         "reasoning/ood_reasoning.parquet",
     }
     assert set(hashes(published)) == chunk_files | metadata
-    assert "camera/camera_rear_tele_30fov/camera_rear_tele_30fov.chunk_0001.zip" in chunk_files
+    assert "camera/camera_rear_left_70fov/camera_rear_left_70fov.chunk_0001.zip" in chunk_files
     assert "calibration/sensor_extrinsics/sensor_extrinsics.chunk_0000.parquet" in chunk_files
     assert "labels/egomotion/egomotion.chunk_0000.zip" in chunk_files
 
@@ -93,6 +100,28 @@ def test_the_catalog_tells_what_was_published(published):
             "platform": collected.at[clip.clip_id, "platform_class"],
             "event_cluster": clusters.get(clip.clip_id),
         }
+
+
+def test_cameras_that_are_not_rendered_are_absent_and_change_no_other(published, tmp_path):
+    wanted = (cameras.REAR_TELE.name, cameras.FRONT_WIDE.name)
+    p = world(cameras=wanted)
+    two = publish(p.model_copy(update={"vision": TWO}), tmp_path / "world")
+    for folder, there in ((published, FOUR), (two, wanted)):
+        catalog = Catalog.open(folder)
+        calibrated = pd.read_parquet(folder / catalog.path("camera_intrinsics", 1)).index
+        assert set(calibrated.get_level_values("camera_name")) == set(there)
+        for camera in cameras.BY_NAME:
+            assert catalog.presence(camera).tolist() == [camera in there] * 4
+            assert (folder / catalog.path(camera, 0)).exists() == (camera in there)
+    front = catalog.path(cameras.FRONT_WIDE.name, 1)
+    assert hashes(two)[front] == hashes(published)[front]
+
+
+def test_a_grid_of_cameras_that_are_not_rendered_is_refused(tmp_path):
+    with pytest.raises(AvomniError, match="camera_cross_left_120fov.* is rendered without") as told:
+        publish(world().model_copy(update={"vision": SEVEN}), tmp_path / "world")
+    assert told.value.where == "dataset.world.cameras" and "7-cam" in told.value.fix
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_features_csv_is_upstreams_line_for_line(published):

@@ -14,6 +14,7 @@ from avomni_lib.etl.run.build import description
 from avomni_lib.evaluation import before_after
 from avomni_lib.params import Params
 from avomni_lib.training.model import adapter
+from avomni_lib.training.model.seen import Seen
 from avomni_lib.training.targets import Said, target_of
 
 # A model on the hub at one commit: owner/name@40 hex digits.
@@ -28,11 +29,14 @@ class Answer:
         text: Without prompt, padding and the end of the turn.
         said: What was read of it; None where nothing could be.
         seconds: From frames on the host to text.
+        num_encoded: Frames (squares, where the model sees these) that went through its vision
+            tower, not those that it knew from the windows before; None where nobody counts them.
     """
 
     text: str
     said: Said | None
     seconds: float
+    num_encoded: int | None = None
 
 
 class Answerer:
@@ -63,6 +67,7 @@ class Answerer:
         self.model, self.conversation, self.choices = before_after.models(
             p, description(p), self.adapter
         )
+        self.seen = Seen(self.model, self.conversation.backbone)
 
     @property
     def name(self) -> str:
@@ -95,7 +100,8 @@ class Answerer:
             histories=[history],
             constrained=self.p.evaluation.constrained,
         )
-        return Answer(text, self.target.read(text), time.monotonic() - started)
+        seconds = time.monotonic() - started
+        return Answer(text, self.target.read(text), seconds, self.seen.num_frames)
 
 
 def adapter_folder(p: Params, place: str | Path | None = None) -> Path:

@@ -8,49 +8,67 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from avomni_lib import files
 from avomni_lib.dataset import cameras
-from avomni_lib.live import playback
+from avomni_lib.live import playback, session
 from avomni_lib.live.answerer import Answerer
 from avomni_lib.live.page import Page
 from avomni_lib.live.remote import RemoteAnswerer
-from avomni_lib.live.session import PARTS, Answered, Session
+from avomni_lib.live.session import Answered, Session, sources_of
 from avomni_lib.params import Params
 from avomni_lib.training.prompt.conversation import prompt_text
 from avomni_lib.training.targets import target_of
 
-QUANTILES = (50, 95, 99)
-
 
 @contextlib.contextmanager
 def opened(
-    p: Params, adapter: str | None = None, base_only: bool = False
+    p: Params,
+    adapter: str | None = None,
+    base_only: bool = False,
+    ask: Callable[..., str] | None = None,
 ) -> Iterator[tuple[Session, Page]]:
     """A session with its cameras, its model and its page, to be `run`.
 
     Args:
         adapter, base_only: As `Answerer` takes them.
+        ask: What answers, as `asker` returns it; None opens the model.
 
     Raises:
-        AvomniError: no such adapter, or nothing to play.
+        AvomniError: no such adapter, nothing to play, or the prompt would tell what nobody knows.
     """
     folder = record_folder(p)
     if p.live.sources is None:
-        p = playback.as_cameras(p, playback.held_out_clip(p), folder / "cameras")
-    ask = asker(p, adapter, base_only)
+        p = playback.as_cameras(p, playback.held_out_clips(p)[0], folder)
+    history = playback.history_of(p, folder)
+    sources_of(p)  # a mistake is told before a model is loaded
+    ask = ask or asker(p, adapter, base_only)
     with Page(p.live.port) as page:
-        session = Session(p, ask, folder, watch=page.show)
-        yield session, page
+        yield Session(p, ask, folder, watch=page.show, history=history), page
 
 
-def asker(
-    p: Params, adapter: str | None = None, base_only: bool = False
-) -> Callable[[np.ndarray], str]:
-    """What answers one window: this process, or `live.server`."""
+class LocalAnswerer:
+    """Asks the model of this process about one window.
+
+    Attributes:
+        num_encoded: Frames of the last window that its vision tower had not seen before.
+    """
+
+    def __init__(self, answerer: Answerer):
+        self._answerer = answerer
+        self.num_encoded: int | None = None
+
+    def __call__(self, frames: np.ndarray, history: str = "") -> str:
+        answer = self._answerer.answer(frames, history)
+        self.num_encoded = answer.num_encoded
+        return answer.text
+
+
+def asker(p: Params, adapter: str | None = None, base_only: bool = False) -> Callable[..., str]:
+    """What answers one window, and the words of the car's past: this process, or `live.server`."""
     if p.live.server is None:
-        answerer = Answerer(p, adapter, base_only)
-        return lambda frames: answerer.answer(frames).text
+        return LocalAnswerer(Answerer(p, adapter, base_only))
     words = prompt_text(cameras.grid(p.vision.cameras), target_of(p))
     return RemoteAnswerer(p, p.live.server, words).ask
 
@@ -67,12 +85,10 @@ def record_folder(p: Params) -> Path:
 
 def latency(answers: Sequence[Answered]) -> dict[str, dict[str, float]]:
     """Seconds by part: p50, p95 and p99."""
-    found = {}
-    for part in (*PARTS, "total"):
-        values = [each.latency_s[part] for each in answers]
-        if values:
-            found[part] = {f"p{q}": round(float(np.percentile(values, q)), 4) for q in QUANTILES}
-    return found
+    if not answers:
+        return {}
+    seconds = pd.DataFrame([each.latency_s for each in answers])
+    return session.latency(seconds).round(4).to_dict("index")
 
 
 def summary(figures: dict[str, Any]) -> str:

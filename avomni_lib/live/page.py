@@ -20,23 +20,36 @@ from avomni_lib.live.session import State
 QUALITY = 85
 BOUNDARY = "frame"
 IDLE_S = 1.0  # a picture is sent again after so long, so that a reader notices a dead line
-HTML = """<!doctype html><meta charset="utf-8"><title>AV-Omni live</title>
-<style>body{font:15px system-ui;margin:1.5rem;background:#fff;color:#22262a;max-width:72rem}
-img{width:100%;image-rendering:pixelated;background:#000;min-height:8rem}
-pre{white-space:pre-wrap;font-size:1.05rem;min-height:4em}
-td{padding:.1rem 1rem .1rem 0}</style>
-<h1>AV-Omni live</h1><img src="/feed" alt="what the model sees"><pre id="answer">no answer yet</pre>
-<table id="numbers"></table><script>
+HTML = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>AV-Omni live</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
+<style>
+:root{color-scheme:light dark;--ink:#22262a;--ground:#fff;--line:#d5d8da}
+@media (prefers-color-scheme:dark){:root{--ink:#e4e6e6;--ground:#16191c;--line:#3a4046}}
+body{font:15px system-ui,sans-serif;margin:1.2rem;background:var(--ground);color:var(--ink)}
+h1{font-size:1.2rem;margin:0 0 .8rem}
+main{display:flex;flex-wrap:wrap;gap:1.5rem;align-items:flex-start}
+img{flex:3 1 22rem;min-width:0;max-height:82vh;object-fit:contain;object-position:left top;
+image-rendering:pixelated}
+section{flex:2 1 18rem;min-width:0}
+pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:1.05rem;min-height:6em;margin:0 0 1rem}
+td{padding:.15rem 1rem .15rem 0;border-top:1px solid var(--line)}
+td + td{text-align:right;font-variant-numeric:tabular-nums}
+</style></head><body><h1>AV-Omni live <span id="state"></span></h1>
+<main><img src="/feed" alt="what the model sees"><section><pre id="answer">no answer yet</pre>
+<table id="numbers"></table></section></main><script>
+const byId = name => document.getElementById(name);
 const cell = text => {
   const made = document.createElement("td"); made.textContent = text; return made };
-setInterval(async () => {
-  const state = await (await fetch("/state")).json();
-  if (state.answer) document.getElementById("answer").textContent = state.answer.text;
+const poll = setInterval(async () => {
+  let state;
+  try { state = await (await fetch("/state")).json() } catch {
+    clearInterval(poll); byId("state").textContent = "(the session has ended)"; return }
+  if (state.answer) byId("answer").textContent = state.answer.text;
   const rows = Object.entries(state.numbers).map(([name, value]) => {
     const row = document.createElement("tr"); row.append(cell(name), cell(value)); return row });
-  document.getElementById("numbers").replaceChildren(...rows);
+  byId("numbers").replaceChildren(...rows);
 }, 500);
-</script>"""
+</script></body></html>"""
 
 
 class Page:
@@ -91,6 +104,12 @@ class Page:
             self._changed.notify_all()
         self._server.shutdown()
         self._server.server_close()
+
+    def __repr__(self) -> str:
+        return f"the session's page, while it lasts: {self.url}"
+
+    def _repr_html_(self) -> str:
+        return f'the session\'s page, while it lasts: <a href="{self.url}">{self.url}</a>'
 
     def __enter__(self) -> Page:
         return self

@@ -2,43 +2,243 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
 
 from avomni_lib import files
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.dataset.clip import Clip
-from avomni_lib.errors import AvomniError
+from avomni_lib.dataset.select.evicted import read_evicted
+from avomni_lib.errors import AvomniError, without_passwords
 from avomni_lib.etl.cache.memmap import Cache
+from avomni_lib.etl.cache.windows import Windows
+from avomni_lib.etl.clip import tiling
+from avomni_lib.live import subject
 from avomni_lib.params import Params
+from avomni_lib.plan import Plan, minutes
+from avomni_lib.training.prompt import history, samples
+from avomni_lib.training.targets import target_of
+
+CAMERAS, PLAYED_FILE, SESSION = "cameras", "clip.json", "session"
 
 
-def held_out_clip(p: Params) -> str:
-    """The first clip of `evaluation.split` in the run's cache.
+def held_out_clips(p: Params) -> list[str]:
+    """The clips of `evaluation.split` in the run's cache on which a window lies.
 
     Raises:
-        AvomniError: no cache, or no clip of the split.
+        AvomniError: no cache, or no such clip.
     """
-    for clip in Cache.open(p.cache_dir).clips:
-        if clip.split == p.evaluation.split:
-            return str(clip.clip_id)
-    raise AvomniError(
-        f"the cache has no clip of the split {p.evaluation.split!r} to play",
-        where=str(p.cache_dir),
-        fix="name addresses in live.sources, or choose another evaluation.split",
-    )
+    clips, least = Cache.open(p.cache_dir).clips, p.processing.sequence_length + p.processing.reach
+    own = [clip for clip in clips if clip.split == p.evaluation.split and len(clip) >= least]
+    if not own:
+        raise AvomniError(
+            f"the cache has no clip of the split {p.evaluation.split!r} to play that is {least} "
+            "frames long",
+            where=str(p.cache_dir),
+            fix="name addresses in live.sources, or choose another evaluation.split",
+        )
+    return [str(clip.clip_id) for clip in own]
+
+
+def plan(p: Params) -> Plan:
+    """What a session of 07 opens, how often it looks and how long it takes; nothing is opened.
+
+    Raises:
+        AvomniError: nothing can be played, nothing ends the session, or the prompt would tell what
+            nobody knows.
+    """
+    live, hz, length = p.live, p.processing.sample_hz, p.processing.sequence_length
+    seconds, shown = live.seconds, "a held-out clip, played at its own pace"
+    if live.sources is None:
+        names = set(held_out_clips(p))
+        clips = Cache.open(p.cache_dir).clips
+        clip_s = max(len(clip) for clip in clips if clip.clip_id in names) / hz
+        seconds = min(seconds or clip_s, clip_s)
+    else:
+        shown = ", ".join(without_passwords(url) for url in live.sources.values())
+        subject.refuse_history(p, "live.sources")
+    if seconds is None:
+        raise AvomniError(
+            "nothing would end the session",
+            where="live.seconds",
+            fix="set it to the seconds that the notebook is to take; `python -m avomni_lib live` "
+            "goes on until it is stopped",
+        )
+    first, last = length + p.processing.reach - 1, int(seconds * hz) - 1  # ticks
+    num = max(last // live.hop - (first - 1) // live.hop, 0)
+    asked = "this process" if live.server is None else without_passwords(live.server)
+    rows = [
+        ("cameras", str(len(cameras.grid(p.vision.cameras).cameras)), shown),
+        ("ticks", f"{hz:g} a second", f"the slowest camera is waited for {live.deadline_ms:g} ms"),
+        ("session", minutes(seconds), "and the time to load the model"),
+        ("windows", f"{num:,} at most", f"{length} frames each, one every {live.hop} ticks"),
+        ("answers by", asked, f"{target_of(p).name}; the newest window first, none queues"),
+    ]
+    warnings = []
+    if not num:
+        warnings.append(
+            f"no window is whole before {first / hz:g} s: raise live.seconds, or play a longer clip"
+        )
+    return Plan(f"run {p.run.name}, live", rows, warnings, {"seconds": seconds, "windows": num})
+
+
+def prepare(p: Params, clip_id: str, folder: Path) -> Params:
+    """The run with its cameras ready: those of `live.sources`, or else a clip.
+
+    Args:
+        clip_id: What is played where no sources are named.
+        folder: Of the stage. The session is recorded in `session` below it; an older one is
+            removed.
+
+    Raises:
+        AvomniError: the clip cannot be played.
+    """
+    shutil.rmtree(folder / SESSION, ignore_errors=True)
+    live = p.live.model_copy(update={"record": str(folder / SESSION)})
+    p = p.model_copy(update={"live": live})
+    return p if live.sources is not None else as_cameras(p, clip_id, folder / SESSION)
+
+
+def rows(p: Params) -> list[dict[str, Any]]:
+    """The cameras of a session as a table: where each comes from, and whose clock it has."""
+    return [
+        {
+            "camera": camera.name,
+            "address": _short(p, (p.live.sources or {}).get(camera.name, "none")),
+            "clock": p.live.clock,
+            "offset_ms": p.live.offset_ms.get(camera.name, 0.0),
+        }
+        for camera in cameras.grid(p.vision.cameras).cameras
+    ]
 
 
 def as_cameras(p: Params, clip_id: str, folder: Path) -> Params:
     """The same run with the clip's videos as its live cameras.
 
+    Where its raw files are evicted, the frames of the cache are played instead, one a tick.
+
     Args:
-        folder: Where the videos go, called by their cameras.
+        folder: Of the record; the videos go into `cameras` below it, called by their cameras.
 
     Raises:
-        AvomniError: the clip's raw files are not there (they may have been evicted).
+        AvomniError: the clip is not there or damaged.
     """
-    clip = Clip(p.local_dir, Catalog.of(p), clip_id)
+    grid, catalog = cameras.grid(p.vision.cameras), Catalog.of(p)
+    chunk, evicted = catalog.chunk_of(clip_id), read_evicted(p)
+    unpack = _of_raw_files
+    if any(catalog.path(camera.name, chunk) in evicted for camera in grid.cameras):
+        unpack = _of_cache
+    sources, firsts = unpack(p, Clip(p.local_dir, catalog, clip_id), folder / CAMERAS)
+    # Each file begins with its own first frame, which the cameras did not take at one moment.
+    zero_us = min(firsts.values())
+    files.write_json(folder / CAMERAS / PLAYED_FILE, asdict(Played(clip_id, zero_us)))
+    offsets = {name: (first - zero_us) / 1e3 for name, first in firsts.items()}
+    live = p.live.model_copy(update={"sources": sources, "clock": "file", "offset_ms": offsets})
+    return p.model_copy(update={"live": live})
+
+
+@dataclass(frozen=True)
+class Played:
+    """A clip that was played as live cameras.
+
+    Attributes:
+        zero_us: Where the session's time is 0, on the clip's clock.
+    """
+
+    clip_id: str
+    zero_us: int
+
+    @classmethod
+    def of(cls, folder: Path) -> Played | None:
+        """What a session recorded in the folder has played; None where that was no clip.
+
+        Raises:
+            AvomniError: the note of it is damaged.
+        """
+        path = folder / CAMERAS / PLAYED_FILE
+        if not path.exists():
+            return None
+        noted = files.read_record(path, clip_id=str, zero_us=int)
+        return cls(noted["clip_id"], noted["zero_us"])
+
+
+class Moments:
+    """What the run's cache knows of each moment of a clip that was played.
+
+    Args:
+        p: The run's.
+        played: The clip.
+    """
+
+    def __init__(self, p: Params, played: Played):
+        self.p, self.played, self.target = p, played, target_of(p)
+        dense = p.processing.model_copy(update={"stride": 1})
+        self._dense = p.model_copy(update={"processing": dense})
+
+    @cached_property
+    def _told(self) -> tuple[Windows, np.ndarray]:
+        windows = Windows(Cache.open(self.p.cache_dir), self.p.processing.sequence_length, stride=1)
+        return windows, self._own(windows)
+
+    @cached_property
+    def _known(self) -> tuple[Windows, np.ndarray]:
+        windows: Windows = samples.windows_of(self._dense, None)
+        return windows, self._own(windows)
+
+    def _own(self, windows: Windows) -> np.ndarray:
+        """(n, 2) int64: index and last time, µs, of each window of the clip."""
+        own = [i for i, each in enumerate(windows) if each.clip_id == self.played.clip_id]
+        ends = [int(windows.times_us(i)[-1]) for i in own]
+        return np.array([own, ends], np.int64).reshape(2, -1).T
+
+    def history(self, time_s: float) -> str:
+        """The car's past as the prompt tells it, at a time of the session."""
+        windows, own = self._told
+        nearest = own[np.abs(own[:, 1] - self._time_us(time_s)).argmin(), 0]
+        return history.of_window(windows, int(nearest), self.target, self.p.processing.own_from_s)
+
+    def truth(self, time_s: float) -> Any:
+        """The truth of the window that ends at a time of the session, as `Windows.truth` has it.
+
+        None where the cache has no window that ends within half an interval of it.
+        """
+        windows, own = self._known
+        away = np.abs(own[:, 1] - self._time_us(time_s))
+        if not len(own) or away.min() > 0.5e6 / self.p.processing.sample_hz + 1:
+            return None
+        return windows.truth(int(own[away.argmin(), 0]))
+
+    def _time_us(self, time_s: float) -> int:
+        return self.played.zero_us + round(time_s * 1e6)
+
+
+def history_of(p: Params, folder: Path) -> Callable[[float], str] | None:
+    """What a session tells its prompts of the car's past; None where they tell none.
+
+    Args:
+        folder: Of its record, where `as_cameras` has noted which clip is played.
+
+    Raises:
+        AvomniError: the prompt would tell it, and no clip is played of which it is known.
+    """
+    if not p.prompt.ego_history:
+        return None
+    played = Played.of(folder)
+    if played is None:
+        subject.refuse_history(p, "live.sources")
+    return Moments(p, played).history
+
+
+def _of_raw_files(p: Params, clip: Clip, folder: Path) -> tuple[dict[str, str], dict[str, int]]:
+    """Camera -> its video, and the time of that one's first frame in µs."""
     sources, firsts = {}, {}
     for camera in cameras.grid(p.vision.cameras).cameras:
         path = folder / f"{camera.name}.mp4"
@@ -46,7 +246,41 @@ def as_cameras(p: Params, clip_id: str, folder: Path) -> Params:
             file.write(clip.video(camera.name).read())
         sources[camera.name] = str(path)
         firsts[camera.name] = int(clip.timestamps(camera.name)[0])
-    # Each file begins with its own first frame, which the cameras did not take at one moment.
-    offsets = {name: (first - min(firsts.values())) / 1e3 for name, first in firsts.items()}
-    live = p.live.model_copy(update={"sources": sources, "clock": "file", "offset_ms": offsets})
-    return p.model_copy(update={"live": live})
+    return sources, firsts
+
+
+def _of_cache(p: Params, clip: Clip, folder: Path) -> tuple[dict[str, str], dict[str, int]]:
+    """The same out of the cache: its tiles without loss, at the rate at which they were sampled."""
+    cache, grid = Cache.open(p.cache_dir), cameras.grid(p.vision.cameras)
+    cached = next((each for each in cache.clips if each.clip_id == clip.clip_id), None)
+    if cached is None:
+        raise AvomniError(
+            "its raw files are evicted and the cache has not got it",
+            where=f"clip {clip.clip_id}",
+            fix="play a clip of the cache, or name addresses in live.sources",
+        )
+    windows = Windows(cache, len(cached), 1)
+    whole = next(i for i, each in enumerate(windows) if each.clip_id == clip.clip_id)
+    frames, times = np.array(windows.frames(whole)), windows.times_us(whole)
+    folder.mkdir(parents=True, exist_ok=True)
+    sources = {}
+    for camera in grid.cameras:
+        path = folder / f"{camera.name}.mkv"
+        cell = p.processing.tile_width, p.processing.tile_height
+        tiles = tiling.tile_of(frames, grid, cell, camera.name)
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("ffv1", rate=1000)  # its times are whole milliseconds
+            stream.height, stream.width = tiles.shape[1:3]
+            stream.pix_fmt = "bgr0"
+            for tile, time_us in zip(tiles, times, strict=True):
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(tile), format="rgb24")
+                frame.pts = round(int(time_us - times[0]) / 1e3)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        sources[camera.name] = str(path)
+    return sources, dict.fromkeys(sources, int(times[0]))
+
+
+def _short(p: Params, url: str) -> str:
+    """An address as it is shown: without a password, and without the run's folder."""
+    return without_passwords(url).removeprefix(f"{p.run_dir}/")

@@ -1,8 +1,8 @@
 """A live session: cameras, ticks, windows and answers, and the record of all that happened.
 
-`live.jsonl` has a line an event: `start`, `tick` (what each camera showed, and how old it was),
-`answer` (with the times of each part) and `end`. `grids.npy` beside it holds the grids of all ticks
-that were no gap, in order, so that a session can be answered again.
+`live.jsonl` has a line an event: `start`, `tick` (when it was, what each camera showed, and how old
+that was), `answer` (with the times of each part) and `end`. `grids.npy` beside it holds the grids
+of all ticks that were no gap, in order, so that a session can be answered again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import pandas as pd
 
+from avomni_lib.dataset import cameras
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.clip import tiling
 from avomni_lib.live.sources import Begun, Reader, Source, check
@@ -28,6 +30,7 @@ from avomni_lib.params import Params
 RECORD_FILE, GRIDS_FILE = "live.jsonl", "grids.npy"
 POLL_S = 0.01
 PARTS = ("camera", "grid", "wait", "model")
+QUANTILES = (0.5, 0.95, 0.99)
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Answered:
 
     Attributes:
         tick: Number of the window's last tick.
+        num_encoded: Frames that the vision tower saw for it; None where nobody knows.
     """
 
     tick: int
@@ -45,6 +49,7 @@ class Answered:
     made_ns: int
     asked_ns: int
     answered_ns: int
+    num_encoded: int | None = None
 
     @property
     def latency_s(self) -> dict[str, float]:
@@ -124,7 +129,10 @@ class Session:
 
     Args:
         p: The run's, with its section `live`.
-        ask: Frames (T, H, W, 3) uint8 of one window -> the answer's text.
+        ask: Frames (T, H, W, 3) uint8 of one window -> the answer's text. If it has an attribute
+            `num_encoded`, that says how many frames the vision tower saw for the last answer.
+        history: s since the session began -> what the prompt tells of the car's past before the
+            window that ends then, which `ask` takes as its second argument; None tells nothing.
         record: Folder of the record; None keeps none.
         now_ns: The clock.
         watch: Called with the state after each tick and each answer.
@@ -133,27 +141,19 @@ class Session:
     def __init__(
         self,
         p: Params,
-        ask: Callable[[np.ndarray], str],
+        ask: Callable[..., str],
         record: Path | None = None,
         now_ns: Callable[[], int] = time.monotonic_ns,
         watch: Callable[[State], None] | None = None,
+        history: Callable[[float], str] | None = None,
     ):
         self.p, self._ask, self._now_ns, self._watch = p, ask, now_ns, watch
+        self._history = history
+        self.sliding = Sliding(p, p.live.hop, now_ns)
+        self.sources = sources_of(p)
+        names = [source.camera for source in self.sources]
         live = p.live
-        self.sliding = Sliding(p, live.hop, now_ns)
-        names = [camera.name for camera in self.sliding.grid.cameras]
-        if missing := [name for name in names if name not in (live.sources or {})]:
-            raise AvomniError(
-                f"no source of {', '.join(missing)}",
-                where="live.sources",
-                fix="name an address for each camera of vision.cameras",
-            )
-        self.sources = [
-            Source(name, live.sources[name], live.clock, live.offset_ms.get(name, 0.0))
-            for name in names
-        ]
-        for source in self.sources:
-            check(source)
+        self.begun = Begun(len(self.sources))
         self.ticks = Ticks(names, p.processing.sample_hz, live.deadline_ms / 1e3, live.max_age_s)
         self.mailbox, self.state = Mailbox(), State()
         self._lock = threading.Lock()
@@ -190,7 +190,8 @@ class Session:
     def answer(self, ready: Ready) -> Answered:
         """Ask the model about a window."""
         asked_ns = self._now_ns()
-        text = self._ask(ready.frames)
+        told = () if self._history is None else (self._history(self._time_s(ready.captured_ns)),)
+        text = self._ask(ready.frames, *told)
         made = Answered(
             ready.tick,
             text,
@@ -199,12 +200,15 @@ class Session:
             ready.made_ns,
             asked_ns,
             self._now_ns(),
+            getattr(self._ask, "num_encoded", None),
         )
         self.answers.append(made)
         self.state.answer, self.state.num_answers = made, len(self.answers)
         self.state.num_overtaken = self.mailbox.num_overtaken
         latency = {name: round(value, 4) for name, value in made.latency_s.items()}
-        self.record.write("answer", tick=made.tick, text=text, latency_s=latency)
+        self.record.write(
+            "answer", tick=made.tick, text=text, latency_s=latency, num_encoded=made.num_encoded
+        )
         if self._watch:
             self._watch(self.state)
         return made
@@ -220,6 +224,7 @@ class Session:
         self.record.write(
             "tick",
             number=tick.number,
+            time_s=round(self._time_s(tick.time_ns), 4),
             age_ms=ages,
             missing=list(tick.missing),
             waited_ms=round((tick.closed_ns - tick.time_ns) / 1e6, 1),
@@ -227,13 +232,18 @@ class Session:
         if self._watch:
             self._watch(self.state)
 
+    def _time_s(self, time_ns: int) -> float:
+        """Since the files began; without files, since the first tick."""
+        return (time_ns - self.begun.or_at(time_ns)) / 1e9
+
     # The whole of it, in real time.
 
     def run(self, seconds: float | None = None, stop: threading.Event | None = None) -> None:
         """Read the cameras and answer, for so long or until all have ended or `stop` is set."""
         stop = stop or threading.Event()
-        begun = Begun()
-        readers = [Reader(each, self.push, self.end, self._now_ns, begun) for each in self.sources]
+        readers = [
+            Reader(each, self.push, self.end, self._now_ns, self.begun) for each in self.sources
+        ]
         worker = threading.Thread(target=self._answer_all, name="answers", daemon=True)
         with self.record, _running(readers, worker, self.mailbox):
             self.record.write("start", sources={each.camera: each.shown for each in self.sources})
@@ -270,6 +280,36 @@ class Session:
         }
 
 
+def sources_of(p: Params) -> list[Source]:
+    """Where the cameras of the grid are, in its order.
+
+    Raises:
+        AvomniError: a camera has no address, or one of a kind that is not opened.
+    """
+    live, urls = p.live, p.live.sources or {}
+    names = [camera.name for camera in cameras.grid(p.vision.cameras).cameras]
+    if missing := [name for name in names if name not in urls]:
+        raise AvomniError(
+            f"no source of {', '.join(missing)}",
+            where="live.sources",
+            fix="name an address for each camera of vision.cameras",
+        )
+    found = [Source(name, urls[name], live.clock, live.offset_ms.get(name, 0.0)) for name in names]
+    for source in found:
+        check(source)
+    return found
+
+
+def latency(seconds: pd.DataFrame) -> pd.DataFrame:
+    """Quantiles of answers' latencies: a row a part, a column for each of `QUANTILES`, s.
+
+    Args:
+        seconds: A row an answer, with `PARTS` and `total`.
+    """
+    table = seconds[[*PARTS, "total"]].quantile(list(QUANTILES)).T
+    return table.set_axis([f"p{q * 100:g}" for q in QUANTILES], axis=1)
+
+
 @contextlib.contextmanager
 def _running(readers: list[Reader], worker: threading.Thread, mailbox: Mailbox) -> Iterator[None]:
     for thread in (*readers, worker):
@@ -282,32 +322,3 @@ def _running(readers: list[Reader], worker: threading.Thread, mailbox: Mailbox) 
             reader.stop()
         for reader in readers:
             reader.join(timeout=10)
-
-
-def replay(
-    p: Params, folder: Path, ask: Callable[[np.ndarray], str]
-) -> Iterator[tuple[int, str, str]]:
-    """Ask again about each window that a recorded session has answered.
-
-    Yields:
-        (tick, the answer then, the answer now).
-
-    Raises:
-        AvomniError: there is no whole record in the folder.
-    """
-    try:
-        lines = [json.loads(line) for line in (folder / RECORD_FILE).read_text().splitlines()]
-        grids = np.load(folder / GRIDS_FILE, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):
-        raise AvomniError(
-            "no whole record of a session", where=str(folder), fix="record one with live.record"
-        ) from None
-    place = {}
-    for line in lines:
-        if line["kind"] == "tick" and not line["missing"]:
-            place[line["number"]] = len(place)
-    rows = Sliding(p, 1, time.monotonic_ns).rows
-    for line in lines:
-        if line["kind"] == "answer":
-            first = place[line["tick"]] - rows[-1]
-            yield line["tick"], line["text"], ask(np.array(grids[first + rows]))

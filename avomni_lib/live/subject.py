@@ -95,12 +95,12 @@ def of_clip(p: Params, clip_id: str, at_s: float | None = None) -> Subject:
     clip = Clip(p.local_dir, Catalog.of(p), clip_id)
     arrays = sampling.sample_clip(clip, _recipe(p)).arrays
     rows = _rows(p, arrays["times"], f"clip {clip_id}", at_s)
-    _refuse_history(p, f"clip {clip_id}")
+    refuse_history(p, f"clip {clip_id}")
     return Subject(
         f"clip {clip_id}, {_seconds(arrays['times'], rows)}",
         arrays["frames"][rows],
         arrays["times"][rows],
-        lens=_lens(p, clip_id),
+        lens=lens_of(p, clip_id),
     )
 
 
@@ -113,7 +113,7 @@ def of_folder(p: Params, folder: Path, at_s: float | None = None) -> Subject:
         AvomniError: a camera's video is missing or damaged, they are too short, or the prompt
             would tell the car's past, which videos do not know.
     """
-    _refuse_history(p, f"videos in {folder}")
+    refuse_history(p, f"videos in {folder}")
     grid, tile, fit = cameras.grid(p.vision.cameras), _recipe(p).tile, p.processing.fit
     paths = {camera: folder / f"{camera.name}.mp4" for camera in grid.cameras}
     if missing := [path.name for path in paths.values() if not path.is_file()]:
@@ -155,7 +155,7 @@ def _cached(p: Params, windows: Windows, index: int) -> Subject:
         told,
         asked.render(truth) if is_known else None,
         asked.of(truth) if is_known else None,
-        _lens(p, window.clip_id),
+        lens_of(p, window.clip_id),
     )
 
 
@@ -191,7 +191,12 @@ def _too_short(p: Params, what: str, at_s: float | None) -> AvomniError:
     )
 
 
-def _refuse_history(p: Params, what: str) -> None:
+def refuse_history(p: Params, what: str) -> None:
+    """Refuse what knows no past motion, where the prompt tells it.
+
+    Raises:
+        AvomniError: `prompt.ego_history` is on.
+    """
     if p.prompt.ego_history:
         raise AvomniError(
             "the prompt of this model tells the car's past motion, which is not known here",
@@ -206,7 +211,7 @@ def _seconds(times: np.ndarray, rows: np.ndarray) -> str:
     return f"{first:.1f} s to {last:.1f} s"
 
 
-def _lens(p: Params, clip_id: str) -> tuple[Mapping[str, float], Mapping[str, float]] | None:
+def lens_of(p: Params, clip_id: str) -> tuple[Mapping[str, float], Mapping[str, float]] | None:
     """The front camera's calibration, where its files are on the disk."""
     name = front_camera(p).name
     try:

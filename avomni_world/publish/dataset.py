@@ -18,8 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from avomni_lib import files, workers
+from avomni_lib.dataset import cameras
 from avomni_lib.dataset.own import layout as packed
-from avomni_lib.dataset.select.forecast import world_clip_bytes
+from avomni_lib.dataset.select.forecast import world_clip_bytes, world_splits
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
@@ -37,7 +38,7 @@ FORMAT = 3  # raise it when the same parameters would give other bytes
 def world_clips(world: WorldParams) -> list[WorldClip]:
     """All clips of a world, chunk after chunk."""
     clips = []
-    for number, split in enumerate(world.splits()):
+    for number, split in enumerate(world_splits(world)):
         digest = hashlib.sha256(f"{world.seed}/{number}".encode()).digest()
         seed = int.from_bytes(digest[:4], "little")
         clip_id = clip_id_of(world.town, seed)
@@ -80,7 +81,7 @@ def strays(clip: WorldClip, world: WorldParams) -> bool:
 
 def expected_bytes(world: WorldParams) -> int:
     """About what `publish` makes, in bytes."""
-    clip_bytes = sum(world_clip_bytes(world, feature.name) for feature in layout.FEATURES)
+    clip_bytes = sum(world_clip_bytes(world, each.name) for each in layout.published(world))
     return int(clip_bytes * world.num_chunks * world.clips_per_chunk)
 
 
@@ -88,9 +89,17 @@ def publish(p: Params, folder: Path, progress: type[Bar] = Bar) -> Path:
     """Write `p.dataset.world` as a data set into `folder`, or return at once if it lies there.
 
     Raises:
-        AvomniError: another world or something else is in the folder; no such town; no room.
+        AvomniError: another world or something else is in the folder; no such town; no room; the
+            grid has a camera that the world does not render.
     """
     world, folder = p.dataset.world, Path(folder)
+    shown = (camera.name for camera in cameras.grid(p.vision.cameras).cameras)
+    if absent := [name for name in shown if name not in world.camera_names]:
+        raise AvomniError(
+            f"vision.cameras shows {', '.join(absent)}, and the world is rendered without",
+            where="dataset.world.cameras",
+            fix="set it to 7-cam, or to a list of all names that the grid has",
+        )
     if is_published(p, folder):
         return folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -115,7 +124,7 @@ def publish(p: Params, folder: Path, progress: type[Bar] = Bar) -> Path:
             bar.update(1, note=clip.clip_id)
     whole = work / "whole"
     shutil.rmtree(whole, ignore_errors=True)
-    layout.assemble(clips, world.town, parts, whole)
+    layout.assemble(clips, world, parts, whole)
     files.write_text(whole / "README.md", card)
     os.replace(whole, folder)
     files.fsync_folder(folder.parent)
@@ -146,15 +155,15 @@ def _record_all(missing: list[tuple[WorldClip, Path]], world: WorldParams) -> It
 
 
 @functools.cache
-def _renderer(width: int, height: int) -> Renderer:
-    return Renderer(width, height)
+def _renderer(width: int, height: int, names: tuple[str, ...]) -> Renderer:
+    return Renderer(width, height, [cameras.BY_NAME[name] for name in names])
 
 
 def _record(job: tuple[WorldClip, Path, WorldParams]) -> bool:
     """Write one clip's part; what a worker process does."""
     clip, part, world = job
     scene = _scene(clip, world)
-    renderer = _renderer(world.width, world.height)
+    renderer = _renderer(world.width, world.height, world.camera_names)
     recorded = recording.record(scene, clip.clip_id, renderer, world.codec)
     beside = {layout.CALIBRATION: json.dumps(recorded.calibration).encode()}
     if scene.event:

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from avomni_lib.dataset import calibration, cameras
 from avomni_lib.dataset.own import layout as packed
+from avomni_lib.sections import WorldParams
 from avomni_world.publish import tables
 from avomni_world.publish.circumstances import circumstances
 
@@ -70,7 +71,15 @@ class WorldClip:
     split: str
 
 
-def assemble(clips: Sequence[WorldClip], town: str, parts: Sequence[Path], folder: Path) -> None:
+def published(world: WorldParams) -> list[Feature]:
+    """The features that the world's clips have; the tables name the other cameras as absent."""
+    absent = set(cameras.BY_NAME).difference(world.camera_names)
+    return [feature for feature in FEATURES if feature.name not in absent]
+
+
+def assemble(
+    clips: Sequence[WorldClip], world: WorldParams, parts: Sequence[Path], folder: Path
+) -> None:
     """Write all files of the set: chunks in the order of the clips, then the index and metadata.
 
     Args:
@@ -89,7 +98,7 @@ def assemble(clips: Sequence[WorldClip], town: str, parts: Sequence[Path], folde
             for clip_id, part in mine
             if EVENTS in part.namelist()
         }
-        for feature in FEATURES:
+        for feature in published(world):
             path = folder / feature.chunk_path.format(chunk_id=chunk)
             if feature.members:
                 names = (
@@ -102,7 +111,7 @@ def assemble(clips: Sequence[WorldClip], town: str, parts: Sequence[Path], folde
                 packed.write(path, _calibration_table(feature, rows_of))
         for _, part in mine:
             part.close()
-    for name, data in _metadata(clips, town, events):
+    for name, data in _metadata(clips, world, events):
         packed.write(folder / name, data)
 
 
@@ -121,7 +130,7 @@ def _calibration_table(feature: Feature, rows_of: dict[str, dict]) -> bytes:
 
 
 def _metadata(
-    clips: Sequence[WorldClip], town: str, events: dict[str, str]
+    clips: Sequence[WorldClip], world: WorldParams, events: dict[str, str]
 ) -> Iterator[tuple[str, bytes]]:
     def table(rows: Sequence[WorldClip], columns: dict[str, tuple[pa.DataType, list]]) -> bytes:
         columns["clip_id"] = TEXT, [clip.clip_id for clip in rows]
@@ -139,7 +148,7 @@ def _metadata(
         "split": (TEXT, [clip.split for clip in clips]),
     }
     yield "clip_index.parquet", table(clips, index)
-    of = [circumstances(c.clip_id, c.number, c.chunk, town) for c in clips]
+    of = [circumstances(c.clip_id, c.number, c.chunk, world.town) for c in clips]
     collected = {
         "country": (TEXT, [each.country for each in of]),
         "month": (WHOLE, [each.month for each in of]),
@@ -148,7 +157,8 @@ def _metadata(
         "radar_config": (TEXT, [None] * len(clips)),
     }
     yield "metadata/data_collection.parquet", table(clips, collected)
-    presence = {feature.name: everywhere for feature in FEATURES}
+    there = published(world)
+    presence = {each.name: (TRUTH, [each in there] * len(clips)) for each in FEATURES}
     yield "metadata/feature_presence.parquet", table(clips, presence)
     clusters = {c.clip_id: each.event_cluster for c, each in zip(clips, of, strict=True)}
     special = [clip for clip in clips if clusters[clip.clip_id]]

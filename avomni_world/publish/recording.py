@@ -1,4 +1,4 @@
-"""What the rig records in one clip: seven videos with their own clocks, ego motion, calibration.
+"""What the rig records in one clip: a video a camera with its own clock, ego motion, calibration.
 
 And what is labelled afterwards: where the others were.
 """
@@ -85,15 +85,17 @@ def record(scene: Scene, clip_id: str, renderer: Renderer, codec: str = "h264") 
     """Drive through a scene with the cameras on.
 
     Args:
-        renderer: For all cameras of the rig, in the rig's order.
+        renderer: For the cameras that are on, in the rig's order.
         codec: Of `CODECS`.
     """
     renderer.open(scene)
-    clocks = camera_clocks(scene.seed, scene.seconds)
+    # A camera's clock is the same whichever others are on.
+    places = [cameras.CAMERAS.index(camera) for camera in renderer.cameras]
+    clocks = camera_clocks(scene.seed, scene.seconds)[:, places]
     pictures = renderer.frames(clocks / 1e6)
-    videos = encode(pictures, len(cameras.CAMERAS), renderer.width, renderer.height, codec)
+    videos = encode(pictures, len(places), renderer.width, renderer.height, codec)
     members = {}
-    for idx, (camera, video) in enumerate(zip(cameras.CAMERAS, videos, strict=True)):
+    for idx, (camera, video) in enumerate(zip(renderer.cameras, videos, strict=True)):
         stem = f"{clip_id}.{camera.name}"
         members[f"{stem}.mp4"] = video
         members[f"{stem}.timestamps.parquet"] = tables.parquet(
@@ -113,7 +115,7 @@ def record(scene: Scene, clip_id: str, renderer: Renderer, codec: str = "h264") 
 
 def _calibration(scene: Scene, renderer: Renderer) -> dict[str, dict[str, list[float]]]:
     intrinsics, extrinsics = {}, {}
-    for camera in cameras.CAMERAS:
+    for camera in renderer.cameras:
         lens, mount = renderer.lenses[camera.name], scene.mounts[camera.name]
         intrinsics[camera.name] = [lens.width, lens.height, lens.cx, lens.cy, *lens.bw, *lens.fw]
         extrinsics[camera.name] = [*mount.quaternion.tolist(), *mount.position.tolist()]

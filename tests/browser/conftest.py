@@ -46,7 +46,9 @@ def page(browser: Browser) -> Iterator[Page]:
 @pytest.fixture(scope="session")
 def params(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A params file whose run has been through 01, 02 and 03 by the command line."""
-    path = write_params(tmp_path_factory.mktemp("browser") / "outputs")
+    path = write_params(
+        tmp_path_factory.mktemp("browser") / "outputs", dataset={"world": {"cameras": "7-cam"}}
+    )
     ran = avomni("run", str(path), "--only", "01", "02", "03")
     assert ran.returncode == 0, ran.stderr[-3000:]
     return path

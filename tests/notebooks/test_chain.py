@@ -111,6 +111,9 @@ def test_executed_notebooks_show_values(params: Path):
     trained = runs.read_result(p, "05_train")["figures"]["trainable_parameters"]
     assert trained == sum(int(number) for number in re.findall(r"(\d+)$", weights, re.MULTILINE))
     assert "max_steps" in shown_by(p, "05_train", "pd.Series(preview.arguments")
+    assert "07_live/session/cameras" in shown_by(p, "07_live", "pd.DataFrame(playback.rows")
+    assert "Avg Velocity" in shown_by(p, "07_live", "beside.drop")
+    assert shown_by(p, "07_live", "window.shape").endswith("True)"), "the recording replays"
 
 
 def test_run_again_skips_every_stage_with_its_reason_unless_another_chain_works(
@@ -150,7 +153,7 @@ def test_with_eviction_the_chain_holds_less_on_the_disk_and_makes_the_same(
     ]
     told = json.loads(avomni("status", str(params), *changes, "--json").stdout)["stages"]
     num = len(read_evicted(p))
-    assert [stage["done"] for stage in told] == [True] * 4 + [False] * 2
+    assert [stage["done"] for stage in told] == [True] * 4 + [False] * 3
     assert all(f"{num} raw files evicted" in told[n]["reason"] for n in (0, 1, 3))
     assert "it reads the cache" in told[3]["reason"]
     executed = nbformat.read(pipeline.executed_path(p, runs.BY_NAME["04_tiles"]), as_version=4)

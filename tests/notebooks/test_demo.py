@@ -105,7 +105,7 @@ def test_the_rooms_own_recomputation_agrees(figures: dict, p: Params):
 def test_the_split_is_frozen_and_every_stage_after_it_names_its_hash(figures: dict, p: Params):
     frozen = split.sha256_of(p)
     assert figures["split_sha256"] == frozen
-    for name in ("02_download", "03_etl", "04_tiles", "05_train", "06_evaluate"):
+    for name in ("02_download", "03_etl", "04_tiles", "05_train", "06_evaluate", "07_live"):
         result = json.loads((p.run_dir / name / "result.json").read_text())
         assert result["split_sha256"] == frozen, name
 
@@ -133,9 +133,21 @@ def test_the_best_checkpoint_on_held_out_clips_came_out(p: Params):
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_live_cameras_were_answered(p: Params):
+    """Of a clip that the score is made on, at the score's own accuracy or near it."""
+    live = json.loads((p.run_dir / "07_live" / "result.json").read_text())["figures"]
+    assert live["num_answers"] >= 2 and live["num_gaps"] <= 0.1 * live["num_ticks"]
+    assert live["num_answers"] + live["num_overtaken"] <= 17
+    assert set(live["latency_s"]) == {"camera", "grid", "wait", "model", "total"}
+    lines = (p.run_dir / "07_live" / "session" / "live.jsonl").read_text().splitlines()
+    answers = [json.loads(line)["text"] for line in lines if '"kind": "answer"' in line]
+    assert len(answers) == live["num_answers"]
+    assert sum("Avg Velocity" in text for text in answers) >= 0.9 * len(answers)
+
+
 def test_pictures_lie_beside_each_notebook(p: Params):
     stages = sorted(path.parent.name for path in p.run_dir.glob("*/result.json"))
-    assert len(stages) == 6
+    assert len(stages) == 7
     for stage in stages:
         pictures = list(Path(p.run_dir / stage / "figures").glob("*.png"))
         assert pictures and all(path.stat().st_size > 2000 for path in pictures), stage

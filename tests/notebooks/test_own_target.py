@@ -74,7 +74,7 @@ def test_the_chain_takes_it_and_an_edited_one_is_another(executed: Path):
     said = avomni("status", str(path), "--set", "run.name=chain", "--json")
     stages = json.loads(said.stdout)["stages"]
     stale = {each["stage"]: each["reason"] for each in stages if not each["done"]}
-    assert set(stale) == {"04_tiles", "05_train", "06_evaluate"}
+    assert set(stale) == {"04_tiles", "05_train", "06_evaluate", "07_live"}
     assert "source of training.target changed" in stale["05_train"]
     refused = avomni(
         "run", str(path), "--set", "run.name=chain", "--only", "06", "--force", timeout_s=300

@@ -43,6 +43,7 @@ CLIPS_A_CHUNK = 100  # in chunk 0
 MB_METADATA, NUM_METADATA_FILES = 34, 5
 
 # Of a rendered world: measured at 128 × 72 and 320 × 180.
+WORLD_SPLITS = {"train": 0.6, "val": 0.1, "test": 0.3}
 WORLD_FPS = 30
 WORLD_BYTES_A_PIXEL = {"h264": 0.2, "hevc": 0.05}  # HEVC at 1920 × 1080, where H.264 is 0.08
 WORLD_EGO_BYTES_A_S, WORLD_EGO_EXTRA_S = 9_000, 10
@@ -65,6 +66,20 @@ def world_clip_bytes(world: WorldParams, feature: str) -> float:
         return WORLD_OBSTACLES_BYTES + WORLD_OBSTACLES_BYTES_A_S * world.clip_seconds
     seconds = world.clip_seconds + WORLD_EGO_EXTRA_S
     return WORLD_EGO_BYTES_A_S * seconds if feature == "egomotion" else 0.0
+
+
+def world_splits(world: WorldParams) -> list[str]:
+    """The split of each rendered clip, in their order.
+
+    Each goes to the split that is owed most: a stretch of ten holds six train, one val and three
+    test, in every chunk alike.
+    """
+    dealt, counts = [], dict.fromkeys(WORLD_SPLITS, 0)
+    for number in range(1, world.num_chunks * world.clips_per_chunk + 1):
+        split = max(counts, key=lambda name: WORLD_SPLITS[name] * number - counts[name])
+        counts[split] += 1
+        dealt.append(split)
+    return dealt
 
 
 def estimated(catalog: Catalog, chunks: Iterable[int], p: Params) -> dict[str, RemoteFile]:

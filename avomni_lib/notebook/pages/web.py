@@ -40,6 +40,7 @@ VIEW = "application/vnd.jupyter.widget-view+json"
 # Of the HTML that cells have put out: what our own tables are made of.
 TAGS = ["table", "thead", "tbody", "tr", "th", "td", "p", "b", "i", "em", "strong", "br", "code"]
 TAGS += ["ul", "ol", "li", "h3", "h4", "pre", "span", "div"]
+STYLE = re.compile(r"<style.*?</style>", re.DOTALL)
 LINK = re.compile(r"\[([^\]]+)\]\((\w+)\.ipynb\)")
 
 
@@ -114,7 +115,8 @@ def body_of(notebook: nbformat.NotebookNode, pages: set[str]) -> str:
                 output.metadata["image/png"] = {"alt": words, "width": width, "height": height}
             if "text/html" in output.get("data", {}):
                 sanitizer = SanitizeHTML(tags=TAGS, attributes={}, strip=True)
-                clean = sanitizer.sanitize_html_tags(output.data["text/html"])
+                shown = STYLE.sub("", output.data["text/html"])  # else its words would be left
+                clean = sanitizer.sanitize_html_tags(shown)
                 output.data["text/html"] = clean
     return _exporter().from_notebook_node(notebook)[0]
 

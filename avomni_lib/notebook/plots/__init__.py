@@ -11,4 +11,5 @@ ladder         06: the ladder with its intervals, and slices
 paths          06: single windows
 evaluation     06: predictions beside the ground truth
 predicted      `predict`: one answer over the front camera and from above
+live           07: where a session's time goes, answers beside the truth
 """

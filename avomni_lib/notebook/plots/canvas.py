@@ -230,6 +230,11 @@ def in_rows(
     return picture
 
 
+def evenly(count: int, most: int) -> list[int]:
+    """At most so many numbers below `count`, evenly chosen, the first and the last among them."""
+    return np.rint(np.linspace(0, count - 1, min(most, count))).astype(int).tolist()
+
+
 def shortened(text: str, length: int) -> str:
     """Text of one line with at most `length` characters."""
     line = " ".join(text.split())

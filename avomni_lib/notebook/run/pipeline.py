@@ -23,7 +23,7 @@ from traitlets import Unicode
 from traitlets.config import Config
 
 from avomni_lib import files
-from avomni_lib.errors import AvomniError
+from avomni_lib.errors import AvomniError, without_passwords
 from avomni_lib.notebook import progress
 from avomni_lib.notebook.run import faults, runs
 from avomni_lib.params import Params
@@ -291,9 +291,10 @@ def _failed(stage: runs.Stage, output: Path, error: PapermillExecutionError) -> 
 
 
 def _settle(path: Path) -> None:
-    """Take this machine's paths out of an executed notebook, and sign it as trusted.
+    """Take this machine's paths and passwords out of an executed notebook, and sign it as trusted.
 
-    papermill notes where it read and wrote; Jupyter shows widgets only where it trusts.
+    papermill notes where it read and wrote, and what parameters it was given: a camera's address
+    may hold a password. Jupyter shows widgets only where it trusts.
     """
     from nbformat.sign import NotebookNotary
 
@@ -302,7 +303,7 @@ def _settle(path: Path) -> None:
         notes = notebook.metadata.get("papermill", {})
         for key in {"input_path", "output_path"} & notes.keys():
             notes[key] = Path(notes[key]).name
-        files.write_text(path, nbformat.writes(notebook))
+        files.write_text(path, without_passwords(nbformat.writes(notebook)))
         NotebookNotary().sign(nbformat.read(path, as_version=4))
     except Exception as error:  # half a notebook, or a home that is read only
         log.warning("%s keeps this machine's paths, or is not trusted: %s", path, error)

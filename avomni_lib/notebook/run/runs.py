@@ -288,7 +288,7 @@ def world_dir(p: Params) -> Path:
 
 
 def raw_folders(p: Params) -> list[Path]:
-    """Where raw files may lie: fetched ones, and the rendered world, which has all cameras."""
+    """Where raw files may lie: fetched ones, and the rendered world, with every camera of it."""
     return [p.local_dir, world_dir(p)] if p.rendered else [p.local_dir]
 
 
@@ -337,13 +337,24 @@ def _changed_params(p: Params, stage: Stage, result: dict[str, Any]) -> dict[str
     if result["params_digest"] == p.digest(*stage.reads):
         return {}
     then, now = (model_input.flat(each) for each in (result["params"], p.values(*stage.reads)))
-    changed = {
-        name: f"{name} changed (was {_short(then.get(name))}, is {_short(now.get(name))})"
+    names = [
+        name
         for name in dict.fromkeys([*then, *now])
         if name not in then or name not in now or then[name] != now[name]
+    ]
+    changed = {
+        name: f"{name} changed (was {_short(_at(then, name))}, is {_short(_at(now, name))})"
+        for name in names
+        if not any(name.startswith(f"{other}.") for other in names)
     }
     matter = raw_files.what_matters(p, stage.name, list(changed), result["params"])
     return {name: changed[name] for name in matter}
+
+
+def _at(flat: Mapping[str, Any], name: str) -> Any:
+    """A value of flat parameters; one that has keys of its own is put together again."""
+    own = {key[len(name) + 1 :]: flat[key] for key in flat if key.startswith(f"{name}.")}
+    return own or flat.get(name)
 
 
 def _short(value: Any) -> str:

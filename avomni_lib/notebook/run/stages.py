@@ -53,6 +53,10 @@ _TRAINING = (
     "target batch_size gradient_accumulation_steps gradient_checkpointing num_epochs max_steps "
     "num_processes optimizer"
 )
+_LIVE = (
+    *_keys("evaluation", "split max_new_tokens constrained"),
+    *_keys("live", "sources clock offset_ms deadline_ms max_age_s hop seconds server"),
+)
 # What the cost of a choice is reckoned from.
 _PLAN = (
     "run.price_per_hour",
@@ -89,6 +93,13 @@ STAGES = (
         ("03_etl", "05_train"),
         ("run.seed", "processing.stride", *job.SEEN, "model", "training.target", "evaluation"),
         (f"06_evaluate/{KEPT_FILE}",),
+    ),
+    Stage(
+        "07_live",
+        "live cameras, answered as they come",
+        ("03_etl", "05_train"),
+        (*job.SEEN, "model", "training.target", *_LIVE),
+        is_report=True,
     ),
 )
 BY_NAME = {stage.name: stage for stage in STAGES}
@@ -135,6 +146,13 @@ def _score(f: Mapping[str, Any]) -> str:
     )
 
 
+def _live(f: Mapping[str, Any]) -> str:
+    words = f"{f['num_answers']} answers to {f['num_ticks']} ticks"
+    if total := f["latency_s"].get("total"):
+        words += f", {total['p50']:.2f} s from frame to answer (p95 {total['p95']:.2f})"
+    return words + f"; {f['num_overtaken']} windows overtaken, {f['num_gaps']} gaps"
+
+
 HEADLINES = {
     "01_audit": _audit,
     "02_download": _download,
@@ -142,4 +160,5 @@ HEADLINES = {
     "04_tiles": lambda f: f"{f['vision_tokens']} vision tokens, {f['tokens_per_sample']} in all",
     "05_train": lambda f: f["headline"],
     "06_evaluate": _score,
+    "07_live": _live,
 }

@@ -53,7 +53,7 @@ def _cost(p: Params) -> dict[str, str]:
 def picture(p: Params, index: int = 0) -> canvas.Picture:
     """The frames of one window in their order, each at the size at which the model sees it.
 
-    Of many frames some are left out, evenly.
+    Of many frames some are left out, evenly; the first and the last of the window's own are shown.
     """
     try:
         videos, windows = videos_of(p, tokens.backbone_of(p)), _windows(p)
@@ -68,7 +68,12 @@ def picture(p: Params, index: int = 0) -> canvas.Picture:
     height, width = windows.frame_shape[1:3]
     own_from_s = p.processing.own_from_s
     times_s = [time_s - own_from_s for video in videos for time_s in video.times_s]
-    chosen = np.unique(np.linspace(0, len(shown) - 1, MOST_SHOWN).astype(int))
+    num_older = len(shown) - p.processing.sequence_length
+    few_older = min(num_older, MOST_SHOWN // 2)
+    chosen = [
+        *canvas.evenly(num_older, few_older),
+        *(num_older + i for i in canvas.evenly(len(shown) - num_older, MOST_SHOWN - few_older)),
+    ]
     images = [_framed(shown[i], height, width) for i in chosen]
     captions = [f"{times_s[i]:+.1f} s" for i in chosen]
     title = f"A window of {' and '.join(map(str, videos))}; times from its own first frame on"
@@ -78,7 +83,8 @@ def picture(p: Params, index: int = 0) -> canvas.Picture:
 def _framed(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """On white paper of the size of a whole frame, so that smaller ones look smaller."""
     paper = np.full((height, width, 3), 255, np.uint8)
-    paper[: image.shape[0], : image.shape[1]] = image
+    left = (width - image.shape[1]) // 2
+    paper[height - image.shape[0] :, left : left + image.shape[1]] = image
     return paper
 
 

@@ -56,7 +56,7 @@ class RawFrames:
         return Catalog.of(self.p)
 
     def clip(self, clip_id: str, camera: str | None = None) -> Clip:
-        """A clip where its files lie: the rendered world has cameras that the run did not fetch."""
+        """A clip where its files lie: the world may have cameras that the run did not fetch."""
         folder = self.p.local_dir
         if camera is not None:
             path = self.catalog.path(camera, self.catalog.chunk_of(clip_id))
@@ -131,7 +131,10 @@ class RawFrames:
                 "fetch it, into the raw files that all runs share: python -m avomni_lib run "
                 "PARAMS.yaml --only 01 02 --set run.name=look --set vision.cameras=7-cam"
             )
-            if self.p.dataset.source == "folder":
+            if self.p.rendered:
+                what = "was not rendered: dataset.world.cameras does not name it"
+                fix = "run 01 and 02 again with dataset.world.cameras: 7-cam"
+            elif self.p.dataset.source == "folder":
                 what, fix = "is not in the folder", self.catalog.mend
             label = cameras.BY_NAME[camera].label
             raise AvomniError(f"{label} {what}", where=str(clip.folder / path), fix=fix)

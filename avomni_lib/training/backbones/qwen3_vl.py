@@ -70,6 +70,7 @@ class Qwen3VL(Backbone):
     takes_token_types = True
     # The vision tower's attention is a fused `qkv` and `proj`; only the language model is adapted.
     skip_modules = ("model.visual", "lm_head")
+    tower = "visual"
     in_unsloth = True
     example = "unsloth/Qwen3-VL-8B-Instruct-bnb-4bit"
     serving_note = (
@@ -161,6 +162,19 @@ class Qwen3VL(Backbone):
                 found.append(np.broadcast_to(np.arange(len(run)) + start, (3, len(run))))
                 start += len(run)
         return np.concatenate(found, axis=1).astype(np.int64)
+
+    def pieces(self, rows: torch.Tensor, told: Mapping[str, Any]) -> int | None:
+        """Temporal patches: the tower attends within each of them alone."""
+        times, *sizes = told["grid_thw"].T.tolist()
+        return sum(times) if all(len(set(each)) == 1 for each in sizes) else None
+
+    def frames_seen(self, rows: torch.Tensor, told: Mapping[str, Any]) -> int:
+        return int(told["grid_thw"][:, 0].sum()) * self.temporal_patch_size
+
+    def told_of(self, told: Mapping[str, Any], num: int) -> dict[str, Any]:
+        grid = told["grid_thw"][:1].clone()
+        grid[0, 0] = num
+        return {**told, "grid_thw": grid}
 
     def prepare(self, model: Any, fuse: bool = True) -> None:
         """Let a loaded base model compute the same in fewer and safer kernels.

@@ -28,7 +28,7 @@ import numpy as np
 
 from avomni_lib import hardware
 from avomni_lib.dataset import cameras
-from avomni_lib.dataset.select.forecast import forecast
+from avomni_lib.dataset.select.forecast import forecast, world_splits
 from avomni_lib.etl.cache.shard import STORAGES
 from avomni_lib.etl.cache.windows import none_fits, num_windows
 from avomni_lib.etl.run import disk_budget
@@ -97,7 +97,7 @@ def source(p: Params) -> Source:
     expected = forecast(p)
     train = round(expected.num_clips * TRAIN_SHARE)
     if p.rendered:
-        train = p.rendered.splits()[: expected.num_clips].count("train")
+        train = world_splits(p.rendered)[: expected.num_clips].count("train")
     seconds = clip_seconds(p)
     return Source(
         expected.num_chunks, expected.num_clips, train, seconds, expected.num_bytes, expected.note

@@ -5,6 +5,7 @@ load         the base in 4 bit and its adapter, by Unsloth or by PEFT
 adapter      an adapter's folder and its record
 model_input  what the model sees, recorded and compared
 generate     answers, greedy or sampled
+seen         features of frames that two windows share, computed once
 constrained  answers held to a target's form
 attention    a way around a fault of torch's attention
 private      the private names of transformers that are used

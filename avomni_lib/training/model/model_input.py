@@ -38,7 +38,8 @@ NOT_SEEN = {
         *(f"download.clips.{key}" for key in ("event_clusters", "clip_ids", "balance_by")),
         "download.clips.max_clips",
         *(f"dataset.world.{key}" for key in ("seed", "town", "num_chunks", "clips_per_chunk")),
-        *(f"dataset.world.{key}" for key in ("clip_seconds", "codec", "width", "height")),
+        *(f"dataset.world.{key}" for key in ("clip_seconds", "cameras", "strays", "codec")),
+        *("dataset.world.width", "dataset.world.height"),
     ),
     "it decides which windows are taken from a clip": ("processing.stride",),
     "it decides how fast the cache is built": (

@@ -64,6 +64,8 @@ class Backbone(ABC):
             says.
         skip_modules: Modules that are kept out of 4 bit.
         sixteen_bit_because: Why `model.load_in_4bit` is off unless it is set; None: it is on.
+        tower: Name of the vision tower's module, if it sees pictures in `pieces` that know nothing
+            of each other; empty: nothing that it saw is kept for the next window.
         in_unsloth: Whether Unsloth has a path for the family.
         adapters_in_vllm: Whether vLLM serves an adapter beside a base model of the family.
         in_llama_cpp: Whether llama.cpp's converters read the family's checkpoints.
@@ -83,6 +85,7 @@ class Backbone(ABC):
     lora_targets: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "o_proj")
     skip_modules: ClassVar[tuple[str, ...]]
     sixteen_bit_because: ClassVar[str | None] = None
+    tower: ClassVar[str] = ""
     in_unsloth: ClassVar[bool] = False
     adapters_in_vllm: ClassVar[bool] = True
     in_llama_cpp: ClassVar[bool] = True
@@ -167,6 +170,26 @@ class Backbone(ABC):
             dtype: Of the pixel values; float32 if None. The arithmetic is float32 either way.
             videos: What the window shows, where it matters which cells are empty.
         """
+
+    def pieces(self, rows: torch.Tensor, told: Mapping[str, Any]) -> int | None:
+        """Into how many equal pieces, which it sees apart, the tower's pictures fall.
+
+        Args:
+            rows: What the tower is given; pieces lie one after the other along its first axis.
+            told: What else it is given.
+
+        Returns:
+            None where they are not equal.
+        """
+        return None
+
+    def frames_seen(self, rows: torch.Tensor, told: Mapping[str, Any]) -> int:
+        """Frames in what the tower is given, or squares where it is given these."""
+        return len(rows)
+
+    def told_of(self, told: Mapping[str, Any], num: int) -> dict[str, Any]:
+        """What the tower is told beside `num` of the pieces."""
+        return dict(told)
 
     def prepare(self, model: Any, fuse: bool = True) -> None:
         """What is changed about a loaded base model; its weights are not.

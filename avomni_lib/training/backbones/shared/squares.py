@@ -8,7 +8,7 @@ parts of several cameras.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -50,6 +50,7 @@ class InSquares(Backbone):
 
     mean: ClassVar[tuple[float, ...]]
     std: ClassVar[tuple[float, ...]]
+    tower = "vision_tower"
     skip_modules = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
 
     @property
@@ -84,6 +85,10 @@ class InSquares(Backbone):
     def num_squares(self, videos: Sequence[Video]) -> int:
         """Pictures of a window."""
         return sum(video.num_frames * len(self.squares_of(video)) for video in videos)
+
+    def pieces(self, rows: torch.Tensor, told: Mapping[str, Any]) -> int | None:
+        """Squares, each a picture of its own."""
+        return len(rows)
 
     def vision_work(self, videos: Sequence[Video]) -> VisionWork:
         num, each = self.num_squares(videos), self.patches_per_square

@@ -1,0 +1,138 @@
+"""Pictures out of a ROS bag, as a camera: `rosbag:PATH?topic=/camera/front`.
+
+Bags of ROS 2 (sqlite3 and mcap) and of ROS 1, read by `rosbags`, which needs no ROS. Topics of
+`sensor_msgs/Image` and `sensor_msgs/CompressedImage` (JPEG, PNG); the time of a picture is that of
+its header, or where that is 0 the time at which it was recorded.
+"""
+
+from __future__ import annotations
+
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from avomni_lib import files
+from avomni_lib.errors import AvomniError
+
+SCHEME = "rosbag:"
+FORM = "write rosbag:PATH?topic=/the/topic"
+PLAIN, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
+# sensor_msgs/image_encodings.hpp -> FFmpeg's name and bytes a pixel.
+ENCODINGS = {
+    "rgb8": ("rgb24", 3),
+    "bgr8": ("bgr24", 3),
+    "rgba8": ("rgba", 4),
+    "bgra8": ("bgra", 4),
+    "mono8": ("gray", 1),
+    "8UC1": ("gray", 1),
+    "8UC3": ("bgr24", 3),
+    "yuv422_yuy2": ("yuyv422", 2),
+    "yuyv": ("yuyv422", 2),
+}
+STARTS = {b"\xff\xd8": "mjpeg", b"\x89P": "png"}  # of a compressed picture, by its first bytes
+
+
+def parts(url: str) -> tuple[Path, str]:
+    """Where the bag lies, and the topic.
+
+    Raises:
+        AvomniError: the address names no topic.
+    """
+    split = urllib.parse.urlsplit(url)
+    topics = urllib.parse.parse_qs(split.query).get("topic", [])
+    if split.netloc or not split.path or len(topics) != 1:
+        raise AvomniError(f"{url} names no bag and topic", where="live.sources", fix=FORM)
+    return files.resolve(urllib.parse.unquote(split.path)), topics[0]
+
+
+def frames(url: str) -> Iterator[tuple[int, av.VideoFrame]]:
+    """(time in ns, picture) of each message of the topic, as they were recorded.
+
+    Raises:
+        AvomniError: `rosbags` is not installed, the bag cannot be read, it has no such topic, or a
+            picture is of a kind that is not known here.
+    """
+    try:
+        from rosbags.highlevel import AnyReader
+        from rosbags.typesys import Stores, get_typestore
+    except ImportError:
+        raise AvomniError(
+            "bags are read by rosbags, which is not installed",
+            where=url,
+            fix="pip install -e '.[ros]'",
+        ) from None
+    path, topic = parts(url)
+    if not path.exists():
+        raise AvomniError("there is no such bag", where=str(path), fix=FORM)
+    try:
+        with AnyReader([path], default_typestore=get_typestore(Stores.ROS2_HUMBLE)) as reader:
+            shown = [each for each in reader.connections if each.msgtype in (PLAIN, COMPRESSED)]
+            chosen = [each for each in shown if each.topic == topic]
+            if not chosen:
+                names = ", ".join(sorted({each.topic for each in shown})) or "none"
+                raise AvomniError(
+                    f"the bag shows no pictures on {topic}",
+                    where=str(path),
+                    fix=f"its topics with pictures: {names}",
+                )
+            decoders: dict[str, Any] = {}
+            for connection, recorded_ns, raw in reader.messages(connections=chosen):
+                message: Any = reader.deserialize(raw, connection.msgtype)
+                stamp = message.header.stamp
+                taken_ns = stamp.sec * 1_000_000_000 + stamp.nanosec or recorded_ns
+                if connection.msgtype == PLAIN:
+                    yield taken_ns, plain(message)
+                elif (frame := compressed(message.data, decoders)) is not None:
+                    yield taken_ns, frame
+    except AvomniError:
+        raise
+    except Exception as error:  # of a damaged bag: whatever its file formats' readers stumble on
+        raise AvomniError(
+            f"the bag cannot be read: {type(error).__name__}: {error}", where=str(path)
+        ) from None
+
+
+def plain(message: Any) -> av.VideoFrame:
+    """A `sensor_msgs/Image` as a frame.
+
+    Raises:
+        AvomniError: its encoding is not of `ENCODINGS`, or it holds less than its size says.
+    """
+    if message.encoding not in ENCODINGS:
+        raise AvomniError(
+            f"a picture is encoded as {message.encoding!r}",
+            fix=f"known are {', '.join(ENCODINGS)}; image_transport makes JPEG of others",
+        )
+    form, num_bytes = ENCODINGS[message.encoding]
+    height, width, step = message.height, message.width, message.step
+    data = np.frombuffer(message.data, np.uint8)
+    if not 0 < width * num_bytes <= step or data.size < height * step or not height:
+        raise AvomniError(
+            f"a picture of {width}×{height} px in lines of {step} bytes has {data.size:,} bytes"
+        )
+    lines = data[: height * step].reshape(height, step)[:, : width * num_bytes]
+    shape = (height, width) if num_bytes == 1 else (height, width, num_bytes)
+    return av.VideoFrame.from_ndarray(np.ascontiguousarray(lines).reshape(shape), format=form)
+
+
+def compressed(data: Any, decoders: dict[str, Any]) -> av.VideoFrame | None:
+    """The picture of a `sensor_msgs/CompressedImage`; None where its decoder wants more.
+
+    Args:
+        decoders: By codec, kept from one picture to the next.
+
+    Raises:
+        AvomniError: it is neither JPEG nor PNG.
+        av.error.FFmpegError: it is damaged.
+    """
+    content = bytes(data)
+    codec = STARTS.get(content[:2])
+    if codec is None:
+        raise AvomniError("a compressed picture is neither JPEG nor PNG")
+    if codec not in decoders:
+        decoders[codec] = av.CodecContext.create(codec, "r")
+    return next(iter(decoders[codec].decode(av.Packet(content))), None)
