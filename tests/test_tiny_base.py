@@ -1,5 +1,7 @@
 """The tiny base: what ships is what its maker makes, and it reads speed off the pixels alone."""
 
+import functools
+import itertools
 from itertools import islice
 
 import numpy as np
@@ -12,22 +14,29 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen3VLForC
 
 from avomni_lib import files
 from avomni_lib.dataset import cameras
-from avomni_lib.training.prompt.conversation import prompt_text
+from avomni_lib.training.model.constrained import Constraint
+from avomni_lib.training.prompt.conversation import collate, prompt_text
+from avomni_lib.training.targets import Said
 from avomni_world.scene import towns
 from avomni_world.scene.scenes import make_scene
 from avomni_world.tiny_base import drives as tiny_drives
-from avomni_world.tiny_base import make
+from avomni_world.tiny_base import lessons, make
 from avomni_world.tiny_base import model as tiny_model
 from avomni_world.tiny_base.drives import Drives
-from avomni_world.tiny_base.tokenizer import SPECIAL_TOKENS
+from avomni_world.tiny_base.tokenizer import SPECIAL_TOKENS, waypoint_tokens
 
 TARGET = make.TARGET
 FIRST_STEPS = 30
 
 
+@functools.cache
+def shipped_words():
+    return AutoTokenizer.from_pretrained(make.folder())
+
+
 @pytest.fixture(scope="module")
 def words():
-    return AutoTokenizer.from_pretrained(make.folder())
+    return shipped_words()
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +85,7 @@ def test_special_tokens_stand_in_the_order_of_qwen3_vl(words, model):
 @given(st.text(max_size=60).filter(lambda text: "<" not in text))
 @settings(max_examples=60)
 def test_any_text_goes_through_the_tokenizer(text):
-    words = AutoTokenizer.from_pretrained(make.folder())
+    words = shipped_words()
     normal = words.backend_tokenizer.normalizer.normalize_str(text)
     assert words.decode(words.encode(text), clean_up_tokenization_spaces=False) == normal
 
@@ -84,7 +93,7 @@ def test_any_text_goes_through_the_tokenizer(text):
 @given(st.floats(0, 60), st.floats(0, 90))
 @settings(max_examples=60)
 def test_an_answer_is_few_tokens_and_its_digits_are_single(speed, path):
-    words = AutoTokenizer.from_pretrained(make.folder())
+    words = shipped_words()
     answer = TARGET.render(make.Driven(speed, path))
     tokens = words.tokenize(answer)
     assert len(tokens) <= 39
@@ -101,11 +110,113 @@ def test_an_answer_is_few_tokens_and_its_digits_are_single(speed, path):
         assert word in tokens
 
 
+metres = st.tuples(st.floats(0, 159.9), st.floats(-27.9, 27.9))
+
+
+@given(st.lists(metres, min_size=16, max_size=16))
+@settings(max_examples=60)
+def test_a_waypoint_is_three_tokens(waypoints):
+    words = shipped_words()
+    answer = make.FUTURE.write(Said(waypoints_m=tuple(waypoints)))
+    tokens = words.encode(answer)
+    assert len(tokens) == 2 + 3 * 16
+    assert words.decode(tokens) == answer
+
+
+def test_waypoints_that_have_no_tokens_of_their_own_are_written_all_the_same(words):
+    far = ((-0.04, 0.0), (-3.5, -0.01), (175.25, 40.5), (1234.56, -987.65)) * 4
+    answer = make.FUTURE.write(Said(waypoints_m=far))
+    assert words.decode(words.encode(answer)) == answer
+
+
+def test_a_path_can_be_held_to_its_form(words):
+    """Its tokens hold pieces of the pattern, as 0,3 of {0,3}."""
+    answer = make.FUTURE.write(Said(waypoints_m=((0.5, 0.0), (12.34, -0.56)) * 8))
+    ids = [*words.encode(answer), words.eos_token_id]
+    constraint = Constraint(words, words.eos_token_id, [make.FUTURE.pattern])
+    for place, token in enumerate(ids):
+        allowed = constraint(torch.tensor([[0, *ids[:place]]]), torch.zeros(1, len(words)))
+        assert allowed[0, token] == 0, (place, words.decode([token]))
+        assert (allowed == -torch.inf).any()
+
+
 def test_every_word_of_the_prompts_is_one_token(words):
-    for grid in cameras.GRIDS.values():
-        text = prompt_text(grid, TARGET)
+    for asked, grid in itertools.product(make.TARGETS, cameras.GRIDS.values()):
+        text = prompt_text(grid, asked)
         pieces = words.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
         assert len(words.encode(text)) == len(pieces)
+
+
+def test_numbers_that_are_near_start_with_embeddings_that_are_near():
+    numbers = waypoint_tokens()
+    rows = torch.nn.functional.normalize(tiny_model.number_rows(numbers, 128, 0), dim=1)
+    row = {number.text: i for i, number in enumerate(numbers)}
+
+    def alike(one: str, other: str) -> float:
+        return float(rows[row[one]] @ rows[row[other]])
+
+    for one, near, far in (
+        (" (20.0", " (20.1", " (90.0"),
+        (".50)", ".51)", ".99)"),
+        ("3,-0", "3,0", "3,20"),
+        (" (-7", " (-8", " (-39"),
+    ):
+        assert alike(one, near) > 0.7 > alike(one, far)
+
+
+def test_the_loss_of_the_text_lesson_is_the_models_own(model, words):
+    talk = make.conversation(model, words)
+    samples = [talk.sample(TARGET.render(make.Driven.at(speed))) for speed in (3.0, 12.5)]
+    batch = collate(samples, words.pad_token_id)
+    batch |= talk.inputs(torch.zeros((2, *talk.frame_shape), dtype=torch.uint8))
+    with torch.no_grad():
+        assert lessons.answer_loss(model, dict(batch)).item() == pytest.approx(
+            model(**batch).loss.item(), rel=1e-5
+        )
+
+
+def still_frames(poses: np.ndarray, flow: float, zoom: float) -> tiny_drives.Drive:
+    """A drive at 10 m/s along these poses; black."""
+    count = len(poses) - 64
+    return tiny_drives.Drive(
+        frames=np.zeros((count, 4, 4, 3), np.uint8),
+        path_m=np.arange(count) * 1.0,
+        flow=np.full(4, flow),
+        zoom=np.array(zoom),
+        poses=poses,
+        speeds=np.full(count, 10.0),
+        lane=np.zeros((count, 4)),
+    )
+
+
+def test_the_path_is_told_in_the_frame_of_the_last_picture():
+    """To the left on a circle of 50 m, seen by the cameras of home."""
+    turned = np.arange(80 + 64) / 50.0 + 0.3
+    circle = np.stack([50 * np.sin(turned), -50 * np.cos(turned), turned], axis=1)
+    driven = make.Driven.of(still_frames(circle, 1.0, 1.0), 4)
+    ahead = np.arange(1, 65) / 50.0
+    assert driven.future.xy_m == pytest.approx(
+        50 * np.stack([np.sin(ahead), 1 - np.cos(ahead)], axis=1), abs=1e-9
+    )
+    assert driven.future.yaw_rad == pytest.approx(ahead)
+    assert driven.past.xy_m[-1] == pytest.approx(driven.future.xy_m[0] * (-1, 1), abs=1e-9)
+    assert len(driven.past) == 16
+    assert driven.speed_mps == pytest.approx(10.0)
+    # Cameras twice as high see half of it; a lens twice as long what lies aside twice as far out.
+    seen = make.Driven.of(still_frames(circle, 0.5, 2.0), 4)
+    assert seen.future.xy_m == pytest.approx(driven.future.xy_m * (0.5, 1.0))
+    assert seen.future.speed_mps == seen.speed_mps == pytest.approx(5.0)
+
+
+def test_the_lane_is_seen_straight_ahead_on_a_straight_road_and_aside_by_one_who_strays():
+    times_s = np.arange(0, 1, 0.1)
+    lane, strayed = (
+        tiny_drives.lane_ahead(make_scene(3, tiny_drives.HOME, 1.0, strays=out), times_s, 1.0, 1.0)
+        for out in (False, True)
+    )
+    assert lane.shape == (10, len(tiny_drives.LANE_AT_M))
+    assert np.abs(lane[:, 0]).max() < 0.12  # it weaves a little
+    assert np.abs(strayed[:, 0]).max() > np.abs(lane[:, 0]).max()
 
 
 def test_the_patch_embedding_starts_with_zero_mean_gratings_that_move():
@@ -164,6 +275,8 @@ def test_both_lessons_were_learnt(record):
     assert np.mean(losses["learn_text"][-50:]) < 0.1 * np.mean(losses["learn_text"][:5])
     mae = record["held_out"]["speed_mae_mps"]
     assert mae["base"] < 0.4 * min(mae["mean"], mae["median"])
+    ade = record["held_out"]["ade_m"]
+    assert ade["base"] < 0.45 * ade["mean"] and ade["base"] < ade["constant_velocity"]
     assert record["held_out"]["valid_share"] >= 0.99
     weights = load_file(make.folder() / "model.safetensors")
     assert all(torch.isfinite(weight).all() for weight in weights.values())

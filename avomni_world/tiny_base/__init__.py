@@ -1,4 +1,4 @@
-"""The tiny base model: a Qwen3-VL of 1.7 million parameters.
+"""The tiny base model: a Qwen3-VL of 1.8 million parameters.
 
 make       makes it
 drives     the drives that it learns from

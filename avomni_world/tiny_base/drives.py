@@ -3,7 +3,8 @@
 A drive is a function of its number. Its pictures go through the same H.264 and the same resize as
 a published clip's. Even numbers are drives through the town `meadow`; odd ones go through a town
 that is made up for this one drive: random colours, things, speeds, camera heights and lenses. The
-town `harbour`, which the demo adapts to, is in none of them.
+town `harbour`, which the demo adapts to, is in none of them. Of each four, two begin beside their
+lane or turned away from it, and come back.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import numpy as np
 from avomni_lib import files
 from avomni_lib.dataset import cameras
 from avomni_lib.etl.clip import tiling
+from avomni_lib.etl.clip.trajectory import FUTURE_STEPS
 from avomni_lib.etl.video import reader
 from avomni_world.publish import recording
 from avomni_world.scene import towns
+from avomni_world.scene.drive import EGO_OFFSET_M
 from avomni_world.scene.lens import PLACES, make_lens
 from avomni_world.scene.render import Renderer
 from avomni_world.scene.scenes import Scene, make_scene
@@ -34,6 +37,7 @@ FIRST_SEED = (
     1_000_000  # of the drives to learn from; far from the small numbers that params files name
 )
 HELD_OUT_SEED = 2_000_000
+LANE_AT_M = (6.0, 12.0, 24.0, 40.0)  # ahead, in `HOME`: where the lane is looked for
 HARDEST_TURN = 5.4  # m/s² sideways at the highest speed, as in the towns that have names
 
 THINGS_PER_100_M = {
@@ -58,11 +62,22 @@ class Drive:
         path_m: (T,) float64, length driven since the first frame.
         flow: (cameras,) float64. How fast the ground moves in each camera's picture, compared with
             the same speed in `HOME`: 0.5 before a camera twice as high.
+        zoom: float64, the focal length of the wide front camera compared with that in `HOME`.
+        poses: (T + 64, 3) float64, x, y (m) and yaw (rad) at `SAMPLE_HZ` in the anchor frame; they
+            go on for 6.4 s after the last picture.
+        speeds: (T,) float64, m/s.
+        lane: (T, 4) float64. Where the lane's middle lies to the left at `LANE_AT_M`, divided by
+            that distance, as the picture in `HOME` would show it: a camera twice as high shows the
+            lane at twice the distance in the same row, one with a longer lens further out.
     """
 
     frames: np.ndarray
     path_m: np.ndarray
     flow: np.ndarray
+    zoom: np.ndarray
+    poses: np.ndarray
+    speeds: np.ndarray
+    lane: np.ndarray
 
     def speed_mps(self, first: int, last: int) -> float:
         """Mean speed between two frames."""
@@ -130,6 +145,24 @@ def relative_flow(scene: Scene) -> np.ndarray:
     return np.array(flow)
 
 
+def relative_zoom(scene: Scene) -> float:
+    """The focal length of the wide front camera, compared with that in `HOME`."""
+    focal = make_lens(cameras.FRONT_WIDE, scene.town, *PICTURE).fw[1]
+    return focal / make_lens(cameras.FRONT_WIDE, towns.town(HOME), *PICTURE).fw[1]
+
+
+def lane_ahead(scene: Scene, times_s: np.ndarray, flow: float, zoom: float) -> np.ndarray:
+    """(T, 4) where the lane lies in the wide front camera's picture; see `Drive.lane`."""
+    motion = scene.drive.at(times_s)
+    ahead = np.array(LANE_AT_M) / flow
+    along = motion["along"][:, None] + ahead
+    points, _ = scene.road.place(along, np.full(along.shape, EGO_OFFSET_M))
+    away = points - np.stack([motion["x"], motion["y"]], axis=-1)[:, None]
+    yaw = motion["yaw"][:, None]
+    left = away[..., 1] * np.cos(yaw) - away[..., 0] * np.sin(yaw)
+    return np.asarray(left / ahead * zoom)
+
+
 def record(scene: Scene, renderer: Renderer) -> Drive:
     """Drive through a scene: rendered, encoded, decoded and laid out as the pipeline does it."""
     renderer.open(scene)
@@ -151,7 +184,19 @@ def record(scene: Scene, renderer: Renderer) -> Drive:
     fine = np.arange(0, count * 10) / (10 * SAMPLE_HZ)
     speed = scene.drive.at(fine)["speed"]
     path = np.concatenate([[0.0], np.cumsum((speed[1:] + speed[:-1]) / 2 * np.diff(fine))])
-    return Drive(tiling.compose(tiles, GRID), path[::10][:count], relative_flow(scene))
+    flow, zoom = relative_flow(scene), relative_zoom(scene)
+    times_s = np.arange(count + FUTURE_STEPS) / SAMPLE_HZ
+    motion = scene.drive.at(times_s)
+    front = [camera.name for camera in GRID.cameras].index(cameras.FRONT_WIDE.name)
+    return Drive(
+        frames=tiling.compose(tiles, GRID),
+        path_m=path[::10][:count],
+        flow=flow,
+        zoom=np.array(zoom),
+        poses=np.stack([motion["x"], motion["y"], motion["yaw"]], axis=-1),
+        speeds=motion["speed"][:count],
+        lane=lane_ahead(scene, times_s[:count], flow[front], zoom),
+    )
 
 
 class Drives:
@@ -181,15 +226,16 @@ class Drives:
             if not path.exists():
                 drive = self._record(number)
                 with files.write_whole(path) as file:
-                    np.savez(file, frames=drive.frames, path_m=drive.path_m, flow=drive.flow)
+                    np.savez(file, **vars(drive))
             with np.load(path, allow_pickle=False) as stored:
-                self._drives[number] = Drive(stored["frames"], stored["path_m"], stored["flow"])
+                self._drives[number] = Drive(**stored)
         return self._drives[number]
 
     def _record(self, number: int) -> Drive:
         seed = self.seed + number
         town = self.town or (HOME if number % 2 == 0 else random_town(seed))
-        return record(make_scene(seed, town, SECONDS), self._renderer)
+        strays = number % 4 >= 2
+        return record(make_scene(seed, town, SECONDS, strays=strays), self._renderer)
 
     @functools.cached_property
     def _renderer(self) -> Renderer:

@@ -11,20 +11,30 @@ import torch
 from torch import nn
 from transformers import Qwen2Tokenizer, Qwen3VLForConditionalGeneration
 
+from avomni_lib.etl.clip.trajectory import FUTURE_STEPS, HISTORY_STEPS, STEP_S, Trajectory
 from avomni_lib.training.backbones import Video, backbone
-from avomni_lib.training.prompt.conversation import Conversation, collate
-from avomni_lib.training.targets import target
-from avomni_world.tiny_base.drives import GRID, SAMPLE_HZ, TILE, Drives
+from avomni_lib.training.prompt.conversation import IGNORED, Conversation, collate
+from avomni_lib.training.prompt.history import text_of
+from avomni_lib.training.targets import Target, target
+from avomni_lib.training.targets.future import NUM_WAYPOINTS, STEPS_APART
+from avomni_world.tiny_base.drives import GRID, LANE_AT_M, SAMPLE_HZ, TILE, Drive, Drives
 from avomni_world.tiny_base.model import MERGE, PATCH
 
 NUM_FRAMES = 16
 TARGET = target("summary_v1")
+TARGETS = tuple(map(target, ("summary_v1", "future_v1", "meta_v1")))
+FUTURE = TARGETS[1]
+NUM_PATH = 1 + 2 * NUM_WAYPOINTS
+SHARES = (0.25, 0.65, 0.1)  # of the windows in `learn_text` that are asked for each
 VIDEO = Video(
     tuple(number / SAMPLE_HZ for number in range(NUM_FRAMES)),
     GRID.rows * TILE[1],
     GRID.cols * TILE[0],
 )
 SPEED_MEAN, SPEED_SCALE = 8.0, 6.0  # m/s; the heads of the first lesson answer in these units
+TURN_SCALE = 0.08  # rad/s
+LANE_SCALE = np.array([0.05, 0.07, 0.13, 0.22])  # metres to the left a metre ahead, nearest first
+NUM_ROAD = 1 + len(LANE_AT_M)
 CAMERAS = len(GRID.cameras)
 
 
@@ -40,64 +50,120 @@ class TinyRecipe:
         warm_steps, warm_pairs, warm_rate: Of `warm_up`: pairs of frames a step, peak learning rate.
         text_steps, text_windows, text_rate: Of `learn_text`: windows a step, peak learning rate.
         merger_rate: Of the tower's mergers in `learn_text`, as a share of text_rate.
-        black_share: Of the windows in `learn_text`, shown black and answered with `SPEED_MEAN`.
+        black_share: Of the windows in `learn_text`, shown black and answered with a straight path
+            at `SPEED_MEAN`.
+        text_path_share: In the loss of `learn_text`, of the error of the path that a linear head
+            reads off the hidden states where the answer begins.
+        told_share: Of the windows in `learn_text` whose answer is not about their own frames, told
+            the car's past motion.
     """
 
     seed: int = 0
-    num_drives: int = 640
+    num_drives: int = 400
     first_drives: int = 8
-    warm_steps: int = 1800
+    warm_steps: int = 1500
     warm_pairs: int = 64
     warm_rate: float = 2e-3
-    text_steps: int = 400
+    text_steps: int = 1500
     text_windows: int = 16
     text_rate: float = 1.5e-3
     merger_rate: float = 0.3
     black_share: float = 0.05
+    told_share: float = 0.35
+    text_path_share: float = 3.0
 
 
 @dataclass(frozen=True)
 class Driven:
-    """What a target is rendered from."""
+    """What a target is rendered from, as a drive before the cameras of `HOME` would look the same.
+
+    Attributes:
+        speed_mps, path_m: Of the window.
+        future: Of its last frame; None where no target asks for it.
+        past: The motion up to its last frame.
+    """
 
     speed_mps: float
     path_m: float
+    future: Trajectory | None = None
+    past: Trajectory | None = None
 
     @classmethod
     def at(cls, speed_mps: float) -> Driven:
-        """Of a window driven at this mean speed."""
-        return cls(speed_mps, speed_mps * (NUM_FRAMES - 1) / SAMPLE_HZ)
+        """Of a window driven straight at this speed."""
+        ways = []
+        for first, last in ((1, FUTURE_STEPS), (-HISTORY_STEPS, -1)):
+            t_s = np.arange(first, last + 1) * STEP_S
+            xy = np.stack([t_s * speed_mps, 0 * t_s], axis=1)
+            ways.append(Trajectory(t_s, xy, 0 * t_s, speed_mps))
+        return cls(speed_mps, speed_mps * (NUM_FRAMES - 1) / SAMPLE_HZ, *ways)
+
+    @classmethod
+    def of(cls, drive: Drive, first: int) -> Driven:
+        """Of the window that begins with this frame.
+
+        Before cameras twice as high the ground moves half as fast: everything looks half as far. A
+        longer lens shows what lies to the side further out.
+        """
+        last, flow, zoom = first + NUM_FRAMES - 1, float(drive.flow.mean()), float(drive.zoom)
+        speed = drive.speed_mps(first, last) * flow
+        x, y, yaw = drive.poses[last]
+        turn = np.array([[math.cos(yaw), -math.sin(yaw)], [math.sin(yaw), math.cos(yaw)]])
+
+        def seen(steps: np.ndarray) -> Trajectory:
+            poses = drive.poses[last + steps]
+            places = (poses[:, :2] - (x, y)) @ turn * (flow, flow * zoom)
+            now = float(drive.speeds[last]) * flow
+            return Trajectory(steps * STEP_S, places, (poses[:, 2] - yaw) * zoom, now)
+
+        return cls(
+            speed,
+            speed * (NUM_FRAMES - 1) / SAMPLE_HZ,
+            seen(np.arange(1, FUTURE_STEPS + 1)),
+            seen(np.arange(-min(HISTORY_STEPS, last), 0)),
+        )
 
 
-def conversation(model: Qwen3VLForConditionalGeneration, words: Qwen2Tokenizer) -> Conversation:
+def conversation(
+    model: Qwen3VLForConditionalGeneration, words: Qwen2Tokenizer, asked: Target = TARGET
+) -> Conversation:
     """The conversation that the tiny base is made with; the demo's is the same."""
     return Conversation(
         words,
         backbone("qwen3_vl", model.config),
         grid=GRID,
-        target=TARGET,
+        target=asked,
         videos=[VIDEO],
         max_seq_length=1024,
     )
 
 
-class FlowHeads(nn.Module):
-    """What `warm_up` reads the ground's motion off with, and throws away.
+class Heads(nn.Module):
+    """What `warm_up` reads motion and road off with, and throws away.
 
-    For each level of the tower's output and each camera: a linear map of the mean of its tokens.
+    For each level of the tower's output: the ground's motion in each camera, a linear map of the
+    mean of its tokens; how fast the car turns and where its lane lies, one of all tokens.
     """
 
     def __init__(self, width: int, levels: int):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(levels, CAMERAS, width) * width**-0.5)
         self.bias = nn.Parameter(torch.zeros(levels, CAMERAS))
+        tokens = CAMERAS * math.prod(side // (PATCH * MERGE) for side in TILE)
+        inputs = tokens * width
+        self.road = nn.Parameter(torch.randn(levels, inputs, NUM_ROAD) * 0.3 * inputs**-0.5)
 
-    def forward(self, tokens: list[torch.Tensor]) -> torch.Tensor:
-        """Levels of (B · tokens, width) in reading order of the grid -> (levels, B, cameras)."""
+    def forward(self, tokens: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Levels of (B · tokens, width) in reading order of the grid.
+
+        Returns:
+            (levels, B, cameras) and (levels, B, `NUM_ROAD`).
+        """
         rows, cols = (side // (PATCH * MERGE) for side in TILE[::-1])
         cells = torch.stack(tokens).unflatten(1, (-1, GRID.rows, rows, GRID.cols, cols))
         means = cells.mean((3, 5)).flatten(2, 3)  # levels, B, cameras, width
-        return torch.einsum("lbcw,lcw->lbc", means, self.weight) + self.bias[:, None]
+        flow = torch.einsum("lbcw,lcw->lbc", means, self.weight) + self.bias[:, None]
+        return flow, cells.flatten(2) @ self.road
 
 
 def warm_up(
@@ -107,25 +173,35 @@ def warm_up(
     rng = np.random.default_rng([recipe.seed, 0])
     torch.manual_seed(recipe.seed)
     tower, kind = model.model.visual, backbone("qwen3_vl", model.config)
-    heads = FlowHeads(model.config.text_config.hidden_size, 1 + len(tower.deepstack_merger_list))
+    heads = Heads(model.config.text_config.hidden_size, 1 + len(tower.deepstack_merger_list))
     weights = [*tower.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(weights, betas=(0.9, 0.95), weight_decay=0.01)
     for step in range(recipe.warm_steps):
         known = min(recipe.first_drives + step, len(drives))
-        frames, flow = [], []
+        frames, flow, road = [], [], []
         for _ in range(recipe.warm_pairs):
             drive = drives[int(rng.integers(known))]
             first = int(rng.integers(len(drive.frames) - 1))
             frames.append(drive.frames[first : first + 2])
             flow.append(drive.speed_mps(first, first + 1) * drive.flow)
+            road.append(road_of(drive, first + 1))
         pixels = kind.inputs([torch.from_numpy(relight(np.stack(frames), rng, noise=4.0))])
         seen = tower(pixels["pixel_values_videos"], pixels["video_grid_thw"])
         wanted = (torch.tensor(np.array(flow), dtype=torch.float32) - SPEED_MEAN) / SPEED_SCALE
-        found = heads([seen.pooler_output, *seen.deepstack_features])
+        shape = torch.tensor(np.array(road), dtype=torch.float32)
+        found, found_road = heads([seen.pooler_output, *seen.deepstack_features])
         errors = [nn.functional.smooth_l1_loss(level, wanted, beta=0.3) for level in found]
-        loss = errors[0] + 0.3 * sum(errors[1:])
+        errors_road = [nn.functional.smooth_l1_loss(each, shape, beta=0.3) for each in found_road]
+        loss = errors[0] + 0.3 * sum(errors[1:]) + errors_road[0] + 0.3 * sum(errors_road[1:])
         take_step(loss, weights, optimizer, [recipe.warm_rate], step, recipe.warm_steps)
-        yield errors[0].item()
+        yield errors[0].item() + errors_road[0].item()
+
+
+def road_of(drive: Drive, frame: int) -> np.ndarray:
+    """(`NUM_ROAD`,) how fast the picture turns, and where the lane lies in it, about 1 in size."""
+    turned = drive.poses[frame, 2] - drive.poses[frame - 1, 2]
+    turn = turned * SAMPLE_HZ * drive.zoom / TURN_SCALE
+    return np.array([turn, *np.clip(drive.lane[frame] / LANE_SCALE, -4, 4)])
 
 
 def learn_text(
@@ -134,36 +210,76 @@ def learn_text(
     drives: Drives,
     recipe: TinyRecipe,
 ) -> Iterator[float]:
-    """The second lesson, step by step: yields the cross entropy of a token of the answer."""
+    """The second lesson, step by step: yields the cross entropy of a token of the answer.
+
+    A head that is thrown away reads the path where the answer begins. Without it the language is
+    taught by digits alone, of which many are right, and has read half as much of the path in the
+    same time.
+    """
     rng = np.random.default_rng([recipe.seed, 1])
-    talk = conversation(model, words)
+    talks = [conversation(model, words, asked) for asked in TARGETS]
     tower = model.model.visual
     tower.requires_grad_(False)
     mergers = [*tower.merger.parameters(), *tower.deepstack_merger_list.parameters()]
     for weight in mergers:
         weight.requires_grad_(True)
     language = [*model.model.language_model.parameters()]
+    torch.manual_seed(recipe.seed)
+    head = nn.Linear(model.config.text_config.hidden_size, NUM_PATH)
+    groups = [language, mergers, [*head.parameters()]]
     optimizer = torch.optim.AdamW(
-        [{"params": language}, {"params": mergers}], betas=(0.9, 0.95), weight_decay=0.01
+        [{"params": group} for group in groups], betas=(0.9, 0.95), weight_decay=0.01
     )
-    rates = [recipe.text_rate, recipe.text_rate * recipe.merger_rate]
+    rates = [recipe.text_rate, recipe.text_rate * recipe.merger_rate, recipe.text_rate]
     for step in range(recipe.text_steps):
-        frames, samples = [], []
+        frames, samples, paths = [], [], []
         for _ in range(recipe.text_windows):
             drive = drives[int(rng.integers(len(drives)))]
             first = int(rng.integers(len(drive.frames) - NUM_FRAMES + 1))
             last = first + NUM_FRAMES - 1
             window = relight(drive.frames[None, first : last + 1], rng)[0]
-            speed = drive.speed_mps(first, last) * drive.flow.mean()
+            driven = Driven.of(drive, first)
             if rng.random() < recipe.black_share:
-                window, speed = np.zeros_like(window), SPEED_MEAN
+                window, driven = np.zeros_like(window), Driven.at(SPEED_MEAN)
+            talk = talks[int(rng.choice(len(TARGETS), p=SHARES))]
+            told = talk.target.history_ends == "last" and rng.random() < recipe.told_share
+            history = text_of(driven.past, talk.target) if told else ""
             frames.append(window)
-            samples.append(talk.sample(TARGET.render(Driven.at(speed))))
+            paths.append(path_of(driven))
+            samples.append(talk.sample(talk.target.render(driven), history))
         batch = collate(samples, words.pad_token_id)
-        batch |= talk.inputs(torch.from_numpy(np.stack(frames)))
-        loss = model(**batch).loss
-        take_step(loss, [*language, *mergers], optimizer, rates, step, recipe.text_steps)
+        batch |= talks[0].inputs(torch.from_numpy(np.stack(frames)))
+        loss, before = answer_loss(model, batch)
+        wanted = torch.tensor(np.array(paths), dtype=torch.float32)
+        error = nn.functional.smooth_l1_loss(head(before), wanted, beta=0.1)
+        whole = loss + recipe.text_path_share * error
+        take_step(whole, sum(groups, []), optimizer, rates, step, recipe.text_steps)
         yield loss.item()
+
+
+def path_of(driven: Driven) -> np.ndarray:
+    """(`NUM_PATH`,) the speed, then the mean velocities to the waypoints, about 1 in size."""
+    points = FUTURE.of(driven).waypoints_m
+    t_s = np.arange(1, NUM_WAYPOINTS + 1)[:, None] * STEPS_APART * STEP_S
+    velocity = (np.array(points) / t_s - (SPEED_MEAN, 0)) / SPEED_SCALE
+    return np.array([(driven.speed_mps - SPEED_MEAN) / SPEED_SCALE, *velocity.ravel()])
+
+
+def answer_loss(
+    model: Qwen3VLForConditionalGeneration, batch: dict
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The cross entropy that the model itself computes, without logits where no label is.
+
+    Returns:
+        The loss, and the hidden states (B, width) before the last layer where the answer begins.
+    """
+    labels = batch.pop("labels")[:, 1:]
+    states = model.model(**batch, output_hidden_states=True).hidden_states
+    borne = labels != IGNORED
+    begins = borne.int().argmax(1)
+    before = states[-2][torch.arange(len(labels)), begins]
+    logits = model.lm_head(states[-1][:, :-1][borne])
+    return nn.functional.cross_entropy(logits, labels[borne]), before
 
 
 def relight(frames: np.ndarray, rng: np.random.Generator, noise: float = 0.0) -> np.ndarray:

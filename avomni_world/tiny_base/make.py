@@ -1,12 +1,14 @@
-"""Makes the tiny base: a real Qwen3-VL, small enough for a CPU, that reads speed off pictures.
+"""Makes the tiny base: a real Qwen3-VL, small enough for a CPU, that reads its way off pictures.
 
     python -m avomni_world.tiny_base.make      # half an hour on one core
 
 First the eyes: from two successive frames, each camera's tokens must show how fast the ground moves
-in that camera's picture. Town, look, camera height and lens change with every other drive, so what
-the vision tower learns is to see motion. Then the language: the tower's blocks are frozen, and the
-language model learns to say that motion as the target's text, in terms of the car that drives
-through `meadow`. Before other cameras it is wrong by a factor, and an adapter has to learn that.
+in that camera's picture, and all of them together how fast the car turns and where its lane lies
+ahead. Town, look, camera height and lens change with every other drive, so what the vision tower
+learns is to see motion and road. Then the language: the tower's blocks are frozen, and the language
+model learns to say speed, path and manoeuvre as the targets' texts, in terms of the car that drives
+through `meadow`, with or without its past motion told. Before other cameras it is wrong by a
+factor, and an adapter has to learn that.
 
 What it made lies in `weights/` beside this file; `record.json` there holds the loss of each
 step. The same recipe gives the same weights on the same kind of machine.
@@ -26,12 +28,18 @@ from transformers import Qwen2Tokenizer, Qwen3VLForConditionalGeneration
 
 from avomni_lib import files
 from avomni_lib.dataset import cameras
+from avomni_lib.etl.clip.manoeuvre import ACROSS, ALONG
+from avomni_lib.etl.clip.trajectory import STEP_S
 from avomni_lib.training.prompt.conversation import Conversation, collate, prompt_text
+from avomni_lib.training.prompt.history import text_of
+from avomni_lib.training.targets import Said, Target
+from avomni_lib.training.targets.future import NUM_WAYPOINTS, STEPS_APART
 from avomni_world.publish.dataset import clip_id_of
 from avomni_world.tiny_base.drives import FIRST_SEED, HELD_OUT_SEED, HOME, Drives
 from avomni_world.tiny_base.lessons import (
     NUM_FRAMES,
     TARGET,
+    TARGETS,
     Driven,
     TinyRecipe,
     conversation,
@@ -39,12 +47,14 @@ from avomni_world.tiny_base.lessons import (
     warm_up,
 )
 from avomni_world.tiny_base.model import start
-from avomni_world.tiny_base.tokenizer import chat_template, make_tokenizer
+from avomni_world.tiny_base.tokenizer import chat_template, make_tokenizer, waypoint_tokens
 
 log = logging.getLogger(__name__)
 
 RECORD = "record.json"
-NUM_HELD_OUT = 30
+NUM_HELD_OUT = 20
+BATCH = 30  # windows that are answered at once
+FUTURE, META = TARGETS[1:]
 
 
 def folder() -> Path:
@@ -54,11 +64,15 @@ def folder() -> Path:
 
 def tokenizer() -> Qwen2Tokenizer:
     """The tiny base's own: every word that it is asked with or answers with is one token."""
-    answer = "".join(TARGET.render(Driven(5.0, 5.0 * s)) for s in (1.5, 7.5))
-    texts = [prompt_text(grid, TARGET) for grid in cameras.GRIDS.values()]
-    return make_tokenizer(
-        [*texts, answer, "system\nuser\nassistant\n", "<1.0 seconds>"], chat_template()
-    )
+    driven = [Driven.at(1.5), Driven.at(7.5)]
+    texts = ["system\nuser\nassistant\n", "<1.0 seconds>"]
+    for asked in TARGETS:
+        texts += [prompt_text(grid, asked) for grid in cameras.GRIDS.values()]
+        texts += [text_of(each.past, asked) for each in driven]
+    texts += [TARGET.render(each) for each in driven]
+    texts += ["Waypoints: (0.00,-0.00) (-0.00,0.00)"]
+    texts += [META.write(Said(along=along, across=across)) for along in ALONG for across in ACROSS]
+    return make_tokenizer(texts, chat_template(), waypoint_tokens())
 
 
 def make(out: Path, work: Path, recipe: TinyRecipe | None = None) -> dict:
@@ -115,36 +129,74 @@ def _warm(model, drives: Drives, recipe: TinyRecipe, work: Path) -> list[float]:
 
 @torch.no_grad()
 def measure(model: Qwen3VLForConditionalGeneration, words: Qwen2Tokenizer, drives: Drives) -> dict:
-    """How far off the speeds are that the model says, beside the best constants', m/s."""
+    """How far off the speeds and the paths are that the model says, beside the best constants'."""
     model.eval()
-    talk, truths, answers = conversation(model, words), [], []
+    driven, windows = [], []
     for number in range(len(drives)):
         drive = drives[number]
         starts = range(0, len(drive.frames) - NUM_FRAMES + 1, NUM_FRAMES // 2)
-        windows = np.stack([drive.frames[i : i + NUM_FRAMES] for i in starts])
-        truths += [drive.speed_mps(i, i + NUM_FRAMES - 1) for i in starts]
-        answers += say(model, talk, windows)
-    truth = np.array(truths)
-    read = [TARGET.parse(answer) for answer in answers]
-    predicted = np.array([each.speed_mps if each else truth.mean() for each in read])
+        windows += [drive.frames[i : i + NUM_FRAMES] for i in starts]
+        driven += [Driven.of(drive, i) for i in starts]
+    shown = np.stack(windows)
+
+    def read(asked: Target, histories: list[str] | None = None) -> list[Said | None]:
+        talk, answers = conversation(model, words, asked), []
+        for i in range(0, len(shown), BATCH):
+            told = histories[i : i + BATCH] if histories else None
+            answers += say(model, talk, shown[i : i + BATCH], told)
+        return [asked.parse(answer) for answer in answers]
+
+    truth = np.array([each.speed_mps for each in driven])
+    speeds = read(TARGET)
+    predicted = np.array([each.speed_mps if each else truth.mean() for each in speeds])
+    truths = [FUTURE.of(each) for each in driven]
+    histories = [text_of(each.past, FUTURE) for each in driven]
+    steps = np.arange(1, NUM_WAYPOINTS + 1) * STEPS_APART * STEP_S
+    rows = {
+        "base": (plans := read(FUTURE)),
+        "base_with_history": (told := read(FUTURE, histories)),
+        "constant_velocity": [
+            Said(waypoints_m=tuple((float(x), 0.0) for x in steps * each.future.speed_mps))
+            for each in driven
+        ],
+        "mean": [_mean_of(truths)] * len(truths),
+    }
     return {
         "num_windows": len(truth),
         "num_clips": len(drives),
-        "valid_share": float(np.mean([each is not None for each in read])),
+        "valid_share": float(np.mean([each is not None for each in [*speeds, *plans, *told]])),
         "speed_mae_mps": {
             "base": round(float(np.abs(predicted - truth).mean()), 4),
             "mean": round(float(np.abs(truth.mean() - truth).mean()), 4),
             "median": round(float(np.abs(np.median(truth) - truth).mean()), 4),
         },
+        "ade_m": {
+            name: round(float(np.mean([_ade(*pair) for pair in zip(said, truths, strict=True)])), 4)
+            for name, said in rows.items()
+        },
     }
+
+
+def _mean_of(truths: list[Said]) -> Said:
+    mean = np.mean([each.waypoints_m for each in truths], axis=0)
+    return Said(waypoints_m=tuple((float(x), float(y)) for x, y in mean))
+
+
+def _ade(said: Said | None, true: Said) -> float:
+    """What is not in the form counts as a car that stands still."""
+    return FUTURE.error(said or Said(waypoints_m=((0.0, 0.0),) * NUM_WAYPOINTS), true)
 
 
 @torch.no_grad()
 def say(
-    model: Qwen3VLForConditionalGeneration, talk: Conversation, windows: np.ndarray
+    model: Qwen3VLForConditionalGeneration,
+    talk: Conversation,
+    windows: np.ndarray,
+    histories: list[str] | None = None,
 ) -> list[str]:
-    """Greedy answers for windows (B, T, H, W, 3) uint8."""
-    batch = collate([talk.prompt()] * len(windows), talk.tokenizer.pad_token_id, side="left")
+    """Greedy answers for windows (B, T, H, W, 3) uint8, told their past motion where given."""
+    prompts = [talk.prompt(history) for history in histories or [""] * len(windows)]
+    batch = collate(prompts, talk.tokenizer.pad_token_id, side="left")
     del batch["labels"]
     batch |= talk.inputs(torch.from_numpy(np.ascontiguousarray(windows)))
     ids = model.generate(

@@ -1,12 +1,15 @@
-"""The tiny base before it has learnt anything: Qwen3-VL with 1.7 million parameters."""
+"""The tiny base before it has learnt anything: Qwen3-VL with 1.8 million parameters."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from transformers import Qwen2Tokenizer, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+from avomni_world.tiny_base.tokenizer import Number, waypoint_tokens
 
 PATCH, MERGE = 8, 2  # px of a patch; patches along each side of a vision token
 
@@ -18,7 +21,7 @@ def config(words: Qwen2Tokenizer) -> Qwen3VLConfig:
         text_config={
             "vocab_size": math.ceil(len(words) / 64) * 64,
             "hidden_size": 128,
-            "intermediate_size": 384,
+            "intermediate_size": 224,
             "num_hidden_layers": 4,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
@@ -82,6 +85,31 @@ def gabors(count: int, size: int, seed: int) -> torch.Tensor:
     return torch.from_numpy(filters.astype(np.float32))
 
 
+def number_rows(numbers: Sequence[Number], width: int, seed: int) -> torch.Tensor:
+    """Embeddings of numbers that are near where the numbers are near.
+
+    Waves of the value, from 4 steps to 2000 steps long, at random phases, mixed by a random map of
+    each kind of number. A softmax over them starts out smooth in the value, so that what is learnt
+    of one number holds for its neighbours, most of which no lesson shows more than a few times.
+    Source: Tancik et al., "Fourier features let networks learn high frequency functions", 2020.
+
+    Returns:
+        (numbers, width) float32 of standard deviation 0.02, as all other embeddings start.
+    """
+    rng = np.random.default_rng(seed)
+    waves = 24
+    lengths = np.geomspace(4, 2000, waves)
+    kinds = np.array([number.kind for number in numbers])
+    values = np.array([number.value for number in numbers], dtype=np.float64)
+    turns = 2 * math.pi * values[:, None] / lengths
+    features = np.concatenate([np.cos(turns), np.sin(turns)], axis=1) / math.sqrt(waves)
+    maps = rng.standard_normal((kinds.max() + 1, 2 * waves, width))
+    rows = np.einsum("nf,nfw->nw", features, maps[kinds])
+    rows += 0.5 * rng.standard_normal((kinds.max() + 1, width))[kinds]
+    rows += 0.5 * rng.standard_normal((10, width))[[number.digit for number in numbers]]
+    return torch.from_numpy((0.02 * rows / rows.std()).astype(np.float32))
+
+
 def start(words: Qwen2Tokenizer, seed: int) -> Qwen3VLForConditionalGeneration:
     """The model before it has learnt anything."""
     torch.manual_seed(seed)
@@ -89,4 +117,8 @@ def start(words: Qwen2Tokenizer, seed: int) -> Qwen3VLForConditionalGeneration:
     weight = model.model.visual.patch_embed.proj.weight
     with torch.no_grad():
         weight.copy_(gabors(len(weight), weight.shape[-1], seed))
+        numbers = waypoint_tokens()
+        table = model.model.language_model.embed_tokens.weight
+        rows = words.convert_tokens_to_ids([number.text for number in numbers])
+        table[rows] = number_rows(numbers, table.shape[1], seed)
     return model

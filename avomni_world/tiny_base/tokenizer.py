@@ -1,14 +1,17 @@
-"""The tiny base's tokenizer: Qwen's pre-tokenizer and special tokens over a few hundred tokens.
+"""The tiny base's tokenizer: Qwen's pre-tokenizer and special tokens over some 3,000 tokens.
 
 Qwen3-VL's own vocabulary has 151,669 entries: at 128 numbers each they would outweigh the rest of
 the model ten to one. Here the words of our prompt and of our answers are whole tokens, digits are
 single tokens as in Qwen's, and everything else falls apart into bytes, so that any text passes.
+A waypoint is three tokens, as ` (12.3`, `4,-1` and `.50)`: its way forward to a decimetre, the rest
+of it with whole metres to the left, and the rest of these.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
@@ -47,6 +50,43 @@ SPECIAL_TOKENS = {
     "</think>": False,
 }
 
+FARTHEST_M = 160  # forward; what is further, or more to the side, takes a few tokens more
+WIDEST_M = 28
+BACK_M = 40  # of a past place; these whole metres are one token
+
+
+@dataclass(frozen=True)
+class Number:
+    """A token that is a piece of a waypoint.
+
+    Attributes:
+        text: As it stands in the text.
+        kind: Pieces of one kind have values that can be compared.
+        value: In steps from one token of the kind to the next.
+        digit: A digit that it has besides, of another number; 0 where it has none.
+    """
+
+    text: str
+    kind: int
+    value: float
+    digit: int = 0
+
+
+def waypoint_tokens() -> tuple[Number, ...]:
+    """The pieces of waypoints."""
+    forward = [
+        Number(f" ({tenth // 10}.{tenth % 10}", 0, tenth) for tenth in range(10 * FARTHEST_M)
+    ]
+    sideways = [
+        Number(f"{digit},{sign}{whole}", 1, whole if not sign else -1 - whole, digit)
+        for sign in ("", "-")
+        for whole in range(WIDEST_M)
+        for digit in range(10)
+    ]
+    rest = [Number(f".{cent:02d})", 2, cent) for cent in range(100)]
+    back = [Number(f" (-{whole}", 3, whole) for whole in range(BACK_M)]
+    return (*forward, *sideways, *rest, *back)
+
 
 def learn_merges(texts: Sequence[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Byte-level BPE that goes on until every pre-token of `texts` is one token.
@@ -75,11 +115,17 @@ def learn_merges(texts: Sequence[str]) -> tuple[dict[str, int], list[tuple[str, 
     return vocab, merges
 
 
-def make_tokenizer(texts: Sequence[str], chat_template: str) -> Qwen2Tokenizer:
-    """A tokenizer to which every word of `texts` is one token; the special tokens come last."""
+def make_tokenizer(
+    texts: Sequence[str], chat_template: str, numbers: Sequence[Number] = ()
+) -> Qwen2Tokenizer:
+    """A tokenizer to which every word of `texts` is one token, and every one of `numbers`.
+
+    The special tokens come last.
+    """
     vocab, merges = learn_merges(texts)
     # With fixed ids from the start: the class adds its end token first and would shift the others.
-    for place, token in enumerate(SPECIAL_TOKENS, start=len(vocab)):
+    added = {number.text: False for number in numbers} | SPECIAL_TOKENS
+    for place, token in enumerate(added, start=len(vocab)):
         vocab[token] = place
     tokenizer = Qwen2Tokenizer(
         vocab=vocab,
@@ -90,11 +136,9 @@ def make_tokenizer(texts: Sequence[str], chat_template: str) -> Qwen2Tokenizer:
         chat_template=chat_template,
         extra_special_tokens=[],
     )
+    # The pre-tokenizer would take numbers apart; what is added is found before it comes.
     tokenizer.add_tokens(
-        [
-            AddedToken(token, special=special, normalized=False)
-            for token, special in SPECIAL_TOKENS.items()
-        ]
+        [AddedToken(token, special=special, normalized=False) for token, special in added.items()]
     )
     return tokenizer
 

@@ -151,3 +151,23 @@ def test_pictures_lie_beside_each_notebook(p: Params):
     for stage in stages:
         pictures = list(Path(p.run_dir / stage / "figures").glob("*.png"))
         assert pictures and all(path.stat().st_size > 2000 for path in pictures), stage
+
+
+@pytest.fixture(scope="module")
+def path_rows(p: Params) -> dict[str, dict]:
+    """The ladder of the demo's second run, on the clips of the first."""
+    second = str(files.PROJECT_ROOT / "params" / "demo_future.yaml")
+    changes = [f"run.outputs_dir={p.run.outputs_dir}", f"dataset.local_dir={p.dataset.local_dir}"]
+    words = ["run", second, "--set", changes[0], "--set", changes[1]]
+    ran = avomni(*words, timeout_s=3000)
+    assert ran.returncode == 0, ran.stderr
+    result = Params.from_files([second], changes).run_dir / "06_evaluate" / "result.json"
+    figures = json.loads(result.read_text())["figures"]
+    assert figures["exact_share_by_row"]["adapted"] == 1.0
+    return {row["name"]: row for row in figures["ladder"]}
+
+
+def test_the_second_run_plans_a_path_by_what_it_sees(path_rows: dict[str, dict]):
+    assert path_rows["adapted"]["value"] <= 0.45 * path_rows["mean"]["value"]
+    for name in ("mean", "constant_velocity", "blind", "trained_blind", "shuffled"):
+        assert path_rows[name]["difference_low"] > 0, name

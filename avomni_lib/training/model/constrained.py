@@ -98,7 +98,11 @@ def _grammar(tokenizer: Any, pattern: str) -> str:
     """
     llguidance = _library()
     added = tokenizer.added_tokens_decoder
-    numbers = {token.content: number for number, token in added.items() if not token.special}
+    numbers = {
+        token.content: number
+        for number, token in added.items()
+        if not token.special and token.content.startswith("<")
+    }
     names = "|".join(map(re.escape, numbers))
     parts = [part for part in re.split(f"({names})", pattern) if part] if names else [pattern]
     if len(parts) > 1 and any(_has_alternatives(part) for part in parts):
