@@ -110,10 +110,10 @@ def test_every_row_bears_its_windows_truth_and_what_its_answer_says(p, scored):
         path = np.diff(drives[row["clip_id"]].travelled(times_s[[0, -1]]))[0]
         assert row["displacement_true_m"] == pytest.approx(path, rel=2e-3)
         assert row["speed_true_mps"] == pytest.approx(path / 1.5, rel=2e-3)
-        written = f"Avg Velocity: {row['speed_mps'] or 0:.2f}m/s"
-        assert row["speed_mps"] is None or written in row["answer"]
+        if row["exact"]:
+            assert f"Avg Velocity: {row['speed_mps']:.2f}m/s" in row["answer"]
         assert row["country"] is not None and row["hour"] is not None
-    assert scored.figures["valid_share_by_row"]["base"] > 0.5, "else this test says little"
+    assert scored.figures["exact_share_by_row"]["base"] > 0.5, "else this test says little"
 
 
 def test_motion_that_goes_on_is_near_the_truth_of_these_steady_drives(p, scored):

@@ -7,7 +7,6 @@ for every policy: each seed is one town, road and traffic, which all of them dro
 from __future__ import annotations
 
 import dataclasses
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +18,8 @@ from avomni_lib.driving.episode import Episode
 from avomni_lib.driving.terms import COLUMNS, terms
 from avomni_lib.errors import AvomniError
 from avomni_lib.evaluation import bootstrap, ladder
-from avomni_lib.evaluation.claims import FEWEST_CLIPS
+from avomni_lib.evaluation.claims import FEWEST_CLIPS, TableWithClaims, gained, intervals
 from avomni_lib.evaluation.scores import MODEL
-from avomni_lib.plan import text_table
 
 ROWS = {
     "expert": "expert, which knows the road",
@@ -50,8 +48,8 @@ HEADINGS = {name: name.upper() for name in COLUMNS} | {
 LEAST_KM = 1e-3  # who has not gone a metre has no rate a km
 
 
-@dataclass(frozen=True)
-class Driven:
+@dataclass(frozen=True, repr=False)
+class Driven(TableWithClaims):
     """What came out of the drives.
 
     Attributes:
@@ -77,16 +75,16 @@ class Driven:
             )
         return [int(seed) for seed in own.sort_values(["scene_score", "km", "seed"])["seed"][:num]]
 
-    def _table(self) -> pd.DataFrame:
+    def table(self) -> pd.DataFrame:
         """The ladder in words, a line a policy."""
         drive = pd.DataFrame(self.figures["drive"])
         apart = (drive["name"] != MODEL) & drive["difference_to_model"].notna()
         differences = drive["difference_to_model"].astype(float).map("{:+.3f}".format)
-        between = _intervals(drive["difference_low"], drive["difference_high"])
+        between = intervals(drive["difference_low"], drive["difference_high"])
         columns = {
             "row": drive["name"].replace(ROWS),
             "scene score": drive["scene_score"].map("{:.3f}".format),
-            "95 % interval": _intervals(drive["low"], drive["high"]),
+            "95 % interval": intervals(drive["low"], drive["high"]),
             "row - model": differences.where(apart, ""),
             "its 95 % interval": between.where(apart, ""),
         }
@@ -94,24 +92,6 @@ class Driven:
             values = [entry[name] for entry in drive["terms"]]
             columns[heading] = ["none" if value is None else f"{value:.2f}" for value in values]
         return pd.DataFrame(columns)
-
-    def __str__(self) -> str:
-        table = self._table()
-        lines = text_table([list(table.columns), *table.to_numpy().tolist()])
-        return "\n".join([lines, "", *(claim["text"] for claim in self.figures["claims"])])
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        texts = [html.escape(claim["text"]) for claim in self.figures["claims"]]
-        claims = "".join(f"<li>{text}</li>" for text in texts)
-        return f"{self._table().to_html(index=False, justify='left')}<ul>{claims}</ul>"
-
-
-def _intervals(low: pd.Series, high: pd.Series) -> pd.Series:
-    words = low.astype(float).map("{:.3f}".format) + " to "
-    words += high.astype(float).map("{:.3f}".format)
-    return words.where(low.notna(), "none")
 
 
 def driven(episodes: Mapping[str, Sequence[Episode]], seed: int = 0) -> Driven:
@@ -232,13 +212,7 @@ def _claim(other: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]
         reason = f"episodes: {num}, too few to trust an interval; it takes {FEWEST_CLIPS}"
         return {"text": f"nothing can be said on whether {what}: {reason}", "holds": False}
     gain, high, low = (0 - other[f"difference_{name}"] for name in ("to_model", "low", "high"))
-    half = f"{(high - low) / 2:.3f}"
-    if low > 0:
-        text = f"{what} by {gain:.3f} ± {half}"
-    elif high < 0:
-        text = f"no evidence that {what}: the model is worse by {-gain:.3f} ± {half}"
-    else:
-        text = f"no evidence that {what}: the gain of {gain:.3f} ± {half} may be none"
+    text = gained(what, gain, low, high, "{:.3f}".format)
     of = f"{model['scene_score']:.3f} against {other['scene_score']:.3f} of {described}"
     sure = f"95 % interval of the gain {low:.3f} to {high:.3f}"
     return {"text": f"{text} (scene score: {of}; {sure}, {num} episodes)", "holds": low > 0}

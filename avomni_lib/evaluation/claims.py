@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import html
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import pandas as pd
+
 from avomni_lib.evaluation.scores import MODEL, metric
+from avomni_lib.plan import text_table
 
 # Resampled, few clips look more alike than they are. Where there is no difference at all one is
 # claimed in 8 % of cases with 5 clips, in 5 % with 10 and in 3 % with 30, where 2.5 % are meant
@@ -59,16 +63,53 @@ def _claim(other: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]
     gain, low, high = (other[f"difference_{name}"] for name in ("to_model", "low", "high"))
     if figure.more_is_better:
         gain, low, high = 0 - gain, 0 - high, 0 - low
-    half = figure.shown((high - low) / 2)
-    if low > 0:
-        text = f"{what} by {gain:.3f} ± {half}"
-    elif high < 0:
-        text = f"no evidence that {what}: the model is worse by {-gain:.3f} ± {half}"
-    else:
-        text = f"no evidence that {what}: the gain of {gain:.3f} ± {half} may be none"
+    text = gained(what, gain, low, high, figure.shown)
     of = f"{model['value']:.3f} against {figure.shown(other['value'])} of {described}"
     if unread:  # such a row is the mean under another name: readers have to know
         shown = "under 1" if unread < 1 else f"{unread:.0f}"
         of += f", {shown} % of whose answers cannot be read and count as the mean's"
     sure = f"95 % interval of the gain {low:.3f} to {figure.shown(high)}"
     return {"text": f"{text} ({figure.words}: {of}; {sure}, {num} clips)", "holds": low > 0}
+
+
+def gained(what: str, gain: float, low: float, high: float, shown: Callable[[float], str]) -> str:
+    """That `what` holds, or its opposite, by the interval of the gain.
+
+    Args:
+        shown: A number of the figure -> its text with the unit.
+    """
+    half = shown((high - low) / 2)
+    if low > 0:
+        return f"{what} by {gain:.3f} ± {half}"
+    if high < 0:
+        return f"no evidence that {what}: the model is worse by {-gain:.3f} ± {half}"
+    return f"no evidence that {what}: the gain of {gain:.3f} ± {half} may be none"
+
+
+def intervals(low: pd.Series, high: pd.Series) -> pd.Series:
+    """Of each row in words."""
+    words = low.astype(float).map("{:.3f}".format) + " to "
+    words += high.astype(float).map("{:.3f}".format)
+    return words.where(low.notna(), "none")
+
+
+class TableWithClaims:
+    """A ladder as text and HTML: its table, and under it the sentences of `figures["claims"]`."""
+
+    figures: dict[str, Any]
+
+    def table(self) -> pd.DataFrame:
+        """The ladder in words, a line a row."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        table = self.table()
+        lines = text_table([list(table.columns), *table.to_numpy().tolist()])
+        return "\n".join([lines, "", *(claim["text"] for claim in self.figures["claims"])])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        texts = [html.escape(claim["text"]) for claim in self.figures["claims"]]
+        claims = "".join(f"<li>{text}</li>" for text in texts)
+        return f"{self.table().to_html(index=False, justify='left')}<ul>{claims}</ul>"

@@ -7,7 +7,6 @@ alone, the base, the model blind, trained blind, with its frames shuffled in tim
 from __future__ import annotations
 
 import functools
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,10 @@ from avomni_lib.dataset.select import split
 from avomni_lib.etl.leaks import leaks
 from avomni_lib.evaluation import answer, baselines, metrics, models
 from avomni_lib.evaluation.answer import Row, held_out_windows
+from avomni_lib.evaluation.claims import TableWithClaims, intervals
 from avomni_lib.evaluation.scores import parts_of
 from avomni_lib.params import Params
-from avomni_lib.plan import Bar, Plan, text_table
+from avomni_lib.plan import Bar, Plan
 from avomni_lib.training.fit.heldout import thinned
 from avomni_lib.training.model import adapter, place
 from avomni_lib.training.prompt import samples
@@ -51,8 +51,8 @@ ROWS = {
 FEW_WINDOWS, FEW_CLIPS = 200, 20
 
 
-@dataclass(frozen=True)
-class Evaluated:
+@dataclass(frozen=True, repr=False)
+class Evaluated(TableWithClaims):
     """What came out of an evaluation.
 
     Attributes:
@@ -65,39 +65,21 @@ class Evaluated:
     figures: dict[str, Any]
     path: Path
 
-    def _table(self) -> pd.DataFrame:
+    def table(self) -> pd.DataFrame:
         """The ladder in words, a line a row."""
         ladder = pd.DataFrame(self.figures["ladder"])
         apart = ladder["name"] != metrics.MODEL
         differences = ladder["difference_to_model"].astype(float).map("{:+.3f}".format)
-        between = _intervals(ladder["difference_low"], ladder["difference_high"])
+        between = intervals(ladder["difference_low"], ladder["difference_high"])
         columns = {
             "row": ladder["name"].replace(ROWS),
             ladder["metric"][0]: ladder["value"].map("{:.3f}".format),
-            "95 % interval": _intervals(ladder["low"], ladder["high"]),
+            "95 % interval": intervals(ladder["low"], ladder["high"]),
             "row - model": differences.where(apart, ""),
             "its 95 % interval": between.where(apart, ""),
             "can be read": ladder["valid_share"].map("{:.1%}".format),
         }
         return pd.DataFrame(columns)
-
-    def __str__(self) -> str:
-        table = self._table()
-        lines = text_table([list(table.columns), *table.to_numpy().tolist()])
-        return "\n".join([lines, "", *(claim["text"] for claim in self.figures["claims"])])
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        texts = [html.escape(claim["text"]) for claim in self.figures["claims"]]
-        claims = "".join(f"<li>{text}</li>" for text in texts)
-        return f"{self._table().to_html(index=False, justify='left')}<ul>{claims}</ul>"
-
-
-def _intervals(low: pd.Series, high: pd.Series) -> pd.Series:
-    words = low.astype(float).map("{:.3f}".format) + " to "
-    words += high.astype(float).map("{:.3f}".format)
-    return words.where(low.notna(), "none")
 
 
 def plan(p: Params) -> Plan:
