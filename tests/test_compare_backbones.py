@@ -24,6 +24,10 @@ def work(tmp_path):
                     frames=rng.integers(0, 256, (24, *size, 3), dtype=np.uint8),
                     path_m=np.arange(24) * (1.0 + number),
                     flow=np.ones(4),
+                    zoom=1.0,
+                    poses=np.zeros((24 + 64, 3)),
+                    speeds=np.full(24, 10.0 * (1.0 + number)),
+                    lane=np.zeros((24, 4)),
                 )
     return tmp_path
 
