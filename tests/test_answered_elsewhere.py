@@ -18,10 +18,8 @@ from avomni_lib.live.session import RECORD_FILE, Session
 from avomni_lib.live.stream import Ready
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
-from avomni_lib.training.fit import trainer
 from avomni_lib.training.model.generate import Sampling
-from tests import cached_run
-from tests.test_ladder import changed, merged
+from tests.test_ladder import changed, trained
 from tests.test_live import NAMES as NAMES_OF_CAMERAS
 from tests.test_live import Clock, p_of
 
@@ -31,11 +29,8 @@ NAMES = {"tiny-base": "base", "avomni": "adapted", "avomni-blind": models.BLIND_
 @pytest.fixture(scope="module")
 def p(tmp_path_factory):
     """A trained run whose prompts tell the car's past."""
-    sections = merged({"prompt": {"ego_history": True}, "evaluation": {"max_windows": 6}})
-    p = cached_run.make(tmp_path_factory.mktemp("elsewhere"), **sections)
-    trainer.train(p)
-    trainer.train_blind(p)
-    return p
+    changes = {"prompt": {"ego_history": True}, "evaluation": {"max_windows": 6}}
+    return trained(tmp_path_factory.mktemp("elsewhere"), changes)
 
 
 @pytest.fixture(scope="module")

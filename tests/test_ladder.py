@@ -44,14 +44,17 @@ def merged(*changes):
     return sections
 
 
-@pytest.fixture(scope="module")
-def p(tmp_path_factory):
-    """A run that is trained and waits for its score."""
-    folder = tmp_path_factory.mktemp("ladder")
-    p = cached_run.make(folder, **merged())
+def trained(folder, *changes):
+    """A run that is trained and waits for its score; `changes` as `merged` takes them."""
+    p = cached_run.make(folder, **merged(*changes))
     trainer.train(p)
     trainer.train_blind(p)
     return p
+
+
+@pytest.fixture(scope="module")
+def p(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("ladder"))
 
 
 @pytest.fixture(scope="module")

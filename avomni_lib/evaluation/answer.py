@@ -231,6 +231,18 @@ class Row:
 Asker = Callable[[Iterable[Batch]], Iterator[tuple[Batch, list[str]]]]
 
 
+def one_by_one(opened: Callable[[], Callable[[Batch], list[str]]]) -> Asker:
+    """Batch after batch; what answers is opened for the first one."""
+
+    def ask(batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[str]]]:
+        say_one = None
+        for batch in batches:
+            say_one = say_one or opened()
+            yield batch, say_one(batch)
+
+    return ask
+
+
 def ask_all(
     rows: Sequence[Row], ask: Asker, kept: Kept | None = None, bar: Bar | None = None
 ) -> dict[tuple[str, int], list[str]]:
@@ -305,13 +317,10 @@ def answers(
     """
     asked = Row.of(windows, indices, batch_size, **row)
 
-    def ask(batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[str]]]:
-        for batch in batches:
-            yield (
-                batch,
-                say_batch(model, conversation, windows, batch, max_new_tokens, constrained),
-            )
+    def say_one(batch: Batch) -> list[str]:
+        return say_batch(model, conversation, windows, batch, max_new_tokens, constrained)
 
+    ask = one_by_one(lambda: say_one)
     return ask_all([asked], ask, kept, bar)[asked.name, asked.sample]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -93,14 +94,14 @@ def intervals(low: pd.Series, high: pd.Series) -> pd.Series:
     return words.where(low.notna(), "none")
 
 
-class TableWithClaims:
+class TableWithClaims(ABC):
     """A ladder as text and HTML: its table, and under it the sentences of `figures["claims"]`."""
 
     figures: dict[str, Any]
 
+    @abstractmethod
     def table(self) -> pd.DataFrame:
         """The ladder in words, a line a row."""
-        raise NotImplementedError
 
     def __str__(self) -> str:
         table = self.table()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,12 +61,12 @@ def asker(p: Params, windows: Windows) -> Asker:
         AvomniError: the server does not serve the adapters that are asked.
     """
     if p.evaluation.server is not None:
-        return _one_by_one(lambda: Server(p, windows))
+        return answer.one_by_one(lambda: Server(p, windows))
     cards = hardware.num_cards()
     num_processes = min(p.training.num_processes, cards or p.training.num_processes)
     if num_processes > 1:
         return functools.partial(_in_processes, p, num_processes)
-    return _one_by_one(lambda: Local(p, windows))
+    return answer.one_by_one(lambda: Local(p, windows))
 
 
 def told_where(p: Params) -> str:
@@ -139,18 +139,6 @@ class Server:
 
         with ThreadPoolExecutor(len(batch.indices)) as pool:
             return list(pool.map(ask, batch.indices, batch.histories))
-
-
-def _one_by_one(opened: Callable[[], Callable[[Batch], list[str]]]) -> Asker:
-    """Batch after batch; what answers is opened for the first one."""
-
-    def ask(batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[str]]]:
-        say = None
-        for batch in batches:
-            say = say or opened()
-            yield batch, say(batch)
-
-    return ask
 
 
 def _in_processes(

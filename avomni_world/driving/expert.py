@@ -28,8 +28,8 @@ def waypoints(env: DriveEnv) -> np.ndarray:
     ahead in it allow; who is ahead is taken to go on with the deceleration that he has.
     """
     way = _way(env)[round(WAYPOINT_S / STEP_S) - 1 :: round(WAYPOINT_S / STEP_S)]
-    astray = env.left_m * np.exp(-way / max(BACK_S * env.state.speed, BACK_M))
-    points, _ = env.scene.road.place(env.along_m + way, drives.EGO_OFFSET_M + astray)
+    beside = env.left_m * np.exp(-way / max(BACK_S * env.state.speed, BACK_M))
+    points, _ = env.scene.road.place(env.along_m + way, drives.EGO_OFFSET_M + beside)
     return env.to_rig(points).astype(np.float32)
 
 
