@@ -89,11 +89,18 @@ def kernels_of(process: subprocess.Popen) -> list[psutil.Process]:
 
 
 def test_a_kernel_killed_while_it_starts(tmp_path, published):
-    """At once, and while it imports."""
+    """At once, and while it imports, which is made to last: a fast machine is done in 0.3 s."""
     params = write_params(tmp_path, published)
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    (slow / "sitecustomize.py").write_text(
+        "import sys, time\nif 'ipykernel_launcher' in sys.orig_argv:\n    time.sleep(20)\n"
+    )
+    path = os.pathsep.join([str(slow), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path}
     command = [*AVOMNI, "run", params, *STAGE, "--json"]
     for seconds in (0.0, 0.3):
-        with subprocess.Popen(command, stdout=-1, stderr=-1, text=True) as process:
+        with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, env=environment) as process:
             while not (kernels := kernels_of(process)):
                 assert process.poll() is None
             time.sleep(seconds)
