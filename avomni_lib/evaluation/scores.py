@@ -124,8 +124,8 @@ class Scores:
     Attributes:
         target: What all its answers speak about.
         models: The R rows of the ladder, in the order of the table.
-        clips: (n,) int64, ascending: a number for each clip; n windows in all, by clip_id and
-            number.
+        windows: The n windows, by clip_id and number.
+        clips: (n,) int64, ascending: a number for each clip.
         places: (R, n) int64, the place in `table` of each greedy answer.
         primary: The figure by which its ladder stands.
 
@@ -157,6 +157,7 @@ class Scores:
             )
 
         self.table, self.target, self.models = table, targets[0], tuple(models)
+        self.windows = windows
         self.places = np.stack([matched(model, 0) for model in models])
         drawn = sorted((key for key in parts if key[1]), key=lambda key: models.index(key[0]))
         self._sampled = {
