@@ -184,7 +184,7 @@ def test_a_sentence_has_the_form_and_stays_as_it_is(text):
 
 @given(truths(events=False))
 def test_every_template_fits_without_a_change(scene):
-    told = causes.told(scene)
+    told = causes.cause(scene)
     assert COC.render(scene) == told
     assert "\n" not in told
 

@@ -192,14 +192,14 @@ class Row:
                 seed of a batch.
         """
         asked = [int(i) for i in indices]
-        told = [histories(i) if histories else "" for i in asked]
+        past_motion = [histories(i) if histories else "" for i in asked]
         places = list(range(len(asked)))
         if sampling is None and getattr(windows, "alike", False):
             # One window for each history, and where among these each window's answer will be.
             by_history: dict[str, int] = {}
-            places = [by_history.setdefault(words, len(by_history)) for words in told]
-            asked = [asked[told.index(words)] for words in by_history]
-            told = list(by_history)
+            places = [by_history.setdefault(words, len(by_history)) for words in past_motion]
+            asked = [asked[past_motion.index(words)] for words in by_history]
+            past_motion = list(by_history)
         batches = []
         for number, first in enumerate(range(0, len(asked), batch_size)):
             part = slice(first, first + batch_size)
@@ -207,7 +207,7 @@ class Row:
                 sampling, seed=_seed(sampling.seed, name, sample, number)
             )
             batches.append(
-                Batch(name, sample, number, tuple(asked[part]), tuple(told[part]), drawn)
+                Batch(name, sample, number, tuple(asked[part]), tuple(past_motion[part]), drawn)
             )
         return cls(name, sample, tuple(batches), tuple(places))
 

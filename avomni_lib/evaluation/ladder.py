@@ -175,14 +175,14 @@ def _rows(p: Params, windows: Windows, chosen: Sequence[int]) -> list[Row]:
     from avomni_lib.training.model.generate import Sampling
     from avomni_lib.training.prompt import history
 
-    def told(index: int) -> str:
+    def past_motion(index: int) -> str:
         if not p.prompt.ego_history:
             return ""
         return history.of_window(windows, index, target_of(p), p.processing.own_from_s)
 
     shown = models.shown(p, windows)
     row = functools.partial(
-        Row.of, indices=chosen, batch_size=p.evaluation.batch_size, histories=told
+        Row.of, indices=chosen, batch_size=p.evaluation.batch_size, histories=past_motion
     )
     rows = [row(view, name=name) for name, view in shown.items()]
     sampling = Sampling(p.evaluation.temperature, p.evaluation.top_p, p.run.seed)

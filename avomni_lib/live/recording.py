@@ -110,8 +110,8 @@ class Recording:
 
     def history(self, p: Params, tick: int) -> str:
         """What the prompt told of the car's past at a tick; empty unless `prompt.ego_history`."""
-        told = history_of(p, self.folder)
-        return "" if told is None else told(float(self.ticks.time_s.loc[tick]))
+        words_at = history_of(p, self.folder)
+        return "" if words_at is None else words_at(float(self.ticks.time_s.loc[tick]))
 
     def latency(self) -> pd.DataFrame:
         """Seconds: a row a part, a column a quantile; see `session.latency`."""
@@ -171,8 +171,8 @@ def replay(p: Params, folder: Path, ask: Callable[..., str]) -> Iterator[tuple[i
     recorded = Recording.read(folder)
     history = history_of(p, folder)
     for row in recorded.answers.itertuples():
-        told = () if history is None else (history(row.time_s),)
-        yield row.tick, row.text, ask(recorded.frames(p, row.tick), *told)
+        past_motion = () if history is None else (history(row.time_s),)
+        yield row.tick, row.text, ask(recorded.frames(p, row.tick), *past_motion)
 
 
 def _ticks(lines: list[dict[str, Any]]) -> pd.DataFrame:

@@ -202,8 +202,10 @@ class Session:
     def answer(self, ready: Ready) -> Answered:
         """Ask the model about a window."""
         asked_ns = self._now_ns()
-        told = () if self._history is None else (self._history(self._time_s(ready.captured_ns)),)
-        text = self._ask(ready.frames, *told)
+        past_motion = (
+            () if self._history is None else (self._history(self._time_s(ready.captured_ns)),)
+        )
+        text = self._ask(ready.frames, *past_motion)
         made = Answered(
             ready.tick,
             text,

@@ -145,14 +145,14 @@ def _cached(p: Params, windows: Windows, index: int) -> Subject:
     window, asked = windows[index], target_of(p)
     truth = windows.truth(index)
     is_known = not asked.horizon_s or truth.future is not None
-    told = ""
+    past_motion = ""
     if p.prompt.ego_history:
-        told = history.of_window(windows, index, asked, p.processing.own_from_s)
+        past_motion = history.of_window(windows, index, asked, p.processing.own_from_s)
     return Subject(
         f"window {window.number} of clip {window.clip_id}",
         np.array(windows.frames(index)),
         np.array(windows.times_us(index)),
-        told,
+        past_motion,
         asked.render(truth) if is_known else None,
         asked.of(truth) if is_known else None,
         lens_of(p, window.clip_id),

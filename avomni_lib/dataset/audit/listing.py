@@ -175,14 +175,14 @@ class Listing:
                 named = defaultdict[str, list[str]](list)
                 for name, (_, reason) in states.items():
                     named[reason].append(name)
-                told = [f"{', '.join(of)}: {reason}" for reason, of in named.items() if reason]
+                reasons = [f"{', '.join(of)}: {reason}" for reason, of in named.items() if reason]
                 rows.append(
                     {
                         "clip_id": clip_id,
                         "chunk": chunk,
                         "split": catalog.split_of(clip_id),
                         "state": min((state for state, _ in states.values()), key=STATES.index),
-                        "reason": "; ".join(told),
+                        "reason": "; ".join(reasons),
                         "features": {name: state for name, (state, _) in states.items()},
                     }
                 )

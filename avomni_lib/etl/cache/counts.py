@@ -63,8 +63,8 @@ def _ranges(each: shard.Shard) -> Iterator[tuple[str, str]]:
         least = 0 if what == "obstacles" else 1  # nobody may be there
         are_whole = all(start + least <= stop for start, stop in ranges)
         if not are_whole or [*(s for s, _ in ranges), rows] != [0, *(s for _, s in ranges)]:
-            told = f"the clips' ranges of {what} do not share out its {rows:,} rows"
-            yield shard.HEADER_FILE, told
+            problem = f"the clips' ranges of {what} do not share out its {rows:,} rows"
+            yield shard.HEADER_FILE, problem
 
 
 def _shapes(each: shard.Shard) -> Iterator[tuple[str, str]]:

@@ -55,10 +55,10 @@ def read(clip: Clip, ego: Egomotion, times: np.ndarray) -> tuple[np.ndarray, dic
     Raises:
         AvomniError: the disk cannot read them.
     """
-    told: dict[str, Any] = {}
+    labelled: dict[str, Any] = {}
     try:
         events = clip.catalog.events(clip.clip_id)
-        told["events"] = [{"start_us": event.start_us, "text": event.text} for event in events]
+        labelled["events"] = [{"start_us": event.start_us, "text": event.text} for event in events]
     except AvomniError as error:
         _raise_of_the_disk(error)
         log.warning("events are left out: %s (%s)", error.what, error.where)
@@ -67,11 +67,11 @@ def read(clip: Clip, ego: Egomotion, times: np.ndarray) -> tuple[np.ndarray, dic
     except AvomniError as error:
         _raise_of_the_disk(error)
         labels, where = None, f" ({error.where})" if error.where else ""
-        told["unlabelled"] = (error.what + where).replace(f"{clip.folder}/", "")
+        labelled["unlabelled"] = (error.what + where).replace(f"{clip.folder}/", "")
     if labels is None:
-        told.setdefault("unlabelled", "the source has no labels of it")
-        return np.zeros((0, len(COLUMNS))), told
-    return placed(labels, ego, int(times[0] - BEFORE_S * 1e6), int(times[-1])), told
+        labelled.setdefault("unlabelled", "the source has no labels of it")
+        return np.zeros((0, len(COLUMNS))), labelled
+    return placed(labels, ego, int(times[0] - BEFORE_S * 1e6), int(times[-1])), labelled
 
 
 def _raise_of_the_disk(error: AvomniError) -> None:

@@ -84,8 +84,12 @@ def plan(p: Params, warnings: Sequence[str] = ()) -> Plan:
         AvomniError: no clip is as long as a window.
     """
     decoder = reader.choose_decoder(p.processing.decoder)
-    told = forecast.plan(p, recipe_of(p), engines.num_workers(p), decoder)
-    rows, figures, all_warnings = [*told.rows], {**told.figures}, [*told.warnings, *warnings]
+    planned = forecast.plan(p, recipe_of(p), engines.num_workers(p), decoder)
+    rows, figures, all_warnings = (
+        [*planned.rows],
+        {**planned.figures},
+        [*planned.warnings, *warnings],
+    )
     if p.download.evict_raw:
         refused = None
         if path_of(p).exists():
@@ -103,7 +107,7 @@ def plan(p: Params, warnings: Sequence[str] = ()) -> Plan:
         figures |= verdict[2]
         if refused:
             all_warnings.append(f"{refused.what}; {refused.fix}")
-    return Plan(told.title, rows, all_warnings, figures)
+    return Plan(planned.title, rows, all_warnings, figures)
 
 
 def recipe_of(p: Params) -> Recipe:
@@ -340,8 +344,8 @@ class Reading:
                 elif isinstance(job, Assembly):
                     self._assembled(job.work.chunk)
                 counts = {"damaged": len(self._reasons), "lost": len(self.lost)}
-                told = [f"{count} {word}" for word, count in counts.items() if count]
-                note = ", ".join(filter(None, [*told, self._prefetch.message]))
+                counted = [f"{count} {word}" for word, count in counts.items() if count]
+                note = ", ".join(filter(None, [*counted, self._prefetch.message]))
                 bar.update(isinstance(job, ClipJob), note)
 
     def _jobs(self) -> Iterator[ClipJob | Assembly | Wait]:

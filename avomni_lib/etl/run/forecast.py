@@ -179,9 +179,11 @@ def plan(p: Params, recipe: Recipe, workers: tuple[int, str], decoder: tuple[str
         ("grid", f"{width}×{height} px", f"{grid}, {recipe.fit}"),
         ("windows", f"{num_windows:,}", f"{length} frames{older}, one every {stride}, all splits"),
     ]
-    for storage, told in both.items():
+    for storage, estimate in both.items():
         is_chosen = "chosen" if storage == p.processing.storage else "not chosen"
-        value = f"{gigabytes(told['cache_bytes'])}, {minutes(told['cpu_seconds'] / workers[0])}"
+        value = (
+            f"{gigabytes(estimate['cache_bytes'])}, {minutes(estimate['cpu_seconds'] / workers[0])}"
+        )
         rows.append((f"cache as {storage}", value, f"about; {is_chosen} by processing.storage"))
     own = both[p.processing.storage]
     peak, free = cache_bytes(p, num_clips, seconds), files.free_bytes(p.cache_dir)
@@ -201,8 +203,8 @@ def plan(p: Params, recipe: Recipe, workers: tuple[int, str], decoder: tuple[str
         "cpu_seconds": own["cpu_seconds"],
         "seconds": own["cpu_seconds"] / workers[0],
         "storages": {
-            name: told | {"seconds": told["cpu_seconds"] / workers[0]}
-            for name, told in both.items()
+            name: estimate | {"seconds": estimate["cpu_seconds"] / workers[0]}
+            for name, estimate in both.items()
         },
     }
     warnings = []

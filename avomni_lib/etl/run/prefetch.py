@@ -196,10 +196,12 @@ class Prefetch:
             return None
         name = gone[0].relative_to(self.p.local_dir).as_posix()
         by = evicted.by_others(self.p).get(name)
-        told = f"{len(gone)} raw files of chunk {chunk}, such as {name},"
+        files_of_it = f"{len(gone)} raw files of chunk {chunk}, such as {name},"
         if any(path in self._working[chunk] for path in gone):
-            return f"{told} went away while it was read" + (f": evicted by {by}" if by else "")
-        return f"{told} were evicted by {by}" if by else f"{told} are not on the disk"
+            return f"{files_of_it} went away while it was read" + (
+                f": evicted by {by}" if by else ""
+            )
+        return f"{files_of_it} were evicted by {by}" if by else f"{files_of_it} are not on the disk"
 
     def _collect(self) -> None:
         """Take what a fetch has brought."""

@@ -82,11 +82,11 @@ def _path(said: Said | None) -> np.ndarray | None:
 
 
 def _words(made: Prediction) -> str:
-    told = [f"{made.model} model, {made.answer.seconds:.1f} s:"]
-    told += canvas.fit(made.answer.text or "(nothing)", LINE_CHARS, MAX_LINES)
+    lines = [f"{made.model} model, {made.answer.seconds:.1f} s:"]
+    lines += canvas.fit(made.answer.text or "(nothing)", LINE_CHARS, MAX_LINES)
     if made.subject.truth is not None:
-        told += ["", "ground truth:", *canvas.fit(made.subject.truth, LINE_CHARS, MAX_LINES)]
-    return "\n".join(told)
+        lines += ["", "ground truth:", *canvas.fit(made.subject.truth, LINE_CHARS, MAX_LINES)]
+    return "\n".join(lines)
 
 
 def _draw_view(axes: Axes, paths: dict[str, np.ndarray]) -> None:

@@ -106,7 +106,7 @@ class LlavaOnevision(squares.InSquares):
         """When each frame was taken, and as which pictures it is shown."""
         times = [time_s for video in videos for time_s in video.times_s]
         stamps = ", ".join(f"{time_s:.2f} s" for time_s in times)
-        told = [
+        sentences = [
             f"The video lasts for {times[-1] - times[0]:.2f} seconds, and {len(times)} frames are "
             f"taken from it, at {stamps}."
         ]
@@ -120,11 +120,11 @@ class LlavaOnevision(squares.InSquares):
                 which = f"Each of the next {video.num_frames} is"
             labels = [square.label for square in shown if square.label]
             if labels:
-                told.append(f"{which} shown as pictures in this order: {', '.join(labels)}.")
+                sentences.append(f"{which} shown as pictures in this order: {', '.join(labels)}.")
             elif len(shown) > 1 or len(videos) > 1:
                 plural = "pictures, row by row from the top left" if len(shown) > 1 else "picture"
-                told.append(f"{which} shown as {len(shown)} {plural}.")
-        return " ".join(told)
+                sentences.append(f"{which} shown as {len(shown)} {plural}.")
+        return " ".join(sentences)
 
     def inputs(
         self,

@@ -163,18 +163,18 @@ class Qwen3VL(Backbone):
                 start += len(run)
         return np.concatenate(found, axis=1).astype(np.int64)
 
-    def pieces(self, rows: torch.Tensor, told: Mapping[str, Any]) -> int | None:
+    def pieces(self, rows: torch.Tensor, inputs: Mapping[str, Any]) -> int | None:
         """Temporal patches: the tower attends within each of them alone."""
-        times, *sizes = told["grid_thw"].T.tolist()
+        times, *sizes = inputs["grid_thw"].T.tolist()
         return sum(times) if all(len(set(each)) == 1 for each in sizes) else None
 
-    def frames_seen(self, rows: torch.Tensor, told: Mapping[str, Any]) -> int:
-        return int(told["grid_thw"][:, 0].sum()) * self.temporal_patch_size
+    def frames_seen(self, rows: torch.Tensor, inputs: Mapping[str, Any]) -> int:
+        return int(inputs["grid_thw"][:, 0].sum()) * self.temporal_patch_size
 
-    def told_of(self, told: Mapping[str, Any], num: int) -> dict[str, Any]:
-        grid = told["grid_thw"][:1].clone()
+    def inputs_of(self, inputs: Mapping[str, Any], num: int) -> dict[str, Any]:
+        grid = inputs["grid_thw"][:1].clone()
         grid[0, 0] = num
-        return {**told, "grid_thw": grid}
+        return {**inputs, "grid_thw": grid}
 
     def prepare(self, model: Any, fuse: bool = True) -> None:
         """Let a loaded base model compute the same in fewer and safer kernels.

@@ -92,8 +92,8 @@ class Opened:
         files.write_json(self.folder / OUTCOME_FILE, done)
 
     def fail(self, error: AvomniError) -> None:
-        told = {"what": error.what, "where": error.where, "fix": error.fix}
-        files.write_json(self.folder / OUTCOME_FILE, {"error": told})
+        fields = {"what": error.what, "where": error.where, "fix": error.fix}
+        files.write_json(self.folder / OUTCOME_FILE, {"error": fields})
 
 
 @contextlib.contextmanager

@@ -77,7 +77,7 @@ def plan(p: Params, probe: bool = True) -> Plan:
     num_answer = len(longest) - len(talk.prompt())
     num_text = len(longest) - talk.num_vision_tokens
     memory = hardware.device_memory(device)
-    told = estimate.training_rows(
+    estimated = estimate.training_rows(
         p,
         steps,
         Tokens(talk.num_vision_tokens, num_text, num_answer, kind.vision_work(talk.videos)),
@@ -86,9 +86,9 @@ def plan(p: Params, probe: bool = True) -> Plan:
         capacity=memory.total if memory else None,
     )
     if probe:
-        files.write_json(p.checkpoints_dir / PLAN_FILE, told[2])
-    warnings = estimate.few_steps_warning(p, steps) + told[1]
-    return Plan("what 05_train will do", rows + told[0], warnings, figures | told[2])
+        files.write_json(p.checkpoints_dir / PLAN_FILE, estimated[2])
+    warnings = estimate.few_steps_warning(p, steps) + estimated[1]
+    return Plan("what 05_train will do", rows + estimated[0], warnings, figures | estimated[2])
 
 
 def train(p: Params, progress: type[Bar] = Bar, watch: job.Watch | None = None) -> Trained:

@@ -38,16 +38,16 @@ class Seen:
         )
         self._tower, tower.forward = tower.forward, self._see
 
-    def _see(self, *pixels: torch.Tensor, **told: Any) -> Any:
+    def _see(self, *pixels: torch.Tensor, **inputs: Any) -> Any:
         """The tower's own output, in whose place this stands."""
         import torch
         from torch.utils._pytree import tree_flatten, tree_unflatten
 
-        rows = pixels[0] if pixels else told.pop("pixel_values")
-        num, num_frames = self.kind.pieces(rows, told), self.kind.frames_seen(rows, told)
+        rows = pixels[0] if pixels else inputs.pop("pixel_values")
+        num, num_frames = self.kind.pieces(rows, inputs), self.kind.frames_seen(rows, inputs)
         self.num_frames = num_frames
         if num is None:
-            return self._tower(rows, **told)
+            return self._tower(rows, **inputs)
         pieces = rows.reshape(num, -1)
         names = pieces.sum(1, dtype=torch.float64).tolist()
         new: dict[float, int] = {}
@@ -57,14 +57,14 @@ class Seen:
             else:
                 is_known = name in self._kept and torch.equal(self._kept[name][0], piece)
             if not is_known and name in names[:place]:  # two pieces of one sum
-                return self._tower(rows, **told)
+                return self._tower(rows, **inputs)
             if not is_known:
                 new[name] = place
         self.num_frames = num_frames * len(new) // num
         if new:
             chosen = rows.reshape(num, -1, *rows.shape[1:])[list(new.values())].flatten(0, 1)
             made, self._shape = tree_flatten(
-                self._tower(chosen, **self.kind.told_of(told, len(new)))
+                self._tower(chosen, **self.kind.inputs_of(inputs, len(new)))
             )
             parts = [[None] * len(new) if each is None else each.chunk(len(new)) for each in made]
             for (name, place), part in zip(new.items(), zip(*parts, strict=True), strict=True):

@@ -40,10 +40,10 @@ def text_of(past: Trajectory, target: Target, own_from_s: float = 0.0) -> str:
     places = [
         f"{past.t_s[i]:.1f}s ({_metres(past.xy_m[i, 0])},{_metres(past.xy_m[i, 1])})" for i in steps
     ]
-    told = " ".join(places) if places else "none"
+    listed = " ".join(places) if places else "none"
     return (
         f" Past places up to the video's {frame}, metres forward and left of "
-        f"there: {told}. Speed there: {_metres(past.speed_mps)}m/s."
+        f"there: {listed}. Speed there: {_metres(past.speed_mps)}m/s."
     )
 
 

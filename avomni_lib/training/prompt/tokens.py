@@ -82,13 +82,13 @@ def tokens_per_sample(p: Params) -> Tokens:
     chat = kind.chat(
         prompt_text(cameras.grid(p.vision.cameras), asked, p.processing.own_from_s), videos
     )
-    told = ""
+    past = ""
     if p.prompt.ego_history:
-        told = history.text_of(straight(-1, 16), asked, p.processing.own_from_s)
+        past = history.text_of(straight(-1, 16), asked, p.processing.own_from_s)
     answer = len(_PIECE.findall(asked.render(usual_truth()))) + 1
     specials = re.compile("|".join(map(re.escape, kind.special_tokens)))
     special = len(specials.findall(chat))
-    plain = sum(len(_PIECE.findall(words)) for words in [*specials.split(chat), told])
+    plain = sum(len(_PIECE.findall(words)) for words in [*specials.split(chat), past])
     text = special + plain + answer - vision
     return Tokens(vision, text, answer, kind.vision_work(videos))
 

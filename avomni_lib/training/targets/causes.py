@@ -88,7 +88,7 @@ class _Deed:
     along: str | None
 
 
-def told(truth: Truth) -> str:
+def cause(truth: Truth) -> str:
     """The sentence about a moment whose `truth.scene` is known.
 
     The car's path is its own next 6.4 s and goes straight on from there; straight ahead where the

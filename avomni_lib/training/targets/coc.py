@@ -40,7 +40,7 @@ def said_of(truth: Truth) -> Said:
     event = sentence(truth.scene.event or "")
     if event:
         return Said(cause=event, cause_from="event")
-    return Said(cause=sentence(causes.told(truth)), cause_from="template")
+    return Said(cause=sentence(causes.cause(truth)), cause_from="template")
 
 
 def sentence(text: str) -> str:

@@ -124,13 +124,15 @@ Refuse = Callable[[str], AvomniError]
 
 def _of(numbers: Callable, names: tuple[str, ...], refuse: Refuse) -> Callable[[Any], Said]:
     def of(truth: Any) -> Said:
-        told = numbers(truth)
-        if not isinstance(told, dict) or set(told) != set(names):
-            raise refuse(f"numbers returned {told!r:.200}; its pattern names {', '.join(names)}")
+        returned = numbers(truth)
+        if not isinstance(returned, dict) or set(returned) != set(names):
+            raise refuse(
+                f"numbers returned {returned!r:.200}; its pattern names {', '.join(names)}"
+            )
         try:
-            return Said(numbers=tuple(float(told[name]) for name in names))
+            return Said(numbers=tuple(float(returned[name]) for name in names))
         except (TypeError, ValueError):
-            raise refuse(f"numbers returned {told!r:.200}, which are no numbers") from None
+            raise refuse(f"numbers returned {returned!r:.200}, which are no numbers") from None
 
     return of
 

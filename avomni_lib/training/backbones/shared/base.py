@@ -171,25 +171,25 @@ class Backbone(ABC):
             videos: What the window shows, where it matters which cells are empty.
         """
 
-    def pieces(self, rows: torch.Tensor, told: Mapping[str, Any]) -> int | None:
+    def pieces(self, rows: torch.Tensor, inputs: Mapping[str, Any]) -> int | None:
         """Into how many equal pieces, which it sees apart, the tower's pictures fall.
 
         Args:
             rows: What the tower is given; pieces lie one after the other along its first axis.
-            told: What else it is given.
+            inputs: What else it is given.
 
         Returns:
             None where they are not equal.
         """
         return None
 
-    def frames_seen(self, rows: torch.Tensor, told: Mapping[str, Any]) -> int:
+    def frames_seen(self, rows: torch.Tensor, inputs: Mapping[str, Any]) -> int:
         """Frames in what the tower is given, or squares where it is given these."""
         return len(rows)
 
-    def told_of(self, told: Mapping[str, Any], num: int) -> dict[str, Any]:
-        """What the tower is told beside `num` of the pieces."""
-        return dict(told)
+    def inputs_of(self, inputs: Mapping[str, Any], num: int) -> dict[str, Any]:
+        """What the tower is given beside `num` of the pieces."""
+        return dict(inputs)
 
     def prepare(self, model: Any, fuse: bool = True) -> None:
         """What is changed about a loaded base model; its weights are not.

@@ -86,7 +86,7 @@ class InSquares(Backbone):
         """Pictures of a window."""
         return sum(video.num_frames * len(self.squares_of(video)) for video in videos)
 
-    def pieces(self, rows: torch.Tensor, told: Mapping[str, Any]) -> int | None:
+    def pieces(self, rows: torch.Tensor, inputs: Mapping[str, Any]) -> int | None:
         """Squares, each a picture of its own."""
         return len(rows)
 
