@@ -246,14 +246,9 @@ def _guarded(call: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
         try:
             return call(request)
         except AvomniError as error:
-            code, told = (
-                getattr(error, "code", "FAILED_PRECONDITION"),
-                "; ".join(
-                    part
-                    for part in (error.where and f"{error.where}: {error.what}", error.fix)
-                    if part
-                ),
-            )
+            code = getattr(error, "code", "FAILED_PRECONDITION")
+            what = f"{error.where}: {error.what}" if error.where else error.what
+            told = f"{what}; {error.fix}" if error.fix else what
         except Exception as error:
             log.exception("%s failed", call.__name__)
             code, told = "INTERNAL", f"{type(error).__name__}: {error}; see the driver's log"
@@ -325,7 +320,7 @@ def summary(driver: Driver) -> str:
     ]
     for kind, seconds in found.items():
         lines.append(f"  {kind:<8} " + ", ".join(f"{q} {s:.3f} s" for q, s in seconds.items()))
-    lines.append(delay_note(found["drive"]["p95"] if found else None))
+    lines.append(delay_note(found["answered"]["p95"] if "answered" in found else None))
     return "\n".join(lines)
 
 
@@ -335,8 +330,8 @@ def delay_note(seconds: float | None = None) -> str:
     if seconds is None:
         return f"the simulator's clock stands while this driver thinks, unless {name} is set"
     return (
-        f"the simulator's clock stood meanwhile, unless {name} was set: {round(seconds * 1e6)} is "
-        "the p95 here"
+        f"the simulator's clock stood meanwhile, unless {name} was set: an answer's p95 here is "
+        f"{round(seconds * 1e6)}"
     )
 
 

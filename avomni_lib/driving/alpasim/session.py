@@ -122,7 +122,7 @@ class Session:
         Pictures of cameras that the model does not see are left aside.
 
         Raises:
-            Refused: it is damaged, or of another size or shape than before.
+            Refused: it is damaged, or of another shape than its lens.
         """
         if camera not in self._frames:
             return
@@ -135,7 +135,6 @@ class Session:
                 where=camera,
                 fix=f"render it in the shape of its lens: height and width of {CONFIG}.cameras",
             )
-        self._sizes[camera] = size
         frames = self._frames[camera]
         frames[time_us] = frame
         while len(frames) > KEPT_FRAMES:
@@ -192,7 +191,16 @@ class Session:
             time_us = self._start_us + round(number * self._every_us)
             if time_us > self._now_us:
                 break
-            frames = {name: self._frame(name, time_us) for name in self._names}
+            taken = {name: self._newest(name, time_us) for name in self._names}
+            late = [name for name, at_us in taken.items() if at_us <= self._shown.get(name, -1)]
+            if late and self._now_us - time_us < self._every_us:
+                break  # they may come before the next call
+            if late:
+                raise self._too_few(late, time_us)
+            frames = {
+                name: (at_us * 1000, self._frames[name][at_us]) for name, at_us in taken.items()
+            }
+            self._forget(taken)
             tick = Tick(self._tick, time_us * 1000, self._now_us * 1000, frames, ())
             newest = self._sliding.add(tick) or newest
             self._tick += 1
@@ -213,24 +221,26 @@ class Session:
             )
         return False
 
-    def _frame(self, name: str, time_us: int) -> tuple[int, av.VideoFrame]:
-        """The camera's last picture at or before a moment, which no look before it has shown."""
-        frames, shown = self._frames[name], self._shown.get(name, -1)
-        seen = [taken for taken in frames if taken <= time_us + JITTER_US]
-        taken = max(seen, default=shown)
-        if taken <= shown:
-            raise Refused(
-                "FAILED_PRECONDITION",
-                f"no new picture between {shown / 1e6:.3f} s and {time_us / 1e6:.3f} s, where the "
-                f"model looks {self._p.processing.sample_hz:g} times a second",
-                where=name,
-                fix=f"set frame_interval_us of {CONFIG}.cameras to {self._every_us:.0f} or less",
-            )
-        self._shown[name] = taken
-        for older in seen:
-            if older < taken:
-                del frames[older]
-        return taken * 1000, frames[taken]
+    def _newest(self, name: str, time_us: int) -> int:
+        """Time of the camera's last picture at or before a moment, -1 where there is none."""
+        until_us = time_us + JITTER_US
+        return max((at_us for at_us in self._frames[name] if at_us <= until_us), default=-1)
+
+    def _forget(self, taken: Mapping[str, int]) -> None:
+        """Keep no pictures but those that come after these."""
+        self._shown.update(taken)
+        for name, at_us in taken.items():
+            frames = self._frames[name]
+            self._frames[name] = {each: frames[each] for each in frames if each > at_us}
+
+    def _too_few(self, names: list[str], time_us: int) -> Refused:
+        return Refused(
+            "FAILED_PRECONDITION",
+            f"no new picture of {', '.join(names)} for {time_us / 1e6:.3f} s, where the model "
+            f"looks {self._p.processing.sample_hz:g} times a second",
+            where=f"drive at {self._now_us / 1e6:.3f} s",
+            fix=f"set frame_interval_us of {CONFIG}.cameras to {self._every_us:.0f} or less",
+        )
 
     def _current(self) -> Pose:
         pose = self._poses_until(self._now_us)[-1:]
