@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import re
 import signal
 import subprocess
@@ -97,7 +98,9 @@ def served() -> Iterator:
         open_ones.append((channel, serving))
 
         def rollout(name: str = "a") -> Rollout:
-            return Rollout(runtime.stub(channel), name)
+            made = Rollout(runtime.stub(channel), name)
+            made.channel = channel
+            return made
 
         rollout.model, rollout.driver = model, driver
         return rollout
@@ -524,12 +527,43 @@ def test_there_is_an_end_to_sessions(served, monkeypatch):
     made("c").start()
 
 
-def test_the_version_and_the_end(served):
+def test_bytes_that_are_no_message_and_methods_that_are_none_end_nothing(served):
+    rollout = served()()
+    rollout.start()
+    for method, code in (("drive", "INTERNAL"), ("fly", "UNIMPLEMENTED")):
+        path = f"/egodriver.EgodriverService/{method}"
+        call = rollout.channel.unary_unary(path, lambda content: content, lambda content: content)
+        assert refused(call, b"\xff" * 9)[0] == code
+    for number in range(5):
+        answered = step(rollout, number, 5.0)
+    assert len(answered.trajectory.poses) == 65
+
+
+def test_the_simulator_may_ask_for_the_version_and_for_the_end():
+    driver, ports = service.Driver(p_of(), Model()), queue.Queue()
+    serving = threading.Thread(target=service.serve, args=(driver, 0, "127.0.0.1", ports.put))
+    serving.start()
+    with runtime.connect(ports.get(timeout=30)) as channel:
+        calls = runtime.stub(channel)
+        assert calls.get_version(egodriver_pb2.Empty()).version_id.startswith("avomni-")
+        calls.shut_down(egodriver_pb2.Empty())
+        serving.join(timeout=30)
+    assert not serving.is_alive()
+
+
+def test_few_pictures_are_kept_however_many_are_shown(served):
     made = served()
-    calls = made().calls
-    assert calls.get_version(egodriver_pb2.Empty()).version_id.startswith("avomni-")
-    calls.shut_down(egodriver_pb2.Empty())
-    assert made.driver.stopped.is_set()
+    rollout = made()
+    rollout.start()
+    for number in range(200):  # 50 a second, where the model looks five times
+        rollout.show(START_US + number * 20_000, shaded(number))
+        if number % 5 == 4:
+            rollout.move(START_US + number * 20_000, 0.0, 0.0, 0.0, 8.0)
+            rollout.drive(START_US + number * 20_000)
+        (held,) = made.driver._held.values()
+        assert number < 5 or all(len(own) <= 10 for own in held.session._frames.values())
+    # Each look shows the last picture at or before it: every tenth.
+    assert [window[-1].mean() for window in made.model.windows[:3]] == [20, 40, 60]
 
 
 # The messages.

@@ -152,7 +152,8 @@ class Driver:
         with self._of(request) as session:
             made = session.drive(request.time_now_us, self._ask)
         is_asked = made.text is not None
-        self.num_unread += is_asked and not made.is_read
+        with self._lock:
+            self.num_unread += is_asked and not made.is_read
         self.seconds.append((time.monotonic() - started, is_asked))
         response = pb.DriveResponse()
         for pose in made.poses:

@@ -31,7 +31,7 @@ from avomni_lib.training.targets.future import FUTURE_STEPS, at_10hz
 
 Asked = Callable[[np.ndarray, str], str]
 JITTER_US = 10_000  # by which a picture may come after the moment that it is for
-KEPT_FRAMES = 32  # of a camera, until the next path is asked for
+KEPT_FRAMES = 32  # of a camera that nobody has looked at yet
 KEPT_POSES_US = 20_000_000
 STALE_US = 500_000  # an older pose is not where the car is
 TURNS_M = 0.05  # of a path in 0.1 s; a shorter piece says no direction
@@ -111,7 +111,7 @@ class Session:
         # The first whole window is due at once: tick 0 is its last.
         self._tick = -int(self._sliding.rows[-1])
         self._every_us = 1e6 / p.processing.sample_hz
-        self._start_us: int | None = None  # of tick 0
+        self._start_us: int | None = None  # of the first tick
         self._poses: list[Pose] = []
         self._now_us = self._first_us = -1
         self._plan: Plan | None = None
@@ -137,8 +137,11 @@ class Session:
             )
         frames = self._frames[camera]
         frames[time_us] = frame
-        while len(frames) > KEPT_FRAMES:
-            del frames[min(frames)]
+        if self._start_us is not None:  # the next look takes the last one before it
+            passed = self._newest(camera, self._next_us())
+            self._frames[camera] = {each: frames[each] for each in frames if each >= passed}
+        while len(self._frames[camera]) > KEPT_FRAMES:
+            del self._frames[camera][min(self._frames[camera])]
 
     def move(self, pose: Pose) -> None:
         """Take a pose in; several may come in any order."""
@@ -184,13 +187,8 @@ class Session:
         """Take the pictures of all moments until now in; the newest window that is due."""
         if self._start_us is None and not self._begin():
             return None
-        assert self._start_us is not None
         newest = None
-        while True:
-            number = self._tick + int(self._sliding.rows[-1])
-            time_us = self._start_us + round(number * self._every_us)
-            if time_us > self._now_us:
-                break
+        while (time_us := self._next_us()) <= self._now_us:
             taken = {name: self._newest(name, time_us) for name in self._names}
             late = [name for name, at_us in taken.items() if at_us <= self._shown.get(name, -1)]
             if late and self._now_us - time_us < self._every_us:
@@ -205,6 +203,12 @@ class Session:
             newest = self._sliding.add(tick) or newest
             self._tick += 1
         return newest
+
+    def _next_us(self) -> int:
+        """When the model looks next."""
+        assert self._start_us is not None
+        number = self._tick + int(self._sliding.rows[-1])
+        return self._start_us + round(number * self._every_us)
 
     def _begin(self) -> bool:
         """Start when every camera has shown a picture."""
