@@ -169,13 +169,13 @@ def episode(
             rollout.route(now_us, observation["route"])
             started = time.monotonic()
             response = rollout.drive(now_us)
-            told = response.debug_info.unstructured_debug_info
+            debug = response.debug_info.unstructured_debug_info
             return {
                 "number": number,
                 "seconds": time.monotonic() - started,
                 "pose": list(pose),
                 "poses": poses(response).tolist(),
-                "said": json.loads(told) if told else None,
+                "said": json.loads(debug) if debug else None,
             }
 
         state = env.state

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -54,13 +55,13 @@ class Model:
     """Says a path at the last picture's brightness in m/s, which bends to the left."""
 
     def __init__(self):
-        self.windows, self.told, self.at_once, self.most = [], [], 0, 0
+        self.windows, self.histories, self.at_once, self.most = [], [], 0, 0
 
-    def __call__(self, frames: np.ndarray, told: str) -> str:
+    def __call__(self, frames: np.ndarray, history: str) -> str:
         self.at_once += 1
         self.most = max(self.most, self.at_once)
         self.windows.append(np.array(frames))
-        self.told.append(told)
+        self.histories.append(history)
         speed = float(frames[-1].mean())
         time.sleep(0.002)
         self.at_once -= 1
@@ -90,9 +91,9 @@ def served() -> Iterator:
     """`served(changes, Runtime)` -> a function that makes rollouts; `served.model` answers."""
     open_ones = []
 
-    def begin(p: Params | None = None, told: Runtime | None = None):
+    def begin(p: Params | None = None, rates: Runtime | None = None):
         model = Model()
-        driver = service.Driver(p or p_of(), model, told)
+        driver = service.Driver(p or p_of(), model, rates)
         serving = service.serving(driver, 0)
         channel = runtime.connect(serving.__enter__())
         open_ones.append((channel, serving))
@@ -246,9 +247,9 @@ def test_the_past_is_told_where_the_prompt_has_it(served, speed):
     rollout.start()
     for number in range(5):
         step(rollout, number, 5.0, speed=speed)
-    (told,) = made.model.told
-    assert told.endswith("Speed there: 8.00m/s.")
-    assert "-0.4s (-3.20,0.00) -0.2s (-1.60,0.00)" in told
+    (history,) = made.model.histories
+    assert history.endswith("Speed there: 8.00m/s.")
+    assert "-0.4s (-3.20,0.00) -0.2s (-1.60,0.00)" in history
 
 
 def test_poses_and_pictures_of_a_step_may_come_in_any_order(served):
@@ -386,8 +387,8 @@ def test_a_malformed_picture_is_refused_and_the_session_goes_on(served, content,
     rollout = served()()
     rollout.start()
     for number in range(5):
-        code, told = refused(rollout.see, rollout.cameras[1], START_US + number, content)
-        assert code == "INVALID_ARGUMENT" and words in told
+        code, said = refused(rollout.see, rollout.cameras[1], START_US + number, content)
+        assert code == "INVALID_ARGUMENT" and words in said
         answered = step(rollout, number, 5.0)
     assert len(answered.trajectory.poses) == 65
 
@@ -415,7 +416,7 @@ SLOW = {"processing": {"sequence_length": 16, "sample_hz": 2}}
 
 
 @pytest.mark.parametrize(
-    ("changes", "told", "words"),
+    ("changes", "rates", "words"),
     [
         (SLOW, Runtime(), "spans 7.5 s and the car drives as recorded for 1.7 s: set runtime.si"),
         (SLOW, Runtime(), "force_gt_duration_us to 7600000, and start the driver with --warm-up 7"),
@@ -424,8 +425,8 @@ SLOW = {"processing": {"sequence_length": 16, "sample_hz": 2}}
         ({}, Runtime(warm_up_s=0.4), "force_gt_duration_us to 500000"),
     ],
 )
-def test_a_session_of_other_rates_is_refused_with_what_mends_it(served, changes, told, words):
-    code, said = refused(served(p_of(**changes), told)().start)
+def test_a_session_of_other_rates_is_refused_with_what_mends_it(served, changes, rates, words):
+    code, said = refused(served(p_of(**changes), rates)().start)
     assert code == "FAILED_PRECONDITION" and words in said
 
 
@@ -662,12 +663,11 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(files.PROJECT_ROOT)}
 
 
-@pytest.fixture(scope="module")
-def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen, int]]:
+@pytest.fixture
+def process(tmp_path: Path) -> Iterator[tuple[subprocess.Popen, int]]:
     """The server's process and its port; all that it printed is read at its end."""
-    folder = tmp_path_factory.mktemp("served")
     words = [sys.executable, "-m", "avomni_lib", "serve", "params/demo_future.yaml", "--base"]
-    words += ["--alpasim", "0", "--set", "live.hop=8", "--set", f"run.outputs_dir={folder}"]
+    words += ["--alpasim", "0", "--set", "live.hop=8", "--set", f"run.outputs_dir={tmp_path}"]
     server = subprocess.Popen(
         words,
         stdout=subprocess.PIPE,
@@ -697,7 +697,7 @@ def play(port: int, seed: int, seconds: float) -> subprocess.Popen:
     )
 
 
-def test_whole_episodes_are_driven_side_by_side_while_a_runtime_is_killed(process):
+def test_whole_episodes_are_driven_side_by_side_and_one_is_killed_before_ctrl_c_ends_it(process):
     server, port = process
     whole, killed = play(port, 3, 2.0), play(port, 4, 12.0)
     # It is killed in its episode, while the other one drives on.
@@ -717,9 +717,6 @@ def test_whole_episodes_are_driven_side_by_side_while_a_runtime_is_killed(proces
         assert each["poses"][0][1:3] == pytest.approx(each["pose"][:2], abs=1e-3)
     assert server.poll() is None
 
-
-def test_after_that_a_new_session_is_driven_and_ctrl_c_ends_the_server(process):
-    server, port = process
     with runtime.connect(port) as channel:
         rollout = Rollout(runtime.stub(channel), "seed 4")  # that of the killed one: still open
         assert refused(rollout.start)[0] == "ALREADY_EXISTS"

@@ -126,9 +126,9 @@ class Driver:
             raise Refused(
                 "INVALID_ARGUMENT", f"{len(poses)} poses with {len(states)} dynamic_states"
             )
-        told = [_pose_of(each) for each in poses]
+        observed = [_pose_of(each) for each in poses]
         with self._of(request) as session:
-            for idx, pose in enumerate(told):
+            for idx, pose in enumerate(observed):
                 if states:
                     speed = float(states[idx].linear_velocity.x)
                     if not np.isfinite(speed):
@@ -162,8 +162,8 @@ class Driver:
             quat = into.pose.quat
             quat.x, quat.y, quat.z, quat.w = pose.rotation.as_quat()
         if is_asked:
-            told = {"text": made.text, "is_read": made.is_read}
-            response.debug_info.unstructured_debug_info = json.dumps(told).encode()
+            answer = {"text": made.text, "is_read": made.is_read}
+            response.debug_info.unstructured_debug_info = json.dumps(answer).encode()
         return response
 
     def get_version(self, request: Any) -> Any:
@@ -175,9 +175,9 @@ class Driver:
         self.stopped.set()
         return pb.Empty()
 
-    def _ask(self, frames: np.ndarray, told: str) -> str:
+    def _ask(self, frames: np.ndarray, history: str) -> str:
         with self._asking:
-            return self._model(frames, told)
+            return self._model(frames, history)
 
     @contextlib.contextmanager
     def _of(self, request: Any) -> Iterator[Session]:
@@ -227,17 +227,17 @@ class Driver:
         }
 
 
-def _pose_of(told: Any) -> Pose:
-    vec, quat = told.pose.vec, told.pose.quat
+def _pose_of(message: Any) -> Pose:
+    vec, quat = message.pose.vec, message.pose.quat
     numbers = np.array([vec.x, vec.y, vec.z, quat.x, quat.y, quat.z, quat.w], np.float64)
     if not np.isfinite(numbers).all() or np.linalg.norm(numbers[3:]) < 0.5:
         raise Refused(
             "INVALID_ARGUMENT",
             f"no pose: place ({vec.x}, {vec.y}, {vec.z}), rotation ({quat.x}, {quat.y}, {quat.z}, "
-            f"{quat.w}) at {told.timestamp_us} µs",
+            f"{quat.w}) at {message.timestamp_us} µs",
             fix="send finite metres and a quaternion of length 1",
         )
-    return Pose(told.timestamp_us, numbers[:3], Rotation.from_quat(numbers[3:]))
+    return Pose(message.timestamp_us, numbers[:3], Rotation.from_quat(numbers[3:]))
 
 
 def _guarded(call: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
@@ -249,11 +249,12 @@ def _guarded(call: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
         except AvomniError as error:
             code = getattr(error, "code", "FAILED_PRECONDITION")
             what = f"{error.where}: {error.what}" if error.where else error.what
-            told = f"{what}; {error.fix}" if error.fix else what
+            details = f"{what}; {error.fix}" if error.fix else what
         except Exception as error:
             log.exception("%s failed", call.__name__)
-            code, told = "INTERNAL", f"{type(error).__name__}: {error}; see the driver's log"
-        context.abort(getattr(grpc.StatusCode, code), told)
+            code = "INTERNAL"
+            details = f"{type(error).__name__}: {error}; see the driver's log"
+        context.abort(getattr(grpc.StatusCode, code), details)
 
     return answer
 

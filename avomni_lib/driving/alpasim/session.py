@@ -263,7 +263,7 @@ class Session:
 
     def _ask(self, ready: Ready, ask: Asked, answered: Answered) -> None:
         made_us = ready.captured_ns // 1000
-        answered.text = ask(ready.frames, self._told(made_us))
+        answered.text = ask(ready.frames, self._history(made_us))
         said = self._target.read(answered.text)
         path = None if said is None else said.waypoints_m
         answered.is_read = path is not None
@@ -275,14 +275,14 @@ class Session:
             waypoints = np.array(path)
         self._plan = Plan(self._pose_at(made_us), at_10hz(waypoints))
 
-    def _told(self, last_us: int) -> str:
+    def _history(self, last_us: int) -> str:
         """The words of the car's past, where the prompt has them."""
         if not self._p.prompt.ego_history:
             return ""
         frame = history.FRAME[self._target.history_ends]
         back = (self._p.processing.sequence_length - 1) * self._every_us if frame == 0 else 0
-        told = self._past(round(last_us - back))
-        return history.text_of(told, self._target, self._p.processing.own_from_s)
+        motion = self._past(round(last_us - back))
+        return history.text_of(motion, self._target, self._p.processing.own_from_s)
 
     def _pose_at(self, time_us: int) -> Pose:
         """Between the poses that are known, or the nearest."""
