@@ -56,6 +56,9 @@ EXAMPLES = {
   python -m avomni_lib live params/demo.yaml                a held-out clip, played as if live
   python -m avomni_lib live params/demo.yaml --set live.seconds=null
   python -m avomni_lib live params/mi300x.yaml own_cameras.yaml --json""",
+    "serve": """
+  python -m avomni_lib serve params/demo_future.yaml --alpasim 6789
+  python -m avomni_lib serve params/mi300x.yaml --alpasim 6789 --warm-up 7.6 --host 0.0.0.0""",
     "export": """
   python -m avomni_lib export params/demo.yaml              into outputs/RUN/merged
   python -m avomni_lib export params/demo.yaml --out outputs/model --dtype float16""",
@@ -443,3 +446,48 @@ def live(
     figures = {"record": str(session.record.folder), **session.counts()}
     figures["latency_s"] = answering.latency(session.answers)
     return CommandOutput(figures, (answering.summary(figures),))
+
+
+@_run_command
+def serve(
+    p: Any,
+    alpasim: Annotated[
+        int,
+        typer.Option("--alpasim", min=0, max=65535, metavar="PORT", help="0 takes a free one"),
+    ] = ...,  # it has to be given
+    base: BaseOnly = False,
+    adapter: AdapterPlace = None,
+    host: Annotated[
+        str, typer.Option("--host", help="0.0.0.0 where the simulator is another machine")
+    ] = "127.0.0.1",
+    warm_up: Annotated[
+        float,
+        typer.Option(
+            "--warm-up", min=0, metavar="SECONDS", help="the simulator's force_gt_duration_us"
+        ),
+    ] = 1.7,
+    frame_hz: Annotated[
+        float,
+        typer.Option("--frame-hz", min=0.1, help="pictures a second that its cameras show"),
+    ] = 10.0,
+) -> CommandOutput:
+    """Serve the trained model as a driver of NVIDIA's simulator AlpaSim, over gRPC."""
+    from avomni_lib.driving import policies
+    from avomni_lib.driving.alpasim import refusals, service
+    from avomni_lib.live import answering
+
+    policies.check(p)
+    runtime = refusals.Runtime(warm_up, frame_hz)
+    for reason in refusals.rate_reasons(p, runtime):
+        print(f"note: every session will be refused: {reason}", file=sys.stderr)
+    driver = service.Driver(p, answering.asker(p, adapter, base), runtime)
+
+    def begun(port: int) -> None:
+        print(f"cameras: {service.camera_names(p)}")
+        print(f"note: {service.delay_note()}")
+        print(f"driver: {host}:{port}, until Ctrl-C", flush=True)
+
+    service.serve(driver, alpasim, host, begun)
+    figures = {"sessions": driver.num_sessions, "drives": len(driver.seconds)}
+    figures |= {"num_unread": driver.num_unread, "latency_s": driver.latency()}
+    return CommandOutput(figures, (service.summary(driver),))

@@ -33,6 +33,7 @@ DOORS = {
     },
     "panda3d": {"avomni_world/scene/render.py"},
     "gymnasium": {"avomni_world/driving/__init__.py", "avomni_world/driving/env.py"},
+    "grpc": {"avomni_lib/driving/alpasim/service.py"},
     "decord": {"avomni_lib/etl/video/decord_reader.py"},
     "ray": {"avomni_lib/etl/run/engines.py"},
     "llguidance": {"avomni_lib/training/model/constrained.py"},

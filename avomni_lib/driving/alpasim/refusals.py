@@ -1,0 +1,137 @@
+"""What a driver does not take: drives that its model cannot do, requests that make no sense."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from avomni_lib.dataset import calibration, cameras
+from avomni_lib.errors import AvomniError
+from avomni_lib.live.stream import Sliding
+from avomni_lib.params import Params
+
+CONFIG = "runtime.simulation_config"  # of AlpaSim's wizard
+POLYNOMIAL = np.polynomial.polynomial.polyval
+FARTHEST = np.linspace(0, np.pi, 4001)  # rad off a lens's axis
+
+
+class Refused(AvomniError):
+    """What the caller did cannot be answered.
+
+    Attributes:
+        code: Name of gRPC's status code.
+    """
+
+    def __init__(self, code: str, what: str, *, where: str | None = None, fix: str | None = None):
+        super().__init__(what, where=where, fix=fix)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What the simulator does that its requests do not tell.
+
+    Attributes:
+        warm_up_s: For so long the car drives as recorded (`force_gt_duration_us`).
+        frame_hz: Pictures a second of each camera (`frame_interval_us`).
+    """
+
+    warm_up_s: float = 1.7
+    frame_hz: float = 10.0
+
+
+def window_s(p: Params) -> float:
+    """Seconds from a window's first picture to its last."""
+    rows = Sliding(p, 1, now_ns=lambda: 0).rows
+    return float(rows[-1]) / p.processing.sample_hz
+
+
+def refuse(p: Params, runtime: Runtime, available: Iterable[Any]) -> None:
+    """Refuse a session that the run's model cannot drive, with all reasons at once.
+
+    Args:
+        available: `AvailableCamera` messages of the request.
+
+    Raises:
+        Refused: its rates, warm-up or cameras do not fit.
+    """
+    named = {each.logical_id or each.intrinsics.logical_id: each.intrinsics for each in available}
+    reasons = [*rate_reasons(p, runtime), *_camera_reasons(p, named)]
+    if reasons:
+        raise Refused("FAILED_PRECONDITION", "; ".join(reasons), where="start_session")
+
+
+def rate_reasons(p: Params, runtime: Runtime) -> Iterator[str]:
+    """Why the simulator's rates do not suit the run's model, each with what mends it."""
+    hz, span_s = p.processing.sample_hz, window_s(p)
+    if hz > runtime.frame_hz * (1 + 1e-9):
+        yield (
+            f"the model looks {hz:g} times a second and cameras show {runtime.frame_hz:g} "
+            f"pictures: set frame_interval_us of {CONFIG}.cameras to {1e6 / hz:.0f}, and start "
+            f"the driver with --frame-hz {hz:g}"
+        )
+    needed_s = math.ceil(10 * (span_s + 1 / runtime.frame_hz) - 1e-6) / 10
+    if needed_s > runtime.warm_up_s + 1e-9:
+        yield (
+            f"the model's window spans {span_s:g} s and the car drives as recorded for "
+            f"{runtime.warm_up_s:g} s: set {CONFIG}.force_gt_duration_us to "
+            f"{round(needed_s * 1e6)}, and start the driver with --warm-up {needed_s:g}"
+        )
+
+
+def _camera_reasons(p: Params, named: dict[str, Any]) -> Iterator[str]:
+    of_grid = cameras.grid(p.vision.cameras).cameras
+    missing = [camera.name for camera in of_grid if camera.name not in named]
+    if missing:
+        others = ", ".join(sorted(filter(None, named))) or "none"
+        yield (
+            f"cameras are missing: {', '.join(missing)} (there are: {others}): add them to "
+            f"{CONFIG}.cameras, or take an adapter that was trained with other vision.cameras"
+        )
+    for camera in of_grid:
+        if camera.name in named and (reason := _lens_reason(camera, named[camera.name])):
+            yield reason
+
+
+def _lens_reason(camera: cameras.Camera, spec: Any) -> str | None:
+    """Why a camera is not the one that the model knows by this name; None where it is."""
+    if not spec.HasField("ftheta_param"):
+        return (
+            f"{camera.name} has no f-theta lens (ftheta_param), as the model's pictures have: take "
+            "scenes of PhysicalAI-AV, whose cameras have one"
+        )
+    if not (spec.resolution_w and spec.resolution_h):
+        return f"{camera.name} has no resolution: fill resolution_w and resolution_h"
+    view = view_deg(spec.ftheta_param, spec.resolution_w)
+    least, most = (
+        camera.fov_deg / calibration.VIEW_TOLERANCE,
+        camera.fov_deg * calibration.VIEW_TOLERANCE,
+    )
+    if not least < view < most:
+        return (
+            f"{camera.name} sees {view:.0f}° across and not about {camera.fov_deg}°: pictures are "
+            "not remapped, so give it the lens of the recorded car"
+        )
+    return None
+
+
+def view_deg(lens: Any, width: float) -> float:
+    """Degrees that an f-theta lens sees across, by whichever of its polynomials is given; or NaN.
+
+    Args:
+        lens: A `FthetaCameraParam` message.
+        width: px.
+    """
+    sides = np.array([lens.principal_point_x, width - lens.principal_point_x])
+    if len(lens.pixeldist_to_angle_poly):
+        angles = POLYNOMIAL(sides, np.array(lens.pixeldist_to_angle_poly))
+    elif len(lens.angle_to_pixeldist_poly):
+        radii = POLYNOMIAL(FARTHEST, np.array(lens.angle_to_pixeldist_poly))
+        angles = np.interp(sides, np.maximum.accumulate(radii), FARTHEST)
+    else:
+        return math.nan
+    return float(np.degrees(angles.sum()))

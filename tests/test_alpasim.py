@@ -1,0 +1,732 @@
+"""The driver for AlpaSim: a stand-in runtime calls it, in order and out of order, alone and not."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from google.protobuf import descriptor_pb2
+
+from avomni_lib import files
+from avomni_lib.driving import policies
+from avomni_lib.driving.alpasim import egodriver_pb2, service
+from avomni_lib.driving.alpasim.refusals import Runtime
+from avomni_lib.errors import AvomniError
+from avomni_lib.params import Params
+from avomni_lib.training.model import generate
+from avomni_lib.training.targets import Said, target
+from avomni_lib.training.targets.future import FUTURE_V1
+from tests import alpasim_runtime as runtime
+from tests.alpasim_runtime import START_US, STEP_US, Rollout, camera, encoded, poses
+
+AHEAD_S = 0.4 * np.arange(1, 17)
+
+
+def p_of(**changes) -> Params:
+    """Windows of three pictures 0.2 s apart, an answer at every second of them."""
+    values = {
+        "processing": {
+            **{"sequence_length": 3, "sample_hz": 5, "tile_width": 12, "tile_height": 8},
+            "fit": "stretch",
+        },
+        "vision": {"window_size": None},
+        "training": {"target": "future_v1"},
+        "live": {"hop": 2},
+    }
+    for section, keys in changes.items():
+        values[section] = values.get(section, {}) | keys
+    return Params.from_values(values)
+
+
+class Model:
+    """Says a path at the last picture's brightness in m/s, which bends to the left."""
+
+    def __init__(self):
+        self.windows, self.histories, self.at_once, self.most = [], [], 0, 0
+
+    def __call__(self, frames: np.ndarray, history: str) -> str:
+        self.at_once += 1
+        self.most = max(self.most, self.at_once)
+        self.windows.append(np.array(frames))
+        self.histories.append(history)
+        speed = float(frames[-1].mean())
+        time.sleep(0.002)
+        self.at_once -= 1
+        return self.say(speed)
+
+    @staticmethod
+    def say(speed: float) -> str:
+        if speed > 240:
+            raise AvomniError("the server is away", where="http://there", fix="wait")
+        if speed > 220:
+            raise RuntimeError("out of memory")
+        if speed > 200:
+            return "I cannot say."
+        return FUTURE_V1.write(Said(waypoints_m=tuple(map(tuple, path_at(speed)))))
+
+
+def path_at(speed: float) -> np.ndarray:
+    return np.stack([speed * AHEAD_S, 0.1 * AHEAD_S**2], axis=1).round(2)
+
+
+def shaded(value: float) -> np.ndarray:
+    return np.full((4, 9, 16, 3), value, np.uint8)
+
+
+@pytest.fixture
+def served() -> Iterator:
+    """`served(changes, Runtime)` -> a function that makes rollouts; `served.model` answers."""
+    open_ones = []
+
+    def begin(p: Params | None = None, rates: Runtime | None = None):
+        model = Model()
+        driver = service.Driver(p or p_of(), model, rates)
+        serving = service.serving(driver, 0)
+        channel = runtime.connect(serving.__enter__())
+        open_ones.append((channel, serving))
+
+        def rollout(name: str = "a") -> Rollout:
+            made = Rollout(runtime.stub(channel), name)
+            made.channel = channel
+            return made
+
+        rollout.model, rollout.driver = model, driver
+        return rollout
+
+    yield begin
+    for channel, serving in open_ones:
+        channel.close()
+        serving.__exit__(None, None, None)
+
+
+def refused(call, *arguments) -> tuple[str, str]:
+    """The status code that a call ends with, and its words."""
+    with pytest.raises(grpc.RpcError) as raised:
+        call(*arguments)
+    return raised.value.code().name, raised.value.details()
+
+
+def step(rollout: Rollout, number: int, value: float, pose=None, speed: float | None = 8.0):
+    """Tell what there is to be seen at a moment, and drive."""
+    now_us = START_US + number * STEP_US
+    rollout.show(now_us, shaded(value))
+    rollout.move(now_us, *(pose or (8.0 * number / 10, 0.0, 0.0)), speed)
+    return rollout.drive(now_us)
+
+
+# What it answers.
+
+
+def test_before_its_window_is_whole_it_answers_an_empty_trajectory(served):
+    rollout = served()()
+    rollout.start()
+    for number in range(4):
+        assert len(step(rollout, number, 5.0).trajectory.poses) == 0
+    assert len(step(rollout, 4, 5.0).trajectory.poses) == 65
+
+
+def test_the_first_pose_is_the_current_one_and_the_others_are_the_path_in_the_local_frame(served):
+    rollout = served()()
+    rollout.start()
+    pose = (100.0, -40.0, 2.0)
+    for number in range(5):
+        answered = step(rollout, number, 6.0, pose)
+    found = poses(answered)
+    assert found[0] == pytest.approx([0.4, *pose], abs=1e-5)
+    assert found[:, 0] == pytest.approx(0.4 + 0.1 * np.arange(65))
+    way = runtime.to_rig(found[4::4, 1:3], *pose)
+    assert way == pytest.approx(path_at(6.0), abs=1e-4)
+    hops = np.diff(found[:, 1:3], axis=0)
+    assert found[1:, 3] == pytest.approx(np.arctan2(hops[:, 1], hops[:, 0]), abs=1e-3)
+    said = json.loads(answered.debug_info.unstructured_debug_info)
+    assert said == {"text": Model.say(6.0), "is_read": True}
+
+
+def test_a_car_on_a_slope_is_told_a_path_on_that_slope(served):
+    rollout = served()()
+    rollout.start()
+    pitch = -0.1  # nose up
+    for number in range(5):
+        now_us = START_US + number * STEP_US
+        rollout.show(now_us, shaded(10.0))
+        request = egodriver_pb2.RolloutEgoTrajectory(session_uuid="a")
+        at = request.trajectory.poses.add(timestamp_us=now_us)
+        at.pose.vec.z = 7.0
+        at.pose.quat.w, at.pose.quat.y = np.cos(pitch / 2), np.sin(pitch / 2)
+        rollout.calls.submit_egomotion_observation(request)
+        answered = rollout.drive(now_us)
+    last = answered.trajectory.poses[-1].pose.vec
+    assert last.z == pytest.approx(7.0 + 64 * np.sin(0.1), abs=1e-3)
+    assert last.x == pytest.approx(64 * np.cos(0.1), abs=1e-3)
+
+
+def test_between_answers_the_last_path_is_followed_on_where_it_was(served):
+    made = served()
+    rollout = made()
+    rollout.start()
+    answers = [poses(step(rollout, number, 5.0 + number)) for number in range(10)]
+    assert [len(window) for window in made.model.windows] == [3, 3]
+    brightness = [window.mean(axis=(1, 2, 3)).tolist() for window in made.model.windows]
+    assert brightness == [[5, 7, 9], [9, 11, 13]]
+    first, later = answers[4], answers[6]
+    # The same places at the same times, from its own current pose on.
+    assert later[0, 1] == pytest.approx(0.8 * 6)
+    assert later[1:63] == pytest.approx(first[3:], abs=1e-5)
+    # Past the path's end it goes straight on.
+    assert later[-1, :3] - later[-2, :3] == pytest.approx(first[-1, :3] - first[-2, :3], abs=1e-4)
+    assert answers[8][4, 1] == pytest.approx(0.8 * 8 + path_at(13.0)[0, 0], abs=1e-4)
+
+
+def test_it_is_shown_what_the_policy_of_the_environment_is_shown(served, monkeypatch):
+    """The same windows to the pixel, and the same waypoints."""
+    p = p_of(processing={"sample_hz": 10}, live={"hop": 1})
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 40, (8, 4, 9, 16, 3)).astype(np.uint8)
+    made = served(p)
+    rollout, shown = made(), []
+    rollout.start()
+
+    class Answerer:
+        name, target, model, conversation = "adapted", target("future_v1"), None, None
+
+    def say(model, talk, frames, *_, histories, constrained):
+        shown.extend(np.array(frames))
+        return [made.model.say(float(window[-1].mean())) for window in frames]
+
+    monkeypatch.setattr(generate, "say", say)
+    Answerer.p = p
+    policy = policies.ModelPolicy(Answerer())
+    policy.start(0, np.zeros((2, 4)))
+    ego = np.zeros((17, 4), np.float32)
+    ego[:, 0], ego[:, 3] = 8.0 * np.arange(-16, 1) / 10, 8.0
+    for number, each in enumerate(pictures):
+        now_us = START_US + number * STEP_US
+        rollout.show(now_us, each)
+        rollout.move(now_us, 8.0 * number / 10, 0.0, 0.0, 8.0)
+        answered = poses(rollout.drive(now_us))
+        waypoints = policy({"cameras": each, "ego": ego})
+        if len(answered):
+            way = runtime.to_rig(answered[4::4, 1:3], 0.8 * number, 0.0, 0.0)
+            assert way == pytest.approx(waypoints, abs=1e-4)
+    assert len(shown) == 6
+    assert np.array_equal(shown, made.model.windows)
+
+
+def test_an_answer_without_a_path_leaves_the_last_one_or_else_the_velocity(served):
+    made = served(p_of(live={"hop": 1}))
+    rollout = made()
+    rollout.start()
+    for number in range(5):
+        kept = poses(step(rollout, number, 210.0))
+    assert kept[-1, 1:3] == pytest.approx([3.2 + 6.4 * 8.0, 0.0], abs=1e-4)
+    step(rollout, 5, 5.0)
+    answered = poses(step(rollout, 6, 5.0))
+    later = poses(step(rollout, 7, 210.0)), poses(step(rollout, 8, 210.0))
+    assert later[1][1:63] == pytest.approx(answered[3:], abs=1e-5)
+    assert made.driver.num_unread == 2
+    assert "answers without a path: 2" in service.summary(made.driver)
+
+
+@pytest.mark.parametrize("speed", [8.0, None])
+def test_the_past_is_told_where_the_prompt_has_it(served, speed):
+    made = served(p_of(prompt={"ego_history": True}))
+    rollout = made()
+    rollout.start()
+    for number in range(5):
+        step(rollout, number, 5.0, speed=speed)
+    (history,) = made.model.histories
+    assert history.endswith("Speed there: 8.00m/s.")
+    assert "-0.4s (-3.20,0.00) -0.2s (-1.60,0.00)" in history
+
+
+def test_poses_and_pictures_of_a_step_may_come_in_any_order(served):
+    answers = []
+    for order in (1, -1):
+        rollout = served()()
+        rollout.start()
+        moments = [(number, START_US + number * STEP_US // 2) for number in range(9)][::order]
+        for number, time_us in moments:
+            rollout.show(time_us, shaded(number))
+            rollout.move(time_us, 0.4 * number, 0.0, 0.0, 8.0)
+        answers.append(poses(rollout.drive(START_US + 4 * STEP_US)))
+    assert answers[0] == pytest.approx(answers[1])
+    assert answers[0][0, 1] == pytest.approx(3.2)
+
+
+def test_a_picture_that_comes_a_call_late_is_waited_for(served):
+    made = served(p_of(processing={"sample_hz": 10}, live={"hop": 1}))
+    rollout = made()
+    rollout.start()
+    for number in range(8):
+        now_us = START_US + number * STEP_US
+        rollout.move(now_us, 0.8 * number, 0.0, 0.0, 8.0)
+        answered = rollout.drive(now_us)
+        rollout.show(now_us, shaded(number))
+    brightness = [window.mean(axis=(1, 2, 3)).tolist() for window in made.model.windows]
+    assert brightness == [[number, number + 1, number + 2] for number in range(5)]
+    # The path begins where the car was when the last picture was taken.
+    assert poses(answered)[3, :2] == pytest.approx([1.0, 0.8 * 6 + path_at(6.0)[0, 0]], abs=1e-4)
+
+
+def test_sessions_do_not_see_each_other_and_are_answered_at_once(served):
+    made = served()
+    rollouts = [made(f"session {number}") for number in range(6)]
+
+    def drive(idx: int) -> np.ndarray:
+        rollouts[idx].start()
+        pose = (10.0 * idx, 0.0, 0.3 * idx)
+        for number in range(9):
+            answered = poses(step(rollouts[idx], number, 3.0 * idx, pose))
+        return runtime.to_rig(answered[4::4, 1:3], *pose)
+
+    with ThreadPoolExecutor(6) as pool:
+        paths = list(pool.map(drive, range(6)))
+    for idx, path in enumerate(paths):
+        assert path == pytest.approx(path_at(3.0 * idx), abs=1e-3)
+    assert made.model.most == 1  # one model, one window at a time
+    assert len(made.model.windows) == 12
+
+
+# What it refuses.
+
+
+def test_calls_in_the_wrong_order_are_told_what_is_wrong_and_end_nothing(served):
+    made = served()
+    rollout = made()
+    for call in (lambda: rollout.drive(START_US), lambda: step(rollout, 0, 1.0), rollout.close):
+        assert refused(call) == ("NOT_FOUND", "session a was never started here; start_session")
+    assert refused(made("").drive, 0)[0] == "NOT_FOUND"
+    assert refused(made("").start) == ("INVALID_ARGUMENT", "a session needs a session_uuid")
+    rollout.start()
+    code, words = refused(rollout.start)
+    assert code == "ALREADY_EXISTS" and "session a runs already" in words
+    for number in range(4):
+        rollout.show(START_US + number * STEP_US, shaded(5.0))
+        assert not rollout.drive(START_US + number * STEP_US).trajectory.poses
+    rollout.show(START_US + 4 * STEP_US, shaded(5.0))
+    code, words = refused(rollout.drive, START_US + 4 * STEP_US)
+    assert code == "FAILED_PRECONDITION"
+    assert words.startswith("drive at 5.400 s: nobody has told where the car is; call submit_ego")
+    rollout.close()
+    assert refused(rollout.close) == ("NOT_FOUND", "session a was closed; start_session")
+    code, words = refused(step, rollout, 5, 1.0)
+    assert code == "NOT_FOUND" and "was closed" in words
+    rollout.start()  # the name is free again, and nothing is left of before
+    assert not step(rollout, 9, 5.0).trajectory.poses
+    code, words = refused(rollout.drive, START_US)
+    assert code == "INVALID_ARGUMENT" and "before that of the last call" in words
+    for number in range(10, 14):
+        answered = step(rollout, number, 5.0)
+    assert len(answered.trajectory.poses) == 65
+
+
+def test_where_the_car_is_has_to_be_told_again(served):
+    rollout = served()()
+    rollout.start()
+    for number in range(5):
+        step(rollout, number, 5.0)
+    for number in range(5, 12):
+        rollout.show(START_US + number * STEP_US, shaded(5.0))
+    code, words = refused(rollout.drive, START_US + 11 * STEP_US)
+    assert code == "FAILED_PRECONDITION" and "where the car is since 5.400 s" in words
+
+
+@pytest.mark.parametrize("numbers", [(np.nan, 0, 0, 1), (0, np.inf, 0, 1), (0, 0, 0, 0)])
+def test_what_is_no_pose_is_refused(served, numbers):
+    rollout = served()()
+    rollout.start()
+    x, y, z, w = numbers
+    request = egodriver_pb2.RolloutEgoTrajectory(session_uuid="a")
+    at = request.trajectory.poses.add(timestamp_us=START_US).pose
+    at.vec.x, at.vec.y, at.quat.z, at.quat.w = x, y, z, w
+    code, words = refused(rollout.calls.submit_egomotion_observation, request)
+    assert code == "INVALID_ARGUMENT" and words.startswith("no pose:")
+
+
+def test_states_that_belong_to_no_pose_are_refused(served):
+    rollout = served()()
+    rollout.start()
+    request = egodriver_pb2.RolloutEgoTrajectory(session_uuid="a")
+    request.dynamic_states.add()
+    code, words = refused(rollout.calls.submit_egomotion_observation, request)
+    assert (code, words) == ("INVALID_ARGUMENT", "0 poses with 1 dynamic_states")
+
+
+NOISE = np.random.default_rng(0).integers(0, 255, (9, 16, 3)).astype(np.uint8)
+WHOLE = {form: encoded(NOISE, form) for form in ("PNG", "JPEG", "GIF")}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "no whole JPEG or PNG"),
+        (b"\x89PNG\r\n\x1a\nnothing", "no whole JPEG or PNG"),
+        (WHOLE["PNG"][:-200], "no whole JPEG or PNG"),
+        (WHOLE["PNG"][:90] + b"\0\1" + WHOLE["PNG"][92:], "no whole JPEG or PNG"),
+        (WHOLE["JPEG"][: len(WHOLE["JPEG"]) // 2], "no whole JPEG or PNG"),
+        (WHOLE["GIF"], "no whole JPEG or PNG"),
+        (encoded(np.zeros((1, 9000, 3), np.uint8)), "9000×1 px, at most 8192 a side"),
+        (encoded(np.zeros((16, 16, 3), np.uint8)), "its lens is for 128×72"),
+    ],
+    ids=["empty", "header", "cut png", "damaged png", "cut jpeg", "gif", "huge", "square"],
+)
+def test_a_malformed_picture_is_refused_and_the_session_goes_on(served, content, words):
+    rollout = served()()
+    rollout.start()
+    for number in range(5):
+        code, said = refused(rollout.see, rollout.cameras[1], START_US + number, content)
+        assert code == "INVALID_ARGUMENT" and words in said
+        answered = step(rollout, number, 5.0)
+    assert len(answered.trajectory.poses) == 65
+
+
+def test_pictures_of_cameras_that_the_model_does_not_see_are_left_aside(served):
+    rollout = served()()
+    rollout.start([camera(name) for name in (*rollout.cameras, "camera_cross_left_120fov")])
+    rollout.see("camera_cross_left_120fov", START_US, b"not even a picture")
+
+
+def test_jpegs_are_pictures_too(served):
+    made = served()
+    rollout = made()
+    rollout.start()
+    for number in range(5):
+        now_us = START_US + number * STEP_US
+        rollout.show(now_us, shaded(7.0), "JPEG")
+        rollout.move(now_us, 0.0, 0.0, 0.0, 8.0)
+        answered = rollout.drive(now_us)
+    assert len(answered.trajectory.poses) == 65
+    assert made.model.windows[0].mean() == pytest.approx(7.0, abs=1.0)
+
+
+SLOW = {"processing": {"sequence_length": 16, "sample_hz": 2}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "rates", "words"),
+    [
+        (SLOW, Runtime(), "spans 7.5 s and the car drives as recorded for 1.7 s: set runtime.si"),
+        (SLOW, Runtime(), "force_gt_duration_us to 7600000, and start the driver with --warm-up 7"),
+        ({}, Runtime(frame_hz=2), "looks 5 times a second and cameras show 2 pictures: set frame"),
+        ({}, Runtime(frame_hz=2), "frame_interval_us of runtime.simulation_config.cameras to 2000"),
+        ({}, Runtime(warm_up_s=0.4), "force_gt_duration_us to 500000"),
+    ],
+)
+def test_a_session_of_other_rates_is_refused_with_what_mends_it(served, changes, rates, words):
+    code, said = refused(served(p_of(**changes), rates)().start)
+    assert code == "FAILED_PRECONDITION" and words in said
+
+
+def test_rates_that_were_mended_are_served(served):
+    served(p_of(**SLOW), Runtime(warm_up_s=7.6))().start()
+
+
+def test_a_session_without_the_models_cameras_is_refused_with_all_that_is_wrong(served):
+    rollout = served()()
+    names = rollout.cameras
+    pinhole, blank, wide = camera(names[1]), camera(names[2]), camera(names[3], view_deg=180)
+    pinhole.intrinsics.ClearField("ftheta_param")
+    blank.intrinsics.resolution_h = 0
+    code, words = refused(rollout.start, [pinhole, blank, wide, camera("camera_cross_left_120fov")])
+    assert code == "FAILED_PRECONDITION"
+    for reason in (
+        f"cameras are missing: {names[0]} (there are: camera_cross_left_120fov, ",
+        f"{names[1]} has no f-theta lens",
+        f"{names[2]} has no resolution",
+        f"{names[3]} sees 180° across and not about 70°: pictures are not remapped",
+    ):
+        assert reason in words
+    assert refused(rollout.drive, START_US)[0] == "NOT_FOUND"
+    code, words = refused(rollout.start, [])
+    assert "(there are: none)" in words
+
+
+def test_a_lens_is_judged_by_whichever_polynomial_is_given(served):
+    rollout = served()()
+    available = [camera(name) for name in rollout.cameras]
+    lens = available[0].intrinsics.ftheta_param
+    per_px = lens.pixeldist_to_angle_poly[1]
+    lens.ClearField("pixeldist_to_angle_poly")
+    assert "sees nan°" in refused(rollout.start, available)[1]
+    lens.angle_to_pixeldist_poly.extend([0.0, 1 / per_px])
+    rollout.start(available)
+
+
+def test_a_camera_that_shows_nothing_or_too_little_is_named(served):
+    made = served()
+    rollout = made()
+    rollout.start()
+    for number in range(17):
+        now_us = START_US + number * STEP_US
+        for name in rollout.cameras[:-1]:
+            rollout.see(name, now_us, WHOLE["PNG"])
+        assert not rollout.drive(now_us).trajectory.poses
+    code, words = refused(rollout.drive, START_US + 17 * STEP_US)
+    assert code == "FAILED_PRECONDITION"
+    assert f"no picture in 1.7 s of {rollout.cameras[-1]}" in words
+    slow = made("slow")
+    slow.start()
+    slow.show(START_US, shaded(5.0))
+    slow.drive(START_US)
+    for number in (1, 2, 3):  # it may still come
+        slow.drive(START_US + number * STEP_US)
+    code, words = refused(slow.drive, START_US + 4 * STEP_US)
+    assert code == "FAILED_PRECONDITION"
+    assert f"no new picture of {', '.join(slow.cameras)} for 5.200 s" in words
+    assert "frame_interval_us of runtime.simulation_config.cameras to 200000" in words
+
+
+@pytest.mark.parametrize(
+    ("value", "code", "words"),
+    [
+        (230.0, "INTERNAL", "RuntimeError: out of memory; see the driver's log"),
+        (250.0, "FAILED_PRECONDITION", "http://there: the server is away; wait"),
+    ],
+)
+def test_a_model_that_fails_is_told_and_the_server_goes_on(served, value, code, words):
+    rollout = served(p_of(live={"hop": 1}))()
+    rollout.start()
+    for number in range(4):
+        step(rollout, number, 5.0)
+    assert refused(step, rollout, 4, value) == (code, words)
+    step(rollout, 5, 5.0)
+    assert len(step(rollout, 6, 5.0).trajectory.poses) == 65
+
+
+def test_a_session_that_nobody_speaks_to_is_given_up_when_another_begins(served, monkeypatch):
+    made = served()
+    left, spoken_to = made("left"), made("spoken to")
+    left.start()
+    spoken_to.start()
+    monkeypatch.setattr(service, "IDLE_S", 0.0)
+    made("new").start()
+    monkeypatch.setattr(service, "IDLE_S", 600.0)
+    code, words = refused(left.drive, START_US)
+    assert code == "NOT_FOUND" and "was given up: nobody spoke to it" in words
+
+
+def test_there_is_an_end_to_sessions(served, monkeypatch):
+    monkeypatch.setattr(service, "MOST_SESSIONS", 2)
+    made = served()
+    made("a").start()
+    made("b").start()
+    assert refused(made("c").start)[0] == "RESOURCE_EXHAUSTED"
+    made("a").close()
+    made("c").start()
+
+
+def test_bytes_that_are_no_message_and_methods_that_are_none_end_nothing(served):
+    rollout = served()()
+    rollout.start()
+    for method, code in (("drive", "INTERNAL"), ("fly", "UNIMPLEMENTED")):
+        path = f"/egodriver.EgodriverService/{method}"
+        call = rollout.channel.unary_unary(path, lambda content: content, lambda content: content)
+        assert refused(call, b"\xff" * 9)[0] == code
+    for number in range(5):
+        answered = step(rollout, number, 5.0)
+    assert len(answered.trajectory.poses) == 65
+
+
+def test_the_simulator_may_ask_for_the_version_and_for_the_end():
+    driver, ports = service.Driver(p_of(), Model()), queue.Queue()
+    serving = threading.Thread(target=service.serve, args=(driver, 0, "127.0.0.1", ports.put))
+    serving.start()
+    with runtime.connect(ports.get(timeout=30)) as channel:
+        calls = runtime.stub(channel)
+        assert calls.get_version(egodriver_pb2.Empty()).version_id.startswith("avomni-")
+        calls.shut_down(egodriver_pb2.Empty())
+        serving.join(timeout=30)
+    assert not serving.is_alive()
+
+
+def test_few_pictures_are_kept_however_many_are_shown(served):
+    made = served()
+    rollout = made()
+    rollout.start()
+    for number in range(200):  # 50 a second, where the model looks five times
+        rollout.show(START_US + number * 20_000, shaded(number))
+        if number % 5 == 4:
+            rollout.move(START_US + number * 20_000, 0.0, 0.0, 0.0, 8.0)
+            rollout.drive(START_US + number * 20_000)
+        (held,) = made.driver._held.values()
+        assert number < 5 or all(len(own) <= 10 for own in held.session._frames.values())
+    # Each look shows the last picture at or before it: every tenth.
+    assert [window[-1].mean() for window in made.model.windows[:3]] == [20, 40, 60]
+
+
+# The messages.
+
+
+def test_the_messages_are_those_of_the_proto_file(tmp_path):
+    name = "avomni_lib/driving/alpasim/egodriver.proto"
+    command = [sys.executable, "-m", "grpc_tools.protoc", "-I.", f"-o{tmp_path}/set", name]
+    subprocess.run(command, check=True, cwd=files.PROJECT_ROOT)
+    (made,) = descriptor_pb2.FileDescriptorSet.FromString((tmp_path / "set").read_bytes()).file
+    held = descriptor_pb2.FileDescriptorProto()
+    egodriver_pb2.DESCRIPTOR.CopyToProto(held)
+    for each in (made, held):  # names for JSON, which protoc fills in or not
+        each.ClearField("source_code_info")
+        for message in [*each.message_type, *(n for m in each.message_type for n in m.nested_type)]:
+            for of_message in message.field:
+                of_message.ClearField("json_name")
+    assert made == held
+
+
+def field(number: int, wire: int, content: bytes) -> bytes:
+    """One field on the wire: 1 is 8 bytes, 2 is bytes with their length, 5 is 4 bytes."""
+    head = bytes([number << 3 | wire])
+    return head + (bytes([len(content)]) + content if wire == 2 else content)
+
+
+def test_alpasims_bytes_are_understood_and_its_other_fields_passed_over():
+    """Numbers and types by NVlabs/alpasim's protos: egodriver, common and sensorsim of v0."""
+    quat, place = field(1, 5, b"\0\0\x80\x3f"), field(2, 5, b"\0\0\0\x40")
+    pose = field(1, 2, place) + field(2, 2, quat)
+    at = field(1, 2, pose) + field(2, 1, (7).to_bytes(8, "little"))
+    state = field(1, 2, place) + field(2, 2, field(1, 5, b"\0\0\0\x40")) + field(3, 2, place)
+    content = field(1, 2, b"id") + field(3, 2, field(1, 2, at)) + field(5, 2, state)
+    ego = egodriver_pb2.RolloutEgoTrajectory.FromString(content)
+    assert ego.session_uuid == "id" and ego.trajectory.poses[0].timestamp_us == 7
+    assert ego.trajectory.poses[0].pose.vec.y == 2 and ego.trajectory.poses[0].pose.quat.w == 1
+    assert ego.dynamic_states[0].linear_velocity.x == 2
+    times = field(2, 1, bytes(8)) + field(3, 1, (9).to_bytes(8, "little"))
+    image = times + field(4, 2, b"jpeg") + field(5, 2, b"front")
+    seen = egodriver_pb2.RolloutCameraImage.FromString(field(1, 2, b"id") + field(3, 2, image))
+    assert (seen.camera_image.frame_end_us, seen.camera_image.image_bytes) == (9, b"jpeg")
+    assert seen.camera_image.logical_id == "front"
+    lens = field(1, 1, bytes(8)) + field(4, 2, bytes(8)) + field(5, 2, bytes(16))
+    spec = field(2, 2, lens) + field(5, 2, b"front") + field(7, 0, b"\x09") + field(8, 0, b"\x10")
+    seen_by = field(3, 2, field(1, 2, spec) + field(3, 2, b"front"))
+    start = field(1, 2, b"id") + field(4, 2, b"") + field(5, 2, field(1, 2, seen_by))
+    (made,) = egodriver_pb2.DriveSessionRequest.FromString(
+        start
+    ).rollout_spec.vehicle.available_cameras
+    assert (made.logical_id, made.intrinsics.resolution_w) == ("front", 16)
+    assert len(made.intrinsics.ftheta_param.angle_to_pixeldist_poly) == 2
+    now = field(3, 1, (5).to_bytes(8, "little"))
+    assert egodriver_pb2.DriveRequest.FromString(now).time_now_us == 5
+    answer = egodriver_pb2.DriveResponse()
+    answer.trajectory.poses.add(timestamp_us=3)
+    assert answer.SerializeToString() == field(
+        2, 2, field(1, 2, field(2, 1, (3).to_bytes(8, "little")))
+    )
+
+
+def test_without_the_extra_one_sentence_names_it():
+    code = (
+        "import sys; sys.modules['grpc'] = None\n"
+        "from avomni_lib.__main__ import main\n"
+        "sys.exit(main(['serve', 'params/demo_future.yaml', '--alpasim', '0', '--base']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=files.PROJECT_ROOT
+    )
+    assert done.returncode == 1
+    assert "the driver for AlpaSim needs grpcio and protobuf" in done.stderr
+    assert "pip install -e '.[alpasim]'" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_run_that_says_no_path_is_not_served(capsys):
+    from avomni_lib.__main__ import main
+
+    assert main(["serve", "params/demo.yaml", "--alpasim", "0", "--base"]) == 1
+    assert "the target summary_v1 says no path to drive along" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_named():
+    driver = service.Driver(p_of(), Model())
+    with (
+        service.serving(driver, 0) as port,
+        pytest.raises(AvomniError, match=f"cannot listen on 127.0.0.1:{port}"),
+        service.serving(driver, port),
+    ):
+        pass
+
+
+# The tiny base, served by a process of its own, and runtimes in theirs.
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(files.PROJECT_ROOT)}
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Iterator[tuple[subprocess.Popen, int]]:
+    """The server's process and its port; all that it printed is read at its end."""
+    words = [sys.executable, "-m", "avomni_lib", "serve", "params/demo_future.yaml", "--base"]
+    words += ["--alpasim", "0", "--set", "live.hop=8", "--set", f"run.outputs_dir={tmp_path}"]
+    server = subprocess.Popen(
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=files.PROJECT_ROOT,
+        env=environment(),
+    )
+    for line in server.stdout:
+        if found := re.match(r"driver: 127\.0\.0\.1:(\d+)", line):
+            break
+    else:
+        raise AssertionError("the server ended before it began")
+    yield server, int(found[1])
+    if server.poll() is None:
+        server.kill()
+
+
+def play(port: int, seed: int, seconds: float) -> subprocess.Popen:
+    words = [sys.executable, "-m", "tests.alpasim_runtime", str(port)]
+    return subprocess.Popen(
+        [*words, "--seed", str(seed), "--seconds", str(seconds)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=files.PROJECT_ROOT,
+        env=environment(),
+    )
+
+
+def test_whole_episodes_are_driven_side_by_side_and_one_is_killed_before_ctrl_c_ends_it(process):
+    server, port = process
+    whole, killed = play(port, 3, 2.0), play(port, 4, 12.0)
+    # It is killed in its episode, while the other one drives on.
+    lines = (json.loads(line) for line in killed.stdout)
+    killed_at = next(each["number"] for each in lines if each["number"] >= 18)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    steps = [json.loads(line) for line in whole.communicate(timeout=200)[0].splitlines()]
+    assert whole.returncode == 0 and killed_at >= 18
+    assert [each["number"] for each in steps] == list(range(36))
+    assert [len(each["poses"]) for each in steps] == [0] * 15 + [65] * 21
+    asked = [each["number"] for each in steps if each["said"]]
+    assert asked == [15, 23, 31]
+    assert all(each["said"]["text"].startswith("Waypoints:") for each in steps if each["said"])
+    assert steps[-1]["end"] == "time" and abs(steps[-1]["left_m"]) < 10
+    for each in steps[15:]:  # the current pose first, as the world has it
+        assert each["poses"][0][1:3] == pytest.approx(each["pose"][:2], abs=1e-3)
+    assert server.poll() is None
+
+    with runtime.connect(port) as channel:
+        rollout = Rollout(runtime.stub(channel), "seed 4")  # that of the killed one: still open
+        assert refused(rollout.start)[0] == "ALREADY_EXISTS"
+        rollout = Rollout(runtime.stub(channel), "new")
+        rollout.start()
+        for number in range(16):
+            answered = step(rollout, number, 5.0)
+        assert len(answered.trajectory.poses) == 65
+    threading.Timer(0.1, server.send_signal, [signal.SIGINT]).start()
+    said, _ = server.communicate(timeout=60)
+    assert server.returncode == 0, said
+    assert "sessions: 3, calls of drive:" in said and "planner_delay_us" in said
+    assert "Traceback" not in said
