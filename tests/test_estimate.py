@@ -158,7 +158,7 @@ def test_before_a_step_was_timed_hours_are_arithmetic_and_say_so():
     rows, _, figures = rows_of(mi300x())
     value, note = rows["time to train"]
     assert value == "4 min" and "estimated, not measured" in note and "27 % of the peak" in note
-    assert figures["train_hours"] == pytest.approx(25 * 6.7 / 3600, abs=0.001)
+    assert figures["train_hours"] == pytest.approx(25 * 8.67 / 3600, abs=0.001)
     assert "cost to train" not in rows and "train_cost" not in figures
 
     eight = mi300x(training={"num_processes": 8})

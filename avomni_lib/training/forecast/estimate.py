@@ -56,8 +56,8 @@ TRAIN_SHARE = 0.5  # of nvidia/PhysicalAI-Autonomous-Vehicles: 153,625 of 306,15
 # AMD's data sheet of the MI300X: bytes of memory, dense bfloat16 operations a second.
 CARD, CARD_BYTES, CARD_FLOPS = "MI300X", 192e9, 1307e12
 # Of the peak, and from where to where it may be: what this training reached on an H200, 8,700 to
-# 9,644 tokens a second (docs/measured.md), over the 1.32 to 1.40 by which a public comparison has an
-# H200 faster than an MI300X at training 8B in bf16. Nobody has run it on the card.
+# 9,644 tokens a second (docs/measured.md), over the 1.32 to 1.40 by which a public comparison has
+# an H200 faster than an MI300X at training 8B in bf16. Nobody has run it on the card.
 UTILISATION, UTILISATION_RANGE = 0.27, (0.25, 0.28)
 
 
