@@ -24,7 +24,6 @@ from avomni_lib.sections import (
     DatasetParams,
     DownloadParams,
     EvaluationParams,
-    LiveParams,
     ModelParams,
     ProcessingParams,
     PromptParams,
@@ -33,6 +32,7 @@ from avomni_lib.sections import (
     VisionParams,
     WorldParams,
 )
+from avomni_lib.sections_online import LiveParams
 
 EXTENDS, DEMO_FILE = "extends", "params/demo.yaml"
 

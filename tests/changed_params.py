@@ -24,6 +24,7 @@ OTHERS = {
     "download.clips.clip_ids": ["a"],
     "download.clips.balance_by": "hour",
     "download.clips.max_clips": 2,
+    "processing.align": "keyframes",
     "processing.num_workers": 3,
     "processing.past.seconds": 1.0,
     "processing.past.hz": 2.0,

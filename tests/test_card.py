@@ -25,6 +25,11 @@ FIGURES = {
     "seconds_per_step": 5.14,
     "data_wait_share": 0.001,
     "peak_memory": {"host_gb": 12.25, "device_gb": 40.5},
+    "gpu_busy_pct": 91.5,
+    "gpu_watts": 640.0,
+    "gpu_celsius": 71.0,
+    "energy_kwh": 0.2195,
+    "joules_per_sample": 205.8,
     "resumed_from_step": 50,
     "headline": "loss 2.51 -> 0.43",
 }

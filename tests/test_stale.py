@@ -46,7 +46,7 @@ STALE: dict[tuple[str, ...], list[str]] = {
     (ETL,): ["download.evict_raw"],
     FROM_ETL: [
         f"processing.{key}"
-        for key in ("sample_hz", "tile_width", "tile_height", "fit", "decoder", "storage")
+        for key in ("sample_hz", "tile_width", "tile_height", "fit", "align", "decoder", "storage")
     ],
     FROM_TILES: [
         *("processing.sequence_length", "processing.stride", *names("prompt")),

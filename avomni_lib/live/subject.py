@@ -124,8 +124,8 @@ def of_folder(p: Params, folder: Path, at_s: float | None = None) -> Subject:
         )
     stamps = {camera: reader.frame_times(path) for camera, path in paths.items()}
     ends = [int(own[-1]) for own in stamps.values()]
-    start = min(sampling.steady_start(list(stamps.values())), min(ends))
-    times = sampling.sample_times([start], ends, p.processing.sample_hz)
+    keys = [reader.key_rows(path) for path in paths.values()] if p.processing.align else []
+    times, _ = sampling.times_of(list(stamps.values()), min(ends), p.processing.sample_hz, keys)
     rows = _rows(p, times, f"videos in {folder}", at_s)
     wanted = times[rows]
     tiles = {}

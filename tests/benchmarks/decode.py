@@ -24,6 +24,7 @@ import imageio_ffmpeg
 import numpy as np
 
 from avomni_lib import files
+from avomni_lib.etl.clip import sampling
 from avomni_lib.etl.video import reader as video
 from avomni_lib.etl.video import stream
 from tests import streams
@@ -32,8 +33,9 @@ from tests.benchmarks.drive import Encoding
 
 FOLDER = files.PROJECT_ROOT / "outputs" / "benchmarks"
 SIZE = (448, 252)
-EVERY = 15  # 2 Hz
+HZ, EVERY = 2.0, 15  # of 30 frames a second
 ROUNDS, OTHER_ROUNDS = 5, 3
+ALIGNED = "H.264 GOP 15, 2 B"
 SAME = {"maxrate": "12M", "bufsize": "12M", "preset": "faster"}
 
 
@@ -125,6 +127,44 @@ def compare(path: Path, num_frames: int, rows: np.ndarray, rounds: int, with_ffm
     return found
 
 
+def aligned(path: Path, num_frames: int, rounds: int) -> dict:
+    """`processing.align` on a stream whose key frames divide the step, from a start between them.
+
+    CPU seconds of ours with it and without, phase included, and of decord's without.
+    """
+    stamps = np.rint(np.arange(num_frames) * 1e6 / drive.FPS).astype(np.int64)
+    first = EVERY // 2  # as where another camera starts later
+    of_two = [stamps, stamps[first:]]
+
+    def ours(align: bool) -> np.ndarray:
+        with stream.opened(path) as video_stream:
+            rows = video_stream.key_rows
+            keys = [rows, rows[rows >= first] - first] if align else []
+            times, _ = sampling.times_of(of_two, int(stamps[-1]), HZ, keys)
+            found = video.read_frames(video_stream, times, timestamps_us=stamps, size=SIZE)
+        return found.images
+
+    cpu_s: dict[str, list[float]] = {"aligned": [], "as it starts": [], "decord": []}
+    rows = np.arange(first, num_frames, EVERY)
+    readers = {
+        "aligned": lambda: ours(True),
+        "as it starts": lambda: ours(False),
+        "decord": lambda: by_decord(path, rows),
+    }
+    for _ in range(rounds):
+        for name, read in readers.items():
+            images, seconds = measured(read)
+            cpu_s[name].append(seconds / len(images))
+            if name == "aligned" and any(n % EVERY for n in drive.numbers(images)):
+                raise RuntimeError(f"not all frames of {path} are key frames")
+    found = {name: round(median(each), 5) for name, each in cpu_s.items()}
+    return {
+        "cpu_s_a_frame": found,
+        "over_decord": round(found["aligned"] / found["decord"], 3),
+        "over_not_aligned": round(found["aligned"] / found["as it starts"], 3),
+    }
+
+
 def count_right() -> dict[str, tuple[int, int]]:
     """(frames right, frames asked) of each small stream, in random order with repeats."""
     rng, counts = np.random.default_rng(7), {}
@@ -153,6 +193,7 @@ def main() -> None:
     off_grid = "H.264 GOP 30, 2 B, between key frames"
     rows = np.arange(7, 600, EVERY)
     clips[off_grid] = compare(paths[MAIN], 600, rows, OTHER_ROUNDS, True)
+    keyed = aligned(paths[ALIGNED], ENCODINGS[ALIGNED].num_frames, ROUNDS)
     counts = count_right()
     head = clips[MAIN]
     record = {
@@ -163,6 +204,7 @@ def main() -> None:
         "frames_asked": sum(asked for _, asked in counts.values())
         + sum(each["asked"] for each in clips.values()),
         "mean_abs_diff_to_ffmpeg": head["mean_abs_diff_to_ffmpeg"],
+        "aligned": keyed,
         "clips": clips,
         "streams": {name: {"right": r, "asked": n} for name, (r, n) in counts.items()},
         "size": SIZE,
@@ -198,6 +240,9 @@ def report(record: dict) -> str:
             "",
             f"PyAV's CPU seconds: {record['pyav_over_decord_cpu']} of decord's, "
             f"{record['pyav_over_ffmpeg_cpu']} of the ffmpeg command line's ({MAIN})",
+            f"processing.align on {ALIGNED}, from between key frames: "
+            f"{record['aligned']['over_decord']} of decord's CPU, "
+            f"{record['aligned']['over_not_aligned']} of ours without it",
             f"frames right: {record['frames_right']:,} of {record['frames_asked']:,} in "
             f"{len(record['streams']) + len(record['clips'])} streams; mean difference to ffmpeg's "
             f"picture: {record['mean_abs_diff_to_ffmpeg']} levels",

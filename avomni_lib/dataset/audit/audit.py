@@ -45,6 +45,8 @@ STAGE = "01_audit"
 LICENSE_DAYS, REMIND_DAYS = 365, 30
 # Hash, checksum and packets of a clip of 6 Mbit/s, measured on one core of a Xeon.
 CORE_BYTES_PER_S = 450e6
+# CPU time of a frame that decodes alone, of one half a group of 15 away (`make bench`).
+ALIGNED_SHARE = 0.34
 DEPTHS = {
     "quick": "names, sizes and tables of contents: nothing that a zip holds is read",
     "full": "every byte once: hashes, streams, clocks, ego motion and calibration",
@@ -142,7 +144,7 @@ def audit(p: Params, hub: Hub | None, progress: type[Bar] = Bar) -> Audit:
         "bytes_read": sum(job.size for job in listed.jobs if scan.outcomes[job.path]["sha256"]),
         "oldest_file": oldest,
     }
-    found += [*_of_the_set(p, hub, figures), *_remarks(streams, facts)]
+    found += [*_of_the_set(p, hub, figures), *_remarks(p, streams, facts)]
     severities = Counter(finding.severity for finding in found)
     figures["findings"] = {word: severities[word] for word in findings.SEVERITIES}
     warnings = []
@@ -268,7 +270,7 @@ def _range(values: list[float]) -> list[float] | None:
     return np.round([min(values), np.median(values), max(values)], 3).tolist() if values else None
 
 
-def _remarks(streams: Facts, facts: Facts) -> Iterator[Finding]:
+def _remarks(p: Params, streams: Facts, facts: Facts) -> Iterator[Finding]:
     """What is no fault but is good to know before the ETL."""
     of_clips = facts.get("egomotion", {}).values()
     past_s = [of_clip["past_video_s"] for of_clip in of_clips if "past_video_s" in of_clip]
@@ -285,6 +287,24 @@ def _remarks(streams: Facts, facts: Facts) -> Iterator[Finding]:
                 "count frames may return a wrong one"
             )
             yield Finding(NOTED, "open GOPs", reason, SET, feature=camera)
+        if met := _could_meet_keys(facts[camera], p.processing.sample_hz):
+            does = "makes" if p.processing.align else "would make"
+            reason = (
+                f"in {met} of {row['num_streams']} streams key frames lie a whole part of the "
+                f"sampling step apart: processing.align: keyframes {does} every wanted frame one, "
+                f"which takes {ALIGNED_SHARE:g} of the CPU time of frames half a group away"
+            )
+            yield Finding(NOTED, "key frames could be met", reason, SET, feature=camera)
+
+
+def _could_meet_keys(facts: dict[str, dict[str, Any]], sample_hz: float) -> int:
+    """Streams of a camera whose groups of pictures have one length that divides the step."""
+    num = 0
+    for of_clip in facts.values():
+        if of_clip.get("is_constant") and len(of_clip["gops"]) == 1:
+            step, gop = of_clip["fps"] / sample_hz, int(next(iter(of_clip["gops"])))
+            num += gop > 1 and step > gop - 0.01 and abs(step / gop - round(step / gop)) < 0.01
+    return num
 
 
 def _ends(facts: Facts, selection: Selection) -> Iterator[Finding]:

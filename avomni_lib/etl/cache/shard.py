@@ -77,7 +77,7 @@ def arrays_in(header: Mapping[str, Any]) -> Mapping[str, str]:
 
 def beside(told: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """What a clip's row of the header tells of others and events, as one of its arrays."""
-    told = {name: told[name] for name in ("events", "unlabelled") if told.get(name)}
+    told = {name: told[name] for name in ("events", "unlabelled", "phase_us") if told.get(name)}
     return {"told": np.array(json.dumps(told))} if told else {}
 
 

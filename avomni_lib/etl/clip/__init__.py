@@ -1,6 +1,7 @@
 """One clip to arrays.
 
 sampling    `sample_clip`: the whole clip, a pure function
+phase       where sampling starts, so that key frames are met
 egomotion   poses at any time
 trajectory  past and future paths in the frame of a moment
 manoeuvre   the manoeuvre of the next 3 s

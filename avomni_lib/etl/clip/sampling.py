@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,10 +13,12 @@ from avomni_lib import grids
 from avomni_lib.dataset import calibration, cameras, checks, findings
 from avomni_lib.dataset.clip import Clip
 from avomni_lib.dataset.limits import HISTORY_S
+from avomni_lib.dataset.stored_zip import ByteRange
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl.clip import obstacles, prints, tiling
+from avomni_lib.etl.clip import obstacles, phase, prints, tiling
 from avomni_lib.etl.clip.egomotion import Egomotion
-from avomni_lib.etl.video import reader
+from avomni_lib.etl.video import reader, stream
+from avomni_lib.etl.video.stream import Stream
 
 TRACK_HZ = 10
 
@@ -32,6 +35,7 @@ class Recipe:
         horizon_s: Seconds of ego motion kept after the last frame.
         decoder: `pyav` or `decord`.
         obstacles: Whether other road users and events are kept.
+        align: `keyframes`, or None: whether the wanted times are moved, as `phase` says.
     """
 
     setup: str | grids.Rows
@@ -41,6 +45,7 @@ class Recipe:
     horizon_s: float
     decoder: str
     obstacles: bool = False
+    align: str | None = None
 
 
 def sample_times(starts_us: list[int], ends_us: list[int], sample_hz: float) -> np.ndarray:
@@ -88,7 +93,8 @@ class Sampled:
     Attributes:
         arrays: The cache's, N frames of them: frames, prints, timestamps, times, egomotion and
             track; and obstacles where the recipe asks for them.
-        told: What the clip's row of the header tells of others and events.
+        told: What the clip's row of the header tells of others and events; and `phase_us`, by how
+            much `processing.align` has moved the wanted times.
     """
 
     arrays: dict[str, np.ndarray]
@@ -106,14 +112,32 @@ def sample_clip(clip: Clip, recipe: Recipe) -> Sampled:
     """
     grid = cameras.grid(recipe.setup)
     stamps = {camera.name: clip.timestamps(camera.name) for camera in grid.cameras}
-    times, ego = clip_times(clip, list(stamps.values()), recipe.sample_hz, recipe.horizon_s)
+    with contextlib.ExitStack() as held:
+        videos: dict[str, ByteRange | Stream] = {name: clip.video(name) for name in stamps}
+        if recipe.align:
+            # Opened once for their key frames and their pictures, so all of them are held.
+            videos = {n: held.enter_context(stream.opened(videos[n])) for n in stamps}
+        return _sample(clip, recipe, stamps, videos)
+
+
+def _sample(
+    clip: Clip,
+    recipe: Recipe,
+    stamps: Mapping[str, np.ndarray],
+    videos: Mapping[str, ByteRange | Stream],
+) -> Sampled:
+    grid = cameras.grid(recipe.setup)
+    keys = [each.key_rows for each in videos.values() if isinstance(each, stream.Stream)]
+    times, ego, phase_us = clip_times(
+        clip, list(stamps.values()), recipe.sample_hz, recipe.horizon_s, keys
+    )
     width, height = tiling.grid_size(grid, recipe.tile)
     frames = np.zeros((len(times), height, width, 3), dtype=np.uint8)
     taken = np.empty((len(times), len(grid.cameras)), dtype=np.int64)
     rows: list[tuple[str, str, Mapping[str, float], tuple[int, int] | None]] = []
     for column, camera in enumerate(grid.cameras):
         tile = tiling.tile_of(frames, grid, recipe.tile, camera.name)
-        drawn = draw_camera(clip, camera.name, times, stamps[camera.name], recipe, tile)
+        drawn = draw_camera(videos[camera.name], times, stamps[camera.name], recipe, tile)
         taken[:, column] = drawn.timestamps_us
         rows += [
             ("camera_intrinsics", camera.name, clip.intrinsics(camera.name), drawn.stored_size),
@@ -129,16 +153,23 @@ def sample_clip(clip: Clip, recipe: Recipe) -> Sampled:
     told: dict[str, Any] = {}
     if recipe.obstacles:
         arrays["obstacles"], told = obstacles.read(clip, ego, times)
+    if phase_us:
+        told["phase_us"] = phase_us
     return Sampled(arrays, told)
 
 
 def clip_times(
-    clip: Clip, stamps: Sequence[np.ndarray], sample_hz: float, horizon_s: float
-) -> tuple[np.ndarray, Egomotion]:
-    """When a clip is sampled, (N,) int64 µs, and the ego motion that this follows from.
+    clip: Clip,
+    stamps: Sequence[np.ndarray],
+    sample_hz: float,
+    horizon_s: float,
+    keys: Sequence[np.ndarray] = (),
+) -> tuple[np.ndarray, Egomotion, int]:
+    """When a clip is sampled, (N,) int64 µs, the ego motion that this follows from, and the phase.
 
     Args:
         stamps: (N,) int64 µs of each camera.
+        keys: Of each camera the rows of its key frames; none where nothing is aligned.
 
     Raises:
         AvomniError: the ego motion is damaged or does not cover what all cameras show, or there is
@@ -149,8 +180,31 @@ def clip_times(
     columns = clip.egomotion()
     findings.refuse(checks.egomotion(columns, first, last, horizon_s)[1], where)
     ego = Egomotion.from_columns(columns, (first, int(last + horizon_s * 1e6)))
+    times, phase_us = times_of(stamps, last, sample_hz, keys)
+    return times, ego, phase_us
+
+
+def times_of(
+    stamps: Sequence[np.ndarray], last_us: int, sample_hz: float, keys: Sequence[np.ndarray] = ()
+) -> tuple[np.ndarray, int]:
+    """(wanted times, (N,) int64 µs; by how much they were moved for key frames, µs).
+
+    Moved ones begin within a step of where they would have: by a negative phase the first of them
+    would be before all cameras show something, and is left out.
+
+    Args:
+        stamps, keys: As `clip_times` takes them.
+        last_us: The last moment that all of them show.
+    """
     # Where cameras share less than an interval, they share their last moment.
-    return sample_times([min(steady_start(stamps), last)], [last], sample_hz), ego
+    start = min(steady_start(stamps), last_us)
+    times = sample_times([start], [last_us], sample_hz)
+    step_us = 1e6 / sample_hz
+    moved = phase.shift_us(times, stamps, keys, step_us) if keys else 0
+    first = start + moved + (round(step_us) if moved < 0 else 0)
+    if not moved or first > last_us:
+        return times, 0
+    return sample_times([first], [last_us], sample_hz), moved
 
 
 def clip_motion(ego: Egomotion, times: np.ndarray, horizon_s: float) -> dict[str, np.ndarray]:
@@ -172,8 +226,7 @@ def clip_motion(ego: Egomotion, times: np.ndarray, horizon_s: float) -> dict[str
 
 
 def draw_camera(
-    clip: Clip,
-    name: str,
+    video: ByteRange | Stream,
     times: np.ndarray,
     stamps: np.ndarray,
     recipe: Recipe,
@@ -182,7 +235,7 @@ def draw_camera(
     """Fill one camera's tile in all frames; returns what was read."""
     size = tile.shape[2], tile.shape[1]
     frames = reader.read_frames(
-        clip.video(name),
+        video,
         times,
         timestamps_us=stamps,
         size=lambda *source: tiling.fit_tile(source, size, recipe.fit).resized,

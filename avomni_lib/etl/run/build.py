@@ -121,6 +121,7 @@ def recipe_of(p: Params) -> Recipe:
         processing.horizon_s,
         reader.choose_decoder(processing.decoder)[0],
         processing.obstacles,
+        processing.align,
     )
 
 
@@ -206,6 +207,7 @@ def description(p: Params) -> dict[str, Any]:
         "history_s": HISTORY_S,
         "horizon_s": recipe.horizon_s,
         **(obstacles.HEADER if recipe.obstacles else {}),
+        **({"align": recipe.align} if recipe.align else {}),
     }
 
 

@@ -6,6 +6,7 @@ rate, a start at zero or an order of the wanted times.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -109,6 +110,16 @@ def frame_times(source: ByteRange | Path | bytes) -> np.ndarray:
         return np.array(video.times_us, dtype=np.int64)
 
 
+def key_rows(source: ByteRange | Path | bytes) -> np.ndarray:
+    """(K,) int: the frames of a file, in presentation order, that decode alone.
+
+    Raises:
+        AvomniError: it is missing or damaged.
+    """
+    with stream.opened(source) as video:
+        return video.key_rows
+
+
 def check_clock(timestamps_us: np.ndarray, video: stream.Stream) -> None:
     """Refuse (as `Damaged`) timestamps, (N,) int64 µs, whose rows are not this file's frames."""
     found = checks.agree(video.times_us, timestamps_us, 1e6 * float(video.time_base))
@@ -116,7 +127,7 @@ def check_clock(timestamps_us: np.ndarray, video: stream.Stream) -> None:
 
 
 def read_frames(
-    source: ByteRange | Path | bytes,
+    source: ByteRange | Path | bytes | stream.Stream,
     wanted_us: np.ndarray,
     *,
     timestamps_us: np.ndarray | None = None,
@@ -126,7 +137,7 @@ def read_frames(
     """The frames of a video that show the wanted times, each the last one at or before its time.
 
     Args:
-        source: A member of a zip, a file, or a file's bytes.
+        source: A member of a zip, a file, a file's bytes, or what is open already and stays so.
         wanted_us: (T,) int64 µs, in any order, repeats allowed.
         timestamps_us: (N,) int64 µs of the file's N frames on the clip's clock. None: the file's
             own times, counted from its first frame.
@@ -140,7 +151,8 @@ def read_frames(
             rows, or one that is missing or damaged.
     """
     choice, reason = choose_decoder(decoder)
-    with stream.opened(source) as video:
+    held = isinstance(source, stream.Stream)
+    with contextlib.nullcontext(source) if held else stream.opened(source) as video:
         if timestamps_us is None:
             timestamps_us = video.times_us
         timestamps_us = np.asarray(timestamps_us, dtype=np.int64)

@@ -80,6 +80,12 @@ class Stream:
         """Indices of `packets` that are key frames."""
         return np.array(self.scan.keys, dtype=int)
 
+    @property
+    def key_rows(self) -> np.ndarray:
+        """(K,) int: the frames, in presentation order, that decode alone."""
+        shown = [packet for packet in self.starts if packet not in self.scan.hidden]
+        return np.array([self.row_of(packet) for packet in shown], dtype=int)
+
     @functools.cached_property
     def leading(self) -> np.ndarray:
         """(num packets,) bool: pictures shown before the key frame that they follow.

@@ -46,7 +46,7 @@ _SOURCE = (
     *_keys("download", "target_chunks target_size_gb chunks clips evict_raw"),
     *("vision.cameras", "processing.obstacles", "run.seed"),
 )
-_TILES = _keys("processing", "sample_hz tile_width tile_height fit")
+_TILES = _keys("processing", "sample_hz tile_width tile_height fit align")
 _CACHE = (*_TILES, *_keys("processing", "decoder storage horizon_s obstacles"))
 _WINDOWS = _keys("processing", "sequence_length stride past.seconds past.hz past.scale")
 _TRAINING = (

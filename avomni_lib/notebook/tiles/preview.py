@@ -22,6 +22,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache.memmap import EGOMOTION_COLUMNS, CachedClip
 from avomni_lib.etl.cache.windows import Windows, none_fits
 from avomni_lib.etl.clip import sampling
+from avomni_lib.etl.video import reader
 from avomni_lib.notebook import circumstances
 from avomni_lib.notebook.plots import tiles
 from avomni_lib.notebook.tiles.choice import Choice, Footage
@@ -136,7 +137,10 @@ class Preview:
         clip, horizon_s = self.raw.clip(clip_id), self.p.processing.horizon_s
         own = cameras.grid(self.p.vision.cameras).cameras
         stamps = [clip.timestamps(camera.name) for camera in own]
-        times, ego = sampling.clip_times(clip, stamps, sample_hz, horizon_s)
+        keys = []
+        if self.p.processing.align:
+            keys = [reader.key_rows(clip.video(camera.name)) for camera in own]
+        times, ego, _ = sampling.clip_times(clip, stamps, sample_hz, horizon_s, keys)
         return Motion(**sampling.clip_motion(ego, times, horizon_s))
 
     def is_cached(self, choice: Choice) -> bool:

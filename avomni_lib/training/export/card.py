@@ -38,6 +38,11 @@ MEASURED = {
     "seconds_per_step": "seconds a step",
     "data_wait_share": "share of them that waited for data",
     "peak_memory": "peak memory, GB",
+    "gpu_busy_pct": "cards busy, % of the time",
+    "gpu_watts": "watts, all cards",
+    "gpu_celsius": "°C of the hottest card",
+    "energy_kwh": "kWh of training",
+    "joules_per_sample": "joules a sample",
 }
 SERVED_NAME = "avomni"
 # vLLM's `--max-lora-rank` takes these values alone.

@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from avomni_lib import hardware
 from avomni_lib.errors import AvomniError
 from avomni_lib.plan import Bar
+from avomni_lib.training.fit.energy import Sampler
 from avomni_lib.training.fit.sft import WindowTrainer
 
 Report = Callable[[dict[str, Any]], None]
@@ -42,6 +43,7 @@ class Meter(TrainerCallback):
         stop: Set from outside to save and stop after the running step.
         pause: Called once, after the first `PROBE_STEPS` steps; where it says so, the training ends
             there and saves nothing.
+        cards: Who asks them what they do; this process's first rank alone.
     """
 
     def __init__(
@@ -55,11 +57,13 @@ class Meter(TrainerCallback):
         report: Report | None = None,
         stop: threading.Event | None = None,
         pause: Pause | None = None,
+        cards: Sampler | None = None,
     ):
         self.trainer, self.bar, self.every = trainer, bar, every
         self.windows_per_step, self.num_windows = windows_per_step, num_windows
         self.report, self.stop = report, stop or threading.Event()
         self.pause, self.timed = pause, []
+        self.cards = cards
         self.stopped = self.abandoned = False
         # Seconds, CPU seconds, seconds of waiting for data and tokens since the last line, without
         # those of checkpoints.
@@ -126,6 +130,8 @@ class Meter(TrainerCallback):
             "tokens_per_s": round(tokens / seconds, 1),
             "memory_gb": round(_memory_gb(self.trainer.args.device), 3),
         }
+        if self.cards:
+            line |= self.cards.taken(seconds)
         self.trainer.checkpoints.metrics.add(line)
         if self.report:
             self.report(line)

@@ -10,6 +10,7 @@ from typing import Any
 
 from avomni_lib import hardware
 from avomni_lib.hardware import Choice
+from avomni_lib.training.fit import energy
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Trained:
         record: What the adapter was made from and for.
         metrics: One dict a line of `metrics.jsonl`: step, epoch, loss, token_accuracy,
             learning_rate, grad_norm; since the line before seconds, cpu_seconds, data_wait_s,
-            samples_per_s, tokens_per_s; memory_gb so far.
+            samples_per_s, tokens_per_s; memory_gb so far; where there is a card, what `energy`
+            found: gpu_busy_pct, gpu_watts, gpu_celsius, gpu_joules.
         choices: What was chosen for the user, each a (value, reason).
         figures: As in `result.json`.
         stopped_at: The step after which a signal stopped it; None where it went to its end.
@@ -58,7 +60,7 @@ def figures(
     begin, end = (statistics.fmean(part) for part in (losses[:few], losses[-few:]))
     taken = metrics[-1]["step"]
     peak = hardware.peak_memory(device)
-    return {
+    return energy.figures(metrics) | {
         "headline": f"loss {begin:.2f} -> {end:.2f} in {taken} steps",
         "num_windows": record["num_windows"],
         "num_clips": len(record["training_clip_ids"]),

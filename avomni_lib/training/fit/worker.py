@@ -36,6 +36,7 @@ from avomni_lib.training.backbones import backbone
 from avomni_lib.training.doctor import doctor
 from avomni_lib.training.fit import environment, heldout, job, outcome
 from avomni_lib.training.fit.checkpoints import Checkpoints
+from avomni_lib.training.fit.energy import Sampler
 from avomni_lib.training.fit.outcome import Trained
 from avomni_lib.training.forecast import estimate
 from avomni_lib.training.model import adapter, load, place
@@ -134,7 +135,11 @@ def work(
             data_collator=list,  # never called: batches come from the loader
         )
         trainer.remove_callback(sft.PrinterCallback)
-        with progress(total=steps, unit="step", label="training") as bar:
+        cards = Sampler.of(device, share.ranks_here) if checkpoints.writes else None
+        with contextlib.ExitStack() as open_now:
+            bar = open_now.enter_context(progress(total=steps, unit="step", label="training"))
+            if cards:
+                open_now.callback(cards.close)
             bar.update(done, note="from the last checkpoint" if done else "")
             watch = meter.Meter(
                 trainer,
@@ -145,6 +150,7 @@ def work(
                 report=report,
                 stop=stop,
                 pause=functools.partial(_pause, p, windows, opened, stop) if pauses else None,
+                cards=cards,
             )
             trainer.add_callback(watch)
             if not heldout.exhausted(trainer.history, p.training.patience):
@@ -203,12 +209,14 @@ class Share:
 
     Attributes:
         rank, ranks: It is the rank-th of so many.
+        ranks_here: Of them, on this machine.
         accumulation: Batches that it gathers in a step.
     """
 
     rank: int
     ranks: int
     accumulation: int
+    ranks_here: int = 1
 
     @classmethod
     def of(cls, p: Params) -> Share:
@@ -224,7 +232,12 @@ class Share:
                 where="training.gradient_accumulation_steps",
                 fix=f"make it a multiple of {ranks}, or start another number of processes",
             )
-        return cls(rank(), ranks, accumulated // ranks)
+        return cls(
+            rank(),
+            ranks,
+            accumulated // ranks,
+            environment.by_torchrun("LOCAL_WORLD_SIZE", 1),
+        )
 
 
 def _pause(

@@ -41,7 +41,7 @@ NOT_SEEN = {
         *(f"dataset.world.{key}" for key in ("clip_seconds", "cameras", "strays", "codec")),
         *("dataset.world.width", "dataset.world.height"),
     ),
-    "it decides which windows are taken from a clip": ("processing.stride",),
+    "it decides which windows are taken from a clip": ("processing.stride", "processing.align"),
     "it decides how fast the cache is built": (
         *("processing.engine", "processing.num_workers", "processing.clip_timeout_s"),
     ),
@@ -89,7 +89,7 @@ NOT_SEEN = {
 }
 # Fields of a cache's header of which the same holds: who wrote it, from what, and what is kept
 # beside the frames and poses to tell the ground truth from.
-NOT_SHOWN = {"generator", "source", "decoder", "horizon_s"}
+NOT_SHOWN = {"generator", "source", "decoder", "horizon_s", "align"}
 NOT_SHOWN |= {"obstacle_columns", "obstacle_labels"}
 CLIPPED = 60  # characters of a value in a message
 # A car's past for which the words of `prompt.ego_history` are recorded.

@@ -1,0 +1,153 @@
+"""`processing.align: keyframes`: the phase of sampling at which wanted frames are key frames."""
+
+import numpy as np
+import pytest
+
+from avomni_lib.dataset import cameras
+from avomni_lib.dataset.audit.audit import audit
+from avomni_lib.dataset.catalog import Catalog
+from avomni_lib.dataset.clip import Clip
+from avomni_lib.dataset.download import download
+from avomni_lib.etl.clip import phase, sampling
+from avomni_lib.etl.clip.sampling import Recipe, sample_clip
+from avomni_lib.etl.run import build
+from avomni_lib.etl.video import reader
+from avomni_lib.live import subject
+from avomni_lib.params import Params
+from tests.published_set import clip_id_of, write_published_set
+
+HZ, STEP_US = 2.0, 500_000
+GRID = cameras.grid("4-cam")
+
+
+def stamps_of(first_us: int, count: int = 600, fps: int = 30, jitter: int = 0) -> np.ndarray:
+    noise = np.random.default_rng(first_us).integers(-jitter, jitter + 1, count)
+    return first_us + np.rint(np.arange(count) * 1e6 / fps).astype(np.int64) + noise
+
+
+def times_of(stamps, keys):
+    return sampling.times_of(stamps, min(int(own[-1]) for own in stamps), HZ, keys)
+
+
+def wanted_rows(stamps, times):
+    return [reader.frame_indices(own, times) for own in stamps]
+
+
+@pytest.mark.parametrize("jitter", [0, 60])
+@pytest.mark.parametrize("late", [1, 7, 12])
+def test_where_groups_divide_the_step_every_wanted_frame_becomes_a_key_frame(jitter, late):
+    """One camera's file begins `late` frames after that of the other two."""
+    first = stamps_of(0, jitter=jitter)
+    stamps = [first, stamps_of(400, jitter=jitter), first[late:]]
+    rows = np.arange(0, 600, 15)
+    keys = [rows, rows, rows[1:] - late]
+    plain, none = times_of(stamps, [])
+    times, moved = times_of(stamps, keys)
+    assert none == 0 and -STEP_US / 2 < moved <= STEP_US / 2 and moved != 0
+    for found, own in zip(wanted_rows(stamps, times), keys, strict=True):
+        assert np.isin(found, own).all()
+    assert not np.isin(wanted_rows(stamps, plain)[0], keys[0]).any()
+    assert (np.diff(times) == STEP_US).all(), "the spacing of the frames stays"
+    assert len(plain) - 1 <= len(times) <= len(plain)
+    assert times[0] >= stamps[2][0], "all cameras show something"
+
+
+def test_times_that_fall_on_key_frames_already_stay():
+    stamps = [stamps_of(0), stamps_of(400)]
+    rows = np.arange(0, 600, 15)
+    plain, _ = times_of(stamps, [])
+    times, moved = times_of(stamps, [rows, rows])
+    assert moved == 0 and np.array_equal(times, plain)
+
+
+@pytest.mark.parametrize("gop", [7, 250])
+def test_where_few_frames_would_be_key_frames_nothing_is_moved(gop):
+    stamps = [stamps_of(0)[5:], stamps_of(0)]
+    rows = np.arange(0, 600, gop)
+    keys = [rows[rows >= 5] - 5, rows]
+    assert phase.shift_us(times_of(stamps, [])[0], stamps, keys, STEP_US) == 0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Clips of 30 fps with a key frame every 15 frames, whose cameras begin apart."""
+    return write_published_set(tmp_path_factory.mktemp("set"), 1, 2, 4.0)
+
+
+def recipe(align):
+    return Recipe("4-cam", (32, 24), "stretch", HZ, 0.5, "pyav", align=align)
+
+
+def num_keys(folder, number, arrays):
+    """(wanted frames that are key frames, all of them)."""
+    clip, found = Clip(folder, Catalog.open(folder), clip_id_of(number)), 0
+    for column, camera in enumerate(GRID.cameras):
+        own = clip.timestamps(camera.name)
+        key_us = own[reader.key_rows(clip.video(camera.name))]
+        found += int(np.isin(arrays["timestamps"][:, column], key_us).sum())
+    return found, arrays["timestamps"].size
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_clip_is_sampled_at_the_phase_and_tells_it(folder, number):
+    clip = Clip(folder, Catalog.open(folder), clip_id_of(number))
+    plain, aligned = (sample_clip(clip, recipe(align)) for align in (None, "keyframes"))
+    before, _ = num_keys(folder, number, plain.arrays)
+    after, total = num_keys(folder, number, aligned.arrays)
+    moved = aligned.told.get("phase_us", 0)
+    assert "phase_us" not in plain.told
+    assert (after > before and after >= total / 2) if moved else after == before
+    off = (aligned.arrays["times"][0] - plain.arrays["times"][0] - moved) % STEP_US
+    assert off == 0, "moved by the phase, or by it and a whole step"
+    again = sample_clip(clip, recipe("keyframes"))
+    assert all(np.array_equal(again.arrays[k], v) for k, v in aligned.arrays.items())
+
+
+def run_of(tmp_path, folder, align):
+    p = Params.from_values(
+        {
+            "run": {"name": str(align), "outputs_dir": str(tmp_path)},
+            "dataset": {"source": "folder", "local_dir": str(folder), "license_accepted": True},
+            "download": {"target_chunks": 1},
+            "processing": {
+                **{"sample_hz": HZ, "sequence_length": 4, "stride": 2, "align": align},
+                **{"num_workers": 1, "horizon_s": 0.5, "obstacles": False},
+            },
+            "evaluation": {"max_new_tokens": 16},
+        }
+    )
+    download.fetch(p, None)
+    return p, build.build(p)
+
+
+def test_the_cache_records_it_and_predict_samples_alike(folder, tmp_path):
+    p, built = run_of(tmp_path, folder, "keyframes")
+    assert built.cache.header["align"] == "keyframes"
+    rows = [
+        row
+        for shard in built.cache.shards
+        for row in shard.header["clips"]
+        if row["clip_id"] in {clip_id_of(0), clip_id_of(1)}
+    ]
+    clip = Clip(folder, Catalog.open(folder), rows[0]["clip_id"])
+    own = sample_clip(clip, build.recipe_of(p))
+    assert [row.get("phase_us", 0) for row in rows][0] == own.told.get("phase_us", 0)
+    assert any(row.get("phase_us") for row in rows)
+    from_cache = subject.of_clip(p, rows[0]["clip_id"]).times_us
+    (p.cache_dir / "clips.json").unlink()
+    from_raw = subject.of_clip(p, rows[0]["clip_id"]).times_us
+    assert (from_raw[-1] - from_cache[-1]) % STEP_US == 0
+
+    _, plain = run_of(tmp_path, folder, None)
+    assert "align" not in plain.cache.header
+    assert plain.cache.digest != built.cache.digest
+
+
+def test_the_audit_says_where_key_frames_could_be_met(folder, tmp_path):
+    p, _ = run_of(tmp_path, folder, None)
+    found = [row for row in audit(p, None).findings if row["what"] == "key frames could be met"]
+    assert found and "processing.align: keyframes would make" in found[0]["reason"]
+    values = p.values()
+    values["processing"]["sample_hz"] = 7.0
+    other = audit(Params.from_values(values), None)
+    assert "key frames could be met" not in {row["what"] for row in other.findings}
