@@ -4,6 +4,7 @@ Data flows down this list, and imports go up it.
 
 params       a params file, read and checked
 section      what a section of a params file is: how values are read
+lerobot_section  how a LeRobot data set is to be understood
 sections     every parameter: type, bounds, default, meaning
 params_yaml  the text of params files and of `--set`, read strictly
 params_cell  a notebook's parameters cell

@@ -74,7 +74,7 @@ class Params(Section):
             and not self.processing.obstacles,
             "download.evict_raw removes raw files that can be fetched again, and those of "
             "dataset.source: folder cannot: set evict_raw to false": self.download.evict_raw
-            and self.dataset.source == "folder",
+            and not self.is_fetched,
         }
         if wrong := [text for text, is_wrong in mistakes.items() if is_wrong]:
             raise ValueError("\n".join(wrong))
@@ -139,6 +139,18 @@ class Params(Section):
                     "-p section.key VALUE",
                 )
         return p
+
+    @property
+    def is_fetched(self) -> bool:
+        """Whether raw files come from a hub; else they lie in dataset.local_dir already."""
+        source = self.dataset.source
+        return source != "folder" and not (source == "lerobot" and self.dataset.lerobot.is_local)
+
+    @property
+    def lerobot_profile(self) -> str | None:
+        """What the columns of a LeRobot data set mean; None where clips come from elsewhere."""
+        is_one = self.dataset.source == "lerobot"
+        return self.dataset.lerobot.profile if is_one else None
 
     @property
     def rendered(self) -> WorldParams | None:

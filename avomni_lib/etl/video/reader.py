@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from avomni_lib.dataset import checks, findings
+from avomni_lib.dataset.streams import TimeRange
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.video import stream
 from avomni_lib.etl.video.decord_reader import by_decord
@@ -99,7 +100,7 @@ def frame_indices(
     return np.searchsorted(timestamps_us, wanted_us, side="right").astype(np.int64) - 1
 
 
-def frame_times(source: ByteRange | Path | bytes) -> np.ndarray:
+def frame_times(source: ByteRange | TimeRange | Path | bytes) -> np.ndarray:
     """(N,) int64 µs: the times of a file's own frames, in presentation order.
 
     Raises:
@@ -116,7 +117,7 @@ def check_clock(timestamps_us: np.ndarray, video: stream.Stream) -> None:
 
 
 def read_frames(
-    source: ByteRange | Path | bytes,
+    source: ByteRange | TimeRange | Path | bytes,
     wanted_us: np.ndarray,
     *,
     timestamps_us: np.ndarray | None = None,
@@ -126,7 +127,7 @@ def read_frames(
     """The frames of a video that show the wanted times, each the last one at or before its time.
 
     Args:
-        source: A member of a zip, a file, or a file's bytes.
+        source: A member of a zip, a file, a stretch of one, or a file's bytes.
         wanted_us: (T,) int64 µs, in any order, repeats allowed.
         timestamps_us: (N,) int64 µs of the file's N frames on the clip's clock. None: the file's
             own times, counted from its first frame.
@@ -140,6 +141,8 @@ def read_frames(
             rows, or one that is missing or damaged.
     """
     choice, reason = choose_decoder(decoder)
+    if isinstance(source, TimeRange):
+        choice, reason = "pyav", "the only one that reads a part of a file of many clips"
     with stream.opened(source) as video:
         if timestamps_us is None:
             timestamps_us = video.times_us

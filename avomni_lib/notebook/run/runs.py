@@ -298,9 +298,9 @@ def open_hub(p: Params, progress: type[Bar] = Bar) -> Hub | None:
     For the embedded default the world is rendered if it is missing, and a hub on a free port of
     127.0.0.1 serves it for as long as this process lives.
     """
-    if p.dataset.source == "folder":
+    if not p.is_fetched:
         return None
-    if p.dataset.source == "hub":
+    if not p.rendered:
         return Hub(
             p.dataset.repo_id,
             revision=p.dataset.revision,
