@@ -8,6 +8,8 @@ from avomni_lib import own_code
 from avomni_lib.section import Section
 
 PROFILES = ("l2d", "rig")  # that are built in
+# Profile -> owner on the hub of whose data set the licence is known to be free (Apache-2.0).
+FREE = {"l2d": "yaak-ai"}
 
 
 class LeRobotParams(Section):

@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 
 from avomni_lib import files, own_code, params_cell, params_yaml
 from avomni_lib.errors import AvomniError, without_passwords
+from avomni_lib.lerobot_section import FREE
 from avomni_lib.section import Section
 from avomni_lib.sections import (
     DatasetParams,
@@ -35,6 +36,11 @@ from avomni_lib.sections import (
 )
 
 EXTENDS, DEMO_FILE = "extends", "params/demo.yaml"
+
+CONFIDENTIAL = "contains confidential data: do not share"
+NOT_ANONYMISED = (
+    "real driving under Apache-2.0: nobody states that faces and number plates are anonymised"
+)
 
 
 class Params(Section):
@@ -158,9 +164,17 @@ class Params(Section):
         return self.dataset.world if self.dataset.source == "world" else None
 
     @property
+    def notice(self) -> str | None:
+        """What all that the run shows has to bear; None where it is our own rendering."""
+        if self.rendered is not None:
+            return None
+        is_free = FREE.get(self.lerobot_profile or "") == self.dataset.repo_id.split("/")[0]
+        return NOT_ANONYMISED if is_free else CONFIDENTIAL
+
+    @property
     def is_ours_to_show(self) -> bool:
         """Whether all that the run shows is our own rendering, and bears no notice."""
-        return self.rendered is not None
+        return self.notice is None
 
     @property
     def run_dir(self) -> Path:

@@ -5,5 +5,4 @@ motion    a table's rows to poses, each conversion held against the other
 layout    meta/info.json and the table of episodes, checked
 episodes  the catalog of episodes: chunks, splits by session, what overlaps
 clip      one episode read in place, and what the audit looks at
-export    a run's clips written as such a data set
 """

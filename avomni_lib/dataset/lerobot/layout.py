@@ -97,7 +97,7 @@ def read_info(folder: Path) -> Info:
         raise AvomniError(
             f"a LeRobot data set of version {names.shown(version)}, and v3 is read",
             where=where,
-            fix="convert it: python -m lerobot.datasets.v30.convert_dataset_v21_to_v30 "
+            fix="convert it: python -m lerobot.scripts.convert_dataset_v21_to_v30 "
             "--repo-id=OWNER/NAME",
         )
     fps, features = said.get("fps"), said.get("features")

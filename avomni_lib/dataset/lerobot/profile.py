@@ -60,7 +60,6 @@ class Profile:
         read: (columns by axis (N,) float64, times (N,) s) -> `Motion`.
         session: Column of meta/episodes that names the recording; episodes of one share a split.
         clock: Feature of absolute times, ns: episodes of one session that overlap are left out.
-        license: What its card says; a licence that asks for no decision needs no gate.
         remarks: What a reader of the audit must know of it: (kind, sentence).
         is_task_a_cause: Whether an episode's task is what the driver does, for `coc_v1`.
         published: For plans before anything is fetched.
@@ -73,7 +72,6 @@ class Profile:
     read: Callable[[Mapping[str, np.ndarray], np.ndarray], Motion]
     session: str | None = None
     clock: str | None = None
-    license: str | None = None
     remarks: tuple[tuple[str, str], ...] = ()
     is_task_a_cause: bool = False
     published: Published | None = field(default=None, compare=False)
@@ -102,7 +100,6 @@ L2D = Profile(
     read=motion.of_speed_heading_and_gps,
     session="session_id",
     clock="observation.state.timestamp",
-    license="apache-2.0",
     remarks=(
         NO_LENSES,
         (

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from avomni_lib.dataset import cameras
-from avomni_lib.dataset.download.hub import Hub
 from avomni_lib.dataset.download.remote import RemoteFile
 from avomni_lib.dataset.download.verified import Verified
 from avomni_lib.dataset.lerobot.layout import (
@@ -17,13 +17,15 @@ from avomni_lib.dataset.lerobot.layout import (
 )
 from avomni_lib.dataset.lerobot.profile import Published, profile_of
 from avomni_lib.errors import AvomniError
-from avomni_lib.params import Params
+from avomni_lib.params import NOT_ANONYMISED, Params
+
+if TYPE_CHECKING:
+    from avomni_lib.dataset.download.hub import Hub
 
 __all__ = ["NUM_TABLES", "TRAIN_SHARE", "metadata_files"]
 
 TRAIN_SHARE = 0.8  # of `clip_index.split_by_hash`, by which sessions are dealt
 NUM_TABLES = 2  # that are there once the metadata are: info.json and one of episodes
-FREE = ("apache-2.0", "mit", "cc0-1.0", "cc-by-4.0")
 # Asked for at once: L2D has one file of 100,000 episodes.
 FILES_A_QUESTION = 100
 
@@ -36,7 +38,7 @@ def published(p: Params) -> Published | None:
 
 def needs_no_decision(p: Params) -> bool:
     """Whether the data set's licence is known and free: then there is no gate."""
-    return published(p) is not None and profile_of(p.lerobot_profile or "").license in FREE
+    return p.notice == NOT_ANONYMISED
 
 
 def fetch_metadata(folder: Path, hub: Hub, verified: Verified) -> dict[str, RemoteFile]:

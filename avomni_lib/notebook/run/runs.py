@@ -38,7 +38,6 @@ from avomni_lib.params import Params
 from avomni_lib.plan import Bar
 from avomni_lib.training.fit import job
 from avomni_lib.training.model import model_input
-from avomni_lib.training.model.adapter import CONFIDENTIAL
 
 RESULT, FORMAT, CHECKED = "result.json", 2, ".checked.json"
 ANOTHER = "is not what was written, its sha256 is another"
@@ -177,8 +176,8 @@ class OpenStage:
 
         One that is drawn from clips that are not ours says so, here and in the notebook.
         """
-        if not self.p.is_ours_to_show:
-            figure.banner(CONFIDENTIAL)
+        if self.p.notice:
+            figure.banner(self.p.notice)
         with files.write_whole(self.figures_dir / f"{name}.png") as file:
             figure.savefig(file, format="png", dpi=100)
         return figure
