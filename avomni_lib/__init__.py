@@ -4,6 +4,7 @@ Data flows down this list, and imports go up it.
 
 params       a params file, read and checked
 section      what a section of a params file is: how values are read
+lerobot_section  how a LeRobot data set is to be understood
 sections     every parameter: type, bounds, default, meaning
 sections_online  those about the model at work: live cameras
 params_yaml  the text of params files and of `--set`, read strictly

@@ -61,7 +61,8 @@ EXAMPLES = {
   python -m avomni_lib serve params/mi300x.yaml --alpasim 6789 --warm-up 7.6 --host 0.0.0.0""",
     "export": """
   python -m avomni_lib export params/demo.yaml              into outputs/RUN/merged
-  python -m avomni_lib export params/demo.yaml --out outputs/model --dtype float16""",
+  python -m avomni_lib export params/demo.yaml --out outputs/model --dtype float16
+  python -m avomni_lib export params/demo.yaml --lerobot    the clips, into outputs/RUN/lerobot""",
 }
 # Options that take several values at once: `--only 01 02`.
 TAKE_SEVERAL = ("--only", "--params")
@@ -362,8 +363,13 @@ def export(
         Path | None, typer.Option("--out", metavar="FOLDER", help="instead of outputs/RUN/merged")
     ] = None,
     dtype: Annotated[Literal["bfloat16", "float16"], typer.Option("--dtype")] = "bfloat16",
+    lerobot: Annotated[
+        bool, typer.Option("--lerobot", help="the run's clips instead, as a LeRobot v3 data set")
+    ] = False,
 ) -> CommandOutput:
-    """Write base model and adapter as one 16-bit model."""
+    """Write base model and adapter as one 16-bit model, or the clips for LeRobot."""
+    if lerobot:
+        return _export_clips(p, out)
     from avomni_lib.notebook.progress import LineBar
     from avomni_lib.notebook.run import runs
     from avomni_lib.notebook.run.stages import in_short
@@ -377,12 +383,12 @@ def export(
     made, score = (state.result["figures"] if state.done else None for state in states)
     folder = merge.merge(p, out, LineBar, dtype, made, score)
     record = adapter.read_record(folder)
-    is_confidential = bool(record["notice"]) or not p.is_ours_to_show
+    notice = record["notice"] or p.notice
     size = sum(path.stat().st_size for path in folder.iterdir())
     commands = card.commands(record, "merged", str(folder))
     figures = {"folder": str(folder), "bytes": size, "dtype": dtype}
-    figures |= {"notice": adapter.CONFIDENTIAL if is_confidential else None, "commands": commands}
-    lines = [adapter.CONFIDENTIAL] * is_confidential
+    figures |= {"notice": notice, "commands": commands}
+    lines = [notice] if notice else []
     lines.append(f"merged model: {folder} ({gigabytes(size)}, {dtype})")
     if score:
         figures["score"] = score
@@ -390,6 +396,19 @@ def export(
     lines.append("to serve or convert it (not run here; README.md in the folder says more):")
     lines += [f"  {line}" for of in commands.values() for line in of]
     return CommandOutput(figures, ("\n".join(lines),))
+
+
+def _export_clips(p: Any, out: Path | None) -> CommandOutput:
+    from avomni_lib.notebook.progress import LineBar
+    from avomni_lib.training.export import lerobot
+
+    made = lerobot.export(p, out, LineBar)
+    left_out = [row for row in made.rows if row["episode"] is None]
+    num = len(made.rows) - len(left_out)
+    figures = {"folder": str(made.folder), "num_episodes": num, "num_frames": made.num_frames}
+    lines = [f"LeRobot data set: {made.folder} ({num} episodes, {made.num_frames:,} frames)"]
+    lines += [f"  left out: {row['clip_id']}: {row['reason']}" for row in left_out]
+    return CommandOutput(figures | {"clips": made.rows}, ("\n".join(lines),))
 
 
 @_run_command

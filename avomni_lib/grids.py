@@ -22,6 +22,10 @@ NAMES: tuple[str, ...] = get_args(CameraName)
 _WIDE, _TELE, _CROSS_LEFT, _CROSS_RIGHT, _REAR_LEFT, _REAR_RIGHT, _REAR_TELE = NAMES
 PRESETS: dict[str, Rows] = {
     "4-cam": ((_WIDE, _TELE), (_REAR_LEFT, _REAR_RIGHT)),
+    "6-cam": (
+        (_CROSS_LEFT, _WIDE, _CROSS_RIGHT),
+        (_REAR_LEFT, _REAR_TELE, _REAR_RIGHT),
+    ),
     "7-cam": (
         (_CROSS_LEFT, _WIDE, _CROSS_RIGHT),
         (_REAR_LEFT, _TELE, _REAR_RIGHT),

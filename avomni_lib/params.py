@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 
 from avomni_lib import files, own_code, params_cell, params_yaml
 from avomni_lib.errors import AvomniError, without_passwords
+from avomni_lib.lerobot_section import FREE
 from avomni_lib.section import Section
 from avomni_lib.sections import (
     DatasetParams,
@@ -35,6 +36,11 @@ from avomni_lib.sections import (
 from avomni_lib.sections_online import LiveParams
 
 EXTENDS, DEMO_FILE = "extends", "params/demo.yaml"
+
+CONFIDENTIAL = "contains confidential data: do not share"
+NOT_ANONYMISED = (
+    "real driving under Apache-2.0: nobody states that faces and number plates are anonymised"
+)
 
 
 class Params(Section):
@@ -74,7 +80,7 @@ class Params(Section):
             and not self.processing.obstacles,
             "download.evict_raw removes raw files that can be fetched again, and those of "
             "dataset.source: folder cannot: set evict_raw to false": self.download.evict_raw
-            and self.dataset.source == "folder",
+            and not self.is_fetched,
         }
         if wrong := [text for text, is_wrong in mistakes.items() if is_wrong]:
             raise ValueError("\n".join(wrong))
@@ -141,14 +147,34 @@ class Params(Section):
         return p
 
     @property
+    def is_fetched(self) -> bool:
+        """Whether raw files come from a hub; else they lie in dataset.local_dir already."""
+        source = self.dataset.source
+        return source != "folder" and not (source == "lerobot" and self.dataset.lerobot.is_local)
+
+    @property
+    def lerobot_profile(self) -> str | None:
+        """What the columns of a LeRobot data set mean; None where clips come from elsewhere."""
+        is_one = self.dataset.source == "lerobot"
+        return self.dataset.lerobot.profile if is_one else None
+
+    @property
     def rendered(self) -> WorldParams | None:
         """The world that the run renders its clips from; None where they come from elsewhere."""
         return self.dataset.world if self.dataset.source == "world" else None
 
     @property
+    def notice(self) -> str | None:
+        """What all that the run shows has to bear; None where it is our own rendering."""
+        if self.rendered is not None:
+            return None
+        is_free = FREE.get(self.lerobot_profile or "") == self.dataset.repo_id.split("/")[0]
+        return NOT_ANONYMISED if is_free else CONFIDENTIAL
+
+    @property
     def is_ours_to_show(self) -> bool:
         """Whether all that the run shows is our own rendering, and bears no notice."""
-        return self.rendered is not None
+        return self.notice is None
 
     @property
     def run_dir(self) -> Path:

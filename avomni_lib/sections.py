@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator
 
 from avomni_lib import grids, hardware, own_code
+from avomni_lib.lerobot_section import LeRobotParams
 from avomni_lib.section import ROWS, Section
 
 LONGEST_NAME = 200
@@ -36,6 +37,8 @@ def _path(value: str) -> str:
 
 
 Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10_000)]
+Pixels = Annotated[int, Field(ge=32, le=8192, multiple_of=2)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Workers = Annotated[int, Field(ge=1, le=1024)]
@@ -71,19 +74,16 @@ class WorldParams(Section):
     town: str = Field(
         "harbour", description="look, camera heights and speeds; `meadow` is the tiny base's own"
     )
-    num_chunks: Annotated[int, Field(ge=1, le=10_000)] = Field(2, description="chunks published")
-    clips_per_chunk: Annotated[int, Field(ge=1, le=10_000)] = Field(50, description="clips in each")
+    num_chunks: Count = Field(2, description="chunks published")
+    clips_per_chunk: Count = Field(50, description="clips in each")
     clip_seconds: Annotated[float, Field(ge=1, le=3600)] = Field(8.0, description="s of video")
     cameras: (
-        Literal["4-cam", "7-cam"] | Annotated[tuple[grids.CameraName, ...], Field(min_length=1)]
+        Literal["4-cam", "6-cam", "7-cam"]
+        | Annotated[tuple[grids.CameraName, ...], Field(min_length=1)]
     ) = Field("4-cam", description="that are rendered: of a preset, or names; others are absent")
     codec: Literal["h264", "hevc"] = Field("h264", description="of each camera's video")
-    width: Annotated[int, Field(ge=32, le=8192, multiple_of=2)] = Field(
-        128, description="px of each camera's video"
-    )
-    height: Annotated[int, Field(ge=32, le=8192, multiple_of=2)] = Field(
-        72, description="px of each camera's video"
-    )
+    width: Pixels = Field(128, description="px of each camera's video")
+    height: Pixels = Field(72, description="px of each camera's video")
     strays: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0,
         description="share of the clips whose car begins beside its lane, or turned away from it, "
@@ -124,9 +124,9 @@ class ClipsParams(Section):
 class DatasetParams(Section):
     """Which data set, where from, and where its raw files are kept."""
 
-    source: Literal["world", "hub", "folder"] = Field(
+    source: Literal["world", "hub", "folder", "lerobot"] = Field(
         "world",
-        description="rendered world, Hugging Face, or a folder that already holds the files",
+        description="rendered world, Hugging Face, a folder that holds the files, or LeRobot v3",
     )
     repo_id: str = Field(
         "avomni/rendered-world",
@@ -154,6 +154,7 @@ class DatasetParams(Section):
         "ego motion and calibration too",
     )
     world: WorldParams = WorldParams()
+    lerobot: LeRobotParams = LeRobotParams()
 
     @field_validator("endpoint")
     @classmethod
@@ -285,7 +286,8 @@ class VisionParams(Section):
 
     cameras: ROWS = Field(
         "4-cam",
-        description="the grid: 4-cam (2×2), 7-cam (3×3), or rows of camera names with null for an "
+        description="the grid: 4-cam (2×2), 6-cam (2×3: all around, without the front tele), 7-cam "
+        "(3×3), or rows of camera names with null for an "
         "empty cell, as [[camera_front_wide_120fov, null], …], a name that is repeated over a "
         "rectangle of cells for one larger tile, or module:attribute of such rows "
         "(vision.camera_setup is its old name)",
@@ -441,12 +443,8 @@ class TrainingParams(Section):
 class EvaluationParams(Section):
     """How the score is made."""
 
-    split: Literal["val", "test"] = Field(
-        "test", description="held-out clips that are answered for"
-    )
-    max_windows: Positive | None = Field(
-        None, description="evenly thinned to this many; null is all"
-    )
+    split: Literal["val", "test"] = Field("test", description="held-out clips to answer for")
+    max_windows: Positive | None = Field(None, description="evenly thinned to these; null is all")
     batch_size: Positive = Field(16, description="windows answered at a time")
     max_new_tokens: Annotated[int, Field(ge=16)] = Field(
         64, description="tokens an answer may have"

@@ -15,6 +15,7 @@ OTHERS = {
     "dataset.endpoint": "https://mirror.example",
     "dataset.world.clip_seconds": 9.0,
     "dataset.world.cameras": "7-cam",
+    "dataset.lerobot.profile": "rig",
     "download.chunks": [1],
     "download.clips.splits": ["train"],
     "download.clips.countries": ["Germany"],

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from avomni_lib import files
+from avomni_lib.params import CONFIDENTIAL
 from avomni_lib.training.export.card import LEARNED, MEASURED, card, commands
 from avomni_lib.training.model import adapter
 from tests import training_set
@@ -90,9 +91,9 @@ def test_front_matter_and_banner_follow_the_source(tmp_path, kind, source):
     assert values["license"] == ("mit" if ours else "other")
     body = text.split("---\n", 2)[2].strip().splitlines()
     if source == "world":
-        assert adapter.CONFIDENTIAL not in text and body[0].startswith("# ")
+        assert CONFIDENTIAL not in text and body[0].startswith("# ")
     else:
-        assert body[0] == f"**{adapter.CONFIDENTIAL}**"
+        assert body[0] == f"**{CONFIDENTIAL}**"
         assert "does not say that a use is within them" in text
     assert not re.search(r"\b(is|are) (allowed|permitted)\b", text)
 

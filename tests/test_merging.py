@@ -22,6 +22,7 @@ from avomni_lib.__main__ import main
 from avomni_lib.errors import AvomniError
 from avomni_lib.hardware import Memory
 from avomni_lib.notebook.run import runs
+from avomni_lib.params import CONFIDENTIAL
 from avomni_lib.plan import Bar
 from avomni_lib.training.backbones import backbone
 from avomni_lib.training.export import merge
@@ -385,7 +386,7 @@ def test_the_command_says_where_it_lies_and_how_it_is_used(p, params_file, capsy
     folder = p.run_dir / "merged"
     assert str(folder) in said and f"vllm serve {folder}" in said
     assert f"convert_hf_to_gguf.py {folder}" in said and "--mmproj" in said
-    assert "not run" in said and adapter.CONFIDENTIAL not in said
+    assert "not run" in said and CONFIDENTIAL not in said
     out = tmp_path / "elsewhere" / "model"
     assert main(["export", params_file, "--out", str(out), "--dtype", "float16"]) == 0
     assert files.read_json(out / "config.json")["dtype"] == "float16"
@@ -397,7 +398,7 @@ def test_the_command_names_confidential_data(params_file, capsys):
     for source in ("folder", "hub"):
         assert main(["export", params_file, "--set", f"dataset.source={source}"]) == 0
         said.append(capsys.readouterr().out)
-    assert all(adapter.CONFIDENTIAL in text for text in said)
+    assert all(CONFIDENTIAL in text for text in said)
 
 
 def test_the_command_refuses_where_nothing_is_trained(params_file, capsys):

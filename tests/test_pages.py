@@ -15,8 +15,7 @@ from avomni_lib import files
 from avomni_lib.errors import AvomniError
 from avomni_lib.notebook.pages import web
 from avomni_lib.notebook.run import pipeline, runs
-from avomni_lib.params import Params
-from avomni_lib.training.model.adapter import CONFIDENTIAL
+from avomni_lib.params import CONFIDENTIAL, Params
 
 ANSWER = "<think>\nAvg $x$ <script>alert(1)</script> & more"
 

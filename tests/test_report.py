@@ -21,8 +21,7 @@ from avomni_lib.evaluation import metrics
 from avomni_lib.notebook.pages import report, wording
 from avomni_lib.notebook.plots import canvas
 from avomni_lib.notebook.run import runs
-from avomni_lib.params import Params
-from avomni_lib.training.model.adapter import CONFIDENTIAL
+from avomni_lib.params import CONFIDENTIAL, Params
 from tests import answered_windows, cached_run
 
 ROWS = {"mean": 1.0, "base": 0.8, "trained_blind": 0.9, "one_camera": 0.1, "adapted": 0.1}

@@ -12,6 +12,7 @@ import pytest
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
 from avomni_lib.evaluation import before_after
+from avomni_lib.params import CONFIDENTIAL
 from avomni_lib.plan import gigabytes
 from avomni_lib.training.fit import job, trainer
 from avomni_lib.training.model import adapter, load
@@ -84,9 +85,9 @@ def test_a_cache_is_planned_and_trained_as_it_was_planned(published_run):
 
     record = adapter.read_record(adapter.adapter_dir(published_run))
     assert record["training_clip_ids"] == [published_set.clip_id_of(0)]
-    assert record["notice"] == adapter.CONFIDENTIAL
+    assert record["notice"] == CONFIDENTIAL
     card = (adapter.adapter_dir(published_run) / "README.md").read_text()
-    assert adapter.CONFIDENTIAL in card
+    assert CONFIDENTIAL in card
 
 
 def test_a_training_that_waits_ends_with_its_notebook_and_for_another_plan(published_run, tmp_path):

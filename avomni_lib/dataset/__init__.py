@@ -4,6 +4,7 @@ select/     which clips and chunks a run takes
 download/   from the hub to the disk
 audit/      what the source holds: each file against its hash, each clip against `checks`
 own/        your recordings in the data set's layout
+lerobot/    data sets in LeRobot's v3 layout
 cameras     the rig's seven cameras and the grids that they are placed in
 catalog     which file holds what: features.csv, the clip index, the presence of features
 clip_index  clip_index.parquet: chunk and split of each clip; its country, hour, platform, events

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from avomni_lib.dataset.clip_index import (
     Values,
     split_by_hash,
 )
+from avomni_lib.dataset.findings import Finding
 from avomni_lib.dataset.tables import ClipTable
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
@@ -113,12 +115,20 @@ class Catalog:
         chunks: The chunks' numbers, rising.
         chunk_idx: (clips,) int64 each clip's chunk, as a place in `chunks`.
         mend: What to do about a file that is missing or damaged.
+        metadata_files: The tables about all clips; a release may lack some.
+        clip_type: What reads one of its clips; None is `clip.Clip`.
     """
 
     mend = EITHER
+    metadata_files: tuple[str, ...] = METADATA_FILES
+    clip_type: type | None = None
 
     def __init__(
-        self, folder: Path, features: dict[str, Feature], clips: ClipIndex, presence: ClipTable
+        self,
+        folder: Path,
+        features: dict[str, Feature],
+        clips: ClipIndex,
+        presence: ClipTable | None,
     ):
         self.folder, self.features, self.clips = folder, features, clips
         numbers, self.chunk_idx = np.unique(clips.chunk, return_inverse=True)
@@ -144,9 +154,18 @@ class Catalog:
     @classmethod
     def of(cls, p: Params) -> Catalog:
         """As `open`, of a run's raw files."""
-        catalog = cls.open(p.local_dir)
-        catalog.mend = COPY_AGAIN if p.dataset.source == "folder" else FETCH_AGAIN
+        catalog = cls.read_as(p.local_dir, p.lerobot_profile)
+        catalog.mend = FETCH_AGAIN if p.is_fetched else COPY_AGAIN
         return catalog
+
+    @classmethod
+    def read_as(cls, folder: Path, lerobot_profile: str | None) -> Catalog:
+        """As `open`; with a profile's name, of a folder in LeRobot's layout."""
+        if lerobot_profile is None:
+            return cls.open(folder)
+        from avomni_lib.dataset.lerobot.episodes import EpisodeCatalog
+
+        return EpisodeCatalog.read(folder, lerobot_profile)
 
     def clip_ids(self, chunk: int | None = None, split: str | None = None) -> tuple[str, ...]:
         """The valid clips (of a chunk, of a split), in the order of the clip index."""
@@ -193,12 +212,25 @@ class Catalog:
 
     def files(self, chunks: Iterable[int], features: Iterable[str]) -> list[str]:
         """The files of these chunks and features; without those that no clip of the chunk has."""
-        held = [(self._feature(name).chunk_path, self.num_present(name)) for name in features]
-        paths = []
+        held = [(name, self.num_present(name)) for name in features]
+        paths: dict[str, None] = {}
         for chunk in chunks:
             place = self.place(chunk)
-            paths += [path.format(chunk_id=chunk) for path, counts in held if counts[place]]
-        return paths
+            paths |= {self.path(name, chunk): None for name, counts in held if counts[place]}
+        return list(paths)
+
+    def clips_in(self, feature: str, chunk: int) -> tuple[str, ...]:
+        """The valid clips of which the chunk's file of the feature holds a part."""
+        return self.usable(chunk, [feature])
+
+    def parts(self, feature: str, clip_ids: Iterable[str]) -> tuple[Any, ...]:
+        """How an audit looks at these clips' parts of a file (`lerobot.clip.Part`); none where a
+        file is a zip of members, or a table, which it knows itself."""
+        return ()
+
+    def remarks(self) -> Iterator[Finding]:
+        """What is to be said of the whole set."""
+        return iter(())
 
     def usable(self, chunk: int, features: Iterable[str]) -> tuple[str, ...]:
         """The valid clips of a chunk that have every one of these features."""
@@ -216,6 +248,7 @@ class Catalog:
         name = self._feature(feature).name
         if name not in self._presence:
             # The old table names sensors only: as NVIDIA's kit, take the rest for present.
+            assert self._presence_table is not None
             is_named = name in self._presence_table.names
             everywhere = np.ones(len(self.clips), bool)
             held = self._presence_table.truths(name) if is_named else everywhere
@@ -260,12 +293,16 @@ class Catalog:
 
 def optional_features(p: Params) -> tuple[str, ...]:
     """What is fetched too where the source has it; a clip that lacks it is used all the same."""
+    if p.lerobot_profile:
+        return ()
     return (OBSTACLES,) if p.processing.obstacles else ()
 
 
 def required_features(p: Params) -> tuple[str, ...]:
     """What a clip must have to be used: the setup's cameras, ego motion and calibration."""
     cameras = tuple(camera.name for camera in grid(p.vision.cameras).cameras)
+    if p.lerobot_profile:
+        return (*cameras, "egomotion")
     return (*cameras, "egomotion", "camera_intrinsics", "sensor_extrinsics", "vehicle_dimensions")
 
 

@@ -31,7 +31,8 @@ def video(source: streams.Source) -> streams.Walked:
     try:
         with streams.opened(source) as (container, peek):
             if container.streams.video:
-                return streams.Scan(container, peek).walk()
+                span = source if isinstance(source, streams.TimeRange) else None
+                return streams.Scan(container, peek, span).walk()
             fault = Finding(DAMAGED, "no video", "the mp4 has no video")
     except (NotVideo, OSError) as error:
         reason = error.what if isinstance(error, NotVideo) else error

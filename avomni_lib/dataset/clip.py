@@ -15,6 +15,7 @@ from avomni_lib.dataset import checks, findings, limits
 from avomni_lib.dataset.calibration import TABLES, CalibrationTable
 from avomni_lib.dataset.catalog import OBSTACLES, Catalog
 from avomni_lib.dataset.stored_zip import ByteRange, member
+from avomni_lib.dataset.streams import TimeRange
 from avomni_lib.dataset.tables import number_column, read_table, text_column, time_column
 from avomni_lib.errors import AvomniError
 
@@ -49,7 +50,7 @@ class Clip:
     def __repr__(self) -> str:
         return f"Clip({self.clip_id}, chunk {self.chunk})"
 
-    def video(self, camera: str) -> ByteRange:
+    def video(self, camera: str) -> ByteRange | TimeRange:
         """The camera's mp4 inside its chunk's zip."""
         return self._member(camera, "video")
 
@@ -133,6 +134,12 @@ class Clip:
             reason += f" of {sensor}" if sensor else ""
             raise AvomniError(reason, where=self._where(feature))
         return row
+
+
+def open_clip(folder: Path, catalog: Catalog, clip_id: str) -> Clip:
+    """A clip of a catalog's source, whose files lie in a folder."""
+    made: Clip = (catalog.clip_type or Clip)(folder, catalog, clip_id)
+    return made
 
 
 def columns(kind: str, content: bytes, where: str) -> Any:

@@ -27,7 +27,29 @@ if TYPE_CHECKING:
     from av import Packet
     from av.container import InputContainer
 
-Source = ByteRange | Path | bytes
+
+@dataclass(frozen=True, slots=True)
+class TimeRange:
+    """Frames of a video file from `start_s` on and before `stop_s`, by the file's own times.
+
+    Times of frames are rounded: half a frame of `fps` is given on both sides.
+    """
+
+    path: Path
+    start_s: float
+    stop_s: float
+    fps: float
+
+    @property
+    def bounds_s(self) -> tuple[float, float]:
+        """A frame at or after the first and before the second belongs to it."""
+        return self.start_s - 0.5 / self.fps, self.stop_s - 0.5 / self.fps
+
+    def __str__(self) -> str:
+        return f"{self.path}, {self.start_s:g} to {self.stop_s:g} s"
+
+
+Source = ByteRange | Path | bytes | TimeRange
 Fault = tuple[str, str] | None  # kind and reason
 FORBIDDEN = re.compile(rb"\x00\x00[\x00-\x02]")
 # Between start codes (H.264 and H.265 annex B) zeros may only be followed by the next one.
@@ -95,6 +117,8 @@ def opened(source: Source) -> Iterator[tuple[InputContainer, Callable[[int, int]
         OSError: the file cannot be read.
     """
 
+    source = source.path if isinstance(source, TimeRange) else source
+
     def open_part() -> Any:
         if isinstance(source, bytes):
             return io.BytesIO(source)
@@ -122,6 +146,7 @@ class Scan:
 
     Attributes:
         container: Its first video stream is read.
+        span: Only the frames of it are shown; what they need before it is read and hidden.
         peek: (place, length) -> bytes of the file.
         pts: Of each packet in the file's order, in units of the stream's time base.
         hidden: Numbers of packets that an edit list decodes and does not show.
@@ -131,6 +156,7 @@ class Scan:
 
     container: InputContainer
     peek: Callable[[int, int], bytes]
+    span: TimeRange | None = None
     pts: list[int] = field(default_factory=list)
     hidden: set[int] = field(default_factory=set)
     keys: list[int] = field(default_factory=list)
@@ -166,7 +192,12 @@ class Scan:
         if self.codec is None:
             return
         try:
+            if self.span:
+                start = int(max(self.span.bounds_s[0], 0) / self._base_s)
+                self.container.seek(start, stream=self.stream, backward=True)
             for packet in self.container.demux(self.stream):
+                if self.span and (packet.dts or 0) * self._base_s >= self.span.bounds_s[1]:
+                    return  # no frame is shown before it is decoded
                 # The one that ends a stream is empty; times say nothing: Matroska has no dts.
                 if packet.size:
                     self._see(packet)
@@ -198,7 +229,11 @@ class Scan:
         self._num_timeless += pts is None
         self.pts.append(0 if pts is None else pts)
         self._num_bytes += packet.size
-        if packet.is_discard:
+        is_outside = False
+        if self.span:
+            first_s, behind_s = self.span.bounds_s
+            is_outside = not first_s <= self.pts[-1] * self._base_s < behind_s
+        if packet.is_discard or is_outside:
             self.hidden.add(index)
         kinds: set[int] = set()
         if packet.is_corrupt:
@@ -293,11 +328,12 @@ class Scan:
         if self._cut:
             reason = f"the mp4 breaks off after {count} frames: {self._cut}"
             findings.append(Finding(DAMAGED, "the mp4 breaks off", reason))
-        elif self._num_listed > count:
+        elif self._num_listed > count and not self.span:
             reason = f"the mp4 lists {self._num_listed} frames and holds {count}"
             findings.append(Finding(DAMAGED, "the mp4 is cut short", reason))
-        if not count:
-            return findings or [Finding(DAMAGED, "no frame", "the mp4 holds no frame")]
+        if not count or (self.span and len(self.hidden) == count):
+            where = f" from {self.span.start_s:g} to {self.span.stop_s:g} s" if self.span else ""
+            return findings or [Finding(DAMAGED, "no frame", f"the mp4 holds no frame{where}")]
         # Zeros at the ends of pictures are filling where pictures of this file end so.
         filled = [zeros for zeros in self._tails if zeros]
         is_usual = filled and len(filled) >= limits.USUAL_SHARE * len(self._tails)
@@ -322,7 +358,7 @@ class Scan:
         if self._num_timeless or (is_avi and self.codec.has_b_frames and is_in_order):
             reason = "the file gives its frames no presentation times"
             return [Finding(DAMAGED, "no presentation times", reason)]
-        if len(shown) < count:
+        if len(shown) < count and not self.span:
             reason = f"an edit list hides {count - len(shown)} of the {count} frames in the file"
             severity = ODD if len(shown) else DAMAGED
             findings.append(Finding(severity, "frames that are not shown", reason))
@@ -360,7 +396,7 @@ class Scan:
             "profile": self.codec.profile,
             "width": self.codec.width,
             "height": self.codec.height,
-            "num_hidden": len(pts) - len(shown),
+            "num_hidden": 0 if self.span else len(pts) - len(shown),
             "gops": {str(length): count for length, count in sorted(gops.items())},
             "is_open": None if self.units is None else any(is_open),
             "is_reordered": bool((np.diff(pts) < 0).any()),

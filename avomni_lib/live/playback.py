@@ -15,7 +15,7 @@ import numpy as np
 from avomni_lib import files
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.catalog import Catalog
-from avomni_lib.dataset.clip import Clip
+from avomni_lib.dataset.clip import Clip, open_clip
 from avomni_lib.dataset.select.evicted import read_evicted
 from avomni_lib.errors import AvomniError, without_passwords
 from avomni_lib.etl.cache.memmap import Cache
@@ -158,7 +158,7 @@ def as_cameras(p: Params, clip_id: str, folder: Path) -> Params:
     unpack = _of_raw_files
     if any(catalog.path(camera.name, chunk) in evicted for camera in grid.cameras):
         unpack = _of_cache
-    sources, firsts = unpack(p, Clip(p.local_dir, catalog, clip_id), folder / CAMERAS)
+    sources, firsts = unpack(p, open_clip(p.local_dir, catalog, clip_id), folder / CAMERAS)
     # Each file begins with its own first frame, which the cameras did not take at one moment.
     zero_us = min(firsts.values())
     files.write_json(folder / CAMERAS / PLAYED_FILE, asdict(Played(clip_id, zero_us)))

@@ -11,7 +11,7 @@ import numpy as np
 
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.catalog import Catalog
-from avomni_lib.dataset.clip import Clip
+from avomni_lib.dataset.clip import open_clip
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache.memmap import CLIPS_FILE, Cache
 from avomni_lib.etl.cache.windows import Windows
@@ -92,7 +92,7 @@ def of_clip(p: Params, clip_id: str, at_s: float | None = None) -> Subject:
         if not own:
             raise _too_short(p, f"clip {clip_id}", at_s)
         return _cached(p, windows, own[-1])
-    clip = Clip(p.local_dir, Catalog.of(p), clip_id)
+    clip = open_clip(p.local_dir, Catalog.of(p), clip_id)
     arrays = sampling.sample_clip(clip, _recipe(p)).arrays
     rows = _rows(p, arrays["times"], f"clip {clip_id}", at_s)
     refuse_history(p, f"clip {clip_id}")
@@ -215,7 +215,7 @@ def lens_of(p: Params, clip_id: str) -> tuple[Mapping[str, float], Mapping[str, 
     """The front camera's calibration, where its files are on the disk."""
     name = front_camera(p).name
     try:
-        clip = Clip(p.local_dir, Catalog.of(p), clip_id)
+        clip = open_clip(p.local_dir, Catalog.of(p), clip_id)
         return clip.intrinsics(name), clip.extrinsics(name)
     except AvomniError:
         return None

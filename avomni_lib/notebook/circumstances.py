@@ -16,7 +16,7 @@ import numpy as np
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.audit.audit import NOT_CHOSEN, Audit
 from avomni_lib.dataset.catalog import Catalog
-from avomni_lib.dataset.clip import Clip
+from avomni_lib.dataset.clip import Clip, open_clip
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache.memmap import EGOMOTION_COLUMNS, Cache
 from avomni_lib.etl.run import forecast
@@ -155,4 +155,4 @@ def _clip(p: Params, catalog: Catalog, clip_id: str, feature: str) -> Clip | Non
     """A clip where the feature's file lies: on the disk, or in the world that is the source."""
     path = catalog.path(feature, catalog.chunk_of(clip_id))
     there = next((folder for folder in runs.raw_folders(p) if (folder / path).exists()), None)
-    return None if there is None else Clip(there, catalog, clip_id)
+    return None if there is None else open_clip(there, catalog, clip_id)

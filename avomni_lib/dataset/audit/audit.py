@@ -28,6 +28,7 @@ from avomni_lib.dataset.catalog import SPLITS
 from avomni_lib.dataset.download.hub import Hub
 from avomni_lib.dataset.download.verified import Verified, hold
 from avomni_lib.dataset.findings import DAMAGED, NOTED, ODD, SET, Finding
+from avomni_lib.dataset.select import lerobot
 from avomni_lib.dataset.select.selection import (
     Selection,
     license_question,
@@ -96,12 +97,14 @@ def plan(p: Params, hub: Hub | None) -> Plan:
     num_bytes = sum(path.stat().st_size for path in on_disk)
     question = license_question(p)
     revision = f"revision {(hub.revision or 'main')[:12]}" if hub else "as it lies there"
-    depth = p.dataset.audit
+    depth, size = p.dataset.audit, "34 MB of the real set"
+    if told := lerobot.published(p):
+        size = f"{gigabytes(told.bytes_metadata)} of the real set"
     rows = [
         ("source", source_in_words(p), revision),
         ("on the disk", f"{len(on_disk)} files", f"{gigabytes(num_bytes)} in {p.local_dir}"),
         ("depth", f"dataset.audit: {depth}", DEPTHS[depth]),
-        ("fetches", "the metadata" if hub else "nothing", "34 MB of the real set" if hub else ""),
+        ("fetches", "the metadata" if hub else "nothing", size if hub else ""),
     ]
     if depth == "full":
         cores = p.processing.num_workers or workers.num_cores()
@@ -145,6 +148,7 @@ def audit(p: Params, hub: Hub | None, progress: type[Bar] = Bar) -> Audit:
         "oldest_file": oldest,
     }
     found += [*_of_the_set(p, hub, figures), *_remarks(p, streams, facts)]
+    found += selection.catalog.remarks()
     severities = Counter(finding.severity for finding in found)
     figures["findings"] = {word: severities[word] for word in findings.SEVERITIES}
     warnings = []

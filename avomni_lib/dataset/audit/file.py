@@ -61,6 +61,7 @@ class FileJob:
         cameras: Whose calibration is needed.
         beside: Clip -> facts about its cameras: `span_us` and `sizes`.
         horizon_s: Seconds of ego motion that are wanted after the video.
+        parts: How the wanted clips are looked at where the file is no zip and no table of ours.
     """
 
     folder: str
@@ -79,6 +80,7 @@ class FileJob:
     cameras: tuple[str, ...] = ()
     beside: dict[str, dict[str, Any]] = field(default_factory=dict)
     horizon_s: float = 0.0
+    parts: tuple[Any, ...] = ()
 
     @property
     def place(self) -> Path:
@@ -246,6 +248,14 @@ def _read(job: FileJob, passed: _Pass, findings: list[Finding], facts: dict[str,
                 tick_us = facts[clip_id]["tick_us"]
                 more = checks.agree(kept["video"], kept["frame_timestamps"], tick_us)
                 _add(findings, clip_id, more)
+    elif job.parts:
+        for _ in passed.blocks():
+            pass
+        for part in job.parts:
+            clip_id = part.episode.clip_id
+            beside = job.beside.get(clip_id, {})
+            facts[clip_id], more = part.look(job.place, beside, job.horizon_s)
+            _add(findings, clip_id, more)
     for _ in passed.blocks():
         pass
 

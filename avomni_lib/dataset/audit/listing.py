@@ -92,8 +92,10 @@ class Listing:
         more: dict[str, Any] = {}
         if feature:
             catalog = selection.catalog
-            every, held = catalog.clip_ids(chunk), catalog.usable(chunk, [feature])
+            every, held = catalog.clip_ids(chunk), catalog.clips_in(feature, chunk)
             usable = set(catalog.usable(chunk, selection.features))
+            wanted = tuple(c for c in held if c in self._chosen or c not in usable)
+            parts = catalog.parts(feature, [c for c in held if c in self._chosen])
             more = {
                 "feature": feature,
                 "chunk": chunk,
@@ -101,7 +103,8 @@ class Listing:
                 "clip_ids": held,
                 "denied": tuple(sorted(set(every) - set(held))),
                 "ignored": tuple(self._invalid[chunk]),
-                "wanted": tuple(c for c in held if c in self._chosen or c not in usable),
+                "wanted": tuple(part.episode.clip_id for part in parts) or wanted,
+                "parts": parts,
                 "cameras": tuple(name for name in selection.features if name in cameras.BY_NAME),
                 "horizon_s": p.processing.horizon_s,
             }
@@ -141,10 +144,10 @@ class Listing:
         """One row a clip of the chunks: clip_id, chunk, split, state, reason, features."""
         selection, features = self.selection, self.selection.features
         catalog, choice = selection.catalog, selection.choice
-        found = defaultdict[tuple, list[Finding]](list)  # by feature and chunk, or feature and clip
+        found = defaultdict[tuple, list[Finding]](list)  # by feature and file, or feature and clip
         for finding in all_findings:
-            if finding.reach == WHOLE:
-                found[finding.feature, finding.chunk].append(finding)
+            if finding.reach == WHOLE:  # chunks may share a file
+                found[finding.feature, finding.path].append(finding)
             elif finding.clip_id:
                 found[finding.feature, finding.clip_id].append(finding)
         rows = []
@@ -158,7 +161,7 @@ class Listing:
                 states: dict[str, tuple[str, str]] = {}
                 fault = catalog.clips.faults.get(clip_id)
                 for name, path in paths.items():
-                    mine = [*found[name, chunk], *found[name, clip_id]]
+                    mine = [*found[name, path], *found[name, clip_id]]
                     state, reason = findings.worst(mine) or SOUND, findings.reasons(mine)
                     if fault is not None:
                         state, reason = DAMAGED, fault

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from avomni_lib import files
-from avomni_lib.dataset.catalog import METADATA_FILES
 from avomni_lib.dataset.download import transfer
 from avomni_lib.dataset.download.hub import Hub
 from avomni_lib.dataset.download.remote import RemoteFile
@@ -75,7 +74,8 @@ def fetch(p: Params, hub: Hub | None, progress: type[Bar] = Bar) -> Downloaded:
         pass
     listed = selection.files
     # What 03 fetches: all but the metadata and what has no hash at the source.
-    later = {f for f in listed if f.sha256 and f.path not in METADATA_FILES}
+    tables = selection.catalog.metadata_files
+    later = {f for f in listed if f.sha256 and f.path not in tables}
     later = later if p.download.evict_raw else set()
     register(p, [file.path for file in listed])
     wanted = [file for file in listed if file not in later]
@@ -179,7 +179,7 @@ def plan(p: Params, hub: Hub | None) -> Plan:
         AvomniError: as `fetch`, but for the licence and the room.
     """
     question = license_question(p)
-    if question or (hub is None and p.dataset.source != "folder"):
+    if question or (hub is None and p.is_fetched):
         return _plan_offline(p, question)
     with opened(p, hub) as (hub, verified, selection):
         pass

@@ -16,7 +16,6 @@ import numpy as np
 
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.catalog import (
-    METADATA_FILES,
     Catalog,
     optional_features,
     required_features,
@@ -280,8 +279,9 @@ def choose_chunks(
     ranking = ranking or rank(catalog, p)
     wanted, target, budget = ranking.wanted, p.download.target_chunks, p.download.target_size_gb
     features, more = required_features(p), catalog.listed(optional_features(p))
-    metadata = sum(sizes[path].size for path in METADATA_FILES if path in sizes)
+    metadata = sum(sizes[path].size for path in catalog.metadata_files if path in sizes)
     total, taken, passed = metadata, dict[int, int](), dict[int, str]()
+    held_by = dict[str, int]()  # path -> the first chunk that takes it: others may share it
     have, why = np.zeros_like(ranking.quotas), f"all there are (download.target_chunks: {target})"
     for chunk in ranking.chunks:
         paths, counts = catalog.files([chunk], features), ranking.counts[catalog.place(chunk)]
@@ -298,7 +298,8 @@ def choose_chunks(
             passed[chunk] = fault
             continue
         paths += [path for path in catalog.files([chunk], more) if path in sizes]
-        num_bytes = sum(sizes[path].size for path in paths)
+        fresh = [path for path in paths if p.download.evict_raw or path not in held_by]
+        num_bytes = sum(sizes[path].size for path in fresh)
         with_it = (metadata if p.download.evict_raw else total) + num_bytes
         if with_it > budget * 1e9:
             if _is_named(p) or not taken:
@@ -310,6 +311,7 @@ def choose_chunks(
             passed[chunk] = f"it alone takes {with_it / 1e9:.2f} GB"
             continue
         taken[chunk] = num_bytes
+        held_by |= dict.fromkeys(fresh, chunk)
         total, have = total + num_bytes, have + counts
         is_enough = bool((have >= ranking.quotas).all())
         if p.download.chunks is None and (is_enough or len(taken) == target):

@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.catalog import (
-    METADATA_FILES,
     OBSTACLES,
     Catalog,
     optional_features,
     required_features,
 )
 from avomni_lib.dataset.download.remote import RemoteFile
+from avomni_lib.dataset.select import lerobot
 from avomni_lib.params import Params
 from avomni_lib.sections import WorldParams
 
@@ -84,13 +84,16 @@ def world_splits(world: WorldParams) -> list[str]:
 
 def estimated(catalog: Catalog, chunks: Iterable[int], p: Params) -> dict[str, RemoteFile]:
     """The files of these chunks with estimated sizes, and the metadata as they lie on the disk."""
-    there = [path for path in METADATA_FILES if (catalog.folder / path).is_file()]
+    there = [path for path in catalog.metadata_files if (catalog.folder / path).is_file()]
     sizes = {path: RemoteFile(path, (catalog.folder / path).stat().st_size) for path in there}
     for name in (*required_features(p), *catalog.listed(optional_features(p))):
         num_bytes = catalog.num_present(name) * clip_bytes(p, name)
         for chunk in chunks:
             path = catalog.path(name, chunk)
-            sizes[path] = RemoteFile(path, int(num_bytes[catalog.place(chunk)]))
+            size = int(num_bytes[catalog.place(chunk)])
+            if p.lerobot_profile:
+                size = catalog.expected_bytes(path)  # type: ignore[attr-defined]
+            sizes[path] = RemoteFile(path, size)
     return sizes
 
 
@@ -109,6 +112,11 @@ def forecast(p: Params) -> Forecast:
 
     With `download.evict_raw` one chunk alone must fit.
     """
+    if p.lerobot_profile:
+        if (told := lerobot.published(p)) is None:
+            return Forecast(0, 0, 0, 0, "nothing is published of it, and the hub was not asked")
+        num_chunks, num_clips, num_files, num_bytes = lerobot.expected_chunks(p, told)
+        return Forecast(num_chunks, num_clips, num_files, int(num_bytes), told.source)
     features = (*required_features(p), *optional_features(p))
     wanted = p.download.target_chunks if p.download.chunks is None else len(p.download.chunks)
     metadata, clips = MB_METADATA * 1e6, CLIPS_A_CHUNK

@@ -11,6 +11,7 @@ from typing import Any
 from avomni_lib import files
 from avomni_lib.dataset.catalog import METADATA_FILES, SPLITS, Catalog
 from avomni_lib.dataset.clip_index import MAX_CHUNK
+from avomni_lib.dataset.lerobot import layout
 from avomni_lib.dataset.names import name_fault, need, path_fault, size_fault
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
@@ -136,8 +137,12 @@ def open_catalog(p: Params, chosen: Chosen) -> Catalog:
 
 def changed_metadata(p: Params, chosen: Chosen) -> list[str]:
     """The tables of the catalog that have another content than when the run chose; all are read."""
-    changed = []
-    for name in METADATA_FILES:
+    changed: list[str] = []
+    tables: tuple[str, ...] = METADATA_FILES
+    if p.lerobot_profile:
+        chosen_tables = (name for name in chosen.files if name.startswith("meta/"))
+        tables = tuple(dict.fromkeys([*chosen_tables, *layout.metadata_files(p.local_dir)]))
+    for name in tables:
         path, entry = p.local_dir / name, chosen.files.get(name)
         now = files.sha256_file(path) if path.is_file() else None
         if now != (entry and entry["sha256"]):

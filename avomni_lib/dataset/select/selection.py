@@ -24,7 +24,7 @@ from avomni_lib.dataset.catalog import (
 from avomni_lib.dataset.download.hub import PATHS_A_REQUEST, Hub
 from avomni_lib.dataset.download.remote import RemoteFile
 from avomni_lib.dataset.download.verified import Verified, hold
-from avomni_lib.dataset.select import manifest
+from avomni_lib.dataset.select import lerobot, manifest
 from avomni_lib.dataset.select.chunks import ChunkChoice, Ranking, choose_chunks, rank
 from avomni_lib.dataset.select.forecast import estimated
 from avomni_lib.errors import AvomniError
@@ -71,12 +71,14 @@ class Selection:
 def source_in_words(p: Params) -> str:
     if p.rendered:
         return "the rendered world, by a hub on 127.0.0.1"
-    return p.dataset.repo_id if p.dataset.source == "hub" else str(p.local_dir)
+    return p.dataset.repo_id if p.is_fetched else str(p.local_dir)
 
 
 def license_question(p: Params) -> str | None:
     """What the user has to decide before anything is fetched, or None."""
-    if p.dataset.source != "hub" or p.dataset.license_accepted:
+    if p.rendered or not p.is_fetched or p.dataset.license_accepted:
+        return None
+    if p.lerobot_profile and lerobot.needs_no_decision(p):
         return None
     if p.dataset.repo_id.startswith(LICENSE_OWNER):
         return (
@@ -108,9 +110,9 @@ def opened(p: Params, hub: Hub | None) -> Iterator[tuple[Hub | None, Verified, S
         AvomniError: as `select`; the licence is not decided on, or the folder is not there.
     """
     need_license(p)
-    if p.dataset.source == "folder" and not p.local_dir.is_dir():
+    if not p.is_fetched and not p.local_dir.is_dir():
         raise AvomniError(
-            "dataset.source is folder, and the folder does not exist",
+            f"dataset.source is {p.dataset.source}, and the folder does not exist",
             where=str(p.local_dir),
             fix="set dataset.local_dir to a folder in the data set's layout",
         )
@@ -136,12 +138,13 @@ def select(p: Params, hub: Hub | None, verified: Verified) -> Selection:
     if hub is None:
         catalog = Catalog.of(p)
         ranking = rank(catalog, p)
-        paths = (*METADATA_FILES, *catalog.files(ranking.chunks, _features(catalog, p)))
+        paths = (*catalog.metadata_files, *catalog.files(ranking.chunks, _features(catalog, p)))
         there = [path for path in paths if (p.local_dir / path).is_file()]
         sizes = {path: RemoteFile(path, (p.local_dir / path).stat().st_size) for path in there}
     else:
         hub.check_access()
-        metadata = _fetch_metadata(p.local_dir, hub, verified)
+        fetched = lerobot.fetch_metadata if p.lerobot_profile else _fetch_metadata
+        metadata = fetched(p.local_dir, hub, verified)
         catalog = Catalog.of(p)
         ranking = rank(catalog, p)
         sizes = _Listing(hub, metadata, catalog.files(ranking.chunks, _features(catalog, p)))
@@ -180,10 +183,12 @@ def foretell(p: Params) -> Selection | None:
     Raises:
         AvomniError: as `select`, but for the access.
     """
-    tables = [path for path in METADATA_FILES if (p.local_dir / path).is_file()]
-    if not {FEATURES_FILE, INDEX_FILE} <= {*tables}:
-        return None
-    if not {PRESENCE_FILE, OLD_PRESENCE_FILE} & {*tables}:
+    tables = {path for path in METADATA_FILES if (p.local_dir / path).is_file()}
+    is_known = {FEATURES_FILE, INDEX_FILE} <= tables
+    is_known = is_known and bool({PRESENCE_FILE, OLD_PRESENCE_FILE} & tables)
+    if p.lerobot_profile:
+        is_known = len(lerobot.metadata_files(p.local_dir)) >= lerobot.NUM_TABLES
+    if not is_known:
         return None
     catalog = Catalog.of(p)
     ranking = rank(catalog, p)
@@ -203,8 +208,8 @@ def _selection(
         name: catalog.clips.ids(choice.rows[split == place]) for place, name in enumerate(SPLITS)
     }
     optional = catalog.listed(optional_features(p))
-    extra = {*METADATA_FILES, *catalog.files(choice.chunks, optional)}
-    paths = (*METADATA_FILES, *catalog.files(choice.chunks, _features(catalog, p)))
+    extra = {*catalog.metadata_files, *catalog.files(choice.chunks, optional)}
+    paths = (*catalog.metadata_files, *catalog.files(choice.chunks, _features(catalog, p)))
     taken = tuple(sizes[path] for path in paths if path not in extra or path in sizes)
     return Selection(catalog, choice, required_features(p), taken, clip_ids, optional)
 

@@ -13,7 +13,7 @@ from avomni_lib import grids
 from avomni_lib.dataset import calibration, cameras, checks, findings
 from avomni_lib.dataset.clip import Clip
 from avomni_lib.dataset.limits import HISTORY_S
-from avomni_lib.dataset.stored_zip import ByteRange
+from avomni_lib.dataset.streams import Source
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.clip import obstacles, phase, prints, tiling
 from avomni_lib.etl.clip.egomotion import Egomotion
@@ -113,7 +113,7 @@ def sample_clip(clip: Clip, recipe: Recipe) -> Sampled:
     grid = cameras.grid(recipe.setup)
     stamps = {camera.name: clip.timestamps(camera.name) for camera in grid.cameras}
     with contextlib.ExitStack() as held:
-        videos: dict[str, ByteRange | Stream] = {name: clip.video(name) for name in stamps}
+        videos: dict[str, Source | Stream] = {name: clip.video(name) for name in stamps}
         if recipe.align:
             # Opened once for their key frames and their pictures, so all of them are held.
             videos = {n: held.enter_context(stream.opened(videos[n])) for n in stamps}
@@ -124,7 +124,7 @@ def _sample(
     clip: Clip,
     recipe: Recipe,
     stamps: Mapping[str, np.ndarray],
-    videos: Mapping[str, ByteRange | Stream],
+    videos: Mapping[str, Source | Stream],
 ) -> Sampled:
     grid = cameras.grid(recipe.setup)
     keys = [each.key_rows for each in videos.values() if isinstance(each, stream.Stream)]
@@ -226,7 +226,7 @@ def clip_motion(ego: Egomotion, times: np.ndarray, horizon_s: float) -> dict[str
 
 
 def draw_camera(
-    video: ByteRange | Stream,
+    video: Source | Stream,
     times: np.ndarray,
     stamps: np.ndarray,
     recipe: Recipe,

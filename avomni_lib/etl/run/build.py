@@ -232,6 +232,9 @@ def works(p: Params, chosen: Chosen, common: dict[str, Any]) -> list[ChunkWork]:
         contents = {path: chosen.files.get(path) for path in raw}
         if p.processing.obstacles:
             contents[REASONING_FILE] = chosen.files.get(REASONING_FILE)
+        if p.lerobot_profile:  # it says where in its files a clip lies, and what columns mean
+            contents |= {path: chosen.files.get(path) for path in catalog.metadata_files}
+            contents[p.lerobot_profile] = None
         key = files.hash_json([shard.FORMAT_VERSION, common, clips, contents])
         found.append(ChunkWork(p.cache_dir, chunk, clips, key, [p.local_dir / r for r in raw]))
     return found
@@ -239,8 +242,15 @@ def works(p: Params, chosen: Chosen, common: dict[str, Any]) -> list[ChunkWork]:
 
 def job_of(p: Params, work: ChunkWork, clip_id: str, recipe: Recipe) -> ClipJob:
     """One clip of a chunk, for a worker."""
-    path, storage = work.part(clip_id), p.processing.storage
-    return ClipJob(clip_id, work.chunk, p.local_dir, recipe, path, storage)
+    return ClipJob(
+        clip_id,
+        work.chunk,
+        p.local_dir,
+        recipe,
+        work.part(clip_id),
+        p.processing.storage,
+        p.lerobot_profile,
+    )
 
 
 def reasons_before(cache_dir: Path) -> dict[str, str]:

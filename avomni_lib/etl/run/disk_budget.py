@@ -19,7 +19,7 @@ from typing import Any
 
 from avomni_lib import files
 from avomni_lib.dataset.catalog import Catalog
-from avomni_lib.dataset.clip import Clip
+from avomni_lib.dataset.clip import Clip, open_clip
 from avomni_lib.dataset.download import transfer
 from avomni_lib.dataset.download.remote import RemoteFile
 from avomni_lib.dataset.select.forecast import forecast as expected_files
@@ -185,6 +185,7 @@ class ChunkSizes:
         self.p, self._works, self._done = p, {work.chunk: work for work in works}, done
         self.remote = {work.chunk: _remote_files(p, chosen, work) for work in works}
         self._measured, self.seconds = 0.0, most_seconds(p)
+        self._released: set[int] = set()
         if there := [work.chunk for work in works if work.has_raw()]:
             self.learn_seconds(there[0])
         self.shards = dict.fromkeys(self._works, 0)
@@ -228,7 +229,7 @@ class ChunkSizes:
     def learn_seconds(self, chunk: int) -> None:
         """Clips are as long as the first of a chunk that is there."""
         if clips := self._works[chunk].clips:
-            clip = Clip(self.p.local_dir, self._catalog, clips[0]["clip_id"])
+            clip = open_clip(self.p.local_dir, self._catalog, clips[0]["clip_id"])
             self.seconds = most_seconds(self.p, clip)
 
     @functools.cached_property
@@ -250,6 +251,17 @@ class ChunkSizes:
             for file in remote
             if chunk not in self._done or (self.p.local_dir / file.path).exists()
         ]
+
+    def let_go(self, chunk: int) -> list[str]:
+        """The chunk is done: its raw files that no other chunk that is left needs."""
+        self._released.add(chunk)
+        left = {
+            file.path
+            for other, remote in self.remote.items()
+            if other not in self._done and other not in self._released
+            for file in remote
+        }
+        return [file.path for file in self.remote[chunk] if file.path not in left]
 
     def need_budget(self) -> None:
         """Refuse before the first fetch what cannot go through.

@@ -11,7 +11,8 @@ from pathlib import Path
 from avomni_lib import files
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.catalog import Catalog
-from avomni_lib.dataset.clip import Clip
+from avomni_lib.dataset.clip import Clip, open_clip
+from avomni_lib.dataset.select import lerobot
 from avomni_lib.dataset.select.forecast import CLIPS_A_CHUNK, forecast
 from avomni_lib.dataset.select.manifest import Chosen, path_of, read_chosen
 from avomni_lib.errors import AvomniError
@@ -68,6 +69,8 @@ def clip_seconds(p: Params, clip: Clip | None = None) -> float:
         with contextlib.suppress(AvomniError, OSError, IndexError):
             stamps = clip.timestamps(cameras.grid(p.vision.cameras).cameras[0].name)
             return float(stamps[-1] - stamps[0]) / 1e6
+    if told := lerobot.published(p):
+        return told.seconds
     return p.rendered.clip_seconds if p.rendered else CLIP_SECONDS
 
 
@@ -79,6 +82,8 @@ def clip_video(p: Params, clip: Clip | None = None) -> Video:
             codec = opened.codec.name.removeprefix("lib").replace("dav1d", "av1")
             size = opened.codec.width, opened.codec.height
             return Video(codec, *size, len(opened.pts), f"{camera} of a chosen clip")
+    if told := lerobot.published(p):
+        return Video(told.codec, *told.size, round(told.seconds * told.fps), told.source)
     num_frames = round(clip_seconds(p) * FPS)
     if world := p.rendered:
         return Video(world.codec, world.width, world.height, num_frames, "as it is rendered")
@@ -221,12 +226,12 @@ def _longest_s(p: Params) -> float:
     """Seconds of the longest clip that the run has chosen; all their clocks are read for it."""
     chosen, catalog = read_chosen(p), Catalog.of(p)
     clip_ids = itertools.chain(*chosen.clip_ids.values())
-    return max(clip_seconds(p, Clip(p.local_dir, catalog, clip_id)) for clip_id in clip_ids)
+    return max(clip_seconds(p, open_clip(p.local_dir, catalog, clip_id)) for clip_id in clip_ids)
 
 
 def _first_clip(p: Params, chosen: Chosen) -> Clip | None:
     """A clip that the run has chosen, if the raw files are still there."""
     with contextlib.suppress(AvomniError):
         for clip_id in itertools.chain(*chosen.clip_ids.values()):
-            return Clip(p.local_dir, Catalog.of(p), clip_id)
+            return open_clip(p.local_dir, Catalog.of(p), clip_id)
     return None

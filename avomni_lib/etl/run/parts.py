@@ -15,7 +15,7 @@ import numpy as np
 
 from avomni_lib import files
 from avomni_lib.dataset.catalog import Catalog
-from avomni_lib.dataset.clip import Clip
+from avomni_lib.dataset.clip import open_clip
 from avomni_lib.errors import AvomniError, system_error
 from avomni_lib.etl.cache import shard
 from avomni_lib.etl.clip.sampling import Recipe, sample_clip
@@ -35,6 +35,7 @@ class ClipJob:
     recipe: Recipe
     path: Path
     storage: str = "raw"
+    lerobot_profile: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def make_part(job: ClipJob) -> JobOutcome:
     """
     started = time.process_time()
     try:
-        clip = Clip(job.local_dir, _catalog(job.local_dir), job.clip_id)
+        clip = open_clip(job.local_dir, _catalog(job.local_dir, job.lerobot_profile), job.clip_id)
         sampled = sample_clip(clip, job.recipe)
         arrays = shard.encode(sampled.arrays, job.storage)
     except MemoryError:
@@ -92,8 +93,8 @@ def make_part(job: ClipJob) -> JobOutcome:
 
 
 @functools.lru_cache(maxsize=1)
-def _catalog(local_dir: Path) -> Catalog:
-    return Catalog.open(local_dir)
+def _catalog(local_dir: Path, lerobot_profile: str | None) -> Catalog:
+    return Catalog.read_as(local_dir, lerobot_profile)
 
 
 class ChunkWork:

@@ -175,7 +175,7 @@ class Prefetch:
         Args:
             is_needed: They stay: a clip was lost, and the next run reads it.
         """
-        row, paths = self.rows[chunk], [file.path for file in self._sizes.remote[chunk]]
+        row, paths = self.rows[chunk], self._sizes.let_go(chunk)
         row["cache_bytes"] = self._sizes.learn_size(chunk)
         if self.p.download.evict_raw:
             if not is_needed:

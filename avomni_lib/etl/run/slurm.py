@@ -15,7 +15,7 @@ from typing import Any
 
 from avomni_lib import files
 from avomni_lib.dataset.catalog import Catalog
-from avomni_lib.dataset.clip import Clip
+from avomni_lib.dataset.clip import open_clip
 from avomni_lib.dataset.select.manifest import read_chosen
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.run import build, engines, forecast
@@ -77,7 +77,7 @@ def build_share(p: Params, index: int, count: int, progress: type[Bar] = Bar) ->
         todo = [(work, clip_id) for work, clip_id in clips if clip_id in missing[work.chunk]]
         left_out, cpu_s = Counter[str](), 0.0
         if todo:
-            clip = Clip(p.local_dir, Catalog.of(p), todo[0][1])
+            clip = open_clip(p.local_dir, Catalog.of(p), todo[0][1])
             num_bytes = len(todo) * forecast.clip_bytes(
                 p, forecast.clip_seconds(p, clip), p.processing.storage, forecast.JPEG_SHARE_MOST
             )

@@ -8,19 +8,14 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from avomni_lib.dataset import checks, findings
+from avomni_lib.dataset import checks, findings, streams
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.video import stream
 from avomni_lib.etl.video.decord_reader import by_decord
 from avomni_lib.etl.video.pyav_reader import Size, SizeRule, by_pyav
-
-if TYPE_CHECKING:
-    from avomni_lib.dataset.clip import ByteRange
 
 DECODERS = {"pyav": by_pyav, "decord": by_decord}
 
@@ -100,7 +95,7 @@ def frame_indices(
     return np.searchsorted(timestamps_us, wanted_us, side="right").astype(np.int64) - 1
 
 
-def frame_times(source: ByteRange | Path | bytes) -> np.ndarray:
+def frame_times(source: streams.Source) -> np.ndarray:
     """(N,) int64 µs: the times of a file's own frames, in presentation order.
 
     Raises:
@@ -110,7 +105,7 @@ def frame_times(source: ByteRange | Path | bytes) -> np.ndarray:
         return np.array(video.times_us, dtype=np.int64)
 
 
-def key_rows(source: ByteRange | Path | bytes) -> np.ndarray:
+def key_rows(source: streams.Source) -> np.ndarray:
     """(K,) int: the frames of a file, in presentation order, that decode alone.
 
     Raises:
@@ -127,7 +122,7 @@ def check_clock(timestamps_us: np.ndarray, video: stream.Stream) -> None:
 
 
 def read_frames(
-    source: ByteRange | Path | bytes | stream.Stream,
+    source: streams.Source | stream.Stream,
     wanted_us: np.ndarray,
     *,
     timestamps_us: np.ndarray | None = None,
@@ -137,7 +132,8 @@ def read_frames(
     """The frames of a video that show the wanted times, each the last one at or before its time.
 
     Args:
-        source: A member of a zip, a file, a file's bytes, or what is open already and stays so.
+        source: A member of a zip, a file, a stretch of one, a file's bytes, or what is open
+            already and stays so.
         wanted_us: (T,) int64 µs, in any order, repeats allowed.
         timestamps_us: (N,) int64 µs of the file's N frames on the clip's clock. None: the file's
             own times, counted from its first frame.
@@ -151,8 +147,13 @@ def read_frames(
             rows, or one that is missing or damaged.
     """
     choice, reason = choose_decoder(decoder)
-    held = isinstance(source, stream.Stream)
-    with contextlib.nullcontext(source) if held else stream.opened(source) as video:
+    with contextlib.ExitStack() as held:
+        if isinstance(source, stream.Stream):
+            video = source
+        else:
+            video = held.enter_context(stream.opened(source))
+        if isinstance(video.content, streams.TimeRange):
+            choice, reason = "pyav", "the only one that reads a part of a file of many clips"
         if timestamps_us is None:
             timestamps_us = video.times_us
         timestamps_us = np.asarray(timestamps_us, dtype=np.int64)

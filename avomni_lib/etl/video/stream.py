@@ -23,7 +23,6 @@ from avomni_lib.errors import AvomniError
 if TYPE_CHECKING:
     import av
 
-    from avomni_lib.dataset.clip import ByteRange
 
 FETCH_AGAIN = (
     "compare the file with its source, as 02_download does unless dataset.source is folder; or "
@@ -46,7 +45,7 @@ class Stream:
 
     Attributes:
         name: The file, for messages.
-        content: All bytes of the file.
+        content: All bytes of the file, or where in a file of many clips it lies.
         codec: PyAV's decoder of the stream, one thread, told to fail rather than to conceal.
         packets: In decode order; `scan.pts` has their times.
         scan: What was seen of the packets.
@@ -55,7 +54,7 @@ class Stream:
     """
 
     name: str
-    content: bytes
+    content: bytes | streams.TimeRange
     codec: av.VideoCodecContext
     packets: list[av.Packet]
     scan: streams.Scan
@@ -144,18 +143,20 @@ class Stream:
 
 
 @contextlib.contextmanager
-def opened(source: ByteRange | Path | bytes) -> Iterator[Stream]:
+def opened(source: streams.Source) -> Iterator[Stream]:
     """Open a video, read its packets and list its frames.
 
     Raises:
         AvomniError: the file is missing or no video, or `dataset.streams` finds it damaged.
     """
-    name = str(source)
+    name, span = str(source), None
     try:
         if isinstance(source, bytes):
             name, content = f"{len(source)} bytes in memory", source
         elif isinstance(source, str | Path):
             content = Path(source).read_bytes()
+        elif isinstance(source, streams.TimeRange):
+            content, span = source, source  # a file of many clips is not read whole
         else:
             name = f"{source.path}, bytes {source.offset} to {source.offset + source.length}"
             try:
@@ -165,7 +166,7 @@ def opened(source: ByteRange | Path | bytes) -> Iterator[Stream]:
         with streams.opened(content) as (container, peek):
             if not container.streams.video:
                 raise damaged("the file holds no video stream", name)
-            scan = streams.Scan(container, peek)
+            scan = streams.Scan(container, peek, span)
             packets = list(scan.packets())
             findings.refuse(scan.findings(), name, FETCH_AGAIN, Damaged)
             # One process a core; threads inside a decoder cost more than they bring.

@@ -85,7 +85,7 @@ def write(
     rows = sorted(figures["metrics"], key=lambda name: name != MODEL)
     page = _template().render(
         title=f"{p.run.name}: the score",
-        notice=None if p.is_ours_to_show else adapter.CONFIDENTIAL,
+        notice=p.notice,
         finding=ladder_finding(figures),
         facts=facts(p, figures),
         commands=[

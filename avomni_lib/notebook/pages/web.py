@@ -31,7 +31,6 @@ from avomni_lib.notebook.run import faults, runs
 from avomni_lib.notebook.run.stages import STAGES, Stage, in_short
 from avomni_lib.params import Params
 from avomni_lib.plan import minutes
-from avomni_lib.training.model.adapter import CONFIDENTIAL
 
 FOLDER, INDEX, SCORE = "report", "index.html", "score.html"
 SCORE_SOURCE = "06_evaluate/report.html"
@@ -148,9 +147,8 @@ def _template() -> jinja2.Template:
 
 def _frame(p: Params, body: str = "", **parts: Any) -> str:
     made = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    notice = None if p.is_ours_to_show else CONFIDENTIAL
     return _template().render(
-        body=jinja2.filters.Markup(body), notice=notice, foot=f"Page made {made}.", **parts
+        body=jinja2.filters.Markup(body), notice=p.notice, foot=f"Page made {made}.", **parts
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from avomni_lib.dataset.catalog import METADATA_FILES
+from avomni_lib.dataset.lerobot.layout import metadata_files
 from avomni_lib.dataset.select.evicted import by_others, read_evicted
 from avomni_lib.dataset.select.manifest import changed_metadata, missing_files, read_chosen
 from avomni_lib.errors import AvomniError
@@ -44,7 +45,7 @@ def what_matters(
             ignored |= {"download.target_size_gb"}  # it bounds the disk, not the choice
         if p.download.clips.max_clips is None and p.download.clips.balance_by is None:
             ignored |= {"run.seed"}  # no clip is drawn
-        if stage == "02_download" and p.dataset.source != "folder":
+        if stage == "02_download" and p.is_fetched:
             ignored |= {"dataset.local_dir"}  # 02 looks whether the files are there
     return [name for name in changed if name not in ignored]
 
@@ -62,7 +63,7 @@ def download_in_words(p: Params, is_cache_done: bool) -> tuple[bool, str]:
         counts = {"evicted": len(gone) - len(lost), "gone": len(lost)}
         parts = [f"{num:,} raw files {what}" for what, num in counts.items() if num]
         return True, ", ".join([*parts, "the cache holds what is needed"])
-    if p.download.evict_raw and not set(gone) & set(METADATA_FILES):
+    if p.download.evict_raw and not set(gone) & {*METADATA_FILES, *metadata_files(p.local_dir)}:
         what = f"03_etl fetches {len(lost):,} raw files"
         if evicted:
             what = f"{len(evicted):,} raw files evicted; 03_etl fetches what the cache lacks"

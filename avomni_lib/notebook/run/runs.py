@@ -38,7 +38,6 @@ from avomni_lib.params import Params
 from avomni_lib.plan import Bar
 from avomni_lib.training.fit import job
 from avomni_lib.training.model import model_input
-from avomni_lib.training.model.adapter import CONFIDENTIAL
 
 RESULT, FORMAT, CHECKED = "result.json", 2, ".checked.json"
 ANOTHER = "is not what was written, its sha256 is another"
@@ -177,8 +176,8 @@ class OpenStage:
 
         One that is drawn from clips that are not ours says so, here and in the notebook.
         """
-        if not self.p.is_ours_to_show:
-            figure.banner(CONFIDENTIAL)
+        if self.p.notice:
+            figure.banner(self.p.notice)
         with files.write_whole(self.figures_dir / f"{name}.png") as file:
             figure.savefig(file, format="png", dpi=100)
         return figure
@@ -298,9 +297,9 @@ def open_hub(p: Params, progress: type[Bar] = Bar) -> Hub | None:
     For the embedded default the world is rendered if it is missing, and a hub on a free port of
     127.0.0.1 serves it for as long as this process lives.
     """
-    if p.dataset.source == "folder":
+    if not p.is_fetched:
         return None
-    if p.dataset.source == "hub":
+    if not p.rendered:
         return Hub(
             p.dataset.repo_id,
             revision=p.dataset.revision,

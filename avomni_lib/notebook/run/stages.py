@@ -42,7 +42,7 @@ def _keys(section: str, keys: str) -> tuple[str, ...]:
 
 
 _SOURCE = (
-    *_keys("dataset", "source repo_id revision endpoint local_dir license_accepted world"),
+    *_keys("dataset", "source repo_id revision endpoint local_dir license_accepted world lerobot"),
     *_keys("download", "target_chunks target_size_gb chunks clips evict_raw"),
     *("vision.cameras", "processing.obstacles", "run.seed"),
 )
@@ -77,7 +77,7 @@ STAGES = (
         "03_etl",
         "clips to the cache of grid frames",
         ("02_download",),
-        ("vision.cameras", "download.evict_raw", *_CACHE),
+        ("vision.cameras", "download.evict_raw", "dataset.lerobot.profile", *_CACHE),
         ("cache",),
     ),
     Stage(

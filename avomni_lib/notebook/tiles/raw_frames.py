@@ -15,7 +15,7 @@ import numpy as np
 
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.catalog import Catalog
-from avomni_lib.dataset.clip import Clip
+from avomni_lib.dataset.clip import Clip, open_clip
 from avomni_lib.dataset.select.evicted import read_evicted
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.clip import tiling
@@ -62,7 +62,7 @@ class RawFrames:
             path = self.catalog.path(camera, self.catalog.chunk_of(clip_id))
             there = (each for each in runs.raw_folders(self.p) if (each / path).exists())
             folder = next(there, folder)
-        return Clip(folder, self.catalog, clip_id)
+        return open_clip(folder, self.catalog, clip_id)
 
     def grid_frame(
         self, clip_id: str, times_us: np.ndarray, frame: int, choice: Choice
@@ -134,7 +134,7 @@ class RawFrames:
             if self.p.rendered:
                 what = "was not rendered: dataset.world.cameras does not name it"
                 fix = "run 01 and 02 again with dataset.world.cameras: 7-cam"
-            elif self.p.dataset.source == "folder":
+            elif not self.p.is_fetched:
                 what, fix = "is not in the folder", self.catalog.mend
             label = cameras.BY_NAME[camera].label
             raise AvomniError(f"{label} {what}", where=str(clip.folder / path), fix=fix)

@@ -24,7 +24,6 @@ from avomni_lib.notebook.tiles.choice import OWN_LIST, Choice, cost, in_short
 from avomni_lib.notebook.tiles.preview import Listed, Place, Preview
 from avomni_lib.params import Params
 from avomni_lib.plan import Plan
-from avomni_lib.training.model.adapter import CONFIDENTIAL
 from avomni_lib.training.prompt import tokens
 
 WIDE_PX = 620  # smaller grids are enlarged to about this: the motion has room beside them
@@ -353,7 +352,7 @@ class TilePreview(ipywidgets.VBox):
             return
         self.image.layout.display = None
         self.image.value = canvas.encode_png(sheet)
-        notice = "" if self.p.is_ours_to_show else f"\n{CONFIDENTIAL}"
+        notice = f"\n{self.p.notice}" if self.p.notice else ""
         height, width = self.choice.size
         source = self.preview.source_in_words(self.choice)
         self.note.value = _paragraph(f"{width}×{height} px, read from {source}{notice}")

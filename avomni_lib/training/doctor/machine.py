@@ -436,7 +436,7 @@ def token(source: str | None, is_gated: bool) -> Finding:
 
     if hub.get_token():
         return Finding("token", OK, "there is one for Hugging Face")
-    if source in ("world", "folder"):
+    if source in ("world", "folder", "lerobot"):
         return Finding("token", OK, f"none, and dataset.source: {source} needs none")
     state = WRONG if source == "hub" and is_gated else NOTE
     fix = "hf auth login, or HF_TOKEN in the environment"

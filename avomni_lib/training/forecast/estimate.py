@@ -28,6 +28,7 @@ import numpy as np
 
 from avomni_lib import hardware
 from avomni_lib.dataset import cameras
+from avomni_lib.dataset.select import lerobot
 from avomni_lib.dataset.select.forecast import forecast, world_splits
 from avomni_lib.etl.cache.shard import STORAGES
 from avomni_lib.etl.cache.windows import none_fits, num_windows
@@ -100,6 +101,8 @@ def source(p: Params) -> Source:
     train = round(expected.num_clips * TRAIN_SHARE)
     if p.rendered:
         train = world_splits(p.rendered)[: expected.num_clips].count("train")
+    if p.lerobot_profile:
+        train = round(expected.num_clips * lerobot.TRAIN_SHARE)
     seconds = clip_seconds(p)
     return Source(
         expected.num_chunks, expected.num_clips, train, seconds, expected.num_bytes, expected.note
@@ -124,7 +127,7 @@ def plan_run(p: Params) -> Plan:
     length, hz = p.processing.sequence_length, p.processing.sample_hz
     limit = p.model.max_seq_length
 
-    warnings = few_steps_warning(p, steps)
+    warnings = [*few_steps_warning(p, steps), *lerobot.plan_warnings(p)]
     if module := hardware.missing_module(p.training.optimizer):
         warnings.append(
             f"training.optimizer {p.training.optimizer} needs {module}, which is not installed "
@@ -134,7 +137,7 @@ def plan_run(p: Params) -> Plan:
         warnings.append("not one chunk fits below download.target_size_gb: raise it")
     if each == 0:
         short = none_fits(frames, processing, f"clips of {raw.seconds:g} s")
-        if p.dataset.source != "folder":
+        if p.is_fetched:
             raise short
         # How long its clips are is not read here.
         warnings.append(f"{short.what}; {short.fix}")
@@ -147,6 +150,7 @@ def plan_run(p: Params) -> Plan:
         *p.code_rows(),
         ("to fetch", gigabytes(raw.num_bytes), f"chunks: {raw.num_chunks}; {raw.note}"),
         ("clips", f"{raw.num_clips:,}", f"{raw.seconds:g} s each"),
+        *lerobot.plan_rows(p, raw.num_clips),
         (
             "grid",
             f"{width}×{height} px",

@@ -28,7 +28,6 @@ NOT_LEARNED = (
     *("gradient_checkpointing", "save_steps", "save_total_limit", "logging_steps", "report_to"),
     "blind_steps",
 )
-CONFIDENTIAL = "contains confidential data: do not share"
 
 
 def adapter_dir(p: Params) -> Path:
@@ -143,7 +142,7 @@ def record_of(
         "training_clip_ids": sorted({windows[i].clip_id for i in range(len(windows))}),
         "num_windows": len(windows),
         # A rendered drive is our own; whatever else was trained on is not ours to pass on.
-        "notice": None if p.is_ours_to_show else CONFIDENTIAL,
+        "notice": p.notice,
     }
 
 

@@ -40,6 +40,7 @@ NOT_SEEN = {
         *(f"dataset.world.{key}" for key in ("seed", "town", "num_chunks", "clips_per_chunk")),
         *(f"dataset.world.{key}" for key in ("clip_seconds", "cameras", "strays", "codec")),
         *("dataset.world.width", "dataset.world.height"),
+        *("dataset.lerobot.profile", "dataset.lerobot.is_local"),
     ),
     "it decides which windows are taken from a clip": ("processing.stride", "processing.align"),
     "it decides how fast the cache is built": (

@@ -1,0 +1,235 @@
+"""One episode of a LeRobot data set as a clip, read where it lies: nothing is cut out or copied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from avomni_lib.dataset import calibration, cameras, checks, findings, limits
+from avomni_lib.dataset.clip import Clip
+from avomni_lib.dataset.findings import DAMAGED, Finding
+from avomni_lib.dataset.lerobot.profile import profile_of
+from avomni_lib.dataset.own import layout as own_layout
+from avomni_lib.dataset.own.poses import egomotion, microseconds
+from avomni_lib.dataset.streams import TimeRange
+from avomni_lib.errors import AvomniError
+
+# What is usual here: other cameras than the rig's, and poses that end with the pictures.
+USUAL = ("another frame rate", "variable frame rate", "shorter than the horizon")
+
+
+@dataclass(frozen=True)
+class Episode:
+    """What is known of an episode without its files.
+
+    Attributes:
+        index, length: Its number and its rows.
+        fps: Rows and frames a second.
+        profile: Name of what its columns mean.
+        axes: The names of the numbers of the profile's state.
+        spans: Camera -> from when to when (s) it lies in its file.
+    """
+
+    clip_id: str
+    index: int
+    length: int
+    fps: float
+    profile: str
+    axes: Sequence[str]
+    spans: Mapping[str, Sequence[float]]
+
+    @property
+    def times_us(self) -> np.ndarray:
+        """(length,) int64 µs of its rows and frames: by the layout at a constant rate."""
+        return microseconds(np.arange(self.length) / self.fps)
+
+
+class EpisodeClip(Clip):
+    """An episode on the disk; methods and errors as `Clip`'s."""
+
+    catalog: Any
+
+    def __init__(self, folder: Path, catalog: Any, clip_id: str):
+        super().__init__(folder, catalog, clip_id)
+        self.episode: Episode = catalog.episode(clip_id)
+
+    def video(self, camera: str) -> TimeRange:
+        """From when to when the camera's frames lie in the mp4, which holds other episodes too."""
+        path = self._path(camera)
+        with self._mended(camera):
+            if not path.is_file():
+                raise FileNotFoundError(str(path))
+        start_s, stop_s = self.episode.spans[camera]
+        return TimeRange(path, start_s, stop_s, self.episode.fps)
+
+    def timestamps(self, camera: str) -> np.ndarray:
+        """(N,) int64 µs: row i of an episode was taken at i / fps."""
+        self._path(camera)
+        return self.episode.times_us
+
+    def egomotion(self) -> dict[str, np.ndarray]:
+        """As `Clip.egomotion`, by the profile, at the rows' times; it ends with the pictures."""
+        with self._mended("egomotion"):
+            columns, found = read_motion(self._path("egomotion"), self.episode)
+        findings.refuse(found, self._where("egomotion"))
+        return columns
+
+    def obstacles(self) -> None:
+        """Nothing is labelled."""
+        return None
+
+    def intrinsics(self, camera: str) -> dict[str, float]:
+        """A stand-in: r = f·θ over the nominal view. The data set says nothing of its lenses."""
+        return self._stand_in("camera_intrinsics", camera)
+
+    def extrinsics(self, sensor: str) -> dict[str, float]:
+        """A stand-in: at the middle of the rear axle, looking ahead."""
+        return self._stand_in("sensor_extrinsics", sensor)
+
+    def vehicle(self) -> dict[str, float]:
+        """A stand-in: a car of usual size."""
+        return self._stand_in("vehicle_dimensions", None)
+
+    def _stand_in(self, feature: str, sensor: str | None) -> dict[str, float]:
+        name = sensor or cameras.CAMERAS[0].name
+        key = self.catalog.profile.cameras.get(name)
+        size = self.catalog.info.size(key) if key in self.catalog.info.features else (2, 2)
+        content = own_layout.stand_in(feature, {self.clip_id: {name: size}})
+        table = calibration.CalibrationTable(content, calibration.TABLES[feature][0], feature)
+        row = table.row(self.clip_id, sensor)
+        assert row is not None
+        return row
+
+
+def read_motion(path: Path, episode: Episode) -> tuple[dict[str, np.ndarray], list[Finding]]:
+    """An episode's rows as the columns of `clip.EGOMOTION_COLUMNS`, and what contradicts itself.
+
+    Raises:
+        AvomniError: the file cannot be read, its rows are not the episode's, a value is no number.
+    """
+    said = profile_of(episode.profile)
+    table = _rows(path, episode, ["frame_index", "timestamp", said.state])
+    if table.num_rows != episode.length:
+        raise AvomniError(
+            f"episode {episode.index} has {table.num_rows} rows in the table, and {episode.length} "
+            "by meta/episodes"
+        )
+    frame = np.asarray(table["frame_index"].to_numpy(), np.int64)
+    order = np.argsort(frame, kind="stable")
+    if not np.array_equal(frame[order], np.arange(episode.length)):
+        raise AvomniError(f"the rows of episode {episode.index} are not numbered from 0 on")
+    t_s, nominal = np.asarray(table["timestamp"].to_numpy(), np.float64)[order], None
+    nominal = np.arange(episode.length) / episode.fps
+    # float32 seconds, counted from the episode's first row.
+    off = np.abs(t_s - nominal)
+    if not off.max() <= 0.5 / episode.fps:
+        row = int(np.argmax(np.where(np.isfinite(off), off, np.inf)))
+        raise AvomniError(
+            f"row {row} of episode {episode.index} is at {t_s[row]:g} s, and at "
+            f"{nominal[row]:g} s by the {episode.fps:g} frames/s of info.json"
+        )
+    state = _array(table[said.state], episode)[order]
+    columns = {name: state[:, episode.axes.index(name)] for name in said.axes}
+    made = said.read(columns, nominal)
+    moved = egomotion(nominal, made.position, made.turn, made.velocity)
+    return moved, list(made.findings)
+
+
+def _rows(path: Path, episode: Episode, columns: list[str]) -> pa.Table:
+    """Those of one episode; parts of the file that hold none of it are passed over."""
+    try:
+        with pq.ParquetFile(path) as file:
+            absent = [
+                name for name in (*columns, "episode_index") if name not in file.schema_arrow.names
+            ]
+            if absent:
+                raise AvomniError(f"no column {absent[0]}")
+            held = [
+                group for group in range(file.num_row_groups) if _may_hold(file, group, episode)
+            ]
+            if sum(file.metadata.row_group(group).num_rows for group in held) > MOST_ROWS:
+                raise AvomniError(f"more than {MOST_ROWS:,} rows")
+            table = file.read_row_groups(held, [*columns, "episode_index"], use_threads=False)
+        return table.filter(pa.compute.equal(table["episode_index"], episode.index))
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise AvomniError(f"not a readable parquet file: {reason}") from None
+
+
+# A file of L2D has 1.3 million rows.
+MOST_ROWS = 100 * limits.MAX_ROWS
+
+
+def _may_hold(file: pq.ParquetFile, group: int, episode: Episode) -> bool:
+    place = file.schema_arrow.names.index("episode_index")
+    metadata = file.metadata.row_group(group)
+    for column in range(metadata.num_columns):
+        if metadata.column(column).path_in_schema == file.schema_arrow.names[place]:
+            told = metadata.column(column).statistics
+            return told is None or not told.has_min_max or told.min <= episode.index <= told.max
+    return True
+
+
+def _array(column: pa.ChunkedArray, episode: Episode) -> np.ndarray:
+    """(N, len(axes)) float64 of a column of lists; missing values are NaN."""
+    rows, width = column.to_pylist(), len(episode.axes)
+    for row, values in enumerate(rows):
+        if not isinstance(values, list) or len(values) != width:
+            count = len(values) if isinstance(values, list) else "no"
+            raise AvomniError(f"row {row} has {count} numbers of state, expected {width}")
+    return np.array(
+        [[np.nan if value is None else value for value in values] for values in rows], np.float64
+    )
+
+
+@dataclass(frozen=True)
+class Part:
+    """An episode's part of one file, for the audit."""
+
+    episode: Episode
+    feature: str
+
+    def look(
+        self, path: Path, beside: Mapping[str, Any], horizon_s: float
+    ) -> tuple[dict[str, Any], list[Finding]]:
+        """Facts and findings, as those of a member of a zip.
+
+        Args:
+            beside: `span_us` of what the cameras show, where it is known.
+        """
+        facts, found = self._look(path, beside, horizon_s)
+        return facts, [finding for finding in found if finding.what not in USUAL]
+
+    def _look(
+        self, path: Path, beside: Mapping[str, Any], horizon_s: float
+    ) -> tuple[dict[str, Any], list[Finding]]:
+        episode, times_us = self.episode, self.episode.times_us
+        if self.feature in episode.spans:
+            start_s, stop_s = episode.spans[self.feature]
+            walked = checks.video(TimeRange(path, start_s, stop_s, episode.fps))
+            facts, found = checks.clock(times_us)
+            found = [*walked.findings, *found]
+            if walked.facts and len(walked.times_us) != len(times_us):
+                reason = (
+                    f"the mp4 shows {len(walked.times_us)} frames from {start_s:g} to {stop_s:g} s,"
+                    f" and the episode has {len(times_us)}"
+                )
+                found.append(Finding(DAMAGED, "frames and rows differ in number", reason))
+            elif walked.facts:
+                found += checks.agree(walked.times_us, times_us, walked.facts["tick_us"])
+            return walked.facts | facts, found
+        try:
+            columns, found = read_motion(path, episode)
+        except AvomniError as error:
+            return {}, [Finding(DAMAGED, "the rows are not as agreed", error.what)]
+        first_us, last_us = beside.get("span_us", (int(times_us[0]), int(times_us[-1])))
+        facts, more = checks.egomotion(columns, first_us, last_us, horizon_s)
+        return facts, [*found, *more]

@@ -1,0 +1,247 @@
+"""The episodes of a LeRobot data set as a catalog of clips.
+
+A chunk is what can be fetched and read together: the episodes whose pictures and rows lie in the
+same files, one of each key. Neighbouring chunks share files, as keys begin new ones at different
+places; a shared file is fetched and counted once.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from avomni_lib.dataset import names
+from avomni_lib.dataset.catalog import EITHER, Catalog, Feature
+from avomni_lib.dataset.clip_index import SPLITS, ClipIndex, Event, Values, split_by_hash
+from avomni_lib.dataset.findings import NOTED, ODD, SET, Finding
+from avomni_lib.dataset.lerobot import layout, profile
+from avomni_lib.dataset.lerobot.clip import Episode, EpisodeClip, Part
+from avomni_lib.dataset.lerobot.layout import Episodes, Info
+from avomni_lib.dataset.lerobot.profile import Profile
+from avomni_lib.errors import AvomniError
+
+EGOMOTION = "egomotion"
+
+
+def clip_id_of(index: int) -> str:
+    return f"episode_{index:06d}"
+
+
+class EpisodeIndex(ClipIndex):
+    """The episodes as a clip index: a clip is an episode, by its number.
+
+    Attributes:
+        remarks: What was found about sessions and overlaps, about the whole set.
+    """
+
+    def __init__(self, folder: Path, info: Info, episodes: Episodes, chunk: np.ndarray):
+        import pandas as pd
+
+        self._folder, self.path = folder, folder / "meta/episodes"
+        self._episodes, self._tables, self._values = episodes, {}, {}
+        ids = [clip_id_of(index) for index in episodes.index.tolist()]
+        self.clip_ids = pa.array(ids, pa.string())
+        self._names = pd.Index(ids)
+        self.chunk = chunk
+        self.remarks: list[Finding] = []
+        faults = dict(episodes.faults)
+        self.split = self._split(info, faults)
+        self.is_valid = self._tiles()
+        self.faults = {ids[row]: reason for row, reason in faults.items()}
+        self.is_named = np.ones(len(ids), bool)
+        self.is_named[list(faults)] = False
+
+    def values(self, attribute: str) -> Values:
+        """`split` alone: nothing else is known of an episode."""
+        if attribute == "split":
+            return Values(SPLITS, self.split)
+        return Values((), np.full(len(self), -1, np.int32))
+
+    def events(self, clip_id: str) -> tuple[Event, ...]:
+        """What the episode is about, from its first frame on."""
+        text = self._episodes.tasks[self.row_of(clip_id)]
+        return (Event(0, text),) if text else ()
+
+    def _split(self, info: Info, faults: dict[int, str]) -> np.ndarray:
+        """(E,) int32 places in `SPLITS`: as info.json says where it names more than `train`, else
+        by the session's name, so that no recording is on both sides. Where info.json tears one
+        apart, the first episode's split holds and the others get a fault."""
+        episodes, index = self._episodes, self._episodes.index
+        sessions = episodes.session or tuple(self.clip_ids.to_pylist())
+        declared = np.full(len(index), -1, np.int32)
+        if {*info.splits} <= {*SPLITS} and len(info.splits) > 1:
+            for name, (start, stop) in info.splits.items():
+                declared[(index >= start) & (index < stop)] = SPLITS.index(name)
+        by_session: dict[str, int] = {}
+        split = np.empty(len(index), np.int32)
+        num_torn = 0
+        for row, session in enumerate(sessions):
+            place = int(declared[row])
+            if place < 0:
+                place = SPLITS.index(split_by_hash(session))
+            split[row] = by_session.setdefault(session, place)
+            if split[row] != place:
+                num_torn += 1
+                faults.setdefault(
+                    row,
+                    f"its session {names.shown(session)} is in the split "
+                    f"{SPLITS[split[row]]}, and info.json puts it into {SPLITS[place]}",
+                )
+        if num_torn:
+            reason = f"{num_torn} episodes are in another split than the rest of their session"
+            self.remarks.append(Finding(ODD, "a session in two splits", reason, SET))
+        return split
+
+    def _tiles(self) -> np.ndarray:
+        """(E,) bool the episodes to use: of those of a session that share time, the earlier."""
+        episodes = self._episodes
+        keep = np.ones(len(episodes.index), bool)
+        first, last = episodes.first_ns, episodes.last_ns
+        if first is None or last is None or episodes.session is None:
+            return keep
+        until: dict[str, int] = {}
+        for row in np.lexsort((episodes.index, first)).tolist():
+            session = episodes.session[row]
+            if row in episodes.faults or not last[row] > first[row]:
+                continue
+            if first[row] <= until.get(session, -1):
+                keep[row] = False
+            else:
+                until[session] = int(last[row])
+        if num := int((~keep).sum()):
+            reason = (
+                f"{num:,} of {len(keep):,} episodes share time with an earlier one of their "
+                "session: they are left out"
+            )
+            self.remarks.append(Finding(NOTED, "episodes that overlap", reason, SET))
+        return keep
+
+
+class EpisodeCatalog(Catalog):
+    """What a LeRobot data set holds; made by `EpisodeCatalog.read`."""
+
+    clip_type = EpisodeClip
+    mend = EITHER
+    clips: EpisodeIndex
+
+    def __init__(
+        self, folder: Path, info: Info, said: Profile, episodes: Episodes, profile_name: str
+    ):
+        self.info, self.profile, self.episodes = info, said, episodes
+        self._profile_name = profile_name
+        self._key = {name: key for name, key in said.cameras.items() if key in episodes.spans}
+        self._key[EGOMOTION] = "data"
+        features = {
+            name: Feature(name, "data" if key == "data" else "videos", "", {})
+            for name, key in self._key.items()
+        }
+        # Of one key after another, so that chunks that share files stand together.
+        keys = list(self._key.values())
+        columns = [
+            column
+            for key in keys
+            for column in (episodes.spans[key].chunk, episodes.spans[key].file)
+        ]
+        self._files, chunk = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)
+        self._keys = keys
+        chunk = chunk.reshape(-1).astype(np.int64)
+        super().__init__(folder, features, EpisodeIndex(folder, info, episodes, chunk), None)
+        self.metadata_files = layout.metadata_files(folder)
+
+    @classmethod
+    def read(cls, folder: Path, profile_name: str) -> EpisodeCatalog:
+        """Of a folder whose tables are there.
+
+        Raises:
+            AvomniError: a table is missing or is not as the layout says; the profile's columns are
+                not the data set's.
+        """
+        folder, said = Path(folder), profile.profile_of(profile_name)
+        info = layout.read_info(folder)
+        axes = info.axes(said.state)
+        if absent := [name for name in said.axes if name not in axes]:
+            raise AvomniError(
+                f"{said.state} has no {', '.join(absent)}; it has {', '.join(axes) or 'no names'}",
+                where=info.path,
+                fix=f"the profile {profile_name} is of another data set: set "
+                "dataset.lerobot.profile",
+            )
+        episodes = layout.read_episodes(folder, info, said)
+        return cls(folder, info, said, episodes, profile_name)
+
+    def presence(self, feature: str) -> np.ndarray:
+        """(clips,) bool: of an episode without a fault all that the data set has."""
+        self._feature(feature)
+        return self.clips.is_named
+
+    def path(self, feature: str, chunk: int) -> str:
+        """The file of one feature of one chunk, relative to the folder."""
+        self._feature(feature)
+        key = self._key[feature]
+        column = 2 * self._keys.index(key)
+        chunk_index, file_index = self._files[chunk, column : column + 2].tolist()
+        template = self.info.data_path if key == "data" else self.info.video_path
+        path = template.format(video_key=key, chunk_index=chunk_index, file_index=file_index)
+        names.need("the path of a file", path, names.path_fault(path), self.info.path)
+        return path
+
+    def clips_in(self, feature: str, chunk: int) -> tuple[str, ...]:
+        """The valid clips whose part of the feature lies in the same file as the chunk's."""
+        column = 2 * self._keys.index(self._key[feature])
+        same = (self._files[:, column : column + 2] == self._files[chunk, column : column + 2]).all(
+            1
+        )
+        rows = np.flatnonzero(same[self.clips.chunk] & self.clips.is_valid & self.clips.is_named)
+        return self.clips.ids(rows)
+
+    def parts(self, feature: str, clip_ids: Iterable[str]) -> tuple[Part, ...]:
+        return tuple(Part(self.episode(clip_id), feature) for clip_id in clip_ids)
+
+    def episode(self, clip_id: str) -> Episode:
+        """One episode as plain values, for other processes."""
+        row = self.clips.row_of(clip_id)
+        spans = {
+            name: (float(span.start_s[row]), float(span.stop_s[row]))
+            for name, span in ((n, self.episodes.spans[k]) for n, k in self._key.items())
+            if name != EGOMOTION
+        }
+        return Episode(
+            clip_id,
+            int(self.episodes.index[row]),
+            int(self.episodes.length[row]),
+            self.info.fps,
+            self._profile_name,
+            self.info.axes(self.profile.state),
+            spans,
+        )
+
+    def remarks(self) -> Iterator[Finding]:
+        """What is to be said of the whole set."""
+        yield from self.clips.remarks
+        for what, reason in self.profile.remarks:
+            yield Finding(NOTED, what, reason, SET)
+
+    def expected_bytes(self, path: str) -> int:
+        """Of a file that nobody has asked for, by what is published; 0 where nothing is."""
+        return self._expected.get(path, 0)
+
+    @functools.cached_property
+    def _expected(self) -> dict[str, int]:
+        found: dict[str, int] = {}
+        if (published := self.profile.published) is None:
+            return found
+        for feature, key in self._key.items():
+            last = np.zeros(len(self._files))
+            stop_s = np.nan_to_num(self.episodes.spans[key].stop_s)
+            np.maximum.at(last, self.clips.chunk, stop_s)
+            for chunk in self.chunks:
+                num_bytes = published.bytes_a_data_file
+                if key != "data":
+                    num_bytes = last[chunk] * published.bytes_a_s
+                path = self.path(feature, chunk)
+                found[path] = max(found.get(path, 0), int(num_bytes))
+        return found

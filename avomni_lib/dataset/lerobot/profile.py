@@ -1,0 +1,152 @@
+"""What a LeRobot data set's columns and cameras mean: `l2d`, `rig`, or one of your own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from avomni_lib import own_code
+from avomni_lib.dataset import cameras
+from avomni_lib.dataset.lerobot import motion
+from avomni_lib.dataset.lerobot.motion import Motion
+from avomni_lib.errors import AvomniError
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a public page says of a data set, for plans that ask nobody.
+
+    Attributes:
+        repo_id: Of which it is said.
+        num_episodes, hours: Of the whole set.
+        share_kept: Of the episodes, once those that overlap are left out.
+        bytes_a_s: Of one camera's video a second.
+        bytes_a_file: Of a video file.
+        bytes_metadata: Of the tables about all episodes.
+        bytes_a_data_file: Of a file of states.
+        source: Where the figures are from.
+    """
+
+    repo_id: str
+    num_episodes: int
+    hours: float
+    share_kept: float
+    bytes_a_s: float
+    bytes_a_file: float
+    bytes_metadata: float
+    bytes_a_data_file: float
+    fps: int
+    size: tuple[int, int]
+    codec: str
+    source: str
+
+    @property
+    def seconds(self) -> float:
+        """Of an episode, in the mean."""
+        return self.hours * 3600 / self.num_episodes
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How episodes of a data set become clips.
+
+    Attributes:
+        name: What errors call it.
+        cameras: Our camera -> the data set's video key.
+        state: The feature that holds the car's state, an array a row.
+        axes: Of the state, by their names in info.json, the columns that `read` takes.
+        read: (columns by axis (N,) float64, times (N,) s) -> `Motion`.
+        session: Column of meta/episodes that names the recording; episodes of one share a split.
+        clock: Feature of absolute times, ns: episodes of one session that overlap are left out.
+        remarks: What a reader of the audit must know of it: (kind, sentence).
+        is_task_a_cause: Whether an episode's task is what the driver does, for `coc_v1`.
+        published: For plans before anything is fetched.
+    """
+
+    name: str
+    cameras: Mapping[str, str]
+    state: str
+    axes: tuple[str, ...]
+    read: Callable[[Mapping[str, np.ndarray], np.ndarray], Motion]
+    session: str | None = None
+    clock: str | None = None
+    remarks: tuple[tuple[str, str], ...] = ()
+    is_task_a_cause: bool = False
+    published: Published | None = field(default=None, compare=False)
+
+
+NO_LENSES = (
+    "no camera intrinsics",
+    (
+        "the data set has no camera intrinsics: lenses and mounts are stand-ins, and nothing that "
+        "needs them (paths drawn into pictures) is to be trusted"
+    ),
+)
+# Our cameras by where they look; none of L2D's is a tele camera, and its seventh video is a map.
+L2D = Profile(
+    name="l2d",
+    cameras={
+        "camera_front_wide_120fov": "observation.images.front_left",
+        "camera_cross_left_120fov": "observation.images.left_forward",
+        "camera_cross_right_120fov": "observation.images.right_forward",
+        "camera_rear_left_70fov": "observation.images.left_backward",
+        "camera_rear_right_70fov": "observation.images.right_backward",
+        "camera_rear_tele_30fov": "observation.images.rear",
+    },
+    state="observation.state.vehicle",
+    axes=("speed", "heading", "hp_loc_latitude", "hp_loc_longitude"),
+    read=motion.of_speed_heading_and_gps,
+    session="session_id",
+    clock="observation.state.timestamp",
+    remarks=(
+        NO_LENSES,
+        (
+            "nothing said of anonymisation",
+            "nobody states that faces and number plates are anonymised: the licence (Apache-2.0) "
+            "grants the copyright, not the rights of the people who are seen",
+        ),
+    ),
+    is_task_a_cause=True,
+    published=Published(
+        repo_id="yaak-ai/L2D",
+        num_episodes=100_000,
+        hours=735,
+        share_kept=0.465,
+        bytes_a_s=0.48e6,
+        bytes_a_file=500e6,
+        bytes_metadata=93e6,
+        bytes_a_data_file=60e6,
+        fps=10,
+        size=(1920, 1080),
+        codec="av1",
+        source="public pages of 2025 and 2026; the hub is not asked",
+    ),
+)
+RIG = Profile(
+    name="rig",
+    cameras={name: f"observation.images.{name}" for name in cameras.BY_NAME},
+    state="observation.state",
+    axes=("x", "y", "z", "qx", "qy", "qz", "qw", "vx", "vy", "vz"),
+    read=motion.of_poses,
+    remarks=(NO_LENSES,),
+)
+BUILT_IN = {profile.name: profile for profile in (L2D, RIG)}
+
+
+def profile_of(name: str) -> Profile:
+    """The profile that `dataset.lerobot.profile` names.
+
+    Raises:
+        AvomniError: its module cannot be imported, or the attribute is no `Profile`.
+    """
+    where = "dataset.lerobot.profile"
+    found = BUILT_IN[name] if name in BUILT_IN else own_code.load(name, where)
+    if not isinstance(found, Profile):
+        kind = type(found).__name__
+        raise AvomniError(f"{name} is a {kind}, expected a Profile", where=where)
+    if unknown := [camera for camera in found.cameras if camera not in cameras.BY_NAME]:
+        fix = f"choose among {', '.join(cameras.BY_NAME)}"
+        raise AvomniError(f"{name} names an unknown camera {unknown[0]!r}", where=where, fix=fix)
+    return found

@@ -1,0 +1,34 @@
+"""The section `dataset.lerobot`: how a data set in LeRobot's v3 layout is to be understood."""
+
+from __future__ import annotations
+
+from pydantic import Field, field_validator
+
+from avomni_lib import own_code
+from avomni_lib.section import Section
+
+PROFILES = ("l2d", "rig")  # that are built in
+# Profile -> owner on the hub of whose data set the licence is known to be free (Apache-2.0).
+FREE = {"l2d": "yaak-ai"}
+
+
+class LeRobotParams(Section):
+    """What its columns and cameras mean, and whether it is fetched (`dataset.source: lerobot`)."""
+
+    profile: str = Field(
+        "l2d",
+        description="what columns and cameras mean: l2d (yaak-ai/L2D), rig (poses as `avomni "
+        "export --lerobot` writes them), or module:attribute of a profile of your own",
+    )
+    is_local: bool = Field(
+        False,
+        description="the files already lie in dataset.local_dir; false fetches them from "
+        "dataset.repo_id",
+    )
+
+    @field_validator("profile")
+    @classmethod
+    def _names_a_profile(cls, name: str) -> str:
+        if name not in PROFILES and not own_code.is_reference(name):
+            raise ValueError(f"choose one of {', '.join(PROFILES)}, or name module:attribute")
+        return name

@@ -1,0 +1,278 @@
+"""LeRobot v3 data sets: several episodes a file, L2D's units, sessions, and what is broken."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from avomni_lib.dataset import cameras
+from avomni_lib.dataset.audit import audit
+from avomni_lib.dataset.catalog import Catalog
+from avomni_lib.dataset.clip import EGOMOTION_COLUMNS, open_clip
+from avomni_lib.dataset.download import download
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl.cache.windows import Windows
+from avomni_lib.etl.leaks import leaks
+from avomni_lib.etl.run import build
+from avomni_lib.etl.video import reader
+from avomni_lib.notebook.run import runs
+from tests import lerobot_set, local_hub
+from tests.lerobot_set import LENGTH, Episode
+from tests.published_set import Drive, read_frame
+
+FRONT_FILE = "videos/observation.images.front_left/chunk-000/file-000.mp4"
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return lerobot_set.write(tmp_path_factory.mktemp("l2d") / "data")
+
+
+@pytest.fixture
+def data(written: Path, tmp_path: Path) -> Path:
+    """A copy that a test may break."""
+    return Path(shutil.copytree(written, tmp_path / "data"))
+
+
+@pytest.fixture(scope="module")
+def built(written: Path, tmp_path_factory: pytest.TempPathFactory):
+    p = lerobot_set.params(tmp_path_factory.mktemp("run"), written)
+    download.fetch(p, None)
+    return p, build.build(p)
+
+
+def states(p) -> dict[str, tuple[str, str]]:
+    audited = audit.audit(p, None)
+    return {row["clip_id"]: (row["state"], row["reason"]) for row in audited.clips}
+
+
+def test_frames_come_out_of_a_file_of_several_episodes_exactly(written: Path, tmp_path: Path):
+    catalog = Catalog.of(lerobot_set.params(tmp_path, written))
+    for number in (0, 1, 4):
+        clip = open_clip(written, catalog, f"episode_{number:06d}")
+        for name in catalog.profile.cameras:
+            stamps = clip.timestamps(name)
+            assert len(stamps) == LENGTH
+            read = reader.read_frames(clip.video(name), stamps[[0, 7, 8, -1]], timestamps_us=stamps)
+            camera = cameras.CAMERAS.index(cameras.BY_NAME[name])
+            seen = [read_frame(image) for image in read.images]
+            assert seen == [(number, camera, frame) for frame in (0, 7, 8, LENGTH - 1)]
+
+
+def test_poses_are_those_of_the_drive_in_its_own_frame(written: Path, tmp_path: Path):
+    """km/h, degrees clockwise from north and float32 latitudes, against the closed form."""
+    catalog = Catalog.of(lerobot_set.params(tmp_path, written))
+    for number in (0, 1, 5):
+        moved = open_clip(written, catalog, f"episode_{number:06d}").egomotion()
+        assert tuple(moved) == EGOMOTION_COLUMNS
+        t_us = np.arange(LENGTH) * 100_000
+        assert np.array_equal(moved["timestamp"], t_us)
+        true = Drive(number).egomotion(t_us)
+        for name, within in {"x": 0.3, "y": 0.3, "vx": 0.4, "vy": 0.4, "qz": 1e-3}.items():
+            assert np.abs(moved[name] - true[name]).max() < within, name
+
+
+def test_windows_say_what_the_car_did_and_sessions_stay_apart(built):
+    p, made = built
+    leaks.check_all(p, made.cache)
+    assert [row["state"] for row in made.clips] == ["ok"] * 5
+    assert {row["clip_id"][-1]: row["split"] for row in made.clips} == {
+        **{"0": "train", "1": "train"},  # the third shares time with the second
+        **{"3": "val", "4": "val", "5": "test"},
+    }
+    windows = Windows(made.cache, 4, 2, horizon_s=1.0)
+    assert len(windows) == 20  # poses end with the pictures, and a second of future is asked for
+    for index, window in enumerate(windows):
+        drive = Drive(int(window.clip_id[-1]))
+        start, stop = windows.times_us(index)[[0, -1]] / 1e6
+        driven = drive.travelled(stop) - drive.travelled(start)
+        assert windows.truth(index).path_m == pytest.approx(driven, abs=0.2)
+
+
+def test_what_the_data_set_does_not_say_is_said(written: Path, tmp_path: Path):
+    audited = audit.audit(lerobot_set.params(tmp_path, written), None)
+    told = {row["what"]: row["reason"] for row in audited.summary}
+    assert {row["severity"] for row in audited.summary} == {"noted"}
+    assert "stand-ins" in told["no camera intrinsics"]
+    assert "anonymised" in told["nothing said of anonymisation"]
+    assert told["episodes that overlap"].startswith("1 of 6 episodes share time")
+
+
+def test_splits_are_by_session_where_the_data_set_has_none(tmp_path: Path):
+    listed = [Episode(n % 6, f"session-{n // 2}", 10.0 * n) for n in range(12)]
+    data = lerobot_set.write(tmp_path / "data", listed, splits={"train": "0:12"})
+    catalog = Catalog.of(lerobot_set.params(tmp_path, data))
+    splits = [catalog.split_of(f"episode_{n:06d}") for n in range(12)]
+    assert splits[::2] == splits[1::2] and len(set(splits)) > 1
+
+
+def test_a_task_sentence_is_what_the_driver_does(built):
+    _, made = built
+    told = {row["clip_id"]: row for shard in made.cache.shards for row in shard.header["clips"]}
+    assert told["episode_000004"]["events"] == [{"start_us": 0, "text": "Drive on to crossing 4"}]
+
+
+def test_it_is_fetched_from_a_hub_by_the_gigabyte(written: Path, tmp_path: Path):
+    with local_hub.serve(written, lerobot_set.REPO) as hub:
+        p = lerobot_set.params(
+            tmp_path, tmp_path / "raw", endpoint=hub.endpoint, lerobot={"profile": "l2d"}
+        )
+        taken = download.fetch(p, runs.open_hub(p))
+        assert taken.figures["num_clips"] == 5
+        assert not (tmp_path / "raw/videos/observation.images.map").exists()
+        size = {row["path"]: row["size"] for row in taken.rows}
+        assert len(size) == len(taken.rows) == taken.figures["num_files"]
+        # A chunk's files and the tables fit, and what it shares with the next is counted once.
+        less = p.model_copy(
+            update={
+                "run": p.run.model_copy(update={"name": "less"}),
+                "download": p.download.model_copy(
+                    update={"target_size_gb": (sum(size.values()) - 1) / 1e9}
+                ),
+            }
+        )
+        fewer = download.fetch(less, runs.open_hub(less))
+        assert fewer.figures["num_clips"] < 5
+        assert "as many as fit download.target_size_gb" in fewer.reason
+
+
+def test_chunk_after_chunk_with_eviction_gives_the_same_cache(written: Path, tmp_path: Path, built):
+    with local_hub.serve(written, lerobot_set.REPO) as hub:
+        p = lerobot_set.params(
+            tmp_path, tmp_path / "raw", endpoint=hub.endpoint, lerobot={"profile": "l2d"}
+        )
+        p = p.model_copy(update={"download": p.download.model_copy(update={"evict_raw": True})})
+        download.fetch(p, runs.open_hub(p))
+        made = build.build(p, hub=runs.open_hub(p))
+        assert [row["state"] for row in made.clips] == ["ok"] * 5
+        assert not list((tmp_path / "raw").rglob("*.mp4"))
+        frames = [shard.frames[:] for shard in made.cache.shards]
+        before = [shard.frames[:] for shard in built[1].cache.shards]
+        assert all(np.array_equal(*pair) for pair in zip(frames, before, strict=True))
+
+
+def test_a_file_that_is_not_there_is_a_row_and_its_chunks_are_passed_over(data, tmp_path):
+    (data / FRONT_FILE).unlink()
+    p = lerobot_set.params(tmp_path, data)
+    found = states(p)
+    assert found["episode_000000"][0] == "missing" and found["episode_000005"][0] == "sound"
+    assert download.fetch(p, None).figures["num_clips"] == 3
+    assert len(build.build(p).damaged) == 0
+
+
+EPISODES = "meta/episodes/chunk-000/file-000.parquet"
+FRONT_SPAN = "videos/observation.images.front_left"
+EVERY = range(LENGTH)
+# What is wrong with an episode: values of its row in the table of episodes, of its rows of states,
+# or of one row's time; and what is said of it.
+BROKEN: dict[str, tuple[dict, dict, str]] = {
+    "behind its file": (
+        {f"{FRONT_SPAN}/from_timestamp": 30.0, f"{FRONT_SPAN}/to_timestamp": 33.0},
+        {},
+        "no frame from 30 to 33 s",
+    ),
+    "a short video": ({f"{FRONT_SPAN}/to_timestamp": 5.0}, {}, "s, and the episode has 30"),
+    "too few rows": ({"length": 31}, {}, "30 rows in the table, and 31"),
+    "one row": ({"length": 1}, {}, "it has 1 rows"),
+    "no file": ({"data/file_index": -4}, {}, "its file of data is chunk 0, file -4"),
+    "not a number": ({}, {(3, "speed"): np.nan}, "speed is nan at row 3"),
+    "infinite": ({}, {(5, "hp_loc_latitude"): np.inf}, "hp_loc_latitude is inf at row 5"),
+    "another unit": (
+        {},
+        {(n, "speed"): 2.0 for n in EVERY},
+        "times as fast as its speed column says",
+    ),
+    "another heading": ({}, {(n, "heading"): 200.0 for n in EVERY}, "beside the heading"),
+    "another time": ({}, {}, "is at 7.5 s"),
+}
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory):
+    """A set of a sound episode, then one of each fault: its audit and its cache."""
+    folder = tmp_path_factory.mktemp("broken")
+    listed = [Episode(n % 4, f"session-{n}", 0.0) for n in range(len(BROKEN) + 1)]
+    for episode, (_, states, _) in zip(listed[1:], BROKEN.values(), strict=True):
+        episode.states = states
+    data = lerobot_set.write(folder / "data", listed, keys=lerobot_set.KEYS[:6])
+    rows = pq.read_table(data / EPISODES).to_pylist()
+    for row, (values, _, _) in zip(rows[1:], BROKEN.values(), strict=True):
+        row.update(values)
+    lerobot_set.put(data / EPISODES, pa.Table.from_pylist(rows))
+    last = len(BROKEN)
+    path = data / f"data/chunk-000/file-{last // 4:03d}.parquet"
+    table = pq.read_table(path)
+    times = table["timestamp"].to_numpy().copy()
+    times[np.flatnonzero(table["episode_index"].to_numpy() == last)[4]] = 7.5
+    place = table.column_names.index("timestamp")
+    lerobot_set.put(path, table.set_column(place, "timestamp", pa.array(times)))
+    p = lerobot_set.params(folder, data)
+    audited = {row["clip_id"]: row for row in audit.audit(p, None).clips}
+    download.fetch(p, None)
+    return audited, {row["clip_id"]: row for row in build.build(p).clips}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_episode_is_a_row_with_its_reason_and_the_others_are_used(broken, kind):
+    audited, read = broken
+    clip_id, says = f"episode_{1 + list(BROKEN).index(kind):06d}", BROKEN[kind][2]
+    assert audited["episode_000000"]["state"] == "sound"
+    assert audited[clip_id]["state"] == "damaged" and says in audited[clip_id]["reason"]
+    assert read["episode_000000"]["state"] == "ok"
+    # What the table of episodes shows is not chosen at all.
+    assert clip_id not in read or read[clip_id]["state"] == "damaged"
+
+
+def test_a_session_in_two_splits_is_one_message_and_keeps_to_one_side(data, tmp_path):
+    info = json.loads((data / "meta/info.json").read_text())
+    info["splits"] = {"train": "0:1", "val": "1:5", "test": "5:6"}
+    (data / "meta/info.json").write_text(json.dumps(info))
+    p = lerobot_set.params(tmp_path, data)
+    audited = audit.audit(p, None)
+    torn = [row for row in audited.findings if row["what"] == "a session in two splits"]
+    assert len(torn) == 1 and torn[0]["reason"].startswith("2 episodes are in another split")
+    rows = {row["clip_id"]: row for row in audited.clips}
+    assert rows["episode_000001"]["state"] == "damaged"
+    assert "info.json puts it into val" in rows["episode_000001"]["reason"]
+    assert download.fetch(p, None).chosen.clip_ids["val"] == ("episode_000003", "episode_000004")
+
+
+def test_another_rate_than_the_videos_is_a_row_for_each_episode(tmp_path: Path):
+    data = lerobot_set.write(tmp_path / "data", video_fps=30, keys=lerobot_set.KEYS[:6])
+    p = lerobot_set.params(tmp_path, data)
+    found = states(p)
+    assert len(found) == 5 and {state for state, _ in found.values()} == {"damaged"}
+    assert "frames from 0 to 3 s, and the episode has 30" in found["episode_000000"][1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"codebase_version": "v2.1"}, "a LeRobot data set of version 'v2.1', and v3 is read"),
+        ({"fps": 0}, "fps is 0"),
+        ({"data_path": "../{chunk_index}/{file_index}"}, "it leaves its folder"),
+        ({"video_path": "v/{video_key.__class__}/{chunk_index}/{file_index}"}, "is refused"),
+        ({"features": {}}, "has no speed, heading"),
+    ],
+)
+def test_what_info_json_says_is_checked_where_it_enters(data, tmp_path, changes, says):
+    path = data / "meta/info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(AvomniError) as caught:
+        Catalog.of(lerobot_set.params(tmp_path, data))
+    assert says in str(caught.value) and "info.json" in str(caught.value)
+
+
+def test_l2d_needs_no_decision_on_its_licence_and_others_do(tmp_path: Path):
+    free = lerobot_set.params(tmp_path, tmp_path / "raw", lerobot={"profile": "l2d"})
+    assert download.plan(free, None).warnings == []
+    other = lerobot_set.params(
+        tmp_path, tmp_path / "raw", repo_id="somebody/drives", lerobot={"profile": "rig"}
+    )
+    assert "comes under its owner's licence" in download.plan(other, None).warnings[0]
