@@ -16,6 +16,7 @@ files        files that appear whole or not at all, hashes, locks, room on the d
 hardware     this machine, the optimizers that can train here, and the choices that follow
 plan         what a stage says before it works, and its progress bar
 cli          what each command of `avomni` takes, does and returns
+cli_examples  examples of each, for its help
 workers      jobs in processes that may die or hang
 dataset/     what a clip is and where it lives
 etl/         clips to memmaps
