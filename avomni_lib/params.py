@@ -24,7 +24,6 @@ from avomni_lib.sections import (
     DatasetParams,
     DownloadParams,
     EvaluationParams,
-    LiveParams,
     ModelParams,
     ProcessingParams,
     PromptParams,
@@ -33,6 +32,7 @@ from avomni_lib.sections import (
     VisionParams,
     WorldParams,
 )
+from avomni_lib.sections_online import DrivingParams, LiveParams
 
 EXTENDS, DEMO_FILE = "extends", "params/demo.yaml"
 
@@ -50,6 +50,7 @@ class Params(Section):
     training: TrainingParams = TrainingParams()
     evaluation: EvaluationParams = EvaluationParams()
     live: LiveParams = LiveParams()
+    driving: DrivingParams = DrivingParams()
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Params:
@@ -188,6 +189,7 @@ class Params(Section):
     def own_code(self) -> dict[str, str]:
         """The parameters that name an object of the user's own, as `module:attribute`."""
         named = {"training.target": self.training.target, "vision.cameras": self.vision.cameras}
+        named |= {f"driving.policies[{n}]": name for n, name in enumerate(self.driving.policies)}
         return {name: value for name, value in named.items() if own_code.is_reference(value)}
 
     def code_rows(self) -> list[tuple[str, str, str]]:

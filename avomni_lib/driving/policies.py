@@ -171,7 +171,8 @@ class ModelPolicy:
     """The trained model at the wheel: the newest window to an answer, every few frames.
 
     A picture is taken at each tick of `processing.sample_hz`; a window is whole after
-    `warm_up_s`, and until then the car keeps its velocity. Between answers, and where one cannot
+    `warm_up_s`, sooner after a `look_back`, and until then the car keeps its velocity.
+    Between answers, and where one cannot
     be read, the last path is followed on.
 
     Args:
@@ -196,16 +197,40 @@ class ModelPolicy:
         self._wheels: dict[int, _Wheel] = {}
         self.num_answers = self.num_unread = 0
         self._black: list[str] = []  # what it says of a black window, once it was asked
-        rows = self._sliding().rows
-        first = -(-int(rows[-1]) // self.hop) * self.hop
-        self.warm_up_s = float(self._step_of(first) * STEP_S)
-        self.note = (
-            f"keeps its velocity for the first {self.warm_up_s:g} s, until its window is whole"
-        )
+        first = -(-int(self._sliding().rows[-1]) // self.hop) * self.hop
+        self._first_step = self._step_of(first)
+        self._num_past = 0
+
+    @property
+    def warm_up_s(self) -> float:
+        """s of an episode before its first window is whole."""
+        return float(max(self._first_step - self._num_past, 0) * STEP_S)
+
+    @property
+    def note(self) -> str:
+        """What a reader has to know of how it drives; empty where there is nothing."""
+        if not self.warm_up_s:
+            return ""
+        return f"keeps its velocity for the first {self.warm_up_s:g} s, until its window is whole"
 
     def start(self, number: int, reference: np.ndarray) -> None:
         pasts: deque[Trajectory] = deque(maxlen=self.p.processing.sequence_length)
         self._wheels[number] = _Wheel(self._sliding(), pasts)
+
+    def look_back(self, number: int, pictures: np.ndarray | None, ego: np.ndarray) -> None:
+        """Show it what came before an episode, so that its window is whole the sooner.
+
+        Args:
+            pictures: (n, cameras, H, W, 3) uint8, every 0.1 s until just before the start; None
+                where nobody has them.
+            ego: (17, 4) of the first observation.
+        """
+        wheel, self._num_past = self._wheels[number], 0 if pictures is None else len(pictures)
+        for steps, each in zip(
+            range(self._num_past, 0, -1), () if pictures is None else pictures, strict=True
+        ):
+            self._look(wheel, {"cameras": each, "ego": _seen_before(ego, steps)})
+            wheel.step += 1
 
     def __call__(self, observation: Observation, number: int = 0) -> np.ndarray:
         return self.several({number: observation})[number]
@@ -303,6 +328,16 @@ class ModelPolicy:
         if plan is None:
             return rolled("constant_velocity", past_of(seen))
         return plan[STEPS_APART - 1 :: STEPS_APART]
+
+
+def _seen_before(ego: np.ndarray, steps: int) -> np.ndarray:
+    """(17, 4) an observation's `ego` as it was some steps before, NaN where that is not known."""
+    known = np.asarray(ego, np.float64)[: len(ego) - steps]
+    x, y, yaw, _ = known[-1]
+    place = ((known[:, 0] - x) + 1j * (known[:, 1] - y)) * np.exp(-1j * yaw)
+    before = np.full(np.shape(ego), np.nan)
+    before[steps:] = np.column_stack([place.real, place.imag, known[:, 2] - yaw, known[:, 3]])
+    return before
 
 
 def carried(plan: np.ndarray, observation: Observation) -> np.ndarray:

@@ -1,0 +1,108 @@
+"""The sections about a trained model at work: before live cameras, and driving in the simulator."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from avomni_lib import own_code
+from avomni_lib.section import Section
+from avomni_lib.sections import PathText, Positive, PositiveFloat, ServerText
+
+# Who may drive; a `module:attribute` of the user's own besides.
+POLICIES = (
+    "expert",
+    "log_replay",
+    "constant_velocity",
+    "ctra",
+    "ego_motion",
+    "blind",
+    "adapted",
+)
+
+
+class LiveParams(Section):
+    """Live cameras: where they are, how their frames are put together, who answers."""
+
+    sources: dict[str, str] | None = Field(
+        None,
+        description="an address for each camera of vision.cameras: a file, /dev/videoN, rtsp://, "
+        "http:// (MJPEG), tcp://, udp://, rosbag:PATH?topic=/a or lavfi:; null plays a held-out "
+        "clip of the run",
+    )
+    clock: Literal["file", "device", "arrival"] = Field(
+        "file",
+        description="file: its own times, paced as if live; device: the stream's own times, tied "
+        "to this machine's clock by the frames that arrive soonest; arrival: when a frame arrives",
+    )
+    offset_ms: dict[str, Annotated[float, Field(ge=-10_000, le=10_000)]] = Field(
+        {}, description="ms added to the times of a camera, by its name"
+    )
+    deadline_ms: Annotated[float, Field(gt=0, le=60_000)] = Field(
+        250.0, description="ms that a tick waits for the slowest camera"
+    )
+    max_age_s: Annotated[float, Field(gt=0, le=60)] = Field(
+        0.5, description="s that a frame may be old; beyond it the tick is a gap"
+    )
+    hop: Positive = Field(4, description="ticks from one window that may be answered to the next")
+    seconds: PositiveFloat | None = Field(20.0, description="s of a session; null until stopped")
+    server: ServerText | None = Field(
+        None, description="address of an OpenAI endpoint, up to /v1; null answers in this process"
+    )
+    record: PathText | None = Field(
+        None, description="folder of the record; null is live/ of the run's folder"
+    )
+    port: Annotated[int, Field(ge=0, le=65_535)] = Field(
+        0, description="of the page on this machine; 0 takes a free one"
+    )
+
+
+class DrivingParams(Section):
+    """Closed-loop driving in the rendered world: who drives, how often, in what traffic."""
+
+    num_episodes: Annotated[int, Field(ge=1, le=10_000)] | None = Field(
+        None,
+        description="drives of each policy, each in a world of its own; null: the run has no "
+        "08_drive",
+    )
+    policies: tuple[str, ...] = Field(
+        POLICIES,
+        description="who drives: expert, log_replay, constant_velocity, ctra, ego_motion, blind, "
+        "adapted, or a `module:attribute` of your own",
+    )
+    seconds: Annotated[float, Field(ge=1, le=15)] = Field(
+        12.0, description="s of a drive at most, in steps of 0.1 s"
+    )
+    traffic: Literal["idm", "replay"] = Field(
+        "idm",
+        description="idm: others keep their distance, to the car that is driven too; replay: they "
+        "move as recorded",
+    )
+    events: tuple[Literal["none", "cut_in", "braking_leader", "stopped_car"], ...] = Field(
+        ("none",), description="what happens in a drive; several take turns"
+    )
+    hop: Positive | None = Field(
+        None, description="frames from one answer of the model to the next; null is live.hop"
+    )
+    batch_size: Annotated[int, Field(ge=1, le=64)] = Field(
+        10, description="drives side by side, whose windows are answered together"
+    )
+
+    @field_validator("seconds")
+    @classmethod
+    def _in_steps(cls, value: float) -> float:
+        if abs(value * 10 - round(value * 10)) > 1e-6:
+            raise ValueError(f"{value:g} s are not a number of steps of 0.1 s")
+        return value
+
+    @field_validator("policies")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name not in POLICIES and not own_code.is_reference(name):
+                raise ValueError(
+                    f"no policy is called {name!r}: choose of {', '.join(POLICIES)}, or name one "
+                    "of your own as module:attribute"
+                )
+        return value
