@@ -56,6 +56,9 @@ EXAMPLES = {
   python -m avomni_lib live params/demo.yaml                a held-out clip, played as if live
   python -m avomni_lib live params/demo.yaml --set live.seconds=null
   python -m avomni_lib live params/mi300x.yaml own_cameras.yaml --json""",
+    "drive": """
+  python -m avomni_lib drive params/demo_drive.yaml         who drives how well, in a simulator
+  python -m avomni_lib drive params/demo_drive.yaml --set driving.traffic=replay --json""",
     "export": """
   python -m avomni_lib export params/demo.yaml              into outputs/RUN/merged
   python -m avomni_lib export params/demo.yaml --out outputs/model --dtype float16""",
@@ -236,7 +239,7 @@ def run(
     from avomni_lib.notebook.run import pipeline
     from avomni_lib.notebook.run.stages import in_short
 
-    stages = pipeline.choose(first, only or [])
+    stages = pipeline.choose(p, first, only or [])
     started, rows, cells = time.monotonic(), [], []
     for outcome in pipeline.run(p, stages, force=force, dry_run=dry_run):
         # To stderr with --json, as all that stages say while they work.
@@ -443,3 +446,24 @@ def live(
     figures = {"record": str(session.record.folder), **session.counts()}
     figures["latency_s"] = answering.latency(session.answers)
     return CommandOutput(figures, (answering.summary(figures),))
+
+
+@_run_command
+def drive(p: Any) -> CommandOutput:
+    """Let policies drive the rendered world, the trained model among them."""
+    from avomni_lib import files
+    from avomni_lib.driving import drive as driving
+    from avomni_lib.notebook.pages import terminal
+    from avomni_lib.notebook.progress import LineBar
+    from avomni_lib.notebook.run import runs
+
+    folder = runs.stage_dir(p, "08_drive")
+    with files.hold(folder / ".lock", "another process drives in this run folder"):
+        driven = driving.drive(p, folder, LineBar)
+    table = driven.scored.table()
+    notes = [claim["text"] for claim in driven.figures["claims"]]
+    notes += [f"{name}: {note}" for name, note in driven.notes.items()]
+    rows = table.astype(str).to_numpy().tolist()
+    shown = terminal.Rows(f"run {p.run.name}", list(table), rows, notes, str(driven.scored))
+    figures = {"run": str(p.run_dir), "episodes": str(folder / driving.EPISODES)}
+    return CommandOutput({**figures, **driven.figures}, (shown,))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from avomni_lib import files, own_code
 from avomni_lib.dataset import cameras
@@ -25,6 +26,7 @@ from avomni_lib.driving import ladder
 from avomni_lib.driving.episode import Episode
 from avomni_lib.driving.ladder import Driven
 from avomni_lib.driving.policies import HZ, ModelPolicy, Observation, Policy, check, policy, several
+from avomni_lib.driving.terms import beside_lane, terms
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.run.build import description
 from avomni_lib.evaluation.scores import MODEL
@@ -88,9 +90,48 @@ class Drives:
             }
         return figures
 
+    def write(self, path: Path) -> Path:
+        """Write the scores of all drives, from which `ladder.figures` makes the figures again."""
+        with files.write_whole(path) as file:
+            self.scored.scores.to_parquet(file)
+        return path
+
+    def ends(self, name: str = MODEL) -> pd.DataFrame:
+        """How each drive of a policy ended, a row a seed, the worst first.
+
+        The columns of `over_time` are those of the failure's moment, or of the last one.
+        """
+        rows = []
+        for each in self.drives[name]:
+            worth, table = terms(each.episode), over_time(each)
+            at = table[table.time_s <= (np.inf if worth.cut_s is None else worth.cut_s + 1e-9)]
+            row = {"event": each.event, "scene_score": worth.scene_score, "failure": worth.failure}
+            rows.append({"seed": each.episode.seed, **row, **at.iloc[-1]})
+        return pd.DataFrame(rows).set_index("seed").sort_values(["scene_score", "time_s"])
+
     def of(self, name: str, seed: int) -> Drive:
         """One policy's drive in the world of a seed."""
         return next(each for each in self.drives[name] if each.episode.seed == seed)
+
+
+def over_time(drive: Drive) -> pd.DataFrame:
+    """How a drive went, a row each 0.1 s: what it left the road for.
+
+    Columns: `time_s`; `speed_mps`, and `recorded_mps` of the recorded drive at the same time;
+    `left_m` of the lane's middle, of the box's middle; `turned_deg` to the left of the lane.
+    """
+    episode = drive.episode
+    left_m, turned_rad = beside_lane(episode)
+    recorded = episode.reference[: len(episode.ego), 3]
+    return pd.DataFrame(
+        {
+            "time_s": episode.time_s,
+            "speed_mps": episode.ego[:, 3],
+            "recorded_mps": recorded,
+            "left_m": left_m,
+            "turned_deg": np.degrees(turned_rad),
+        }
+    )
 
 
 def seeds_of(p: Params) -> dict[int, str]:
