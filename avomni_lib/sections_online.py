@@ -85,6 +85,10 @@ class DrivingParams(Section):
     hop: Positive | None = Field(
         None, description="frames from one answer of the model to the next; null is live.hop"
     )
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.5,
+        description="share of the model's path before in the one that is followed after an answer",
+    )
     batch_size: Annotated[int, Field(ge=1, le=64)] = Field(
         10, description="drives side by side, whose windows are answered together"
     )

@@ -337,7 +337,7 @@ def _recipe(p: Params, name: str) -> dict[str, Any]:
     if name in OF_MODEL:
         weights = sorted(adapter_folder(p).glob("*.safetensors"))
         recipe["adapter"] = [files.sha256_once(path) for path in weights]
-        recipe["hop"] = asked.hop or p.live.hop
+        recipe["hop"] = [asked.hop or p.live.hop, asked.smoothing]
         recipe["answer"] = p.values(
             "vision.cameras", "processing", "prompt", "model", "training.target", "evaluation"
         )

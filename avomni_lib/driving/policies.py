@@ -179,6 +179,8 @@ class ModelPolicy:
         answerer: Loaded once; several policies may share it.
         hop: Ticks from one answer to the next; `live.hop` if None.
         blind: Show it black frames.
+        smoothing: Share of the path before in the one that is followed after an answer: the error
+            of one answer alone is large, and the next has another.
 
     Attributes:
         num_answers, num_unread: Over all episodes; of the second no path could be read.
@@ -188,11 +190,18 @@ class ModelPolicy:
             pictures.
     """
 
-    def __init__(self, answerer: Answerer, hop: int | None = None, blind: bool = False):
+    def __init__(
+        self,
+        answerer: Answerer,
+        hop: int | None = None,
+        blind: bool = False,
+        smoothing: float = 0.0,
+    ):
         self._answerer, self.p = answerer, answerer.p
         check(self.p)
         self.name = "blind" if blind else answerer.name
         self._is_blind, self.hop = blind, hop or self.p.live.hop
+        self._smoothing = smoothing
         self._names = [each.name for each in cameras.grid(self.p.vision.cameras).cameras]
         self._wheels: dict[int, _Wheel] = {}
         self.num_answers = self.num_unread = 0
@@ -298,7 +307,9 @@ class ModelPolicy:
             if said is None or said.waypoints_m is None:
                 self.num_unread += 1
             else:
-                self._wheels[number].plan = at_10hz(said.waypoints_m)
+                wheel, new = self._wheels[number], at_10hz(said.waypoints_m)
+                before, kept = wheel.plan, self._smoothing
+                wheel.plan = new if before is None else kept * before + (1 - kept) * new
 
     def _say(self, frames: Sequence[np.ndarray], told: Sequence[str]) -> list[str]:
         """The model's texts about windows (T, H, W, 3), `evaluation.batch_size` at a time."""
@@ -444,8 +455,8 @@ def policy(name: str, p: Params, answerer: Callable[[], Answerer]) -> Policy:
         "log_replay": LogReplay,
         **{each: functools.partial(_motion, each) for each in baselines.MODELS},
         "ego_motion": lambda: ego_motion(p),
-        "blind": lambda: ModelPolicy(answerer(), blind=True),
-        MODEL: lambda: ModelPolicy(answerer()),
+        "blind": lambda: ModelPolicy(answerer(), p.driving.hop, True, p.driving.smoothing),
+        MODEL: lambda: ModelPolicy(answerer(), p.driving.hop, False, p.driving.smoothing),
     }
     make = pick(made, name, "policy", WHERE)
     if name in ("blind", MODEL):

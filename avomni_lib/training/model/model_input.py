@@ -51,7 +51,7 @@ NOT_SEEN = {
     ),
     "it decides how the simulator is driven": (
         *(f"driving.{key}" for key in ("num_episodes", "policies", "seconds", "traffic", "events")),
-        *("driving.hop", "driving.batch_size"),
+        *("driving.hop", "driving.smoothing", "driving.batch_size"),
     ),
     "it repeats processing.sequence_length": ("vision.window_size",),
     "the rows of older frames and their size are compared instead": (
