@@ -34,6 +34,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache.shard import HEADER_FILE
 from avomni_lib.notebook.run import faults, raw_files
 from avomni_lib.notebook.run.stages import BY_NAME, Stage, stages_of
+from avomni_lib.notebook.run.stages import STAGES as STAGES
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
 from avomni_lib.training.fit import job

@@ -59,7 +59,7 @@ _LIVE = (
     *_keys("live", "sources clock offset_ms deadline_ms max_age_s hop seconds server"),
 )
 _DRIVING = (
-    *_keys("driving", "num_episodes policies seconds traffic events hop"),
+    *_keys("driving", "num_episodes policies seconds traffic events hop smoothing"),
     *_keys("evaluation", "max_new_tokens constrained"),
     *_keys("dataset.world", "town width height"),
     "live.hop",
