@@ -22,7 +22,7 @@ export OMP_NUM_THREADS ?= 1
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 AS_ADMIN := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help demo seeds run report test test-browser bench backbones lint check parameters lab setup rocm cuda pictures clean
+.PHONY: help demo drive seeds run report test test-browser bench backbones lint check parameters lab setup rocm cuda pictures clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -31,6 +31,10 @@ help:
 demo: $(READY)
 	$(PY) -m avomni_lib run params/demo.yaml
 	$(PY) -m avomni_lib run params/demo_future.yaml
+
+## make drive   the second run's model at the wheel of a simulated car; what it needs is run first
+drive: $(READY)
+	$(PY) -m avomni_lib run params/demo_drive.yaml --only 01 02 03 04 05 08
 
 ## make seeds   the demo in three worlds: mean and spread of the score (15 minutes)
 SEEDS := 11 12 13

@@ -6,7 +6,7 @@ params       a params file, read and checked
 section      what a section of a params file is: how values are read
 lerobot_section  how a LeRobot data set is to be understood
 sections     every parameter: type, bounds, default, meaning
-sections_online  those about the model at work: live cameras
+sections_online  those of a trained model at work: live cameras, driving
 params_yaml  the text of params files and of `--set`, read strictly
 params_cell  a notebook's parameters cell
 grids        the rig's cameras by name, and the grids that a params file may ask for

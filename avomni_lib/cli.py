@@ -197,7 +197,7 @@ def run(
     from avomni_lib.notebook.run import pipeline
     from avomni_lib.notebook.run.stages import in_short
 
-    stages = pipeline.choose(first, only or [])
+    stages = pipeline.choose(p, first, only or [])
     started, rows, cells = time.monotonic(), [], []
     for outcome in pipeline.run(p, stages, force=force, dry_run=dry_run):
         # To stderr with --json, as all that stages say while they work.
@@ -467,3 +467,24 @@ def serve(
     figures = {"sessions": driver.num_sessions, "drives": len(driver.seconds)}
     figures |= {"num_unread": driver.num_unread, "latency_s": driver.latency()}
     return CommandOutput(figures, (service.summary(driver),))
+
+
+@_run_command
+def drive(p: Any) -> CommandOutput:
+    """Let policies drive the rendered world, the trained model among them."""
+    from avomni_lib import files
+    from avomni_lib.driving import drive as driving
+    from avomni_lib.notebook.pages import terminal
+    from avomni_lib.notebook.progress import LineBar
+    from avomni_lib.notebook.run import runs
+
+    folder = runs.stage_dir(p, "08_drive")
+    with files.hold(folder / ".lock", "another process drives in this run folder"):
+        driven = driving.drive(p, folder, LineBar)
+    table = driven.scored.table()
+    notes = [claim["text"] for claim in driven.figures["claims"]]
+    notes += [f"{name}: {note}" for name, note in driven.notes.items()]
+    rows = table.astype(str).to_numpy().tolist()
+    shown = terminal.Rows(f"run {p.run.name}", list(table), rows, notes, str(driven.scored))
+    figures = {"run": str(p.run_dir), "episodes": str(folder / driving.EPISODES)}
+    return CommandOutput({**figures, **driven.figures}, (shown,))

@@ -39,6 +39,9 @@ EXAMPLES = {
     "serve": """
   python -m avomni_lib serve params/demo_future.yaml --alpasim 6789
   python -m avomni_lib serve params/mi300x.yaml --alpasim 6789 --warm-up 7.6 --host 0.0.0.0""",
+    "drive": """
+  python -m avomni_lib drive params/demo_drive.yaml         who drives how well, in a simulator
+  python -m avomni_lib drive params/demo_drive.yaml --set driving.traffic=replay --json""",
     "export": """
   python -m avomni_lib export params/demo.yaml              into outputs/RUN/merged
   python -m avomni_lib export params/demo.yaml --out outputs/model --dtype float16

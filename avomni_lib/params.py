@@ -33,7 +33,7 @@ from avomni_lib.sections import (
     VisionParams,
     WorldParams,
 )
-from avomni_lib.sections_online import LiveParams
+from avomni_lib.sections_online import DrivingParams, LiveParams
 
 EXTENDS, DEMO_FILE = "extends", "params/demo.yaml"
 
@@ -56,6 +56,7 @@ class Params(Section):
     training: TrainingParams = TrainingParams()
     evaluation: EvaluationParams = EvaluationParams()
     live: LiveParams = LiveParams()
+    driving: DrivingParams = DrivingParams()
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Params:
@@ -214,6 +215,7 @@ class Params(Section):
     def own_code(self) -> dict[str, str]:
         """The parameters that name an object of the user's own, as `module:attribute`."""
         named = {"training.target": self.training.target, "vision.cameras": self.vision.cameras}
+        named |= {f"driving.policies[{n}]": name for n, name in enumerate(self.driving.policies)}
         return {name: value for name, value in named.items() if own_code.is_reference(value)}
 
     def code_rows(self) -> list[tuple[str, str, str]]:

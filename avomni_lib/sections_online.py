@@ -1,13 +1,25 @@
-"""The sections about a trained model at work, before live cameras."""
+"""The sections about a trained model at work: before live cameras, and driving in the simulator."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from avomni_lib import own_code
 from avomni_lib.section import Section
 from avomni_lib.sections import PathText, Positive, PositiveFloat, ServerText
+
+# Who may drive; a `module:attribute` of the user's own besides.
+POLICIES = (
+    "expert",
+    "log_replay",
+    "constant_velocity",
+    "ctra",
+    "ego_motion",
+    "blind",
+    "adapted",
+)
 
 
 class LiveParams(Section):
@@ -44,3 +56,57 @@ class LiveParams(Section):
     port: Annotated[int, Field(ge=0, le=65_535)] = Field(
         0, description="of the page on this machine; 0 takes a free one"
     )
+
+
+class DrivingParams(Section):
+    """Closed-loop driving in the rendered world: who drives, how often, in what traffic."""
+
+    num_episodes: Annotated[int, Field(ge=1, le=10_000)] | None = Field(
+        None,
+        description="drives of each policy, each in a world of its own; null: the run has no "
+        "08_drive",
+    )
+    policies: tuple[str, ...] = Field(
+        POLICIES,
+        description="who drives: expert, log_replay, constant_velocity, ctra, ego_motion, blind, "
+        "adapted, or a `module:attribute` of your own",
+    )
+    seconds: Annotated[float, Field(ge=1, le=15)] = Field(
+        12.0, description="s of a drive at most, in steps of 0.1 s"
+    )
+    traffic: Literal["idm", "replay"] = Field(
+        "idm",
+        description="idm: others keep their distance, to the car that is driven too; replay: they "
+        "move as recorded",
+    )
+    events: tuple[Literal["none", "cut_in", "braking_leader", "stopped_car"], ...] = Field(
+        ("none",), description="what happens in a drive; several take turns"
+    )
+    hop: Positive | None = Field(
+        None, description="frames from one answer of the model to the next; null is live.hop"
+    )
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.5,
+        description="share of the model's path before in the one that is followed after an answer",
+    )
+    batch_size: Annotated[int, Field(ge=1, le=64)] = Field(
+        10, description="drives side by side, whose windows are answered together"
+    )
+
+    @field_validator("seconds")
+    @classmethod
+    def _in_steps(cls, value: float) -> float:
+        if abs(value * 10 - round(value * 10)) > 1e-6:
+            raise ValueError(f"{value:g} s are not a number of steps of 0.1 s")
+        return value
+
+    @field_validator("policies")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name not in POLICIES and not own_code.is_reference(name):
+                raise ValueError(
+                    f"no policy is called {name!r}: choose of {', '.join(POLICIES)}, or name one "
+                    "of your own as module:attribute"
+                )
+        return value

@@ -171,13 +171,16 @@ class ModelPolicy:
     """The trained model at the wheel: the newest window to an answer, every few frames.
 
     A picture is taken at each tick of `processing.sample_hz`; a window is whole after
-    `warm_up_s`, and until then the car keeps its velocity. Between answers, and where one cannot
+    `warm_up_s`, sooner after a `look_back`, and until then the car keeps its velocity.
+    Between answers, and where one cannot
     be read, the last path is followed on.
 
     Args:
         answerer: Loaded once; several policies may share it.
         hop: Ticks from one answer to the next; `live.hop` if None.
         blind: Show it black frames.
+        smoothing: Share of the path before in the one that is followed after an answer: the error
+            of one answer alone is large, and the next has another.
 
     Attributes:
         num_answers, num_unread: Over all episodes; of the second no path could be read.
@@ -187,25 +190,56 @@ class ModelPolicy:
             pictures.
     """
 
-    def __init__(self, answerer: Answerer, hop: int | None = None, blind: bool = False):
+    def __init__(
+        self,
+        answerer: Answerer,
+        hop: int | None = None,
+        blind: bool = False,
+        smoothing: float = 0.0,
+    ):
         self._answerer, self.p = answerer, answerer.p
         check(self.p)
         self.name = "blind" if blind else answerer.name
         self._is_blind, self.hop = blind, hop or self.p.live.hop
+        self._smoothing = smoothing
         self._names = [each.name for each in cameras.grid(self.p.vision.cameras).cameras]
         self._wheels: dict[int, _Wheel] = {}
         self.num_answers = self.num_unread = 0
         self._black: list[str] = []  # what it says of a black window, once it was asked
-        rows = self._sliding().rows
-        first = -(-int(rows[-1]) // self.hop) * self.hop
-        self.warm_up_s = float(self._step_of(first) * STEP_S)
-        self.note = (
-            f"keeps its velocity for the first {self.warm_up_s:g} s, until its window is whole"
-        )
+        first = -(-int(self._sliding().rows[-1]) // self.hop) * self.hop
+        self._first_step = self._step_of(first)
+        self._num_past = 0
+
+    @property
+    def warm_up_s(self) -> float:
+        """s of an episode before its first window is whole."""
+        return float(max(self._first_step - self._num_past, 0) * STEP_S)
+
+    @property
+    def note(self) -> str:
+        """What a reader has to know of how it drives; empty where there is nothing."""
+        if not self.warm_up_s:
+            return ""
+        return f"keeps its velocity for the first {self.warm_up_s:g} s, until its window is whole"
 
     def start(self, number: int, reference: np.ndarray) -> None:
         pasts: deque[Trajectory] = deque(maxlen=self.p.processing.sequence_length)
         self._wheels[number] = _Wheel(self._sliding(), pasts)
+
+    def look_back(self, number: int, pictures: np.ndarray | None, ego: np.ndarray) -> None:
+        """Show it what came before an episode, so that its window is whole the sooner.
+
+        Args:
+            pictures: (n, cameras, H, W, 3) uint8, every 0.1 s until just before the start; None
+                where nobody has them.
+            ego: (17, 4) of the first observation.
+        """
+        wheel, self._num_past = self._wheels[number], 0 if pictures is None else len(pictures)
+        for steps, each in zip(
+            range(self._num_past, 0, -1), () if pictures is None else pictures, strict=True
+        ):
+            self._look(wheel, {"cameras": each, "ego": _seen_before(ego, steps)})
+            wheel.step += 1
 
     def __call__(self, observation: Observation, number: int = 0) -> np.ndarray:
         return self.several({number: observation})[number]
@@ -273,7 +307,9 @@ class ModelPolicy:
             if said is None or said.waypoints_m is None:
                 self.num_unread += 1
             else:
-                self._wheels[number].plan = at_10hz(said.waypoints_m)
+                wheel, new = self._wheels[number], at_10hz(said.waypoints_m)
+                before, kept = wheel.plan, self._smoothing
+                wheel.plan = new if before is None else kept * before + (1 - kept) * new
 
     def _say(self, frames: Sequence[np.ndarray], told: Sequence[str]) -> list[str]:
         """The model's texts about windows (T, H, W, 3), `evaluation.batch_size` at a time."""
@@ -303,6 +339,16 @@ class ModelPolicy:
         if plan is None:
             return rolled("constant_velocity", past_of(seen))
         return plan[STEPS_APART - 1 :: STEPS_APART]
+
+
+def _seen_before(ego: np.ndarray, steps: int) -> np.ndarray:
+    """(17, 4) an observation's `ego` as it was some steps before, NaN where that is not known."""
+    known = np.asarray(ego, np.float64)[: len(ego) - steps]
+    x, y, yaw, _ = known[-1]
+    place = ((known[:, 0] - x) + 1j * (known[:, 1] - y)) * np.exp(-1j * yaw)
+    before = np.full(np.shape(ego), np.nan)
+    before[steps:] = np.column_stack([place.real, place.imag, known[:, 2] - yaw, known[:, 3]])
+    return before
 
 
 def carried(plan: np.ndarray, observation: Observation) -> np.ndarray:
@@ -409,8 +455,8 @@ def policy(name: str, p: Params, answerer: Callable[[], Answerer]) -> Policy:
         "log_replay": LogReplay,
         **{each: functools.partial(_motion, each) for each in baselines.MODELS},
         "ego_motion": lambda: ego_motion(p),
-        "blind": lambda: ModelPolicy(answerer(), blind=True),
-        MODEL: lambda: ModelPolicy(answerer()),
+        "blind": lambda: ModelPolicy(answerer(), p.driving.hop, True, p.driving.smoothing),
+        MODEL: lambda: ModelPolicy(answerer(), p.driving.hop, False, p.driving.smoothing),
     }
     make = pick(made, name, "policy", WHERE)
     if name in ("blind", MODEL):

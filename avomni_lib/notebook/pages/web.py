@@ -28,7 +28,7 @@ from traitlets.config import Config
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
 from avomni_lib.notebook.run import faults, runs
-from avomni_lib.notebook.run.stages import STAGES, Stage, in_short
+from avomni_lib.notebook.run.stages import Stage, in_short, stages_of
 from avomni_lib.params import Params
 from avomni_lib.plan import minutes
 
@@ -52,7 +52,9 @@ def write(p: Params) -> Path:
     Raises:
         AvomniError: no stage has been executed by `run`, or a notebook cannot be read.
     """
-    executed = {stage.name: path for stage in STAGES if (path := _notebook(p, stage)).exists()}
+    executed = {
+        stage.name: path for stage in stages_of(p) if (path := _notebook(p, stage)).exists()
+    }
     if not executed:
         raise AvomniError(
             "no notebook of this run has been executed yet",
@@ -77,7 +79,7 @@ def write(p: Params) -> Path:
     if has_score:
         with files.write_whole(folder / SCORE) as copy, open(score, "rb") as source:
             shutil.copyfileobj(source, copy)
-    rows = [_row(p, states[stage.name], stage.name in executed) for stage in STAGES]
+    rows = [_row(p, states[stage.name], stage.name in executed) for stage in stages_of(p)]
     title, links = f"{p.run.name}: the notebooks", _links(executed, has_score, INDEX)
     files.write_text(folder / INDEX, _frame(p, title=title, links=links, rows=rows))
     return folder / INDEX

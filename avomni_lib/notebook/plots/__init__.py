@@ -12,4 +12,5 @@ paths          06: single windows
 evaluation     06: predictions beside the ground truth
 predicted      `predict`: one answer over the front camera and from above
 live           07: where a session's time goes, answers beside the truth
+driving        08: the ladder of policies, where drives go wrong, a film
 """

@@ -79,17 +79,17 @@ class Outcome:
     figures: dict[str, Any]
 
 
-def choose(first: str | None = None, only: Sequence[str] = ()) -> list[runs.Stage]:
-    """The stages asked for, in the order of the chain; `03` and `etl` name one too.
+def choose(p: Params, first: str | None = None, only: Sequence[str] = ()) -> list[runs.Stage]:
+    """The run's stages asked for, in the order of the chain; `03` and `etl` name one too.
 
     Raises:
         AvomniError: a name fits no stage, or several.
     """
+    stages = list(runs.stages_of(p))
     if only:
-        wanted = {_find(name).name for name in only}
-        return [stage for stage in runs.STAGES if stage.name in wanted]
-    start = runs.STAGES.index(_find(first)) if first else 0
-    return list(runs.STAGES[start:])
+        wanted = [_find(name, stages) for name in only]
+        return [stage for stage in stages if stage in wanted]
+    return stages[stages.index(_find(first, stages)) if first else 0 :]
 
 
 def run(
@@ -171,10 +171,10 @@ def executed_path(p: Params, stage: runs.Stage) -> Path:
     return runs.stage_dir(p, stage.name) / f"{stage.name}.ipynb"
 
 
-def _find(name: str) -> runs.Stage:
-    fitting = [stage for stage in runs.STAGES if name in (stage.name, *stage.name.split("_"))]
+def _find(name: str, stages: Sequence[runs.Stage]) -> runs.Stage:
+    fitting = [stage for stage in stages if name in (stage.name, *stage.name.split("_"))]
     if len(fitting) != 1:
-        names = ", ".join(stage.name for stage in runs.STAGES)
+        names = ", ".join(stage.name for stage in stages)
         raise AvomniError(f"no stage is called {name!r}", fix=f"the stages are {names}")
     return fitting[0]
 

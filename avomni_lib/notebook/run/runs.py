@@ -33,7 +33,8 @@ from avomni_lib.dataset.select import split
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache.shard import HEADER_FILE
 from avomni_lib.notebook.run import faults, raw_files
-from avomni_lib.notebook.run.stages import BY_NAME, STAGES, Stage
+from avomni_lib.notebook.run.stages import BY_NAME, Stage, stages_of
+from avomni_lib.notebook.run.stages import STAGES as STAGES
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
 from avomni_lib.training.fit import job
@@ -150,7 +151,7 @@ def _state(p: Params, stage: Stage, look: bool = True, raw: bool = True) -> Stat
 
 
 def states(p: Params) -> list[State]:
-    return [state(p, stage.name) for stage in STAGES]
+    return [state(p, stage.name) for stage in stages_of(p)]
 
 
 class OpenStage:

@@ -9,6 +9,7 @@ from typing import Any
 
 from avomni_lib import files
 from avomni_lib.evaluation.ladder import KEPT_FILE
+from avomni_lib.params import Params
 from avomni_lib.plan import gigabytes
 from avomni_lib.training.fit import job
 
@@ -57,6 +58,12 @@ _LIVE = (
     *_keys("evaluation", "split max_new_tokens constrained"),
     *_keys("live", "sources clock offset_ms deadline_ms max_age_s hop seconds server"),
 )
+_DRIVING = (
+    *_keys("driving", "num_episodes policies seconds traffic events hop smoothing"),
+    *_keys("evaluation", "max_new_tokens constrained"),
+    *_keys("dataset.world", "town width height"),
+    "live.hop",
+)
 # What the cost of a choice is reckoned from.
 _PLAN = (
     "run.price_per_hour",
@@ -102,7 +109,21 @@ STAGES = (
         is_report=True,
     ),
 )
-BY_NAME = {stage.name: stage for stage in STAGES}
+# Of the runs that name `driving.num_episodes`; its model has to plan a path.
+DRIVE = Stage(
+    "08_drive",
+    "the model at the wheel of a simulated car",
+    ("03_etl", "05_train"),
+    ("run.seed", *job.SEEN, "model", "training.target", *_DRIVING),
+    ("08_drive/episodes",),
+    is_report=True,
+)
+BY_NAME = {stage.name: stage for stage in (*STAGES, DRIVE)}
+
+
+def stages_of(p: Params) -> tuple[Stage, ...]:
+    """The stages of a run, in their order."""
+    return STAGES if p.driving.num_episodes is None else (*STAGES, DRIVE)
 
 
 def in_short(name: str, figures: Mapping[str, Any]) -> str:
@@ -153,6 +174,11 @@ def _live(f: Mapping[str, Any]) -> str:
     return words + f"; {f['num_overtaken']} windows overtaken, {f['num_gaps']} gaps"
 
 
+def _drive(f: Mapping[str, Any]) -> str:
+    scores = ", ".join(f"{row['name']} {row['scene_score']:.2f}" for row in f["drive"])
+    return f"scene score: {scores} ({f['drive'][0]['num_episodes']} episodes)"
+
+
 HEADLINES = {
     "01_audit": _audit,
     "02_download": _download,
@@ -161,4 +187,5 @@ HEADLINES = {
     "05_train": lambda f: f["headline"],
     "06_evaluate": _score,
     "07_live": _live,
+    "08_drive": _drive,
 }

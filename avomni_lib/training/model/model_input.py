@@ -50,6 +50,10 @@ NOT_SEEN = {
     "it decides what is kept to tell the ground truth from": (
         *("processing.horizon_s", "processing.obstacles"),
     ),
+    "it decides how the simulator is driven": (
+        *(f"driving.{key}" for key in ("num_episodes", "policies", "seconds", "traffic", "events")),
+        *("driving.hop", "driving.smoothing", "driving.batch_size"),
+    ),
     "it repeats processing.sequence_length": ("vision.window_size",),
     "the rows of older frames and their size are compared instead": (
         *("processing.past.seconds", "processing.past.hz", "processing.past.scale"),
