@@ -125,7 +125,7 @@ def report(record: dict) -> str:
         found.append(("in all", [each["total_cpu_s"] for each in runs]))
         found.append(("wall time", [each["wall_s"] for each in runs]))
         for name, values in found:
-            ratio = [f"{values[1] / values[0]:.2f}"] if len(values) == 2 and values[0] else []
+            ratio = [f"{values[1] / values[0]:.2f}" if values[0] else "new"] * (len(values) == 2)
             rows.append((name, *(f"{value:.1f}" for value in values), *ratio))
         texts += [drive.table(rows), *(each["headline"] for each in runs), ""]
     totals = {side: sum(each["total_cpu_s"] for each in record[side]) for side in sides}
