@@ -51,11 +51,13 @@ class Policy(Protocol):
 
     Attributes:
         name: In the ladder.
-        note: What a reader has to know of how it drives; empty where there is nothing.
     """
 
     name: str
-    note: str
+
+    @property
+    def note(self) -> str:
+        """What a reader has to know of how it drives; empty where there is nothing."""
 
     def start(self, number: int, reference: np.ndarray) -> None:
         """Begin an episode; what was known of one of this number is forgotten.
