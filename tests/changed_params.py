@@ -43,6 +43,8 @@ OTHERS = {
     "evaluation.server": "http://127.0.0.1:8000/v1",
     "live.server": "http://127.0.0.1:8000/v1",
     "live.record": "outputs/record",
+    "driving.policies": ["expert"],
+    "driving.events": ["cut_in"],
 }
 # What else has to change with it for the file to be valid.
 WITH = {

@@ -79,6 +79,7 @@ STALE: dict[tuple[str, ...], list[str]] = {
         *("dataset.allow_plain_http", "download.max_workers", "download.evict_shared"),
         *("processing.engine", "processing.num_workers", "processing.clip_timeout_s"),
         *("live.record", "live.port"),
+        *names("driving"),  # 08_drive's, which this run has not got
     ],
 }
 # Another place is another run, and the window's size repeats processing.sequence_length.

@@ -128,7 +128,7 @@ def lane(drives: Sequence[Drive]) -> canvas.Picture:
             axes.plot(table.time_s[until - 1 :], values[until - 1 :], ":", color=colour, alpha=0.3)
             if worth.failure:
                 axes.plot(table.time_s[until - 1], values[until - 1], "x", color=colour)
-    units = ("m left of the lane's middle", "° turned left of it", "m/s above the recorded speed")
+    units = ("m left of the lane", "° left of the lane", "m/s above recorded")
     for axes, unit, most in zip(places, units, (6.0, 45.0, 15.0), strict=True):
         canvas.quiet(axes, "y", y=unit)
         axes.axhline(0, color=canvas.INK, linewidth=0.8)
