@@ -79,6 +79,7 @@ class Params(Section):
             f"training.target {target} speaks of other road users: set processing.obstacles to "
             "true, or choose another target": target in ("coc_v1", "full_v1")
             and not self.processing.obstacles,
+            **self._mistakes_of_protocol(),
             "download.evict_raw removes raw files that can be fetched again, and those of "
             "dataset.source: folder cannot: set evict_raw to false": self.download.evict_raw
             and not self.is_fetched,
@@ -86,6 +87,27 @@ class Params(Section):
         if wrong := [text for text, is_wrong in mistakes.items() if is_wrong]:
             raise ValueError("\n".join(wrong))
         return self
+
+    def _mistakes_of_protocol(self) -> dict[str, Any]:
+        asked, ids = self.evaluation.protocol, self.evaluation.protocol_ids
+        if not asked:
+            text = "evaluation.protocol_ids names clips, and evaluation.protocol is null: set it"
+            return {text: ids}
+        fixed: dict[str, Any] = {
+            "num_samples": 6,
+            "temperature": 0.6,
+            "top_p": 0.98,
+            "max_windows": None,
+        }
+        found = {name: getattr(self.evaluation, name) for name in fixed}
+        return {
+            f"evaluation.protocol {asked} scores paths: set training.target to future_v1 or "
+            "full_v1": self.training.target not in ("future_v1", "full_v1"),
+        } | {
+            f"evaluation.{name} is {found[name]}, and evaluation.protocol {asked} has "
+            f"{'null' if fixed[name] is None else fixed[name]}": found[name] != fixed[name]
+            for name in fixed
+        }
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any], source: str = "parameters") -> Params:

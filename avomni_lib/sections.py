@@ -460,6 +460,16 @@ class EvaluationParams(Section):
     constrained: bool = Field(
         False, description="let the model choose only among tokens that keep the answer's form"
     )
+    protocol: Literal["pai_644"] | None = Field(
+        None,
+        description="score by a public protocol, on its clips and no others, which are never "
+        "learned from: pai_644 is alpamayo-recipes' (docs/evaluation.md)",
+    )
+    protocol_ids: PathText | None = Field(
+        None,
+        description="file of clip ids in place of the published ones, which are fetched: parquet "
+        "with `key` or `clip_id`, or an id a line",
+    )
     server: ServerText | None = Field(
         None,
         description="address of an OpenAI endpoint, up to /v1, that has base and adapters; null "

@@ -40,6 +40,8 @@ OTHERS = {
     "training.heldout_windows": 4,
     "live.sources": {"camera_front_wide_120fov": "a.mp4"},
     "live.offset_ms": {"camera_front_wide_120fov": 5.0},
+    "evaluation.protocol": "pai_644",
+    "evaluation.protocol_ids": "ids.txt",
     "evaluation.server": "http://127.0.0.1:8000/v1",
     "live.server": "http://127.0.0.1:8000/v1",
     "live.record": "outputs/record",
@@ -52,6 +54,11 @@ WITH = {
     "processing.past.scale": {"processing.past.seconds": 2.0},
     "training.patience": {"training.heldout_windows": 4},
     "training.num_processes": {"training.gradient_accumulation_steps": 2},
+    "evaluation.protocol": {"training.target": "future_v1"},
+    "evaluation.protocol_ids": {
+        "evaluation.protocol": "pai_644",
+        "training.target": "future_v1",
+    },
 }
 # Without another value: there is one backbone, and a window size repeats the sequence length.
 ALONE = {"model.backbone", "vision.window_size"}

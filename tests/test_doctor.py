@@ -32,8 +32,10 @@ DEMO, MAKEFILE = ROOT / "params" / "demo.yaml", (ROOT / "Makefile").read_text()
 ROWS = pytest.mark.parametrize("row", PLATFORMS.values(), ids=PLATFORMS)
 LINES = (
     "python, accelerator, torch, platform, bitsandbytes, triton, bitsandbytes' library, "
-    "unsloth, attention, host memory, 4-bit linear, paged_adamw_8bit step, adamw_8bit step, "
-    "attention, vision tower, attention, language model, /dev/shm, disk, decoder, "
+    "nvidia wheels, unsloth, attention, host memory, 4-bit linear, paged_adamw_8bit step, "
+    "adamw_8bit step, "
+    "attention, vision tower, attention, language model, /dev/shm, open files, triton cache, "
+    "disk, decoder, "
     "token"
 )
 CPU = Choice("cpu", "torch sees no accelerator")

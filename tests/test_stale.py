@@ -51,6 +51,8 @@ STALE: dict[tuple[str, ...], list[str]] = {
     FROM_TILES: [
         *("processing.sequence_length", "processing.stride", *names("prompt")),
         *names("processing.past"),
+        # They go with a target of paths; the clips of a protocol are not learned from.
+        *("evaluation.protocol", "evaluation.protocol_ids"),
         *names("model", "backend", "lora_alpha", "lora_dropout"),
         *(
             f"training.{key}"
@@ -72,7 +74,9 @@ STALE: dict[tuple[str, ...], list[str]] = {
             )
         ),
     ],
-    (EVALUATE,): names("evaluation", "split", "max_new_tokens", "constrained"),
+    (EVALUATE,): names(
+        "evaluation", "split", "max_new_tokens", "constrained", "protocol", "protocol_ids"
+    ),
     (EVALUATE, LIVE): [f"evaluation.{key}" for key in ("split", "max_new_tokens", "constrained")],
     (LIVE,): names("live", "record", "port"),
     (): [

@@ -10,6 +10,7 @@ metrics       the table of answers, and all figures that follow from it, also by
 scores        the table as matrices, and each figure of each window
 trajectories  displacement errors, comfort and missed turns of paths
 bootstrap     intervals, by clips
+protocol      the table of a public protocol, with what others print
 claims        the sentences that the intervals support
 comparison    two runs on the windows that both answered; a run over several seeds
 """

@@ -46,13 +46,16 @@ def held_out_windows(p: Params) -> Windows:
     """
     from avomni_lib.etl.cache.windows import check_leaks
 
-    windows: Windows = samples.windows_of(p, p.evaluation.split)
+    windows: Windows = samples.scored_windows(p)
     check_leaks(windows.cache)
     if not len(windows):
         length, horizon = p.processing.sequence_length, target(p.training.target).horizon_s
         short = f" and {horizon:g} s of ego motion after them" if windows.num_short else ""
+        what = f"the split {p.evaluation.split!r}"
+        if p.evaluation.protocol:
+            what = f"{p.evaluation.protocol} is in the cache, or none"
         raise AvomniError(
-            f"no window to score: no clip of the split {p.evaluation.split!r} has {length} frames"
+            f"no window to score: no clip of {what} has {length} frames"
             + (f" after {windows.reach} of the past" if windows.reach else "")
             + short,
             where=str(p.cache_dir),

@@ -16,9 +16,10 @@ import pandas as pd
 import pyarrow as pa
 
 from avomni_lib import files
+from avomni_lib.dataset.select import protocol as protocol_ids
 from avomni_lib.dataset.select import split
 from avomni_lib.etl.leaks import leaks
-from avomni_lib.evaluation import answer, baselines, metrics, models
+from avomni_lib.evaluation import answer, baselines, metrics, models, protocol
 from avomni_lib.evaluation.answer import Row, held_out_windows
 from avomni_lib.evaluation.claims import TableWithClaims, intervals
 from avomni_lib.evaluation.scores import parts_of
@@ -95,7 +96,8 @@ def plan(p: Params) -> Plan:
     asked = list(models.shown(p, windows))
     num_answers = (len(asked) + _num_samples(p)) * len(chosen)
     thinning = "" if len(chosen) == len(windows) else f", thinned from {len(windows):,}"
-    notes = [f"split {p.evaluation.split}{thinning}", samples.left_out(windows)]
+    of = p.evaluation.protocol or f"split {p.evaluation.split}"
+    notes = [f"{of}{thinning}", samples.left_out(windows)]
     rows = [
         *p.code_rows(),
         ("target", p.training.target, target_of(p).question),
@@ -114,6 +116,7 @@ def plan(p: Params) -> Plan:
             "black frames without a history are all alike and asked once",
         ),
         ("models", f"answer {models.told_where(p)}", ""),
+        *protocol_ids.rows(p)[0],
     ]
     warnings = []
     if len(chosen) < FEW_WINDOWS or num_clips < FEW_CLIPS:
@@ -167,6 +170,8 @@ def evaluate(p: Params, folder: Path, progress: type[Bar] = Bar) -> Evaluated:
         "num_unknown": windows.num_unknown,
         "split_sha256": split.sha256_of(p),
     }
+    if (by_protocol := protocol.figures(p, table, windows)) is not None:
+        figures["protocol"] = by_protocol
     return Evaluated(table, figures, path)
 
 
@@ -185,7 +190,9 @@ def _rows(p: Params, windows: Windows, chosen: Sequence[int]) -> list[Row]:
         Row.of, indices=chosen, batch_size=p.evaluation.batch_size, histories=past_motion
     )
     rows = [row(view, name=name) for name, view in shown.items()]
-    sampling = Sampling(p.evaluation.temperature, p.evaluation.top_p, p.run.seed)
+    asked = protocol_ids.protocol_of(p)
+    seed = asked.seed if asked else p.run.seed
+    sampling = Sampling(p.evaluation.temperature, p.evaluation.top_p, seed)
     return rows + [
         row(shown["adapted"], name="adapted", sampling=sampling, sample=sample)
         for sample in range(1, _num_samples(p) + 1)
@@ -209,6 +216,8 @@ def _checked(p: Params, windows: Windows) -> dict[str, Any]:
     record = adapter.read_record(folder)
     load.check_adapter(folder, p, header)
     ids = {windows[i].clip_id for i in range(len(windows))}
+    if p.evaluation.protocol:
+        ids |= set(protocol_ids.clip_ids(p))
     leaks.check_all(p, windows.cache, ids, record, locate=place.base_location)
     if (blind := models.blind_adapter(p)) is not None:
         load.check_adapter(blind, p.blinded() or p, header)

@@ -216,6 +216,17 @@ class Scores:
         return np.array([np.full(shape, np.nan) if value is None else value for value in values])
 
     @functools.cached_property
+    def future_m(self) -> np.ndarray:
+        """(n, 64, 2) float64, the driven path."""
+        return self._future_m()
+
+    def paths_m(self, model: str) -> np.ndarray:
+        """(1 + K, n, 64, 2) float64: a row's greedy paths, then those of its K samples."""
+        own = self.places[[self.models.index(model)]]
+        places = np.vstack([own, *([self._sampled[model]] if model in self._sampled else [])])
+        return trajectories.at_10hz(self.read("waypoints_m", NUM_WAYPOINTS, 2, places=places))
+
+    @functools.cached_property
     def figures(self) -> list[str]:
         """The figures that there are, the primary one first."""
         names = [*self._values, *(_F1 if "meta" in parts_of(self.target) else ())]
@@ -262,7 +273,7 @@ class Scores:
         if "summary" in parts:
             values |= self._summary()
         if "future" in parts:
-            true_m = self._future_m()
+            true_m = self.future_m
             blocks = [slice(i, i + _BLOCK) for i in range(0, len(true_m), _BLOCK)]
             paths = functools.partial(self.read, "waypoints_m", NUM_WAYPOINTS, 2)
             found = [trajectories.figures(paths(windows=at), true_m[at]) for at in blocks]

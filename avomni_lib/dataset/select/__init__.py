@@ -6,5 +6,6 @@ forecast   what a run would fetch and how large files are, without the hub
 lerobot    what is different for a LeRobot data set: tables, licence, plan
 manifest   `chosen.json`: what a run has fetched
 split      `split.json`: the split of each clip, frozen
+protocol   a public protocol: its clips, its moment, what others print
 evicted    `evicted.json`: raw files removed on purpose, and which runs still need them
 """

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -171,6 +172,12 @@ class Windows(Sequence[Window]):
 
     def __getitem__(self, index: int) -> Window:  # type: ignore[override]
         return self._windows[index]
+
+    def only(self, indices: Iterable[int]) -> Windows:
+        """These windows alone, in this order."""
+        some = copy.copy(self)
+        some._windows = [self._windows[index] for index in indices]
+        return some
 
     @property
     def frame_shape(self) -> tuple[int, int, int, int]:

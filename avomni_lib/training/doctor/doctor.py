@@ -14,7 +14,7 @@ from avomni_lib import hardware
 from avomni_lib.errors import AvomniError
 from avomni_lib.hardware import Choice
 from avomni_lib.params import Params
-from avomni_lib.training.doctor import machine, probes
+from avomni_lib.training.doctor import image, machine, probes
 from avomni_lib.training.doctor.machine import OK, WRONG, Finding, Installed, Report
 from avomni_lib.training.forecast import estimate
 
@@ -44,6 +44,7 @@ def examine(p: Params | None = None) -> Report:
             machine.accelerator(device, versions, p.model.base_model, num_processes),
             *machine.fit(versions),
             native_library(versions, on),
+            image.wheels(versions.hip),
             machine.unsloth(p.model.backend, on),
             Finding("attention", OK, ": ".join(hardware.attention(on))),
             # Before the probes: after a fault of the card it could not be asked.
@@ -51,6 +52,8 @@ def examine(p: Params | None = None) -> Report:
             *probes.run(on),
             *refused,
             machine.shared_memory(num_processes),
+            image.open_files(),
+            image.triton_cache(on),
             machine.room(p, cache_bytes),
             machine.decoder(p.processing.decoder),
             machine.token(p.dataset.source if has_run else None, p.dataset.repo_id == GATED),

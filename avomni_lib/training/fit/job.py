@@ -51,7 +51,8 @@ SEEN = (
     *(f"processing.past.{key}" for key in ("seconds", "hz", "scale")),
 )
 # What a training follows from: two with the same values are the same training.
-READS = ("run.seed", "processing.stride", *SEEN, "model", "training")
+PROTOCOL = ("evaluation.protocol", "evaluation.protocol_ids")  # whose clips are not learned from
+READS = ("run.seed", "processing.stride", *SEEN, "model", "training", *PROTOCOL)
 BUSY = "another training works in this run folder"
 GO_ON = "run the same command again: it goes on from the last checkpoint"
 EVERY_S = 0.25

@@ -47,6 +47,8 @@ def plan(p: Params, probe: bool = True) -> Plan:
     steps = estimate.optimizer_steps(p, len(windows))
     num_clips = len({windows[i].clip_id for i in range(len(windows))})
     device = choices["device"].value
+    scored_by = p.evaluation.protocol
+    not_scored = f"none of a clip that {scored_by} scores" if scored_by else ""
     left_out, causes = samples.left_out(windows), samples.causes_from(windows, talk.target)
     rows = [
         *p.code_rows(),
@@ -54,7 +56,9 @@ def plan(p: Params, probe: bool = True) -> Plan:
         (
             "windows",
             f"{len(windows):,}",
-            "; ".join(filter(None, [f"of {num_clips:,} clips of the split train", left_out])),
+            "; ".join(
+                filter(None, [f"of {num_clips:,} clips of the split train", left_out, not_scored])
+            ),
         ),
         *_causes(causes),
         (

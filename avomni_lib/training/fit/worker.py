@@ -263,7 +263,7 @@ def _ask(p: Params, name: str, model: Any, talk: Conversation, cache: Any) -> No
     Windows that cannot be opened end no training: the notebook says why when it opens them itself.
     """
     try:
-        windows = samples.windows_of(p, p.evaluation.split, cache)
+        windows = samples.scored_windows(p, cache)
     except AvomniError as error:
         log.warning("no answers for %s: %s", name, error)
         return

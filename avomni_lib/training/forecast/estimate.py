@@ -28,7 +28,7 @@ import numpy as np
 
 from avomni_lib import hardware
 from avomni_lib.dataset import cameras
-from avomni_lib.dataset.select import lerobot
+from avomni_lib.dataset.select import lerobot, protocol
 from avomni_lib.dataset.select.forecast import forecast, world_splits
 from avomni_lib.etl.cache.shard import STORAGES
 from avomni_lib.etl.cache.windows import none_fits, num_windows
@@ -182,6 +182,8 @@ def plan_run(p: Params) -> Plan:
         "max_seq_length": limit,
         "optimizer_steps": steps,
     }
+    by_protocol = protocol.rows(p)
+    rows, figures = rows + by_protocol[0], figures | by_protocol[1]
     if p.download.evict_raw:
         chunks = disk_budget.verdict(p, disk_budget.expected(p))
         rows[4:4], warnings, figures = chunks[0], warnings + chunks[1], figures | chunks[2]

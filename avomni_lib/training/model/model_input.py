@@ -89,6 +89,7 @@ NOT_SEEN = {
         for key in (
             *("split", "max_windows", "batch_size", "max_new_tokens", "num_worst"),
             *("num_samples", "temperature", "top_p", "constrained", "server"),
+            *("protocol", "protocol_ids"),
         )
     ),
 }

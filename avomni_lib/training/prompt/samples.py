@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from avomni_lib.dataset import cameras
+from avomni_lib.dataset.select import protocol
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.clip.trajectory import FUTURE_S
 from avomni_lib.params import Params
@@ -17,11 +18,15 @@ from avomni_lib.training.prompt.conversation import Conversation, Sample, padded
 from avomni_lib.training.targets import Target, target_of
 
 
-def windows_of(p: Params, split: str, cache: Any = None) -> Any:
+def windows_of(p: Params, split: str | None, cache: Any = None, stride: int | None = None) -> Any:
     """The windows of a split of the run's cache that the run's target can be told of.
 
+    Those of the clips of `evaluation.protocol` are in no split.
+
     Args:
+        split: None takes all clips, the protocol's too.
         cache: An open one; the run's if None.
+        stride: In place of `processing.stride`.
 
     Raises:
         AvomniError: no cache, one that was built with other parameters, or one without the other
@@ -32,14 +37,45 @@ def windows_of(p: Params, split: str, cache: Any = None) -> Any:
 
     asked, cache = target_of(p), cache or Cache.open(p.cache_dir)
     check_cache(p, cache)
-    return Windows(
+    found = Windows(
         cache,
         p.processing.sequence_length,
-        p.processing.stride,
+        p.processing.stride if stride is None else stride,
         split=split,
         horizon_s=asked.horizon_s,
         scenes=asked.scenes,
         past=past_of(p),
+    )
+    if split is None or not p.evaluation.protocol:
+        return found
+    scored = set(protocol.clip_ids(p))
+    return found.only(i for i in range(len(found)) if found[i].clip_id not in scored)
+
+
+def scored_windows(p: Params, cache: Any = None) -> Any:
+    """The windows that a score is made on: of `evaluation.split`, or one a clip of the protocol's.
+
+    The protocol's ends nearest to its moment, half a sampling step off at most.
+
+    Raises:
+        AvomniError: as `windows_of`; the protocol's clips cannot be told.
+    """
+    asked = protocol.protocol_of(p)
+    if asked is None:
+        return windows_of(p, p.evaluation.split, cache)
+    ids = dict.fromkeys(protocol.clip_ids(p))
+    found = windows_of(p, None, cache, stride=1)
+    nearest: dict[str, tuple[int, int]] = {}
+    for index in range(len(found)):
+        clip_id = found[index].clip_id
+        if clip_id in ids:
+            off = abs(int(found.times_us(index)[-1]) - asked.t0_us)
+            nearest[clip_id] = min(nearest.get(clip_id, (off, index)), (off, index))
+    most_us = 0.5e6 / p.processing.sample_hz + 1
+    return found.only(
+        nearest[clip_id][1]
+        for clip_id in ids
+        if clip_id in nearest and nearest[clip_id][0] <= most_us
     )
 
 

@@ -1,0 +1,189 @@
+"""Public protocols that a score can be made by: their clips, their moment, and what others print.
+
+`pai_644` is the one of NVlabs/alpamayo-recipes (Apache-2.0), recipes/alpamayo1_5_quant/eval.py: 644
+clips of PhysicalAI-Autonomous-Vehicles, asked at t0 = 5.1 s of each, 64 points over the next 6.4 s,
+and the best of six sampled answers by the mean distance (minADE). The clips' ids are fetched from
+there; they are in no file of this project.
+"""
+
+from __future__ import annotations
+
+import io
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from avomni_lib import files
+from avomni_lib.dataset.catalog import FEATURES_FILE, INDEX_FILE, Catalog, ranges
+from avomni_lib.dataset.select.forecast import estimated
+from avomni_lib.errors import AvomniError
+from avomni_lib.params import Params
+from avomni_lib.plan import gigabytes
+
+URL = (
+    "https://github.com/NVlabs/alpamayo-recipes/raw/e5864245096c07e732ac714415ae505dd0f0f559/"
+    "recipes/alpamayo1_5_quant/1005_7cam_gold_eval_metadb_public.parquet"
+)
+TIMEOUT_S, MOST_BYTES = 60, 50_000_000
+COLUMNS = ("key", "clip_id")
+
+
+@dataclass(frozen=True)
+class Quoted:
+    """What somebody else prints by the protocol; nothing of it was run here."""
+
+    name: str
+    values: dict[str, float]
+    source: str
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How many clips, when each is asked, and how answers are drawn."""
+
+    name: str
+    num_clips: int
+    t0_us: int
+    num_samples: int
+    temperature: float
+    top_p: float
+    seed: int
+    quoted: tuple[Quoted, ...]
+
+
+PAI_644 = Protocol(
+    "pai_644",
+    num_clips=644,
+    t0_us=5_100_000,
+    num_samples=6,
+    temperature=0.6,
+    top_p=0.98,
+    seed=42,
+    quoted=(
+        Quoted(
+            "Alpamayo-1.5",
+            {"min_ade_6_4s_m": 0.854},
+            "NVlabs/alpamayo-recipes, by its makers, on the first 100 of the clips",
+        ),
+        Quoted(
+            "Qwen-Drive-1.0-4B",
+            {"min_ade_3s_m": 0.34, "min_ade_5s_m": 0.96},
+            "QwenLM's model card of September 2026, by its makers",
+        ),
+    ),
+)
+PROTOCOLS = {PAI_644.name: PAI_644}
+
+
+def protocol_of(p: Params) -> Protocol | None:
+    return PROTOCOLS[p.evaluation.protocol] if p.evaluation.protocol else None
+
+
+def ids_file(p: Params) -> Path:
+    """Where the ids lie: `evaluation.protocol_ids`, else what was fetched for the run."""
+    own = p.evaluation.protocol_ids
+    return files.resolve(own) if own else p.run_dir / f"{p.evaluation.protocol}.parquet"
+
+
+def clip_ids(p: Params, fetch: bool = True) -> tuple[str, ...]:
+    """The protocol's clips in their order; of a published list they are fetched once for a run.
+
+    Args:
+        fetch: Where they are not on the disk.
+
+    Raises:
+        AvomniError: they cannot be fetched or read, or are not as many as the protocol says.
+    """
+    path = ids_file(p)
+    if not path.exists():
+        if p.evaluation.protocol_ids or not fetch:
+            raise AvomniError(
+                "the protocol's clip ids are not on the disk",
+                where=str(path),
+                fix="name a file of ids in evaluation.protocol_ids, or let 05 or 06 fetch the "
+                f"published one: leave it null, or save {URL} there",
+            )
+        _fetch(path)
+    found = _read(path)
+    wanted = PROTOCOLS[str(p.evaluation.protocol)].num_clips
+    if not p.evaluation.protocol_ids and len(found) != wanted:
+        raise AvomniError(
+            f"{len(found)} clip ids, and the protocol has {wanted}",
+            where=str(path),
+            fix="delete the file, so that it is fetched again; if it stays, its makers have changed"
+            " it: name the file that you mean in evaluation.protocol_ids",
+        )
+    return found
+
+
+def _fetch(path: Path) -> None:
+    try:
+        with urllib.request.urlopen(URL, timeout=TIMEOUT_S) as answer:
+            content = answer.read(MOST_BYTES)
+        pq.read_schema(io.BytesIO(content))
+    except (OSError, pa.ArrowInvalid, urllib.error.URLError) as error:
+        raise AvomniError(
+            f"the protocol's clip ids cannot be fetched: {error}",
+            where=URL,
+            fix="fetch the file yourself, and name it in evaluation.protocol_ids",
+        ) from None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.write_whole(path) as file:
+        file.write(content)
+
+
+def _read(path: Path) -> tuple[str, ...]:
+    """The ids in a parquet file's column `key` or `clip_id`, or in the lines of a text file."""
+    fix = f"a parquet table with a column {' or '.join(COLUMNS)}, or a text file with an id a line"
+    try:
+        if path.suffix == ".parquet":
+            names = pq.read_schema(path).names
+            column = next((name for name in COLUMNS if name in names), None)
+            if column is None:
+                what = f"no column of clip ids; there are {', '.join(names)}"
+                raise AvomniError(what, where=str(path), fix=fix)
+            rows = pq.read_table(path, columns=[column])[column].to_pylist()
+        else:
+            rows = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as error:
+        what = f"the clip ids cannot be read: {error}"
+        raise AvomniError(what, where=str(path), fix=fix) from None
+    found = tuple(dict.fromkeys(str(row).strip() for row in rows if row and str(row).strip()))
+    if not found:
+        raise AvomniError("no clip id in the file", where=str(path), fix=fix)
+    return found
+
+
+def rows(p: Params) -> tuple[list[tuple[str, str, str]], dict[str, object]]:
+    """(rows, figures) of a plan: in which chunks the protocol's clips lie, and how many GB.
+
+    Nothing is fetched: what is missing is said.
+    """
+    protocol = protocol_of(p)
+    if protocol is None:
+        return [], {}
+    try:
+        ids = clip_ids(p, fetch=False)
+    except AvomniError as error:
+        return [("protocol", protocol.name, f"{error.what}: {error.where}; {error.fix}")], {}
+    said = f"{len(ids):,} clips at {protocol.t0_us / 1e6:g} s, K = {protocol.num_samples}"
+    if missing := [n for n in (INDEX_FILE, FEATURES_FILE) if not (p.local_dir / n).is_file()]:
+        note = f"in which chunks is not known before 01_audit: no {', '.join(missing)}"
+        return [("protocol", said, f"{note} in {p.local_dir}")], {}
+    catalog = Catalog.of(p)
+    known = set(catalog.clip_ids()).intersection(ids)
+    chunks = sorted({catalog.chunk_of(clip_id) for clip_id in known})
+    num_bytes = sum(file.size for file in estimated(catalog, chunks, p).values())
+    note = f"in {len(chunks):,} chunks, {gigabytes(num_bytes)} (estimated): {ranges(chunks)}"
+    if len(known) < len(ids):
+        note += f"; {len(ids) - len(known):,} of them this source does not have"
+    figures = {
+        "protocol_clips": len(ids),
+        "protocol_chunks": chunks,
+        "protocol_gb": round(num_bytes / 1e9, 3),
+    }
+    return [("protocol", said, note)], figures

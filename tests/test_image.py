@@ -1,0 +1,85 @@
+"""The image for AMD cards: what it asserts about itself, over the lock; three lines of doctor."""
+
+import re
+import resource
+
+import pytest
+
+from avomni_lib import files
+from avomni_lib.training.doctor import image
+
+ROOT = files.PROJECT_ROOT
+DOCKERFILE = (ROOT / "docker" / "rocm.Dockerfile").read_text()
+LOCK = [
+    line.partition("==")[::2]
+    for line in (ROOT / "constraints-rocm7.2.txt").read_text().splitlines()
+    if line and not line.startswith("#")
+]
+# torch's ROCm wheel brings it, from the same index.
+INSTALLED = [*(name for name, _ in LOCK), "triton-rocm"]
+
+
+def test_what_the_lock_installs_is_an_image_that_may_be_used():
+    assert image.faults("7.2.26015", INSTALLED, None) == []
+    versions = dict(LOCK)
+    assert versions["torch"].endswith("+rocm7.2") and versions["torchvision"].endswith("+rocm7.2")
+    assert "bitsandbytes" in versions and "jupyterlab" in versions
+    assert not {"triton", "xformers"} & set(versions)
+
+
+@pytest.mark.parametrize(
+    ("hip", "more", "fault", "said"),
+    [
+        (None, (), None, "torch.version.hip is None"),
+        ("7.2", ("triton",), None, "not one triton but triton, triton-rocm"),
+        ("7.2", ("nvidia-cublas-cu12", "nvidia_cudnn_cu12"), None, "nvidia-cublas-cu12, nvidia-"),
+        ("7.2", (), "OSError: libamdhip64.so", "bitsandbytes cannot be imported: OSError"),
+    ],
+)
+def test_what_must_not_be_in_it_is_named(hip, more, fault, said):
+    (found,) = image.faults(hip, [*INSTALLED, *more], fault)
+    assert said in found
+
+
+def test_an_image_without_triton_is_refused():
+    assert image.faults("7.2", INSTALLED[:-1], None) == ["not one triton but none"]
+
+
+def test_here_on_a_cpu_the_assertions_fail_and_say_so(capsys):
+    assert image.main() == 1
+    assert "torch is not built for ROCm" in capsys.readouterr().err
+
+
+def test_the_dockerfile_sets_up_as_make_does_and_asserts_last():
+    assert re.search(r"^FROM rocm/\S+:7\.2$", DOCKERFILE, re.MULTILINE)
+    steps = re.findall(r"^RUN (.+)", DOCKERFILE, re.MULTILINE)
+    assert steps[-2].startswith("make rocm ROCM=7.2")
+    assert steps[-1] == ".venv/bin/python -m avomni_lib.training.doctor.image"
+    assert '"jupyter", "lab", "--ip=127.0.0.1"' in DOCKERFILE
+    assert "Never built or run on the card" in DOCKERFILE
+    assert "constraints-rocm$(ROCM).txt" in (ROOT / "Makefile").read_text()
+
+
+def test_nvidias_wheels_are_wrong_beside_rocms_torch_alone(monkeypatch):
+    monkeypatch.setattr(image, "installed_wheels", lambda: ["nvidia-nccl-cu13", "torch"])
+    assert image.wheels("7.2").state == "wrong"
+    assert "pip uninstall -y nvidia-nccl-cu13" in image.wheels("7.2").fix
+    assert image.wheels(None).state == "ok"
+
+
+def test_few_open_files_are_a_note(monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1_048_576))
+    line = image.open_files()
+    assert (line.state, line.found) == ("note", "1,024") and "ulimit -n 65536" in line.fix
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY,) * 2)
+    assert image.open_files().state == "ok"
+
+
+def test_the_cache_of_kernels_should_stay(monkeypatch, tmp_path):
+    monkeypatch.delenv(image.CACHE, raising=False)
+    assert image.triton_cache("cpu").state == "ok"
+    assert image.triton_cache("cuda:0").state == "note"
+    monkeypatch.setenv(image.CACHE, str(tmp_path / "kernels"))
+    assert image.triton_cache("cuda:0").state == "ok"
+    monkeypatch.setattr(image.os, "access", lambda *_: False)
+    assert image.triton_cache("cuda:0").state == "wrong"
