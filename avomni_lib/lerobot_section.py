@@ -17,8 +17,8 @@ class LeRobotParams(Section):
 
     profile: str = Field(
         "l2d",
-        description="what columns and cameras mean: l2d (yaak-ai/L2D), rig (poses as `avomni "
-        "export --lerobot` writes them), or module:attribute of a profile of your own",
+        description="what columns and cameras mean: l2d (yaak-ai/L2D), rig (poses as `export "
+        "--lerobot` writes them), or module:attribute of a profile of your own",
     )
     is_local: bool = Field(
         False,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import fcntl
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -189,6 +190,21 @@ def answered_by_a_portal(place: Place) -> object:
 def clip_of_no_name(place: Place) -> object:
     write_metadata(place.folder, [ListedClip("../x")])
     return Catalog.open(place.folder).clips.faults
+
+
+def lerobot(place: Place, **info: object) -> None:
+    from avomni_lib.dataset.lerobot.episodes import EpisodeCatalog
+
+    if info:
+        (place.folder / "meta").mkdir()
+        (place.folder / "meta/info.json").write_text(json.dumps(info))
+    EpisodeCatalog.read(place.folder, "l2d")
+
+
+def exported_for_lerobot(place: Place) -> None:
+    from avomni_lib.training.export import lerobot
+
+    lerobot.export(place.chosen())
 
 
 def unreachable(place: Place) -> None:
@@ -512,6 +528,9 @@ PROVOKED: dict[str, Callable[[Place], object]] = {
     "what answers is no hub": answered_by_a_portal,
     "would go unencrypted to": lambda place: Hub("a/b", endpoint="http://hub.example", token="t"),
     "is no plain name": clip_of_no_name,
+    "this folder is not in LeRobot's layout": lerobot,
+    "and v3 is read": lambda place: lerobot(place, codebase_version="v2.1"),
+    "their licence forbids to pass any part of them on": exported_for_lerobot,
     "is gated": lambda place: asked(place, Hub.check_access, token="secret"),
     "the hub takes no more requests": lambda place: asked(place, Hub.check_access, status=429),
     "arrived damaged twice": arrived_damaged,

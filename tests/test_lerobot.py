@@ -109,13 +109,17 @@ def test_splits_are_by_session_where_the_data_set_has_none(tmp_path: Path):
     data = lerobot_set.write(tmp_path / "data", listed, splits={"train": "0:12"})
     catalog = Catalog.of(lerobot_set.params(tmp_path, data))
     splits = [catalog.split_of(f"episode_{n:06d}") for n in range(12)]
-    assert splits[::2] == splits[1::2] and len(set(splits)) > 1
+    assert splits[::2] == splits[1::2]
+    # In the order of the files, so that a small choice has all three.
+    assert splits[::2] == ["train", "val", "test", "train", "train", "train"]
 
 
 def test_a_task_sentence_is_what_the_driver_does(built):
-    _, made = built
-    told = {row["clip_id"]: row for shard in made.cache.shards for row in shard.header["clips"]}
-    assert told["episode_000004"]["events"] == [{"start_us": 0, "text": "Drive on to crossing 4"}]
+    """`coc_v1` learns it as the cause, at every moment of the episode."""
+    windows = Windows(built[1].cache, 4, 2)
+    for index, window in enumerate(windows):
+        number = int(window.clip_id[-1])
+        assert windows.scene(index).event == f"Drive on to crossing {number}"
 
 
 def test_it_is_fetched_from_a_hub_by_the_gigabyte(written: Path, tmp_path: Path):
@@ -147,11 +151,13 @@ def test_chunk_after_chunk_with_eviction_gives_the_same_cache(written: Path, tmp
         p = lerobot_set.params(
             tmp_path, tmp_path / "raw", endpoint=hub.endpoint, lerobot={"profile": "l2d"}
         )
-        p = p.model_copy(update={"download": p.download.model_copy(update={"evict_raw": True})})
+        small = {"evict_raw": True, "target_size_gb": 0.02}
+        p = p.model_copy(update={"download": p.download.model_copy(update=small)})
         download.fetch(p, runs.open_hub(p))
         made = build.build(p, hub=runs.open_hub(p))
         assert [row["state"] for row in made.clips] == ["ok"] * 5
         assert not list((tmp_path / "raw").rglob("*.mp4"))
+        assert 0 < made.figures["peak_bytes"] <= 0.02e9
         frames = [shard.frames[:] for shard in made.cache.shards]
         before = [shard.frames[:] for shard in built[1].cache.shards]
         assert all(np.array_equal(*pair) for pair in zip(frames, before, strict=True))

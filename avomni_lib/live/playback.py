@@ -156,7 +156,10 @@ def as_cameras(p: Params, clip_id: str, folder: Path) -> Params:
     grid, catalog = cameras.grid(p.vision.cameras), Catalog.of(p)
     chunk, evicted = catalog.chunk_of(clip_id), read_evicted(p)
     unpack = _of_raw_files
-    if any(catalog.path(camera.name, chunk) in evicted for camera in grid.cameras):
+    # A file of many clips cannot be played from its beginning.
+    if p.lerobot_profile or any(
+        catalog.path(camera.name, chunk) in evicted for camera in grid.cameras
+    ):
         unpack = _of_cache
     sources, firsts = unpack(p, open_clip(p.local_dir, catalog, clip_id), folder / CAMERAS)
     # Each file begins with its own first frame, which the cameras did not take at one moment.
@@ -276,8 +279,9 @@ def _of_cache(p: Params, clip: Clip, folder: Path) -> tuple[dict[str, str], dict
     cache, grid = Cache.open(p.cache_dir), cameras.grid(p.vision.cameras)
     cached = next((each for each in cache.clips if each.clip_id == clip.clip_id), None)
     if cached is None:
+        why = "lie in files of many clips" if p.lerobot_profile else "are evicted"
         raise AvomniError(
-            "its raw files are evicted and the cache has not got it",
+            f"its raw files {why} and the cache has not got it",
             where=f"clip {clip.clip_id}",
             fix="play a clip of the cache, or name addresses in live.sources",
         )

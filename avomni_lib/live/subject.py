@@ -212,8 +212,10 @@ def _seconds(times: np.ndarray, rows: np.ndarray) -> str:
 
 
 def lens_of(p: Params, clip_id: str) -> tuple[Mapping[str, float], Mapping[str, float]] | None:
-    """The front camera's calibration, where its files are on the disk."""
+    """The front camera's calibration, where its files are on the disk; a stand-in is none."""
     name = front_camera(p).name
+    if p.lerobot_profile:
+        return None
     try:
         clip = open_clip(p.local_dir, Catalog.of(p), clip_id)
         return clip.intrinsics(name), clip.extrinsics(name)

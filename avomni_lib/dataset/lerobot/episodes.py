@@ -8,6 +8,7 @@ places; a shared file is fetched and counted once.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pyarrow as pa
 
 from avomni_lib.dataset import names
 from avomni_lib.dataset.catalog import EITHER, Catalog, Feature
-from avomni_lib.dataset.clip_index import SPLITS, ClipIndex, Event, Values, split_by_hash
+from avomni_lib.dataset.clip_index import SPLITS, ClipIndex, Event, Values
 from avomni_lib.dataset.findings import NOTED, ODD, SET, Finding
 from avomni_lib.dataset.lerobot import layout, profile
 from avomni_lib.dataset.lerobot.clip import Episode, EpisodeClip, Part
@@ -25,6 +26,8 @@ from avomni_lib.dataset.lerobot.profile import Profile
 from avomni_lib.errors import AvomniError
 
 EGOMOTION = "egomotion"
+# Of ten sessions one is held out for val and one for test.
+DEALT = ("train", "val", "test", *["train"] * 7)
 
 
 def clip_id_of(index: int) -> str:
@@ -34,23 +37,32 @@ def clip_id_of(index: int) -> str:
 class EpisodeIndex(ClipIndex):
     """The episodes as a clip index: a clip is an episode, by its number.
 
+    Args:
+        places: (E, K) int64 the files of each episode, by which they form chunks.
+
     Attributes:
+        files: (chunks, K) int64 the `places` of each chunk.
         remarks: What was found about sessions and overlaps, about the whole set.
     """
 
-    def __init__(self, folder: Path, info: Info, episodes: Episodes, chunk: np.ndarray):
+    def __init__(self, folder: Path, info: Info, episodes: Episodes, places: np.ndarray):
         import pandas as pd
 
         self._folder, self.path = folder, folder / "meta/episodes"
-        self._episodes, self._tables, self._values = episodes, {}, {}
+        self._episodes, self._fps = episodes, info.fps
+        self._tables, self._values = {}, {}
         ids = [clip_id_of(index) for index in episodes.index.tolist()]
         self.clip_ids = pa.array(ids, pa.string())
         self._names = pd.Index(ids)
-        self.chunk = chunk
         self.remarks: list[Finding] = []
         faults = dict(episodes.faults)
-        self.split = self._split(info, faults)
         self.is_valid = self._tiles()
+        # Nothing is fetched for the sake of episodes that are left out: they stand in chunk 0.
+        used = np.flatnonzero(self.is_valid)
+        self.files, chunk = np.unique(places[used], axis=0, return_inverse=True)
+        self.chunk = np.zeros(len(ids), np.int64)
+        self.chunk[used] = chunk.reshape(-1)
+        self.split = self._split(info, faults)
         self.faults = {ids[row]: reason for row, reason in faults.items()}
         self.is_named = np.ones(len(ids), bool)
         self.is_named[list(faults)] = False
@@ -62,27 +74,32 @@ class EpisodeIndex(ClipIndex):
         return Values((), np.full(len(self), -1, np.int32))
 
     def events(self, clip_id: str) -> tuple[Event, ...]:
-        """What the episode is about, from its first frame on."""
-        text = self._episodes.tasks[self.row_of(clip_id)]
-        return (Event(0, text),) if text else ()
+        """What the episode is about, at every second of it: it holds throughout, and an event is
+        taken to be about the moments around its start."""
+        row = self.row_of(clip_id)
+        text, seconds = self._episodes.tasks[row], self._episodes.length[row] / self._fps
+        return tuple(Event(n * 1_000_000, text) for n in range(math.ceil(seconds)) if text)
 
     def _split(self, info: Info, faults: dict[int, str]) -> np.ndarray:
         """(E,) int32 places in `SPLITS`: as info.json says where it names more than `train`, else
-        by the session's name, so that no recording is on both sides. Where info.json tears one
-        apart, the first episode's split holds and the others get a fault."""
+        session after session in the order of the files, as `DEALT` goes: no recording is on both
+        sides, and a small choice has some of each. Where info.json tears a session apart, its first
+        episode's split holds and the others get a fault."""
         episodes, index = self._episodes, self._episodes.index
         sessions = episodes.session or tuple(self.clip_ids.to_pylist())
         declared = np.full(len(index), -1, np.int32)
         if {*info.splits} <= {*SPLITS} and len(info.splits) > 1:
             for name, (start, stop) in info.splits.items():
                 declared[(index >= start) & (index < stop)] = SPLITS.index(name)
+        order = np.lexsort((index, self.chunk, ~self.is_valid)).tolist()
+        dealt = {s: n for n, s in enumerate(dict.fromkeys(sessions[row] for row in order))}
         by_session: dict[str, int] = {}
         split = np.empty(len(index), np.int32)
         num_torn = 0
         for row, session in enumerate(sessions):
             place = int(declared[row])
             if place < 0:
-                place = SPLITS.index(split_by_hash(session))
+                place = SPLITS.index(DEALT[dealt[session] % len(DEALT)])
             split[row] = by_session.setdefault(session, place)
             if split[row] != place:
                 num_torn += 1
@@ -146,10 +163,10 @@ class EpisodeCatalog(Catalog):
             for key in keys
             for column in (episodes.spans[key].chunk, episodes.spans[key].file)
         ]
-        self._files, chunk = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)
         self._keys = keys
-        chunk = chunk.reshape(-1).astype(np.int64)
-        super().__init__(folder, features, EpisodeIndex(folder, info, episodes, chunk), None)
+        index = EpisodeIndex(folder, info, episodes, np.stack(columns, axis=1))
+        self._files = index.files
+        super().__init__(folder, features, index, None)
         self.metadata_files = layout.metadata_files(folder)
 
     @classmethod

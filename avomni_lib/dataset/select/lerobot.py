@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NUM_TABLES", "TRAIN_SHARE", "metadata_files"]
 
-TRAIN_SHARE = 0.8  # of `clip_index.split_by_hash`, by which sessions are dealt
+TRAIN_SHARE = 0.8  # of the sessions, as `lerobot.episodes` deals them
 NUM_TABLES = 2  # that are there once the metadata are: info.json and one of episodes
 # Asked for at once: L2D has one file of 100,000 episodes.
 FILES_A_QUESTION = 100

@@ -186,6 +186,10 @@ class ChunkSizes:
         self.remote = {work.chunk: _remote_files(p, chosen, work) for work in works}
         self._measured, self.seconds = 0.0, most_seconds(p)
         self._released: set[int] = set()
+        self._users: dict[str, list[int]] = {}  # raw file -> the chunks that it holds a part of
+        for chunk, remote in self.remote.items():
+            for file in remote:
+                self._users.setdefault(file.path, []).append(chunk)
         if there := [work.chunk for work in works if work.has_raw()]:
             self.learn_seconds(there[0])
         self.shards = dict.fromkeys(self._works, 0)
@@ -219,11 +223,13 @@ class ChunkSizes:
         return load_of(self.p, chunk, raw, here, num_clips, self.seconds, self._measured)
 
     def here(self, chunk: int) -> int:
-        """Bytes of the chunk's raw files that are on the disk, whole or not."""
+        """Bytes of the chunk's raw files that are on the disk, whole or not; one that chunks share
+        counts for the first that needs it."""
         folder = self.p.local_dir
         return sum(
             size_of(folder / file.path) + size_of(transfer.path_of(folder, file))
             for file in self.remote[chunk]
+            if self._user(file.path) in (None, chunk)
         )
 
     def learn_seconds(self, chunk: int) -> None:
@@ -255,13 +261,12 @@ class ChunkSizes:
     def let_go(self, chunk: int) -> list[str]:
         """The chunk is done: its raw files that no other chunk that is left needs."""
         self._released.add(chunk)
-        left = {
-            file.path
-            for other, remote in self.remote.items()
-            if other not in self._done and other not in self._released
-            for file in remote
-        }
-        return [file.path for file in self.remote[chunk] if file.path not in left]
+        return [file.path for file in self.remote[chunk] if self._user(file.path) is None]
+
+    def _user(self, path: str) -> int | None:
+        """The first chunk that still needs a raw file."""
+        left = (c for c in self._users[path] if c not in self._done and c not in self._released)
+        return next(left, None)
 
     def need_budget(self) -> None:
         """Refuse before the first fetch what cannot go through.
