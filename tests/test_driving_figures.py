@@ -585,6 +585,7 @@ def p_of(**changes):
         "vision": {"window_size": None},
         "training": {"target": "future_v1"},
         "live": {"hop": 2},
+        "driving": {"smoothing": 0},
     }
     for section, keys in changes.items():
         values[section] = values.get(section, {}) | keys
@@ -676,6 +677,16 @@ def test_an_answer_that_cannot_be_read_leaves_the_last_path(asked):
     speeds = speeds_of(drives, [8, 8, 8, 8, 8, 8, 250, 250, 250], speed=8.0)
     assert speeds == pytest.approx([8.0] * 9, abs=0.02)
     assert (drives.num_answers, drives.num_unread) == (3, 2)
+
+
+def test_half_of_the_path_before_stays_in_the_one_that_is_followed(asked):
+    answerer = asked(driving={"smoothing": 0.5, "hop": 1})
+    drives = policies.policy("adapted", answerer.p, lambda: answerer)
+    assert drives.hop == 1
+    speeds = speeds_of(drives, [10] * 7 + [20] * 4)
+    # The stand-in rig does not move on, so a carried path seems a little faster at each step.
+    assert speeds[4] == pytest.approx(10, abs=0.1), "before the first answer there is no path"
+    assert 15 < speeds[8] < 16 and 17 < speeds[9] < 18 and 18 < speeds[10] < 20
 
 
 def test_blind_it_is_shown_black_and_asked_once_for_all(asked):

@@ -192,9 +192,9 @@ def check_own_command(arguments: list[str]) -> None:
         return
     named = [*(values["paths"] or []), *(values["more"] or [])]
     paths = [path for path in named if path not in OWN_FILES]
-    params.Params.from_files([ROOT / path for path in paths], values["changes"] or [])
+    p = params.Params.from_files([ROOT / path for path in paths], values["changes"] or [])
     if name == "run":
-        assert pipeline.choose(values["first"], values["only"] or [])
+        assert pipeline.choose(p, values["first"], values["only"] or [])
         assert values["shard"] is None or re.fullmatch(r"[\w$]+/\d+", values["shard"])
 
 
