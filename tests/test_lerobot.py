@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from avomni_lib import own_code
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.audit import audit
 from avomni_lib.dataset.catalog import Catalog
@@ -22,6 +23,8 @@ from avomni_lib.etl.leaks import leaks
 from avomni_lib.etl.run import build
 from avomni_lib.etl.video import reader
 from avomni_lib.notebook.run import runs
+from avomni_lib.params import CONFIDENTIAL, NOT_ANONYMISED, Params
+from avomni_lib.training.forecast import estimate
 from tests import lerobot_set, local_hub
 from tests.lerobot_set import LENGTH, Episode
 from tests.published_set import Drive, read_frame
@@ -282,3 +285,48 @@ def test_l2d_needs_no_decision_on_its_licence_and_others_do(tmp_path: Path):
         tmp_path, tmp_path / "raw", repo_id="somebody/drives", lerobot={"profile": "rig"}
     )
     assert "comes under its owner's licence" in download.plan(other, None).warnings[0]
+
+
+def test_a_plan_of_l2d_asks_nobody_and_says_what_it_does_not_know():
+    p = Params.from_files(["params/l2d.yaml"])
+    told = estimate.plan_run(p)
+    rows = {label: (value, note) for label, value, note in told.rows}
+    assert 60 < told.figures["fetch_gb"] <= 65 and told.figures["num_clips"] > 300
+    assert "735 h in 100,000 episodes, of which 53.5% overlap" in rows["driving"][1]
+    assert "the hub is not asked" in rows["to fetch"][1]
+    assert any("anonymised" in warning for warning in told.warnings)
+    assert any("intrinsics" in warning for warning in told.warnings)
+    assert p.notice == NOT_ANONYMISED and not p.is_ours_to_show
+    other = p.model_copy(update={"dataset": p.dataset.model_copy(update={"repo_id": "a/b"})})
+    assert other.notice == CONFIDENTIAL
+
+
+OWN_PROFILE = """
+from avomni_lib.dataset.lerobot import motion
+from avomni_lib.dataset.lerobot.profile import Profile
+
+ONE = Profile(
+    name="one",
+    cameras={"camera_front_wide_120fov": "observation.images.rear"},
+    state="observation.state.vehicle",
+    axes=("speed", "heading", "hp_loc_latitude", "hp_loc_longitude"),
+    read=motion.of_speed_heading_and_gps,
+)
+NONE = 5
+"""
+
+
+def test_a_profile_of_your_own_is_named_by_module_and_attribute(written, tmp_path, monkeypatch):
+    (tmp_path / "my_profile.py").write_text(OWN_PROFILE)
+    values = lerobot_set.values(tmp_path, written)
+    values["dataset"]["lerobot"]["profile"] = "my_profile:ONE"
+    values["vision"] = {"cameras": [["camera_front_wide_120fov"]]}
+    own_code.look_in(tmp_path)
+    p = Params.from_values(values)
+    assert {state for state, _ in states(p).values()} == {"sound"}
+    download.fetch(p, None)
+    # Without a session of its own each episode is on its side, and none overlaps.
+    assert [row["state"] for row in build.build(p).clips] == ["ok"] * 6
+    values["dataset"]["lerobot"]["profile"] = "my_profile:NONE"
+    with pytest.raises(AvomniError, match="is of type int, expected a Profile"):
+        Catalog.of(Params.from_values(values))

@@ -29,8 +29,10 @@ VERSION = "v3."
 FILES_A_CHUNK = 1000  # `chunks_size` as lerobot writes it
 MOST_FILES = 10**6
 MAX_FPS = 1000
-FIELDS = {"data_path": ("chunk_index", "file_index")}
-FIELDS["video_path"] = ("video_key", *FIELDS["data_path"])
+FIELDS: dict[str, tuple[str, ...]] = {
+    "data_path": ("chunk_index", "file_index"),
+    "video_path": ("video_key", "chunk_index", "file_index"),
+}
 _FIELD = re.compile(r"\{(\w+)(?::0\d?d)?\}")
 
 

@@ -127,7 +127,8 @@ def disagreements(
         return
 
     def at(values: np.ndarray) -> np.ndarray:
-        return np.interp(marks, t_s, values)
+        found: np.ndarray = np.interp(marks, t_s, values)
+        return found
 
     steps = np.stack([np.diff(at(column)) for column in gps.T], axis=1)
     way = np.concatenate([[0], np.cumsum((speed[1:] + speed[:-1]) / 2 * np.diff(t_s))])

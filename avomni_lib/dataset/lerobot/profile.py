@@ -145,7 +145,7 @@ def profile_of(name: str) -> Profile:
     found = BUILT_IN[name] if name in BUILT_IN else own_code.load(name, where)
     if not isinstance(found, Profile):
         kind = type(found).__name__
-        raise AvomniError(f"{name} is a {kind}, expected a Profile", where=where)
+        raise AvomniError(f"{name} is of type {kind}, expected a Profile", where=where)
     if unknown := [camera for camera in found.cameras if camera not in cameras.BY_NAME]:
         fix = f"choose among {', '.join(cameras.BY_NAME)}"
         raise AvomniError(f"{name} names an unknown camera {unknown[0]!r}", where=where, fix=fix)
