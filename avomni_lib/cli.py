@@ -58,7 +58,8 @@ EXAMPLES = {
   python -m avomni_lib live params/mi300x.yaml own_cameras.yaml --json""",
     "export": """
   python -m avomni_lib export params/demo.yaml              into outputs/RUN/merged
-  python -m avomni_lib export params/demo.yaml --out outputs/model --dtype float16""",
+  python -m avomni_lib export params/demo.yaml --out outputs/model --dtype float16
+  python -m avomni_lib export params/demo.yaml --push you/adapter""",
 }
 # Options that take several values at once: `--only 01 02`.
 TAKE_SEVERAL = ("--only", "--params")
@@ -359,8 +360,16 @@ def export(
         Path | None, typer.Option("--out", metavar="FOLDER", help="instead of outputs/RUN/merged")
     ] = None,
     dtype: Annotated[Literal["bfloat16", "float16"], typer.Option("--dtype")] = "bfloat16",
+    push: Annotated[
+        str | None,
+        typer.Option("--push", metavar="OWNER/NAME", help="the adapter and its card to the hub"),
+    ] = None,
+    share_confidential: Annotated[
+        bool,
+        typer.Option("--share-confidential", help="--push also what real clips have taught"),
+    ] = False,
 ) -> CommandOutput:
-    """Write base model and adapter as one 16-bit model."""
+    """Write base model and adapter as one 16-bit model, or push the adapter to the hub."""
     from avomni_lib.notebook.progress import LineBar
     from avomni_lib.notebook.run import runs
     from avomni_lib.notebook.run.stages import in_short
@@ -368,6 +377,13 @@ def export(
     from avomni_lib.training.export import card, merge
     from avomni_lib.training.model import adapter
 
+    if push is not None:
+        from avomni_lib.training.export.push import push as push_to
+
+        trained = runs.state(p, "05_train", look=False)
+        learned = trained.result["figures"] if trained.done else None
+        pushed = push_to(p, push, learned, share_confidential=share_confidential)
+        return CommandOutput(pushed, (f"pushed to {pushed['url']}, commit {pushed['commit']}",))
     # The card has the figures of the stages that still fit the adapter. A cache that has been
     # removed since makes neither of them wrong.
     states = [runs.state(p, name, look=False) for name in ("05_train", "06_evaluate")]

@@ -44,10 +44,12 @@ ModuleName = Annotated[
     str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$", max_length=100)
 ]
 # transformers' own, `INTEGRATION_TO_CALLBACK`, which is not imported to read parameters.
+# fmt: off
 Reporter = Literal[
-    *("none", "azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "flyte"),
-    *("kubeflow", "mlflow", "neptune", "swanlab", "tensorboard", "trackio", "wandb"),
+    "none", "azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "flyte",
+    "kubeflow", "mlflow", "neptune", "swanlab", "tensorboard", "trackio", "wandb",
 ]
+# fmt: on
 # Relative paths start at the project root; ~/ is the user's home.
 PathText = Annotated[str, AfterValidator(_path)]
 ServerText = Annotated[str, Field(pattern=r"^https?://[^\s@]+$")]

@@ -151,8 +151,11 @@ def read_frames(
             rows, or one that is missing or damaged.
     """
     choice, reason = choose_decoder(decoder)
-    held = isinstance(source, stream.Stream)
-    with contextlib.nullcontext(source) if held else stream.opened(source) as video:
+    with contextlib.ExitStack() as held:
+        if isinstance(source, stream.Stream):
+            video = source
+        else:
+            video = held.enter_context(stream.opened(source))
         if timestamps_us is None:
             timestamps_us = video.times_us
         timestamps_us = np.asarray(timestamps_us, dtype=np.int64)

@@ -1,5 +1,6 @@
 """What leaves the run.
 
 merge  base and adapter as one 16-bit model
+push   the adapter and its card to a repository of the hub
 card   the model card, and the command lines that serve and convert a model
 """
