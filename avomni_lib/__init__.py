@@ -8,6 +8,7 @@ lerobot_section  how a LeRobot data set is to be understood
 sections     every parameter: type, bounds, default, meaning
 sections_online  those of a trained model at work: live cameras, driving
 params_yaml  the text of params files and of `--set`, read strictly
+params_earlier  keys of the earlier project's params files
 params_cell  a notebook's parameters cell
 grids        the rig's cameras by name, and the grids that a params file may ask for
 own_code     objects that a user wrote and a params file names

@@ -323,17 +323,36 @@ def export(
     lerobot: Annotated[
         bool, typer.Option("--lerobot", help="the run's clips instead, as a LeRobot v3 data set")
     ] = False,
+    push: Annotated[
+        str | None,
+        typer.Option("--push", metavar="OWNER/NAME", help="the adapter and its card to the hub"),
+    ] = None,
+    share_confidential: Annotated[
+        bool,
+        typer.Option("--share-confidential", help="--push also what real clips have taught"),
+    ] = False,
 ) -> CommandOutput:
-    """Write base model and adapter as one 16-bit model, or the clips for LeRobot."""
-    if lerobot:
-        return _export_clips(p, out)
+    """Write base and adapter as one 16-bit model, or clips for LeRobot; or push the adapter."""
     from avomni_lib.notebook.progress import LineBar
+
+    if lerobot:
+        from avomni_lib.training.export.lerobot import export as export_clips
+
+        exported = export_clips(p, out, LineBar)
+        return CommandOutput(exported.figures, (str(exported),))
     from avomni_lib.notebook.run import runs
     from avomni_lib.notebook.run.stages import in_short
     from avomni_lib.plan import gigabytes
     from avomni_lib.training.export import card, merge
     from avomni_lib.training.model import adapter
 
+    if push is not None:
+        from avomni_lib.training.export.push import push as push_to
+
+        trained = runs.state(p, "05_train", look=False)
+        learned = trained.result["figures"] if trained.done else None
+        pushed = push_to(p, push, learned, share_confidential=share_confidential)
+        return CommandOutput(pushed, (f"pushed to {pushed['url']}, commit {pushed['commit']}",))
     # The card has the figures of the stages that still fit the adapter. A cache that has been
     # removed since makes neither of them wrong.
     states = [runs.state(p, name, look=False) for name in ("05_train", "06_evaluate")]
@@ -353,19 +372,6 @@ def export(
     lines.append("to serve or convert it (not run here; README.md in the folder says more):")
     lines += [f"  {line}" for of in commands.values() for line in of]
     return CommandOutput(figures, ("\n".join(lines),))
-
-
-def _export_clips(p: Any, out: Path | None) -> CommandOutput:
-    from avomni_lib.notebook.progress import LineBar
-    from avomni_lib.training.export import lerobot
-
-    made = lerobot.export(p, out, LineBar)
-    left_out = [row for row in made.rows if row["episode"] is None]
-    num = len(made.rows) - len(left_out)
-    figures = {"folder": str(made.folder), "num_episodes": num, "num_frames": made.num_frames}
-    lines = [f"LeRobot data set: {made.folder} ({num} episodes, {made.num_frames:,} frames)"]
-    lines += [f"  left out: {row['clip_id']}: {row['reason']}" for row in left_out]
-    return CommandOutput(figures | {"clips": made.rows}, ("\n".join(lines),))
 
 
 @_run_command

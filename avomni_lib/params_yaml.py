@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from avomni_lib import files
+from avomni_lib import files, params_earlier
 from avomni_lib.errors import AvomniError
 
 PARAMS_DIR = files.PROJECT_ROOT / "params"
@@ -109,7 +109,7 @@ def renamed(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     Raises:
         AvomniError: a key stands there by both names.
     """
-    sections = dict(values)
+    sections = params_earlier.taken(values, where)
     for section, names in RENAMED.items():
         keys = sections.get(section)
         for old, new in names.items() if isinstance(keys, Mapping) else ():

@@ -46,6 +46,13 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 ModuleName = Annotated[
     str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$", max_length=100)
 ]
+# transformers' own, `INTEGRATION_TO_CALLBACK`, which is not imported to read parameters.
+# fmt: off
+Reporter = Literal[
+    "none", "azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "flyte",
+    "kubeflow", "mlflow", "neptune", "swanlab", "tensorboard", "trackio", "wandb",
+]
+# fmt: on
 # Relative paths start at the project root; ~/ is the user's home.
 PathText = Annotated[str, AfterValidator(_path)]
 ServerText = Annotated[str, Field(pattern=r"^https?://[^\s@]+$")]
@@ -404,8 +411,10 @@ class TrainingParams(Section):
         "damaged the one before it serves",
     )
     logging_steps: Positive = Field(1, description="optimizer steps between lines of metrics")
-    report_to: Literal["none", "trackio", "tensorboard"] = Field(
-        "none", description="who gets the metrics besides metrics.jsonl; both keep them here"
+    report_to: Reporter = Field(
+        "none",
+        description="who gets the metrics besides metrics.jsonl, by the name that transformers' "
+        "Trainer has for it; trackio and tensorboard keep them here, others may send them away",
     )
     heldout_windows: Positive | None = Field(
         32,

@@ -19,6 +19,7 @@ ROOMS = ["", "dataset", "etl", "training", "evaluation", "live", "driving", "not
 WORLD_USERS = {"avomni_lib/notebook/run/runs.py", "avomni_lib/driving/drive.py"}
 DOORS = {
     "huggingface_hub": {
+        "avomni_lib/training/export/push.py",
         "avomni_lib/dataset/download/hub.py",
         "avomni_lib/dataset/download/xet.py",
     },

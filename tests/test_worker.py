@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from importlib import util
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from safetensors.numpy import load_file
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
 from avomni_lib.plan import Bar
+from avomni_lib.sections import Reporter
 from avomni_lib.training.backbones import backbone
 from avomni_lib.training.feed import loader
 from avomni_lib.training.fit import checkpoints, heldout, worker
@@ -406,6 +408,43 @@ def test_metrics_are_told_to_tensorboard_and_told_anew_after_a_restart(base_fold
         assert [scalar.step for scalar in scalars] == [1, 2, 3, 4, 5, 6]
         written = [line[name] for line in trained.metrics]
         assert [scalar.value for scalar in scalars] == pytest.approx(written, rel=1e-5, abs=1e-6)
+
+
+def test_every_reporter_of_the_trainer_may_be_named():
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    assert {*get_args(Reporter)} == {"none", *INTEGRATION_TO_CALLBACK}
+
+
+def test_a_reporter_of_the_trainers_own_gets_each_line(base_folder, tmp_path, monkeypatch):
+    from transformers import TrainerCallback
+    from transformers.integrations import integration_utils
+
+    called = []
+
+    class Recording(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **_):
+            called.append(("begin", model is not None))
+
+        def on_log(self, args, state, control, logs=None, **_):
+            called.append((state.global_step, logs))
+
+        def on_train_end(self, args, state, control, **_):
+            called.append(("end", state.global_step))
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "mlflow", Recording)
+    p = training_set.params(tmp_path, base_folder, training={"report_to": "mlflow", "max_steps": 3})
+    trained = worker.work(p, windows=training_set.Stripes(24))
+    assert called[0] == ("begin", True) and called[-1] == ("end", 3)
+    assert [step for step, _ in called[1:-1]] == [1, 2, 3]
+    for (_, logs), line in zip(called[1:-1], trained.metrics, strict=True):
+        assert logs == {k: v for k, v in line.items() if k != "step" and v is not None}
+
+
+def test_a_reporter_of_the_trainers_that_is_not_installed_is_told(base_folder, tmp_path):
+    p = training_set.params(tmp_path, base_folder, training={"report_to": "wandb"})
+    with pytest.raises(AvomniError, match="report_to is wandb, which cannot be used here"):
+        worker.work(p, windows=training_set.Stripes(24))
 
 
 def test_a_reporter_that_is_not_installed_is_asked_for(base_folder, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The only module that talks to the hub: pinned revision, exact sizes, bytes by Range or Xet.
+"""The only module that reads from the hub: pinned revision, exact sizes, bytes by Range or Xet.
 
 The session, addresses, headers and errors of huggingface_hub are used; `transfer.py` downloads.
 """

@@ -55,6 +55,7 @@ def card(
     figures: Mapping[str, Any] | None = None,
     kind: str = "adapter",
     score: Mapping[str, Any] | None = None,
+    measured: bool = False,
 ) -> str:
     """The card in Markdown, with YAML front matter.
 
@@ -62,6 +63,7 @@ def card(
         record: `adapter.record_of`; a merged model's names its `dtype` too.
         figures: 05's, as in `result.json`; an adapter's card shows those of `LEARNED` alone.
         kind: "adapter" or "merged".
+        measured: Show 05's times, memory and energy on an adapter's card too.
         score: 06's figures, for a merged model's card alone: an adapter is there before its score.
     """
     merged, choices = kind == "merged", record["choices"]
@@ -79,7 +81,7 @@ def card(
         commands=commands(record, kind),
         serving_note=family_of.serving_note,
         request=json.dumps(_request(record), indent=1, ensure_ascii=False),
-        **_tables(record, figures or {}, merged),
+        **_tables(record, figures or {}, merged or measured),
     )
 
 
@@ -155,7 +157,7 @@ def _front_matter(record: Mapping[str, Any], kind: str) -> str:
 
 
 def _tables(
-    record: Mapping[str, Any], figures: Mapping[str, Any], merged: bool
+    record: Mapping[str, Any], figures: Mapping[str, Any], measured: bool
 ) -> dict[str, str | None]:
     height, width = record["grid_size"]
     source = record.get("target_source")
@@ -181,7 +183,7 @@ def _tables(
     settings |= {name: value for name, value in record["training"].items() if value is not None}
     settings["seed"] = record["seed"]
     settings |= {name: value for name, value in record["choices"].items() if name not in settings}
-    shown = LEARNED | (MEASURED if merged else {})
+    shown = LEARNED | (MEASURED if measured else {})
     learned = {words: figures[name] for name, words in shown.items() if name in figures}
     if best := heldout.best(figures.get("heldout", [])):
         (figure, error), step = heldout.figure_of(best), best["step"]

@@ -57,6 +57,21 @@ class Exported:
     rows: list[dict[str, Any]] = field(default_factory=list)
     num_frames: int = 0
 
+    @property
+    def figures(self) -> dict[str, Any]:
+        """As plain values."""
+        num = sum(row["episode"] is not None for row in self.rows)
+        frames = {"num_episodes": num, "num_frames": self.num_frames}
+        return {"folder": str(self.folder), **frames, "clips": self.rows}
+
+    def __str__(self) -> str:
+        num = self.figures["num_episodes"]
+        lines = [f"LeRobot data set: {self.folder} ({num} episodes, {self.num_frames:,} frames)"]
+        left_out = [row for row in self.rows if row["episode"] is None]
+        return "\n".join(
+            [*lines, *(f"  left out: {row['clip_id']}: {row['reason']}" for row in left_out)]
+        )
+
 
 def refusal(p: Params, catalog: Catalog) -> str | None:
     """Why the run's clips must not be passed on; None where they may be."""

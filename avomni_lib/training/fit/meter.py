@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import TrainerCallback
+from transformers.integrations import get_reporting_integration_callbacks
 
 from avomni_lib import hardware
 from avomni_lib.errors import AvomniError
@@ -27,6 +28,8 @@ Report = Callable[[dict[str, Any]], None]
 # Of the steps so far what each took, as `Meter.spent`, and the most memory held, GB; returns
 # whether to go on.
 Pause = Callable[[list[np.ndarray], float], bool]
+# The lines go to these directly, with steps that a restart writes anew.
+OWN_REPORTERS = ("trackio", "tensorboard")
 PROBE_STEPS = 3  # the first one warms up, the other two are timed
 
 
@@ -44,6 +47,7 @@ class Meter(TrainerCallback):
         pause: Called once, after the first `PROBE_STEPS` steps; where it says so, the training ends
             there and saves nothing.
         cards: Who asks them what they do; this process's first rank alone.
+        integration: Of the Trainer's own, told the same lines as `report`.
     """
 
     def __init__(
@@ -58,19 +62,26 @@ class Meter(TrainerCallback):
         stop: threading.Event | None = None,
         pause: Pause | None = None,
         cards: Sampler | None = None,
+        integration: TrainerCallback | None = None,
     ):
         self.trainer, self.bar, self.every = trainer, bar, every
         self.windows_per_step, self.num_windows = windows_per_step, num_windows
         self.report, self.stop = report, stop or threading.Event()
         self.pause, self.timed = pause, []
-        self.cards = cards
+        self.cards, self.integration = cards, integration
         self.stopped = self.abandoned = False
         # Seconds, CPU seconds, seconds of waiting for data and tokens since the last line, without
         # those of checkpoints.
         self.spent = np.zeros(4)
 
-    def on_train_begin(self, args, state, control, **_):
+    def on_train_begin(self, args, state, control, **more):
+        if self.integration:
+            self.integration.on_train_begin(args, state, control, **more)
         self._mark()
+
+    def on_train_end(self, args, state, control, **more):
+        if self.integration:
+            self.integration.on_train_end(args, state, control, **more)
 
     def on_step_end(self, args, state, control, **_):
         if self._any_rank_stops():
@@ -88,7 +99,11 @@ class Meter(TrainerCallback):
         self._mark()
         self.bar.update(1, note=f"loss {logs['loss']:.3f}")
         if self.trainer.checkpoints.writes and state.global_step % self.every == 0:
-            self._write_line(state.global_step, logs)
+            line = self._write_line(state.global_step, logs)
+            if self.integration:
+                self.integration.on_log(
+                    args, state, control, logs=_numbers(line), model=self.trainer.model
+                )
             self.spent = np.zeros(4)
         if self.pause:
             self.timed.append(taken)
@@ -113,7 +128,7 @@ class Meter(TrainerCallback):
         batches = range(first, first + args.gradient_accumulation_steps)
         return [index for number in batches for index in self.trainer.loader.batches[number]]
 
-    def _write_line(self, step: int, logs: dict[str, Any]) -> None:
+    def _write_line(self, step: int, logs: dict[str, Any]) -> dict[str, Any]:
         seconds, cpu_seconds, waited, tokens = self.spent.tolist()
         tokens *= self.trainer.accelerator.num_processes
         line = {
@@ -135,6 +150,7 @@ class Meter(TrainerCallback):
         self.trainer.checkpoints.metrics.add(line)
         if self.report:
             self.report(line)
+        return line
 
     def _any_rank_stops(self) -> bool:
         """The same answer on every rank: they must not part at different steps."""
@@ -155,7 +171,7 @@ def reporter(kind: str, name: str, folder: Path, done: int) -> Report | None:
     """Who is told each line of metrics, as `training.report_to` says.
 
     Args:
-        kind: `none`, `trackio` or `tensorboard`.
+        kind: `training.report_to`; of others than `OWN_REPORTERS` nobody.
         name: The run's.
         folder: Where what they write goes, where they let us say.
         done: Steps that a resumed run finds done: later ones are written anew.
@@ -163,7 +179,7 @@ def reporter(kind: str, name: str, folder: Path, done: int) -> Report | None:
     Raises:
         AvomniError: its package is not installed.
     """
-    if kind == "none":
+    if kind not in OWN_REPORTERS:
         return None
     if util.find_spec(kind) is None:
         raise AvomniError(
@@ -186,6 +202,26 @@ def reporter(kind: str, name: str, folder: Path, done: int) -> Report | None:
         writer.flush()
 
     return report
+
+
+def integration(kind: str) -> TrainerCallback | None:
+    """The Trainer's own integration of this name, where `reporter` is not for it.
+
+    Raises:
+        AvomniError: its package is not installed.
+    """
+    if kind == "none" or kind in OWN_REPORTERS:
+        return None
+    try:
+        (made,) = get_reporting_integration_callbacks([kind])
+        found: TrainerCallback = made()
+    except (RuntimeError, ImportError) as error:
+        raise AvomniError(
+            f"training.report_to is {kind}, which cannot be used here: {error}",
+            where="training.report_to",
+            fix="install its package, or set it to none: metrics.jsonl is always written",
+        ) from None
+    return found
 
 
 def _numbers(line: dict[str, Any]) -> dict[str, float]:

@@ -118,8 +118,9 @@ def work(
 
     num_answer = len(longest) - len(talk.prompt())
     asked = heldout.choose(p, windows, talk, num_answer, held_out)
-    report = None
+    report = integration = None
     if checkpoints.writes:
+        integration = meter.integration(p.training.report_to)
         report = meter.reporter(p.training.report_to, p.run.name, folder, done)
     with _loader(p, windows, talk, share, steps, device) as batches:
         trainer = sft.WindowTrainer(
@@ -151,6 +152,7 @@ def work(
                 stop=stop,
                 pause=functools.partial(_pause, p, windows, opened, stop) if pauses else None,
                 cards=cards,
+                integration=integration,
             )
             trainer.add_callback(watch)
             if not heldout.exhausted(trainer.history, p.training.patience):

@@ -1,0 +1,85 @@
+"""Params files of the earlier project: taken where they say what is done here, else refused."""
+
+import pytest
+
+from avomni_lib import grids
+from avomni_lib.dataset.catalog import INDEX_FILE
+from avomni_lib.errors import AvomniError
+from avomni_lib.params import Params
+from avomni_lib.params_earlier import INDEX_FILE as EARLIER_INDEX
+
+FOUR, SEVEN = (
+    [name for row in grids.PRESETS[preset] for name in row if name] for preset in ("4-cam", "7-cam")
+)
+FILE = """
+project_name: mi300x_run
+extends: params/mi300x.yaml
+dataset:
+  index_file: clip_index.parquet
+download:
+  max_concurrent: 6
+vision:
+  camera_setup: 4-cam
+  schema: 2x2
+  setups:
+    4-cam: [{four}]
+    7-cam: [{seven}]
+"""
+
+
+def read(tmp_path, text):
+    path = tmp_path / "own.yaml"
+    path.write_text(text)
+    return Params.from_files([path])
+
+
+def test_a_file_that_says_what_is_done_runs_unchanged(tmp_path):
+    p = read(tmp_path, FILE.format(four=", ".join(FOUR), seven=", ".join(SEVEN)))
+    assert p.run.name == "mi300x_run" and p.download.max_workers == 6
+    assert p.vision.cameras == "4-cam"
+    assert p == read(
+        tmp_path,
+        "extends: params/mi300x.yaml\nrun: {name: mi300x_run}\ndownload: {max_workers: 6}\n",
+    )
+    assert EARLIER_INDEX == INDEX_FILE
+
+
+@pytest.mark.parametrize(("names", "preset"), [(FOUR, "4-cam"), (SEVEN[::-1], "7-cam")])
+def test_a_flat_list_of_a_presets_cameras_is_the_preset(tmp_path, names, preset):
+    p = read(tmp_path, f"vision: {{cameras: [{', '.join(names)}]}}")
+    assert p.vision.cameras == preset
+
+
+def test_all_that_says_something_else_is_refused_at_once_with_the_key_of_today(tmp_path):
+    with pytest.raises(AvomniError) as error:
+        read(
+            tmp_path,
+            "project_name: a\nrun: {name: b}\n"
+            "dataset: {index_file: my_index.csv}\n"
+            "download: {max_concurrent: 4, max_workers: 5}\n"
+            "vision: {cameras: 4-cam, schema: 3x3, setups: {4-cam: [a, b]}}\n",
+        )
+    said = str(error.value)
+    assert "to fix: 5" in said
+    for words in (
+        "keep run.name",
+        "keep download.max_workers",
+        "dataset.index_file is 'my_index.csv'",
+        "delete vision.schema",
+        "delete vision.setups",
+    ):
+        assert words in said
+
+
+@pytest.mark.parametrize(
+    "vision", ["{cameras: [a, b]}", "{schema: 2x2}", "{setups: 4}", "{cameras: 4-cam, setups: {}}"]
+)
+def test_a_grid_that_cannot_be_told_is_refused(tmp_path, vision):
+    with pytest.raises(AvomniError, match=r"vision\.cameras"):
+        read(tmp_path, f"extends: null\nvision: {vision}")
+
+
+def test_a_section_that_is_none_is_told_as_what_it_is(tmp_path):
+    for text in ("project_name: a\nrun: 3", "download: [max_concurrent]", "vision: 4"):
+        with pytest.raises(AvomniError, match="a section of keys is wanted"):
+            read(tmp_path, text)
