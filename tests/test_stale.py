@@ -79,11 +79,12 @@ STALE: dict[tuple[str, ...], list[str]] = {
     ),
     (EVALUATE, LIVE): [f"evaluation.{key}" for key in ("split", "max_new_tokens", "constrained")],
     (LIVE,): names("live", "record", "port"),
+    ("08_drive",): ["driving.num_episodes"],  # the run has it from then on
     (): [
         *("dataset.allow_plain_http", "download.max_workers", "download.evict_shared"),
         *("processing.engine", "processing.num_workers", "processing.clip_timeout_s"),
         *("live.record", "live.port"),
-        *names("driving"),  # 08_drive's, which this run has not got
+        *names("driving", "num_episodes"),  # 08_drive's, which this run has not got
     ],
 }
 # Another place is another run, and the window's size repeats processing.sequence_length.
