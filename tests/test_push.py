@@ -8,7 +8,7 @@ import pytest
 
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
-from avomni_lib.params import Params
+from avomni_lib.params import CONFIDENTIAL, Params
 from avomni_lib.training.export.push import push
 from avomni_lib.training.fit import checksums
 from avomni_lib.training.model import adapter
@@ -99,7 +99,7 @@ def test_a_confidential_one_is_refused_unless_it_is_said_by_name(tmp_path, hub):
         push(p, REPO, FIGURES)
     assert "--share-confidential" in caught.value.fix and hub.created is None
     push(p, REPO, FIGURES, share_confidential=True)
-    assert adapter.CONFIDENTIAL in hub.taken["README.md"].decode()
+    assert CONFIDENTIAL in hub.taken["README.md"].decode()
 
 
 def test_nothing_passes_the_licence_gate_undecided(tmp_path, hub):
