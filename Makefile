@@ -34,7 +34,7 @@ demo: $(READY)
 
 ## make drive   the second run's model at the wheel of a simulated car; what it needs is run first
 drive: $(READY)
-	$(PY) -m avomni_lib run params/demo_drive.yaml --only 01 02 03 04 05 08
+	$(PY) -m avomni_lib run params/demo_drive.yaml --only 01 02 03 04 05 06 08
 
 ## make seeds   the demo in three worlds: mean and spread of the score (15 minutes)
 SEEDS := 11 12 13

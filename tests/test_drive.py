@@ -73,7 +73,8 @@ def test_policies_drive_and_only_what_is_missing_is_driven_again(
     (Path(first["episodes"]) / gone).unlink()
     (Path(first["episodes"]) / damaged).write_bytes(b"PK")
     again = driven(params, capsys)
-    assert again["drive"] == first["drive"]
+    assert again["drive"] == first["drive"] and again["notes"] == first["notes"]
+    assert "expert" in first["notes"]
     after = dates_of(again)
     assert {name for name in before if after[name] != before[name]} == {gone, damaged}
     own = params.with_name("slow_policy.py")
@@ -96,7 +97,7 @@ def test_figures_are_made_again_from_the_table_and_pictures_drawn(params: Path, 
     table = drive.over_time(one)
     assert len(table) == 11 and table.left_m.abs().max() < 0.5
     np.testing.assert_allclose(table.speed_mps, one.episode.ego[:, 3])
-    movie = Image.open(plots.film(one, tmp_path / "worst.gif"))
+    movie = Image.open(plots.film(one, tmp_path / "worst.png"))
     assert movie.n_frames == 6 and len(np.unique(movie.convert("RGB"))) > 4
     assert plots.ladder(made.figures).png() and plots.lane(made.drives["expert"]).png()
     assert "no pictures" in plots.strip(one).get_suptitle().lower()

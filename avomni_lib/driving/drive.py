@@ -55,11 +55,13 @@ class Drive:
         event: That was called for, or `none`.
         pictures: (n, height, width, 3) uint8 of the front camera, one a second; n is 0 but for the
             model.
+        note: What has to be known of how the policy drives; empty where there is nothing.
     """
 
     episode: Episode
     event: str
     pictures: np.ndarray
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -207,12 +209,11 @@ def drive(p: Params, folder: Path, progress: type[Bar] = Bar) -> Drives:
                     drivers = Expert(envs) if name == "expert" else policy(name, p, answerer)
                 for seed, made in _drive_batch(p, drivers, envs, batch, name):
                     own[seed] = made
-                    note = {"recipe": recipe | {"seed": seed}, "note": drivers.note}
-                    _write(_file(kept, name, seed), made, note)
+                    _write(_file(kept, name, seed), made, recipe | {"seed": seed})
                     bar.update(1, name)
             drives[name] = [each for each in own.values() if each is not None]
-            if drivers is not None and drivers.note:
-                notes[name] = drivers.note
+            if note := drives[name][0].note:
+                notes[name] = note
     episodes = {name: [each.episode for each in own] for name, own in drives.items()}
     return Drives(drives, ladder.driven(episodes, p.run.seed), notes)
 
@@ -274,7 +275,7 @@ def _drive_batch(
                     del seen[seed]
                     size = (_world(p).height, _world(p).width, 3)
                     shown = np.array(pictures[seed], np.uint8).reshape(-1, *size)
-                    yield seed, Drive(env.episode(), events[seed], shown)
+                    yield seed, Drive(env.episode(), events[seed], shown, driver.note)
     finally:
         for env in envs.values():
             env.close()
@@ -350,10 +351,11 @@ def _file(folder: Path, name: str, seed: int) -> Path:
     return folder / f"{name.replace(':', '..')}_{seed}.npz"
 
 
-def _write(path: Path, made: Drive, about: Mapping[str, Any]) -> None:
+def _write(path: Path, made: Drive, recipe: Mapping[str, Any]) -> None:
     fields = dataclasses.asdict(made.episode)
     scalars = {name: fields.pop(name) for name in ("seed", "policy", "lane_width")}
-    text = json.dumps({**about, "event": made.event, **scalars})
+    about = {"recipe": recipe, "note": made.note, "event": made.event}
+    text = json.dumps(about | scalars)
     with files.write_whole(path) as file:
         np.savez_compressed(file, about=np.array(text), pictures=made.pictures, **fields)
 
@@ -369,6 +371,6 @@ def _read(path: Path, recipe: Mapping[str, Any]) -> Drive | None:
         pictures = arrays.pop("pictures")
         sizes = {name: tuple(arrays.pop(name).tolist()) for name in ("size", "drivable")}
         scalars = {name: about[name] for name in ("seed", "policy", "lane_width")}
-        return Drive(Episode(**arrays, **sizes, **scalars), about["event"], pictures)
+        return Drive(Episode(**arrays, **sizes, **scalars), about["event"], pictures, about["note"])
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None

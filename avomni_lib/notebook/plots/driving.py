@@ -158,7 +158,7 @@ def strip(drive: Drive) -> canvas.Picture:
 
 
 def film(drive: Drive, path: Path) -> Path:
-    """Write a drive from above as an animated GIF, its nose up, five pictures a second.
+    """Write a drive from above as an animated PNG, its nose up, five pictures a second.
 
     The car is blue, others grey, the recorded path orange.
     """
@@ -167,7 +167,7 @@ def film(drive: Drive, path: Path) -> Path:
     buffer = io.BytesIO()
     pause_ms = FRAME_STEPS * 100
     pictures[0].save(
-        buffer, "GIF", save_all=True, append_images=pictures[1:], duration=pause_ms, loop=0
+        buffer, "PNG", save_all=True, append_images=pictures[1:], duration=pause_ms, loop=0
     )
     with files.write_whole(path) as file:
         file.write(buffer.getvalue())
