@@ -17,6 +17,7 @@ from avomni_lib.dataset.audit import audit
 from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.dataset.clip import EGOMOTION_COLUMNS, open_clip
 from avomni_lib.dataset.download import download
+from avomni_lib.dataset.lerobot import layout
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache.windows import Windows
 from avomni_lib.etl.leaks import leaks
@@ -330,3 +331,12 @@ def test_a_profile_of_your_own_is_named_by_module_and_attribute(written, tmp_pat
     values["dataset"]["lerobot"]["profile"] = "my_profile:NONE"
     with pytest.raises(AvomniError, match="is of type int, expected a Profile"):
         Catalog.of(Params.from_values(values))
+
+
+@pytest.mark.parametrize("said", [{}, [], 5, "abc", {"motors": {}}, [[]], None, {"shape": 3}])
+def test_names_and_shapes_that_are_none_are_read_as_none(said):
+    feature = {"names": said, "shape": said, "info": said}
+    found = layout.Info("info.json", 10.0, "", "", {"x": feature}, {})
+    assert all(isinstance(name, str) for name in found.axes("x"))
+    with pytest.raises(AvomniError, match="the size of x"):
+        found.size("x")

@@ -58,9 +58,9 @@ class Info:
     def axes(self, feature: str) -> tuple[str, ...]:
         """The names of a feature's numbers, however they are nested."""
         found = self.features.get(feature, {}).get("names")
-        while isinstance(found, dict) or (found and isinstance(found[0], list)):
-            found = next(iter(found.values())) if isinstance(found, dict) else found[0]
-        return tuple(map(str, found or ()))
+        while isinstance(found, dict) or (isinstance(found, list) and _is_nested(found)):
+            found = next(iter(found.values()), None) if isinstance(found, dict) else found[0]
+        return tuple(map(str, found)) if isinstance(found, list) else ()
 
     def size(self, video_key: str) -> tuple[int, int]:
         """Width and height (px) of a video.
@@ -69,14 +69,20 @@ class Info:
             AvomniError: they are not said.
         """
         feature = self.features[video_key]
-        shape, told = list(feature.get("shape") or ()), feature.get("info") or {}
+        shape, info = feature.get("shape"), feature.get("info")
+        shape = shape if isinstance(shape, list) else []
+        info = info if isinstance(info, dict) else {}
         order = list(self.axes(video_key))
         known = dict(zip(order, shape, strict=False)) if len(order) == len(shape) else {}
         known = {str(name)[:1]: value for name, value in known.items()}  # height, h, width, w
-        size = [told.get(f"video.{name}", known.get(name[0])) for name in ("width", "height")]
+        size = [info.get(f"video.{name}", known.get(name[0])) for name in ("width", "height")]
         if not all(type(value) is int and 0 < value < 1 << 16 for value in size):
             raise AvomniError(f"the size of {video_key} is {size}", where=self.path)
         return int(size[0] or 0), int(size[1] or 0)
+
+
+def _is_nested(names: list[Any]) -> bool:
+    return bool(names) and isinstance(names[0], list)
 
 
 def read_info(folder: Path) -> Info:
