@@ -74,13 +74,7 @@ def _vision(vision: dict[str, Any], mistakes: list[str]) -> None:
     own = "cameras" if "cameras" in vision else "camera_setup"
     chosen = vision.get(own)
     if _is_flat(chosen):
-        preset = _preset(chosen)
-        if preset is None:
-            mistakes.append(
-                f"vision.cameras lists {len(chosen)} cameras that are those of no preset "
-                f"({', '.join(grids.PRESETS)}): write them as rows of a grid, as "
-                "vision.cameras: [[a, b], [c, null]]"
-            )
+        preset = _preset(chosen)  # another list is refused where grids are checked
         vision[own] = chosen = preset or chosen
     checks: dict[str, Callable[[Any], bool]] = {
         "schema": lambda value: _is_schema_of(value, chosen),

@@ -124,7 +124,7 @@ def _tokenizer(name: str) -> Any:
     from avomni_world.tiny_base.tokenizer import make_tokenizer
 
     family, ask = FAMILIES[name], target("summary_v1")
-    texts = [prompt_text(grid, ask) for grid in cameras.GRIDS.values()]
+    texts = [prompt_text(grid, ask) for grid in map(cameras.grid, ("4-cam", "7-cam"))]
     texts += [
         "user\nassistant\n",
         family.words,

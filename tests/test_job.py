@@ -145,7 +145,7 @@ def test_it_outlives_who_started_it_and_is_found_again(p, undisturbed):
 
 
 def test_a_second_one_attaches_or_is_refused(p):
-    p = with_training(p, max_steps=4 * STEPS)  # it works for as long as five commands take
+    p = with_training(p, max_steps=12 * STEPS)  # longer than the commands take; it is stopped
     process, _ = job.start_or_attach(p)
     again, how = job.start_or_attach(p)
     assert again is None and how.startswith(f"attached to process {process.pid}, started 20")
