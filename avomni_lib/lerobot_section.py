@@ -29,6 +29,4 @@ class LeRobotParams(Section):
     @field_validator("profile")
     @classmethod
     def _names_a_profile(cls, name: str) -> str:
-        if name not in PROFILES and not own_code.is_reference(name):
-            raise ValueError(f"choose one of {', '.join(PROFILES)}, or name module:attribute")
-        return name
+        return own_code.need_known(name, PROFILES)

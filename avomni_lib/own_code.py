@@ -16,7 +16,7 @@ import re
 import sys
 import traceback
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,17 @@ class Source:
 def is_reference(value: Any) -> bool:
     """Whether a value names an object in a module."""
     return isinstance(value, str) and REFERENCE.fullmatch(value) is not None
+
+
+def need_known(name: str, known: Sequence[str]) -> str:
+    """The name of something built in, or a reference to one's own.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if name not in known and not is_reference(name):
+        raise ValueError(f"choose one of {', '.join(known)}, or name module:attribute")
+    return name
 
 
 def look_in(folder: Path) -> None:

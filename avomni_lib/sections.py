@@ -437,9 +437,7 @@ class TrainingParams(Section):
     @field_validator("target")
     @classmethod
     def _names_a_target(cls, name: str) -> str:
-        if name not in TARGETS and not own_code.is_reference(name):
-            raise ValueError(f"choose one of {', '.join(TARGETS)}, or name module:attribute")
-        return name
+        return own_code.need_known(name, TARGETS)
 
     @field_validator("optimizer")
     @classmethod

@@ -31,9 +31,9 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.run.build import description
 from avomni_lib.evaluation.scores import MODEL
 from avomni_lib.live.answerer import Answerer, adapter_folder
+from avomni_lib.live.subject import front_camera
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar, Plan
-from avomni_lib.sections import WorldParams
 
 if TYPE_CHECKING:
     from avomni_world.driving.env import DriveEnv
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 FIRST_SEED = 3_000_000  # far from those of published clips and of the tiny base's drives
 EPISODES = "episodes"  # the folder of the drives
 OF_MODEL = (MODEL, "blind")
-MOTION = ("constant_velocity", "ctra", "ego_motion")
 CLIP_SECONDS = 8.0  # of the world that a drive begins in
 FORMAT = 1
 
@@ -151,7 +150,7 @@ def plan(p: Params) -> Plan:
             no paths, or there is no adapter.
     """
     _refuse(p)
-    asked, world = p.driving, _world(p)
+    asked, world = p.driving, p.dataset.world
     num, decisions = len(seeds_of(p)), round(asked.seconds * HZ)
     model = [name for name in asked.policies if name in OF_MODEL]
     hop_s = (asked.hop or p.live.hop) / p.processing.sample_hz
@@ -244,12 +243,11 @@ def _drive_batch(
     name: str,
 ) -> Iterator[tuple[int, Drive]]:
     """Drive the episodes of some seeds side by side; yields each when it has ended."""
-    front = _front(p)
+    world, grid = p.dataset.world, cameras.grid(p.vision.cameras)
+    front = grid.cameras.index(front_camera(p))
     black = None
     if name == "blind":  # it sees nothing, so nothing is drawn
-        world = _world(p)
-        num = len(cameras.grid(p.vision.cameras).cameras)
-        black = np.zeros((num, world.height, world.width, 3), np.uint8)
+        black = np.zeros((len(grid.cameras), world.height, world.width, 3), np.uint8)
     seen: dict[int, Any] = {}
     pictures: dict[int, list[np.ndarray]] = {seed: [] for seed in envs}
     try:
@@ -258,9 +256,9 @@ def _drive_batch(
             seen[seed], info = env.reset(seed=seed, options={"event": event, "policy": name})
             driver.start(seed, env.recorded(np.arange(env.num_steps + 1) / HZ))
             if isinstance(driver, ModelPolicy):
-                num_past = len(seen[seed]["ego"]) - 1
-                past = info.get("past_cameras") if black is None else np.stack([black] * num_past)
-                driver.look_back(seed, past, seen[seed]["ego"])
+                ego = seen[seed]["ego"]
+                past = info["past_cameras"] if black is None else [black] * (len(ego) - 1)
+                driver.look_back(seed, past, ego)
         while seen:
             if black is not None:
                 seen = {seed: {**each, "cameras": black} for seed, each in seen.items()}
@@ -268,13 +266,11 @@ def _drive_batch(
                 env = envs[seed]
                 if name == MODEL and env.step_idx % HZ == 0:
                     pictures[seed].append(seen[seed]["cameras"][front].copy())
-                space = env.action_space
-                action = np.clip(action, space.low, space.high)  # type: ignore[attr-defined]
                 seen[seed], _, is_lost, is_over, _ = env.step(action)
                 if is_lost or is_over:
                     del seen[seed]
-                    size = (_world(p).height, _world(p).width, 3)
-                    shown = np.array(pictures[seed], np.uint8).reshape(-1, *size)
+                    shown = np.array(pictures[seed], np.uint8)
+                    shown = shown.reshape(-1, world.height, world.width, 3)
                     yield seed, Drive(env.episode(), events[seed], shown, driver.note)
     finally:
         for env in envs.values():
@@ -300,14 +296,10 @@ def _refuse(p: Params) -> None:
         adapter_folder(p)
 
 
-def _world(p: Params) -> WorldParams:
-    return p.dataset.world
-
-
 def _environment(p: Params, name: str) -> DriveEnv:
     from avomni_world.driving.env import DriveEnv
 
-    world, sees = _world(p), name == MODEL or own_code.is_reference(name)
+    world, sees = p.dataset.world, name == MODEL or own_code.is_reference(name)
     return DriveEnv(
         town=world.town,
         cameras=p.vision.cameras if sees else None,
@@ -319,14 +311,9 @@ def _environment(p: Params, name: str) -> DriveEnv:
     )
 
 
-def _front(p: Params) -> int:
-    names = [camera.name for camera in cameras.grid(p.vision.cameras).cameras]
-    return names.index(cameras.FRONT_WIDE.name) if cameras.FRONT_WIDE.name in names else 0
-
-
 def _recipe(p: Params, name: str) -> dict[str, Any]:
     """What a policy's drives follow from; a kept drive of another recipe is driven again."""
-    world, asked = _world(p), p.driving
+    world, asked = p.dataset.world, p.driving
     recipe: dict[str, Any] = {
         "format": FORMAT,
         "policy": name,
@@ -367,7 +354,7 @@ def _read(path: Path, recipe: Mapping[str, Any]) -> Drive | None:
             about = json.loads(str(stored["about"]))
             if about["recipe"] != recipe:
                 return None
-            arrays = {name: stored[name] for name in stored.files if name not in ("about",)}
+            arrays = {name: stored[name] for name in stored.files if name != "about"}
         pictures = arrays.pop("pictures")
         sizes = {name: tuple(arrays.pop(name).tolist()) for name in ("size", "drivable")}
         scalars = {name: about[name] for name in ("seed", "policy", "lane_width")}

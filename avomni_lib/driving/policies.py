@@ -173,9 +173,8 @@ class ModelPolicy:
     """The trained model at the wheel: the newest window to an answer, every few frames.
 
     A picture is taken at each tick of `processing.sample_hz`; a window is whole after
-    `warm_up_s`, sooner after a `look_back`, and until then the car keeps its velocity.
-    Between answers, and where one cannot
-    be read, the last path is followed on.
+    `warm_up_s`, sooner after a `look_back`, and until then the car keeps its velocity. Between
+    answers, and where one cannot be read, the last path is followed on.
 
     Args:
         answerer: Loaded once; several policies may share it.
@@ -228,19 +227,17 @@ class ModelPolicy:
         pasts: deque[Trajectory] = deque(maxlen=self.p.processing.sequence_length)
         self._wheels[number] = _Wheel(self._sliding(), pasts)
 
-    def look_back(self, number: int, pictures: np.ndarray | None, ego: np.ndarray) -> None:
+    def look_back(self, number: int, pictures: Sequence[np.ndarray], ego: np.ndarray) -> None:
         """Show it what came before an episode, so that its window is whole the sooner.
 
         Args:
-            pictures: (n, cameras, H, W, 3) uint8, every 0.1 s until just before the start; None
-                where nobody has them.
+            pictures: (n, cameras, H, W, 3) uint8, every 0.1 s until just before the start.
             ego: (17, 4) of the first observation.
         """
-        wheel, self._num_past = self._wheels[number], 0 if pictures is None else len(pictures)
-        for steps, each in zip(
-            range(self._num_past, 0, -1), () if pictures is None else pictures, strict=True
-        ):
-            self._look(wheel, {"cameras": each, "ego": _seen_before(ego, steps)})
+        wheel, self._num_past = self._wheels[number], len(pictures)
+        for idx, each in enumerate(pictures):
+            ego_then = _seen_before(ego, len(pictures) - idx)
+            self._look(wheel, {"cameras": each, "ego": ego_then})
             wheel.step += 1
 
     def __call__(self, observation: Observation, number: int = 0) -> np.ndarray:
