@@ -22,11 +22,11 @@ from avomni_lib.notebook import progress
 faults.speak()
 """
 BUILD = "built = build.build(p, progress.bar())\nlen(built.clips)"
-# One that says when it is at work, and sleeps there.
+# One that says when it is at work, and sleeps there, in one statement: an interrupt between two
+# comes while IPython compiles the next, which shows it in its own way.
 SLEEP = """
 import time
-print("at work", flush=True)
-time.sleep(60)
+print("at work", flush=True) or time.sleep(60)
 """
 
 

@@ -40,7 +40,7 @@ def test_the_notebook_leaves_figures_that_can_be_made_again(params: Path):
     again = ladder.figures(scores, p.run.seed)
     assert json.loads(json.dumps(again["drive"])) == figures["drive"]
     assert len(list((folder / "episodes").glob("*.npz"))) == 2 * len(POLICIES)
-    assert Image.open(folder / "worst.gif").n_frames == 11
+    assert Image.open(folder / "worst.png").n_frames == 11
     pictures = {path.stem for path in (folder / "figures").glob("*.png")}
     assert pictures == {"ladder", "lane", "strip", "open_and_closed"}
 
@@ -55,7 +55,7 @@ def test_the_executed_notebook_shows_the_table_the_worst_drive_and_no_error(para
         for output in cell.outputs
     ]
     kinds = [kind for output in outputs for kind in output.get("data", {})]
-    assert kinds.count("image/png") == 4 and kinds.count("image/gif") == 1
+    assert kinds.count("image/png") == 5  # four pictures and the film
     text = "".join(output.get("data", {}).get("text/plain", "") for output in outputs)
     assert "scene score" in text and "turned_deg" in text
     assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
