@@ -365,3 +365,15 @@ def test_a_table_of_what_came_out_says_it_in_words():
         ("resumed", "yes"),
         ("streams", "5 entries"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("clip_id", "shown"),
+    [
+        ("0024fd1c-4335-43f7-ab05-cce4d4c1c111", "0024fd1c"),
+        ("episode_000012", "episode_000012"),
+        ("a_long_name_of_a_drive_0012", "…ame_of_a_drive_0012"),
+    ],
+)
+def test_clips_of_a_picture_are_told_apart(clip_id, shown):
+    assert canvas.short(clip_id) == shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import textwrap
 from collections.abc import Sequence
 
@@ -23,6 +24,7 @@ LIGHT = "#e4e6e6"
 INK = "#22262a"
 CAPTION_PX, GUTTER_PX = 18, 4  # above and between tiles
 BANNER_PX = 24
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # Of small letters on a drawing.
 ON_WHITE = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
 
@@ -124,8 +126,13 @@ def square_view(axes: Axes, x_m: np.ndarray, y_m: np.ndarray, least_m: float) ->
 
 
 def short(clip_id: str) -> str:
-    """The first eight characters of a clip's UUID, which tell the clips of a run apart."""
-    return clip_id[:8]
+    """The first eight characters of a UUID, which tell the clips of a run apart; other names whole.
+
+    Of one longer than 20 characters the end, where names of a series differ.
+    """
+    if _UUID.fullmatch(clip_id):
+        return clip_id[:8]
+    return clip_id if len(clip_id) <= 20 else f"…{clip_id[-19:]}"
 
 
 def scale_for(width_px: int, wanted_px: int) -> int:
