@@ -253,6 +253,18 @@ def test_a_session_in_two_splits_is_one_message_and_keeps_to_one_side(data, tmp_
     assert download.fetch(p, None).chosen.clip_ids["val"] == ("episode_000003", "episode_000004")
 
 
+def test_an_episode_in_two_splits_of_info_json_is_left_out_with_both_names(data, tmp_path):
+    info = json.loads((data / "meta/info.json").read_text())
+    info["splits"] = {"train": "0:4", "val": "3:5", "test": "5:6"}
+    (data / "meta/info.json").write_text(json.dumps(info))
+    p = lerobot_set.params(tmp_path, data)
+    rows = {row["clip_id"]: row for row in audit.audit(p, None).clips}
+    assert rows["episode_000003"]["state"] == "damaged"
+    assert "info.json puts it into two splits, train and val" in rows["episode_000003"]["reason"]
+    chosen = download.fetch(p, None).chosen.clip_ids
+    assert "episode_000003" not in [*chosen["train"], *chosen["val"]]
+
+
 def test_another_rate_than_the_videos_is_a_row_for_each_episode(tmp_path: Path):
     data = lerobot_set.write(tmp_path / "data", video_fps=30, keys=lerobot_set.KEYS[:6])
     p = lerobot_set.params(tmp_path, data)
@@ -266,6 +278,9 @@ def test_another_rate_than_the_videos_is_a_row_for_each_episode(tmp_path: Path):
     [
         ({"codebase_version": "v2.1"}, "a LeRobot data set of version 'v2.1', and v3 is read"),
         ({"fps": 0}, "fps is 0"),
+        ({"codebase_version": None}, "names its codebase_version, and here is None"),
+        ({"splits": ["train"]}, "splits is ['train'], no object"),
+        ({"splits": {"train": "all"}}, "the split 'train' is 'all', not FIRST:END"),
         ({"data_path": "../{chunk_index}/{file_index}"}, "it leaves its folder"),
         ({"video_path": "v/{video_key.__class__}/{chunk_index}/{file_index}"}, "is refused"),
         ({"features": {}}, "has no speed, heading"),

@@ -90,7 +90,11 @@ class EpisodeIndex(ClipIndex):
         declared = np.full(len(index), -1, np.int32)
         if {*info.splits} <= {*SPLITS} and len(info.splits) > 1:
             for name, (start, stop) in info.splits.items():
-                declared[(index >= start) & (index < stop)] = SPLITS.index(name)
+                within = (index >= start) & (index < stop)
+                for row in np.flatnonzero(within & (declared >= 0)).tolist():
+                    both = f"{SPLITS[declared[row]]} and {name}"
+                    faults.setdefault(row, f"info.json puts it into two splits, {both}")
+                declared[within] = SPLITS.index(name)
         order = np.lexsort((index, self.chunk, ~self.is_valid)).tolist()
         dealt = {s: n for n, s in enumerate(dict.fromkeys(sessions[row] for row in order))}
         by_session: dict[str, int] = {}

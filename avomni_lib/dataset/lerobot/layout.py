@@ -29,6 +29,7 @@ VERSION = "v3."
 FILES_A_CHUNK = 1000  # `chunks_size` as lerobot writes it
 MOST_FILES = 10**6
 MAX_FPS = 1000
+MEND = "mend the file, or fetch the data set again"
 FIELDS: dict[str, tuple[str, ...]] = {
     "data_path": ("chunk_index", "file_index"),
     "video_path": ("video_key", "chunk_index", "file_index"),
@@ -101,7 +102,10 @@ def read_info(folder: Path) -> Info:
         )
     said = files.read_json(path)
     version = said.get("codebase_version") if isinstance(said, dict) else None
-    if not isinstance(version, str) or not version.startswith(VERSION):
+    if not isinstance(version, str):
+        what = f"a LeRobot data set names its codebase_version, and here is {names.shown(version)}"
+        raise AvomniError(what, where=where, fix=MEND)
+    if not version.startswith(VERSION):
         raise AvomniError(
             f"a LeRobot data set of version {names.shown(version)}, and v3 is read",
             where=where,
@@ -110,9 +114,9 @@ def read_info(folder: Path) -> Info:
         )
     fps, features = said.get("fps"), said.get("features")
     if not isinstance(fps, int | float) or not 0 < fps <= MAX_FPS:
-        raise AvomniError(f"fps is {names.shown(fps)}", where=where)
+        raise AvomniError(f"fps is {names.shown(fps)}", where=where, fix=MEND)
     if not isinstance(features, dict) or not all(isinstance(f, dict) for f in features.values()):
-        raise AvomniError("features is no object of objects", where=where)
+        raise AvomniError("features is no object of objects", where=where, fix=MEND)
     templates = {}
     for name, fields in FIELDS.items():
         template = said.get(name)
@@ -131,11 +135,15 @@ def _template_fault(template: Any, fields: tuple[str, ...]) -> str | None:
 
 
 def _splits(said: Mapping[str, Any], where: str) -> dict[str, tuple[int, int]]:
-    splits = {}
-    for name, span in (said.get("splits") or {}).items():
+    splits: dict[str, tuple[int, int]] = {}
+    spans = said.get("splits") or {}
+    if not isinstance(spans, dict):
+        raise AvomniError(f"splits is {names.shown(spans)}, no object", where=where, fix=MEND)
+    for name, span in spans.items():
         match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", str(span))
         if match is None:
-            raise AvomniError(f"the split {names.shown(name)} is {names.shown(span)}", where=where)
+            what = f"the split {names.shown(name)} is {names.shown(span)}, not FIRST:END"
+            raise AvomniError(what, where=where, fix=MEND)
         splits[str(name)] = (int(match[1]), int(match[2]))
     return splits
 
