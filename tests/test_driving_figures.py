@@ -15,7 +15,7 @@ from avomni_lib import own_code
 from avomni_lib.driving import geometry, ladder, policies
 from avomni_lib.driving.episode import Episode
 from avomni_lib.driving.ladder import driven
-from avomni_lib.driving.terms import COLUMNS, Contact, beside_lane, terms
+from avomni_lib.driving.terms import COLUMNS, Contact, Seen, terms
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache.windows import Truth
 from avomni_lib.evaluation import baselines
@@ -155,9 +155,9 @@ def test_drifting_off_the_road_ends_the_score_where_a_corner_leaves_it():
     assert scores.cut_s == pytest.approx(TIME[np.argmax(corner < -RIGHT)])
     assert (scores.dac, scores.lk, scores.num_off_road) == (0.0, 0.0, 1)
     assert (scores.nc, scores.ttc) == (1.0, 1.0)
-    left_m, turned_rad = beside_lane(drive)
-    assert left_m == pytest.approx(ego[:, 1] + 1.4 * np.sin(ego[:, 2]))
-    assert turned_rad == pytest.approx(ego[:, 2])
+    seen = Seen(drive)
+    assert seen.middle_m == pytest.approx(ego[:, 1] + 1.4 * np.sin(ego[:, 2]))
+    assert seen.turned_rad == pytest.approx(ego[:, 2])
 
 
 def test_who_stands_all_the_time_has_no_progress_and_harms_nobody():

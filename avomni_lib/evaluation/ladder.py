@@ -178,12 +178,9 @@ def evaluate(p: Params, folder: Path, progress: type[Bar] = Bar) -> Evaluated:
 def _rows(p: Params, windows: Windows, chosen: Sequence[int]) -> list[Row]:
     """The rows that models answer, and the drawn answers."""
     from avomni_lib.training.model.generate import Sampling
-    from avomni_lib.training.prompt import history
 
     def past_motion(index: int) -> str:
-        if not p.prompt.ego_history:
-            return ""
-        return history.of_window(windows, index, target_of(p), p.processing.own_from_s)
+        return samples.past_words(p, functools.partial(windows.past, index))
 
     shown = models.shown(p, windows)
     row = functools.partial(
