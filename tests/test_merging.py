@@ -26,7 +26,7 @@ from avomni_lib.params import CONFIDENTIAL
 from avomni_lib.plan import Bar
 from avomni_lib.training.backbones import backbone
 from avomni_lib.training.export import merge
-from avomni_lib.training.fit import checksums
+from avomni_lib.training.fit import checkpoints
 from avomni_lib.training.model import adapter, load, place
 from avomni_lib.training.model.generate import say
 from avomni_lib.training.prompt.conversation import collate
@@ -303,7 +303,7 @@ def test_numbers_that_a_dtype_cannot_hold_are_refused(p):
     name = next(name for name in weights if "lora_B" in name)
     weights[name] = weights[name] * 1e8
     save_file(weights, path)
-    checksums.write(path.parent)
+    checkpoints.write_checksums(path.parent)
     with pytest.raises(AvomniError, match="not finite in float16"):
         merge.merge(p, dtype="float16")
     assert not list(p.run_dir.glob("*merged"))

@@ -17,7 +17,7 @@ from avomni_lib.etl.cache.windows import Windows
 from avomni_lib.etl.run.build import Built
 from avomni_lib.evaluation.before_after import Answered
 from avomni_lib.notebook.pages import tables
-from avomni_lib.notebook.plots import audit, canvas, download, etl, tiles, training
+from avomni_lib.notebook.plots import audit, canvas, etl, tiles, training
 from avomni_lib.notebook.run import runs
 from avomni_lib.params import Params
 from tests import cached_run
@@ -103,14 +103,14 @@ def pictures(windows):
         "matrix of thousands": audit.matrix(
             found(3100, damaged=[(2000, 2)], odd=[(7, 1)], evicted=[(i, 0) for i in range(900)])
         ),
-        "bytes": download.bytes_by_feature(
+        "bytes": audit.bytes_by_feature(
             [*file_rows("sound", sizes), *file_rows("missing", sizes[:1])], 1.0
         ),
-        "bytes fetched": download.bytes_by_feature(
+        "bytes fetched": audit.bytes_by_feature(
             [*file_rows("fetched", sizes), *file_rows("kept", sizes)], 1.0
         ),
-        "bytes over the budget": download.bytes_by_feature(file_rows("missing", sizes), 0.01),
-        "bytes of nothing": download.bytes_by_feature(file_rows("not chosen", sizes), 150.0),
+        "bytes over the budget": audit.bytes_by_feature(file_rows("missing", sizes), 0.01),
+        "bytes of nothing": audit.bytes_by_feature(file_rows("not chosen", sizes), 150.0),
         "contact sheet": etl.contact_sheet(windows.cache, 7),
         "one large contact": canvas.in_rows([noise(768, 1344)], ["25cd4769 train"], "1 clip"),
         "contact of nothing": etl.contact_sheet(nothing),
@@ -280,9 +280,9 @@ def test_the_worst_clip_of_a_column_is_the_one_that_shows():
 
 
 def test_files_belong_to_the_feature_of_their_folder():
-    assert download.feature_of("labels/egomotion/egomotion.chunk_0000.zip") == "egomotion"
-    assert download.feature_of("metadata/data_collection.parquet") == "metadata"
-    assert download.feature_of("features.csv") == "metadata"
+    assert audit.feature_of("labels/egomotion/egomotion.chunk_0000.zip") == "egomotion"
+    assert audit.feature_of("metadata/data_collection.parquet") == "metadata"
+    assert audit.feature_of("features.csv") == "metadata"
 
 
 def test_a_timeline_marks_every_window_where_it_lies(windows):

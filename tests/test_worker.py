@@ -19,8 +19,8 @@ from avomni_lib.plan import Bar
 from avomni_lib.sections import Reporter
 from avomni_lib.training.backbones import backbone
 from avomni_lib.training.feed import loader
-from avomni_lib.training.fit import checkpoints, heldout, worker
-from avomni_lib.training.model import adapter
+from avomni_lib.training.fit import checkpoints, worker
+from avomni_lib.training.model import adapter, generate
 from avomni_lib.training.model import load as model
 from avomni_lib.training.prompt import samples
 from avomni_lib.training.prompt.conversation import IGNORED
@@ -299,7 +299,7 @@ def test_the_best_checkpoint_on_held_out_windows_comes_out(base_folder, tmp_path
     errors = {2: 3.0, 4: 1.0, 6: 2.0, 8: 4.0}
     asked = []
 
-    def say(model, talk, frames, max_new_tokens, histories=None):
+    def say(model, talk, frames, max_new_tokens, **options):
         asked.append(len(frames))
         error = errors[2 * len(asked)]
         said = training_set.Truth(0.3, 1.0, 1.0, 1.0 + error)
@@ -309,7 +309,7 @@ def test_the_best_checkpoint_on_held_out_windows_comes_out(base_folder, tmp_path
         def truth(self, index):
             return training_set.Truth(0.3, 1.0, 1.0, 1.0)
 
-    monkeypatch.setattr(heldout, "say", say)
+    monkeypatch.setattr(generate, "say", say)
     training = {"num_epochs": 2, "heldout_windows": 3, "patience": 2}
     p = training_set.params(tmp_path, base_folder, training=training)
     trained = worker.work(p, windows=training_set.Stripes(24), held_out=Slow(7))

@@ -87,11 +87,33 @@ def gained(what: str, gain: float, low: float, high: float, shown: Callable[[flo
     return f"no evidence that {what}: the gain of {gain:.3f} ± {half} may be none"
 
 
-def intervals(low: pd.Series, high: pd.Series) -> pd.Series:
-    """Of each row in words."""
-    words = low.astype(float).map("{:.3f}".format) + " to "
-    words += high.astype(float).map("{:.3f}".format)
-    return words.where(low.notna(), "none")
+def in_words(
+    entries: pd.DataFrame, figure: str, names: Mapping[str, str], heading: str
+) -> pd.DataFrame:
+    """A ladder's figure with its interval and its difference to the model, a line a row.
+
+    Args:
+        entries: `name`, `figure` and what else `bootstrap.entry` has.
+        names: Of the rows, in words.
+        heading: Of the figure's column.
+    """
+
+    def intervals(low: pd.Series, high: pd.Series) -> pd.Series:
+        low_words, high_words = (each.astype(float).map("{:.3f}".format) for each in (low, high))
+        return (low_words + " to " + high_words).where(low.notna(), "none")
+
+    apart = (entries["name"] != MODEL) & entries["difference_to_model"].notna()
+    differences = entries["difference_to_model"].astype(float).map("{:+.3f}".format)
+    between = intervals(entries["difference_low"], entries["difference_high"])
+    return pd.DataFrame(
+        {
+            "row": entries["name"].replace(names),
+            heading: entries[figure].map("{:.3f}".format),
+            "95 % interval": intervals(entries["low"], entries["high"]),
+            "row - model": differences.where(apart, ""),
+            "its 95 % interval": between.where(apart, ""),
+        }
+    )
 
 
 class TableWithClaims(ABC):

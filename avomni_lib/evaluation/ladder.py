@@ -21,7 +21,7 @@ from avomni_lib.dataset.select import split
 from avomni_lib.etl.leaks import leaks
 from avomni_lib.evaluation import answer, baselines, metrics, models, protocol
 from avomni_lib.evaluation.answer import Row, held_out_windows
-from avomni_lib.evaluation.claims import TableWithClaims, intervals
+from avomni_lib.evaluation.claims import TableWithClaims, in_words
 from avomni_lib.evaluation.scores import parts_of
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar, Plan
@@ -69,18 +69,8 @@ class Evaluated(TableWithClaims):
     def table(self) -> pd.DataFrame:
         """The ladder in words, a line a row."""
         ladder = pd.DataFrame(self.figures["ladder"])
-        apart = ladder["name"] != metrics.MODEL
-        differences = ladder["difference_to_model"].astype(float).map("{:+.3f}".format)
-        between = intervals(ladder["difference_low"], ladder["difference_high"])
-        columns = {
-            "row": ladder["name"].replace(ROWS),
-            ladder["metric"][0]: ladder["value"].map("{:.3f}".format),
-            "95 % interval": intervals(ladder["low"], ladder["high"]),
-            "row - model": differences.where(apart, ""),
-            "its 95 % interval": between.where(apart, ""),
-            "can be read": ladder["valid_share"].map("{:.1%}".format),
-        }
-        return pd.DataFrame(columns)
+        table = in_words(ladder, "value", ROWS, ladder["metric"][0])
+        return table.assign(**{"can be read": ladder["valid_share"].map("{:.1%}".format)})
 
 
 def plan(p: Params) -> Plan:
@@ -115,7 +105,7 @@ def plan(p: Params) -> Plan:
             f"{p.evaluation.batch_size} at a time, {p.evaluation.max_new_tokens} tokens at most; "
             "black frames without a history are all alike and asked once",
         ),
-        ("models", f"answer {models.told_where(p)}", ""),
+        ("models", f"answer {models.place_in_words(p)}", ""),
         *protocol_ids.rows(p)[0],
     ]
     warnings = []
