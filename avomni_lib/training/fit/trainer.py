@@ -13,7 +13,7 @@ from avomni_lib.training.backbones import backbone
 from avomni_lib.training.doctor import doctor
 from avomni_lib.training.fit import job
 from avomni_lib.training.fit.checkpoints import METRICS_FILE, Metrics
-from avomni_lib.training.fit.outcome import Trained
+from avomni_lib.training.fit.job import Trained
 from avomni_lib.training.forecast import estimate
 from avomni_lib.training.model import adapter, load, place
 from avomni_lib.training.prompt import samples
