@@ -63,7 +63,7 @@ def picture(p: Params, made: Prediction) -> canvas.Picture:
 def paths_of(made: Prediction) -> dict[str, np.ndarray]:
     """ "predicted" and "driven" -> (N, 2) m in the rig's frame, from the car on, where known."""
     paths = {"predicted": made.answer.said, "driven": made.subject.true}
-    return {name: path for name, said in paths.items() if (path := _path(said)) is not None}
+    return {name: path for name, answer in paths.items() if (path := _path(answer)) is not None}
 
 
 def off_in_words(made: Prediction) -> str:
@@ -95,10 +95,10 @@ def draw_scene(axes: Axes, p: Params, made: Prediction) -> None:
         axes.plot(*pixels.T, color=PATHS[name][1], linewidth=2.5, alpha=0.85)
 
 
-def _path(said: Said | None) -> np.ndarray | None:
-    if said is None or said.waypoints_m is None:
+def _path(answer: Said | None) -> np.ndarray | None:
+    if answer is None or answer.waypoints_m is None:
         return None
-    return np.vstack([(0.0, 0.0), said.waypoints_m])
+    return np.vstack([(0.0, 0.0), answer.waypoints_m])
 
 
 def timeline(recording: Recording) -> canvas.Picture:
@@ -163,10 +163,10 @@ def strip(p: Params, predictions: Sequence[Prediction], num: int = 6) -> canvas.
 
 def _words(each: Prediction) -> str:
     lines = canvas.fit(f"{each.subject.name}{off_in_words(each)}", CHARS, MAX_LINES)
-    said = (
+    read = (
         describe(each.answer.said) if each.answer.said else canvas.shortened(each.answer.text, 90)
     )
-    lines += canvas.fit(f"answer: {said or '(nothing)'}", CHARS, MAX_LINES)
+    lines += canvas.fit(f"answer: {read or '(nothing)'}", CHARS, MAX_LINES)
     if each.subject.true is not None:
         lines += canvas.fit(f"ground truth: {describe(each.subject.true)}", CHARS, MAX_LINES)
     return "\n".join(lines)

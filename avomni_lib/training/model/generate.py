@@ -98,8 +98,8 @@ def say(
             )
     finally:
         model.train(was_training)
-    said = ids[:, batch["input_ids"].shape[1] :].tolist()
-    return [talk.text_of(row) for row in said]
+    tokens = ids[:, batch["input_ids"].shape[1] :].tolist()
+    return [talk.text_of(row) for row in tokens]
 
 
 def say_all(

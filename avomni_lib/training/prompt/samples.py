@@ -172,8 +172,8 @@ def causes_from(windows: Any, asked: Target) -> dict[str, int]:
     """
     if not asked.scenes:
         return {}
-    said = (asked.of(windows.truth(index)).cause_from for index in range(len(windows)))
-    return dict(Counter(said))
+    sources = (asked.of(windows.truth(index)).cause_from for index in range(len(windows)))
+    return dict(Counter(sources))
 
 
 def sample_of(index: int, windows: Any, talk: Conversation) -> Sample:
