@@ -169,7 +169,7 @@ def _draw(every: Sequence[Shown], windows: Windows) -> canvas.Picture:
 
 
 def _card(each: Shown) -> str:
-    """A window in words: what is true, and what each prediction."""
+    """A window in words: what is true, and what each model says."""
     lines = [f"clip {canvas.short(each.clip_id)}, window {each.window}"]
     lines += canvas.fit(f"ground truth: {describe(each.true)}", LINE_CHARS, MAX_LINES)
     for name in reversed(LOOKS):
@@ -235,7 +235,7 @@ def beside(path_m: np.ndarray, length_m: float, aside_m: float) -> np.ndarray:
 
 
 def draw_future(axes: canvas.Axes, each: Shown) -> None:
-    """The path of the next 6.4 s from above, true and prediction, from the window's last frame on."""
+    """The path of the next 6.4 s from above, driven and predicted, from the last frame on."""
     paths = {"driven": each.true.waypoints_m}
     paths |= {
         name: prediction.waypoints_m for name in LOOKS if (prediction := each.predictions.get(name))

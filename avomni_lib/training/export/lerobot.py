@@ -312,10 +312,10 @@ class _Video:
         """Encode a clip's (N, H, W, 3) uint8 pictures; returns where they lie."""
         height, width = (size - size % 2 for size in pictures.shape[1:3])
         size = (height, width)
-        known = self.feature.get("shape", [*size, 3])
-        if tuple(known[:2]) != size:
+        rows, cols, _ = self.feature.get("shape", [*size, 3])
+        if (rows, cols) != size:
             raise AvomniError(
-                f"{self.key} is {width}×{height} px here, and {known[1]}×{known[0]} px in the clips "
+                f"{self.key} is {width}×{height} px here, and {cols}×{rows} px in the clips "
                 "before: a LeRobot data set has one size a camera"
             )
         if self._container is None:
