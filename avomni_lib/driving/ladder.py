@@ -17,15 +17,16 @@ import pandas as pd
 from avomni_lib.driving.episode import Episode
 from avomni_lib.driving.terms import COLUMNS, terms
 from avomni_lib.errors import AvomniError
-from avomni_lib.evaluation import bootstrap, ladder
+from avomni_lib.evaluation import bootstrap
 from avomni_lib.evaluation.claims import FEWEST_CLIPS, TableWithClaims, gained, in_words
+from avomni_lib.evaluation.claims import ROWS as LADDER_ROWS
 from avomni_lib.evaluation.scores import MODEL
 
 ROWS = {
     "expert": "expert, which knows the road",
     "log_replay": "the recorded drive again",
-    **{name: ladder.ROWS[name] for name in ("constant_velocity", "ctra", "ego_motion")},
-    **{name: ladder.ROWS[name] for name in ("base", "blind", MODEL)},
+    **{name: LADDER_ROWS[name] for name in ("constant_velocity", "ctra", "ego_motion")},
+    **{name: LADDER_ROWS[name] for name in ("base", "blind", MODEL)},
 }
 # Row -> what beating it shows, and what the row is.
 CLAIMS = {

@@ -16,6 +16,20 @@ from avomni_lib.plan import text_table
 # claimed in 8 % of cases with 5 clips, in 5 % with 10 and in 3 % with 30, where 2.5 % are meant
 # (measured on normal differences; tests/test_claims.py).
 FEWEST_CLIPS = 10
+# The ladder's rows in words, as short as the margin of a picture.
+ROWS = {
+    "mean": "predict the mean",
+    "median": "predict the median",
+    "constant_velocity": "constant velocity",
+    "ctra": "constant turn and acceleration",
+    "ego_motion": "ego motion, ridge",
+    "base": "base model",
+    "blind": "adapted model, blind",
+    "trained_blind": "trained blind",
+    "shuffled": "frames shuffled in time",
+    "one_camera": "one camera",
+    "adapted": "adapted model",
+}
 # Row of the ladder -> what beating it shows, and what the row is. Of the two blind ones the first
 # that there is counts: it had its chance to do without.
 CLAIMS = {

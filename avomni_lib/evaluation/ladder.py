@@ -21,7 +21,7 @@ from avomni_lib.dataset.select import split
 from avomni_lib.etl.leaks import leaks
 from avomni_lib.evaluation import answer, baselines, metrics, models, protocol
 from avomni_lib.evaluation.answer import Row, held_out_windows
-from avomni_lib.evaluation.claims import TableWithClaims, in_words
+from avomni_lib.evaluation.claims import ROWS, TableWithClaims, in_words
 from avomni_lib.evaluation.scores import parts_of
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar, Plan
@@ -35,19 +35,6 @@ if TYPE_CHECKING:
 
 ANSWERS_FILE = "answers.parquet"
 KEPT_FILE = "answers.partial.jsonl"
-ROWS = {
-    "mean": "mean of the training split",
-    "median": "median of the training split",
-    "constant_velocity": "constant velocity",
-    "ctra": "constant turn rate and acceleration",
-    "ego_motion": "ego motion, ridge",
-    "base": "base model, not adapted",
-    "blind": "adapted model, shown black frames",
-    "trained_blind": "adapter trained on black frames",
-    "shuffled": "adapted model, frames shuffled in time",
-    "one_camera": "adapted model, one camera",
-    "adapted": "adapted model",
-}
 # Fewer held-out windows or clips than these make a score that the next seed may turn over.
 FEW_WINDOWS, FEW_CLIPS = 200, 20
 

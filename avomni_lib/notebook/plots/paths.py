@@ -237,9 +237,7 @@ def beside(path_m: np.ndarray, length_m: float, aside_m: float) -> np.ndarray:
 def draw_future(axes: canvas.Axes, each: Shown) -> None:
     """The path of the next 6.4 s from above, driven and predicted, from the last frame on."""
     paths = {"driven": each.true.waypoints_m}
-    paths |= {
-        name: prediction.waypoints_m for name in LOOKS if (prediction := each.predictions.get(name))
-    }
+    paths |= {name: read.waypoints_m for name in LOOKS if (read := each.predictions.get(name))}
     drawn = {
         name: np.array([(0.0, 0.0), *waypoints]) for name, waypoints in paths.items() if waypoints
     }
