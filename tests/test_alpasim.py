@@ -31,24 +31,7 @@ from avomni_lib.training.targets import Said, target
 from avomni_lib.training.targets.future import FUTURE_V1
 from tests import alpasim_runtime as runtime
 from tests.alpasim_runtime import START_US, STEP_US, Rollout, camera, encoded, poses
-
-AHEAD_S = 0.4 * np.arange(1, 17)
-
-
-def p_of(**changes) -> Params:
-    """Windows of three pictures 0.2 s apart, an answer at every second of them."""
-    values = {
-        "processing": {
-            **{"sequence_length": 3, "sample_hz": 5, "tile_width": 12, "tile_height": 8},
-            "fit": "stretch",
-        },
-        "vision": {"window_size": None},
-        "training": {"target": "future_v1"},
-        "live": {"hop": 2},
-    }
-    for section, keys in changes.items():
-        values[section] = values.get(section, {}) | keys
-    return Params.from_values(values)
+from tests.short_windows import AHEAD_S, p_of
 
 
 class Model:

@@ -19,10 +19,10 @@ from avomni_lib.driving.terms import COLUMNS, Contact, Seen, terms
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache.windows import Truth
 from avomni_lib.evaluation import baselines
-from avomni_lib.params import Params
 from avomni_lib.training.model import generate
 from avomni_lib.training.targets import Said, target
 from avomni_lib.training.targets.future import FUTURE_V1
+from tests.short_windows import AHEAD_S, p_of
 
 STEP_S, STEPS = 0.1, 121
 TIME = np.arange(STEPS) * STEP_S
@@ -489,9 +489,6 @@ def seen_at(speed=8.0, yaw_rate=0.0, accel=0.0, pictures=None):
     }
 
 
-AHEAD_S = 0.4 * np.arange(1, 17)
-
-
 def no_answerer():
     raise AssertionError("nobody asked for the model")
 
@@ -574,22 +571,6 @@ def test_log_replay_goes_where_the_recorded_drive_went_and_straight_on_after_it(
     drives.start(0, reference[:5])
     beyond = drives(seen_at(6.0), 0)
     assert np.linalg.norm(np.diff(beyond, axis=0), axis=1) == pytest.approx(np.full(15, 2.4))
-
-
-def p_of(**changes):
-    values = {
-        "processing": {
-            **{"sequence_length": 3, "sample_hz": 5, "tile_width": 12, "tile_height": 8},
-            "fit": "stretch",
-        },
-        "vision": {"window_size": None},
-        "training": {"target": "future_v1"},
-        "live": {"hop": 2},
-        "driving": {"smoothing": 0},
-    }
-    for section, keys in changes.items():
-        values[section] = values.get(section, {}) | keys
-    return Params.from_values(values)
 
 
 class Recorded:

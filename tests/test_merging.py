@@ -23,7 +23,6 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.hardware import Memory
 from avomni_lib.notebook.run import runs
 from avomni_lib.params import CONFIDENTIAL
-from avomni_lib.plan import Bar
 from avomni_lib.training.backbones import backbone
 from avomni_lib.training.export import merge
 from avomni_lib.training.fit import checkpoints
@@ -246,15 +245,9 @@ def test_a_base_that_is_stored_in_4_bit_or_not_quantised_is_merged_too(base_fold
         assert "quantization_config" not in files.read_json(folder / "config.json")
 
 
-def test_the_bar_tells_each_step(p):
-    bars = []
-
-    class Kept(Bar):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            bars.append(self)
-
-    merge.merge(p, progress=Kept)
+def test_the_bar_tells_each_step(p, kept_bars):
+    kept, bars = kept_bars
+    merge.merge(p, progress=kept)
     assert [(bar.total, bar.count) for bar in bars] == [(3, 3)]
 
 

@@ -1,6 +1,5 @@
 """Pictures: each fits a notebook, cuts nothing off, is shown once, says what its numbers say."""
 
-import io
 import itertools
 from types import SimpleNamespace
 
@@ -21,6 +20,7 @@ from avomni_lib.notebook.plots import audit, canvas, etl, tiles, training
 from avomni_lib.notebook.run import runs
 from avomni_lib.params import Params
 from tests import cached_run
+from tests.pictures import finding, fits_a_notebook, names_its_axes
 
 FEATURES = tuple(camera.name for camera in cameras.grid("4-cam").cameras) + ("egomotion",)
 TARGET = (
@@ -136,21 +136,13 @@ def pictures(windows):
 
 def test_pictures_are_png_of_1200_px_at_most_with_nothing_cut_off(pictures):
     for name, picture in pictures.items():
-        image = Image.open(io.BytesIO(picture.png()))
-        assert image.format == "PNG" and image.width <= 1200, name
-        ink = np.asarray(image.convert("L")) < 250
-        assert ink.mean() > 0.01, f"{name} is empty"
-        edges = (ink[0], ink[-1], ink[:, 0], ink[:, -1])
-        assert not any(edge.any() for edge in edges), f"{name}: something is cut off at an edge"
+        fits_a_notebook(name, picture)
 
 
 def test_every_picture_states_a_finding_and_names_its_axes(pictures):
     for name, picture in pictures.items():
         assert picture._suptitle is not None or name == "motion", f"{name} has no finding"
-        for axes in picture.axes:
-            is_bottom = axes.get_subplotspec().is_last_row()
-            if is_bottom and len(axes.get_xticks()) and (axes.lines or axes.patches):
-                assert axes.get_xlabel(), f"{name}: an x axis without its unit"
+        names_its_axes(name, picture)
 
 
 def test_a_picture_is_shown_once_by_a_kernel_that_never_imported_pyplot():
@@ -203,10 +195,6 @@ def test_the_curve_is_drawn_anew_while_somebody_looks_on(monkeypatch):
     watch(lines[:1])
     watch(lines)
     assert [text.partition(" in ")[2] for text in shown] == ["1 steps", "2 steps"]
-
-
-def finding(picture):
-    return picture._suptitle.get_text().replace("\n", " ")
 
 
 def test_titles_say_what_the_numbers_say(pictures, windows):

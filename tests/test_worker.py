@@ -15,7 +15,6 @@ from safetensors.numpy import load_file
 
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
-from avomni_lib.plan import Bar
 from avomni_lib.sections import Reporter
 from avomni_lib.training.backbones import backbone
 from avomni_lib.training.feed import loader
@@ -441,21 +440,22 @@ def test_a_reporter_of_the_trainers_own_gets_each_line(base_folder, tmp_path, mo
         assert logs == {k: v for k, v in line.items() if k != "step" and v is not None}
 
 
-def test_a_reporter_of_the_trainers_that_is_not_installed_is_told(base_folder, tmp_path):
-    p = training_set.params(tmp_path, base_folder, training={"report_to": "wandb"})
-    with pytest.raises(AvomniError, match="report_to is wandb, which cannot be used here"):
-        worker.work(p, windows=training_set.Stripes(24))
-
-
-def test_a_reporter_that_is_not_installed_is_asked_for(base_folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "what", "fix"),
+    [
+        ("wandb", "report_to is wandb, which cannot be used here", "install its package"),
+        ("trackio", "trackio, which is not installed", "pip install trackio"),
+    ],
+)
+def test_a_reporter_that_is_not_installed_is_told(
+    kind, what, fix, base_folder, tmp_path, monkeypatch
+):
     find = util.find_spec
-    monkeypatch.setattr(
-        util, "find_spec", lambda name, *_: None if name == "trackio" else find(name)
-    )
-    p = training_set.params(tmp_path, base_folder, training={"report_to": "trackio"})
-    with pytest.raises(AvomniError, match="trackio, which is not installed") as caught:
+    monkeypatch.setattr(util, "find_spec", lambda name, *_: None if name == kind else find(name))
+    p = training_set.params(tmp_path, base_folder, training={"report_to": kind})
+    with pytest.raises(AvomniError, match=what) as caught:
         worker.work(p, windows=training_set.Stripes(24))
-    assert "pip install trackio" in caught.value.fix
+    assert fix in caught.value.fix
 
 
 def test_what_a_loaded_model_was_used_for_before_changes_nothing(straight, tmp_path):
@@ -470,18 +470,12 @@ def test_what_a_loaded_model_was_used_for_before_changes_nothing(straight, tmp_p
     assert again.choices == alone.choices
 
 
-def test_the_bar_moves_by_one_a_step(base_folder, tmp_path):
-    bars = []
-
-    class Kept(Bar):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            bars.append(self)
-
+def test_the_bar_moves_by_one_a_step(base_folder, tmp_path, kept_bars):
+    kept, bars = kept_bars
     p = training_set.params(tmp_path, base_folder, training={"max_steps": 3})
     windows = training_set.Stripes(24)
-    worker.work(p, progress=Kept, windows=windows)
-    worker.work(p, progress=Kept, windows=windows)
+    worker.work(p, progress=kept, windows=windows)
+    worker.work(p, progress=kept, windows=windows)
     assert [(bar.total, bar.count, bar.unit) for bar in bars] == [(3, 3, "step")] * 2
 
 

@@ -258,7 +258,7 @@ class Qwen3VL(Backbone):
     @classmethod
     def blocks(cls, text: Mapping[str, Any]) -> tuple[Block, ...]:
         """The decoder layers that a `text_config` says, by kind: those with experts come last."""
-        block = decoder.block(text | {"model_type": "qwen3"})
+        block = decoder.block({**text, "model_type": "qwen3"})
         # config.json says the one, transformers writes the other.
         experts = text.get("num_experts") or text.get("num_local_experts")
         if not experts:
@@ -267,7 +267,7 @@ class Qwen3VL(Backbone):
         num_sparse = sum(
             layer not in plain and not (layer + 1) % every for layer in range(block.count)
         )
-        sparse = decoder.block(text | {"model_type": "qwen3_moe", "num_experts": experts})
+        sparse = decoder.block({**text, "model_type": "qwen3_moe", "num_experts": experts})
         of_kinds = (block, block.count - num_sparse), (sparse, num_sparse)
         return tuple(replace(kind, count=count) for kind, count in of_kinds if count)
 

@@ -133,7 +133,8 @@ def work(
             model=tuned,
             args=sft.arguments_of(p, checkpoints, choices, steps, share.accumulation),
             processing_class=base.tokenizer,
-            train_dataset=sft.named_rows(len(windows)),
+            # SFTTrainer insists on one; the loader knows the windows by number.
+            train_dataset=sft.Dataset.from_dict({"index": range(len(windows))}),
             data_collator=list,  # never called: batches come from the loader
         )
         trainer.remove_callback(sft.PrinterCallback)

@@ -184,6 +184,21 @@ def _backend(p: Params, device: str) -> Choice:
     return Choice("transformers", f"Unsloth has no path for the backbone {kind.name}")
 
 
+def empty_model(p: Params) -> Any:
+    """The base model without memory for its weights: its config is read, they are not.
+
+    Raises:
+        AvomniError: see `read_config`.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    location = base_location(p.model.base_model)
+    config = read_config(p.model.base_model, location, p.dataset.allow_plain_http)
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
+
+
 def add_adapter(model: Any, p: Params, kind: Backbone, backend: str = "transformers") -> Any:
     """The model with a fresh LoRA adapter on the modules that the backbone names; all else frozen.
 
