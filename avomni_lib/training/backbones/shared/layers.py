@@ -192,4 +192,7 @@ def _contiguous(
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     copies = (tensor.contiguous() for tensor in (query, key, value))
-    return sdpa_attention_forward(module, *copies, attention_mask, **options)
+    seen: tuple[torch.Tensor, None] = sdpa_attention_forward(
+        module, *copies, attention_mask, **options
+    )
+    return seen
