@@ -179,11 +179,7 @@ def _num_samples(p: Params) -> int:
 
 
 def _checked(p: Params, windows: Windows) -> dict[str, Any]:
-    """The adapter's record; nothing that it was made from may be scored.
-
-    Raises:
-        AvomniError: no adapter, one that was trained for something else, or a leak.
-    """
+    """The adapter's record; nothing that it was made from may be scored."""
     from avomni_lib.training.model import load
 
     folder, header = adapter.adapter_dir(p), windows.cache.header

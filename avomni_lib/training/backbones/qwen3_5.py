@@ -27,6 +27,7 @@ from avomni_lib.training.backbones.qwen3_vl import (
     VISION_START,
     Qwen3VL,
     tower,
+    vision_numbers,
 )
 from avomni_lib.training.backbones.shared import decoder
 from avomni_lib.training.backbones.shared.base import Video
@@ -160,16 +161,6 @@ RELEASED_4B = {
         "linear_num_key_heads": 16,
         "linear_num_value_heads": 32,
     },
-    "vision_config": {
-        "hidden_size": 1024,
-        "depth": 24,
-        "num_heads": 16,
-        "intermediate_size": 4096,
-        "out_hidden_size": 2560,
-        "num_position_embeddings": 2304,
-        "patch_size": 16,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-    },
+    "vision_config": vision_numbers(1024, 24, 4096, 2560),
     "tie_word_embeddings": True,
 }

@@ -353,7 +353,8 @@ def tower(vision: Mapping[str, Any], deepstack: int) -> Vision:
     )
 
 
-def _vision(hidden: int, depth: int, intermediate: int, out: int) -> dict[str, Any]:
+def vision_numbers(hidden: int, depth: int, intermediate: int, out: int) -> dict[str, Any]:
+    """The numbers of a vision tower that are the same in every released size, and these."""
     return {
         "hidden_size": hidden,
         "depth": depth,
@@ -364,8 +365,11 @@ def _vision(hidden: int, depth: int, intermediate: int, out: int) -> dict[str, A
         "patch_size": 16,
         "spatial_merge_size": 2,
         "temporal_patch_size": 2,
-        "deepstack_visual_indexes": (0, 0, 0),
     }
+
+
+def _vision(*numbers: int) -> dict[str, Any]:
+    return vision_numbers(*numbers) | {"deepstack_visual_indexes": (0, 0, 0)}
 
 
 # As in config.json of Qwen/Qwen3-VL-{2B,4B,8B,32B}-Instruct of October 2025. That of 30B-A3B was

@@ -235,11 +235,7 @@ def _figures(
 
 
 def _whole(checkpoints: Checkpoints, step: int) -> Path:
-    """The folder of a checkpoint whose files are what was written.
-
-    Raises:
-        AvomniError: they are not any more.
-    """
+    """The folder of a checkpoint whose files are what was written, or an error."""
     checkpoint = checkpoints.at(step)
     if reason := checkpoints.fault(checkpoint):
         raise AvomniError(

@@ -167,11 +167,7 @@ def choose(p: Params) -> dict[str, Choice]:
 
 
 def _backend(p: Params, device: str) -> Choice:
-    """Unsloth where it runs and knows the family, else transformers.
-
-    Raises:
-        AvomniError: Unsloth is asked for in vain.
-    """
+    """Unsloth where it runs and knows the family, else transformers."""
     kind = family(p.model.backbone)
     if kind.in_unsloth or p.model.backend == "transformers":
         return hardware.backend(p.model.backend, device)
@@ -208,6 +204,12 @@ def add_adapter(model: Any, p: Params, kind: Backbone, backend: str = "transform
         AvomniError: the model has no module that the backbone or `model.lora_targets` names.
     """
     pattern = _lora_pattern(model, p, kind)
+    shared = {
+        "r": p.model.lora_rank,
+        "lora_alpha": p.model.lora_alpha,
+        "lora_dropout": p.model.lora_dropout,
+        "bias": "none",
+    }
     if backend == "unsloth":
         from unsloth import FastVisionModel
 
@@ -216,29 +218,19 @@ def add_adapter(model: Any, p: Params, kind: Backbone, backend: str = "transform
         own = {"target_modules": pattern} if named else {}
         return FastVisionModel.get_peft_model(
             model,
-            r=p.model.lora_rank,
-            lora_alpha=p.model.lora_alpha,
-            lora_dropout=p.model.lora_dropout,
-            bias="none",
             finetune_vision_layers=False,
             finetune_language_layers=True,
             finetune_attention_modules=True,
             finetune_mlp_modules=False,
             random_state=p.run.seed,
+            **shared,
             **own,
         )
     from peft import LoraConfig, get_peft_model
     from transformers import set_seed
 
     set_seed(p.run.seed)
-    config = LoraConfig(
-        r=p.model.lora_rank,
-        lora_alpha=p.model.lora_alpha,
-        lora_dropout=p.model.lora_dropout,
-        bias="none",
-        target_modules=pattern,
-        task_type="CAUSAL_LM",
-    )
+    config = LoraConfig(target_modules=pattern, task_type="CAUSAL_LM", **shared)
     try:
         return get_peft_model(model, config)
     except ValueError as error:
