@@ -282,11 +282,6 @@ def test_damaged_data_stops_the_training_with_its_own_words(base_folder, tmp_pat
         worker.work(p, windows=Damaged(24))
 
 
-def test_an_unknown_optimizer_is_named_with_its_neighbours(base_folder, tmp_path):
-    with pytest.raises(AvomniError, match="paged_adamw_8bit"):
-        training_set.params(tmp_path, base_folder, training={"optimizer": "paged_adam_8bit"})
-
-
 def test_a_sample_that_is_too_long_is_refused_before_the_first_step(base_folder, tmp_path):
     p = training_set.params(tmp_path, base_folder, model={"max_seq_length": 100})
     with pytest.raises(AvomniError, match="model.max_seq_length is 100"):
