@@ -581,11 +581,11 @@ class Recorded:
     def __init__(self, p):
         self.p, self.target = p, target(p.training.target)
         self.model = self.conversation = None
-        self.asked, self.told = [], []
+        self.asked, self.histories = [], []
 
     def say(self, model, talk, frames, max_new_tokens, *, histories, constrained):
         self.asked.append(np.array(frames))
-        self.told.append(histories)
+        self.histories.append(histories)
         return [self.path(float(window[-1].mean())) for window in frames]
 
     def path(self, speed):
@@ -706,7 +706,7 @@ def test_the_past_is_told_where_the_prompt_asks_for_it(asked):
         drives.start(number, along(5.0))
     for _ in range(5):
         policies.several(drives, {0: seen_at(8.0), 1: seen_at(3.0)})
-    ((fast, slow),) = answerer.told
+    ((fast, slow),) = answerer.histories
     assert "(-12.80,0.00)" in fast and fast.endswith("Speed there: 8.00m/s.")
     assert slow.endswith("Speed there: 3.00m/s.")
     assert len(answerer.asked[0]) == 2
