@@ -398,7 +398,7 @@ def predict(
     from avomni_lib import files
     from avomni_lib.live import predict as predicting
     from avomni_lib.live.answerer import Answerer
-    from avomni_lib.notebook.plots import predicted
+    from avomni_lib.notebook.plots import live as plots
 
     asked = predicting.chosen(p, window, clip, folder, at)
     made = predicting.predict(asked, Answerer(p, adapter, base))
@@ -408,7 +408,7 @@ def predict(
         lines += ["", f"ground truth ({off}):", asked.truth]
     if out is not None:
         with files.write_whole(out) as file:
-            file.write(predicted.picture(p, made).png())
+            file.write(plots.picture(p, made).png())
         lines += ["", f"drawn: {out}"]
     return CommandOutput(made.values(), ("\n".join(lines),))
 

@@ -103,10 +103,4 @@ class DrivingParams(Section):
     @field_validator("policies")
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for name in value:
-            if name not in POLICIES and not own_code.is_reference(name):
-                raise ValueError(
-                    f"no policy is called {name!r}: choose of {', '.join(POLICIES)}, or name one "
-                    "of your own as module:attribute"
-                )
-        return value
+        return tuple(own_code.need_known(name, POLICIES) for name in value)

@@ -28,6 +28,21 @@ def base_folder(tmp_path_factory):
     return training_set.make_base(tmp_path_factory.mktemp("base"))
 
 
+@pytest.fixture
+def kept_bars():
+    """A class of progress bars, and the list of those that are made of it."""
+    from avomni_lib.plan import Bar
+
+    bars = []
+
+    class Kept(Bar):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            bars.append(self)
+
+    return Kept, bars
+
+
 @pytest.fixture(scope="session")
 def large_set(tmp_path_factory):
     """The published set of `evicting_run`; who changes it copies it first."""

@@ -21,6 +21,7 @@ from avomni_lib.training.backbones import Backbone, Video, backbone
 from avomni_lib.training.prompt.conversation import Conversation, cells_of, prompt_text
 from avomni_lib.training.targets import target
 from tests import training_set
+from tests.training_set import QWEN_TOWER, qwen_ids, text_config
 
 FRAMES, HZ = training_set.FRAMES, training_set.HZ
 TURNS = (
@@ -135,25 +136,11 @@ def _tokenizer(name: str) -> Any:
     return made
 
 
-def _text(tokenizer: Any, **numbers: Any) -> dict[str, Any]:
-    return {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-        **numbers,
-    }
-
-
 def _internvl(tokenizer: Any) -> Any:
     from transformers import InternVLConfig
 
     return InternVLConfig(
-        text_config=_text(tokenizer, model_type="qwen3", head_dim=32),
+        text_config=text_config(tokenizer, model_type="qwen3", head_dim=32),
         vision_config={
             "hidden_size": 32,
             "num_hidden_layers": 2,
@@ -172,7 +159,7 @@ def _llava_onevision(tokenizer: Any) -> Any:
     from transformers import LlavaOnevisionConfig
 
     return LlavaOnevisionConfig(
-        text_config=_text(tokenizer, model_type="qwen2"),
+        text_config=text_config(tokenizer, model_type="qwen2"),
         vision_config={
             "model_type": "siglip_vision_model",
             "hidden_size": 32,
@@ -188,32 +175,12 @@ def _llava_onevision(tokenizer: Any) -> Any:
     )
 
 
-def _qwen_ids(tokenizer: Any) -> dict[str, int]:
-    return {
-        f"{name}_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>")
-        for name, token in (
-            *(("image_token", "image_pad"), ("video_token", "video_pad")),
-            *(("vision_start_token", "vision_start"), ("vision_end_token", "vision_end")),
-        )
-    }
-
-
-QWEN_TOWER = {
-    "depth": 2,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_heads": 2,
-    "out_hidden_size": 64,
-    "num_position_embeddings": 64,
-}
-
-
 def _qwen3_5(tokenizer: Any) -> Any:
     from transformers import Qwen3_5Config
 
     rope = {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.5}
     return Qwen3_5Config(
-        text_config=_text(
+        text_config=text_config(
             tokenizer,
             num_hidden_layers=4,
             head_dim=32,
@@ -225,7 +192,7 @@ def _qwen3_5(tokenizer: Any) -> Any:
         ),
         vision_config=QWEN_TOWER,
         tie_word_embeddings=True,
-        **_qwen_ids(tokenizer),
+        **qwen_ids(tokenizer),
     )
 
 
@@ -234,7 +201,7 @@ def _qwen3_vl_moe(tokenizer: Any) -> Any:
 
     rope = {"rope_type": "default", "rope_theta": 5e6}
     return Qwen3VLMoeConfig(
-        text_config=_text(
+        text_config=text_config(
             tokenizer,
             head_dim=32,
             num_experts=4,
@@ -244,7 +211,7 @@ def _qwen3_vl_moe(tokenizer: Any) -> Any:
         ),
         vision_config=QWEN_TOWER | {"deepstack_visual_indexes": [0, 1]},
         tie_word_embeddings=False,
-        **_qwen_ids(tokenizer),
+        **qwen_ids(tokenizer),
     )
 
 

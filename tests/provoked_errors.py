@@ -284,13 +284,13 @@ def cache_of_another_rate(place: Place) -> None:
 
 
 def damaged_adapter(place: Place) -> None:
-    from avomni_lib.training.fit import checksums
+    from avomni_lib.training.fit import checkpoints
     from avomni_lib.training.model import adapter
 
     path = place.folder / adapter.WEIGHTS_FILE
     for name in adapter.LOADED:
         (place.folder / name).write_bytes(b"{}")
-    checksums.write(place.folder)
+    checkpoints.write_checksums(place.folder)
     path.write_bytes(b"{]")
     adapter.check_whole(place.folder)
 

@@ -31,24 +31,7 @@ from avomni_lib.training.targets import Said, target
 from avomni_lib.training.targets.future import FUTURE_V1
 from tests import alpasim_runtime as runtime
 from tests.alpasim_runtime import START_US, STEP_US, Rollout, camera, encoded, poses
-
-AHEAD_S = 0.4 * np.arange(1, 17)
-
-
-def p_of(**changes) -> Params:
-    """Windows of three pictures 0.2 s apart, an answer at every second of them."""
-    values = {
-        "processing": {
-            **{"sequence_length": 3, "sample_hz": 5, "tile_width": 12, "tile_height": 8},
-            "fit": "stretch",
-        },
-        "vision": {"window_size": None},
-        "training": {"target": "future_v1"},
-        "live": {"hop": 2},
-    }
-    for section, keys in changes.items():
-        values[section] = values.get(section, {}) | keys
-    return Params.from_values(values)
+from tests.short_windows import AHEAD_S, p_of
 
 
 class Model:
@@ -112,6 +95,14 @@ def served() -> Iterator:
         serving.__exit__(None, None, None)
 
 
+@pytest.fixture
+def rollout(served) -> Rollout:
+    """A session that has begun."""
+    made = served()()
+    made.start()
+    return made
+
+
 def refused(call, *arguments) -> tuple[str, str]:
     """The status code that a call ends with, and its words."""
     with pytest.raises(grpc.RpcError) as raised:
@@ -127,23 +118,25 @@ def step(rollout: Rollout, number: int, value: float, pose=None, speed: float | 
     return rollout.drive(now_us)
 
 
+def drive_on(rollout: Rollout, value: float, *told, numbers=range(5), **more):
+    """The answer to the last of these steps; the fifth is the first with a whole window."""
+    for number in numbers:
+        answered = step(rollout, number, value, *told, **more)
+    return answered
+
+
 # What it answers.
 
 
-def test_before_its_window_is_whole_it_answers_an_empty_trajectory(served):
-    rollout = served()()
-    rollout.start()
+def test_before_its_window_is_whole_it_answers_an_empty_trajectory(rollout):
     for number in range(4):
         assert len(step(rollout, number, 5.0).trajectory.poses) == 0
     assert len(step(rollout, 4, 5.0).trajectory.poses) == 65
 
 
-def test_the_first_pose_is_the_current_one_and_the_others_are_the_path_in_the_local_frame(served):
-    rollout = served()()
-    rollout.start()
+def test_the_first_pose_is_the_current_one_and_the_others_are_the_path_in_the_local_frame(rollout):
     pose = (100.0, -40.0, 2.0)
-    for number in range(5):
-        answered = step(rollout, number, 6.0, pose)
+    answered = drive_on(rollout, 6.0, pose)
     found = poses(answered)
     assert found[0] == pytest.approx([0.4, *pose], abs=1e-5)
     assert found[:, 0] == pytest.approx(0.4 + 0.1 * np.arange(65))
@@ -155,9 +148,7 @@ def test_the_first_pose_is_the_current_one_and_the_others_are_the_path_in_the_lo
     assert said == {"text": Model.say(6.0), "is_read": True}
 
 
-def test_a_car_on_a_slope_is_told_a_path_on_that_slope(served):
-    rollout = served()()
-    rollout.start()
+def test_a_car_on_a_slope_is_told_a_path_on_that_slope(rollout):
     pitch = -0.1  # nose up
     for number in range(5):
         now_us = START_US + number * STEP_US
@@ -229,8 +220,7 @@ def test_an_answer_without_a_path_leaves_the_last_one_or_else_the_velocity(serve
     made = served(p_of(live={"hop": 1}))
     rollout = made()
     rollout.start()
-    for number in range(5):
-        kept = poses(step(rollout, number, 210.0))
+    kept = poses(drive_on(rollout, 210.0))
     assert kept[-1, 1:3] == pytest.approx([3.2 + 6.4 * 8.0, 0.0], abs=1e-4)
     step(rollout, 5, 5.0)
     answered = poses(step(rollout, 6, 5.0))
@@ -245,8 +235,7 @@ def test_the_past_is_told_where_the_prompt_has_it(served, speed):
     made = served(p_of(prompt={"ego_history": True}))
     rollout = made()
     rollout.start()
-    for number in range(5):
-        step(rollout, number, 5.0, speed=speed)
+    drive_on(rollout, 5.0, speed=speed)
     (history,) = made.model.histories
     assert history.endswith("Speed there: 8.00m/s.")
     assert "-0.4s (-3.20,0.00) -0.2s (-1.60,0.00)" in history
@@ -288,8 +277,7 @@ def test_sessions_do_not_see_each_other_and_are_answered_at_once(served):
     def drive(idx: int) -> np.ndarray:
         rollouts[idx].start()
         pose = (10.0 * idx, 0.0, 0.3 * idx)
-        for number in range(9):
-            answered = poses(step(rollouts[idx], number, 3.0 * idx, pose))
+        answered = poses(drive_on(rollouts[idx], 3.0 * idx, pose, numbers=range(9)))
         return runtime.to_rig(answered[4::4, 1:3], *pose)
 
     with ThreadPoolExecutor(6) as pool:
@@ -328,16 +316,11 @@ def test_calls_in_the_wrong_order_are_told_what_is_wrong_and_end_nothing(served)
     assert not step(rollout, 9, 5.0).trajectory.poses
     code, words = refused(rollout.drive, START_US)
     assert code == "INVALID_ARGUMENT" and "before that of the last call" in words
-    for number in range(10, 14):
-        answered = step(rollout, number, 5.0)
-    assert len(answered.trajectory.poses) == 65
+    assert len(drive_on(rollout, 5.0, numbers=range(10, 14)).trajectory.poses) == 65
 
 
-def test_where_the_car_is_has_to_be_told_again(served):
-    rollout = served()()
-    rollout.start()
-    for number in range(5):
-        step(rollout, number, 5.0)
+def test_where_the_car_is_has_to_be_told_again(rollout):
+    drive_on(rollout, 5.0)
     for number in range(5, 12):
         rollout.show(START_US + number * STEP_US, shaded(5.0))
     code, words = refused(rollout.drive, START_US + 11 * STEP_US)
@@ -345,9 +328,7 @@ def test_where_the_car_is_has_to_be_told_again(served):
 
 
 @pytest.mark.parametrize("numbers", [(np.nan, 0, 0, 1), (0, np.inf, 0, 1), (0, 0, 0, 0)])
-def test_what_is_no_pose_is_refused(served, numbers):
-    rollout = served()()
-    rollout.start()
+def test_what_is_no_pose_is_refused(rollout, numbers):
     x, y, z, w = numbers
     request = egodriver_pb2.RolloutEgoTrajectory(session_uuid="a")
     at = request.trajectory.poses.add(timestamp_us=START_US).pose
@@ -356,9 +337,7 @@ def test_what_is_no_pose_is_refused(served, numbers):
     assert code == "INVALID_ARGUMENT" and words.startswith("no pose:")
 
 
-def test_states_that_belong_to_no_pose_are_refused(served):
-    rollout = served()()
-    rollout.start()
+def test_states_that_belong_to_no_pose_are_refused(rollout):
     request = egodriver_pb2.RolloutEgoTrajectory(session_uuid="a")
     request.dynamic_states.add()
     code, words = refused(rollout.calls.submit_egomotion_observation, request)
@@ -383,9 +362,7 @@ WHOLE = {form: encoded(NOISE, form) for form in ("PNG", "JPEG", "GIF")}
     ],
     ids=["empty", "header", "cut png", "damaged png", "cut jpeg", "gif", "huge", "square"],
 )
-def test_a_malformed_picture_is_refused_and_the_session_goes_on(served, content, words):
-    rollout = served()()
-    rollout.start()
+def test_a_malformed_picture_is_refused_and_the_session_goes_on(rollout, content, words):
     for number in range(5):
         code, said = refused(rollout.see, rollout.cameras[1], START_US + number, content)
         assert code == "INVALID_ARGUMENT" and words in said
@@ -499,8 +476,7 @@ def test_a_camera_that_shows_nothing_or_too_little_is_named(served):
 def test_a_model_that_fails_is_told_and_the_server_goes_on(served, value, code, words):
     rollout = served(p_of(live={"hop": 1}))()
     rollout.start()
-    for number in range(4):
-        step(rollout, number, 5.0)
+    drive_on(rollout, 5.0, numbers=range(4))
     assert refused(step, rollout, 4, value) == (code, words)
     step(rollout, 5, 5.0)
     assert len(step(rollout, 6, 5.0).trajectory.poses) == 65
@@ -528,16 +504,12 @@ def test_there_is_an_end_to_sessions(served, monkeypatch):
     made("c").start()
 
 
-def test_bytes_that_are_no_message_and_methods_that_are_none_end_nothing(served):
-    rollout = served()()
-    rollout.start()
+def test_bytes_that_are_no_message_and_methods_that_are_none_end_nothing(rollout):
     for method, code in (("drive", "INTERNAL"), ("fly", "UNIMPLEMENTED")):
         path = f"/egodriver.EgodriverService/{method}"
         call = rollout.channel.unary_unary(path, lambda content: content, lambda content: content)
         assert refused(call, b"\xff" * 9)[0] == code
-    for number in range(5):
-        answered = step(rollout, number, 5.0)
-    assert len(answered.trajectory.poses) == 65
+    assert len(drive_on(rollout, 5.0).trajectory.poses) == 65
 
 
 def test_the_simulator_may_ask_for_the_version_and_for_the_end():
@@ -722,8 +694,7 @@ def test_whole_episodes_are_driven_side_by_side_and_one_is_killed_before_ctrl_c_
         assert refused(rollout.start)[0] == "ALREADY_EXISTS"
         rollout = Rollout(runtime.stub(channel), "new")
         rollout.start()
-        for number in range(16):
-            answered = step(rollout, number, 5.0)
+        answered = drive_on(rollout, 5.0, numbers=range(16))
         assert len(answered.trajectory.poses) == 65
     threading.Timer(0.1, server.send_signal, [signal.SIGINT]).start()
     said, _ = server.communicate(timeout=60)

@@ -10,9 +10,11 @@ import pytest
 
 from avomni_lib.evaluation import answer
 from avomni_lib.plan import Bar
+from avomni_lib.training.model import generate
 from avomni_lib.training.model.generate import Sampling
 from avomni_lib.training.prompt.views import Black
 from tests import tiny_qwen3_vl
+from tests.answering import answers
 from tests.test_generation import MAX_NEW_TOKENS, conversation, images
 from tests.training_set import make_words
 
@@ -49,52 +51,46 @@ def talk(model):
 
 def test_a_batch_says_what_its_windows_say_alone_in_the_order_asked(model, talk):
     windows = RandomWindows(5)
-    alone = {
-        i: answer.say(model, talk, windows.images[[i]], MAX_NEW_TOKENS, histories=[history_of(i)])[
-            0
-        ]
+    alone = [
+        generate.say(model, talk, windows.images[[i]], MAX_NEW_TOKENS, histories=[history_of(i)])
         for i in range(5)
-    }
+    ]
     order = [3, 0, 4, 1, 2, 3]
     bar = Bar(total=6)
-    predicted = answer.answers(
-        model, talk, windows, order, bar=bar, histories=history_of, **OPTIONS
-    )
-    assert predicted == [alone[i] for i in order]
+    predicted = answers(model, talk, windows, order, bar=bar, histories=history_of, **OPTIONS)
+    assert predicted == [alone[i][0] for i in order]
     assert bar.count == 6
-    silent = answer.answers(model, talk, windows, order, **OPTIONS)
+    silent = answers(model, talk, windows, order, **OPTIONS)
     assert all(a != b for a, b in zip(silent, predicted, strict=True)), "the history must matter"
 
 
 def test_windows_that_are_alike_are_asked_once_for_each_history(model, talk, monkeypatch):
     windows, asked = Black(RandomWindows(6)), []
     black = np.zeros((1, *windows.frame_shape), np.uint8)
-    blind = answer.say(model, talk, black, MAX_NEW_TOKENS)
+    blind = generate.say(model, talk, black, MAX_NEW_TOKENS)
     each = [
-        answer.say(model, talk, black, MAX_NEW_TOKENS, histories=[history_of(i)])[0]
+        generate.say(model, talk, black, MAX_NEW_TOKENS, histories=[history_of(i)])[0]
         for i in range(2)
     ]
     assert len({*blind, *each}) == 3
-    say = answer.say
+    say = generate.say
 
     def counted(model, talk, frames, *rest, **options):
         asked.append(len(frames))
         return say(model, talk, frames, *rest, **options)
 
-    monkeypatch.setattr(answer, "say", counted)
+    monkeypatch.setattr(generate, "say", counted)
     bar = Bar(total=5)
     order = [5, 4, 0, 1, 3]
-    assert answer.answers(model, talk, windows, order, bar=bar, **OPTIONS) == blind * 5
+    assert answers(model, talk, windows, order, bar=bar, **OPTIONS) == blind * 5
     assert asked == [1] and bar.count == 5
     bar = Bar(total=5)
-    predicted = answer.answers(
-        model, talk, windows, order, histories=history_of, bar=bar, **OPTIONS
-    )
+    predicted = answers(model, talk, windows, order, histories=history_of, bar=bar, **OPTIONS)
     assert predicted == [each[i % 2] for i in order]
     assert asked == [1, 2] and bar.count == 5
-    assert answer.answers(model, talk, windows, [], **OPTIONS) == []
+    assert answers(model, talk, windows, [], **OPTIONS) == []
     # Each drawn answer is its own draw, also from what is alike.
-    drawn = answer.answers(model, talk, windows, order, sampling=WARM, **OPTIONS)
+    drawn = answers(model, talk, windows, order, sampling=WARM, **OPTIONS)
     assert asked == [1, 2, 2, 2, 1] and len(set(drawn)) > 1
 
 
@@ -105,7 +101,7 @@ def test_drawn_answers_differ_by_sample_name_and_batch_and_are_the_same_again(mo
     def draw(sample, name="adapted", seed=WARM.seed):
         sampling = Sampling(WARM.temperature, WARM.top_p, seed)
         options = OPTIONS | {"sampling": sampling, "sample": sample, "name": name}
-        return answer.answers(model, talk, same, range(4), **options)
+        return answers(model, talk, same, range(4), **options)
 
     first = draw(1)
     assert draw(1) == first
@@ -115,9 +111,9 @@ def test_drawn_answers_differ_by_sample_name_and_batch_and_are_the_same_again(mo
 
 def test_held_to_the_form_every_answer_is_read(model, talk):
     options = {"batch_size": 2, "max_new_tokens": 64}
-    predicted = answer.answers(model, talk, RandomWindows(3), range(3), constrained=True, **options)
+    predicted = answers(model, talk, RandomWindows(3), range(3), constrained=True, **options)
     assert all(talk.target.parse(text) for text in predicted)
-    free = answer.answers(model, talk, RandomWindows(3), range(3), **options)
+    free = answers(model, talk, RandomWindows(3), range(3), **options)
     assert not any(talk.target.parse(text) for text in free)
 
 
@@ -133,30 +129,28 @@ class Stopped(Bar):
 @pytest.mark.parametrize("sampling", [None, WARM], ids=["greedy", "drawn"])
 def test_an_interrupted_run_goes_on_after_the_last_whole_batch(model, talk, tmp_path, sampling):
     options = OPTIONS | {"sampling": sampling, "sample": 3, "histories": history_of}
-    whole = answer.answers(model, talk, RandomWindows(7), range(7), **options)
+    whole = answers(model, talk, RandomWindows(7), range(7), **options)
     path, key = tmp_path / "06_evaluate" / "kept.jsonl", answer.key_of(adapter="a")
     with pytest.raises(KeyboardInterrupt):
         kept = answer.Kept(path, key)
-        answer.answers(
-            model, talk, RandomWindows(7), range(7), kept=kept, bar=Stopped(7), **options
-        )
+        answers(model, talk, RandomWindows(7), range(7), kept=kept, bar=Stopped(7), **options)
     # A kill in the middle of a write leaves the beginning of a line.
     with open(path, "ab") as file:
         file.write(b'\n{"key": "')
     windows = RandomWindows(7)
     kept, bar = answer.Kept(path, key), Bar(7)
-    again = answer.answers(model, talk, windows, range(7), kept=kept, bar=bar, **options)
+    again = answers(model, talk, windows, range(7), kept=kept, bar=bar, **options)
     assert again == whole and bar.count == 7
     assert windows.read == [4, 5, 6], "what was answered before is not asked again"
     # What was written after the cut line is read back too.
     windows = RandomWindows(7)
     kept = answer.Kept(path, key)
-    assert answer.answers(model, talk, windows, range(7), kept=kept, **options) == whole
+    assert answers(model, talk, windows, range(7), kept=kept, **options) == whole
     assert windows.read == []
     # Another sample and another row of the ladder have answers of their own.
     for other in ({"sample": 4}, {"name": "base"}):
         windows = RandomWindows(7)
-        answer.answers(model, talk, windows, range(7), kept=kept, **options | other)
+        answers(model, talk, windows, range(7), kept=kept, **options | other)
         assert windows.read == list(range(7))
     kept.remove()
     assert not path.exists()
@@ -168,7 +162,9 @@ from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
 from avomni_lib.evaluation import answer
+from avomni_lib.training.model import generate
 from avomni_lib.training.model.generate import Sampling
+from tests.answering import answers
 
 def say(model, talk, frames, max_new_tokens, *, sampling, **options):
     numbers = frames.flatten().tolist()
@@ -177,9 +173,9 @@ def say(model, talk, frames, max_new_tokens, *, sampling, **options):
         os.kill(os.getpid(), signal.SIGKILL)
     return [f"{number} drawn from {sampling.seed}" for number in numbers]
 
-answer.say = say
+generate.say = say
 windows = SimpleNamespace(frames=lambda index: np.array([index]))
-predicted = answer.answers(
+predicted = answers(
     None, None, windows, range(7), batch_size=2, max_new_tokens=1, sample=1,
     sampling=Sampling(seed=4), kept=answer.Kept(Path(sys.argv[1]), "key"),
 )

@@ -27,7 +27,7 @@ from avomni_lib.dataset.select.evicted import evict
 from avomni_lib.dataset.select.forecast import forecast
 from avomni_lib.dataset.select.selection import LICENSE_CLAUSE
 from avomni_lib.errors import AvomniError
-from avomni_lib.notebook.plots import download as plots
+from avomni_lib.notebook.plots import audit as plots
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
 from tests import local_hub

@@ -15,14 +15,14 @@ from avomni_lib import own_code
 from avomni_lib.driving import geometry, ladder, policies
 from avomni_lib.driving.episode import Episode
 from avomni_lib.driving.ladder import driven
-from avomni_lib.driving.terms import COLUMNS, Contact, beside_lane, terms
+from avomni_lib.driving.terms import COLUMNS, Contact, Seen, terms
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache.windows import Truth
 from avomni_lib.evaluation import baselines
-from avomni_lib.params import Params
 from avomni_lib.training.model import generate
 from avomni_lib.training.targets import Said, target
 from avomni_lib.training.targets.future import FUTURE_V1
+from tests.short_windows import AHEAD_S, p_of
 
 STEP_S, STEPS = 0.1, 121
 TIME = np.arange(STEPS) * STEP_S
@@ -155,9 +155,9 @@ def test_drifting_off_the_road_ends_the_score_where_a_corner_leaves_it():
     assert scores.cut_s == pytest.approx(TIME[np.argmax(corner < -RIGHT)])
     assert (scores.dac, scores.lk, scores.num_off_road) == (0.0, 0.0, 1)
     assert (scores.nc, scores.ttc) == (1.0, 1.0)
-    left_m, turned_rad = beside_lane(drive)
-    assert left_m == pytest.approx(ego[:, 1] + 1.4 * np.sin(ego[:, 2]))
-    assert turned_rad == pytest.approx(ego[:, 2])
+    seen = Seen(drive)
+    assert seen.middle_m == pytest.approx(ego[:, 1] + 1.4 * np.sin(ego[:, 2]))
+    assert seen.turned_rad == pytest.approx(ego[:, 2])
 
 
 def test_who_stands_all_the_time_has_no_progress_and_harms_nobody():
@@ -489,9 +489,6 @@ def seen_at(speed=8.0, yaw_rate=0.0, accel=0.0, pictures=None):
     }
 
 
-AHEAD_S = 0.4 * np.arange(1, 17)
-
-
 def no_answerer():
     raise AssertionError("nobody asked for the model")
 
@@ -576,22 +573,6 @@ def test_log_replay_goes_where_the_recorded_drive_went_and_straight_on_after_it(
     assert np.linalg.norm(np.diff(beyond, axis=0), axis=1) == pytest.approx(np.full(15, 2.4))
 
 
-def p_of(**changes):
-    values = {
-        "processing": {
-            **{"sequence_length": 3, "sample_hz": 5, "tile_width": 12, "tile_height": 8},
-            "fit": "stretch",
-        },
-        "vision": {"window_size": None},
-        "training": {"target": "future_v1"},
-        "live": {"hop": 2},
-        "driving": {"smoothing": 0},
-    }
-    for section, keys in changes.items():
-        values[section] = values.get(section, {}) | keys
-    return Params.from_values(values)
-
-
 class Recorded:
     """A model that is asked, and says a straight path at the last picture's brightness in m/s."""
 
@@ -600,11 +581,11 @@ class Recorded:
     def __init__(self, p):
         self.p, self.target = p, target(p.training.target)
         self.model = self.conversation = None
-        self.asked, self.told = [], []
+        self.asked, self.histories = [], []
 
     def say(self, model, talk, frames, max_new_tokens, *, histories, constrained):
         self.asked.append(np.array(frames))
-        self.told.append(histories)
+        self.histories.append(histories)
         return [self.path(float(window[-1].mean())) for window in frames]
 
     def path(self, speed):
@@ -725,7 +706,7 @@ def test_the_past_is_told_where_the_prompt_asks_for_it(asked):
         drives.start(number, along(5.0))
     for _ in range(5):
         policies.several(drives, {0: seen_at(8.0), 1: seen_at(3.0)})
-    ((fast, slow),) = answerer.told
+    ((fast, slow),) = answerer.histories
     assert "(-12.80,0.00)" in fast and fast.endswith("Speed there: 8.00m/s.")
     assert slow.endswith("Speed there: 3.00m/s.")
     assert len(answerer.asked[0]) == 2

@@ -121,7 +121,7 @@ def test_it_is_followed_to_its_end(undisturbed):
     assert job.running(undisturbed) is None
 
 
-def test_it_outlives_who_started_it_and_is_found_again(p, undisturbed):
+def test_it_outlives_who_started_it_and_is_found_again(p, undisturbed, kept_bars):
     context = multiprocessing.get_context("spawn")
     notebook = context.Process(target=trainer.train, args=(p,))
     notebook.start()
@@ -129,15 +129,9 @@ def test_it_outlives_who_started_it_and_is_found_again(p, undisturbed):
     notebook.kill()
     notebook.join()
     assert job.running(p)["pid"] != notebook.pid
-    bars = []
-
-    class Kept(Bar):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            bars.append(self)
-
+    kept, bars = kept_bars
     watched = []
-    trained = trainer.train(p, Kept, watched.append)
+    trained = trainer.train(p, kept, watched.append)
     assert [(bar.total, bar.count) for bar in bars] == [(STEPS, STEPS)]
     assert watched[-1][-1]["step"] == STEPS
     assert weights(p) == weights(undisturbed)

@@ -14,7 +14,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.evaluation import before_after, ladder, metrics
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
-from avomni_lib.training.fit import checksums, heldout, trainer, worker
+from avomni_lib.training.fit import checkpoints, heldout, trainer, worker
 from avomni_lib.training.model import adapter
 from avomni_lib.training.prompt import samples
 from tests import cached_run
@@ -195,7 +195,7 @@ def test_answers_of_another_adapter_are_asked_anew(p, scored, tmp_path):
     path.write_text("\n".join(json.dumps(row) for row in spoiled))
     record = adapter.adapter_dir(moved) / adapter.RECORD_FILE
     files.write_json(record, files.read_json(record) | {"seed": 99})
-    checksums.write(record.parent)
+    checkpoints.write_checksums(record.parent)
     again = ladder.evaluate(moved, tmp_path / "stage").answers.to_pylist()
     assert len(again) == 4 * len(ladder.ROWS)
     assert all(row in scored.answers.to_pylist() for row in again)

@@ -15,7 +15,7 @@ from avomni_lib.files import PROJECT_ROOT
 from avomni_lib.params import Params
 from avomni_lib.training.backbones import Video, backbone
 from avomni_lib.training.backbones.qwen3_vl import Qwen3VL
-from avomni_lib.training.backbones.shared import qwen_layers
+from avomni_lib.training.backbones.shared import layers
 from avomni_lib.training.backbones.shared.size import VisionWork
 from avomni_lib.training.feed.loader import Loader, Order
 from avomni_lib.training.forecast.memory import LOGIT_TOKENS, memory, size_of
@@ -185,7 +185,7 @@ def test_as_many_bytes_of_tensors_live_at_once_as_estimated(
     # PEFT asks about a GPU's autocast, and would convert to float32 beside a CPU's.
     asked = torch.is_autocast_enabled
     if dtype == torch.bfloat16:
-        monkeypatch.setattr(qwen_layers, "_normalise", as_a_gpu_normalises)
+        monkeypatch.setattr(layers, "_normalise", as_a_gpu_normalises)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *of: asked(*(of or ("cpu",))))
     built = Built(dtype, checkpointing, size, num_words)
     estimate = memory(built.p, built.sizes, built.tokens, dtype_bytes=dtype.itemsize)

@@ -23,10 +23,9 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.hardware import Memory
 from avomni_lib.notebook.run import runs
 from avomni_lib.params import CONFIDENTIAL
-from avomni_lib.plan import Bar
 from avomni_lib.training.backbones import backbone
 from avomni_lib.training.export import merge
-from avomni_lib.training.fit import checksums
+from avomni_lib.training.fit import checkpoints
 from avomni_lib.training.model import adapter, load, place
 from avomni_lib.training.model.generate import say
 from avomni_lib.training.prompt.conversation import collate
@@ -246,15 +245,9 @@ def test_a_base_that_is_stored_in_4_bit_or_not_quantised_is_merged_too(base_fold
         assert "quantization_config" not in files.read_json(folder / "config.json")
 
 
-def test_the_bar_tells_each_step(p):
-    bars = []
-
-    class Kept(Bar):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            bars.append(self)
-
-    merge.merge(p, progress=Kept)
+def test_the_bar_tells_each_step(p, kept_bars):
+    kept, bars = kept_bars
+    merge.merge(p, progress=kept)
     assert [(bar.total, bar.count) for bar in bars] == [(3, 3)]
 
 
@@ -303,7 +296,7 @@ def test_numbers_that_a_dtype_cannot_hold_are_refused(p):
     name = next(name for name in weights if "lora_B" in name)
     weights[name] = weights[name] * 1e8
     save_file(weights, path)
-    checksums.write(path.parent)
+    checkpoints.write_checksums(path.parent)
     with pytest.raises(AvomniError, match="not finite in float16"):
         merge.merge(p, dtype="float16")
     assert not list(p.run_dir.glob("*merged"))

@@ -17,7 +17,6 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache.memmap import Cache
 from avomni_lib.etl.cache.windows import Windows, num_windows
 from avomni_lib.etl.run import build
-from avomni_lib.evaluation import answer
 from avomni_lib.notebook.tiles import older
 from avomni_lib.notebook.tiles.choice import Choice, cost
 from avomni_lib.notebook.tiles.preview import Place, Preview
@@ -31,6 +30,7 @@ from avomni_lib.training.prompt.conversation import Conversation, frame_shape, p
 from avomni_lib.training.prompt.views import Black, OneCamera, Shuffled
 from avomni_lib.training.targets import target
 from tests import cached_run, tiny_qwen3_vl, training_set
+from tests.answering import answers
 from tests.test_memmap import arrays, seed_of, write_cache
 from tests.test_qwen3_vl import TEXT, processor
 from tests.test_windows import cache_of
@@ -297,12 +297,12 @@ def test_a_model_learns_from_and_answers_windows_with_a_past(run):
     frames = torch.from_numpy(np.stack([windows.frames(i) for i in range(2)]))
     batch = samples.batch_of(range(2), windows, talk)
     model(**batch, **talk.inputs(frames), use_cache=False).loss.backward()
-    answers = [
-        answer.answers(model, talk, seen, range(2), batch_size=size, max_new_tokens=6)
+    texts = [
+        answers(model, talk, seen, range(2), batch_size=size, max_new_tokens=6)
         for seen in (windows, Shuffled(windows, 0), Black(windows))
         for size in (1, 2)
     ]
-    assert answers[0] == answers[1] and answers[2] == answers[3] and len(answers[5]) == 2
+    assert texts[0] == texts[1] and texts[2] == texts[3] and len(texts[5]) == 2
 
 
 def test_the_record_names_the_rows(run):

@@ -1,6 +1,5 @@
 """Pictures: each fits a notebook, cuts nothing off, is shown once, says what its numbers say."""
 
-import io
 import itertools
 from types import SimpleNamespace
 
@@ -17,10 +16,11 @@ from avomni_lib.etl.cache.windows import Windows
 from avomni_lib.etl.run.build import Built
 from avomni_lib.evaluation.before_after import Answered
 from avomni_lib.notebook.pages import tables
-from avomni_lib.notebook.plots import audit, canvas, download, etl, tiles, training
+from avomni_lib.notebook.plots import audit, canvas, etl, tiles, training
 from avomni_lib.notebook.run import runs
 from avomni_lib.params import Params
 from tests import cached_run
+from tests.pictures import finding, fits_a_notebook, names_its_axes
 
 FEATURES = tuple(camera.name for camera in cameras.grid("4-cam").cameras) + ("egomotion",)
 TARGET = (
@@ -103,14 +103,14 @@ def pictures(windows):
         "matrix of thousands": audit.matrix(
             found(3100, damaged=[(2000, 2)], odd=[(7, 1)], evicted=[(i, 0) for i in range(900)])
         ),
-        "bytes": download.bytes_by_feature(
+        "bytes": audit.bytes_by_feature(
             [*file_rows("sound", sizes), *file_rows("missing", sizes[:1])], 1.0
         ),
-        "bytes fetched": download.bytes_by_feature(
+        "bytes fetched": audit.bytes_by_feature(
             [*file_rows("fetched", sizes), *file_rows("kept", sizes)], 1.0
         ),
-        "bytes over the budget": download.bytes_by_feature(file_rows("missing", sizes), 0.01),
-        "bytes of nothing": download.bytes_by_feature(file_rows("not chosen", sizes), 150.0),
+        "bytes over the budget": audit.bytes_by_feature(file_rows("missing", sizes), 0.01),
+        "bytes of nothing": audit.bytes_by_feature(file_rows("not chosen", sizes), 150.0),
         "contact sheet": etl.contact_sheet(windows.cache, 7),
         "one large contact": canvas.in_rows([noise(768, 1344)], ["25cd4769 train"], "1 clip"),
         "contact of nothing": etl.contact_sheet(nothing),
@@ -136,21 +136,13 @@ def pictures(windows):
 
 def test_pictures_are_png_of_1200_px_at_most_with_nothing_cut_off(pictures):
     for name, picture in pictures.items():
-        image = Image.open(io.BytesIO(picture.png()))
-        assert image.format == "PNG" and image.width <= 1200, name
-        ink = np.asarray(image.convert("L")) < 250
-        assert ink.mean() > 0.01, f"{name} is empty"
-        edges = (ink[0], ink[-1], ink[:, 0], ink[:, -1])
-        assert not any(edge.any() for edge in edges), f"{name}: something is cut off at an edge"
+        fits_a_notebook(name, picture)
 
 
 def test_every_picture_states_a_finding_and_names_its_axes(pictures):
     for name, picture in pictures.items():
         assert picture._suptitle is not None or name == "motion", f"{name} has no finding"
-        for axes in picture.axes:
-            is_bottom = axes.get_subplotspec().is_last_row()
-            if is_bottom and len(axes.get_xticks()) and (axes.lines or axes.patches):
-                assert axes.get_xlabel(), f"{name}: an x axis without its unit"
+        names_its_axes(name, picture)
 
 
 def test_a_picture_is_shown_once_by_a_kernel_that_never_imported_pyplot():
@@ -203,10 +195,6 @@ def test_the_curve_is_drawn_anew_while_somebody_looks_on(monkeypatch):
     watch(lines[:1])
     watch(lines)
     assert [text.partition(" in ")[2] for text in shown] == ["1 steps", "2 steps"]
-
-
-def finding(picture):
-    return picture._suptitle.get_text().replace("\n", " ")
 
 
 def test_titles_say_what_the_numbers_say(pictures, windows):
@@ -280,9 +268,9 @@ def test_the_worst_clip_of_a_column_is_the_one_that_shows():
 
 
 def test_files_belong_to_the_feature_of_their_folder():
-    assert download.feature_of("labels/egomotion/egomotion.chunk_0000.zip") == "egomotion"
-    assert download.feature_of("metadata/data_collection.parquet") == "metadata"
-    assert download.feature_of("features.csv") == "metadata"
+    assert audit.feature_of("labels/egomotion/egomotion.chunk_0000.zip") == "egomotion"
+    assert audit.feature_of("metadata/data_collection.parquet") == "metadata"
+    assert audit.feature_of("features.csv") == "metadata"
 
 
 def test_a_timeline_marks_every_window_where_it_lies(windows):

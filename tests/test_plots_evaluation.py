@@ -1,14 +1,12 @@
 """Pictures of the score: each is whole, and says and draws what its numbers say."""
 
 import copy
-import io
 
 import numpy as np
 import pyarrow.compute as pc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache.memmap import Cache
@@ -21,6 +19,7 @@ from avomni_lib.notebook.pages import wording
 from avomni_lib.notebook.plots import canvas, evaluation, ladder, paths, targets
 from avomni_lib.training.targets import TARGETS, Said, target
 from tests import answered_windows, cached_run
+from tests.pictures import finding, fits_a_notebook, names_its_axes
 from tests.published_set import Drive, clip_id_of
 
 FEW = {"mean": 1.0, "base": 0.8, "trained_blind": 0.9, "adapted": 0.1}
@@ -64,10 +63,6 @@ def pictures(windows, tables, scores):
     return drawn | {f"alone {kind}": picture for kind, picture in of.items()}
 
 
-def finding(picture):
-    return picture._suptitle.get_text().replace("\n", " ")
-
-
 def texts(axes):
     return [text.get_text() for text in axes.texts]
 
@@ -80,21 +75,13 @@ def dots(axes):
 def test_pictures_are_png_of_1200_px_at_most_with_nothing_cut_off(pictures):
     assert len(pictures) == 2 + 5 + 6 + 2 * 2 + 3 + 5
     for name, picture in pictures.items():
-        image = Image.open(io.BytesIO(picture.png()))
-        assert image.format == "PNG" and image.width <= 1200, name
-        ink = np.asarray(image.convert("L")) < 250
-        assert ink.mean() > 0.01, f"{name} is empty"
-        edges = (ink[0], ink[-1], ink[:, 0], ink[:, -1])
-        assert not any(edge.any() for edge in edges), f"{name}: something is cut off at an edge"
+        fits_a_notebook(name, picture)
 
 
 def test_every_picture_states_a_finding_and_names_its_axes(pictures):
     for name, picture in pictures.items():
         assert len(finding(picture)) > 10, name
-        for axes in picture.axes:
-            is_bottom = axes.get_subplotspec().is_last_row()
-            if is_bottom and len(axes.get_xticks()) and (axes.lines or axes.patches):
-                assert axes.get_xlabel(), f"{name}: an x axis without its unit"
+        names_its_axes(name, picture)
 
 
 def test_every_target_has_the_pictures_of_what_it_says(tables, scores):
@@ -228,7 +215,8 @@ def test_speeds_are_drawn_where_they_were_said(tables, windows):
     assert f"for {near:.0%} of the windows" in finding(picture), "an unread answer is not near"
     assert finding(picture).endswith(f"what it says is {errors.mean():+.2f} m/s off on average")
     assert "not drawn, as not read: 3;" in picture.axes[1].get_title(loc="left")
-    (means,) = [line for line in picture.axes[1].lines if line.get_label().startswith("mean said")]
+    lines = {line.get_label().partition(",")[0]: line for line in picture.axes[1].lines}
+    means = lines["mean predicted"]
     assert len(means.get_xdata()) == evaluation.NUM_PARTS
     assert np.all(np.diff(means.get_xdata()) > 0)
     assert means.get_ydata().mean() == pytest.approx(own["speed_mps"].mean(), rel=0.02)

@@ -23,6 +23,7 @@ from avomni_lib.training.fit import worker
 from avomni_lib.training.model import adapter
 from avomni_lib.training.prompt import samples
 from tests import cached_training
+from tests.answering import answers
 
 NAMES = [camera.name for camera in cameras.grid("4-cam").cameras]
 
@@ -43,7 +44,7 @@ def answerer(p):
 def test_a_window_is_answered_as_the_evaluation_answers_it(p, answerer):
     windows = answer.held_out_windows(p)
     model, talk, _ = before_after.models(p, windows.cache.header, adapter.adapter_dir(p))
-    scored = answer.answers(
+    scored = answers(
         model, talk, windows, range(4), batch_size=4, max_new_tokens=p.evaluation.max_new_tokens
     )
     told = [predict.predict(predict.chosen(p, window=i), answerer) for i in range(4)]

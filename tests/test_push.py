@@ -10,7 +10,7 @@ from avomni_lib import files
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import CONFIDENTIAL, Params
 from avomni_lib.training.export.push import push
-from avomni_lib.training.fit import checksums
+from avomni_lib.training.fit import checkpoints
 from avomni_lib.training.model import adapter
 from avomni_world.local_hub import Handler, LocalHub
 from tests import training_set
@@ -76,7 +76,7 @@ def run_with_adapter(tmp_path, hub, source="world", accepted=True) -> Params:
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         (folder / name).write_bytes(name.encode() * 9)
     (folder / "README.md").write_text("the run's own")
-    checksums.write(folder)
+    checkpoints.write_checksums(folder)
     return p
 
 

@@ -17,7 +17,6 @@ from transformers.video_utils import VideoMetadata
 
 from avomni_lib.errors import AvomniError
 from avomni_lib.training.backbones import Video, backbone
-from avomni_lib.training.prompt.conversation import Conversation
 from tests import training_set
 
 KIND = backbone("qwen3_vl")
@@ -250,10 +249,3 @@ def test_norms_are_fused_where_there_is_a_kernel(apart):
         hidden, norm.weight.shape, norm.weight, norm.variance_epsilon
     )
     torch.testing.assert_close(fused, before)
-
-
-def test_the_conversation_asks_with_the_backbones_chat():
-    talk = training_set.conversation()
-    assert isinstance(talk, Conversation)
-    assert talk.num_vision_tokens == KIND.num_vision_tokens(talk.videos)
-    assert talk.text.startswith("<|im_start|>user\n<|vision_start|><0.1 seconds><|vision_start|>")

@@ -32,6 +32,11 @@ def choice(p, **changes):
     return Choice(**{name: changes.get(name, getattr(own, name)) for name in names})
 
 
+def window_of(raw, times_us, wanted):
+    """All frames of a window (T, H, W, 3)."""
+    return np.stack([raw.grid_frame(NAME, times_us, k, wanted) for k in range(len(times_us))])
+
+
 @pytest.mark.parametrize("fit", ["letterbox", "crop", "stretch"])
 @pytest.mark.parametrize("setup", ["4-cam", "7-cam"])
 def test_pixels_and_motion_are_those_that_the_etl_makes(p, fit, setup):
@@ -42,13 +47,13 @@ def test_pixels_and_motion_are_those_that_the_etl_makes(p, fit, setup):
     motion = Preview(laid).motion(NAME, wanted.sample_hz)
     for name in ("times", "egomotion", "track"):
         assert np.array_equal(getattr(motion, name), made[name]), name
-    frames = raw.grid_frames(NAME, motion.times[3:9], wanted)
+    frames = window_of(raw, motion.times[3:9], wanted)
     assert np.array_equal(frames, made["frames"][3:9])
 
 
 def test_another_tile_fit_or_grid_of_the_same_cameras_decodes_nothing(p, times_us):
     raw = RawFrames(p)
-    raw.grid_frames(NAME, times_us, choice(p, setup="7-cam"))
+    window_of(raw, times_us, choice(p, setup="7-cam"))
     num = raw.num_decoded
     assert num == 7 * len(times_us)
     own = tuple(camera.name for camera in cameras.CAMERAS[:3])
@@ -58,15 +63,15 @@ def test_another_tile_fit_or_grid_of_the_same_cameras_decodes_nothing(p, times_u
         {"setup": "7-cam", "fit": "letterbox"},
         {"setup": OWN_LIST, "cameras": own},
     ):
-        raw.grid_frames(NAME, times_us, choice(p, **changed))
+        window_of(raw, times_us, choice(p, **changed))
     assert raw.num_decoded == num
 
 
 def test_overlapping_windows_share_what_was_decoded(p):
     raw = RawFrames(p)
     times = Preview(p).motion(NAME, cached_run.HZ).times
-    raw.grid_frames(NAME, times[:6], choice(p))
-    raw.grid_frames(NAME, times[2:8], choice(p))
+    window_of(raw, times[:6], choice(p))
+    window_of(raw, times[2:8], choice(p))
     assert raw.num_decoded == 4 * 8
 
 
@@ -84,10 +89,8 @@ def test_memory_stays_within_its_bound_but_for_the_latest_block(p, monkeypatch):
     raw.grid_frame(NAME, times[:2], 0, choice(p))
     assert raw.num_decoded == num + 8, "the oldest are gone, and come again"
     tight = RawFrames(p, limit_bytes=1)
-    whole = tight.grid_frames(NAME, times[:4], choice(p, setup="7-cam"))
-    assert np.array_equal(
-        whole, RawFrames(p).grid_frames(NAME, times[:4], choice(p, setup="7-cam"))
-    )
+    whole = window_of(tight, times[:4], choice(p, setup="7-cam"))
+    assert np.array_equal(whole, window_of(RawFrames(p), times[:4], choice(p, setup="7-cam")))
 
 
 def test_only_the_frames_around_the_one_shown_are_decoded(p, monkeypatch):

@@ -16,7 +16,6 @@ from avomni_lib.live.answering import opened
 from avomni_lib.live.recording import Recording, replay
 from avomni_lib.live.session import Session
 from avomni_lib.notebook.plots import live as plots
-from avomni_lib.notebook.plots import predicted
 from avomni_lib.params import Params
 from avomni_lib.training.prompt import history, samples
 from avomni_lib.training.targets import Said, target_of
@@ -132,8 +131,8 @@ def test_small_and_long_tiles_are_drawn_without_a_warning(played, tile):
     asked = dataclasses.replace(made.subject, frames=frames)
     answer = dataclasses.replace(made.answer, said=Said(waypoints_m=path))
     made = dataclasses.replace(made, subject=asked, answer=answer)
-    assert list(predicted.paths_of(made)) == ["predicted"]
-    drawn = predicted.picture(run, made)
+    assert list(plots.paths_of(made)) == ["predicted"]
+    drawn = plots.picture(run, made)
     assert drawn.png() and len(drawn.axes[0].lines) == 1, "the path lies over the front camera"
     assert plots.strip(run, [made] * 4).png()
 

@@ -124,24 +124,21 @@ def wait_for(condition, seconds=300):
         time.sleep(0.05)
 
 
-def test_what_the_first_steps_fail_of_is_told_by_the_plan(published_run):
-    def plan_with(**keys):
-        changed = published_run.training.model_copy(update=keys)
-        return trainer.plan(published_run.model_copy(update={"training": changed}))
-
-    with pytest.raises(AvomniError, match="unknown optimizer 'adamw_9bit'") as caught:
-        plan_with(optimizer="adamw_9bit")
-    assert "near it are" in str(caught.value) and "Traceback" not in str(caught.value)
-
-
-def test_a_plan_refuses_what_the_training_would(published_run):
-    def plan_with(section, **keys):
-        changed = getattr(published_run, section).model_copy(update=keys)
-        return trainer.plan(published_run.model_copy(update={section: changed}))
-
-    with pytest.raises(AvomniError, match="model.max_seq_length is 100"):
-        plan_with("model", max_seq_length=100)
-    with pytest.raises(AvomniError, match="no training window"):
-        plan_with("processing", sequence_length=64)
-    with pytest.raises(AvomniError, match="run 03_etl"):
-        plan_with("run", name="empty")
+@pytest.mark.parametrize(
+    ("section", "keys", "message"),
+    [
+        (
+            "training",
+            {"optimizer": "adamw_9bit"},
+            "unknown optimizer 'adamw_9bit'(.|\n)*near it are",
+        ),
+        ("model", {"max_seq_length": 100}, "model.max_seq_length is 100"),
+        ("processing", {"sequence_length": 64}, "no training window"),
+        ("run", {"name": "empty"}, "run 03_etl"),
+    ],
+)
+def test_a_plan_refuses_what_the_training_would(published_run, section, keys, message):
+    changed = getattr(published_run, section).model_copy(update=keys)
+    with pytest.raises(AvomniError, match=message) as caught:
+        trainer.plan(published_run.model_copy(update={section: changed}))
+    assert "Traceback" not in str(caught.value)

@@ -20,6 +20,7 @@ from avomni_lib.notebook.tiles.choice import OWN_LIST
 from avomni_lib.notebook.tiles.preview import Listed
 from avomni_lib.params import Params
 from tests import cached_run
+from tests.pictures import finding
 from tests.published_set import Drive, clip_id_of, read_frame
 
 SHORT = 4  # this clip has fewer windows than the others
@@ -230,9 +231,7 @@ def test_a_choice_that_the_model_would_refuse_is_shown_and_says_so(view):
     view.setup.value = "7-cam"  # 3 × 48 px are no multiple of 32
     assert shown(view).any()
     assert "would refuse it: a grid of 144×96 px does not divide" in view.cost_table.value
-    assert "would refuse it: a grid of 144×96 px" in view.figure()._suptitle.get_text().replace(
-        "\n", " "
-    )
+    assert "would refuse it: a grid of 144×96 px" in finding(view.figure())
     small = view.p.model_copy(
         update={"model": view.p.model.model_copy(update={"max_seq_length": 70})}
     )
@@ -317,11 +316,11 @@ def test_the_answer_is_the_targets_own_words(p, view):
 
 def test_the_static_figure_shows_the_current_choice(view):
     picture = view.figure()
-    title = picture._suptitle.get_text().replace("\n", " ")
+    title = finding(picture)
     assert title.startswith("4-cam, tiles of 48×32, 10 Hz: 12 vision tokens a window")
     assert "Avg Velocity" in picture.axes[0].get_xlabel()
     view.setup.value, view.controls.width.value, view.controls.height.value = "7-cam", 96, 64
-    title = view.figure()._suptitle.get_text().replace("\n", " ")
+    title = finding(view.figure())
     assert title.startswith("7-cam, tiles of 96×64, 10 Hz: 108 vision tokens")
 
 

@@ -15,12 +15,11 @@ from safetensors.numpy import load_file
 
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
-from avomni_lib.plan import Bar
 from avomni_lib.sections import Reporter
 from avomni_lib.training.backbones import backbone
 from avomni_lib.training.feed import loader
-from avomni_lib.training.fit import checkpoints, heldout, worker
-from avomni_lib.training.model import adapter
+from avomni_lib.training.fit import checkpoints, worker
+from avomni_lib.training.model import adapter, generate
 from avomni_lib.training.model import load as model
 from avomni_lib.training.prompt import samples
 from avomni_lib.training.prompt.conversation import IGNORED
@@ -283,11 +282,6 @@ def test_damaged_data_stops_the_training_with_its_own_words(base_folder, tmp_pat
         worker.work(p, windows=Damaged(24))
 
 
-def test_an_unknown_optimizer_is_named_with_its_neighbours(base_folder, tmp_path):
-    with pytest.raises(AvomniError, match="paged_adamw_8bit"):
-        training_set.params(tmp_path, base_folder, training={"optimizer": "paged_adam_8bit"})
-
-
 def test_a_sample_that_is_too_long_is_refused_before_the_first_step(base_folder, tmp_path):
     p = training_set.params(tmp_path, base_folder, model={"max_seq_length": 100})
     with pytest.raises(AvomniError, match="model.max_seq_length is 100"):
@@ -299,7 +293,7 @@ def test_the_best_checkpoint_on_held_out_windows_comes_out(base_folder, tmp_path
     errors = {2: 3.0, 4: 1.0, 6: 2.0, 8: 4.0}
     asked = []
 
-    def say(model, talk, frames, max_new_tokens, histories=None):
+    def say(model, talk, frames, max_new_tokens, **options):
         asked.append(len(frames))
         error = errors[2 * len(asked)]
         said = training_set.Truth(0.3, 1.0, 1.0, 1.0 + error)
@@ -309,7 +303,7 @@ def test_the_best_checkpoint_on_held_out_windows_comes_out(base_folder, tmp_path
         def truth(self, index):
             return training_set.Truth(0.3, 1.0, 1.0, 1.0)
 
-    monkeypatch.setattr(heldout, "say", say)
+    monkeypatch.setattr(generate, "say", say)
     training = {"num_epochs": 2, "heldout_windows": 3, "patience": 2}
     p = training_set.params(tmp_path, base_folder, training=training)
     trained = worker.work(p, windows=training_set.Stripes(24), held_out=Slow(7))
@@ -441,21 +435,22 @@ def test_a_reporter_of_the_trainers_own_gets_each_line(base_folder, tmp_path, mo
         assert logs == {k: v for k, v in line.items() if k != "step" and v is not None}
 
 
-def test_a_reporter_of_the_trainers_that_is_not_installed_is_told(base_folder, tmp_path):
-    p = training_set.params(tmp_path, base_folder, training={"report_to": "wandb"})
-    with pytest.raises(AvomniError, match="report_to is wandb, which cannot be used here"):
-        worker.work(p, windows=training_set.Stripes(24))
-
-
-def test_a_reporter_that_is_not_installed_is_asked_for(base_folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "what", "fix"),
+    [
+        ("wandb", "report_to is wandb, which cannot be used here", "install its package"),
+        ("trackio", "trackio, which is not installed", "pip install trackio"),
+    ],
+)
+def test_a_reporter_that_is_not_installed_is_told(
+    kind, what, fix, base_folder, tmp_path, monkeypatch
+):
     find = util.find_spec
-    monkeypatch.setattr(
-        util, "find_spec", lambda name, *_: None if name == "trackio" else find(name)
-    )
-    p = training_set.params(tmp_path, base_folder, training={"report_to": "trackio"})
-    with pytest.raises(AvomniError, match="trackio, which is not installed") as caught:
+    monkeypatch.setattr(util, "find_spec", lambda name, *_: None if name == kind else find(name))
+    p = training_set.params(tmp_path, base_folder, training={"report_to": kind})
+    with pytest.raises(AvomniError, match=what) as caught:
         worker.work(p, windows=training_set.Stripes(24))
-    assert "pip install trackio" in caught.value.fix
+    assert fix in caught.value.fix
 
 
 def test_what_a_loaded_model_was_used_for_before_changes_nothing(straight, tmp_path):
@@ -470,18 +465,12 @@ def test_what_a_loaded_model_was_used_for_before_changes_nothing(straight, tmp_p
     assert again.choices == alone.choices
 
 
-def test_the_bar_moves_by_one_a_step(base_folder, tmp_path):
-    bars = []
-
-    class Kept(Bar):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            bars.append(self)
-
+def test_the_bar_moves_by_one_a_step(base_folder, tmp_path, kept_bars):
+    kept, bars = kept_bars
     p = training_set.params(tmp_path, base_folder, training={"max_steps": 3})
     windows = training_set.Stripes(24)
-    worker.work(p, progress=Kept, windows=windows)
-    worker.work(p, progress=Kept, windows=windows)
+    worker.work(p, progress=kept, windows=windows)
+    worker.work(p, progress=kept, windows=windows)
     assert [(bar.total, bar.count, bar.unit) for bar in bars] == [(3, 3, "step")] * 2
 
 

@@ -6,6 +6,7 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import trl
@@ -102,49 +103,55 @@ def conversation(
     )
 
 
+def text_config(tokenizer: Any, **numbers: Any) -> dict[str, Any]:
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        **numbers,
+    }
+
+
+def qwen_ids(tokenizer: Any) -> dict[str, int]:
+    return {
+        f"{name}_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>")
+        for name, token in (
+            *(("image_token", "image_pad"), ("video_token", "video_pad")),
+            *(("vision_start_token", "vision_start"), ("vision_end_token", "vision_end")),
+        )
+    }
+
+
+QWEN_TOWER = {
+    "depth": 2,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_heads": 2,
+    "out_hidden_size": 64,
+    "num_position_embeddings": 64,
+}
+
+
 def config(tokenizer):
     """A Qwen3-VL of 0.2 M parameters."""
     from transformers import Qwen3VLConfig
 
-    def ids(*tokens: str) -> list[int]:
-        return [tokenizer.convert_tokens_to_ids(token) for token in tokens]
-
-    image, video, start, end = ids(
-        "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"
-    )
+    rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [6, 5, 5]}
     return Qwen3VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "head_dim": 32,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 5e6,
-                "mrope_section": [6, 5, 5],
-                "mrope_interleaved": True,
-            },
-            "tie_word_embeddings": True,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_heads": 2,
-            "out_hidden_size": 64,
-            "num_position_embeddings": 64,
-            "deepstack_visual_indexes": [0, 1],
-        },
-        image_token_id=image,
-        video_token_id=video,
-        vision_start_token_id=start,
-        vision_end_token_id=end,
+        text_config=text_config(
+            tokenizer,
+            head_dim=32,
+            rope_parameters=rope | {"mrope_interleaved": True},
+            tie_word_embeddings=True,
+        ),
+        vision_config=QWEN_TOWER | {"deepstack_visual_indexes": [0, 1]},
         tie_word_embeddings=True,
+        **qwen_ids(tokenizer),
     )
 
 

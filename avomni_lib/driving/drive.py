@@ -21,12 +21,12 @@ import numpy as np
 import pandas as pd
 
 from avomni_lib import files, own_code
-from avomni_lib.dataset import cameras
+from avomni_lib.dataset.cameras import grid
 from avomni_lib.driving import ladder
 from avomni_lib.driving.episode import Episode
 from avomni_lib.driving.ladder import Driven
 from avomni_lib.driving.policies import HZ, ModelPolicy, Observation, Policy, check, policy, several
-from avomni_lib.driving.terms import beside_lane, terms
+from avomni_lib.driving.terms import Seen, terms
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.run.build import description
 from avomni_lib.evaluation.scores import MODEL
@@ -122,15 +122,15 @@ def over_time(drive: Drive) -> pd.DataFrame:
     `left_m` of the lane's middle, of the box's middle; `turned_deg` to the left of the lane.
     """
     episode = drive.episode
-    left_m, turned_rad = beside_lane(episode)
+    seen = Seen(episode)
     recorded = episode.reference[: len(episode.ego), 3]
     return pd.DataFrame(
         {
             "time_s": episode.time_s,
             "speed_mps": episode.ego[:, 3],
             "recorded_mps": recorded,
-            "left_m": left_m,
-            "turned_deg": np.degrees(turned_rad),
+            "left_m": seen.middle_m,
+            "turned_deg": np.degrees(seen.turned_rad),
         }
     )
 
@@ -198,15 +198,12 @@ def drive(p: Params, folder: Path, progress: type[Bar] = Bar) -> Drives:
             own = {seed: _read(_file(kept, name, seed), recipe | {"seed": seed}) for seed in seeds}
             missing = [seed for seed, each in own.items() if each is None]
             bar.update(len(seeds) - len(missing), name)
-            drivers: Policy | None = None
+            if missing:
+                driver = Expert() if name == "expert" else policy(name, p, answerer)
             for first in range(0, len(missing), p.driving.batch_size):
-                batch = {
-                    seed: seeds[seed] for seed in missing[first : first + p.driving.batch_size]
-                }
-                envs = {seed: _environment(p, name) for seed in batch}
-                if drivers is None or name == "expert":
-                    drivers = Expert(envs) if name == "expert" else policy(name, p, answerer)
-                for seed, made in _drive_batch(p, drivers, envs, batch, name):
+                batch = missing[first : first + p.driving.batch_size]
+                for made in _drive_batch(p, driver, {seed: seeds[seed] for seed in batch}, name):
+                    seed = made.episode.seed
                     own[seed] = made
                     _write(_file(kept, name, seed), made, recipe | {"seed": seed})
                     bar.update(1, name)
@@ -220,11 +217,11 @@ def drive(p: Params, folder: Path, progress: type[Bar] = Bar) -> Drives:
 class Expert:
     """The driver who knows the road, from the world itself."""
 
-    name = "expert"
+    name, sees = "expert", False
     note = "is told the road and where everybody is"
 
-    def __init__(self, envs: Mapping[int, DriveEnv]):
-        self._envs = envs
+    def __init__(self) -> None:
+        self.envs: Mapping[int, DriveEnv] = {}
 
     def start(self, number: int, reference: np.ndarray) -> None:
         pass
@@ -232,22 +229,17 @@ class Expert:
     def __call__(self, observation: Observation, number: int = 0) -> np.ndarray:
         from avomni_world.driving import expert
 
-        return np.asarray(expert.waypoints(self._envs[number]), np.float64)
+        return np.asarray(expert.waypoints(self.envs[number]), np.float64)
 
 
 def _drive_batch(
-    p: Params,
-    driver: Policy,
-    envs: Mapping[int, DriveEnv],
-    events: Mapping[int, str],
-    name: str,
-) -> Iterator[tuple[int, Drive]]:
+    p: Params, driver: Policy, events: Mapping[int, str], name: str
+) -> Iterator[Drive]:
     """Drive the episodes of some seeds side by side; yields each when it has ended."""
-    world, grid = p.dataset.world, cameras.grid(p.vision.cameras)
-    front = grid.cameras.index(front_camera(p))
-    black = None
-    if name == "blind":  # it sees nothing, so nothing is drawn
-        black = np.zeros((len(grid.cameras), world.height, world.width, 3), np.uint8)
+    world, front = p.dataset.world, grid(p.vision.cameras).cameras.index(front_camera(p))
+    envs = {seed: _environment(p, driver.sees) for seed in events}
+    if isinstance(driver, Expert):
+        driver.envs = envs
     seen: dict[int, Any] = {}
     pictures: dict[int, list[np.ndarray]] = {seed: [] for seed in envs}
     try:
@@ -257,11 +249,8 @@ def _drive_batch(
             driver.start(seed, env.recorded(np.arange(env.num_steps + 1) / HZ))
             if isinstance(driver, ModelPolicy):
                 ego = seen[seed]["ego"]
-                past = info["past_cameras"] if black is None else [black] * (len(ego) - 1)
-                driver.look_back(seed, past, ego)
+                driver.look_back(seed, info.get("past_cameras", ego[1:]), ego)
         while seen:
-            if black is not None:
-                seen = {seed: {**each, "cameras": black} for seed, each in seen.items()}
             for seed, action in several(driver, seen).items():
                 env = envs[seed]
                 if name == MODEL and env.step_idx % HZ == 0:
@@ -271,7 +260,7 @@ def _drive_batch(
                     del seen[seed]
                     shown = np.array(pictures[seed], np.uint8)
                     shown = shown.reshape(-1, world.height, world.width, 3)
-                    yield seed, Drive(env.episode(), events[seed], shown, driver.note)
+                    yield Drive(env.episode(), events[seed], shown, driver.note)
     finally:
         for env in envs.values():
             env.close()
@@ -296,10 +285,10 @@ def _refuse(p: Params) -> None:
         adapter_folder(p)
 
 
-def _environment(p: Params, name: str) -> DriveEnv:
+def _environment(p: Params, sees: bool) -> DriveEnv:
     from avomni_world.driving.env import DriveEnv
 
-    world, sees = p.dataset.world, name == MODEL or own_code.is_reference(name)
+    world = p.dataset.world
     return DriveEnv(
         town=world.town,
         cameras=p.vision.cameras if sees else None,

@@ -17,15 +17,16 @@ import pandas as pd
 from avomni_lib.driving.episode import Episode
 from avomni_lib.driving.terms import COLUMNS, terms
 from avomni_lib.errors import AvomniError
-from avomni_lib.evaluation import bootstrap, ladder
-from avomni_lib.evaluation.claims import FEWEST_CLIPS, TableWithClaims, gained, intervals
+from avomni_lib.evaluation import bootstrap
+from avomni_lib.evaluation.claims import FEWEST_CLIPS, TableWithClaims, gained, in_words
+from avomni_lib.evaluation.claims import ROWS as LADDER_ROWS
 from avomni_lib.evaluation.scores import MODEL
 
 ROWS = {
     "expert": "expert, which knows the road",
     "log_replay": "the recorded drive again",
-    **{name: ladder.ROWS[name] for name in ("constant_velocity", "ctra", "ego_motion")},
-    **{name: ladder.ROWS[name] for name in ("base", "blind", MODEL)},
+    **{name: LADDER_ROWS[name] for name in ("constant_velocity", "ctra", "ego_motion")},
+    **{name: LADDER_ROWS[name] for name in ("base", "blind", MODEL)},
 }
 # Row -> what beating it shows, and what the row is.
 CLAIMS = {
@@ -78,20 +79,11 @@ class Driven(TableWithClaims):
     def table(self) -> pd.DataFrame:
         """The ladder in words, a line a policy."""
         drive = pd.DataFrame(self.figures["drive"])
-        apart = (drive["name"] != MODEL) & drive["difference_to_model"].notna()
-        differences = drive["difference_to_model"].astype(float).map("{:+.3f}".format)
-        between = intervals(drive["difference_low"], drive["difference_high"])
-        columns = {
-            "row": drive["name"].replace(ROWS),
-            "scene score": drive["scene_score"].map("{:.3f}".format),
-            "95 % interval": intervals(drive["low"], drive["high"]),
-            "row - model": differences.where(apart, ""),
-            "its 95 % interval": between.where(apart, ""),
-        }
+        table = in_words(drive, "scene_score", ROWS, "scene score")
         for name, heading in HEADINGS.items():
             values = [entry[name] for entry in drive["terms"]]
-            columns[heading] = ["none" if value is None else f"{value:.2f}" for value in values]
-        return pd.DataFrame(columns)
+            table[heading] = ["none" if value is None else f"{value:.2f}" for value in values]
+        return table
 
 
 def driven(episodes: Mapping[str, Sequence[Episode]], seed: int = 0) -> Driven:
@@ -150,12 +142,7 @@ def figures(scores: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
         km = float(own["km"].sum())
         entry = {
             "name": name,
-            "scene_score": value.value,
-            "low": value.low,
-            "high": value.high,
-            "difference_to_model": difference.value,
-            "difference_low": difference.low,
-            "difference_high": difference.high,
+            **bootstrap.entry("scene_score", value, difference),
             "num_episodes": len(own),
             "terms": {
                 **{column: float(own[column].mean()) for column in SHARES},

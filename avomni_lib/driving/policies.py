@@ -14,7 +14,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import av
 import numpy as np
@@ -28,7 +28,7 @@ from avomni_lib.evaluation.scores import MODEL, parts_of
 from avomni_lib.live.stream import Ready, Sliding
 from avomni_lib.live.ticks import Tick
 from avomni_lib.params import Params
-from avomni_lib.training.prompt import history, samples
+from avomni_lib.training.prompt import samples
 from avomni_lib.training.targets import TARGETS, target_of
 from avomni_lib.training.targets.future import (
     FUTURE_V1,
@@ -54,6 +54,10 @@ class Policy(Protocol):
     """
 
     name: str
+
+    @property
+    def sees(self) -> bool:
+        """Whether it looks at pictures; for others none are drawn."""
 
     @property
     def note(self) -> str:
@@ -94,7 +98,8 @@ class Motion:
 
     name: str
     ahead: Callable[[Trajectory], np.ndarray]
-    note: str = ""
+    note: ClassVar[str] = ""
+    sees: ClassVar[bool] = False
 
     def start(self, number: int, reference: np.ndarray) -> None:
         pass
@@ -128,8 +133,9 @@ class LogReplay:
     Where it is it knows from the ego's own motion since the start, which is the recorded one's.
     """
 
-    name: str = "log_replay"
-    note: str = ""
+    name: ClassVar[str] = "log_replay"
+    note: ClassVar[str] = ""
+    sees: ClassVar[bool] = False
     _drives: dict[int, tuple[np.ndarray, complex, float, int]] = field(default_factory=dict)
 
     def start(self, number: int, reference: np.ndarray) -> None:
@@ -200,8 +206,8 @@ class ModelPolicy:
     ):
         self._answerer, self.p = answerer, answerer.p
         check(self.p)
-        self.name = "blind" if blind else answerer.name
-        self._is_blind, self.hop = blind, hop or self.p.live.hop
+        self.name, self.sees = "blind" if blind else answerer.name, not blind
+        self.hop = hop or self.p.live.hop
         self._smoothing = smoothing
         self._names = [each.name for each in cameras.grid(self.p.vision.cameras).cameras]
         self._wheels: dict[int, _Wheel] = {}
@@ -227,11 +233,12 @@ class ModelPolicy:
         pasts: deque[Trajectory] = deque(maxlen=self.p.processing.sequence_length)
         self._wheels[number] = _Wheel(self._sliding(), pasts)
 
-    def look_back(self, number: int, pictures: Sequence[np.ndarray], ego: np.ndarray) -> None:
+    def look_back(self, number: int, pictures: Sequence[Any], ego: np.ndarray) -> None:
         """Show it what came before an episode, so that its window is whole the sooner.
 
         Args:
-            pictures: (n, cameras, H, W, 3) uint8, every 0.1 s until just before the start.
+            pictures: (n, cameras, H, W, 3) uint8, every 0.1 s until just before the start; n of
+                anything where it is blind.
             ego: (17, 4) of the first observation.
         """
         wheel, self._num_past = self._wheels[number], len(pictures)
@@ -273,7 +280,9 @@ class ModelPolicy:
         tick = math.ceil(wheel.step * self.p.processing.sample_hz / HZ - 1e-9)
         if self._step_of(tick) != wheel.step:
             return None
-        pictures = np.asarray(seen["cameras"])
+        size = self.p.processing.tile_height, self.p.processing.tile_width
+        black = np.zeros((len(self._names), *size, 3), np.uint8)
+        pictures = np.asarray(seen["cameras"]) if self.sees else black
         if len(pictures) != len(self._names) or pictures.dtype != np.uint8 or pictures.ndim != 4:
             raise AvomniError(
                 f"pictures are {pictures.shape} {pictures.dtype}, expected "
@@ -281,8 +290,6 @@ class ModelPolicy:
                 where="cameras of an observation",
                 fix="render the cameras of vision.cameras, in the order of its grid",
             )
-        if self._is_blind:
-            pictures = np.zeros_like(pictures)
         wheel.pasts.append(past_of(seen))
         time_ns = round(wheel.step * STEP_S * 1e9)
         frames = {
@@ -293,45 +300,36 @@ class ModelPolicy:
 
     def _answer(self, due: Mapping[int, Ready]) -> None:
         """Ask about the windows, in batches, and take over the paths that can be read."""
-        told = [self._history(self._wheels[number]) for number in due]
+        wheels = self._wheels
+        pasts = [samples.past_words(self.p, wheels[each].pasts.__getitem__) for each in due]
         frames = [ready.frames for ready in due.values()]
-        if self._is_blind and not any(told):  # all such windows are one: it is asked about once
-            self._black = self._black or self._say(frames[:1], told[:1])
+        if self.sees or any(pasts):
+            texts = self._say(frames, pasts)
+        else:  # all such windows are one: it is asked about once
+            self._black = self._black or self._say(frames[:1], pasts[:1])
             texts = self._black * len(due)
-        else:
-            texts = self._say(frames, told)
         for number, text in zip(due, texts, strict=True):
-            said = self._answerer.target.read(text)
+            answer = self._answerer.target.read(text)
             self.num_answers += 1
-            if said is None or said.waypoints_m is None:
+            if answer is None or answer.waypoints_m is None:
                 self.num_unread += 1
             else:
-                wheel, new = self._wheels[number], at_10hz(said.waypoints_m)
+                wheel, new = wheels[number], at_10hz(answer.waypoints_m)
                 before, kept = wheel.plan, self._smoothing
                 wheel.plan = new if before is None else kept * before + (1 - kept) * new
 
-    def _say(self, frames: Sequence[np.ndarray], told: Sequence[str]) -> list[str]:
-        """The model's texts about windows (T, H, W, 3), `evaluation.batch_size` at a time."""
-        from avomni_lib.training.model.generate import say
+    def _say(self, frames: Sequence[np.ndarray], pasts: Sequence[str]) -> list[str]:
+        from avomni_lib.training.model.generate import say_all
 
-        asked, size, texts = self._answerer, self.p.evaluation.batch_size, []
-        for first in range(0, len(frames), size):
-            texts += say(
-                asked.model,
-                asked.conversation,
-                np.stack(frames[first : first + size]),
-                self.p.evaluation.max_new_tokens,
-                histories=told[first : first + size],
-                constrained=self.p.evaluation.constrained,
-            )
-        return texts
-
-    def _history(self, wheel: _Wheel) -> str:
-        if not self.p.prompt.ego_history:
-            return ""
-        asked = self._answerer.target
-        past = wheel.pasts[history.FRAME[asked.history_ends]]
-        return history.text_of(past, asked, self.p.processing.own_from_s)
+        return say_all(
+            self._answerer.model,
+            self._answerer.conversation,
+            frames,
+            pasts,
+            max_new_tokens=self.p.evaluation.max_new_tokens,
+            at_a_time=self.p.evaluation.batch_size,
+            constrained=self.p.evaluation.constrained,
+        )
 
     def _waypoints(self, number: int, seen: Observation) -> np.ndarray:
         plan = self._wheels[number].plan
@@ -392,7 +390,8 @@ class Own:
 
     name: str
     call: Callable[[], Callable[[Observation], Any]]
-    note: str = ""
+    note: ClassVar[str] = ""
+    sees: ClassVar[bool] = True
     _drives: dict[int, Callable[[Observation], Any]] = field(default_factory=dict)
 
     def start(self, number: int, reference: np.ndarray) -> None:
@@ -450,18 +449,18 @@ def policy(name: str, p: Params, answerer: Callable[[], Answerer]) -> Policy:
     """
     if own_code.is_reference(name):
         return own(name)
+
+    def model() -> ModelPolicy:
+        check(p)  # before it is loaded
+        return ModelPolicy(answerer(), p.driving.hop, name == "blind", p.driving.smoothing)
+
+    def motion() -> Motion:
+        return Motion(name, functools.partial(rolled, name))
+
     made: dict[str, Callable[[], Policy]] = {
         "log_replay": LogReplay,
-        **{each: functools.partial(_motion, each) for each in baselines.MODELS},
+        **dict.fromkeys(baselines.MODELS, motion),
         "ego_motion": lambda: ego_motion(p),
-        "blind": lambda: ModelPolicy(answerer(), p.driving.hop, True, p.driving.smoothing),
-        MODEL: lambda: ModelPolicy(answerer(), p.driving.hop, False, p.driving.smoothing),
+        **dict.fromkeys(("blind", MODEL), model),
     }
-    make = pick(made, name, "policy", WHERE)
-    if name in ("blind", MODEL):
-        check(p)  # before a model is loaded
-    return make()
-
-
-def _motion(name: str) -> Motion:
-    return Motion(name, functools.partial(rolled, name))
+    return pick(made, name, "policy", WHERE)()

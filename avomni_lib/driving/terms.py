@@ -375,12 +375,3 @@ def comfort(episode: Episode) -> float:
         for name, (least, most) in COMFORT.items()
     ]
     return float(all(within))
-
-
-def beside_lane(episode: Episode) -> tuple[np.ndarray, np.ndarray]:
-    """How far the ego's box is to the left of its lane (m), and turned to the left of it (rad).
-
-    Why a drive left the road: (T,) each.
-    """
-    seen = Seen(episode)
-    return seen.middle_m, seen.turned_rad

@@ -26,13 +26,12 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.evaluation.metrics import Asked
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
-from avomni_lib.training.model.generate import Sampling, say
+from avomni_lib.training.model.generate import Sampling
 from avomni_lib.training.prompt import samples
 from avomni_lib.training.targets import target
 
 if TYPE_CHECKING:
     from avomni_lib.etl.cache.windows import Windows
-    from avomni_lib.training.prompt.conversation import Conversation
 
 logger = logging.getLogger(__name__)
 ATTRIBUTES = ("country", "hour", "platform")
@@ -267,64 +266,6 @@ def ask_all(
         if bar:
             bar.update(num[batch.place], note=batch.row)
     return {(row.name, row.sample): row.texts(answered) for row in rows}
-
-
-def say_batch(
-    model: Any,
-    conversation: Conversation,
-    windows: FrameSource,
-    batch: Batch,
-    max_new_tokens: int,
-    constrained: bool = False,
-) -> list[str]:
-    """What a model of this process answers to a batch.
-
-    Args:
-        windows: Whose `frames(i)` are (T, H, W, 3) uint8 RGB.
-        constrained: Only tokens that fit the target's pattern are allowed.
-
-    Raises:
-        AvomniError: see `generate.say`.
-    """
-    return say(
-        model,
-        conversation,
-        np.stack([windows.frames(i) for i in batch.indices]),
-        max_new_tokens,
-        histories=list(batch.histories),
-        sampling=batch.sampling,
-        constrained=constrained,
-    )
-
-
-def answers(
-    model: Any,
-    conversation: Conversation,
-    windows: FrameSource,
-    indices: Sequence[int],
-    *,
-    batch_size: int,
-    max_new_tokens: int,
-    kept: Kept | None = None,
-    bar: Bar | None = None,
-    constrained: bool = False,
-    **row: Any,
-) -> list[str]:
-    """The answer of a model of this process to each of these windows, in their order.
-
-    Args:
-        row: As `Row.of` takes them.
-
-    Raises:
-        AvomniError: see `generate.say`.
-    """
-    asked = Row.of(windows, indices, batch_size, **row)
-
-    def say_one(batch: Batch) -> list[str]:
-        return say_batch(model, conversation, windows, batch, max_new_tokens, constrained)
-
-    ask = one_by_one(lambda: say_one)
-    return ask_all([asked], ask, kept, bar)[asked.name, asked.sample]
 
 
 def _seed(*place: Any) -> int:

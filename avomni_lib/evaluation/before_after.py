@@ -116,7 +116,7 @@ def _answered(
     for index, text in base.items():
         truth, texts = windows.truth(index), (text, adapted[index] if adapted else None)
         read = [target.read(each or "") for each in texts]
-        speeds = [said.speed_mps if said else None for said in read]
+        speeds = [answer.speed_mps if answer else None for answer in read]
         answered.append(
             Answered(
                 windows[index].clip_id,

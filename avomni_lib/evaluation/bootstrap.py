@@ -88,6 +88,18 @@ def estimates(
     return both[:num], both[num:]
 
 
+def entry(name: str, value: Estimate, difference: Estimate) -> dict[str, float | None]:
+    """A row's figure under `name`, its interval, and how far it is from the model's."""
+    return {
+        name: value.value,
+        "low": value.low,
+        "high": value.high,
+        "difference_to_model": difference.value,
+        "difference_low": difference.low,
+        "difference_high": difference.high,
+    }
+
+
 def bounded(statistic: Statistic, seed: int = 0, num: int = NUM_RESAMPLES) -> list[Estimate]:
     """The figures of a statistic with 95 % intervals; of fewer than two clips there are none.
 

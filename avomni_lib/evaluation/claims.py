@@ -16,6 +16,20 @@ from avomni_lib.plan import text_table
 # claimed in 8 % of cases with 5 clips, in 5 % with 10 and in 3 % with 30, where 2.5 % are meant
 # (measured on normal differences; tests/test_claims.py).
 FEWEST_CLIPS = 10
+# The ladder's rows in words, as short as the margin of a picture.
+ROWS = {
+    "mean": "predict the mean",
+    "median": "predict the median",
+    "constant_velocity": "constant velocity",
+    "ctra": "constant turn and acceleration",
+    "ego_motion": "ego motion, ridge",
+    "base": "base model",
+    "blind": "adapted model, blind",
+    "trained_blind": "trained blind",
+    "shuffled": "frames shuffled in time",
+    "one_camera": "one camera",
+    "adapted": "adapted model",
+}
 # Row of the ladder -> what beating it shows, and what the row is. Of the two blind ones the first
 # that there is counts: it had its chance to do without.
 CLAIMS = {
@@ -87,11 +101,33 @@ def gained(what: str, gain: float, low: float, high: float, shown: Callable[[flo
     return f"no evidence that {what}: the gain of {gain:.3f} ± {half} may be none"
 
 
-def intervals(low: pd.Series, high: pd.Series) -> pd.Series:
-    """Of each row in words."""
-    words = low.astype(float).map("{:.3f}".format) + " to "
-    words += high.astype(float).map("{:.3f}".format)
-    return words.where(low.notna(), "none")
+def in_words(
+    entries: pd.DataFrame, figure: str, names: Mapping[str, str], heading: str
+) -> pd.DataFrame:
+    """A ladder's figure with its interval and its difference to the model, a line a row.
+
+    Args:
+        entries: `name`, `figure` and what else `bootstrap.entry` has.
+        names: Of the rows, in words.
+        heading: Of the figure's column.
+    """
+
+    def intervals(low: pd.Series, high: pd.Series) -> pd.Series:
+        low_words, high_words = (each.astype(float).map("{:.3f}".format) for each in (low, high))
+        return (low_words + " to " + high_words).where(low.notna(), "none")
+
+    apart = (entries["name"] != MODEL) & entries["difference_to_model"].notna()
+    differences = entries["difference_to_model"].astype(float).map("{:+.3f}".format)
+    between = intervals(entries["difference_low"], entries["difference_high"])
+    return pd.DataFrame(
+        {
+            "row": entries["name"].replace(names),
+            heading: entries[figure].map("{:.3f}".format),
+            "95 % interval": intervals(entries["low"], entries["high"]),
+            "row - model": differences.where(apart, ""),
+            "its 95 % interval": between.where(apart, ""),
+        }
+    )
 
 
 class TableWithClaims(ABC):

@@ -189,11 +189,7 @@ def _answers(run: Path | str) -> Path:
 
 
 def _check_truth(a: Scores, b: Scores, where: str) -> None:
-    """Refuse runs that disagree about what the car did: then the windows are not the same.
-
-    Raises:
-        AvomniError: naming the first window, and the ground truth in each run.
-    """
+    """Refuse runs that disagree about what the car did: then the windows are not the same."""
     for name in (*TRUE, *TRUE_WORDS):
         of_a, of_b = a.ground_truth(name), b.ground_truth(name)
         if name in TRUE:

@@ -21,7 +21,7 @@ from avomni_lib.dataset.select import split
 from avomni_lib.etl.leaks import leaks
 from avomni_lib.evaluation import answer, baselines, metrics, models, protocol
 from avomni_lib.evaluation.answer import Row, held_out_windows
-from avomni_lib.evaluation.claims import TableWithClaims, intervals
+from avomni_lib.evaluation.claims import ROWS, TableWithClaims, in_words
 from avomni_lib.evaluation.scores import parts_of
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar, Plan
@@ -35,19 +35,6 @@ if TYPE_CHECKING:
 
 ANSWERS_FILE = "answers.parquet"
 KEPT_FILE = "answers.partial.jsonl"
-ROWS = {
-    "mean": "mean of the training split",
-    "median": "median of the training split",
-    "constant_velocity": "constant velocity",
-    "ctra": "constant turn rate and acceleration",
-    "ego_motion": "ego motion, ridge",
-    "base": "base model, not adapted",
-    "blind": "adapted model, shown black frames",
-    "trained_blind": "adapter trained on black frames",
-    "shuffled": "adapted model, frames shuffled in time",
-    "one_camera": "adapted model, one camera",
-    "adapted": "adapted model",
-}
 # Fewer held-out windows or clips than these make a score that the next seed may turn over.
 FEW_WINDOWS, FEW_CLIPS = 200, 20
 
@@ -69,18 +56,8 @@ class Evaluated(TableWithClaims):
     def table(self) -> pd.DataFrame:
         """The ladder in words, a line a row."""
         ladder = pd.DataFrame(self.figures["ladder"])
-        apart = ladder["name"] != metrics.MODEL
-        differences = ladder["difference_to_model"].astype(float).map("{:+.3f}".format)
-        between = intervals(ladder["difference_low"], ladder["difference_high"])
-        columns = {
-            "row": ladder["name"].replace(ROWS),
-            ladder["metric"][0]: ladder["value"].map("{:.3f}".format),
-            "95 % interval": intervals(ladder["low"], ladder["high"]),
-            "row - model": differences.where(apart, ""),
-            "its 95 % interval": between.where(apart, ""),
-            "can be read": ladder["valid_share"].map("{:.1%}".format),
-        }
-        return pd.DataFrame(columns)
+        table = in_words(ladder, "value", ROWS, ladder["metric"][0])
+        return table.assign(**{"can be read": ladder["valid_share"].map("{:.1%}".format)})
 
 
 def plan(p: Params) -> Plan:
@@ -115,7 +92,7 @@ def plan(p: Params) -> Plan:
             f"{p.evaluation.batch_size} at a time, {p.evaluation.max_new_tokens} tokens at most; "
             "black frames without a history are all alike and asked once",
         ),
-        ("models", f"answer {models.told_where(p)}", ""),
+        ("models", f"answer {models.place_in_words(p)}", ""),
         *protocol_ids.rows(p)[0],
     ]
     warnings = []
@@ -178,12 +155,9 @@ def evaluate(p: Params, folder: Path, progress: type[Bar] = Bar) -> Evaluated:
 def _rows(p: Params, windows: Windows, chosen: Sequence[int]) -> list[Row]:
     """The rows that models answer, and the drawn answers."""
     from avomni_lib.training.model.generate import Sampling
-    from avomni_lib.training.prompt import history
 
     def past_motion(index: int) -> str:
-        if not p.prompt.ego_history:
-            return ""
-        return history.of_window(windows, index, target_of(p), p.processing.own_from_s)
+        return samples.past_words(p, functools.partial(windows.past, index))
 
     shown = models.shown(p, windows)
     row = functools.partial(
@@ -205,11 +179,7 @@ def _num_samples(p: Params) -> int:
 
 
 def _checked(p: Params, windows: Windows) -> dict[str, Any]:
-    """The adapter's record; nothing that it was made from may be scored.
-
-    Raises:
-        AvomniError: no adapter, one that was trained for something else, or a leak.
-    """
+    """The adapter's record; nothing that it was made from may be scored."""
     from avomni_lib.training.model import load
 
     folder, header = adapter.adapter_dir(p), windows.cache.header

@@ -187,16 +187,8 @@ def figures(table: pa.Table, seed: int = 0) -> dict[str, Any]:
         base = rows.index(MODEL) if MODEL in rows else None
         estimates = bootstrap.estimates(scores.statistic(figure), base, seed)
         for row, value, difference in zip(rows, *estimates, strict=True):
-            metrics[row][figure] = {
-                "value": value.value,
-                "low": value.low,
-                "high": value.high,
-                "difference_to_model": difference.value,
-                "difference_low": difference.low,
-                "difference_high": difference.high,
-                "interval": value.method,
-                "difference_interval": difference.method,
-            }
+            methods = {"interval": value.method, "difference_interval": difference.method}
+            metrics[row][figure] = bootstrap.entry("value", value, difference) | methods
     valid, exact = (
         dict(zip(scores.models, scores.predictions(column).mean(axis=1).tolist(), strict=True))
         for column in ("valid", "exact")

@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from avomni_lib import files, hardware, workers
 from avomni_lib.dataset import cameras
 from avomni_lib.errors import AvomniError
@@ -18,6 +20,7 @@ from avomni_lib.evaluation.answer import Asker, Batch, FrameSource
 from avomni_lib.evaluation.server import ADAPTER, BLIND_ADAPTER, RemoteAnswerer
 from avomni_lib.params import Params
 from avomni_lib.training.model import adapter
+from avomni_lib.training.model.generate import say
 from avomni_lib.training.prompt.conversation import prompt_text
 from avomni_lib.training.targets import target_of
 
@@ -69,7 +72,7 @@ def asker(p: Params, windows: Windows) -> Asker:
     return answer.one_by_one(lambda: Local(p, windows))
 
 
-def told_where(p: Params) -> str:
+def place_in_words(p: Params) -> str:
     """Where the models answer, in words."""
     if p.evaluation.server is not None:
         return f"by the server at {p.evaluation.server}"
@@ -91,13 +94,15 @@ class Local:
 
     def __call__(self, batch: Batch) -> list[str]:
         with self._as(batch.row):
-            return answer.say_batch(
+            windows = self._shown[batch.row]
+            return say(
                 self._model,
                 self._conversation,
-                self._shown[batch.row],
-                batch,
+                np.stack([windows.frames(index) for index in batch.indices]),
                 self._p.evaluation.max_new_tokens,
-                self._p.evaluation.constrained,
+                histories=batch.histories,
+                sampling=batch.sampling,
+                constrained=self._p.evaluation.constrained,
             )
 
     def _as(self, row: str) -> contextlib.AbstractContextManager[Any]:

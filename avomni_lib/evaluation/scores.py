@@ -218,7 +218,10 @@ class Scores:
     @functools.cached_property
     def future_m(self) -> np.ndarray:
         """(n, 64, 2) float64, the driven path."""
-        return self._future_m()
+        lists = self.table["future_true_m"].take(pa.array(self.places[0])).combine_chunks()
+        if lists.null_count or len(lists.flatten()) != len(lists) * NUM_FUTURE * 2:
+            raise _broken("a window has no true path")
+        return lists.flatten().to_numpy(zero_copy_only=False).reshape(-1, NUM_FUTURE, 2)
 
     def paths_m(self, model: str) -> np.ndarray:
         """(1 + K, n, 64, 2) float64: a row's greedy paths, then those of its K samples."""
@@ -325,13 +328,6 @@ class Scores:
             "match_share": (texts == wanted).astype(np.float64),
             "exact_share": self.predictions("exact").astype(np.float64),
         }
-
-    def _future_m(self) -> np.ndarray:
-        """(n, 64, 2) float64, the driven path."""
-        lists = self.table["future_true_m"].take(pa.array(self.places[0])).combine_chunks()
-        if lists.null_count or len(lists.flatten()) != len(lists) * NUM_FUTURE * 2:
-            raise _broken("a window has no true path")
-        return lists.flatten().to_numpy(zero_copy_only=False).reshape(-1, NUM_FUTURE, 2)
 
     def _cause(self) -> dict[str, np.ndarray]:
         truth, made_by = self.ground_truth("cause_true"), self.ground_truth("cause_from")

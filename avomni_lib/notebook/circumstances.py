@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from avomni_lib.dataset import cameras
 from avomni_lib.dataset.audit.audit import NOT_CHOSEN, Audit
 from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.dataset.clip import Clip, open_clip
@@ -21,6 +20,8 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache.memmap import EGOMOTION_COLUMNS, Cache
 from avomni_lib.etl.run import forecast
 from avomni_lib.etl.video import reader
+from avomni_lib.live.subject import front_camera
+from avomni_lib.notebook.plots import canvas
 from avomni_lib.notebook.run import runs
 from avomni_lib.params import Params
 
@@ -91,7 +92,7 @@ def clips(p: Params, found: Audit) -> pd.DataFrame:
     import pandas as pd
 
     chosen, motions = _chosen(found), Motions(p)
-    read = {row["clip_id"] for row in _spread(chosen, MOST_READ)}
+    read = {chosen[place]["clip_id"] for place in canvas.evenly(len(chosen), MOST_READ)}
     rows = []
     for row in chosen:
         clip_id, values = row["clip_id"], {**row, "speed_mps": np.nan, "turn_deg": np.nan}
@@ -122,33 +123,27 @@ def first_frames(p: Params, found: Audit, num: int = 10) -> list[FirstFrame]:
     Returns:
         One a clip whose file is there; empty where none is.
     """
+
+    def shrunk(width: int, height: int) -> tuple[int, int]:
+        return WIDTH_PX, round(WIDTH_PX * height / width)
+
     catalog = Catalog.of(p)
-    own = cameras.grid(p.vision.cameras).cameras
-    camera = (cameras.FRONT_WIDE if cameras.FRONT_WIDE in own else own[0]).name
+    camera = front_camera(p).name
     there = [row for row in _chosen(found) if _clip(p, catalog, row["clip_id"], camera) is not None]
     frames = []
-    for row in _spread(there, num):
+    for row in (there[place] for place in canvas.evenly(len(there), num)):
         image, reason = None, ""
         try:
             source = _clip(p, catalog, row["clip_id"], camera).video(camera)
-            image = reader.read_frames(source, np.zeros(1), size=_shrunk).images[0]
+            image = reader.read_frames(source, np.zeros(1), size=shrunk).images[0]
         except AvomniError as error:
             reason = error.what
         frames.append(FirstFrame(row["clip_id"], row["split"], image, reason))
     return frames
 
 
-def _shrunk(width: int, height: int) -> tuple[int, int]:
-    return WIDTH_PX, round(WIDTH_PX * height / width)
-
-
 def _chosen(found: Audit) -> list[dict[str, Any]]:
     return [row for row in found.clips if row["state"] != NOT_CHOSEN]
-
-
-def _spread(rows: list[dict[str, Any]], num: int) -> list[dict[str, Any]]:
-    """`num` rows evenly spread, the first and the last among them."""
-    return [rows[int(place)] for place in np.linspace(0, len(rows) - 1, min(num, len(rows)))]
 
 
 def _clip(p: Params, catalog: Catalog, clip_id: str, feature: str) -> Clip | None:

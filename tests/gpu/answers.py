@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from avomni_lib.evaluation import answer
 from avomni_lib.training.backbones import backbone
 from avomni_lib.training.model import adapter, load
 from avomni_lib.training.prompt import samples
+from tests.answering import answers
 from tests.gpu.subject import BATCH, Subject
 from tests.gpu.trainings import CASES, clear_memory, guarded, memory_gb, optimizer_state
 
@@ -88,7 +88,7 @@ def generate(subject: Subject) -> dict[str, Any]:
     for _ in range(2):  # the first one loads kernels
         finite.clear()
         started = time.perf_counter()
-        texts = answer.answers(
+        texts = answers(
             adapted,
             talk,
             windows,

@@ -59,7 +59,7 @@ def test_every_stage_leaves_its_proof_and_a_notebook_with_pictures_and_no_traceb
         assert result["provenance"]["packages"]["numpy"]
         assert set(result["inputs"]) == set(stage.needs)
         assert list((runs.stage_dir(p, stage.name) / "figures").glob("*.png"))
-        notebook = nbformat.read(pipeline.executed_path(p, stage), as_version=4)
+        notebook = nbformat.read(runs.executed_path(p, stage), as_version=4)
         outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
         assert any("image/png" in o.get("data", {}) for o in outputs), stage.name
         assert not [o for o in outputs if o.output_type == "error"]
@@ -72,7 +72,7 @@ def test_every_stage_leaves_its_proof_and_a_notebook_with_pictures_and_no_traceb
 
 def shown_by(p: Params, stage: str, start: str) -> str:
     """What the cell whose last line starts so shows in the executed notebook."""
-    notebook = nbformat.read(pipeline.executed_path(p, runs.BY_NAME[stage]), as_version=4)
+    notebook = nbformat.read(runs.executed_path(p, runs.BY_NAME[stage]), as_version=4)
     [text] = [
         output.data.get("text/plain", "")
         for cell in notebook.cells
@@ -156,7 +156,7 @@ def test_with_eviction_the_chain_holds_less_on_the_disk_and_makes_the_same(
     assert [stage["done"] for stage in told] == [True] * 4 + [False] * 3
     assert all(f"{num} raw files evicted" in told[n]["reason"] for n in (0, 1, 3))
     assert "it reads the cache" in told[3]["reason"]
-    executed = nbformat.read(pipeline.executed_path(p, runs.BY_NAME["04_tiles"]), as_version=4)
+    executed = nbformat.read(runs.executed_path(p, runs.BY_NAME["04_tiles"]), as_version=4)
     assert "raw files are evicted" in json.dumps(executed.metadata.get("widgets", {}))
 
 

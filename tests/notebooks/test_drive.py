@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from avomni_lib.driving import ladder
-from avomni_lib.notebook.run import pipeline, runs
+from avomni_lib.notebook.run import runs
 from avomni_lib.params import Params
 from tests.notebooks.small_run import avomni, write_params
 
@@ -47,7 +47,7 @@ def test_the_notebook_leaves_figures_that_can_be_made_again(params: Path):
 
 def test_the_executed_notebook_shows_the_table_the_worst_drive_and_no_error(params: Path):
     p = Params.from_files([params])
-    path = pipeline.executed_path(p, runs.BY_NAME["08_drive"])
+    path = runs.executed_path(p, runs.BY_NAME["08_drive"])
     outputs = [
         output
         for cell in nbformat.read(path, as_version=4).cells

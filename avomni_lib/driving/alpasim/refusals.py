@@ -44,12 +44,6 @@ class Runtime:
     frame_hz: float = 10.0
 
 
-def window_s(p: Params) -> float:
-    """Seconds from a window's first picture to its last."""
-    rows = Sliding(p, 1, now_ns=lambda: 0).rows
-    return float(rows[-1]) / p.processing.sample_hz
-
-
 def refuse(p: Params, runtime: Runtime, available: Iterable[Any]) -> None:
     """Refuse a session that the run's model cannot drive, with all reasons at once.
 
@@ -67,7 +61,8 @@ def refuse(p: Params, runtime: Runtime, available: Iterable[Any]) -> None:
 
 def rate_reasons(p: Params, runtime: Runtime) -> Iterator[str]:
     """Why the simulator's rates do not suit the run's model, each with what mends it."""
-    hz, span_s = p.processing.sample_hz, window_s(p)
+    hz, rows = p.processing.sample_hz, Sliding(p, 1, now_ns=lambda: 0).rows
+    span_s = float(rows[-1]) / hz  # from a window's first picture to its last
     if hz > runtime.frame_hz * (1 + 1e-9):
         yield (
             f"the model looks {hz:g} times a second and cameras show {runtime.frame_hz:g} "

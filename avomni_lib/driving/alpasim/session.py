@@ -25,7 +25,7 @@ from avomni_lib.etl.clip.trajectory import STEP_US, Trajectory, past
 from avomni_lib.live.stream import Ready, Sliding
 from avomni_lib.live.ticks import Tick
 from avomni_lib.params import Params
-from avomni_lib.training.prompt import history
+from avomni_lib.training.prompt import samples
 from avomni_lib.training.targets import target_of
 from avomni_lib.training.targets.future import FUTURE_STEPS, at_10hz
 
@@ -264,8 +264,8 @@ class Session:
     def _ask(self, ready: Ready, ask: Asked, answered: Answered) -> None:
         made_us = ready.captured_ns // 1000
         answered.text = ask(ready.frames, self._history(made_us))
-        said = self._target.read(answered.text)
-        path = None if said is None else said.waypoints_m
+        answer = self._target.read(answered.text)
+        path = None if answer is None else answer.waypoints_m
         answered.is_read = path is not None
         if path is None and self._plan is not None:
             return  # the last one is followed on
@@ -277,12 +277,9 @@ class Session:
 
     def _history(self, last_us: int) -> str:
         """The words of the car's past, where the prompt has them."""
-        if not self._p.prompt.ego_history:
-            return ""
-        frame = history.FRAME[self._target.history_ends]
-        back = (self._p.processing.sequence_length - 1) * self._every_us if frame == 0 else 0
-        motion = self._past(round(last_us - back))
-        return history.text_of(motion, self._target, self._p.processing.own_from_s)
+        span_us = (self._p.processing.sequence_length - 1) * self._every_us
+        first_us = round(last_us - span_us)
+        return samples.past_words(self._p, lambda at: self._past(last_us if at else first_us))
 
     def _pose_at(self, time_us: int) -> Pose:
         """Between the poses that are known, or the nearest."""

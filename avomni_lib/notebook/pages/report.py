@@ -260,9 +260,9 @@ def _answers(table: pa.Table) -> list[dict[str, Any]]:
                 {
                     "who": wording.row(name),
                     "text": each.answers[name] or "",
-                    "read": f"read as: {describe(said)}" if said else describe(None),
+                    "read": f"read as: {describe(prediction)}" if prediction else describe(None),
                 }
-                for name, said in each.said.items()
+                for name, prediction in each.predictions.items()
             ],
         }
         for kind, pick in kinds.items()

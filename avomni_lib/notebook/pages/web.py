@@ -28,7 +28,7 @@ from traitlets.config import Config
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
 from avomni_lib.notebook.run import faults, runs
-from avomni_lib.notebook.run.stages import Stage, in_short, stages_of
+from avomni_lib.notebook.run.stages import in_short, stages_of
 from avomni_lib.params import Params
 from avomni_lib.plan import minutes
 
@@ -53,7 +53,9 @@ def write(p: Params) -> Path:
         AvomniError: no stage has been executed by `run`, or a notebook cannot be read.
     """
     executed = {
-        stage.name: path for stage in stages_of(p) if (path := _notebook(p, stage)).exists()
+        stage.name: path
+        for stage in stages_of(p)
+        if (path := runs.executed_path(p, stage)).exists()
     }
     if not executed:
         raise AvomniError(
@@ -152,10 +154,6 @@ def _frame(p: Params, body: str = "", **parts: Any) -> str:
     return _template().render(
         body=jinja2.filters.Markup(body), notice=p.notice, foot=f"Page made {made}.", **parts
     )
-
-
-def _notebook(p: Params, stage: Stage) -> Path:
-    return runs.stage_dir(p, stage.name) / f"{stage.name}.ipynb"
 
 
 def _read(path: Path) -> nbformat.NotebookNode:

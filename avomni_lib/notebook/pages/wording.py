@@ -6,23 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from avomni_lib.evaluation.claims import FEWEST_CLIPS
+from avomni_lib.evaluation.claims import FEWEST_CLIPS, ROWS
 from avomni_lib.evaluation.scores import Metric, metric
 
-# As short as the margin of a picture.
-ROWS = {
-    "mean": "predict the mean",
-    "median": "predict the median",
-    "constant_velocity": "constant velocity",
-    "ctra": "constant turn and acceleration",
-    "ego_motion": "ego motion, ridge",
-    "base": "base model",
-    "blind": "adapted model, blind",
-    "trained_blind": "trained blind",
-    "shuffled": "frames shuffled in time",
-    "one_camera": "one camera",
-    "adapted": "adapted model",
-}
 BEATEN, EVEN, AHEAD = "beaten", "even", "ahead"
 
 

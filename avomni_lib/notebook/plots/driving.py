@@ -20,6 +20,7 @@ from avomni_lib.evaluation.scores import MODEL
 from avomni_lib.notebook.pages import wording
 from avomni_lib.notebook.pages.wording import is_number
 from avomni_lib.notebook.plots import canvas
+from avomni_lib.notebook.plots.ladder import draw_rungs, name_rows, rung
 
 COLS = 4
 FILM_PX, AHEAD_M, BEHIND_M = 420, 45.0, 15.0  # the film's picture: the ego near its foot
@@ -36,13 +37,8 @@ def ladder(figures: Mapping[str, Any]) -> canvas.Picture:
     rows = figures["drive"]
     picture = canvas.Picture(1000, 130 + 34 * len(rows))
     axes = canvas.quiet(picture.subplots(), "x", "scene score (more is better)")
-    for y, row in enumerate(rows):
-        colour = canvas.BLUE if row["name"] == MODEL else canvas.INK
-        _whisker(axes, y, row["scene_score"], row["low"], row["high"], colour)
-    axes.set_yticks(range(len(rows)), [wording.row(row["name"]) for row in rows])
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlim(-0.02, 1.25)
-    axes.set_xticks(np.linspace(0, 1, 6))
+    _scene_scores(axes, rows)
+    name_rows(axes, rows)
     picture.note("Whiskers: 95 % interval, by resampling the episodes, which all of them drove.")
     picture.finding(_finding(rows))
     return picture
@@ -63,16 +59,11 @@ def open_and_closed(
         return canvas.sentence("06_evaluate has no errors of paths of this run to set beside these")
     picture = canvas.Picture(1100, 130 + 36 * len(rows))
     left, right = picture.subplots(1, 2, sharey=True)
-    for y, row in enumerate(rows):
-        colour, error = canvas.BLUE if row["name"] == MODEL else canvas.INK, errors[row["name"]]
-        _whisker(left, y, error["value"], error["low"], error["high"], colour)
-        _whisker(right, y, row["scene_score"], row["low"], row["high"], colour)
+    draw_rungs(left, [rung(row["name"], errors[row["name"]], "value") for row in rows])
+    _scene_scores(right, rows)
     canvas.quiet(left, "x", "open loop: ADE, m (less is better)")
     canvas.quiet(right, "x", "closed loop: scene score (more is better)")
-    left.set_xlim(0, None)
-    right.set_xlim(-0.02, 1.25)
-    left.set_yticks(range(len(rows)), [wording.row(row["name"]) for row in rows])
-    left.set_ylim(len(rows) - 0.5, -0.5)
+    name_rows(left, rows)
     by_error = min(rows, key=lambda row: errors[row["name"]]["value"])
     by_score = max(rows, key=lambda row: row["scene_score"])
     picture.finding(
@@ -82,15 +73,10 @@ def open_and_closed(
     return picture
 
 
-def _whisker(axes: Any, y: float, value: Any, low: Any, high: Any, colour: str) -> None:
-    if not is_number(value):
-        return
-    if is_number(low):
-        axes.plot([low, high], [y, y], color=colour, linewidth=2.4, solid_capstyle="butt")
-    axes.plot([value], [y], "o", color=colour, markersize=7, clip_on=False)
-    text = f"{wording.number(value)}   {wording.interval(low, high)}"
-    look = {"textcoords": "offset points", "va": "center", "fontsize": 8.5, "color": canvas.INK}
-    axes.annotate(text, (high if is_number(high) else value, y), (9, 0), **look)
+def _scene_scores(axes: canvas.Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    draw_rungs(axes, [rung(row["name"], row, "scene_score") for row in rows])
+    axes.set_xlim(-0.02, 1.25)
+    axes.set_xticks(np.linspace(0, 1, 6))
 
 
 def _finding(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -11,7 +11,7 @@ from avomni_lib.notebook.plots import canvas
 from avomni_lib.plan import gigabytes
 
 if TYPE_CHECKING:
-    from avomni_lib.etl.cache.memmap import Cache, CachedClip
+    from avomni_lib.etl.cache.memmap import Cache
     from avomni_lib.etl.cache.windows import Windows
     from avomni_lib.etl.run.build import Built
 
@@ -21,7 +21,7 @@ VELOCITY = [EGOMOTION_COLUMNS.index(name) for name in ("vx", "vy", "vz")]
 
 def contact_sheet(cache: Cache, num: int = 10) -> canvas.Picture:
     """The middle frame of some clips of the cache, evenly taken."""
-    clips = _some(list(cache.clips), num)
+    clips = [cache.clips[place] for place in canvas.evenly(len(cache.clips), num)]
     return canvas.in_rows(
         [cache.shards[clip.shard].frames[(clip.start + clip.stop) // 2] for clip in clips],
         [f"{canvas.short(clip.clip_id)}, {clip.split}" for clip in clips],
@@ -31,7 +31,8 @@ def contact_sheet(cache: Cache, num: int = 10) -> canvas.Picture:
 
 def timelines(windows: Windows, num: int = 5) -> canvas.Picture:
     """Speed over time of some clips, with the windows that lie on each below the curve."""
-    clips, speeds = _some(list(windows.cache.clips), num), []
+    every, speeds = windows.cache.clips, []
+    clips = [every[place] for place in canvas.evenly(len(every), num)]
     for clip in clips:
         velocity = windows.cache.shards[clip.shard].egomotion[clip.start : clip.stop][:, VELOCITY]
         speeds.append(np.linalg.norm(velocity, axis=1))
@@ -92,9 +93,3 @@ def disk(built: Built, budget_gb: float | None) -> canvas.Picture:
     axes.set_ylim(0, max(axes.get_ylim()[1], (raw + cache).max()) * 1.15)
     picture.finding(finding)
     return picture
-
-
-def _some(clips: list[CachedClip], num: int) -> list[CachedClip]:
-    """`num` clips evenly spread, the first and the last among them."""
-    places = np.linspace(0, len(clips) - 1, min(num, len(clips)))
-    return [clips[int(place)] for place in places]

@@ -1,4 +1,4 @@
-"""Pictures of 06_evaluate: what is said against what is true, over all windows."""
+"""Pictures of 06_evaluate: what is predicted against what is true, over all windows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NEAR_MPS = 1.0  # what a title counts as near
 
 
 def calibration(table: pa.Table, figures: Mapping[str, Any]) -> dict[str, canvas.Picture]:
-    """What is said against what is true, a picture for each thing that the target speaks of.
+    """What is predicted against what is true, a picture for each thing that the target speaks of.
 
     Args:
         table: Answers (`evaluation.metrics.SCHEMA`).
@@ -61,36 +61,37 @@ def predicted_against_true(table: pa.Table) -> canvas.Picture:
     for axes, name, colour in zip(
         panels, ("base", MODEL), (canvas.ORANGE, canvas.BLUE), strict=True
     ):
-        said, true = (answers.loc[[name], key] for key in ("speed_mps", "speed_true_mps"))
-        said = said.to_numpy(float)
+        predicted, true = (answers.loc[[name], key] for key in ("speed_mps", "speed_true_mps"))
+        predicted = predicted.to_numpy(float)
         true = true.to_numpy()
-        near[name] = float((np.abs(said - true) <= NEAR_MPS).mean())
-        inside, beyond = said <= top, said > top
+        near[name] = float((np.abs(predicted - true) <= NEAR_MPS).mean())
+        inside, beyond = predicted <= top, predicted > top
         axes.plot([0, top], [0, top], linestyle="--", color=canvas.INK, linewidth=1, label="right")
-        axes.plot(true[inside], said[inside], "o", color=colour, markersize=4, alpha=0.45)
+        axes.plot(true[inside], predicted[inside], "o", color=colour, markersize=4, alpha=0.45)
         axes.plot(true[beyond], np.full(beyond.sum(), top), "^", color=colour, markersize=5)
         if inside.sum() >= NUM_PARTS * LEAST_PER_PART:
             # From slow to fast: a mean off the dashed line is no chance of a single window.
             parts = np.array_split(np.argsort(true[inside], kind="stable"), NUM_PARTS)
-            x, y = ([values[inside][part].mean() for part in parts] for values in (true, said))
+            x, y = ([values[inside][part].mean() for part in parts] for values in (true, predicted))
             axes.plot(x, y, "-", color="white", linewidth=4)
-            label = f"mean said, {NUM_PARTS} equal parts of the windows"
+            label = f"mean predicted, {NUM_PARTS} equal parts of the windows"
             axes.plot(x, y, "-", color=canvas.INK, linewidth=1.8, label=label)
         axes.set(xlim=(0, top), ylim=(0, top * 1.02), aspect="equal")
         canvas.quiet(axes, "both", "true speed, m/s")
         canvas.head(
             axes,
             f"{wording.row(name)}: {near[name]:.0%} within {NEAR_MPS:g} m/s\n"
-            f"not drawn, as not read: {np.isnan(said).sum():,}; beyond the edge: {beyond.sum():,}",
+            f"not drawn, as not read: {np.isnan(predicted).sum():,}; "
+            f"beyond the edge: {beyond.sum():,}",
         )
-    panels[0].set_ylabel("speed said, m/s", fontsize=9)
+    panels[0].set_ylabel("speed predicted, m/s", fontsize=9)
     panels[0].legend(frameon=False, fontsize=8, loc="upper left")
     finding = (
         f"The {wording.row(MODEL)} is within {NEAR_MPS:g} m/s of the truth for {near[MODEL]:.0%} "
         f"of the windows ({wording.row('base')} {near['base']:.0%})"
     )
-    if not np.isnan(said).all():
-        finding += f"; what it says is {np.nanmean(said - true):+.2f} m/s off on average"
+    if not np.isnan(predicted).all():
+        finding += f"; what it says is {np.nanmean(predicted - true):+.2f} m/s off on average"
     picture.finding(finding)
     return picture
 
@@ -151,7 +152,7 @@ def confusion(table: pa.Table) -> canvas.Picture:
 
 
 def _matrix(axes: canvas.Axes, names: Sequence[str], counts: np.ndarray) -> None:
-    """Counts (true, said) with the share of each line as its colour."""
+    """Counts (true, predicted) with the share of each line as its colour."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1.3, aspect="auto")
     for row, col in zip(*np.nonzero(counts), strict=True):

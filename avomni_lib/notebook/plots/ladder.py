@@ -54,26 +54,22 @@ def ladder(figures: Mapping[str, Any]) -> canvas.Picture:
     wild = _wild(row["value"] for row in rows)
     of_values, of_differences = [], []
     for row in rows:
-        bounds = row["low"], row["high"]
-        text = f"{wording.number(row['value'])}   {wording.interval(*bounds)}"
-        colour = canvas.BLUE if row is own else canvas.GREY
-        of_values.append(Rung(row["value"], *bounds, colour, text))
+        of_values.append(rung(row["name"], row, "value"))
         value, low, high = (row[f"difference_{name}"] for name in ("to_model", "low", "high"))
         text = f"{wording.number(value, sign=True)}   {wording.interval(low, high, sign=True)}"
         even = standing(row) == EVEN
-        rung = Rung(value, low, high, canvas.ORANGE if even else canvas.INK, text, even)
-        of_differences.append(None if row is own else rung)
+        apart = Rung(value, low, high, canvas.ORANGE if even else canvas.INK, text, even)
+        of_differences.append(None if row is own else apart)
     if is_number(own["value"]):
         values.axvline(own["value"], color=canvas.BLUE, linewidth=0.9, linestyle=":")
-    _draw(values, of_values, wild)
+    draw_rungs(values, of_values, wild)
     differences.axvline(0.0, color=canvas.BLUE, linewidth=1.4)
-    _draw(differences, of_differences, wild, room=0.85, margin=0.06)
+    draw_rungs(differences, of_differences, wild, room=0.85, margin=0.06)
     for y, row in enumerate(rows):
         notes.text(0.0, y, f"{row['valid_share']:.1%}", va="center", fontsize=9, color=canvas.INK)
     canvas.head(canvas.bare(notes), "answers read", 9)
     notes.tick_params(length=0, labelleft=False)
-    values.set_yticks(range(len(rows)), [wording.row(row["name"]) for row in rows])
-    values.set_ylim(len(rows) - 0.5, -0.5)
+    name_rows(values, rows)
     canvas.quiet(values, "x", wording.axis(of))
     side = "below" if of.more_is_better else "above"
     label = f"row minus {wording.row(MODEL)}{f', {unit}' if unit else ''}"
@@ -129,7 +125,7 @@ def slices(figures: Mapping[str, Any]) -> canvas.Picture:
     for axes, (by, rows) in zip(places[:, 0], groups.items(), strict=True):
         if is_number(own["value"]):
             axes.axvline(own["value"], color=canvas.BLUE, linewidth=0.9, linestyle=":")
-        _draw(axes, [_slice_rung(row) for row in rows], limit, room=0.12)
+        draw_rungs(axes, [_slice_rung(row) for row in rows], limit, room=0.12)
         for y, row in enumerate(rows):
             if is_number(row["mean"]):
                 axes.plot([row["mean"]], [y], "d", color=canvas.INK, markersize=6)
@@ -210,14 +206,31 @@ def _limit(rungs: Sequence[Rung | None], wild: float) -> float:
     return max((x for x in ends if abs(x) <= wild or wild <= 0), default=1.0) or 1.0
 
 
-def _draw(
+def rung(name: str, row: Mapping[str, Any], value: str) -> Rung:
+    """A row of a ladder by its figure called `value`, with that and its interval in words."""
+    bounds = row["low"], row["high"]
+    text = f"{wording.number(row[value])}   {wording.interval(*bounds)}"
+    return Rung(row[value], *bounds, canvas.BLUE if name == MODEL else canvas.GREY, text)
+
+
+def name_rows(axes: canvas.Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The names of a ladder's rows at the left of an axes, from top to bottom."""
+    axes.set_yticks(range(len(rows)), [wording.row(row["name"]) for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+
+
+def draw_rungs(
     axes: canvas.Axes,
     rungs: Sequence[Rung | None],
-    wild: float,
+    wild: float = 0.0,
     room: float = 0.55,
     margin: float = 0.0,
 ) -> None:
-    """Rungs from top to bottom, with room for their numbers right of them."""
+    """Rungs from top to bottom, with room for their numbers right of them.
+
+    Args:
+        wild: A value from here on is drawn at the edge; 0 draws all where they are.
+    """
     right = max(_limit(rungs, wild), 0.0)
     least = min((x for rung in rungs if rung for x in rung[:3] if is_number(x)), default=0.0)
     left = min(max(least, -wild) if wild > 0 else least, 0.0)

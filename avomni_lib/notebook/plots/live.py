@@ -1,4 +1,4 @@
-"""Pictures of a live session: where its time goes, and its answers beside the truth."""
+"""Pictures of `predict` and of live sessions: paths over the front camera, where the time goes."""
 
 from __future__ import annotations
 
@@ -6,21 +6,99 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from avomni_lib.dataset import cameras, projection
+from avomni_lib.etl.clip import tiling
 from avomni_lib.live.session import PARTS
 from avomni_lib.live.subject import front_camera
-from avomni_lib.notebook.plots import canvas, predicted
-from avomni_lib.notebook.plots.paths import describe
+from avomni_lib.notebook.plots import canvas
+from avomni_lib.notebook.plots.paths import describe, draw_start, draw_view
 from avomni_lib.params import Params
+from avomni_lib.training.targets.form import figure_in_words
 
 if TYPE_CHECKING:
     from avomni_lib.live.predict import Prediction
     from avomni_lib.live.recording import Recording
+    from avomni_lib.training.targets import Said
 
+SCENE_PX, VIEW_PX, TEXT_PX, HEIGHT_PX = 560, 260, 360, 400
+LINE_CHARS, ANSWER_LINES = 48, 11  # of an answer
+PATHS = {"predicted": ("blue", canvas.BLUE, "o"), "driven": ("orange", canvas.ORANGE, "s")}
 MOST_ANSWERS = 24  # drawn of a long session, the last ones
 ROW_PX, COLS, CHARS, MAX_LINES = 18, 3, 56, 3
 COLOURS = dict(zip(PARTS, (canvas.GREY, canvas.PURPLE, canvas.ORANGE, canvas.BLUE), strict=True))
+
+
+def picture(p: Params, made: Prediction) -> canvas.Picture:
+    """The window's last frame, the answer's path over it and from above, and the answer's words."""
+    paths = paths_of(made)
+    widths = [SCENE_PX, VIEW_PX, TEXT_PX] if paths else [SCENE_PX, TEXT_PX]
+    drawn = canvas.Picture(sum(widths), HEIGHT_PX)
+    scene, *view, words = drawn.subplots(1, len(widths), width_ratios=widths)
+    draw_scene(scene, p, made)
+    scene.set_xlabel(f"{front_camera(p).label}, last frame, as the model sees it", fontsize=9)
+    for axes in view:
+        for name, xy_m in paths.items():
+            _, colour, marker = PATHS[name]
+            look = {"color": colour, "marker": marker, "markersize": 3, "label": name}
+            axes.plot(-xy_m[:, 1], xy_m[:, 0], **look)
+        draw_start(axes)
+        draw_view(axes, np.vstack([*paths.values()]), paths.get("driven", np.zeros((1, 2))))
+        axes.set_anchor("N")
+        canvas.head(axes, "the next 6.4 s", 9)
+        axes.legend(fontsize=8, frameon=False)
+    lines = [f"{made.model} model, {made.answer.seconds:.1f} s:"]
+    lines += canvas.fit(made.answer.text or "(nothing)", LINE_CHARS, ANSWER_LINES)
+    if made.subject.truth is not None:
+        truth = canvas.fit(made.subject.truth, LINE_CHARS, ANSWER_LINES)
+        lines += ["", "ground truth:", *truth]
+    look = {"fontsize": 9, "color": canvas.INK, "parse_math": False, "in_layout": False}
+    canvas.bare(words).text(0, 1, "\n".join(lines), va="top", transform=words.transAxes, **look)
+    drawn.finding(f"{made.subject.name}{off_in_words(made)}")
+    return drawn
+
+
+def paths_of(made: Prediction) -> dict[str, np.ndarray]:
+    """ "predicted" and "driven" -> (N, 2) m in the rig's frame, from the car on, where known."""
+    paths = {"predicted": made.answer.said, "driven": made.subject.true}
+    return {name: path for name, answer in paths.items() if (path := _path(answer)) is not None}
+
+
+def off_in_words(made: Prediction) -> str:
+    """How far off the answer is; empty where the truth is not known."""
+    if made.subject.true is None:
+        return ""
+    if made.off is None:
+        return ": the answer cannot be read"
+    words, unit = figure_in_words(made.figure)
+    return f": {words} {made.off:.3g} {unit}".rstrip()
+
+
+def draw_scene(axes: Axes, p: Params, made: Prediction) -> None:
+    """The last frame of the front camera, and the paths over it where its lens is known."""
+    grid, camera = cameras.grid(p.vision.cameras), front_camera(p)
+    cell = p.processing.tile_width, p.processing.tile_height
+    tile = tiling.tile_of(made.subject.frames[-1:], grid, cell, camera.name)[0]
+    size = tiling.tile_size(grid, cell, camera.name)
+    canvas.show_image(axes, tile)
+    axes.set_xlim(-0.5, size[0] - 0.5)
+    axes.set_ylim(size[1] - 0.5, -0.5)
+    if made.subject.lens is None:
+        return
+    lens = projection.Camera.of(*made.subject.lens)
+    placement = tiling.fit_tile((lens.width, lens.height), size, p.processing.fit)
+    for name, xy_m in paths_of(made).items():
+        ground = np.column_stack([projection.along(xy_m), np.zeros(projection.STEPS)])
+        pixels = placement.move(lens.pixels(ground), (lens.width, lens.height))
+        axes.plot(*pixels.T, color=PATHS[name][1], linewidth=2.5, alpha=0.85)
+
+
+def _path(answer: Said | None) -> np.ndarray | None:
+    if answer is None or answer.waypoints_m is None:
+        return None
+    return np.vstack([(0.0, 0.0), answer.waypoints_m])
 
 
 def timeline(recording: Recording) -> canvas.Picture:
@@ -64,34 +142,31 @@ def strip(p: Params, predictions: Sequence[Prediction], num: int = 6) -> canvas.
     if not predictions:
         return canvas.sentence("No window was answered: none was whole before the session ended")
     chosen = [predictions[place] for place in canvas.evenly(len(predictions), num)]
-    words = [_words(each) for each in chosen]
+    texts = [_words(each) for each in chosen]
     width_px = canvas.MAX_WIDTH_PX // COLS
     tile = width_px * p.processing.tile_height / p.processing.tile_width
-    text_px = 8 + 17 * max(each.count("\n") + 1 for each in words)
+    text_px = 8 + 17 * max(each.count("\n") + 1 for each in texts)
     num_rows = -(-len(chosen) // COLS)
     drawn = canvas.Picture(canvas.MAX_WIDTH_PX, int(70 + num_rows * (tile + text_px)))
     places_drawn = drawn.subplots(num_rows, COLS, squeeze=False).flat
     for axes in places_drawn:
         canvas.bare(axes)
-    for axes, each, text in zip(drawn.axes, chosen, words, strict=False):
-        predicted.draw_scene(axes, p, each)
+    for axes, each, text in zip(drawn.axes, chosen, texts, strict=False):
+        draw_scene(axes, p, each)
         axes.set_xlabel(text, fontsize=9, color=canvas.INK, loc="left", parse_math=False)
     drawn.finding(_finding(p, predictions))
-    if any(predicted.paths_of(each) for each in chosen) and chosen[0].subject.lens is not None:
-        looks = predicted.LOOKS.items()
-        drawn.note(
-            "over the picture: "
-            + ", ".join(f"{name} ({_colour(colour)})" for name, (colour, _) in looks)
-        )
+    if any(paths_of(each) for each in chosen) and chosen[0].subject.lens is not None:
+        words = ", ".join(f"{name} ({colour})" for name, (colour, *_) in PATHS.items())
+        drawn.note(f"over the picture: {words}")
     return drawn
 
 
 def _words(each: Prediction) -> str:
-    lines = canvas.fit(f"{each.subject.name}{predicted.off_in_words(each)}", CHARS, MAX_LINES)
-    said = (
+    lines = canvas.fit(f"{each.subject.name}{off_in_words(each)}", CHARS, MAX_LINES)
+    read = (
         describe(each.answer.said) if each.answer.said else canvas.shortened(each.answer.text, 90)
     )
-    lines += canvas.fit(f"answer: {said or '(nothing)'}", CHARS, MAX_LINES)
+    lines += canvas.fit(f"answer: {read or '(nothing)'}", CHARS, MAX_LINES)
     if each.subject.true is not None:
         lines += canvas.fit(f"ground truth: {describe(each.subject.true)}", CHARS, MAX_LINES)
     return "\n".join(lines)
@@ -102,10 +177,6 @@ def _finding(p: Params, predictions: Sequence[Prediction]) -> str:
     offs = [each.off for each in predictions if each.off is not None]
     if not offs:
         return words
-    name, unit = predicted.figure_in_words(predictions[0].figure)
+    name, unit = figure_in_words(predictions[0].figure)
     mean = f"{np.mean(offs):.3g} {unit}".strip()
     return f"{words}: {name} {mean}, the mean of {len(offs):,}"
-
-
-def _colour(value: str) -> str:
-    return {canvas.BLUE: "blue", canvas.ORANGE: "orange"}[value]

@@ -36,14 +36,14 @@ class Shown(NamedTuple):
 
     Attributes:
         answers: Row of the ladder -> its text.
-        said: Row of the ladder -> what was read of it; None where nothing was.
+        predictions: Row of the ladder -> what was read of it; None where nothing was.
     """
 
     clip_id: str
     window: int
     true: Said
     answers: Mapping[str, str | None]
-    said: Mapping[str, Said | None]
+    predictions: Mapping[str, Said | None]
 
 
 def worst(table: pa.Table, windows: Windows, num: int) -> canvas.Picture:
@@ -102,27 +102,27 @@ def shown(table: pa.Table, rows: Sequence[Mapping[str, Any]]) -> list[Shown]:
             cause_from=row["cause_from"],
             **{name: row[f"{name}_true"] for name in ("along", "across", "cause")},
         )
-        said = {name: read(text or "") for name, text in answers.items()}
-        found.append(Shown(*place, true, answers, said))
+        predictions = {name: read(text or "") for name, text in answers.items()}
+        found.append(Shown(*place, true, answers, predictions))
     return found
 
 
-def describe(said: Said | None) -> str:
+def describe(prediction: Said | None) -> str:
     """What is said of a window, in short."""
-    if said is None:
+    if prediction is None:
         return "cannot be read"
     parts = []
-    if said.speed_mps is not None:
-        parts.append(f"{said.speed_mps:.2f} m/s, {said.displacement_m:.1f} m")
-    if said.along is not None:
-        parts.append(f"{said.along}, {said.across}".replace("_", " "))
-    if said.waypoints_m is not None:
-        x, y = said.waypoints_m[-1]
+    if prediction.speed_mps is not None:
+        parts.append(f"{prediction.speed_mps:.2f} m/s, {prediction.displacement_m:.1f} m")
+    if prediction.along is not None:
+        parts.append(f"{prediction.along}, {prediction.across}".replace("_", " "))
+    if prediction.waypoints_m is not None:
+        x, y = prediction.waypoints_m[-1]
         parts.append(f"in 6.4 s {x:.1f} m ahead, {abs(y):.1f} m {'left' if y >= 0 else 'right'}")
-    if said.numbers is not None:
-        parts.append(", ".join(f"{number:g}" for number in said.numbers))
-    if said.cause is not None:
-        parts.append(said.cause)
+    if prediction.numbers is not None:
+        parts.append(", ".join(f"{number:g}" for number in prediction.numbers))
+    if prediction.cause is not None:
+        parts.append(prediction.cause)
     return "; ".join(parts)
 
 
@@ -169,12 +169,12 @@ def _draw(every: Sequence[Shown], windows: Windows) -> canvas.Picture:
 
 
 def _card(each: Shown) -> str:
-    """A window in words: what is true, and what each said."""
+    """A window in words: what is true, and what each model says."""
     lines = [f"clip {canvas.short(each.clip_id)}, window {each.window}"]
     lines += canvas.fit(f"ground truth: {describe(each.true)}", LINE_CHARS, MAX_LINES)
     for name in reversed(LOOKS):
         if name in each.answers:
-            read = f"{wording.row(name)}: {describe(each.said[name])}"
+            read = f"{wording.row(name)}: {describe(each.predictions[name])}"
             text = " ".join((each.answers[name] or "").split()) or "(nothing)"
             lines += ["", *canvas.fit(read, LINE_CHARS, MAX_LINES)]
             lines += canvas.fit(text, LINE_CHARS, ANSWER_LINES)
@@ -198,9 +198,9 @@ def draw_driven(axes: canvas.Axes, each: Shown, path_m: np.ndarray) -> None:
     draw_start(axes)
     true_m = float(np.linalg.norm(np.diff(path_m, axis=0), axis=1).sum())
     lengths = {
-        name: said.displacement_m
+        name: prediction.displacement_m
         for name in LOOKS
-        if (said := each.said.get(name)) and said.displacement_m is not None
+        if (prediction := each.predictions.get(name)) and prediction.displacement_m is not None
     }
     most = 3 * true_m + 10  # a wild answer ends there
     reach = max(LEAST_REACH_M, true_m, *(min(length, most) for length in lengths.values()), 0.0)
@@ -235,9 +235,9 @@ def beside(path_m: np.ndarray, length_m: float, aside_m: float) -> np.ndarray:
 
 
 def draw_future(axes: canvas.Axes, each: Shown) -> None:
-    """The path of the next 6.4 s from above, true and said, from the window's last frame on."""
+    """The path of the next 6.4 s from above, driven and predicted, from the last frame on."""
     paths = {"driven": each.true.waypoints_m}
-    paths |= {name: said.waypoints_m for name in LOOKS if (said := each.said.get(name))}
+    paths |= {name: read.waypoints_m for name in LOOKS if (read := each.predictions.get(name))}
     drawn = {
         name: np.array([(0.0, 0.0), *waypoints]) for name, waypoints in paths.items() if waypoints
     }

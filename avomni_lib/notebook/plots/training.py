@@ -122,10 +122,10 @@ def before_after(answered: Answered, grid: Grid) -> canvas.Picture:
     speeds = {"base": answered.speed_base_mps}
     if answered.adapted is not None:
         speeds["adapted"] = answered.speed_adapted_mps
-    said = [
+    words = [
         f"the {name} model says " + ("what cannot be read" if speed is None else f"{speed:.2f} m/s")
         for name, speed in speeds.items()
     ]
     truth = f"The car drives {answered.speed_ground_truth_mps:.2f} m/s"
-    picture.finding("; ".join([truth, *said]))
+    picture.finding("; ".join([truth, *words]))
     return picture

@@ -141,7 +141,7 @@ def run(
             if result is None:
                 raise AvomniError(
                     "the notebook ended and left no result.json: its last cell did not run",
-                    where=str(executed_path(p, stage)),
+                    where=str(runs.executed_path(p, stage)),
                     fix="open it, look at the last cell that has an output, run it again",
                 )
             seconds = time.monotonic() - started
@@ -167,10 +167,6 @@ def _refuse_stale(p: Params, stage: runs.Stage, ran: Collection[str]) -> None:
             )
 
 
-def executed_path(p: Params, stage: runs.Stage) -> Path:
-    return runs.stage_dir(p, stage.name) / f"{stage.name}.ipynb"
-
-
 def _find(name: str, stages: Sequence[runs.Stage]) -> runs.Stage:
     fitting = [stage for stage in stages if name in (stage.name, *stage.name.split("_"))]
     if len(fitting) != 1:
@@ -181,7 +177,7 @@ def _find(name: str, stages: Sequence[runs.Stage]) -> runs.Stage:
 
 def _execute(p: Params, stage: runs.Stage) -> None:
     _check(stage.notebook)
-    output = executed_path(p, stage)
+    output = runs.executed_path(p, stage)
     output.parent.mkdir(parents=True, exist_ok=True)
     (output.parent / runs.RESULT).unlink(missing_ok=True)
     # ipykernel 7.3 and later warn on every start unless the connection to the kernel is encrypted.

@@ -71,6 +71,11 @@ def stage_dir(p: Params, name: str) -> Path:
     return p.run_dir / name
 
 
+def executed_path(p: Params, stage: Stage) -> Path:
+    """The stage's notebook as it was executed."""
+    return stage_dir(p, stage.name) / f"{stage.name}.ipynb"
+
+
 def read_result(p: Params, name: str) -> dict[str, Any] | None:
     """The stage's proof, or None where there is none (one that cannot be read proves as little)."""
     path = stage_dir(p, name) / RESULT

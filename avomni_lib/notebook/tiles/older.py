@@ -34,8 +34,8 @@ def costs(runs: Sequence[Params]) -> pd.DataFrame:
 
 def _cost(p: Params) -> dict[str, str]:
     older = p.processing.past
-    said = "none" if older.seconds is None else f"{older.seconds:g} s at {older.hz:g} Hz"
-    row = {"past": said + ("" if older.scale == 1 or not older.seconds else f" × {older.scale:g}")}
+    words = "none" if older.seconds is None else f"{older.seconds:g} s at {older.hz:g} Hz"
+    row = {"past": words + ("" if older.scale == 1 or not older.seconds else f" × {older.scale:g}")}
     try:
         videos = videos_of(p, tokens.backbone_of(p))
         counted = estimate.tokens_per_sample(p)

@@ -92,11 +92,6 @@ class RawFrames:
             excess -= _size_of(self._kept.popitem(last=False)[1])
         return image[0]
 
-    def grid_frames(self, clip_id: str, times_us: np.ndarray, choice: Choice) -> np.ndarray:
-        """(T, H, W, 3) uint8 RGB of a whole window; see `grid_frame`."""
-        frames = range(len(times_us))
-        return np.stack([self.grid_frame(clip_id, times_us, k, choice) for k in frames])
-
     def _decoded(
         self, clip_id: str, camera: str, rows: Sequence[int] | np.ndarray
     ) -> list[av.VideoFrame]:

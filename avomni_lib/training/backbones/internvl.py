@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.training.backbones.shared import decoder, squares, vision_layers
+from avomni_lib.training.backbones.shared import decoder, layers, squares
 from avomni_lib.training.backbones.shared.base import Video, refuse_other_model
 from avomni_lib.training.backbones.shared.size import ModelSize, Vision, is_stored_4bit
 
@@ -134,13 +134,13 @@ class InternVL(squares.InSquares):
 
     def prepare(self, model: Any, fuse: bool = True) -> None:
         """Keep gradients out of the frozen tower, and say of the head what the checkpoint says."""
-        vision_layers.without_gradients(model.model.vision_tower)
+        layers.without_gradients(model.model.vision_tower)
         # Many a config.json leaves out that the head is a matrix of its own, and the class's
         # default is that it is not. Loading keeps both; what is saved has to say so.
         embedding = model.get_input_embeddings().weight
         model.config.tie_word_embeddings = model.lm_head.weight is embedding
         if fuse:
-            vision_layers.fuse_norms(model.model.language_model)
+            layers.fuse_norms(model.model.language_model)
 
     @classmethod
     def size(cls, config: Mapping[str, Any]) -> ModelSize:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.training.backbones.shared import decoder, squares, vision_layers
+from avomni_lib.training.backbones.shared import decoder, layers, squares
 from avomni_lib.training.backbones.shared.base import Video, refuse_other_model
 from avomni_lib.training.backbones.shared.size import ModelSize, Vision, is_stored_4bit
 
@@ -145,9 +145,9 @@ class LlavaOnevision(squares.InSquares):
         transformers asks it for the outputs of all layers and takes one: two windows of 16 frames
         in four squares each would hold 5.8 GB of them.
         """
-        vision_layers.keep_used(model.model.vision_tower, model.config.vision_feature_layer)
+        layers.keep_used(model.model.vision_tower, model.config.vision_feature_layer)
         if fuse:
-            vision_layers.fuse_norms(model.model.language_model)
+            layers.fuse_norms(model.model.language_model)
 
     @classmethod
     def size(cls, config: Mapping[str, Any]) -> ModelSize:

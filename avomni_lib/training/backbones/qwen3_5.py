@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -27,13 +27,14 @@ from avomni_lib.training.backbones.qwen3_vl import (
     VISION_START,
     Qwen3VL,
     tower,
+    vision_numbers,
 )
+from avomni_lib.training.backbones.shared import decoder
 from avomni_lib.training.backbones.shared.base import Video
 from avomni_lib.training.backbones.shared.size import Block, Language, ModelSize, is_stored_4bit
 
 THINK_START, THINK_END = "<think>", "</think>"
 NO_THOUGHT = f"{THINK_START}\n\n{THINK_END}\n\n"
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 LINEAR_ATTENTION = ("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj")
 
 
@@ -48,7 +49,7 @@ class Qwen35(Qwen3VL):
         *(VIDEO_TOKEN, VISION_START, VISION_END, TURN_START, TURN_END),
         *(THINK_START, THINK_END),
     )
-    lora_targets = (*ATTENTION, *LINEAR_ATTENTION)
+    lora_targets = (*Qwen3VL.lora_targets, *LINEAR_ATTENTION)
     sixteen_bit_because = "Unsloth advises against 4 bit for Qwen3.5: it loses more than usual"
     example = "Qwen/Qwen3.5-4B"
     refused = {
@@ -113,31 +114,12 @@ def blocks(text: Mapping[str, Any]) -> tuple[Block, ...]:
     return tuple(block for block in made if block.count)
 
 
-def _mlp(text: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    hidden, inner = text["hidden_size"], text["intermediate_size"]
-    return {
-        "gate_proj": (hidden, inner),
-        "up_proj": (hidden, inner),
-        "down_proj": (inner, hidden),
-    }
-
-
 def _attention_block(text: Mapping[str, Any], count: int) -> Block:
     """Attention whose output goes through a gate, which q_proj makes beside the queries."""
-    hidden, heads = text["hidden_size"], text["num_attention_heads"]
-    shared, head = text["num_key_value_heads"], text["head_dim"]
-    query, key = heads * head, shared * head
-    linears = {
-        "q_proj": (hidden, 2 * query),
-        "k_proj": (hidden, key),
-        "v_proj": (hidden, key),
-        "o_proj": (query, hidden),
-    }
-    others = 2 * hidden + 2 * head  # norms
-    if text.get("attention_bias"):
-        others += 2 * query + 2 * key + hidden
-    inner = text["intermediate_size"]
-    return Block(count, linears | _mlp(text), query, key, heads, shared, inner, others)
+    block = decoder.block({**text, "model_type": "qwen3"})
+    gated = {"q_proj": (text["hidden_size"], 2 * block.query)}
+    others = block.others + bool(text.get("attention_bias")) * block.query
+    return replace(block, count=count, linears=block.linears | gated, others=others)
 
 
 def _linear_block(text: Mapping[str, Any], count: int) -> Block:
@@ -158,9 +140,8 @@ def _linear_block(text: Mapping[str, Any], count: int) -> Block:
     others = 2 * hidden + mixed * text["linear_conv_kernel_dim"] + 2 * heads
     others += text["linear_value_head_dim"]
     inner = text["intermediate_size"]
-    return Block(
-        count, linears | _mlp(text), mixed, value, heads, shared, inner, others, attends=False
-    )
+    linears |= decoder.mlp(hidden, inner)
+    return Block(count, linears, mixed, value, heads, shared, inner, others, attends=False)
 
 
 # By copies of the config in public repositories, not read from the hub: Qwen3.5-4B, on which
@@ -180,16 +161,6 @@ RELEASED_4B = {
         "linear_num_key_heads": 16,
         "linear_num_value_heads": 32,
     },
-    "vision_config": {
-        "hidden_size": 1024,
-        "depth": 24,
-        "num_heads": 16,
-        "intermediate_size": 4096,
-        "out_hidden_size": 2560,
-        "num_position_embeddings": 2304,
-        "patch_size": 16,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-    },
+    "vision_config": vision_numbers(1024, 24, 4096, 2560),
     "tie_word_embeddings": True,
 }

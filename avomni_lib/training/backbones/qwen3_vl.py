@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.training.backbones.shared import qwen_layers
+from avomni_lib.training.backbones.shared import decoder, layers
 from avomni_lib.training.backbones.shared.base import Backbone, Video, check_frames
 from avomni_lib.training.backbones.shared.size import (
     Block,
@@ -26,7 +26,6 @@ from avomni_lib.training.backbones.shared.size import (
     VisionWork,
     is_stored_4bit,
 )
-from avomni_lib.training.model import attention
 
 if TYPE_CHECKING:
     import torch
@@ -182,11 +181,11 @@ class Qwen3VL(Backbone):
         Args:
             fuse: Its norms and the vision tower's attention too; Unsloth has its own.
         """
-        qwen_layers.embed_by_one_product(model)
+        layers.embed_by_one_product(model)
         if fuse:
-            qwen_layers.fuse(model)
+            layers.fuse(model)
         else:
-            attention.copy_views(model)
+            layers.copy_views(model)
 
     def chat(self, text: str, videos: Sequence[Video]) -> str:
         """The user's turn as Qwen3-VL's chat template and transformers' processor word it."""
@@ -259,33 +258,18 @@ class Qwen3VL(Backbone):
     @classmethod
     def blocks(cls, text: Mapping[str, Any]) -> tuple[Block, ...]:
         """The decoder layers that a `text_config` says, by kind: those with experts come last."""
-        hidden, heads = text["hidden_size"], text["num_attention_heads"]
-        shared = text["num_key_value_heads"]
-        head = text.get("head_dim") or hidden // heads
-        block = attention_block(
-            text["num_hidden_layers"], hidden, heads, shared, head, text["intermediate_size"]
-        )
+        block = decoder.block({**text, "model_type": "qwen3"})
         # config.json says the one, transformers writes the other.
         experts = text.get("num_experts") or text.get("num_local_experts")
         if not experts:
             return (block,)
         every, plain = text.get("decoder_sparse_step") or 1, text.get("mlp_only_layers") or ()
-        sparse = [
-            layer for layer in range(block.count) if layer not in plain and not (layer + 1) % every
-        ]
-        # The experts are two tensors a layer, which bitsandbytes leaves as they are.
-        inner, each = text["moe_intermediate_size"], 3 * hidden * text["moe_intermediate_size"]
-        router = hidden * experts
-        with_experts = replace(
-            block,
-            count=len(sparse),
-            linears={name: block.linears[name] for name in ATTENTION},
-            inner=inner * text["num_experts_per_tok"],
-            others=block.others + experts * each + router,
-            active_others=text["num_experts_per_tok"] * each + router,
+        num_sparse = sum(
+            layer not in plain and not (layer + 1) % every for layer in range(block.count)
         )
-        dense = replace(block, count=block.count - len(sparse))
-        return tuple(each for each in (dense, with_experts) if each.count)
+        sparse = decoder.block({**text, "model_type": "qwen3_moe", "num_experts": experts})
+        of_kinds = (block, block.count - num_sparse), (sparse, num_sparse)
+        return tuple(replace(kind, count=count) for kind, count in of_kinds if count)
 
     @classmethod
     def released(cls, base_model: str) -> ModelSize | None:
@@ -293,11 +277,12 @@ class Qwen3VL(Backbone):
         sizes = words & RELEASED.keys()
         if not {"qwen3", "vl"} <= words or len(sizes) != 1:
             return None
-        text, vision = RELEASED[sizes.pop()]
+        name = sizes.pop()
+        text, vision = RELEASED[name]
         if ("a3b" in words) is not ("num_experts" in text):
             return None
-        config = {"text_config": text, "vision_config": vision, "tie_word_embeddings": text["tied"]}
-        size = cls.size(config)
+        tied = name in TIED
+        size = cls.size({"text_config": text, "vision_config": vision, "tie_word_embeddings": tied})
         return replace(size, stored_4bit={"bnb", "4bit"} <= words)
 
     def vision_work(self, videos: Sequence[Video]) -> VisionWork:
@@ -341,28 +326,6 @@ class Qwen3VL(Backbone):
         }
 
 
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-
-
-def attention_block(
-    count: int, hidden: int, heads: int, shared_heads: int, head_dim: int, intermediate: int
-) -> Block:
-    """Layers with attention over all tokens and a gated MLP, as Qwen3's: no biases, and norms of
-    each head's queries and keys."""
-    query, key = heads * head_dim, shared_heads * head_dim
-    linears = {
-        "q_proj": (hidden, query),
-        "k_proj": (hidden, key),
-        "v_proj": (hidden, key),
-        "o_proj": (query, hidden),
-        "gate_proj": (hidden, intermediate),
-        "up_proj": (hidden, intermediate),
-        "down_proj": (intermediate, hidden),
-    }
-    others = 2 * hidden + 2 * head_dim
-    return Block(count, linears, query, key, heads, shared_heads, intermediate, others)
-
-
 def tower(vision: Mapping[str, Any], deepstack: int) -> Vision:
     """The vision tower of a Qwen3-VL that a `vision_config` says.
 
@@ -390,20 +353,8 @@ def tower(vision: Mapping[str, Any], deepstack: int) -> Vision:
     )
 
 
-def _text(hidden: int, layers: int, heads: int, intermediate: int, tied: bool) -> dict[str, Any]:
-    return {
-        "hidden_size": hidden,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "intermediate_size": intermediate,
-        "vocab_size": 151_936,
-        "tied": tied,
-    }
-
-
-def _vision(hidden: int, depth: int, intermediate: int, out: int) -> dict[str, Any]:
+def vision_numbers(hidden: int, depth: int, intermediate: int, out: int) -> dict[str, Any]:
+    """The numbers of a vision tower that are the same in every released size, and these."""
     return {
         "hidden_size": hidden,
         "depth": depth,
@@ -414,24 +365,24 @@ def _vision(hidden: int, depth: int, intermediate: int, out: int) -> dict[str, A
         "patch_size": 16,
         "spatial_merge_size": 2,
         "temporal_patch_size": 2,
-        "deepstack_visual_indexes": (0, 0, 0),
     }
 
 
-def _experts(text: dict[str, Any], count: int, a_token: int, inner: int) -> dict[str, Any]:
-    experts = {"num_experts": count, "num_experts_per_tok": a_token, "moe_intermediate_size": inner}
-    return text | {"num_key_value_heads": 4} | experts
+def _vision(*numbers: int) -> dict[str, Any]:
+    return vision_numbers(*numbers) | {"deepstack_visual_indexes": (0, 0, 0)}
 
 
 # As in config.json of Qwen/Qwen3-VL-{2B,4B,8B,32B}-Instruct of October 2025. That of 30B-A3B was
 # not read: the numbers are Qwen3-30B-A3B's, and make 31.07e9 weights.
 RELEASED = {
-    "2b": (_text(2048, 28, 16, 6144, tied=True), _vision(1024, 24, 4096, 2048)),
-    "4b": (_text(2560, 36, 32, 9728, tied=True), _vision(1024, 24, 4096, 2560)),
-    "8b": (_text(4096, 36, 32, 12_288, tied=False), _vision(1152, 27, 4304, 4096)),
+    "2b": (decoder.qwen3(2048, 28, 16, 8, 6144, 151_936), _vision(1024, 24, 4096, 2048)),
+    "4b": (decoder.qwen3(2560, 36, 32, 8, 9728, 151_936), _vision(1024, 24, 4096, 2560)),
+    "8b": (decoder.qwen3(4096, 36, 32, 8, 12_288, 151_936), _vision(1152, 27, 4304, 4096)),
     "30b": (
-        _experts(_text(2048, 48, 32, 6144, tied=False), 128, 8, 768),
+        decoder.qwen3(2048, 48, 32, 4, 6144, 151_936)
+        | {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
         _vision(1152, 27, 4304, 2048),
     ),
-    "32b": (_text(5120, 64, 64, 25_600, tied=False), _vision(1152, 27, 4304, 5120)),
+    "32b": (decoder.qwen3(5120, 64, 64, 8, 25_600, 151_936), _vision(1152, 27, 4304, 5120)),
 }
+TIED = ("2b", "4b")  # whose head is the embedding

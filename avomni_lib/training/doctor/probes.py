@@ -177,7 +177,7 @@ def optimizer_fault(name: str, on: str) -> str | None:
     TORCH_FIX,
 )
 def vision_attention(device: torch.device) -> Deviations:
-    """SDPA as the vision tower attends, to copies of what it makes (`attention.copy_views`)."""
+    """SDPA as the vision tower attends, to copies of what it makes (`layers.copy_views`)."""
     from torch.nn import functional
 
     # One temporal patch of the 2×2 grid of 448×256 px tiles; a quarter of it on a CPU.

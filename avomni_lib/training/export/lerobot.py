@@ -164,8 +164,8 @@ def _read(
     def pictures(name: str) -> np.ndarray:
         return reader.read_frames(clip.video(name), times, timestamps_us=stamps[name]).images
 
-    told = " ".join(event.text for event in clip.catalog.events(clip.clip_id)[:1])
-    return told or TASK, state, pictures
+    text = " ".join(event.text for event in clip.catalog.events(clip.clip_id)[:1])
+    return text or TASK, state, pictures
 
 
 class _Writer:
@@ -312,10 +312,10 @@ class _Video:
         """Encode a clip's (N, H, W, 3) uint8 pictures; returns where they lie."""
         height, width = (size - size % 2 for size in pictures.shape[1:3])
         size = (height, width)
-        told = self.feature.get("shape", [*size, 3])
-        if tuple(told[:2]) != size:
+        rows, cols, _ = self.feature.get("shape", [*size, 3])
+        if (rows, cols) != size:
             raise AvomniError(
-                f"{self.key} is {width}×{height} px here, and {told[1]}×{told[0]} px in the clips "
+                f"{self.key} is {width}×{height} px here, and {cols}×{rows} px in the clips "
                 "before: a LeRobot data set has one size a camera"
             )
         if self._container is None:

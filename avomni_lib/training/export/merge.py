@@ -114,14 +114,7 @@ def merge(
 
 def count_numbers(p: Params) -> int:
     """How many numbers the base model has, in 16 bit; its config is read, its weights are not."""
-    import torch
-    from transformers import AutoModelForImageTextToText
-
-    location = place.base_location(p.model.base_model)
-    config = load.read_config(p.model.base_model, location, p.dataset.allow_plain_http)
-    with torch.device("meta"):
-        empty = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
-    return sum(parameter.numel() for parameter in empty.parameters())
+    return sum(parameter.numel() for parameter in load.empty_model(p).parameters())
 
 
 def _fold(base: Any, source: Path, p: Params, dtype: str) -> Any:

@@ -13,18 +13,19 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from avomni_lib import files
 from avomni_lib.errors import AvomniError
-from avomni_lib.training.fit import checksums, heldout
+from avomni_lib.training.fit import heldout
 
 NAME = re.compile(r"checkpoint-(?:0|[1-9]\d*)")
 METRICS_FILE = "metrics.jsonl"
 HISTORY_FILE = "heldout.json"  # in a checkpoint: its held-out figure and those before it
 PLAN_FILE = "training.json"
+CHECKSUMS_FILE = "checksums.json"  # in a checkpoint and an adapter: size and sha256 of each file
 DAMAGED = "damaged-"  # how the name of a checkpoint begins that cannot be used
 
 
@@ -112,13 +113,13 @@ class Checkpoints:
         written, and the same holds of the best checkpoint so far, whose adapter may come out.
         """
         step = step_of(checkpoint)
-        reason = checksums.fault(checkpoint, step=step, training=self.training)
+        reason = checksum_fault(checkpoint, step=step, training=self.training)
         if reason:
             return reason
         best = heldout.best(_history_of(checkpoint))
         if best is None or best["step"] == step:
             return None
-        reason = checksums.fault(self.at(best["step"]), step=best["step"], training=self.training)
+        reason = checksum_fault(self.at(best["step"]), step=best["step"], training=self.training)
         return reason and f"the best one before it, {self.at(best['step']).name}: {reason}"
 
     def adopt(self, step: int, history: Sequence[dict[str, float]] = ()) -> Path:
@@ -132,7 +133,7 @@ class Checkpoints:
         if history:
             files.write_json(written / HISTORY_FILE, self.history)
         self.metrics.copy_to(written)
-        checksums.write(written, step=step, training=self.training)
+        write_checksums(written, step=step, training=self.training)
         rename_folder(written, name)
         self._drop_old()
         return name
@@ -222,3 +223,67 @@ def rename_folder(written: Path, name: Path) -> None:
     else:
         os.rename(written, name)
     files.fsync_folder(name.parent)
+
+
+def write_checksums(folder: Path, **about: Any) -> None:
+    """Write `checksums.json` for the files that lie in `folder` now; the caller flushes it.
+
+    Args:
+        about: Plain values that are kept beside the checksums and compared by `checksum_fault`.
+    """
+    found = {
+        name: {"bytes": path.stat().st_size, "sha256": files.sha256_file(path)}
+        for name, path in _files_in(folder).items()
+    }
+    text = json.dumps({"about": about, "files": found}, indent=2) + "\n"
+    (folder / CHECKSUMS_FILE).write_text(text)
+
+
+def checksum_fault(folder: Path, only: Collection[str] | None = None, **about: Any) -> str | None:
+    """What is wrong with a folder that `write_checksums` has described; None where nothing is.
+
+    Hidden files are left aside: file systems and editors leave them.
+
+    Args:
+        only: Names of files to compare; None compares all, and lets no other file be there.
+        about: What it has to be about; see `write_checksums`.
+    """
+    try:
+        kept = files.read_json(folder / CHECKSUMS_FILE)
+        written, of = kept["files"], kept["about"]
+        expected = {name: (each["bytes"], each["sha256"]) for name, each in written.items()}
+    except (AvomniError, OSError):
+        return f"{CHECKSUMS_FILE} is missing or cannot be read"
+    except (TypeError, KeyError, AttributeError):
+        return f"{CHECKSUMS_FILE} does not hold checksums"
+    if of != about:
+        wrong = [name for name in about if not isinstance(of, dict) or of.get(name) != about[name]]
+        return f"{CHECKSUMS_FILE} is about another {' and '.join(wrong or ['folder'])}"
+    try:
+        found = _files_in(folder)
+        if only is not None:
+            found = {name: path for name, path in found.items() if name in only}
+            expected = {name: expected.get(name, (0, "")) for name in only}
+        if missing := sorted(expected.keys() - found.keys()):
+            return f"{', '.join(missing)} is missing"
+        if extra := sorted(found.keys() - expected.keys()):
+            return f"{', '.join(extra)} was not written by the training"
+        for name, path in found.items():
+            size, digest = expected[name]
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size:,} bytes, {size:,} were written"
+            if files.sha256_file(path) != digest:
+                return f"{name} is not what was written: its sha256 differs"
+    except OSError as error:
+        return f"it cannot be read: {error}"
+    return None
+
+
+def _files_in(folder: Path) -> dict[str, Path]:
+    """The folder's files by their relative names, without hidden ones and the checksums."""
+    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
+    return {
+        name: path
+        for name, path in found.items()
+        if not path.is_dir() and name != CHECKSUMS_FILE and not path.name.startswith(".")
+    }

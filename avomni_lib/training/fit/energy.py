@@ -140,14 +140,14 @@ def ask(program: str) -> Readings:
         start_new_session=True,  # so that what it has started ends with it
     ) as process:
         try:
-            said, _ = process.communicate(timeout=TIMEOUT_S)
+            output, _ = process.communicate(timeout=TIMEOUT_S)
         except BaseException:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             raise
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, program)
-    return read(said)
+    return read(output)
 
 
 UNREADABLE = (

@@ -10,11 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
-from avomni_lib.training.model.generate import say
+from avomni_lib.training.model.generate import say_all
 from avomni_lib.training.prompt import samples
 from avomni_lib.training.prompt.conversation import Conversation
 from avomni_lib.training.targets import Said
@@ -58,13 +56,10 @@ def predictions(
     model: Any, talk: Conversation, windows: Any, indices: Sequence[int], max_new_tokens: int
 ) -> list[str]:
     """What a model answers about each of these windows, a few at a time."""
-    texts: list[str] = []
-    for first in range(0, len(indices), AT_A_TIME):
-        batch = indices[first : first + AT_A_TIME]
-        frames = np.stack([windows.frames(index) for index in batch])
-        histories = [samples.history_of(index, windows, talk) for index in batch]
-        texts += say(model, talk, frames, max_new_tokens, histories=histories)
-    return texts
+    frames = (windows.frames(index) for index in indices)
+    pasts = (samples.history_of(index, windows, talk) for index in indices)
+    options = {"max_new_tokens": max_new_tokens, "at_a_time": AT_A_TIME}
+    return say_all(model, talk, frames, pasts, **options)
 
 
 def thinned(num_windows: int, at_most: int | None) -> list[int]:

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from avomni_lib import files, hardware
 from avomni_lib.errors import AvomniError
@@ -35,9 +35,6 @@ from avomni_lib.plan import Bar
 from avomni_lib.training.fit import environment
 from avomni_lib.training.fit.checkpoints import METRICS_FILE, PLAN_FILE, Metrics
 from avomni_lib.training.model.model_input import parameter_names
-
-if TYPE_CHECKING:
-    from avomni_lib.training.fit.outcome import Trained
 
 LOCK, START_LOCK = ".lock", ".start.lock"
 JOB_FILE, OUTCOME_FILE, PARAMS_FILE = "job.json", "outcome.json", "params.json"
@@ -60,6 +57,30 @@ WATCH_EVERY_S = 2.0
 Watch = Callable[[Sequence[dict[str, Any]]], None]
 # By run folder: the processes that this one has started for a plan, and their parameters.
 _PAUSING: dict[Path, tuple[subprocess.Popen, dict[str, Any]]] = {}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came out of a training.
+
+    Attributes:
+        adapter: Folder of the adapter, with `record.json`.
+        record: What the adapter was made from and for.
+        metrics: One dict a line of `metrics.jsonl`: step, epoch, loss, token_accuracy,
+            learning_rate, grad_norm; since the line before seconds, cpu_seconds, data_wait_s,
+            samples_per_s, tokens_per_s; memory_gb so far; where there is a card, what `energy`
+            found: gpu_busy_pct, gpu_watts, gpu_celsius, gpu_joules.
+        choices: What was chosen for the user, each a (value, reason).
+        figures: As in `result.json`.
+        stopped_at: The step after which a signal stopped it; None where it went to its end.
+    """
+
+    adapter: Path
+    record: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    choices: dict[str, Choice]
+    figures: dict[str, Any]
+    stopped_at: int | None = None
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,9 @@ def conversation(p: Params) -> Conversation:
     Raises:
         AvomniError: no such base model.
     """
-    location, config = _base(p)
+    load.choose(p)  # Unsloth, where it is the backend, has to be imported before transformers
+    location = place.base_location(p.model.base_model)
+    config = load.read_config(p.model.base_model, location, p.dataset.allow_plain_http)
     tokenizer = load.read_tokenizer(p.model.base_model, location)
     return samples.conversation_of(p, tokenizer, backbone(p.model.backbone, config))
 
@@ -51,15 +53,13 @@ def lora_modules(p: Params) -> list[dict[str, Any]]:
     Raises:
         AvomniError: no such base model, or it has no module to adapt.
     """
-    _, config = _base(p)
+    load.choose(p)  # as above
     load.quieten()
     import torch
-    from transformers import AutoModelForImageTextToText
 
-    kind = backbone(p.model.backbone, config)
+    model = load.empty_model(p)
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
-        tuned = load.add_adapter(model, p, kind)
+        tuned = load.add_adapter(model, p, backbone(p.model.backbone, model.config))
     rows = []
     for name, module in tuned.named_modules():
         if not hasattr(module, "lora_A") or not hasattr(module, "base_layer"):
@@ -108,10 +108,3 @@ def arguments(p: Params, num_windows: int) -> dict[str, Any]:
         for name, value in sorted(own.items())
         if name not in NOT_SHOWN and value != usual.get(name)
     }
-
-
-def _base(p: Params) -> tuple[str, Any]:
-    """Where the base model lies, and its config."""
-    load.choose(p)  # Unsloth, where it is the backend, has to be imported before transformers
-    location = place.base_location(p.model.base_model)
-    return location, load.read_config(p.model.base_model, location, p.dataset.allow_plain_http)

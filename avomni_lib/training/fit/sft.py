@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from datasets import Dataset
+from datasets import Dataset  # noqa: F401
 from torch.utils.data import DataLoader
 from transformers.trainer_callback import PrinterCallback  # noqa: F401
 from trl import SFTConfig, SFTTrainer
@@ -253,8 +253,3 @@ def arguments_of(
     )
     private.use_one_card(arguments)
     return arguments
-
-
-def named_rows(count: int) -> Dataset:
-    """What SFTTrainer insists on, a `datasets.Dataset`; the loader knows the windows by number."""
-    return Dataset.from_dict({"index": range(count)})

@@ -9,11 +9,10 @@ from avomni_lib import files, hardware
 from avomni_lib.etl.leaks import leaks
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar, Plan
-from avomni_lib.training.backbones import backbone
 from avomni_lib.training.doctor import doctor
-from avomni_lib.training.fit import job
+from avomni_lib.training.fit import job, preview
 from avomni_lib.training.fit.checkpoints import METRICS_FILE, Metrics
-from avomni_lib.training.fit.outcome import Trained
+from avomni_lib.training.fit.job import Trained
 from avomni_lib.training.forecast import estimate
 from avomni_lib.training.model import adapter, load, place
 from avomni_lib.training.prompt import samples
@@ -38,11 +37,7 @@ def plan(p: Params, probe: bool = True) -> Plan:
     windows = samples.train_windows(p)
     held_out = windows.cache.held_out_ids
     leaks.check_all(p, windows.cache, held_out, locate=place.base_location)
-    location = place.base_location(p.model.base_model)
-    config = load.read_config(p.model.base_model, location, p.dataset.allow_plain_http)
-    kind = backbone(p.model.backbone, config)
-    tokenizer = load.read_tokenizer(p.model.base_model, location)
-    talk = samples.conversation_of(p, tokenizer, kind)
+    location, talk = place.base_location(p.model.base_model), preview.conversation(p)
     longest = samples.longest(windows, talk)
     steps = estimate.optimizer_steps(p, len(windows))
     num_clips = len({windows[i].clip_id for i in range(len(windows))})
@@ -84,7 +79,9 @@ def plan(p: Params, probe: bool = True) -> Plan:
     estimated = estimate.training_rows(
         p,
         steps,
-        Tokens(talk.num_vision_tokens, num_text, num_answer, kind.vision_work(talk.videos)),
+        Tokens(
+            talk.num_vision_tokens, num_text, num_answer, talk.backbone.vision_work(talk.videos)
+        ),
         device=device,
         probe=_probe(p, windows.cache.digest) if probe else None,
         capacity=memory.total if memory else None,

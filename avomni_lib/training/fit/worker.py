@@ -16,11 +16,12 @@ import functools
 import logging
 import shutil
 import signal
+import statistics
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,10 +35,10 @@ from avomni_lib.params import Params
 from avomni_lib.plan import Bar
 from avomni_lib.training.backbones import backbone
 from avomni_lib.training.doctor import doctor
-from avomni_lib.training.fit import environment, heldout, job, outcome
+from avomni_lib.training.fit import energy, environment, heldout, job
 from avomni_lib.training.fit.checkpoints import Checkpoints
 from avomni_lib.training.fit.energy import Sampler
-from avomni_lib.training.fit.outcome import Trained
+from avomni_lib.training.fit.job import Trained
 from avomni_lib.training.forecast import estimate
 from avomni_lib.training.model import adapter, load, place
 from avomni_lib.training.prompt import samples, views
@@ -132,7 +133,8 @@ def work(
             model=tuned,
             args=sft.arguments_of(p, checkpoints, choices, steps, share.accumulation),
             processing_class=base.tokenizer,
-            train_dataset=sft.named_rows(len(windows)),
+            # SFTTrainer insists on one; the loader knows the windows by number.
+            train_dataset=sft.Dataset.from_dict({"index": range(len(windows))}),
             data_collator=list,  # never called: batches come from the loader
         )
         trainer.remove_callback(sft.PrinterCallback)
@@ -170,7 +172,7 @@ def work(
         "num_processes": share.ranks,
     }
     if metrics:
-        figures |= outcome.figures(record, metrics, steps, done, device)
+        figures |= _figures(record, metrics, steps, done, device)
     if start.passed_over:
         figures["damaged_checkpoints"] = start.passed_over
         figures["headline"] = f"{figures.get('headline', '')}; {choices['checkpoint'].reason}"
@@ -189,12 +191,51 @@ def work(
     return Trained(adapter.adapter_dir(p), record, metrics, choices, figures, stopped_at)
 
 
-def _whole(checkpoints: Checkpoints, step: int) -> Path:
-    """The folder of a checkpoint whose files are what was written.
+def _figures(
+    record: Mapping[str, Any],
+    metrics: Sequence[Mapping[str, Any]],
+    steps: int,
+    done: int,
+    device: str,
+) -> dict[str, Any]:
+    """The figures of a training's lines of metrics, as `result.json` has them.
 
-    Raises:
-        AvomniError: they are not any more.
+    Args:
+        steps: That were planned.
+        done: That were found done when this process began.
+        device: It trained on; its peak memory is that of this process.
     """
+
+    def total(name: str) -> float:
+        return sum(line[name] for line in metrics)
+
+    seconds, losses = total("seconds"), [line["loss"] for line in metrics]
+    few = max(1, min(10, len(losses) // 2))
+    begin, end = (statistics.fmean(part) for part in (losses[:few], losses[-few:]))
+    taken = metrics[-1]["step"]
+    peak = hardware.peak_memory(device)
+    return energy.figures(metrics) | {
+        "headline": f"loss {begin:.2f} -> {end:.2f} in {taken} steps",
+        "num_windows": record["num_windows"],
+        "num_clips": len(record["training_clip_ids"]),
+        "optimizer_steps": taken,
+        "planned_steps": steps,
+        "resumed_from_step": done,
+        "first_loss": round(begin, 4),
+        "last_loss": round(end, 4),
+        "train_seconds": round(seconds, 1),
+        "seconds_per_step": round(seconds / taken, 4),
+        "data_wait_share": round(total("data_wait_s") / seconds, 5) if seconds else 0.0,
+        "measured": {
+            "memory_gb": round(peak.get("device_gb", peak["host_gb"]), 3),
+            # On a CPU those of the process: its cores may be shared with others.
+            "seconds": round(total("cpu_seconds") if device == "cpu" else seconds, 1),
+        },
+    }
+
+
+def _whole(checkpoints: Checkpoints, step: int) -> Path:
+    """The folder of a checkpoint whose files are what was written, or an error."""
     checkpoint = checkpoints.at(step)
     if reason := checkpoints.fault(checkpoint):
         raise AvomniError(

@@ -62,18 +62,6 @@ CARD, CARD_BYTES, CARD_FLOPS = "MI300X", 192e9, 1307e12
 UTILISATION, UTILISATION_RANGE = 0.27, (0.25, 0.28)
 
 
-@dataclass(frozen=True)
-class Source:
-    """What is fetched and the driving in it."""
-
-    num_chunks: int
-    num_clips: int
-    num_train_clips: int
-    seconds: float
-    num_bytes: int
-    note: str
-
-
 def frames_per_clip(p: Params, seconds: float) -> int:
     """Sampled frames of a clip: its first and those before its end."""
     return math.ceil(seconds * p.processing.sample_hz - 1e-9)
@@ -95,18 +83,11 @@ def few_steps_warning(p: Params, steps: int) -> list[str]:
     ]
 
 
-def source(p: Params) -> Source:
-    """What the run fetches, as far as it can be said without asking the hub."""
-    expected = forecast(p)
-    train = round(expected.num_clips * TRAIN_SHARE)
+def num_train_clips(p: Params, num_clips: int) -> int:
+    """Clips of the split train among so many, as far as it can be said without asking the hub."""
     if p.rendered:
-        train = world_splits(p.rendered)[: expected.num_clips].count("train")
-    if p.lerobot_profile:
-        train = round(expected.num_clips * lerobot.TRAIN_SHARE)
-    seconds = clip_seconds(p)
-    return Source(
-        expected.num_chunks, expected.num_clips, train, seconds, expected.num_bytes, expected.note
-    )
+        return world_splits(p.rendered)[:num_clips].count("train")
+    return round(num_clips * (lerobot.TRAIN_SHARE if p.lerobot_profile else TRAIN_SHARE))
 
 
 def plan_run(p: Params) -> Plan:
@@ -116,13 +97,14 @@ def plan_run(p: Params) -> Plan:
         AvomniError: the grid does not divide into the backbone's patches, or a clip of the source
             is shorter than a window.
     """
-    raw, tokens, (height, width) = source(p), tokens_per_sample(p), grid_size(p)
-    frames = frames_per_clip(p, raw.seconds)
+    raw, seconds = forecast(p), clip_seconds(p)
+    tokens, (height, width) = tokens_per_sample(p), grid_size(p)
+    frames, num_train = frames_per_clip(p, seconds), num_train_clips(p, raw.num_clips)
     storage = p.processing.storage
-    cache = {name: raw.num_clips * clip_bytes(p, raw.seconds, name) for name in STORAGES}
+    cache = {name: raw.num_clips * clip_bytes(p, seconds, name) for name in STORAGES}
     processing = p.processing
     each = num_windows(frames, processing.sequence_length, processing.stride, processing.reach)
-    train_windows = raw.num_train_clips * each
+    train_windows = num_train * each
     steps = optimizer_steps(p, train_windows)
     length, hz = p.processing.sequence_length, p.processing.sample_hz
     limit = p.model.max_seq_length
@@ -136,7 +118,7 @@ def plan_run(p: Params) -> Plan:
     if raw.num_chunks == 0:
         warnings.append("not one chunk fits below download.target_size_gb: raise it")
     if each == 0:
-        short = none_fits(frames, processing, f"clips of {raw.seconds:g} s")
+        short = none_fits(frames, processing, f"clips of {seconds:g} s")
         if p.is_fetched:
             raise short
         # How long its clips are is not read here.
@@ -149,7 +131,7 @@ def plan_run(p: Params) -> Plan:
     rows = [
         *p.code_rows(),
         ("to fetch", gigabytes(raw.num_bytes), f"chunks: {raw.num_chunks}; {raw.note}"),
-        ("clips", f"{raw.num_clips:,}", f"{raw.seconds:g} s each"),
+        ("clips", f"{raw.num_clips:,}", f"{seconds:g} s each"),
         *lerobot.plan_rows(p, raw.num_clips),
         (
             "grid",
@@ -162,7 +144,7 @@ def plan_run(p: Params) -> Plan:
         (
             "to train on",
             f"{train_windows:,}",
-            f"of {raw.num_train_clips:,} clips of the split train",
+            f"of {num_train:,} clips of the split train",
         ),
         ("tokens a sample", f"{tokens.total:,} of {limit:,}", _token_note(tokens)),
         ("optimizer steps", f"{steps:,}", f"{p.training.num_epochs:g} epochs, {_batch(p)}"),

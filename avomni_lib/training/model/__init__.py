@@ -7,6 +7,5 @@ model_input  what the model sees, recorded and compared
 generate     answers, greedy or sampled
 seen         features of frames that two windows share, computed once
 constrained  answers held to a target's form
-attention    a way around a fault of torch's attention
 private      the private names of transformers that are used
 """

@@ -13,8 +13,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.hardware import Choice
 from avomni_lib.params import Params
 from avomni_lib.training.export.card import card
-from avomni_lib.training.fit import checksums
-from avomni_lib.training.fit.checkpoints import rename_folder
+from avomni_lib.training.fit import checkpoints
 from avomni_lib.training.model.model_input import older_frames, shortened, what_the_model_sees
 from avomni_lib.training.prompt.conversation import Conversation
 from avomni_lib.training.targets.own import source_of
@@ -63,7 +62,7 @@ def fetch(name: str, commit: str) -> Path:
     from transformers.utils import cached_file
 
     folder = None
-    for file in (*LOADED, checksums.CHECKSUMS_FILE):
+    for file in (*LOADED, checkpoints.CHECKSUMS_FILE):
         try:
             folder = Path(cached_file(name, file, revision=commit)).parent
         except OSError as error:
@@ -83,7 +82,7 @@ def check_whole(folder: Path) -> None:
     Raises:
         AvomniError: one of them is missing or is not what was written.
     """
-    if reason := checksums.fault(Path(folder), only=LOADED):
+    if reason := checkpoints.checksum_fault(Path(folder), only=LOADED):
         raise _damaged(folder, reason)
 
 
@@ -159,8 +158,8 @@ def export(
     tuned.save_pretrained(str(partial), save_embedding_layers=False)
     files.write_text(partial / "README.md", card(record, figures))
     files.write_json(partial / RECORD_FILE, record)
-    checksums.write(partial)
-    rename_folder(partial, folder)
+    checkpoints.write_checksums(partial)
+    checkpoints.rename_folder(partial, folder)
 
 
 def _model_values(p: Params) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -97,8 +98,27 @@ def say(
             )
     finally:
         model.train(was_training)
-    said = ids[:, batch["input_ids"].shape[1] :].tolist()
-    return [talk.text_of(row) for row in said]
+    tokens = ids[:, batch["input_ids"].shape[1] :].tolist()
+    return [talk.text_of(row) for row in tokens]
+
+
+def say_all(
+    model: Any,
+    talk: Conversation,
+    frames: Iterable[np.ndarray],
+    histories: Iterable[str],
+    *,
+    max_new_tokens: int,
+    at_a_time: int,
+    constrained: bool = False,
+) -> list[str]:
+    """What the model says about windows (T, H, W, 3) uint8 RGB, so many in a batch; see `say`."""
+    windows, texts = zip(frames, histories, strict=True), list[str]()
+    while batch := list(itertools.islice(windows, at_a_time)):
+        shown, past = zip(*batch, strict=True)
+        options = {"histories": past, "constrained": constrained}
+        texts += say(model, talk, np.stack(shown), max_new_tokens, **options)
+    return texts
 
 
 def _on(model: Any, frames: np.ndarray) -> torch.Tensor:

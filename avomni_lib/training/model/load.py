@@ -167,11 +167,7 @@ def choose(p: Params) -> dict[str, Choice]:
 
 
 def _backend(p: Params, device: str) -> Choice:
-    """Unsloth where it runs and knows the family, else transformers.
-
-    Raises:
-        AvomniError: Unsloth is asked for in vain.
-    """
+    """Unsloth where it runs and knows the family, else transformers."""
     kind = family(p.model.backbone)
     if kind.in_unsloth or p.model.backend == "transformers":
         return hardware.backend(p.model.backend, device)
@@ -184,6 +180,21 @@ def _backend(p: Params, device: str) -> Choice:
     return Choice("transformers", f"Unsloth has no path for the backbone {kind.name}")
 
 
+def empty_model(p: Params) -> Any:
+    """The base model without memory for its weights: its config is read, they are not.
+
+    Raises:
+        AvomniError: see `read_config`.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    location = base_location(p.model.base_model)
+    config = read_config(p.model.base_model, location, p.dataset.allow_plain_http)
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
+
+
 def add_adapter(model: Any, p: Params, kind: Backbone, backend: str = "transformers") -> Any:
     """The model with a fresh LoRA adapter on the modules that the backbone names; all else frozen.
 
@@ -193,6 +204,12 @@ def add_adapter(model: Any, p: Params, kind: Backbone, backend: str = "transform
         AvomniError: the model has no module that the backbone or `model.lora_targets` names.
     """
     pattern = _lora_pattern(model, p, kind)
+    shared = {
+        "r": p.model.lora_rank,
+        "lora_alpha": p.model.lora_alpha,
+        "lora_dropout": p.model.lora_dropout,
+        "bias": "none",
+    }
     if backend == "unsloth":
         from unsloth import FastVisionModel
 
@@ -201,29 +218,19 @@ def add_adapter(model: Any, p: Params, kind: Backbone, backend: str = "transform
         own = {"target_modules": pattern} if named else {}
         return FastVisionModel.get_peft_model(
             model,
-            r=p.model.lora_rank,
-            lora_alpha=p.model.lora_alpha,
-            lora_dropout=p.model.lora_dropout,
-            bias="none",
             finetune_vision_layers=False,
             finetune_language_layers=True,
             finetune_attention_modules=True,
             finetune_mlp_modules=False,
             random_state=p.run.seed,
+            **shared,
             **own,
         )
     from peft import LoraConfig, get_peft_model
     from transformers import set_seed
 
     set_seed(p.run.seed)
-    config = LoraConfig(
-        r=p.model.lora_rank,
-        lora_alpha=p.model.lora_alpha,
-        lora_dropout=p.model.lora_dropout,
-        bias="none",
-        target_modules=pattern,
-        task_type="CAUSAL_LM",
-    )
+    config = LoraConfig(target_modules=pattern, task_type="CAUSAL_LM", **shared)
     try:
         return get_peft_model(model, config)
     except ValueError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -203,7 +203,13 @@ def refuse_other(then: Mapping[str, Any] | None, now: Mapping[str, Any], where: 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested plain values by their dotted names."""
-    return dict(_leaves(values, prefix))
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{prefix}{name}.")
+        else:  # tuples come back from JSON as lists
+            found[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
+    return found
 
 
 def shortened(text: str, token: str) -> str:
@@ -211,15 +217,6 @@ def shortened(text: str, token: str) -> str:
     return re.sub(
         f"(?:{re.escape(token)}){{2,}}", lambda run: f"{token}×{len(run[0]) // len(token)}", text
     )
-
-
-def _leaves(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            # Tuples come back from JSON as lists.
-            yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value
 
 
 def _words(values: Mapping[str, Any], others: Mapping[str, Any], name: str) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.select import protocol
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl.clip.trajectory import FUTURE_S
+from avomni_lib.etl.clip.trajectory import FUTURE_S, Trajectory
 from avomni_lib.params import Params
 from avomni_lib.training.backbones import Backbone
 from avomni_lib.training.model import model_input
@@ -172,8 +172,8 @@ def causes_from(windows: Any, asked: Target) -> dict[str, int]:
     """
     if not asked.scenes:
         return {}
-    said = (asked.of(windows.truth(index)).cause_from for index in range(len(windows)))
-    return dict(Counter(said))
+    sources = (asked.of(windows.truth(index)).cause_from for index in range(len(windows)))
+    return dict(Counter(sources))
 
 
 def sample_of(index: int, windows: Any, talk: Conversation) -> Sample:
@@ -187,6 +187,18 @@ def history_of(index: int, windows: Any, talk: Conversation) -> str:
     if not talk.ego_history:
         return ""
     return history.of_window(windows, index, talk.target, talk.own_from_s)
+
+
+def past_words(p: Params, past: Callable[[int], Trajectory]) -> str:
+    """The same by the run's parameters.
+
+    Args:
+        past: The motion before the window's frame of this number, 0 or -1.
+    """
+    if not p.prompt.ego_history:
+        return ""
+    asked = target_of(p)
+    return history.text_of(past(history.FRAME[asked.history_ends]), asked, p.processing.own_from_s)
 
 
 def longest(windows: Any, talk: Conversation, looked_at: int = 64) -> Sample:

@@ -11,7 +11,6 @@ from typing import Any
 from avomni_lib.errors import AvomniError
 from avomni_lib.training.backbones.shared.size import Block, Language
 
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 KNOWN = ("qwen2", "qwen3", "qwen3_moe", "llama")
 
 
@@ -67,14 +66,19 @@ def block(text: Mapping[str, Any]) -> Block:
         others += text["num_experts"] * each + router
         active = text["num_experts_per_tok"] * each + router
     else:
-        linears |= {
-            "gate_proj": (hidden, inner),
-            "up_proj": (hidden, inner),
-            "down_proj": (inner, hidden),
-        }
+        linears |= mlp(hidden, inner)
     return Block(
         text["num_hidden_layers"], linears, query, key, heads, shared, inner, others, active
     )
+
+
+def mlp(hidden: int, inner: int) -> dict[str, tuple[int, int]]:
+    """The linear modules of a gated MLP, as `Block.linears` has them."""
+    return {
+        "gate_proj": (hidden, inner),
+        "up_proj": (hidden, inner),
+        "down_proj": (inner, hidden),
+    }
 
 
 def qwen2(

@@ -80,7 +80,13 @@ class InSquares(Backbone):
         Raises:
             AvomniError: see `check`.
         """
-        return squares_of(video, self.image_size)
+        self.check(video)
+        side, cells = self.image_size, video.cells
+        rows, cols = video.height // side, video.width // side
+        if cells and (len(cells), len(cells[0])) == (rows, cols):
+            labels = enumerate(cell for row in cells for cell in row)
+            return tuple(Square(number, label) for number, label in labels if label is not None)
+        return tuple(Square(number) for number in range(rows * cols))
 
     def num_squares(self, videos: Sequence[Video]) -> int:
         """Pictures of a window."""
@@ -151,20 +157,6 @@ def _nearest(length: int, count: int, side: int) -> int:
         each for each in range(side, 2 * length + (count + 1) * side, side) if not each % count
     ]
     return min(found, key=lambda each: abs(each - length))
-
-
-def squares_of(video: Video, side: int) -> tuple[Square, ...]:
-    """The squares that a frame is shown as, row by row.
-
-    Raises:
-        AvomniError: see `check`.
-    """
-    check(video, side)
-    rows, cols = video.height // side, video.width // side
-    if video.cells and (len(video.cells), len(video.cells[0])) == (rows, cols):
-        cells = [cell for row in video.cells for cell in row]
-        return tuple(Square(number, cell) for number, cell in enumerate(cells) if cell is not None)
-    return tuple(Square(number) for number in range(rows * cols))
 
 
 def normalised_by(
