@@ -8,7 +8,7 @@ from avomni_lib.dataset.audit.audit import audit
 from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.dataset.clip import Clip
 from avomni_lib.dataset.download import download
-from avomni_lib.etl.clip import phase, sampling
+from avomni_lib.etl.clip import sampling
 from avomni_lib.etl.clip.sampling import Recipe, sample_clip
 from avomni_lib.etl.run import build
 from avomni_lib.etl.video import reader
@@ -65,7 +65,7 @@ def test_where_few_frames_would_be_key_frames_nothing_is_moved(gop):
     stamps = [stamps_of(0)[5:], stamps_of(0)]
     rows = np.arange(0, 600, gop)
     keys = [rows[rows >= 5] - 5, rows]
-    assert phase.shift_us(times_of(stamps, [])[0], stamps, keys, STEP_US) == 0
+    assert sampling.shift_us(times_of(stamps, [])[0], stamps, keys, STEP_US) == 0
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,8 @@ import pandas as pd
 
 from avomni_lib.errors import AvomniError
 from avomni_lib.live import session, subject
-from avomni_lib.live.answerer import Answer
+from avomni_lib.live.answerer import Answer, Prediction
 from avomni_lib.live.playback import Moments, Played, history_of
-from avomni_lib.live.predict import Prediction
 from avomni_lib.live.session import GRIDS_FILE, PARTS, RECORD_FILE
 from avomni_lib.live.subject import Subject
 from avomni_lib.params import Params

@@ -15,7 +15,7 @@ from avomni_lib.dataset.clip import open_clip
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache.memmap import CLIPS_FILE, Cache
 from avomni_lib.etl.cache.windows import Windows
-from avomni_lib.etl.clip import sampling, tiling
+from avomni_lib.etl.clip import sampling
 from avomni_lib.etl.run.build import recipe_of
 from avomni_lib.etl.video import reader
 from avomni_lib.params import Params
@@ -114,31 +114,21 @@ def of_folder(p: Params, folder: Path, at_s: float | None = None) -> Subject:
             would tell the car's past, which videos do not know.
     """
     refuse_history(p, f"videos in {folder}")
-    grid, tile, fit = cameras.grid(p.vision.cameras), _recipe(p).tile, p.processing.fit
-    paths = {camera: folder / f"{camera.name}.mp4" for camera in grid.cameras}
+    names = [camera.name for camera in cameras.grid(p.vision.cameras).cameras]
+    paths = {name: folder / f"{name}.mp4" for name in names}
     if missing := [path.name for path in paths.values() if not path.is_file()]:
         raise AvomniError(
             f"videos are missing: {', '.join(missing)}",
             where=str(folder),
             fix="name one mp4 a camera of vision.cameras by the camera's name",
         )
-    stamps = {camera: reader.frame_times(path) for camera, path in paths.items()}
+    stamps = {name: reader.frame_times(path) for name, path in paths.items()}
     ends = [int(own[-1]) for own in stamps.values()]
     keys = [reader.key_rows(path) for path in paths.values()] if p.processing.align else []
     times, _ = sampling.times_of(list(stamps.values()), min(ends), p.processing.sample_hz, keys)
     rows = _rows(p, times, f"videos in {folder}", at_s)
-    wanted = times[rows]
-    tiles = {}
-    for camera, path in paths.items():
-        own = tiling.tile_size(grid, tile, camera.name)
-        read = reader.read_frames(
-            path,
-            wanted,
-            size=lambda *source, own=own: tiling.fit_tile(source, own, fit).resized,
-            decoder=p.processing.decoder,
-        )
-        tiles[camera.name] = tiling.fit_tile(read.source_size, own, fit).place(read.images)
-    return Subject(f"{folder.name}, {_seconds(times, rows)}", tiling.compose(tiles, grid), wanted)
+    frames, _ = sampling.draw(paths, stamps, times[rows], _recipe(p))
+    return Subject(f"{folder.name}, {_seconds(times, rows)}", frames, times[rows])
 
 
 def _cached(p: Params, windows: Windows, index: int) -> Subject:

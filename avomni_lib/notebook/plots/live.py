@@ -15,7 +15,7 @@ from avomni_lib.notebook.plots.paths import describe
 from avomni_lib.params import Params
 
 if TYPE_CHECKING:
-    from avomni_lib.live.predict import Prediction
+    from avomni_lib.live.answerer import Prediction
     from avomni_lib.live.recording import Recording
 
 MOST_ANSWERS = 24  # drawn of a long session, the last ones
