@@ -293,8 +293,6 @@ def test_the_decoder_is_a_choice_with_a_reason():
     assert reader.choose_decoder()[0] == "pyav"
     assert "open GOP" in reader.choose_decoder()[1]
     assert reader.choose_decoder("decord")[0] == "decord"
-    with pytest.raises(AvomniError, match="unknown decoder 'opencv'"):
-        reader.choose_decoder("opencv")
 
 
 @given(
@@ -308,9 +306,3 @@ def test_a_frame_is_the_last_one_at_or_before_its_time(steps, start, data):
     for time, row in zip(wanted, reader.frame_indices(stamps, np.array(wanted)), strict=True):
         assert stamps[row] <= time
         assert row == len(stamps) - 1 or stamps[row + 1] > time
-
-
-@pytest.mark.parametrize("stamps", [[0, 10, 10, 20], [0, 20, 10], [[0, 1]], []])
-def test_timestamps_must_increase(stamps):
-    with pytest.raises(AvomniError, match="timestamps"):
-        reader.frame_indices(np.array(stamps), np.array([5]))

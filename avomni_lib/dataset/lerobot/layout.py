@@ -9,7 +9,7 @@ and from when to when (s).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import pyarrow as pa
 from avomni_lib import files
 from avomni_lib.dataset import names
 from avomni_lib.dataset.lerobot.profile import Profile
-from avomni_lib.dataset.tables import number_column, read_table
+from avomni_lib.dataset.tables import number_column, opened, read_table
 from avomni_lib.errors import AvomniError
 
 INFO_FILE, TASKS_FILE = "meta/info.json", "meta/tasks.parquet"
@@ -99,8 +99,8 @@ def read_info(folder: Path) -> Info:
             where=str(folder),
             fix="check dataset.local_dir; unless dataset.lerobot.is_local, run 02_download",
         )
-    said = files.read_json(path)
-    version = said.get("codebase_version") if isinstance(said, dict) else None
+    content = files.read_json(path)
+    version = content.get("codebase_version") if isinstance(content, dict) else None
     if not isinstance(version, str) or not version.startswith(VERSION):
         raise AvomniError(
             f"a LeRobot data set of version {names.shown(version)}, and v3 is read",
@@ -108,17 +108,17 @@ def read_info(folder: Path) -> Info:
             fix="convert it: python -m lerobot.scripts.convert_dataset_v21_to_v30 "
             "--repo-id=OWNER/NAME",
         )
-    fps, features = said.get("fps"), said.get("features")
+    fps, features = content.get("fps"), content.get("features")
     if not isinstance(fps, int | float) or not 0 < fps <= MAX_FPS:
         raise AvomniError(f"fps is {names.shown(fps)}", where=where)
     if not isinstance(features, dict) or not all(isinstance(f, dict) for f in features.values()):
         raise AvomniError("features is no object of objects", where=where)
     templates = {}
     for name, fields in FIELDS.items():
-        template = said.get(name)
+        template = content.get(name)
         names.need(name, template, _template_fault(template, fields), where)
         templates[name] = template
-    return Info(where, float(fps), features=features, splits=_splits(said, where), **templates)
+    return Info(where, float(fps), features=features, splits=_splits(content, where), **templates)
 
 
 def _template_fault(template: Any, fields: tuple[str, ...]) -> str | None:
@@ -130,9 +130,9 @@ def _template_fault(template: Any, fields: tuple[str, ...]) -> str | None:
     return names.path_fault(_FIELD.sub("0", template))
 
 
-def _splits(said: Mapping[str, Any], where: str) -> dict[str, tuple[int, int]]:
+def _splits(content: Mapping[str, Any], where: str) -> dict[str, tuple[int, int]]:
     splits = {}
-    for name, span in (said.get("splits") or {}).items():
+    for name, span in (content.get("splits") or {}).items():
         match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", str(span))
         if match is None:
             raise AvomniError(f"the split {names.shown(name)} is {names.shown(span)}", where=where)
@@ -211,7 +211,8 @@ def read_episodes(folder: Path, info: Info, profile: Profile) -> Episodes:
         wanted += [f"{stem}/{end}_timestamp" for end in ("from", "to") if key != "data"]
     tables = []
     for path in paths:
-        there = _columns(path)
+        with opened(path, str(path)) as file:
+            there = file.schema_arrow.names
         tables.append(read_table(path, str(path), [name for name in wanted if name in there]))
     where = str(paths[0])
     try:
@@ -248,19 +249,11 @@ def read_episodes(folder: Path, info: Info, profile: Profile) -> Episodes:
     session = None
     if profile.session and profile.session in table.column_names:
         session = tuple(map(str, table[profile.session].to_pylist()))
-    tasks = [_words(value) for value in _texts(table)]
+    tasks = [""] * len(index)
+    if "tasks" in table.column_names:
+        tasks = [_words(value) for value in table["tasks"].to_pylist()]
     lengths = np.where(length >= 2, length, 0).astype(np.int64)
     return Episodes(index, lengths, tuple(tasks), session, first_ns, last_ns, spans, faults)
-
-
-def _columns(path: Path) -> list[str]:
-    import pyarrow.parquet as pq
-
-    try:
-        return list(pq.read_schema(path).names)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise AvomniError(f"not a readable parquet file: {reason}", where=str(path)) from None
 
 
 def _numbers(table: pa.Table, name: str, where: str) -> np.ndarray:
@@ -282,10 +275,6 @@ def _first(column: pa.ChunkedArray, where: str) -> np.ndarray:
         return np.array([0 if value in (None, []) else int(value) for value in flat], np.int64)
     except (TypeError, ValueError, OverflowError):
         raise AvomniError("an episode's times are no numbers", where=where) from None
-
-
-def _texts(table: pa.Table) -> Iterable[Any]:
-    return table["tasks"].to_pylist() if "tasks" in table.column_names else [None] * len(table)
 
 
 def _words(value: Any) -> str:

@@ -82,15 +82,10 @@ def arrays_in(header: Mapping[str, Any]) -> Mapping[str, str]:
     return found | OBSTACLES if "obstacle_columns" in header else found
 
 
-def beside(told: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """What a clip's row of the header tells of others and events, as one of its arrays."""
-    told = {name: told[name] for name in ("events", "unlabelled", "phase_us") if told.get(name)}
-    return {"told": np.array(json.dumps(told))} if told else {}
-
-
-def told(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """What `beside` put among a clip's arrays, as fields of its row of the header."""
-    return json.loads(str(arrays["told"])) if "told" in arrays else {}
+def pack_notes(notes: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """What a clip's row of the header says of others, events and phase, as one of its arrays."""
+    notes = {name: notes[name] for name in ("events", "unlabelled", "phase_us") if notes.get(name)}
+    return {"notes": np.array(json.dumps(notes))} if notes else {}
 
 
 def check_version(header: Mapping[str, Any], path: Path) -> None:
@@ -187,8 +182,8 @@ class Shard:
     def arrays_of(self, clip: CachedClip) -> Arrays:
         """One clip's part of every array as it is stored, and what its header's row tells beside
         them: JPEGs stay encoded."""
-        events = [{"start_us": start_us, "text": text} for start_us, text in clip.events]
-        found = beside({"events": events, "unlabelled": clip.unlabelled})
+        rows = (row for row in self.header["clips"] if row["clip_id"] == clip.clip_id)
+        found = pack_notes(next(rows))
         for name in arrays_in(self.header):
             array, part = self._load(name), slice(clip.start, clip.stop)
             if name == "track":
@@ -237,8 +232,8 @@ def open_shard(folder: Path) -> Shard:
         raise AvomniError("a shard has no header", where=str(folder), fix=BUILD_AGAIN)
     header = files.read_json(path)
     check_version(header, path)
-    for name, said in header["arrays"].items():
-        file_state(folder / f"{name}.npy", said["bytes"])
+    for name, entry in header["arrays"].items():
+        file_state(folder / f"{name}.npy", entry["bytes"])
     return Shard(folder, header)
 
 
@@ -273,7 +268,7 @@ def write_shard(
         common: Header fields; `storage` and `obstacle_columns` say which arrays there are.
         clips: clip_id, split and chunk of each, in order.
         load: clip_id -> its arrays as `encode` gives them, lazily: what is asked for is read, one
-            clip at a time. What `beside` makes goes into the clip's row of the header.
+            clip at a time. What `pack_notes` makes goes into the clip's row of the header.
 
     Raises:
         AvomniError: no room on the disk; nothing is left behind.
@@ -308,10 +303,11 @@ def write_shard(
             if name == "offsets":
                 pieces = _joined(pieces, starts)
             header["arrays"][name] = write_array(fresh / f"{name}.npy", dtype, shape, pieces)
-        header["clips"] = [
-            {**clip, **{name: ranges[name][n] for name in counted}, **told(load(clip["clip_id"]))}
-            for n, clip in enumerate(clips)
-        ]
+        header["clips"] = []
+        for n, clip in enumerate(clips):
+            rows = {name: ranges[name][n] for name in counted}
+            notes = load(clip["clip_id"]).get("notes", "{}")
+            header["clips"].append({**clip, **rows, **json.loads(str(notes))})
         files.write_json(fresh / HEADER_FILE, header)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -374,7 +370,7 @@ def file_state(path: Path, num_bytes: int) -> os.stat_result:
     raise AvomniError(f"an array of the cache {what}", where=str(path), fix=BUILD_AGAIN)
 
 
-def read_rows(path: Path, said: Mapping[str, Any], start: int, out: np.ndarray) -> None:
+def read_rows(path: Path, entry: Mapping[str, Any], start: int, out: np.ndarray) -> None:
     """Read the rows from `start` on into `out`, which says how many.
 
     The file is opened for this reading alone, which costs microseconds: nothing stays open, however
@@ -382,7 +378,7 @@ def read_rows(path: Path, said: Mapping[str, Any], start: int, out: np.ndarray) 
 
     Args:
         path: A .npy file.
-        said: Its entry in the shard's header: shape and bytes.
+        entry: Its entry in the shard's header: shape and bytes.
         start: The first row.
         out: C-contiguous, of the file's dtype. Where it does not start at a multiple of 64 bytes,
             as NumPy's own large arrays do not and PyTorch's do, the copy takes up to twice as long.
@@ -390,10 +386,10 @@ def read_rows(path: Path, said: Mapping[str, Any], start: int, out: np.ndarray) 
     Raises:
         AvomniError: the file is missing, cut short, or the system cannot read it.
     """
-    file_state(path, said["bytes"])
-    num_rows, row_bytes = said["shape"][0], out[0].nbytes
+    file_state(path, entry["bytes"])
+    num_rows, row_bytes = entry["shape"][0], out[0].nbytes
     # The rows end where the file does; before them lies the .npy header.
-    offset = said["bytes"] - (num_rows - start) * row_bytes
+    offset = entry["bytes"] - (num_rows - start) * row_bytes
     left = memoryview(out).cast("B")
     try:
         file = os.open(path, os.O_RDONLY)

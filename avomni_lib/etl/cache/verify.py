@@ -111,11 +111,11 @@ def verify(folder: Path, progress: type[Bar] = Bar) -> VerifiedCache:
         found.add(table, what)
     if found.lines:
         raise found.error
-    arrays = [said for each in shards for said in each.header["arrays"].values()]
+    arrays = [entry for each in shards for entry in each.header["arrays"].values()]
     return VerifiedCache(
         num_shards=len(shards),
         num_arrays=len(arrays),
-        num_bytes=sum(said["bytes"] for said in arrays),
+        num_bytes=sum(entry["bytes"] for entry in arrays),
         num_clips=len(clips),
         num_frames=sum(map(len, clips)),
         clips_by_split={name: sum(c.split == name for c in clips) for name in SPLITS},
@@ -169,8 +169,8 @@ def _open(folder: Path, record: Mapping[str, Any], found: Faults) -> shard.Shard
         if set(header["arrays"]) != set(shard.arrays_in(header)):
             found.add(path, f"names the arrays {', '.join(header['arrays'])}")
             return None
-        for said in header["arrays"].values():
-            said["shape"], said["bytes"], said["sha256"]
+        for entry in header["arrays"].values():
+            entry["shape"], entry["bytes"], entry["sha256"]
         header["tile"], header["grid"]["rows"], header["grid"]["cols"], header["grid"]["cells"]
     except AvomniError as error:
         found.add(path, error.what)
@@ -187,16 +187,18 @@ def _check_hashes(
     """Hash every array, several at a time; returns each shard's arrays that have changed."""
     arrays, wrong = [], {}
     for each in shards:
-        for name, said in each.header["arrays"].items():
+        for name, entry in each.header["arrays"].items():
             path = each.folder / f"{name}.npy"
             size = path.stat().st_size if path.exists() else None
-            if size == said["bytes"]:
-                arrays.append((path, said))
+            if size == entry["bytes"]:
+                arrays.append((path, entry))
             else:
-                state = "is missing" if size is None else f"has {size:,} of {said['bytes']:,} bytes"
+                state = (
+                    "is missing" if size is None else f"has {size:,} of {entry['bytes']:,} bytes"
+                )
                 found.add(path, state)
                 wrong.setdefault(each.folder, []).append(name)
-    stop, counted, total = threading.Event(), Tally(), sum(said["bytes"] for _, said in arrays)
+    stop, counted, total = threading.Event(), Tally(), sum(entry["bytes"] for _, entry in arrays)
     with (
         progress(total=total, unit="B", label="verify") as bar,
         concurrent.futures.ThreadPoolExecutor(min(workers.num_cores(), MAX_THREADS)) as threads,
@@ -209,8 +211,8 @@ def _check_hashes(
                 bar.update(counted.take())
         finally:
             stop.set()  # on Ctrl-C, what still reads ends at once
-    for (path, said), done in zip(arrays, hashes, strict=True):
-        if (error := done.exception()) or done.result() != said["sha256"]:
+    for (path, entry), done in zip(arrays, hashes, strict=True):
+        if (error := done.exception()) or done.result() != entry["sha256"]:
             found.add(path, f"cannot be read: {error}" if error else CHANGED)
             wrong.setdefault(path.parent, []).append(path.stem)
     return wrong
@@ -229,15 +231,15 @@ def _check_types(each: shard.Shard, found: Faults) -> bool:
     """Whether all arrays have the type and shape that the header says."""
     before = len(found.lines)
     for name, dtype in shard.arrays_in(each.header).items():
-        path, said = each.folder / f"{name}.npy", each.header["arrays"][name]["shape"]
+        path, entry = each.folder / f"{name}.npy", each.header["arrays"][name]["shape"]
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except Exception as error:  # NumPy's parser lets many kinds through
             found.add(path, f"is no .npy file: {error}")
             continue
-        if (list(array.shape), array.dtype) != (said, np.dtype(dtype)):
+        if (list(array.shape), array.dtype) != (entry, np.dtype(dtype)):
             is_so = f"holds {list(array.shape)} {array.dtype}"
-            found.add(path, f"{is_so}, it should hold {said} {np.dtype(dtype)}")
+            found.add(path, f"{is_so}, it should hold {entry} {np.dtype(dtype)}")
     return len(found.lines) == before
 
 
@@ -278,7 +280,7 @@ def of_shard(each: shard.Shard) -> Iterator[tuple[str, str]]:
 
 def _ranges(each: shard.Shard) -> Iterator[tuple[str, str]]:
     clips = shard.clips_of(each)
-    rows_of = {name: said["shape"][0] for name, said in each.header["arrays"].items()}
+    rows_of = {name: entry["shape"][0] for name, entry in each.header["arrays"].items()}
     for what, ranges, rows in (
         ("frames", [(clip.start, clip.stop) for clip in clips], each.num_frames),
         ("track", [(clip.track_start, clip.track_stop) for clip in clips], rows_of["track"]),
@@ -304,14 +306,14 @@ def _shapes(each: shard.Shard) -> Iterator[tuple[str, str]]:
         "egomotion": [each.num_frames, len(shard.EGOMOTION_COLUMNS)],
     }
     columns = {"track": shard.TRACK_COLUMNS, "obstacles": each.header.get("obstacle_columns", ())}
-    for name, said in each.header["arrays"].items():
-        shape = expected.get(name, said["shape"])
+    for name, entry in each.header["arrays"].items():
+        shape = expected.get(name, entry["shape"])
         if name in columns:
-            shape = [said["shape"][0], len(columns[name])]
-        if said["shape"] != shape:
-            yield f"{name}.npy", f"is {said['shape']}, it should be {shape}"
-    if (said := each.header.get("frames_shape", frames)) != frames:
-        yield shard.HEADER_FILE, f"frames are {said}, by grid and tile {frames}"
+            shape = [entry["shape"][0], len(columns[name])]
+        if entry["shape"] != shape:
+            yield f"{name}.npy", f"is {entry['shape']}, it should be {shape}"
+    if (entry := each.header.get("frames_shape", frames)) != frames:
+        yield shard.HEADER_FILE, f"frames are {entry}, by grid and tile {frames}"
 
 
 def _clocks(each: shard.Shard) -> Iterator[tuple[str, str]]:
@@ -338,9 +340,9 @@ def _clocks(each: shard.Shard) -> Iterator[tuple[str, str]]:
 
 def damaged_frames(each: shard.Shard) -> Iterator[str]:
     """Names the frames of a shard of which jpeg.npy is damaged and all else is whole."""
-    said = each.header["arrays"]["jpeg"]
+    entry = each.header["arrays"]["jpeg"]
     try:  # the file may be gone, or cut
-        start = said["bytes"] - said["shape"][0]
+        start = entry["bytes"] - entry["shape"][0]
         blob = np.memmap(each.folder / "jpeg.npy", np.uint8, "r", offset=start)
     except (ValueError, OSError):
         return

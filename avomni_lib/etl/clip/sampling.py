@@ -80,12 +80,12 @@ class Sampled:
     Attributes:
         arrays: The cache's, N frames of them: frames, prints, timestamps, times, egomotion and
             track; and obstacles where the recipe asks for them.
-        told: What the clip's row of the header tells of others and events; and `phase_us`, by how
+        notes: What the clip's row of the header tells of others and events; and `phase_us`, by how
             much `processing.align` has moved the wanted times.
     """
 
     arrays: dict[str, np.ndarray]
-    told: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 def sample_clip(clip: Clip, recipe: Recipe) -> Sampled:
@@ -121,12 +121,12 @@ def sample_clip(clip: Clip, recipe: Recipe) -> Sampled:
     taken = np.stack([taken_us for taken_us, _ in drawn.values()], axis=1)
     arrays = {"frames": frames, "prints": hashes, "timestamps": taken}
     arrays |= clip_motion(ego, times, recipe.horizon_s)
-    told: dict[str, Any] = {}
+    notes: dict[str, Any] = {}
     if recipe.obstacles:
-        arrays["obstacles"], told = obstacles.read(clip, ego, times)
+        arrays["obstacles"], notes = obstacles.read(clip, ego, times)
     if phase_us:
-        told["phase_us"] = phase_us
-    return Sampled(arrays, told)
+        notes["phase_us"] = phase_us
+    return Sampled(arrays, notes)
 
 
 def clip_times(

@@ -28,8 +28,14 @@ import numpy as np
 
 from avomni_lib import hardware
 from avomni_lib.dataset import cameras
-from avomni_lib.dataset.select import lerobot, protocol
-from avomni_lib.dataset.select.forecast import forecast, world_splits
+from avomni_lib.dataset.select import protocol
+from avomni_lib.dataset.select.forecast import (
+    EPISODES_TRAIN_SHARE,
+    episode_rows,
+    episode_warnings,
+    forecast,
+    world_splits,
+)
 from avomni_lib.etl.cache.shard import STORAGES
 from avomni_lib.etl.cache.windows import none_fits, num_windows
 from avomni_lib.etl.run import disk_budget
@@ -102,7 +108,7 @@ def source(p: Params) -> Source:
     if p.rendered:
         train = world_splits(p.rendered)[: expected.num_clips].count("train")
     if p.lerobot_profile:
-        train = round(expected.num_clips * lerobot.TRAIN_SHARE)
+        train = round(expected.num_clips * EPISODES_TRAIN_SHARE)
     seconds = clip_seconds(p)
     return Source(
         expected.num_chunks, expected.num_clips, train, seconds, expected.num_bytes, expected.note
@@ -127,7 +133,7 @@ def plan_run(p: Params) -> Plan:
     length, hz = p.processing.sequence_length, p.processing.sample_hz
     limit = p.model.max_seq_length
 
-    warnings = [*few_steps_warning(p, steps), *lerobot.plan_warnings(p)]
+    warnings = [*few_steps_warning(p, steps), *episode_warnings(p)]
     if module := hardware.missing_module(p.training.optimizer):
         warnings.append(
             f"training.optimizer {p.training.optimizer} needs {module}, which is not installed "
@@ -150,7 +156,7 @@ def plan_run(p: Params) -> Plan:
         *p.code_rows(),
         ("to fetch", gigabytes(raw.num_bytes), f"chunks: {raw.num_chunks}; {raw.note}"),
         ("clips", f"{raw.num_clips:,}", f"{raw.seconds:g} s each"),
-        *lerobot.plan_rows(p, raw.num_clips),
+        *episode_rows(p, raw.num_clips),
         (
             "grid",
             f"{width}×{height} px",
