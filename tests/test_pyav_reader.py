@@ -54,8 +54,8 @@ def packets_sent(name: str, rows: list[int]) -> tuple[list[int], list[int]]:
     with stream.opened(stream_bytes(name)) as opened:
         codec = CountingCodec(opened.codec)
         counted = dataclasses.replace(opened, codec=codec)
-        found = pyav_reader.by_pyav(counted, np.array(rows), None)
-        assert numbers(found.images, name) == rows
+        found, _ = pyav_reader.by_pyav(counted, np.array(rows), None)
+        assert numbers(found, name) == rows
         return codec.sent, [packet.pts for packet in opened.packets]
 
 

@@ -436,7 +436,7 @@ class NotVideo(AvomniError):
 
 @contextlib.contextmanager
 def open_video(
-    source: str | Path | bytes | BinaryIO, name: str | None = None, buffer_size: int = READ_BYTES
+    source: str | Path | bytes | BinaryIO, name: str | None = None
 ) -> Iterator[InputContainer]:
     """Open a video for reading; nothing but its own bytes is read.
 
@@ -444,7 +444,6 @@ def open_video(
         source: A path, which is always that of a file (`a:b.mp4` and `%d.mp4` too); a file's bytes;
             or a seekable binary file, which stays open.
         name: What an error names; left out, the path.
-        buffer_size: Bytes that FFmpeg asks for at once.
 
     Raises:
         NotVideo: it is empty, none of `NAMES`, or FFmpeg finds no such container in it.
@@ -456,42 +455,33 @@ def open_video(
         if isinstance(source, bytes):
             file: BinaryIO = io.BytesIO(source)
         elif isinstance(source, str | Path):
-            file, name = stack.enter_context(_opened(source)), name or str(source)
+            name = name or str(source)
+            # A pipe would be waited for, and a folder has no words of its own.
+            if not stat.S_ISREG(os.stat(source).st_mode):
+                raise NotVideo("not a regular file", where=name)
+            file = stack.enter_context(open(source, "rb"))
         else:
             file = source
         head = file.read(HEAD_BYTES)
         file.seek(0)
-        kind = container_of(head, name)
+        if not head:
+            raise NotVideo("the file is empty", where=name)
+        kind = next((kind for kind, start in CONTAINERS.items() if start.match(head)), None)
+        if kind is None:
+            raise NotVideo(
+                f"no video container ({NAMES}): it begins with {head[:16]!r}",
+                where=name,
+                fix="ffmpeg -i IN -c copy OUT.mp4 puts most other videos into an mp4",
+            )
         try:
             container = av.open(
                 file,
                 format=kind,
                 options=CLOSED,
                 metadata_errors="replace",
-                buffer_size=buffer_size,
+                buffer_size=READ_BYTES,
             )
         except (av.FFmpegError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise NotVideo(f"the {kind} does not open: {reason}", where=name) from None
         yield stack.enter_context(container)
-
-
-def _opened(path: str | Path) -> BinaryIO:
-    # A pipe would be waited for, and a folder has no words of its own.
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise NotVideo("not a regular file", where=str(path))
-    return open(path, "rb")
-
-
-def container_of(head: bytes, name: str | None = None) -> str:
-    """The demuxer of a file that begins with these bytes, a key of `CONTAINERS`."""
-    if not head:
-        raise NotVideo("the file is empty", where=name)
-    for kind, start in CONTAINERS.items():
-        if start.match(head):
-            return kind
-    raise NotVideo(
-        f"no video container ({NAMES}): it begins with {head[:16]!r}",
-        where=name,
-        fix="ffmpeg -i IN -c copy OUT.mp4 puts most other videos into an mp4",
-    )

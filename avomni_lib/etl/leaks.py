@@ -196,10 +196,12 @@ def near_duplicates(cache: Cache, progress: type[Bar] = Bar) -> list[Leak]:
     if len({clip.split for clip in cache.clips}) < 2:
         return []
     prints = [np.array(cache.shards[c.shard].prints[c.start : c.stop]) for c in cache.clips]
-    leaks = [
-        _overlap(cache, prints, *pair) for pair in sorted(_candidates(cache, prints, progress))
-    ]
-    return sorted((leak for leak in leaks if leak), key=lambda leak: -leak.num_frames)
+    leaks = []
+    for one, other in sorted(_candidates(cache, prints, progress)):
+        stretches = list(_stretches(cache, (one, other), (prints[one], prints[other])))
+        if stretches:  # the longest, of equals the one whose pictures are closest
+            leaks.append(max(stretches, key=lambda leak: (leak.num_frames, -leak.different)))
+    return sorted(leaks, key=lambda leak: -leak.num_frames)
 
 
 def _candidates(
@@ -256,12 +258,6 @@ def _candidates(
                 found |= shared
                 bar.update(len(own))
     return found
-
-
-def _overlap(cache: Cache, prints: Sequence[np.ndarray], one: int, other: int) -> Leak | None:
-    """The longest stretch that two clips share, of equals the one whose pictures are closest."""
-    stretches = _stretches(cache, (one, other), (prints[one], prints[other]))
-    return max(stretches, key=lambda leak: (leak.num_frames, -leak.different), default=None)
 
 
 def _stretches(

@@ -19,7 +19,7 @@ from avomni_lib.live.subject import Subject
 from avomni_lib.params import Params
 from avomni_lib.training.model import adapter
 from avomni_lib.training.model.seen import Seen
-from avomni_lib.training.targets import Said, target_of
+from avomni_lib.training.targets import Said, Target, target_of
 
 # A model on the hub at one commit: owner/name@40 hex digits.
 ON_THE_HUB = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)@([0-9a-f]{40})")
@@ -191,10 +191,15 @@ def chosen(
 def predict(asked: Subject, answerer: Answerer) -> Prediction:
     """Ask a model about one window."""
     answer = answerer.answer(asked.frames, asked.history)
+    return scored(asked, answerer.name, answer, answerer.target)
+
+
+def scored(asked: Subject, model: str, answer: Answer, target: Target) -> Prediction:
+    """An answer beside the ground truth, where both are known."""
     off = None
     if answer.said is not None and asked.true is not None:
-        off = round(float(answerer.target.error(answer.said, asked.true)), 4)
-    return Prediction(asked, answerer.name, answer, off, answerer.target.figure)
+        off = round(float(target.error(answer.said, asked.true)), 4)
+    return Prediction(asked, model, answer, off, target.figure)
 
 
 def _known(said: Any) -> dict[str, Any] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -86,9 +85,10 @@ def of_clip(p: Params, clip_id: str, at_s: float | None = None) -> Subject:
         if not any(window.clip_id == clip_id for window in windows):
             windows = Windows(*shape, past=older)
         own = [i for i, window in enumerate(windows) if window.clip_id == clip_id]
-        if at_s is not None:
-            zero = cache.clips[windows[own[0]].clip_idx] if own else None
-            own = [i for i in own if _end_s(cache, windows, i, zero) <= at_s + 1e-9]
+        if at_s is not None and own:
+            held = cache.clips[windows[own[0]].clip_idx]
+            last_us = cache.shards[held.shard].times[held.start] + (at_s + 1e-9) * 1e6
+            own = [i for i in own if windows.times_us(i)[-1] <= last_us]
         if not own:
             raise _too_short(p, f"clip {clip_id}", at_s)
         return _cached(p, windows, own[-1])
@@ -147,11 +147,6 @@ def _cached(p: Params, windows: Windows, index: int) -> Subject:
         asked.of(truth) if is_known else None,
         lens_of(p, window.clip_id),
     )
-
-
-def _end_s(cache: Cache, windows: Windows, index: int, clip: Any) -> float:
-    first_us = cache.shards[clip.shard].times[clip.start]
-    return float(windows.times_us(index)[-1] - first_us) / 1e6
 
 
 def _recipe(p: Params) -> sampling.Recipe:

@@ -126,9 +126,9 @@ class Ticks:
             ]
             if time_ns > now_ns or (waiting and now_ns < time_ns + self._deadline_ns):
                 return
-            if all(feed.has_ended for feed in self.feeds.values()) and not self._is_covered(
-                time_ns
-            ):
+            feeds = self.feeds.values()
+            is_covered = any(feed.frames and feed.frames[-1][0] >= time_ns for feed in feeds)
+            if all(feed.has_ended for feed in feeds) and not is_covered:
                 return
             yield self._tick(time_ns, now_ns)
             self._number += 1
@@ -152,9 +152,6 @@ class Ticks:
         else:
             self._start_ns = max(feed.frames[0][0] for feed in feeds if feed.frames)
         return True
-
-    def _is_covered(self, time_ns: int) -> bool:
-        return any(feed.frames and feed.frames[-1][0] >= time_ns for feed in self.feeds.values())
 
     def _tick(self, time_ns: int, now_ns: int) -> Tick:
         frames: dict[str, tuple[int, Any]] = {}

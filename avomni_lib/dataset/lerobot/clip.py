@@ -20,9 +20,7 @@ from avomni_lib.dataset.own.poses import egomotion, microseconds
 from avomni_lib.dataset.streams import TimeRange
 from avomni_lib.errors import AvomniError
 
-# What is usual here: other cameras than the rig's, and poses that end with the pictures.
 MOST_ROWS = 100 * limits.MAX_ROWS  # of a file; those of L2D have 1.3 million
-USUAL = ("another frame rate", "variable frame rate", "shorter than the horizon")
 
 
 @dataclass(frozen=True)
@@ -81,23 +79,8 @@ class EpisodeClip(Clip):
         findings.refuse(found, self._where("egomotion"))
         return columns
 
-    def obstacles(self) -> None:
-        """Nothing is labelled."""
-        return None
-
-    def intrinsics(self, camera: str) -> dict[str, float]:
-        """A stand-in: r = f·θ over the nominal view. The data set says nothing of its lenses."""
-        return self._stand_in("camera_intrinsics", camera)
-
-    def extrinsics(self, sensor: str) -> dict[str, float]:
-        """A stand-in: at the middle of the rear axle, looking ahead."""
-        return self._stand_in("sensor_extrinsics", sensor)
-
-    def vehicle(self) -> dict[str, float]:
-        """A stand-in: a car of usual size."""
-        return self._stand_in("vehicle_dimensions", None)
-
-    def _stand_in(self, feature: str, sensor: str | None) -> dict[str, float]:
+    def _row(self, feature: str, sensor: str | None) -> dict[str, float]:
+        """A stand-in (`own.layout.stand_in`): the data set says nothing of lenses and mounts."""
         name = sensor or cameras.CAMERAS[0].name
         key = self.catalog.profile.cameras.get(name)
         size = self.catalog.info.size(key) if key in self.catalog.info.features else (2, 2)
@@ -181,31 +164,24 @@ class Part:
         Args:
             beside: `span_us` of what the cameras show, where it is known.
         """
-        facts, found = self._look(path, beside, horizon_s)
-        return facts, [finding for finding in found if finding.what not in USUAL]
-
-    def _look(
-        self, path: Path, beside: Mapping[str, Any], horizon_s: float
-    ) -> tuple[dict[str, Any], list[Finding]]:
         episode, times_us = self.episode, self.episode.times_us
         if self.feature in episode.spans:
             start_s, stop_s = episode.spans[self.feature]
             walked = checks.video(TimeRange(path, start_s, stop_s, episode.fps))
             facts, found = checks.clock(times_us)
-            found = [*walked.findings, *found]
+            facts, found = walked.facts | facts, [*walked.findings, *found]
             if walked.facts and len(walked.times_us) != len(times_us):
-                reason = (
-                    f"the mp4 shows {len(walked.times_us)} frames from {start_s:g} to {stop_s:g} s,"
-                    f" and the episode has {len(times_us)}"
-                )
+                reason = f"the mp4 shows {len(walked.times_us)} frames from {start_s:g} to "
+                reason += f"{stop_s:g} s, and the episode has {len(times_us)}"
                 found.append(Finding(DAMAGED, "frames and rows differ in number", reason))
             elif walked.facts:
                 found += checks.agree(walked.times_us, times_us, walked.facts["tick_us"])
-            return walked.facts | facts, found
-        try:
-            columns, found = read_motion(path, episode)
-        except AvomniError as error:
-            return {}, [Finding(DAMAGED, "the rows are not as agreed", error.what)]
-        first_us, last_us = beside.get("span_us", (int(times_us[0]), int(times_us[-1])))
-        facts, more = checks.egomotion(columns, first_us, last_us, horizon_s)
-        return facts, [*found, *more]
+        else:
+            try:
+                columns, found = read_motion(path, episode)
+            except AvomniError as error:
+                return {}, [Finding(DAMAGED, "the rows are not as agreed", error.what)]
+            first_us, last_us = beside.get("span_us", (int(times_us[0]), int(times_us[-1])))
+            facts, more = checks.egomotion(columns, first_us, last_us, horizon_s)
+            found += more
+        return facts, [finding for finding in found if finding.what not in findings.USUAL]

@@ -58,7 +58,9 @@ class Info:
     def axes(self, feature: str) -> tuple[str, ...]:
         """The names of a feature's numbers, however they are nested."""
         found = self.features.get(feature, {}).get("names")
-        while isinstance(found, dict) or (isinstance(found, list) and _is_nested(found)):
+        while isinstance(found, dict) or (isinstance(found, list) and found):
+            if isinstance(found, list) and not isinstance(found[0], list):
+                break
             found = next(iter(found.values()), None) if isinstance(found, dict) else found[0]
         return tuple(map(str, found)) if isinstance(found, list) else ()
 
@@ -79,10 +81,6 @@ class Info:
         if not all(type(value) is int and 0 < value < 1 << 16 for value in size):
             raise AvomniError(f"the size of {video_key} is {size}", where=self.path)
         return int(size[0] or 0), int(size[1] or 0)
-
-
-def _is_nested(names: list[Any]) -> bool:
-    return bool(names) and isinstance(names[0], list)
 
 
 def read_info(folder: Path) -> Info:

@@ -96,7 +96,7 @@ def plan(p: Params, warnings: Sequence[str] = ()) -> Plan:
             done = {work.chunk for work in found if not to_read[work.chunk] and work.shard}
             sizes = disk_budget.ChunkSizes(p, chosen, found, done)
             verdict = disk_budget.verdict(p, sizes.left, sizes.standing, len(done))
-            refused = None if p.download.evict_shared else evicted.refusal(p, sizes.to_evict())
+            refused = evicted.refusal(p, sizes.to_evict())
         else:
             verdict = disk_budget.verdict(p, disk_budget.expected(p))
         rows += verdict[0]

@@ -29,8 +29,6 @@ class VideoFrames:
         frame_idx: (T,) int64, which frame of the file each one is, in presentation order.
         timestamps_us: (T,) int64 µs, when each one was taken; at or before its wanted time.
         source_size: (width, height) px of the video, upright.
-        decoder: `pyav` or `decord`.
-        reason: Why that one.
         stored_size: (width, height) px of the video as it is stored.
     """
 
@@ -38,8 +36,6 @@ class VideoFrames:
     frame_idx: np.ndarray
     timestamps_us: np.ndarray
     source_size: Size
-    decoder: str
-    reason: str
     stored_size: Size
 
 
@@ -128,14 +124,14 @@ def read_frames(
         AvomniError: a wanted time outside of the video, a file whose frames are not the timestamps'
             rows, or one that is missing or damaged.
     """
-    choice, reason = choose_decoder(decoder)
+    choice, _ = choose_decoder(decoder)
     with contextlib.ExitStack() as held:
         if isinstance(source, stream.Stream):
             video = source
         else:
             video = held.enter_context(stream.opened(source))
         if isinstance(video.content, streams.TimeRange):
-            choice, reason = "pyav", "the only one that reads a part of a file of many clips"
+            choice = "pyav"  # the only one that reads a part of a file of many clips
         if timestamps_us is None:
             timestamps_us = video.times_us
         frame_idx = frame_indices(timestamps_us, wanted_us, video.name)
@@ -143,10 +139,8 @@ def read_frames(
             raise AvomniError("no time was asked for", where=video.name)
         check_clock(timestamps_us, video)
         rows, places = np.unique(frame_idx, return_inverse=True)
-        pictures = DECODERS[choice](video, rows, size)
+        images, source_size = DECODERS[choice](video, rows, size)
         stored_size = (video.codec.width, video.codec.height)
-    images = pictures.images
     if len(rows) < len(frame_idx) or not np.array_equal(rows, frame_idx):
         images = images[places]
-    taken_us, source_size = timestamps_us[frame_idx], pictures.source_size
-    return VideoFrames(images, frame_idx, taken_us, source_size, choice, reason, stored_size)
+    return VideoFrames(images, frame_idx, timestamps_us[frame_idx], source_size, stored_size)
