@@ -21,6 +21,7 @@ from avomni_lib.dataset.findings import DAMAGED, ODD, Finding, reasons, summary,
 from avomni_lib.dataset.stored_zip import ByteRange, directory
 from tests.published_set import (
     Drive,
+    bytes_read,
     camera_times,
     chunk_path,
     clip_id_of,
@@ -437,11 +438,6 @@ def job(folder: Path, **changes) -> FileJob:
     fields = {"size": (folder / path).stat().st_size, "is_full": True, "feature": CAMERA}
     fields |= {"chunk": 0, "members": names, "clip_ids": clips, "wanted": clips}
     return FileJob(str(folder), path, **(fields | changes))
-
-
-def bytes_read() -> int:
-    """What this process has read by system calls, from disk or page cache."""
-    return int(Path("/proc/self/io").read_text().split()[1])
 
 
 def test_a_glance_reads_the_directory_alone_and_a_full_look_each_byte(folder):

@@ -22,6 +22,7 @@ from avomni_lib.errors import AvomniError
 from tests.linked_set import write_linked_zip
 from tests.published_set import (
     Drive,
+    bytes_read,
     camera_times,
     chunk_path,
     clip_id_of,
@@ -166,11 +167,6 @@ def test_more_members_than_a_plain_directory_counts(tmp_path: Path):
     write_linked_zip(path, [str(number) for number in range(count)], {"txt": b"one for all"})
     assert len(directory(path).entries) == count
     assert member(path, f"{count - 1}.txt").read() == b"one for all"
-
-
-def bytes_read() -> int:
-    """What this process has read by system calls, from disk or page cache."""
-    return int(Path("/proc/self/io").read_text().split()[1])
 
 
 def test_only_the_clips_own_bytes_are_read_from_a_large_zip(folder: Path):

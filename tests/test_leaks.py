@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import shutil
 from collections.abc import Iterator, Mapping
@@ -29,6 +28,7 @@ from avomni_world.scene import scenes
 from avomni_world.scene.render import Renderer
 from tests.test_memmap import COMMON
 from tests.test_prints import by_jpeg
+from tests.test_windows import with_clip
 
 GRID, TILE, HZ = cameras.grid("4-cam"), (48, 32), 2.0
 NUM_HONEST, NUM_FRAMES = 500, 8
@@ -364,12 +364,6 @@ def frozen(p: Params, own: list[Arrays], splits: Mapping[str, str]) -> Cache:
     by_split = {name: [c.clip_id for c in cache.clips if c.split == name] for name in SPLITS}
     split.freeze(p, by_split)
     return cache
-
-
-def with_clip(cache: Cache, number: int, **changes) -> Cache:
-    clips = list(cache.clips)
-    clips[number] = dataclasses.replace(clips[number], **changes)
-    return dataclasses.replace(cache, clips=tuple(clips))
 
 
 def test_one_call_finds_every_kind_of_leak(p, own):

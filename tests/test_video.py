@@ -24,16 +24,12 @@ from tests.streams import (
     numbers,
     places,
     stream_bytes,
+    times_of,
     turned,
 )
 
 DECODERS = ["pyav", "decord"]
 SECOND = 1_000_000
-
-
-def times_of(content: bytes) -> np.ndarray:
-    with stream.opened(content) as opened:
-        return opened.times_us
 
 
 @pytest.mark.parametrize("decoder", DECODERS)

@@ -336,7 +336,8 @@ def _moves_alike(
 
 def _may_be_apart(path_m: np.ndarray) -> np.ndarray:
     """Metres that poses may be apart after so long a path."""
-    return MAX_APART_M + MAX_APART_SHARE * np.abs(path_m)
+    may_be: np.ndarray = MAX_APART_M + MAX_APART_SHARE * np.abs(path_m)
+    return may_be
 
 
 def _seen_from_first(poses: np.ndarray) -> tuple[np.ndarray, Rotation]:
