@@ -396,12 +396,11 @@ def predict(
 ) -> CommandOutput:
     """Ask the trained model about one window, a clip or a folder of videos."""
     from avomni_lib import files
-    from avomni_lib.live import predict as predicting
-    from avomni_lib.live.answerer import Answerer
+    from avomni_lib.live import answerer
     from avomni_lib.notebook.plots import live as plots
 
-    asked = predicting.chosen(p, window, clip, folder, at)
-    made = predicting.predict(asked, Answerer(p, adapter, base))
+    asked = answerer.chosen(p, window, clip, folder, at)
+    made = answerer.predict(asked, answerer.Answerer(p, adapter, base))
     lines = [f"{made.model} model, {asked.name}, {made.answer.seconds:.1f} s:", made.answer.text]
     if asked.truth is not None:
         off = "nothing could be read" if made.off is None else f"{made.figure} {made.off:g}"

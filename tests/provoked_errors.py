@@ -34,9 +34,9 @@ from avomni_lib.dataset.select.chunks import rank
 from avomni_lib.dataset.select.manifest import path_of as chosen_path
 from avomni_lib.dataset.select.manifest import read_chosen
 from avomni_lib.errors import AvomniError
+from avomni_lib.etl import leaks
 from avomni_lib.etl.cache import memmap
 from avomni_lib.etl.cache.windows import Windows
-from avomni_lib.etl.leaks import leaks
 from avomni_lib.etl.run import build, disk_budget, slurm
 from avomni_lib.etl.video import reader
 from avomni_lib.evaluation import comparison, metrics

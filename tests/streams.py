@@ -18,6 +18,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+from avomni_lib.etl.video import stream
 from tests.published_set import frame_bits, read_frame
 
 os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 prints its settings to stderr else
@@ -151,3 +152,9 @@ def places(content: bytes) -> list[tuple[int, int]]:
     """(first byte, length) of each packet, in decode order."""
     with av.open(io.BytesIO(content)) as container:
         return [(p.pos, p.size) for p in container.demux(video=0) if p.dts is not None]
+
+
+def times_of(content: bytes) -> np.ndarray:
+    """(N,) int64 µs of a video's own frames."""
+    with stream.opened(content) as opened:
+        return opened.times_us

@@ -15,7 +15,7 @@ from avomni_lib.evaluation import ladder, models, server
 from avomni_lib.evaluation.answer import Batch
 from avomni_lib.evaluation.server import RemoteAnswerer
 from avomni_lib.live.session import RECORD_FILE, Session
-from avomni_lib.live.stream import Ready
+from avomni_lib.live.ticks import Ready
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar
 from avomni_lib.training.model.generate import Sampling

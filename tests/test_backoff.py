@@ -8,7 +8,7 @@ from email.utils import format_datetime
 import pytest
 
 from avomni_lib.dataset.download import answers
-from avomni_lib.dataset.download.backoff import MAX_WAIT_S, Backoff, Busy, Stopped
+from avomni_lib.dataset.download.backoff import MAX_WAIT_S, Backoff, Retry, Stopped
 from avomni_lib.dataset.download.remote import RemoteFile
 from avomni_lib.dataset.download.transfer import OtherContent
 from avomni_lib.errors import AvomniError
@@ -21,27 +21,6 @@ def test_waits_double_up_to_a_minute_and_last_for_minutes_in_all():
     waits = [backoff.wait_s(num) for num in range(1, backoff.num_tries)]
     assert waits[:4] == [1, 2, 4, 8] and max(waits) == MAX_WAIT_S == 60
     assert 180 < sum(waits) < 300
-
-
-def test_after_a_refusal_one_thread_tries_and_its_answer_frees_the_others():
-    backoff, first, order = Backoff(first_s=0.0), threading.Event(), []
-    assert backoff.refused(backoff.take_turn(), None)
-
-    def ask(number: int) -> None:
-        turn = backoff.take_turn()
-        order.append(number)
-        first.wait()
-        backoff.ended(turn, is_answered=True)
-
-    threads = [threading.Thread(target=ask, args=(n,)) for n in range(8)]
-    for thread in threads:
-        thread.start()
-    time.sleep(0.3)
-    assert len(order) == 1
-    first.set()
-    for thread in threads:
-        thread.join()
-    assert len(order) == 8
 
 
 def test_refusals_of_one_moment_count_once():
@@ -67,25 +46,12 @@ def test_who_tries_and_fails_otherwise_lets_another_one_try():
     assert backoff.call(lambda: "answer") == "answer"
 
 
-@pytest.mark.parametrize("is_for_all", [True, False])
-def test_a_request_is_given_up_after_so_many_refusals(is_for_all: bool):
-    backoff, asked = Backoff(first_s=0.0, num_tries=4), []
-
-    def refuse() -> None:
-        asked.append(time.monotonic())
-        raise Busy(BUSY, None, is_for_all)
-
-    with pytest.raises(AvomniError, match="too busy"):
-        backoff.call(refuse)
-    assert len(asked) == 4
-
-
 def test_a_file_that_alone_is_refused_does_not_hold_up_the_others():
     backoff = Backoff(first_s=5.0)
     stop = threading.Event()
 
     def refuse() -> None:
-        raise Busy(BUSY, None, is_for_all=False)
+        raise Retry(BUSY)
 
     def alone() -> None:
         with pytest.raises(Stopped):

@@ -17,7 +17,7 @@ import sys
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -28,7 +28,7 @@ from avomni_lib.etl.cache import memmap, shard
 from avomni_lib.etl.run import build, parts
 from avomni_lib.files import PROJECT_ROOT
 from avomni_lib.params import Params
-from tests import folder_run
+from tests import folder_run, small_disk
 from tests.folder_run import content
 from tests.published_set import write_published_set
 
@@ -204,38 +204,11 @@ def kill(run: Run, victim: str, draw: random.Random) -> str:
     return victim
 
 
-@contextlib.contextmanager
-def small_disk(mounted: Path) -> Iterator[tuple[list[str], Path] | None]:
-    """A disk of 400 MB at `mounted` in a mount namespace of its own.
-
-    Yields:
-        What to put before a command that is to see it, and where we see it; None where the kernel
-        lets nobody but root make one.
-    """
-    mounted.mkdir(parents=True)
-    script = f"mount -t tmpfs -o size=400m none '{mounted}' && echo ready && cat"
-    with subprocess.Popen(
-        ["unshare", "-rm", "sh", "-c", script],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    ) as holder:
-        if holder.stdout.readline() != b"ready\n":
-            yield None
-            return
-        enter = ["nsenter", "-t", str(holder.pid), "-U", "-m", "--preserve-credentials"]
-        yield enter, Path(f"/proc/{holder.pid}/root{mounted}")
-        holder.stdin.close()
-
-
 @pytest.mark.parametrize("moment", ["works", "writes_a_shard"])
 def test_a_disk_that_fills_in_the_middle_is_one_message(published, undisturbed, tmp_path, moment):
     """Someone else fills it: the run had room when it looked."""
     p = chosen(tmp_path, published)
-    with small_disk(p.cache_dir) as disk:
-        if disk is None:
-            pytest.skip("the kernel lets nobody but root mount a disk")
-        enter, seen = disk
+    with small_disk.mounted(p.cache_dir, "size=400m") as (enter, seen):
         run = Run(p, *enter, cache_dir=seen)
         run.wait_until(getattr(run, moment))
         fill(seen / ".filler")

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.dataset.clip import EGOMOTION_COLUMNS, ByteRange, Clip
-from avomni_lib.dataset.stored_zip import member, members
+from avomni_lib.dataset.stored_zip import directory, member
 from avomni_lib.errors import AvomniError
 from tests.linked_set import write_linked_zip
 from tests.published_set import (
     Drive,
+    bytes_read,
     camera_times,
     chunk_path,
     clip_id_of,
@@ -136,7 +137,7 @@ def test_a_member_written_as_a_stream_has_its_sizes_in_the_directory_alone(folde
     with Stream(path, "w") as file, zipfile.ZipFile(file, "w") as archive:
         for name, content in held.items():
             archive.writestr(zipfile.ZipInfo(name), content)
-    entry = members(path)[f"{clip_id_of(NUMBER)}.{CAMERA}.mp4"]
+    entry = directory(path).entries[f"{clip_id_of(NUMBER)}.{CAMERA}.mp4"]
     with open(path, "rb") as file:
         file.seek(entry.header_offset)
         header = file.read(30)
@@ -152,7 +153,7 @@ def test_a_member_beyond_4_gib_is_found_by_its_zip64_offset(tmp_path: Path):
         archive.start_dir = hole
         archive.writestr(zipfile.ZipInfo("second"), b"far away")
     assert path.stat().st_size > hole and path.stat().st_blocks * 512 < 1 << 20
-    assert [entry.header_offset for entry in members(path).values()] == [0, hole]
+    assert [entry.header_offset for entry in directory(path).entries.values()] == [0, hole]
     assert member(path, "first").read() == b"near"
     far = member(path, "second")
     assert far.offset > hole and far.read() == b"far away"
@@ -164,13 +165,8 @@ def test_a_member_beyond_4_gib_is_found_by_its_zip64_offset(tmp_path: Path):
 def test_more_members_than_a_plain_directory_counts(tmp_path: Path):
     path, count = tmp_path / "many.zip", 0xFFFF + 10
     write_linked_zip(path, [str(number) for number in range(count)], {"txt": b"one for all"})
-    assert len(members(path)) == count
+    assert len(directory(path).entries) == count
     assert member(path, f"{count - 1}.txt").read() == b"one for all"
-
-
-def bytes_read() -> int:
-    """What this process has read by system calls, from disk or page cache."""
-    return int(Path("/proc/self/io").read_text().split()[1])
 
 
 def test_only_the_clips_own_bytes_are_read_from_a_large_zip(folder: Path):

@@ -13,7 +13,7 @@ from pathlib import Path
 import av
 import pytest
 
-from avomni_lib.dataset.containers import NotVideo, open_video
+from avomni_lib.dataset.streams import NotVideo, open_video
 from tests.streams import NUM_FRAMES, stream_bytes
 
 NAME = "h264 gop 30"

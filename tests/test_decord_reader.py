@@ -9,7 +9,7 @@ import pytest
 
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.video import decord_reader, reader, stream
-from tests.streams import numbers, places, stream_bytes
+from tests.streams import numbers, stream_bytes
 
 
 class OffByOne:
@@ -42,16 +42,6 @@ def test_decords_pictures_are_pyavs(name):
     assert numbers(found.images, name) == [80, 3, 3, 31]
     apart = found.images.astype(int) - reader.read_frames(content, wanted).images
     assert np.abs(apart).mean() < 2
-
-
-@pytest.mark.parametrize("decoder", ["pyav", "decord"])
-def test_a_hole_that_decoders_conceal_is_found_before_they_are_asked(decoder):
-    content = bytearray(stream_bytes("hevc closed"))
-    place, size = places(bytes(content))[70]
-    times = reader.read_frames(bytes(content), np.array([0])).timestamps_us
-    content[place + size // 2 : place + size] = bytes(size - size // 2)
-    with pytest.raises(stream.Damaged, match="frame 70 is damaged: zeros"):
-        reader.read_frames(bytes(content), times, decoder=decoder)
 
 
 def test_decord_that_is_not_there_is_an_error_that_says_what_to_do(monkeypatch):

@@ -168,17 +168,6 @@ def test_of_another_revision_only_what_changed_is_fetched(
     assert {n for n in new.files if new.files[n] != old.chosen.files[n]} == {changed}
 
 
-def test_the_presence_table_of_another_revision_is_not_taken_for_this_ones(
-    hub: Hub, p: Params, tmp_path: Path
-):
-    fetch(p, hub)
-    old = write_published_set(tmp_path / "old", seconds=0.2, release="25.10")
-    with local_hub.serve(old, REPO) as server:
-        chosen = fetch(p, hub_of(server)).chosen
-    assert "metadata/sensor_presence.parquet" in chosen.files
-    assert not (p.local_dir / "metadata/feature_presence.parquet").exists()
-
-
 def test_the_licence_is_asked_about_before_the_first_byte(
     server: LocalHub, published: Path, tmp_path: Path
 ):
@@ -305,13 +294,6 @@ def test_one_process_at_a_time_fetches_into_a_folder(tmp_path: Path):
         pass
     with hold(tmp_path, 0.2):
         pass
-
-
-def test_a_chosen_json_of_another_kind_is_said(p: Params):
-    p.run_dir.mkdir(parents=True)
-    (p.run_dir / "chosen.json").write_text("[]")
-    with pytest.raises(AvomniError, match=r"not a chosen\.json of this version"):
-        read_chosen(p)
 
 
 def test_where_raw_files_are_evicted_only_the_metadata_is_fetched(

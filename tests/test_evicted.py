@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from avomni_lib.dataset.audit import audit
-from avomni_lib.dataset.download import download
 from avomni_lib.dataset.select import evicted, manifest
 from avomni_lib.dataset.select.manifest import Chosen, path_of, read_chosen
 from avomni_lib.errors import AvomniError
@@ -18,7 +17,7 @@ from avomni_lib.etl.run import build
 from avomni_lib.notebook.run import runs
 from avomni_lib.params import Params
 from tests import evicting_run, local_hub
-from tests.evicting_run import FILES_PER_CHUNK, NUM_CHUNKS, REPO, hub_of, raw_files
+from tests.evicting_run import FILES_PER_CHUNK, NUM_CHUNKS, REPO, chosen, hub_of, raw_files
 from tests.hub_process import FETCH, python
 
 TODAY = datetime.date.today().isoformat()
@@ -95,11 +94,6 @@ def run_of(
     return Params.from_values(values)
 
 
-def fetched(p: Params, served: local_hub.LocalHub) -> Params:
-    download.fetch(p, hub_of(served))
-    return p
-
-
 def refused(p: Params, served: local_hub.LocalHub) -> AvomniError:
     before = len(served.requests), raw_files(p)
     with pytest.raises(AvomniError, match="download.evict_raw would remove") as caught:
@@ -113,8 +107,8 @@ def refused(p: Params, served: local_hub.LocalHub) -> AvomniError:
 def test_what_another_run_has_chosen_is_not_evicted_until_it_is_read(
     served, tmp_path, outputs, evicts
 ):
-    p = fetched(run_of(tmp_path, "one", True), served)
-    other = fetched(run_of(tmp_path, "other", evicts, outputs), served)
+    p = chosen(run_of(tmp_path, "one", True), served)
+    other = chosen(run_of(tmp_path, "other", evicts, outputs), served)
     error = refused(p, served)
     assert f"{NUM_FILES} raw files" in error.what and str(other.run_dir) in error.what
     assert error.where == str(p.local_dir)
@@ -130,13 +124,13 @@ def test_what_another_run_has_chosen_is_not_evicted_until_it_is_read(
 
 
 def test_runs_that_cannot_be_harmed_do_not_block(served, tmp_path):
-    p = fetched(run_of(tmp_path, "one", True, chunks=[0, 1]), served)
-    fetched(run_of(tmp_path, "others", False, chunks=[2, 3]), served)
-    gone = fetched(run_of(tmp_path, "gone", False), served)
+    p = chosen(run_of(tmp_path, "one", True, chunks=[0, 1]), served)
+    chosen(run_of(tmp_path, "others", False, chunks=[2, 3]), served)
+    gone = chosen(run_of(tmp_path, "gone", False), served)
     shutil.rmtree(gone.run_dir)
     apart = evicting_run.params(tmp_path / "own", evict=False).values()
     apart["run"] = {**apart["run"], "name": "apart", "outputs_dir": str(tmp_path / "outputs")}
-    fetched(Params.from_values(apart), served)
+    chosen(Params.from_values(apart), served)
     broken = p.local_dir / ".avomni" / "users" / "broken.json"
     broken.write_text("{")
     build.build(p, hub=hub_of(served))
@@ -145,20 +139,20 @@ def test_runs_that_cannot_be_harmed_do_not_block(served, tmp_path):
 
 
 def test_a_run_that_changes_its_choice_needs_raw_files_again(served, tmp_path):
-    p = fetched(run_of(tmp_path, "one", True, chunks=[0, 1]), served)
-    other = fetched(run_of(tmp_path, "other", False, chunks=[0]), served)
+    p = chosen(run_of(tmp_path, "one", True, chunks=[0, 1]), served)
+    other = chosen(run_of(tmp_path, "other", False, chunks=[0]), served)
     build.build(other)
-    fetched(run_of(tmp_path, "other", False, chunks=[0, 1]), served)
+    chosen(run_of(tmp_path, "other", False, chunks=[0, 1]), served)
     assert str(other.run_dir) in refused(p, served).what
     shutil.rmtree(other.cache_dir)
-    fetched(other, served)
+    chosen(other, served)
     assert f"{FILES_PER_CHUNK} raw files" in refused(p, served).what, "its cache is gone"
 
 
 def test_a_run_that_is_killed_while_it_fetches_is_waited_for(large_set, served, tmp_path):
     """It has a server of its own, which may still be logging its requests after the kill."""
     with local_hub.serve(large_set, REPO, bytes_per_s=2e6) as slow:
-        p = fetched(run_of(tmp_path, "one", True), served)
+        p = chosen(run_of(tmp_path, "one", True), served)
         other = run_of(tmp_path, "other", False, "elsewhere")
         process = python(FETCH, other.model_dump_json(), slow.commit, slow.endpoint)
         while process.poll() is None and not raw_files(p):
@@ -171,13 +165,13 @@ def test_a_run_that_is_killed_while_it_fetches_is_waited_for(large_set, served, 
 
 def test_a_run_that_comes_while_another_evicts_keeps_its_files(served, tmp_path):
     """It begins to fetch when the first chunk of the other one has gone."""
-    p = fetched(run_of(tmp_path, "one", True), served)
+    p = chosen(run_of(tmp_path, "one", True), served)
     other = run_of(tmp_path, "other", False)
 
     class Newcomer(build.Bar):
         def update(self, amount: float = 1, note: str = "") -> None:
             if evicted.read_evicted(p) and not path_of(other).exists():
-                fetched(other, served)
+                chosen(other, served)
 
     build.build(p, Newcomer, hub=hub_of(served))
     assert len(raw_files(p)) == NUM_FILES, "what it fetched, and what the other one had"
@@ -187,10 +181,10 @@ def test_a_run_that_comes_while_another_evicts_keeps_its_files(served, tmp_path)
 
 
 def test_told_to_it_evicts_and_the_other_run_says_so_and_fetches_again(served, tmp_path):
-    other = fetched(run_of(tmp_path, "other", False), served)
+    other = chosen(run_of(tmp_path, "other", False), served)
     for name in ("01_audit", "02_download"):
         runs.start(other, name).finish({}, digest="the same")
-    p = fetched(run_of(tmp_path, "one", True, evict_shared=True), served)
+    p = chosen(run_of(tmp_path, "one", True, evict_shared=True), served)
     build.build(p, hub=hub_of(served))
     assert raw_files(p) == []
     assert len(evicted.read_evicted(other)) == NUM_FILES
@@ -204,19 +198,19 @@ def test_told_to_it_evicts_and_the_other_run_says_so_and_fetches_again(served, t
     with pytest.raises(AvomniError, match="none of the 12 clips could be read: 12 are") as caught:
         build.build(other)
     assert f"evicted by {p.run_dir}" in caught.value.what and "02_download" in caught.value.fix
-    fetched(other, served)
+    chosen(other, served)
     assert not build.build(other).lost and evicted.read_evicted(other) == {}
 
 
 def test_a_finished_run_knows_what_another_one_has_evicted(served, tmp_path):
-    other = fetched(run_of(tmp_path, "other", False), served)
+    other = chosen(run_of(tmp_path, "other", False), served)
     for name in ("01_audit", "02_download"):
         runs.start(other, name).finish({}, digest="the same")
     stage = runs.start(other, "03_etl")
     built = build.build(other)
     stage.finish(built.figures, digest=built.cache.digest)
     runs.start(other, "04_tiles").finish({}, digest="the same")
-    p = fetched(run_of(tmp_path, "one", True), served)
+    p = chosen(run_of(tmp_path, "one", True), served)
     build.build(p, hub=hub_of(served))
     for name in ("01_audit", "02_download", "03_etl", "04_tiles"):
         state = runs.state(other, name)

@@ -78,11 +78,10 @@ def test_what_is_forecast_is_what_lies_on_the_disk(made):
 )
 def test_the_peak_is_all_shards_and_a_chunks_parts(num_clips, in_chunk, seconds, storage):
     p = params(Path("none"), storage)
-    one = forecast.chunk_cache_bytes(p, 1, seconds)
-    assert forecast.chunk_cache_bytes(p, in_chunk, seconds) == in_chunk * one
+    one = forecast.clip_bytes(p, seconds, storage, forecast.JPEG_SHARE_MOST)
     peak = forecast.cache_bytes(p, num_clips, seconds, in_chunk)
-    assert peak == num_clips * one // 2 + min(num_clips, in_chunk) * one // 2
-    assert one // 2 >= forecast.clip_bytes(p, seconds, storage)
+    assert peak == (num_clips + min(num_clips, in_chunk)) * one
+    assert one >= forecast.clip_bytes(p, seconds, storage)
 
 
 def test_a_budget_takes_jpeg_at_its_largest(tmp_path):

@@ -23,7 +23,7 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache import jpeg, memmap, shard
 from avomni_lib.etl.cache.memmap import Cache
 from avomni_lib.etl.cache.windows import Windows
-from tests.test_memmap import arrays, pictures, seed_of, write_cache
+from tests.test_memmap import pictures, write_cache
 
 COUNT = 7
 
@@ -142,14 +142,6 @@ def test_bytes_that_are_no_picture_are_refused(content):
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory) -> Cache:
     return Cache.open(write_cache(tmp_path_factory.mktemp("jpeg") / "cache", storage="jpeg"))
-
-
-def test_windows_over_jpegs_are_those_over_raw_frames(cache):
-    found = Windows(cache, 3, 1)
-    for i, window in enumerate(found):
-        frames = arrays(seed_of(window.clip_id))["frames"][window.number : window.number + 3]
-        assert found.frames(i).shape == frames.shape and found.frames(i).dtype == np.uint8
-        assert np.abs(found.frames(i).astype(int) - frames).mean() < 6
 
 
 def test_damage_names_shard_clip_and_frame(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import shutil
 from collections.abc import Iterator, Mapping
@@ -18,10 +17,10 @@ from avomni_lib import files
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.select import split
 from avomni_lib.errors import AvomniError
+from avomni_lib.etl import leaks
 from avomni_lib.etl.cache import memmap, shard
 from avomni_lib.etl.cache.memmap import Cache, CachedClip
 from avomni_lib.etl.clip import prints, tiling
-from avomni_lib.etl.leaks import duplicates, leaks
 from avomni_lib.etl.video import reader
 from avomni_lib.params import Params
 from avomni_world.publish import recording
@@ -29,6 +28,7 @@ from avomni_world.scene import scenes
 from avomni_world.scene.render import Renderer
 from tests.test_memmap import COMMON
 from tests.test_prints import by_jpeg
+from tests.test_windows import with_clip
 
 GRID, TILE, HZ = cameras.grid("4-cam"), (48, 32), 2.0
 NUM_HONEST, NUM_FRAMES = 500, 8
@@ -101,8 +101,8 @@ def cache_of(
 def part(clip: Arrays, start: int, stop: int) -> Arrays:
     """A clip cut anew: its clock and its poses start where it starts."""
     moved = clip["egomotion"][start:stop, :7].copy()
-    back = duplicates.Rotation.from_quat(moved[0, 3:7]).inv()
-    turned = back * duplicates.Rotation.from_quat(moved[:, 3:7])
+    back = leaks.Rotation.from_quat(moved[0, 3:7]).inv()
+    turned = back * leaks.Rotation.from_quat(moved[:, 3:7])
     moved[:, :3] = back.apply(moved[:, :3] - moved[0, :3])
     moved[:, 3:7] = turned.as_quat()
     return clip_of(clip["frames"][start:stop], moved)
@@ -241,15 +241,15 @@ def cut_drives(seed: int, num_clips: int = 60, count: int = 9) -> SimpleNamespac
 @pytest.mark.parametrize("seed", range(3))
 def test_the_search_finds_what_comparing_all_clips_finds(monkeypatch, seed):
     cache = cut_drives(seed)
-    monkeypatch.setattr(duplicates, "QUERIES_AT_A_TIME", 5)
-    monkeypatch.setattr(duplicates, "FRAMES_AT_A_TIME", 7)
+    monkeypatch.setattr(leaks, "QUERIES_AT_A_TIME", 5)
+    monkeypatch.setattr(leaks, "FRAMES_AT_A_TIME", 7)
     found = leaks.near_duplicates(cache)
     pairs = [
         (one, other)
         for one, other in itertools.combinations(range(len(cache.clips)), 2)
         if cache.clips[one].split != cache.clips[other].split
     ]
-    monkeypatch.setattr(duplicates, "_candidates", lambda *_: pairs)
+    monkeypatch.setattr(leaks, "_candidates", lambda *_: pairs)
     assert found == leaks.near_duplicates(cache)
     assert 10 < len(found) < len(pairs) / 4
 
@@ -364,12 +364,6 @@ def frozen(p: Params, own: list[Arrays], splits: Mapping[str, str]) -> Cache:
     by_split = {name: [c.clip_id for c in cache.clips if c.split == name] for name in SPLITS}
     split.freeze(p, by_split)
     return cache
-
-
-def with_clip(cache: Cache, number: int, **changes) -> Cache:
-    clips = list(cache.clips)
-    clips[number] = dataclasses.replace(clips[number], **changes)
-    return dataclasses.replace(cache, clips=tuple(clips))
 
 
 def test_one_call_finds_every_kind_of_leak(p, own):

@@ -19,8 +19,8 @@ from avomni_lib.dataset.clip import EGOMOTION_COLUMNS, open_clip
 from avomni_lib.dataset.download import download
 from avomni_lib.dataset.lerobot import layout
 from avomni_lib.errors import AvomniError
+from avomni_lib.etl import leaks
 from avomni_lib.etl.cache.windows import Windows
-from avomni_lib.etl.leaks import leaks
 from avomni_lib.etl.run import build
 from avomni_lib.etl.video import reader
 from avomni_lib.notebook.run import runs

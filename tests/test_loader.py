@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl.cache import memmap, npy, shard
+from avomni_lib.etl.cache import memmap, shard
 from avomni_lib.etl.cache.memmap import Cache
 from avomni_lib.etl.cache.windows import Windows
 from avomni_lib.training.feed.loader import Loader, Order
@@ -412,7 +412,7 @@ def test_a_cut_file_ends_the_step_that_needs_it_with_its_name(tmp_path, kept):
 def test_a_file_that_is_cut_while_it_is_read_is_no_hang(tmp_path, monkeypatch):
     folder = write_cache(tmp_path / "cache")
     windows = Windows(Cache.open(folder), 3, 1)
-    monkeypatch.setattr(npy, "state", lambda *_: None)
+    monkeypatch.setattr(shard, "file_state", lambda *_: None)
     path = folder / "shard_0003/frames.npy"
     os.truncate(path, 500)
     with pytest.raises(AvomniError, match="cannot be read: it ends too early") as caught:

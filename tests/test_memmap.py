@@ -228,27 +228,6 @@ def test_a_write_that_fails_leaves_the_old_shard(folder):
     ]
 
 
-def test_a_shard_made_from_an_older_one_is_the_same_to_the_byte(folder, tmp_path, storage):
-    """As where a clip that was damaged has come: the others are not decoded and encoded again."""
-    clips = [{"clip_id": f"clip-3-{n}", "split": "train", "chunk": 3} for n in range(3)]
-    common, path = COMMON | {"storage": storage}, tmp_path / shard.shard_name(3)
-
-    def load(clip_id):
-        return shard.encode(arrays(seed_of(clip_id)), storage)
-
-    older = shard.write_shard(path, common, [clips[0], clips[2]], load)
-    inside = {clip.clip_id: clip for clip in shard.clips_of(older)}
-
-    def load_mostly_from_it(clip_id):
-        return older.arrays_of(inside[clip_id]) if clip_id in inside else load(clip_id)
-
-    shard.write_shard(path, common, clips, load_mostly_from_it)
-    directly = shard.write_shard(tmp_path / "directly", common, clips, load)
-    assert len(list(path.iterdir())) == len(shard.STORAGES[storage]) + 1
-    for file in path.iterdir():
-        assert file.read_bytes() == (directly.folder / file.name).read_bytes(), file.name
-
-
 def test_a_shard_that_is_replaced_gives_its_room_back_at_once(folder, storage):
     """What is still mapped takes its bytes on the disk, counted by nobody, until it is let go."""
     old = Cache.open(folder).shards[0]

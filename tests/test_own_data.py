@@ -23,8 +23,8 @@ from avomni_lib.dataset.download import download
 from avomni_lib.dataset.own.pack import OwnClip, pack
 from avomni_lib.dataset.own.poses import egomotion
 from avomni_lib.errors import AvomniError
+from avomni_lib.etl import leaks
 from avomni_lib.etl.cache.windows import Windows
-from avomni_lib.etl.leaks import leaks
 from avomni_lib.etl.run import build
 from avomni_lib.params import Params
 from tests import folder_run

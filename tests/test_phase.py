@@ -8,7 +8,7 @@ from avomni_lib.dataset.audit.audit import audit
 from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.dataset.clip import Clip
 from avomni_lib.dataset.download import download
-from avomni_lib.etl.clip import phase, sampling
+from avomni_lib.etl.clip import sampling
 from avomni_lib.etl.clip.sampling import Recipe, sample_clip
 from avomni_lib.etl.run import build
 from avomni_lib.etl.video import reader
@@ -65,7 +65,7 @@ def test_where_few_frames_would_be_key_frames_nothing_is_moved(gop):
     stamps = [stamps_of(0)[5:], stamps_of(0)]
     rows = np.arange(0, 600, gop)
     keys = [rows[rows >= 5] - 5, rows]
-    assert phase.shift_us(times_of(stamps, [])[0], stamps, keys, STEP_US) == 0
+    assert sampling.shift_us(times_of(stamps, [])[0], stamps, keys, STEP_US) == 0
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +94,8 @@ def test_a_clip_is_sampled_at_the_phase_and_tells_it(folder, number):
     plain, aligned = (sample_clip(clip, recipe(align)) for align in (None, "keyframes"))
     before, _ = num_keys(folder, number, plain.arrays)
     after, total = num_keys(folder, number, aligned.arrays)
-    moved = aligned.told.get("phase_us", 0)
-    assert "phase_us" not in plain.told
+    moved = aligned.notes.get("phase_us", 0)
+    assert "phase_us" not in plain.notes
     assert (after > before and after >= total / 2) if moved else after == before
     off = (aligned.arrays["times"][0] - plain.arrays["times"][0] - moved) % STEP_US
     assert off == 0, "moved by the phase, or by it and a whole step"
@@ -131,7 +131,7 @@ def test_the_cache_records_it_and_predict_samples_alike(folder, tmp_path):
     ]
     clip = Clip(folder, Catalog.open(folder), rows[0]["clip_id"])
     own = sample_clip(clip, build.recipe_of(p))
-    assert [row.get("phase_us", 0) for row in rows][0] == own.told.get("phase_us", 0)
+    assert [row.get("phase_us", 0) for row in rows][0] == own.notes.get("phase_us", 0)
     assert any(row.get("phase_us") for row in rows)
     from_cache = subject.of_clip(p, rows[0]["clip_id"]).times_us
     (p.cache_dir / "clips.json").unlink()

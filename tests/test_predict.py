@@ -15,8 +15,8 @@ from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.dataset.clip import Clip
 from avomni_lib.errors import AvomniError
 from avomni_lib.evaluation import answer, before_after
-from avomni_lib.live import answering, playback, predict, subject
-from avomni_lib.live.answerer import Answerer
+from avomni_lib.live import answering, playback, subject
+from avomni_lib.live.answerer import Answerer, chosen, predict
 from avomni_lib.live.session import Session
 from avomni_lib.params import Params
 from avomni_lib.training.fit import worker
@@ -47,7 +47,7 @@ def test_a_window_is_answered_as_the_evaluation_answers_it(p, answerer):
     scored = answers(
         model, talk, windows, range(4), batch_size=4, max_new_tokens=p.evaluation.max_new_tokens
     )
-    told = [predict.predict(predict.chosen(p, window=i), answerer) for i in range(4)]
+    told = [predict(chosen(p, window=i), answerer) for i in range(4)]
     assert [each.answer.text for each in told] == scored
     target = talk.target
     for index, each in enumerate(told):
@@ -80,7 +80,7 @@ def test_videos_in_a_folder_are_read_by_their_names(p, answerer, tmp_path):
         (tmp_path / f"{camera.name}.mp4").write_bytes(clip.video(camera.name).read())
     asked = subject.of_folder(p, tmp_path, at_s=1.0)
     assert asked.frames.shape == answerer.conversation.frame_shape
-    assert predict.predict(asked, answerer).answer.text
+    assert predict(asked, answerer).answer.text
     assert subject.of_folder(p, tmp_path).times_us[-1] > asked.times_us[-1]
     (tmp_path / f"{grid.cameras[1].name}.mp4").unlink()
     with pytest.raises(AvomniError, match=f"videos are missing: {grid.cameras[1].name}.mp4"):
@@ -98,13 +98,13 @@ def test_videos_in_a_folder_are_read_by_their_names(p, answerer, tmp_path):
 )
 def test_what_is_not_there_is_one_sentence(p, asked, what):
     with pytest.raises(AvomniError, match=what):
-        predict.chosen(p, **asked)
+        chosen(p, **asked)
 
 
 def test_a_moment_before_the_first_window_is_refused(p):
     clip_id = samples.windows_of(p, "test")[0].clip_id
     with pytest.raises(AvomniError, match="no window before 0.1 s"):
-        predict.chosen(p, clip=clip_id, at_s=0.1)
+        chosen(p, clip=clip_id, at_s=0.1)
 
 
 def test_an_adapter_of_another_rate_is_refused_before_anything_is_loaded(p):

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from avomni_lib.dataset import cameras, projection
+from avomni_lib.dataset import calibration, cameras
 from avomni_world.scene import lens as rendered
 from avomni_world.scene.towns import town
 
@@ -20,7 +20,7 @@ def test_points_fall_where_the_world_draws_them(camera):
     intrinsics |= {f"fw_poly_{i}": value for i, value in enumerate(lens.fw)}
     extrinsics = dict(zip(("qx", "qy", "qz", "qw"), mount.quaternion, strict=True))
     extrinsics |= dict(zip("xyz", mount.position, strict=True))
-    own = projection.Camera.of(intrinsics, extrinsics)
+    own = calibration.Projection.of(intrinsics, extrinsics)
     pixels = np.random.default_rng(0).uniform((5, 5), (475, 265), (200, 2))
     far = np.random.default_rng(1).uniform(2, 80, (200, 1))
     points = own.to_rig.apply(lens.rays(pixels) * far) + own.position
@@ -28,7 +28,7 @@ def test_points_fall_where_the_world_draws_them(camera):
 
 
 def test_what_is_behind_the_camera_is_nowhere():
-    camera = projection.Camera.of(
+    camera = calibration.Projection.of(
         {"width": 100, "height": 50, "cx": 50, "cy": 25}
         | {f"fw_poly_{i}": value for i, value in enumerate((0, 60, 0, 0, 0))},
         {"qx": -0.5, "qy": 0.5, "qz": -0.5, "qw": 0.5, "x": 2, "y": 0, "z": 1},
@@ -43,7 +43,7 @@ def test_what_is_behind_the_camera_is_nowhere():
 
 def test_points_along_a_path_are_evenly_spaced_and_keep_its_ends():
     path = np.array([[0.0, 0], [1, 0], [10, 0], [10, 5]])
-    points = projection.along(path)
+    points = calibration.along(path)
     np.testing.assert_allclose(points[[0, -1]], path[[0, -1]])
     steps = np.linalg.norm(np.diff(points, axis=0), axis=1)
-    assert steps.max() < 1.01 * 15 / (projection.STEPS - 1)
+    assert steps.max() < 1.01 * 15 / (calibration.PATH_POINTS - 1)

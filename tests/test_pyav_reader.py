@@ -24,6 +24,7 @@ from tests.streams import (
     numbers,
     places,
     stream_bytes,
+    times_of,
 )
 
 CLOSED = ["h264 gop 15 b", "h264 gop 30", "h264 gop 30 b", "hevc closed"]
@@ -54,14 +55,9 @@ def packets_sent(name: str, rows: list[int]) -> tuple[list[int], list[int]]:
     with stream.opened(stream_bytes(name)) as opened:
         codec = CountingCodec(opened.codec)
         counted = dataclasses.replace(opened, codec=codec)
-        found = pyav_reader.by_pyav(counted, np.array(rows), None)
-        assert numbers(found.images, name) == rows
+        found, _ = pyav_reader.by_pyav(counted, np.array(rows), None)
+        assert numbers(found, name) == rows
         return codec.sent, [packet.pts for packet in opened.packets]
-
-
-def times_of(content: bytes) -> np.ndarray:
-    with stream.opened(content) as opened:
-        return opened.times_us
 
 
 @functools.cache

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -23,6 +22,7 @@ from avomni_lib.__main__ import main
 from avomni_lib.notebook.run import pipeline, runs
 from tests import folder_run
 from tests.published_set import write_published_set
+from tests.small_disk import mounted
 
 AVOMNI = [sys.executable, "-m", "avomni_lib"]
 STAGE = ["--only", "01_audit"]
@@ -168,22 +168,9 @@ def test_ctrl_c_at_any_time_is_one_sentence(tmp_path, published, times):
 # Disks
 
 
-@contextlib.contextmanager
-def disk(mounted: Path, options: str) -> Iterator[list[str]]:
-    """A disk at `mounted` in a mount namespace of its own; yields what to put before a command."""
-    mounted.mkdir(parents=True, exist_ok=True)
-    script = f"mount -t tmpfs -o {options} none {shlex.quote(str(mounted))} && echo ready && cat"
-    with subprocess.Popen(
-        ["unshare", "-rm", "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as holder:
-        assert holder.stdout.readline() == b"ready\n", "tests/test_build_kills.py needs it too"
-        yield ["nsenter", "-t", str(holder.pid), "-U", "-m", "--preserve-credentials"]
-        holder.stdin.close()
-
-
 def test_read_only_outputs(tmp_path, published):
     params = write_params(tmp_path, published)
-    with disk(tmp_path / "outputs", "ro") as enter:
+    with mounted(tmp_path / "outputs", "ro") as (enter, _):
         error = error_of(avomni("run", params, "--json", before=enter))
         assert "the file system is read-only" in error["what"]
         assert str(tmp_path / "outputs") in error["where"]
@@ -197,7 +184,7 @@ def test_a_finished_run_on_a_read_only_disk_can_be_looked_at(tmp_path, published
     params = write_params(tmp_path, published)
     assert ended(avomni("run", params, *STAGE, "--json")) == ["ran"]
     said = avomni("status", params).stdout
-    with disk(tmp_path / "elsewhere", "size=1m") as enter:
+    with mounted(tmp_path / "elsewhere", "size=1m") as (enter, _):
         readonly = ["sh", "-c", 'mount -o bind,ro "$0" "$0" && exec "$@"', tmp_path / "outputs"]
         before = [*enter, *readonly]
         assert avomni("status", params, before=before).stdout == said
@@ -213,7 +200,7 @@ def test_a_finished_run_on_a_read_only_disk_can_be_looked_at(tmp_path, published
 
 def test_a_disk_that_is_full_when_papermill_writes(tmp_path, published):
     params, outputs = write_params(tmp_path, published), shlex.quote(str(tmp_path / "outputs"))
-    with disk(tmp_path / "outputs", "size=4k") as enter:
+    with mounted(tmp_path / "outputs", "size=4k") as (enter, _):
         for size in ("64k", "9m"):
             error = error_of(avomni("run", params, *STAGE, "--json", before=enter))
             assert "no room left on the disk" in error["what"]

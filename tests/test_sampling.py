@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,24 +13,17 @@ from scipy.spatial.transform import Rotation
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.dataset.clip import Clip
-from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache import shard
 from avomni_lib.etl.clip import sampling, tiling
 from avomni_lib.etl.clip.sampling import Recipe, sample_clip
 from tests.published_set import (
     Drive,
     camera_times,
-    chunk_path,
     clip_id_of,
     egomotion_times,
-    frame_bits,
-    parquet_bytes,
     read_frame,
-    read_zip,
     write_published_set,
-    write_zip,
 )
-from tests.streams import Spec, encode, places
 
 SECONDS = 2.0
 RECIPE = Recipe("4-cam", (32, 24), "stretch", 10.0, 1.5, "pyav")
@@ -144,110 +135,12 @@ def test_a_clip_is_a_function_of_its_recipe(folder):
 
 
 @given(
-    starts=st.lists(st.integers(-200_000, 200_000), min_size=1, max_size=4),
+    start=st.integers(-200_000, 200_000),
     length=st.integers(0, 20_000_000),
     sample_hz=st.floats(0.5, 30),
 )
-def test_wanted_times(starts, length, sample_hz):
-    ends = [start + length for start in starts]
-    if min(ends) < max(starts):
-        with pytest.raises(AvomniError, match="share no time"):
-            sampling.sample_times(starts, ends, sample_hz)
-        return
-    times = sampling.sample_times(starts, ends, sample_hz)
-    assert times[0] == max(starts) and times[-1] <= min(ends)
+def test_wanted_times(start, length, sample_hz):
+    times = sampling.sample_times(start, start + length, sample_hz)
+    assert times[0] == start and times[-1] <= start + length
     assert np.abs(np.diff(times) - 1e6 / sample_hz).max(initial=0) <= 1
-    assert min(ends) - times[-1] < 1e6 / sample_hz + 1
-
-
-def changed(folder, target, feature: str, member: str, content: bytes) -> Clip:
-    """Clip 0 of a copy of the set in which one member of one zip is another."""
-    shutil.copytree(folder, target)
-    path = target / chunk_path(feature, 0)
-    members = read_zip(path)
-    members[f"{clip_id_of(0)}.{member}"] = content
-    write_zip(path, members)
-    return clip_of(target, 0)
-
-
-def with_video(folder, target, content: bytes) -> Clip:
-    name = cameras.REAR_LEFT.name
-    return changed(folder, target, name, f"{name}.mp4", content)
-
-
-@pytest.fixture(scope="module")
-def rear_left() -> bytes:
-    """Clip 0's video of the camera, its index in front."""
-    place = cameras.CAMERAS.index(cameras.REAR_LEFT)
-    count = len(camera_times(0, place, SECONDS))
-    pictures = [frame_bits(0, place, i, 64, 48) for i in range(count)]
-    spec = Spec(options={"preset": "ultrafast", "crf": "20", "g": "15", "bf": "0"})
-    return encode(spec, pictures, index_first=True)
-
-
-def cut_short(content: bytes) -> bytes:
-    first = places(content)[0][0]
-    return content[: first + round((len(content) - first) * 0.6)]
-
-
-def holed(content: bytes) -> bytes:
-    start, stop = places(content)[33][0], places(content)[36][0]
-    return content[:start] + bytes(stop - start) + content[stop:]
-
-
-def with_corrupt_nal_unit(content: bytes) -> bytes:
-    start = places(content)[20][0]
-    return content[:start] + b"\x7f\xff\xff\xff" + content[start + 4 :]
-
-
-@pytest.mark.parametrize(
-    ("damage", "reason"),
-    [
-        (cut_short, r"the mp4 lists 60 frames and holds 3\d"),
-        (holed, "frame 33 is damaged: zeros"),
-        (with_corrupt_nal_unit, "frame 20 is damaged: a NAL unit of 2,147,483,647 bytes"),
-    ],
-    ids=["cut short at 60 %", "hole in the middle", "corrupt NAL unit"],
-)
-def test_a_clip_with_a_damaged_video_is_refused(folder, tmp_path, rear_left, damage, reason):
-    whole = sample_clip(with_video(folder, tmp_path / "whole", rear_left), RECIPE)
-    assert len(whole.arrays["times"]) == 20
-    with pytest.raises(AvomniError, match=reason) as caught:
-        sample_clip(with_video(folder, tmp_path / "part", damage(rear_left)), RECIPE)
-    assert cameras.REAR_LEFT.name in caught.value.where
-
-
-def test_a_clip_with_a_damaged_row_of_ego_motion_is_refused(folder, tmp_path):
-    times = egomotion_times(0, SECONDS)
-    columns = Drive(0).egomotion(times)
-    row = int(np.searchsorted(times, 1_300_000))
-    columns["x"] = np.where(np.arange(len(times)) == row, np.nan, columns["x"])
-    clip = changed(
-        folder, tmp_path / "set", "egomotion", "egomotion.parquet", parquet_bytes(columns)
-    )
-    with pytest.raises(AvomniError, match=f"x is nan at row {row}") as caught:
-        sample_clip(clip, RECIPE)
-    assert f"egomotion of clip {clip.clip_id}" in caught.value.where
-
-
-def test_a_clip_with_a_camera_that_stands_still_is_refused(folder, tmp_path):
-    stamps = camera_times(0, cameras.CAMERAS.index(cameras.REAR_LEFT), SECONDS)
-    stamps[20:] += 700_000
-    table = parquet_bytes({"timestamp": stamps, "frame_index": np.arange(len(stamps))})
-    name = cameras.REAR_LEFT.name
-    clip = changed(folder, tmp_path / "set", name, f"{name}.timestamps.parquet", table)
-    with pytest.raises(AvomniError, match=r"no frame for 0\.73 s at .* \(row 20\)") as caught:
-        sample_clip(clip, RECIPE)
-    assert name in caught.value.where
-
-
-def test_a_clip_with_damaged_calibration_is_refused(folder, tmp_path):
-    """As the full audit has it; nothing of the cache is made from it."""
-    shutil.copytree(folder, tmp_path / "set")
-    path = tmp_path / "set" / chunk_path("sensor_extrinsics", 0)
-    table = pq.read_table(path).to_pydict()
-    table["qw"][table["clip_id"].index(clip_id_of(0))] = np.nan
-    path.write_bytes(parquet_bytes(table))
-    with pytest.raises(AvomniError, match="qw of camera_front_wide_120fov is nan"):
-        sample_clip(clip_of(tmp_path / "set", 0), RECIPE)
-    assert len(sample_clip(clip_of(tmp_path / "set", 1), RECIPE).arrays["times"]) == 20
+    assert start + length - times[-1] < 1e6 / sample_hz + 1

@@ -174,14 +174,6 @@ def test_what_a_download_takes_is_a_table_of_files(tmp_path: Path, server: Local
     assert changed == {chunk_path("egomotion", 1)}
 
 
-def test_a_folder_is_taken_as_it_lies_there(tmp_path: Path, published: Path):
-    p = params(tmp_path, source="folder").model_copy()
-    p = p.model_copy(update={"dataset": p.dataset.model_copy(update={"local_dir": str(published)})})
-    selection = select(p, None, Verified(published))
-    assert selection.choice.chunks == (0, 1)
-    assert {f.path for f in selection.files} >= {*METADATA}
-
-
 def test_a_revision_that_lost_a_table_does_not_keep_the_old_one(
     tmp_path: Path, server: LocalHub, published: Path
 ):

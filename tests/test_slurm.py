@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -125,33 +124,12 @@ def test_a_build_and_a_share_do_not_meet(published, tmp_path):
             build.build(p)
 
 
-def test_a_clip_without_its_raw_files_is_counted_as_lost_and_left_to_the_build(published, tmp_path):
-    folder = tmp_path / "set"
-    for path in published.rglob("*"):
-        target = folder / path.relative_to(published)
-        if path.is_file() and "camera_rear_left" not in path.name:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.link(path, target)
-    p = chosen(tmp_path, published)
-    values = p.values() | {"dataset": {"source": "folder", "local_dir": str(folder)}}
-    figures = slurm.build_share(Params.from_values(values), 1, 4)
-    assert (figures["num_clips"], figures["num_made"]) == (2, 0)
-    assert (figures["num_damaged"], figures["num_lost"]) == (0, 2)
-
-
 def test_shares_want_the_raw_files_at_hand(published, tmp_path):
     values = chosen(tmp_path, published).values()
     values["dataset"]["source"], values["download"]["evict_raw"] = "hub", True
     with pytest.raises(AvomniError, match="shares need all raw files") as caught:
         slurm.build_share(Params.from_values(values), 1, 2)
     assert "download.evict_raw: false" in caught.value.fix
-
-
-def test_before_the_download_there_is_no_share(published, tmp_path):
-    p = chosen(tmp_path / "other", published)
-    (p.run_dir / "chosen.json").unlink()
-    with pytest.raises(AvomniError, match="no raw files have been chosen"):
-        slurm.build_share(p, 1, 2)
 
 
 @pytest.mark.parametrize(

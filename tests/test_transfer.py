@@ -16,9 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avomni_lib.dataset.download import transfer
-from avomni_lib.dataset.download.backoff import Backoff, Stopped
-from avomni_lib.dataset.download.remote import RemoteFile, git_blob_id
-from avomni_lib.dataset.download.transfer import Body, Dropped
+from avomni_lib.dataset.download.backoff import Backoff, Retry, Stopped
+from avomni_lib.dataset.download.remote import RemoteFile
 from avomni_lib.errors import AvomniError
 from avomni_lib.plan import Bar
 
@@ -38,10 +37,10 @@ class Line:
         self.backoff, self.starts = Backoff(first_s=0.0, num_tries=3), []
 
     @contextlib.contextmanager
-    def read(self, remote: RemoteFile, start: int, stop: object = None) -> Iterator[Body]:
+    def read(self, remote: RemoteFile, start: int, stop: object = None) -> Iterator[tuple]:
         self.starts.append(start)
         start = start if self.has_ranges else 0
-        yield Body(start, self._blocks(start))
+        yield start, self._blocks(start)
 
     def distrust(self, remote: RemoteFile) -> None:
         pass
@@ -51,7 +50,7 @@ class Line:
         for place in range(start, min(stop, len(self.content)), 100):
             yield self.content[place : min(place + 100, stop)]
         if stop < len(self.content):
-            raise Dropped(LINE)
+            raise Retry(LINE)
 
 
 def fetch(folder: Path, line: Line, remote: RemoteFile | None = None, **named: object) -> Path:
@@ -85,28 +84,6 @@ def test_whatever_the_line_does_the_file_is_whole_or_the_run_says_why(
         assert not partial.exists()
         was_here = there if there <= len(CONTENT) else 0
         assert bar.count == len(CONTENT) - was_here
-
-
-def test_only_what_is_missing_is_asked_for(tmp_path: Path):
-    partial = transfer.path_of(tmp_path, listed())
-    partial.parent.mkdir(parents=True)
-    partial.write_bytes(CONTENT[:5000])
-    assert transfer.bytes_there(tmp_path, listed()) == 5000
-    line = Line()
-    fetch(tmp_path, line)
-    assert line.starts == [5000]
-    partial.write_bytes(CONTENT)
-    line = Line()
-    fetch(tmp_path, line)
-    assert line.starts == [], "all of it was there: it had only to be hashed"
-
-
-def test_small_files_are_known_by_gits_id(tmp_path: Path):
-    remote = RemoteFile("features.csv", len(CONTENT), None, git_blob_id(CONTENT))
-    assert fetch(tmp_path, Line(), remote).read_bytes() == CONTENT
-    wrong = bytes(len(CONTENT))
-    with pytest.raises(AvomniError, match="arrived damaged twice: its git blob id is wrong"):
-        fetch(tmp_path, Line(wrong), remote)
 
 
 def test_bytes_of_two_revisions_never_meet(tmp_path: Path):

@@ -186,17 +186,13 @@ def test_the_frames_that_a_cut_takes_away_are_named(folder):
     assert [line.partition("frame ")[2] for line in lines[1:]] == ["3 is damaged", "4 is damaged"]
 
 
-def test_hashes_that_fit_do_not_excuse_wrong_counts(folder, storage):
-    change_array(folder, "timestamps", lambda stamps: stamps[:, :3])
-    assert any("timestamps.npy: is [14, 3], it should be [14, 4]" in x for x in findings(folder))
-
-
 @pytest.mark.parametrize(
     ("name", "change", "told"),
     [
         ("times", lambda a: a[::-1], "times.npy: clip clip-3-0: the times do not rise"),
         ("timestamps", lambda a: a + 10**6, "a frame is later than its wanted time"),
         ("timestamps", lambda a: a - 10**7 * np.eye(*a.shape, -2, dtype=int), "clock goes back"),
+        ("timestamps", lambda a: a[:, :3], "timestamps.npy: is [14, 3], it should be [14, 4]"),
         ("track", lambda a: a * -1, "track.npy: clip clip-3-0: the times do not rise"),
         ("track", lambda a: a[:-1], "ranges of track do not share out its 69 rows"),
         ("egomotion", lambda a: a * np.nan, "egomotion.npy: holds numbers that are not finite"),

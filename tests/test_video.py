@@ -24,16 +24,12 @@ from tests.streams import (
     numbers,
     places,
     stream_bytes,
+    times_of,
     turned,
 )
 
 DECODERS = ["pyav", "decord"]
 SECOND = 1_000_000
-
-
-def times_of(content: bytes) -> np.ndarray:
-    with stream.opened(content) as opened:
-        return opened.times_us
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
@@ -52,7 +48,6 @@ def test_any_frames_in_any_order_are_the_right_ones(name, decoder):
             assert name == "av1" or caught.value.fix == "set processing.decoder to auto or pyav"
             continue
         frames = reader.read_frames(content, wanted, timestamps_us=stamps, decoder=decoder)
-        assert frames.decoder == decoder
         assert frames.frame_idx.tolist() == rows.tolist()
         assert numbers(frames.images, name) == rows.tolist()
         assert frames.timestamps_us.tolist() == stamps[rows].tolist()
@@ -216,19 +211,6 @@ def test_a_damaged_file_is_an_error_and_never_a_picture(name, damage, decoder, t
     assert "02_download" in caught.value.fix
 
 
-def test_damage_is_told_with_the_frame_though_no_wanted_frame_needs_it():
-    """As the full audit has it, which does not know what frames are wanted."""
-    content = zeroed(stream_bytes("h264 gop 30"), 0.8, 0.9)
-    for wanted in ([100_000, 0], [2_900_000]):
-        with pytest.raises(AvomniError, match=r"frame \d\d is damaged"):
-            reader.read_frames(content, np.array(wanted))
-    with pytest.raises(AvomniError, match="frame 40 is damaged"):
-        reader.read_frames(broken_nal(stream_bytes("h264 gop 30")), np.arange(80) * 33_334)
-    whole = stream_bytes("h264 gop 30", index_first=True)
-    with pytest.raises(AvomniError, match="the mp4 lists 90 frames and holds .."):
-        reader.read_frames(cut(whole, 0.6), np.array([0, 2_900_000]))
-
-
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(AvomniError, match="not found"):
         reader.read_frames(tmp_path / "none.mp4", np.array([0]))
@@ -293,8 +275,6 @@ def test_the_decoder_is_a_choice_with_a_reason():
     assert reader.choose_decoder()[0] == "pyav"
     assert "open GOP" in reader.choose_decoder()[1]
     assert reader.choose_decoder("decord")[0] == "decord"
-    with pytest.raises(AvomniError, match="unknown decoder 'opencv'"):
-        reader.choose_decoder("opencv")
 
 
 @given(
@@ -308,9 +288,3 @@ def test_a_frame_is_the_last_one_at_or_before_its_time(steps, start, data):
     for time, row in zip(wanted, reader.frame_indices(stamps, np.array(wanted)), strict=True):
         assert stamps[row] <= time
         assert row == len(stamps) - 1 or stamps[row + 1] > time
-
-
-@pytest.mark.parametrize("stamps", [[0, 10, 10, 20], [0, 20, 10], [[0, 1]], []])
-def test_timestamps_must_increase(stamps):
-    with pytest.raises(AvomniError, match="timestamps"):
-        reader.frame_indices(np.array(stamps), np.array([5]))

@@ -13,10 +13,8 @@ clip        one clip read in place out of its chunk's files
 stored_zip  members of a zip, read in place
 names       checks of every name, id and size that comes from outside
 checks      who decides that a clip is damaged: video, clocks, ego motion
-projection  where points in the rig's frame are seen in a camera's picture
-calibration tables of lenses, mounts and cars, and what is wrong with a row
-streams     a camera's mp4: packets and NAL units
+calibration tables of lenses, mounts and cars; what is wrong with a row; points in a picture
+streams     a camera's video: its container, packets and NAL units
 findings    a row for each fault or remark; `refuse` raises for what is damaged
-containers  which container a video file is, by its first bytes
 limits      what poses, clocks and video may be: one set of limits for audit, ETL and own data
 """

@@ -171,10 +171,6 @@ class Catalog:
         """The valid clips (of a chunk, of a split), in the order of the clip index."""
         return self.clips.ids(self._rows(chunk, split))
 
-    def count(self, chunk: int | None = None, split: str | None = None) -> int:
-        """How many valid clips there are (in a chunk, in a split)."""
-        return len(self._rows(chunk, split))
-
     def chunk_of(self, clip_id: str) -> int:
         return self.chunks[self.chunk_idx[self.clips.row_of(clip_id)]]
 

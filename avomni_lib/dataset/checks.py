@@ -2,7 +2,7 @@
 
 video      a camera's stream, read packet by packet (`streams`)
 clock      the timestamps of its frames; `agree` holds them against the video
-egomotion  the poses of the car, where a run needs them; `faults` of a table by itself
+egomotion  the poses of the car, where a run needs them
 calibration.row  a row of a lens, a mount or a car (a module of its own)
 
 Each gives `findings.Finding`s without a place. What is `damaged` all three leave out
@@ -19,8 +19,8 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from avomni_lib.dataset import limits, streams
-from avomni_lib.dataset.containers import NotVideo
 from avomni_lib.dataset.findings import DAMAGED, ODD, Finding
+from avomni_lib.dataset.streams import NotVideo
 
 K = TypeVar("K")
 UNUSED = ("ax", "ay", "az", "curvature")
@@ -185,14 +185,6 @@ def rows(columns: Mapping[str, np.ndarray], part: slice) -> list[Finding]:
     # A jump is one fault, not three.
     more = [*_slip(cut), *_speeds(cut), *_accelerations(cut)]
     return findings + [f for f in more if f.severity == DAMAGED or not jumps]
-
-
-def faults(columns: Mapping[str, np.ndarray], part: slice | None = None) -> list[Finding]:
-    """The `damaged` findings of a table by itself, of the rows `part` or of all."""
-    findings = list(_order(columns["timestamp"]))
-    if not findings:
-        findings = rows(columns, part or slice(0, len(columns["timestamp"])))
-    return [finding for finding in findings if finding.severity == DAMAGED]
 
 
 def path_length(position: np.ndarray) -> np.ndarray:

@@ -12,6 +12,8 @@ from avomni_lib.errors import AvomniError
 # `damaged` must not be used as it is; `odd` can be, but look at it; `noted` is no fault.
 DAMAGED, ODD, NOTED = "damaged", "odd", "noted"
 SEVERITIES = (DAMAGED, ODD, NOTED)
+# Kinds that are usual where recordings are not the data set's own.
+USUAL = ("another frame rate", "variable frame rate", "shorter than the horizon")
 
 # How far a finding reaches:
 SET = "set"  # the data set or the disk

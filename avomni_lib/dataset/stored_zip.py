@@ -133,11 +133,6 @@ def directory(path: Path) -> Directory:
         raise _damaged(path, f"not a whole zip ({error})") from None
 
 
-def members(path: Path) -> Mapping[str, zipfile.ZipInfo]:
-    """Name -> entry of a zip."""
-    return directory(path).entries
-
-
 # A chunk of the real set has up to 300 members: about 20 MB in all.
 @functools.lru_cache(maxsize=100)
 def _directory(path: Path, size: int, mtime_ns: int) -> Directory:

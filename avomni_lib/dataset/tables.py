@@ -23,7 +23,7 @@ def read_table(
     max_rows: int | None = None,
 ) -> pa.Table:
     """A parquet file, or its bytes; more than `max_rows` are refused before they are read."""
-    with _opened(source, where) as file:
+    with opened(source, where) as file:
         if max_rows is not None and file.metadata.num_rows > max_rows:
             reason = f"the table has {file.metadata.num_rows:,} rows; {max_rows:,} are the most"
             raise AvomniError(reason, where=where)
@@ -32,7 +32,8 @@ def read_table(
 
 
 @contextlib.contextmanager
-def _opened(source: Path | bytes, where: str) -> Iterator[pq.ParquetFile]:
+def opened(source: Path | bytes, where: str) -> Iterator[pq.ParquetFile]:
+    """A parquet file, or its bytes; what keeps it from being read is an AvomniError."""
     try:
         with pq.ParquetFile(pa.BufferReader(source) if isinstance(source, bytes) else source) as f:
             yield f
@@ -114,7 +115,7 @@ class ClipTable:
 
     def __init__(self, path: Path, clip_ids: pa.StringArray | None = None):
         self.path, self._wanted = path, clip_ids
-        with _opened(path, str(path)) as file:
+        with opened(path, str(path)) as file:
             self.names: tuple[str, ...] = tuple(file.schema_arrow.names)
         self._key = _stored_name(self.names, "clip_id", str(path))
 

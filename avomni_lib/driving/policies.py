@@ -25,8 +25,7 @@ from avomni_lib.errors import AvomniError, pick
 from avomni_lib.etl.clip.trajectory import HISTORY_STEPS, STEP_S, Trajectory
 from avomni_lib.evaluation import baselines
 from avomni_lib.evaluation.scores import MODEL, parts_of
-from avomni_lib.live.stream import Ready, Sliding
-from avomni_lib.live.ticks import Tick
+from avomni_lib.live.ticks import Ready, Sliding, Tick
 from avomni_lib.params import Params
 from avomni_lib.training.prompt import samples
 from avomni_lib.training.targets import TARGETS, target_of

@@ -18,7 +18,7 @@ import pyarrow as pa
 from avomni_lib import files
 from avomni_lib.dataset.select import protocol as protocol_ids
 from avomni_lib.dataset.select import split
-from avomni_lib.etl.leaks import leaks
+from avomni_lib.etl import leaks
 from avomni_lib.evaluation import answer, baselines, metrics, models, protocol
 from avomni_lib.evaluation.answer import Row, held_out_windows
 from avomni_lib.evaluation.claims import ROWS, TableWithClaims, in_words

@@ -1,21 +1,25 @@
-"""The base model and an adapter, loaded once, and the conversation that the training held."""
+"""The base model and an adapter, loaded once, and one answer beside the ground truth."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.run.build import description
 from avomni_lib.evaluation import before_after
+from avomni_lib.live import subject
+from avomni_lib.live.subject import Subject
 from avomni_lib.params import Params
 from avomni_lib.training.model import adapter
 from avomni_lib.training.model.seen import Seen
-from avomni_lib.training.targets import Said, target_of
+from avomni_lib.training.targets import Said, Target, target_of
 
 # A model on the hub at one commit: owner/name@40 hex digits.
 ON_THE_HUB = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)@([0-9a-f]{40})")
@@ -127,3 +131,79 @@ def adapter_folder(p: Params, place: str | Path | None = None) -> Path:
             "40 digits: a branch may change)",
         )
     return adapter.fetch(*named.groups())
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was asked about and what came out.
+
+    Attributes:
+        model: "base" or "adapted".
+        off: How far off by the target's figure; None where the truth is not known or nothing could
+            be read.
+    """
+
+    subject: Subject
+    model: str
+    answer: Answer
+    off: float | None
+    figure: str
+
+    def values(self) -> dict[str, Any]:
+        """As plain values, for `--json`."""
+        said, true = self.answer.said, self.subject.true
+        return {
+            "about": self.subject.name,
+            "model": self.model,
+            "answer": self.answer.text,
+            "said": _known(said),
+            "truth": self.subject.truth,
+            "true": _known(true),
+            self.figure: self.off,
+            "seconds": round(self.answer.seconds, 3),
+        }
+
+
+def chosen(
+    p: Params,
+    window: int | None = None,
+    clip: str | None = None,
+    folder: Path | None = None,
+    at_s: float | None = None,
+) -> Subject:
+    """What the arguments name; the first window of the score where they name nothing.
+
+    Raises:
+        AvomniError: more than one of them is named, or it cannot be read.
+    """
+    named = [name for name in (window, clip, folder) if name is not None]
+    if len(named) > 1:
+        raise AvomniError("name one of --window, --clip and --folder", where="avomni predict")
+    if clip is not None:
+        return subject.of_clip(p, clip, at_s)
+    if folder is not None:
+        return subject.of_folder(p, folder, at_s)
+    if at_s is not None:
+        raise AvomniError("--at belongs to --clip and --folder", where="avomni predict")
+    return subject.of_window(p, window or 0)
+
+
+def predict(asked: Subject, answerer: Answerer) -> Prediction:
+    """Ask a model about one window."""
+    answer = answerer.answer(asked.frames, asked.history)
+    return scored(asked, answerer.name, answer, answerer.target)
+
+
+def scored(asked: Subject, model: str, answer: Answer, target: Target) -> Prediction:
+    """An answer beside the ground truth, where both are known."""
+    off = None
+    if answer.said is not None and asked.true is not None:
+        off = round(float(target.error(answer.said, asked.true)), 4)
+    return Prediction(asked, model, answer, off, target.figure)
+
+
+def _known(said: Any) -> dict[str, Any] | None:
+    if said is None:
+        return None
+    values = dataclasses.asdict(said)
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,7 +1,7 @@
 """A page that shows a live session: pictures as MJPEG, the answer beside them. No library needed.
 
 `/` is the page, `/feed` the pictures, `/state` the numbers as JSON. It listens on this machine
-alone unless it is told otherwise.
+alone.
 """
 
 from __future__ import annotations
@@ -56,14 +56,13 @@ class Page:
     """Serves the state of a session until it is closed.
 
     Args:
-        port: 0 takes a free one.
-        host: Who may look; this machine alone by default.
+        port: Of this machine alone; 0 takes a free one.
 
     Attributes:
         url: Where it is.
     """
 
-    def __init__(self, port: int = 0, host: str = "127.0.0.1"):
+    def __init__(self, port: int = 0):
         self._state, self._number = State(), 0
         self._changed = threading.Condition()
         self._is_closed = False
@@ -71,24 +70,22 @@ class Page:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                routes = {
-                    "/": page._send_page,
-                    "/feed": page._send_feed,
-                    "/state": page._send_state,
-                }
-                route = routes.get(self.path.partition("?")[0])
-                if route is None:
-                    self.send_error(404)
-                    return
-                route(self)
+                match self.path.partition("?")[0]:
+                    case "/":
+                        page._send(self, "text/html; charset=utf-8", HTML)
+                    case "/state":
+                        page._send(self, "application/json", json.dumps(page.values()))
+                    case "/feed":
+                        page._send_feed(self)
+                    case _:
+                        self.send_error(404)
 
             def log_message(self, format: str, *args: Any) -> None:
                 return
 
-        self._server = ThreadingHTTPServer((host, port), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self._server.daemon_threads = True
-        shown = "127.0.0.1" if host in ("", "0.0.0.0") else host
-        self.url = f"http://{shown}:{self._server.server_address[1]}/"
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/"
         threading.Thread(target=self._server.serve_forever, name="page", daemon=True).start()
 
     def show(self, state: State) -> None:
@@ -117,19 +114,14 @@ class Page:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _send(self, handler: BaseHTTPRequestHandler, kind: str, body: bytes) -> None:
+    def _send(self, handler: BaseHTTPRequestHandler, kind: str, text: str) -> None:
+        body = text.encode()
         handler.send_response(200)
         handler.send_header("Content-Type", kind)
         handler.send_header("Content-Length", str(len(body)))
         handler.send_header("Cache-Control", "no-store")
         handler.end_headers()
         handler.wfile.write(body)
-
-    def _send_page(self, handler: BaseHTTPRequestHandler) -> None:
-        self._send(handler, "text/html; charset=utf-8", HTML.encode())
-
-    def _send_state(self, handler: BaseHTTPRequestHandler) -> None:
-        self._send(handler, "application/json", json.dumps(self.values()).encode())
 
     def values(self) -> dict[str, Any]:
         """The state as plain values."""

@@ -209,12 +209,12 @@ class Moments:
         self._dense = p.model_copy(update={"processing": dense})
 
     @cached_property
-    def _told(self) -> tuple[Windows, np.ndarray]:
+    def _past_windows(self) -> tuple[Windows, np.ndarray]:
         windows = Windows(Cache.open(self.p.cache_dir), self.p.processing.sequence_length, stride=1)
         return windows, self._own(windows)
 
     @cached_property
-    def _known(self) -> tuple[Windows, np.ndarray]:
+    def _known_windows(self) -> tuple[Windows, np.ndarray]:
         windows: Windows = samples.windows_of(self._dense, None)
         return windows, self._own(windows)
 
@@ -226,7 +226,7 @@ class Moments:
 
     def history(self, time_s: float) -> str:
         """The car's past as the prompt tells it, at a time of the session."""
-        windows, own = self._told
+        windows, own = self._past_windows
         nearest = own[np.abs(own[:, 1] - self._time_us(time_s)).argmin(), 0]
         return history.of_window(windows, int(nearest), self.target, self.p.processing.own_from_s)
 
@@ -235,7 +235,7 @@ class Moments:
 
         None where the cache has no window that ends within half an interval of it.
         """
-        windows, own = self._known
+        windows, own = self._known_windows
         away = np.abs(own[:, 1] - self._time_us(time_s))
         if not len(own) or away.min() > 0.5e6 / self.p.processing.sample_hz + 1:
             return None

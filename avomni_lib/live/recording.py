@@ -13,9 +13,8 @@ import pandas as pd
 
 from avomni_lib.errors import AvomniError
 from avomni_lib.live import session, subject
-from avomni_lib.live.answerer import Answer
+from avomni_lib.live.answerer import Answer, Prediction, scored
 from avomni_lib.live.playback import Moments, Played, history_of
-from avomni_lib.live.predict import Prediction
 from avomni_lib.live.session import GRIDS_FILE, PARTS, RECORD_FILE
 from avomni_lib.live.subject import Subject
 from avomni_lib.params import Params
@@ -54,7 +53,9 @@ class Recording:
         try:
             lines = [json.loads(line) for line in (folder / RECORD_FILE).read_text().splitlines()]
         except (OSError, ValueError):
-            raise _no_record(folder) from None
+            raise AvomniError(
+                "no whole record of a session", where=str(folder), fix="record one with live.record"
+            ) from None
         by_kind: dict[str, list[dict[str, Any]]] = {"tick": [], "answer": [], "end": []}
         for line in lines:
             by_kind.get(line.pop("kind"), []).append(line)
@@ -148,11 +149,8 @@ class Recording:
                 true=None if truth is None else target.of(truth),
                 lens=lens,
             )
-            said, off = target.read(row.text), None
-            if said is not None and asked.true is not None:
-                off = round(float(target.error(said, asked.true)), 4)
-            answer = Answer(row.text, said, row.model)
-            made.append(Prediction(asked, "adapted", answer, off, target.figure))
+            answer = Answer(row.text, target.read(row.text), row.model)
+            made.append(scored(asked, "adapted", answer, target))
         return made
 
 
@@ -198,9 +196,3 @@ def _answers(lines: list[dict[str, Any]], ticks: list[dict[str, Any]]) -> pd.Dat
         for line in lines
     ]
     return pd.DataFrame(rows, columns=None if rows else ["tick", "time_s", "text", *PARTS, "total"])
-
-
-def _no_record(folder: Path) -> AvomniError:
-    return AvomniError(
-        "no whole record of a session", where=str(folder), fix="record one with live.record"
-    )

@@ -25,8 +25,7 @@ from avomni_lib.dataset import cameras
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.clip import tiling
 from avomni_lib.live.sources import Begun, Reader, Source, check
-from avomni_lib.live.stream import Mailbox, Ready, Sliding
-from avomni_lib.live.ticks import Tick, Ticks
+from avomni_lib.live.ticks import Mailbox, Ready, Sliding, Tick, Ticks
 from avomni_lib.params import Params
 
 log = logging.getLogger(__name__)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from avomni_lib.dataset.clip import open_clip
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache.memmap import CLIPS_FILE, Cache
 from avomni_lib.etl.cache.windows import Windows
-from avomni_lib.etl.clip import sampling, tiling
+from avomni_lib.etl.clip import sampling
 from avomni_lib.etl.run.build import recipe_of
 from avomni_lib.etl.video import reader
 from avomni_lib.params import Params
@@ -86,9 +85,10 @@ def of_clip(p: Params, clip_id: str, at_s: float | None = None) -> Subject:
         if not any(window.clip_id == clip_id for window in windows):
             windows = Windows(*shape, past=older)
         own = [i for i, window in enumerate(windows) if window.clip_id == clip_id]
-        if at_s is not None:
-            zero = cache.clips[windows[own[0]].clip_idx] if own else None
-            own = [i for i in own if _end_s(cache, windows, i, zero) <= at_s + 1e-9]
+        if at_s is not None and own:
+            held = cache.clips[windows[own[0]].clip_idx]
+            last_us = cache.shards[held.shard].times[held.start] + (at_s + 1e-9) * 1e6
+            own = [i for i in own if windows.times_us(i)[-1] <= last_us]
         if not own:
             raise _too_short(p, f"clip {clip_id}", at_s)
         return _cached(p, windows, own[-1])
@@ -114,31 +114,21 @@ def of_folder(p: Params, folder: Path, at_s: float | None = None) -> Subject:
             would tell the car's past, which videos do not know.
     """
     refuse_history(p, f"videos in {folder}")
-    grid, tile, fit = cameras.grid(p.vision.cameras), _recipe(p).tile, p.processing.fit
-    paths = {camera: folder / f"{camera.name}.mp4" for camera in grid.cameras}
+    names = [camera.name for camera in cameras.grid(p.vision.cameras).cameras]
+    paths = {name: folder / f"{name}.mp4" for name in names}
     if missing := [path.name for path in paths.values() if not path.is_file()]:
         raise AvomniError(
             f"videos are missing: {', '.join(missing)}",
             where=str(folder),
             fix="name one mp4 a camera of vision.cameras by the camera's name",
         )
-    stamps = {camera: reader.frame_times(path) for camera, path in paths.items()}
+    stamps = {name: reader.frame_times(path) for name, path in paths.items()}
     ends = [int(own[-1]) for own in stamps.values()]
     keys = [reader.key_rows(path) for path in paths.values()] if p.processing.align else []
     times, _ = sampling.times_of(list(stamps.values()), min(ends), p.processing.sample_hz, keys)
     rows = _rows(p, times, f"videos in {folder}", at_s)
-    wanted = times[rows]
-    tiles = {}
-    for camera, path in paths.items():
-        own = tiling.tile_size(grid, tile, camera.name)
-        read = reader.read_frames(
-            path,
-            wanted,
-            size=lambda *source, own=own: tiling.fit_tile(source, own, fit).resized,
-            decoder=p.processing.decoder,
-        )
-        tiles[camera.name] = tiling.fit_tile(read.source_size, own, fit).place(read.images)
-    return Subject(f"{folder.name}, {_seconds(times, rows)}", tiling.compose(tiles, grid), wanted)
+    frames, _ = sampling.draw(paths, stamps, times[rows], _recipe(p))
+    return Subject(f"{folder.name}, {_seconds(times, rows)}", frames, times[rows])
 
 
 def _cached(p: Params, windows: Windows, index: int) -> Subject:
@@ -157,11 +147,6 @@ def _cached(p: Params, windows: Windows, index: int) -> Subject:
         asked.of(truth) if is_known else None,
         lens_of(p, window.clip_id),
     )
-
-
-def _end_s(cache: Cache, windows: Windows, index: int, clip: Any) -> float:
-    first_us = cache.shards[clip.shard].times[clip.start]
-    return float(windows.times_us(index)[-1] - first_us) / 1e6
 
 
 def _recipe(p: Params) -> sampling.Recipe:

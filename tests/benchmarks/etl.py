@@ -130,7 +130,8 @@ def read_over_own(folder: Path, recipe: Recipe) -> float:
     own = sum(
         entry.file_size
         for feature in [*CAMERAS, "egomotion"]
-        for name, entry in stored_zip.members(folder / "set" / chunk_path(feature, 0)).items()
+        for path in [folder / "set" / chunk_path(feature, 0)]
+        for name, entry in stored_zip.directory(path).entries.items()
         if name.startswith(linked_id(0))
     )
     return read / own

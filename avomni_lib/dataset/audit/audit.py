@@ -28,7 +28,7 @@ from avomni_lib.dataset.catalog import SPLITS
 from avomni_lib.dataset.download.hub import Hub
 from avomni_lib.dataset.download.verified import Verified, hold
 from avomni_lib.dataset.findings import DAMAGED, NOTED, ODD, SET, Finding
-from avomni_lib.dataset.select import lerobot
+from avomni_lib.dataset.select.forecast import published
 from avomni_lib.dataset.select.selection import (
     Selection,
     license_question,
@@ -98,8 +98,8 @@ def plan(p: Params, hub: Hub | None) -> Plan:
     question = license_question(p)
     revision = f"revision {(hub.revision or 'main')[:12]}" if hub else "as it lies there"
     depth, size = p.dataset.audit, "34 MB of the real set"
-    if told := lerobot.published(p):
-        size = f"{gigabytes(told.bytes_metadata)} of the real set"
+    if known := published(p):
+        size = f"{gigabytes(known.bytes_metadata)} of the real set"
     rows = [
         ("source", source_in_words(p), revision),
         ("on the disk", f"{len(on_disk)} files", f"{gigabytes(num_bytes)} in {p.local_dir}"),

@@ -116,13 +116,14 @@ def look(job: FileJob) -> dict[str, Any]:
                 is_zip = job.members and not any(f.reach == WHOLE for f in findings)
                 what = "another content than the source's"
                 findings.append(Finding(DAMAGED, what, reason, FILE if is_zip else WHOLE))
-    except OSError as error:
-        reason = f"cannot be read: {error.strerror or error}"
-        findings.append(Finding(DAMAGED, "the file cannot be read", reason, WHOLE))
     except Exception as error:
         # One file that nobody foresaw must not end the audit; the log keeps the traceback.
-        log.exception("file %s", job.path)
-        reason = f"cannot be read: {type(error).__name__}: {error}"
+        why: object = f"{type(error).__name__}: {error}"
+        if isinstance(error, OSError):
+            why = error.strerror or error
+        else:
+            log.exception("file %s", job.path)
+        reason = f"cannot be read: {why}"
         findings.append(Finding(DAMAGED, "the file cannot be read", reason, WHOLE))
     place = {"path": job.path, "feature": job.feature, "chunk": job.chunk}
     return {
@@ -173,12 +174,19 @@ def _zip(job: FileJob) -> Iterator[Finding]:
 def _table(job: FileJob) -> Iterator[Finding]:
     key, numbers = calibration.TABLES[job.feature]
     table = CalibrationTable(job.place, key, str(job.place))
-    for name in [name for name in numbers if name not in table.column_names][:1]:
-        yield Finding(DAMAGED, "a column is missing", f"no column {name}", WHOLE)
+    absent = [name for name in numbers if name not in table.column_names]
+    if absent:
+        yield Finding(DAMAGED, "a column is missing", f"no column {absent[0]}", WHOLE)
+    looked_at = set(job.wanted) if job.is_full and not absent else set()
     for clip_id in job.clip_ids:
+        sizes = job.beside.get(clip_id, {}).get("sizes", {})
         for sensor in calibration.sensors(job.feature, job.cameras):
-            count = table.count(clip_id, sensor)
-            if count != 1:
+            count, values = table.count(clip_id, sensor), table.row(clip_id, sensor)
+            if values is not None and clip_id in looked_at:
+                name, size = sensor or "vehicle", sizes.get(sensor)
+                for finding in calibration.row(job.feature, name, values, size):
+                    yield dataclasses.replace(finding, clip_id=clip_id)
+            elif count != 1:
                 what = "rows that contradict" if count else "no row"
                 reason = f"{job.feature} has {f'{count} rows' if count else 'no row'}"
                 reason += f" of {sensor}" if sensor else ""
@@ -226,8 +234,6 @@ def _read(job: FileJob, passed: _Pass, findings: list[Finding], facts: dict[str,
     """Read a file whole, with what its members hold."""
     if any(finding.reach == WHOLE for finding in findings):
         pass
-    elif job.feature in calibration.TABLES:
-        _read_table(job, passed.read(job.size), findings)
     elif job.members:
         names, wanted = job.names(), set(job.wanted)
         times: dict[str, dict[str, np.ndarray]] = {}
@@ -309,18 +315,3 @@ def _content(
         reason = f"{kind}: {type(error).__name__}: {error}"
         return {}, [Finding(severity, f"{kind} cannot be read", reason)]
     return {}, []
-
-
-def _read_table(job: FileJob, content: bytes, findings: list[Finding]) -> None:
-    try:
-        table = CalibrationTable(content, calibration.TABLES[job.feature][0], job.path)
-    except AvomniError as error:
-        findings.append(Finding(DAMAGED, "the file does not open", error.what, WHOLE))
-        return
-    for clip_id in job.wanted:
-        sizes = job.beside.get(clip_id, {}).get("sizes", {})
-        for sensor in calibration.sensors(job.feature, job.cameras):
-            values = table.row(clip_id, sensor)
-            if values is not None:
-                name, size = sensor or "vehicle", sizes.get(sensor)
-                _add(findings, clip_id, list(calibration.row(job.feature, name, values, size)))

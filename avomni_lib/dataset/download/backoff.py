@@ -25,17 +25,25 @@ class Stopped(Exception):
     """The work was stopped from outside."""
 
 
-class Busy(Exception):
-    """The hub asks for patience, or is not well.
+class Retry(Exception):
+    """A request failed that may go through later.
 
     Args:
-        explained: The error to raise if it goes on.
-        retry_after_s: The wait that it named.
+        explained: The error to raise if it goes on failing.
+        retry_after_s: The wait that the hub named.
         is_for_all: Whether every request would be refused, not this one alone.
+        is_unreached: There was no line at all.
     """
 
-    def __init__(self, explained: AvomniError, retry_after_s: float | None, is_for_all: bool):
-        self.explained, self.retry_after_s, self.is_for_all = explained, retry_after_s, is_for_all
+    def __init__(
+        self,
+        explained: AvomniError,
+        retry_after_s: float | None = None,
+        is_for_all: bool = False,
+        is_unreached: bool = False,
+    ):
+        self.explained, self.is_unreached = explained, is_unreached
+        self.retry_after_s, self.is_for_all = retry_after_s, is_for_all
 
 
 class Backoff:
@@ -100,10 +108,10 @@ class Backoff:
             return self._num_in_a_row < self.num_tries and wait_s <= MAX_RETRY_AFTER_S
 
     def call(self, ask: Callable[[], T], stop: threading.Event | None = None) -> T:
-        """What `ask` returns, which raises Busy where another try may help.
+        """What `ask` returns, which raises Retry where another try may help.
 
         Raises:
-            AvomniError: the hub has been busy for too long.
+            AvomniError: it has failed for too long.
             Stopped: `stop` was set.
         """
         num_tries = 0
@@ -111,16 +119,16 @@ class Backoff:
             turn = self.take_turn(stop)
             try:
                 answer = ask()
-            except Busy as busy:
+            except Retry as retry:
                 num_tries += 1
                 goes_on = num_tries < self.num_tries
-                if busy.is_for_all:
-                    goes_on = self.refused(turn, busy.retry_after_s) and goes_on
+                if retry.is_for_all:
+                    goes_on = self.refused(turn, retry.retry_after_s) and goes_on
                 else:
                     self.ended(turn, is_answered=False)
                 if not goes_on:
-                    raise busy.explained from None
-                if not busy.is_for_all:
+                    raise retry.explained from None
+                if not retry.is_for_all:
                     self.pause(num_tries, stop)
             except BaseException:
                 self.ended(turn, is_answered=False)

@@ -24,9 +24,9 @@ from huggingface_hub.utils import build_hf_headers
 from avomni_lib.dataset import names
 from avomni_lib.dataset.download import answers, transfer, xet
 from avomni_lib.dataset.download.answers import Address, parse_address
-from avomni_lib.dataset.download.backoff import Backoff, Busy
+from avomni_lib.dataset.download.backoff import Backoff, Retry
 from avomni_lib.dataset.download.remote import RemoteFile
-from avomni_lib.dataset.download.transfer import Body, Dropped, OtherContent
+from avomni_lib.dataset.download.transfer import OtherContent
 from avomni_lib.errors import AvomniError, without_passwords
 from avomni_lib.plan import Bar
 
@@ -182,27 +182,26 @@ class Hub:
     @contextlib.contextmanager
     def read(
         self, remote: RemoteFile, start: int, stop: threading.Event | None = None
-    ) -> Iterator[Body]:
-        """A file's bytes from `start` on, or from 0 where the hub cannot do better.
+    ) -> Iterator[tuple[int, Iterator[bytes]]]:
+        """(first byte, blocks) of a file from `start` on, or from 0 where the hub does no better.
 
         Raises:
-            Dropped: the line fails; worth another try.
+            Retry: the line fails.
             OtherContent: what it sends is not the listed file.
             AvomniError: no other try would help.
         """
         if remote.xet_hash and xet.is_available() and not self._is_xet_lost:
-            yield Body(start, self._xet_blocks(remote, start))
+            yield start, self._xet_blocks(remote, start)
             return
         with contextlib.ExitStack() as stack:
             response = self.backoff.call(
                 lambda: stack.enter_context(self._stream(remote, start)), stop
             )
+            own = _first(response).headers
             status, headers = response.status_code, response.headers
-            body_start = answers.first_byte(
-                status, headers, _first(response).headers, remote, start
-            )
             with self._explained(remote.path):
-                yield Body(body_start, response.iter_bytes())
+                first = answers.first_byte(status, headers, own, remote, start)
+                yield first, response.iter_bytes()
 
     def distrust(self, remote: RemoteFile) -> None:
         """What came of the file was wrong: take another way, if there is one."""
@@ -229,7 +228,7 @@ class Hub:
                 is_elsewhere = _first(response).url.netloc != response.url.netloc
                 if is_elsewhere and isinstance(refusal, AvomniError):
                     # The address that the hub gave us has run out: the next try gets another one.
-                    raise Dropped(refusal)
+                    raise Retry(refusal)
                 raise refusal
             kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
             if kind == "text/html":
@@ -251,28 +250,24 @@ class Hub:
                 reason = without_passwords(str(error))
                 log.warning("Xet fails (%s): files come by plain HTTP from here on", reason)
             self._is_xet_lost = True
-            raise Dropped(self._unreachable("Xet", error)) from None
+            raise Retry(self._unreachable("Xet", error)) from None
 
-    def _ask(self, call: Callable[[], T], what: str, num_more: int = 2) -> T:
+    def _ask(self, call: Callable[[], T], what: str) -> T:
         """One request of the API."""
 
         def ask() -> T:
             _session()
-            with self._explained(what):
-                try:
+            try:
+                with self._explained(what):
                     return call()
-                except NOT_A_HUBS as error:
-                    why = f"something else than an answer to that ({type(error).__name__})"
-                    raise answers.no_hub(what, self.endpoint, why) from None
+            except NOT_A_HUBS as error:
+                why = f"something else than an answer to that ({type(error).__name__})"
+                raise answers.no_hub(what, self.endpoint, why) from None
+            except Retry as retry:
+                # Who is not there at all will not be there in a second.
+                raise retry.explained if retry.is_unreached else retry from None
 
-        try:
-            return self.backoff.call(ask)
-        except Dropped as dropped:
-            # Who is not there at all will not be there in a second.
-            if dropped.is_unreached or not num_more:
-                raise dropped.explained from None
-        self.backoff.pause(1)
-        return self._ask(call, what, num_more - 1)
+        return self.backoff.call(ask)
 
     @contextlib.contextmanager
     def _explained(self, what: str) -> Iterator[None]:
@@ -292,18 +287,18 @@ class Hub:
             kinds = {kind.__name__ for kind in type(error).__mro__}
             if "TransportError" in kinds or "client has been closed" in str(error):
                 unreached = "ConnectError" in kinds or "ConnectTimeout" in kinds
-                raise Dropped(self._unreachable(what, error), unreached) from None
+                raise Retry(self._unreachable(what, error), is_unreached=unreached) from None
             if "HTTPError" in kinds or "InvalidURL" in kinds:
                 raise self._unreachable(what, error) from None
             raise
 
-    def _refusal(self, response: Any, what: str) -> Busy | AvomniError:
-        """Busy where another try may help, else what can be done about it."""
+    def _refusal(self, response: Any, what: str) -> Retry | AvomniError:
+        """Retry where another try may help, else what can be done about it."""
         status, headers = response.status_code, response.headers
         wait_s, code = answers.retry_after_s(status, headers), headers.get("X-Error-Code")
         error = answers.explain(status, code, what, self.page, self.revision, wait_s)
         is_busy = status in BUSY_STATUSES
-        return Busy(error, wait_s, status == 429 or wait_s is not None) if is_busy else error
+        return Retry(error, wait_s, status == 429 or wait_s is not None) if is_busy else error
 
     def _unreachable(self, what: str, cause: BaseException) -> AvomniError:
         """There is no line to the hub, or it broke and stays broken."""

@@ -25,10 +25,10 @@ import time
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING
 
 from avomni_lib import files
-from avomni_lib.dataset.download.backoff import Stopped, check
+from avomni_lib.dataset.download.backoff import Retry, Stopped, check
 from avomni_lib.dataset.download.remote import BLOCK_BYTES, RemoteFile
 from avomni_lib.dataset.download.verified import Verified
 from avomni_lib.errors import AvomniError
@@ -45,25 +45,6 @@ PARTIALS = ".avomni/partial"
 KEEP_S = 14 * 86400.0
 LOOK_EVERY_S = 0.2
 NO_ROOM = (*files.NO_ROOM, errno.EFBIG)
-
-
-class Body(NamedTuple):
-    """What the hub sends: `blocks` from the byte `start` on."""
-
-    start: int
-    blocks: Iterator[bytes]
-
-
-class Dropped(Exception):
-    """The line failed.
-
-    Args:
-        explained: The error to raise if it goes on failing.
-        is_unreached: There was no line at all.
-    """
-
-    def __init__(self, explained: AvomniError, is_unreached: bool = False):
-        self.explained, self.is_unreached = explained, is_unreached
 
 
 class OtherContent(Exception):
@@ -180,16 +161,17 @@ def _fill(partial: Partial, source: Hub, bar: Bar, stop: threading.Event | None)
         dropped = None
         try:
             with source.read(partial.remote, partial.size, stop) as body:
-                if body.start != partial.size:
+                start, blocks = body
+                if start != partial.size:
                     log.info("%s: the source starts over", partial.remote.path)
                     bar.update(-partial.restart())
-                for block in body.blocks:
+                for block in blocks:
                     if partial.size + len(block) > size:
                         raise OtherContent(f"more than {size:,} bytes")
                     partial.write(block)
                     bar.update(len(block))
                     check(stop)
-        except Dropped as error:
+        except Retry as error:
             dropped = error
         if partial.size == size:
             return

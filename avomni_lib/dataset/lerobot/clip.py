@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from avomni_lib.dataset import calibration, cameras, checks, findings, limits
+from avomni_lib.dataset import calibration, cameras, checks, findings, limits, tables
 from avomni_lib.dataset.clip import Clip
 from avomni_lib.dataset.findings import DAMAGED, Finding
 from avomni_lib.dataset.lerobot.profile import profile_of
@@ -20,8 +20,7 @@ from avomni_lib.dataset.own.poses import egomotion, microseconds
 from avomni_lib.dataset.streams import TimeRange
 from avomni_lib.errors import AvomniError
 
-# What is usual here: other cameras than the rig's, and poses that end with the pictures.
-USUAL = ("another frame rate", "variable frame rate", "shorter than the horizon")
+MOST_ROWS = 100 * limits.MAX_ROWS  # of a file; those of L2D have 1.3 million
 
 
 @dataclass(frozen=True)
@@ -80,23 +79,8 @@ class EpisodeClip(Clip):
         findings.refuse(found, self._where("egomotion"))
         return columns
 
-    def obstacles(self) -> None:
-        """Nothing is labelled."""
-        return None
-
-    def intrinsics(self, camera: str) -> dict[str, float]:
-        """A stand-in: r = f·θ over the nominal view. The data set says nothing of its lenses."""
-        return self._stand_in("camera_intrinsics", camera)
-
-    def extrinsics(self, sensor: str) -> dict[str, float]:
-        """A stand-in: at the middle of the rear axle, looking ahead."""
-        return self._stand_in("sensor_extrinsics", sensor)
-
-    def vehicle(self) -> dict[str, float]:
-        """A stand-in: a car of usual size."""
-        return self._stand_in("vehicle_dimensions", None)
-
-    def _stand_in(self, feature: str, sensor: str | None) -> dict[str, float]:
+    def _row(self, feature: str, sensor: str | None) -> dict[str, float]:
+        """A stand-in (`own.layout.stand_in`): the data set says nothing of lenses and mounts."""
         name = sensor or cameras.CAMERAS[0].name
         key = self.catalog.profile.cameras.get(name)
         size = self.catalog.info.size(key) if key in self.catalog.info.features else (2, 2)
@@ -113,8 +97,8 @@ def read_motion(path: Path, episode: Episode) -> tuple[dict[str, np.ndarray], li
     Raises:
         AvomniError: the file cannot be read, its rows are not the episode's, a value is no number.
     """
-    said = profile_of(episode.profile)
-    table = _rows(path, episode, ["frame_index", "timestamp", said.state])
+    profile = profile_of(episode.profile)
+    table = _rows(path, episode, ["frame_index", "timestamp", profile.state])
     if table.num_rows != episode.length:
         raise AvomniError(
             f"episode {episode.index} has {table.num_rows} rows in the table, and {episode.length} "
@@ -124,7 +108,7 @@ def read_motion(path: Path, episode: Episode) -> tuple[dict[str, np.ndarray], li
     order = np.argsort(frame, kind="stable")
     if not np.array_equal(frame[order], np.arange(episode.length)):
         raise AvomniError(f"the rows of episode {episode.index} are not numbered from 0 on")
-    t_s, nominal = np.asarray(table["timestamp"].to_numpy(), np.float64)[order], None
+    t_s = np.asarray(table["timestamp"].to_numpy(), np.float64)[order]
     nominal = np.arange(episode.length) / episode.fps
     # float32 seconds, counted from the episode's first row.
     off = np.abs(t_s - nominal)
@@ -134,48 +118,23 @@ def read_motion(path: Path, episode: Episode) -> tuple[dict[str, np.ndarray], li
             f"row {row} of episode {episode.index} is at {t_s[row]:g} s, and at "
             f"{nominal[row]:g} s by the {episode.fps:g} frames/s of info.json"
         )
-    state = _array(table[said.state], episode)[order]
-    columns = {name: state[:, episode.axes.index(name)] for name in said.axes}
-    made = said.read(columns, nominal)
+    state = _array(table[profile.state], episode)[order]
+    columns = {name: state[:, episode.axes.index(name)] for name in profile.axes}
+    made = profile.read(columns, nominal)
     moved = egomotion(nominal, made.position, made.turn, made.velocity)
     return moved, list(made.findings)
 
 
 def _rows(path: Path, episode: Episode, columns: list[str]) -> pa.Table:
     """Those of one episode; parts of the file that hold none of it are passed over."""
-    try:
-        with pq.ParquetFile(path) as file:
-            absent = [
-                name for name in (*columns, "episode_index") if name not in file.schema_arrow.names
-            ]
-            if absent:
-                raise AvomniError(f"no column {absent[0]}")
-            held = [
-                group for group in range(file.num_row_groups) if _may_hold(file, group, episode)
-            ]
-            if sum(file.metadata.row_group(group).num_rows for group in held) > MOST_ROWS:
-                raise AvomniError(f"more than {MOST_ROWS:,} rows")
-            table = file.read_row_groups(held, [*columns, "episode_index"], use_threads=False)
-        return table.filter(pa.compute.equal(table["episode_index"], episode.index))
-    except FileNotFoundError:
-        raise
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise AvomniError(f"not a readable parquet file: {reason}") from None
-
-
-# A file of L2D has 1.3 million rows.
-MOST_ROWS = 100 * limits.MAX_ROWS
-
-
-def _may_hold(file: pq.ParquetFile, group: int, episode: Episode) -> bool:
-    place = file.schema_arrow.names.index("episode_index")
-    metadata = file.metadata.row_group(group)
-    for column in range(metadata.num_columns):
-        if metadata.column(column).path_in_schema == file.schema_arrow.names[place]:
-            told = metadata.column(column).statistics
-            return told is None or not told.has_min_max or told.min <= episode.index <= told.max
-    return True
+    with tables.opened(path, str(path)) as file:
+        names = file.schema_arrow.names
+        if absent := [name for name in (*columns, "episode_index") if name not in names]:
+            raise AvomniError(f"no column {absent[0]}")
+        if file.metadata.num_rows > MOST_ROWS:
+            raise AvomniError(f"more than {MOST_ROWS:,} rows")
+        own = [("episode_index", "==", episode.index)]
+        return pq.read_table(path, columns=columns, filters=own, use_threads=False)
 
 
 def _array(column: pa.ChunkedArray, episode: Episode) -> np.ndarray:
@@ -205,31 +164,24 @@ class Part:
         Args:
             beside: `span_us` of what the cameras show, where it is known.
         """
-        facts, found = self._look(path, beside, horizon_s)
-        return facts, [finding for finding in found if finding.what not in USUAL]
-
-    def _look(
-        self, path: Path, beside: Mapping[str, Any], horizon_s: float
-    ) -> tuple[dict[str, Any], list[Finding]]:
         episode, times_us = self.episode, self.episode.times_us
         if self.feature in episode.spans:
             start_s, stop_s = episode.spans[self.feature]
             walked = checks.video(TimeRange(path, start_s, stop_s, episode.fps))
             facts, found = checks.clock(times_us)
-            found = [*walked.findings, *found]
+            facts, found = walked.facts | facts, [*walked.findings, *found]
             if walked.facts and len(walked.times_us) != len(times_us):
-                reason = (
-                    f"the mp4 shows {len(walked.times_us)} frames from {start_s:g} to {stop_s:g} s,"
-                    f" and the episode has {len(times_us)}"
-                )
+                reason = f"the mp4 shows {len(walked.times_us)} frames from {start_s:g} to "
+                reason += f"{stop_s:g} s, and the episode has {len(times_us)}"
                 found.append(Finding(DAMAGED, "frames and rows differ in number", reason))
             elif walked.facts:
                 found += checks.agree(walked.times_us, times_us, walked.facts["tick_us"])
-            return walked.facts | facts, found
-        try:
-            columns, found = read_motion(path, episode)
-        except AvomniError as error:
-            return {}, [Finding(DAMAGED, "the rows are not as agreed", error.what)]
-        first_us, last_us = beside.get("span_us", (int(times_us[0]), int(times_us[-1])))
-        facts, more = checks.egomotion(columns, first_us, last_us, horizon_s)
-        return facts, [*found, *more]
+        else:
+            try:
+                columns, found = read_motion(path, episode)
+            except AvomniError as error:
+                return {}, [Finding(DAMAGED, "the rows are not as agreed", error.what)]
+            first_us, last_us = beside.get("span_us", (int(times_us[0]), int(times_us[-1])))
+            facts, more = checks.egomotion(columns, first_us, last_us, horizon_s)
+            found += more
+        return facts, [finding for finding in found if finding.what not in findings.USUAL]

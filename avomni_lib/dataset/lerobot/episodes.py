@@ -19,10 +19,10 @@ from avomni_lib.dataset import names
 from avomni_lib.dataset.catalog import EITHER, Catalog, Feature
 from avomni_lib.dataset.clip_index import SPLITS, ClipIndex, Event, Values
 from avomni_lib.dataset.findings import NOTED, ODD, SET, Finding
-from avomni_lib.dataset.lerobot import layout, profile
+from avomni_lib.dataset.lerobot import layout
 from avomni_lib.dataset.lerobot.clip import Episode, EpisodeClip, Part
 from avomni_lib.dataset.lerobot.layout import Episodes, Info
-from avomni_lib.dataset.lerobot.profile import Profile
+from avomni_lib.dataset.lerobot.profile import Profile, profile_of
 from avomni_lib.errors import AvomniError
 
 EGOMOTION = "egomotion"
@@ -150,11 +150,11 @@ class EpisodeCatalog(Catalog):
     clips: EpisodeIndex
 
     def __init__(
-        self, folder: Path, info: Info, said: Profile, episodes: Episodes, profile_name: str
+        self, folder: Path, info: Info, profile: Profile, episodes: Episodes, profile_name: str
     ):
-        self.info, self.profile, self.episodes = info, said, episodes
+        self.info, self.profile, self.episodes = info, profile, episodes
         self._profile_name = profile_name
-        self._key = {name: key for name, key in said.cameras.items() if key in episodes.spans}
+        self._key = {name: key for name, key in profile.cameras.items() if key in episodes.spans}
         self._key[EGOMOTION] = "data"
         features = {
             name: Feature(name, "data" if key == "data" else "videos", "", {})
@@ -181,18 +181,19 @@ class EpisodeCatalog(Catalog):
             AvomniError: a table is missing or is not as the layout says; the profile's columns are
                 not the data set's.
         """
-        folder, said = Path(folder), profile.profile_of(profile_name)
+        folder, profile = Path(folder), profile_of(profile_name)
         info = layout.read_info(folder)
-        axes = info.axes(said.state)
-        if absent := [name for name in said.axes if name not in axes]:
+        axes = info.axes(profile.state)
+        if absent := [name for name in profile.axes if name not in axes]:
+            there = ", ".join(axes) or "no names"
             raise AvomniError(
-                f"{said.state} has no {', '.join(absent)}; it has {', '.join(axes) or 'no names'}",
+                f"{profile.state} has no {', '.join(absent)}; it has {there}",
                 where=info.path,
                 fix=f"the profile {profile_name} is of another data set: set "
                 "dataset.lerobot.profile",
             )
-        episodes = layout.read_episodes(folder, info, said)
-        return cls(folder, info, said, episodes, profile_name)
+        episodes = layout.read_episodes(folder, info, profile)
+        return cls(folder, info, profile, episodes, profile_name)
 
     def presence(self, feature: str) -> np.ndarray:
         """(clips,) bool: of an episode without a fault all that the data set has."""

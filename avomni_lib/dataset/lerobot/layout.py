@@ -9,7 +9,7 @@ and from when to when (s).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import pyarrow as pa
 from avomni_lib import files
 from avomni_lib.dataset import names
 from avomni_lib.dataset.lerobot.profile import Profile
-from avomni_lib.dataset.tables import number_column, read_table
+from avomni_lib.dataset.tables import number_column, opened, read_table
 from avomni_lib.errors import AvomniError
 
 INFO_FILE, TASKS_FILE = "meta/info.json", "meta/tasks.parquet"
@@ -45,7 +45,7 @@ class Info:
         path: Of the file.
         fps: Rows and frames a second, of all cameras.
         data_path, video_path: Templates of files.
-        features: Name -> what is said of it.
+        features: Name -> what it says of it.
         splits: Name -> (first, behind the last) episode.
     """
 
@@ -59,7 +59,9 @@ class Info:
     def axes(self, feature: str) -> tuple[str, ...]:
         """The names of a feature's numbers, however they are nested."""
         found = self.features.get(feature, {}).get("names")
-        while isinstance(found, dict) or (isinstance(found, list) and _is_nested(found)):
+        while isinstance(found, dict) or (isinstance(found, list) and found):
+            if isinstance(found, list) and not isinstance(found[0], list):
+                break
             found = next(iter(found.values()), None) if isinstance(found, dict) else found[0]
         return tuple(map(str, found)) if isinstance(found, list) else ()
 
@@ -67,7 +69,7 @@ class Info:
         """Width and height (px) of a video.
 
         Raises:
-            AvomniError: they are not said.
+            AvomniError: they are not there.
         """
         feature = self.features[video_key]
         shape, info = feature.get("shape"), feature.get("info")
@@ -80,10 +82,6 @@ class Info:
         if not all(type(value) is int and 0 < value < 1 << 16 for value in size):
             raise AvomniError(f"the size of {video_key} is {size}", where=self.path)
         return int(size[0] or 0), int(size[1] or 0)
-
-
-def _is_nested(names: list[Any]) -> bool:
-    return bool(names) and isinstance(names[0], list)
 
 
 def read_info(folder: Path) -> Info:
@@ -100,8 +98,8 @@ def read_info(folder: Path) -> Info:
             where=str(folder),
             fix="check dataset.local_dir; unless dataset.lerobot.is_local, run 02_download",
         )
-    said = files.read_json(path)
-    version = said.get("codebase_version") if isinstance(said, dict) else None
+    content = files.read_json(path)
+    version = content.get("codebase_version") if isinstance(content, dict) else None
     if not isinstance(version, str):
         what = f"a LeRobot data set names its codebase_version, and here is {names.shown(version)}"
         raise AvomniError(what, where=where, fix=MEND)
@@ -112,17 +110,17 @@ def read_info(folder: Path) -> Info:
             fix="convert it: python -m lerobot.scripts.convert_dataset_v21_to_v30 "
             "--repo-id=OWNER/NAME",
         )
-    fps, features = said.get("fps"), said.get("features")
+    fps, features = content.get("fps"), content.get("features")
     if not isinstance(fps, int | float) or not 0 < fps <= MAX_FPS:
         raise AvomniError(f"fps is {names.shown(fps)}", where=where, fix=MEND)
     if not isinstance(features, dict) or not all(isinstance(f, dict) for f in features.values()):
         raise AvomniError("features is no object of objects", where=where, fix=MEND)
     templates = {}
     for name, fields in FIELDS.items():
-        template = said.get(name)
+        template = content.get(name)
         names.need(name, template, _template_fault(template, fields), where)
         templates[name] = template
-    return Info(where, float(fps), features=features, splits=_splits(said, where), **templates)
+    return Info(where, float(fps), features=features, splits=_splits(content, where), **templates)
 
 
 def _template_fault(template: Any, fields: tuple[str, ...]) -> str | None:
@@ -134,9 +132,9 @@ def _template_fault(template: Any, fields: tuple[str, ...]) -> str | None:
     return names.path_fault(_FIELD.sub("0", template))
 
 
-def _splits(said: Mapping[str, Any], where: str) -> dict[str, tuple[int, int]]:
+def _splits(content: Mapping[str, Any], where: str) -> dict[str, tuple[int, int]]:
     splits: dict[str, tuple[int, int]] = {}
-    spans = said.get("splits") or {}
+    spans = content.get("splits") or {}
     if not isinstance(spans, dict):
         raise AvomniError(f"splits is {names.shown(spans)}, no object", where=where, fix=MEND)
     for name, span in spans.items():
@@ -219,7 +217,8 @@ def read_episodes(folder: Path, info: Info, profile: Profile) -> Episodes:
         wanted += [f"{stem}/{end}_timestamp" for end in ("from", "to") if key != "data"]
     tables = []
     for path in paths:
-        there = _columns(path)
+        with opened(path, str(path)) as file:
+            there = file.schema_arrow.names
         tables.append(read_table(path, str(path), [name for name in wanted if name in there]))
     where = str(paths[0])
     try:
@@ -256,19 +255,11 @@ def read_episodes(folder: Path, info: Info, profile: Profile) -> Episodes:
     session = None
     if profile.session and profile.session in table.column_names:
         session = tuple(map(str, table[profile.session].to_pylist()))
-    tasks = [_words(value) for value in _texts(table)]
+    tasks = [""] * len(index)
+    if "tasks" in table.column_names:
+        tasks = [_words(value) for value in table["tasks"].to_pylist()]
     lengths = np.where(length >= 2, length, 0).astype(np.int64)
     return Episodes(index, lengths, tuple(tasks), session, first_ns, last_ns, spans, faults)
-
-
-def _columns(path: Path) -> list[str]:
-    import pyarrow.parquet as pq
-
-    try:
-        return list(pq.read_schema(path).names)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise AvomniError(f"not a readable parquet file: {reason}", where=str(path)) from None
 
 
 def _numbers(table: pa.Table, name: str, where: str) -> np.ndarray:
@@ -290,10 +281,6 @@ def _first(column: pa.ChunkedArray, where: str) -> np.ndarray:
         return np.array([0 if value in (None, []) else int(value) for value in flat], np.int64)
     except (TypeError, ValueError, OverflowError):
         raise AvomniError("an episode's times are no numbers", where=where) from None
-
-
-def _texts(table: pa.Table) -> Iterable[Any]:
-    return table["tasks"].to_pylist() if "tasks" in table.column_names else [None] * len(table)
 
 
 def _words(value: Any) -> str:

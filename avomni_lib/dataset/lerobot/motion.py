@@ -98,7 +98,11 @@ def of_speed_heading_and_gps(columns: Mapping[str, np.ndarray], t_s: np.ndarray)
     velocity = speed[:, None] * np.stack([np.cos(yaw), np.sin(yaw)], axis=1)
     steps = (velocity[1:] + velocity[:-1]) / 2 * np.diff(t_s)[:, None]
     reckoned = np.concatenate([np.zeros((1, 2)), np.cumsum(steps, axis=0)])
-    correction = _smooth(gps - reckoned, t_s)
+    # A straight line in time, and what is left of a Gaussian's width around it.
+    off, basis = gps - reckoned, np.stack([np.ones_like(t_s), t_s - t_s.mean()], axis=1)
+    line = basis @ np.linalg.lstsq(basis, off, rcond=None)[0]
+    sigma = GPS_SMOOTHING_S / float(np.median(np.diff(t_s)))
+    correction = line + gaussian_filter1d(off - line, sigma, axis=0, mode="nearest")
     flat = np.zeros((len(t_s), 1))
     return Motion(
         np.hstack([reckoned + correction, flat]),
@@ -106,15 +110,6 @@ def of_speed_heading_and_gps(columns: Mapping[str, np.ndarray], t_s: np.ndarray)
         np.hstack([velocity + np.gradient(correction, t_s, axis=0), flat]),
         tuple(disagreements(t_s, speed, yaw, gps)),
     )
-
-
-def _smooth(off: np.ndarray, t_s: np.ndarray) -> np.ndarray:
-    """(N, 2) a straight line in time, and what is left of a Gaussian's width around it."""
-    basis = np.stack([np.ones_like(t_s), t_s - t_s.mean()], axis=1)
-    line: np.ndarray = basis @ np.linalg.lstsq(basis, off, rcond=None)[0]
-    sigma = GPS_SMOOTHING_S / float(np.median(np.diff(t_s)))
-    smooth: np.ndarray = line + gaussian_filter1d(off - line, sigma, axis=0, mode="nearest")
-    return smooth
 
 
 def disagreements(

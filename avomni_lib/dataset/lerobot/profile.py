@@ -61,7 +61,6 @@ class Profile:
         session: Column of meta/episodes that names the recording; episodes of one share a split.
         clock: Feature of absolute times, ns: episodes of one session that overlap are left out.
         remarks: What a reader of the audit must know of it: (kind, sentence).
-        is_task_a_cause: Whether an episode's task is what the driver does, for `coc_v1`.
         published: For plans before anything is fetched.
     """
 
@@ -73,7 +72,6 @@ class Profile:
     session: str | None = None
     clock: str | None = None
     remarks: tuple[tuple[str, str], ...] = ()
-    is_task_a_cause: bool = False
     published: Published | None = field(default=None, compare=False)
 
 
@@ -108,7 +106,6 @@ L2D = Profile(
             "grants the copyright, not the rights of the people who are seen",
         ),
     ),
-    is_task_a_cause=True,
     published=Published(
         repo_id="yaak-ai/L2D",
         num_episodes=100_000,

@@ -223,10 +223,8 @@ def video(value: Any, at: Argument) -> streams.Walked:
             raise at.error(f"there is no video {path}", fix="look at the path")
         if path.is_dir():
             raise at.error(f"{path} is a folder, expected a video", fix="name the file in it")
-        # A pipe would be waited for.
-        fault = "" if path.is_file() else "is not a regular file"
-        if fault or not path.stat().st_size:
-            raise at.error(f"no video that opens: {path} {fault or 'is empty'}")
+        if not path.is_file():  # a pipe would be waited for
+            raise at.error(f"no video that opens: {path} is not a regular file")
     except (OSError, ValueError) as error:
         raise at.error(f"no video that opens: {path}: {error}") from None
     walked = checks.video(path)

@@ -25,7 +25,7 @@ import numpy as np
 from avomni_lib import files
 from avomni_lib.dataset import calibration, cameras, checks, streams
 from avomni_lib.dataset.clip_index import SPLITS
-from avomni_lib.dataset.findings import DAMAGED, ODD
+from avomni_lib.dataset.findings import DAMAGED, ODD, USUAL
 from avomni_lib.dataset.own import arguments, conventions, layout
 from avomni_lib.dataset.own import poses as own_poses
 from avomni_lib.dataset.own import summary as own_summary
@@ -39,8 +39,6 @@ CLIPS_PER_CHUNK = 100
 MIN_COMMON = 0.5
 # Ego motion after the last frame is judged as far as a run keeps it that does not say otherwise.
 HORIZON_S = ProcessingParams().horizon_s
-# What every recording has that is not the data set's own.
-USUAL = ("another frame rate", "variable frame rate", "shorter than the horizon")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 chunks     which clips `download.clips` asks for, and which chunks hold them within the limits
 selection  the whole choice: licence, catalog, chunks, files
 forecast   what a run would fetch and how large files are, without the hub
-lerobot    what is different for a LeRobot data set: tables, licence, plan
 manifest   `chosen.json`: what a run has fetched
 split      `split.json`: the split of each clip, frozen
 protocol   a public protocol: its clips, its moment, what others print

@@ -205,19 +205,10 @@ def _is_cached(folder: Path, chosen: dict[str, Any]) -> bool:
     return False
 
 
-def need_alone(p: Params, paths: Collection[str]) -> None:
-    """Refuse to evict what other runs need, before anything is fetched.
-
-    Raises:
-        AvomniError: another run needs some of these files, and `download.evict_shared` is false.
-    """
-    if p.download.evict_raw and not p.download.evict_shared and (error := refusal(p, paths)):
-        raise error
-
-
 def refusal(p: Params, paths: Collection[str]) -> AvomniError | None:
-    """What to say where other runs need some of these files; None where none does."""
-    needed = needed_by_others(p)
+    """What to say where other runs need some of these files and `download.evict_shared` is false;
+    None where all of them may be evicted."""
+    needed = {} if p.download.evict_shared else needed_by_others(p)
     shared = [path for path in paths if path in needed]
     if not shared:
         return None

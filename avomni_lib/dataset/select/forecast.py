@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from avomni_lib.dataset.catalog import (
     required_features,
 )
 from avomni_lib.dataset.download.remote import RemoteFile
-from avomni_lib.dataset.select import lerobot
+from avomni_lib.dataset.lerobot.profile import Published, profile_of
 from avomni_lib.params import Params
 from avomni_lib.sections import WorldParams
 
@@ -41,6 +42,8 @@ MB_A_CHUNK = {
 MB_A_RADAR = 115  # they are published as 14 to 215
 CLIPS_A_CHUNK = 100  # in chunk 0
 MB_METADATA, NUM_METADATA_FILES = 34, 5
+EPISODES_TRAIN_SHARE = 0.8  # of the sessions, as `lerobot.episodes` deals them
+NUM_EPISODE_TABLES = 2  # at least: info.json and one of episodes
 
 # Of a rendered world: measured at 128 × 72 and 320 × 180.
 WORLD_SPLITS = {"train": 0.6, "val": 0.1, "test": 0.3}
@@ -112,25 +115,52 @@ def forecast(p: Params) -> Forecast:
 
     With `download.evict_raw` one chunk alone must fit.
     """
-    if p.lerobot_profile:
-        if (told := lerobot.published(p)) is None:
-            return Forecast(0, 0, 0, 0, "nothing is published of it, and the hub was not asked")
-        num_chunks, num_clips, num_files, num_bytes = lerobot.expected_chunks(p, told)
-        return Forecast(num_chunks, num_clips, num_files, int(num_bytes), told.source)
-    features = (*required_features(p), *optional_features(p))
     wanted = p.download.target_chunks if p.download.chunks is None else len(p.download.chunks)
-    metadata, clips = MB_METADATA * 1e6, CLIPS_A_CHUNK
+    num_files = len(required_features(p)) + len(optional_features(p))  # of a chunk
+    metadata, clips, num_tables = MB_METADATA * 1e6, float(CLIPS_A_CHUNK), NUM_METADATA_FILES
     note = "not asked; sizes are those of chunk 0"
-    if world := p.rendered:
-        wanted, metadata, clips = min(wanted, world.num_chunks), 0.0, world.clips_per_chunk
-        note = "not asked; estimated from seconds and pixels"
-    chunk_bytes = clips * sum(clip_bytes(p, name) for name in features)
+    if p.lerobot_profile:
+        if (known := published(p)) is None:
+            return Forecast(0, 0, 0, 0, "nothing is published of it, and the hub was not asked")
+        # A chunk is taken to be one file of each camera, which hold the same episodes.
+        chunk_bytes = (num_files - 1) * known.bytes_a_file + known.bytes_a_data_file
+        clips = known.bytes_a_file / known.bytes_a_s / known.seconds * known.share_kept
+        metadata, num_tables, note = known.bytes_metadata, NUM_EPISODE_TABLES + 1, known.source
+    else:
+        if world := p.rendered:
+            wanted, metadata, clips = min(wanted, world.num_chunks), 0.0, world.clips_per_chunk
+            note = "not asked; estimated from seconds and pixels"
+        features = (*required_features(p), *optional_features(p))
+        chunk_bytes = clips * sum(clip_bytes(p, name) for name in features)
     most = max(int((p.download.target_size_gb * 1e9 - metadata) // chunk_bytes), 0)
     num_chunks = wanted if p.download.evict_raw and most else min(wanted, most)
     return Forecast(
         num_chunks,
-        num_chunks * clips,
-        num_chunks * len(features) + NUM_METADATA_FILES,
+        math.floor(num_chunks * clips),
+        num_chunks * num_files + num_tables,
         int(num_chunks * chunk_bytes + metadata),
         note,
     )
+
+
+def published(p: Params) -> Published | None:
+    """What public pages say of the run's LeRobot data set; None where they say nothing."""
+    found = profile_of(p.lerobot_profile).published if p.lerobot_profile else None
+    owner = p.dataset.repo_id.split("/")[0]
+    return found if found and found.repo_id.split("/")[0] == owner else None
+
+
+def episode_rows(p: Params, num_clips: int) -> list[tuple[str, str, str]]:
+    """Hours of driving, of the run and of the whole set; nothing where nothing is published."""
+    if (known := published(p)) is None:
+        return []
+    note = f"of {known.hours:,.0f} h in {known.num_episodes:,} episodes, of which "
+    note += f"{1 - known.share_kept:.1%} overlap and are left out; split by session"
+    return [("driving", f"{num_clips * known.seconds / 3600:.1f} h", note)]
+
+
+def episode_warnings(p: Params) -> list[str]:
+    """What the data set does not say."""
+    if not p.lerobot_profile:
+        return []
+    return [f"{what}: {reason}" for what, reason in profile_of(p.lerobot_profile).remarks]

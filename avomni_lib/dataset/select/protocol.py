@@ -161,7 +161,7 @@ def _read(path: Path) -> tuple[str, ...]:
 def rows(p: Params) -> tuple[list[tuple[str, str, str]], dict[str, object]]:
     """(rows, figures) of a plan: in which chunks the protocol's clips lie, and how many GB.
 
-    Nothing is fetched: what is missing is said.
+    Nothing is fetched: what is missing is asked.
     """
     protocol = protocol_of(p)
     if protocol is None:
@@ -170,10 +170,10 @@ def rows(p: Params) -> tuple[list[tuple[str, str, str]], dict[str, object]]:
         ids = clip_ids(p, fetch=False)
     except AvomniError as error:
         return [("protocol", protocol.name, f"{error.what}: {error.where}; {error.fix}")], {}
-    said = f"{len(ids):,} clips at {protocol.t0_us / 1e6:g} s, K = {protocol.num_samples}"
+    asked = f"{len(ids):,} clips at {protocol.t0_us / 1e6:g} s, K = {protocol.num_samples}"
     if missing := [n for n in (INDEX_FILE, FEATURES_FILE) if not (p.local_dir / n).is_file()]:
         note = f"in which chunks is not known before 01_audit: no {', '.join(missing)}"
-        return [("protocol", said, f"{note} in {p.local_dir}")], {}
+        return [("protocol", asked, f"{note} in {p.local_dir}")], {}
     catalog = Catalog.of(p)
     known = set(catalog.clip_ids()).intersection(ids)
     chunks = sorted({catalog.chunk_of(clip_id) for clip_id in known})
@@ -186,4 +186,4 @@ def rows(p: Params) -> tuple[list[tuple[str, str, str]], dict[str, object]]:
         "protocol_chunks": chunks,
         "protocol_gb": round(num_bytes / 1e9, 3),
     }
-    return [("protocol", said, note)], figures
+    return [("protocol", asked, note)], figures

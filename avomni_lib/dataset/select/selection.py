@@ -7,7 +7,6 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from avomni_lib.dataset.catalog import (
@@ -24,11 +23,12 @@ from avomni_lib.dataset.catalog import (
 from avomni_lib.dataset.download.hub import PATHS_A_REQUEST, Hub
 from avomni_lib.dataset.download.remote import RemoteFile
 from avomni_lib.dataset.download.verified import Verified, hold
-from avomni_lib.dataset.select import lerobot, manifest
+from avomni_lib.dataset.lerobot import layout
+from avomni_lib.dataset.select import manifest
 from avomni_lib.dataset.select.chunks import ChunkChoice, Ranking, choose_chunks, rank
-from avomni_lib.dataset.select.forecast import estimated
+from avomni_lib.dataset.select.forecast import NUM_EPISODE_TABLES, estimated
 from avomni_lib.errors import AvomniError
-from avomni_lib.params import Params
+from avomni_lib.params import NOT_ANONYMISED, Params
 
 # NVIDIA Autonomous Vehicle Dataset License Agreement, section 1, as the data set's card quotes it.
 LICENSE_CLAUSE = (
@@ -36,6 +36,7 @@ LICENSE_CLAUSE = (
     "using NVIDIA technology"
 )
 LICENSE_OWNER = "nvidia/"
+EPISODE_FILES_AT_ONCE = 100  # that are asked for: L2D has one file of 100,000 episodes
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def license_question(p: Params) -> str | None:
     """What the user has to decide before anything is fetched, or None."""
     if p.rendered or not p.is_fetched or p.dataset.license_accepted:
         return None
-    if p.lerobot_profile and lerobot.needs_no_decision(p):
+    if p.lerobot_profile and p.notice == NOT_ANONYMISED:  # the licence is known and free
         return None
     if p.dataset.repo_id.startswith(LICENSE_OWNER):
         return (
@@ -143,8 +144,7 @@ def select(p: Params, hub: Hub | None, verified: Verified) -> Selection:
         sizes = {path: RemoteFile(path, (p.local_dir / path).stat().st_size) for path in there}
     else:
         hub.check_access()
-        fetched = lerobot.fetch_metadata if p.lerobot_profile else _fetch_metadata
-        metadata = fetched(p.local_dir, hub, verified)
+        metadata = _fetch_metadata(p, hub, verified)
         catalog = Catalog.of(p)
         ranking = rank(catalog, p)
         sizes = _Listing(hub, metadata, catalog.files(ranking.chunks, _features(catalog, p)))
@@ -187,7 +187,7 @@ def foretell(p: Params) -> Selection | None:
     is_known = {FEATURES_FILE, INDEX_FILE} <= tables
     is_known = is_known and bool({PRESENCE_FILE, OLD_PRESENCE_FILE} & tables)
     if p.lerobot_profile:
-        is_known = len(lerobot.metadata_files(p.local_dir)) >= lerobot.NUM_TABLES
+        is_known = len(layout.metadata_files(p.local_dir)) >= NUM_EPISODE_TABLES
     if not is_known:
         return None
     catalog = Catalog.of(p)
@@ -236,25 +236,38 @@ def content_revision(files: Iterable[tuple[str, str]]) -> str:
     return hashlib.sha1(listing.encode()).hexdigest()
 
 
-def _fetch_metadata(folder: Path, hub: Hub, verified: Verified) -> dict[str, RemoteFile]:
-    listed = hub.sizes(METADATA_FILES)
-    if PRESENCE_FILE in listed:
-        listed.pop(OLD_PRESENCE_FILE, None)
-    for path in METADATA_FILES:
-        if path in listed:
-            remote = listed[path]
-            is_known = verified.known(remote)
-            if not is_known and (not verified.needs_hash(remote) or verified.find(remote)):
-                hub.fetch(remote, folder)
-                verified.remember(remote)
-        elif path in (INDEX_FILE, FEATURES_FILE):
+def _fetch_metadata(p: Params, hub: Hub, verified: Verified) -> dict[str, RemoteFile]:
+    """Fetch the tables about all clips or episodes; returns what the hub lists of them."""
+    folder, kind = p.local_dir, "data set in the expected layout"
+    known: Sequence[str] = METADATA_FILES
+    needed = (FEATURES_FILE, INDEX_FILE)
+    if p.lerobot_profile:
+        kind, known = "LeRobot v3 data set", layout.metadata_files(folder)
+        needed = (layout.INFO_FILE, layout.episode_files(1)[0])
+        listed = hub.sizes([layout.INFO_FILE, layout.TASKS_FILE])
+        number, episodes = 0, dict[str, RemoteFile]()
+        while len(episodes) == number:
+            number += EPISODE_FILES_AT_ONCE
+            episodes = hub.sizes(layout.episode_files(number))
+        listed |= episodes
+    else:
+        listed = hub.sizes(METADATA_FILES)
+        if PRESENCE_FILE in listed:
+            listed.pop(OLD_PRESENCE_FILE, None)
+    for path in needed:
+        if path not in listed:
             raise AvomniError(
-                f"not a data set in the expected layout: it has no {path}",
+                f"not a {kind}: it has no {path}",
                 where=hub.page,
                 fix="check dataset.repo_id and dataset.revision",
             )
-        else:
-            # Another revision's table must not be taken for this one's.
+    for path in known:
+        if path not in listed:  # another revision's table must not be taken for this one's
             (folder / path).unlink(missing_ok=True)
+    for remote in listed.values():
+        is_known = verified.known(remote)
+        if not is_known and (not verified.needs_hash(remote) or verified.find(remote)):
+            hub.fetch(remote, folder)
+            verified.remember(remote)
     verified.save()
     return listed

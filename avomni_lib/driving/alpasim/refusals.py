@@ -11,7 +11,7 @@ import numpy as np
 
 from avomni_lib.dataset import calibration, cameras
 from avomni_lib.errors import AvomniError
-from avomni_lib.live.stream import Sliding
+from avomni_lib.live.ticks import Sliding
 from avomni_lib.params import Params
 
 CONFIG = "runtime.simulation_config"  # of AlpaSim's wizard

@@ -22,8 +22,7 @@ from avomni_lib.dataset import cameras
 from avomni_lib.driving.alpasim.refusals import CONFIG, Refused, Runtime
 from avomni_lib.driving.policies import rolled
 from avomni_lib.etl.clip.trajectory import STEP_US, Trajectory, past
-from avomni_lib.live.stream import Ready, Sliding
-from avomni_lib.live.ticks import Tick
+from avomni_lib.live.ticks import Ready, Sliding, Tick
 from avomni_lib.params import Params
 from avomni_lib.training.prompt import samples
 from avomni_lib.training.targets import target_of

@@ -119,8 +119,8 @@ class Cache:
         found: dict[Path, str | None] = {self.folder / CLIPS_FILE: None}
         for shard in self.shards:
             found[shard.folder / HEADER_FILE] = None
-            for name, said in shard.header["arrays"].items():
-                found[shard.folder / f"{name}.npy"] = said["sha256"]
+            for name, entry in shard.header["arrays"].items():
+                found[shard.folder / f"{name}.npy"] = entry["sha256"]
         return found
 
     @functools.cached_property

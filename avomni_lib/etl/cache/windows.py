@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl.cache import counts
+from avomni_lib.etl.cache import verify
 from avomni_lib.etl.cache.memmap import EGOMOTION_COLUMNS, Cache
 from avomni_lib.etl.clip import scene, trajectory
 from avomni_lib.etl.clip.scene import Scene
@@ -311,7 +311,7 @@ def check_leaks(cache: Cache) -> None:
         AvomniError: naming the clips.
     """
     lengths = [shard.num_frames for shard in cache.shards]
-    found = list(counts.leaks(cache.clips, lengths))
+    found = list(verify.leaks(cache.clips, lengths))
     if found:
         raise AvomniError(
             found[0] + (f"; and {len(found) - 1} more such" if len(found) > 1 else ""),

@@ -1,7 +1,6 @@
 """One clip to arrays.
 
-sampling    `sample_clip`: the whole clip, a pure function
-phase       where sampling starts, so that key frames are met
+sampling    `sample_clip`: the whole clip, a pure function; where sampling starts
 egomotion   poses at any time
 trajectory  past and future paths in the frame of a moment
 manoeuvre   the manoeuvre of the next 3 s

@@ -1,4 +1,4 @@
-"""Where the car was: checked poses, read at any time.
+"""Where the car was: poses, read at any time.
 
 Poses are rig to anchor: the anchor frame is the rig's at the clip's time 0 (x forward, y left, z
 up, metres), and velocities are given in it too. Rates are not uniform, so everything is
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial.transform import Rotation, Slerp
 
-from avomni_lib.dataset import checks, findings
+from avomni_lib.dataset import checks
 from avomni_lib.dataset.checks import path_length
 from avomni_lib.errors import AvomniError
 
-COLUMNS = ("timestamp", "x", "y", "z", "qx", "qy", "qz", "qw", "vx", "vy", "vz")
+COLUMNS = ("x", "y", "z", "qx", "qy", "qz", "qw", "vx", "vy", "vz")
 
 
 @dataclass(frozen=True)
@@ -40,37 +40,23 @@ class Poses:
 
 
 class Egomotion(Poses):
-    """The checked rows of one clip's ego motion, a row a measurement."""
+    """The rows of one clip's ego motion, a row a measurement."""
 
     @classmethod
     def from_columns(
         cls, columns: Mapping[str, np.ndarray], span_us: tuple[int, int] | None = None
     ) -> Egomotion:
-        """Check the data set's columns and take them over.
+        """Take over columns that `checks.egomotion` has found sound.
 
         Args:
             columns: Arrays of N rows: timestamp (int64 µs), x y z (m), qx qy qz qw, vx vy vz (m/s);
                 others are ignored.
             span_us: What cameras show: only the rows that these times need, and the past before
-                them, are kept and checked. The data set's ego motion runs two minutes past its
-                video, and a fault there is none of the clip's.
-
-        Raises:
-            AvomniError: a column is missing, or `dataset.checks` finds the rows damaged.
+                them, are kept. The data set's ego motion runs two minutes past its video.
         """
-        missing = [name for name in COLUMNS if name not in columns]
-        if missing:
-            raise AvomniError(f"ego motion without the columns {', '.join(missing)}")
-        held = {name: np.asarray(columns[name]) for name in COLUMNS}
-        t_us = held["timestamp"]
+        t_us = columns["timestamp"]
         keep = slice(0, len(t_us)) if span_us is None else checks.needed(t_us, *span_us)
-        if len(t_us) >= 2 and keep.stop - keep.start < 2:
-            raise AvomniError(
-                f"ego motion lasts from {t_us[0]} µs to {t_us[-1]} µs and says nothing about "
-                f"{span_us[0]} to {span_us[1]} µs"
-            )
-        findings.refuse(checks.faults(held, keep), "egomotion")
-        values = np.stack([held[name][keep].astype(np.float64) for name in COLUMNS[1:]], axis=1)
+        values = np.stack([columns[name][keep] for name in COLUMNS], axis=1).astype(np.float64)
         position, quaternion, velocity = values[:, :3], values[:, 3:7], values[:, 7:]
         quaternion = quaternion / np.linalg.norm(quaternion, axis=1, keepdims=True)
         return cls(t_us[keep], position, quaternion, velocity, path_length(position))

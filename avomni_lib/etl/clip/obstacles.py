@@ -7,7 +7,7 @@ where it is.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from scipy.spatial.transform import Rotation
 
 from avomni_lib.dataset.catalog import Catalog, optional_features
 from avomni_lib.dataset.clip import Clip
+from avomni_lib.dataset.limits import HISTORY_S
 from avomni_lib.dataset.select.manifest import Chosen, path_of
 from avomni_lib.errors import AvomniError, system_error
 from avomni_lib.etl.cache.shard import CachedClip
@@ -31,7 +32,6 @@ LABELS = (
     *("protruding_object", "stroller", "animal", "train_or_tram_car", "trolley_bus", "unknown"),
 )
 HEADER = {"obstacle_columns": list(COLUMNS), "obstacle_labels": list(LABELS)}  # of all shards
-BEFORE_S = 1.6  # kept before the first frame
 UNIT_TOLERANCE = 0.01
 
 
@@ -71,7 +71,7 @@ def read(clip: Clip, ego: Egomotion, times: np.ndarray) -> tuple[np.ndarray, dic
     if labels is None:
         labelled.setdefault("unlabelled", "the source has no labels of it")
         return np.zeros((0, len(COLUMNS))), labelled
-    return placed(labels, ego, int(times[0] - BEFORE_S * 1e6), int(times[-1])), labelled
+    return placed(labels, ego, int(times[0] - HISTORY_S * 1e6), int(times[-1])), labelled
 
 
 def _raise_of_the_disk(error: AvomniError) -> None:
@@ -138,9 +138,8 @@ def fetched(p: Params, catalog: Catalog, chosen: Chosen) -> dict[int, list[str]]
     return found
 
 
-def figures(clips: Iterable[CachedClip]) -> dict[str, int]:
+def figures(clips: Sequence[CachedClip]) -> dict[str, int]:
     """Counts for `result.json`."""
-    clips = list(clips)
     return {
         "num_unlabelled": sum(bool(clip.unlabelled) for clip in clips),
         "num_events": sum(len(clip.events) for clip in clips),

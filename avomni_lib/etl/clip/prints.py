@@ -61,7 +61,12 @@ def of_frames(frames: np.ndarray, grid: Grid, tile: tiling.Size) -> np.ndarray:
         tile: (width, height) px.
     """
     # Grey blocks' means are enough for slow waves, at a fifth of the time.
-    scale = next(by for by in (8, 4, 2, 1) if _can_shrink(tile, by))
+    side = min(tile)
+    scale = next(
+        by
+        for by in (8, 4, 2, 1)
+        if by == 1 or (not any(s % by for s in tile) and side // by >= 2 * SIDE)
+    )
     terms = []
     for frame in frames:
         if scale > 1:
@@ -165,7 +170,3 @@ def _waves(size: int) -> np.ndarray:
     waves = np.zeros((max(SIDE, size), size), np.float32)  # a tile of fewer pixels has fewer waves
     waves[:size] = dct(np.eye(size), axis=0, norm="ortho") / np.sqrt(size)
     return waves[:SIDE]
-
-
-def _can_shrink(tile: tiling.Size, by: int) -> bool:
-    return by == 1 or all(side % by == 0 and side // by >= 2 * SIDE for side in tile)

@@ -14,13 +14,13 @@ from avomni_lib.dataset import calibration, cameras, checks, findings
 from avomni_lib.dataset.clip import Clip
 from avomni_lib.dataset.limits import HISTORY_S
 from avomni_lib.dataset.streams import Source
-from avomni_lib.errors import AvomniError
-from avomni_lib.etl.clip import obstacles, phase, prints, tiling
+from avomni_lib.etl.clip import obstacles, prints, tiling
 from avomni_lib.etl.clip.egomotion import Egomotion
 from avomni_lib.etl.video import reader, stream
 from avomni_lib.etl.video.stream import Stream
 
 TRACK_HZ = 10
+LEAST_SHARE = 0.5  # of the wanted frames must become key frames; else nothing is moved
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Recipe:
         horizon_s: Seconds of ego motion kept after the last frame.
         decoder: `pyav` or `decord`.
         obstacles: Whether other road users and events are kept.
-        align: `keyframes`, or None: whether the wanted times are moved, as `phase` says.
+        align: `keyframes`, or None: whether the wanted times are moved, as `shift_us` says.
     """
 
     setup: str | grids.Rows
@@ -48,24 +48,11 @@ class Recipe:
     align: str | None = None
 
 
-def sample_times(starts_us: list[int], ends_us: list[int], sample_hz: float) -> np.ndarray:
-    """The wanted times: t_start + k / sample_hz, (N,) int64 µs.
-
-    t_start is the first time at which every source (the cameras by `steady_start`, and the ego
-    motion) has something to show, and the times go on as long as all of them do.
-
-    Raises:
-        AvomniError: they share no time.
-    """
-    start, end = max(starts_us), min(ends_us)
-    if end < start:
-        raise AvomniError(
-            f"cameras and ego motion share no time: the last one starts at {start} µs, "
-            f"the first one ends at {end} µs"
-        )
-    count = int((end - start) * sample_hz / 1e6) + 1
-    times = start + np.rint(np.arange(count + 1) * 1e6 / sample_hz).astype(np.int64)
-    return times[times <= end]
+def sample_times(start_us: int, end_us: int, sample_hz: float) -> np.ndarray:
+    """The wanted times: start + k / sample_hz up to the end, (N,) int64 µs."""
+    count = int((end_us - start_us) * sample_hz / 1e6) + 1
+    times = start_us + np.rint(np.arange(count + 1) * 1e6 / sample_hz).astype(np.int64)
+    return times[times <= end_us]
 
 
 def steady_start(stamps: Sequence[np.ndarray]) -> int:
@@ -93,12 +80,12 @@ class Sampled:
     Attributes:
         arrays: The cache's, N frames of them: frames, prints, timestamps, times, egomotion and
             track; and obstacles where the recipe asks for them.
-        told: What the clip's row of the header tells of others and events; and `phase_us`, by how
+        notes: What the clip's row of the header tells of others and events; and `phase_us`, by how
             much `processing.align` has moved the wanted times.
     """
 
     arrays: dict[str, np.ndarray]
-    told: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 def sample_clip(clip: Clip, recipe: Recipe) -> Sampled:
@@ -117,45 +104,29 @@ def sample_clip(clip: Clip, recipe: Recipe) -> Sampled:
         if recipe.align:
             # Opened once for their key frames and their pictures, so all of them are held.
             videos = {n: held.enter_context(stream.opened(videos[n])) for n in stamps}
-        return _sample(clip, recipe, stamps, videos)
-
-
-def _sample(
-    clip: Clip,
-    recipe: Recipe,
-    stamps: Mapping[str, np.ndarray],
-    videos: Mapping[str, Source | Stream],
-) -> Sampled:
-    grid = cameras.grid(recipe.setup)
-    keys = [each.key_rows for each in videos.values() if isinstance(each, stream.Stream)]
-    times, ego, phase_us = clip_times(
-        clip, list(stamps.values()), recipe.sample_hz, recipe.horizon_s, keys
-    )
-    width, height = tiling.grid_size(grid, recipe.tile)
-    frames = np.zeros((len(times), height, width, 3), dtype=np.uint8)
-    taken = np.empty((len(times), len(grid.cameras)), dtype=np.int64)
+        keys = [each.key_rows for each in videos.values() if isinstance(each, stream.Stream)]
+        times, ego, phase_us = clip_times(
+            clip, list(stamps.values()), recipe.sample_hz, recipe.horizon_s, keys
+        )
+        frames, drawn = draw(videos, stamps, times, recipe)
     rows: list[tuple[str, str, Mapping[str, float], tuple[int, int] | None]] = []
-    for column, camera in enumerate(grid.cameras):
-        tile = tiling.tile_of(frames, grid, recipe.tile, camera.name)
-        drawn = draw_camera(videos[camera.name], times, stamps[camera.name], recipe, tile)
-        taken[:, column] = drawn.timestamps_us
-        rows += [
-            ("camera_intrinsics", camera.name, clip.intrinsics(camera.name), drawn.stored_size),
-            ("sensor_extrinsics", camera.name, clip.extrinsics(camera.name), None),
-        ]
+    for name, (_, size) in drawn.items():
+        rows.append(("camera_intrinsics", name, clip.intrinsics(name), size))
+        rows.append(("sensor_extrinsics", name, clip.extrinsics(name), None))
     rows.append(("vehicle_dimensions", "vehicle", clip.vehicle(), None))
     for feature, name, row, size in rows:
         found = calibration.row(feature, name, row, size)
         findings.refuse(found, f"{feature} of clip {clip.clip_id}")
     hashes = prints.of_frames(frames, grid, recipe.tile)
+    taken = np.stack([taken_us for taken_us, _ in drawn.values()], axis=1)
     arrays = {"frames": frames, "prints": hashes, "timestamps": taken}
     arrays |= clip_motion(ego, times, recipe.horizon_s)
-    told: dict[str, Any] = {}
+    notes: dict[str, Any] = {}
     if recipe.obstacles:
-        arrays["obstacles"], told = obstacles.read(clip, ego, times)
+        arrays["obstacles"], notes = obstacles.read(clip, ego, times)
     if phase_us:
-        told["phase_us"] = phase_us
-    return Sampled(arrays, told)
+        notes["phase_us"] = phase_us
+    return Sampled(arrays, notes)
 
 
 def clip_times(
@@ -172,8 +143,7 @@ def clip_times(
         keys: Of each camera the rows of its key frames; none where nothing is aligned.
 
     Raises:
-        AvomniError: the ego motion is damaged or does not cover what all cameras show, or there is
-            no such time.
+        AvomniError: the ego motion is damaged or does not cover what all cameras show.
     """
     first, last = checks.common([(int(s[0]), int(s[-1])) for s in stamps])
     where = f"egomotion of clip {clip.clip_id}"
@@ -198,13 +168,13 @@ def times_of(
     """
     # Where cameras share less than an interval, they share their last moment.
     start = min(steady_start(stamps), last_us)
-    times = sample_times([start], [last_us], sample_hz)
+    times = sample_times(start, last_us, sample_hz)
     step_us = 1e6 / sample_hz
-    moved = phase.shift_us(times, stamps, keys, step_us) if keys else 0
+    moved = shift_us(times, stamps, keys, step_us) if keys else 0
     first = start + moved + (round(step_us) if moved < 0 else 0)
     if not moved or first > last_us:
         return times, 0
-    return sample_times([first], [last_us], sample_hz), moved
+    return sample_times(first, last_us, sample_hz), moved
 
 
 def clip_motion(ego: Egomotion, times: np.ndarray, horizon_s: float) -> dict[str, np.ndarray]:
@@ -225,21 +195,75 @@ def clip_motion(ego: Egomotion, times: np.ndarray, horizon_s: float) -> dict[str
     }
 
 
-def draw_camera(
-    video: Source | Stream,
+def draw(
+    videos: Mapping[str, Source | Stream],
+    stamps: Mapping[str, np.ndarray],
     times: np.ndarray,
-    stamps: np.ndarray,
     recipe: Recipe,
-    tile: np.ndarray,
-) -> reader.VideoFrames:
-    """Fill one camera's tile in all frames; returns what was read."""
-    size = tile.shape[2], tile.shape[1]
-    frames = reader.read_frames(
-        video,
-        times,
-        timestamps_us=stamps,
-        size=lambda *source: tiling.fit_tile(source, size, recipe.fit).resized,
-        decoder=recipe.decoder,
+) -> tuple[np.ndarray, dict[str, tuple[np.ndarray, tiling.Size]]]:
+    """Grid images (N, H, W, 3) uint8; and by camera when its frames were taken, (N,) int64 µs, and
+    the (width, height) px that its video is stored in.
+
+    Args:
+        videos, stamps: By camera; stamps are (M,) int64 µs, one a frame of the video.
+        times: (N,) int64 µs, wanted.
+    """
+    grid, drawn = cameras.grid(recipe.setup), {}
+    width, height = tiling.grid_size(grid, recipe.tile)
+    frames = np.zeros((len(times), height, width, 3), dtype=np.uint8)
+    for name, video in videos.items():
+        tile = tiling.tile_of(frames, grid, recipe.tile, name)
+        size = tile.shape[2], tile.shape[1]
+        read = reader.read_frames(
+            video,
+            times,
+            timestamps_us=stamps[name],
+            size=lambda *source, size=size: tiling.fit_tile(source, size, recipe.fit).resized,
+            decoder=recipe.decoder,
+        )
+        tiling.fit_tile(read.source_size, size, recipe.fit).place(read.images, tile)
+        drawn[name] = read.timestamps_us, read.stored_size
+    return frames, drawn
+
+
+def shift_us(
+    times: np.ndarray, stamps: Sequence[np.ndarray], keys: Sequence[np.ndarray], step_us: float
+) -> int:
+    """By how much to move the wanted times, µs, from above -step/2 to step/2; mostly 0.
+
+    Of the shifts with the most key frames, the one in the middle of the widest range of such
+    shifts, as stamps jitter; of these the smallest.
+
+    Args:
+        times: (T,) int64 µs, as they are without it.
+        stamps: Of each camera (N,) int64 µs; wanted is the last frame at or before a time.
+        keys: Of each camera (K,) int, rows of `stamps` that are key frames.
+        step_us: From one wanted time to the next.
+    """
+    is_key = [np.isin(np.arange(len(own)), rows) for own, rows in zip(stamps, keys, strict=True)]
+
+    def count(shift: float) -> int:
+        moved = times + shift
+        found = 0
+        for own, key in zip(stamps, is_key, strict=True):
+            inside = moved[(moved >= own[0]) & (moved <= own[-1])]
+            found += int(key[np.searchsorted(own, inside, side="right") - 1].sum())
+        return found
+
+    # A time shows a key frame from its stamp on until the next one's.
+    edges = [
+        own[edge]
+        for own, rows in zip(stamps, keys, strict=True)
+        for edge in (rows, np.minimum(rows + 1, len(own) - 1))
+    ]
+    offsets = (np.concatenate(edges) - times[0] + step_us / 2) % step_us - step_us / 2
+    bounds = np.unique(np.concatenate([offsets, [-step_us / 2, step_us / 2]]))
+    middles = (bounds[:-1] + bounds[1:]) / 2
+    best = max(
+        zip(map(count, middles), np.diff(bounds), -np.abs(middles), middles, strict=True),
+        default=None,
     )
-    tiling.fit_tile(frames.source_size, size, recipe.fit).place(frames.images, tile)
-    return frames
+    total = len(times) * len(stamps)
+    if best is None or best[0] <= count(0.0) or best[0] < LEAST_SHARE * total:
+        return 0
+    return round(float(best[3]))

@@ -85,11 +85,8 @@ def plan(p: Params, warnings: Sequence[str] = ()) -> Plan:
     """
     decoder = reader.choose_decoder(p.processing.decoder)
     planned = forecast.plan(p, recipe_of(p), engines.num_workers(p), decoder)
-    rows, figures, all_warnings = (
-        [*planned.rows],
-        {**planned.figures},
-        [*planned.warnings, *warnings],
-    )
+    rows, figures = [*planned.rows], {**planned.figures}
+    all_warnings = [*planned.warnings, *warnings]
     if p.download.evict_raw:
         refused = None
         if path_of(p).exists():
@@ -99,7 +96,7 @@ def plan(p: Params, warnings: Sequence[str] = ()) -> Plan:
             done = {work.chunk for work in found if not to_read[work.chunk] and work.shard}
             sizes = disk_budget.ChunkSizes(p, chosen, found, done)
             verdict = disk_budget.verdict(p, sizes.left, sizes.standing, len(done))
-            refused = None if p.download.evict_shared else evicted.refusal(p, sizes.to_evict())
+            refused = evicted.refusal(p, sizes.to_evict())
         else:
             verdict = disk_budget.verdict(p, disk_budget.expected(p))
         rows += verdict[0]
@@ -162,8 +159,7 @@ def build(p: Params, progress: type[Bar] = Bar, hub: Hub | None = None) -> Built
                 # What ended workers left half-written takes room, which a full disk needs.
                 _sweep(p.cache_dir)
                 raise
-        wanted = [clip_id for ids in chosen.clip_ids.values() for clip_id in ids]
-        cache = _finish(p.cache_dir, wanted, chunk_works, common, reasons, reading.lost)
+        cache = _finish(p.cache_dir, chunk_works, common, reasons, reading.lost)
     chunks = [prefetch.rows[chunk] for chunk in sorted(prefetch.rows)]
     figures = _figures(p, cache) | {
         "seconds": round(time.monotonic() - started, 2),
@@ -406,19 +402,15 @@ class Reading:
 
 def _finish(
     cache_dir: Path,
-    wanted: list[str],
     works: list[ChunkWork],
     common: dict[str, Any],
     reasons: dict[str, str],
     lost: dict[str, str],
 ) -> memmap.Cache:
-    """Write the table of clips, which makes a cache of the shards, and check it for leaks.
-
-    Args:
-        wanted: Every chosen clip: each has one row.
-    """
+    """Write the table of clips, which makes a cache of the shards, and check it for leaks."""
     clips = [clip for work in works for clip in work.clips]
-    if len(reasons) + len(lost) == len(clips):
+    left_out = reasons | lost
+    if len(left_out) == len(clips):
         clip_id, reason = next(
             iter({**lost, **reasons}.items()), ("none", "02_download chose no clip")
         )
@@ -441,19 +433,10 @@ def _finish(
     }
     rows = []
     for clip in clips:
-        clip_id = clip["clip_id"]
-        state, reason = "ok", ""
-        if clip_id not in frames:
-            state = "lost" if clip_id in lost else "damaged"
-            reason = lost[clip_id] if clip_id in lost else reasons[clip_id]
-        row = {"state": state, "reason": reason, "num_frames": frames.get(clip_id, 0)}
-        rows.append({**clip, **row})
-    if Counter(row["clip_id"] for row in rows) != Counter(wanted):
-        raise AvomniError(
-            f"{len(wanted)} clips were chosen, and {len(rows)} rows do not hold each of them once",
-            where=str(cache_dir / memmap.CLIPS_FILE),
-            fix="run 02_download and 03_etl again; if that does not help, report it",
-        )
+        clip_id, count = clip["clip_id"], frames.get(clip["clip_id"], 0)
+        state = "ok" if count else "lost" if clip_id in lost else "damaged"
+        reason = "" if count else left_out[clip_id]
+        rows.append({**clip, "state": state, "reason": reason, "num_frames": count})
     memmap.write_table(cache_dir, common, shards, rows)
     (cache_dir / REASONS_FILE).unlink(missing_ok=True)
     shutil.rmtree(cache_dir / PARTS_FOLDER, ignore_errors=True)

@@ -183,7 +183,11 @@ class ChunkSizes:
         self, p: Params, chosen: Chosen, works: Sequence[ChunkWork], done: Collection[int]
     ):
         self.p, self._works, self._done = p, {work.chunk: work for work in works}, done
-        self.remote = {work.chunk: _remote_files(p, chosen, work) for work in works}
+        self.remote: dict[int, list[RemoteFile]] = {}
+        for work in works:
+            names = (path.relative_to(p.local_dir).as_posix() for path in work.raw)
+            listed = [(name, chosen.files[name]) for name in names if name in chosen.files]
+            self.remote[work.chunk] = [RemoteFile(n, f["size"], f["sha256"]) for n, f in listed]
         self._measured, self.seconds = 0.0, most_seconds(p)
         self._released: set[int] = set()
         self._users: dict[str, list[int]] = {}  # raw file -> the chunks that it holds a part of
@@ -215,11 +219,8 @@ class ChunkSizes:
         return sorted(loads, key=lambda load: (-load.here - self.parts[load.chunk], load.chunk))
 
     def load(self, chunk: int) -> Load:
-        raw, num_clips = (
-            sum(file.size for file in self.remote[chunk]),
-            len(self._works[chunk].clips),
-        )
-        here = self.here(chunk)
+        raw, here = sum(file.size for file in self.remote[chunk]), self.here(chunk)
+        num_clips = len(self._works[chunk].clips)
         return load_of(self.p, chunk, raw, here, num_clips, self.seconds, self._measured)
 
     def here(self, chunk: int) -> int:
@@ -296,12 +297,6 @@ class ChunkSizes:
             else:
                 files.need_room(self.p.local_dir, raw, "the raw files of one chunk at a time")
         files.need_room(self.p.cache_dir, cache, "the cache")
-
-
-def _remote_files(p: Params, chosen: Chosen, work: ChunkWork) -> list[RemoteFile]:
-    names = [path.relative_to(p.local_dir).as_posix() for path in work.raw]
-    listed = [(name, chosen.files[name]) for name in names if name in chosen.files]
-    return [RemoteFile(name, file["size"], file["sha256"]) for name, file in listed]
 
 
 def _volume(path: Path) -> int:

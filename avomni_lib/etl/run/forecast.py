@@ -1,4 +1,4 @@
-"""What the ETL would take: clips, frames, windows, bytes and minutes, told before it starts."""
+"""What the ETL would take: clips, frames, windows, bytes and minutes, before it starts."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from avomni_lib import files
 from avomni_lib.dataset import cameras
 from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.dataset.clip import Clip, open_clip
-from avomni_lib.dataset.select import lerobot
-from avomni_lib.dataset.select.forecast import CLIPS_A_CHUNK, forecast
+from avomni_lib.dataset.select.forecast import CLIPS_A_CHUNK, forecast, published
 from avomni_lib.dataset.select.manifest import Chosen, path_of, read_chosen
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache import windows
@@ -69,8 +68,8 @@ def clip_seconds(p: Params, clip: Clip | None = None) -> float:
         with contextlib.suppress(AvomniError, OSError, IndexError):
             stamps = clip.timestamps(cameras.grid(p.vision.cameras).cameras[0].name)
             return float(stamps[-1] - stamps[0]) / 1e6
-    if told := lerobot.published(p):
-        return told.seconds
+    if known := published(p):
+        return known.seconds
     return p.rendered.clip_seconds if p.rendered else CLIP_SECONDS
 
 
@@ -82,8 +81,8 @@ def clip_video(p: Params, clip: Clip | None = None) -> Video:
             codec = opened.codec.name.removeprefix("lib").replace("dav1d", "av1")
             size = opened.codec.width, opened.codec.height
             return Video(codec, *size, len(opened.pts), f"{camera} of a chosen clip")
-    if told := lerobot.published(p):
-        return Video(told.codec, *told.size, round(told.seconds * told.fps), told.source)
+    if known := published(p):
+        return Video(known.codec, *known.size, round(known.seconds * known.fps), known.source)
     num_frames = round(clip_seconds(p) * FPS)
     if world := p.rendered:
         return Video(world.codec, world.width, world.height, num_frames, "as it is rendered")
@@ -109,22 +108,15 @@ def clip_bytes(p: Params, seconds: float, storage: str, jpeg_share: float = JPEG
     return math.ceil(math.ceil(seconds * processing.sample_hz) * (frame + row) + track + others)
 
 
-def chunk_cache_bytes(p: Params, num_clips: int, seconds: float) -> int:
-    """Bytes in the cache's folder at most while a chunk's shard is made, its parts beside it.
-
-    Half of them stay. This holds as well where some of the clips come from the shard that was
-    there. JPEG is taken at its largest, so that a budget that holds by this holds.
-    """
-    return 2 * num_clips * clip_bytes(p, seconds, p.processing.storage, JPEG_SHARE_MOST)
-
-
 def cache_bytes(p: Params, num_clips: int, seconds: float, clips_a_chunk: int | None = None) -> int:
-    """Bytes of a cache of so many clips at its peak: all shards, and the last one's parts."""
+    """Bytes of a cache of so many clips at its peak: all shards, and the last one's parts.
+
+    JPEG is taken at its largest, so that a budget that holds by this holds.
+    """
     if clips_a_chunk is None:
         clips_a_chunk = p.rendered.clips_per_chunk if p.rendered else CLIPS_A_CHUNK
-    parts = min(num_clips, clips_a_chunk)
-    shards = num_clips * clip_bytes(p, seconds, p.processing.storage, JPEG_SHARE_MOST)
-    return shards + chunk_cache_bytes(p, parts, seconds) // 2
+    each = clip_bytes(p, seconds, p.processing.storage, JPEG_SHARE_MOST)
+    return (num_clips + min(num_clips, clips_a_chunk)) * each
 
 
 def bytes_below(folder: Path) -> int:
@@ -175,7 +167,10 @@ def plan(p: Params, recipe: Recipe, workers: tuple[int, str], decoder: tuple[str
             raise windows.none_fits(longest, p.processing, f"{num_clips:,} clips, {source}")
     own_from_s = p.processing.own_from_s
     older = f" after {own_from_s:g} s of the past" if own_from_s else ""
-    both = storages(p, num_clips, seconds, video, recipe.decoder)
+    both = {
+        name: estimate | {"seconds": estimate["cpu_seconds"] / workers[0]}
+        for name, estimate in storages(p, num_clips, seconds, video, recipe.decoder).items()
+    }
     width, height = tiling.grid_size(grid, recipe.tile)
     rows = [
         ("clips", f"{num_clips:,}", source),
@@ -186,16 +181,15 @@ def plan(p: Params, recipe: Recipe, workers: tuple[int, str], decoder: tuple[str
     ]
     for storage, estimate in both.items():
         is_chosen = "chosen" if storage == p.processing.storage else "not chosen"
-        value = (
-            f"{gigabytes(estimate['cache_bytes'])}, {minutes(estimate['cpu_seconds'] / workers[0])}"
-        )
-        rows.append((f"cache as {storage}", value, f"about; {is_chosen} by processing.storage"))
+        size, time = gigabytes(estimate["cache_bytes"]), minutes(estimate["seconds"])
+        note = f"about; {is_chosen} by processing.storage"
+        rows.append((f"cache as {storage}", f"{size}, {time}", note))
     own = both[p.processing.storage]
     peak, free = cache_bytes(p, num_clips, seconds), files.free_bytes(p.cache_dir)
     have = bytes_below(p.cache_dir)
     rows += [
         ("at its peak", gigabytes(peak), f"with a chunk's parts; {gigabytes(free)} free there"),
-        ("time", minutes(own["cpu_seconds"] / workers[0]), f"{workers[0]} workers, {workers[1]}"),
+        ("time", minutes(own["seconds"]), f"{workers[0]} workers, {workers[1]}"),
         ("decoder", decoder[0], decoder[1]),
     ]
     figures = {
@@ -203,14 +197,9 @@ def plan(p: Params, recipe: Recipe, workers: tuple[int, str], decoder: tuple[str
         "num_frames": num_clips * frames,
         "num_windows": num_windows,
         "storage": p.processing.storage,
-        "cache_bytes": own["cache_bytes"],
+        **own,
         "peak_bytes": peak,
-        "cpu_seconds": own["cpu_seconds"],
-        "seconds": own["cpu_seconds"] / workers[0],
-        "storages": {
-            name: estimate | {"seconds": estimate["cpu_seconds"] / workers[0]}
-            for name, estimate in both.items()
-        },
+        "storages": both,
     }
     warnings = []
     if peak - have + (1 << 28) > free:

@@ -88,7 +88,7 @@ def make_part(job: ClipJob) -> JobOutcome:
         reason = (what + (f" ({where})" if where else "")).replace(f"{job.local_dir}/", "")
         return JobOutcome(reason, time.process_time() - started, is_lost=fault is not None)
     with files.write_whole(job.path) as file:
-        np.savez(file, **arrays, **shard.beside(sampled.told))
+        np.savez(file, **arrays, **shard.pack_notes(sampled.notes))
     return JobOutcome(None, time.process_time() - started)
 
 

@@ -68,28 +68,29 @@ class Prefetch:
         self._error: AvomniError | None = None
         self._started = time.monotonic()
         counts = dict.fromkeys(("bytes_fetched", "bytes_evicted", "cache_bytes"), 0)
-        self.rows: dict[int, dict[str, Any]] = {
-            chunk: {"chunk": chunk, "num_clips": len(work.clips), "num_read": len(to_read[chunk])}
-            | counts
-            for chunk, work in self._works.items()
-        }
+        self.rows: dict[int, dict[str, Any]] = {}
+        for chunk, work in self._works.items():
+            row = {"chunk": chunk, "num_clips": len(work.clips), "num_read": len(to_read[chunk])}
+            self.rows[chunk] = row | counts
         self.moments: list[tuple[float, int, int]] = []
 
         done = {work.chunk for work in works if not to_read[work.chunk] and work.shard}
         self._sizes = sizes = disk_budget.ChunkSizes(p, chosen, works, done)
-        evicted.need_alone(p, sizes.to_evict())
         limit = float("inf")
         if p.download.evict_raw:
+            if refused := evicted.refusal(p, sizes.to_evict()):
+                raise refused
             limit = p.download.target_size_gb * 1e9
             sizes.need_budget()
         sizes.need_room()
-        raw, shards = (
-            {chunk: sizes.here(chunk) for chunk in self._works},
-            sum(sizes.shards.values()),
-        )
+        raw = {chunk: sizes.here(chunk) for chunk in self._works}
+        shards = sum(sizes.shards.values())
         self._budget = disk_budget.DiskBudget(limit, sizes.metadata, shards, raw, sizes.parts)
         unread = [load.chunk for load in sizes.left if to_read[load.chunk]]
-        self._whole = deque(chunk for chunk in unread if self._is_whole(chunk))
+        known, evicts = self._verified.known, p.download.evict_raw
+        self._whole = deque(
+            chunk for chunk in unread if not evicts or all(map(known, sizes.remote[chunk]))
+        )
         self._waiting = deque(chunk for chunk in unread if chunk not in self._whole)
         self._note()
 
@@ -198,10 +199,10 @@ class Prefetch:
         by = evicted.by_others(self.p).get(name)
         files_of_it = f"{len(gone)} raw files of chunk {chunk}, such as {name},"
         if any(path in self._working[chunk] for path in gone):
-            return f"{files_of_it} went away while it was read" + (
-                f": evicted by {by}" if by else ""
-            )
-        return f"{files_of_it} were evicted by {by}" if by else f"{files_of_it} are not on the disk"
+            how = "went away while it was read" + (f": evicted by {by}" if by else "")
+        else:
+            how = f"were evicted by {by}" if by else "are not on the disk"
+        return f"{files_of_it} {how}"
 
     def _collect(self) -> None:
         """Take what a fetch has brought."""
@@ -245,10 +246,6 @@ class Prefetch:
                         fix="run 02_download again",
                     )
                 remote[chunk][number] = now  # with all that the source says of it
-
-    def _is_whole(self, chunk: int) -> bool:
-        remote = self._sizes.remote[chunk]
-        return not self.p.download.evict_raw or all(map(self._verified.known, remote))
 
     def _too_large(self) -> AvomniError:
         coming = [self._coming.chunk] if self._coming else []

@@ -59,8 +59,6 @@ def build_share(p: Params, index: int, count: int, progress: type[Bar] = Bar) ->
             works on this cache.
     """
     started = time.monotonic()
-    if not 1 <= index <= count:
-        raise ValueError(f"{index=}, expected 1 to {count=}")
     chosen = read_chosen(p)
     if p.download.evict_raw:
         raise AvomniError(

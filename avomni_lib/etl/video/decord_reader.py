@@ -11,7 +11,6 @@ import numpy as np
 
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl.video.pyav_reader import (
-    Pictures,
     Size,
     SizeRule,
     by_pyav,
@@ -25,7 +24,9 @@ DECORD_LEAST_WIDTH = 64  # below it decord 0.6 can mistake a row's padding for a
 PROBE_TOLERANCE = 0.5  # levels by which two decoders' noise may make a neighbour look nearer
 
 
-def by_decord(stream: Stream, rows: np.ndarray, size: Size | SizeRule | None) -> Pictures:
+def by_decord(
+    stream: Stream, rows: np.ndarray, size: Size | SizeRule | None
+) -> tuple[np.ndarray, Size]:
     """As `by_pyav`, by decord, where a probe of the file shows that it is exact; all or nothing.
 
     decord 0.6 finds frames by its own index and returns a neighbour's picture in an open GOP,
@@ -68,7 +69,7 @@ def by_decord(stream: Stream, rows: np.ndarray, size: Size | SizeRule | None) ->
         if images.shape[1:3] != (height, width):
             frames = [av.VideoFrame.from_ndarray(image, format="rgb24") for image in images]
             images = np.stack([picture(frame, width, height) for frame in frames])
-        return Pictures(images, upright)
+        return images, upright
     except (RuntimeError, decord.DECORDError) as error:
         # Its messages begin with a time and a path of the machine that built it, often twice.
         reason = re.sub(r"\[\d\d:\d\d:\d\d\] \S+ ", "", str(error).strip()).partition("\n")[0]
@@ -84,7 +85,7 @@ def _probe(reader, stream: Stream) -> None:
     """Refuse decord where, around the second key frame, its pictures are not PyAV's."""
     seam = stream.row_of(stream.keys[min(1, len(stream.keys) - 1)])
     rows = np.arange(max(seam - 2, 0), min(seam + 3, len(stream.pts)))
-    right = by_pyav(stream, rows, None).images.astype(np.int16)
+    right = by_pyav(stream, rows, None)[0].astype(np.int16)
     for place in range(len(rows) > 1, max(len(rows) - 1, 1)):
         found = reader[int(rows[place])].asnumpy()
         apart = [np.abs(found - image).mean() for image in right]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import av
 import numpy as np
@@ -16,21 +15,13 @@ Size = tuple[int, int]
 SizeRule = Callable[[int, int], Size]
 
 
-@dataclass
-class Pictures:
-    """What a decoder made of the rows asked for.
-
-    Attributes:
-        images: (len(rows), H, W, 3) uint8 RGB, upright.
-        source_size: (width, height) px of the source, upright.
-    """
-
-    images: np.ndarray
-    source_size: Size
-
-
-def by_pyav(stream: Stream, rows: np.ndarray, size: Size | SizeRule | None) -> Pictures:
+def by_pyav(
+    stream: Stream, rows: np.ndarray, size: Size | SizeRule | None
+) -> tuple[np.ndarray, Size]:
     """Decode the frames at `rows` (ascending, unique), scaled to `size` in FFmpeg's scaler.
+
+    Returns:
+        (len(rows), H, W, 3) uint8 RGB, upright; (width, height) px of the source, upright.
 
     Raises:
         Damaged: a frame that is needed does not decode, or only in part.
@@ -42,7 +33,7 @@ def by_pyav(stream: Stream, rows: np.ndarray, size: Size | SizeRule | None) -> P
             width, height = resolve_size(size, upright)
             images = np.zeros((len(rows), height, width, 3), dtype=np.uint8)
         images[place] = picture(frame, images.shape[2], images.shape[1], scaler)
-    return Pictures(images, upright)
+    return images, upright
 
 
 def decode(stream: Stream, rows: np.ndarray) -> Iterator[tuple[int, av.VideoFrame]]:

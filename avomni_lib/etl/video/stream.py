@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from avomni_lib.dataset import findings, streams
-from avomni_lib.dataset.containers import NotVideo
+from avomni_lib.dataset.streams import NotVideo
 from avomni_lib.errors import AvomniError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from avomni_lib.dataset import cameras, projection
+from avomni_lib.dataset import calibration, cameras
 from avomni_lib.etl.clip import tiling
 from avomni_lib.live.session import PARTS
 from avomni_lib.live.subject import front_camera
@@ -19,7 +19,7 @@ from avomni_lib.params import Params
 from avomni_lib.training.targets.form import figure_in_words
 
 if TYPE_CHECKING:
-    from avomni_lib.live.predict import Prediction
+    from avomni_lib.live.answerer import Prediction
     from avomni_lib.live.recording import Recording
     from avomni_lib.training.targets import Said
 
@@ -87,10 +87,10 @@ def draw_scene(axes: Axes, p: Params, made: Prediction) -> None:
     axes.set_ylim(size[1] - 0.5, -0.5)
     if made.subject.lens is None:
         return
-    lens = projection.Camera.of(*made.subject.lens)
+    lens = calibration.Projection.of(*made.subject.lens)
     placement = tiling.fit_tile((lens.width, lens.height), size, p.processing.fit)
     for name, xy_m in paths_of(made).items():
-        ground = np.column_stack([projection.along(xy_m), np.zeros(projection.STEPS)])
+        ground = np.column_stack([calibration.along(xy_m), np.zeros(calibration.PATH_POINTS)])
         pixels = placement.move(lens.pixels(ground), (lens.width, lens.height))
         axes.plot(*pixels.T, color=PATHS[name][1], linewidth=2.5, alpha=0.85)
 

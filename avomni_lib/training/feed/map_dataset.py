@@ -71,7 +71,7 @@ class MapDataset(Dataset):
             frames (T, H, W, 3) uint8, clip_id, and what the car did: speed_mps, path_m, duration_s.
         """
         windows = self.windows
-        # PyTorch's memory, not NumPy's: see npy.read.
+        # PyTorch's memory, not NumPy's: see shard.read_rows.
         frames = torch.empty(windows.frame_shape, dtype=torch.uint8)
         windows.read_into(index, frames.numpy())
         truth = windows.truth(index)

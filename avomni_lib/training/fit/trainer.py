@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from avomni_lib import files, hardware
-from avomni_lib.etl.leaks import leaks
+from avomni_lib.etl import leaks
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar, Plan
 from avomni_lib.training.doctor import doctor

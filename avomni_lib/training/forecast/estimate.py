@@ -28,8 +28,14 @@ import numpy as np
 
 from avomni_lib import hardware
 from avomni_lib.dataset import cameras
-from avomni_lib.dataset.select import lerobot, protocol
-from avomni_lib.dataset.select.forecast import forecast, world_splits
+from avomni_lib.dataset.select import protocol
+from avomni_lib.dataset.select.forecast import (
+    EPISODES_TRAIN_SHARE,
+    episode_rows,
+    episode_warnings,
+    forecast,
+    world_splits,
+)
 from avomni_lib.etl.cache.shard import STORAGES
 from avomni_lib.etl.cache.windows import none_fits, num_windows
 from avomni_lib.etl.run import disk_budget
@@ -87,7 +93,7 @@ def num_train_clips(p: Params, num_clips: int) -> int:
     """Clips of the split train among so many, as far as it can be said without asking the hub."""
     if p.rendered:
         return world_splits(p.rendered)[:num_clips].count("train")
-    return round(num_clips * (lerobot.TRAIN_SHARE if p.lerobot_profile else TRAIN_SHARE))
+    return round(num_clips * (EPISODES_TRAIN_SHARE if p.lerobot_profile else TRAIN_SHARE))
 
 
 def plan_run(p: Params) -> Plan:
@@ -109,7 +115,7 @@ def plan_run(p: Params) -> Plan:
     length, hz = p.processing.sequence_length, p.processing.sample_hz
     limit = p.model.max_seq_length
 
-    warnings = [*few_steps_warning(p, steps), *lerobot.plan_warnings(p)]
+    warnings = [*few_steps_warning(p, steps), *episode_warnings(p)]
     if module := hardware.missing_module(p.training.optimizer):
         warnings.append(
             f"training.optimizer {p.training.optimizer} needs {module}, which is not installed "
@@ -132,7 +138,7 @@ def plan_run(p: Params) -> Plan:
         *p.code_rows(),
         ("to fetch", gigabytes(raw.num_bytes), f"chunks: {raw.num_chunks}; {raw.note}"),
         ("clips", f"{raw.num_clips:,}", f"{seconds:g} s each"),
-        *lerobot.plan_rows(p, raw.num_clips),
+        *episode_rows(p, raw.num_clips),
         (
             "grid",
             f"{width}×{height} px",

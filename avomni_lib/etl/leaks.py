@@ -1,4 +1,8 @@
-"""Near-duplicates: two clips of different splits that hold one stretch of the same drive.
+"""Leaks: what a score is made on and the model has seen before.
+
+A clip in two splits, clips that share frames, so that windows straddle a split, a clip that is not
+of the split that was frozen, a held-out clip in a recorded training list, and near-duplicates: two
+clips of different splits that hold one stretch of the same drive.
 
 Copied, encoded again or cut from another moment on, it lies in both under two names. Clips are
 near-duplicates where the pictures of consecutive frames agree by perceptual hash *and* the car
@@ -11,17 +15,25 @@ from __future__ import annotations
 
 import concurrent.futures
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from avomni_lib import workers
+from avomni_lib import files, workers
+from avomni_lib.dataset.select import split
+from avomni_lib.errors import AvomniError
+from avomni_lib.etl.cache import windows
 from avomni_lib.etl.cache.memmap import EGOMOTION_COLUMNS, Cache, CachedClip
 from avomni_lib.etl.clip import prints as prints_of
+from avomni_lib.params import Params
 from avomni_lib.plan import Bar
 
+MAX_NAMED = 3
+RECORD_FILE = "record.json"  # of an adapter, a merged model and the tiny base
 # What two clips must share: so many consecutive frames, and for so long.
 MIN_FRAMES, MIN_S = 4, 1.0
 # How far apart the poses may be, seen from the overlap's first frame. A clip cut anew is sampled up
@@ -29,6 +41,109 @@ MIN_FRAMES, MIN_S = 4, 1.0
 MAX_APART_M, MAX_APART_SHARE, MAX_APART_RAD = 0.3, 0.02, 0.035
 ROUNDING_M = 1e-6
 QUERIES_AT_A_TIME, FRAMES_AT_A_TIME = 64, 1 << 10  # whose bits fit a core's own cache
+
+
+def check(cache: Cache, progress: type[Bar] = Bar) -> None:
+    """Refuse a cache in which splits share a drive.
+
+    Raises:
+        AvomniError: naming the pairs and what agrees in them.
+    """
+    found = near_duplicates(cache, progress)
+    if found:
+        named = "\n".join(f"  {leak}" for leak in found[:MAX_NAMED])
+        more = f"\n  and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
+        raise AvomniError(
+            f"clips of different splits are near-duplicates ({len(found)} such pairs):\n"
+            f"{named}{more}",
+            where=str(cache.folder),
+            fix="leave one clip of each pair out: name the clips to keep in "
+            "download.clips.clip_ids and run 02_download and 03_etl again; if the pair is of the "
+            "data set's own making, report it to its makers",
+        )
+
+
+def check_training_lists(
+    held_out_ids: Collection[str], records: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Refuse to score a model on what it, or what it was made from, was trained on.
+
+    Args:
+        held_out_ids: The clips that are scored on.
+        records: What is asked, in words ("the adapter in …") -> its record; one that names no
+            `training_clip_ids` cannot be asked.
+
+    Raises:
+        AvomniError: a held-out clip is in one of the lists.
+    """
+    held_out = set(held_out_ids)
+    for name, record in records.items():
+        seen = sorted(held_out & set(record.get("training_clip_ids") or ()))
+        if seen:
+            raise AvomniError(
+                f"{name} was trained on {len(seen)} of the {len(held_out)} clips held out, "
+                f"such as {seen[0]}",
+                where=f"clip {seen[0]}",
+                fix="if the splits have changed since, run 05_train again; a base model that knows "
+                "them cannot be scored on them: choose another one (model.base_model), or another "
+                "evaluation.split",
+            )
+
+
+def base_records(
+    base_model: str, locate: Callable[[str], str | Path] = files.resolve
+) -> dict[str, dict[str, Any]]:
+    """The records of a base model and of what it was made from in turn, as far as they lie here.
+
+    A merged model keeps the record of the adapter that was folded into it, and that one names its
+    own base model. A model of the hub has no such record: what it has seen nobody can tell.
+
+    Args:
+        base_model: As `model.base_model` names it.
+        locate: Such a name -> its folder, or something that is no folder.
+
+    Returns:
+        "the base model NAME" -> what stands in its record.json.
+
+    Raises:
+        AvomniError: a record is not JSON.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    name: str | None = base_model
+    while name and f"the base model {name}" not in found:
+        path = Path(locate(name)) / RECORD_FILE
+        if not path.is_file():
+            break
+        found[f"the base model {name}"] = record = files.read_json(path)
+        name = record.get("base_model")
+    return found
+
+
+def check_all(
+    p: Params,
+    cache: Cache,
+    held_out_ids: Collection[str] = (),
+    adapter_record: Mapping[str, Any] | None = None,
+    locate: Callable[[str], str | Path] = files.resolve,
+    progress: type[Bar] = Bar,
+) -> None:
+    """Everything that stops a run: what 03_etl, 05_train and 06_evaluate call.
+
+    Args:
+        held_out_ids: The clips that will be scored on.
+        adapter_record: Of the adapter that is scored; None before there is one.
+        locate: As `base_records` takes it.
+        progress: One unit a frame that is compared.
+
+    Raises:
+        AvomniError: a clip lies in two splits, or its windows hold another clip's frames; it is not
+            of the split that was frozen; a held-out clip was trained on; near-duplicates.
+    """
+    windows.check_leaks(cache)
+    split.check(p, {clip.clip_id: clip.split for clip in cache.clips})
+    records = base_records(p.model.base_model, locate)
+    check_training_lists(held_out_ids, {"the adapter": adapter_record or {}} | records)
+    check(cache, progress)
 
 
 @dataclass(frozen=True)
@@ -81,10 +196,12 @@ def near_duplicates(cache: Cache, progress: type[Bar] = Bar) -> list[Leak]:
     if len({clip.split for clip in cache.clips}) < 2:
         return []
     prints = [np.array(cache.shards[c.shard].prints[c.start : c.stop]) for c in cache.clips]
-    leaks = [
-        _overlap(cache, prints, *pair) for pair in sorted(_candidates(cache, prints, progress))
-    ]
-    return sorted((leak for leak in leaks if leak), key=lambda leak: -leak.num_frames)
+    leaks = []
+    for one, other in sorted(_candidates(cache, prints, progress)):
+        stretches = list(_stretches(cache, (one, other), (prints[one], prints[other])))
+        if stretches:  # the longest, of equals the one whose pictures are closest
+            leaks.append(max(stretches, key=lambda leak: (leak.num_frames, -leak.different)))
+    return sorted(leaks, key=lambda leak: -leak.num_frames)
 
 
 def _candidates(
@@ -141,12 +258,6 @@ def _candidates(
                 found |= shared
                 bar.update(len(own))
     return found
-
-
-def _overlap(cache: Cache, prints: Sequence[np.ndarray], one: int, other: int) -> Leak | None:
-    """The longest stretch that two clips share, of equals the one whose pictures are closest."""
-    stretches = _stretches(cache, (one, other), (prints[one], prints[other]))
-    return max(stretches, key=lambda leak: (leak.num_frames, -leak.different), default=None)
 
 
 def _stretches(
@@ -225,7 +336,8 @@ def _moves_alike(
 
 def _may_be_apart(path_m: np.ndarray) -> np.ndarray:
     """Metres that poses may be apart after so long a path."""
-    return MAX_APART_M + MAX_APART_SHARE * np.abs(path_m)
+    may_be: np.ndarray = MAX_APART_M + MAX_APART_SHARE * np.abs(path_m)
+    return may_be
 
 
 def _seen_from_first(poses: np.ndarray) -> tuple[np.ndarray, Rotation]:
