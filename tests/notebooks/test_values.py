@@ -133,7 +133,7 @@ def test_tables_of_the_audit_and_the_cache(bad: list[str]):
         "01_audit",
         "Look at every file",
         audit=SimpleNamespace(audit=lambda *_, **__: found),
-        **{"p": None, "hub": None, "pd": pd, "stage": ignored, "clip_plots": pictures},
+        **{"p": None, "hub": None, "pd": pd, "stage": ignored, "plots": pictures},
         **{"progress": SimpleNamespace(bar=lambda: None), "tables": None},
     )
     assert list(shown["every"].columns) == ["clip_id", "split", "state", "reason"]
