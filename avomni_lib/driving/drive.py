@@ -249,7 +249,8 @@ def _drive_batch(
             driver.start(seed, env.recorded(np.arange(env.num_steps + 1) / HZ))
             if isinstance(driver, ModelPolicy):
                 ego = seen[seed]["ego"]
-                driver.look_back(seed, info.get("past_cameras", ego[1:]), ego)
+                past = info["past_cameras"] if driver.sees else [None] * (len(ego) - 1)
+                driver.look_back(seed, past, ego)
         while seen:
             for seed, action in several(driver, seen).items():
                 env = envs[seed]

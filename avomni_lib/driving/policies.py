@@ -236,8 +236,8 @@ class ModelPolicy:
         """Show it what came before an episode, so that its window is whole the sooner.
 
         Args:
-            pictures: (n, cameras, H, W, 3) uint8, every 0.1 s until just before the start; n of
-                anything where it is blind.
+            pictures: (n, cameras, H, W, 3) uint8, every 0.1 s until just before the start; n times
+                None for one that is blind.
             ego: (17, 4) of the first observation.
         """
         wheel, self._num_past = self._wheels[number], len(pictures)
@@ -279,9 +279,11 @@ class ModelPolicy:
         tick = math.ceil(wheel.step * self.p.processing.sample_hz / HZ - 1e-9)
         if self._step_of(tick) != wheel.step:
             return None
-        size = self.p.processing.tile_height, self.p.processing.tile_width
-        black = np.zeros((len(self._names), *size, 3), np.uint8)
-        pictures = np.asarray(seen["cameras"]) if self.sees else black
+        if self.sees:
+            pictures = np.asarray(seen["cameras"])
+        else:
+            size = self.p.processing.tile_height, self.p.processing.tile_width
+            pictures = np.zeros((len(self._names), *size, 3), np.uint8)
         if len(pictures) != len(self._names) or pictures.dtype != np.uint8 or pictures.ndim != 4:
             raise AvomniError(
                 f"pictures are {pictures.shape} {pictures.dtype}, expected "
