@@ -53,11 +53,12 @@ report: $(READY)
 
 ## make test    lint, types and every test but the browser's, two files at a time (TESTS=1 one after another)
 TESTS ?= 2
+# In the order of the folders, not by the number of tests: the notebooks' few take longest and come first.
 # These kill processes and fill disks at moments of their work: beside others the moment is over
 # before it is seen.
 ALONE := $(wildcard tests/test_*_kills.py) tests/test_workers.py tests/test_prefetch.py
 test: $(READY) lint
-	$(PY) -m pytest -n $(TESTS) --dist loadfile $(ALONE:%=--ignore=%)
+	$(PY) -m pytest -n $(TESTS) --dist loadfile --no-loadscope-reorder $(ALONE:%=--ignore=%)
 	$(PY) -m pytest $(ALONE)
 
 ## make test-browser  the notebooks in JupyterLab and Voilà, in a chromium (Debian's is installed if there is none)
