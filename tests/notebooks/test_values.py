@@ -71,7 +71,7 @@ def test_the_cache_is_opened_by_numpy_alone(storage: str, tmp_path: Path):
     assert len(poses) == len(clip) and poses.time_s.is_monotonic_increasing
     distance_m = poses.distance_m.iloc[-1] - poses.distance_m.iloc[0]
     assert shown["driven_m"] == pytest.approx(distance_m, rel=0.01)
-    own = run_section(
+    shown = run_section(
         "03_etl",
         "See where the windows lie",
         built=built,
@@ -80,7 +80,7 @@ def test_the_cache_is_opened_by_numpy_alone(storage: str, tmp_path: Path):
         stage=SimpleNamespace(save=lambda *_: None),
         plots=SimpleNamespace(timelines=id),
     )
-    assert len(own["own"]) > 0 and own["length"] == p.processing.sequence_length
+    assert len(shown["all_windows"]) > 0 and shown["length"] == p.processing.sequence_length
 
 
 def test_a_grid_of_your_own_is_made_of_the_runs_tiles():
