@@ -1,6 +1,6 @@
-"""The embedded default: a rendered world in the data set's layout, and the tiny base model.
+"""The demo's data and model: a rendered world in the data set's layout, and the tiny base model.
 
-scene/     what stands where, and its picture
+scene/     the content of a scene, and its rendering
 publish/   drives as a data set
 driving/   the world as a simulator
 local_hub  a folder served as a hub on 127.0.0.1

@@ -2,10 +2,10 @@
 
     python -m avomni_world.compare_backbones      # make backbones
 
-The models have random weights, about as many as the tiny base has, and a tokenizer each. They see
-the same pairs of frames in the same order for the same number of steps, and answer for the same
-pairs of drives that none has seen. The table shows that each family learns, and what a window costs
-it; it says nothing of the released models, whose weights have seen the world.
+The models start from random weights, about as many as the tiny base has, each with its own
+tokenizer. They are trained on the same pairs of frames in the same order for the same number of
+steps, and asked about the same pairs of unseen drives. The table shows that each family learns, and
+what a window costs; it says nothing about the released, pretrained models.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ NUM_FRAMES = 2
 TARGET = target("summary_v1")
 LAST_S = (NUM_FRAMES - 1) / SAMPLE_HZ
 GRID = cameras.grid((("camera_front_wide_120fov",),))
-LAYERS, SEEN_AFTER = 6, 4  # of the language model, and after which of them a head reads the speed
-HEAD_BETA = 0.3  # of its error in SPEED_SCALE, up to which it counts squared
+LAYERS, SEEN_AFTER = 6, 4  # of the language model, and the one after which a head reads the speed
+HEAD_BETA = 0.3  # error in SPEED_SCALE up to which the loss is quadratic
 SQUARE, PATCH = 32, 8  # px; for families whose vision tower takes squares, and the towers' patches
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What all families have in common.
+    """The settings that all families share.
 
     Attributes:
         see_steps: Optimizer steps of the first lesson, seeing.
@@ -47,7 +47,7 @@ class Comparison:
         windows: In each step.
         rate: Peak learning rate of AdamW.
         num_drives, num_held_out: Drives to learn from, and to answer for.
-        seed: Of the weights' start and of the windows' order.
+        seed: Of the initial weights and of the windows' order.
     """
 
     see_steps: int = 800
@@ -61,17 +61,18 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of a family.
+    """The measurements of a family.
 
     Attributes:
-        parameters: Weights of its model; all of them learn.
+        parameters: Weights of its model; all are trained.
         tokens: Of a window with its answer.
         first_loss, last_loss: Mean cross entropy of a token of the answer, over a tenth of the
             steps.
-        mae_mps: Mean error of the answered speeds; an answer that is none counts as the mean.
-        mean_mae_mps: The same of one who always answers the mean.
-        seconds: Of the CPU, for the training.
-        memory_gb: The most that its process held.
+        mae_mps: Mean absolute error of the answered speeds; an answer that cannot be parsed counts
+            as the mean.
+        mean_mae_mps: The same if the answer is always the mean.
+        seconds: CPU seconds of the training.
+        memory_gb: Peak memory of its process.
     """
 
     family: str
@@ -87,7 +88,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Driven:
-    """What the target is rendered from."""
+    """The values that the target is rendered from."""
 
     speed_mps: float
 
@@ -101,8 +102,8 @@ class Small:
     """A family's small model.
 
     Attributes:
-        special: What its tokenizer has beside Qwen's special tokens.
-        config: Of the model, from its tokenizer.
+        special: Special tokens of its tokenizer besides Qwen's.
+        config: Makes the model's config from its tokenizer.
     """
 
     config: Callable[[Any], Any]
@@ -223,7 +224,7 @@ SMALL = {
 
 
 def tokenizer(name: str) -> Any:
-    """The family's own: every word that it is asked with or answers with is one token."""
+    """The family's tokenizer: every word of its prompt and its answers is one token."""
     from tokenizers import AddedToken
 
     from avomni_lib.training.prompt.conversation import prompt_text
@@ -243,7 +244,7 @@ def train(name: str, work: Path, comparison: Comparison) -> Row:
     """Train the family's small model, and ask it about drives that it has not seen.
 
     Args:
-        work: Keeps the rendered drives; what is there is not rendered again.
+        work: Folder of the rendered drives; existing ones are not rendered again.
     """
     import torch
 
@@ -252,7 +253,7 @@ def train(name: str, work: Path, comparison: Comparison) -> Row:
     words = tokenizer(name)
     model = start(name, words, comparison.seed).train()
     drives = Drives(work / "drives", comparison.num_drives, town=HOME)
-    for number in range(len(drives)):  # rendered before the clock runs
+    for number in range(len(drives)):  # rendered before the time is measured
         drives[number]
     talk = conversation(name, model, words)
     losses, started = [], time.process_time()
@@ -280,7 +281,7 @@ def train(name: str, work: Path, comparison: Comparison) -> Row:
 
 
 def start(name: str, words: Any, seed: int) -> Any:
-    """The family's small model; its patches start as gratings, as the tiny base's do."""
+    """The family's small model; its patch embedding starts as gratings, like the tiny base's."""
     import torch
     from transformers import AutoModelForImageTextToText
 
@@ -300,7 +301,7 @@ def start(name: str, words: Any, seed: int) -> Any:
 
 
 def conversation(name: str, model: Any, words: Any) -> Any:
-    """How the family is shown a window, and asked."""
+    """The family's prompt for a window."""
     from avomni_lib.training.backbones import backbone
     from avomni_lib.training.prompt.conversation import Conversation, cells_of
 
@@ -319,14 +320,14 @@ def conversation(name: str, model: Any, words: Any) -> Any:
 def learn(
     model: Any, talk: Any, drives: Drives, comparison: Comparison
 ) -> Iterator[tuple[float, float]]:
-    """The training, step by step: yields the mean loss of a token of the answer, and the head's.
+    """Train step by step, yielding the mean loss per token of the answer, and the head's loss.
 
-    First, seeing: a linear head, thrown away in the end, has to read the speed off the language
-    model's state at each vision token that knows both frames, below the last layers. Then the model
-    also has to answer; in the first lesson the loss of the answer is yielded as nan.
+    In the first lesson, a linear head (discarded afterwards) reads the speed from the language
+    model's states, below the last layers, at each vision token that has seen both frames. In the
+    second, the model also has to answer. In the first lesson the answer's loss is yielded as NaN.
 
-    The frames of a pair are 0, 1 or 2 apart, and the speed is as if they were neighbours: the same
-    place is seen at several speeds, so that a model that remembers the drives gains nothing.
+    The frames of a pair are 0, 1 or 2 apart, and the speed is scaled as if they were neighbours.
+    The same place is therefore seen at several speeds, so that memorising the drives does not help.
     """
     import torch
     from torch.nn import functional
@@ -366,7 +367,7 @@ def learn(
 
 
 def front(drive: Drive) -> np.ndarray:
-    """(T, 32, 32, 3) uint8: a square of the first camera's tile, its middle."""
+    """(T, 32, 32, 3) uint8: a square from the centre of the first camera's tile."""
     left = (TILE[0] - SQUARE) // 2
     return drive.frames[:, :SQUARE, left : left + SQUARE]
 
@@ -383,7 +384,7 @@ def _cut(sample: Any, length: int) -> Any:
 
 
 def _batch(talk: Any, samples: Sequence[Any]) -> dict[str, Any]:
-    """What the model takes beside the pictures."""
+    """The model's inputs besides the pictures."""
     from avomni_lib.training.prompt.conversation import collate
 
     batch = collate(samples, talk.tokenizer.pad_token_id)
@@ -411,7 +412,7 @@ def _errors(model: Any, talk: Any, drives: Drives) -> tuple[float, float]:
 
 
 def compare(work: Path, comparison: Comparison, names: Sequence[str] = ()) -> list[Row]:
-    """Each family in a process of its own, one after another, so that memory is its own.
+    """Train each family in a process of its own, one after another, so that memory can be measured.
 
     Args:
         names: Of the families; all if empty.

@@ -1,9 +1,9 @@
 """A folder in the data set's layout, served to the real huggingface_hub client on 127.0.0.1.
 
-The demo's 02 thus fetches over HTTP by the very code that fetches from huggingface.co. Standard
-library only. It binds to loopback alone: it is no way to pass gated data on.
+The demo's 02_download therefore uses the same HTTP code as for huggingface.co. It needs only the
+standard library, and binds only to loopback, so it cannot pass gated data on.
 
-The answers were read from the client that asks (huggingface_hub 1.33.0, `hf_api.py` and
+The responses follow what the client expects (huggingface_hub 1.33.0, `hf_api.py` and
 `file_download.py`): refs, revision, tree in pages, paths-info, auth-check, and `resolve` with
 Range, X-Repo-Commit, X-Linked-ETag (sha256 of large files; git's blob id is the ETag of small ones)
 and X-Linked-Size.
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 HOST, BRANCH = "127.0.0.1", "main"
 PAGE_SIZE, BLOCK_BYTES = 1000, 1 << 16
-# What a data set repository keeps in git itself; all else is large and known by its sha256 (LFS).
+# Files that a data set repository keeps in git itself; all others are LFS, known by their sha256.
 TEXT_SUFFIXES = {".csv", ".md", ".txt", ".json", ".yaml", ".yml"}
 TEXT_MAX_BYTES = 10_000_000
 
@@ -43,7 +43,7 @@ class Blob:
     """One published file as the hub describes it.
 
     Attributes:
-        file: Where it lies, with no symbolic link on the way.
+        file: Its path, without symbolic links.
     """
 
     path: str
@@ -55,7 +55,7 @@ class Blob:
 
     @property
     def is_there(self) -> bool:
-        """Whether the file still lies there itself, and not a link to another one."""
+        """Whether the file still exists itself, and not a link to another one."""
         return self.file.is_file() and self.file.resolve() == self.file
 
 
@@ -70,7 +70,7 @@ class Server(ThreadingHTTPServer):
         return f"http://{HOST}:{self.server_address[1]}"
 
     def server_bind(self) -> None:
-        # HTTPServer's own asks the resolver for a name, which can take seconds; nobody needs it.
+        # HTTPServer's own looks up a host name, which can take seconds and is not needed.
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = HOST, self.server_address[1]
 
@@ -79,15 +79,15 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One method a route, with huggingface.co's headers.
+    """One method per route, with huggingface.co's headers.
 
     Attributes:
-        name: What is asked for: a file's path, or a route as `api:refs`.
+        name: What is requested: a file's path, or a route such as `api:refs`.
         form, query: The fields of a POST and of the address.
     """
 
     protocol_version = "HTTP/1.1"
-    # Head and body leave in two writes; with Nagle's delay each small answer would take 40 ms.
+    # Head and body are two writes; with Nagle's algorithm each small response would take 40 ms.
     disable_nagle_algorithm = True
     server: Server
 
@@ -192,7 +192,7 @@ class Handler(BaseHTTPRequestHandler):
             self.file(blob, commit)
 
     def file(self, blob: Blob, commit: str) -> None:
-        """Send a file, or the part that was asked for."""
+        """Send a file, or the requested range of it."""
         status, start, stop = self.span(blob)
         if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             self.refuse(status, None, {"Content-Range": f"bytes */{blob.size}"})
@@ -212,7 +212,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.send(file.read, start, stop)
 
     def span(self, blob: Blob) -> tuple[HTTPStatus, int, int]:
-        """(status, first byte, the one after the last) of the answer."""
+        """(status, first byte, last byte + 1) of the response."""
         asked = self.headers.get("Range", "")
         if not asked.startswith("bytes=") or not blob.size:
             return HTTPStatus.OK, 0, blob.size
@@ -224,7 +224,7 @@ class Handler(BaseHTTPRequestHandler):
         return HTTPStatus.PARTIAL_CONTENT, start, stop
 
     def tags(self, blob: Blob) -> dict[str, str]:
-        """What the hub itself says of a file, wherever its bytes come from."""
+        """The headers that the hub sends for a file, wherever its bytes come from."""
         if not blob.is_large:
             return {"ETag": f'"{blob.git_id}"'}
         etag = f'"{blob.sha256}"'
@@ -260,13 +260,13 @@ class LocalHub:
     """A running hub; use it as a context manager.
 
     Args:
-        folder: Published files; names that start with a dot are left out, and links that lead to
-            one or out of the folder.
+        folder: Published files. Names that start with a dot are left out, and so are links to one
+            or out of the folder.
         repo_id: `owner/name`.
-        port: 0 takes a free one.
+        port: 0 chooses a free one.
 
     Attributes:
-        commit: Main's: 40 hex, a function of the files' names and contents.
+        commit: Main's commit: 40 hex digits, a function of the files' names and contents.
         commits: Every commit that is served -> path -> file.
 
     Raises:
@@ -288,7 +288,7 @@ class LocalHub:
         return self._server.address
 
     def publish(self, folder: Path) -> None:
-        """Main's next commit holds this folder's files; the commits before are served as well.
+        """Publish this folder's files as main's next commit; earlier commits are still served.
 
         Raises:
             AvomniError: the folder holds no file.
@@ -306,7 +306,7 @@ class LocalHub:
         except OSError as error:
             raise AvomniError(f"the local hub cannot listen on port {port}: {error}") from None
         server.hub = self
-        # Looks every 50 ms whether it shall stop.
+        # Checks every 50 ms whether to stop.
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         self._servers.append((server, thread))
         return server
@@ -326,7 +326,7 @@ class LocalHub:
 def _snapshot(folder: Path) -> Iterator[Blob]:
     root = folder.resolve()
     for path in sorted(folder.rglob("*")):
-        if not path.is_file():  # a link to itself is none, and cannot be resolved
+        if not path.is_file():  # a link to itself cannot be resolved
             continue
         name, content = path.relative_to(folder), path.resolve()
         if not content.is_relative_to(root):

@@ -3,8 +3,8 @@
 env      the environment
 vehicle  how the ego moves
 traffic  how the others move
-events   what gets in the ego's way
-expert   a driver who knows the lane and the cars
+events   obstacles that an episode can have
+expert   a driver that knows the lane and the other cars
 """
 
 import gymnasium

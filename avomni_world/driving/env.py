@@ -1,11 +1,11 @@
-"""The rendered world as a gymnasium environment: a car with cameras that goes where it is told.
+"""The rendered world as a gymnasium environment: a car with cameras that follows its actions.
 
 A drive begins in a clip, `start_s` after the clip's start, exactly as recorded: the first picture
-is the clip's, byte for byte. From there on the ego follows the actions, and the others are
-`replay` or `idm` (`traffic`).
+is the clip's, byte for byte. From there on the ego follows the actions, and the others move by
+`traffic`, `replay` or `idm`.
 
-What this world cannot show: its geometry is one centre line with two lanes. There are no junctions,
-no traffic lights, no signs and no lanes to choose from, so a route is the right-hand lane.
+Limits of this world: the road is one centre line with two lanes. There are no junctions, traffic
+lights, signs or lanes to choose from, so a route is the right-hand lane.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from avomni_world.scene.scenes import VIDEO_MARGIN_S, Scene, make_scene
 
 STEPS_A_SECOND = round(1 / STEP_S)
 NUM_ROUTE, ROUTE_STEP_M = 20, 10.0
-REACH_M = 250.0  # in 6.4 s; waypoints beyond it are clipped
-ROOM_M = 100.0  # of the world ahead: an episode ends where less is left
-LOST_M = 15.0  # from the lane's middle: an episode ends there, there is nothing to see
+REACH_M = 250.0  # in 6.4 s; farther waypoints are clipped
+ROOM_M = 100.0  # an episode ends if less of the world is ahead
+LOST_M = 15.0  # from the lane's centre: an episode ends there, beyond the scenery
 ROAD_BEHIND_M = 50.0  # of the start, in `Episode.road`
 
 ACTIONS = {
@@ -49,22 +49,23 @@ ACTIONS = {
 
 
 class DriveEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
-    """One drive of at most `seconds`, ten decisions a second.
+    """One drive of at most `seconds`, with ten decisions a second.
 
-    Observation, a dict; the rig's frame is x forward, y left, the rear axle's middle on the ground:
+    Observation, a dict; the rig's frame is x forward, y left, origin on the ground below the middle
+    of the rear axle:
         cameras: (n, height, width, 3) uint8 RGB, the grid's cameras in the order of their first
             cells; absent where `cameras` is None.
         ego: (17, 4) float32, x, y (m), yaw (rad), speed (m/s) every 0.1 s from 1.6 s ago until now.
-        route: (20, 2) float32, x, y (m) of the lane's middle every 10 m along the road ahead.
+        route: (20, 2) float32, x, y (m) of the lane's centre every 10 m along the road ahead.
 
     Action, one of:
         waypoints: (16, 2) float32, x, y (m) 0.4 s apart in the rig's frame now, as `future_v1`.
         controls: (2,) float32, acceleration (m/s²) and steering angle (rad, to the left).
-    Values beyond the action space are clipped to it; another shape or NaN is an error.
+    Values outside the action space are clipped to it; another shape or NaN is an error.
 
-    The reward is the way along the road in m. An episode is terminated where the ego has left the
-    road by far, and truncated after `seconds` or where less than 100 m of the world are ahead. What
-    a drive is worth is not judged here: see `episode`.
+    The reward is the distance along the road in m. An episode is terminated if the ego is far off
+    the road, and truncated after `seconds` or if less than 100 m of the world are ahead. Scoring is
+    separate: see `episode`.
 
     Args:
         town: One of `avomni_world.scene.towns`.
@@ -73,9 +74,9 @@ class DriveEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         traffic: `replay` or `idm`.
         event: `braking_leader`, `stopped_car`, `cut_in` or None.
         action: `waypoints` or `controls`.
-        seconds: Of an episode at most.
-        clip_seconds: Of the clip that a drive begins in; another length is another world.
-        start_s: After the clip's start, in steps of 0.1 s.
+        seconds: Longest episode.
+        clip_seconds: Length of the clip that a drive begins in; another length gives another world.
+        start_s: Start of the drive within the clip, in steps of 0.1 s.
         render_mode: `rgb_array` draws the grid.
 
     Raises:
@@ -127,11 +128,12 @@ class DriveEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Begin a drive.
+        """Start a drive.
 
         Args:
-            seed: Of the world and the drive, as of a clip; without one the next of a random series.
-            options: `scene`, a `Scene` to drive in instead (that of a published clip, say);
+            seed: Seed of the world and the drive, as for a clip; None draws the next of a random
+                series.
+            options: `scene`, a `Scene` to drive in instead (for example of a published clip);
                 `traffic`, `event` and `policy` (who drives, for the record) for this episode.
 
         Returns:
@@ -151,7 +153,7 @@ class DriveEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
             raise AvomniError(f"unknown options {', '.join(options)}", where="reset")
         if scene is None:
             seed = int(self.np_random.integers(2**32)) if seed is None else seed
-            if self._made is None or self._made.seed != seed:  # policies drive the same seeds
+            if self._made is None or self._made.seed != seed:  # all policies drive the same seeds
                 self._made = make_scene(seed, self._town, self._clip_seconds)
             scene = self._made
         self.scene: Scene = scene
@@ -176,7 +178,7 @@ class DriveEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         return self._observe(), info
 
     def _drive_as_recorded(self) -> np.ndarray | None:
-        """Drive from the clip's start to the episode's, and return what the cameras saw."""
+        """Drive from the clip's start to the episode's start, and return what the cameras saw."""
         first = min(0, self._start - HISTORY_STEPS)
         times = np.arange(first, self._start + 1) / STEPS_A_SECOND
         motion = self.scene.drive.at(times)
@@ -198,15 +200,15 @@ class DriveEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
     def step(
         self, action: np.ndarray
     ) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
-        """Drive on for 0.1 s.
+        """Advance by 0.1 s.
 
         Returns:
             Observation, reward, terminated, truncated, and an info: `time_s` since the start,
-            `along_m` since the start and `left_m` of the lane's middle, and `end`: "" or what ended
-            the episode, `time`, `world` or `lost`.
+            `along_m` since the start, `left_m` from the lane's centre, and `end`: "", or why the
+            episode ended: `time`, `world` or `lost`.
 
         Raises:
-            AvomniError: an action of another shape, or with a number that is not finite.
+            AvomniError: an action of another shape, or with a value that is not finite.
         """
         acceleration, steering = self._controls(action)
         ego, half = self.ego_box()
@@ -255,13 +257,13 @@ class DriveEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         return np.array([self.state.x, self.state.y, self.state.yaw, self.state.speed])
 
     def _locate(self, near_m: float) -> float:
-        """Find the rig along the road and beside the lane's middle."""
+        """Locate the rig along the road and beside the lane's centre."""
         self.along_m, left, heading = self.scene.road.locate(self.state.x, self.state.y, near_m)
         self.left_m, self.heading = left - drives.EGO_OFFSET_M, heading
         return self.along_m
 
     def ego_box(self) -> tuple[tuple[float, float, float], tuple[float, float]]:
-        """The ego as the others see it: its box's middle along the road and to the left of its
+        """The ego as the others see it: its box's centre along the road and to the left of the
         centre line, m, its speed along the road, m/s, and half its extent along and across, m."""
         size, turn = self.scene.vehicle, self.state.yaw - self.heading
         cos, sin = math.cos(turn), math.sin(turn)
@@ -273,7 +275,7 @@ class DriveEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         return middle, (along, half_length * abs(sin) + half_width * abs(cos))
 
     def to_rig(self, points: np.ndarray) -> np.ndarray:
-        """Points (…, 2) of the world in the rig's frame now."""
+        """Points (…, 2) of the world in the rig's current frame."""
         cos, sin = math.cos(self.state.yaw), math.sin(self.state.yaw)
         turn = np.array([[cos, sin], [-sin, cos]])
         turned: np.ndarray = (np.asarray(points) - (self.state.x, self.state.y)) @ turn.T
@@ -303,7 +305,8 @@ class DriveEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         return np.ascontiguousarray(next(self._renderer.frames(np.zeros(1))))
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]
-        """(rows · height, cols · width, 3) uint8: the grid now, or None without `render_mode`."""
+        """(rows · height, cols · width, 3) uint8: the current grid, or None without
+        `render_mode`."""
         if self.render_mode is None or self._grid is None or self._picture is None:
             return None
         names = [camera.name for camera in self._grid.cameras]
@@ -311,7 +314,7 @@ class DriveEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         return np.asarray(tiling.compose(shown, self._grid)[0])
 
     def close(self) -> None:
-        """Free the renderer; the next `reset` makes another."""
+        """Free the renderer; the next `reset` creates a new one."""
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
@@ -322,7 +325,7 @@ class DriveEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         return np.stack([motion[name] for name in ("x", "y", "yaw", "speed")], axis=-1)
 
     def episode(self) -> Episode:
-        """What happened until now."""
+        """What has happened so far."""
         size = self.scene.vehicle
         along = np.arange(self._begin_m - ROAD_BEHIND_M, self._world_end_m)
         lane, heading = self.scene.road.place(along, np.full(len(along), drives.EGO_OFFSET_M))
@@ -345,7 +348,7 @@ class DriveEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
 
 
 class Stage:
-    """A scene as the renderer sees it, with a rig that goes where it likes and others who react."""
+    """A scene as the renderer sees it, with a rig and others that move in the simulation."""
 
     def __init__(self, scene: Scene, traffic: Traffic):
         self.seed, self.town = scene.seed, scene.town
@@ -354,11 +357,12 @@ class Stage:
         self.ego = np.zeros(3)  # x, y (m), yaw (rad)
 
     def camera_poses(self, camera: str, times_s: np.ndarray) -> np.ndarray:
-        """(1, 4, 4) camera -> world now, whatever the time."""
+        """(1, 4, 4) camera -> world at the current step; the time is ignored."""
         return self._mounts[camera].ride(*self.ego[:, None])
 
     def vehicle_poses(self, times_s: np.ndarray) -> np.ndarray:
-        """(1, N, 3) x, y (m) and yaw (rad) of the others now, whatever the time."""
+        """(1, N, 3) x, y (m) and yaw (rad) of the others at the current step; the time is
+        ignored."""
         return self._traffic.poses()[None]
 
 

@@ -1,8 +1,8 @@
-"""What gets in the ego's way: a leader that brakes and stops, a stopped car, a cut-in.
+"""Events of an episode: a leader that brakes and stops, a stopped car, a cut-in.
 
-Each event draws from a random stream of its own, so the world and its traffic are those without it,
-apart from those who make room: the recorded car ahead, people on foot, and oncoming cars that would
-run into a car that cuts in.
+Each event draws from a random stream of its own, so the world and its traffic stay the same, except
+for those that are removed to make room: the recorded car ahead, people on foot, and oncoming cars
+that would hit a car that cuts in.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from avomni_world.scene.scenes import Scene
 from avomni_world.scene.traffic import Vehicle
 
 STEP_S = 0.1
-SLOWEST_MPS = 5.0  # of who is on the way, however slow the recorded drive is
-ROOM_M = 12.0  # between the middles of two cars that meet
-LANE_LEFT_M = -1.0  # whoever is farther to the left is in the way of oncoming cars
+SLOWEST_MPS = 5.0  # of whoever is in the way, however slow the recorded drive is
+ROOM_M = 12.0  # between the centres of two cars that meet
+LANE_LEFT_M = -1.0  # a car farther to the left is in the way of oncoming cars
 
 
 @dataclass(frozen=True)
 class Course:
-    """Where one more car goes if nothing hinders it, every 0.1 s of the clip.
+    """The planned motion of an additional car, every 0.1 s of the clip.
 
     Attributes:
         along, left: (T,) m, along the road and to the left of its centre line.
@@ -39,7 +39,7 @@ class Course:
 
 
 def braking_leader(rng: np.random.Generator, scene: Scene, times: np.ndarray, now: int) -> Course:
-    """A car ahead in the lane drives as fast as the recorded drive, then brakes and stands."""
+    """A car ahead in the lane drives as fast as the recorded drive, then brakes and stops."""
     motion = scene.drive.at(times)
     speed = np.maximum(motion["speed"], SLOWEST_MPS)
     brakes = now + round(rng.uniform(1.0, 3.0) / STEP_S)
@@ -63,7 +63,7 @@ def stopped_car(rng: np.random.Generator, scene: Scene, times: np.ndarray, now: 
 
 
 def cut_in(rng: np.random.Generator, scene: Scene, times: np.ndarray, now: int) -> Course:
-    """A car that overtakes moves into the lane just ahead, and slows down."""
+    """A car that overtakes, moves into the lane just ahead, and slows down."""
     motion = scene.drive.at(times)
     faster = rng.uniform(1.0, 2.0)
     speed = np.maximum(motion["speed"], SLOWEST_MPS) + faster
@@ -86,7 +86,7 @@ EVENTS: dict[str, Callable[[np.random.Generator, Scene, np.ndarray, int], Course
 
 
 def makes_room(course: Course, special: Course) -> bool:
-    """Whether somebody of the recorded scene is not there when a car takes a special course."""
+    """Whether a road user of the recorded scene is removed for a car with this course."""
     vehicle = course.vehicle
     if vehicle.walk is not None or (vehicle.follows and vehicle.along_m > 0):
         return True
@@ -101,14 +101,14 @@ def _car(rng: np.random.Generator, scene: Scene) -> Vehicle:
 
 
 def _between(scene: Scene, vehicle: Vehicle) -> float:
-    """From the rig's origin to the foot of a car whose tail touches the ego's nose."""
+    """From the rig's origin to the origin of a car whose rear touches the ego's front."""
     size, middle = vehicle.box
     nose = scene.vehicle.rear_axle_to_bbox_center + scene.vehicle.length / 2
     return float(nose + size[0] / 2 - middle[0])
 
 
 def _slowed(speed: np.ndarray, start: int, deceleration: float, slowest: float) -> np.ndarray:
-    """Speeds that from an instant on fall to `slowest`."""
+    """Speeds that fall to `slowest` from an instant on."""
     later = np.maximum(np.arange(len(speed)) - start, 0) * STEP_S
     at_start = speed[min(start, len(speed) - 1)]
     braked = np.maximum(at_start - deceleration * later, slowest)

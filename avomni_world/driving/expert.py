@@ -1,4 +1,5 @@
-"""A driver who knows the lane and the cars: keeps the lane's middle and a distance."""
+"""A driver that knows the lane and the other cars: keeps to the lane's centre and keeps its
+distance."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ from avomni_world.scene import drive as drives
 NUM_STEPS = round(NUM_WAYPOINTS * WAYPOINT_S / STEP_S)
 SIDEWAYS_MPS2 = 4.0  # in curves
 SLOWS_MPS2 = 1.5  # before them
-FORESEES_S = 1.5  # who steps into the lane
-BACK_S, BACK_M = 1.2, 6.0  # a strayed car is back by all but 1/e, whichever is farther
+FORESEES_S = 1.5  # for somebody stepping into the lane
+BACK_S, BACK_M = 1.2, 6.0  # in which a strayed car's distance falls to 1/e, whichever is farther
 JERK, HARD_JERK = 3.0, 30.0  # m/s³; the second where comfort is not enough
 COMFORT_MPS2 = -2.5
 
@@ -24,8 +25,8 @@ COMFORT_MPS2 = -2.5
 def waypoints(env: DriveEnv) -> np.ndarray:
     """(16, 2) float32 m, the action: where to be in the next 6.4 s, in the rig's frame.
 
-    As fast as the recorded drive at its fastest, no faster than the lane's curves and whoever is
-    ahead in it allow; who is ahead is taken to go on with the deceleration that he has.
+    At up to the recorded drive's highest speed, limited by the lane's curves and by the car ahead,
+    which is assumed to keep its deceleration.
     """
     way = _way(env)[round(WAYPOINT_S / STEP_S) - 1 :: round(WAYPOINT_S / STEP_S)]
     beside = env.left_m * np.exp(-way / max(BACK_S * env.state.speed, BACK_M))
@@ -34,7 +35,7 @@ def waypoints(env: DriveEnv) -> np.ndarray:
 
 
 def _way(env: DriveEnv) -> np.ndarray:
-    """(64,) m along the road that the car drives in the next 6.4 s, every 0.1 s."""
+    """(64,) m along the road in the next 6.4 s, every 0.1 s."""
     top = max(float(env.recorded(np.arange(env.num_steps + 1) * STEP_S)[:, 3].max()), SLOWEST_MPS)
     limits = _curve_limits(env)
     ahead = _ahead(env)
@@ -58,7 +59,7 @@ def _way(env: DriveEnv) -> np.ndarray:
 
 
 def _curve_limits(env: DriveEnv) -> np.ndarray:
-    """(M,) m/s at every metre ahead, so that each curve is met slowly enough."""
+    """(M,) m/s at every metre ahead, so that each curve is entered slowly enough."""
     along = env.along_m + np.arange(300.0)
     _, heading = env.scene.road.place(along, np.zeros(len(along)))
     bend = np.abs(np.gradient(heading))
@@ -69,9 +70,9 @@ def _curve_limits(env: DriveEnv) -> np.ndarray:
 
 
 def _ahead(env: DriveEnv) -> list[tuple[float, float, float]]:
-    """(gap m, speed m/s, deceleration m/s² ≤ 0) of all who are ahead in the lane, or soon in it.
+    """(gap m, speed m/s, deceleration m/s² ≤ 0) of all that are ahead in the lane, or soon will be.
 
-    Whoever drives our way in the other lane overtakes, and will be in ours.
+    A car in the other lane that drives our way is overtaking, and will be in ours.
     """
     others, (ego, half) = env.traffic, env.ego_box()
     middle, left = others.middles()

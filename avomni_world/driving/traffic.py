@@ -1,8 +1,8 @@
-"""How the others move while the ego goes its own way.
+"""How the other road users move in a simulated drive.
 
 `replay`: as recorded, whatever the ego does. A car ahead or behind keeps its distance to the place
 where the *recorded* ego would be.
-`idm`: along the same lines, but no faster than whoever is ahead allows, the ego too.
+`idm`: along the same lines, but no faster than the one ahead allows, which may be the ego.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ACCELERATION, DECELERATION = 1.5, 2.0  # m/s², what is comfortable
 HEADWAY_S, STANDSTILL_M = 1.2, 2.0
 COOLNESS = 0.99
 HARDEST = 8.0  # m/s²
-BESIDE_M = 0.3  # who passes with less room to the side is in the way
+BESIDE_M = 0.3  # a smaller lateral gap counts as in the way
 STANDING_MPS = 0.5
 
 
@@ -33,9 +33,9 @@ def car_following(
 ) -> float:
     """Acceleration behind another car, m/s², at least `-HARDEST`.
 
-    The interaction of the Intelligent Driver Model without its overreaction to a gap that suddenly
-    is small. Sources: Treiber, Hennecke, Helbing, Phys. Rev. E 62 (2000), with the free term apart
-    as Schakel, Knoop, van Arem, TRR 2316 (2012), have it; Kesting, Treiber, Helbing, Phil. Trans.
+    The interaction term of the Intelligent Driver Model, without its overreaction to a sudden small
+    gap. Sources: Treiber, Hennecke, Helbing, Phys. Rev. E 62 (2000), with the free term separated
+    as in Schakel, Knoop, van Arem, TRR 2316 (2012); Kesting, Treiber, Helbing, Phil. Trans.
     R. Soc. A 368 (2010), eq. 2.5 and 2.7, for the constant-acceleration heuristic.
 
     Args:
@@ -58,7 +58,7 @@ def car_following(
 
 
 def _recorded(vehicle: Vehicle, scene: Scene, times: np.ndarray) -> Course:
-    """Where somebody of the scene is, by the scene's own arithmetic."""
+    """Where one of the scene's road users is, computed as in the scene itself."""
     motion, still = scene.drive.at(times), np.zeros(len(times))
     if vehicle.follows:
         along, speed = motion["along"] + vehicle.along_m, motion["speed"]
@@ -73,17 +73,17 @@ class Traffic:
     Args:
         kind: One of `KINDS`.
         event: One of `EVENTS`, or None.
-        now: Steps from the clip's start to the moment when the ego is set free.
+        now: Steps from the clip's start to the start of the simulation.
         num_steps: From the clip's start to the last step.
 
     Attributes:
-        vehicles: Who they are. Some of the recorded ones make room for an event.
+        vehicles: The road users. An event removes those in its way.
         along, left, speed, acceleration: (N,) m, m, m/s and m/s² now, along the road.
         sideways: (N,) m/s, to the left across the road.
-        turn: (N,) rad, where each nose points against the road's heading.
+        turn: (N,) rad, each heading relative to the road's.
         half: (N, 2) m, half the length and half the width of each box.
-        to_middle: (N, 2) m, from each foot to its box's middle, ahead and to the left.
-        walks: (N,) bool, on foot: goes on whatever happens.
+        to_middle: (N, 2) m, from each origin to its box's centre, ahead and to the left.
+        walks: (N,) bool, on foot: keeps walking in any case.
         is_static: (N,) bool, never moves.
     """
 
@@ -95,7 +95,7 @@ class Traffic:
             stream = [scene.seed, zlib.crc32(scene.town.name.encode()), zlib.crc32(event.encode())]
             special = events.EVENTS[event](np.random.default_rng(stream), scene, times, now)
             courses = [c for c in courses if not events.makes_room(c, special)]
-            if not self._reacts:  # who follows the recorded ego would run over one that brakes
+            if not self._reacts:  # a car that follows the recorded ego would hit an ego that brakes
                 courses = [c for c in courses if not c.vehicle.follows]
             courses.append(special)
         self.vehicles: tuple[Vehicle, ...] = tuple(course.vehicle for course in courses)
@@ -113,7 +113,7 @@ class Traffic:
         self.is_static = ~((self._speed != 0) | (self._drift != 0)).any(axis=0) & ~follows
         self._turns = np.array([v.turn_rad for v in self.vehicles])
         self._direction = np.where((self._speed < 0).any(axis=0), -1.0, 1.0)
-        # Who follows the ego goes on where the recorded ego stopped.
+        # A car behind the ego does not stop where the recorded ego stopped.
         is_behind = follows & np.array([v.along_m < 0 for v in self.vehicles], bool)
         free = max(float(self._speed[:, is_behind].max(initial=0.0)), events.SLOWEST_MPS)
         self._wanted = np.where(is_behind, free, self._speed)
@@ -121,24 +121,24 @@ class Traffic:
         self.show(0)
 
     def show(self, step: int) -> None:
-        """Everybody as recorded, so many steps after the clip's start."""
+        """Place everybody as recorded, this many steps after the clip's start."""
         self._step = step
         self.along, self.speed = self._along[step].copy(), self._speed[step].copy()
         self.acceleration = (self.speed - self._speed[max(step - 1, 0)]) / STEP_S
         self._turn_to(np.full(len(self.along), step))
 
     def _turn_to(self, steps: np.ndarray) -> None:
-        """Everybody to the side of the road where the plan has them at steps (N,)."""
+        """Move everybody sideways to their planned position at steps (N,)."""
         who = np.arange(len(steps))
         self.left, self.sideways = self._left[steps, who], self._drift[steps, who]
         slope = np.arctan2(self.sideways, np.maximum(np.abs(self.speed), 1.0))
         self.turn = self._turns + np.where(self.walks, 0.0, slope)
 
     def step(self, ego: tuple[float, float, float], ego_half: tuple[float, float]) -> None:
-        """0.1 s on.
+        """Advance by 0.1 s.
 
         Args:
-            ego: Its box's middle along the road and to the left of it, m, and its speed along the
+            ego: Its box's centre along the road and to the left of it, m, and its speed along the
                 road, m/s, at the beginning of the step.
             ego_half: Half its extent along the road and across it, m.
         """
@@ -159,7 +159,8 @@ class Traffic:
         self._change_lanes(ego, ego_half)
 
     def _change_lanes(self, ego: tuple[float, float, float], ego_half: tuple[float, float]) -> None:
-        """Who cuts in does so when his tail is past the ego's nose, and not while he stands."""
+        """A car that cuts in does so once its rear is past the ego's front, and not while it
+        stands."""
         at, who = self._step - self._delay, np.arange(len(self._delay))
         moves = (self._drift[at, who] != 0) & ~self.walks
         begins = moves & (self._drift[at - 1, who] == 0)
@@ -171,7 +172,7 @@ class Traffic:
     def _accelerations(
         self, ego: tuple[float, float, float], ego_half: tuple[float, float]
     ) -> np.ndarray:
-        """(N,) m/s² that the nearest one ahead in everybody's way allows, in their direction."""
+        """(N,) m/s² that the nearest one ahead in each one's way allows, in its direction."""
         middle, left = self.middles()
         middle, left = np.append(middle, ego[0]), np.append(left, ego[1])
         half = np.vstack([self.half, ego_half])
@@ -196,13 +197,13 @@ class Traffic:
         return allowed
 
     def middles(self) -> tuple[np.ndarray, np.ndarray]:
-        """(N,) m each: the middle of every box along the road and to the left of it."""
+        """(N,) m each: the centre of every box along the road and to the left of it."""
         cos, sin = np.cos(self.turn), np.sin(self.turn)
         ahead, aside = self.to_middle.T
         return self.along + ahead * cos - aside * sin, self.left + ahead * sin + aside * cos
 
     def poses(self) -> np.ndarray:
-        """(N, 3) x, y (m) and yaw (rad) of every foot in the world's frame."""
+        """(N, 3) x, y (m) and yaw (rad) of every origin in the world's frame."""
         points, heading = self._road.place(self.along, self.left)
         return np.concatenate([points, (heading + self.turn)[:, None]], axis=-1)
 

@@ -1,4 +1,4 @@
-"""How the ego moves: a kinematic bicycle at 100 Hz, and what turns waypoints into its controls."""
+"""How the ego moves: a kinematic bicycle at 100 Hz, and a controller that follows waypoints."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from avomni_world.scene.drive import MAX_STEER_RAD, MAX_STEER_RATE
 STEP_S = 0.01
 MAX_SPEED_MPS = 40.0
 MIN_ACCELERATION, MAX_ACCELERATION = -8.0, 4.0  # m/s²
-PEDAL_S, WHEEL_S = 0.15, 0.15  # time constants from what is wanted to what the car does
-GRIP_MPS2 = 8.0  # sideways; no steering angle asks more of the tyres
+PEDAL_S, WHEEL_S = 0.15, 0.15  # time constants of the response to a command
+GRIP_MPS2 = 8.0  # lateral; steering angles are limited to it
 
 WAYPOINT_S, NUM_WAYPOINTS = 0.4, 16
-SPEED_AHEAD = 2  # waypoints: the speed is right after this many of them
-STOP_M, STOP_MPS2 = 0.1, -0.5  # who is to move less than this within them brakes to a stand
-PATH_M = 1.0  # a shorter path says nothing about where to steer
+SPEED_AHEAD = 2  # waypoints until the speed should match
+STOP_M, STOP_MPS2 = 0.1, -0.5  # a path shorter than this within them means: brake to a stop
+PATH_M = 1.0  # too short a path to steer by
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The ego at an instant, in the world's frame.
+    """The ego's state at one instant, in the world's frame.
 
     Attributes:
         x, y: m, the rear axle's middle on the ground.
         yaw: rad.
-        speed: m/s, never negative: it does not reverse.
+        speed: m/s, never negative: the car does not reverse.
         acceleration: m/s², along the car.
         steer: rad, the front wheels' angle to the left.
     """
@@ -48,10 +48,10 @@ Steering = Callable[[State], float]
 def advance(
     state: State, wheelbase_m: float, acceleration: float, steering: Steering, seconds: float
 ) -> State:
-    """The state after `seconds` of wanting an acceleration and what `steering` says, every 10 ms.
+    """The state after `seconds` of a commanded acceleration and of `steering`, in steps of 10 ms.
 
-    Pedals and wheels answer with a delay, the wheels no faster than `MAX_STEER_RATE` and not at all
-    while the car stands.
+    Throttle, brake and steering respond with a delay; the wheels turn at `MAX_STEER_RATE` at most,
+    and not at all while the car stands.
     """
     acceleration = min(max(acceleration, MIN_ACCELERATION), MAX_ACCELERATION)
     for _ in range(round(seconds / STEP_S)):
@@ -78,14 +78,14 @@ def advance(
 
 
 def track(state: State, waypoints: np.ndarray, wheelbase_m: float) -> tuple[float, Steering]:
-    """The controls that follow waypoints: an acceleration, and the steering from state to state.
+    """Controls that follow waypoints: an acceleration, and a function from state to steering angle.
 
-    The acceleration is proportional to how much the speed differs from the mean speed to waypoint
-    `SPEED_AHEAD`, which is exact where that acceleration is constant. The steering is pure pursuit:
-    Coulter, CMU-RI-TR-92-01, with the scripted driver's own distance ahead.
+    The acceleration is proportional to the difference between the speed and the mean speed to
+    waypoint `SPEED_AHEAD`, which is exact if that acceleration is constant. The steering is pure
+    pursuit (Coulter, CMU-RI-TR-92-01) with the scripted driver's lookahead distance.
 
     Args:
-        state: Where the waypoints were made.
+        state: The state in which the waypoints were made.
         waypoints: (16, 2) m, `WAYPOINT_S` apart, in the rig's frame then: x forward, y left.
     """
     horizon_s = SPEED_AHEAD * WAYPOINT_S
@@ -113,7 +113,8 @@ def track(state: State, waypoints: np.ndarray, wheelbase_m: float) -> tuple[floa
 def _ahead(
     points: list[tuple[float, float]], here: tuple[float, float], distance: float
 ) -> tuple[float, float] | None:
-    """Where a path leaves the circle around `here`; straight on from its end if it stays within."""
+    """The point where a path leaves the circle around `here`, extended straight from its end if it
+    stays inside."""
     before = points[0]
     for point in points[1:]:
         if math.dist(point, here) >= distance:

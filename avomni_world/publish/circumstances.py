@@ -1,8 +1,8 @@
-"""Where, when and by which vehicle a rendered clip is listed as driven.
+"""Country, time and vehicle in the metadata of a rendered clip.
 
-So that there is something to choose by. All of it is dealt by the clip's name: the pictures know
-nothing of it, but for the hour, which is that of the town's light. Which clips have an event is
-decided here too; what happens in them is no chance (see `events`).
+They give the demo something to select by. All are random functions of the clip's name and do not
+affect the pictures, except that the hour is that of the town's light. Which clips have an event is
+decided here too; what happens in them is not random (see `events`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 HOUR_OF_DAY = {"meadow": 12, "harbour": 19, "survey": 23}
 HOURS_AROUND = (-1, 0, 0, 1)
 COUNTRIES = ("United States", "Germany", "Italy", "Sweden", "Portugal")
-# Of a chunk's clips, from its own country on; the next chunk begins with the next country.
+# Countries of a chunk's clips in order; the next chunk begins with the next country.
 COUNTRY_SHARES = (0.5, 0.2, 0.1, 0.1, 0.1)
 PLATFORMS = {"hyperion_8.1": 0.7, "hyperion_8": 0.3}
 # The data set's clusters, and how many of its 1,740 clips each has.
@@ -30,19 +30,18 @@ EVENT_CLUSTERS = {
     "ANIMALS_BIRDS_ROADKILL": 23,
 }
 EVENT_EVERY, EVENT_FIRST = 8, 1  # clip 1, 9, 17, … of a world has an event
-WITHOUT_EVENTS_EVERY = 5  # of these, every so many has a cluster and no list of events
+WITHOUT_EVENTS_EVERY = 5  # of these, each n-th has a cluster and no list of events
 
 
 @dataclass(frozen=True)
 class Circumstances:
-    """What the metadata say of a clip.
+    """A clip's metadata.
 
     Attributes:
         month: 1-12.
         hour: 0-23.
         event_cluster: None for most clips.
-        has_event: Whether something happens in it that the metadata describe: in most of those with
-            a cluster.
+        has_event: Whether the metadata describe an event in it; true for most clips with a cluster.
     """
 
     country: str
@@ -54,10 +53,10 @@ class Circumstances:
 
 
 def circumstances(clip_id: str, number: int, chunk: int, town: str) -> Circumstances:
-    """Of one clip of a world; a function of the arguments.
+    """The metadata of one clip of a world; a function of the arguments.
 
     Args:
-        number: The clip's place in the world.
+        number: The clip's number in the world.
     """
     turned = [COUNTRIES[(chunk + place) % len(COUNTRIES)] for place in range(len(COUNTRIES))]
     country = _deal(clip_id, "country", dict(zip(turned, COUNTRY_SHARES, strict=True)))
@@ -76,13 +75,13 @@ def circumstances(clip_id: str, number: int, chunk: int, town: str) -> Circumsta
 
 
 def has_event(number: int) -> bool:
-    """Whether the metadata describe something that happens in this clip of a world."""
+    """Whether the metadata describe an event in this clip of a world."""
     place, rest = divmod(number, EVENT_EVERY)
     return rest == EVENT_FIRST and place % WITHOUT_EVENTS_EVERY != WITHOUT_EVENTS_EVERY - 1
 
 
 def _luck(clip_id: str, purpose: str) -> float:
-    """In [0, 1), by the clip's name."""
+    """A number in [0, 1), from the clip's name."""
     return int.from_bytes(hashlib.sha256(f"{purpose}/{clip_id}".encode()).digest()[:6]) / 2**48
 
 

@@ -1,8 +1,8 @@
 """The rendered world as a data set: upstream's layout, names and schemas, in one folder.
 
-Clips are recorded by one process a core into a work folder beside the target, one file a clip; then
-zips and tables are put together in order and the whole folder takes its name. Killed at any moment,
-the same call goes on from the clips that are there and ends with the same bytes.
+One process per core records clips into a work folder beside the target, one file per clip. Then
+zips and tables are assembled in order and the folder is renamed. If it is killed at any moment, the
+same call continues from the existing clips and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from avomni_world.scene import towns
 from avomni_world.scene.render import Renderer
 from avomni_world.scene.scenes import Scene, make_scene
 
-FORMAT = 3  # raise it when the same parameters would give other bytes
+FORMAT = 3  # increase it when the same parameters would give different bytes
 
 
 def world_clips(world: WorldParams) -> list[WorldClip]:
@@ -47,7 +47,7 @@ def world_clips(world: WorldParams) -> list[WorldClip]:
 
 
 def clip_id_of(town: str, seed: int) -> str:
-    """The name of the drive through a town that a seed gives."""
+    """The clip id of a seed's drive through a town."""
     name = hashlib.sha256(f"avomni/{town}/{seed}".encode()).digest()[:16]
     return str(uuid.UUID(bytes=name, version=4))
 
@@ -75,18 +75,18 @@ def _scene(clip: WorldClip, world: WorldParams) -> Scene:
 
 
 def strays(clip: WorldClip, world: WorldParams) -> bool:
-    """Whether the clip's car begins out of its lane; the dice that seeded it decide."""
+    """Whether the clip's car begins out of its lane; decided by its seed."""
     return clip.seed % 10_000 < 10_000 * world.strays
 
 
 def expected_bytes(world: WorldParams) -> int:
-    """About what `publish` makes, in bytes."""
+    """Estimated size of what `publish` writes, in bytes."""
     clip_bytes = sum(world_clip_bytes(world, each.name) for each in layout.published(world))
     return int(clip_bytes * world.num_chunks * world.clips_per_chunk)
 
 
 def publish(p: Params, folder: Path, progress: type[Bar] = Bar) -> Path:
-    """Write `p.dataset.world` as a data set into `folder`, or return at once if it lies there.
+    """Write `p.dataset.world` as a data set into `folder`, or return immediately if it exists.
 
     Raises:
         AvomniError: another world or something else is in the folder; no such town; no room; the
@@ -109,7 +109,7 @@ def publish(p: Params, folder: Path, progress: type[Bar] = Bar) -> Path:
             fix="remove it, or publish into another folder",
         )
     towns.town(world.town)
-    need = 2 * expected_bytes(world)  # clips, and the chunks made of them
+    need = 2 * expected_bytes(world)  # the clips, and the chunks made from them
     files.need_room(folder.parent, need, "the rendered world")
     card = _card(world)
     work = folder.with_name(f".{folder.name}.{hashlib.sha256(card.encode()).hexdigest()[:12]}.work")
@@ -133,13 +133,15 @@ def publish(p: Params, folder: Path, progress: type[Bar] = Bar) -> Path:
 
 
 def is_published(p: Params, folder: Path) -> bool:
-    """Does this very world lie in the folder? It is moved there whole, so its card says which."""
+    """Whether the folder holds exactly this world. It is moved there whole, so its card is
+    proof."""
     card = Path(folder) / "README.md"
     return card.is_file() and card.read_text(encoding="utf-8") == _card(p.dataset.world)
 
 
 def _record_all(missing: list[tuple[WorldClip, Path]], world: WorldParams) -> Iterator[WorldClip]:
-    """Record clips in processes of their own: panda3d's engine is global, and cores are several."""
+    """Record clips in separate processes: panda3d's engine is global, and there are several
+    cores."""
     jobs = [(clip, part, world) for clip, part in missing]
     with contextlib.closing(workers.run_jobs(_record, jobs, workers.num_cores())) as recorded:
         for (clip, part, _), done in recorded:
@@ -160,7 +162,7 @@ def _renderer(width: int, height: int, names: tuple[str, ...]) -> Renderer:
 
 
 def _record(job: tuple[WorldClip, Path, WorldParams]) -> bool:
-    """Write one clip's part; what a worker process does."""
+    """Write one clip's part, in a worker process."""
     clip, part, world = job
     scene = _scene(clip, world)
     renderer = _renderer(world.width, world.height, world.camera_names)
@@ -175,7 +177,7 @@ def _record(job: tuple[WorldClip, Path, WorldParams]) -> bool:
 def _card(world: WorldParams) -> str:
     """The data set's README: what it is, and the parameters that made it."""
     made_from = world.model_dump() | {"format": FORMAT}
-    if not world.strays:  # a world without any has the bytes that it had before there were any
+    if not world.strays:  # keeps the bytes of worlds without strays as they were
         del made_from["strays"]
     values = json.dumps(made_from, sort_keys=True)
     return f"""---

@@ -1,4 +1,4 @@
-"""The upstream repository's layout: which feature lies in which file, and all files of a set."""
+"""The upstream repository's layout: which feature is in which file, and all files of a data set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from avomni_lib.sections import WorldParams
 from avomni_world.publish import tables
 from avomni_world.publish.circumstances import circumstances
 
-CALIBRATION, EVENTS = "calibration.json", "events.json"  # members of a part
+CALIBRATION, EVENTS = "calibration.json", "events.json"  # names of a part's members
 INTRINSICS = (*calibration.SIZE, *calibration.BW, *calibration.FW)
 TEXT, WHOLE, FLOAT, TRUTH = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 
@@ -27,7 +27,7 @@ class Feature:
 
     Attributes:
         directory: labels, calibration or camera.
-        members: Kind -> what follows the feature's name in a member's name; empty for tables.
+        members: Kind -> suffix of a member's name after the feature's; empty for tables.
         index: Of a calibration table.
         columns: Of a calibration table.
     """
@@ -40,7 +40,7 @@ class Feature:
 
     @property
     def chunk_path(self) -> str:
-        """Of one chunk, with `{chunk_id:04d}` to be filled in."""
+        """Path template of one chunk, with `{chunk_id:04d}`."""
         ending = "zip" if self.members else "parquet"
         return f"{self.directory}/{self.name}/{self.name}.chunk_{{chunk_id:04d}}.{ending}"
 
@@ -72,7 +72,7 @@ class WorldClip:
 
 
 def published(world: WorldParams) -> list[Feature]:
-    """The features that the world's clips have; the tables name the other cameras as absent."""
+    """The features of the world's clips; the tables list the other cameras as absent."""
     absent = set(cameras.BY_NAME).difference(world.camera_names)
     return [feature for feature in FEATURES if feature.name not in absent]
 
@@ -83,7 +83,7 @@ def assemble(
     """Write all files of the set: chunks in the order of the clips, then the index and metadata.
 
     Args:
-        parts: Each clip's own zip: its members, `CALIBRATION`, and `EVENTS` where it has some.
+        parts: One zip per clip: its members, `CALIBRATION`, and `EVENTS` if it has any.
     """
     events: dict[str, str] = {}
     for chunk in sorted({clip.chunk for clip in clips}):
@@ -166,7 +166,7 @@ def _metadata(
         "feature": (TEXT, [cameras.FRONT_WIDE.name] * len(special)),
         "event_cluster": (TEXT, [clusters[clip.clip_id] for clip in special]),
         "events": (TEXT, [events.get(clip.clip_id) for clip in special]),
-        # The source's own table knows no test clips.
+        # The source's own table has no test clips.
         "split": (TEXT, ["train" if clip.split == "train" else "val" for clip in special]),
     }
     yield "reasoning/ood_reasoning.parquet", table(special, reasoning)

@@ -1,6 +1,6 @@
-"""What the rig records in one clip: a video a camera with its own clock, ego motion, calibration.
+"""What the rig records in one clip: a video per camera with its own clock, egomotion, calibration.
 
-And what is labelled afterwards: where the others were.
+Also the labels of the other road users.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from avomni_world.scene.scenes import Scene
 FPS = 30
 EXTRA_FRAMES = 5  # a clip of 20 s has 605 frames of each camera
 KEY_FRAME_INTERVAL = 30
-# The road's texture survives: 32 dB at 128 × 72.
+# Keeps the road's texture: 32 dB at 128 × 72.
 QUALITY = {"crf": "20", "preset": "ultrafast"}
 _KEYS = f"keyint={KEY_FRAME_INTERVAL}:min-keyint={KEY_FRAME_INTERVAL}:scenecut=0"
 # H.264 without B frames; HEVC as x265 makes it by default, with B frames and open
@@ -37,14 +37,14 @@ CODECS = {
 }
 CLOCK_OFFSET_US = (-22_000, 14_000)  # of a camera's first frame
 CLOCK_JITTER_US = 40
-EGO_STEP_US = (8_600, 11_400)  # ego motion's own clock: about 100 Hz, not uniform
+EGO_STEP_US = (8_600, 11_400)  # egomotion has its own clock: about 100 Hz, not uniform
 EGO_BEFORE_US = (45_000, 140_000)
 EGO_AFTER_US = 10_300_000  # past the clip's length
 
 
 @dataclass(frozen=True)
 class Recording:
-    """One clip as it will be published.
+    """One clip, ready to be published.
 
     Attributes:
         members: File name -> bytes, for the stored zips.
@@ -62,7 +62,7 @@ def num_frames(seconds: float) -> int:
 
 
 def camera_clocks(seed: int, seconds: float) -> np.ndarray:
-    """(frames, cameras) int64 µs: each camera of the rig starts and ticks a little differently."""
+    """(frames, cameras) int64 µs: each camera's start and rate differ slightly."""
     rng = np.random.default_rng([seed, 1])
     count = num_frames(seconds)
     start = rng.integers(*CLOCK_OFFSET_US, size=len(cameras.CAMERAS))
@@ -85,11 +85,11 @@ def record(scene: Scene, clip_id: str, renderer: Renderer, codec: str = "h264") 
     """Drive through a scene with the cameras on.
 
     Args:
-        renderer: For the cameras that are on, in the rig's order.
+        renderer: For the recorded cameras, in the rig's order.
         codec: Of `CODECS`.
     """
     renderer.open(scene)
-    # A camera's clock is the same whichever others are on.
+    # A camera's clock does not depend on which others are recorded.
     places = [cameras.CAMERAS.index(camera) for camera in renderer.cameras]
     clocks = camera_clocks(scene.seed, scene.seconds)[:, places]
     pictures = renderer.frames(clocks / 1e6)
@@ -133,7 +133,7 @@ def encode(
     height: int,
     codec: str = "h264",
 ) -> Sequence[bytes]:
-    """An mp4 a camera: constant 30 fps, a key frame every second.
+    """One mp4 per camera: constant 30 fps, a key frame every second.
 
     Args:
         pictures: (cameras, height, width, 3) uint8 RGB, one rig frame after another.

@@ -1,8 +1,8 @@
 """The data set's tables: their columns, types and indices, as bytes of parquet.
 
-Written by pyarrow alone. pandas keeps a table's index in a note beside the schema; NVIDIA's kit
-reads by that note, so it is written here too. The bytes depend on the values and on pyarrow's
-version, on nothing else.
+Written with pyarrow only. pandas stores a table's index in metadata beside the schema, and NVIDIA's
+kit relies on it, so it is written here too. The bytes depend only on the values and on pyarrow's
+version.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def parquet(columns: Mapping[str, Sequence], types: Mapping[str, pa.DataType], i
     Args:
         columns: Name -> values, all of one length.
         types: Name -> arrow type, in the order of the columns.
-        index: Columns that pandas takes as the index; they are stored last, as pandas does.
+        index: Columns that pandas uses as the index; they are stored last, as pandas does.
     """
     order = [name for name in types if name not in index] + list(index)
     schema = pa.schema([(name, types[name]) for name in order])
@@ -73,5 +73,5 @@ def _pandas_note(schema: pa.Schema, index: Sequence[str]) -> dict:
 
 
 def floats(names: Sequence[str], **others: pa.DataType) -> dict[str, pa.DataType]:
-    """Types of a table whose columns are all float64 but for `others`."""
+    """Types of a table whose columns are all float64 except `others`."""
     return {name: others.get(name, pa.float64()) for name in names}

@@ -18,23 +18,23 @@ EGO_OFFSET_M = -LANE_M / 2  # to the left of the centre line: the right-hand lan
 STEP_S = 0.01  # of the integration
 BEFORE_S = 0.5  # driven before time 0
 ROAD_STEP_M = 0.5
-NEAR_M = 30.0  # how far a point is looked for along the road
+NEAR_M = 30.0  # search range along the road
 ROAD_BEHIND_M = 340.0
 ROAD_AHEAD_M = 400.0
-MAX_HEADING_RAD = math.radians(75.0)  # the road always leads on, so it never meets itself
+MAX_HEADING_RAD = math.radians(75.0)  # limits the turns, so that the road never crosses itself
 RAMP_M = 24.0  # curvature changes over this length
 MAX_STEER_RATE = 0.5  # rad/s
 MAX_STEER_RAD = 0.6
-BACK_S = 2.0  # in this time a car that strayed is back by all but 1/e of its distance
+BACK_S = 2.0  # in this time a strayed car's distance falls to 1/e
 
 
 @dataclass(frozen=True)
 class Stray:
-    """Where a car begins that is not in its lane.
+    """The start of a car that is not in its lane.
 
     Attributes:
-        left_m: To the left of the lane that it drives in.
-        turned_rad: Turned to the left of the lane's direction.
+        left_m: Distance to the left of its lane.
+        turned_rad: Heading relative to the lane's, positive to the left.
     """
 
     left_m: float = 0.0
@@ -86,10 +86,10 @@ class Road:
         return centre + normal * np.asarray(left_m)[..., None], heading
 
     def locate(self, x: float, y: float, near_m: float) -> tuple[float, float, float]:
-        """Where a point is beside the centre line; the inverse of `place`.
+        """Position of a point relative to the centre line; the inverse of `place`.
 
         Args:
-            near_m: A length along the road that is less than `NEAR_M` off.
+            near_m: A length along the road within `NEAR_M` of the point's.
 
         Returns:
             Length along the road, distance to the left of it, and its heading there.
@@ -219,10 +219,11 @@ def make_road(rng: np.random.Generator, town: Town, length_m: float) -> Road:
 def speed_profile(
     rng: np.random.Generator, town: Town, seconds: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Speed and its rate of change every `STEP_S`: a driver who aims at one speed after another.
+    """Speed and its rate of change every `STEP_S`: the driver aims at one target speed after
+    another.
 
-    A clip has its own middle speed, uniform over the town's range, and wanders around it; one aim
-    in six is a stop.
+    Each clip has a mean speed, uniform over the town's range, and target speeds around it; one
+    target in six is a stop.
 
     Returns:
         (N,) m/s and (N,) m/s².
@@ -253,7 +254,7 @@ def speed_profile(
 
 
 def _reflect(value: float, low: float, high: float) -> float:
-    """Fold a value back into a range, so that its ends are as likely as its middle."""
+    """Reflect a value back into a range, so that its ends are as likely as its middle."""
     span = high - low
     value = (value - low) % (2 * span)
     return low + (value if value <= span else 2 * span - value)
@@ -269,7 +270,7 @@ def drive_along(
 ) -> Drive:
     """Follow the right-hand lane by pure pursuit: the steering angle turns towards a point ahead.
 
-    A car that begins beside the lane aims beside it too, by a distance that shrinks to 1/e every
+    A car that begins beside the lane also aims beside it, by a distance that falls to 1/e every
     `BACK_S`.
 
     Source of the steering law: Coulter, "Implementation of the Pure Pursuit Path Tracking
@@ -308,7 +309,7 @@ def drive_along(
         wanted = math.atan2(2 * wheelbase_m * math.sin(bearing), math.hypot(dx, dy))
         wanted = min(max(wanted, -MAX_STEER_RAD), MAX_STEER_RAD)
         change = (wanted - steer) * STEP_S / 0.15
-        limit = MAX_STEER_RATE * STEP_S if speed > 0.1 else 0.0  # nobody steers a standing car
+        limit = MAX_STEER_RATE * STEP_S if speed > 0.1 else 0.0  # a standing car is not steered
         next_steer = steer + min(max(change, -limit), limit)
         # Midpoint rule over one step; 1 mm in 20 s against a step ten times finer.
         turn = (speed + rate * STEP_S / 2) * math.tan((steer + next_steer) / 2) / wheelbase_m

@@ -1,8 +1,8 @@
-"""What happens in a scene that has an event, in one sentence that is true of it.
+"""What happens in a scene with an event, described in one true sentence.
 
-The drive comes first: nothing here changes it. Where the car brakes, a vehicle ahead that keeps its
-distance brakes with it; where there is none, somebody is put who crosses the road ahead. Where it
-does not brake, the sentence says what is plain to see.
+The drive is given and is not changed here. If the car brakes, a vehicle ahead that keeps its
+distance brakes with it; if there is none, a pedestrian is added who crosses the road ahead. If the
+car does not brake, the sentence states what can be seen.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from avomni_world.scene.traffic import Vehicle, Walk
 STEP_US, START_US = 100_000, -151_128
 LOOK_S = 0.05
 EARLIEST_S, LATEST_S = 0.3, 0.5  # after the clip's start, before its end
-CHANGE_MPS2, END_MPS2 = 0.3, 0.1  # a change of speed begins above the one, ends below the other
-CHANGE_MPS = 1.5  # that is worth a sentence
+CHANGE_MPS2, END_MPS2 = 0.3, 0.1  # where a change of speed begins and ends
+CHANGE_MPS = 1.5  # smallest change that gets a sentence
 STANDING_MPS = 0.1
 
 KERB_M = 4.75  # beside the asphalt, before the posts
-LANE_LEFT_M = 0.3  # of the centre line: whoever is there has left our lane
+LANE_LEFT_M = 0.3  # of the centre line: beyond it somebody has left our lane
 WALK_MPS = (0.8, 1.8)
 NOTICED_S = 0.5  # from the first step to the brake
-ROOM_M, ROOM_S = 3.0, 0.3  # between the car's nose and who crosses
-GONE_S = 2.0  # who has left our lane for longer is not who the car stops for
-HIT_M = 3.8  # between the middles of a car and of a person
+ROOM_M, ROOM_S = 3.0, 0.3  # between the car's front and the pedestrian
+GONE_S = 2.0  # the car does not stop for somebody who left our lane longer ago
+HIT_M = 3.8  # between the centres of a car and of a person
 
 FREE, AHEAD = "the lane ahead is free", "the {label} {gap:.0f} m ahead"
 
@@ -42,8 +42,8 @@ class Event:
     """One entry of the `events` of `reasoning/ood_reasoning.parquet`.
 
     Attributes:
-        start_us: When the car's answer to it begins, on the clip's clock, as exactly as the
-            source's own frames show it: to 50 ms.
+        start_us: When the car's reaction begins, on the clip's clock, with the source's precision
+            of 50 ms.
         text: What the car does, and why.
     """
 
@@ -67,7 +67,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Change:
-    """The longest change of speed of a kind: from when to when, s, and whether it ends at rest."""
+    """The longest change of speed of one kind: start and end, s, and whether it ends at rest."""
 
     start_s: float
     end_s: float
@@ -82,15 +82,15 @@ def happen(
     seconds: float,
     others: Sequence[Vehicle],
 ) -> tuple[Event | None, tuple[Vehicle, ...]]:
-    """What happens, and everybody who is on the road then.
+    """The event, and everybody on the road with it.
 
     Args:
-        front_m: From the rig's origin to the car's nose.
-        seconds: Of the clip, in which it begins.
-        others: Who is there without an event. Those who would run over who crosses are left out.
+        front_m: From the rig's origin to the car's front.
+        seconds: Length of the clip, within which the event begins.
+        others: Road users without the event. Those that would hit the pedestrian are left out.
 
     Returns:
-        None where no true sentence can be made.
+        None if no true sentence can be made.
     """
     others = tuple(others)
     ahead = min((v.along_m for v in others if v.follows and v.along_m > 0), default=None)
@@ -122,8 +122,8 @@ def happen(
 
 
 def change(drive: drives.Drive, seconds: float, sign: int) -> Change | None:
-    """The greatest gain (sign 1) or loss (-1) of speed that begins within the clip."""
-    times = np.arange(0.0, drive.end_s, LOOK_S)  # what begins in the clip may end after it
+    """The largest gain (sign 1) or loss (-1) of speed that begins within the clip."""
+    times = np.arange(0.0, drive.end_s, LOOK_S)  # a change that begins in the clip may end after it
     motion = drive.at(times)
     speed, rate = motion["speed"], sign * motion["acceleration"]
     edges = np.diff(np.concatenate([[0], rate > END_MPS2, [0]]).astype(int))
@@ -145,8 +145,8 @@ def _event(start_s: float, does: str, why: str) -> Event:
 def _walker(
     rng: np.random.Generator, town: Town, drive: drives.Drive, front_m: float, braking: Change
 ) -> tuple[Vehicle, bool]:
-    """Somebody who steps onto the road just before the car brakes, from the right, and is out of
-    our lane before the car is there; and whether the car stops for them."""
+    """A pedestrian who steps onto the road from the right just before the car brakes and leaves our
+    lane before the car arrives; and whether the car stops for them."""
     start_s = braking.start_s - NOTICED_S
     way_m = KERB_M + LANE_LEFT_M
     speed = float(np.clip(way_m / (braking.end_s - start_s), *WALK_MPS))
@@ -160,7 +160,7 @@ def _walker(
 
 
 def _hits(vehicle: Vehicle, walker: Vehicle, drive: drives.Drive) -> bool:
-    """Whether a vehicle would come too near to who is on the road."""
+    """Whether a vehicle would come too close to the pedestrian."""
     times = np.arange(-drives.BEFORE_S, drive.end_s, LOOK_S)
     along = vehicle.along_m + vehicle.speed_mps * times
     if vehicle.follows:

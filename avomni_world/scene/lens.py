@@ -1,9 +1,9 @@
-"""The cameras' lenses and where they sit on the car: what calibration publishes, and what is drawn.
+"""The cameras' lenses and mounts: what calibration publishes, and how pictures are drawn with them.
 
 A lens is an f-theta polynomial, r = sum of fw_i θ^i (pixels from the principal point for a ray θ
-radians off the axis). The renderer draws straight perspective; `Raster` says how large that drawing
-must be and which of its pixels each pixel of the lens's picture is made of, so the published
-polynomial *is* the picture's law. Pixel coordinates have their origin at the top left corner of the
+radians off the axis). The renderer draws a perspective projection. `Raster` gives its size and, for
+each pixel of the lens's picture, the drawn pixels that it is made of, so the pictures follow the
+published polynomial exactly. Pixel coordinates have their origin at the top left corner of the
 image: the first pixel's centre is (0.5, 0.5).
 """
 
@@ -33,9 +33,9 @@ PLACES: dict[str, tuple[tuple[float, float, float], float, float]] = {
     cameras.REAR_TELE.name: ((-0.85, 0.00, 1.38), 180.0, 1.0),
 }
 
-# How far a lens leans from r ~ θ (0) towards a pinhole's r ~ tan θ (1/3): k in r = f (θ + k θ³).
-# Wide lenses are near equidistant; up to here the backward polynomial of degree 4 follows within
-# 0.02 px of a picture 128 px wide.
+# k in r = f (θ + k θ³): 0 is equidistant, r ~ θ; 1/3 is near a pinhole, r ~ tan θ.
+# Wide lenses are near equidistant. Up to this value the backward polynomial of degree 4 is within
+# 0.02 px for a picture 128 px wide.
 PINHOLE_LEAN = {"wide": 0.10, "middle": 0.25, "tele": 0.32}
 
 
@@ -64,7 +64,8 @@ class Lens:
         return float(_angles(self.fw, far))
 
     def project(self, rays: np.ndarray) -> np.ndarray:
-        """Pixels (…, 2) of directions (…, 3) in the camera's frame; nan beyond its reach."""
+        """Pixels (…, 2) of directions (…, 3) in the camera's frame; NaN outside the lens's
+        range."""
         rays = np.asarray(rays, np.float64)
         side = np.linalg.norm(rays[..., :2], axis=-1)
         angle = np.arctan2(side, rays[..., 2])
@@ -97,7 +98,7 @@ def make_lens(camera: cameras.Camera, town: Town, width: int, height: int) -> Le
     lean = PINHOLE_LEAN["wide" if half > 0.8 else "middle" if half > 0.45 else "tele"]
     focal = width / 2 / (half + lean * half**3)
     fw = (0.0, focal, 0.0, lean * focal, 0.0)
-    # The principal point is a little off the middle, as in real rigs: nobody can leave it out.
+    # The principal point is slightly off the centre, as in real rigs, so that it cannot be ignored.
     cx, cy = width * 0.5021, height * 0.5037
     far = math.hypot(max(cx, width - cx), max(cy, height - cy))
     angle = np.linspace(0, _angles(fw, far), 2000)[1:]
@@ -109,7 +110,7 @@ def make_lens(camera: cameras.Camera, town: Town, width: int, height: int) -> Le
 
 @dataclass(frozen=True)
 class Mount:
-    """Where a camera sits: the pose camera -> rig, as `sensor_extrinsics` publishes it.
+    """A camera's mount: the pose camera -> rig, as `sensor_extrinsics` publishes it.
 
     Attributes:
         position: (3,) m in the rig's frame.
@@ -125,7 +126,7 @@ class Mount:
         return Rotation.from_matrix(self.rotation).as_quat(canonical=True)
 
     def ride(self, x: np.ndarray, y: np.ndarray, yaw: np.ndarray) -> np.ndarray:
-        """(T, 4, 4) camera -> anchor where the rig is at (T,) x, y (m) and yaw (rad)."""
+        """(T, 4, 4) camera -> anchor with the rig at (T,) x, y (m) and yaw (rad)."""
         cos, sin = np.cos(yaw), np.sin(yaw)
         pose = np.zeros((len(cos), 4, 4))
         pose[:, 0, 0], pose[:, 0, 1], pose[:, 0, 3] = cos, -sin, x
@@ -137,7 +138,7 @@ class Mount:
 
 
 def make_mounts(rng: np.random.Generator, town: Town) -> dict[str, Mount]:
-    """The mounts of one car: the town's places, each a little off, as on any two real cars."""
+    """The mounts of one car: the town's positions with small deviations, as between real cars."""
     mounts = {}
     for camera in cameras.CAMERAS:
         place, yaw, pitch = PLACES[camera.name]
@@ -153,7 +154,7 @@ class Raster:
     """A perspective drawing that covers a lens's picture.
 
     Attributes:
-        width, height: Pixels of the drawing; its principal point is its middle.
+        width, height: Pixels of the drawing; its principal point is its centre.
         focal: Pixels.
         rows, cols: (4, H, W) intp: the drawing's pixels whose mean is each pixel of the picture.
     """

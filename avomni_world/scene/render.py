@@ -1,7 +1,7 @@
 """Pictures of a scene: panda3d's software rasteriser, headless, the whole rig in one buffer.
 
-Each camera is drawn in straight perspective into its own region; one gather by precomputed indices
-makes the published f-theta pictures of all of them. A picture with time t shows the world at t.
+Each camera is drawn as a perspective projection into its own region; one gather with precomputed
+indices turns these into the published f-theta pictures. A picture with time t shows the world at t.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from avomni_world.scene.towns import Town
 from avomni_world.scene.traffic import Vehicle
 
 NEAR_M, FAR_M, TELE_FAR_M = 0.5, 190.0, 300.0
-# Pixels drawn for one of the picture's, on the axis; perspective itself gives a wide lens's edges
-# more. p3tinydisplay rounds corners to whole pixels: with fewer of them, edges jitter.
+# Pixels drawn per pixel of the picture, on the axis; perspective adds more at a wide lens's edges.
+# p3tinydisplay rounds corners to whole pixels, so with fewer of them edges jitter.
 WIDE_DENSITY, NARROW_DENSITY = 1.2, 1.7
 
 ORDER = 10_000  # more than there are meshes in a scene
@@ -42,7 +42,7 @@ panda.loadPrcFileData(
 
 
 class Drawable(Protocol):
-    """What can be drawn: a scene, or one whose rig and vehicles go where they like."""
+    """What can be drawn: a scene, or a simulation of one."""
 
     @property
     def seed(self) -> int: ...
@@ -61,8 +61,8 @@ class Drawable(Protocol):
 class Renderer:
     """Draws scenes for a set of cameras.
 
-    panda3d's engine is global in a process. Several renderers there take turns: whoever draws has
-    the only active buffer.
+    panda3d's engine is global in a process. Several renderers take turns: only the one that draws
+    has an active buffer.
 
     Args:
         width, height: Pixels of each camera's picture.
@@ -98,21 +98,21 @@ class Renderer:
         self._root.removeNode()
 
     def open(self, scene: Drawable) -> None:
-        """Load a scene; what was loaded before is forgotten."""
+        """Load a scene in place of the current one."""
         if self.scene is None or self.scene.town != scene.town:
             self._make_buffer(scene)
         self.scene = scene
         self._static.removeNode()
         self._static = self._root.attachNewNode("static")
         textures = {name: _texture(name, picture) for name, picture in scene.textures.items()}
-        # Each thing has its own place in the order of drawing. Left to itself, panda3d goes by the
-        # addresses of states in memory, and where two surfaces have the same depth the picture
-        # would depend on what this process drew before.
+        # Fix the order of drawing. By default panda3d orders states by their memory address, so
+        # where two surfaces have the same depth the picture would depend on what this process drew
+        # before.
         for number, mesh in enumerate(scene.meshes):
             node = self._static.attachNewNode(_mesh_node(mesh))
             node.setTexture(textures[mesh.texture])
             if mesh.texture in FLAT:
-                # Flat and below all else: painted in order, with no depth to quarrel over.
+                # Flat and below everything else: painted in order, without a depth test.
                 node.setBin("background", FLAT[mesh.texture] * ORDER + number)
                 node.setDepthWrite(False)
                 node.setDepthTest(False)
@@ -135,7 +135,8 @@ class Renderer:
                 node.setTexture(textures["things"])
                 node.setBin("fixed", ORDER + number)
             for node in (self._skies[idx], *self._movers[idx]):
-                # Cameras see their own instants: each has its own copy of whatever moves.
+                # Cameras have instants of their own, so each has its own copy of everything that
+                # moves.
                 node.hide(panda.BitMask32.allOn())
                 node.showThrough(panda.BitMask32.bit(idx))
 
@@ -293,7 +294,7 @@ def picture(
     height: int = 270,
     cameras: Sequence[Camera] = CAMERAS,
 ) -> np.ndarray:
-    """One instant of a scene at any size, for people to look at.
+    """One instant of a scene at any size, for documentation.
 
     Returns:
         (cameras, height, width, 3) uint8 RGB.

@@ -1,4 +1,4 @@
-"""What stands still in a scene: the road's strip, the ground, things beside the road, the sky."""
+"""The static part of a scene: the road, the ground, objects beside the road, the sky."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROAD_CELL_M = 24.0
 RUNG_M = 4.0
 GROUND_HALF_M = 224.0
 
-# Nearest and farthest place beside the centre line, and the room needed around a thing's middle.
+# Nearest and farthest distance from the centre line, and the free space around the centre.
 BESIDE: dict[str, tuple[float, float, float]] = {
     "house": (17, 50, 14),
     "block": (26, 70, 18),
@@ -99,7 +99,7 @@ def ground_meshes(
 def place_things(
     rng: np.random.Generator, road: Road, town: towns.Town, start: float, end: float
 ) -> tuple[list[Mesh], np.ndarray]:
-    """Everything solid beside the road, merged by squares, and the places of the landmarks."""
+    """All solids beside the road, merged by squares, and the positions of the landmarks."""
     path, _ = road.place(np.arange(start - 40, end + 40, 4.0), np.array(0.0))
     cells: dict[tuple[int, int], list[tuple[np.ndarray, ...]]] = {}
     landmarks = np.zeros((0, 3))
@@ -135,7 +135,7 @@ def place_things(
 def _dress(
     rng: np.random.Generator, kind: str, town: towns.Town, heading: np.ndarray, left: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """How each copy of a kind is turned (n,), stretched (n, 3) and coloured (n, tints, 3)."""
+    """Yaw (n,), scale (n, 3) and colours (n, tints, 3) of each copy of a kind."""
     count = len(heading)
 
     def pick(colours) -> np.ndarray:

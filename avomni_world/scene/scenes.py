@@ -46,13 +46,13 @@ class Scene:
     """A clip's world and the drive through it.
 
     Attributes:
-        seconds: Length of the clip; the drive goes on for `EGO_FUTURE_S`.
-        vehicle: What carries the cameras.
-        mounts: Camera name -> where it sits.
+        seconds: Length of the clip; the drive continues for `EGO_FUTURE_S`.
+        vehicle: The car with the cameras.
+        mounts: Camera name -> its mount.
         meshes: What stands still.
         vehicles: What moves.
-        landmarks: (N, 3) m, the middles of the survey's balls.
-        event: What happens in the clip; None where nobody asked for an event.
+        landmarks: (N, 3) m, the centres of the balls in the town `survey`.
+        event: What happens in the clip; None unless requested.
     """
 
     seed: int
@@ -135,9 +135,9 @@ def make_scene(
     """The world of one clip; the same arguments give the same world.
 
     Args:
-        town: One of `TOWNS` by name, or a town of one's own.
-        with_event: Tell what happens, and let somebody cross the road where the car brakes for
-            nobody. The drive and all that stands still are the same without it.
+        town: One of `TOWNS` by name, or a `Town`.
+        with_event: Describe an event, and add a pedestrian if the car brakes without a reason. The
+            drive and the static part of the scene do not change.
         strays: The car begins beside its lane, or turned away from it, and comes back.
 
     Raises:

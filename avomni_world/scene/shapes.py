@@ -1,7 +1,8 @@
-"""Solids that stand in a town, as plain arrays.
+"""The solids of a town, as plain arrays.
 
-A shape is a template around its own foot (x forward, y left, z up, metres); many copies are stamped
-at once. All share one texture of 2 × 2 cells: plain, wall with windows, ribbed metal, leaves.
+A shape is a template around its origin on the ground (x forward, y left, z up, metres); many copies
+are made at once. All share one texture of 2 × 2 cells: plain, wall with windows, ribbed metal,
+leaves.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Shape:
         points: (V, 3) m.
         normals: (V, 3) unit.
         uv: (V, 2) into the shared texture.
-        tints: (V,) which of a copy's colours a corner takes.
+        tints: (V,) index of the copy's colour for each vertex.
         triangles: (F, 3), counter-clockwise seen from outside.
     """
 
@@ -82,7 +83,7 @@ def _faces(corners: np.ndarray, cell: tuple[float, float], tint: int) -> Shape:
 
 
 def box(size, foot=(0.0, 0.0, 0.0), cell=PLAIN, tint=0, top_tint=None, taper=1.0) -> Shape:
-    """An upright box on its foot's middle: four sides and a top; `taper` narrows the top."""
+    """An upright box centred on its origin: four sides and a top; `taper` narrows the top."""
     (length, width, height), (x, y, z) = size, foot
     low = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * (length / 2, width / 2) + (x, y)
     high = (low - (x, y)) * taper + (x, y)
@@ -126,7 +127,7 @@ def cone(radius, height, foot_z, sides=6, tint=0, cell=LEAVES, bottom=0.0) -> Sh
 
 
 def ball(radius: float, around: int = 8, rings: int = 4) -> Shape:
-    """A sphere around its own foot's origin, one colour."""
+    """A sphere around its origin, in one colour."""
     lat = np.linspace(-np.pi / 2, np.pi / 2, rings + 1)
     lon = np.linspace(0, 2 * np.pi, around + 1)
     quads = []

@@ -1,4 +1,4 @@
-"""What lies on the ground and on the solids: textures painted anew for each clip."""
+"""Textures of the ground and of the solids, generated for each clip."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TAR_M = LANES_M + 0.35  # to the edge of the asphalt
 
 
 def noise(rng: np.random.Generator, size: int, octaves: tuple[int, ...]) -> np.ndarray:
-    """Grey noise that repeats without a seam: the mean of random grids of these cell counts.
+    """Seamless grey noise: the mean of random grids with these numbers of cells.
 
     Returns:
         (size, size) float64 in 0..1, mean 0.5.
@@ -75,7 +75,7 @@ def _road_texture(rng: np.random.Generator, town: Town, flat: float) -> np.ndarr
 
 
 def _things_texture(rng: np.random.Generator, town: Town, flat: float) -> np.ndarray:
-    """Four cells, each multiplied with a solid's own colour: the brightest texel is that colour."""
+    """Four cells, each multiplied by a solid's colour; the brightest texel has that colour."""
     half = 64
     picture = np.full((2 * half, 2 * half, 3), 255.0)
     if not flat:

@@ -1,4 +1,4 @@
-"""The towns: how a rendered world looks, where its cars carry cameras and how fast they go."""
+"""The towns: looks, camera mounts and speeds of a rendered world."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class Town:
 
     Attributes:
         about: One sentence.
-        speed_mps: Slowest and fastest speed a clip may aim at; all clips also stop now and then.
-        radius_m: Tightest and widest curve. The tightest can be taken at the highest speed (about
-            5.4 m/s² sideways), so the road alone says nothing about how fast the car goes.
+        speed_mps: Slowest and fastest target speed of a clip; all clips also stop occasionally.
+        radius_m: Tightest and widest curve. The tightest can be driven at the highest speed (about
+            5.4 m/s² lateral), so the road alone does not reveal the speed.
         camera_rise_m: How much higher the cameras sit than on the passenger car.
         fov_deg: Horizontal fields of view that differ from the rig's names.
-        per_100_m: How many of each thing stand along 100 m of road.
-        landmarks: Stand bright balls of known places in the dark instead of anything else.
+        per_100_m: Number of each kind of object along 100 m of road.
+        landmarks: Show only bright balls at known positions in the dark.
     """
 
     name: str

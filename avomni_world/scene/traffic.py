@@ -1,4 +1,4 @@
-"""Who else is on the road of a scene: cars that come, cars that follow, people on foot."""
+"""The other road users of a scene: oncoming cars, cars ahead and behind, people on foot."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ SKIN: tuple[towns.Colour, ...] = ((224, 178, 148), (150, 104, 76), (92, 62, 46))
 
 @dataclass(frozen=True)
 class Walk:
-    """Across the road at a right angle; before it and after it the walker stands.
+    """A walk across the road at a right angle; before and after it the person stands.
 
     Attributes:
         start_s: On the clip's clock.
         speed_mps: To the left.
-        length_m: Of the way.
+        length_m: Length of the walk.
     """
 
     start_s: float
@@ -34,13 +34,13 @@ class Vehicle:
     """Another road user, people on foot among them.
 
     Attributes:
-        mesh: Around its own foot, nose to +x.
-        along_m: Where it is at time 0: along the road, or ahead of the rig if it `follows` it.
-        left_m: To the left of the centre line; of one who walks, before that.
-        speed_mps: Along the road; negative comes towards us. Unused if it `follows`.
+        mesh: Around its origin on the ground, front towards +x.
+        along_m: Position at time 0: along the road, or ahead of the rig if it `follows` it.
+        left_m: To the left of the centre line; for a pedestrian, before the walk.
+        speed_mps: Along the road; negative is oncoming. Unused if it `follows`.
         follows: Keeps its distance to the rig, so that the gap says nothing about the speed.
         label: As the data set's `label_class` names its kind.
-        walk: Of one who crosses the road.
+        walk: For a pedestrian who crosses the road.
     """
 
     mesh: Mesh
@@ -60,14 +60,14 @@ class Vehicle:
 
     @property
     def turn_rad(self) -> float:
-        """Where its nose points against the road's heading."""
+        """Its heading relative to the road's."""
         if self.walk is not None:
             return np.pi / 2
         return np.pi if self.speed_mps < 0 else 0.0
 
     @functools.cached_property
     def box(self) -> tuple[np.ndarray, np.ndarray]:
-        """Its size and the box's middle seen from its foot, each (3,) m, x to its nose."""
+        """Its size and the box's centre relative to its origin, each (3,) m, x forward."""
         low, high = self.mesh.points.min(axis=0), self.mesh.points.max(axis=0)
         return (high - low).astype(np.float64), ((high + low) / 2).astype(np.float64)
 
@@ -75,7 +75,7 @@ class Vehicle:
 def cars(
     rng: np.random.Generator, town: towns.Town, drive: drives.Drive, seconds: float
 ) -> tuple[Vehicle, ...]:
-    """Oncoming cars at one common speed, and at times one car ahead and one behind in our lane."""
+    """Oncoming cars at a common speed, and sometimes a car ahead and one behind in our lane."""
     if town.landmarks:
         return ()
     speed = rng.uniform(4.0, max(town.speed_mps[1], 8.0))
@@ -93,7 +93,7 @@ def cars(
 
 
 def car(rng: np.random.Generator, town: towns.Town) -> Mesh:
-    """A car or, once in four times, a van, in a colour of chance."""
+    """A car or, in one of four cases, a van, in a random colour."""
     shape = shapes.SHAPES["van" if rng.random() < 0.25 else "car"]
     body = np.array(towns.CAR_COLOURS[rng.integers(len(towns.CAR_COLOURS))], float)
     glass, tyre = np.array([38.0, 44.0, 54.0]), np.array([24.0, 24.0, 26.0])
@@ -102,7 +102,7 @@ def car(rng: np.random.Generator, town: towns.Town) -> Mesh:
 
 
 def person(rng: np.random.Generator, town: towns.Town) -> Mesh:
-    """Somebody on foot, in clothes of chance."""
+    """A pedestrian, in random colours."""
     coat = np.array(towns.CAR_COLOURS[rng.integers(len(towns.CAR_COLOURS))], float)
     skin = np.array(SKIN[rng.integers(len(SKIN))], float)
     return _mesh(shapes.SHAPES["person"], np.stack([coat, np.full(3, 44.0), skin]), town)

@@ -1,8 +1,8 @@
 """The tiny base model: a Qwen3-VL of 1.8 million parameters.
 
-make       makes it
-drives     the drives that it learns from
-lessons    its lessons
-model      before it has learnt
+make       trains it
+drives     its training data
+lessons    its training stages
+model      its architecture and initial weights
 tokenizer  its tokenizer
 """

@@ -1,10 +1,10 @@
-"""The drives that the tiny base learns from: its own town, and towns of the dice for its eyes.
+"""The drives that the tiny base is trained on: in its own town, and in random towns.
 
-A drive is a function of its number. Its pictures go through the same H.264 and the same resize as
-a published clip's. Even numbers are drives through the town `meadow`; odd ones go through a town
-that is made up for this one drive: random colours, things, speeds, camera heights and lenses. The
-town `harbour`, which the demo adapts to, is in none of them. Of each four, two begin beside their
-lane or turned away from it, and come back.
+A drive is a function of its number. Its pictures are encoded as H.264 and resized like those of a
+published clip. Even numbers are drives through the town `meadow`; odd ones go through a random town
+generated for this drive: random colours, objects, speeds, camera heights and lenses. The town
+`harbour`, which the demo adapts to, is not among them. Two of each four begin beside their lane or
+turned away from it, and come back.
 """
 
 from __future__ import annotations
@@ -33,12 +33,10 @@ PICTURE = (128, 72)  # px of each camera's video, as params/demo.yaml publishes 
 SAMPLE_HZ = 10.0
 SECONDS = 8.0
 HOME = "meadow"
-FIRST_SEED = (
-    1_000_000  # of the drives to learn from; far from the small numbers that params files name
-)
+FIRST_SEED = 1_000_000  # of the training drives; far from the small numbers used in params files
 HELD_OUT_SEED = 2_000_000
-LANE_AT_M = (6.0, 12.0, 24.0, 40.0)  # ahead, in `HOME`: where the lane is looked for
-HARDEST_TURN = 5.4  # m/s² sideways at the highest speed, as in the towns that have names
+LANE_AT_M = (6.0, 12.0, 24.0, 40.0)  # ahead in `HOME`, where the lane's position is taken
+HARDEST_TURN = 5.4  # m/s² lateral at the highest speed, as in the named towns
 
 THINGS_PER_100_M = {
     "house": 3.0,
@@ -60,15 +58,15 @@ class Drive:
     Attributes:
         frames: (T, H, W, 3) uint8, the grid at `SAMPLE_HZ`.
         path_m: (T,) float64, length driven since the first frame.
-        flow: (cameras,) float64. How fast the ground moves in each camera's picture, compared with
-            the same speed in `HOME`: 0.5 before a camera twice as high.
-        zoom: float64, the focal length of the wide front camera compared with that in `HOME`.
+        flow: (cameras,) float64. How fast the ground moves in each camera's picture relative to
+            `HOME` at the same speed: 0.5 for a camera twice as high.
+        zoom: float64, the focal length of the wide front camera relative to that in `HOME`.
         poses: (T + 64, 3) float64, x, y (m) and yaw (rad) at `SAMPLE_HZ` in the anchor frame; they
-            go on for 6.4 s after the last picture.
+            continue for 6.4 s after the last picture.
         speeds: (T,) float64, m/s.
-        lane: (T, 4) float64. Where the lane's middle lies to the left at `LANE_AT_M`, divided by
-            that distance, as the picture in `HOME` would show it: a camera twice as high shows the
-            lane at twice the distance in the same row, one with a longer lens further out.
+        lane: (T, 4) float64. The lane's centre to the left at `LANE_AT_M`, divided by that
+            distance, as the picture in `HOME` would show it: a camera twice as high shows the lane
+            at twice the distance in the same row, one with a longer lens farther out.
     """
 
     frames: np.ndarray
@@ -85,7 +83,7 @@ class Drive:
 
 
 def random_town(seed: int) -> towns.Town:
-    """A town of the dice; no two look alike."""
+    """A random town; no two look alike."""
     rng = np.random.default_rng([seed, 7])
 
     def colour(darkest: float, brightest: float, tint: float = 0.25) -> towns.Colour:
@@ -129,10 +127,10 @@ def random_town(seed: int) -> towns.Town:
 
 
 def relative_flow(scene: Scene) -> np.ndarray:
-    """(cameras,) how fast the ground moves in each picture, compared with `HOME` at the same speed.
+    """(cameras,) how fast the ground moves in each picture relative to `HOME` at the same speed.
 
     A point of the ground seen y px below the horizon by a camera h above it moves v y² / (f h) px a
-    second: all that the car's build has in it is the product of focal length and height.
+    second, so only the product of focal length and height matters.
     """
     home = towns.town(HOME)
     flow = []
@@ -146,13 +144,13 @@ def relative_flow(scene: Scene) -> np.ndarray:
 
 
 def relative_zoom(scene: Scene) -> float:
-    """The focal length of the wide front camera, compared with that in `HOME`."""
+    """The focal length of the wide front camera relative to that in `HOME`."""
     focal = make_lens(cameras.FRONT_WIDE, scene.town, *PICTURE).fw[1]
     return focal / make_lens(cameras.FRONT_WIDE, towns.town(HOME), *PICTURE).fw[1]
 
 
 def lane_ahead(scene: Scene, times_s: np.ndarray, flow: float, zoom: float) -> np.ndarray:
-    """(T, 4) where the lane lies in the wide front camera's picture; see `Drive.lane`."""
+    """(T, 4) position of the lane in the wide front camera's picture; see `Drive.lane`."""
     motion = scene.drive.at(times_s)
     ahead = np.array(LANE_AT_M) / flow
     along = motion["along"][:, None] + ahead
@@ -164,14 +162,15 @@ def lane_ahead(scene: Scene, times_s: np.ndarray, flow: float, zoom: float) -> n
 
 
 def record(scene: Scene, renderer: Renderer) -> Drive:
-    """Drive through a scene: rendered, encoded, decoded and laid out as the pipeline does it."""
+    """Record a drive through a scene: rendered, encoded, decoded and tiled as in the pipeline."""
     renderer.open(scene)
     count = round(scene.seconds * SAMPLE_HZ)
     videos = recording.encode(
         renderer.frames(np.arange(count) / SAMPLE_HZ), len(GRID.cameras), *PICTURE
     )
     placement = tiling.fit_tile(PICTURE, TILE, "stretch")
-    # The frames lie 1/10 s apart whatever the file says, so they are asked for by its own clock.
+    # The frames are 1/10 s apart, which the file does not know, so they are requested by the file's
+    # clock.
     times_us = np.rint(np.arange(count) * 1e6 / recording.FPS).astype(np.int64)
     tiles = {
         camera.name: placement.place(
@@ -200,10 +199,10 @@ def record(scene: Scene, renderer: Renderer) -> Drive:
 
 
 class Drives:
-    """Drives by their number, rendered when first asked for and kept in a folder.
+    """Drives by number, rendered when first requested and kept in a folder.
 
     Args:
-        folder: Where they are kept; another run with the same folder reads them.
+        folder: Their folder; another run with the same folder reuses them.
         num_drives: Numbers 0 to num_drives - 1.
         seed: Of number 0.
         town: All in this town; None: even numbers in `HOME`, odd ones in random towns.

@@ -1,4 +1,4 @@
-"""The tiny base before it has learnt anything: Qwen3-VL with 1.8 million parameters."""
+"""The tiny base before training: Qwen3-VL with 1.8 million parameters."""
 
 from __future__ import annotations
 
@@ -59,10 +59,11 @@ def config(words: Qwen2Tokenizer) -> Qwen3VLConfig:
 
 
 def gabors(count: int, size: int, seed: int) -> torch.Tensor:
-    """Grey gratings under a bell that move from the first frame to the second.
+    """Grey gratings with a Gaussian envelope that move from the first frame to the second (Gabor
+    filters).
 
-    A patch embedding that starts so sees motion from the first step on; from a start at random the
-    tower has learnt half as much in the same time. Source: Adelson and Bergen, "Spatiotemporal
+    A patch embedding with this initialisation detects motion from the first step on; from a random
+    one the tower learns half as much in the same time. Source: Adelson and Bergen, "Spatiotemporal
     energy models for the perception of motion", 1985.
 
     Returns:
@@ -86,11 +87,12 @@ def gabors(count: int, size: int, seed: int) -> torch.Tensor:
 
 
 def number_rows(numbers: Sequence[Number], width: int, seed: int) -> torch.Tensor:
-    """Embeddings of numbers that are near where the numbers are near.
+    """Embeddings of numbers that are close for close numbers.
 
-    Waves of the value, from 4 steps to 2000 steps long, at random phases, mixed by a random map of
-    each kind of number. A softmax over them starts out smooth in the value, so that what is learnt
-    of one number holds for its neighbours, most of which no lesson shows more than a few times.
+    Sine waves of the value, with wavelengths of 4 to 2000 steps and random phases, mixed by a
+    random linear map for each kind of number. A softmax over them is initially smooth in the value,
+    so that what is learned about one number also holds for its neighbours, most of which appear
+    only a few times in training.
     Source: Tancik et al., "Fourier features let networks learn high frequency functions", 2020.
 
     Returns:
@@ -111,7 +113,7 @@ def number_rows(numbers: Sequence[Number], width: int, seed: int) -> torch.Tenso
 
 
 def start(words: Qwen2Tokenizer, seed: int) -> Qwen3VLForConditionalGeneration:
-    """The model before it has learnt anything."""
+    """The model with its initial weights."""
     torch.manual_seed(seed)
     model = Qwen3VLForConditionalGeneration(config(words))
     weight = model.model.visual.patch_embed.proj.weight

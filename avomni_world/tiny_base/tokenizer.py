@@ -1,10 +1,10 @@
 """The tiny base's tokenizer: Qwen's pre-tokenizer and special tokens over some 3,000 tokens.
 
-Qwen3-VL's own vocabulary has 151,669 entries: at 128 numbers each they would outweigh the rest of
-the model ten to one. Here the words of our prompt and of our answers are whole tokens, digits are
-single tokens as in Qwen's, and everything else falls apart into bytes, so that any text passes.
-A waypoint is three tokens, as ` (12.3`, `4,-1` and `.50)`: its way forward to a decimetre, the rest
-of it with whole metres to the left, and the rest of these.
+Qwen3-VL's own vocabulary has 151,669 entries: with 128 weights each they would outnumber the rest
+of the model ten to one. Here the words of the prompt and of the answers are whole tokens, digits
+are single tokens as in Qwen's, and everything else is encoded as bytes, so that any text can be
+encoded. A waypoint is three tokens, such as ` (12.3`, `4,-1` and `.50)`: the forward distance to a
+decimetre; its last digit with the whole metres to the left; and the remaining digits of these.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import AddedToken, Qwen2Tokenizer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-# Qwen3-VL's in the order of their ids there, 151643 to 151668. What is special is left out of
-# decoded text: an answer's <think> is not.
+# Qwen3-VL's special tokens in the order of their ids there, 151643 to 151668. Special ones are left
+# out of decoded text; an answer's <think> is not.
 # Source: added_tokens_decoder of Qwen/Qwen3-VL-8B-Instruct's tokenizer_config.json.
 SPECIAL_TOKENS = {
     "<|endoftext|>": True,
@@ -50,9 +50,9 @@ SPECIAL_TOKENS = {
     "</think>": False,
 }
 
-FARTHEST_M = 160  # forward; what is further, or more to the side, takes a few tokens more
+FARTHEST_M = 160  # forward; larger distances, or more to the side, take a few more tokens
 WIDEST_M = 28
-BACK_M = 40  # of a past place; these whole metres are one token
+BACK_M = 40  # of a past position; these whole metres are one token
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,10 @@ class Number:
     """A token that is a piece of a waypoint.
 
     Attributes:
-        text: As it stands in the text.
-        kind: Pieces of one kind have values that can be compared.
+        text: The token's text.
+        kind: Tokens of one kind have comparable values.
         value: In steps from one token of the kind to the next.
-        digit: A digit that it has besides, of another number; 0 where it has none.
+        digit: A further digit, of another number; 0 if there is none.
     """
 
     text: str
@@ -89,7 +89,7 @@ def waypoint_tokens() -> tuple[Number, ...]:
 
 
 def learn_merges(texts: Sequence[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Byte-level BPE that goes on until every pre-token of `texts` is one token.
+    """Byte-level BPE that continues until every pre-token of `texts` is one token.
 
     A function of `texts` alone.
 
@@ -104,7 +104,7 @@ def learn_merges(texts: Sequence[str]) -> tuple[dict[str, int], list[tuple[str, 
         ]
     )
     trainer = trainers.BpeTrainer(
-        vocab_size=1 << 14,  # never reached: the texts run out of pairs first
+        vocab_size=1 << 14,  # never reached: the texts have no pairs left before that
         min_frequency=1,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
@@ -118,12 +118,13 @@ def learn_merges(texts: Sequence[str]) -> tuple[dict[str, int], list[tuple[str, 
 def make_tokenizer(
     texts: Sequence[str], chat_template: str, numbers: Sequence[Number] = ()
 ) -> Qwen2Tokenizer:
-    """A tokenizer to which every word of `texts` is one token, and every one of `numbers`.
+    """A tokenizer for which every word of `texts` and every one of `numbers` is one token.
 
     The special tokens come last.
     """
     vocab, merges = learn_merges(texts)
-    # With fixed ids from the start: the class adds its end token first and would shift the others.
+    # Ids are fixed from the start, because the class adds its end token first, which would shift
+    # the others.
     added = {number.text: False for number in numbers} | SPECIAL_TOKENS
     for place, token in enumerate(added, start=len(vocab)):
         vocab[token] = place
@@ -136,7 +137,7 @@ def make_tokenizer(
         chat_template=chat_template,
         extra_special_tokens=[],
     )
-    # The pre-tokenizer would take numbers apart; what is added is found before it comes.
+    # The pre-tokenizer would split numbers; added tokens are matched before it runs.
     tokenizer.add_tokens(
         [AddedToken(token, special=special, normalized=False) for token, special in added.items()]
     )
