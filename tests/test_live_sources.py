@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.evaluation.server import RemoteAnswerer
+from avomni_lib.evaluation.models import RemoteAnswerer
 from avomni_lib.live import sources
 from avomni_lib.live.page import Page
 from avomni_lib.live.session import Session, State

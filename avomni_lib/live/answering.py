@@ -12,7 +12,7 @@ import pandas as pd
 
 from avomni_lib import files
 from avomni_lib.dataset import cameras
-from avomni_lib.evaluation.server import LIVE_TIMEOUT_S, RemoteAnswerer
+from avomni_lib.evaluation.models import LIVE_TIMEOUT_S, RemoteAnswerer
 from avomni_lib.live import playback, session
 from avomni_lib.live.answerer import Answerer
 from avomni_lib.live.page import Page
