@@ -1,4 +1,7 @@
-"""Who answers the ladder's rows: the model in this process, in one for each card, or a server."""
+"""Runs the models of the ladder: in this process, in one process per card, or on a server.
+
+A server has OpenAI's chat endpoint, as vLLM serves a base model and its adapters.
+"""
 
 from __future__ import annotations
 
@@ -40,15 +43,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 TIMEOUT_S, LIVE_TIMEOUT_S = 120.0, 15.0
-WAITS_S = (1.0, 4.0, 16.0)  # before an answer is asked for again
-ADAPTER, BLIND_ADAPTER = SERVED_NAME, f"{SERVED_NAME}-blind"  # as vLLM's --lora-modules names them
-MOST_BYTES = 1_000_000  # of an answer
+WAITS_S = (1.0, 4.0, 16.0)  # pauses before a request is repeated
+ADAPTER, BLIND_ADAPTER = SERVED_NAME, f"{SERVED_NAME}-blind"  # names for vLLM's --lora-modules
+MOST_BYTES = 1_000_000  # limit of a response
 BASE_ROW, BLIND_ROW = "base", "trained_blind"
-BLIND = "blind"  # the second adapter's name beside the first
+BLIND = "blind"  # name under which PEFT holds the second adapter
 
 
 def shown(p: Params, windows: Windows) -> dict[str, FrameSource]:
-    """Row of the ladder -> what its model is shown in place of the windows."""
+    """Row of the ladder -> the frames that its model sees."""
     from avomni_lib.training.prompt import views
 
     rows: dict[str, FrameSource] = {
@@ -62,7 +65,7 @@ def shown(p: Params, windows: Windows) -> dict[str, FrameSource]:
 
 
 def blind_adapter(p: Params) -> Path | None:
-    """The folder of the adapter that was trained on black frames, where there is one."""
+    """The folder of the adapter that was trained on black frames; None if there is none."""
     blind = p.blinded()
     if blind is None or not (adapter.adapter_dir(blind) / adapter.RECORD_FILE).exists():
         return None
@@ -70,14 +73,14 @@ def blind_adapter(p: Params) -> Path | None:
 
 
 def asker(p: Params, windows: Windows) -> Asker:
-    """What answers batches of the ladder's rows.
+    """The function that answers batches of the ladder's rows.
 
-    It is `evaluation.server` where that is set, else `training.num_processes` processes with a card
-    each (no more than there are cards), else this process. A batch's answers are the same in one
-    process and in several.
+    It uses `evaluation.server` if that is set; otherwise `training.num_processes` processes with
+    one card each (at most the number of cards); otherwise this process. The answers to a batch do
+    not depend on the number of processes.
 
     Raises:
-        AvomniError: the server does not serve the adapters that are asked.
+        AvomniError: the server does not serve the adapters that are needed.
     """
     if p.evaluation.server is not None:
         return answer.one_by_one(lambda: Server(p, windows))
@@ -89,11 +92,11 @@ def asker(p: Params, windows: Windows) -> Asker:
 
 
 def place_in_words(p: Params) -> str:
-    """Where the models answer, in words."""
+    """Where the models run, as text."""
     if p.evaluation.server is not None:
         return f"by the server at {p.evaluation.server}"
     if p.training.num_processes > 1:
-        return f"in {p.training.num_processes} processes, a card each"
+        return f"in {p.training.num_processes} processes, one card each"
     return "in this process"
 
 
@@ -109,7 +112,7 @@ class Local:
         self._first = self._model.active_adapter
 
     def __call__(self, batch: Batch) -> list[str]:
-        with self._as(batch.row):
+        with self._adapter(batch.row):
             windows = self._shown[batch.row]
             return say(
                 self._model,
@@ -121,7 +124,8 @@ class Local:
                 constrained=self._p.evaluation.constrained,
             )
 
-    def _as(self, row: str) -> contextlib.AbstractContextManager[Any]:
+    def _adapter(self, row: str) -> contextlib.AbstractContextManager[Any]:
+        """Select the adapter of a row; the base model's is disabled within the block."""
         if row == BASE_ROW:
             context: contextlib.AbstractContextManager[Any] = self._model.disable_adapter()
             return context
@@ -139,7 +143,7 @@ class Local:
 
 
 class Server:
-    """A server of the base model and the adapters; the windows of a batch are asked at once."""
+    """Base model and adapters on a server; the windows of a batch are sent concurrently."""
 
     def __init__(self, p: Params, windows: Windows):
         self._p, self._shown, self._target = p, shown(p, windows), target_of(p)
@@ -179,11 +183,11 @@ def _in_processes(
             yield batch, texts
 
 
-_opened: dict[str, Any] = {}  # of a worker process: its model, and the lock of its card
+_opened: dict[str, Any] = {}  # in a worker process: its model and the lock of its card
 
 
 def _on_a_card(p: Params, batch: Batch) -> list[str]:
-    """In a worker process: the answers to a batch, by a model on a card of its own."""
+    """Answer a batch in a worker process, by a model on the worker's own card."""
     if not _opened:
         _opened["card"] = contextlib.ExitStack()
         _claim_card(p, _opened["card"])
@@ -193,7 +197,7 @@ def _on_a_card(p: Params, batch: Batch) -> list[str]:
 
 
 def _claim_card(p: Params, stack: contextlib.ExitStack) -> None:
-    """Take the first card that no other worker of this run has; without cards do nothing."""
+    """Lock the first card that no other worker of this run holds; without cards do nothing."""
     num_cards = hardware.num_cards()
     for card in range(num_cards):
         with contextlib.suppress(AvomniError):
@@ -210,20 +214,20 @@ def _claim_card(p: Params, stack: contextlib.ExitStack) -> None:
 
 
 def _camera(p: Params) -> str:
-    """The one camera that is left: front wide, or the grid's first."""
-    of_grid = cameras.grid(p.vision.cameras).cameras
-    return (cameras.FRONT_WIDE if cameras.FRONT_WIDE in of_grid else of_grid[0]).name
+    """The camera that the row `one_camera` keeps: front wide, or the grid's first."""
+    in_grid = cameras.grid(p.vision.cameras).cameras
+    return (cameras.FRONT_WIDE if cameras.FRONT_WIDE in in_grid else in_grid[0]).name
 
 
 class RemoteAnswerer:
-    """Asks a server about windows, frame by frame as PNG: JPEG changes answers.
+    """Client of a server. Frames are sent as PNG, because JPEG changes the answers.
 
     Args:
-        p: The run's.
-        url: Of the server, up to and with `/v1`.
-        words: The question, as `Conversation.words`.
-        where: The parameter that names the server.
-        timeout_s: An answer that takes longer is an error.
+        p: The run's parameters.
+        url: URL of the server, including `/v1`.
+        words: The question, see `Conversation.words`.
+        where: The parameter that names the server, for error messages.
+        timeout_s: A request that takes longer is an error.
     """
 
     def __init__(
@@ -245,15 +249,17 @@ class RemoteAnswerer:
         sampling: Sampling | None = None,
         pattern: str | None = None,
     ) -> str:
-        """The answer's text about one window (T, H, W, 3) uint8 RGB.
+        """The model's answer to one window (T, H, W, 3) uint8 RGB.
 
         Args:
-            model: The name that the server knows it by.
-            sampling: Draw the answer; None takes the likeliest tokens.
-            pattern: A regular expression that the answer has to match.
+            frames: The window.
+            history: Text of the car's past motion, appended to the question.
+            model: Name of the model on the server.
+            sampling: How to sample the answer; None decodes greedily.
+            pattern: Regular expression that constrains the answer.
 
         Raises:
-            AvomniError: the server does not answer, in time or at all, or answers something else.
+            AvomniError: the server does not answer in time, or its response is malformed.
         """
         asked = self.request(frames, history) | {"model": model}
         if sampling is not None:
@@ -274,10 +280,10 @@ class RemoteAnswerer:
         return text
 
     def ask_again(self, *asked: Any) -> str:
-        """`ask`, and again after a while where the server is slow, busy or away for a moment.
+        """`ask` with retries while the server is slow, busy or unreachable.
 
         Raises:
-            AvomniError: as `ask`, of the last time.
+            AvomniError: as `ask`, from the last attempt.
         """
         for wait_s in WAITS_S:
             try:
@@ -288,17 +294,17 @@ class RemoteAnswerer:
         return self.ask(*asked)
 
     def base_of(self, adapters: Mapping[str, Path]) -> str:
-        """The name of the base model that is served beside these adapters.
+        """The server's name of the base model of these adapters.
 
         Args:
             adapters: Name -> folder.
 
         Raises:
-            AvomniError: one of them is not served, or no base model is.
+            AvomniError: an adapter or the base model is not served.
         """
         listed = self._fetch("/models")
         try:
-            names = [str(each["id"]) for each in listed["data"]]
+            names = [str(model["id"]) for model in listed["data"]]
         except (KeyError, TypeError):
             raise self._error("does not list its models as OpenAI's endpoint does") from None
         bases = [name for name in names if name not in (ADAPTER, BLIND_ADAPTER)]
@@ -315,10 +321,10 @@ class RemoteAnswerer:
         return self.p.model.base_model if self.p.model.base_model in bases else bases[0]
 
     def request(self, frames: np.ndarray, history: str = "") -> dict[str, Any]:
-        """What is sent about one window, to the adapter and for its likeliest tokens.
+        """The request's body for one window, to the adapter with greedy decoding.
 
         Raises:
-            AvomniError: a server is not shown such a window as one video.
+            AvomniError: the run's windows cannot be sent as one video.
         """
         kind = backbone(self.p.model.backbone)
         asked = kind.request(self.words + history, videos_of(self.p, kind))
@@ -365,7 +371,7 @@ class RemoteAnswerer:
 
 
 class Unavailable(AvomniError):
-    """The server is slow, busy or away: it may answer when it is asked again."""
+    """The server is slow, busy or unreachable; a retry may succeed."""
 
 
 def _png(frame: np.ndarray) -> str:
