@@ -391,7 +391,7 @@ def shared_memory(num_processes: int) -> Finding:
     text = f"{gigabytes(free)} free"
     if free >= LEAST_SHARED_BYTES:
         return Finding(name, OK, text)
-    why = f"several processes talk through it (RCCL, NCCL); this run has {num_processes}"
+    why = f"several processes conversation through it (RCCL, NCCL); this run has {num_processes}"
     return Finding(name, NOTE, text, why, "docker run --shm-size=8g …, or --ipc=host")
 
 

@@ -30,7 +30,7 @@ class HeldOut:
     Attributes:
         windows: Of the split `val`.
         indices: Which of them.
-        talk: The conversation that is trained.
+        conversation: The conversation that is trained.
         fallback: What counts as said where an answer cannot be read: the mean of the training
             windows.
         max_new_tokens: Of an answer.
@@ -38,14 +38,14 @@ class HeldOut:
 
     windows: Any
     indices: tuple[int, ...]
-    talk: Conversation
+    conversation: Conversation
     fallback: Said
     max_new_tokens: int
 
     def errors(self, model: Any, rank: int = 0, num_ranks: int = 1) -> list[float]:
         """How far off this rank's share of the windows is, in the unit of the target's figure."""
-        own, target = self.indices[rank::num_ranks], self.talk.target
-        texts = predictions(model, self.talk, self.windows, own, self.max_new_tokens)
+        own, target = self.indices[rank::num_ranks], self.conversation.target
+        texts = predictions(model, self.conversation, self.windows, own, self.max_new_tokens)
         return [
             target.error(target.read(text) or self.fallback, target.of(self.windows.truth(index)))
             for index, text in zip(own, texts, strict=True)
@@ -53,13 +53,17 @@ class HeldOut:
 
 
 def predictions(
-    model: Any, talk: Conversation, windows: Any, indices: Sequence[int], max_new_tokens: int
+    model: Any,
+    conversation: Conversation,
+    windows: Any,
+    indices: Sequence[int],
+    max_new_tokens: int,
 ) -> list[str]:
     """What a model answers about each of these windows, a few at a time."""
     frames = (windows.frames(index) for index in indices)
-    pasts = (samples.history_of(index, windows, talk) for index in indices)
+    pasts = (samples.history_of(index, windows, conversation) for index in indices)
     options = {"max_new_tokens": max_new_tokens, "at_a_time": AT_A_TIME}
-    return say_all(model, talk, frames, pasts, **options)
+    return say_all(model, conversation, frames, pasts, **options)
 
 
 def thinned(num_windows: int, at_most: int | None) -> list[int]:
@@ -69,7 +73,7 @@ def thinned(num_windows: int, at_most: int | None) -> list[int]:
 
 
 def choose(
-    p: Params, windows: Any, talk: Conversation, longest_answer: int, held_out: Any = None
+    p: Params, windows: Any, conversation: Conversation, longest_answer: int, held_out: Any = None
 ) -> HeldOut | None:
     """The held-out windows of a run, evenly thinned, or None where none are asked for.
 
@@ -95,8 +99,8 @@ def choose(
     return HeldOut(
         held_out,
         tuple(thinned(len(held_out), p.training.heldout_windows)),
-        talk,
-        constants(talk.target.of(windows.truth(i)) for i in range(len(windows)))["mean"],
+        conversation,
+        constants(conversation.target.of(windows.truth(i)) for i in range(len(windows)))["mean"],
         longest_answer + SPARE_TOKENS,
     )
 

@@ -34,11 +34,11 @@ def conversation(p: Params) -> Conversation:
     return samples.conversation_of(p, tokenizer, backbone(p.model.backbone, config))
 
 
-def tokens(sample: Sample, talk: Conversation) -> list[dict[str, Any]]:
+def tokens(sample: Sample, conversation: Conversation) -> list[dict[str, Any]]:
     """A row a token: its text, its id, its label, and whether it bears the loss."""
     return [
         {
-            "token": talk.tokenizer.decode([token]),
+            "token": conversation.tokenizer.decode([token]),
             "id": int(token),
             "label": int(label),
             "bears_loss": bool(label != IGNORED),

@@ -43,7 +43,7 @@ class WindowTrainer(private.TrainerHooks, SFTTrainer):
     Args:
         loader: Batches of the whole run in order; the trainer sees them as one epoch, so that a
             restart is nothing but a batch's number.
-        talk: The conversation whose prompt the batches bear; its backbone makes the pixels.
+        conversation: The conversation whose prompt the batches bear; its backbone makes the pixels.
         checkpoints: Where they go; `args.output_dir` is its `partial` folder.
         held_out: Windows that are answered at each checkpoint.
         patience: Checkpoints without a better held-out figure before it stops.
@@ -53,14 +53,14 @@ class WindowTrainer(private.TrainerHooks, SFTTrainer):
         self,
         *,
         loader: Loader,
-        talk: Conversation,
+        conversation: Conversation,
         checkpoints: Checkpoints,
         held_out: HeldOut | None = None,
         patience: int | None = None,
         **arguments,
     ):
         super().__init__(**arguments)
-        self.loader, self.talk, self.checkpoints = loader, talk, checkpoints
+        self.loader, self.conversation, self.checkpoints = loader, conversation, checkpoints
         self.held_out, self.patience = held_out, patience
         self.history = checkpoints.history
         self.num_trained = self.num_tokens = 0
@@ -121,16 +121,18 @@ class WindowTrainer(private.TrainerHooks, SFTTrainer):
     def prepare(self, inputs: dict[str, Any]) -> dict[str, Any]:
         frames = inputs.pop("frames")
         self.num_tokens += inputs["input_ids"].numel()
-        if tuple(frames.shape[1:]) != self.talk.frame_shape:
+        if tuple(frames.shape[1:]) != self.conversation.frame_shape:
             raise AvomniError(
                 f"a batch's windows are {tuple(frames.shape[1:])}, the prompt speaks of "
-                f"{self.talk.frame_shape}",
+                f"{self.conversation.frame_shape}",
                 fix="run 03_etl again",
             )
         inputs = self.on_device(inputs)
         # The copy and what follows it queue on the device; nobody waits for them here. The reader
         # does, before it writes over the frames.
-        inputs |= self.talk.inputs(frames.to(self.args.device, non_blocking=True), self.model.dtype)
+        inputs |= self.conversation.inputs(
+            frames.to(self.args.device, non_blocking=True), self.model.dtype
+        )
         copied = None
         if self.args.device.type == "cuda":
             copied = torch.cuda.Event(blocking=True)  # the reader sleeps, it does not spin
@@ -170,7 +172,10 @@ class WindowTrainer(private.TrainerHooks, SFTTrainer):
         errors = gather_object(self.held_out.errors(self.model, rank, num_ranks))
         # fsum: the same to the last bit however many ranks have answered.
         figure = math.fsum(errors) / len(errors)
-        self.history = [*self.history, {"step": step, self.held_out.talk.target.figure: figure}]
+        self.history = [
+            *self.history,
+            {"step": step, self.held_out.conversation.target.figure: figure},
+        ]
         if heldout.exhausted(self.history, self.patience):
             self.control.should_training_stop = True
 
@@ -184,7 +189,7 @@ class WindowTrainer(private.TrainerHooks, SFTTrainer):
         self.loader.windows.read_into(index, frames[0])
         pixels = torch.from_numpy(frames).to(self.args.device)
         inputs = self.on_device(self.loader.tokens([index]))
-        inputs |= self.talk.inputs(pixels, self.model.dtype)
+        inputs |= self.conversation.inputs(pixels, self.model.dtype)
         with torch.no_grad():
             return float(self.compute_loss(self.model, inputs))
 

@@ -37,14 +37,14 @@ def plan(p: Params, probe: bool = True) -> Plan:
     windows = samples.train_windows(p)
     held_out = windows.cache.held_out_ids
     leaks.check_all(p, windows.cache, held_out, locate=place.base_location)
-    location, talk = place.base_location(p.model.base_model), preview.conversation(p)
-    longest = samples.longest(windows, talk)
+    location, conversation = place.base_location(p.model.base_model), preview.conversation(p)
+    longest = samples.longest(windows, conversation)
     steps = estimate.optimizer_steps(p, len(windows))
     num_clips = len({windows[i].clip_id for i in range(len(windows))})
     device = choices["device"].value
     scored_by = p.evaluation.protocol
     not_scored = f"none of a clip that {scored_by} scores" if scored_by else ""
-    left_out, causes = samples.left_out(windows), samples.causes_from(windows, talk.target)
+    left_out, causes = samples.left_out(windows), samples.causes_from(windows, conversation.target)
     rows = [
         *p.code_rows(),
         ("base model", p.model.base_model, location if location != p.model.base_model else ""),
@@ -59,7 +59,7 @@ def plan(p: Params, probe: bool = True) -> Plan:
         (
             "tokens a sample",
             f"{len(longest):,} of {p.model.max_seq_length:,}",
-            f"{talk.num_vision_tokens:,} vision tokens for {talk.size}",
+            f"{conversation.num_vision_tokens:,} vision tokens for {conversation.size}",
         ),
         ("batch", _batch(p), "windows a step"),
         ("optimizer steps", f"{steps:,}", f"{p.training.num_epochs:g} epochs"),
@@ -70,17 +70,20 @@ def plan(p: Params, probe: bool = True) -> Plan:
         "num_clips": num_clips,
         "causes_from": causes,
         "tokens_per_sample": len(longest),
-        "vision_tokens": talk.num_vision_tokens,
+        "vision_tokens": conversation.num_vision_tokens,
         "optimizer_steps": steps,
     }
-    num_answer = len(longest) - len(talk.prompt())
-    num_text = len(longest) - talk.num_vision_tokens
+    num_answer = len(longest) - len(conversation.prompt())
+    num_text = len(longest) - conversation.num_vision_tokens
     memory = hardware.device_memory(device)
     estimated = estimate.training_rows(
         p,
         steps,
         Tokens(
-            talk.num_vision_tokens, num_text, num_answer, talk.backbone.vision_work(talk.videos)
+            conversation.num_vision_tokens,
+            num_text,
+            num_answer,
+            conversation.backbone.vision_work(conversation.videos),
         ),
         device=device,
         probe=_probe(p, windows.cache.digest) if probe else None,

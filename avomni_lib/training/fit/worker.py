@@ -93,10 +93,12 @@ def work(
     base, tuned = model.fresh(p)
     choices = base.choices | {"optimizer": chosen_optimizer}
     doctor.check(p, choices)
-    talk = samples.conversation_of(p, base.tokenizer, backbone(p.model.backbone, base.model.config))
-    longest = samples.longest(windows, talk)
+    conversation = samples.conversation_of(
+        p, base.tokenizer, backbone(p.model.backbone, base.model.config)
+    )
+    longest = samples.longest(windows, conversation)
     digest = load.base_digest(place.base_location(p.model.base_model), base.model.config)
-    record = adapter.record_of(p, windows, talk, digest, base.choices)
+    record = adapter.record_of(p, windows, conversation, digest, base.choices)
     folder = p.checkpoints_dir / files.hash_json(record)[:12]
     checkpoints = Checkpoints(
         folder, record, writes=share.rank == 0, kept=p.training.save_total_limit
@@ -115,18 +117,18 @@ def work(
     if opened:
         opened.tell(checkpoints=folder.name, steps=steps)
     if asks and job.left(p, job.BEFORE_FILE, windows.cache.digest) is None:
-        _ask(p, job.BEFORE_FILE, tuned, talk, windows.cache)
+        _ask(p, job.BEFORE_FILE, tuned, conversation, windows.cache)
 
-    num_answer = len(longest) - len(talk.prompt())
-    asked = heldout.choose(p, windows, talk, num_answer, held_out)
+    num_answer = len(longest) - len(conversation.prompt())
+    asked = heldout.choose(p, windows, conversation, num_answer, held_out)
     report = integration = None
     if checkpoints.writes:
         integration = meter.integration(p.training.report_to)
         report = meter.reporter(p.training.report_to, p.run.name, folder, done)
-    with _loader(p, windows, talk, share, steps, device) as batches:
+    with _loader(p, windows, conversation, share, steps, device) as batches:
         trainer = sft.WindowTrainer(
             loader=batches,
-            talk=talk,
+            conversation=conversation,
             checkpoints=checkpoints,
             held_out=asked,
             patience=p.training.patience,
@@ -185,7 +187,7 @@ def work(
         adapter.export(trainer.model, adapter.adapter_dir(p), record, figures)
     if asks and stopped_at is None:
         model.unwrap()  # 06 asks without a trainer's precision
-        _ask(p, job.AFTER_FILE, tuned, talk, windows.cache)
+        _ask(p, job.AFTER_FILE, tuned, conversation, windows.cache)
     del trainer, base, tuned, model, batches, watch
     hardware.release_memory()
     return Trained(adapter.adapter_dir(p), record, metrics, choices, figures, stopped_at)
@@ -300,7 +302,7 @@ def _pause(
     return opened.is_confirmed(stop)
 
 
-def _ask(p: Params, name: str, model: Any, talk: Conversation, cache: Any) -> None:
+def _ask(p: Params, name: str, model: Any, conversation: Conversation, cache: Any) -> None:
     """Leave what the model answers about some windows of `evaluation.split`.
 
     Windows that cannot be opened end no training: the notebook says why when it opens them itself.
@@ -313,12 +315,12 @@ def _ask(p: Params, name: str, model: Any, talk: Conversation, cache: Any) -> No
     if not len(windows):
         return
     indices = heldout.thinned(len(windows), NUM_ANSWERED)
-    texts = heldout.predictions(model, talk, windows, indices, p.evaluation.max_new_tokens)
+    texts = heldout.predictions(model, conversation, windows, indices, p.evaluation.max_new_tokens)
     job.leave(p, name, cache.digest, dict(zip(map(str, indices), texts, strict=True)))
 
 
 def _loader(
-    p: Params, windows: Any, talk: Conversation, share: Share, steps: int, device: str
+    p: Params, windows: Any, conversation: Conversation, share: Share, steps: int, device: str
 ) -> Loader:
     """All batches of this process, in order."""
     from avomni_lib.training.feed.loader import Loader, Order
@@ -334,7 +336,7 @@ def _loader(
             rank=share.rank,
             num_ranks=share.ranks,
         ),
-        lambda indices: samples.batch_of(indices, windows, talk),
+        lambda indices: samples.batch_of(indices, windows, conversation),
         depth=max(2, accumulation),  # all of a step's are drawn at once
         held=accumulation,
         pin=device != "cpu",

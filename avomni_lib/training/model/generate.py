@@ -33,7 +33,7 @@ class Sampling:
 
 def say(
     model: Any,
-    talk: Conversation,
+    conversation: Conversation,
     frames: np.ndarray,
     max_new_tokens: int,
     *,
@@ -45,7 +45,7 @@ def say(
 
     Args:
         model: One that the conversation's backbone prepares for, with or without LoRA.
-        talk: Prompt and tokens.
+        conversation: Prompt and tokens.
         frames: (B, T, H, W, 3) uint8 RGB.
         max_new_tokens: An answer that has not ended by then is kept as far as it got.
         histories: What each window's prompt tells of the car's past; nothing if None.
@@ -65,17 +65,17 @@ def say(
     from avomni_lib.training.prompt.conversation import collate
 
     histories = [""] * len(frames) if histories is None else histories
-    prompts = [talk.prompt(each) for each, _ in zip(histories, frames, strict=True)]
-    tokenizer, end_id = talk.tokenizer, talk.end_id
+    prompts = [conversation.prompt(each) for each, _ in zip(histories, frames, strict=True)]
+    tokenizer, end_id = conversation.tokenizer, conversation.end_id
     batch = collate(prompts, tokenizer.pad_token_id, side="left")
     del batch["labels"]
-    if not talk.backbone.takes_token_types:
+    if not conversation.backbone.takes_token_types:
         del batch["mm_token_type_ids"]
     batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-    batch |= talk.inputs(_on(model, frames), model.dtype)
+    batch |= conversation.inputs(_on(model, frames), model.dtype)
     held = LogitsProcessorList()
     if constrained:
-        held.append(Constraint(tokenizer, end_id, [talk.target.pattern] * len(frames)))
+        held.append(Constraint(tokenizer, end_id, [conversation.target.pattern] * len(frames)))
     was_training = model.training
     model.eval()
     try:
@@ -99,12 +99,12 @@ def say(
     finally:
         model.train(was_training)
     tokens = ids[:, batch["input_ids"].shape[1] :].tolist()
-    return [talk.text_of(row) for row in tokens]
+    return [conversation.text_of(row) for row in tokens]
 
 
 def say_all(
     model: Any,
-    talk: Conversation,
+    conversation: Conversation,
     frames: Iterable[np.ndarray],
     histories: Iterable[str],
     *,
@@ -117,7 +117,7 @@ def say_all(
     while batch := list(itertools.islice(windows, at_a_time)):
         shown, past = zip(*batch, strict=True)
         options = {"histories": past, "constrained": constrained}
-        texts += say(model, talk, np.stack(shown), max_new_tokens, **options)
+        texts += say(model, conversation, np.stack(shown), max_new_tokens, **options)
     return texts
 
 
