@@ -41,9 +41,9 @@ class LlavaOnevision(squares.InSquares):
     """The numbers of one LLaVA-OneVision; the defaults are those of every released size.
 
     Attributes:
-        image_size: px, side of the squares that the vision tower takes.
-        patch_size: px, side of its patches; what is left of a square on the right and below, 6 px
-            of 384, is never seen.
+        image_size: Side of the vision tower's squares, px.
+        patch_size: Side of its patches, px; the remainder of a square at the right and bottom, 6 px
+            of 384, is ignored.
     """
 
     image_size: int = 384
@@ -60,8 +60,8 @@ class LlavaOnevision(squares.InSquares):
     in_llama_cpp = False
     example = "llava-hf/llava-onevision-qwen2-7b-ov-hf"
     serving_note = (
-        "The squares of all frames are handed over as the frames of one video, in the order that "
-        "the sentence of times tells; each is of the tower's own size, so none is shrunk."
+        "The squares of all frames are passed as the frames of one video, in the order given by "
+        "the sentence of times; each has the tower's own size, so none is shrunk."
     )
     refused = dict.fromkeys(
         ("llavaonevision1_5", "llava_onevision1_5", "llava_onevision2", "llava_qwen"),

@@ -1,8 +1,7 @@
-"""The process that trains: windows of the cache and a base model -> an adapter.
+"""The training process: trains an adapter on windows of the cache.
 
-Killed at any moment, the same call goes on from the last whole checkpoint and ends with the very
-bytes that it would have ended with. `job` starts it for a notebook; on several machines torchrun
-does:
+After a kill, the same call resumes from the last intact checkpoint, with a bit-identical result.
+`job` starts it for a notebook; on several machines use torchrun:
 
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-endpoint host:29500 --rdzv-backend c10d \\
         -m avomni_lib.training.fit.worker params/mi300x_8gpu.yaml
@@ -49,8 +48,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NUM_ANSWERED = 4  # windows that are asked about before and after
-RANK_0_TELLS_S = 5.0  # after another rank has failed
+NUM_ANSWERED = 4  # number of windows that are answered before and after training
+RANK_0_TELLS_S = 5.0  # time for rank 0 to report after another rank has failed
 
 
 def work(
@@ -64,20 +63,20 @@ def work(
     pauses: bool = False,
     model: load.Trainable | None = None,
 ) -> Trained:
-    """Train the adapter in this process, from the last whole checkpoint where there is one.
+    """Train the adapter in this process, resuming from the last intact checkpoint.
 
     Args:
-        progress: One unit an optimizer step.
-        windows: Instead of the cache's training windows.
-        held_out: Instead of the cache's windows of the split `val`.
-        stop: Set it, and the training saves a checkpoint after the running step and returns.
-        opened: Whom others follow: is told of the steps, and left answers before and after them.
-        pauses: Wait after the first steps for leave to go on; without it nothing is saved.
-        model: Of another training with the same model, which is not loaded again.
+        progress: One unit per optimizer step.
+        windows: Replaces the cache's training windows.
+        held_out: Replaces the cache's windows of the split `val`.
+        stop: Set it to save a checkpoint after the current step and return.
+        opened: The job, for reporting progress and answers before and after training.
+        pauses: Pause after the first steps; unless continued, nothing is saved.
+        model: A model that was loaded for another training, to be reused.
 
     Raises:
-        AvomniError: see `trainer.plan`; also an unknown optimizer, a loss that is no number, or
-            a machine that computes wrongly.
+        AvomniError: see `trainer.plan`; an unknown optimizer, a non-finite loss, or a machine that
+            fails the probes.
     """
     model = model or load.Trainable()
     model.ignored += environment.clean()
@@ -87,7 +86,7 @@ def work(
     share = Share.of(p)
     device = load.choose(p)["device"].value
     chosen_optimizer = doctor.optimizer(p.training.optimizer, device)
-    # Only now: Unsloth, where it is the backend, has to be imported before TRL.
+    # Imported after `load.choose`, as Unsloth has to be imported before TRL.
     from avomni_lib.training.fit import meter, sft
 
     base, tuned = model.fresh(p)
@@ -135,7 +134,7 @@ def work(
             model=tuned,
             args=sft.arguments_of(p, checkpoints, choices, steps, share.accumulation),
             processing_class=base.tokenizer,
-            # SFTTrainer insists on one; the loader knows the windows by number.
+            # Required by SFTTrainer; the loader has the windows.
             train_dataset=sft.Dataset.from_dict({"index": range(len(windows))}),
             data_collator=list,  # never called: batches come from the loader
         )
@@ -186,7 +185,7 @@ def work(
             load.load_weights(trainer.model, _whole(checkpoints, best["step"]))
         adapter.export(trainer.model, adapter.adapter_dir(p), record, figures)
     if asks and stopped_at is None:
-        model.unwrap()  # 06 asks without a trainer's precision
+        model.unwrap()  # 06 has no trainer, which changes the precision
         _ask(p, job.AFTER_FILE, tuned, conversation, windows.cache)
     del trainer, base, tuned, model, batches, watch
     hardware.release_memory()
@@ -200,12 +199,12 @@ def _figures(
     done: int,
     device: str,
 ) -> dict[str, Any]:
-    """The figures of a training's lines of metrics, as `result.json` has them.
+    """The figures of a training for `result.json`, from its lines of metrics.
 
     Args:
-        steps: That were planned.
-        done: That were found done when this process began.
-        device: It trained on; its peak memory is that of this process.
+        steps: Planned steps.
+        done: Steps done before this process started.
+        device: Device of the training; its peak memory is that of this process.
     """
 
     def total(name: str) -> float:
@@ -230,14 +229,14 @@ def _figures(
         "data_wait_share": round(total("data_wait_s") / seconds, 5) if seconds else 0.0,
         "measured": {
             "memory_gb": round(peak.get("device_gb", peak["host_gb"]), 3),
-            # On a CPU those of the process: its cores may be shared with others.
+            # On a CPU the process's CPU time, as cores may be shared with others.
             "seconds": round(total("cpu_seconds") if device == "cpu" else seconds, 1),
         },
     }
 
 
 def _whole(checkpoints: Checkpoints, step: int) -> Path:
-    """The folder of a checkpoint whose files are what was written, or an error."""
+    """The folder of a checkpoint, after verifying its files."""
     checkpoint = checkpoints.at(step)
     if reason := checkpoints.fault(checkpoint):
         raise AvomniError(
@@ -253,9 +252,9 @@ class Share:
     """This process's part of a training.
 
     Attributes:
-        rank, ranks: It is the rank-th of so many.
-        ranks_here: Of them, on this machine.
-        accumulation: Batches that it gathers in a step.
+        rank, ranks: Its rank, and the number of ranks.
+        accumulation: Batches per step of this process.
+        ranks_here: Number of ranks on this machine.
     """
 
     rank: int
@@ -265,10 +264,10 @@ class Share:
 
     @classmethod
     def of(cls, p: Params) -> Share:
-        """As torchrun has started it.
+        """The share of this process, as set by torchrun.
 
         Raises:
-            AvomniError: the batches of a step do not divide among the processes.
+            AvomniError: the batches of a step do not divide by the number of processes.
         """
         ranks, accumulated = num_ranks(), p.training.gradient_accumulation_steps
         if accumulated % ranks:
@@ -293,7 +292,7 @@ def _pause(
     timed: list[np.ndarray],
     memory_gb: float,
 ) -> bool:
-    """Leave what the first steps took, and wait; only the first of several processes decides."""
+    """Write the measurement of the first steps and wait; rank 0 decides for all ranks."""
     if opened is None:
         job.wait_for_leave(p)
         return True
@@ -303,9 +302,9 @@ def _pause(
 
 
 def _ask(p: Params, name: str, model: Any, conversation: Conversation, cache: Any) -> None:
-    """Leave what the model answers about some windows of `evaluation.split`.
+    """Write the model's answers to some windows of `evaluation.split`.
 
-    Windows that cannot be opened end no training: the notebook says why when it opens them itself.
+    An error in opening them does not end the training; the notebook reports it when it opens them.
     """
     try:
         windows = samples.scored_windows(p, cache)
@@ -337,7 +336,7 @@ def _loader(
             num_ranks=share.ranks,
         ),
         lambda indices: samples.batch_of(indices, windows, conversation),
-        depth=max(2, accumulation),  # all of a step's are drawn at once
+        depth=max(2, accumulation),  # the trainer draws all batches of a step at once
         held=accumulation,
         pin=device != "cpu",
     )
@@ -370,17 +369,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             p = Params.from_files(options.params, options.set)
             blind = None if p.training.blind else p.blinded()
-            trainings: list[Params] = [each for each in (p, blind) if each]
+            trainings: list[Params] = [run for run in (p, blind) if run]
             jobs: list[job.Opened | None] = [None] * len(trainings)
-            if rank() == 0:  # both from now on: whoever has followed the first finds the second
+            # Both jobs are opened now, so that a follower of the first finds the second. The first
+            # is entered last and so closed first: a follower of the second finds neither.
+            if rank() == 0:
                 more = {"waits": options.pause, "blind_follows": blind is not None}
-                # The first one's is left first: who has followed the second finds neither.
-                others = [held.enter_context(job.open_for(each)) for each in trainings[1:]]
+                others = [held.enter_context(job.open_for(run)) for run in trainings[1:]]
                 jobs = [held.enter_context(job.open_for(p, **more)), *others]
             model = load.Trainable()
-            for each, opened in zip(trainings, jobs, strict=True):
-                pauses = options.pause and each is p
-                trained = work(each, stop=stop, opened=opened, pauses=pauses, model=model)
+            for run, opened in zip(trainings, jobs, strict=True):
+                pauses = options.pause and run is p
+                trained = work(run, stop=stop, opened=opened, pauses=pauses, model=model)
                 if opened:
                     opened.finish(trained)
                 if trained.stopped_at is not None:
@@ -394,7 +394,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if opened:
                 opened.fail(error)
             elif rank():
-                # torchrun ends all processes with the first that fails, and rank 0 has to tell.
+                # torchrun ends all processes when one fails; give rank 0 time to report.
                 time.sleep(RANK_0_TELLS_S)
             return 1
 
