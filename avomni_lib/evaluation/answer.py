@@ -212,9 +212,10 @@ class Row:
         batches = []
         for number, first in enumerate(range(0, len(asked), batch_size)):
             part = slice(first, first + batch_size)
-            drawn = sampling and dataclasses.replace(
-                sampling, seed=_seed(sampling.seed, name, sample, number)
-            )
+            drawn = sampling
+            if sampling is not None:
+                digest = files.hash_json([sampling.seed, name, sample, number])
+                drawn = dataclasses.replace(sampling, seed=int(digest[:15], 16))
             batches.append(
                 Batch(name, sample, number, tuple(asked[part]), tuple(past_motion[part]), drawn)
             )
@@ -273,7 +274,3 @@ def ask_all(
         if bar:
             bar.update(num[batch.place], note=batch.row)
     return {(row.name, row.sample): row.texts(answered) for row in rows}
-
-
-def _seed(*place: Any) -> int:
-    return int(files.hash_json(list(place))[:15], 16)

@@ -80,7 +80,11 @@ def card(
         skipped=list(backbone.skip_modules) if choices.get("quantisation") == "nf4" else None,
         commands=commands(record, kind),
         serving_note=backbone.serving_note,
-        request=json.dumps(_request(record), indent=1, ensure_ascii=False),
+        request=json.dumps(
+            {"model": SERVED_NAME, "temperature": 0, **record["request"]},
+            indent=1,
+            ensure_ascii=False,
+        ),
         **_tables(record, figures or {}, merged or measured),
     )
 
@@ -196,11 +200,6 @@ def _tables(
         "settings": _table(settings),
         "learned": _table(learned) if learned else None,
     }
-
-
-def _request(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The request to a server for one window."""
-    return {"model": SERVED_NAME, "temperature": 0, **record["request"]}
 
 
 def _table(rows: Mapping[str, Any]) -> str:

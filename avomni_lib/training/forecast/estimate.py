@@ -152,7 +152,11 @@ def plan_run(p: Params) -> Plan:
             f"{train_windows:,}",
             f"of {num_train:,} clips of the split train",
         ),
-        ("tokens a sample", f"{tokens.total:,} of {limit:,}", _token_note(tokens)),
+        (
+            "tokens a sample",
+            f"{tokens.total:,} of {limit:,}",
+            f"{tokens.vision:,} vision tokens; {tokens.text:,} of text, estimated",
+        ),
         ("optimizer steps", f"{steps:,}", f"{p.training.num_epochs:g} epochs, {_batch(p)}"),
     ]
     figures = {
@@ -427,10 +431,6 @@ def _memory(
         "memory_by_part_gb": {name: round(size / 1e9, 4) for name, size in needed.parts().items()},
     }
     return rows, warnings, figures
-
-
-def _token_note(tokens: Tokens) -> str:
-    return f"{tokens.vision:,} vision tokens; {tokens.text:,} of text, estimated"
 
 
 def _cache_note(cache: Mapping[str, int], storage: str) -> str:

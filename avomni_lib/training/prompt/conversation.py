@@ -33,8 +33,7 @@ def prompt_text(grid: cameras.Grid, target: Target, own_from_s: float = 0.0) -> 
     Args:
         own_from_s: Time in the video (s) at which the frames begin that the question is about.
     """
-    labels = [cell.label if cell else "empty" for cell in grid.cells]
-    rows = [", ".join(labels[i : i + grid.cols]) for i in range(0, len(labels), grid.cols)]
+    rows = [", ".join(label or "empty" for label in row) for row in cells_of(grid)]
     shape = f"{grid.rows}x{grid.cols}"
     uneven = "A camera that is named in several cells is one picture over all of them. "
     older = (

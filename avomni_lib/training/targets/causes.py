@@ -99,11 +99,12 @@ def cause(truth: Truth) -> str:
     if deed.along == "reverse":
         return NOTHING
     path = path_of(truth)
-    ahead = sorted(_ahead(truth.scene.others, path), key=lambda seen: seen.gap_m)
+    seen = [other for other in (met(other, path) for other in truth.scene.others) if other]
+    ahead = sorted(seen, key=lambda other: other.gap_m)
     crossing = next((seen for seen in ahead if _crosses(seen, deed.speed_mps)), None)
     if crossing:
         side = "left" if crossing.left_mps < 0 else "right"
-        what = f"the {crossing.name} {_metres(crossing)} ahead crosses from the {side}"
+        what = f"the {crossing.name} {crossing.gap_m:.0f} m ahead crosses from the {side}"
         return _joined(deed, deed.along in SLOWING, what)
     lead = next((seen for seen in ahead if seen.in_lane), None)
     return (lead and _behind(lead, deed)) or NOTHING
@@ -145,10 +146,6 @@ def met(other: Other, path: np.ndarray) -> Met | None:
     )
 
 
-def _ahead(others: tuple[Other, ...], path: np.ndarray) -> list[Met]:
-    return [seen for other in others if (seen := met(other, path))]
-
-
 def _reach(other: Other, way: np.ndarray) -> float:
     """Half of a box's extent along a direction."""
     turned = other.yaw_rad - np.arctan2(way[1], way[0])
@@ -169,7 +166,7 @@ def _crosses(seen: Met, speed_mps: float) -> bool:
 def _behind(lead: Met, deed: _Deed) -> str | None:
     """The sentence about the nearest road user in our lane; None if it is too far away."""
     closing = deed.speed_mps - lead.along_mps
-    who = f"the {lead.name} {_metres(lead)} ahead"
+    who = f"the {lead.name} {lead.gap_m:.0f} m ahead"
     stands = abs(lead.along_mps) <= STANDING_MPS
     if closing > AS_FAST_MPS and lead.gap_m < closing * CONTACT_S:
         seconds = max(round(lead.gap_m / closing), 1)
@@ -197,10 +194,6 @@ def _deed(truth: Truth) -> _Deed:
 
 def _joined(deed: _Deed, answers: bool, what: str) -> str:
     return f"The car {deed.words} {'because' if answers else 'while'} {what}."
-
-
-def _metres(seen: Met) -> str:
-    return f"{seen.gap_m:.0f} m"
 
 
 def _cross(way: np.ndarray, vector: np.ndarray) -> float:
