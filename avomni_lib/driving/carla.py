@@ -121,16 +121,9 @@ class AvomniAgent(AutonomousAgent):  # type: ignore[misc]
     def _move(self, speed: float, yaw_rate: float, seconds: float) -> None:
         """Dead reckoning from the speedometer and the gyroscope."""
         x, y, yaw, _ = self._pose
-        middle = yaw + yaw_rate * seconds / 2
-        way = speed * seconds
-        self._pose = np.array(
-            [
-                x + way * math.cos(middle),
-                y + way * math.sin(middle),
-                yaw + yaw_rate * seconds,
-                speed,
-            ]
-        )
+        turn, way = yaw_rate * seconds, speed * seconds
+        x, y = x + way * math.cos(yaw + turn / 2), y + way * math.sin(yaw + turn / 2)
+        self._pose = np.array([x, y, yaw + turn, speed])
 
     def _ego(self) -> np.ndarray:
         """(17, 4) the last 1.6 s as `policies` defines `ego`; NaN before the start."""

@@ -56,12 +56,7 @@ class Answerer:
             `place` and `base_only` are given.
     """
 
-    def __init__(
-        self,
-        p: Params,
-        place: str | Path | None = None,
-        base_only: bool = False,
-    ):
+    def __init__(self, p: Params, place: str | Path | None = None, base_only: bool = False):
         self.p, self.target = p, target_of(p)
         if base_only and place is not None:
             raise AvomniError(
@@ -77,6 +72,15 @@ class Answerer:
     def name(self) -> str:
         """Name of the corresponding row of the ladder."""
         return "base" if self.adapter is None else "adapted"
+
+    @property
+    def num_encoded(self) -> int | None:
+        """`Answer.num_encoded` of the last answer."""
+        return self.seen.num_frames
+
+    def __call__(self, frames: np.ndarray, history: str = "") -> str:
+        """The text of `answer`, as `Session` asks for it."""
+        return self.answer(frames, history).text
 
     def answer(self, frames: np.ndarray, history: str = "") -> Answer:
         """Answer one window.
@@ -105,7 +109,7 @@ class Answerer:
             constrained=self.p.evaluation.constrained,
         )
         seconds = time.monotonic() - started
-        return Answer(text, self.target.read(text), seconds, self.seen.num_frames)
+        return Answer(text, self.target.read(text), seconds, self.num_encoded)
 
 
 def adapter_folder(p: Params, place: str | Path | None = None) -> Path:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from avomni_lib import files
@@ -49,27 +48,10 @@ def opened(
         yield Session(p, ask, folder, watch=page.show, history=history), page
 
 
-class LocalAnswerer:
-    """Answers windows with a model in this process.
-
-    Attributes:
-        num_encoded: Number of frames of the last window that were not cached in the vision tower.
-    """
-
-    def __init__(self, answerer: Answerer):
-        self._answerer = answerer
-        self.num_encoded: int | None = None
-
-    def __call__(self, frames: np.ndarray, history: str = "") -> str:
-        answer = self._answerer.answer(frames, history)
-        self.num_encoded = answer.num_encoded
-        return answer.text
-
-
 def asker(p: Params, adapter: str | None = None, base_only: bool = False) -> Callable[..., str]:
     """The function that answers (frames, history): this process's model, or `live.server`."""
     if p.live.server is None:
-        return LocalAnswerer(Answerer(p, adapter, base_only))
+        return Answerer(p, adapter, base_only)
     words = prompt_text(cameras.grid(p.vision.cameras), target_of(p))
     return RemoteAnswerer(p, p.live.server, words, timeout_s=LIVE_TIMEOUT_S).ask
 

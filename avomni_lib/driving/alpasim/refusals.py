@@ -104,11 +104,8 @@ def _lens_reason(camera: cameras.Camera, spec: Any) -> str | None:
     if not (spec.resolution_w and spec.resolution_h):
         return f"{camera.name} has no resolution: fill resolution_w and resolution_h"
     view = view_deg(spec.ftheta_param, spec.resolution_w)
-    least, most = (
-        camera.fov_deg / calibration.VIEW_TOLERANCE,
-        camera.fov_deg * calibration.VIEW_TOLERANCE,
-    )
-    if not least < view < most:
+    tolerance = calibration.VIEW_TOLERANCE
+    if not camera.fov_deg / tolerance < view < camera.fov_deg * tolerance:
         return (
             f"{camera.name} sees {view:.0f}° across and not about {camera.fov_deg}°: pictures are "
             "not remapped, so give it the lens of the recorded car"

@@ -74,10 +74,7 @@ class InternVL(squares.InSquares):
     @classmethod
     def from_config(cls, config: Any) -> Self:
         vision = config.vision_config
-        image, patch = (
-            _side(vision.image_size, "image_size"),
-            _side(vision.patch_size, "patch_size"),
-        )
+        image, patch = (_side(getattr(vision, n), n) for n in ("image_size", "patch_size"))
         backbone = cls(image, patch, getattr(config, "downsample_ratio", cls.downsample_ratio))
         merged = round(1 / backbone.downsample_ratio)
         if image % patch or image // patch % merged:
@@ -218,10 +215,7 @@ def _side(value: Any, name: str) -> int:
 def _tower(vision: Mapping[str, Any], out: int, downsample_ratio: float) -> Vision:
     """The vision tower of a `vision_config`, and the projector into a width of `out`."""
     wide, inner = vision["hidden_size"], vision["intermediate_size"]
-    image, patch = (
-        _side(vision["image_size"], "image_size"),
-        _side(vision["patch_size"], "patch_size"),
-    )
+    image, patch = (_side(vision[name], name) for name in ("image_size", "patch_size"))
     values = squares.COLOURS * patch**2
     norm = wide if vision.get("norm_type") == "rms_norm" else 2 * wide
     block = 4 * wide**2 + wide + 2 * wide * inner + inner + wide + 2 * norm

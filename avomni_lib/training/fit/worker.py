@@ -269,19 +269,16 @@ class Share:
         Raises:
             AvomniError: the batches of a step do not divide by the number of processes.
         """
-        ranks, accumulated = num_ranks(), p.training.gradient_accumulation_steps
+        ranks = environment.by_torchrun("WORLD_SIZE", 1)
+        accumulated = p.training.gradient_accumulation_steps
         if accumulated % ranks:
             raise AvomniError(
                 f"{accumulated} batches a step cannot be shared among {ranks} processes",
                 where="training.gradient_accumulation_steps",
                 fix=f"make it a multiple of {ranks}, or start another number of processes",
             )
-        return cls(
-            rank(),
-            ranks,
-            accumulated // ranks,
-            environment.by_torchrun("LOCAL_WORLD_SIZE", 1),
-        )
+        ranks_here = environment.by_torchrun("LOCAL_WORLD_SIZE", 1)
+        return cls(rank(), ranks, accumulated // ranks, ranks_here)
 
 
 def _pause(
@@ -340,10 +337,6 @@ def _loader(
         held=accumulation,
         pin=device != "cpu",
     )
-
-
-def num_ranks() -> int:
-    return environment.by_torchrun("WORLD_SIZE", 1)
 
 
 def rank() -> int:
