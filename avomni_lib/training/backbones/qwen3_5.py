@@ -56,8 +56,8 @@ class Qwen35(Qwen3VL):
         "Qwen/Qwen3.5-9B, or a Qwen3-VL with experts and model.backbone: qwen3_vl",
     }
     serving_note = (
-        "The answer starts behind an empty thought, so the server is told "
-        f"`enable_thinking: false` with each request. {Qwen3VL.serving_note}"
+        "The answer starts after an empty thought, so each request needs "
+        f"`enable_thinking: false`. {Qwen3VL.serving_note}"
     )
 
     @property

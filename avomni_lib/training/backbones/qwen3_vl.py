@@ -78,7 +78,7 @@ class Qwen3VL(Backbone):
         "follows the transformers version that it runs with. A server's processor also shrinks a "
         "window whose frames × height × width exceeds `longest_edge` of its "
         "video_preprocessor_config.json, and from 5.22 on (announced) frames of more than 768 "
-        "tokens, unless it is told `do_resize: false`."
+        "tokens, unless the request has `do_resize: false`."
     )
 
     @classmethod

@@ -165,9 +165,9 @@ def _tables(
 ) -> dict[str, str | None]:
     height, width = record["grid_size"]
     source = record.get("target_source")
-    own = f", code of its maker's own (sha256 of its source {source})" if source else ""
+    note = f", defined by the user (sha256 of its source {source})" if source else ""
     answers = {
-        "target": f"`{record['target']}`{own}",
+        "target": f"`{record['target']}`{note}",
         "cameras": f"{record['camera_setup']}, one grid of {width}×{height} px a frame",
         "frames": f"{record['sequence_length']} at {record['sample_hz']:g} Hz",
     }

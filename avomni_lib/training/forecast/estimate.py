@@ -109,8 +109,8 @@ def plan_run(p: Params) -> Plan:
     storage = p.processing.storage
     cache = {name: raw.num_clips * clip_bytes(p, seconds, name) for name in STORAGES}
     processing = p.processing
-    each = num_windows(frames, processing.sequence_length, processing.stride, processing.reach)
-    train_windows = num_train * each
+    per_clip = num_windows(frames, processing.sequence_length, processing.stride, processing.reach)
+    train_windows = num_train * per_clip
     steps = optimizer_steps(p, train_windows)
     length, hz = p.processing.sequence_length, p.processing.sample_hz
     limit = p.model.max_seq_length
@@ -123,7 +123,7 @@ def plan_run(p: Params) -> Plan:
         )
     if raw.num_chunks == 0:
         warnings.append("not one chunk fits below download.target_size_gb: raise it")
-    if each == 0:
+    if per_clip == 0:
         short = none_fits(frames, processing, f"clips of {seconds:g} s")
         if p.is_fetched:
             raise short
@@ -145,7 +145,7 @@ def plan_run(p: Params) -> Plan:
             f"{cameras.grid(p.vision.cameras)}, {frames} frames a clip",
         ),
         ("cache", gigabytes(cache[storage]), _cache_note(cache, storage)),
-        ("windows", f"{raw.num_clips * each:,}", f"{length} frames, {(length - 1) / hz:g} s"),
+        ("windows", f"{raw.num_clips * per_clip:,}", f"{length} frames, {(length - 1) / hz:g} s"),
         *past_rows(p),
         (
             "to train on",
@@ -166,7 +166,7 @@ def plan_run(p: Params) -> Plan:
         "frames_per_clip": frames,
         "cache_gb": round(cache[storage] / 1e9, 3),
         "cache_gb_by_storage": {name: round(size / 1e9, 3) for name, size in cache.items()},
-        "num_windows": raw.num_clips * each,
+        "num_windows": raw.num_clips * per_clip,
         "frames_per_window": len(samples.past_of(p)) + length,
         "num_train_windows": train_windows,
         "vision_tokens": tokens.vision,
@@ -229,7 +229,7 @@ def training_rows(
         rows.append(("memory", "not known", unknown))
     else:
         rows, warnings, figures = _memory(p, size, tokens, device, probe, capacity)
-    each, known = None, ""
+    step_s, known = None, ""
     if probe is not None:
         seen = after(p, probe, steps, device)
         predicted = {"seconds": seen["seconds"]}
@@ -238,9 +238,9 @@ def training_rows(
         elif size is not None:
             predicted["memory_gb"] = figures["memory_gb"]
         figures |= {"probed": seen, "predicted": predicted}
-        each, known = probe.seconds_per_step, "as timed on this machine"
+        step_s, known = probe.seconds_per_step, "as timed on this machine"
     elif size is not None and device != "cpu":
-        each = expected_seconds(p, size, tokens)
+        step_s = expected_seconds(p, size, tokens)
         num = p.training.num_processes
         card = f"{num} × {CARD}" if num > 1 else f"an {CARD}"
         low, high = (100 * share for share in UTILISATION_RANGE)
@@ -248,18 +248,18 @@ def training_rows(
             f"at {100 * UTILISATION:.0f} % of the peak of {card}, or {low:.0f} to "
             f"{high:.0f} %: estimated, not measured"
         )
-    if each is not None:
-        hours = steps * each / 3600
+    if step_s is not None:
+        hours = steps * step_s / 3600
         paid = cost(p, hours)
         figures |= {"train_hours": round(hours, 3)} | paid
-        note = f"{steps:,} steps of {each:.3g} s, {known}"
-        rows.append(("time to train", minutes(steps * each), note))
+        note = f"{steps:,} steps of {step_s:.3g} s, {known}"
+        rows.append(("time to train", minutes(steps * step_s), note))
         if (blind := p.blinded()) is not None:
             num = min(steps, blind.training.max_steps)
             note = (
                 f"{num:,} steps on black frames, for the ladder; training.blind_steps: 0 spares it"
             )
-            rows.append(("and blind", minutes(num * each), note))
+            rows.append(("and blind", minutes(num * step_s), note))
         for sum_of_money in paid.values():
             note = f"of the training, at run.price_per_hour: {p.run.price_per_hour:g}"
             rows.append(("cost to train", f"{sum_of_money:,.2f}", note))

@@ -174,6 +174,6 @@ def _damaged(folder: Path, reason: str) -> AvomniError:
     return AvomniError(
         f"the adapter is damaged: {reason}",
         where=str(folder),
-        fix="remove the folder and run 05_train again, which writes it anew from the last "
+        fix="remove the folder and run 05_train again, which writes it again from the last "
         "checkpoint; or copy the folder again from where it is whole",
     )
