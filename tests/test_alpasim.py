@@ -307,7 +307,7 @@ def test_calls_in_the_wrong_order_are_told_what_is_wrong_and_end_nothing(served)
     rollout.show(START_US + 4 * STEP_US, shaded(5.0))
     code, words = refused(rollout.drive, START_US + 4 * STEP_US)
     assert code == "FAILED_PRECONDITION"
-    assert words.startswith("drive at 5.400 s: nobody has told where the car is; call submit_ego")
+    assert words.startswith("drive at 5.400 s: no pose of the car is known; call submit_egomo")
     rollout.close()
     assert refused(rollout.close) == ("NOT_FOUND", "session a was closed; start_session")
     code, words = refused(step, rollout, 5, 1.0)
@@ -319,12 +319,12 @@ def test_calls_in_the_wrong_order_are_told_what_is_wrong_and_end_nothing(served)
     assert len(drive_on(rollout, 5.0, numbers=range(10, 14)).trajectory.poses) == 65
 
 
-def test_where_the_car_is_has_to_be_told_again(rollout):
+def test_a_stale_pose_is_refused(rollout):
     drive_on(rollout, 5.0)
     for number in range(5, 12):
         rollout.show(START_US + number * STEP_US, shaded(5.0))
     code, words = refused(rollout.drive, START_US + 11 * STEP_US)
-    assert code == "FAILED_PRECONDITION" and "where the car is since 5.400 s" in words
+    assert code == "FAILED_PRECONDITION" and "is known since 5.400 s" in words
 
 
 @pytest.mark.parametrize("numbers", [(np.nan, 0, 0, 1), (0, np.inf, 0, 1), (0, 0, 0, 0)])
@@ -482,7 +482,7 @@ def test_a_model_that_fails_is_told_and_the_server_goes_on(served, value, code, 
     assert len(step(rollout, 6, 5.0).trajectory.poses) == 65
 
 
-def test_a_session_that_nobody_speaks_to_is_given_up_when_another_begins(served, monkeypatch):
+def test_an_idle_session_is_dropped_when_another_begins(served, monkeypatch):
     made = served()
     left, spoken_to = made("left"), made("spoken to")
     left.start()
@@ -491,7 +491,7 @@ def test_a_session_that_nobody_speaks_to_is_given_up_when_another_begins(served,
     made("new").start()
     monkeypatch.setattr(service, "IDLE_S", 600.0)
     code, words = refused(left.drive, START_US)
-    assert code == "NOT_FOUND" and "was given up: nobody spoke to it" in words
+    assert code == "NOT_FOUND" and "was dropped: no call for" in words
 
 
 def test_there_is_an_end_to_sessions(served, monkeypatch):

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.evaluation import ladder, models, server
+from avomni_lib.evaluation import ladder, models
 from avomni_lib.evaluation.answer import Batch
-from avomni_lib.evaluation.server import RemoteAnswerer
+from avomni_lib.evaluation.models import RemoteAnswerer
 from avomni_lib.live.session import RECORD_FILE, Session
 from avomni_lib.live.ticks import Ready
 from avomni_lib.params import Params
@@ -106,7 +106,7 @@ def stand(p):
 @pytest.fixture
 def asking(p, stand, monkeypatch):
     """The run, with its answers from the server."""
-    monkeypatch.setattr(server, "WAITS_S", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(models, "WAITS_S", (0.01, 0.01, 0.01))
     stand.served, stand.fails = list(NAMES), []
     stand.asked.clear()
     return changed(p, evaluation={"server": stand.url})

@@ -94,7 +94,7 @@ def test_front_matter_and_banner_follow_the_source(tmp_path, kind, source):
         assert CONFIDENTIAL not in text and body[0].startswith("# ")
     else:
         assert body[0] == f"**{CONFIDENTIAL}**"
-        assert "does not say that a use is within them" in text
+        assert "does not state that a use complies with them" in text
     assert not re.search(r"\b(is|are) (allowed|permitted)\b", text)
 
 

@@ -160,7 +160,7 @@ def test_runs_of_two_targets_are_compared_by_what_both_say(tmp_path):
     assert found["rows"]["adapted"]["speed_mae_mps"]["b"] < 0.01
     paths = [FUTURE.render(each.truth) for each in STRAIGHT]
     c = run(tmp_path / "c", table(FUTURE, STRAIGHT, {"mean": paths, "adapted": paths}))
-    with pytest.raises(AvomniError, match="A says summary_v1, B says future_v1"):
+    with pytest.raises(AvomniError, match="of A is summary_v1, of B future_v1"):
         compare(a, c)
     both = compare(b, c).figures["rows"]["adapted"]
     assert list(both)[0] == "ade_m" and "speed_mae_mps" not in both

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from avomni_lib.errors import AvomniError
-from avomni_lib.evaluation.server import RemoteAnswerer
+from avomni_lib.evaluation.models import RemoteAnswerer
 from avomni_lib.live import sources
 from avomni_lib.live.page import Page
 from avomni_lib.live.session import Session, State
@@ -248,7 +248,7 @@ def test_a_file_without_times_is_one_line(tmp_path, caplog):
     heard = read(Source(CAMERA, str(tmp_path / "a.h264"), "file"))
     assert heard.frames == [] and heard.ended.is_set()
     (text,) = caplog.messages
-    assert "none of its frames says when it is to be shown; it shows no more" in text
+    assert "none of its frames has a timestamp; it shows no more" in text
 
 
 class Shown:

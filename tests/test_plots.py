@@ -213,10 +213,10 @@ def test_titles_say_what_the_numbers_say(pictures, windows):
     assert said["bytes over the budget"].endswith("755% of the budget of 10.0 MB")
     assert said["curve"].startswith("Loss went from 3.40 to 0.5") and "0.4% of a" in said["curve"]
     assert said["before and after"] == (
-        "The car drives 5.23 m/s; the base model says 9.99 m/s; "
-        "the adapted model says what cannot be read"
+        "The car drives 5.23 m/s; the base model answers 9.99 m/s; "
+        "the adapted model answers text that cannot be read"
     )
-    assert said["before alone"].endswith("the base model says what cannot be read")
+    assert said["before alone"].endswith("the base model answers text that cannot be read")
     assert said["timelines"].startswith(f"{len(windows)} windows lie on the clips")
     assert said["contact sheet"].startswith("7 of the 12 clips in the cache")
 

@@ -1,11 +1,11 @@
-"""A policy in a simulator: what it does at the wheel, and what its drives are worth.
+"""Closed-loop driving: policies in a simulator, and the scores of their drives.
 
-episode   what happened in one drive
-geometry  boxes that touch, and places beside a lane
-terms     one drive to its scores
+episode   the record of one drive
+geometry  contact of boxes, and positions relative to a lane
+terms     the scores of one drive
 alpasim/  a driver for NVIDIA's simulator, over gRPC
 carla     a driver for CARLA's leaderboard
-ladder    the policies' scores beside each other, with intervals and claims
-drive     all of them in the rendered world, drive by drive, each kept
-policies  what drives: motion that goes on, a regression on it, the trained model, a user's own
+ladder    the scores of all policies, with intervals and claims
+drive     runs the policies in the rendered world and keeps every drive
+policies  constant motion, a regression on past motion, the trained model, the user's own
 """

@@ -1,14 +1,16 @@
 """The trained model as an agent of CARLA's leaderboard. **Not tested against a server.**
 
-The leaderboard is given this file and a params file of a run that has been trained:
+Pass this file and the params file of a trained run to the leaderboard:
 
     leaderboard_evaluator.py --agent=avomni_lib/driving/carla.py --agent-config=params/own.yaml ...
 
-Cameras stand where those of the run's first training clip stand. CARLA's are pinholes: they have
-the same horizontal view as the model's, not the same lens. The route is not told to the model.
+The cameras are mounted as in the run's first training clip. CARLA's cameras are pinholes: they
+have the same horizontal field of view as the model's, but not the same lens. The model does not
+receive the route.
 
-Here x is forward, y left and angles turn left, seen from the rear axle; CARLA's y is to the right,
-its angles turn right, and sensors are placed from the middle of the car (carla.org, coordinates).
+Frames of reference: here x is forward, y left, angles turn left and the origin is the rear axle;
+in CARLA y is to the right, angles turn right, and sensors are placed relative to the car's centre
+(carla.org, coordinates).
 """
 
 from __future__ import annotations
@@ -43,28 +45,28 @@ except ImportError as _error:
 
 WIDTH_PX = 640  # of each picture; the height follows from the lens
 SPEED, IMU = "speed", "imu"
-YAW_RATE = 5  # of the IMU's seven numbers, rad/s to the right
+YAW_RATE = 5  # index into the IMU's seven numbers; rad/s to the right
 WAYPOINT_S = STEPS_APART * STEP_S
-SPEED_AHEAD = 2  # waypoints: the speed is right after this many of them
-AHEAD_M, AHEAD_S = 4.0, 0.55  # pure pursuit's distance ahead, at 0 m/s and more for each m/s
+SPEED_AHEAD = 2  # number of waypoints after which the planned speed is reached
+AHEAD_M, AHEAD_S = 4.0, 0.55  # look-ahead of pure pursuit: metres at 0 m/s, and more per m/s
 FULL_THROTTLE_MPS2, FULL_BRAKE_MPS2 = 4.0, 8.0
-STOP_MPS = 0.2  # a slower plan is a stand
-MOST_STEER_RAD = math.radians(70)  # the front wheels' at steer = 1, of CARLA's cars
+STOP_MPS = 0.2  # a slower plan means: stand still
+MOST_STEER_RAD = math.radians(70)  # angle of the front wheels of CARLA's cars at steer = 1
 
 
 def get_entry_point() -> str:
-    """What the leaderboard asks a file for."""
+    """Name of the agent's class; called by the leaderboard."""
     return "AvomniAgent"
 
 
 class AvomniAgent(AutonomousAgent):  # type: ignore[misc]
-    """Looks ten times a second, however often it is asked."""
+    """Runs the model ten times a second, however often the leaderboard calls it."""
 
     def setup(self, path_to_conf_file: str) -> None:
         """Load the run's model.
 
         Raises:
-            AvomniError: no such run, or its model says no path.
+            AvomniError: no such run, or its target contains no path.
         """
         self.track = Track.SENSORS
         p = Params.from_files([path_to_conf_file])
@@ -74,7 +76,7 @@ class AvomniAgent(AutonomousAgent):  # type: ignore[misc]
         self._wheelbase_m = self._clip.vehicle()["wheelbase"]
         self._policy = ModelPolicy(Answerer(p))
         self._policy.start(0, np.zeros((1, 4)))
-        self._poses: list[np.ndarray] = []  # x, y, yaw, speed every 0.1 s, from where it began
+        self._poses: list[np.ndarray] = []  # x, y, yaw, speed every 0.1 s, relative to the start
         self._pose = np.zeros(4)
         self._begun_s: float | None = None
         self._last_s = 0.0
@@ -83,7 +85,7 @@ class AvomniAgent(AutonomousAgent):  # type: ignore[misc]
     def sensors(self) -> list[dict[str, Any]]:
         """The grid's cameras, the speed and the yaw rate."""
         middle_m = self._clip.vehicle()["rear_axle_to_bbox_center"]
-        own = [
+        sensors = [
             camera_sensor(
                 camera,
                 self._clip.intrinsics(camera.name),
@@ -92,17 +94,17 @@ class AvomniAgent(AutonomousAgent):  # type: ignore[misc]
             )
             for camera in self._cameras
         ]
-        still = dict.fromkeys(("x", "y", "z", "roll", "pitch", "yaw"), 0.0)
-        own.append({"type": "sensor.other.imu", "id": IMU, **still})
-        own.append({"type": "sensor.speedometer", "id": SPEED, "reading_frequency": 20})
-        return own
+        at_centre = dict.fromkeys(("x", "y", "z", "roll", "pitch", "yaw"), 0.0)
+        sensors.append({"type": "sensor.other.imu", "id": IMU, **at_centre})
+        sensors.append({"type": "sensor.speedometer", "id": SPEED, "reading_frequency": 20})
+        return sensors
 
     def run_step(self, input_data: Mapping[str, tuple[int, Any]], timestamp: float) -> Any:
-        """A `carla.VehicleControl`.
+        """The `carla.VehicleControl` for this step.
 
         Args:
-            input_data: Sensor -> (frame, its data): pictures (H, W, 4) uint8 BGRA.
-            timestamp: Seconds of the simulation.
+            input_data: Sensor -> (frame number, data); images are (H, W, 4) uint8 BGRA.
+            timestamp: Simulation time in seconds.
         """
         speed = float(input_data[SPEED][1]["speed"])
         if self._begun_s is None:
@@ -117,21 +119,14 @@ class AvomniAgent(AutonomousAgent):  # type: ignore[misc]
         return self._control
 
     def _move(self, speed: float, yaw_rate: float, seconds: float) -> None:
-        """Dead reckoning, from the speedometer and the gyroscope."""
+        """Dead reckoning from the speedometer and the gyroscope."""
         x, y, yaw, _ = self._pose
-        middle = yaw + yaw_rate * seconds / 2
-        way = speed * seconds
-        self._pose = np.array(
-            [
-                x + way * math.cos(middle),
-                y + way * math.sin(middle),
-                yaw + yaw_rate * seconds,
-                speed,
-            ]
-        )
+        turn, way = yaw_rate * seconds, speed * seconds
+        x, y = x + way * math.cos(yaw + turn / 2), y + way * math.sin(yaw + turn / 2)
+        self._pose = np.array([x, y, yaw + turn, speed])
 
     def _ego(self) -> np.ndarray:
-        """The last 1.6 s as `policies` wants them; NaN before the start."""
+        """(17, 4) the last 1.6 s as `policies` defines `ego`; NaN before the start."""
         ego = np.full((HISTORY_STEPS + 1, 4), np.nan)
         recent = np.array(self._poses[-len(ego) :])
         x, y, yaw, _ = recent[-1]
@@ -147,11 +142,11 @@ def camera_sensor(
     extrinsics: Mapping[str, float],
     middle_m: float,
 ) -> dict[str, Any]:
-    """A camera as the leaderboard places it.
+    """The leaderboard's description of a camera.
 
     Args:
-        intrinsics, extrinsics: As `Clip` gives them.
-        middle_m: From the rear axle to the middle of the car.
+        intrinsics, extrinsics: As returned by `Clip`.
+        middle_m: Distance from the rear axle to the car's centre.
     """
     to_rig = Rotation.from_quat([extrinsics[f"q{axis}"] for axis in "xyzw"])
     right, out = to_rig.apply([1.0, 0.0, 0.0]), to_rig.apply([0.0, 0.0, 1.0])
@@ -172,9 +167,9 @@ def camera_sensor(
 
 
 def control(waypoints: np.ndarray, speed: float, wheelbase_m: float) -> Any:
-    """Pedals and wheel for waypoints (16, 2) m, 0.4 s apart.
+    """The `carla.VehicleControl` that follows waypoints (16, 2) m, 0.4 s apart.
 
-    The steering is pure pursuit (Coulter, CMU-RI-TR-92-01).
+    Steering is pure pursuit (Coulter, CMU-RI-TR-92-01).
     """
     horizon_s = SPEED_AHEAD * WAYPOINT_S
     wanted = max(float(waypoints[SPEED_AHEAD - 1, 0]), 0.0) / horizon_s

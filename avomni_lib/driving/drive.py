@@ -1,8 +1,7 @@
 """Drives a run's policies through the rendered world, several episodes side by side.
 
-Each drive is a file of its own, written when it has ended: a run that is killed goes on with those
-that are missing. The worlds are none that a clip was rendered from: their seeds begin at
-`FIRST_SEED`.
+Each drive is written to its own file when it ends, so a run that is killed resumes with the
+missing ones. Seeds of the worlds start at `FIRST_SEED`: no clip was rendered from any of them.
 """
 
 from __future__ import annotations
@@ -39,22 +38,22 @@ if TYPE_CHECKING:
     from avomni_world.driving.env import DriveEnv
 
 FIRST_SEED = 3_000_000  # far from those of published clips and of the tiny base's drives
-EPISODES = "episodes"  # the folder of the drives
-OF_MODEL = (MODEL, "blind")
-CLIP_SECONDS = 8.0  # of the world that a drive begins in
+EPISODES = "episodes"  # subfolder that holds the drives
+MODEL_POLICIES = (MODEL, "blind")
+CLIP_SECONDS = 8.0  # length of the scripted world in which a drive starts
 FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Drive:
-    """One drive as it was kept.
+    """One stored drive.
 
     Attributes:
-        episode: What happened.
-        event: That was called for, or `none`.
-        pictures: (n, height, width, 3) uint8 of the front camera, one a second; n is 0 but for the
-            model.
-        note: What has to be known of how the policy drives; empty where there is nothing.
+        episode: The record of the drive.
+        event: Name of the scripted event, or `none`.
+        pictures: (n, height, width, 3) uint8 RGB of the front camera, one a second; n is 0 for
+            every policy but the model.
+        note: A caveat about the policy for the reader of the results; may be empty.
     """
 
     episode: Episode
@@ -65,12 +64,12 @@ class Drive:
 
 @dataclass(frozen=True)
 class Drives:
-    """All drives of a run, and what they are worth.
+    """All drives of a run and their scores.
 
     Attributes:
         drives: Policy -> its drives, in the order of their seeds.
         scored: The ladder of policies.
-        notes: Policy -> what has to be known of how it drives.
+        notes: Policy -> a caveat about it, for policies that have one.
     """
 
     drives: Mapping[str, Sequence[Drive]]
@@ -79,9 +78,10 @@ class Drives:
 
     @property
     def figures(self) -> dict[str, Any]:
-        """Of `result.json`: those of the ladder, and the ladder of each event where there are
-        several."""
-        events = {each.episode.seed: each.event for own in self.drives.values() for each in own}
+        """Figures for `result.json`: the ladder's, plus a ladder per event if there are several."""
+        events = {
+            drive.episode.seed: drive.event for drives in self.drives.values() for drive in drives
+        }
         figures = {**self.scored.figures, "notes": dict(self.notes)}
         if len(names := dict.fromkeys(events.values())) > 1:
             scores = self.scored.scores
@@ -92,34 +92,40 @@ class Drives:
         return figures
 
     def write(self, path: Path) -> Path:
-        """Write the scores of all drives, from which `ladder.figures` makes the figures again."""
+        """Write the scores of all drives, from which `ladder.figures` recomputes the figures."""
         with files.write_whole(path) as file:
             self.scored.scores.to_parquet(file)
         return path
 
     def ends(self, name: str = MODEL) -> pd.DataFrame:
-        """How each drive of a policy ended, a row a seed, the worst first.
+        """How each drive of a policy ended, one row per seed, the worst first.
 
-        The columns of `over_time` are those of the failure's moment, or of the last one.
+        The columns of `over_time` hold the values at the first event, or at the end without one.
         """
         rows = []
-        for each in self.drives[name]:
-            worth, table = terms(each.episode), over_time(each)
-            at = table[table.time_s <= (np.inf if worth.cut_s is None else worth.cut_s + 1e-9)]
-            row = {"event": each.event, "scene_score": worth.scene_score, "failure": worth.failure}
-            rows.append({"seed": each.episode.seed, **row, **at.iloc[-1]})
+        for drive in self.drives[name]:
+            scores, table = terms(drive.episode), over_time(drive)
+            end_s = np.inf if scores.cut_s is None else scores.cut_s + 1e-9
+            row = {
+                "seed": drive.episode.seed,
+                "event": drive.event,
+                "scene_score": scores.scene_score,
+                "failure": scores.failure,
+            }
+            rows.append(row | dict(table[table.time_s <= end_s].iloc[-1]))
         return pd.DataFrame(rows).set_index("seed").sort_values(["scene_score", "time_s"])
 
     def of(self, name: str, seed: int) -> Drive:
-        """One policy's drive in the world of a seed."""
-        return next(each for each in self.drives[name] if each.episode.seed == seed)
+        """The drive of one policy in the world of one seed."""
+        return next(drive for drive in self.drives[name] if drive.episode.seed == seed)
 
 
 def over_time(drive: Drive) -> pd.DataFrame:
-    """How a drive went, a row each 0.1 s: what it left the road for.
+    """The course of a drive, one row per 0.1 s.
 
     Columns: `time_s`; `speed_mps`, and `recorded_mps` of the recorded drive at the same time;
-    `left_m` of the lane's middle, of the box's middle; `turned_deg` to the left of the lane.
+    `left_m`, the offset of the box's centre to the left of the lane centre; `turned_deg`, the
+    heading relative to the lane, positive to the left.
     """
     episode = drive.episode
     seen = Seen(episode)
@@ -136,23 +142,23 @@ def over_time(drive: Drive) -> pd.DataFrame:
 
 
 def seeds_of(p: Params) -> dict[int, str]:
-    """Seed of each episode -> its event, in turn."""
+    """Seed -> event of each episode; events are assigned in turn."""
     num, events = p.driving.num_episodes or 0, p.driving.events
     first = FIRST_SEED + 10_000 * p.run.seed
     return {first + n: events[n % len(events)] for n in range(num)}
 
 
 def plan(p: Params) -> Plan:
-    """What 08 drives; nothing is loaded.
+    """The plan of 08_drive; nothing is loaded.
 
     Raises:
-        AvomniError: no drive is asked for, the simulator is not installed, the model's answers are
-            no paths, or there is no adapter.
+        AvomniError: no drive is asked for, the simulator is not installed, the model's target
+            contains no path, or there is no adapter.
     """
     _refuse(p)
     asked, world = p.driving, p.dataset.world
     num, decisions = len(seeds_of(p)), round(asked.seconds * HZ)
-    model = [name for name in asked.policies if name in OF_MODEL]
+    model = [name for name in asked.policies if name in MODEL_POLICIES]
     hop_s = (asked.hop or p.live.hop) / p.processing.sample_hz
     rows = [
         ("policies", str(len(asked.policies)), ", ".join(asked.policies)),
@@ -174,13 +180,13 @@ def plan(p: Params) -> Plan:
 
 
 def drive(p: Params, folder: Path, progress: type[Bar] = Bar) -> Drives:
-    """Let every policy drive every episode, or take the drives that are there.
+    """Drive every episode with every policy; drives that are already stored are reused.
 
     Args:
-        folder: Drives are kept in its `episodes`.
+        folder: The stage's folder; drives are stored in its subfolder `episodes`.
 
     Raises:
-        AvomniError: as `plan`; a policy of the user's own fails.
+        AvomniError: as `plan`; a user's policy fails.
     """
     _refuse(p)
     kept, seeds = folder / EPISODES, seeds_of(p)
@@ -195,33 +201,39 @@ def drive(p: Params, folder: Path, progress: type[Bar] = Bar) -> Drives:
     with progress(total=len(p.driving.policies) * len(seeds), unit="drive", label="driving") as bar:
         for name in p.driving.policies:
             recipe = _recipe(p, name)
-            own = {seed: _read(_file(kept, name, seed), recipe | {"seed": seed}) for seed in seeds}
-            missing = [seed for seed, each in own.items() if each is None]
+            stored = {
+                seed: _read(_file(kept, name, seed), recipe | {"seed": seed}) for seed in seeds
+            }
+            missing = [seed for seed, drive in stored.items() if drive is None]
             bar.update(len(seeds) - len(missing), name)
             if missing:
-                driver = Expert() if name == "expert" else policy(name, p, answerer)
+                driver = None if name == "expert" else policy(name, p, answerer)
             for first in range(0, len(missing), p.driving.batch_size):
                 batch = missing[first : first + p.driving.batch_size]
                 for made in _drive_batch(p, driver, {seed: seeds[seed] for seed in batch}, name):
                     seed = made.episode.seed
-                    own[seed] = made
+                    stored[seed] = made
                     _write(_file(kept, name, seed), made, recipe | {"seed": seed})
                     bar.update(1, name)
-            drives[name] = [each for each in own.values() if each is not None]
+            drives[name] = [drive for drive in stored.values() if drive is not None]
             if note := drives[name][0].note:
                 notes[name] = note
-    episodes = {name: [each.episode for each in own] for name, own in drives.items()}
+    episodes = {name: [drive.episode for drive in driven] for name, driven in drives.items()}
     return Drives(drives, ladder.driven(episodes, p.run.seed), notes)
 
 
 class Expert:
-    """The driver who knows the road, from the world itself."""
+    """A policy with access to the road and all actors of its environments.
+
+    Args:
+        envs: Environment of each episode, by the episode's number.
+    """
 
     name, sees = "expert", False
-    note = "is told the road and where everybody is"
+    note = "knows the road and the positions of all actors"
 
-    def __init__(self) -> None:
-        self.envs: Mapping[int, DriveEnv] = {}
+    def __init__(self, envs: Mapping[int, DriveEnv]) -> None:
+        self._envs = envs
 
     def start(self, number: int, reference: np.ndarray) -> None:
         pass
@@ -229,17 +241,20 @@ class Expert:
     def __call__(self, observation: Observation, number: int = 0) -> np.ndarray:
         from avomni_world.driving import expert
 
-        return np.asarray(expert.waypoints(self.envs[number]), np.float64)
+        return np.asarray(expert.waypoints(self._envs[number]), np.float64)
 
 
 def _drive_batch(
-    p: Params, driver: Policy, events: Mapping[int, str], name: str
+    p: Params, driver: Policy | None, events: Mapping[int, str], name: str
 ) -> Iterator[Drive]:
-    """Drive the episodes of some seeds side by side; yields each when it has ended."""
+    """Drive the episodes of some seeds side by side; yields each drive when it ends.
+
+    Args:
+        driver: None is the expert.
+    """
     world, front = p.dataset.world, grid(p.vision.cameras).cameras.index(front_camera(p))
-    envs = {seed: _environment(p, driver.sees) for seed in events}
-    if isinstance(driver, Expert):
-        driver.envs = envs
+    envs = {seed: _environment(p, driver is not None and driver.sees) for seed in events}
+    driver = driver or Expert(envs)
     seen: dict[int, Any] = {}
     pictures: dict[int, list[np.ndarray]] = {seed: [] for seed in envs}
     try:
@@ -281,7 +296,7 @@ def _refuse(p: Params) -> None:
                 where="driving",
                 fix="pip install -e '.[world]'",
             )
-    if any(name in OF_MODEL for name in p.driving.policies):
+    if any(name in MODEL_POLICIES for name in p.driving.policies):
         check(p)
         adapter_folder(p)
 
@@ -302,7 +317,7 @@ def _environment(p: Params, sees: bool) -> DriveEnv:
 
 
 def _recipe(p: Params, name: str) -> dict[str, Any]:
-    """What a policy's drives follow from; a kept drive of another recipe is driven again."""
+    """Everything that a policy's drives depend on; a stored drive with another recipe is redone."""
     world, asked = p.dataset.world, p.driving
     recipe: dict[str, Any] = {
         "format": FORMAT,
@@ -312,7 +327,7 @@ def _recipe(p: Params, name: str) -> dict[str, Any]:
     }
     if own_code.is_reference(name):
         recipe["code"] = own_code.find(name, "driving.policies").sha256
-    if name in OF_MODEL:
+    if name in MODEL_POLICIES:
         weights = sorted(adapter_folder(p).glob("*.safetensors"))
         recipe["adapter"] = [files.sha256_once(path) for path in weights]
         recipe["hop"] = [asked.hop or p.live.hop, asked.smoothing]
@@ -338,7 +353,7 @@ def _write(path: Path, made: Drive, recipe: Mapping[str, Any]) -> None:
 
 
 def _read(path: Path, recipe: Mapping[str, Any]) -> Drive | None:
-    """A kept drive; None where there is none of this recipe, or it is damaged."""
+    """A stored drive; None if there is none, it has another recipe, or it is damaged."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             about = json.loads(str(stored["about"]))

@@ -1,20 +1,20 @@
-"""Boxes that touch, and places beside a lane, seen from above: x east, y north, in metres.
+"""Contact of boxes and positions relative to a lane, in the ground plane: x east, y north, metres.
 
-A box is (x, y, yaw, length, width): its middle, where its nose points, and its sides.
+A box is (x, y, yaw, length, width): its centre, its heading and its size.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-TOUCH_M = 1e-6  # boxes this near to each other touch; what is less is rounding
+TOUCH_M = 1e-6  # boxes closer than this touch: tolerance for rounding
 
 
 def boxes(poses: np.ndarray, size: tuple[float, float, float]) -> np.ndarray:
-    """(…, 5) boxes of a car whose rear axle's middle is at poses (…, ≥ 3) x, y, yaw.
+    """(…, 5) boxes of a car whose rear axle's centre is at poses (…, ≥ 3) x, y, yaw.
 
     Args:
-        size: (length, width, rear), as `Episode` has it.
+        size: (length, width, rear), see `Episode`.
     """
     length, width, rear = size
     middle = moved(poses, length / 2 - rear)
@@ -23,20 +23,20 @@ def boxes(poses: np.ndarray, size: tuple[float, float, float]) -> np.ndarray:
 
 
 def moved(poses: np.ndarray, ahead_m: float | np.ndarray) -> np.ndarray:
-    """(…, 3) x, y, yaw: poses (…, ≥ 3) so far ahead along their own yaw."""
+    """(…, 3) x, y, yaw: poses (…, ≥ 3) moved ahead along their yaw."""
     x, y, yaw = np.moveaxis(np.asarray(poses, np.float64)[..., :3], -1, 0)
     moved = [x + ahead_m * np.cos(yaw), y + ahead_m * np.sin(yaw), yaw]
     return np.stack(np.broadcast_arrays(*moved), axis=-1)
 
 
 def bumper(box: np.ndarray, sign: int) -> np.ndarray:
-    """(…, 5) the front (+1) or rear (-1) edge of boxes (…, 5), as boxes without a length."""
+    """(…, 5) the front (+1) or rear (-1) edge of boxes (…, 5), as boxes of zero length."""
     edge = moved(box, sign * box[..., 3] / 2)
     return np.concatenate([edge, np.zeros_like(edge[..., :1]), box[..., 4:]], axis=-1)
 
 
 def corners(box: np.ndarray) -> np.ndarray:
-    """(…, 4, 2) of boxes (…, 5): front left, front right, rear right, rear left."""
+    """(…, 4, 2) corners of boxes (…, 5): front left, front right, rear right, rear left."""
     x, y, yaw, length, width = (part[..., None] for part in np.moveaxis(box, -1, 0))
     ahead, left = length / 2 * np.array([1, 1, -1, -1]), width / 2 * np.array([1, -1, -1, 1])
     cos, sin = np.cos(yaw), np.sin(yaw)
@@ -62,18 +62,18 @@ def touch(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def beside(line: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where points (…, ≥ 2) are beside a line (M, ≥ 3) x, y, yaw, by the line's nearest point.
+    """Project points (…, ≥ 2) onto a line (M, ≥ 3) x, y, yaw, each to its nearest point.
 
-    Before the line's first point and past its last one it goes straight on for `left`, and ends
-    for `along`.
+    Beyond either end of the line, the distance to the left is measured from its straight
+    extension, and the distance along it is clipped.
 
     Returns:
-        (…) each: metres along the line, metres to the left of it, and its yaw there.
+        Three arrays (…): metres along the line, metres to the left of it, and its yaw there.
     """
     line, places = np.asarray(line, np.float64), np.asarray(points, np.float64)[..., :2]
     flat = places.reshape(-1, 2)
     steps = np.linalg.norm(np.diff(line[:, :2], axis=0), axis=1)
-    line = line[np.insert(steps > 0, 0, True)]  # a car that stands adds nothing to its path
+    line = line[np.insert(steps > 0, 0, True)]  # drop repeated points, where the car stands
     if len(line) < 2:
         left = np.array([-np.sin(line[0, 2]), np.cos(line[0, 2])])
         across = (flat - line[0, :2]) @ left
@@ -101,5 +101,5 @@ def beside(line: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def length_of(line: np.ndarray) -> float:
-    """Metres along a line (M, ≥ 2)."""
+    """Length in metres of a line (M, ≥ 2)."""
     return float(np.linalg.norm(np.diff(np.asarray(line)[:, :2], axis=0), axis=1).sum())

@@ -1,7 +1,7 @@
-"""The policies beside each other: their scores with intervals, paired by seed, and what they show.
+"""Compares policies: scores with intervals, paired by seed, and the claims that they support.
 
-A policy's scene score is its mean over episodes. Intervals are of resampled episodes, the same ones
-for every policy: each seed is one town, road and traffic, which all of them drove.
+A policy's scene score is its mean over episodes. Intervals come from resampled episodes, the same
+ones for every policy: a seed is one town, road and traffic, which all of them drove.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ROWS = {
     **{name: LADDER_ROWS[name] for name in ("constant_velocity", "ctra", "ego_motion")},
     **{name: LADDER_ROWS[name] for name in ("base", "blind", MODEL)},
 }
-# Row -> what beating it shows, and what the row is.
+# Row -> the claim that beating it supports, and a description of the row.
 CLAIMS = {
     "constant_velocity": ("the model drives better than constant velocity", "constant velocity"),
     "ego_motion": (
@@ -37,7 +37,8 @@ CLAIMS = {
     ),
     "blind": ("vision helps", "the model shown black frames"),
 }
-# Of result.json's `terms`, and of the table: the mean over episodes, or events over all km.
+# Entries of `terms` in result.json and columns of the table. Rates are events per km of all
+# episodes; shares are means over episodes.
 RATES = {"collisions_per_km": "num_collisions", "off_road_per_km": "num_off_road"}
 SHARES = (*COLUMNS, "progress")
 HEADINGS = {name: name.upper() for name in COLUMNS} | {
@@ -46,38 +47,39 @@ HEADINGS = {name: name.upper() for name in COLUMNS} | {
     "collisions_per_km": "collisions/km",
     "off_road_per_km": "off road/km",
 }
-LEAST_KM = 1e-3  # who has not gone a metre has no rate a km
+LEAST_KM = 1e-3  # below one metre there is no rate per km
 
 
 @dataclass(frozen=True, repr=False)
 class Driven(TableWithClaims):
-    """What came out of the drives.
+    """The scores of all drives.
 
     Attributes:
-        scores: One row a policy and seed: `policy`, `seed` and the fields of `terms.Terms` but
-            `contacts`.
-        figures: As in `result.json`, recomputable from `scores` by `figures`.
+        scores: One row per policy and seed: `policy`, `seed` and the fields of `terms.Terms`
+            except `contacts`.
+        figures: As in `result.json`; `figures` recomputes them from `scores`.
     """
 
     scores: pd.DataFrame
     figures: dict[str, Any]
 
     def worst(self, policy: str = MODEL, num: int = 1) -> list[int]:
-        """Seeds of the policy's drives with the lowest scene score, of equals the shortest first.
+        """Seeds of the policy's drives with the lowest scene score; ties by the shortest distance.
 
         Raises:
-            AvomniError: nobody of this name drove.
+            AvomniError: no policy of this name drove.
         """
-        own = self.scores[self.scores["policy"] == policy]
-        if own.empty:
+        drives = self.scores[self.scores["policy"] == policy]
+        if drives.empty:
             names = ", ".join(self.scores["policy"].unique())
             raise AvomniError(
                 f"no policy {policy!r} drove; there are {names}", where="figures.drive"
             )
-        return [int(seed) for seed in own.sort_values(["scene_score", "km", "seed"])["seed"][:num]]
+        ordered = drives.sort_values(["scene_score", "km", "seed"])
+        return [int(seed) for seed in ordered["seed"][:num]]
 
     def table(self) -> pd.DataFrame:
-        """The ladder in words, a line a policy."""
+        """The ladder as text, one row per policy."""
         drive = pd.DataFrame(self.figures["drive"])
         table = in_words(drive, "scene_score", ROWS, "scene score")
         for name, heading in HEADINGS.items():
@@ -87,44 +89,40 @@ class Driven(TableWithClaims):
 
 
 def driven(episodes: Mapping[str, Sequence[Episode]], seed: int = 0) -> Driven:
-    """Score all drives and set the policies beside each other.
+    """Score all drives and compare the policies.
 
     Args:
-        episodes: Policy -> its drives; each policy drove the same seeds, each once.
-        seed: Of the resamples.
+        episodes: Policy -> its drives; every policy drove the same seeds, each once.
+        seed: Seed of the resampling.
 
     Raises:
         AvomniError: the policies did not drive the same seeds.
     """
-    rows = []
-    for policy, drives in episodes.items():
-        for episode in drives:
-            scores = terms(episode)
-            fields = {
-                field.name: getattr(scores, field.name) for field in dataclasses.fields(scores)
-            }
-            del fields["contacts"]
-            rows.append({"policy": policy, "seed": episode.seed, **fields})
-    scores = pd.DataFrame(rows)
+    rows = [
+        {"policy": policy, "seed": episode.seed, **dataclasses.asdict(terms(episode))}
+        for policy, drives in episodes.items()
+        for episode in drives
+    ]
+    scores = pd.DataFrame(rows).drop(columns="contacts", errors="ignore")
     return Driven(scores, figures(scores, seed))
 
 
 def figures(scores: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
-    """The stage's figures, from the scores of the drives alone, as plain values for `result.json`.
+    """The stage's figures, computed from the scores alone, as plain values for `result.json`.
 
-    Intervals are of 95 %, from resampled episodes (`evaluation.bootstrap`); None where there are
-    fewer than two. Differences are the policy's scene score minus the model's on the same seeds,
-    None where the model (`adapted`) did not drive.
+    Intervals are 95 % intervals from resampled episodes (`evaluation.bootstrap`), None with fewer
+    than two episodes. Differences are the policy's scene score minus the model's on the same
+    seeds, None if the model (`adapted`) did not drive.
 
     Args:
-        scores: As `Driven.scores` has them.
-        seed: Of the resamples.
+        scores: See `Driven.scores`.
+        seed: Seed of the resampling.
 
     Returns:
-        `drive`: an entry for each policy, {name, scene_score, low, high, difference_to_model,
+        `drive`: one entry per policy, {name, scene_score, low, high, difference_to_model,
         difference_low, difference_high, num_episodes, terms}. `terms` holds the means of `SHARES`
-        over episodes and the events of `RATES` over all km, None where none were driven. `claims`:
-        {text, holds} each.
+        over episodes and the events of `RATES` per km of all episodes, None where nothing was
+        driven. `claims`: a list of {text, holds}.
 
     Raises:
         AvomniError: the policies did not drive the same seeds, each once.
@@ -138,16 +136,16 @@ def figures(scores: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
     for name, value, difference in zip(
         names, *bootstrap.estimates(statistic, base, seed), strict=True
     ):
-        own = scores[scores["policy"] == name]
-        km = float(own["km"].sum())
+        drives = scores[scores["policy"] == name]
+        km = float(drives["km"].sum())
         entry = {
             "name": name,
             **bootstrap.entry("scene_score", value, difference),
-            "num_episodes": len(own),
+            "num_episodes": len(drives),
             "terms": {
-                **{column: float(own[column].mean()) for column in SHARES},
+                **{column: float(drives[column].mean()) for column in SHARES},
                 **{
-                    rate: float(own[count].sum()) / km if km >= LEAST_KM else None
+                    rate: float(drives[count].sum()) / km if km >= LEAST_KM else None
                     for rate, count in RATES.items()
                 },
             },
@@ -157,14 +155,16 @@ def figures(scores: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
 
 
 def _checked(scores: pd.DataFrame) -> tuple[list[str], list[int]]:
-    """Policies in the ladder's order, and the seeds that each of them drove once."""
+    """Policies in the ladder's order, and the seeds that every one of them drove once."""
     if scores.empty:
-        raise AvomniError("nobody drove an episode", where="driving.episodes", fix="raise it")
-    by_policy = {name: sorted(own["seed"]) for name, own in scores.groupby("policy", sort=False)}
+        raise AvomniError(
+            "no episode was driven", where="driving.num_episodes", fix="set it to 1 or more"
+        )
+    by_policy = {name: sorted(part["seed"]) for name, part in scores.groupby("policy", sort=False)}
     first, seeds = next(iter(by_policy.items()))
-    for name, own in by_policy.items():
-        if own != seeds or len(set(own)) < len(own):
-            odd = sorted(set(own) ^ set(seeds)) or [seed for seed in own if own.count(seed) > 1]
+    for name, driven in by_policy.items():
+        if driven != seeds or len(set(driven)) < len(driven):
+            odd = sorted(set(driven) ^ set(seeds)) or [s for s in driven if driven.count(s) > 1]
             raise AvomniError(
                 f"{name} and {first} did not drive the same episodes, each once: seed {odd[0]}",
                 where="the ladder of policies",
@@ -175,16 +175,17 @@ def _checked(scores: pd.DataFrame) -> tuple[list[str], list[int]]:
 
 
 def claims(drive: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One sentence about the model for each comparison that there is a policy for.
+    """One claim about the model for each policy in `CLAIMS` that drove.
 
-    As `evaluation.claims`: one holds if the interval of the difference excludes 0 on the model's
-    side and comes from at least `FEWEST_CLIPS` episodes; else the text says its opposite.
+    As in `evaluation.claims`: a claim holds if the interval of the difference excludes 0 in the
+    model's favour and comes from at least `FEWEST_CLIPS` episodes; otherwise the text states that
+    there is no evidence.
 
     Args:
         drive: As in `figures["drive"]`.
 
     Returns:
-        {text, holds} each.
+        A list of {text, holds}.
     """
     by_name = {entry["name"]: entry for entry in drive}
     if MODEL not in by_name:
@@ -200,6 +201,7 @@ def _claim(other: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]
         return {"text": f"nothing can be said on whether {what}: {reason}", "holds": False}
     gain, high, low = (0 - other[f"difference_{name}"] for name in ("to_model", "low", "high"))
     text = gained(what, gain, low, high, "{:.3f}".format)
-    of = f"{model['scene_score']:.3f} against {other['scene_score']:.3f} of {described}"
-    sure = f"95 % interval of the gain {low:.3f} to {high:.3f}"
-    return {"text": f"{text} (scene score: {of}; {sure}, {num} episodes)", "holds": low > 0}
+    scores = f"{model['scene_score']:.3f} against {other['scene_score']:.3f} of {described}"
+    interval = f"95 % interval of the gain {low:.3f} to {high:.3f}"
+    text = f"{text} (scene score: {scores}; {interval}, {num} episodes)"
+    return {"text": text, "holds": low > 0}

@@ -1,10 +1,10 @@
-"""One drive to its scores: AlpaSim's scene score, and NAVSIM's terms as columns beside it.
+"""The scores of one drive: AlpaSim's scene score, and NAVSIM's terms as further columns.
 
-The sources are NVlabs/alpasim 3032e0c (src/eval: aggregation/scene_score.py, aggregation/
-processing.py, scorers/collision.py) and autonomousvision/navsim 0a380a9 (pdm_scorer.py,
-pdm_scorer_utils.py, pdm_comfort_metrics.py), which follows motional/nuplan-devkit. NAVSIM's terms
-are taken over the whole driven episode, where NAVSIM takes 4 s of a plan, and without its traffic
-lights: their product and mean is not its PDMS and bears no such name.
+Sources: NVlabs/alpasim 3032e0c (src/eval: aggregation/scene_score.py, aggregation/processing.py,
+scorers/collision.py) and autonomousvision/navsim 0a380a9 (pdm_scorer.py, pdm_scorer_utils.py,
+pdm_comfort_metrics.py), which follows motional/nuplan-devkit. NAVSIM's terms are computed over the
+whole driven episode, where NAVSIM uses 4 s of a plan, and without traffic lights. They are
+therefore not combined into a PDMS.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from avomni_lib.driving.episode import Episode
 from avomni_lib.etl.clip.trajectory import STEP_S
 from avomni_lib.evaluation.trajectories import COMFORT
 
-# AlpaSim: from this share of the recorded path on progress is full, and so it is of a shorter path.
+# AlpaSim: progress is full from this share of the recorded path on, and for paths shorter than 5 m.
 FULL_PROGRESS, SHORT_M = 0.8, 5.0
-# NAVSIM: a car that is slower stands, be it the ego in a collision, another, or the ego in TTC.
+# NAVSIM: speeds up to which a car counts as standing: the ego in a collision; an actor in a
+# collision and the ego in TTC.
 STANDING_EGO_MPS, STANDING_MPS = 5e-2, 5e-3
 AHEAD_RAD, BEHIND_RAD = math.radians(20), math.radians(150)
 TTC_STEPS = (0, 3, 6, 9)  # of 0.1 s, within 1.0 s
 AGAINST_STEPS, AGAINST_HALF_M, AGAINST_NONE_M = 10, 2.0, 6.0
 OFF_LANE_M, OFF_LANE_S = 0.5, 2.0
-# nuPlan: derivatives are those of a polynomial through so many steps around each (Savitzky-Golay).
-SMOOTH_STEPS = 15
-BOX = [0, 1, 2, 4, 5]  # of the columns of `Episode.actors`
-DECIMALS = 8  # NAVSIM rounds so before it compares
-COLUMNS = ("nc", "dac", "ddc", "ttc", "ep", "lk", "comfort")  # of `Terms`, each 0 to 1
+SMOOTH_STEPS = 15  # nuPlan: window of the Savitzky-Golay filter that computes derivatives
+BOX = [0, 1, 2, 4, 5]  # columns of `Episode.actors` that make a box
+DECIMALS = 8  # NAVSIM rounds to these before it compares
+COLUMNS = ("nc", "dac", "ddc", "ttc", "ep", "lk", "comfort")  # fields of `Terms`, 0 to 1
 
 
 @dataclass(frozen=True)
 class Contact:
-    """The first moment at which the ego's box touches a track's.
+    """The first contact of the ego's box with an actor's box.
 
     Attributes:
-        step: Of `Episode.time_s`.
-        actor: Of `Episode.actors`.
-        side: The part of the ego's box: `front` and `rear` are its bumpers, `side` is neither.
+        step: Index into `Episode.time_s`.
+        actor: Index into `Episode.actors`.
+        side: Part of the ego's box that is touched: `front` or `rear` bumper, else `side`.
     """
 
     step: int
@@ -51,24 +51,24 @@ class Contact:
 
     @property
     def is_at_fault(self) -> bool:
-        """AlpaSim's rule (processing.py): by the front or the side; a rear-end never is."""
+        """AlpaSim's rule (processing.py): at fault unless the ego is hit at the rear."""
         return self.side != "rear"
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What a drive is worth.
+    """The scores of a drive.
 
     Attributes:
         scene_score: See `scene`.
         failure: `collision` or `off road`, which make the scene score 0, or None.
-        cut_s: When the first event was, after which the scene score does not look; None without.
+        cut_s: Time of the first event, after which the scene score ignores the drive, or None.
         nc, dac, ddc, ttc, ep, lk, comfort: See the functions of these names.
         progress: Share of the recorded path up to the first event, 0 to 1.
-        contacts: The first one with each track that was touched, in the order of time.
-        num_collisions: Tracks touched by the ego's front or side at the first contact.
-        num_off_road: How often the ego left the drivable surface.
-        km: Driven.
+        contacts: The first contact with each touched actor, in the order of time.
+        num_collisions: Number of actors whose first contact was at the ego's front or side.
+        num_off_road: Number of times that the ego left the drivable surface.
+        km: Distance driven.
     """
 
     scene_score: float
@@ -112,16 +112,17 @@ def terms(episode: Episode) -> Terms:
 
 
 class Seen:
-    """What several terms look at: the ego's box among the tracks and on the lane.
+    """Geometry that several terms share: the ego's box relative to the actors and the lane.
 
     Attributes:
-        episode: It.
-        box: (T, 5) the ego's.
-        others: (T, N, 5) the tracks'.
+        episode: The drive.
+        box: (T, 5) the ego's box.
+        others: (T, N, 5) the actors' boxes.
         touches: (T, N) bool.
-        contacts: The first one with each track that is touched, in the order of time.
-        middle_m, turned_rad: (T,) of the box's middle, to the left of the lane's.
-        along_m: (T,) of the box's middle along the lane.
+        contacts: The first contact with each touched actor, in the order of time.
+        middle_m: (T,) offset of the box's centre to the left of the lane centre.
+        turned_rad: (T,) heading relative to the lane, positive to the left.
+        along_m: (T,) position of the box's centre along the lane.
         is_off_road: (T,) bool: a corner is outside the drivable surface.
         is_in_lanes: (T,) bool: corners are in two lanes or more.
     """
@@ -140,8 +141,7 @@ class Seen:
         left_edge, right_edge = episode.drivable
         is_off = (left_m > left_edge + geometry.TOUCH_M) | (left_m < -right_edge - geometry.TOUCH_M)
         self.is_off_road = is_off.any(axis=1)
-        # Lanes of one width beside each other, as far as the drivable surface has room for whole
-        # ones; a verge is no lane.
+        # Adjacent lanes of equal width, as many as fit on the drivable surface as a whole.
         width = episode.lane_width
         lane = np.floor(left_m / width + 0.5)
         is_lane = ((lane + 0.5) * width <= left_edge + geometry.TOUCH_M) & (
@@ -152,10 +152,10 @@ class Seen:
         self.is_in_lanes = most > least
 
     def _contacts(self) -> tuple[Contact, ...]:
-        """What a track does after the first contact counts no more.
+        """The first contact with each actor; later ones are ignored, as in NAVSIM.
 
-        One that drives on through the ego from behind (who replays a recording does not brake)
-        would become a front hit two steps later. NAVSIM forgets such tracks.
+        An actor that replays a recording does not brake: after it hits the ego from behind it
+        drives through it, and would count as a front hit two steps later.
         """
         firsts = [
             (int(self.touches[:, actor].argmax()), int(actor))
@@ -164,9 +164,9 @@ class Seen:
         return tuple(Contact(step, actor, self.side(step, actor)) for step, actor in sorted(firsts))
 
     def side(self, step: int, actor: int) -> str:
-        """The part of the ego that a track touches: its front, else its rear, else its side.
+        """The part of the ego that an actor touches: its front, else its rear, else its side.
 
-        Source: alpasim scorers/collision.py, where these are the lines of the bumpers.
+        Source: alpasim scorers/collision.py, which tests the lines of the bumpers.
         """
         for side, sign in (("front", 1), ("rear", -1)):
             bumper = geometry.bumper(self.box[step], sign)
@@ -178,13 +178,13 @@ class Seen:
 def scene(seen: Seen) -> tuple[float, str | None, int | None, float]:
     """AlpaSim's scene score, 0 to 1.
 
-    0 where the first event is a collision at fault or the ego off the road; else the progress over
-    0.8, at most 1, and 1 where the recorded path is shorter than 5 m. An event is any contact or a
-    corner of the ego off the drivable surface; all that comes after the first one is cut off. So a
-    drive that is rear-ended keeps the progress that it had until then.
+    0 if the first event is a collision at fault or the ego leaving the road; otherwise the
+    progress divided by 0.8, at most 1, and 1 if the recorded path is shorter than 5 m. An event is
+    any contact, or a corner of the ego off the drivable surface; everything after the first event
+    is ignored, so a drive that is rear-ended keeps its progress up to that point.
 
     Source: alpasim scene_score.py and processing.py at 3032e0c. Their later gate
-    `left_corridor_laterally` (4 m beside the recorded path) is not in it.
+    `left_corridor_laterally` (4 m beside the recorded path) is not included.
 
     Returns:
         Score; `collision`, `off road` or None; step of the first event or None; progress.
@@ -206,10 +206,10 @@ def scene(seen: Seen) -> tuple[float, str | None, int | None, float]:
 
 
 def _progress(episode: Episode, step: int) -> float:
-    """How far along the recorded path the ego is at a step, as a share of it, 0 to 1.
+    """Share of the recorded path that the ego has covered at a step, 0 to 1.
 
-    The rear axle's nearest place on the recorded path of the rear axle. Of a path without a length
-    all is done.
+    The rear axle is projected onto the recorded path of the rear axle. The share of a path of zero
+    length is 1.
     """
     length = geometry.length_of(episode.reference)
     along, _, _ = geometry.beside(episode.reference, episode.ego[step])
@@ -217,12 +217,12 @@ def _progress(episode: Episode, step: int) -> float:
 
 
 def nc(seen: Seen) -> float:
-    """No at-fault collision: 1, or 0, or 0.5 where only static objects were hit.
+    """No at-fault collision: 1 without one, 0 with one, 0.5 if only static objects were hit.
 
-    Only the first contact with each track counts. At fault is a track that stands (up to 0.005
-    m/s), one at the front bumper, and one at the side while the ego is in several lanes or off the
-    road. Not at fault is an ego that stands (up to 0.05 m/s), or a track more than 150° from where
-    the ego's rear axle points.
+    Only the first contact with each actor counts. The ego is at fault if it hits an actor that
+    stands (up to 0.005 m/s), hits one with its front bumper, or touches one with its side while it
+    is in several lanes or off the road. It is not at fault while it stands (up to 0.05 m/s), nor
+    if the actor is more than 150° off its heading, seen from the rear axle.
 
     Source: navsim pdm_scorer.py `_calculate_no_at_fault_collision`, pdm_scorer_utils.py.
     """
@@ -243,13 +243,13 @@ def nc(seen: Seen) -> float:
 
 
 def _bearing(ego: np.ndarray, actor: np.ndarray) -> float:
-    """Angle (rad, 0 to pi) between where the ego points and the way from its rear axle to one."""
+    """Angle (rad, 0 to pi) between the ego's heading and the direction from its rear axle."""
     angle = math.atan2(actor[1] - ego[1], actor[0] - ego[0]) - ego[2]
     return abs(math.remainder(angle, 2 * math.pi))
 
 
 def dac(seen: Seen) -> float:
-    """Drivable area compliance: 1 where all four corners are on the drivable surface all the time.
+    """Drivable area compliance: 1 if all four corners stay on the drivable surface, else 0.
 
     Source: navsim pdm_scorer.py `_calculate_drivable_area_compliance`.
     """
@@ -257,10 +257,10 @@ def dac(seen: Seen) -> float:
 
 
 def ddc(seen: Seen) -> float:
-    """Driving direction compliance: 1, 0.5 from 2 m against the direction within 1.0 s, 0 from 6 m.
+    """Driving direction compliance: 1; 0.5 from 2 m of wrong-way driving within 1.0 s; 0 from 6 m.
 
-    Metres count that the box's middle went while it was outside the lane, as in NAVSIM, and those
-    that it went back along the lane, as in nuPlan.
+    Wrong-way driving is the distance covered by the box's centre outside the lane, as in NAVSIM,
+    or backwards along the lane, as in nuPlan.
 
     Source: navsim pdm_scorer.py `_calculate_driving_direction_compliance`.
     """
@@ -268,22 +268,23 @@ def ddc(seen: Seen) -> float:
     is_outside = np.abs(seen.middle_m[1:]) > seen.episode.lane_width / 2
     is_back = np.diff(seen.along_m) < -geometry.TOUCH_M
     against = np.cumsum(np.concatenate([[0.0, 0.0], np.where(is_outside | is_back, hops, 0.0)]))
-    # Of 11 hops: NAVSIM's window holds both of its ends.
+    # 11 hops, because NAVSIM's window includes both of its ends.
     within = against[1:] - against[np.maximum(np.arange(len(hops) + 1) - AGAINST_STEPS, 0)]
     most = round(float(within.max()), DECIMALS)
     return 1.0 if most < AGAINST_HALF_M else 0.5 if most < AGAINST_NONE_M else 0.0
 
 
 def ttc(seen: Seen) -> float:
-    """Time to collision: 0 where the ego, straight on at its speed, hits a track within 1.0 s.
+    """Time to collision: 0 if the ego, going straight on at its speed, hits an actor within 1.0 s.
 
-    Looked at 0, 0.3, 0.6 and 0.9 s ahead, where the tracks really were then. Tracks count up to 20°
-    from where the rear axle points; while the ego is in several lanes or off the road those up to
-    150°. A track whose first such hit does not count never does. An ego slower than 0.005 m/s has
-    no time to collision.
+    The ego's box is compared with the actors' boxes as recorded 0, 0.3, 0.6 and 0.9 s ahead. An
+    actor counts up to 20° off the heading, seen from the rear axle, and up to 150° while the ego
+    is in several lanes or off the road. Only an actor's first hit is judged. An ego slower than
+    0.005 m/s has no time to collision.
 
-    Source: navsim pdm_scorer.py `_calculate_ttc`. There the angle is taken from where the ego was
-    before the 0.9 s, which puts a fast car from behind ahead of it; here from where it would be.
+    Source: navsim pdm_scorer.py `_calculate_ttc`. NAVSIM measures the angle from the ego's current
+    pose, which can put a fast car from behind ahead of it; here it is measured from the
+    extrapolated pose.
     """
     ego, actors = seen.episode.ego, seen.episode.actors
     num = len(ego)
@@ -304,22 +305,22 @@ def ttc(seen: Seen) -> float:
 
 
 def ep(episode: Episode) -> float:
-    """Ego progress: metres along the lane over the recorded drive's, at most 1.
+    """Ego progress: distance along the lane divided by that of the recorded drive, at most 1.
 
-    From the first step's place to the last one's. 1 where neither went more than 5 m.
+    Measured from the first step to the last. 1 if neither drive covered more than 5 m.
 
-    Source: navsim pdm_scorer.py `_calculate_progress` and `_aggregate_scores`, there over the best
-    plan's and times the collision terms.
+    Source: navsim pdm_scorer.py `_calculate_progress` and `_aggregate_scores`, which divide by the
+    best plan's progress and multiply by the collision terms.
     """
     ends = np.concatenate([episode.ego[[0, -1], :3], episode.reference[[0, -1], :3]])
     along, _, _ = geometry.beside(episode.road, geometry.boxes(ends, episode.size))
-    own, recorded = max(along[1] - along[0], 0.0), max(along[3] - along[2], 0.0)
-    most = max(own, recorded)
-    return float(own / most) if most > SHORT_M else 1.0
+    driven, recorded = max(along[1] - along[0], 0.0), max(along[3] - along[2], 0.0)
+    most = max(driven, recorded)
+    return float(driven / most) if most > SHORT_M else 1.0
 
 
 def lk(seen: Seen) -> float:
-    """Lane keeping: 0 where the box's middle is more than 0.5 m beside the lane's for 2.0 s.
+    """Lane keeping: 0 if the box's centre is more than 0.5 m off the lane centre for 2.0 s, else 1.
 
     Source: navsim pdm_scorer.py `_calculate_lane_keeping`.
     """
@@ -332,13 +333,14 @@ def lk(seen: Seen) -> float:
 
 
 def felt(episode: Episode) -> dict[str, np.ndarray]:
-    """(T,) each: what a passenger feels, by the names of `evaluation.trajectories.COMFORT`.
+    """Comfort quantities of a drive, (T,) each, by the names of `evaluation.trajectories.COMFORT`.
 
-    Accelerations and yaw rate are first derivatives of speed and yaw, by polynomials through 15
-    steps; `jerk` is that of the acceleration's magnitude. Empty for a drive of fewer than 5 steps.
+    Accelerations and yaw rate are first derivatives of speed and yaw, from polynomials fitted to
+    15 steps; `jerk` is the derivative of the acceleration's magnitude. The arrays are empty for a
+    drive of fewer than 5 steps.
 
-    Source: motional/nuplan-devkit, nuplan/planning/metrics/utils/state_extractors.py, whose
-    accelerations are the vehicle's own; here they are taken from the speed.
+    Source: motional/nuplan-devkit, nuplan/planning/metrics/utils/state_extractors.py, which reads
+    the vehicle's accelerations; here they are derived from the speed.
     """
     num = len(episode.ego)
     window = min(SMOOTH_STEPS, num - 1 + num % 2)
@@ -362,10 +364,10 @@ def felt(episode: Episode) -> dict[str, np.ndarray]:
 
 
 def comfort(episode: Episode) -> float:
-    """1 where all that is `felt` stays within the bounds all the time.
+    """1 if everything in `felt` stays within its bounds for the whole drive, else 0.
 
-    Along the car -4.05 to 2.40 and across it 4.89 m/s², jerk 8.37 and along the car 4.13 m/s³, yaw
-    rate 0.95 rad/s, yaw acceleration 1.93 rad/s²; a bound itself is within.
+    Bounds (inclusive): longitudinal acceleration -4.05 to 2.40 and lateral 4.89 m/s², jerk 8.37
+    and longitudinal jerk 4.13 m/s³, yaw rate 0.95 rad/s, yaw acceleration 1.93 rad/s².
 
     Source: navsim pdm_comfort_metrics.py; the bounds are nuPlan's and Bench2Drive's too.
     """

@@ -1,16 +1,15 @@
-"""Answers to figures.
+"""Evaluation: from the answers of models to figures.
 
-ladder        the stage: the model beside everything that it has to beat
-answer        held-out windows, and the answers of a model to them, resumable
-models        who answers: this process, one for each card, or a server
-server        the answers of a server
-baselines     the rows without eyes: constants, extrapolated motion, regression on past motion
-before_after  answers to one window before and after the training
-metrics       the table of answers, and all figures that follow from it, also by slices
-scores        the table as matrices, and each figure of each window
-trajectories  displacement errors, comfort and missed turns of paths
-bootstrap     intervals, by clips
-protocol      the table of a public protocol, with what others print
-claims        the sentences that the intervals support
-comparison    two runs on the windows that both answered; a run over several seeds
+ladder        the stage: the adapted model compared with base, blind and baseline rows
+answer        held-out windows, and resumable batches of a model's answers to them
+models        runs the models: in this process, in one process per card, or on a server
+baselines     rows without images: constants, extrapolated motion, regression on past motion
+before_after  answers to the same windows before and after training
+metrics       the table of answers, and the figures computed from it, also by slices
+scores        the table as matrices, and the value of each figure for each window
+trajectories  displacement errors and comfort of paths
+bootstrap     confidence intervals, resampled by clip
+protocol      the table of a public protocol, with published results beside ours
+claims        the claims that the intervals support
+comparison    two runs on the windows that both answered; one run over several seeds
 """

@@ -1,8 +1,8 @@
-"""Which windows a score is made on, and the answers of a model to them, kept as they come.
+"""The windows that are scored, and resumable answers of models to them.
 
-Every finished batch is appended to a file beside the stage's outputs, and a run that is killed goes
-on after the last whole one. Batches always hold the same windows and draw from seeds of their own,
-so that the end is the same to the last bit with or without an interruption.
+Every finished batch is appended to a file beside the stage's outputs, and a run that is killed
+resumes after the last complete batch. Batches always hold the same windows, and each has its own
+random seed, so the result is bit-identical with or without an interruption.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ ATTRIBUTES = ("country", "hour", "platform")
 
 
 def held_out_windows(p: Params) -> Windows:
-    """The windows of the split that the score is made on.
+    """The windows of the split that is scored.
 
     Raises:
-        AvomniError: no cache, splits that share a clip, or no window in the split.
+        AvomniError: there is no cache, two splits share a clip, or the split has no window.
     """
     from avomni_lib.etl.cache.windows import check_leaks
 
@@ -65,10 +65,10 @@ def held_out_windows(p: Params) -> Windows:
 
 
 def windows_asked(p: Params, windows: Windows, indices: Sequence[int]) -> list[Asked]:
-    """The chosen windows with their ground truth and where they were driven."""
+    """The chosen windows with their ground truth and the attributes of their clips."""
     catalog, asked = None, []
     with contextlib.suppress(AvomniError):
-        catalog = Catalog.of(p)  # a run may have been brought here without it
+        catalog = Catalog.of(p)  # a run copied from another machine may lack it
     for index in indices:
         clip_id, number = windows[index].clip_id, windows[index].number
         known: dict[str, Any] = {}
@@ -81,25 +81,28 @@ def windows_asked(p: Params, windows: Windows, indices: Sequence[int]) -> list[A
 
 
 def turn_rad(egomotion: np.ndarray) -> float:
-    """Change of heading over a window's rows of `egomotion`, to the left positive."""
+    """Change of heading over a window's rows of `egomotion`, in rad, positive to the left."""
     ahead = Rotation.from_quat(egomotion[:, 3:7]).apply((1.0, 0.0, 0.0))
     heading = np.unwrap(np.arctan2(ahead[:, 1], ahead[:, 0]))
     return float(heading[-1] - heading[0])
 
 
 class FrameSource(Protocol):
-    """What gives a window's frames (`etl.cache.windows.Windows`, `training.prompt.views`).
+    """A source of a window's frames (`etl.cache.windows.Windows`, `training.prompt.views`).
 
-    Where it has an attribute `alike` that is true, all windows have the same frames.
+    If it has a true attribute `alike`, all windows have the same frames.
     """
 
     def frames(self, i: int) -> np.ndarray: ...
 
 
 class Kept:
-    """Finished batches of answers in a file of one JSON object a line, made by the first of them.
+    """Finished batches of answers, stored in a file of one JSON object per line.
 
-    Answers under another key than `key_of` of all that they follow from are dropped.
+    Args:
+        path: The file, created with the first batch.
+        key: `key_of` everything that the answers depend on; stored answers with another key are
+            dropped.
     """
 
     def __init__(self, path: Path, key: str):
@@ -116,12 +119,12 @@ class Kept:
             self.path.unlink()
 
     def add(self, model: str, sample: int, batch: int, answers: list[str]) -> None:
-        """Append a batch; it is on the disk when this returns."""
+        """Append a batch; it is on disk when this returns."""
         self.batches[model, sample, batch] = answers
         row = {"key": self.key, "model": model, "sample": sample, "batch": batch}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "ab") as file:
-            # A line that was cut short by a kill ends here, and is skipped for ever after.
+            # Terminates a line that a kill has cut short; that line is skipped on reading.
             lead = b"\n" if file.tell() else b""
             file.write(lead + json.dumps(row | {"answers": answers}).encode())
             file.flush()
@@ -132,19 +135,21 @@ class Kept:
 
 
 def key_of(**follows_from: Any) -> str:
-    """The key of answers that follow from these plain values."""
+    """The key of answers that depend on these plain values."""
     return files.hash_json(follows_from)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows that are asked about together.
+    """Windows that are answered together.
 
     Attributes:
-        row, sample, number: Of the ladder's row, of its answers to a window, of its batches.
-        indices: The windows'.
-        histories: What each window's prompt says of the car's past.
-        sampling: How the answers are drawn, with the batch's own seed; None takes the likeliest.
+        row: Row of the ladder.
+        sample: Index of the answer to a window: 0 is greedy, from 1 on sampled.
+        number: Index of the batch within the row.
+        indices: Indices of the windows.
+        histories: Text of the car's past motion in each window's prompt.
+        sampling: How the answers are sampled, with the batch's own seed; None decodes greedily.
     """
 
     row: str
@@ -156,7 +161,7 @@ class Batch:
 
     @property
     def place(self) -> tuple[str, int, int]:
-        """Under which its answers are kept."""
+        """Key under which the batch's answers are stored."""
         return self.row, self.sample, self.number
 
 
@@ -165,7 +170,7 @@ class Row:
     """A row of the ladder: one answer to each of its windows, in batches.
 
     Attributes:
-        places: Of each window's answer among those of the batches, in order.
+        places: For each window, the index of its answer among the answers of all batches.
     """
 
     name: str
@@ -185,19 +190,21 @@ class Row:
         histories: Callable[[int], str] | None = None,
         sampling: Sampling | None = None,
     ) -> Row:
-        """Windows that are all alike (black ones) and are asked with the same words are asked once,
-        and the answer stands for all of them; not so where answers are drawn.
+        """Split windows into batches.
+
+        If all windows have the same frames (black ones) and answers are greedy, windows with the
+        same prompt are asked once and share the answer.
 
         Args:
-            histories: Index -> what its prompt says of the car's past; nothing if None.
-            sampling: Draw the answers; its seed, `name`, `sample` and the batch's number make the
-                seed of a batch.
+            histories: Index -> text of the car's past motion in the prompt; None adds no text.
+            sampling: How to sample the answers; its seed, `name`, `sample` and the batch's number
+                make up the seed of a batch.
         """
         asked = [int(i) for i in indices]
         past_motion = [histories(i) if histories else "" for i in asked]
         places = list(range(len(asked)))
         if sampling is None and getattr(windows, "alike", False):
-            # One window for each history, and where among these each window's answer will be.
+            # One window per history, and the index of its answer for each window.
             by_history: dict[str, int] = {}
             places = [by_history.setdefault(words, len(by_history)) for words in past_motion]
             asked = [asked[past_motion.index(words)] for words in by_history]
@@ -205,21 +212,22 @@ class Row:
         batches = []
         for number, first in enumerate(range(0, len(asked), batch_size)):
             part = slice(first, first + batch_size)
-            drawn = sampling and dataclasses.replace(
-                sampling, seed=_seed(sampling.seed, name, sample, number)
-            )
+            drawn = sampling
+            if sampling is not None:
+                digest = files.hash_json([sampling.seed, name, sample, number])
+                drawn = dataclasses.replace(sampling, seed=int(digest[:15], 16))
             batches.append(
                 Batch(name, sample, number, tuple(asked[part]), tuple(past_motion[part]), drawn)
             )
         return cls(name, sample, tuple(batches), tuple(places))
 
     def texts(self, answered: Mapping[tuple[str, int, int], list[str]]) -> list[str]:
-        """An answer a window, out of those of the batches by their places."""
+        """One answer per window, from the answers of the batches."""
         texts = [text for batch in self.batches for text in answered[batch.place]]
         return [texts[place] for place in self.places]
 
     def num_answered(self) -> dict[tuple[str, int, int], int]:
-        """How many windows each batch answers for."""
+        """Number of windows for which each batch provides the answer."""
         answered = {}
         first = 0
         for batch in self.batches:
@@ -229,18 +237,18 @@ class Row:
         return answered
 
 
-# Answers batches: in this process, in others or on a server, in any order.
+# Answers batches in any order: in this process, in others or on a server.
 Asker = Callable[[Iterable[Batch]], Iterator[tuple[Batch, list[str]]]]
 
 
 def one_by_one(opened: Callable[[], Callable[[Batch], list[str]]]) -> Asker:
-    """Batch after batch; what answers is opened for the first one."""
+    """Answer batches one after the other; the model is opened with the first one."""
 
     def ask(batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[str]]]:
-        say_one = None
+        model = None
         for batch in batches:
-            say_one = say_one or opened()
-            yield batch, say_one(batch)
+            model = model or opened()
+            yield batch, model(batch)
 
     return ask
 
@@ -248,10 +256,10 @@ def one_by_one(opened: Callable[[], Callable[[Batch], list[str]]]) -> Asker:
 def ask_all(
     rows: Sequence[Row], ask: Asker, kept: Kept | None = None, bar: Bar | None = None
 ) -> dict[tuple[str, int], list[str]]:
-    """(row, sample) -> its answers, in the order of its windows; what is kept is not asked again.
+    """(row, sample) -> answers in the order of the windows; stored batches are not asked again.
 
     Args:
-        bar: Moves by one a window.
+        bar: Advances by one per window.
     """
     answered = dict(kept.batches) if kept else {}
     num = {place: count for row in rows for place, count in row.num_answered().items()}
@@ -266,7 +274,3 @@ def ask_all(
         if bar:
             bar.update(num[batch.place], note=batch.row)
     return {(row.name, row.sample): row.texts(answered) for row in rows}
-
-
-def _seed(*place: Any) -> int:
-    return int(files.hash_json(list(place))[:15], 16)

@@ -1,7 +1,7 @@
-"""What the base model and the adapted one answer about the same windows.
+"""Answers of the base model and the adapted one to the same windows.
 
-05's training process has the model loaded and leaves the answers (`training.fit.job`); here
-they are waited for and set beside the ground truth.
+The training process of 05, which has the model loaded, writes the answers (`training.fit.job`);
+this module waits for them and adds the ground truth.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answered:
-    """One window, the target's text of it, and what the models answer; None if not asked.
+    """One window with its ground truth and the models' answers.
 
     Attributes:
         frames: (T, H, W, 3) uint8 RGB.
-        speed_base_mps, speed_adapted_mps: Read back; None where an answer states none.
+        ground_truth: The target's text.
+        adapted: None before training.
+        speed_base_mps, speed_adapted_mps: Parsed from the answers; None if an answer has no speed.
     """
 
     clip_id: str
@@ -46,9 +48,9 @@ class Answered:
 
 
 def before(p: Params) -> list[Answered]:
-    """A few windows of `evaluation.split` and what the base model answers about them.
+    """A few windows of `evaluation.split` and the base model's answers to them.
 
-    The training's process is started where there is none; it trains after `trainer.train`.
+    Starts the training process if none runs; it waits for `trainer.train` before it trains.
 
     Raises:
         AvomniError: there is no cache, the split has no window, or the process failed.
@@ -58,10 +60,10 @@ def before(p: Params) -> list[Answered]:
 
 
 def after(p: Params) -> list[Answered]:
-    """The same windows, with what the adapted model answers too.
+    """The same windows with the adapted model's answers as well.
 
     Raises:
-        AvomniError: as `before`; there is no adapter that belongs to `p`.
+        AvomniError: as `before`; there is no adapter that matches `p`.
     """
     from avomni_lib.training.model import load
 
@@ -74,20 +76,20 @@ def after(p: Params) -> list[Answered]:
 def models(
     p: Params, header: Mapping[str, Any], folder: Path | None
 ) -> tuple[Any, Conversation, dict[str, Choice]]:
-    """The base model with an adapter, the conversation, and what was chosen.
+    """The base model with an adapter, its conversation, and the choices made on loading.
 
     Args:
-        header: Of the cache that is asked about.
-        folder: The adapter's; None asks the base model alone.
+        header: Header of the cache whose windows are answered.
+        folder: The adapter's folder; None loads the base model alone.
 
     Raises:
-        AvomniError: no adapter, or it was trained for something else than this cache.
+        AvomniError: there is no adapter, or it does not match this cache or `p`.
     """
     from avomni_lib.training.backbones import backbone
     from avomni_lib.training.model import load
     from avomni_lib.training.prompt import samples
 
-    if folder is not None:  # before weights are loaded
+    if folder is not None:  # before the weights are loaded
         load.check_adapter(folder, p, header)
     base = load.load_base(p)
     kind = backbone(p.model.backbone, base.model.config)
@@ -98,15 +100,15 @@ def models(
 
 
 def _predictions(p: Params, windows: Windows, name: str, pauses: bool = False) -> dict[int, str]:
-    """What the training's process leaves, by the window's index."""
-    found = job.awaited(p, name, windows.cache.digest, pauses)
-    if found is None:  # one was at work whose `evaluation` is another
+    """The answers written by the training process, by index of the window."""
+    predictions = job.awaited(p, name, windows.cache.digest, pauses)
+    if predictions is None:  # a process with another `evaluation` section was running
         raise AvomniError(
             f"the training left no answers of these windows in {name}",
             where=str(p.checkpoints_dir),
             fix="run the same cell again",
         )
-    return {int(index): text for index, text in found.items()}
+    return {int(index): text for index, text in predictions.items()}
 
 
 def _answered(
@@ -115,8 +117,8 @@ def _answered(
     target, answered = target_of(p), []
     for index, text in base.items():
         truth, texts = windows.truth(index), (text, adapted[index] if adapted else None)
-        read = [target.read(each or "") for each in texts]
-        speeds = [answer.speed_mps if answer else None for answer in read]
+        answers = [target.read(text or "") for text in texts]
+        speeds = [answer.speed_mps if answer else None for answer in answers]
         answered.append(
             Answered(
                 windows[index].clip_id,

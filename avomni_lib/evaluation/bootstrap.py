@@ -1,9 +1,9 @@
-"""How sure a score is: resampling whole clips, the same ones for every row of the ladder.
+"""Confidence intervals of scores by the bootstrap over whole clips.
 
-Windows of one clip overlap and resemble each other, so a clip is drawn with all its windows. Every
-row is scored on the same draws: the difference of two rows is known better than either. Intervals
-are scipy's BCa ones, corrected for bias and skewness: Efron and Tibshirani, "An Introduction to the
-Bootstrap" (1993), chapter 14.
+Windows of one clip overlap and are correlated, so a clip is resampled with all its windows. Every
+row of the ladder is scored on the same resamples, so the difference of two rows is known more
+precisely than either. Intervals are scipy's BCa intervals, corrected for bias and skewness: Efron
+and Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 14.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import numpy as np
 
 NUM_RESAMPLES = 2000
 LEVEL = 0.95
-_BLOCK_CELLS = 1 << 21  # of one block of resamples: many clips need no more memory than a few
-# BCa leaves out each clip in turn. Of more clips than these it costs more than the resamples do,
-# and corrects what is beyond the digits shown.
+_BLOCK_CELLS = 1 << 21  # cells of one block of resamples: bounds memory for many clips
+# BCa leaves out one clip at a time. With more clips than this it costs more than the resamples,
+# and its correction is below the digits shown.
 MOST_CLIPS_BCA = 2000
 
 
 @dataclass(frozen=True)
 class Statistic:
-    """A figure of every row of the ladder that follows from sums over clips.
+    """A figure of every row of the ladder that is a function of sums over clips.
 
     Attributes:
-        sums: (C, R, k) float64, finite: what each of C clips adds, for each of R rows.
-        finish: (..., R, k) sums over clips -> (..., R) the figure; NaN where there is none.
+        sums: (C, R, k) float64, finite: contribution of each of C clips for each of R rows.
+        finish: Maps sums over clips (..., R, k) to the figure (..., R); NaN where undefined.
     """
 
     sums: np.ndarray
@@ -39,7 +39,7 @@ class Statistic:
         return len(self.sums)
 
     def differences(self, pairs: list[tuple[int, int]]) -> Statistic:
-        """Its rows, and after them for each pair (a, b) row b's figure minus row a's."""
+        """The rows of this one, followed by row b's figure minus row a's for each pair (a, b)."""
         a, b = np.array(pairs, dtype=int).reshape(-1, 2).T
 
         def finish(sums: np.ndarray) -> np.ndarray:
@@ -49,7 +49,7 @@ class Statistic:
         return Statistic(self.sums, finish)
 
     def of_draws(self, clips: np.ndarray) -> np.ndarray:
-        """(..., R) float64: the figure of the clips (..., n) int that were drawn, some twice."""
+        """(..., R) float64: the figure of clips (..., n) int drawn with replacement."""
         drawn, num = clips.reshape(-1, clips.shape[-1]), self.num_clips
         places = drawn + num * np.arange(len(drawn))[:, None]
         counts = np.bincount(places.ravel(), minlength=len(drawn) * num).reshape(-1, num)
@@ -57,18 +57,18 @@ class Statistic:
         return self.finish(sums.reshape(*clips.shape[:-1], *self.sums.shape[1:]))
 
     def in_order(self) -> Statistic:
-        """Clips ordered by their sums: so their names and places change no draw."""
+        """Clips sorted by their sums, so that resamples do not depend on the clips' order."""
         order = np.lexsort(self.sums.reshape(self.num_clips, self.sums[0].size).T[::-1])
         return Statistic(self.sums[order], self.finish)
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure with the bounds of its interval; None where there is none.
+    """A figure with the bounds of its interval; None where undefined.
 
     Attributes:
-        method: Of the interval: "BCa", or "percentile" where BCa is not defined, as of a figure
-            that is the same for each clip, or that some resamples do not have.
+        method: "BCa", or "percentile" where BCa is undefined, which happens if the figure is the
+            same for every clip or undefined for some resamples.
     """
 
     value: float | None = None
@@ -80,7 +80,7 @@ class Estimate:
 def estimates(
     statistic: Statistic, base: int | None = None, seed: int = 0
 ) -> tuple[list[Estimate], list[Estimate]]:
-    """A figure of each row, and how far each is from row `base` on the same resamples, if any."""
+    """The figure of each row, and its difference to row `base` (if any) on the same resamples."""
     num = statistic.sums.shape[1]
     if base is None:
         return bounded(statistic, seed), [Estimate()] * num
@@ -89,7 +89,7 @@ def estimates(
 
 
 def entry(name: str, value: Estimate, difference: Estimate) -> dict[str, float | None]:
-    """A row's figure under `name`, its interval, and how far it is from the model's."""
+    """A row's figure under `name`, its interval, and its difference to the model's figure."""
     return {
         name: value.value,
         "low": value.low,
@@ -101,9 +101,9 @@ def entry(name: str, value: Estimate, difference: Estimate) -> dict[str, float |
 
 
 def bounded(statistic: Statistic, seed: int = 0, num: int = NUM_RESAMPLES) -> list[Estimate]:
-    """The figures of a statistic with 95 % intervals; of fewer than two clips there are none.
+    """The figures of a statistic with 95 % intervals; without intervals for fewer than two clips.
 
-    A resample that holds no window of those that a figure speaks of says nothing about it.
+    Resamples in which a figure is undefined are ignored.
     """
     ordered = statistic.in_order() if statistic.num_clips else statistic
     with np.errstate(all="ignore"):
@@ -114,7 +114,7 @@ def bounded(statistic: Statistic, seed: int = 0, num: int = NUM_RESAMPLES) -> li
 
     method = "BCa" if statistic.num_clips <= MOST_CLIPS_BCA else "percentile"
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # of figures without a BCa interval, and of empty slices
+        warnings.simplefilter("ignore")  # figures without a BCa interval, and empty slices
         drawn = stats.bootstrap(
             (np.arange(statistic.num_clips),),
             lambda clips, axis: np.moveaxis(ordered.of_draws(clips), -1, 0),
@@ -142,28 +142,28 @@ def _known(value: float) -> float | None:
 
 
 def mean(values: np.ndarray, clips: np.ndarray) -> Statistic:
-    """The mean over windows, as a ratio of two sums: a clip counts by its windows.
+    """The mean over windows, as a ratio of two sums: clips are weighted by their windows.
 
     Args:
-        values: (R, n) float64, finite, one a window.
+        values: (R, n) float64, finite, one value per window.
         clips: (n,) int, the clip of each window, ascending.
     """
     return Statistic(_per_clip(np.stack([values, np.ones_like(values)], axis=-1), clips), _ratio)
 
 
 def root_mean_square(values: np.ndarray, clips: np.ndarray) -> Statistic:
-    """The root of the mean of squares over windows; arguments as of `mean`."""
+    """The root mean square over windows; arguments as in `mean`."""
     return Statistic(mean(np.square(values), clips).sums, lambda sums: np.sqrt(_ratio(sums)))
 
 
 def macro_f1(parts: list[tuple[np.ndarray, np.ndarray, int]], clips: np.ndarray) -> Statistic:
     """The mean over classes of F1 = 2·hits / (true + predicted), averaged over `parts`.
 
-    Classes that are true of no window are not averaged over, in the data as in each resample.
+    Classes without a true window are left out, in the data as in each resample.
 
     Args:
-        parts: (predicted (R, n) int, true (n,) int, number of classes K) each; a class is 0 to
-            K - 1, and -1 is a prediction of none.
+        parts: Tuples (predicted (R, n) int, true (n,) int, number of classes K); a class is 0 to
+            K - 1, and -1 means that none was predicted.
         clips: (n,) int, the clip of each window, ascending.
     """
     columns = []
@@ -188,7 +188,7 @@ def _ratio(sums: np.ndarray) -> np.ndarray:
 
 
 def _per_clip(values: np.ndarray, clips: np.ndarray) -> np.ndarray:
-    """(R, n, k) of windows -> (C, R, k) sums of each clip that has a window."""
+    """(R, n, k) values of windows -> (C, R, k) sums over the windows of each clip."""
     firsts = np.flatnonzero(np.diff(clips, prepend=-1))
     if not len(firsts):
         return np.zeros((0, values.shape[0], values.shape[2]))

@@ -1,4 +1,4 @@
-"""Sentences that the intervals support, and the opposite of those that they do not."""
+"""Claims about the model, worded by whether the confidence intervals support them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pandas as pd
 from avomni_lib.evaluation.scores import MODEL, metric
 from avomni_lib.plan import text_table
 
-# Resampled, few clips look more alike than they are. Where there is no difference at all one is
-# claimed in 8 % of cases with 5 clips, in 5 % with 10 and in 3 % with 30, where 2.5 % are meant
-# (measured on normal differences; tests/test_claims.py).
+# The bootstrap underestimates the variance of few clips. Without any difference, one is claimed in
+# 8 % of cases with 5 clips, in 5 % with 10 and in 3 % with 30, instead of the nominal 2.5 %
+# (measured on normally distributed differences; tests/test_claims.py).
 FEWEST_CLIPS = 10
-# The ladder's rows in words, as short as the margin of a picture.
+# Labels of the ladder's rows, short enough for the margin of a plot.
 ROWS = {
     "mean": "predict the mean",
     "median": "predict the median",
@@ -30,8 +30,8 @@ ROWS = {
     "one_camera": "one camera",
     "adapted": "adapted model",
 }
-# Row of the ladder -> what beating it shows, and what the row is. Of the two blind ones the first
-# that there is counts: it had its chance to do without.
+# Row of the ladder -> the claim that beating it supports, and a description of the row. If there
+# are both blind rows, only the trained one counts, the stronger baseline.
 CLAIMS = {
     "trained_blind": ("vision helps", "the same model trained and asked on black frames"),
     "blind": ("vision helps", "the model shown black frames"),
@@ -46,14 +46,15 @@ CLAIMS = {
 
 
 def claims(ladder: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One sentence about the model for each comparison that there is a row for.
+    """One claim about the model for each row of `CLAIMS` in the ladder.
 
     Args:
         ladder: As in `figures["ladder"]`; differences are the row's figure minus the model's.
 
     Returns:
-        {text, holds} each. One holds if the interval of the difference excludes 0 on the model's
-        side and comes from at least `FEWEST_CLIPS` clips; else the text says its opposite.
+        A list of {text, holds}. A claim holds if the interval of the difference excludes 0 in the
+        model's favour and comes from at least `FEWEST_CLIPS` clips; otherwise the text states that
+        there is no evidence.
     """
     by_name = {entry["name"]: entry for entry in ladder}
     if MODEL not in by_name:
@@ -79,19 +80,19 @@ def _claim(other: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]
     if figure.more_is_better:
         gain, low, high = 0 - gain, 0 - high, 0 - low
     text = gained(what, gain, low, high, figure.shown)
-    of = f"{model['value']:.3f} against {figure.shown(other['value'])} of {described}"
-    if unread:  # such a row is the mean under another name: readers have to know
+    values = f"{model['value']:.3f} against {figure.shown(other['value'])} of {described}"
+    if unread:  # the unreadable share of the row is the mean's: tell the reader
         shown = "under 1" if unread < 1 else f"{unread:.0f}"
-        of += f", {shown} % of whose answers cannot be read and count as the mean's"
-    sure = f"95 % interval of the gain {low:.3f} to {figure.shown(high)}"
-    return {"text": f"{text} ({figure.words}: {of}; {sure}, {num} clips)", "holds": low > 0}
+        values += f", {shown} % of whose answers cannot be read and count as the mean's"
+    interval = f"95 % interval of the gain {low:.3f} to {figure.shown(high)}"
+    return {"text": f"{text} ({figure.words}: {values}; {interval}, {num} clips)", "holds": low > 0}
 
 
 def gained(what: str, gain: float, low: float, high: float, shown: Callable[[float], str]) -> str:
-    """That `what` holds, or its opposite, by the interval of the gain.
+    """State that `what` holds, or that there is no evidence, by the interval of the gain.
 
     Args:
-        shown: A number of the figure -> its text with the unit.
+        shown: Formats a value of the figure with its unit.
     """
     half = shown((high - low) / 2)
     if low > 0:
@@ -104,19 +105,19 @@ def gained(what: str, gain: float, low: float, high: float, shown: Callable[[flo
 def in_words(
     entries: pd.DataFrame, figure: str, names: Mapping[str, str], heading: str
 ) -> pd.DataFrame:
-    """A ladder's figure with its interval and its difference to the model, a line a row.
+    """A ladder as text: figure, interval and difference to the model, one line per row.
 
     Args:
-        entries: `name`, `figure` and what else `bootstrap.entry` has.
-        names: Of the rows, in words.
-        heading: Of the figure's column.
+        entries: Columns `name`, `figure` and those of `bootstrap.entry`.
+        names: Row -> its label.
+        heading: Heading of the figure's column.
     """
 
     def intervals(low: pd.Series, high: pd.Series) -> pd.Series:
-        low_words, high_words = (each.astype(float).map("{:.3f}".format) for each in (low, high))
-        return (low_words + " to " + high_words).where(low.notna(), "none")
+        from_text, to_text = (bound.astype(float).map("{:.3f}".format) for bound in (low, high))
+        return (from_text + " to " + to_text).where(low.notna(), "none")
 
-    apart = (entries["name"] != MODEL) & entries["difference_to_model"].notna()
+    has_difference = (entries["name"] != MODEL) & entries["difference_to_model"].notna()
     differences = entries["difference_to_model"].astype(float).map("{:+.3f}".format)
     between = intervals(entries["difference_low"], entries["difference_high"])
     return pd.DataFrame(
@@ -124,20 +125,20 @@ def in_words(
             "row": entries["name"].replace(names),
             heading: entries[figure].map("{:.3f}".format),
             "95 % interval": intervals(entries["low"], entries["high"]),
-            "row - model": differences.where(apart, ""),
-            "its 95 % interval": between.where(apart, ""),
+            "row - model": differences.where(has_difference, ""),
+            "its 95 % interval": between.where(has_difference, ""),
         }
     )
 
 
 class TableWithClaims(ABC):
-    """A ladder as text and HTML: its table, and under it the sentences of `figures["claims"]`."""
+    """A ladder shown as text or HTML: its table, followed by the claims of `figures["claims"]`."""
 
     figures: dict[str, Any]
 
     @abstractmethod
     def table(self) -> pd.DataFrame:
-        """The ladder in words, a line a row."""
+        """The ladder as text, one line per row."""
 
     def __str__(self) -> str:
         table = self.table()

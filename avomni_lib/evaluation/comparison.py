@@ -1,8 +1,8 @@
-"""Two runs side by side on the windows that both answered, and one run over several seeds.
+"""Compares two runs on the windows that both answered, and summarises one run over several seeds.
 
-`compare` pairs the resamples of two runs. An interval over the clips of one run says how far its
-score may be off for these weights; how far another world and another training would have come is
-seen by doing it, and `spread` has the mean and deviation of such runs:
+`compare` uses paired resamples of two runs. An interval over the clips of one run covers the
+sampling of clips for given weights, not the variation between trainings or generated worlds;
+`spread` computes mean and standard deviation over runs of several seeds:
 
     python -m avomni_lib.evaluation.comparison outputs/seed_11 outputs/seed_12 outputs/seed_13
 """
@@ -29,27 +29,27 @@ from avomni_lib.plan import text_table
 
 ANSWERS, STAGE, RESULT = "answers.parquet", "06_evaluate", "result.json"
 HEAD = ("row", "figure", "A", "B", "B − A", "95 % interval", "")
-TRUE = ("speed_true_mps", "displacement_true_m", "chord_true_m", "duration_s", "turn_rad")
+TRUE_NUMBERS = ("speed_true_mps", "displacement_true_m", "chord_true_m", "duration_s", "turn_rad")
 TRUE_WORDS = ("along_true", "across_true", "cause_true")
-# Two builds of a cache on two machines agree to far less than this, in m, s, m/s and rad.
+# Tolerance in m, s, m/s and rad; builds of a cache on different machines agree far better.
 AGREES = 1e-4
 
 
 @dataclass(frozen=True)
 class Compared:
-    """What came out of a comparison.
+    """The result of a comparison.
 
     Attributes:
         figures: Plain values: `runs` {A, B} paths, `targets` {A, B}, `num_windows` and `num_clips`
-            that both have, `num_windows_only_in` {A, B}, `warnings`, and `rows`: row of the ladder
+            in both runs, `num_windows_only_in` {A, B}, `warnings`, and `rows`: row of the ladder
             -> figure -> {a, b, difference, low, high}. A difference is B's figure minus A's, with
-            its 95 % interval; None where there is none.
+            its 95 % interval; None where undefined.
     """
 
     figures: dict[str, Any]
 
     def lines(self) -> list[tuple[str, ...]]:
-        """Every figure of the model, and of the other rows the one that they stand by."""
+        """Every figure of the model, and the primary figure of the other rows."""
         rows, num_clips = self.figures["rows"], self.figures["num_clips"]
         return [
             (row, name, *_in_words(name, figures[name], num_clips))
@@ -80,19 +80,19 @@ class Compared:
 
 
 def compare(run_a: Path | str, run_b: Path | str, seed: int = 0) -> Compared:
-    """Put two runs side by side.
+    """Compare two runs.
 
-    An answer that cannot be read counts as the mean's of its own run. The figures are of the
-    windows that both runs answered for, and so may differ from each run's own.
+    An answer that cannot be read is replaced by the mean row's of the same run. Figures are
+    computed on the windows that both runs answered, and may differ from those in `result.json`.
 
     Args:
-        run_a, run_b: Each a run's folder (outputs/<run>), its folder of 06_evaluate, or a file of
+        run_a, run_b: A run's folder (outputs/<run>), its folder of 06_evaluate, or a file of
             answers.
-        seed: Of the resamples of clips.
+        seed: Seed of the resampling.
 
     Raises:
         AvomniError: there is no such run, it has no answers, the two have no window, row or figure
-            in common, or their ground truths of a window differ.
+            in common, or the ground truth of a window differs.
     """
     paths = {"A": _answers(run_a), "B": _answers(run_b)}
     where = " and ".join(map(str, paths.values()))
@@ -114,9 +114,10 @@ def compare(run_a: Path | str, run_b: Path | str, seed: int = 0) -> Compared:
     rows = _rows(a, b, seed)
     if not rows:
         raise AvomniError(
-            f"no row of the ladder and figure in common: A says {a.target}, B says {b.target}",
+            f"no row of the ladder and figure in common: the target of A is {a.target}, of B "
+            f"{b.target}",
             where=where,
-            fix="compare runs whose training.target says the same things, such as summary_v1 and "
+            fix="compare runs whose training.target has parts in common, such as summary_v1 and "
             "full_v1",
         )
     figures = {
@@ -132,18 +133,18 @@ def compare(run_a: Path | str, run_b: Path | str, seed: int = 0) -> Compared:
 
 
 def _rows(a: Scores, b: Scores, seed: int) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Row -> figure -> what stands in the table, the model's row first."""
+    """Row -> figure -> {a, b, difference, low, high}, the model's row first."""
     names = sorted((name for name in a.models if name in b.models), key=lambda name: name != MODEL)
     rows: dict[str, dict[str, Any]] = {name: {} for name in names}
     for figure in (name for name in a.figures if name in b.figures):
         rows_a, rows_b = a.models_with(figure), b.models_with(figure)
         shared = [row for row in names if row in rows_a and row in rows_b]
         keep, num = a.about(figure) & b.about(figure), len(shared)
-        of_a, of_b = a.statistic(figure, keep), b.statistic(figure, keep)
-        sums_a = of_a.sums[:, [rows_a.index(row) for row in shared]]
-        sums_b = of_b.sums[:, [rows_b.index(row) for row in shared]]
+        statistic_a, statistic_b = a.statistic(figure, keep), b.statistic(figure, keep)
+        sums_a = statistic_a.sums[:, [rows_a.index(row) for row in shared]]
+        sums_b = statistic_b.sums[:, [rows_b.index(row) for row in shared]]
         # Both runs and their differences on the same resamples.
-        both = bootstrap.Statistic(np.concatenate([sums_a, sums_b], axis=1), of_a.finish)
+        both = bootstrap.Statistic(np.concatenate([sums_a, sums_b], axis=1), statistic_a.finish)
         differences = both.differences([(row, num + row) for row in range(num)])
         values = bootstrap.bounded(differences, seed)
         for i, row in enumerate(shared):
@@ -160,7 +161,7 @@ def _rows(a: Scores, b: Scores, seed: int) -> dict[str, dict[str, dict[str, floa
 
 
 def _in_words(name: str, paired: dict[str, float | None], num_clips: int) -> tuple[str, ...]:
-    """A, B, their difference, its interval, and who is better."""
+    """A, B, their difference, its interval, and which is better."""
     low, high = paired["low"], paired["high"]
     if paired["difference"] is None:
         return ("", "", "", "", "no window has it")
@@ -175,7 +176,7 @@ def _in_words(name: str, paired: dict[str, float | None], num_clips: int) -> tup
 
 
 def _answers(run: Path | str) -> Path:
-    """The file of answers that a folder or a file means."""
+    """The file of answers for a run's folder, a stage's folder or a file."""
     path = Path(run).expanduser()
     path = path if path.exists() else files.resolve(path)
     for place in (path, path / STAGE / ANSWERS, path / ANSWERS):
@@ -189,21 +190,23 @@ def _answers(run: Path | str) -> Path:
 
 
 def _check_truth(a: Scores, b: Scores, where: str) -> None:
-    """Refuse runs that disagree about what the car did: then the windows are not the same."""
-    for name in (*TRUE, *TRUE_WORDS):
-        of_a, of_b = a.ground_truth(name), b.ground_truth(name)
-        if name in TRUE:
-            differ = ~np.isclose(of_a, of_b, rtol=0, atol=AGREES, equal_nan=True)
+    """Refuse runs whose ground truths differ: their windows are not the same."""
+    for name in (*TRUE_NUMBERS, *TRUE_WORDS):
+        truth_a, truth_b = a.ground_truth(name), b.ground_truth(name)
+        if name in TRUE_NUMBERS:
+            differ = ~np.isclose(truth_a, truth_b, rtol=0, atol=AGREES, equal_nan=True)
         else:
-            # A run of another target has no such truth, and nothing to disagree about.
-            differ = ~(np.equal(of_a, of_b) | np.equal(of_a, None) | np.equal(of_b, None))
+            # None: the run's target has no such part.
+            differ = ~(
+                np.equal(truth_a, truth_b) | np.equal(truth_a, None) | np.equal(truth_b, None)
+            )
         if differ.any():
             i = int(np.argmax(differ))
             clip_id, window = a.ground_truth("clip_id")[i], a.ground_truth("window")[i]
             raise AvomniError(
                 f"the runs disagree about {int(differ.sum()):,} of {len(differ):,} windows: "
-                f"{name} of window {window} of clip {clip_id} is {of_a[i]} in A and {of_b[i]} "
-                "in B",
+                f"{name} of window {window} of clip {clip_id} is {truth_a[i]} in A and "
+                f"{truth_b[i]} in B",
                 where=where,
                 fix="compare runs of the same processing.sequence_length, stride and sample_hz",
             )
@@ -232,9 +235,9 @@ def _warnings(paths: dict[str, Path], num_clips: int) -> list[str]:
 
 
 def spread(runs: Sequence[Path | str]) -> tuple[str, pd.DataFrame]:
-    """The metric's name, and its value: a line a row of the ladder, a column a run.
+    """The metric's name and a table of its values: rows of the ladder by runs.
 
-    Rows are those that all runs have, in the order of the first.
+    Only rows that all runs have are returned, in the order of the first run.
 
     Raises:
         AvomniError: fewer than two runs, one without a score, or runs of different metrics.
@@ -256,7 +259,7 @@ def spread(runs: Sequence[Path | str]) -> tuple[str, pd.DataFrame]:
 
 
 def spread_table(name: str, values: pd.DataFrame) -> pd.DataFrame:
-    """Mean, standard deviation of a sample, the mean share of the mean row's, and each run."""
+    """Mean, sample standard deviation, mean ratio to the row `mean`, and the value per run."""
     fallback = values.loc[FALLBACK] if FALLBACK in values.index else float("nan")
     shares = (values / fallback).replace([np.inf, -np.inf], np.nan)
     figures = {
@@ -268,7 +271,7 @@ def spread_table(name: str, values: pd.DataFrame) -> pd.DataFrame:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the spread of the runs that are named."""
+    """Print the spread of the given runs."""
     parser = argparse.ArgumentParser(prog="python -m avomni_lib.evaluation.comparison")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="outputs/RUN")
     try:

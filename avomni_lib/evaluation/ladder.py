@@ -1,7 +1,8 @@
-"""The ladder: the adapted model beside everything that it has to beat.
+"""The evaluation stage: scores the adapted model and the rows that it has to beat.
 
-Constants of the training split, motion that goes on as it was, a regression on that motion
-alone, the base, the model blind, trained blind, with its frames shuffled in time, with one camera.
+The rows: constants of the training split, extrapolated motion, a regression on past motion, the
+base model, the adapted model on black frames, the same trained on black frames, with its frames
+shuffled in time, and with one camera.
 """
 
 from __future__ import annotations
@@ -35,17 +36,17 @@ if TYPE_CHECKING:
 
 ANSWERS_FILE = "answers.parquet"
 KEPT_FILE = "answers.partial.jsonl"
-# Fewer held-out windows or clips than these make a score that the next seed may turn over.
+# With fewer held-out windows or clips than these, a score is unstable between seeds.
 FEW_WINDOWS, FEW_CLIPS = 200, 20
 
 
 @dataclass(frozen=True, repr=False)
 class Evaluated(TableWithClaims):
-    """What came out of an evaluation.
+    """The result of an evaluation.
 
     Attributes:
-        answers: One row a window, row of the ladder and sample (`metrics.SCHEMA`).
-        figures: As in `result.json`, recomputable from `answers` by `metrics.figures`.
+        answers: One row per window, row of the ladder and sample (`metrics.SCHEMA`).
+        figures: As in `result.json`; `metrics.figures` recomputes them from `answers`.
         path: `answers.parquet`.
     """
 
@@ -54,14 +55,14 @@ class Evaluated(TableWithClaims):
     path: Path
 
     def table(self) -> pd.DataFrame:
-        """The ladder in words, a line a row."""
+        """The ladder as text, one line per row."""
         ladder = pd.DataFrame(self.figures["ladder"])
         table = in_words(ladder, "value", ROWS, ladder["metric"][0])
         return table.assign(**{"can be read": ladder["valid_share"].map("{:.1%}".format)})
 
 
 def plan(p: Params) -> Plan:
-    """Windows, clips and answers, before any model is loaded.
+    """Numbers of windows, clips and answers; no model is loaded.
 
     Raises:
         AvomniError: no cache, no held-out window, no trained adapter, or a leak between splits.
@@ -73,8 +74,8 @@ def plan(p: Params) -> Plan:
     asked = list(models.shown(p, windows))
     num_answers = (len(asked) + _num_samples(p)) * len(chosen)
     thinning = "" if len(chosen) == len(windows) else f", thinned from {len(windows):,}"
-    of = p.evaluation.protocol or f"split {p.evaluation.split}"
-    notes = [f"{of}{thinning}", samples.left_out(windows)]
+    source = p.evaluation.protocol or f"split {p.evaluation.split}"
+    notes = [f"{source}{thinning}", samples.left_out(windows)]
     rows = [
         *p.code_rows(),
         ("target", p.training.target, target_of(p).question),
@@ -111,15 +112,15 @@ def plan(p: Params) -> Plan:
 
 
 def evaluate(p: Params, folder: Path, progress: type[Bar] = Bar) -> Evaluated:
-    """Ask base and adapted model about the held-out windows and score all rows of the ladder.
+    """Answer the held-out windows with every row of the ladder, and score the answers.
 
-    Killed at any moment, the same call goes on after the last whole batch of answers.
+    After a kill, the same call resumes after the last complete batch of answers.
 
     Args:
-        folder: The stage's, where `answers.parquet` goes.
+        folder: The stage's folder, to which `answers.parquet` is written.
 
     Raises:
-        AvomniError: see `plan`; the adapter does not belong to these parameters.
+        AvomniError: see `plan`; the adapter does not match these parameters.
     """
     windows = held_out_windows(p)
     _checked(p, windows)
@@ -153,7 +154,7 @@ def evaluate(p: Params, folder: Path, progress: type[Bar] = Bar) -> Evaluated:
 
 
 def _rows(p: Params, windows: Windows, chosen: Sequence[int]) -> list[Row]:
-    """The rows that models answer, and the drawn answers."""
+    """The rows that models answer, including those of sampled answers."""
     from avomni_lib.training.model.generate import Sampling
 
     def past_motion(index: int) -> str:
@@ -174,12 +175,12 @@ def _rows(p: Params, windows: Windows, chosen: Sequence[int]) -> list[Row]:
 
 
 def _num_samples(p: Params) -> int:
-    """Sampled answers a window: the best of several futures is a figure, of a speed it is not."""
+    """Sampled answers per window; 0 unless the target has a future, for which minADE is defined."""
     return p.evaluation.num_samples if "future" in parts_of(p.training.target) else 0
 
 
 def _checked(p: Params, windows: Windows) -> dict[str, Any]:
-    """The adapter's record; nothing that it was made from may be scored."""
+    """The adapter's record, after checking that no scored clip was used for training."""
     from avomni_lib.training.model import load
 
     folder, header = adapter.adapter_dir(p), windows.cache.header
@@ -196,7 +197,7 @@ def _checked(p: Params, windows: Windows) -> dict[str, Any]:
 
 
 def _key(p: Params, windows: Windows) -> str:
-    """Hash of all that answers follow from."""
+    """Hash of everything that the answers depend on."""
     from avomni_lib.training.model import load
 
     choices = {} if p.evaluation.server else load.choices_of(p)

@@ -1,6 +1,7 @@
-"""Answers to figures: one row a window and row of the ladder, and all that follows from them alone.
+"""The table of answers, and the figures computed from it alone.
 
-`answers.parquet` is such a table; whoever has it can recompute every figure without a model.
+The table has one row per window, row of the ladder and sample. `answers.parquet` is such a table:
+every figure can be recomputed from it without a model.
 """
 
 from __future__ import annotations
@@ -28,20 +29,20 @@ from avomni_lib.training.targets import Target
 SCHEMA = pa.schema(
     [
         ("clip_id", pa.string()),
-        ("window", pa.int64()),  # number within the clip
+        ("window", pa.int64()),  # index within the clip
         ("model", pa.string()),  # row of the ladder
         ("target", pa.string()),
         ("sample", pa.int64()),  # 0 is greedy, from 1 on sampled
-        ("answer", pa.string()),  # as generated; null where there is none
-        ("exact", pa.bool_()),  # it has the full form, to the letter
-        ("valid", pa.bool_()),  # it can be read
-        ("speed_mps", pa.float64()),  # as read; null where it says none
+        ("answer", pa.string()),  # as generated; null if there is none
+        ("exact", pa.bool_()),  # the answer matches the target's form exactly
+        ("valid", pa.bool_()),  # the answer can be read
+        ("speed_mps", pa.float64()),  # as parsed; null if the answer has none
         ("displacement_m", pa.float64()),
         ("speed_true_mps", pa.float64()),
         ("displacement_true_m", pa.float64()),
         ("chord_true_m", pa.float64()),
         ("duration_s", pa.float64()),
-        # 64 steps of 0.1 s, x forward and y left of each, in the rig's frame at the last frame.
+        # x forward and y left of 64 steps of 0.1 s, in the rig's frame at the last frame.
         ("future_true_m", pa.list_(pa.float64())),
         ("along_true", pa.string()),
         ("across_true", pa.string()),
@@ -54,28 +55,28 @@ SCHEMA = pa.schema(
     ]
 )
 
-# Of a target of the user's own: the ground truth, in the order of its numbers.
+# Column of a user's own target: the ground truth, in the order of its numbers.
 OWN_NUMBERS = pa.field("numbers_true", pa.list_(pa.float64()))
 
 SPEEDS = ("standing (below 2 m/s)", "2–8 m/s", "8–15 m/s", "15–22 m/s", "over 22 m/s")
 SPEED_EDGES_MPS = (-math.inf, 2, 8, 15, 22, math.inf)
-# At 30 m/s a motorway's bend of 1,000 m radius turns a car by 13° in 7.5 s: still straight on.
+# A motorway bend of 1,000 m radius turns a car at 30 m/s by 13° in 7.5 s: this is still straight.
 TURNED_RAD = math.radians(15)
 TURNS = ("straight (within 15°)", "left", "right")
 HOURS = ("night (22–6 h)", "morning (6–10 h)", "day (10–17 h)", "evening (17–22 h)")
-HOUR_EDGES = (0, 6, 10, 17, 22, 24)  # what comes after the last part is night again
+HOUR_EDGES = (0, 6, 10, 17, 22, 24)  # 22 to 24 h is night again
 UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A window that is asked about.
+    """A window that the models answer.
 
     Attributes:
-        clip_id: Whose it is.
+        clip_id: Clip of the window.
         number: Index of the window within its clip, from 0.
-        truth: What the car did.
-        turn_rad: Change of heading from the first frame to the last, to the left positive.
+        truth: The ground truth.
+        turn_rad: Change of heading from the first frame to the last, positive to the left.
         attributes: `country` (str), `hour` (int, 0 to 23) and `platform` (str), where known.
     """
 
@@ -93,11 +94,11 @@ def rows(
     texts: Sequence[str | None],
     sample: int = 0,
 ) -> pa.Table:
-    """One part of the table: the answers of one row of the ladder about all windows.
+    """One part of the table: the answers of one row of the ladder to all windows.
 
     Args:
-        texts: An answer for each window; None where there is none.
-        sample: 0 for the greedy answers, a number from 1 on for each set of sampled ones.
+        texts: One answer per window; None if there is none.
+        sample: 0 for greedy answers, from 1 on for each set of sampled ones.
     """
     read = {text: target.read(text) for text in set(texts) - {None}}
     exact = {text for text in read if target.parse(text) is not None}
@@ -140,7 +141,7 @@ def write(table: pa.Table, path: Path) -> Path:
 
 
 def read(path: Path) -> pa.Table:
-    """The answers of a run.
+    """Read the answers of a run.
 
     Raises:
         AvomniError: there is no such file, or it is not a table of answers.
@@ -161,24 +162,24 @@ def read(path: Path) -> pa.Table:
 
 
 def figures(table: pa.Table, seed: int = 0) -> dict[str, Any]:
-    """The stage's figures, from the answers alone, as plain values for `result.json`.
+    """The stage's figures, computed from the answers alone, as plain values for `result.json`.
 
-    Intervals are of 95 %, from resampled clips (`bootstrap`); None where there are fewer than two.
-    `interval` and `difference_interval` name their method: "BCa", or "percentile" where that is
-    not defined. An answer that cannot be read counts as the mean's for its window. Differences are
-    the row's figure minus the model's.
+    Intervals are 95 % intervals from resampled clips (`bootstrap`), None with fewer than two
+    clips. `interval` and `difference_interval` name the method: "BCa", or "percentile" where BCa is
+    undefined. An answer that cannot be read is replaced by the mean row's for its window.
+    Differences are the row's figure minus the model's.
 
     Args:
-        seed: Of the resamples.
+        seed: Seed of the resampling.
 
     Returns:
-        `ladder`: an entry for each row, by the target's primary figure. `metrics`: row, figure ->
-        value, interval and difference. `slices`, `claims`: see there. `valid_share` (of the model),
-        `valid_share_by_row`, `exact_share_by_row`, `num_windows`, `num_clips`; of a target that
-        says them `speed_mae_mps` and `displacement_mae_m` by row.
+        `ladder`: one entry per row, by the target's primary figure. `metrics`: row -> figure ->
+        value, interval and difference. `slices`, `claims`: see the functions. `valid_share` (of
+        the model), `valid_share_by_row`, `exact_share_by_row`, `num_windows`, `num_clips`; if the
+        target has a summary, `speed_mae_mps` and `displacement_mae_m` by row.
 
     Raises:
-        AvomniError: the rows are not of the same windows, each once, or not of one target.
+        AvomniError: rows differ in their windows, a window is repeated, or targets are mixed.
     """
     scores = Scores(table)
     metrics: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in scores.models}
@@ -224,13 +225,14 @@ def _counts(scores: Scores, keep: np.ndarray) -> dict[str, int]:
 
 
 def slices(scores: Scores, seed: int = 0) -> list[dict[str, Any]]:
-    """The primary figure of the model and of the mean in each part of the windows.
+    """The primary figure of the model and of the mean row in each slice of the windows.
 
-    What is unknown of all windows makes no slices. Clips are resampled within a slice.
+    An attribute that is unknown for all windows makes no slices. Clips are resampled within a
+    slice.
 
     Returns:
-        {by, value, metric, num_windows, num_clips, model, low, high, mean} each: `model` with its
-        interval, `mean` the mean row's; None where there is no such row or no window.
+        A list of {by, value, metric, num_windows, num_clips, model, low, high, mean}: `model` with
+        its interval, and `mean` of the mean row; None without such a row.
     """
     measured, nothing = [], bootstrap.Estimate()
     about, rows = scores.about(scores.primary), scores.models_with(scores.primary)
@@ -249,7 +251,7 @@ def slices(scores: Scores, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def _parts(scores: Scores) -> dict[str, pd.Categorical]:
-    """Attribute -> the slice of each of n windows by it, slices in the order of the table."""
+    """Attribute -> the slice of each of n windows, with the slices in the table's order."""
     speeds, turns, hours = map(scores.ground_truth, ("speed_true_mps", "turn_rad", "hour"))
     turned = np.select([turns >= TURNED_RAD, turns <= -TURNED_RAD], TURNS[1:], TURNS[0])
     parts = {
@@ -270,20 +272,20 @@ def _parts(scores: Scores) -> dict[str, pd.Categorical]:
 
 
 def worst(table: pa.Table, model: str, num: int) -> list[dict[str, Any]]:
-    """The windows that a row is most wrong about by the primary figure, the worst first.
+    """The windows with a row's largest errors by the primary figure, the worst first.
 
-    At most one a clip: windows of a clip overlap, and without that bound the same bad second would
-    be shown several times.
+    At most one window per clip is returned: windows overlap, and the same moment would otherwise
+    appear several times.
 
     Returns:
-        Rows of the table, by column.
+        Rows of the table as dictionaries.
     """
     scores = _alone(table, model)
     return _picked(scores, model, -scores.errors(model), num)
 
 
 def typical(table: pa.Table, model: str, num: int) -> list[dict[str, Any]]:
-    """The windows whose error is nearest to the row's median, at most one a clip; see `worst`."""
+    """The windows whose error is nearest to the row's median, at most one per clip; see `worst`."""
     scores = _alone(table, model)
     errors = scores.errors(model)
     middle = np.nanmedian(errors) if np.isfinite(errors).any() else 0.0
@@ -291,13 +293,13 @@ def typical(table: pa.Table, model: str, num: int) -> list[dict[str, Any]]:
 
 
 def confusion(table: pa.Table, model: str, part: str) -> pd.DataFrame:
-    """How often each true class (lines) was predicted as each class (columns).
+    """Confusion matrix of a manoeuvre: true classes (rows) by predicted classes (columns).
 
     Args:
         part: `along` or `across`.
 
     Returns:
-        (K, K) int64; an answer that says none is in no column.
+        (K, K) int64 counts; answers without a class are not counted.
     """
     scores = _alone(table, model)
     truth = scores.ground_truth(f"{part}_true")
@@ -307,7 +309,7 @@ def confusion(table: pa.Table, model: str, part: str) -> pd.DataFrame:
 
 
 def _alone(table: pa.Table, model: str) -> Scores:
-    """The greedy answers of one row, and of the one that stands in for what cannot be read.
+    """The greedy answers of one row and of the fallback row.
 
     Raises:
         AvomniError: there is no such row.
@@ -320,7 +322,7 @@ def _alone(table: pa.Table, model: str) -> Scores:
 
 
 def _picked(scores: Scores, model: str, rank: np.ndarray, num: int) -> list[dict[str, Any]]:
-    """The rows of least rank, one a clip; a rank of NaN is none."""
+    """The rows of the table with the smallest ranks, one per clip; NaN ranks are left out."""
     order = np.argsort(rank, kind="stable")[: (~np.isnan(rank)).sum()]
     firsts = np.sort(np.unique(scores.clips[order], return_index=True)[1])[:num]
     places = scores.places[scores.models.index(model), order[firsts]]

@@ -1,4 +1,4 @@
-"""The table of a public protocol: each row of the ladder by minADE and ADE, others' quoted."""
+"""The table of a public protocol: minADE and ADE of the ladder's rows and of quoted results."""
 
 from __future__ import annotations
 
@@ -15,21 +15,25 @@ from avomni_lib.evaluation import bootstrap, trajectories
 from avomni_lib.evaluation.scores import Scores
 from avomni_lib.params import Params
 
-# The rows that answer one and the same thing however often they are asked, and the model's.
+# Rows of the ladder in the protocol's table, in its order.
 ROWS = ("constant_velocity", "ctra", "ego_motion", "blind", "trained_blind", "base", "adapted")
 HORIZONS_S = {"3s": 3.0, "5s": 5.0, "6_4s": 6.4}
 MEASURES = tuple(f"{kind}_{at}_m" for kind in ("min_ade", "ade") for at in HORIZONS_S)
 
 
 def figures(p: Params, table: pa.Table, windows: Any) -> dict[str, Any] | None:
-    """The protocol's figures, of the answers alone, as plain values for `result.json`.
+    """The protocol's figures, computed from the answers, as plain values for `result.json`.
 
-    minADE is of the best of the sampled answers, for each horizon; of a row that is not sampled its
-    one answer counts. Waypoints are 0.4 s apart and joined by straight lines for the 64 steps.
+    minADE is taken over the sampled answers, separately for each horizon; for a row that is not
+    sampled, over its single answer. Waypoints are 0.4 s apart and interpolated linearly to the 64
+    steps.
 
     Args:
-        table: As `metrics.SCHEMA`.
-        windows: That were asked, one a clip.
+        table: See `metrics.SCHEMA`.
+        windows: The scored windows, one per clip.
+
+    Returns:
+        None if the run has no protocol.
     """
     asked = protocol.protocol_of(p)
     if asked is None:
@@ -43,13 +47,13 @@ def figures(p: Params, table: pa.Table, windows: Any) -> dict[str, Any] | None:
     ]
     for measure in MEASURES:
         values = np.stack([errors[name][measure] for name in names])
-        found, _ = bootstrap.estimates(bootstrap.mean(values, scores.clips), None, 0)
-        for line, estimate in zip(lines, found, strict=True):
+        means = bootstrap.bounded(bootstrap.mean(values, scores.clips))
+        for line, estimate in zip(lines, means, strict=True):
             line[measure] = estimate.value
             line[f"{measure}_interval"] = [estimate.low, estimate.high]
     lines += [
-        {"name": each.name, "quoted": True, "source": each.source, **each.values}
-        for each in asked.quoted
+        {"name": quoted.name, "quoted": True, "source": quoted.source, **quoted.values}
+        for quoted in asked.quoted
     ]
     last_us = np.array([int(windows.times_us(i)[-1]) for i in range(len(windows))])
     return {
@@ -66,27 +70,28 @@ def figures(p: Params, table: pa.Table, windows: Any) -> dict[str, Any] | None:
 
 
 def _errors(paths_m: np.ndarray, true_m: np.ndarray) -> dict[str, np.ndarray]:
-    """(n,) metres of each measure; paths are (1 + K, n, 64, 2), the greedy one first."""
-    off = trajectories.distances(paths_m, true_m)
-    found = {}
+    """Measure -> (n,) metres; paths are (1 + K, n, 64, 2), the greedy one first."""
+    distances = trajectories.distances(paths_m, true_m)
+    errors = {}
     for at, seconds in HORIZONS_S.items():
-        ade = off[..., : round(seconds / STEP_S)].mean(axis=-1)
-        found[f"ade_{at}_m"] = ade[0]
-        found[f"min_ade_{at}_m"] = (ade[1:] if len(ade) > 1 else ade).min(axis=0)
-    return found
+        ade = distances[..., : round(seconds / STEP_S)].mean(axis=-1)
+        errors[f"ade_{at}_m"] = ade[0]
+        errors[f"min_ade_{at}_m"] = (ade[1:] if len(ade) > 1 else ade).min(axis=0)
+    return errors
 
 
 def shown(scored: dict[str, Any]) -> pd.DataFrame:
-    """The table in words, from 06's figures; empty where no protocol was asked for."""
-    found = scored.get("protocol")
-    if not found:
+    """The table as text, from 06's figures; empty if the run has no protocol."""
+    protocol_figures = scored.get("protocol")
+    if not protocol_figures:
         return pd.DataFrame()
+    num_ids = protocol_figures["num_ids"]
     lines = [
         {
-            "row": each["name"] + (" (quoted, not run here)" if each["quoted"] else ""),
-            **{name: f"{each[name]:.3f}" if name in each else "" for name in MEASURES},
-            "source": each.get("source", f"{each.get('num_clips')} of {found['num_ids']} clips"),
+            "row": row["name"] + (" (quoted, not run here)" if row["quoted"] else ""),
+            **{name: f"{row[name]:.3f}" if name in row else "" for name in MEASURES},
+            "source": row.get("source", f"{row.get('num_clips')} of {num_ids} clips"),
         }
-        for each in found["rows"]
+        for row in protocol_figures["rows"]
     ]
     return pd.DataFrame(lines)

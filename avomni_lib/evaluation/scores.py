@@ -1,4 +1,4 @@
-"""What each figure is, and its value for every row of the ladder and every window."""
+"""Definitions of the figures, and their values for every row of the ladder and every window."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from avomni_lib.evaluation import bootstrap, trajectories
 from avomni_lib.training.targets import Said, coc, target
 from avomni_lib.training.targets.form import bare
 
-# The parts of each target, and the figure by which its ladder stands.
+# The parts of each target, and the primary figure of its ladder.
 PARTS = {
     "summary_v1": ("summary",),
     "future_v1": ("future",),
@@ -34,23 +34,22 @@ PRIMARY = {
     "coc_v1": "cause_word_f1",
     "full_v1": "speed_mae_mps",
 }
-OWN = "_mae"  # ends the name of the figure of each number of a user's own target
-# A share of less than this is a share of nothing: windows that stand have no percentage.
-SHORTEST_M = 1.0
-_BLOCK = 500  # windows: 64 steps of all rows of all windows would be gigabytes
+OWN = "_mae"  # suffix of the figures of a user's own target, one per number
+SHORTEST_M = 1.0  # a percentage error is undefined for shorter displacements
+_BLOCK = 500  # windows per block: 64 steps of all rows of all windows would take gigabytes
 MODEL = "adapted"  # the row that the run is about
-FALLBACK = "mean"  # the row that stands in for an answer that cannot be read
+FALLBACK = "mean"  # the row whose answer replaces one that cannot be read
 NUM_WAYPOINTS, NUM_FUTURE = 16, 64
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A figure in words.
+    """Description of a figure.
 
     Attributes:
         words: As in "its `words` is 0.31 m/s".
         unit: Empty for shares and F1.
-        more_is_better: Else less is.
+        more_is_better: Whether larger values are better.
     """
 
     words: str
@@ -100,7 +99,7 @@ _F1 = {
 
 
 def metric(name: str) -> Metric:
-    """A figure in words; `min_ade6_m` and its like are known by their number of samples."""
+    """Description of a figure; the name of `min_ade6_m` contains its number of samples."""
     if match := _MIN_ADE.fullmatch(name):
         return Metric(f"average displacement error of the best of {match[1]} sampled paths", "m")
     if name not in METRICS and name.endswith(OWN):
@@ -109,29 +108,29 @@ def metric(name: str) -> Metric:
 
 
 def parts_of(name: str) -> tuple[str, ...]:
-    """The parts of a target's answer: of a user's own target its numbers."""
+    """The parts of a target's answer; a user's own target has only `numbers`."""
     return ("numbers",) if own_code.is_reference(name) else PARTS[name]
 
 
 class Scores:
     """The figures of a table of answers, row of the ladder by window.
 
-    Where an answer cannot be read, the mean's for that window stands in its place.
+    An answer that cannot be read is replaced by the mean row's for that window.
 
     Args:
-        table: As `metrics.SCHEMA`.
+        table: See `metrics.SCHEMA`.
 
     Attributes:
-        target: What all its answers speak about.
+        target: Name of the target of all answers.
         models: The R rows of the ladder, in the order of the table.
         windows: The n windows, by clip_id and number.
-        clips: (n,) int64, ascending: a number for each clip.
-        places: (R, n) int64, the place in `table` of each greedy answer.
-        primary: The figure by which its ladder stands.
+        clips: (n,) int64, ascending: index of each window's clip.
+        places: (R, n) int64, index into `table` of each greedy answer.
+        primary: The primary figure of the ladder.
 
     Raises:
-        AvomniError: there is no answer, they are of several targets, a row did not answer for the
-            same windows as the others, each once, or the mean's own cannot be read.
+        AvomniError: there is no answer, targets are mixed, a row did not answer the same windows
+            as the others exactly once, or an answer of the mean row cannot be read.
     """
 
     def __init__(self, table: pa.Table):
@@ -170,7 +169,7 @@ class Scores:
             raise _broken(f"an answer of {FALLBACK!r}, which stands in for others, cannot be read")
         about = target(self.target)
         self.primary = PRIMARY.get(self.target) or about.figure
-        # Each distinct text is read once. The last one is no text at all, which is place -1.
+        # Each distinct text is parsed once. The last entry stands for no text, which has code -1.
         self._codes, texts = pd.factorize(table["answer"].to_pandas())
         self._answers = [*map(about.read, texts), None]
         self._known = functools.cache(self._field)
@@ -180,11 +179,11 @@ class Scores:
         return len(np.unique(self.clips))
 
     def predictions(self, column: str) -> np.ndarray:
-        """(R, n) of a column of the table, as it stands there."""
+        """(R, n) values of a column of the table for the greedy answers."""
         return self.table[column].to_numpy()[self.places]
 
     def ground_truth(self, name: str) -> np.ndarray:
-        """(n,) of a column that is the window's, whoever answers; null is NaN or None."""
+        """(n,) values of a column that is the same for all rows; null is NaN or None."""
         column = self.table[name].take(pa.array(self.places[0]))
         return column.to_numpy() if pa.types.is_floating(column.type) else _objects(column)
 
@@ -195,12 +194,12 @@ class Scores:
         places: np.ndarray | None = None,
         windows: slice = slice(None),
     ) -> np.ndarray:
-        """(R, n, ...) the predictions of a field of `Said`: float64 of a shape, or words or None.
+        """(R, n, ...) predictions of a field of `Said`: float64 of a shape, or strings and None.
 
         Args:
-            shape: Of the field's numbers; none of a word.
-            places: (..., n) in the table; left out, `places`.
-            windows: Which of the n.
+            shape: Shape of a numeric field; none for a string.
+            places: (..., n) indices into the table; defaults to `self.places`.
+            windows: Selects from the n windows.
         """
         known = self._known(field, shape)
         values = known[self._codes[(self.places if places is None else places)[..., windows]]]
@@ -209,7 +208,7 @@ class Scores:
         return _filled(values, known[self._codes[self.places[self._mean, windows]]])
 
     def _field(self, field: str, shape: tuple[int, ...]) -> np.ndarray:
-        """(N + 1, ...): the field of each distinct text; NaN or None where it says none."""
+        """(N + 1, ...) the field of each distinct text; NaN or None where it is missing."""
         values = [getattr(answer, field, None) for answer in self._answers]
         if not shape:
             return _objects(values)
@@ -225,13 +224,13 @@ class Scores:
 
     def paths_m(self, model: str) -> np.ndarray:
         """(1 + K, n, 64, 2) float64: a row's greedy paths, then those of its K samples."""
-        own = self.places[[self.models.index(model)]]
-        places = np.vstack([own, *([self._sampled[model]] if model in self._sampled else [])])
+        greedy = self.places[[self.models.index(model)]]
+        places = np.vstack([greedy, self._sampled.get(model, greedy[:0])])
         return trajectories.at_10hz(self.read("waypoints_m", NUM_WAYPOINTS, 2, places=places))
 
     @functools.cached_property
     def figures(self) -> list[str]:
-        """The figures that there are, the primary one first."""
+        """The available figures, the primary one first."""
         names = [*self._values, *(_F1 if "meta" in parts_of(self.target) else ())]
         return sorted(names, key=lambda name: name != self.primary)
 
@@ -240,7 +239,11 @@ class Scores:
         return self._values[figure][0] if figure in self._values else self.models
 
     def statistic(self, figure: str, keep: np.ndarray | None = None) -> bootstrap.Statistic:
-        """A figure of each of its rows over the windows that it is about, or over (n,) of them."""
+        """A figure of the rows that have it, over the windows where it is defined.
+
+        Args:
+            keep: (n,) bool, restricts the windows further.
+        """
         keep = self.about(figure) if keep is None else keep & self.about(figure)
         clips = self.clips[keep]
         if figure in _F1:
@@ -252,15 +255,15 @@ class Scores:
         return make(self._values[figure][1][:, keep], clips)
 
     def about(self, figure: str) -> np.ndarray:
-        """(n,) bool: the windows that a figure is about, the same ones for each row."""
+        """(n,) bool: the windows for which a figure is defined in every row."""
         if figure in _F1:
             return np.logical_and.reduce([self._classes[part][1] >= 0 for part in _F1[figure]])
         return ~np.isnan(self._values[figure][1]).any(axis=0)
 
     def errors(self, model: str) -> np.ndarray:
-        """(n,) float64: how far off one row is by the primary figure; more is worse.
+        """(n,) float64: errors of one row by the primary figure; larger is worse.
 
-        Of classes it is the share of them that is wrong, of an F1 what it lacks to 1.
+        For classes it is the share of wrong classes, for an F1 it is 1 - F1.
         """
         place = self.models.index(model)
         if self.primary in _F1:
@@ -271,7 +274,7 @@ class Scores:
 
     @functools.cached_property
     def _values(self) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
-        """Figure -> the rows that have it and (rows, n) float64; NaN where it is about nothing."""
+        """Figure -> the rows that have it and (rows, n) float64; NaN where it is undefined."""
         parts, values = parts_of(self.target), {}
         if "summary" in parts:
             values |= self._summary()
@@ -279,8 +282,8 @@ class Scores:
             true_m = self.future_m
             blocks = [slice(i, i + _BLOCK) for i in range(0, len(true_m), _BLOCK)]
             paths = functools.partial(self.read, "waypoints_m", NUM_WAYPOINTS, 2)
-            found = [trajectories.figures(paths(windows=at), true_m[at]) for at in blocks]
-            values |= {name: np.hstack([block[name] for block in found]) for name in found[0]}
+            by_block = [trajectories.figures(paths(windows=at), true_m[at]) for at in blocks]
+            values |= {name: np.hstack([part[name] for part in by_block]) for name in by_block[0]}
         if "cause" in parts:
             values |= self._cause()
         if "numbers" in parts:
@@ -291,8 +294,8 @@ class Scores:
             sampled = [paths(places=places, windows=at).swapaxes(0, 1) for at in blocks]
             best.setdefault(f"min_ade{len(places)}_m", {})[model] = np.concatenate(
                 [
-                    trajectories.min_ade(trajectories.at_10hz(each), true_m[at])
-                    for each, at in zip(sampled, blocks, strict=True)
+                    trajectories.min_ade(trajectories.at_10hz(waypoints), true_m[at])
+                    for waypoints, at in zip(sampled, blocks, strict=True)
                 ]
             )
         return all_rows | {
@@ -305,26 +308,28 @@ class Scores:
             speed = _filled(speed, speed[self._mean])
             displacement = _filled(displacement, displacement[self._mean])
         driven = self.ground_truth("displacement_true_m")
-        wrong, off = speed - self.ground_truth("speed_true_mps"), np.abs(displacement - driven)
+        speed_error = speed - self.ground_truth("speed_true_mps")
+        displacement_error = np.abs(displacement - driven)
+        share = displacement_error / np.where(driven >= SHORTEST_M, driven, np.nan)
         return {
-            "speed_mae_mps": np.abs(wrong),
-            "speed_rmse_mps": wrong,
-            "speed_mse": np.square(wrong),
-            "displacement_mae_m": off,
-            "displacement_mape": off / np.where(driven >= SHORTEST_M, driven, np.nan),
+            "speed_mae_mps": np.abs(speed_error),
+            "speed_rmse_mps": speed_error,
+            "speed_mse": np.square(speed_error),
+            "displacement_mae_m": displacement_error,
+            "displacement_mape": share,
             "consistency_m": np.abs(speed * self.ground_truth("duration_s") - displacement),
             "exact_share": self.predictions("exact").astype(np.float64),
         }
 
     def _numbers(self) -> dict[str, np.ndarray]:
-        """Of a target of the user's own; `match_share` is of answers that are the very text."""
+        """Figures of a user's own target; `match_share` counts answers equal to the target text."""
         about = target(self.target)
         truth = np.array(self.ground_truth("numbers_true").tolist())
-        off = np.abs(self.read("numbers", len(about.numbers)) - truth)
+        errors = np.abs(self.read("numbers", len(about.numbers)) - truth)
         wanted = np.array([about.write(Said(numbers=tuple(row))) for row in truth], dtype=object)
         texts = np.frompyfunc(lambda text: bare(text or ""), 1, 1)(self.predictions("answer"))
         return {
-            **{f"{name}{OWN}": off[..., i] for i, name in enumerate(about.numbers)},
+            **{f"{name}{OWN}": errors[..., i] for i, name in enumerate(about.numbers)},
             "match_share": (texts == wanted).astype(np.float64),
             "exact_share": self.predictions("exact").astype(np.float64),
         }
@@ -334,17 +339,18 @@ class Scores:
         score = np.frompyfunc(functools.cache(_word_f1), 2, 1)
         f1 = score(self.read("cause"), truth).astype(np.float64)
         kinds = sorted(set(made_by.tolist()) - {None})
-        # Of one kind alone the same would stand there twice.
-        by_kind = {kind: np.where(made_by == kind, f1, np.nan) for kind in kinds if len(kinds) > 1}
-        return {"cause_word_f1": f1} | {f"cause_word_f1_{kind}": by_kind[kind] for kind in by_kind}
+        if len(kinds) < 2:  # the figure of the only kind would repeat `cause_word_f1`
+            kinds = []
+        by_kind = {f"cause_word_f1_{kind}": np.where(made_by == kind, f1, np.nan) for kind in kinds}
+        return {"cause_word_f1": f1} | by_kind
 
     @functools.cached_property
     def _classes(self) -> dict[str, tuple[np.ndarray, np.ndarray, int]]:
-        """Of `along` and `across` the classes predicted (R, n) and true (n,), and how many."""
+        """`along` and `across` -> predicted (R, n) and true (n,) classes, and their number."""
         numbered = {}
         for part in ("along", "across"):
             truth, predicted = self.ground_truth(f"{part}_true"), self.read(part)
-            # What is true of no window has no F1; predicting it is as wrong as saying nothing.
+            # A class without a true window has no F1; predicting it counts as predicting none.
             classes = pd.Index(sorted(set(truth) - {None}), dtype=object)
             codes = classes.get_indexer(predicted.ravel()).reshape(predicted.shape)
             numbered[part] = (codes, classes.get_indexer(truth), len(classes))
@@ -356,13 +362,13 @@ def _broken(what: str) -> AvomniError:
 
 
 def _objects(values: Iterable[Any]) -> np.ndarray:
-    """(n,) of objects, whatever they are; null is None."""
+    """(n,) array of arbitrary objects; null is None."""
     values = values.to_pylist() if isinstance(values, pa.ChunkedArray) else list(values)
     return np.array([*values, None], dtype=object)[:-1]
 
 
 def _filled(values: np.ndarray, means: np.ndarray) -> np.ndarray:
-    """Values with the mean row's where they are unknown."""
+    """Replace missing values by the mean row's."""
     return np.where(
         np.equal(values, None) if values.dtype == object else np.isnan(values), means, values
     )

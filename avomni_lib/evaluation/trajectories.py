@@ -1,8 +1,8 @@
-"""How far a predicted path is from the driven one, and whether a person could sit in that car.
+"""Displacement errors and comfort of predicted paths.
 
-Paths are seen from above in the rig's frame at the last frame of a window: x forward, y left, in
-metres, the rig itself at (0, 0) at t = 0. A path is predicted as 16 waypoints 0.4 s apart and
-judged at the 64 steps of 0.1 s of the ground truth. Leading axes are windows, samples or both.
+Paths are (x, y) in metres in the rig's frame at the last frame of a window: x forward, y left, the
+rig at (0, 0) at t = 0. A path is predicted as 16 waypoints 0.4 s apart and evaluated at the 64
+steps of 0.1 s of the ground truth. Leading axes are windows, samples or both.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from avomni_lib.training.targets.future import NUM_WAYPOINTS, STEPS_APART
 APART_S = STEPS_APART * STEP_S
 MOMENTS_S = {"at_1s_m": 1.0, "at_3s_m": 3.0, "at_5s_m": 5.0, "at_6_4s_m": 6.4}
 MISS_M = 2.0
-# Shorter hops have no direction of travel: 1 cm, from the step before to the step after, is the
-# noise of good positions; 20 cm between waypoints is well above what they are rounded to.
+# Shorter hops have no direction of travel: 1 cm, between the steps before and after, is the noise
+# of good positions; 20 cm between waypoints is well above the digits to which they are rounded.
 STANDSTILL_M, STANDSTILL_APART_M = 0.01, 0.2
 
 # (least, most), in m/s², m/s³, rad/s and rad/s²: nuPlan's devkit, `ego_is_comfortable` with the
@@ -31,14 +31,14 @@ COMFORT = {
     "yaw_accel": (-1.93, 1.93),
 }
 
-# (64, 16): what each waypoint has in each step. A path on straight lines is a sum of these.
+# (64, 16): weight of each waypoint in each step, for linear interpolation.
 _STEPS = np.stack(
     [future.at_10hz(np.stack([one, one], axis=1))[:, 0] for one in np.eye(NUM_WAYPOINTS)], axis=1
 )
 
 
 def at_10hz(waypoints_m: np.ndarray) -> np.ndarray:
-    """(…, 64, 2) float64 every 0.1 s of (…, 16, 2), as `targets.future.at_10hz` has it for one."""
+    """(…, 64, 2) float64 every 0.1 s from (…, 16, 2); `targets.future.at_10hz` for many paths."""
     return _STEPS @ np.asarray(waypoints_m, dtype=np.float64)
 
 
@@ -48,22 +48,23 @@ def distances(predicted_m: np.ndarray, ground_truth_m: np.ndarray) -> np.ndarray
 
 
 def ade(predicted_m: np.ndarray, ground_truth_m: np.ndarray) -> np.ndarray:
-    """(…) metres: the average displacement error, the mean distance over the 6.4 s."""
+    """(…) metres: average displacement error, the mean distance over 6.4 s."""
     return distances(predicted_m, ground_truth_m).mean(axis=-1)
 
 
 def min_ade(samples_m: np.ndarray, ground_truth_m: np.ndarray) -> np.ndarray:
-    """(N,) metres: the ADE of the best of K samples (N, K, 64, 2) for a path (N, 64, 2)."""
+    """(N,) metres: smallest ADE of K samples (N, K, 64, 2) to a path (N, 64, 2)."""
     return ade(samples_m, np.asarray(ground_truth_m)[..., None, :, :]).min(axis=-1)
 
 
 def along_across(
     predicted_m: np.ndarray, ground_truth_m: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Errors ahead of the true place and to its left, two arrays (…, 64) of metres, signed.
+    """Signed errors along and across the driven path, two arrays (…, 64) in metres.
 
-    Ahead is where the driven path goes at that step: from the step before to the step after. Where
-    the car stands it is where it last went, and before it ever moved the rig's own x.
+    Positive is ahead and to the left. The direction of the driven path at a step is that from the
+    step before to the step after; while the car stands, its last direction of travel, and before
+    it has moved, the rig's x.
     """
     truth = np.asarray(ground_truth_m, dtype=np.float64)
     path = _from_origin(truth)
@@ -75,48 +76,48 @@ def along_across(
 
 
 def figures(waypoints_m: np.ndarray, ground_truth_m: np.ndarray) -> dict[str, np.ndarray]:
-    """Figures of the paths predicted for N windows; their means over windows are the scores.
+    """Figures of the paths predicted for N windows; the scores are their means over windows.
 
     Args:
-        waypoints_m: (N, 16, 2), as predicted.
-        ground_truth_m: (N, 64, 2), as driven.
+        waypoints_m: (N, 16, 2) predicted.
+        ground_truth_m: (N, 64, 2) driven.
 
     Returns:
-        (N,) each: `ade_m`, `fde_m` (the distance after 6.4 s), `at_1s_m` … `at_6_4s_m`, `along_m`
-        and `across_m` (means of the unsigned errors), and `miss_rate` (the path ends more than 2 m
-        off) and `comfort_share`, which are 0 or 1.
+        Arrays (N,): `ade_m`, `fde_m` (the distance after 6.4 s), `at_1s_m` … `at_6_4s_m`,
+        `along_m` and `across_m` (mean absolute errors), and `miss_rate` (the path ends more than
+        2 m off) and `comfort_share`, which are 0 or 1.
     """
     predicted = at_10hz(waypoints_m)
-    off = distances(predicted, ground_truth_m)
+    error_m = distances(predicted, ground_truth_m)
     along, across = along_across(predicted, ground_truth_m)
     return {
-        "ade_m": off.mean(axis=-1),
-        "fde_m": off[..., -1],
-        **{name: off[..., round(t_s / STEP_S) - 1] for name, t_s in MOMENTS_S.items()},
+        "ade_m": error_m.mean(axis=-1),
+        "fde_m": error_m[..., -1],
+        **{name: error_m[..., round(t_s / STEP_S) - 1] for name, t_s in MOMENTS_S.items()},
         "along_m": np.abs(along).mean(axis=-1),
         "across_m": np.abs(across).mean(axis=-1),
-        "miss_rate": (off[..., -1] > MISS_M).astype(np.float64),
+        "miss_rate": (error_m[..., -1] > MISS_M).astype(np.float64),
         "comfort_share": comfortable(waypoints_m).astype(np.float64),
     }
 
 
 def comfort(waypoints_m: np.ndarray) -> dict[str, np.ndarray]:
-    """What a passenger would feel on a path (…, 16, 2), by the names of `COMFORT`.
+    """Comfort quantities of a path (…, 16, 2), by the names of `COMFORT`.
 
-    Taken from the differences of the waypoints themselves: at 10 Hz each would be a corner. The
-    heading is where the path goes, kept while the car stands and as it was while it drives
-    backwards. As in nuPlan, `jerk` is the change of the acceleration's magnitude. Unlike there,
-    nothing is smoothed: 0.4 s do that already.
+    Computed from differences of the waypoints: after interpolation to 10 Hz each waypoint would be
+    a corner. The heading is the direction of the path, held while the car stands, and reversed
+    while it drives backwards. As in nuPlan, `jerk` is the change of the acceleration's magnitude;
+    unlike there, nothing is smoothed, as steps of 0.4 s smooth already.
 
     Returns:
-        (…, 15) for accelerations and yaw rate, 0.4 s apart from t = 0.4 s on; (…, 14) for what
-        changes from one of them to the next.
+        (…, 15) accelerations and yaw rate, 0.4 s apart from t = 0.4 s on; (…, 14) their
+        derivatives.
     """
     hops = np.diff(_from_origin(np.asarray(waypoints_m, dtype=np.float64)), axis=-2)
     ahead = _directions(hops, STANDSTILL_APART_M)
     yaw = np.arctan2(ahead[..., 1], ahead[..., 0])
-    # No car turns by 90 degrees in 0.4 s: who seems to has changed to reverse. The first heading is
-    # the rig's own, 0.
+    # A car cannot turn by 90 degrees in 0.4 s: such a change of direction is a change to reverse.
+    # The first heading is the rig's, 0.
     yaw = np.concatenate([np.zeros_like(yaw[..., :1]), yaw], axis=-1)
     yaw = np.unwrap(yaw, period=np.pi)[..., 1:]
     speed = (hops[..., 0] * np.cos(yaw) + hops[..., 1] * np.sin(yaw)) / APART_S
@@ -134,22 +135,22 @@ def comfort(waypoints_m: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def comfortable(waypoints_m: np.ndarray) -> np.ndarray:
-    """(…) bool: whether a path (…, 16, 2) stays within all of `COMFORT` all the time."""
-    felt = comfort(waypoints_m)
+    """(…) bool: whether a path (…, 16, 2) stays within all bounds of `COMFORT`."""
+    values = comfort(waypoints_m)
     within = [
-        ((least <= felt[name]) & (felt[name] <= most)).all(axis=-1)
+        ((least <= values[name]) & (values[name] <= most)).all(axis=-1)
         for name, (least, most) in COMFORT.items()
     ]
     return np.logical_and.reduce(within)
 
 
 def _from_origin(path_m: np.ndarray) -> np.ndarray:
-    """A path with the rig's own place at t = 0 before it."""
+    """A path with the rig's position at t = 0 prepended."""
     return np.concatenate([np.zeros_like(path_m[..., :1, :]), path_m], axis=-2)
 
 
 def _directions(hops_m: np.ndarray, least_m: float) -> np.ndarray:
-    """Unit vectors along hops (…, K, 2); a shorter hop has the direction of the one before it."""
+    """Unit vectors along hops (…, K, 2); a hop shorter than `least_m` repeats the previous one."""
     hops = np.concatenate([np.broadcast_to((1.0, 0.0), hops_m[..., :1, :].shape), hops_m], axis=-2)
     length = np.linalg.norm(hops, axis=-1)
     moving = length >= least_m

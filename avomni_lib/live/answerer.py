@@ -1,4 +1,4 @@
-"""The base model and an adapter, loaded once, and one answer beside the ground truth."""
+"""Answers windows with the base model and an adapter, loaded once, and scores one answer."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ ON_THE_HUB = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)@([0-9a-f]{40})")
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model says about one window.
+    """A model's answer to one window.
 
     Attributes:
-        text: Without prompt, padding and the end of the turn.
-        said: What was read of it; None where nothing could be.
-        seconds: From frames on the host to text.
-        num_encoded: Frames (squares, where the model sees these) that went through its vision
-            tower, not those that it knew from the windows before; None where nobody counts them.
+        text: Without the prompt, padding and end-of-turn token.
+        said: The parsed text; None if it cannot be read.
+        seconds: From frames on the host to the text.
+        num_encoded: Number of frames (or squares, if the model uses them) that went through the
+            vision tower, without those cached from previous windows; None if unknown.
     """
 
     text: str
@@ -44,24 +44,19 @@ class Answer:
 
 
 class Answerer:
-    """Answers windows as 06_evaluate does: same pixels, same prompt, greedy.
+    """Answers windows as 06_evaluate does: same pixels, same prompt, greedy decoding.
 
     Args:
         p: The run's parameters; the adapter's record is compared with them.
-        place: The adapter's folder, `owner/name@commit` on the hub, or None for the run's own.
-        base_only: Ask the base model without an adapter.
+        place: The adapter's folder, `owner/name@commit` on the hub, or None for the run's adapter.
+        base_only: Use the base model without an adapter.
 
     Raises:
-        AvomniError: no such adapter, it is damaged, or it was trained for something else than what
-            these parameters make; both `place` and `base_only`.
+        AvomniError: no such adapter, it is damaged, or it was trained with other parameters; both
+            `place` and `base_only` are given.
     """
 
-    def __init__(
-        self,
-        p: Params,
-        place: str | Path | None = None,
-        base_only: bool = False,
-    ):
+    def __init__(self, p: Params, place: str | Path | None = None, base_only: bool = False):
         self.p, self.target = p, target_of(p)
         if base_only and place is not None:
             raise AvomniError(
@@ -75,24 +70,33 @@ class Answerer:
 
     @property
     def name(self) -> str:
-        """Of the ladder's row that answers so."""
+        """Name of the corresponding row of the ladder."""
         return "base" if self.adapter is None else "adapted"
 
+    @property
+    def num_encoded(self) -> int | None:
+        """`Answer.num_encoded` of the last answer."""
+        return self.seen.num_frames
+
+    def __call__(self, frames: np.ndarray, history: str = "") -> str:
+        """The text of `answer`, as `Session` asks for it."""
+        return self.answer(frames, history).text
+
     def answer(self, frames: np.ndarray, history: str = "") -> Answer:
-        """The answer about one window.
+        """Answer one window.
 
         Args:
             frames: (T, H, W, 3) uint8 RGB.
-            history: What the prompt tells of the car's past, where `prompt.ego_history` is on.
+            history: Text of the car's past motion, if `prompt.ego_history` is on.
 
         Raises:
-            AvomniError: the frames are others than the parameters ask for.
+            AvomniError: the shape of the frames does not match the parameters.
         """
         from avomni_lib.training.model.generate import say
 
         if frames.shape != self.conversation.frame_shape:
             raise AvomniError(
-                f"a window of {frames.shape}, the model is asked about "
+                f"the window has shape {frames.shape}, the model expects "
                 f"{self.conversation.frame_shape} (frames, height, width, colours)"
             )
         started = time.monotonic()
@@ -105,14 +109,14 @@ class Answerer:
             constrained=self.p.evaluation.constrained,
         )
         seconds = time.monotonic() - started
-        return Answer(text, self.target.read(text), seconds, self.seen.num_frames)
+        return Answer(text, self.target.read(text), seconds, self.num_encoded)
 
 
 def adapter_folder(p: Params, place: str | Path | None = None) -> Path:
-    """Where an adapter lies; one on the hub is fetched.
+    """The folder of an adapter; one on the hub is downloaded.
 
     Args:
-        place: A folder, `owner/name@commit`, or None for the run's own.
+        place: A folder, `owner/name@commit`, or None for the run's adapter.
 
     Raises:
         AvomniError: there is none.
@@ -135,12 +139,13 @@ def adapter_folder(p: Params, place: str | Path | None = None) -> Path:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was asked about and what came out.
+    """A window, the model's answer to it, and the error.
 
     Attributes:
         model: "base" or "adapted".
-        off: How far off by the target's figure; None where the truth is not known or nothing could
-            be read.
+        off: Error by the target's figure; None if there is no ground truth or the answer cannot be
+            read.
+        figure: Name of the target's figure.
     """
 
     subject: Subject
@@ -150,7 +155,7 @@ class Prediction:
     figure: str
 
     def values(self) -> dict[str, Any]:
-        """As plain values, for `--json`."""
+        """Plain values, for `--json`."""
         said, true = self.answer.said, self.subject.true
         return {
             "about": self.subject.name,
@@ -171,10 +176,10 @@ def chosen(
     folder: Path | None = None,
     at_s: float | None = None,
 ) -> Subject:
-    """What the arguments name; the first window of the score where they name nothing.
+    """The window that the arguments select; without any, the first window that 06 scores.
 
     Raises:
-        AvomniError: more than one of them is named, or it cannot be read.
+        AvomniError: more than one of them is given, or it cannot be read.
     """
     named = [name for name in (window, clip, folder) if name is not None]
     if len(named) > 1:
@@ -189,13 +194,13 @@ def chosen(
 
 
 def predict(asked: Subject, answerer: Answerer) -> Prediction:
-    """Ask a model about one window."""
+    """Answer one window and score the answer."""
     answer = answerer.answer(asked.frames, asked.history)
     return scored(asked, answerer.name, answer, answerer.target)
 
 
 def scored(asked: Subject, model: str, answer: Answer, target: Target) -> Prediction:
-    """An answer beside the ground truth, where both are known."""
+    """Score an answer, if it can be read and the ground truth is known."""
     off = None
     if answer.said is not None and asked.true is not None:
         off = round(float(target.error(answer.said, asked.true)), 4)

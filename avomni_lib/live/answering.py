@@ -1,4 +1,4 @@
-"""A live session with a run's model: who answers, the page, and what came of it."""
+"""A live session with a run's model and page, and its latency and summary."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from avomni_lib import files
 from avomni_lib.dataset import cameras
-from avomni_lib.evaluation.server import LIVE_TIMEOUT_S, RemoteAnswerer
+from avomni_lib.evaluation.models import LIVE_TIMEOUT_S, RemoteAnswerer
 from avomni_lib.live import playback, session
 from avomni_lib.live.answerer import Answerer
 from avomni_lib.live.page import Page
@@ -29,52 +28,36 @@ def opened(
     base_only: bool = False,
     ask: Callable[..., str] | None = None,
 ) -> Iterator[tuple[Session, Page]]:
-    """A session with its cameras, its model and its page, to be `run`.
+    """A session with its cameras, model and page, ready to `run`.
 
     Args:
-        adapter, base_only: As `Answerer` takes them.
-        ask: What answers, as `asker` returns it; None opens the model.
+        adapter, base_only: See `Answerer`.
+        ask: Answers a window, as returned by `asker`; None loads the model.
 
     Raises:
-        AvomniError: no such adapter, nothing to play, or the prompt would tell what nobody knows.
+        AvomniError: no such adapter, there is nothing to play, or the prompt needs past motion
+            that is unknown.
     """
     folder = record_folder(p)
     if p.live.sources is None:
         p = playback.as_cameras(p, playback.held_out_clips(p)[0], folder)
     history = playback.history_of(p, folder)
-    sources_of(p)  # a mistake is told before a model is loaded
+    sources_of(p)  # report mistakes before the model is loaded
     ask = ask or asker(p, adapter, base_only)
     with Page(p.live.port) as page:
         yield Session(p, ask, folder, watch=page.show, history=history), page
 
 
-class LocalAnswerer:
-    """Asks the model of this process about one window.
-
-    Attributes:
-        num_encoded: Frames of the last window that its vision tower had not seen before.
-    """
-
-    def __init__(self, answerer: Answerer):
-        self._answerer = answerer
-        self.num_encoded: int | None = None
-
-    def __call__(self, frames: np.ndarray, history: str = "") -> str:
-        answer = self._answerer.answer(frames, history)
-        self.num_encoded = answer.num_encoded
-        return answer.text
-
-
 def asker(p: Params, adapter: str | None = None, base_only: bool = False) -> Callable[..., str]:
-    """What answers one window, and the words of the car's past: this process, or `live.server`."""
+    """The function that answers (frames, history): this process's model, or `live.server`."""
     if p.live.server is None:
-        return LocalAnswerer(Answerer(p, adapter, base_only))
+        return Answerer(p, adapter, base_only)
     words = prompt_text(cameras.grid(p.vision.cameras), target_of(p))
     return RemoteAnswerer(p, p.live.server, words, timeout_s=LIVE_TIMEOUT_S).ask
 
 
 def record_folder(p: Params) -> Path:
-    """Where a new session is recorded: `live.record`, or the next free number in the run."""
+    """Folder for a new session's record: `live.record`, or the next free number in the run."""
     if p.live.record is not None:
         return files.resolve(p.live.record)
     number = 1
@@ -84,22 +67,22 @@ def record_folder(p: Params) -> Path:
 
 
 def latency(answers: Sequence[Answered]) -> dict[str, dict[str, float]]:
-    """Seconds by part: p50, p95 and p99."""
+    """Part of the latency -> p50, p95 and p99 in seconds."""
     if not answers:
         return {}
-    seconds = pd.DataFrame([each.latency_s for each in answers])
+    seconds = pd.DataFrame([answer.latency_s for answer in answers])
     return session.latency(seconds).round(4).to_dict("index")
 
 
 def summary(figures: dict[str, Any]) -> str:
-    """What came of a session, in lines."""
+    """Summary of a session as text."""
     lines = [
         f"{figures['num_answers']} answers to {figures['num_ticks']} ticks, "
-        f"{figures['num_overtaken']} windows overtaken, {figures['num_gaps']} ticks without a "
-        "picture of each camera"
+        f"{figures['num_overtaken']} windows overtaken, {figures['num_gaps']} ticks without an "
+        "image from every camera"
     ]
     if figures["num_failed"]:
-        lines.append(f"  {figures['num_failed']} windows were asked about in vain")
+        lines.append(f"  {figures['num_failed']} windows got no answer because of an error")
     for part, values in figures["latency_s"].items():
         lines.append(f"  {part:<7} " + ", ".join(f"{q} {s:.3f} s" for q, s in values.items()))
     lines.append(f"record: {figures['record']}")

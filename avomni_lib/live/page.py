@@ -1,7 +1,7 @@
-"""A page that shows a live session: pictures as MJPEG, the answer beside them. No library needed.
+"""A web page that shows a live session: images as MJPEG and the newest answer.
 
-`/` is the page, `/feed` the pictures, `/state` the numbers as JSON. It listens on this machine
-alone.
+`/` is the page, `/feed` the images, `/state` the numbers as JSON. The server listens on 127.0.0.1
+only and uses the standard library.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from avomni_lib.live.session import State
 
 QUALITY = 85
 BOUNDARY = "frame"
-IDLE_S = 1.0  # a picture is sent again after so long, so that a reader notices a dead line
+IDLE_S = 1.0  # an unchanged image is sent again after this time, to detect closed connections
 HTML = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>AV-Omni live</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
 <style>
@@ -56,10 +56,10 @@ class Page:
     """Serves the state of a session until it is closed.
 
     Args:
-        port: Of this machine alone; 0 takes a free one.
+        port: Port on 127.0.0.1; 0 takes a free one.
 
     Attributes:
-        url: Where it is.
+        url: URL of the page.
     """
 
     def __init__(self, port: int = 0):
@@ -89,7 +89,7 @@ class Page:
         threading.Thread(target=self._server.serve_forever, name="page", daemon=True).start()
 
     def show(self, state: State) -> None:
-        """Show a session's state; pictures are encoded only while somebody looks."""
+        """Show a session's state; images are encoded only while a client reads the feed."""
         with self._changed:
             self._state = state
             self._number += 1
@@ -124,14 +124,14 @@ class Page:
         handler.wfile.write(body)
 
     def values(self) -> dict[str, Any]:
-        """The state as plain values."""
+        """The session's state as plain values."""
         state = self._state
         numbers: dict[str, Any] = {
             "tick": state.tick,
             "answers": state.num_answers,
             "overtaken windows": state.num_overtaken,
-            "windows asked about in vain": state.num_failed,
-            "ticks without a picture of each camera": state.num_gaps,
+            "windows without an answer (error)": state.num_failed,
+            "ticks without an image from every camera": state.num_gaps,
         }
         answer = None
         if state.answer is not None:

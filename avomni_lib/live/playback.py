@@ -1,4 +1,4 @@
-"""A clip of the run as live cameras: its videos, unpacked, are paced by their own times."""
+"""Plays a clip of the run as live cameras: its unpacked videos, paced by their timestamps."""
 
 from __future__ import annotations
 
@@ -34,29 +34,29 @@ CAMERAS, PLAYED_FILE, SESSION = "cameras", "clip.json", "session"
 
 
 def held_out_clips(p: Params) -> list[str]:
-    """The clips of `evaluation.split` in the run's cache on which a window lies.
+    """The clips of `evaluation.split` in the run's cache that are long enough for a window.
 
     Raises:
-        AvomniError: no cache, or no such clip.
+        AvomniError: there is no cache, or no such clip.
     """
     clips, least = Cache.open(p.cache_dir).clips, p.processing.sequence_length + p.processing.reach
-    own = [clip for clip in clips if clip.split == p.evaluation.split and len(clip) >= least]
-    if not own:
+    playable = [clip for clip in clips if clip.split == p.evaluation.split and len(clip) >= least]
+    if not playable:
         raise AvomniError(
             f"the cache has no clip of the split {p.evaluation.split!r} to play that is {least} "
             "frames long",
             where=str(p.cache_dir),
             fix="name addresses in live.sources, or choose another evaluation.split",
         )
-    return [str(clip.clip_id) for clip in own]
+    return [str(clip.clip_id) for clip in playable]
 
 
 def plan(p: Params) -> Plan:
-    """What a session of 07 opens, how often it looks and how long it takes; nothing is opened.
+    """The plan of a session of 07: cameras, rates and duration; nothing is opened.
 
     Raises:
-        AvomniError: nothing can be played, nothing ends the session, or the prompt would tell what
-            nobody knows.
+        AvomniError: nothing can be played, nothing ends the session, or the prompt needs past
+            motion that is unknown.
     """
     live, hz, length = p.live, p.processing.sample_hz, p.processing.sequence_length
     seconds, shown = live.seconds, "a held-out clip, played at its own pace"
@@ -79,13 +79,13 @@ def plan(p: Params) -> Plan:
         )
     first, last = length + p.processing.reach - 1, int(seconds * hz) - 1  # ticks
     num = max(last // live.hop - (first - 1) // live.hop, 0)
-    asked = "this process" if live.server is None else without_passwords(live.server)
+    answered_by = "this process" if live.server is None else without_passwords(live.server)
     rows = [
         ("cameras", str(len(cameras.grid(p.vision.cameras).cameras)), shown),
         ("ticks", f"{hz:g} a second", f"the slowest camera is waited for {live.deadline_ms:g} ms"),
         ("session", minutes(seconds), "and the time to load the model"),
         ("windows", f"{num:,} at most", f"{length} frames each, one every {live.hop} ticks"),
-        ("answers by", asked, f"{target_of(p).name}; the newest window first, none queues"),
+        ("answers by", answered_by, f"{target_of(p).name}; the newest window first, none queues"),
     ]
     if p.model.base_model != TINY and (time := answer_time(p)) is not None:
         note = (
@@ -113,12 +113,12 @@ def _shared_addresses(sources: Mapping[str, str]) -> list[str]:
 
 
 def prepare(p: Params, clip_id: str, folder: Path) -> Params:
-    """The run with its cameras ready: those of `live.sources`, or else a clip.
+    """The parameters with cameras set up: those of `live.sources`, or else a clip.
 
     Args:
-        clip_id: What is played where no sources are named.
-        folder: Of the stage. The session is recorded in `session` below it; an older one is
-            removed.
+        clip_id: The clip to play if no sources are given.
+        folder: The stage's folder. The session is recorded in its subfolder `session`; an older
+            record there is removed.
 
     Raises:
         AvomniError: the clip cannot be played.
@@ -130,7 +130,7 @@ def prepare(p: Params, clip_id: str, folder: Path) -> Params:
 
 
 def rows(p: Params) -> list[dict[str, Any]]:
-    """The cameras of a session as a table: where each comes from, and whose clock it has."""
+    """The cameras of a session as a table, with the address and clock of each."""
     return [
         {
             "camera": camera.name,
@@ -143,26 +143,27 @@ def rows(p: Params) -> list[dict[str, Any]]:
 
 
 def as_cameras(p: Params, clip_id: str, folder: Path) -> Params:
-    """The same run with the clip's videos as its live cameras.
+    """The same parameters with the clip's videos as live cameras.
 
-    Where its raw files are evicted, the frames of the cache are played instead, one a tick.
+    If the clip's raw files are evicted, the frames of the cache are played, one per tick.
 
     Args:
-        folder: Of the record; the videos go into `cameras` below it, called by their cameras.
+        folder: Folder of the record; the videos are written to its subfolder `cameras`, one per
+            camera, under the camera's name.
 
     Raises:
-        AvomniError: the clip is not there or damaged.
+        AvomniError: the clip is missing or damaged.
     """
     grid, catalog = cameras.grid(p.vision.cameras), Catalog.of(p)
     chunk, evicted = catalog.chunk_of(clip_id), read_evicted(p)
-    unpack = _of_raw_files
-    # A file of many clips cannot be played from its beginning.
+    unpack = _from_raw_files
+    # LeRobot files hold many clips, and a file is played from its start.
     if p.lerobot_profile or any(
         catalog.path(camera.name, chunk) in evicted for camera in grid.cameras
     ):
-        unpack = _of_cache
+        unpack = _from_cache
     sources, firsts = unpack(p, open_clip(p.local_dir, catalog, clip_id), folder / CAMERAS)
-    # Each file begins with its own first frame, which the cameras did not take at one moment.
+    # A file's time 0 is its first frame, and the cameras' first frames differ in time.
     zero_us = min(firsts.values())
     files.write_json(folder / CAMERAS / PLAYED_FILE, asdict(Played(clip_id, zero_us)))
     offsets = {name: (first - zero_us) / 1e3 for name, first in firsts.items()}
@@ -175,7 +176,7 @@ class Played:
     """A clip that was played as live cameras.
 
     Attributes:
-        zero_us: Where the session's time is 0, on the clip's clock.
+        zero_us: Time 0 of the session on the clip's clock.
     """
 
     clip_id: str
@@ -183,23 +184,23 @@ class Played:
 
     @classmethod
     def of(cls, folder: Path) -> Played | None:
-        """What a session recorded in the folder has played; None where that was no clip.
+        """The clip that the session recorded in `folder` played; None if it played no clip.
 
         Raises:
-            AvomniError: the note of it is damaged.
+            AvomniError: the file that names the clip is damaged.
         """
         path = folder / CAMERAS / PLAYED_FILE
         if not path.exists():
             return None
-        noted = files.read_record(path, clip_id=str, zero_us=int)
-        return cls(noted["clip_id"], noted["zero_us"])
+        record = files.read_record(path, clip_id=str, zero_us=int)
+        return cls(record["clip_id"], record["zero_us"])
 
 
 class Moments:
-    """What the run's cache knows of each moment of a clip that was played.
+    """Past motion and ground truth of a played clip by session time, from the run's cache.
 
     Args:
-        p: The run's.
+        p: The run's parameters.
         played: The clip.
     """
 
@@ -211,48 +212,48 @@ class Moments:
     @cached_property
     def _past_windows(self) -> tuple[Windows, np.ndarray]:
         windows = Windows(Cache.open(self.p.cache_dir), self.p.processing.sequence_length, stride=1)
-        return windows, self._own(windows)
+        return windows, self._ends(windows)
 
     @cached_property
     def _known_windows(self) -> tuple[Windows, np.ndarray]:
         windows: Windows = samples.windows_of(self._dense, None)
-        return windows, self._own(windows)
+        return windows, self._ends(windows)
 
-    def _own(self, windows: Windows) -> np.ndarray:
-        """(n, 2) int64: index and last time, µs, of each window of the clip."""
-        own = [i for i, each in enumerate(windows) if each.clip_id == self.played.clip_id]
-        ends = [int(windows.times_us(i)[-1]) for i in own]
-        return np.array([own, ends], np.int64).reshape(2, -1).T
+    def _ends(self, windows: Windows) -> np.ndarray:
+        """(n, 2) int64: index and end time (µs) of each window of the clip."""
+        indices = [i for i, window in enumerate(windows) if window.clip_id == self.played.clip_id]
+        ends_us = [int(windows.times_us(i)[-1]) for i in indices]
+        return np.array([indices, ends_us], np.int64).reshape(2, -1).T
 
     def history(self, time_s: float) -> str:
-        """The car's past as the prompt tells it, at a time of the session."""
-        windows, own = self._past_windows
-        nearest = own[np.abs(own[:, 1] - self._time_us(time_s)).argmin(), 0]
+        """Text of the car's past motion for the prompt, at a time of the session."""
+        windows, ends = self._past_windows
+        nearest = ends[np.abs(ends[:, 1] - self._time_us(time_s)).argmin(), 0]
         return history.of_window(windows, int(nearest), self.target, self.p.processing.own_from_s)
 
     def truth(self, time_s: float) -> Any:
-        """The truth of the window that ends at a time of the session, as `Windows.truth` has it.
+        """The ground truth (`Windows.truth`) of the window that ends at a time of the session.
 
-        None where the cache has no window that ends within half an interval of it.
+        None if no window of the cache ends within half a sampling interval of that time.
         """
-        windows, own = self._known_windows
-        away = np.abs(own[:, 1] - self._time_us(time_s))
-        if not len(own) or away.min() > 0.5e6 / self.p.processing.sample_hz + 1:
+        windows, ends = self._known_windows
+        distance_us = np.abs(ends[:, 1] - self._time_us(time_s))
+        if not len(ends) or distance_us.min() > 0.5e6 / self.p.processing.sample_hz + 1:
             return None
-        return windows.truth(int(own[away.argmin(), 0]))
+        return windows.truth(int(ends[distance_us.argmin(), 0]))
 
     def _time_us(self, time_s: float) -> int:
         return self.played.zero_us + round(time_s * 1e6)
 
 
 def history_of(p: Params, folder: Path) -> Callable[[float], str] | None:
-    """What a session tells its prompts of the car's past; None where they tell none.
+    """Session time -> text of the car's past motion; None if the prompt has no history.
 
     Args:
-        folder: Of its record, where `as_cameras` has noted which clip is played.
+        folder: Folder of the record, in which `as_cameras` stored which clip is played.
 
     Raises:
-        AvomniError: the prompt would tell it, and no clip is played of which it is known.
+        AvomniError: the prompt needs the past motion, and no clip is played.
     """
     if not p.prompt.ego_history:
         return None
@@ -262,8 +263,8 @@ def history_of(p: Params, folder: Path) -> Callable[[float], str] | None:
     return Moments(p, played).history
 
 
-def _of_raw_files(p: Params, clip: Clip, folder: Path) -> tuple[dict[str, str], dict[str, int]]:
-    """Camera -> its video, and the time of that one's first frame in µs."""
+def _from_raw_files(p: Params, clip: Clip, folder: Path) -> tuple[dict[str, str], dict[str, int]]:
+    """Camera -> path of its video, and camera -> time of its first frame in µs."""
     sources, firsts = {}, {}
     for camera in cameras.grid(p.vision.cameras).cameras:
         path = folder / f"{camera.name}.mp4"
@@ -274,19 +275,19 @@ def _of_raw_files(p: Params, clip: Clip, folder: Path) -> tuple[dict[str, str], 
     return sources, firsts
 
 
-def _of_cache(p: Params, clip: Clip, folder: Path) -> tuple[dict[str, str], dict[str, int]]:
-    """The same out of the cache: its tiles without loss, at the rate at which they were sampled."""
+def _from_cache(p: Params, clip: Clip, folder: Path) -> tuple[dict[str, str], dict[str, int]]:
+    """The same from the cache: its tiles, losslessly encoded at the sampling rate."""
     cache, grid = Cache.open(p.cache_dir), cameras.grid(p.vision.cameras)
-    cached = next((each for each in cache.clips if each.clip_id == clip.clip_id), None)
+    cached = next((row for row in cache.clips if row.clip_id == clip.clip_id), None)
     if cached is None:
         why = "lie in files of many clips" if p.lerobot_profile else "are evicted"
         raise AvomniError(
-            f"its raw files {why} and the cache has not got it",
+            f"its raw files {why} and it is not in the cache",
             where=f"clip {clip.clip_id}",
             fix="play a clip of the cache, or name addresses in live.sources",
         )
     windows = Windows(cache, len(cached), 1)
-    whole = next(i for i, each in enumerate(windows) if each.clip_id == clip.clip_id)
+    whole = next(i for i, window in enumerate(windows) if window.clip_id == clip.clip_id)
     frames, times = np.array(windows.frames(whole)), windows.times_us(whole)
     folder.mkdir(parents=True, exist_ok=True)
     sources = {}
@@ -295,7 +296,7 @@ def _of_cache(p: Params, clip: Clip, folder: Path) -> tuple[dict[str, str], dict
         cell = p.processing.tile_width, p.processing.tile_height
         tiles = tiling.tile_of(frames, grid, cell, camera.name)
         with av.open(str(path), "w") as container:
-            stream = container.add_stream("ffv1", rate=1000)  # its times are whole milliseconds
+            stream = container.add_stream("ffv1", rate=1000)  # timestamps in milliseconds
             stream.height, stream.width = tiles.shape[1:3]
             stream.pix_fmt = "bgr0"
             for tile, time_us in zip(tiles, times, strict=True):
@@ -308,5 +309,5 @@ def _of_cache(p: Params, clip: Clip, folder: Path) -> tuple[dict[str, str], dict
 
 
 def _short(p: Params, url: str) -> str:
-    """An address as it is shown: without a password, and without the run's folder."""
+    """An address for display: without a password, and relative to the run's folder."""
     return without_passwords(url).removeprefix(f"{p.run_dir}/")

@@ -1,4 +1,4 @@
-"""What a session has recorded: its ticks and answers as tables, and the truth beside them."""
+"""Reads a recorded session: its ticks and answers as tables, with the ground truth."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from avomni_lib.training.targets import target_of
 
 @dataclass(frozen=True)
 class Recording:
-    """A session that has ended.
+    """The record of a session.
 
     Attributes:
-        ticks: One a row, by its number: `time_s` since the session began, `waited_ms` for the
-            slowest camera, `is_gap`, and how old each camera's frame was, ms; NaN where it had
-            shown nothing recent enough.
-        answers: One a row: `tick` and `time_s` of the window's last frame, `text`, and the seconds
-            of each part of its latency (`session.PARTS` and `total`).
-        counts: As `Session.counts` has them; empty where the session was killed.
-        grids: (n, H, W, 3) uint8 RGB: what each tick showed that is no gap.
+        ticks: One row per tick, indexed by its number: `time_s` since the session began,
+            `waited_ms` for the slowest camera, `is_gap`, and the age of each camera's frame in ms,
+            NaN if the camera had no recent frame.
+        answers: One row per answer: `tick` and `time_s` of the window's last frame, `text`, and
+            the seconds of each part of its latency (`session.PARTS` and `total`).
+        counts: See `Session.counts`; empty if the session was killed.
+        grids: (n, H, W, 3) uint8 RGB: the grids of all ticks that are not gaps.
     """
 
     folder: Path
@@ -44,10 +44,10 @@ class Recording:
 
     @classmethod
     def read(cls, folder: Path | str) -> Recording:
-        """The record in a folder.
+        """Read the record in a folder.
 
         Raises:
-            AvomniError: there is none, or no camera has shown a picture.
+            AvomniError: there is none, it is incomplete, or every tick is a gap.
         """
         folder = Path(folder)
         try:
@@ -75,22 +75,21 @@ class Recording:
         )
 
     def frames(self, p: Params, tick: int) -> np.ndarray:
-        """(T, H, W, 3) uint8 RGB: the window that ends with a tick, as the model was shown it.
+        """(T, H, W, 3) uint8 RGB: the window that ends with a tick, as the model saw it.
 
         Args:
-            p: The session's.
+            p: The session's parameters.
 
         Raises:
             AvomniError: no whole window ends there.
         """
         rows = np.array(past.rows(p, tokens.backbone_of(p)))
-        rows -= rows[-1]  # from the last frame back
-        if tick not in self.ticks.index or self.ticks.is_gap.loc[tick + rows[0] : tick].any():
+        rows -= rows[-1]  # relative to the last frame
+        grid_idx = int((~self.ticks.is_gap.loc[:tick]).sum()) - 1
+        has_gap = self.ticks.is_gap.loc[tick + rows[0] : tick].any()
+        if tick not in self.ticks.index or has_gap or grid_idx + rows[0] < 0:
             raise AvomniError(f"no whole window ends with tick {tick}", where=str(self.folder))
-        place = int((~self.ticks.is_gap.loc[:tick]).sum()) - 1
-        if place + rows[0] < 0:
-            raise AvomniError(f"no whole window ends with tick {tick}", where=str(self.folder))
-        return np.array(self.grids[place + rows])
+        return np.array(self.grids[grid_idx + rows])
 
     @property
     def last_tick(self) -> int:
@@ -110,16 +109,16 @@ class Recording:
         return int(self.answers.tick.iloc[-1])
 
     def history(self, p: Params, tick: int) -> str:
-        """What the prompt told of the car's past at a tick; empty unless `prompt.ego_history`."""
+        """Text of the car's past in the prompt at a tick; empty unless `prompt.ego_history`."""
         words_at = history_of(p, self.folder)
         return "" if words_at is None else words_at(float(self.ticks.time_s.loc[tick]))
 
     def latency(self) -> pd.DataFrame:
-        """Seconds: a row a part, a column a quantile; see `session.latency`."""
+        """Quantiles of the latency in seconds; see `session.latency`."""
         return session.latency(self.answers)
 
     def figures(self) -> dict[str, Any]:
-        """What came of it, as plain numbers for `result.json`."""
+        """The session's figures as plain values for `result.json`."""
         seconds = float(self.ticks.time_s.iloc[-1] - self.ticks.time_s.iloc[0])
         latency = {} if self.answers.empty else self.latency().round(4).to_dict("index")
         return {
@@ -130,10 +129,10 @@ class Recording:
         }
 
     def predictions(self, p: Params) -> list[Prediction]:
-        """Each answer with what was read of it, and the truth where a clip of the cache was played.
+        """All answers, parsed, with the ground truth if a clip of the cache was played.
 
         Args:
-            p: The session's.
+            p: The session's parameters.
         """
         played, target = Played.of(self.folder), target_of(p)
         moments = None if played is None else Moments(p, played)
@@ -155,16 +154,16 @@ class Recording:
 
 
 def replay(p: Params, folder: Path, ask: Callable[..., str]) -> Iterator[tuple[int, str, str]]:
-    """Ask again about each window that a recorded session has answered.
+    """Answer again every window that a recorded session answered.
 
     Args:
-        ask: As `Session` takes it; it is told the car's past where the session told it.
+        ask: See `Session`; called with the car's past motion if the session's prompt had it.
 
     Yields:
-        (tick, the answer then, the answer now).
+        (tick, the recorded answer, the new answer).
 
     Raises:
-        AvomniError: there is no whole record in the folder.
+        AvomniError: there is no complete record in the folder.
     """
     recorded = Recording.read(folder)
     history = history_of(p, folder)

@@ -1,8 +1,8 @@
-"""Pictures out of a ROS bag, as a camera: `rosbag:PATH?topic=/camera/front`.
+"""Images from a ROS bag as a camera: `rosbag:PATH?topic=/camera/front`.
 
-Bags of ROS 2 (sqlite3 and mcap) and of ROS 1, read by `rosbags`, which needs no ROS. Topics of
-`sensor_msgs/Image` and `sensor_msgs/CompressedImage` (JPEG, PNG); the time of a picture is that of
-its header, or where that is 0 the time at which it was recorded.
+Reads bags of ROS 2 (sqlite3 and mcap) and ROS 1 with `rosbags`, which does not need ROS. Supports
+topics of `sensor_msgs/Image` and `sensor_msgs/CompressedImage` (JPEG, PNG). The time of an image is
+its header's, or the recording time if that is 0.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from avomni_lib.errors import AvomniError
 SCHEME = "rosbag:"
 FORM = "write rosbag:PATH?topic=/the/topic"
 PLAIN, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
-# sensor_msgs/image_encodings.hpp -> FFmpeg's name and bytes a pixel.
+# sensor_msgs/image_encodings.hpp -> FFmpeg's name and bytes per pixel.
 ENCODINGS = {
     "rgb8": ("rgb24", 3),
     "bgr8": ("bgr24", 3),
@@ -33,14 +33,14 @@ ENCODINGS = {
     "yuv422_yuy2": ("yuyv422", 2),
     "yuyv": ("yuyv422", 2),
 }
-STARTS = {b"\xff\xd8": "mjpeg", b"\x89P": "png"}  # of a compressed picture, by its first bytes
+STARTS = {b"\xff\xd8": "mjpeg", b"\x89P": "png"}  # first bytes of a compressed image -> codec
 
 
 def parts(url: str) -> tuple[Path, str]:
-    """Where the bag lies, and the topic.
+    """Path of the bag, and the topic.
 
     Raises:
-        AvomniError: the address names no topic.
+        AvomniError: the address does not name exactly one bag and topic.
     """
     split = urllib.parse.urlsplit(url)
     topics = urllib.parse.parse_qs(split.query).get("topic", [])
@@ -52,14 +52,14 @@ def parts(url: str) -> tuple[Path, str]:
 def frames(
     url: str, warn: Callable[[str], None] = lambda text: None
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """(time in ns, picture) of each message of the topic, as they were recorded.
+    """(time in ns, image) of each message of the topic, in recorded order.
 
     Args:
-        warn: Called where a damaged JPEG or PNG is left out.
+        warn: Called when a damaged JPEG or PNG is skipped.
 
     Raises:
-        AvomniError: `rosbags` is not installed, the bag cannot be read, it has no such topic, or a
-            picture is of a kind that is not known here.
+        AvomniError: `rosbags` is not installed, the bag cannot be read, it has no such topic, or an
+            image has an unsupported encoding.
     """
     try:
         from rosbags.highlevel import AnyReader
@@ -75,10 +75,10 @@ def frames(
         raise AvomniError("there is no such bag", where=str(path), fix=FORM)
     try:
         with AnyReader([path], default_typestore=get_typestore(Stores.ROS2_HUMBLE)) as reader:
-            shown = [each for each in reader.connections if each.msgtype in (PLAIN, COMPRESSED)]
-            chosen = [each for each in shown if each.topic == topic]
+            shown = [c for c in reader.connections if c.msgtype in (PLAIN, COMPRESSED)]
+            chosen = [connection for connection in shown if connection.topic == topic]
             if not chosen:
-                names = ", ".join(sorted({each.topic for each in shown})) or "none"
+                names = ", ".join(sorted({connection.topic for connection in shown})) or "none"
                 raise AvomniError(
                     f"the bag shows no pictures on {topic}",
                     where=str(path),
@@ -99,7 +99,7 @@ def frames(
                     yield taken_ns, frame
     except AvomniError:
         raise
-    except Exception as error:  # of a damaged bag: whatever its file formats' readers stumble on
+    except Exception as error:  # readers of damaged bags raise many kinds
         raise AvomniError(
             f"the bag cannot be read: {type(error).__name__}: {error}", where=str(path)
         ) from None
@@ -109,7 +109,7 @@ def plain(message: Any) -> av.VideoFrame:
     """A `sensor_msgs/Image` as a frame.
 
     Raises:
-        AvomniError: its encoding is not of `ENCODINGS`, or it holds less than its size says.
+        AvomniError: its encoding is not in `ENCODINGS`, or its data are shorter than its size.
     """
     if message.encoding not in ENCODINGS:
         raise AvomniError(
@@ -129,10 +129,10 @@ def plain(message: Any) -> av.VideoFrame:
 
 
 def compressed(data: Any, decoders: dict[str, Any]) -> av.VideoFrame | None:
-    """The picture of a `sensor_msgs/CompressedImage`; None where its decoder wants more.
+    """A `sensor_msgs/CompressedImage` as a frame; None if the decoder needs more data.
 
     Args:
-        decoders: By codec, kept from one picture to the next.
+        decoders: Codec -> decoder, reused between images.
 
     Raises:
         AvomniError: it is neither JPEG nor PNG.

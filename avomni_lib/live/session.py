@@ -1,9 +1,9 @@
-"""A live session: cameras, ticks, windows and answers, and the record of all that happened.
+"""A live session: cameras, ticks, windows and answers, and their record.
 
-`live.jsonl` has a line an event: `start`, `tick` (when it was, what each camera showed, and how old
-that was), `answer` (with the times of each part), `failed` (a window that was asked about in vain,
-and why) and `end`. `grids.npy` beside it holds the grids
-of all ticks that were no gap, in order, so that a session can be answered again.
+`live.jsonl` has one line per event: `start`, `tick` (its time, and the age of each camera's frame),
+`answer` (with the time of each part), `failed` (a window whose answer failed, and why) and `end`.
+`grids.npy` beside it holds the grids of all ticks that are not gaps, in order, so that a session
+can be replayed.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ QUANTILES = (0.5, 0.95, 0.99)
 
 @dataclass(frozen=True)
 class Answered:
-    """One answer and when each part of it was done, ns on the session's clock.
+    """One answer and the times of its parts, ns on the session's clock.
 
     Attributes:
         tick: Number of the window's last tick.
-        num_encoded: Frames that the vision tower saw for it; None where nobody knows.
+        num_encoded: Number of frames that the vision tower encoded for it; None if unknown.
     """
 
     tick: int
@@ -58,24 +58,21 @@ class Answered:
     def latency_s(self) -> dict[str, float]:
         """Seconds of each part, and `total` from capture to answer.
 
-        camera: until every camera had shown the moment; grid: until the window was made; wait:
-        until the model was free; model: until it had answered.
+        camera: until every camera had delivered the tick's frame; grid: until the window was
+        composed; wait: until the model was free; model: until it had answered.
         """
-        moments = (
-            *(self.captured_ns, self.closed_ns, self.made_ns),
-            *(self.asked_ns, self.answered_ns),
-        )
-        parts = dict(zip(PARTS, np.diff(moments) / 1e9, strict=True))
+        times = self.captured_ns, self.closed_ns, self.made_ns, self.asked_ns, self.answered_ns
+        parts = dict(zip(PARTS, np.diff(times) / 1e9, strict=True))
         return parts | {"total": (self.answered_ns - self.captured_ns) / 1e9}
 
 
 @dataclass
 class State:
-    """What a session shows of itself while it runs.
+    """State of a running session, for display.
 
     Attributes:
-        num_failed: Windows that were asked about in vain.
-        failure: Why the last one was; None once there is an answer again.
+        num_failed: Number of windows whose answer failed.
+        failure: Reason of the last failure; None after the next answer.
     """
 
     grid: np.ndarray | None = None
@@ -89,7 +86,7 @@ class State:
 
 
 class Record:
-    """Writes the events of a session as they happen; does nothing without a folder."""
+    """Writes the events of a session as they happen; a no-op without a folder."""
 
     def __init__(self, folder: Path | None, grid_shape: tuple[int, ...]):
         self.folder, self._shape = folder, grid_shape
@@ -135,17 +132,17 @@ class Record:
 
 
 class Session:
-    """Answers what live cameras show.
+    """Answers windows of live cameras.
 
     Args:
-        p: The run's, with its section `live`.
-        ask: Frames (T, H, W, 3) uint8 of one window -> the answer's text. If it has an attribute
-            `num_encoded`, that says how many frames the vision tower saw for the last answer.
-        history: s since the session began -> what the prompt tells of the car's past before the
-            window that ends then, which `ask` takes as its second argument; None tells nothing.
-        record: Folder of the record; None keeps none.
+        p: The run's parameters, with the section `live`.
+        ask: Maps the frames (T, H, W, 3) uint8 of a window to the answer's text. If it has an
+            attribute `num_encoded`, that is the number of frames encoded for the last answer.
+        record: Folder of the record; None writes no record.
         now_ns: The clock.
         watch: Called with the state after each tick and each answer.
+        history: Maps the end of a window, in seconds since the session began, to the text of the
+            car's past motion, which `ask` then takes as its second argument.
     """
 
     def __init__(
@@ -173,15 +170,15 @@ class Session:
         self._failure: BaseException | None = None
         self._unanswered: AvomniError | None = None
 
-    # What threads and tests call.
+    # Called by threads and tests.
 
     def push(self, camera: str, time_ns: int, frame: Any) -> None:
-        """A camera has shown a frame."""
+        """Add a frame of a camera."""
         with self._lock:
             self.ticks.push(camera, time_ns, frame)
 
     def end(self, camera: str) -> None:
-        """A camera will show no more."""
+        """Mark a camera as ended."""
         with self._lock:
             self.ticks.end(camera)
 
@@ -192,14 +189,14 @@ class Session:
         made = []
         for tick in settled:
             ready = self.sliding.add(tick)
-            self._tell(tick)
+            self._report(tick)
             if ready is not None:
                 self.mailbox.put(ready)
                 made.append(ready)
         return made
 
     def answer(self, ready: Ready) -> Answered:
-        """Ask the model about a window."""
+        """Answer a window."""
         asked_ns = self._now_ns()
         past_motion = (
             () if self._history is None else (self._history(self._time_s(ready.captured_ns)),)
@@ -228,7 +225,7 @@ class Session:
         return made
 
     def attempt(self, ready: Ready) -> Answered | None:
-        """`answer`; where that is an error, it is told and recorded, and the session goes on."""
+        """`answer`; an error is logged and recorded, and the session continues."""
         try:
             return self.answer(ready)
         except AvomniError as error:
@@ -241,7 +238,7 @@ class Session:
             self._watch(self.state)
         return None
 
-    def _tell(self, tick: Tick) -> None:
+    def _report(self, tick: Tick) -> None:
         self.state.tick, self.state.num_gaps = tick.number, self.sliding.num_gaps
         ages = {
             name: round((tick.time_ns - taken) / 1e6, 1) for name, (taken, _) in tick.frames.items()
@@ -261,24 +258,25 @@ class Session:
             self._watch(self.state)
 
     def _time_s(self, time_ns: int) -> float:
-        """Since the files began; without files, since the first tick."""
+        """Seconds since the recordings began; without recordings, since the first tick."""
         return (time_ns - self.begun.or_at(time_ns)) / 1e9
 
-    # The whole of it, in real time.
+    # The whole session, in real time.
 
     def run(self, seconds: float | None = None, stop: threading.Event | None = None) -> None:
-        """Read the cameras and answer, for so long or until all have ended or `stop` is set.
+        """Read the cameras and answer until `seconds` have passed, all have ended or `stop` is set.
 
         Raises:
-            AvomniError: no window was answered, and why the last one was not.
+            AvomniError: no window was answered; the error is that of the last one.
         """
         stop = stop or threading.Event()
         readers = [
-            Reader(each, self.push, self.end, self._now_ns, self.begun) for each in self.sources
+            Reader(source, self.push, self.end, self._now_ns, self.begun) for source in self.sources
         ]
         worker = threading.Thread(target=self._answer_all, name="answers", daemon=True)
         with self.record, _running(readers, worker, self.mailbox):
-            self.record.write("start", sources={each.camera: each.shown for each in self.sources})
+            addresses = {source.camera: source.shown for source in self.sources}
+            self.record.write("start", sources=addresses)
             until = None if seconds is None else time.monotonic() + seconds
             while not stop.is_set() and (until is None or time.monotonic() < until):
                 self.advance()
@@ -298,11 +296,11 @@ class Session:
         try:
             while (ready := self.mailbox.take()) is not None:
                 self.attempt(ready)
-        except BaseException as error:  # raised where the session runs
+        except BaseException as error:  # raised again by `run`
             self._failure = error
 
     def counts(self) -> dict[str, Any]:
-        """What came of the session, as numbers."""
+        """Counts of ticks, gaps, answers and frames."""
         feeds = self.ticks.feeds
         return {
             "num_ticks": self.state.tick + 1,
@@ -316,11 +314,11 @@ class Session:
 
 
 def sources_of(p: Params) -> list[Source]:
-    """Where the cameras of the grid are, in its order.
+    """The sources of the grid's cameras, in its order.
 
     Raises:
-        AvomniError: a camera has no address, one of a kind that is not opened, or a device's or
-            port's that another camera has too.
+        AvomniError: a camera has no address, its scheme is not supported, or two cameras have the
+            address of one device or port.
     """
     live, urls = p.live, p.live.sources or {}
     names = [camera.name for camera in cameras.grid(p.vision.cameras).cameras]
@@ -340,17 +338,19 @@ def sources_of(p: Params) -> list[Source]:
                 fix="give each camera an address of its own",
             )
         opened[urls[name]] = name
-    found = [Source(name, urls[name], live.clock, live.offset_ms.get(name, 0.0)) for name in names]
-    for source in found:
+    sources = [
+        Source(name, urls[name], live.clock, live.offset_ms.get(name, 0.0)) for name in names
+    ]
+    for source in sources:
         check(source)
-    return found
+    return sources
 
 
 def latency(seconds: pd.DataFrame) -> pd.DataFrame:
-    """Quantiles of answers' latencies: a row a part, a column for each of `QUANTILES`, s.
+    """Quantiles of the latency in seconds: one row per part, one column per quantile.
 
     Args:
-        seconds: A row an answer, with `PARTS` and `total`.
+        seconds: One row per answer, with columns `PARTS` and `total`.
     """
     table = seconds[[*PARTS, "total"]].quantile(list(QUANTILES)).T
     return table.set_axis([f"p{q * 100:g}" for q in QUANTILES], axis=1)

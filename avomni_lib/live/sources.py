@@ -1,4 +1,4 @@
-"""Cameras as PyAV opens them, each read by a thread that keeps frames decoded and converts none."""
+"""Live cameras opened with PyAV, each read by its own thread; frames are decoded, not converted."""
 
 from __future__ import annotations
 
@@ -18,32 +18,33 @@ from avomni_lib.live import rosbag
 
 log = logging.getLogger(__name__)
 Clock = Literal["file", "device", "arrival"]
-# The least delay that FFmpeg offers.
+# FFmpeg's options for the lowest latency.
 LOW_DELAY = {"fflags": "nobuffer", "probesize": "32768", "analyzeduration": "0"}
-RETRY_S = (0.5, 1.0, 2.0, 5.0)  # between tries to open a camera again
+RETRY_S = (0.5, 1.0, 2.0, 5.0)  # pauses between attempts to open a camera again
 OPEN_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 5.0
-LASTING_S = 10.0  # a connection that held for so long is news when it breaks
-TOGETHER_S = 2.0  # for which a recording waits until the others can begin
-LONGEST_PAUSE_S = 60.0  # between two frames of a recording; beyond it its times are damaged
-DRIFT = 1e-3  # the most by which a camera's clock is followed when it runs slower than ours
-# What a params file may open: files, devices and streams, not FFmpeg's other protocols (which read
-# lists of files or run subprocesses).
+LASTING_S = 10.0  # warnings and retries reset after a connection has lasted this long
+TOGETHER_S = 2.0  # time for which a recording waits for the others before it starts
+LONGEST_PAUSE_S = 60.0  # a longer pause between frames of a recording means damaged timestamps
+DRIFT = 1e-3  # largest rate at which a camera clock that is slower than ours is followed
+# Schemes that a params file may open: FFmpeg's other protocols read lists of files or run
+# subprocesses.
 SCHEMES = ("rtsp", "rtsps", "http", "https", "tcp", "udp", "rtp")
 DEVICE = re.compile(r"/dev/video[0-9]+")
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where one camera's frames come from.
+    """The source of one camera's frames.
 
     Attributes:
-        camera: Its name in the grid.
+        camera: Name in the grid.
         url: A file, /dev/videoN, a stream's address, `rosbag:` and a topic, or `lavfi:` and a test
             source.
-        clock: `file`: the file's own times, paced as if live; `device`: the stream's own times, as
-            `DeviceClock` reads them; `arrival`: when a frame arrives. Files, bags and test sources
-            are always paced by their own times, and streams never.
-        offset_ms: Added to each time.
+        clock: Source of the capture times. `file`: the file's timestamps, played in real time;
+            `device`: the stream's timestamps, mapped by `DeviceClock`; `arrival`: when a frame
+            arrives. Files, bags and test sources are always paced by their timestamps, streams
+            never.
+        offset_ms: Added to each capture time.
     """
 
     camera: str
@@ -57,7 +58,7 @@ class Source:
 
     @property
     def is_recorded(self) -> bool:
-        """Whether it is played at the pace of its own times, and ends."""
+        """Whether it is a recording: paced by its timestamps, with an end."""
         scheme, slashes, _ = self.url.partition("://")
         if self.is_bag or not slashes or self.url.startswith("lavfi:"):
             return not DEVICE.fullmatch(self.url)
@@ -70,7 +71,7 @@ class Source:
 
 
 def is_file(url: str) -> bool:
-    """Whether what comes over HTTP is a video's file; else it is MJPEG."""
+    """Whether an HTTP address is a video file; otherwise it is MJPEG."""
     return urlsplit(url).path.endswith((".mp4", ".ts", ".m3u8"))
 
 
@@ -78,10 +79,10 @@ Push = Callable[[str, int, Any], None]
 
 
 class Begun:
-    """The moment at which the recordings of a session begin: when each of them has a frame to show.
+    """Common start of a session's recordings: once each of them has a frame.
 
     Args:
-        number: How many are waited for, `TOGETHER_S` at most: one that is missing holds up nobody.
+        number: Number of recordings to wait for, for at most `TOGETHER_S`.
     """
 
     def __init__(self, number: int = 1):
@@ -91,13 +92,13 @@ class Begun:
         self._changed = threading.Condition()
 
     def at(self, now_ns: Callable[[], int], first_ns: int) -> tuple[int, int]:
-        """Wait for the others.
+        """Wait for the other recordings.
 
         Args:
-            first_ns: The recording's time at which it begins, on the clock of its own.
+            first_ns: First timestamp of the recording.
 
         Returns:
-            (when the session's recordings begin, the earliest of their own times), ns.
+            (start of the session's recordings, earliest of their first timestamps), ns.
         """
         with self._changed:
             self._firsts.append(first_ns)
@@ -108,7 +109,7 @@ class Begun:
             return self._begin(now_ns()), min(self._firsts)
 
     def or_at(self, time_ns: int) -> int:
-        """When they began; `time_ns` where nothing had begun yet."""
+        """Start of the recordings; sets it to `time_ns` if none has begun."""
         with self._changed:
             return self._begin(time_ns)
 
@@ -118,38 +119,38 @@ class Begun:
 
 
 class DeviceClock:
-    """A stream's own times on the session's clock.
+    """Maps a stream's timestamps to the session's clock.
 
-    No frame arrives before it was taken, so the one that arrived soonest after its own time says
-    how the two clocks are related: frames that a server kept for its readers, or that were held up
-    on their way, move nothing. A clock that is slower than ours is followed by `DRIFT`; times that
-    jump back or ahead count anew from the frame's arrival. The results never decrease.
+    A frame cannot arrive before it was taken, so the frame with the smallest delay gives the offset
+    between the clocks; frames that a server buffered or the network delayed do not change it. A
+    clock that is slower than ours is followed by `DRIFT`; after a jump of the timestamps the offset
+    is taken from the frame's arrival. The results never decrease.
     """
 
     def __init__(self) -> None:
-        self._last: tuple[int, int] | None = None  # the last frame's own time and arrival, ns
-        self._apart_ns = 0
+        self._last: tuple[int, int] | None = None  # timestamp and arrival of the last frame, ns
+        self._offset_ns = 0
 
-    def taken(self, own_ns: int, arrived_ns: int) -> tuple[int, bool]:
-        """(when a frame was taken, ns; whether its own time is before that of the last one)."""
-        apart_ns, last = arrived_ns - own_ns, self._last
-        has_jumped = last is not None and own_ns < last[0]
+    def taken(self, stamp_ns: int, arrived_ns: int) -> tuple[int, bool]:
+        """(capture time of a frame in ns, whether its timestamp is before the last one's)."""
+        offset_ns, last = arrived_ns - stamp_ns, self._last
+        has_jumped = last is not None and stamp_ns < last[0]
         if last is not None and not has_jumped:
-            apart_ns = min(apart_ns, self._apart_ns + round((arrived_ns - last[1]) * DRIFT))
-        self._last, self._apart_ns = (own_ns, arrived_ns), apart_ns
-        return own_ns + apart_ns, has_jumped
+            offset_ns = min(offset_ns, self._offset_ns + round((arrived_ns - last[1]) * DRIFT))
+        self._last, self._offset_ns = (stamp_ns, arrived_ns), offset_ns
+        return stamp_ns + offset_ns, has_jumped
 
 
 class Reader(threading.Thread):
-    """Reads one source until it is told to stop; a stream that breaks is opened again.
+    """Reads one source until it is stopped; a stream that breaks is opened again.
 
-    What goes wrong is logged once, until the camera has shown frames for `LASTING_S`.
+    Each problem is logged once, until the camera has delivered frames for `LASTING_S`.
 
     Args:
         push: Called with (camera, capture time in ns, decoded frame).
-        end: Called with the camera when no more will come.
-        now_ns: The clock; ticks are of the same.
-        begun: When the files of a session begin, shared by its readers.
+        end: Called with the camera when no more frames will come.
+        now_ns: The clock, the same as that of the ticks.
+        begun: Common start of the session's recordings, shared by its readers.
     """
 
     def __init__(
@@ -166,7 +167,7 @@ class Reader(threading.Thread):
         self._halt = threading.Event()
         self._warned: set[str] = set()
         self._num_read = 0  # frames since the source was opened
-        self.trouble = ""  # why it shows nothing now, in words
+        self.trouble = ""  # why it delivers nothing now
         self.size: tuple[int, int] | None = None
 
     def stop(self) -> None:
@@ -181,7 +182,7 @@ class Reader(threading.Thread):
             try:
                 self._read()
                 trouble = "" if recorded else "the stream has ended"
-            except Exception as error:  # whatever a camera does, the others go on
+            except Exception as error:  # a fault of one camera does not stop the others
                 is_foreseen = isinstance(error, av.error.FFmpegError | AvomniError | OSError)
                 kind = "" if is_foreseen else f"{type(error).__name__}: "
                 trouble = kind + " ".join(str(error).split())
@@ -203,44 +204,47 @@ class Reader(threading.Thread):
 
         Raises:
             av.error.FFmpegError: as `frames_of`.
-            AvomniError: as `frames_of`; or a recording pauses for too long.
+            AvomniError: as `frames_of`; a recording pauses for too long.
         """
         source, clock = self.source, DeviceClock()
         offset_ns = round(source.offset_ms * 1e6)
         begun, last = (0, 0), None
-        for own, frame in frames_of(source, self._warn):
+        for stamp, frame in frames_of(source, self._warn):
             if self._halt.is_set():
                 break
             taken = self._now_ns()
-            self._has_come(frame)
+            self._check_frame(frame)
             if source.is_recorded:
                 if self._num_read == 0:
-                    # A file begins at its own 0, even where its first frame comes later; what is
-                    # cut out of a bag or a broadcast begins with its first frame.
-                    is_cut = source.is_bag or abs(own) > LONGEST_PAUSE_S * 1e9
-                    begun = self._begun.at(self._now_ns, own if is_cut else 0)
-                if last is not None and own < last:
+                    # A file starts at timestamp 0, even if its first frame is later; an excerpt of
+                    # a bag or a broadcast starts with its first frame.
+                    is_excerpt = source.is_bag or abs(stamp) > LONGEST_PAUSE_S * 1e9
+                    begun = self._begun.at(self._now_ns, stamp if is_excerpt else 0)
+                if last is not None and stamp < last:
                     self._warn("its times jump back; such frames are not shown")
                     continue
-                last, taken = own, begun[0] + own - begun[1] + offset_ns
+                last, taken = stamp, begun[0] + stamp - begun[1] + offset_ns
                 self._wait_until(taken)
                 if source.clock == "arrival":
                     taken = self._now_ns()
             else:
-                if source.clock == "device" and own is not None:
-                    taken, has_jumped = clock.taken(own, taken)
+                if source.clock == "device" and stamp is not None:
+                    taken, has_jumped = clock.taken(stamp, taken)
                     if has_jumped:
                         self._warn("its times jump back; they are counted anew")
                 taken += offset_ns
             self._push(source.camera, taken, frame)
             self._num_read += 1
 
-    def _has_come(self, frame: Any) -> None:
-        """Note a frame's size, and that the camera is well."""
+    def _check_frame(self, frame: Any) -> None:
+        """Warn if the frames' size has changed or the camera has recovered."""
         size = frame.width, frame.height
-        if self.size not in (None, size):
-            now, before = ("×".join(map(str, each)) for each in (size, self.size or size))
-            self._warn(f"its frames are {now} px now, {before} px before; they fill the same tile")
+        if self.size is not None and size != self.size:
+            (width, height), (old_width, old_height) = size, self.size
+            self._warn(
+                f"its frames are {width}×{height} px now, {old_width}×{old_height} px before; they "
+                "fill the same tile"
+            )
         if self.trouble:
             self._warn("it shows frames again")
         self.size, self.trouble = size, ""
@@ -261,17 +265,17 @@ class Reader(threading.Thread):
 def frames_of(
     source: Source, warn: Callable[[str], None] = lambda text: None
 ) -> Iterator[tuple[int | None, Any]]:
-    """(its own time in ns, decoded frame) of each frame of a source whose address was checked.
+    """(timestamp in ns, decoded frame) of each frame of a source whose address was checked.
 
-    Damaged frames are left out, and so are frames of a recording that have no time.
+    Damaged frames are skipped, and so are frames of a recording without a timestamp.
 
     Args:
-        warn: Called with what is wrong and does not end it.
+        warn: Called with problems that do not end the stream.
 
     Raises:
-        av.error.FFmpegError: it is no video, or the server refuses.
-        AvomniError: nothing comes, there is no video in it, none that can be shown, or no such
-            topic in a bag.
+        av.error.FFmpegError: it is not a video, or the server refuses.
+        AvomniError: nothing comes, there is no video stream, no frame can be decoded, or the bag
+            has no such topic.
     """
     if source.is_bag:
         yield from rosbag.frames(source.url, warn)
@@ -282,27 +286,27 @@ def frames_of(
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
         num_shown, fault = 0, "no frame in it can be decoded"
-        well_s = time.monotonic()
+        decoded_s = time.monotonic()
         for packet in _packets(container, stream):
             try:
                 decoded = packet.decode()
             except av.error.InvalidDataError:
-                if not source.is_recorded and time.monotonic() - well_s > OPEN_TIMEOUT_S:
+                if not source.is_recorded and time.monotonic() - decoded_s > OPEN_TIMEOUT_S:
                     raise AvomniError(
                         f"nothing that came for {OPEN_TIMEOUT_S:g} s could be decoded"
                     ) from None
                 warn("a damaged frame is left out")
                 continue
             for frame in decoded:
-                well_s = time.monotonic()
-                own = frame.pts
-                if own is not None:
-                    own = round(own * frame.time_base * 1_000_000_000)
+                decoded_s = time.monotonic()
+                stamp = frame.pts
+                if stamp is not None:
+                    stamp = round(stamp * frame.time_base * 1_000_000_000)
                 elif source.is_recorded:
-                    fault = "none of its frames says when it is to be shown"
+                    fault = "none of its frames has a timestamp"
                     continue
                 num_shown += 1
-                yield own, frame
+                yield stamp, frame
         if source.is_recorded and not num_shown:
             raise AvomniError(fault)
 
@@ -315,11 +319,11 @@ def _packets(container: Any, stream: Any) -> Iterator[Any]:
 
 
 def open_source(source: Source) -> Any:
-    """A container of one video, whose address was checked (`check`).
+    """Open the container of a source whose address was checked (`check`).
 
     Raises:
-        av.error.FFmpegError: it is no video, or the server refuses.
-        AvomniError: nobody answers.
+        av.error.FFmpegError: it is not a video, or the server refuses.
+        AvomniError: the server does not answer in time.
     """
     url, options, form = source.url, dict(LOW_DELAY), None
     if url.startswith("lavfi:"):
@@ -339,10 +343,10 @@ def open_source(source: Source) -> Any:
 
 
 def check(source: Source) -> None:
-    """Refuse an address that would make FFmpeg do something else than read a camera.
+    """Refuse addresses that would make FFmpeg do anything but read a camera.
 
     Raises:
-        AvomniError: its scheme is not of `SCHEMES`, or it names a bag without a topic.
+        AvomniError: the scheme is not in `SCHEMES`, or a bag is named without a topic.
     """
     scheme, colon, _ = source.url.partition(":")
     if source.is_bag:
@@ -353,8 +357,7 @@ def check(source: Source) -> None:
     if scheme not in SCHEMES or not source.url.startswith(f"{scheme}://"):
         raise AvomniError(
             f"a source is opened from a file, /dev/videoN, rosbag:, lavfi: or "
-            f"{', '.join(SCHEMES)}, not "
-            f"{scheme}:",
+            f"{', '.join(SCHEMES)}, not {scheme}:",
             where=f"live.sources.{source.camera}",
             fix="name one of these",
         )

@@ -1,4 +1,4 @@
-"""What a model is asked about: the frames of one window, as the training's code makes them."""
+"""The window that a model answers, from a cache, a clip or videos, built as in the ETL."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from avomni_lib.training.targets import Said, target_of
 
 @dataclass(frozen=True)
 class Subject:
-    """One window to ask about.
+    """A window to answer.
 
     Attributes:
-        name: In words.
+        name: Description for display.
         frames: (T, H, W, 3) uint8 RGB.
         times_us: (T,) int64 µs on the clip's clock.
-        history: What the prompt tells of the car's past; empty unless it is asked to.
-        truth: The text that would be right; None where nobody knows.
-        true: The same as numbers.
-        lens: Intrinsics and pose of the front camera, as `Clip` gives them; None where unknown.
+        history: Text of the car's past motion; empty unless `prompt.ego_history` is on.
+        truth: The ground truth as the target's text; None if unknown.
+        true: The ground truth as numbers; None if unknown.
+        lens: Intrinsics and pose of the front camera, as returned by `Clip`; None if unknown.
     """
 
     name: str
@@ -46,16 +46,16 @@ class Subject:
 
 
 def front_camera(p: Params) -> cameras.Camera:
-    """The camera that pictures are drawn over: the wide one ahead, or else the grid's first."""
-    of_grid = cameras.grid(p.vision.cameras).cameras
-    return cameras.FRONT_WIDE if cameras.FRONT_WIDE in of_grid else of_grid[0]
+    """The camera on which paths are drawn: front wide, or else the grid's first."""
+    in_grid = cameras.grid(p.vision.cameras).cameras
+    return cameras.FRONT_WIDE if cameras.FRONT_WIDE in in_grid else in_grid[0]
 
 
 def of_window(p: Params, index: int) -> Subject:
-    """A window of `evaluation.split`, by its number among those that 06 asks about.
+    """A window of `evaluation.split`, by its index among the windows of 06.
 
     Raises:
-        AvomniError: no cache, or no window of that number.
+        AvomniError: there is no cache, or no window of that index.
     """
     from avomni_lib.evaluation.answer import held_out_windows
 
@@ -70,12 +70,12 @@ def of_window(p: Params, index: int) -> Subject:
 
 
 def of_clip(p: Params, clip_id: str, at_s: float | None = None) -> Subject:
-    """The window of a clip that ends last, or last at or before `at_s` seconds.
+    """The last window of a clip, or the last one that ends at or before `at_s` seconds.
 
-    From the run's cache where the clip is in it, else from its raw files.
+    It is read from the run's cache if the clip is in it, else from the clip's raw files.
 
     Raises:
-        AvomniError: no such clip, its raw files are not there or damaged, or it is too short.
+        AvomniError: no such clip, its raw files are missing or damaged, or it is too short.
     """
     cache = Cache.open(p.cache_dir) if (p.cache_dir / CLIPS_FILE).exists() else None
     if cache is not None and clip_id in {clip.clip_id for clip in cache.clips}:
@@ -84,14 +84,14 @@ def of_clip(p: Params, clip_id: str, at_s: float | None = None) -> Subject:
         windows = Windows(*shape, horizon_s=target_of(p).horizon_s, past=older)
         if not any(window.clip_id == clip_id for window in windows):
             windows = Windows(*shape, past=older)
-        own = [i for i, window in enumerate(windows) if window.clip_id == clip_id]
-        if at_s is not None and own:
-            held = cache.clips[windows[own[0]].clip_idx]
-            last_us = cache.shards[held.shard].times[held.start] + (at_s + 1e-9) * 1e6
-            own = [i for i in own if windows.times_us(i)[-1] <= last_us]
-        if not own:
+        indices = [i for i, window in enumerate(windows) if window.clip_id == clip_id]
+        if at_s is not None and indices:
+            cached = cache.clips[windows[indices[0]].clip_idx]
+            last_us = cache.shards[cached.shard].times[cached.start] + (at_s + 1e-9) * 1e6
+            indices = [i for i in indices if windows.times_us(i)[-1] <= last_us]
+        if not indices:
             raise _too_short(p, f"clip {clip_id}", at_s)
-        return _cached(p, windows, own[-1])
+        return _cached(p, windows, indices[-1])
     clip = open_clip(p.local_dir, Catalog.of(p), clip_id)
     arrays = sampling.sample_clip(clip, _recipe(p)).arrays
     rows = _rows(p, arrays["times"], f"clip {clip_id}", at_s)
@@ -105,13 +105,13 @@ def of_clip(p: Params, clip_id: str, at_s: float | None = None) -> Subject:
 
 
 def of_folder(p: Params, folder: Path, at_s: float | None = None) -> Subject:
-    """Videos called by their cameras (`camera_front_wide_120fov.mp4`), one for each of the grid.
+    """A window of videos named after the grid's cameras (`camera_front_wide_120fov.mp4`).
 
-    They begin at the same moment, and each frame is taken by the file's own times.
+    All videos start at the same time; frames are sampled by each file's own timestamps.
 
     Raises:
-        AvomniError: a camera's video is missing or damaged, they are too short, or the prompt
-            would tell the car's past, which videos do not know.
+        AvomniError: a camera's video is missing or damaged, the videos are too short, or the
+            prompt needs the car's past motion, which videos do not contain.
     """
     refuse_history(p, f"videos in {folder}")
     names = [camera.name for camera in cameras.grid(p.vision.cameras).cameras]
@@ -123,9 +123,9 @@ def of_folder(p: Params, folder: Path, at_s: float | None = None) -> Subject:
             fix="name one mp4 a camera of vision.cameras by the camera's name",
         )
     stamps = {name: reader.frame_times(path) for name, path in paths.items()}
-    ends = [int(own[-1]) for own in stamps.values()]
+    end_us = min(int(times[-1]) for times in stamps.values())
     keys = [reader.key_rows(path) for path in paths.values()] if p.processing.align else []
-    times, _ = sampling.times_of(list(stamps.values()), min(ends), p.processing.sample_hz, keys)
+    times, _ = sampling.times_of(list(stamps.values()), end_us, p.processing.sample_hz, keys)
     rows = _rows(p, times, f"videos in {folder}", at_s)
     frames, _ = sampling.draw(paths, stamps, times[rows], _recipe(p))
     return Subject(f"{folder.name}, {_seconds(times, rows)}", frames, times[rows])
@@ -150,12 +150,12 @@ def _cached(p: Params, windows: Windows, index: int) -> Subject:
 
 
 def _recipe(p: Params) -> sampling.Recipe:
-    """How a clip is sampled where nothing past its last frame is asked for."""
+    """The run's sampling recipe without anything beyond the last frame."""
     return replace(recipe_of(p), horizon_s=0.0, obstacles=False)
 
 
 def _rows(p: Params, times: np.ndarray, what: str, at_s: float | None) -> np.ndarray:
-    """Rows of the window that ends last, or last at or before `at_s` from the first time."""
+    """Rows of the last window, or of the last one that ends at or before `at_s`."""
     shown = np.array(past.rows(p, tokens.backbone_of(p)))
     last = len(times) - 1
     if at_s is not None:
@@ -177,14 +177,14 @@ def _too_short(p: Params, what: str, at_s: float | None) -> AvomniError:
 
 
 def refuse_history(p: Params, what: str) -> None:
-    """Refuse what knows no past motion, where the prompt tells it.
+    """Refuse a source without past motion if the prompt needs it.
 
     Raises:
         AvomniError: `prompt.ego_history` is on.
     """
     if p.prompt.ego_history:
         raise AvomniError(
-            "the prompt of this model tells the car's past motion, which is not known here",
+            "the prompt of this model contains the car's past motion, which is not known here",
             where=what,
             fix="ask about a window of the run's cache (--window), or use an adapter that was "
             "trained with prompt.ego_history: false",
@@ -197,7 +197,7 @@ def _seconds(times: np.ndarray, rows: np.ndarray) -> str:
 
 
 def lens_of(p: Params, clip_id: str) -> tuple[Mapping[str, float], Mapping[str, float]] | None:
-    """The front camera's calibration, where its files are on the disk; a stand-in is none."""
+    """The front camera's calibration; None if its files are missing or it is only assumed."""
     name = front_camera(p).name
     if p.lerobot_profile:
         return None

@@ -1,6 +1,6 @@
-"""Frames of several cameras onto one clock: at each tick one grid, or a gap; ticks to windows.
+"""Synchronises frames of several cameras: each tick is one grid or a gap; ticks make windows.
 
-`Ticks` neither waits nor reads a clock: the caller says what time it is.
+`Ticks` neither waits nor reads a clock: the caller passes the time.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from avomni_lib.params import Params
 from avomni_lib.training.prompt import past, tokens
 
 log = logging.getLogger(__name__)
-KEPT_S = 2.0  # of each camera's frames at most, and the deadline
-STEADY_FRAMES = 4  # after which a camera's interval is known
-STEADY_S = 2.0  # for which the first tick waits until those of all cameras are
-COMPARED = 40  # ticks over which a camera is compared with the others
+KEPT_S = 2.0  # frames of a camera are kept for this time plus the deadline
+STEADY_FRAMES = 4  # frames after which a camera's interval is known
+STEADY_S = 2.0  # longest time for which the first tick waits for all cameras' intervals
+COMPARED = 40  # number of ticks over which a camera is compared with the others
 
 
 @dataclass(frozen=True)
 class Tick:
-    """One moment at which the model looks.
+    """One sampling time of the model.
 
     Attributes:
         number: From 0.
-        time_ns: Wanted time.
-        closed_ns: When it was known what it shows.
-        frames: Camera -> (capture time in ns, decoded frame): the last one at or before the time.
-        missing: Cameras that have shown nothing recent enough; not empty is a gap.
+        time_ns: Nominal time.
+        closed_ns: When its frames were settled.
+        frames: Camera -> (capture time in ns, decoded frame): the last one at or before `time_ns`.
+        missing: Cameras without a recent frame; if not empty, the tick is a gap.
     """
 
     number: int
@@ -49,34 +49,34 @@ class Tick:
 
 @dataclass
 class Feed:
-    """What one camera has shown lately, and what was wrong with it."""
+    """Recent frames of one camera, and statistics for warnings."""
 
     frames: deque[tuple[int, Any]] = field(default_factory=deque)
     num_frames: int = 0
-    num_late: int = 0  # came after the tick that would have taken them was closed
+    num_late: int = 0  # frames that arrived after their tick was closed
     has_ended: bool = False
-    # At the last ticks: by how many ns it was older than the newest camera; and when the tick was
-    # settled, with `num_frames` until then.
+    # For the last ticks: delay relative to the newest camera (ns), time at which the tick was
+    # settled, and `num_frames` at that time.
     behind: deque[tuple[int, int, int]] = field(default_factory=lambda: deque(maxlen=COMPARED))
     is_warned: bool = False
 
 
 class Ticks:
-    """Collects frames, and says what each tick shows.
+    """Collects frames and selects those of each tick.
 
-    A tick is closed when every camera has shown a later frame or has ended, or `deadline_s` after
-    its time. Of each camera the last frame at or before the time is taken, if it is not older than
-    `max_age_s`; else the tick is a gap. Before the first tick all cameras are waited for, for
-    `STEADY_S` at most.
+    A tick is closed when every camera has delivered a later frame or has ended, at the latest
+    `deadline_s` after its time. Each camera's last frame at or before the tick's time is used; if
+    one is older than `max_age_s`, the tick is a gap. The first tick waits for all cameras, for at
+    most `STEADY_S`.
 
-    A camera whose frames are half an interval of ticks older than those of the others, as a rule,
-    or as much ahead of the clock, is named in the log once.
+    A camera whose frames are usually half a tick interval older than those of the newest camera,
+    or that far ahead of the clock, is reported in the log once.
 
     Args:
-        cameras: Names.
-        hz: Ticks a second.
+        cameras: Names of the cameras.
+        hz: Ticks per second.
         deadline_s: How long a tick waits for the slowest camera.
-        max_age_s: How old a frame may be.
+        max_age_s: Largest age of a frame.
     """
 
     def __init__(self, cameras: Sequence[str], hz: float, deadline_s: float, max_age_s: float):
@@ -89,18 +89,18 @@ class Ticks:
         self._number = 0
 
     def push(self, camera: str, time_ns: int, frame: Any) -> None:
-        """A camera has shown a frame, taken at this time."""
+        """Add a frame that a camera took at `time_ns`."""
         feed = self.feeds[camera]
         feed.num_frames += 1
         if self._first_ns is None:
             self._first_ns = time_ns
         if feed.frames and time_ns <= feed.frames[-1][0]:
-            return  # nothing older than what was shown is shown
+            return  # frames out of order are dropped
         if self._number and time_ns <= self._time_ns(self._number - 1):
             feed.num_late += 1
         frames = feed.frames
         frames.append((time_ns, frame))
-        # No tick will ask for what is before the last frame that the next one may show.
+        # Drop frames before the last one that the next tick may use.
         next_ns = None if self._start_ns is None else self._time_ns(self._number)
         while len(frames) > 1 and (
             time_ns - frames[0][0] > self._kept_ns
@@ -109,7 +109,7 @@ class Ticks:
             frames.popleft()
 
     def end(self, camera: str) -> None:
-        """No more frames will come."""
+        """Mark a camera as ended."""
         self.feeds[camera].has_ended = True
 
     def closed(self, now_ns: int) -> Iterator[Tick]:
@@ -134,10 +134,10 @@ class Ticks:
             self._number += 1
 
     def _begin(self, now_ns: int) -> bool:
-        """Start as the ETL does, once every camera has shown some frames, or after `STEADY_S`.
+        """Start as the ETL does, once every camera has some frames, or after `STEADY_S`.
 
-        Of cameras that show a frame at the same moment as the ticks, now this one would be taken
-        and now the one before it: `sampling.steady_start` keeps away from their moments.
+        If ticks coincided with the frames of a camera, jitter would decide between a frame and the
+        one before it; `sampling.steady_start` keeps the ticks away from the frames' times.
         """
         if self._first_ns is None:
             return False
@@ -156,7 +156,7 @@ class Ticks:
     def _tick(self, time_ns: int, now_ns: int) -> Tick:
         frames: dict[str, tuple[int, Any]] = {}
         for name, feed in self.feeds.items():
-            last = next((each for each in reversed(feed.frames) if each[0] <= time_ns), None)
+            last = next((frame for frame in reversed(feed.frames) if frame[0] <= time_ns), None)
             if last is not None and time_ns - last[0] <= self._max_age_ns:
                 frames[name] = last
         missing = tuple(name for name in self.feeds if name not in frames)
@@ -173,8 +173,8 @@ class Ticks:
             if ahead_ns >= self._every_ns / 2 and not feed.is_warned:
                 feed.is_warned = True
                 log.warning(
-                    "camera %s: by its times its frames are taken %.0f ms from now, where ticks "
-                    "lie %.0f ms apart; lower its live.offset_ms",
+                    "camera %s: by their times its frames are %.0f ms in the future, where ticks "
+                    "are %.0f ms apart; lower its live.offset_ms",
                     name,
                     ahead_ns / 1e6,
                     self._every_ns / 1e6,
@@ -189,17 +189,17 @@ class Ticks:
                 feed.behind.append((newest_ns - frames[name][0], now_ns, feed.num_frames))
             elif feed.frames and time_ns - feed.frames[-1][0] < COMPARED / 2 * self._every_ns:
                 feed.behind.append((self._max_age_ns, now_ns, feed.num_frames))
-            # A camera that was away for longer has broken off: its reader says so.
+            # A longer absence means that the connection broke, which the reader reports.
             if feed.is_warned or len(feed.behind) < COMPARED:
                 continue
-            behind_ns = median(each for each, _, _ in feed.behind)
+            behind_ns = median(delay_ns for delay_ns, _, _ in feed.behind)
             if behind_ns < self._every_ns / 2:
                 continue
             feed.is_warned = True
             _, then_ns, num_then = feed.behind[0]
             log.warning(
                 "camera %s: at the ticks its frames are %.0f ms older than those of the newest "
-                "camera, where ticks lie %.0f ms apart; it shows %.1f frames a second. If it is "
+                "camera, where ticks are %.0f ms apart; it shows %.1f frames a second. If it is "
                 "late, raise live.deadline_ms; if its clock is off, set its live.offset_ms",
                 name,
                 behind_ns / 1e6,
@@ -210,14 +210,14 @@ class Ticks:
 
 @dataclass(frozen=True)
 class Ready:
-    """A whole window that may be asked about.
+    """A complete window, ready to be answered.
 
     Attributes:
         tick: Number of its last tick.
         frames: (T, H, W, 3) uint8 RGB.
-        captured_ns: Wanted time of its last tick, which is when the cameras saw it at the latest.
+        captured_ns: Nominal time of its last tick, the latest capture time of its frames.
         closed_ns: When its last tick was settled.
-        made_ns: When its last grid was made.
+        made_ns: When its last grid was composed.
     """
 
     tick: int
@@ -228,11 +228,11 @@ class Ready:
 
 
 class Sliding:
-    """The grids of the last ticks; a gap starts the window anew.
+    """A sliding window over the grids of the last ticks; a gap restarts it.
 
     Args:
-        p: The run's: grid, tile, fit and length of a window.
-        hop: A window every so many ticks.
+        p: The run's parameters: grid, tile, fit and length of a window.
+        hop: Number of ticks between windows.
         now_ns: The clock.
     """
 
@@ -241,13 +241,12 @@ class Sliding:
         self.tile = p.processing.tile_width, p.processing.tile_height
         self.hop, self._now_ns = hop, now_ns
         rows = np.array(past.rows(p, tokens.backbone_of(p)))
-        # Counted from the oldest frame on.
-        self.rows = rows - rows[0]
+        self.rows = rows - rows[0]  # relative to the oldest frame
         self._grids: deque[np.ndarray] = deque(maxlen=int(self.rows[-1]) + 1)
         self.num_gaps = 0
 
     def add(self, tick: Tick) -> Ready | None:
-        """Take a tick in; returns the window that ends with it, where one is whole and due."""
+        """Add a tick; returns the window that ends with it, if it is complete and due."""
         if tick.missing:
             self._grids.clear()
             self.num_gaps += 1
@@ -265,13 +264,13 @@ class Sliding:
         return self._grids[-1]
 
     def compose(self, frames: dict[str, Any]) -> np.ndarray:
-        """(H, W, 3) uint8 RGB of decoded frames by camera, as the ETL makes it."""
+        """(H, W, 3) uint8 RGB grid of decoded frames by camera, composed as in the ETL."""
         width, height = tiling.grid_size(self.grid, self.tile)
         image = np.zeros((1, height, width, 3), np.uint8)
         for camera in self.grid.cameras:
             frame = frames[camera.name]
-            own = tiling.tile_size(self.grid, self.tile, camera.name)
-            placed = tiling.fit_tile(upright_size(frame), own, self.fit)
+            size = tiling.tile_size(self.grid, self.tile, camera.name)
+            placed = tiling.fit_tile(upright_size(frame), size, self.fit)
             tile = tiling.tile_of(image, self.grid, self.tile, camera.name)
             placed.place(picture(frame, *placed.resized)[None], tile)
         return image[0]
@@ -279,7 +278,7 @@ class Sliding:
 
 @dataclass
 class Mailbox:
-    """One place for the newest window: what is overtaken is counted and forgotten."""
+    """Holds the newest window; a window that is replaced before it is taken is counted."""
 
     num_overtaken: int = 0
     _ready: Ready | None = None
@@ -293,7 +292,7 @@ class Mailbox:
             self._changed.notify()
 
     def take(self, timeout_s: float | None = None) -> Ready | None:
-        """The newest window, waited for; None when there will be none, or at the timeout."""
+        """Wait for the newest window; None at the timeout or when the mailbox is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._ready or self._is_closed, timeout_s)
             ready, self._ready = self._ready, None

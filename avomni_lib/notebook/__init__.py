@@ -1,9 +1,9 @@
-"""What people see, and how notebooks are run.
+"""Running and displaying notebooks.
 
 run/           stages, results, papermill
-tiles/         the preview of 04
-plots/         pictures
+tiles/         the camera preview of 04
+plots/         figures
 pages/         tables, the report, web pages
-progress       bars
+progress       progress bars
 circumstances  the chosen clips as a data frame; first frames
 """

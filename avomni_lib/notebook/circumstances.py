@@ -1,7 +1,7 @@
-"""What the chosen clips are like before anything is built of them: speed, turn, hour, country.
+"""Attributes of the chosen clips before the cache is built: speed, turn, hour, country.
 
-Hour and country come from the catalog. Speed and turn come from the ego motion where it can be
-read: raw files on the disk, the rendered world, or the cache of a run whose raw files are evicted.
+Hour and country come from the catalog. Speed and turn come from the egomotion if it can be read:
+from raw files on disk, the rendered world, or the cache of a run whose raw files are evicted.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from avomni_lib.params import Params
 if TYPE_CHECKING:
     import pandas as pd
 
-MOST_READ = 300  # clips whose ego motion is read: some ms each
-WIDTH_PX = 460  # of a first frame; it is shown smaller
+MOST_READ = 300  # number of clips whose egomotion is read, at a few ms each
+WIDTH_PX = 460  # width at which a first frame is read; it is shown smaller
 COLUMNS = (
     *("clip_id", "split", "state", "chunk", "country", "hour", "platform"),
     *("speed_mps", "turn_deg"),
@@ -39,7 +39,7 @@ NOTHING_THERE = "no raw file is on the disk yet: run this notebook again after 0
 
 @dataclass(frozen=True)
 class FirstFrame:
-    """How a clip begins: (H, W, 3) uint8 RGB, or None and why there is none."""
+    """The first frame of a clip, (H, W, 3) uint8 RGB, or None with the reason."""
 
     clip_id: str
     split: str
@@ -48,10 +48,10 @@ class FirstFrame:
 
 
 class Motions:
-    """Ego motion of clips, from wherever it can be read.
+    """Egomotion of clips, from wherever it can be read.
 
     Attributes:
-        cache: The run's; None where it is not there yet, or not finished.
+        cache: The run's cache; None if it is missing or unfinished.
     """
 
     def __init__(self, p: Params):
@@ -65,7 +65,7 @@ class Motions:
         return Catalog.of(self.p)
 
     def raw(self, clip_id: str) -> dict[str, np.ndarray] | None:
-        """Ego motion during the video, by column; None where its file cannot be read."""
+        """Egomotion during the video, by column; None if its file cannot be read."""
         with contextlib.suppress(AvomniError):
             clip = _clip(self.p, self.catalog, clip_id, "egomotion")
             if clip is not None:  # it starts before the video and runs far past it
@@ -75,7 +75,7 @@ class Motions:
         return None
 
     def sampled(self, clip_id: str) -> dict[str, np.ndarray] | None:
-        """Ego motion at the frames of the cache, by column; None where it lacks the clip."""
+        """Egomotion at the frames of the cache, by column; None if the clip is not in it."""
         if clip_id not in self.cached:
             return None
         clip = self.cached[clip_id]
@@ -84,10 +84,10 @@ class Motions:
 
 
 def clips(p: Params, found: Audit) -> pd.DataFrame:
-    """What the chosen clips of an audit are like: a row a clip, by clip_id, with `COLUMNS`.
+    """Attributes of an audit's chosen clips: one row per clip, indexed by clip_id, with `COLUMNS`.
 
-    `speed_mps` is the mean speed, `turn_deg` the heading at the end less that at the start, left
-    positive. They are NaN, and the others None, where they are not known.
+    `speed_mps` is the mean speed and `turn_deg` the change of heading, positive to the left. They
+    are NaN if unknown, the other columns None.
     """
     import pandas as pd
 
@@ -113,15 +113,15 @@ def _speed_and_turn(ego: dict[str, np.ndarray]) -> tuple[float, float]:
 
 
 def speed(ego: dict[str, np.ndarray]) -> np.ndarray:
-    """(N,) m/s."""
+    """(N,) speed in m/s."""
     return np.linalg.norm([ego[name] for name in ("vx", "vy", "vz")], axis=0)
 
 
 def first_frames(p: Params, found: Audit, num: int = 10) -> list[FirstFrame]:
-    """The first frame of the front wide camera of some clips, evenly taken.
+    """First frames of the front camera of some clips, spread evenly over the chosen ones.
 
     Returns:
-        One a clip whose file is there; empty where none is.
+        One per clip whose file is on disk.
     """
 
     def shrunk(width: int, height: int) -> tuple[int, int]:
@@ -147,7 +147,7 @@ def _chosen(found: Audit) -> list[dict[str, Any]]:
 
 
 def _clip(p: Params, catalog: Catalog, clip_id: str, feature: str) -> Clip | None:
-    """A clip where the feature's file lies: on the disk, or in the world that is the source."""
+    """A clip opened in the folder that holds the feature's file; None if there is none."""
     path = catalog.path(feature, catalog.chunk_of(clip_id))
     there = next((folder for folder in runs.raw_folders(p) if (folder / path).exists()), None)
     return None if there is None else open_clip(there, catalog, clip_id)

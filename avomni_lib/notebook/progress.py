@@ -1,8 +1,8 @@
-"""Progress that people see: a widget bar in a live notebook, plain lines everywhere else.
+"""Progress bars: a widget in a live notebook, plain lines everywhere else.
 
-A stage's notebook writes `fetch(p, hub, progress=progress.bar())`. Lines carry a time of day, so
-that the log of a night tells when it slowed down. A widget bar is replaced by its last line when it
-ends, so that no executed notebook shows a bar that is dead at 0 %. The counts are tqdm's.
+Usage in a notebook: `fetch(p, hub, progress=progress.bar())`. Lines carry a timestamp, so that a
+log shows when a run slowed down. When a widget bar ends it is replaced by its last line, because an
+executed notebook cannot show a widget. Rates are computed by tqdm.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from avomni_lib.plan import Bar
 
 HEADLESS_VARIABLE = "AVOMNI_HEADLESS"
 BYTE_UNITS = ("B", "byte", "bytes")
-# Of the last lines' rates: what a resumed run finds done already counts at once, and an average
-# over all time would promise too much.
+# Weight of recent rates: a resumed run counts finished work at once, and an average over the whole
+# time would be too optimistic.
 SMOOTHING = 0.6
 
 
 class _Meter(tqdm):
-    """tqdm without a thread and a process-wide lock of its own: a bar that failed holds neither."""
+    """tqdm without a monitor thread or process-wide lock, so a failed bar leaves neither behind."""
 
     monitor_interval = 0
 
@@ -37,14 +37,14 @@ _Meter.set_lock(threading.RLock())
 
 
 def bar() -> type[Bar]:
-    """The bar that suits who is watching: `WidgetBar` before a live front end, else `LineBar`."""
+    """`WidgetBar` if the kernel has a live front end, else `LineBar`."""
     return WidgetBar if has_front_end() else LineBar
 
 
 def has_front_end() -> bool:
-    """Whether a person at a front end runs this kernel.
+    """Whether this kernel is run interactively.
 
-    papermill and nbclient execute cells with `allow_stdin=False`; Lab and its like with True.
+    papermill and nbclient execute cells with `allow_stdin=False`, JupyterLab with True.
     """
     if os.environ.get(HEADLESS_VARIABLE, "") not in ("", "0"):
         return False
@@ -57,7 +57,7 @@ def has_front_end() -> bool:
 
 
 class LineBar(Bar):
-    """Lines with a time of day: the first, at most one every ten seconds, and the last."""
+    """Lines with a timestamp: the first, at most one every ten seconds, and the last."""
 
     every_s = 10.0
 
@@ -99,12 +99,12 @@ class LineBar(Bar):
         self.close(failed=kind is not None)
 
     def show(self, line: str) -> None:
-        # sys.stdout is looked up late: a kernel gives every cell its own.
+        # sys.stdout is looked up on every call, because a kernel replaces it for each cell.
         sys.stdout.write(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {line}\n")
         sys.stdout.flush()
 
     def write(self, text: str) -> None:
-        """What tqdm writes to a file: the line, and characters that would move a cursor."""
+        """Called by tqdm with a line and with characters that move the cursor."""
         if line := text.strip():
             self.show(line)
 
@@ -113,7 +113,7 @@ class LineBar(Bar):
 
 
 class WidgetBar(LineBar):
-    """An ipywidgets bar; when it ends, one line of text takes its place in the notebook."""
+    """An ipywidgets bar; when it ends, a line of text replaces it in the notebook."""
 
     every_s = 0.2
 
@@ -125,13 +125,13 @@ class WidgetBar(LineBar):
         self.progress = ipywidgets.FloatProgress(max=total or 1.0, layout={"width": "240px"})
         self.box = ipywidgets.HBox([self.progress, self.text])
         super().__init__(total, unit, label)
-        # A notebook whose kernel dies at work keeps this text, not a bar that stands still.
+        # If the kernel dies, the notebook keeps this text instead of a frozen bar.
         shown = self.box._repr_mimebundle_() | {"text/plain": self.text.value}
         self._handle = display(shown, raw=True, display_id=True)
 
     def show(self, line: str) -> None:
         self.text.value = line
-        # With no total the bar stays full, for there is no share to show; the text counts.
+        # Without a total the bar stays full, and only the text counts.
         self.progress.value = self.progress.max if self.total is None else self.count
 
     def close(self, failed: bool = False) -> None:

@@ -1,12 +1,12 @@
-"""Windows to batches to a model.
+"""Training: from windows to batches to an adapter.
 
-targets/   what the model must say, and how it is read back
-backbones/  one file a model family
-prompt/    conversation and samples
-model/     base model, adapter, generation
-feed/      reading ahead of the step
-fit/       the training process
-forecast/  tokens, memory and hours, before the run
-doctor/    does what training relies on work on this machine?
-export/    merged model and model card
+targets/    the texts that the model learns to generate, and their parsers
+backbones/  one file per model family
+prompt/     conversation and samples
+model/      base model, adapter, generation
+feed/       prefetching of batches
+fit/        the training process
+forecast/   tokens, memory and hours, estimated before the run
+doctor/     tests on this machine what training relies on
+export/     merged model, model card, data set in LeRobot's format
 """

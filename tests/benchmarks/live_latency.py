@@ -34,7 +34,6 @@ from PIL import Image
 from avomni_lib import files
 from avomni_lib.dataset import cameras
 from avomni_lib.live.answerer import Answerer
-from avomni_lib.live.answering import LocalAnswerer
 from avomni_lib.live.session import PARTS, Session, sources_of
 from avomni_lib.live.sources import LOW_DELAY, Begun, Reader, Source, open_source
 from avomni_lib.params import Params
@@ -80,7 +79,7 @@ def answering(p: Params, seconds: float) -> dict:
     """Seconds from frame to answer, of a session with the tiny base."""
     answerer = Answerer(p, base_only=True)
     answerer.answer(np.zeros(answerer.conversation.frame_shape, np.uint8))
-    session = Session(p, LocalAnswerer(answerer))
+    session = Session(p, answerer)
     used = time.process_time()
     session.run(seconds)
     used = time.process_time() - used

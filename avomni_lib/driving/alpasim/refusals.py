@@ -1,4 +1,4 @@
-"""What a driver does not take: drives that its model cannot do, requests that make no sense."""
+"""Checks of AlpaSim's requests: rejects sessions that the model cannot drive."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.live.ticks import Sliding
 from avomni_lib.params import Params
 
-CONFIG = "runtime.simulation_config"  # of AlpaSim's wizard
+CONFIG = "runtime.simulation_config"  # section of AlpaSim's wizard
 POLYNOMIAL = np.polynomial.polynomial.polyval
-FARTHEST = np.linspace(0, np.pi, 4001)  # rad off a lens's axis
+FARTHEST = np.linspace(0, np.pi, 4001)  # angles from the optical axis, rad
 
 
 class Refused(AvomniError):
-    """What the caller did cannot be answered.
+    """A call that cannot be served.
 
     Attributes:
-        code: Name of gRPC's status code.
+        code: Name of the gRPC status code.
     """
 
     def __init__(self, code: str, what: str, *, where: str | None = None, fix: str | None = None):
@@ -33,11 +33,11 @@ class Refused(AvomniError):
 
 @dataclass(frozen=True)
 class Runtime:
-    """What the simulator does that its requests do not tell.
+    """Settings of the simulator that its requests do not contain.
 
     Attributes:
-        warm_up_s: For so long the car drives as recorded (`force_gt_duration_us`).
-        frame_hz: Pictures a second of each camera (`frame_interval_us`).
+        warm_up_s: Time for which the car drives as recorded (`force_gt_duration_us`).
+        frame_hz: Images per second and camera (`frame_interval_us`).
     """
 
     warm_up_s: float = 1.7
@@ -45,7 +45,7 @@ class Runtime:
 
 
 def refuse(p: Params, runtime: Runtime, available: Iterable[Any]) -> None:
-    """Refuse a session that the run's model cannot drive, with all reasons at once.
+    """Refuse a session that the run's model cannot drive, naming all reasons at once.
 
     Args:
         available: `AvailableCamera` messages of the request.
@@ -53,14 +53,16 @@ def refuse(p: Params, runtime: Runtime, available: Iterable[Any]) -> None:
     Raises:
         Refused: its rates, warm-up or cameras do not fit.
     """
-    named = {each.logical_id or each.intrinsics.logical_id: each.intrinsics for each in available}
+    named = {
+        camera.logical_id or camera.intrinsics.logical_id: camera.intrinsics for camera in available
+    }
     reasons = [*rate_reasons(p, runtime), *_camera_reasons(p, named)]
     if reasons:
         raise Refused("FAILED_PRECONDITION", "; ".join(reasons), where="start_session")
 
 
 def rate_reasons(p: Params, runtime: Runtime) -> Iterator[str]:
-    """Why the simulator's rates do not suit the run's model, each with what mends it."""
+    """Reasons why the simulator's rates do not suit the run's model, with the fix for each."""
     hz, rows = p.processing.sample_hz, Sliding(p, 1, now_ns=lambda: 0).rows
     span_s = float(rows[-1]) / hz  # from a window's first picture to its last
     if hz > runtime.frame_hz * (1 + 1e-9):
@@ -93,7 +95,7 @@ def _camera_reasons(p: Params, named: dict[str, Any]) -> Iterator[str]:
 
 
 def _lens_reason(camera: cameras.Camera, spec: Any) -> str | None:
-    """Why a camera is not the one that the model knows by this name; None where it is."""
+    """Why a camera differs from the model's camera of this name; None if it does not."""
     if not spec.HasField("ftheta_param"):
         return (
             f"{camera.name} has no f-theta lens (ftheta_param), as the model's pictures have: take "
@@ -102,11 +104,8 @@ def _lens_reason(camera: cameras.Camera, spec: Any) -> str | None:
     if not (spec.resolution_w and spec.resolution_h):
         return f"{camera.name} has no resolution: fill resolution_w and resolution_h"
     view = view_deg(spec.ftheta_param, spec.resolution_w)
-    least, most = (
-        camera.fov_deg / calibration.VIEW_TOLERANCE,
-        camera.fov_deg * calibration.VIEW_TOLERANCE,
-    )
-    if not least < view < most:
+    tolerance = calibration.VIEW_TOLERANCE
+    if not camera.fov_deg / tolerance < view < camera.fov_deg * tolerance:
         return (
             f"{camera.name} sees {view:.0f}° across and not about {camera.fov_deg}°: pictures are "
             "not remapped, so give it the lens of the recorded car"
@@ -115,11 +114,13 @@ def _lens_reason(camera: cameras.Camera, spec: Any) -> str | None:
 
 
 def view_deg(lens: Any, width: float) -> float:
-    """Degrees that an f-theta lens sees across, by whichever of its polynomials is given; or NaN.
+    """Horizontal field of view of an f-theta lens in degrees, NaN without a polynomial.
+
+    Either polynomial may be given.
 
     Args:
         lens: A `FthetaCameraParam` message.
-        width: px.
+        width: Of the image, px.
     """
     sides = np.array([lens.principal_point_x, width - lens.principal_point_x])
     if len(lens.pixeldist_to_angle_poly):

@@ -1,4 +1,4 @@
-"""AlpaSim's `EgodriverService`: its calls to sessions, errors to status codes, and the server."""
+"""AlpaSim's `EgodriverService`: maps calls to sessions and errors to status codes; the server."""
 
 from __future__ import annotations
 
@@ -36,37 +36,38 @@ except ImportError as _error:
     ) from None
 
 log = logging.getLogger(__name__)
-pb: Any = egodriver_pb2  # its classes are made at import
+pb: Any = egodriver_pb2  # its classes are created at import
 SERVICE = pb.DESCRIPTOR.services_by_name["EgodriverService"]
-API = (0, 55, 0)  # of alpasim_grpc; the simulator records it, and compares drivers among themselves
+API = (0, 55, 0)  # version of alpasim_grpc; the simulator records it and compares drivers by it
 THREADS = 32
-LARGEST_BYTES = 64 * 2**20  # of a message: a PNG of 8 megapixels has some 20
+LARGEST_BYTES = 64 * 2**20  # limit of a message; a PNG of 8 megapixels has about 20 MB
 MOST_SESSIONS = 64
-IDLE_S = 600.0  # after which a session that nobody speaks to is given up
-REMEMBERED = 1000  # ended sessions, so that a late call can be told what became of it
+IDLE_S = 600.0  # a session without calls is dropped after this time
+REMEMBERED = 1000  # ended sessions whose reason is kept for late calls
 
 
 @dataclass
 class _Held:
-    """A session, who may speak to it, and when somebody last did."""
+    """A session, the lock that serialises its calls, and the time of the last one."""
 
     session: Session
     lock: threading.Lock = field(default_factory=threading.Lock)
-    heard_s: float = field(default_factory=time.monotonic)
+    called_s: float = field(default_factory=time.monotonic)
 
 
 class Driver:
-    """All calls of the service; several may come at a time.
+    """All calls of the service. Thread-safe.
 
     Sessions share one model, which answers one window at a time.
 
     Args:
-        ask: The model's text about a window, see `live.answering.asker`.
+        ask: Returns the model's answer to a window, see `live.answering.asker`.
+        runtime: Settings of the simulator.
 
     Attributes:
-        seconds: Of the last calls of `drive`, (seconds, whether the model was asked).
-        num_unread: Answers of which no path could be read.
-        stopped: Set when the simulator asks the driver to end.
+        seconds: The last calls of `drive`, as (seconds, whether the model was asked).
+        num_unread: Number of answers from which no path could be parsed.
+        stopped: Set when the simulator asks the driver to shut down.
     """
 
     def __init__(self, p: Params, ask: Asked, runtime: Runtime | None = None):
@@ -84,18 +85,20 @@ class Driver:
             raise Refused("INVALID_ARGUMENT", "a session needs a session_uuid")
         refusals.refuse(self._p, self._runtime, vehicle.available_cameras)
         sizes = {
-            each.logical_id or each.intrinsics.logical_id: (
-                each.intrinsics.resolution_w,
-                each.intrinsics.resolution_h,
+            camera.logical_id or camera.intrinsics.logical_id: (
+                camera.intrinsics.resolution_w,
+                camera.intrinsics.resolution_h,
             )
-            for each in vehicle.available_cameras
+            for camera in vehicle.available_cameras
         }
-        made = Session(self._p, self._runtime, sizes)
+        session = Session(self._p, self._runtime, sizes)
         with self._lock:
-            self._give_up_idle()
+            self._drop_idle()
             if name in self._held:
                 raise Refused(
-                    "ALREADY_EXISTS", f"session {name} runs already", fix="close it, or name anew"
+                    "ALREADY_EXISTS",
+                    f"session {name} runs already",
+                    fix="close it, or use another session_uuid",
                 )
             if len(self._held) >= MOST_SESSIONS:
                 raise Refused(
@@ -103,20 +106,20 @@ class Driver:
                     f"{MOST_SESSIONS} sessions run already",
                     fix="close some, or start another driver",
                 )
-            self._held[name] = _Held(made)
+            self._held[name] = _Held(session)
             self._ended.pop(name, None)
             self.num_sessions += 1
         log.info("session %s begins", name)
         return pb.SessionRequestStatus()
 
     def close_session(self, request: Any) -> Any:
-        with self._of(request), self._lock:
+        with self._session(request), self._lock:
             self._end(request.session_uuid, "was closed")
         return pb.Empty()
 
     def submit_image_observation(self, request: Any) -> Any:
         image = request.camera_image
-        with self._of(request) as session:
+        with self._session(request) as session:
             session.see(image.logical_id, image.frame_end_us, image.image_bytes)
         return pb.Empty()
 
@@ -126,8 +129,8 @@ class Driver:
             raise Refused(
                 "INVALID_ARGUMENT", f"{len(poses)} poses with {len(states)} dynamic_states"
             )
-        observed = [_pose_of(each) for each in poses]
-        with self._of(request) as session:
+        observed = [_pose_of(pose) for pose in poses]
+        with self._session(request) as session:
             for idx, pose in enumerate(observed):
                 if states:
                     speed = float(states[idx].linear_velocity.x)
@@ -138,31 +141,31 @@ class Driver:
         return pb.Empty()
 
     def submit_route(self, request: Any) -> Any:
-        """The model is told no route."""
-        with self._of(request):
+        """Accepted and ignored: the model does not use a route."""
+        with self._session(request):
             return pb.Empty()
 
     def submit_recording_ground_truth(self, request: Any) -> Any:
-        """Nobody looks at it."""
-        with self._of(request):
+        """Accepted and ignored."""
+        with self._session(request):
             return pb.Empty()
 
     def drive(self, request: Any) -> Any:
         started = time.monotonic()
-        with self._of(request) as session:
-            made = session.drive(request.time_now_us, self._ask)
-        is_asked = made.text is not None
+        with self._session(request) as session:
+            answered = session.drive(request.time_now_us, self._ask)
+        is_asked = answered.text is not None
         with self._lock:
-            self.num_unread += is_asked and not made.is_read
+            self.num_unread += is_asked and not answered.is_read
         self.seconds.append((time.monotonic() - started, is_asked))
         response = pb.DriveResponse()
-        for pose in made.poses:
+        for pose in answered.poses:
             into = response.trajectory.poses.add(timestamp_us=pose.time_us)
             into.pose.vec.x, into.pose.vec.y, into.pose.vec.z = pose.place
             quat = into.pose.quat
             quat.x, quat.y, quat.z, quat.w = pose.rotation.as_quat()
         if is_asked:
-            answer = {"text": made.text, "is_read": made.is_read}
+            answer = {"text": answered.text, "is_read": answered.is_read}
             response.debug_info.unstructured_debug_info = json.dumps(answer).encode()
         return response
 
@@ -180,8 +183,8 @@ class Driver:
             return self._model(frames, history)
 
     @contextlib.contextmanager
-    def _of(self, request: Any) -> Iterator[Session]:
-        """The session that a request names, which nobody else speaks to meanwhile."""
+    def _session(self, request: Any) -> Iterator[Session]:
+        """The session that a request names, locked for the duration of the call."""
         name = request.session_uuid
         with self._lock:
             held = self._held.get(name)
@@ -190,40 +193,40 @@ class Driver:
         with held.lock:
             if self._held.get(name) is not held:  # it ended while this call waited
                 raise self._gone(name)
-            held.heard_s = time.monotonic()
+            held.called_s = time.monotonic()
             yield held.session
-            held.heard_s = time.monotonic()
+            held.called_s = time.monotonic()
 
     def _gone(self, name: str) -> Refused:
-        became = self._ended.get(name, "was never started here")
+        reason = self._ended.get(name, "was never started here")
         return Refused(
-            "NOT_FOUND", f"session {name or '(without session_uuid)'} {became}", fix="start_session"
+            "NOT_FOUND", f"session {name or '(without session_uuid)'} {reason}", fix="start_session"
         )
 
-    def _end(self, name: str, became: str) -> None:
+    def _end(self, name: str, reason: str) -> None:
         self._held.pop(name)
-        self._ended[name] = became
+        self._ended[name] = reason
         while len(self._ended) > REMEMBERED:
             del self._ended[next(iter(self._ended))]
-        log.info("session %s %s", name, became)
+        log.info("session %s %s", name, reason)
 
-    def _give_up_idle(self) -> None:
-        """Forget sessions whose simulator has died."""
+    def _drop_idle(self) -> None:
+        """Drop sessions whose simulator seems to have died."""
         now_s = time.monotonic()
         for name, held in list(self._held.items()):
-            if now_s - held.heard_s > IDLE_S and not held.lock.locked():
-                self._end(name, f"was given up: nobody spoke to it for {IDLE_S:g} s")
+            if now_s - held.called_s > IDLE_S and not held.lock.locked():
+                self._end(name, f"was dropped: no call for {IDLE_S:g} s")
 
     def latency(self) -> dict[str, dict[str, float]]:
-        """Seconds of the calls of `drive`, of all and of those that asked the model: p50, p95."""
+        """p50 and p95 in seconds: `drive` of all calls, `answered` of those that ran the model."""
         by_kind = {
             "drive": [seconds for seconds, _ in self.seconds],
             "answered": [seconds for seconds, is_asked in self.seconds if is_asked],
         }
         return {
-            kind: {f"p{q}": round(float(np.percentile(own, q)), 4) for q in (50, 95)}
-            for kind, own in by_kind.items()
-            if own
+            kind: {f"p{q}": round(float(np.percentile(seconds, q)), 4) for q in (50, 95)}
+            for kind, seconds in by_kind.items()
+            if seconds
         }
 
 
@@ -241,7 +244,7 @@ def _pose_of(message: Any) -> Pose:
 
 
 def _guarded(call: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
-    """A call whose mistakes are told to the caller, and end nothing here."""
+    """Wrap a call: errors become gRPC status codes and never end the server."""
 
     def answer(request: Any, context: Any) -> Any:
         try:
@@ -261,7 +264,7 @@ def _guarded(call: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
 
 @contextlib.contextmanager
 def serving(driver: Driver, port: int, host: str = "127.0.0.1") -> Iterator[int]:
-    """Serve until the block ends; calls under way are answered first, for some seconds.
+    """Serve until the block ends; calls in progress get 5 s to finish.
 
     Args:
         port: 0 takes a free one.
@@ -270,7 +273,7 @@ def serving(driver: Driver, port: int, host: str = "127.0.0.1") -> Iterator[int]
         The port.
 
     Raises:
-        AvomniError: it is taken, or no address of this machine.
+        AvomniError: the port is taken, or `host` is not an address of this machine.
     """
     size = ("grpc.max_receive_message_length", LARGEST_BYTES)
     server = grpc.server(
@@ -303,10 +306,10 @@ def serving(driver: Driver, port: int, host: str = "127.0.0.1") -> Iterator[int]
 
 
 def serve(driver: Driver, port: int, host: str, begun: Callable[[int], None]) -> None:
-    """Serve until Ctrl-C, or until the simulator asks to end.
+    """Serve until Ctrl-C, or until the simulator asks the driver to shut down.
 
     Args:
-        begun: Called with the port.
+        begun: Called with the port once the server listens.
     """
     with serving(driver, port, host) as bound, contextlib.suppress(KeyboardInterrupt):
         begun(bound)
@@ -314,29 +317,29 @@ def serve(driver: Driver, port: int, host: str, begun: Callable[[int], None]) ->
 
 
 def summary(driver: Driver) -> str:
-    """What came of it, and what the simulator should be told."""
-    found = driver.latency()
+    """Counts, latencies and the `planner_delay_us` that they suggest, as text."""
+    latency = driver.latency()
     lines = [
         f"sessions: {driver.num_sessions}, calls of drive: {len(driver.seconds)}, answers without "
         f"a path: {driver.num_unread}"
     ]
-    for kind, seconds in found.items():
+    for kind, seconds in latency.items():
         lines.append(f"  {kind:<8} " + ", ".join(f"{q} {s:.3f} s" for q, s in seconds.items()))
-    lines.append(delay_note(found["answered"]["p95"] if "answered" in found else None))
+    lines.append(delay_note(latency["answered"]["p95"] if "answered" in latency else None))
     return "\n".join(lines)
 
 
 def delay_note(seconds: float | None = None) -> str:
-    """What `planner_delay_us` has to be for a score that counts the time of thinking."""
+    """The `planner_delay_us` to set for a score that counts the time of inference."""
     name = f"{refusals.CONFIG}.planner_delay_us"
     if seconds is None:
-        return f"the simulator's clock stands while this driver thinks, unless {name} is set"
+        return f"the simulator's clock stops during inference, unless {name} is set"
     return (
-        f"the simulator's clock stood meanwhile, unless {name} was set: an answer's p95 here is "
-        f"{round(seconds * 1e6)}"
+        f"the simulator's clock stopped during inference, unless {name} was set: an answer's p95 "
+        f"here is {round(seconds * 1e6)}"
     )
 
 
 def camera_names(p: Params) -> str:
-    """The cameras that the simulator has to show."""
+    """The cameras that the simulator has to provide, comma-separated."""
     return ", ".join(camera.name for camera in cameras.grid(p.vision.cameras).cameras)

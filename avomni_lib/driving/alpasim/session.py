@@ -1,8 +1,9 @@
-"""One drive in the simulator: pictures and poses in, a path out.
+"""One drive in the simulator: images and poses in, a path out.
 
-Times are the simulator's, µs; they stand still while a path is made. The simulator's local frame is
-fixed to the ground, z up; a pose is the rig's place and rotation in it (local -> rig, active). The
-rig's frame is x forward, y left, z up, with its origin on the ground below the rear axle.
+Times are simulation times in µs; they do not advance while a path is computed. The simulator's
+local frame is fixed to the ground, z up; a pose is the rig's position and rotation in it (local ->
+rig, active). In the rig's frame x is forward, y left and z up, and the origin is on the ground
+below the rear axle.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ from avomni_lib.training.targets import target_of
 from avomni_lib.training.targets.future import FUTURE_STEPS, at_10hz
 
 Asked = Callable[[np.ndarray, str], str]
-JITTER_US = 10_000  # by which a picture may come after the moment that it is for
-KEPT_FRAMES = 32  # of a camera that nobody has looked at yet
+JITTER_US = 10_000  # an image may be this much later than the time for which it is used
+KEPT_FRAMES = 32  # unused images kept per camera
 KEPT_POSES_US = 20_000_000
-STALE_US = 500_000  # an older pose is not where the car is
-TURNS_M = 0.05  # of a path in 0.1 s; a shorter piece says no direction
-ASPECT = 0.02  # by which the shape of a picture may differ from its lens's
-LARGEST_PX = 8192  # sides of a picture
+STALE_US = 500_000  # an older pose does not count as the current one
+TURNS_M = 0.05  # a shorter 0.1 s step of a path has no direction
+ASPECT = 0.02  # tolerated relative difference between the aspect ratios of an image and its lens
+LARGEST_PX = 8192  # limit for either side of an image
 
 
 @dataclass(frozen=True)
 class Pose:
-    """Where the rig is in the local frame, and m/s along its x; NaN where nobody told the speed."""
+    """The rig's pose in the local frame, and its speed (m/s) along x, NaN if unknown."""
 
     time_us: int
     place: np.ndarray
@@ -50,7 +51,7 @@ class Pose:
 
 @dataclass(frozen=True)
 class Plan:
-    """A path that was made at a pose: (64, 2) m in the rig's frame then, every 0.1 s."""
+    """A path planned at a pose: (64, 2) m in the rig's frame at that pose, every 0.1 s."""
 
     pose: Pose
     path: np.ndarray
@@ -58,13 +59,13 @@ class Plan:
 
 @dataclass
 class Answered:
-    """What came of a call: the poses to drive through, and what was said for them.
+    """The result of a call: the poses to drive through, and the model's answer.
 
     Attributes:
-        poses: The current one first, then every 0.1 s up to 6.4 s ahead; empty before the first
-            window is whole.
-        text: The model's answer where it was asked in this call.
-        is_read: Whether a path could be read of that.
+        poses: The current one first, then every 0.1 s up to 6.4 s ahead; empty until the first
+            window is complete.
+        text: The model's answer, or None if it was not asked in this call.
+        is_read: Whether a path could be parsed from the answer.
     """
 
     poses: list[Pose] = field(default_factory=list)
@@ -73,7 +74,7 @@ class Answered:
 
 
 def decoded(content: bytes) -> av.VideoFrame:
-    """The picture of a JPEG or PNG.
+    """Decode a JPEG or PNG.
 
     Raises:
         Refused: it is damaged, too large or neither.
@@ -93,11 +94,12 @@ def decoded(content: bytes) -> av.VideoFrame:
 
 
 class Session:
-    """One drive; not safe to be called by several threads at a time.
+    """One drive. Not thread-safe.
 
     Args:
         p: The run's parameters.
-        sizes: (width, height) px of each camera's lens.
+        runtime: Settings of the simulator.
+        sizes: Camera -> (width, height) px for which its lens is given.
     """
 
     def __init__(self, p: Params, runtime: Runtime, sizes: Mapping[str, tuple[int, int]]):
@@ -105,9 +107,9 @@ class Session:
         self._sizes = dict(sizes)
         self._names = [camera.name for camera in cameras.grid(p.vision.cameras).cameras]
         self._frames: dict[str, dict[int, av.VideoFrame]] = {name: {} for name in self._names}
-        self._shown: dict[str, int] = {}  # by camera, the time of the picture last looked at
+        self._shown: dict[str, int] = {}  # camera -> time of the image used last
         self._sliding = Sliding(p, p.live.hop, now_ns=lambda: 0)
-        # The first whole window is due at once: tick 0 is its last.
+        # Tick 0 is the last one of the first complete window.
         self._tick = -int(self._sliding.rows[-1])
         self._every_us = 1e6 / p.processing.sample_hz
         self._start_us: int | None = None  # of the first tick
@@ -116,12 +118,12 @@ class Session:
         self._plan: Plan | None = None
 
     def see(self, camera: str, time_us: int, content: bytes) -> None:
-        """Take a picture in, whose shutter closed at `time_us`.
+        """Add an image whose exposure ended at `time_us`.
 
-        Pictures of cameras that the model does not see are left aside.
+        Images of cameras that the model does not use are ignored.
 
         Raises:
-            Refused: it is damaged, or of another shape than its lens.
+            Refused: it is damaged, or its aspect ratio differs from its lens's.
         """
         if camera not in self._frames:
             return
@@ -136,15 +138,15 @@ class Session:
             )
         frames = self._frames[camera]
         frames[time_us] = frame
-        if self._start_us is not None:  # the next look takes the last one before it
-            passed = self._newest(camera, self._next_us())
-            self._frames[camera] = {each: frames[each] for each in frames if each >= passed}
+        if self._start_us is not None:  # older images than the one for the next tick are not used
+            newest_us = self._newest(camera, self._next_us())
+            self._frames[camera] = {at: frame for at, frame in frames.items() if at >= newest_us}
         while len(self._frames[camera]) > KEPT_FRAMES:
             del self._frames[camera][min(self._frames[camera])]
 
     def move(self, pose: Pose) -> None:
-        """Take a pose in; several may come in any order."""
-        times = [each.time_us for each in self._poses]
+        """Add a pose; poses may come in any order."""
+        times = [known.time_us for known in self._poses]
         at = bisect.bisect_left(times, pose.time_us)
         is_known = at < len(times) and times[at] == pose.time_us
         self._poses[at : at + is_known] = [pose]
@@ -152,14 +154,14 @@ class Session:
             del self._poses[0]
 
     def drive(self, now_us: int, ask: Asked) -> Answered:
-        """The path from here.
+        """The path from the pose at `now_us`.
 
         Args:
-            ask: The model's text about a window (T, H, W, 3) uint8 RGB and the words of the past;
-                asked at most once, about the newest window that is due.
+            ask: Maps a window (T, H, W, 3) uint8 RGB and the text of the car's history to the
+                model's answer; called at most once, with the newest window that is due.
 
         Raises:
-            Refused: no pose is known, cameras show nothing or not often enough, or the time is
+            Refused: no pose is known, images are missing or come too rarely, or the time is
                 before that of the last call.
         """
         if now_us < self._now_us:
@@ -183,7 +185,7 @@ class Session:
         return answered
 
     def _look(self) -> Ready | None:
-        """Take the pictures of all moments until now in; the newest window that is due."""
+        """Process the ticks up to now; returns the newest window that is due."""
         if self._start_us is None and not self._begin():
             return None
         newest = None
@@ -191,7 +193,7 @@ class Session:
             taken = {name: self._newest(name, time_us) for name in self._names}
             late = [name for name, at_us in taken.items() if at_us <= self._shown.get(name, -1)]
             if late and self._now_us - time_us < self._every_us:
-                break  # they may come before the next call
+                break  # the images may arrive before the next call
             if late:
                 raise self._too_few(late, time_us)
             frames = {
@@ -204,13 +206,13 @@ class Session:
         return newest
 
     def _next_us(self) -> int:
-        """When the model looks next."""
+        """Time of the next tick."""
         assert self._start_us is not None
         number = self._tick + int(self._sliding.rows[-1])
         return self._start_us + round(number * self._every_us)
 
     def _begin(self) -> bool:
-        """Start when every camera has shown a picture."""
+        """Start the ticks once every camera has an image; False before that."""
         blank = [name for name, frames in self._frames.items() if not frames]
         if not blank:
             self._start_us = max(min(frames) for frames in self._frames.values())
@@ -225,16 +227,16 @@ class Session:
         return False
 
     def _newest(self, name: str, time_us: int) -> int:
-        """Time of the camera's last picture at or before a moment, -1 where there is none."""
+        """Time of the camera's last image at or before `time_us`; -1 without one."""
         until_us = time_us + JITTER_US
         return max((at_us for at_us in self._frames[name] if at_us <= until_us), default=-1)
 
     def _forget(self, taken: Mapping[str, int]) -> None:
-        """Keep no pictures but those that come after these."""
+        """Drop the images up to the given times."""
         self._shown.update(taken)
-        for name, at_us in taken.items():
+        for name, taken_us in taken.items():
             frames = self._frames[name]
-            self._frames[name] = {each: frames[each] for each in frames if each > at_us}
+            self._frames[name] = {at: frame for at, frame in frames.items() if at > taken_us}
 
     def _too_few(self, names: list[str], time_us: int) -> Refused:
         return Refused(
@@ -250,7 +252,7 @@ class Session:
         if not pose or self._now_us - pose[0].time_us > STALE_US:
             raise Refused(
                 "FAILED_PRECONDITION",
-                "nobody has told where the car is"
+                "no pose of the car is known"
                 + (f" since {pose[0].time_us / 1e6:.3f} s" if pose else ""),
                 where=f"drive at {self._now_us / 1e6:.3f} s",
                 fix="call submit_egomotion_observation before drive",
@@ -267,7 +269,7 @@ class Session:
         path = None if answer is None else answer.waypoints_m
         answered.is_read = path is not None
         if path is None and self._plan is not None:
-            return  # the last one is followed on
+            return  # keep the previous plan
         if path is None:
             waypoints = rolled("constant_velocity", self._past(made_us))
         else:
@@ -275,13 +277,13 @@ class Session:
         self._plan = Plan(self._pose_at(made_us), at_10hz(waypoints))
 
     def _history(self, last_us: int) -> str:
-        """The words of the car's past, where the prompt has them."""
+        """The text of the car's history for the prompt; empty if the prompt has none."""
         span_us = (self._p.processing.sequence_length - 1) * self._every_us
         first_us = round(last_us - span_us)
         return samples.past_words(self._p, lambda at: self._past(last_us if at else first_us))
 
     def _pose_at(self, time_us: int) -> Pose:
-        """Between the poses that are known, or the nearest."""
+        """The pose at a time: interpolated between known poses, or the nearest one."""
         times = [pose.time_us for pose in self._poses]
         after = bisect.bisect_left(times, time_us)
         if after in (0, len(times)):
@@ -289,12 +291,12 @@ class Session:
         pair = self._poses[after - 1], self._poses[after]
         part = (time_us - pair[0].time_us) / (pair[1].time_us - pair[0].time_us)
         place = pair[0].place + part * (pair[1].place - pair[0].place)
-        turn = Slerp([0, 1], Rotation.concatenate([each.rotation for each in pair]))(part)
+        turn = Slerp([0, 1], Rotation.concatenate([pose.rotation for pose in pair]))(part)
         speed = pair[0].speed_mps + part * (pair[1].speed_mps - pair[0].speed_mps)
         return Pose(time_us, place, turn, speed)
 
     def _past(self, time_us: int) -> Trajectory:
-        """The motion before a moment, by the ETL's code."""
+        """The motion before a time, computed as in the ETL."""
         now = self._pose_at(time_us)
         before = self._poses_until(time_us - 1)
         track = np.zeros((len(before), 9))
@@ -313,10 +315,10 @@ class Session:
 
 
 def ahead(plan: Plan, now_us: int) -> list[Pose]:
-    """Poses of a plan in the local frame: 64, every 0.1 s, those later than now.
+    """The next 64 poses of a plan after `now_us`, every 0.1 s, in the local frame.
 
-    The path lies in the plane on which the car stood when it was made; each pose looks where the
-    path goes. Past the plan's end it goes straight on as fast as it ended.
+    The path lies in the ground plane of the pose at which it was planned, and every pose faces
+    along it. Past its end it is extended in a straight line at its final speed.
     """
     gone = max((now_us - plan.pose.time_us) // STEP_US, 0)
     last = plan.path[-1] - plan.path[-2]

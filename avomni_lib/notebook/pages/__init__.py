@@ -1,8 +1,8 @@
 """Tables, the report and web pages.
 
-tables    tables in a notebook
-report    the score on one page
+tables    parameters, choices and outcomes as data frames
+report    the evaluation report on one page
 web       executed notebooks as web pages
-terminal  the command line's output
-wording   names of the ladder's rows and figures
+terminal  output of the command line
+wording   labels and number formats of the ladder
 """

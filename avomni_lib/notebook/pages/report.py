@@ -1,4 +1,4 @@
-"""The report of a run: one page that needs no network, every figure with how to get it again."""
+"""The report of a run: one self-contained page, with the command that reproduces each claim."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from avomni_lib.plan import minutes
 from avomni_lib.training.model import adapter
 from avomni_lib.training.targets import target
 
-STAGE = "06_evaluate"  # at work while its report is written
+STAGE = "06_evaluate"  # still running while its report is written
 FILE, PARAMS_FILE, TEMPLATE = "report.html", "params.yaml", "report.html.jinja"
-NUM_ANSWERS = 2  # windows whose answers stand side by side: of the worst and of the typical, each
+NUM_ANSWERS = 2  # number of worst and of typical windows whose answers are shown
 PICTURES = {
     "ladder": "Each row of the ladder with its interval, and its difference to the model.",
-    "predicted": "Calibration: the speed that is said against the speed that was driven.",
-    "horizon": "How far the said paths are from the driven one, 1 to 6.4 s ahead.",
-    "manoeuvres": "Which manoeuvre is taken for which.",
-    "slices": "The same figure where it matters.",
-    "worst": "The windows with the largest errors: frames, true and said path, answers.",
-    "typical": "Windows with errors about the median.",
+    "predicted": "Calibration: predicted speed against driven speed.",
+    "horizon": "Distance of the predicted paths from the driven one, 1 to 6.4 s ahead.",
+    "manoeuvres": "Confusion matrix of the manoeuvres.",
+    "slices": "The same figure for slices of the windows.",
+    "worst": "The windows with the largest errors: frames, driven and predicted path, answers.",
+    "typical": "Windows with errors near the median.",
 }
-# The section of each; what is in none comes at the end of `truth`.
+# Section of each picture; others go to the end of `truth`.
 SECTIONS = {"ladder": "ladder", "slices": "slices", "worst": "windows", "typical": "windows"}
 SECTIONS |= dict.fromkeys(("predicted", "horizon", "manoeuvres"), "truth")
 VERDICTS = {
@@ -50,7 +50,7 @@ VERDICTS = {
     wording.EVEN: "no difference shown",
     wording.AHEAD: "the row is better",
 }
-# Prints a claim from the answers alone; no model is loaded and no GPU is needed.
+# Prints a claim from the answers alone, without a model or GPU.
 RECOMPUTE = (
     "from pathlib import Path; from avomni_lib.evaluation import metrics; "
     "print(metrics.figures(metrics.read(Path({path!r})))['claims'][{number}]['text'])"
@@ -65,17 +65,17 @@ def write(
     cost: Mapping[str, Any],
     folder: Path,
 ) -> Path:
-    """Write `report.html`, and beside it `params.yaml`, the run's parameters in full.
+    """Write `report.html`, and beside it `params.yaml` with all of the run's parameters.
 
     Args:
         figures: As in 06's `result.json`.
-        table: The answers that they follow from (`evaluation.metrics.SCHEMA`).
-        pictures: Name -> PNG file; they are put into the page.
-        cost: As `cost_of` returns it.
-        folder: The stage's.
+        table: The answers from which they were computed (`evaluation.metrics.SCHEMA`).
+        pictures: Name -> PNG file, to be embedded.
+        cost: As returned by `cost_of`.
+        folder: The stage's folder.
 
     Returns:
-        The page.
+        Path of the page.
 
     Raises:
         AvomniError: a picture is missing.
@@ -109,17 +109,17 @@ def write(
 
 
 def cost_of(p: Params, running_s: float | None = None) -> dict[str, Any]:
-    """What the run took so far, from the `result.json` of each stage.
+    """Time, memory and price of the run so far, from the `result.json` of each stage.
 
     Args:
-        running_s: Seconds that 06 has been at work, whose own `result.json` is written after the
+        running_s: Seconds for which 06 has been running, as its `result.json` is written after the
             report.
 
     Returns:
-        `stages`: {stage, seconds, memory_gb, device_gb, machine} each, only those that are done or
-        at work; `seconds` of all of them; `price_per_hour` and `price`, None where no price is set.
-        A stage that was skipped counts with what it took when it ran; one that was killed and went
-        on, with what it took since.
+        `stages`: a list of {stage, seconds, memory_gb, device_gb, machine} of the stages that are
+        done or running; `seconds`, their sum; `price_per_hour` and `price`, None without a price.
+        A skipped stage counts with the time of its last run, a resumed one with the time since it
+        was resumed.
     """
     rows = []
     for stage in runs.STAGES:
@@ -129,7 +129,7 @@ def cost_of(p: Params, running_s: float | None = None) -> dict[str, Any]:
             result = {"seconds": running_s, "peak_memory_gb": host_gb, "figures": {}}
             result["provenance"] = hardware.provenance()
         if result is not None:
-            # A notebook that found a training at work has not seen all of it.
+            # A notebook that attached to a running training measured only a part of it.
             trained_s = result["figures"].get("measured", {}).get("seconds", 0.0)
             rows.append(
                 {
@@ -146,20 +146,20 @@ def cost_of(p: Params, running_s: float | None = None) -> dict[str, Any]:
 
 
 def machine_of(made_with: Mapping[str, Any]) -> str:
-    """A machine in words, from the `provenance` of a result."""
+    """Description of a machine, from the `provenance` of a result."""
     words = f"{made_with['cores']} cores, {made_with['host_memory_gb']:.0f} GB of memory"
     device = made_with.get("device")
     return f"{words}; {device['reason']}" if device and device["value"] != "cpu" else words
 
 
 def facts(p: Params, figures: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What was run: (name, value) each."""
+    """(name, value) of the run's main settings."""
     record: dict[str, Any] = {}
     with contextlib.suppress(AvomniError):
         record = adapter.read_record(adapter.adapter_dir(p))
     made_with = hardware.provenance()
     packages = {name: version for name, version in made_with["packages"].items() if version}
-    of = target(figures["ladder"][0]["target"])
+    run_target = target(figures["ladder"][0]["target"])
     trained = "not recorded"
     if record:
         clips = len(record["training_clip_ids"])
@@ -169,7 +169,7 @@ def facts(p: Params, figures: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("base model", p.model.base_model),
         ("adapter", f"LoRA rank {p.model.lora_rank}, alpha {p.model.lora_alpha}"),
         ("trained on", trained),
-        ("target", f"{of.name}: {p.prompt.question or of.question}"),
+        ("target", f"{run_target.name}: {p.prompt.question or run_target.question}"),
         ("past motion in the prompt", "yes" if p.prompt.ego_history else "no"),
         ("answers held to the form", "yes" if p.evaluation.constrained else "no"),
         (
@@ -192,7 +192,7 @@ def facts(p: Params, figures: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 @functools.cache
 def _template() -> jinja2.Template:
-    # Answers are whatever a model wrote: every text is escaped, and nothing may be left out.
+    # Answers are arbitrary text: escape everything, and fail on undefined names.
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -209,14 +209,14 @@ def _template() -> jinja2.Template:
 
 
 def _named(path: Path) -> str:
-    """A path as a command names it: from the project's root where it lies below it."""
+    """A path for a command: relative to the project's root if it is inside it."""
     path = path.resolve()
     root = files.PROJECT_ROOT
     return shlex.quote(str(path.relative_to(root) if path.is_relative_to(root) else path))
 
 
 def _quoted(code: str) -> str:
-    """Code with single quotes in it as one word of a shell; in double quotes where they will do."""
+    """Quote code that contains single quotes for a shell, in double quotes if possible."""
     return shlex.quote(code) if set(code) & set('"$`\\!') else f'"{code}"'
 
 
@@ -229,7 +229,7 @@ def _between(low: float | None, high: float | None, sign: bool = False) -> str:
 
 
 def _pictures(pictures: Mapping[str, Path]) -> dict[str, list[dict[str, str]]]:
-    """Section -> its pictures: name, words, and the file's bytes as a data URL."""
+    """Section -> its pictures: name, caption, and the file as a data URL."""
     shown_in: dict[str, list[dict[str, str]]] = {section: [] for section in SECTIONS.values()}
     for name in sorted(pictures, key=[*PICTURES, *pictures].index):
         try:
@@ -248,30 +248,30 @@ def _pictures(pictures: Mapping[str, Path]) -> dict[str, list[dict[str, str]]]:
 
 
 def _answers(table: pa.Table) -> list[dict[str, Any]]:
-    """Windows with what is true and what was said before and after: bad ones, then usual ones."""
+    """The worst and the typical windows with ground truth and answers."""
     kinds = {"worst": metrics.worst, "typical": metrics.typical}
     return [
         {
             "kind": kind,
-            "clip_id": each.clip_id,
-            "window": each.window,
-            "true": _true_text(each, table["target"][0].as_py()),
+            "clip_id": window.clip_id,
+            "window": window.window,
+            "true": _true_text(window, table["target"][0].as_py()),
             "texts": [
                 {
                     "who": wording.row(name),
-                    "text": each.answers[name] or "",
+                    "text": window.answers[name] or "",
                     "read": f"read as: {describe(prediction)}" if prediction else describe(None),
                 }
-                for name, prediction in each.predictions.items()
+                for name, prediction in window.predictions.items()
             ],
         }
         for kind, pick in kinds.items()
-        for each in shown(table, pick(table, MODEL, NUM_ANSWERS))
+        for window in shown(table, pick(table, MODEL, NUM_ANSWERS))
     ]
 
 
-def _true_text(each: Shown, name: str) -> str:
+def _true_text(window: Shown, name: str) -> str:
     try:
-        return target(name).write(each.true)
+        return target(name).write(window.true)
     except (AvomniError, TypeError, ValueError):
-        return describe(each.true)  # a part of it is not known of this window
+        return describe(window.true)  # a part is unknown for this window

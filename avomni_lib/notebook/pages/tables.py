@@ -1,4 +1,4 @@
-"""What every notebook shows of its parameters and of what came out, as data frames."""
+"""Data frames that notebooks show: parameters, choices and the outcome of a stage."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from avomni_lib.training.model import model_input
 
 MOST_PARTS = 12
 HASH = re.compile(r"[0-9a-f]{40,}")
-pd.set_option("display.max_colwidth", None)  # a reason is a sentence, and none is cut off
+pd.set_option("display.max_colwidth", None)  # do not truncate reasons
 
 
 def parameters(p: Params, names: Mapping[str, Any]) -> pd.DataFrame:
-    """The keys of a notebook's parameters cell: the value that holds, and where it comes from.
+    """The keys of a notebook's parameters cell, with their values and where these were set.
 
     Args:
         p: From `Params.from_notebook`.
@@ -39,14 +39,14 @@ def parameters(p: Params, names: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def choices(chosen: Mapping[str, tuple[Any, str]]) -> pd.DataFrame:
-    """What was chosen for the user, and why."""
+    """Choices made for the user, with reasons."""
     return pd.DataFrame.from_dict(chosen, orient="index", columns=["taken", "because"])
 
 
 def outcome(finished: Mapping[str, Any]) -> pd.DataFrame:
-    """What a stage left, as `OpenStage.finish` returns it: a row a figure that is one value.
+    """The outcome of a stage, as returned by `OpenStage.finish`: one row per scalar figure.
 
-    What holds a table of its own is counted; all of it is in `result.json`.
+    For nested figures the number of entries is shown; `result.json` has all of them.
     """
     rows = {
         "stage": finished["stage"],
@@ -70,12 +70,12 @@ def _value(name: str, value: Any) -> str:
         is_whole = isinstance(value, int) or abs(value) >= 1000
         return f"{value:,.0f}" if is_whole else f"{value:.4g}"
     if isinstance(value, Mapping):
-        plain = [each for each in value.values() if not isinstance(each, Mapping | list | tuple)]
-        if len(plain) == len(value) <= MOST_PARTS:
-            parts = {key: _value(name, each) for key, each in value.items() if each != 0}
+        is_flat = not any(isinstance(part, Mapping | list | tuple) for part in value.values())
+        if is_flat and len(value) <= MOST_PARTS:
+            parts = {key: _value(name, part) for key, part in value.items() if part != 0}
             return ", ".join(f"{key} {text}" for key, text in parts.items() if text)
         return f"{len(value):,} entries"
     if isinstance(value, list | tuple):
         return f"{len(value):,} entries"
-    # The first characters of a hash tell it from others.
+    # The first characters identify a hash.
     return f"{value[:12]}…" if HASH.fullmatch(str(value)) else str(value)

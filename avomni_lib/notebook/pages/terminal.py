@@ -1,7 +1,6 @@
-"""What the command line says, as a person reads it: tables in a terminal, lines everywhere else.
+"""Output of the command line: framed tables in a terminal, plain lines everywhere else.
 
-In a pipe, a log or a terminal that can only print (`TERM=dumb`) the frame of a table is in the way
-of grep and diff.
+Plain lines in pipes, logs and dumb terminals (`TERM=dumb`) work with grep and diff.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ class Rows:
 
     Attributes:
         notes: Lines below it.
-        text: What is printed where there is no terminal; a line a row where it is left out.
+        text: Printed instead if there is no terminal; defaults to one line per row.
     """
 
     title: str
@@ -43,7 +42,7 @@ class Rows:
 
 
 def show(shown: Any) -> None:
-    """Print what a command found; `Rows` with a frame in a terminal, where no cell is cut off."""
+    """Print a command's output; `Rows` as a framed table in a terminal, without truncation."""
     out = _console()
     if not isinstance(shown, Rows) or not out.is_terminal or out.is_dumb_terminal:
         print(shown, flush=True)
@@ -59,14 +58,14 @@ def show(shown: Any) -> None:
 
 
 def _console(**options: Any) -> Console:
-    """Prints what it is given: brackets and colons in a path or in a message mean nothing."""
+    """A console that prints text literally, without markup or emoji codes."""
     colours = None if os.environ.get("NO_COLOR") else "auto"
     plain = {"markup": False, "highlight": False, "emoji": False, "color_system": colours}
     return Console(**plain, **options)
 
 
 def write_error(error: Any) -> None:
-    """To stderr: what, where and what to do, the first word in red where that is a terminal."""
+    """Print an error to stderr; in a terminal its first word is red."""
     out = _console(stderr=True, soft_wrap=True)
     out.print(Text("error: ", "bold red") if out.is_terminal else "error: ", end="")
     out.print(str(error), soft_wrap=True)

@@ -1,8 +1,8 @@
 """A run's executed notebooks as web pages: `python -m avomni_lib.notebook.pages.web PARAMS.yaml`.
 
-Every picture is inside its page, no page has a script, and none asks anything of a network: they
-can be read on a phone, in a mail, a year later. Code is folded away. A widget's view is left out:
-its notebook shows the same as a picture.
+The pages embed all images, have no scripts and load nothing from a network, so they can be mailed
+and archived. Code is folded. Views of widgets are left out, as the notebooks show the same as an
+image.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FOLDER, INDEX, SCORE = "report", "index.html", "score.html"
 SCORE_SOURCE = "06_evaluate/report.html"
 FRAME, CELLS = "page.html.jinja", "cells.html.jinja"
 VIEW = "application/vnd.jupyter.widget-view+json"
-# Of the HTML that cells have put out: what our own tables are made of.
+# Allowed tags in the HTML outputs of cells: those of our tables.
 TAGS = ["table", "thead", "tbody", "tr", "th", "td", "p", "b", "i", "em", "strong", "br", "code"]
 TAGS += ["ul", "ol", "li", "h3", "h4", "pre", "span", "div"]
 STYLE = re.compile(r"<style.*?</style>", re.DOTALL)
@@ -44,10 +44,10 @@ LINK = re.compile(r"\[([^\]]+)\]\((\w+)\.ipynb\)")
 
 
 def write(p: Params) -> Path:
-    """Write `outputs/<run>/report/`: a page a stage that has been executed, and an index of them.
+    """Write `outputs/<run>/report/`: one page per executed stage, and an index.
 
     Returns:
-        The index.
+        Path of the index.
 
     Raises:
         AvomniError: no stage has been executed by `run`, or a notebook cannot be read.
@@ -91,8 +91,8 @@ def body_of(notebook: nbformat.NotebookNode, pages: set[str]) -> str:
     """A notebook's cells as HTML.
 
     Args:
-        notebook: Executed; it is changed.
-        pages: Names of the notebooks that a link may lead to; others become their words.
+        notebook: An executed notebook; modified in place.
+        pages: Names of the notebooks that have a page; links to others become plain text.
     """
 
     def link(match: re.Match[str]) -> str:
@@ -103,7 +103,7 @@ def body_of(notebook: nbformat.NotebookNode, pages: set[str]) -> str:
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = LINK.sub(link, cell.source)
-            # Its first heading or sentence without marks, for who cannot see a picture.
+            # The first heading or sentence is the alt text of the images that follow.
             line = next((line for line in cell.source.splitlines() if line.strip()), "picture")
             words = re.sub(r"[#*`_|]+", "", line).strip()
             continue
@@ -112,22 +112,22 @@ def body_of(notebook: nbformat.NotebookNode, pages: set[str]) -> str:
         cell.outputs = [output for output in cell.outputs if VIEW not in output.get("data", {})]
         for output in cell.outputs:
             if "image/png" in output.get("data", {}):
-                # The header of a PNG says its size in px.
+                # The header of a PNG contains its size in px.
                 header = base64.b64decode(output.data["image/png"][:44])[16:24]
                 width, height = struct.unpack(">II", header)
                 output.metadata["image/png"] = {"alt": words, "width": width, "height": height}
             if "text/html" in output.get("data", {}):
                 sanitizer = SanitizeHTML(tags=TAGS, attributes={}, strip=True)
-                shown = STYLE.sub("", output.data["text/html"])  # else its words would be left
-                clean = sanitizer.sanitize_html_tags(shown)
-                output.data["text/html"] = clean
+                # Stripping a <style> tag would keep its text.
+                html = STYLE.sub("", output.data["text/html"])
+                output.data["text/html"] = sanitizer.sanitize_html_tags(html)
     return _exporter().from_notebook_node(notebook)[0]
 
 
 @functools.cache
 def _exporter() -> HTMLExporter:
     template = (Path(__file__).parent / CELLS).read_text()
-    # A bar that was written over itself leaves its last state; a row of lines stands in one block.
+    # Keep the last state of an overwritten progress bar, and join consecutive stream outputs.
     config = Config({"CoalesceStreamsPreprocessor": {"enabled": True}})
     return HTMLExporter(
         config=config,
@@ -168,7 +168,7 @@ def _read(path: Path) -> nbformat.NotebookNode:
 
 
 def _links(executed: dict[str, Path], has_score: bool, here: str) -> list[dict[str, str]]:
-    """The head of every page: where one can go from here."""
+    """The navigation links of a page."""
     targets = {INDEX: "all notebooks"} | {name: name for name in executed}
     if has_score:
         targets[SCORE] = "the score"
@@ -182,7 +182,7 @@ def _links(executed: dict[str, Path], has_score: bool, here: str) -> list[dict[s
 
 
 def _warning(state: runs.State) -> str:
-    """What a reader must know of a notebook that is no proof: a killed one looks complete."""
+    """A warning for an unfinished or stale stage; the notebook of a killed one looks complete."""
     if state.done:
         return ""
     if state.result is None:

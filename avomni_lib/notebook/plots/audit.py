@@ -1,4 +1,4 @@
-"""Pictures of 01_audit and 02_download: what is there, first frames, and bytes under the budget."""
+"""Figures of 01_audit and 02_download: state of files, first frames, bytes under the budget."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ STATES = {
     "absent": canvas.GREY,
     "not chosen": canvas.LIGHT,
 }
-# From the one that a column must not hide to the one that it may.
+# States from the worst to the best: a column shows the worst of its clips.
 WORST = ("damaged", "odd", "absent", "missing", "evicted", "sound", "not chosen")
-MAX_COLUMNS = 300  # of 3 px at least: more clips than this share columns
+MAX_COLUMNS = 300  # of at least 3 px; more clips than this share columns
 MARKS = {"damaged": "x", "odd": "."}
 MAX_MARKS = 400
 
-# A file's state in 01 or 02 -> what its bytes are called here; other states are not taken.
+# State of a file in 01 or 02 -> label of its bytes; files in other states are left out.
 KINDS = {
     "sound": "on the disk",
     "odd": "on the disk",
@@ -53,10 +53,10 @@ LOOKS = {
 
 
 def matrix(found: Audit) -> canvas.Picture:
-    """Features × clips, each cell coloured by its state; damaged and odd ones also bear a mark.
+    """Features × clips, coloured by state; damaged and odd cells are also marked.
 
-    `missing` is on the source but not on the disk, `absent` not even on the source. Where there are
-    more clips than columns, a column stands for several and shows the worst of them.
+    `missing` files are on the source but not on disk, `absent` ones not on the source either. If
+    there are more clips than columns, a column shows the worst state of several clips.
     """
     features, clips = found.features, sorted(found.clips, key=lambda row: row["chunk"])
     names = list(STATES)
@@ -67,7 +67,7 @@ def matrix(found: Audit) -> canvas.Picture:
     per_column = max(-(-len(clips) // MAX_COLUMNS), 1)
     shown = np.full((1, 1), -1)
     if clips:
-        by_rank = np.array([names.index(name) for name in WORST])  # the least is a column's state
+        by_rank = np.array([names.index(name) for name in WORST])  # the minimum is shown
         starts = np.arange(0, len(clips), per_column)
         shown = by_rank[np.minimum.reduceat(np.argsort(by_rank)[states], starts, axis=1)]
     picture = canvas.Picture(1200, 110 + 26 * max(len(features), 3))
@@ -90,7 +90,7 @@ def matrix(found: Audit) -> canvas.Picture:
     axes.set_yticks(range(len(features)), features, fontsize=9)
     label = "number of the clip, chunk after chunk"
     if per_column > 1:
-        label += f" (a column is {per_column:,} clips, and as the worst of them)"
+        label += f" (a column is {per_column:,} clips and shows the worst of them)"
     canvas.quiet(axes, None, label)
     axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.spines[:].set_visible(False)
@@ -110,7 +110,7 @@ def matrix(found: Audit) -> canvas.Picture:
 
 
 def contact_sheet(frames: Sequence[FirstFrame]) -> canvas.Picture:
-    """How clips begin; of one that cannot be read a grey tile and its reason."""
+    """First frames of clips; a grey tile with the reason for each that cannot be read."""
     if not frames:
         return canvas.sentence(f"There is no picture to show: {NOTHING_THERE}")
     shapes = [frame.image.shape for frame in frames if frame.image is not None]
@@ -132,12 +132,13 @@ def contact_sheet(frames: Sequence[FirstFrame]) -> canvas.Picture:
 def bytes_by_feature(
     rows: Iterable[Mapping[str, Any]], budget_gb: float, in_turn: bool = False
 ) -> canvas.Picture:
-    """One bar a feature, above the whole against the budget.
+    """One bar per feature, and below them the total against the budget.
 
     Args:
-        rows: One a file with `path`, `size` (bytes) and `state`: `Audit.files`, `Downloaded.rows`.
+        rows: One per file with `path`, `size` (bytes) and `state`: `Audit.files`,
+            `Downloaded.rows`.
         budget_gb: `download.target_size_gb`.
-        in_turn: `download.evict_raw`: the budget holds at every moment, not for the whole.
+        in_turn: `download.evict_raw`: the budget limits the disk usage at any time, not the total.
     """
     files = pd.DataFrame(
         [(feature_of(row["path"]), KINDS.get(row["state"]), row["size"]) for row in rows],
@@ -164,7 +165,7 @@ def bytes_by_feature(
     if len(sizes):
         bars.legend(frameon=False, fontsize=9, loc="lower right")
 
-    # Chunk after chunk, only what is on the disk counts against the budget.
+    # With eviction, only files on disk count against the budget.
     total = whole.sum()
     here = whole["on the disk"] + whole["fetched now"] if in_turn else total
     unit, size = _unit(max(budget, total))
@@ -188,7 +189,7 @@ def bytes_by_feature(
 
 
 def feature_of(path: str) -> str:
-    """The feature that a file belongs to; what belongs to none is metadata."""
+    """The feature of a file; `metadata` for files without one."""
     folder = PurePosixPath(path).parent
     return folder.name if len(folder.parts) == 2 else "metadata"
 

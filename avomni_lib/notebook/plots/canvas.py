@@ -1,4 +1,4 @@
-"""What all pictures share: a figure that shows itself, colours for every eye, named tiles."""
+"""Shared by all figures: the base class, a colour-blind-safe palette, grids with camera names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from avomni_lib.dataset.cameras import Grid
 
 DPI = 100
 MAX_WIDTH_PX = 1200
-# Ten colours that stay apart under colour-vision deficiency: M. A. Petroff, arXiv:2107.02270.
+# Ten colours for readers with colour-vision deficiency: M. A. Petroff, arXiv:2107.02270.
 COLOURS = tuple(matplotlib.style.library["petroff10"]["axes.prop_cycle"].by_key()["color"])
 BLUE, ORANGE, RED, GREY, PURPLE = COLOURS[:5]
 LIGHT = "#e4e6e6"
@@ -25,15 +25,15 @@ INK = "#22262a"
 CAPTION_PX, GUTTER_PX = 18, 4  # above and between tiles
 BANNER_PX = 24
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-# Of small letters on a drawing.
+# Background of small text on a plot.
 ON_WHITE = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
 
 
 class Picture(Figure):
-    """A figure that a notebook shows once, with no pyplot state to close.
+    """A matplotlib figure that a notebook shows once, without pyplot.
 
-    pyplot keeps every figure that it makes alive, and the inline backend shows it a second time; a
-    plain `Figure` has neither fault, but shows no picture until somebody imports pyplot.
+    pyplot keeps its figures alive, and the inline backend shows them a second time. A plain
+    `Figure` avoids both, but has no image representation until pyplot is imported.
     """
 
     def __init__(self, width_px: int, height_px: int):
@@ -46,17 +46,17 @@ class Picture(Figure):
         self._has_banner = False
 
     def finding(self, text: str) -> None:
-        """Put what the picture shows above it, as a sentence."""
+        """Set the title, a sentence that states the result."""
         lines = textwrap.wrap(text, int(self.get_figwidth() * DPI / 10.6))  # px of a bold letter
         look = {"fontsize": 12, "fontweight": "bold", "color": INK}
         self.suptitle("\n".join(lines), x=0.01, ha="left", **look)
 
     def note(self, text: str) -> None:
-        """Say below the picture how to read it."""
+        """Set a note below the figure that explains how to read it."""
         self.supxlabel(text, fontsize=9, color=INK)
 
     def banner(self, text: str) -> None:
-        """Write a line across the foot of the picture, once; the picture grows by it."""
+        """Add a line at the foot of the figure, once; the figure grows by its height."""
         if self._has_banner:
             return
         self._has_banner = True
@@ -78,14 +78,14 @@ class Picture(Figure):
 
 
 def sentence(text: str) -> Picture:
-    """A picture where there is nothing to draw: it says so."""
+    """A figure with only a sentence, for when there is nothing to draw."""
     picture = Picture(1000, 60)
     picture.finding(text)
     return picture
 
 
 def quiet(axes: Axes, grid: str | None = "y", x: str = "", y: str = "") -> Axes:
-    """Leave the frame of an axes to its two readable sides, and name them."""
+    """Style an axes: no top and right spines, a light grid, and labels."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
     if grid:
@@ -99,24 +99,24 @@ def quiet(axes: Axes, grid: str | None = "y", x: str = "", y: str = "") -> Axes:
 
 
 def bare(axes: Axes) -> Axes:
-    """An axes that only holds an image or text."""
+    """Style an axes that holds only an image or text."""
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     return axes
 
 
 def head(axes: Axes, text: str, size: float = 10, **look: str) -> None:
-    """A title at the left of an axes."""
+    """Set a left-aligned title of an axes."""
     axes.set_title(text, fontsize=size, loc="left", color=INK, **look)
 
 
 def square_view(axes: Axes, x_m: np.ndarray, y_m: np.ndarray, least_m: float) -> None:
-    """The ground from above, forward up: the same scale both ways, `least_m` wide at least.
+    """Set equal scales for a view from above with forward up, at least `least_m` wide.
 
     Args:
-        x_m, y_m: Forward and to the left of all that is drawn.
+        x_m, y_m: Forward and left coordinates of everything that is drawn.
     """
-    # A straight drive must not look like a wiggle.
+    # With unequal scales a straight drive would look like a wiggle.
     reach = max(float(np.ptp(x_m)), float(np.ptp(y_m)), least_m) * 0.55
     for set_limits, values in ((axes.set_xlim, -y_m), (axes.set_ylim, x_m)):
         middle = (float(values.min()) + float(values.max())) / 2
@@ -126,9 +126,9 @@ def square_view(axes: Axes, x_m: np.ndarray, y_m: np.ndarray, least_m: float) ->
 
 
 def short(clip_id: str) -> str:
-    """The first eight characters of a UUID, which tell the clips of a run apart; other names whole.
+    """A short label of a clip: the first eight characters of a UUID, otherwise the name.
 
-    Of one longer than 20 characters the end, where names of a series differ.
+    Only the end of a name longer than 20 characters is kept, where names of a series differ.
     """
     if _UUID.fullmatch(clip_id):
         return clip_id[:8]
@@ -136,22 +136,22 @@ def short(clip_id: str) -> str:
 
 
 def scale_for(width_px: int, wanted_px: int) -> int:
-    """The whole factor by which small grids are enlarged for the eye; never less than 1."""
+    """The integer factor by which a small grid is enlarged for display, at least 1."""
     return max(wanted_px // width_px, 1)
 
 
 def name_tiles(
     image: np.ndarray, grid: Grid, scale: int = 1, caption_px: int = CAPTION_PX
 ) -> np.ndarray:
-    """A grid image taken apart, with each camera's name above its tile: no pixel is covered.
+    """Separate the tiles of a grid image and write each camera's name above its tile.
 
     Args:
         image: (H, W, 3) uint8 RGB, the grid as the model sees it.
-        scale: Whole factor by which pixels are repeated.
-        caption_px: Height of a band; more where the result will be shrunk.
+        scale: Integer factor by which pixels are repeated.
+        caption_px: Height of a caption; larger if the result will be shrunk.
 
     Returns:
-        (height, width, 3) uint8 RGB; `tile_box` tells where each tile lies.
+        (height, width, 3) uint8 RGB; see `tile_box` for the positions of the tiles.
     """
     last = tile_box(image.shape, grid, grid.rows - 1, grid.cols - 1, scale, caption_px)
     sheet = Image.new("RGB", last[2:], "white")
@@ -163,7 +163,7 @@ def name_tiles(
         height, width = bottom - top, right - left
         if camera is not None:
             if (row, col) != grid.cell_of(camera.name):
-                continue  # a part of a larger tile
+                continue  # not the upper left cell of a larger tile
             rows, cols = grid.span_of(camera.name)
             height, width = height * rows, width * cols
         y, x = row * (bottom - top), col * (right - left)
@@ -189,14 +189,14 @@ def tile_box(
 
 
 def show_grid(axes: Axes, image: np.ndarray, grid: Grid, width_px: int, caption: str = "") -> None:
-    """A grid with its cameras' names, in an axes that is `width_px` wide on the picture."""
+    """Draw a grid with its cameras' names in an axes that is `width_px` wide."""
     scale = scale_for(image.shape[1], width_px)
     shrunk = max(image.shape[1] * scale / width_px, 1.0)
     show_image(axes, name_tiles(image, grid, scale, round(CAPTION_PX * shrunk)), caption)
 
 
 def height_of(image: np.ndarray, grid: Grid, width_px: int) -> int:
-    """px that `show_grid` needs for an image at that width."""
+    """Height in px that `show_grid` needs for an image at that width."""
     return int(width_px * image.shape[0] / image.shape[1]) + grid.rows * CAPTION_PX
 
 
@@ -209,7 +209,7 @@ def encode_png(image: np.ndarray) -> bytes:
 
 
 def show_image(axes: Axes, image: np.ndarray, caption: str = "") -> None:
-    """An image with a caption below it; small ones are enlarged pixel by pixel."""
+    """Draw an image with a caption below it; small images are enlarged without interpolation."""
     bare(axes).imshow(image, interpolation="nearest" if image.shape[1] < 400 else "antialiased")
     axes.set_anchor("N")
     if caption:
@@ -219,7 +219,7 @@ def show_image(axes: Axes, image: np.ndarray, caption: str = "") -> None:
 def in_rows(
     images: Sequence[np.ndarray], captions: Sequence[str], title: str, cols: int = 5
 ) -> Picture:
-    """Images (H, W, 3) uint8 RGB of one size with a line below each, `cols` in a row."""
+    """Images (H, W, 3) uint8 RGB of equal size with captions, `cols` per row."""
     cell_px = (MAX_WIDTH_PX - 20) // cols
     cols = min(cols, max(len(images), 1))
     num_rows = max(-(-len(images) // cols), 1)
@@ -231,14 +231,14 @@ def in_rows(
         if place < len(images):
             show_image(axes, images[place], captions[place])
     picture.finding(title)
-    # Few clips make a narrow picture, whose title takes a second line.
+    # The title of a narrow figure takes more lines.
     lines = picture.get_suptitle().count("\n")
     picture.set_figheight(picture.get_figheight() + 0.22 * lines)
     return picture
 
 
 def evenly(count: int, most: int) -> list[int]:
-    """At most so many numbers below `count`, evenly chosen, the first and the last among them."""
+    """At most `most` indices below `count`, evenly spaced, including the first and the last."""
     return np.rint(np.linspace(0, count - 1, min(most, count))).astype(int).tolist()
 
 
@@ -249,12 +249,12 @@ def shortened(text: str, length: int) -> str:
 
 
 def wrapped(text: str, width: int) -> str:
-    """Text broken into lines of at most `width` characters, its own line breaks kept."""
+    """Text wrapped to lines of at most `width` characters; line breaks are kept."""
     lines = text.splitlines() or [""]
     return "\n".join("\n".join(textwrap.wrap(line, width)) or "" for line in lines)
 
 
 def fit(text: str, width: int, num_lines: int) -> list[str]:
-    """Text in lines of at most `width` characters; what does not fit is cut off and marked."""
+    """At most `num_lines` lines of `width` characters; the rest is cut off and marked."""
     lines = wrapped(text, width).splitlines()
     return lines if len(lines) <= num_lines else [*lines[: num_lines - 1], "…"]

@@ -1,4 +1,4 @@
-"""Pictures of closed-loop driving: the ladder of policies, where drives go wrong, a film."""
+"""Figures of closed-loop driving: the ladder of policies, the course of drives, a film."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from avomni_lib.notebook.plots import canvas
 from avomni_lib.notebook.plots.ladder import draw_rungs, name_rows, rung
 
 COLS = 4
-FILM_PX, AHEAD_M, BEHIND_M = 420, 45.0, 15.0  # the film's picture: the ego near its foot
-FRAME_STEPS = 2  # of 0.1 s from one picture of the film to the next
+FILM_PX, AHEAD_M, BEHIND_M = 420, 45.0, 15.0  # size of the film's frames, and the range shown
+FRAME_STEPS = 2  # steps of 0.1 s between frames of the film
 GRASS, TAR, LINE, OTHER = "#dfe7d8", "#b9bdc1", "#f7f7f7", canvas.GREY
 
 
@@ -39,7 +39,7 @@ def ladder(figures: Mapping[str, Any]) -> canvas.Picture:
     axes = canvas.quiet(picture.subplots(), "x", "scene score (more is better)")
     _scene_scores(axes, rows)
     name_rows(axes, rows)
-    picture.note("Whiskers: 95 % interval, by resampling the episodes, which all of them drove.")
+    picture.note("Whiskers: 95 % interval, by resampling the episodes, the same for all policies.")
     picture.finding(_finding(rows))
     return picture
 
@@ -47,11 +47,11 @@ def ladder(figures: Mapping[str, Any]) -> canvas.Picture:
 def open_and_closed(
     figures: Mapping[str, Any], open_loop: Sequence[Mapping[str, Any]]
 ) -> canvas.Picture:
-    """The same policies by their error beside the recorded path, and by how they drive.
+    """The policies by their open-loop error and by their scene score.
 
     Args:
-        figures: As for `ladder`.
-        open_loop: `figures["ladder"]` of 06; empty where it has not run.
+        figures: See `ladder`.
+        open_loop: `figures["ladder"]` of 06; empty if it has not run.
     """
     errors = {row["name"]: row for row in open_loop if row["metric"] == "ade_m"}
     rows = [row for row in figures["drive"] if row["name"] in errors]
@@ -81,13 +81,13 @@ def _scene_scores(axes: canvas.Axes, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _finding(rows: Sequence[Mapping[str, Any]]) -> str:
     num = rows[0]["num_episodes"]
-    own = next((row for row in rows if row["name"] == MODEL), None)
-    if own is None:
+    model = next((row for row in rows if row["name"] == MODEL), None)
+    if model is None:
         return f"The scene score of each policy, {num} episodes"
-    text = f"The {wording.row(MODEL)}: scene score {wording.number(own['scene_score'])}"
+    text = f"The {wording.row(MODEL)}: scene score {wording.number(model['scene_score'])}"
     if num < FEWEST_CLIPS:
         return f"{text} in {num} episodes: too few to tell it from others, it takes {FEWEST_CLIPS}"
-    known = [row for row in rows if row is not own and is_number(row["difference_low"])]
+    known = [row for row in rows if row is not model and is_number(row["difference_low"])]
     beaten = [wording.row(row["name"]) for row in known if row["difference_high"] < 0]
     ahead = [wording.row(row["name"]) for row in known if row["difference_low"] > 0]
     text += f" in {num} episodes"
@@ -96,23 +96,23 @@ def _finding(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def lane(drives: Sequence[Drive]) -> canvas.Picture:
-    """Where drives are beside their lane, how they are turned and how fast, over time.
+    """Offset from the lane, heading relative to it and excess speed of drives over time.
 
-    A drive that collides or leaves the road is red up to that moment, and dotted after it.
+    A drive that collides or leaves the road is red up to that moment and dotted after it.
     """
     picture = canvas.Picture(1000, 620)
     places = picture.subplots(3, 1, sharex=True)
     num_failed = 0
-    for each in drives:
-        table, worth = over_time(each), terms(each.episode)
-        until = len(table) if worth.cut_s is None else int((table.time_s <= worth.cut_s).sum())
-        colour = canvas.RED if worth.failure else canvas.BLUE
-        num_failed += worth.failure is not None
+    for drive in drives:
+        table, scores = over_time(drive), terms(drive.episode)
+        until = len(table) if scores.cut_s is None else int((table.time_s <= scores.cut_s).sum())
+        colour = canvas.RED if scores.failure else canvas.BLUE
+        num_failed += scores.failure is not None
         too_fast = table.speed_mps - table.recorded_mps
         for axes, values in zip(places, (table.left_m, table.turned_deg, too_fast), strict=True):
             axes.plot(table.time_s[:until], values[:until], color=colour, linewidth=1.0, alpha=0.7)
             axes.plot(table.time_s[until - 1 :], values[until - 1 :], ":", color=colour, alpha=0.3)
-            if worth.failure:
+            if scores.failure:
                 axes.plot(table.time_s[until - 1], values[until - 1], "x", color=colour)
     units = ("m left of the lane", "° left of the lane", "m/s above recorded")
     for axes, unit, most in zip(places, units, (6.0, 45.0, 15.0), strict=True):
@@ -128,25 +128,25 @@ def lane(drives: Sequence[Drive]) -> canvas.Picture:
 
 
 def strip(drive: Drive) -> canvas.Picture:
-    """What the front camera showed, a picture a second."""
+    """Frames of the front camera, one per second."""
     if not len(drive.pictures):
         return canvas.sentence("No pictures are kept of this drive: only of the model's own")
-    table, worth = over_time(drive), terms(drive.episode)
+    table, scores = over_time(drive), terms(drive.episode)
     chosen = canvas.evenly(len(drive.pictures), 2 * COLS)
     captions = []
     for place in chosen:
         row = table.iloc[10 * place]
         captions.append(f"{row.time_s:.0f} s, {row.speed_mps:.0f} m/s, {row.left_m:+.1f} m")
-    words = f"{worth.failure} after {worth.cut_s:.1f} s" if worth.failure else "no failure"
-    title = f"Seed {drive.episode.seed}, scene score {worth.scene_score:.2f}: {words}"
+    words = f"{scores.failure} after {scores.cut_s:.1f} s" if scores.failure else "no failure"
+    title = f"Seed {drive.episode.seed}, scene score {scores.scene_score:.2f}: {words}"
     images = [drive.pictures[place] for place in chosen]
     return canvas.in_rows(images, captions, title, COLS)
 
 
 def film(drive: Drive, path: Path) -> Path:
-    """Write a drive from above as an animated PNG, its nose up, five pictures a second.
+    """Write an animated PNG of a drive from above, heading up, at five frames per second.
 
-    The car is blue, others grey, the recorded path orange.
+    The ego is blue, other actors grey, the recorded path orange.
     """
     steps = range(0, len(drive.episode.ego), FRAME_STEPS)
     pictures = [_from_above(drive, step) for step in steps]
@@ -174,7 +174,7 @@ def _from_above(drive: Drive, step: int) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     near = np.hypot(*(episode.road[:, :2] - (x, y)).T) < 2 * AHEAD_M
     road = episode.road[near]
-    left, right = (_beside(road, each) for each in (episode.drivable[0], -episode.drivable[1]))
+    left, right = _beside(road, episode.drivable[0]), _beside(road, -episode.drivable[1])
     if len(road) > 1:
         draw.polygon(pixels(np.concatenate([left, right[::-1]])), fill=TAR)
         for aside in (episode.lane_width / 2, -episode.lane_width / 2):
@@ -184,21 +184,21 @@ def _from_above(drive: Drive, step: int) -> Image.Image:
     others = episode.actors[step][:, BOX]
     for box in others[np.isfinite(others).all(axis=1)]:
         draw.polygon(pixels(geometry.corners(box)), fill=OTHER, outline=canvas.INK)
-    own = geometry.corners(geometry.boxes(episode.ego[step], episode.size))
-    draw.polygon(pixels(own), fill=canvas.BLUE, outline=canvas.INK)
+    ego = geometry.corners(geometry.boxes(episode.ego[step], episode.size))
+    draw.polygon(pixels(ego), fill=canvas.BLUE, outline=canvas.INK)
     words = f"{episode.time_s[step]:4.1f} s   {speed:4.1f} m/s{_state(drive, episode, step)}"
     draw.text((8, 6), words, fill=canvas.INK, font=ImageFont.load_default(size=15))
     return sheet
 
 
 def _state(drive: Drive, episode: Episode, step: int) -> str:
-    worth = terms(episode)
-    failed = worth.failure and worth.cut_s is not None and episode.time_s[step] >= worth.cut_s
-    return f"   {worth.failure}" if failed else ""
+    scores = terms(episode)
+    failed = scores.failure and scores.cut_s is not None and episode.time_s[step] >= scores.cut_s
+    return f"   {scores.failure}" if failed else ""
 
 
 def _beside(road: np.ndarray, left_m: float) -> np.ndarray:
-    """(M, 2) places beside a line (M, 3) x, y, yaw."""
+    """(M, 2) points `left_m` to the left of a line (M, 3) x, y, yaw."""
     aside = np.column_stack([-np.sin(road[:, 2]), np.cos(road[:, 2])])
     moved: np.ndarray = road[:, :2] + left_m * aside
     return moved

@@ -1,4 +1,4 @@
-"""Pictures of 03_etl: what went into the cache, the disk meanwhile, and where windows lie."""
+"""Figures of 03_etl: frames of the cache, disk usage during the build, positions of windows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VELOCITY = [EGOMOTION_COLUMNS.index(name) for name in ("vx", "vy", "vz")]
 
 
 def contact_sheet(cache: Cache, num: int = 10) -> canvas.Picture:
-    """The middle frame of some clips of the cache, evenly taken."""
+    """The middle frames of some clips of the cache, evenly chosen."""
     clips = [cache.clips[place] for place in canvas.evenly(len(cache.clips), num)]
     return canvas.in_rows(
         [cache.shards[clip.shard].frames[(clip.start + clip.stop) // 2] for clip in clips],
@@ -30,7 +30,7 @@ def contact_sheet(cache: Cache, num: int = 10) -> canvas.Picture:
 
 
 def timelines(windows: Windows, num: int = 5) -> canvas.Picture:
-    """Speed over time of some clips, with the windows that lie on each below the curve."""
+    """Speed over time of some clips, with the positions of their windows below the curve."""
     every, speeds = windows.cache.clips, []
     clips = [every[place] for place in canvas.evenly(len(every), num)]
     for clip in clips:
@@ -44,9 +44,9 @@ def timelines(windows: Windows, num: int = 5) -> canvas.Picture:
         times_s = (times - times[0]) / 1e6
         colour = SPLIT_COLOURS.get(clip.split, canvas.GREY)
         axes.plot(times_s, speed, color=colour, linewidth=1.8)
-        own = [window for window in windows if window.clip_id == clip.clip_id]
-        for number, window in enumerate(own):
-            # Windows overlap, so neighbours are drawn one below the other.
+        in_clip = [window for window in windows if window.clip_id == clip.clip_id]
+        for number, window in enumerate(in_clip):
+            # Windows overlap, so neighbours are drawn at different heights.
             y = -top * (0.12 + 0.13 * (number % 2))
             span = times_s[[window.start - clip.start, window.stop - clip.start - 1]]
             axes.plot(span, [y, y], color=canvas.INK, linewidth=3, solid_capstyle="butt")
@@ -62,17 +62,17 @@ def timelines(windows: Windows, num: int = 5) -> canvas.Picture:
 
 
 def disk(built: Built, budget_gb: float | None) -> canvas.Picture:
-    """Raw files and cache on the disk while the cache was built.
+    """Disk usage of raw files and cache while the cache was built.
 
     Args:
-        budget_gb: What they had to stay within together, or None.
+        budget_gb: The disk budget of both together, or None.
     """
     seconds, raw, cache = np.array(built.moments or [(0.0, 0, 0)], dtype=np.float64).T
     most = (raw + cache).max()
     picture = canvas.Picture(1000, 340)
     axes = picture.add_subplot()
     unit, size = ("GB", 1e9) if most >= 1e9 else ("MB", 1e6)
-    # A point holds until the next one; the last one to the end.
+    # A value holds until the next one, the last one until the end.
     seconds = np.append(seconds, max(built.figures["seconds"], seconds[-1]))
     raw, cache = (np.append(part, part[-1]) / size for part in (raw, cache))
     axes.fill_between(seconds, 0, cache, step="post", color=canvas.ORANGE, label="cache")
@@ -84,9 +84,9 @@ def disk(built: Built, budget_gb: float | None) -> canvas.Picture:
         finding += "; raw files stay"
     else:
         axes.axhline(budget_gb * 1e9 / size, color=canvas.RED, linewidth=1.5, label="the budget")
-        went = gigabytes(sum(row["bytes_evicted"] for row in built.chunks))
+        evicted = gigabytes(sum(row["bytes_evicted"] for row in built.chunks))
         finding += (
-            f", {most / (budget_gb * 1e9):.0%} of the budget; {went} of raw files were evicted"
+            f", {most / (budget_gb * 1e9):.0%} of the budget; {evicted} of raw files were evicted"
         )
     canvas.quiet(axes, x="seconds", y=unit)
     axes.legend(loc="upper left", fontsize=9, frameon=False, ncols=3)

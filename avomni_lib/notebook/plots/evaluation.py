@@ -1,4 +1,4 @@
-"""Pictures of 06_evaluate: what is predicted against what is true, over all windows."""
+"""Figures of 06_evaluate: predictions against the ground truth, over all windows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from avomni_lib.evaluation.trajectories import MOMENTS_S
 from avomni_lib.notebook.pages import wording
 from avomni_lib.notebook.plots import canvas
 
-# Rows whose paths are worth a line: how each looks, told apart by form and colour.
+# Rows of the horizon figure, with the style of their lines.
 PATHS = {
     "constant_velocity": {"color": canvas.GREY, "marker": "D", "linestyle": ":"},
     "ctra": {"color": canvas.PURPLE, "marker": "^", "linestyle": "-."},
@@ -24,37 +24,37 @@ PATHS = {
     MODEL: {"color": canvas.BLUE, "marker": "o", "linestyle": "-"},
 }
 PARTS = {"along": ALONG, "across": ACROSS}
-# The windows in so many equal parts, each with its mean, where each has so many.
+# Number of bins with a mean each, and the least number of windows per bin.
 NUM_PARTS, LEAST_PER_PART = 8, 5
-NEAR_MPS = 1.0  # what a title counts as near
+NEAR_MPS = 1.0  # error up to which a title counts a prediction as near
 
 
 def calibration(table: pa.Table, figures: Mapping[str, Any]) -> dict[str, canvas.Picture]:
-    """What is predicted against what is true, a picture for each thing that the target speaks of.
+    """Figures of predictions against the ground truth, one for each part of the target.
 
     Args:
         table: Answers (`evaluation.metrics.SCHEMA`).
-        figures: As `evaluation.metrics.figures` returns them.
+        figures: As returned by `evaluation.metrics.figures`.
 
     Returns:
-        Of `predicted` (speed), `horizon` (paths) and `manoeuvres` those that there are.
+        Those of `predicted` (speed), `horizon` (paths) and `manoeuvres` that apply to the target.
     """
-    of_model = figures["metrics"][MODEL]
+    model_figures = figures["metrics"][MODEL]
     pictures = {}
-    if "speed_mae_mps" in of_model:
+    if "speed_mae_mps" in model_figures:
         pictures["predicted"] = predicted_against_true(table)
-    if "at_1s_m" in of_model:
+    if "at_1s_m" in model_figures:
         pictures["horizon"] = over_horizon(figures)
-    if "macro_f1_along" in of_model:
+    if "macro_f1_along" in model_figures:
         pictures["manoeuvres"] = confusion(table)
     return pictures
 
 
 def predicted_against_true(table: pa.Table) -> canvas.Picture:
-    """Speed said by base and model against speed driven; on the dashed line an answer is right."""
+    """Predicted against driven speed, of the base and the adapted model."""
     answers = table.select(["model", "sample", "speed_mps", "speed_true_mps"]).to_pandas()
     answers = answers[answers["sample"] == 0].set_index("model")
-    # Wild answers would squeeze the rest into a corner: they are drawn at the edge.
+    # Outliers are drawn at the edge.
     top = 1.15 * max(float(answers.speed_true_mps.max()), 1.0)
     picture, near = canvas.Picture(980, 540), {}
     panels = picture.subplots(1, 2, sharex=True, sharey=True)
@@ -70,7 +70,7 @@ def predicted_against_true(table: pa.Table) -> canvas.Picture:
         axes.plot(true[inside], predicted[inside], "o", color=colour, markersize=4, alpha=0.45)
         axes.plot(true[beyond], np.full(beyond.sum(), top), "^", color=colour, markersize=5)
         if inside.sum() >= NUM_PARTS * LEAST_PER_PART:
-            # From slow to fast: a mean off the dashed line is no chance of a single window.
+            # Bins by true speed: the mean of a bin averages out single windows.
             parts = np.array_split(np.argsort(true[inside], kind="stable"), NUM_PARTS)
             x, y = ([values[inside][part].mean() for part in parts] for values in (true, predicted))
             axes.plot(x, y, "-", color="white", linewidth=4)
@@ -91,22 +91,22 @@ def predicted_against_true(table: pa.Table) -> canvas.Picture:
         f"of the windows ({wording.row('base')} {near['base']:.0%})"
     )
     if not np.isnan(predicted).all():
-        finding += f"; what it says is {np.nanmean(predicted - true):+.2f} m/s off on average"
+        finding += f"; its mean error is {np.nanmean(predicted - true):+.2f} m/s"
     picture.finding(finding)
     return picture
 
 
 def over_horizon(figures: Mapping[str, Any]) -> canvas.Picture:
-    """How far predicted paths are from the driven one, 1 to 6.4 s ahead, with intervals.
+    """Distance of predicted paths from the driven one, 1 to 6.4 s ahead, with intervals.
 
     Args:
-        figures: As `evaluation.metrics.figures` returns them; `metrics` is drawn.
+        figures: As returned by `evaluation.metrics.figures`; `metrics` is drawn.
     """
     picture = canvas.Picture(860, 460)
     axes, ends = picture.add_subplot(), {}
     for place, name in enumerate(name for name in PATHS if name in figures["metrics"]):
-        of = pd.DataFrame(figures["metrics"][name])[list(MOMENTS_S)].loc[["value", "low", "high"]]
-        value, low, high = of.to_numpy(float)
+        row = pd.DataFrame(figures["metrics"][name])[list(MOMENTS_S)]
+        value, low, high = row.loc[["value", "low", "high"]].to_numpy(float)
         times = np.array(list(MOMENTS_S.values())) + 0.06 * (place - 2)
         axes.plot(times, value, linewidth=1.8, markersize=7, label=wording.row(name), **PATHS[name])
         axes.vlines(times, low, high, color=PATHS[name]["color"], linewidth=1.4)
@@ -117,12 +117,12 @@ def over_horizon(figures: Mapping[str, Any]) -> canvas.Picture:
     axes.legend(frameon=False, fontsize=9, loc="upper left")
     order = sorted(ends, key=ends.get)
     words = ", ".join(f"{wording.row(name)} {ends[name]:.1f} m" for name in order)
-    picture.finding(f"How far off after 6.4 s, the nearest first: {words}")
+    picture.finding(f"Mean distance after 6.4 s, the nearest first: {words}")
     return picture
 
 
 def confusion(table: pa.Table) -> canvas.Picture:
-    """What manoeuvre the model says where which is true: along the road, and across it.
+    """Confusion matrices of the manoeuvres along the road and across it.
 
     Args:
         table: Answers (`evaluation.metrics.SCHEMA`) of a target that names manoeuvres.
@@ -137,13 +137,13 @@ def confusion(table: pa.Table) -> canvas.Picture:
         shares.append(f"{part} the road for {right:.0%} (always the most frequent: {most:.0%})")
         _matrix(axes, names, counts)
         canvas.head(axes, f"{part} the road", fontweight="bold")
-        axes.set_xlabel("manoeuvre said", fontsize=9)
+        axes.set_xlabel("predicted manoeuvre", fontsize=9)
         axes.set_ylabel("true manoeuvre of the next 3 s", fontsize=9)
     answers = table.select(["model", "sample", "valid"]).to_pandas()
-    own = answers[(answers.model == MODEL) & (answers["sample"] == 0)]
+    greedy = answers[(answers.model == MODEL) & (answers["sample"] == 0)]
     picture.note(
         "Numbers: windows. Darker: a larger share of the windows of that true manoeuvre. "
-        f"{(~own.valid).sum():,} answers cannot be read and count as {wording.row(FALLBACK)}."
+        f"{(~greedy.valid).sum():,} answers cannot be read and count as {wording.row(FALLBACK)}."
     )
     picture.finding(
         f"Of {counts.sum():,} windows the {wording.row(MODEL)} is right {' and '.join(shares)}"
@@ -152,7 +152,7 @@ def confusion(table: pa.Table) -> canvas.Picture:
 
 
 def _matrix(axes: canvas.Axes, names: Sequence[str], counts: np.ndarray) -> None:
-    """Counts (true, predicted) with the share of each line as its colour."""
+    """Draw counts (true, predicted), coloured by their share of the row."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1.3, aspect="auto")
     for row, col in zip(*np.nonzero(counts), strict=True):

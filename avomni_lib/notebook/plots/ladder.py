@@ -1,4 +1,4 @@
-"""Pictures of the ladder: the model beside what it has to beat, with intervals, and by slices."""
+"""Figures of the ladder: all rows with intervals, and the model by slices."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from avomni_lib.notebook.pages import wording
 from avomni_lib.notebook.pages.wording import AHEAD, BEATEN, EVEN, is_number, standing
 from avomni_lib.notebook.plots import canvas
 
-# What a slice is by.
+# Labels of the attributes of slices.
 SLICES = {
     "speed": "speed",
     "turn": "turn in the window",
@@ -22,15 +22,14 @@ SLICES = {
     "hour": "time of day",
     "platform": "platform",
 }
-MAX_SLICES = 10  # of one kind; those with the most windows are shown
-# A row that is so many times the median off would squeeze the rest: it is drawn at the edge.
-WILD = 8.0
+MAX_SLICES = 10  # slices per attribute; those with the most windows are shown
+WILD = 8.0  # values beyond this multiple of the median are drawn at the edge
 
 
 class Rung(NamedTuple):
-    """A dot with its whiskers and what stands beside it; no dot where there is no value.
+    """A dot with whiskers and a text beside it; without a value there is no dot.
 
-    Hollow is what nothing follows from, so that nobody needs to see colours to know.
+    A hollow dot marks a result from which nothing can be concluded, without relying on colour.
     """
 
     value: float | None
@@ -42,36 +41,36 @@ class Rung(NamedTuple):
 
 
 def ladder(figures: Mapping[str, Any]) -> canvas.Picture:
-    """Every row's figure with its interval, and its difference to the model with that interval.
+    """Every row's figure and its difference to the model, with intervals.
 
     Args:
-        figures: As `evaluation.metrics.figures` returns them; `ladder` is drawn.
+        figures: As returned by `evaluation.metrics.figures`; `ladder` is drawn.
     """
-    rows, own = figures["ladder"], _of_model(figures)
-    of, unit = metric(own["metric"]), metric(own["metric"]).unit
+    rows, model = figures["ladder"], _model_row(figures)
+    figure, unit = metric(model["metric"]), metric(model["metric"]).unit
     picture = canvas.Picture(1200, 150 + 36 * len(rows))
     values, differences, notes = picture.subplots(1, 3, sharey=True, width_ratios=[5, 4, 1])
     wild = _wild(row["value"] for row in rows)
-    of_values, of_differences = [], []
+    value_rungs, difference_rungs = [], []
     for row in rows:
-        of_values.append(rung(row["name"], row, "value"))
+        value_rungs.append(rung(row["name"], row, "value"))
         value, low, high = (row[f"difference_{name}"] for name in ("to_model", "low", "high"))
         text = f"{wording.number(value, sign=True)}   {wording.interval(low, high, sign=True)}"
         even = standing(row) == EVEN
-        apart = Rung(value, low, high, canvas.ORANGE if even else canvas.INK, text, even)
-        of_differences.append(None if row is own else apart)
-    if is_number(own["value"]):
-        values.axvline(own["value"], color=canvas.BLUE, linewidth=0.9, linestyle=":")
-    draw_rungs(values, of_values, wild)
+        difference = Rung(value, low, high, canvas.ORANGE if even else canvas.INK, text, even)
+        difference_rungs.append(None if row is model else difference)
+    if is_number(model["value"]):
+        values.axvline(model["value"], color=canvas.BLUE, linewidth=0.9, linestyle=":")
+    draw_rungs(values, value_rungs, wild)
     differences.axvline(0.0, color=canvas.BLUE, linewidth=1.4)
-    draw_rungs(differences, of_differences, wild, room=0.85, margin=0.06)
+    draw_rungs(differences, difference_rungs, wild, room=0.85, margin=0.06)
     for y, row in enumerate(rows):
         notes.text(0.0, y, f"{row['valid_share']:.1%}", va="center", fontsize=9, color=canvas.INK)
     canvas.head(canvas.bare(notes), "answers read", 9)
     notes.tick_params(length=0, labelleft=False)
     name_rows(values, rows)
-    canvas.quiet(values, "x", wording.axis(of))
-    side = "below" if of.more_is_better else "above"
+    canvas.quiet(values, "x", wording.axis(figure))
+    side = "below" if figure.more_is_better else "above"
     label = f"row minus {wording.row(MODEL)}{f', {unit}' if unit else ''}"
     canvas.quiet(differences, "x", f"{label} ({side} 0: the model is better)")
     differences.tick_params(left=False)
@@ -85,16 +84,16 @@ def ladder(figures: Mapping[str, Any]) -> canvas.Picture:
 
 
 def ladder_finding(figures: Mapping[str, Any]) -> str:
-    """What the ladder says, in a sentence or two."""
-    own = _of_model(figures)
-    of = metric(own["metric"])
+    """Summary of the ladder in one or two sentences."""
+    model = _model_row(figures)
+    figure = metric(model["metric"])
     score = (
-        f"{of.words[0].upper()}{of.words[1:]}: {wording.amount(of, own['value'])}, on "
-        f"{own['num_windows']:,} windows of {own['num_clips']:,} held-out clips"
+        f"{figure.words[0].upper()}{figure.words[1:]}: {wording.amount(figure, model['value'])}, "
+        f"on {model['num_windows']:,} windows of {model['num_clips']:,} held-out clips"
     )
-    if own["num_clips"] < FEWEST_CLIPS:
+    if model["num_clips"] < FEWEST_CLIPS:
         return f"{score}: too few to tell it from any other row, it takes {FEWEST_CLIPS} clips"
-    others = [row for row in figures["ladder"] if row is not own]
+    others = [row for row in figures["ladder"] if row is not model]
     named: dict[str, list[str]] = {BEATEN: [], AHEAD: [], EVEN: []}
     for row in others:
         named[standing(row)].append(wording.row(row["name"]))
@@ -106,16 +105,16 @@ def ladder_finding(figures: Mapping[str, Any]) -> str:
 
 
 def slices(figures: Mapping[str, Any]) -> canvas.Picture:
-    """The model's figure slice by slice, with predict-the-mean's as a tick beside it.
+    """The model's figure by slices, with that of predicting the mean as a diamond.
 
     Args:
-        figures: As `evaluation.metrics.figures` returns them; `slices` is drawn. What all windows
-            have in common (one country, say) is no slice and is left out.
+        figures: As returned by `evaluation.metrics.figures`; `slices` is drawn. An attribute with
+            one value for all windows (such as one country) is left out.
     """
     groups = _groups(figures)
     if not groups:
         return canvas.sentence("All windows are of one speed, turn, country, hour and platform")
-    counts, own = [len(rows) for rows in groups.values()], _of_model(figures)
+    counts, overall = [len(rows) for rows in groups.values()], _model_row(figures)["value"]
     picture = canvas.Picture(1000, 140 + 24 * sum(counts) + 36 * len(counts))
     places = picture.subplots(len(groups), 1, sharex=True, squeeze=False, height_ratios=counts)
     drawn = [row for rows in groups.values() for row in rows]
@@ -123,8 +122,8 @@ def slices(figures: Mapping[str, Any]) -> canvas.Picture:
     wild = _wild([*(row["model"] for row in drawn), *means])
     limit = max(_limit([_slice_rung(row) for row in drawn], wild), *means)
     for axes, (by, rows) in zip(places[:, 0], groups.items(), strict=True):
-        if is_number(own["value"]):
-            axes.axvline(own["value"], color=canvas.BLUE, linewidth=0.9, linestyle=":")
+        if is_number(overall):
+            axes.axvline(overall, color=canvas.BLUE, linewidth=0.9, linestyle=":")
         draw_rungs(axes, [_slice_rung(row) for row in rows], limit, room=0.12)
         for y, row in enumerate(rows):
             if is_number(row["mean"]):
@@ -151,29 +150,30 @@ def slices(figures: Mapping[str, Any]) -> canvas.Picture:
 
 
 def slices_finding(figures: Mapping[str, Any]) -> str:
-    """Where the model is weakest, among slices that are large enough to say so."""
+    """The weakest slice of the model, among slices with enough clips."""
     shown = pd.DataFrame([row for rows in _groups(figures).values() for row in rows])
     if shown.empty:
         return "There is nothing to slice by"
     shown = shown[(shown.num_clips >= FEWEST_CLIPS) & shown.model.notna()]
     if shown.empty:
         return f"No slice has {FEWEST_CLIPS} clips or more: nothing can be said of one"
-    of, own = metric(shown.metric.iloc[0]), _of_model(figures)
+    figure, overall = metric(shown.metric.iloc[0]), _model_row(figures)["value"]
     names = shown.by.replace(SLICES) + " " + shown.value
-    losses = shown.model * (-1 if of.more_is_better else 1)
-    behind = names[losses >= shown["mean"].astype(float) * (-1 if of.more_is_better else 1)]
+    sign = -1 if figure.more_is_better else 1
+    losses = sign * shown.model
+    behind = names[losses >= sign * shown["mean"].astype(float)]
     weakest = losses.idxmax()
     text = (
         f"Of slices of {FEWEST_CLIPS} clips or more the weakest is {names[weakest]}, with a "
-        f"{of.words} of {wording.amount(of, shown.model[weakest])}, "
-        f"{wording.number(own['value'])} over all"
+        f"{figure.words} of {wording.amount(figure, shown.model[weakest])}, "
+        f"{wording.number(overall)} over all"
     )
     if len(behind):
         return f"{text}; no better than {wording.row(FALLBACK)}: {'; '.join(behind[:3])}"
     return f"{text}; each beats {wording.row(FALLBACK)}"
 
 
-def _of_model(figures: Mapping[str, Any]) -> Mapping[str, Any]:
+def _model_row(figures: Mapping[str, Any]) -> Mapping[str, Any]:
     return next(row for row in figures["ladder"] if row["name"] == MODEL)
 
 
@@ -183,7 +183,7 @@ def _slice_rung(row: Mapping[str, Any]) -> Rung:
 
 
 def _groups(figures: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
-    """Slices by what they are by, in their order; at most `MAX_SLICES` of a kind."""
+    """Attribute -> its slices in order, at most `MAX_SLICES`."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in figures["slices"]:
         groups.setdefault(row["by"], []).append(row)
@@ -201,20 +201,20 @@ def _wild(values: Any) -> float:
 
 
 def _limit(rungs: Sequence[Rung | None], wild: float) -> float:
-    """How far the axis reaches: to the last whisker that is not wild."""
+    """Limit of the axis: the largest end of a whisker that is not an outlier."""
     ends = [x for rung in rungs if rung for x in rung[:3] if is_number(x)]
     return max((x for x in ends if abs(x) <= wild or wild <= 0), default=1.0) or 1.0
 
 
 def rung(name: str, row: Mapping[str, Any], value: str) -> Rung:
-    """A row of a ladder by its figure called `value`, with that and its interval in words."""
+    """The rung of a ladder's row for its figure named `value`, with text."""
     bounds = row["low"], row["high"]
     text = f"{wording.number(row[value])}   {wording.interval(*bounds)}"
     return Rung(row[value], *bounds, canvas.BLUE if name == MODEL else canvas.GREY, text)
 
 
 def name_rows(axes: canvas.Axes, rows: Sequence[Mapping[str, Any]]) -> None:
-    """The names of a ladder's rows at the left of an axes, from top to bottom."""
+    """Label the rows of a ladder at the left of an axes, from top to bottom."""
     axes.set_yticks(range(len(rows)), [wording.row(row["name"]) for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
 
@@ -226,10 +226,12 @@ def draw_rungs(
     room: float = 0.55,
     margin: float = 0.0,
 ) -> None:
-    """Rungs from top to bottom, with room for their numbers right of them.
+    """Draw rungs from top to bottom, with space for their texts at the right.
 
     Args:
-        wild: A value from here on is drawn at the edge; 0 draws all where they are.
+        wild: Larger values are drawn at the edge; 0 draws all values in place.
+        room: Space for the texts, as a share of the range of values.
+        margin: Space at the left, as a share of the range of values.
     """
     right = max(_limit(rungs, wild), 0.0)
     least = min((x for rung in rungs if rung for x in rung[:3] if is_number(x)), default=0.0)

@@ -1,4 +1,4 @@
-"""Pictures of `predict` and of live sessions: paths over the front camera, where the time goes."""
+"""Figures of `predict` and of live sessions: paths over the front camera, and latency."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from avomni_lib.training.targets import Said
 
 SCENE_PX, VIEW_PX, TEXT_PX, HEIGHT_PX = 560, 260, 360, 400
-LINE_CHARS, ANSWER_LINES = 48, 11  # of an answer
+LINE_CHARS, ANSWER_LINES = 48, 11  # limits for the text of an answer
 PATHS = {"predicted": ("blue", canvas.BLUE, "o"), "driven": ("orange", canvas.ORANGE, "s")}
-MOST_ANSWERS = 24  # drawn of a long session, the last ones
+MOST_ANSWERS = 24  # number of answers drawn, the last ones of a session
 ROW_PX, COLS, CHARS, MAX_LINES = 18, 3, 56, 3
 COLOURS = dict(zip(PARTS, (canvas.GREY, canvas.PURPLE, canvas.ORANGE, canvas.BLUE), strict=True))
 
 
 def picture(p: Params, made: Prediction) -> canvas.Picture:
-    """The window's last frame, the answer's path over it and from above, and the answer's words."""
+    """The window's last frame, the paths over it and from above, and the answer's text."""
     paths = paths_of(made)
     widths = [SCENE_PX, VIEW_PX, TEXT_PX] if paths else [SCENE_PX, TEXT_PX]
     drawn = canvas.Picture(sum(widths), HEIGHT_PX)
@@ -61,13 +61,13 @@ def picture(p: Params, made: Prediction) -> canvas.Picture:
 
 
 def paths_of(made: Prediction) -> dict[str, np.ndarray]:
-    """ "predicted" and "driven" -> (N, 2) m in the rig's frame, from the car on, where known."""
+    """`predicted` and `driven` -> (N, 2) m in the rig's frame, starting at the rig, if known."""
     paths = {"predicted": made.answer.said, "driven": made.subject.true}
     return {name: path for name, answer in paths.items() if (path := _path(answer)) is not None}
 
 
 def off_in_words(made: Prediction) -> str:
-    """How far off the answer is; empty where the truth is not known."""
+    """The error of the answer, as text; empty without ground truth."""
     if made.subject.true is None:
         return ""
     if made.off is None:
@@ -77,7 +77,7 @@ def off_in_words(made: Prediction) -> str:
 
 
 def draw_scene(axes: Axes, p: Params, made: Prediction) -> None:
-    """The last frame of the front camera, and the paths over it where its lens is known."""
+    """Draw the last frame of the front camera, with the paths over it if its lens is known."""
     grid, camera = cameras.grid(p.vision.cameras), front_camera(p)
     cell = p.processing.tile_width, p.processing.tile_height
     tile = tiling.tile_of(made.subject.frames[-1:], grid, cell, camera.name)[0]
@@ -102,7 +102,7 @@ def _path(answer: Said | None) -> np.ndarray | None:
 
 
 def timeline(recording: Recording) -> canvas.Picture:
-    """Each answer as a bar from the capture of its last frame on, and the session's ticks below."""
+    """Answers as bars that start at the capture of their last frame, with the ticks below."""
     answers, ticks = recording.answers.tail(MOST_ANSWERS), recording.ticks
     if answers.empty:
         return canvas.sentence("No window was answered: none was whole before the session ended")
@@ -115,8 +115,8 @@ def timeline(recording: Recording) -> canvas.Picture:
         left = left + answers[part].to_numpy()
     shown = ticks[ticks.time_s.between(answers.time_s.iloc[0] - 2, left[-1])]
     for is_gap, colour in ((False, canvas.INK), (True, canvas.RED)):
-        own = shown.time_s[shown.is_gap == is_gap]
-        axes.plot(own, np.zeros(len(own)), "|", color=colour, markersize=9)
+        times_s = shown.time_s[shown.is_gap == is_gap]
+        axes.plot(times_s, np.zeros(len(times_s)), "|", color=colour, markersize=9)
     axes.set_yticks([0], ["ticks"])
     handles, labels = axes.get_legend_handles_labels()
     if shown.is_gap.any():
@@ -132,49 +132,48 @@ def timeline(recording: Recording) -> canvas.Picture:
 
 
 def strip(p: Params, predictions: Sequence[Prediction], num: int = 6) -> canvas.Picture:
-    """Answers evenly chosen over a session: what the front camera showed, the paths, the words.
+    """Evenly chosen answers of a session: front camera, paths and text.
 
     Args:
-        p: The session's.
-        predictions: Of a recording.
-        num: How many are drawn at most.
+        p: The session's parameters.
+        predictions: The predictions of a recording.
+        num: Largest number of answers drawn.
     """
     if not predictions:
         return canvas.sentence("No window was answered: none was whole before the session ended")
     chosen = [predictions[place] for place in canvas.evenly(len(predictions), num)]
-    texts = [_words(each) for each in chosen]
+    texts = [_words(prediction) for prediction in chosen]
     width_px = canvas.MAX_WIDTH_PX // COLS
     tile = width_px * p.processing.tile_height / p.processing.tile_width
-    text_px = 8 + 17 * max(each.count("\n") + 1 for each in texts)
+    text_px = 8 + 17 * max(text.count("\n") + 1 for text in texts)
     num_rows = -(-len(chosen) // COLS)
     drawn = canvas.Picture(canvas.MAX_WIDTH_PX, int(70 + num_rows * (tile + text_px)))
     places_drawn = drawn.subplots(num_rows, COLS, squeeze=False).flat
     for axes in places_drawn:
         canvas.bare(axes)
-    for axes, each, text in zip(drawn.axes, chosen, texts, strict=False):
-        draw_scene(axes, p, each)
+    for axes, prediction, text in zip(drawn.axes, chosen, texts, strict=False):
+        draw_scene(axes, p, prediction)
         axes.set_xlabel(text, fontsize=9, color=canvas.INK, loc="left", parse_math=False)
     drawn.finding(_finding(p, predictions))
-    if any(paths_of(each) for each in chosen) and chosen[0].subject.lens is not None:
+    if any(map(paths_of, chosen)) and chosen[0].subject.lens is not None:
         words = ", ".join(f"{name} ({colour})" for name, (colour, *_) in PATHS.items())
         drawn.note(f"over the picture: {words}")
     return drawn
 
 
-def _words(each: Prediction) -> str:
-    lines = canvas.fit(f"{each.subject.name}{off_in_words(each)}", CHARS, MAX_LINES)
-    read = (
-        describe(each.answer.said) if each.answer.said else canvas.shortened(each.answer.text, 90)
-    )
+def _words(made: Prediction) -> str:
+    lines = canvas.fit(f"{made.subject.name}{off_in_words(made)}", CHARS, MAX_LINES)
+    answer = made.answer
+    read = describe(answer.said) if answer.said else canvas.shortened(answer.text, 90)
     lines += canvas.fit(f"answer: {read or '(nothing)'}", CHARS, MAX_LINES)
-    if each.subject.true is not None:
-        lines += canvas.fit(f"ground truth: {describe(each.subject.true)}", CHARS, MAX_LINES)
+    if made.subject.true is not None:
+        lines += canvas.fit(f"ground truth: {describe(made.subject.true)}", CHARS, MAX_LINES)
     return "\n".join(lines)
 
 
 def _finding(p: Params, predictions: Sequence[Prediction]) -> str:
-    words = f"What {front_camera(p).label} showed when it was asked about, and the answers"
-    offs = [each.off for each in predictions if each.off is not None]
+    words = f"{front_camera(p).label} at the end of some windows, and the answers"
+    offs = [prediction.off for prediction in predictions if prediction.off is not None]
     if not offs:
         return words
     name, unit = figure_in_words(predictions[0].figure)

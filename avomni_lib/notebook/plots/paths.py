@@ -1,4 +1,4 @@
-"""Pictures of single windows of 06_evaluate: the frames, the true and the said path, the words."""
+"""Figures of single windows of 06_evaluate: frames, driven and predicted paths, texts."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ LOOKS = {
 }
 GRID_PX, VIEW_PX, TEXT_PX = 340, 230, 280
 LINE_CHARS, LINE_PX = 35, 16
-MAX_LINES, ANSWER_LINES = 5, 4  # of what was read, and of the text itself
+MAX_LINES, ANSWER_LINES = 5, 4  # lines for the parsed answer and for its text
 LEAST_REACH_M = 20.0
 
 
 class Shown(NamedTuple):
-    """A window, what is true of it, and what the base and the adapted model say about it.
+    """A window with its ground truth and the answers of the base and the adapted model.
 
     Attributes:
-        answers: Row of the ladder -> its text.
-        predictions: Row of the ladder -> what was read of it; None where nothing was.
+        answers: Row of the ladder -> text.
+        predictions: Row of the ladder -> the parsed text; None if it cannot be read.
     """
 
     clip_id: str
@@ -47,12 +47,12 @@ class Shown(NamedTuple):
 
 
 def worst(table: pa.Table, windows: Windows, num: int) -> canvas.Picture:
-    """The windows with the model's largest errors, the worst first, one a clip: they overlap.
+    """The windows with the model's largest errors, the worst first, at most one per clip.
 
     Args:
         table: Answers (`evaluation.metrics.SCHEMA`).
-        windows: Those that were asked about, among others.
-        num: How many.
+        windows: Windows that include all of the table's.
+        num: Number of windows.
     """
     picture = _draw(shown(table, metrics.worst(table, MODEL, num)), windows)
     errors, unit = _errors(table)
@@ -65,28 +65,28 @@ def worst(table: pa.Table, windows: Windows, num: int) -> canvas.Picture:
 
 
 def typical(table: pa.Table, windows: Windows, num: int) -> canvas.Picture:
-    """The windows whose errors lie nearest the median, one a clip; arguments as of `worst`."""
+    """The windows with errors nearest to the median, one per clip; arguments as in `worst`."""
     picture = _draw(shown(table, metrics.typical(table, MODEL, num)), windows)
     errors, unit = _errors(table)
     median = float(np.median(errors)) if len(errors) else None
     picture.finding(
-        f"Windows like most, one a clip: the error of half of all {len(errors):,} is "
-        f"{wording.number(median)}{unit} or less, and here it is about as much"
+        f"Typical windows, one a clip: the median error of all {len(errors):,} is "
+        f"{wording.number(median)}{unit}, and here it is about as large"
     )
     return picture
 
 
 def shown(table: pa.Table, rows: Sequence[Mapping[str, Any]]) -> list[Shown]:
-    """Windows with their truth and what the base and the adapted model say about each.
+    """Windows with their ground truth and the answers of the base and the adapted model.
 
     Args:
         table: Answers (`evaluation.metrics.SCHEMA`).
-        rows: Of the adapted model in that table, as `metrics.worst` returns them.
+        rows: Rows of the adapted model in that table, as returned by `metrics.worst`.
     """
     read = target(table["target"][0].as_py()).read
     base = table.filter((pc.field("model") == BASE) & (pc.field("sample") == 0)).to_pylist()
     texts = {(row["clip_id"], row["window"]): row["answer"] for row in base}
-    found = []
+    windows = []
     for row in rows:
         place = row["clip_id"], row["window"]
         answers = {BASE: texts[place]} if place in texts else {}
@@ -103,12 +103,12 @@ def shown(table: pa.Table, rows: Sequence[Mapping[str, Any]]) -> list[Shown]:
             **{name: row[f"{name}_true"] for name in ("along", "across", "cause")},
         )
         predictions = {name: read(text or "") for name, text in answers.items()}
-        found.append(Shown(*place, true, answers, predictions))
-    return found
+        windows.append(Shown(*place, true, answers, predictions))
+    return windows
 
 
 def describe(prediction: Said | None) -> str:
-    """What is said of a window, in short."""
+    """A short description of a prediction."""
     if prediction is None:
         return "cannot be read"
     parts = []
@@ -127,82 +127,82 @@ def describe(prediction: Said | None) -> str:
 
 
 def _errors(table: pa.Table) -> tuple[np.ndarray, str]:
-    """Errors (n,) of all windows that the primary figure is about, and their unit with a space."""
+    """Errors (n,) of the windows with the primary figure, and their unit with a leading space."""
     scores = Scores(table)
-    errors, of = scores.errors(MODEL), metric(scores.primary)
-    # Of words and classes the error is the share that is wrong.
-    unit = " (1 is all wrong)" if of.more_is_better else f" {of.unit}"
+    errors, figure = scores.errors(MODEL), metric(scores.primary)
+    # For words and classes the error is the share that is wrong.
+    unit = " (1 is all wrong)" if figure.more_is_better else f" {figure.unit}"
     return errors[np.isfinite(errors)], unit
 
 
-def _draw(every: Sequence[Shown], windows: Windows) -> canvas.Picture:
-    """A line of a window each: its first and last frame, the paths from above, the words."""
+def _draw(chosen: Sequence[Shown], windows: Windows) -> canvas.Picture:
+    """One row per window: its first and last frame, the paths from above, the texts."""
     grid = windows.cache.grid
     index = {(window.clip_id, window.number): i for i, window in enumerate(windows)}
-    places = [index[each.clip_id, each.window] for each in every]
-    cards = [_card(each) for each in every]
+    places = [index[window.clip_id, window.window] for window in chosen]
+    cards = [_card(window) for window in chosen]
     text_px = LINE_PX * max(card.count("\n") + 1 for card in cards)
     image_px = canvas.height_of(windows.frames(places[0])[0], grid, GRID_PX)
     height_px = max(image_px, VIEW_PX, text_px) + 36
     widths = [GRID_PX, GRID_PX, VIEW_PX, TEXT_PX]
-    picture = canvas.Picture(sum(widths), 60 + len(every) * height_px)
+    picture = canvas.Picture(sum(widths), 60 + len(chosen) * height_px)
     picture.get_layout_engine().set(w_pad=0.1)
-    lines = picture.subplots(len(every), 4, squeeze=False, width_ratios=widths)
-    for line, each, place, card in zip(lines, every, places, cards, strict=True):
+    lines = picture.subplots(len(chosen), 4, squeeze=False, width_ratios=widths)
+    for line, window, place, card in zip(lines, chosen, places, cards, strict=True):
         frames = windows.frames(place)
         canvas.show_grid(line[0], frames[-windows.sequence_length], grid, GRID_PX, "first frame")
         canvas.show_grid(line[1], frames[-1], grid, GRID_PX, "last frame")
-        if each.true.waypoints_m is not None:
-            draw_future(line[2], each)
+        if window.true.waypoints_m is not None:
+            draw_future(line[2], window)
         else:
-            draw_driven(line[2], each, driven_m(windows.egomotion(place)))
+            draw_driven(line[2], window, driven_m(windows.egomotion(place)))
         line[2].set_anchor("N")
         look = {"fontsize": 8.5, "linespacing": 1.35, "color": canvas.INK, "parse_math": False}
-        # Its height is reckoned above; the rest would shrink for it.
+        # `height_px` accounts for its height; in the layout it would shrink the other axes.
         text = canvas.bare(line[3]).text(0.0, 1.0, card, va="top", in_layout=False, **look)
         text.set_transform(line[3].transAxes)
-    # The first window's answers may be unreadable: its legend is that of all windows.
+    # The first window may lack a line (unreadable answer): its legend has the lines of all.
     drawn = [line for axes in lines[:, 2] for line in axes.get_legend_handles_labels()[0]]
     legend = {line.get_label(): line for line in drawn}
     lines[0, 2].legend(handles=[*legend.values()], frameon=False, fontsize=7.5, loc="upper left")
     return picture
 
 
-def _card(each: Shown) -> str:
-    """A window in words: what is true, and what each model says."""
-    lines = [f"clip {canvas.short(each.clip_id)}, window {each.window}"]
-    lines += canvas.fit(f"ground truth: {describe(each.true)}", LINE_CHARS, MAX_LINES)
+def _card(window: Shown) -> str:
+    """A window as text: the ground truth and the answer of each model."""
+    lines = [f"clip {canvas.short(window.clip_id)}, window {window.window}"]
+    lines += canvas.fit(f"ground truth: {describe(window.true)}", LINE_CHARS, MAX_LINES)
     for name in reversed(LOOKS):
-        if name in each.answers:
-            read = f"{wording.row(name)}: {describe(each.predictions[name])}"
-            text = " ".join((each.answers[name] or "").split()) or "(nothing)"
+        if name in window.answers:
+            read = f"{wording.row(name)}: {describe(window.predictions[name])}"
+            text = " ".join((window.answers[name] or "").split()) or "(nothing)"
             lines += ["", *canvas.fit(read, LINE_CHARS, MAX_LINES)]
             lines += canvas.fit(text, LINE_CHARS, ANSWER_LINES)
     return "\n".join(lines)
 
 
 def driven_m(egomotion: np.ndarray) -> np.ndarray:
-    """(T, 2) metres: a window's path from above, seen from its first frame: x forward, y left.
+    """(T, 2) metres: a window's path in the rig's frame at its first frame: x forward, y left.
 
     Args:
-        egomotion: (T, 11), as `Windows.egomotion` gives it.
+        egomotion: (T, 11), as returned by `Windows.egomotion`.
     """
     ego = np.array(egomotion)
     to_rig = Rotation.from_quat(ego[0, 3:7]).inv()
     return to_rig.apply(ego[:, :3] - ego[0, :3])[:, :2]
 
 
-def draw_driven(axes: canvas.Axes, each: Shown, path_m: np.ndarray) -> None:
-    """The path driven in the window from above, and beside it how far each answer goes along it."""
+def draw_driven(axes: canvas.Axes, window: Shown, path_m: np.ndarray) -> None:
+    """Draw the window's path from above, and beside it the displacement of each answer."""
     axes.plot(-path_m[:, 1], path_m[:, 0], "--", color=canvas.INK, linewidth=1.6, label="driven")
     draw_start(axes)
     true_m = float(np.linalg.norm(np.diff(path_m, axis=0), axis=1).sum())
     lengths = {
         name: prediction.displacement_m
         for name in LOOKS
-        if (prediction := each.predictions.get(name)) and prediction.displacement_m is not None
+        if (prediction := window.predictions.get(name)) and prediction.displacement_m is not None
     }
-    most = 3 * true_m + 10  # a wild answer ends there
+    most = 3 * true_m + 10  # outliers are cut off here
     reach = max(LEAST_REACH_M, true_m, *(min(length, most) for length in lengths.values()), 0.0)
     for name, length in lengths.items():
         side = -1 if name == BASE else 1
@@ -214,12 +214,12 @@ def draw_driven(axes: canvas.Axes, each: Shown, path_m: np.ndarray) -> None:
 
 
 def beside(path_m: np.ndarray, length_m: float, aside_m: float) -> np.ndarray:
-    """(N, 2) metres: a path cut at a length or gone on straight to it, moved aside to the left.
+    """(N, 2) metres: a path cut or extended straight to a length, and shifted sideways.
 
     Args:
         path_m: (T, 2).
-        length_m: Along the path.
-        aside_m: To the left; negative is right.
+        length_m: Length along the path.
+        aside_m: Shift to the left; negative is right.
     """
     hops = np.linalg.norm(np.diff(path_m, axis=0), axis=1)
     path = path_m[np.append(True, hops > 1e-6)]
@@ -234,10 +234,10 @@ def beside(path_m: np.ndarray, length_m: float, aside_m: float) -> np.ndarray:
     return points + aside_m * np.stack([-heading[leg, 1], heading[leg, 0]], axis=1)
 
 
-def draw_future(axes: canvas.Axes, each: Shown) -> None:
-    """The path of the next 6.4 s from above, driven and predicted, from the last frame on."""
-    paths = {"driven": each.true.waypoints_m}
-    paths |= {name: read.waypoints_m for name in LOOKS if (read := each.predictions.get(name))}
+def draw_future(axes: canvas.Axes, window: Shown) -> None:
+    """Draw the driven and predicted paths of the next 6.4 s from above."""
+    paths = {"driven": window.true.waypoints_m}
+    paths |= {name: read.waypoints_m for name in LOOKS if (read := window.predictions.get(name))}
     drawn = {
         name: np.array([(0.0, 0.0), *waypoints]) for name, waypoints in paths.items() if waypoints
     }
@@ -255,7 +255,7 @@ def draw_start(axes: canvas.Axes) -> None:
 
 
 def draw_view(axes: canvas.Axes, drawn_m: np.ndarray, true_m: np.ndarray) -> None:
-    """The same scale both ways, around all that is drawn, but not for a wild path's sake."""
+    """Set equal scales around everything drawn, except for outlying paths."""
     farthest = 2 * max(float(np.abs(true_m).max(initial=0.0)), LEAST_REACH_M)
     points = np.vstack([np.clip(drawn_m, -farthest, farthest), true_m, [[0.0, 0.0]]])
     canvas.square_view(axes, points[:, 0], points[:, 1], LEAST_REACH_M)

@@ -1,4 +1,4 @@
-"""Pictures of what the model must say: the manoeuvre with its thresholds, and the path ahead."""
+"""Figures of targets: the manoeuvre labels with their thresholds, and the path ahead."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from avomni_lib.etl.cache.windows import Windows
 
 NUM_SHOWN = 4
-MAX_DECIDED = 400  # windows that are looked at to find different manoeuvres
+MAX_DECIDED = 400  # number of windows searched for different manoeuvres
 NUM_WAYPOINTS = 16
 NONE_AHEAD = "No window has 6.4 s of ego motion after it: raise processing.horizon_s to see them"
 
 
 class Level(NamedTuple):
-    """Where a label begins and where it ends on a signal, above 0 and below it alike."""
+    """Thresholds at which a label begins and ends on a signal, symmetric about 0."""
 
     name: str
     begin: float
@@ -35,7 +35,7 @@ class Level(NamedTuple):
 AT, DEGREES = manoeuvre.THRESHOLDS, 180 / np.pi
 TURN = Level("turn", AT.turn_rad * DEGREES, AT.turn_end_rad * DEGREES, canvas.BLUE)
 U_TURN = Level("u-turn", AT.u_turn_rad * DEGREES, AT.u_turn_end_rad * DEGREES, canvas.PURPLE)
-# What is drawn of a signal: its name and unit, what is decided on it, how far the axis reaches.
+# Of each signal: its label with unit, its thresholds, and the least range of the axis.
 SIGNALS = (
     ("speed, m/s", (Level("moves", AT.move_mps, AT.stand_mps, canvas.GREY),), 1.5),
     (
@@ -52,17 +52,18 @@ SIGNALS = (
 
 
 def manoeuvres(windows: Windows, indices: Sequence[int] | None = None) -> canvas.Picture:
-    """The signals of the next 3 s, the thresholds on them, and the labels that come out.
+    """The signals of the next 3 s with the thresholds and the resulting labels.
 
     A column is a window. A label begins where its signal crosses the solid line and ends where it
-    falls below the dotted one: shaded is where it holds.
+    falls below the dotted one; it holds in the shaded area.
 
     Args:
-        windows: Whose clips' ego motion goes on for 6.4 s.
-        indices: Which of them; left out, some whose manoeuvres differ, the most frequent first.
+        windows: Windows followed by 6.4 s of egomotion.
+        indices: Windows to show; by default some with different manoeuvres, the most frequent
+            first.
 
     Raises:
-        AvomniError: the ego motion ends before.
+        AvomniError: the egomotion ends earlier.
     """
     if not len(windows):
         return canvas.sentence(NONE_AHEAD)
@@ -81,7 +82,7 @@ def manoeuvres(windows: Windows, indices: Sequence[int] | None = None) -> canvas
         line[0].set_ylabel(name, fontsize=9)
         every = np.concatenate(values)
         top = max(least, 1.12 * np.abs(every).max())
-        # Speed alone is never below 0 but in reverse.
+        # Only speed is never negative, except in reverse.
         is_one_sided = is_speed and every.min() >= -0.1
         line[0].set_ylim(-0.06 * top if is_one_sided else -top, top)
     for column, index, label in zip(places.T, chosen, labels, strict=True):
@@ -98,14 +99,14 @@ def manoeuvres(windows: Windows, indices: Sequence[int] | None = None) -> canvas
 
 
 def paths(windows: Windows, index: int = 0) -> canvas.Picture:
-    """The window's last frame, and from above where the car goes in the next 6.4 s.
+    """The window's last frame, and the path of the next 6.4 s from above.
 
     Args:
-        windows: Whose clips' ego motion goes on for 6.4 s.
-        index: Which of them.
+        windows: Windows followed by 6.4 s of egomotion.
+        index: Index of the window.
 
     Raises:
-        AvomniError: the ego motion ends before.
+        AvomniError: the egomotion ends earlier.
     """
     if not len(windows):
         return canvas.sentence(NONE_AHEAD)
@@ -127,7 +128,7 @@ def paths(windows: Windows, index: int = 0) -> canvas.Picture:
     draw_start(view)
     scene = windows.truth(index).scene
     for other in scene.others if scene is not None else ():
-        # Up is forward and right is right: x to the left turns the picture by 90°.
+        # Forward is up, so x of the rig's frame is rotated by 90°.
         corner = (-other.y_m - other.length_m / 2, other.x_m - other.width_m / 2)
         box = Rectangle(
             corner,
@@ -162,7 +163,7 @@ def _future(windows: Windows, index: int) -> manoeuvre.Trajectory:
 
 
 def _different(windows: Windows) -> list[int]:
-    """One window of each of the most frequent manoeuvres."""
+    """Windows with different manoeuvres, one each."""
     first: dict[manoeuvre.Manoeuvre, int] = {}
     counts: Counter[manoeuvre.Manoeuvre] = Counter()
     for index in range(0, len(windows), max(len(windows) // MAX_DECIDED, 1)):
@@ -170,7 +171,7 @@ def _different(windows: Windows) -> list[int]:
             label = manoeuvre.decide(after)
             first.setdefault(label, index)
             counts[label] += 1
-    # Four that go straight on tell nothing: a label that has not been shown yet goes first.
+    # Labels that have not been shown yet go first.
     order = [label for label, _ in counts.most_common()]
     picked: list[manoeuvre.Manoeuvre] = []
     while order and len(picked) < NUM_SHOWN:
@@ -188,7 +189,7 @@ def _draw_signal(
     is_speed: bool,
 ) -> None:
     for level in levels:
-        # A U-turn's lines would flatten all else where nobody turns so far.
+        # Without a large turn, the lines of a U-turn would compress the plot.
         if level is U_TURN and np.abs(values).max() <= 0.6 * level.begin:
             continue
         before = int(np.sign(values[0])) if is_speed else 0

@@ -1,4 +1,4 @@
-"""Pictures of 04_tiles: the grid as the model sees it, where the car goes, and how fast."""
+"""Figures of 04_tiles: the grid as the model sees it, the car's path and its speed."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ NOW = {"marker": "^", "color": canvas.ORANGE, "markeredgecolor": canvas.INK}  # 
 
 @dataclass(frozen=True)
 class Drive:
-    """Where the car is during a clip, and which part of it a window covers.
+    """The car's motion during a clip, and the part of it that a window covers.
 
     Attributes:
-        times_s: (N,) of the sampled frames, from the clip's first.
+        times_s: (N,) times of the sampled frames since the clip's first.
         xy_m: (N, 2) position, clip-local frame.
         yaw_rad: (N,) heading in that frame.
         speed_mps: (N,).
         start, stop: The window's frames, stop excluded.
-        now: The frame that is shown.
+        now: The displayed frame.
     """
 
     times_s: np.ndarray
@@ -35,13 +35,13 @@ class Drive:
     now: int
 
     def xy_ego_m(self) -> np.ndarray:
-        """(N, 2) position in the ego frame of the frame shown: x forward, y left."""
+        """(N, 2) position in the ego frame at the displayed frame: x forward, y left."""
         cos, sin = np.cos(self.yaw_rad[self.now]), np.sin(self.yaw_rad[self.now])
         return (self.xy_m - self.xy_m[self.now]) @ np.array([[cos, -sin], [sin, cos]])
 
 
 def draw_path(axes: Axes, drive: Drive) -> None:
-    """The path seen from above in the ego frame: forward is up, left is left."""
+    """Draw the path from above in the ego frame, forward up."""
     x, y = drive.xy_ego_m().T
     window = slice(drive.start, drive.stop)
     axes.plot(-y, x, color=canvas.GREY, linewidth=1.2, label="clip")
@@ -52,7 +52,7 @@ def draw_path(axes: Axes, drive: Drive) -> None:
 
 
 def draw_speed(axes: Axes, drive: Drive) -> None:
-    """Speed over the clip with the window marked and the frame shown."""
+    """Draw the speed over the clip, with the window and the displayed frame marked."""
     times, speed, now = drive.times_s, drive.speed_mps, drive.now
     axes.axvspan(times[drive.start], times[drive.stop - 1], color=canvas.BLUE, alpha=0.18)
     axes.plot(times, speed, color=canvas.INK, linewidth=1.6)
@@ -62,12 +62,12 @@ def draw_speed(axes: Axes, drive: Drive) -> None:
 
 
 def named(image: np.ndarray, grid: Grid, width_px: int, square_px: int = 0) -> np.ndarray:
-    """A grid with its cameras' names, enlarged by a whole factor up to about `width_px`.
+    """A grid with its cameras' names, enlarged by an integer factor to about `width_px`.
 
     Args:
         image: (H, W, 3) uint8 RGB, the grid at the model's resolution.
-        square_px: Side of the squares that are one vision token each, drawn over it; 0 draws none.
-            They are counted from the grid's corner, so that one may lie on two tiles.
+        square_px: Side of the squares of one vision token each, drawn over the grid; 0 draws none.
+            They start at the grid's corner, so a square may lie on two tiles.
     """
     scale = canvas.scale_for(image.shape[1], width_px)
     if not square_px:
@@ -82,9 +82,9 @@ def named(image: np.ndarray, grid: Grid, width_px: int, square_px: int = 0) -> n
 
 
 def motion(drive: Drive, wide: bool = False) -> canvas.Picture:
-    """Path and speed, to stand beside a grid; or side by side, to stand below a wide one."""
+    """Path and speed, stacked beside a grid, or side by side below a wide one."""
     picture = canvas.Picture(*((900, 300) if wide else (340, 460)))
-    # A slider waits for it: a layout that is worked out takes as long again as the drawing.
+    # A fixed layout halves the time of drawing, for which a slider waits.
     picture.set_layout_engine("none")
     if wide:
         places = {"width_ratios": [1, 2], "wspace": 0.2, "left": 0.06, "bottom": 0.16}
@@ -100,12 +100,12 @@ def motion(drive: Drive, wide: bool = False) -> canvas.Picture:
 def preview(
     image: np.ndarray, grid: Grid, drive: Drive, title: str, answer: str = ""
 ) -> canvas.Picture:
-    """The grid with its cameras' names, the path and the speed beside it.
+    """The grid with its cameras' names, and beside it path and speed.
 
     Args:
         image: (H, W, 3) uint8 RGB, the grid at the model's resolution.
-        title: The finding: what the choice costs.
-        answer: What the model must say about the window, written below the grid.
+        title: The title, with the cost of the choice.
+        answer: The target's text, written below the grid.
     """
     side_px = 320
     width_px = canvas.MAX_WIDTH_PX - side_px

@@ -1,4 +1,4 @@
-"""Pictures of 05_train: the loss, the wait for data, and what the model says before and after."""
+"""Figures of 05_train: loss, wait for data, and answers before and after training."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ ANSWER_LINES, ANSWER_CHARS = 7, 46
 def curve(
     metrics: Sequence[Mapping[str, Any]], held_out: Sequence[Mapping[str, float]] = ()
 ) -> canvas.Picture:
-    """How a training went: loss, speed, share of waiting for data, and memory, over its steps.
+    """Loss, throughput, share of time spent waiting for data, and memory over the steps.
 
     Args:
-        metrics: One row a logged step, as `metrics.jsonl` has them: `step`, `loss` (mean cross
-            entropy of the answer's tokens, nats), and where measured `seconds`, `data_wait_s`,
+        metrics: One row per logged step, as in `metrics.jsonl`: `step`, `loss` (mean cross entropy
+            of the answer's tokens, nats), and if measured `seconds`, `data_wait_s`,
             `samples_per_s`, `tokens_per_s` and `memory_gb`.
-        held_out: `step` and the target's figure (as `speed_mae_mps`) of each checkpoint that was
-            asked.
+        held_out: `step` and the target's figure (such as `speed_mae_mps`) of each evaluated
+            checkpoint.
     """
     steps = pd.DataFrame(metrics).reindex(columns=MEASURED).astype(float).set_index("step")
     loss, smooth = steps.loss, steps.loss.rolling(max(len(steps) // 20, 1), min_periods=1).mean()
@@ -84,7 +84,7 @@ def curve(
 
 
 def live() -> Callable[[Sequence[Mapping[str, Any]]], None] | None:
-    """What draws the curve anew while a training is followed, or None where nobody looks on."""
+    """A callback that redraws the curve during training; None without a front end."""
     if not progress.has_front_end():
         return None
     from IPython.display import display
@@ -94,7 +94,7 @@ def live() -> Callable[[Sequence[Mapping[str, Any]]], None] | None:
 
 
 def before_after(answered: Answered, grid: Grid) -> canvas.Picture:
-    """One window's first and last frame, the ground truth, and the answers of both models."""
+    """A window's first and last frame, the ground truth, and the answers of both models."""
     frames = answered.frames
     image_px = canvas.height_of(frames[0], grid, 580)
     picture = canvas.Picture(1180, image_px + 240)
@@ -111,19 +111,20 @@ def before_after(answered: Answered, grid: Grid) -> canvas.Picture:
         if text is None:
             continue
         axes = canvas.bare(picture.add_subplot(places[1, 2 * col : 2 * col + 2]))
-        # The colour stands in a bar beside the text: orange letters on white are hard to read.
+        # A coloured bar beside the text, as orange letters on white are hard to read.
         axes.axvline(0.0, color=colour, linewidth=6)
         axes.set_xlim(0, 1)
         axes.text(0.03, 0.98, who, va="top", fontsize=11, fontweight="bold", color=canvas.INK)
         lines = canvas.fit(text.strip() or "(nothing)", ANSWER_CHARS, ANSWER_LINES)
-        # What a model babbles may hold dollar signs, which matplotlib would read as mathematics.
+        # An answer may contain dollar signs, which matplotlib would parse as mathematics.
         look = {"va": "top", "fontsize": 9, "family": "monospace", "parse_math": False}
         axes.text(0.03, 0.78, "\n".join(lines), **look)
     speeds = {"base": answered.speed_base_mps}
     if answered.adapted is not None:
         speeds["adapted"] = answered.speed_adapted_mps
     words = [
-        f"the {name} model says " + ("what cannot be read" if speed is None else f"{speed:.2f} m/s")
+        f"the {name} model answers "
+        + ("text that cannot be read" if speed is None else f"{speed:.2f} m/s")
         for name, speed in speeds.items()
     ]
     truth = f"The car drives {answered.speed_ground_truth_mps:.2f} m/s"

@@ -1,8 +1,8 @@
 """Stages, results and papermill.
 
-stages      the stages, what each reads, and what came out on one line
-runs        which stage is done, stale, and why
-pipeline    notebooks run by papermill
-raw_files   what evicted raw files mean for the stages
-faults      errors and interrupts as messages, without a traceback
+stages      the stages, the parameters that each reads, and one-line summaries of results
+runs        the state of each stage (done or stale, and why), and result.json
+pipeline    runs notebooks with papermill
+raw_files   the effect of evicted raw files on the state of stages
+faults      converts errors and interrupts to messages without a traceback
 """

@@ -1,4 +1,4 @@
-"""What is shown in place of a traceback, by a command that cannot go on and by a notebook."""
+"""Messages that replace tracebacks on the command line and in notebooks."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ WORDS = "Stopped by hand. What is whole is kept: run this cell again, and it goe
 
 
 def in_words(error: Exception) -> AvomniError:
-    """What any error means to the person who runs the command.
+    """Convert any error to an `AvomniError` with advice.
 
-    Of one that nobody has foreseen the traceback is kept in a file, which is named.
+    The traceback of an unexpected error is written to a file, which the message names.
     """
     if isinstance(error, AvomniError):
         return error
@@ -39,7 +39,7 @@ def in_words(error: Exception) -> AvomniError:
             log.write(where)
         where = f"the traceback is in {path}"
     except OSError:
-        pass  # no room for a file: it is shown
+        pass  # no space for a file: show the traceback
     return AvomniError(
         f"unexpected {type(error).__name__}: {' '.join(str(error).split()) or 'it says no more'}",
         where=where,
@@ -49,10 +49,10 @@ def in_words(error: Exception) -> AvomniError:
 
 
 def speak() -> None:
-    """Let this kernel answer an interrupt with `WORDS`, and a full or read-only disk in words too.
+    """Make this kernel show messages instead of tracebacks for interrupts and full disks.
 
-    The error itself stays what it is, which papermill and `Run All` stop at. Nothing is done where
-    there is no kernel.
+    The exceptions themselves are unchanged, so that papermill and `Run All` stop. Without a kernel
+    this does nothing.
     """
     if "IPython" not in sys.modules:
         return
@@ -66,7 +66,7 @@ def speak() -> None:
 def _show(
     shell: Any, kind: Any, error: Any, traceback: Any, tb_offset: int | None = None
 ) -> list[str]:
-    # As for AvomniError: IPython asks an exception how it wants to be shown.
+    # IPython calls this method to render an exception, as for AvomniError.
     if isinstance(error, KeyboardInterrupt):
         error._render_traceback_ = lambda: [WORDS]  # type: ignore[attr-defined]
     elif error.errno in files.REFUSALS:

@@ -1,4 +1,4 @@
-"""The chain: the same notebooks that people open, run headless by papermill, one YAML a run."""
+"""Runs the pipeline's notebooks headless with papermill; one params file is one run."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ from avomni_lib.notebook.run import faults, runs
 from avomni_lib.params import Params
 
 log = logging.getLogger(__name__)
-# nbclient cannot tell a kernel that was stopped from one that was killed: `_execute` can, and says.
+# nbclient's message for a kernel that died; `_execute` reports why it did.
 logging.getLogger("papermill").addFilter(lambda record: "Kernel died" not in record.getMessage())
 
 LOCK, BUSY = ".lock", "another `avomni run` works in this run folder"
 KERNEL_LOG = "kernel.log"
 KERNEL_LOST = "the kernel was killed, usually because memory ran out"
-START_S = 180  # a kernel on a busy machine takes a while to come to work
-# How Python writes an error of the operating system.
+START_S = 180  # timeout for the start of a kernel, generous for a busy machine
+# Python's text of an OSError.
 OS_ERROR = re.compile(r"\[Errno (?P<errno>\d+)\] [^:]*(?:: '(?P<path>.*?)'.*)?", re.DOTALL)
 
 
 class LoggedKernel(AsyncKernelManager):
-    """The command's own Python with the command's own copy of the package, whatever is installed.
+    """A kernel with the Python and the package of the running command, whatever is installed.
 
-    Its log and that of its worker processes goes to a file: interrupted, they print tracebacks of
-    their insides between two messages. What a notebook shows does not come this way.
+    stdout and stderr of the kernel process and its workers go to a file, because they print
+    internal tracebacks when interrupted. Outputs of cells are not affected.
     """
 
     log_path = Unicode(config=True)
 
     @property
     def kernel_spec(self) -> KernelSpec:
-        # A spec called python3 may have been installed for another environment.
+        # An installed spec named python3 may belong to another environment.
         try:
             from ipykernel.kernelspec import get_kernel_dict
         except ImportError:
@@ -70,7 +70,7 @@ class LoggedKernel(AsyncKernelManager):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one stage: `skipped`, `ran` or `would run`, and why."""
+    """The outcome of one stage: `skipped`, `ran` or `would run`, with the reason."""
 
     stage: str
     action: str
@@ -80,10 +80,10 @@ class Outcome:
 
 
 def choose(p: Params, first: str | None = None, only: Sequence[str] = ()) -> list[runs.Stage]:
-    """The run's stages asked for, in the order of the chain; `03` and `etl` name one too.
+    """The selected stages of a run in order; stages may be named `03_etl`, `03` or `etl`.
 
     Raises:
-        AvomniError: a name fits no stage, or several.
+        AvomniError: a name matches no stage, or several.
     """
     stages = list(runs.stages_of(p))
     if only:
@@ -99,20 +99,20 @@ def run(
     force: bool = False,
     dry_run: bool = False,
 ) -> Iterator[Outcome]:
-    """Run what is not done, stage by stage in the order of the chain; yields an outcome after each.
+    """Run the stages that are not done, in order; yields an outcome after each.
 
     Args:
-        force: Run them though they are done, and from the start.
-        dry_run: Say what would run, touch nothing.
+        force: Run them from scratch even if they are done.
+        dry_run: Only report what would run.
 
     Raises:
-        AvomniError: a notebook failed; what it said, and where it is kept.
+        AvomniError: a notebook failed.
         KeyboardInterrupt: its kernel was interrupted.
-        OSError: the run's folder cannot be written to.
+        OSError: the run's folder cannot be written.
     """
     ran: set[str] = set()
-    remade: set[str] = set()  # of a dry run: what would make something else
-    # Two chains in one run folder would write over each other.
+    remade: set[str] = set()  # in a dry run: stages whose outputs would change
+    # Two commands in one run folder would overwrite each other's files.
     lock = contextlib.nullcontext() if dry_run else files.hold(p.run_dir / LOCK, BUSY)
     with lock:
         for stage in stages:
@@ -149,7 +149,7 @@ def run(
 
 
 def _refuse_stale(p: Params, stage: runs.Stage, ran: Collection[str]) -> None:
-    """What a stage would make from a stale one would be taken for the parameters' own.
+    """Refuse to run a stage on outputs that do not match the parameters.
 
     Raises:
         AvomniError: a stage that it needs is neither done nor among those that ran before it.
@@ -184,7 +184,7 @@ def _execute(p: Params, stage: runs.Stage) -> None:
     options = {"transport_encryption": "required", "log_path": str(output.parent / KERNEL_LOG)}
     config = Config({"LoggedKernel": options})
     try:
-        papermill.execute_notebook(  # it fills braces of a path with parameters
+        papermill.execute_notebook(  # papermill formats paths, so braces are escaped
             *(str(path).replace("{", "{{").replace("}", "}}") for path in (stage.notebook, output)),
             parameters=p.complete(),
             kernel_name="python3",
@@ -201,7 +201,7 @@ def _execute(p: Params, stage: runs.Stage) -> None:
     except DeadKernelError:
         raise _ended(stage, output) from None
     except RuntimeError as error:
-        # How jupyter_client says that a kernel has not come to work.
+        # jupyter_client reports kernels that failed to start in these words.
         if "ernel died" in str(error):
             raise _ended(stage, output, "before it could work") from None
         if "ernel didn't respond" not in str(error):
@@ -221,7 +221,10 @@ def _execute(p: Params, stage: runs.Stage) -> None:
 
 
 def _check(notebook: Path) -> None:
-    """papermill would give a notebook without the cell that takes parameters the demo's values."""
+    """Check that a notebook is valid and has one cell tagged `parameters`.
+
+    papermill would run a notebook without such a cell with the demo's values.
+    """
     fix = f"git checkout {notebook} brings it back as it was"
     try:
         content = nbformat.read(notebook, as_version=4)
@@ -231,7 +234,7 @@ def _check(notebook: Path) -> None:
         raise AvomniError("the stage's notebook is missing", where=str(notebook), fix=fix) from None
     except OSError:
         raise
-    except Exception as error:  # nbformat raises whatever it stumbles on
+    except Exception as error:  # nbformat raises many kinds
         words = str(error).partition("\n")[0]
         raise AvomniError(f"this is no notebook: {words}", where=str(notebook), fix=fix) from None
     if tags.count("parameters") != 1:
@@ -244,11 +247,11 @@ def _check(notebook: Path) -> None:
 
 
 def _ended(stage: runs.Stage, output: Path, when: str = "") -> AvomniError:
-    """What to say of a kernel that is gone."""
+    """The error for a kernel that died."""
     log = output.with_name(KERNEL_LOG)
     words = log.read_text("utf-8", "replace").strip() if log.exists() else ""
     if "KeyboardInterrupt" in words:
-        raise KeyboardInterrupt from None  # it came before the kernel could take it
+        raise KeyboardInterrupt from None  # interrupted before the kernel could handle it
     memory = psutil.virtual_memory()
     last = words.rpartition("\n")[2]
     return AvomniError(
@@ -263,7 +266,7 @@ def _ended(stage: runs.Stage, output: Path, when: str = "") -> AvomniError:
 
 
 def _failed(stage: runs.Stage, output: Path, error: PapermillExecutionError) -> AvomniError:
-    """What to say of an error that a cell has ended with."""
+    """The error for a cell that raised one."""
     refusal = OS_ERROR.fullmatch(error.evalue)
     if error.ename == "KeyboardInterrupt":
         raise KeyboardInterrupt from None
@@ -287,10 +290,10 @@ def _failed(stage: runs.Stage, output: Path, error: PapermillExecutionError) -> 
 
 
 def _settle(path: Path) -> None:
-    """Take this machine's paths and passwords out of an executed notebook, and sign it as trusted.
+    """Remove this machine's paths and passwords from an executed notebook, and sign it as trusted.
 
-    papermill notes where it read and wrote, and what parameters it was given: a camera's address
-    may hold a password. Jupyter shows widgets only where it trusts.
+    papermill records input and output paths and all parameters, and a camera's address may contain
+    a password. Jupyter shows widgets only in trusted notebooks.
     """
     from nbformat.sign import NotebookNotary
 
@@ -301,5 +304,5 @@ def _settle(path: Path) -> None:
             notes[key] = Path(notes[key]).name
         files.write_text(path, without_passwords(nbformat.writes(notebook)))
         NotebookNotary().sign(nbformat.read(path, as_version=4))
-    except Exception as error:  # half a notebook, or a home that is read only
+    except Exception as error:  # an incomplete notebook, or a read-only home
         log.warning("%s keeps this machine's paths, or is not trusted: %s", path, error)

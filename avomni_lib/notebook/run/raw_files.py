@@ -1,4 +1,4 @@
-"""What the raw files' state means for the stages: there, evicted, fetched later, or gone."""
+"""Effect of the raw files' state on the stages: present, evicted, fetched later, or missing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EVICT = "download.evict_raw"
 
 
 def evicted_in_words(p: Params) -> str:
-    """How many raw files the run has evicted, or nothing."""
+    """The number of raw files that the run has evicted, as text; empty if none."""
     num = len(read_evicted(p))
     return f"{num:,} raw files evicted" if num else ""
 
@@ -26,32 +26,32 @@ def evicted_in_words(p: Params) -> str:
 def what_matters(
     p: Params, stage: str, changed: Sequence[str], then: Mapping[str, Any]
 ) -> list[str]:
-    """The changed parameters that ask for another run of the stage.
+    """The changed parameters that make the stage stale.
 
     Args:
         then: The parameters of the finished stage.
     """
     ignored = set()
     if stage == "03_etl" and not p.download.evict_raw:
-        ignored = {EVICT}  # raw files are to stay
+        ignored = {EVICT}  # raw files are now kept
     elif stage in ("01_audit", "02_download"):
-        was_cut = False  # whether the budget has kept the choice below what was asked for
+        was_cut = False  # whether the disk budget limited the choice of chunks
         with contextlib.suppress(AvomniError):
             num_chosen = len(read_chosen(p).chunks)
             was_cut = p.download.chunks is None and num_chosen < p.download.target_chunks
         if not p.download.evict_raw or not was_cut:
             ignored |= {EVICT}
         if p.download.evict_raw and then.get(EVICT):
-            ignored |= {"download.target_size_gb"}  # it bounds the disk, not the choice
+            ignored |= {"download.target_size_gb"}  # limits the disk usage, not the choice
         if p.download.clips.max_clips is None and p.download.clips.balance_by is None:
-            ignored |= {"run.seed"}  # no clip is drawn
+            ignored |= {"run.seed"}  # clips are not sampled
         if stage == "02_download" and p.is_fetched:
-            ignored |= {"dataset.local_dir"}  # 02 looks whether the files are there
+            ignored |= {"dataset.local_dir"}  # 02 checks that the files exist
     return [name for name in changed if name not in ignored]
 
 
 def download_in_words(p: Params, is_cache_done: bool) -> tuple[bool, str]:
-    """(whether 02 is done as far as its files go, why)."""
+    """(whether 02 is done as regards its files, the reason)."""
     gone = missing_files(p)
     if not is_cache_done and (changed := changed_metadata(p, read_chosen(p))):
         return False, f"{', '.join(changed)} changed or gone since"
@@ -79,15 +79,15 @@ def download_in_words(p: Params, is_cache_done: bool) -> tuple[bool, str]:
 
 
 def cache_in_words(p: Params, is_begun: bool) -> str:
-    """How far a 03 that is not done has come, and what it will do about files that are evicted.
+    """Progress of an unfinished 03, and its handling of evicted files; empty without any.
 
     Args:
-        is_begun: It has no result yet, so that the shards that are there are its own.
+        is_begun: There is no result yet, so that existing shards belong to this run of the stage.
     """
     if not (evicted := evicted_in_words(p)):
         return ""
     words = f"{evicted}, what the cache lacks is fetched again"
-    with contextlib.suppress(AvomniError):  # what 02 left is gone, which its own state says
+    with contextlib.suppress(AvomniError):  # 02's files are missing, which its own state reports
         chunks = read_chosen(p).chunks if is_begun else []
         num = sum((p.cache_dir / shard_name(chunk) / HEADER_FILE).exists() for chunk in chunks)
         words = f"{num} of {len(chunks)} chunks in the cache; {words}" if is_begun else words

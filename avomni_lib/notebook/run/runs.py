@@ -1,14 +1,14 @@
-"""A run's folder: its stages, which are done and still fit, and the proof that each leaves.
+"""A run's folder: the state of its stages, and their `result.json`.
 
-A stage is done when its `result.json` exists; it is written last and whole. It is stale when a
-parameter that it reads, what a stage before it made or a file of its own has changed, and when a
-stage that it depends on is stale. A notebook proves nothing: after a killed kernel every cell of it
-says "completed".
+A stage is done when its `result.json` exists, which is written last and atomically. It is stale if
+a parameter that it reads, an output of a stage before it or one of its own files has changed, or if
+a stage that it depends on is stale. The executed notebook is not evidence: after a kernel was
+killed, all of its cells say "completed".
 
-Paths in `result.json` are relative to the run's folder, and a file is what was written while its
-sha256 is: a run that was copied to another place, with other dates, stays done. A file whose size
-and date are known is not read again, so that one whose bytes were changed behind its date is not
-noticed here (`python -m avomni_lib verify` reads the whole cache).
+Paths in `result.json` are relative to the run's folder, and files are identified by their sha256,
+so a run that was copied with other modification times stays done. A file with the recorded size and
+time is not read again; changed bytes under an unchanged time are not noticed here
+(`python -m avomni_lib verify` reads the whole cache).
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ from avomni_lib.training.model import model_input
 
 RESULT, FORMAT, CHECKED = "result.json", 2, ".checked.json"
 ANOTHER = "is not what was written, its sha256 is another"
-# What is read of it.
+# Required fields of `result.json` and their types.
 KINDS = dict.fromkeys(("finished_at", "digest", "params_digest"), str)
 KINDS |= dict.fromkeys(("figures", "inputs", "params", "outputs"), dict)
-# A second notebook waits while the first one renders: the demo takes two minutes.
+# How long a second process waits while the first one renders; the demo takes two minutes.
 WORLD_WAIT_S = 900.0
 WORLD_OWNER = "avomni/"
 
 
 @dataclass(frozen=True)
 class State:
-    """Whether a stage is done, and why or why not.
+    """Whether a stage is done, with the reason.
 
     Attributes:
-        makes_the_same: Running it leaves the stages after it as they are, as far as can be told.
-        cause: Of a stale stage, the stage where it began and what changed there.
+        makes_the_same: Running it is not expected to change its outputs for later stages.
+        cause: For a stale stage, the stage that caused it and what changed there.
     """
 
     stage: Stage
@@ -72,12 +72,12 @@ def stage_dir(p: Params, name: str) -> Path:
 
 
 def executed_path(p: Params, stage: Stage) -> Path:
-    """The stage's notebook as it was executed."""
+    """Path of the stage's executed notebook."""
     return stage_dir(p, stage.name) / f"{stage.name}.ipynb"
 
 
 def read_result(p: Params, name: str) -> dict[str, Any] | None:
-    """The stage's proof, or None where there is none (one that cannot be read proves as little)."""
+    """The stage's `result.json`; None if it is missing or damaged."""
     path = stage_dir(p, name) / RESULT
     try:
         return files.read_record(path, **KINDS)
@@ -86,29 +86,28 @@ def read_result(p: Params, name: str) -> dict[str, Any] | None:
 
 
 def state(p: Params, name: str, look: bool = True) -> State:
-    """Whether the stage has to run, with the reason in words.
+    """Whether the stage has to run, with the reason.
 
     Args:
-        look: At files too; without, only whether it was made with these parameters from what the
-            stages before it made.
+        look: Check files too; otherwise only parameters and inputs are compared.
     """
-    found = _state(p, BY_NAME[name], look, look)
+    current = _state(p, BY_NAME[name], look, look)
     if name == "05_train" and (at_work := job.at_work(p)) is not None:
         about = at_work[1]
         what = "training waits for its notebook" if about.get("waits") else "training now"
         words = f"{what}: process {about.get('pid')} since {about.get('started_at')}"
-        return dataclasses.replace(found, done=False, reason=words)
+        return dataclasses.replace(current, done=False, reason=words)
     more = ""
-    if name == "03_etl" and not found.done:
-        more = raw_files.cache_in_words(p, found.result is None)
-    elif name in ("01_audit", "04_tiles") and found.done:
+    if name == "03_etl" and not current.done:
+        more = raw_files.cache_in_words(p, current.result is None)
+    elif name in ("01_audit", "04_tiles") and current.done:
         more = raw_files.evicted_in_words(p)
         more += "; it reads the cache" if name == "04_tiles" and more else ""
-    return dataclasses.replace(found, reason=f"{found.reason}; {more}") if more else found
+    return dataclasses.replace(current, reason=f"{current.reason}; {more}") if more else current
 
 
 def _state(p: Params, stage: Stage, look: bool = True, raw: bool = True) -> State:
-    """As `state`, without what works now; `raw` looks at the raw files too."""
+    """As `state`, ignoring a running training; `raw` checks the raw files too."""
     result = read_result(p, stage.name)
     if result is None:
         is_damaged = (stage_dir(p, stage.name) / RESULT).exists()
@@ -160,27 +159,27 @@ def states(p: Params) -> list[State]:
 
 
 class OpenStage:
-    """A stage at work in its notebook; `finish` writes the proof."""
+    """A stage that runs in its notebook; `finish` writes its `result.json`."""
 
     def __init__(self, p: Params, stage: Stage):
         self.p, self.stage = p, stage
         self.folder = stage_dir(p, stage.name)
         self.figures_dir = self.folder / "figures"
         self._started, self._began_ns = time.monotonic(), time.time_ns()
-        # As they are now: another process may make them anew while this one reads them.
+        # Recorded at the start, as another process may rebuild the inputs in the meantime.
         self._inputs = {
             need: before["digest"] for need in stage.needs if (before := read_result(p, need))
         }
 
     @property
     def seconds(self) -> float:
-        """Since the stage was opened."""
+        """Seconds since the stage was opened."""
         return round(time.monotonic() - self._started, 1)
 
     def save(self, figure: Any, name: str) -> Any:
-        """Keep a picture as `figures/<name>.png` beside the notebook and return it.
+        """Save a figure as `figures/<name>.png` beside the notebook and return it.
 
-        One that is drawn from clips that are not ours says so, here and in the notebook.
+        A figure made from confidential clips gets a banner with the notice.
         """
         if self.p.notice:
             figure.banner(self.p.notice)
@@ -197,22 +196,22 @@ class OpenStage:
         """Write `result.json`: the stage is done.
 
         Args:
-            figures: What came out, as numbers.
-            outputs: Files in the run's folder whose change or loss makes the stage stale; with
-                their sha256 where it is known, as of a cache's arrays.
-            digest: What the next stages depend on: while it is the same nothing changed for them.
-                Left out, it is the hash of the outputs.
+            figures: The stage's figures as plain values.
+            outputs: Files in the run's folder whose change or loss makes the stage stale,
+                optionally with their sha256.
+            digest: Identifies the outputs for later stages, which are stale when it changes;
+                defaults to the hash of the outputs.
         """
         described = _describe(self.p.run_dir, self.stage.name, outputs, self._began_ns)
         if digest is None:
             digest = files.hash_json([entry["sha256"] for entry in described.values()])
-        own = hardware.peak_memory()["host_gb"]
+        host_gb = hardware.peak_memory()["host_gb"]
         result = {
             "format": FORMAT,
             "stage": self.stage.name,
             "finished_at": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
             "seconds": self.seconds,
-            "peak_memory_gb": round(max(own, hardware.peak_memory_of_children()), 2),
+            "peak_memory_gb": round(max(host_gb, hardware.peak_memory_of_children()), 2),
             "figures": figures,
             "digest": digest,
             "inputs": self._inputs,
@@ -227,10 +226,10 @@ class OpenStage:
 
 
 def forget(p: Params, stage: Stage) -> None:
-    """Remove what a stage would go on from, so that it starts anew.
+    """Remove the files from which a stage would resume.
 
     Raises:
-        AvomniError: a training works on it.
+        AvomniError: a training is running in the folder.
     """
     if stage.name == "05_train" and job.at_work(p) is not None:
         raise AvomniError(
@@ -247,21 +246,22 @@ def forget(p: Params, stage: Stage) -> None:
 
 
 def drop_damaged(p: Params, stage: Stage) -> None:
-    """Remove the shards of the cache that are not what was written: 03 keeps the others."""
+    """Invalidate damaged shards of the cache, so that 03 rebuilds only these."""
     result = read_result(p, stage.name)
     if stage.name != "03_etl" or result is None or result.get("format") != FORMAT:
         return
     for name, _ in list(_wrong_files(p.run_dir, stage.name, result["outputs"])):
         folder = (p.run_dir / name).parent
         if folder.parent == p.cache_dir:
-            (folder / HEADER_FILE).unlink(missing_ok=True)  # without it a shard is not whole
+            (folder / HEADER_FILE).unlink(missing_ok=True)  # a shard without header is incomplete
 
 
 def start(p: Params, name: str) -> OpenStage:
-    """Open a stage: its old proof is removed, half-written files are swept.
+    """Open a stage; removes its old `result.json` and partially written files.
 
     Raises:
-        AvomniError: a stage before it is not done, or the notebook is another copy's.
+        AvomniError: a stage before it is not done, or the notebook belongs to another copy of the
+            project.
     """
     if other := files.copy_in_sight():
         raise AvomniError(
@@ -288,20 +288,23 @@ def start(p: Params, name: str) -> OpenStage:
 
 
 def world_dir(p: Params) -> Path:
-    """Where the embedded default's world is published, for all runs that ask for the same one."""
+    """Folder of the rendered world, shared by all runs with the same `dataset.world`."""
     return files.resolve(p.run.outputs_dir) / "world" / p.digest("dataset.world")[:12]
 
 
 def raw_folders(p: Params) -> list[Path]:
-    """Where raw files may lie: fetched ones, and the rendered world, with every camera of it."""
+    """Folders that may hold raw files: the downloads, and the rendered world with all cameras."""
     return [p.local_dir, world_dir(p)] if p.rendered else [p.local_dir]
 
 
 def open_hub(p: Params, progress: type[Bar] = Bar) -> Hub | None:
-    """What the stages fetch from, or None for `dataset.source: folder`, already on the disk.
+    """The hub from which the stages download; None for `dataset.source: folder`.
 
-    For the embedded default the world is rendered if it is missing, and a hub on a free port of
-    127.0.0.1 serves it for as long as this process lives.
+    For the demo the world is rendered if it is missing, and a hub on a free port of 127.0.0.1
+    serves it until this process exits.
+
+    Raises:
+        AvomniError: `dataset.source` is `world` and `dataset.repo_id` names another data set.
     """
     if not p.is_fetched:
         return None
@@ -338,10 +341,10 @@ atexit.register(_serving.close)
 
 
 def _changed_params(p: Params, stage: Stage, result: dict[str, Any]) -> dict[str, str]:
-    """The parameters that have changed since and matter to the stage -> what they were and are."""
+    """Changed parameters that make the stage stale -> description of the change."""
     if result["params_digest"] == p.digest(*stage.reads):
         return {}
-    then, now = (model_input.flat(each) for each in (result["params"], p.values(*stage.reads)))
+    then, now = model_input.flat(result["params"]), model_input.flat(p.values(*stage.reads))
     names = [
         name
         for name in dict.fromkeys([*then, *now])
@@ -357,9 +360,9 @@ def _changed_params(p: Params, stage: Stage, result: dict[str, Any]) -> dict[str
 
 
 def _at(flat: Mapping[str, Any], name: str) -> Any:
-    """A value of flat parameters; one that has keys of its own is put together again."""
-    own = {key[len(name) + 1 :]: flat[key] for key in flat if key.startswith(f"{name}.")}
-    return own or flat.get(name)
+    """A value of flat parameters; nested keys are collected into a dictionary."""
+    nested = {key[len(name) + 1 :]: flat[key] for key in flat if key.startswith(f"{name}.")}
+    return nested or flat.get(name)
 
 
 def _short(value: Any) -> str:
@@ -369,14 +372,14 @@ def _short(value: Any) -> str:
 def _describe(
     run_dir: Path, stage: str, made: Sequence[Path] | Mapping[Path, str | None], since_ns: int
 ) -> dict[str, dict[str, Any]]:
-    """Path below the run's folder -> {"bytes", "sha256"} of files that were just written.
+    """Path relative to the run's folder -> {"bytes", "sha256"} of a stage's output files.
 
     Args:
-        made: The files, with their sha256 where it is known.
-        since_ns: When the stage began: a file that is older is read, whatever is known of it.
+        made: The files, optionally with their sha256.
+        since_ns: Start of the stage; older files are read even if their sha256 is given.
 
     Raises:
-        AvomniError: an older file is not what is known of it.
+        AvomniError: the sha256 of an older file is not the given one.
     """
     hashes = made if isinstance(made, Mapping) else {}
     known, described, checked = _read_checked(run_dir / stage), {}, {}
@@ -385,14 +388,14 @@ def _describe(
         size, date = files.state_of(Path(path)) or (0, 0)
         sha256 = hashes.get(path)
         if not sha256 or (date < since_ns and known.get(name) != [size, date, sha256]):
-            found = files.sha256_file(path)
-            if sha256 not in (None, found):
+            actual = files.sha256_file(path)
+            if sha256 not in (None, actual):
                 raise AvomniError(
                     f"{name} {ANOTHER}",
                     where=str(path),
                     fix=f"remove {Path(path).parent} and run {stage} again",
                 )
-            sha256 = found
+            sha256 = actual
         described[name] = {"bytes": size, "sha256": sha256}
         checked[name] = [size, date, sha256]
     _write_checked(run_dir / stage, checked)
@@ -402,9 +405,9 @@ def _describe(
 def _wrong_files(
     run_dir: Path, stage: str, described: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[tuple[str, str]]:
-    """(path below the run's folder, what is wrong with it) of each file that is not as written.
+    """(path relative to the run's folder, problem) of each file that has changed or is missing.
 
-    A file is read where its size is right and its date is not the known one, as after a copy.
+    A file of the right size is read only if its modification time is not the recorded one.
     """
     known, fresh = _read_checked(run_dir / stage), {}
     try:
@@ -430,7 +433,7 @@ def _wrong_files(
 
 
 def _read_checked(folder: Path) -> dict[str, Any]:
-    """Sizes, dates and hashes of the files that were found as written; it may be lost."""
+    """Sizes, times and hashes of verified files; empty if they are not recorded."""
     with contextlib.suppress(AvomniError, OSError):
         known = files.read_json(folder / CHECKED)
         return known if isinstance(known, dict) else {}
@@ -438,6 +441,6 @@ def _read_checked(folder: Path) -> dict[str, Any]:
 
 
 def _write_checked(folder: Path, checked: Mapping[str, Any]) -> None:
-    # Where nothing can be written, files are read again next time.
+    # If this cannot be written, files are read again next time.
     with contextlib.suppress(OSError, AvomniError):
         files.write_json(folder / CHECKED, dict(checked))

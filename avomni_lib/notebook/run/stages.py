@@ -1,4 +1,4 @@
-"""The notebooks as stages: what each needs and reads, and what came out of it on one line."""
+"""The notebooks as stages: requirements, parameters that each reads, and one-line summaries."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Stage:
     """One notebook.
 
     Attributes:
-        purpose: What it is for.
+        purpose: Short description.
         needs: Stages that must be done before it.
         reads: Parameters that it reads.
-        keeps: What it goes on from after a kill, in the run's folder; `--force` removes it.
-        is_report: No stage reads what it makes; those that need it only come after it.
+        keeps: Paths in the run's folder from which it resumes after a kill; `--force` removes them.
+        is_report: No stage reads its outputs; stages that need it only have to come after it.
     """
 
     name: str
@@ -64,7 +64,7 @@ _DRIVING = (
     *_keys("dataset.world", "town width height"),
     "live.hop",
 )
-# What the cost of a choice is reckoned from.
+# Parameters of the cost estimate in 04.
 _PLAN = (
     "run.price_per_hour",
     *_keys("model", "base_model backbone max_seq_length load_in_4bit lora_rank lora_targets"),
@@ -109,7 +109,7 @@ STAGES = (
         is_report=True,
     ),
 )
-# Of the runs that name `driving.num_episodes`; its model has to plan a path.
+# Only in runs that set `driving.num_episodes`; the target needs a path.
 DRIVE = Stage(
     "08_drive",
     "the model at the wheel of a simulated car",
@@ -127,7 +127,7 @@ def stages_of(p: Params) -> tuple[Stage, ...]:
 
 
 def in_short(name: str, figures: Mapping[str, Any]) -> str:
-    """What came out of a stage, on one line."""
+    """One-line summary of a stage's figures."""
     try:
         return HEADLINES[name](figures) if figures else ""
     except (LookupError, TypeError, ValueError, AttributeError):
@@ -158,12 +158,13 @@ def _download(f: Mapping[str, Any]) -> str:
 
 def _score(f: Mapping[str, Any]) -> str:
     rows = {row["name"]: row for row in f["ladder"]}
-    own = rows["adapted"]
-    spread = "" if own["low"] is None else f" ({own['low']:.2f} to {own['high']:.2f})"
-    beside = [f"{n} {rows[n]['value']:.2f}" for n in ("mean", "base", "ego_motion") if n in rows]
+    model = rows["adapted"]
+    interval = "" if model["low"] is None else f" ({model['low']:.2f} to {model['high']:.2f})"
+    others = [f"{n} {rows[n]['value']:.2f}" for n in ("mean", "base", "ego_motion") if n in rows]
     return (
-        f"{own['metric']} {own['value']:.2f}{spread}; {', '.join(beside)}; {own['valid_share']:.0%}"
-        f" of answers can be read ({own['num_windows']} windows, {own['num_clips']} clips)"
+        f"{model['metric']} {model['value']:.2f}{interval}; {', '.join(others)}; "
+        f"{model['valid_share']:.0%} of answers can be read "
+        f"({model['num_windows']} windows, {model['num_clips']} clips)"
     )
 
 

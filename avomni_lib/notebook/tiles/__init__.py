@@ -1,9 +1,9 @@
-"""The preview of 04: any choice of cameras, tile and rate, before an ETL is paid for.
+"""The tile preview of 04: any choice of cameras, tile size and rate, before the ETL is run.
 
-choice       which cameras, how large, how often, and what it costs
+choice       a choice of tiling and its cost
 older        frames of the past, and their cost
-preview      the clips, and what is shown of them
-raw_frames   grids out of raw clips
-params_file  a choice written into a params file
+preview      the clips, and the data shown for each
+raw_frames   grids decoded from raw clips
+params_file  writes a choice to a params file
 widgets      the preview and its controls
 """

@@ -1,6 +1,6 @@
-"""A choice of tiling to look at before an ETL is paid for: which cameras, how large, how often.
+"""A choice of tiling (cameras, tile size, rate) to preview before the ETL is run, and its cost.
 
-What it costs is told by the arithmetic that plans the whole run.
+The cost is estimated with the same arithmetic as the plan of a run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from avomni_lib.training.prompt.tokens import Tokens
 
 OWN_LIST, OWN_GRID = "own list", "own grid"
 REFUSED = "05_train would refuse it"
-# What a choice changes in a params file, by section.
+# Keys of a params file that a choice changes, by section.
 KEYS = {
     "vision": ("cameras", "window_size"),
     "processing": ("tile_width", "tile_height", "fit", "sample_hz", "sequence_length"),
@@ -38,15 +38,15 @@ KEYS = {
 
 @dataclass(frozen=True)
 class Choice:
-    """What 04 lets one change.
+    """The tiling settings that 04 can change.
 
     Attributes:
         setup: `4-cam`, `7-cam`, `own grid` (rows of the params file) or `own list`.
-        cameras: Of an own grid its rows of names, with None for an empty cell; of an own list the
-            names in the order of its tiles, which makes a grid as square as it can be.
+        cameras: For `own grid`, its rows of names with None for an empty cell; for `own list`, the
+            names in the order of the tiles of a grid that is as square as possible.
         tile: (width, height) px of one camera.
         fit: `letterbox`, `crop` or `stretch`.
-        sample_hz: Sampled frames a second.
+        sample_hz: Sampled frames per second.
         sequence_length: Frames in a window.
     """
 
@@ -59,7 +59,7 @@ class Choice:
 
     @classmethod
     def of(cls, p: Params) -> Choice:
-        """The run's own."""
+        """The choice of a run's parameters."""
         work, value = p.processing, grid(p.vision.cameras).value
         setup, rows = (value, ()) if isinstance(value, str) else (OWN_GRID, value)
         tile = work.tile_width, work.tile_height
@@ -83,7 +83,7 @@ class Choice:
         return self.grid.rows * self.tile[1], self.grid.cols * self.tile[0]
 
     def with_larger(self, name: str) -> Choice:
-        """The same cameras with one of them over two rows and two columns, the others around it.
+        """The same cameras with one of them enlarged to two rows and columns.
 
         Args:
             name: A camera of the grid.
@@ -94,10 +94,10 @@ class Choice:
         return replace(self, setup=OWN_GRID, cameras=rows)
 
     def laid_over(self, p: Params) -> Params:
-        """The run with this choice."""
+        """The run's parameters with this choice."""
         keys = KEYS["processing"]
         values = (*self.tile, self.fit, self.sample_hz, self.sequence_length)
-        # What the run names stays as it is named there, as by a module's attribute.
+        # An unchanged grid keeps its name, which may be `module:attribute`.
         same = self.grid.value == grid(p.vision.cameras).value
         vision: dict[str, Any] = {} if same else {"cameras": self.grid.value}
         vision |= {"window_size": self.sequence_length} if p.vision.window_size else {}
@@ -116,7 +116,7 @@ def _around(name: str, others: Sequence[str], cols: int) -> grids.Rows:
 
 
 def grid_of(names: Sequence[str]) -> Grid:
-    """A grid of any cameras, in their order: as square as it can be, and wide rather than high."""
+    """A grid of cameras in the given order, as square as possible, wide rather than high."""
     cols = max(math.isqrt(max(len(names) - 1, 0)) + 1, 1)
     rows = max(-(-len(names) // cols), 1)
     cells = [BY_NAME[name] for name in names]
@@ -125,7 +125,7 @@ def grid_of(names: Sequence[str]) -> Grid:
 
 @dataclass(frozen=True)
 class Footage:
-    """The clips that the run is made of: how many, the seconds of one, and one camera's video."""
+    """The run's clips: their number, duration and video properties."""
 
     num_clips: int
     seconds: float
@@ -133,15 +133,15 @@ class Footage:
 
     @classmethod
     def of(cls, p: Params, num_clips: int, clip: Clip | None) -> Footage:
-        """As one raw clip is, or as published where there is none."""
+        """Taken from one raw clip, or from published figures if there is none."""
         return cls(num_clips, forecast.clip_seconds(p, clip), forecast.clip_video(p, clip))
 
 
 def cost(p: Params, choice: Choice, footage: Footage) -> Plan:
-    """Tokens, MB a sample, GB and minutes of the ETL, and seconds a step, of a choice.
+    """The cost of a choice: tokens, MB per sample, GB and minutes of the ETL, seconds per step.
 
     Figures: `vision_tokens`, `tokens`, `sample_mb`, `cache_gb`, `etl_seconds` and `step_seconds`;
-    the tokens and the last are left out where they are not known.
+    the tokens and `step_seconds` are missing if unknown.
     """
     laid, length, limit = choice.laid_over(p), choice.sequence_length, p.model.max_seq_length
     storage, num_clips = laid.processing.storage, footage.num_clips
@@ -186,7 +186,7 @@ def cost(p: Params, choice: Choice, footage: Footage) -> Plan:
 
 
 def in_short(costs: Plan) -> str:
-    """The cost in a line, for the title of a picture."""
+    """The cost on one line, for the title of a figure."""
     if "tokens" not in costs.figures:
         return f"{costs.title}: {costs.warnings[0]}"
     too_long = f" (too long: {REFUSED})" if costs.warnings else ""
@@ -196,7 +196,7 @@ def in_short(costs: Plan) -> str:
 
 
 def _step_seconds(p: Params, laid: Params, tokens: Tokens | None) -> tuple[float | None, str]:
-    """Seconds of an optimizer step, as 05 timed it here or by arithmetic, and where from."""
+    """Seconds per optimizer step, measured by 05 or estimated, and a note on the source."""
     size = size_of(p)
     if tokens is None or size is None:
         return None, "no tokens to count" if tokens is None else "of no known size"
@@ -207,8 +207,8 @@ def _step_seconds(p: Params, laid: Params, tokens: Tokens | None) -> tuple[float
         same = ("processing", "vision", "model", "training")
         if {name: then[name] for name in same} == p.values(*same):
             timed = files.read_json(p.checkpoints_dir / job.PROBE_FILE)["value"]
-            own = estimate.expected_seconds(p, size, estimate.tokens_per_sample(p))
-            step_s *= float(timed["seconds_per_step"]) / own
+            expected_s = estimate.expected_seconds(p, size, estimate.tokens_per_sample(p))
+            step_s *= float(timed["seconds_per_step"]) / expected_s
             return step_s, f"{windows}from the steps that 05_train timed here"
     if p.model.base_model == TINY:
         return None, "05_train times some; the tiny base runs on the CPU"

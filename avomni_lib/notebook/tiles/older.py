@@ -1,4 +1,4 @@
-"""What 04 shows of the past: the older frames of a window, and what ways to show them cost."""
+"""Frames of the past in 04: a picture of them, and the cost of different settings."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from avomni_lib.training.forecast import estimate
 from avomni_lib.training.prompt import past, samples, tokens
 from avomni_lib.training.prompt.conversation import videos_of
 
-MOST_SHOWN = 16  # frames in a picture
+MOST_SHOWN = 16  # frames in a figure
 
 
 def with_past(p: Params, seconds: float | None, hz: float = 1.0, scale: float = 1.0) -> Params:
-    """The run with `processing.past` of these values."""
+    """The run's parameters with these values of `processing.past`."""
     older = PastParams(seconds=seconds, hz=hz, scale=scale)
     processing = p.processing.model_copy(update={"past": older})
     return p.model_copy(update={"processing": processing})
 
 
 def costs(runs: Sequence[Params]) -> pd.DataFrame:
-    """What each of these shows and costs: a row a run, with the reason where it cannot be had."""
+    """Frames and tokens of several settings, one row each, or the reason why one is impossible."""
     return pd.DataFrame([_cost(p) for p in runs])
 
 
@@ -51,9 +51,9 @@ def _cost(p: Params) -> dict[str, str]:
 
 
 def picture(p: Params, index: int = 0) -> canvas.Picture:
-    """The frames of one window in their order, each at the size at which the model sees it.
+    """The frames of one window in order, each at the size at which the model sees it.
 
-    Of many frames some are left out, evenly; the first and the last of the window's own are shown.
+    At most `MOST_SHOWN` frames are shown, evenly chosen, including the window's first and last.
     """
     try:
         videos, windows = videos_of(p, tokens.backbone_of(p)), _windows(p)
@@ -81,11 +81,11 @@ def picture(p: Params, index: int = 0) -> canvas.Picture:
 
 
 def _framed(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """On white paper of the size of a whole frame, so that smaller ones look smaller."""
-    paper = np.full((height, width, 3), 255, np.uint8)
+    """Pad an image with white to the size of a full frame, so that smaller ones look smaller."""
+    padded = np.full((height, width, 3), 255, np.uint8)
     left = (width - image.shape[1]) // 2
-    paper[height - image.shape[0] :, left : left + image.shape[1]] = image
-    return paper
+    padded[height - image.shape[0] :, left : left + image.shape[1]] = image
+    return padded
 
 
 def _windows(p: Params) -> Windows:

@@ -1,4 +1,4 @@
-"""A choice written into a params file of its own, and shown before it is done."""
+"""Writes a choice of tiling to a params file, with a preview of the difference."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ FIRST_LINE = "# What 04_tiles chose, to be laid over the run's own params file:"
 
 
 def default_path(p: Params) -> Path:
-    """Where a choice goes unless another file is named: in the run's folder."""
+    """Default path for a choice, in the run's folder."""
     return p.run_dir / "tiles.yaml"
 
 
 def shown(path: Path) -> str:
-    """A path as the command line takes it: below the project root without the root."""
+    """A path for the command line: relative to the project root if it is inside it."""
     inside = path.is_relative_to(files.PROJECT_ROOT)
     return str(path.relative_to(files.PROJECT_ROOT) if inside else path)
 
 
 def text_of(path: Path, p: Params, choice: Choice) -> str:
-    """What the file would be with the choice in it: what differs from the run, or stands there.
+    """The new text of the file: keys that differ from the run or that the file states already.
 
     Raises:
-        AvomniError: a file is there that cannot be read, or is of another's making.
+        AvomniError: the file cannot be read, or was not written by 04_tiles.
     """
     text = _read(path)
     if text and not text.startswith(FIRST_LINE):
@@ -46,27 +46,27 @@ def text_of(path: Path, p: Params, choice: Choice) -> str:
     before, after = p.values(*KEYS), choice.laid_over(p).values(*KEYS)
     lines = [FIRST_LINE, f"#   python -m avomni_lib run PARAMS.yaml {shown(path)}"]
     for section, keys in KEYS.items():
-        own = [
+        changed = [
             f"{f'  {key}: {_scalar(new)}':<30}# {_scalar(old)} before"
             for key in keys
             for old, new in [(before[section][key], after[section][key])]
             if new != old or key in (stated.get(section) or {})
         ]
-        lines += [f"{section}:", *own] if own else []
+        lines += [f"{section}:", *changed] if changed else []
     return "\n".join(lines) + "\n" if lines[2:] else text
 
 
 def difference(path: Path, text: str) -> str:
-    """Unified diff from the file as it stands to `text`; empty where nothing changes."""
+    """Unified diff from the present file to `text`; empty if nothing changes."""
     names, now = (shown(path), shown(path), "before", "after"), _read(path).splitlines()
     return "\n".join(difflib.unified_diff(now, text.splitlines(), *names, lineterm=""))
 
 
 def write(path: Path, text: str) -> None:
-    """Put the text in the place of the file, whole or not at all.
+    """Replace the file atomically.
 
     Raises:
-        AvomniError: the folder cannot be written to.
+        AvomniError: the file cannot be written.
     """
     try:
         files.write_text(path, text)
@@ -75,7 +75,7 @@ def write(path: Path, text: str) -> None:
 
 
 def _read(path: Path) -> str:
-    """The file's text; empty where there is none."""
+    """The file's text; empty if there is no file."""
     try:
         return path.read_text()
     except FileNotFoundError:

@@ -1,8 +1,7 @@
-"""What 04 shows of a clip, a window and a frame under a choice of tiling; no widgets here.
+"""The data that 04 shows of a clip, window and frame for a choice of tiling, without widgets.
 
-The clips are those of the cache or, before there is one, the raw ones. Times and ego motion come
-from the cache where it was sampled at the rate that is asked for, else from the raw clip as 03
-would sample it.
+The clips are those of the cache, or the raw ones if there is no cache yet. Times and egomotion come
+from the cache if it has the chosen rate, else from the raw clip, sampled as in 03.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ LEFT_OUT = "05_train leaves this window out: the clip's ego motion ends too soon
 
 @dataclass(frozen=True)
 class Place:
-    """What is looked at: a frame of a window of a clip."""
+    """The selected frame: clip, index of the window in the clip, index of the frame in it."""
 
     clip_id: str
     window: int
@@ -45,7 +44,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Listed:
-    """A clip in the list; speeds (m/s) and country are None where they are not known."""
+    """A clip in the list; speeds (m/s) and country are None if unknown."""
 
     clip_id: str
     split: str
@@ -56,7 +55,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class Motion:
-    """One clip's sampled times and ego motion, as a shard of a cache has them.
+    """One clip's sampled times and egomotion, in the layout of a cache shard.
 
     Attributes:
         times: (N,) int64 µs.
@@ -70,22 +69,22 @@ class Motion:
 
     @property
     def ego(self) -> dict[str, np.ndarray]:
-        """(N,) each, by column."""
+        """Column -> (N,) values."""
         return dict(zip(EGOMOTION_COLUMNS, self.egomotion.T, strict=True))
 
 
 class Preview:
-    """Grids, drives and answers of a run's clips under any choice.
+    """Grids, drives and target texts of a run's clips for any choice of tiling.
 
     Args:
-        p: The run; its cache must be there, or the raw clips that 02 has fetched.
+        p: The run's parameters; it needs a cache or the raw clips of 02.
 
     Attributes:
-        cache: The run's; None where it is not there yet, or not finished.
-        listed: By clip_id, in the order of the cache or the catalog.
+        cache: The run's cache; None if it is missing or unfinished.
+        listed: clip_id -> `Listed`, in the order of the cache or the catalog.
 
     Raises:
-        AvomniError: there is neither.
+        AvomniError: there is neither a cache nor a raw clip.
     """
 
     def __init__(self, p: Params):
@@ -121,13 +120,13 @@ class Preview:
         return Listed(clip_id, split, country, mean, most)
 
     def _motion(self, clip_id: str, sample_hz: float) -> Motion:
-        """The clip's times and ego motion at this rate, as `sampling.sample_clip` makes them.
+        """The clip's times and egomotion at this rate, as `sampling.sample_clip` computes them.
 
-        Raw clips are timed by the cameras of the run's own setup, whatever setup is looked at, so
-        that another one shows the same instants.
+        Raw clips are timed by the cameras of the run's grid whatever the choice, so that every
+        choice shows the same instants.
 
         Raises:
-            AvomniError: it has to be read from raw files, and they are not there or damaged.
+            AvomniError: raw files are needed, and they are missing or damaged.
         """
         if clip_id in self._cached and sample_hz == self.cache.sample_hz:
             cached = self._cached[clip_id]
@@ -135,11 +134,11 @@ class Preview:
             track = shard.track[cached.track_start : cached.track_stop]
             return Motion(shard.times[rows], shard.egomotion[rows], track)
         clip, horizon_s = self.raw.clip(clip_id), self.p.processing.horizon_s
-        own = cameras.grid(self.p.vision.cameras).cameras
-        stamps = [clip.timestamps(camera.name) for camera in own]
+        names = [camera.name for camera in cameras.grid(self.p.vision.cameras).cameras]
+        stamps = [clip.timestamps(name) for name in names]
         keys = []
         if self.p.processing.align:
-            keys = [reader.key_rows(clip.video(camera.name)) for camera in own]
+            keys = [reader.key_rows(clip.video(name)) for name in names]
         times, ego, _ = sampling.clip_times(clip, stamps, sample_hz, horizon_s, keys)
         return Motion(**sampling.clip_motion(ego, times, horizon_s))
 
@@ -152,29 +151,29 @@ class Preview:
         )
 
     def source_in_words(self, choice: Choice) -> str:
-        """Where the picture comes from."""
+        """The source of the frames, as text."""
         words = "the cache" if self.is_cached(choice) else "the raw clip"
         words += "; there is no cache yet" if self.cache is None else ""
         return words + ("; raw files are evicted" if read_evicted(self.p) else "")
 
     def windows(self, clip_id: str, choice: Choice, horizon_s: float = 0.0) -> Windows:
-        """The windows of one clip that have the past that the run shows."""
+        """The windows of one clip that have the past frames of the run's parameters."""
         motion, split = self.motion(clip_id, choice.sample_hz), self.listed[clip_id].split
         sizes = (0, len(motion.times), 0, len(motion.track))
-        # A cache of one clip, as far as windows look at one for anything but frames.
+        # A stand-in for a cache of one clip, with what `Windows` uses except frames.
         one = SimpleNamespace(clips=(CachedClip(clip_id, split, 0, 0, *sizes),), shards=(motion,))
         length, stride = choice.sequence_length, self.p.processing.stride
         past = samples.past_of(choice.laid_over(self.p))
         return Windows(one, length, stride, horizon_s=horizon_s, past=past)
 
     def count(self, clip_id: str, choice: Choice) -> int:
-        """How many windows the clip has; 0 where its motion cannot be read."""
+        """Number of windows of the clip; 0 if its motion cannot be read."""
         with contextlib.suppress(AvomniError):
             return len(self.windows(clip_id, choice))
         return 0
 
     def nearest_window(self, place: Place, before: Choice, choice: Choice) -> int:
-        """The window of a new rate or length that starts nearest to where one started before."""
+        """Index of the window at a new rate or length whose start is nearest to the old one's."""
         if not self.count(place.clip_id, choice) or not self.count(place.clip_id, before):
             return 0
         old, new = self.windows(place.clip_id, before), self.windows(place.clip_id, choice)
@@ -185,8 +184,8 @@ class Preview:
         """(H, W, 3) uint8 RGB: the frame as the model would see it.
 
         Raises:
-            AvomniError: the choice needs raw files that are not on the disk, or damaged; or the
-                clip has no such window.
+            AvomniError: raw files are needed, and they are missing or damaged; or the clip has no
+                window.
         """
         windows = self._need_window(place, choice)
         if self.is_cached(choice):
@@ -197,7 +196,7 @@ class Preview:
         return self.raw.grid_frame(place.clip_id, times_us, place.frame, choice)
 
     def drive(self, place: Place, choice: Choice) -> tiles.Drive:
-        """Where the car goes during the clip, with the window and the frame shown.
+        """The car's path during the clip, with the selected window and frame.
 
         Raises:
             AvomniError: as `grid_frame`.
@@ -217,7 +216,7 @@ class Preview:
         )
 
     def answer(self, place: Place, choice: Choice) -> str:
-        """The text that the model must say about the window; or why there is none.
+        """The target's text for the window, or the reason why there is none.
 
         Raises:
             AvomniError: as `grid_frame`.
@@ -225,7 +224,7 @@ class Preview:
         window = self._need_window(place, choice)[place.window]
         asked = target(self.p.training.target)
         windows = None if asked.scenes else self.windows(place.clip_id, choice, asked.horizon_s)
-        if windows is None:  # other road users are in the cache alone, and at its own rate
+        if windows is None:  # only the cache has other road users, at its own rate
             if self.cache is None or choice.sample_hz != self.cache.sample_hz:
                 return f"{asked.name} speaks of other road users: 03_etl reads them, at its rate"
             try:
@@ -234,13 +233,13 @@ class Preview:
             except AvomniError as error:
                 return str(error)
         wanted = (window.clip_id, window.number)
-        found = (i for i, w in enumerate(windows) if (w.clip_id, w.number) == wanted)
-        index = next(found, None)
+        matching = (i for i, w in enumerate(windows) if (w.clip_id, w.number) == wanted)
+        index = next(matching, None)
         return LEFT_OUT if index is None else asked.render(windows.truth(index))
 
     @functools.cached_property
     def footage(self) -> Footage:
-        """What the run's clips are like, from the first raw one where it can be read."""
+        """Number, duration and video properties of the run's clips."""
         clip = None
         with contextlib.suppress(AvomniError):
             clip = self.raw.clip(next(iter(self.listed)))

@@ -1,7 +1,7 @@
-"""Grids of any choice out of the raw clips, as the ETL would make them, each frame decoded once.
+"""Grids for any choice of tiling from the raw clips, as the ETL would compose them.
 
-Decoded frames stay in memory as they came out of the decoder, at full size. Another tile size, fit
-or setup scales them anew, by the ETL's own scaler, and decodes nothing.
+Decoded frames are kept in memory at full size, so that another tile size, fit or setup only scales
+them again, with the ETL's scaler.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from avomni_lib.notebook.tiles.choice import Choice
 from avomni_lib.params import Params
 
 MEMORY_BYTES = 1 << 30
-BLOCK = 16  # frames of a window that are decoded in one go
+BLOCK = 16  # number of frames of a window that are decoded together
 
 
 class RawFrames:
-    """Grid frames of other choices than the cache's.
+    """Grid frames for choices that the cache does not have.
 
     Args:
-        limit_bytes: Of decoded frames in memory; the latest block is kept even where it is larger.
+        limit_bytes: Limit of decoded frames in memory; the latest block is always kept.
 
     Attributes:
-        num_decoded: Frames that were decoded so far, over all cameras.
+        num_decoded: Number of frames decoded so far, over all cameras.
     """
 
     def __init__(self, p: Params, limit_bytes: int = MEMORY_BYTES):
         self.p, self.limit_bytes, self.num_decoded = p, limit_bytes, 0
-        # By clip_id, camera and row of its timestamps, the one looked at last at the end.
+        # (clip_id, camera, row of its timestamps) -> frame, the least recently used first.
         self._kept: OrderedDict[tuple[str, str, int], av.VideoFrame] = OrderedDict()
         self._stamps = functools.lru_cache(64)(self._read_stamps)
 
     @property
     def num_bytes(self) -> int:
-        """Of the decoded frames that are in memory."""
+        """Size of the decoded frames in memory."""
         return sum(_size_of(frame) for frame in self._kept.values())
 
     @functools.cached_property
@@ -56,12 +56,15 @@ class RawFrames:
         return Catalog.of(self.p)
 
     def clip(self, clip_id: str, camera: str | None = None) -> Clip:
-        """A clip where its files lie: the world may have cameras that the run did not fetch."""
+        """A clip, opened in the folder with its files.
+
+        The rendered world may have cameras that the run did not download.
+        """
         folder = self.p.local_dir
         if camera is not None:
             path = self.catalog.path(camera, self.catalog.chunk_of(clip_id))
-            there = (each for each in runs.raw_folders(self.p) if (each / path).exists())
-            folder = next(there, folder)
+            folders = (raw for raw in runs.raw_folders(self.p) if (raw / path).exists())
+            folder = next(folders, folder)
         return open_clip(folder, self.catalog, clip_id)
 
     def grid_frame(
@@ -70,16 +73,16 @@ class RawFrames:
         """(H, W, 3) uint8 RGB: one frame of a window, each camera's last one at or before its time.
 
         Args:
-            times_us: (T,) of the window; the frames around `frame` are decoded with it.
+            times_us: (T,) times of the window; the frames around `frame` are decoded with it.
 
         Raises:
-            AvomniError: a file of the clip is not on the disk, evicted, or damaged.
+            AvomniError: a file of the clip is missing, evicted or damaged.
         """
         block = frame // BLOCK * BLOCK
         image = np.zeros((1, *choice.size, 3), dtype=np.uint8)
         for camera in choice.grid.cameras:
             stamps = self._stamps(clip_id, camera.name)
-            # Cameras that the run does not take may start later or end earlier than its own.
+            # Cameras outside the run's grid may start later or end earlier.
             times = np.clip(times_us[block : block + BLOCK], stamps[0], stamps[-1])
             rows = video.frame_indices(stamps, times, camera.name)
             shown = self._decoded(clip_id, camera.name, rows)[frame - block]
@@ -95,7 +98,7 @@ class RawFrames:
     def _decoded(
         self, clip_id: str, camera: str, rows: Sequence[int] | np.ndarray
     ) -> list[av.VideoFrame]:
-        """Frames of one camera's video, out of memory or decoded now."""
+        """Frames of one camera's video, from memory or decoded."""
         keys = [(clip_id, camera, int(row)) for row in rows]
         missing = np.unique([key[2] for key in keys if key not in self._kept])
         if len(missing):
@@ -109,12 +112,16 @@ class RawFrames:
         return [self._kept[key] for key in keys]
 
     def _read_stamps(self, clip_id: str, camera: str) -> np.ndarray:
-        """(N,) µs of the camera's frames; evicted files are told from missing ones."""
+        """(N,) timestamps of the camera's frames in µs.
+
+        Raises:
+            AvomniError: the files are evicted, missing or damaged.
+        """
         path = self.catalog.path(camera, self.catalog.chunk_of(clip_id))
         if evicted := read_evicted(self.p).get(path):
             raise AvomniError(
                 f"the raw files of this clip were evicted on {evicted}; the cache holds "
-                "the run's own choice alone",
+                "only the run's own choice",
                 where=str(self.p.local_dir / path),
                 fix="look at the run's own setup, tile, fit and rate; another choice needs raw "
                 "files: a run with download.evict_raw: false",

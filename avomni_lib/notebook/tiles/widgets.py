@@ -1,7 +1,7 @@
-"""The tile preview of 04_tiles: choose what is looked at and how it is tiled, see what it costs.
+"""The widget of 04_tiles: select a frame and a tiling, and see the result and its cost.
 
-The cache's own choice is read from the cache. Any other is read from the raw clips, as the ETL
-would read it, so that it can be seen before an ETL is paid for.
+The cache's own tiling is read from the cache; any other is read from the raw clips, as the ETL
+would, so that it can be seen before the ETL is run.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from avomni_lib.params import Params
 from avomni_lib.plan import Plan
 from avomni_lib.training.prompt import tokens
 
-WIDE_PX = 620  # smaller grids are enlarged to about this: the motion has room beside them
-BELOW_PX = 950  # from this width on it stands below
+WIDE_PX = 620  # smaller grids are enlarged to about this width, with the motion beside them
+BELOW_PX = 950  # from this width on the motion is below the grid
 CLASS, LABEL, INDENT = "avomni-tiles", "84px", "92px"
 MOST_SHOWN = 400  # clips in the list at a time
 LABELS = {camera.label: camera.name for camera in cameras.CAMERAS}
@@ -52,15 +52,15 @@ def _wide(kind: type[ipywidgets.Widget], *values: Any, width: str = "430px", **n
 
 
 class PlaceControls(ipywidgets.VBox):
-    """Clip, window and frame: by list, slider, buttons and player; sliders heed the arrow keys.
+    """Controls for clip, window and frame: list, sliders (with arrow keys), buttons and player.
 
     Attributes:
-        all: What a picture follows from.
-        is_offering: The list of clips is being changed; what it says meanwhile does not count.
+        all: The controls on which the picture depends.
+        is_offering: The list of clips is being changed; its events are to be ignored.
     """
 
     def __init__(self, listed: Sequence[Listed], clip_id: str):
-        self._names = [(_listing_label(each), each.clip_id) for each in listed]
+        self._names = [(_listing_label(clip), clip.clip_id) for clip in listed]
         self.search = _wide(
             ipywidgets.Text, placeholder="train, Germany, 25cd …", description="find clip"
         )
@@ -85,7 +85,7 @@ class PlaceControls(ipywidgets.VBox):
         self.all = (self.clip, self.window, self.frame)
 
     def _step(self, by: int) -> None:
-        """A frame on or back, over the window's end into the next one."""
+        """Step one frame forward or back, across the end of the window."""
         frame = self.frame.value + by
         if 0 <= frame <= self.frame.max:
             self.frame.value = frame
@@ -94,13 +94,13 @@ class PlaceControls(ipywidgets.VBox):
             self.frame.value = 0 if by > 0 else self.frame.max
 
     def fit(self, num_windows: int, length: int, window: int, frame: int) -> None:
-        """Set the sliders' ends, and their values within them."""
+        """Set the ranges and values of the sliders."""
         self.window.max, self.frame.max = max(num_windows - 1, 0), length - 1
         self.window.value, self.frame.value = window, frame  # clamped by the slider
         self.play.max = length - 1
 
     def _offer(self, chosen: str) -> None:
-        """List the clips that have all words of the search, and the chosen one in any case."""
+        """List the clips that match all words of the search, and the selected one."""
         words = self.search.value.lower().split()
         fitting = [
             (label, name)
@@ -108,7 +108,7 @@ class PlaceControls(ipywidgets.VBox):
             if name == chosen or all(word in f"{label} {name}".lower() for word in words)
         ]
         start = max([name for _, name in fitting].index(chosen) - MOST_SHOWN // 2, 0)
-        # New options choose the first of them for a moment, which is nobody's wish.
+        # Assigning options selects the first one for a moment.
         self.is_offering = True
         self.clip.options = fitting[start : start + MOST_SHOWN]
         self.clip.value = chosen
@@ -116,10 +116,10 @@ class PlaceControls(ipywidgets.VBox):
 
 
 class ChoiceControls(ipywidgets.VBox):
-    """Setup, tile, fit, rate, length, and whether the squares of vision tokens are drawn.
+    """Controls for setup, tile, fit, rate, length, and the overlay of vision tokens.
 
     Attributes:
-        all: What a picture follows from.
+        all: The controls on which the picture depends.
     """
 
     def __init__(self, own: Choice, square_px: int):
@@ -129,7 +129,7 @@ class ChoiceControls(ipywidgets.VBox):
             value=own.setup,
             style={"button_width": "80px"},
         )
-        # Its own description would stand above it.
+        # The widget's own description would be placed above it.
         label = ipywidgets.HTML("setup", layout={"width": LABEL, "margin": "2px 8px 0 0"})
         label.add_class("avomni-label")
         self.cameras = ipywidgets.TagsInput(
@@ -169,7 +169,7 @@ class ChoiceControls(ipywidgets.VBox):
         self.settle()
 
     def settle(self) -> None:
-        """Show the list of cameras where it counts, and never let it be empty."""
+        """Show the list of cameras if it is used, and keep at least one camera in it."""
         display = None if self.setup.value == OWN_LIST else "none"
         self.cameras.layout.display = self._more.layout.display = display
         if not self.cameras.value:
@@ -191,16 +191,16 @@ class ChoiceControls(ipywidgets.VBox):
 
 
 class TilePreview(ipywidgets.VBox):
-    """What the model sees of a window, where the car goes meanwhile, and what the choice costs.
+    """A window as the model sees it, the car's path, and the cost of the chosen tiling.
 
     Args:
-        p: The run; its cache must be there, or the raw clips that 02_download has fetched.
-        clip_id: Shown first; the first clip if None.
-        window: The clip's window shown first.
-        frame: The window's frame shown first.
+        p: The run's parameters; it needs a cache or the raw clips of 02_download.
+        clip_id: The clip shown first; None is the first one with a window.
+        window: Index of the window shown first.
+        frame: Index of the frame shown first.
 
     Raises:
-        AvomniError: there is nothing to show; no such clip.
+        AvomniError: there is nothing to show, or no such clip.
     """
 
     def __init__(self, p: Params, clip_id: str | None = None, window: int = 0, frame: int = 0):
@@ -218,7 +218,7 @@ class TilePreview(ipywidgets.VBox):
         self._square_px = round(tokens.backbone_of(p).token_px)
         self.controls = ChoiceControls(self._before, self._square_px)
         self.place = PlaceControls(list(listed.values()), clip_id)
-        # What tests and notebooks set.
+        # Aliases for tests and notebooks.
         self.clip, self.window, self.frame = self.place.all
         self.setup = self.controls.setup
         self.note, self.written, self.difference = (ipywidgets.HTML() for _ in range(3))
@@ -256,37 +256,37 @@ class TilePreview(ipywidgets.VBox):
 
     @property
     def choice(self) -> Choice:
-        """The tiling that is set."""
+        """The selected tiling."""
         return self.controls.choice()
 
     @property
     def shown(self) -> Place:
-        """The clip, window and frame that are set."""
+        """The selected clip, window and frame."""
         return Place(self.clip.value, self.window.value, self.frame.value)
 
     def grid_frame(self) -> np.ndarray:
-        """(H, W, 3) uint8 RGB of the frame shown, as the model would see it.
+        """(H, W, 3) uint8 RGB of the selected frame, as the model would see it.
 
         Raises:
-            AvomniError: the choice needs raw files that are not on the disk, or damaged.
+            AvomniError: raw files are needed, and they are missing or damaged.
         """
         return self.preview.grid_frame(self.shown, self.choice)
 
     def sheet(self) -> np.ndarray:
-        """(height, width, 3) uint8 RGB: `grid_frame` with the cameras' names, as it is shown."""
+        """(height, width, 3) uint8 RGB: `grid_frame` as displayed, with the cameras' names."""
         squares = self._square_px if self.controls.squares.value else 0
         return tiles.named(self.grid_frame(), self.choice.grid, WIDE_PX, squares)
 
     def drive(self) -> tiles.Drive:
-        """Where the car goes during the clip, with the window and the frame shown."""
+        """The car's path during the clip, with the selected window and frame."""
         return self.preview.drive(self.shown, self.choice)
 
     def cost(self) -> Plan:
-        """What the choice costs, and why the model would refuse it where it would."""
+        """The cost of the choice, with warnings if 05_train would refuse it."""
         return cost(self.p, self.choice, self.preview.footage)
 
     def figure(self) -> canvas.Picture:
-        """The same as a static picture, for whoever reads the notebook without a kernel.
+        """A static figure of the preview, for readers without a kernel.
 
         Raises:
             AvomniError: as `grid_frame`.
@@ -296,7 +296,7 @@ class TilePreview(ipywidgets.VBox):
         return tiles.preview(self.grid_frame(), self.choice.grid, self.drive(), title, answer)
 
     def figure_of(self, choice: Choice) -> canvas.Picture:
-        """The frame shown in another grid, and what that costs; or why it cannot be shown."""
+        """The selected frame in another tiling with its cost, or the reason why not."""
         title = in_short(cost(self.p, choice, self.preview.footage))
         try:
             frame = self.preview.grid_frame(self.shown, choice)
@@ -323,7 +323,7 @@ class TilePreview(ipywidgets.VBox):
 
     @contextlib.contextmanager
     def _setting(self) -> Iterator[None]:
-        """Controls that are set meanwhile draw nothing."""
+        """Suppress drawing while controls are set."""
         self._is_setting = True
         try:
             yield
@@ -335,7 +335,7 @@ class TilePreview(ipywidgets.VBox):
         self.place.fit(count, self.choice.sequence_length, window, frame)
 
     def _show(self, is_new_choice: bool = True) -> None:
-        """Draw the choice, or say why it cannot be drawn."""
+        """Draw the choice, or show why it cannot be drawn."""
         if is_new_choice:
             self.cost_table.value = self.cost()._repr_html_()
             self._show_difference()
@@ -357,12 +357,12 @@ class TilePreview(ipywidgets.VBox):
         source = self.preview.source_in_words(self.choice)
         self.note.value = _paragraph(f"{width}×{height} px, read from {source}{notice}")
         self.answer.value = (
-            f"<b>{self.p.training.target}</b>: what the model must say about this window"
+            f"<b>{self.p.training.target}</b>: the target text of this window"
             f"<pre>{html.escape(answer)}</pre>"
         )
 
     def _show_difference(self) -> None:
-        """Of the params file's new text to what it is."""
+        """Show the difference that writing the choice would make to the params file."""
         self.written.value, path = "", files.resolve(self.path.value)
         difference, words = "", "The choice is what the run has already: nothing to write."
         try:
@@ -391,7 +391,7 @@ class TilePreview(ipywidgets.VBox):
 
 
 def _listing_label(listed: Listed) -> str:
-    """A clip's line in the list: id, split, country, speed; in spaces that do not run together."""
+    """A clip's line in the list: id, split, country, speed, aligned with no-break spaces."""
     speeds = "speed not read"
     if listed.mean_mps is not None:
         speeds = f"{listed.mean_mps:4.1f}, at most {listed.max_mps:4.1f} m/s"

@@ -1,9 +1,9 @@
-"""The vision-language models that can be trained, each family one file behind one interface.
+"""The supported families of vision-language models, one file each behind a common interface.
 
-Each file of this folder is a family, and a file more is a family more: nothing else in the program
-names one. Nothing here loads torch before pixels are made, so that `plan` can count on any machine.
+A new file in this folder adds a family; no other module depends on a particular one. torch is only
+imported when pixels are processed, so that `plan` works on any machine.
 
-shared           the interface, and what several families have in common
+shared           the interface, and code shared by several families
 qwen3_vl         Qwen3-VL, dense or with experts
 qwen3_5          Qwen3.5 and Qwen-Drive-1.0, whose layers have linear attention
 internvl         InternVL3 and 3.5, in squares of 448 px
@@ -40,7 +40,7 @@ def family(name: str) -> type[Backbone]:
 
 
 def in_4bit(p: Params) -> Choice:
-    """Whether a base model in 16 bit is loaded in NF4: `model.load_in_4bit`, or what suits it."""
+    """Whether a 16-bit base model is loaded in NF4: `model.load_in_4bit`, or the family default."""
     if p.model.load_in_4bit is not None:
         return Choice("nf4" if p.model.load_in_4bit else "none", "model.load_in_4bit")
     if because := family(p.model.backbone).sixteen_bit_because:
@@ -49,13 +49,13 @@ def in_4bit(p: Params) -> Choice:
 
 
 def backbone(name: str, config: Any = None) -> Backbone:
-    """The backbone called `name`, with the numbers of a model's `config` where one is given.
+    """The backbone called `name`, with the numbers of a model's `config` if given.
 
     Args:
-        config: transformers' own, or one with the same attributes.
+        config: transformers' config, or an object with the same attributes.
 
     Raises:
-        AvomniError: there is none, or the config is another family's.
+        AvomniError: there is no such family, or the config belongs to another one.
     """
     kind = family(name)
     if config is None:

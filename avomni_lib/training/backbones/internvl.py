@@ -1,17 +1,16 @@
-"""InternVL3 and 3.5 as transformers has them: squares of 448 px, ImageNet's colours, timed frames.
+"""InternVL3 and 3.5 in transformers: squares of 448 px, ImageNet's normalisation, timed frames.
 
-That is the repositories whose names end in -hf. Those without it are `internvl_chat`, code that
-comes with the checkpoint, which is never run here.
+Supported are the repositories whose names end in -hf. The others are `internvl_chat`, whose code
+comes with the checkpoint and is never run here.
 
-The vision tower takes squares only. Any other shape it reads as if it were one: the patches of a
-wide picture end up in the wrong places, without a word. So a grid is cut into squares
-(`shared.squares`) and one that does not divide is refused. No picture is shrunk, and no thumbnail
-of the whole is added, as the released image processor does.
+The vision tower takes only squares, and silently misplaces the patches of any other shape. A grid
+is therefore cut into squares (`shared.squares`), and one that does not divide is refused. Unlike in
+the released image processor, images are not shrunk and no thumbnail of the whole is added.
 
-The released processor numbers frames and says nothing of time. Here the time stands behind the
-number: `Frame1 at 0.00 s: `. Everything else of the prompt is the released one's, token for token.
-Several squares of a frame follow each other as pictures of their own, on lines of their own: that
-is what the chat template makes of a request with several images, so a server's prompt is the same.
+The released processor numbers frames without times. Here the time follows the number:
+`Frame1 at 0.00 s: `. The rest of the prompt is identical to the released one, token for token.
+Several squares of a frame are separate images on separate lines, as the chat template formats a
+request with several images, so a server's prompt is the same.
 """
 
 from __future__ import annotations
@@ -42,9 +41,9 @@ class InternVL(squares.InSquares):
     """The numbers of one InternVL; the defaults are those of every released size.
 
     Attributes:
-        image_size: px, side of the squares that the vision tower takes.
-        patch_size: px, side of its patches.
-        downsample_ratio: Vision tokens along a side, to patches along it.
+        image_size: Side of the vision tower's squares, px.
+        patch_size: Side of its patches, px.
+        downsample_ratio: Ratio of vision tokens to patches along a side.
     """
 
     image_size: int = 448
@@ -58,14 +57,14 @@ class InternVL(squares.InSquares):
     vision_token = IMAGE_TOKEN
     special_tokens = (IMAGE_TOKEN, IMAGE_START, IMAGE_END, TURN_START, TURN_END)
     mean, std = MEAN, STD
-    in_llama_cpp = False  # it reads the layout of the repositories without -hf alone
+    in_llama_cpp = False  # it reads only the layout of the repositories without -hf
     example = "OpenGVLab/InternVL3_5-8B-HF"
     serving_note = (
-        "Each frame is told by its number and its time, and its pictures follow as images, never "
-        "as a video: a server words a video without times and shrinks each frame to one square. "
-        "The request below holds the first frame and the last; those between are asked alike. "
-        "The tokenizer of the released repositories names a length of 8,192 tokens; where a server "
-        "takes that for the longest, raise model_max_length in tokenizer_config.json."
+        "Each frame is introduced by its number and time, followed by its squares as images, not "
+        "as a video: for a video, a server omits the times and shrinks each frame to one square. "
+        "The request below shows the first frame and the last; those between have the same form. "
+        "The tokenizer of the released repositories states a length of 8,192 tokens; if a server "
+        "takes that as a limit, raise model_max_length in tokenizer_config.json."
     )
     refused = {
         "internvl_chat": "it is code that comes with the checkpoint (remote code), which is never "
@@ -75,19 +74,16 @@ class InternVL(squares.InSquares):
     @classmethod
     def from_config(cls, config: Any) -> Self:
         vision = config.vision_config
-        image, patch = (
-            _side(vision.image_size, "image_size"),
-            _side(vision.patch_size, "patch_size"),
-        )
-        made = cls(image, patch, getattr(config, "downsample_ratio", cls.downsample_ratio))
-        merged = round(1 / made.downsample_ratio)
+        image, patch = (_side(getattr(vision, n), n) for n in ("image_size", "patch_size"))
+        backbone = cls(image, patch, getattr(config, "downsample_ratio", cls.downsample_ratio))
+        merged = round(1 / backbone.downsample_ratio)
         if image % patch or image // patch % merged:
             raise AvomniError(
                 f"the vision tower's squares of {image} px do not divide into patches of {patch} "
                 f"px, {merged} by {merged} of them a token",
                 where="model.base_model",
             )
-        return made
+        return backbone
 
     @property
     def token_px(self) -> float:
@@ -95,7 +91,7 @@ class InternVL(squares.InSquares):
 
     @property
     def patches_per_square(self) -> int:
-        """Places of a square in the tower's sequence: its patches and the class token."""
+        """Length of the tower's sequence for a square: its patches and the class token."""
         return (self.image_size // self.patch_size) ** 2 + 1
 
     @property
@@ -106,12 +102,12 @@ class InternVL(squares.InSquares):
         return self.num_squares(videos) * self.tokens_per_square
 
     def chat(self, text: str, videos: Sequence[Video]) -> str:
-        """The user's turn as the released chat template and processor word it, with times."""
+        """The user's turn, as formatted by the released chat template and processor, with times."""
         picture = f"{IMAGE_START}{IMAGE_TOKEN * self.tokens_per_square}{IMAGE_END}"
         lines, number = [], 0
         for video in videos:
-            shown = self.squares_of(video)
-            named = [f"{each.label}: {picture}" if each.label else picture for each in shown]
+            labels = [square.label for square in self.squares_of(video)]
+            named = [f"{label}: {picture}" if label else picture for label in labels]
             for time_s in video.times_s:
                 number += 1
                 lines.append(f"Frame{number} at {time_s:.2f} s: " + "\n".join(named))
@@ -124,19 +120,18 @@ class InternVL(squares.InSquares):
         dtype: torch.dtype | None = None,
         videos: Sequence[Video] = (),
     ) -> dict[str, Any]:
-        """Cut into squares and normalise on the device that the frames are on.
+        """Cut into squares and normalise on the frames' device.
 
         Returns:
-            pixel_values (B·squares, 3, image_size, image_size), window by window, in each frame by
-            frame.
+            pixel_values (B·squares, 3, image_size, image_size), window by window, frame by frame.
         """
         return {"pixel_values": self.normalised(frames, dtype, videos).flatten(0, 1)}
 
     def prepare(self, model: Any, fuse: bool = True) -> None:
-        """Keep gradients out of the frozen tower, and say of the head what the checkpoint says."""
+        """Disable gradients of the frozen tower, and record in the config if the head is tied."""
         layers.without_gradients(model.model.vision_tower)
-        # Many a config.json leaves out that the head is a matrix of its own, and the class's
-        # default is that it is not. Loading keeps both; what is saved has to say so.
+        # Many config.json files omit that the head is not tied, and the class's default is that it
+        # is. Loading handles it, but the saved config has to state it.
         embedding = model.get_input_embeddings().weight
         model.config.tie_word_embeddings = model.lm_head.weight is embedding
         if fuse:
@@ -171,7 +166,7 @@ class InternVL(squares.InSquares):
         return f"""--limit-mm-per-prompt '{{"image": {self.num_squares(videos)}}}'"""
 
     def request(self, question: str, videos: Sequence[Video]) -> dict[str, Any]:
-        """The first and the last frame; those between are asked alike."""
+        """The first and the last frame; those between have the same form."""
         frames = [(time_s, self.squares_of(video)) for video in videos for time_s in video.times_s]
         content: list[dict[str, Any]] = []
         for number in sorted({1, len(frames)}):
@@ -188,9 +183,9 @@ class InternVL(squares.InSquares):
         return {"messages": [{"role": "user", "content": content}]}
 
     def processor_files(self, config: Any) -> dict[str, dict[str, Any]]:
-        """The released files' content; their video part is left out of many a checkpoint.
+        """Content of the released files, with the video part that many checkpoints lack.
 
-        Without it a server would normalise a video by CLIP's mean, the default of the class.
+        Without it a server would normalise videos with CLIP's mean, the default of the class.
         """
         shared = self.processor_values() | {"processor_class": "InternVLProcessor"}
         return {
@@ -206,7 +201,7 @@ class InternVL(squares.InSquares):
 
 
 def _side(value: Any, name: str) -> int:
-    """The side of what is a square, given as a number or as height and width."""
+    """The side of a square, given as a number or as height and width."""
     sides = {value} if isinstance(value, int) else set(value)
     if len(sides) != 1:
         raise AvomniError(
@@ -218,12 +213,9 @@ def _side(value: Any, name: str) -> int:
 
 
 def _tower(vision: Mapping[str, Any], out: int, downsample_ratio: float) -> Vision:
-    """The vision tower that a `vision_config` says, and the projector into a width of `out`."""
+    """The vision tower of a `vision_config`, and the projector into a width of `out`."""
     wide, inner = vision["hidden_size"], vision["intermediate_size"]
-    image, patch = (
-        _side(vision["image_size"], "image_size"),
-        _side(vision["patch_size"], "patch_size"),
-    )
+    image, patch = (_side(vision[name], name) for name in ("image_size", "patch_size"))
     values = squares.COLOURS * patch**2
     norm = wide if vision.get("norm_type") == "rms_norm" else 2 * wide
     block = 4 * wide**2 + wide + 2 * wide * inner + inner + wide + 2 * norm
@@ -249,10 +241,10 @@ def _tower(vision: Mapping[str, Any], out: int, downsample_ratio: float) -> Visi
     )
 
 
-# The language models under the released sizes: Qwen2.5's, InternLM3's (9B), and Qwen3's in 3.5.
-# Sources: the authors' model zoo, the configs of Qwen2.5, Qwen3 and internlm3-8b-instruct, and the
-# vocabulary of 151,674 of MindSpeed-MM's examples/internvl3. Embedding and head are two matrices in
-# every size: only so do the weights add up to the totals that the authors publish.
+# The language models of the released sizes: Qwen2.5, InternLM3 (9B), and Qwen3 in 3.5. Sources: the
+# authors' model zoo, the configs of Qwen2.5, Qwen3 and internlm3-8b-instruct, and the vocabulary of
+# 151,674 of MindSpeed-MM's examples/internvl3. The head is not tied in any size: only then do the
+# weights add up to the published totals.
 RELEASED_3 = {
     "1b": decoder.qwen2(896, 24, 14, 2, 4864, 151_674),
     "2b": decoder.qwen2(1536, 28, 12, 2, 8960, 151_674),
@@ -270,7 +262,7 @@ RELEASED_3_5 = {
     "14b": decoder.qwen3(5120, 40, 40, 8, 17_408, 151_936),
     "38b": decoder.qwen3(5120, 64, 64, 8, 25_600, 151_936),
 }
-LARGE = ("38b", "78b")  # with InternViT-6B; all others see through InternViT-300M
+LARGE = ("38b", "78b")  # with InternViT-6B; all others have InternViT-300M
 
 
 def _released_tower(size: str) -> dict[str, Any]:

@@ -1,14 +1,14 @@
-"""LLaVA-OneVision as transformers has it: squares of 384 px, SigLIP's colours, times in words.
+"""LLaVA-OneVision in transformers: squares of 384 px, SigLIP's normalisation, times as text.
 
-That is the repositories of llava-hf whose names end in -hf. LLaVA-OneVision-1.5 and -2 are other
-models, whose code comes with the checkpoint; it is never run here.
+Supported are the repositories of llava-hf whose names end in -hf. LLaVA-OneVision-1.5 and -2 are
+other models, whose code comes with the checkpoint and is never run here.
 
-The vision tower takes squares only, so a grid is cut into them (`shared.squares`) and handed over
-as one video: 196 tokens a square and one for the end of the video. A video is never tiled or
-padded, as a single image would be.
+The vision tower takes only squares, so a grid is cut into them (`shared.squares`) and passed as one
+video: 196 tokens per square and one for the end of the video. Unlike a single image, a video is
+never tiled or padded.
 
-Nothing in the released prompt tells when a frame was taken, or where one ends. A sentence does so
-here, as the authors' LLaVA-Video has one.
+The released prompt contains neither the times nor the boundaries of frames. Here a sentence states
+them, as in the authors' LLaVA-Video.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 # SigLIP's, as in the released preprocessor_config.json; the class's defaults are CLIP's.
 MEAN = STD = (0.5, 0.5, 0.5)
 POOLED = 2  # patches along each side of a vision token
-SERVED_TOKENS = 8192  # of a batch of `vllm serve`, if it is not told
+SERVED_TOKENS = 8192  # default of vLLM's --max-num-batched-tokens
 TOWER = "siglip_vision_model"
 
 
@@ -41,9 +41,9 @@ class LlavaOnevision(squares.InSquares):
     """The numbers of one LLaVA-OneVision; the defaults are those of every released size.
 
     Attributes:
-        image_size: px, side of the squares that the vision tower takes.
-        patch_size: px, side of its patches; what is left of a square on the right and below, 6 px
-            of 384, is never seen.
+        image_size: Side of the vision tower's squares, px.
+        patch_size: Side of its patches, px; the remainder of a square at the right and bottom, 6 px
+            of 384, is ignored.
     """
 
     image_size: int = 384
@@ -60,8 +60,8 @@ class LlavaOnevision(squares.InSquares):
     in_llama_cpp = False
     example = "llava-hf/llava-onevision-qwen2-7b-ov-hf"
     serving_note = (
-        "The squares of all frames are handed over as the frames of one video, in the order that "
-        "the sentence of times tells; each is of the tower's own size, so none is shrunk."
+        "The squares of all frames are passed as the frames of one video, in the order given by "
+        "the sentence of times; each has the tower's own size, so none is shrunk."
     )
     refused = dict.fromkeys(
         ("llavaonevision1_5", "llava_onevision1_5", "llava_onevision2", "llava_qwen"),
@@ -97,13 +97,13 @@ class LlavaOnevision(squares.InSquares):
         return self.num_squares(videos) * self.tokens_per_square + 1
 
     def chat(self, text: str, videos: Sequence[Video]) -> str:
-        """The user's turn as the released chat template words it, the times before the question."""
+        """The user's turn, as formatted by the released chat template, with times before `text`."""
         pictures = VIDEO_TOKEN * self.num_vision_tokens(videos)
         words = f"{pictures}\n{self.time_instruction(videos)}\n{text}"
         return f"{TURN_START}user\n{words}{TURN_END}\n{TURN_START}assistant\n"
 
     def time_instruction(self, videos: Sequence[Video]) -> str:
-        """When each frame was taken, and as which pictures it is shown."""
+        """Sentences that state the time of each frame and the images of which it consists."""
         times = [time_s for video in videos for time_s in video.times_s]
         stamps = ", ".join(f"{time_s:.2f} s" for time_s in times)
         sentences = [
@@ -132,18 +132,18 @@ class LlavaOnevision(squares.InSquares):
         dtype: torch.dtype | None = None,
         videos: Sequence[Video] = (),
     ) -> dict[str, Any]:
-        """Cut into squares and normalise on the device that the frames are on.
+        """Cut into squares and normalise on the frames' device.
 
         Returns:
-            pixel_values_videos (B, squares, 3, image_size, image_size), in a window frame by frame.
+            pixel_values_videos (B, squares, 3, image_size, image_size), frame by frame.
         """
         return {"pixel_values_videos": self.normalised(frames, dtype, videos)}
 
     def prepare(self, model: Any, fuse: bool = True) -> None:
-        """Let the tower keep the output of the layer that is used alone, and no gradients.
+        """Make the tower keep only the output of the used layer, without gradients.
 
-        transformers asks it for the outputs of all layers and takes one: two windows of 16 frames
-        in four squares each would hold 5.8 GB of them.
+        transformers collects the outputs of all layers and uses one: for two windows of 16 frames
+        in four squares they would take 5.8 GB.
         """
         layers.keep_used(model.model.vision_tower, model.config.vision_feature_layer)
         if fuse:
@@ -152,7 +152,7 @@ class LlavaOnevision(squares.InSquares):
     @classmethod
     def size(cls, config: Mapping[str, Any]) -> ModelSize:
         text, vision = config["text_config"], config["vision_config"]
-        # As transformers reads it: what the language model's own config says counts too.
+        # As in transformers, the language model's config counts too.
         tied = bool(config.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
         layers = config.get("vision_feature_layer", -1)
         return ModelSize(
@@ -174,13 +174,13 @@ class LlavaOnevision(squares.InSquares):
             raise refuse_other_model(cls, next(kind for mark, kind in other if mark in name))
         if not re.search(r"llava-onevision-qwen2-.*-hf$", name):
             return None
-        found = re.search(r"-qwen2-([0-9.]+b)-", name)
-        if found is None or (text := RELEASED.get(found[1])) is None:
+        size = re.search(r"-qwen2-([0-9.]+b)-", name)
+        if size is None or (text := RELEASED.get(size[1])) is None:
             return None
         return cls.size({"text_config": text, "vision_config": RELEASED_TOWER})
 
     def server_arguments(self, videos: Sequence[Video]) -> str:
-        # A video of more tokens than a batch has is refused; vLLM expects one of 16 frames.
+        # vLLM refuses a video with more tokens than a batch, and expects one of 16 frames.
         needed = 1024 * (self.num_vision_tokens(videos) // 1024 + 1)
         return f"--max-num-batched-tokens {max(needed, SERVED_TOKENS)}"
 
@@ -197,7 +197,7 @@ class LlavaOnevision(squares.InSquares):
         }
 
     def processor_files(self, config: Any) -> dict[str, dict[str, Any]]:
-        """The released files' content with this config's numbers."""
+        """Content of the released files with this config's numbers."""
         shared = self.processor_values() | {"processor_class": "LlavaOnevisionProcessor"}
         return {
             "preprocessor_config.json": shared
@@ -217,10 +217,10 @@ class LlavaOnevision(squares.InSquares):
 
 
 def _tower(vision: Mapping[str, Any], out: int, *, num_layers: int, bias: bool) -> Vision:
-    """The SigLIP that a `vision_config` says, and the projector into a width of `out`.
+    """The SigLIP tower of a `vision_config`, and the projector into a width of `out`.
 
     Args:
-        num_layers: Of how many of its layers the projector reads the outputs.
+        num_layers: Number of layers whose outputs the projector reads.
         bias: Whether the projector has biases.
     """
     wide, inner = vision["hidden_size"], vision["intermediate_size"]
@@ -238,21 +238,21 @@ def _tower(vision: Mapping[str, Any], out: int, *, num_layers: int, bias: bool) 
         inner,
         out,
         num_tower=tower,
-        # The last is the token that ends a video.
+        # The last term is the token that ends a video.
         num_mergers=num_layers * wide * out + out**2 + 2 * out * bias + out,
         values_per_patch=values,
         rotates=False,
     )
 
 
-# The language models under the released sizes: Qwen2's configs, with the vocabulary padded to
-# multiples of 64 after two tokens more, as transformers' conversion script has it.
+# The language models of the released sizes: Qwen2's configs, with two more tokens and the
+# vocabulary padded to multiples of 64, as in transformers' conversion script.
 RELEASED = {
     "0.5b": decoder.qwen2(896, 24, 14, 2, 4864, 152_000) | {"tie_word_embeddings": True},
     "7b": decoder.qwen2(3584, 28, 28, 4, 18_944, 152_128),
     "72b": decoder.qwen2(8192, 80, 64, 8, 29_568, 152_128),
 }
-# As in that script: SigLIP-so400m without its last layer and its head.
+# Also as in that script: SigLIP-so400m without its last layer and its head.
 RELEASED_TOWER = {
     "model_type": TOWER,
     "hidden_size": 1152,

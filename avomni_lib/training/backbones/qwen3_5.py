@@ -1,13 +1,12 @@
-"""Qwen3.5, and Qwen-Drive-1.0, whose vision-language model it is.
+"""Qwen3.5, and Qwen-Drive-1.0, which is based on it.
 
-Patches, tokens around a video and positions are Qwen3-VL's. Another language model reads them:
-three of four layers have linear attention (a gated delta rule) in the place of attention, so LoRA
-adapts its projections too. Adapting q, k, v and o alone would leave three quarters of the layers as
-they are.
+Patches, tokens around a video and positions are those of Qwen3-VL. Three of four layers of the
+language model have linear attention (a gated delta rule), so LoRA adapts its projections too:
+adapting only q, k, v and o would leave three quarters of the layers unchanged.
 
-The answer starts behind an empty thought, which is what the chat template writes where thinking is
-off; a target that thinks aloud writes its thought behind that one. Heads of Qwen-Drive other than
-the language model (perception, planner) are not loaded.
+The answer starts after an empty thought, which the chat template writes if thinking is off; a
+target with a thought writes it after the empty one. Heads of Qwen-Drive other than the language
+model (perception, planner) are not loaded.
 """
 
 from __future__ import annotations
@@ -57,13 +56,13 @@ class Qwen35(Qwen3VL):
         "Qwen/Qwen3.5-9B, or a Qwen3-VL with experts and model.backbone: qwen3_vl",
     }
     serving_note = (
-        "The answer starts behind an empty thought, so the server is told "
-        f"`enable_thinking: false` with each request. {Qwen3VL.serving_note}"
+        "The answer starts after an empty thought, so each request needs "
+        f"`enable_thinking: false`. {Qwen3VL.serving_note}"
     )
 
     @property
     def choices(self) -> dict[str, Choice]:
-        """What computes the linear attention on this machine."""
+        """The implementation of linear attention on this machine."""
         if find_spec("fla") is not None:
             return {"linear_attention": Choice("fla", "flash-linear-attention is installed")}
         return {
@@ -75,7 +74,7 @@ class Qwen35(Qwen3VL):
         }
 
     def chat(self, text: str, videos: Sequence[Video]) -> str:
-        """The user's turn as Qwen3.5's chat template words it with thinking off."""
+        """The user's turn, as formatted by Qwen3.5's chat template with thinking off."""
         return super().chat(text, videos) + NO_THOUGHT
 
     def request(self, question: str, videos: Sequence[Video]) -> dict[str, Any]:
@@ -100,7 +99,7 @@ class Qwen35(Qwen3VL):
 
 
 def blocks(text: Mapping[str, Any]) -> tuple[Block, ...]:
-    """The decoder layers that a `text_config` says, by kind: those with attention come last.
+    """The decoder layers of a `text_config` by kind, those with full attention last.
 
     Raises:
         KeyError: a number is missing.
@@ -110,12 +109,12 @@ def blocks(text: Mapping[str, Any]) -> tuple[Block, ...]:
         for layer in range(text["num_hidden_layers"])
     ]
     num_linear = sum(kind == "linear_attention" for kind in kinds)
-    made = _linear_block(text, num_linear), _attention_block(text, len(kinds) - num_linear)
-    return tuple(block for block in made if block.count)
+    both = _linear_block(text, num_linear), _attention_block(text, len(kinds) - num_linear)
+    return tuple(block for block in both if block.count)
 
 
 def _attention_block(text: Mapping[str, Any], count: int) -> Block:
-    """Attention whose output goes through a gate, which q_proj makes beside the queries."""
+    """Gated attention: q_proj computes the gate of the output along with the queries."""
     block = decoder.block({**text, "model_type": "qwen3"})
     gated = {"q_proj": (text["hidden_size"], 2 * block.query)}
     others = block.others + bool(text.get("attention_bias")) * block.query
@@ -123,8 +122,8 @@ def _attention_block(text: Mapping[str, Any], count: int) -> Block:
 
 
 def _linear_block(text: Mapping[str, Any], count: int) -> Block:
-    """The gated delta rule. Its widths are those of what goes through the convolution and of the
-    gate; what a layer keeps until the backward pass is of their order where `fla` computes it."""
+    """The gated delta rule, with the widths of the convolution's input and of the gate; with `fla`,
+    the memory kept for the backward pass is of their order."""
     hidden = text["hidden_size"]
     heads, shared = text["linear_num_value_heads"], text["linear_num_key_heads"]
     value = heads * text["linear_value_head_dim"]
@@ -136,7 +135,7 @@ def _linear_block(text: Mapping[str, Any], count: int) -> Block:
         "in_proj_b": (hidden, heads),
         "out_proj": (value, hidden),
     }
-    # Two norms, the convolution, a step and a decay a head, and the norm of the gate.
+    # Two norms, the convolution, a step and a decay per head, and the norm of the gate.
     others = 2 * hidden + mixed * text["linear_conv_kernel_dim"] + 2 * heads
     others += text["linear_value_head_dim"]
     inner = text["intermediate_size"]
@@ -144,8 +143,8 @@ def _linear_block(text: Mapping[str, Any], count: int) -> Block:
     return Block(count, linears, mixed, value, heads, shared, inner, others, attends=False)
 
 
-# By copies of the config in public repositories, not read from the hub: Qwen3.5-4B, on which
-# Qwen-Drive-1.0-4B says that it is built.
+# Qwen3.5-4B, the base of Qwen-Drive-1.0-4B according to its card. The config was taken from copies
+# in public repositories, not from the hub.
 RELEASED_4B = {
     "text_config": {
         "hidden_size": 2560,

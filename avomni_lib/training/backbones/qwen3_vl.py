@@ -1,9 +1,9 @@
-"""Qwen3-VL: uint8 frames to patches on the device, token counts, and the words around a video.
+"""Qwen3-VL: uint8 frames to patches on the device, token counts, and the text around a video.
 
-The released video processor is not called: it takes some 330 ms and 88 MB of float32 a window on
-the host, and its `size["longest_edge"]` bounds T·H·W, not an edge, so that large windows are shrunk
-without a word. What it computes with `do_resize=False` is computed here, equal to the last bit on a
-CPU (tests/test_qwen3_vl.py) and to 6e-8 on an H200 (tests/gpu).
+The released video processor is not used: it takes about 330 ms and 88 MB of float32 per window on
+the host, and its `size["longest_edge"]` limits T·H·W, not an edge, so that large windows are
+silently shrunk. The computation here equals the processor's with `do_resize=False`, bit for bit on
+a CPU (tests/test_qwen3_vl.py) and to 6e-8 on an H200 (tests/gpu).
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class Qwen3VL(Backbone):
     """The numbers of one Qwen3-VL; the defaults are those of every released size.
 
     Attributes:
-        patch_size: px, side of the vision tower's square.
-        merge_size: Patches merged along each side into one vision token.
-        temporal_patch_size: Frames in one patch.
+        patch_size: Side of the vision tower's patches, px.
+        merge_size: Number of patches along each side of a vision token.
+        temporal_patch_size: Number of frames in one patch.
     """
 
     patch_size: int = 16
@@ -78,7 +78,7 @@ class Qwen3VL(Backbone):
         "follows the transformers version that it runs with. A server's processor also shrinks a "
         "window whose frames × height × width exceeds `longest_edge` of its "
         "video_preprocessor_config.json, and from 5.22 on (announced) frames of more than 768 "
-        "tokens, unless it is told `do_resize: false`."
+        "tokens, unless the request has `do_resize: false`."
     )
 
     @classmethod
@@ -88,7 +88,7 @@ class Qwen3VL(Backbone):
 
     @property
     def pixels(self) -> dict[str, Any]:
-        """Mean and spread of the normalisation, in grey levels of 255, and the patches' sizes."""
+        """Mean and standard deviation for values from 0 to 255, and the sizes of patches."""
         return {"mean": MEAN, "std": STD, **asdict(self)}
 
     @property
@@ -111,7 +111,7 @@ class Qwen3VL(Backbone):
             )
 
     def grid_thw(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Temporal patches, patch rows, patch columns of a video; an odd last frame is repeated.
+        """Temporal patches, patch rows and columns of a video; an odd last frame is repeated.
 
         Raises:
             AvomniError: a side is not a multiple of patch × merge.
@@ -121,24 +121,26 @@ class Qwen3VL(Backbone):
         return num_temporal, height // self.patch_size, width // self.patch_size
 
     def num_vision_tokens(self, videos: Sequence[Video]) -> int:
-        grids = [self.grid_thw(each.num_frames, each.height, each.width) for each in videos]
+        grids = [self.grid_thw(video.num_frames, video.height, video.width) for video in videos]
         return sum(t * h * w for t, h, w in grids) // self.merge_size**2
 
     def timestamps_s(self, times_s: Sequence[float]) -> list[float]:
-        """Seconds that the prompt names, one a temporal patch: mean of its first and last frame's.
+        """Timestamps in the prompt, one per temporal patch: mean of its first and last frame's.
 
-        Counted from the window's first frame: nothing tells where in a clip the window lies.
+        They are relative to the window's first frame, so that they do not reveal its position in
+        the clip.
         """
         size = self.temporal_patch_size
         times = [*times_s] + [times_s[-1]] * (-len(times_s) % size)
         return [(times[i] + times[i + size - 1]) / 2 for i in range(0, len(times), size)]
 
     def positions(self, is_vision: np.ndarray, videos: Sequence[Video]) -> np.ndarray:
-        """Where each token stands, as Qwen3-VL's rotary embedding counts it.
+        """Positions of the tokens for Qwen3-VL's rotary embedding.
 
-        Text goes on by one a token on all three axes. A temporal patch's tokens share one time and
-        count rows and columns; what follows goes on after the longer side. As `get_rope_index` of
-        transformers' Qwen3-VL has it, without its round trips between host and device.
+        Text advances by one per token on all three axes. The tokens of a temporal patch share one
+        time and count rows and columns; the following text continues after the longer side. The
+        same as `get_rope_index` of transformers' Qwen3-VL, without its transfers between host and
+        device.
 
         Returns:
             (3, L) int64: time, row and column.
@@ -149,23 +151,23 @@ class Qwen3VL(Backbone):
             rows, cols = rows // self.merge_size, cols // self.merge_size
             row, col = np.divmod(np.arange(rows * cols), cols)
             patches += [(np.stack([np.zeros_like(row), row, col]), max(rows, cols))] * t
-        # Each temporal patch stands between words of its own: a run of placeholders is one.
+        # Temporal patches are separated by text: each run of placeholders is one.
         edges = np.flatnonzero(np.diff(is_vision)) + 1
-        found, start, each = [], 0, iter(patches)
+        positions, start, in_order = [], 0, iter(patches)
         for run in np.split(is_vision, edges):
             if len(run) and run[0]:
-                patch, longer = next(each)
-                found.append(patch + start)
+                patch, longer = next(in_order)
+                positions.append(patch + start)
                 start += longer
             else:
-                found.append(np.broadcast_to(np.arange(len(run)) + start, (3, len(run))))
+                positions.append(np.broadcast_to(np.arange(len(run)) + start, (3, len(run))))
                 start += len(run)
-        return np.concatenate(found, axis=1).astype(np.int64)
+        return np.concatenate(positions, axis=1).astype(np.int64)
 
     def pieces(self, rows: torch.Tensor, inputs: Mapping[str, Any]) -> int | None:
-        """Temporal patches: the tower attends within each of them alone."""
+        """Temporal patches, within which the tower's attention is confined."""
         times, *sizes = inputs["grid_thw"].T.tolist()
-        return sum(times) if all(len(set(each)) == 1 for each in sizes) else None
+        return sum(times) if all(len(set(sides)) == 1 for sides in sizes) else None
 
     def frames_seen(self, rows: torch.Tensor, inputs: Mapping[str, Any]) -> int:
         return int(inputs["grid_thw"][:, 0].sum()) * self.temporal_patch_size
@@ -176,10 +178,10 @@ class Qwen3VL(Backbone):
         return {**inputs, "grid_thw": grid}
 
     def prepare(self, model: Any, fuse: bool = True) -> None:
-        """Let a loaded base model compute the same in fewer and safer kernels.
+        """Replace modules of a loaded base model by equivalent, faster and safer ones.
 
         Args:
-            fuse: Its norms and the vision tower's attention too; Unsloth has its own.
+            fuse: Also its norms and the vision tower's attention, which Unsloth replaces itself.
         """
         layers.embed_by_one_product(model)
         if fuse:
@@ -188,7 +190,7 @@ class Qwen3VL(Backbone):
             layers.copy_views(model)
 
     def chat(self, text: str, videos: Sequence[Video]) -> str:
-        """The user's turn as Qwen3-VL's chat template and transformers' processor word it."""
+        """The user's turn, as formatted by Qwen3-VL's chat template and transformers' processor."""
         words = ""
         for video in videos:
             _, h, w = self.grid_thw(video.num_frames, video.height, video.width)
@@ -206,21 +208,21 @@ class Qwen3VL(Backbone):
         dtype: torch.dtype | None = None,
         videos: Sequence[Video] = (),
     ) -> dict[str, Any]:
-        """Normalise and patchify on the device that the frames are on.
+        """Normalise and cut into patches on the frames' device.
 
         Returns:
             pixel_values_videos (B·Σt·h·w, 3·temporal·patch·patch), window by window, and
             video_grid_thw (B·videos, 3) int64.
 
         Raises:
-            AvomniError: not uint8 frames of that shape, or a side that does not divide.
+            AvomniError: the frames have another shape or dtype, or do not divide into patches.
         """
         import torch
 
-        made = [self._patches(each) for each in frames]
-        pixels = torch.cat([patches for patches, _ in made], dim=1).flatten(0, 1)
+        patched = [self._patches(part) for part in frames]
+        pixels = torch.cat([patches for patches, _ in patched], dim=1).flatten(0, 1)
         pixels = (pixels.float() - MEAN) / STD
-        grid = torch.tensor([grid for _, grid in made] * len(frames[0]), dtype=torch.int64)
+        grid = torch.tensor([grid for _, grid in patched] * len(frames[0]), dtype=torch.int64)
         return {
             "pixel_values_videos": pixels.to(dtype or torch.float32),
             "video_grid_thw": grid.to(pixels.device),
@@ -257,9 +259,9 @@ class Qwen3VL(Backbone):
 
     @classmethod
     def blocks(cls, text: Mapping[str, Any]) -> tuple[Block, ...]:
-        """The decoder layers that a `text_config` says, by kind: those with experts come last."""
+        """The decoder layers of a `text_config` by kind, those with experts last."""
         block = decoder.block({**text, "model_type": "qwen3"})
-        # config.json says the one, transformers writes the other.
+        # Key of the released config.json, or that written by transformers.
         experts = text.get("num_experts") or text.get("num_local_experts")
         if not experts:
             return (block,)
@@ -268,8 +270,8 @@ class Qwen3VL(Backbone):
             layer not in plain and not (layer + 1) % every for layer in range(block.count)
         )
         sparse = decoder.block({**text, "model_type": "qwen3_moe", "num_experts": experts})
-        of_kinds = (block, block.count - num_sparse), (sparse, num_sparse)
-        return tuple(replace(kind, count=count) for kind, count in of_kinds if count)
+        kinds = (block, block.count - num_sparse), (sparse, num_sparse)
+        return tuple(replace(kind, count=count) for kind, count in kinds if count)
 
     @classmethod
     def released(cls, base_model: str) -> ModelSize | None:
@@ -286,7 +288,7 @@ class Qwen3VL(Backbone):
         return replace(size, stored_4bit={"bnb", "4bit"} <= words)
 
     def vision_work(self, videos: Sequence[Video]) -> VisionWork:
-        grids = [self.grid_thw(each.num_frames, each.height, each.width) for each in videos]
+        grids = [self.grid_thw(video.num_frames, video.height, video.width) for video in videos]
         patches = sum(t * h * w for t, h, w in grids)
         return VisionWork(patches, sum(t * (h * w) ** 2 for t, h, w in grids))
 
@@ -302,12 +304,12 @@ class Qwen3VL(Backbone):
             "messages": [{"role": "user", "content": content}],
             # Without num_frames it keeps the first 32.
             "media_io_kwargs": {"video": {"fps": sample_hz, "num_frames": -1}},
-            # A processor shrinks what it finds large: a window as a whole, newer ones each frame.
+            # Processors shrink large windows, newer ones large frames.
             "mm_processor_kwargs": {"do_sample_frames": False, "do_resize": False},
         }
 
     def processor_files(self, config: Any) -> dict[str, dict[str, Any]]:
-        """The released files' content with these numbers; sizes are px, a video's in all."""
+        """Content of the released files with these numbers; sizes are px in total."""
         shared = {
             "patch_size": self.patch_size,
             "temporal_patch_size": self.temporal_patch_size,
@@ -327,10 +329,10 @@ class Qwen3VL(Backbone):
 
 
 def tower(vision: Mapping[str, Any], deepstack: int) -> Vision:
-    """The vision tower of a Qwen3-VL that a `vision_config` says.
+    """The vision tower of a `vision_config` of Qwen3-VL.
 
     Args:
-        deepstack: Layers whose features go into the language model's first layers.
+        deepstack: Number of layers whose features are added in the language model's first layers.
     """
     wide, inner, out = (
         vision[key] for key in ("hidden_size", "intermediate_size", "out_hidden_size")
@@ -354,7 +356,7 @@ def tower(vision: Mapping[str, Any], deepstack: int) -> Vision:
 
 
 def vision_numbers(hidden: int, depth: int, intermediate: int, out: int) -> dict[str, Any]:
-    """The numbers of a vision tower that are the same in every released size, and these."""
+    """The config of a released vision tower; other numbers are the same in every size."""
     return {
         "hidden_size": hidden,
         "depth": depth,
@@ -385,4 +387,4 @@ RELEASED = {
     ),
     "32b": (decoder.qwen3(5120, 64, 64, 8, 25_600, 151_936), _vision(1152, 27, 4304, 5120)),
 }
-TIED = ("2b", "4b")  # whose head is the embedding
+TIED = ("2b", "4b")  # the head shares the embedding's weights

@@ -1,7 +1,7 @@
-"""Does what training relies on work on this machine?
+"""Tests on this machine what training relies on.
 
-doctor    all checks, and what a training asks before it starts
-machine   findings; versions that fit together, card, memory, disk, decoder, token
-image     what an image for an AMD card must hold; open files, the cache of kernels
-probes    small computations beside their formula
+doctor    all checks, and those that run before a training
+machine   findings; compatible versions, card, memory, disk, decoder, token
+image     checks of an image for AMD cards; open files, the cache of kernels
+probes    small computations compared with a reference
 """

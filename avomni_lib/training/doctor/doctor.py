@@ -1,7 +1,7 @@
-"""Looks at this machine and runs what the trainer will rely on: what is right, what is wrong, why.
+"""Runs all checks of this machine and reports what works, what does not, and why.
 
-`examine` looks at everything; `check` is what a training asks before it starts; `optimizer` takes
-the one that is proved by its steps.
+`examine` runs everything; `check` runs before a training; `optimizer` chooses an optimizer whose
+steps are verified.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ GATED = "nvidia/PhysicalAI-Autonomous-Vehicles"
 
 
 def examine(p: Params | None = None) -> Report:
-    """Every line: versions, the probes, memory, room, decoder and token.
+    """All findings: versions, probes, memory, disk, decoder and token.
 
     Args:
-        p: The run that is meant; None looks at the machine alone.
+        p: The run's parameters; None checks only the machine.
     """
     has_run, p = p is not None, p or Params.from_values({"extends": "params/mi300x.yaml"})
     device, versions = hardware.device(), machine.installed()
@@ -36,7 +36,7 @@ def examine(p: Params | None = None) -> Report:
             optimizer(p.training.optimizer, on)
         except AvomniError as error:
             refused = [Finding.refusal("optimizer", error)]
-        with contextlib.suppress(AvomniError):  # a mistake that `plan` tells
+        with contextlib.suppress(AvomniError):  # `plan` reports it
             cache_bytes = round(estimate.plan_run(p).figures["cache_gb"] * 1e9)
     return Report(
         (
@@ -47,7 +47,7 @@ def examine(p: Params | None = None) -> Report:
             image.wheels(versions.hip),
             machine.unsloth(p.model.backend, on),
             Finding("attention", OK, ": ".join(hardware.attention(on))),
-            # Before the probes: after a fault of the card it could not be asked.
+            # Before the probes, after whose failure the card may not respond.
             *machine.memory(on),
             *probes.run(on),
             *refused,
@@ -62,13 +62,13 @@ def examine(p: Params | None = None) -> Report:
 
 
 def check(p: Params, choices: Mapping[str, Choice]) -> list[Finding]:
-    """What this training relies on, run on its device; under a second.
+    """Run the probes that a training relies on, on its device; takes less than a second.
 
     Args:
-        choices: device, quantisation and optimizer, as `model.load_base` and `optimizer` took them.
+        choices: device, quantisation and optimizer, from `load.load_base` and `optimizer`.
 
     Raises:
-        AvomniError: every probe that is wrong, with what to do.
+        AvomniError: names every failed probe and what to do.
     """
     on = choices["device"].value
     findings = [probes.vision_attention(on), probes.text_attention(on)]
@@ -83,14 +83,14 @@ def check(p: Params, choices: Mapping[str, Choice]) -> list[Finding]:
 
 
 def optimizer(wanted: str, on: str) -> Choice:
-    """The optimizer by transformers' name for it, or the next one whose steps are right here.
+    """The optimizer by its name in transformers, or the next one whose steps are correct here.
 
-    `paged_adamw_8bit`, then `adamw_8bit`, then `adamw_torch`; any other name is taken as
-    `hardware.optimizer` takes it.
+    The order is `paged_adamw_8bit`, `adamw_8bit`, `adamw_torch`; other names are handled by
+    `hardware.optimizer`.
 
     Raises:
-        AvomniError: it is unknown, its package is not installed or it cannot run on this device; it
-            names those that can.
+        AvomniError: it is unknown, not installed or cannot run on this device; names those that
+            can.
     """
     if mistake := hardware.unknown_optimizer(wanted):
         raise AvomniError(mistake[0], where="training.optimizer", fix=mistake[1])
@@ -119,13 +119,13 @@ def optimizer(wanted: str, on: str) -> Choice:
 
 
 def native_library(versions: Installed, on: str) -> Finding:
-    """The library that bitsandbytes has loaded for this device; its 4 and 8 bits are its work."""
+    """Whether bitsandbytes has loaded the native library for this device."""
     name = "bitsandbytes' library"
     if versions.bitsandbytes is None:
         return Finding(name, WRONG, "none", "bitsandbytes is not installed")
     try:
         cextension = probes.load_bitsandbytes().cextension
-    except Exception as error:  # a library of the wrong kind fails in many ways
+    except Exception as error:  # a wrong library fails in many ways
         reason = str(error).strip().partition("\n")[0][:200]
         why = "bitsandbytes cannot be imported"
         return Finding(name, WRONG, reason, why, "mend the lines torch and bitsandbytes first")

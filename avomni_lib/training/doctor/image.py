@@ -1,9 +1,9 @@
-"""What an image for an AMD card must hold, and how long what is compiled on it lasts.
+"""Checks of a container image for AMD cards, of open files and of the cache of kernels.
 
     python -m avomni_lib.training.doctor.image
 
-ends with an error where the image must not be used: `docker/rocm.Dockerfile` runs it as its last
-step. No card is needed for it. *Never run on an AMD card.*
+exits with an error if the image is not usable; `docker/rocm.Dockerfile` runs it as its last step.
+It needs no card. *Never run on an AMD card.*
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ UNINSTALL = "pip uninstall -y"
 
 
 def faults(hip: str | None, wheels: Iterable[str], bitsandbytes_fault: str | None) -> list[str]:
-    """What is wrong with an image for ROCm, in words.
+    """Problems of an image for ROCm.
 
     Args:
         hip: `torch.version.hip`.
@@ -32,14 +32,14 @@ def faults(hip: str | None, wheels: Iterable[str], bitsandbytes_fault: str | Non
         bitsandbytes_fault: Why it cannot be imported, or None.
     """
     names = {name.lower().replace("_", "-") for name in wheels}
-    found = [] if hip else ["torch is not built for ROCm: torch.version.hip is None"]
+    problems = [] if hip else ["torch is not built for ROCm: torch.version.hip is None"]
     if len(tritons := sorted(names.intersection(TRITONS))) != 1:
-        found.append(f"not one triton but {', '.join(tritons) or 'none'}")
+        problems.append(f"not one triton but {', '.join(tritons) or 'none'}")
     if bitsandbytes_fault:
-        found.append(f"bitsandbytes cannot be imported: {bitsandbytes_fault}")
+        problems.append(f"bitsandbytes cannot be imported: {bitsandbytes_fault}")
     if nvidia := nvidia_wheels(names):
-        found.append(f"wheels for NVIDIA's cards: {', '.join(nvidia)}")
-    return found
+        problems.append(f"wheels for NVIDIA's cards: {', '.join(nvidia)}")
+    return problems
 
 
 def nvidia_wheels(wheels: Iterable[str]) -> list[str]:
@@ -47,21 +47,21 @@ def nvidia_wheels(wheels: Iterable[str]) -> list[str]:
 
 
 def installed_wheels() -> list[str]:
-    return [name for each in metadata.distributions() if (name := each.metadata["Name"])]
+    return [name for wheel in metadata.distributions() if (name := wheel.metadata["Name"])]
 
 
 def wheels(hip: str | None) -> Finding:
-    """Whether wheels for another maker's cards lie beside ROCm's torch."""
-    name, found = "nvidia wheels", nvidia_wheels(installed_wheels())
-    text = f"{len(found)} installed" if found else "none"
-    if not hip or not found:
+    """Whether wheels for NVIDIA's cards are installed beside ROCm's torch."""
+    name, nvidia = "nvidia wheels", nvidia_wheels(installed_wheels())
+    text = f"{len(nvidia)} installed" if nvidia else "none"
+    if not hip or not nvidia:
         return Finding(name, OK, text)
-    why = f"{', '.join(found[:3])} came with a package that is CUDA's, over ROCm's own"
-    return Finding(name, WRONG, text, why, f"{UNINSTALL} {' '.join(found)}; then make rocm again")
+    why = f"{', '.join(nvidia[:3])} came with a package for CUDA, which replaced ROCm's"
+    return Finding(name, WRONG, text, why, f"{UNINSTALL} {' '.join(nvidia)}; then make rocm again")
 
 
 def open_files() -> Finding:
-    """The limit of open files of this process: shards, cameras' zips and workers' pipes."""
+    """The limit of open files of this process, for shards, zip files and workers' pipes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     text = "no limit" if soft == resource.RLIM_INFINITY else f"{soft:,}"
     if soft == resource.RLIM_INFINITY or soft >= LEAST_OPEN_FILES:
@@ -73,19 +73,19 @@ def open_files() -> Finding:
 
 
 def triton_cache(on: str) -> Finding:
-    """Where compiled kernels lie: on a rented machine they should outlive it."""
-    name, own = "triton cache", os.environ.get(CACHE)
+    """The folder of compiled kernels, which should be on a persistent disk."""
+    name, folder = "triton cache", os.environ.get(CACHE)
     if on == "cpu":
         return Finding(name, OK, "a CPU needs none")
-    if own is None:
+    if folder is None:
         home = Path("~/.triton/cache").expanduser()
         why = "on a rented machine kernels are compiled again, for minutes, after each new start"
         return Finding(name, NOTE, str(home), why, f"export {CACHE}=… on a disk that stays")
-    place = next(path for path in (Path(own), *Path(own).parents) if path.exists())
+    place = next(path for path in (Path(folder), *Path(folder).parents) if path.exists())
     if not os.access(place, os.W_OK):
         why = f"{place} cannot be written to, and no kernel can be compiled"
-        return Finding(name, WRONG, own, why, f"set {CACHE} to a folder of yours")
-    return Finding(name, OK, own)
+        return Finding(name, WRONG, folder, why, f"set {CACHE} to a folder of yours")
+    return Finding(name, OK, folder)
 
 
 def main() -> int:
@@ -94,15 +94,15 @@ def main() -> int:
     fault = None
     try:
         probes.load_bitsandbytes()
-    except Exception as error:  # a library of the wrong kind fails in many ways
+    except Exception as error:  # a wrong library fails in many ways
         fault = f"{type(error).__name__}: {error}".partition("\n")[0]
-    found = faults(torch.version.hip, installed_wheels(), fault)
-    for line in found:
+    problems = faults(torch.version.hip, installed_wheels(), fault)
+    for line in problems:
         print(f"error: {line}", file=sys.stderr)
-    if not found:
-        kept = [str(each) for each in machine.tritons()]
-        print(f"torch {torch.__version__}, HIP {torch.version.hip}, {', '.join(kept)}")
-    return 1 if found else 0
+    if not problems:
+        tritons = ", ".join(map(str, machine.tritons()))
+        print(f"torch {torch.__version__}, HIP {torch.version.hip}, {tritons}")
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""What this machine brings, a line each: versions that fit together, card, memory, disk, decoder.
+"""Findings about this machine: compatible versions, card, memory, disk, decoder, token.
 
-Imports torch only where an installed one is asked; what can only be judged by running it is in
-`probes`.
+torch is imported only by functions that need it; checks that run computations are in `probes`.
 """
 
 from __future__ import annotations
@@ -26,16 +25,16 @@ from avomni_lib.plan import gigabytes
 OK, NOTE, WRONG = "ok", "note", "wrong"  # a note is worth reading and stops nothing
 COMMAND = "python -m avomni_lib doctor"
 
-# As in pyproject.toml. Above the last Unsloth 2026.10.9 refuses it.
+# As in pyproject.toml. Unsloth 2026.10.9 refuses later versions of torch.
 TORCH_FROM, TORCH_BELOW = (2, 9), (2, 15)
 BITSANDBYTES_FROM, BITSANDBYTES_BELOW = (0, 50), (0, 51)
 PYTHON_FROM, PYTHON_BELOW = (3, 11), (3, 13)
 PYTORCH_INDEX = "https://download.pytorch.org/whl"
-# Distributions that all unpack to the one folder site-packages/triton; its largest file differs.
+# Distributions that all install to site-packages/triton; they differ in its largest file.
 NVIDIA_TRITONS, ROCM_TRITONS = ("triton", "pytorch-triton"), ("triton-rocm", "pytorch-triton-rocm")
 TRITONS = (*NVIDIA_TRITONS, *ROCM_TRITONS)
 TRITON_LIBRARY = "triton/_C/libtriton.so"
-# Files that the drivers make where there is a card.
+# Device files that the drivers create if there is a card.
 CARD_NODES = {"AMD": Path("/dev/kfd"), "NVIDIA": Path("/dev/nvidiactl")}
 SEES_NO_CARD = {
     "AMD": "is this user in the groups render and video, and does the container see /dev/kfd and "
@@ -54,7 +53,7 @@ _CDNA = (
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line: what was looked at, `ok`, `note` or `wrong`, the values, why, and what to do."""
+    """One finding: its subject, `ok`, `note` or `wrong`, the values, why, and what to do."""
 
     name: str
     state: str
@@ -64,9 +63,9 @@ class Finding:
 
     @property
     def text(self) -> str:
-        """What was found, and where that is not well why and what to do, a line each."""
+        """The values and, unless `ok`, why and what to do, on separate lines."""
         more = {"why": self.why, "what to do": self.fix} if self.state != OK else {}
-        return "\n".join([self.found, *(f"{name}: {each}" for name, each in more.items() if each)])
+        return "\n".join([self.found, *(f"{name}: {text}" for name, text in more.items() if text)])
 
     @classmethod
     def refusal(cls, name: str, error: AvomniError) -> Finding:
@@ -75,7 +74,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """All lines."""
+    """All findings."""
 
     findings: tuple[Finding, ...]
 
@@ -90,10 +89,10 @@ class Report:
         return f"{wrong} of {len(self.findings)} lines wrong, notes: {notes}"
 
     def raise_if_wrong(self) -> None:
-        """Refuse to go on where something is wrong.
+        """Raise an error if a finding is `wrong`.
 
         Raises:
-            AvomniError: every wrong line with what to do about it.
+            AvomniError: names every such finding and what to do.
         """
         if self.wrong:
             lines = [
@@ -106,12 +105,12 @@ class Report:
 
 
 class Platform(NamedTuple):
-    """A kind of machine: `constraints-<name>.txt`, what sets it up, and whose triton it takes."""
+    """A kind of machine: `constraints-<name>.txt`, its setup command, and its triton packages."""
 
     name: str
     command: str
     tritons: tuple[str, ...]
-    bitsandbytes_why: str  # not an older one than `BITSANDBYTES_FROM`
+    bitsandbytes_why: str  # why it needs `BITSANDBYTES_FROM` or later
 
     def pinned_torch(self) -> str:
         lines = (files.PROJECT_ROOT / f"constraints-{self.name}.txt").read_text().splitlines()
@@ -130,7 +129,7 @@ PLATFORMS = {
 
 
 class Triton(NamedTuple):
-    """An installed distribution of triton; the owner's library is the one that lies there."""
+    """An installed distribution of triton; the owner is the one whose library is on disk."""
 
     name: str
     version: str
@@ -147,13 +146,13 @@ class Triton(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """Versions as installed.
+    """Installed versions.
 
     Attributes:
-        torch: `torch.__version__`, as 2.9.1+rocm6.4.
-        hip, cuda: `torch.version`'s; None where torch is not built for it.
-        torch_wheel: The distribution's version: PyPI's wheel of 2.13.0+cu130 is called 2.13.0.
-        triton_wanted: What torch's own metadata requires, as pytorch-triton-rocm==3.5.1.
+        torch: `torch.__version__`, such as 2.9.1+rocm6.4.
+        hip, cuda: From `torch.version`; None if torch is not built for it.
+        torch_wheel: Version of the distribution: PyPI's wheel of 2.13.0+cu130 is named 2.13.0.
+        triton_wanted: Requirement in torch's metadata, such as pytorch-triton-rocm==3.5.1.
     """
 
     torch: str
@@ -166,14 +165,14 @@ class Installed:
 
     @property
     def platform(self) -> Platform:
-        """The row of the table that is nearest to this torch."""
+        """The platform that matches this torch best."""
         if self.hip:
             return PLATFORMS["rocm6.4" if _release(self.hip) < (7, 0) else "rocm7.2"]
         return PLATFORMS["cuda" if self.cuda else "cpu"]
 
     @property
     def origin(self) -> str:
-        """Where this torch comes from, by its version's local part and its wheel's name."""
+        """Origin of this torch, from the local part of its version and its wheel's name."""
         local = self.torch.partition("+")[2]
         if re.fullmatch(r"cpu|cu\d+|rocm\d+(\.\d+){1,2}", local):
             return f"{PYTORCH_INDEX}/{local}" if "+" in (self.torch_wheel or self.torch) else "PyPI"
@@ -181,7 +180,7 @@ class Installed:
 
 
 def installed() -> Installed:
-    """torch, bitsandbytes and triton as installed here; imports torch."""
+    """Versions of torch, bitsandbytes and triton; imports torch."""
     import torch
     from packaging.requirements import Requirement
 
@@ -198,7 +197,7 @@ def installed() -> Installed:
 
 
 def tritons() -> tuple[Triton, ...]:
-    """The installed distributions of triton, each with whether its library is the one there."""
+    """The installed distributions of triton, and whether the library on disk is theirs."""
     present = []
     for name in filter(_version, TRITONS):
         distribution = metadata.distribution(name)
@@ -212,7 +211,7 @@ def tritons() -> tuple[Triton, ...]:
 
 
 def fit(versions: Installed) -> list[Finding]:
-    """Whether these versions fit together: lines `torch`, `platform`, `bitsandbytes`, `triton`."""
+    """Whether versions are compatible: findings `torch`, `platform`, `bitsandbytes`, `triton`."""
     return [_torch(versions), _platform(versions), _bitsandbytes(versions), _triton(versions)]
 
 
@@ -235,7 +234,7 @@ def _platform(versions: Installed) -> Finding:
     if versions.hip and _release(versions.hip) < (6, 4):
         why = f"torch is built for ROCm {versions.hip}; bitsandbytes has no library below 6.4"
         return Finding("platform", WRONG, text, why, row.command)
-    # Only ROCm's and the CPU's wheels bear their build in the name that the file pins.
+    # Only the pinned names of ROCm's and CPU wheels contain the build.
     if (torch if "+" in pinned else torch.partition("+")[0]) != pinned:
         fix = f"trust the lines below, which run it; or {row.command}"
         return Finding("platform", NOTE, text, f"torch is {torch}: not tried together", fix)
@@ -244,7 +243,7 @@ def _platform(versions: Installed) -> Finding:
 
 def _bitsandbytes(versions: Installed) -> Finding:
     name, version, why = "bitsandbytes", versions.bitsandbytes, versions.platform.bitsandbytes_why
-    # --no-deps: with its dependencies it has replaced ROCm's torch by CUDA's (unsloth #4720).
+    # --no-deps, as its dependencies would replace ROCm's torch by CUDA's (unsloth #4720).
     fix = "pip install --no-deps 'bitsandbytes>=0.50,<0.51'"
     if version is None:
         why = "the 4-bit base model and the 8-bit optimizers are its work"
@@ -288,14 +287,14 @@ def _triton(versions: Installed) -> Finding:
 
 
 def python() -> Finding:
-    """Which Python this is, and whether the image's own brings a torch for a card."""
+    """The Python version, and whether the image's own Python has a torch for a card."""
     version = f"Python {sys.version.split()[0]}"
     if not PYTHON_FROM <= sys.version_info[:2] < PYTHON_BELOW:
         fix = "make PYTHON=/path/to/python3.11 setup"
         return Finding("python", WRONG, version, "3.11 and 3.12 are what this runs on", fix)
     if sys.prefix == sys.base_prefix:
         return Finding("python", OK, f"{version}, no virtual environment: VENV=system's")
-    # The torch beside the image's Python, read from the names of its folders alone.
+    # The torch of the image's Python, found by folder names.
     folder = "python{}.{}".format(*sys.version_info)
     base = Path(sys.base_prefix)
     places = [
@@ -312,7 +311,7 @@ def python() -> Finding:
 
 
 def accelerator(device: Choice, versions: Installed, base_model: str, processes: int) -> Finding:
-    """The card that torch computes on, or why it computes on none."""
+    """The card that torch uses, or why it uses none."""
     name = "accelerator"
     if device.value != "cpu":
         import torch
@@ -329,7 +328,7 @@ def accelerator(device: Choice, versions: Installed, base_model: str, processes:
         why = f"{CARD_NODES[built_for]} is there, so there is a card"
         return Finding(name, WRONG, device.reason, why, SEES_NO_CARD[built_for])
     if present:
-        # bitsandbytes and Unsloth have replaced ROCm's torch by PyPI's on the way (unsloth #4720).
+        # Typically bitsandbytes or Unsloth replaced ROCm's torch by PyPI's (unsloth #4720).
         why = f"torch is built for {built_for or 'CPUs'}, the card is of {' and '.join(present)}"
         fix = "make rocm, or make VENV=system …" if present == ["AMD"] else "make cuda"
         return Finding(name, WRONG if built_for else NOTE, device.reason, why, fix)
@@ -340,7 +339,7 @@ def accelerator(device: Choice, versions: Installed, base_model: str, processes:
 
 
 def unsloth(backend: str, device: str) -> Finding:
-    """Whether Unsloth is the backend here (`model.backend`) and can be imported."""
+    """Whether Unsloth is the backend here (`model.backend`), and can be imported."""
     name = "unsloth"
     try:
         choice = hardware.backend(backend, device)
@@ -350,7 +349,7 @@ def unsloth(backend: str, device: str) -> Finding:
         is_missed = device != "cpu" and backend == "auto"
         fix = "pip install --no-deps unsloth unsloth_zoo" if is_missed else ""
         return Finding(name, NOTE if is_missed else OK, f"not used: {choice.reason}", "", fix)
-    # In a process and a folder of its own: it patches transformers and writes where it is.
+    # In a separate process and folder: it patches transformers and writes to the working folder.
     command = [sys.executable, "-c", "import unsloth"]
     options = {"capture_output": True, "text": True, "timeout": IMPORT_SECONDS}
     with tempfile.TemporaryDirectory() as folder:
@@ -383,7 +382,7 @@ def memory(device: str) -> list[Finding]:
 
 
 def shared_memory(num_processes: int) -> Finding:
-    """Room in /dev/shm, of which containers get 64 MB by default."""
+    """Free space in /dev/shm, of which containers have 64 MB by default."""
     name = str(SHARED_MEMORY)
     if not SHARED_MEMORY.exists():
         return Finding(name, OK, "there is none; nothing here needs it")
@@ -391,12 +390,12 @@ def shared_memory(num_processes: int) -> Finding:
     text = f"{gigabytes(free)} free"
     if free >= LEAST_SHARED_BYTES:
         return Finding(name, OK, text)
-    why = f"several processes talk through it (RCCL, NCCL); this run has {num_processes}"
+    why = f"several processes communicate through it (RCCL, NCCL); this run has {num_processes}"
     return Finding(name, NOTE, text, why, "docker run --shm-size=8g …, or --ipc=host")
 
 
 def room(p: Params, cache_bytes: int | None) -> Finding:
-    """Room on the disk of `run.outputs_dir` for the run's cache; None where there is no run."""
+    """Free space on the disk of `run.outputs_dir` for the run's cache (None without a run)."""
     free = files.free_bytes(p.run_dir)
     text = f"{gigabytes(free)} free at {files.resolve(p.run.outputs_dir)}"
     if cache_bytes is None or p.cache_dir.exists() or cache_bytes < free:
@@ -407,7 +406,7 @@ def room(p: Params, cache_bytes: int | None) -> Finding:
 
 
 def decoder(wanted: str) -> Finding:
-    """Three pictures written as a video and read back by the decoder that is chosen."""
+    """Encode three frames and read them back with the chosen decoder."""
     from avomni_lib.etl.video import reader
 
     name = "decoder"
@@ -426,11 +425,11 @@ def decoder(wanted: str) -> Finding:
 
 
 def token(source: str | None, is_gated: bool) -> Finding:
-    """Whether a Hugging Face token is saved or set; whether it is valid is not asked.
+    """Whether a Hugging Face token is saved or set; its validity is not checked.
 
     Args:
-        source: `dataset.source`; None where no run is asked about.
-        is_gated: Whether the data set is known to ask for one.
+        source: `dataset.source`; None without a run.
+        is_gated: Whether the data set is known to require one.
     """
     from avomni_lib.dataset.download import hub
 
@@ -444,7 +443,7 @@ def token(source: str | None, is_gated: bool) -> Finding:
 
 
 def _three_greys() -> bytes:
-    """An mp4 of 96×64 px, ten frames a second, each of one grey."""
+    """An mp4 of 96×64 px at ten frames per second, each frame a uniform grey."""
     import av
     import numpy as np
 
@@ -467,5 +466,5 @@ def _version(name: str) -> str | None:
 
 
 def _release(version: str) -> tuple[int, ...]:
-    """(2, 9) of 2.9.0a0+50eac811a6.nv25.09, (7, 2) of 7.2.26015-fc0010cf6a."""
+    """(2, 9) for 2.9.0a0+50eac811a6.nv25.09, (7, 2) for 7.2.26015-fc0010cf6a."""
     return tuple(int(part) for part in version.split(".")[:2])

@@ -1,7 +1,7 @@
-"""Small computations of what training relies on, each compared with the same computed plainly.
+"""Small computations that training relies on, compared with a plain reference.
 
-A probe takes a device, as `cpu` or `cuda:0`, and returns a `Finding`. Together they take a second
-on a CPU. Inputs come from a generator of their own: torch's random state is as it was before.
+A probe takes a device such as `cpu` or `cuda:0` and returns a `Finding`. All together take a second
+on a CPU. Inputs come from a separate generator, so torch's random state is unchanged.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from avomni_lib.training.doctor.machine import OK, WRONG, Finding
 if TYPE_CHECKING:
     import torch
 
-# (what, error as a share of the norm of what is right, the most that it may be)
+# (name, error relative to the norm of the reference, bound of the error)
 Deviations = Iterator[tuple[str, float, float]]
-BOUND = 0.02  # bfloat16 is off by 0.004, a wrong kernel by 0.1 and more
-BLOCK_BOUND = 0.2  # of 64 weights: NF4 is off by 0.09 and at most 0.13 over 65,536 blocks
-STEP_BOUND, NUM_STEPS = 0.05, 4  # moments of 8 bits put a weight off by 0.009 after four steps
-# Qwen3-VL-8B's k_proj; LoRA's first matrix of rank 64 on it (above 100,000 numbers it is paged).
+BOUND = 0.02  # bfloat16 has an error of 0.004, a wrong kernel of 0.1 and more
+BLOCK_BOUND = 0.2  # blocks of 64 weights: NF4's error is 0.09, at most 0.13 over 65,536 blocks
+STEP_BOUND, NUM_STEPS = 0.05, 4  # 8-bit moments cause an error of 0.009 after four steps
+# Qwen3-VL-8B's k_proj; LoRA's first matrix of rank 64 for it (paged above 100,000 numbers).
 WEIGHT, ADAPTER = (1024, 4096), (64, 4096)
 OPTIMIZERS = {"paged_adamw_8bit": True, "adamw_8bit": False}  # name -> whether it is paged
-# Of Qwen3-VL-8B: heads and head dimension of the vision tower; heads, key heads of the text model.
+# Heads and head dimensions of Qwen3-VL-8B's vision tower and language model.
 VISION_HEADS, VISION_DIM = 16, 72
 TEXT_HEADS, TEXT_KV_HEADS, TEXT_DIM = 32, 8, 128
 BITSANDBYTES_OPS = "bitsandbytes.backends.cpu.ops"  # the name of its logger
@@ -45,21 +45,21 @@ def run(on: str) -> list[Finding]:
 def _judge(
     name: str, why: str, fix: str, work: Callable[[torch.device], Deviations], on: str
 ) -> Finding:
-    """Hold what `work` yields against its bounds; NaN is beyond each, and an error is a finding."""
+    """Compare the errors that `work` yields with their bounds; NaN and exceptions are failures."""
     import torch
 
     device = torch.device(on)
     try:
-        # Layers draw their first weights on the CPU, whatever the device.
+        # Layers initialise their weights on the CPU, whatever the device.
         with torch.random.fork_rng(devices=[]), torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             deviations = list(work(device))
             _wait(device)
-    except Exception as error:  # whatever the libraries die of is the answer
+    except Exception as error:  # any exception is a failure of the probe
         return Finding(name, WRONG, f"fails: {_first_line(error)}", why, fix)
     finally:
         if device.type == "cuda":
-            with contextlib.suppress(RuntimeError):  # after a fault of the card nothing works
+            with contextlib.suppress(RuntimeError):  # the card may have failed
                 torch.cuda.empty_cache()
     beyond = [f"{what} is off by {e:.0%}" for what, e, most in deviations if not e <= most]
     if beyond:
@@ -80,7 +80,7 @@ def _probe(name: str, why: str, fix: str) -> Callable[..., Callable[[str], Findi
     "pip install --no-deps 'bitsandbytes>=0.50,<0.51', or model.load_in_4bit: false",
 )
 def four_bit_linear(device: torch.device) -> Deviations:
-    """An NF4 layer with double quantisation: its weights, both passes, and products of few rows."""
+    """An NF4 layer with double quantisation: weights, both passes, and products of few rows."""
     import torch
 
     bitsandbytes = load_bitsandbytes()
@@ -103,14 +103,14 @@ def four_bit_linear(device: torch.device) -> Deviations:
     yield "forward", _relative_error(result, given @ kept.T), BOUND
     yield "backward", _relative_error(rows.grad, back @ kept), BOUND
     layer.eval()
-    for count in (1, 8):  # windows answered at a time: few rows go through kernels of their own
+    for count in (1, 8):  # batch sizes of generation: few rows use special kernels
         with torch.no_grad():
             result = layer(given[:count].to(device, dtype))
         yield f"a product of {count} row(s)", _relative_error(result, given[:count] @ kept.T), BOUND
 
 
 def optimizer_step(name: str, on: str) -> Finding:
-    """Steps of one of `OPTIMIZERS`, made as transformers' Trainer makes it, beside AdamW's."""
+    """Steps of one of `OPTIMIZERS`, created as in transformers' Trainer, compared with AdamW's."""
     is_paged = OPTIMIZERS[name]
 
     def work(device: torch.device) -> Deviations:
@@ -140,12 +140,12 @@ def optimizer_step(name: str, on: str) -> Finding:
 
 
 def optimizer_fault(name: str, on: str) -> str | None:
-    """Why an optimizer of transformers' `optim` cannot make a step on a device, if it cannot."""
+    """Why an optimizer of transformers' `optim` cannot make a step on a device; None if it can."""
     import torch
     from transformers import Trainer, TrainingArguments
     from transformers.training_args import OptimizerNames
 
-    # As `TrainingArguments()` would be, which also joins the processes that train together.
+    # Equivalent to `TrainingArguments()`, which would also initialise distributed training.
     arguments = object.__new__(TrainingArguments)
     for field in dataclasses.fields(TrainingArguments):
         is_made = field.default_factory is not dataclasses.MISSING
@@ -177,7 +177,7 @@ def optimizer_fault(name: str, on: str) -> str | None:
     TORCH_FIX,
 )
 def vision_attention(device: torch.device) -> Deviations:
-    """SDPA as the vision tower attends, to copies of what it makes (`layers.copy_views`)."""
+    """SDPA as used by the vision tower, on copies of the fused product (`layers.copy_views`)."""
     from torch.nn import functional
 
     # One temporal patch of the 2×2 grid of 448×256 px tiles; a quarter of it on a CPU.
@@ -194,7 +194,7 @@ def vision_attention(device: torch.device) -> Deviations:
     TORCH_FIX,
 )
 def text_attention(device: torch.device) -> Deviations:
-    """SDPA as the language model uses it, both passes: causal with fewer key heads, and masked."""
+    """SDPA as used by the language model, both passes: causal with grouped keys, and masked."""
     import torch
     from torch.nn import functional
 
@@ -216,7 +216,7 @@ def text_attention(device: torch.device) -> Deviations:
         result.backward(back.to(result.dtype))
         return [result, *(leaf.grad for leaf in leaves)]
 
-    # transformers repeats the key heads where there is a mask.
+    # transformers repeats the key heads if there is a mask.
     results = both_passes(lambda q, k, v: sdpa(q, k, v, is_causal=True, enable_gqa=True))
     results += both_passes(lambda q, k, v: sdpa(q, _repeat(k), _repeat(v), attn_mask=mask))
     right = both_passes(lambda q, k, v: _formula(q, k, v, causal))
@@ -228,7 +228,7 @@ def text_attention(device: torch.device) -> Deviations:
 
 
 def load_bitsandbytes() -> Any:
-    """The package, without a warning of its import that is none: it is about bfloat16 on CPUs."""
+    """Import the package without an irrelevant warning about bfloat16 on CPUs."""
     logging.getLogger(BITSANDBYTES_OPS).setLevel(logging.ERROR)
     import bitsandbytes
 
@@ -238,7 +238,7 @@ def load_bitsandbytes() -> Any:
 def _formula(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, allowed: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Attention in float32, (B, heads, L, head_dim) each; `allowed`: where a row may look."""
+    """Reference attention in float32 for (B, heads, L, head_dim); `allowed` is the mask."""
     q, k, v = (x.float() for x in (q, k, v))
     if k.shape[1] < q.shape[1]:
         k, v = _repeat(k), _repeat(v)
@@ -253,7 +253,7 @@ def _repeat(heads: torch.Tensor) -> torch.Tensor:
 
 
 def _drawer() -> Callable[..., torch.Tensor]:
-    """Normal numbers on the CPU, float32: the same ones in every probe and on every machine."""
+    """A generator of normal float32 numbers on the CPU, the same on every machine."""
     import torch
 
     generator = torch.Generator(device="cpu").manual_seed(0)
@@ -272,7 +272,7 @@ def _relative_error(result: torch.Tensor, right: torch.Tensor) -> float:
 
 
 def _wait(device: torch.device) -> None:
-    """Until the device has computed what it was given; its errors are raised here."""
+    """Wait for the device, so that its errors are raised here."""
     import torch
 
     if device.type == "cuda":

@@ -1,7 +1,7 @@
-"""What leaves the run.
+"""Export of a run's results.
 
-merge  base and adapter as one 16-bit model
+merge    base model and adapter merged into one 16-bit model
 lerobot  a run's clips as a LeRobot v3 data set
-push   the adapter and its card to a repository of the hub
-card   the model card, and the command lines that serve and convert a model
+push     uploads the adapter and its card to the hub
+card     the model card, and the commands that serve and convert a model
 """

@@ -1,9 +1,9 @@
-"""The model card: what an adapter or a merged model was made from and for, and how to use it.
+"""The model card of an adapter or merged model: its training, its purpose and how to use it.
 
-Its text is `card.md.jinja`. An adapter's card is a function of the record and of what was learned
-alone, so that a training that was killed and resumed ends with the same one. A card states terms,
-never that a use is allowed. The command lines follow vLLM's and llama.cpp's documentation and
-source of autumn 2026.
+The template is `card.md.jinja`. An adapter's card depends only on the record and the results of
+learning, so that a training that was killed and resumed has the same card. A card states terms,
+never that a use is allowed. The commands follow the documentation and source of vLLM and llama.cpp
+of autumn 2026.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from avomni_lib.training.targets.form import figure_in_words
 
 TEMPLATE = "card.md.jinja"
 KINDS = {"adapter": ("LoRA adapter", "peft"), "merged": ("Merged model", "transformers")}
-# What follows from the training alone; nothing else of 05's figures stands in an adapter's card.
+# Figures of 05 that do not depend on the machine; an adapter's card has only these.
 LEARNED = {
     "optimizer_steps": "optimizer steps",
     "first_loss": "loss, first steps",
@@ -45,7 +45,7 @@ MEASURED = {
     "joules_per_sample": "joules a sample",
 }
 SERVED_NAME = "avomni"
-# vLLM's `--max-lora-rank` takes these values alone.
+# Allowed values of vLLM's `--max-lora-rank`.
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 GGUF_TYPES = {"bfloat16": "bf16", "float16": "f16"}
 
@@ -60,14 +60,14 @@ def card(
     """The card in Markdown, with YAML front matter.
 
     Args:
-        record: `adapter.record_of`; a merged model's names its `dtype` too.
-        figures: 05's, as in `result.json`; an adapter's card shows those of `LEARNED` alone.
+        record: `adapter.record_of`, with `dtype` for a merged model.
+        figures: Figures of 05, as in `result.json`; an adapter's card shows only `LEARNED`.
         kind: "adapter" or "merged".
+        score: Figures of 06, only for a merged model, as an adapter is written before its score.
         measured: Show 05's times, memory and energy on an adapter's card too.
-        score: 06's figures, for a merged model's card alone: an adapter is there before its score.
     """
     merged, choices = kind == "merged", record["choices"]
-    family_of = family(record["model"]["backbone"])
+    backbone = family(record["model"]["backbone"])
     return _template().render(
         front_matter=_front_matter(record, kind),
         title=KINDS[kind][0],
@@ -76,11 +76,15 @@ def card(
         score=score,
         tiny=record["base_model"] == "tiny",
         dtype=choices.get("dtype", "bfloat16"),
-        # Modules that stay in 16 bit where the base model was quantised on loading.
-        skipped=list(family_of.skip_modules) if choices.get("quantisation") == "nf4" else None,
+        # Modules that stay in 16 bit if the base model was quantised on loading.
+        skipped=list(backbone.skip_modules) if choices.get("quantisation") == "nf4" else None,
         commands=commands(record, kind),
-        serving_note=family_of.serving_note,
-        request=json.dumps(_request(record), indent=1, ensure_ascii=False),
+        serving_note=backbone.serving_note,
+        request=json.dumps(
+            {"model": SERVED_NAME, "temperature": 0, **record["request"]},
+            indent=1,
+            ensure_ascii=False,
+        ),
         **_tables(record, figures or {}, merged or measured),
     )
 
@@ -91,17 +95,17 @@ def commands(
     folder: str | None = None,
     base: str | None = None,
 ) -> dict[str, list[str]]:
-    """Command lines for `vllm` and `llama.cpp`; none where they do not take it.
+    """Commands for `vllm` and `llama.cpp`; empty lists if they do not support the model.
 
     Args:
-        record: `adapter.record_of`; a merged model's names its `dtype` too.
+        record: `adapter.record_of`, with `dtype` for a merged model.
         kind: "adapter" or "merged".
-        folder: Where it lies; a placeholder if None.
-        base: Where the base model lies, if not where its name says.
+        folder: Its folder; None is a placeholder.
+        base: Location of the base model; None is that of its name.
     """
     folder = shlex.quote(folder or f"PATH/TO/{kind}")
     length = f"--max-model-len {record['model']['max_seq_length']} {record['server_arguments']}"
-    length, of = length.rstrip(), family(record["model"]["backbone"])
+    length, backbone = length.rstrip(), family(record["model"]["backbone"])
     if kind == "merged":
         served = f"{folder} --served-model-name {SERVED_NAME} --dtype {record['dtype']} {length}"
         convert = f"python convert_hf_to_gguf.py {folder} --outtype {GGUF_TYPES[record['dtype']]}"
@@ -115,16 +119,16 @@ def commands(
         room = next((size for size in VLLM_RANKS if size >= rank), rank)
         adapter = f"--enable-lora --lora-modules {SERVED_NAME}={folder} --max-lora-rank {room}"
         served = f"{base} {adapter} {length}"
-        # Its converter refuses the config of a 4-bit base.
+        # llama.cpp's converter refuses the config of a 4-bit base.
         gguf = [
             f"python convert_lora_to_gguf.py {folder} --base PATH/TO/merged --outtype f16 "
             f"--outfile {SERVED_NAME}-lora.gguf"
         ]
-    # Left to itself vLLM takes how to sample from the base model's generation_config.json.
+    # By default vLLM samples as in the base model's generation_config.json.
     vllm = [f"vllm serve {served} --generation-config vllm"]
     return {
-        "vllm": vllm if kind == "merged" or of.adapters_in_vllm else [],
-        "llama.cpp": gguf if of.in_llama_cpp else [],
+        "vllm": vllm if kind == "merged" or backbone.adapters_in_vllm else [],
+        "llama.cpp": gguf if backbone.in_llama_cpp else [],
     }
 
 
@@ -143,7 +147,7 @@ def _template() -> jinja2.Template:
 
 
 def _front_matter(record: Mapping[str, Any], kind: str) -> str:
-    # A merged model holds the weights of its base model, which come under their own terms.
+    # A merged model contains the base model's weights, which have their own terms.
     ours = record["notice"] is None and (kind == "adapter" or record["base_model"] == "tiny")
     values = {
         "base_model": record["base_model"],
@@ -161,9 +165,9 @@ def _tables(
 ) -> dict[str, str | None]:
     height, width = record["grid_size"]
     source = record.get("target_source")
-    own = f", code of its maker's own (sha256 of its source {source})" if source else ""
+    note = f", defined by the user (sha256 of its source {source})" if source else ""
     answers = {
-        "target": f"`{record['target']}`{own}",
+        "target": f"`{record['target']}`{note}",
         "cameras": f"{record['camera_setup']}, one grid of {width}×{height} px a frame",
         "frames": f"{record['sequence_length']} at {record['sample_hz']:g} Hz",
     }
@@ -196,11 +200,6 @@ def _tables(
         "settings": _table(settings),
         "learned": _table(learned) if learned else None,
     }
-
-
-def _request(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What a server is asked about one window."""
-    return {"model": SERVED_NAME, "temperature": 0, **record["request"]}
 
 
 def _table(rows: Mapping[str, Any]) -> str:

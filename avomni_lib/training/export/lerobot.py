@@ -1,9 +1,9 @@
-"""A run's clips as a data set in LeRobot's v3 layout, which `lerobot` opens, and we do.
+"""Exports clips as a LeRobot v3 data set, which `lerobot` and this program can read.
 
-An episode is a clip, sampled as 03 does at `processing.sample_hz`: LeRobot wants one rate, with row
-i and frame i of every camera at i / fps. So pictures are encoded anew, whole and at their own size.
-The state is the pose of the profile `rig` in the clip's own frame. Calibration and labels of other
-road users have no place in that layout and are left out.
+An episode is a clip, sampled as in 03 at `processing.sample_hz`: LeRobot requires a constant rate,
+with row i and frame i of every camera at i / fps. Frames are therefore re-encoded, at full size.
+The state is the pose of the profile `rig` in the clip's own frame. The layout has no place for
+calibration and labels of other road users.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ from avomni_lib.plan import Bar
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 EPISODES_PATH = "meta/episodes/chunk-000/file-000.parquet"
-DATA_MB, VIDEO_MB = 100, 200  # of a file, after which the next clip begins a new one
-# As lerobot encodes: every second frame is a key frame, so that any may be asked for.
+DATA_MB, VIDEO_MB = 100, 200  # size of a file after which the next clip starts a new one
+# As in lerobot: every second frame is a key frame, for random access.
 OPTIONS = {"crf": "23", "preset": "veryfast", "g": "2", "bf": "0"}
-TASK = "drive"  # of a clip of which nobody wrote what it does
-# Of real data that only the catalog tells apart from recordings of your own.
+TASK = "drive"  # task of a clip without a description
+# Owner and a feature by which the real data set is recognised in a folder.
 GATED = ("nvidia/", "lidar_top_360fov")
 
 
 @dataclass
 class Exported:
-    """What was written.
+    """The result of an export.
 
     Attributes:
-        rows: A row a clip: clip_id, split, episode (None for one that is left out), reason.
+        rows: One per clip: clip_id, split, episode (None if it was left out), reason.
     """
 
     folder: Path
@@ -59,7 +59,7 @@ class Exported:
 
     @property
     def figures(self) -> dict[str, Any]:
-        """As plain values."""
+        """The result as plain values."""
         num = sum(row["episode"] is not None for row in self.rows)
         frames = {"num_episodes": num, "num_frames": self.num_frames}
         return {"folder": str(self.folder), **frames, "clips": self.rows}
@@ -74,7 +74,7 @@ class Exported:
 
 
 def refusal(p: Params, catalog: Catalog) -> str | None:
-    """Why the run's clips must not be passed on; None where they may be."""
+    """Why the run's clips must not be exported; None if they may be."""
     if p.dataset.source == "lerobot":
         return "the clips come from a LeRobot data set already"
     owner, feature = GATED
@@ -88,14 +88,14 @@ def refusal(p: Params, catalog: Catalog) -> str | None:
 
 
 def export(p: Params, out: Path | None = None, progress: type[Bar] = Bar) -> Exported:
-    """Write the clips that 02 has chosen, train first; a damaged one is left out, with its reason.
+    """Export the clips chosen by 02, train first; damaged clips are left out with a reason.
 
     Args:
-        out: The folder, which must not be there; None is lerobot/ of the run's folder.
+        out: The folder, which must not exist; None is lerobot/ in the run's folder.
 
     Raises:
-        AvomniError: the clips must not be passed on, 02 has not run, a raw file is gone, the folder
-            is there, the rate is no whole number, or no clip can be read.
+        AvomniError: the clips must not be exported, 02 has not run, a raw file is missing, the
+            folder exists, the rate is not an integer, or no clip can be read.
     """
     chosen = read_chosen(p)
     catalog = open_catalog(p, chosen)
@@ -152,8 +152,8 @@ def export(p: Params, out: Path | None = None, progress: type[Bar] = Bar) -> Exp
 def _read(
     clip: Clip, names: Sequence[str], fps: int
 ) -> tuple[str, np.ndarray, Callable[[str], np.ndarray]]:
-    """(task, (N, 10) float32 state, a function from a camera to its (N, H, W, 3) uint8 pictures) of
-    a clip at so many a second."""
+    """Task, (N, 10) float32 state, and a function from a camera to its (N, H, W, 3) uint8 frames,
+    of a clip at `fps`."""
     stamps = {name: clip.timestamps(name) for name in names}
     times, ego, _ = clip_times(clip, list(stamps.values()), fps, 0.0)
     if len(times) < 2:
@@ -169,11 +169,11 @@ def _read(
 
 
 class _Writer:
-    """The files of the data set, as clips come.
+    """Writes the files of the data set, clip by clip.
 
     Attributes:
-        episodes: A row of the table of episodes each.
-        num_frames: Of all episodes.
+        episodes: Rows of the table of episodes.
+        num_frames: Number of frames of all episodes.
     """
 
     def __init__(self, folder: Path, names: Sequence[str], fps: int):
@@ -195,10 +195,10 @@ class _Writer:
     def add(
         self, split: str, task: str, state: np.ndarray, pictures: Callable[[str], np.ndarray]
     ) -> int:
-        """Append a clip; returns its episode's number.
+        """Append a clip; returns the index of its episode.
 
-        One camera is in memory at a time. Where one cannot be read, the frames of those before it
-        stay in their files, and no episode points to them.
+        One camera is in memory at a time. If one cannot be read, the frames of the cameras before
+        it stay in their files without an episode that refers to them.
         """
         number, count = len(self.episodes), len(state)
         row: dict[str, Any] = {"episode_index": number, "tasks": [task], "length": count}
@@ -231,7 +231,7 @@ class _Writer:
         return number
 
     def finish(self, source: str, front_matter: Mapping[str, str]) -> None:
-        """Write what speaks of all episodes."""
+        """Write the metadata of all episodes."""
         import pandas as pd
 
         self._flush()
@@ -295,11 +295,11 @@ _STATS = ("min", "max", "mean", "std")
 
 
 class _Video:
-    """The mp4s of one camera, one after another.
+    """Writes the mp4 files of one camera.
 
     Attributes:
-        key: Of the camera in the data set.
-        feature: What info.json says of it, once there is a clip.
+        key: Key of the camera in the data set.
+        feature: Its entry in info.json; empty before the first clip.
     """
 
     def __init__(self, folder: Path, key: str, fps: int):
@@ -309,11 +309,10 @@ class _Video:
         self._file, self._num_frames = 0, 0
 
     def add(self, pictures: np.ndarray) -> dict[str, Any]:
-        """Encode a clip's (N, H, W, 3) uint8 pictures; returns where they lie."""
+        """Encode a clip's (N, H, W, 3) uint8 frames; returns their place as columns of episodes."""
         height, width = (size - size % 2 for size in pictures.shape[1:3])
-        size = (height, width)
-        rows, cols, _ = self.feature.get("shape", [*size, 3])
-        if (rows, cols) != size:
+        rows, cols, _ = self.feature.get("shape", [height, width, 3])
+        if (rows, cols) != (height, width):
             raise AvomniError(
                 f"{self.key} is {width}×{height} px here, and {cols}×{rows} px in the clips "
                 "before: a LeRobot data set has one size a camera"
@@ -339,7 +338,7 @@ class _Video:
         return place
 
     def close(self) -> None:
-        """End the file that is open."""
+        """Finish the open file."""
         if self._container is not None:
             self._container.mux(self._stream.encode())
             self._container.close()

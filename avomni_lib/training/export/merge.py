@@ -1,12 +1,12 @@
-"""The merged model: the base model's weights with a trained adapter folded in, in 16 bit.
+"""Merges a trained adapter into the base model's weights, in 16 bit.
 
-The adapter was trained around the base model's 4-bit weights, turned back into numbers for each
-product, so it is folded into these very numbers. The original 16-bit weights are others: NF4 moves
-a weight by 9 % of their spread (rms, weights spread as a normal distribution), and the adapter
-learned to answer on top of that. Added to the originals it would mend an error that is not there.
+The adapter was trained on the dequantised 4-bit weights, and is merged into these. The original
+16-bit weights differ: NF4 changes a weight by 9 % of the standard deviation (rms, for normally
+distributed weights), and the adapter learned to compensate for that; merged into the originals, it
+would correct an error that is not there.
 
-What merging changes is one rounding after the sum: by 0.17 % of the spread in bfloat16, by 0.02 %
-in float16.
+Merging adds one rounding after the sum: 0.17 % of the standard deviation in bfloat16, 0.02 % in
+float16.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from avomni_lib.training.fit.checkpoints import rename_folder
 from avomni_lib.training.model import adapter, load, place, private
 
 KIND = "merged"
-DTYPES = {"bfloat16": 2, "float16": 2}  # bytes a number
-SHARD_SIZE = "5GB"  # one file of 17 GB would be loaded, copied and fetched as one
-# Tokenizer, config and template; the 8B's tokenizer is 11 MB.
+DTYPES = {"bfloat16": 2, "float16": 2}  # bytes per number
+SHARD_SIZE = "5GB"  # several files instead of one of 17 GB
+# Tokenizer, config and template; the 8B's tokenizer has 11 MB.
 SMALL_FILES_BYTES = 32 << 20
 PROCESSOR_FILES = (
     *("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"),
@@ -40,7 +40,7 @@ PROCESSOR_FILES = (
 
 
 def merged_dir(p: Params) -> Path:
-    """Where the merged model of a run lies, unless another place is named."""
+    """Default folder of a run's merged model."""
     return p.run_dir / KIND
 
 
@@ -52,24 +52,24 @@ def merge(
     figures: Mapping[str, Any] | None = None,
     score: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the run's base model and adapter as one model that plain transformers loads.
+    """Write the run's base model and adapter as one model that plain transformers can load.
 
-    Killed or out of disk, it leaves no folder that looks whole; the next call starts anew. Memory
-    is that of the model in the training's dtype: an 8B takes 18 GB on an accelerator, 35 on a CPU.
+    The folder appears atomically; after a kill or a full disk the next call starts over. It needs
+    memory for the model in the training's dtype: 18 GB for an 8B on an accelerator, 35 on a CPU.
 
     Args:
-        folder: Where to; `merged_dir(p)` if None. A merged model that lies there is replaced.
-        progress: One unit a step: load, fold in, write.
-        dtype: "bfloat16", or "float16", which rounds eight times finer and ends at 65,504.
-        figures: 05's, for the card.
-        score: 06's, for the card.
+        folder: Output folder; None is `merged_dir(p)`. A merged model there is replaced.
+        progress: One unit per step: load, merge, write.
+        dtype: "bfloat16", or "float16", which rounds eight times finer but ends at 65,504.
+        figures: Figures of 05, for the card.
+        score: Figures of 06, for the card.
 
     Returns:
         The folder.
 
     Raises:
-        AvomniError: no trained adapter, a damaged one, or not of this base model; the folder holds
-            something else; no room in memory or on the disk; a number that `dtype` cannot hold.
+        AvomniError: there is no adapter, it is damaged or of another base model; the folder has
+            other contents; there is not enough memory or disk space; `dtype` overflows.
     """
     num_bytes = pick(DTYPES, dtype, "dtype", "dtype")
     source, folder = adapter.adapter_dir(p), Path(folder or merged_dir(p)).absolute()
@@ -92,7 +92,7 @@ def merge(
         progress(total=3, unit="step", label="merging") as bar,
         _whole_or_nothing(partial),
     ):
-        # By transformers whoever trained it: Unsloth's patches have no place in plain weights.
+        # With transformers whatever the training's backend, without Unsloth's patches.
         section = p.model.model_copy(update={"backend": "transformers"})
         plain = p.model_copy(update={"model": section})
         base = load.load_base(plain)
@@ -113,12 +113,12 @@ def merge(
 
 
 def count_numbers(p: Params) -> int:
-    """How many numbers the base model has, in 16 bit; its config is read, its weights are not."""
+    """Number of the base model's weights, from its config alone."""
     return sum(parameter.numel() for parameter in load.empty_model(p).parameters())
 
 
 def _fold(base: Any, source: Path, p: Params, dtype: str) -> Any:
-    """The base model out of 4 bit, with the adapter's product added, rounded to `dtype`."""
+    """The dequantised base model with the adapter merged, rounded to `dtype`."""
     import torch
 
     folded = load.load_adapter(_out_of_4_bit(base), source, p).merge_and_unload()
@@ -143,7 +143,7 @@ def _out_of_4_bit(base: Any) -> Any:
     if getattr(base, "hf_quantizer", None) is None:
         return base
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # it warns that numbers stay in the dtype that was asked for
+    logging.set_verbosity_error()  # it warns about the dtype, which is as intended
     try:
         base = base.dequantize()
     except NotImplementedError as error:
@@ -159,7 +159,7 @@ def _out_of_4_bit(base: Any) -> Any:
 
 
 def _refuse_to_replace(folder: Path) -> None:
-    """Only what an export wrote is replaced: `--out` may name a folder full of something else."""
+    """Refuse to replace a folder that is not a merged model, as `--out` may name any folder."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     record = folder / adapter.RECORD_FILE
@@ -186,18 +186,18 @@ def _need_memory(num_numbers: int) -> None:
 
 @contextlib.contextmanager
 def _whole_or_nothing(partial: Path) -> Iterator[None]:
-    """An empty folder to write in; what fails takes it away with what is in it.
+    """Create an empty folder, and remove it if the block fails.
 
     Raises:
-        AvomniError: there is no room left on the disk.
+        AvomniError: the disk is full.
     """
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
     partial.mkdir(parents=True)
     try:
         yield
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        # safetensors wraps the operating system's error into one of its own.
+        # safetensors wraps OSError in its own exception.
         if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
             raise AvomniError(
                 f"cannot write: {error}", where=str(partial.parent), fix="free some space"
@@ -206,28 +206,28 @@ def _whole_or_nothing(partial: Path) -> Iterator[None]:
 
 
 def _write_processor(p: Params, config: Any, folder: Path) -> None:
-    """What servers and converters prepare pictures by: the base model's, or its config's numbers.
+    """Write preprocessor configs for servers: the base model's, or from its config's numbers.
 
-    The tiny base brings none, because the pipeline prepares frames itself (`backbones`).
+    The tiny base has none, because the pipeline prepares frames itself (`backbones`).
     """
     from transformers.utils import cached_file
 
     location = place.base_location(p.model.base_model)
     kind = backbone(p.model.backbone, config)
     for name in PROCESSOR_FILES:
-        found = cached_file(
+        cached = cached_file(
             location,
             name,
             revision=private.commit_of(config),
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )
-        if found and os.path.exists(found):
-            values = files.read_json(found)
+        if cached and os.path.exists(cached):
+            values = files.read_json(cached)
             if (fixed := kind.as_trained(values)) != values:
                 files.write_json(folder / name, fixed)
             else:
-                shutil.copyfile(found, folder / name)
+                shutil.copyfile(cached, folder / name)
     for name, values in kind.processor_files(config).items():
         if not (folder / name).exists():
             files.write_json(folder / name, values)

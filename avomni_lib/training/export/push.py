@@ -1,7 +1,7 @@
-"""The adapter and its card to a repository of the hub.
+"""Uploads the adapter and its card to a repository of the hub.
 
-What was learned from a gated data set or from own recordings is confidential, as its record says,
-and leaves this machine only where the caller says by name that it may.
+An adapter that was trained on a gated data set or on own recordings is confidential according to
+its record, and is uploaded only if the caller explicitly allows it.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ def push(
     share_confidential: bool = False,
     private: bool = True,
 ) -> dict[str, Any]:
-    """Put the run's adapter into `repo_id` as one commit; the repository is made if need be.
+    """Upload the run's adapter to `repo_id` as one commit; creates the repository if needed.
 
-    Its card has 05's times, memory and energy too, which the one in the run's folder leaves out.
+    Its card also has 05's times, memory and energy, unlike the one in the run's folder.
 
     Args:
-        repo_id: `owner/name`, of a model.
-        figures: 05's, for the card.
-        share_confidential: Whether one from clips that are not ours may go.
-        private: Of a repository that is made.
+        repo_id: `owner/name` of a model repository.
+        figures: Figures of 05, for the card.
+        share_confidential: Allow uploading an adapter that was trained on confidential clips.
+        private: Whether a new repository is private.
 
     Returns:
         `url`, `commit`, `files` and `private`.
 
     Raises:
-        AvomniError: no whole adapter; a confidential one; the licence is not decided on; the hub
-            refuses, or cannot be reached.
+        AvomniError: there is no complete adapter; it is confidential; the licence is not accepted;
+            the hub refuses or cannot be reached.
     """
     folder = adapter.adapter_dir(p)
     record = adapter.read_record(folder)
@@ -75,7 +75,7 @@ def push(
             fix="check the name (owner/name), `hf auth login` with a token that may write, and the "
             "network; nothing was changed here",
         ) from None
-    except Exception as error:  # httpx's own, of a line that breaks, are no OSError
+    except Exception as error:  # httpx's connection errors are not OSError
         if not type(error).__module__.startswith("http"):
             raise
         raise AvomniError(

@@ -1,5 +1,5 @@
-"""Reading ahead of the step.
+"""Prefetching of batches.
 
-loader       one thread and a ring of buffers
+loader       one background thread and a ring of buffers
 map_dataset  the cache as a PyTorch data set
 """

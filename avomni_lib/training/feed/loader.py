@@ -1,8 +1,8 @@
-"""Windows to batches, ahead of the step: one background thread, a ring of buffers, uint8 frames.
+"""Prefetches batches of windows: one background thread, a ring of buffers, uint8 frames.
 
-A window is tens of megabytes that only have to be copied; a thread does that while the device
-works, into memory that is used again and again. Worker processes would copy each batch once more,
-into shared memory that is fresh for each.
+A window is tens of megabytes that only have to be copied. The thread does so while the device
+works, into reused memory; worker processes would copy each batch once more, into newly allocated
+shared memory.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import torch
 
 from avomni_lib.errors import AvomniError
 
-DEPTH = 2  # batches ready before they are asked for
+DEPTH = 2  # number of batches that are prefetched
 
 
 class Frames(Protocol):
-    """What batches are read from; `etl.windows.Windows` is one."""
+    """Source of the frames, such as `etl.cache.windows.Windows`."""
 
     def __len__(self) -> int: ...
 
@@ -39,17 +39,17 @@ class Frames(Protocol):
 
 @dataclass(frozen=True)
 class Order:
-    """Which windows each batch of a run holds: a function of the seed and the batch's number.
+    """The windows of each batch of a run, as a function of the seed and the batch's number.
 
-    One shuffled pass over all windows follows another; batches are cut from that endless row, so
-    that every batch is full and any of them can be the next one after a restart.
+    Batches are cut from an endless sequence of shuffled passes over all windows, so that every
+    batch is full and a training can be resumed at any of them.
 
     Attributes:
-        num_windows: Windows to choose from.
+        num_windows: Number of windows.
         batch_size: Windows in a batch of one rank.
-        num_batches: Batches that each rank takes in the whole run.
-        seed: Of the shuffles.
-        rank, num_ranks: This process's share where several train together.
+        num_batches: Batches of each rank in the whole run.
+        seed: Seed of the shuffles.
+        rank, num_ranks: This process's rank if several train together.
     """
 
     num_windows: int
@@ -69,7 +69,7 @@ class Order:
         return [self.window_at(place) for place in range(first, first + self.batch_size)]
 
     def window_at(self, place: int) -> int:
-        """The window at a place in the endless row."""
+        """The window at a place in the endless sequence."""
         epoch, offset = divmod(place, self.num_windows)
         return int(_shuffled(self.num_windows, self.seed, epoch)[offset])
 
@@ -80,19 +80,19 @@ def _shuffled(num_windows: int, seed: int, epoch: int) -> np.ndarray:
 
 
 class Event(Protocol):
-    """Something on a device that has yet to happen, as a `torch.cuda.Event`."""
+    """A pending operation on a device, such as a `torch.cuda.Event`."""
 
     def synchronize(self) -> None:
-        """Wait until it has."""
+        """Wait until it is complete."""
 
 
 @dataclass(eq=False, slots=True)
 class _Buffer:
-    """A place in the ring.
+    """A buffer of the ring.
 
     Attributes:
         frames: (B, T, H, W, 3) uint8, B of the largest batch.
-        after: What has to happen before it is written again.
+        after: Event to wait for before the buffer is written again.
     """
 
     frames: torch.Tensor
@@ -100,22 +100,22 @@ class _Buffer:
 
 
 class Loader:
-    """Batches by number, read ahead; asking for another number than the next one starts there.
+    """Batches by number, prefetched; a number out of sequence restarts the prefetching there.
+
+    A batch is the dict of `tokens` with `frames` (B, T, H, W, 3) uint8, which the caller has to
+    give back. Errors of the thread are raised on access to the batch. `waited_s` is the total time
+    that the caller has waited. Not thread-safe.
+
+    Frames are stored in a ring of depth + held + 1 buffers of the largest batch, allocated at the
+    first batch. Nothing else depends on a window's size: see `memory_bytes`.
 
     Args:
-        windows: Where frames come from.
+        windows: Source of the frames.
         batches: The windows of each batch.
-        tokens: Windows of a batch -> its tensors but the frames; called by the thread.
-        depth: Batches kept ready.
-        held: Batches that the caller keeps at a time before it gives one back.
-        pin: Page-locked memory, for a fast copy to an accelerator.
-
-    A batch is the dict of `tokens` with `frames` (B, T, H, W, 3) uint8, which are to be given back.
-    Errors of the thread are raised to whoever asks for the batch. `waited_s` is the time that
-    callers waited so far. One thread asks and gives back.
-
-    Frames lie in a ring of depth + held + 1 buffers of the largest batch, allocated once, at the
-    first batch. Nothing else grows with a window's size: `memory_bytes`.
+        tokens: Windows of a batch -> its tensors except the frames; called by the thread.
+        depth: Number of prefetched batches.
+        held: Number of batches that the caller keeps before it gives one back.
+        pin: Use page-locked memory, for a fast copy to an accelerator.
     """
 
     def __init__(
@@ -132,17 +132,17 @@ class Loader:
         self.depth, self.held, self.pin = depth, held, pin
         self.waited_s = 0.0
         self._ring: list[_Buffer] = []
-        self._lent: dict[int, _Buffer] = {}  # by its address: what the caller has
+        self._lent: dict[int, _Buffer] = {}  # address -> buffer, held by the caller
         self._thread: threading.Thread | None = None
         self._next = 0
 
     @property
     def memory_bytes(self) -> int:
         """Bytes of the ring: (depth + held + 1) · B · T · H · W · 3, B of the largest batch."""
-        each = math.prod(self._shape)
-        if self.pin:  # PyTorch makes each page-locked buffer a power of two
-            each = 1 << (each - 1).bit_length()
-        return self._num_buffers * each
+        num_bytes = math.prod(self._shape)
+        if self.pin:  # PyTorch rounds page-locked buffers up to a power of two
+            num_bytes = 1 << (num_bytes - 1).bit_length()
+        return self._num_buffers * num_bytes
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -150,7 +150,7 @@ class Loader:
     def __getitem__(self, batch: int) -> dict[str, Any]:
         if not 0 <= batch < len(self.batches):
             raise IndexError(batch)
-        if len(self._lent) == self._num_buffers:  # the thread would wait for one for ever
+        if len(self._lent) == self._num_buffers:  # the thread would wait forever
             raise AvomniError(
                 f"batch {batch} was asked for while all {self._num_buffers} that the loader has "
                 "memory for are with the caller",
@@ -160,12 +160,12 @@ class Loader:
         if self._thread is None or batch != self._next:
             self._start(batch)
         asked = time.perf_counter()
-        found = self._ready.get()
+        item = self._ready.get()
         self.waited_s += time.perf_counter() - asked
-        if isinstance(found, BaseException):
+        if isinstance(item, BaseException):
             self.close()
-            raise found
-        buffer, made = found
+            raise item
+        buffer, made = item
         frames = buffer.frames[: len(self.batches[batch])]
         self._lent[frames.data_ptr()] = buffer
         self._next = batch + 1
@@ -174,16 +174,16 @@ class Loader:
         return {**made, "frames": frames}
 
     def give_back(self, frames: torch.Tensor, after: Event | None = None) -> None:
-        """Return a batch's frames, whose memory serves a later batch.
+        """Return a batch's frames, whose memory is reused for a later batch.
 
         Args:
-            frames: As they came.
-            after: The end of the last reading of them, where that is still to come: a copy to the
-                device that was only asked for. The thread waits for it, not the caller; make a
-                `torch.cuda.Event` with blocking=True, or it waits by turning a core.
+            frames: The batch's `frames`, not a copy or a part.
+            after: Event after the last use of the frames, such as an asynchronous copy to the
+                device. The thread waits for it; a `torch.cuda.Event` should have blocking=True, or
+                the wait occupies a core.
 
         Raises:
-            AvomniError: they are not with the caller, or not the loader's.
+            AvomniError: the frames are not the loader's, or were returned already.
         """
         buffer = self._lent.pop(frames.data_ptr(), None)
         if buffer is None:
@@ -196,14 +196,14 @@ class Loader:
             self._free.put(buffer)
 
     def close(self) -> None:
-        """Stop the thread and drop what it has read; the loader can be used again.
+        """Stop the thread and drop prefetched batches; the loader can be used again.
 
-        Batches that the caller has stay as they are, and can still be given back.
+        Batches held by the caller stay valid and can still be given back.
         """
         if self._thread is None:
             return
         self._stop.set()
-        self._free.put(None)  # it may be waiting for a buffer
+        self._free.put(None)  # wakes a thread that waits for a buffer
         self._thread.join()
         self._thread = None
 
@@ -219,7 +219,7 @@ class Loader:
 
     @functools.cached_property
     def _shape(self) -> tuple[int, ...]:
-        """Of the largest batch."""
+        """Shape of the largest batch."""
         if isinstance(self.batches, Order):  # no need to shuffle the whole run for it
             largest = self.batches.batch_size
         else:
@@ -231,7 +231,7 @@ class Loader:
         if not self._ring:
             self._ring = [_Buffer(_zeros(self._shape, self.pin)) for _ in range(self._num_buffers)]
         self._next = batch
-        # Each thread has its own queues and signal: nothing of its predecessor's disturbs it.
+        # Every thread has its own queues and stop event, independent of its predecessor's.
         self._free: queue.SimpleQueue = queue.SimpleQueue()
         self._ready: queue.SimpleQueue = queue.SimpleQueue()
         self._stop = threading.Event()
@@ -277,11 +277,12 @@ class Loader:
 
 
 def _zeros(shape: tuple[int, ...], pin: bool) -> torch.Tensor:
-    """Memory that is touched already, so that no reading pays for the first touch of a page."""
+    """Memory whose pages are already mapped, so that reading causes no page faults."""
     if pin:
         return torch.zeros(shape, dtype=torch.uint8, pin_memory=True)
-    # Large arrays of NumPy's lie in huge pages, which windows are read into 3 to 15 % faster. But
-    # they start 16 bytes into one, and to no multiple of 64 reading takes up to twice as long.
+    # Large NumPy arrays use huge pages, into which reading is 3 to 15 % faster. But they start 16
+    # bytes into one, and reading to an address that is not a multiple of 64 takes up to twice as
+    # long.
     size = math.prod(shape)
     memory = np.empty(size + 64, np.uint8)
     memory[:] = 0

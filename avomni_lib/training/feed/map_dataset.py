@@ -1,7 +1,7 @@
-"""The cache as a plain PyTorch data set, for people who bring their own trainer.
+"""The cache as a plain PyTorch data set, for use with other trainers.
 
-Its DataLoader copies each batch once more than `loader.Loader`, into memory that is fresh for each:
-make bench measures what that costs.
+A DataLoader copies each batch once more than `loader.Loader`, into newly allocated memory; the cost
+is measured by `make bench`.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from avomni_lib.etl.cache.windows import Windows
 
 
 class MapDataset(Dataset):
-    """The windows of a cache by number, for any sampler and any number of workers.
+    """The windows of a cache by index, for any sampler and number of workers.
 
     Args:
-        cache_dir: A run's cache, as 03_etl wrote it.
+        cache_dir: A run's cache, written by 03_etl.
         sequence_length: Frames in a window.
         stride: Frames from one window's start to the next one's.
         split: Only the clips of this split; None takes all.
-        past: Rows of older frames before a window's own, counted from its start.
+        past: Rows of older frames relative to a window's start.
 
-    The cache is opened when it is first asked for, by each worker for itself; where workers are
-    forked, they share what the parent had mapped, which nobody writes.
+    The cache is opened on first use, separately by every worker; forked workers share the parent's
+    read-only mappings.
 
     Raises:
-        AvomniError: at the first question, what `Cache.open` and `Windows.read_into` raise.
+        AvomniError: on first use, as `Cache.open` and `Windows.read_into`.
 
     Example:
         >>> train = MapDataset("outputs/demo/cache", sequence_length=16, stride=8)
@@ -54,11 +54,11 @@ class MapDataset(Dataset):
 
     @property
     def windows(self) -> Windows:
-        """What the numbers stand for."""
+        """The windows, opened on first use."""
         if self._opened is None:
             cache = Cache.open(self.cache_dir)
-            own = self.sequence_length, self.stride, self.split
-            self._opened = Windows(cache, *own, past=self.past)
+            selection = self.sequence_length, self.stride, self.split
+            self._opened = Windows(cache, *selection, past=self.past)
         return self._opened
 
     def __len__(self) -> int:
@@ -68,7 +68,7 @@ class MapDataset(Dataset):
         """One window.
 
         Returns:
-            frames (T, H, W, 3) uint8, clip_id, and what the car did: speed_mps, path_m, duration_s.
+            frames (T, H, W, 3) uint8, clip_id, and the ground truth: speed_mps, path_m, duration_s.
         """
         windows = self.windows
         # PyTorch's memory, not NumPy's: see shard.read_rows.

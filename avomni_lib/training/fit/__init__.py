@@ -1,13 +1,13 @@
 """The training process.
 
-trainer      the stage
-job          the process: started, followed, stopped; what came out
-worker       what runs in it
+trainer      the stage: plan and training
+job          starts, follows and stops the training process, and reads its outcome
+worker       the training process
 sft          TRL's SFTTrainer on our windows
-preview      tokens, LoRA modules and arguments, to be looked at before
-checkpoints  checkpoints that are whole or not there, checksums of a folder's files
+preview      tokens, LoRA modules and trainer arguments, to inspect before training
+checkpoints  atomic checkpoints with checksums, and metrics.jsonl
 meter        metrics of each step
-energy       what the cards do and draw meanwhile
+energy       load, power and temperature of the cards
 heldout      the held-out figure
-environment  variables that would change a training
+environment  removes environment variables that would change a training
 """

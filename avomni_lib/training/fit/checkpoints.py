@@ -1,9 +1,9 @@
-"""A training's folder on the disk: checkpoints that are whole or not there, and its metrics.
+"""A training's folder: atomic checkpoints with checksums, and its metrics.
 
-transformers writes a checkpoint file by file into a folder that already bears its final name, so
-that one killed in the middle of it looks like a checkpoint. Here it writes below `partial/`; the
-folder gets the checksums of its files, is flushed to the disk and takes its name by one rename.
-Before a training goes on from a checkpoint, the checksums are compared.
+transformers writes a checkpoint file by file into its final folder, so that an incomplete one left
+by a kill looks like a checkpoint. Here it writes below `partial/`; then the checksums of its files
+are added, the folder is flushed to disk and renamed. The checksums are verified before a training
+is resumed from a checkpoint.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ METRICS_FILE = "metrics.jsonl"
 HISTORY_FILE = "heldout.json"  # in a checkpoint: its held-out figure and those before it
 PLAN_FILE = "training.json"
 CHECKSUMS_FILE = "checksums.json"  # in a checkpoint and an adapter: size and sha256 of each file
-DAMAGED = "damaged-"  # how the name of a checkpoint begins that cannot be used
+DAMAGED = "damaged-"  # prefix of the name of a checkpoint that cannot be used
 
 
 class Start(NamedTuple):
-    """Where a training goes on from.
+    """Where a training starts or resumes.
 
     Attributes:
-        checkpoint: Its folder; None where the training starts anew.
-        step: The optimizer step that it was made after, else 0.
-        passed_over: Each newer checkpoint that cannot be used, with the reason, newest first.
+        checkpoint: Folder of the checkpoint; None if the training starts from the beginning.
+        step: The checkpoint's optimizer step, else 0.
+        passed_over: Newer checkpoints that cannot be used, with reasons, newest first.
     """
 
     checkpoint: Path | None
@@ -47,17 +47,17 @@ class Start(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints and metrics of one training; another training has another folder.
-
-    Attributes:
-        history: The held-out figures so far, one a checkpoint, oldest first.
+    """The checkpoints and metrics of one training; every training has its own folder.
 
     Args:
-        folder: Below `run/checkpoints`; made if missing.
-        plan: What makes this training this one, kept beside it for people.
-        writes: Whether this process writes here; of several that train together one does.
-        kept: The newest checkpoints that stay, two or more: the one before the last serves where
-            the last is damaged.
+        folder: Folder below `run/checkpoints`; created if missing.
+        plan: Everything that identifies this training, also stored for people.
+        writes: Whether this process writes here; only one of several ranks does.
+        kept: Number of newest checkpoints to keep, two or more, so that the one before the last can
+            be used if the last is damaged.
+
+    Attributes:
+        history: The held-out figures so far, one per checkpoint, oldest first.
     """
 
     def __init__(self, folder: Path, plan: dict[str, Any], writes: bool = True, kept: int = 2):
@@ -73,44 +73,44 @@ class Checkpoints:
             files.write_json(self.folder / PLAN_FILE, plan)
 
     def all(self) -> list[Path]:
-        """The folders that bear a checkpoint's name, oldest first."""
-        found = [path for path in self.folder.glob("checkpoint-*") if NAME.fullmatch(path.name)]
-        return sorted((path for path in found if path.is_dir()), key=step_of)
+        """The folders with the name of a checkpoint, oldest first."""
+        named = [path for path in self.folder.glob("checkpoint-*") if NAME.fullmatch(path.name)]
+        return sorted((path for path in named if path.is_dir()), key=step_of)
 
     def last(self) -> Path | None:
         """The newest one, or None."""
         return next(reversed(self.all()), None)
 
     def at(self, step: int) -> Path:
-        """Where the checkpoint after `step` lies, if there is one."""
+        """Path of the checkpoint of a step, whether or not it exists."""
         return self.folder / f"checkpoint-{step}"
 
     def resume(self) -> Start:
-        """The newest checkpoint whose files are what was written; metrics and history are its own.
+        """Find the newest intact checkpoint, and restore its metrics and history.
 
-        Newer ones are renamed to `damaged-checkpoint-<step>`, for a person to look at: the
-        training writes them anew. Processes that train together each come to the same answer.
+        Newer, damaged ones are renamed to `damaged-checkpoint-<step>` for inspection, and the
+        training writes them again. All ranks reach the same result.
         """
-        found, passed_over = self.all(), []
-        while found and (reason := self.fault(found[-1])):
-            damaged = found.pop()
+        usable, passed_over = self.all(), []
+        while usable and (reason := self.fault(usable[-1])):
+            damaged = usable.pop()
             passed_over.append(f"{damaged.name} is damaged: {reason}")
             if self.writes:
                 aside = damaged.with_name(f"{DAMAGED}{damaged.name}")
                 shutil.rmtree(aside, ignore_errors=True)
                 os.rename(damaged, aside)
-        last = found[-1] if found else None
+        last = usable[-1] if usable else None
         self.history = _history_of(last) if last else []
         if self.writes:
             self.metrics.take_from(last)
-            self._drop_old()  # which a kill may have left, whole or in part
+            self._drop_old()  # a kill may have left old checkpoints
         return Start(last, step_of(last) if last else 0, passed_over)
 
     def fault(self, checkpoint: Path) -> str | None:
-        """Why a checkpoint cannot be used, in words; None where it can.
+        """Why a checkpoint cannot be used; None if it can.
 
-        It can where it is this training's, of the step that its name says, its files are what was
-        written, and the same holds of the best checkpoint so far, whose adapter may come out.
+        A usable checkpoint belongs to this training and to the step in its name, and its files are
+        intact. The same must hold for the best checkpoint so far, which may become the adapter.
         """
         step = step_of(checkpoint)
         reason = checksum_fault(checkpoint, step=step, training=self.training)
@@ -123,7 +123,7 @@ class Checkpoints:
         return reason and f"the best one before it, {self.at(best['step']).name}: {reason}"
 
     def adopt(self, step: int, history: Sequence[dict[str, float]] = ()) -> Path:
-        """Make `partial/checkpoint-<step>` a checkpoint, and drop all but the newest and the best.
+        """Turn `partial/checkpoint-<step>` into a checkpoint; keeps only the newest and the best.
 
         Args:
             history: The held-out figures up to this step.
@@ -139,10 +139,10 @@ class Checkpoints:
         return name
 
     def sweep(self, all_damaged: bool = False) -> None:
-        """Remove what was written and is no checkpoint.
+        """Remove partially written checkpoints.
 
         Args:
-            all_damaged: Also those that `resume` has passed over.
+            all_damaged: Also remove those that `resume` has passed over.
         """
         shutil.rmtree(self.partial, ignore_errors=True)
         for path in self.folder.glob(f"{DAMAGED}*") if all_damaged else ():
@@ -156,13 +156,13 @@ class Checkpoints:
 
 
 class Metrics:
-    """`metrics.jsonl`, a line a logged step; a restart takes up the lines of its checkpoint."""
+    """`metrics.jsonl`, one line per logged step; resuming restores the lines of the checkpoint."""
 
     def __init__(self, path: Path):
         self.path = path
 
     def read(self) -> list[dict[str, Any]]:
-        """All lines; one that was cut off by a kill or is damaged is left out."""
+        """All lines except truncated or damaged ones."""
         lines = []
         if self.path.exists():
             for text in self.path.read_text(errors="replace").splitlines():
@@ -177,18 +177,18 @@ class Metrics:
             file.write(json.dumps(line) + "\n")
 
     def copy_to(self, checkpoint: Path) -> None:
-        """Keep the lines so far in a checkpoint: whoever finds it finds its lines."""
+        """Copy the lines so far into a checkpoint."""
         if self.path.exists():
             shutil.copyfile(self.path, checkpoint / self.path.name)
 
     def take_from(self, checkpoint: Path | None) -> None:
-        """Have the lines that a checkpoint keeps and no others; none without a checkpoint."""
+        """Restore the lines stored in a checkpoint; without a checkpoint, remove all."""
         kept = checkpoint and checkpoint / self.path.name
         files.write_text(self.path, kept.read_text() if kept and kept.exists() else "")
 
 
 def step_of(checkpoint: Path) -> int:
-    """The optimizer step that a checkpoint was made after."""
+    """The optimizer step of a checkpoint."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
@@ -199,10 +199,10 @@ def _history_of(checkpoint: Path) -> list[dict[str, float]]:
 
 
 def rename_folder(written: Path, name: Path) -> None:
-    """Flush a folder's files to the disk and give it its name; a folder that bears it is replaced.
+    """Flush a folder's files to disk and rename it; an existing folder of that name is replaced.
 
     Raises:
-        AvomniError: there is no room left on the disk to flush to.
+        AvomniError: the disk is full.
     """
     try:
         for path in written.rglob("*"):
@@ -226,49 +226,50 @@ def rename_folder(written: Path, name: Path) -> None:
 
 
 def write_checksums(folder: Path, **about: Any) -> None:
-    """Write `checksums.json` for the files that lie in `folder` now; the caller flushes it.
+    """Write `checksums.json` for the present files of `folder`; the caller flushes it.
 
     Args:
-        about: Plain values that are kept beside the checksums and compared by `checksum_fault`.
+        about: Plain values that are stored with the checksums and compared by `checksum_fault`.
     """
-    found = {
+    checksums = {
         name: {"bytes": path.stat().st_size, "sha256": files.sha256_file(path)}
         for name, path in _files_in(folder).items()
     }
-    text = json.dumps({"about": about, "files": found}, indent=2) + "\n"
+    text = json.dumps({"about": about, "files": checksums}, indent=2) + "\n"
     (folder / CHECKSUMS_FILE).write_text(text)
 
 
 def checksum_fault(folder: Path, only: Collection[str] | None = None, **about: Any) -> str | None:
-    """What is wrong with a folder that `write_checksums` has described; None where nothing is.
+    """Compare a folder with its `checksums.json`; returns the first difference, or None.
 
-    Hidden files are left aside: file systems and editors leave them.
+    Hidden files are ignored, as file systems and editors create them.
 
     Args:
-        only: Names of files to compare; None compares all, and lets no other file be there.
-        about: What it has to be about; see `write_checksums`.
+        only: Names of files to compare; None compares all and allows no others.
+        about: Expected values, see `write_checksums`.
     """
     try:
         kept = files.read_json(folder / CHECKSUMS_FILE)
-        written, of = kept["files"], kept["about"]
-        expected = {name: (each["bytes"], each["sha256"]) for name, each in written.items()}
+        written, recorded = kept["files"], kept["about"]
+        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in written.items()}
     except (AvomniError, OSError):
         return f"{CHECKSUMS_FILE} is missing or cannot be read"
     except (TypeError, KeyError, AttributeError):
         return f"{CHECKSUMS_FILE} does not hold checksums"
-    if of != about:
-        wrong = [name for name in about if not isinstance(of, dict) or of.get(name) != about[name]]
+    if recorded != about:
+        recorded = recorded if isinstance(recorded, dict) else {}
+        wrong = [name for name in about if recorded.get(name) != about[name]]
         return f"{CHECKSUMS_FILE} is about another {' and '.join(wrong or ['folder'])}"
     try:
-        found = _files_in(folder)
+        present = _files_in(folder)
         if only is not None:
-            found = {name: path for name, path in found.items() if name in only}
+            present = {name: path for name, path in present.items() if name in only}
             expected = {name: expected.get(name, (0, "")) for name in only}
-        if missing := sorted(expected.keys() - found.keys()):
+        if missing := sorted(expected.keys() - present.keys()):
             return f"{', '.join(missing)} is missing"
-        if extra := sorted(found.keys() - expected.keys()):
+        if extra := sorted(present.keys() - expected.keys()):
             return f"{', '.join(extra)} was not written by the training"
-        for name, path in found.items():
+        for name, path in present.items():
             size, digest = expected[name]
             if path.stat().st_size != size:
                 return f"{name} has {path.stat().st_size:,} bytes, {size:,} were written"
@@ -280,10 +281,10 @@ def checksum_fault(folder: Path, only: Collection[str] | None = None, **about: A
 
 
 def _files_in(folder: Path) -> dict[str, Path]:
-    """The folder's files by their relative names, without hidden ones and the checksums."""
-    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
+    """Relative name -> path of the folder's files, without hidden files and the checksums."""
+    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
     return {
         name: path
-        for name, path in found.items()
+        for name, path in paths.items()
         if not path.is_dir() and name != CHECKSUMS_FILE and not path.name.startswith(".")
     }

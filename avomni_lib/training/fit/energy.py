@@ -1,10 +1,10 @@
-"""What the cards of a training do and draw while it runs: busy share, watts, °C, joules.
+"""Samples load, power and temperature of a training's cards: busy share, watts, °C, joules.
 
-The card makers' own programs are asked now and then from a thread: `amd-smi`, `rocm-smi` or
-`nvidia-smi`, the first on PATH that names a card. One that fails, hangs or prints something else
-is given up with a warning; no training ends for it. Forms of the answers: ROCm's documentation
-and outputs in public issues of 2024 to 2026 (henrygd/beszel 414 and 737, ROCm/rocm_smi_lib 149),
-and `nvidia-smi --help-query-gpu`.
+A thread runs the vendors' programs periodically: `amd-smi`, `rocm-smi` or `nvidia-smi`, the first
+on PATH that reports the cards. A program that fails, hangs or prints unexpected output is dropped
+with a warning, without ending the training. Sources of the output formats: ROCm's documentation,
+outputs in public issues of 2024 to 2026 (henrygd/beszel 414 and 737, ROCm/rocm_smi_lib 149), and
+`nvidia-smi --help-query-gpu`.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-EVERY_S = 2.0  # and so seldom that asking takes a twentieth of a core at most
+EVERY_S = 2.0  # least interval; it grows so that sampling takes at most 5 % of a core
 TIMEOUT_S, LONGEST_WAIT_S = 10.0, 60.0
-FAILURES = 3  # in a row, before a program is given up
+FAILURES = 3  # consecutive failures after which a program is dropped
 JOULES_PER_KWH = 3.6e6
-# A process sees the cards that these name, and counts them from 0.
+# Variables that select the cards that a process sees, numbered from 0.
 VISIBLE = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
-# Keys of a line of `metrics.jsonl`, where a card could be asked.
+# Keys of a line of `metrics.jsonl`, if a card was sampled.
 BUSY, WATTS, CELSIUS, JOULES = "gpu_busy_pct", "gpu_watts", "gpu_celsius", "gpu_joules"
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One card at one moment; what its program does not tell is None.
+    """One sample of a card; values that are not reported are None.
 
     Attributes:
-        busy: Share of the last moments in which a kernel ran, %.
-        watts: Of the whole board or socket.
-        celsius: Of the hottest place that is measured.
+        busy: Share of the recent time in which a kernel ran, %.
+        watts: Power of the whole board or socket.
+        celsius: Temperature of the hottest sensor.
     """
 
     busy: float | None
@@ -55,11 +55,11 @@ Readings = dict[str, Reading]  # by the card's number, or its UUID
 
 
 def _amd(text: str) -> Readings:
-    found = json.loads(text)
-    cards = found["gpu_data"] if isinstance(found, dict) else found
+    output = json.loads(text)
+    cards = output["gpu_data"] if isinstance(output, dict) else output
     readings = {}
     for card in cards:
-        # `"usage": "N/A"` in place of a table where nothing of it is known.
+        # A table may be replaced by "N/A".
         usage, power, heat = (
             part if isinstance(part := card.get(name), dict) else {}
             for name in ("usage", "power", "temperature")
@@ -95,7 +95,7 @@ def _nvidia(text: str) -> Readings:
 
 
 def _number(value: Any) -> float | None:
-    """A figure as the programs write it, bare, as text or with its unit; None for N/A."""
+    """Parse a value of the programs: a number, text, or a table with a unit; None for N/A."""
     if isinstance(value, dict):
         value = value.get("value")
     try:
@@ -123,11 +123,11 @@ PROGRAMS: dict[str, tuple[Sequence[str], Callable[[str], Readings]]] = {
 
 
 def ask(program: str) -> Readings:
-    """What a program says of all cards now.
+    """Run a program once and parse its output for all cards.
 
     Raises:
-        OSError, subprocess.SubprocessError: it did not run to its end.
-        ValueError, LookupError, TypeError, AttributeError: it said something else.
+        OSError, subprocess.SubprocessError: the program failed or timed out.
+        ValueError, LookupError, TypeError, AttributeError: its output has another format.
     """
     words, read = PROGRAMS[program]
     with subprocess.Popen(
@@ -137,7 +137,7 @@ def ask(program: str) -> Readings:
         stderr=subprocess.DEVNULL,
         text=True,
         errors="replace",
-        start_new_session=True,  # so that what it has started ends with it
+        start_new_session=True,  # so that its child processes can be killed too
     ) as process:
         try:
             output, _ = process.communicate(timeout=TIMEOUT_S)
@@ -157,11 +157,11 @@ UNREADABLE = (
 
 
 def cards_of(device: str, num_processes: int = 1) -> list[str]:
-    """The machine's own numbers, or UUIDs, of the cards that a training drives.
+    """Numbers on this machine, or UUIDs, of the cards that a training uses.
 
     Args:
-        device: As `hardware.device` says, `cuda:0`; of the first process.
-        num_processes: Of this machine, each with a card of its own.
+        device: Device of the first process, from `hardware.device`, such as `cuda:0`.
+        num_processes: Number of processes on this machine, each with its own card.
     """
     first = int(device.partition(":")[2] or 0)
     wanted = range(first, first + 1) if num_processes == 1 else range(num_processes)
@@ -173,16 +173,16 @@ def cards_of(device: str, num_processes: int = 1) -> list[str]:
 
 
 class Sampler:
-    """Asks a program about some cards until it is closed; what it found is taken line by line.
+    """Samples some cards in a thread until it is closed.
 
     Args:
-        cards: As `cards_of` names them; their watts are added, their busy shares averaged.
-        every: Seconds between two questions at least.
+        cards: From `cards_of`; watts are summed, busy shares averaged.
+        every: Least number of seconds between samples.
     """
 
     def __init__(self, cards: Sequence[str], every: float = EVERY_S):
         self.cards, self.every = cards, every
-        self._found: list[Reading] = []
+        self._readings: list[Reading] = []
         self._last: Reading | None = None
         self._lock, self._closed = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="energy", daemon=True)
@@ -190,24 +190,23 @@ class Sampler:
 
     @classmethod
     def of(cls, device: str, num_processes: int = 1) -> Sampler | None:
-        """For a training on this device; None on a CPU."""
+        """The sampler for a training on this device; None on a CPU."""
         return None if device == "cpu" else cls(cards_of(device, num_processes))
 
     def close(self) -> None:
-        """Asks no more. A question that is under way is not waited for."""
+        """Stop sampling, without waiting for a sample in progress."""
         self._closed.set()
 
     def taken(self, seconds: float) -> dict[str, float]:
-        """Means since the last call, by the keys of a line of metrics, and joules of `seconds`.
+        """Means since the last call, by the keys of a line of metrics, and joules for `seconds`.
 
-        A line that is shorter than the time between two questions takes the last answer; before
-        the first answer, and of what is not known, nothing.
+        Without a new sample the last one is used. Unknown values are left out.
         """
         with self._lock:
-            found, self._found = self._found or [r for r in [self._last] if r], []
+            readings, self._readings = self._readings or [r for r in [self._last] if r], []
         line = {}
         for key, name in ((BUSY, "busy"), (WATTS, "watts"), (CELSIUS, "celsius")):
-            values = [v for each in found if (v := getattr(each, name)) is not None]
+            values = [v for reading in readings if (v := getattr(reading, name)) is not None]
             if values:
                 line[key] = round(statistics.fmean(values), 1)
         if WATTS in line:
@@ -220,7 +219,7 @@ class Sampler:
                 self._follow(program)
 
     def _follow(self, program: str) -> None:
-        """Asks a program until it fails too often, or the sampler is closed."""
+        """Sample with a program until it fails too often or the sampler is closed."""
         failed = 0
         while not self._closed.is_set() and failed < FAILURES:
             began = time.monotonic()
@@ -229,11 +228,11 @@ class Sampler:
             except UNREADABLE as error:
                 failed += 1
                 if failed == FAILURES:
-                    log.warning("%s tells nothing of the cards: %s", program, _first_line(error))
+                    log.warning("%s cannot be used: %s", program, _first_line(error))
             else:
                 failed = 0
                 with self._lock:
-                    self._found.append(reading)
+                    self._readings.append(reading)
                     self._last = reading
             took = time.monotonic() - began
             self._closed.wait(max(self.every, min(20 * took, LONGEST_WAIT_S)))
@@ -242,14 +241,14 @@ class Sampler:
         ours = [readings[name] for name in self.cards]
 
         def joined(name: str, how: Callable[[list[float]], float]) -> float | None:
-            values = [getattr(each, name) for each in ours]
+            values = [getattr(reading, name) for reading in ours]
             return None if None in values or not values else how(values)
 
         reading = Reading(
             joined("busy", statistics.fmean), joined("watts", sum), joined("celsius", max)
         )
         if reading == Reading(None, None, None):
-            raise ValueError(f"it knows neither load nor power nor temperature of {self.cards}")
+            raise ValueError(f"it reports neither load, power nor temperature of {self.cards}")
         return reading
 
 
@@ -259,22 +258,21 @@ def _first_line(error: BaseException) -> str:
 
 
 def figures(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Of a whole training, as `result.json` has them; empty where no card was asked.
+    """Figures of a whole training for `result.json`; empty if no card was sampled.
 
     Args:
-        metrics: Its lines; those of steps before a card could be asked count as the mean of the
-            others.
+        metrics: The training's lines; those without samples count as the mean of the others.
     """
     seconds = sum(line["seconds"] for line in metrics)
-    found = {}
+    values = {}
     for key in (BUSY, WATTS, CELSIUS):
         known = [line for line in metrics if key in line]
-        if known and (of := sum(line["seconds"] for line in known)):
-            mean = sum(line["seconds"] * line[key] for line in known) / of
-            found[key] = round(mean, 1)
-    if WATTS in found:
-        joules = found[WATTS] * seconds
+        if known and (known_s := sum(line["seconds"] for line in known)):
+            mean = sum(line["seconds"] * line[key] for line in known) / known_s
+            values[key] = round(mean, 1)
+    if WATTS in values:
+        joules = values[WATTS] * seconds
         num_samples = sum(line["samples_per_s"] * line["seconds"] for line in metrics)
-        found["energy_kwh"] = round(joules / JOULES_PER_KWH, 5)
-        found["joules_per_sample"] = round(joules / max(num_samples, 1e-9), 1)
-    return found
+        values["energy_kwh"] = round(joules / JOULES_PER_KWH, 5)
+        values["joules_per_sample"] = round(joules / max(num_samples, 1e-9), 1)
+    return values

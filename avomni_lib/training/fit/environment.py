@@ -1,7 +1,7 @@
-"""Environment variables that would change what is learned or answered without a word.
+"""Removes environment variables that would silently change training or inference.
 
-Precision, parallelism and compilation are decided by the parameters and by what `model.choose` says
-aloud. A variable that was left in a shell must not overrule them.
+Precision, parallelism and compilation are determined by the parameters and by the choices of
+`load.choose`, which are shown. A variable left in a shell must not override them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 # Accelerate and transformers read precision, devices, FSDP, DeepSpeed and torch.compile from these.
 PREFIX = "ACCELERATE_"
-# Lower precision of float32 products, by the libraries below torch, and Unsloth's own switches.
+# Variables that lower the precision of float32 products in libraries, and Unsloth's switches.
 NAMES = frozenset(
     {
         "NVIDIA_TF32_OVERRIDE",
@@ -32,15 +32,15 @@ NAMES = frozenset(
         "UNSLOTH_MIXED_PRECISION",
     }
 )
-# How torchrun and MPI tell a process which of several it is; Accelerate believes either.
+# Ranks set by torchrun and MPI, which Accelerate reads.
 RANKS = frozenset({"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR"})
 RANKS |= {"MASTER_PORT", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE"}
 RANK_PREFIXES = ("PMI_", "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_", "MPI_LOCAL")
-TORCHRUN = "TORCHELASTIC_RUN_ID"  # torchrun sets it for each process that it starts
+TORCHRUN = "TORCHELASTIC_RUN_ID"  # set by torchrun in every process that it starts
 
 
 def clean() -> list[str]:
-    """Remove such variables from this process, before the libraries read them.
+    """Remove these variables from this process before libraries read them.
 
     Returns:
         Their names, sorted.
@@ -54,7 +54,7 @@ def clean() -> list[str]:
 
 
 def for_a_training(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment to start a training or torchrun with: no ranks of another launcher."""
+    """The environment for starting a training or torchrun, without ranks of another launcher."""
     return {
         name: value
         for name, value in environ.items()
@@ -63,7 +63,7 @@ def for_a_training(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def by_torchrun(name: str, default: int) -> int:
-    """The number that torchrun has set; the default in a process that it has not started."""
+    """A number set by torchrun; the default if torchrun did not start this process."""
     return int(os.environ.get(name, default)) if TORCHRUN in os.environ else default
 
 
@@ -71,7 +71,7 @@ def _is_ignored(name: str) -> bool:
     if _is_rank(name):
         return TORCHRUN not in os.environ
     if "unsloth" in sys.modules and name.startswith((PREFIX, "UNSLOTH_")):
-        return False  # once it is imported it sets these itself
+        return False  # Unsloth sets these itself on import
     return name.startswith(PREFIX) or name in NAMES
 
 

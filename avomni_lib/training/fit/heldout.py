@@ -1,7 +1,7 @@
-"""The held-out figure of a training: what its model is off by on windows that it does not learn.
+"""The held-out figure of a training: the error of generated answers on validation windows.
 
-A falling loss says that the words are learned; whether the numbers in them are right is seen only
-in answers.
+A falling loss shows that the form of answers is learned; only answers show whether their numbers
+are correct.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from avomni_lib.training.prompt.conversation import Conversation
 from avomni_lib.training.targets import Said
 from avomni_lib.training.targets.constants import constants
 
-SPLIT = "val"  # never evaluation.split's test: a checkpoint is chosen by it
-SPARE_TOKENS = 8  # that an answer may be longer than the longest that is learned
-AT_A_TIME = 8  # windows answered at a time: their keys and values take 4.7 GB in the 8B at 896×512
+SPLIT = "val"  # not `test`, because a checkpoint is chosen by it
+SPARE_TOKENS = 8  # an answer may be this much longer than the longest target
+AT_A_TIME = 8  # batch size; its keys and values take 4.7 GB in the 8B at 896×512
 
 
 @dataclass(frozen=True)
@@ -28,58 +28,61 @@ class HeldOut:
     """Windows that are answered at each checkpoint.
 
     Attributes:
-        windows: Of the split `val`.
-        indices: Which of them.
-        talk: The conversation that is trained.
-        fallback: What counts as said where an answer cannot be read: the mean of the training
-            windows.
-        max_new_tokens: Of an answer.
+        windows: Windows of the split `val`.
+        indices: Indices of the chosen windows.
+        conversation: The conversation of the training.
+        fallback: Replaces an answer that cannot be read: the mean of the training windows.
+        max_new_tokens: Limit of an answer.
     """
 
     windows: Any
     indices: tuple[int, ...]
-    talk: Conversation
+    conversation: Conversation
     fallback: Said
     max_new_tokens: int
 
     def errors(self, model: Any, rank: int = 0, num_ranks: int = 1) -> list[float]:
-        """How far off this rank's share of the windows is, in the unit of the target's figure."""
-        own, target = self.indices[rank::num_ranks], self.talk.target
-        texts = predictions(model, self.talk, self.windows, own, self.max_new_tokens)
+        """Errors of this rank's share of the windows, in the unit of the target's figure."""
+        share, target = self.indices[rank::num_ranks], self.conversation.target
+        texts = predictions(model, self.conversation, self.windows, share, self.max_new_tokens)
         return [
             target.error(target.read(text) or self.fallback, target.of(self.windows.truth(index)))
-            for index, text in zip(own, texts, strict=True)
+            for index, text in zip(share, texts, strict=True)
         ]
 
 
 def predictions(
-    model: Any, talk: Conversation, windows: Any, indices: Sequence[int], max_new_tokens: int
+    model: Any,
+    conversation: Conversation,
+    windows: Any,
+    indices: Sequence[int],
+    max_new_tokens: int,
 ) -> list[str]:
-    """What a model answers about each of these windows, a few at a time."""
+    """The model's answers to some windows, in batches of `AT_A_TIME`."""
     frames = (windows.frames(index) for index in indices)
-    pasts = (samples.history_of(index, windows, talk) for index in indices)
+    pasts = (samples.history_of(index, windows, conversation) for index in indices)
     options = {"max_new_tokens": max_new_tokens, "at_a_time": AT_A_TIME}
-    return say_all(model, talk, frames, pasts, **options)
+    return say_all(model, conversation, frames, pasts, **options)
 
 
 def thinned(num_windows: int, at_most: int | None) -> list[int]:
-    """Indices of so many windows, evenly spaced over all of them; of all where it is None."""
+    """Indices of at most `at_most` windows, evenly spaced; None takes all."""
     num = min(num_windows, at_most or num_windows)
     return [i * num_windows // num for i in range(num)]
 
 
 def choose(
-    p: Params, windows: Any, talk: Conversation, longest_answer: int, held_out: Any = None
+    p: Params, windows: Any, conversation: Conversation, longest_answer: int, held_out: Any = None
 ) -> HeldOut | None:
-    """The held-out windows of a run, evenly thinned, or None where none are asked for.
+    """The held-out windows of a run, evenly thinned; None unless `training.heldout_windows` is set.
 
     Args:
-        windows: That are trained on.
-        longest_answer: Tokens of the longest answer among them.
-        held_out: Instead of the cache's windows of the split `val`.
+        windows: The training windows.
+        longest_answer: Tokens of the longest target among them.
+        held_out: Replaces the cache's windows of the split `val`.
 
     Raises:
-        AvomniError: they are asked for and there is none.
+        AvomniError: the split has no window.
     """
     if p.training.heldout_windows is None:
         return None
@@ -95,14 +98,14 @@ def choose(
     return HeldOut(
         held_out,
         tuple(thinned(len(held_out), p.training.heldout_windows)),
-        talk,
-        constants(talk.target.of(windows.truth(i)) for i in range(len(windows)))["mean"],
+        conversation,
+        constants(conversation.target.of(windows.truth(i)) for i in range(len(windows)))["mean"],
         longest_answer + SPARE_TOKENS,
     )
 
 
 def best(history: Sequence[dict[str, float]]) -> dict[str, float] | None:
-    """The checkpoint with the smallest error; of equals the earliest."""
+    """The checkpoint with the smallest error, the earliest of equal ones."""
     return min(history, key=lambda row: (figure_of(row)[1], row["step"]), default=None)
 
 

@@ -1,13 +1,13 @@
-"""A training in a process of its own: started, followed, found again, stopped.
+"""Starts, follows and stops a training in a separate process.
 
-A lost browser, ssh session or kernel takes nothing with it. The process holds a lock in the run's
-`checkpoints` folder for as long as it lives, says in `job.json` who it is and leaves
-`outcome.json`; its own words are in `train.log`.
+The training survives the loss of the browser, ssh session or kernel. The process holds a lock in
+the run's `checkpoints` folder, describes itself in `job.json`, writes `outcome.json` at its end and
+logs to `train.log`.
 
-The process loads the base model once, and leaves a file of each thing that it finds: answers before
-the training, the time of the first steps, answers after it. Started for a plan, it pauses after the
-first steps until the notebook writes to its stdin; at the end of stdin, which comes with the
-notebook's, it ends and leaves no checkpoint.
+The process loads the base model once, and writes a file for each intermediate result: answers
+before the training, the time of the first steps, answers after it. Started for a plan, it pauses
+after the first steps until the notebook writes to its stdin; if stdin is closed, as when the
+notebook's kernel ends, it exits without a checkpoint.
 """
 
 from __future__ import annotations
@@ -39,40 +39,40 @@ from avomni_lib.training.model.model_input import parameter_names
 LOCK, START_LOCK = ".lock", ".start.lock"
 JOB_FILE, OUTCOME_FILE, PARAMS_FILE = "job.json", "outcome.json", "params.json"
 LOG_FILE = "train.log"
-# What the process leaves for the notebook, each with the key of the training that it belongs to.
+# Results that the process writes for the notebook, with the key of the training (`_key`).
 PROBE_FILE, BEFORE_FILE, AFTER_FILE = "probe.json", "before.json", "after.json"
-# Of what the model sees, that which is not in `model` and `training` anyway.
+# Parameters that change the model's input and are not in `model` or `training`.
 SEEN = (
     *(name for name in parameter_names() if name.partition(".")[0] not in ("model", "training")),
     *("prompt.question", "vision.cameras"),
     *(f"processing.past.{key}" for key in ("seconds", "hz", "scale")),
 )
-# What a training follows from: two with the same values are the same training.
-PROTOCOL = ("evaluation.protocol", "evaluation.protocol_ids")  # whose clips are not learned from
+PROTOCOL = ("evaluation.protocol", "evaluation.protocol_ids")  # its clips are not trained on
+# Parameters that identify a training.
 READS = ("run.seed", "processing.stride", *SEEN, "model", "training", *PROTOCOL)
 BUSY = "another training works in this run folder"
 GO_ON = "run the same command again: it goes on from the last checkpoint"
 EVERY_S = 0.25
 WATCH_EVERY_S = 2.0
 Watch = Callable[[Sequence[dict[str, Any]]], None]
-# By run folder: the processes that this one has started for a plan, and their parameters.
+# Checkpoints folder -> process that this one started for a plan, and its parameters.
 _PAUSING: dict[Path, tuple[subprocess.Popen, dict[str, Any]]] = {}
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What came out of a training.
+    """The result of a training.
 
     Attributes:
         adapter: Folder of the adapter, with `record.json`.
-        record: What the adapter was made from and for.
-        metrics: One dict a line of `metrics.jsonl`: step, epoch, loss, token_accuracy,
-            learning_rate, grad_norm; since the line before seconds, cpu_seconds, data_wait_s,
-            samples_per_s, tokens_per_s; memory_gb so far; where there is a card, what `energy`
-            found: gpu_busy_pct, gpu_watts, gpu_celsius, gpu_joules.
-        choices: What was chosen for the user, each a (value, reason).
+        record: The adapter's record.
+        metrics: One dictionary per line of `metrics.jsonl`: step, epoch, loss, token_accuracy,
+            learning_rate, grad_norm; since the previous line seconds, cpu_seconds, data_wait_s,
+            samples_per_s, tokens_per_s; memory_gb, the peak so far; with a card also gpu_busy_pct,
+            gpu_watts, gpu_celsius, gpu_joules (see `energy`).
+        choices: Choices made for the user, as (value, reason).
         figures: As in `result.json`.
-        stopped_at: The step after which a signal stopped it; None where it went to its end.
+        stopped_at: The step after which it was stopped; None if it was completed.
     """
 
     adapter: Path
@@ -85,7 +85,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Opened:
-    """The job of the process that trains: what it tells those who follow it."""
+    """The training process's side of the job: writes `job.json` and `outcome.json`."""
 
     folder: Path
     about: dict[str, Any]
@@ -120,14 +120,14 @@ class Opened:
 
 @contextlib.contextmanager
 def open_for(p: Params, **more: Any) -> Iterator[Opened]:
-    """Be the run's training for as long as the context lasts.
+    """Hold the lock of the run's training during the context, and write `job.json`.
 
     Args:
-        more: Of `job.json`: `waits`, where it will pause after the first steps, and
-            `blind_follows`, where the same process goes on with the blind training.
+        more: Further fields of `job.json`: `waits`, whether it will pause after the first steps,
+            and `blind_follows`, whether the same process continues with the blind training.
 
     Raises:
-        AvomniError: another process is.
+        AvomniError: another process holds the lock.
     """
     folder = p.checkpoints_dir
     with files.hold(folder / LOCK, BUSY, wait_s=5.0):
@@ -145,7 +145,7 @@ def open_for(p: Params, **more: Any) -> Iterator[Opened]:
 
 
 def running(p: Params) -> dict[str, Any] | None:
-    """What `job.json` says of a training that works in the run's folder now, or None."""
+    """The content of `job.json` if a training is running in the run's folder, else None."""
     folder = p.checkpoints_dir
     if not files.is_held(folder / LOCK):
         return None
@@ -153,18 +153,15 @@ def running(p: Params) -> dict[str, Any] | None:
 
 
 def at_work(p: Params) -> tuple[Params, dict[str, Any]] | None:
-    """Which of the run's trainings works now, the model's or the blind one's, and what it says."""
-    for each in (p, p.blinded()):
-        if each is not None and (about := running(each)) is not None:
-            return each, about
+    """Parameters and `job.json` of the running training, the model's or the blind one; or None."""
+    for training in (p, p.blinded()):
+        if training is not None and (about := running(training)) is not None:
+            return training, about
     return None
 
 
 def goes_on(p: Params, cache_digest: str) -> bool:
-    """Whether a training on this cache works, or was ended early and would go on from a checkpoint.
-
-    Another cache would be another training, from its first step.
-    """
+    """Whether a training is running, or one on this cache can be resumed from a checkpoint."""
     if at_work(p) is not None:
         return True
     for checkpoint in p.checkpoints_dir.glob("*/checkpoint-*"):
@@ -176,33 +173,33 @@ def goes_on(p: Params, cache_digest: str) -> bool:
 
 
 def start_or_attach(p: Params, pauses: bool = False) -> tuple[subprocess.Popen | None, str]:
-    """A process that trains with these parameters, and how it was come by.
+    """Start a training process with these parameters, or attach to a running one.
 
-    One that pauses for another plan is stopped for it.
+    A process that pauses for another plan is stopped first.
 
     Args:
-        pauses: It may pause after the first steps; else it goes on.
+        pauses: Whether the process may pause after the first steps.
 
     Returns:
-        The process where it was started here, and a sentence.
+        The process, if this one started it, and a description.
 
     Raises:
-        AvomniError: one works here already with other parameters.
+        AvomniError: a training with other parameters is running here.
     """
     folder = p.checkpoints_dir
     with files.hold(folder / START_LOCK, "another process starts a training here", wait_s=60.0):
         about = running(p)
         process, params = _PAUSING.get(folder, (None, None))
         if about is not None and about.get("waits"):
-            is_own = process is not None and params == p.complete()
-            if not is_own or not (pauses or _confirm(p, process)):
+            is_same = process is not None and params == p.complete()
+            if not is_same or not (pauses or _confirm(p, process)):
                 stop(p)
                 about = process = None
         if about is not None:
             _refuse_another(p, about)
             words = f"attached to process {about.get('pid')}, started {about['started_at']}"
             return process, words
-        for old in (OUTCOME_FILE, JOB_FILE):  # `is_alive` looks into the second beside the first
+        for old in (OUTCOME_FILE, JOB_FILE):  # in this order, as `is_alive` reads both
             (folder / old).unlink(missing_ok=True)
         files.write_json(folder / PARAMS_FILE, p.complete())
         with open(folder / LOG_FILE, "ab") as log:
@@ -224,34 +221,34 @@ def start_or_attach(p: Params, pauses: bool = False) -> tuple[subprocess.Popen |
 
 
 def leave(p: Params, name: str, cache_digest: str, value: Any) -> None:
-    """In the process that trains: write `PROBE_FILE`, `BEFORE_FILE` or `AFTER_FILE`."""
+    """Write `PROBE_FILE`, `BEFORE_FILE` or `AFTER_FILE`; called by the training process."""
     files.write_json(p.checkpoints_dir / name, {"key": _key(p, cache_digest), "value": value})
 
 
 def left(p: Params, name: str, cache_digest: str) -> Any:
-    """What a training with these parameters on this cache and machine has left, or None."""
+    """The value written by `leave` with these parameters, cache and machine; None without one."""
     path = p.checkpoints_dir / name
     kept = files.read_json(path) if path.exists() else {}
     return kept.get("value") if kept.get("key") == _key(p, cache_digest) else None
 
 
 def awaited(p: Params, name: str, cache_digest: str, pauses: bool = False) -> Any:
-    """The same, waited for; a process is started where none works. Ctrl-C stops it.
+    """`left`, after waiting for it; starts a process if none is running. Ctrl-C stops it.
 
     Returns:
-        None where the process has come to its end without it.
+        None if the process ended without writing it.
 
     Raises:
         AvomniError: the process failed, was stopped or died; see also `start_or_attach`.
     """
-    found = left(p, name, cache_digest)
-    if found is not None:
-        return found
+    value = left(p, name, cache_digest)
+    if value is not None:
+        return value
     process, _ = start_or_attach(p, pauses)
     try:
         while is_alive(p, process):
-            if (found := left(p, name, cache_digest)) is not None:
-                return found
+            if (value := left(p, name, cache_digest)) is not None:
+                return value
             time.sleep(EVERY_S)
     except KeyboardInterrupt:
         stop(p, process)
@@ -261,22 +258,22 @@ def awaited(p: Params, name: str, cache_digest: str, pauses: bool = False) -> An
 
 
 def wait_for_leave(p: Params) -> None:
-    """In the other processes that train: wait until the first one has been told."""
+    """Wait until rank 0 may continue; called by the other ranks."""
     while files.read_json(p.checkpoints_dir / JOB_FILE).get("waits"):
         time.sleep(EVERY_S)
 
 
 def is_alive(p: Params, process: subprocess.Popen | None = None) -> bool:
-    """Whether the run's training works, or was started here and has not begun."""
+    """Whether the run's training is running, or was started here and has not begun yet."""
     about, outcome = p.checkpoints_dir / JOB_FILE, p.checkpoints_dir / OUTCOME_FILE
     if outcome.exists() and files.read_json(about).get("blind_follows"):
-        return False  # its process works on the blind one
+        return False  # its process continues with the blind training
     is_held = files.is_held(p.checkpoints_dir / LOCK)
     return is_held or (process is not None and process.poll() is None)
 
 
 def is_finished(p: Params) -> bool:
-    """Whether the last training here had these parameters and went to its end."""
+    """Whether the last training here had these parameters and was completed."""
     about, outcome = p.checkpoints_dir / JOB_FILE, p.checkpoints_dir / OUTCOME_FILE
     if not about.exists() or not outcome.exists() or _differing(p, files.read_json(about)):
         return False
@@ -289,20 +286,20 @@ def follow(
     progress: type[Bar] = Bar,
     watch: Watch | None = None,
 ) -> dict[str, Any]:
-    """Wait for the end of the run's training and show its steps.
+    """Wait for the end of the run's training and show its progress.
 
     Ctrl-C (*Interrupt* in Lab) stops the training, which saves first.
 
     Args:
-        process: If it was started by this one.
-        progress: One unit an optimizer step.
-        watch: Called now and then with all lines of metrics so far.
+        process: The process, if this one started it.
+        progress: One unit per optimizer step.
+        watch: Called periodically with all lines of metrics so far.
 
     Returns:
-        What the training left: choices and figures.
+        The outcome: choices and figures.
 
     Raises:
-        AvomniError: it failed, was stopped, or died without a word.
+        AvomniError: it failed, was stopped, or was killed.
     """
     try:
         _show(p, process, progress, watch)
@@ -315,10 +312,10 @@ def follow(
 
 
 def outcome_of(p: Params) -> dict[str, Any]:
-    """What the run's last training left: choices and figures.
+    """The outcome of the run's last training: choices and figures.
 
     Raises:
-        AvomniError: it failed, was stopped, or died without a word.
+        AvomniError: it failed, was stopped, or was killed.
     """
     path = p.checkpoints_dir / OUTCOME_FILE
     if not path.exists():
@@ -341,13 +338,13 @@ def outcome_of(p: Params) -> dict[str, Any]:
 
 
 def stop(p: Params, process: subprocess.Popen | None = None, wait_s: float = 600.0) -> bool:
-    """Ask the run's training to save and end, and wait until it has.
+    """Ask the run's training to save and end, and wait for it.
 
     Returns:
-        Whether there was one.
+        Whether one was running.
 
     Raises:
-        AvomniError: it works on another machine, or does not end in time.
+        AvomniError: it runs on another machine, or does not end in time.
     """
     about = running(p)
     if about is None:
@@ -374,7 +371,7 @@ def stop(p: Params, process: subprocess.Popen | None = None, wait_s: float = 600
 
 
 def command(p: Params, params: Path, *options: str) -> list[str]:
-    """The words that start the training of a params file, by torchrun where several train."""
+    """The command that starts the training of a params file, with torchrun for several ranks."""
     worker = ["-m", "avomni_lib.training.fit.worker", str(params), *options]
     if p.training.num_processes == 1:
         return [sys.executable, *worker]
@@ -383,7 +380,7 @@ def command(p: Params, params: Path, *options: str) -> list[str]:
 
 
 def in_words(error: BaseException) -> AvomniError:
-    """What a library's exception means to a person who trains."""
+    """Convert a library's exception to an `AvomniError` with advice."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else ""
     if type(error).__name__ == "OutOfMemoryError":
         return AvomniError(
@@ -401,13 +398,13 @@ def in_words(error: BaseException) -> AvomniError:
 
 
 def _key(p: Params, cache_digest: str) -> str:
-    """What is left follows from this."""
+    """Hash of everything that the values of `leave` depend on."""
     names = (*READS, "processing", "vision", "evaluation.split", "evaluation.max_new_tokens")
     return files.hash_json([p.values(*names), cache_digest, hardware.device().reason])
 
 
 def _confirm(p: Params, process: Any) -> bool:
-    """Let the process go on with the training; whether it does."""
+    """Let a pausing process continue; returns whether it does."""
     with contextlib.suppress(BrokenPipeError), process.stdin:
         process.stdin.write(b"y")
     while (about := running(p)) and about.get("waits"):
@@ -446,11 +443,11 @@ def _show(
     with progress(total=about["steps"], unit="step", label="training") as bar:
         going = True
         while going:
-            # Asked first, so that the last lines are read once more after the end.
+            # Checked first, so that the metrics are read once more after the end.
             going = is_alive(p, process)
-            found = files.state_of(metrics.path)
-            if found != state:
-                lines, state = metrics.read(), found
+            current = files.state_of(metrics.path)
+            if current != state:
+                lines, state = metrics.read(), current
             if lines and lines[-1]["step"] > shown:
                 bar.update(lines[-1]["step"] - shown, note=f"loss {lines[-1]['loss']:.3f}")
                 shown = lines[-1]["step"]

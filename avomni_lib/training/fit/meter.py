@@ -1,6 +1,6 @@
-"""What a training shows while it runs: a line of metrics a step, the bar, and who else is told.
+"""Metrics of a running training: metrics.jsonl, the progress bar, and other reporters.
 
-Imports transformers, so it is imported only after the base model is loaded.
+Imports transformers, so import it only after the base model is loaded.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from avomni_lib.training.fit.energy import Sampler
 from avomni_lib.training.fit.sft import WindowTrainer
 
 Report = Callable[[dict[str, Any]], None]
-# Of the steps so far what each took, as `Meter.spent`, and the most memory held, GB; returns
-# whether to go on.
+# Called with `Meter.spent` of each step so far and the peak memory in GB; returns whether to
+# continue.
 Pause = Callable[[list[np.ndarray], float], bool]
-# The lines go to these directly, with steps that a restart writes anew.
+# Reporters that are called directly, so that steps after a resume replace earlier ones.
 OWN_REPORTERS = ("trackio", "tensorboard")
-PROBE_STEPS = 3  # the first one warms up, the other two are timed
+PROBE_STEPS = 3  # the first one is a warm-up, the others are timed
 
 
 class Meter(TrainerCallback):
-    """Watches each step, and ends the training at a gradient that is no number or at a signal.
+    """Measures every step, and ends the training at a non-finite gradient or on request.
 
     Args:
-        trainer: Whose steps are measured.
-        bar: Moved by one a step.
+        trainer: The trainer whose steps are measured.
+        bar: Advances by one per step.
         every: Steps between lines.
-        windows_per_step: Of all processes.
-        num_windows: That a pass over the training windows takes.
-        report: Who is told each line besides `metrics.jsonl`.
-        stop: Set from outside to save and stop after the running step.
-        pause: Called once, after the first `PROBE_STEPS` steps; where it says so, the training ends
-            there and saves nothing.
-        cards: Who asks them what they do; this process's first rank alone.
-        integration: Of the Trainer's own, told the same lines as `report`.
+        windows_per_step: Windows per step of all processes.
+        num_windows: Windows of one epoch.
+        report: Receives each line in addition to `metrics.jsonl`.
+        stop: Set it to save and stop after the current step.
+        pause: Called once, after the first `PROBE_STEPS` steps; if it returns False, the training
+            ends without saving.
+        cards: Samples load and power of the cards, on the first rank only.
+        integration: An integration of transformers' Trainer that receives the same lines.
     """
 
     def __init__(
@@ -70,8 +70,8 @@ class Meter(TrainerCallback):
         self.pause, self.timed = pause, []
         self.cards, self.integration = cards, integration
         self.stopped = self.abandoned = False
-        # Seconds, CPU seconds, seconds of waiting for data and tokens since the last line, without
-        # those of checkpoints.
+        # Seconds, CPU seconds, seconds of waiting for data and tokens since the last line, except
+        # during checkpoints.
         self.spent = np.zeros(4)
 
     def on_train_begin(self, args, state, control, **more):
@@ -120,10 +120,10 @@ class Meter(TrainerCallback):
         self._mark()
 
     def on_save(self, args, state, control, **_):
-        self._mark()  # a checkpoint's seconds are not the next step's
+        self._mark()  # do not count a checkpoint's time for the next step
 
     def _windows_of(self, args, state) -> list[int]:
-        """Of this rank, in the step that was just taken."""
+        """This rank's windows of the last step."""
         first = (state.global_step - 1) * args.gradient_accumulation_steps
         batches = range(first, first + args.gradient_accumulation_steps)
         return [index for number in batches for index in self.trainer.loader.batches[number]]
@@ -153,7 +153,7 @@ class Meter(TrainerCallback):
         return line
 
     def _any_rank_stops(self) -> bool:
-        """The same answer on every rank: they must not part at different steps."""
+        """Whether any rank is to stop; the same on every rank, so that all stop at one step."""
         if self.trainer.accelerator.num_processes == 1:
             return self.stop.is_set()
         flag = torch.tensor(float(self.stop.is_set()), device=self.trainer.args.device)
@@ -168,13 +168,13 @@ class Meter(TrainerCallback):
 
 
 def reporter(kind: str, name: str, folder: Path, done: int) -> Report | None:
-    """Who is told each line of metrics, as `training.report_to` says.
+    """The reporter of each line of metrics according to `training.report_to`.
 
     Args:
-        kind: `training.report_to`; of others than `OWN_REPORTERS` nobody.
-        name: The run's.
-        folder: Where what they write goes, where they let us say.
-        done: Steps that a resumed run finds done: later ones are written anew.
+        kind: `training.report_to`; None is returned unless it is in `OWN_REPORTERS`.
+        name: Name of the run.
+        folder: Folder for the reporter's files, if it can be set.
+        done: Steps done before resuming; later ones are replaced.
 
     Raises:
         AvomniError: its package is not installed.
@@ -205,7 +205,7 @@ def reporter(kind: str, name: str, folder: Path, done: int) -> Report | None:
 
 
 def integration(kind: str) -> TrainerCallback | None:
-    """The Trainer's own integration of this name, where `reporter` is not for it.
+    """The Trainer's integration of this name; None for those handled by `reporter`.
 
     Raises:
         AvomniError: its package is not installed.
@@ -213,15 +213,15 @@ def integration(kind: str) -> TrainerCallback | None:
     if kind == "none" or kind in OWN_REPORTERS:
         return None
     try:
-        (made,) = get_reporting_integration_callbacks([kind])
-        found: TrainerCallback = made()
+        (integration_class,) = get_reporting_integration_callbacks([kind])
+        callback: TrainerCallback = integration_class()
     except (RuntimeError, ImportError) as error:
         raise AvomniError(
             f"training.report_to is {kind}, which cannot be used here: {error}",
             where="training.report_to",
             fix="install its package, or set it to none: metrics.jsonl is always written",
         ) from None
-    return found
+    return callback
 
 
 def _numbers(line: dict[str, Any]) -> dict[str, float]:
@@ -229,6 +229,6 @@ def _numbers(line: dict[str, Any]) -> dict[str, float]:
 
 
 def _memory_gb(device: torch.device) -> float:
-    """The most held so far, GB (1e9): of the device, or of the host where that is the device."""
+    """Peak memory in GB (1e9) of the device, or of the host on a CPU."""
     peak = hardware.peak_memory(str(device))
     return peak.get("device_gb", peak["host_gb"])

@@ -1,6 +1,6 @@
-"""What a training will be made of, to be looked at before it: tokens, LoRA modules, arguments.
+"""Tokens, LoRA modules and trainer arguments, to inspect before a training.
 
-No weights are loaded: the modules are counted on torch's meta device.
+No weights are loaded; modules are created on torch's meta device.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from avomni_lib.training.model import load, place
 from avomni_lib.training.prompt import samples
 from avomni_lib.training.prompt.conversation import IGNORED, Conversation, Sample
 
-# Of TRL's arguments, what names places of this machine or says nothing about the training.
+# Arguments of TRL that contain paths of this machine or are irrelevant to the training.
 NOT_SHOWN = ("output_dir", "logging_dir", "hub_token", "run_name")
 
 
 def conversation(p: Params) -> Conversation:
-    """The conversation that the training holds about its windows; the tokenizer alone is loaded.
+    """The conversation of the training; only the tokenizer is loaded.
 
     Raises:
         AvomniError: no such base model.
     """
-    load.choose(p)  # Unsloth, where it is the backend, has to be imported before transformers
+    load.choose(p)  # imports Unsloth, if it is the backend, before transformers
     location = place.base_location(p.model.base_model)
     config = load.read_config(p.model.base_model, location, p.dataset.allow_plain_http)
     tokenizer = load.read_tokenizer(p.model.base_model, location)
     return samples.conversation_of(p, tokenizer, backbone(p.model.backbone, config))
 
 
-def tokens(sample: Sample, talk: Conversation) -> list[dict[str, Any]]:
-    """A row a token: its text, its id, its label, and whether it bears the loss."""
+def tokens(sample: Sample, conversation: Conversation) -> list[dict[str, Any]]:
+    """One row per token: text, id, label, and whether it bears the loss."""
     return [
         {
-            "token": talk.tokenizer.decode([token]),
+            "token": conversation.tokenizer.decode([token]),
             "id": int(token),
             "label": int(label),
             "bears_loss": bool(label != IGNORED),
@@ -48,7 +48,7 @@ def tokens(sample: Sample, talk: Conversation) -> list[dict[str, Any]]:
 
 
 def lora_modules(p: Params) -> list[dict[str, Any]]:
-    """A row a module that LoRA adapts: name, layer, module, its own weights and LoRA's.
+    """One row per module that LoRA adapts: name, layer, module, its weights and LoRA's.
 
     Raises:
         AvomniError: no such base model, or it has no module to adapt.
@@ -81,10 +81,10 @@ def lora_modules(p: Params) -> list[dict[str, Any]]:
 
 
 def arguments(p: Params, num_windows: int) -> dict[str, Any]:
-    """TRL's arguments for these parameters on this machine, where they differ from TRL's own.
+    """TRL's arguments for these parameters on this machine that differ from its defaults.
 
     Args:
-        num_windows: Of the training.
+        num_windows: Number of training windows.
 
     Raises:
         AvomniError: this machine cannot run the optimizer.
@@ -95,16 +95,16 @@ def arguments(p: Params, num_windows: int) -> dict[str, Any]:
     load.quieten()
     from avomni_lib.training.fit import sft
 
-    own = sft.arguments_of(
+    chosen = sft.arguments_of(
         p,
         SimpleNamespace(partial="partial"),
         choices,
         estimate.optimizer_steps(p, num_windows),
         p.training.gradient_accumulation_steps // p.training.num_processes,
     ).to_dict()
-    usual = sft.SFTConfig(output_dir="partial", use_cpu=device == "cpu").to_dict()
+    defaults = sft.SFTConfig(output_dir="partial", use_cpu=device == "cpu").to_dict()
     return {
         name: value
-        for name, value in sorted(own.items())
-        if name not in NOT_SHOWN and value != usual.get(name)
+        for name, value in sorted(chosen.items())
+        if name not in NOT_SHOWN and value != defaults.get(name)
     }

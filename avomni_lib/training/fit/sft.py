@@ -1,6 +1,6 @@
-"""TRL's SFTTrainer on our windows: batches from the loader, pixels made on the device.
+"""TRL's SFTTrainer with batches from the loader and pixels computed on the device.
 
-Imports TRL, so it is imported only after the base model is loaded: Unsloth has to come first.
+Imports TRL, so import it only after the base model is loaded, as Unsloth has to come first.
 """
 
 from __future__ import annotations
@@ -29,49 +29,49 @@ from avomni_lib.training.fit.heldout import HeldOut
 from avomni_lib.training.model import private
 from avomni_lib.training.prompt.conversation import IGNORED, Conversation
 
-# Of TRL's SFTTrainer; its other names in this module are public.
+# Private names of TRL's SFTTrainer that this module uses.
 PRIVATE_NAMES = ("_metrics",)
 
 
 class WindowTrainer(private.TrainerHooks, SFTTrainer):
-    """SFTTrainer that takes its batches from a `Loader` and leaves only whole checkpoints.
+    """An SFTTrainer with batches from a `Loader` and atomic checkpoints.
 
     The loss of an optimizer step is the mean over all answer tokens of its windows, however they
-    are shared among batches and processes. transformers would take the mean of the batches' means:
-    its Qwen3-VL declares that it does not take the number of tokens.
+    are divided into batches and processes. transformers would average the batches' means, because
+    its Qwen3-VL declares that it does not accept the number of tokens.
 
     Args:
-        loader: Batches of the whole run in order; the trainer sees them as one epoch, so that a
-            restart is nothing but a batch's number.
-        talk: The conversation whose prompt the batches bear; its backbone makes the pixels.
-        checkpoints: Where they go; `args.output_dir` is its `partial` folder.
+        loader: Batches of the whole run in order; for the trainer they are one epoch, so that
+            resuming only needs the number of a batch.
+        conversation: The conversation of the batches; its backbone computes the pixels.
+        checkpoints: Destination of checkpoints; `args.output_dir` is its `partial` folder.
         held_out: Windows that are answered at each checkpoint.
-        patience: Checkpoints without a better held-out figure before it stops.
+        patience: Number of checkpoints without improvement after which the training stops.
     """
 
     def __init__(
         self,
         *,
         loader: Loader,
-        talk: Conversation,
+        conversation: Conversation,
         checkpoints: Checkpoints,
         held_out: HeldOut | None = None,
         patience: int | None = None,
         **arguments,
     ):
         super().__init__(**arguments)
-        self.loader, self.talk, self.checkpoints = loader, talk, checkpoints
+        self.loader, self.conversation, self.checkpoints = loader, conversation, checkpoints
         self.held_out, self.patience = held_out, patience
         self.history = checkpoints.history
         self.num_trained = self.num_tokens = 0
-        self._losses: list[torch.Tensor] = []  # of the batches since the optimizer moved
-        # Nobody but this class weighs the batches: without a count, every loss of a model (TRL's in
-        # chunks, transformers' and Unsloth's own) is the mean over the batch's answer tokens.
+        self._losses: list[torch.Tensor] = []  # of the batches since the last optimizer step
+        # Only this class weights the batches: without a count, every loss (TRL's chunked one,
+        # transformers' and Unsloth's) is the mean over the batch's answer tokens.
         self.model_accepts_loss_kwargs = False
-        self._weights: list[float] = []  # of this process's batches of the step that are to come
+        self._weights: list[float] = []  # of this process's remaining batches of the step
         self._answer_tokens = np.ones(1)  # of the step's batches, over all processes
-        # SFTTrainer casts the adapter of a 4-bit model to bfloat16, whose 8 bits of mantissa
-        # swallow small updates. It is less than a hundredth of the model: it stays float32.
+        # SFTTrainer casts the adapter of a 4-bit model to bfloat16, whose 8-bit mantissa loses
+        # small updates. The adapter is less than 1 % of the model, so it is kept in float32.
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
@@ -84,32 +84,32 @@ class WindowTrainer(private.TrainerHooks, SFTTrainer):
     def get_batch_samples(self, epoch_iterator, num_batches, device) -> tuple[list, None]:
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         # The label of a row's first token is never predicted.
-        own = torch.tensor([int((each["labels"][:, 1:] != IGNORED).sum()) for each in batches])
-        of_all = self.accelerator.reduce(own.to(device), "sum").cpu()
+        local = torch.tensor([int((b["labels"][:, 1:] != IGNORED).sum()) for b in batches])
+        total = self.accelerator.reduce(local.to(device), "sum").cpu()
         # transformers divides by the number of batches, and DDP by that of the processes.
-        shares = own.double() / of_all.sum() * len(batches) * self.accelerator.num_processes
-        self._weights, self._answer_tokens = shares.tolist(), of_all.numpy()
+        shares = local.double() / total.sum() * len(batches) * self.accelerator.num_processes
+        self._weights, self._answer_tokens = shares.tolist(), total.numpy()
         return batches, None
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
-        if torch.is_grad_enabled():  # not where a culprit is looked for
+        if torch.is_grad_enabled():  # not in `_culprits`
             loss = loss * self._weights.pop(0)
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        # TRL would take the mean of the batches' accuracies.
-        found = self._metrics["train"].get("mean_token_accuracy", [])
-        if len(found) == len(self._answer_tokens):
-            found[:] = [float(np.average(found, weights=self._answer_tokens))]
+        # TRL would average the batches' accuracies without weights.
+        accuracies = self._metrics["train"].get("mean_token_accuracy", [])
+        if len(accuracies) == len(self._answer_tokens):
+            accuracies[:] = [float(np.average(accuracies, weights=self._answer_tokens))]
         super().log(logs, start_time)
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._losses.append(loss.detach())
         if self.accelerator.sync_gradients:
-            # All at once and before the optimizer moves: one wait for the device a step, and the
-            # weights that the culprit is looked for with are still whole.
+            # All together and before the optimizer's step: this waits for the device only once per
+            # step, and `_culprits` needs the weights from before the step.
             losses, self._losses = torch.stack(self._losses).tolist(), []
             for number, value in enumerate(losses):
                 if not math.isfinite(value):
@@ -121,40 +121,41 @@ class WindowTrainer(private.TrainerHooks, SFTTrainer):
     def prepare(self, inputs: dict[str, Any]) -> dict[str, Any]:
         frames = inputs.pop("frames")
         self.num_tokens += inputs["input_ids"].numel()
-        if tuple(frames.shape[1:]) != self.talk.frame_shape:
+        if tuple(frames.shape[1:]) != self.conversation.frame_shape:
             raise AvomniError(
-                f"a batch's windows are {tuple(frames.shape[1:])}, the prompt speaks of "
-                f"{self.talk.frame_shape}",
+                f"a batch's windows are {tuple(frames.shape[1:])}, the prompt expects "
+                f"{self.conversation.frame_shape}",
                 fix="run 03_etl again",
             )
         inputs = self.on_device(inputs)
-        # The copy and what follows it queue on the device; nobody waits for them here. The reader
-        # does, before it writes over the frames.
-        inputs |= self.talk.inputs(frames.to(self.args.device, non_blocking=True), self.model.dtype)
+        # The copy is asynchronous. The loader's thread waits for it before it reuses the buffer.
+        inputs |= self.conversation.inputs(
+            frames.to(self.args.device, non_blocking=True), self.model.dtype
+        )
         copied = None
         if self.args.device.type == "cuda":
-            copied = torch.cuda.Event(blocking=True)  # the reader sleeps, it does not spin
+            copied = torch.cuda.Event(blocking=True)  # wait without occupying a core
             copied.record()
         self.loader.give_back(frames, copied)
         return inputs
 
     def save(self, by_transformers: Callable[[], None]) -> None:
-        # Weights and two moments of float32 at most, and the tokenizer's files.
+        # At most weights and two moments in float32, and the tokenizer's files.
         files.need_room(self.checkpoints.folder, 12 * self.num_trained + 2**25, "a checkpoint")
         by_transformers()
         self._ask_held_out()
-        self.accelerator.wait_for_everyone()  # each rank writes its own random state
+        self.accelerator.wait_for_everyone()  # every rank writes its random state
         if self.checkpoints.writes:
             self.checkpoints.adopt(self.state.global_step, self.history)
         self.accelerator.wait_for_everyone()
 
     def begin(self, max_steps: int) -> None:
-        # A checkpoint's state keeps the intervals of the process that wrote it.
+        # A checkpoint's state has the intervals of the process that wrote it.
         self.state.compute_steps(self.args, max_steps)
 
     def load_optimizer(self, checkpoint: str | None) -> None:
-        # With several processes transformers' own maps to the device by its name, and torch.load
-        # knows no `cpu:1`.
+        # With several processes transformers maps to the device by name, and torch.load does not
+        # support `cpu:1`.
         parts = {"optimizer.pt": self.optimizer, "scheduler.pt": self.lr_scheduler}
         for name, part in parts.items() if checkpoint else ():
             path = Path(checkpoint) / name
@@ -162,20 +163,23 @@ class WindowTrainer(private.TrainerHooks, SFTTrainer):
 
     def _ask_held_out(self) -> None:
         step = self.state.global_step
-        # A stop's checkpoint has no figure: the same run undisturbed has none there either.
+        # No figure for a checkpoint of a stop, as an uninterrupted run would have none there.
         regular = step % self.args.save_steps == 0 or step == self.args.max_steps
         if self.held_out is None or not regular:
             return
         rank, num_ranks = self.accelerator.process_index, self.accelerator.num_processes
         errors = gather_object(self.held_out.errors(self.model, rank, num_ranks))
-        # fsum: the same to the last bit however many ranks have answered.
+        # fsum is exact, so the result does not depend on the number of ranks.
         figure = math.fsum(errors) / len(errors)
-        self.history = [*self.history, {"step": step, self.held_out.talk.target.figure: figure}]
+        self.history = [
+            *self.history,
+            {"step": step, self.held_out.conversation.target.figure: figure},
+        ]
         if heldout.exhausted(self.history, self.patience):
             self.control.should_training_stop = True
 
     def _culprits(self, batch: int) -> list[int]:
-        """Windows of a batch whose loss, each taken alone, is no number; else all of the batch."""
+        """Windows of a batch whose individual loss is not finite; if none, the whole batch."""
         indices = self.loader.batches[batch]
         return [index for index in indices if not math.isfinite(self._loss_of(index))] or [*indices]
 
@@ -184,18 +188,18 @@ class WindowTrainer(private.TrainerHooks, SFTTrainer):
         self.loader.windows.read_into(index, frames[0])
         pixels = torch.from_numpy(frames).to(self.args.device)
         inputs = self.on_device(self.loader.tokens([index]))
-        inputs |= self.talk.inputs(pixels, self.model.dtype)
+        inputs |= self.conversation.inputs(pixels, self.model.dtype)
         with torch.no_grad():
             return float(self.compute_loss(self.model, inputs))
 
     def not_a_number(
         self, name: str, value: float, step: int, windows: Sequence[int]
     ) -> AvomniError:
-        """Why training stops: going on would only write broken weights over whole ones."""
+        """The error for a non-finite value, which stops the training before weights are saved."""
         last = self.checkpoints.last()
         kept = f"{last.name} is whole" if last else "no checkpoint was made yet"
-        found = [self.loader.windows[index] for index in windows]
-        samples = ", ".join(f"window {w.number} of clip {w.clip_id}" for w in found)
+        shown = (self.loader.windows[index] for index in windows)
+        samples = ", ".join(f"window {w.number} of clip {w.clip_id}" for w in shown)
         return AvomniError(
             f"training diverged: {name} is {value} at step {step}, at {samples}; {kept}",
             where=str(self.checkpoints.folder),
@@ -215,7 +219,7 @@ def arguments_of(
 
     Args:
         steps: Optimizer steps of the whole run.
-        accumulation: Batches that each process gathers before the optimizer moves.
+        accumulation: Batches per process and optimizer step.
     """
     training, on_cpu = p.training, choices["device"].value == "cpu"
     schedule = training.lr_scheduler
@@ -232,22 +236,21 @@ def arguments_of(
         max_grad_norm=training.max_grad_norm,
         optim=choices["optimizer"].value,
         gradient_checkpointing=training.gradient_checkpointing,
-        # Left out, TRL would take bfloat16 on a CPU too.
+        # TRL's default is bfloat16, even on a CPU.
         bf16=choices["dtype"].value == "bfloat16",
         use_cpu=on_cpu,
         save_strategy="steps",
         save_steps=training.save_steps,
-        # Every step is looked at, so that a gradient that is no number stops the training at once;
-        # the filter would hide it.
+        # Log every step without the filter, so that a non-finite gradient stops the training.
         logging_steps=1,
         logging_nan_inf_filter=False,
-        report_to="none",  # the meter reports, with what it alone knows
+        report_to="none",  # the meter reports, with further values
         disable_tqdm=True,
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
-        # The prompt is thousands of tokens and the vocabulary 151,936: logits of all places would
-        # take gigabytes. This one makes them where a label bears the loss, and only there.
+        # With thousands of tokens and a vocabulary of 151,936, logits of all tokens would take
+        # gigabytes. This loss computes them only for tokens that bear the loss.
         loss_type="chunked_nll",
         max_length=None,
     )

@@ -1,4 +1,4 @@
-"""The stage that trains: what it will take, and the training in a process of its own."""
+"""The training stage: its plan, and the training in a separate process."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ PLAN_FILE = "plan.json"
 
 
 def plan(p: Params, probe: bool = True) -> Plan:
-    """Windows, tokens, steps, memory by part, hours and cost, before anything is trained.
+    """Windows, tokens, steps, memory by part, hours and cost, before the training.
 
     Args:
-        probe: Start the training's process, which pauses after its first steps until `train`, to
-            see how long one takes; that is kept beside the checkpoints for the next call.
+        probe: Start the training process to measure its first steps, after which it pauses until
+            `train`; the measurement is stored beside the checkpoints.
 
     Raises:
-        AvomniError: no cache, no such base model, a sample is longer than max_seq_length, a clip
-            that is held out is learned from, or the first steps fail.
+        AvomniError: there is no cache or base model, a sample is longer than max_seq_length, a
+            held-out clip is in the training split, or the first steps fail.
     """
     choices = load.choose(p)
     doctor.optimizer(p.training.optimizer, choices["device"].value)
     windows = samples.train_windows(p)
     held_out = windows.cache.held_out_ids
     leaks.check_all(p, windows.cache, held_out, locate=place.base_location)
-    location, talk = place.base_location(p.model.base_model), preview.conversation(p)
-    longest = samples.longest(windows, talk)
+    location, conversation = place.base_location(p.model.base_model), preview.conversation(p)
+    longest = samples.longest(windows, conversation)
     steps = estimate.optimizer_steps(p, len(windows))
     num_clips = len({windows[i].clip_id for i in range(len(windows))})
     device = choices["device"].value
     scored_by = p.evaluation.protocol
     not_scored = f"none of a clip that {scored_by} scores" if scored_by else ""
-    left_out, causes = samples.left_out(windows), samples.causes_from(windows, talk.target)
+    left_out, causes = samples.left_out(windows), samples.causes_from(windows, conversation.target)
     rows = [
         *p.code_rows(),
         ("base model", p.model.base_model, location if location != p.model.base_model else ""),
@@ -59,7 +59,7 @@ def plan(p: Params, probe: bool = True) -> Plan:
         (
             "tokens a sample",
             f"{len(longest):,} of {p.model.max_seq_length:,}",
-            f"{talk.num_vision_tokens:,} vision tokens for {talk.size}",
+            f"{conversation.num_vision_tokens:,} vision tokens for {conversation.size}",
         ),
         ("batch", _batch(p), "windows a step"),
         ("optimizer steps", f"{steps:,}", f"{p.training.num_epochs:g} epochs"),
@@ -70,17 +70,20 @@ def plan(p: Params, probe: bool = True) -> Plan:
         "num_clips": num_clips,
         "causes_from": causes,
         "tokens_per_sample": len(longest),
-        "vision_tokens": talk.num_vision_tokens,
+        "vision_tokens": conversation.num_vision_tokens,
         "optimizer_steps": steps,
     }
-    num_answer = len(longest) - len(talk.prompt())
-    num_text = len(longest) - talk.num_vision_tokens
+    num_answer = len(longest) - len(conversation.prompt())
+    num_text = len(longest) - conversation.num_vision_tokens
     memory = hardware.device_memory(device)
     estimated = estimate.training_rows(
         p,
         steps,
         Tokens(
-            talk.num_vision_tokens, num_text, num_answer, talk.backbone.vision_work(talk.videos)
+            conversation.num_vision_tokens,
+            num_text,
+            num_answer,
+            conversation.backbone.vision_work(conversation.videos),
         ),
         device=device,
         probe=_probe(p, windows.cache.digest) if probe else None,
@@ -93,15 +96,15 @@ def plan(p: Params, probe: bool = True) -> Plan:
 
 
 def train(p: Params, progress: type[Bar] = Bar, watch: job.Watch | None = None) -> Trained:
-    """Train the adapter in a process of its own, or attach to one that does it already.
+    """Train the adapter in a separate process, or attach to a running one.
 
     Args:
-        progress: One unit an optimizer step.
-        watch: Called now and then with all lines of metrics so far.
+        progress: One unit per optimizer step.
+        watch: Called periodically with all lines of metrics so far.
 
     Raises:
-        AvomniError: see `plan` and `worker.work`; a training with other parameters works in the
-            run's folder; the training was stopped or killed.
+        AvomniError: see `plan` and `worker.work`; a training with other parameters is running in
+            the run's folder; the training was stopped or killed.
     """
     process, _ = job.start_or_attach(p)
     return _trained(p, job.follow(p, process, progress, watch))
@@ -119,10 +122,10 @@ def _trained(p: Params, outcome: dict[str, Any]) -> Trained:
 
 
 def train_blind(p: Params, progress: type[Bar] = Bar) -> Trained | None:
-    """The ladder's second adapter, which learns from black frames; None where none is wanted.
+    """Train the ladder's second adapter, on black frames; None unless `training.blind_steps`.
 
-    The process that trains the first adapter goes on with this one, and is followed here. It is
-    asked for no longer than the first one was: `training.blind_steps` are steps at most.
+    The process that trains the first adapter continues with this one, and is followed here. It
+    trains for at most `training.blind_steps` steps, and not longer than the first one.
 
     Raises:
         AvomniError: see `train`.
@@ -141,7 +144,7 @@ def made(trained: Trained, blind: Trained | None = None) -> list[Path]:
 
 
 def compared(trained: Trained) -> Plan:
-    """What the plan had predicted beside what was measured."""
+    """The plan's predictions compared with measurements."""
     device = trained.choices["device"].value.partition(":")[0]
     figures = trained.figures
     rows = estimate.compared(figures["estimate"], figures["measured"], device)
@@ -149,9 +152,9 @@ def compared(trained: Trained) -> Plan:
 
 
 def _probe(p: Params, cache_digest: str) -> estimate.Probe | None:
-    """What a few steps take, timed once for these parameters on this machine.
+    """Time and memory of a few steps, measured once for these parameters on this machine.
 
-    None where the training is past its first steps: two would share the device, and both be slow.
+    None if the training is past its first steps, as a second process would slow down both.
     """
     took = job.left(p, job.PROBE_FILE, cache_digest)
     if took is None:
@@ -163,7 +166,7 @@ def _probe(p: Params, cache_digest: str) -> estimate.Probe | None:
 
 
 def _causes(by_source: dict[str, int]) -> list[tuple[str, str, str]]:
-    """What people wrote and what is made by templates are not the same thing: both are counted."""
+    """A row with the numbers of causes written by people and made by templates; none without."""
     if not by_source:
         return []
     written, made = (by_source.get(name, 0) for name in ("event", "template"))

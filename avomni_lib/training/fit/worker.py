@@ -1,8 +1,7 @@
-"""The process that trains: windows of the cache and a base model -> an adapter.
+"""The training process: trains an adapter on windows of the cache.
 
-Killed at any moment, the same call goes on from the last whole checkpoint and ends with the very
-bytes that it would have ended with. `job` starts it for a notebook; on several machines torchrun
-does:
+After a kill, the same call resumes from the last intact checkpoint, with a bit-identical result.
+`job` starts it for a notebook; on several machines use torchrun:
 
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-endpoint host:29500 --rdzv-backend c10d \\
         -m avomni_lib.training.fit.worker params/mi300x_8gpu.yaml
@@ -49,8 +48,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NUM_ANSWERED = 4  # windows that are asked about before and after
-RANK_0_TELLS_S = 5.0  # after another rank has failed
+NUM_ANSWERED = 4  # number of windows that are answered before and after training
+RANK_0_TELLS_S = 5.0  # time for rank 0 to report after another rank has failed
 
 
 def work(
@@ -64,20 +63,20 @@ def work(
     pauses: bool = False,
     model: load.Trainable | None = None,
 ) -> Trained:
-    """Train the adapter in this process, from the last whole checkpoint where there is one.
+    """Train the adapter in this process, resuming from the last intact checkpoint.
 
     Args:
-        progress: One unit an optimizer step.
-        windows: Instead of the cache's training windows.
-        held_out: Instead of the cache's windows of the split `val`.
-        stop: Set it, and the training saves a checkpoint after the running step and returns.
-        opened: Whom others follow: is told of the steps, and left answers before and after them.
-        pauses: Wait after the first steps for leave to go on; without it nothing is saved.
-        model: Of another training with the same model, which is not loaded again.
+        progress: One unit per optimizer step.
+        windows: Replaces the cache's training windows.
+        held_out: Replaces the cache's windows of the split `val`.
+        stop: Set it to save a checkpoint after the current step and return.
+        opened: The job, for reporting progress and answers before and after training.
+        pauses: Pause after the first steps; unless continued, nothing is saved.
+        model: A model that was loaded for another training, to be reused.
 
     Raises:
-        AvomniError: see `trainer.plan`; also an unknown optimizer, a loss that is no number, or
-            a machine that computes wrongly.
+        AvomniError: see `trainer.plan`; an unknown optimizer, a non-finite loss, or a machine that
+            fails the probes.
     """
     model = model or load.Trainable()
     model.ignored += environment.clean()
@@ -87,16 +86,18 @@ def work(
     share = Share.of(p)
     device = load.choose(p)["device"].value
     chosen_optimizer = doctor.optimizer(p.training.optimizer, device)
-    # Only now: Unsloth, where it is the backend, has to be imported before TRL.
+    # Imported after `load.choose`, as Unsloth has to be imported before TRL.
     from avomni_lib.training.fit import meter, sft
 
     base, tuned = model.fresh(p)
     choices = base.choices | {"optimizer": chosen_optimizer}
     doctor.check(p, choices)
-    talk = samples.conversation_of(p, base.tokenizer, backbone(p.model.backbone, base.model.config))
-    longest = samples.longest(windows, talk)
+    conversation = samples.conversation_of(
+        p, base.tokenizer, backbone(p.model.backbone, base.model.config)
+    )
+    longest = samples.longest(windows, conversation)
     digest = load.base_digest(place.base_location(p.model.base_model), base.model.config)
-    record = adapter.record_of(p, windows, talk, digest, base.choices)
+    record = adapter.record_of(p, windows, conversation, digest, base.choices)
     folder = p.checkpoints_dir / files.hash_json(record)[:12]
     checkpoints = Checkpoints(
         folder, record, writes=share.rank == 0, kept=p.training.save_total_limit
@@ -115,25 +116,25 @@ def work(
     if opened:
         opened.tell(checkpoints=folder.name, steps=steps)
     if asks and job.left(p, job.BEFORE_FILE, windows.cache.digest) is None:
-        _ask(p, job.BEFORE_FILE, tuned, talk, windows.cache)
+        _ask(p, job.BEFORE_FILE, tuned, conversation, windows.cache)
 
-    num_answer = len(longest) - len(talk.prompt())
-    asked = heldout.choose(p, windows, talk, num_answer, held_out)
+    num_answer = len(longest) - len(conversation.prompt())
+    asked = heldout.choose(p, windows, conversation, num_answer, held_out)
     report = integration = None
     if checkpoints.writes:
         integration = meter.integration(p.training.report_to)
         report = meter.reporter(p.training.report_to, p.run.name, folder, done)
-    with _loader(p, windows, talk, share, steps, device) as batches:
+    with _loader(p, windows, conversation, share, steps, device) as batches:
         trainer = sft.WindowTrainer(
             loader=batches,
-            talk=talk,
+            conversation=conversation,
             checkpoints=checkpoints,
             held_out=asked,
             patience=p.training.patience,
             model=tuned,
             args=sft.arguments_of(p, checkpoints, choices, steps, share.accumulation),
             processing_class=base.tokenizer,
-            # SFTTrainer insists on one; the loader knows the windows by number.
+            # Required by SFTTrainer; the loader has the windows.
             train_dataset=sft.Dataset.from_dict({"index": range(len(windows))}),
             data_collator=list,  # never called: batches come from the loader
         )
@@ -184,8 +185,8 @@ def work(
             load.load_weights(trainer.model, _whole(checkpoints, best["step"]))
         adapter.export(trainer.model, adapter.adapter_dir(p), record, figures)
     if asks and stopped_at is None:
-        model.unwrap()  # 06 asks without a trainer's precision
-        _ask(p, job.AFTER_FILE, tuned, talk, windows.cache)
+        model.unwrap()  # 06 has no trainer, which changes the precision
+        _ask(p, job.AFTER_FILE, tuned, conversation, windows.cache)
     del trainer, base, tuned, model, batches, watch
     hardware.release_memory()
     return Trained(adapter.adapter_dir(p), record, metrics, choices, figures, stopped_at)
@@ -198,12 +199,12 @@ def _figures(
     done: int,
     device: str,
 ) -> dict[str, Any]:
-    """The figures of a training's lines of metrics, as `result.json` has them.
+    """The figures of a training for `result.json`, from its lines of metrics.
 
     Args:
-        steps: That were planned.
-        done: That were found done when this process began.
-        device: It trained on; its peak memory is that of this process.
+        steps: Planned steps.
+        done: Steps done before this process started.
+        device: Device of the training; its peak memory is that of this process.
     """
 
     def total(name: str) -> float:
@@ -228,14 +229,14 @@ def _figures(
         "data_wait_share": round(total("data_wait_s") / seconds, 5) if seconds else 0.0,
         "measured": {
             "memory_gb": round(peak.get("device_gb", peak["host_gb"]), 3),
-            # On a CPU those of the process: its cores may be shared with others.
+            # On a CPU the process's CPU time, as cores may be shared with others.
             "seconds": round(total("cpu_seconds") if device == "cpu" else seconds, 1),
         },
     }
 
 
 def _whole(checkpoints: Checkpoints, step: int) -> Path:
-    """The folder of a checkpoint whose files are what was written, or an error."""
+    """The folder of a checkpoint, after verifying its files."""
     checkpoint = checkpoints.at(step)
     if reason := checkpoints.fault(checkpoint):
         raise AvomniError(
@@ -251,9 +252,9 @@ class Share:
     """This process's part of a training.
 
     Attributes:
-        rank, ranks: It is the rank-th of so many.
-        ranks_here: Of them, on this machine.
-        accumulation: Batches that it gathers in a step.
+        rank, ranks: Its rank, and the number of ranks.
+        accumulation: Batches per step of this process.
+        ranks_here: Number of ranks on this machine.
     """
 
     rank: int
@@ -263,24 +264,21 @@ class Share:
 
     @classmethod
     def of(cls, p: Params) -> Share:
-        """As torchrun has started it.
+        """The share of this process, as set by torchrun.
 
         Raises:
-            AvomniError: the batches of a step do not divide among the processes.
+            AvomniError: the batches of a step do not divide by the number of processes.
         """
-        ranks, accumulated = num_ranks(), p.training.gradient_accumulation_steps
+        ranks = environment.by_torchrun("WORLD_SIZE", 1)
+        accumulated = p.training.gradient_accumulation_steps
         if accumulated % ranks:
             raise AvomniError(
                 f"{accumulated} batches a step cannot be shared among {ranks} processes",
                 where="training.gradient_accumulation_steps",
                 fix=f"make it a multiple of {ranks}, or start another number of processes",
             )
-        return cls(
-            rank(),
-            ranks,
-            accumulated // ranks,
-            environment.by_torchrun("LOCAL_WORLD_SIZE", 1),
-        )
+        ranks_here = environment.by_torchrun("LOCAL_WORLD_SIZE", 1)
+        return cls(rank(), ranks, accumulated // ranks, ranks_here)
 
 
 def _pause(
@@ -291,7 +289,7 @@ def _pause(
     timed: list[np.ndarray],
     memory_gb: float,
 ) -> bool:
-    """Leave what the first steps took, and wait; only the first of several processes decides."""
+    """Write the measurement of the first steps and wait; rank 0 decides for all ranks."""
     if opened is None:
         job.wait_for_leave(p)
         return True
@@ -300,10 +298,10 @@ def _pause(
     return opened.is_confirmed(stop)
 
 
-def _ask(p: Params, name: str, model: Any, talk: Conversation, cache: Any) -> None:
-    """Leave what the model answers about some windows of `evaluation.split`.
+def _ask(p: Params, name: str, model: Any, conversation: Conversation, cache: Any) -> None:
+    """Write the model's answers to some windows of `evaluation.split`.
 
-    Windows that cannot be opened end no training: the notebook says why when it opens them itself.
+    An error in opening them does not end the training; the notebook reports it when it opens them.
     """
     try:
         windows = samples.scored_windows(p, cache)
@@ -313,12 +311,12 @@ def _ask(p: Params, name: str, model: Any, talk: Conversation, cache: Any) -> No
     if not len(windows):
         return
     indices = heldout.thinned(len(windows), NUM_ANSWERED)
-    texts = heldout.predictions(model, talk, windows, indices, p.evaluation.max_new_tokens)
+    texts = heldout.predictions(model, conversation, windows, indices, p.evaluation.max_new_tokens)
     job.leave(p, name, cache.digest, dict(zip(map(str, indices), texts, strict=True)))
 
 
 def _loader(
-    p: Params, windows: Any, talk: Conversation, share: Share, steps: int, device: str
+    p: Params, windows: Any, conversation: Conversation, share: Share, steps: int, device: str
 ) -> Loader:
     """All batches of this process, in order."""
     from avomni_lib.training.feed.loader import Loader, Order
@@ -334,15 +332,11 @@ def _loader(
             rank=share.rank,
             num_ranks=share.ranks,
         ),
-        lambda indices: samples.batch_of(indices, windows, talk),
-        depth=max(2, accumulation),  # all of a step's are drawn at once
+        lambda indices: samples.batch_of(indices, windows, conversation),
+        depth=max(2, accumulation),  # the trainer draws all batches of a step at once
         held=accumulation,
         pin=device != "cpu",
     )
-
-
-def num_ranks() -> int:
-    return environment.by_torchrun("WORLD_SIZE", 1)
 
 
 def rank() -> int:
@@ -368,17 +362,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             p = Params.from_files(options.params, options.set)
             blind = None if p.training.blind else p.blinded()
-            trainings: list[Params] = [each for each in (p, blind) if each]
+            trainings: list[Params] = [run for run in (p, blind) if run]
             jobs: list[job.Opened | None] = [None] * len(trainings)
-            if rank() == 0:  # both from now on: whoever has followed the first finds the second
+            # Both jobs are opened now, so that a follower of the first finds the second. The first
+            # is entered last and so closed first: a follower of the second finds neither.
+            if rank() == 0:
                 more = {"waits": options.pause, "blind_follows": blind is not None}
-                # The first one's is left first: who has followed the second finds neither.
-                others = [held.enter_context(job.open_for(each)) for each in trainings[1:]]
+                others = [held.enter_context(job.open_for(run)) for run in trainings[1:]]
                 jobs = [held.enter_context(job.open_for(p, **more)), *others]
             model = load.Trainable()
-            for each, opened in zip(trainings, jobs, strict=True):
-                pauses = options.pause and each is p
-                trained = work(each, stop=stop, opened=opened, pauses=pauses, model=model)
+            for run, opened in zip(trainings, jobs, strict=True):
+                pauses = options.pause and run is p
+                trained = work(run, stop=stop, opened=opened, pauses=pauses, model=model)
                 if opened:
                     opened.finish(trained)
                 if trained.stopped_at is not None:
@@ -392,7 +387,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if opened:
                 opened.fail(error)
             elif rank():
-                # torchrun ends all processes with the first that fails, and rank 0 has to tell.
+                # torchrun ends all processes when one fails; give rank 0 time to report.
                 time.sleep(RANK_0_TELLS_S)
             return 1
 

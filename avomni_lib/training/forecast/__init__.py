@@ -1,6 +1,6 @@
-"""What a training and an answer take, before they run.
+"""Estimates of a training and of an answer before they run.
 
-answering  how long an answer takes
-estimate   the whole estimate, and seconds a step
-memory     the formula of the GPU's memory, part by part
+answering  time of an answer
+estimate   the estimate of a whole run, and seconds per step
+memory     GPU memory by part
 """

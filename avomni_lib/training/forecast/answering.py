@@ -1,10 +1,9 @@
-"""How long an answer takes on a card, by arithmetic alone: nothing here was measured.
+"""Time of an answer on a card, estimated by arithmetic; nothing here was measured.
 
-Before its first token a window goes through the vision tower and the language model once, at
+Before the first token, a window goes through the vision tower and the language model once, at
 `estimate.UTILISATION` of the card's peak. Each token then reads all weights of the language model
-and its head once, in 16 bit with the adapter merged into them, at `BANDWIDTH_SHARE` of the memory's
-peak; what it reads of the keys and values of the window is small beside them and is left out, and
-so are sending frames and making tokens of text.
+and its head once, in 16 bit with the adapter merged, at `BANDWIDTH_SHARE` of the peak bandwidth.
+Reading the window's keys and values, transferring frames and tokenising are neglected.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from avomni_lib.training.forecast.estimate import CARD_FLOPS, UTILISATION, opera
 from avomni_lib.training.forecast.memory import size_of
 from avomni_lib.training.prompt.tokens import backbone_of, tokens_per_sample
 
-# AMD's data sheet of the MI300X, bytes a second; and what kernels that only read reach of it.
+# AMD's data sheet of the MI300X, bytes per second; and the share that read-only kernels reach.
 CARD_BANDWIDTH, BANDWIDTH_SHARE = 5.3e12, 0.7
 BYTES_PER_WEIGHT = 2
 
@@ -27,11 +26,11 @@ class AnswerTime:
     """Seconds of an answer by part.
 
     Attributes:
-        vision: The vision tower, for the frames that it has not seen.
+        vision: The vision tower, for frames that are not cached.
         window: The language model, until the first token.
-        text: The tokens of the answer, one after another.
-        num_tokens: Of the answer, estimated.
-        work: Operations before the first token.
+        text: Generation of the answer's tokens.
+        num_tokens: Number of the answer's tokens, estimated.
+        work: Number of operations before the first token.
     """
 
     vision: float
@@ -48,18 +47,18 @@ class AnswerTime:
         """The smallest `live.hop` at which no window is overtaken.
 
         Args:
-            hz: Ticks a second.
+            hz: Ticks per second.
         """
         return max(math.ceil(self.total * hz), 1)
 
 
 def answer_time(p: Params) -> AnswerTime | None:
-    """What an answer of a live session takes on an MI300X; None where the model's size is unknown.
+    """Time of an answer in a live session on an MI300X; None if the model's size is unknown.
 
-    Where the vision tower's features are kept, it goes through the new frames of one hop alone.
+    If the vision tower's features are cached, it processes only the new frames of one hop.
 
     Raises:
-        AvomniError: the base model cannot see the grid.
+        AvomniError: the base model does not support the grid.
     """
     size = size_of(p)
     if size is None:
@@ -73,8 +72,9 @@ def answer_time(p: Params) -> AnswerTime | None:
     vision = work.vision * num_new / length
     window = work.linears + work.attention
     per_second = CARD_FLOPS * UTILISATION
-    of = size.language
-    read = BYTES_PER_WEIGHT * (of.num_linears + of.num_others + of.num_embeddings)
+    language = size.language
+    num_read = language.num_linears + language.num_others + language.num_embeddings
+    read = BYTES_PER_WEIGHT * num_read
     text = tokens.answer * read / (CARD_BANDWIDTH * BANDWIDTH_SHARE)
     return AnswerTime(
         vision / per_second, window / per_second, text, tokens.answer, vision + window

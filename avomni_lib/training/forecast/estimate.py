@@ -1,20 +1,20 @@
-"""What a run takes, by arithmetic alone: no GPU, no network, no torch, nothing on the disk.
+"""Estimates of a run by arithmetic, without GPU, network, torch or files.
 
 Exact: vision tokens and, for clips of full length, frames, bytes of the cache and batches. From
-what is published of the data set: sizes, clips in a chunk, splits. Estimated: tokens of text,
-memory (`memory`) and, as long as no step was timed, hours.
+published figures of the data set: sizes, clips per chunk, splits. Estimated: text tokens, memory
+(`memory`) and, unless steps were timed, hours.
 
-A multiplication with its addition is two operations. A window of L tokens takes, forward,
+A multiply-add counts as two operations. A window of L tokens takes, forward,
 
     language linears   2 · weights · L
     attention          2 · layers · L² · Q      causal: half of the square, for both of its products
     LoRA               2 · weights · L
     logits             2 · hidden · vocabulary · answer tokens
-    vision tower       2 · weights · patches + 4 · depth · hidden · patches² of each picture
+    vision tower       2 · weights · patches + 4 · depth · hidden · patches² per image
 
-and backward as much again for what is frozen and twice that for what learns or attends. The vision
-tower is before everything that learns and has no backward pass; gradient checkpointing takes the
-language model's layers forward once more.
+and backward as much again for frozen weights, and twice as much for trained weights and attention.
+The vision tower precedes everything that is trained and has no backward pass; gradient
+checkpointing adds one forward pass of the language model's layers.
 """
 
 from __future__ import annotations
@@ -51,36 +51,36 @@ from avomni_lib.training.prompt import samples
 from avomni_lib.training.prompt.conversation import grid_size
 from avomni_lib.training.prompt.tokens import Tokens, tokens_per_sample
 
-FEW_STEPS = 200  # below it an adapter has hardly begun to learn
-# The memory expected of a batch of two windows with this base, on an MI300X.
+FEW_STEPS = 200  # with fewer steps an adapter hardly learns
+# Expected memory for a batch of two windows with these settings, on an MI300X.
 EXPECTED = "40–60 GB"
 EXPECTED_OF = {
     "model.base_model": "unsloth/Qwen3-VL-8B-Instruct-bnb-4bit",
     "model.lora_rank": 64,
     "training.batch_size": 2,
 }
-TRAIN_SHARE = 0.5  # of nvidia/PhysicalAI-Autonomous-Vehicles: 153,625 of 306,152 clips
-# AMD's data sheet of the MI300X: bytes of memory, dense bfloat16 operations a second.
+TRAIN_SHARE = 0.5  # in nvidia/PhysicalAI-Autonomous-Vehicles: 153,625 of 306,152 clips
+# AMD's data sheet of the MI300X: bytes of memory, dense bfloat16 operations per second.
 CARD, CARD_BYTES, CARD_FLOPS = "MI300X", 192e9, 1307e12
-# Of the peak, and from where to where it may be: what this training reached on an H200, 8,700 to
-# 9,644 tokens a second (docs/measured.md), over the 1.32 to 1.40 by which a public comparison has
-# an H200 faster than an MI300X at training 8B in bf16. Nobody has run it on the card.
+# Share of the peak, and its range: measured on an H200, 8,700 to 9,644 tokens per second
+# (docs/measured.md), divided by 1.32 to 1.40, by which an H200 is faster than an MI300X at training
+# 8B in bf16 according to a public comparison. It has not been run on an MI300X.
 UTILISATION, UTILISATION_RANGE = 0.27, (0.25, 0.28)
 
 
 def frames_per_clip(p: Params, seconds: float) -> int:
-    """Sampled frames of a clip: its first and those before its end."""
+    """Number of sampled frames of a clip, from its start and before its end."""
     return math.ceil(seconds * p.processing.sample_hz - 1e-9)
 
 
 def optimizer_steps(p: Params, num_windows: int) -> int:
-    """Optimizer steps of a training over `num_windows`: all epochs, or `training.max_steps`."""
+    """Optimizer steps of a training on `num_windows`: all epochs, or `training.max_steps`."""
     steps = math.ceil(p.training.num_epochs * num_windows / windows_per_step(p))
     return min(steps, p.training.max_steps or steps)
 
 
 def few_steps_warning(p: Params, steps: int) -> list[str]:
-    """A sentence where so few steps are left that the adapter will hardly learn."""
+    """A warning if there are too few steps to learn much; else empty."""
     if steps >= FEW_STEPS:
         return []
     return [
@@ -90,18 +90,18 @@ def few_steps_warning(p: Params, steps: int) -> list[str]:
 
 
 def num_train_clips(p: Params, num_clips: int) -> int:
-    """Clips of the split train among so many, as far as it can be said without asking the hub."""
+    """Number of training clips among `num_clips`, estimated without the hub."""
     if p.rendered:
         return world_splits(p.rendered)[:num_clips].count("train")
     return round(num_clips * (EPISODES_TRAIN_SHARE if p.lerobot_profile else TRAIN_SHARE))
 
 
 def plan_run(p: Params) -> Plan:
-    """What the whole run takes, before anything is fetched or made.
+    """The plan of a whole run, before anything is downloaded.
 
     Raises:
-        AvomniError: the grid does not divide into the backbone's patches, or a clip of the source
-            is shorter than a window.
+        AvomniError: the grid does not divide into the backbone's patches, or the source's clips are
+            shorter than a window.
     """
     raw, seconds = forecast(p), clip_seconds(p)
     tokens, (height, width) = tokens_per_sample(p), grid_size(p)
@@ -109,8 +109,8 @@ def plan_run(p: Params) -> Plan:
     storage = p.processing.storage
     cache = {name: raw.num_clips * clip_bytes(p, seconds, name) for name in STORAGES}
     processing = p.processing
-    each = num_windows(frames, processing.sequence_length, processing.stride, processing.reach)
-    train_windows = num_train * each
+    per_clip = num_windows(frames, processing.sequence_length, processing.stride, processing.reach)
+    train_windows = num_train * per_clip
     steps = optimizer_steps(p, train_windows)
     length, hz = p.processing.sequence_length, p.processing.sample_hz
     limit = p.model.max_seq_length
@@ -123,11 +123,11 @@ def plan_run(p: Params) -> Plan:
         )
     if raw.num_chunks == 0:
         warnings.append("not one chunk fits below download.target_size_gb: raise it")
-    if each == 0:
+    if per_clip == 0:
         short = none_fits(frames, processing, f"clips of {seconds:g} s")
         if p.is_fetched:
             raise short
-        # How long its clips are is not read here.
+        # The length of a folder's clips is unknown here.
         warnings.append(f"{short.what}; {short.fix}")
     if tokens.total > limit:
         warnings.append(
@@ -145,14 +145,18 @@ def plan_run(p: Params) -> Plan:
             f"{cameras.grid(p.vision.cameras)}, {frames} frames a clip",
         ),
         ("cache", gigabytes(cache[storage]), _cache_note(cache, storage)),
-        ("windows", f"{raw.num_clips * each:,}", f"{length} frames, {(length - 1) / hz:g} s"),
+        ("windows", f"{raw.num_clips * per_clip:,}", f"{length} frames, {(length - 1) / hz:g} s"),
         *past_rows(p),
         (
             "to train on",
             f"{train_windows:,}",
             f"of {num_train:,} clips of the split train",
         ),
-        ("tokens a sample", f"{tokens.total:,} of {limit:,}", _token_note(tokens)),
+        (
+            "tokens a sample",
+            f"{tokens.total:,} of {limit:,}",
+            f"{tokens.vision:,} vision tokens; {tokens.text:,} of text, estimated",
+        ),
         ("optimizer steps", f"{steps:,}", f"{p.training.num_epochs:g} epochs, {_batch(p)}"),
     ]
     figures = {
@@ -162,7 +166,7 @@ def plan_run(p: Params) -> Plan:
         "frames_per_clip": frames,
         "cache_gb": round(cache[storage] / 1e9, 3),
         "cache_gb_by_storage": {name: round(size / 1e9, 3) for name, size in cache.items()},
-        "num_windows": raw.num_clips * each,
+        "num_windows": raw.num_clips * per_clip,
         "frames_per_window": len(samples.past_of(p)) + length,
         "num_train_windows": train_windows,
         "vision_tokens": tokens.vision,
@@ -175,7 +179,7 @@ def plan_run(p: Params) -> Plan:
     if p.download.evict_raw:
         chunks = disk_budget.verdict(p, disk_budget.expected(p))
         rows[4:4], warnings, figures = chunks[0], warnings + chunks[1], figures | chunks[2]
-    # The tiny base is what trains where there is no GPU; nothing else does.
+    # Only the tiny base is trained on a CPU.
     training = training_rows(
         p, steps, tokens, device="cpu" if p.model.base_model == TINY else "cuda"
     )
@@ -184,7 +188,7 @@ def plan_run(p: Params) -> Plan:
 
 
 def past_rows(p: Params) -> list[tuple[str, str, str]]:
-    """The row of a plan about the frames that windows show before their own; none without any."""
+    """The row of a plan about older frames of windows; empty without any."""
     older = samples.past_of(p)
     if not older:
         return []
@@ -203,18 +207,18 @@ def training_rows(
     probe: Probe | None = None,
     capacity: float | None = None,
 ) -> Verdict:
-    """(rows, warnings, figures) of a plan: memory, hours and cost of the training.
+    """(rows, warnings, figures) of a plan about memory, hours and cost of the training.
 
     Args:
         steps: Optimizer steps.
-        tokens: Of the longest sample.
+        tokens: Tokens of the longest sample.
         device: "cpu", or the accelerator by torch's name.
-        probe: What a few steps took on this machine. Without one, hours are arithmetic on an
-            MI300X, and none are estimated for a CPU.
-        capacity: Bytes of the device's memory; None is an MI300X's, and any on a CPU.
+        probe: Measurement of a few steps on this machine. Without it, hours are estimated for an
+            MI300X, and not at all for a CPU.
+        capacity: Bytes of the device's memory; None is an MI300X's, or unlimited on a CPU.
 
     Figures are `memory_gb` (of tensors), `memory_by_part_gb`, `train_hours` and `train_cost`; with
-    a probe also `predicted`, which `compared` takes, and `probed`, what the probe saw.
+    a probe also `predicted`, for `compared`, and `probed`, the measurement.
     """
     size, device = size_of(p), device.partition(":")[0]
     rows: list[tuple[str, str, str]] = []
@@ -225,18 +229,18 @@ def training_rows(
         rows.append(("memory", "not known", unknown))
     else:
         rows, warnings, figures = _memory(p, size, tokens, device, probe, capacity)
-    each, known = None, ""
+    step_s, known = None, ""
     if probe is not None:
         seen = after(p, probe, steps, device)
         predicted = {"seconds": seen["seconds"]}
-        if device == "cpu":  # the process is measured there, and tensors are a part of it alone
+        if device == "cpu":  # there the whole process is measured, not only tensors
             predicted["memory_gb"] = seen["memory_gb"]
         elif size is not None:
             predicted["memory_gb"] = figures["memory_gb"]
         figures |= {"probed": seen, "predicted": predicted}
-        each, known = probe.seconds_per_step, "as timed on this machine"
+        step_s, known = probe.seconds_per_step, "as timed on this machine"
     elif size is not None and device != "cpu":
-        each = expected_seconds(p, size, tokens)
+        step_s = expected_seconds(p, size, tokens)
         num = p.training.num_processes
         card = f"{num} × {CARD}" if num > 1 else f"an {CARD}"
         low, high = (100 * share for share in UTILISATION_RANGE)
@@ -244,18 +248,18 @@ def training_rows(
             f"at {100 * UTILISATION:.0f} % of the peak of {card}, or {low:.0f} to "
             f"{high:.0f} %: estimated, not measured"
         )
-    if each is not None:
-        hours = steps * each / 3600
+    if step_s is not None:
+        hours = steps * step_s / 3600
         paid = cost(p, hours)
         figures |= {"train_hours": round(hours, 3)} | paid
-        note = f"{steps:,} steps of {each:.3g} s, {known}"
-        rows.append(("time to train", minutes(steps * each), note))
+        note = f"{steps:,} steps of {step_s:.3g} s, {known}"
+        rows.append(("time to train", minutes(steps * step_s), note))
         if (blind := p.blinded()) is not None:
             num = min(steps, blind.training.max_steps)
             note = (
                 f"{num:,} steps on black frames, for the ladder; training.blind_steps: 0 spares it"
             )
-            rows.append(("and blind", minutes(num * each), note))
+            rows.append(("and blind", minutes(num * step_s), note))
         for sum_of_money in paid.values():
             note = f"of the training, at run.price_per_hour: {p.run.price_per_hour:g}"
             rows.append(("cost to train", f"{sum_of_money:,.2f}", note))
@@ -264,7 +268,7 @@ def training_rows(
 
 @dataclass(frozen=True)
 class Operations:
-    """Operations of one window, forward."""
+    """Numbers of operations of one window, forward."""
 
     linears: float
     attention: float
@@ -273,10 +277,10 @@ class Operations:
     vision: float
 
     def step(self, recomputed: bool) -> float:
-        """Operations of one window's part of a training step.
+        """Operations of one window in a training step.
 
         Args:
-            recomputed: Gradient checkpointing runs the layers once more.
+            recomputed: Whether gradient checkpointing runs the layers once more.
         """
         layers = self.linears + self.attention + self.lora
         once = 2 * self.linears + 3 * (self.attention + self.lora) + 2 * self.logits + self.vision
@@ -285,12 +289,12 @@ class Operations:
 
 @dataclass(frozen=True)
 class Probe:
-    """What a few steps of this training took on this machine.
+    """Measurement of a few steps of this training on this machine.
 
     Attributes:
-        seconds_per_step: Of an optimizer step, by the clock.
-        cpu_seconds_per_step: Of the process: cores may be shared with others.
-        peak_bytes: The most it held, on the device where there is one.
+        seconds_per_step: Wall-clock time of an optimizer step.
+        cpu_seconds_per_step: CPU time of the process, as cores may be shared with others.
+        peak_bytes: Peak memory, of the device if there is one.
     """
 
     seconds_per_step: float
@@ -298,7 +302,7 @@ class Probe:
     peak_bytes: int
 
     def seconds(self, device: str) -> float:
-        """What is compared after the training: on a CPU the process's own seconds."""
+        """Time that is compared after the training: on a CPU that of the process."""
         return self.cpu_seconds_per_step if device == "cpu" else self.seconds_per_step
 
 
@@ -306,42 +310,43 @@ def operations(size: ModelSize, tokens: Tokens, rank: int, targets: Sequence[str
     """Operations of one window, forward.
 
     Args:
-        rank, targets: LoRA's.
+        rank, targets: Rank and target modules of LoRA.
     """
-    of, tower, length = size.language, size.vision, tokens.total
+    language, tower, length = size.language, size.vision, tokens.total
     embedding = tower.values_per_patch * tower.hidden
     block = 4 * tower.hidden**2 + 2 * tower.hidden * tower.intermediate
     vision = 2 * (tower.depth * block + embedding) * tokens.work.patches
     vision += 4 * tower.depth * tower.hidden * tokens.work.pairs
-    met = sum(each.count * (each.num_linears + each.active_others) for each in of.blocks)
-    attention = sum(each.count * each.query for each in of.blocks if each.attends)
+    blocks = language.blocks
+    active = sum(block.count * (block.num_linears + block.active_others) for block in blocks)
+    attention = sum(block.count * block.query for block in blocks if block.attends)
     return Operations(
-        linears=2 * met * length,
+        linears=2 * active * length,
         attention=2 * attention * length**2,
         lora=2 * size.num_adapter(rank, targets) * length,
-        logits=2 * of.num_embeddings * tokens.answer,
+        logits=2 * language.num_embeddings * tokens.answer,
         vision=vision + 2 * tower.num_mergers * tokens.vision,
     )
 
 
 def windows_per_step(p: Params) -> int:
-    """Windows that an optimizer step learns from, over all processes."""
+    """Windows of an optimizer step, over all processes."""
     return p.training.batch_size * p.training.gradient_accumulation_steps
 
 
 def expected_seconds(p: Params, size: ModelSize, tokens: Tokens) -> float:
-    """Seconds of an optimizer step on `training.num_processes` cards, by arithmetic alone."""
-    of_window = operations(size, tokens, p.model.lora_rank, lora_targets(p))
-    work = windows_per_step(p) * of_window.step(p.training.gradient_checkpointing)
+    """Seconds of an optimizer step on `training.num_processes` cards, estimated by arithmetic."""
+    per_window = operations(size, tokens, p.model.lora_rank, lora_targets(p))
+    work = windows_per_step(p) * per_window.step(p.training.gradient_checkpointing)
     return work / (CARD_FLOPS * UTILISATION * p.training.num_processes)
 
 
 def probe_of(timed: Sequence[Sequence[float]], memory_gb: float) -> dict[str, Any]:
-    """What a few steps took, as values of a `Probe`; the first one warmed up.
+    """Values of a `Probe` from the times of a few steps, of which the first is a warm-up.
 
     Args:
-        timed: Seconds and CPU seconds of each step, first of all.
-        memory_gb: The most that was held.
+        timed: Per step, seconds and CPU seconds as the first two values.
+        memory_gb: Peak memory.
     """
     seconds, cpu_seconds, *_ = np.mean(timed[1:] or timed, axis=0).tolist()
     return {
@@ -352,7 +357,7 @@ def probe_of(timed: Sequence[Sequence[float]], memory_gb: float) -> dict[str, An
 
 
 def after(p: Params, probe: Probe, steps: int, device: str = "cuda") -> dict[str, float]:
-    """Figures of the whole training, from its first steps."""
+    """Figures of the whole training, extrapolated from its first steps."""
     hours = steps * probe.seconds_per_step / 3600
     figures = {
         "memory_gb": round(probe.peak_bytes / 1e9, 3),
@@ -363,7 +368,7 @@ def after(p: Params, probe: Probe, steps: int, device: str = "cuda") -> dict[str
 
 
 def cost(p: Params, hours: float) -> dict[str, float]:
-    """What so many hours cost, where `run.price_per_hour` is set."""
+    """Cost of the hours; empty unless `run.price_per_hour` is set."""
     price = p.run.price_per_hour
     return {} if price is None else {"train_cost": round(price * hours, 2)}
 
@@ -371,9 +376,9 @@ def cost(p: Params, hours: float) -> dict[str, float]:
 def compared(
     predicted: Mapping[str, float], measured: Mapping[str, float], device: str = "cuda"
 ) -> list[tuple[str, str, str]]:
-    """Rows of predicted against measured, for those of memory and time that both have.
+    """Rows that compare predicted with measured memory and time, as far as both are known.
 
-    The error is predicted less measured, as a share of what was measured.
+    The error is (predicted - measured) / measured.
     """
     time_label = "CPU time of training" if device == "cpu" else "time to train"
     shown = {
@@ -398,10 +403,10 @@ def _memory(
     capacity: float | None,
 ) -> Verdict:
     on_cpu = device == "cpu"
-    of = {"device": device, "dtype_bytes": 4 if on_cpu else 2}
-    needed = memory(p, size, tokens, **of)
+    options = {"device": device, "dtype_bytes": 4 if on_cpu else 2}
+    needed = memory(p, size, tokens, **options)
     training = p.training.model_copy(update={"gradient_checkpointing": False})
-    without = memory(p.model_copy(update={"training": training}), size, tokens, **of)
+    without = memory(p.model_copy(update={"training": training}), size, tokens, **options)
     beside = f"the first steps took {gigabytes(probe.peak_bytes)}" if probe else ""
     rows, warnings = needed.rows(beside), []
     if p.values(*EXPECTED_OF) == EXPECTED_OF and in_4bit(p).value == "nf4":
@@ -426,10 +431,6 @@ def _memory(
         "memory_by_part_gb": {name: round(size / 1e9, 4) for name, size in needed.parts().items()},
     }
     return rows, warnings, figures
-
-
-def _token_note(tokens: Tokens) -> str:
-    return f"{tokens.vision:,} vision tokens; {tokens.text:,} of text, estimated"
 
 
 def _cache_note(cache: Mapping[str, int], storage: str) -> str:

@@ -1,11 +1,11 @@
 """Base model and adapter.
 
-place        where a base model lies
-load         the base in 4 bit and its adapter, by Unsloth or by PEFT
+place        resolves the location of a base model
+load         loads the base model in 4 bit and its adapter, with Unsloth or PEFT
 adapter      an adapter's folder and its record
-model_input  what the model sees, recorded and compared
-generate     answers, greedy or sampled
-seen         features of frames that two windows share, computed once
-constrained  answers held to a target's form
+model_input  records and compares everything that changes the model's input or answer
+generate     generates answers, greedy or sampled
+seen         caches vision features of frames that windows share
+constrained  constrains answers to a target's form
 private      the private names of transformers that are used
 """

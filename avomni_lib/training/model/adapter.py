@@ -1,4 +1,4 @@
-"""An adapter on the disk: its weights, its card, and the record of what they follow from."""
+"""An adapter on disk: its weights, its card, and the record of everything they depend on."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from avomni_lib.training.prompt.conversation import Conversation
 from avomni_lib.training.targets.own import source_of
 
 RECORD_FILE, WEIGHTS_FILE = "record.json", "adapter_model.safetensors"
-# What an adapter is loaded from; its card may be edited.
+# Files from which an adapter is loaded; its card may be edited.
 LOADED = (WEIGHTS_FILE, "adapter_config.json", RECORD_FILE)
-# Parameters of the training that change its speed, its memory or what is written down about it.
+# Parameters of the training that change only its speed, memory, checkpoints or logs.
 NOT_LEARNED = (
     *("batch_size", "gradient_accumulation_steps", "num_processes"),
     *("gradient_checkpointing", "save_steps", "save_total_limit", "logging_steps", "report_to"),
@@ -30,15 +30,15 @@ NOT_LEARNED = (
 
 
 def adapter_dir(p: Params) -> Path:
-    """Where the trained adapter of a run lies."""
+    """Folder of a run's trained adapter."""
     return p.run_dir / ("adapter_blind" if p.training.blind else "adapter")
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What an adapter was made from and for.
+    """Read an adapter's record, see `record_of`.
 
     Raises:
-        AvomniError: there is no whole adapter in `folder`.
+        AvomniError: there is no adapter in `folder`, or its record is damaged.
     """
     path = Path(folder) / RECORD_FILE
     if not path.exists():
@@ -50,14 +50,14 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def fetch(name: str, commit: str) -> Path:
-    """The folder of an adapter on the hub, fetched into the hub client's own cache.
+    """Download an adapter from the hub into the hub client's cache; returns its folder.
 
     Args:
         name: owner/name of a model repository.
         commit: 40 hex digits.
 
     Raises:
-        AvomniError: it is not there, or not one that this program wrote.
+        AvomniError: it does not exist, or was not written by this program.
     """
     from transformers.utils import cached_file
 
@@ -77,10 +77,10 @@ def fetch(name: str, commit: str) -> Path:
 
 
 def check_whole(folder: Path) -> None:
-    """Compare the files that an adapter is loaded from with the checksums that it was left with.
+    """Verify the checksums of the files from which an adapter is loaded.
 
     Raises:
-        AvomniError: one of them is missing or is not what was written.
+        AvomniError: one of them is missing or has changed.
     """
     if reason := checkpoints.checksum_fault(Path(folder), only=LOADED):
         raise _damaged(folder, reason)
@@ -89,18 +89,18 @@ def check_whole(folder: Path) -> None:
 def record_of(
     p: Params,
     windows: Any,
-    talk: Conversation,
+    conversation: Conversation,
     base_digest: str,
     choices: Mapping[str, Choice],
 ) -> dict[str, Any]:
-    """All that the adapter's weights follow from; its hash names the training.
+    """Everything that the adapter's weights depend on; its hash identifies the training.
 
-    Not in it is what changes nothing but the last bits: how a step's windows are shared among
-    batches and processes (and, with `model.lora_dropout`, which inputs are dropped). A training may
-    go on with fewer GPUs, or with smaller batches after memory ran out.
+    Settings that change only the last bits are left out: how the windows of a step are divided into
+    batches and processes (and, with `model.lora_dropout`, which inputs are dropped). So a training
+    can be resumed with fewer GPUs, or with smaller batches after it ran out of memory.
     """
     _, height, width, _ = windows.frame_shape
-    # A cache names the data set that it was read from; other windows may not.
+    # Windows that are not from a cache may have no header.
     header = getattr(windows.cache, "header", {})
     source = header.get("source", {})
     chosen = {name: choice.value for name, choice in choices.items()}
@@ -110,29 +110,29 @@ def record_of(
     windows_per_step = p.training.batch_size * p.training.gradient_accumulation_steps
     return {
         "format": 2,
-        # Compared whole by whatever uses the adapter later (`model_input.refuse_other`).
-        "sees": what_the_model_sees(p, talk.backbone, base_digest, quantisation, header),
+        # Compared as a whole when the adapter is used (`model_input.refuse_other`).
+        "sees": what_the_model_sees(p, conversation.backbone, base_digest, quantisation, header),
         "base_model": p.model.base_model,
         "base_digest": base_digest,
-        "prompt_form": talk.backbone.prompt_form,
-        "question": talk.words,
-        "prompt": shortened(talk.text, talk.backbone.vision_token),
-        "prompt_tokens": len(talk.prompt_ids),
-        "request": talk.backbone.request(talk.words, talk.videos),
-        "server_arguments": talk.backbone.server_arguments(talk.videos),
+        "prompt_form": conversation.backbone.prompt_form,
+        "question": conversation.words,
+        "prompt": shortened(conversation.text, conversation.backbone.vision_token),
+        "prompt_tokens": len(conversation.prompt_ids),
+        "request": conversation.backbone.request(conversation.words, conversation.videos),
+        "server_arguments": conversation.backbone.server_arguments(conversation.videos),
         "target": p.training.target,
-        **({"target_source": own.sha256} if (own := source_of(talk.target)) else {}),
+        **({"target_source": own.sha256} if (own := source_of(conversation.target)) else {}),
         "ego_history": p.prompt.ego_history,
         "camera_setup": cameras.grid(p.vision.cameras).name,
         "sequence_length": p.processing.sequence_length,
-        **older_frames(p, talk.backbone),
+        **older_frames(p, conversation.backbone),
         "grid_size": [height, width],
         "sample_hz": p.processing.sample_hz,
         "stride": p.processing.stride,
         "seed": p.run.seed,
         "model": _model_values(p),
         "training": training | {"windows_per_step": windows_per_step},
-        # `cuda:1` is another rank's card, not another training.
+        # Without the card's number, which depends on the rank.
         "choices": {name: value.partition(":")[0] for name, value in chosen.items()},
         "source": p.dataset.source,
         "repo_id": source.get("repo_id"),
@@ -140,18 +140,17 @@ def record_of(
         "cache": windows.cache.digest,
         "training_clip_ids": sorted({windows[i].clip_id for i in range(len(windows))}),
         "num_windows": len(windows),
-        # A rendered drive is our own; whatever else was trained on is not ours to pass on.
-        "notice": p.notice,
+        "notice": p.notice,  # None for clips of the rendered world, which may be shared
     }
 
 
 def export(
     tuned: Any, folder: Path, record: dict[str, Any], figures: Mapping[str, Any] | None = None
 ) -> None:
-    """Write the adapter whole: weights, their config, a card, the record and checksums.
+    """Write the adapter atomically: weights, their config, a card, the record and checksums.
 
     Args:
-        figures: Of the training; the card shows what follows from the training alone.
+        figures: Figures of the training, for the card.
     """
     partial = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(partial, ignore_errors=True)
@@ -163,8 +162,8 @@ def export(
 
 
 def _model_values(p: Params) -> dict[str, Any]:
-    """The section `model`; `lora_targets` only where it is not left to the backbone, so that
-    trainings from before there was this key are still the same."""
+    """The section `model`, with `lora_targets` only if it is set, so that records from before this
+    key existed stay the same."""
     values: dict[str, Any] = p.values("model")["model"]
     if values["lora_targets"] is None:
         del values["lora_targets"]
@@ -175,6 +174,6 @@ def _damaged(folder: Path, reason: str) -> AvomniError:
     return AvomniError(
         f"the adapter is damaged: {reason}",
         where=str(folder),
-        fix="remove the folder and run 05_train again, which writes it anew from the last "
+        fix="remove the folder and run 05_train again, which writes it again from the last "
         "checkpoint; or copy the folder again from where it is whole",
     )

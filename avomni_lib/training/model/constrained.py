@@ -1,8 +1,8 @@
-"""Answers held to a target's form, token by token: what the pattern forbids is not generated.
+"""Constrained decoding: answers are generated to match a target's pattern.
 
-llguidance walks the pattern beside the model and gives before each token those that may come
-next. Where the pattern leaves no choice of letters it leaves none of tokens either: it asks
-for those that the tokenizer makes of the text, which are those that the model was trained on.
+llguidance follows the pattern and provides the set of allowed tokens at each step. Where the
+pattern allows only one text, it also allows only one tokenisation of it: the tokenizer's, on which
+the model was trained.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ WHERE = "evaluation.constrained"
 
 
 class Constraint:
-    """A logits processor for one call of `generate`; it holds row i to the i-th pattern.
+    """A logits processor for one call of `generate` that constrains row i to the i-th pattern.
 
-    A row's end token is allowed where its text matches its pattern in full, and nowhere else. An
-    answer that is cut off at max_new_tokens stays as far as it got.
+    The end token is allowed only when the row's text matches its pattern completely. An answer may
+    be truncated by max_new_tokens.
 
     Args:
-        tokenizer: The base model's.
+        tokenizer: The base model's tokenizer.
         end_id: The token that ends an answer.
-        patterns: One a row; see `targets.Target.pattern`. Classes such as \\d are ASCII's.
+        patterns: One per row; see `targets.Target.pattern`. Classes such as \\d are ASCII.
 
     Raises:
-        AvomniError: llguidance is missing, or does not take the tokenizer or a pattern.
+        AvomniError: llguidance is missing, or does not support the tokenizer or a pattern.
     """
 
     def __init__(self, tokenizer: Any, end_id: int, patterns: Sequence[str]):
@@ -43,19 +43,19 @@ class Constraint:
         self.started = False
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Scores (B, V) of the next token after `input_ids` (B, L); -inf where it may not come.
+        """Scores (B, V) of the next token after `input_ids` (B, L), with -inf for forbidden ones.
 
         Raises:
-            AvomniError: llguidance gave up on a pattern.
+            AvomniError: llguidance fails on a pattern.
         """
         import torch
 
         if self.started:
             for row, token in zip(self.rows, input_ids[:, -1].tolist(), strict=True):
-                if not row.is_stopped():  # what follows the end is padding
+                if not row.is_stopped():  # the rest is padding
                     row.consume_token(token)
         self.started = True
-        # A model's vocabulary may be padded: it has places that no token stands for.
+        # A model's vocabulary may be padded with unused entries.
         num_bytes = -(-scores.shape[1] // 8)
         masks = np.zeros((len(self.rows), num_bytes), np.uint8)
         for packed, row in zip(masks, self.rows, strict=True):
@@ -67,7 +67,7 @@ class Constraint:
         return scores.masked_fill(allowed == 0, -torch.inf)
 
     def _mask(self, row: Any) -> bytes:
-        """One bit a token, the lowest of each byte first."""
+        """One bit per token, the lowest of each byte first."""
         mask = row.compute_bitmask()
         if row.is_error():
             raise _refused(row.get_error())
@@ -76,13 +76,13 @@ class Constraint:
 
 @functools.lru_cache(maxsize=2)
 def _tokens(tokenizer: Any, end_id: int) -> Any:
-    """The tokenizer for llguidance: a second's work for the 151,669 tokens of Qwen's."""
+    """The tokenizer for llguidance; takes a second for the 151,669 tokens of Qwen."""
     _library()
     from llguidance import hf
 
     try:
         return hf.from_tokenizer(tokenizer, eos_token=end_id)
-    except Exception as error:  # llguidance has no class of its own for it
+    except Exception as error:  # llguidance has no exception class of its own
         raise AvomniError(
             f"llguidance does not take the base model's tokenizer: {error}",
             where=WHERE,
@@ -91,10 +91,10 @@ def _tokens(tokenizer: Any, end_id: int) -> Any:
 
 
 def _grammar(tokenizer: Any, pattern: str) -> str:
-    """The pattern in llguidance's words, its tokens in angle brackets by their numbers.
+    """The pattern as a llguidance grammar, with added tokens in angle brackets given by number.
 
-    llguidance takes every added token in angle brackets for a special one, which no expression
-    holds: `<think>` has to stand in the grammar itself.
+    llguidance treats every added token in angle brackets as special, and a regular expression
+    cannot match it: `<think>` has to be an item of the grammar.
     """
     llguidance = _library()
     added = tokenizer.added_tokens_decoder
@@ -107,7 +107,7 @@ def _grammar(tokenizer: Any, pattern: str) -> str:
     parts = [part for part in re.split(f"({names})", pattern) if part] if names else [pattern]
     if len(parts) > 1 and any(_has_alternatives(part) for part in parts):
         raise _refused("a token such as <think> stands beside alternatives that no group holds")
-    # Python's re.ASCII; left to itself llguidance takes \d for every script's digits.
+    # Like Python's re.ASCII; by default llguidance's \d matches the digits of every script.
     rule = [
         f"<[{numbers[part]}]>" if part in numbers else f"/{llguidance.regex_to_lark(part, 'dws')}/"
         for part in parts
@@ -116,7 +116,7 @@ def _grammar(tokenizer: Any, pattern: str) -> str:
 
 
 def _has_alternatives(part: str) -> bool:
-    """Whether an expression has a | outside of all groups."""
+    """Whether a regular expression has a | outside all groups."""
     bare = re.sub(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", "", part)
     while bare != (bare := re.sub(r"\([^()]*\)", "", bare)):
         pass
@@ -125,7 +125,7 @@ def _has_alternatives(part: str) -> bool:
 
 @functools.lru_cache(maxsize=8)
 def _matcher(tokenizer: Any, end_id: int, pattern: str) -> Any:
-    """At the pattern's start; copies go on from there."""
+    """A matcher at the pattern's start, to be copied."""
     llguidance, tokens = _library(), _tokens(tokenizer, end_id)
     matcher = llguidance.LLMatcher(tokens, _grammar(tokenizer, pattern), log_level=0)
     if matcher.is_error():

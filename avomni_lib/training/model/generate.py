@@ -1,4 +1,4 @@
-"""What a model says about windows: greedy or sampled, freely or held to the target's form."""
+"""Generates answers to windows: greedy or sampled, free or constrained to the target's form."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an answer is drawn where it is not the most likely one.
+    """Settings of sampled answers.
 
     Attributes:
-        temperature: Above 0; 1 takes the model's own probabilities.
-        top_p: Drawn among the likeliest tokens that together have this probability; 1 takes all.
-        seed: Of the draws: the same batch with the same seed is answered the same.
+        temperature: Above 0; 1 uses the model's probabilities.
+        top_p: Nucleus sampling: the most likely tokens with this total probability; 1 is all.
+        seed: Random seed; the same batch with the same seed has the same answers.
     """
 
     temperature: float = 1.0
@@ -33,7 +33,7 @@ class Sampling:
 
 def say(
     model: Any,
-    talk: Conversation,
+    conversation: Conversation,
     frames: np.ndarray,
     max_new_tokens: int,
     *,
@@ -41,19 +41,19 @@ def say(
     sampling: Sampling | None = None,
     constrained: bool = False,
 ) -> list[str]:
-    """What the model says about a batch of windows, most likely token by most likely token.
+    """Generate the answers to a batch of windows.
 
     Args:
-        model: One that the conversation's backbone prepares for, with or without LoRA.
-        talk: Prompt and tokens.
+        model: A model of the conversation's backbone, with or without LoRA.
+        conversation: The run's prompt and tokens.
         frames: (B, T, H, W, 3) uint8 RGB.
-        max_new_tokens: An answer that has not ended by then is kept as far as it got.
-        histories: What each window's prompt tells of the car's past; nothing if None.
-        sampling: Draw the tokens instead.
-        constrained: Nothing can be said that does not fit the target's pattern.
+        max_new_tokens: Longer answers are truncated.
+        histories: Text of the car's past motion for each window's prompt; None adds no text.
+        sampling: Sample the tokens; None decodes greedily.
+        constrained: Constrain answers to the target's pattern.
 
     Returns:
-        B texts, without prompt, padding and the end of the turn.
+        B texts, without prompt, padding and end of turn.
 
     Raises:
         AvomniError: a prompt is longer than max_seq_length; see `constrained.Constraint`.
@@ -65,23 +65,25 @@ def say(
     from avomni_lib.training.prompt.conversation import collate
 
     histories = [""] * len(frames) if histories is None else histories
-    prompts = [talk.prompt(each) for each, _ in zip(histories, frames, strict=True)]
-    tokenizer, end_id = talk.tokenizer, talk.end_id
+    prompts = [conversation.prompt(history) for history, _ in zip(histories, frames, strict=True)]
+    tokenizer, end_id = conversation.tokenizer, conversation.end_id
     batch = collate(prompts, tokenizer.pad_token_id, side="left")
     del batch["labels"]
-    if not talk.backbone.takes_token_types:
+    if not conversation.backbone.takes_token_types:
         del batch["mm_token_type_ids"]
     batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-    batch |= talk.inputs(_on(model, frames), model.dtype)
-    held = LogitsProcessorList()
+    batch |= conversation.inputs(_on(model, frames), model.dtype)
+    processors = LogitsProcessorList()
     if constrained:
-        held.append(Constraint(tokenizer, end_id, [talk.target.pattern] * len(frames)))
+        processors.append(
+            Constraint(tokenizer, end_id, [conversation.target.pattern] * len(frames))
+        )
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode(), _drawing(model, sampling):
-            # A checkpoint's own generation_config samples (Qwen3-VL's does), and what is not named
-            # here is taken from there.
+            # Arguments that are not given come from the checkpoint's generation_config, which may
+            # sample (as Qwen3-VL's does).
             ids = model.generate(
                 **batch,
                 max_new_tokens=max_new_tokens,
@@ -94,17 +96,17 @@ def say(
                 use_cache=True,
                 eos_token_id=end_id,
                 pad_token_id=tokenizer.pad_token_id,
-                logits_processor=held,
+                logits_processor=processors,
             )
     finally:
         model.train(was_training)
     tokens = ids[:, batch["input_ids"].shape[1] :].tolist()
-    return [talk.text_of(row) for row in tokens]
+    return [conversation.text_of(row) for row in tokens]
 
 
 def say_all(
     model: Any,
-    talk: Conversation,
+    conversation: Conversation,
     frames: Iterable[np.ndarray],
     histories: Iterable[str],
     *,
@@ -112,25 +114,25 @@ def say_all(
     at_a_time: int,
     constrained: bool = False,
 ) -> list[str]:
-    """What the model says about windows (T, H, W, 3) uint8 RGB, so many in a batch; see `say`."""
+    """Answers to windows (T, H, W, 3) uint8 RGB, `at_a_time` per batch; see `say`."""
     windows, texts = zip(frames, histories, strict=True), list[str]()
     while batch := list(itertools.islice(windows, at_a_time)):
         shown, past = zip(*batch, strict=True)
         options = {"histories": past, "constrained": constrained}
-        texts += say(model, talk, np.stack(shown), max_new_tokens, **options)
+        texts += say(model, conversation, np.stack(shown), max_new_tokens, **options)
     return texts
 
 
 def _on(model: Any, frames: np.ndarray) -> torch.Tensor:
     import torch
 
-    # A view of the memory-mapped cache is read-only, which torch does not like.
+    # torch warns about read-only arrays, such as views of the memory-mapped cache.
     return torch.from_numpy(np.require(frames, requirements=["C", "W"])).to(model.device)
 
 
 @contextlib.contextmanager
 def _drawing(model: Any, sampling: Sampling | None) -> Iterator[None]:
-    """Draw from the seed alone, and leave the generators as they were."""
+    """Seed the random generators for sampling, and restore them afterwards."""
     import torch
 
     if sampling is None:

@@ -1,7 +1,7 @@
-"""The base model in 4 bit and its adapter, by Unsloth or by transformers and PEFT.
+"""Loads the base model in 4 bit and its adapter, with Unsloth or with transformers and PEFT.
 
-Both give the same: a model whose language part bears LoRA on its attention's q, k, v and o,
-everything else frozen.
+Both result in the same model: LoRA on the q, k, v and o projections of the language model's
+attention, everything else frozen.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from avomni_lib.training.model.place import base_location, base_place
 
 log = logging.getLogger(__name__)
 
-# Of a base model in a folder, what its answers follow from: weights, config, tokenizer, template.
+# Files of a base model that its answers depend on: weights, config, tokenizer, template.
 BASE_FILES = (
     *("*.safetensors", "config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.*", "merges.txt", "chat_template*"),
@@ -34,13 +34,13 @@ BASE_FILES = (
 
 
 class Base(NamedTuple):
-    """A base model ready to answer or to be given an adapter.
+    """A loaded base model.
 
     Attributes:
         model: `PreTrainedModel` on its device.
         tokenizer: Its tokenizer.
-        choices: device, dtype, attention, backend, quantisation and what else the backbone chooses,
-            each a (value, reason).
+        choices: device, dtype, attention, backend, quantisation and the backbone's choices, as
+            (value, reason).
     """
 
     model: Any
@@ -49,12 +49,12 @@ class Base(NamedTuple):
 
 
 class Trainable:
-    """A base model with a LoRA adapter, loaded once for one training after another.
+    """A base model with a LoRA adapter, loaded once for several trainings.
 
     Attributes:
-        base: The base model and its tokenizer; the adapter's layers are in it.
+        base: The base model, which contains the adapter's layers, and its tokenizer.
         model: The `PeftModel`.
-        ignored: Environment variables that were removed before anything was loaded.
+        ignored: Environment variables that were removed before loading.
     """
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class Trainable:
         self.base: Base | None = None
 
     def fresh(self, p: Params) -> tuple[Base, Any]:
-        """The base model and the `PeftModel`, as they are when just loaded.
+        """The base model and the `PeftModel` in their initial state.
 
         Raises:
             AvomniError: see `load_base` and `add_adapter`.
@@ -87,7 +87,7 @@ class Trainable:
         return self.base, self.model
 
     def unwrap(self) -> None:
-        """Undo what TRL and Accelerate lay over `forward`, once more with each trainer."""
+        """Undo the wrappers that TRL and Accelerate add to `forward` with every trainer."""
         for module, forward in self._forwards:
             vars(module).pop("forward", None)
             if forward is not None:
@@ -95,9 +95,9 @@ class Trainable:
 
 
 def base_digest(location: str, config: Any) -> str:
-    """What tells base models apart: name and commit of the hub's, or a sha256 of a folder's files.
+    """Identifies a base model: name and commit on the hub, or a sha256 of the folder's files.
 
-    A folder's name is not in it: the same files may lie elsewhere on another machine.
+    A folder's name is not part of it, as the same files may be elsewhere on another machine.
     """
     folder = Path(location)
     if not folder.is_dir():
@@ -112,23 +112,24 @@ def load_base(p: Params) -> Base:
     A checkpoint that is already quantised is loaded as it is.
 
     Raises:
-        AvomniError: no such base model, it is not the backbone's, or Unsloth is asked for in vain.
+        AvomniError: no such base model, it is not of the backbone's family, or Unsloth is requested
+            and not usable.
     """
     environment.clean()
     location, kind, choices = _chosen(p)
     load = _by_unsloth if choices["backend"].value == "unsloth" else _by_transformers
     model, tokenizer = load(p, location, kind, choices)
     kind.prepare(model, fuse=choices["backend"].value != "unsloth")
-    # The config of a composite model has none of its own; the trainer would set them and warn.
+    # The config of a composite model lacks them; the trainer would set them with a warning.
     model.config.eos_token_id = tokenizer.eos_token_id
     model.config.pad_token_id = tokenizer.pad_token_id
-    # What is saved of an adapter names it; a path of this machine would mean nothing on another.
+    # A saved adapter contains this name, so it must not be a path of this machine.
     model.name_or_path = model.config.name_or_path = base_place(p.model.base_model)
     return Base(model, tokenizer, choices)
 
 
 def choices_of(p: Params) -> dict[str, Choice]:
-    """What `load_base` chooses; no weights are loaded.
+    """The choices of `load_base`; no weights are loaded.
 
     Raises:
         AvomniError: as `load_base`.
@@ -146,12 +147,12 @@ def _chosen(p: Params) -> tuple[str, Backbone, dict[str, Choice]]:
 
 
 def choose(p: Params) -> dict[str, Choice]:
-    """Device, dtype, attention and backend; Unsloth is imported where it is the backend.
+    """Choose device, dtype, attention and backend; imports Unsloth if it is the backend.
 
-    Unsloth patches transformers, TRL and PEFT as it is imported, so this comes before them.
+    Call this before importing transformers, TRL and PEFT, which Unsloth patches on import.
 
     Raises:
-        AvomniError: Unsloth is asked for in vain.
+        AvomniError: Unsloth is requested and not usable.
     """
     device = hardware.device()
     backend = _backend(p, device.value)
@@ -167,7 +168,7 @@ def choose(p: Params) -> dict[str, Choice]:
 
 
 def _backend(p: Params, device: str) -> Choice:
-    """Unsloth where it runs and knows the family, else transformers."""
+    """Unsloth if it runs here and supports the family, else transformers."""
     kind = family(p.model.backbone)
     if kind.in_unsloth or p.model.backend == "transformers":
         return hardware.backend(p.model.backend, device)
@@ -181,7 +182,7 @@ def _backend(p: Params, device: str) -> Choice:
 
 
 def empty_model(p: Params) -> Any:
-    """The base model without memory for its weights: its config is read, they are not.
+    """The base model on the meta device: only its config is read, not its weights.
 
     Raises:
         AvomniError: see `read_config`.
@@ -196,9 +197,9 @@ def empty_model(p: Params) -> Any:
 
 
 def add_adapter(model: Any, p: Params, kind: Backbone, backend: str = "transformers") -> Any:
-    """The model with a fresh LoRA adapter on the modules that the backbone names; all else frozen.
+    """Add a new LoRA adapter on the modules that the backbone names; everything else is frozen.
 
-    A function of `run.seed`: the adapter's start does not depend on what ran before.
+    The initial weights are a function of `run.seed` alone.
 
     Raises:
         AvomniError: the model has no module that the backbone or `model.lora_targets` names.
@@ -213,9 +214,9 @@ def add_adapter(model: Any, p: Params, kind: Backbone, backend: str = "transform
     if backend == "unsloth":
         from unsloth import FastVisionModel
 
-        # By its own switches it finds q, k, v and o alone.
+        # Its switches below select q, k, v and o; other modules are given by a pattern.
         named = p.model.lora_targets is not None or kind.lora_targets != Backbone.lora_targets
-        own = {"target_modules": pattern} if named else {}
+        targets = {"target_modules": pattern} if named else {}
         return FastVisionModel.get_peft_model(
             model,
             finetune_vision_layers=False,
@@ -224,7 +225,7 @@ def add_adapter(model: Any, p: Params, kind: Backbone, backend: str = "transform
             finetune_mlp_modules=False,
             random_state=p.run.seed,
             **shared,
-            **own,
+            **targets,
         )
     from peft import LoraConfig, get_peft_model
     from transformers import set_seed
@@ -240,43 +241,45 @@ def add_adapter(model: Any, p: Params, kind: Backbone, backend: str = "transform
 
 
 def _lora_pattern(model: Any, p: Params, kind: Backbone) -> str:
-    """A pattern of the full names of the modules that LoRA adapts.
+    """A pattern for the full names of the modules that LoRA adapts.
 
     Raises:
-        AvomniError: the language model has no linear layer whose name ends so; all that it has.
+        AvomniError: the language model lacks such a linear layer; names those that it has.
     """
-    from torch.nn import Linear  # bitsandbytes' layers of 4 bit are such
+    from torch.nn import Linear  # base class of bitsandbytes' 4-bit layers
 
     named = p.model.lora_targets or kind.lora_targets
-    there = [
+    layers = [
         name
         for name, module in model.named_modules()
         if isinstance(module, Linear) and kind.language_model in name.split(".")
     ]
-    unknown = [own for own in named if not any(f".{each}".endswith(f".{own}") for each in there)]
+    unknown = [
+        target for target in named if not any(f".{name}".endswith(f".{target}") for name in layers)
+    ]
     if unknown:
-        ends = dict.fromkeys(name.rpartition(".")[2] for name in there)
+        ends = dict.fromkeys(name.rpartition(".")[2] for name in layers)
         raise AvomniError(
             "the adapter finds no place in the base model: its language model has no linear layer "
             f"called {', '.join(unknown)}",
             where="model.base_model" if p.model.lora_targets is None else "model.lora_targets",
             fix=f"there are {', '.join(ends) or 'none'}",
         )
-    # For the backbone's own the very text that adapters have always been saved with.
-    return rf".*{kind.language_model}.*\.({'|'.join(own.replace('.', '[.]') for own in named)})"
+    # This text is saved with adapters: keep it the same for the backbone's targets.
+    return rf".*{kind.language_model}.*\.({'|'.join(t.replace('.', '[.]') for t in named)})"
 
 
 def load_adapter(
     model: Any, folder: Path, p: Params, header: Mapping[str, Any] | None = None
 ) -> Any:
-    """The base model with the adapter of `folder`, to answer with.
+    """The base model with the adapter of `folder`, for inference.
 
     Args:
-        header: Of the cache that it is asked about; None where no cache is read.
+        header: Header of the cache whose windows are answered; None without a cache.
 
     Raises:
-        AvomniError: no adapter there, its files are damaged, or it was trained for something else:
-            every difference.
+        AvomniError: there is no adapter, its files are damaged, or it was trained with other
+            inputs (names every difference).
     """
     from peft import PeftModel
 
@@ -289,11 +292,11 @@ def load_adapter(
 def add_second(
     tuned: Any, folder: Path, name: str, p: Params, header: Mapping[str, Any] | None = None
 ) -> None:
-    """Lay another adapter of the same shape beside the first; `tuned.set_adapter(name)` takes it.
+    """Load a second adapter of the same shape, which `tuned.set_adapter(name)` activates.
 
     Args:
-        p: Of that adapter's own training.
-        header: As for `load_adapter`.
+        p: Parameters of that adapter's training.
+        header: See `load_adapter`.
 
     Raises:
         AvomniError: as `load_adapter`.
@@ -304,10 +307,10 @@ def add_second(
 
 
 def check_adapter(folder: Path, p: Params, header: Mapping[str, Any] | None = None) -> None:
-    """Hold an adapter's record against parameters, base model and cache; no weights are loaded.
+    """Compare an adapter's record with parameters, base model and cache; no weights are loaded.
 
     Args:
-        header: As for `load_adapter`.
+        header: See `load_adapter`.
 
     Raises:
         AvomniError: as `load_adapter`.
@@ -326,14 +329,14 @@ def check_adapter(folder: Path, p: Params, header: Mapping[str, Any] | None = No
 
 
 def load_weights(tuned: Any, checkpoint: Path) -> None:
-    """Give a model with an adapter the adapter's weights of a checkpoint, in place."""
+    """Load the adapter's weights of a checkpoint into a model with an adapter, in place."""
     from peft.utils import load_peft_weights, set_peft_model_state_dict
 
     set_peft_model_state_dict(tuned, load_peft_weights(str(checkpoint), device="cpu"))
 
 
 def trainable_parameters(model: Any) -> int:
-    """How many numbers the optimizer moves."""
+    """Number of trainable parameters."""
     return sum(param.numel() for param in model.parameters() if param.requires_grad)
 
 
@@ -346,16 +349,16 @@ def _quantisation(p: Params, config: Any) -> Choice:
 
 
 def read_config(name: str, location: str, allow_plain_http: bool = False) -> Any:
-    """The base model's config; read first, also before weights and tokenizer are fetched.
+    """Read the base model's config, before weights and tokenizer are downloaded.
 
     Raises:
-        AvomniError: there is none at that place, it asks for code of its own, or the token would go
-            to it unencrypted.
+        AvomniError: there is none, it requires remote code, or the hub's token would be sent
+            unencrypted.
     """
     from transformers import AutoConfig
 
     if not Path(location).is_dir():
-        # Its client takes a while to import, and plans need none.
+        # The hub client is slow to import and not needed for plans.
         from avomni_lib.dataset.download import hub
 
         hub.need_private_endpoint(allow_plain_http)
@@ -369,7 +372,7 @@ def read_tokenizer(name: str, location: str) -> Any:
     """The base model's tokenizer.
 
     Raises:
-        AvomniError: there is none at that place, or it asks for code of its own.
+        AvomniError: there is none, or it requires remote code.
     """
     from transformers import AutoTokenizer
 
@@ -391,12 +394,12 @@ def _refuse_code(name: str, asks: Any) -> None:
 
 @contextlib.contextmanager
 def _in_words(name: str) -> Iterator[None]:
-    """What the libraries raise of a base model, as one error."""
+    """Convert the libraries' errors about a base model to `AvomniError`."""
     try:
         yield
     except AvomniError:
         raise
-    except Exception as error:  # a damaged or foreign checkpoint fails in many ways
+    except Exception as error:  # damaged or unsupported checkpoints fail in many ways
         if type(error).__name__ == "OutOfMemoryError":
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -416,7 +419,7 @@ def _by_transformers(
     from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
     dtype = getattr(torch, choices["dtype"].value)
-    # Not as None: that would take away what a quantised checkpoint says of itself.
+    # Left out unless used: None would override the config of a quantised checkpoint.
     quantisation = {}
     if choices["quantisation"].value == "nf4":
         quantisation["quantization_config"] = BitsAndBytesConfig(
@@ -424,7 +427,7 @@ def _by_transformers(
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
-            # The name is historical; it holds for 4 bit too.
+            # Despite its name this applies to 4 bit too.
             llm_int8_skip_modules=list(kind.skip_modules),
         )
     with _in_words(p.model.base_model):
@@ -438,8 +441,8 @@ def _by_transformers(
             **quantisation,
         )
     for module in model.modules():
-        # On CPUs with AVX-512 bf16 bitsandbytes lays 4-bit weights out anew at the first answer,
-        # for a kernel without gradients: a training that asks its model midway would diverge.
+        # On CPUs with AVX-512 bf16, bitsandbytes repacks 4-bit weights at the first inference, for
+        # a kernel without gradients: a training with evaluations in between would diverge.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model, read_tokenizer(p.model.base_model, location)
@@ -465,16 +468,16 @@ def _by_unsloth(
 
 
 def quieten() -> None:
-    """Loading bars and an advice that is none: they would fill the executed notebook."""
+    """Silence loading bars and an irrelevant warning, which would clutter executed notebooks."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    # On CPUs with AVX-512 bf16 it advises a kernel from the hub; our arithmetic is float32 there.
+    # It recommends a bf16 kernel from the hub, but on CPUs we compute in float32.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def _import_unsloth_first() -> None:
-    """Import Unsloth, and say so where it comes too late to patch what is loaded already."""
+    """Import Unsloth, with a warning if libraries that it patches are already imported."""
     early = [name for name in ("trl", "transformers", "peft") if name in sys.modules]
     if early and "unsloth" not in sys.modules:
         log.warning("unsloth is imported after %s: some of its patches will miss", early)

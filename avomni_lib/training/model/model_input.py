@@ -1,7 +1,7 @@
-"""What a model sees and must answer: what an adapter is trained for, recorded and compared whole.
+"""Records everything that changes a model's input or expected answer, and compares it on use.
 
-Every parameter counts unless `NOT_SEEN` names it with the reason why not, so that a new one is
-compared until somebody decides otherwise. The fields of the cache's header likewise.
+Every parameter counts unless `NOT_SEEN` lists it with a reason, so that a new parameter is compared
+by default. The same holds for the fields of the cache's header.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from avomni_lib.training.prompt.conversation import prompt_text, videos_of
 from avomni_lib.training.targets import target_of
 from avomni_lib.training.targets.own import source_of
 
-# Why a parameter changes neither what the model sees of a window nor what it must answer.
+# Reason -> parameters that change neither the model's input nor the expected answer.
 NOT_SEEN = {
     "it names a place, or says what a machine costs": (
         *("run.name", "run.outputs_dir", "run.price_per_hour", "dataset.local_dir"),
@@ -93,12 +93,12 @@ NOT_SEEN = {
         )
     ),
 }
-# Fields of a cache's header of which the same holds: who wrote it, from what, and what is kept
-# beside the frames and poses to tell the ground truth from.
+# Fields of a cache's header for which the same holds: its generator and source, and data beside
+# frames and poses that only the ground truth needs.
 NOT_SHOWN = {"generator", "source", "decoder", "horizon_s", "align"}
 NOT_SHOWN |= {"obstacle_columns", "obstacle_labels"}
-CLIPPED = 60  # characters of a value in a message
-# A car's past for which the words of `prompt.ego_history` are recorded.
+CLIPPED = 60  # longest value in a message, in characters
+# Example of past motion, for which the text of `prompt.ego_history` is recorded.
 _PAST = Trajectory(
     t_s=np.array([-0.4, -0.2, 0.0]),
     xy_m=np.array([[-4.0, 0.5], [-2.0, 0.25], [0.0, 0.0]]),
@@ -108,36 +108,37 @@ _PAST = Trajectory(
 
 
 def parameter_names() -> list[str]:
-    """The dotted names of the parameters that change what the model sees or must answer."""
+    """Dotted names of the parameters that change the model's input or expected answer."""
     ignored = {name for names in NOT_SEEN.values() for name in names}
     return [name for name in flat(Params().values()) if name not in ignored]
 
 
 def shown(header: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a cache's header that say what a window of it looks like."""
+    """The fields of a cache's header that determine the frames of a window."""
     return {name: value for name, value in header.items() if name not in NOT_SHOWN}
 
 
 def what_the_model_sees(
     p: Params, kind: Backbone, base: str, quantisation: str, header: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """All that decides what the model sees of a window and what it must answer, as plain values.
+    """Everything that determines the model's input and the expected answer, as plain values.
 
     Args:
         kind: The backbone with the base model's numbers.
-        base: What tells the base model's weights and tokenizer from others (`model.base_digest`).
-        quantisation: How they are loaded: "nf4", "none", or "stored" as they lie on the disk.
-        header: Of the cache that is read (`Cache.header`); empty where none is at hand.
+        base: Identifies the base model's weights and tokenizer (`load.base_digest`).
+        quantisation: How the weights are loaded: "nf4", "none", or "stored" if the checkpoint is
+            quantised.
+        header: Header of the cache (`Cache.header`); empty without a cache.
     """
     about, grid = target_of(p), cameras.grid(p.vision.cameras)
     question = prompt_text(grid, about, p.processing.own_from_s)
-    prompt = None  # of a grid that cannot be cut into patches, so that all differences are told
+    prompt = None  # for a grid that does not divide into patches, to report all differences
     with contextlib.suppress(AvomniError):
         prompt = kind.chat(question, videos_of(p, kind))
     return {
         **{name: p.values(name)[name] for name in parameter_names()},
-        # Under the name that the key had when the first records were written. Which camera is in
-        # which cell of a grid that is no preset stands in the question and in the cache's header.
+        # The key keeps the name of the first records. The cells of a custom grid are compared by
+        # the question and the cache's header.
         "vision.camera_setup": grid.name,
         "base_digest": base,
         "quantisation": quantisation,
@@ -156,23 +157,23 @@ def what_the_model_sees(
 
 
 def older_frames(p: Params, kind: Backbone) -> dict[str, Any]:
-    """Which rows of the cache a window shows before its own frames, and how large; empty where it
-    shows none, so that records from before there was `processing.past` still hold."""
+    """Rows and scale of a window's older frames; empty without any, so that records from before
+    `processing.past` existed stay the same."""
     if not p.processing.reach:
         return {}
     return {"offsets": list(past.offsets(p, kind)), "past_scale": p.processing.past.scale}
 
 
 def refuse_other(then: Mapping[str, Any] | None, now: Mapping[str, Any], where: str) -> None:
-    """Refuse to use an adapter on what it was not trained for.
+    """Refuse to use an adapter with other inputs than it was trained with.
 
     Args:
-        then: `what_the_model_sees` of its training, as its record has it.
-        now: The same of what it is to be used on; the cache is compared where one is at hand.
+        then: `what_the_model_sees` of its training, from its record.
+        now: The same for the present use; the cache is compared if there is one.
         where: The adapter's folder.
 
     Raises:
-        AvomniError: every difference, with both values.
+        AvomniError: names every difference with both values.
     """
     if not isinstance(then, Mapping) or not then:
         raise AvomniError(
@@ -183,8 +184,8 @@ def refuse_other(then: Mapping[str, Any] | None, now: Mapping[str, Any], where: 
         )
     without = set() if now["cache"] else {"cache"}
     before, after = (
-        flat({name: value for name, value in each.items() if name not in without})
-        for each in (then, now)
+        flat({name: value for name, value in values.items() if name not in without})
+        for values in (then, now)
     )
     lines = [
         f"{name}: trained with {_words(before, after, name)}, now {_words(after, before, name)}"
@@ -193,7 +194,7 @@ def refuse_other(then: Mapping[str, Any] | None, now: Mapping[str, Any], where: 
     ]
     if lines:
         raise AvomniError(
-            "the adapter was trained with something else than it is asked about now:"
+            "the adapter was trained with other inputs than it is used with now:"
             + "".join(f"\n  - {line}" for line in lines),
             where=where,
             fix="set these parameters back to what it was trained with (and run 03_etl where the "
@@ -202,25 +203,25 @@ def refuse_other(then: Mapping[str, Any] | None, now: Mapping[str, Any], where: 
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested plain values by their dotted names."""
-    found: dict[str, Any] = {}
+    """Flatten nested plain values to dotted names."""
+    flattened: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{prefix}{name}.")
-        else:  # tuples come back from JSON as lists
-            found[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
-    return found
+            flattened |= flat(value, f"{prefix}{name}.")
+        else:  # JSON turns tuples into lists
+            flattened[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
+    return flattened
 
 
 def shortened(text: str, token: str) -> str:
-    """A text in which repetitions of `token` are counted: a prompt has thousands of them."""
+    """Replace repetitions of `token` by their count: a prompt has thousands of them."""
     return re.sub(
         f"(?:{re.escape(token)}){{2,}}", lambda run: f"{token}×{len(run[0]) // len(token)}", text
     )
 
 
 def _words(values: Mapping[str, Any], others: Mapping[str, Any], name: str) -> str:
-    """One of two values that differ; of a long text the part where they begin to."""
+    """One of two differing values as text; of a long one, the part around the first difference."""
     if name not in values:
         return "(not recorded)"
     text, other = repr(values[name]), repr(others.get(name))

@@ -1,4 +1,4 @@
-"""Where a base model lies, by the name that `model.base_model` gives it."""
+"""Resolves the location of a base model from the name in `model.base_model`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ TINY, TINY_FOLDER = "tiny", files.PROJECT_ROOT / "avomni_world" / "tiny_base" / 
 
 
 def base_location(name: str) -> str:
-    """Where it lies on this machine: the package's own folder, another folder, or a hub name."""
+    """Location on this machine: the folder of the tiny base, another folder, or a hub name."""
     if name == TINY:
         return str(TINY_FOLDER)
     folder = files.resolve(name)
@@ -16,5 +16,5 @@ def base_location(name: str) -> str:
 
 
 def base_place(name: str) -> str:
-    """Where it lies, as any machine may name it: the package's own by its folder."""
+    """Machine-independent name: the tiny base by its relative folder, others unchanged."""
     return TINY_FOLDER.relative_to(files.PROJECT_ROOT).as_posix() if name == TINY else name

@@ -1,7 +1,7 @@
-"""Private names of transformers that are used: all of them stand in this module.
+"""All uses of private names of transformers.
 
-Where a release moves one, the test that goes through `PRIVATE_NAMES` fails by that name. Imports
-nothing of transformers: Unsloth, where it is the backend, has to be imported first.
+A test checks that all `PRIVATE_NAMES` exist in the installed release. This module does not import
+transformers at its top level, because Unsloth, if it is used, has to be imported first.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-# By the class or the module that gives them to its objects.
+# Class or module that defines them -> names.
 PRIVATE_NAMES = {
     "transformers.Trainer": (
         "_prepare_inputs",
@@ -19,20 +19,20 @@ PRIVATE_NAMES = {
     ),
     "transformers.TrainingArguments": ("_n_gpu",),
     "transformers.PreTrainedConfig": ("_attn_implementation", "_commit_hash"),
-    # Of a model that was loaded.
+    # Attribute of a loaded model.
     "transformers.core_model_loading": ("_weight_conversions",),
 }
 
 
 class TrainerHooks:
-    """What transformers' Trainer calls by private names, by names of our own.
+    """Maps private methods of transformers' Trainer to public hooks.
 
-    A base that stands before the Trainer's class; whoever derives from both defines `prepare`,
-    `save`, `begin` and `load_optimizer`.
+    A mixin to be placed before the Trainer's class; the derived class defines `prepare`, `save`,
+    `begin` and `load_optimizer`.
     """
 
     def prepare(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """A batch of the loader, as the model takes it."""
+        """Convert a batch of the loader to the model's inputs."""
         raise NotImplementedError
 
     def save(self, by_transformers: Callable[[], None]) -> None:
@@ -40,11 +40,11 @@ class TrainerHooks:
         raise NotImplementedError
 
     def begin(self, max_steps: int) -> None:
-        """Called when the state is made, and read from the checkpoint where there is one."""
+        """Called after the trainer's state is created or read from a checkpoint."""
         raise NotImplementedError
 
     def load_optimizer(self, checkpoint: str | None) -> None:
-        """Read the states of the optimizer and of the schedule, where there is a checkpoint."""
+        """Load the states of optimizer and scheduler if there is a checkpoint."""
         raise NotImplementedError
 
     def on_device(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -57,20 +57,20 @@ class TrainerHooks:
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         from transformers import Trainer
 
-        # Not SFTTrainer's, which only adds a model card for the hub.
+        # Bypasses SFTTrainer's method, which only adds a model card for the hub.
         self.save(lambda: Trainer._save_checkpoint(self, model, trial))
 
     def _init_training_state(self, max_steps: int, *arguments: Any) -> Any:
-        begun = super()._init_training_state(max_steps, *arguments)  # type: ignore[misc]
+        state = super()._init_training_state(max_steps, *arguments)  # type: ignore[misc]
         self.begin(max_steps)
-        return begun
+        return state
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         self.load_optimizer(checkpoint)
 
 
 def use_one_card(arguments: Any) -> None:
-    """One process drives one card, whatever others are visible.
+    """Make a process use one card even if several are visible.
 
     transformers would wrap the model in DataParallel, which splits position_ids (axes, B, L) along
     the wrong axis.
@@ -79,18 +79,18 @@ def use_one_card(arguments: Any) -> None:
 
 
 def commit_of(config: Any) -> str | None:
-    """The hub's commit that a config was read from; None of one in a folder."""
+    """The hub commit from which a config was read; None for a config in a folder."""
     return getattr(config, "_commit_hash", None)
 
 
 def replace_attention(config: Any, old: str, new: str) -> None:
-    """Choose attention `new` where a config has chosen `old`."""
+    """Set the attention implementation to `new` if a config has `old`."""
     if config._attn_implementation == old:
         config._attn_implementation = new
 
 
 def forget_quantised_loading(model: Any) -> None:
-    """Saving takes back each step of the loading; reading a stored 4-bit weight has no way back."""
+    """Remove conversions that saving would have to reverse; that of 4-bit weights cannot be."""
     if getattr(model, "_weight_conversions", None):
         model._weight_conversions = [
             step

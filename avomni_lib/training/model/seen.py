@@ -1,8 +1,8 @@
-"""Features of pictures that were seen before: windows that overlap share most of their frames.
+"""Caches vision features: overlapping windows share most of their frames.
 
-A vision tower sees a window in pieces that know nothing of each other: pairs of frames, or squares
-of one frame (`Backbone.pieces`). What it made of the last ones is kept, and only new ones go
-through it. Pieces are compared pixel by pixel, so that nothing has to be told about clips or ticks.
+A vision tower processes a window in independent pieces: pairs of frames, or squares of one frame
+(`Backbone.pieces`). The features of recent pieces are kept, and only new pieces go through the
+tower. Pieces are compared pixel by pixel, so that the cache needs no information about clips.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 
 class Seen:
-    """Lets a loaded model's vision tower skip what it has seen; its weights must not change.
+    """Adds a feature cache to a loaded model's vision tower, whose weights must not change.
 
     Args:
         model: With or without an adapter.
         kind: Its backbone.
 
     Attributes:
-        num_frames: Frames (squares, where it is given these) that went through the tower at its
-            last call; None where the family keeps nothing.
+        num_frames: Number of frames (or squares, if it takes these) that went through the tower in
+            its last call; None if the backbone does not support caching.
     """
 
     def __init__(self, model: Any, kind: Backbone):
@@ -34,12 +34,14 @@ class Seen:
         if not kind.tower:
             return
         (tower,) = (
-            each for name, each in model.named_modules() if name.rpartition(".")[2] == kind.tower
+            module
+            for name, module in model.named_modules()
+            if name.rpartition(".")[2] == kind.tower
         )
         self._tower, tower.forward = tower.forward, self._see
 
     def _see(self, *pixels: torch.Tensor, **inputs: Any) -> Any:
-        """The tower's own output, in whose place this stands."""
+        """Replaces the tower's `forward`, with the same output."""
         import torch
         from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -56,7 +58,7 @@ class Seen:
                 is_known = torch.equal(pieces[new[name]], piece)
             else:
                 is_known = name in self._kept and torch.equal(self._kept[name][0], piece)
-            if not is_known and name in names[:place]:  # two pieces of one sum
+            if not is_known and name in names[:place]:  # different pieces with the same sum
                 return self._tower(rows, **inputs)
             if not is_known:
                 new[name] = place
@@ -66,18 +68,18 @@ class Seen:
             made, self._shape = tree_flatten(
                 self._tower(chosen, **self.kind.inputs_of(inputs, len(new)))
             )
-            parts = [[None] * len(new) if each is None else each.chunk(len(new)) for each in made]
+            parts = [[None] * len(new) if leaf is None else leaf.chunk(len(new)) for leaf in made]
             for (name, place), part in zip(new.items(), zip(*parts, strict=True), strict=True):
-                own = [each if each is None else each.clone() for each in part]
-                self._kept[name] = pieces[place].clone(), own
-        found = [self._kept[name][1] for name in names]
+                features = [leaf if leaf is None else leaf.clone() for leaf in part]
+                self._kept[name] = pieces[place].clone(), features
+        kept = [self._kept[name][1] for name in names]
         self._forget(names)
-        joined = [None if each[0] is None else torch.cat(each) for each in zip(*found, strict=True)]
+        joined = [None if leaf[0] is None else torch.cat(leaf) for leaf in zip(*kept, strict=True)]
         return tree_unflatten(joined, self._shape)
 
     def _forget(self, names: list[float]) -> None:
-        """Keep the pieces of as many windows as a patch has frames: with an odd hop the pairs of
-        frames are those of the window before the last."""
+        """Keep the pieces of as many windows as a patch has frames: with an odd hop, a window
+        shares its pairs of frames with the window before the last."""
         for name in dict.fromkeys(names):
             self._kept[name] = self._kept.pop(name)
         most = len(names) * self.kind.frames_per_patch

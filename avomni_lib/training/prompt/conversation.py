@@ -1,9 +1,8 @@
-"""Prompt, tokens and labels of a sample: what is asked, and the answer that alone bears the loss.
+"""Prompt, tokens and labels of a sample; only the answer bears the loss.
 
-Every window of a run is asked with the very same words. The camera setup and the order of the grid
-are in them; nothing that differs between windows is: no clip_id, no time of day, no place in the
-clip. `prompt.ego_history` alone adds something to them: the car's motion before the window's answer
-begins (`history`).
+Every window of a run has the same prompt. It contains the cameras and the order of the grid, but
+nothing that differs between windows: no clip_id, time of day or position in the clip. Only with
+`prompt.ego_history` a text about the car's past motion is added (`history`).
 """
 
 from __future__ import annotations
@@ -24,18 +23,17 @@ from avomni_lib.training.targets import Target
 if TYPE_CHECKING:
     import torch
 
-IGNORED = -100  # the label that bears no loss, as torch's cross entropy has it
+IGNORED = -100  # label without loss, the default of torch's cross entropy
 TEXT, VIDEO = 0, 2  # mm_token_type_ids of transformers
 
 
 def prompt_text(grid: cameras.Grid, target: Target, own_from_s: float = 0.0) -> str:
-    """The words that every window is asked with.
+    """The text of the prompt, the same for every window.
 
     Args:
-        own_from_s: s at which the frames begin that the question is about; older ones come before.
+        own_from_s: Time in the video (s) at which the frames begin that the question is about.
     """
-    labels = [cell.label if cell else "empty" for cell in grid.cells]
-    rows = [", ".join(labels[i : i + grid.cols]) for i in range(0, len(labels), grid.cols)]
+    rows = [", ".join(label or "empty" for label in row) for row in cells_of(grid)]
     shape = f"{grid.rows}x{grid.cols}"
     uneven = "A camera that is named in several cells is one picture over all of them. "
     older = (
@@ -50,7 +48,7 @@ def prompt_text(grid: cameras.Grid, target: Target, own_from_s: float = 0.0) -> 
 
 
 def frame_shape(videos: Sequence[Video]) -> tuple[int, int, int, int]:
-    """(T, H, W, 3) of a window in the cache, as large as its last video shows it."""
+    """(T, H, W, 3) of a window in the cache, at the size of its last video."""
     num_frames = sum(video.num_frames for video in videos)
     return num_frames, videos[-1].height, videos[-1].width, 3
 
@@ -62,7 +60,7 @@ def grid_size(p: Params) -> tuple[int, int]:
 
 
 def videos_of(p: Params, kind: Backbone) -> tuple[Video, ...]:
-    """What a window shows: its frames at one size, or older ones smaller before its own.
+    """The videos of a window: its frames at one size, or older ones downscaled before them.
 
     Raises:
         AvomniError: see `past.videos`.
@@ -73,20 +71,20 @@ def videos_of(p: Params, kind: Backbone) -> tuple[Video, ...]:
 
 
 def cells_of(grid: cameras.Grid) -> tuple[tuple[str | None, ...], ...]:
-    """Labels of the cameras, row by row; None is an empty cell."""
+    """Labels of the cameras, by rows; None for an empty cell."""
     labels = [cell and cell.label for cell in grid.cells]
     return tuple(tuple(labels[i : i + grid.cols]) for i in range(0, len(labels), grid.cols))
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One tokenised sample; arrays are int64 and, where nothing else is said, (L,).
+    """One tokenised sample; arrays are int64 and (L,) unless stated otherwise.
 
     Attributes:
         input_ids: Tokens of the prompt and, for training, of the answer with its end token.
-        labels: The same where the loss is borne, -100 elsewhere.
+        labels: The same for tokens with loss, -100 for the others.
         mm_token_type_ids: 2 at the video's placeholders, 0 elsewhere.
-        positions: (axes, L) or (L,), where each token stands for the rotary embedding.
+        positions: (axes, L) or (L,), positions for the rotary embedding.
     """
 
     input_ids: np.ndarray
@@ -99,18 +97,18 @@ class Sample:
 
 
 class Conversation:
-    """The conversation of one run: a prompt that is tokenised once, and the answers.
+    """The conversation of a run: a prompt that is tokenised once, and the answers.
 
     Args:
-        tokenizer: The base model's.
-        backbone: How a video stands in the text.
+        tokenizer: The base model's tokenizer.
+        backbone: Defines the chat format and the video placeholders.
         grid: Cameras and their order.
-        target: What is asked for.
-        videos: What a window shows.
-        max_seq_length: Tokens; a longer sample is refused.
+        target: The target, whose question is asked.
+        videos: The videos of a window.
+        max_seq_length: Limit of tokens; a longer sample is refused.
         own_from_s: See `prompt_text`.
-        ego_history: Whether prompts tell the car's past motion; what calls `prompt` and `sample`
-            brings the words.
+        ego_history: Whether prompts contain the car's past motion, whose text is passed to
+            `prompt` and `sample`.
 
     Raises:
         AvomniError: the tokenizer lacks the backbone's special tokens.
@@ -143,7 +141,7 @@ class Conversation:
         self._refuse_special_tokens(target.question)
         self.text = backbone.chat(words, videos)
         self.prompt_ids = self._encode(self.text)
-        # A special token stands before the words: what is in front of them is tokenised once.
+        # The words follow a special token, so that the text before them can be tokenised alone.
         place = self.text.rindex(words)
         self._head = self._encode(self.text[:place])
         self._turn = self.text[place + len(words) :]
@@ -155,24 +153,24 @@ class Conversation:
             )
 
     def prompt(self, history: str = "") -> Sample:
-        """The question alone, to generate from.
+        """The prompt without an answer, for generation.
 
         Args:
-            history: Of the car's motion, in words that follow the question's.
+            history: Text of the car's past motion, appended to the question.
 
         Raises:
-            AvomniError: longer than max_seq_length.
+            AvomniError: it is longer than max_seq_length.
         """
         ids = self._asked(history)
         return self._sample(ids, len(ids))
 
     def sample(self, answer: str, history: str = "") -> Sample:
-        """The question with its answer and end token; these alone bear the loss.
+        """The prompt with an answer and its end token; only these bear the loss.
 
-        The answer is tokenised by itself, as the model will write it after the prompt.
+        The answer is tokenised separately, as the model generates it after the prompt.
 
         Raises:
-            AvomniError: longer than max_seq_length; nothing is ever cut off.
+            AvomniError: it is longer than max_seq_length; samples are never truncated.
         """
         asked = self._asked(history)
         ids = np.concatenate([asked, self._encode(answer), [self.end_id]])
@@ -184,7 +182,7 @@ class Conversation:
         return np.concatenate([self._head, self._encode(self.words + history + self._turn)])
 
     def text_of(self, ids: Sequence[int]) -> str:
-        """Generated tokens as text; `<think>` is kept, the end of the turn and padding are not."""
+        """Generated tokens as text, with `<think>` but without end of turn and padding."""
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
     def _sample(self, ids: np.ndarray, num_prompt: int) -> Sample:
@@ -203,11 +201,11 @@ class Conversation:
         return Sample(ids, labels, types, self.backbone.positions(is_vision, self.videos))
 
     def inputs(self, frames: torch.Tensor, dtype: torch.dtype | None = None) -> dict[str, Any]:
-        """Whole windows -> the model's vision inputs, computed on the device that they are on.
+        """The model's vision inputs of whole windows, computed on the frames' device.
 
         Args:
-            frames: (B, T, H, W, 3) uint8 RGB, as the cache has them.
-            dtype: Of the pixel values; float32 if None.
+            frames: (B, T, H, W, 3) uint8 RGB, from the cache.
+            dtype: Type of the pixel values; None is float32.
         """
         return self.backbone.inputs(past.shown(frames, self.videos), dtype, self.videos)
 
@@ -217,9 +215,9 @@ class Conversation:
     def _refuse_special_tokens(self, question: str) -> None:
         added = self.tokenizer.added_tokens_decoder.values()
         special = [token.content for token in added if token.special]
-        if found := [token for token in special if token and token in question]:
+        if token := next((token for token in special if token and token in question), None):
             raise AvomniError(
-                f"the question holds {found[0]!r}, a special token of the base model: {question!r}",
+                f"the question holds {token!r}, a special token of the base model: {question!r}",
                 where="prompt.question, or the question of training.target",
                 fix="ask in plain words; the chat template's tokens are put around them",
             )
@@ -236,13 +234,13 @@ class Conversation:
 
 
 def collate(samples: Sequence[Sample], pad_id: int, side: str = "right") -> dict[str, torch.Tensor]:
-    """Samples padded to the longest, as transformers' own collators pad them.
+    """Samples padded to the longest, with an attention mask, for generation.
 
-    Training takes `padded` instead, which needs no mask.
+    Training uses `padded` instead, which needs no mask.
 
     Args:
         samples: At least one.
-        pad_id: Token of the padding.
+        pad_id: Padding token.
         side: "right" to train, "left" to generate.
 
     Returns:
@@ -264,11 +262,10 @@ def collate(samples: Sequence[Sample], pad_id: int, side: str = "right") -> dict
 
 
 def padded(samples: Sequence[Sample], pad_id: int) -> dict[str, torch.Tensor]:
-    """A row of tokens a sample, padded on the right.
+    """Samples padded on the right, one row each, for training.
 
-    No attention mask is needed: causal attention never looks back to what stands on the right. A
-    mask for 65,536 tokens would have 4.3e9 entries, and any mask at all keeps torch from its
-    fastest attention kernels.
+    No attention mask is needed, as causal attention ignores padding on the right. A mask for 65,536
+    tokens would have 4.3e9 entries, and any mask prevents torch's fastest attention kernels.
 
     Returns:
         input_ids and labels (B, L) and position_ids (axes, B, L) or (B, L), int64.

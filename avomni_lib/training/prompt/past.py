@@ -1,8 +1,8 @@
-"""Older frames before a window's own: which rows of the cache, and how they are shown smaller.
+"""Older frames before a window's own: their rows in the cache, and downscaling.
 
-`processing.past` asks for moments of the past a second. Each is as many neighbouring frames as the
-backbone joins in one patch: a vision tower that takes frames in pairs has only seen pairs that
-follow each other.
+`processing.past` sets the number of moments per second of the past. Each moment has as many
+consecutive frames as the backbone joins in one patch, because a vision tower that takes pairs of
+frames was trained on consecutive ones.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def offsets(p: Params, kind: Backbone) -> tuple[int, ...]:
-    """Rows of the older frames, counted from the window's first own one: below 0 and rising.
+    """Rows of the older frames relative to the window's first own frame: negative, ascending.
 
     Raises:
-        AvomniError: moments are so near to each other that they share frames.
+        AvomniError: moments are so close to each other that they share frames.
     """
     starts, size = p.processing.past_starts, kind.frames_per_patch
     if any(after - before < size for before, after in itertools.pairwise((*starts, 0))):
@@ -39,7 +39,7 @@ def offsets(p: Params, kind: Backbone) -> tuple[int, ...]:
 
 
 def rows(p: Params, kind: Backbone) -> tuple[int, ...]:
-    """Rows of all frames of a window, older ones first, counted from its first own one.
+    """Rows of all frames of a window relative to its first own frame, older ones first.
 
     Raises:
         AvomniError: see `offsets`.
@@ -48,12 +48,12 @@ def rows(p: Params, kind: Backbone) -> tuple[int, ...]:
 
 
 def videos(p: Params, kind: Backbone, whole: Video) -> tuple[Video, ...]:
-    """What a window shows of its grid: one video, or the past smaller and its own.
+    """The videos of a window: one, or the downscaled past and the window's own.
 
-    Times are counted from the oldest frame on.
+    Times start at the oldest frame.
 
     Args:
-        whole: The grid at its full size; its times are not looked at.
+        whole: The grid at its full size; its times are ignored.
 
     Raises:
         AvomniError: the grid does not divide by the scale, or see `offsets`.
@@ -83,7 +83,7 @@ def shown(frames: torch.Tensor, videos: Sequence[Video]) -> list[torch.Tensor]:
     """The frames of each video of a window, at its size.
 
     Args:
-        frames: (B, T, H, W, 3) uint8, as the cache has them.
+        frames: (B, T, H, W, 3) uint8, from the cache.
     """
     import torch
 
@@ -95,10 +95,10 @@ def shown(frames: torch.Tensor, videos: Sequence[Video]) -> list[torch.Tensor]:
 
 
 def smaller(frames: torch.Tensor, shrink: int) -> torch.Tensor:
-    """Means of squares of shrink × shrink pixels, a half rounded up; on the frames' device.
+    """Downscale by averaging squares of shrink × shrink pixels, rounding half up.
 
     Args:
-        frames: (B, T, H, W, 3) uint8, whose sides divide.
+        frames: (B, T, H, W, 3) uint8, with H and W divisible by `shrink`; stays on its device.
 
     Returns:
         (B, T, H / shrink, W / shrink, 3) uint8.
@@ -111,6 +111,6 @@ def smaller(frames: torch.Tensor, shrink: int) -> torch.Tensor:
     squares = frames.reshape(
         num, length, height // shrink, shrink, width // shrink, shrink, colours
     )
-    # At most 16 × 255. Sums are whole numbers: the same on every device.
+    # Sums are integers of at most 16 × 255, the same on every device.
     total = squares.sum(dim=(3, 5), dtype=torch.int16)
     return ((total + shrink**2 // 2) // shrink**2).to(torch.uint8)

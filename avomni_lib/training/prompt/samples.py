@@ -1,4 +1,4 @@
-"""The samples of a training: the cache's windows, and the words and tokens about them."""
+"""The samples of a run: windows of the cache with their prompts, answers and tokens."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from avomni_lib.training.targets import Target, target_of
 
 
 def windows_of(p: Params, split: str | None, cache: Any = None, stride: int | None = None) -> Any:
-    """The windows of a split of the run's cache that the run's target can be told of.
+    """The windows of a split of the run's cache for which the target is defined.
 
-    Those of the clips of `evaluation.protocol` are in no split.
+    Clips of `evaluation.protocol` are in no split.
 
     Args:
-        split: None takes all clips, the protocol's too.
-        cache: An open one; the run's if None.
-        stride: In place of `processing.stride`.
+        split: None takes all clips, including the protocol's.
+        cache: An open cache; None opens the run's.
+        stride: Replaces `processing.stride`.
 
     Raises:
-        AvomniError: no cache, one that was built with other parameters, or one without the other
-            road users that the target speaks of.
+        AvomniError: there is no cache, it was built with other parameters, or it lacks the other
+            road users that the target needs.
     """
     from avomni_lib.etl.cache.memmap import Cache
     from avomni_lib.etl.cache.windows import Windows
 
     asked, cache = target_of(p), cache or Cache.open(p.cache_dir)
     check_cache(p, cache)
-    found = Windows(
+    windows = Windows(
         cache,
         p.processing.sequence_length,
         p.processing.stride if stride is None else stride,
@@ -47,32 +47,33 @@ def windows_of(p: Params, split: str | None, cache: Any = None, stride: int | No
         past=past_of(p),
     )
     if split is None or not p.evaluation.protocol:
-        return found
+        return windows
     scored = set(protocol.clip_ids(p))
-    return found.only(i for i in range(len(found)) if found[i].clip_id not in scored)
+    return windows.only(i for i in range(len(windows)) if windows[i].clip_id not in scored)
 
 
 def scored_windows(p: Params, cache: Any = None) -> Any:
-    """The windows that a score is made on: of `evaluation.split`, or one a clip of the protocol's.
+    """The windows that are scored: those of `evaluation.split`, or one per clip of the protocol.
 
-    The protocol's ends nearest to its moment, half a sampling step off at most.
+    The protocol's window is the one that ends nearest to its t0, at most half a sampling interval
+    from it.
 
     Raises:
-        AvomniError: as `windows_of`; the protocol's clips cannot be told.
+        AvomniError: as `windows_of`; the protocol's clips are unknown.
     """
     asked = protocol.protocol_of(p)
     if asked is None:
         return windows_of(p, p.evaluation.split, cache)
     ids = dict.fromkeys(protocol.clip_ids(p))
-    found = windows_of(p, None, cache, stride=1)
+    windows = windows_of(p, None, cache, stride=1)
     nearest: dict[str, tuple[int, int]] = {}
-    for index in range(len(found)):
-        clip_id = found[index].clip_id
+    for index in range(len(windows)):
+        clip_id = windows[index].clip_id
         if clip_id in ids:
-            off = abs(int(found.times_us(index)[-1]) - asked.t0_us)
-            nearest[clip_id] = min(nearest.get(clip_id, (off, index)), (off, index))
+            off_us = abs(int(windows.times_us(index)[-1]) - asked.t0_us)
+            nearest[clip_id] = min(nearest.get(clip_id, (off_us, index)), (off_us, index))
     most_us = 0.5e6 / p.processing.sample_hz + 1
-    return found.only(
+    return windows.only(
         nearest[clip_id][1]
         for clip_id in ids
         if clip_id in nearest and nearest[clip_id][0] <= most_us
@@ -80,24 +81,24 @@ def scored_windows(p: Params, cache: Any = None) -> Any:
 
 
 def past_of(p: Params) -> tuple[int, ...]:
-    """Rows of the older frames that the run's windows show before their own (`past.offsets`)."""
+    """Rows of the older frames in the run's windows (`past.offsets`)."""
     return past.offsets(p, tokens.backbone_of(p)) if p.processing.reach else ()
 
 
 def check_cache(p: Params, cache: Any) -> None:
-    """Refuse a cache whose frames are others than the parameters ask for.
+    """Refuse a cache that was built with other parameters.
 
     Raises:
-        AvomniError: every field of its header that differs.
+        AvomniError: names every field of its header that differs.
     """
     from avomni_lib.etl.run.build import description
 
     wanted = model_input.flat(model_input.shown(description(p)))
-    there = model_input.flat(model_input.shown(cache.header))
+    built = model_input.flat(model_input.shown(cache.header))
     lines = [
-        f"{name}: built with {there.get(name)!r}, the parameters ask for {wanted.get(name)!r}"
-        for name in dict.fromkeys([*wanted, *there])
-        if wanted.get(name) != there.get(name)
+        f"{name}: built with {built.get(name)!r}, the parameters ask for {wanted.get(name)!r}"
+        for name in dict.fromkeys([*wanted, *built])
+        if wanted.get(name) != built.get(name)
     ]
     if lines:
         raise AvomniError(
@@ -109,7 +110,7 @@ def check_cache(p: Params, cache: Any) -> None:
 
 
 def windows_ahead(p: Params) -> Any:
-    """The windows of all splits whose next 6.4 s the cache knows, whatever the target is.
+    """The windows of all splits that have a future of 6.4 s, whatever the target.
 
     Raises:
         AvomniError: no cache.
@@ -143,7 +144,7 @@ def train_windows(p: Params) -> Any:
 
 
 def conversation_of(p: Params, tokenizer: Any, kind: Backbone) -> Conversation:
-    """The conversation that training, evaluation and live answers hold about the run's windows."""
+    """The conversation of a run, shared by training, evaluation and live answers."""
     return Conversation(
         tokenizer,
         kind,
@@ -157,43 +158,40 @@ def conversation_of(p: Params, tokenizer: Any, kind: Backbone) -> Conversation:
 
 
 def left_out(windows: Any) -> str:
-    """Which windows of the split cannot be told of, in words; nothing where none are."""
+    """The windows of the split that lack ground truth, as text; empty if there are none."""
     words = [
         (windows.num_short, "whose ego motion ends too early"),
-        (windows.num_unknown, "around which nobody labelled other road users"),
+        (windows.num_unknown, "without labels of other road users"),
     ]
     return "; ".join(f"{count:,} left out, {why}" for count, why in words if count)
 
 
 def causes_from(windows: Any, asked: Target) -> dict[str, int]:
-    """Who wrote the causes that are learned: `event` people did, `template` this program.
-
-    Empty for a target that tells no cause.
-    """
+    """Numbers of causes by origin: `event` (people) or `template`; empty without causes."""
     if not asked.scenes:
         return {}
     sources = (asked.of(windows.truth(index)).cause_from for index in range(len(windows)))
     return dict(Counter(sources))
 
 
-def sample_of(index: int, windows: Any, talk: Conversation) -> Sample:
-    """One window's question and true answer."""
-    answer = talk.target.render(windows.truth(index))
-    return talk.sample(answer, history_of(index, windows, talk))
+def sample_of(index: int, windows: Any, conversation: Conversation) -> Sample:
+    """One window's prompt with the ground-truth answer."""
+    answer = conversation.target.render(windows.truth(index))
+    return conversation.sample(answer, history_of(index, windows, conversation))
 
 
-def history_of(index: int, windows: Any, talk: Conversation) -> str:
-    """What the prompt of a window tells of the car's past motion; nothing unless it is asked to."""
-    if not talk.ego_history:
+def history_of(index: int, windows: Any, conversation: Conversation) -> str:
+    """Text of the car's past motion for a window's prompt; empty unless `ego_history` is on."""
+    if not conversation.ego_history:
         return ""
-    return history.of_window(windows, index, talk.target, talk.own_from_s)
+    return history.of_window(windows, index, conversation.target, conversation.own_from_s)
 
 
 def past_words(p: Params, past: Callable[[int], Trajectory]) -> str:
-    """The same by the run's parameters.
+    """Text of the car's past motion, by the run's parameters; empty unless `prompt.ego_history`.
 
     Args:
-        past: The motion before the window's frame of this number, 0 or -1.
+        past: Returns the motion before the window's first (0) or last (-1) frame.
     """
     if not p.prompt.ego_history:
         return ""
@@ -201,18 +199,18 @@ def past_words(p: Params, past: Callable[[int], Trajectory]) -> str:
     return history.text_of(past(history.FRAME[asked.history_ends]), asked, p.processing.own_from_s)
 
 
-def longest(windows: Any, talk: Conversation, looked_at: int = 64) -> Sample:
-    """The longest sample, or nearly: of the slowest and the fastest window, whose digits differ
-    most, and, where more than digits differ, of some more that are evenly spaced over the rest."""
+def longest(windows: Any, conversation: Conversation, looked_at: int = 64) -> Sample:
+    """The (nearly) longest sample: of the slowest and the fastest window, and, if samples differ
+    in more than digits, of `looked_at` windows that are evenly spaced by path length."""
     by_path = sorted(range(len(windows)), key=lambda index: windows.truth(index).path_m)
     chosen = {by_path[0], by_path[-1]}
-    if talk.ego_history or talk.target.horizon_s:
+    if conversation.ego_history or conversation.target.horizon_s:
         num = min(len(windows), looked_at)
         chosen |= {by_path[i * len(windows) // num] for i in range(num)}
-    return max((sample_of(index, windows, talk) for index in sorted(chosen)), key=len)
+    return max((sample_of(index, windows, conversation) for index in sorted(chosen)), key=len)
 
 
-def batch_of(indices: Sequence[int], windows: Any, talk: Conversation) -> dict[str, Any]:
-    """A batch's tokens, labels and positions, a row a window."""
-    made = [sample_of(index, windows, talk) for index in indices]
-    return padded(made, talk.tokenizer.pad_token_id)
+def batch_of(indices: Sequence[int], windows: Any, conversation: Conversation) -> dict[str, Any]:
+    """A batch's tokens, labels and positions, one row per window."""
+    made = [sample_of(index, windows, conversation) for index in indices]
+    return padded(made, conversation.tokenizer.pad_token_id)

@@ -1,4 +1,4 @@
-"""The tokens of one sample, counted without the tokenizer: vision exactly, text nearly."""
+"""Number of tokens of a sample without a tokenizer: vision exactly, text approximately."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from avomni_lib.training.prompt.conversation import prompt_text, videos_of
 from avomni_lib.training.targets import target_of
 from avomni_lib.training.targets.own import straight, usual_truth
 
-# What a tokenizer makes one token of: a word with the space before it, a digit, a run of signs or
-# of whitespace. Long or rare words fall into two.
+# Approximates one token: a word with its leading space, a digit, a run of signs or whitespace.
+# Long or rare words take two.
 _PIECE = re.compile(r" ?[A-Za-z]+|\d|[^\sA-Za-z\d]+|\s+")
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokens of one sample.
+    """Numbers of tokens of one sample.
 
     Attributes:
-        vision: What the frames take.
-        text: All others.
-        answer: Those of the text that bear the loss.
-        work: What the vision tower goes through.
+        vision: Vision tokens.
+        text: All other tokens.
+        answer: The text tokens that bear the loss.
+        work: The load of the vision tower.
     """
 
     vision: int
@@ -47,9 +47,9 @@ class Tokens:
 
 
 def backbone_of(p: Params) -> Backbone:
-    """The run's backbone, with the base model's own numbers where it lies on this disk.
+    """The run's backbone, with the numbers of the base model's config if it is on disk.
 
-    A base model on the hub is not asked: all released sizes of a family have the same numbers.
+    The hub is not queried: all released sizes of a family have the same numbers.
     """
     config = Path(place.base_location(p.model.base_model)) / "config.json"
     if not config.is_file():
@@ -58,7 +58,7 @@ def backbone_of(p: Params) -> Backbone:
 
 
 def grid_warnings(p: Params) -> list[str]:
-    """Why the base model cannot see the grid; empty where it can."""
+    """Reasons why the base model cannot take the grid; empty if it can."""
     try:
         kind = backbone_of(p)
         for video in videos_of(p, kind):

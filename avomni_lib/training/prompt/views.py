@@ -1,8 +1,7 @@
-"""Windows that show other frames: black ones, shuffled ones, one camera's alone.
+"""Windows with modified frames: black, shuffled in time, or of one camera only.
 
-What else is known of a window stays as it is, so that whatever takes windows takes these: the
-ladder asks a model about them, and a model that is trained on black ones learns what words and
-averages alone give away.
+Everything else of a window is unchanged, so views can replace windows anywhere: in rows of the
+ladder, and to train a model on black frames, which shows what can be learned without images.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from avomni_lib.etl.clip import tiling
 
 @dataclass(frozen=True)
 class View:
-    """Windows whose frames are others; everything else is asked of the windows themselves.
+    """Windows with modified frames; all other attributes are those of the windows.
 
     Attributes:
-        windows: `etl.windows.Windows`, or another view of them.
+        windows: `etl.cache.windows.Windows`, or another view.
     """
 
     windows: Any
@@ -34,7 +33,7 @@ class View:
         return self.windows[index]
 
     def __getattr__(self, name: str) -> Any:
-        # Unpickling asks before there are windows.
+        # Unpickling looks up attributes before `windows` is set.
         if name == "windows" or name.startswith("__"):
             raise AttributeError(name)
         return getattr(self.windows, name)
@@ -43,7 +42,7 @@ class View:
         """(T, H, W, 3) uint8 RGB of the view, read-only.
 
         Raises:
-            AvomniError: what the windows raise.
+            AvomniError: as the windows' method.
         """
         out = np.empty(self.windows.frame_shape, np.uint8)
         self.read_into(index, out)
@@ -54,21 +53,21 @@ class View:
         """Fill `out` (T, H, W, 3) uint8, C-contiguous, with the view of a window.
 
         Raises:
-            AvomniError: what the windows raise.
+            AvomniError: as the windows' method.
         """
         self.windows.read_into(index, out)
         self._change(index, out)
 
     def _change(self, index: int, out: np.ndarray) -> None:
-        """Make the view of what was read."""
+        """Modify the frames of a window in place."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Black(View):
-    """Every frame is black, as nothing is read of the cache's.
+    """Black frames; nothing is read from the cache.
 
-    `alike` says that all windows look the same: whoever is asked the same about them answers once.
+    `alike` means that all windows have the same frames, so that equal prompts have equal answers.
     """
 
     alike = True
@@ -84,14 +83,12 @@ class Black(View):
 
 @dataclass(frozen=True)
 class Shuffled(View):
-    """Each window's own frames in another order, which follows from seed, clip and number."""
+    """Each window's frames in another order, a function of the seed, the clip and the window."""
 
     seed: int
 
     def order(self, index: int) -> np.ndarray:
-        """(T,) int64: which frame stands at each place; never all at their own.
-
-        Every other order is as likely as the next.
+        """(T,) int64: a uniformly random permutation of the frames, except the identity.
 
         Raises:
             AvomniError: a window of one frame has no other order.
@@ -117,7 +114,7 @@ class Shuffled(View):
 
 @dataclass(frozen=True)
 class OneCamera(View):
-    """Only the tile of one camera is shown, at its place in the grid; the others are black.
+    """Only the tile of one camera is kept, at its place in the grid; the others are black.
 
     Raises:
         AvomniError: the camera is not in the grid.

@@ -1,15 +1,16 @@
-"""Why the car does what it does, told from where others are: fixed templates, filled with numbers.
+"""Causes of the car's behaviour from the positions of other road users, as filled templates.
 
-They are guesses from boxes that a machine drew, and are marked as such (`Said.cause_from`): no
-lane, no light and no sign is known. The first that holds is told:
+They are guesses from automatically labelled boxes, and marked as such (`Said.cause_from`): lanes,
+lights and signs are unknown. The first rule that holds is used:
 
-1. Someone crosses: a person, rider, stroller or animal in front, within `NEAR_M`, who goes across
-   our path at `CROSSING_MPS` or more, and is in it already or gets there before we have passed.
-2. We close in on the nearest in our path, with less than `CONTACT_S` to contact.
-3. The nearest in our path is less than `HEADWAY_S` ahead (`STANDING_GAP_M` at least).
+1. Crossing: a person, rider, stroller or animal ahead, within `NEAR_M`, moves across our path at
+   `CROSSING_MPS` or more, and is in it or will be before we have passed.
+2. Closing: less than `CONTACT_S` to contact with the nearest road user in our path.
+3. Following: the nearest road user in our path is less than `HEADWAY_S` ahead (at least
+   `STANDING_GAP_M`).
 4. `NOTHING`.
 
-`because` is said where what the car does is an answer to that, else `while`.
+The sentence has `because` if the car's behaviour is a response to the cause, else `while`.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ if TYPE_CHECKING:
 NOTHING = "Nothing on the road asks the car to react."
 MOVERS = frozenset({"person", "rider", "stroller", "animal"})
 HALF_LANE_M = 1.8
-FRONT_M = 3.8  # from the rig, at the rear axle, to the bumper of a passenger car
+FRONT_M = 3.8  # from the rig (rear axle) to the front bumper of a passenger car
 NEAR_M, CROSSING_MPS = 40.0, 0.5
 CONTACT_S, HEADWAY_S, STANDING_GAP_M = 8.0, 2.0, 8.0
 STANDING_MPS, AS_FAST_MPS = 0.3, 0.5
-BEYOND_M = 200.0  # the path goes straight on where the known future ends
+BEYOND_M = 200.0  # length of the straight extension of the path beyond the known future
 
 DOES = {
     "stop": "stops",
@@ -57,14 +58,14 @@ SPEEDING = frozenset({"gentle accelerate", "strong accelerate"})
 
 @dataclass(frozen=True)
 class Met:
-    """Another as seen from our path.
+    """Another road user, relative to our path.
 
     Attributes:
-        name: Its label in words.
+        name: Its label as text.
         mover: Whether it is one of `MOVERS`.
-        gap_m: From our bumper to its near end, along our path.
-        left_m: To the left of our path.
-        along_mps, left_mps: Its speed along our path there and to the left of it.
+        gap_m: Distance along our path from our bumper to its near end.
+        left_m: Offset to the left of our path.
+        along_mps, left_mps: Its speed along our path and to the left of it.
     """
 
     name: str
@@ -81,7 +82,7 @@ class Met:
 
 @dataclass(frozen=True)
 class _Deed:
-    """What the car does: in words, its speed (m/s) and the label along the road, if known."""
+    """The car's behaviour: as text, its speed (m/s), and the label along the road if known."""
 
     words: str
     speed_mps: float
@@ -89,27 +90,28 @@ class _Deed:
 
 
 def cause(truth: Truth) -> str:
-    """The sentence about a moment whose `truth.scene` is known.
+    """The sentence for a window whose `truth.scene` is known.
 
-    The car's path is its own next 6.4 s and goes straight on from there; straight ahead where the
-    future is not known.
+    The car's path is that of the next 6.4 s with a straight extension, or straight ahead if the
+    future is unknown.
     """
     deed = _deed(truth)
     if deed.along == "reverse":
         return NOTHING
     path = path_of(truth)
-    ahead = sorted(_ahead(truth.scene.others, path), key=lambda seen: seen.gap_m)
+    seen = [other for other in (met(other, path) for other in truth.scene.others) if other]
+    ahead = sorted(seen, key=lambda other: other.gap_m)
     crossing = next((seen for seen in ahead if _crosses(seen, deed.speed_mps)), None)
     if crossing:
         side = "left" if crossing.left_mps < 0 else "right"
-        what = f"the {crossing.name} {_metres(crossing)} ahead crosses from the {side}"
+        what = f"the {crossing.name} {crossing.gap_m:.0f} m ahead crosses from the {side}"
         return _joined(deed, deed.along in SLOWING, what)
     lead = next((seen for seen in ahead if seen.in_lane), None)
     return (lead and _behind(lead, deed)) or NOTHING
 
 
 def path_of(truth: Truth) -> np.ndarray:
-    """(K, 2) float64, metres in the rig's frame: the corners of the car's path from now on."""
+    """(K, 2) float64, metres in the rig's frame: vertices of the car's future path."""
     corners, heading = np.zeros((1, 2)), 0.0
     if truth.future is not None:
         corners = np.vstack([corners, truth.future.xy_m])
@@ -119,10 +121,10 @@ def path_of(truth: Truth) -> np.ndarray:
 
 
 def met(other: Other, path: np.ndarray) -> Met | None:
-    """Another as seen from a path (K, 2); None where its middle lies behind the path's start."""
+    """A road user relative to a path (K, 2); None if its centre is behind the path's start."""
     steps = np.diff(path, axis=0)
     lengths = np.linalg.norm(steps, axis=1)
-    # What is shorter than a centimetre tells no direction: a car that stands, not one that creeps.
+    # Steps below a centimetre have no direction: the car stands.
     long = lengths > 0.01
     starts, steps, lengths = path[:-1][long], steps[long], lengths[long]
     ways = steps / lengths[:, None]
@@ -144,10 +146,6 @@ def met(other: Other, path: np.ndarray) -> Met | None:
     )
 
 
-def _ahead(others: tuple[Other, ...], path: np.ndarray) -> list[Met]:
-    return [seen for other in others if (seen := met(other, path))]
-
-
 def _reach(other: Other, way: np.ndarray) -> float:
     """Half of a box's extent along a direction."""
     turned = other.yaw_rad - np.arctan2(way[1], way[0])
@@ -159,16 +157,16 @@ def _crosses(seen: Met, speed_mps: float) -> bool:
         return False
     if seen.in_lane:
         return True
-    # Before we are there; one that stands waits for whoever comes within the time to contact.
+    # Whether it enters our path before we get there; a standing car counts `CONTACT_S`.
     until_s = min(seen.gap_m / max(speed_mps, STANDING_MPS), CONTACT_S)
     comes = -seen.left_mps * np.sign(seen.left_m)
     return comes > 0 and (abs(seen.left_m) - HALF_LANE_M) / comes <= until_s
 
 
 def _behind(lead: Met, deed: _Deed) -> str | None:
-    """What the nearest in our lane gives to say; None where it is too far off to matter."""
+    """The sentence about the nearest road user in our lane; None if it is too far away."""
     closing = deed.speed_mps - lead.along_mps
-    who = f"the {lead.name} {_metres(lead)} ahead"
+    who = f"the {lead.name} {lead.gap_m:.0f} m ahead"
     stands = abs(lead.along_mps) <= STANDING_MPS
     if closing > AS_FAST_MPS and lead.gap_m < closing * CONTACT_S:
         seconds = max(round(lead.gap_m / closing), 1)
@@ -196,10 +194,6 @@ def _deed(truth: Truth) -> _Deed:
 
 def _joined(deed: _Deed, answers: bool, what: str) -> str:
     return f"The car {deed.words} {'because' if answers else 'while'} {what}."
-
-
-def _metres(seen: Met) -> str:
-    return f"{seen.gap_m:.0f} m"
 
 
 def _cross(way: np.ndarray, vector: np.ndarray) -> float:

@@ -1,8 +1,7 @@
-"""`coc_v1`: one sentence of cause and effect, what the car does and why.
+"""`coc_v1` (chain of causation): one sentence that states what the car does and why.
 
-A sentence is a line of printable ASCII without `<`, `>` and `|`, so that it can neither end a turn
-nor close an envelope. Its only full stop ends it: no beginning of a sentence is a sentence, and an
-answer that was cut off is known as such.
+A sentence is a line of printable ASCII without `<`, `>` and `|`, so that it contains no special
+token or tag. Its only full stop is at its end, so that a truncated answer never matches.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _WORD = re.compile(r"[a-z0-9]+(?:[,.'][a-z0-9]+)*")
 def said_of(truth: Truth) -> Said:
     if truth.scene is None:
         raise AvomniError(
-            "the cache does not hold who else was on the road, so no cause can be told",
+            "the cache has no other road users, so no cause can be given",
             where="processing.obstacles",
             fix="set processing.obstacles: true and run 03_etl again",
         )
@@ -44,11 +43,11 @@ def said_of(truth: Truth) -> Said:
 
 
 def sentence(text: str) -> str:
-    """A text as a sentence of this form; empty where the text holds no word.
+    """Convert text to a sentence of this form; empty if it has no word.
 
-    Whitespace becomes single spaces, typographic signs and accents become ASCII, other writing is
-    dropped. Several sentences are joined by semicolons, a decimal point becomes a comma, other full
-    stops within go. What is too long ends at a word.
+    Whitespace is collapsed, typographic signs and accents become ASCII, other scripts are dropped.
+    Several sentences are joined by semicolons, decimal points become commas, other inner full stops
+    are removed. Text that is too long is cut at a word.
     """
     text = unicodedata.normalize("NFKD", text).translate(_TYPOGRAPHIC)
     text = text.encode("ascii", "ignore").decode()
@@ -78,14 +77,14 @@ def parse(text: str) -> Said | None:
 
 
 def lenient(text: str) -> Said | None:
-    """All up to the last end of a sentence, after `Cause:` where that stands, in this form."""
+    """The text up to its last sentence end, after `Cause:` if present, converted to this form."""
     for token in END_TOKENS:
         text = text.replace(token, " ")
     title = _TITLE.search(text)
     ends = list(re.finditer(r"[.!?](?=\W|$)", text))
     text = text[title.end() if title else 0 : ends[-1].end() if ends else 0]
-    found = sentence(re.sub(r"</?think>", " ", text))
-    return Said(cause=found) if found else None
+    cause = sentence(re.sub(r"</?think>", " ", text))
+    return Said(cause=cause) if cause else None
 
 
 def error(said: Said, true: Said) -> float:
@@ -93,11 +92,11 @@ def error(said: Said, true: Said) -> float:
 
 
 def word_f1(said: str, true: str) -> float:
-    """How far two sentences hold the same words: 0 none, 1 all, as often as each stands there.
+    """F1 of the words of two sentences, 0 to 1, with multiplicity and in any order.
 
-    The harmonic mean of precision and recall over words, in any order; SQuAD's F1 (Rajpurkar et
-    al., 2016, arXiv:1606.05250) without its leaving out of articles. Case and punctuation do not
-    count. Two sentences without a word are the same.
+    The harmonic mean of precision and recall over words: SQuAD's F1 (Rajpurkar et al., 2016,
+    arXiv:1606.05250), but articles count. Case and punctuation are ignored. The F1 of two sentences
+    without words is 1.
     """
     one, other = Counter(_words(said)), Counter(_words(true))
     if not one or not other:

@@ -1,4 +1,4 @@
-"""The best that can be said of every window alike: the constants of the training windows."""
+"""Constant predictions: mean and median of the training windows' targets."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ WORDS = ("along", "across", "cause")
 
 
 def constants(true: Iterable[Said]) -> dict[str, Said]:
-    """Mean and median of what is true of the training windows; the median has the least MAE.
+    """`mean` and `median` of the training windows' targets; the median minimises the MAE.
 
-    Waypoints are taken number by number. Of words the most frequent stand in both, of equals the
-    first that comes.
+    Waypoints are averaged per coordinate. Both contain the most frequent words, ties broken by
+    first occurrence.
 
     Args:
-        true: Of each training window; never of one of a held-out clip.
+        true: Ground truth of each training window, and of no held-out clip.
 
     Raises:
         AvomniError: there are no training windows.
@@ -35,19 +35,19 @@ def constants(true: Iterable[Said]) -> dict[str, Said]:
         )
     words = {name: _most_frequent([getattr(said, name) for said in saids]) for name in WORDS}
     return {
-        name: Said(**{key: _of(middle, key, saids) for key in NUMBERS}, **words)
-        for name, middle in (("mean", np.mean), ("median", np.median))
+        name: Said(**{key: _average(average, key, saids) for key in NUMBERS}, **words)
+        for name, average in (("mean", np.mean), ("median", np.median))
     }
 
 
-def _of(middle, name: str, saids: list[Said]):
+def _average(average, name: str, saids: list[Said]):
     values = [getattr(said, name) for said in saids]
     if any(value is None for value in values):
         return None
-    found = middle(np.array(values, dtype=np.float64), axis=0)
-    if found.ndim == 2:
-        return tuple(map(tuple, found.tolist()))
-    return float(found) if found.ndim == 0 else tuple(found.tolist())
+    constant = average(np.array(values, dtype=np.float64), axis=0)
+    if constant.ndim == 2:
+        return tuple(map(tuple, constant.tolist()))
+    return float(constant) if constant.ndim == 0 else tuple(constant.tolist())
 
 
 def _most_frequent(values: list[str | None]) -> str | None:

@@ -1,4 +1,4 @@
-"""What every target is: what it says about a window, how that is written, and how it is read."""
+"""Base of all targets: the content of an answer, and how it is written and parsed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from avomni_lib.etl.cache.windows import Truth
 
-# What a target's figure is called, and its unit.
+# Figure of a target -> its description and unit.
 FIGURES = {
     "speed_mae_mps": ("speed error", "m/s"),
     "ade_m": ("average distance to the true path", "m"),
@@ -19,30 +19,30 @@ FIGURES = {
 
 
 def figure_in_words(figure: str) -> tuple[str, str]:
-    """What a target's figure is called, and its unit; of a user's own target it has none."""
+    """Description and unit of a target's figure; that of a user's own target has no unit."""
     return FIGURES.get(figure, (f"error of {figure.removesuffix('_mae')}", ""))
 
 
-# What may stand around an answer that a model wrote: the ends of a turn and padding.
+# Tokens that may surround a generated answer: end of turn and padding.
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 
 
 @dataclass(frozen=True)
 class Said:
-    """What an answer says about a window, or what is true of it; None where it says nothing.
+    """The content of an answer or of the ground truth; parts that are missing are None.
 
     Attributes:
-        speed_mps: Average speed over the window: length of the path driven over the duration.
+        speed_mps: Average speed over the window: path length divided by duration.
         displacement_m: Length of the path driven in the window.
-        action_m: The same length as the action line repeats it, with one digit.
-        waypoints_m: 16 pairs (x forward, y left): the next 6.4 s, 0.4 s apart, seen from the rig
-            at the last frame.
+        action_m: The same length as repeated in the action line, with one decimal.
+        waypoints_m: 16 pairs (x forward, y left) for the next 6.4 s, 0.4 s apart, in the rig's
+            frame at the last frame.
         along: The manoeuvre of the next 3 s along the road.
         across: The same across it.
-        cause: A sentence: why the car does what it does.
-        cause_from: Of what is true: `event` (written by people) or `template` (made from where
-            others are). An answer does not tell it.
-        numbers: Those of a target of the user's own, in the order of `Target.numbers`.
+        cause: A sentence that explains the car's behaviour.
+        cause_from: Origin of a ground-truth cause: `event` (written by people) or `template`
+            (generated from the positions of others). None in an answer.
+        numbers: The numbers of a user's own target, in the order of `Target.numbers`.
     """
 
     speed_mps: float | None = None
@@ -61,22 +61,22 @@ class Target:
     """A versioned form of answer.
 
     Attributes:
-        name: As in `training.target`; a change of form is a new name.
-        question: What the prompt asks for, in words.
-        figure: Name of the held-out figure that `error` averages to, with its unit.
-        of: Truth of a window -> what there is to say, unrounded.
-        write: What there is to say -> the text that the model must say.
-        parse: Text -> what it says; None unless the text has the full form, to the letter.
-        lenient: The same of a text that has not the full form: other spaces, cases and words
-            around; None where a part of the answer cannot be found.
-        error: Said, true -> how far off, in the unit of `figure`; 0 is right.
-        pattern: Regular expression (of Python's `re`, no look-around, no back reference) that
-            matches the full form and nothing else, for constrained decoding.
-        horizon_s: Seconds of ego motion past the last frame that the truth needs.
-        history_ends: Frame at which the history that a prompt may tell ends: `first` where the
-            answer is about the window itself, which a later history would hold, else `last`.
+        name: As in `training.target`; a change of the form needs a new name.
+        question: The question of the prompt.
+        figure: Name of the held-out figure (with its unit) that is the mean of `error`.
+        of: Truth of a window -> content of the target, unrounded.
+        write: Content -> text that the model must generate.
+        parse: Text -> content; None unless the text has exactly the target's form.
+        lenient: Text -> content, tolerating other spaces, case and surrounding words; None if a
+            part is missing.
+        error: Prediction, ground truth -> error in the unit of `figure`; 0 is correct.
+        pattern: Regular expression (Python's `re`, without look-around and back references) that
+            matches exactly the target's form, for constrained decoding.
+        horizon_s: Seconds of egomotion after the last frame that the truth needs.
+        history_ends: Frame at which the motion history in a prompt ends: `first` if the answer is
+            about the window itself, which a later history would reveal, else `last`.
         scenes: Whether the truth needs other road users.
-        numbers: Names of the numbers that a target of the user's own says; empty of a built-in one.
+        numbers: Names of the numbers of a user's own target; empty for a built-in one.
     """
 
     name: str
@@ -94,16 +94,16 @@ class Target:
     numbers: tuple[str, ...] = ()
 
     def render(self, truth: Truth | Any) -> str:
-        """The text that the model must say about a window."""
+        """The text that the model must generate for a window."""
         return self.write(self.of(truth))
 
     def read(self, text: str) -> Said | None:
-        """What a text says: by `parse` where it has the full form, else `lenient`."""
+        """The content of a text, by `parse` if it has the exact form, else by `lenient`."""
         return self.parse(text) or self.lenient(text)
 
 
 def bare(text: str) -> str:
-    """An answer without the whitespace and end tokens around it."""
+    """An answer without surrounding whitespace and end tokens."""
     text = text.strip()
     while cut := next((token for token in END_TOKENS if text.endswith(token)), None):
         text = text.removesuffix(cut).rstrip()

@@ -1,4 +1,4 @@
-"""`full_v1`: all that the other targets say in one envelope, the summary's lines first."""
+"""`full_v1`: all other targets in one answer, the summary first."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from avomni_lib.training.targets.summary import SUMMARY_V1
 if TYPE_CHECKING:
     from avomni_lib.etl.cache.windows import Truth
 
+PARTS = (SUMMARY_V1, META_V1, FUTURE_V1, COC_V1)
 CAUSE = "Cause: "
 PATTERN = "\n".join(
     [SUMMARY_V1.pattern, META_V1.pattern, FUTURE_V1.pattern, CAUSE + COC_V1.pattern]
@@ -25,18 +26,18 @@ _TITLE = re.compile(r"\bcause\s*:", re.ASCII | re.IGNORECASE)
 
 
 def said_of(truth: Truth) -> Said:
-    return _together(*(each.of(truth) for each in (SUMMARY_V1, META_V1, FUTURE_V1, COC_V1)))
+    return _merged(*(part.of(truth) for part in PARTS))
 
 
 def write(said: Said) -> str:
-    parts = [each.write(said) for each in (SUMMARY_V1, META_V1, FUTURE_V1)]
+    parts = [part.write(said) for part in PARTS[:3]]
     return "\n".join([*parts, CAUSE + COC_V1.write(said)])
 
 
 def summary_of(text: str) -> str | None:
-    """The lines of `summary_v1` within a text, byte for byte, which its own `parse` reads."""
-    found = _SUMMARY.search(text)
-    return found[0] if found else None
+    """The lines of `summary_v1` within a text, byte for byte."""
+    match = _SUMMARY.search(text)
+    return match[0] if match else None
 
 
 def parse(text: str) -> Said | None:
@@ -44,7 +45,7 @@ def parse(text: str) -> Said | None:
     if not _STRICT.fullmatch(text):
         return None
     summary, meta, future, cause = text.rsplit("\n", 3)
-    return _together(
+    return _merged(
         SUMMARY_V1.parse(summary),
         META_V1.parse(meta),
         FUTURE_V1.parse(future),
@@ -53,17 +54,16 @@ def parse(text: str) -> Said | None:
 
 
 def lenient(text: str) -> Said | None:
-    """What the other targets read, the cause after its title and the rest before it."""
+    """Read the cause after its title, and the other targets before it."""
     title = _TITLE.search(text)
     if not title:
         return None
     before, cause = text[: title.start()], text[title.end() :]
-    parts = [each.read(before) for each in (SUMMARY_V1, META_V1, FUTURE_V1)]
-    parts.append(COC_V1.read(cause))
-    return _together(*parts) if all(parts) else None
+    parts = [*(part.read(before) for part in PARTS[:3]), COC_V1.read(cause)]
+    return _merged(*parts) if all(parts) else None
 
 
-def _together(summary: Said, meta: Said, future: Said, cause: Said) -> Said:
+def _merged(summary: Said, meta: Said, future: Said, cause: Said) -> Said:
     return replace(
         summary,
         along=meta.along,
@@ -76,7 +76,7 @@ def _together(summary: Said, meta: Said, future: Said, cause: Said) -> Said:
 
 FULL_V1 = Target(
     name="full_v1",
-    question=" ".join(each.question for each in (SUMMARY_V1, META_V1, FUTURE_V1, COC_V1)),
+    question=" ".join(part.question for part in PARTS),
     figure=SUMMARY_V1.figure,
     of=said_of,
     write=write,
@@ -85,7 +85,7 @@ FULL_V1 = Target(
     error=SUMMARY_V1.error,
     pattern=PATTERN,
     horizon_s=FUTURE_V1.horizon_s,
-    # It holds the summary, which a history up to the last frame would tell.
+    # The answer contains the summary, which a history up to the last frame would reveal.
     history_ends=SUMMARY_V1.history_ends,
     scenes=True,
 )

@@ -1,4 +1,4 @@
-"""`future_v1`: where the car will be in the next 6.4 s, as 16 waypoints 0.4 s apart."""
+"""`future_v1`: the car's positions in the next 6.4 s, as 16 waypoints 0.4 s apart."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 NUM_WAYPOINTS = 16
 STEPS_APART = FUTURE_STEPS // NUM_WAYPOINTS
-LIMIT_M = 1e4  # what is this far off in 6.4 s is no car; a number has four digits before its point
+LIMIT_M = 1e4  # no car gets this far in 6.4 s; numbers have at most four digits before the point
 
 _WHOLE = r"(?:0|[1-9][0-9]{0,3})"
-# Each number in one way only: no -0.00, no leading zeros.
+# A unique form of each number: no -0.00, no leading zeros.
 _NUMBER = (
     rf"(?:{_WHOLE}\.[0-9][0-9]"
     r"|-(?:[1-9][0-9]{0,3}\.[0-9][0-9]|0\.[1-9][0-9]|0\.0[1-9]))"
@@ -27,14 +27,14 @@ _NUMBER = (
 PATTERN = rf"Waypoints:(?: \({_NUMBER},{_NUMBER}\)){{{NUM_WAYPOINTS}}}"
 _STRICT = re.compile(PATTERN)
 _ANY_NUMBER = r"([+-]?[0-9]{1,4}(?:\.[0-9]{1,9})?)\s*m?"
-# Pairs in any brackets; what is cut off has none at its end.
+# Pairs in any brackets; a truncated pair has no closing one.
 _PAIR = re.compile(rf"[(\[]\s*{_ANY_NUMBER}\s*[,;]\s*{_ANY_NUMBER}\s*[)\]]", re.IGNORECASE)
 
 
 def said_of(truth: Truth) -> Said:
     if truth.future is None:
         raise AvomniError(
-            "it is not known where the car goes after this window",
+            "the car's path after this window is not known",
             fix=f"take the windows with horizon_s={FUTURE_S}",
         )
     at = truth.future.xy_m[STEPS_APART - 1 :: STEPS_APART]
@@ -44,7 +44,7 @@ def said_of(truth: Truth) -> Said:
 def write(said: Said) -> str:
     points = said.waypoints_m
     numbers = np.array(points, dtype=np.float64)
-    # What rounds up to the limit has a digit too many as well; nan is not below it.
+    # Values that round up to the limit are refused too, and NaN.
     if numbers.shape != (NUM_WAYPOINTS, 2) or not (np.abs(numbers) < LIMIT_M - 0.01).all():
         raise AvomniError(
             f"{points} are not {NUM_WAYPOINTS} places that a car can reach in {FUTURE_S} s",
@@ -59,13 +59,13 @@ def parse(text: str) -> Said | None:
 
 
 def lenient(text: str) -> Said | None:
-    """The first 16 pairs of numbers in brackets, as x and y."""
+    """The first 16 bracketed pairs of numbers, as x and y."""
     pairs = _PAIR.findall(text)
     return _said(pairs[:NUM_WAYPOINTS]) if len(pairs) >= NUM_WAYPOINTS else None
 
 
 def error(said: Said, true: Said) -> float:
-    """Mean distance (m) over the 64 points that both say; the average displacement error, ADE."""
+    """Average displacement error (ADE): mean distance (m) of the two paths over 64 points."""
     apart = at_10hz(said.waypoints_m) - at_10hz(true.waypoints_m)
     return float(np.linalg.norm(apart, axis=1).mean())
 
@@ -73,9 +73,8 @@ def error(said: Said, true: Said) -> float:
 def at_10hz(waypoints_m: tuple[tuple[float, float], ...] | np.ndarray) -> np.ndarray:
     """(64, 2) float64: the path every 0.1 s, from 0.1 to 6.4 s.
 
-    On straight lines from waypoint to waypoint, in equal steps, the first line from (0, 0) at the
-    last frame. Every figure of the future rests on this and not on a smoother curve, so that nobody
-    has to guess what lies between two numbers.
+    Linear interpolation between the waypoints, starting from (0, 0) at the last frame. All figures
+    of the future use it, so that they can be reproduced without knowing a smoother curve.
 
     Args:
         waypoints_m: (16, 2), 0.4 to 6.4 s.

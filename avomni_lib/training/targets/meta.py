@@ -20,8 +20,8 @@ _TITLE = re.compile(r"man(?:oeu|eu)v(?:re|er)", re.ASCII | re.IGNORECASE)
 
 
 def _label(labels: tuple[str, ...]) -> re.Pattern[str]:
-    """The first of these as whole words, whatever joins a label's two."""
-    words = (re.sub(r"[ -]", r"[\\s_-]*", each) for each in labels)
+    """A pattern that finds a label as whole words, joined by spaces, hyphens or underscores."""
+    words = (re.sub(r"[ -]", r"[\\s_-]*", label) for label in labels)
     return re.compile(rf"\b({'|'.join(words)})\b", re.ASCII | re.IGNORECASE)
 
 
@@ -31,7 +31,7 @@ _LENIENT = (_label(ALONG), _label(ACROSS))
 def said_of(truth: Truth) -> Said:
     if truth.future is None:
         raise AvomniError(
-            "it is not known what the car does after this window",
+            "the car's motion after this window is not known",
             fix=f"take the windows with horizon_s={FUTURE_S}",
         )
     along, across = manoeuvre.decide(truth.future)
@@ -56,20 +56,20 @@ def parse(text: str) -> Said | None:
 
 
 def lenient(text: str) -> Said | None:
-    """The first label of each kind, after the word manoeuvre where that stands."""
+    """The first label of each kind, after the word manoeuvre if present."""
     title = _TITLE.search(text)
-    found = [label.search(text, title.end() if title else 0) for label in _LENIENT]
-    if not all(found):
+    matches = [label.search(text, title.end() if title else 0) for label in _LENIENT]
+    if not all(matches):
         return None
     along, across = (
         next(label for label in labels if _letters(label) == _letters(match[1]))
-        for labels, match in zip((ALONG, ACROSS), found, strict=True)
+        for labels, match in zip((ALONG, ACROSS), matches, strict=True)
     )
     return Said(along=along, across=across)
 
 
 def error(said: Said, true: Said) -> float:
-    """Share of the two labels that is wrong: 0, 0.5 or 1."""
+    """Share of wrong labels: 0, 0.5 or 1."""
     return ((said.along != true.along) + (said.across != true.across)) / 2
 
 
@@ -90,7 +90,7 @@ META_V1 = Target(
     lenient=lenient,
     error=error,
     pattern=PATTERN,
-    # The labels need 3 s of it; a future is known whole or not at all.
+    # The labels need 3 s of it, but a future is only available as a whole.
     horizon_s=FUTURE_S,
     history_ends="last",
 )

@@ -1,4 +1,4 @@
-"""A target that the user wrote: a question, a pattern, the numbers of a window, and their text.
+"""User-defined targets: a question, a pattern, the numbers of a window, and their text.
 
     class Kmh:
         question = "How fast does the car go, in km/h?"
@@ -10,9 +10,9 @@
         def write(self, kmh):
             return f"{kmh:.0f} km/h"
 
-`pattern` matches the whole answer and nothing else; its named groups are the numbers. `truth` is an
-`etl.cache.windows.Truth`. `horizon_s`, `history_ends` and `scenes` may be set as `form.Target` has
-them: with `horizon_s = 6.4` there is a `truth.future`, with `scenes = True` a `truth.scene`.
+`pattern` matches exactly the whole answer; its named groups are the numbers. `truth` is an
+`etl.cache.windows.Truth`. `horizon_s`, `history_ends` and `scenes` are optional, see `form.Target`:
+`horizon_s = 6.4` provides `truth.future`, `scenes = True` provides `truth.scene`.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ LONGEST_ANSWER = 4000
 
 
 def own_target(reference: str) -> Target:
-    """The target `module:attribute`, an object as above or a class that makes one.
+    """The target `module:attribute`, an object as above or its class.
 
     Raises:
-        AvomniError: it cannot be imported, lacks a part, or its answer is not what it reads.
+        AvomniError: it cannot be imported, lacks a part, or cannot read its own answer.
     """
     path = own_code.find(reference, WHERE).path
     made = own_code.load(reference, WHERE)
@@ -97,23 +97,23 @@ def own_target(reference: str) -> Target:
         scenes=bool(getattr(made, "scenes", False)),
         numbers=names,
     )
-    target.render(usual_truth())  # which a target that is wrong fails at now, not in the training
+    target.render(usual_truth())  # a wrong target fails here and not during training
     return target
 
 
 def source_of(target: Target) -> own_code.Source | None:
-    """Where a target of the user's own comes from; None of a built-in one."""
+    """The source of a user's own target; None for a built-in one."""
     return own_code.find(target.name, WHERE) if own_code.is_reference(target.name) else None
 
 
 def usual_truth() -> Truth:
-    """What there is to say of a fast window, with as many digits as most have."""
+    """Ground truth of a fast window, with a typical number of digits."""
     ahead = Other("automobile", 60.0, 0.0, 20.0, 0.0, 0.0, 4.5, 1.9)
     return Truth(7.5, 211.04, 211.04, 28.13, straight(1, 64), Scene((ahead,)))
 
 
 def straight(direction: int, steps: int) -> Trajectory:
-    """The way of a fast car that goes straight on: 1 ahead, -1 behind it."""
+    """The path of a fast car on a straight road: future (1) or past (-1)."""
     t_s = direction * np.arange(1, steps + 1)[::direction] * STEP_S
     places = np.stack([28.13 * t_s, 0.21 * t_s], axis=1)
     return Trajectory(t_s, places, np.zeros(steps), 28.13)
@@ -152,7 +152,7 @@ def _write(
 
 
 def _read(match: re.Match | None, names: tuple[str, ...]) -> Said | None:
-    """The numbers of an answer; None where a group holds none."""
+    """The numbers of an answer; None if a group is not a number."""
     if match is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""`summary_v1`: how fast the car went in the window and how far; the user's form, to the byte."""
+"""`summary_v1`: average speed and displacement in the window; the user's format, byte for byte."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from avomni_lib.training.targets.form import Said, Target, bare
 if TYPE_CHECKING:
     from avomni_lib.etl.cache.windows import Truth
 
-LIMIT = 1e7  # neither m/s nor m of a car; a number has seven digits before its point at most
+LIMIT = 1e7  # beyond any car, m/s or m; numbers have at most seven digits before the point
 _NUMBER = r"(?:0|[1-9]\d{0,6})"
 PATTERN = (
     rf"<think>\nAvg Velocity: ({_NUMBER}\.\d\d)m/s\. "
@@ -19,7 +19,7 @@ PATTERN = (
     rf"Action: Displacement of ({_NUMBER}\.\d) meters\."
 )
 _STRICT = re.compile(PATTERN, re.ASCII)
-# After a few words and signs, but no minus; what is cut off at the text's end has no unit.
+# After a few words and signs, but no minus; a truncated number has no unit.
 _ANY_NUMBER = r"[^\d.-]{0,40}(\d{1,7}(?:\.\d{1,9})?)\s*"
 _METRES = r"m(?:et(?:er|re)s?)?\b"
 _LENIENT = re.compile(
@@ -35,14 +35,14 @@ def said_of(truth: Truth) -> Said:
 
 def write(said: Said) -> str:
     speed, path = float(said.speed_mps), float(said.displacement_m)
-    # What rounds up to the limit has a digit too many as well; nan is in no range.
+    # Values that round up to the limit are refused too, and NaN.
     if not (0 <= speed < LIMIT - 0.1 and 0 <= path < LIMIT - 0.1):
         raise AvomniError(
-            f"speed {speed} m/s and path {path} m are not lengths that were driven",
+            f"speed {speed} m/s and path {path} m are out of range",
             fix="run 01_audit, it names clips with damaged ego motion",
         )
     # Each number is printed from the unrounded value: 42.149 m is 42.15 and 42.1.
-    # abs() only drops the sign of -0.0, which would be printed.
+    # abs() drops the sign of -0.0, which would be printed.
     speed, path = abs(speed), abs(path)
     return (
         f"<think>\nAvg Velocity: {speed:.2f}m/s. Total displacement: {path:.2f}m.\n</think>\n"

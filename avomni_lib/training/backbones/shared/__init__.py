@@ -1,8 +1,8 @@
-"""What several families share; each file beside this folder is one family.
+"""Code shared by the families; each file beside this folder is one family.
 
-base     the interface, and what a window shows
-size     widths, depths and weights of any model, for the estimates
-decoder  layers of language models that several families are built on, counted
-squares  a grid cut into squares, for vision towers that take nothing else
-layers   forward passes in the place of transformers' own
+base     the interface, and the videos of a window
+size     widths, depths and weights of a model, for estimates
+decoder  sizes of the decoder layers of common language models
+squares  cuts grids into squares, for vision towers that take only squares
+layers   replacements for forward passes of transformers
 """

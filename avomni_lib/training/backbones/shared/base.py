@@ -1,7 +1,7 @@
-"""What a backbone is: all that this program knows of one family of models stands in one file.
+"""The interface of backbones: everything specific to one family of models.
 
-A family is a class that derives from `Backbone`. Nothing in it loads torch before pixels are made,
-so that `plan` can count tokens and memory on any machine.
+A family is a subclass of `Backbone`. torch is only imported when pixels are processed, so that
+`plan` can count tokens and memory on any machine.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Video:
-    """The frames that a window shows at one size: one video, or older frames shown smaller first.
+    """Frames of a window that have the same size; downscaled older frames are a separate video.
 
     Attributes:
-        times_s: s of each frame, counted from the window's first frame of all; in order, but not
-            evenly spaced where older frames are sparser.
-        height, width: The grid's, px.
-        cells: Rows of the grid's cells: the label of a camera, None where a cell is empty. Empty
-            where nothing is known of them.
+        times_s: Time of each frame in s since the window's first frame; ascending, not necessarily
+            evenly spaced.
+        height, width: Size of the grid, px.
+        cells: Rows of the grid's cells: the label of a camera, or None for an empty cell. Empty if
+            unknown.
     """
 
     times_s: tuple[float, ...]
@@ -46,32 +46,32 @@ class Video:
 
 
 class Backbone(ABC):
-    """How frames and words become what one family of models takes.
+    """Converts frames and text to the inputs of one family of models.
 
     Attributes:
-        model_types: `model_type` of the configs that it can train.
-        prompt_form: Recorded beside an adapter: training and serving must agree on it.
+        model_types: `model_type` of supported configs.
+        prompt_form: Version of the prompt's format, recorded with an adapter; training and serving
+            must agree on it.
         end_of_turn: The token that ends an answer.
-        vision_token: The placeholder that stands for one vision token.
-        special_tokens: All that `chat` writes; each is one token of the tokenizer.
-        frames_per_patch: Frames in one patch: sparse older frames come in groups of so many
-            neighbours, as the vision tower has never seen frames paired that are further apart.
-        side_multiple: px; a grid's height and width are multiples of it.
-        token_px: px, side of what one vision token shows.
-        takes_token_types: `generate` is given `mm_token_type_ids`.
-        language_model: What is in the full name of each module of the language model.
-        lora_targets: How the names of the modules end that LoRA adapts unless `model.lora_targets`
-            says.
-        skip_modules: Modules that are kept out of 4 bit.
-        sixteen_bit_because: Why `model.load_in_4bit` is off unless it is set; None: it is on.
-        tower: Name of the vision tower's module, if it sees pictures in `pieces` that know nothing
-            of each other; empty: nothing that it saw is kept for the next window.
-        in_unsloth: Whether Unsloth has a path for the family.
-        adapters_in_vllm: Whether vLLM serves an adapter beside a base model of the family.
+        vision_token: The placeholder of one vision token.
+        special_tokens: All special tokens that `chat` writes; each is one token of the tokenizer.
+        frames_per_patch: Number of frames in one patch. Sparse older frames come in groups of this
+            many consecutive frames, as the vision tower was not trained on pairs further apart.
+        side_multiple: A grid's height and width must be multiples of it, px.
+        token_px: Side of the square that one vision token covers, px.
+        takes_token_types: Whether `generate` takes `mm_token_type_ids`.
+        language_model: Part of the full name of every module of the language model.
+        lora_targets: Ends of the names of modules that LoRA adapts by default.
+        skip_modules: Modules that are not quantised.
+        sixteen_bit_because: Reason why `model.load_in_4bit` is off by default; None if it is on.
+        tower: Name of the vision tower's module if it processes independent `pieces`; empty
+            disables the feature cache.
+        in_unsloth: Whether Unsloth supports the family.
+        adapters_in_vllm: Whether vLLM serves adapters for the family.
         in_llama_cpp: Whether llama.cpp's converters read the family's checkpoints.
         example: A checkpoint on the hub, for messages.
-        refused: `model_type` of a near relative that cannot be trained -> why, and what to take.
-        serving_note: What who serves the model has to know of its prompt, for the card.
+        refused: `model_type` of a related but unsupported model -> reason and alternative.
+        serving_note: Notes on the prompt for serving the model, for the card.
     """
 
     name: ClassVar[str]
@@ -107,29 +107,29 @@ class Backbone(ABC):
 
     @property
     def choices(self) -> dict[str, Choice]:
-        """What the family computes one way or another on this machine, by name."""
+        """Choices of implementation on this machine, by name."""
         return {}
 
     @classmethod
     @abstractmethod
     def from_config(cls, config: Any) -> Self:
-        """With the numbers of a model's whole config, whose `model_type` is one of `model_types`.
+        """A backbone with the numbers of a model's config, with `model_type` in `model_types`.
 
         Args:
-            config: transformers' config, or one with the same attributes read from config.json.
+            config: transformers' config, or an object with the attributes of config.json.
 
         Raises:
-            AvomniError: a number that the family cannot train with.
+            AvomniError: a number is not supported.
         """
 
     @property
     @abstractmethod
     def pixels(self) -> dict[str, Any]:
-        """How `inputs` normalises and cuts frames, for an adapter's record."""
+        """Normalisation and cutting of frames in `inputs`, for an adapter's record."""
 
     @abstractmethod
     def check(self, video: Video) -> None:
-        """Refuse a video of a shape that the family cannot see.
+        """Refuse a video of an unsupported shape.
 
         Raises:
             AvomniError: the grid does not divide into what the vision tower takes.
@@ -137,20 +137,20 @@ class Backbone(ABC):
 
     @abstractmethod
     def num_vision_tokens(self, videos: Sequence[Video]) -> int:
-        """Placeholders in the prompt of a window."""
+        """Number of placeholders in the prompt of a window."""
 
     @abstractmethod
     def chat(self, text: str, videos: Sequence[Video]) -> str:
-        """One user turn, videos first, then `text`, up to where the model's answer starts."""
+        """One user turn, the videos followed by `text`, up to the start of the model's answer."""
 
     def positions(self, is_vision: np.ndarray, videos: Sequence[Video]) -> np.ndarray:
-        """Where each token stands for the rotary embedding; here one after the other.
+        """Positions of the tokens for the rotary embedding; by default consecutive.
 
         Args:
             is_vision: (L,) bool, true at the placeholders.
 
         Returns:
-            (axes, L) int64, or (L,) where the family has one axis.
+            (axes, L) int64, or (L,) if the family has one axis.
         """
         import numpy as np
 
@@ -163,92 +163,92 @@ class Backbone(ABC):
         dtype: torch.dtype | None = None,
         videos: Sequence[Video] = (),
     ) -> dict[str, Any]:
-        """Frames -> the model's vision inputs, computed on the device that they are on.
+        """The model's vision inputs, computed on the frames' device.
 
         Args:
-            frames: (B, T, H, W, 3) uint8 RGB of each of the window's videos.
-            dtype: Of the pixel values; float32 if None. The arithmetic is float32 either way.
-            videos: What the window shows, where it matters which cells are empty.
+            frames: (B, T, H, W, 3) uint8 RGB for each of the window's videos.
+            dtype: Type of the pixel values; None is float32. Computed in float32 in any case.
+            videos: The window's videos, needed by families that skip empty cells.
         """
 
     def pieces(self, rows: torch.Tensor, inputs: Mapping[str, Any]) -> int | None:
-        """Into how many equal pieces, which it sees apart, the tower's pictures fall.
+        """Number of equal pieces that the vision tower processes independently.
 
         Args:
-            rows: What the tower is given; pieces lie one after the other along its first axis.
-            inputs: What else it is given.
+            rows: The tower's input; pieces are consecutive along its first axis.
+            inputs: Its other inputs.
 
         Returns:
-            None where they are not equal.
+            None if the pieces are not equal.
         """
         return None
 
     def frames_seen(self, rows: torch.Tensor, inputs: Mapping[str, Any]) -> int:
-        """Frames in what the tower is given, or squares where it is given these."""
+        """Number of frames in the tower's input, or of squares if it takes these."""
         return len(rows)
 
     def inputs_of(self, inputs: Mapping[str, Any], num: int) -> dict[str, Any]:
-        """What the tower is given beside `num` of the pieces."""
+        """The tower's other inputs for `num` of the pieces."""
         return dict(inputs)
 
     def prepare(self, model: Any, fuse: bool = True) -> None:
-        """What is changed about a loaded base model; its weights are not.
+        """Modify a loaded base model's forward passes, but not its weights.
 
         Args:
-            fuse: Also replace what transformers computes in many small kernels.
+            fuse: Also replace modules that transformers computes in many small kernels.
         """
         return None
 
     @classmethod
     @abstractmethod
     def size(cls, config: Mapping[str, Any]) -> ModelSize:
-        """Widths, depths and weights that a `config.json` says.
+        """Widths, depths and weights according to a `config.json`.
 
         Raises:
-            KeyError: it lacks a number.
+            KeyError: a number is missing.
         """
 
     @classmethod
     def released(cls, base_model: str) -> ModelSize | None:
-        """The size of a released model by its name on the hub; None for another.
+        """The size of a released model by its name on the hub; None if it is unknown.
 
         Raises:
-            AvomniError: by its name it is a near relative that cannot be trained.
+            AvomniError: by its name it is a related but unsupported model.
         """
         return None
 
     @abstractmethod
     def vision_work(self, videos: Sequence[Video]) -> VisionWork:
-        """What the vision tower goes through for one window."""
+        """The load of the vision tower for one window."""
 
     def processor_files(self, config: Any) -> dict[str, dict[str, Any]]:
-        """File name -> content: how servers prepare pictures, for a base model that has none."""
+        """File name -> content of preprocessor configs, for base models that lack them."""
         return {}
 
     def as_trained(self, values: dict[str, Any]) -> dict[str, Any]:
-        """A base model's own processor file, so that servers normalise as the training did."""
+        """Adapt a base model's preprocessor config so that servers normalise as in training."""
         return values
 
     def server_arguments(self, videos: Sequence[Video]) -> str:
-        """What `vllm serve` is told beside the length of a prompt, so that it takes a window."""
+        """Further arguments of `vllm serve` that a window requires."""
         return ""
 
     @abstractmethod
     def request(self, question: str, videos: Sequence[Video]) -> dict[str, Any]:
-        """What a request to vLLM holds, so that its prompt and pixels are those of the training.
+        """A request to vLLM whose prompt and pixels are those of the training.
 
-        Pictures are told apart by words in capitals that stand for their base64.
+        Names in capitals stand for base64 images.
 
         Returns:
-            `messages`, and what else the server has to be told.
+            `messages` and further fields.
         """
 
 
 def check_frames(frames: torch.Tensor) -> None:
-    """Refuse what is not (B, T, H, W, 3) uint8.
+    """Refuse frames that are not (B, T, H, W, 3) uint8.
 
     Raises:
-        AvomniError: its shape and dtype.
+        AvomniError: names their shape and dtype.
     """
     import torch
 

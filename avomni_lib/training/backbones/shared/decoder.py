@@ -1,6 +1,6 @@
-"""Layers of the language models that several families are built on, counted from a `text_config`.
+"""Sizes of the decoder layers of common language models, from a `text_config`.
 
-The classes are Qwen2's, Qwen3's and Llama's, and Qwen3's with experts.
+Supported are Qwen2, Qwen3, Qwen3 with experts, and Llama.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ KNOWN = ("qwen2", "qwen3", "qwen3_moe", "llama")
 
 
 def language(text: Mapping[str, Any], tied: bool) -> Language:
-    """The language model that a `text_config` says.
+    """The language model of a `text_config`.
 
     Args:
-        tied: Whether the head is the embedding.
+        tied: Whether the head shares the embedding's weights.
 
     Raises:
-        AvomniError: its layers are of a kind that is not known here.
+        AvomniError: the kind of its layers is not supported.
         KeyError: a number is missing.
     """
     return Language(text["hidden_size"], (block(text),), text["vocab_size"], tied)
 
 
 def block(text: Mapping[str, Any]) -> Block:
-    """The decoder layers that a `text_config` says.
+    """The decoder layers of a `text_config`.
 
     Raises:
         AvomniError, KeyError: see `language`.
@@ -52,19 +52,19 @@ def block(text: Mapping[str, Any]) -> Block:
     }
     others = 2 * hidden  # norms
     if kind in ("qwen3", "qwen3_moe"):
-        others += 2 * head  # and those of each head's queries and keys
+        others += 2 * head  # norms of queries and keys
     if kind == "qwen2":
         others += query + 2 * key  # biases
     elif text.get("attention_bias"):
         others += query + 2 * key + hidden
     inner, active = text["intermediate_size"], 0
     if kind == "qwen3_moe":
-        # The experts are two tensors a layer, which bitsandbytes leaves as they are.
+        # The experts are two tensors per layer, which bitsandbytes does not quantise.
         inner = text["moe_intermediate_size"] * text["num_experts_per_tok"]
-        each = 3 * hidden * text["moe_intermediate_size"]
+        expert = 3 * hidden * text["moe_intermediate_size"]
         router = hidden * text["num_experts"]
-        others += text["num_experts"] * each + router
-        active = text["num_experts_per_tok"] * each + router
+        others += text["num_experts"] * expert + router
+        active = text["num_experts_per_tok"] * expert + router
     else:
         linears |= mlp(hidden, inner)
     return Block(
@@ -73,7 +73,7 @@ def block(text: Mapping[str, Any]) -> Block:
 
 
 def mlp(hidden: int, inner: int) -> dict[str, tuple[int, int]]:
-    """The linear modules of a gated MLP, as `Block.linears` has them."""
+    """The linear modules of a gated MLP, see `Block.linears`."""
     return {
         "gate_proj": (hidden, inner),
         "up_proj": (hidden, inner),

@@ -1,9 +1,8 @@
-"""Forward passes in the place of transformers' own: fewer kernels, nothing kept that nobody needs.
+"""Replacements for forward passes of transformers, with fewer kernels and less memory.
 
-Weights and their names stay as they are. What it computes in many small kernels: Qwen3-VL-8B
-in NF4, sixteen windows of 896×512 px a step with gradient checkpointing, on an H200: 1.039 s a
-batch of two by transformers' own layers, 1.018 with the vision tower's attention in one call, 0.861
-with fused norms too.
+Weights and their names are unchanged. Measured with Qwen3-VL-8B in NF4, sixteen windows of 896×512
+px per step with gradient checkpointing, on an H200: 1.039 s per batch of two with transformers'
+layers, 1.018 s with the vision tower's attention in one call, 0.861 s with fused norms as well.
 """
 
 from __future__ import annotations
@@ -19,25 +18,25 @@ if TYPE_CHECKING:
     import torch
 
 CONTIGUOUS = "sdpa_contiguous"
-# Classes of transformers, which are the same but for their names.
+# Classes of transformers that differ only in their names.
 NORMS = ("Qwen3VLTextRMSNorm", "Qwen3VLMoeTextRMSNorm")
-# Of the language models under other towers, which compute the same.
+# The same norm in the language models of other families.
 LANGUAGE_NORMS = ("Qwen2RMSNorm", "Qwen3RMSNorm", "LlamaRMSNorm")
 NORMS_AROUND_ONE = ("Qwen3_5RMSNorm",)
 VISION_ATTENTION = ("Qwen3VLVisionAttention", "Qwen3VLMoeVisionAttention", "Qwen3_5VisionAttention")
 
 
 def embed_by_one_product(model: Any) -> None:
-    """Make the patch embedding one matrix product.
+    """Compute the patch embedding as one matrix product.
 
-    It is a Conv3d whose stride is its kernel. On an H200 it takes 7 to 10 times longer than the
-    product that it amounts to, and torch 2.9's 10 to 20 times.
+    It is a Conv3d whose stride equals its kernel. On an H200 the convolution takes 7 to 10 times
+    longer than the equivalent product, with torch 2.9 10 to 20 times.
     """
     _replace(model.model.visual.patch_embed, _embed)
 
 
 def fuse(model: Any) -> None:
-    """Let one kernel compute each norm, and one call each attention of the vision tower."""
+    """Compute each norm in one kernel, and each attention of the vision tower in one call."""
     for module in model.modules():
         kind = type(module).__name__
         if kind in NORMS:
@@ -49,18 +48,17 @@ def fuse(model: Any) -> None:
 
 
 def without_gradients(tower: Any) -> None:
-    """Keep a frozen vision tower out of the backward pass.
+    """Exclude a frozen vision tower from the backward pass.
 
-    Gradient checkpointing lets the outputs of input embeddings ask for gradients, and of a model of
-    several parts all parts' are asked: the tower's own patches too. Every layer of it would then be
-    kept, and computed again and backwards, for gradients that nobody takes.
+    Gradient checkpointing makes the outputs of input embeddings require gradients, in a composite
+    model those of all parts, including the tower's patches. All layers of the tower would then be
+    kept, recomputed and differentiated for gradients that are not used.
     """
     _replace(tower, _frozen)
 
 
 def keep_used(tower: Any, used: int | Sequence[int]) -> None:
-    """Let a SigLIP tower return the outputs of the layers that are used, hold no others, and stay
-    out of the backward pass.
+    """Make a SigLIP tower return only the outputs of used layers, outside the backward pass.
 
     Args:
         used: `vision_feature_layer`: 0 is the embedding, -1 the last layer's output.
@@ -70,18 +68,18 @@ def keep_used(tower: Any, used: int | Sequence[int]) -> None:
 
 
 def fuse_norms(language_model: Any) -> None:
-    """Let one kernel compute each norm of the language model, where there is one."""
+    """Compute each norm of the language model in one kernel, if the device has one."""
     for module in language_model.modules():
         if type(module).__name__ in LANGUAGE_NORMS:
             _replace(module, _normalise)
 
 
 def copy_views(model: Any) -> None:
-    """Let a model's vision tower attend to copies, where it would to views of a fused product.
+    """Make a model's vision tower attend to copies instead of views of the fused qkv product.
 
-    ROCm's kernels have been wrong on such views, and the model then sees what is not there
-    (vLLM #27744, ROCm/pytorch #3230). The copies take 66 MB of traffic a layer for two windows of
-    896×512 px in the 8B: some 30 µs.
+    ROCm's kernels gave wrong results on such views, and models hallucinated (vLLM #27744,
+    ROCm/pytorch #3230). The copies take 66 MB of traffic per layer for two windows of 896×512 px in
+    the 8B, about 30 µs.
     """
     from transformers import AttentionInterface
 
@@ -103,12 +101,12 @@ def _embed(embedding: Any, patches: torch.Tensor) -> torch.Tensor:
 
 
 def _normalise(norm: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """(…, hidden) -> the same, in its dtype; the arithmetic is float32 either way."""
+    """RMS norm of (…, hidden) in its dtype; computed in float32."""
     import torch
 
-    if hidden.device.type == "cpu":  # which has no such kernel
+    if hidden.device.type == "cpu":  # there is no such kernel
         return type(norm).forward(norm, hidden)
-    # Autocast would have it in float32, and with it all that is kept for the backward pass.
+    # Autocast would return float32, and keep float32 tensors for the backward pass.
     with torch.autocast(hidden.device.type, enabled=False):
         return torch.nn.functional.rms_norm(
             hidden, norm.weight.shape, norm.weight.to(hidden.dtype), norm.variance_epsilon
@@ -116,12 +114,12 @@ def _normalise(norm: Any, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def _normalise_around_one(norm: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """The same of a norm whose weights are what is added to one."""
+    """The same for a norm that scales by one plus its weights."""
     import torch
 
     if hidden.device.type == "cpu":
         return type(norm).forward(norm, hidden)
-    # One and weight are never added: bfloat16 would round the sum.
+    # The sum 1 + weight is avoided, as bfloat16 would round it.
     with torch.autocast(hidden.device.type, enabled=False):
         scaled = torch.nn.functional.rms_norm(hidden, norm.weight.shape, None, norm.eps)
         return torch.addcmul(scaled, scaled, norm.weight.to(hidden.dtype))
@@ -134,10 +132,10 @@ def _attend(
     position_embeddings: tuple[torch.Tensor, torch.Tensor],
     **options: Any,
 ) -> torch.Tensor:
-    """(N, hidden) patches of many pictures -> the same; each attends to its own picture.
+    """Attention of (N, hidden) patches of many images, within each image.
 
-    Where all pictures are of one size, they are a batch. The batch is of copies, not of views of
-    the fused product: ROCm's kernels have been wrong on those (vLLM #27744, ROCm/pytorch #3230).
+    Images of equal size are computed as one batch. It consists of copies, not of views of the fused
+    product, on which ROCm's kernels gave wrong results (vLLM #27744, ROCm/pytorch #3230).
     """
     from torch.nn.functional import scaled_dot_product_attention
     from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_vision
@@ -151,8 +149,8 @@ def _attend(
     fused = attention.qkv(hidden).reshape(num, 3, heads, -1).permute(1, 0, 2, 3).unbind(0)
     query, key = apply_rotary_pos_emb_vision(*fused[:2], *position_embeddings)
     by_picture = [
-        each.reshape(-1, *sizes, heads, each.shape[-1]).transpose(1, 2).contiguous()
-        for each in (query, key, fused[2])
+        tensor.reshape(-1, *sizes, heads, tensor.shape[-1]).transpose(1, 2).contiguous()
+        for tensor in (query, key, fused[2])
     ]
     seen = scaled_dot_product_attention(*by_picture, scale=attention.scaling)
     return attention.proj(seen.transpose(1, 2).reshape(num, -1))
@@ -170,14 +168,14 @@ def _used(wanted: Sequence[int], tower: Any, pixel_values: Any, **_: Any) -> Any
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
     layers = tower.encoder.layers
-    places = {each: each % (len(layers) + 1) for each in wanted}
+    places = {layer: layer % (len(layers) + 1) for layer in wanted}
     outputs: dict[int, Any] = {}
     with torch.no_grad():
         hidden = tower.embeddings(pixel_values)
         for place in range(max(places.values()) + 1):
             if place > 0:
                 hidden = layers[place - 1](hidden, attention_mask=None)
-            outputs |= {each: hidden for each, own in places.items() if own == place}
+            outputs |= {layer: hidden for layer, at in places.items() if at == place}
     return BaseModelOutputWithPooling(last_hidden_state=hidden, hidden_states=outputs)
 
 

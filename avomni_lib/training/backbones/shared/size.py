@@ -1,6 +1,6 @@
-"""Widths, depths and weights of a vision-language model, for the estimates of memory and time.
+"""Widths, depths and weights of a vision-language model, for estimates of memory and time.
 
-Any backbone's numbers fit in here; no torch. Weights are counted, not bytes.
+Works for all backbones and without torch. Numbers of weights, not bytes.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ class Block:
     """Decoder layers of one kind.
 
     Attributes:
-        count: How many of them the language model has.
-        linears: End of the name -> (width in, width out) of each linear module that 4 bit holds.
+        count: Number of such layers in the language model.
+        linears: End of the name -> (width in, width out) of each linear module that is quantised.
         query, key: Widths of the queries, and of the keys (and values), of all heads.
-        heads, shared_heads: Their numbers; a layer with linear attention has its own.
-        inner: Width inside the MLP that a token goes through (of all its experts).
-        others: Weights of a layer that stay in 16 bit: norms, biases, experts in one tensor.
-        active_others: Those of them that a token meets in a product.
+        heads, shared_heads: Numbers of query heads, and of key and value heads.
+        inner: Inner width of the MLP, or of all active experts together.
+        others: Weights of a layer that stay in 16 bit: norms, biases, experts.
+        active_others: Those of them that are multiplied with a given token.
         attends: Whether its cost grows with the square of the tokens.
     """
 
@@ -43,7 +43,7 @@ class Block:
         return sum(inside * outside for inside, outside in self.linears.values())
 
     def adapter_matrices(self, rank: int, targets: Sequence[str]) -> list[int]:
-        """Weights of each of LoRA's matrices in one layer: A and B of each adapted module."""
+        """Number of weights of each LoRA matrix in one layer: A and B of each adapted module."""
         ends = [name.rpartition(".")[2] for name in targets]
         return [rank * side for name in ends for side in self.linears.get(name, ())]
 
@@ -56,7 +56,7 @@ class Language:
         hidden: Width of a token between layers.
         blocks: Its decoder layers by kind.
         vocabulary: Rows of the embedding, and of the head.
-        tied: Whether the head is the embedding.
+        tied: Whether the head shares the embedding's weights.
     """
 
     hidden: int
@@ -70,12 +70,12 @@ class Language:
 
     @property
     def num_linears(self) -> int:
-        """Weights of the linear modules of all layers: what 4 bit holds."""
+        """Weights of the linear modules of all layers, which are quantised."""
         return sum(block.count * block.num_linears for block in self.blocks)
 
     @property
     def num_others(self) -> int:
-        """Weights of all layers that 4 bit does not hold, and of the last norm."""
+        """Weights of all layers that are not quantised, and of the last norm."""
         return sum(block.count * block.others for block in self.blocks) + self.hidden
 
     @property
@@ -89,19 +89,19 @@ class Language:
 
 @dataclass(frozen=True)
 class Vision:
-    """The vision tower and what leads from it into the language model.
+    """The vision tower and its projector into the language model.
 
     Attributes:
-        hidden, depth, heads, intermediate: Of its blocks.
-        out: Width of a vision token, the language model's.
+        hidden, depth, heads, intermediate: Sizes of its blocks.
+        out: Width of a vision token, that of the language model.
         num_tower: Weights of the patch embedding, the positions and the blocks.
-        num_mergers: Weights of what makes vision tokens of its patches.
-        values_per_patch: Numbers of a patch before it is embedded.
-        kept_layers: Of how many layers the outputs live on until the language model has run, beside
-            the last one's: as tokens of `out`.
-        rotates: Whether positions turn queries and keys, which are float32 for it; else they are
-            learned and added once.
-        held_layers: Of how many layers the outputs, as patches, live at once in the tower.
+        num_mergers: Weights of the projector from patches to vision tokens.
+        values_per_patch: Input values of a patch.
+        kept_layers: Number of layers, besides the last, whose outputs (as tokens of width `out`)
+            are kept until the language model has run.
+        rotates: Whether it has rotary positions, for which queries and keys are float32; otherwise
+            learned positions are added once.
+        held_layers: Number of layers whose outputs (as patches) the tower holds at once.
     """
 
     hidden: int
@@ -124,11 +124,11 @@ def is_stored_4bit(config: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class VisionWork:
-    """What the vision tower goes through for one window.
+    """The load of the vision tower for one window.
 
     Attributes:
-        patches: Places in the tower's sequences, class tokens among them.
-        pairs: Pairs of patches that attend to each other: the sum of squares over its pictures.
+        patches: Length of the tower's sequences, including class tokens.
+        pairs: Pairs of patches that attend to each other: the sum of squares over its images.
     """
 
     patches: int
@@ -137,7 +137,7 @@ class VisionWork:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """A model; `stored_4bit` is whether its checkpoint holds 4-bit weights already."""
+    """Sizes of a model; `stored_4bit` is whether its checkpoint has 4-bit weights."""
 
     language: Language
     vision: Vision
@@ -151,7 +151,7 @@ class ModelSize:
         return language.num_linears + language.num_others + embeddings + tower
 
     def num_adapter(self, rank: int, targets: Sequence[str]) -> int:
-        """Weights of the adapter at this rank."""
+        """Number of weights of the adapter at this rank."""
         return sum(
             block.count * sum(block.adapter_matrices(rank, targets))
             for block in self.language.blocks

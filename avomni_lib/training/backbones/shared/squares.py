@@ -1,8 +1,8 @@
-"""A grid cut into squares, for vision towers that take nothing else.
+"""Cuts grids into squares, for vision towers that take only squares.
 
-Where a camera's tile is just such a square, each camera is a picture of its own, named in words,
-and an empty cell is no picture at all. Otherwise the grid is cut as a mosaic, and a square may hold
-parts of several cameras.
+If a camera's tile is exactly one square, every camera is a separate image with its name in the
+prompt, and empty cells are skipped. Otherwise the whole grid is cut, and a square may contain parts
+of several cameras.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Square(NamedTuple):
     """A square of a grid.
 
     Attributes:
-        number: Its place, counted along the rows of squares.
-        label: Name of the one camera that it shows; None where it may show several.
+        number: Index of the square, row by row.
+        label: Name of its camera; None if it may contain several.
     """
 
     number: int
@@ -37,12 +37,12 @@ class Square(NamedTuple):
 
 @dataclass(frozen=True)
 class InSquares(Backbone):
-    """A family whose vision tower takes squares only.
+    """A family whose vision tower takes only squares.
 
     Attributes:
-        image_size: px, side of the squares.
-        patch_size: px, side of the tower's patches.
-        mean, std: Of each colour's normalisation, of values from 0 to 1.
+        image_size: Side of the squares, px.
+        patch_size: Side of the tower's patches, px.
+        mean, std: Normalisation of each colour, for values from 0 to 1.
     """
 
     image_size: int
@@ -55,7 +55,7 @@ class InSquares(Backbone):
 
     @property
     def pixels(self) -> dict[str, Any]:
-        """Mean and spread of the normalisation, of values from 0 to 1, and the square's side."""
+        """Mean and standard deviation for values from 0 to 1, and the side of the squares."""
         return {"mean": list(self.mean), "std": list(self.std), "square": self.image_size}
 
     @property
@@ -65,7 +65,7 @@ class InSquares(Backbone):
     @property
     @abstractmethod
     def patches_per_square(self) -> int:
-        """Places of a square in the tower's sequence, a class token among them."""
+        """Length of the tower's sequence for a square, including a class token."""
 
     @property
     @abstractmethod
@@ -75,7 +75,7 @@ class InSquares(Backbone):
         check(video, self.image_size)
 
     def squares_of(self, video: Video) -> tuple[Square, ...]:
-        """The squares that a frame is shown as, row by row.
+        """The squares of a frame, row by row.
 
         Raises:
             AvomniError: see `check`.
@@ -89,32 +89,34 @@ class InSquares(Backbone):
         return tuple(Square(number) for number in range(rows * cols))
 
     def num_squares(self, videos: Sequence[Video]) -> int:
-        """Pictures of a window."""
+        """Number of squares of a window."""
         return sum(video.num_frames * len(self.squares_of(video)) for video in videos)
 
     def pieces(self, rows: torch.Tensor, inputs: Mapping[str, Any]) -> int | None:
-        """Squares, each a picture of its own."""
+        """Every square is an independent image."""
         return len(rows)
 
     def vision_work(self, videos: Sequence[Video]) -> VisionWork:
-        num, each = self.num_squares(videos), self.patches_per_square
-        return VisionWork(num * each, num * each**2)
+        num, patches = self.num_squares(videos), self.patches_per_square
+        return VisionWork(num * patches, num * patches**2)
 
     def normalised(
         self, frames: Sequence[torch.Tensor], dtype: torch.dtype | None, videos: Sequence[Video]
     ) -> torch.Tensor:
-        """(B, squares, 3, image_size, image_size), in a window frame by frame; see `inputs`."""
+        """(B, squares, 3, image_size, image_size), frame by frame; see `inputs`."""
         import torch
 
-        shown = zip(frames, videos, strict=True)
-        found = [cut(each, self.image_size, self.squares_of(video)) for each, video in shown]
-        return normalise(torch.cat(found, dim=1), self.mean, self.std, dtype)
+        parts = [
+            cut(part, self.image_size, self.squares_of(video))
+            for part, video in zip(frames, videos, strict=True)
+        ]
+        return normalise(torch.cat(parts, dim=1), self.mean, self.std, dtype)
 
     def as_trained(self, values: dict[str, Any]) -> dict[str, Any]:
         return normalised_by(values, self.mean, self.std)
 
     def processor_values(self) -> dict[str, Any]:
-        """What the released preprocessor files say of pictures and of videos alike."""
+        """Values that the released preprocessor configs have for images and videos alike."""
         return {
             "size": {"height": self.image_size, "width": self.image_size},
             "image_mean": list(self.mean),
@@ -127,21 +129,21 @@ class InSquares(Backbone):
 
 
 def check(video: Video, side: int) -> None:
-    """Refuse a grid that is not made of whole squares.
+    """Refuse a grid that does not consist of whole squares.
 
     Args:
-        side: px of a square.
+        side: Side of a square, px.
 
     Raises:
-        AvomniError: a side of the grid is no multiple of it.
+        AvomniError: a side of the grid is not a multiple of `side`.
     """
     height, width = video.height, video.width
     if not height % side and not width % side and min(height, width) > 0:
         return
     rows = len(video.cells) or 1
     cols = len(video.cells[0]) if video.cells else 1
-    # The nearest sides that whole tiles and whole squares make.
-    high, wide = (_nearest(*each, side) for each in ((height, rows), (width, cols)))
+    # The nearest size that consists of whole tiles and whole squares.
+    high, wide = _nearest(height, rows, side), _nearest(width, cols, side)
     tiles = f"tile_width: {wide // cols} and tile_height: {high // rows}"
     raise AvomniError(
         f"a grid of {width}×{height} px does not divide into squares of {side} px, and the vision "
@@ -152,51 +154,49 @@ def check(video: Video, side: int) -> None:
 
 
 def _nearest(length: int, count: int, side: int) -> int:
-    """The multiple of `side` nearest to `length` that `count` tiles of whole px make."""
-    found = [
-        each for each in range(side, 2 * length + (count + 1) * side, side) if not each % count
-    ]
-    return min(found, key=lambda each: abs(each - length))
+    """The multiple of `side` nearest to `length` that divides into `count` tiles of whole px."""
+    multiples = range(side, 2 * length + (count + 1) * side, side)
+    return min((m for m in multiples if not m % count), key=lambda m: abs(m - length))
 
 
 def normalised_by(
     values: dict[str, Any], mean: Sequence[float], std: Sequence[float]
 ) -> dict[str, Any]:
-    """A processor's file with these numbers wherever it says any: for pictures, and for videos.
+    """A preprocessor config with these numbers for images and for videos.
 
-    Published checkpoints say the one right and the other by the class's default, CLIP's.
+    Published checkpoints have one of them right and the other at the class's default, CLIP's.
     """
-    own = {"image_mean": list(mean), "image_std": list(std)}
+    new = {"image_mean": list(mean), "image_std": list(std)}
     return {
-        name: normalised_by(value, mean, std) if isinstance(value, dict) else own.get(name, value)
+        name: normalised_by(value, mean, std) if isinstance(value, dict) else new.get(name, value)
         for name, value in values.items()
     }
 
 
 def cut(frames: torch.Tensor, side: int, squares: Sequence[Square] = ()) -> torch.Tensor:
-    """Frames -> their squares, frame by frame and in each row by row.
+    """Cut frames into squares, frame by frame and row by row.
 
     Args:
         frames: (B, T, H, W, 3) uint8.
-        side: px of a square.
-        squares: Those that are shown; all if empty.
+        side: Side of a square, px.
+        squares: The squares to keep; all if empty.
 
     Returns:
         (B, T·squares, 3, side, side) uint8.
 
     Raises:
-        AvomniError: not uint8 frames of that shape, or a side that does not divide.
+        AvomniError: the frames have another shape or dtype, or do not divide into squares.
     """
     check_frames(frames)
     num_windows, num_frames, height, width, _ = frames.shape
     check(Video((0.0,) * num_frames, height, width), side)
     rows, cols = height // side, width // side
-    found = frames.reshape(num_windows, num_frames, rows, side, cols, side, COLOURS)
+    parts = frames.reshape(num_windows, num_frames, rows, side, cols, side, COLOURS)
     # -> window, frame, row and column of the square, colour, y, x
-    found = found.permute(0, 1, 2, 4, 6, 3, 5).flatten(2, 3)
+    parts = parts.permute(0, 1, 2, 4, 6, 3, 5).flatten(2, 3)
     if squares and len(squares) < rows * cols:
-        found = found[:, :, [square.number for square in squares]]
-    return found.flatten(1, 2)
+        parts = parts[:, :, [square.number for square in squares]]
+    return parts.flatten(1, 2)
 
 
 def normalise(
@@ -205,19 +205,19 @@ def normalise(
     std: Sequence[float],
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """uint8 (…, 3, H, W) -> the same normalised, as transformers' processors compute it.
+    """Normalise uint8 (…, 3, H, W) as transformers' processors do.
 
     Args:
-        mean, std: Of each colour, of values from 0 to 1.
-        dtype: Of the result; float32 if None. The arithmetic is float32 either way.
+        mean, std: Normalisation of each colour, for values from 0 to 1.
+        dtype: Type of the result; None is float32. Computed in float32 in any case.
     """
     import torch
 
-    # They fold the division by 255 into both numbers, so nothing else is equal to the last bit.
+    # Like the processors, fold the division by 255 into both numbers, for bit-identical results.
     shape = (COLOURS, 1, 1)
     middle, spread = (
-        (torch.tensor(tuple(each), device=pixels.device) * LEVELS).reshape(shape)
-        for each in (mean, std)
+        (torch.tensor(tuple(numbers), device=pixels.device) * LEVELS).reshape(shape)
+        for numbers in (mean, std)
     )
     values = pixels.contiguous().float().sub_(middle).div_(spread)
     return values.to(dtype or torch.float32)
