@@ -1,5 +1,6 @@
 """Pictures: each fits a notebook, cuts nothing off, is shown once, says what its numbers say."""
 
+import io
 import itertools
 from types import SimpleNamespace
 
@@ -175,6 +176,22 @@ def test_pictures_of_clips_that_are_not_ours_bear_a_banner(tmp_path):
     assert ((foot[..., 0] > 150) & (foot[..., 1] < 80)).mean() > 0.1, "red"
     ink = marked[: -canvas.BANNER_PX].min(axis=2) < 250
     assert ink.sum() == pytest.approx((plain.min(axis=2) < 250).sum(), rel=0.2), "nothing covered"
+
+
+def test_a_banner_stands_below_the_note_of_a_picture():
+    def foot(text):
+        picture = canvas.Picture(800, 300)
+        picture.add_subplot().plot([0, 1])
+        picture.note("how to read it\nand what a dot is")
+        picture.banner(text)
+        image = np.asarray(Image.open(io.BytesIO(picture.png())).convert("RGB")).astype(int)
+        return image
+
+    marked, unmarked = foot("confidential"), foot("")
+    red = (marked[..., 0] > 150) & (marked[..., 1] < 80)
+    assert red.any()
+    ink = unmarked.min(axis=2) < 200
+    assert not ink[red.any(axis=1)].any(), "the banner's rows hold nothing else"
 
 
 def test_the_curve_is_drawn_anew_while_somebody_looks_on(monkeypatch):

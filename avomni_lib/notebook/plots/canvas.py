@@ -63,7 +63,11 @@ class Picture(Figure):
         height_px = self.get_figheight() * DPI + BANNER_PX
         share = BANNER_PX / height_px
         self.set_figheight(height_px / DPI)
-        self.get_layout_engine().set(rect=(0, share, 1, 1 - share))
+        if note := self.get_supxlabel():
+            # The layout puts a note at the foot whatever `rect` says: two empty lines lift it.
+            self.note(f"{note}\n\n")
+        else:
+            self.get_layout_engine().set(rect=(0, share, 1, 1 - share))
         look = {"fontsize": 10, "color": "white", "fontweight": "bold"}
         look["bbox"] = {"facecolor": RED, "edgecolor": RED, "pad": 3}
         self.text(0.5, share / 2, text, ha="center", va="center", **look)
