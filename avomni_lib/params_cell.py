@@ -32,7 +32,7 @@ PARAMETERS = re.compile(r"^extends: str =", re.MULTILINE)
 
 
 class _DottedNames(ast.NodeTransformer):
-    """`training.max_steps = 3` sets the key of a dict, as long as parameters are being read."""
+    """Rewrites `training.max_steps = 3` to set a key of a dict while parameters are being read."""
 
     def visit_Assign(self, node: ast.Assign) -> ast.AST:
         path = _path_of(node.targets[0]) if len(node.targets) == 1 else []
@@ -52,9 +52,9 @@ class _DottedNames(ast.NodeTransformer):
 
 
 def read_dotted_names() -> None:
-    """From here to `Params.from_notebook`, let `training.max_steps = 3` change this key alone.
+    """Let `training.max_steps = 3` change only this key until `Params.from_notebook` is called.
 
-    It is for papermill's `-p training.max_steps 3`. Outside IPython it does nothing.
+    Supports papermill's `-p training.max_steps 3`. Has no effect outside IPython.
     """
     read_plainly()
     if (shell := _shell()) is not None:
@@ -62,14 +62,17 @@ def read_dotted_names() -> None:
 
 
 def read_plainly() -> None:
-    """End what `read_dotted_names` began."""
+    """Undo `read_dotted_names`."""
     if (shell := _shell()) is not None:
-        kept = [one for one in shell.ast_transformers if not isinstance(one, _DottedNames)]
-        shell.ast_transformers[:] = kept
+        shell.ast_transformers[:] = [
+            transformer
+            for transformer in shell.ast_transformers
+            if not isinstance(transformer, _DottedNames)
+        ]
 
 
 def changed(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a parameters cell, sections in sections, that are not at their default."""
+    """The keys of a parameters cell, as nested sections, whose values are not the defaults."""
     kept: dict[str, Any] = {}
     for name, value in values.items():
         default = defaults.get(name)
@@ -85,7 +88,7 @@ def changed(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
 
 
 def injected(names: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that papermill's cell assigns, sections or not; none where it has put no cell.
+    """The values that papermill's injected cell assigns; empty without such a cell.
 
     Args:
         names: The notebook's `globals()`.
@@ -105,7 +108,7 @@ def injected(names: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def shown(names: Mapping[str, Any]) -> list[str]:
-    """Dotted names of the keys that stand in the parameters cell, as it was run last."""
+    """Dotted names of the keys in the parameters cell as it was last run."""
     cells = [cell for cell in names.get("In", ()) if PARAMETERS.search(cell)]
     cells = [cell for cell in cells if not cell.startswith(INJECTED)]
     return [
@@ -118,12 +121,12 @@ def shown(names: Mapping[str, Any]) -> list[str]:
 
 
 def command_line() -> dict[str, Any]:
-    """What the papermill command that started this kernel was given, merged key by key.
+    """The parameters given to the papermill command that started this kernel, merged key by key.
 
-    Empty where another program started it, or its files are not to be seen from here.
+    Empty if another program started the kernel, or the command's files cannot be found from here.
 
     Raises:
-        AvomniError: a file or text among it that `avomni run` would refuse, too.
+        AvomniError: one of its files or texts has mistakes.
     """
     try:
         parent = psutil.Process().parent()
@@ -172,7 +175,7 @@ def _options(words: Sequence[str]) -> argparse.Namespace | None:
 
 
 def _path_of(target: ast.AST) -> list[str]:
-    """`download.clips.hours` as its words; empty for anything else."""
+    """The parts of a dotted name such as `download.clips.hours`; empty for anything else."""
     if isinstance(target, ast.Name):
         return [target.id]
     if isinstance(target, ast.Attribute) and (before := _path_of(target.value)):

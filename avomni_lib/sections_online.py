@@ -1,4 +1,4 @@
-"""The sections about a trained model at work: before live cameras, and driving in the simulator."""
+"""The sections for using a trained model: on live cameras, and driving in a simulator."""
 
 from __future__ import annotations
 
@@ -10,20 +10,16 @@ from avomni_lib import own_code
 from avomni_lib.section import Section
 from avomni_lib.sections import PathText, Positive, PositiveFloat, ServerText
 
-# Who may drive; a `module:attribute` of the user's own besides.
+# The built-in policies; `module:attribute` names one in user code.
+# fmt: off
 POLICIES = (
-    "expert",
-    "log_replay",
-    "constant_velocity",
-    "ctra",
-    "ego_motion",
-    "blind",
-    "adapted",
+    "expert", "log_replay", "constant_velocity", "ctra", "ego_motion", "blind", "adapted",
 )
+# fmt: on
 
 
 class LiveParams(Section):
-    """Live cameras: where they are, how their frames are put together, who answers."""
+    """Live cameras: their addresses, how their frames are synchronised, which model answers."""
 
     sources: dict[str, str] | None = Field(
         None,
@@ -59,7 +55,7 @@ class LiveParams(Section):
 
 
 class DrivingParams(Section):
-    """Closed-loop driving in the rendered world: who drives, how often, in what traffic."""
+    """Closed-loop driving in the rendered world: policies, number of drives, traffic."""
 
     num_episodes: Annotated[int, Field(ge=1, le=10_000)] | None = Field(
         None,
