@@ -66,7 +66,7 @@ class AvomniError(Exception):
         return AvomniError(parts[0], **known)
 
     def __reduce__(self):
-        # Exceptions with keyword arguments do not pickle by default, but worker processes send them.
+        # Worker processes send errors, and keyword-only arguments do not pickle by default.
         return (_rebuild, (type(self), self.what, self.where, self.fix))
 
     def _render_traceback_(self) -> list[str]:
