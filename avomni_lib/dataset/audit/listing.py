@@ -193,7 +193,7 @@ class Listing:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """All files below a folder, except in hidden folders, where we and the hub client keep state."""
+    """All files below a folder, except in hidden folders, which hold state of downloads."""
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not path.relative_to(folder).parts[0].startswith("."):
             yield path

@@ -61,7 +61,7 @@ class FileScan:
         return facts
 
     def run(self, num_workers: int, limit_s: float, progress: type[Bar] = Bar) -> None:
-        """Check all files; if a worker dies or hangs, this is a finding, and the next audit retries.
+        """Check all files; a worker that dies or hangs is a finding, and the next audit retries.
 
         A check may take `limit_s`, or as long as reading the largest file from a slow disk.
         """

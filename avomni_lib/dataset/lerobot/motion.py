@@ -24,8 +24,8 @@ KMH_TO_MPS = 1 / 3.6
 GPS_SMOOTHING_S = 3.0
 # Over this span, GPS steps are at most a tenth of the distance at the lowest speed compared.
 SPAN_S, LEAST_MPS = 2.0, 3.0
-# Limits for a clip's medians: a speedometer shows at most a tenth too much (UNECE R39), a wrong unit
-# is a factor of 2 or 3.6; a heading in another convention is off by a quarter turn.
+# Limits for a clip's medians: a speedometer shows at most a tenth too much (UNECE R39), a wrong
+# unit is a factor of 2 or 3.6; a heading in another convention is off by a quarter turn.
 SPEED_SHARE, HEADING_DEG = 0.2, 20.0
 # Limits for one stretch of `SPAN_S`: beyond them the GPS fix was lost, or a wheel slips.
 STRETCH_SHARE, STRETCH_MPS = 0.3, 2.0
