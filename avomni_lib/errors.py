@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
@@ -67,7 +68,7 @@ class AvomniError(Exception):
 
     def __reduce__(self):
         # Worker processes send errors, and keyword-only arguments do not pickle by default.
-        return (_rebuild, (type(self), self.what, self.where, self.fix))
+        return functools.partial(type(self), self.what, where=self.where, fix=self.fix), ()
 
     def _render_traceback_(self) -> list[str]:
         """Called by IPython: notebooks show the message without a traceback."""
@@ -104,7 +105,3 @@ def pick(options: Mapping[str, T], name: str, kind: str, where: str) -> T:
         fix = f"choose one of {', '.join(options)}"
         raise AvomniError(f"unknown {kind} {name!r}", where=where, fix=fix)
     return options[name]
-
-
-def _rebuild(kind: type[AvomniError], what: str, where: str | None, fix: str | None) -> AvomniError:
-    return kind(what, where=where, fix=fix)

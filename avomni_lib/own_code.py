@@ -99,7 +99,8 @@ def find(reference: str, where: str) -> Source:
     module, inside = match[1], match[1].replace(".", "/") + ".py"
     installed = _installed(module)
     path = next((folder / inside for folder in _folders() if (folder / inside).is_file()), None)
-    if path and (module.split(".")[0] in sys.stdlib_module_names or _differ(path, installed)):
+    is_other = path and installed and not path.samefile(installed)
+    if path and (module.split(".")[0] in sys.stdlib_module_names or is_other):
         raise AvomniError(
             f"there is a module {module!r} already: {installed or 'of Python itself'}",
             where=f"{where}: {path}",
@@ -164,12 +165,7 @@ def in_words(path: Path, where: str, what: str) -> Iterator[None]:
 
 def guarded(call: Callable, path: Path, where: str, what: str) -> Callable:
     """Wrap a function of user code in `in_words`."""
-
-    def guarded_call(*args: Any, **kwargs: Any) -> Any:
-        with in_words(path, where, what):
-            return call(*args, **kwargs)
-
-    return guarded_call
+    return in_words(path, where, what)(call)
 
 
 def _run(source: Source, name: str, where: str) -> types.ModuleType:
@@ -207,7 +203,3 @@ def _installed(module: str) -> Path | None:
             return None
         paths = spec.submodule_search_locations
     return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
-
-
-def _differ(path: Path, installed: Path | None) -> bool:
-    return installed is not None and not path.samefile(installed)

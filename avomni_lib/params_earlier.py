@@ -35,9 +35,11 @@ def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
     for old, new in MOVED.items():
         _move(kept, old, new)
     vision = kept.get("vision")
-    if isinstance(vision, dict) and _is_flat(vision.get("cameras")):
-        # A list that is no preset is refused by the check of grids.
-        vision["cameras"] = _preset(vision["cameras"]) or vision["cameras"]
+    cameras = vision.get("cameras") if isinstance(vision, dict) else None
+    if isinstance(cameras, list | tuple) and all(isinstance(name, str) for name in cameras):
+        # A flat list that is no preset is refused by the check of grids.
+        presets = (preset for preset in grids.PRESETS if _names(preset) == set(cameras))
+        vision["cameras"] = next(presets, cameras)
     for name in DROPPED:
         section, _, key = name.partition(".")
         holder = kept.get(section)
@@ -89,18 +91,8 @@ def _move(values: dict[str, Any], old: str, new: str) -> None:
         del holder[key]
 
 
-def _is_flat(value: Any) -> bool:
-    return (
-        isinstance(value, list | tuple) and bool(value) and all(isinstance(v, str) for v in value)
-    )
-
-
 def _names(preset: str) -> set[str]:
     return {name for row in grids.PRESETS[preset] for name in row if name}
-
-
-def _preset(names: Any) -> str | None:
-    return next((preset for preset in grids.PRESETS if _names(preset) == set(names)), None)
 
 
 def _is_schema_of(value: Any, chosen: Any) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+from pyarrow.fs import LocalFileSystem
 
 from avomni_lib.dataset import calibration, cameras, checks, findings, limits, tables
 from avomni_lib.dataset.clip import Clip
@@ -130,7 +131,7 @@ def read_motion(path: Path, episode: Episode) -> tuple[dict[str, np.ndarray], li
 def _rows(path: Path, episode: Episode, columns: list[str]) -> pa.Table:
     """Rows of one episode, from the row groups that may contain it by their statistics."""
     with tables.named_errors(str(path)):
-        file = ds.ParquetFileFormat().make_fragment(str(path))
+        file = ds.ParquetFileFormat().make_fragment(str(path), LocalFileSystem())
         names = file.physical_schema.names
         if absent := [name for name in (*columns, "episode_index") if name not in names]:
             raise AvomniError(f"no column {absent[0]}")
