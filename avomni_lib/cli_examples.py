@@ -1,6 +1,6 @@
 """Examples for the `--help` of each command."""
 
-EXIT_CODES = """exit codes: 0 done, 1 something to mend (the message says what), 2 wrong use,
+EXIT_CODES = """exit codes: 0 done, 1 an error (the message says how to fix it), 2 wrong use,
 130 stopped by Ctrl-C"""
 EXAMPLES = {
     "run": """

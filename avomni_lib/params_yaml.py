@@ -43,7 +43,7 @@ class _Loader(yaml.SafeLoader):
         if self.mistakes:
             lines = "".join(f"\n  - {line}" for line in self.mistakes)
             what = f"mistakes in the YAML: {len(self.mistakes)}{lines}"
-            raise AvomniError(what, where=where, fix="mend the lines that are named")
+            raise AvomniError(what, where=where, fix="correct these lines")
 
     def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
         event = self.peek_event()
@@ -207,5 +207,5 @@ def _load(text: str, where: str) -> tuple[Any, int]:
         return loader.construct_document(node), node.end_mark.index
     except (yaml.YAMLError, RecursionError) as error:
         what = "nested too deeply" if isinstance(error, RecursionError) else error
-        fix = "mend the line that is named"
+        fix = "correct this line"
         raise AvomniError(f"not valid YAML: {what}", where=where, fix=fix) from None

@@ -29,7 +29,7 @@ VERSION = "v3."
 FILES_A_CHUNK = 1000  # `chunks_size` as lerobot writes it
 MOST_FILES = 10**6
 MAX_FPS = 1000
-MEND = "mend the file, or fetch the data set again"
+MEND = "correct the file, or fetch the data set again"
 FIELDS: dict[str, tuple[str, ...]] = {
     "data_path": ("chunk_index", "file_index"),
     "video_path": ("video_key", "chunk_index", "file_index"),

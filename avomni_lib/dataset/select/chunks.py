@@ -142,7 +142,7 @@ def _named(
             f"{len(faulty)} of {len(names)} named clips cannot be used:\n  - "
             + "\n  - ".join([*lines, *more]),
             where="download.clips.clip_ids",
-            fix="mend the names or leave the clips out, or set dataset.revision to the release "
+            fix="correct the names or leave the clips out, or set dataset.revision to the release "
             "that they are from, or choose another vision.cameras",
         )
     is_named = np.zeros(len(usable), bool)
