@@ -13,12 +13,12 @@ FREE = {"l2d": "yaak-ai"}
 
 
 class LeRobotParams(Section):
-    """What its columns and cameras mean, and whether it is fetched (`dataset.source: lerobot`)."""
+    """Columns and cameras of a LeRobot data set (`dataset.source: lerobot`), and its location."""
 
     profile: str = Field(
         "l2d",
-        description="what columns and cameras mean: l2d (yaak-ai/L2D), rig (poses as `export "
-        "--lerobot` writes them), or module:attribute of a profile of your own",
+        description="meaning of columns and cameras: l2d (yaak-ai/L2D), rig (poses as `export "
+        "--lerobot` writes them), or module:attribute of your own profile",
     )
     is_local: bool = Field(
         False,

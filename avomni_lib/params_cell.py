@@ -1,14 +1,12 @@
-"""A notebook's parameters cell, and what papermill puts below it.
+"""A notebook's parameters cell, and the cell that papermill injects below it.
 
-The cell shows the keys that matter in its notebook with the demo's values. A value that the reader
-changes is laid over the file that `extends` names; one that is left alone stays as the file has it,
-so that the cell never puts the demo's values over those of another run. What papermill injects
-always holds.
+The cell shows the keys that matter in its notebook with the demo's values. Values that a reader
+changes override the file that `extends` names; unchanged ones do not, so that the demo's values
+never override those of another run. Values injected by papermill always apply.
 
 papermill writes `training = {…}` for a section and `training.max_steps = 3` for `-p
-training.max_steps 3`, the latter of which a dict would refuse. Of several options that name a
-section it keeps the last one whole, before any kernel starts; the others are
-seen on its command line alone.
+training.max_steps 3`, which fails for a dict. Of several options for one section it keeps only the
+last one, before any kernel starts; the others can only be read from its command line.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ import psutil
 
 from avomni_lib import params_yaml
 
-# The first line of the cell that papermill adds, and what it may put there of its own.
+# The first line of papermill's injected cell, and the names that papermill itself may add there.
 INJECTED, BUILT_IN = "# Parameters\n", {"PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH"}
 PARAMETERS = re.compile(r"^extends: str =", re.MULTILINE)
 
