@@ -1,31 +1,31 @@
-"""AV-Omni: driving clips to a fine-tuned vision-language model and a score to be believed.
+"""AV-Omni: from driving clips to a fine-tuned vision-language model and its evaluation.
 
-Data flows down this list, and imports go up it.
+Data flows down this list; a module imports only from those above it.
 
-params       a params file, read and checked
-section      what a section of a params file is: how values are read
-lerobot_section  how a LeRobot data set is to be understood
+params       reading and validation of params files
+section      base class of the sections of a params file: how values are converted
+lerobot_section  the section about data sets in LeRobot's layout
 sections     every parameter: type, bounds, default, meaning
-sections_online  those of a trained model at work: live cameras, driving
-params_yaml  the text of params files and of `--set`, read strictly
-params_earlier  keys of the earlier project's params files
+sections_online  parameters for using a trained model: live cameras, driving
+params_yaml  strict reading of params files and of `--set`
+params_earlier  parameters by the names that earlier versions used
 params_cell  a notebook's parameters cell
-grids        the rig's cameras by name, and the grids that a params file may ask for
-own_code     objects that a user wrote and a params file names
+grids        the rig's cameras by name, and the grids that a params file may name
+own_code     objects in user code that a params file names
 errors       the one error type
-files        files that appear whole or not at all, hashes, locks, room on the disk
+files        atomic writes, hashes, locks, free disk space
 hardware     this machine, the optimizers that can train here, and the choices that follow
-plan         what a stage says before it works, and its progress bar
-cli          what each command of `avomni` takes, does and returns
-cli_examples  examples of each, for its help
-workers      jobs in processes that may die or hang
+plan         what a stage reports before it starts, and its progress bar
+cli          the commands of `avomni`: arguments, action, output
+cli_examples  examples for the commands' help
+workers      jobs in worker processes that may die or hang
 dataset/     what a clip is and where it lives
 etl/         clips to memmaps
 training/    windows to batches to a model
 evaluation/  answers to figures
-live/        the trained model asked: predict, live cameras
-driving/     a policy in a simulator, and what its drives are worth
-notebook/    what people see, and how notebooks are run
+live/        the trained model on single windows and on live cameras
+driving/     policies in a simulator, and their closed-loop scores
+notebook/    plots, pages, widgets, and how notebooks are run
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""`python -m avomni_lib`, also installed as `avomni`: output, errors and exit codes of `cli`."""
+"""`python -m avomni_lib`, also installed as `avomni`: prints the output and errors of `cli`."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ STOPPED = "stopped; run the same command again: it goes on from here"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what the arguments say; returns the exit code."""
+    """Run the command line; returns the exit code."""
     is_program = arguments is None
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     _open_streams()
     try:
         code = _main(arguments, as_json="--json" in arguments)
         if code == STOPPED_CODE and is_program:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends already
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is ending already
         return code
     except BrokenPipeError:
-        pass  # `avomni plan … | head`: the reader has seen enough
+        pass  # `avomni plan … | head`: the reader has closed the pipe
     except OSError as error:  # stdout or stderr is on a full disk
         with contextlib.suppress(OSError):
             print(f"error: {error}", file=sys.stderr, flush=True)
-    # Python would complain at its exit.
+    # Otherwise Python reports an error when it flushes the streams at exit.
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -50,7 +50,7 @@ def _main(arguments: list[str], as_json: bool) -> int:
         from avomni_lib.errors import AvomniError
         from avomni_lib.notebook.pages import terminal
 
-        if "_AVOMNI_COMPLETE" in os.environ:  # a shell asks
+        if "_AVOMNI_COMPLETE" in os.environ:  # a shell asks for completions
             cli.app(prog_name="avomni")
         try:
             # With --json stdout holds one object and nothing else: progress goes to stderr.
@@ -77,10 +77,10 @@ def _main(arguments: list[str], as_json: bool) -> int:
         _print_error(faults.in_words(error), as_json)
         return 1
     except KeyboardInterrupt:
-        # Where it came inside an exec, as when a dataclass is made, CPython holds it for uncaught
-        # and would end by the signal instead of with our code. Another exec resets that.
+        # If it came inside an exec (dataclasses use one), CPython considers it uncaught and would
+        # exit by the signal instead of with our code. Another exec resets that flag.
         exec("")
-        # At exit asyncio would print the traceback of the notebook that was interrupted.
+        # At exit asyncio would print a traceback of the interrupted notebook.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         if as_json:
             _print_json({"error": {"what": STOPPED, "where": None, "fix": None}})
@@ -89,11 +89,11 @@ def _main(arguments: list[str], as_json: bool) -> int:
 
 
 def _open_streams() -> None:
-    """Replace closed streams by the null device, and let no letter end the command."""
+    """Replace closed streams by the null device, and make unencodable characters harmless."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
-        except OSError:  # the next file that is opened would take the number
+        except OSError:  # the next opened file would take this number
             os.open(os.devnull, os.O_RDWR)
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8"))
@@ -111,7 +111,7 @@ def _print_error(error: AvomniError, as_json: bool) -> None:
 
 
 def _print_json(figures: dict) -> None:
-    # NaN is no JSON; letters that the stream cannot hold are written as JSON writes them.
+    # NaN is not JSON; characters that the stream cannot encode are written as JSON escapes.
     text = json.dumps(figures, default=str)
     plain = json.loads(text, parse_constant=lambda name: None)
     is_utf = (sys.stdout.encoding or "").lower().startswith("utf")

@@ -1,4 +1,4 @@
-"""The commands of `avomni`: what each takes, does and returns; `__main__` prints that."""
+"""The commands of `avomni`; each returns a `CommandOutput`, which `__main__` prints."""
 
 from __future__ import annotations
 
@@ -52,16 +52,16 @@ def _shared(
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="change one parameter"),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, metavar="N", help="at most so many chunks")
+        int | None, typer.Option("--limit", min=1, metavar="N", help="at most this many chunks")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What every command takes that works on a run."""
+    """The arguments shared by all commands that work on a run."""
 
 
 @dataclass(frozen=True)
 class CommandOutput:
-    """What a command has to print: plain values for `--json`, and tables and lines for people."""
+    """Output of a command: plain values for `--json`; tables and lines for the terminal."""
 
     figures: dict[str, Any]
     shown: tuple[Any, ...]
@@ -69,7 +69,7 @@ class CommandOutput:
 
 
 def _verbatim(text: str) -> str:
-    """Help text whose lines are not joined and wrapped."""
+    """Help text that keeps its line breaks."""
     return "\n\n".join(f"\b\n{paragraph}" for paragraph in text.split("\n\n"))
 
 
@@ -81,20 +81,20 @@ app = typer.Typer(
 
 
 def _command(function: Callable[..., CommandOutput]) -> Callable[..., CommandOutput]:
-    """Make the function a command, with its examples and the exit codes at the end of its help."""
+    """Register a command whose help ends with its examples and the exit codes."""
     epilog = _verbatim(f"examples:{EXAMPLES[function.__name__]}\n\n{EXIT_CODES}")
     return app.command(epilog=epilog)(function)
 
 
 def _run_command(function: Callable[..., CommandOutput]) -> Callable[..., CommandOutput]:
-    """The same of a function of a run's parameters, which the options of `_shared` name."""
+    """Register a command on a run: the options of `_shared` make its first argument, `Params`."""
 
-    def command(paths: Any, more: Any, changes: Any, limit: Any, as_json: Any, **own: Any) -> Any:
+    def command(paths: Any, more: Any, changes: Any, limit: Any, as_json: Any, **rest: Any) -> Any:
         named = [*(paths or ()), *(more or ())]
-        return function(_params(function.__name__, named, changes or [], limit), **own)
+        return function(_params(function.__name__, named, changes or [], limit), **rest)
 
-    shared, own = (inspect.signature(f, eval_str=True).parameters for f in (_shared, function))
-    parameters = [*shared.values(), *list(own.values())[1:]]
+    shared, rest = (inspect.signature(f, eval_str=True).parameters for f in (_shared, function))
+    parameters = [*shared.values(), *list(rest.values())[1:]]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {}
     command.__name__, command.__doc__ = function.__name__, function.__doc__
@@ -102,11 +102,11 @@ def _run_command(function: Callable[..., CommandOutput]) -> Callable[..., Comman
 
 
 def call(arguments: list[str]) -> CommandOutput:
-    """Do what the arguments say.
+    """Run the command that the arguments name.
 
     Raises:
-        typer.TyperException: wrong use.
-        typer.Exit: there is no more to do, as after `--help`.
+        typer.TyperException: invalid arguments.
+        typer.Exit: nothing is left to do, as after `--help`.
     """
     group = typer.main.get_command(app)
     with group.make_context("avomni", repeat_options(arguments)) as context:
@@ -114,7 +114,7 @@ def call(arguments: list[str]) -> CommandOutput:
 
 
 def repeat_options(arguments: list[str]) -> list[str]:
-    """`--only 01 02` as typer reads it: `--only 01 --only 02`."""
+    """Expand `--only 01 02` to `--only 01 --only 02`, which typer reads."""
     repeated: list[str] = []
     option = None
     for word in arguments:
@@ -147,7 +147,7 @@ def _before(
 
 
 def _params(command: str, named: list[str], changes: list[str], limit: int | None) -> Params | None:
-    """The run that the arguments name; None where `doctor` is asked about the machine alone."""
+    """The run that the arguments name; None for `doctor` without a params file."""
     from avomni_lib.errors import AvomniError
     from avomni_lib.params import Params, left_out
 
@@ -174,7 +174,7 @@ def run(
         list[str] | None, typer.Option("--only", metavar="STAGE", help="these stages alone: 01 02")
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="run them though they are done, and anew")
+        bool, typer.Option("--force", help="run stages from scratch even if they are done")
     ] = False,
     shard: Annotated[
         str | None,
@@ -186,13 +186,13 @@ def run(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="say what would run, touch nothing")
+        bool, typer.Option("--dry-run", help="show what would run, change nothing")
     ] = False,
 ) -> CommandOutput:
-    """Run the notebooks that are not done, by papermill."""
+    """Run the notebooks that are not done, with papermill."""
     if shard:
         return _run_share(p, shard)
-    # papermill and its kin take a second to import; `plan` and `status` do without them.
+    # Importing papermill takes a second; `plan` and `status` do without it.
     from avomni_lib.notebook.pages import terminal
     from avomni_lib.notebook.run import pipeline
     from avomni_lib.notebook.run.stages import in_short
@@ -200,7 +200,7 @@ def run(
     stages = pipeline.choose(p, first, only or [])
     started, rows, cells = time.monotonic(), [], []
     for outcome in pipeline.run(p, stages, force=force, dry_run=dry_run):
-        # To stderr with --json, as all that stages say while they work.
+        # Goes to stderr with --json, as do the stages' own messages.
         print(f"{outcome.stage}: {outcome.action} ({outcome.reason})", flush=True)
         rows.append(dataclasses.asdict(outcome))
         short = in_short(outcome.stage, outcome.figures)
@@ -217,7 +217,7 @@ def run(
 
 
 def _run_share(p: Params, shard: str) -> CommandOutput:
-    """One share of the ETL, without a notebook: other shares may work in the same run folder."""
+    """Build one share of the ETL, without a notebook: several may work in one run folder."""
     from avomni_lib.etl.run import slurm
     from avomni_lib.notebook.progress import LineBar
 
@@ -232,7 +232,7 @@ def _run_share(p: Params, shard: str) -> CommandOutput:
 
 @_run_command
 def status(p: Any) -> CommandOutput:
-    """Say what is done, what is stale and why."""
+    """Show what is done, what is stale and why."""
     from avomni_lib.notebook.pages import terminal
     from avomni_lib.notebook.run import runs
 
@@ -245,7 +245,7 @@ def status(p: Any) -> CommandOutput:
 
 @_run_command
 def plan(p: Any) -> CommandOutput:
-    """Say what a run would take, before anything is done; no GPU, no network."""
+    """Estimate what a run would take before anything is done; needs no GPU and no network."""
     from avomni_lib.notebook.pages import terminal
     from avomni_lib.training.forecast import estimate
 
@@ -258,7 +258,7 @@ def plan(p: Any) -> CommandOutput:
 
 @_run_command
 def doctor(p: Any) -> CommandOutput:
-    """Run what training relies on, on this machine."""
+    """Check on this machine what training relies on."""
     from avomni_lib.notebook.pages import terminal
     from avomni_lib.training.doctor import doctor
 
@@ -307,10 +307,12 @@ def stop(p: Any) -> CommandOutput:
 
     at_work, about = job.at_work(p) or (p, {})
     is_stopped = job.stop(at_work)
-    words = f"stopped and saved; {job.GO_ON}"
-    words = "stopped before the training began" if about.get("waits") else words
-    words = words if is_stopped else "no training works in this run folder"
-    return CommandOutput({"run": str(p.run_dir), "stopped": bool(is_stopped)}, (words,))
+    message = f"stopped and saved; {job.GO_ON}"
+    if not is_stopped:
+        message = "no training works in this run folder"
+    elif about.get("waits"):
+        message = "stopped before the training began"
+    return CommandOutput({"run": str(p.run_dir), "stopped": bool(is_stopped)}, (message,))
 
 
 @_run_command
@@ -329,7 +331,7 @@ def export(
     ] = None,
     share_confidential: Annotated[
         bool,
-        typer.Option("--share-confidential", help="--push also what real clips have taught"),
+        typer.Option("--share-confidential", help="--push even if trained on real clips"),
     ] = False,
 ) -> CommandOutput:
     """Write base and adapter as one 16-bit model, or clips for LeRobot; or push the adapter."""
@@ -353,8 +355,8 @@ def export(
         learned = trained.result["figures"] if trained.done else None
         pushed = push_to(p, push, learned, share_confidential=share_confidential)
         return CommandOutput(pushed, (f"pushed to {pushed['url']}, commit {pushed['commit']}",))
-    # The card has the figures of the stages that still fit the adapter. A cache that has been
-    # removed since makes neither of them wrong.
+    # The card shows the figures of stages that still match the adapter; they stay valid if the
+    # cache has been removed since.
     states = [runs.state(p, name, look=False) for name in ("05_train", "06_evaluate")]
     made, score = (state.result["figures"] if state.done else None for state in states)
     folder = merge.merge(p, out, LineBar, dtype, made, score)
@@ -370,7 +372,7 @@ def export(
         figures["score"] = score
         lines.append(f"the adapter's score: {in_short('06_evaluate', score)}")
     lines.append("to serve or convert it (not run here; README.md in the folder says more):")
-    lines += [f"  {line}" for of in commands.values() for line in of]
+    lines += [f"  {line}" for shell_lines in commands.values() for line in shell_lines]
     return CommandOutput(figures, ("\n".join(lines),))
 
 
@@ -383,7 +385,7 @@ def predict(
     clip: Annotated[str | None, typer.Option("--clip", metavar="CLIP_ID")] = None,
     folder: Annotated[
         Path | None,
-        typer.Option("--folder", metavar="FOLDER", help="an mp4 a camera, called by its name"),
+        typer.Option("--folder", metavar="FOLDER", help="one mp4 per camera, named after it"),
     ] = None,
     at: Annotated[
         float | None, typer.Option("--at", metavar="SECONDS", help="when the window ends")
@@ -435,7 +437,7 @@ def serve(
     alpasim: Annotated[
         int,
         typer.Option("--alpasim", min=0, max=65535, metavar="PORT", help="0 takes a free one"),
-    ] = ...,  # it has to be given
+    ] = ...,  # required
     base: BaseOnly = False,
     adapter: AdapterPlace = None,
     host: Annotated[
@@ -449,7 +451,7 @@ def serve(
     ] = 1.7,
     frame_hz: Annotated[
         float,
-        typer.Option("--frame-hz", min=0.1, help="pictures a second that its cameras show"),
+        typer.Option("--frame-hz", min=0.1, help="frames per second of its cameras"),
     ] = 10.0,
 ) -> CommandOutput:
     """Serve the trained model as a driver of NVIDIA's simulator AlpaSim, over gRPC."""
@@ -463,12 +465,12 @@ def serve(
         print(f"note: every session will be refused: {reason}", file=sys.stderr)
     driver = service.Driver(p, answering.asker(p, adapter, base), runtime)
 
-    def begun(port: int) -> None:
+    def announce(port: int) -> None:
         print(f"cameras: {service.camera_names(p)}")
         print(f"note: {service.delay_note()}")
         print(f"driver: {host}:{port}, until Ctrl-C", flush=True)
 
-    service.serve(driver, alpasim, host, begun)
+    service.serve(driver, alpasim, host, announce)
     figures = {"sessions": driver.num_sessions, "drives": len(driver.seconds)}
     figures |= {"num_unread": driver.num_unread, "latency_s": driver.latency()}
     return CommandOutput(figures, (service.summary(driver),))

@@ -1,6 +1,6 @@
-"""Examples of each command, as its `--help` shows them."""
+"""Examples for the `--help` of each command."""
 
-EXIT_CODES = """exit codes: 0 done, 1 something to mend (the message says what), 2 wrong use,
+EXIT_CODES = """exit codes: 0 done, 1 an error (the message says how to fix it), 2 wrong use,
 130 stopped by Ctrl-C"""
 EXAMPLES = {
     "run": """
@@ -8,22 +8,22 @@ EXAMPLES = {
   python -m avomni_lib run params/demo.yaml --from 05_train --set training.num_epochs=4
   python -m avomni_lib run params/demo.yaml --only 01 02    these stages alone
   python -m avomni_lib run params/demo.yaml --dry-run       what would run, and why
-  python -m avomni_lib run params/mi300x.yaml --limit 1     one chunk, to see that all is well
+  python -m avomni_lib run params/mi300x.yaml --limit 1     one chunk, as a trial
   python -m avomni_lib run params/mi300x.yaml --shard 3/16  a share of 03_etl, for a Slurm array
   python -m avomni_lib run params/mi300x.yaml own.yaml      several files, later ones win""",
     "status": """
-  python -m avomni_lib status params/demo.yaml              a row a stage
+  python -m avomni_lib status params/demo.yaml              one row per stage
   python -m avomni_lib status params/demo.yaml --json       the same for a script""",
     "plan": """
   python -m avomni_lib plan params/mi300x.yaml              bytes, windows, steps, warnings
   python -m avomni_lib plan params/mi300x.yaml --set run.price_per_hour=2.5""",
     "doctor": """
-  python -m avomni_lib doctor params/mi300x.yaml            does it compute what it must
+  python -m avomni_lib doctor params/mi300x.yaml            does this machine suit this run
   python -m avomni_lib doctor                               the machine alone""",
     "verify": """
   python -m avomni_lib verify outputs/demo/cache            needs no params file""",
     "compare": """
-  python -m avomni_lib compare outputs/a outputs/b          every figure, and who is better""",
+  python -m avomni_lib compare outputs/a outputs/b          every figure, and which is better""",
     "stop": """
   python -m avomni_lib stop params/mi300x.yaml              `run` goes on from there""",
     "predict": """
@@ -40,7 +40,7 @@ EXAMPLES = {
   python -m avomni_lib serve params/demo_future.yaml --alpasim 6789
   python -m avomni_lib serve params/mi300x.yaml --alpasim 6789 --warm-up 7.6 --host 0.0.0.0""",
     "drive": """
-  python -m avomni_lib drive params/demo_drive.yaml         who drives how well, in a simulator
+  python -m avomni_lib drive params/demo_drive.yaml         scores of policies in a simulator
   python -m avomni_lib drive params/demo_drive.yaml --set driving.traffic=replay --json""",
     "export": """
   python -m avomni_lib export params/demo.yaml              into outputs/RUN/merged

@@ -1,22 +1,23 @@
-"""The one error type that users meet: what happened, where, and what to do about it."""
+"""The error type shown to users: what is wrong, where, and how to fix it."""
 
 from __future__ import annotations
 
 import errno
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
 WHERE, FIX = "  where: ", "  what to do: "
-# What the system answers to a place or a length that a file's content has named.
+# System errors caused by an invalid offset or length in a file's content.
 OF_CONTENT = (errno.EINVAL, errno.EOVERFLOW, errno.EFBIG)
-# `user:password@` of an address: up to the last @ before its path. A password may also hold the / ?
-# and # that it should not, as long as it does not look like a port.
+# `user:password@` of an address: up to the last @ before its path. The password may contain
+# unescaped / ? and #, as long as it does not look like a port.
 _CREDENTIALS = re.compile(
     r"""(?<=://)(?:[^\s/?#]*@|[^\s/?#:@"'<>\\]*:(?!\d*[/?#])[^\s@"'<>\\]*@)"""
 )
-# The value of what is called a password in an address's query.
+# Values of query parameters whose name marks them as secret.
 _SECRETS = re.compile(
     r"""([?&][\w.-]*(?:pass|pwd|secret|token|signature|api_?key)[\w.-]*=)[^\s&#"'<>\\]+""",
     re.IGNORECASE,
@@ -24,14 +25,14 @@ _SECRETS = re.compile(
 
 
 def without_passwords(text: str) -> str:
-    """The text without the `user:password@` and the secret values of every address in it."""
+    """Remove `user:password@` and secret query values from all addresses in a text."""
     return _SECRETS.sub(r"\1***", _CREDENTIALS.sub("", text))
 
 
 class AvomniError(Exception):
-    """A mistake or a fault that a person can act on.
+    """An error that a user can act on.
 
-    Addresses in its texts are shown without user, password and other secrets.
+    Users, passwords and other secrets are removed from addresses in its texts.
 
     Args:
         what: What is wrong, with the values that show it.
@@ -49,16 +50,16 @@ class AvomniError(Exception):
         return "\n".join(self.parts())
 
     def parts(self) -> list[str]:
-        """What, where and what to do, each as it is shown; those that are not known are left out.
+        """The lines of the message: what, where and fix, as far as they are known.
 
-        `from_parts` reads them back: it is how an error leaves a notebook.
+        `from_parts` reads them back; errors leave a notebook in this form.
         """
         shown = (self.what, self.where and WHERE + self.where, self.fix and FIX + self.fix)
         return [part for part in shown if part]
 
     @classmethod
     def from_parts(cls, parts: Sequence[str]) -> AvomniError:
-        """The error whose `parts` these are."""
+        """The inverse of `parts`."""
         known = {}
         for part in parts[1:]:
             name, mark = ("where", WHERE) if part.startswith(WHERE) else ("fix", FIX)
@@ -66,21 +67,20 @@ class AvomniError(Exception):
         return AvomniError(parts[0], **known)
 
     def __reduce__(self):
-        # Exceptions with keyword arguments do not pickle by default; worker processes send these
-        # back.
-        return (_rebuild, (type(self), self.what, self.where, self.fix))
+        # Worker processes send errors, and keyword-only arguments do not pickle by default.
+        return functools.partial(type(self), self.what, where=self.where, fix=self.fix), ()
 
     def _render_traceback_(self) -> list[str]:
-        """IPython asks for this: a notebook shows the message, not our insides."""
+        """Called by IPython: notebooks show the message without a traceback."""
         what, *more = self.parts()
         return [f"{type(self).__name__}: {what}", *more]
 
 
 def system_error(error: BaseException) -> OSError | None:
-    """What the system answered where `error` came of that: a file that is gone, a disk that fails.
+    """The operating system's error that caused `error`, such as a missing file or a failing disk.
 
-    It is looked for among the errors that `error` was raised in place of, `from None` included.
-    None where the content of a file is at fault; what FFmpeg says is always of the content.
+    Causes and contexts are searched, even those hidden by `from None`. None if the content of a
+    file is at fault, which is always so for FFmpeg's errors.
     """
     seen: BaseException | None = error
     while seen is not None:
@@ -92,20 +92,16 @@ def system_error(error: BaseException) -> OSError | None:
 
 
 def pick(options: Mapping[str, T], name: str, kind: str, where: str) -> T:
-    """The option called `name`.
+    """Look up an option by name.
 
     Args:
-        kind: What the options are, in words.
-        where: The parameter that named it.
+        kind: What the options are, for the message.
+        where: The parameter that gives the name.
 
     Raises:
-        AvomniError: there is none; it says which there are.
+        AvomniError: there is no such option; the message lists those that exist.
     """
     if name not in options:
         fix = f"choose one of {', '.join(options)}"
         raise AvomniError(f"unknown {kind} {name!r}", where=where, fix=fix)
     return options[name]
-
-
-def _rebuild(kind: type[AvomniError], what: str, where: str | None, fix: str | None) -> AvomniError:
-    return kind(what, where=where, fix=fix)

@@ -1,7 +1,7 @@
-"""Files that appear whole or not at all, their hashes, and room on the disk.
+"""Atomic writes, hashes, locks and free disk space.
 
-Everything is written beside its final name, flushed to the disk and renamed (`os.replace`), so that
-a process killed at any moment leaves either the old file or the new one.
+Files are written under a temporary name, flushed to the disk and renamed (`os.replace`), so that a
+process killed at any moment leaves either the old file or the new one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BLOCK_BYTES = 1 << 20
 GO_ON = "run the same command again: it goes on from here"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _CHOOSE = "set run.outputs_dir and dataset.local_dir to folders that you may write to"
-# What the operating system refuses -> what that means, and what to do.
+# errno -> (meaning, what to do).
 REFUSALS = {
     **dict.fromkeys(NO_ROOM, ("no room left on the disk", "free some space")),
     errno.EROFS: ("the file system is read-only", _CHOOSE),
@@ -50,10 +50,10 @@ REFUSALS = {
 
 
 def resolve(path: str | Path) -> Path:
-    """A path of a params file; relative ones start at the project root, in any working folder.
+    """Resolve a path of a params file; relative ones start at the project root.
 
     Raises:
-        AvomniError: it holds NUL, or `~` names nobody's home.
+        AvomniError: it contains NUL, or a `~` that is no user's home.
     """
     if "\0" in str(path):
         raise AvomniError("a path holds the character NUL", where=repr(str(path)))
@@ -65,17 +65,16 @@ def resolve(path: str | Path) -> Path:
 
 
 def environment() -> dict[str, str]:
-    """The variables of a process that is to import this very copy of the package.
+    """Environment variables for a process that must import this copy of the package.
 
-    Several copies may lie on a machine while its environment has one of them installed; a path of
-    PYTHONPATH comes before that one.
+    PYTHONPATH takes precedence over another copy that may be installed.
     """
     paths = [str(PROJECT_ROOT), os.environ.get("PYTHONPATH", "")]
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def copy_in_sight() -> Path | None:
-    """Another copy of the project that the working folder belongs to, or None."""
+    """The project root above the working folder if it is another copy of the project, else None."""
     here = Path.cwd()
     for folder in (here, *here.parents):
         if (folder / "avomni_lib" / "__init__.py").is_file():
@@ -94,10 +93,10 @@ def fsync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def write_whole(path: Path, mode: str = "wb") -> Iterator[IO]:
-    """Open a partial file beside `path`; on success it is flushed to the disk and takes the name.
+    """Open a temporary file beside `path`; on success it is flushed and renamed to `path`.
 
     Raises:
-        AvomniError: no room on the disk (the partial file is removed).
+        AvomniError: no room on the disk (the temporary file is removed).
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +109,7 @@ def write_whole(path: Path, mode: str = "wb") -> Iterator[IO]:
         os.replace(partial, path)
         fsync_folder(path.parent)
     except BaseException as error:
-        with contextlib.suppress(OSError):  # the first of the two errors is the one to report
+        with contextlib.suppress(OSError):  # the first error is the one to report
             partial.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise no_room(path) from None
@@ -127,7 +126,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; AvomniError where it is missing or is not JSON."""
+    """The content of a JSON file; raises AvomniError if it is missing or not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -139,7 +138,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_record(path: Path, **kinds: type) -> dict[str, Any]:
-    """As `read_json`, of an object that has these keys with values of these kinds."""
+    """As `read_json`; also raises if it is not an object with these keys and types of values."""
     record = read_json(path)
     for key, kind in kinds.items():
         if not isinstance(record, dict) or not isinstance(record.get(key), kind):
@@ -153,7 +152,7 @@ def read_record(path: Path, **kinds: type) -> dict[str, Any]:
 
 
 def state_of(path: Path) -> tuple[int, int] | None:
-    """Size (bytes) and date (ns) of a file; None where there is none."""
+    """Size (bytes) and modification time (ns) of a file; None if there is none."""
     try:
         state = path.stat()
     except OSError:
@@ -167,7 +166,7 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_once(path: Path) -> str:
-    """As `sha256_file`, read once a process while the file's size and date stay the same."""
+    """As `sha256_file`, cached in this process while size and modification time are unchanged."""
     path = Path(path).absolute()
     return _sha256_of(path, state_of(path))
 
@@ -178,12 +177,12 @@ def _sha256_of(path: Path, state: tuple[int, int] | None) -> str:
 
 
 def hash_json(value: Any) -> str:
-    """A sha256 of plain values that does not depend on the order of keys."""
+    """A sha256 of plain values, independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def free_bytes(path: Path) -> int:
-    """Room on the volume that `path` lies on, or will lie on."""
+    """Free bytes on the volume of `path`, which need not exist yet."""
     path = Path(path)
     while not path.exists():
         path = path.parent
@@ -191,10 +190,10 @@ def free_bytes(path: Path) -> int:
 
 
 def need_room(path: Path, num_bytes: int, purpose: str, keep_free: int = 1 << 28) -> None:
-    """Refuse to start what cannot end: `num_bytes` for `purpose` plus 256 MiB in reserve must fit.
+    """Raise if `num_bytes` for `purpose`, plus a reserve of 256 MiB, do not fit on the disk.
 
     Raises:
-        AvomniError: they do not.
+        AvomniError: there is too little room.
     """
     free = free_bytes(path)
     if num_bytes + keep_free > free:
@@ -216,10 +215,10 @@ def no_room(path: Path) -> AvomniError:
 
 
 def refused(error: OSError, path: Path | None = None) -> AvomniError:
-    """What an error of the operating system means (one of `REFUSALS`), and what to do about it.
+    """Explain an error of the operating system whose errno is in `REFUSALS`.
 
     Args:
-        path: What was written or read, where the error does not say it itself.
+        path: The file concerned, if the error does not name it.
     """
     what, fix = REFUSALS[error.errno]
     path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else path
@@ -234,20 +233,20 @@ def refused(error: OSError, path: Path | None = None) -> AvomniError:
 
 @contextlib.contextmanager
 def hold(lock: Path, busy: str, wait_s: float = 0.0, shared: bool = False) -> Iterator[None]:
-    """Keep a second process out of what `lock` stands for; a killed one holds nothing.
+    """Hold a lock between processes (`flock`); it is released when a process dies.
 
     Args:
-        lock: A file that stays; its folder is made.
-        busy: The message for the second one, as in "another process is building this cache".
-        wait_s: How long it waits first.
-        shared: Let others in that share it too, and keep out only who wants it alone.
+        lock: The lock file, which is kept; its folder is created.
+        busy: Message if another process holds it, such as "another process builds this cache".
+        wait_s: Seconds to wait for it first.
+        shared: Take a shared lock, which excludes only exclusive ones.
 
     Raises:
         AvomniError: another process still holds it after `wait_s`, or the file system has no locks.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    with open(lock, "a+") as file:  # NFS wants it readable to share it
+    with open(lock, "a+") as file:  # NFS requires read access for a shared lock
         stop = time.monotonic() + wait_s
         while True:
             try:
@@ -272,7 +271,7 @@ def hold(lock: Path, busy: str, wait_s: float = 0.0, shared: bool = False) -> It
 
 
 def sweep_partials(folder: Path) -> int:
-    """Remove what killed processes left half-written below `folder`; returns how many files."""
+    """Remove temporary files that killed processes left below `folder`; returns their number."""
     leftovers = list(Path(folder).rglob(f".*{PARTIAL_SUFFIX}"))
     for path in leftovers:
         path.unlink(missing_ok=True)
@@ -280,8 +279,8 @@ def sweep_partials(folder: Path) -> int:
 
 
 def is_held(lock: Path) -> bool:
-    """Whether some process holds `lock` now (see `hold`)."""
-    # For reading alone: the folder may be read-only, or another user's.
+    """Whether a process holds `lock` now (see `hold`)."""
+    # Opened for reading only: the folder may be read-only, or belong to another user.
     absent = (FileNotFoundError, NotADirectoryError, PermissionError)
     with contextlib.suppress(*absent), open(lock, "rb") as file:
         try:

@@ -1,4 +1,4 @@
-"""The names of the rig's cameras, and what `vision.cameras` may be: a preset, or rows of names."""
+"""The names of the rig's cameras, and the values of `vision.cameras`: a preset or rows of names."""
 
 from __future__ import annotations
 
@@ -32,18 +32,17 @@ PRESETS: dict[str, Rows] = {
         (None, _REAR_TELE, None),
     ),
 }
-MOST = 7  # rows or columns: more than all cameras in a line would be empty
+MOST = 7  # rows or columns; with seven cameras in a line, any more would be empty
 
 
 def checked(value: Any) -> str | Rows:
-    """A preset's name, `module:attribute`, or rows of camera names, null for an empty cell.
+    """Validate a preset's name, `module:attribute`, or rows of camera names (null: empty cell).
 
-    A name that is repeated over a rectangle of neighbouring cells is one camera shown larger.
-
-    Rows that are a preset's come back as its name, so that the two are the same grid.
+    A name repeated over a rectangle of neighbouring cells is one camera shown larger. Rows equal to
+    a preset's are returned as its name, so that both spellings are the same grid.
 
     Raises:
-        ValueError: neither; all that is wrong with it.
+        ValueError: the value is none of these; the message lists all mistakes.
     """
     if isinstance(value, str):
         if value not in PRESETS and not own_code.is_reference(value):
@@ -89,9 +88,9 @@ def _mistakes(rows: tuple[tuple[Any, ...], ...]) -> list[str]:
 
 
 def _is_one(name: str, rows: tuple[tuple[Any, ...], ...]) -> bool:
-    """Whether the cells of a name are a whole rectangle."""
+    """Whether the cells of a name form a full rectangle."""
     places = [
         (row, col) for row, cells in enumerate(rows) for col, c in enumerate(cells) if c == name
     ]
-    high, wide = (max(each) - min(each) + 1 for each in zip(*places, strict=True))
-    return len(places) == high * wide
+    height, width = (max(index) - min(index) + 1 for index in zip(*places, strict=True))
+    return len(places) == height * width

@@ -1,7 +1,7 @@
-"""This machine, and the choices that follow from it: each one a (value, reason).
+"""This machine, and the choices that follow from it, each a (value, reason).
 
-torch is imported only by the functions that look for an accelerator, and only `provenance` of a
-process that already uses torch names it: counting and planning work without.
+torch is imported only by the functions that look for an accelerator; `provenance` names the device
+only in a process that has already imported torch.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ PACKAGES = (
     "unsloth",
 )
 
-CARD = "AVOMNI_CARD"  # which card a process without torchrun drives, if not the first
+CARD = "AVOMNI_CARD"  # index of the GPU that a process without torchrun uses; default 0
 
-# The optimizers that can train an adapter, by transformers' names for them (`optim`) -> the module
-# that each needs besides torch and transformers. Left out are those of other hardware (`…_xla`,
-# `…_npu_fused`) and those that need more than a name: GaLore and APOLLO need the modules to
-# project, LOMO steps within the backward pass.
+# Module needed besides torch and transformers -> names (transformers' `optim`) of the optimizers
+# that can train an adapter. Optimizers for other hardware are left out (`…_xla`, `…_npu_fused`), as
+# are those that need more than a name: GaLore and APOLLO need the modules to project, LOMO steps
+# within the backward pass.
 _OPTIMIZERS_BY_MODULE = {
     None: "adamw_torch adamw_torch_fused adafactor sgd adagrad rmsprop",
     "bitsandbytes": "adamw_8bit adamw_bnb_8bit paged_adamw_8bit paged_adamw_32bit "
@@ -49,40 +49,40 @@ OPTIMIZERS: dict[str, str | None] = {
     name: module for module, names in _OPTIMIZERS_BY_MODULE.items() for name in names.split()
 }
 
-# Optimizers whose names without pages are not their own without `paged_`.
+# Paged optimizers whose non-paged variant is not named by dropping `paged_`.
 PLAIN = {"paged_adamw_32bit": "adamw_torch", "paged_ademamix_32bit": "ademamix"}
 
 
 class Choice(NamedTuple):
-    """A value that was chosen for the user, and why."""
+    """A value that was chosen automatically, and why."""
 
     value: Any
     reason: str
 
 
 class Memory(NamedTuple):
-    """Bytes in all and bytes free."""
+    """Total and free bytes."""
 
     total: int
     free: int
 
 
 def num_cards() -> int:
-    """Accelerators that torch sees."""
+    """Number of accelerators that torch sees."""
     import torch
 
     return int(torch.cuda.device_count())
 
 
 def device() -> Choice:
-    """`cuda` where torch sees an accelerator (ROCm's too, it bears that name), else `cpu`."""
+    """`cuda:N` if torch sees an accelerator (ROCm devices are named so too), else `cpu`."""
     import torch
 
     if not torch.cuda.is_available():
         return Choice("cpu", f"torch {torch.__version__} sees no accelerator")
-    # One process drives one card, whose number torchrun puts into LOCAL_RANK.
-    by = "LOCAL_RANK" if "TORCHELASTIC_RUN_ID" in os.environ else CARD
-    index = int(os.environ.get(by, 0))
+    # A process uses one GPU; torchrun puts its index into LOCAL_RANK.
+    variable = "LOCAL_RANK" if "TORCHELASTIC_RUN_ID" in os.environ else CARD
+    index = int(os.environ.get(variable, 0))
     card = torch.cuda.get_device_properties(index)
     kind = f"ROCm {torch.version.hip}" if torch.version.hip else f"CUDA {torch.version.cuda}"
     arch = getattr(card, "gcnArchName", f"sm_{card.major}{card.minor}")
@@ -91,7 +91,7 @@ def device() -> Choice:
 
 
 def dtype(on: str) -> Choice:
-    """The dtype of the arithmetic, by torch's name for it."""
+    """The name of the torch dtype to compute in."""
     if on == "cpu":
         return Choice("float32", "bfloat16 is some 7 times slower on a CPU without AMX")
     import torch
@@ -103,16 +103,16 @@ def dtype(on: str) -> Choice:
 
 
 def attention(on: str) -> Choice:
-    """The attention implementation, by transformers' name for it."""
+    """The name of transformers' attention implementation to use."""
     where = "a CPU" if on == "cpu" else "ROCm and CUDA alike"
     return Choice("sdpa", f"torch's own, it runs on {where} and needs no other package")
 
 
 def backend(wanted: str, on: str) -> Choice:
-    """Who loads and patches the model: `unsloth` or `transformers`.
+    """The library that loads and patches the model: `unsloth` or `transformers`.
 
     Raises:
-        AvomniError: Unsloth is asked for by name where it cannot work.
+        AvomniError: `wanted` is `unsloth`, and it cannot work here.
     """
     installed = util.find_spec("unsloth") is not None
     if wanted == "unsloth" and (on == "cpu" or not installed):
@@ -133,18 +133,18 @@ def backend(wanted: str, on: str) -> Choice:
 
 
 def installed_optimizers() -> list[str]:
-    """The names of `OPTIMIZERS` whose modules are installed here."""
+    """Names of the optimizers whose modules are installed here."""
     return [name for name in OPTIMIZERS if missing_module(name) is None]
 
 
 def missing_module(optimizer: str) -> str | None:
-    """The module that an optimizer needs and that is not installed here, or None."""
+    """The module that an optimizer needs if it is not installed here, else None."""
     module = OPTIMIZERS[optimizer]
     return module if module is not None and util.find_spec(module) is None else None
 
 
 def unknown_optimizer(name: str) -> tuple[str, str] | None:
-    """What is wrong with a name, and what to do, on whatever machine; None if it is known."""
+    """(mistake, fix) for a name that is no optimizer on any machine; None for a known one."""
     if name in OPTIMIZERS:
         return None
     near = difflib.get_close_matches(name, OPTIMIZERS, n=3, cutoff=0.4)
@@ -153,7 +153,7 @@ def unknown_optimizer(name: str) -> tuple[str, str] | None:
 
 
 def optimizer(wanted: str, on: str) -> Choice:
-    """The optimizer by transformers' name for it, or the nearest one that works here."""
+    """The name of the wanted optimizer, or of the closest one that works here."""
     if "8bit" in wanted and util.find_spec("bitsandbytes") is None:
         return Choice("adamw_torch", f"{wanted} needs bitsandbytes, which is not installed")
     if wanted.startswith("paged_") and on == "cpu":
@@ -181,9 +181,9 @@ def device_memory(on: str) -> Memory | None:
 
 
 def peak_memory(on: str = "cpu") -> dict[str, float]:
-    """The most that this process held so far in GB (1e9), on the host and on the device."""
+    """Peak memory of this process so far in GB (1e9), on the host and on the device."""
     peak = {"host_gb": _peak_gb(resource.RUSAGE_SELF)}
-    # Linux lets ru_maxrss begin with what the process that started this one held.
+    # On Linux, ru_maxrss starts with the peak of the parent process.
     with contextlib.suppress(OSError, KeyError):
         text = Path("/proc/self/status").read_text()
         status = dict(line.split(":", 1) for line in text.splitlines())
@@ -196,7 +196,7 @@ def peak_memory(on: str = "cpu") -> dict[str, float]:
 
 
 def release_memory() -> None:
-    """Give back what nothing uses: another process may want the accelerator's."""
+    """Free unused memory, including the accelerator's, for other processes."""
     import gc
 
     gc.collect()
@@ -206,7 +206,7 @@ def release_memory() -> None:
 
 
 def peak_memory_of_children() -> float:
-    """The most that one of this process's ended children held, GB (1e9), on the host."""
+    """Largest peak host memory of any finished child process, GB (1e9)."""
     return _peak_gb(resource.RUSAGE_CHILDREN)
 
 
@@ -216,7 +216,7 @@ def _peak_gb(who: int) -> float:
 
 
 def versions() -> dict[str, str | None]:
-    """Installed versions of the packages that a result depends on; None where one is missing."""
+    """Installed versions of the packages that a result depends on; None for missing ones."""
     installed: dict[str, str | None] = dict.fromkeys(PACKAGES)
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -226,7 +226,7 @@ def versions() -> dict[str, str | None]:
 
 @functools.cache
 def git_commit() -> str | None:
-    """The working tree's commit, `+changes` where files differ from it; None outside git."""
+    """The working tree's commit, with `+changes` if files differ from it; None outside git."""
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(PROJECT_ROOT), *words]
@@ -242,7 +242,7 @@ def git_commit() -> str | None:
 
 
 def provenance() -> dict[str, Any]:
-    """What a result was made with; the device is named where torch is in use."""
+    """The environment that a result was made in; with the device if torch is in use."""
     made_with = {
         "python": platform.python_version(),
         "platform": platform.platform(),

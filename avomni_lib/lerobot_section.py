@@ -1,4 +1,4 @@
-"""The section `dataset.lerobot`: how a data set in LeRobot's v3 layout is to be understood."""
+"""The section `dataset.lerobot`: how a data set in LeRobot's v3 layout is interpreted."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from pydantic import Field, field_validator
 from avomni_lib import own_code
 from avomni_lib.section import Section
 
-PROFILES = ("l2d", "rig")  # that are built in
-# Profile -> owner on the hub of whose data set the licence is known to be free (Apache-2.0).
+PROFILES = ("l2d", "rig")  # built in
+# Profile -> owner on the hub whose data set is known to have a free licence (Apache-2.0).
 FREE = {"l2d": "yaak-ai"}
 
 
 class LeRobotParams(Section):
-    """What its columns and cameras mean, and whether it is fetched (`dataset.source: lerobot`)."""
+    """Columns and cameras of a LeRobot data set (`dataset.source: lerobot`), and its location."""
 
     profile: str = Field(
         "l2d",
-        description="what columns and cameras mean: l2d (yaak-ai/L2D), rig (poses as `export "
-        "--lerobot` writes them), or module:attribute of a profile of your own",
+        description="meaning of columns and cameras: l2d (yaak-ai/L2D), rig (poses as `export "
+        "--lerobot` writes them), or module:attribute of your own profile",
     )
     is_local: bool = Field(
         False,

@@ -1,8 +1,8 @@
-"""What a user wrote in a module of their own and a params file names as `module:attribute`.
+"""User code: objects that a params file names as `module:attribute`.
 
-A module is a plain dotted name, never a path: `own_target` is the file own_target.py in the folder
-of the params file, in the folder of the notebook, in notebooks/ or notebooks/examples/, or else a
-module that is installed. It is one file: what is hashed is what runs. Finding it runs nothing.
+A module is a dotted name, never a path: `own_target` is the file own_target.py in the folder of the
+params file, in the folder of the notebook, in notebooks/ or notebooks/examples/, or else an
+installed module. It is a single file, so that its hash covers all of it. `find` runs no code.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from avomni_lib.errors import AvomniError
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 REFERENCE = re.compile(rf"({_NAME}(?:\.{_NAME})*)(?<!\.py):({_NAME})", re.ASCII)
 LONGEST = 1_000_000  # bytes of a module
-# Folders of params files and notebooks, for the processes that this one starts too.
+# Environment variable with the folders of params files and notebooks; child processes inherit it.
 FOLDERS = "AVOMNI_CODE_FOLDERS"
 _loaded: dict[tuple[Path, str], types.ModuleType] = {}
 
 
 @dataclass(frozen=True)
 class Source:
-    """A module that was found and not run.
+    """A module that was located but not executed.
 
     Attributes:
         reference: `module:attribute`.
-        path: Of the module's file.
-        content: Its bytes.
-        is_installed: Whether it lies on the ordinary import path and is imported from there.
+        path: The module's file.
+        content: The file's bytes.
+        is_installed: Whether it is imported from Python's import path.
     """
 
     reference: str
@@ -54,12 +54,12 @@ class Source:
 
 
 def is_reference(value: Any) -> bool:
-    """Whether a value names an object in a module."""
+    """Whether a value has the form `module:attribute`."""
     return isinstance(value, str) and REFERENCE.fullmatch(value) is not None
 
 
 def need_known(name: str, known: Sequence[str]) -> str:
-    """The name of something built in, or a reference to one's own.
+    """Return a name that is built in or a reference to user code.
 
     Raises:
         ValueError: it is neither.
@@ -70,9 +70,9 @@ def need_known(name: str, known: Sequence[str]) -> str:
 
 
 def look_in(folder: Path) -> None:
-    """Look for modules in this folder first, here and in the processes that are started from here.
+    """Search this folder first for modules, in this process and its children.
 
-    Folders are remembered by the environment, which kernels, trainings and torchrun hand on.
+    Folders are kept in the environment, which kernels, training processes and torchrun inherit.
     """
     known = os.environ.get(FOLDERS, "").split(os.pathsep)
     folders = dict.fromkeys([str(Path(folder).resolve()), *filter(None, known)])
@@ -80,13 +80,14 @@ def look_in(folder: Path) -> None:
 
 
 def find(reference: str, where: str) -> Source:
-    """The module's file, read and not run.
+    """Locate and read the module's file without running it.
 
     Args:
         where: The parameter that names it.
 
     Raises:
-        AvomniError: there is none, it is another module's name, or it cannot be read.
+        AvomniError: there is none, its name is already taken by another module, or it cannot be
+            read.
     """
     match = REFERENCE.fullmatch(reference)
     if match is None:
@@ -98,7 +99,8 @@ def find(reference: str, where: str) -> Source:
     module, inside = match[1], match[1].replace(".", "/") + ".py"
     installed = _installed(module)
     path = next((folder / inside for folder in _folders() if (folder / inside).is_file()), None)
-    if path and (module.split(".")[0] in sys.stdlib_module_names or _differ(path, installed)):
+    is_other = path and installed and not path.samefile(installed)
+    if path and (module.split(".")[0] in sys.stdlib_module_names or is_other):
         raise AvomniError(
             f"there is a module {module!r} already: {installed or 'of Python itself'}",
             where=f"{where}: {path}",
@@ -121,10 +123,10 @@ def find(reference: str, where: str) -> Source:
 
 
 def load(reference: str, where: str) -> Any:
-    """The object, from its module as it stands now: an edited one is run anew.
+    """Load the object; a module whose file has changed is executed again.
 
     Raises:
-        AvomniError: as `find`; the module fails as it is run, or has no such attribute.
+        AvomniError: as `find`; the module raises an exception, or has no such attribute.
     """
     source = find(reference, where)
     module, attribute = reference.split(":")
@@ -143,7 +145,7 @@ def load(reference: str, where: str) -> Any:
 
 @contextlib.contextmanager
 def in_words(path: Path, where: str, what: str) -> Iterator[None]:
-    """An exception of a user's code as one sentence with the file and the line."""
+    """Turn exceptions of user code into an `AvomniError` with the file and the line."""
     try:
         yield
     except AvomniError:
@@ -157,18 +159,13 @@ def in_words(path: Path, where: str, what: str) -> Iterator[None]:
         raise AvomniError(
             f"{what} failed with {type(error).__name__}: {words}",
             where=f"{path}, line {line} ({where})",
-            fix="mend that line",
+            fix="fix that line",
         ) from None
 
 
 def guarded(call: Callable, path: Path, where: str, what: str) -> Callable:
-    """The same function of a user's, whose exceptions are one sentence each."""
-
-    def guarded_call(*args: Any, **kwargs: Any) -> Any:
-        with in_words(path, where, what):
-            return call(*args, **kwargs)
-
-    return guarded_call
+    """Wrap a function of user code in `in_words`."""
+    return in_words(path, where, what)(call)
 
 
 def _run(source: Source, name: str, where: str) -> types.ModuleType:
@@ -178,7 +175,7 @@ def _run(source: Source, name: str, where: str) -> types.ModuleType:
     module = types.ModuleType(name)
     module.__file__ = str(source.path)
     before = sys.modules.get(name)
-    sys.modules[name] = module  # dataclasses look their module up
+    sys.modules[name] = module  # dataclasses look up their module
     try:
         with in_words(source.path, where, f"importing {name}"):
             exec(compile(source.content, str(source.path), "exec"), module.__dict__)
@@ -197,7 +194,7 @@ def _folders() -> list[Path]:
 
 
 def _installed(module: str) -> Path | None:
-    """The file of a module on the ordinary import path; its packages are not run to find it."""
+    """The file of a module on Python's import path; parent packages are not executed."""
     paths, spec = None, None
     for number in range(module.count(".") + 1):
         name = ".".join(module.split(".")[: number + 1])
@@ -206,7 +203,3 @@ def _installed(module: str) -> Path | None:
             return None
         paths = spec.submodule_search_locations
     return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
-
-
-def _differ(path: Path, installed: Path | None) -> bool:
-    return installed is not None and not path.samefile(installed)

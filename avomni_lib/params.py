@@ -1,7 +1,7 @@
-"""A params file read and checked, before any kernel starts and again in the notebook.
+"""Reading and validation of params files, before any kernel starts and again in the notebook.
 
-Its sections and keys stand in `sections.py`. What a file or a notebook leaves out is as in the file
-that it `extends`: `params/demo.yaml`, unless it names another.
+Sections and keys are defined in `sections.py`. Values that a file or a notebook leaves out come
+from the file that it `extends`: `params/demo.yaml` unless it names another.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from avomni_lib import files, own_code, params_cell, params_yaml
+from avomni_lib import files, own_code, params_cell, params_earlier, params_yaml
 from avomni_lib.errors import AvomniError, without_passwords
 from avomni_lib.lerobot_section import FREE
 from avomni_lib.section import Section
@@ -89,24 +89,19 @@ class Params(Section):
         return self
 
     def _mistakes_of_protocol(self) -> dict[str, Any]:
-        asked, ids = self.evaluation.protocol, self.evaluation.protocol_ids
-        if not asked:
+        protocol, ids = self.evaluation.protocol, self.evaluation.protocol_ids
+        if not protocol:
             text = "evaluation.protocol_ids names clips, and evaluation.protocol is null: set it"
             return {text: ids}
-        fixed: dict[str, Any] = {
-            "num_samples": 6,
-            "temperature": 0.6,
-            "top_p": 0.98,
-            "max_windows": None,
-        }
-        found = {name: getattr(self.evaluation, name) for name in fixed}
+        required = {"num_samples": 6, "temperature": 0.6, "top_p": 0.98, "max_windows": None}
+        values = {name: getattr(self.evaluation, name) for name in required}
         return {
-            f"evaluation.protocol {asked} scores paths: set training.target to future_v1 or "
+            f"evaluation.protocol {protocol} scores paths: set training.target to future_v1 or "
             "full_v1": self.training.target not in ("future_v1", "full_v1"),
         } | {
-            f"evaluation.{name} is {found[name]}, and evaluation.protocol {asked} has "
-            f"{'null' if fixed[name] is None else fixed[name]}": found[name] != fixed[name]
-            for name in fixed
+            f"evaluation.{name} is {values[name]}, and evaluation.protocol {protocol} has "
+            f"{'null' if needed is None else needed}": values[name] != needed
+            for name, needed in required.items()
         }
 
     @classmethod
@@ -114,17 +109,19 @@ class Params(Section):
         """Check plain values: sections of keys, and `extends` as in a params file.
 
         Raises:
-            AvomniError: every mistake at once, in the words of the YAML; the file that the values
+            AvomniError: all mistakes at once, by the names of their keys; the file that the values
                 extend cannot be read.
         """
+        complete = _complete(params_earlier.renamed(values), source)
+        complete = params_earlier.renamed(complete)  # keys that agree with the file below
         try:
-            return cls.model_validate(_complete(params_yaml.renamed(values, source), source))
+            return cls.model_validate(complete)
         except ValidationError as error:
-            raise _all_mistakes(error, source) from None
+            raise _all_mistakes(error, source, complete) from None
 
     @classmethod
     def from_files(cls, paths: Sequence[str | Path], changes: Sequence[str] = ()) -> Params:
-        """Params files laid over each other, key by key, then `section.key=value` changes.
+        """Merge params files key by key, later ones win, then apply `section.key=value` changes.
 
         Raises:
             AvomniError: as `from_values`; a file or a change cannot be read.
@@ -137,9 +134,9 @@ class Params(Section):
 
     @classmethod
     def from_notebook(cls, names: Mapping[str, Any]) -> Params:
-        """What was changed in a notebook's `parameters` cell, and what papermill put over it.
+        """Read a notebook's `parameters` cell and the values that papermill injected after it.
 
-        A value of the cell that is at its default is not a change: it is as the file says that
+        Only values that differ from their defaults count as set; the rest come from the file that
         `extends` names.
 
         Args:
@@ -158,8 +155,8 @@ class Params(Section):
         if injected:
             given = params_cell.command_line()
             whole = cls.from_values(params_yaml.merge(given, values), "papermill's parameters")
-            own, others = (_keys_of_values(each.values()) for each in (p, whole))
-            if lost := [name for name in own if own[name] != others[name]]:
+            actual, expected = (_keys_of_values(params.values()) for params in (p, whole))
+            if lost := [name for name in actual if actual[name] != expected[name]]:
                 raise AvomniError(
                     "papermill takes only the last of several options that name a section, and "
                     f"these were dropped: {', '.join(lost)}",
@@ -171,24 +168,24 @@ class Params(Section):
 
     @property
     def is_fetched(self) -> bool:
-        """Whether raw files come from a hub; else they lie in dataset.local_dir already."""
+        """Whether raw files come from a hub; if not, they already lie in dataset.local_dir."""
         source = self.dataset.source
         return source != "folder" and not (source == "lerobot" and self.dataset.lerobot.is_local)
 
     @property
     def lerobot_profile(self) -> str | None:
-        """What the columns of a LeRobot data set mean; None where clips come from elsewhere."""
-        is_one = self.dataset.source == "lerobot"
-        return self.dataset.lerobot.profile if is_one else None
+        """The profile of a LeRobot data set's columns; None for other sources."""
+        is_lerobot = self.dataset.source == "lerobot"
+        return self.dataset.lerobot.profile if is_lerobot else None
 
     @property
     def rendered(self) -> WorldParams | None:
-        """The world that the run renders its clips from; None where they come from elsewhere."""
+        """The world that the clips are rendered from; None for other sources."""
         return self.dataset.world if self.dataset.source == "world" else None
 
     @property
     def notice(self) -> str | None:
-        """What all that the run shows has to bear; None where it is our own rendering."""
+        """The notice that all output of the run must carry; None for our own rendering."""
         if self.rendered is not None:
             return None
         is_free = FREE.get(self.lerobot_profile or "") == self.dataset.repo_id.split("/")[0]
@@ -196,7 +193,7 @@ class Params(Section):
 
     @property
     def is_ours_to_show(self) -> bool:
-        """Whether all that the run shows is our own rendering, and bears no notice."""
+        """Whether all output of the run is our own rendering, which needs no notice."""
         return self.notice is None
 
     @property
@@ -216,9 +213,9 @@ class Params(Section):
         return files.resolve(self.dataset.local_dir)
 
     def blinded(self) -> Params | None:
-        """The training of the ladder's second adapter, on black frames; None where none is wanted.
+        """The parameters that train the ladder's second adapter on black frames, or None.
 
-        It is chosen by no held-out figure: all that it can learn is the most usual answer.
+        No held-out figure selects a checkpoint: the adapter can only learn the most common answer.
         """
         if not self.training.blind_steps:
             return None
@@ -227,7 +224,7 @@ class Params(Section):
         return self.model_copy(update={"training": self.training.model_copy(update=blind)})
 
     def limited(self, num_chunks: int) -> Params:
-        """The same run over at most so many chunks (`--limit`)."""
+        """The same run over at most `num_chunks` chunks (`--limit`)."""
         few = {"target_chunks": min(num_chunks, self.download.target_chunks)}
         if self.download.chunks is not None:
             few["chunks"] = self.download.chunks[:num_chunks]
@@ -235,13 +232,13 @@ class Params(Section):
 
     @property
     def own_code(self) -> dict[str, str]:
-        """The parameters that name an object of the user's own, as `module:attribute`."""
+        """Parameters that name an object in user code, as `module:attribute`."""
         named = {"training.target": self.training.target, "vision.cameras": self.vision.cameras}
         named |= {f"driving.policies[{n}]": name for n, name in enumerate(self.driving.policies)}
         return {name: value for name, value in named.items() if own_code.is_reference(value)}
 
     def code_rows(self) -> list[tuple[str, str, str]]:
-        """Rows for a plan: whose code it runs. Nothing of it is run to say so."""
+        """Rows of a plan that list the user code the run will execute; none of it is run here."""
         return [
             (key, source.reference, f"{source.path}, sha256 {source.sha256[:12]}…")
             for key, value in self.own_code.items()
@@ -251,8 +248,8 @@ class Params(Section):
     def values(self, *names: str) -> dict[str, Any]:
         """The named sections (`processing`) or keys (`processing.sample_hz`) as plain values.
 
-        With those that name code of the user's own stands a sha256 of its source. Addresses of
-        cameras are without their passwords: the values are written into results and reports.
+        For keys that name user code, a sha256 of its source is added. Camera addresses are stripped
+        of passwords, because the values are written into results and reports.
         """
         plain = self.model_dump(mode="json")
         if sources := plain["live"]["sources"]:
@@ -270,18 +267,18 @@ class Params(Section):
         return picked
 
     def complete(self) -> dict[str, Any]:
-        """All values as a params file that extends none: it means the same wherever it is read."""
+        """All values as a params file that extends no other one."""
         values = self.values()
         values["live"]["sources"] = self.live.sources
         return {EXTENDS: None, **values}
 
     def digest(self, *names: str) -> str:
-        """A sha256 of the named parameters, by which a finished stage is seen to be stale."""
+        """A sha256 of the named parameters, which shows whether a finished stage is stale."""
         return files.hash_json(self.values(*names))
 
 
 def left_out(paths: Sequence[str | Path]) -> str | None:
-    """A note about files that leave values out and do not name where they come from, or None."""
+    """A note on files that leave out values without naming a file that they extend, or None."""
     merged = _merged(paths)
     if EXTENDS in merged:
         return None
@@ -304,9 +301,9 @@ def _complete(
     own_path: Path | None = None,
     seen: tuple[Path, ...] = (),
 ) -> dict[str, Any]:
-    """The values laid over those of the file that they extend.
+    """The values merged over those of the file that they extend.
 
-    A file that extends itself, and `params/demo.yaml`, are laid over the defaults.
+    A file that extends itself, and `params/demo.yaml`, are merged over the defaults.
     """
     values_set = {name: value for name, value in values.items() if name != EXTENDS}
     named = values.get(EXTENDS, DEMO_FILE)
@@ -352,9 +349,7 @@ def _schema(section: type[BaseModel] = Params, prefix: str = "") -> Iterator[tup
 
 
 def _nearest(dotted: str) -> str:
-    """How to go on from an unknown name: the same word in another section or a near one."""
-    if dotted in _REMOVED:
-        return f"{_REMOVED[dotted]}: delete the line"
+    """A hint for an unknown name: the same key in another section, or a similar one."""
     section, _, word = dotted.rpartition(".")
     parts = [(name, *name.rpartition(".")[::2]) for name, _ in _schema()]
     elsewhere = [name for name, _, last in parts if last == word]
@@ -369,26 +364,25 @@ def _nearest(dotted: str) -> str:
     return "its section knows " + (", ".join(siblings) or ", ".join(Params.model_fields))
 
 
-# Parameters of earlier versions, and why each is gone.
-_REMOVED = {"training.packing": "it is gone, as padding a batch was never slower"}
 _MESSAGES = {
     "model_type": "a section of keys is wanted",
     "tuple_type": "a list is wanted, as in [1, 2]",
 }
 
 
-def _all_mistakes(error: ValidationError, source: str) -> AvomniError:
+def _all_mistakes(error: ValidationError, source: str, values: Mapping[str, Any]) -> AvomniError:
     lines = []
     for mistake in error.errors():
         name = ".".join(str(part) for part in mistake["loc"])
         if mistake["type"] == "extra_forbidden":
-            lines.append(f"{name}: unknown parameter; {_nearest(name)}")
+            earlier = params_earlier.mistake(name, values)
+            lines.append(earlier or f"{name}: unknown parameter; {_nearest(name)}")
         elif mistake["type"] == "value_error" and not name:
             lines += str(mistake["ctx"]["error"]).splitlines()
         else:
-            error_of_ours = mistake.get("ctx", {}).get("error")
+            own_error = mistake.get("ctx", {}).get("error")
             got = re.sub(r"//[^/@]*@", "//***@", reprlib.repr(mistake["input"]))
-            message = _MESSAGES.get(mistake["type"], str(error_of_ours or mistake["msg"]))
+            message = _MESSAGES.get(mistake["type"], str(own_error or mistake["msg"]))
             lines.append(f"{name}: {message} (got {got})")
     return AvomniError(
         f"parameters to fix: {len(lines)}" + "".join(f"\n  - {line}" for line in lines),

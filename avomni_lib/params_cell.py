@@ -1,14 +1,12 @@
-"""A notebook's parameters cell, and what papermill puts below it.
+"""A notebook's parameters cell, and the cell that papermill injects below it.
 
-The cell shows the keys that matter in its notebook with the demo's values. A value that the reader
-changes is laid over the file that `extends` names; one that is left alone stays as the file has it,
-so that the cell never puts the demo's values over those of another run. What papermill injects
-always holds.
+The cell shows the keys that matter in its notebook with the demo's values. Values that a reader
+changes override the file that `extends` names; unchanged ones do not, so that the demo's values
+never override those of another run. Values injected by papermill always apply.
 
 papermill writes `training = {…}` for a section and `training.max_steps = 3` for `-p
-training.max_steps 3`, the latter of which a dict would refuse. Of several options that name a
-section it keeps the last one whole, before any kernel starts; the others are
-seen on its command line alone.
+training.max_steps 3`, which fails for a dict. Of several options for one section it keeps only the
+last one, before any kernel starts; the others can only be read from its command line.
 """
 
 from __future__ import annotations
@@ -26,13 +24,13 @@ import psutil
 
 from avomni_lib import params_yaml
 
-# The first line of the cell that papermill adds, and what it may put there of its own.
+# The first line of papermill's injected cell, and the names that papermill itself may add there.
 INJECTED, BUILT_IN = "# Parameters\n", {"PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH"}
 PARAMETERS = re.compile(r"^extends: str =", re.MULTILINE)
 
 
 class _DottedNames(ast.NodeTransformer):
-    """`training.max_steps = 3` sets the key of a dict, as long as parameters are being read."""
+    """Rewrites `training.max_steps = 3` to set a key of a dict while parameters are being read."""
 
     def visit_Assign(self, node: ast.Assign) -> ast.AST:
         path = _path_of(node.targets[0]) if len(node.targets) == 1 else []
@@ -52,9 +50,9 @@ class _DottedNames(ast.NodeTransformer):
 
 
 def read_dotted_names() -> None:
-    """From here to `Params.from_notebook`, let `training.max_steps = 3` change this key alone.
+    """Let `training.max_steps = 3` change only this key until `Params.from_notebook` is called.
 
-    It is for papermill's `-p training.max_steps 3`. Outside IPython it does nothing.
+    Supports papermill's `-p training.max_steps 3`. Has no effect outside IPython.
     """
     read_plainly()
     if (shell := _shell()) is not None:
@@ -62,14 +60,17 @@ def read_dotted_names() -> None:
 
 
 def read_plainly() -> None:
-    """End what `read_dotted_names` began."""
+    """Undo `read_dotted_names`."""
     if (shell := _shell()) is not None:
-        kept = [one for one in shell.ast_transformers if not isinstance(one, _DottedNames)]
-        shell.ast_transformers[:] = kept
+        shell.ast_transformers[:] = [
+            transformer
+            for transformer in shell.ast_transformers
+            if not isinstance(transformer, _DottedNames)
+        ]
 
 
 def changed(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a parameters cell, sections in sections, that are not at their default."""
+    """The keys of a parameters cell, as nested sections, whose values are not the defaults."""
     kept: dict[str, Any] = {}
     for name, value in values.items():
         default = defaults.get(name)
@@ -85,7 +86,7 @@ def changed(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
 
 
 def injected(names: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that papermill's cell assigns, sections or not; none where it has put no cell.
+    """The values that papermill's injected cell assigns; empty without such a cell.
 
     Args:
         names: The notebook's `globals()`.
@@ -105,7 +106,7 @@ def injected(names: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def shown(names: Mapping[str, Any]) -> list[str]:
-    """Dotted names of the keys that stand in the parameters cell, as it was run last."""
+    """Dotted names of the keys in the parameters cell as it was last run."""
     cells = [cell for cell in names.get("In", ()) if PARAMETERS.search(cell)]
     cells = [cell for cell in cells if not cell.startswith(INJECTED)]
     return [
@@ -118,12 +119,12 @@ def shown(names: Mapping[str, Any]) -> list[str]:
 
 
 def command_line() -> dict[str, Any]:
-    """What the papermill command that started this kernel was given, merged key by key.
+    """The parameters given to the papermill command that started this kernel, merged key by key.
 
-    Empty where another program started it, or its files are not to be seen from here.
+    Empty if another program started the kernel, or the command's files cannot be found from here.
 
     Raises:
-        AvomniError: a file or text among it that `avomni run` would refuse, too.
+        AvomniError: one of its files or texts has mistakes.
     """
     try:
         parent = psutil.Process().parent()
@@ -172,7 +173,7 @@ def _options(words: Sequence[str]) -> argparse.Namespace | None:
 
 
 def _path_of(target: ast.AST) -> list[str]:
-    """`download.clips.hours` as its words; empty for anything else."""
+    """The parts of a dotted name such as `download.clips.hours`; empty for anything else."""
     if isinstance(target, ast.Name):
         return [target.id]
     if isinstance(target, ast.Attribute) and (before := _path_of(target.value)):

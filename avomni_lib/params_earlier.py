@@ -1,112 +1,102 @@
-"""Keys of the earlier project's params files, taken where they say what is done here anyway.
+"""Keys that earlier versions used, translated to the present ones where the meaning is the same.
 
-`download.max_concurrent` and `project_name` have other names now. `dataset.index_file`,
-`vision.setups`, `vision.schema` and a flat list in `vision.cameras` describe what is fixed here, or
-said by `vision.cameras`: they are taken where they agree with it, and refused with its name else.
+Keys of `MOVED` only have another name now. `dataset.index_file`, `vision.setups`, `vision.schema`
+and a flat list in `vision.cameras` describe what is fixed, or what `vision.cameras` says: they are
+dropped where they agree with it, and a mistake where they contradict it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from avomni_lib import grids
-from avomni_lib.errors import AvomniError
 
-INDEX_FILE = "clip_index.parquet"  # of the data set, at its root
+INDEX_FILE = "clip_index.parquet"  # at the root of the data set
+MOVED = {
+    "project_name": "run.name",
+    "download.max_concurrent": "download.max_workers",
+    "vision.camera_setup": "vision.cameras",
+}
+DROPPED = ("dataset.index_file", "vision.schema", "vision.setups")
+# Keys without a successor, and why they were removed.
+REMOVED = {"training.packing": "it is gone, as padding a batch was never slower"}
 SHAPE = re.compile(r"(\d+)\s*[x×]\s*(\d+)")
 
 
-def taken(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The values with these keys under the names of today, or without them.
+def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections with their keys under the present names.
 
-    Raises:
-        AvomniError: every such key that says something else than what is done, with the key to use.
+    Files are translated before they are merged, so that a later file wins by either name. A key
+    that contradicts another one stays in place: validation reports it, with the text of `mistake`.
     """
-    found = {name: dict(v) if isinstance(v, Mapping) else v for name, v in values.items()}
-    mistakes: list[str] = []
-    _move(found, ("project_name",), ("run", "name"), mistakes)
-    _move(found, ("download", "max_concurrent"), ("download", "max_workers"), mistakes)
-    dataset, vision = found.get("dataset"), found.get("vision")
-    if isinstance(dataset, dict) and "index_file" in dataset:
-        name = dataset.pop("index_file")
-        if str(name).rpartition("/")[2] != INDEX_FILE:
-            mistakes.append(
-                f"dataset.index_file is {name!r}: the index is always {INDEX_FILE} of "
-                "dataset.repo_id, or of the folder dataset.local_dir; delete the line"
-            )
-    if isinstance(vision, dict):
-        _vision(vision, mistakes)
-    if mistakes:
-        lines = "".join(f"\n  - {mistake}" for mistake in mistakes)
-        raise AvomniError(
-            f"keys of the earlier project to fix: {len(mistakes)}{lines}",
-            where=where,
-            fix="every parameter, its unit and default: docs/parameters.md",
+    kept = {name: dict(v) if isinstance(v, Mapping) else v for name, v in values.items()}
+    for old, new in MOVED.items():
+        _move(kept, old, new)
+    vision = kept.get("vision")
+    cameras = vision.get("cameras") if isinstance(vision, dict) else None
+    if isinstance(cameras, list | tuple) and all(isinstance(name, str) for name in cameras):
+        # A flat list that is no preset is refused by the check of grids.
+        presets = (preset for preset in grids.PRESETS if _names(preset) == set(cameras))
+        vision["cameras"] = next(presets, cameras)
+    for name in DROPPED:
+        section, _, key = name.partition(".")
+        holder = kept.get(section)
+        if isinstance(holder, dict) and key in holder and mistake(name, kept) is None:
+            del holder[key]
+    return kept
+
+
+def mistake(name: str, values: Mapping[str, Any]) -> str | None:
+    """What is wrong with an earlier key that `renamed` left in place; None for any other key.
+
+    Args:
+        name: The dotted name of a key in `values`.
+    """
+    if name in MOVED:
+        return f"{name} is the old name of {MOVED[name]}, and both are there: keep {MOVED[name]}"
+    if name in REMOVED:
+        return f"{name}: unknown parameter; {REMOVED[name]}: delete the line"
+    if name not in DROPPED:
+        return None
+    section, _, key = name.partition(".")
+    value, chosen = values[section][key], values.get("vision", {}).get("cameras")
+    if key == "index_file":
+        if str(value).rpartition("/")[2] == INDEX_FILE:
+            return None
+        return (
+            f"{name} is {value!r}: the index is always {INDEX_FILE} of dataset.repo_id, or of the "
+            "folder dataset.local_dir; delete the line"
         )
-    return found
-
-
-def _move(
-    values: dict[str, Any], old: tuple[str, ...], new: tuple[str, str], mistakes: list[str]
-) -> None:
-    """One key under its new name."""
-    holder: Any = values
-    for name in old[:-1]:
-        holder = holder.get(name)
-        if not isinstance(holder, dict):
-            return
-    if old[-1] not in holder:
-        return
-    value = holder.pop(old[-1])
-    section = values.get(new[0])
-    section = {} if section is None else section
-    if not isinstance(section, dict):
-        return  # which is told as what it is
-    if new[1] in section and section[new[1]] != value:
-        both = f"{'.'.join(old)} is the old name of {'.'.join(new)}, and both are there"
-        mistakes.append(f"{both}: keep {'.'.join(new)}")
-    values[new[0]] = section | {new[1]: value}
-
-
-def _vision(vision: dict[str, Any], mistakes: list[str]) -> None:
-    own = "cameras" if "cameras" in vision else "camera_setup"
-    chosen = vision.get(own)
-    if _is_flat(chosen):
-        preset = _preset(chosen)  # another list is refused where grids are checked
-        vision[own] = chosen = preset or chosen
-    checks: dict[str, Callable[[Any], bool]] = {
-        "schema": lambda value: _is_schema_of(value, chosen),
-        "setups": lambda value: _are_setups(value, chosen),
-    }
-    for key, agrees in checks.items():
-        if key in vision:
-            value = vision.pop(key)
-            if not agrees(value):
-                mistakes.append(
-                    f"vision.{key} is not the grid that vision.cameras names "
-                    f"({chosen or 'left out'}): say the grid by vision.cameras, a preset "
-                    f"({', '.join(grids.PRESETS)}) or rows of camera names, and delete vision.{key}"
-                )
-
-
-def _is_flat(value: Any) -> bool:
+    if (_is_schema_of if key == "schema" else _are_setups)(value, chosen):
+        return None
     return (
-        isinstance(value, list | tuple) and bool(value) and all(isinstance(v, str) for v in value)
+        f"{name} is not the grid that vision.cameras names ({chosen or 'left out'}): give the grid "
+        f"by vision.cameras, a preset ({', '.join(grids.PRESETS)}) or rows of camera names, and "
+        f"delete {name}"
     )
+
+
+def _move(values: dict[str, Any], old: str, new: str) -> None:
+    """Rename one key; it stays where the new name is there with another value."""
+    section, _, key = old.rpartition(".")
+    holder = values.get(section) if section else values
+    if not isinstance(holder, dict) or key not in holder:
+        return
+    section, _, new_key = new.partition(".")
+    target = values[section] = {} if values.get(section) is None else values[section]
+    # A section that is no mapping is reported as such.
+    if not isinstance(target, dict) or target.setdefault(new_key, holder[key]) == holder[key]:
+        del holder[key]
 
 
 def _names(preset: str) -> set[str]:
     return {name for row in grids.PRESETS[preset] for name in row if name}
 
 
-def _preset(names: Any) -> str | None:
-    return next((preset for preset in grids.PRESETS if _names(preset) == set(names)), None)
-
-
 def _is_schema_of(value: Any, chosen: Any) -> bool:
-    """Whether it is the preset's name or the shape of its grid, as `2x2`."""
+    """Whether a value is the preset's name or the shape of its grid, such as `2x2`."""
     if value == chosen:
         return True
     shape = SHAPE.search(str(value))
@@ -117,7 +107,7 @@ def _is_schema_of(value: Any, chosen: Any) -> bool:
 
 
 def _are_setups(value: Any, chosen: Any) -> bool:
-    """Whether a table of setups has the chosen preset with the preset's cameras."""
+    """Whether a table of setups lists the chosen preset with exactly its cameras."""
     if not isinstance(value, Mapping) or not isinstance(chosen, str):
         return False
     setup = value.get(chosen)

@@ -1,8 +1,8 @@
-"""The text of params files and of `--set`, read strictly: what YAML would change is refused.
+"""Strict reading of params files and of `--set`: values that YAML would reinterpret are refused.
 
-YAML 1.1 takes `010` for 8, `12:30` for 750 and `no` for false, and of a key that stands twice
-without a word the last. Here each is a mistake with its line. What is read means the same to
-papermill, whose reader is more lenient.
+YAML 1.1 reads `010` as 8, `12:30` as 750 and `no` as false, and silently keeps the last of two
+equal keys. Here each of these is a mistake, reported with its line. Accepted values mean the same
+to papermill, whose reader is more lenient.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from avomni_lib.errors import AvomniError
 
 PARAMS_DIR = files.PROJECT_ROOT / "params"
 MAX_CHARACTERS = 1_000_000
-RENAMED = {"vision": {"camera_setup": "cameras"}}  # section -> old name -> new name
 TAG = "tag:yaml.org,2002:"
-# How a plain value has to be written, so that every reader of YAML takes it for the same.
+# How a plain value has to be written so that every YAML reader reads it the same way.
 PLAIN = {
     "int": r"[-+]?(0|[1-9][0-9]{0,17})",
     "float": r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+][0-9]+)?|[-+]?\.(?i:inf)|\.(?i:nan)",
@@ -31,7 +30,7 @@ PLAIN = {
 
 
 class _Loader(yaml.SafeLoader):
-    """Collects mistakes while it composes the nodes; nothing is constructed where there are any."""
+    """Collects mistakes while it composes nodes; no value is constructed if there are any."""
 
     def __init__(self, text: str):
         super().__init__(text)
@@ -44,7 +43,7 @@ class _Loader(yaml.SafeLoader):
         if self.mistakes:
             lines = "".join(f"\n  - {line}" for line in self.mistakes)
             what = f"mistakes in the YAML: {len(self.mistakes)}{lines}"
-            raise AvomniError(what, where=where, fix="mend the lines that are named")
+            raise AvomniError(what, where=where, fix="correct these lines")
 
     def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
         event = self.peek_event()
@@ -62,17 +61,17 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def read_plain_value(self, node: yaml.ScalarNode) -> None:
-        """A value without quotes; a date is text, as papermill reads it."""
+        """Check a value without quotes; a date is text, as papermill reads it."""
         kind = node.tag.removeprefix(TAG)
         if kind == "timestamp":
             node.tag = f"{TAG}str"
         elif kind in PLAIN and not re.fullmatch(PLAIN[kind], node.value):
             try:
-                reading = repr(self.construct_object(node))
+                parsed = repr(self.construct_object(node))
             except (ValueError, OverflowError):
-                reading = "no number"
+                parsed = "no number"
             how = "write the number in plain digits or true or false, or put text in quotes"
-            self.note(node, f"YAML reads {node.value} as {reading}: {how}")
+            self.note(node, f"YAML reads {node.value} as {parsed}: {how}")
         elif kind not in (*PLAIN, "null", "str"):
             self.note(node, f"{node.value} is no value")
 
@@ -91,7 +90,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Sections laid over each other key by key; a section that names no key changes nothing."""
+    """Merge nested sections key by key, `above` wins; an empty section changes nothing."""
     merged = dict(below)
     for key, value in above.items():
         if isinstance(merged.get(key), Mapping) and isinstance(value, Mapping | None):
@@ -101,34 +100,11 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def renamed(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The sections with keys of an earlier name under the name that they have now.
-
-    It is done before sections are laid over each other, so that either name wins over the other.
-
-    Raises:
-        AvomniError: a key stands there by both names.
-    """
-    sections = params_earlier.taken(values, where)
-    for section, names in RENAMED.items():
-        keys = sections.get(section)
-        for old, new in names.items() if isinstance(keys, Mapping) else ():
-            if old in keys and new in keys:
-                raise AvomniError(
-                    f"{section}.{old} is the old name of {section}.{new}, and both are there",
-                    where=where,
-                    fix=f"keep {section}.{new}",
-                )
-            keys = {new if key == old else key: value for key, value in keys.items()}
-            sections[section] = keys
-    return sections
-
-
 def read(path: Path) -> dict[str, Any]:
-    """The sections of a params file, with `extends` where it names one.
+    """Read the sections of a params file, and `extends` if it has that key.
 
     Raises:
-        AvomniError: the file is not there, is no params file, or has mistakes, each with its line.
+        AvomniError: the file is missing, is not a params file, or has mistakes (all with lines).
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -145,7 +121,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def parse(text: str, where: str) -> dict[str, Any]:
-    """The sections that stand in a params file's text; `training.max_steps: 3` is a key of one.
+    """Parse the text of a params file; `training.max_steps: 3` sets a key of a section.
 
     Raises:
         AvomniError: as `read`.
@@ -165,20 +141,20 @@ def parse(text: str, where: str) -> dict[str, Any]:
             what = f"{section} stands twice, as a section and as {name}"
             raise AvomniError(what, where=where, fix=f"write the key below {section}")
         nested = merge(nested, _below(name.split("."), values[name]))
-    return renamed(nested, where)
+    return params_earlier.renamed(nested)
 
 
 def _below(names: Sequence[str], value: Any) -> dict[str, Any]:
-    """The value as a key in sections of sections."""
+    """Nest a value: `["a", "b"], 1` gives `{"a": {"b": 1}}`."""
     for name in reversed(names):
         value = {name: value}
     return value
 
 
 def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
-    """What `--set section.key=value` says, each key at most once, as sections of keys.
+    """Parse `--set section.key=value` options, each key at most once, into sections of keys.
 
-    A value without quotes, brackets or braces is taken whole: `#` and `: ` are part of it.
+    A value without quotes, brackets or braces is taken literally: `#` and `: ` are part of it.
 
     Raises:
         AvomniError: one of them cannot be read, or a key is set twice.
@@ -196,7 +172,7 @@ def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
             raise AvomniError(what, fix="keep one")
         before[dotted] = change
         merged = merge(merged, _below(parts, _value(text.strip(), f"--set {change!r}")))
-    return renamed(merged, "--set")
+    return params_earlier.renamed(merged)
 
 
 def _value(text: str, where: str) -> Any:
@@ -221,7 +197,7 @@ def _value(text: str, where: str) -> Any:
 
 @functools.lru_cache(maxsize=16)
 def _load(text: str, where: str) -> tuple[Any, int]:
-    """The value of a YAML text, not to be changed, and the place in it where the value ends."""
+    """The value of a YAML text (shared, do not modify) and the index where it ends."""
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -231,5 +207,5 @@ def _load(text: str, where: str) -> tuple[Any, int]:
         return loader.construct_document(node), node.end_mark.index
     except (yaml.YAMLError, RecursionError) as error:
         what = "nested too deeply" if isinstance(error, RecursionError) else error
-        fix = "mend the line that is named"
+        fix = "correct this line"
         raise AvomniError(f"not valid YAML: {what}", where=where, fix=fix) from None

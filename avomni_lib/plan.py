@@ -1,7 +1,7 @@
-"""What a stage says before it works, and how it says how far it is.
+"""What a stage reports before it starts (`Plan`) and while it works (`Bar`), and number formats.
 
-A room takes `progress: type[Bar] = Bar`; the silent bar here is the default, `notebook/progress.py`
-has the ones that people see.
+Functions take `progress: type[Bar] = Bar`; the silent bar here is the default, the visible ones are
+in `notebook/progress.py`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Bar:
 
 
 class Tally:
-    """What threads have counted, to be shown by the main one: widgets are not for threads."""
+    """A counter that worker threads add to and the main thread shows: widgets need that thread."""
 
     def __init__(self) -> None:
         self._amount, self._lock = 0.0, threading.Lock()
@@ -69,14 +69,14 @@ class Tally:
             self._amount += amount
 
     def take(self) -> float:
-        """What has come since the last call."""
+        """The amount added since the last call."""
         with self._lock:
             amount, self._amount = self._amount, 0.0
             return amount
 
 
 def text_table(lines: Sequence[Sequence[str]]) -> str:
-    """Lines of cells as text, each column as wide as its widest cell."""
+    """Format lines of cells as text, each column as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -85,7 +85,7 @@ def text_table(lines: Sequence[Sequence[str]]) -> str:
 
 
 def gigabytes(num_bytes: float) -> str:
-    """Bytes as people read them, in powers of ten."""
+    """Format bytes with a decimal unit, such as `1.5 GB`."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if num_bytes >= size:
             return f"{num_bytes / size:.{1 if num_bytes >= 10 * size else 2}f} {unit}"
@@ -93,7 +93,7 @@ def gigabytes(num_bytes: float) -> str:
 
 
 def minutes(seconds: float) -> str:
-    """Seconds as people read them."""
+    """Format seconds as s, min or h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

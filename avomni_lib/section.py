@@ -1,4 +1,4 @@
-"""What a section of a params file is: values are taken as people mean them, or refused."""
+"""Base class of the sections of a params file: converts values that are clear, refuses others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from avomni_lib import grids
 
-SMALLEST, LARGEST = 1e-12, 1e12  # but for 0
+SMALLEST, LARGEST = 1e-12, 1e12  # except 0
 LONGEST_TEXT = 1000
 ROWS = str | grids.Rows
 INTEGER = r"[-+]?(0|[1-9][0-9]*)"
@@ -20,8 +20,8 @@ NUMBER = r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"
 class Section(BaseModel):
     """A frozen set of keys.
 
-    Values are taken as people mean them or refused: text of a number is the number (YAML reads
-    `1e-4` as text), a list loses what it repeats, true is no 1 and 1 is not true.
+    Numbers may be given as text (YAML reads `1e-4` as text), duplicates in lists are dropped, and
+    true is not accepted for 1, nor 1 for true.
     """
 
     model_config = ConfigDict(
@@ -36,7 +36,7 @@ class Section(BaseModel):
         if any(isinstance(kind, type) and issubclass(kind, Section) for kind in kinds):
             return {} if value is None else value
         if isinstance(value, list | tuple) and cls.model_fields[name].annotation == ROWS:
-            return value  # whose own check it is
+            return value  # checked by its own validator
         if isinstance(value, list | tuple) and tuple in kinds:
             if not value:
                 raise ValueError("an empty list: name something, or write null to ask for nothing")
@@ -50,7 +50,7 @@ class Section(BaseModel):
 
 
 def _kinds(annotation: Any) -> set[Any]:
-    """The types of which a value may be; a tuple's are among them, and `tuple` itself."""
+    """The types that a value may have; for a tuple, `tuple` and the types of its items."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return _kinds(get_args(annotation)[0])

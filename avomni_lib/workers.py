@@ -1,11 +1,11 @@
-"""Jobs over worker processes, of which any may die or hang without ending the run.
+"""Jobs in worker processes, any of which may die or hang without ending the run.
 
-`run_jobs` is for processes of this machine. `run_on` is the loop that feeds any executor and says
-what becomes of a job whose worker dies or hangs; etl/run/engines.py has the executor of a cluster.
+`run_jobs` uses processes of this machine. `run_on` feeds any executor and handles jobs whose worker
+dies or hangs; etl/run/engines.py has the executor for a Ray cluster.
 
-multiprocessing and concurrent.futures lose all jobs when one worker dies. pebble does not, but
-starts every worker at once, spills tracebacks when it is stopped while they start, and cannot give
-a job a fresh worker; so the processes here are started by hand.
+multiprocessing and concurrent.futures lose all jobs when one worker dies. pebble does not, but it
+starts every worker at once, prints tracebacks when it is stopped while they start, and cannot give
+a job a fresh worker; hence the executor here.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Job = TypeVar("Job")
 Outcome = TypeVar("Outcome")
 CGROUP = Path("/sys/fs/cgroup")
 POLL_S = 0.1
-START_S = 600.0  # a worker may take so long to begin, as where libraries lie on a slow disk
+START_S = 600.0  # a worker may take this long to start, for example from a slow disk
 LEAVE_S = 5.0
 OOM_SCORE = 500
 OUT_OF_MEMORY = "out of memory"
@@ -46,9 +46,9 @@ DIED = "the process that read it died, and again when it was alone"
 
 
 def num_cores(cgroup: Path = CGROUP) -> int:
-    """Cores that this process may use: those it is bound to, or a container's share of their time.
+    """Cores that this process may use, limited by its CPU affinity and a container's quota.
 
-    The share is that of cgroup v2 (`cpu.max`: "quota period" or "max period") or v1 (-1 is none).
+    The quota is read from cgroup v2 (`cpu.max`: "quota period" or "max period") or v1 (-1: none).
     """
     bound = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if bound else os.cpu_count() or 1
@@ -64,7 +64,7 @@ def num_cores(cgroup: Path = CGROUP) -> int:
 
 
 class Wait(enum.Enum):
-    """The type of `WAIT`, which an iterator of jobs yields while it has none but will have."""
+    """The type of `WAIT`, which an iterator of jobs yields while the next job is not ready."""
 
     WAIT = enum.auto()
 
@@ -74,32 +74,32 @@ WAIT: Final = Wait.WAIT
 
 @dataclass(frozen=True)
 class Died:
-    """What an executor gives back for a job whose worker died."""
+    """An executor's result for a job whose worker died."""
 
     how: str  # such as "killed by SIGKILL"
-    began: bool = True  # whether the worker had got as far as to take a job
+    began: bool = True  # whether the worker had started up before
 
 
 class Executor(Protocol[Job, Outcome]):
-    """Workers, each of which does one job at a time."""
+    """A pool of workers that do one job at a time each."""
 
     def size(self) -> int:
-        """How many there are, or can be started, now."""
+        """Number of workers that exist or can be started now."""
 
     def start(self, job: Job, alone: bool) -> Any:
-        """Hand out a job, `alone` to a fresh worker; returns its ticket."""
+        """Submit a job, to a fresh worker if `alone`; returns its ticket."""
 
     def has_begun(self, ticket: Any) -> bool:
-        """Whether the job's worker has started and is at work on it."""
+        """Whether the job's worker has started and works on it."""
 
     def finished(self, timeout_s: float | None) -> list[tuple[Any, Outcome | Died]]:
-        """Wait until something comes back, by ticket; raises what a job raised."""
+        """Wait for results and return (ticket, result) pairs; raises what a job raised."""
 
     def stop(self, ticket: Any) -> None:
-        """Kill the worker of a job that is given up."""
+        """Kill the worker of an abandoned job."""
 
     def close(self) -> None:
-        """End all workers, also those that are at work."""
+        """End all workers, including busy ones."""
 
 
 def run_on(
@@ -110,21 +110,21 @@ def run_on(
 ) -> Iterator[tuple[Job, Outcome | None]]:
     """Yield (job, its outcome) as jobs finish, in any order.
 
-    A job whose worker dies (killed, out of memory, a crash inside a library) is tried once more,
-    alone, as soon as the others at work are done. One that dies again, or that takes longer than
-    its limit from when its worker has begun, is lost, and the rest go on. What a job raises is
-    raised here, but for a MemoryError: that is a death too.
+    A job whose worker dies (killed, out of memory, a crash inside a library) is retried once, on
+    its own, as soon as the running ones are done. If its worker dies again, or it exceeds its time
+    limit (counted from when its worker has started), the job is lost and the rest go on. Exceptions
+    of a job are raised here, except MemoryError, which counts as a death.
 
     Args:
-        executor: Ended when this iterator is, however that comes about. (A caller that may stop
-            early puts it into `contextlib.closing`.)
-        jobs: Asked for the next one when a worker is free, not before. While the answer is `WAIT`
-            it is asked again every tenth of a second, and when a job has finished.
-        limit_s: Job -> the most seconds that it may take.
-        lost: (job, reason) -> the outcome of a job that is lost; without it that is None.
+        executor: Closed when this iterator ends, for whatever reason. (Callers that may stop early
+            wrap the iterator in `contextlib.closing`.)
+        jobs: Advanced only when a worker is free. While it yields `WAIT`, it is polled every 0.1 s
+            and whenever a job has finished.
+        limit_s: Job -> its time limit in seconds.
+        lost: (job, reason) -> the outcome of a lost job; None if not given.
 
     Raises:
-        AvomniError: worker processes die before any has begun.
+        AvomniError: worker processes die before any has started.
     """
     source: Iterator[Job | Wait | None] = iter(jobs)
     more, ever_began = True, False
@@ -143,8 +143,8 @@ def run_on(
     with contextlib.closing(executor):
         while True:
             waits = False
-            held = suspects or any(at.alone for at in running.values())
-            while more and not waits and not held and len(running) < executor.size():
+            paused = suspects or any(entry.alone for entry in running.values())
+            while more and not waits and not paused and len(running) < executor.size():
                 job = next(source, None)
                 more, waits = job is not None, job is WAIT
                 if more and not waits:
@@ -152,7 +152,7 @@ def run_on(
             if suspects and not running:
                 hand_out(suspects.popleft(), alone=True)
             if done:
-                # The workers are busy again before the caller takes its time over this one.
+                # Workers are busy again before the caller spends time on this outcome.
                 yield done.popleft()
                 continue
             if not running:
@@ -160,28 +160,28 @@ def run_on(
                     return
                 time.sleep(POLL_S)
                 continue
-            for ticket, at in running.items():
-                if not at.began and executor.has_begun(ticket):
-                    at.began, at.stop_s = True, time.monotonic() + limit_s(at.job)
-            left_s = min(at.stop_s for at in running.values()) - time.monotonic()
+            for ticket, entry in running.items():
+                if not entry.began and executor.has_begun(ticket):
+                    entry.began, entry.stop_s = True, time.monotonic() + limit_s(entry.job)
+            left_s = min(entry.stop_s for entry in running.values()) - time.monotonic()
             timeout_s = min(max(left_s, 0.0), POLL_S if waits else math.inf)
             for ticket, outcome in executor.finished(None if timeout_s == math.inf else timeout_s):
-                at = running.pop(ticket)
+                entry = running.pop(ticket)
                 ever_began = ever_began or not isinstance(outcome, Died) or outcome.began
                 if not isinstance(outcome, Died):
-                    done.append((at.job, outcome))
-                elif not at.alone:
+                    done.append((entry.job, outcome))
+                elif not entry.alone:
                     log.warning("a worker died (%s); its job is tried once more", outcome.how)
-                    suspects.append(at.job)
+                    suspects.append(entry.job)
                 elif ever_began:
-                    lose(at.job, f"{DIED} ({outcome.how})")
+                    lose(entry.job, f"{DIED} ({outcome.how})")
                 else:
                     raise AvomniError(
                         f"a worker process ended before it had begun, twice ({outcome.how})",
-                        fix="its own words stand above; a script that starts a run needs the line "
+                        fix="see its output above; a script that starts a run needs the line "
                         'if __name__ == "__main__":',
                     )
-            late = [ticket for ticket, at in running.items() if at.stop_s <= time.monotonic()]
+            late = [ticket for ticket, entry in running.items() if entry.stop_s <= time.monotonic()]
             for ticket in late:
                 executor.stop(ticket)
                 job = running.pop(ticket).job
@@ -190,7 +190,7 @@ def run_on(
 
 @dataclass
 class _Running(Generic[Job]):
-    """A job at work, and when it is stopped."""
+    """A running job and its deadline."""
 
     job: Job
     alone: bool
@@ -205,11 +205,11 @@ def run_jobs(
     limit_s: float = math.inf,
     lost: Callable[[Job, str], Outcome] | None = None,
 ) -> Iterator[tuple[Job, Outcome | None]]:
-    """`run_on` over at most so many processes of this machine.
+    """`run_on` with at most `num_workers` processes of this machine.
 
     Args:
-        function: Importable by its name; what it takes, returns and raises is pickled.
-        limit_s: The most seconds for one job.
+        function: Importable by name; its argument, result and exceptions are pickled.
+        limit_s: Time limit of one job in seconds.
     """
     return run_on(ProcessExecutor(function, num_workers), jobs, lambda job: limit_s, lost)
 
@@ -217,7 +217,7 @@ def run_jobs(
 class ProcessExecutor:
     """Spawned processes of this machine, started when there is work for them.
 
-    They inherit nothing, hear no Ctrl-C, and end when this process does, however that ends.
+    They inherit nothing, ignore Ctrl-C, and end when this process ends, even if it is killed.
     """
 
     def __init__(self, function: Callable[[Job], Outcome], num_workers: int):
@@ -232,7 +232,7 @@ class ProcessExecutor:
         worker = None if alone or not self._idle else self._idle.pop()
         if worker is None or not worker.send(job):
             worker = _Worker(self._function)
-            worker.send(job)  # where it is dead already, `finished` reports it
+            worker.send(job)  # if it is dead already, `finished` reports it
         self._busy[worker.connection] = worker
         return worker.connection
 
@@ -240,7 +240,7 @@ class ProcessExecutor:
         return self._busy[ticket].began
 
     def finished(self, timeout_s: float | None) -> list[tuple[Connection, Outcome | Died]]:
-        back: list[tuple[Connection, Outcome | Died]] = []
+        results: list[tuple[Connection, Outcome | Died]] = []
         for ticket in multiprocessing.connection.wait(self._busy, timeout_s):
             worker = self._busy[ticket]
             try:
@@ -253,13 +253,13 @@ class ProcessExecutor:
             del self._busy[ticket]
             if kind in ("died", OUT_OF_MEMORY):
                 how = worker.end()
-                back.append((ticket, Died(how if kind == "died" else kind, worker.began)))
+                results.append((ticket, Died(how if kind == "died" else kind, worker.began)))
                 continue
             self._idle.append(worker)
             if kind == "raised":
                 raise value
-            back.append((ticket, value))
-        return back
+            results.append((ticket, value))
+        return results
 
     def stop(self, ticket: Connection) -> None:
         self._busy.pop(ticket).end()
@@ -267,26 +267,26 @@ class ProcessExecutor:
     def close(self) -> None:
         for worker in self._busy.values():
             worker.process.kill()
-        every = [*self._idle, *self._busy.values()]
-        for worker in every:
-            worker.connection.close()  # which an idle one takes as its end
-        for worker in every:
+        workers = [*self._idle, *self._busy.values()]
+        for worker in workers:
+            worker.connection.close()  # ends an idle worker
+        for worker in workers:
             worker.process.join(LEAVE_S)
             worker.end()
         self._idle, self._busy = [], {}
 
 
 class _Worker:
-    """One process and our end of its pipe."""
+    """A worker process and the parent's end of its pipe."""
 
     def __init__(self, function: Callable[[Any], Any]):
         context = multiprocessing.get_context("spawn")
         self.began = False
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
-        # Blocked here, SIGINT is blocked in the child from its first instruction on: Ctrl-C reaches
-        # the whole process group, and children that are still importing would spill tracebacks.
-        # (Starting the tracker, which `start` does where it does not run yet, would unblock it.)
+        # The child inherits the blocked SIGINT: Ctrl-C reaches the whole process group, and
+        # children that are still importing would print tracebacks. (`start` may first start the
+        # resource tracker, which would unblock it.)
         resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -297,7 +297,7 @@ class _Worker:
         self.send(function)
 
     def send(self, job: Any) -> bool:
-        """Whether it was there to take it."""
+        """Send a job; returns False if the process is gone."""
         try:
             self.connection.send(job)
         except OSError:
@@ -305,9 +305,9 @@ class _Worker:
         return True
 
     def end(self) -> str:
-        """Kill the process unless it has ended; returns how it did."""
+        """Kill the process unless it has ended; returns how it ended."""
         self.process.kill()
-        self.process.join(LEAVE_S)  # one that waits for a dead network disk takes no signal
+        self.process.join(LEAVE_S)  # a process that waits for a dead network disk cannot be killed
         self.connection.close()
         code = self.process.exitcode
         if code is None or code >= 0:
@@ -316,23 +316,23 @@ class _Worker:
 
 
 def _serve(connection: Connection) -> None:
-    """What a worker process does."""
+    """The main loop of a worker process."""
 
     def end_with_parent() -> None:
-        # Without this a worker whose parent is killed goes on with its job.
+        # Without this, a worker whose parent is killed would finish its job.
         multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-    # Where the memory runs out, the kernel is to end a worker rather than the run.
+    # When memory runs out, the kernel should kill a worker rather than the main process.
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
-    # One thread a process, also in OpenBLAS and Arrow; they read this when they are first imported,
-    # which is when the function arrives.
+    # One thread per process, also in OpenBLAS and Arrow. They read this on import, which happens
+    # when the function is unpickled.
     os.environ["OMP_NUM_THREADS"] = "1"
-    with contextlib.suppress(EOFError, OSError):  # our parent is gone, or needs us no more
+    with contextlib.suppress(EOFError, OSError):  # the parent is gone or has closed the pipe
         function = connection.recv()
-        gc.freeze()  # what the imports made is there for good: no collection need walk it again
+        gc.freeze()  # objects made by imports stay: keep the garbage collector from visiting them
         connection.send(("began", None))
         while True:
             job = connection.recv()
@@ -340,7 +340,7 @@ def _serve(connection: Connection) -> None:
                 answer = ("done", function(job))
             except MemoryError:
                 connection.send((OUT_OF_MEMORY, None))
-                return  # what it holds goes with the process
+                return  # its memory is freed with the process
             except Exception as error:
                 if not isinstance(error, AvomniError):
                     error.add_note(f"in a worker process:\n{traceback.format_exc()}")

@@ -17,6 +17,7 @@ from avomni_lib.dataset.audit import audit
 from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.dataset.clip import EGOMOTION_COLUMNS, open_clip
 from avomni_lib.dataset.download import download
+from avomni_lib.dataset.lerobot import clip as lerobot_clip
 from avomni_lib.dataset.lerobot import layout
 from avomni_lib.errors import AvomniError
 from avomni_lib.etl import leaks
@@ -80,6 +81,19 @@ def test_poses_are_those_of_the_drive_in_its_own_frame(written: Path, tmp_path: 
         true = Drive(number).egomotion(t_us)
         for name, within in {"x": 0.3, "y": 0.3, "vx": 0.4, "vy": 0.4, "qz": 1e-3}.items():
             assert np.abs(moved[name] - true[name]).max() < within, name
+
+
+def test_only_the_row_groups_that_may_hold_an_episode_are_read(data, tmp_path, monkeypatch):
+    clip = open_clip(data, Catalog.of(lerobot_set.params(tmp_path, data)), "episode_000001")
+    path, before = data / "data/chunk-000/file-000.parquet", clip.egomotion()
+    table = pq.read_table(path)
+    assert table.num_rows > LENGTH
+    monkeypatch.setattr(lerobot_clip, "MOST_ROWS", LENGTH)
+    with pytest.raises(AvomniError, match=f"more than {LENGTH} rows"):
+        clip.egomotion()
+    pq.write_table(table, path, row_group_size=LENGTH)
+    for name, values in clip.egomotion().items():
+        assert np.array_equal(values, before[name])
 
 
 def test_windows_say_what_the_car_did_and_sessions_stay_apart(built):

@@ -1,4 +1,4 @@
-"""Params files of the earlier project: taken where they say what is done here, else refused."""
+"""Params files with earlier keys: accepted where they agree with the present ones, else refused."""
 
 import pytest
 
@@ -33,7 +33,7 @@ def read(tmp_path, text):
     return Params.from_files([path])
 
 
-def test_a_file_that_says_what_is_done_runs_unchanged(tmp_path):
+def test_a_file_whose_keys_agree_runs_unchanged(tmp_path):
     p = read(tmp_path, FILE.format(four=", ".join(FOUR), seven=", ".join(SEVEN)))
     assert p.run.name == "mi300x_run" and p.download.max_workers == 6
     assert p.vision.cameras == "4-cam"
@@ -50,36 +50,39 @@ def test_a_flat_list_of_a_presets_cameras_is_the_preset(tmp_path, names, preset)
     assert p.vision.cameras == preset
 
 
-def test_all_that_says_something_else_is_refused_at_once_with_the_key_of_today(tmp_path):
+def test_all_keys_that_contradict_are_refused_at_once_with_the_other_mistakes(tmp_path):
     with pytest.raises(AvomniError) as error:
         read(
             tmp_path,
             "project_name: a\nrun: {name: b}\n"
             "dataset: {index_file: my_index.csv}\n"
             "download: {max_concurrent: 4, max_workers: 5}\n"
-            "vision: {cameras: 4-cam, schema: 3x3, setups: {4-cam: [a, b]}}\n",
+            "vision: {cameras: 4-cam, schema: 3x3, setups: {4-cam: [a, b]}}\n"
+            "training: {packing: true, batch_size: 0}\n",
         )
-    said = str(error.value)
-    assert "to fix: 5" in said
+    message = str(error.value)
+    assert "to fix: 7" in message
     for words in (
         "keep run.name",
         "keep download.max_workers",
         "dataset.index_file is 'my_index.csv'",
         "delete vision.schema",
         "delete vision.setups",
+        "training.packing: unknown parameter; it is gone",
+        "training.batch_size: Input should be",
     ):
-        assert words in said
+        assert words in message
 
 
 @pytest.mark.parametrize(
     "vision", ["{cameras: [a, b]}", "{schema: 2x2}", "{setups: 4}", "{cameras: 4-cam, setups: {}}"]
 )
-def test_a_grid_that_cannot_be_told_is_refused(tmp_path, vision):
+def test_an_unclear_grid_is_refused(tmp_path, vision):
     with pytest.raises(AvomniError, match=r"vision\.cameras"):
         read(tmp_path, f"extends: null\nvision: {vision}")
 
 
-def test_a_section_that_is_none_is_told_as_what_it_is(tmp_path):
+def test_a_value_in_place_of_a_section_is_refused(tmp_path):
     for text in ("project_name: a\nrun: 3", "download: [max_concurrent]", "vision: 4"):
         with pytest.raises(AvomniError, match="a section of keys is wanted"):
             read(tmp_path, text)

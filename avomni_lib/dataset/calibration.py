@@ -1,7 +1,7 @@
-"""Calibration: its tables, what is wrong with a row, and where points are seen in a picture.
+"""Calibration: its tables, checks of their rows, and projection of points into a picture.
 
-The lens is an f-theta polynomial: r = sum of fw_poly_i · θ^i, px from the principal point for a ray
-θ radians off the axis (NVIDIA's physical_ai_av, camera_models). A camera's frame is x right, y
+The lens is an f-theta polynomial: r = sum of fw_poly_i · θ^i, in px from the principal point for a
+ray θ radians off the axis (NVIDIA's physical_ai_av, camera_models). A camera's frame is x right, y
 down, z out of the lens; the rig's is x forward, y left, z up, with its origin below the rear axle.
 """
 
@@ -25,34 +25,34 @@ SIZE = ("width", "height", "cx", "cy")
 FW, BW = (tuple(f"{name}_poly_{n}" for n in range(5)) for name in ("fw", "bw"))
 POSE = ("qx", "qy", "qz", "qw", "x", "y", "z")
 VEHICLE = ("length", "width", "height", "rear_axle_to_bbox_center", "wheelbase", "track_width")
-# Feature -> (column of the sensor's name or None, numbers that a row must have).
+# Feature -> (column of the sensor's name or None, required columns of numbers).
 TABLES = {
     "camera_intrinsics": ("camera_name", (*SIZE, *FW, *BW)),
     "sensor_extrinsics": ("sensor_name", POSE),
     "vehicle_dimensions": (None, VEHICLE),
 }
-# fw and bw are fitted apart; two pixels of 1,920 between them are the fit's own error.
+# fw and bw are fitted separately; a difference of 2 px in 1,920 is the error of the fit.
 INVERSE_TOLERANCE = 2 / 1920
-# A camera is called by its nominal view; another one's lens is off by more than half.
+# Ratio of a lens's field of view to the one in its camera's name; mixed-up lenses differ by more.
 VIEW_TOLERANCE = 1.5
-# No part of a car is farther from its rear axle.
+# Largest distance of a sensor from the rear axle.
 MAX_LEVER_M = 10.0
 # Lengths of road vehicles, m.
 VEHICLE_LIMITS = (0.2, 30.0)
-PATH_POINTS = 64  # points that a path is drawn through
-LARGEST_ANGLE = np.pi / 2 * 0.98  # rad off the axis; what is farther aside is not drawn
+PATH_POINTS = 64  # points of a drawn path
+LARGEST_ANGLE = np.pi / 2 * 0.98  # rad off the axis; points beyond it are not drawn
 
 
 def row(
     feature: str, name: str, values: Mapping[str, float], size: tuple[int, int] | None = None
 ) -> Iterator[Finding]:
-    """What is wrong with one row; the findings have no place.
+    """Check one row; yields findings without a place.
 
     Args:
-        feature: Of `TABLES`.
+        feature: A key of `TABLES`.
         name: The sensor, or `vehicle`.
         values: Column -> number.
-        size: Width and height of the camera's video, where they are known.
+        size: Width and height of the camera's video, if known.
     """
     for column in TABLES[feature][1]:
         value = values.get(column)
@@ -92,14 +92,14 @@ def _lens(
         reason = f"the axis of {name} at ({cx:.1f}, {cy:.1f}) px, outside of it"
         yield Finding(ODD, "principal point outside the image", reason)
         return
-    # theta = sum bw_i * r^i from the axis to the farthest corner, and back by fw.
+    # theta = sum bw_i * r^i from the axis to the farthest corner, and back with fw.
     radius = np.linspace(0, np.hypot(max(cx, width - cx), max(cy, height - cy)), 200)
     theta = polyval(radius, bw)
     back = polyval(theta, fw)
     for column, curve in (("bw_poly", theta), ("fw_poly", back)):
         for fall in np.flatnonzero(np.diff(curve) <= 0)[:1]:
             reason = f"{column} of {name} falls at {radius[fall]:.0f} px from the axis"
-            # A fit may turn in the corners, which a wide lens leaves black.
+            # The fit may turn around in the corners, which are black for a wide lens.
             severity = DAMAGED if radius[fall] < min(width, height) / 2 else ODD
             yield Finding(severity, "a lens that folds the image", reason)
             return
@@ -116,15 +116,15 @@ def _lens(
 
 
 def sensors(feature: str, camera_names: Sequence[str]) -> tuple[str | None, ...]:
-    """The rows that a clip must have in a table."""
+    """The sensors for which a clip must have a row in a table."""
     return tuple(camera_names) if TABLES[feature][0] else (None,)
 
 
 class CalibrationTable:
-    """A chunk's calibration: its numbers as columns, found by (clip_id, sensor).
+    """A chunk's calibration table: columns of numbers, indexed by (clip_id, sensor).
 
     Args:
-        key: The column of the sensor's name; None where a clip has one row.
+        key: The column of the sensor's name; None if a clip has a single row.
     """
 
     def __init__(self, source: Path | bytes, key: str | None, where: str):
@@ -144,11 +144,11 @@ class CalibrationTable:
         }
 
     def count(self, clip_id: str, sensor: str | None) -> int:
-        """How many rows there are of it."""
+        """Number of rows of a sensor of a clip."""
         return self._count[clip_id, sensor]
 
     def row(self, clip_id: str, sensor: str | None) -> dict[str, float] | None:
-        """The numbers of a row; None where there is none, or more than one."""
+        """The numbers of a row; None unless there is exactly one."""
         place = self._place.get((clip_id, sensor))
         if place is None or self.count(clip_id, sensor) > 1:
             return None
@@ -157,14 +157,14 @@ class CalibrationTable:
 
 @dataclass(frozen=True)
 class Projection:
-    """Where one camera of a clip sees points in the rig's frame.
+    """Projection of points in the rig's frame into the picture of one camera.
 
     Attributes:
         width, height: px.
         centre: (cx, cy) px.
-        fw_poly: (5,) px from rad.
+        fw_poly: (5,) coefficients, px from rad.
         position: (3,) m in the rig's frame.
-        to_rig: Turns directions of the camera's frame into the rig's.
+        to_rig: Rotation from the camera's frame to the rig's.
     """
 
     width: int
@@ -176,7 +176,7 @@ class Projection:
 
     @classmethod
     def of(cls, intrinsics: Mapping[str, float], extrinsics: Mapping[str, float]) -> Self:
-        """From rows as `Clip.intrinsics` and `Clip.extrinsics` give them."""
+        """Create from rows as returned by `Clip.intrinsics` and `Clip.extrinsics`."""
         return cls(
             int(intrinsics["width"]),
             int(intrinsics["height"]),
@@ -189,7 +189,7 @@ class Projection:
     def pixels(self, points_m: np.ndarray) -> np.ndarray:
         """(N, 3) m in the rig's frame -> (N, 2) px, the first pixel's centre at (0.5, 0.5).
 
-        NaN behind the camera and where the lens does not reach.
+        NaN behind the camera and outside the lens's range.
         """
         rays = self.to_rig.inv().apply(np.asarray(points_m, np.float64) - self.position)
         side = np.linalg.norm(rays[:, :2], axis=1)
@@ -201,7 +201,7 @@ class Projection:
 
 
 def along(xy_m: np.ndarray) -> np.ndarray:
-    """(PATH_POINTS, 2) evenly spaced along a path (N, 2), so that a lens bends it smoothly."""
+    """Resample a path (N, 2) to (PATH_POINTS, 2) evenly, so that a lens bends it smoothly."""
     way = np.r_[0.0, np.cumsum(np.linalg.norm(np.diff(xy_m, axis=0), axis=1))]
     at = np.linspace(0, way[-1], PATH_POINTS)
     return np.column_stack([np.interp(at, way, column) for column in xy_m.T])

@@ -1,4 +1,4 @@
-"""The seven cameras of the rig, their order, and the grids that `vision.cameras` places them in."""
+"""The seven cameras of the rig, their order, and the grids of `vision.cameras`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from avomni_lib.errors import AvomniError
 
 @dataclass(frozen=True, slots=True)
 class Camera:
-    """One named view: upstream's feature name and the short label that pictures carry."""
+    """One named view: upstream's feature name and the short label used in pictures."""
 
     name: str
     label: str
@@ -30,14 +30,14 @@ FRONT_WIDE, FRONT_TELE, CROSS_LEFT, CROSS_RIGHT, REAR_LEFT, REAR_RIGHT, REAR_TEL
 )
 CAMERAS = (FRONT_WIDE, FRONT_TELE, CROSS_LEFT, CROSS_RIGHT, REAR_LEFT, REAR_RIGHT, REAR_TELE)
 BY_NAME = {camera.name: camera for camera in CAMERAS}
-OWN = "own"  # the name of a grid that is no preset
+OWN = "own"  # the name of all grids that are no preset
 
 
 @dataclass(frozen=True)
 class Grid:
     """Rows × cols of cameras, row by row; `None` is a black tile.
 
-    A camera that stands in a rectangle of cells is one larger tile over all of them.
+    A camera that is repeated over a rectangle of cells is one larger tile.
     """
 
     name: str
@@ -56,35 +56,35 @@ class Grid:
         return any(self.span_of(camera.name) != (1, 1) for camera in self.cameras)
 
     def cell_of(self, name: str) -> tuple[int, int]:
-        """(row, col) of the camera called `name`, of its upper left cell if it has several."""
+        """(row, col) of the camera's cell, the upper left one if it has several."""
         return self._cells_of(name)[0]
 
     def span_of(self, name: str) -> tuple[int, int]:
-        """(rows, cols) of cells that the camera called `name` is shown over."""
+        """(rows, cols) of cells that the camera's tile spans."""
         (top, left), (bottom, right) = (self._cells_of(name)[place] for place in (0, -1))
         return bottom - top + 1, right - left + 1
 
     def _cells_of(self, name: str) -> list[tuple[int, int]]:
-        found = [
+        cells = [
             divmod(place, self.cols)
             for place, cell in enumerate(self.cells)
             if cell is not None and cell.name == name
         ]
-        if not found:
+        if not cells:
             raise AvomniError(
                 f"camera {name!r} is not in the grid", where=f"vision.cameras: {self.name}"
             )
-        return found
+        return cells
 
     @classmethod
     def of_rows(cls, rows: grids.Rows, name: str = OWN) -> Grid:
-        """The grid of rows of camera names, as `grids.checked` has them."""
+        """Create from rows of camera names as returned by `grids.checked`."""
         cells = tuple(BY_NAME[cell] if cell else None for row in rows for cell in row)
         return cls(name, len(rows), len(rows[0]), cells)
 
     @property
     def value(self) -> str | grids.Rows:
-        """The grid as `vision.cameras` says it: a preset's name, or rows of names."""
+        """The grid as a value of `vision.cameras`: a preset's name, or rows of names."""
         names = [cell and cell.name for cell in self.cells]
         rows = [names[i : i + self.cols] for i in range(0, len(names), self.cols)]
         return grids.checked(rows)

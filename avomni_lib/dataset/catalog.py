@@ -1,4 +1,4 @@
-"""Which file holds what: features.csv, the clip index and the presence of features."""
+"""The catalog of a data set: features.csv, the clip index and the presence of features."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ __all__ = ["FEATURES_FILE", "INDEX_FILE", "SPLITS", "Catalog", "Feature", "split
 
 FEATURES_FILE = "features.csv"
 PRESENCE_FILE = "metadata/feature_presence.parquet"
-OBSTACLES = "obstacle.offline"  # since 26.03, of 97 % of the clips: where other road users are
-# Before revision 26.03; it knows cameras, lidar and radars only.
+OBSTACLES = "obstacle.offline"  # other road users; since 26.03, for 97 % of the clips
+# Before revision 26.03; covers cameras, lidar and radars only.
 OLD_PRESENCE_FILE = "metadata/sensor_presence.parquet"
-# What to do about a file that is missing or damaged, by where the files come from.
+# What to do about a missing or damaged file, depending on the source.
 FETCH_AGAIN = "run 02_download: it fetches what is missing or damaged"
 COPY_AGAIN = "put a whole copy of the file into dataset.local_dir"
 EITHER = f"{COPY_AGAIN}; 02_download does, unless dataset.source is folder"
@@ -48,13 +48,13 @@ METADATA_FILES = (
 
 @dataclass(frozen=True)
 class Feature:
-    """One sensor or label stream, and the names of its files.
+    """A sensor or label stream, and the names of its files.
 
     Attributes:
         directory: Its group: labels, calibration, camera, lidar, radar.
         chunk_path: Template of a chunk's file, with `{chunk_id:04d}`.
-        members: Kind -> template of a clip's member in the chunk's zip, with `{clip_id}`; empty
-            where a chunk's file is one parquet table.
+        members: Kind -> template of a clip's member in the chunk's zip, with `{clip_id}`; empty if
+            a chunk's file is a parquet table.
     """
 
     name: str
@@ -64,9 +64,9 @@ class Feature:
 
 
 def read_features(path: Path) -> dict[str, Feature]:
-    """Every feature by its name, in the order of the file; columns that nobody knows are left.
+    """Feature name -> feature, in the order of the file; unknown columns are ignored.
 
-    Names and templates become names of files, so that they are checked here.
+    Names and templates become file names, so they are checked here.
     """
     features: dict[str, Feature] = {}
     try:
@@ -105,18 +105,18 @@ def _check(feature: Feature, path: str) -> None:
 
 
 class Catalog:
-    """What a revision of the data set holds; made by `Catalog.open`.
+    """The contents of a revision of the data set; created by `Catalog.open`.
 
-    The 306,152 clips of the real one are columns: a clip is a row of the clip index. What other
-    tables say of the clips is read column by column, when it is first asked for.
+    Clips (306,152 in the real data set) are stored as columns: a clip is a row of the clip index.
+    Columns of other tables are read on first access.
 
     Attributes:
-        features: Every feature by its name, in the order of features.csv.
-        chunks: The chunks' numbers, rising.
-        chunk_idx: (clips,) int64 each clip's chunk, as a place in `chunks`.
-        mend: What to do about a file that is missing or damaged.
+        features: Name -> feature, in the order of features.csv.
+        chunks: The chunks' numbers, ascending.
+        chunk_idx: (clips,) int64 index into `chunks` of each clip's chunk.
+        mend: What to do about a missing or damaged file.
         metadata_files: The tables about all clips; a release may lack some.
-        clip_type: What reads one of its clips; None is `clip.Clip`.
+        clip_type: The class that reads a clip; None is `clip.Clip`.
     """
 
     mend = EITHER
@@ -142,7 +142,7 @@ class Catalog:
 
     @classmethod
     def open(cls, folder: Path) -> Catalog:
-        """Read features.csv and the clip index; one table of presence is enough."""
+        """Read features.csv, the clip index and one of the two tables of presence."""
         folder = Path(folder)
         features = read_features(folder / FEATURES_FILE)
         clips = ClipIndex(folder)
@@ -153,14 +153,14 @@ class Catalog:
 
     @classmethod
     def of(cls, p: Params) -> Catalog:
-        """As `open`, of a run's raw files."""
+        """As `open`, for a run's raw files."""
         catalog = cls.read_as(p.local_dir, p.lerobot_profile)
         catalog.mend = FETCH_AGAIN if p.is_fetched else COPY_AGAIN
         return catalog
 
     @classmethod
     def read_as(cls, folder: Path, lerobot_profile: str | None) -> Catalog:
-        """As `open`; with a profile's name, of a folder in LeRobot's layout."""
+        """As `open`; with the name of a profile, for a folder in LeRobot's layout."""
         if lerobot_profile is None:
             return cls.open(folder)
         from avomni_lib.dataset.lerobot.episodes import EpisodeCatalog
@@ -175,24 +175,24 @@ class Catalog:
         return self.chunks[self.chunk_idx[self.clips.row_of(clip_id)]]
 
     def split_of(self, clip_id: str) -> str:
-        """train, val or test: the data set's own column, else by the clip's id."""
+        """train, val or test: the data set's column, else by a hash of the clip's id."""
         return SPLITS[self.clips.split[self.clips.row_of(clip_id)]]
 
     def attributes(self, clip_id: str) -> dict[str, str | int | None]:
-        """country, month (1-12), hour (0-23), platform and event_cluster; None: not known."""
+        """country, month (1-12), hour (0-23), platform and event_cluster; None if unknown."""
         row = self.clips.row_of(clip_id)
         return {name: self.values(name).of(row) for name in SOURCES}
 
     def present(self, clip_id: str, feature: str) -> bool:
-        """Whether the source says that the clip has the feature."""
+        """Whether the clip has the feature according to the source."""
         return bool(self.presence(feature)[self.clips.row_of(clip_id)])
 
     def listed(self, features: Iterable[str]) -> tuple[str, ...]:
-        """Those of these features that the release knows."""
+        """The given features that the release contains."""
         return tuple(name for name in features if name in self.features)
 
     def events(self, clip_id: str) -> tuple[Event, ...]:
-        """What people wrote about moments of the clip, by time; empty for nearly all clips."""
+        """Events that annotators described, sorted by time; empty for nearly all clips."""
         return self.clips.events(clip_id)
 
     def path(self, feature: str, chunk: int) -> str:
@@ -200,67 +200,66 @@ class Catalog:
         return self._feature(feature).chunk_path.format(chunk_id=chunk)
 
     def member(self, feature: str, clip_id: str, kind: str) -> str:
-        """The name of a clip's member in its chunk's zip, as kind `video` of a camera."""
+        """Name of a clip's member in its chunk's zip; `kind` is such as `video` for a camera."""
         members = self._feature(feature).members
         if kind not in members:
             raise AvomniError(f"{feature} has no {kind!r}; it has {', '.join(members) or 'none'}")
         return members[kind].format(clip_id=clip_id)
 
     def files(self, chunks: Iterable[int], features: Iterable[str]) -> list[str]:
-        """The files of these chunks and features; without those that no clip of the chunk has."""
-        held = [(name, self.num_present(name)) for name in features]
+        """The files of these chunks and features, except those that no clip of the chunk has."""
+        counts = [(name, self.num_present(name)) for name in features]
         paths: dict[str, None] = {}
         for chunk in chunks:
             place = self.place(chunk)
-            paths |= {self.path(name, chunk): None for name, counts in held if counts[place]}
+            paths |= {self.path(name, chunk): None for name, count in counts if count[place]}
         return list(paths)
 
     def clips_in(self, feature: str, chunk: int) -> tuple[str, ...]:
-        """The valid clips of which the chunk's file of the feature holds a part."""
+        """The valid clips with data in the chunk's file of the feature."""
         return self.usable(chunk, [feature])
 
     def parts(self, feature: str, clip_ids: Iterable[str]) -> tuple[Any, ...]:
-        """How an audit looks at these clips' parts of a file (`lerobot.clip.Part`); none where a
-        file is a zip of members, or a table, which it knows itself."""
+        """The clips' parts of a file for the audit (`lerobot.clip.Part`); empty for the data set's
+        zips and tables, which the audit reads itself."""
         return ()
 
     def remarks(self) -> Iterator[Finding]:
-        """What is to be said of the whole set."""
+        """Remarks on the whole data set."""
         return iter(())
 
     def usable(self, chunk: int, features: Iterable[str]) -> tuple[str, ...]:
-        """The valid clips of a chunk that have every one of these features."""
+        """The valid clips of a chunk that have all of these features."""
         rows = self._rows(chunk)
         for feature in features:
             rows = rows[self.presence(feature)[rows]]
         return self.clips.ids(rows)
 
     def values(self, attribute: str) -> Values:
-        """`split`, or one of those of `attributes`, of every clip."""
+        """`split` or one of `attributes`, for all clips."""
         return self.clips.values(attribute)
 
     def presence(self, feature: str) -> np.ndarray:
-        """(clips,) bool which clips have the feature, as the source says."""
+        """(clips,) bool: which clips have the feature according to the source."""
         name = self._feature(feature).name
         if name not in self._presence:
-            # The old table names sensors only: as NVIDIA's kit, take the rest for present.
-            assert self._presence_table is not None
-            is_named = name in self._presence_table.names
-            everywhere = np.ones(len(self.clips), bool)
-            held = self._presence_table.truths(name) if is_named else everywhere
-            # A clip whose id is no plain name is left out, and nothing else.
-            self._presence[name] = held & self.clips.is_named
+            # The old table covers sensors only; like NVIDIA's kit, assume the others are present.
+            table = self._presence_table
+            assert table is not None
+            present = table.truths(name) if name in table.names else True
+            # Leave out clips whose id is not a plain name.
+            self._presence[name] = present & self.clips.is_named
         return self._presence[name]
 
     def num_present(self, feature: str) -> np.ndarray:
-        """(chunks,) int64 how many clips of each chunk have the feature."""
+        """(chunks,) int64: number of clips of each chunk that have the feature."""
         if feature not in self._num_present:
             places = self.chunk_idx[self.presence(feature)]
             self._num_present[feature] = np.bincount(places, minlength=len(self.chunks))
         return self._num_present[feature]
 
     def place(self, chunk: int) -> int:
-        """A chunk's place in `chunks`."""
+        """Index of a chunk in `chunks`."""
         if chunk not in self._place:
             raise AvomniError(
                 f"unknown chunk {chunk}; there are {ranges(self.chunks)}",
@@ -288,14 +287,14 @@ class Catalog:
 
 
 def optional_features(p: Params) -> tuple[str, ...]:
-    """What is fetched too where the source has it; a clip that lacks it is used all the same."""
+    """Features that are fetched if the source has them; clips without them are used too."""
     if p.lerobot_profile:
         return ()
     return (OBSTACLES,) if p.processing.obstacles else ()
 
 
 def required_features(p: Params) -> tuple[str, ...]:
-    """What a clip must have to be used: the setup's cameras, ego motion and calibration."""
+    """Features that a clip needs to be used: the grid's cameras, ego motion and calibration."""
     cameras = tuple(camera.name for camera in grid(p.vision.cameras).cameras)
     if p.lerobot_profile:
         return (*cameras, "egomotion")
@@ -303,7 +302,7 @@ def required_features(p: Params) -> tuple[str, ...]:
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """0, 1, 2, 5 as `0-2, 5`."""
+    """Format ascending numbers: 0, 1, 2, 5 as `0-2, 5`."""
     parts: list[list[int]] = []
     for number in numbers:
         if parts and number == parts[-1][1] + 1:

@@ -1,12 +1,12 @@
-"""Who decides that a clip is damaged: 01_audit, 03_etl and `own.pack` all ask here.
+"""The criteria for damaged clips, shared by 01_audit, 03_etl and `own.pack`.
 
 video      a camera's stream, read packet by packet (`streams`)
-clock      the timestamps of its frames; `agree` holds them against the video
-egomotion  the poses of the car, where a run needs them
-calibration.row  a row of a lens, a mount or a car (a module of its own)
+clock      the timestamps of its frames; `agree` compares them with the video
+egomotion  the poses of the car, as far as a run needs them
+calibration.row  a row of a lens, a mount or a car
 
-Each gives `findings.Finding`s without a place. What is `damaged` all three leave out
-(`findings.refuse`); what they take, but is strange, is `odd`. The limits stand in `limits`.
+Each returns `findings.Finding`s without a place. All three leave out `damaged` clips
+(`findings.refuse`); unusual clips, which they accept, are `odd`. The limits are in `limits`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ UNUSED = ("ax", "ay", "az", "curvature")
 
 
 def video(source: streams.Source) -> streams.Walked:
-    """Read a video's packets and judge them; a file that is no video is a finding too."""
+    """Read and check a video's packets; a file that is no video is a finding too."""
     try:
         with streams.opened(source) as (container, peek):
             if container.streams.video:
@@ -41,7 +41,7 @@ def video(source: streams.Source) -> streams.Walked:
 
 
 def clock(times_us: np.ndarray) -> tuple[dict[str, Any], list[Finding]]:
-    """Facts about a clock, (N,) int64 µs (first_us, last_us), and what is wrong with it."""
+    """Facts (first_us, last_us) and findings about a camera's timestamps, (N,) int64 µs."""
     if len(times_us) < 2:
         reason = f"the table of timestamps has {len(times_us)} rows; at least 2 are needed"
         return {}, [Finding(DAMAGED, "no timestamps", reason)]
@@ -77,15 +77,15 @@ def clock(times_us: np.ndarray) -> tuple[dict[str, Any], list[Finding]]:
 
 
 def agree(video_us: np.ndarray, times_us: np.ndarray, tick_us: float) -> list[Finding]:
-    """Whether video and clock of one camera speak of the same frames.
+    """Check that a camera's video and timestamps are of the same frames.
 
-    Of a file at a constant rate only the rate says anything: it counts frames, and where a camera
-    dropped one, its timestamps alone have a gap. One whose frames differ in length keeps time, and
-    then every interval must agree.
+    For a file with a constant frame rate only the rate can be compared: if the camera dropped a
+    frame, only the timestamps have a gap. If the file's intervals vary, it keeps the camera's time,
+    and every interval must agree.
 
     Args:
-        video_us: (N,) int64 µs of the frames that the file shows, counted from the first one.
-        times_us: (M,) int64 µs, rising.
+        video_us: (N,) int64 µs of the frames shown by the file, counted from the first one.
+        times_us: (M,) int64 µs, increasing.
         tick_us: One unit of the file's times.
     """
     if len(video_us) != len(times_us):
@@ -93,34 +93,36 @@ def agree(video_us: np.ndarray, times_us: np.ndarray, tick_us: float) -> list[Fi
         return [Finding(DAMAGED, "frames and timestamps differ in number", reason)]
     if len(times_us) < 2:
         return []
-    own_us, given_us = np.diff(video_us), np.diff(times_us)
-    usual_us, given_usual_us = float(np.median(own_us)), float(np.median(given_us))
-    if abs(usual_us - given_usual_us) > limits.CLOCK_TOLERANCE * given_usual_us:
+    video_steps, clock_steps = np.diff(video_us), np.diff(times_us)
+    video_step, clock_step = float(np.median(video_steps)), float(np.median(clock_steps))
+    if abs(video_step - clock_step) > limits.CLOCK_TOLERANCE * clock_step:
         reason = (
-            f"the video's frames are {usual_us / 1e3:.1f} ms apart, those of its timestamps "
-            f"{given_usual_us / 1e3:.1f} ms: they belong to another video"
+            f"the video's frames are {video_step / 1e3:.1f} ms apart, those of its timestamps "
+            f"{clock_step / 1e3:.1f} ms: they belong to another video"
         )
         return [Finding(DAMAGED, "video and timestamps differ in rate", reason)]
-    apart = np.abs(own_us - given_us)
-    keeps_time = np.ptp(own_us) > max(2 * tick_us, limits.CLOCK_TOLERANCE * usual_us)
-    if keeps_time and apart.max() > limits.INTERVAL_TOLERANCE * usual_us:
+    apart = np.abs(video_steps - clock_steps)
+    keeps_time = np.ptp(video_steps) > max(2 * tick_us, limits.CLOCK_TOLERANCE * video_step)
+    if keeps_time and apart.max() > limits.INTERVAL_TOLERANCE * video_step:
         row = int(apart.argmax())
         reason = (
-            f"frame {row + 1} follows {own_us[row] / 1e3:.1f} ms after the one before in the "
-            f"video, {given_us[row] / 1e3:.1f} ms in its timestamps: frames or rows are missing"
+            f"frame {row + 1} follows {video_steps[row] / 1e3:.1f} ms after the one before in the "
+            f"video, {clock_steps[row] / 1e3:.1f} ms in its timestamps: frames or rows are missing"
         )
         return [Finding(DAMAGED, "video and timestamps differ", reason)]
     return []
 
 
 def common(spans_us: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """(first, last) µs of what all cameras show, of the first and last frame of each; the last lies
-    before the first where nothing is."""
+    """(first, last) µs shown by all cameras, from the first and last frame of each.
+
+    If the cameras share no time, `last` is before `first`.
+    """
     return max(first for first, _ in spans_us), min(last for _, last in spans_us)
 
 
 def ends(last_us: Mapping[K, int]) -> dict[K, Finding]:
-    """Which cameras (by any name of theirs) end apart from what is usual here, the median."""
+    """Findings by key for cameras whose last frame is far from the median of all."""
     usual_s = float(np.median([*last_us.values()])) / 1e6 if last_us else 0.0
     what, usual = "ends apart from the others", f"usual here is {usual_s:.2f} s"
     return {
@@ -133,15 +135,15 @@ def ends(last_us: Mapping[K, int]) -> dict[K, Finding]:
 def egomotion(
     columns: Mapping[str, np.ndarray], first_us: int, last_us: int, horizon_s: float
 ) -> tuple[dict[str, Any], list[Finding]]:
-    """Facts about a clip's ego motion, and what is wrong with it.
+    """Check a clip's ego motion.
 
     Args:
         columns: `clip.EGOMOTION_COLUMNS`, (N,) each; timestamp int64 µs, the rest float64.
-        first_us, last_us: What all of the clip's cameras show (`common`).
-        horizon_s: Seconds that a run wants after it.
+        first_us, last_us: The time shown by all cameras of the clip (`common`).
+        horizon_s: Seconds that a run needs after the last frame.
 
     Returns:
-        Facts as plain values: past_video_s; and findings without a place.
+        Facts as plain values (past_video_s), and findings without a place.
     """
     times = columns["timestamp"]
     findings = list(_order(times))
@@ -164,15 +166,17 @@ def egomotion(
 
 
 def needed(times: np.ndarray, first_us: int, last_us: int, horizon_s: float = 0.0) -> slice:
-    """The rows of rising times (N,) int64 µs that cameras of this span ask for, and those on both
-    sides, to interpolate."""
+    """The rows of ascending times (N,) int64 µs needed for this span of the cameras.
+
+    Includes `HISTORY_S` before it, `horizon_s` after it, and a row on both sides to interpolate.
+    """
     early, late = first_us - limits.HISTORY_S * 1e6, last_us + horizon_s * 1e6
     start = max(int(np.searchsorted(times, early, side="right")) - 1, 0)
     return slice(start, min(int(np.searchsorted(times, late, side="left")) + 1, len(times)))
 
 
 def rows(columns: Mapping[str, np.ndarray], part: slice) -> list[Finding]:
-    """What is wrong with these rows, two at least; rows are counted from the table's first."""
+    """Check these rows (at least two); row numbers in findings are those of the whole table."""
     findings = list(_finite(columns, part))
     if any(finding.severity == DAMAGED for finding in findings):
         return findings
@@ -182,19 +186,20 @@ def rows(columns: Mapping[str, np.ndarray], part: slice) -> list[Finding]:
     findings += [*steps, *jumps]
     if any(finding.severity == DAMAGED for finding in steps):
         return findings
-    # A jump is one fault, not three.
-    more = [*_slip(cut), *_speeds(cut), *_accelerations(cut)]
-    return findings + [f for f in more if f.severity == DAMAGED or not jumps]
+    # Do not report a jump again as odd speed and acceleration.
+    others = [*_slip(cut), *_speeds(cut), *_accelerations(cut)]
+    return findings + [f for f in others if f.severity == DAMAGED or not jumps]
 
 
 def path_length(position: np.ndarray) -> np.ndarray:
-    """Metres driven up to each row: (N,) float64, starting at 0, never falling.
+    """Metres driven up to each row: (N,) float64, starting at 0, non-decreasing.
 
-    The sum of steps between neighbours grows with the noise of each position, above all at
-    standstill (1 cm at 100 Hz reads as more than 1 m/s). So the path is the polygon over rows at
-    least 0.5 m apart, and over the places where the car turned back by more than 0.1 m: smaller
-    noise adds nothing at rest and little in motion, and cutting the corner costs 0.04 % on a circle
-    of 5 m radius. Only positions are used: speeds may be measured otherwise (wheels) and drift.
+    Summing the steps between neighbouring rows would add up the noise of the positions, above all
+    at standstill (1 cm at 100 Hz looks like more than 1 m/s). So the path is measured along the
+    polygon over rows at least 0.5 m apart, and over the points where the car turned back by more
+    than 0.1 m: noise below that adds nothing at rest and little in motion, and the polygon is
+    0.04 % too short on a circle of 5 m radius. Only positions are used, as speeds may come from
+    another sensor (wheels) and drift.
 
     Args:
         position: (N, 3) m.
@@ -221,7 +226,7 @@ def _order(times: np.ndarray) -> Iterator[Finding]:
         reason = f"ego motion has {len(times)} rows; at least 2 are needed"
         yield Finding(DAMAGED, "too few rows", reason)
         return
-    # A time that is no number does not rise either.
+    # NaN does not compare as rising either.
     for row in np.flatnonzero(~(np.diff(times) > 0))[:1]:
         reason = f"ego motion is not in order: {times[row]} then {times[row + 1]} µs at row "
         yield Finding(DAMAGED, "not in order", reason + str(row + 1))
@@ -231,7 +236,7 @@ def _finite(columns: Mapping[str, np.ndarray], part: slice) -> Iterator[Finding]
     for name, values in columns.items():
         if name == "timestamp":
             continue
-        # A not-a-number is not within the limit either.
+        # NaN is not within the limit either.
         wrong = np.flatnonzero(~(np.abs(values) <= limits.MAX_NUMBER))
         inside = wrong[(wrong >= part.start) & (wrong < part.stop)]
         for row in [*inside, *wrong][:1]:
@@ -276,9 +281,9 @@ def _jumps(columns: Mapping[str, np.ndarray], start: int) -> Iterator[Finding]:
     dt = np.diff(columns["timestamp"]) / 1e6
     step = np.linalg.norm(np.diff(_vectors(columns), axis=0), axis=1)
     speed = np.linalg.norm(_vectors(columns, "v"), axis=1)
-    # Lengths, not vectors: they hold whatever frame the velocities are given in.
+    # Compare lengths, which do not depend on the velocities' frame of reference.
     off = np.abs(step - (speed[1:] + speed[:-1]) / 2 * dt)
-    # Against the other rows: a speed that is off everywhere is no jump.
+    # Relative to the other rows: speeds that are wrong everywhere are not jumps.
     beyond = off - np.median(off) - limits.MAX_ACCELERATION / 2 * dt**2
     row = int(np.argmax(beyond))
     if beyond[row] > limits.JUMP_M:
@@ -292,7 +297,7 @@ def _jumps(columns: Mapping[str, np.ndarray], start: int) -> Iterator[Finding]:
 
 
 def _slip(columns: Mapping[str, np.ndarray]) -> Iterator[Finding]:
-    """A car moves along its nose, forwards or backwards: else axes were taken for others."""
+    """A car moves along its heading, forwards or backwards; otherwise axes are mixed up."""
     times = columns["timestamp"] / 1e6
     marks, places = _every_span(times, _vectors(columns))
     course = np.diff(places, axis=0)
@@ -317,8 +322,8 @@ def _speeds(columns: Mapping[str, np.ndarray]) -> Iterator[Finding]:
     row = int(np.argmax(speed))
     if speed[row] > limits.LIMIT_SPEED:
         yield Finding(ODD, "too fast", f"{speed[row]:.1f} m/s at {times[row]:.2f} s")
-    # Both as paths: noise of positions or of velocities is no way. Whatever frame the velocities
-    # are given in, the track that they give has its length.
+    # Compare lengths of paths, which ignores noise of positions and velocities. The length of the
+    # integrated track does not depend on the velocities' frame of reference.
     steps = (velocity[1:] + velocity[:-1]) / 2 * np.diff(times)[:, None]
     track = np.concatenate([np.zeros((1, 3)), np.cumsum(steps, axis=0)])
     path, whole = float(path_length(position)[-1]), float(path_length(track)[-1])
@@ -327,12 +332,12 @@ def _speeds(columns: Mapping[str, np.ndarray]) -> Iterator[Finding]:
         reason = f"positions cover {path:.1f} m, speeds {whole:.1f} m"
         yield Finding(DAMAGED, "positions and speeds disagree", reason)
         return
-    # Places half a second apart: a chord of a curve is as good as its arc there.
+    # Over half a second, the chord of a curve is as long as its arc.
     marks, by_place = _every_span(times, position)
     by_track = _every_span(times, track)[1]
     driven, by_speed = (
-        np.linalg.norm(np.diff(each, axis=0), axis=1) / limits.SPAN_S
-        for each in (by_place, by_track)
+        np.linalg.norm(np.diff(points, axis=0), axis=1) / limits.SPAN_S
+        for points in (by_place, by_track)
     )
     beyond = np.abs(driven - by_speed) - limits.SPEED_TOLERANCE[1] * by_speed
     if len(beyond) and beyond.max() > limits.SPEED_TOLERANCE[0]:
@@ -354,7 +359,7 @@ def _accelerations(columns: Mapping[str, np.ndarray]) -> Iterator[Finding]:
 
 
 def _every_span(times: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Marks (M,) s half a second apart, and the vectors (M, 3) at them, interpolated."""
+    """Times (M,) s half a second apart, and the vectors (M, 3) interpolated there."""
     marks = np.arange(times[0], times[-1], limits.SPAN_S)
     return marks, np.stack([np.interp(marks, times, column) for column in vectors.T], axis=1)
 

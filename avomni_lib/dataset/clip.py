@@ -1,4 +1,4 @@
-"""One clip out of its chunk's files, read where it lies: nothing is unpacked."""
+"""One clip, read in place from its chunk's files, without unpacking them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EGOMOTION_COLUMNS = (
     "vx", "vy", "vz", "ax", "ay", "az", "curvature",
 )
 # fmt: on
-# Boxes around other road users, labelled by machine ten times a second (`obstacle.offline`).
+# Boxes around other road users, labelled automatically at 10 Hz (`obstacle.offline`).
 BOX_TIMES = ("timestamp_us", "reference_frame_timestamp_us")
 BOX_NUMBERS = (
     *(f"center_{axis}" for axis in "xyz"),
@@ -39,8 +39,7 @@ BOX_FRAME = "rig"
 class Clip:
     """A clip of the data set on the disk.
 
-    Every method raises an AvomniError that names file and clip where something is missing or
-    damaged.
+    If something is missing or damaged, every method raises an AvomniError that names file and clip.
     """
 
     def __init__(self, folder: Path, catalog: Catalog, clip_id: str):
@@ -55,7 +54,7 @@ class Clip:
         return self._member(camera, "video")
 
     def timestamps(self, camera: str) -> np.ndarray:
-        """(N,) int64 µs on the clip's clock, rising, one a frame: the end of its exposure."""
+        """(N,) int64 µs on the clip's clock, increasing: the end of each frame's exposure."""
         times_us: np.ndarray = self._content(camera, "frame_timestamps")
         findings.refuse(checks.clock(times_us)[1], self._where(camera))
         return times_us
@@ -65,21 +64,21 @@ class Clip:
 
         Pose of the rig (x forward, y left, z up, origin below the rear axle) in the clip's anchor
         frame, m; quaternion scalar last; velocity and acceleration in the anchor frame; curvature
-        1/m. It starts before the video and runs far past it, at about 100 Hz but not uniformly.
+        1/m. It starts before the video and continues long after it, at about 100 Hz, not uniformly.
         """
-        held: dict[str, np.ndarray] = self._content("egomotion", "egomotion")
-        return held
+        table: dict[str, np.ndarray] = self._content("egomotion", "egomotion")
+        return table
 
     def obstacles(self) -> dict[str, np.ndarray] | None:
-        """Labels of other road users, one row a box and moment, as `obstacle_columns` has them.
+        """Labels of other road users, one row per box and time, as `obstacle_columns`.
 
-        None where the release or the clip has none, which does not mean that nobody was there.
+        None if the release or the clip has no labels, which does not mean that nobody was there.
         """
         is_listed = self.catalog.listed([OBSTACLES])
         if not is_listed or not self.catalog.present(self.clip_id, OBSTACLES):
             return None
-        held: dict[str, np.ndarray] = self._content(OBSTACLES, OBSTACLES)
-        return held
+        table: dict[str, np.ndarray] = self._content(OBSTACLES, OBSTACLES)
+        return table
 
     def intrinsics(self, camera: str) -> dict[str, float]:
         """f-theta lens: width, height, cx, cy (px), fw_poly_0..4 (angle -> px), bw_poly_0..4."""
@@ -101,7 +100,7 @@ class Clip:
 
     @contextlib.contextmanager
     def _mended(self, feature: str, about: str = "") -> Iterator[None]:
-        """Errors of the block as those of the clip's file, which may be fetched again."""
+        """Re-raise errors of the block with the clip's file, and how to get the file again."""
         fix = self.catalog.mend
         try:
             yield
@@ -137,16 +136,19 @@ class Clip:
 
 
 def open_clip(folder: Path, catalog: Catalog, clip_id: str) -> Clip:
-    """A clip of a catalog's source, whose files lie in a folder."""
-    made: Clip = (catalog.clip_type or Clip)(folder, catalog, clip_id)
-    return made
+    """Open a clip of a catalog whose files are in a folder."""
+    clip: Clip = (catalog.clip_type or Clip)(folder, catalog, clip_id)
+    return clip
 
 
 def columns(kind: str, content: bytes, where: str) -> Any:
-    """What a member's table holds, before anything is judged.
+    """Read a member's table without checking its values.
 
-    Of `frame_timestamps` (N,) int64 µs; of `egomotion` or `OBSTACLES` its columns, as `Clip` gives
-    them. An AvomniError says that it is no such table.
+    Returns:
+        For `frame_timestamps` (N,) int64 µs; for `egomotion` or `OBSTACLES` columns as in `Clip`.
+
+    Raises:
+        AvomniError: the content is no such table.
     """
     table = read_table(content, where, max_rows=limits.MAX_ROWS)
     if kind == OBSTACLES:
@@ -160,13 +162,13 @@ def columns(kind: str, content: bytes, where: str) -> Any:
 
 
 def obstacle_columns(table: pa.Table, where: str) -> dict[str, np.ndarray]:
-    """The columns of a clip's table, each (N,): `BOX_TIMES` int64,
-    `BOX_NUMBERS` float64, `BOX_TEXTS` object.
+    """The columns of a clip's table, each (N,): `BOX_TIMES` int64, `BOX_NUMBERS` float64,
+    `BOX_TEXTS` object.
 
-    A box's middle (m), size (m, x to its nose) and turn box -> rig (quaternion, scalar last) are in
-    the frame of the rig (x forward, y left, z up, origin below the rear axle) at
-    `reference_frame_timestamp_us`; `timestamp_us` says when it was there. Both are on the clip's
-    clock. `track_id` names the same road user in all rows of the clip.
+    A box's centre (m), size (m, x along its heading) and rotation box -> rig (quaternion, scalar
+    last) are in the frame of the rig (x forward, y left, z up, origin below the rear axle) at
+    `reference_frame_timestamp_us`; `timestamp_us` is the time of the box. Both are on the clip's
+    clock. `track_id` identifies a road user throughout the clip.
     """
     values = {name: time_column(table, name, where) for name in BOX_TIMES}
     values |= {name: number_column(table, name, where).astype(np.float64) for name in BOX_NUMBERS}
@@ -186,8 +188,8 @@ def _text(table: pa.Table, name: str, where: str) -> np.ndarray:
     return np.array(values, object)
 
 
-# A worker goes chunk after chunk, with three tables each; one of 100 clips takes about 1 MB.
+# A worker reads chunk by chunk, with three tables each; one of 100 clips takes about 1 MB.
 @functools.lru_cache(maxsize=12)
 def _calibration(path: Path, key: str | None, size: int, mtime_ns: int) -> CalibrationTable:
-    """Kept while the file does not change."""
+    """Cached while the file is unchanged."""
     return CalibrationTable(path, key, str(path))

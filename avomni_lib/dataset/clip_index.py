@@ -1,5 +1,4 @@
-"""The clips of a revision by name: chunk and split of each, and what its tables say beside sensors:
-where, when, by which vehicle."""
+"""The clip index: chunk, split, place, time, vehicle and events of each clip."""
 
 from __future__ import annotations
 
@@ -37,8 +36,8 @@ SOURCES: Mapping[str, tuple[str, str]] = {
 
 @dataclass(frozen=True, eq=False)
 class Values:
-    """An attribute of every clip: `codes` (clips,) int32 are places in `names`, the values that
-    occur, rising; -1 where nothing is known of a clip."""
+    """An attribute of all clips: `codes` (clips,) int32 index the sorted values `names`; -1 is
+    unknown."""
 
     names: tuple[str | int, ...]
     codes: np.ndarray
@@ -48,7 +47,7 @@ class Values:
         return None if code < 0 else self.names[code]
 
     def counts(self, rows: np.ndarray) -> dict[str | int, int]:
-        """Name -> clips among these rows (or where this mask holds), the most first."""
+        """Value -> number of clips among these rows (or with this mask), largest first."""
         codes = self.codes[rows]
         counts = np.bincount(codes[codes >= 0], minlength=len(self.names))
         order = np.argsort(-counts, kind="stable")
@@ -57,14 +56,14 @@ class Values:
 
 @dataclass(frozen=True)
 class Event:
-    """What the driver does, and why, from `start_us` on the clip's clock; written by people."""
+    """What the driver does from `start_us` (clip's clock) and why, written by annotators."""
 
     start_us: int
     text: str
 
 
 def encode(column: pa.Array) -> Values:
-    """A column as places in the sorted list of its values; null, NaN and "" are not known."""
+    """Encode a column as `Values`; null, NaN and "" are unknown."""
     import pandas as pd
 
     values = column.to_pandas()
@@ -82,12 +81,12 @@ class ClipIndex:
 
     Attributes:
         path: Of the file.
-        clip_ids: (clips,) text; one that is no plain name stands as `names.shown` shows it, so
-            that it cannot reach a path.
-        faults: clip_id -> why it is no plain name, of those.
+        clip_ids: (clips,) text; an id that is no plain name is replaced by `names.shown`, so that
+            it cannot become part of a path.
+        faults: clip_id -> why it is no plain name, for these.
         is_named: (clips,) bool whether the clip's id is a plain name.
         chunk: (clips,) int64 numbers.
-        split: (clips,) int32 places in `SPLITS`: the data set's own column, else by the clip's id.
+        split: (clips,) int32 index into `SPLITS`: the data set's column, else by the clip's id.
         is_valid: (clips,) bool, as marked at the source.
     """
 
@@ -108,7 +107,7 @@ class ClipIndex:
             count = int((self._names == twice[0]).sum())
             raise AvomniError(f"clip {twice[0]} is listed {count} times", where=where)
         chunk = number_column(read_table(path, where, ["chunk"]), "chunk", where)
-        # Not what NaN, a fraction or a negative number gives.
+        # Also refuses NaN, fractions and negative numbers.
         if not ((chunk >= 0) & (chunk < MAX_CHUNK) & (chunk == np.floor(chunk))).all():
             reason = "column chunk holds something else than numbers of chunks"
             raise AvomniError(reason, where=where)
@@ -133,16 +132,16 @@ class ClipIndex:
         return tuple(self.clip_ids.take(pa.array(rows, pa.int64())).to_pylist())
 
     def rows(self, clip_ids: Sequence[str]) -> np.ndarray:
-        """(n,) int64 the rows of these clips; -1 for those that are not listed."""
+        """(n,) int64 rows of these clips; -1 for clips that are not listed."""
         rows = pc.index_in(pa.array(clip_ids, pa.string()), value_set=self.clip_ids)
         return rows.fill_null(-1).to_numpy().astype(np.int64)
 
     def row_of(self, clip_id: str) -> int:
-        """The row of one clip; an error names the nearest."""
+        """The row of one clip; the error for an unknown clip names the most similar one."""
         try:
-            # A number, or where more than one id is no plain name and looks so, all of them.
-            found = self._names.get_loc(clip_id)
-            return int(np.arange(len(self))[found].min())
+            # An integer; or a slice or mask if several invalid ids have the same replacement.
+            rows = self._names.get_loc(clip_id)
+            return int(np.arange(len(self))[rows].min())
         except KeyError:
             near = self.nearest(clip_id)
             raise AvomniError(
@@ -151,10 +150,10 @@ class ClipIndex:
             ) from None
 
     def nearest(self, clip_id: str) -> str | None:
-        """The clip whose name is most like this one, or None if none is like it.
+        """The clip with the most similar name, or None if none is similar.
 
-        A name with one mistake shares its beginning or its end with the right one, so that the two
-        are neighbours among the names sorted forwards or backwards.
+        A name with one mistake shares its beginning or its end with the correct one, so the two are
+        neighbours among the names sorted forwards or backwards.
         """
         near: list[str] = []
         for step, ordered in zip((1, -1), self._sorted, strict=True):
@@ -164,12 +163,12 @@ class ClipIndex:
 
     @functools.cached_property
     def _sorted(self) -> tuple[list[str], list[str]]:
-        """The names as they are and backwards, each sorted."""
-        every = self.clip_ids.to_pylist()
-        return sorted(every), sorted(name[::-1] for name in every)
+        """The sorted names, and the sorted reversed names."""
+        clip_names = self.clip_ids.to_pylist()
+        return sorted(clip_names), sorted(name[::-1] for name in clip_names)
 
     def values(self, attribute: str) -> Values:
-        """`split` or one of `SOURCES`, of every clip; without names where the release lacks it."""
+        """`split` or one of `SOURCES`, for all clips; empty if the release lacks it."""
         if attribute == "split":
             return Values(SPLITS, self.split)
         if attribute not in self._values:
@@ -179,7 +178,7 @@ class ClipIndex:
         return self._values[attribute]
 
     def events(self, clip_id: str) -> tuple[Event, ...]:
-        """Those of one clip, by time: a JSON list of {event_start_timestamp, coc}, or null."""
+        """Events of one clip by time; stored as a JSON list of {event_start_timestamp, coc}."""
         row = self.row_of(clip_id)
         text = None if self._events is None else self._events[row].as_py()
         try:
@@ -197,7 +196,7 @@ class ClipIndex:
         return self._column(REASONING_FILE, "events")
 
     def _column(self, file: str, column: str) -> pa.Array | None:
-        """Of a table about the clips, which a release may lack."""
+        """A column of a table about the clips; None if the release lacks it."""
         path = self._folder / file
         if not path.exists():
             return None
@@ -208,13 +207,13 @@ class ClipIndex:
 
 
 def split_by_hash(clip_id: str) -> str:
-    """For clips without a split at the source: 80 % train, 10 % val, 10 % test, by id alone."""
+    """Split of clips without one at the source: 80 % train, 10 % val, 10 % test, by id alone."""
     share = int.from_bytes(hashlib.sha256(clip_id.encode()).digest()[:8], "big") / 2**64
     return "train" if share < 0.8 else "val" if share < 0.9 else "test"
 
 
 def _checked(clip_ids: pa.StringArray) -> tuple[pa.StringArray, np.ndarray, dict[str, str]]:
-    """`clip_ids`, `is_named` and `faults` of the ids as a table lists them."""
+    """`ClipIndex.clip_ids`, `is_named` and `faults` for the ids of a table."""
     is_named = np.array(pc.match_substring_regex(clip_ids, rf"\A{names.ORDINARY}\z"))
     texts, faults = None, {}
     for row in np.flatnonzero(~is_named).tolist():

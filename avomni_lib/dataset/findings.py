@@ -1,4 +1,4 @@
-"""What an audit finds: one row a fault or remark, with its place and the values that show it."""
+"""Findings: results of checks, one row per fault or remark, with its place and values."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from typing import Any
 
 from avomni_lib.errors import AvomniError
 
-# `damaged` must not be used as it is; `odd` can be, but look at it; `noted` is no fault.
+# `damaged` must not be used; `odd` can be used but is unusual; `noted` is no fault.
 DAMAGED, ODD, NOTED = "damaged", "odd", "noted"
 SEVERITIES = (DAMAGED, ODD, NOTED)
-# Kinds that are usual where recordings are not the data set's own.
+# Kinds of findings that are normal for recordings from other sources.
 USUAL = ("another frame rate", "variable frame rate", "shorter than the horizon")
 
-# How far a finding reaches:
+# What a finding affects:
 SET = "set"  # the data set or the disk
 FILE = "file"  # the file, but none of its clips
-WHOLE = "whole"  # the file and with it every clip in it
-MEMBER = "member"  # one clip, because its part of the file is not what was published
+WHOLE = "whole"  # the file and all clips in it
+MEMBER = "member"  # one clip, because its part of the file differs from what was published
 CLIP = "clip"  # one clip, as it was published
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One row.
+    """One fault or remark.
 
     Attributes:
-        severity: Of `SEVERITIES`.
-        what: The kind, without values: findings of a kind are counted together.
-        reason: With the values.
-        reach: One of the words above.
-        path: Below the data folder.
-        feature: Empty for metadata and for findings about the set.
-        clip_id: Empty where it is not about one clip.
+        severity: One of `SEVERITIES`.
+        what: The kind of finding, without values; findings of a kind are counted together.
+        reason: The text with values.
+        reach: What is affected, see above.
+        path: Path below the data folder.
+        feature: Empty for metadata and for findings about the data set.
+        clip_id: Empty if it is not about a single clip.
     """
 
     severity: str
@@ -48,16 +48,16 @@ class Finding:
 
     @property
     def is_files(self) -> bool:
-        """Whether it speaks of the file as such: fetching it again may mend it."""
+        """Whether it is about the file as such, so that fetching it again may help."""
         return self.reach in (FILE, WHOLE, MEMBER)
 
     def hits(self, clip_id: str) -> bool:
-        """Whether the clip suffers from it."""
+        """Whether it affects the clip."""
         return self.reach == WHOLE or bool(self.clip_id) and self.clip_id == clip_id
 
 
 def worst(findings: Iterable[Finding]) -> str | None:
-    """The worst severity but `noted`; None where nothing is wrong."""
+    """The worst severity, ignoring `noted`; None if there is no fault."""
     severities = {finding.severity for finding in findings}
     return next((word for word in (DAMAGED, ODD) if word in severities), None)
 
@@ -68,14 +68,14 @@ def refuse(
     fix: str | None = None,
     kind: type[AvomniError] = AvomniError,
 ) -> None:
-    """Raise an error of class `kind` for the first finding for which a clip must not be used."""
+    """Raise an error of class `kind` for the first `damaged` finding, if any."""
     for finding in findings:
         if finding.severity == DAMAGED:
             raise kind(finding.reason, where=where, fix=fix)
 
 
 def reasons(findings: Iterable[Finding]) -> str:
-    """What is wrong in one sentence, the worst first; each reason once."""
+    """All distinct reasons in one sentence, worst first."""
     order = sorted(
         (finding for finding in findings if finding.severity != NOTED),
         key=lambda finding: SEVERITIES.index(finding.severity),
@@ -84,7 +84,7 @@ def reasons(findings: Iterable[Finding]) -> str:
 
 
 def summary(findings: Iterable[Finding]) -> list[dict[str, Any]]:
-    """One row a kind: severity, what, count, clips, and the first one as an example."""
+    """One row per kind: severity, what, count, clips, and the first finding as an example."""
     groups = defaultdict[tuple[str, str], list[Finding]](list)
     for finding in findings:
         groups[finding.severity, finding.what].append(finding)

@@ -1,7 +1,7 @@
-"""Checks of what comes from outside, each called once where the value enters.
+"""Checks of names, paths, ids and sizes that come from outside, called where a value enters.
 
-A hub's answers, the tables of a data set and the files of earlier runs name files. Nothing in them
-is trusted until it has passed here: plain names, relative paths, hex ids, sizes and templates.
+Responses of a hub, tables of a data set and files of earlier runs name files. Plain names, relative
+paths, hex ids, sizes and templates in them are checked here before use.
 """
 
 from __future__ import annotations
@@ -15,34 +15,34 @@ from avomni_lib.errors import AvomniError
 MAX_NAME_BYTES = 200
 MAX_PATH_BYTES = 1000
 MAX_SIZE = 2**63 - 1
-# Most names are of this kind, and need no closer look.
+# Most names match this and need no further checks.
 ORDINARY = r"[0-9A-Za-z_][0-9A-Za-z_-]{0,199}"
 _ORDINARY = re.compile(ORDINARY)
 _DRIVE = re.compile(r"[A-Za-z]:")
-# The field of a template: a number may be padded with zeros to a width of one or two digits.
+# The field of a template; the width of a zero-padded number has one or two digits.
 _FIELDS = {
     "chunk_id": re.compile(r"\{chunk_id(?::0([0-9]{1,2})d?)?\}"),
     "clip_id": re.compile(r"\{clip_id()\}"),
 }
-_CHUNK_DIGITS = 7  # of the largest number of a chunk, with room
+_CHUNK_DIGITS = 7  # more than the largest chunk number has
 _SHOWN = reprlib.Repr()
 _SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 80
 
 
 def shown(value: Any) -> str:
-    """A value from outside as an error may print it: quoted, escaped and at most 80 characters."""
+    """Format a value from outside for an error: quoted, escaped, at most 80 characters."""
     return _SHOWN.repr(value)
 
 
 def printable(text: str) -> str:
-    """A name from outside as a sentence may hold it: as it is, or as `shown` shows it."""
+    """A name from outside for use in a sentence: unchanged if printable, else as `shown`."""
     return text if text.isprintable() and len(text) <= MAX_NAME_BYTES else shown(text)
 
 
 def name_fault(name: Any) -> str | None:
-    """Why a value is not a plain name of at most 200 bytes, or None where it is one.
+    """Why a value is not a plain name of at most 200 bytes, or None if it is one.
 
-    A plain name can be a file's name or a part of one, in any folder and on any file system.
+    A plain name can be a file name or a part of one, in any folder and on any file system.
     """
     if not isinstance(name, str):
         return "it is not text"
@@ -62,7 +62,7 @@ def name_fault(name: Any) -> str | None:
 
 
 def path_fault(path: Any) -> str | None:
-    """Why a value is not a relative path of plain names, joined by `/`; None where it is one."""
+    """Why a value is not a relative path of plain names joined by `/`; None if it is one."""
     if not isinstance(path, str):
         return "it is not text"
     if path.startswith("/"):
@@ -78,7 +78,7 @@ def path_fault(path: Any) -> str | None:
 
 
 def template_fault(template: Any, field: str) -> str | None:
-    """Why a value is not a relative path with the field, and with no other; None where it is one.
+    """Why a value is not a relative path with exactly this field; None if it is one.
 
     Args:
         field: `chunk_id`, which may be padded as in `{chunk_id:04d}`, or `clip_id`.
@@ -98,20 +98,20 @@ def template_fault(template: Any, field: str) -> str | None:
 
 
 def hex_fault(value: Any, num_digits: int) -> str | None:
-    """Why a value is not a hash of so many lower-case hex digits; None where it is one."""
+    """Why a value is not a hash of `num_digits` lower-case hex digits; None if it is one."""
     if isinstance(value, str) and re.fullmatch(f"[0-9a-f]{{{num_digits}}}", value):
         return None
     return f"it is not {num_digits} hex digits"
 
 
 def size_fault(value: Any) -> str | None:
-    """Why a value is not a number of bytes; None where it is one."""
+    """Why a value is not a number of bytes; None if it is one."""
     if type(value) is int and 0 <= value <= MAX_SIZE:
         return None
     return "it is not a whole number of bytes"
 
 
 def need(what: str, value: Any, fault: str | None, where: str, fix: str | None = None) -> None:
-    """Refuse a value from outside that has a fault; `what` it is, and `where` it comes from."""
+    """Raise an AvomniError for a value from outside if it has a fault."""
     if fault is not None:
         raise AvomniError(f"{what} {shown(value)} is refused: {fault}", where=where, fix=fix)

@@ -1,7 +1,7 @@
 """Members of a zip read in place: a stored (not deflated) member is a byte range of the zip.
 
-`zipfile` reads the directory. Its `ZipFile.open` is not used for the members: before Python 3.13 a
-seek reads through all that lies between, which FFmpeg does from one end of a video to the other.
+`zipfile` reads the directory. `ZipFile.open` is not used for members: before Python 3.13 its `seek`
+reads everything in between, and FFmpeg seeks from one end of a video to the other.
 Format: PKWARE APPNOTE.TXT 6.3.10, 4.3.7 (local file header) and 4.3.12 (central directory).
 """
 
@@ -21,7 +21,7 @@ from types import MappingProxyType
 
 from avomni_lib.errors import AvomniError
 
-# Signature, then behind what the central directory repeats the lengths of name and extra field.
+# Signature, fields that the central directory repeats, lengths of name and extra field.
 LOCAL_HEADER = struct.Struct("<4s22xHH")
 LOCAL_SIGNATURE = b"PK\x03\x04"
 IS_ENCRYPTED = 0x1
@@ -29,7 +29,7 @@ IS_ENCRYPTED = 0x1
 
 @dataclass(frozen=True, slots=True)
 class ByteRange:
-    """`length` bytes of a file from `offset` on: a member of a zip, where it lies."""
+    """`length` bytes of a file from `offset` on, such as a member of a zip."""
 
     path: Path
     offset: int
@@ -37,11 +37,11 @@ class ByteRange:
     crc32: int | None = None
 
     def open(self) -> io.BufferedReader:
-        """A seekable file of these bytes alone, to be closed by the caller."""
+        """Open these bytes as a seekable file, to be closed by the caller."""
         return io.BufferedReader(_Part(self), 1 << 16)
 
     def read(self) -> bytes:
-        """All of it; an error where the file ends before, or the checksum is another."""
+        """Read all bytes; raises if the file is too short or the checksum is wrong."""
         with open(self.path, "rb") as file:
             file.seek(self.offset)
             content = file.read(self.length)
@@ -92,7 +92,7 @@ class Directory:
 
     Attributes:
         entries: Name -> entry, in the directory's order.
-        repeated: Names that stand in it more than once; the last one counts.
+        repeated: Names listed more than once; the last entry counts.
         ends: Name -> offset of the next member, or the file's size. Two names may share one member.
     """
 
@@ -101,7 +101,7 @@ class Directory:
     ends: Mapping[str, int]
 
     def fault(self, name: str) -> tuple[str, str] | None:
-        """Kind of fault and reason why a member cannot be read in place, by the directory alone."""
+        """(kind, reason) why a member cannot be read in place, by the directory alone, or None."""
         entry = self.entries.get(name)
         if entry is None:
             return "no member", f"no member {name}"
@@ -118,12 +118,12 @@ class Directory:
 
 
 def is_stored(entry: zipfile.ZipInfo) -> bool:
-    """Whether the member's bytes lie in the zip as they are."""
+    """Whether the member is stored without compression and encryption."""
     return entry.compress_type == zipfile.ZIP_STORED and not entry.flag_bits & IS_ENCRYPTED
 
 
 def directory(path: Path) -> Directory:
-    """The central directory of a zip, kept while the file does not change; no member is touched."""
+    """The central directory of a zip, cached while the file is unchanged; reads no member."""
     try:
         state = os.stat(path)
         return _directory(Path(path), state.st_size, state.st_mtime_ns)
@@ -133,7 +133,7 @@ def directory(path: Path) -> Directory:
         raise _damaged(path, f"not a whole zip ({error})") from None
 
 
-# A chunk of the real set has up to 300 members: about 20 MB in all.
+# A chunk of the real data set has up to 300 members: about 20 MB for all cached directories.
 @functools.lru_cache(maxsize=100)
 def _directory(path: Path, size: int, mtime_ns: int) -> Directory:
     with zipfile.ZipFile(path) as archive:
@@ -148,7 +148,7 @@ def _directory(path: Path, size: int, mtime_ns: int) -> Directory:
 
 
 def member(path: Path, name: str) -> ByteRange:
-    """Where a stored member lies: its local header is read, and nothing beside it."""
+    """The byte range of a stored member; only its local header is read."""
     listed = directory(path)
     if fault := listed.fault(name):
         raise _damaged(path, fault[1])
@@ -166,10 +166,10 @@ def member(path: Path, name: str) -> ByteRange:
 
 
 def behind_header(header: bytes) -> int | None:
-    """Bytes of name and extra field between a local header and its content; None is no header.
+    """Bytes of name and extra field between a local header and its content; None if no header.
 
-    The lengths in the local header count: its extra field may differ from the directory's. Sizes
-    and checksum are the directory's: a member that was written as a stream has none here.
+    The lengths in the local header apply, as its extra field may differ from the directory's. Sizes
+    and checksum are taken from the directory: a member written as a stream has none here.
     """
     if len(header) < LOCAL_HEADER.size or header[:4] != LOCAL_SIGNATURE:
         return None

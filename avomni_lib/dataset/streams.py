@@ -1,14 +1,14 @@
-"""A camera's video without decoding a picture: its tables, its packets and their NAL units.
+"""A camera's video without decoding: its container, packets and NAL units.
 
-All packets are read through `Scan`, which says what is wrong with a stream.
+All packets are read through `Scan`, which checks the stream.
 Formats: ISO/IEC 14496-15 (length-prefixed NAL units in mp4), ITU-T H.264 7.3.1 and H.265 7.3.1
 (NAL unit headers; emulation prevention forbids 00 00 00, 00 00 01 and 00 00 02 inside a unit).
 
-FFmpeg chooses a demuxer by what a file holds. A playlist (ffconcat, HLS, DASH), a session
-description (SDP) or a pattern of image names would then name other files and addresses to open. So
-`open_video` recognises the container by its first bytes, among those that name nothing outside of
-themselves, and gives its demuxer to FFmpeg by name, with every protocol closed and external tracks
-of QuickTime files (`dref`) left out.
+FFmpeg selects a demuxer by a file's content. A playlist (ffconcat, HLS, DASH), a session
+description (SDP) or a pattern of image names could thereby make it open other files and addresses.
+So `open_video` recognises self-contained container formats by their first bytes and passes the
+demuxer's name to FFmpeg, with all protocols disabled and external tracks of QuickTime files
+(`dref`) ignored.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TimeRange:
-    """Frames of a video file from `start_s` on and before `stop_s`, by the file's own times.
+    """Frames of a video file from `start_s` (inclusive) to `stop_s` (exclusive), by its own times.
 
-    Times of frames are rounded: half a frame of `fps` is given on both sides.
+    As frame times are rounded, both bounds are shifted by half a frame at `fps`.
     """
 
     path: Path
@@ -50,7 +50,7 @@ class TimeRange:
 
     @property
     def bounds_s(self) -> tuple[float, float]:
-        """A frame at or after the first and before the second belongs to it."""
+        """The half-open interval of frame times."""
         return self.start_s - 0.5 / self.fps, self.stop_s - 0.5 / self.fps
 
     def __str__(self) -> str:
@@ -60,22 +60,22 @@ class TimeRange:
 Source = ByteRange | Path | bytes | TimeRange
 Fault = tuple[str, str] | None  # kind and reason
 FORBIDDEN = re.compile(rb"\x00\x00[\x00-\x02]")
-# Between start codes (H.264 and H.265 annex B) zeros may only be followed by the next one.
+# In annex B streams (H.264, H.265), two zeros may only be followed by more zeros and a start code.
 HOLE_OF_ANNEX_B = re.compile(rb"\x00\x00(?:\x00+[^\x00\x01]|\x02)")
 START_CODE = re.compile(rb"\x00\x00\x01(.)", re.DOTALL)
 DENSE_CODECS = ("libdav1d", "av1", "vp9", "mpeg4")
 
 
 class Units(NamedTuple):
-    """How a codec's NAL units are to be read.
+    """How to parse a codec's NAL units.
 
     Attributes:
-        length_place: Byte of the decoder configuration whose low bits hold the lengths' size.
-        slices: Types that hold pictures.
-        sets: Types that pictures are decoded by.
+        length_place: Byte of the decoder configuration whose low bits hold the size of lengths.
+        slices: Unit types of pictures.
+        sets: Unit types of parameter sets.
         starts: Types of pictures at which a decoder can start.
-        closed: Of these, those that no later picture reaches over.
-        shift, mask: Where the type stands in a unit's first byte.
+        closed: Those of `starts` that start a closed GOP.
+        shift, mask: Position of the type in a unit's first byte.
     """
 
     length_place: int
@@ -88,8 +88,8 @@ class Units(NamedTuple):
 
 
 # H.264 table 7-1: 1-5 are slices, 5 is IDR, 7 and 8 parameter sets. H.265 table 7-1: 0-31 are
-# slices, 16-23 IRAP pictures, 32-34 parameter sets; after CRA (21) and BLA (16-18) pictures may
-# follow that need the group before.
+# slices, 16-23 IRAP pictures, 32-34 parameter sets; CRA (21) and BLA (16-18) pictures may be
+# followed by pictures that refer to the previous GOP.
 _H264 = (range(1, 6), (7, 8), (5,), (5,))
 _HEVC = (range(32), range(32, 35), range(16, 24), (19, 20))
 CODECS = {
@@ -100,14 +100,14 @@ CODECS = {
 
 @dataclass(frozen=True)
 class Walked:
-    """What is known of a stream once all its packets have gone by.
+    """The result of reading all packets of a stream.
 
     Attributes:
-        facts: Plain values; none where the file does not open. codec, profile, width, height (px),
+        facts: Plain values; empty if the file does not open. codec, profile, width, height (px),
             num_hidden (frames, by an edit list), fps, is_constant (rate), bit_rate (bit/s), gops
-            (length in frames -> how many), is_open (None where the codec's units are not read),
-            is_reordered (B-frames), tick_us (of the stream's times).
-        findings: What is wrong with it; they have no place.
+            (length in frames -> number), is_open (open GOPs; None if the codec's units are not
+            parsed), is_reordered (B-frames), tick_us (unit of the stream's times).
+        findings: Findings without a place.
         times_us: (N,) int64 µs of the frames that are shown, counted from the first one.
     """
 
@@ -118,7 +118,7 @@ class Walked:
 
 @contextlib.contextmanager
 def opened(source: Source) -> Iterator[tuple[InputContainer, Callable[[int, int], bytes]]]:
-    """A video's container, and a function (place, length) -> bytes of its file.
+    """Open a video; yields its container, and a function (offset, length) -> bytes of the file.
 
     Raises:
         NotVideo: as `open_video`.
@@ -134,14 +134,14 @@ def opened(source: Source) -> Iterator[tuple[InputContainer, Callable[[int, int]
 
     name = None if isinstance(source, bytes) else str(getattr(source, "path", source))
     with contextlib.ExitStack() as stack:
-        # A path is opened by `open_video`, which knows what no video's file is.
+        # `open_video` opens paths itself, as it checks that they are regular files.
         content = source if isinstance(source, Path) else stack.enter_context(open_part())
         container = stack.enter_context(open_video(content, name))
-        # A second one: the first one's place is the demuxer's.
+        # A second handle, as the demuxer uses the position of the first one.
         aside = stack.enter_context(open_part())
 
-        def peek(place: int, length: int) -> bytes:
-            aside.seek(place)
+        def peek(offset: int, length: int) -> bytes:
+            aside.seek(offset)
             read: bytes = aside.read(length)
             return read
 
@@ -150,16 +150,16 @@ def opened(source: Source) -> Iterator[tuple[InputContainer, Callable[[int, int]
 
 @dataclass
 class Scan:
-    """The packets of a container's video, judged on their way past.
+    """The packets of a container's first video stream, checked while they are read.
 
     Attributes:
-        container: Its first video stream is read.
-        span: Only the frames of it are shown; what they need before it is read and hidden.
-        peek: (place, length) -> bytes of the file.
-        pts: Of each packet in the file's order, in units of the stream's time base.
-        hidden: Numbers of packets that an edit list decodes and does not show.
-        keys: Numbers of key frames' packets; and `kinds`, the types of their NAL units where these
-            are read.
+        container: The open container.
+        span: Show only the frames in this range; earlier ones that they need are read and hidden.
+        peek: (offset, length) -> bytes of the file.
+        pts: Time of each packet in the file's order, in units of the stream's time base.
+        hidden: Indices of packets that are decoded but not shown, by an edit list or `span`.
+        keys: Indices of packets that are key frames.
+        kinds: Index of a key frame -> types of its NAL units, if these are parsed.
     """
 
     container: InputContainer
@@ -173,15 +173,15 @@ class Scan:
     _num_bytes: int = 0
     _num_timeless: int = 0
     _cut: str | None = None
-    # Zeros at the end of each picture; and packets where they may be a hole: number, zeros, reason.
+    # Zeros at the end of each picture; and (index, zeros, reason) of packets that may have a hole.
     _tails: list[int] = field(default_factory=list)
     _doubtful: list[tuple[int, int, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.stream = self.container.streams.video[0]
         self.codec = self.stream.codec_context
-        # The header's count is not always that of frames: an avi has others, and an edit list may
-        # leave some of an mp4's out. So it counts where there is no index.
+        # The header's count may differ from the number of frames, in an avi or with an edit list in
+        # an mp4. So it is only used if there is no index.
         self._num_listed = len(self.stream.index_entries) or self.stream.frames
         self._base_s = float(self.stream.time_base or 1)
         self.units: Units | None = None
@@ -189,12 +189,12 @@ class Scan:
         if self.codec is not None:
             extra = self.codec.extradata or b""
             self.units = CODECS.get(self.codec.codec.canonical_name)
-            # A decoder configuration record (version 1): the units are length-prefixed.
+            # With a decoder configuration record (version 1), units are length-prefixed.
             if self.units and extra[:1] == b"\1" and len(extra) > self.units.length_place:
                 self._prefix = (extra[self.units.length_place] & 3) + 1
 
     def packets(self) -> Iterator[Packet]:
-        """Those that hold something, in the file's order; where the file breaks off they end."""
+        """Non-empty packets in the file's order, up to where the file breaks off."""
         import av
 
         if self.codec is None:
@@ -205,8 +205,8 @@ class Scan:
                 self.container.seek(start, stream=self.stream, backward=True)
             for packet in self.container.demux(self.stream):
                 if self.span and (packet.dts or 0) * self._base_s >= self.span.bounds_s[1]:
-                    return  # no frame is shown before it is decoded
-                # The one that ends a stream is empty; times say nothing: Matroska has no dts.
+                    return  # a frame is never shown before its decoding time
+                # The packet that ends a stream is empty; dts cannot tell, as Matroska has none.
                 if packet.size:
                     self._see(packet)
                     yield packet
@@ -215,7 +215,7 @@ class Scan:
 
     @property
     def shown(self) -> np.ndarray:
-        """(N,) int64: the pts of the frames that are shown, in their order."""
+        """(N,) int64: pts of the frames that are shown, in presentation order."""
         return np.sort([p for i, p in enumerate(self.pts) if i not in self.hidden]).astype(np.int64)
 
     @property
@@ -225,7 +225,7 @@ class Scan:
         return np.array([round((int(p) - int(shown[0])) * base * 1_000_000) for p in shown], int)
 
     def walk(self) -> Walked:
-        """Read all packets; facts and findings about them."""
+        """Read all packets; returns facts and findings."""
         for _ in self.packets():
             pass
         return Walked(self.facts(), self.findings(), self.times_us)
@@ -233,14 +233,14 @@ class Scan:
     def _see(self, packet: Packet) -> None:
         index, pts, data = len(self.pts), packet.pts, bytes(packet)
         if pts is None and not self.codec.has_b_frames:
-            pts = packet.dts  # frames are shown as they are stored
+            pts = packet.dts  # frames are shown in the stored order
         self._num_timeless += pts is None
         self.pts.append(0 if pts is None else pts)
         self._num_bytes += packet.size
         is_outside = False
         if self.span:
-            first_s, behind_s = self.span.bounds_s
-            is_outside = not first_s <= self.pts[-1] * self._base_s < behind_s
+            start_s, stop_s = self.span.bounds_s
+            is_outside = not start_s <= self.pts[-1] * self._base_s < stop_s
         if packet.is_discard or is_outside:
             self.hidden.add(index)
         kinds: set[int] = set()
@@ -260,11 +260,11 @@ class Scan:
                 self.kinds[index] = frozenset(kinds)
 
     def _units_of(self, index: int, packet: bytes, pos: int | None, kinds: set[int]) -> Fault:
-        """What is wrong with a packet's first wrong NAL unit; `kinds` gets the types of all."""
+        """The first fault in a packet's NAL units; adds their types to `kinds`."""
         units, size, place, end = self.units, self._prefix, 0, len(packet)
         assert units is not None
         tails = []
-        # Fewer bytes than a length has are filling, which FFmpeg passes over too.
+        # Remaining bytes that are too few for a length are padding, which FFmpeg skips too.
         while place + size <= end:
             length = int.from_bytes(packet[place : place + size], "big")
             start, place = place + size, place + size + length
@@ -278,7 +278,7 @@ class Scan:
                 return "a broken NAL unit", f"no NAL unit header at byte {start:,}"
             kind = head >> units.shift & units.mask
             kinds.add(kind)
-            # Messages to a player may hold anything: no picture is made of them.
+            # Other units, such as SEI messages, do not affect pictures and may contain anything.
             if kind not in units.slices and kind not in units.sets:
                 continue
             zeros = length - len(packet[start:place].rstrip(b"\0"))
@@ -293,7 +293,7 @@ class Scan:
         zeros, at = max(tails)
         if zeros:
             reason = f"zeros at its end that are no filling, at byte {at:,}"
-            # A hole goes on where the next frame's length should be.
+            # A hole continues where the next frame's length should be.
             if pos is not None and self.peek(pos + end, size) == bytes(size):
                 return "zeroed", reason
             if zeros > limits.FEW_ZEROS and (zeros >= limits.ALIGNMENT or end % limits.ALIGNMENT):
@@ -317,7 +317,7 @@ class Scan:
             return "zeroed", "it holds nothing but zeros"
         if self.codec.name not in DENSE_CODECS:
             return None
-        # One that reaches into the packet from outside of it counts too.
+        # Include bytes around the packet, as a hole may extend beyond it.
         reach, before, after = limits.HOLE_BYTES - 1, b"", b""
         if pos is not None and packet[0] == 0:
             first = max(pos - reach, 0)
@@ -328,7 +328,7 @@ class Scan:
         return ("zeroed", "a part of it is zeros") if is_holed else None
 
     def findings(self) -> list[Finding]:
-        """What is wrong with the stream, once all packets have gone by."""
+        """Findings about the stream, after all packets were read."""
         if self.codec is None:
             reason = "the video's codec is not known to this build of FFmpeg"
             return [Finding(DAMAGED, "unknown codec", reason)]
@@ -342,7 +342,7 @@ class Scan:
         if not count or (self.span and len(self.hidden) == count):
             where = f" from {self.span.start_s:g} to {self.span.stop_s:g} s" if self.span else ""
             return findings or [Finding(DAMAGED, "no frame", f"the mp4 holds no frame{where}")]
-        # Zeros at the ends of pictures are filling where pictures of this file end so.
+        # Zeros at the ends of pictures are padding if many pictures of the file end so.
         filled = [zeros for zeros in self._tails if zeros]
         is_usual = filled and len(filled) >= limits.USUAL_SHARE * len(self._tails)
         most = limits.USUAL_TIMES * np.median(filled) if is_usual else 0
@@ -375,26 +375,26 @@ class Scan:
             findings.append(Finding(DAMAGED, "frames at one time", reason))
         steps = np.diff(shown) * self._base_s
         if not self._is_constant(steps):
-            # Our frames are picked by their clocks; other readers count on one.
+            # We select frames by timestamp; other readers may assume a constant rate.
             low, high = steps.min() * 1e3, steps.max() * 1e3
             reason = f"variable frame rate: {low:.1f} to {high:.1f} ms from frame to frame"
             findings.append(Finding(ODD, "variable frame rate", reason))
         return findings
 
     def _is_constant(self, steps: np.ndarray) -> bool:
-        """Whether steps (s) from frame to frame are equal; where they say nothing, too."""
+        """Whether steps (s) from frame to frame are equal, or too few to tell."""
         usual = np.median(steps) if len(steps) else 0
         slack = max(limits.STEP_TOLERANCE_S, 1.5 * self._base_s)
         return bool(usual <= 0 or np.abs(steps - usual).max() <= slack)
 
     def facts(self) -> dict[str, Any]:
-        """As `Walked.facts`, once all packets have gone by."""
+        """As `Walked.facts`, after all packets were read."""
         if self.codec is None:
             return {}
         pts, shown = np.array(self.pts, np.int64), self.shown
-        # Counted as they are shown: in an open group pictures before a key frame follow it.
+        # In presentation order: in an open GOP, pictures shown before a key frame follow it.
         places = np.searchsorted(np.sort(pts), np.sort(pts[self.keys]))
-        # The last group may have been cut by the end: it counts only where there is no other.
+        # The last GOP may be cut off by the end: it counts only if it is the only one.
         gops = Counter(np.diff(places).tolist() or [len(pts)])
         steps = np.diff(shown) * self._base_s
         step = float(np.median(steps)) if len(steps) else 0.0
@@ -415,9 +415,9 @@ class Scan:
         }
 
 
-# Demuxer -> what a file of it begins with. ISO 14496-12 §4.2 and QuickTime: a length, then the type
-# of a box that may come first; RFC 8794: EBML's own id; RIFF's chunk; ISO 13818-1: packets of 188
-# bytes, each with its sync byte, which a Blu-ray's stream puts behind 4 bytes of time.
+# Demuxer -> first bytes of its files. ISO 14496-12 §4.2 and QuickTime: a length, then the type of a
+# box that may come first; RFC 8794: the id of EBML; RIFF's chunk; ISO 13818-1: packets of 188 bytes
+# that start with a sync byte, on Blu-ray after 4 bytes of time.
 CONTAINERS = {
     "mp4": re.compile(rb".{4}(?:ftyp|styp|moov|mdat|free|skip|wide|pnot|uuid)", re.DOTALL),
     "matroska": re.compile(rb"\x1a\x45\xdf\xa3"),
@@ -431,23 +431,23 @@ CLOSED = {"protocol_whitelist": "none", "enable_drefs": "0", "use_absolute_path"
 
 
 class NotVideo(AvomniError):
-    """A file that is no known container, or that does not open as the one that it is."""
+    """A file that is no known container, or cannot be opened as one."""
 
 
 @contextlib.contextmanager
 def open_video(
     source: str | Path | bytes | BinaryIO, name: str | None = None
 ) -> Iterator[InputContainer]:
-    """Open a video for reading; nothing but its own bytes is read.
+    """Open a video for reading; no other files or addresses are read.
 
     Args:
-        source: A path, which is always that of a file (`a:b.mp4` and `%d.mp4` too); a file's bytes;
-            or a seekable binary file, which stays open.
-        name: What an error names; left out, the path.
+        source: The path of a file (never a URL or pattern, even `a:b.mp4` or `%d.mp4`); a file's
+            bytes; or a seekable binary file, which stays open.
+        name: The name in errors; by default the path.
 
     Raises:
-        NotVideo: it is empty, none of `NAMES`, or FFmpeg finds no such container in it.
-        OSError: the file cannot be read, as where there is none.
+        NotVideo: it is empty, none of `NAMES`, or FFmpeg cannot open it as such.
+        OSError: the file cannot be read, for example because it does not exist.
     """
     import av
 
@@ -456,7 +456,7 @@ def open_video(
             file: BinaryIO = io.BytesIO(source)
         elif isinstance(source, str | Path):
             name = name or str(source)
-            # A pipe would be waited for, and a folder has no words of its own.
+            # Opening a pipe would block, and opening a folder gives no clear error.
             if not stat.S_ISREG(os.stat(source).st_mode):
                 raise NotVideo("not a regular file", where=name)
             file = stack.enter_context(open(source, "rb"))

@@ -1,4 +1,4 @@
-"""Parquet tables of the data set. What is wrong with one is an AvomniError that names the file."""
+"""Parquet tables of the data set; errors are AvomniErrors that name the file."""
 
 from __future__ import annotations
 
@@ -22,21 +22,28 @@ def read_table(
     columns: Sequence[str] | None = None,
     max_rows: int | None = None,
 ) -> pa.Table:
-    """A parquet file, or its bytes; more than `max_rows` are refused before they are read."""
+    """Read a parquet file or its bytes; a table of more than `max_rows` rows is refused unread."""
     with opened(source, where) as file:
         if max_rows is not None and file.metadata.num_rows > max_rows:
             reason = f"the table has {file.metadata.num_rows:,} rows; {max_rows:,} are the most"
             raise AvomniError(reason, where=where)
-        # One thread: clips are read in several processes, each with its own.
+        # Single-threaded, as clips are read in several processes.
         return file.read(columns, use_threads=False)
 
 
 @contextlib.contextmanager
 def opened(source: Path | bytes, where: str) -> Iterator[pq.ParquetFile]:
-    """A parquet file, or its bytes; what keeps it from being read is an AvomniError."""
+    """Open a parquet file or its bytes; errors of the block are AvomniErrors."""
+    file = pa.BufferReader(source) if isinstance(source, bytes) else source
+    with named_errors(where), pq.ParquetFile(file) as parquet:
+        yield parquet
+
+
+@contextlib.contextmanager
+def named_errors(where: str) -> Iterator[None]:
+    """Turn errors of reading a parquet file into AvomniErrors that name it."""
     try:
-        with pq.ParquetFile(pa.BufferReader(source) if isinstance(source, bytes) else source) as f:
-            yield f
+        yield
     except FileNotFoundError:
         raise AvomniError("file not found", where=where) from None
     except (pa.ArrowException, OSError) as error:
@@ -45,14 +52,17 @@ def opened(source: Path | bytes, where: str) -> Iterator[pq.ParquetFile]:
 
 
 def key_column(table: pa.Table, name: str, where: str, level: int = 0) -> list[str]:
-    """A column of text that pandas may have stored as the index, with or without its name; `level`
-    is its place in an index of several columns."""
+    """A column of text that pandas may have stored as an index, with or without its name.
+
+    Args:
+        level: The column's position in an index of several columns.
+    """
     column = _text(table, _stored_name(table.column_names, name, where, level), where)
     return _readable(column.combine_chunks()).to_pylist()
 
 
 def text_column(table: pa.Table, name: str, where: str) -> list[str | None]:
-    """A column of text, with None for what is missing."""
+    """A column of text, with None for missing values."""
     try:
         return _text(table, name, where).to_pylist()
     except UnicodeDecodeError:
@@ -63,7 +73,7 @@ def _text(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
     column = column_of(table, name, where)
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    # A column without any value has a type of its own.
+    # A column without any value has the type null.
     kind = column.type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
         raise AvomniError(f"column {name} holds {kind}, not text", where=where)
@@ -78,7 +88,7 @@ def _stored_name(columns: Sequence[str], name: str, where: str, level: int = 0) 
 
 
 def column_of(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
-    """A column; an error where there is none of this name, or more than one."""
+    """A column; raises unless there is exactly one of this name."""
     count = table.column_names.count(name)
     if count != 1:
         reason = f"{count} columns {name}" if count else f"no column {name}"
@@ -87,7 +97,7 @@ def column_of(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
 
 
 def number_column(table: pa.Table, name: str, where: str) -> np.ndarray:
-    """A column of numbers; missing values of floats become NaN, those of integers are an error."""
+    """A column of numbers; missing floats become NaN, missing integers are an error."""
     column = column_of(table, name, where)
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         raise AvomniError(f"column {name} holds {column.type}, not numbers", where=where)
@@ -97,20 +107,19 @@ def number_column(table: pa.Table, name: str, where: str) -> np.ndarray:
 
 
 def time_column(table: pa.Table, name: str, where: str) -> np.ndarray:
-    """(N,) int64 µs: a column of times, stored as whole numbers or as others."""
+    """(N,) int64 µs: a column of times, stored as integers or floats."""
     values = number_column(table, name, where)
-    # Compared as they are stored: what is beyond int64 would come out as something else.
+    # Checked before the conversion, in which values beyond int64 would wrap around.
     for row in np.flatnonzero(~((values <= MAX_TIME_US) & (values >= -MAX_TIME_US)))[:1]:
         raise AvomniError(f"{name} is {values[row]} at row {row}: no time in µs", where=where)
     return np.rint(values).astype(np.int64)
 
 
 class ClipTable:
-    """A table with one row a clip, whatever its order: columns come in the order of given clips.
+    """A table with one row per clip, in any order; columns are returned in the order of `clip_ids`.
 
-    Only the file's footer is read at first; each column when it is asked for.
-
-    Its column or index `clip_id` names the clips. Without `clip_ids` their order is its own.
+    Its column or index `clip_id` names the clips. Without `clip_ids`, the table's order is kept.
+    At first only the file's footer is read; columns are read on access.
     """
 
     def __init__(self, path: Path, clip_ids: pa.StringArray | None = None):
@@ -121,7 +130,7 @@ class ClipTable:
 
     @functools.cached_property
     def clip_ids(self) -> pa.StringArray:
-        """The clips that the table lists, in its own order."""
+        """The clips listed in the table, in the table's order."""
         column = self._read(self._key)
         if column.null_count:
             raise AvomniError(f"{column.null_count} rows have no clip_id", where=str(self.path))
@@ -134,18 +143,18 @@ class ClipTable:
 
     @functools.cached_property
     def _rows(self) -> pa.Array | None:
-        """Of each wanted clip, null where it is not listed; None where the order is the same."""
+        """The row of each wanted clip (null: not listed); None if the order is the same."""
         if self._wanted is None or self._wanted.equals(self.clip_ids):
             return None
         return pc.index_in(self._wanted, value_set=self.clip_ids)
 
     def column(self, name: str) -> pa.Array:
-        """One column, with null for the clips that the table does not list."""
+        """One column, with null for clips that are not listed."""
         values = self._read(name)
         return values if self._rows is None else values.take(self._rows)
 
     def truths(self, name: str) -> np.ndarray:
-        """A column as (clips,) bool, with False for what is null or not listed."""
+        """A column as (clips,) bool; null and clips that are not listed are False."""
         values = self.column(name)
         try:
             return values.cast(pa.bool_()).fill_null(False).to_numpy(zero_copy_only=False)
@@ -163,7 +172,7 @@ class ClipTable:
 
 
 def _readable(texts: pa.Array) -> pa.Array:
-    """Texts of a table, which need not be UTF-8: another byte is written as `\\xff`."""
+    """Make texts valid UTF-8; invalid bytes are written as `\\xff`."""
     try:
         texts.validate(full=True)
         return texts

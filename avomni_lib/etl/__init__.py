@@ -1,8 +1,8 @@
-"""Clips to memmaps: the stage 03.
+"""Stage 03: clips to memmaps.
 
 video/  frames of a video at wanted times
-clip/  one clip to arrays
+clip/   one clip to arrays
 cache/  the format on the disk
-leaks  the same drive in two splits, and what else is held out and was seen
-run/   the stage: workers, Ray, Slurm, the disk budget
+leaks   held-out data that the model has seen, such as the same drive in two splits
+run/    the stage: workers, Ray, Slurm, the disk budget
 """

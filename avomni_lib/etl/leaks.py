@@ -1,14 +1,15 @@
-"""Leaks: what a score is made on and the model has seen before.
+"""Leaks: evaluation data that the model has seen in training.
 
-A clip in two splits, clips that share frames, so that windows straddle a split, a clip that is not
-of the split that was frozen, a held-out clip in a recorded training list, and near-duplicates: two
-clips of different splits that hold one stretch of the same drive.
+These are refused: a clip in two splits; clips that share frames; a clip whose split differs from
+the frozen one; a held-out clip in a recorded list of training clips; and near-duplicates, which are
+clips of different splits that show the same stretch of a drive (copied, re-encoded, or cut at
+another moment).
 
-Copied, encoded again or cut from another moment on, it lies in both under two names. Clips are
-near-duplicates where the pictures of consecutive frames agree by perceptual hash *and* the car
-moves alike meanwhile. Motion alone proves nothing: egomotion is local to a clip, so all parked
-clips move alike, and so do all that go straight on at one speed. Nor do pictures alone: who stands
-at the same place at another time and drives off otherwise is another drive.
+Two clips are near-duplicates if the pictures of consecutive frames agree by perceptual hash *and*
+the car moves alike meanwhile. Motion alone is not enough: egomotion is local to a clip, so all
+parked clips move alike, as do all clips that drive straight on at the same speed. Pictures alone
+are not enough either: a car that stands at the same place at another time and leaves differently is
+another drive.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ from avomni_lib.plan import Bar
 
 MAX_NAMED = 3
 RECORD_FILE = "record.json"  # of an adapter, a merged model and the tiny base
-# What two clips must share: so many consecutive frames, and for so long.
+# Minimum overlap of two clips: consecutive frames and duration.
 MIN_FRAMES, MIN_S = 4, 1.0
-# How far apart the poses may be, seen from the overlap's first frame. A clip cut anew is sampled up
-# to half a sampled frame earlier or later, and its egomotion is estimated anew.
+# Largest difference of poses relative to the overlap's first frame. A clip that was cut again is
+# sampled up to half a sampled frame earlier or later, and its egomotion was estimated again.
 MAX_APART_M, MAX_APART_SHARE, MAX_APART_RAD = 0.3, 0.02, 0.035
 ROUNDING_M = 1e-6
-QUERIES_AT_A_TIME, FRAMES_AT_A_TIME = 64, 1 << 10  # whose bits fit a core's own cache
+QUERIES_AT_A_TIME, FRAMES_AT_A_TIME = 64, 1 << 10  # sized to fit a core's cache
 
 
 def check(cache: Cache, progress: type[Bar] = Bar) -> None:
@@ -49,12 +50,12 @@ def check(cache: Cache, progress: type[Bar] = Bar) -> None:
     Raises:
         AvomniError: naming the pairs and what agrees in them.
     """
-    found = near_duplicates(cache, progress)
-    if found:
-        named = "\n".join(f"  {leak}" for leak in found[:MAX_NAMED])
-        more = f"\n  and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
+    leaks = near_duplicates(cache, progress)
+    if leaks:
+        named = "\n".join(f"  {leak}" for leak in leaks[:MAX_NAMED])
+        more = f"\n  and {len(leaks) - MAX_NAMED} more" if len(leaks) > MAX_NAMED else ""
         raise AvomniError(
-            f"clips of different splits are near-duplicates ({len(found)} such pairs):\n"
+            f"clips of different splits are near-duplicates ({len(leaks)} such pairs):\n"
             f"{named}{more}",
             where=str(cache.folder),
             fix="leave one clip of each pair out: name the clips to keep in "
@@ -66,12 +67,12 @@ def check(cache: Cache, progress: type[Bar] = Bar) -> None:
 def check_training_lists(
     held_out_ids: Collection[str], records: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Refuse to score a model on what it, or what it was made from, was trained on.
+    """Refuse to score a model on clips that it, or a model it was derived from, was trained on.
 
     Args:
-        held_out_ids: The clips that are scored on.
-        records: What is asked, in words ("the adapter in …") -> its record; one that names no
-            `training_clip_ids` cannot be asked.
+        held_out_ids: The clips to score on.
+        records: Description of a model ("the adapter in …") -> its record; records without
+            `training_clip_ids` are skipped.
 
     Raises:
         AvomniError: a held-out clip is in one of the lists.
@@ -93,30 +94,30 @@ def check_training_lists(
 def base_records(
     base_model: str, locate: Callable[[str], str | Path] = files.resolve
 ) -> dict[str, dict[str, Any]]:
-    """The records of a base model and of what it was made from in turn, as far as they lie here.
+    """The records of a base model and of its own base models, as far as they are on this machine.
 
-    A merged model keeps the record of the adapter that was folded into it, and that one names its
-    own base model. A model of the hub has no such record: what it has seen nobody can tell.
+    A merged model keeps the record of the adapter that was merged into it, which names its base
+    model in turn. A model from the hub has no record: its training data is not known.
 
     Args:
-        base_model: As `model.base_model` names it.
-        locate: Such a name -> its folder, or something that is no folder.
+        base_model: As in `model.base_model`.
+        locate: Name -> its folder, or a path that is no folder.
 
     Returns:
-        "the base model NAME" -> what stands in its record.json.
+        "the base model NAME" -> the content of its record.json.
 
     Raises:
         AvomniError: a record is not JSON.
     """
-    found: dict[str, dict[str, Any]] = {}
+    records: dict[str, dict[str, Any]] = {}
     name: str | None = base_model
-    while name and f"the base model {name}" not in found:
+    while name and f"the base model {name}" not in records:
         path = Path(locate(name)) / RECORD_FILE
         if not path.is_file():
             break
-        found[f"the base model {name}"] = record = files.read_json(path)
+        records[f"the base model {name}"] = record = files.read_json(path)
         name = record.get("base_model")
-    return found
+    return records
 
 
 def check_all(
@@ -127,17 +128,17 @@ def check_all(
     locate: Callable[[str], str | Path] = files.resolve,
     progress: type[Bar] = Bar,
 ) -> None:
-    """Everything that stops a run: what 03_etl, 05_train and 06_evaluate call.
+    """All checks of this module, as 03_etl, 05_train and 06_evaluate call them.
 
     Args:
-        held_out_ids: The clips that will be scored on.
-        adapter_record: Of the adapter that is scored; None before there is one.
-        locate: As `base_records` takes it.
-        progress: One unit a frame that is compared.
+        held_out_ids: The clips to score on.
+        adapter_record: Record of the adapter to score; None before there is one.
+        locate: As in `base_records`.
+        progress: Counts compared frames.
 
     Raises:
-        AvomniError: a clip lies in two splits, or its windows hold another clip's frames; it is not
-            of the split that was frozen; a held-out clip was trained on; near-duplicates.
+        AvomniError: a clip is in two splits, shares frames with another one, or is not in its
+            frozen split; a held-out clip was trained on; or there are near-duplicates.
     """
     windows.check_leaks(cache)
     split.check(p, {clip.clip_id: clip.split for clip in cache.clips})
@@ -148,15 +149,15 @@ def check_all(
 
 @dataclass(frozen=True)
 class Leak:
-    """A stretch that two clips of different splits share.
+    """A stretch shared by two clips of different splits.
 
     Attributes:
-        clip_ids, splits: Of the two.
-        starts: The stretch's first frame in each.
-        num_frames: Its length in sampled frames.
-        seconds: Its duration.
-        different: Mean share of different bits of the hashes, 0 to `prints.MAX_DIFFERENT`.
-        apart_m: How far apart the poses are at most, seen from the first frame.
+        clip_ids, splits: Of the two clips.
+        starts: The stretch's first frame in each clip.
+        num_frames: Length in sampled frames.
+        seconds: Duration.
+        different: Mean share of differing hash bits, 0 to `prints.MAX_DIFFERENT`.
+        apart_m: Largest distance between the poses, relative to the first frame.
         path_m: Length of the path driven in it.
     """
 
@@ -182,13 +183,13 @@ class Leak:
 
 
 def near_duplicates(cache: Cache, progress: type[Bar] = Bar) -> list[Leak]:
-    """The near-duplicates among clips of different splits, each pair once, the longest first.
+    """Near-duplicates among clips of different splits: each pair once, longest stretch first.
 
-    Shorter overlaps than `MIN_S` are not found, nor clips whose frames have too little texture. The
-    work grows with the square of the clips: 2,000 clips take 3 CPU seconds, 10,000 take 47.
+    Overlaps shorter than `MIN_S` and clips with too little texture are not detected. The cost is
+    quadratic in the number of clips: 2,000 clips take 3 CPU seconds, 10,000 take 47.
 
     Args:
-        progress: One unit a frame.
+        progress: Counts frames.
 
     Raises:
         AvomniError: a file of the cache is cut short.
@@ -199,7 +200,7 @@ def near_duplicates(cache: Cache, progress: type[Bar] = Bar) -> list[Leak]:
     leaks = []
     for one, other in sorted(_candidates(cache, prints, progress)):
         stretches = list(_stretches(cache, (one, other), (prints[one], prints[other])))
-        if stretches:  # the longest, of equals the one whose pictures are closest
+        if stretches:  # the longest; among equals, the one with the closest pictures
             leaks.append(max(stretches, key=lambda leak: (leak.num_frames, -leak.different)))
     return sorted(leaks, key=lambda leak: -leak.num_frames)
 
@@ -209,35 +210,37 @@ def _candidates(
 ) -> set[tuple[int, int]]:
     """Pairs of clips of different splits that may share a stretch.
 
-    At a stretch's first frame the pictures agree, and over the least frames that a stretch has both
-    cars come equally far. So frames are sorted by how far the car comes, and each is compared with
-    those nearby in this order only; that leaves out no stretch.
+    At the first frame of a shared stretch the pictures agree, and over its minimum length both cars
+    cover the same distance. So frames are sorted by the distance covered, and each is compared only
+    with its neighbours in this order; no shared stretch is missed.
     """
     length, enough = _least_frames(cache), prints_of.least_common(len(cache.cameras))
     steps = [
         poses[length - 1 :] - poses[: max(len(poses) - length + 1, 0)]
         for poses in (_poses(cache, clip) for clip in cache.clips)
     ]
-    clip = np.repeat(np.arange(len(steps)), [len(own) for own in steps])
+    clip = np.repeat(np.arange(len(steps)), [len(clip_steps) for clip_steps in steps])
     step = np.concatenate(steps)
-    starts = np.concatenate([own[: len(ways)] for own, ways in zip(prints, steps, strict=True)])
+    starts = np.concatenate(
+        [hashes[: len(clip_steps)] for hashes, clip_steps in zip(prints, steps, strict=True)]
+    )
     far = np.linalg.norm(step[:, :3], axis=1)
     order = np.argsort(far, kind="stable")
     order = order[prints_of.tells(starts[order], enough)]
     clip, far, starts = clip[order], far[order], starts[order]
     apart = _may_be_apart(step[order, 7]) + ROUNDING_M
-    splits = np.array([each.split for each in cache.clips])[clip]
-    found: set[tuple[int, int]] = set()
+    splits = np.array([cached.split for cached in cache.clips])[clip]
+    candidates: set[tuple[int, int]] = set()
 
     def compare(
-        own: np.ndarray, later: np.ndarray, lows: np.ndarray, highs: np.ndarray
+        queries: np.ndarray, later: np.ndarray, lows: np.ndarray, highs: np.ndarray
     ) -> set[tuple[int, int]]:
         pairs: set[tuple[int, int]] = set()
         others = later[lows.min() : highs.max()]
         for at in range(0, len(others), FRAMES_AT_A_TIME):
             block = others[at : at + FRAMES_AT_A_TIME]
-            rows, columns = prints_of.agreeing(starts[own], starts[block], enough)
-            both = np.sort(np.stack([clip[own[rows]], clip[block[columns]]], axis=1), axis=1)
+            rows, columns = prints_of.agreeing(starts[queries], starts[block], enough)
+            both = np.sort(np.stack([clip[queries[rows]], clip[block[columns]]], axis=1), axis=1)
             pairs.update(map(tuple, both.tolist()))
         return pairs
 
@@ -245,19 +248,17 @@ def _candidates(
         progress(total=len(order), unit="frame", label="near-duplicates") as bar,
         concurrent.futures.ThreadPoolExecutor(workers.num_cores()) as threads,
     ):
-        for split in sorted(set(splits)):  # against those of the splits that come after it
-            owns, later = np.flatnonzero(splits == split), np.flatnonzero(splits > split)
-            lows = np.searchsorted(far[later], far[owns] - apart[owns])
-            highs = np.searchsorted(far[later], far[owns] + apart[owns], "right")
-            cuts = range(QUERIES_AT_A_TIME, len(owns), QUERIES_AT_A_TIME)
-            own_blocks, low_blocks, high_blocks = (np.split(a, cuts) for a in (owns, lows, highs))
-            pairs = threads.map(
-                compare, own_blocks, itertools.repeat(later), low_blocks, high_blocks
-            )
-            for own, shared in zip(own_blocks, pairs, strict=True):
-                found |= shared
-                bar.update(len(own))
-    return found
+        for split in sorted(set(splits)):  # each against the splits that follow it
+            queries, later = np.flatnonzero(splits == split), np.flatnonzero(splits > split)
+            lows = np.searchsorted(far[later], far[queries] - apart[queries])
+            highs = np.searchsorted(far[later], far[queries] + apart[queries], "right")
+            cuts = range(QUERIES_AT_A_TIME, len(queries), QUERIES_AT_A_TIME)
+            blocks, low_blocks, high_blocks = (np.split(a, cuts) for a in (queries, lows, highs))
+            results = threads.map(compare, blocks, itertools.repeat(later), low_blocks, high_blocks)
+            for block, pairs in zip(blocks, results, strict=True):
+                candidates |= pairs
+                bar.update(len(block))
+    return candidates
 
 
 def _stretches(
@@ -269,7 +270,7 @@ def _stretches(
     poses = _poses(cache, one), _poses(cache, other)
     least = _least_frames(cache)
     for shift in range(least - len(one), len(other) - least + 1):
-        before = max(-shift, 0), max(shift, 0)  # frames of each that the other does not reach
+        before = max(-shift, 0), max(shift, 0)  # frames of each before the other one starts
         closeness = np.diagonal(share, shift)
         for start, stop in _runs(np.diagonal(alike, shift), least):
             first, second = (poses[i][before[i] + start : before[i] + stop] for i in range(2))
@@ -288,12 +289,12 @@ def _stretches(
 
 
 def _least_frames(cache: Cache) -> int:
-    """Consecutive frames that two clips must share."""
+    """Minimum number of consecutive frames that a stretch must have."""
     return max(MIN_FRAMES, round(MIN_S * cache.sample_hz) + 1)
 
 
 def _runs(alike: np.ndarray, least: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of the runs of true values of at least this length."""
+    """(start, stop) of the runs of true values with at least this length."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], alike.astype(np.int8), [0]])))
     for start, stop in edges.reshape(-1, 2).tolist():
         if stop - start >= least:
@@ -310,23 +311,23 @@ def _poses(cache: Cache, clip: CachedClip) -> np.ndarray:
 def _moves_alike(
     one: np.ndarray, other: np.ndarray, least: int
 ) -> Iterator[tuple[int, int, float, float]]:
-    """Stretches in which two cars move alike, each seen from its own pose at the first frame.
+    """Stretches in which two cars move alike, each relative to its pose at the first frame.
 
     Args:
-        one, other: (frames, 8) as `_poses` returns them.
-        least: Frames that a stretch must have.
+        one, other: (frames, 8) as returned by `_poses`.
+        least: Minimum number of frames.
 
     Yields:
-        (first frame, one past the last, metres apart at most, metres driven).
+        (first frame, one past the last, largest distance in m, metres driven).
     """
     begin = 0
     while begin + least <= len(one):
-        seen = [_seen_from_first(own[begin:]) for own in (one, other)]
+        seen = [_seen_from_first(poses[begin:]) for poses in (one, other)]
         apart = np.linalg.norm(seen[0][0] - seen[1][0], axis=1)
         turned = (seen[0][1].inv() * seen[1][1]).magnitude()
-        path, other_path = (own[begin:, 7] - own[begin, 7] for own in (one, other))
-        may_be = np.minimum(_may_be_apart(path), _may_be_apart(other_path))
-        off = np.flatnonzero((apart > may_be) | (turned > MAX_APART_RAD))
+        path, other_path = (poses[begin:, 7] - poses[begin, 7] for poses in (one, other))
+        allowed = np.minimum(_may_be_apart(path), _may_be_apart(other_path))
+        off = np.flatnonzero((apart > allowed) | (turned > MAX_APART_RAD))
         end = begin + (int(off[0]) if len(off) else len(apart))
         if end - begin >= least:
             last = end - begin
@@ -335,9 +336,9 @@ def _moves_alike(
 
 
 def _may_be_apart(path_m: np.ndarray) -> np.ndarray:
-    """Metres that poses may be apart after so long a path."""
-    may_be: np.ndarray = MAX_APART_M + MAX_APART_SHARE * np.abs(path_m)
-    return may_be
+    """Largest allowed distance of poses (m) after a path of this length."""
+    allowed: np.ndarray = MAX_APART_M + MAX_APART_SHARE * np.abs(path_m)
+    return allowed
 
 
 def _seen_from_first(poses: np.ndarray) -> tuple[np.ndarray, Rotation]:

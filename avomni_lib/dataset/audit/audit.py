@@ -1,8 +1,8 @@
-"""The audit: what the source holds, what is on the disk, what is missing or damaged and why.
+"""The audit: what the source has, what is on the disk, what is missing or damaged and why.
 
-`dataset.audit: quick` looks at names, sizes and tables of contents, `full` at every byte. A full
-audit hashes every file anew, also those that 02_download has checked: it is there to find what has
-gone bad since. Only what the same audit had read before it was interrupted is not read again.
+`dataset.audit: quick` checks names, sizes and tables of contents, `full` every byte. A full audit
+hashes all files again, even those verified by 02_download, to find damage since then. Only files
+read by the same audit before an interruption are not read again.
 """
 
 from __future__ import annotations
@@ -46,30 +46,30 @@ STAGE = "01_audit"
 LICENSE_DAYS, REMIND_DAYS = 365, 30
 # Hash, checksum and packets of a clip of 6 Mbit/s, measured on one core of a Xeon.
 CORE_BYTES_PER_S = 450e6
-# CPU time of a frame that decodes alone, of one half a group of 15 away (`make bench`).
+# CPU time of decoding a key frame, relative to a frame in the middle of a GOP of 15 (`make bench`).
 ALIGNED_SHARE = 0.34
 DEPTHS = {
     "quick": "names, sizes and tables of contents: nothing that a zip holds is read",
     "full": "every byte once: hashes, streams, clocks, ego motion and calibration",
 }
-# Feature -> clip_id -> what was read of it.
+# Feature -> clip_id -> facts read from its files.
 Facts = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found.
+    """The result of an audit.
 
     Attributes:
-        features: What a clip must have; the columns of the picture.
-        files: One row a file: path, feature, chunk, size (bytes), state, reason.
-        clips: One row a clip of the chunks that were looked at: clip_id, chunk, split, state,
-            reason, and `features`: feature -> state, of `STATES`. `absent` is not on the source,
-            `missing` not on the disk.
+        features: The features that a clip must have.
+        files: One row per file: path, feature, chunk, size (bytes), state, reason.
+        clips: One row per clip of the audited chunks: clip_id, chunk, split, state, reason, and
+            `features`: feature -> state, one of `STATES`. `absent` is not on the source, `missing`
+            not on the disk.
         figures: Counts and bytes.
-        warnings: Sentences to read.
-        digest: Changes with the source and the choice, not with what is on the disk.
-        findings: One row a fault or remark, as `findings.Finding`.
+        warnings: Warnings to show.
+        digest: Changes with the source and the chosen clips, not with the files on the disk.
+        findings: One row per fault or remark, as `findings.Finding`.
     """
 
     features: tuple[str, ...]
@@ -82,17 +82,17 @@ class Audit:
 
     @property
     def summary(self) -> list[dict[str, Any]]:
-        """One row a kind of finding, the worst first: `findings.summary`."""
+        """One row per kind of finding, worst first (`findings.summary`)."""
         return findings.summary(Finding(**row) for row in self.findings)
 
 
 def path_of(p: Params) -> Path:
-    """Where the whole result is written: every file, clip and finding."""
+    """Path of the complete result with all files, clips and findings."""
     return p.run_dir / STAGE / "audit.json"
 
 
 def plan(p: Params, hub: Hub | None) -> Plan:
-    """What `audit` would look at; asks nothing of the hub."""
+    """What `audit` would check; makes no request to the hub."""
     on_disk = list(listing.files_below(p.local_dir))
     num_bytes = sum(path.stat().st_size for path in on_disk)
     question = license_question(p)
@@ -116,15 +116,15 @@ def plan(p: Params, hub: Hub | None) -> Plan:
 
 
 def audit(p: Params, hub: Hub | None, progress: type[Bar] = Bar) -> Audit:
-    """Look at every file and clip of the chunks that the run takes. One bad clip is a row.
+    """Check all files and clips of the chunks that the run takes; a bad clip is a row, no error.
 
-    The result is also written to `path_of(p)`, whole.
+    The complete result is also written to `path_of(p)`.
 
     Args:
         hub: None for `dataset.source: folder`.
 
     Raises:
-        AvomniError: as `download.plan`, and where the licence is not decided on.
+        AvomniError: as `download.plan`; or the licence is not accepted yet.
     """
     with opened(p, hub) as (hub, verified, selection):
         listed = Listing(p, hub, selection, verified)
@@ -135,10 +135,10 @@ def audit(p: Params, hub: Hub | None, progress: type[Bar] = Bar) -> Audit:
     if scan.num_kept:
         log.info("%d files had been read by an audit that was interrupted", scan.num_kept)
     facts = scan.facts
-    found = [*listed.findings, *scan.findings, *_ends(facts, selection)]
-    file_rows, clip_rows = listed.file_rows(found), listed.clip_rows(found)
+    all_findings = [*listed.findings, *scan.findings, *_ends(facts, selection)]
+    file_rows, clip_rows = listed.file_rows(all_findings), listed.clip_rows(all_findings)
     streams = _streams(facts)
-    verified = _remember(p, listed, scan, found)
+    verified = _remember(p, listed, scan, all_findings)
     oldest = min(
         filter(None, (verified.checked_on(row["path"]) for row in file_rows)), default=None
     )
@@ -147,9 +147,9 @@ def audit(p: Params, hub: Hub | None, progress: type[Bar] = Bar) -> Audit:
         "bytes_read": sum(job.size for job in listed.jobs if scan.outcomes[job.path]["sha256"]),
         "oldest_file": oldest,
     }
-    found += [*_of_the_set(p, hub, figures), *_remarks(p, streams, facts)]
-    found += selection.catalog.remarks()
-    severities = Counter(finding.severity for finding in found)
+    all_findings += [*_of_the_set(p, hub, figures), *_remarks(p, streams, facts)]
+    all_findings += selection.catalog.remarks()
+    severities = Counter(finding.severity for finding in all_findings)
     figures["findings"] = {word: severities[word] for word in findings.SEVERITIES}
     warnings = []
     if oldest and p.dataset.source == "hub":
@@ -163,20 +163,20 @@ def audit(p: Params, hub: Hub | None, progress: type[Bar] = Bar) -> Audit:
         if count := figures["clips_by_state"][state]:
             warnings.append(f"clips that are {state}: {count}; see the table")
     digest = files.hash_json([figures["revision"], selection.choice.chunks, selection.clip_ids])
-    rows = [dataclasses.asdict(finding) for finding in found]
-    made = Audit(selection.features, file_rows, clip_rows, figures, warnings, digest, rows)
-    files.write_json(path_of(p), dataclasses.asdict(made))
+    rows = [dataclasses.asdict(finding) for finding in all_findings]
+    result = Audit(selection.features, file_rows, clip_rows, figures, warnings, digest, rows)
+    files.write_json(path_of(p), dataclasses.asdict(result))
     scan.forget()
-    return made
+    return result
 
 
-def _remember(p: Params, listed: Listing, scan: FileScan, found: list[Finding]) -> Verified:
-    """What was hashed and found to be the source's needs not be hashed again by 02_download.
+def _remember(p: Params, listed: Listing, scan: FileScan, all_findings: list[Finding]) -> Verified:
+    """Record verified files, so that 02_download need not hash them again.
 
     Returns:
-        The record as it is now: another process may have written to it meanwhile.
+        The current record, to which another process may have written meanwhile.
     """
-    wrong = {f.path for f in found if f.is_files and f.severity == DAMAGED}
+    wrong = {f.path for f in all_findings if f.is_files and f.severity == DAMAGED}
     try:
         with hold(p.local_dir):
             verified = Verified(p.local_dir)
@@ -187,8 +187,8 @@ def _remember(p: Params, listed: Listing, scan: FileScan, found: list[Finding]) 
                     verified.remember(dataclasses.replace(remote, sha256=sha256))
             verified.save()
     except AvomniError as error:
-        # Another process is at work there for long: it costs no more than the hashing.
-        log.warning("what was hashed is not recorded: %s", error.what)
+        # Another process holds the folder; the files will only have to be hashed again.
+        log.warning("hashes are not recorded: %s", error.what)
         return Verified(p.local_dir)
     return verified
 
@@ -227,7 +227,7 @@ def _figures(
 
 
 def _of_the_set(p: Params, hub: Hub | None, figures: dict[str, Any]) -> Iterator[Finding]:
-    """Findings about the whole set, or about the disk that it lies on."""
+    """Findings about the data set as a whole, or about the disk."""
     if hub and not re.fullmatch("[0-9a-f]{40}", hub.commit):
         reason = f"revision {hub.commit!r} is no commit: the next run may read other data"
         yield Finding(DAMAGED, "the revision is not pinned", reason, SET)
@@ -244,12 +244,11 @@ def _of_the_set(p: Params, hub: Hub | None, figures: dict[str, Any]) -> Iterator
 
 
 def _streams(facts: Facts) -> dict[str, dict[str, Any]]:
-    """Camera -> what its clips' videos are.
+    """Camera -> statistics of its clips' videos.
 
-    Counters (value -> how many streams): codecs, sizes (px), rates (frames/s), gops (frames from
-    key frame to key frame); num_streams, num_open (GOPs that reach over a key frame),
-    num_reordered (B-frames), num_variable (rate); mbit_per_s and seconds as (least, median,
-    greatest).
+    Counters (value -> number of streams): codecs, sizes (px), rates (frames/s), gops (frames from
+    key frame to key frame); num_streams, num_open (with open GOPs), num_reordered (B-frames),
+    num_variable (rate); mbit_per_s and seconds as (minimum, median, maximum).
     """
     rows = {}
     for camera in (name for name in facts if name in cameras.BY_NAME):
@@ -275,9 +274,9 @@ def _range(values: list[float]) -> list[float] | None:
 
 
 def _remarks(p: Params, streams: Facts, facts: Facts) -> Iterator[Finding]:
-    """What is no fault but is good to know before the ETL."""
-    of_clips = facts.get("egomotion", {}).values()
-    past_s = [of_clip["past_video_s"] for of_clip in of_clips if "past_video_s" in of_clip]
+    """Remarks that are no faults but useful to know before the ETL."""
+    clips = facts.get("egomotion", {}).values()
+    past_s = [values["past_video_s"] for values in clips if "past_video_s" in values]
     if past_s and max(past_s) > 0:
         reason = (
             f"by {np.median(past_s):.1f} s ({min(past_s):.1f} to {max(past_s):.1f}) in "
@@ -302,23 +301,23 @@ def _remarks(p: Params, streams: Facts, facts: Facts) -> Iterator[Finding]:
 
 
 def _could_meet_keys(facts: dict[str, dict[str, Any]], sample_hz: float) -> int:
-    """Streams of a camera whose groups of pictures have one length that divides the step."""
+    """Number of streams of a camera whose GOPs all have a length that divides the sampling step."""
     num = 0
-    for of_clip in facts.values():
-        if of_clip.get("is_constant") and len(of_clip["gops"]) == 1:
-            step, gop = of_clip["fps"] / sample_hz, int(next(iter(of_clip["gops"])))
+    for values in facts.values():
+        if values.get("is_constant") and len(values["gops"]) == 1:
+            step, gop = values["fps"] / sample_hz, int(next(iter(values["gops"])))
             num += gop > 1 and step > gop - 0.01 and abs(step / gop - round(step / gop)) < 0.01
     return num
 
 
 def _ends(facts: Facts, selection: Selection) -> Iterator[Finding]:
-    """Cameras of clips that end apart from what is usual here."""
+    """Findings about cameras whose videos end at an unusual time."""
     last_us = {
-        (camera, clip_id): of_clip["last_us"]
+        (camera, clip_id): values["last_us"]
         for camera in facts
         if camera in cameras.BY_NAME
-        for clip_id, of_clip in facts[camera].items()
-        if "last_us" in of_clip
+        for clip_id, values in facts[camera].items()
+        if "last_us" in values
     }
     for (camera, clip_id), finding in checks.ends(last_us).items():
         chunk = selection.catalog.chunk_of(clip_id)

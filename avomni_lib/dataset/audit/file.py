@@ -1,8 +1,8 @@
-"""One file of the data set, checked: from the outside, or whole, from its first byte to its last.
+"""Checks of one file of the data set: from the outside, or of all its bytes.
 
-From the outside that is its name, size and table of contents; of calibration, its rows. A whole
-file goes by in blocks: hash of the file, checksum of each member, and as soon as a member has gone
-by, its own check, which finds it in the page cache. Memory does not grow with the file.
+The outside check covers name, size and table of contents; for calibration, also the rows. A full
+check reads the file in blocks and computes its hash and each member's checksum; a member is checked
+as soon as it has been read, while it is in the page cache. Memory does not grow with the file.
 """
 
 from __future__ import annotations
@@ -40,28 +40,29 @@ from avomni_lib.errors import AvomniError
 log = logging.getLogger(__name__)
 
 BLOCK_BYTES = 1 << 20
-# Members without which 03 leaves a clip out. Labels of others may be lacking; the rest is not read.
+# Members without which 03_etl leaves a clip out. Labels of other road users are optional; other
+# members are not read.
 NEEDED = ("video", "frame_timestamps", "egomotion")
 
 
 @dataclass(frozen=True)
 class FileJob:
-    """A file of the disk, and what is expected of it.
+    """A file on the disk, and its expected content.
 
     Attributes:
-        path: Below `folder`.
-        size, sha256, blob_id: As the source lists them, or an earlier check has read them.
-        is_full: Whether its content is to be read.
+        path: Path below `folder`.
+        size, sha256, blob_id: As listed by the source, or known from an earlier check.
+        is_full: Whether to read its content.
         feature, chunk: Empty and None for metadata.
         members: (kind, template with {clip_id}) of a zip; empty for a table.
         clip_ids: The clips that must be in it.
-        denied: The chunk's clips that have it not, as the source says.
-        ignored: The chunk's clips that are marked as not valid: they may be in it.
-        wanted: Of the clips, those whose content is looked at.
-        cameras: Whose calibration is needed.
+        denied: The chunk's clips that do not have the feature according to the source.
+        ignored: The chunk's clips that are marked as invalid and may be in it.
+        wanted: The clips whose content is checked.
+        cameras: The cameras whose calibration is needed.
         beside: Clip -> facts about its cameras: `span_us` and `sizes`.
-        horizon_s: Seconds of ego motion that are wanted after the video.
-        parts: How the wanted clips are looked at where the file is no zip and no table of ours.
+        horizon_s: Seconds of ego motion needed after the video.
+        parts: Parts that check the wanted clips if the file is not in the data set's layout.
     """
 
     folder: str
@@ -87,7 +88,7 @@ class FileJob:
         return Path(self.folder) / self.path
 
     def names(self) -> dict[str, tuple[str, str]]:
-        """Member -> (clip_id, kind) of all that a zip must hold."""
+        """Member -> (clip_id, kind) for all members that a zip must have."""
         return {
             template.format(clip_id=clip_id): (clip_id, kind)
             for clip_id in self.clip_ids
@@ -96,11 +97,11 @@ class FileJob:
 
 
 def look(job: FileJob) -> dict[str, Any]:
-    """Everything that the checks find in a file, as plain values.
+    """Check a file; returns plain values.
 
     Returns:
-        `findings` (rows of `Finding`), `facts` (clip_id -> what was read of it), `sha256` (None
-        where the content was not read) and `is_lost` (the look itself failed: False here).
+        `findings` (rows of `Finding`), `facts` (clip_id -> facts), `sha256` (None if the content
+        was not read) and `is_lost` (whether the check itself failed; always False here).
     """
     findings: list[Finding] = []
     facts: dict[str, dict[str, Any]] = {}
@@ -112,12 +113,12 @@ def look(job: FileJob) -> dict[str, Any]:
                 passed = _Pass(file, job)
                 _read(job, passed, findings, facts)
             if reason := passed.remote.wrong(passed.place, passed.hash):
-                # The members' own checksums show whose clip it is; a table has none.
+                # A zip's members have checksums of their own, which show which clips are damaged.
                 is_zip = job.members and not any(f.reach == WHOLE for f in findings)
                 what = "another content than the source's"
                 findings.append(Finding(DAMAGED, what, reason, FILE if is_zip else WHOLE))
     except Exception as error:
-        # One file that nobody foresaw must not end the audit; the log keeps the traceback.
+        # An unforeseen error in one file must not end the audit; the traceback is logged.
         why: object = f"{type(error).__name__}: {error}"
         if isinstance(error, OSError):
             why = error.strerror or error
@@ -135,7 +136,7 @@ def look(job: FileJob) -> dict[str, Any]:
 
 
 def outside(job: FileJob) -> list[Finding]:
-    """What is wrong with a file from the outside; the findings bear no path yet."""
+    """Check a file from the outside; findings have no path yet."""
     size = job.place.stat().st_size
     if size != job.size:
         reason = f"{size:,} bytes in place of {job.size:,}"
@@ -151,16 +152,16 @@ def outside(job: FileJob) -> list[Finding]:
 
 
 def severity_of(kind: str) -> str:
-    """What a fault of a member makes of its clip: some are read by no stage, or left out."""
+    """Severity for the clip of a fault in a member: some members are optional or never read."""
     return DAMAGED if kind in NEEDED else ODD
 
 
 def _zip(job: FileJob) -> Iterator[Finding]:
-    held, expected = directory(job.place), job.names()
+    listed, expected = directory(job.place), job.names()
     for name, (clip_id, kind) in sorted(expected.items()):
-        if fault := held.fault(name):
+        if fault := listed.fault(name):
             yield Finding(severity_of(kind), *fault, MEMBER, clip_id=clip_id)
-    strangers = {name: name.partition(".")[0] for name in held.entries if name not in expected}
+    strangers = {name: name.partition(".")[0] for name in listed.entries if name not in expected}
     denied = [name for name, clip_id in strangers.items() if clip_id in job.denied]
     known = {*job.denied, *job.ignored}
     unknown = [name for name, clip_id in strangers.items() if clip_id not in known]
@@ -201,7 +202,7 @@ def _first(strangers: Iterable[str]) -> str:
 
 
 class _Pass:
-    """A file on its way past, from front to back."""
+    """Sequential reading of a file, which updates its hashes."""
 
     def __init__(self, file: Any, job: FileJob):
         if hasattr(os, "posix_fadvise"):
@@ -209,18 +210,18 @@ class _Pass:
         self._file, self.place = file, 0
         self.remote = RemoteFile(job.path, job.size, job.sha256, job.blob_id)
         self.hash = self.remote.new_hash()
-        # Known of every file, also where the source knows it by git's id.
+        # The sha256 is always computed, even if the source only lists git's blob id.
         self.sha256 = self.hash if self.hash.name == "sha256" else hashlib.sha256()
         self._buffer = memoryview(bytearray(BLOCK_BYTES))
 
     def blocks(self, count: float = math.inf) -> Iterator[memoryview]:
-        """The next bytes, as far as there are any; each block holds until the next one."""
+        """Yield up to `count` bytes in blocks; a block is valid until the next one is read."""
         while count > 0:
             length = self._file.readinto(self._buffer[: min(count, BLOCK_BYTES)])
             if not length:
                 return
-            for each in {self.hash, self.sha256}:
-                each.update(self._buffer[:length])
+            for digest in {self.hash, self.sha256}:
+                digest.update(self._buffer[:length])
             self.place += length
             count -= length
             yield self._buffer[:length]
@@ -231,7 +232,7 @@ class _Pass:
 
 
 def _read(job: FileJob, passed: _Pass, findings: list[Finding], facts: dict[str, dict]) -> None:
-    """Read a file whole, with what its members hold."""
+    """Read a whole file and check its members."""
     if any(finding.reach == WHOLE for finding in findings):
         pass
     elif job.members:
@@ -246,8 +247,8 @@ def _read(job: FileJob, passed: _Pass, findings: list[Finding], facts: dict[str,
                     _add(findings, clip_id, [Finding(severity_of(kind), *part, MEMBER)])
                 elif clip_id in wanted:
                     kept = times.setdefault(clip_id, {})
-                    of_clip, more = _content(job, kind, clip_id, part, kept)
-                    facts.setdefault(clip_id, {}).update(of_clip)
+                    clip_facts, more = _content(job, kind, clip_id, part, kept)
+                    facts.setdefault(clip_id, {}).update(clip_facts)
                     _add(findings, clip_id, more)
         for clip_id, kept in times.items():
             if kept.keys() >= {"video", "frame_timestamps"}:
@@ -267,7 +268,7 @@ def _read(job: FileJob, passed: _Pass, findings: list[Finding], facts: dict[str,
 
 
 def _member(passed: _Pass, path: Path, entry: zipfile.ZipInfo) -> ByteRange | tuple[str, str]:
-    """Let a member go by: where it lies, or kind and reason why it is not as the directory says."""
+    """Read past a member; returns its byte range, or (kind, reason) if it is damaged."""
     for _ in passed.blocks(entry.header_offset - passed.place):
         pass
     is_there = passed.place == entry.header_offset
@@ -291,7 +292,7 @@ def _add(findings: list[Finding], clip_id: str, more: Iterable[Finding]) -> None
 def _content(
     job: FileJob, kind: str, clip_id: str, part: ByteRange, times: dict[str, np.ndarray]
 ) -> tuple[dict[str, Any], list[Finding]]:
-    """Facts and findings of one member of one clip; `times` gets those of a video or a clock."""
+    """Facts and findings of a clip's member; adds the times of a video or clock to `times`."""
     severity = severity_of(kind)
     try:
         if kind == "video":
@@ -300,13 +301,13 @@ def _content(
                 times[kind] = walked.times_us
             return walked.facts, walked.findings
         if kind in ("frame_timestamps", "egomotion", OBSTACLES):
-            held = columns(kind, part.read(), job.path)
+            table = columns(kind, part.read(), job.path)
         if kind == "frame_timestamps":
-            times[kind] = held
-            return checks.clock(held)
+            times[kind] = table
+            return checks.clock(table)
         if kind == "egomotion":
             first_us, last_us = job.beside.get(clip_id, {}).get("span_us", (0, 0))
-            return checks.egomotion(held, first_us, last_us, job.horizon_s)
+            return checks.egomotion(table, first_us, last_us, job.horizon_s)
     except AvomniError as error:
         what = f"the table of {kind} is not as agreed"
         return {}, [Finding(severity, what, f"{kind}: {error.what}")]

@@ -1,4 +1,4 @@
-"""Every file that an audit speaks of: as the source lists it, as it lies on the disk, and why."""
+"""The files of an audit: the source's list compared with the disk."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from avomni_lib.params import Params
 
 SOUND, MISSING, ABSENT, EVICTED = "sound", "missing", "absent", "evicted"
 NOT_CHOSEN = "not chosen"
-# From bad to good: a clip is as its worst feature.
+# From worst to best; a clip has the state of its worst feature.
 STATES = (DAMAGED, ABSENT, MISSING, EVICTED, ODD, SOUND, NOT_CHOSEN)
 OF_CLIPS = {ABSENT: "not on the source", MISSING: "not on the disk", EVICTED: "evicted"}
 UNFINISHED = ("*.incomplete", f"*{files.PARTIAL_SUFFIX}")
 
 
 class Listing:
-    """The source's list of files compared with the disk; nothing is opened.
+    """The source's list of files compared with the disk; opens no file.
 
     Attributes:
-        place: Path -> (feature, chunk) of all that the run's chunks consist of.
-        remote: Path -> as the source lists it; those that it does not list are left out.
-        state: Path -> (state, reason) of those that are not to be looked at.
-        note: Path -> what is known before.
-        jobs: Those that are to be looked at.
-        findings: What is wrong with them without a look.
-        others: Files below the data folder that this run does not take, and their bytes.
+        place: Path -> (feature, chunk) of all files of the run's chunks.
+        remote: Path -> the source's entry; files that it does not list are left out.
+        state: Path -> (state, reason) of files that are not checked.
+        note: Path -> remark known before the check.
+        jobs: The files to check.
+        findings: Findings that need no check of the content.
+        others: Files below the data folder that this run does not use, and their bytes.
     """
 
     def __init__(self, p: Params, hub: Hub | None, selection: Selection, verified: Verified):
@@ -58,8 +58,8 @@ class Listing:
         self.jobs: list[FileJob] = []
         self.findings: list[Finding] = []
         self._chosen = {clip_id for ids in selection.clip_ids.values() for clip_id in ids}
-        # Marked as not valid at the source, or without a plain name: nobody's choice, but their
-        # files are there.
+        # Clips that are marked as invalid at the source, or whose id is no plain name: they cannot
+        # be chosen, but files contain them.
         index, self._invalid = selection.catalog.clips, defaultdict[int, list[str]](list)
         rows = np.flatnonzero(~index.is_valid | ~index.is_named)
         for chunk, clip_id in zip(index.chunk[rows].tolist(), index.ids(rows), strict=True):
@@ -86,22 +86,22 @@ class Listing:
 
     def _add(self, file: RemoteFile, feature: str, chunk: int | None, is_hub: bool) -> None:
         p, verified, selection = self.p, self.verified, self.selection
-        # A folder has no list of hashes: what was found there before is as good.
+        # A folder has no list of hashes; use those of an earlier check.
         known = verified.known(file)
         sha256 = file.sha256 or (known["sha256"] if known and not file.blob_id else None)
         more: dict[str, Any] = {}
         if feature:
             catalog = selection.catalog
-            every, held = catalog.clip_ids(chunk), catalog.clips_in(feature, chunk)
+            inside = catalog.clips_in(feature, chunk)
             usable = set(catalog.usable(chunk, selection.features))
-            wanted = tuple(c for c in held if c in self._chosen or c not in usable)
-            parts = catalog.parts(feature, [c for c in held if c in self._chosen])
+            wanted = tuple(c for c in inside if c in self._chosen or c not in usable)
+            parts = catalog.parts(feature, [c for c in inside if c in self._chosen])
             more = {
                 "feature": feature,
                 "chunk": chunk,
                 "members": tuple(catalog.features[feature].members.items()),
-                "clip_ids": held,
-                "denied": tuple(sorted(set(every) - set(held))),
+                "clip_ids": inside,
+                "denied": tuple(sorted(set(catalog.clip_ids(chunk)) - set(inside))),
                 "ignored": tuple(self._invalid[chunk]),
                 "wanted": tuple(part.episode.clip_id for part in parts) or wanted,
                 "parts": parts,
@@ -123,16 +123,16 @@ class Listing:
             self.note[file.path] = f"{reason}; 02_download does, or dataset.audit: full"
 
     def file_rows(self, all_findings: Iterable[Finding]) -> list[dict[str, Any]]:
-        """One row a file: path, feature, chunk, size, state, reason."""
-        of_file = defaultdict[str, list[Finding]](list)
+        """One row per file: path, feature, chunk, size, state, reason."""
+        by_path = defaultdict[str, list[Finding]](list)
         for finding in all_findings:
             if finding.is_files:
-                of_file[finding.path].append(finding)
+                by_path[finding.path].append(finding)
         rows = []
         for path, (feature, chunk) in self.place.items():
-            mine = of_file[path]
-            reason = findings.reasons(mine) or self.note.get(path, "")
-            state, reason = self.state.get(path, (findings.worst(mine) or SOUND, reason))
+            file_findings = by_path[path]
+            reason = findings.reasons(file_findings) or self.note.get(path, "")
+            state, reason = self.state.get(path, (findings.worst(file_findings) or SOUND, reason))
             size = self.remote[path].size if path in self.remote else 0
             rows.append((path, feature, chunk, size, state, reason))
         reason = "this run does not take it"
@@ -141,19 +141,19 @@ class Listing:
         return [dict(zip(keys, row, strict=True)) for row in rows]
 
     def clip_rows(self, all_findings: Iterable[Finding]) -> list[dict[str, Any]]:
-        """One row a clip of the chunks: clip_id, chunk, split, state, reason, features."""
+        """One row per clip of the chunks: clip_id, chunk, split, state, reason, features."""
         selection, features = self.selection, self.selection.features
         catalog, choice = selection.catalog, selection.choice
-        found = defaultdict[tuple, list[Finding]](list)  # by feature and file, or feature and clip
+        grouped = defaultdict[tuple, list[Finding]](list)  # by feature and file, or clip
         for finding in all_findings:
             if finding.reach == WHOLE:  # chunks may share a file
-                found[finding.feature, finding.path].append(finding)
+                grouped[finding.feature, finding.path].append(finding)
             elif finding.clip_id:
-                found[finding.feature, finding.clip_id].append(finding)
+                grouped[finding.feature, finding.clip_id].append(finding)
         rows = []
         for chunk in (*choice.chunks, *choice.passed):
             paths = {name: catalog.path(name, chunk) for name in features}
-            held = {
+            having = {
                 name: set(catalog.usable(chunk, [name])) if path in self.place else set()
                 for name, path in paths.items()
             }
@@ -161,11 +161,11 @@ class Listing:
                 states: dict[str, tuple[str, str]] = {}
                 fault = catalog.clips.faults.get(clip_id)
                 for name, path in paths.items():
-                    mine = [*found[name, path], *found[name, clip_id]]
-                    state, reason = findings.worst(mine) or SOUND, findings.reasons(mine)
+                    faults = [*grouped[name, path], *grouped[name, clip_id]]
+                    state, reason = findings.worst(faults) or SOUND, findings.reasons(faults)
                     if fault is not None:
                         state, reason = DAMAGED, fault
-                    elif clip_id not in held[name]:
+                    elif clip_id not in having[name]:
                         state, reason = ABSENT, OF_CLIPS[ABSENT]
                     elif path in self.state:
                         state = self.state[path][0]
@@ -175,10 +175,10 @@ class Listing:
                 is_taken = clip_id in self._chosen or chunk not in choice.chunks
                 if fault is None and is_usable and not is_taken:
                     states = dict.fromkeys(features, (NOT_CHOSEN, ""))
-                named = defaultdict[str, list[str]](list)
+                by_reason = defaultdict[str, list[str]](list)
                 for name, (_, reason) in states.items():
-                    named[reason].append(name)
-                reasons = [f"{', '.join(of)}: {reason}" for reason, of in named.items() if reason]
+                    by_reason[reason].append(name)
+                reasons = [f"{', '.join(n)}: {reason}" for reason, n in by_reason.items() if reason]
                 rows.append(
                     {
                         "clip_id": clip_id,
@@ -193,13 +193,13 @@ class Listing:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """The data set's files in a folder, and others beside them; not what we and the client keep."""
+    """All files below a folder, except in hidden folders, which hold state of downloads."""
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not path.relative_to(folder).parts[0].startswith("."):
             yield path
 
 
 def unfinished(folder: Path) -> list[Path]:
-    """What downloads that were interrupted have left, in any folder below."""
+    """Partial files of interrupted downloads in any folder below."""
     paths = {path for pattern in UNFINISHED for path in folder.rglob(pattern)}
     return sorted(paths | {path for path in (folder / PARTIALS).glob("*") if path.is_file()})

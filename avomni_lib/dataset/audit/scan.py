@@ -1,7 +1,6 @@
-"""All files of an audit, looked at in parallel; what a killed one had read is not read again.
+"""Checks all files of an audit in parallel; resumable after an interruption.
 
-The cameras' zips come first: ego motion and calibration have to cover their span and fit their
-pictures.
+The cameras' zips come first, as ego motion and calibration are compared with their times and sizes.
 """
 
 from __future__ import annotations
@@ -23,22 +22,22 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.plan import Bar
 from avomni_lib.workers import WAIT, Wait, run_jobs
 
-# Of the checks: what an older version read is read again.
+# Version of the checks; records of older versions are not used.
 VERSION = 4
-# Directories of this many files are read while worker processes would still start.
+# Up to this many files, quick checks are faster than starting worker processes.
 NUM_AT_ONCE = 64
-SLOWEST_BYTES_PER_S = 1e6  # a disk, if nothing hangs
+SLOWEST_BYTES_PER_S = 1e6  # of a disk, if nothing hangs
 
 
 class FileScan:
-    """Files, the findings in them, and the facts about their clips.
+    """Checks of files: findings, and facts about their clips.
 
     Attributes:
-        jobs: A file each; `beside` of all but the cameras' is filled in here.
-        records: A folder for what was read so far.
-        outcomes: Path -> what `file.look` made of it.
-        state: Path -> size and date (ns) before it was looked at.
-        num_kept: Files that an interrupted audit had read.
+        jobs: One per file; `FileJob.beside` is filled in here, except for cameras.
+        records: Folder for the outcomes so far.
+        outcomes: Path -> result of `file.look`.
+        state: Path -> size and modification time (ns) before the check.
+        num_kept: Number of files already checked by an interrupted audit.
     """
 
     def __init__(self, jobs: Sequence[FileJob], records: Path):
@@ -48,13 +47,13 @@ class FileScan:
 
     @property
     def findings(self) -> list[Finding]:
-        """In the order of the jobs, whatever finished first."""
+        """All findings, in the order of the jobs."""
         rows = (row for job in self.jobs for row in self.outcomes[job.path]["findings"])
         return [Finding(**row) for row in rows]
 
     @property
     def facts(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """Feature -> clip_id -> what was read of it."""
+        """Feature -> clip_id -> facts."""
         facts: dict[str, dict[str, dict[str, Any]]] = {}
         for job in self.jobs:
             if job.path in self.outcomes:
@@ -62,11 +61,9 @@ class FileScan:
         return facts
 
     def run(self, num_workers: int, limit_s: float, progress: type[Bar] = Bar) -> None:
-        """Look at every file; one whose worker dies or hangs is a finding, and looked at again by
-        the next audit.
+        """Check all files; a worker that dies or hangs is a finding, and the next audit retries.
 
-        A file may take `limit_s`, a large one as long as a slow disk does, until its worker is
-        stopped.
+        A check may take `limit_s`, or as long as reading the largest file from a slow disk.
         """
         is_full = any(job.is_full for job in self.jobs)
         total = sum(map(_work, self.jobs))
@@ -78,7 +75,7 @@ class FileScan:
                 largest = max((job.size for job in self.jobs), default=0)
                 limit_s = max(limit_s, largest / SLOWEST_BYTES_PER_S) if is_full else math.inf
                 done = run_jobs(look, fed, num_workers, limit_s, lost=_lost)
-            # Closed at once when this ends early: no worker goes on behind an error or a Ctrl-C.
+            # Stop the workers at once on an error or Ctrl-C.
             with contextlib.closing(done):
                 for job, outcome in done:
                     if job.is_full and not outcome["is_lost"]:
@@ -88,22 +85,22 @@ class FileScan:
                     bar.update(_work(job), note=job.path.rpartition("/")[2])
 
     def forget(self) -> None:
-        """Remove the records: the audit has ended."""
+        """Remove the records after the audit has finished."""
         shutil.rmtree(self.records, ignore_errors=True)
 
     def _feed(self, bar: Bar) -> Iterator[FileJob | Wait]:
-        of_cameras = [job for job in self.jobs if job.feature in cameras.BY_NAME]
-        yield from self._unread(of_cameras, bar)
-        while any(job.path not in self.outcomes for job in of_cameras):
+        camera_jobs = [job for job in self.jobs if job.feature in cameras.BY_NAME]
+        yield from self._unread(camera_jobs, bar)
+        while any(job.path not in self.outcomes for job in camera_jobs):
             yield WAIT
         facts = self.facts
         others = [job for job in self.jobs if job.feature not in cameras.BY_NAME]
         yield from self._unread([_beside(job, facts) for job in others], bar)
 
     def _unread(self, jobs: Sequence[FileJob], bar: Bar) -> Iterator[FileJob]:
-        """Those of which an interrupted audit has left nothing, or that have changed since."""
+        """Yield jobs without a record of an interrupted audit, or whose file has changed since."""
         for job in jobs:
-            # Before it is read: a file that changes meanwhile has another state than is kept here.
+            # Taken before reading, so that changes made meanwhile are noticed.
             self.state[job.path] = files.state_of(job.place)
             kept = None
             if job.is_full:
@@ -125,12 +122,12 @@ class FileScan:
 
 
 def _beside(job: FileJob, facts: Mapping[str, Mapping[str, Any]]) -> FileJob:
-    """The job with the facts that it needs of the cameras of its clips."""
+    """Add the facts about the cameras of its clips to a job."""
     beside: dict[str, dict[str, Any]] = {}
     for clip_id in job.wanted if job.is_full else ():
-        of_clip = {camera: facts.get(camera, {}).get(clip_id, {}) for camera in job.cameras}
-        spans = [(f["first_us"], f["last_us"]) for f in of_clip.values() if "first_us" in f]
-        sizes = {c: (f["width"], f["height"]) for c, f in of_clip.items() if "width" in f}
+        by_camera = {camera: facts.get(camera, {}).get(clip_id, {}) for camera in job.cameras}
+        spans = [(f["first_us"], f["last_us"]) for f in by_camera.values() if "first_us" in f]
+        sizes = {c: (f["width"], f["height"]) for c, f in by_camera.items() if "width" in f}
         beside[clip_id] = {"sizes": sizes}
         if spans:
             beside[clip_id]["span_us"] = checks.common(spans)
@@ -142,7 +139,7 @@ def _work(job: FileJob) -> int:
 
 
 def _lost(job: FileJob, reason: str) -> dict[str, Any]:
-    """Nothing is known of the file: what befell its worker is no fault that it has."""
+    """The outcome if a worker died or hung; the file itself may be sound."""
     what = f"could not be looked at: {reason}; 01_audit, run again, tries it again"
     finding = Finding(ODD, "looking at it failed", what, WHOLE, job.path, job.feature, job.chunk)
     row = dataclasses.asdict(finding)

@@ -1,13 +1,12 @@
 """From the hub to the disk.
 
-download  the stage: its plan, and the fetching
-hub       one repository at one commit: sizes, and bytes by Range or Xet; with `xet`, all that
-          talks to huggingface_hub
-xet       Xet's storage, by the private names of huggingface_hub
-answers   which addresses a token may go to, and what a hub's answer means: waits, where a body
-          starts, refusals
+download  the stage: plan and download
+hub       one repository at one commit: file sizes, and content by Range or Xet; with `xet`, the
+          only module that uses huggingface_hub
+xet       Xet's storage, through private names of huggingface_hub
+answers   addresses to which a token may be sent, and the meaning of a hub's responses
 backoff   backoff shared by all download threads
-transfer  partial files that any later process goes on with, several at a time
-remote    a file as the hub lists it
-verified  what has been checked in a data folder
+transfer  resumable downloads of several files at a time
+remote    a file as listed by the hub
+verified  record of the verified files in a data folder
 """

@@ -1,6 +1,6 @@
-"""A hub's address, and what its answers mean: the wait, where a body starts, why it refuses.
+"""Addresses of hubs, and the meaning of their responses: waits, ranges and refusals.
 
-Each refusal becomes one error that says what a person can do about it.
+Each refusal becomes an error that says what to do about it.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from avomni_lib.dataset.names import shown
 from avomni_lib.errors import AvomniError
 from avomni_lib.plan import minutes
 
-# Stricter than RFC 3986, so that no two readers can find two hosts in it.
+# Stricter than RFC 3986, so that all parsers agree on the host.
 _ENDPOINT = re.compile(
     r'(https?)://(?:([!"$-.0->A-\[\]-~]*)@)?(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+)(:[0-9]{1,5})?'
     r"((?:/[\w.~%+-]*)*)",
     re.IGNORECASE | re.ASCII,
 )
-# `RateLimit: "resolvers";r=0;t=55`: requests left, seconds until the count starts anew.
+# `RateLimit: "resolvers";r=0;t=55`: remaining requests, seconds until the count is reset.
 RATE_LIMIT = re.compile(r"\br\s*=\s*([0-9]{1,18})\s*;\s*t\s*=\s*([0-9]{1,18})")
 CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})")
 
 
 class Address(NamedTuple):
-    """An address of http or https."""
+    """An http or https address."""
 
-    url: str  # without a slash at its end
+    url: str  # without a trailing slash
     host: str  # a name, or an IP address without brackets
     basic: str | None = None  # the Authorization header of its user and password; never shown
 
     @property
     def is_loopback(self) -> bool:
-        """Whether it is this machine: 127.0.0.0/8, ::1 or `localhost`, and no name beside it."""
+        """Whether it is this machine: 127.0.0.0/8, ::1 or exactly `localhost`."""
         try:
             ip = ipaddress.ip_address(self.host)
         except ValueError:
@@ -49,15 +49,15 @@ class Address(NamedTuple):
 
     @property
     def is_private(self) -> bool:
-        """Whether nobody on the way can read what is sent there."""
+        """Whether requests are encrypted or stay on this machine."""
         return self.url.startswith("https://") or self.is_loopback
 
 
 def parse_address(text: object, where: str) -> Address:
-    """Take an address apart that comes from the parameter or variable `where`.
+    """Parse an address from the parameter or variable `where`.
 
     Raises:
-        AvomniError: it is no address of a hub. It is not repeated: it may hold a password.
+        AvomniError: it is no address of a hub. The message omits it, as it may contain a password.
     """
     match = _ENDPOINT.fullmatch(text.strip()) if isinstance(text, str) else None
     if match is None:
@@ -76,7 +76,7 @@ def parse_address(text: object, where: str) -> Address:
 
 
 def retry_after_s(status: int, headers: Mapping[str, str]) -> float | None:
-    """The wait that a refusal names, by RateLimit or Retry-After (RFC 9110, 10.2.3), or None."""
+    """The wait requested by RateLimit or Retry-After (RFC 9110, 10.2.3), or None."""
     if status == 429 and (wait_s := rate_limit_s(headers)):
         return wait_s
     value = headers.get("Retry-After", "").strip()
@@ -89,7 +89,7 @@ def retry_after_s(status: int, headers: Mapping[str, str]) -> float | None:
 
 
 def rate_limit_s(headers: Mapping[str, str]) -> float:
-    """Seconds until the hub takes requests again, where it says that it takes no more now."""
+    """Seconds until the hub accepts requests again if the limit is used up, else 0."""
     match = RATE_LIMIT.search(headers.get("RateLimit", ""))
     return float(match[2]) if match and match[1] == "0" else 0.0
 
@@ -101,20 +101,20 @@ def first_byte(
     remote: RemoteFile,
     start: int,
 ) -> int:
-    """Where in the file the body starts: at `start`, or at 0 where the range was ignored.
+    """Offset in the file at which the body starts: `start`, or 0 if the range was ignored.
 
-    If-Range would be of no use: the hub's ETag is not that of the host to which it redirects. The
-    address names the commit instead, and the whole is hashed at the end.
+    If-Range cannot be used, as the hub's ETag differs from that of the host it redirects to. The
+    address contains the commit instead, and the complete file is hashed at the end.
 
     Args:
-        hub_headers: Of the hub's answer, before it redirected.
+        hub_headers: Headers of the hub's response, before redirects.
 
     Raises:
-        OtherContent: it is not the listed file.
+        OtherContent: the response is not the listed file.
     """
     etag = hub_headers.get("X-Linked-ETag") or hub_headers.get("ETag") or ""
     etag = etag.removeprefix("W/").strip('"')
-    # Another kind of ETag, a mirror's, says nothing.
+    # Ignore other kinds of ETags, such as those of mirrors.
     if len(etag) == len(remote.content_id or "") and etag != remote.content_id:
         raise OtherContent(f"its hash at the source is now {shown(etag)}")
     if status != 206:
@@ -134,14 +134,14 @@ def explain(
     revision: str | None,
     retry_after_s: float | None = None,
 ) -> AvomniError:
-    """One message for one refusal.
+    """The error for a refused request.
 
     Args:
         code: The header X-Error-Code.
-        what: The file, or the question that was asked.
+        what: The requested file or information.
         page: The data set's address on the hub.
-        revision: As it was asked for.
-        retry_after_s: The wait that the hub named.
+        revision: The requested revision.
+        retry_after_s: The wait requested by the hub.
     """
     accept, where = f"open {page}, read and accept its terms there", page
     repo_id = page.partition("/datasets/")[2]
@@ -178,7 +178,7 @@ def explain(
 
 
 def no_hub(what: str, endpoint: str, why: str) -> AvomniError:
-    """Something answers, and it does not answer as a hub does."""
+    """The error if the server that responds is not a hub."""
     return AvomniError(
         f"what answers is no hub: asked for {what}, it sends {why}",
         where=endpoint,
@@ -188,7 +188,7 @@ def no_hub(what: str, endpoint: str, why: str) -> AvomniError:
 
 
 def in_the_clear(endpoint: str, where: str) -> AvomniError:
-    """The address has no encryption, and there is a token to be sent."""
+    """The error if a token would be sent to an unencrypted address."""
     return AvomniError(
         f"the token would go unencrypted to {endpoint}",
         where=where,

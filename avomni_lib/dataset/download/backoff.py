@@ -14,9 +14,9 @@ T = TypeVar("T")
 
 FIRST_WAIT_S = 1.0
 MAX_WAIT_S = 60.0
-# Tries without a byte or an answer before a request is given up: about four minutes.
+# Tries without any progress before giving up: about four minutes.
 NUM_TRIES = 10
-# The hub counts requests over 5 minutes; who names a longer wait than this is not waited for.
+# The hub's rate limit is per 5 minutes; longer waits than this are not accepted.
 MAX_RETRY_AFTER_S = 900.0
 LOOK_EVERY_S = 0.1
 
@@ -26,13 +26,13 @@ class Stopped(Exception):
 
 
 class Retry(Exception):
-    """A request failed that may go through later.
+    """A request failed and may succeed later.
 
     Args:
-        explained: The error to raise if it goes on failing.
-        retry_after_s: The wait that the hub named.
-        is_for_all: Whether every request would be refused, not this one alone.
-        is_unreached: There was no line at all.
+        explained: The error to raise if it keeps failing.
+        retry_after_s: The wait requested by the hub.
+        is_for_all: Whether all requests are refused, not only this one.
+        is_unreached: Whether no connection could be established.
     """
 
     def __init__(
@@ -47,29 +47,29 @@ class Retry(Exception):
 
 
 class Backoff:
-    """How long each thread waits. After a refusal all wait, then one alone tries first.
+    """Exponential backoff: after a refusal all threads wait, then a single one tries first.
 
     Args:
-        first_s: The first wait after a refusal that names none; it doubles each time.
-        num_tries: Refusals in a row that are taken.
+        first_s: Wait after the first refusal if the hub requests none; doubles with each refusal.
+        num_tries: Number of consecutive refusals before giving up.
     """
 
     def __init__(self, first_s: float = FIRST_WAIT_S, num_tries: int = NUM_TRIES):
         self.first_s, self.num_tries = first_s, num_tries
         self._changed = threading.Condition()  # of an RLock: `refused` calls `hold`
-        # A turn is the number of refusals known when it was taken: what is sent before a refusal
-        # and answered after it says nothing new.
+        # A turn is the number of refusals known when it was taken. Responses to requests sent
+        # before the latest refusal are ignored.
         self._turn, self._num_in_a_row = 0, 0
         self._until_s, self._is_tried = 0.0, False
 
     @property
     def note(self) -> str:
-        """For a bar: `the hub asks to wait: 12 s`, or nothing."""
+        """Text for a bar: `the hub asks to wait: 12 s`, or empty."""
         left = self._until_s - time.monotonic()
         return f"the hub asks to wait: {minutes(left)}" if left > 0 else ""
 
     def take_turn(self, stop: threading.Event | None = None) -> int:
-        """Return when this thread may ask; its number goes to `refused` or `ended`.
+        """Block until this thread may send a request; the result is passed to `refused` or `ended`.
 
         Raises:
             Stopped: `stop` was set.
@@ -84,7 +84,7 @@ class Backoff:
                 self._changed.wait(min(left, LOOK_EVERY_S) if left > 0 else LOOK_EVERY_S)
 
     def ended(self, turn: int, is_answered: bool) -> None:
-        """The hub is there; or the thread that had the turn got no answer: another one may try."""
+        """Report that the request of a turn has succeeded, or has failed without a refusal."""
         with self._changed:
             if turn == self._turn:
                 self._is_tried = False
@@ -92,12 +92,12 @@ class Backoff:
             self._changed.notify_all()
 
     def hold(self, wait_s: float) -> None:
-        """The hub answers, and says that nothing more may be asked for so long."""
+        """Let all threads wait this long, because the hub's rate limit is used up."""
         with self._changed:
             self._until_s = max(self._until_s, time.monotonic() + min(wait_s, MAX_RETRY_AFTER_S))
 
     def refused(self, turn: int, retry_after_s: float | None) -> bool:
-        """The hub asks for patience, maybe for so long; returns whether to go on trying."""
+        """Report that the hub refused a request; returns whether to try again."""
         with self._changed:
             if turn == self._turn:
                 self._turn, self._num_in_a_row = self._turn + 1, self._num_in_a_row + 1
@@ -108,7 +108,7 @@ class Backoff:
             return self._num_in_a_row < self.num_tries and wait_s <= MAX_RETRY_AFTER_S
 
     def call(self, ask: Callable[[], T], stop: threading.Event | None = None) -> T:
-        """What `ask` returns, which raises Retry where another try may help.
+        """Call `ask`, and call it again as long as it raises Retry.
 
         Raises:
             AvomniError: it has failed for too long.
@@ -138,11 +138,11 @@ class Backoff:
                 return answer
 
     def wait_s(self, num_tries: int) -> float:
-        """The wait after so many tries in vain."""
+        """The wait after this many failed tries."""
         return min(self.first_s * 2.0 ** (num_tries - 1), MAX_WAIT_S)
 
     def pause(self, num_tries: int, stop: threading.Event | None = None) -> None:
-        """What one thread waits alone after so many tries in vain; raises Stopped as `check`."""
+        """Let this thread wait after `num_tries` failed tries; raises Stopped as `check`."""
         (stop or threading.Event()).wait(self.wait_s(num_tries))
         check(stop)
 

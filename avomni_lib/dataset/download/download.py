@@ -1,8 +1,8 @@
-"""Plan and fetch the chosen chunks; each file is checked, and no byte fetched twice.
+"""Plan and download of the chosen chunks; all files are verified, and no byte is fetched twice.
 
-A killed run leaves whole, remembered files and beginnings of others; the next one goes on from
-there and ends the same. `chosen.json` is written last. With `download.evict_raw` the chunks
-themselves are left to 03, which fetches, reads and removes one after another.
+A killed run leaves verified files and partial ones; the next run resumes from there with the same
+result. `chosen.json` is written last. With `download.evict_raw`, the chunks themselves are left to
+03_etl, which fetches, reads and removes one after another.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ MOST_SHOWN = 12
 
 @dataclass(frozen=True)
 class Downloaded:
-    """What a download did.
+    """The result of a download.
 
-    A row a file: path, size, state (`fetched`, `kept`; with `download.evict_raw` also `missing`,
-    which 03 fetches, and `evicted`, which it has read and removed).
+    `rows` has one row per file: path, size, state (`fetched`, `kept`; with `download.evict_raw`
+    also `missing`, which 03_etl will fetch, and `evicted`, which it has read and removed).
     """
 
     chosen: Chosen = field(repr=False)
@@ -58,22 +58,22 @@ class Downloaded:
 
 
 def fetch(p: Params, hub: Hub | None, progress: type[Bar] = Bar) -> Downloaded:
-    """Fetch what is missing, check everything once, write chosen.json.
+    """Fetch missing files, verify all files once, and write chosen.json.
 
-    With `download.evict_raw` that is the metadata alone, and one chunk must fit on the disk.
+    With `download.evict_raw`, only the metadata are fetched, and one chunk must fit on the disk.
 
     Args:
-        hub: None for `dataset.source: folder`: the files must be there.
+        hub: None for `dataset.source: folder`, where all files must exist.
         progress: One bar over all bytes.
 
     Raises:
-        AvomniError: the licence is not decided on, no access, no room, a file is missing from a
-            folder or arrives damaged twice.
+        AvomniError: the licence is not accepted, no access, no room, a file is missing in a folder,
+            or a file arrives damaged twice.
     """
     with opened(p, hub) as (hub, verified, selection):
         pass
     listed = selection.files
-    # What 03 fetches: all but the metadata and what has no hash at the source.
+    # Files left to 03_etl: all except metadata and files for which the source has no hash.
     tables = selection.catalog.metadata_files
     later = {f for f in listed if f.sha256 and f.path not in tables}
     later = later if p.download.evict_raw else set()
@@ -123,7 +123,7 @@ def fetch(p: Params, hub: Hub | None, progress: type[Bar] = Bar) -> Downloaded:
 
 
 def _hash_unknown(wanted: Sequence[RemoteFile], verified: Verified, progress: type[Bar]) -> int:
-    """Look at files that nobody has looked at since they changed; returns how many are sound."""
+    """Hash files that have not been verified since they changed; returns how many are sound."""
     unknown = [file for file in wanted if verified.needs_hash(file)]
     if not unknown:
         return 0
@@ -141,7 +141,7 @@ def _hash_unknown(wanted: Sequence[RemoteFile], verified: Verified, progress: ty
 
 
 def _chosen_on(p: Params, revision: str) -> str:
-    """The licence's term counts from the first download of a revision."""
+    """The day (ISO) of the first download of a revision, when the licence's term starts."""
     with contextlib.suppress(AvomniError):
         before = read_chosen(p)
         if (before.repo_id, before.revision) == (p.dataset.repo_id, revision) and before.chosen_on:
@@ -160,7 +160,7 @@ def _counts(selection: Selection) -> dict[str, Any]:
 
 
 def _largest_chunk(selection: Selection, missing: Sequence[RemoteFile]) -> int:
-    """Bytes of the chunk of which most is missing."""
+    """The most missing bytes of any chunk."""
     places, by_chunk = selection.places(), dict.fromkeys(selection.choice.chunks, 0)
     for file in missing:
         _, chunk = places[file.path]
@@ -170,13 +170,13 @@ def _largest_chunk(selection: Selection, missing: Sequence[RemoteFile]) -> int:
 
 
 def plan(p: Params, hub: Hub | None) -> Plan:
-    """What `fetch` would do: chunks, clips, files, GB, what is here already, room on the disk.
+    """What `fetch` would do: chunks, clips, files, bytes, what is on the disk, free space.
 
-    Without a hub, or before the licence is decided on, nothing is asked of anyone: chunks and clips
-    are those of the metadata on the disk, if there are any, and sizes those published of chunk 0.
+    Without a hub, or before the licence is accepted, no requests are made: chunks and clips are
+    from the metadata on the disk, if any, and sizes are the published ones of chunk 0.
 
     Raises:
-        AvomniError: as `fetch`, but for the licence and the room.
+        AvomniError: as `fetch`, except for licence and room.
     """
     question = license_question(p)
     if question or (hub is None and p.is_fetched):
@@ -226,7 +226,7 @@ def plan(p: Params, hub: Hub | None) -> Plan:
 
 
 def _plan_offline(p: Params, question: str | None) -> Plan:
-    """The plan of a download that may ask nobody yet: `question` is to be decided first."""
+    """The plan of a download without requests; `question` must be decided first."""
     expected, selection, free = forecast(p), foretell(p), files.free_bytes(p.local_dir)
     figures = {key: value for key, value in expected._asdict().items() if key != "note"}
     figures["bytes"] = figures.pop("num_bytes")
@@ -258,7 +258,7 @@ def _line_time(num_bytes: float) -> str:
 
 
 def _in_a_row(chunks: Sequence[int]) -> str:
-    """The first chunks by number, and the last; a run of a night takes hundreds."""
+    """The numbers of the first chunks and the last one, as there may be hundreds."""
     shown = ", ".join(map(str, chunks[:MOST_SHOWN]))
     return shown + (f" … {chunks[-1]} ({len(chunks)})" if len(chunks) > MOST_SHOWN else "")
 

@@ -1,6 +1,6 @@
-"""The only module that reads from the hub: pinned revision, exact sizes, bytes by Range or Xet.
+"""Access to the hub at a pinned revision: exact file sizes, and content by Range or Xet.
 
-The session, addresses, headers and errors of huggingface_hub are used; `transfer.py` downloads.
+Uses the session, addresses, headers and errors of huggingface_hub; `transfer.py` does downloads.
 """
 
 from __future__ import annotations
@@ -33,34 +33,34 @@ from avomni_lib.plan import Bar
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# NVIDIA's kit asks for as many paths in one request.
+# As many paths per request as NVIDIA's kit uses.
 PATHS_A_REQUEST = 500
 COMMIT = re.compile(r"[0-9a-f]{40}")
-# What git and the hub take for a name of a branch or tag, as it stands in an address.
+# Names of branches and tags that git and the hub accept, unescaped in an address.
 REVISION = re.compile(r"(?!.*\.\.)[0-9A-Za-z_][\w./+@-]{0,199}")
 TOKEN = re.compile(r"[!-~]+")
 BUSY_STATUSES = (408, 429, 500, 502, 503, 504)
-# Until a line is dropped and taken up again (HF_HUB_DOWNLOAD_TIMEOUT, 10 s); the API may think.
+# Read timeouts: of downloads (HF_HUB_DOWNLOAD_TIMEOUT, 10 s), and of the slower API.
 SILENCE_S = float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
 API_SILENCE_S = 3 * SILENCE_S
-# What the client raises over an answer that it reads as if only a hub could send it.
+# What the client raises for a response that is not from a hub.
 NOT_A_HUBS = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
 
 class Hub:
-    """One data set repository at one commit. Making it asks nothing of the network.
+    """One data set repository at one commit. Creating it makes no request.
 
     Args:
         repo_id: `owner/name`.
-        revision: 40 hex, a tag or a branch; None takes main's commit at the first need.
+        revision: 40 hex digits, a tag or a branch; None takes main's commit on first use.
         endpoint: Another hub's address; None is HF_ENDPOINT, or huggingface.co. A user and password
-            in it are sent in place of a token, and never shown.
+            in it are sent instead of a token, and never shown.
         token: None takes the saved one (`hf auth login`, HF_TOKEN).
-        backoff: How long to wait for a busy hub or a bad line.
+        backoff: Waits for a busy hub or a bad connection.
         allow_plain_http: Whether the token may be sent by http to another machine.
 
     Raises:
-        AvomniError: repo_id, revision, endpoint or token are none, or the token would be sent
+        AvomniError: repo_id, revision, endpoint or token are invalid, or the token would be sent
             unencrypted.
     """
 
@@ -88,7 +88,7 @@ class Hub:
         self.backoff, self._allows_plain_http = backoff or Backoff(), allow_plain_http
         self._headers = build_hf_headers(token=False, library_name="avomni", headers=secret)
         self._api = huggingface_hub.HfApi(endpoint=hub.url, token=False, headers=secret)
-        # Commit -> path -> what the hub lists, None where it lists nothing: it cannot change.
+        # Commit -> path -> the hub's entry, None if there is none. A commit cannot change.
         self._listed: dict[str, dict[str, RemoteFile | None]] = {}
         self._is_xet_lost = False
 
@@ -97,7 +97,7 @@ class Hub:
 
     @property
     def page(self) -> str:
-        """The data set's own page, where its terms are read and accepted."""
+        """The data set's page, where its terms are shown and accepted."""
         return f"{self.endpoint}/datasets/{self.repo_id}"
 
     def at(self, revision: str) -> Hub:
@@ -109,10 +109,10 @@ class Hub:
 
     @cached_property
     def commit(self) -> str:
-        """40 hex; asked for once.
+        """The commit, 40 hex digits; requested once.
 
         Raises:
-            AvomniError: the revision or the repository does not exist, or the hub is out of reach.
+            AvomniError: the revision or the repository does not exist, or the hub is unreachable.
         """
         repo_id, revision = self.repo_id, self.revision
         if revision and COMMIT.fullmatch(revision):
@@ -130,7 +130,7 @@ class Hub:
         return str(commits[0])
 
     def check_access(self) -> None:
-        """Whether files may be read, before anything long is begun.
+        """Check that files may be read, before anything long is started.
 
         Raises:
             AvomniError: no token, terms not accepted, no such repository.
@@ -138,7 +138,7 @@ class Hub:
         self._ask(lambda: self._api.auth_check(self.repo_id, repo_type="dataset"), "access")
 
     def sizes(self, paths: Sequence[str]) -> dict[str, RemoteFile]:
-        """What the hub lists for these paths at the pinned commit, without those that it lacks."""
+        """The hub's entries for these paths at the pinned commit; missing paths are left out."""
         known = self._listed.setdefault(self.commit, {})
         unknown = [path for path in dict.fromkeys(paths) if path not in known]
         for start in range(0, len(unknown), PATHS_A_REQUEST):
@@ -155,7 +155,7 @@ class Hub:
         return {path: known[path] for path in paths if known[path]}
 
     def _listed_file(self, info: RepoFile) -> RemoteFile:
-        """A file as the hub lists it, checked."""
+        """Check an entry of the hub."""
         try:
             sha256 = info.lfs.sha256 if info.lfs else None
             return RemoteFile(info.path, info.size, sha256, info.blob_id, info.xet_hash)
@@ -164,7 +164,7 @@ class Hub:
             raise AvomniError(error.what, where=f"{error.where}: {self.page}", fix=fix) from None
 
     def fetch(self, remote: RemoteFile, folder: Path, bar: Bar | None = None) -> Path:
-        """Fetch one file to `folder / remote.path`, waiting for whoever is at work on it.
+        """Fetch one file to `folder / remote.path`; waits if another process is fetching it.
 
         Raises:
             AvomniError: as `transfer.complete`.
@@ -183,12 +183,12 @@ class Hub:
     def read(
         self, remote: RemoteFile, start: int, stop: threading.Event | None = None
     ) -> Iterator[tuple[int, Iterator[bytes]]]:
-        """(first byte, blocks) of a file from `start` on, or from 0 where the hub does no better.
+        """Yield (offset, blocks) of a file from `start` on, or from 0 if the hub ignores ranges.
 
         Raises:
-            Retry: the line fails.
-            OtherContent: what it sends is not the listed file.
-            AvomniError: no other try would help.
+            Retry: the connection fails.
+            OtherContent: the content is not that of the listed file.
+            AvomniError: another try would not help.
         """
         if remote.xet_hash and xet.is_available() and not self._is_xet_lost:
             yield start, self._xet_blocks(remote, start)
@@ -197,22 +197,22 @@ class Hub:
             response = self.backoff.call(
                 lambda: stack.enter_context(self._stream(remote, start)), stop
             )
-            own = _first(response).headers
+            hub_headers = _first(response).headers
             status, headers = response.status_code, response.headers
             with self._explained(remote.path):
-                first = answers.first_byte(status, headers, own, remote, start)
-                yield first, response.iter_bytes()
+                offset = answers.first_byte(status, headers, hub_headers, remote, start)
+                yield offset, response.iter_bytes()
 
     def distrust(self, remote: RemoteFile) -> None:
-        """What came of the file was wrong: take another way, if there is one."""
+        """Report that the file's content was wrong; Xet is not used from then on."""
         self._is_xet_lost = self._is_xet_lost or bool(remote.xet_hash)
 
     @contextlib.contextmanager
     def _stream(self, remote: RemoteFile, start: int) -> Iterator[Any]:
-        """An open answer with a body. httpx drops the token where a redirect leaves the host."""
+        """An open response. httpx drops the token if a redirect leaves the host."""
         what, at = remote.path, {"revision": self.commit, "endpoint": self.endpoint}
         url = huggingface_hub.hf_hub_url(self.repo_id, what, repo_type="dataset", **at)
-        # A packed body could not be continued.
+        # A compressed body could not be resumed.
         headers = self._headers | {"Accept-Encoding": "identity"}
         if start:
             headers["Range"] = f"bytes={start}-"
@@ -227,18 +227,18 @@ class Hub:
                 refusal = self._refusal(response, what)
                 is_elsewhere = _first(response).url.netloc != response.url.netloc
                 if is_elsewhere and isinstance(refusal, AvomniError):
-                    # The address that the hub gave us has run out: the next try gets another one.
+                    # The redirect's address has expired: the next try gets a new one.
                     raise Retry(refusal)
                 raise refusal
             kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
             if kind == "text/html":
-                # A page that asks to sign in; what has come of the file so far is kept.
+                # A sign-in page; the part of the file that was fetched is kept.
                 raise answers.no_hub(what, self.endpoint, "a web page")
             self.backoff.hold(answers.rate_limit_s(response.headers))
             yield response
 
     def _xet_blocks(self, remote: RemoteFile, start: int) -> Iterator[bytes]:
-        """The same out of Xet's storage. If that fails, files come by Range from then on."""
+        """Blocks of a file from Xet's storage. If it fails, Range is used from then on."""
         try:
             storage = xet.Storage(self.repo_id, self.commit, self.endpoint, self._headers)
             where = parse_address(storage.endpoint, "Xet's storage")
@@ -253,7 +253,7 @@ class Hub:
             raise Retry(self._unreachable("Xet", error)) from None
 
     def _ask(self, call: Callable[[], T], what: str) -> T:
-        """One request of the API."""
+        """Make one API request, with retries."""
 
         def ask() -> T:
             _session()
@@ -264,14 +264,14 @@ class Hub:
                 why = f"something else than an answer to that ({type(error).__name__})"
                 raise answers.no_hub(what, self.endpoint, why) from None
             except Retry as retry:
-                # Who is not there at all will not be there in a second.
+                # If no connection can be established, retrying at once is of no use.
                 raise retry.explained if retry.is_unreached else retry from None
 
         return self.backoff.call(ask)
 
     @contextlib.contextmanager
     def _explained(self, what: str) -> Iterator[None]:
-        """Turn what the client raises into what can be done about it."""
+        """Turn the client's exceptions into Retry or AvomniError."""
         try:
             yield
         except errors.HfHubHTTPError as error:
@@ -283,7 +283,7 @@ class Hub:
                 fix="unset HF_HUB_OFFLINE, or set dataset.source: folder if the files are here",
             ) from None
         except Exception as error:
-            # httpx's errors by name: huggingface_hub 2.x has another library.
+            # httpx's errors by name, as huggingface_hub 2.x uses another library.
             kinds = {kind.__name__ for kind in type(error).__mro__}
             if "TransportError" in kinds or "client has been closed" in str(error):
                 unreached = "ConnectError" in kinds or "ConnectTimeout" in kinds
@@ -293,7 +293,7 @@ class Hub:
             raise
 
     def _refusal(self, response: Any, what: str) -> Retry | AvomniError:
-        """Retry where another try may help, else what can be done about it."""
+        """Retry if another try may help, else the error to raise."""
         status, headers = response.status_code, response.headers
         wait_s, code = answers.retry_after_s(status, headers), headers.get("X-Error-Code")
         error = answers.explain(status, code, what, self.page, self.revision, wait_s)
@@ -301,7 +301,7 @@ class Hub:
         return Retry(error, wait_s, status == 429 or wait_s is not None) if is_busy else error
 
     def _unreachable(self, what: str, cause: BaseException) -> AvomniError:
-        """There is no line to the hub, or it broke and stays broken."""
+        """The error if there is no connection to the hub, or it keeps failing."""
         return AvomniError(
             f"no connection to the hub while asking for {what}: {cause or type(cause).__name__}",
             where=self.endpoint,
@@ -311,12 +311,12 @@ class Hub:
 
 
 def _first(response: Any) -> Any:
-    """The hub's answer, before it redirected."""
+    """The hub's own response, before redirects."""
     return response.history[0] if response.history else response
 
 
 def _session() -> Any:
-    """The client's own session, which would wait for ever on a silent line."""
+    """The client's session, with a read timeout, which it lacks by default."""
     session = huggingface_hub.get_session()
     if session.timeout.read is None:
         session.timeout = API_SILENCE_S
@@ -324,10 +324,10 @@ def _session() -> Any:
 
 
 def need_private_endpoint(allow_plain_http: bool = False) -> None:
-    """Before another library sends the saved token to HF_ENDPOINT, or to huggingface.co.
+    """Check the default endpoint before another library sends the saved token there.
 
     Raises:
-        AvomniError: it would go unencrypted to another machine.
+        AvomniError: the token would be sent unencrypted to another machine.
     """
     _opened(None, "HF_ENDPOINT", None, allow_plain_http)
 
@@ -335,9 +335,9 @@ def need_private_endpoint(allow_plain_http: bool = False) -> None:
 def _opened(
     endpoint: str | None, where: str, token: str | None, allow_plain_http: bool
 ) -> tuple[Address, dict[str, str]]:
-    """The hub's address, and the header with the token that it gets, if any; it is never shown."""
+    """The hub's address, and the authorization header for it, if any."""
     hub = parse_address(constants.ENDPOINT if endpoint is None else endpoint, where)
-    # No hub on this machine needs the user's own token.
+    # A hub on this machine does not need the user's token.
     if token is None and not hub.is_loopback and not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
         token = get_token()
     if not token and not hub.basic:
@@ -355,14 +355,14 @@ def _opened(
 
 def _checked_revision(revision: str | None) -> str | None:
     if revision is not None:
-        is_one = isinstance(revision, str) and REVISION.fullmatch(revision)
-        fault = None if is_one else "no name of a commit, tag or branch"
+        is_name = isinstance(revision, str) and REVISION.fullmatch(revision)
+        fault = None if is_name else "no name of a commit, tag or branch"
         names.need("the revision", revision, fault, "dataset.revision")
     return revision
 
 
 def _keep_from_proxies(host: str) -> None:
-    """A proxy of the environment must not be asked for this machine's own hub."""
+    """Exclude a hub on this machine from the environment's proxies."""
     for name in ("NO_PROXY", "no_proxy"):
         known = [part.strip() for part in os.environ.get(name, "").split(",") if part.strip()]
         wanted = dict.fromkeys((*known, host, "127.0.0.1", "localhost"))

@@ -1,4 +1,4 @@
-"""A file as its source lists it, and whether a file on the disk is that one."""
+"""A file as listed by its source, and its comparison with a file on the disk."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ BLOCK_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file as the source lists it; what is not known is None.
+    """A file as listed by the source; unknown values are None.
 
-    Path and ids become names of files, so that no other than a checked one can be made.
+    Path and ids become parts of file names, so they are checked on creation.
 
     Raises:
-        AvomniError: the path is not relative, an id is not of its hex digits, or the size is none.
+        AvomniError: the path is not relative, or an id or the size is invalid.
     """
 
     path: str  # inside the repository
     size: int  # bytes
     sha256: str | None = None  # of a large file's content
-    blob_id: str | None = None  # git's id: of a small file's content, of the pointer to a large one
-    xet_hash: str | None = None  # of a large file's content, where the hub offers Xet
+    blob_id: str | None = None  # git's id of a small file's content, or of a large one's pointer
+    xet_hash: str | None = None  # of a large file's content, if the hub offers Xet
 
     def __post_init__(self) -> None:
         fault = names.path_fault(self.path)
@@ -40,11 +40,11 @@ class RemoteFile:
 
     @property
     def content_id(self) -> str | None:
-        """What the content is known by: the same id means the same bytes in any revision."""
+        """Id of the content: equal ids mean equal bytes in any revision."""
         return self.sha256 or self.blob_id
 
     def new_hash(self) -> Any:
-        """A hash to be fed with the content; `wrong` then judges it."""
+        """A hash object to update with the content, for use with `wrong`."""
         return hashlib.sha256() if self.sha256 or not self.blob_id else _git_hash(self.size)
 
     def wrong(self, size: int, content_hash: Any) -> str | None:
@@ -56,7 +56,7 @@ class RemoteFile:
         return "its sha256 is wrong" if self.sha256 else "its git blob id is wrong"
 
     def differs(self, content: Path) -> str | None:
-        """Why the file at `content` is not this one, or None. Reads the whole of it."""
+        """Why the file at `content` is not this one, or None; reads the whole file."""
         size, content_hash = content.stat().st_size, self.new_hash()
         if size == self.size and self.content_id is not None:
             with open(content, "rb") as file:
@@ -66,7 +66,7 @@ class RemoteFile:
 
 
 def git_blob_id(content: bytes) -> str:
-    """Git's id of a file's content: how the hub knows small files."""
+    """Git's id of a file's content, by which the hub identifies small files."""
     blob = _git_hash(len(content))
     blob.update(content)
     return str(blob.hexdigest())

@@ -1,14 +1,14 @@
-"""Files from the hub to their names: partials that any later process goes on with.
+"""Resumable downloads from the hub.
 
-`<folder>/.avomni/partial/` holds what has come of each file so far, named by the content's own id,
-so that bytes of two revisions never meet. It is hashed as it grows and takes the file's name only
-when its hash is the one that the hub lists. Processes may share the folder: each file has one owner
-at a time, and who finds it taken goes on with another one.
+`<folder>/.avomni/partial/` has the partial files, named by the content's id, so that bytes of two
+revisions are never mixed. A partial file is hashed while it grows, and gets its final name only if
+its hash is the one listed by the hub. Processes may share the folder: a partial file has one owner
+at a time, and other processes continue with other files.
 
-huggingface_hub's downloads do not do this (read and measured on 1.33.0): `hf_hub_download` starts
-a killed file anew and compares sizes alone; `http_get` resumes, but holds up to 10 MB of a file
-in memory, which a kill or a dropped line loses, writes whatever range and however many bytes are
-sent, and cannot be stopped while it waits.
+huggingface_hub's downloads do not suffice (read and measured on 1.33.0): `hf_hub_download` restarts
+an interrupted file and compares only sizes; `http_get` resumes, but keeps up to 10 MB of a file in
+memory, which are lost on a kill or a dropped connection, does not check the range and the number of
+bytes sent, and cannot be stopped while it waits.
 """
 
 from __future__ import annotations
@@ -41,25 +41,25 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PARTIALS = ".avomni/partial"
-# Another run may still come back for its own partials.
+# Keep partial files of other runs this long, so that they can resume.
 KEEP_S = 14 * 86400.0
 LOOK_EVERY_S = 0.2
 NO_ROOM = (*files.NO_ROOM, errno.EFBIG)
 
 
 class OtherContent(Exception):
-    """The source sends something else than it listed."""
+    """The source sends other content than listed."""
 
 
 class Partial:
-    """What has come of one file so far; its owner alone writes."""
+    """A partially downloaded file; only its owner writes to it."""
 
     def __init__(self, file: IO[bytes], path: Path, remote: RemoteFile):
         self.path, self.remote, self.file = path, remote, file
         self.size, self.hash = 0, remote.new_hash()
 
     def recall(self, stop: threading.Event | None = None) -> None:
-        """Hash what earlier processes left; what cannot be of this file is thrown away."""
+        """Hash the bytes left by earlier processes; restarts if there are too many."""
         self.file.seek(0)
         while block := self.file.read(BLOCK_BYTES):
             check(stop)
@@ -76,7 +76,7 @@ class Partial:
         self.hash.update(block)
 
     def restart(self) -> int:
-        """Throw everything away; returns how many bytes that were."""
+        """Discard all bytes; returns how many."""
         lost, self.size, self.hash = self.size, 0, self.remote.new_hash()
         self.file.truncate(0)
         return lost
@@ -84,13 +84,13 @@ class Partial:
 
 @contextlib.contextmanager
 def claim(folder: Path, remote: RemoteFile) -> Iterator[Partial | None]:
-    """The partial of a file, for one owner at a time; None while someone else has it.
+    """Lock a file's partial; yields None if another process or thread owns it.
 
-    A killed process owns nothing. What is left stays for the next owner.
+    The lock is released if its owner dies; the partial file stays for the next one.
     """
     path = path_of(folder, remote)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Appending, unbuffered: a kill at any moment leaves a beginning of the file.
+    # Append mode, unbuffered: after a kill, the partial file is a valid beginning.
     with open(path, "a+b", buffering=0) as file:
         if not _lock(file) or not _is_at(file, path):
             yield None
@@ -109,15 +109,15 @@ def complete(
     bar: Bar | None = None,
     stop: threading.Event | None = None,
 ) -> Path:
-    """Fetch what is missing, compare the whole with the hub's hash, give the file its name.
+    """Fetch the missing bytes, compare the file with the hub's hash, and rename it.
 
     Args:
-        bar: Counts bytes as they arrive, without those that were here.
-        stop: Set by another thread.
+        bar: Counts newly fetched bytes.
+        stop: Set by another thread to stop.
 
     Raises:
-        AvomniError: damaged twice, gone, not to be read, no connection, no room on the disk.
-        Stopped: `stop` was set; the partial stays.
+        AvomniError: damaged twice, gone, not accessible, no connection, or no room on the disk.
+        Stopped: `stop` was set; the partial file stays.
     """
     remote, bar, path = partial.remote, bar or Bar(), folder / partial.remote.path
     try:
@@ -155,7 +155,7 @@ def complete(
 
 
 def _fill(partial: Partial, source: Hub, bar: Bar, stop: threading.Event | None) -> None:
-    """Ask for the rest until it is there; a try that brought bytes forward costs no patience."""
+    """Request the rest until the file is complete; tries that make progress are not counted."""
     num_tries, furthest, size = 0, partial.size, partial.remote.size
     while partial.size < size:
         dropped = None
@@ -193,22 +193,22 @@ def fetch_files(
     progress: type[Bar] = Bar,
     stop: threading.Event | None = None,
 ) -> None:
-    """Fetch these files into p.local_dir, several at a time; each is checked and remembered.
+    """Fetch these files into p.local_dir, several at a time; each is verified and recorded.
 
     Args:
-        progress: One bar over the bytes that are not here yet.
-        stop: Set by another thread: this returns soon, and what is partial stays for the next one.
+        progress: One bar over the missing bytes.
+        stop: Set by another thread: the function then returns soon, and partial files stay.
 
     Raises:
-        AvomniError: no room, or what `complete` raises; the files in flight are stopped,
-            and the same call goes on from there.
+        AvomniError: no room, or as `complete`; downloads in progress are stopped, and calling this
+            again resumes them.
     """
     sweep(p.local_dir, todo)
     if not todo:
         return
     missing = {file.path: file.size - bytes_there(p.local_dir, file) for file in todo}
     make_room(p.local_dir, todo)
-    # Widgets are not for threads: each counts for itself, and this one shows the sum.
+    # Widgets must be updated by one thread: each download counts, and this thread shows the sum.
     counts, halt = {file.path: Bar() for file in todo}, threading.Event()
 
     def one(file: RemoteFile) -> bool:
@@ -219,7 +219,7 @@ def fetch_files(
             if not _has_come(file, verified):
                 complete(partial, source, p.local_dir, counts[file.path], halt)
                 verified.remember(file)
-        # Whatever came of it twice, or by another process: it weighs what was announced.
+        # Count exactly the announced bytes, even if some were fetched twice or by another process.
         counts[file.path].count = missing[file.path]
         return True
 
@@ -233,7 +233,7 @@ def fetch_files(
             try:
                 while queue or pending:
                     check(stop)
-                    # Waiting for tens of thousands at once would itself take long.
+                    # Waiting for tens of thousands of futures at once would be slow.
                     while queue and len(pending) < 2 * p.download.max_workers:
                         file = queue.popleft()
                         pending[pool.submit(one, file)] = file
@@ -246,12 +246,12 @@ def fetch_files(
                         if not future.result():
                             queue.append(file)
                     notes = (f"{num_done} of {len(todo)} files", source.backoff.note)
-                    count = sum(each.count for each in counts.values())
+                    count = sum(counter.count for counter in counts.values())
                     bar.update(count - shown, note=", ".join(filter(None, notes)))
                     shown = count
                     verified.save(now=False)
             except BaseException:
-                # What is partial is kept: nobody has to wait for a file in flight.
+                # Partial files are kept, so there is no need to wait for running downloads.
                 halt.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -262,10 +262,10 @@ def fetch_files(
 
 
 def make_room(folder: Path, wanted: Sequence[RemoteFile]) -> None:
-    """See that what is still to come of these files fits on the folder's volume.
+    """Check that the missing bytes of these files fit on the folder's volume.
 
     Raises:
-        AvomniError: it does not, even without the partials that other runs have left.
+        AvomniError: they do not, even after partial files of other runs were removed.
     """
     num_bytes = sum(file.size - bytes_there(folder, file) for file in wanted)
     try:
@@ -277,7 +277,7 @@ def make_room(folder: Path, wanted: Sequence[RemoteFile]) -> None:
 
 
 def _has_come(file: RemoteFile, verified: Verified) -> bool:
-    """Whether another process has fetched the file since this one looked."""
+    """Whether another process has fetched the file meanwhile."""
     if not (verified.folder / file.path).exists():
         return False
     verified.reload()
@@ -285,23 +285,23 @@ def _has_come(file: RemoteFile, verified: Verified) -> bool:
 
 
 def path_of(folder: Path, remote: RemoteFile) -> Path:
-    """Where the partial of a file lies."""
+    """Path of a file's partial."""
     name = PurePosixPath(remote.path).name[-120:]
     place = hashlib.sha256(remote.path.encode()).hexdigest()[:8]
     return Path(folder) / PARTIALS / f"{name}.{place}.{remote.content_id or 'unknown'}"
 
 
 def bytes_there(folder: Path, remote: RemoteFile) -> int:
-    """How much of a file an earlier process left, judged by its size alone."""
+    """Bytes of a file's partial, judged by its size alone."""
     size, _ = files.state_of(path_of(folder, remote)) or (0, 0)
     return size if size <= remote.size else 0
 
 
 def sweep(folder: Path, wanted: Collection[RemoteFile], keep_s: float = KEEP_S) -> int:
-    """Remove partials that nobody will go on with; returns the bytes that this set free.
+    """Remove obsolete partial files; returns the number of bytes freed.
 
-    That is: those of another content of a wanted file, and those of other files after `keep_s`.
-    What a living process is at work on stays.
+    These are partials of other content of a wanted file, and those of other files after `keep_s`.
+    Partials owned by a running process are kept.
     """
     freed, now_s = 0, time.time()
     names = {path_of(folder, remote).name for remote in wanted}
@@ -318,17 +318,17 @@ def sweep(folder: Path, wanted: Collection[RemoteFile], keep_s: float = KEEP_S) 
 
 
 def _lock(file: IO[bytes]) -> bool:
-    """Whether the file is this thread's now; closing gives it back."""
+    """Try to lock a file until it is closed; returns whether it succeeded."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
-        # A volume without locks: two owners there would spoil each other's hash, which is noticed.
+        # A volume without locks: two concurrent owners would be detected by a wrong hash.
         log.debug("no lock on %s: %s", file.name, error)
     return True
 
 
 def _is_at(file: IO[bytes], path: Path) -> bool:
-    """Whether the open file still bears this name: its last owner may have renamed it."""
+    """Whether the open file still has this path; its previous owner may have renamed it."""
     return path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))

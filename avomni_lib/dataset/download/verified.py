@@ -1,7 +1,7 @@
-"""What has been checked in a data folder, so that nothing is fetched or hashed twice.
+"""Record of the verified files in a data folder, so that nothing is fetched or hashed twice.
 
-`<folder>/.avomni/verified.json` keeps size, mtime and hash of each file that was once found to be
-the source's. A file whose size or mtime has changed since is hashed anew.
+`<folder>/.avomni/verified.json` has size, mtime and hash of each file that was verified. If size or
+mtime have changed since, the file is hashed again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FOLDER = ".avomni"
 MANIFEST = f"{FOLDER}/verified.json"
 LOCK = f"{FOLDER}/lock"
 MANIFEST_LOCK = f"{FOLDER}/verified.lock"
-# Held while the metadata is fetched and read, which is some seconds, or a minute on a poor line.
+# The lock is held while metadata are fetched and read: seconds, or a minute on a poor connection.
 WAIT_S = 300.0
 SAVE_EVERY_S = 2.0
 KEYS = {"size", "mtime_ns", "sha256", "blob_id", "checked_on"}
@@ -34,9 +34,9 @@ READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class Verified:
-    """The record of one folder; `save` it after `find` and `remember`.
+    """The record of one folder; call `save` after `find` and `remember`.
 
-    Threads may share one, and processes a folder: `save` adds to what others have written.
+    Threads may share an instance, and processes a folder: `save` merges their entries.
     """
 
     def __init__(self, folder: Path):
@@ -47,19 +47,19 @@ class Verified:
         self.reload()
 
     def reload(self) -> None:
-        """Learn what other processes have written meanwhile."""
+        """Read entries that other processes have written meanwhile."""
         entries = _read(self.folder / MANIFEST)
         with self._lock:
             self._entries = entries | self._unsaved
 
     def _unchanged(self, remote: RemoteFile) -> dict[str, Any] | None:
-        """The entry of a file that lies as it did when it was checked."""
+        """The entry of a file that is unchanged since it was verified, or None."""
         entry = self._entries.get(remote.path)
         state = files.state_of(self.folder / remote.path)
         return entry if entry and state == (entry["size"], entry["mtime_ns"]) else None
 
     def known(self, remote: RemoteFile) -> dict[str, Any] | None:
-        """The entry of a file that lies unchanged since it was checked, and is `remote`'s."""
+        """The entry of a file that is verified as `remote` and unchanged since, or None."""
         entry = self._unchanged(remote)
         if entry is None or entry["size"] != remote.size:
             return None
@@ -67,19 +67,19 @@ class Verified:
         return entry if remote.content_id in (None, entry[key]) else None
 
     def needs_hash(self, remote: RemoteFile) -> bool:
-        """Whether its content has to be hashed: it has the right size and nobody has looked yet."""
+        """Whether the file has the right size and must be hashed to be verified."""
         state = files.state_of(self.folder / remote.path)
         return state is not None and state[0] == remote.size and self._unchanged(remote) is None
 
     def find(self, remote: RemoteFile) -> str | None:
-        """Hash the file: why it is not `remote`'s, or None, and then it is remembered."""
+        """Hash the file; returns why it is not `remote`, or None after recording it."""
         wrong = remote.differs(self.folder / remote.path)
         if wrong is None:
             self.remember(remote)
         return wrong
 
     def remember(self, remote: RemoteFile) -> None:
-        """The file on the disk has just been found to be `remote`'s."""
+        """Record that the file on the disk was verified as `remote`."""
         path = self.folder / remote.path
         state = path.stat()
         entry = {
@@ -96,7 +96,7 @@ class Verified:
         return self._entries[path]["sha256"]
 
     def checked_on(self, path: str) -> str | None:
-        """The day (ISO) on which the file was fetched or first found whole."""
+        """The day (ISO) on which the file was fetched or verified."""
         return self._entries.get(path, {}).get("checked_on")
 
     def save(self, now: bool = True) -> None:
@@ -104,7 +104,7 @@ class Verified:
         if not self._unsaved or (not now and time.monotonic() - self._saved_s < SAVE_EVERY_S):
             return
         try:
-            busy = "another process is writing down what it has checked"
+            busy = "another process is writing its record of verified files"
             with files.hold(self.folder / MANIFEST_LOCK, busy, WAIT_S), self._lock:
                 self._entries = _read(self.folder / MANIFEST) | self._unsaved
                 files.write_json(self.folder / MANIFEST, dict(sorted(self._entries.items())))
@@ -118,9 +118,9 @@ class Verified:
 
 @contextlib.contextmanager
 def hold(folder: Path, wait_s: float = WAIT_S) -> Iterator[None]:
-    """Keep other processes from changing the metadata of a folder while it is chosen from.
+    """Prevent other processes from changing the metadata of a folder during a selection.
 
-    Each file has its own lock besides (`transfer.claim`), and the record one for its writing.
+    Files have their own locks (`transfer.claim`), as has the record.
 
     Raises:
         AvomniError: another process still works there after `wait_s`.
@@ -130,14 +130,14 @@ def hold(folder: Path, wait_s: float = WAIT_S) -> Iterator[None]:
             busy = "another process is fetching the metadata into this folder"
             stack.enter_context(files.hold(Path(folder) / LOCK, busy, wait_s))
         except OSError as error:
-            # Nobody can fetch into a read-only folder.
+            # Nothing can be fetched into a read-only folder.
             if error.errno not in READ_ONLY:
                 raise
         yield
 
 
 def _read(manifest: Path) -> dict[str, dict[str, Any]]:
-    """A record that is missing, damaged or of another version costs only the hashing."""
+    """Read a record; one that is missing, damaged or of another version counts as empty."""
     with contextlib.suppress(AvomniError, AttributeError, TypeError):
         entries = files.read_json(manifest).items()
         return {path: entry for path, entry in entries if entry.keys() == KEYS}

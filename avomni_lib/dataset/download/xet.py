@@ -1,7 +1,7 @@
-"""Bytes out of Xet's storage, through names of huggingface_hub that are private to it.
+"""Reading from Xet's storage, through private names of huggingface_hub.
 
-All that are used stand in this module. Where a release moves one, its test fails by that name, and
-files come by plain HTTP.
+All private names used are listed here. If a release moves one, a test fails with that name, and
+files are fetched by plain HTTP.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PRIVATE_NAMES = {
 
 
 def is_available() -> bool:
-    """Whether hf_xet is installed and the user does not do without it (HF_HUB_DISABLE_XET)."""
+    """Whether hf_xet is installed and not disabled (HF_HUB_DISABLE_XET)."""
     try:
         from huggingface_hub.utils._runtime import is_xet_available
     except ImportError:
@@ -35,10 +35,10 @@ def is_available() -> bool:
 
 
 class Storage:
-    """Where Xet keeps the files of one repository at one commit; the hub is asked for it.
+    """Xet's storage for one repository at one commit; its address is requested from the hub.
 
     Args:
-        headers: For the hub, with the user's token; the storage gets a token of its own.
+        headers: Headers for the hub, with the user's token; the storage uses another token.
     """
 
     def __init__(self, repo_id: str, commit: str, endpoint: str, headers: dict[str, str]):
@@ -51,7 +51,7 @@ class Storage:
             revision=commit,
             endpoint=endpoint,
         )
-        # Nothing but the route is read of the file.
+        # Only the route of this object is used.
         file = self._xet.XetFileData("", self._route)
         self._access = self._xet.refresh_xet_connection_info(file_data=file, headers=headers)
         self.endpoint: str = self._access.endpoint

@@ -1,4 +1,4 @@
-"""One episode of a LeRobot data set as a clip, read where it lies: nothing is cut out or copied."""
+"""One episode of a LeRobot data set as a clip, read in place without cutting files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+from pyarrow.fs import LocalFileSystem
 
 from avomni_lib.dataset import calibration, cameras, checks, findings, limits, tables
 from avomni_lib.dataset.clip import Clip
@@ -20,19 +22,19 @@ from avomni_lib.dataset.own.poses import egomotion, microseconds
 from avomni_lib.dataset.streams import TimeRange
 from avomni_lib.errors import AvomniError
 
-MOST_ROWS = 100 * limits.MAX_ROWS  # of a file; those of L2D have 1.3 million
+MOST_ROWS = 100 * limits.MAX_ROWS  # of the row groups read; files of L2D have 1.3 million in all
 
 
 @dataclass(frozen=True)
 class Episode:
-    """What is known of an episode without its files.
+    """An episode's entry in the table of episodes.
 
     Attributes:
-        index, length: Its number and its rows.
-        fps: Rows and frames a second.
-        profile: Name of what its columns mean.
-        axes: The names of the numbers of the profile's state.
-        spans: Camera -> from when to when (s) it lies in its file.
+        index, length: Its number, and its number of rows.
+        fps: Rows and frames per second.
+        profile: Name of the profile that defines its columns.
+        axes: Names of the numbers in the profile's state.
+        spans: Camera -> (start, stop) in s within its video file.
     """
 
     clip_id: str
@@ -45,7 +47,7 @@ class Episode:
 
     @property
     def times_us(self) -> np.ndarray:
-        """(length,) int64 µs of its rows and frames: by the layout at a constant rate."""
+        """(length,) int64 µs of its rows and frames; the layout requires a constant rate."""
         return microseconds(np.arange(self.length) / self.fps)
 
 
@@ -59,7 +61,7 @@ class EpisodeClip(Clip):
         self.episode: Episode = catalog.episode(clip_id)
 
     def video(self, camera: str) -> TimeRange:
-        """From when to when the camera's frames lie in the mp4, which holds other episodes too."""
+        """The time range of the camera's frames in the mp4, which contains other episodes too."""
         path = self._path(camera)
         with self._mended(camera):
             if not path.is_file():
@@ -68,19 +70,19 @@ class EpisodeClip(Clip):
         return TimeRange(path, start_s, stop_s, self.episode.fps)
 
     def timestamps(self, camera: str) -> np.ndarray:
-        """(N,) int64 µs: row i of an episode was taken at i / fps."""
+        """(N,) int64 µs: row i of an episode is at i / fps."""
         self._path(camera)
         return self.episode.times_us
 
     def egomotion(self) -> dict[str, np.ndarray]:
-        """As `Clip.egomotion`, by the profile, at the rows' times; it ends with the pictures."""
+        """As `Clip.egomotion`, read by the profile at the rows' times; it ends with the video."""
         with self._mended("egomotion"):
-            columns, found = read_motion(self._path("egomotion"), self.episode)
-        findings.refuse(found, self._where("egomotion"))
+            columns, faults = read_motion(self._path("egomotion"), self.episode)
+        findings.refuse(faults, self._where("egomotion"))
         return columns
 
     def _row(self, feature: str, sensor: str | None) -> dict[str, float]:
-        """A stand-in (`own.layout.stand_in`): the data set says nothing of lenses and mounts."""
+        """A placeholder (`own.layout.stand_in`), as the data set has no calibration."""
         name = sensor or cameras.CAMERAS[0].name
         key = self.catalog.profile.cameras.get(name)
         size = self.catalog.info.size(key) if key in self.catalog.info.features else (2, 2)
@@ -92,10 +94,11 @@ class EpisodeClip(Clip):
 
 
 def read_motion(path: Path, episode: Episode) -> tuple[dict[str, np.ndarray], list[Finding]]:
-    """An episode's rows as the columns of `clip.EGOMOTION_COLUMNS`, and what contradicts itself.
+    """An episode's rows as the columns of `clip.EGOMOTION_COLUMNS`, and findings on consistency.
 
     Raises:
-        AvomniError: the file cannot be read, its rows are not the episode's, a value is no number.
+        AvomniError: the file cannot be read, its rows do not match the episode, or a value is not a
+            number.
     """
     profile = profile_of(episode.profile)
     table = _rows(path, episode, ["frame_index", "timestamp", profile.state])
@@ -120,21 +123,23 @@ def read_motion(path: Path, episode: Episode) -> tuple[dict[str, np.ndarray], li
         )
     state = _array(table[profile.state], episode)[order]
     columns = {name: state[:, episode.axes.index(name)] for name in profile.axes}
-    made = profile.read(columns, nominal)
-    moved = egomotion(nominal, made.position, made.turn, made.velocity)
-    return moved, list(made.findings)
+    motion = profile.read(columns, nominal)
+    ego = egomotion(nominal, motion.position, motion.turn, motion.velocity)
+    return ego, list(motion.findings)
 
 
 def _rows(path: Path, episode: Episode, columns: list[str]) -> pa.Table:
-    """Those of one episode; parts of the file that hold none of it are passed over."""
-    with tables.opened(path, str(path)) as file:
-        names = file.schema_arrow.names
+    """Rows of one episode, from the row groups that may contain it by their statistics."""
+    with tables.named_errors(str(path)):
+        file = ds.ParquetFileFormat().make_fragment(str(path), LocalFileSystem())
+        names = file.physical_schema.names
         if absent := [name for name in (*columns, "episode_index") if name not in names]:
             raise AvomniError(f"no column {absent[0]}")
-        if file.metadata.num_rows > MOST_ROWS:
+        is_own = pc.field("episode_index") == episode.index
+        file = file.subset(is_own, schema=file.physical_schema)
+        if sum(group.num_rows for group in file.row_groups) > MOST_ROWS:
             raise AvomniError(f"more than {MOST_ROWS:,} rows")
-        own = [("episode_index", "==", episode.index)]
-        return pq.read_table(path, columns=columns, filters=own, use_threads=False)
+        return file.to_table(columns=columns, filter=is_own, use_threads=False)
 
 
 def _array(column: pa.ChunkedArray, episode: Episode) -> np.ndarray:
@@ -159,29 +164,29 @@ class Part:
     def look(
         self, path: Path, beside: Mapping[str, Any], horizon_s: float
     ) -> tuple[dict[str, Any], list[Finding]]:
-        """Facts and findings, as those of a member of a zip.
+        """Check the part; returns facts and findings as for a member of a zip.
 
         Args:
-            beside: `span_us` of what the cameras show, where it is known.
+            beside: `span_us` shown by all cameras, if known.
         """
         episode, times_us = self.episode, self.episode.times_us
         if self.feature in episode.spans:
             start_s, stop_s = episode.spans[self.feature]
             walked = checks.video(TimeRange(path, start_s, stop_s, episode.fps))
-            facts, found = checks.clock(times_us)
-            facts, found = walked.facts | facts, [*walked.findings, *found]
+            facts, faults = checks.clock(times_us)
+            facts, faults = walked.facts | facts, [*walked.findings, *faults]
             if walked.facts and len(walked.times_us) != len(times_us):
                 reason = f"the mp4 shows {len(walked.times_us)} frames from {start_s:g} to "
                 reason += f"{stop_s:g} s, and the episode has {len(times_us)}"
-                found.append(Finding(DAMAGED, "frames and rows differ in number", reason))
+                faults.append(Finding(DAMAGED, "frames and rows differ in number", reason))
             elif walked.facts:
-                found += checks.agree(walked.times_us, times_us, walked.facts["tick_us"])
+                faults += checks.agree(walked.times_us, times_us, walked.facts["tick_us"])
         else:
             try:
-                columns, found = read_motion(path, episode)
+                columns, faults = read_motion(path, episode)
             except AvomniError as error:
                 return {}, [Finding(DAMAGED, "the rows are not as agreed", error.what)]
             first_us, last_us = beside.get("span_us", (int(times_us[0]), int(times_us[-1])))
             facts, more = checks.egomotion(columns, first_us, last_us, horizon_s)
-            found += more
-        return facts, [finding for finding in found if finding.what not in findings.USUAL]
+            faults += more
+        return facts, [finding for finding in faults if finding.what not in findings.USUAL]

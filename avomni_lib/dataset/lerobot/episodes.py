@@ -1,8 +1,8 @@
 """The episodes of a LeRobot data set as a catalog of clips.
 
-A chunk is what can be fetched and read together: the episodes whose pictures and rows lie in the
-same files, one of each key. Neighbouring chunks share files, as keys begin new ones at different
-places; a shared file is fetched and counted once.
+A chunk is the set of episodes whose videos and rows are in the same files, one per key.
+Neighbouring chunks share files, as the keys' files begin at different episodes; a shared file is
+fetched and counted once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from avomni_lib.dataset.lerobot.profile import Profile, profile_of
 from avomni_lib.errors import AvomniError
 
 EGOMOTION = "egomotion"
-# Of ten sessions one is held out for val and one for test.
+# Out of ten sessions, one is held out for val and one for test.
 DEALT = ("train", "val", "test", *["train"] * 7)
 
 
@@ -35,14 +35,14 @@ def clip_id_of(index: int) -> str:
 
 
 class EpisodeIndex(ClipIndex):
-    """The episodes as a clip index: a clip is an episode, by its number.
+    """The episodes as a clip index: a clip is an episode, ordered by number.
 
     Args:
-        places: (E, K) int64 the files of each episode, by which they form chunks.
+        places: (E, K) int64 file numbers of each episode, which determine its chunk.
 
     Attributes:
-        files: (chunks, K) int64 the `places` of each chunk.
-        remarks: What was found about sessions and overlaps, about the whole set.
+        files: (chunks, K) int64 file numbers of each chunk.
+        remarks: Findings about sessions and overlaps in the whole data set.
     """
 
     def __init__(self, folder: Path, info: Info, episodes: Episodes, places: np.ndarray):
@@ -57,7 +57,7 @@ class EpisodeIndex(ClipIndex):
         self.remarks: list[Finding] = []
         faults = dict(episodes.faults)
         self.is_valid = self._tiles()
-        # Nothing is fetched for the sake of episodes that are left out: they stand in chunk 0.
+        # Nothing is fetched for episodes that are left out; they are put into chunk 0.
         used = np.flatnonzero(self.is_valid)
         self.files, chunk = np.unique(places[used], axis=0, return_inverse=True)
         self.chunk = np.zeros(len(ids), np.int64)
@@ -68,23 +68,28 @@ class EpisodeIndex(ClipIndex):
         self.is_named[list(faults)] = False
 
     def values(self, attribute: str) -> Values:
-        """`split` alone: nothing else is known of an episode."""
+        """`split` only; other attributes of an episode are unknown."""
         if attribute == "split":
             return Values(SPLITS, self.split)
         return Values((), np.full(len(self), -1, np.int32))
 
     def events(self, clip_id: str) -> tuple[Event, ...]:
-        """What the episode is about, at every second of it: it holds throughout, and an event is
-        taken to be about the moments around its start."""
+        """The episode's task as an event at every second.
+
+        The task applies to the whole episode, whereas an event describes the time around its start.
+        """
         row = self.row_of(clip_id)
         text, seconds = self._episodes.tasks[row], self._episodes.length[row] / self._fps
         return tuple(Event(n * 1_000_000, text) for n in range(math.ceil(seconds)) if text)
 
     def _split(self, info: Info, faults: dict[int, str]) -> np.ndarray:
-        """(E,) int32 places in `SPLITS`: as info.json says where it names more than `train`, else
-        session after session in the order of the files, as `DEALT` goes: no recording is on both
-        sides, and a small choice has some of each. Where info.json tears a session apart, its first
-        episode's split holds and the others get a fault."""
+        """(E,) int32 index into `SPLITS`.
+
+        The splits of info.json are used if it has more than `train`. Else sessions are assigned in
+        the order of the files, repeating `DEALT`: no recording is in two splits, and a small
+        selection has clips of every split. If info.json divides a session, the split of its first
+        episode applies, and episodes in another split get a fault.
+        """
         episodes, index = self._episodes, self._episodes.index
         sessions = episodes.session or tuple(self.clip_ids.to_pylist())
         declared = np.full(len(index), -1, np.int32)
@@ -118,7 +123,7 @@ class EpisodeIndex(ClipIndex):
         return split
 
     def _tiles(self) -> np.ndarray:
-        """(E,) bool the episodes to use: of those of a session that share time, the earlier."""
+        """(E,) bool: the episodes to use; of overlapping ones in a session, the earlier."""
         episodes = self._episodes
         keep = np.ones(len(episodes.index), bool)
         first, last = episodes.first_ns, episodes.last_ns
@@ -143,7 +148,7 @@ class EpisodeIndex(ClipIndex):
 
 
 class EpisodeCatalog(Catalog):
-    """What a LeRobot data set holds; made by `EpisodeCatalog.read`."""
+    """The contents of a LeRobot data set; created by `EpisodeCatalog.read`."""
 
     clip_type = EpisodeClip
     mend = EITHER
@@ -160,7 +165,7 @@ class EpisodeCatalog(Catalog):
             name: Feature(name, "data" if key == "data" else "videos", "", {})
             for name, key in self._key.items()
         }
-        # Of one key after another, so that chunks that share files stand together.
+        # Ordered by key, so that chunks that share files are neighbours.
         keys = list(self._key.values())
         columns = [
             column
@@ -175,11 +180,11 @@ class EpisodeCatalog(Catalog):
 
     @classmethod
     def read(cls, folder: Path, profile_name: str) -> EpisodeCatalog:
-        """Of a folder whose tables are there.
+        """Read the tables of a folder.
 
         Raises:
-            AvomniError: a table is missing or is not as the layout says; the profile's columns are
-                not the data set's.
+            AvomniError: a table is missing or not in the layout; the data set lacks columns of the
+                profile.
         """
         folder, profile = Path(folder), profile_of(profile_name)
         info = layout.read_info(folder)
@@ -196,7 +201,7 @@ class EpisodeCatalog(Catalog):
         return cls(folder, info, profile, episodes, profile_name)
 
     def presence(self, feature: str) -> np.ndarray:
-        """(clips,) bool: of an episode without a fault all that the data set has."""
+        """(clips,) bool: an episode without faults has all features of the data set."""
         self._feature(feature)
         return self.clips.is_named
 
@@ -212,11 +217,10 @@ class EpisodeCatalog(Catalog):
         return path
 
     def clips_in(self, feature: str, chunk: int) -> tuple[str, ...]:
-        """The valid clips whose part of the feature lies in the same file as the chunk's."""
+        """The valid clips whose data of the feature are in the same file as the chunk's."""
         column = 2 * self._keys.index(self._key[feature])
-        same = (self._files[:, column : column + 2] == self._files[chunk, column : column + 2]).all(
-            1
-        )
+        places = self._files[:, column : column + 2]
+        same = (places == places[chunk]).all(axis=1)
         rows = np.flatnonzero(same[self.clips.chunk] & self.clips.is_valid & self.clips.is_named)
         return self.clips.ids(rows)
 
@@ -224,7 +228,7 @@ class EpisodeCatalog(Catalog):
         return tuple(Part(self.episode(clip_id), feature) for clip_id in clip_ids)
 
     def episode(self, clip_id: str) -> Episode:
-        """One episode as plain values, for other processes."""
+        """One episode as plain values, which worker processes can receive."""
         row = self.clips.row_of(clip_id)
         spans = {
             name: (float(span.start_s[row]), float(span.stop_s[row]))
@@ -242,20 +246,20 @@ class EpisodeCatalog(Catalog):
         )
 
     def remarks(self) -> Iterator[Finding]:
-        """What is to be said of the whole set."""
+        """Remarks on the whole data set."""
         yield from self.clips.remarks
         for what, reason in self.profile.remarks:
             yield Finding(NOTED, what, reason, SET)
 
     def expected_bytes(self, path: str) -> int:
-        """Of a file that nobody has asked for, by what is published; 0 where nothing is."""
+        """Size of a file estimated from published figures; 0 if there are none."""
         return self._expected.get(path, 0)
 
     @functools.cached_property
     def _expected(self) -> dict[str, int]:
-        found: dict[str, int] = {}
+        sizes: dict[str, int] = {}
         if (published := self.profile.published) is None:
-            return found
+            return sizes
         for feature, key in self._key.items():
             last = np.zeros(len(self._files))
             stop_s = np.nan_to_num(self.episodes.spans[key].stop_s)
@@ -265,5 +269,5 @@ class EpisodeCatalog(Catalog):
                 if key != "data":
                     num_bytes = last[chunk] * published.bytes_a_s
                 path = self.path(feature, chunk)
-                found[path] = max(found.get(path, 0), int(num_bytes))
-        return found
+                sizes[path] = max(sizes.get(path, 0), int(num_bytes))
+        return sizes

@@ -1,9 +1,9 @@
-"""meta/info.json and the table of episodes of a LeRobot v3 data set, checked where they enter.
+"""meta/info.json and the table of episodes of a LeRobot v3 data set, validated on reading.
 
-Layout (v3.0): `data/chunk-000/file-000.parquet` holds the rows of many episodes,
-`videos/{video_key}/chunk-000/file-000.mp4` the pictures of many, and
-`meta/episodes/chunk-000/file-000.parquet` says of each episode in which file of each key it lies
-and from when to when (s).
+Layout (v3.0): `data/chunk-000/file-000.parquet` has the rows of many episodes,
+`videos/{video_key}/chunk-000/file-000.mp4` their videos, and
+`meta/episodes/chunk-000/file-000.parquet` the file of each key and the time range (s) of each
+episode.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ VERSION = "v3."
 FILES_A_CHUNK = 1000  # `chunks_size` as lerobot writes it
 MOST_FILES = 10**6
 MAX_FPS = 1000
-MEND = "mend the file, or fetch the data set again"
+MEND = "correct the file, or fetch the data set again"
 FIELDS: dict[str, tuple[str, ...]] = {
     "data_path": ("chunk_index", "file_index"),
     "video_path": ("video_key", "chunk_index", "file_index"),
@@ -39,14 +39,14 @@ _FIELD = re.compile(r"\{(\w+)(?::0\d?d)?\}")
 
 @dataclass(frozen=True)
 class Info:
-    """What meta/info.json says.
+    """The content of meta/info.json.
 
     Attributes:
-        path: Of the file.
-        fps: Rows and frames a second, of all cameras.
-        data_path, video_path: Templates of files.
-        features: Name -> what it says of it.
-        splits: Name -> (first, behind the last) episode.
+        path: Path of the file.
+        fps: Rows and frames per second, of all cameras.
+        data_path, video_path: Templates of file names.
+        features: Name -> description.
+        splits: Name -> (first, one past the last) episode.
     """
 
     path: str
@@ -57,19 +57,19 @@ class Info:
     splits: Mapping[str, tuple[int, int]]
 
     def axes(self, feature: str) -> tuple[str, ...]:
-        """The names of a feature's numbers, however they are nested."""
-        found = self.features.get(feature, {}).get("names")
-        while isinstance(found, dict) or (isinstance(found, list) and found):
-            if isinstance(found, list) and not isinstance(found[0], list):
+        """The names of a feature's numbers, which may be nested in lists and objects."""
+        axes = self.features.get(feature, {}).get("names")
+        while isinstance(axes, dict) or (isinstance(axes, list) and axes):
+            if isinstance(axes, list) and not isinstance(axes[0], list):
                 break
-            found = next(iter(found.values()), None) if isinstance(found, dict) else found[0]
-        return tuple(map(str, found)) if isinstance(found, list) else ()
+            axes = next(iter(axes.values()), None) if isinstance(axes, dict) else axes[0]
+        return tuple(map(str, axes)) if isinstance(axes, list) else ()
 
     def size(self, video_key: str) -> tuple[int, int]:
         """Width and height (px) of a video.
 
         Raises:
-            AvomniError: they are not there.
+            AvomniError: they are missing or invalid.
         """
         feature = self.features[video_key]
         shape, info = feature.get("shape"), feature.get("info")
@@ -85,10 +85,10 @@ class Info:
 
 
 def read_info(folder: Path) -> Info:
-    """meta/info.json of a folder.
+    """Read meta/info.json of a folder.
 
     Raises:
-        AvomniError: there is none, it is of another version, or what it says cannot be.
+        AvomniError: there is none, it is of another version, or it is invalid.
     """
     path = Path(folder) / INFO_FILE
     where = str(path)
@@ -126,9 +126,9 @@ def read_info(folder: Path) -> Info:
 def _template_fault(template: Any, fields: tuple[str, ...]) -> str | None:
     if not isinstance(template, str):
         return "it is not text"
-    held = _FIELD.findall(template)
-    if set(held) != set(fields):
-        return f"its fields are {', '.join(held) or 'none'}, expected {', '.join(fields)}"
+    actual = _FIELD.findall(template)
+    if set(actual) != set(fields):
+        return f"its fields are {', '.join(actual) or 'none'}, expected {', '.join(fields)}"
     return names.path_fault(_FIELD.sub("0", template))
 
 
@@ -147,7 +147,7 @@ def _splits(content: Mapping[str, Any], where: str) -> dict[str, tuple[int, int]
 
 
 def metadata_files(folder: Path) -> tuple[str, ...]:
-    """The tables about all episodes that lie in the folder."""
+    """The files about all episodes that are in the folder."""
     episodes = sorted(Path(folder).glob("meta/episodes/chunk-*/file-*.parquet"))
     tasks = [Path(folder) / TASKS_FILE]
     there = [path for path in (*tasks, *episodes) if path.is_file()]
@@ -155,17 +155,17 @@ def metadata_files(folder: Path) -> tuple[str, ...]:
 
 
 def episode_files(number: int) -> list[str]:
-    """The names that the first `number` files of episodes would have."""
+    """Names of the first `number` files of the table of episodes."""
     places = (divmod(n, FILES_A_CHUNK) for n in range(number))
     return [EPISODES_FILE.format(chunk=chunk, file=file) for chunk, file in places]
 
 
 @dataclass(frozen=True)
 class Spans:
-    """Where the episodes lie in the files of one key.
+    """Positions of the episodes in the files of one key.
 
     Attributes:
-        chunk, file: (E,) int64 of the file; -1 where the table says nothing of it.
+        chunk, file: (E,) int64 numbers of the file; -1 if invalid.
         start_s, stop_s: (E,) float64 s within a video; NaN for rows of data.
     """
 
@@ -177,15 +177,15 @@ class Spans:
 
 @dataclass(frozen=True)
 class Episodes:
-    """The table of episodes, as columns, by their numbers.
+    """The table of episodes as columns, ordered by number.
 
     Attributes:
-        index, length: (E,) int64.
-        tasks: What each is about.
-        session: What recording each is of; None where the data set does not say.
-        first_ns, last_ns: (E,) int64 by the absolute clock; None where it is not known.
+        index, length: (E,) int64 number, and number of rows.
+        tasks: Description of each episode's task.
+        session: Name of each episode's recording; None if the data set has none.
+        first_ns, last_ns: (E,) int64 ns by an absolute clock; None if there is none.
         spans: "data", or video key -> `Spans`.
-        faults: Row -> what is wrong with it.
+        faults: Row -> reason why the episode is invalid.
     """
 
     index: np.ndarray
@@ -199,7 +199,7 @@ class Episodes:
 
 
 def read_episodes(folder: Path, info: Info, profile: Profile) -> Episodes:
-    """All tables of episodes of a folder; statistics of other columns are not read.
+    """Read all tables of episodes of a folder, without unneeded statistics.
 
     Raises:
         AvomniError: a table cannot be read or lacks a column, or an episode is listed twice.
@@ -246,7 +246,7 @@ def read_episodes(folder: Path, info: Info, profile: Profile) -> Episodes:
         if key != "data":
             start, stop = (_numbers(table, f"{stem}/{n}_timestamp", where) for n in ("from", "to"))
             _fault(faults, ~((start >= 0) & (stop > start)), f"it lies at {{}} s of {key}", start)
-        chunk, file = (np.where(is_place, each, -1).astype(np.int64) for each in (chunk, file))
+        chunk, file = (np.where(is_place, n, -1).astype(np.int64) for n in (chunk, file))
         spans[key] = Spans(chunk, file, start, stop)
     first_ns = last_ns = None
     if profile.clock and f"stats/{profile.clock}/max" in table.column_names:
@@ -263,7 +263,7 @@ def read_episodes(folder: Path, info: Info, profile: Profile) -> Episodes:
 
 
 def _numbers(table: pa.Table, name: str, where: str) -> np.ndarray:
-    """(E,) float64; NaN where there is none."""
+    """(E,) float64; missing values are NaN."""
     if name not in table.column_names:
         raise AvomniError(f"no column {name} in the table of episodes", where=where)
     column = table[name]
@@ -274,7 +274,7 @@ def _numbers(table: pa.Table, name: str, where: str) -> np.ndarray:
 
 
 def _first(column: pa.ChunkedArray, where: str) -> np.ndarray:
-    """(E,) int64: of lists of one number, or numbers; missing ones are 0."""
+    """(E,) int64 of a column of numbers or one-element lists; missing values are 0."""
     values = column.to_pylist()
     flat = [value[0] if isinstance(value, list) and value else value for value in values]
     try:
@@ -290,4 +290,4 @@ def _words(value: Any) -> str:
 
 def _fault(faults: dict[int, str], is_wrong: np.ndarray, words: str, *values: np.ndarray) -> None:
     for row in np.flatnonzero(is_wrong).tolist():
-        faults.setdefault(row, words.format(*(f"{each[row]:g}" for each in values)))
+        faults.setdefault(row, words.format(*(f"{column[row]:g}" for column in values)))

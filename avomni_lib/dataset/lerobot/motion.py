@@ -1,7 +1,7 @@
-"""Rows of a LeRobot table to poses; each conversion is declared here and held against another.
+"""Conversion of rows of a LeRobot table to poses, with checks of consistency.
 
 Frame of reference: a level map, x east, y north, z up, m; the car's axes are x forward, y left, z
-up. `own.poses.egomotion` brings it into the clip's own frame.
+up. `own.poses.egomotion` converts it to the clip's anchor frame.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from avomni_lib.dataset.own.poses import Poses, level
 from avomni_lib.errors import AvomniError
 
 KMH_TO_MPS = 1 / 3.6
-# L2D stores degrees as float32, in steps of 0.4 m at 50° north: over three seconds they average to
-# centimetres, and dead reckoning is off by less.
+# L2D stores degrees as float32, with steps of 0.4 m at 50° north. Averaged over three seconds, this
+# is accurate to centimetres, and dead reckoning drifts by less.
 GPS_SMOOTHING_S = 3.0
-# Over so long the steps of GPS are no more than a tenth of the way at the least speed compared.
+# Over this span, GPS steps are at most a tenth of the distance at the lowest speed compared.
 SPAN_S, LEAST_MPS = 2.0, 3.0
-# Medians of the clip: a speedometer shows a tenth too much at most (UNECE R39), a wrong unit is a
-# factor of 2 or 3.6; a heading in another convention is a quarter turn.
+# Limits for a clip's medians: a speedometer shows at most a tenth too much (UNECE R39), a wrong
+# unit is a factor of 2 or 3.6; a heading in another convention is off by a quarter turn.
 SPEED_SHARE, HEADING_DEG = 0.2, 20.0
-# Of one stretch of `SPAN_S`: a lost fix, or a wheel that slips.
+# Limits for one stretch of `SPAN_S`: beyond them the GPS fix was lost, or a wheel slips.
 STRETCH_SHARE, STRETCH_MPS = 0.3, 2.0
 
 
@@ -37,9 +37,9 @@ class Motion:
 
     Attributes:
         position: (N, 3) m on a level map.
-        turn: (N,) from the car's axes to the map's.
+        turn: (N,) rotations from the car's axes to the map's.
         velocity: (N, 3) m/s in the map's frame.
-        findings: Where the columns contradict each other; without a place.
+        findings: Contradictions between the columns; without a place.
     """
 
     position: np.ndarray
@@ -49,7 +49,7 @@ class Motion:
 
 
 def need_numbers(columns: Mapping[str, np.ndarray]) -> None:
-    """Refuse what is no number, before arithmetic spreads it.
+    """Refuse values that are not numbers, before they spread through the arithmetic.
 
     Raises:
         AvomniError: naming the column and the row.
@@ -60,7 +60,7 @@ def need_numbers(columns: Mapping[str, np.ndarray]) -> None:
 
 
 def of_poses(columns: Mapping[str, np.ndarray], t_s: np.ndarray) -> Motion:
-    """x, y, z (m), qx, qy, qz, qw (scalar last) and vx, vy, vz (m/s), all in one level frame."""
+    """From x, y, z (m), qx, qy, qz, qw (scalar last) and vx, vy, vz (m/s), in one level frame."""
     need_numbers(columns)
 
     def stacked(names: str, prefix: str = "") -> np.ndarray:
@@ -74,18 +74,18 @@ def of_poses(columns: Mapping[str, np.ndarray], t_s: np.ndarray) -> Motion:
 
 
 def of_speed_heading_and_gps(columns: Mapping[str, np.ndarray], t_s: np.ndarray) -> Motion:
-    """L2D's: speed in km/h, heading in degrees clockwise from north, latitude and longitude in
-    degrees (WGS 84, float32).
+    """From L2D's speed in km/h, heading in degrees clockwise from north, and latitude and longitude
+    in degrees (WGS 84, float32).
 
     - speed / 3.6 is m/s; yaw = 90° - heading, counter-clockwise from east;
-    - degrees go through PROJ (topocentric, `own.poses.level`) to metres east and north;
-    - positions are dead reckoning (speed along yaw) plus what GPS differs from it, smoothed over
-      3 s: float32 degrees alone would jump by 0.4 m. The road is taken for level.
+    - PROJ converts degrees to metres east and north (topocentric, `own.poses.level`);
+    - positions are dead reckoning (speed along yaw) plus its difference to GPS, smoothed over 3 s:
+      float32 degrees alone would jump by 0.4 m. The road is assumed to be level.
 
-    Speed is held against the way by GPS, heading against its course: see `disagreements`.
+    Speed and heading are compared with GPS, see `disagreements`.
 
     Raises:
-        AvomniError: a value is no number, or no place on the Earth.
+        AvomniError: a value is not a number, or not a position on the Earth.
     """
     need_numbers(columns)
     degrees = np.stack([columns["hp_loc_latitude"], columns["hp_loc_longitude"]], axis=1)
@@ -98,7 +98,7 @@ def of_speed_heading_and_gps(columns: Mapping[str, np.ndarray], t_s: np.ndarray)
     velocity = speed[:, None] * np.stack([np.cos(yaw), np.sin(yaw)], axis=1)
     steps = (velocity[1:] + velocity[:-1]) / 2 * np.diff(t_s)[:, None]
     reckoned = np.concatenate([np.zeros((1, 2)), np.cumsum(steps, axis=0)])
-    # A straight line in time, and what is left of a Gaussian's width around it.
+    # Smooth with a Gaussian around a linear trend in time.
     off, basis = gps - reckoned, np.stack([np.ones_like(t_s), t_s - t_s.mean()], axis=1)
     line = basis @ np.linalg.lstsq(basis, off, rcond=None)[0]
     sigma = GPS_SMOOTHING_S / float(np.median(np.diff(t_s)))
@@ -115,15 +115,17 @@ def of_speed_heading_and_gps(columns: Mapping[str, np.ndarray], t_s: np.ndarray)
 def disagreements(
     t_s: np.ndarray, speed: np.ndarray, yaw: np.ndarray, gps: np.ndarray
 ) -> Iterator[Finding]:
-    """Where speed (N,) m/s and yaw (N,) rad contradict places (N, 2) m east and north, all of a
-    clip; stretches of two seconds in which the car drives at 3 m/s or more count."""
+    """Compare a clip's speed (N,) m/s and yaw (N,) rad with positions (N, 2) m east and north.
+
+    Uses stretches of two seconds in which the car drives at 3 m/s or more.
+    """
     marks = np.arange(t_s[0], t_s[-1], SPAN_S)
     if len(marks) < 2:
         return
 
     def at(values: np.ndarray) -> np.ndarray:
-        found: np.ndarray = np.interp(marks, t_s, values)
-        return found
+        interpolated: np.ndarray = np.interp(marks, t_s, values)
+        return interpolated
 
     steps = np.stack([np.diff(at(column)) for column in gps.T], axis=1)
     way = np.concatenate([[0], np.cumsum((speed[1:] + speed[:-1]) / 2 * np.diff(t_s))])

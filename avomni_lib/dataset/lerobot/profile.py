@@ -1,4 +1,4 @@
-"""What a LeRobot data set's columns and cameras mean: `l2d`, `rig`, or one of your own."""
+"""Profiles: meaning of a LeRobot data set's columns and cameras (`l2d`, `rig`, or your own)."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from avomni_lib.errors import AvomniError
 
 @dataclass(frozen=True)
 class Published:
-    """What a public page says of a data set, for plans that ask nobody.
+    """Published figures of a data set, for plans that make no requests.
 
     Attributes:
-        repo_id: Of which it is said.
-        num_episodes, hours: Of the whole set.
-        share_kept: Of the episodes, once those that overlap are left out.
-        bytes_a_s: Of one camera's video a second.
-        bytes_a_file: Of a video file.
-        bytes_metadata: Of the tables about all episodes.
-        bytes_a_data_file: Of a file of states.
+        repo_id: The data set that they apply to.
+        num_episodes, hours: Of the whole data set.
+        share_kept: Share of the episodes left without overlaps.
+        bytes_a_s: Bytes per second of one camera's video.
+        bytes_a_file: Bytes of a video file.
+        bytes_metadata: Bytes of the tables about all episodes.
+        bytes_a_data_file: Bytes of a file of states.
         source: Where the figures are from.
     """
 
@@ -44,7 +44,7 @@ class Published:
 
     @property
     def seconds(self) -> float:
-        """Of an episode, in the mean."""
+        """Mean duration of an episode."""
         return self.hours * 3600 / self.num_episodes
 
 
@@ -53,15 +53,15 @@ class Profile:
     """How episodes of a data set become clips.
 
     Attributes:
-        name: What errors call it.
+        name: Name in errors.
         cameras: Our camera -> the data set's video key.
-        state: The feature that holds the car's state, an array a row.
-        axes: Of the state, by their names in info.json, the columns that `read` takes.
+        state: The feature with the car's state, one array per row.
+        axes: The names (in info.json) of the state's columns that `read` needs.
         read: (columns by axis (N,) float64, times (N,) s) -> `Motion`.
-        session: Column of meta/episodes that names the recording; episodes of one share a split.
-        clock: Feature of absolute times, ns: episodes of one session that overlap are left out.
-        remarks: What a reader of the audit must know of it: (kind, sentence).
-        published: For plans before anything is fetched.
+        session: Column of meta/episodes that names the recording; its episodes share a split.
+        clock: Feature of absolute times, ns; overlapping episodes of a session are left out.
+        remarks: Remarks for the audit: (kind, sentence).
+        published: Figures for plans before anything is fetched.
     """
 
     name: str
@@ -82,7 +82,7 @@ NO_LENSES = (
         "needs them (paths drawn into pictures) is to be trusted"
     ),
 )
-# Our cameras by where they look; none of L2D's is a tele camera, and its seventh video is a map.
+# Cameras are matched by direction; L2D has no tele camera, and its seventh video is a map.
 L2D = Profile(
     name="l2d",
     cameras={
@@ -139,11 +139,11 @@ def profile_of(name: str) -> Profile:
         AvomniError: its module cannot be imported, or the attribute is no `Profile`.
     """
     where = "dataset.lerobot.profile"
-    found = BUILT_IN[name] if name in BUILT_IN else own_code.load(name, where)
-    if not isinstance(found, Profile):
-        kind = type(found).__name__
+    profile = BUILT_IN[name] if name in BUILT_IN else own_code.load(name, where)
+    if not isinstance(profile, Profile):
+        kind = type(profile).__name__
         raise AvomniError(f"{name} is of type {kind}, expected a Profile", where=where)
-    if unknown := [camera for camera in found.cameras if camera not in cameras.BY_NAME]:
+    if unknown := [camera for camera in profile.cameras if camera not in cameras.BY_NAME]:
         fix = f"choose among {', '.join(cameras.BY_NAME)}"
         raise AvomniError(f"{name} names an unknown camera {unknown[0]!r}", where=where, fix=fix)
-    return found
+    return profile

@@ -1,7 +1,7 @@
-"""What a caller gave, read strictly: arrays of plain numbers, times, text, whole numbers, videos.
+"""Strict validation of arguments: arrays of numbers, times, text, integers and videos.
 
-Every error names the argument, the row and the clip. `Mistakes` gathers them, so that a call is
-refused once with all that is wrong with it.
+Every error names the argument, the row and the clip. `Mistakes` collects them, so that a call is
+refused once with all its mistakes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NUMBERS_FIX = "give numbers, as np.asarray(values, dtype=np.float64)"
 NO_VALUE_FIX = "leave out the rows that have no value"
 # Units that times may have been given in, in units a second.
 UNITS = {"milliseconds": 1e3, "microseconds": 1e6, "nanoseconds": 1e9}
-# float32 holds about seven digits; times that it holds no finer than this are no times of frames.
+# float32 has about seven digits; coarser times than this cannot be frame times.
 TIME_RESOLUTION_S = 1e-3
 # An H.264 or H.265 stream without a container begins with a start code (ITU-T H.264, Annex B).
 START_CODES = (b"\0\0\0\1", b"\0\0\1")
@@ -49,7 +49,7 @@ VIDEO_FIXES = {
 
 @dataclass(frozen=True)
 class Argument:
-    """An argument, and the clip that it was given for, as errors name them."""
+    """Name of an argument and its clip, for errors."""
 
     name: str
     clip: str | None = None
@@ -60,11 +60,11 @@ class Argument:
 
 
 class Mistakes(list[AvomniError]):
-    """All that is wrong with a call; `raise_all` raises it as one error."""
+    """The mistakes of a call; `raise_all` raises them as one error."""
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
-        """Keep an AvomniError of the block instead of raising it."""
+        """Collect an AvomniError of the block instead of raising it."""
         try:
             yield
         except AvomniError as error:
@@ -85,12 +85,12 @@ class Mistakes(list[AvomniError]):
 def array(
     value: Any, at: Argument, *shapes: tuple, most: float = np.inf, resolution: float = np.inf
 ) -> np.ndarray:
-    """Finite float64 numbers of one of `shapes`, in which None stands for any length.
+    """Finite float64 numbers of one of `shapes`, in which None is any length.
 
     Raises:
         AvomniError: dates, text, booleans, complex numbers, masked values, objects, rows of
-            different lengths, another shape, NaN, infinity, a size beyond `most`, or float32 that
-            holds the greatest no finer than `resolution`.
+            different lengths, another shape, NaN, infinity, magnitudes above `most`, or float32
+            whose spacing at the largest value exceeds `resolution`.
     """
     if isinstance(value, np.ma.MaskedArray):
         for row, *_ in np.argwhere(np.ma.getmaskarray(value))[:1]:
@@ -117,12 +117,12 @@ def array(
         fix = f"give {at.name}.T" if values.ndim == 2 and fits(values.shape[::-1]) else None
         raise at.error(f"{at.name} of shape {values.shape}, expected {wanted}", fix=fix)
     for index in np.argwhere(~(np.abs(values) <= min(most, np.finfo(float).max)))[:1]:
-        found, fix = values[tuple(index)], NO_VALUE_FIX
+        number, fix = values[tuple(index)], NO_VALUE_FIX
         why = "not a number that can be used"
-        if np.isfinite(found):
+        if np.isfinite(number):
             why = f"beyond {most:.2g}: no value of a car"
             fix = "look at the unit, and leave out rows that hold a placeholder"
-        raise at.error(f"{at.name} is {found:g} at row {index[0]}: {why}", index[0], fix)
+        raise at.error(f"{at.name} is {number:g} at row {index[0]}: {why}", index[0], fix)
     if given.dtype.kind == "f" and given.dtype.itemsize <= 4 and given.size:
         spacing = float(np.spacing(np.abs(given).max()))
         if spacing > resolution:
@@ -134,14 +134,14 @@ def array(
 
 def _uneven_row(value: Any) -> str | None:
     with contextlib.suppress(Exception):
-        for row, each in enumerate(value):
-            if np.shape(each) != np.shape(value[0]):
-                return f"row {row} is {each!r:.80}, row 0 {value[0]!r:.80}"
+        for row, item in enumerate(value):
+            if np.shape(item) != np.shape(value[0]):
+                return f"row {row} is {item!r:.80}, row 0 {value[0]!r:.80}"
     return None
 
 
 def _no_numbers(given: np.ndarray, at: Argument) -> AvomniError:
-    """What an array holds that is no number, and where."""
+    """The error for an array that is not numeric."""
     what, row, fix = str(given.dtype), None, NUMBERS_FIX
     match given.dtype.kind:
         case "M":
@@ -165,7 +165,7 @@ def _no_numbers(given: np.ndarray, at: Argument) -> AvomniError:
 
 
 def times(value: Any, at: Argument) -> np.ndarray:
-    """(N,) float64 s, rising; at least one."""
+    """(N,) float64 s, increasing, N ≥ 1."""
     values = array(value, at, (None,), resolution=TIME_RESOLUTION_S)
     for row in np.flatnonzero(np.diff(values) <= 0)[:1] + 1:
         before, after = values[row - 1], values[row]
@@ -177,7 +177,7 @@ def times(value: Any, at: Argument) -> np.ndarray:
 
 
 def text(value: Any, at: Argument, is_needed: bool = False) -> None:
-    """Refuse what is no text that a table can hold; None is fine where nothing `is_needed`."""
+    """Refuse anything but printable text; None is allowed unless `is_needed`."""
     if value is None and not is_needed:
         return
     if not isinstance(value, str) or (is_needed and not value):
@@ -188,7 +188,7 @@ def text(value: Any, at: Argument, is_needed: bool = False) -> None:
 
 
 def whole(value: Any, at: Argument, least: int, most: int) -> None:
-    """Refuse what is no whole number from `least` to `most`; None is fine."""
+    """Refuse anything but an integer from `least` to `most` or None."""
     with contextlib.suppress(TypeError):
         is_bool = isinstance(value, bool | np.bool_)
         if value is None or not is_bool and least <= operator.index(value) <= most:
@@ -199,21 +199,21 @@ def whole(value: Any, at: Argument, least: int, most: int) -> None:
 
 
 def unit_of(step: float, usual_s: float) -> str | None:
-    """The unit other than seconds in which a step that usually takes `usual_s` was given, if any.
+    """The unit other than seconds in which `step` may be given if a step usually takes `usual_s`.
 
-    Within a factor of 16 each way: no step belongs to two units.
+    A factor of 16 each way is tolerated, so that units are unambiguous.
     """
     ratios = {name: step / scale / usual_s for name, scale in UNITS.items()}
     return next((name for name, ratio in ratios.items() if 1 / 16 < ratio < 16), None)
 
 
 def video(value: Any, at: Argument) -> streams.Walked:
-    """What a video holds, read packet by packet.
+    """Read and check a video packet by packet.
 
-    Whatever its name is, it is a file's: `a:b.mp4` and `http://a.mp4` are opened on the disk.
+    The value is always the path of a file: `a:b.mp4` and `http://a.mp4` are opened on the disk.
 
     Raises:
-        AvomniError: it is no path of a file, does not open, or is damaged (`streams`).
+        AvomniError: it is not the path of a file, does not open, or is damaged (`streams`).
     """
     if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes):
         raise at.error(f"{at.name} is {value!r:.80}, expected a path")
@@ -223,7 +223,7 @@ def video(value: Any, at: Argument) -> streams.Walked:
             raise at.error(f"there is no video {path}", fix="look at the path")
         if path.is_dir():
             raise at.error(f"{path} is a folder, expected a video", fix="name the file in it")
-        if not path.is_file():  # a pipe would be waited for
+        if not path.is_file():  # opening a pipe would block
             raise at.error(f"no video that opens: {path} is not a regular file")
     except (OSError, ValueError) as error:
         raise at.error(f"no video that opens: {path}: {error}") from None

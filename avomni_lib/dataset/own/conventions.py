@@ -1,9 +1,9 @@
-"""Whether the motion of poses fits the frame and the axes that they were given in.
+"""Checks that the motion of poses is consistent with the frame and axes in which they are given.
 
-A car stands on its wheels, drives along its nose, and turns with it; its speed is a car's. What
-contradicts that is refused, together with the convention that would fit, where there is one. A map
-that is mirrored together with its headings contradicts nothing: only the turn that
-`summary` prints shows it.
+A car stands upright, drives along its heading, turns with its course, and has a plausible speed.
+Contradictions are refused, and the error suggests a convention that would fit, if there is one. A
+map that is mirrored together with its headings contradicts nothing: it only shows in the turn that
+`summary` prints.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from avomni_lib.dataset.own import poses as own_poses
 from avomni_lib.dataset.own.arguments import Argument, Mistakes
 from avomni_lib.dataset.own.poses import FLIP, Poses
 
-# Slower, the car stands; the course of a noisy position shows a turn only above the other.
+# Below the first speed a car stands; above the second, the course of noisy positions shows turns.
 STANDS_MPS, TURNS_MPS = 0.1, 3.0
-# An antenna over the front bumper moves 25° beside the nose on the tightest circle.
+# An antenna over the front bumper moves 25° off the heading on the tightest circle.
 DOUBTFUL_SLIP_DEG, MAX_TILT_DEG = 10.0, 35.0
 # The steepest streets climb by 35 %.
 MAX_CLIMB = 0.4
-# A nose that turns by less than this share of what the course turns by does not steer it.
+# If the course turns by at least this angle, the heading must turn by this share of it.
 MIN_TURN_DEG, MIN_TURN_SHARE = 8.0, 0.5
-# Below, the noise of the course alone would make the nose's share of the turn that small.
+# Smaller turns relative to the noise of the course could be explained by noise.
 TURN_TO_NOISE = 10.0
 MAX_REVERSE_MPS, MAX_SPEED_MPS = 5.0, 100.0
-# Positions against given speeds: 10 % and half a metre per second.
+# Speeds of the positions compared with given ones: 0.5 m/s plus 10 %.
 GIVEN_SPEED_TOLERANCE = (0.5, 0.1)
-# Of the correlation of neighbouring steps: noise has -0.5, a drift without direction 0, a car 1.
+# Correlation of neighbouring steps: -0.5 for noise, 0 for a random walk, 1 for a car.
 SMOOTH = 0.8
 METRES_PER_DEGREE = 111_195.0
-# How many times the speed of the positions the given one is, and why.
+# Explanation -> (ratio of the given speed to that of the positions, tolerance as a factor).
 RATIOS = {
     "position_m looks like kilometres: multiply by 1000": (1000.0, 1.1),
     "position_m looks like degrees: frame='wgs84', with (latitude, longitude)": (1.1e5, 2.0),
@@ -66,20 +66,20 @@ HEADINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "-np.radians(heading_rad)": lambda angle: -np.radians(angle),
     "np.radians(heading_rad) + np.pi / 2": lambda angle: np.radians(angle) + np.pi / 2,
 }
-# Of positions whose third column is something else.
+# If the third column of positions is something else.
 NO_HEIGHT = "the third coordinate is not the height"
-# A convention that fits worse than the best one by this much is not offered.
+# Conventions that fit worse than the best one by more than this are not suggested.
 MUCH_WORSE_DEG = 5.0
 
 
 @dataclass(frozen=True)
 class Track:
-    """Where positions go, half a second at a time.
+    """Displacements over half-second steps.
 
     Attributes:
-        steps_m: (M, 3) from mark to mark.
-        seconds: (M,) between them.
-        rows: (M,) the pose nearest to the middle of each.
+        steps_m: (M, 3) displacement of each step.
+        seconds: (M,) duration of each step.
+        rows: (M,) index of the pose nearest to the middle of each step.
     """
 
     steps_m: np.ndarray
@@ -88,7 +88,7 @@ class Track:
 
     @classmethod
     def of(cls, t_s: np.ndarray, position: np.ndarray) -> Track:
-        """Of positions (K, 3) m at times (K,) s."""
+        """Create from positions (K, 3) m at times (K,) s."""
         count = max(int((t_s[-1] - t_s[0]) / SPAN_S), min(4, len(t_s) - 1))
         marks = np.linspace(t_s[0], t_s[-1], count + 1)
         places = np.stack([np.interp(marks, t_s, column) for column in position.T], axis=1)
@@ -110,14 +110,14 @@ class Track:
 
     @property
     def moves(self) -> np.ndarray:
-        """(M,) bool where it goes fast enough for its course to be a direction."""
+        """(M,) bool: steps fast enough to have a meaningful direction."""
         return self.speeds > MOVES_MPS
 
     @property
     def is_smooth(self) -> bool:
-        """Whether steps follow each other in direction, as a car's do and noise does not.
+        """Whether successive steps have similar directions, as those of a car have.
 
-        Those of two seconds count too: a receiver's position may be held until the next one.
+        Also true for steps of two seconds, as a receiver may hold its position for a while.
         """
         coarse = self.steps_m[: len(self.steps_m) // 4 * 4].reshape(-1, 4, 3).sum(axis=1)
         return any(
@@ -130,7 +130,7 @@ class Track:
         return dataclasses.replace(self, steps_m=self.steps_m * factor)
 
     def noses(self, turn: Rotation) -> np.ndarray:
-        """(M, 3) where the car points; `turn` (K,) takes its axes into the frame."""
+        """(M, 3) headings; `turn` (K,) rotates the car's axes to the frame's."""
         return turn[self.rows].apply((1, 0, 0))
 
     def tilt_deg(self, turn: Rotation) -> float:
@@ -138,14 +138,14 @@ class Track:
         return _angle_deg(turn[self.rows].apply((0, 0, 1)), np.array([[0.0, 0.0, 1.0]]))
 
     def slip_deg(self, turn: Rotation) -> float:
-        """Median angle between path and nose, forwards or backwards, where it moves; else 0."""
+        """Median angle between path and heading, either way round; 0 if the car does not move."""
         if not self.moves.any():
             return 0.0
         return _angle_deg(self.steps_m[self.moves], self.noses(turn)[self.moves], is_line=True)
 
 
 def _angle_deg(vectors: np.ndarray, others: np.ndarray, is_line: bool = False) -> float:
-    """Median angle between (M, 3) vectors and others; of lines, whichever way they point."""
+    """Median angle between (M, 3) vectors; with `is_line`, regardless of their sign."""
     size = np.linalg.norm(vectors, axis=1) * np.linalg.norm(others, axis=1)
     cosine = (vectors * others).sum(axis=1) / np.maximum(size, 1e-9)
     median = np.median(np.abs(cosine) if is_line else cosine)
@@ -153,11 +153,11 @@ def _angle_deg(vectors: np.ndarray, others: np.ndarray, is_line: bool = False) -
 
 
 def contradictions(track: Track, turn: Rotation) -> Iterator[str]:
-    """What the poses do that no car does.
+    """Ways in which the motion is impossible for a car.
 
     Args:
-        track: In a level frame that stands still.
-        turn: (K,) from the car's axes to it.
+        track: In a level, stationary frame.
+        turn: (K,) rotations from the car's axes to the frame's.
     """
     if (tilt := track.tilt_deg(turn)) > MAX_TILT_DEG:
         yield f"the car's z axis points {tilt:.0f}° away from up: it lies on its side or roof"
@@ -173,7 +173,7 @@ def contradictions(track: Track, turn: Rotation) -> Iterator[str]:
     climb = np.abs(track.steps_m[:, 2]).sum() / track.path_m
     if climb > MAX_CLIMB and np.median(track.speeds) > TURNS_MPS:
         yield f"{climb:.0%} of the path goes up or down: {NO_HEIGHT}"
-    # Whether nose and course turn the same way, over each stretch driven without a stop.
+    # Compare the turns of heading and course over each stretch driven without a stop.
     steps = track.steps_m * np.sign(ahead)[:, None]
     moves = (track.speeds > TURNS_MPS) & (ahead != 0)
     course, yaw, bends = np.zeros(0), np.zeros(0), np.zeros(1)
@@ -195,7 +195,7 @@ def contradictions(track: Track, turn: Rotation) -> Iterator[str]:
 
 
 def notes(track: Track, turn: Rotation) -> list[str]:
-    """What is allowed and worth a look."""
+    """Remarks on motion that is possible but unusual."""
     remarks = []
     ahead = (track.steps_m * track.noses(turn)).sum(axis=1)
     moved_back = -ahead[(ahead < 0) & (track.speeds > MOVES_MPS)].sum()
@@ -212,7 +212,7 @@ def notes(track: Track, turn: Rotation) -> list[str]:
 
 
 def check(poses: Poses, where: str, mistakes: Mistakes) -> None:
-    """Add what the motion of the poses contradicts: speeds, units, and directions."""
+    """Check speeds, units and directions of the poses; adds to `mistakes`."""
     before = len(mistakes)
     position, into = own_poses.level(poses)
     track, turn = Track.of(poses.t_s, position), own_poses.turns(poses, into)
@@ -222,7 +222,7 @@ def check(poses: Poses, where: str, mistakes: Mistakes) -> None:
         return
     if wrong := list(contradictions(track, turn)):
         argument = "heading_rad" if poses.quaternion is None else "quaternion"
-        argument = "position_m" if all(NO_HEIGHT in each for each in wrong) else argument
+        argument = "position_m" if all(NO_HEIGHT in reason for reason in wrong) else argument
         fits = _fits(poses)
         fix = f"what fits is {'; or '.join(fits)} (docs/own_clips.md)" if fits else CONVENTIONS
         mistakes.append(Argument(argument, where).error("; ".join(wrong), fix=fix))
@@ -232,7 +232,7 @@ def check(poses: Poses, where: str, mistakes: Mistakes) -> None:
 
 
 def _check_speeds(poses: Poses, track: Track, turn: Rotation, where: str) -> None:
-    """Positions against given speeds, and a car's; and units that would explain what they do."""
+    """Compare the positions' speeds with given ones and with a car's; suggests a unit that fits."""
     mean, (slack, share) = track.mean_mps, GIVEN_SPEED_TOLERANCE
     name, given, is_off = "", 0.0, False
     if poses.speed_mps is not None:
@@ -260,7 +260,7 @@ def _check_speeds(poses: Poses, track: Track, turn: Rotation, where: str) -> Non
 
 
 def _unit(given: float, mean: float, argument: str) -> str | None:
-    """What would explain that speeds differ by a factor."""
+    """The unit that explains the ratio of two speeds, if any."""
     if max(given, mean) < GIVEN_SPEED_TOLERANCE[0] or mean <= 0:
         return None
     for fix, (ratio, width) in RATIOS.items():
@@ -270,9 +270,9 @@ def _unit(given: float, mean: float, argument: str) -> str | None:
 
 
 def _check_drift(poses: Poses, track: Track, turn: Rotation, at: Argument) -> None:
-    """Positions that creep as smoothly as a car drives, in a unit much larger than a metre.
+    """Detect a unit much larger than a metre: positions that move slowly but as smoothly as a car.
 
-    A parked car's positions stand still or jitter; these go on in one direction.
+    Positions of a parked car are constant or jitter; these continue in one direction.
     """
     mean, fix = track.mean_mps, ""
     high_x, high_y = np.abs(poses.position[:, :2]).max(axis=0)
@@ -295,7 +295,7 @@ def _check_drift(poses: Poses, track: Track, turn: Rotation, at: Argument) -> No
 
 
 def _check_velocity(poses: Poses, track: Track, into: Rotation, where: str) -> None:
-    """Whether given velocities point where the positions go."""
+    """Check that given velocities point along the displacements."""
     moves, given = track.moves, into.apply(poses.velocity_mps)[track.rows]
     if moves.any() and (off := _angle_deg(given[moves], track.steps_m[moves])) > MAX_SLIP_DEG:
         raise Argument("velocity_mps", where).error(
@@ -307,11 +307,14 @@ def _check_velocity(poses: Poses, track: Track, into: Rotation, where: str) -> N
 
 
 def _fits(poses: Poses) -> list[str]:
-    """The conventions by which the poses contradict nothing, with the fewest changes."""
+    """The conventions without contradictions that need the fewest changes."""
     fits: list[tuple[float, str]] = []
     fewest = None
-    # Degrees all near zero would be rare: they count twice.
-    ways = [(len(t) + sum("np.radians" in of for of in t), t, other) for t, other in _ways(poses)]
+    # A conversion from degrees counts twice: headings in degrees are rarely all near zero.
+    ways = [
+        (len(texts) + sum("np.radians" in text for text in texts), texts, other)
+        for texts, other in _ways(poses)
+    ]
     for number, texts, other in sorted(ways, key=lambda way: way[0]):
         if fewest is not None and number > fewest:
             break
@@ -325,11 +328,11 @@ def _fits(poses: Poses) -> list[str]:
 
 
 def _ways(poses: Poses) -> Iterator[tuple[list[str], Poses]]:
-    """What to give instead, and the poses so read."""
+    """(changes to the arguments, the resulting poses) for all other conventions."""
     replace, is_map = dataclasses.replace, poses.frame in ("enu", "ned")
     if poses.quaternion is None:
-        for text, of in HEADINGS.items():
-            yield [f"heading_rad={text}"], replace(poses, heading=of(poses.heading))
+        for text, convert in HEADINGS.items():
+            yield [f"heading_rad={text}"], replace(poses, heading=convert(poses.heading))
         if is_map:
             text = "position_m with -y for y (yours may point to the other side)"
             yield [text], replace(poses, position=poses.position * (1, -1, 1))

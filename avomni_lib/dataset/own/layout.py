@@ -1,7 +1,6 @@
-"""The files of a packed data set: stored zips of each chunk, its calibration, and the catalog's.
+"""The files of a packed data set: zips and calibration of each chunk, and the catalog's tables.
 
-They hold what the catalog and the stages ask for and nothing else; docs/own_clips.md
-lists it.
+They contain only what the catalog and the stages need; docs/own_clips.md lists it.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ from avomni_lib.dataset.clip_index import COLLECTION_FILE, INDEX_FILE
 EGOMOTION = "egomotion"
 CAMERA_MEMBERS = {"video": "mp4", "frame_timestamps": "timestamps.parquet"}
 MEMBERS = {EGOMOTION: {EGOMOTION: "parquet"}} | {c.name: CAMERA_MEMBERS for c in cameras.CAMERAS}
-# Of a car of usual size, in the order of calibration.VEHICLE, m.
+# Dimensions of an average car in the order of calibration.VEHICLE, m.
 CAR = (4.9, 1.9, 1.5, 1.4, 2.9, 1.6)
 NO_TURN = (0.0, 0.0, 0.0, 1.0)
 
 
 def chunk_path(feature: str) -> str:
-    """The file of a feature, with `{chunk_id:04d}` to be filled in."""
+    """Template of a feature's file, with `{chunk_id:04d}`."""
     directory = "labels" if feature == EGOMOTION else "camera"
     directory = "calibration" if feature in calibration.TABLES else directory
     ending = "zip" if feature in MEMBERS else "parquet"
@@ -41,7 +40,7 @@ def chunk_path(feature: str) -> str:
 
 
 def write_zip(path: Path, members: Iterable[tuple[str, Path | bytes]]) -> None:
-    """Stored, not deflated, so that a member is a byte range; the same bytes every time."""
+    """Write a reproducible zip of stored (not deflated) members, which are byte ranges of it."""
     with files.write_whole(path) as file, zipfile.ZipFile(file, "w") as archive:
         for name, content in members:
             info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
@@ -65,10 +64,11 @@ def parquet(columns: Mapping[str, Any]) -> bytes:
 
 
 def stand_in(feature: str, sizes: Mapping[str, Mapping[str, tuple[int, int]]]) -> bytes:
-    """A chunk's table of calibration, of a rig that nobody has measured.
+    """A placeholder for a chunk's calibration table, for a rig that was not calibrated.
 
-    Lenses are equidistant (r = f·θ, so that the picture's width is the nominal view), all mounted
-    at the middle of the rear axle and looking ahead. `sizes` has px of each clip and camera.
+    Lenses are equidistant (r = f·θ, with the nominal field of view over the picture's width), all
+    mounted at the middle of the rear axle and looking forward. `sizes` is clip_id -> camera ->
+    (width, height) px.
     """
     key, names = calibration.TABLES[feature]
     rows = []
@@ -77,8 +77,8 @@ def stand_in(feature: str, sizes: Mapping[str, Mapping[str, tuple[int, int]]]) -
             rows.append((clip_id, *CAR))
         for name, (width, height) in size_of.items() if key else ():
             focal = width / np.radians(cameras.BY_NAME[name].fov_deg)
-            line = (0.0, focal, 0.0, 0.0, 0.0), (0.0, 1 / focal, 0.0, 0.0, 0.0)
-            lens = (float(width), float(height), width / 2, height / 2, *line[0], *line[1])
+            fw, bw = (0.0, focal, 0.0, 0.0, 0.0), (0.0, 1 / focal, 0.0, 0.0, 0.0)
+            lens = (float(width), float(height), width / 2, height / 2, *fw, *bw)
             mount = (*NO_TURN, 0.0, 0.0, 0.0)
             rows.append((clip_id, name, *(lens if feature == "camera_intrinsics" else mount)))
     keys = ("clip_id",) if key is None else ("clip_id", key)
@@ -86,7 +86,7 @@ def stand_in(feature: str, sizes: Mapping[str, Mapping[str, tuple[int, int]]]) -
 
 
 def write_metadata(folder: Path, clips: Sequence[Any], clips_per_chunk: int) -> None:
-    """features.csv and the tables that list the clips (`OwnClip`), in the order of the chunks."""
+    """Write features.csv and the tables of clips (`OwnClip`), in the order of the chunks."""
     names = [*MEMBERS, *calibration.TABLES]
     members = {
         name: {kind: member(name, "{clip_id}", kind) for kind in MEMBERS.get(name, ())}
@@ -94,7 +94,7 @@ def write_metadata(folder: Path, clips: Sequence[Any], clips_per_chunk: int) -> 
     }
 
     def column(attribute: str, kind: type = str) -> pa.Array:
-        """As Python's own types, whatever numpy's they came in."""
+        """A column of built-in types, converted from NumPy's."""
         values = [getattr(clip, attribute) for clip in clips]
         plain = [None if value is None else kind(value) for value in values]
         return pa.array(plain, pa.int64() if kind is int else pa.string())
@@ -103,7 +103,7 @@ def write_metadata(folder: Path, clips: Sequence[Any], clips_per_chunk: int) -> 
     index = {"chunk": [place // clips_per_chunk for place in range(len(clips))]}
     index |= {"split": column("split"), "clip_id": clip_ids}
     features = [{*clip.videos, EGOMOTION, *calibration.TABLES} for clip in clips]
-    presence = {name: [name in held for held in features] for name in names}
+    presence = {name: [name in clip_features for clip_features in features] for name in names}
     collection = {
         "country": column("country"),
         "month": column("month", int),
@@ -119,7 +119,7 @@ def write_metadata(folder: Path, clips: Sequence[Any], clips_per_chunk: int) -> 
 
 
 def features_csv(features: Iterable[tuple[str, str, Mapping[str, str]]]) -> bytes:
-    """features.csv of (name, template of a chunk's file, kind -> template of a member)."""
+    """Content of features.csv for (name, template of a chunk's file, kind -> member template)."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("feature", "directory", "chunk_path", "clip_files_in_zip"))

@@ -1,11 +1,11 @@
-"""Own recordings to a folder in the data set's layout: plain videos and poses, for every stage.
+"""Packs your own videos and poses into a folder in the data set's layout, for use by all stages.
 
     pack("outputs/data/own", [OwnClip("drive 7", videos, t_s, position_m, heading_rad)])
 
-A run takes them with `dataset.source: folder` and `dataset.local_dir: outputs/data/own`. Unless
-`frame` and `axes` say otherwise, positions are metres on a level map (x east, y north, z up),
-headings count counter-clockwise from x, and the car's axes are x forward, y left, z up.
-docs/own_clips.md has the other frames, and what is checked.
+A run uses them with `dataset.source: folder` and `dataset.local_dir: outputs/data/own`. By default,
+positions are metres on a level map (x east, y north, z up), headings are counter-clockwise from x,
+and the car's axes are x forward, y left, z up. docs/own_clips.md describes the other frames, and
+what is checked.
 """
 
 from __future__ import annotations
@@ -35,44 +35,44 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.sections import ProcessingParams
 
 CLIPS_PER_CHUNK = 100
-# Cameras whose common span is a smaller share of the shortest one's are on different clocks.
+# If all cameras share less than this part of the shortest one, their clocks differ.
 MIN_COMMON = 0.5
-# Ego motion after the last frame is judged as far as a run keeps it that does not say otherwise.
+# Ego motion after the last frame is checked as far as a run keeps it by default.
 HORIZON_S = ProcessingParams().horizon_s
 
 
 @dataclass(frozen=True)
 class OwnClip:
-    """One recording: its videos, and where the car was meanwhile.
+    """One recording: its videos, and the motion of the car.
 
     Attributes:
-        name: Yours; the clip_id is a UUID that follows from it.
-        videos: Name in `cameras.BY_NAME` -> an mp4. One file may stand for several cameras.
-        t_s: (K,) s, rising, when each pose holds; from any zero, as Unix time. At least two a
-            second, from before the first frame to after the last one, and `processing.horizon_s`
-            longer where the target holds the future.
+        name: Any name; the clip_id is a UUID derived from it.
+        videos: Name in `cameras.BY_NAME` -> path of an mp4. One file may serve several cameras.
+        t_s: (K,) s, increasing: the times of the poses, from any zero, such as Unix time. At least
+            two per second, from before the first frame to after the last one, and
+            `processing.horizon_s` longer if the target needs the future.
         position_m: (K, 2) or (K, 3) in `frame`: (x, y[, z]) m; for "ned" (north, east[, down]) m;
             for "wgs84" (latitude, longitude[, altitude]) in degrees and m; for "ecef" (x, y, z) m.
-        heading_rad: (K,) rad where the nose points. For frame "enu" counter-clockwise from x (east,
-            on a map whose y is north); for every other frame clockwise from north, as a compass.
-        quaternion: (K, 4) instead of it: x, y, z, w, of the rotation that turns the car's axes into
-            the frame's (for "wgs84": east, north, up).
+        heading_rad: (K,) rad. For frame "enu" counter-clockwise from x (east, on a map whose y is
+            north); for all other frames clockwise from north, like a compass.
+        quaternion: (K, 4) as an alternative: x, y, z, w of the rotation from the car's axes to the
+            frame's (for "wgs84": east, north, up).
         velocity_mps: (K, 3) m/s along the frame's axes (for "wgs84": east, north, up); None derives
             it from the positions.
-        frame_times_s: Camera -> (N,) s on the clock of `t_s`, one a frame of the mp4 in the order
-            in which they are shown. Without it the file's own times count from 0.
-        split: train, val or test; None leaves it to the clip_id. Clips that were cut out of one
-            drive belong into one split.
-        country, platform: Text that clips are chosen by and scores are sliced by.
-        month, hour: The same as whole numbers, 1 to 12 and 0 to 23.
-        frame: What positions, headings and velocities count in: "enu", a level map with z up, on
-            which x may point anywhere as long as y is to the left of it; "ned"; "wgs84"; "ecef".
-            Of the last two, local metres around the first position are made.
-        axes: Where the x, y and z axes of the car point that a quaternion turns: "flu" forward,
-            left, up; "frd" forward, right, down; "rfu" right, forward, up; "rdf" right, down,
-            forward, as a camera that looks ahead.
-        speed_m_s: (K,) m/s at `t_s` from the wheels or another source than the positions, which are
-            compared with it; nothing else is made of it.
+        frame_times_s: Camera -> (N,) s on the clock of `t_s`, one per frame of the mp4 in
+            presentation order. Without it, the file's own times from 0 are used.
+        split: train, val or test; None derives it from the clip_id. Clips cut from one drive must
+            be in one split.
+        country, platform: Text by which clips can be selected and scores are sliced.
+        month, hour: Likewise, as integers from 1 to 12 and 0 to 23.
+        frame: The frame of positions, headings and velocities: "enu", a level map with z up, where
+            x may point in any direction and y is to its left; "ned"; "wgs84"; "ecef". The last two
+            are converted to local metres around the first position.
+        axes: Directions of the car's x, y and z axes for a quaternion: "flu" forward, left, up;
+            "frd" forward, right, down; "rfu" right, forward, up; "rdf" right, down, forward, like a
+            camera that looks forward.
+        speed_m_s: (K,) m/s at `t_s` from the wheels or another independent source; it is only used
+            to check the positions.
     """
 
     name: str
@@ -99,7 +99,7 @@ class OwnClip:
 
 @dataclass(frozen=True)
 class _Sound:
-    """What is written of a clip; members are (feature, kind, a file or its bytes)."""
+    """A clip ready to be written; members are (feature, kind, a file or its bytes)."""
 
     clip: OwnClip
     members: Sequence[tuple[str, str, Path | bytes]]
@@ -110,23 +110,23 @@ class _Sound:
 def pack(
     folder: str | Path, clips: Iterable[OwnClip], clips_per_chunk: int = CLIPS_PER_CHUNK
 ) -> Packed:
-    """Write clips as a data set for `dataset.source: folder`; the folder appears whole.
+    """Write clips as a data set for `dataset.source: folder`; the folder is created atomically.
 
-    All clips are checked before anything is written. Videos are copied as they are. The layout asks
-    for calibration too: what is written is a stand-in (`layout.stand_in`), which the audit
-    looks at and no cache, answer or score is made from. Other road users are not packed, so coc_v1
-    and full_v1 have no causes to learn.
+    All clips are checked before anything is written. Videos are copied unchanged. The layout
+    requires calibration: a placeholder is written (`layout.stand_in`), which only the audit reads;
+    no cache, answer or score depends on it. Other road users are not packed, so coc_v1 and full_v1
+    have no causes to learn.
 
     Args:
-        folder: Empty, or not there yet; relative ones start at the project root.
-        clips: Each with all cameras of one grid at least.
+        folder: An empty or new folder; relative paths start at the project root.
+        clips: Each needs all cameras of at least one grid.
 
     Returns:
-        The folder, and what was understood of each clip: print it, and compare speeds and turns
-        with the drive. A map that is mirrored together with its headings shows nowhere else.
+        The folder and a summary of each clip: print it, and compare speeds and turns with the
+        drive. Nothing else shows that a map is mirrored together with its headings.
 
     Raises:
-        AvomniError: every mistake at once, each with the clip, the argument and the row.
+        AvomniError: all mistakes at once, each with the clip, the argument and the row.
     """
     mistakes = Mistakes()
     with mistakes.kept():
@@ -142,7 +142,7 @@ def pack(
         shutil.rmtree(work, ignore_errors=True)
         for number, start in enumerate(range(0, len(sound), clips_per_chunk)):
             _write_chunk(work, number, sound[start : start + clips_per_chunk])
-        layout.write_metadata(work, [each.clip for each in sound], clips_per_chunk)
+        layout.write_metadata(work, [item.clip for item in sound], clips_per_chunk)
         if folder.exists():
             folder.rmdir()
         os.replace(work, folder)
@@ -152,12 +152,12 @@ def pack(
         if isinstance(error, OSError):
             raise _unwritable(folder, error) from error
         raise
-    return Packed(folder, tuple(each.summary for each in sound))
+    return Packed(folder, tuple(item.summary for item in sound))
 
 
 def check(clips: Iterable[OwnClip]) -> Packed:
-    """What `pack` would do with the clips, without writing: its errors, or what it understands."""
-    return Packed(None, tuple(each.summary for each in _examine(clips, Mistakes())))
+    """Check clips as `pack` does, without writing; returns the summaries or raises its errors."""
+    return Packed(None, tuple(item.summary for item in _examine(clips, Mistakes())))
 
 
 def _empty(folder: Any) -> Path:
@@ -184,7 +184,7 @@ def _unwritable(folder: Path, error: OSError) -> AvomniError:
 
 
 def _examine(clips: Any, mistakes: Mistakes) -> list[_Sound]:
-    """Check all clips, and raise all that is wrong with them."""
+    """Check all clips, and raise all their mistakes."""
     at = Argument("clips")
     if isinstance(clips, OwnClip | str | bytes | Mapping) or not hasattr(clips, "__iter__"):
         shown = "one OwnClip" if isinstance(clips, OwnClip) else f"{clips!r:.80}"
@@ -212,7 +212,7 @@ def _examine(clips: Any, mistakes: Mistakes) -> list[_Sound]:
 
 
 def _examine_clip(clip: OwnClip, mistakes: Mistakes) -> _Sound | None:
-    """A clip that is sound; else None, and what is wrong is added to the mistakes."""
+    """Check a clip; returns None if it has mistakes, which are added to `mistakes`."""
     before, where = len(mistakes), f"clip {clip.name!r:.80}"
     at = partial(Argument, clip=where)
     for name in ("name", "country", "platform"):
@@ -233,37 +233,37 @@ def _examine_clip(clip: OwnClip, mistakes: Mistakes) -> _Sound | None:
             _check_overlap(times_s, clip, at)
     if len(mistakes) > before or poses is None:
         return None
-    # A clip's time 0 is its first frame's, as in the data set.
+    # As in the data set, a clip's time 0 is that of its first frame.
     zero_s = min(float(times[0]) for times in times_s.values())
     stamps = {camera: own_poses.microseconds(times - zero_s) for camera, times in times_s.items()}
     position, into = own_poses.level(poses)
     velocity = None if poses.velocity_mps is None else into.apply(poses.velocity_mps)
     turn = own_poses.turns(poses, into)
-    moved = own_poses.egomotion(poses.t_s, position, turn, velocity, zero_s)
-    # What the audit and the ETL find.
+    ego = own_poses.egomotion(poses.t_s, position, turn, velocity, zero_s)
+    # The checks of the audit and the ETL.
     spans = [(int(times[0]), int(times[-1])) for times in stamps.values()]
-    found = {"poses": checks.egomotion(moved, *checks.common(spans), HORIZON_S)[1]}
+    findings = {"poses": checks.egomotion(ego, *checks.common(spans), HORIZON_S)[1]}
     members: list[tuple[str, str, Path | bytes]] = [
-        (layout.EGOMOTION, layout.EGOMOTION, layout.parquet(moved))
+        (layout.EGOMOTION, layout.EGOMOTION, layout.parquet(ego))
     ]
     for camera, times in stamps.items():
         argument = "frame_times_s" if camera in clip.frame_times_s else "videos"
         walked = walks[camera]
         agreed = checks.agree(walked.times_us, times, walked.facts["tick_us"])
-        found[f"{argument}[{camera!r}]"] = [*walked.findings, *checks.clock(times)[1], *agreed]
+        findings[f"{argument}[{camera!r}]"] = [*walked.findings, *checks.clock(times)[1], *agreed]
         clock = {"timestamp": times, "frame_index": np.arange(len(times))}
         members.append((camera, "video", Path(clip.videos[camera])))
         members.append((camera, "frame_timestamps", layout.parquet(clock)))
     notes: dict[str, None] = {}
-    for argument, findings in found.items():
-        for finding in findings:
+    for argument, faults in findings.items():
+        for finding in faults:
             if finding.severity == DAMAGED:
                 mistakes.append(at(argument).error(finding.reason))
             elif finding.severity == ODD and finding.what not in USUAL:
                 notes[f"{argument}: {finding.reason}"] = None
     if len(mistakes) > before:
         return None
-    summary = own_summary.of(clip.name, clip.clip_id, stamps, zero_s, moved, tuple(notes))
+    summary = own_summary.summarize(clip.name, clip.clip_id, stamps, zero_s, ego, tuple(notes))
     sizes = {camera: (w.facts["width"], w.facts["height"]) for camera, w in walks.items()}
     return _Sound(clip, members, sizes, summary)
 
@@ -271,7 +271,7 @@ def _examine_clip(clip: OwnClip, mistakes: Mistakes) -> _Sound | None:
 def _clocks(
     clip: OwnClip, mistakes: Mistakes, at: Callable[[str], Argument]
 ) -> tuple[dict[str, np.ndarray], dict[str, streams.Walked]]:
-    """Camera -> (N,) s of its frames; camera -> what its file holds."""
+    """Camera -> (N,) s frame times; camera -> the scan of its file."""
     times_s: dict[str, np.ndarray] = {}
     walks: dict[str, streams.Walked] = {}
     videos: Mapping[str, Any] = {}
@@ -285,7 +285,7 @@ def _clocks(
             what = f"frame_times_s names {lone[0]}, of which there is no video"
             fix = "give its video too, or leave its times out"
             raise at("frame_times_s").error(what, fix=fix)
-    # One file may stand for several cameras: it is read, and refused, once.
+    # A file that serves several cameras is read, and refused, only once.
     read: dict[str, streams.Walked | None] = {}
     for name, value in videos.items():
         key = str(value)
@@ -302,7 +302,7 @@ def _clocks(
 
 
 def _by_camera(value: Any, at: Argument, example: str) -> Mapping[str, Any]:
-    """A mapping of known cameras."""
+    """Check that a value is a mapping of known cameras."""
     if not isinstance(value, Mapping):
         fix = f"give it as {{{cameras.CAMERAS[0].name!r}: {example}}}"
         raise at.error(f"{at.name} is {value!r:.80}, expected a mapping of cameras", fix=fix)
@@ -327,7 +327,7 @@ def _check_grid(videos: Mapping[str, Any], at: Argument) -> None:
 
 
 def _given_times(value: Any, walked: streams.Walked, at: Argument) -> np.ndarray:
-    """A camera's times as they were given, against the file's own."""
+    """Check given times of a camera against the file's own."""
     file_s = walked.times_us / 1e6
     times_s = arguments.array(value, at, (None,))
     if len(times_s) != len(file_s):
@@ -352,7 +352,7 @@ def _given_times(value: Any, walked: streams.Walked, at: Argument) -> np.ndarray
 def _check_overlap(
     times_s: Mapping[str, np.ndarray], clip: OwnClip, at: Callable[[str], Argument]
 ) -> None:
-    """Whether the cameras, and the poses with them, were recorded at one time on one clock."""
+    """Check that the times of cameras and poses overlap, so that they are on one clock."""
     spans = {camera: (float(times[0]), float(times[-1])) for camera, times in times_s.items()}
     late = max(spans, key=lambda camera: spans[camera][0])
     early = min(spans, key=lambda camera: spans[camera][1])
@@ -380,13 +380,13 @@ def _check_overlap(
 
 def _write_chunk(work: Path, number: int, clips: Sequence[_Sound]) -> None:
     members: dict[str, list[tuple[str, Path | bytes]]] = {}
-    for each in clips:
-        for feature, kind, content in each.members:
-            name = layout.member(feature, each.clip.clip_id, kind)
+    for item in clips:
+        for feature, kind, content in item.members:
+            name = layout.member(feature, item.clip.clip_id, kind)
             members.setdefault(feature, []).append((name, content))
-    for feature, held in members.items():
-        layout.write_zip(work / layout.chunk_path(feature).format(chunk_id=number), held)
-    sizes = {each.clip.clip_id: each.sizes for each in clips}
+    for feature, contents in members.items():
+        layout.write_zip(work / layout.chunk_path(feature).format(chunk_id=number), contents)
+    sizes = {item.clip.clip_id: item.sizes for item in clips}
     for feature in calibration.TABLES:
         path = work / layout.chunk_path(feature).format(chunk_id=number)
         layout.write(path, layout.stand_in(feature, sizes))

@@ -1,8 +1,8 @@
-"""Poses as somebody has them: read, taken to one level frame, and to the data set's columns.
+"""Poses of own recordings: validation, and conversion to a level frame and the data set's columns.
 
-The level frame is east, north, up, in metres. Headings are then counter-clockwise from x (east),
-and rotations turn the car's axes (x forward, y left, z up) into the frame's. Conversions are
-scipy's and PROJ's.
+The level frame is east, north, up, in metres. In it, headings are counter-clockwise from x (east),
+and rotations are from the car's axes (x forward, y left, z up) to the frame's. SciPy and PROJ do
+the conversions.
 """
 
 from __future__ import annotations
@@ -24,37 +24,37 @@ FRAMES = {
     "wgs84": "latitude and longitude in degrees, altitude in m; headings clockwise from north",
     "ecef": "geocentric x, y, z, m; headings clockwise from north",
 }
-# Forward, left and up in the axes of a car that are named by where x, y and z point.
+# Forward, left and up in a car's axes, which are named by the directions of x, y and z.
 AXES = {
     "flu": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
     "frd": ((1, 0, 0), (0, -1, 0), (0, 0, -1)),
     "rfu": ((0, 1, 0), (-1, 0, 0), (0, 0, 1)),
     "rdf": ((0, 0, 1), (-1, 0, 0), (0, -1, 0)),
 }
-FLIP = Rotation.from_matrix(((0, 1, 0), (1, 0, 0), (0, 0, -1)))  # ned to enu; its own inverse
+FLIP = Rotation.from_matrix(((0, 1, 0), (1, 0, 0), (0, 0, -1)))  # ned to enu and back
 USUAL_STEP_S = 0.03
-# From the Dead Sea's shore to above the highest road, from the Earth's centre.
+# Distance from the Earth's centre: from the shore of the Dead Sea to above the highest road.
 EARTH_M = (6.33e6, 6.40e6)
-# No speed can be had from positions that are stored more coarsely; 1e-7° is about 1 cm.
+# Coarser positions do not allow to compute speeds; 1e-7° is about 1 cm.
 RESOLUTION_M, DEGREES_RESOLUTION = 1e-2, 1e-7
-# m and m/s, so that arithmetic does not overflow: the Moon's distance, and more than 3600 km/h.
+# Limits that prevent overflows: the Moon's distance (m), and far above any car's speed (m/s).
 FARTHEST_M, FASTEST_MPS = 3.8e8, 1e6
-# A quaternion printed with two decimals is this far from unit length.
+# Deviation from unit length of a quaternion printed with two decimals.
 UNIT_TOLERANCE = 0.02
-# Two whole turns: a heading beyond was hardly counted on, and 13 is a usual one in degrees.
+# Two full turns: larger headings are likely in degrees, where 13 is a common value.
 LARGEST_HEADING_RAD = 4 * np.pi
 
 
 @dataclass(frozen=True)
 class Poses:
-    """Poses as they were given, read and found to fit each other in shape.
+    """Validated poses in the frame in which they were given.
 
     Attributes:
-        frame, axes: Of `FRAMES` and `AXES`.
-        t_s: (K,) s, rising.
+        frame, axes: Keys of `FRAMES` and `AXES`.
+        t_s: (K,) s, increasing.
         position: (K, 3) in the frame's units.
-        heading: (K,) rad in the frame's direction, or None.
-        quaternion: (K, 4) x, y, z, w, or None; one of the two is given.
+        heading: (K,) rad in the frame's convention, or None.
+        quaternion: (K, 4) x, y, z, w, or None; exactly one of the two is given.
         velocity_mps: (K, 3) m/s, along east, north and up for wgs84, else along the frame's axes.
         speed_mps: (K,) m/s of the wheels or another source.
     """
@@ -70,7 +70,7 @@ class Poses:
 
 
 def read(clip: Any, mistakes: Mistakes, where: str) -> Poses | None:
-    """An `OwnClip`'s poses; None after anything that keeps them from being read."""
+    """Read an `OwnClip`'s poses; returns None if there are mistakes, which are collected."""
     before, frame, axes = len(mistakes), clip.frame, clip.axes
     at = functools.partial(Argument, clip=where)
     for name, value, known in (("frame", frame, FRAMES), ("axes", axes, AXES)):
@@ -81,7 +81,7 @@ def read(clip: Any, mistakes: Mistakes, where: str) -> Poses | None:
     with mistakes.kept():
         t_s = arguments.times(clip.t_s, at("t_s"))
         _check_step(t_s, at("t_s"))
-    # Without its times an argument's length is compared with the positions'.
+    # If the times are invalid, lengths are compared with that of the positions.
     position = clip.position_m if hasattr(clip.position_m, "__len__") else ()
     count = len(position if t_s is None else t_s)
     if count < 2:
@@ -97,7 +97,7 @@ def read(clip: Any, mistakes: Mistakes, where: str) -> Poses | None:
             mistakes.append(at("position_m").error(what, fix="frame='ecef'"))
             if clip.quaternion is None:
                 return None
-            # What else is wrong can only be seen in the right frame.
+            # Continue in the right frame, to detect further mistakes.
             frame, before = "ecef", before + 1
     num_given = (clip.heading_rad is not None) + (clip.quaternion is not None)
     if num_given != 1:
@@ -127,7 +127,7 @@ def read(clip: Any, mistakes: Mistakes, where: str) -> Poses | None:
 
 
 def _check_turns(values: np.ndarray, at: Argument) -> None:
-    """Headings are radians, and quaternions rotations."""
+    """Check that headings are in radians and quaternions have unit length."""
     if at.name == "heading_rad":
         for row in np.flatnonzero(np.abs(values) > LARGEST_HEADING_RAD)[:1]:
             what = f"heading_rad is {values[row]:g} at row {row}, more than two whole turns: "
@@ -142,7 +142,7 @@ def _check_turns(values: np.ndarray, at: Argument) -> None:
 
 
 def _position(value: Any, frame: str, at: Argument, count: int) -> np.ndarray:
-    """(K, 3) in the frame's units; a height that was left out is 0."""
+    """(K, 3) in the frame's units; a missing height is 0."""
     is_angle = frame == "wgs84"
     most, fineness = (np.inf, DEGREES_RESOLUTION) if is_angle else (FARTHEST_M, RESOLUTION_M)
     shapes = ((count, 3),) if frame == "ecef" else ((count, 2), (count, 3))
@@ -169,7 +169,7 @@ def _position(value: Any, frame: str, at: Argument, count: int) -> np.ndarray:
 
 
 def _check_step(t_s: np.ndarray, at: Argument) -> None:
-    """Poses less often than twice a second, or times in another unit."""
+    """Refuse poses less often than twice a second, and times in another unit."""
     step = float(np.median(np.diff(t_s))) if len(t_s) > 1 else 0.0
     if step > limits.MAX_GAP_S:
         what = f"t_s rises by {step:g} s from pose to pose; at least two poses a second are needed"
@@ -180,9 +180,9 @@ def _check_step(t_s: np.ndarray, at: Argument) -> None:
 
 
 def is_geocentric(position: np.ndarray) -> bool:
-    """Whether positions lie on the Earth as counted from its centre.
+    """Whether positions are on the Earth's surface relative to its centre.
 
-    UTM's easting and northing may be as large, at a height that no geocentric z has outside of the
+    UTM coordinates may be as large, but their height is smaller than a geocentric z outside of the
     tropics.
     """
     radius = np.linalg.norm(position, axis=1)
@@ -191,11 +191,11 @@ def is_geocentric(position: np.ndarray) -> bool:
 
 
 def level(poses: Poses) -> tuple[np.ndarray, Rotation]:
-    """(K, 3) m east, north and up of the first position, or in the given level map; and the
-    rotation that takes vectors of the frame into them.
+    """Convert positions to a level frame; returns (K, 3) m and the rotation of vectors into it.
 
-    Latitudes, longitudes and geocentric positions go through PROJ's `cart` and `topocentric`: the
-    plane that touches the WGS 84 ellipsoid at the first position, without the distortion of a map.
+    Its axes are east, north and up: those of a level map, or else relative to the first position.
+    Latitudes, longitudes and geocentric positions are converted by PROJ's `cart` and `topocentric`,
+    to the plane tangential to the WGS 84 ellipsoid there, without the distortion of a map.
     """
     frame, position = poses.frame, poses.position
     if frame == "enu":
@@ -214,7 +214,7 @@ def level(poses: Poses) -> tuple[np.ndarray, Rotation]:
         lat, lon, up = position.T
         return np.stack(into.transform(lon, lat, up), axis=1), Rotation.identity()
     into = Transformer.from_pipeline(f"+proj=topocentric +ellps=WGS84 +X_0={x} +Y_0={y} +Z_0={z}")
-    # The transformation is linear, so its rotation is what it makes of steps along the axes.
+    # The transformation is linear: steps along the axes give its rotation.
     steps_m = 1e6
     axes = np.stack(into.transform(*(position[0] + steps_m * np.eye(3)).T), axis=1) / steps_m
     return np.stack(into.transform(*position.T), axis=1), Rotation.from_matrix(axes.T)
@@ -225,7 +225,6 @@ def turns(poses: Poses, into: Rotation) -> Rotation:
     if poses.heading is not None:
         angle = poses.heading if poses.frame == "enu" else np.pi / 2 - poses.heading
         return Rotation.from_euler("z", angle[:, None])
-    # Forward, left and up, in the axes of a car that are called so.
     car = Rotation.from_matrix(np.transpose(AXES[poses.axes]))
     return into * Rotation.from_quat(poses.quaternion) * car
 
@@ -239,15 +238,15 @@ def egomotion(
 ) -> dict[str, np.ndarray]:
     """The columns of `clip.EGOMOTION_COLUMNS`, each (K,): timestamp int64 µs, the rest float64.
 
-    Everything is given in the frame of the car at the pose nearest to `zero_s` (x forward, y left,
-    z up). Velocities that are not known, and accelerations, are central differences.
+    The frame of reference is that of the car (x forward, y left, z up) at the pose nearest to
+    `zero_s`. Accelerations, and velocities if they are not given, are central differences.
 
     Args:
-        t_s: (K,) s, rising.
-        position: (K, 3) m in a Cartesian frame that stands still.
-        turn: (K,) from the car's axes to that frame's.
+        t_s: (K,) s, increasing.
+        position: (K, 3) m in a stationary Cartesian frame.
+        turn: (K,) rotations from the car's axes to that frame's.
         velocity: (K, 3) m/s in that frame.
-        zero_s: What is time 0 of the clip.
+        zero_s: Time 0 of the clip on the clock of `t_s`.
     """
     velocity = np.gradient(position, t_s, axis=0) if velocity is None else velocity
     anchor = int(np.argmin(np.abs(t_s - zero_s)))
@@ -261,7 +260,7 @@ def egomotion(
     columns |= zip("xyz", position.T, strict=True)
     columns |= zip(("vx", "vy", "vz"), velocity.T, strict=True)
     columns |= zip(("ax", "ay", "az"), np.gradient(velocity, t_s, axis=0).T, strict=True)
-    # At a walking pace a turn has no curvature that could be believed.
+    # Below walking pace, curvature is not meaningful.
     columns["curvature"] = np.gradient(yaw, t_s) / np.maximum(speed, limits.MOVES_MPS)
     return columns
 

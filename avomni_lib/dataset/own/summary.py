@@ -1,4 +1,4 @@
-"""What `pack` understood of each clip, for a person to compare with what was driven."""
+"""Summary of each clip as `pack` interpreted it, to compare with the actual drive."""
 
 from __future__ import annotations
 
@@ -18,23 +18,22 @@ from avomni_lib.dataset.own.conventions import Track
 
 STRAIGHT_DEG = 5.0
 SHOWN_CLIPS = 50
-# Times from 2001 to 2286 are taken for Unix times.
+# Times from 2001 to 2286 are shown as Unix times.
 UNIX_S = (1e9, 1e10)
 
 
 @dataclass(frozen=True, slots=True)
 class ClipSummary:
-    """A clip as it was understood, from its first frame to its last one.
+    """A clip from its first frame to its last one.
 
     Attributes:
         frames: Camera -> number of frames.
-        start_s, end_s: The first and the last frame, on the clock of `t_s`.
+        start_s, end_s: Times of the first and last frame on the clock of `t_s`.
         path_m: Metres driven.
-        mean_mps, max_mps: Speed over the path, and the highest over half a second.
-        turn_deg: By how much the heading at the end differs from that at the start; positive is to
-            the left. Whole circles count.
-        ahead_m, left_m: Where the clip ends, seen from where it starts.
-        notes: What is allowed and worth a look.
+        mean_mps, max_mps: Mean speed, and the maximum over half a second.
+        turn_deg: Change of heading from start to end, including full circles; left is positive.
+        ahead_m, left_m: End position in the car's frame at the start.
+        notes: Remarks on what is unusual.
     """
 
     name: str
@@ -88,10 +87,9 @@ class ClipSummary:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """What was understood of all clips, and where they lie; `clips` in the order given.
+    """Summaries of all clips in the given order, and their folder (None if nothing was written).
 
-    It stands for its folder wherever a path is asked for (`os.fspath`); `folder` is None where
-    nothing was written.
+    It can be used as the path of the folder (`os.fspath`).
     """
 
     folder: Path | None
@@ -127,7 +125,7 @@ class Packed:
         return f"<p>{html.escape(self.title)}</p>{shown}"
 
 
-def of(
+def summarize(
     name: str,
     clip_id: str,
     stamps_us: Mapping[str, np.ndarray],
@@ -135,7 +133,7 @@ def of(
     motion: Mapping[str, np.ndarray],
     remarks: tuple[str, ...] = (),
 ) -> ClipSummary:
-    """Sum a clip up from what is written of it.
+    """Summarize a clip from its packed content.
 
     Args:
         stamps_us: Camera -> (N,) int64 µs on the clip's clock.
@@ -145,7 +143,7 @@ def of(
     first = min(int(stamps[0]) for stamps in stamps_us.values()) / 1e6
     last = max(int(stamps[-1]) for stamps in stamps_us.values()) / 1e6
     t_s = motion["timestamp"] / 1e6
-    # The span's own ends, so that a clip of slow poses is summed up to its last frame.
+    # Include the ends of the span: poses may be sparse.
     times = np.concatenate([[first], t_s[(t_s > first) & (t_s < last)], [last]])
     place = np.stack([np.interp(times, t_s, motion[axis]) for axis in "xyz"], axis=1)
     quaternion = np.stack([motion[name] for name in ("qx", "qy", "qz", "qw")], axis=1)

@@ -1,10 +1,10 @@
 """Which clips and chunks a run takes.
 
-chunks     which clips `download.clips` asks for, and which chunks hold them within the limits
-selection  the whole choice: licence, catalog, chunks, files
-forecast   what a run would fetch and how large files are, without the hub
-manifest   `chosen.json`: what a run has fetched
-split      `split.json`: the split of each clip, frozen
-protocol   a public protocol: its clips, its moment, what others print
-evicted    `evicted.json`: raw files removed on purpose, and which runs still need them
+chunks     the clips that match `download.clips`, and the chunks to take within the limits
+selection  the complete selection: licence, catalog, chunks, files
+forecast   estimated chunks, clips and file sizes, without the hub
+manifest   `chosen.json`: the files and clips of a run
+split      `split.json`: the frozen split of each clip
+protocol   public evaluation protocols: clips, time, published results
+evicted    `evicted.json`: evicted raw files, and which runs still need raw files
 """

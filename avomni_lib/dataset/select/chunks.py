@@ -1,7 +1,7 @@
-"""Which clips a run may take, and which chunks, under a number of chunks and of gigabytes.
+"""Selection of clips and chunks within a number of chunks and of gigabytes.
 
-`wanted_clips` are those that have what a run needs and that `download.clips` asks for; `rank` puts
-the chunks in order by the catalog alone; `choose_chunks` takes them in that order.
+`wanted_clips` are the clips that have the required features and match `download.clips`; `rank`
+orders the chunks by the catalog alone; `choose_chunks` takes them in that order.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from avomni_lib.dataset.download.remote import RemoteFile
 from avomni_lib.errors import AvomniError
 from avomni_lib.params import Params
 
-# Parameter of download.clips -> the attribute that it names values of.
+# Parameter of download.clips -> the attribute that it filters by.
 FILTERS = {
     "splits": "split",
     "countries": "country",
@@ -34,47 +34,47 @@ FILTERS = {
     "event_clusters": "event_cluster",
 }
 MAX_SHOWN = 50
-# Ranked beyond target_chunks, to take the place of chunks that lack files.
+# Chunks ranked beyond target_chunks, to replace chunks that lack files.
 NUM_SPARE = 8
 
 
 class Wanted(NamedTuple):
     """The clips that a run may take."""
 
-    rows: np.ndarray  # (K,) int64 of the clip index, rising
-    group: np.ndarray  # (K,) int64 the group of each by download.clips.balance_by; 0 without it
-    groups: tuple[Any, ...]  # their names; one without it
-    words: str  # what was asked for, such as "country Germany"; empty where nothing was
+    rows: np.ndarray  # (K,) int64 rows of the clip index, ascending
+    group: np.ndarray  # (K,) int64 group of each clip by download.clips.balance_by; 0 without it
+    groups: tuple[Any, ...]  # names of the groups; a single one without balance_by
+    words: str  # description of the filters, such as "country Germany"; empty without filters
 
 
 class Ranking(NamedTuple):
     """The chunks that may be taken, in the order in which to take them."""
 
-    chunks: tuple[int, ...]  # no more than target_chunks and a few to spare
+    chunks: tuple[int, ...]  # at most target_chunks plus a few spare ones
     wanted: Wanted
     counts: np.ndarray  # (all chunks, groups) int64 wanted clips of each chunk of the catalog
-    quotas: np.ndarray  # (groups,) int64 clips of each group after which no chunk is needed
-    words: str  # why in this order
+    quotas: np.ndarray  # (groups,) int64 clips of each group that suffice
+    words: str  # reason for this order
 
 
 @dataclass(frozen=True)
 class ChunkChoice:
-    """The chunks that a run takes, why these, and what they weigh with the metadata."""
+    """The chunks that a run takes, the reason, and their size including the metadata."""
 
     chunks: tuple[int, ...]
     reason: str
     num_bytes: int
-    passed: Mapping[int, str]  # chunks that would have been taken but for a fault -> the fault
-    # (clips,) int64 the clips to use, as rows of the clip index: chunk after chunk
+    passed: Mapping[int, str]  # chunks that were skipped because of a fault -> the fault
+    # (clips,) int64 the clips to use, as rows of the clip index, ordered by chunk
     rows: np.ndarray = field(repr=False, compare=False)
 
 
 def wanted_clips(catalog: Catalog, p: Params) -> Wanted:
-    """The valid clips that have all required features, and for which every filter holds.
+    """The valid clips that have all required features and match all filters.
 
     Raises:
-        AvomniError: a filter names what there is not, a named clip cannot be used, or no clip is
-            left; it says by which filter, and what there is.
+        AvomniError: a filter has unknown values, a named clip cannot be used, or no clip is left;
+            the message names the filter and the existing values.
     """
     clips, features, asked = p.download.clips, required_features(p), list[str]()
     usable = np.logical_and.reduce([catalog.clips.is_valid, *map(catalog.presence, features)])
@@ -117,7 +117,11 @@ def wanted_clips(catalog: Catalog, p: Params) -> Wanted:
 def _named(
     catalog: Catalog, names: Sequence[str], usable: np.ndarray, features: Sequence[str]
 ) -> np.ndarray:
-    """(clips,) bool the clips that are named; all that cannot be used are told, and why."""
+    """(clips,) bool: the named clips.
+
+    Raises:
+        AvomniError: listing all named clips that cannot be used, with reasons.
+    """
     index = catalog.clips
     rows = index.rows(names)
 
@@ -127,7 +131,7 @@ def _named(
             return "it is not in the clip index" + (f"; the nearest is {near}" if near else "")
         if not index.is_valid[row]:
             return "the clip index marks it as not valid"
-        absent = ", ".join(each for each in features if not catalog.presence(each)[row])
+        absent = ", ".join(name for name in features if not catalog.presence(name)[row])
         return index.faults.get(name) or f"it has no {absent}"
 
     faulty = [pair for pair in zip(names, rows, strict=True) if pair[1] < 0 or not usable[pair[1]]]
@@ -138,7 +142,7 @@ def _named(
             f"{len(faulty)} of {len(names)} named clips cannot be used:\n  - "
             + "\n  - ".join([*lines, *more]),
             where="download.clips.clip_ids",
-            fix="mend the names or leave the clips out, or set dataset.revision to the release "
+            fix="correct the names or leave the clips out, or set dataset.revision to the release "
             "that they are from, or choose another vision.cameras",
         )
     is_named = np.zeros(len(usable), bool)
@@ -147,7 +151,7 @@ def _named(
 
 
 def _values(catalog: Catalog, attribute: str, where: str) -> Values:
-    """What the release says of all clips; an error where it says nothing."""
+    """An attribute of all clips; raises if the release does not have it."""
     values = catalog.values(attribute)
     if not values.names:
         file, _ = SOURCES[attribute]
@@ -162,7 +166,7 @@ def _values(catalog: Catalog, attribute: str, where: str) -> Values:
 
 
 def _codes(values: Values, names: Sequence[str | int], attribute: str, where: str) -> list[int]:
-    """The places of these names, whatever their case; an error that tells all unknown ones."""
+    """Codes of these names, ignoring case; raises for unknown names, listing all of them."""
     place = {str(name).casefold(): code for code, name in enumerate(values.names)}
     keys = {name: str(name).casefold() for name in names}
     unknown = []
@@ -171,7 +175,7 @@ def _codes(values: Values, names: Sequence[str | int], attribute: str, where: st
             near = difflib.get_close_matches(key, place, n=1)
             hint = f" (do you mean {values.names[place[near[0]]]}?)" if near else ""
             unknown.append(f"{name!r}{hint}")
-    # Every hour of the day is a right one, also where nobody drove.
+    # All hours of the day are valid, even if no clip was recorded then.
     if unknown and attribute != "hour":
         counts = values.counts(np.arange(len(values.codes)))
         raise AvomniError(
@@ -183,26 +187,26 @@ def _codes(values: Values, names: Sequence[str | int], attribute: str, where: st
 
 
 def _counted(counts: dict[str | int, int]) -> str:
-    """United States (155,360), Germany (7,012); whole numbers in their order."""
+    """Format as `United States (155,360), Germany (7,012)`; integers are sorted."""
     names = sorted(counts) if all(isinstance(name, int) for name in counts) else counts
     return ", ".join(f"{name} ({counts[name]:,})" for name in names)
 
 
 def _is_named(p: Params) -> bool:
-    """Whether chunks or all of some clips were asked for by name: nothing may be left out then."""
+    """Whether chunks or clips were requested by name, so that none may be left out."""
     clips = p.download.clips
     return p.download.chunks is not None or (clips.clip_ids is not None and clips.max_clips is None)
 
 
 def rank(catalog: Catalog, p: Params) -> Ranking:
-    """Put the chunks in the order in which to take them; nothing is asked of the hub.
+    """Order the chunks for selection, without requests to the hub.
 
-    The named ones in their order; else by their numbers; where clips are chosen or balanced, those
-    with the most wanted clips first.
+    Named chunks keep their order; otherwise chunks are ordered by number, or, if clips are filtered
+    or balanced, by their number of wanted clips.
 
     Raises:
-        AvomniError: a named chunk does not exist, clips that are asked for do not, or named clips
-            lie in more chunks than may be taken.
+        AvomniError: a named chunk or requested clips do not exist, or named clips are in more
+            chunks than may be taken.
     """
     wanted, clips, named = wanted_clips(catalog, p), p.download.clips, p.download.chunks
     cells = catalog.chunk_idx[wanted.rows] * len(wanted.groups) + wanted.group
@@ -222,13 +226,13 @@ def rank(catalog: Catalog, p: Params) -> Ranking:
         words = "those with the most wanted clips"
         if _is_named(p):
             words = "they hold the clips named by download.clips.clip_ids"
-    held = int(counts[[catalog.place(chunk) for chunk in chunks[:num_taken]]].sum())
-    if clips.clip_ids is not None and clips.max_clips is None and held < len(wanted.rows):
+    num_held = int(counts[[catalog.place(chunk) for chunk in chunks[:num_taken]]].sum())
+    if clips.clip_ids is not None and clips.max_clips is None and num_held < len(wanted.rows):
         holding = [catalog.chunks[place] for place in np.flatnonzero(counts.any(axis=1))]
         setting = f"download.target_chunks to {len(holding)}"
         raise AvomniError(
             f"the {len(wanted.rows)} wanted clips lie in {len(holding)} chunks; "
-            f"{num_taken if named is None else 'the named'} hold {held} of them",
+            f"{num_taken if named is None else 'the named'} hold {num_held} of them",
             where="download.clips.clip_ids",
             fix=f"set {setting if named is None else f'download.chunks to {holding}'}, name fewer "
             "clips, or set download.clips.max_clips to take no more than there are",
@@ -237,10 +241,11 @@ def rank(catalog: Catalog, p: Params) -> Ranking:
 
 
 def most_wanted(counts: np.ndarray, quotas: np.ndarray, num: int) -> list[int]:
-    """Places of at most `num` chunks: each brings the most clips after those before it.
+    """Indices of at most `num` chunks, each of which adds the most clips to those before it.
 
-    Clips count until their group's quota is full; when all are, the rest follow by all their clips.
-    Of equals the first comes first; a chunk without a wanted clip does not come at all.
+    Clips count until their group's quota is full; when all quotas are full, the remaining chunks
+    are ordered by their number of clips. Ties keep the order; chunks without wanted clips are left
+    out.
 
     Args:
         counts: (chunks, groups) int64 wanted clips.
@@ -263,25 +268,25 @@ def choose_chunks(
     p: Params,
     ranking: Ranking | None = None,
 ) -> ChunkChoice:
-    """The first chunks of the ranking within target_chunks and target_size_gb, or the named ones.
+    """Take the first chunks of the ranking within target_chunks and target_size_gb, or named ones.
 
-    A chunk whose files the source lacks is passed over, unless it or one of its clips was named.
-    With download.evict_raw a chunk has to fit the budget by itself, and all of them need not.
+    A chunk whose files the source lacks is skipped, unless it or one of its clips was named. With
+    download.evict_raw, each chunk has to fit into the budget by itself.
 
     Args:
-        sizes: What the source lists of the candidates' files and the metadata; it is read chunk by
-            chunk, and no further than chunks are taken.
+        sizes: The source's entries for files of candidate chunks and metadata; accessed chunk by
+            chunk, only as far as needed.
 
     Raises:
-        AvomniError: what is named cannot be used, or the budget is too small for it or for even
-            one chunk.
+        AvomniError: a named chunk or clip cannot be used, or the budget is too small for the named
+            chunks or for a single chunk.
     """
     ranking = ranking or rank(catalog, p)
     wanted, target, budget = ranking.wanted, p.download.target_chunks, p.download.target_size_gb
     features, more = required_features(p), catalog.listed(optional_features(p))
     metadata = sum(sizes[path].size for path in catalog.metadata_files if path in sizes)
     total, taken, passed = metadata, dict[int, int](), dict[int, str]()
-    held_by = dict[str, int]()  # path -> the first chunk that takes it: others may share it
+    held_by = dict[str, int]()  # path -> the first chunk that uses it; chunks may share files
     have, why = np.zeros_like(ranking.quotas), f"all there are (download.target_chunks: {target})"
     for chunk in ranking.chunks:
         paths, counts = catalog.files([chunk], features), ranking.counts[catalog.place(chunk)]
@@ -330,7 +335,7 @@ def choose_chunks(
         )
     rows, words = _picked(catalog, wanted, tuple(taken), p)
     if p.download.chunks is None:
-        # Luck may leave a chunk without a pick: it need not be fetched.
+        # Chunks from which no clip was drawn need not be fetched.
         used = set(np.unique(catalog.chunk_idx[rows]).tolist())
         unused = [chunk for chunk in taken if catalog.place(chunk) not in used]
         total -= sum(taken.pop(chunk) for chunk in unused)
@@ -344,8 +349,8 @@ def _unusable(
     where, fix = "download.chunks", "name other chunks, or leave it out to take the first"
     if p.download.chunks is None:
         where, fix = "download.clips.clip_ids", "leave the clips of this chunk out"
-        held = catalog.clips.ids(wanted[catalog.chunk_idx[wanted] == catalog.place(chunk)])
-        fault += f"; of the wanted clips it holds {', '.join(held)}"
+        inside = catalog.clips.ids(wanted[catalog.chunk_idx[wanted] == catalog.place(chunk)])
+        fault += f"; of the wanted clips it holds {', '.join(inside)}"
     return AvomniError(f"chunk {chunk} cannot be used: {fault}", where=where, fix=fix)
 
 
@@ -364,7 +369,7 @@ def _too_small(p: Params, chunk: int, gigabytes: float) -> AvomniError:
 def _picked(
     catalog: Catalog, wanted: Wanted, chunks: tuple[int, ...], p: Params
 ) -> tuple[np.ndarray, list[str]]:
-    """The rows of the clips to use, chunk after chunk, and what to say of them."""
+    """The rows of the clips to use, ordered by chunk, and remarks on their selection."""
     clips = p.download.clips
     order = np.full(len(catalog.chunks), -1)
     order[[catalog.place(chunk) for chunk in chunks]] = np.arange(len(chunks))
@@ -377,23 +382,23 @@ def _picked(
         rows = rows[is_picked]
         words.append(f"{len(rows)} of {len(is_picked)} drawn by run.seed: {p.run.seed}")
         if clips.balance_by is not None:
-            each = (f"{share[place]} {wanted.groups[place]}" for place in np.flatnonzero(share))
-            words.append(f"balanced by {clips.balance_by}: {', '.join(each)}")
+            parts = (f"{share[place]} {wanted.groups[place]}" for place in np.flatnonzero(share))
+            words.append(f"balanced by {clips.balance_by}: {', '.join(parts)}")
     return rows[np.lexsort((rows, order[catalog.chunk_idx[rows]]))], words
 
 
 def shares(sizes: np.ndarray, total: int | None) -> np.ndarray:
-    """How many to take of each group, as equal as possible.
+    """How many to take of each group, as equally as possible.
 
-    Groups that are large enough get the same number, or one more; smaller ones all they have.
+    Groups that are large enough get the same number, or one more; smaller groups are taken whole.
 
     Args:
-        sizes: (groups,) int, what each has.
-        total: At most so many altogether; None: of each as many as the smallest that has any.
+        sizes: (groups,) int, size of each group.
+        total: Maximum sum; None takes as many of each as the smallest non-empty group has.
     """
     if total is None:
         return np.minimum(sizes, min(sizes[sizes > 0], default=0))
-    # Water stands in joined vessels at one level; those that are lower are full.
+    # Find the common level at which all larger groups are cut off.
     rising = np.sort(sizes)
     levels = (total - (np.cumsum(rising) - rising)) // np.arange(len(sizes), 0, -1)
     unfilled = np.flatnonzero(levels < rising)
@@ -403,19 +408,19 @@ def shares(sizes: np.ndarray, total: int | None) -> np.ndarray:
 
 
 def pick(clip_ids: Sequence[str], group: np.ndarray, wanted: np.ndarray, seed: int) -> np.ndarray:
-    """(clips,) bool which clips to take: so many of each group, drawn by their names and the seed.
+    """(clips,) bool: clips drawn from each group by a hash of name and seed.
 
-    A clip's luck depends on no other clip's, so that a set which grows keeps its picks.
+    A clip's hash does not depend on other clips, so a growing set keeps its picks.
 
     Args:
         group: (clips,) int, each clip's group.
-        wanted: (groups,) int, from `shares`.
+        wanted: (groups,) int number to draw from each group, from `shares`.
     """
     is_taken = np.zeros(len(group), bool)
     for place in np.flatnonzero(wanted):
         rows = np.flatnonzero(group == place)
         if len(rows) > wanted[place]:
-            luck = [hashlib.sha256(f"{seed}/{clip_ids[row]}".encode()).digest() for row in rows]
-            rows = rows[sorted(range(len(rows)), key=luck.__getitem__)[: wanted[place]]]
+            keys = [hashlib.sha256(f"{seed}/{clip_ids[row]}".encode()).digest() for row in rows]
+            rows = rows[sorted(range(len(rows)), key=keys.__getitem__)[: wanted[place]]]
         is_taken[rows] = True
     return is_taken

@@ -1,13 +1,13 @@
-"""Raw files that are removed on purpose, and which runs still need them.
+"""Eviction of raw files, and which runs still need them.
 
-With `download.evict_raw` a chunk's raw files go when its shard is whole. The run keeps a record,
-`evicted.json`, and so does the folder of raw files, which other runs may share. A file counts as
-evicted while it is recorded, still chosen with the same content, and not on the disk: one that was
-fetched again, or that another revision replaces, is not.
+With `download.evict_raw`, a chunk's raw files are removed when its shard is complete. This is
+recorded in the run's `evicted.json` and in the folder of raw files, which other runs may share. A
+file counts as evicted while it is recorded, still chosen with the same content, and not on the
+disk; a file that was fetched again, or replaced by another revision, does not.
 
-`<local_dir>/.avomni/users/` names the folders of the runs that have begun to fetch here, whatever
-their `run.outputs_dir`. What a run has chosen, and what its cache holds of that, stands in its own
-folder; one that is gone needs nothing.
+`<local_dir>/.avomni/users/` lists the folders of the runs that fetch here, whatever their
+`run.outputs_dir`. A run's choice, and its cache, are read from its own folder; a run whose folder
+is gone needs nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SHARED = f"{verified.FOLDER}/{FILE}"
 KEYS = ({"sha256", "evicted_on"}, {"sha256", "evicted_on", "run"})
 USERS = f"{verified.FOLDER}/users"
 USERS_LOCK = f"{verified.FOLDER}/users.lock"
-TABLE = "cache/clips.json"  # of a run whose cache is finished
+TABLE = "cache/clips.json"  # exists in a run's folder once its cache is finished
 
 
 def path_of(p: Params) -> Path:
@@ -43,33 +43,33 @@ def path_of(p: Params) -> Path:
 
 
 def read_evicted(p: Params) -> dict[str, str]:
-    """The run's files that were evicted, by itself or by another run of the same raw files.
+    """The run's files that were evicted, by itself or by another run with the same raw files.
 
     Returns:
-        Path below local_dir -> the day (ISO) on which it went.
+        Path below local_dir -> the day (ISO) of its eviction.
     """
     record = _of_others(p) | _record(path_of(p))
     return {path: entry["evicted_on"] for path, entry in _gone(p, record).items()}
 
 
 def by_others(p: Params) -> dict[str, str]:
-    """Of `read_evicted`, what other runs removed: path -> the folder of that run."""
+    """The files of `read_evicted` that other runs evicted: path -> the folder of that run."""
     return {path: entry["run"] for path, entry in _gone(p, _of_others(p)).items()}
 
 
 def evict(p: Params, paths: Collection[str]) -> int:
-    """Remove chosen files from the disk for good; returns the bytes that this freed.
+    """Remove chosen files from the disk; returns the number of bytes freed.
 
-    They are recorded first. A run killed in between leaves files that are recorded and still there,
-    which count as there; the next run evicts the chunk again. Gone without a record they would look
-    lost, and would be fetched again. What another run has come to need stays, unless
-    `download.evict_shared` allows it.
+    Evictions are recorded first: if the run is killed in between, files that are recorded but still
+    exist count as present, and the next run evicts them again; without a record they would look
+    lost and be fetched again. Files that another run needs are kept, unless
+    `download.evict_shared` is set.
 
     Args:
-        paths: Below local_dir, as in chosen.json; those not on the disk are passed over.
+        paths: Paths below local_dir, as in chosen.json; missing files are skipped.
 
     Raises:
-        AvomniError: a path was not chosen by this run; 02_download has not run.
+        AvomniError: a path was not chosen by this run; or 02_download has not run.
     """
     chosen = manifest.read_chosen(p).files
     if strange := sorted(set(paths) - set(chosen)):
@@ -81,13 +81,13 @@ def evict(p: Params, paths: Collection[str]) -> int:
         return 0
     num_bytes, today = 0, datetime.date.today().isoformat()
     with hold(p.local_dir):
-        there = [path for path in paths if (p.local_dir / path).is_file()]
+        present = [path for path in paths if (p.local_dir / path).is_file()]
         needed = {} if p.download.evict_shared else needed_by_others(p)
-        for path in (path for path in there if path in needed):
+        for path in (path for path in present if path in needed):
             log.warning("%s stays: %s needs it", path, needed[path])
         fresh = {
             path: {"sha256": chosen[path]["sha256"], "evicted_on": today}
-            for path in there
+            for path in present
             if path not in needed
         }
         run = {"run": str(p.run_dir.resolve())}
@@ -101,17 +101,17 @@ def evict(p: Params, paths: Collection[str]) -> int:
 
 
 def _of_others(p: Params) -> dict[str, dict[str, Any]]:
-    """What other runs have recorded and this one has not."""
-    own, run = _record(path_of(p)), str(p.run_dir.resolve())
+    """Entries of other runs for files that this run has not recorded."""
+    recorded, run = _record(path_of(p)), str(p.run_dir.resolve())
     return {
         path: entry
         for path, entry in _record(p.local_dir / SHARED).items()
-        if path not in own and entry.get("run", run) != run
+        if path not in recorded and entry.get("run", run) != run
     }
 
 
 def _gone(p: Params, record: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The entries of files that this run has chosen with that content, and that are not there."""
+    """The entries of files that this run has chosen with the same content and that are missing."""
     with contextlib.suppress(AvomniError):
         chosen = manifest.read_chosen(p).files if record else {}
         return {
@@ -129,14 +129,14 @@ def _add(path: Path, fresh: dict[str, dict[str, Any]]) -> None:
 
 
 def _record(path: Path) -> dict[str, dict[str, Any]]:
-    """A record of evictions; one that cannot be read costs only the word "evicted"."""
+    """Read a record of evictions; an unreadable one counts as empty."""
     with contextlib.suppress(AttributeError):
         return {name: entry for name, entry in _read(path).items() if entry.keys() in KEYS}
     return {}
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What a file holds; nothing where it is not there or damaged."""
+    """The object in a JSON file; empty if it is missing or damaged."""
     with contextlib.suppress(AvomniError, OSError):
         content = files.read_json(path)
         return content if isinstance(content, dict) else {}
@@ -145,16 +145,16 @@ def _read(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Let no run begin to use a folder of raw files while another one removes some of them."""
+    """Hold the lock that excludes registering and evicting in a folder of raw files."""
     busy = "another process registers or evicts raw files here"
     with files.hold(folder / USERS_LOCK, busy, verified.WAIT_S):
         yield
 
 
 def register(p: Params, paths: Collection[str]) -> None:
-    """Say that the run uses these files (below local_dir), before it looks which are there.
+    """Register that the run uses these files (below local_dir), before it checks which exist.
 
-    Nobody evicts from a folder that is read-only, and nothing is written there.
+    Nothing is written to a read-only folder, from which nothing can be evicted either.
     """
     folder = p.run_dir.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -171,7 +171,7 @@ def register(p: Params, paths: Collection[str]) -> None:
 def needed_by_others(p: Params) -> dict[str, Path]:
     """Path below local_dir -> the folder of another run that has not read that file yet.
 
-    A run needs what it is fetching or has chosen, until its cache holds every clip of the choice.
+    A run needs the files that it fetches or has chosen until its cache has all chosen clips.
     """
     others: dict[Path, set[str]] = {}
     for path in (p.local_dir / USERS).glob("*.json"):
@@ -191,13 +191,13 @@ def needed_by_others(p: Params) -> dict[str, Path]:
 
 
 def _is_cached(folder: Path, chosen: dict[str, Any]) -> bool:
-    """Whether a finished cache holds every chosen clip, those apart that are damaged."""
+    """Whether a finished cache has all chosen clips, except damaged ones."""
     table = _read(folder / TABLE)
     with contextlib.suppress(KeyError, TypeError, AttributeError):
         common, text = table["common"], " ".join(chosen["files"])
-        held = {clip["clip_id"] for clip in table["clips"] if clip["state"] != "lost"}
+        cached = {clip["clip_id"] for clip in table["clips"] if clip["state"] != "lost"}
         return (
-            held >= {clip_id for ids in chosen["clip_ids"].values() for clip_id in ids}
+            cached >= {clip_id for ids in chosen["clip_ids"].values() for clip_id in ids}
             and common["source"]["revision"] == chosen["revision"]
             and set(common["cameras"]) >= {name for name in cameras.BY_NAME if name in text}
             and ("obstacle_columns" in common or OBSTACLES not in text)
@@ -206,8 +206,7 @@ def _is_cached(folder: Path, chosen: dict[str, Any]) -> bool:
 
 
 def refusal(p: Params, paths: Collection[str]) -> AvomniError | None:
-    """What to say where other runs need some of these files and `download.evict_shared` is false;
-    None where all of them may be evicted."""
+    """The error if other runs need some of these files; None if all may be evicted."""
     needed = {} if p.download.evict_shared else needed_by_others(p)
     shared = [path for path in paths if path in needed]
     if not shared:

@@ -1,4 +1,4 @@
-"""What a run would fetch, estimated from what is published of the data set: no source is asked."""
+"""Estimate of what a run would fetch, from published figures, without requests to the source."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from avomni_lib.dataset.lerobot.profile import Published, profile_of
 from avomni_lib.params import Params
 from avomni_lib.sections import WorldParams
 
-# MB (1e6) of each feature of chunk 0 of nvidia/PhysicalAI-Autonomous-Vehicles, read from the hub's
-# listing in July 2026; other chunks differ by some tens of per cent.
+# MB (1e6) of each feature in chunk 0 of nvidia/PhysicalAI-Autonomous-Vehicles, from the hub's
+# listing of July 2026; other chunks differ by tens of per cent.
 MB_A_CHUNK = {
     "camera_front_wide_120fov": 2051,
     "camera_front_tele_30fov": 1627,
@@ -39,13 +39,13 @@ MB_A_CHUNK = {
     "lidar_intrinsics.offline": 5.2,
     "vehicle_dimensions": 0.03,
 }
-MB_A_RADAR = 115  # they are published as 14 to 215
+MB_A_RADAR = 115  # published as 14 to 215
 CLIPS_A_CHUNK = 100  # in chunk 0
 MB_METADATA, NUM_METADATA_FILES = 34, 5
-EPISODES_TRAIN_SHARE = 0.8  # of the sessions, as `lerobot.episodes` deals them
-NUM_EPISODE_TABLES = 2  # at least: info.json and one of episodes
+EPISODES_TRAIN_SHARE = 0.8  # of the sessions, see `lerobot.episodes.DEALT`
+NUM_EPISODE_TABLES = 2  # at least: info.json and one table of episodes
 
-# Of a rendered world: measured at 128 × 72 and 320 × 180.
+# For a rendered world, measured at 128 × 72 and 320 × 180.
 WORLD_SPLITS = {"train": 0.6, "val": 0.1, "test": 0.3}
 WORLD_FPS = 30
 WORLD_BYTES_A_PIXEL = {"h264": 0.2, "hevc": 0.05}  # HEVC at 1920 × 1080, where H.264 is 0.08
@@ -54,14 +54,14 @@ WORLD_OBSTACLES_BYTES, WORLD_OBSTACLES_BYTES_A_S = 5_500, 2_100
 
 
 def clip_bytes(p: Params, feature: str) -> float:
-    """What a clip adds to a chunk's file of this feature, in bytes; an estimate."""
+    """Estimated bytes of a clip in a chunk's file of this feature."""
     if p.rendered is None:
         return MB_A_CHUNK.get(feature, MB_A_RADAR) * 1e6 / CLIPS_A_CHUNK
     return world_clip_bytes(p.rendered, feature)
 
 
 def world_clip_bytes(world: WorldParams, feature: str) -> float:
-    """As `clip_bytes`, of a rendered clip."""
+    """As `clip_bytes`, for a rendered clip."""
     if feature in cameras.BY_NAME:
         pixels = WORLD_FPS * world.clip_seconds * world.width * world.height
         return pixels * WORLD_BYTES_A_PIXEL[world.codec]
@@ -72,10 +72,10 @@ def world_clip_bytes(world: WorldParams, feature: str) -> float:
 
 
 def world_splits(world: WorldParams) -> list[str]:
-    """The split of each rendered clip, in their order.
+    """The split of each rendered clip, in order.
 
-    Each goes to the split that is owed most: a stretch of ten holds six train, one val and three
-    test, in every chunk alike.
+    Each clip goes to the split that is furthest below its share: any ten consecutive clips have six
+    train, one val and three test.
     """
     dealt, counts = [], dict.fromkeys(WORLD_SPLITS, 0)
     for number in range(1, world.num_chunks * world.clips_per_chunk + 1):
@@ -86,9 +86,9 @@ def world_splits(world: WorldParams) -> list[str]:
 
 
 def estimated(catalog: Catalog, chunks: Iterable[int], p: Params) -> dict[str, RemoteFile]:
-    """The files of these chunks with estimated sizes, and the metadata as they lie on the disk."""
-    there = [path for path in catalog.metadata_files if (catalog.folder / path).is_file()]
-    sizes = {path: RemoteFile(path, (catalog.folder / path).stat().st_size) for path in there}
+    """The files of these chunks with estimated sizes, and the metadata files on the disk."""
+    present = [path for path in catalog.metadata_files if (catalog.folder / path).is_file()]
+    sizes = {path: RemoteFile(path, (catalog.folder / path).stat().st_size) for path in present}
     for name in (*required_features(p), *catalog.listed(optional_features(p))):
         num_bytes = catalog.num_present(name) * clip_bytes(p, name)
         for chunk in chunks:
@@ -101,7 +101,7 @@ def estimated(catalog: Catalog, chunks: Iterable[int], p: Params) -> dict[str, R
 
 
 class Forecast(NamedTuple):
-    """Estimates: the chunks that a run takes, their clips, files and bytes."""
+    """Estimated number of chunks that a run takes, and of their clips, files and bytes."""
 
     num_chunks: int
     num_clips: int
@@ -111,9 +111,9 @@ class Forecast(NamedTuple):
 
 
 def forecast(p: Params) -> Forecast:
-    """Whole chunks within download.target_chunks (or as many as are named) and target_size_gb.
+    """Estimate for the whole chunks within target_chunks (or the named ones) and target_size_gb.
 
-    With `download.evict_raw` one chunk alone must fit.
+    With `download.evict_raw`, only a single chunk must fit.
     """
     wanted = p.download.target_chunks if p.download.chunks is None else len(p.download.chunks)
     num_files = len(required_features(p)) + len(optional_features(p))  # of a chunk
@@ -122,7 +122,7 @@ def forecast(p: Params) -> Forecast:
     if p.lerobot_profile:
         if (known := published(p)) is None:
             return Forecast(0, 0, 0, 0, "nothing is published of it, and the hub was not asked")
-        # A chunk is taken to be one file of each camera, which hold the same episodes.
+        # Assume that a chunk is one file per camera, with the same episodes.
         chunk_bytes = (num_files - 1) * known.bytes_a_file + known.bytes_a_data_file
         clips = known.bytes_a_file / known.bytes_a_s / known.seconds * known.share_kept
         metadata, num_tables, note = known.bytes_metadata, NUM_EPISODE_TABLES + 1, known.source
@@ -144,14 +144,14 @@ def forecast(p: Params) -> Forecast:
 
 
 def published(p: Params) -> Published | None:
-    """What public pages say of the run's LeRobot data set; None where they say nothing."""
-    found = profile_of(p.lerobot_profile).published if p.lerobot_profile else None
+    """Published figures of the run's LeRobot data set, or None."""
+    figures = profile_of(p.lerobot_profile).published if p.lerobot_profile else None
     owner = p.dataset.repo_id.split("/")[0]
-    return found if found and found.repo_id.split("/")[0] == owner else None
+    return figures if figures and figures.repo_id.split("/")[0] == owner else None
 
 
 def episode_rows(p: Params, num_clips: int) -> list[tuple[str, str, str]]:
-    """Hours of driving, of the run and of the whole set; nothing where nothing is published."""
+    """Row of a plan with the hours of driving; empty without published figures."""
     if (known := published(p)) is None:
         return []
     note = f"of {known.hours:,.0f} h in {known.num_episodes:,} episodes, of which "
@@ -160,7 +160,7 @@ def episode_rows(p: Params, num_clips: int) -> list[tuple[str, str, str]]:
 
 
 def episode_warnings(p: Params) -> list[str]:
-    """What the data set does not say."""
+    """Warnings about what a LeRobot data set lacks."""
     if not p.lerobot_profile:
         return []
     return [f"{what}: {reason}" for what, reason in profile_of(p.lerobot_profile).remarks]

@@ -1,4 +1,4 @@
-"""`chosen.json`: what a run has fetched; written last, read by the stages after it."""
+"""`chosen.json`: files and clips of a run; written last by 02_download, read by later stages."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Chosen:
 
     repo_id: str
     revision: str  # 40 hex: the source's commit; for `dataset.source: folder` a hash of the files
-    chunks: tuple[int, ...]  # in the order in which they were chosen
-    clip_ids: Mapping[str, tuple[str, ...]]  # split -> clips with every feature that the run needs
+    chunks: tuple[int, ...]  # in the order of selection
+    clip_ids: Mapping[str, tuple[str, ...]]  # split -> clips with all required features
     files: Mapping[str, Mapping[str, Any]]  # path below local_dir -> {"size": bytes, "sha256": hex}
-    chosen_on: str | None = None  # the day (ISO), from which a licence's term counts
-    local_dir: str | None = None  # where the raw files lie
+    chosen_on: str | None = None  # the day (ISO) on which a licence's term starts
+    local_dir: str | None = None  # folder of the raw files
 
     @property
     def num_clips(self) -> int:
@@ -45,7 +45,7 @@ class Chosen:
 
     @property
     def digest(self) -> str:
-        """A sha256 of all but day and folder: the same digest means the same input for 03."""
+        """A sha256 without day and folder: equal digests mean equal input for 03_etl."""
         values = asdict(self)
         del values["chosen_on"], values["local_dir"]
         return files.hash_json(values)
@@ -60,10 +60,10 @@ def write_chosen(p: Params, chosen: Chosen) -> None:
 
 
 def read_chosen(p: Params) -> Chosen:
-    """What the run's 02_download has fetched; all that leads to a file is checked.
+    """Read chosen.json; names, paths and sizes in it are checked.
 
     Raises:
-        AvomniError: it has not run yet, or the file is damaged.
+        AvomniError: 02_download has not run yet, or the file is damaged.
     """
     path, where = path_of(p), str(path_of(p))
     if not path.exists():
@@ -90,8 +90,8 @@ def read_chosen(p: Params) -> Chosen:
             need("the path of a file", name, path_fault(name), where, CHOOSE_AGAIN)
             need(f"the size of {name}", size, size_fault(size), where, CHOOSE_AGAIN)
         for chunk in chosen.chunks:
-            is_one = type(chunk) is int and 0 <= chunk < MAX_CHUNK
-            need("the chunk", chunk, None if is_one else "it is no number", where, CHOOSE_AGAIN)
+            is_chunk = type(chunk) is int and 0 <= chunk < MAX_CHUNK
+            need("the chunk", chunk, None if is_chunk else "it is no number", where, CHOOSE_AGAIN)
         return chosen
     except (KeyError, TypeError, AttributeError) as error:
         raise AvomniError(
@@ -100,11 +100,11 @@ def read_chosen(p: Params) -> Chosen:
 
 
 def open_catalog(p: Params, chosen: Chosen) -> Catalog:
-    """The catalog on the disk, which has to be the one that the run chose from.
+    """Open the catalog on the disk, which must be the one that the run chose from.
 
     Raises:
-        AvomniError: its tables have changed since, or a chosen clip has not exactly the place in
-            them that it was chosen for.
+        AvomniError: its tables have changed since, or a chosen clip has another chunk or split in
+            them.
     """
     if changed := changed_metadata(p, chosen):
         raise AvomniError(
@@ -136,7 +136,7 @@ def open_catalog(p: Params, chosen: Chosen) -> Catalog:
 
 
 def changed_metadata(p: Params, chosen: Chosen) -> list[str]:
-    """The tables of the catalog that have another content than when the run chose; all are read."""
+    """The tables of the catalog that have changed since the run chose; reads and hashes all."""
     changed: list[str] = []
     tables: tuple[str, ...] = METADATA_FILES
     if p.lerobot_profile:
@@ -151,7 +151,7 @@ def changed_metadata(p: Params, chosen: Chosen) -> list[str]:
 
 
 def missing_files(p: Params) -> list[str]:
-    """The chosen files that are gone from the disk or have another size. Reads no content."""
+    """The chosen files that are missing or have another size; reads no content."""
     listed = read_chosen(p).files.items()
     states = {name: files.state_of(p.local_dir / name) for name, _ in listed}
     return [name for name, file in listed if (states[name] or (None,))[0] != file["size"]]

@@ -1,9 +1,9 @@
-"""Public protocols that a score can be made by: their clips, their moment, and what others print.
+"""Public evaluation protocols: their clips, the time of prediction, and published results.
 
-`pai_644` is the one of NVlabs/alpamayo-recipes (Apache-2.0), recipes/alpamayo1_5_quant/eval.py: 644
-clips of PhysicalAI-Autonomous-Vehicles, asked at t0 = 5.1 s of each, 64 points over the next 6.4 s,
-and the best of six sampled answers by the mean distance (minADE). The clips' ids are fetched from
-there; they are in no file of this project.
+`pai_644` is that of NVlabs/alpamayo-recipes (Apache-2.0), recipes/alpamayo1_5_quant/eval.py: 644
+clips of PhysicalAI-Autonomous-Vehicles, predicted at t0 = 5.1 s of each, 64 points over the next
+6.4 s, and the best of six sampled answers by the mean distance (minADE). The clips' ids are fetched
+from there; this project does not include them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ COLUMNS = ("key", "clip_id")
 
 @dataclass(frozen=True)
 class Quoted:
-    """What somebody else prints by the protocol; nothing of it was run here."""
+    """A published result by the protocol, quoted and not reproduced here."""
 
     name: str
     values: dict[str, float]
@@ -43,7 +43,7 @@ class Quoted:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How many clips, when each is asked, and how answers are drawn."""
+    """Number of clips, time of prediction, and sampling parameters of a protocol."""
 
     name: str
     num_clips: int
@@ -84,19 +84,19 @@ def protocol_of(p: Params) -> Protocol | None:
 
 
 def ids_file(p: Params) -> Path:
-    """Where the ids lie: `evaluation.protocol_ids`, else what was fetched for the run."""
-    own = p.evaluation.protocol_ids
-    return files.resolve(own) if own else p.run_dir / f"{p.evaluation.protocol}.parquet"
+    """The file of ids: `evaluation.protocol_ids`, or the one fetched for the run."""
+    given = p.evaluation.protocol_ids
+    return files.resolve(given) if given else p.run_dir / f"{p.evaluation.protocol}.parquet"
 
 
 def clip_ids(p: Params, fetch: bool = True) -> tuple[str, ...]:
-    """The protocol's clips in their order; of a published list they are fetched once for a run.
+    """The protocol's clips in their order; the published list is fetched once per run.
 
     Args:
-        fetch: Where they are not on the disk.
+        fetch: Whether to fetch the list if it is not on the disk.
 
     Raises:
-        AvomniError: they cannot be fetched or read, or are not as many as the protocol says.
+        AvomniError: the list cannot be fetched or read, or has the wrong length.
     """
     path = ids_file(p)
     if not path.exists():
@@ -108,22 +108,22 @@ def clip_ids(p: Params, fetch: bool = True) -> tuple[str, ...]:
                 f"published one: leave it null, or save {URL} there",
             )
         _fetch(path)
-    found = _read(path)
-    wanted = PROTOCOLS[str(p.evaluation.protocol)].num_clips
-    if not p.evaluation.protocol_ids and len(found) != wanted:
+    ids = _read(path)
+    num_clips = PROTOCOLS[str(p.evaluation.protocol)].num_clips
+    if not p.evaluation.protocol_ids and len(ids) != num_clips:
         raise AvomniError(
-            f"{len(found)} clip ids, and the protocol has {wanted}",
+            f"{len(ids)} clip ids, and the protocol has {num_clips}",
             where=str(path),
             fix="delete the file, so that it is fetched again; if it stays, its makers have changed"
             " it: name the file that you mean in evaluation.protocol_ids",
         )
-    return found
+    return ids
 
 
 def _fetch(path: Path) -> None:
     try:
-        with urllib.request.urlopen(URL, timeout=TIMEOUT_S) as answer:
-            content = answer.read(MOST_BYTES)
+        with urllib.request.urlopen(URL, timeout=TIMEOUT_S) as response:
+            content = response.read(MOST_BYTES)
         pq.read_schema(io.BytesIO(content))
     except (OSError, pa.ArrowInvalid, urllib.error.URLError) as error:
         raise AvomniError(
@@ -152,16 +152,16 @@ def _read(path: Path) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as error:
         what = f"the clip ids cannot be read: {error}"
         raise AvomniError(what, where=str(path), fix=fix) from None
-    found = tuple(dict.fromkeys(str(row).strip() for row in rows if row and str(row).strip()))
-    if not found:
+    ids = tuple(dict.fromkeys(str(row).strip() for row in rows if row and str(row).strip()))
+    if not ids:
         raise AvomniError("no clip id in the file", where=str(path), fix=fix)
-    return found
+    return ids
 
 
 def rows(p: Params) -> tuple[list[tuple[str, str, str]], dict[str, object]]:
-    """(rows, figures) of a plan: in which chunks the protocol's clips lie, and how many GB.
+    """(rows, figures) of a plan: the chunks of the protocol's clips and their size.
 
-    Nothing is fetched: what is missing is asked.
+    Nothing is fetched; the row says what is missing.
     """
     protocol = protocol_of(p)
     if protocol is None:

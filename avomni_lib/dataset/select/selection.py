@@ -1,4 +1,4 @@
-"""What a run takes from its source: the licence first, then the catalog, the chunks, the files."""
+"""Selection of a run's files and clips from its source, after the check of the licence."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ LICENSE_CLAUSE = (
     "using NVIDIA technology"
 )
 LICENSE_OWNER = "nvidia/"
-EPISODE_FILES_AT_ONCE = 100  # that are asked for: L2D has one file of 100,000 episodes
+EPISODE_FILES_AT_ONCE = 100  # per request; L2D has one file of 100,000 episodes
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What a run takes."""
+    """The files and clips that a run takes."""
 
     catalog: Catalog  # of the pinned revision
     choice: ChunkChoice
-    features: tuple[str, ...]  # what a clip must have
+    features: tuple[str, ...]  # required features of a clip
     files: tuple[RemoteFile, ...]  # metadata first, then chunk by chunk
-    clip_ids: dict[str, tuple[str, ...]]  # split -> clips: they have all features, and are wanted
-    optional: tuple[str, ...] = ()  # features that are fetched too, and that a clip may lack
+    clip_ids: dict[str, tuple[str, ...]]  # split -> wanted clips that have all features
+    optional: tuple[str, ...] = ()  # features that are fetched too, but not required
 
     @property
     def num_clips(self) -> int:
@@ -59,8 +59,10 @@ class Selection:
         return sum(file.size for file in self.files)
 
     def places(self, more: Iterable[int] = ()) -> dict[str, tuple[str, int | None]]:
-        """Path -> (feature, chunk) of every file of the chunks, and of more; ("", None) of tables
-        about all clips."""
+        """Path -> (feature, chunk) for all files of the chunks, and of `more` chunks.
+
+        Tables about all clips have ("", None).
+        """
         places: dict[str, tuple[str, int | None]] = {file.path: ("", None) for file in self.files}
         for chunk in (*self.choice.chunks, *more):
             for feature in (*self.features, *self.optional):
@@ -76,7 +78,7 @@ def source_in_words(p: Params) -> str:
 
 
 def license_question(p: Params) -> str | None:
-    """What the user has to decide before anything is fetched, or None."""
+    """What the user must decide before anything is fetched, or None."""
     if p.rendered or not p.is_fetched or p.dataset.license_accepted:
         return None
     if p.lerobot_profile and p.notice == NOT_ANONYMISED:  # the licence is known and free
@@ -90,7 +92,7 @@ def license_question(p: Params) -> str | None:
 
 
 def need_license(p: Params) -> None:
-    """The gate before the first byte: an error until the user has stated a decision."""
+    """Raise until the user has accepted the licence; called before the first byte is fetched."""
     question = license_question(p)
     if question:
         raise AvomniError(
@@ -103,12 +105,12 @@ def need_license(p: Params) -> None:
 
 @contextlib.contextmanager
 def opened(p: Params, hub: Hub | None) -> Iterator[tuple[Hub | None, Verified, Selection]]:
-    """The pinned hub, what is verified, and the choice; the folder is held as long as it lasts.
+    """Yield the pinned hub, the record of verified files, and the selection; holds the folder.
 
-    Without dataset.revision a run stays at the commit that its first download took.
+    Without dataset.revision, a run keeps the commit of its first download.
 
     Raises:
-        AvomniError: as `select`; the licence is not decided on, or the folder is not there.
+        AvomniError: as `select`; the licence is not accepted, or the folder does not exist.
     """
     need_license(p)
     if not p.is_fetched and not p.local_dir.is_dir():
@@ -127,21 +129,21 @@ def opened(p: Params, hub: Hub | None) -> Iterator[tuple[Hub | None, Verified, S
 
 
 def select(p: Params, hub: Hub | None, verified: Verified) -> Selection:
-    """Fetch the metadata if need be, and choose; the caller holds the folder, as `opened` does.
+    """Fetch the metadata if needed, and select; the caller must hold the folder, as `opened` does.
 
     Args:
-        hub: None where `local_dir` already holds everything.
+        hub: None if `local_dir` has all files.
 
     Raises:
-        AvomniError: the access, the metadata or the choice of chunks.
+        AvomniError: no access, invalid metadata, or no chunks can be chosen.
     """
     sizes: Mapping[str, RemoteFile]
     if hub is None:
         catalog = Catalog.of(p)
         ranking = rank(catalog, p)
         paths = (*catalog.metadata_files, *catalog.files(ranking.chunks, _features(catalog, p)))
-        there = [path for path in paths if (p.local_dir / path).is_file()]
-        sizes = {path: RemoteFile(path, (p.local_dir / path).stat().st_size) for path in there}
+        present = [path for path in paths if (p.local_dir / path).is_file()]
+        sizes = {path: RemoteFile(path, (p.local_dir / path).stat().st_size) for path in present}
     else:
         hub.check_access()
         metadata = _fetch_metadata(p, hub, verified)
@@ -152,10 +154,10 @@ def select(p: Params, hub: Hub | None, verified: Verified) -> Selection:
 
 
 def listed(p: Params, hub: Hub | None) -> list[dict[str, Any]]:
-    """What a download takes, a row a file: path, feature, chunk, size (bytes), is_here.
+    """One row per file of a download: path, feature, chunk, size (bytes), is_here.
 
-    A file is here whose bytes are on the disk, checked already or not; the tables about all clips
-    have no feature and no chunk.
+    `is_here` is true if the file is on the disk, verified or not. Tables about all clips have no
+    feature and no chunk.
 
     Raises:
         AvomniError: as `opened`.
@@ -175,13 +177,13 @@ def listed(p: Params, hub: Hub | None) -> list[dict[str, Any]]:
 
 
 def foretell(p: Params) -> Selection | None:
-    """What `select` would choose, from the metadata that lie in local_dir: no hub is asked.
+    """What `select` would choose by the metadata in local_dir, without requests to the hub.
 
-    Sizes are estimates, from what is published of the data set; chunks and clips are the same, but
-    for files that the source lacks. None where the metadata are not there.
+    Sizes are estimates from published figures; chunks and clips are the same, unless the source
+    lacks files. None if the metadata are missing.
 
     Raises:
-        AvomniError: as `select`, but for the access.
+        AvomniError: as `select`, except for access.
     """
     tables = {path for path in METADATA_FILES if (p.local_dir / path).is_file()}
     is_known = {FEATURES_FILE, INDEX_FILE} <= tables
@@ -215,7 +217,7 @@ def _selection(
 
 
 class _Listing(dict[str, RemoteFile]):
-    """What the hub lists of these paths, asked for in its batches, as far as it is looked at."""
+    """The hub's entries for these paths, requested in batches on access."""
 
     def __init__(self, hub: Hub, known: dict[str, RemoteFile], paths: Sequence[str]):
         super().__init__(known)
@@ -225,19 +227,19 @@ class _Listing(dict[str, RemoteFile]):
         while path in self._unasked:
             batch = list(itertools.islice(self._unasked, PATHS_A_REQUEST))
             self.update(self._hub.sizes(batch))
-            for each in batch:
-                del self._unasked[each]
+            for asked in batch:
+                del self._unasked[asked]
         return super().__contains__(path)
 
 
 def content_revision(files: Iterable[tuple[str, str]]) -> str:
-    """40 hex for a folder that has no commit: a hash of (path, sha256)."""
+    """A revision for a folder without a commit: 40 hex digits, a hash of (path, sha256) pairs."""
     listing = "".join(f"{sha256} {path}\n" for path, sha256 in sorted(files))
     return hashlib.sha1(listing.encode()).hexdigest()
 
 
 def _fetch_metadata(p: Params, hub: Hub, verified: Verified) -> dict[str, RemoteFile]:
-    """Fetch the tables about all clips or episodes; returns what the hub lists of them."""
+    """Fetch the tables about all clips or episodes; returns the hub's entries for them."""
     folder, kind = p.local_dir, "data set in the expected layout"
     known: Sequence[str] = METADATA_FILES
     needed = (FEATURES_FILE, INDEX_FILE)
@@ -262,7 +264,7 @@ def _fetch_metadata(p: Params, hub: Hub, verified: Verified) -> dict[str, Remote
                 fix="check dataset.repo_id and dataset.revision",
             )
     for path in known:
-        if path not in listed:  # another revision's table must not be taken for this one's
+        if path not in listed:  # remove another revision's table
             (folder / path).unlink(missing_ok=True)
     for remote in listed.values():
         is_known = verified.known(remote)

@@ -1,8 +1,8 @@
-"""`split.json`: which clip is of which split, frozen when a run first uses it.
+"""`split.json`: the split of each clip, frozen when a run first uses it.
 
-A score is of clips that were not trained on. The catalog says which those are, and a newer revision
-of the data set may say otherwise, so the run keeps what it began with and names it by a hash. Clips
-may be added; none may change sides.
+Scores must be of clips that were not trained on. The catalog defines the splits, but a newer
+revision of the data set may change them, so a run keeps its first ones and identifies them by a
+hash. Clips may be added, but none may change its split.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ def path_of(p: Params) -> Path:
 
 
 def freeze(p: Params, clip_ids: Mapping[str, Sequence[str]]) -> str:
-    """Write the splits of a run's clips, or hold them against what is written and add the new ones.
+    """Write the splits of a run's clips, or compare them with the file and add new clips.
 
-    Clips that are in the file and no longer asked for stay in it.
+    Clips that are no longer wanted stay in the file.
 
     Args:
-        clip_ids: Split -> its clips, as `Chosen.clip_ids` has them.
+        clip_ids: Split -> its clips, as `Chosen.clip_ids`.
 
     Returns:
-        The sha256 that names the frozen splits.
+        The sha256 of the frozen splits.
 
     Raises:
-        AvomniError: a clip is in two splits, or in another one than before; the file is damaged.
+        AvomniError: a clip is in two splits, or has changed its split; or the file is damaged.
     """
     wanted: dict[str, str] = {}
     for split, ids in clip_ids.items():
@@ -69,7 +69,7 @@ def read(p: Params) -> dict[str, str]:
 
 
 def sha256_of(p: Params) -> str | None:
-    """The hash of the frozen splits, for every `result.json`; None before they are frozen.
+    """The hash of the frozen splits, for `result.json`; None before they are frozen.
 
     Raises:
         AvomniError: the file is damaged or was changed by hand.
@@ -78,10 +78,10 @@ def sha256_of(p: Params) -> str | None:
 
 
 def check(p: Params, splits: Mapping[str, str]) -> None:
-    """Hold the clips of a cache (clip_id -> split) against the frozen file.
+    """Compare the clips of a cache (clip_id -> split) with the frozen splits.
 
     Raises:
-        AvomniError: a clip is not in the file or of another split there; there is no file.
+        AvomniError: a clip is missing in the file or has another split there; or there is no file.
     """
     path, frozen = path_of(p), read(p)
     _refuse_changes(path, frozen, splits)

@@ -1,8 +1,8 @@
 """The cache's format on the disk.
 
 shard    one shard: `.npy` arrays and a header; columns and types
-memmap   the cache of a run: all shards as one
+memmap   the cache of a run, made of shards
 windows  windows over the cache
 jpeg     frames stored as JPEG
-verify   every hash and count, read again and compared
+verify   verification of all hashes and counts
 """

@@ -1,7 +1,8 @@
-"""Grid frames as JPEG: each encoded once, all of a shard in one array of bytes, decoded when read.
+"""Grid frames stored as JPEG: encoded once, all frames of a shard in one array, decoded on read.
 
-jpeg.npy holds the pictures one after another, `offsets` where each begins and the last one ends,
-`crc32` a checksum of each: a flipped bit often decodes to a wrong picture without a word.
+jpeg.npy holds the encoded pictures one after another, `offsets` where each begins and where the
+last one ends, and `crc32` a checksum of each: a flipped bit often decodes to a wrong picture
+without an error.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from PIL import Image
 from avomni_lib import workers
 from avomni_lib.errors import AvomniError
 
-# Pillow's bytes follow from these alone: baseline, standard Huffman tables, libjpeg's exact DCT.
+# These alone determine Pillow's output: baseline, standard Huffman tables, libjpeg's exact DCT.
 QUALITY, SUBSAMPLING = 90, "4:2:0"
 MAX_THREADS = 8
 
 
 def encode(frames: np.ndarray) -> dict[str, np.ndarray]:
-    """Frames (N, H, W, 3) uint8 RGB as three arrays.
+    """Encode frames (N, H, W, 3) uint8 RGB into three arrays.
 
     Returns:
         jpeg (B,) uint8, offsets (N + 1,) int64 into it, crc32 (N,) uint32.
@@ -49,15 +50,15 @@ def frame_shape(picture: np.ndarray) -> tuple[int, int, int]:
 
 
 class JpegFrames:
-    """Encoded frames that read like the array (N, H, W, 3) uint8 that they were made of.
+    """Encoded frames that can be indexed like an array (N, H, W, 3) uint8.
 
-    A number gives a frame, a slice or an array of numbers several, read-only as those of a mapped
-    file are. Frames of one reading are decoded by several threads; nothing is kept.
+    An integer gives one frame, a slice or an array of integers several; the result is read-only,
+    like that of a memory map. Several frames are decoded in parallel by threads; nothing is cached.
 
     Args:
-        jpeg, offsets, crc32: As `encode` returns them.
+        jpeg, offsets, crc32: As returned by `encode`.
         shape: (N, H, W, 3).
-        describe: Number of a frame -> what a message calls it.
+        describe: Index of a frame -> its name in error messages.
     """
 
     dtype = np.dtype(np.uint8)
@@ -78,10 +79,10 @@ class JpegFrames:
         return self.shape[0]
 
     def __getitem__(self, key: int | slice | np.ndarray) -> np.ndarray:
-        """The frames `key` of them, (H, W, 3) or (T, H, W, 3).
+        """Decode the frames `key`: (H, W, 3) or (T, H, W, 3).
 
         Raises:
-            AvomniError: one is damaged, and which.
+            AvomniError: a frame is damaged.
         """
         rows = np.arange(len(self))[key]
         frames = np.empty((*np.shape(rows), *self.shape[1:]), np.uint8)
@@ -96,7 +97,7 @@ class JpegFrames:
         """Decode frames into `out`, (len(rows), H, W, 3) uint8.
 
         Raises:
-            AvomniError: one is damaged, and which.
+            AvomniError: a frame is damaged.
         """
         if len(rows) == 1:
             self._decode(int(rows[0]), out[0])
@@ -131,6 +132,6 @@ class JpegFrames:
 
 @functools.lru_cache(maxsize=1)
 def _threads(process: int) -> concurrent.futures.ThreadPoolExecutor:
-    """The decoding threads of a process; a forked one has none of its parent's."""
+    """The decoding threads of a process; keyed by pid, as a forked process inherits none."""
     count = min(workers.num_cores(), MAX_THREADS)
     return concurrent.futures.ThreadPoolExecutor(count, thread_name_prefix="avomni-jpeg")

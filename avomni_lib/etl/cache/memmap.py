@@ -1,7 +1,7 @@
-"""The cache of a run: its shards as one, and the table of all clips that it was made from.
+"""The cache of a run: its shards, and the table of all clips that it was built from.
 
-cache/shard_NNNN/ is one chunk (see `shard`), each sampled frame once; cache/clips.json holds every
-clip that was asked for, sound or damaged, and is written last.
+cache/shard_NNNN/ holds one chunk (see `shard`), each sampled frame once. cache/clips.json lists
+every requested clip, sound or damaged, and is written last.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Cache:
-    """All shards of a run; made by `Cache.open`.
+    """All shards of a run; created by `Cache.open`.
 
     Attributes:
-        folder: The run's cache.
-        header: What the shards have in common: grid, tile, fit, sample_hz, storage, source.
+        folder: The cache's folder.
+        header: The header fields shared by all shards: grid, tile, fit, sample_hz, storage, source.
         shards: In the order of their chunks.
         clips: In the order of the catalog.
-        table: clips.json's rows, the damaged clips among them.
+        table: Rows of clips.json, including those of damaged clips.
     """
 
     folder: Path
@@ -63,11 +63,11 @@ class Cache:
 
     @classmethod
     def open(cls, folder: Path) -> Cache:
-        """Open a finished cache; no array is read.
+        """Open a finished cache without reading any array.
 
         Raises:
-            AvomniError: there is none, it is unfinished, of another format version, or a file of it
-                is missing or has not the size that the header says.
+            AvomniError: there is none, it is unfinished or of another format version, or a file is
+                missing or differs in size from its header.
         """
         folder = Path(folder)
         record = read_record(folder)
@@ -96,7 +96,7 @@ class Cache:
 
     @property
     def held_out_ids(self) -> list[str]:
-        """The clips that nothing may be learned from."""
+        """The clips that must not be trained on."""
         return [clip.clip_id for clip in self.clips if clip.split != "train"]
 
     @property
@@ -106,7 +106,7 @@ class Cache:
 
     @property
     def has_obstacles(self) -> bool:
-        """Whether it was built with `processing.obstacles`."""
+        """Whether the cache was built with `processing.obstacles`."""
         return "obstacle_columns" in self.header
 
     @property
@@ -115,17 +115,17 @@ class Cache:
 
     @property
     def files(self) -> dict[Path, str | None]:
-        """Every file of it; the arrays with their sha256, which the headers have."""
-        found: dict[Path, str | None] = {self.folder / CLIPS_FILE: None}
+        """All files of the cache; arrays with the sha256 that their headers state."""
+        hashes: dict[Path, str | None] = {self.folder / CLIPS_FILE: None}
         for shard in self.shards:
-            found[shard.folder / HEADER_FILE] = None
+            hashes[shard.folder / HEADER_FILE] = None
             for name, entry in shard.header["arrays"].items():
-                found[shard.folder / f"{name}.npy"] = entry["sha256"]
-        return found
+                hashes[shard.folder / f"{name}.npy"] = entry["sha256"]
+        return hashes
 
     @functools.cached_property
     def digest(self) -> str:
-        """A sha256 of the content: of the headers, which hold the arrays' own."""
+        """A sha256 of all headers, and thereby of the arrays, whose hashes they contain."""
         return files.hash_json([shard.header for shard in self.shards])
 
 
@@ -135,7 +135,7 @@ def write_table(
     shards: Sequence[Path],
     clips: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Write clips.json, which makes a cache of the shards."""
+    """Write clips.json, which completes the cache."""
     record = {
         "format_version": FORMAT_VERSION,
         "common": common,

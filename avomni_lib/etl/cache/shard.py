@@ -1,14 +1,14 @@
-"""One shard of the cache: plain .npy arrays and a header.json, the clips of one chunk.
+"""One shard of the cache: the clips of one chunk as plain .npy arrays and a header.json.
 
 shard_0000/{frames,prints,timestamps,times,egomotion,track}.npy + header.json
 
-Any program opens the arrays with `np.load(path, mmap_mode="r")`. Where the header says `"storage":
-"jpeg"`, {jpeg,offsets,crc32}.npy stand for frames.npy (see `jpeg`). With `processing.obstacles`
-there is obstacles.npy too, and the header bears `obstacle_columns`.
+Any program can open the arrays with `np.load(path, mmap_mode="r")`. If the header says `"storage":
+"jpeg"`, {jpeg,offsets,crc32}.npy replace frames.npy (see `jpeg`). With `processing.obstacles`,
+there is obstacles.npy too, and the header has `obstacle_columns`.
 
-Rows are read into memory past any mapping: a window of 22 MB took 1.9 ms that way where the file
-had just been written, 3.2 ms where the system had read it from the disk before, 20 ms from the
-disk; copied out of a mapping it took 2.8 to 6 ms, and 28 ms.
+Windows are read with `pread` instead of through a memory map. For a window of 22 MB, this took
+1.9 ms for a file just written, 3.2 ms from the page cache and 20 ms from the disk; copying from a
+memory map took 2.8 to 6 ms, and 28 ms from the disk.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FORMAT_VERSION = 2  # 1 had no prints
 HEADER_FILE = "header.json"
 CLIPS_FILE = "clips.json"  # of the whole cache
 BUILD_AGAIN = "run 03_etl again; it keeps what is whole"
-# Explicit byte order: a cache can be carried to another machine.
+# The byte order is explicit, so that a cache can be copied to another machine.
 _ROWS = {"prints": "<u8", "timestamps": "<i8", "times": "<i8", "egomotion": "<f8", "track": "<f8"}
 STORAGES = {
     "raw": {"frames": "|u1", **_ROWS},
@@ -49,15 +49,15 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class CachedClip:
-    """Where a clip lies in the cache.
+    """A clip's place in the cache.
 
     Attributes:
         shard: Index into `Cache.shards`.
         start, stop: Its rows of frames, timestamps, times and egomotion.
         track_start, track_stop: Its rows of track.
         obstacles: Its rows (start, stop) of obstacles, in a cache that has them.
-        unlabelled: Why nothing is known of other road users; empty where they are labelled.
-        events: (start_us, text) of what people wrote about it.
+        unlabelled: Why there are no labels of other road users; empty if there are.
+        events: (start_us, text) of the events that human annotators described.
     """
 
     clip_id: str
@@ -77,13 +77,13 @@ class CachedClip:
 
 
 def arrays_in(header: Mapping[str, Any]) -> Mapping[str, str]:
-    """Array -> dtype of a shard that has this header."""
-    found = STORAGES[header["storage"]]
-    return found | OBSTACLES if "obstacle_columns" in header else found
+    """Name -> dtype of the arrays of a shard with this header."""
+    arrays = STORAGES[header["storage"]]
+    return arrays | OBSTACLES if "obstacle_columns" in header else arrays
 
 
 def pack_notes(notes: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """What a clip's row of the header says of others, events and phase, as one of its arrays."""
+    """The optional fields of a clip's header row (events, unlabelled, phase_us) as an array."""
     notes = {name: notes[name] for name in ("events", "unlabelled", "phase_us") if notes.get(name)}
     return {"notes": np.array(json.dumps(notes))} if notes else {}
 
@@ -102,7 +102,7 @@ def check_version(header: Mapping[str, Any], path: Path) -> None:
 
 @dataclass(frozen=True)
 class Shard:
-    """One chunk's arrays on the disk, mapped when they are asked for."""
+    """The arrays of one chunk on the disk, memory-mapped on access."""
 
     folder: Path
     header: dict[str, Any]
@@ -122,7 +122,7 @@ class Shard:
 
     @property
     def frames(self) -> np.ndarray | jpeg.JpegFrames:
-        """(N, H, W, 3) uint8 RGB: mapped, or decoded as it is read."""
+        """(N, H, W, 3) uint8 RGB: memory-mapped, or JPEGs that are decoded on access."""
         if self.storage == "raw":
             return self._load("frames")
         data, offsets, crc32 = (self._load(name) for name in ("jpeg", "offsets", "crc32"))
@@ -144,12 +144,12 @@ class Shard:
 
     @property
     def prints(self) -> np.ndarray:
-        """(N, 2, words) uint64: what `etl.clip.prints` makes of each frame, for the leak check."""
+        """(N, 2, words) uint64: perceptual hash of each frame (`etl.clip.prints`)."""
         return self._load("prints")
 
     @property
     def timestamps(self) -> np.ndarray:
-        """(N, cameras) int64 µs: when each camera's picture was taken."""
+        """(N, cameras) int64 µs: capture time of each camera's picture."""
         return self._load("timestamps")
 
     @property
@@ -164,26 +164,25 @@ class Shard:
 
     @property
     def track(self) -> np.ndarray:
-        """(M, 9) float64 at 10 Hz, columns `TRACK_COLUMNS`, before and past the frames too."""
+        """(M, 9) float64 at 10 Hz, columns `TRACK_COLUMNS`; extends before and after the frames."""
         return self._load("track")
 
     @property
     def obstacles(self) -> np.ndarray:
-        """(K, 10) float64 others, columns `obstacles.COLUMNS`: anchor frame, m."""
+        """(K, 10) float64 other road users, columns `obstacles.COLUMNS`: anchor frame, m."""
         return self._load("obstacles")
 
     def describe(self, row: int) -> str:
-        """What a message calls one of the frames."""
+        """Name of a frame in error messages."""
         for clip in clips_of(self):
             if clip.start <= row < clip.stop:
                 return f"{self.folder}, clip {clip.clip_id}, frame {row - clip.start}"
         return f"{self.folder}, frame {row}"
 
     def arrays_of(self, clip: CachedClip) -> Arrays:
-        """One clip's part of every array as it is stored, and what its header's row tells beside
-        them: JPEGs stay encoded."""
+        """A clip's part of every array as stored (JPEGs stay encoded), and its `pack_notes`."""
         rows = (row for row in self.header["clips"] if row["clip_id"] == clip.clip_id)
-        found = pack_notes(next(rows))
+        arrays = pack_notes(next(rows))
         for name in arrays_in(self.header):
             array, part = self._load(name), slice(clip.start, clip.stop)
             if name == "track":
@@ -194,22 +193,22 @@ class Shard:
                 array, part = array - array[clip.start], slice(clip.start, clip.stop + 1)
             elif name == "jpeg":
                 part = slice(*self._load("offsets")[[clip.start, clip.stop]])
-            found[name] = array[part]
-        return found
+            arrays[name] = array[part]
+        return arrays
 
 
-# A mapping keeps its file open. A thousand shards of a random order of windows would go past what
-# a process may open (1,024 files as most systems set it), and mapping one again takes 0.1 ms.
+# A memory map keeps its file open. Reading windows of a thousand shards in random order would
+# exceed the usual limit of 1,024 open files, and mapping a file again takes only 0.1 ms.
 @functools.lru_cache(maxsize=256)
 def _mapped(path: Path, *state: int) -> np.ndarray:
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def encode(arrays: Arrays, storage: str) -> Arrays:
-    """A clip's arrays, with frames (N, H, W, 3) uint8, as `storage` keeps them.
+    """Convert a clip's arrays, with frames (N, H, W, 3) uint8, to those that `storage` keeps.
 
     Raises:
-        AvomniError: no storage has this name.
+        AvomniError: unknown storage.
     """
     names = pick(STORAGES, storage, "storage", "processing.storage")
     encoded = {**arrays, **jpeg.encode(arrays["frames"])} if storage == "jpeg" else arrays
@@ -222,7 +221,7 @@ def shard_name(chunk: int) -> str:
 
 
 def open_shard(folder: Path) -> Shard:
-    """One shard, its files checked for presence and size.
+    """Open a shard and check the presence and size of its files.
 
     Raises:
         AvomniError: as `Cache.open`.
@@ -238,7 +237,7 @@ def open_shard(folder: Path) -> Shard:
 
 
 def clips_of(shard: Shard, place: int = 0) -> list[CachedClip]:
-    """The clips of a shard that is the cache's number `place`."""
+    """The clips of a shard, which has index `place` in the cache."""
     return [
         CachedClip(  # type: ignore[call-arg]
             row["clip_id"],
@@ -261,14 +260,14 @@ def write_shard(
     clips: Sequence[Mapping[str, Any]],
     load: Callable[[str], Arrays],
 ) -> Shard:
-    """Write a shard, whole or not at all, in place of what is there.
+    """Write a shard atomically, replacing an existing one.
 
     Args:
-        folder: Where it will lie.
-        common: Header fields; `storage` and `obstacle_columns` say which arrays there are.
-        clips: clip_id, split and chunk of each, in order.
-        load: clip_id -> its arrays as `encode` gives them, lazily: what is asked for is read, one
-            clip at a time. What `pack_notes` makes goes into the clip's row of the header.
+        folder: The shard's folder.
+        common: Header fields; `storage` and `obstacle_columns` determine the arrays.
+        clips: clip_id, split and chunk of each clip, in order.
+        load: clip_id -> its arrays as returned by `encode`, loaded lazily, one clip at a time; the
+            array of `pack_notes` goes into the clip's header row.
 
     Raises:
         AvomniError: no room on the disk; nothing is left behind.
@@ -316,19 +315,19 @@ def write_shard(
         os.replace(folder, old)
     os.replace(fresh, folder)
     files.fsync_folder(folder.parent)
-    _mapped.cache_clear()  # a mapping of the old one would keep its room on the disk taken
+    _mapped.cache_clear()  # a map of the old file would keep its disk space occupied
     shutil.rmtree(old, ignore_errors=True)
     return open_shard(folder)
 
 
 def settle(folder: Path) -> None:
-    """Undo what killed `write_shard`s left half-done in a cache in which no other one writes."""
+    """Undo interrupted `write_shard` calls in a cache that no other process writes to."""
     for left in [*folder.glob(".shard_*.old"), *folder.glob(".shard_*.new")]:
         settle_shard(folder / left.stem.removeprefix("."))
 
 
 def settle_shard(folder: Path) -> None:
-    """Undo what a killed `write_shard` of this one left half-done."""
+    """Undo an interrupted `write_shard` of this shard."""
     fresh, old = _beside(folder)
     if old.exists() and not folder.exists():
         os.replace(old, folder)
@@ -337,15 +336,15 @@ def settle_shard(folder: Path) -> None:
 
 
 def _beside(folder: Path) -> tuple[Path, Path]:
-    """Where a shard is written anew, and where the old one is put aside."""
+    """Temporary folders of the new shard and of the one that it replaces."""
     return folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
 
 
 def _joined(offsets: Iterable[np.ndarray], starts: Sequence[int]) -> Iterator[np.ndarray]:
-    """The clips' own offsets as those of all their pictures together."""
+    """Convert the offsets of single clips to offsets into the shard's jpeg.npy."""
     yield np.zeros(1, np.int64)
-    for own, start in zip(offsets, starts, strict=True):
-        yield own[1:] + start
+    for clip_offsets, start in zip(offsets, starts, strict=True):
+        yield clip_offsets[1:] + start
 
 
 def _ranges(counts: Sequence[int]) -> list[list[int]]:
@@ -354,47 +353,47 @@ def _ranges(counts: Sequence[int]) -> list[list[int]]:
 
 
 def file_state(path: Path, num_bytes: int) -> os.stat_result:
-    """A file's state if it has its bytes: to touch a mapping past the end kills the process.
+    """The file's `stat` if its size is right; reading a map past a file's end kills the process.
 
     Raises:
-        AvomniError: it is missing, or has not the size that its header says.
+        AvomniError: it is missing, or differs in size from its header.
     """
     try:
-        found = path.stat()
+        state = path.stat()
     except FileNotFoundError:
         what = "is missing"
     else:
-        if found.st_size == num_bytes:
-            return found
-        what = f"has {found.st_size:,} of {num_bytes:,} bytes"
+        if state.st_size == num_bytes:
+            return state
+        what = f"has {state.st_size:,} of {num_bytes:,} bytes"
     raise AvomniError(f"an array of the cache {what}", where=str(path), fix=BUILD_AGAIN)
 
 
 def read_rows(path: Path, entry: Mapping[str, Any], start: int, out: np.ndarray) -> None:
-    """Read the rows from `start` on into `out`, which says how many.
+    """Read `len(out)` rows from `start` on into `out`.
 
-    The file is opened for this reading alone, which costs microseconds: nothing stays open, however
-    many shards there are, and threads and processes share nothing. Other threads run meanwhile.
+    The file is opened for each call, which costs microseconds: no files stay open, however many
+    shards there are, and threads and processes share no state. The GIL is released meanwhile.
 
     Args:
         path: A .npy file.
         entry: Its entry in the shard's header: shape and bytes.
         start: The first row.
-        out: C-contiguous, of the file's dtype. Where it does not start at a multiple of 64 bytes,
-            as NumPy's own large arrays do not and PyTorch's do, the copy takes up to twice as long.
+        out: C-contiguous, of the file's dtype. If it is not aligned to 64 bytes (PyTorch's arrays
+            are, NumPy's large ones are not), the copy takes up to twice as long.
 
     Raises:
-        AvomniError: the file is missing, cut short, or the system cannot read it.
+        AvomniError: the file is missing, cut short, or cannot be read.
     """
     file_state(path, entry["bytes"])
     num_rows, row_bytes = entry["shape"][0], out[0].nbytes
-    # The rows end where the file does; before them lies the .npy header.
+    # Counted from the end of the file, as the length of the .npy header varies.
     offset = entry["bytes"] - (num_rows - start) * row_bytes
     left = memoryview(out).cast("B")
     try:
         file = os.open(path, os.O_RDONLY)
         try:
-            while left:  # one call gives 2 GiB at most
+            while left:  # one call reads at most 2 GiB
                 count = os.preadv(file, [left], offset)
                 if count == 0:
                     raise OSError("it ends too early")
@@ -410,7 +409,7 @@ def read_rows(path: Path, entry: Mapping[str, Any], start: int, out: np.ndarray)
 def write_array(
     path: Path, dtype: str, shape: tuple[int, ...], pieces: Iterable[np.ndarray]
 ) -> dict[str, Any]:
-    """Write an array (N, ...) whose rows come in pieces, whole or not at all.
+    """Write an array (N, ...), whose rows come in pieces, atomically.
 
     Returns:
         dtype, shape, bytes and sha256 of the file.
@@ -421,7 +420,7 @@ def write_array(
     digest, head = hashlib.sha256(), io.BytesIO()
     fields = {"descr": dtype, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(head, fields)
-    # A view without rows cannot be cast to bytes.
+    # An empty view cannot be cast to bytes.
     rows = (np.ascontiguousarray(p, dtype=dtype).data.cast("B") for p in pieces if len(p))
     with files.write_whole(path) as file:
         for block in itertools.chain([head.getvalue()], rows):

@@ -1,7 +1,7 @@
-"""Whether a cache is what was written: every hash, every count, and nothing in two splits.
+"""Verification of a cache: all hashes and counts, and that no clip is in two splits.
 
-Nothing is taken from the parameters: a cache that was carried elsewhere is checked by its own
-headers. All that is wrong is told at once.
+Parameters are not needed: a cache is checked against its own headers, wherever it was copied to.
+All faults are reported at once.
 """
 
 from __future__ import annotations
@@ -20,8 +20,19 @@ import numpy as np
 
 from avomni_lib import files, workers
 from avomni_lib.errors import AvomniError
-from avomni_lib.etl.cache import shard
-from avomni_lib.etl.cache.shard import BUILD_AGAIN, CLIPS_FILE, HEADER_FILE
+from avomni_lib.etl.cache.shard import (
+    BUILD_AGAIN,
+    CLIPS_FILE,
+    EGOMOTION_COLUMNS,
+    HEADER_FILE,
+    TRACK_COLUMNS,
+    CachedClip,
+    Shard,
+    arrays_in,
+    check_version,
+    clips_of,
+    shard_name,
+)
 from avomni_lib.etl.clip import prints
 from avomni_lib.plan import Bar, Tally, gigabytes
 
@@ -34,7 +45,7 @@ CHANGED = "has changed since it was written: its sha256 is another"
 
 @dataclass(frozen=True)
 class VerifiedCache:
-    """A cache that is sound: what was read and counted."""
+    """Counts of a cache that passed verification."""
 
     num_shards: int
     num_arrays: int
@@ -53,7 +64,7 @@ class VerifiedCache:
 
 
 class Faults:
-    """What is wrong with a cache: lines for people, and the shards that are to be made again."""
+    """The faults of a cache: lines of the message, and the folders of shards to rebuild."""
 
     def __init__(self, folder: Path):
         self.folder, self.lines, self.shards = folder, list[str](), set[Path]()
@@ -79,39 +90,39 @@ class Faults:
 
 
 def verify(folder: Path, progress: type[Bar] = Bar) -> VerifiedCache:
-    """Read all of a cache and compare it with its hashes and counts.
+    """Read a whole cache and compare it with its hashes and counts.
 
-    Arrays are hashed by several threads, and the bar counts bytes.
+    Arrays are hashed by several threads; the bar counts bytes.
 
     Raises:
-        AvomniError: there is no finished cache, or it is not what was written: all that is wrong,
-            each with its file, and which shards to remove.
+        AvomniError: there is no finished cache, or it differs from what was written; the message
+            lists all faults with their files, and the shards to remove.
     """
-    folder, found = Path(folder), Faults(Path(folder))
+    folder, faults = Path(folder), Faults(Path(folder))
     record, table = read_record(folder), folder / CLIPS_FILE
     if record.get("sha256") != record_hash(record):
-        found.add(table, CHANGED)
+        faults.add(table, CHANGED)
     named = [folder / name for name in record["shards"]]
     for path in sorted(set(folder.glob("shard_*")) - set(named)):
-        found.add(path / HEADER_FILE, f"{table.name} does not name this shard")
-    shards = [opened for path in named if (opened := _open(path, record, found))]
-    wrong = _check_hashes(shards, found, progress)
-    for each in shards:
-        if wrong.get(each.folder) == ["jpeg"]:
-            for what in damaged_frames(each):
-                found.add(each.folder / "jpeg.npy", what)
-        elif each.folder not in wrong and _check_types(each, found):
-            for name, what in of_shard(each):
-                found.add(each.folder / name, what)
-    clips = [clip for n, each in enumerate(shards) for clip in shard.clips_of(each, n)]
-    unread = {path.name for path in named} - {each.folder.name for each in shards}
-    rows = [row for row in record["clips"] if shard.shard_name(row["chunk"]) not in unread]
-    num_frames = [each.num_frames for each in shards]
+        faults.add(path / HEADER_FILE, f"{table.name} does not name this shard")
+    shards = [opened for path in named if (opened := _open(path, record, faults))]
+    wrong = _check_hashes(shards, faults, progress)
+    for shard in shards:
+        if wrong.get(shard.folder) == ["jpeg"]:
+            for what in damaged_frames(shard):
+                faults.add(shard.folder / "jpeg.npy", what)
+        elif shard.folder not in wrong and _check_types(shard, faults):
+            for name, what in of_shard(shard):
+                faults.add(shard.folder / name, what)
+    clips = [clip for n, shard in enumerate(shards) for clip in clips_of(shard, n)]
+    unread = {path.name for path in named} - {shard.folder.name for shard in shards}
+    rows = [row for row in record["clips"] if shard_name(row["chunk"]) not in unread]
+    num_frames = [shard.num_frames for shard in shards]
     for what in [*of_table(rows, clips), *leaks(clips, num_frames)]:
-        found.add(table, what)
-    if found.lines:
-        raise found.error
-    arrays = [entry for each in shards for entry in each.header["arrays"].values()]
+        faults.add(table, what)
+    if faults.lines:
+        raise faults.error
+    arrays = [entry for shard in shards for entry in shard.header["arrays"].values()]
     return VerifiedCache(
         num_shards=len(shards),
         num_arrays=len(arrays),
@@ -126,14 +137,14 @@ def read_record(folder: Path) -> dict[str, Any]:
     """The content of a cache's clips.json.
 
     Raises:
-        AvomniError: there is no cache, or it is not finished, or of another format version.
+        AvomniError: there is no cache, or it is unfinished or of another format version.
     """
     path = folder / CLIPS_FILE
     if not path.exists():
         what = "the cache is not finished" if folder.exists() else "there is no cache"
         raise AvomniError(what, where=str(folder), fix="run 03_etl")
     record = files.read_json(path)
-    shard.check_version(record, path)
+    check_version(record, path)
     rows = record.get("clips")
     if not (isinstance(rows, list) and {"common", "shards"} <= record.keys()) or not all(
         {"clip_id", "split", "chunk", "state"} <= row.keys() for row in rows
@@ -143,52 +154,52 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def record_hash(record: Mapping[str, Any]) -> str:
-    """A sha256 of all of clips.json but this."""
+    """A sha256 of clips.json without its own `sha256`."""
     return files.hash_json({key: value for key, value in record.items() if key != "sha256"})
 
 
-def _open(folder: Path, record: Mapping[str, Any], found: Faults) -> shard.Shard | None:
-    """A shard by its header alone; None where that cannot be used."""
+def _open(folder: Path, record: Mapping[str, Any], faults: Faults) -> Shard | None:
+    """Open a shard by its header alone; None if the header cannot be used."""
     path = folder / HEADER_FILE
     if not path.exists():
-        found.add(path, "is missing")
+        faults.add(path, "is missing")
         return None
     if record.get("headers", {}).get(folder.name) != files.sha256_file(path):
-        found.add(path, CHANGED)
+        faults.add(path, CHANGED)
         return None
     try:
-        opened = shard.Shard(folder, files.read_json(path))
+        opened = Shard(folder, files.read_json(path))
         header = opened.header
-        shard.check_version(header, path)
+        check_version(header, path)
         for key, value in record["common"].items():
             if header[key] != value:
-                found.add(path, f"{key} is {header[key]}, the cache's is {value}")
-        for clip in shard.clips_of(opened):
-            if folder.name != shard.shard_name(clip.chunk):
-                found.add(path, f"holds clip {clip.clip_id} of chunk {clip.chunk}")
-        if set(header["arrays"]) != set(shard.arrays_in(header)):
-            found.add(path, f"names the arrays {', '.join(header['arrays'])}")
+                faults.add(path, f"{key} is {header[key]}, the cache's is {value}")
+        for clip in clips_of(opened):
+            if folder.name != shard_name(clip.chunk):
+                faults.add(path, f"holds clip {clip.clip_id} of chunk {clip.chunk}")
+        if set(header["arrays"]) != set(arrays_in(header)):
+            faults.add(path, f"names the arrays {', '.join(header['arrays'])}")
             return None
         for entry in header["arrays"].values():
             entry["shape"], entry["bytes"], entry["sha256"]
         header["tile"], header["grid"]["rows"], header["grid"]["cols"], header["grid"]["cells"]
     except AvomniError as error:
-        found.add(path, error.what)
+        faults.add(path, error.what)
         return None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        found.add(path, f"is no header of a shard: {error!r}")
+        faults.add(path, f"is no header of a shard: {error!r}")
         return None
     return opened
 
 
 def _check_hashes(
-    shards: list[shard.Shard], found: Faults, progress: type[Bar]
+    shards: list[Shard], faults: Faults, progress: type[Bar]
 ) -> dict[Path, list[str]]:
-    """Hash every array, several at a time; returns each shard's arrays that have changed."""
+    """Hash all arrays, several at a time; returns shard folder -> arrays that have changed."""
     arrays, wrong = [], {}
-    for each in shards:
-        for name, entry in each.header["arrays"].items():
-            path = each.folder / f"{name}.npy"
+    for shard in shards:
+        for name, entry in shard.header["arrays"].items():
+            path = shard.folder / f"{name}.npy"
             size = path.stat().st_size if path.exists() else None
             if size == entry["bytes"]:
                 arrays.append((path, entry))
@@ -196,8 +207,8 @@ def _check_hashes(
                 state = (
                     "is missing" if size is None else f"has {size:,} of {entry['bytes']:,} bytes"
                 )
-                found.add(path, state)
-                wrong.setdefault(each.folder, []).append(name)
+                faults.add(path, state)
+                wrong.setdefault(shard.folder, []).append(name)
     stop, counted, total = threading.Event(), Tally(), sum(entry["bytes"] for _, entry in arrays)
     with (
         progress(total=total, unit="B", label="verify") as bar,
@@ -213,7 +224,7 @@ def _check_hashes(
             stop.set()  # on Ctrl-C, what still reads ends at once
     for (path, entry), done in zip(arrays, hashes, strict=True):
         if (error := done.exception()) or done.result() != entry["sha256"]:
-            found.add(path, f"cannot be read: {error}" if error else CHANGED)
+            faults.add(path, f"cannot be read: {error}" if error else CHANGED)
             wrong.setdefault(path.parent, []).append(path.stem)
     return wrong
 
@@ -227,127 +238,132 @@ def _hash(path: Path, counted: Tally, stop: threading.Event) -> str:
     return digest.hexdigest()
 
 
-def _check_types(each: shard.Shard, found: Faults) -> bool:
-    """Whether all arrays have the type and shape that the header says."""
-    before = len(found.lines)
-    for name, dtype in shard.arrays_in(each.header).items():
-        path, entry = each.folder / f"{name}.npy", each.header["arrays"][name]["shape"]
+def _check_types(shard: Shard, faults: Faults) -> bool:
+    """Whether all arrays have the type and shape stated in the header."""
+    before = len(faults.lines)
+    for name, dtype in arrays_in(shard.header).items():
+        path, entry = shard.folder / f"{name}.npy", shard.header["arrays"][name]["shape"]
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except Exception as error:  # NumPy's parser lets many kinds through
-            found.add(path, f"is no .npy file: {error}")
+            faults.add(path, f"is no .npy file: {error}")
             continue
         if (list(array.shape), array.dtype) != (entry, np.dtype(dtype)):
-            is_so = f"holds {list(array.shape)} {array.dtype}"
-            found.add(path, f"{is_so}, it should hold {entry} {np.dtype(dtype)}")
-    return len(found.lines) == before
+            actual = f"holds {list(array.shape)} {array.dtype}"
+            faults.add(path, f"{actual}, it should hold {entry} {np.dtype(dtype)}")
+    return len(faults.lines) == before
 
 
-def leaks(clips: Sequence[shard.CachedClip], num_frames: Sequence[int]) -> Iterator[str]:
-    """What splits share: a clip that lies in the cache twice, and clips that share frames.
+def leaks(clips: Sequence[CachedClip], num_frames: Sequence[int]) -> Iterator[str]:
+    """Messages about clips that lie in the cache twice, and clips that share frames.
 
     Args:
-        clips: All of a cache.
-        num_frames: Of each shard.
+        clips: All clips of a cache.
+        num_frames: Number of frames of each shard.
     """
     splits, stops = defaultdict(list), defaultdict(int)
     for clip in clips:
         splits[clip.clip_id].append(clip.split)
-    for clip_id, own in splits.items():
-        if len(own) > 1:
-            names = " and ".join(sorted(set(own)))
-            yield f"clip {clip_id} lies in the cache {len(own)} times, in {names}"
+    for clip_id, names in splits.items():
+        if len(names) > 1:
+            where = " and ".join(sorted(set(names)))
+            yield f"clip {clip_id} lies in the cache {len(names)} times, in {where}"
     for clip in sorted(clips, key=lambda clip: (clip.shard, clip.start)):
         if clip.start < stops[clip.shard] or clip.stop > num_frames[clip.shard]:
             yield (
                 f"clip {clip.clip_id} has rows {clip.start} to {clip.stop} of "
-                f"{shard.shard_name(clip.chunk)}, which are not its alone"
+                f"{shard_name(clip.chunk)}, which are not its alone"
             )
         stops[clip.shard] = clip.stop
 
 
-def of_shard(each: shard.Shard) -> Iterator[tuple[str, str]]:
-    """(file, what is wrong with it) of a shard whose arrays are as its header says."""
-    found = [*_ranges(each)] or [*_shapes(each)]
-    yield from found or _clocks(each)
-    if not found and each.storage == "jpeg":
-        offsets = np.load(each.folder / "offsets.npy", allow_pickle=False)
-        size = each.header["arrays"]["jpeg"]["shape"][0]
+def of_shard(shard: Shard) -> Iterator[tuple[str, str]]:
+    """(file, fault) pairs of a shard whose arrays have the types and shapes of its header."""
+    misfits = [*_ranges(shard)] or [*_shapes(shard)]
+    yield from misfits or _clocks(shard)
+    if not misfits and shard.storage == "jpeg":
+        offsets = np.load(shard.folder / "offsets.npy", allow_pickle=False)
+        size = shard.header["arrays"]["jpeg"]["shape"][0]
         if [offsets[0], offsets[-1]] != [0, size] or not (np.diff(offsets) > 0).all():
             what = f"the offsets do not rise from 0 to the {size:,} bytes of jpeg.npy"
             yield "offsets.npy", what
 
 
-def _ranges(each: shard.Shard) -> Iterator[tuple[str, str]]:
-    clips = shard.clips_of(each)
-    rows_of = {name: entry["shape"][0] for name, entry in each.header["arrays"].items()}
+def _ranges(shard: Shard) -> Iterator[tuple[str, str]]:
+    clips = clips_of(shard)
+    rows_of = {name: entry["shape"][0] for name, entry in shard.header["arrays"].items()}
     for what, ranges, rows in (
-        ("frames", [(clip.start, clip.stop) for clip in clips], each.num_frames),
+        ("frames", [(clip.start, clip.stop) for clip in clips], shard.num_frames),
         ("track", [(clip.track_start, clip.track_stop) for clip in clips], rows_of["track"]),
         ("obstacles", [clip.obstacles for clip in clips], rows_of.get("obstacles", 0)),
     ):
-        least = 0 if what == "obstacles" else 1  # nobody may be there
+        least = 0 if what == "obstacles" else 1  # a clip may have no other road users
         are_whole = all(start + least <= stop for start, stop in ranges)
         if not are_whole or [*(s for s, _ in ranges), rows] != [0, *(s for _, s in ranges)]:
             problem = f"the clips' ranges of {what} do not share out its {rows:,} rows"
-            yield shard.HEADER_FILE, problem
+            yield HEADER_FILE, problem
 
 
-def _shapes(each: shard.Shard) -> Iterator[tuple[str, str]]:
-    grid, (width, height) = each.header["grid"], each.header["tile"]
+def _shapes(shard: Shard) -> Iterator[tuple[str, str]]:
+    grid, (width, height) = shard.header["grid"], shard.header["tile"]
     num_cameras = len(set(grid["cells"]) - {None})
-    frames = [each.num_frames, grid["rows"] * height, grid["cols"] * width, 3]
+    frames = [shard.num_frames, grid["rows"] * height, grid["cols"] * width, 3]
     expected = {
         "frames": frames,
-        "crc32": [each.num_frames],
-        "prints": [each.num_frames, 2, prints.num_words(num_cameras)],
-        "offsets": [each.num_frames + 1],
-        "timestamps": [each.num_frames, num_cameras],
-        "egomotion": [each.num_frames, len(shard.EGOMOTION_COLUMNS)],
+        "crc32": [shard.num_frames],
+        "prints": [shard.num_frames, 2, prints.num_words(num_cameras)],
+        "offsets": [shard.num_frames + 1],
+        "timestamps": [shard.num_frames, num_cameras],
+        "egomotion": [shard.num_frames, len(EGOMOTION_COLUMNS)],
     }
-    columns = {"track": shard.TRACK_COLUMNS, "obstacles": each.header.get("obstacle_columns", ())}
-    for name, entry in each.header["arrays"].items():
+    columns = {"track": TRACK_COLUMNS, "obstacles": shard.header.get("obstacle_columns", ())}
+    for name, entry in shard.header["arrays"].items():
         shape = expected.get(name, entry["shape"])
         if name in columns:
             shape = [entry["shape"][0], len(columns[name])]
         if entry["shape"] != shape:
             yield f"{name}.npy", f"is {entry['shape']}, it should be {shape}"
-    if (entry := each.header.get("frames_shape", frames)) != frames:
-        yield shard.HEADER_FILE, f"frames are {entry}, by grid and tile {frames}"
+    if (entry := shard.header.get("frames_shape", frames)) != frames:
+        yield HEADER_FILE, f"frames are {entry}, by grid and tile {frames}"
 
 
-def _clocks(each: shard.Shard) -> Iterator[tuple[str, str]]:
-    times, stamps, track = np.array(each.times), np.array(each.timestamps), np.array(each.track)
-    others = np.array(each.obstacles) if "obstacles" in each.header["arrays"] else track[:0]
-    for name, array in (("egomotion", each.egomotion), ("track", track), ("obstacles", others)):
+def _clocks(shard: Shard) -> Iterator[tuple[str, str]]:
+    times, stamps, track = np.array(shard.times), np.array(shard.timestamps), np.array(shard.track)
+    others = np.array(shard.obstacles) if "obstacles" in shard.header["arrays"] else track[:0]
+    for name, array in (("egomotion", shard.egomotion), ("track", track), ("obstacles", others)):
         if not np.isfinite(array).all():
             yield f"{name}.npy", "holds numbers that are not finite"
-    for clip in shard.clips_of(each):
-        own, taken = times[clip.start : clip.stop], stamps[clip.start : clip.stop]
+    for clip in clips_of(shard):
+        wanted, taken = times[clip.start : clip.stop], stamps[clip.start : clip.stop]
         poses = track[clip.track_start : clip.track_stop, 0]
         seen = others[slice(*clip.obstacles), 0]
         for name, is_right, what in (
-            ("times", (np.diff(own) > 0).all(), "the times do not rise"),
+            ("times", (np.diff(wanted) > 0).all(), "the times do not rise"),
             ("timestamps", (np.diff(taken, axis=0) >= 0).all(), "a camera's clock goes back"),
-            ("timestamps", (taken <= own[:, None]).all(), "a frame is later than its wanted time"),
+            (
+                "timestamps",
+                (taken <= wanted[:, None]).all(),
+                "a frame is later than its wanted time",
+            ),
             ("track", (np.diff(poses) > 0).all(), "the times do not rise"),
             ("obstacles", (np.diff(seen) >= 0).all(), "the times go back"),
-            ("obstacles", (seen <= own[-1]).all(), "a label is later than the last frame"),
+            ("obstacles", (seen <= wanted[-1]).all(), "a label is later than the last frame"),
         ):
             if not is_right:
                 yield f"{name}.npy", f"clip {clip.clip_id}: {what}"
 
 
-def damaged_frames(each: shard.Shard) -> Iterator[str]:
-    """Names the frames of a shard of which jpeg.npy is damaged and all else is whole."""
-    entry = each.header["arrays"]["jpeg"]
+def damaged_frames(shard: Shard) -> Iterator[str]:
+    """Messages that name the damaged frames of a shard of which only jpeg.npy is damaged."""
+    entry = shard.header["arrays"]["jpeg"]
     try:  # the file may be gone, or cut
         start = entry["bytes"] - entry["shape"][0]
-        blob = np.memmap(each.folder / "jpeg.npy", np.uint8, "r", offset=start)
+        blob = np.memmap(shard.folder / "jpeg.npy", np.uint8, "r", offset=start)
     except (ValueError, OSError):
         return
     offsets, crc32 = (
-        np.load(each.folder / f"{n}.npy", allow_pickle=False).tolist() for n in ("offsets", "crc32")
+        np.load(shard.folder / f"{n}.npy", allow_pickle=False).tolist()
+        for n in ("offsets", "crc32")
     )
     wrong = [
         row
@@ -355,13 +371,13 @@ def damaged_frames(each: shard.Shard) -> Iterator[str]:
         if zlib.crc32(blob[offsets[row] : offsets[row + 1]]) != crc
     ]
     for row in wrong[:MAX_FRAMES_NAMED]:
-        yield f"{each.describe(row).partition(', ')[2]} is damaged"
+        yield f"{shard.describe(row).partition(', ')[2]} is damaged"
     if len(wrong) > MAX_FRAMES_NAMED:
         yield f"{len(wrong) - MAX_FRAMES_NAMED:,} more frames are damaged"
 
 
-def of_table(rows: Sequence[Mapping[str, Any]], clips: Sequence[shard.CachedClip]) -> Iterator[str]:
-    """What is wrong with the rows of clips.json, against the clips of the shards."""
+def of_table(rows: Sequence[Mapping[str, Any]], clips: Sequence[CachedClip]) -> Iterator[str]:
+    """Faults of the rows of clips.json, compared with the clips of the shards."""
     held = {clip.clip_id: clip for clip in clips}
     counts = Counter(row["clip_id"] for row in rows)
     for clip_id, count in counts.items():

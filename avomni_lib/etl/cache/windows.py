@@ -1,4 +1,4 @@
-"""Windows over the cache: index arithmetic, so that another length or stride needs no new ETL."""
+"""Windows over the cache: index arithmetic only, so that changing length or stride needs no ETL."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ DISTANCE = EGOMOTION_COLUMNS.index("distance_m")
 
 @dataclass(frozen=True)
 class Window:
-    """A run of frames of one clip; older ones before it are the same for all (`Windows.offsets`).
+    """A run of consecutive frames of one clip; `Windows.offsets` adds the older frames, if any.
 
     Attributes:
         clip_idx: Index into `Cache.clips`.
         shard: Index into `Cache.shards`.
         start, stop: Rows of the shard's arrays.
-        number: Index of the window within its clip, from 0. It says where the window starts,
-            whether or not older frames are shown: the first ones are left out then.
+        number: Index of the window within its clip, from 0. The window starts at `number * stride`;
+            if older frames are shown, the first numbers are left out.
     """
 
     clip_id: str
@@ -43,15 +43,15 @@ class Window:
 
 @dataclass(frozen=True)
 class Truth:
-    """What the car did in a window.
+    """The ground truth of a window.
 
     Attributes:
         duration_s: Last wanted time minus the first.
         path_m: Length of the path driven.
-        chord_m: From the first place to the last as the crow flies.
+        chord_m: Straight distance from the first position to the last.
         speed_mps: Path over duration.
-        future: The next 6.4 s, seen from the last frame; None where nobody asked for a horizon.
-        scene: Other road users at the last frame; None where nobody asked for them.
+        future: The next 6.4 s, relative to the last frame; None without a horizon.
+        scene: Other road users at the last frame; None unless scenes were requested.
     """
 
     duration_s: float
@@ -63,30 +63,30 @@ class Truth:
 
 
 def numbers(num_frames: int, sequence_length: int, stride: int, reach: int = 0) -> range:
-    """The numbers of the windows that lie on a clip of `num_frames`.
+    """The numbers of the windows that fit on a clip of `num_frames`.
 
     Args:
-        reach: Rows of older frames that a window needs before its own.
+        reach: Rows that a window needs before its start for older frames.
     """
     last = (num_frames - sequence_length) // stride
     return range(-(-reach // stride), max(last, -1) + 1)
 
 
 def num_windows(num_frames: int, sequence_length: int, stride: int, reach: int = 0) -> int:
-    """How many windows lie on a clip of `num_frames`."""
+    """How many windows fit on a clip of `num_frames`."""
     return len(numbers(num_frames, sequence_length, stride, reach))
 
 
 def none_fits(num_frames: int, processing: ProcessingParams, where: str) -> AvomniError:
-    """The error where no window lies on any clip; its remedy names the longest that does.
+    """The error if no window fits on any clip; its fix names the longest window that would.
 
     Args:
-        num_frames: Of the longest clip.
-        where: What the clips are of.
+        num_frames: Frames of the longest clip.
+        where: Which clips these are.
     """
     length, stride, reach = processing.sequence_length, processing.stride, processing.reach
     seconds, hz = num_frames / processing.sample_hz, processing.sample_hz
-    start = -(-reach // stride) * stride  # of the first window that has its whole past
+    start = -(-reach // stride) * stride  # of the first window with a complete past
     older = f" after {reach} of the past" if reach else ""
     ways = ["raise processing.sample_hz"]
     if reach and num_frames >= length:
@@ -104,29 +104,28 @@ def none_fits(num_frames: int, processing: ProcessingParams, where: str) -> Avom
 
 
 class Windows(Sequence[Window]):
-    """The windows of a cache, clip after clip; none crosses from one clip into the next.
+    """The windows of a cache, clip by clip; no window extends over two clips.
 
     Args:
         cache: An open cache.
         sequence_length: Frames in a window.
         stride: Frames from one window's start to the next one's.
         split: Only the clips of this split; None takes all.
-        horizon_s: Windows are left out whose clip's ego motion does not go on for so long past
-            their last frame.
-        scenes: The truth tells of other road users too; windows are left out of which nobody knows
-            who else was there, unless an event is told.
-        past: Rows of older frames that are shown before a window's own, counted from its start:
-            below 0 and rising. Only the frames are more for it: times, ego motion, truth and
-            trajectories are those of the window's own run.
+        horizon_s: Leave out windows after whose last frame the clip's ego motion ends earlier than
+            this.
+        scenes: Include other road users in the truth. Windows of clips without labels are left
+            out, unless an event describes the moment.
+        past: Rows of older frames relative to a window's start, negative and increasing. They only
+            add frames: times, ego motion, truth and trajectories cover the consecutive frames.
 
     Attributes:
-        offsets: Rows of all T frames, counted from a window's start.
+        offsets: Rows of all T frames, relative to a window's start.
         reach: Rows between the oldest frame and the window's start.
-        num_short: Windows that are left out as their horizon is not covered.
-        num_unknown: Windows that are left out as others are not known.
+        num_short: Number of windows left out because their horizon is not covered.
+        num_unknown: Number of windows left out because other road users are not labelled.
 
     Raises:
-        AvomniError: scenes are wanted of a cache that was built without other road users.
+        AvomniError: scenes are requested, and the cache was built without other road users.
     """
 
     def __init__(
@@ -162,8 +161,8 @@ class Windows(Sequence[Window]):
             if split in (None, clip.split)
             for number in numbers(len(clip), sequence_length, stride, self.reach)
         ]
-        covered = [each for each in windows if self._covered(each)] if horizon_s else windows
-        self._windows = [each for each in covered if self._known(each)] if scenes else covered
+        covered = list(filter(self._covered, windows)) if horizon_s else windows
+        self._windows = list(filter(self._known, covered)) if scenes else covered
         self.num_short = len(windows) - len(covered)
         self.num_unknown = len(covered) - len(self._windows)
 
@@ -174,23 +173,23 @@ class Windows(Sequence[Window]):
         return self._windows[index]
 
     def only(self, indices: Iterable[int]) -> Windows:
-        """These windows alone, in this order."""
-        some = copy.copy(self)
-        some._windows = [self._windows[index] for index in indices]
-        return some
+        """A subset of the windows, in this order."""
+        subset = copy.copy(self)
+        subset._windows = [self._windows[index] for index in indices]
+        return subset
 
     @property
     def frame_shape(self) -> tuple[int, int, int, int]:
-        """(T, H, W, 3) of each window, older frames among them."""
+        """(T, H, W, 3) of each window, including older frames."""
         return (len(self.offsets), *self.cache.shards[0].frame_shape)
 
     def read_into(self, index: int, out: np.ndarray) -> None:
-        """Fill `out` (T, H, W, 3) uint8, C-contiguous, with a window's frames, the oldest first.
+        """Fill `out` (T, H, W, 3) uint8, C-contiguous, with a window's frames, oldest first.
 
-        A run of neighbours in the cache is one read.
+        Rows that follow each other in the cache are read at once.
 
         Raises:
-            AvomniError: its file is cut short, a JPEG is damaged, or it has another shape.
+            AvomniError: its file is cut short, a JPEG is damaged, or `out` has another shape.
         """
         window = self._windows[index]
         shard = self.cache.shards[window.shard]
@@ -208,12 +207,12 @@ class Windows(Sequence[Window]):
             shard.read_frames(window.start + offset, out[place : place + length])
 
     def frames(self, index: int) -> np.ndarray:
-        """(T, H, W, 3) uint8 RGB, read-only: a view of the mapped cache, or decoded from its JPEGs.
+        """(T, H, W, 3) uint8 RGB, read-only: a view of the memory-mapped cache, or decoded JPEGs.
 
-        With older frames before the window's own it is a copy.
+        With older frames it is a copy.
 
         Raises:
-            AvomniError: a JPEG is damaged, and which.
+            AvomniError: a JPEG is damaged.
         """
         if not self.reach:
             return self._rows("frames", index)
@@ -223,7 +222,7 @@ class Windows(Sequence[Window]):
         return out
 
     def times_us(self, index: int) -> np.ndarray:
-        """(sequence_length,) int64 µs on the clip's clock: the wanted times of its own frames."""
+        """(sequence_length,) int64 µs on the clip's clock: wanted times of consecutive frames."""
         return self._rows("times", index)
 
     def egomotion(self, index: int) -> np.ndarray:
@@ -231,29 +230,29 @@ class Windows(Sequence[Window]):
         return self._rows("egomotion", index)
 
     def truth(self, index: int) -> Truth:
-        """What the car did, from the ego motion at the wanted times."""
+        """The ground truth, from the ego motion at the wanted times."""
         times, ego = self.times_us(index), self.egomotion(index)
         duration = float(times[-1] - times[0]) / 1e6
         chord = float(np.linalg.norm(ego[-1, :3] - ego[0, :3]))
-        # No path is shorter than the chord; a window that starts within a hop of the path's
-        # polygon would be so by some micrometres.
+        # `distance_m` is measured along a polygon: for a window that starts within one of its
+        # edges, the path would come out some micrometres shorter than the chord.
         path = max(float(ego[-1, DISTANCE] - ego[0, DISTANCE]), chord)
         after = self.future(index) if self.horizon_s else None
         around = self.scene(index) if self.scenes else None
         return Truth(duration, path, chord, path / duration, after, around)
 
     def past(self, index: int, frame: int = -1) -> Trajectory:
-        """Up to 1.6 s before one of the window's own frames (0 is the first, -1 the last)."""
+        """Up to 1.6 s before one of the consecutive frames (0 is the first, -1 the last)."""
         return trajectory.past(*self._moment(index, frame))
 
     def future(self, index: int) -> Trajectory | None:
-        """The 6.4 s after the window's last frame; None where the ego motion ends before."""
+        """The 6.4 s after the window's last frame; None if the ego motion ends before."""
         return trajectory.future(*self._moment(index, -1))
 
     def scene(self, index: int) -> Scene:
-        """Other road users at the window's last frame, and the event that it is about, if any.
+        """Other road users at the window's last frame, and the event at that moment, if any.
 
-        Nobody's label of a later time is looked at; an event may begin up to 3 s later.
+        No label of a later time is used; an event may begin up to 3 s later.
 
         Raises:
             AvomniError: the cache was built without other road users.
@@ -290,7 +289,7 @@ class Windows(Sequence[Window]):
 
 
 def _neighbours(offsets: Sequence[int]) -> list[tuple[int, int, int]]:
-    """(place among the frames, offset, length) of each run of rows that follow each other."""
+    """(index of its first frame, offset, length) of each run of consecutive rows."""
     edges = [0, *(np.flatnonzero(np.diff(offsets) != 1) + 1).tolist(), len(offsets)]
     return [(a, offsets[a], b - a) for a, b in itertools.pairwise(edges)]
 
@@ -310,11 +309,10 @@ def check_leaks(cache: Cache) -> None:
     Raises:
         AvomniError: naming the clips.
     """
-    lengths = [shard.num_frames for shard in cache.shards]
-    found = list(verify.leaks(cache.clips, lengths))
-    if found:
+    leaks = list(verify.leaks(cache.clips, [shard.num_frames for shard in cache.shards]))
+    if leaks:
         raise AvomniError(
-            found[0] + (f"; and {len(found) - 1} more such" if len(found) > 1 else ""),
+            leaks[0] + (f"; and {len(leaks) - 1} more such" if len(leaks) > 1 else ""),
             where=str(cache.folder),
             fix="remove the cache and run 03_etl; if it stays, the data set's clip index is at "
             "fault",

@@ -1,8 +1,8 @@
 """One clip to arrays.
 
-sampling    `sample_clip`: the whole clip, a pure function; where sampling starts
+sampling    `sample_clip`: all arrays of a clip; the choice of the wanted times
 egomotion   poses at any time
-trajectory  past and future paths in the frame of a moment
+trajectory  past and future paths relative to a moment
 manoeuvre   the manoeuvre of the next 3 s
 tiling      cameras into tiles, tiles into the grid
 prints      perceptual hashes of frames

@@ -1,7 +1,7 @@
-"""Other road users on their way into the cache: labels in the rig's frame to rows in the anchor's.
+"""Other road users: converts labels in the rig's frame to cache rows in the anchor frame.
 
-In the anchor frame a label needs no pose of ours to be read again, and what stands still stays
-where it is.
+Rows in the anchor frame can be read without the car's pose, and stationary objects have constant
+positions.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 COLUMNS = ("time_us", "track", "label", "x", "y", "z", "yaw", "length", "width", "height")
 TIME, TRACK, LABEL, X, YAW, LENGTH = 0, 1, 2, 3, 6, 7
-# All that are published or documented, and what stands for any other.
+# All published or documented labels; `unknown`, the last one, replaces any other.
 LABELS = (
     *("automobile", "person", "heavy_truck", "trailer", "bus", "rider", "other_vehicle"),
     *("protruding_object", "stroller", "animal", "train_or_tram_car", "trolley_bus", "unknown"),
@@ -36,29 +36,28 @@ UNIT_TOLERANCE = 0.01
 
 
 def read(clip: Clip, ego: Egomotion, times: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-    """What is labelled of a clip, and what people wrote about it.
+    """Read a clip's labels of other road users, and its events as described by annotators.
 
-    A clip without labels, or with damaged ones, is used all the same: it has no rows, and its
-    header says why.
+    A clip with missing or damaged labels is still used: it has no rows, and its header says why.
 
     Args:
-        ego: Of the clip; rows whose rig's pose it does not cover are left out.
-        times: (N,) int64 µs of the frames; rows from 1.6 s before the first to the last are kept.
+        ego: The clip's ego motion; labels at times that it does not cover are left out.
+        times: (N,) int64 µs of the frames; labels from 1.6 s before the first to the last are kept.
 
     Returns:
-        (K, 10) float64, columns `COLUMNS`, by time and then track: µs on the clip's clock; a number
-        for each track_id of the clip; a place in `LABELS`; the box's middle in the clip's anchor
-        frame, m; where its nose points there, rad to the left of x; its size, m. And fields of the
-        clip's row in the header: `events` (start_us, text) and `unlabelled` (why there are no
-        labels), where there is something to say.
+        (K, 10) float64, columns `COLUMNS`, sorted by time and track: µs on the clip's clock; a
+        number for each track_id of the clip; an index into `LABELS`; the box's centre in the clip's
+        anchor frame, m; its heading there, rad to the left of x; its size, m. And optional fields
+        of the clip's header row: `events` (start_us, text) and `unlabelled` (why there are no
+        labels).
 
     Raises:
-        AvomniError: the disk cannot read them.
+        AvomniError: the disk fails.
     """
-    labelled: dict[str, Any] = {}
+    notes: dict[str, Any] = {}
     try:
         events = clip.catalog.events(clip.clip_id)
-        labelled["events"] = [{"start_us": event.start_us, "text": event.text} for event in events]
+        notes["events"] = [{"start_us": event.start_us, "text": event.text} for event in events]
     except AvomniError as error:
         _raise_of_the_disk(error)
         log.warning("events are left out: %s (%s)", error.what, error.where)
@@ -67,15 +66,15 @@ def read(clip: Clip, ego: Egomotion, times: np.ndarray) -> tuple[np.ndarray, dic
     except AvomniError as error:
         _raise_of_the_disk(error)
         labels, where = None, f" ({error.where})" if error.where else ""
-        labelled["unlabelled"] = (error.what + where).replace(f"{clip.folder}/", "")
+        notes["unlabelled"] = (error.what + where).replace(f"{clip.folder}/", "")
     if labels is None:
-        labelled.setdefault("unlabelled", "the source has no labels of it")
-        return np.zeros((0, len(COLUMNS))), labelled
-    return placed(labels, ego, int(times[0] - HISTORY_S * 1e6), int(times[-1])), labelled
+        notes.setdefault("unlabelled", "the source has no labels of it")
+        return np.zeros((0, len(COLUMNS))), notes
+    return placed(labels, ego, int(times[0] - HISTORY_S * 1e6), int(times[-1])), notes
 
 
 def _raise_of_the_disk(error: AvomniError) -> None:
-    """A disk that fails is no clip without labels; a file that is not there may be one."""
+    """Re-raise system errors, except for a missing file: the clip may just have no labels."""
     fault = system_error(error)
     if fault is not None and not isinstance(fault, FileNotFoundError):
         raise error
@@ -84,10 +83,10 @@ def _raise_of_the_disk(error: AvomniError) -> None:
 def placed(
     labels: Mapping[str, np.ndarray], ego: Egomotion, first_us: int, last_us: int
 ) -> np.ndarray:
-    """The labels of a span, as `read` gives them; those with values that are none are left out.
+    """Convert the labels of a time span to the rows of `read`; invalid ones are left out.
 
     Args:
-        labels: Columns as `dataset.clip.obstacle_columns` gives them.
+        labels: Columns as returned by `dataset.clip.obstacle_columns`.
     """
     middle, size = (_axes(labels, name, "xyz") for name in ("center", "size"))
     turn, seen_us = _axes(labels, "orientation", "xyzw"), labels["timestamp_us"]
@@ -118,24 +117,24 @@ def placed(
 
 
 def fetched(p: Params, catalog: Catalog, chosen: Chosen) -> dict[int, list[str]]:
-    """Chunk -> the files of labels that are to be read; empty where nobody asks for them.
+    """Chunk -> the label files to read; empty without `processing.obstacles`.
 
     Raises:
-        AvomniError: they are asked for, the release lists them, and none were fetched.
+        AvomniError: labels are requested and listed in the release, but none were fetched.
     """
     features = catalog.listed(optional_features(p))
     listed = {chunk: catalog.files([chunk], features) for chunk in chosen.chunks}
-    found = {
+    present = {
         chunk: [path for path in paths if path in chosen.files] for chunk, paths in listed.items()
     }
-    if any(listed.values()) and not any(found.values()):
+    if any(listed.values()) and not any(present.values()):
         raise AvomniError(
             f"processing.obstacles is true, and {', '.join(features)} was not fetched",
             where=str(path_of(p)),
             fix=f"{catalog.mend} (02_download then has to run again); if the source has none, set "
             "processing.obstacles to false",
         )
-    return found
+    return present
 
 
 def figures(clips: Sequence[CachedClip]) -> dict[str, int]:

@@ -1,16 +1,17 @@
-"""Prints: perceptual hashes of grid frames, the same for the same picture however it was stored.
+"""Prints: perceptual hashes of grid frames, which survive re-encoding.
 
-Each tile is made grey and its slowest waves are taken: the first 12 × 12 terms of its discrete
-cosine transform without the mean. A bit says whether a term is positive, and a second bit, the
-mask, whether the term is large enough for its sign to outlive another encoding. Two frames are
-compared by the share of different bits among those that both masks let through. A black, foggy or
-uniform picture has hardly any such bits: it proves nothing.
+Each tile is converted to grey, and the lowest frequencies are taken: the first 12 × 12 terms of its
+discrete cosine transform without the mean. One bit per term says whether it is positive, and a
+second one, the mask, whether it is large enough for its sign to survive another encoding. Two
+frames are compared by the share of differing bits among those set in both masks. A black, foggy or
+uniform picture has hardly any such bits and is not comparable.
 
-The print of N frames is (N, 2, words) uint64: bits and mask, 143 bits a camera in words of 64; 144
-bytes a frame of four cameras. It is stored in the cache, so that the leak check reads no frame.
+The print of N frames is (N, 2, words) uint64: bits and mask, 143 bits per camera in words of 64;
+144 bytes per frame of four cameras. It is stored in the cache, so that the leak check reads no
+frames.
 
 Sources: the hash by signs of low DCT terms, Zauner, "Implementation and Benchmarking of Perceptual
-Image Hash Functions" (2010), there with the terms' median for a threshold; the comparison under two
+Image Hash Functions" (2010), which uses the terms' median as threshold; the comparison under two
 masks, Daugman, "How Iris Recognition Works" (2004).
 """
 
@@ -26,21 +27,21 @@ from scipy.fft import dct
 from avomni_lib.dataset.cameras import Grid
 from avomni_lib.etl.clip import tiling
 
-# Measured on rendered clips at 48 × 32 a tile. Re-encoded by JPEG at quality 60 or 30 or by H.264
-# at crf 20, no frame differs in more than 0.5 % of the common bits, by H.264 at crf 30 in 6 %. Of
-# 16 million pairs of frames from different drives through one town none differs in less than 16 %.
+# Measured on rendered clips with tiles of 48 × 32. After re-encoding as JPEG of quality 60 or 30 or
+# as H.264 at crf 20, at most 0.5 % of the common bits differ; at crf 30, 6 %. Among 16 million
+# pairs of frames from different drives through one town, at least 16 % differ.
 SIDE = 12  # terms along each axis of a tile
-MARGIN = 0.25  # grey levels (of 255), rms over the tile, that a term must have for a sign
-MAX_DIFFERENT = 0.10  # share of the common bits in which frames that agree may differ
-# Share of all bits that must be common to prove anything. A drive rendered by day has 3/4 of them,
-# one darkened to a quarter of its light just enough. With fewer, what is left is the sky
-# over the road, which all drives have: with half as many, four frames in a row of different drives
-# came as near as 6 %; with these, at any darkness, 16 %.
+MARGIN = 0.25  # minimum amplitude of a term for the mask: grey levels (of 255), rms over the tile
+MAX_DIFFERENT = 0.10  # largest share of differing common bits at which frames agree
+# Minimum share of common bits. A drive rendered by day has 3/4 of all bits, one darkened to a
+# quarter of its light just enough. With fewer bits, mostly the sky over the road is compared, which
+# all drives have: with half as many, four consecutive frames of different drives differed in only
+# 6 %; with this many, at any darkness, in 16 %.
 MIN_COMMON = 1 / 3
-BITS = SIDE**2 - 1  # of a camera
+BITS = SIDE**2 - 1  # per camera
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 WORD = 64
-SIFTING_WORDS = 4  # of different drives, fewer than 1 in 300 pairs of frames pass them
+SIFTING_WORDS = 4  # compared first; fewer than 1 in 300 pairs of frames of different drives pass
 
 
 def num_words(num_cameras: int) -> int:
@@ -49,7 +50,7 @@ def num_words(num_cameras: int) -> int:
 
 
 def least_common(num_cameras: int) -> int:
-    """Common bits that prove something."""
+    """Minimum number of common bits for a comparison."""
     return math.ceil(MIN_COMMON * BITS * num_cameras)
 
 
@@ -60,7 +61,7 @@ def of_frames(frames: np.ndarray, grid: Grid, tile: tiling.Size) -> np.ndarray:
         frames: (N, H, W, 3) uint8 RGB.
         tile: (width, height) px.
     """
-    # Grey blocks' means are enough for slow waves, at a fifth of the time.
+    # Means over blocks of grey pixels suffice for low frequencies, at a fifth of the time.
     side = min(tile)
     scale = next(
         by
@@ -76,7 +77,7 @@ def of_frames(frames: np.ndarray, grid: Grid, tile: tiling.Size) -> np.ndarray:
 
 
 def pack(terms: np.ndarray) -> np.ndarray:
-    """(N, B) float terms -> (N, 2, words) uint64, filled up with zeros."""
+    """(N, B) float terms -> (N, 2, words) uint64, zero-padded."""
     mask = np.abs(terms) >= MARGIN
     bits = np.stack([mask & (terms > 0), mask], axis=1)
     padded = np.pad(bits, ((0, 0), (0, 0), (0, -bits.shape[2] % WORD)))
@@ -84,19 +85,19 @@ def pack(terms: np.ndarray) -> np.ndarray:
 
 
 def tells(prints: np.ndarray, least: int) -> np.ndarray:
-    """(N,) bool: enough texture to prove anything, of prints (N, 2, words)."""
+    """(N,) bool: whether prints (N, 2, words) have enough texture to be compared."""
     return np.bitwise_count(prints[:, 1]).sum(axis=1, dtype=int) >= least
 
 
 def different(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How far each frame of one is from each of the other.
+    """Compare all pairs of frames.
 
     Args:
         one, other: Prints (N, 2, words) and (M, 2, words).
 
     Returns:
-        (N, M) the share of different bits among the common ones (0 where there is none), and
-        (N, M) how many common ones there are.
+        (N, M) share of differing bits among the common ones (0 if there are none), and (N, M)
+        number of common bits.
     """
     num, unlike = np.zeros((2, len(one), len(other)), np.uint16)
     for (bits, mask), (other_bits, other_mask) in zip(
@@ -109,18 +110,18 @@ def different(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def agree(one: np.ndarray, other: np.ndarray, least: int) -> tuple[np.ndarray, np.ndarray]:
-    """(N, M) whether frames are the same picture, and their share of different bits.
+    """(N, M) bool whether two frames show the same picture, and their share of differing bits.
 
-    Pictures with too little texture do not agree.
+    Pictures with too little texture never agree.
     """
     share, num = different(one, other)
     return (share <= MAX_DIFFERENT) & (num >= least), share
 
 
 def agreeing(one: np.ndarray, other: np.ndarray, least: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of one and of other that `agree`, at a fifth of its time where few do.
+    """Indices (into one, into other) of the pairs that `agree`; five times faster if few do.
 
-    Frames that differ in some words by more than they may in all are left out at once.
+    Pairs are rejected early if a few of their words already differ by more than is allowed in all.
     """
     num_bits = np.bitwise_count(one[:, 1]).sum(axis=0, dtype=int)
     allowed = np.ceil(MAX_DIFFERENT * np.bitwise_count(one[:, 1]).sum(axis=1, dtype=int))
@@ -143,7 +144,7 @@ def agreeing(one: np.ndarray, other: np.ndarray, least: int) -> tuple[np.ndarray
 
 
 def spectra(frames: np.ndarray, grid: Grid, tile: tiling.Size) -> np.ndarray:
-    """The slowest waves of each tile.
+    """The lowest frequencies of each tile.
 
     Args:
         frames: (N, H, W, 3) uint8 RGB or (N, H, W) uint8 grey, grid images.
@@ -157,7 +158,7 @@ def spectra(frames: np.ndarray, grid: Grid, tile: tiling.Size) -> np.ndarray:
         width, height = tiling.tile_size(grid, tile, camera.name)
         down, across = _waves(height), _waves(width)
         pictures = tiling.tile_of(frames, grid, tile, camera.name).astype(np.float32)
-        # Down the columns first: what is left to weigh by colour is 12 rows high.
+        # Transform columns first: the colours of only 12 rows then remain to be weighted.
         columns = down @ pictures.reshape(len(frames), height, -1)
         grey = columns if frames.ndim == 3 else columns.reshape(-1, SIDE, width, 3) @ LUMA
         terms.append((grey @ across.T).reshape(len(frames), -1)[:, 1:])
@@ -166,7 +167,7 @@ def spectra(frames: np.ndarray, grid: Grid, tile: tiling.Size) -> np.ndarray:
 
 @functools.lru_cache(maxsize=16)
 def _waves(size: int) -> np.ndarray:
-    """(terms, size) float32: products with them are amplitudes, whatever the size in pixels."""
-    waves = np.zeros((max(SIDE, size), size), np.float32)  # a tile of fewer pixels has fewer waves
+    """(terms, size) float32 basis; products with it are amplitudes, independent of the size."""
+    waves = np.zeros((max(SIDE, size), size), np.float32)  # small tiles have fewer frequencies
     waves[:size] = dct(np.eye(size), axis=0, norm="ortho") / np.sqrt(size)
     return waves[:SIDE]

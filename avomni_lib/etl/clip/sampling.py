@@ -1,4 +1,4 @@
-"""One clip to the arrays of the cache: a pure function, run by the worker processes of `build`."""
+"""Conversion of one clip to the arrays of the cache, as run by the worker processes of `build`."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from avomni_lib.etl.video import reader, stream
 from avomni_lib.etl.video.stream import Stream
 
 TRACK_HZ = 10
-LEAST_SHARE = 0.5  # of the wanted frames must become key frames; else nothing is moved
+LEAST_SHARE = 0.5  # shift the wanted times only if this share of the frames become key frames
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that a clip's arrays depend on besides the clip.
+    """Everything that a clip's arrays depend on besides the clip.
 
     Attributes:
-        setup: The grid, as `vision.cameras` says it: a preset's name or rows of cameras.
+        setup: The grid as in `vision.cameras`: a preset's name or rows of cameras.
         tile: (width, height) px of one camera.
         fit: `letterbox`, `crop` or `stretch`.
-        sample_hz: Sampled frames a second.
+        sample_hz: Sampled frames per second.
         horizon_s: Seconds of ego motion kept after the last frame.
         decoder: `pyav` or `decord`.
         obstacles: Whether other road users and events are kept.
-        align: `keyframes`, or None: whether the wanted times are moved, as `shift_us` says.
+        align: `keyframes` to shift the wanted times by `shift_us`, or None.
     """
 
     setup: str | grids.Rows
@@ -49,25 +49,26 @@ class Recipe:
 
 
 def sample_times(start_us: int, end_us: int, sample_hz: float) -> np.ndarray:
-    """The wanted times: start + k / sample_hz up to the end, (N,) int64 µs."""
+    """The wanted times start + k / sample_hz up to the end, (N,) int64 µs."""
     count = int((end_us - start_us) * sample_hz / 1e6) + 1
     times = start_us + np.rint(np.arange(count + 1) * 1e6 / sample_hz).astype(np.int64)
     return times[times <= end_us]
 
 
 def steady_start(stamps: Sequence[np.ndarray]) -> int:
-    """When to start sampling, µs: within a frame of when every camera has its first picture.
+    """Time to start sampling, µs: within a frame after every camera has its first picture.
 
-    Times that fall on a camera's stamps would take now this frame and now the one before it, as
-    stamps jitter by some tens of µs: 7 to 15 % of the intervals were a frame too short or too long
-    on 30 fps clips sampled at 10 Hz. So the middle of the widest gap between stamps is taken.
+    If wanted times coincided with a camera's timestamps, which jitter by some tens of µs, either
+    that frame or the one before it would be selected: on 30 fps clips sampled at 10 Hz, 7 to 15 %
+    of the intervals were a frame too short or too long. So the middle of the widest gap between
+    timestamps is used.
 
     Args:
         stamps: (N,) int64 µs of each camera.
     """
-    first = max(int(each[0]) for each in stamps)
-    interval = min(int(np.median(np.diff(each))) for each in stamps if len(each) > 1)
-    within = [each[(each >= first) & (each <= first + interval)] for each in stamps]
+    first = max(int(times[0]) for times in stamps)
+    interval = min(int(np.median(np.diff(times))) for times in stamps if len(times) > 1)
+    within = [times[(times >= first) & (times <= first + interval)] for times in stamps]
     edges = np.unique(np.concatenate([*within, [first, first + interval]]))
     widest = int(np.argmax(np.diff(edges)))
     return int(edges[widest : widest + 2].mean())
@@ -75,13 +76,13 @@ def steady_start(stamps: Sequence[np.ndarray]) -> int:
 
 @dataclass(frozen=True)
 class Sampled:
-    """What `sample_clip` makes of a clip.
+    """The result of `sample_clip`.
 
     Attributes:
-        arrays: The cache's, N frames of them: frames, prints, timestamps, times, egomotion and
-            track; and obstacles where the recipe asks for them.
-        notes: What the clip's row of the header tells of others and events; and `phase_us`, by how
-            much `processing.align` has moved the wanted times.
+        arrays: The arrays of the cache: frames, prints, timestamps, times, egomotion and track;
+            with `Recipe.obstacles` also obstacles.
+        notes: Optional fields of the clip's header row: those of `obstacles.read`, and `phase_us`,
+            by which `processing.align` has shifted the wanted times.
     """
 
     arrays: dict[str, np.ndarray]
@@ -89,22 +90,22 @@ class Sampled:
 
 
 def sample_clip(clip: Clip, recipe: Recipe) -> Sampled:
-    """One clip's arrays.
+    """Convert a clip to arrays.
 
-    Each camera's frame is the last one at or before the wanted time. Distances count from the first
-    of these, so that those of the track before it are negative.
+    Each camera's frame is the last one at or before the wanted time. Distances are relative to the
+    first wanted time, so those of the track before it are negative.
 
     Raises:
-        AvomniError: a part of the clip is missing, or is what a full audit calls damaged.
+        AvomniError: a part of the clip is missing, or damaged by the criteria of a full audit.
     """
     grid = cameras.grid(recipe.setup)
     stamps = {camera.name: clip.timestamps(camera.name) for camera in grid.cameras}
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as stack:
         videos: dict[str, Source | Stream] = {name: clip.video(name) for name in stamps}
         if recipe.align:
-            # Opened once for their key frames and their pictures, so all of them are held.
-            videos = {n: held.enter_context(stream.opened(videos[n])) for n in stamps}
-        keys = [each.key_rows for each in videos.values() if isinstance(each, stream.Stream)]
+            # Kept open, as both their key frames and their pictures are needed.
+            videos = {n: stack.enter_context(stream.opened(videos[n])) for n in stamps}
+        keys = [video.key_rows for video in videos.values() if isinstance(video, stream.Stream)]
         times, ego, phase_us = clip_times(
             clip, list(stamps.values()), recipe.sample_hz, recipe.horizon_s, keys
         )
@@ -115,8 +116,8 @@ def sample_clip(clip: Clip, recipe: Recipe) -> Sampled:
         rows.append(("sensor_extrinsics", name, clip.extrinsics(name), None))
     rows.append(("vehicle_dimensions", "vehicle", clip.vehicle(), None))
     for feature, name, row, size in rows:
-        found = calibration.row(feature, name, row, size)
-        findings.refuse(found, f"{feature} of clip {clip.clip_id}")
+        faults = calibration.row(feature, name, row, size)
+        findings.refuse(faults, f"{feature} of clip {clip.clip_id}")
     hashes = prints.of_frames(frames, grid, recipe.tile)
     taken = np.stack([taken_us for taken_us, _ in drawn.values()], axis=1)
     arrays = {"frames": frames, "prints": hashes, "timestamps": taken}
@@ -136,14 +137,14 @@ def clip_times(
     horizon_s: float,
     keys: Sequence[np.ndarray] = (),
 ) -> tuple[np.ndarray, Egomotion, int]:
-    """When a clip is sampled, (N,) int64 µs, the ego motion that this follows from, and the phase.
+    """The wanted times (N,) int64 µs, the checked ego motion, and the shift of `times_of`, µs.
 
     Args:
         stamps: (N,) int64 µs of each camera.
-        keys: Of each camera the rows of its key frames; none where nothing is aligned.
+        keys: Rows of each camera's key frames; empty to shift nothing.
 
     Raises:
-        AvomniError: the ego motion is damaged or does not cover what all cameras show.
+        AvomniError: the ego motion is damaged or does not cover the time shared by all cameras.
     """
     first, last = checks.common([(int(s[0]), int(s[-1])) for s in stamps])
     where = f"egomotion of clip {clip.clip_id}"
@@ -157,16 +158,15 @@ def clip_times(
 def times_of(
     stamps: Sequence[np.ndarray], last_us: int, sample_hz: float, keys: Sequence[np.ndarray] = ()
 ) -> tuple[np.ndarray, int]:
-    """(wanted times, (N,) int64 µs; by how much they were moved for key frames, µs).
+    """(wanted times, (N,) int64 µs; their shift towards key frames, µs).
 
-    Moved ones begin within a step of where they would have: by a negative phase the first of them
-    would be before all cameras show something, and is left out.
+    If the shift is negative, the first time is left out: not all cameras have started by then.
 
     Args:
-        stamps, keys: As `clip_times` takes them.
-        last_us: The last moment that all of them show.
+        stamps, keys: As in `clip_times`.
+        last_us: The last moment shown by all cameras.
     """
-    # Where cameras share less than an interval, they share their last moment.
+    # If the cameras share less than one interval, sample their last shared moment.
     start = min(steady_start(stamps), last_us)
     times = sample_times(start, last_us, sample_hz)
     step_us = 1e6 / sample_hz
@@ -178,16 +178,16 @@ def times_of(
 
 
 def clip_motion(ego: Egomotion, times: np.ndarray, horizon_s: float) -> dict[str, np.ndarray]:
-    """The cache's `times`, `egomotion` and `track` of a clip that is sampled at these times.
+    """The cache's `times`, `egomotion` and `track` of a clip sampled at these times.
 
-    The track has poses at 10 Hz around the clip, its first time among them, as far as the ego
-    motion goes.
+    The track has poses at 10 Hz aligned with the first time, from `HISTORY_S` before the clip to
+    `horizon_s` after it, as far as the ego motion covers that.
     """
     before = min(HISTORY_S, (times[0] - ego.t_us[0]) / 1e6)
     after = min((times[-1] - times[0]) / 1e6 + horizon_s, (ego.t_us[-1] - times[0]) / 1e6)
     steps = np.arange(-int(before * TRACK_HZ), int(after * TRACK_HZ) + 1)
     poses, track = ego.at(times), ego.at(times[0] + steps * (1_000_000 // TRACK_HZ))
-    way, track_way = (each.distance_m[:, None] - poses.distance_m[0] for each in (poses, track))
+    way, track_way = (p.distance_m[:, None] - poses.distance_m[0] for p in (poses, track))
     return {
         "times": times,
         "egomotion": np.hstack([poses.position, poses.quaternion, poses.velocity, way]),
@@ -201,12 +201,15 @@ def draw(
     times: np.ndarray,
     recipe: Recipe,
 ) -> tuple[np.ndarray, dict[str, tuple[np.ndarray, tiling.Size]]]:
-    """Grid images (N, H, W, 3) uint8; and by camera when its frames were taken, (N,) int64 µs, and
-    the (width, height) px that its video is stored in.
+    """Compose grid images.
 
     Args:
-        videos, stamps: By camera; stamps are (M,) int64 µs, one a frame of the video.
-        times: (N,) int64 µs, wanted.
+        videos, stamps: By camera; stamps are (M,) int64 µs, one per frame of the video.
+        times: (N,) int64 µs, the wanted times.
+
+    Returns:
+        Grid images (N, H, W, 3) uint8; and by camera the capture times of its frames, (N,) int64
+        µs, and the stored (width, height) px of its video.
     """
     grid, drawn = cameras.grid(recipe.setup), {}
     width, height = tiling.grid_size(grid, recipe.tile)
@@ -229,32 +232,32 @@ def draw(
 def shift_us(
     times: np.ndarray, stamps: Sequence[np.ndarray], keys: Sequence[np.ndarray], step_us: float
 ) -> int:
-    """By how much to move the wanted times, µs, from above -step/2 to step/2; mostly 0.
+    """The shift of the wanted times that selects most key frames, µs, in (-step/2, step/2].
 
-    Of the shifts with the most key frames, the one in the middle of the widest range of such
-    shifts, as stamps jitter; of these the smallest.
+    It is 0 unless at least `LEAST_SHARE` of the frames become key frames. As timestamps jitter, the
+    middle of the widest range of best shifts is used; among equally wide ranges, the smallest.
 
     Args:
-        times: (T,) int64 µs, as they are without it.
-        stamps: Of each camera (N,) int64 µs; wanted is the last frame at or before a time.
-        keys: Of each camera (K,) int, rows of `stamps` that are key frames.
-        step_us: From one wanted time to the next.
+        times: (T,) int64 µs, unshifted.
+        stamps: (N,) int64 µs of each camera; a time selects the last frame at or before it.
+        keys: (K,) int of each camera, rows of `stamps` that are key frames.
+        step_us: Interval of the wanted times.
     """
-    is_key = [np.isin(np.arange(len(own)), rows) for own, rows in zip(stamps, keys, strict=True)]
+    is_key = [np.isin(np.arange(len(s)), rows) for s, rows in zip(stamps, keys, strict=True)]
 
     def count(shift: float) -> int:
         moved = times + shift
-        found = 0
-        for own, key in zip(stamps, is_key, strict=True):
-            inside = moved[(moved >= own[0]) & (moved <= own[-1])]
-            found += int(key[np.searchsorted(own, inside, side="right") - 1].sum())
-        return found
+        num_keys = 0
+        for camera_stamps, key in zip(stamps, is_key, strict=True):
+            inside = moved[(moved >= camera_stamps[0]) & (moved <= camera_stamps[-1])]
+            num_keys += int(key[np.searchsorted(camera_stamps, inside, side="right") - 1].sum())
+        return num_keys
 
-    # A time shows a key frame from its stamp on until the next one's.
+    # A time selects a key frame from that frame's timestamp until the next one's.
     edges = [
-        own[edge]
-        for own, rows in zip(stamps, keys, strict=True)
-        for edge in (rows, np.minimum(rows + 1, len(own) - 1))
+        camera_stamps[edge]
+        for camera_stamps, rows in zip(stamps, keys, strict=True)
+        for edge in (rows, np.minimum(rows + 1, len(camera_stamps) - 1))
     ]
     offsets = (np.concatenate(edges) - times[0] + step_us / 2) % step_us - step_us / 2
     bounds = np.unique(np.concatenate([offsets, [-step_us / 2, step_us / 2]]))

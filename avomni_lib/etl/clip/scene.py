@@ -1,4 +1,4 @@
-"""Who else is on the road at a moment, and what people wrote about it."""
+"""Other road users at a moment, and the event that annotators described there."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from scipy.spatial.transform import Rotation
 
 from avomni_lib.etl.clip.obstacles import LABEL, LABELS, LENGTH, TIME, TRACK, YAW, X
 
-MAX_AGE_S = 0.15  # of a label; they come ten times a second
-VELOCITY_S = 0.3  # a velocity is the mean over so long before the last label
-EVENT_S = (-1.0, 3.0)  # an event is about a moment if it begins so long after it
+MAX_AGE_S = 0.15  # maximum age of a label; labels are at 10 Hz
+VELOCITY_S = 0.3  # velocities are means over this time before the last label
+EVENT_S = (-1.0, 3.0)  # an event belongs to a moment if it begins this long after it
 
 
 @dataclass(frozen=True)
 class Other:
-    """Another road user at a moment, in the rig's frame then: x forward, y left.
+    """Another road user at a moment, in the rig's frame at that moment: x forward, y left.
 
     Attributes:
         label: The data set's `label_class`.
-        x_m, y_m: Its middle.
-        vx_mps, vy_mps: Over the ground.
-        yaw_rad: Where its nose points; 0 is ours.
-        length_m, width_m: Of its box.
+        x_m, y_m: Centre of its box.
+        vx_mps, vy_mps: Velocity over the ground.
+        yaw_rad: Heading relative to our car's.
+        length_m, width_m: Size of its box.
     """
 
     label: str
@@ -39,13 +39,13 @@ class Other:
 
 @dataclass(frozen=True)
 class Scene:
-    """A moment.
+    """The surroundings at a moment.
 
     Attributes:
         others: Nearest first.
         event: The sentence of `reasoning/ood_reasoning.parquet` about this moment, or None.
-        is_known: False where the clip has no labels: then nobody knows whether `others`, which is
-            empty, is all there is.
+        is_known: False if the clip has no labels; `others` is empty then, although there may have
+            been other road users.
     """
 
     others: tuple[Other, ...]
@@ -54,11 +54,11 @@ class Scene:
 
 
 def others(now_us: int, now: np.ndarray, rows: np.ndarray) -> tuple[Other, ...]:
-    """Who is there at a moment, as seen until then: nothing later is looked at.
+    """Other road users at a moment, from labels up to that moment only.
 
-    Each is where its last label within 0.15 s has it, moved on to the moment at its own velocity:
-    the mean over the ground between its labels of the 0.3 s before that one. Who has been labelled
-    only once is left out, as nobody can tell how it moves.
+    A position is that of the last label within 0.15 s, extrapolated to the moment with the mean
+    velocity over the labels of the 0.3 s before it. Road users with a single label are left out, as
+    their velocity is not known.
 
     Args:
         now_us: The moment.
@@ -70,11 +70,11 @@ def others(now_us: int, now: np.ndarray, rows: np.ndarray) -> tuple[Other, ...]:
     to_rig = Rotation.from_quat(now[3:7]).inv()
     ahead = to_rig.inv().apply((1.0, 0.0, 0.0))
     heading = np.arctan2(ahead[1], ahead[0])
-    found = []
+    road_users = []
     for track in np.unique(rows[:, TRACK]):
-        own = rows[rows[:, TRACK] == track]
-        last = own[-1]
-        first = own[own[:, TIME] >= last[TIME] - VELOCITY_S * 1e6][0]
+        labels = rows[rows[:, TRACK] == track]
+        last = labels[-1]
+        first = labels[labels[:, TIME] >= last[TIME] - VELOCITY_S * 1e6][0]
         passed_s = (last[TIME] - first[TIME]) / 1e6
         age_s = (now_us - last[TIME]) / 1e6
         if age_s > MAX_AGE_S or passed_s <= 0:
@@ -83,7 +83,7 @@ def others(now_us: int, now: np.ndarray, rows: np.ndarray) -> tuple[Other, ...]:
         place = to_rig.apply(last[X : X + 3] + velocity * age_s - now[:3])
         over_ground = to_rig.apply(velocity)
         turn = last[YAW] - heading
-        found.append(
+        road_users.append(
             Other(
                 LABELS[int(last[LABEL])],
                 float(place[0]),
@@ -95,17 +95,17 @@ def others(now_us: int, now: np.ndarray, rows: np.ndarray) -> tuple[Other, ...]:
                 float(last[LENGTH + 1]),
             )
         )
-    return tuple(sorted(found, key=lambda other: (np.hypot(other.x_m, other.y_m), other.x_m)))
+    return tuple(sorted(road_users, key=lambda other: (np.hypot(other.x_m, other.y_m), other.x_m)))
 
 
 def event(now_us: int, events: Sequence[tuple[int, str]]) -> str | None:
-    """The sentence of the event that begins nearest to a moment, from 1 s before to 3 s after it.
+    """Text of the event that begins nearest to a moment, from 1 s before to 3 s after it, or None.
 
-    What begins later is about what the car will do, and its cause may be in sight.
+    A later event describes what the car will do, and its cause may be visible already.
 
     Args:
         events: (start_us, text) of the clip.
     """
     low, high = (now_us + offset_s * 1e6 for offset_s in EVENT_S)
-    near = [each for each in events if low <= each[0] <= high]
-    return min(near, key=lambda each: (abs(each[0] - now_us), each[0]))[1] if near else None
+    near = [(abs(start - now_us), start, text) for start, text in events if low <= start <= high]
+    return min(near)[2] if near else None

@@ -1,4 +1,4 @@
-"""Cameras into tiles, tiles into the grid."""
+"""Places camera pictures in tiles, and tiles in the grid."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ FITS = ("letterbox", "crop", "stretch")
 
 @dataclass(frozen=True)
 class Placement:
-    """How a picture fills its tile: it is resized as a whole, and a part of it is put in place.
+    """How a picture fills its tile: it is resized as a whole, then a part is copied.
 
     Attributes:
         resized: (width, height) px that the whole picture is scaled to.
         tile: (width, height) px.
-        source: (x, y) of the part taken, in the resized picture.
-        target: (x, y) of its place in the tile.
-        size: (width, height) of the part.
+        source: (x, y) of the copied part in the resized picture.
+        target: (x, y) of the copied part in the tile.
+        size: (width, height) of the copied part.
     """
 
     resized: Size
@@ -35,7 +35,7 @@ class Placement:
     def place(self, images: np.ndarray, tiles: np.ndarray | None = None) -> np.ndarray:
         """Tiles (T, h, w, 3) uint8 of resized images (T, height, width, 3); the rest is black.
 
-        `tiles`, where given, is written into (a view of the grid, say) and returned.
+        If given, `tiles` (such as a view of the grid) is filled and returned.
         """
         if images.shape[1:3] != self.resized[::-1]:
             raise AvomniError(
@@ -51,18 +51,18 @@ class Placement:
         return tiles
 
     def move(self, pixels: np.ndarray, picture: Size) -> np.ndarray:
-        """Places (N, 2) px in a picture of (width, height) px -> in its tile."""
+        """Map positions (N, 2) px in a picture of (width, height) px to positions in its tile."""
         scale = np.array(self.resized) / np.array(picture)
         moved: np.ndarray = pixels * scale - np.array(self.source) + np.array(self.target) - 0.5
         return moved
 
 
 def fit_tile(picture: Size, tile: Size, fit: str) -> Placement:
-    """How a picture of (width, height) px fills a tile of (width, height) px.
+    """The placement of a picture of (width, height) px in a tile of (width, height) px.
 
-    `letterbox` keeps the whole picture and its shape, centred between black bars; `crop` keeps its
-    shape and fills the tile, losing the same from both sides; `stretch` keeps the whole picture and
-    fills the tile.
+    `letterbox` keeps the whole picture and its aspect ratio, centred between black bars; `crop`
+    keeps the aspect ratio and fills the tile, cutting off both sides equally; `stretch` keeps the
+    whole picture and fills the tile.
 
     Raises:
         AvomniError: an unknown fit, or a size below 1 px.
@@ -78,7 +78,7 @@ def fit_tile(picture: Size, tile: Size, fit: str) -> Placement:
     scales = (tile[0] / picture[0], tile[1] / picture[1])
     scale = min(scales) if fit == "letterbox" else max(scales)
     resized = tuple(max(round(side * scale), 1) for side in picture)
-    # Rounding must not break what the fit promises: within the tile, or all over it.
+    # Despite rounding, the picture must fit into the tile (letterbox) or cover it (crop).
     bound = min if fit == "letterbox" else max
     resized = (bound(resized[0], tile[0]), bound(resized[1], tile[1]))
     size = (min(resized[0], tile[0]), min(resized[1], tile[1]))
@@ -93,7 +93,7 @@ def grid_size(grid: Grid, tile: Size) -> Size:
 
 
 def tile_size(grid: Grid, tile: Size, name: str) -> Size:
-    """(width, height) px of one camera's tile: of one cell, or of all that it spans.
+    """(width, height) px of one camera's tile, which may span several cells.
 
     Args:
         tile: (width, height) px of a cell.
@@ -103,7 +103,7 @@ def tile_size(grid: Grid, tile: Size, name: str) -> Size:
 
 
 def tile_of(images: np.ndarray, grid: Grid, tile: Size, name: str) -> np.ndarray:
-    """The view of one camera's tile in grid images (T, H, W, 3)."""
+    """View of one camera's tile in grid images (T, H, W, 3)."""
     row, col = grid.cell_of(name)
     width, height = tile_size(grid, tile, name)
     top, left = row * tile[1], col * tile[0]
@@ -111,10 +111,10 @@ def tile_of(images: np.ndarray, grid: Grid, tile: Size, name: str) -> np.ndarray
 
 
 def compose(tiles: Mapping[str, np.ndarray], grid: Grid) -> np.ndarray:
-    """Grid images (T, rows · h, cols · w, 3) uint8 of one (T, h, w, 3) array a camera.
+    """Grid images (T, rows · h, cols · w, 3) uint8 of one (T, h, w, 3) array per camera.
 
-    A cell without a camera is black. A camera that spans cells has as many times the height and
-    width.
+    Cells without a camera are black. The array of a camera that spans several cells is larger by
+    its number of rows and columns.
 
     Raises:
         AvomniError: a camera of the grid has no tiles, or they differ in shape.

@@ -1,4 +1,4 @@
-"""Where the car was and will be, as seen at one moment: poses every 0.1 s in its frame then."""
+"""Past and future trajectory at a moment: poses every 0.1 s in the car's frame at that moment."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ FUTURE_S = FUTURE_STEPS * STEP_US / 1e6
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Poses before a moment or after it, seen from the rig at the moment itself.
+    """Poses before or after a moment, in the rig's frame at that moment: x forward, y left.
 
-    The frame of reference is the rig's at the moment, seen from above: x forward, y left. The
-    moment's own pose, (0, 0) with heading 0, is not among them.
+    The moment's own pose, (0, 0) with heading 0, is not included.
 
     Attributes:
-        t_s: (K,) float64, seconds from the moment, `STEP_S` apart and increasing; negative is past.
+        t_s: (K,) float64 seconds from the moment, increasing in steps of `STEP_S`; past is
+            negative.
         xy_m: (K, 2) float64.
-        yaw_rad: (K,) float64, to the left positive, without jumps of a whole turn.
-        speed_mps: At the moment, along x; negative backwards.
+        yaw_rad: (K,) float64, positive to the left, unwrapped.
+        speed_mps: At the moment, along x; negative when reversing.
     """
 
     t_s: np.ndarray
@@ -36,9 +36,9 @@ class Trajectory:
 
 
 def past(now_us: int, now: np.ndarray, track: np.ndarray) -> Trajectory:
-    """Up to `HISTORY_STEPS` poses before a moment, as far back as the track goes.
+    """Up to `HISTORY_STEPS` poses before a moment, as far back as the track reaches.
 
-    Nothing later than the moment is looked at, not even to interpolate.
+    Nothing later than the moment is used, not even to interpolate.
 
     Args:
         now_us: The moment.
@@ -48,16 +48,16 @@ def past(now_us: int, now: np.ndarray, track: np.ndarray) -> Trajectory:
     track = track[track[:, 0] < now_us]
     first_us = track[0, 0] if len(track) else now_us
     steps = np.arange(-HISTORY_STEPS, 0)
-    # In whole µs: 3 × 0.1 s is a little more than 0.3 s, which the track may just reach.
+    # In integer µs, as 3 × 0.1 s would exceed 0.3 s, which the track may only just reach.
     steps = steps[now_us + steps * STEP_US >= first_us]
     return _seen(now_us, now, track, steps * STEP_US / 1e6)
 
 
 def future(now_us: int, now: np.ndarray, track: np.ndarray) -> Trajectory | None:
-    """The `FUTURE_STEPS` poses after a moment, or None where the track ends before the last.
+    """The `FUTURE_STEPS` poses after a moment, or None if the track ends before the last.
 
     Args:
-        now_us, now, track: As `past` takes them.
+        now_us, now, track: As in `past`.
     """
     track = track[track[:, 0] > now_us]
     if not len(track) or not covers(now_us, float(track[-1, 0])):
@@ -66,7 +66,7 @@ def future(now_us: int, now: np.ndarray, track: np.ndarray) -> Trajectory | None
 
 
 def covers(now_us: int, last_us: float, horizon_s: float = FUTURE_S) -> bool:
-    """Whether a track that ends at `last_us` holds `horizon_s` after a moment."""
+    """Whether a track that ends at `last_us` covers `horizon_s` after a moment."""
     return last_us >= now_us + round(horizon_s * 1e6)
 
 
@@ -79,11 +79,11 @@ def _seen(now_us: int, now: np.ndarray, track: np.ndarray, t_s: np.ndarray) -> T
     places = to_rig.apply(track[:, 1:4] - now[:3])[:, :2]
     ahead = (to_rig * Rotation.from_quat(track[:, 4:8])).apply((1.0, 0.0, 0.0))
     yaw = np.arctan2(ahead[:, 1], ahead[:, 0])
-    # The moment itself is a knot too: at the end of the past, at the start of the future.
+    # Insert the moment itself as a knot, at the end of the past or the start of the future.
     at = np.searchsorted(track[:, 0], now_us)
-    own_s = np.insert((track[:, 0] - now_us) / 1e6, at, 0.0)
+    knots_s = np.insert((track[:, 0] - now_us) / 1e6, at, 0.0)
     places = np.insert(places, at, 0.0, axis=0)
     yaw = np.unwrap(np.insert(yaw, at, 0.0))
     yaw -= yaw[at]
-    xy = np.stack([np.interp(t_s, own_s, column) for column in places.T], axis=1)
-    return Trajectory(t_s, xy, np.interp(t_s, own_s, yaw), forward)
+    xy = np.stack([np.interp(t_s, knots_s, column) for column in places.T], axis=1)
+    return Trajectory(t_s, xy, np.interp(t_s, knots_s, yaw), forward)

@@ -1,10 +1,10 @@
-"""The stage 03.
+"""Stage 03.
 
-build        the stage: reads clips as chunks come, writes shards
-parts        clips on their way into a shard
+build        the stage: reads clips as chunks arrive, writes shards
+parts        part files of single clips, and their assembly into a shard
 engines      this machine's processes, or Ray
 slurm        `--shard i/n`
-prefetch     the next chunk, fetched while one is read; evicts what is read, within the disk budget
-disk_budget  what chunks take on the disk, and whether they fit under `target_size_gb`
-forecast     what the stage will take
+prefetch     fetches the next chunk while one is read, and evicts raw files, within the disk budget
+disk_budget  estimates of the chunks' sizes, and whether they fit into `target_size_gb`
+forecast     estimate of bytes and time before the stage starts
 """

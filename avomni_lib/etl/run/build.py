@@ -1,11 +1,12 @@
-"""The stage 03: chosen clips -> the cache; in parallel, resumable, and a bad clip is a row.
+"""Stage 03: builds the cache of the chosen clips, in parallel and resumable.
 
-Each clip becomes a part file, whole or not at all; the parts of a chunk become its shard, in the
-order of the catalog. So the bytes depend neither on the number of workers nor on interruptions.
+Each clip becomes a part file, written atomically; the parts of a chunk become its shard, in the
+order of the catalog. So the bytes depend neither on the number of workers nor on interruptions. A
+damaged clip is a row of the table, not an error.
 
-Reasons of damaged clips are kept in `.damaged.json` before the shard that lacks them is made, so
-that a killed run neither forgets them nor fetches an evicted chunk again to find them out. Lost
-clips are kept nowhere: they lack a part, so that the next run reads them.
+Reasons of damaged clips are saved in `.damaged.json` before the shard without them is made, so that
+after a kill an evicted chunk is not fetched again for them. Lost clips are not recorded: they have
+no part file, so the next run reads them.
 """
 
 from __future__ import annotations
@@ -45,12 +46,12 @@ REASONS_FILE = ".damaged.json"
 
 @dataclass(frozen=True)
 class Built:
-    """What the stage made.
+    """The result of the stage.
 
     Attributes:
-        clips: A row a clip: clip_id, split, chunk, state (`ok`, `damaged` or `lost`), reason (empty
-            for an `ok` one), num_frames.
-        chunks: A row a chunk, as `Prefetch.rows`.
+        clips: One row per clip: clip_id, split, chunk, state (`ok`, `damaged` or `lost`), reason
+            (empty if `ok`), num_frames.
+        chunks: One row per chunk, as `Prefetch.rows`.
         moments: As `Prefetch.moments`.
         figures: Counts, bytes and seconds, for `result.json`.
     """
@@ -63,22 +64,22 @@ class Built:
 
     @property
     def damaged(self) -> list[dict[str, Any]]:
-        """The rows of the clips that are at fault themselves."""
+        """The rows of damaged clips."""
         return [row for row in self.clips if row["state"] == "damaged"]
 
     @property
     def lost(self) -> list[dict[str, Any]]:
-        """The rows of the clips that this machine failed to read; the next build tries again."""
+        """The rows of clips that this machine failed to read; the next build tries them again."""
         return [row for row in self.clips if row["state"] == "lost"]
 
 
 def plan(p: Params, warnings: Sequence[str] = ()) -> Plan:
-    """Clips, frames, windows, bytes and minutes, before anything is done; needs no raw file.
+    """Estimate clips, frames, windows, bytes and time before anything is done; needs no raw files.
 
-    With `download.evict_raw` also whether the chunks go through under the budget.
+    With `download.evict_raw`, also estimates whether the chunks fit into the budget.
 
     Args:
-        warnings: Of rooms further on, such as `tokens.grid_warnings`.
+        warnings: Warnings of later stages to include, such as `tokens.grid_warnings`.
 
     Raises:
         AvomniError: no clip is as long as a window.
@@ -91,10 +92,10 @@ def plan(p: Params, warnings: Sequence[str] = ()) -> Plan:
         refused = None
         if path_of(p).exists():
             chosen = read_chosen(p)
-            found = works(p, chosen, common_header(p, chosen))
-            to_read = _to_read(p, found, reasons_before(p.cache_dir))
-            done = {work.chunk for work in found if not to_read[work.chunk] and work.shard}
-            sizes = disk_budget.ChunkSizes(p, chosen, found, done)
+            chunk_works = works(p, chosen, common_header(p, chosen))
+            to_read = _to_read(p, chunk_works, reasons_before(p.cache_dir))
+            done = {work.chunk for work in chunk_works if not to_read[work.chunk] and work.shard}
+            sizes = disk_budget.ChunkSizes(p, chosen, chunk_works, done)
             verdict = disk_budget.verdict(p, sizes.left, sizes.standing, len(done))
             refused = evicted.refusal(p, sizes.to_evict())
         else:
@@ -108,7 +109,7 @@ def plan(p: Params, warnings: Sequence[str] = ()) -> Plan:
 
 
 def recipe_of(p: Params) -> Recipe:
-    """What of the parameters decides a clip's arrays."""
+    """The parameters that determine a clip's arrays."""
     processing = p.processing
     return Recipe(
         cameras.grid(p.vision.cameras).value,
@@ -123,23 +124,24 @@ def recipe_of(p: Params) -> Recipe:
 
 
 def build(p: Params, progress: type[Bar] = Bar, hub: Hub | None = None) -> Built:
-    """Make the run's cache, or finish the one that was begun.
+    """Build the run's cache, or finish an interrupted build.
 
-    What is whole and fits the parameters stays; the rest is removed and made anew. Clips that were
-    damaged are tried again while their raw files are there. Clips that are lost (their worker was
-    killed or hung, a raw file is gone or cannot be read) are left out, and every later build tries
-    them again; once they are read the cache is the same as if they had not been lost. With
-    `download.evict_raw` raw files come and go chunk by chunk, but for those of lost clips.
+    Complete shards and parts that match the parameters are kept, all others are rebuilt. Damaged
+    clips are tried again while their raw files are there. Lost clips (their worker was killed or
+    hung, or a raw file is gone or unreadable) are left out, and every later build tries them again;
+    once they are read, the cache is the same as if they had never been lost. With
+    `download.evict_raw`, raw files are fetched and removed chunk by chunk, except for those of lost
+    clips.
 
     Args:
-        progress: One bar over the clips to read.
-        hub: What chunks are fetched from with `download.evict_raw`; not asked for anything else.
+        progress: A bar over the clips to read.
+        hub: Source of the chunks with `download.evict_raw`; not used otherwise.
 
     Raises:
         AvomniError: 02_download has not run, or the catalog has changed since; another run needs
             raw files that `download.evict_raw` would remove; no room on the disk or in the budget;
             a chunk cannot be fetched; no clip could be read; splits share a clip; another process
-            builds this cache; no clip is as long as a window, once the cache is whole.
+            builds this cache; or, once the cache is complete, no clip is as long as a window.
     """
     started = time.monotonic()
     chosen = read_chosen(p)
@@ -156,7 +158,7 @@ def build(p: Params, progress: type[Bar] = Bar, hub: Hub | None = None) -> Built
             try:
                 reading.run(progress)
             except BaseException:
-                # What ended workers left half-written takes room, which a full disk needs.
+                # Free the room taken by half-written files; the disk may be full.
                 _sweep(p.cache_dir)
                 raise
         cache = _finish(p.cache_dir, chunk_works, common, reasons, reading.lost)
@@ -176,7 +178,7 @@ def build(p: Params, progress: type[Bar] = Bar, hub: Hub | None = None) -> Built
 
 
 def common_header(p: Params, chosen: Chosen) -> dict[str, Any]:
-    """The header fields that all shards of the cache share."""
+    """The header fields shared by all shards."""
     return {
         "generator": f"avomni {__version__}",
         "source": {"repo_id": chosen.repo_id, "revision": chosen.revision},
@@ -185,7 +187,7 @@ def common_header(p: Params, chosen: Chosen) -> dict[str, Any]:
 
 
 def description(p: Params) -> dict[str, Any]:
-    """Those header fields that follow from the parameters alone."""
+    """The header fields that depend on the parameters only."""
     recipe = recipe_of(p)
     grid = cameras.grid(recipe.setup)
     cells = [cell and cell.name for cell in grid.cells]
@@ -208,16 +210,16 @@ def description(p: Params) -> dict[str, Any]:
 
 
 def works(p: Params, chosen: Chosen, common: dict[str, Any]) -> list[ChunkWork]:
-    """What there is to do, chunk by chunk; `common` is of `common_header`.
+    """The work per chunk; `common` is the result of `common_header`.
 
     Raises:
-        AvomniError: the catalog is not the one that the run chose from; other road users are
-            wanted, the source has them, and none were fetched.
+        AvomniError: the catalog is not the one that the run chose from; or other road users are
+            requested and listed at the source, and were not fetched.
     """
     catalog, features = open_catalog(p, chosen), required_features(p)
     labels = obstacles.fetched(p, catalog, chosen)
     split_of = {clip_id: split for split, ids in chosen.clip_ids.items() for clip_id in ids}
-    found = []
+    chunk_works = []
     for chunk in sorted(set(chosen.chunks)):
         clips = [
             {"clip_id": clip_id, "split": split_of[clip_id], "chunk": chunk}
@@ -228,16 +230,17 @@ def works(p: Params, chosen: Chosen, common: dict[str, Any]) -> list[ChunkWork]:
         contents = {path: chosen.files.get(path) for path in raw}
         if p.processing.obstacles:
             contents[REASONING_FILE] = chosen.files.get(REASONING_FILE)
-        if p.lerobot_profile:  # it says where in its files a clip lies, and what columns mean
+        if p.lerobot_profile:  # the metadata locate a clip within its files
             contents |= {path: chosen.files.get(path) for path in catalog.metadata_files}
             contents[p.lerobot_profile] = None
         key = files.hash_json([shard.FORMAT_VERSION, common, clips, contents])
-        found.append(ChunkWork(p.cache_dir, chunk, clips, key, [p.local_dir / r for r in raw]))
-    return found
+        paths = [p.local_dir / path for path in raw]
+        chunk_works.append(ChunkWork(p.cache_dir, chunk, clips, key, paths))
+    return chunk_works
 
 
 def job_of(p: Params, work: ChunkWork, clip_id: str, recipe: Recipe) -> ClipJob:
-    """One clip of a chunk, for a worker."""
+    """The job of reading one clip of a chunk."""
     return ClipJob(
         clip_id,
         work.chunk,
@@ -250,18 +253,18 @@ def job_of(p: Params, work: ChunkWork, clip_id: str, recipe: Recipe) -> ClipJob:
 
 
 def reasons_before(cache_dir: Path) -> dict[str, str]:
-    """Why clips were damaged when the cache was last finished or worked on: clip_id -> reason."""
-    found: dict[str, str] = {}
+    """clip_id -> reason of the damaged clips known from earlier builds of the cache."""
+    reasons: dict[str, str] = {}
     with contextlib.suppress(AvomniError, KeyError, TypeError):
         rows = files.read_json(cache_dir / memmap.CLIPS_FILE)["clips"]
-        found |= {row["clip_id"]: row["reason"] for row in rows if row["state"] == "damaged"}
+        reasons |= {row["clip_id"]: row["reason"] for row in rows if row["state"] == "damaged"}
     with contextlib.suppress(AvomniError, TypeError):
-        found |= files.read_json(cache_dir / REASONS_FILE)
-    return found
+        reasons |= files.read_json(cache_dir / REASONS_FILE)
+    return reasons
 
 
 def _keep_what_fits(cache_dir: Path, works: list[ChunkWork]) -> None:
-    """Remove shards and parts of other parameters or another source, and what is not whole."""
+    """Remove shards and parts of other parameters or sources, and incomplete ones."""
     _sweep(cache_dir)
     fitting = {work.shard_folder for work in works if work.shard}
     fitting |= {work.parts_folder for work in works}
@@ -280,32 +283,34 @@ def _sweep(cache_dir: Path) -> None:
 def _to_read(
     p: Params, chunk_works: Sequence[ChunkWork], reasons: dict[str, str]
 ) -> dict[int, list[str]]:
-    """Chunk -> its clips to read. Leaves in `reasons` those that stay damaged, as they have no raw
-    files: a chunk that was evicted is not fetched again for them alone."""
-    found, stay = {}, {}
+    """Chunk -> its clips to read; reduces `reasons` to the clips that will not be tried again.
+
+    These are damaged clips without raw files: an evicted chunk is not fetched again only for them.
+    """
+    chunk_clips, stay = {}, {}
     for work in chunk_works:
         missing = to_read = work.missing()
         unknown = [clip_id for clip_id in missing if clip_id not in reasons]
         if not (work.has_raw() or (p.download.evict_raw and unknown)):
             to_read = unknown
         stay |= {clip_id: reasons[clip_id] for clip_id in missing if clip_id not in to_read}
-        found[work.chunk] = to_read
+        chunk_clips[work.chunk] = to_read
     reasons.clear()
     reasons.update(stay)
-    return found
+    return chunk_clips
 
 
 class Reading:
-    """One pass over the chunks: as they come, clips are read, shards made, raw files released.
+    """One pass over the chunks: reads clips as chunks arrive, makes shards, releases raw files.
 
     Args:
         to_read: Chunk -> its clips to read.
-        prefetch: Knows which chunks are there, and what there is room for.
+        prefetch: Tells which chunks are there and whether there is room.
         common: The header fields of all shards.
-        reasons: clip_id -> why it is damaged; grows.
+        reasons: clip_id -> why it is damaged; extended in place.
 
     Attributes:
-        lost: clip_id -> what of this machine kept it from being read; grows.
+        lost: clip_id -> why this machine could not read it.
     """
 
     def __init__(
@@ -327,7 +332,7 @@ class Reading:
         self.cpu_s = 0.0
 
     def run(self, progress: type[Bar] = Bar) -> None:
-        """Read what is to be read; after it every chunk has its shard, without its lost clips.
+        """Read all clips; afterwards every chunk has its shard, without damaged and lost clips.
 
         Raises:
             AvomniError: no room on the disk or in the budget, or a chunk cannot be fetched.
@@ -357,7 +362,7 @@ class Reading:
                 bar.update(isinstance(job, ClipJob), note)
 
     def _jobs(self) -> Iterator[ClipJob | Assembly | Wait]:
-        """What the workers do next: shards first, as they free parts and raw files."""
+        """The jobs in order; assembling shards comes first, as it frees parts and raw files."""
         clips: deque[tuple[int, str]] = deque()
         recipe = recipe_of(self.p)
         while self._unfinished:
@@ -375,7 +380,7 @@ class Reading:
 
     def _read(self, job: ClipJob, outcome: JobOutcome) -> None:
         reason, is_lost = outcome.reason, outcome.is_lost
-        # A clip whose files are taken away may look damaged, or as if it had no labels of others.
+        # If files were removed meanwhile, a clip may seem damaged or without labels.
         may_lack = reason or self.p.processing.obstacles
         if may_lack and (gone := self._prefetch.gone(job.chunk)):
             reason, is_lost = gone, True
@@ -407,7 +412,7 @@ def _finish(
     reasons: dict[str, str],
     lost: dict[str, str],
 ) -> memmap.Cache:
-    """Write the table of clips, which makes a cache of the shards, and check it for leaks."""
+    """Write the table of clips, which completes the cache, and check it for leaks."""
     clips = [clip for work in works for clip in work.clips]
     left_out = reasons | lost
     if len(left_out) == len(clips):
@@ -422,8 +427,8 @@ def _finish(
             "processing.num_workers take less), then run the same command again: it tries the lost "
             "clips again; where raw files are gone, run 02_download first"
             if lost
-            else "run 01_audit, which tells what is missing or damaged; then 02_download, or, "
-            "where dataset.source is folder, mend the folder",
+            else "run 01_audit, which lists what is missing or damaged; then run 02_download, or, "
+            "where dataset.source is folder, repair the folder",
         )
     shards = [work.shard_folder for work in works if work.shard]
     frames = {

@@ -1,9 +1,9 @@
-"""Raw files and cache under `download.target_size_gb`: what chunks take, and whether they fit.
+"""Disk space of raw files and cache, and whether it stays within `download.target_size_gb`.
 
-With `download.evict_raw` a chunk's raw files come, its clips become parts, the parts a shard, and
-the raw files go; the shards stay. One rule bounds the disk: the shards, the raw files and twice the
-shards of the chunks in work (their parts, and the shard that is made of these) fit into the limit.
-The next chunk is fetched ahead where its raw files fit too.
+With `download.evict_raw`, a chunk's raw files are fetched, its clips become parts, the parts become
+a shard, and the raw files are removed; shards stay. The limit must hold all shards, the raw files,
+and twice the shards of the chunks being read (their parts, and the shard made from them). The next
+chunk is fetched ahead if its raw files fit too.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from avomni_lib.params import Params
 from avomni_lib.plan import gigabytes
 
 Verdict = tuple[list[tuple[str, str, str]], list[str], dict[str, Any]]
-# In reserve for headers and the blocks that files fill up: of a shard, and of each of its clips.
+# Reserve for headers and partly filled disk blocks, per shard and per clip.
 SHARD_RESERVE, CLIP_RESERVE = 1 << 15, 1 << 12
-# Lines of a file in verified.json and evicted.json, and of a clip in clips.json: each is written
-# beside the old one.
+# Bytes per file in verified.json and evicted.json, and per clip in clips.json; twice, as the new
+# version is written beside the old one.
 RECORD_BYTES = 2 * 400
-MEASURED_MARGIN = 1.25  # what a chunk may take beyond the largest before it
-FRAMES_MORE = 2  # sampled frames that a clip may have more than its neighbours
+MEASURED_MARGIN = 1.25  # a chunk may exceed the largest one so far by this factor
+FRAMES_MORE = 2  # a clip may have this many sampled frames more than its neighbours
 
 
 @dataclass(frozen=True)
 class Load:
-    """What one chunk puts on the disk, in bytes.
+    """Disk space of one chunk in bytes.
 
     Attributes:
         raw: All its raw files.
-        here: Of these, what lies there already, files that are not whole yet included.
-        cache: At most while its shard is made, the parts beside it.
-        stays: Of the shard, as expected.
+        here: The part of `raw` that is on the disk already, including partial files.
+        cache: Upper bound while its shard is made, with the parts beside it.
+        stays: Expected size of the shard.
     """
 
     chunk: int
@@ -62,10 +62,11 @@ class Load:
 def load_of(
     p: Params, chunk: int, raw: int, here: int, num_clips: int, seconds: float, measured: float = 0
 ) -> Load:
-    """A chunk of clips of at most so many seconds.
+    """The load of a chunk.
 
     Args:
-        measured: Bytes of a clip in the shards so far; 0: none is whole yet.
+        seconds: Maximum duration of a clip.
+        measured: Bytes per clip in the shards so far; 0 if there are none yet.
     """
     storage, most_of_jpeg = p.processing.storage, forecast.JPEG_SHARE_MOST
     reserve = SHARD_RESERVE + num_clips * CLIP_RESERVE
@@ -73,29 +74,29 @@ def load_of(
     cache = 2 * (reserve + num_clips * forecast.clip_bytes(p, seconds, storage, most_of_jpeg))
     if measured:
         stays = math.ceil(num_clips * measured)
-        # No more than was forecast, unless clips have turned out larger than that.
+        # At most the forecast, unless clips have turned out larger.
         larger = math.ceil(2 * stays * MEASURED_MARGIN)
         cache = larger if 2 * stays > cache else min(larger, cache)
-    # While one of a few clips is written, nobody knows yet how little it takes.
+    # A part being written counts with its maximum size, which matters for chunks of few clips.
     return Load(chunk, raw, here, max(cache, stays + most_of_part(p, seconds)), stays)
 
 
 def most_of_part(p: Params, seconds: float) -> int:
-    """Bytes of a clip's part at most, whatever its pictures show: what no JPEG exceeds."""
+    """Upper bound of the bytes of a clip's part, whatever its pictures show."""
     return forecast.clip_bytes(p, seconds, "raw") + CLIP_RESERVE
 
 
 def most_seconds(p: Params, clip: Clip | None = None) -> float:
-    """How long a clip is at most: as published, or as one of its chunk."""
+    """Maximum duration of a clip in seconds: as published, or from a clip of its chunk."""
     return forecast.clip_seconds(p, clip) + FRAMES_MORE / p.processing.sample_hz
 
 
 def fullest(loads: Sequence[Load], raw: int = 0, cache: int = 0) -> list[tuple[int, int]]:
-    """(raw, cache) bytes at the fullest moment of each chunk, one after another in this order.
+    """Maximum (raw, cache) bytes on the disk during each chunk, processed in this order.
 
     Args:
         raw: Bytes of metadata, which stay.
-        cache: Bytes of shards that are whole.
+        cache: Bytes of complete shards.
     """
     raw += sum(load.here for load in loads)
     moments = []
@@ -107,29 +108,29 @@ def fullest(loads: Sequence[Load], raw: int = 0, cache: int = 0) -> list[tuple[i
 
 
 def peak(loads: Sequence[Load], standing: int = 0) -> int:
-    """The most bytes at any time; `standing` is there and stays."""
+    """Maximum bytes on the disk at any time, including `standing` bytes that stay."""
     return max([standing, *map(sum, fullest(loads, standing))])
 
 
 def num_fitting(loads: Sequence[Load], standing: int, limit: float) -> int:
-    """How many of the chunks, taken in this order, would stay within `limit` bytes."""
+    """How many of the chunks, processed in this order, stay within `limit` bytes."""
     return bisect.bisect_right(
         range(len(loads)), limit, key=lambda last: peak(loads[: last + 1], standing)
     )
 
 
 class DiskBudget:
-    """What lies on the disk at most, and what is promised to it.
+    """Upper bound of the bytes on the disk, and of those reserved.
 
     Args:
         metadata: Bytes that stay beside the raw files.
-        shards: Bytes of whole shards.
-        raw: Chunk -> bytes of its raw files: all of them from when their fetch begins.
+        shards: Bytes of complete shards.
+        raw: Chunk -> bytes of its raw files, counted in full from the start of their download.
         parts: Chunk -> bytes of its parts.
 
     Attributes:
-        reserved: Chunk whose clips are read -> bytes that its parts and shard may take.
-        writing: What a worker is at -> bytes that it may write.
+        reserved: Chunk being read -> bytes that its parts and shard may take.
+        writing: A worker's current task -> bytes that it may write.
     """
 
     def __init__(
@@ -142,41 +143,41 @@ class DiskBudget:
 
     @property
     def now(self) -> tuple[int, int]:
-        """(raw, cache) bytes that lie there at most."""
+        """Upper bounds of the (raw, cache) bytes on the disk."""
         written = sum(self.parts.values()) + sum(self.writing.values())
         return self.metadata + sum(self.raw.values()), self.shards + written
 
     def may_write(self, num_bytes: int) -> bool:
-        """Whether so many bytes fit beside what lies there: the bound that always holds."""
+        """Whether this many bytes fit beside what is on the disk; this limit always holds."""
         return sum(self.now) + num_bytes <= self.limit
 
     def _may_promise(self, num_bytes: int) -> bool:
-        held = {chunk: max(size, self.reserved.get(chunk, 0)) for chunk, size in self.parts.items()}
-        promised = self.metadata + sum(self.raw.values()) + self.shards + sum(held.values())
+        cache = sum(max(size, self.reserved.get(chunk, 0)) for chunk, size in self.parts.items())
+        promised = self.metadata + sum(self.raw.values()) + self.shards + cache
         return max(promised, sum(self.now)) + num_bytes <= self.limit
 
     def may_work(self, load: Load) -> bool:
-        """Whether the chunk's parts and shard fit beside all that is promised."""
+        """Whether the chunk's parts and shard fit beside everything reserved."""
         return self._may_promise(load.cache - self.parts[load.chunk])
 
     def may_fetch(self, load: Load) -> bool:
-        """Whether its raw files do; where no chunk is in work also what becomes of them."""
+        """Whether its raw files fit; if no chunk is being read, also its parts and shard."""
         cache = 0 if self.reserved else load.cache - self.parts[load.chunk]
         return self._may_promise(load.raw - self.raw[load.chunk] + cache)
 
 
 class ChunkSizes:
-    """Estimates what chunks take; learns as their raw files come and their shards are made.
+    """Estimates the chunks' sizes, and refines them as raw files arrive and shards are made.
 
     Args:
-        done: Chunks whose shards are whole.
+        done: Chunks whose shards are complete.
 
     Attributes:
         remote: Chunk -> its raw files, as chosen.
-        seconds: Of a clip, at most.
-        shards: Chunk -> bytes of those that are done.
-        parts: Chunk -> bytes of its parts, and of a shard that is still to be made anew from them.
-        metadata: Bytes of what else stays beside the raw files.
+        seconds: Maximum duration of a clip.
+        shards: Chunk -> bytes of its shard, if done.
+        parts: Chunk -> bytes of its parts, and of an older shard that they will replace.
+        metadata: Bytes of everything else that stays beside the raw files.
     """
 
     def __init__(
@@ -190,7 +191,7 @@ class ChunkSizes:
             self.remote[work.chunk] = [RemoteFile(n, f["size"], f["sha256"]) for n, f in listed]
         self._measured, self.seconds = 0.0, most_seconds(p)
         self._released: set[int] = set()
-        self._users: dict[str, list[int]] = {}  # raw file -> the chunks that it holds a part of
+        self._users: dict[str, list[int]] = {}  # raw file -> the chunks that have clips in it
         for chunk, remote in self.remote.items():
             for file in remote:
                 self._users.setdefault(file.path, []).append(chunk)
@@ -209,12 +210,12 @@ class ChunkSizes:
 
     @property
     def standing(self) -> int:
-        """Bytes that are there and stay."""
+        """Bytes on the disk that stay."""
         return self.metadata + sum(self.shards.values())
 
     @property
     def left(self) -> list[Load]:
-        """The chunks without a whole shard; first those of which most lies there: they free it."""
+        """The chunks without a complete shard; those with most bytes on the disk come first."""
         loads = [self.load(chunk) for chunk in self._works if chunk not in self._done]
         return sorted(loads, key=lambda load: (-load.here - self.parts[load.chunk], load.chunk))
 
@@ -224,8 +225,10 @@ class ChunkSizes:
         return load_of(self.p, chunk, raw, here, num_clips, self.seconds, self._measured)
 
     def here(self, chunk: int) -> int:
-        """Bytes of the chunk's raw files that are on the disk, whole or not; one that chunks share
-        counts for the first that needs it."""
+        """Bytes of the chunk's raw files on the disk, including partial ones.
+
+        A file that several chunks share counts for the first that needs it.
+        """
         folder = self.p.local_dir
         return sum(
             size_of(folder / file.path) + size_of(transfer.path_of(folder, file))
@@ -234,7 +237,7 @@ class ChunkSizes:
         )
 
     def learn_seconds(self, chunk: int) -> None:
-        """Clips are as long as the first of a chunk that is there."""
+        """Take the duration of clips from the first clip of a chunk that is on the disk."""
         if clips := self._works[chunk].clips:
             clip = open_clip(self.p.local_dir, self._catalog, clips[0]["clip_id"])
             self.seconds = most_seconds(self.p, clip)
@@ -244,14 +247,14 @@ class ChunkSizes:
         return Catalog.of(self.p)
 
     def learn_size(self, chunk: int) -> int:
-        """Clips take what they took in the shard where they were largest; returns its bytes."""
+        """Update the bytes per clip from a chunk's shard if it exceeds them; returns its size."""
         size, shard = bytes_below(self._works[chunk].shard_folder), self._works[chunk].shard
         if shard is not None and (num_clips := len(shard.header["clips"])):
             self._measured = max(self._measured, size / num_clips)
         return size
 
     def to_evict(self) -> list[str]:
-        """What a run that evicts will remove: all of chunks to come, what is there of the rest."""
+        """Raw files that an evicting run will remove: of chunks to come, and any on the disk."""
         return [
             file.path
             for chunk, remote in self.remote.items()
@@ -260,7 +263,7 @@ class ChunkSizes:
         ]
 
     def let_go(self, chunk: int) -> list[str]:
-        """The chunk is done: its raw files that no other chunk that is left needs."""
+        """Mark the chunk as done; returns its raw files that no remaining chunk needs."""
         self._released.add(chunk)
         return [file.path for file in self.remote[chunk] if self._user(file.path) is None]
 
@@ -270,10 +273,10 @@ class ChunkSizes:
         return next(left, None)
 
     def need_budget(self) -> None:
-        """Refuse before the first fetch what cannot go through.
+        """Check before the first download that all chunks fit into the budget.
 
         Raises:
-            AvomniError: the chunks' raw files, parts and shards would outgrow the budget.
+            AvomniError: the chunks' raw files, parts and shards would exceed the budget.
         """
         left, limit = self.left, self.p.download.target_size_gb * 1e9
         if (needed := peak(left, self.standing)) > limit:
@@ -281,7 +284,7 @@ class ChunkSizes:
             raise too_large(self.p, fitting, len(self._works), needed)
 
     def need_room(self) -> None:
-        """Refuse what the disks lack room for; raw files and cache may lie on different ones.
+        """Check the free space of the disks; raw files and cache may be on different ones.
 
         Raises:
             AvomniError: a disk lacks room.
@@ -306,7 +309,7 @@ def _volume(path: Path) -> int:
 
 
 def expected(p: Params) -> list[Load]:
-    """The chunks' loads as far as they can be estimated before 02_download has run."""
+    """Estimated loads of the chunks before 02_download has run."""
     estimate, seconds = expected_files(p), most_seconds(p)
     num_chunks = max(estimate.num_chunks, 1)
     raw, clips = estimate.num_bytes // num_chunks, math.ceil(estimate.num_clips / num_chunks)
@@ -314,12 +317,12 @@ def expected(p: Params) -> list[Load]:
 
 
 def verdict(p: Params, loads: Sequence[Load], standing: int = 0, num_done: int = 0) -> Verdict:
-    """(rows, warnings, figures) of a plan: whether the chunks go through under the budget.
+    """(rows, warnings, figures) of a plan: whether the chunks fit into the budget.
 
     Args:
-        loads: Of the chunks that have no whole shard yet, in their order.
-        standing: Bytes that lie there and stay.
-        num_done: Chunks that have a shard.
+        loads: Loads of the chunks without a complete shard, in their order.
+        standing: Bytes on the disk that stay.
+        num_done: Number of chunks that have a shard.
     """
     needed, limit = peak(loads, standing), p.download.target_size_gb * 1e9
     fitting = num_done + num_fitting(loads, standing, limit)
@@ -333,7 +336,7 @@ def verdict(p: Params, loads: Sequence[Load], standing: int = 0, num_done: int =
 
 
 def too_large(p: Params, num_fitting: int, num_chunks: int, needed: int) -> AvomniError:
-    """What to say where raw files, parts and shards outgrow the budget."""
+    """The error if raw files, parts and shards exceed the budget."""
     ways = [f"download.target_size_gb: {_enough(needed)} or more"]
     if num_fitting and p.download.chunks is not None:
         ways.insert(0, f"name {num_fitting} chunks")
@@ -352,7 +355,7 @@ def too_large(p: Params, num_fitting: int, num_chunks: int, needed: int) -> Avom
 
 
 def held(p: Params, num_chunks: int, num_bytes: int, needed: int) -> AvomniError:
-    """What to say where raw files that stay leave no room for the next chunk."""
+    """The error if raw files that stay leave no room for the next chunk."""
     return AvomniError(
         f"the raw files of {num_chunks} chunks stay, as clips of theirs were lost or another run "
         f"needs them ({gigabytes(num_bytes)}); beside them no chunk fits into "
@@ -364,5 +367,5 @@ def held(p: Params, num_chunks: int, num_bytes: int, needed: int) -> AvomniError
 
 
 def _enough(needed: int) -> str:
-    """Bytes as a budget (GB) that holds them."""
+    """Format a budget in GB that holds this many bytes."""
     return f"{math.ceil(needed * 1.001 / 1e4) / 1e5:.5f}".rstrip("0").rstrip(".")

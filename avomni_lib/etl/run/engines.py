@@ -1,4 +1,4 @@
-"""`processing.engine`: where the clips are read. The same jobs, the same bytes, other machines."""
+"""`processing.engine`: runs the jobs in processes of this machine or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from avomni_lib.workers import Died, Executor, Wait, run_on
 log = logging.getLogger(__name__)
 
 Job = TypeVar("Job")
-# Outcomes are a few bytes and the arrays go to the shared folder, so the least that Ray accepts.
+# The minimum that Ray accepts: outcomes are small, and arrays go to the shared folder.
 OBJECT_STORE_BYTES = 80 << 20
 NODE_DIED, NODE_LOSSES = "its node died", 3
 REACH_S, CLUSTER_AGE_S = 5.0, 5.0
 
 
 def num_workers(p: Params) -> tuple[int, str]:
-    """(clips read at a time, reason)."""
+    """(clips read concurrently, reason)."""
     if p.processing.num_workers:
         return p.processing.num_workers, "asked for by processing.num_workers"
     if p.processing.engine == "ray":
@@ -47,30 +47,30 @@ def run(
     jobs: Iterable[Job | Wait],
     num_workers: int | None = None,
 ) -> Iterator[tuple[Job, JobOutcome]]:
-    """`run_on` the engine of the parameters: yields (job, outcome) as jobs finish, in any order.
+    """Run jobs on the engine of the parameters; yields (job, outcome) in order of completion.
 
-    A job that is lost (its worker died, and again when it was alone, or it took longer than
-    `processing.clip_timeout_s`) has an outcome too, with the reason in it.
+    A lost job (its worker died twice, or it exceeded `processing.clip_timeout_s`) has an outcome
+    too, which states the reason.
 
     Args:
-        num_workers: Jobs at a time; None is processing.num_workers, else one a core of this machine
-            or a CPU of the cluster.
+        num_workers: Concurrent jobs; None is processing.num_workers, or else one per core of this
+            machine or per CPU of the cluster.
 
     Raises:
-        AvomniError: Ray is not installed or its cluster does not answer; a shard's assembly is
-            lost; or what a job raised.
+        AvomniError: Ray is not installed or its cluster does not respond; the assembly of a shard
+            was lost; or a job raised it.
     """
     wanted, limit_s = num_workers or p.processing.num_workers, p.processing.clip_timeout_s
     if p.processing.engine == "ray":
         executor: Executor[Job, JobOutcome] = RayExecutor(function, wanted, limit_s)
-        yield from run_on(executor, jobs, lost=_lost)  # it keeps to the limit itself
+        yield from run_on(executor, jobs, lost=_lost)  # enforces the limit itself
     else:
         executor = workers.ProcessExecutor(function, wanted or workers.num_cores())
         yield from run_on(executor, jobs, functools.partial(_limit_of, limit_s), _lost)
 
 
 def _limit_of(limit_s: float, job: Any) -> float:
-    # How long a shard takes depends on the disk; it is no one clip's fault.
+    # The time for a shard depends on the disk, not on a single clip.
     return math.inf if isinstance(job, Assembly) else limit_s
 
 
@@ -86,15 +86,15 @@ def _lost(job: Any, reason: str) -> JobOutcome:
 
 
 class RayExecutor:
-    """Tasks of a Ray cluster: that of RAY_ADDRESS or of `ray start`, else one on this machine.
+    """Tasks on a Ray cluster: that of RAY_ADDRESS or `ray start`, else one on this machine.
 
-    Raw files and cache lie in folders that all nodes share. Workers import the caller's copy of
-    avomni_lib where their node has it, else the one that is installed there. A node that dies takes
-    its tasks with it through no fault of theirs: they are handed out again.
+    Raw files and cache are in folders shared by all nodes. Workers import the caller's copy of
+    avomni_lib if it exists on their node, else the one installed there. Tasks of a node that dies
+    are submitted again.
 
     Args:
-        num_workers: Tasks at a time at most; None is as many as the cluster has CPUs.
-        limit_s: The most seconds for one task, from when it begins: a cluster may let it wait.
+        num_workers: Maximum number of concurrent tasks; None is the cluster's number of CPUs.
+        limit_s: Time limit of a task in seconds, counted from its start (tasks may be queued).
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class RayExecutor:
             _connect(self._ray)
             self._opened.callback(self._ray.shutdown)
         task = self._ray.remote(_within)
-        # Retries are `run_on`'s, which does the same for every executor.
+        # `run_on` handles retries, in the same way for every executor.
         self._task = task.options(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")
         self._function, self._limit_s = function, limit_s
         self._tickets: dict[Any, _Ticket] = {}
@@ -132,14 +132,14 @@ class RayExecutor:
         self._tickets[ref] = ticket
 
     def has_begun(self, ticket: _Ticket) -> bool:
-        return False  # the task keeps to its limit itself, from when it begins
+        return False  # the task enforces its limit itself
 
     def finished(self, timeout_s: float | None) -> list[tuple[_Ticket, JobOutcome | Died]]:
         ready, _ = self._ray.wait([*self._tickets], num_returns=1, timeout=timeout_s)
         if ready:
             num = len(self._tickets)
             ready, _ = self._ray.wait([*self._tickets], num_returns=num, timeout=0)
-        back = []
+        results = []
         for ref in ready:
             ticket = self._tickets.pop(ref)
             outcome = self._get(ref)
@@ -149,8 +149,8 @@ class RayExecutor:
                     log.warning("a node of the Ray cluster died; its job is handed out again")
                     self._submit(ticket)
                     continue
-            back.append((ticket, outcome))
-        return back
+            results.append((ticket, outcome))
+        return results
 
     def _get(self, ref: Any) -> JobOutcome | Died:
         faults = self._ray.exceptions
@@ -181,14 +181,14 @@ class RayExecutor:
 
 
 class _Ticket:
-    """A job that was handed out, and how many nodes died under it."""
+    """A submitted job, and how many nodes died while running it."""
 
     def __init__(self, job: Any):
         self.job, self.losses = job, 0
 
 
 def _within(function: Callable[[Job], JobOutcome], job: Job, limit_s: float) -> JobOutcome:
-    """The task. At the limit the kernel ends its process, whatever library it hangs in."""
+    """The Ray task; at the limit the kernel kills its process, even if it hangs in a library."""
     if math.isfinite(limit_s):
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, limit_s)
@@ -210,14 +210,14 @@ def _need_ray() -> None:
 
 def _import_ray() -> ModuleType:
     _need_ray()
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
     import ray
 
     return ray
 
 
 def _connect(ray: ModuleType) -> None:
-    """Join the cluster that is there, or start one of this machine's cores."""
+    """Join an existing cluster, or start one on this machine."""
     address = os.environ.get("RAY_ADDRESS", "")
     path = files.environment()["PYTHONPATH"]
     options = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -231,7 +231,7 @@ def _connect(ray: ModuleType) -> None:
         except ConnectionError as error:
             if address:
                 raise _no_answer(address, error) from None
-        except SystemExit as error:  # how Ray gives up after two minutes
+        except SystemExit as error:  # raised by Ray after two minutes
             raise _no_answer("`ray start` on this machine", error) from None
     try:
         ray.init(
@@ -241,7 +241,7 @@ def _connect(ray: ModuleType) -> None:
             object_store_memory=OBJECT_STORE_BYTES,
             **options,
         )
-    except Exception as error:  # its processes have 30 s to start, whatever else the machine does
+    except Exception as error:  # Ray's processes must start within 30 s, even on a busy machine
         raise AvomniError(
             f"Ray does not start on this machine: {error}",
             where="processing.engine: ray",
@@ -251,7 +251,7 @@ def _connect(ray: ModuleType) -> None:
 
 
 def _need_answer(address: str) -> None:
-    """Ask before Ray does, which waits for two minutes and then ends the process."""
+    """Check that the address responds; Ray would wait two minutes and then exit the process."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), REACH_S).close()

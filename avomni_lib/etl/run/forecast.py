@@ -1,4 +1,4 @@
-"""What the ETL would take: clips, frames, windows, bytes and minutes, before it starts."""
+"""Estimates for the ETL before it starts: clips, frames, windows, bytes and time."""
 
 from __future__ import annotations
 
@@ -23,30 +23,31 @@ from avomni_lib.etl.video import stream
 from avomni_lib.params import Params
 from avomni_lib.plan import Plan, gigabytes, minutes
 
-# Of nvidia/PhysicalAI-Autonomous-Vehicles: 605 frames of 1920 × 1080 a clip and camera. Its codec
+# nvidia/PhysicalAI-Autonomous-Vehicles has 605 frames of 1920 × 1080 per clip and camera. The codec
 # is not published.
 CLIP_SECONDS, FPS, SOURCE_SIZE, SOURCE_CODEC = 20.0, 30, (1920, 1080), "h264"
 
 # CPU seconds to decode, measured with PyAV 18 on one core of a Xeon, 1080p of 5 to 8 Mb/s, GOP 30:
-# a frame, and a pixel of one when all are decoded. At a sample rate of f Hz only frames that are
-# wanted or referred to are, which took (f / fps) ** 0.43 of the time at 2, 5, 10 and 29 Hz.
+# per frame, and per pixel if all frames are decoded. At a sample rate of f Hz only wanted and
+# reference frames are decoded, which took (f / fps) ** 0.43 of the time at 2, 5, 10 and 29 Hz.
 FRAME_S, PIXEL_S = 1.0e-4, {"h264": 4.6e-9, "hevc": 5.5e-9, "av1": 2.7e-9}
 SAMPLED_POWER = 0.43
-DECODER_COST = {"pyav": 1.0, "decord": 1.7}  # at 2 Hz, against PyAV
-# Seconds to store a byte of pixels: hashed, written as a part and once more into the shard; JPEGs
-# are encoded and then are few.
+DECODER_COST = {"pyav": 1.0, "decord": 1.7}  # at 2 Hz, relative to PyAV
+# Seconds to store a byte of pixels: hashing, and writing to the part and again to the shard. For
+# JPEG: encoding, as the written bytes are few.
 STORE_S = {"raw": 10e-9, "jpeg": 2.5e-9}
-# Of a JPEG of quality 90: its tables, and its share of the pixels' bytes. A real highway drive and
-# rendered streets took 0.06 to 0.09 of grids of 448 px and more, 0.13 of the demo's 96 × 64.
+# Size of a JPEG of quality 90: its tables, and bytes per byte of pixels. A real highway drive and
+# rendered streets took 0.06 to 0.09 on grids of 448 px and more, 0.13 on the demo's 96 × 64.
 JPEG_TABLES, JPEG_SHARE, JPEG_SHARE_MOST = 620, 0.09, 0.2
 
-# Labels of other road users: the real set's mean, 7,290 a clip of 20 s, and most of a rendered one.
+# Label rows per second: the mean of the real data set (7,290 per clip of 20 s), and the maximum of
+# rendered clips.
 OBSTACLE_ROWS_A_S = {"hub": 365, "world": 80}
 
 
 @dataclass(frozen=True)
 class Video:
-    """What one camera's video of a clip is, or is expected to be."""
+    """Properties of one camera's video of a clip, known or expected."""
 
     codec: str
     width: int
@@ -55,7 +56,7 @@ class Video:
     source: str
 
     def cpu_s(self, sample_hz: float, decoder: str = "pyav") -> float:
-        """To read the frames sampled at this rate."""
+        """CPU seconds to read the frames sampled at this rate."""
         pixel_s = PIXEL_S.get(self.codec, max(PIXEL_S.values()))
         share = min(sample_hz / FPS, 1.0) ** SAMPLED_POWER
         cost = share * DECODER_COST.get(decoder, 1.0)
@@ -63,7 +64,7 @@ class Video:
 
 
 def clip_seconds(p: Params, clip: Clip | None = None) -> float:
-    """Seconds of video a clip: of this one where its timestamps can be read, else as published."""
+    """Seconds of video: of this clip if its timestamps can be read, else as published."""
     if clip is not None:
         with contextlib.suppress(AvomniError, OSError, IndexError):
             stamps = clip.timestamps(cameras.grid(p.vision.cameras).cameras[0].name)
@@ -74,7 +75,7 @@ def clip_seconds(p: Params, clip: Clip | None = None) -> float:
 
 
 def clip_video(p: Params, clip: Clip | None = None) -> Video:
-    """One camera's video: of this clip where it can be read, else as published."""
+    """One camera's video: of this clip if it can be read, else as published."""
     if clip is not None:
         camera = cameras.grid(p.vision.cameras).cameras[0].name
         with contextlib.suppress(AvomniError, OSError), stream.opened(clip.video(camera)) as opened:
@@ -90,12 +91,12 @@ def clip_video(p: Params, clip: Clip | None = None) -> Video:
 
 
 def num_frames(seconds: float, recipe: Recipe) -> int:
-    """Sampled frames of so many seconds of video."""
+    """Number of sampled frames in this many seconds of video."""
     return math.ceil(seconds * recipe.sample_hz)
 
 
 def clip_bytes(p: Params, seconds: float, storage: str, jpeg_share: float = JPEG_SHARE) -> int:
-    """Bytes of one clip of so many seconds in the cache."""
+    """Bytes in the cache of one clip of this many seconds."""
     grid, processing = cameras.grid(p.vision.cameras), p.processing
     pixels = math.prod(tiling.grid_size(grid, (processing.tile_width, processing.tile_height)))
     frame = 3 * pixels if storage == "raw" else JPEG_TABLES + jpeg_share * 3 * pixels
@@ -109,33 +110,31 @@ def clip_bytes(p: Params, seconds: float, storage: str, jpeg_share: float = JPEG
 
 
 def cache_bytes(p: Params, num_clips: int, seconds: float, clips_a_chunk: int | None = None) -> int:
-    """Bytes of a cache of so many clips at its peak: all shards, and the last one's parts.
+    """Peak bytes of a cache of this many clips: all shards, and the parts of the last one.
 
-    JPEG is taken at its largest, so that a budget that holds by this holds.
+    An upper bound: JPEGs are assumed to be of their maximum size.
     """
     if clips_a_chunk is None:
         clips_a_chunk = p.rendered.clips_per_chunk if p.rendered else CLIPS_A_CHUNK
-    each = clip_bytes(p, seconds, p.processing.storage, JPEG_SHARE_MOST)
-    return (num_clips + min(num_clips, clips_a_chunk)) * each
+    bytes_per_clip = clip_bytes(p, seconds, p.processing.storage, JPEG_SHARE_MOST)
+    return (num_clips + min(num_clips, clips_a_chunk)) * bytes_per_clip
 
 
 def bytes_below(folder: Path) -> int:
-    """Bytes of all files below a folder that may not exist."""
+    """Bytes of all files below a folder; 0 if it does not exist."""
     return sum(size_of(path) for path in Path(folder).rglob("*") if path.is_file())
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file; none if it is not there."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
+    """Bytes of a file; 0 if it does not exist."""
+    state = files.state_of(path)
+    return state[0] if state else 0
 
 
 def storages(
     p: Params, num_clips: int, seconds: float, video: Video, decoder: str
 ) -> dict[str, dict[str, float]]:
-    """Of each storage: `cache_bytes` when all is done, and `cpu_seconds` until then."""
+    """Storage -> its `cache_bytes` when done, and `cpu_seconds` for the build."""
     num_videos = num_clips * len(cameras.grid(p.vision.cameras).cameras)
     decode_s = num_videos * video.cpu_s(p.processing.sample_hz, decoder)
     pixel_bytes = num_clips * clip_bytes(p, seconds, "raw")
@@ -184,12 +183,12 @@ def plan(p: Params, recipe: Recipe, workers: tuple[int, str], decoder: tuple[str
         size, time = gigabytes(estimate["cache_bytes"]), minutes(estimate["seconds"])
         note = f"about; {is_chosen} by processing.storage"
         rows.append((f"cache as {storage}", f"{size}, {time}", note))
-    own = both[p.processing.storage]
+    chosen_storage = both[p.processing.storage]
     peak, free = cache_bytes(p, num_clips, seconds), files.free_bytes(p.cache_dir)
     have = bytes_below(p.cache_dir)
     rows += [
         ("at its peak", gigabytes(peak), f"with a chunk's parts; {gigabytes(free)} free there"),
-        ("time", minutes(own["seconds"]), f"{workers[0]} workers, {workers[1]}"),
+        ("time", minutes(chosen_storage["seconds"]), f"{workers[0]} workers, {workers[1]}"),
         ("decoder", decoder[0], decoder[1]),
     ]
     figures = {
@@ -197,7 +196,7 @@ def plan(p: Params, recipe: Recipe, workers: tuple[int, str], decoder: tuple[str
         "num_frames": num_clips * frames,
         "num_windows": num_windows,
         "storage": p.processing.storage,
-        **own,
+        **chosen_storage,
         "peak_bytes": peak,
         "storages": both,
     }
@@ -212,15 +211,15 @@ def plan(p: Params, recipe: Recipe, workers: tuple[int, str], decoder: tuple[str
 
 
 def _longest_s(p: Params) -> float:
-    """Seconds of the longest clip that the run has chosen; all their clocks are read for it."""
+    """Seconds of the longest chosen clip; reads the timestamps of all chosen clips."""
     chosen, catalog = read_chosen(p), Catalog.of(p)
     clip_ids = itertools.chain(*chosen.clip_ids.values())
     return max(clip_seconds(p, open_clip(p.local_dir, catalog, clip_id)) for clip_id in clip_ids)
 
 
 def _first_clip(p: Params, chosen: Chosen) -> Clip | None:
-    """A clip that the run has chosen, if the raw files are still there."""
+    """The first chosen clip, or None if the raw files are gone."""
+    clip_id = next(itertools.chain(*chosen.clip_ids.values()), None)
     with contextlib.suppress(AvomniError):
-        for clip_id in itertools.chain(*chosen.clip_ids.values()):
-            return open_clip(p.local_dir, Catalog.of(p), clip_id)
+        return open_clip(p.local_dir, Catalog.of(p), clip_id) if clip_id else None
     return None

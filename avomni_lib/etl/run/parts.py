@@ -1,4 +1,4 @@
-"""Clips on their way into a shard: each a part file, whole or not at all, until all are there."""
+"""Part files: each clip is stored on its own until all clips of the chunk are read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PARTS_FOLDER = ".parts"
 
 @dataclass(frozen=True)
 class ClipJob:
-    """One clip for a worker process; its part is to lie at `path`."""
+    """Job for a worker process: read one clip and write its part to `path`."""
 
     clip_id: str
     chunk: int
@@ -40,9 +40,9 @@ class ClipJob:
 
 @dataclass(frozen=True)
 class JobOutcome:
-    """What became of a job: it is done, or the clip is damaged or lost for a reason.
+    """Outcome of a job: done (`reason` is None), or the clip is damaged or lost.
 
-    Lost is what another try may read: the reason is a fault of the machine.
+    A lost clip failed because of the machine, so that another try may succeed.
     """
 
     reason: str | None
@@ -51,7 +51,7 @@ class JobOutcome:
 
 
 def do(job: ClipJob | Assembly) -> JobOutcome:
-    """What worker processes are for: `make_part` of a clip, or a chunk's `assemble`."""
+    """The worker processes' function: `make_part` for a clip, `assemble` for a chunk."""
     if isinstance(job, ClipJob):
         return make_part(job)
     started = time.process_time()
@@ -62,11 +62,11 @@ def do(job: ClipJob | Assembly) -> JobOutcome:
 def make_part(job: ClipJob) -> JobOutcome:
     """Read one clip and write its part; a damaged or lost clip is an outcome, not an error.
 
-    Lost is one whose raw files the system does not give: they are gone, the disk fails.
+    A clip is lost if the system cannot read its raw files: they are gone, or the disk fails.
 
     Raises:
         AvomniError: no room on the disk.
-        MemoryError: the process has no more; another one may.
+        MemoryError: this process ran out of memory; a fresh one may succeed.
     """
     started = time.process_time()
     try:
@@ -74,7 +74,7 @@ def make_part(job: ClipJob) -> JobOutcome:
         sampled = sample_clip(clip, job.recipe)
         arrays = shard.encode(sampled.arrays, job.storage)
     except MemoryError:
-        raise MemoryError(f"clip {job.clip_id}") from None  # NumPy's own kind does not travel
+        raise MemoryError(f"clip {job.clip_id}") from None  # NumPy's subclass does not pickle
     except Exception as error:
         where = error.where if isinstance(error, AvomniError) else None
         if (fault := system_error(error)) is not None:
@@ -82,7 +82,7 @@ def make_part(job: ClipJob) -> JobOutcome:
         elif isinstance(error, AvomniError):
             what = error.what
         else:
-            # One clip that nobody foresaw must not end a night's work; the log keeps the traceback.
+            # An unforeseen error in one clip must not end a long build; the traceback is logged.
             log.exception("clip %s", job.clip_id)
             what = f"{type(error).__name__}: {error}"
         reason = (what + (f" ({where})" if where else "")).replace(f"{job.local_dir}/", "")
@@ -98,11 +98,11 @@ def _catalog(local_dir: Path, lerobot_profile: str | None) -> Catalog:
 
 
 class ChunkWork:
-    """One chunk of which a shard is to be made.
+    """A chunk to be made into a shard.
 
     Args:
-        clips: clip_id, split and chunk of each, in the order of the catalog.
-        key: A hash of all that the shard's bytes depend on.
+        clips: clip_id, split and chunk of each clip, in the order of the catalog.
+        key: A hash of everything that the shard's bytes depend on.
         raw: The chunk's raw files.
     """
 
@@ -123,17 +123,17 @@ class ChunkWork:
 
     @property
     def shard(self) -> shard.Shard | None:
-        """The shard that is there, if it is whole and made from what this one is."""
+        """The shard on the disk if it is complete and has the same key, else None."""
         try:
-            found = shard.open_shard(self.shard_folder)
+            opened = shard.open_shard(self.shard_folder)
         except AvomniError:
             return None
-        return found if found.header.get("key") == self.key else None
+        return opened if opened.header.get("key") == self.key else None
 
     def missing(self) -> list[str]:
-        """The clips that have neither a part nor a place in the shard."""
-        found = self.shard
-        have = {clip.clip_id for clip in shard.clips_of(found)} if found else set()
+        """The clips that are neither in a part file nor in the shard."""
+        opened = self.shard
+        have = {clip.clip_id for clip in shard.clips_of(opened)} if opened else set()
         ids = [clip["clip_id"] for clip in self.clips]
         return [i for i in ids if i not in have and not self.part(i).exists()]
 
@@ -141,20 +141,20 @@ class ChunkWork:
         return all(path.exists() for path in self.raw)
 
     def assemble(self, common: Mapping[str, Any], left_out: Collection[str]) -> None:
-        """Make the shard of all clips but those, unless it is there, and drop the parts.
+        """Make the shard of all clips except `left_out`, unless it exists, and remove the parts.
 
-        Clips come from their parts or from the shard that is there. A worker that is killed at this
-        may have put the old shard aside: the next one puts it back.
+        Clips are taken from their parts or from the existing shard. If a worker was killed while
+        replacing a shard, the old one is restored first.
         """
         shard.settle_shard(self.shard_folder)
         clips = [clip for clip in self.clips if clip["clip_id"] not in left_out]
-        found = self.shard
-        inside = {clip.clip_id: clip for clip in shard.clips_of(found)} if found else {}
+        existing = self.shard
+        inside = {clip.clip_id: clip for clip in shard.clips_of(existing)} if existing else {}
 
         def load(clip_id: str) -> Mapping[str, np.ndarray]:
             if self.part(clip_id).exists():
                 return np.load(self.part(clip_id), allow_pickle=False)
-            return found.arrays_of(inside[clip_id])
+            return existing.arrays_of(inside[clip_id])
 
         if clips and list(inside) != [clip["clip_id"] for clip in clips]:
             shard.write_shard(self.shard_folder, {**common, "key": self.key}, clips, load)
@@ -163,9 +163,9 @@ class ChunkWork:
 
 @dataclass(frozen=True)
 class Assembly:
-    """A chunk for a worker process: its shard is to be made, all its clips having been read.
+    """Job for a worker process: make the shard of a chunk whose clips have all been read.
 
-    Hashing and writing gigabytes in the process that hands out the jobs would keep it from that.
+    It hashes and writes gigabytes, which would block the process that submits the jobs.
     """
 
     work: ChunkWork

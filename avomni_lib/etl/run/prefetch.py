@@ -1,8 +1,8 @@
-"""Chunks for the ETL as their raw files come: all at once, or under a budget one after another.
+"""Supplies the ETL with chunks: all at once, or one after another within a disk budget.
 
-With `download.evict_raw` a thread fetches the next chunk while the clips of the one before are
-read; a chunk whose shard is whole is evicted. Raw files, what is partly fetched, parts and shards
-together stay within `download.target_size_gb` at every moment.
+With `download.evict_raw`, a thread fetches the next chunk while clips of the previous one are read;
+the raw files of a chunk are evicted once its shard is complete. Raw files, partial downloads, parts
+and shards together never exceed `download.target_size_gb`.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ STOP_S = 10.0
 
 
 class Prefetch:
-    """Hands out chunks whose raw files are whole; a context manager, for one thread.
+    """Hands out chunks whose raw files are complete; a context manager for use by one thread.
 
     Args:
         works: All chunks of the run.
         to_read: Chunk -> its clips that must be read.
-        hub: What chunks are fetched from; only needed where raw files are missing.
+        hub: Source of the chunks; only needed if raw files are missing.
 
     Attributes:
         rows: Chunk -> its row: chunk, num_clips, num_read, bytes_fetched, bytes_evicted,
             cache_bytes.
-        moments: (seconds from the start, raw bytes, cache bytes), whenever they change; what is
-            fetched or written counts in full from its start.
+        moments: (seconds from the start, raw bytes, cache bytes) at every change; a download or
+            write counts in full from its start.
 
     Raises:
-        AvomniError: another run needs what would be evicted, the chunks do not go through under the
-            budget, or a disk lacks room; nothing has been fetched then.
+        AvomniError: another run needs files that would be evicted, the chunks do not fit into the
+            budget, or a disk lacks room; nothing has been fetched by then.
     """
 
     def __init__(
@@ -62,8 +62,8 @@ class Prefetch:
         self.p, self._chosen, self._hub = p, chosen, hub
         self._works = {work.chunk: work for work in works}
         self._verified = Verified(p.local_dir)
-        self._working: dict[int, list[Path]] = {}  # and the raw files that were there
-        self._kept: set[int] = set()  # chunks whose raw files stay though their shards are whole
+        self._working: dict[int, list[Path]] = {}  # chunk -> raw files present at its start
+        self._kept: set[int] = set()  # chunks with complete shards whose raw files stay
         self._coming: ChunkFetch | None = None
         self._error: AvomniError | None = None
         self._started = time.monotonic()
@@ -105,20 +105,20 @@ class Prefetch:
 
     @property
     def peak_bytes(self) -> int:
-        """So much lay on the disk at most: metadata, raw files, parts and shards."""
+        """Maximum bytes on the disk: metadata, raw files, parts and shards."""
         return max(raw + cache for _, raw, cache in self.moments)
 
     @property
     def message(self) -> str:
-        """What is being fetched."""
+        """Progress of the current download, for display."""
         return self._coming.message if self._coming else ""
 
     def ready(self) -> list[int]:
-        """Chunks to read from now on, none twice; has the next one fetched. Does not wait.
+        """Return chunks that can be read now, each once, and start the next download; non-blocking.
 
         Raises:
-            AvomniError: a chunk cannot be fetched, and what was at work is done; or the shards are
-                larger than was to be expected, so that the next chunk does not fit.
+            AvomniError: a chunk cannot be fetched, and all others are done; or the shards are
+                larger than expected, so that the next chunk does not fit.
         """
         self._collect()
         handed = []
@@ -147,10 +147,10 @@ class Prefetch:
         return handed
 
     def begin(self, chunk: int, clip_id: str | None = None) -> bool:
-        """Whether there is room now for a clip's part, or for the chunk's shard; then it counts.
+        """Reserve room for a clip's part, or for the chunk's shard; returns whether it fits now.
 
         Raises:
-            AvomniError: there is none, and nothing that is at work would make some.
+            AvomniError: it does not fit, and no running task would free room.
         """
         num_bytes = self._budget.parts[chunk] + disk_budget.SHARD_RESERVE
         if clip_id is not None:
@@ -164,24 +164,24 @@ class Prefetch:
         return True
 
     def end(self, chunk: int, clip_id: str | None = None) -> None:
-        """What was begun has ended, well or not."""
+        """Release the reservation of `begin`, whether or not the task succeeded."""
         del self._budget.writing[chunk, clip_id]
         if clip_id is not None:
             self._budget.parts[chunk] += forecast.size_of(self._works[chunk].part(clip_id))
         self._note()
 
     def release(self, chunk: int, is_needed: bool = False) -> None:
-        """The chunk's shard is whole: its raw files go, if the run evicts.
+        """Mark the chunk's shard as complete; with `download.evict_raw`, remove its raw files.
 
         Args:
-            is_needed: They stay: a clip was lost, and the next run reads it.
+            is_needed: Keep them, as a clip was lost and the next run will read it.
         """
         row, paths = self.rows[chunk], self._sizes.let_go(chunk)
         row["cache_bytes"] = self._sizes.learn_size(chunk)
         if self.p.download.evict_raw:
             if not is_needed:
                 row["bytes_evicted"] = evicted.evict(self.p, paths)
-            # Another run may have come to need them.
+            # Another run may need them by now.
             if is_needed or any((self.p.local_dir / path).exists() for path in paths):
                 self._kept.add(chunk)
         self._budget.shards += row["cache_bytes"] - self._sizes.shards[chunk]
@@ -191,21 +191,20 @@ class Prefetch:
         self._note()
 
     def gone(self, chunk: int) -> str | None:
-        """What became of raw files of a chunk that was handed out; None where all are there."""
+        """Message about missing raw files of a chunk that was handed out; None if none is."""
         gone = [path for path in self._works[chunk].raw if not path.exists()]
         if not gone:
             return None
         name = gone[0].relative_to(self.p.local_dir).as_posix()
         by = evicted.by_others(self.p).get(name)
-        files_of_it = f"{len(gone)} raw files of chunk {chunk}, such as {name},"
         if any(path in self._working[chunk] for path in gone):
             how = "went away while it was read" + (f": evicted by {by}" if by else "")
         else:
             how = f"were evicted by {by}" if by else "are not on the disk"
-        return f"{files_of_it} {how}"
+        return f"{len(gone)} raw files of chunk {chunk}, such as {name}, {how}"
 
     def _collect(self) -> None:
-        """Take what a fetch has brought."""
+        """Take over the result of a finished download."""
         if not self._coming or not self._coming.is_over:
             return
         came, self._coming = self._coming, None
@@ -213,7 +212,7 @@ class Prefetch:
         if came.error is None:
             self._whole.append(came.chunk)
         elif isinstance(came.error, AvomniError):
-            # The chunks at hand are read to their end first.
+            # Chunks that are on the disk are read first.
             log.warning("chunk %d cannot be fetched: %s", came.chunk, came.error.what)
             self._waiting.appendleft(came.chunk)
             self._error = came.error
@@ -221,7 +220,7 @@ class Prefetch:
             raise came.error
 
     def _open_source(self) -> None:
-        """The licence and the access, before the first byte; then the revision that was chosen."""
+        """Check licence and access before the first byte, and that the source is unchanged."""
         selection.need_license(self.p)
         if self._hub is None:
             raise AvomniError(
@@ -245,7 +244,7 @@ class Prefetch:
                         where=self._hub.page,
                         fix="run 02_download again",
                     )
-                remote[chunk][number] = now  # with all that the source says of it
+                remote[chunk][number] = now  # with all details that the source lists
 
     def _too_large(self) -> AvomniError:
         coming = [self._coming.chunk] if self._coming else []
@@ -264,11 +263,11 @@ class Prefetch:
 
 
 class ChunkFetch:
-    """Fetches a chunk's files; the thread begins at once and ends soon after `end`.
+    """Fetches a chunk's files in a thread, which starts at once and stops soon after `end`.
 
     Attributes:
-        num_bytes: Fetched so far.
-        error: What ended it before its time.
+        num_bytes: Bytes fetched so far.
+        error: The exception that stopped it, if any.
     """
 
     def __init__(
@@ -282,7 +281,7 @@ class ChunkFetch:
         self.chunk, self.num_bytes, self.error = chunk, 0, None
         self._p, self._hub, self._verified, self._remote = p, hub, verified, remote
         self._total, self._stop = 0, threading.Event()
-        # A daemon: what it leaves is partial or whole, whenever the process ends.
+        # A daemon thread is safe: files are partial or complete whenever the process ends.
         self._thread = threading.Thread(target=self._work, name=f"chunk {chunk}", daemon=True)
         self._thread.start()
 
@@ -315,8 +314,8 @@ class ChunkFetch:
             self.error = AvomniError(
                 f"raw files of chunk {self.chunk} went away as they came",
                 where=str(error.filename),
-                fix="does another run that evicts work there? Give it a dataset.local_dir of its "
-                "own, and run the same command again",
+                fix="if another run with download.evict_raw works there, give it its own "
+                "dataset.local_dir; then run the same command again",
             )
         except BaseException as error:
             self.error = error
@@ -324,7 +323,7 @@ class ChunkFetch:
             self._verified.save()
 
     def _is_here(self, file: RemoteFile) -> bool:
-        """Whether the file lies there whole; one that nobody has looked at yet is hashed."""
+        """Whether the file is complete on the disk; hashes it if it has not been verified yet."""
         if self._verified.known(file):
             return True
         return self._verified.needs_hash(file) and self._verified.find(file) is None

@@ -1,7 +1,7 @@
-"""`--shard i/n`: one of several processes, on one machine or many, that make a cache's parts.
+"""`--shard i/n`: builds a cache in several independent processes, on one or more machines.
 
-A share makes the parts of every n-th clip and assembles nothing; when all are through, an ordinary
-build finds the parts and makes the shards of them.
+A share makes the parts of every n-th clip and no shards; when all shares are done, an ordinary
+build makes the shards from the parts.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ log = logging.getLogger(__name__)
 
 
 def parse(text: str) -> tuple[int, int]:
-    """`"3/16"` -> (3, 16).
+    """Parse `"3/16"` to (3, 16).
 
     Raises:
-        AvomniError: not two numbers, or the first is not among 1 to the second.
+        AvomniError: the text is not I/N with 1 ≤ I ≤ N.
     """
-    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip(), re.ASCII)
-    index, count = map(int, found.groups()) if found else (0, 0)
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip(), re.ASCII)
+    index, count = map(int, match.groups()) if match else (0, 0)
     if not 1 <= index <= count:
         raise AvomniError(
             f"{text!r} is no share",
@@ -44,19 +44,18 @@ def parse(text: str) -> tuple[int, int]:
 
 
 def build_share(p: Params, index: int, count: int, progress: type[Bar] = Bar) -> dict[str, Any]:
-    """Make the parts of the clips `index`, `index + count`, … (from 1), but those that are there.
+    """Make the missing parts of the clips `index`, `index + count`, … (from 1).
 
-    Several shares may work at one time over one folder; a killed one goes on where it was. What a
-    share leaves out as damaged or lost, the build that follows tries again and lists with the
-    reason.
+    Several shares may work on one folder at a time; a killed one resumes where it stopped. Damaged
+    and lost clips are tried again by the build that follows, which lists their reasons.
 
     Returns:
-        share, num_clips in it, num_made, num_there before, num_damaged, num_lost, seconds,
-        cpu_seconds.
+        share, num_clips in it, num_made, num_there (existed before), num_damaged, num_lost,
+        seconds, cpu_seconds.
 
     Raises:
-        AvomniError: 02_download has not run; raw files are evicted; no room on the disk; a build
-            works on this cache.
+        AvomniError: 02_download has not run; `download.evict_raw` is set; no room on the disk; a
+            build works on this cache.
     """
     started = time.monotonic()
     chosen = read_chosen(p)

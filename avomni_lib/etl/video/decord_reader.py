@@ -1,4 +1,4 @@
-"""Packets to pixels by decord, behind the same function as PyAV and as exact."""
+"""Decoding with decord: the same interface as the PyAV reader, and as exact."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from avomni_lib.etl.video.pyav_reader import (
 from avomni_lib.etl.video.stream import Stream, damaged
 
 PTS_TOLERANCE_S = 1e-3
-DECORD_LEAST_WIDTH = 64  # below it decord 0.6 can mistake a row's padding for a fourth channel
-PROBE_TOLERANCE = 0.5  # levels by which two decoders' noise may make a neighbour look nearer
+DECORD_LEAST_WIDTH = 64  # for narrower images decord 0.6 can mistake padding for a fourth channel
+PROBE_TOLERANCE = 0.5  # grey levels by which decoder noise may make a neighbour look closer
 
 
 def by_decord(
     stream: Stream, rows: np.ndarray, size: Size | SizeRule | None
 ) -> tuple[np.ndarray, Size]:
-    """As `by_pyav`, by decord, where a probe of the file shows that it is exact; all or nothing.
+    """As `by_pyav` with decord, if a probe shows that it is exact on this file.
 
-    decord 0.6 finds frames by its own index and returns a neighbour's picture in an open GOP,
-    without an error. So a file with open GOPs is refused, its pictures at the seam of two GOPs are
-    compared with PyAV's, and its count and its times with the file's. It notices broken NAL units,
-    but conceals smaller damage that `by_pyav` reports.
+    decord 0.6 seeks by its own index and, in an open GOP, returns a neighbouring picture without an
+    error. So files with open GOPs are refused, its pictures at the boundary of two GOPs are
+    compared with PyAV's, and its number and times of frames with the file's. It reports broken NAL
+    units, but conceals smaller damage that `by_pyav` reports.
 
     Raises:
-        AvomniError: decord is not installed, would not be exact on this file, or cannot decode it.
+        AvomniError: decord is not installed, is not exact on this file, or cannot decode it.
     """
     try:
         import decord
@@ -71,24 +71,24 @@ def by_decord(
             images = np.stack([picture(frame, width, height) for frame in frames])
         return images, upright
     except (RuntimeError, decord.DECORDError) as error:
-        # Its messages begin with a time and a path of the machine that built it, often twice.
+        # Its messages start with a time and a path of the machine that built it, often twice.
         reason = re.sub(r"\[\d\d:\d\d:\d\d\] \S+ ", "", str(error).strip()).partition("\n")[0]
         raise damaged(f"decord cannot decode the file: {reason[:200]}", stream.name) from None
     finally:
-        # decord keeps each file's bytes until they are collected: 7 cameras a clip would fill the
+        # decord keeps a file's bytes until garbage collection; 7 cameras per clip would fill the
         # memory.
         reader = None
         gc.collect()
 
 
 def _probe(reader, stream: Stream) -> None:
-    """Refuse decord where, around the second key frame, its pictures are not PyAV's."""
+    """Refuse decord if its pictures around the second key frame differ from PyAV's."""
     seam = stream.row_of(stream.keys[min(1, len(stream.keys) - 1)])
     rows = np.arange(max(seam - 2, 0), min(seam + 3, len(stream.pts)))
-    right = by_pyav(stream, rows, None)[0].astype(np.int16)
+    expected = by_pyav(stream, rows, None)[0].astype(np.int16)
     for place in range(len(rows) > 1, max(len(rows) - 1, 1)):
-        found = reader[int(rows[place])].asnumpy()
-        apart = [np.abs(found - image).mean() for image in right]
+        decoded = reader[int(rows[place])].asnumpy()
+        apart = [np.abs(decoded - image).mean() for image in expected]
         if apart[place] > min(apart) + PROBE_TOLERANCE:
             neighbour = int(rows[int(np.argmin(apart))])
             what = f"shows frame {neighbour} where decord is asked for {rows[place]}"

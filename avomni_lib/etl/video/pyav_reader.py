@@ -1,4 +1,4 @@
-"""Packets to pixels by PyAV: exactly the frames asked for, at the least that they need."""
+"""Decoding with PyAV: exactly the requested frames, decoding as few others as possible."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
 from avomni_lib.etl.video.stream import Damaged, Stream, damaged
 
-SKIPPING_CODECS = ("h264", "hevc")  # FFmpeg's decoders that heed skip_frame packet by packet
+SKIPPING_CODECS = ("h264", "hevc")  # FFmpeg decoders that apply skip_frame packet by packet
 Size = tuple[int, int]
 SizeRule = Callable[[int, int], Size]
 
@@ -18,13 +18,13 @@ SizeRule = Callable[[int, int], Size]
 def by_pyav(
     stream: Stream, rows: np.ndarray, size: Size | SizeRule | None
 ) -> tuple[np.ndarray, Size]:
-    """Decode the frames at `rows` (ascending, unique), scaled to `size` in FFmpeg's scaler.
+    """Decode the frames at `rows` (ascending, unique), scaled to `size` by FFmpeg's scaler.
 
     Returns:
         (len(rows), H, W, 3) uint8 RGB, upright; (width, height) px of the source, upright.
 
     Raises:
-        Damaged: a frame that is needed does not decode, or only in part.
+        Damaged: a needed frame does not decode, or only partly.
     """
     images, upright, scaler = np.empty(0, np.uint8), (0, 0), VideoReformatter()
     for place, frame in decode(stream, rows):
@@ -37,12 +37,12 @@ def by_pyav(
 
 
 def decode(stream: Stream, rows: np.ndarray) -> Iterator[tuple[int, av.VideoFrame]]:
-    """The frames at `rows` (ascending, unique) as (place in `rows`, frame), and few others decoded.
+    """Yield (index in `rows`, frame) for the frames at `rows` (ascending, unique).
 
-    Pictures that nothing refers to are skipped unless they are wanted. A frame may come twice.
+    Non-reference pictures are skipped unless they are requested. A frame may be yielded twice.
 
     Raises:
-        Damaged: a frame that is needed does not decode, or only in part.
+        Damaged: a needed frame does not decode, or only partly.
     """
     place_of = {int(stream.pts[row]): place for place, row in enumerate(rows)}
     wanted = {
@@ -56,8 +56,8 @@ def decode(stream: Stream, rows: np.ndarray) -> Iterator[tuple[int, av.VideoFram
             for packet, frame in _decode_run(stream, start, held, skip):
                 yield wanted[packet], frame
         except Damaged:
-            # An unusual stream may need more than was planned, so all that comes before is decoded
-            # too before a packet is called damaged.
+            # An unusual stream may need more packets than planned: before a packet is reported as
+            # damaged, decode from the start of the file.
             if start == 0 and skip == "DEFAULT":
                 raise
             for packet, frame in _decode_run(stream, 0, held, "DEFAULT"):
@@ -67,7 +67,7 @@ def decode(stream: Stream, rows: np.ndarray) -> Iterator[tuple[int, av.VideoFram
 def _decode_run(
     stream: Stream, start: int, held: list[int], skip: str
 ) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Send packets from `start` to the last of `held`; yields (packet, frame) of these."""
+    """Decode packets from `start` to the last of `held`; yields (packet, frame) for `held`."""
 
     def fault(what: str, packet: int) -> Damaged:
         return damaged(what, stream.name, stream.row_of(packet))
@@ -86,8 +86,8 @@ def _decode_run(
             shown = packet_of.get(frame.pts)
             if frame.is_corrupt:
                 raise fault("a frame decodes only in part", held[-1] if shown is None else shown)
-            # Pictures come out in the order that their own numbers give; where the file's times
-            # give another one, they are not those of these pictures.
+            # Decoders output pictures in the order of the picture numbers in the stream. If the
+            # file's times order them otherwise, the times do not belong to these pictures.
             if shown is None or (last_pts is not None and frame.pts <= last_pts):
                 what = "the file's times do not follow the order of its pictures"
                 raise fault(what, at if shown is None else shown)
@@ -103,14 +103,14 @@ def _decode_run(
 
 
 def resolve_size(size: Size | SizeRule | None, upright: Size) -> Size:
-    """(width, height) to deliver, from what was asked for and the upright size of the source."""
+    """(width, height) of the images, from the requested size and the source's upright size."""
     if size is None:
         return upright
     return size(*upright) if callable(size) else size
 
 
 def upright_size(frame: av.VideoFrame) -> Size:
-    """(width, height) px as the frame is to be shown."""
+    """(width, height) px of the frame after rotation for display."""
     sideways = frame.rotation % 180
     return (frame.height, frame.width) if sideways else (frame.width, frame.height)
 
@@ -118,7 +118,7 @@ def upright_size(frame: av.VideoFrame) -> Size:
 def picture(
     frame: av.VideoFrame, width: int, height: int, scaler: VideoReformatter | None = None
 ) -> np.ndarray:
-    """(height, width, 3) uint8 RGB, upright, black 0 and white 255, by averaging areas."""
+    """Convert to (height, width, 3) uint8 RGB, upright, full range, scaled by averaging areas."""
     sideways = frame.rotation % 180
     scaled = (scaler or VideoReformatter()).reformat(
         frame,
@@ -129,5 +129,5 @@ def picture(
         dst_color_range=ColorRange.JPEG,
         threads=1,
     )
-    # FFmpeg's and numpy's turns are both counter-clockwise.
+    # FFmpeg's and NumPy's rotations are both counter-clockwise.
     return np.rot90(scaled.to_ndarray(), frame.rotation // 90)

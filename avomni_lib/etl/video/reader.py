@@ -1,7 +1,7 @@
-"""Frames of a video at wanted times, picked by the data set's timestamps, checked by the file's.
+"""Frames of a video at wanted times, selected by the data set's timestamps.
 
-Row i of a camera's timestamps is the i-th frame in presentation order; nothing assumes a constant
-rate, a start at zero or an order of the wanted times.
+Row i of a camera's timestamps is the i-th frame in presentation order. The timestamps are checked
+against the file's own times. No constant rate, start at zero or order of wanted times is assumed.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ DECODERS = {"pyav": by_pyav, "decord": by_decord}
 
 @dataclass(frozen=True)
 class VideoFrames:
-    """What `read_frames` returns.
+    """The result of `read_frames`.
 
     Attributes:
         images: (T, H, W, 3) uint8 RGB, upright, in the order of the wanted times.
-        frame_idx: (T,) int64, which frame of the file each one is, in presentation order.
-        timestamps_us: (T,) int64 µs, when each one was taken; at or before its wanted time.
+        frame_idx: (T,) int64 index of each frame in the file, in presentation order.
+        timestamps_us: (T,) int64 µs capture times, at or before the wanted times.
         source_size: (width, height) px of the video, upright.
-        stored_size: (width, height) px of the video as it is stored.
+        stored_size: (width, height) px of the video as stored.
     """
 
     images: np.ndarray
@@ -42,7 +42,7 @@ class VideoFrames:
 def choose_decoder(name: str = "auto") -> tuple[str, str]:
     """(decoder, reason) for `processing.decoder`."""
     if name == "auto":
-        # Measured by tests/benchmarks/decode.py: no kind of stream on which another one pays.
+        # By tests/benchmarks/decode.py there is no kind of stream for which decord is faster.
         return "pyav", (
             "exact on every file, open GOPs too, and decodes no more than is asked for: half of "
             "decord's CPU time where GOPs are short, and never more"
@@ -53,15 +53,15 @@ def choose_decoder(name: str = "auto") -> tuple[str, str]:
 def frame_indices(
     timestamps_us: np.ndarray, wanted_us: np.ndarray, where: str | None = None
 ) -> np.ndarray:
-    """For each wanted time the last frame at or before it: (T,) int64.
+    """Index of the last frame at or before each wanted time: (T,) int64.
 
     Args:
-        timestamps_us: (N,) int64 µs, one at least, strictly increasing (`checks.clock`).
-        wanted_us: (T,) int64 µs, in any order, within the first and the last timestamp.
+        timestamps_us: (N,) int64 µs, N ≥ 1, strictly increasing (`checks.clock`).
+        wanted_us: (T,) int64 µs, in any order, between the first and the last timestamp.
         where: The file, for messages.
 
     Raises:
-        AvomniError: a wanted time outside of them.
+        AvomniError: a wanted time lies outside this range.
     """
     outside = (wanted_us < timestamps_us[0]) | (wanted_us > timestamps_us[-1])
     if outside.any():
@@ -74,29 +74,29 @@ def frame_indices(
 
 
 def frame_times(source: streams.Source) -> np.ndarray:
-    """(N,) int64 µs: the times of a file's own frames, in presentation order.
+    """(N,) int64 µs: the file's own times of its frames, in presentation order.
 
     Raises:
-        AvomniError: it is missing or damaged.
+        AvomniError: the file is missing or damaged.
     """
     with stream.opened(source) as video:
         return np.array(video.times_us, dtype=np.int64)
 
 
 def key_rows(source: streams.Source) -> np.ndarray:
-    """(K,) int: the frames of a file, in presentation order, that decode alone.
+    """(K,) int: indices, in presentation order, of the frames that decode without others.
 
     Raises:
-        AvomniError: it is missing or damaged.
+        AvomniError: the file is missing or damaged.
     """
     with stream.opened(source) as video:
         return video.key_rows
 
 
 def check_clock(timestamps_us: np.ndarray, video: stream.Stream) -> None:
-    """Refuse (as `Damaged`) timestamps, (N,) int64 µs, whose rows are not this file's frames."""
-    found = checks.agree(video.times_us, timestamps_us, 1e6 * float(video.time_base))
-    findings.refuse(found, video.name, stream.FETCH_AGAIN, stream.Damaged)
+    """Raise `Damaged` if the rows of timestamps, (N,) int64 µs, are not this file's frames."""
+    faults = checks.agree(video.times_us, timestamps_us, 1e6 * float(video.time_base))
+    findings.refuse(faults, video.name, stream.FETCH_AGAIN, stream.Damaged)
 
 
 def read_frames(
@@ -107,22 +107,22 @@ def read_frames(
     size: Size | SizeRule | None = None,
     decoder: str = "auto",
 ) -> VideoFrames:
-    """The frames of a video that show the wanted times, each the last one at or before its time.
+    """Read the frames of a video at the wanted times: the last frame at or before each time.
 
     Args:
-        source: A member of a zip, a file, a stretch of one, a file's bytes, or what is open
-            already and stays so.
-        wanted_us: (T,) int64 µs, in any order, repeats allowed.
+        source: A member of a zip, a file, a time range of one, a file's bytes, or an open stream,
+            which stays open.
+        wanted_us: (T,) int64 µs, in any order, duplicates allowed.
         timestamps_us: (N,) int64 µs of the file's N frames on the clip's clock. None: the file's
             own times, counted from its first frame.
         size: (width, height) of the images; a function of the upright source's width and height
-            that returns it; or None for the source's own. Scaled in the decoder's scaler, PyAV's by
-            averaging areas.
+            that returns it; or None for the source's size. The decoder scales (PyAV by averaging
+            areas).
         decoder: `auto`, `pyav` or `decord`.
 
     Raises:
-        AvomniError: a wanted time outside of the video, a file whose frames are not the timestamps'
-            rows, or one that is missing or damaged.
+        AvomniError: a wanted time is outside the video, the timestamps do not match the frames, or
+            the file is missing or damaged.
     """
     choice, _ = choose_decoder(decoder)
     with contextlib.ExitStack() as held:
@@ -131,7 +131,7 @@ def read_frames(
         else:
             video = held.enter_context(stream.opened(source))
         if isinstance(video.content, streams.TimeRange):
-            choice = "pyav"  # the only one that reads a part of a file of many clips
+            choice = "pyav"  # decord cannot read a part of a file
         if timestamps_us is None:
             timestamps_us = video.times_us
         frame_idx = frame_indices(timestamps_us, wanted_us, video.name)

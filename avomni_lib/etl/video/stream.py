@@ -1,7 +1,7 @@
 """A video file's packets in decode order and its frames in presentation order, before decoding.
 
-A clip's video (about 20 MB) is held in memory while it is read: then no seek is needed, and a file
-whose index, interleaving or start time is unusual needs no special care.
+A clip's video (about 20 MB) is held in memory while it is read: no seeking is needed, and files
+with an unusual index, interleaving or start time need no special handling.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FETCH_AGAIN = (
 
 
 class Damaged(AvomniError):
-    """The bytes of a video are not what they should be; everything else is a mistake of a call."""
+    """The content of a video is damaged; other errors are mistakes in a call."""
 
 
 def damaged(what: str, name: str, frame_idx: int | None = None) -> Damaged:
@@ -41,16 +41,16 @@ def damaged(what: str, name: str, frame_idx: int | None = None) -> Damaged:
 
 @dataclass(frozen=True)
 class Stream:
-    """The video stream of one file, held open; `dataset.streams` finds nothing wrong with it.
+    """The open video stream of a file that passed the checks of `dataset.streams`.
 
     Attributes:
         name: The file, for messages.
-        content: All bytes of the file, or where in a file of many clips it lies.
-        codec: PyAV's decoder of the stream, one thread, told to fail rather than to conceal.
+        content: All bytes of the file, or its time range in a file of many clips.
+        codec: PyAV's decoder of the stream, single-threaded, set to fail on errors.
         packets: In decode order; `scan.pts` has their times.
-        scan: What was seen of the packets.
-        pts: (N,) int64, of the frames in presentation order; row i of the data set's timestamps is
-            `pts[i]`. Packets that an edit list hides have none here.
+        scan: The scan of the packets.
+        pts: (N,) int64 times of the frames in presentation order; row i of the data set's
+            timestamps is `pts[i]`. Packets hidden by an edit list are left out.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Stream:
         return self.scan.times_us
 
     def row_of(self, packet: int) -> int:
-        """The frame, in presentation order, that packet number `packet` holds."""
+        """Index in presentation order of the frame in packet number `packet`."""
         return int(np.searchsorted(self.pts, self.scan.pts[packet]))
 
     @property
@@ -81,15 +81,15 @@ class Stream:
 
     @property
     def key_rows(self) -> np.ndarray:
-        """(K,) int: the frames, in presentation order, that decode alone."""
+        """(K,) int: indices, in presentation order, of the frames that decode without others."""
         shown = [packet for packet in self.starts if packet not in self.scan.hidden]
         return np.array([self.row_of(packet) for packet in shown], dtype=int)
 
     @functools.cached_property
     def leading(self) -> np.ndarray:
-        """(num packets,) bool: pictures shown before the key frame that they follow.
+        """(num packets,) bool: pictures shown before the key frame that they follow in the file.
 
-        Only an open GOP has them, and they may need the GOP before (H.265 §3.69).
+        Only open GOPs have them, and they may refer to the previous GOP (H.265 §3.69).
         """
         pts = np.array(self.scan.pts)
         last_key = np.searchsorted(self.keys, np.arange(len(pts)), side="right") - 1
@@ -97,9 +97,9 @@ class Stream:
 
     @functools.cached_property
     def closed_keys(self) -> np.ndarray:
-        """Key frames of closed GOPs: nothing from there on refers to what came before.
+        """Key frames of closed GOPs: no later picture refers to an earlier one.
 
-        In H.264 and HEVC those are the IDR pictures; elsewhere, key frames without leading
+        In H.264 and HEVC these are the IDR pictures; elsewhere, key frames without leading
         pictures.
         """
         units = self.scan.units
@@ -107,11 +107,11 @@ class Stream:
 
     @functools.cached_property
     def starts(self) -> list[int]:
-        """Indices of `packets` at which a decoder can start; the first packet always counts.
+        """Indices of `packets` at which a decoder can start; always includes the first packet.
 
-        These are the key frames of closed GOPs, and in HEVC all key frames: there a decoder knows
-        the pictures that it must pass over after a start in an open GOP (H.265 §8.1.3), while one
-        of H.264 meets references that it never had.
+        These are the key frames of closed GOPs, and in HEVC all key frames: a HEVC decoder knows
+        which pictures to skip after starting in an open GOP (H.265 §8.1.3), while an H.264 decoder
+        would miss references.
         """
         units = self.scan.units
         keys = self._keys_of(units.starts if units else frozenset())
@@ -125,10 +125,10 @@ class Stream:
         return np.delete(self.keys, np.searchsorted(self.keys, leading, side="right") - 1)
 
     def plan_runs(self, wanted: Sequence[int]) -> list[tuple[int, list[int]]]:
-        """The least to decode for packets `wanted` (ascending): runs as (start, the wanted of it).
+        """The shortest runs to decode for packets `wanted` (ascending): (start, wanted packets).
 
-        A run is sent to the decoder from its start to the last one wanted of it. For a leading
-        picture that is the start before its own, for it may refer to what lies there.
+        A run is decoded from its start to its last wanted packet. For a leading picture, it starts
+        one start earlier, as the picture may refer to the previous GOP.
         """
         runs: list[tuple[int, list[int]]] = []
         for packet in wanted:
@@ -147,7 +147,7 @@ def opened(source: streams.Source) -> Iterator[Stream]:
     """Open a video, read its packets and list its frames.
 
     Raises:
-        AvomniError: the file is missing or no video, or `dataset.streams` finds it damaged.
+        AvomniError: the file is missing, no video, or damaged by the checks of `dataset.streams`.
     """
     name, span = str(source), None
     try:
@@ -156,11 +156,11 @@ def opened(source: streams.Source) -> Iterator[Stream]:
         elif isinstance(source, str | Path):
             content = Path(source).read_bytes()
         elif isinstance(source, streams.TimeRange):
-            content, span = source, source  # a file of many clips is not read whole
+            content, span = source, source  # do not read a whole file of many clips
         else:
             name = f"{source.path}, bytes {source.offset} to {source.offset + source.length}"
             try:
-                content = source.read()  # compares the content with the zip's checksum
+                content = source.read()  # also checks the zip's checksum
             except AvomniError as error:
                 raise damaged(f"the video is {error.what}", name) from None
         with streams.opened(content) as (container, peek):
@@ -169,7 +169,7 @@ def opened(source: streams.Source) -> Iterator[Stream]:
             scan = streams.Scan(container, peek, span)
             packets = list(scan.packets())
             findings.refuse(scan.findings(), name, FETCH_AGAIN, Damaged)
-            # One process a core; threads inside a decoder cost more than they bring.
+            # There is one process per core: decoder threads would cost more than they gain.
             scan.codec.thread_count = 1
             scan.codec.options = {"err_detect": "crccheck+explode"}
             for packet, pts in zip(packets, scan.pts, strict=True):
