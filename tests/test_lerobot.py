@@ -203,7 +203,7 @@ BROKEN: dict[str, tuple[dict, dict, str]] = {
     ),
     "a short video": ({f"{FRONT_SPAN}/to_timestamp": 5.0}, {}, "s, and the episode has 30"),
     "too few rows": ({"length": 31}, {}, "30 rows in the table, and 31"),
-    "one row": ({"length": 1}, {}, "it has 1 rows"),
+    "one row": ({"length": 1}, {}, "its number of rows is 1"),
     "no file": ({"data/file_index": -4}, {}, "its file of data is chunk 0, file -4"),
     "not a number": ({}, {(3, "speed"): np.nan}, "speed is nan at row 3"),
     "infinite": ({}, {(5, "hp_loc_latitude"): np.inf}, "hp_loc_latitude is inf at row 5"),

@@ -206,7 +206,9 @@ def read_episodes(folder: Path, info: Info, profile: Profile) -> Episodes:
     """
     paths = [Path(folder) / name for name in metadata_files(folder) if "/episodes/" in name]
     if not paths:
-        raise AvomniError("no table of episodes", where=str(Path(folder) / "meta/episodes"))
+        raise AvomniError(
+            "no table of episodes", where=str(Path(folder) / "meta/episodes"), fix=MEND
+        )
     keys = {"data": "data"} | {
         key: f"videos/{key}" for key in profile.cameras.values() if key in info.features
     }
@@ -224,19 +226,19 @@ def read_episodes(folder: Path, info: Info, profile: Profile) -> Episodes:
     try:
         table = pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
-        raise AvomniError(f"tables of episodes differ: {error}", where=where) from None
+        raise AvomniError(f"tables of episodes differ: {error}", where=where, fix=MEND) from None
     if not table.num_rows:
-        raise AvomniError("the data set has no episode", where=where)
+        raise AvomniError("the data set has no episode", where=where, fix=MEND)
     index = number_column(table, "episode_index", where).astype(np.int64)
     order = np.argsort(index, kind="stable")
     table, index = table.take(pa.array(order)), index[order]
     for row in np.flatnonzero(np.diff(index) == 0)[:1]:
-        raise AvomniError(f"episode {index[row]} is listed twice", where=where)
+        raise AvomniError(f"episode {index[row]} is listed twice", where=where, fix=MEND)
     for row in np.flatnonzero((index < 0) | (index > 10**9))[:1]:
-        raise AvomniError(f"an episode has the number {index[row]}", where=where)
+        raise AvomniError(f"an episode has the number {index[row]}", where=where, fix=MEND)
     faults: dict[int, str] = {}
     length = _numbers(table, "length", where)
-    _fault(faults, ~(length >= 2), "it has {} rows; at least 2 are needed", length)
+    _fault(faults, ~(length >= 2), "its number of rows is {}; at least 2 are needed", length)
     spans = {}
     for key, stem in keys.items():
         chunk, file = (_numbers(table, f"{stem}/{name}_index", where) for name in ("chunk", "file"))
@@ -265,10 +267,10 @@ def read_episodes(folder: Path, info: Info, profile: Profile) -> Episodes:
 def _numbers(table: pa.Table, name: str, where: str) -> np.ndarray:
     """(E,) float64; missing values are NaN."""
     if name not in table.column_names:
-        raise AvomniError(f"no column {name} in the table of episodes", where=where)
+        raise AvomniError(f"no column {name} in the table of episodes", where=where, fix=MEND)
     column = table[name]
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-        raise AvomniError(f"column {name} holds {column.type}, not numbers", where=where)
+        raise AvomniError(f"column {name} holds {column.type}, not numbers", where=where, fix=MEND)
     values: np.ndarray = column.cast(pa.float64(), safe=False).to_numpy().astype(np.float64)
     return values
 
@@ -280,7 +282,7 @@ def _first(column: pa.ChunkedArray, where: str) -> np.ndarray:
     try:
         return np.array([0 if value in (None, []) else int(value) for value in flat], np.int64)
     except (TypeError, ValueError, OverflowError):
-        raise AvomniError("an episode's times are no numbers", where=where) from None
+        raise AvomniError("an episode's times are not numbers", where=where, fix=MEND) from None
 
 
 def _words(value: Any) -> str:
@@ -290,4 +292,5 @@ def _words(value: Any) -> str:
 
 def _fault(faults: dict[int, str], is_wrong: np.ndarray, words: str, *values: np.ndarray) -> None:
     for row in np.flatnonzero(is_wrong).tolist():
-        faults.setdefault(row, words.format(*(f"{column[row]:g}" for column in values)))
+        shown = (f"{c[row]:g}" if np.isfinite(c[row]) else "unknown" for c in values)
+        faults.setdefault(row, words.format(*shown))

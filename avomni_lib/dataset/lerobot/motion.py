@@ -56,7 +56,8 @@ def need_numbers(columns: Mapping[str, np.ndarray]) -> None:
     """
     for name, values in columns.items():
         for row in np.flatnonzero(~(np.abs(values) <= limits.MAX_NUMBER))[:1]:
-            raise AvomniError(f"{name} is {values[row]} at row {row}: no number")
+            reason = "not a number" if np.isnan(values[row]) else "not plausible"
+            raise AvomniError(f"{name} is {values[row]} at row {row}, which is {reason}")
 
 
 def of_poses(columns: Mapping[str, np.ndarray], t_s: np.ndarray) -> Motion:
