@@ -61,7 +61,7 @@ def mistake(name: str, values: Mapping[str, Any]) -> str | None:
     if name not in DROPPED:
         return None
     section, _, key = name.partition(".")
-    value, chosen = values[section][key], values.get("vision", {}).get("cameras")
+    value = values[section][key]
     if key == "index_file":
         if str(value).rpartition("/")[2] == INDEX_FILE:
             return None
@@ -69,6 +69,7 @@ def mistake(name: str, values: Mapping[str, Any]) -> str | None:
             f"{name} is {value!r}: the index is always {INDEX_FILE} of dataset.repo_id, or of the "
             "folder dataset.local_dir; delete the line"
         )
+    chosen = values["vision"].get("cameras")
     if (_is_schema_of if key == "schema" else _are_setups)(value, chosen):
         return None
     return (
@@ -114,7 +115,6 @@ def _are_setups(value: Any, chosen: Any) -> bool:
     setup = setup.get("cameras") if isinstance(setup, Mapping) else setup
     if not isinstance(setup, list | tuple) or chosen not in grids.PRESETS:
         return False
-    flat = [
-        name for row in setup for name in ([row] if isinstance(row, str) else row or []) if name
-    ]
-    return set(flat) == _names(chosen)
+    rows = (row if isinstance(row, list | tuple) else [row] for row in setup)
+    flat = [name for row in rows for name in row if name]
+    return all(isinstance(name, str) for name in flat) and set(flat) == _names(chosen)

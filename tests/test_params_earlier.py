@@ -75,7 +75,15 @@ def test_all_keys_that_contradict_are_refused_at_once_with_the_other_mistakes(tm
 
 
 @pytest.mark.parametrize(
-    "vision", ["{cameras: [a, b]}", "{schema: 2x2}", "{setups: 4}", "{cameras: 4-cam, setups: {}}"]
+    "vision",
+    [
+        "{cameras: [a, b]}",
+        "{schema: 2x2}",
+        "{setups: 4}",
+        "{cameras: 4-cam, setups: {}}",
+        "{cameras: 4-cam, setups: {4-cam: [5]}}",
+        "{cameras: 4-cam, setups: {4-cam: [[[a]]]}}",
+    ],
 )
 def test_an_unclear_grid_is_refused(tmp_path, vision):
     with pytest.raises(AvomniError, match=r"vision\.cameras"):
@@ -83,6 +91,7 @@ def test_an_unclear_grid_is_refused(tmp_path, vision):
 
 
 def test_a_value_in_place_of_a_section_is_refused(tmp_path):
-    for text in ("project_name: a\nrun: 3", "download: [max_concurrent]", "vision: 4"):
+    index = "dataset: {index_file: mine.csv}\nvision: 4"
+    for text in ("project_name: a\nrun: 3", "download: [max_concurrent]", "vision: 4", index):
         with pytest.raises(AvomniError, match="a section of keys is wanted"):
             read(tmp_path, text)
