@@ -219,3 +219,10 @@ def test_another_grid_is_drawn_or_it_is_said_why_not(uneven):
     cells = (*view.choice.grid.value[0], cameras.FRONT_TELE.name)
     missing = replace(view.choice, cameras=(cells, (*cells[:2], None, None)))
     assert "vision tokens" in " ".join(view.figure_of(missing).get_suptitle().split())
+
+
+def test_the_front_camera_is_front_wide_or_else_the_first():
+    assert cameras.grid("4-cam").front is cameras.FRONT_WIDE
+    rear = cameras.grid("4-cam").cameras[-1]
+    assert cameras.grid([[rear.name, None]]).front is rear
+    assert cameras.grid([[rear.name, cameras.FRONT_WIDE.name]]).front is cameras.FRONT_WIDE

@@ -51,6 +51,11 @@ class Grid:
         return tuple(dict.fromkeys(cell for cell in self.cells if cell is not None))
 
     @property
+    def front(self) -> Camera:
+        """The camera that is shown alone and has paths drawn in it: front wide, or the first."""
+        return FRONT_WIDE if FRONT_WIDE in self.cameras else self.cameras[0]
+
+    @property
     def is_uneven(self) -> bool:
         """Whether a camera's tile spans several cells."""
         return any(self.span_of(camera.name) != (1, 1) for camera in self.cameras)

@@ -30,7 +30,6 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.run.build import description
 from avomni_lib.evaluation.scores import MODEL
 from avomni_lib.live.answerer import Answerer, adapter_folder
-from avomni_lib.live.subject import front_camera
 from avomni_lib.params import Params
 from avomni_lib.plan import Bar, Plan
 
@@ -252,9 +251,10 @@ def _drive_batch(
     Args:
         driver: None is the expert.
     """
-    world, front = p.dataset.world, grid(p.vision.cameras).cameras.index(front_camera(p))
+    world, layout = p.dataset.world, grid(p.vision.cameras)
+    front = layout.cameras.index(layout.front)
     envs = {seed: _environment(p, driver is not None and driver.sees) for seed in events}
-    driver = driver or Expert(envs)
+    driver = Expert(envs) if driver is None else driver
     seen: dict[int, Any] = {}
     pictures: dict[int, list[np.ndarray]] = {seed: [] for seed in envs}
     try:

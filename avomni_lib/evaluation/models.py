@@ -58,7 +58,7 @@ def shown(p: Params, windows: Windows) -> dict[str, FrameSource]:
         BASE_ROW: windows,
         "blind": views.Black(windows),
         "shuffled": views.Shuffled(windows, p.run.seed),
-        "one_camera": views.OneCamera(windows, _camera(p)),
+        "one_camera": views.OneCamera(windows, cameras.grid(p.vision.cameras).front.name),
         "adapted": windows,
     }
     return rows if blind_adapter(p) is None else rows | {BLIND_ROW: views.Black(windows)}
@@ -211,12 +211,6 @@ def _claim_card(p: Params, stack: contextlib.ExitStack) -> None:
             where=str(p.run_dir),
             fix="wait for the other evaluation, or stop it",
         )
-
-
-def _camera(p: Params) -> str:
-    """The camera that the row `one_camera` keeps: front wide, or the grid's first."""
-    in_grid = cameras.grid(p.vision.cameras).cameras
-    return (cameras.FRONT_WIDE if cameras.FRONT_WIDE in in_grid else in_grid[0]).name
 
 
 class RemoteAnswerer:

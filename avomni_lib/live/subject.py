@@ -45,12 +45,6 @@ class Subject:
     lens: tuple[Mapping[str, float], Mapping[str, float]] | None = None
 
 
-def front_camera(p: Params) -> cameras.Camera:
-    """The camera on which paths are drawn: front wide, or else the grid's first."""
-    in_grid = cameras.grid(p.vision.cameras).cameras
-    return cameras.FRONT_WIDE if cameras.FRONT_WIDE in in_grid else in_grid[0]
-
-
 def of_window(p: Params, index: int) -> Subject:
     """A window of `evaluation.split`, by its index among the windows of 06.
 
@@ -198,7 +192,7 @@ def _seconds(times: np.ndarray, rows: np.ndarray) -> str:
 
 def lens_of(p: Params, clip_id: str) -> tuple[Mapping[str, float], Mapping[str, float]] | None:
     """The front camera's calibration; None if its files are missing or it is only assumed."""
-    name = front_camera(p).name
+    name = cameras.grid(p.vision.cameras).front.name
     if p.lerobot_profile:
         return None
     try:

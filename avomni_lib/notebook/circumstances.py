@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from avomni_lib.dataset import cameras
 from avomni_lib.dataset.audit.audit import NOT_CHOSEN, Audit
 from avomni_lib.dataset.catalog import Catalog
 from avomni_lib.dataset.clip import Clip, open_clip
@@ -20,7 +21,6 @@ from avomni_lib.errors import AvomniError
 from avomni_lib.etl.cache.memmap import EGOMOTION_COLUMNS, Cache
 from avomni_lib.etl.run import forecast
 from avomni_lib.etl.video import reader
-from avomni_lib.live.subject import front_camera
 from avomni_lib.notebook.plots import canvas
 from avomni_lib.notebook.run import runs
 from avomni_lib.params import Params
@@ -128,7 +128,7 @@ def first_frames(p: Params, found: Audit, num: int = 10) -> list[FirstFrame]:
         return WIDTH_PX, round(WIDTH_PX * height / width)
 
     catalog = Catalog.of(p)
-    camera = front_camera(p).name
+    camera = cameras.grid(p.vision.cameras).front.name
     there = [row for row in _chosen(found) if _clip(p, catalog, row["clip_id"], camera) is not None]
     frames = []
     for row in (there[place] for place in canvas.evenly(len(there), num)):

@@ -12,7 +12,6 @@ from matplotlib.lines import Line2D
 from avomni_lib.dataset import calibration, cameras
 from avomni_lib.etl.clip import tiling
 from avomni_lib.live.session import PARTS
-from avomni_lib.live.subject import front_camera
 from avomni_lib.notebook.plots import canvas
 from avomni_lib.notebook.plots.paths import describe, draw_start, draw_view
 from avomni_lib.params import Params
@@ -38,7 +37,10 @@ def picture(p: Params, made: Prediction) -> canvas.Picture:
     drawn = canvas.Picture(sum(widths), HEIGHT_PX)
     scene, *view, words = drawn.subplots(1, len(widths), width_ratios=widths)
     draw_scene(scene, p, made)
-    scene.set_xlabel(f"{front_camera(p).label}, last frame, as the model sees it", fontsize=9)
+    scene.set_xlabel(
+        f"{cameras.grid(p.vision.cameras).front.label}, last frame, as the model sees it",
+        fontsize=9,
+    )
     for axes in view:
         for name, xy_m in paths.items():
             _, colour, marker = PATHS[name]
@@ -78,7 +80,8 @@ def off_in_words(made: Prediction) -> str:
 
 def draw_scene(axes: Axes, p: Params, made: Prediction) -> None:
     """Draw the last frame of the front camera, with the paths over it if its lens is known."""
-    grid, camera = cameras.grid(p.vision.cameras), front_camera(p)
+    grid = cameras.grid(p.vision.cameras)
+    camera = grid.front
     cell = p.processing.tile_width, p.processing.tile_height
     tile = tiling.tile_of(made.subject.frames[-1:], grid, cell, camera.name)[0]
     size = tiling.tile_size(grid, cell, camera.name)
@@ -172,7 +175,9 @@ def _words(made: Prediction) -> str:
 
 
 def _finding(p: Params, predictions: Sequence[Prediction]) -> str:
-    words = f"{front_camera(p).label} at the end of some windows, and the answers"
+    words = (
+        f"{cameras.grid(p.vision.cameras).front.label} at the end of some windows, and the answers"
+    )
     offs = [prediction.off for prediction in predictions if prediction.off is not None]
     if not offs:
         return words
