@@ -46,7 +46,7 @@ HZ = round(1 / STEP_S)  # decisions, and pictures, a second
 
 
 class Policy(Protocol):
-    """Drives several episodes side by side, told apart by their numbers.
+    """Drives several episodes side by side, identified by their numbers.
 
     Attributes:
         name: In the ladder.

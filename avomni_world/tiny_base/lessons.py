@@ -242,8 +242,8 @@ def learn_text(
             if rng.random() < recipe.black_share:
                 window, driven = np.zeros_like(window), Driven.at(SPEED_MEAN)
             talk = talks[int(rng.choice(len(TARGETS), p=SHARES))]
-            told = talk.target.history_ends == "last" and rng.random() < recipe.told_share
-            history = text_of(driven.past, talk.target) if told else ""
+            has_history = talk.target.history_ends == "last" and rng.random() < recipe.told_share
+            history = text_of(driven.past, talk.target) if has_history else ""
             frames.append(window)
             paths.append(path_of(driven))
             samples.append(talk.sample(talk.target.render(driven), history))

@@ -7,8 +7,8 @@ in that camera's picture, and all of them together how fast the car turns and wh
 ahead. Town, look, camera height and lens change with every other drive, so what the vision tower
 learns is to see motion and road. Then the language: the tower's blocks are frozen, and the language
 model learns to say speed, path and manoeuvre as the targets' texts, in terms of the car that drives
-through `meadow`, with or without its past motion told. Before other cameras it is wrong by a
-factor, and an adapter has to learn that.
+through `meadow`, with or without its past motion in the prompt. With other cameras it is wrong by a
+factor, which an adapter has to learn.
 
 What it made lies in `weights/` beside this file; `record.json` there holds the loss of each
 step. The same recipe gives the same weights on the same kind of machine.
@@ -143,8 +143,8 @@ def measure(model: Qwen3VLForConditionalGeneration, words: Qwen2Tokenizer, drive
     def read(asked: Target, histories: list[str] | None = None) -> list[Said | None]:
         talk, answers = conversation(model, words, asked), []
         for i in range(0, len(shown), BATCH):
-            told = histories[i : i + BATCH] if histories else None
-            answers += say(model, talk, shown[i : i + BATCH], told)
+            past = histories[i : i + BATCH] if histories else None
+            answers += say(model, talk, shown[i : i + BATCH], past)
         return [asked.parse(answer) for answer in answers]
 
     truth = np.array([each.speed_mps for each in driven])
@@ -155,7 +155,7 @@ def measure(model: Qwen3VLForConditionalGeneration, words: Qwen2Tokenizer, drive
     steps = np.arange(1, NUM_WAYPOINTS + 1) * STEPS_APART * STEP_S
     rows = {
         "base": (plans := read(FUTURE)),
-        "base_with_history": (told := read(FUTURE, histories)),
+        "base_with_history": (with_history := read(FUTURE, histories)),
         "constant_velocity": [
             Said(waypoints_m=tuple((float(x), 0.0) for x in steps * each.future.speed_mps))
             for each in driven
@@ -165,7 +165,9 @@ def measure(model: Qwen3VLForConditionalGeneration, words: Qwen2Tokenizer, drive
     return {
         "num_windows": len(truth),
         "num_clips": len(drives),
-        "valid_share": float(np.mean([each is not None for each in [*speeds, *plans, *told]])),
+        "valid_share": float(
+            np.mean([each is not None for each in [*speeds, *plans, *with_history]])
+        ),
         "speed_mae_mps": {
             "base": round(float(np.abs(predicted - truth).mean()), 4),
             "mean": round(float(np.abs(truth.mean() - truth).mean()), 4),
@@ -195,7 +197,7 @@ def say(
     windows: np.ndarray,
     histories: list[str] | None = None,
 ) -> list[str]:
-    """Greedy answers for windows (B, T, H, W, 3) uint8, told their past motion where given."""
+    """Greedy answers for windows (B, T, H, W, 3) uint8, with their past motion if given."""
     prompts = [talk.prompt(history) for history in histories or [""] * len(windows)]
     batch = collate(prompts, talk.tokenizer.pad_token_id, side="left")
     del batch["labels"]

@@ -28,7 +28,7 @@ def text_of(past: Trajectory, target: Target, own_from_s: float = 0.0) -> str:
     """The words, one place every 0.2 s and the speed at the end.
 
     Places are in metres in the rig's frame at the end: x forward, y left. Where the ego motion does
-    not go back far enough, fewer are told.
+    not go back far enough, there are fewer.
 
     Args:
         own_from_s: s at which the video's frames begin that the question is about.
